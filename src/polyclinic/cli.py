@@ -1,0 +1,188 @@
+"""The command line. Heavy libraries are imported by the commands that need them, so that ``--help`` answers at once."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+
+from polyclinic.errors import PolyclinicError
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from polyclinic.study.results import Results
+
+app = typer.Typer(
+    help="Federated learning for medical image analysis: one study file, on a laptop and across hospitals.",
+    no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
+)  # fmt: skip
+#: Messages and progress; standard output is for what a command was asked for.
+console = Console(stderr=True, highlight=False)
+output = Console(highlight=False)
+
+StudyFile = Annotated[Path, typer.Argument(metavar="STUDY", help="A study file (YAML).")]
+
+
+@app.callback(invoke_without_command=True)
+def _main(version: Annotated[bool, typer.Option("--version", help="Print the version and stop.")] = False) -> None:
+    if version:
+        from polyclinic import __version__
+
+        print(f"polyclinic {__version__}")
+        raise typer.Exit
+
+
+@app.command()
+def run(
+    study: StudyFile,
+    out: Annotated[Path, typer.Option(help="Folder for the results; it is made.")],
+    method: Annotated[list[str] | None, typer.Option(help="Run this method only; may be repeated.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with a study that was interrupted.")] = False,
+) -> None:
+    """Run a study and write results and a report."""
+    from polyclinic.study.study import Study
+
+    _run(Study.read(study, method), out, resume)
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option(help="Folder for the results; it is made.")] = Path("demo-results"),
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with a demo that was interrupted.")] = False,
+) -> None:
+    """Run a real study on a table that ships with a package: MRI quality control over 17 hospitals."""
+    import shutil
+
+    from polyclinic.study.study import Study
+
+    study = Study.read(Path(__file__).parent / "study" / "demo.yaml")
+    if not resume and (out / "provenance.json").is_file() and (out / "study.yaml").is_file():
+        shutil.rmtree(out)  # an earlier demo
+    _run(study, out, resume)
+
+
+@app.command()
+def check(study: StudyFile) -> None:
+    """Open the data of a study and count what training would use; trains nothing."""
+    from polyclinic.study.study import Study
+
+    found = Study.read(study)
+    sites, warnings = found.check()
+    output.print(_sites_table(sites))
+    _print_warnings(warnings, every=True)
+    total = sites[["found", "used", "rejected"]].sum()
+    print(f"{len(sites)} sites; {total['found']} cases found, {total['used']} used, {total['rejected']} rejected.")
+
+
+@app.command()
+def methods() -> None:
+    """List the methods: name, place in the survey, what it does, options and source."""
+    from rich.table import Table
+
+    from polyclinic.methods import ABOUT, METHODS
+    from polyclinic.options import describe_options
+
+    table = Table("method", "place in the survey", "what it does", "options", "source", header_style="bold")
+    for name in METHODS:
+        about = ABOUT[name]
+        table.add_row(name, about.place, about.summary, ", ".join(describe_options(METHODS[name])), about.citation)
+    output.print(table)
+
+
+@app.command()
+def report(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Results folder of a study.")],
+    out: Annotated[Path | None, typer.Option(help="HTML file to write; default DIR/report.html.")] = None,
+) -> None:
+    """Write the report of a finished study again."""
+    from polyclinic.study.report import write_report
+
+    print(write_report(folder, out))
+
+
+def _run(study: object, out: Path, resume: bool) -> None:
+    from polyclinic.study.display import RichDisplay
+    from polyclinic.study.study import Study
+
+    if not isinstance(study, Study):
+        raise TypeError("not a study")
+    with RichDisplay(console) as display:
+        results = study.run(out, resume=resume, display=display)
+    _print_results(results, study.declaration.metrics)
+
+
+def _print_results(results: Results, metrics: list[str]) -> None:
+    from rich.table import Table
+
+    from polyclinic.tasks.metrics import METRICS
+
+    summary, sites = results.summary, results.sites
+    scored = int((sites["scored"].astype(str) == "True").sum())
+    for over, title in (("sites", f"Mean over the {scored} sites that can be scored"), ("all", "All cases together")):
+        rows = summary[summary["over"] == over]
+        table = Table("method", *(METRICS[name].title for name in metrics), title=title, title_justify="left",
+                      header_style="bold")  # fmt: skip
+        for method in dict.fromkeys(rows["method"]):
+            mine = rows[rows["method"] == method].set_index("metric")
+            cells = [f"{mine['mean'][name]:.3f} ± {mine['deviation'][name]:.3f}" for name in metrics]
+            table.add_row(method, *cells)
+        output.print(table)
+    _print_warnings(results.warnings)
+    print(f"Report: {(results.folder / 'report.html').resolve()}")
+
+
+def _print_warnings(warnings: list[str], *, every: bool = False) -> None:
+    shown = warnings if every else warnings[:5]
+    for warning in shown:
+        console.print(f"[yellow]Note:[/yellow] {_escape(warning)}")
+    if len(shown) < len(warnings):
+        console.print(f"{len(warnings) - len(shown)} more notes are in the report.")
+
+
+def _sites_table(sites: pd.DataFrame) -> object:
+    from rich.table import Table
+
+    shown = [
+        name for name in sites.columns if name not in {"scored", "note"} and (name != "reasons" or sites[name].any())
+    ]
+    table = Table(*(name.removeprefix("class: ") for name in shown), header_style="bold")
+    for row in sites[shown].itertuples(index=False):
+        table.add_row(*(f"{cell:.1f}" if isinstance(cell, float) else _escape(str(cell)) for cell in row))
+    return table
+
+
+def _escape(text: str) -> str:
+    from rich.markup import escape
+
+    return escape(text)
+
+
+@contextmanager
+def _plain_errors() -> Iterator[None]:
+    """A user's mistake is a sentence, not a traceback."""
+    try:
+        yield
+    except PolyclinicError as error:
+        console.print(f"[bold red]Error {error.code}[/bold red] {_escape(error.message)}", soft_wrap=True)
+        if error.hint:
+            console.print(_escape(error.hint), soft_wrap=True)
+        sys.exit(error.exit_status)
+    except KeyboardInterrupt:
+        console.print("Stopped. Finished rounds are saved: run the same command with --resume to go on.")
+        sys.exit(130)
+
+
+def main() -> None:
+    """Entry point of the ``polyclinic`` command."""
+    with _plain_errors():
+        app()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,111 @@
+"""PyTorch's optimisers and learning-rate schedules by name."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from polyclinic.errors import nearest
+from polyclinic.options import EntryError, Place, split_entry
+
+#: Not usable on one flat vector: they need a closure, matrices, or sparse gradients.
+_UNSUITABLE = {"LBFGS", "Muon", "SparseAdam", "Optimizer"}
+#: Every coordinate is updated on its own, so the states of many sites can be stacked.
+ELEMENTWISE = {"SGD", "Adam", "AdamW", "Adamax", "NAdam", "RAdam", "RMSprop", "Adagrad", "Adadelta"}
+_UNSUITABLE_SCHEDULES = {"LRScheduler", "ReduceLROnPlateau", "LambdaLR", "MultiplicativeLR", "ChainedScheduler",
+                         "SequentialLR"}  # fmt: skip
+
+Named = tuple[str, dict[str, Any]]
+
+
+def _subclasses(module: Any, base: type, without: set[str]) -> dict[str, type]:
+    found = {n: c for n, c in vars(module).items() if inspect.isclass(c) and issubclass(c, base) and n not in without}
+    return {_plain(name): cls for name, cls in found.items() if not name.startswith("_")}
+
+
+def _plain(name: str) -> str:
+    name = name.lower().replace("_", "")
+    return name.removesuffix("lr") or name
+
+
+def _optimizers() -> dict[str, type]:
+    return _subclasses(torch.optim, torch.optim.Optimizer, _UNSUITABLE)
+
+
+def _schedules() -> dict[str, type]:
+    base = torch.optim.lr_scheduler.LRScheduler
+    return _subclasses(torch.optim.lr_scheduler, base, _UNSUITABLE_SCHEDULES)
+
+
+def _resolve(entry: object, kind: str, known: dict[str, type], place: Place) -> Named:
+    name, options = split_entry(entry, place, kind)
+    if _plain(name) not in known:
+        raise EntryError("P103", f"{name!r} is no {kind}.", nearest(_plain(name), sorted(known)), place=place)
+    valid = [p for p in inspect.signature(known[_plain(name)]).parameters if p not in {"params", "optimizer"}]
+    for option in options:
+        if option not in valid:
+            hint = nearest(option, valid)
+            raise EntryError("P103", f"{name} has no option {option!r}.", hint, place=(*place, name, option))
+    return _plain(name), options
+
+
+def resolve_optimizer(entry: object, place: Place) -> Named:
+    """Name and options of an optimiser entry such as ``{sgd: {lr: 0.05}}``; checked by building it once.
+
+    Raises:
+        EntryError: P103 for an unknown name or option, P102 for a value that the optimiser refuses.
+    """
+    named = _resolve(entry, "optimizer", _optimizers(), place)
+    try:
+        build_optimizer(named, nn.Parameter(torch.zeros(1)))
+    except (ValueError, TypeError) as error:
+        raise EntryError("P102", f"{named[0]}: {error}.", place=(*place, named[0])) from None
+    return named
+
+
+def resolve_schedule(entry: object, optimizer: Named, place: Place) -> Named:
+    """Name and options of a schedule entry such as ``{cosine_annealing: {T_max: 50}}``.
+
+    Raises:
+        EntryError: P103 for an unknown name or option, P102 for a value that the schedule refuses.
+    """
+    named = _resolve(entry, "learning-rate schedule", _schedules(), place)
+    try:
+        learning_rates(optimizer, named, 1)
+    except (ValueError, TypeError) as error:
+        raise EntryError("P102", f"{named[0]}: {error}.", place=(*place, named[0])) from None
+    return named
+
+
+def build_optimizer(named: Named, parameters: nn.Parameter | list[nn.Parameter]) -> torch.optim.Optimizer:
+    """The optimiser over the given flat parameters."""
+    parameters = parameters if isinstance(parameters, list) else [parameters]
+    optimizer: torch.optim.Optimizer = _optimizers()[named[0]](parameters, **named[1])
+    return optimizer
+
+
+def is_elementwise(named: Named) -> bool:
+    """Whether the optimiser treats every coordinate on its own, so that sites can be trained stacked."""
+    return _optimizers()[named[0]].__name__ in ELEMENTWISE
+
+
+def learning_rates(optimizer: Named, schedule: Named | None, rounds: int) -> list[float]:
+    """Learning rate of each round; the schedule is stepped once a round."""
+    built = build_optimizer(optimizer, nn.Parameter(torch.zeros(1)))
+    if schedule is None:
+        return [float(built.param_groups[0]["lr"])] * rounds
+    stepper = _schedules()[schedule[0]](built, **schedule[1])
+    rates = []
+    for _ in range(rounds):
+        rates.append(float(built.param_groups[0]["lr"]))
+        built.step()
+        stepper.step()
+    return rates
+
+
+def state_of(optimizer: torch.optim.Optimizer, parameter: nn.Parameter) -> dict[str, Tensor]:
+    """The optimiser's tensors for one parameter, by name."""
+    return {name: value for name, value in optimizer.state[parameter].items() if isinstance(value, Tensor)}

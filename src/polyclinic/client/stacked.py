@@ -1,0 +1,289 @@
+"""Local training of many sites at once, for networks so small that a step is mostly overhead.
+
+The sites' states are rows of one matrix ``[S, P]``; `torch.func.vmap` runs the network on all of them. Sites of unequal
+size are padded within a step and the padding is masked out of the loss and of batch statistics; a site that has done
+all its steps is left alone while the others go on. The results agree with `polyclinic.client.train` to float tolerance.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import groupby
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call, vmap
+
+from polyclinic.client.optimizers import build_optimizer, is_elementwise, state_of
+from polyclinic.client.work import (
+    LocalJob,
+    LocalResult,
+    Work,
+    augmentation_seed,
+    batch_sizes,
+    case_order,
+    check_finite,
+    clip_gradient,
+    with_learning_rate,
+)
+from polyclinic.errors import PolyclinicError
+from polyclinic.models import has_random_layers
+from polyclinic.state import FlatModule
+from polyclinic.tasks import Task
+
+
+def reason_not_stackable(model: FlatModule, work: Work) -> str:
+    """Why these sites can't be trained stacked; empty if they can."""
+    if has_random_layers(model.module):
+        return "the network has dropout, whose random numbers would differ"
+    if work.kind == "train" and not is_elementwise(work.optimizer):
+        return f"the optimiser {work.optimizer[0]} does not treat every coordinate on its own"
+    if work.mixed_precision:
+        return "mixed precision is on"
+    for layer in model.module.modules():
+        if isinstance(layer, nn.modules.instancenorm._InstanceNorm) and layer.track_running_stats:
+            return "instance normalisation keeps running statistics"
+        if isinstance(layer, nn.modules.batchnorm._BatchNorm) and layer.momentum is None:
+            return "batch normalisation keeps cumulative averages"
+    return ""
+
+
+@dataclass(frozen=True)
+class _Schedule:
+    """Where each site's cases stand in the padded steps; the same every round.
+
+    Attributes:
+        sizes: batch sizes of each job.
+        width: cases of the widest step, B.
+        slots: for all jobs one after another, the flat positions in ``[S, steps, B]`` of the cases in order of use.
+        share: 1 / batch size at real cases and 0 at padding, ``[S, steps, B]``.
+        padded: for each step, whether any of its active sites is padded.
+    """
+
+    sizes: list[list[int]]
+    width: int
+    slots: Tensor
+    share: Tensor
+    padded: list[bool]
+
+    @classmethod
+    def of(cls, sizes: list[list[int]]) -> _Schedule:
+        steps, width = len(sizes[0]), max(max(s) for s in sizes)
+        share, padded = torch.zeros(len(sizes), steps, width), [False] * steps
+        for job, job_sizes in enumerate(sizes):
+            for step, size in enumerate(job_sizes):
+                share[job, step, :size] = 1.0 / size
+                padded[step] |= size < width
+        return cls(sizes, width, share.view(-1).nonzero()[:, 0], share, padded)
+
+
+class StackedTrainer:
+    """Trains the same set of sites round after round.
+
+    Args:
+        model: the network; used as a template, its own state is not touched.
+        task: loss.
+        work: local work.
+        jobs: the sites of the first round; later rounds bring the same sites in the same order.
+    """
+
+    def __init__(self, model: FlatModule, task: Task, work: Work, jobs: Sequence[LocalJob]) -> None:
+        self.task, self.work, self.layout = task, work, model.layout
+        self.device = model.vector.device
+        self.module = copy.deepcopy(model.module).train()
+        self.mask = _replace_batch_norm(self.module)
+        sizes = [batch_sizes(len(job.index), work) if work.kind == "train" else [len(job.index)] for job in jobs]
+        #: Jobs by falling number of steps, so that the active ones are always the first rows.
+        self.by_steps = sorted(range(len(jobs)), key=lambda job: -len(sizes[job]))
+        self.schedule = _Schedule.of([sizes[job] for job in self.by_steps])
+        self.steps = [len(s) for s in self.schedule.sizes]
+        self.active = [sum(n > step for n in self.steps) for step in range(self.steps[0])]
+        self.augments = any(job.dataset.augments for job in jobs)
+        if not self.augments:
+            pairs = [jobs[job].dataset.batch(jobs[job].index) for job in self.by_steps]
+            self.inputs = torch.cat([inputs for inputs, _ in pairs]).to(self.device)
+            self.targets = torch.cat([targets for _, targets in pairs]).to(self.device)
+            lengths = [len(targets) for _, targets in pairs]
+            self.offsets = torch.tensor([0, *lengths[:-1]]).cumsum(0).tolist()
+
+    def train(self, jobs: Sequence[LocalJob]) -> list[LocalResult | PolyclinicError]:
+        """One round for each of ``jobs``; the results are in the same order."""
+        rows = [jobs[job] for job in self.by_steps]
+        start = torch.stack([row.start.to(self.device) for row in rows])
+        first = start[:, : self.layout.trainable]
+        weights, statistics = first.clone(), start[:, self.layout.trainable :].clone()
+        positions = self._positions(rows)
+        run = self._full_gradient if self.work.kind == "gradient" else self._mini_batches
+        losses = run(rows, weights, statistics, first, positions)
+        vectors = torch.cat([weights, statistics], dim=1) if statistics.shape[1] else weights
+        results: list[LocalResult | PolyclinicError] = [PolyclinicError("P401", "")] * len(rows)
+        for row, job, loss in zip(range(len(rows)), self.by_steps, losses.tolist(), strict=True):
+            steps = self.steps[row]
+            try:
+                results[job] = check_finite(LocalResult(vectors[row], steps, loss / steps), rows[row].site)
+            except PolyclinicError as error:
+                results[job] = error
+        return results
+
+    def _positions(self, rows: list[LocalJob]) -> Tensor:
+        """Which case stands where, ``[S, steps, B]``; padding repeats case 0 and has no weight."""
+        orders = []
+        for row, (job, sizes) in enumerate(zip(rows, self.schedule.sizes, strict=True)):
+            order = case_order(job, sizes) if self.work.kind == "train" else torch.arange(len(job.index))
+            orders.append(order if self.augments else order + self.offsets[row])
+        positions = torch.zeros(self.schedule.share.shape, dtype=torch.int64)
+        positions.view(-1)[self.schedule.slots] = torch.cat(orders)
+        return positions
+
+    def _mini_batches(
+        self, rows: list[LocalJob], weights: Tensor, statistics: Tensor, start: Tensor, positions: Tensor
+    ) -> Tensor:
+        groups = self._groups(rows, weights)
+        optimizer = build_optimizer(
+            with_learning_rate(self.work.optimizer, rows[0].learning_rate), [parameter for _, _, parameter in groups]
+        )
+        if self.work.keep_optimizer:
+            for first, stop, parameter in groups:
+                states = [row.optimizer_state for row in rows[first:stop]]
+                for name in states[0]:
+                    values = [state[name] for state in states]
+                    optimizer.state[parameter][name] = torch.stack(values) if values[0].dim() else values[0].clone()
+        total = torch.zeros(len(rows), device=self.device)
+        for step, active in enumerate(self.active):
+            leaf = weights[:active].requires_grad_()
+            losses = self._losses(rows, leaf, statistics[:active], positions, step)
+            gradient = torch.autograd.grad(losses.sum(), leaf)[0]
+            for rule in self.work.rules:
+                rule.gradient(gradient, weights[:active], start[:active])
+            clip_gradient(gradient, self.work.clip)
+            for first, stop, parameter in groups:
+                parameter.grad = gradient[first:stop] if stop <= active else None
+            optimizer.step()
+            total[:active] += losses.detach()
+        if self.work.keep_optimizer:
+            for first, stop, parameter in groups:
+                for name, value in state_of(optimizer, parameter).items():
+                    for row in range(first, stop):
+                        rows[row].optimizer_state[name] = value[row - first].clone() if value.dim() else value.clone()
+        return total
+
+    def _groups(self, rows: list[LocalJob], weights: Tensor) -> list[tuple[int, int, nn.Parameter]]:
+        """Rows with the same number of steps (and the same kept optimiser step) are one parameter of the optimiser."""
+
+        def key(row: int) -> tuple[int, float]:
+            kept = rows[row].optimizer_state.get("step")
+            return self.steps[row], -1.0 if kept is None else float(kept)
+
+        found = [list(members) for _, members in groupby(range(len(rows)), key)]
+        return [(m[0], m[-1] + 1, nn.Parameter(weights[m[0] : m[-1] + 1])) for m in found]
+
+    def _full_gradient(
+        self, rows: list[LocalJob], weights: Tensor, statistics: Tensor, start: Tensor, positions: Tensor
+    ) -> Tensor:
+        leaf = weights.detach().requires_grad_()
+        losses = self._losses(rows, leaf, statistics, positions, 0)
+        gradient = torch.autograd.grad(losses.sum(), leaf)[0]
+        for rule in self.work.rules:
+            rule.gradient(gradient, weights, start)
+        clip_gradient(gradient, self.work.clip)
+        weights.sub_(gradient, alpha=rows[0].learning_rate)
+        return losses.detach()
+
+    def _losses(
+        self, rows: list[LocalJob], weights: Tensor, statistics: Tensor, positions: Tensor, step: int
+    ) -> Tensor:
+        """Mean loss of each active site in one step, ``[A]``."""
+        active, width = len(weights), self.schedule.width
+        share = self.schedule.share[:active, step].to(self.device)
+        if self.augments:
+            inputs, targets = self._augmented(rows[:active], positions, step)
+        else:
+            chosen = positions[:active, step].reshape(-1).to(self.device)
+            inputs = self.inputs.index_select(0, chosen).view(active, width, *self.inputs.shape[1:])
+            targets = self.targets.index_select(0, chosen)
+        mask = share.sign() if self.schedule.padded[step] else None
+        outputs = vmap(self._forward, in_dims=(0, 0, 0, None if mask is None else 0))(weights, statistics, inputs, mask)
+        losses = self.task.loss(outputs.flatten(0, 1), targets)
+        if self.work.class_weights is not None:
+            losses = losses * self.work.class_weights.to(self.device)[targets]
+        return (losses.view(active, width) * share).sum(1)
+
+    def _augmented(self, rows: list[LocalJob], positions: Tensor, step: int) -> tuple[Tensor, Tensor]:
+        inputs, targets = [], []
+        for row, job in enumerate(rows):
+            size = self.schedule.sizes[row][step]
+            x, y = job.dataset.batch(job.index[positions[row, step, :size]], augment=augmentation_seed(job, step))
+            padding = self.schedule.width - size
+            inputs.append(torch.cat([x, x[:1].expand(padding, *x.shape[1:])]))
+            targets.append(torch.cat([y, y[:1].expand(padding, *y.shape[1:])]))
+        return torch.stack(inputs).to(self.device), torch.cat(targets).to(self.device)
+
+    def _forward(self, weights: Tensor, statistics: Tensor, inputs: Tensor, mask: Tensor | None) -> Tensor:
+        self.mask.clear()
+        if mask is not None:
+            self.mask.append(mask)
+        parts = [*weights.split(self._sizes(True)), *statistics.split(self._sizes(False))]
+        entries = self.layout.entries
+        tensors = {entry.name: part.view(entry.shape) for entry, part in zip(entries, parts, strict=True)}
+        outputs: Tensor = functional_call(self.module, tensors, (inputs,))
+        return outputs
+
+    def _sizes(self, trainable: bool) -> list[int]:
+        return [entry.size for entry in self.layout.entries if entry.trainable is trainable]
+
+
+class _MaskedBatchNorm(nn.Module):
+    """Batch normalisation whose statistics leave masked cases out.
+
+    Args:
+        norm: the layer it stands for; parameters and buffers keep their names.
+        mask: holds the mask ``[B]`` of the current step, or nothing where no case is masked.
+    """
+
+    def __init__(self, norm: nn.modules.batchnorm._BatchNorm, mask: list[Tensor]) -> None:
+        super().__init__()
+        self.momentum, self.eps, self.mask = float(norm.momentum or 0.0), norm.eps, mask
+        self.weight: Tensor | None
+        self.bias: Tensor | None
+        self.running_mean: Tensor | None
+        self.running_var: Tensor | None
+        for name in ("weight", "bias"):
+            self.register_parameter(name, getattr(norm, name))
+        for name in ("running_mean", "running_var"):
+            self.register_buffer(name, getattr(norm, name))
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """Normalise ``[B, C, ...]`` with the statistics of the cases that are not masked."""
+        dims = [0, *range(2, inputs.dim())]
+        shape = [1, -1] + [1] * (inputs.dim() - 2)
+        if self.mask:
+            mask = self.mask[0].view(-1, *[1] * (inputs.dim() - 1))
+            count = self.mask[0].sum() * (inputs[0, 0].numel())
+            mean = (inputs * mask).sum(dims) / count
+            centred = inputs - mean.view(shape)
+            variance = (centred.square() * mask).sum(dims) / count
+        else:
+            count = torch.tensor(inputs.numel() / inputs.shape[1])
+            mean = inputs.mean(dims)
+            centred = inputs - mean.view(shape)
+            variance = centred.square().mean(dims)
+        if self.running_mean is not None and self.running_var is not None:
+            unbiased = variance.detach() * (count / (count - 1))
+            self.running_mean.lerp_(mean.detach(), self.momentum)
+            self.running_var.lerp_(unbiased, self.momentum)
+        outputs = centred * (variance + self.eps).rsqrt().view(shape)
+        if self.weight is not None and self.bias is not None:
+            outputs = outputs * self.weight.view(shape) + self.bias.view(shape)
+        return outputs
+
+
+def _replace_batch_norm(module: nn.Module) -> list[Tensor]:
+    """Put a masked layer in the place of each batch normalisation; returns the holder of the mask."""
+    mask: list[Tensor] = []
+    for layer in list(module.modules()):
+        for name, child in list(layer.named_children()):
+            if isinstance(child, nn.modules.batchnorm._BatchNorm):
+                setattr(layer, name, _MaskedBatchNorm(child, mask))
+    return mask

@@ -1,0 +1,133 @@
+"""What a site is asked to do in one round, and in which order it sees its cases."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from polyclinic.client.optimizers import Named
+from polyclinic.client.rules import GradientRule
+from polyclinic.data.dataset import Dataset
+from polyclinic.errors import TrainingError
+from polyclinic.seeds import derive_seed, generator
+
+
+@dataclass(frozen=True)
+class Work:
+    """Local work of one round.
+
+    Attributes:
+        kind: ``train`` (mini-batch steps) or ``gradient`` (one full-batch gradient, followed by w − η g).
+        epochs: passes over the training cases; None if ``steps`` is given.
+        steps: optimiser steps; epochs are drawn one after another until they suffice.
+        batch_size: cases a step.
+        optimizer: name and options of the torch.optim optimiser.
+        keep_optimizer: whether its state stays at the site for the next round.
+        clip: largest Euclidean norm of the gradient, or None.
+        class_weights: weight of each class's cases in the loss ``[C]``, or None.
+        mixed_precision: autocast to half precision on a GPU.
+        rules: applied to each gradient in this order.
+    """
+
+    kind: str
+    epochs: int | None
+    steps: int | None
+    batch_size: int
+    optimizer: Named
+    keep_optimizer: bool = False
+    clip: float | None = None
+    class_weights: Tensor | None = None
+    mixed_precision: bool = False
+    rules: tuple[GradientRule, ...] = ()
+
+
+@dataclass
+class LocalJob:
+    """One site's local work in one round.
+
+    Attributes:
+        site: its name.
+        dataset: its cases.
+        index: its training cases, positions in ``dataset`` ``[n]``.
+        start: model state that it starts from ``[P]``; not written to.
+        seed: names from which the round's randomness is derived.
+        learning_rate: of this round.
+        optimizer_state: tensors of the optimiser kept from the round before; replaced when kept again.
+    """
+
+    site: str
+    dataset: Dataset
+    index: Tensor
+    start: Tensor
+    seed: tuple[str | int, ...]
+    learning_rate: float
+    optimizer_state: dict[str, Tensor] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class LocalResult:
+    """What came of a ``LocalJob``: the site's model state ``[P]``, steps taken and mean training loss."""
+
+    vector: Tensor
+    steps: int
+    loss: float
+
+
+def batch_sizes(cases: int, work: Work) -> list[int]:
+    """Number of cases in each step of a round.
+
+    A last batch of a single case is joined to the one before it, because batch normalisation needs two.
+
+    >>> batch_sizes(7, Work("train", 2, None, 3, ("sgd", {})))
+    [3, 4, 3, 4]
+    """
+    size = min(work.batch_size, cases)
+    epoch = [size] * (cases // size) + ([cases % size] if cases % size else [])
+    if len(epoch) > 1 and epoch[-1] == 1:
+        epoch[-2:] = [size + 1]
+    if work.steps is None:
+        return epoch * (work.epochs or 1)
+    return (epoch * (work.steps // len(epoch) + 1))[: work.steps]
+
+
+def case_order(job: LocalJob, sizes: list[int]) -> Tensor:
+    """Positions in ``job.index`` in the order of use ``[sum(sizes)]``: one random permutation after another."""
+    source, wanted, cases = generator(*job.seed), sum(sizes), len(job.index)
+    epochs = [torch.randperm(cases, generator=source) for _ in range(-(-wanted // cases))]
+    return torch.cat(epochs)[:wanted] if len(epochs) != 1 else epochs[0][:wanted]
+
+
+def augmentation_seed(job: LocalJob, step: int) -> int:
+    """Seed of the random transforms of one step."""
+    return derive_seed(*job.seed, "augmentation", step)
+
+
+def clip_gradient(gradient: Tensor, largest: float | None) -> None:
+    """Scale ``gradient`` ``[T]`` or each row of ``[S, T]`` in place so that its norm is at most ``largest``."""
+    if largest is not None:
+        norm = gradient.norm(dim=-1, keepdim=True)
+        gradient.mul_((largest / norm.clamp_min(1e-12)).clamp_max(1.0))
+
+
+def check_finite(result: LocalResult, site: str) -> LocalResult:
+    """``result`` if its loss and state are numbers.
+
+    Raises:
+        TrainingError: P301 naming the site.
+    """
+    # The sum is not finite if any element is not; it is one pass without a temporary vector.
+    if not (result.loss == result.loss and abs(result.loss) != float("inf")) or not result.vector.sum().isfinite():
+        raise TrainingError(
+            "P301",
+            f"Training at site {site} gave a loss or weights that are not finite numbers (loss {result.loss}).",
+            "Lower the learning rate, set `training: {clip: 1.0}`, or look for extreme values with `polyclinic check`.",
+        )
+    return result
+
+
+def with_learning_rate(named: Named, rate: float) -> tuple[str, dict[str, Any]]:
+    """The optimiser with this round's learning rate."""
+    return named[0], {**named[1], "lr": rate}

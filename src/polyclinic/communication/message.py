@@ -1,0 +1,54 @@
+"""Messages: named values and tensors that can be bytes. No pickle: safetensors with JSON."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor
+
+Fields = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Message:
+    """What a site is asked, or answers.
+
+    Attributes:
+        fields: JSON values by name.
+        tensors: tensors by name; a receiver must not write into them.
+    """
+
+    fields: Fields = field(default_factory=dict)
+    tensors: dict[str, Tensor] = field(default_factory=dict)
+
+    @property
+    def size(self) -> int:
+        """Bytes of the tensors: what counts on the wire for a model update."""
+        return sum(tensor.numel() * tensor.element_size() for tensor in self.tensors.values())
+
+    def to_bytes(self) -> bytes:
+        """The message as a safetensors file; the fields are one JSON text in its header."""
+        from safetensors.torch import save
+
+        tensors = {name: tensor.detach().contiguous().cpu() for name, tensor in self.tensors.items()}
+        content: bytes = save(tensors, {"fields": json.dumps(self.fields)})
+        return content
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> Message:
+        """The message that ``to_bytes`` wrote.
+
+        Raises:
+            ValueError: the bytes are not a message.
+        """
+        from safetensors import SafetensorError
+        from safetensors.torch import load
+
+        try:
+            length = int.from_bytes(data[:8], "little")
+            header = json.loads(data[8 : 8 + length])
+            return cls(json.loads(header["__metadata__"]["fields"]), load(data))
+        except (KeyError, ValueError, SafetensorError) as error:
+            raise ValueError(f"not a message: {error}") from error

@@ -1,0 +1,1 @@
+"""Readers, splits, scaling and quality checks of the data a site owns."""

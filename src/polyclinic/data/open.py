@@ -1,0 +1,205 @@
+"""From a study file's ``data:`` part to the usable cases of each site, with every case found accounted for."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from polyclinic.data.cases import Counts, Opened, SiteData
+from polyclinic.data.check import quality_warnings, reasons_text
+from polyclinic.data.features import encode_features
+from polyclinic.data.images import ImageFiles, decode_images
+from polyclinic.data.labels import encode_labels
+from polyclinic.data.rows import Rows, Task, read_rows, reject_rows
+from polyclinic.data.spec import DataSpec
+from polyclinic.errors import DataError, StudyError
+
+#: Names with another meaning in the results.
+RESERVED_SITES = ("all", "pool", "federation")
+
+
+def open_data(
+    spec: DataSpec,
+    folder: Path,
+    task: Task,
+    split: str | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> Opened:
+    """Read tables and images, and keep what can be used.
+
+    Rows that ``where`` does not select are not part of the study and are not counted. Every other row is used or
+    rejected with a reason: a missing patient or label, a label outside ``classes``, an unknown part in the split
+    column, a ``divide_by`` that is missing or not positive, a missing feature (only with ``imputation: drop``), an
+    image that is missing or can't be read. Rows that name no site belong to none: a warning counts them. An empty cell
+    is always missing. Where ``subject_pattern`` does not fit, the whole cell is the patient, and a warning counts such
+    rows. Without ``site`` a table is one site with the name of its file. Image paths are relative to ``root`` and may
+    not leave it or the study file's folder.
+
+    Args:
+        spec: the ``data:`` part of the study file, environment variables expanded.
+        folder: the study file's folder.
+        task: what the cases are for.
+        split: column that fixes the part of each case: train, validation (val, valid, dev) or test.
+        progress: called with the number of images decoded and the number of all images, after each image.
+
+    Returns:
+        the cases of each site, with counts and warnings.
+
+    Raises:
+        StudyError: P102 or P104 when the entries of ``spec`` do not go together.
+        DataError: P201 to P205 and P503, when a file, a column, a value, an image or a site is not as ``spec`` says.
+    """
+    _check_spec(spec, task)
+    rows = read_rows(spec, folder, split)
+    warnings = reject_rows(rows, spec, task, split)
+    used = rows.where(rows.usable & rows.origin["site"].notna().to_numpy())
+    if not len(used):
+        raise DataError("P205", f"No row can be used: {_all_reasons(rows)}.", "Mend the table or the `data:` part.")
+    labels, classes = np.empty(0, dtype=np.int64), ["background", "foreground"]
+    if task == "classification" and spec.label is not None:
+        labels, classes = encode_labels(used.cells[spec.label], spec)
+    matrix, features = np.empty(0, dtype=np.float32), ["red", "green", "blue"] if spec.channels == "rgb" else ["grey"]
+    if spec.image is None:
+        matrix, features = encode_features(used.cells, used.chosen, spec)
+    tick = _ticker(progress, len(used))
+    sites: dict[str, SiteData] = {}
+    for site in _site_names(rows, spec):
+        here = np.flatnonzero(used.origin["site"] == site)
+        counts = rows.counts(site)
+        if spec.image is None:
+            inputs, masks = torch.from_numpy(matrix[here]), None
+        else:
+            inputs, masks, here = _read_images(site, used, here, spec, folder, task, counts, tick)
+        if not len(here):
+            why = reasons_text(counts.rejected) or "it has no rows"
+            warnings.append(f"Site {site} is left out: none of its {counts.found} cases can be used ({why}).")
+            continue
+        targets = torch.from_numpy(labels[here]) if masks is None else masks
+        subjects, cases, parts = (used.origin[column].iloc[here].tolist() for column in ("subject", "case", "part"))
+        sites[site] = SiteData(site, inputs, targets, subjects, cases, None if split is None else parts, counts)
+    if not sites:
+        raise DataError("P205", "No site has a usable case. " + " ".join(warnings), "Mend the images or their paths.")
+    warnings += quality_warnings(sites, features, classes, subjects_named=spec.subject is not None)
+    return Opened(sites, features, classes, warnings, _fingerprint(sites, features, classes))
+
+
+def _read_images(
+    site: str,
+    rows: Rows,
+    here: npt.NDArray[np.intp],
+    spec: DataSpec,
+    folder: Path,
+    task: Task,
+    counts: Counts,
+    tick: Callable[[], None],
+) -> tuple[Tensor, Tensor | None, npt.NDArray[np.intp]]:
+    """Pixels of the rows ``here``, their masks (segmentation), and the rows that could be read.
+
+    Raises:
+        DataError: P204 when more than ``max_unreadable`` of the site's cases can't be read.
+    """
+    if spec.size is None:
+        raise ValueError("images need a size")
+    mine = rows.cells.iloc[here]
+    tables = rows.origin["folder"].iloc[here]
+    files = ImageFiles(
+        images=mine[spec.image].tolist(),
+        masks=mine[spec.mask].tolist() if task == "segmentation" else None,
+        roots=[Path(table) if spec.root is None else folder / spec.root for table in tables],
+        allowed=(folder,),
+    )
+    images, masks, failures = decode_images(files, spec.size, spec.channels, tick)
+    if failures and len(failures) / len(files) > spec.max_unreadable:
+        raise DataError(
+            "P204",
+            f"Site {site}: {len(failures)} of {len(files)} cases can't be read (the first: "
+            f"{next(iter(failures.values()))}), and `max_unreadable` allows {100 * spec.max_unreadable:g} %.",
+            "Mend the files or their paths (`root`), or raise `max_unreadable`. The debug log has the file names.",
+        )
+    if failures:
+        counts.used -= len(failures)
+        counts.rejected.update(failures.values())
+        keep = np.setdiff1d(np.arange(len(files)), list(failures))
+        images, masks, here = images[keep], None if masks is None else masks[keep], here[keep]
+    return images, masks, here
+
+
+def _check_spec(spec: DataSpec, task: Task) -> None:
+    """Stop where entries of the ``data:`` part contradict each other or the task."""
+
+    def need(fulfilled: object, message: str, hint: str, code: str = "P102") -> None:
+        if not fulfilled:
+            raise StudyError(code, message, hint)
+
+    need((spec.table is None) != (spec.tables is None), "`data` needs one of `table` and `tables`.", "Give just one.")
+    need(spec.tables is None or spec.tables, "`tables` is empty.", "Give one file for each site.")
+    if spec.tables is not None:
+        need(spec.site is None, "`tables` names the sites already.", "Take out `site`, or use `table`.", "P104")
+    if spec.image is not None:
+        inputs = "`image` and feature columns can't be used together."
+        need(not (spec.features or spec.categorical), inputs, "Use either images or table columns.", "P104")
+        need(spec.size and min(spec.size) > 0, "Images need a `size`.", "Give height and width: size: [128, 128].")
+    if task == "segmentation":
+        need(spec.image and spec.mask, "Segmentation needs `image` and `mask`.", "Name the columns with their paths.")
+    else:
+        need(spec.label, "Classification needs a `label`.", "Name the column with the class to predict.")
+        hint = 'Name the feature columns (features: "*" takes all that have no other part) or the image column.'
+        need(spec.image or spec.features or spec.categorical, "Classification needs `features` or `image`.", hint)
+    if spec.subject_pattern is not None:
+        need(spec.subject, "`subject_pattern` needs `subject`.", "Name the column in which to look for the patient.")
+        try:
+            groups = re.compile(spec.subject_pattern).groups
+        except re.error as error:
+            raise StudyError("P102", f"`subject_pattern` is no regular expression: {error}.", "Mend it.") from None
+        need(groups, "`subject_pattern` has no group.", r"Put the patient's part in brackets: (Image_\d+)[LR].")
+
+
+def _site_names(rows: Rows, spec: DataSpec) -> list[str]:
+    names = list(spec.tables) if spec.tables is not None else sorted(rows.origin["site"].dropna().unique().tolist())
+    for name in names:
+        if name in RESERVED_SITES:
+            raise DataError("P203", f"A site can't be called {name!r}: the results use this name.", "Rename the site.")
+    return names
+
+
+def _all_reasons(rows: Rows) -> str:
+    reasons = np.where(rows.origin["site"].isna(), "site is missing", rows.reasons)
+    return reasons_text(Counter(reasons.tolist()))
+
+
+def _ticker(progress: Callable[[int, int], None] | None, total: int) -> Callable[[], None]:
+    done = 0
+
+    def tick() -> None:
+        nonlocal done
+        done += 1
+        if progress is not None:
+            progress(done, total)
+
+    return tick
+
+
+def _fingerprint(sites: dict[str, SiteData], features: list[str], classes: list[str]) -> str:
+    """SHA-256 of all tensors and names; every text is preceded by its length, so that no two contents look alike."""
+    digest = hashlib.sha256()
+
+    def add(*texts: str) -> None:
+        for text in texts:
+            encoded = text.encode()
+            digest.update(len(encoded).to_bytes(8, "little") + encoded)
+
+    add("features", *features, "classes", *classes)
+    for site, data in sites.items():
+        add("site", site, *data.subjects, *data.cases, *(data.parts or []))
+        for tensor in (data.inputs, data.targets):
+            add(str(tensor.dtype), str(tuple(tensor.shape)))
+            digest.update(tensor.numpy().data)
+    return digest.hexdigest()

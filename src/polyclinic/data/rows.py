@@ -1,0 +1,184 @@
+"""The rows of a study's tables: which belong to it, which of them can be used, and why the others can't."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+
+from polyclinic.data.cases import Counts
+from polyclinic.data.features import choose_features
+from polyclinic.data.labels import label_reasons
+from polyclinic.data.spec import DataSpec
+from polyclinic.data.table import locate, matches, read_cells, require_column, to_numbers
+from polyclinic.errors import DataError
+
+Task = Literal["classification", "segmentation"]
+
+#: Texts in a split column -> part.
+PARTS = {
+    "train": "train",
+    "training": "train",
+    "validation": "validation",
+    "val": "validation",
+    "valid": "validation",
+    "dev": "validation",
+    "test": "test",
+}
+
+
+@dataclass
+class Rows:
+    """Rows of all tables, one after another.
+
+    Attributes:
+        cells: texts of the columns that the study uses, NaN where missing.
+        origin: aligned with ``cells``: ``site`` (NaN where the row names none), ``folder`` of the table, ``case``,
+            ``subject`` and ``part`` (None without a split column).
+        reasons: object ``[N]``: why a row can't be used, "" while it can. A row's first reason stays.
+        chosen: the columns of ``cells`` that are features.
+    """
+
+    cells: pd.DataFrame
+    origin: pd.DataFrame
+    reasons: npt.NDArray[np.object_]
+    chosen: list[str]
+
+    def __len__(self) -> int:
+        return len(self.cells)
+
+    @property
+    def usable(self) -> npt.NDArray[np.bool_]:
+        """Bool ``[N]``."""
+        return np.asarray(self.reasons == "", dtype=np.bool_)
+
+    def where(self, kept: npt.NDArray[np.bool_]) -> Rows:
+        """The rows that ``kept`` marks."""
+        cells, origin = self.cells[kept].reset_index(drop=True), self.origin[kept].reset_index(drop=True)
+        return Rows(cells, origin, self.reasons[kept], self.chosen)
+
+    def reject(self, unusable: npt.NDArray[np.bool_], reason: str) -> None:
+        """Mark rows that can't be used; rows that are marked already keep their reason."""
+        self.reasons[unusable & self.usable] = reason
+
+    def reject_missing(self, column: str) -> None:
+        """Mark rows with a missing cell in ``column``."""
+        self.reject(self.cells[column].isna().to_numpy(), f"{column} is missing")
+
+    def counts(self, site: str) -> Counts:
+        """Found, used and rejected rows of a site."""
+        reasons = self.reasons[(self.origin["site"] == site).to_numpy()]
+        rejected = Counter(str(reason) for reason in reasons if reason)
+        return Counts(found=len(reasons), used=len(reasons) - rejected.total(), rejected=rejected)
+
+
+def read_rows(spec: DataSpec, folder: Path, split: str | None) -> Rows:
+    """The rows that ``where`` selects, of one table or of one table for each site.
+
+    Raises:
+        DataError: P201 to P203 and P503 when a file, a column or a value of ``where`` is not as ``spec`` says.
+    """
+    entries: dict[str | None, str] = {None: str(spec.table)}
+    if spec.tables is not None:
+        entries = dict(spec.tables.items())
+    paths = {site: locate(name, folder) for site, name in entries.items()}
+    tables = {site: read_cells(path, spec.columns) for site, path in paths.items()}
+    titles = {site: f"The table {path.name!r}" for site, path in paths.items()}
+    needed = _needed_columns(spec, split)
+    for site, table in tables.items():
+        for column, use in needed.items():
+            require_column(table.columns.tolist(), column, use, titles[site])
+    available = list(dict.fromkeys(name for table in tables.values() for name in table.columns))
+    title = next(iter(titles.values())) if len(titles) == 1 else "None of the tables"
+    taken = {column for column, use in needed.items() if use != "where"}
+    chosen = [] if spec.image else choose_features(spec, available, taken, title)
+    parts, origins = [], []
+    for site, table in tables.items():
+        for column in chosen:
+            require_column(table.columns.tolist(), column, "features", titles[site])
+        texts = table[list(dict.fromkeys([*needed, *chosen]))]
+        part = texts.mask(texts.isin(["", *spec.missing]))
+        origin = pd.DataFrame({"case": [f"row {number}" for number in range(1, len(part) + 1)]}, index=part.index)
+        origin["site"] = part[spec.site] if spec.site is not None else site or paths[site].stem
+        origin["folder"] = str(paths[site].parent)
+        parts.append(part)
+        origins.append(origin)
+    cells = pd.concat(parts, ignore_index=True)
+    rows = Rows(cells, pd.concat(origins, ignore_index=True), np.full(len(cells), "", dtype=object), chosen)
+    for column, wanted in spec.where.items():
+        rows = rows.where(matches(rows.cells[column], wanted))
+    if not len(rows):
+        raise DataError("P205", "No row is selected.", "Compare `where` with the table." if spec.where else "")
+    return rows
+
+
+def reject_rows(rows: Rows, spec: DataSpec, task: Task, split: str | None) -> list[str]:
+    """Mark the rows that can't be used, set each row's case, subject and part, and return warnings.
+
+    Raises:
+        DataError: P203 when ``divide_by`` or a compared label is not a number.
+    """
+    cells, origin = rows.cells, rows.origin
+    warnings: list[str] = []
+    homeless = int(origin["site"].isna().sum())
+    if homeless:
+        are = "row names no site and is" if homeless == 1 else "rows name no site and are"
+        warnings.append(f"{homeless} {are} left out (column {spec.site!r}).")
+    if spec.image is not None:
+        origin["case"] = cells[spec.image]
+    if spec.subject is None:
+        origin["subject"] = origin["case"]
+    else:
+        rows.reject_missing(spec.subject)
+        origin["subject"], whole = _subjects(cells[spec.subject], spec.subject_pattern)
+        if whole:
+            of_rows = f"{whole} of {len(rows)} {spec.subject!r} cells"
+            warnings.append(f"`subject_pattern` does not fit {of_rows}: there the whole cell names the patient.")
+    if task == "classification" and spec.label is not None:
+        reasons = label_reasons(cells[spec.label], spec)
+        for reason in dict.fromkeys(reasons[reasons != ""]):
+            rows.reject(reasons == reason, reason)
+    origin["part"] = None
+    if split is not None:
+        origin["part"] = cells[split].str.lower().map(PARTS)
+        rows.reject_missing(split)
+        rows.reject(origin["part"].isna().to_numpy(), f"{split} is not train, validation or test")
+    if spec.divide_by is not None:
+        rows.reject_missing(spec.divide_by)
+        rows.reject(to_numbers(cells[spec.divide_by], "divide_by") <= 0, f"{spec.divide_by} is not positive")
+    for column in (spec.image, spec.mask if task == "segmentation" else None):
+        if column is not None:
+            rows.reject_missing(column)
+    for column in rows.chosen if spec.imputation == "drop" else []:
+        rows.reject_missing(column)
+    return warnings
+
+
+def _subjects(cells: pd.Series[str], pattern: str | None) -> tuple[pd.Series[str], int]:
+    """The patient of each row, and how many cells the pattern does not fit."""
+    if pattern is None:
+        return cells, 0
+    found = cells.str.extract(pattern, expand=True)[0]
+    # Sites name their patients in different ways, so a pattern made for one of them need not fit the others.
+    unfit = found.isna() & cells.notna()
+    return found.where(~unfit, cells), int(unfit.sum())
+
+
+def _needed_columns(spec: DataSpec, split: str | None) -> dict[str, str]:
+    """Columns with a part in the study besides features -> the key that names them."""
+    named = {
+        "where": None,
+        "site": spec.site,
+        "subject": spec.subject,
+        "label": spec.label,
+        "divide_by": spec.divide_by,
+        "image": spec.image,
+        "mask": spec.mask,
+        "split": split,
+    }
+    return dict.fromkeys(spec.where, "where") | {name: use for use, name in named.items() if name is not None}

@@ -1,0 +1,154 @@
+"""Training, validation and test parts of a site, by patient."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from polyclinic.data.cases import SiteData
+from polyclinic.errors import DataError
+from polyclinic.seeds import generator
+
+
+@dataclass(frozen=True, eq=False)
+class Parts:
+    """Which cases of a site are for what: sorted int64 indices ``[N_train]``, ``[N_validation]``, ``[N_test]``.
+
+    No patient is in two parts. ``note`` is a sentence for the report, or "".
+    """
+
+    train: Tensor
+    validation: Tensor
+    test: Tensor
+    note: str = ""
+
+
+def split(
+    data: SiteData,
+    *,
+    folds: int | None,
+    fold: int,
+    validation: float,
+    seed: int,
+    small_sites: Literal["train", "drop", "stop"] = "train",
+) -> Parts:
+    """Parts of one fold, by patient and stratified by class.
+
+    The patients of each class are shuffled, and all are dealt to the folds in turn, class after class: fold sizes, and
+    the folds' numbers of each class, differ by at most one patient. A patient's class is the most frequent label of the
+    patient's cases (the higher class where two are as frequent); for segmentation all patients are alike. The test
+    parts of all folds together are the whole site. The validation part is a share of the remaining patients, spread
+    evenly over the classes; it has a patient at least where three or more remain, but never the last one of a class.
+
+    Where a column fixes the parts (``data.parts``), it decides; only a validation part that it does not name is taken
+    from its training part. The dealing depends on the patients' names, classes and the seed, not on the order of cases.
+
+    Args:
+        data: the site's cases.
+        folds: number of folds, 2 or more; None where a column fixes the parts.
+        fold: which fold is the test part, from 0.
+        validation: share of the patients outside the test part, 0 to below 1; 0 means no validation part.
+        seed: of the study.
+        small_sites: what becomes of a site with fewer patients than folds: all its cases are training cases, it has no
+            part at all, or the study stops.
+
+    Raises:
+        DataError: P206 when the data can't be split as asked.
+    """
+    if not 0 <= validation < 1:
+        raise DataError("P206", f"The validation share is {validation}.", "Give a share from 0 to below 1.")
+    subjects = _Subjects(data, seed)
+    if data.parts is not None:
+        return _column_parts(data, data.parts, subjects, fold, validation)
+    if folds is None or folds < 2 or not 0 <= fold < folds:
+        raise DataError(
+            "P206",
+            f"Fold {fold} of {folds} was asked for.",
+            "Give `folds` of 2 or more and a fold from 0, or a column with the split.",
+        )
+    if len(subjects.names) < folds:
+        patients = "1 patient" if len(subjects.names) == 1 else f"{len(subjects.names)} patients"
+        message = f"Site {data.site} has {patients}, too few for {folds} folds"
+        if small_sites == "stop":
+            raise DataError("P206", f"{message}.", "Use fewer folds, or set what becomes of small sites.")
+        if small_sites == "drop":
+            return Parts(subjects.cases([]), subjects.cases([]), subjects.cases([]), f"{message}: left out.")
+        note = f"{message}: used for training only."
+        return Parts(torch.arange(len(data)), subjects.cases([]), subjects.cases([]), note)
+    test = subjects.names[fold::folds]
+    remaining = [name for position, name in enumerate(subjects.names) if position % folds != fold]
+    return _with_validation(subjects, remaining, validation, test)
+
+
+class _Subjects:
+    """The patients of a site, shuffled within their class, class after class.
+
+    Attributes:
+        names: the patients in that order.
+        classes: patient -> class.
+    """
+
+    def __init__(self, data: SiteData, seed: int) -> None:
+        self._positions: dict[str, list[int]] = {}
+        for position, subject in enumerate(data.subjects):
+            self._positions.setdefault(subject, []).append(position)
+        if data.targets.ndim == 1:
+            labels = data.targets.tolist()
+            self.classes = {name: _main_class([labels[i] for i in own]) for name, own in self._positions.items()}
+        else:
+            self.classes = dict.fromkeys(self._positions, 0)
+        ordered = sorted(self._positions)
+        order = torch.randperm(len(ordered), generator=generator(seed, "split", data.site)).tolist()
+        # Sorting is stable: it keeps the shuffled order within each class.
+        self.names = sorted((ordered[position] for position in order), key=self.classes.__getitem__)
+
+    def cases(self, names: list[str]) -> Tensor:
+        """Sorted case indices of some patients, int64."""
+        return torch.tensor(sorted(i for name in names for i in self._positions[name]), dtype=torch.int64)
+
+
+def _main_class(labels: list[int]) -> int:
+    counts = Counter(labels)
+    return max(counts, key=lambda label: (counts[label], label))
+
+
+def _with_validation(subjects: _Subjects, remaining: list[str], share: float, test: list[str], note: str = "") -> Parts:
+    """Take the validation part out of the ``remaining`` patients, which stand class after class."""
+    chosen = _spread(subjects, remaining, share)
+    train = [name for name in remaining if name not in chosen]
+    return Parts(subjects.cases(train), subjects.cases(list(chosen)), subjects.cases(test), note)
+
+
+def _spread(subjects: _Subjects, remaining: list[str], share: float) -> set[str]:
+    """Patients at even distances in the row of patients, so that each class gives its share."""
+    if share == 0 or len(remaining) < 3:
+        return set()
+    first_of_class = {subjects.classes[name]: name for name in reversed(remaining)}
+    candidates = [name for name in remaining if name != first_of_class[subjects.classes[name]]]
+    count = min(max(1, round(share * len(remaining))), len(candidates))
+    return {candidates[(2 * turn + 1) * len(candidates) // (2 * count)] for turn in range(count)}
+
+
+def _column_parts(data: SiteData, parts: list[str], subjects: _Subjects, fold: int, validation: float) -> Parts:
+    if fold != 0:
+        raise DataError("P206", f"Fold {fold} was asked for, but a column fixes the split.", "Use one fold.")
+    members: dict[str, set[str]] = {"train": set(), "validation": set(), "test": set()}
+    for subject, part in zip(data.subjects, parts, strict=True):
+        members[part].add(subject)
+    torn = sum(map(len, members.values())) - len(subjects.names)
+    if torn:
+        raise DataError(
+            "P206",
+            f"Site {data.site}: the split column puts {torn} patient(s) into more than one part.",
+            "Put all cases of a patient into one part.",
+        )
+    named = {part: [name for name in subjects.names if name in members[part]] for part in members}
+    note = "" if named["train"] else f"Site {data.site} has no training cases in the split column."
+    if named["validation"]:
+        cases = {part: subjects.cases(names) for part, names in named.items()}
+        return Parts(cases["train"], cases["validation"], cases["test"], note)
+    return _with_validation(subjects, named["train"], validation, named["test"], note)

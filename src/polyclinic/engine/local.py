@@ -1,0 +1,109 @@
+"""All sites in this process, one after another or stacked."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import torch
+
+from polyclinic.client.stacked import StackedTrainer
+from polyclinic.client.work import LocalJob
+from polyclinic.communication.message import Message
+from polyclinic.data.cases import Counts, SiteData
+from polyclinic.data.dataset import Dataset
+from polyclinic.data.splits import Parts
+from polyclinic.engine.base import Engine, Reply
+from polyclinic.errors import PolyclinicError
+from polyclinic.seeds import derive_seed
+from polyclinic.site import Site, Workspace
+
+
+class LocalEngine(Engine):
+    """Sites in this process.
+
+    Args:
+        data: the sites' cases, by name.
+        device: where networks run.
+        folder: the sites' own folders are made in here; None keeps nothing on disk.
+        stacked: train sites together with `torch.func.vmap`.
+        serialise: turn every message into bytes and back, as a network would.
+    """
+
+    def __init__(
+        self,
+        data: Mapping[str, SiteData],
+        *,
+        device: str = "cpu",
+        folder: Path | None = None,
+        stacked: bool = False,
+        serialise: bool = False,
+    ) -> None:
+        self.workspace = Workspace(device)
+        self.members = {
+            name: Site(cases, self.workspace, folder / _folder_name(name) if folder else None)
+            for name, cases in data.items()
+        }
+        self.sites = list(self.members)
+        self.stacked, self.serialise = stacked, serialise
+        self._trainers: dict[tuple[str, ...], StackedTrainer] = {}
+
+    def call(self, function: str, requests: Mapping[str, Message]) -> Iterator[Reply]:
+        """See `Engine.call`."""
+        if function == "start":
+            self._trainers.clear()
+        if self.serialise:
+            requests = {site: Message.from_bytes(request.to_bytes()) for site, request in requests.items()}
+        chosen = {site: requests[site] for site in self.sites if site in requests}
+        replies = self._train_stacked(chosen) if self.stacked and function == "train" else self._each(function, chosen)
+        for site, reply in replies:
+            again = self.serialise and isinstance(reply, Message)
+            yield site, Message.from_bytes(reply.to_bytes()) if again and isinstance(reply, Message) else reply
+
+    def _each(self, function: str, requests: Mapping[str, Message]) -> Iterator[Reply]:
+        for site, request in requests.items():
+            try:
+                yield site, self.members[site].handle(function, request)
+            except PolyclinicError as error:
+                yield site, error
+
+    def _train_stacked(self, requests: Mapping[str, Message]) -> Iterator[Reply]:
+        started = time.perf_counter()
+        jobs: dict[str, LocalJob] = {site: self.members[site].begin_training(r) for site, r in requests.items()}
+        key = tuple(jobs)
+        if key not in self._trainers:
+            run = self.members[key[0]].run
+            self._trainers = {key: StackedTrainer(run.model, run.task, run.work, list(jobs.values()))}
+        results = self._trainers[key].train(list(jobs.values()))
+        seconds = (time.perf_counter() - started) / len(jobs)
+        for (site, job), result in zip(jobs.items(), results, strict=True):
+            if isinstance(result, PolyclinicError):
+                yield site, result
+            else:
+                yield site, self.members[site].finish_training(job, result, seconds)
+
+    def pool(self, name: str, sites: list[str]) -> LocalEngine:
+        """One site that has the prepared cases of ``sites`` (inside one process: the reference without privacy)."""
+        members = [self.members[site] for site in sites]
+        dataset = Dataset.pool([member.dataset for member in members], name)
+        offsets = [0]
+        for member in members:
+            offsets.append(offsets[-1] + len(member.data))
+        parts = {
+            part: torch.cat([getattr(m.parts, part) + offset for m, offset in zip(members, offsets, strict=False)])
+            for part in ("train", "validation", "test")
+        }
+        engine = LocalEngine({}, device=str(self.workspace.device))
+        engine.workspace = self.workspace
+        nothing = SiteData(name, torch.empty(0), torch.empty(0), [], [], None, Counts())
+        folder = members[0].folder.parent / "pool" if members[0].folder else None
+        site = Site(nothing, self.workspace, folder)
+        site.adopt(dataset, Parts(parts["train"], parts["validation"], parts["test"], ""), members[0].fold)
+        engine.members, engine.sites = {name: site}, [name]
+        return engine
+
+
+def _folder_name(site: str) -> str:
+    safe = "".join(c if c.isalnum() or c in "-_" else "_" for c in site)
+    return safe if safe == site else f"{safe}-{derive_seed(site) % 16**6:06x}"

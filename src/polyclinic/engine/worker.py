@@ -1,0 +1,57 @@
+"""A worker process: answers messages on its standard input until that ends.
+
+Run as ``python -m polyclinic.engine.worker THREADS DEVICE`` by `polyclinic.engine.processes`.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+import torch
+
+from polyclinic.communication.message import Message
+from polyclinic.data.cases import Counts, SiteData
+from polyclinic.engine.processes import read_frame, write_frame
+from polyclinic.errors import PolyclinicError
+from polyclinic.site import Site, Workspace
+
+
+def serve(threads: int, device: str) -> None:
+    """Answer until the coordinator closes the pipe."""
+    requests = sys.stdin.buffer
+    # Whatever prints in this process must not end up between two answers.
+    answers = os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)
+    torch.set_num_threads(threads)
+    workspace, sites = Workspace(device), dict[str, Site]()
+    while frame := read_frame(requests):
+        ask = Message.from_bytes(frame)
+        function, name = ask.fields["function"], ask.fields["site"]
+        request = Message(ask.fields["fields"], ask.tensors)
+        try:
+            if function == "load":
+                sites[name] = _load(name, request, workspace)
+                reply = Message()
+            else:
+                reply = sites[name].handle(function, request)
+            answer = Message({"fields": reply.fields}, reply.tensors)
+        except PolyclinicError as error:
+            kind = type(error).__name__
+            answer = Message(
+                {"error": {"kind": kind, "code": error.code, "message": error.message, "hint": error.hint}}
+            )
+        write_frame(answers, answer.to_bytes())
+
+
+def _load(name: str, request: Message, workspace: Workspace) -> Site:
+    fields, tensors = request.fields, request.tensors
+    data = SiteData(
+        name, tensors["inputs"], tensors["targets"], fields["subjects"], fields["cases"], fields["parts"], Counts()
+    )
+    return Site(data, workspace, Path(fields["folder"]) if fields["folder"] else None)
+
+
+if __name__ == "__main__":
+    serve(int(sys.argv[1]), sys.argv[2])

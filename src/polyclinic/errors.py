@@ -1,0 +1,93 @@
+"""Errors that a user can mend.
+
+Every error a user can cause has a number, and the number has a page in ``docs/errors.md`` that says what it means and
+how to resolve it. The message itself says what was got, what was expected and what to do next. The command line prints
+the message alone, without a traceback, and exits with ``exit_status``.
+"""
+
+from __future__ import annotations
+
+#: Number -> title. The hundreds tell where to look: 1 study file, 2 data, 3 training, 4 sites and engines, 5 results.
+TITLES = {
+    "P101": "The study file can't be read",
+    "P102": "The study file has an entry that does not fit",
+    "P103": "Unknown name in the study file",
+    "P104": "These parts can't be combined",
+    "P105": "An environment variable in the study file is not set",
+    "P201": "A data file can't be found or read",
+    "P202": "A column is missing",
+    "P203": "A value does not fit its column's use",
+    "P204": "Too many cases can't be read",
+    "P205": "A site has no usable cases",
+    "P206": "The data can't be split as asked",
+    "P301": "The loss or the model's state is not a number",
+    "P302": "The model does not fit the data",
+    "P303": "Out of memory",
+    "P401": "A site failed",
+    "P402": "Too few sites answered",
+    "P403": "A worker process ended unexpectedly",
+    "P501": "The results folder can't be used",
+    "P502": "The disk is full",
+    "P503": "An optional package is missing",
+}
+
+
+class PolyclinicError(Exception):
+    """A failure with a number, a message and what to do next.
+
+    Args:
+        code: one of ``TITLES``.
+        message: what was got and what was expected, in one sentence or two.
+        hint: what to do next.
+    """
+
+    exit_status = 1
+
+    def __init__(self, code: str, message: str, hint: str = "") -> None:
+        if code not in TITLES:
+            raise ValueError(f"unknown error number {code!r}")
+        self.code = code
+        self.message = message
+        self.hint = hint
+        super().__init__(f"{code} {message}" + (f" {hint}" if hint else ""))
+
+    def __reduce__(self) -> tuple[type[PolyclinicError], tuple[str, str, str]]:
+        return type(self), (self.code, self.message, self.hint)
+
+
+class StudyError(PolyclinicError):
+    """The study file asks for something that can't be: exit status 2, nothing was written."""
+
+    exit_status = 2
+
+
+class DataError(PolyclinicError):
+    """The data is not as the study file says: exit status 2."""
+
+    exit_status = 2
+
+
+class TrainingError(PolyclinicError):
+    """Training went wrong at a site (a loss that is not a number, out of memory)."""
+
+
+class SiteError(PolyclinicError):
+    """A site, or the process that runs it, failed; names the site and the cause."""
+
+    def __init__(self, code: str, message: str, hint: str = "", *, site: str = "") -> None:
+        super().__init__(code, message, hint)
+        self.site = site
+
+
+class ResultsError(PolyclinicError):
+    """Results can't be written or read."""
+
+
+def nearest(name: str, valid: list[str]) -> str:
+    """The valid name most like ``name``, as a hint ("Did you mean 'fedavg'?"), or the list of valid names."""
+    from difflib import get_close_matches
+
+    close = get_close_matches(name, valid, n=1, cutoff=0.6)
+    if close:
+        return f"Did you mean {close[0]!r}?"
+    return "Valid: " + ", ".join(valid) + "." if len(valid) <= 40 else ""

@@ -1,0 +1,171 @@
+"""The catalogue of methods: each published method is one composition of parts.
+
+A method is local rules + what is shared + a server rule. Any method of a study file can be given other parts
+(``{fedprox: {mu: 0.1, share: no_norm, server: {fedadam: {lr: 0.01}}}}``), so combinations need no names of their own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from pydantic import NonNegativeFloat, PositiveFloat
+
+from polyclinic.options import Catalogue
+from polyclinic.server.optimizers import Decay
+from polyclinic.state import Layout, Role, Selection
+
+#: Name -> the roles that are shared; the rest stays at the site.
+SHARES: dict[str, frozenset[Role]] = {
+    "all": frozenset(Role),
+    "no_norm": frozenset(Role) - {Role.NORM_WEIGHT, Role.NORM_STATISTIC},
+    "no_norm_statistics": frozenset(Role) - {Role.NORM_STATISTIC},
+    "body": frozenset(Role) - {Role.HEAD},
+    "head": frozenset({Role.HEAD}),
+    "none": frozenset(),
+}
+Share = Literal["all", "no_norm", "no_norm_statistics", "body", "head", "none"]
+
+#: Part -> options: how a rule is written in a study file and sent to a site.
+PartEntry = tuple[str, dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class Method:
+    """A composition of parts.
+
+    Attributes:
+        scope: who trains: ``federation`` (sites with a server), ``sites`` (each alone) or ``pool`` (all data together).
+        work: ``train`` (local optimiser steps) or ``gradient`` (one full-batch gradient a round).
+        local: local rules, applied in this order.
+        share: what of the model is shared; key of ``SHARES``.
+        server: the server rule.
+        tests: whose predictions are reported: ``own`` (the model for the site's own cases), ``cross`` (each site's model
+            on every other site), ``ensemble`` (mean of all sites' predicted probabilities).
+        keep_optimizer: whether a site's optimiser keeps its state between rounds; methods without a server do, so that
+            rounds are plain training.
+    """
+
+    scope: Literal["federation", "sites", "pool"] = "federation"
+    work: Literal["train", "gradient"] = "train"
+    local: Sequence[PartEntry] = ()
+    share: Share = "all"
+    server: PartEntry = ("mean", {})
+    tests: Literal["own", "cross", "ensemble"] = "own"
+    keep_optimizer: bool = False
+
+    def selection(self, layout: Layout) -> Selection:
+        """The coordinates of the model's state that are shared."""
+        return layout.select(SHARES[self.share])
+
+
+@dataclass(frozen=True)
+class About:
+    """What the catalogue says of a method: its place in the survey (Guan et al. 2024), one line, and its citation."""
+
+    place: str
+    summary: str
+    citation: str
+
+
+METHODS: Catalogue[Callable[..., Method]] = Catalogue("method")
+ABOUT: dict[str, About] = {}
+
+_Recipe = Callable[..., Method]
+
+
+def method(name: str, place: str, summary: str, citation: str) -> Callable[[_Recipe], _Recipe]:
+    """Enter a recipe, whose keyword-only arguments are the method's own options, into the catalogue."""
+    ABOUT[name] = About(place, summary, citation)
+    return METHODS.add(name)
+
+
+_FRAME = "comparison"
+_SURVEY = "Guan et al., Pattern Recognition 151 (2024)"
+_REDDI = "Reddi et al., ICLR 2021"
+
+
+@method("single", _FRAME, "Each site trains alone and is tested on its own held-out part.", _SURVEY)
+def single() -> Method:
+    """A federation that shares nothing."""
+    return Method(scope="sites", share="none", keep_optimizer=True)
+
+
+@method("cross", _FRAME, "The model of each site is tested on every other site.", _SURVEY)
+def cross() -> Method:
+    """The models of `single`, tested elsewhere."""
+    return Method(scope="sites", share="none", keep_optimizer=True, tests="cross")
+
+
+@method("ensemble", _FRAME, "Mean of the probabilities that the models of all sites predict.", _SURVEY)
+def ensemble() -> Method:
+    """The models of `single`, voting."""
+    return Method(scope="sites", share="none", keep_optimizer=True, tests="ensemble")
+
+
+@method("mix", _FRAME, "All training parts pooled in one place: the reference that gives up privacy.", _SURVEY)
+def mix() -> Method:
+    """One site that has everybody's training cases."""
+    return Method(scope="pool", keep_optimizer=True)
+
+
+@method(
+    "fedsgd", "communication: optimisation", "One full-batch gradient a site and round.", "McMahan et al., AISTATS 2017"
+)
+def fedsgd() -> Method:
+    """Each site sends w − η ∇F_k; their mean is w − η Σ p_k ∇F_k."""
+    return Method(work="gradient")
+
+
+@method(
+    "fedavg", "server end: aggregation", "Local training, then the mean of the models.", "McMahan et al., AISTATS 2017"
+)
+def fedavg() -> Method:
+    """The plain composition."""
+    return Method()
+
+
+@method("fedprox", "client end: domain shift", "Local models are held near the global one.", "Li et al., MLSys 2020")
+def fedprox(*, mu: NonNegativeFloat = 0.01) -> Method:
+    """FedAvg with a proximal term."""
+    return Method(local=[("proximal", {"mu": mu})])
+
+
+@method("fedbn", "client end: domain shift", "Normalisation layers stay at the site.", "Li et al., ICLR 2021")
+def fedbn() -> Method:
+    """Neither weights nor statistics of normalisation layers are shared."""
+    return Method(share="no_norm")
+
+
+@method("silobn", "client end: domain shift", "Normalisation statistics stay at the site; scale and shift are shared.",
+        "Andreux et al., DART 2020")  # fmt: skip
+def silobn() -> Method:
+    """Statistics of normalisation layers are not shared."""
+    return Method(share="no_norm_statistics")
+
+
+@method("fedavgm", "server end: optimisation", "The server adds momentum to the mean change.", "Hsu et al., 2019")
+def fedavgm(*, lr: PositiveFloat = 1.0, momentum: Decay = 0.9) -> Method:
+    """FedAvg with momentum at the server."""
+    return Method(server=("fedavgm", {"lr": lr, "momentum": momentum}))
+
+
+@method("fedadam", "server end: optimisation", "The server treats the mean change as a gradient for Adam.", _REDDI)
+def fedadam(*, lr: PositiveFloat = 0.01, beta1: Decay = 0.9, beta2: Decay = 0.99, tau: PositiveFloat = 1e-3) -> Method:
+    """FedAvg with Adam at the server."""
+    return Method(server=("fedadam", {"lr": lr, "beta1": beta1, "beta2": beta2, "tau": tau}))
+
+
+@method("fedyogi", "server end: optimisation", "The server treats the mean change as a gradient for Yogi.", _REDDI)
+def fedyogi(*, lr: PositiveFloat = 0.01, beta1: Decay = 0.9, beta2: Decay = 0.99, tau: PositiveFloat = 1e-3) -> Method:
+    """FedAvg with Yogi at the server."""
+    return Method(server=("fedyogi", {"lr": lr, "beta1": beta1, "beta2": beta2, "tau": tau}))
+
+
+@method(
+    "fedadagrad", "server end: optimisation", "The server treats the mean change as a gradient for Adagrad.", _REDDI
+)
+def fedadagrad(*, lr: PositiveFloat = 0.01, beta1: Decay = 0.0, tau: PositiveFloat = 1e-3) -> Method:
+    """FedAvg with Adagrad at the server."""
+    return Method(server=("fedadagrad", {"lr": lr, "beta1": beta1, "tau": tau}))

@@ -1,0 +1,48 @@
+"""Networks by name, each with its own declaration of what is its head."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from polyclinic.errors import TrainingError
+from polyclinic.models.catalogue import MODELS
+from polyclinic.seeds import derive_seed
+from polyclinic.state import FlatModule
+
+__all__ = ["MODELS", "build_model", "has_random_layers"]
+
+
+def build_model(
+    name: str,
+    options: dict[str, Any],
+    shape: Sequence[int],
+    outputs: int,
+    *,
+    seed: int = 0,
+    device: torch.device | str = "cpu",
+) -> FlatModule:
+    """The network ``name`` for inputs of ``shape`` (without the batch axis), initialised from ``seed``.
+
+    Raises:
+        TrainingError: P302 if the network can't be built for this shape.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(derive_seed(seed, "initial weights"))
+        try:
+            module, head = MODELS[name](tuple(shape), outputs, **options)
+        except (ValueError, TypeError, RuntimeError) as error:
+            raise TrainingError(
+                "P302",
+                f"The model {name} can't be built for inputs of shape {tuple(shape)}: {error}.",
+                "Change the model's options or `data: {size: ...}`.",
+            ) from error
+    return FlatModule(module, head, device)
+
+
+def has_random_layers(module: nn.Module) -> bool:
+    """Whether the network draws random numbers in training (dropout)."""
+    return any(isinstance(layer, nn.modules.dropout._DropoutNd) and layer.p > 0 for layer in module.modules())

@@ -1,0 +1,134 @@
+"""Catalogues of named parts whose options are checked against the signature of the part that takes them."""
+
+from __future__ import annotations
+
+import inspect
+import typing
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Generic, TypeVar
+
+from pydantic import BaseModel, ConfigDict, ValidationError, create_model
+
+from polyclinic.errors import StudyError, nearest
+
+Part = TypeVar("Part", bound=Callable[..., Any])
+Place = tuple[str | int, ...]
+
+
+class EntryError(StudyError):
+    """An entry of a study file that does not fit; ``place`` is the path of keys to it."""
+
+    def __init__(self, code: str, message: str, hint: str = "", *, place: Place = ()) -> None:
+        super().__init__(code, message, hint)
+        self.place = place
+
+
+class Catalogue(Generic[Part]):
+    """Parts by name. An entry of a study file names one, with or without options: ``mlp`` or ``{mlp: {hidden: [8]}}``.
+
+    Args:
+        kind: what the parts are, for messages ("model", "server rule").
+    """
+
+    def __init__(self, kind: str) -> None:
+        self.kind = kind
+        self._parts: dict[str, Part] = {}
+
+    def add(self, name: str) -> Callable[[Part], Part]:
+        """Decorator that enters a class or function under ``name``; its keyword-only arguments are the options."""
+
+        def enter(part: Part) -> Part:
+            self._parts[name] = part
+            return part
+
+        return enter
+
+    def __getitem__(self, name: str) -> Part:
+        return self._parts[name]
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._parts
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._parts)
+
+    def name(self, name: object, place: Place) -> str:
+        """``name`` if the catalogue has it.
+
+        Raises:
+            EntryError: P103 with the nearest valid name.
+        """
+        if not isinstance(name, str) or name not in self._parts:
+            raise EntryError("P103", f"{name!r} is no {self.kind}.", nearest(str(name), list(self._parts)), place=place)
+        return name
+
+    def resolve(self, entry: object, place: Place) -> tuple[str, dict[str, Any]]:
+        """Name and complete options (defaults filled in) of an entry of a study file.
+
+        Raises:
+            EntryError: P102 for an entry or option that does not fit, P103 for an unknown name.
+        """
+        name, given = split_entry(entry, place, self.kind)
+        self.name(name, place)
+        return name, check_options(self._parts[name], given, (*place, name), name)
+
+
+def split_entry(entry: object, place: Place, kind: str) -> tuple[str, dict[str, Any]]:
+    """``"a"`` -> ``("a", {})`` and ``{"a": {...}}`` -> ``("a", {...})``."""
+    if isinstance(entry, str):
+        return entry, {}
+    if isinstance(entry, dict) and len(entry) == 1:
+        name, given = next(iter(entry.items()))
+        if isinstance(name, str) and (given is None or isinstance(given, dict)):
+            return name, dict(given or {})
+    raise EntryError(
+        "P102", f"got {entry!r}; expected the name of a {kind}, or {{name: {{option: value}}}}.", place=place
+    )
+
+
+def check_options(part: Callable[..., Any], given: dict[str, Any], place: Place, name: str) -> dict[str, Any]:
+    """``given`` checked against the keyword-only arguments of ``part``, with defaults filled in.
+
+    Raises:
+        EntryError: P102 for a wrong type or value, P103 for an option that the part does not have.
+    """
+    model = _options_model(part)
+    unknown = [key for key in given if key not in model.model_fields]
+    if unknown:
+        fields = list(model.model_fields)
+        hint = nearest(str(unknown[0]), fields) if fields else f"{name} has no options."
+        raise EntryError("P103", f"{name} has no option {unknown[0]!r}.", hint, place=(*place, unknown[0]))
+    try:
+        return model.model_validate(given).model_dump()
+    except ValidationError as error:
+        raise first_entry_error(error, place) from None
+
+
+def first_entry_error(error: ValidationError, place: Place = ()) -> EntryError:
+    """The first finding of a pydantic error as an entry error in plain words."""
+    found = error.errors()[0]
+    where = (*place, *found["loc"])
+    message = found["msg"].removeprefix("Value error, ").replace("Input should be", "expected")
+    if found["type"] == "missing":
+        return EntryError("P102", f"the entry {found['loc'][-1]!r} is missing.", place=where)
+    got = f"got {found['input']!r}; " if not isinstance(found["input"], (dict, BaseModel)) else ""
+    return EntryError("P102", f"{got}{message}.", place=where)
+
+
+def _options_model(part: Callable[..., Any]) -> type[BaseModel]:
+    target = part.__init__ if inspect.isclass(part) else part
+    hints = typing.get_type_hints(target, include_extras=True)
+    fields: dict[str, Any] = {}
+    for parameter in inspect.signature(target).parameters.values():
+        if parameter.kind is inspect.Parameter.KEYWORD_ONLY:
+            default = ... if parameter.default is inspect.Parameter.empty else parameter.default
+            fields[parameter.name] = (hints[parameter.name], default)
+    return create_model("Options", __config__=ConfigDict(extra="forbid", allow_inf_nan=False), **fields)
+
+
+def describe_options(part: Callable[..., Any]) -> Sequence[str]:
+    """``name = default`` for each option of a part."""
+    return [
+        f"{name} = {'(required)' if field.is_required() else field.default}"
+        for name, field in _options_model(part).model_fields.items()
+    ]

@@ -1,0 +1,114 @@
+"""Server optimisers: the sites' mean change Δ is a pseudo-gradient −Δ.
+
+Source: Reddi et al., Adaptive federated optimization, ICLR 2021, algorithm 2 (FedAdagrad, FedAdam, FedYogi; without bias
+correction and with the second moment started at τ²); Hsu et al., Measuring the effects of non-identical data
+distribution for federated visual classification, 2019 (FedAvgM).
+"""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import torch
+from pydantic import Field, PositiveFloat
+from torch import Tensor
+
+from polyclinic.server.mean import MeanThen
+from polyclinic.server.rules import SERVER_RULES
+
+Decay = Annotated[float, Field(ge=0, lt=1)]
+
+
+@SERVER_RULES.add("fedavgm")
+class FedAvgM(MeanThen):
+    """v ← β v + Δ; w ← w + η v. With β = 0 and η = 1 it is FedAvg.
+
+    Args:
+        lr: server learning rate η.
+        momentum: β.
+    """
+
+    def __init__(self, *, lr: PositiveFloat = 1.0, momentum: Decay = 0.9) -> None:
+        self.lr, self.momentum = lr, momentum
+        self._velocity: Tensor | None = None
+
+    def step(self, change: Tensor) -> Tensor:
+        """η v."""
+        self._velocity = change.clone() if self._velocity is None else self._velocity.mul_(self.momentum).add_(change)
+        return self.lr * self._velocity
+
+    def memory(self) -> dict[str, Tensor]:
+        """The velocity v ``[T]``."""
+        return {} if self._velocity is None else {"velocity": self._velocity}
+
+    def restore(self, memory: dict[str, Tensor]) -> None:
+        """Take back v."""
+        self._velocity = memory.get("velocity")
+
+
+class Adaptive(MeanThen):
+    """m ← β₁ m + (1 − β₁) Δ; v ← a rule of the subclass; w ← w + η m / (√v + τ).
+
+    Args:
+        lr: server learning rate η.
+        beta1: β₁.
+        beta2: β₂ (not used by FedAdagrad).
+        tau: τ, the degree of adaptivity; small means more adaptive.
+    """
+
+    def __init__(
+        self, *, lr: PositiveFloat = 0.01, beta1: Decay = 0.9, beta2: Decay = 0.99, tau: PositiveFloat = 1e-3
+    ) -> None:
+        self.lr, self.beta1, self.beta2, self.tau = lr, beta1, beta2, tau
+        self._first: Tensor | None = None
+        self._second: Tensor | None = None
+
+    def step(self, change: Tensor) -> Tensor:
+        """η m / (√v + τ)."""
+        if self._first is None or self._second is None:
+            self._first, self._second = torch.zeros_like(change), torch.full_like(change, self.tau**2)
+        self._first.mul_(self.beta1).add_(change, alpha=1 - self.beta1)
+        self.second_moment(self._second, change.square())
+        return self.lr * self._first / (self._second.sqrt() + self.tau)
+
+    def second_moment(self, second: Tensor, square: Tensor) -> None:
+        """Update v in place from Δ²."""
+        raise NotImplementedError
+
+    def memory(self) -> dict[str, Tensor]:
+        """The moments m and v ``[T]``."""
+        return {} if self._first is None or self._second is None else {"first": self._first, "second": self._second}
+
+    def restore(self, memory: dict[str, Tensor]) -> None:
+        """Take back m and v."""
+        self._first, self._second = memory.get("first"), memory.get("second")
+
+
+@SERVER_RULES.add("fedadam")
+class FedAdam(Adaptive):
+    """v ← β₂ v + (1 − β₂) Δ²."""
+
+    def second_moment(self, second: Tensor, square: Tensor) -> None:
+        """Exponential mean of Δ²."""
+        second.mul_(self.beta2).add_(square, alpha=1 - self.beta2)
+
+
+@SERVER_RULES.add("fedyogi")
+class FedYogi(Adaptive):
+    """v ← v − (1 − β₂) Δ² sign(v − Δ²)."""
+
+    def second_moment(self, second: Tensor, square: Tensor) -> None:
+        """Moves towards Δ² by an amount that does not depend on v."""
+        second.addcmul_(square, (second - square).sign(), value=-(1 - self.beta2))
+
+
+@SERVER_RULES.add("fedadagrad")
+class FedAdagrad(Adaptive):
+    """v ← v + Δ²; β₁ = 0 in the paper's experiments."""
+
+    def __init__(self, *, lr: PositiveFloat = 0.01, beta1: Decay = 0.0, tau: PositiveFloat = 1e-3) -> None:
+        super().__init__(lr=lr, beta1=beta1, tau=tau)
+
+    def second_moment(self, second: Tensor, square: Tensor) -> None:
+        """Sum of Δ²."""
+        second.add_(square)

@@ -1,0 +1,5 @@
+"""What a hospital owns: its data, its private state and its log. Reached by messages only."""
+
+from polyclinic.site.site import Site, Workspace
+
+__all__ = ["Site", "Workspace"]

@@ -1,0 +1,135 @@
+"""Measuring models on a site's cases."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from polyclinic.site.run import Run
+from polyclinic.tasks import Task, build_task
+from polyclinic.tasks.metrics import auc, classification_metrics, segmentation_case, threshold_counts
+
+#: Thresholds tried for segmentation; each site answers with the summed Dice at each.
+MASK_THRESHOLDS = tuple(round(0.05 * step, 2) for step in range(1, 20))
+
+
+def task_of(declaration: dict[str, Any]) -> Task:
+    """The task that a ``start`` message declares."""
+    return build_task(declaration["task"], declaration["classes"], declaration["loss"])
+
+
+def outputs(run: Run, vector: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
+    """Network outputs and targets for the cases ``index`` with the model ``vector [P]``."""
+    run.model.load(vector)
+    run.model.module.eval()
+    size = max(run.work.batch_size, 256 if run.dataset.targets.dim() == 1 and len(run.dataset.shape) == 1 else 32)
+    found, targets = [], []
+    with torch.no_grad():
+        for chunk in index.split(size):
+            inputs, wanted = run.dataset.batch(chunk)
+            found.append(run.model.module(inputs.to(run.model.vector.device)).float().cpu())
+            targets.append(wanted)
+    return torch.cat(found), torch.cat(targets)
+
+
+def probabilities(run: Run, vectors: list[Tensor], index: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean over ``vectors`` of the predicted probabilities, and the targets."""
+    total: Tensor | None = None
+    targets = torch.empty(0)
+    for vector in vectors:
+        found, targets = outputs(run, vector, index)
+        predicted = run.task.probabilities(found)
+        total = predicted if total is None else total.add_(predicted)
+    if total is None:
+        raise ValueError("no model to evaluate")
+    return total.div_(len(vectors)), targets
+
+
+def score(run: Run, vectors: list[Tensor], index: Tensor, metric: str) -> dict[str, Any]:
+    """Mean loss and one metric over ``index``; the loss is not weighted by class."""
+    if not len(index):
+        return {"cases": 0, "loss": None, "metric": None}
+    found, targets = outputs(run, vectors[0], index)
+    loss = float(run.task.loss(found, targets).mean())
+    predicted = run.task.probabilities(found)
+    if run.task.name == "segmentation":
+        value = _dice_at(predicted, targets, 0.5).mean().item()
+    elif metric == "auc" and run.task.classes == 2:
+        value = auc(targets.numpy(), predicted[:, 1].numpy())
+    else:
+        value = classification_metrics(targets.numpy(), predicted.numpy(), [metric])[metric]
+    return {"cases": len(index), "loss": loss, "metric": None if np.isnan(value) else value}
+
+
+def threshold_evidence(run: Run, vectors: list[Tensor], index: Tensor) -> Tensor:
+    """What a site sends so that a threshold can be chosen: sums over its cases, not scores.
+
+    Returns:
+        classification: int64 ``[2, T + 1]``, see `polyclinic.tasks.metrics.threshold_counts`;
+        segmentation: float64 ``[2, T]``, summed Dice and number of cases at each of ``MASK_THRESHOLDS``.
+    """
+    if run.task.name == "segmentation":
+        evidence = torch.zeros(2, len(MASK_THRESHOLDS), dtype=torch.float64)
+        for chunk in index.split(32):
+            predicted, targets = probabilities(run, vectors, chunk)
+            for column, threshold in enumerate(MASK_THRESHOLDS):
+                evidence[0, column] += _dice_at(predicted, targets, threshold).double().sum()
+            evidence[1] += len(chunk)
+        return evidence
+    if not len(index):
+        return torch.from_numpy(threshold_counts(np.zeros(0, dtype=np.int64), np.zeros(0)))
+    predicted, targets = probabilities(run, vectors, index)
+    return torch.from_numpy(threshold_counts(targets.numpy(), predicted[:, 1].numpy()))
+
+
+def predict(
+    run: Run, vectors: list[Tensor], index: Tensor, threshold: float
+) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Predictions for ``index``: probabilities and labels, or metrics of each case for segmentation."""
+    if run.task.name == "classification":
+        if not len(index):
+            empty = torch.zeros(0, run.task.classes, dtype=torch.float64)
+            return {}, {"probabilities": empty, "labels": torch.zeros(0, dtype=torch.int64)}
+        predicted, targets = probabilities(run, vectors, index)
+        return {}, {"probabilities": predicted, "labels": targets}
+    names = list(run.task.metrics)
+    rows = []
+    for chunk in index.split(32):
+        predicted, targets = probabilities(run, vectors, chunk)
+        for mask, target in zip((predicted >= threshold)[:, 0].numpy(), targets[:, 0].bool().numpy(), strict=True):
+            found = segmentation_case(mask, target, names)
+            rows.append([found[name] for name in names])
+    return {"metrics": names}, {"values": torch.tensor(rows, dtype=torch.float64).view(-1, len(names))}
+
+
+def overlays(
+    run: Run, vectors: list[Tensor], index: Tensor, threshold: float
+) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Image, mask and prediction of the best, median and worst case by Dice, as uint8."""
+    if not len(index):
+        return {}, {}
+    scores = []
+    for chunk in index.split(32):
+        predicted, targets = probabilities(run, vectors, chunk)
+        scores.append(_dice_at(predicted, targets, threshold))
+    order = torch.cat(scores).argsort(stable=True)
+    chosen = {"worst": order[0], "median": order[len(order) // 2], "best": order[-1]}
+    fields, tensors = {}, {}
+    for rank, position in chosen.items():
+        case = index[position : position + 1]
+        predicted, targets = probabilities(run, vectors, case)
+        fields[rank] = float(torch.cat(scores)[position])
+        tensors[f"{rank}/image"] = run.dataset.picture(int(case))
+        tensors[f"{rank}/mask"] = targets[0, 0].to(torch.uint8)
+        tensors[f"{rank}/prediction"] = (predicted[0, 0] >= threshold).to(torch.uint8)
+    return fields, tensors
+
+
+def _dice_at(predicted: Tensor, targets: Tensor, threshold: float) -> Tensor:
+    """Dice of each case ``[B]``; 1 where both masks are empty."""
+    mask, target = (predicted >= threshold).flatten(1), targets.bool().flatten(1)
+    overlap, total = (mask & target).sum(1), mask.sum(1) + target.sum(1)
+    return torch.where(total > 0, 2 * overlap / total.clamp_min(1), torch.ones(()))

@@ -1,0 +1,261 @@
+"""A site: answers messages about data that only it sees."""
+
+from __future__ import annotations
+
+import logging
+import re
+import time
+import traceback
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from polyclinic.client.train import train
+from polyclinic.client.work import LocalJob, LocalResult
+from polyclinic.communication.message import Message
+from polyclinic.data.augmentation import Augmentation
+from polyclinic.data.cases import SiteData
+from polyclinic.data.dataset import Dataset
+from polyclinic.data.scaling import Scaler, Summary, summarise
+from polyclinic.data.splits import Parts, split
+from polyclinic.errors import PolyclinicError, SiteError, TrainingError
+from polyclinic.files import write_atomic
+from polyclinic.models import build_model
+from polyclinic.seeds import generator
+from polyclinic.site import evaluation
+from polyclinic.site.run import Run
+from polyclinic.state import FlatModule
+
+log = logging.getLogger(__name__)
+
+
+class Workspace:
+    """What all sites of one process share: the device and one network of each kind.
+
+    Sites keep vectors, not networks, so memory does not grow with their number.
+    """
+
+    def __init__(self, device: str = "cpu") -> None:
+        self.device = torch.device(device)
+        self._models: dict[str, FlatModule] = {}
+
+    def model(self, declaration: dict[str, Any], shape: tuple[int, ...], outputs: int) -> FlatModule:
+        """The network that ``declaration["model"]`` names."""
+        key = repr((declaration["model"], shape, outputs))
+        if key not in self._models:
+            name, options = declaration["model"]
+            self._models = {key: build_model(name, options, shape, outputs, device=self.device)}
+        return self._models[key]
+
+
+class Site:
+    """One site's data and state behind a message interface.
+
+    Args:
+        data: the site's cases.
+        workspace: the process's device and networks.
+        folder: the site's own folder for checkpoints, pseudonyms and its log; None keeps nothing on disk.
+    """
+
+    def __init__(self, data: SiteData, workspace: Workspace, folder: Path | None = None) -> None:
+        self.name, self.data, self.workspace, self.folder = data.site, data, workspace, folder
+        self.pseudonyms = _pseudonyms(data)
+        self._functions = {
+            "prepare": self._prepare, "scale": self._scale, "start": self._start, "train": self._train,
+            "evaluate": self._evaluate, "predict": self._predict, "threshold": self._threshold,
+            "overlays": self._overlays, "keep": self._keep, "model": self._model, "save": self._save,
+            "restore": self._restore,
+        }  # fmt: skip
+
+    def handle(self, function: str, request: Message) -> Message:
+        """Answer a message.
+
+        Raises:
+            PolyclinicError: with a message that names no patient, path or value; the site's log has everything.
+        """
+        try:
+            return self._functions[function](request)
+        except Exception as error:
+            raise self.failure(function, error) from error
+
+    def failure(self, function: str, error: Exception) -> PolyclinicError:
+        """``error`` as it may leave the site."""
+        if isinstance(error, PolyclinicError):
+            return error
+        self._log(f"{function} failed:\n" + "".join(traceback.format_exception(error)))
+        if isinstance(error, torch.OutOfMemoryError | MemoryError) or "not enough memory" in str(error):
+            return TrainingError(
+                "P303",
+                f"Site {self.name} ran out of memory during {function!r}.",
+                "Lower `training: {batch_size: ...}`, use a smaller network or smaller images.",
+            )
+        frame = traceback.extract_tb(error.__traceback__)[-1]
+        where = f"{Path(frame.filename).name} line {frame.lineno}"
+        return SiteError(
+            "P401",
+            f"Site {self.name} failed during {function!r}: {type(error).__name__} in {where}.",
+            "The full account is in the site's own log" + (f" ({self.folder / 'site.log'})." if self.folder else "."),
+            site=self.name,
+        )
+
+    # Data ---------------------------------------------------------------------------------------------------------
+
+    def _prepare(self, request: Message) -> Message:
+        """Split for one fold; scale from own summaries, or answer with summaries to be merged."""
+        ask = request.fields
+        self.fold = ask["fold"]
+        self.parts = split(
+            self.data, folds=ask["folds"], fold=ask["fold"], validation=ask["validation"], seed=ask["split_seed"],
+            small_sites=ask["small_sites"],
+        )  # fmt: skip
+        size = (int(self.data.inputs.shape[-2]), int(self.data.inputs.shape[-1]))
+        self._augmentation = Augmentation(ask["augmentation"], size) if ask["augmentation"] else None
+        tensors = {}
+        if ask["scaling"] == "federated":
+            tensors = summarise(self.data.inputs, self.parts.train).to_tensors()
+        else:
+            self._use(self._own_scaler(ask["scaling"], ask["imputation"]))
+        sizes = {part: len(getattr(self.parts, part)) for part in ("train", "validation", "test")}
+        classes: list[int] = []
+        if self.data.targets.dim() == 1:
+            classes = torch.bincount(self.data.targets[self.parts.train], minlength=ask["classes"]).tolist()
+        return Message({**sizes, "classes": classes, "note": self.parts.note}, tensors)
+
+    def _own_scaler(self, scaling: str, imputation: str) -> Scaler:
+        summary = summarise(self.data.inputs, self.parts.train)
+        scaler = Scaler.from_summary(summary) if scaling == "per_site" else Scaler.identity(len(summary.mean))
+        if imputation == "median" and self.data.inputs.dim() == 2:
+            return scaler.with_median(self.data.inputs, self.parts.train)
+        return scaler.with_mean(summary)
+
+    def _scale(self, request: Message) -> Message:
+        self._use(Scaler.from_summary(Summary.from_tensors(request.tensors)))
+        return Message()
+
+    def _use(self, scaler: Scaler) -> None:
+        self.dataset = Dataset(self.data, scaler, self._augmentation)
+
+    def adopt(self, dataset: Dataset, parts: Parts, fold: int) -> None:
+        """Take over prepared cases (the pool of several sites, inside one process only)."""
+        self.dataset, self.parts, self.fold = dataset, parts, fold
+
+    # Training -----------------------------------------------------------------------------------------------------
+
+    def _start(self, request: Message) -> Message:
+        declaration = request.fields
+        task = evaluation.task_of(declaration)
+        model = self.workspace.model(declaration, self.dataset.shape, task.outputs)
+        self.run = Run(self.name, declaration, request.tensors["initial"], model, task, self.dataset, self.parts)
+        self._log(f"start {declaration['run']}: shares {', '.join(declaration['share']) or 'nothing'}")
+        return Message({"train": len(self.parts.train), "validation": len(self.parts.validation)})
+
+    def _train(self, request: Message) -> Message:
+        started = time.perf_counter()
+        job = self.run.job(request)
+        result = train(self.run.model, self.run.task, self.run.work, job)
+        return self.run.finish(job, result, time.perf_counter() - started)
+
+    def begin_training(self, request: Message) -> LocalJob:
+        """First half of ``train``, for an engine that trains several sites together."""
+        return self.run.job(request)
+
+    def finish_training(self, job: LocalJob, result: LocalResult, seconds: float) -> Message:
+        """Second half of ``train``."""
+        return self.run.finish(job, result, seconds)
+
+    def _keep(self, request: Message) -> Message:
+        self.run.keep()
+        return Message()
+
+    def _model(self, request: Message) -> Message:
+        """The site's whole model of the best round ``[P]``."""
+        return Message({}, {"model": self.run.vector(request.tensors["state"], best=True)})
+
+    # Evaluation ---------------------------------------------------------------------------------------------------
+
+    def _evaluate(self, request: Message) -> Message:
+        vectors = [self.run.vector(request.tensors["state"])]
+        return Message(evaluation.score(self.run, vectors, self.parts.validation, request.fields["metric"]))
+
+    def _threshold(self, request: Message) -> Message:
+        counts = evaluation.threshold_evidence(self.run, self._vectors(request), self.parts.validation)
+        return Message({}, {"counts": counts})
+
+    def _predict(self, request: Message) -> Message:
+        index = self.parts.test
+        fields, tensors = evaluation.predict(self.run, self._vectors(request), index, request.fields["threshold"])
+        names = [self.pseudonyms[position] for position in index.tolist()]
+        return Message({**fields, "subject": [n[0] for n in names], "case": [n[1] for n in names]}, tensors)
+
+    def _overlays(self, request: Message) -> Message:
+        fields, tensors = evaluation.overlays(
+            self.run, self._vectors(request), self.parts.test, request.fields["threshold"]
+        )
+        return Message(fields, tensors)
+
+    def _vectors(self, request: Message) -> list[torch.Tensor]:
+        """Models to average: those sent whole, or the shared state with the site's own part of the best round."""
+        whole = [request.tensors[name] for name in sorted(request.tensors) if name.startswith("model")]
+        return whole or [self.run.vector(request.tensors["state"], best=True)]
+
+    # Its own folder -----------------------------------------------------------------------------------------------
+
+    def _save(self, request: Message) -> Message:
+        """Write what the site must remember of this round; the round before is kept as well."""
+        memory = self.run.memory()
+        if self.folder is None or not memory:
+            return Message()
+        done = request.fields["round"]
+        content = Message({}, {name: tensor.contiguous() for name, tensor in memory.items()}).to_bytes()
+        write_atomic(self._checkpoint(done), content, durable=False)
+        self._checkpoint(done - 2).unlink(missing_ok=True)
+        return Message()
+
+    def _restore(self, request: Message) -> Message:
+        if self.folder is None or not (self.run.private.size or self.run.work.keep_optimizer):
+            return Message()
+        path = self._checkpoint(request.fields["round"])
+        if not path.is_file():
+            raise SiteError(
+                "P401", f"Site {self.name} has no checkpoint of round {request.fields['round']}.",
+                "Run the study without --resume, in a new folder.", site=self.name,
+            )  # fmt: skip
+        self.run.restore(Message.from_bytes(path.read_bytes()).tensors)
+        return Message()
+
+    def _checkpoint(self, done: int) -> Path:
+        return (self.folder or Path()) / f"{self.run.declaration['run']}.round{done}.safetensors"
+
+    def write_pseudonyms(self) -> None:
+        """The site's own list of who is who, which stays in its folder."""
+        if self.folder is not None:
+            rows = zip(self.pseudonyms, self.data.subjects, self.data.cases, strict=True)
+            lines = [",".join(map(_quoted, (p[0], p[1], subject, case))) for p, subject, case in rows]
+            write_atomic(self.folder / "subjects.csv", "\n".join(["pseudonym,case,subject,source", *lines]) + "\n")
+
+    def _log(self, text: str) -> None:
+        if self.folder is None:
+            log.info("%s: %s", self.name, text)
+            return
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with (self.folder / "site.log").open("a", encoding="utf-8") as file:
+            file.write(text.rstrip() + "\n")
+
+
+def _quoted(text: str) -> str:
+    return '"' + text.replace('"', '""') + '"' if re.search(r'[",\n\r]', text) else text
+
+
+def _pseudonyms(data: SiteData) -> list[tuple[str, str]]:
+    """Patient and case names that say nothing: numbers in an order drawn from the site's name."""
+    subjects = sorted(set(data.subjects))
+    order = torch.randperm(len(subjects), generator=generator("pseudonyms", data.site)).tolist()
+    number = {subject: position + 1 for subject, position in zip(subjects, order, strict=True)}
+    seen: dict[str, int] = {}
+    names = []
+    for subject in data.subjects:
+        seen[subject] = seen.get(subject, 0) + 1
+        name = f"P{number[subject]:05d}"
+        names.append((name, f"{name}-{seen[subject]}"))
+    return names

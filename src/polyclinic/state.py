@@ -1,0 +1,189 @@
+"""Model state as one flat vector with a layout.
+
+All floating-point parameters and statistics of a model live in one contiguous float32 vector ``[P]``; the module's own
+tensors are views into it. Local optimisers, aggregation, compression and encryption are then single vector operations.
+Integer buffers (such as batch normalisation's ``num_batches_tracked``) stay in the module and are never averaged.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor, nn
+
+from polyclinic.errors import TrainingError
+
+#: Normalisation layers by type, so that none is missed because of its name (``downsample.1`` is one, too).
+NORMALISATION = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm)
+
+
+class Role(enum.StrEnum):
+    """What a tensor is for; sharing rules select by it."""
+
+    WEIGHT = "weight"
+    HEAD = "head"
+    NORM_WEIGHT = "norm_weight"
+    NORM_STATISTIC = "norm_statistic"
+    BUFFER = "buffer"
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One tensor's place in the vector: ``vector[offset : offset + size].view(shape)``."""
+
+    name: str
+    shape: tuple[int, ...]
+    offset: int
+    size: int
+    role: Role
+    trainable: bool
+
+
+@dataclass(frozen=True)
+class Selection:
+    """Some coordinates of a vector, as sorted, disjoint, non-empty ``(start, stop)`` slices.
+
+    Attributes:
+        slices: the coordinates chosen.
+        size: how many they are, Q.
+        trainable: how many of them are trainable; these come first.
+        total: length P of the vectors it applies to.
+    """
+
+    slices: tuple[tuple[int, int], ...]
+    size: int
+    trainable: int
+    total: int
+
+    @property
+    def everything(self) -> bool:
+        """Whether all coordinates are chosen."""
+        return self.size == self.total
+
+    def take(self, vector: Tensor) -> Tensor:
+        """The chosen coordinates ``[..., Q]`` of ``vector [..., P]``; a view where one slice suffices."""
+        if len(self.slices) == 1:
+            start, stop = self.slices[0]
+            return vector[..., start:stop]
+        return torch.cat([vector[..., start:stop] for start, stop in self.slices] or [vector[..., :0]], dim=-1)
+
+    def put(self, vector: Tensor, values: Tensor) -> None:
+        """Write ``values [..., Q]`` into the chosen coordinates of ``vector [..., P]``."""
+        position = 0
+        for start, stop in self.slices:
+            vector[..., start:stop] = values[..., position : position + stop - start]
+            position += stop - start
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Names, shapes, places and roles of all tensors in a model's state vector.
+
+    Attributes:
+        entries: in vector order: trainable parameters first, then frozen parameters, then floating-point buffers.
+        size: length P of the vector.
+        trainable: number T of trainable coordinates, ``vector[:T]``.
+    """
+
+    entries: tuple[Entry, ...]
+    size: int
+    trainable: int
+
+    @classmethod
+    def of(cls, module: nn.Module, head: Iterable[nn.Module] = ()) -> Layout:
+        """The layout of ``module``; ``head`` are the submodules that the model declares as its head."""
+        in_head = {id(part) for layer in head for part in layer.modules()}
+        found: dict[str, tuple[Tensor, Role, int]] = {}
+        seen: set[int] = set()
+        for prefix, layer in module.named_modules():
+            is_norm, is_head = isinstance(layer, NORMALISATION), id(layer) in in_head
+            for name, parameter in layer.named_parameters(recurse=False):
+                if id(parameter) not in seen:  # tied weights are one tensor
+                    seen.add(id(parameter))
+                    role = Role.NORM_WEIGHT if is_norm else Role.HEAD if is_head else Role.WEIGHT
+                    found[_join(prefix, name)] = (parameter, role, 0 if parameter.requires_grad else 1)
+            for name, buffer in layer.named_buffers(recurse=False):
+                if buffer.is_floating_point() and id(buffer) not in seen:
+                    seen.add(id(buffer))
+                    found[_join(prefix, name)] = (buffer, Role.NORM_STATISTIC if is_norm else Role.BUFFER, 2)
+        entries, offset, trainable = [], 0, 0
+        for name, (tensor, role, group) in sorted(found.items(), key=lambda item: item[1][2]):  # stable: keeps order
+            entries.append(Entry(name, tuple(tensor.shape), offset, tensor.numel(), role, group == 0))
+            offset += tensor.numel()
+            trainable += tensor.numel() if group == 0 else 0
+        return cls(tuple(entries), offset, trainable)
+
+    def select(self, roles: Iterable[Role]) -> Selection:
+        """All coordinates whose role is one of ``roles``."""
+        chosen = set(roles)
+        slices: list[tuple[int, int]] = []
+        trainable = 0
+        for entry in self.entries:
+            if entry.role in chosen and entry.size:
+                trainable += entry.size if entry.trainable else 0
+                if slices and slices[-1][1] == entry.offset:
+                    slices[-1] = (slices[-1][0], entry.offset + entry.size)
+                else:
+                    slices.append((entry.offset, entry.offset + entry.size))
+        return Selection(tuple(slices), sum(stop - start for start, stop in slices), trainable, self.size)
+
+    def split(self, vector: Tensor) -> dict[str, Tensor]:
+        """Name -> tensor, as views into ``vector [P]``."""
+        parts = vector.split(self._sizes)
+        return {entry.name: part.view(entry.shape) for entry, part in zip(self.entries, parts, strict=True)}
+
+    @cached_property
+    def _sizes(self) -> list[int]:
+        return [entry.size for entry in self.entries]
+
+
+def _join(prefix: str, name: str) -> str:
+    return f"{prefix}.{name}" if prefix else name
+
+
+class FlatModule:
+    """A module whose parameters, gradients and floating-point buffers are views into flat vectors.
+
+    Attributes:
+        module: the network.
+        layout: its layout.
+        vector: float32 ``[P]``: writing here changes the network.
+        gradient: float32 ``[T]``: ``backward`` adds into it.
+        weights: a parameter that aliases ``vector[:T]`` and whose gradient is ``gradient``: what an optimiser is given.
+    """
+
+    def __init__(self, module: nn.Module, head: Sequence[nn.Module] = (), device: torch.device | str = "cpu") -> None:
+        wrong = {str(t.dtype) for t in module.parameters() if t.dtype != torch.float32}
+        if wrong:
+            raise TrainingError(
+                "P302",
+                f"The model has parameters of type {', '.join(sorted(wrong))}; only torch.float32 is supported.",
+                "Build the model in float32; mixed precision is switched on with `engine: {precision: mixed}`.",
+            )
+        self.module = module.to(device)
+        self.layout = Layout.of(module, head)
+        self.vector = torch.empty(self.layout.size, device=device)
+        self.gradient = torch.zeros(self.layout.trainable, device=device)
+        tensors = {**dict(module.named_parameters()), **dict(module.named_buffers())}
+        gradients = self.gradient.split([entry.size for entry in self.layout.entries if entry.trainable])
+        for index, (entry, view) in enumerate(
+            zip(self.layout.entries, self.layout.split(self.vector).values(), strict=True)
+        ):
+            tensor = tensors[entry.name]
+            view.copy_(tensor.detach())
+            tensor.data = view
+            if entry.trainable:
+                tensor.grad = gradients[index].view(entry.shape)
+        self.weights = nn.Parameter(self.vector[: self.layout.trainable])
+        self.weights.grad = self.gradient
+        self._integers = [(b, b.clone()) for b in module.buffers() if not b.is_floating_point()]
+
+    def load(self, vector: Tensor) -> None:
+        """Copy ``vector [P]`` into the network; integer buffers return to their initial values."""
+        self.vector.copy_(vector)
+        for buffer, initial in self._integers:
+            buffer.copy_(initial)

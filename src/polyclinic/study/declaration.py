@@ -1,0 +1,426 @@
+"""The study file: what a user asks for, checked before anything is read or written."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, PrivateAttr, ValidationError
+
+from polyclinic.client.optimizers import Named, resolve_optimizer, resolve_schedule
+from polyclinic.client.rules import LOCAL_RULES
+from polyclinic.data.spec import DataSpec
+from polyclinic.errors import StudyError, nearest
+from polyclinic.methods import METHODS, SHARES, Method
+from polyclinic.models.catalogue import MODELS
+from polyclinic.options import EntryError, Place, check_options, first_entry_error, split_entry
+from polyclinic.server import SERVER_RULES
+from polyclinic.tasks import TASKS
+
+Entry = str | dict[str, Any]
+Fraction = Annotated[float, Field(ge=0, lt=1)]
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class Training(_Part):
+    """The ``training:`` part. Methods may override any of it with ``training:`` in their entry."""
+
+    rounds: PositiveInt = 50
+    local_epochs: PositiveInt | None = None
+    """Passes over a site's training cases in each round; 1 unless ``local_steps`` is given."""
+    local_steps: PositiveInt | None = None
+    """Optimiser steps in each round, instead of ``local_epochs``."""
+    batch_size: PositiveInt = 32
+    optimizer: Entry = {"sgd": {"lr": 0.01, "momentum": 0.9}}
+    """Any element of torch.optim that needs no closure: ``{adamw: {lr: 0.001}}``."""
+    optimizer_state: Literal["reset", "keep"] = "reset"
+    """Whether a site's optimiser starts anew each round; methods without a server always keep it."""
+    schedule: Entry | None = None
+    """Any torch.optim.lr_scheduler, stepped once a round: ``{cosine_annealing: {T_max: 50}}``."""
+    loss: str | None = None
+    """One of the task's losses; default: its first."""
+    class_weights: Literal["none", "balanced"] | list[PositiveFloat] = "none"
+    """``balanced`` weights classes by the inverse of their number over all training sites."""
+    clip: PositiveFloat | None = None
+    """Largest norm of a gradient."""
+    weights: Literal["cases", "uniform"] = "cases"
+    """Weight of a site's update: its number of training cases, or the same for all."""
+    early_stopping: PositiveInt | None = None
+    """Stop after so many rounds without a better validation result."""
+    quorum: PositiveInt | None = None
+    """Least number of sites that must answer each round; default: all."""
+
+
+class Evaluation(_Part):
+    """The ``evaluation:`` part."""
+
+    folds: Annotated[int, Field(ge=2)] | None = None
+    """Number of cross-validation folds; 5 unless ``split`` is given."""
+    split: str | None = None
+    """Instead of ``folds``: column with train / validation / test."""
+    validation: Fraction = 0.2
+    """Share of the patients outside the test part that choose the best round and the threshold."""
+    metrics: list[str] = []
+    """Default: all of the task; the first is the primary one."""
+    threshold: Literal["validation"] | Annotated[float, Field(gt=0, lt=1)] = "validation"
+    """Decision threshold: chosen on validation data (highest balanced accuracy, or Dice), or a number."""
+    best_round: Literal["loss", "metric", "last"] = "loss"
+    """What chooses the round whose model is tested: validation loss, the primary metric, or simply the last round."""
+    unseen_sites: bool | list[str] = False
+    """Also train without each site in turn and test on it: True for all federated methods and mix, or their names."""
+    small_sites: Literal["train", "drop", "stop"] = "train"
+    """A site with too few patients to be split: train on it without testing, leave it out, or stop."""
+    min_cases_per_class: Annotated[int, Field(ge=1)] = 5
+    """A site with fewer cases of a class is not scored by itself (its cases still count in the whole)."""
+    split_seed: int = 0
+    """Decides the folds; the same for all seeds, so that seeds differ in training only."""
+    bootstrap: Annotated[int, Field(ge=0)] = 1000
+    """Resamples of patients for confidence intervals."""
+
+
+class EngineOptions(_Part):
+    """The ``engine:`` part."""
+
+    mode: Literal["auto", "sequential", "stacked", "processes"] = "auto"
+    device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?|mps)$")] = "auto"
+    precision: Literal["float32", "mixed"] = "float32"
+    threads: PositiveInt | None = None
+    """Threads of the arithmetic libraries; default: one for each core, at most 8."""
+    workers: PositiveInt | None = None
+    """Worker processes in ``processes`` mode; default: one for each core, at most one a site."""
+
+
+class ReportOptions(_Part):
+    """The ``report:`` part."""
+
+    overlays: bool = True
+    """Whether the report of a segmentation study shows images (they are patients' pixels: only where they may be)."""
+
+
+@dataclass(frozen=True)
+class StudyMethod:
+    """A method as the study asks for it.
+
+    Attributes:
+        label: name in all results.
+        name: name in the catalogue.
+        method: its parts.
+        training: the study's training with the method's own changes.
+        entry: the entry with every default filled in.
+    """
+
+    label: str
+    name: str
+    method: Method
+    training: Training
+    entry: dict[str, Any]
+
+
+class Declaration(_Part):
+    """A whole study file."""
+
+    study: str = "Federated study"
+    data: DataSpec
+    task: Literal["classification", "segmentation"] = "classification"
+    model: Entry
+    training: Training = Training()
+    evaluation: Evaluation = Evaluation()
+    methods: list[Entry] = ["single", "cross", "ensemble", "mix", "fedavg"]
+    seeds: list[int] | None = None
+    seed: int | None = None
+    engine: EngineOptions = EngineOptions()
+    report: ReportOptions = ReportOptions()
+
+    _methods: list[StudyMethod] = PrivateAttr(default_factory=list)
+    _model: tuple[str, dict[str, Any]] = PrivateAttr(default=("", {}))
+
+    @classmethod
+    def check(cls, content: dict[str, Any]) -> Declaration:
+        """A declaration from the content of a study file.
+
+        Raises:
+            EntryError: with the place of the first entry that does not fit.
+        """
+        _check_keys(cls, content, ())
+        try:
+            declaration = cls.model_validate(content)
+        except ValidationError as error:
+            raise first_entry_error(error) from None
+        declaration._resolve()
+        return declaration
+
+    @property
+    def study_methods(self) -> list[StudyMethod]:
+        """The methods with their parts."""
+        return self._methods
+
+    @property
+    def model_part(self) -> tuple[str, dict[str, Any]]:
+        """Name and complete options of the model."""
+        return self._model
+
+    @property
+    def metrics(self) -> list[str]:
+        """The metrics asked for; the first is the primary one."""
+        return self.evaluation.metrics or list(TASKS[self.task].metrics)
+
+    @property
+    def folds(self) -> int | None:
+        """Number of folds, or None where a column fixes the split."""
+        return None if self.evaluation.split else self.evaluation.folds or 5
+
+    @property
+    def all_seeds(self) -> list[int]:
+        """The seeds of the repetitions."""
+        return self.seeds if self.seeds is not None else [self.seed or 0]
+
+    def is_unseen(self, method: StudyMethod) -> bool:
+        """Whether the method is also run without each site in turn."""
+        wanted = self.evaluation.unseen_sites
+        if isinstance(wanted, list):
+            return method.label in wanted or method.name in wanted
+        return wanted and method.method.scope != "sites"
+
+    def filled(self) -> dict[str, Any]:
+        """The content of a study file that says everything: this study with every default filled in."""
+        content = self.model_dump(mode="json", exclude={"seed"})
+        content["model"] = {self._model[0]: self._model[1]}
+        content["methods"] = [method.entry for method in self._methods]
+        content["seeds"] = self.all_seeds
+        content["training"].update(_filled_training(self.training, self.task))
+        content["evaluation"].update(folds=self.folds, metrics=self.metrics)
+        return content
+
+    # Checks that need more than one entry -------------------------------------------------------------------------
+
+    def _resolve(self) -> None:
+        self._model = MODELS.resolve(self.model, ("model",))
+        _check_data(self.data, self.task)
+        _check_training(self.training, self.task, ("training",))
+        evaluation = self.evaluation
+        if evaluation.folds and evaluation.split:
+            raise EntryError("P102", "`folds` and `split` exclude each other; give one.", place=("evaluation", "split"))
+        for position, metric in enumerate(evaluation.metrics):
+            valid = list(TASKS[self.task].metrics)
+            if metric not in valid:
+                hint = nearest(metric, valid)
+                place = ("evaluation", "metrics", position)
+                raise EntryError("P103", f"{metric!r} is no metric of {self.task}.", hint, place=place)
+        if self.seeds is not None and self.seed is not None:
+            raise EntryError("P102", "`seed` and `seeds` exclude each other; give one.", place=("seed",))
+        if not self.methods or (self.seeds is not None and not self.seeds):
+            key = "methods" if not self.methods else "seeds"
+            raise EntryError("P102", f"`{key}` is empty; give at least one.", place=(key,))
+        if self.engine.precision == "mixed" and self.engine.mode == "stacked":
+            hint = "Use `mode: sequential`, or `precision: float32`."
+            raise EntryError("P104", "Stacked training has no mixed precision.", hint, place=("engine", "precision"))
+        methods = [self._method(entry, ("methods", i)) for i, entry in enumerate(self.methods)]
+        labels = [method.label for method in methods]
+        for position, label in enumerate(labels):
+            if label in labels[:position]:
+                hint = "Give one of them another `label:`."
+                raise EntryError("P102", f"The method {label} is there twice.", hint, place=("methods", position))
+        if isinstance(evaluation.unseen_sites, list):
+            for position, name in enumerate(evaluation.unseen_sites):
+                known = labels + [method.name for method in methods]
+                if name not in known:
+                    hint = nearest(name, sorted(set(known)))
+                    place = ("evaluation", "unseen_sites", position)
+                    raise EntryError("P103", f"{name!r} is not among the study's methods.", hint, place=place)
+                if any(m.method.scope == "sites" for m in methods if name in (m.label, m.name)):
+                    hint = "Every site is unseen to the others in `cross`."
+                    place = ("evaluation", "unseen_sites", position)
+                    raise EntryError("P104", f"{name} trains each site alone.", hint, place=place)
+        self._methods = methods
+
+    def _method(self, entry: object, place: Place) -> StudyMethod:
+        name, given = split_entry(entry, place, "method")
+        METHODS.name(name, place)
+        inner = (*place, name)
+        general = ("label", "share", "server", "local", "training")
+        common: dict[str, Any] = {key: given.pop(key) for key in general if key in given}
+        own = check_options(METHODS[name], given, inner, name)
+        method = METHODS[name](**own)
+        method, parts = _composed(name, method, common, inner)
+        training = self.training
+        if "training" in common:
+            training = _override(training, common["training"], (*inner, "training"))
+            _check_training(training, self.task, (*inner, "training"))
+        options = ", ".join(f"{key}={_short(value)}" for key, value in {**given, **parts}.items())
+        label = common.get("label", f"{name}({options})" if options else name)
+        if not isinstance(label, str) or not re.fullmatch(r"[\w .,=()+\-:/\[\]]{1,80}", label):
+            message = f"got the label {label!r}; expected up to 80 letters, digits, blanks or . , = ( ) + - : /."
+            raise EntryError("P102", message, place=(*inner, "label"))
+        filled = {"label": label, **own}
+        if method.scope == "federation":
+            filled |= {"share": method.share, "server": {method.server[0]: method.server[1]}}
+            filled |= {"local": [{rule: options} for rule, options in method.local[len(METHODS[name](**own).local) :]]}
+        if "training" in common:
+            filled["training"] = common["training"]
+        return StudyMethod(label, name, method, training, {name: filled})
+
+
+def _composed(name: str, method: Method, common: dict[str, Any], place: Place) -> tuple[Method, dict[str, Any]]:
+    """The method with other parts, and those parts for its label."""
+    from dataclasses import replace
+
+    parts = {key: common[key] for key in ("share", "server", "local") if key in common}
+    if parts and method.scope != "federation":
+        key = next(iter(parts))
+        hint = "Use a federated method such as fedavg."
+        raise EntryError("P104", f"{name} has no server, so `{key}` means nothing.", hint, place=(*place, key))
+    if "share" in parts:
+        if parts["share"] not in SHARES or parts["share"] == "none":
+            valid = [share for share in SHARES if share != "none"]
+            hint = (
+                "To share nothing, use the method single."
+                if parts["share"] == "none"
+                else nearest(str(parts["share"]), valid)
+            )
+            raise EntryError("P103", f"{parts['share']!r} can't be shared.", hint, place=(*place, "share"))
+        method = replace(method, share=parts["share"])
+    if "server" in parts:
+        method = replace(method, server=SERVER_RULES.resolve(parts["server"], (*place, "server")))
+    if "local" in parts:
+        if not isinstance(parts["local"], list):
+            raise EntryError(
+                "P102", f"got {parts['local']!r}; expected a list of local rules.", place=(*place, "local")
+            )
+        extra = [LOCAL_RULES.resolve(rule, (*place, "local", i)) for i, rule in enumerate(parts["local"])]
+        method = replace(method, local=[*method.local, *extra])
+    names = [rule for rule, _ in method.local]
+    twice = [rule for rule in names if names.count(rule) > 1]
+    if twice:
+        raise EntryError("P104", f"The local rule {twice[0]} is there twice.", place=(*place, "local"))
+    if method.work == "gradient" and "proximal" in names:
+        raise EntryError(
+            "P104", "fedsgd takes its one gradient at the global state, where the proximal term is zero.",
+            "Use fedprox, which trains locally.", place=(*place, "local"),
+        )  # fmt: skip
+    return method, {k: v for k, v in parts.items() if v not in ([], "all")}
+
+
+def _check_keys(model: type[BaseModel], content: object, place: Place) -> None:
+    """Unknown keys first, with the nearest valid one: a typo is the most frequent mistake."""
+    if not isinstance(content, dict):
+        return
+    for key, value in content.items():
+        if key not in model.model_fields:
+            where = f"`{place[-1]}`" if place else "A study file"
+            raise EntryError("P103", f"{where} has no entry {key!r}.", nearest(str(key), list(model.model_fields)),
+                             place=(*place, key))  # fmt: skip
+        annotation = model.model_fields[key].annotation
+        if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+            _check_keys(annotation, value, (*place, key))
+
+
+def _check_data(data: DataSpec, task: str) -> None:
+    def refuse(key: str, message: str, hint: str = "") -> None:
+        raise EntryError("P102", message, hint, place=("data", key))
+
+    if (data.table is None) == (data.tables is None):
+        refuse("table", "give either `table` (one file with a `site` column) or `tables` (one file a site).")
+    if data.table is not None and data.site is None:
+        refuse("site", "the entry 'site' is missing: the column of `table` that names the site.")
+    if data.tables is not None and data.site is not None:
+        refuse("site", "with `tables` the sites are its keys; leave `site` out.")
+    if data.image is None and data.features is None:
+        refuse("features", "give `features` (columns of the table) or `image` (column with image files).")
+    if data.image is not None and data.features is not None:
+        refuse("features", "a study has either `features` or `image`, not both.")
+    if data.image is not None and data.size is None:
+        refuse("size", "the entry 'size' is missing: [height, width] in pixels to which images are brought.")
+    if data.size is not None and min(data.size) < 8:
+        refuse("size", f"got {list(data.size)}; expected at least 8 pixels each way.")
+    if task == "classification" and data.label is None:
+        refuse("label", "the entry 'label' is missing: the column with the class to predict.")
+    if task == "segmentation" and (data.mask is None or data.image is None):
+        refuse("mask", "segmentation needs `image` and `mask`: columns with image and mask files.")
+    if data.imputation == "median" and data.scaling == "federated":
+        refuse(
+            "imputation",
+            "medians can't be put together from summaries.",
+            "Use `imputation: mean`, or per_site scaling.",
+        )
+    if data.augmentation and data.image is None:
+        refuse("augmentation", "augmentation is for images; this study has features.")
+    if data.augmentation and data.size is not None:
+        from polyclinic.data.augmentation import Augmentation
+
+        try:
+            Augmentation(data.augmentation, data.size)
+        except StudyError as error:
+            raise EntryError(error.code, error.message, error.hint, place=("data", "augmentation")) from None
+    if data.subject_pattern is not None:
+        try:
+            groups = re.compile(data.subject_pattern).groups
+        except re.error as error:
+            refuse("subject_pattern", f"not a regular expression: {error}.")
+        else:
+            if groups < 1:
+                refuse("subject_pattern", "the pattern needs a group in parentheses: the patient's part of the cell.")
+
+
+def _check_training(training: Training, task: str, place: Place) -> None:
+    if training.local_epochs and training.local_steps:
+        message = "`local_epochs` and `local_steps` exclude each other; give one."
+        raise EntryError("P102", message, place=(*place, "local_steps"))
+    valid = list(TASKS[task].losses)
+    if training.loss is not None and training.loss not in valid:
+        hint = nearest(training.loss, valid)
+        raise EntryError("P103", f"{training.loss!r} is no loss of {task}.", hint, place=(*place, "loss"))
+    if training.class_weights != "none" and task != "classification":
+        raise EntryError("P104", f"{task} has no class weights.", place=(*place, "class_weights"))
+    optimizer = resolve_optimizer(training.optimizer, (*place, "optimizer"))
+    if training.schedule is not None:
+        resolve_schedule(training.schedule, optimizer, (*place, "schedule"))
+
+
+def optimizer_of(training: Training) -> Named:
+    """Name and options of the local optimiser."""
+    return resolve_optimizer(training.optimizer, ("training", "optimizer"))
+
+
+def schedule_of(training: Training) -> Named | None:
+    """Name and options of the schedule, if there is one."""
+    if training.schedule is None:
+        return None
+    return resolve_schedule(training.schedule, optimizer_of(training), ("training", "schedule"))
+
+
+def _override(training: Training, changes: object, place: Place) -> Training:
+    if not isinstance(changes, dict):
+        raise EntryError("P102", f"got {changes!r}; expected entries of `training`.", place=place)
+    _check_keys(Training, changes, place)
+    content = training.model_dump()
+    if changes.keys() & {"local_epochs", "local_steps"}:
+        content |= {"local_epochs": None, "local_steps": None}
+    try:
+        return Training.model_validate({**content, **changes})
+    except ValidationError as error:
+        raise first_entry_error(error, place) from None
+
+
+def _filled_training(training: Training, task: str) -> dict[str, Any]:
+    epochs = None if training.local_steps else training.local_epochs or 1
+    name, options = optimizer_of(training)
+    return {"local_epochs": epochs, "loss": training.loss or TASKS[task].losses[0], "optimizer": {name: options}}
+
+
+def _short(value: object) -> str:
+    if isinstance(value, dict) and len(value) == 1:
+        name, options = next(iter(value.items()))
+        return f"{name}" if not options else f"{name}({', '.join(f'{k}={_short(v)}' for k, v in options.items())})"
+    if isinstance(value, list):
+        return "+".join(map(_short, value))
+    return str(value)
+
+
+def study_folder(path: Path) -> Path:
+    """The folder that paths in the study file are relative to."""
+    return path.resolve().parent

@@ -1,0 +1,98 @@
+"""Progress of a study on a terminal."""
+
+from __future__ import annotations
+
+import time
+from types import TracebackType
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from polyclinic.engine.planner import EnginePlan
+
+
+class RichDisplay:
+    """Bars on a terminal; a line now and then where the output goes to a file.
+
+    Args:
+        console: where to print.
+    """
+
+    def __init__(self, console: Console) -> None:
+        self.console = console
+        self.progress = Progress(
+            TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
+            TimeRemainingColumn(), console=console, transient=True, disable=not console.is_terminal,
+        )  # fmt: skip
+        self._jobs: TaskID | None = None
+        self._rounds: TaskID | None = None
+        self._images: TaskID | None = None
+        self._count = 0
+        self._printed = 0.0
+
+    def __enter__(self) -> RichDisplay:
+        self.progress.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.progress.stop()
+
+    def images(self, done: int, total: int) -> None:
+        """Image files decoded so far."""
+        if self._images is None:
+            self._images = self.progress.add_task("reading images", total=total)
+        self.progress.update(self._images, completed=done, visible=done < total)
+
+    def opened(self, sites: pd.DataFrame, warnings: list[str]) -> None:
+        """Counts of the data."""
+        total = sites[["found", "used", "rejected"]].sum()
+        self.console.print(
+            f"Data: {len(sites)} sites, {total['found']} cases found, {total['used']} used, {total['rejected']} rejected"
+            + (f"; {len(warnings)} notes" if warnings else "") + "."
+        )  # fmt: skip
+
+    def planned(self, plan: EnginePlan, jobs: int) -> None:
+        """How it will be run."""
+        threads = plan.worker_threads if plan.mode == "processes" else plan.threads
+        noun = "thread" if threads == 1 else "threads"
+        self.console.print(f"Engine: {plan.mode} on {plan.device}, {threads} {noun}: {plan.reason}.")
+        self._count = jobs
+        self._jobs = self.progress.add_task("trainings", total=jobs)
+        self._rounds = self.progress.add_task("rounds", total=None)
+
+    def job(self, number: int, title: str, skipped: bool) -> None:
+        """A job starts, or was done before."""
+        if self._jobs is None or self._rounds is None:
+            return
+        self.progress.update(self._jobs, completed=number + skipped)
+        self.progress.reset(self._rounds, total=None, description=f"  {title}")
+        if not self.console.is_terminal and not skipped and time.monotonic() - self._printed > 10:
+            self._printed = time.monotonic()
+            self.console.print(f"Training {number + 1} of {self._count}: {title}")
+
+    def round(self, done: int, total: int) -> None:
+        """A round of the job is done."""
+        if self._rounds is not None:
+            self.progress.update(self._rounds, completed=done, total=total)
+
+    def step(self, title: str) -> None:
+        """Something else that takes a moment."""
+        for task in (self._jobs, self._rounds):
+            if task is not None:
+                self.progress.update(task, visible=False)
+        self.progress.add_task(title, total=None)
+        self.console.print(f"Writing {title} ...")

@@ -1,0 +1,365 @@
+"""The figures of the report: small panels, each one inline SVG, that the page lays out side by side or in a column.
+
+Panels are drawn about as wide as a phone, so that their text keeps its size on every screen. What tells things apart
+is always a shape, a line style or a label too, never colour alone. Colours are of the Okabe-Ito palette (Okabe and Ito
+2008, "Color universal design"). The same values give the same bytes.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+import re
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import matplotlib
+import numpy as np
+import pandas as pd
+from markupsafe import Markup
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+from numpy.typing import NDArray
+
+Numbers = NDArray[np.float64]
+
+BLUE, ORANGE, GREY, INK = "#0072B2", "#D55E00", "#8A939C", "#27313B"
+FONT_SIZE = 9.0
+#: Labels longer than this are shortened in the middle, so that the plot keeps its room.
+LONGEST_LABEL = 26
+
+STYLE = {
+    "svg.fonttype": "none",
+    "font.family": "DejaVu Sans",
+    "font.size": FONT_SIZE,
+    "axes.edgecolor": GREY,
+    "axes.labelcolor": INK,
+    "axes.labelsize": FONT_SIZE,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.linewidth": 0.8,
+    "text.color": INK,
+    "xtick.color": INK,
+    "ytick.color": INK,
+    "xtick.labelsize": FONT_SIZE,
+    "ytick.labelsize": FONT_SIZE,
+    "xtick.major.size": 3,
+    "ytick.major.size": 3,
+    "grid.color": "#E3E7EB",
+    "grid.linewidth": 0.7,
+    "lines.linewidth": 1.8,
+    "text.parse_math": False,
+}
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One small figure: its title, its picture (SVG, or an ``img`` with a data URI) and the same in plain words."""
+
+    title: str
+    picture: Markup
+    words: str
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One cell of a heat map: its text and its colours; ``text`` is a dash where there is no value."""
+
+    text: str
+    background: str
+    ink: str
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A mean with its interval; ``low`` and ``high`` are NaN where one value alone gives no interval."""
+
+    mean: float
+    low: float
+    high: float
+
+
+def shorten(label: str) -> str:
+    """``label`` with its middle left out if it is longer than ``LONGEST_LABEL``."""
+    if len(label) <= LONGEST_LABEL:
+        return label
+    half = (LONGEST_LABEL - 1) // 2
+    return f"{label[:half]}…{label[-half:]}"
+
+
+@contextmanager
+def _panel(width: float, height: float, left: float, bottom: float = 0.5) -> Iterator[tuple[Figure, Axes]]:
+    """A figure of ``width`` × ``height`` inches with one plot in it, ``left`` and ``bottom`` inches from the edges."""
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(width, height))
+        FigureCanvasAgg(figure)
+        size = [left / width, bottom / height, (width - left - 0.14) / width, (height - bottom - 0.1) / height]
+        yield figure, figure.add_axes((size[0], size[1], size[2], size[3]))
+
+
+def _drawn(figure: Figure, title: str, kind: str, words: str) -> Panel:
+    """The figure as a panel whose ``svg`` scales with the page, uses the page's fonts, and is read out as ``words``.
+
+    ``kind`` and ``title`` together are unlike those of any other figure, so that the identifiers inside the elements
+    of a page differ.
+    """
+    stream = io.StringIO()
+    with matplotlib.rc_context({"svg.hashsalt": f"{kind} {title}"}):
+        figure.savefig(stream, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
+    text = stream.getvalue()
+    text = text[text.index("<svg") :]
+    text = re.sub(r"\s*<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
+    text = re.sub(r' id="[A-Za-z0-9.]+_\d+"', "", text)
+    text = re.sub(r"'DejaVu Sans'", "inherit", text)
+    text = re.sub(r' d="[^"]*"', lambda match: re.sub(r"(\.\d)\d+", r"\1", match[0]), text)
+    text = re.sub(r"\s*<style.*?</style>", "", text, flags=re.DOTALL)
+    box = re.search(r'viewBox="([^"]*)"', text)
+    if box is None:
+        raise ValueError("matplotlib wrote an SVG without a viewBox")
+    inside = text[text.index(">", text.index("<svg")) + 1 :]
+    start = Markup('<svg viewBox="{}" role="img" aria-label="{}">').format(box[1], f"{title}. {words}")
+    return Panel(title, start + Markup(inside), words)  # noqa: S704 (matplotlib escapes all text)
+
+
+def forest(
+    site: str, rows: Sequence[tuple[str, Estimate, bool]], *, axis: str, limits: tuple[float, float], line: float
+) -> Panel:
+    """One metric at one site: a row a method, the mean as a mark and the interval as a bar.
+
+    Args:
+        site: title of the panel.
+        rows: label, estimate and whether the method is a reference (drawn as an open square) for each row.
+        axis: what the horizontal axis shows.
+        limits: ends of the horizontal axis, the same for all sites.
+        line: a value to draw as a dashed line through all rows (NaN: none).
+    """
+    left = 0.16 + 0.075 * max(len(shorten(label)) for label, _, _ in rows)
+    with _panel(3.9, 0.62 + 0.2 * len(rows), left, 0.46) as (figure, axes):
+        for place, (_, estimate, reference) in enumerate(rows):
+            if not np.isfinite(estimate.mean):
+                axes.text(limits[0], place, " can't be scored", va="center", color=GREY, style="italic")
+                continue
+            colour = GREY if reference else BLUE
+            axes.plot([estimate.low, estimate.high], [place, place], color=colour, solid_capstyle="butt", zorder=2)
+            marker, face = ("s", "white") if reference else ("o", BLUE)
+            axes.plot(estimate.mean, place, marker, color=colour, markerfacecolor=face, markersize=5, zorder=3)
+        if np.isfinite(line):
+            axes.axvline(line, color=GREY, linewidth=0.9, linestyle=(0, (3, 2)), zorder=1)
+        axes.set(xlim=limits, ylim=(len(rows) - 0.5, -0.5))
+        axes.set_xlabel(axis, x=1.0, horizontalalignment="right")
+        axes.xaxis.set_major_locator(MaxNLocator(nbins=5))
+        axes.set_yticks(range(len(rows)), [shorten(label) for label, _, _ in rows])
+        axes.tick_params(axis="y", length=0)
+        axes.spines["left"].set_visible(False)
+        axes.grid(axis="x")
+        axes.set_axisbelow(True)
+        words = f"{axis}: " + "; ".join(f"{label} {_words(estimate)}" for label, estimate, _ in rows) + "."
+        return _drawn(figure, site, "forest", words)
+
+
+def _words(estimate: Estimate) -> str:
+    if not np.isfinite(estimate.mean):
+        return "can't be scored"
+    interval = f" ({estimate.low:.2f} to {estimate.high:.2f})" if np.isfinite(estimate.low) else ""
+    return f"{estimate.mean:.2f}{interval}"
+
+
+def roc(predictions: pd.DataFrame, methods: Sequence[str], reference: str | None) -> list[Panel]:
+    """Receiver operating characteristic: a panel a method, the mean curve over folds and seeds with ± 1 deviation.
+
+    Args:
+        predictions: columns ``method``, ``seed``, ``fold``, ``label`` (0 or 1) and ``score``.
+        methods: which methods, in order.
+        reference: a method drawn as a dashed line in the panel of every other method.
+    """
+    curves = {method: _mean_roc(predictions[predictions["method"] == method]) for method in methods}
+    panels = []
+    for method in methods:
+        curve = curves[method]
+        if curve is None:
+            continue
+        mean, deviation = curve
+        with _panel(3.1, 2.9, 0.64) as (figure, axes):
+            axes.plot([0, 1], [0, 1], color=GREY, linewidth=0.8, linestyle=(0, (1, 2)))
+            axes.fill_between(GRID, np.clip(mean - deviation, 0, 1), np.clip(mean + deviation, 0, 1), color="#CFE3F1")
+            other = curves.get(reference) if reference not in (None, method) else None
+            if other is not None:
+                axes.plot(GRID, other[0], color=INK, linewidth=1.0, linestyle=(0, (4, 2)), label=reference)
+            axes.plot(GRID, mean, color=BLUE, label=shorten(method))
+            axes.set(xlim=(0, 1), ylim=(0, 1.005), xlabel="False alarms (1 − specificity)", ylabel="Sensitivity")
+            axes.set_xticks([0, 0.25, 0.5, 0.75, 1], ["0", "0.25", "0.5", "0.75", "1"])
+            axes.set_yticks([0, 0.25, 0.5, 0.75, 1], ["0", "0.25", "0.5", "0.75", "1"])
+            axes.grid()
+            axes.legend(loc="lower right", frameon=False, fontsize=FONT_SIZE - 1)
+            at_tenth = float(np.interp(0.1, GRID, mean))
+            words = f"At 10\u00a0% false alarms it finds {100 * at_tenth:.0f}\u00a0% of the positive cases."
+            panels.append(_drawn(figure, method, "roc", words))
+    return panels
+
+
+GRID: Numbers = np.linspace(0, 1, 101)
+
+
+def _mean_roc(predictions: pd.DataFrame) -> tuple[Numbers, Numbers] | None:
+    """Mean and deviation of the sensitivity on ``GRID`` over folds and seeds; None where no fold has both classes."""
+    from sklearn.metrics import roc_curve
+
+    curves = []
+    for _, run in predictions.groupby(["seed", "fold"], sort=True):
+        if run["label"].nunique() == 2:
+            false, true, _ = roc_curve(run["label"], run["score"])
+            curve = np.interp(GRID, false, true)
+            curve[0] = 0.0
+            curves.append(curve)
+    if not curves:
+        return None
+    return np.mean(curves, axis=0), np.std(curves, axis=0)
+
+
+def calibration(predictions: pd.DataFrame, methods: Sequence[str]) -> list[Panel]:
+    """How often the positive class came true where the model gave each probability: a panel a method, ten equal groups.
+
+    Args:
+        predictions: columns ``method``, ``label`` (0 or 1) and ``score`` (probability of the positive class).
+        methods: which methods, in order.
+    """
+    from sklearn.calibration import calibration_curve
+
+    panels = []
+    for method in methods:
+        rows = predictions[predictions["method"] == method]
+        if rows["label"].nunique() != 2 or not rows["score"].between(0, 1).all():
+            continue
+        observed, expected = calibration_curve(rows["label"], rows["score"], n_bins=10, strategy="quantile")
+        with _panel(3.1, 2.9, 0.64) as (figure, axes):
+            axes.plot([0, 1], [0, 1], color=GREY, linewidth=0.8, linestyle=(0, (1, 2)))
+            axes.plot(expected, observed, "o-", color=BLUE, markersize=4.5, linewidth=1.4)
+            axes.set(xlim=(0, 1), ylim=(0, 1), xlabel="Predicted probability", ylabel="Share that was positive")
+            axes.set_xticks([0, 0.25, 0.5, 0.75, 1], ["0", "0.25", "0.5", "0.75", "1"])
+            axes.set_yticks([0, 0.25, 0.5, 0.75, 1], ["0", "0.25", "0.5", "0.75", "1"])
+            axes.grid()
+            for line in axes.lines:
+                line.set_clip_on(False)
+            words = (
+                f"Predicted {100 * rows['score'].mean():.0f}\u00a0% positive on average, "
+                f"{100 * rows['label'].mean():.0f}\u00a0% were."
+            )
+            panels.append(_drawn(figure, method, "calibration", words))
+    return panels
+
+
+def convergence(
+    rounds: pd.DataFrame, methods: Sequence[str], curves: Sequence[tuple[str, str]], *, axis: str, name: str
+) -> list[Panel]:
+    """Curves over rounds: a panel a method, the mean over folds and seeds with ± 1 deviation as a band.
+
+    Args:
+        rounds: columns ``method``, ``seed``, ``fold``, ``round`` and one per curve, a row a run and round.
+        methods: which methods, in order.
+        curves: column and label of each curve: the first is drawn solid, the second dashed.
+        axis: what the vertical axis shows, for the alternative text.
+        name: what sets these panels apart from others of the same methods.
+    """
+    columns = [column for column, _ in curves]
+    grouped = rounds.groupby(["method", "round"], sort=True)[columns]
+    means, deviations = grouped.mean(), grouped.std(ddof=0)
+    shown = means.to_numpy()[np.isfinite(means.to_numpy())]
+    low, high = float(shown.min()), float(shown.max())
+    margin = 0.06 * (high - low) or 0.1
+    panels = []
+    for method in methods:
+        if method not in means.index.get_level_values("method"):
+            continue
+        mean, deviation = means.loc[method], deviations.loc[method]
+        words = []
+        with _panel(3.0, 2.2, 0.48) as (figure, axes):
+            for (column, label), colour, tint, style in zip(
+                curves, (BLUE, ORANGE), ("#CFE3F1", "#F6DCCB"), ("-", (0, (4, 1.5))), strict=False
+            ):
+                line = mean[column].dropna()
+                if line.empty:
+                    continue
+                width = deviation[column].loc[line.index]
+                axes.fill_between(line.index, line - width, line + width, color=tint, linewidth=0)
+                marker = "o" if len(line) == 1 else ""
+                axes.plot(line.index, line, color=colour, linestyle=style, label=label, marker=marker, markersize=4)
+                words.append(f"{label} went from {line.iloc[0]:.2f} to {line.iloc[-1]:.2f}")
+            if not words:
+                continue
+            axes.set(ylim=(low - margin, high + margin), xlabel="Round")
+            axes.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True, steps=[1, 2, 5, 10]))
+            axes.grid()
+            if len(curves) > 1:
+                axes.legend(loc="best", frameon=False, fontsize=FONT_SIZE - 1)
+            panels.append(_drawn(figure, method, name, f"{axis}: " + "; ".join(words) + "."))
+    return panels
+
+
+def overlay(
+    title: str, words: str, image: NDArray[np.uint8], mask: NDArray[np.uint8], prediction: NDArray[np.uint8]
+) -> Panel:
+    """An image with the outline of the reference mask (solid) and of the predicted mask (dashed), as a JPEG.
+
+    Args:
+        title: title of the panel.
+        words: what the picture shows.
+        image: ``[C, H, W]``, one channel (grey) or three (red, green, blue).
+        mask: ``[H, W]``, non-zero is foreground.
+        prediction: ``[H, W]``, non-zero is foreground.
+    """
+    from matplotlib.patheffects import withStroke
+    from PIL import Image
+
+    height, width = mask.shape
+    # Around fine structures such as vessels, thick lines would hide what they surround.
+    fine = max(_edges(mask), _edges(prediction)) > 6 * (height + width)
+    pixels, thickness = (560, 1.0) if fine else (400, 2.0)
+    figure = Figure(figsize=(pixels / 100, pixels / 100 * height / width), dpi=100)
+    canvas = FigureCanvasAgg(figure)
+    axes = figure.add_axes((0, 0, 1, 1))
+    axes.set_axis_off()
+    picture = np.moveaxis(image[:3], 0, -1) if image.shape[0] >= 3 else image[0]
+    axes.imshow(picture, cmap="gray", vmin=0, vmax=255, aspect="auto")
+    for outline, colour, style in ((mask, "#56D3FF", "solid"), (prediction, "#FFB000", (0, (2.5, 1.5)))):
+        if 0 < np.count_nonzero(outline) < outline.size:
+            drawn = axes.contour(outline > 0, levels=[0.5], colors=[colour], linewidths=thickness, linestyles=[style])
+            if not fine:
+                drawn.set_path_effects([withStroke(linewidth=thickness + 1, foreground="#000000A0")])
+    canvas.draw()
+    stream = io.BytesIO()
+    Image.fromarray(np.asarray(canvas.buffer_rgba())[..., :3]).save(stream, "JPEG", quality=85, subsampling=0)
+    data = base64.b64encode(stream.getvalue()).decode()
+    picture = Markup('<img src="data:image/jpeg;base64,{}" alt="{}">').format(data, words)
+    return Panel(title, picture, words)
+
+
+def _edges(mask: NDArray[np.uint8]) -> int:
+    """Length of the outline of a mask ``[H, W]``, in sides of pixels."""
+    inside = mask > 0
+    return int((inside[1:] != inside[:-1]).sum() + (inside[:, 1:] != inside[:, :-1]).sum())
+
+
+def _luminance(*colour: float) -> float:
+    """Relative luminance of the Web Content Accessibility Guidelines; below 0.18 white text reads better than black."""
+    linear = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in colour]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+
+def heat(values: Numbers, *, higher_is_better: bool, text: Callable[[float], str]) -> list[list[Cell]]:
+    """Colours for numbers ``[rows, columns]``: the better, the darker. NaN becomes a white cell with a dash."""
+    finite = values[np.isfinite(values)]
+    low, high = (float(finite.min()), float(finite.max())) if finite.size else (0.0, 1.0)
+    colours = matplotlib.colormaps["Blues"]
+
+    def cell(value: float) -> Cell:
+        if not np.isfinite(value):
+            return Cell("–", "#ffffff", INK)
+        share = (value - low) / (high - low) if high > low else 0.5
+        red, green, blue, _ = colours(0.04 + 0.86 * (share if higher_is_better else 1 - share))
+        dark = _luminance(red, green, blue) < 0.18
+        return Cell(text(value), matplotlib.colors.to_hex((red, green, blue)), "#ffffff" if dark else "#16202a")
+
+    return [[cell(float(value)) for value in row] for row in values]

@@ -1,0 +1,400 @@
+"""One job of a study: train one composition on one fold with one seed, and test it as each method asks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+
+from polyclinic.client.optimizers import learning_rates
+from polyclinic.communication.message import Message
+from polyclinic.engine import Engine, LocalEngine
+from polyclinic.methods import SHARES, Method
+from polyclinic.rounds import Checkpoint, Plan, Progress, Row, run_rounds
+from polyclinic.seeds import derive_seed
+from polyclinic.server import SERVER_RULES
+from polyclinic.site.evaluation import MASK_THRESHOLDS
+from polyclinic.state import FlatModule, Selection
+from polyclinic.study.declaration import Declaration, StudyMethod, Training, optimizer_of, schedule_of
+from polyclinic.tasks import TASKS
+from polyclinic.tasks.metrics import METRICS, choose_threshold, classification_metrics
+
+#: Added to the label of a method that is tested at a site it was trained without.
+UNSEEN = " (unseen site)"
+
+
+@dataclass(frozen=True)
+class Fold:
+    """What is known of the sites after a split.
+
+    Attributes:
+        number: which fold.
+        train, validation, test: number of cases of each site.
+        classes: training cases of each class, by site; empty lists for segmentation.
+    """
+
+    number: int
+    train: dict[str, int]
+    validation: dict[str, int]
+    test: dict[str, int]
+    classes: dict[str, list[int]]
+
+    @property
+    def training_sites(self) -> list[str]:
+        """Sites that have training cases."""
+        return [site for site, cases in self.train.items() if cases]
+
+    @property
+    def tested_sites(self) -> list[str]:
+        """Sites that have test cases."""
+        return [site for site, cases in self.test.items() if cases]
+
+
+@dataclass(frozen=True)
+class Job:
+    """One training.
+
+    Attributes:
+        methods: what the training serves (single, cross and ensemble share one).
+        seed: model seed.
+        fold: number of the fold.
+        without: the site left out, for an unseen-site run.
+    """
+
+    methods: tuple[StudyMethod, ...]
+    seed: int
+    fold: int
+    without: str | None = None
+
+    @property
+    def title(self) -> str:
+        """For progress displays."""
+        names = " + ".join(method.label for method in self.methods)
+        return f"{names} without {self.without}" if self.without else names
+
+    @property
+    def suffix(self) -> str:
+        """Ending of the names of this job's files."""
+        return f"-without-{slug(self.without)}" if self.without is not None else ""
+
+    def label(self, method: StudyMethod) -> str:
+        """Name of the method in the results."""
+        return method.label + (UNSEEN if self.without is not None else "")
+
+
+@dataclass
+class Outcome:
+    """Everything a job found.
+
+    Attributes:
+        predictions: a row a test case, method and model.
+        rounds: a row a round and site.
+        models: file stem -> tensors by name.
+        overlays: name -> picture (segmentation).
+        overlay_dice: ``METHOD/SITE/RANK`` -> Dice.
+        warnings: sentences.
+    """
+
+    predictions: list[pd.DataFrame] = field(default_factory=list)
+    rounds: list[Row] = field(default_factory=list)
+    models: dict[str, dict[str, Tensor]] = field(default_factory=dict)
+    overlays: dict[str, Tensor] = field(default_factory=dict)
+    overlay_dice: dict[str, float] = field(default_factory=dict)
+    warnings: list[str] = field(default_factory=list)
+
+
+class JobRunner:
+    """Runs jobs on prepared sites.
+
+    Args:
+        declaration: the study.
+        engine: who runs the sites.
+        local: the same sites in this process, for what only one process can do (pooling).
+        template: a network of the study's kind, for its layout and initial weights.
+        initial: initial model state ``[P]`` of a seed.
+        classes: names of the classes.
+    """
+
+    def __init__(
+        self, declaration: Declaration, engine: Engine, local: LocalEngine, template: FlatModule,
+        initial: Callable[[int], Tensor], classes: Sequence[str],
+    ) -> None:  # fmt: skip
+        self.declaration, self.engine, self.local = declaration, engine, local
+        self.template, self.initial, self.classes = template, initial, classes
+        self.primary = declaration.metrics[0]
+
+    def run(
+        self, job: Job, fold: Fold, *, checkpoint: Checkpoint | None = None,
+        report: Callable[[int, int], None] | None = None,
+    ) -> Outcome:  # fmt: skip
+        """Train and test.
+
+        Raises:
+            PolyclinicError: a site failed, or too few answered.
+        """
+        study = job.methods[0]
+        sites = [site for site in fold.training_sites if site != job.without]
+        pooled = study.method.scope == "pool"
+        engine = self.local.pool("+".join(sites), sites) if pooled else self.engine
+        plan = self._plan(job, fold, engine.sites if pooled else sites)
+        if pooled:
+            self._start_everywhere(plan)
+        progress, rows = run_rounds(plan, engine, checkpoint=checkpoint, report=report)
+        outcome = Outcome(warnings=[f"{job.title}: {failure}" for failure in progress.failures])
+        models = self._models(plan, engine, progress)
+        tester = Tester(self.engine, self.declaration, self.classes, job, fold)
+        for method in job.methods:
+            tester.test(method, models, plan.selection, progress.best_state, outcome)
+        label = job.label(study)
+        names = {"method": label, "seed": job.seed, "fold": job.fold}
+        outcome.rounds = [{**names, **row, "site": "pool" if pooled else row["site"]} for row in rows]
+        outcome.models[f"{slug(label)}-seed{job.seed}-fold{job.fold}" + job.suffix] = self._tensors(plan, models)
+        return outcome
+
+    def _plan(self, job: Job, fold: Fold, sites: list[str]) -> Plan:
+        study = job.methods[0]
+        method, training = study.method, study.training
+        evaluation = self.declaration.evaluation
+        selection = method.selection(self.template.layout)
+        cases = {site: float(fold.train.get(site, 1)) for site in sites}
+        validation = sum(fold.validation.get(site, 0) for site in (fold.train if method.scope == "pool" else sites))
+        return Plan(
+            declaration=self._declare(job, fold, training),
+            initial=self.initial(job.seed),
+            selection=selection,
+            server=SERVER_RULES[method.server[0]](**method.server[1]),
+            sites=sites,
+            weights=cases if training.weights == "cases" else dict.fromkeys(sites, 1.0),
+            learning_rates=learning_rates(optimizer_of(training), schedule_of(training), training.rounds),
+            together=method.scope != "sites",
+            metric=self.primary if self.declaration.task == "classification" else "dice",
+            choose_by=evaluation.best_round if evaluation.best_round != "last" else "loss",
+            higher_is_better=METRICS[self.primary].higher_is_better,
+            validate=evaluation.best_round != "last" and validation > 0,
+            patience=training.early_stopping,
+            quorum=min(training.quorum or len(sites), len(sites)),
+            save=not selection.everything or self._keeps_optimizer(method, training),
+        )
+
+    @staticmethod
+    def _keeps_optimizer(method: Method, training: Training) -> bool:
+        return method.keep_optimizer or training.optimizer_state == "keep"
+
+    def _declare(self, job: Job, fold: Fold, training: Training) -> dict[str, Any]:
+        """What every site is told when the training starts: JSON values only."""
+        method = job.methods[0].method
+        return {
+            "run": f"{slug(job.methods[0].label)}-seed{job.seed}-fold{job.fold}{job.suffix}",
+            "task": self.declaration.task,
+            "classes": len(self.classes),
+            "loss": training.loss or TASKS[self.declaration.task].losses[0],
+            "model": list(self.declaration.model_part),
+            "share": sorted(SHARES[method.share]),
+            "local": [[name, options] for name, options in method.local],
+            "keep_optimizer": self._keeps_optimizer(method, training),
+            "seed": job.seed,
+            "fold": job.fold,
+            "work": {
+                "kind": method.work,
+                "epochs": None if training.local_steps else training.local_epochs or 1,
+                "steps": training.local_steps,
+                "batch_size": training.batch_size,
+                "optimizer": list(optimizer_of(training)),
+                "clip": training.clip,
+                "class_weights": self._class_weights(training, fold, job.without),
+                "mixed_precision": self.declaration.engine.precision == "mixed",
+            },
+        }
+
+    def _class_weights(self, training: Training, fold: Fold, without: str | None) -> list[float] | None:
+        if training.class_weights == "none":
+            return None
+        if training.class_weights != "balanced":
+            return list(training.class_weights)
+        counts = [fold.classes[site] for site in fold.training_sites if site != without]
+        totals = np.asarray(counts).sum(axis=0)
+        return [float(totals.sum() / (len(totals) * max(count, 1))) for count in totals]
+
+    def _start_everywhere(self, plan: Plan) -> None:
+        """Sites must know the model to test the pool's on their cases."""
+        self.engine.ask("start", dict.fromkeys(self.engine.sites, Message(plan.declaration, {"initial": plan.initial})))
+
+    def _models(self, plan: Plan, engine: Engine, progress: Progress) -> dict[str, Tensor]:
+        """Whole model of the best round ``[P]`` of each site; one for all where everything is shared."""
+        if plan.selection.everything:
+            return {"federation": progress.best_state}
+        request = Message({}, {"state": progress.best_state})
+        replies = engine.ask("model", dict.fromkeys(plan.sites, request))
+        return {site: reply.tensors["model"] for site, reply in replies.items()}
+
+    def _tensors(self, plan: Plan, models: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The models as named tensors, for a file."""
+        layout = self.template.layout
+        return {
+            (name if plan.selection.everything else f"{site}/{name}"): tensor.clone()
+            for site, vector in models.items()
+            for name, tensor in layout.split(vector).items()
+        }
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One model, or models to be averaged, and who measures it.
+
+    Attributes:
+        trained_on: as in ``results.csv``.
+        validate: what is sent to the sites whose validation cases choose the threshold.
+        test: what is sent to the sites that test.
+    """
+
+    trained_on: str
+    validate: dict[str, dict[str, Tensor]]
+    test: dict[str, dict[str, Tensor]]
+
+
+class Tester:
+    """Tests what a job trained.
+
+    Args:
+        engine: who runs the sites.
+        declaration: the study.
+        classes: names of the classes.
+        job: what was trained.
+        fold: the sites' parts.
+    """
+
+    def __init__(self, engine: Engine, declaration: Declaration, classes: Sequence[str], job: Job, fold: Fold) -> None:
+        self.engine, self.declaration, self.classes, self.job, self.fold = engine, declaration, classes, job, fold
+
+    def test(
+        self, study: StudyMethod, models: dict[str, Tensor], selection: Selection, state: Tensor, outcome: Outcome
+    ) -> None:
+        """Test as ``study`` asks; adds predictions, and overlays where there are any, to ``outcome``.
+
+        Args:
+            study: the method.
+            models: whole model of each site that trained, or ``{"federation": model}``.
+            selection: the shared coordinates.
+            state: shared state of the best round ``[Q]``.
+            outcome: is added to.
+        """
+        label = self.job.label(study)
+        for trial in self._trials(study.method, models, selection, state):
+            threshold = self._threshold(trial)
+            requests = {site: Message({"threshold": threshold}, sent) for site, sent in trial.test.items()}
+            for site, reply in self.engine.ask("predict", requests).items():
+                frame = self._frame(reply, threshold)
+                frame.insert(0, "method", label)
+                frame.insert(1, "seed", self.job.seed)
+                frame.insert(2, "fold", self.job.fold)
+                frame.insert(3, "site", site)
+                frame["trained_on"] = trial.trained_on
+                outcome.predictions.append(frame)
+            if self._wants_overlays(study.method):
+                for site, reply in self.engine.ask("overlays", requests).items():
+                    outcome.overlays |= {f"{label}/{site}/{name}": tensor for name, tensor in reply.tensors.items()}
+                    outcome.overlay_dice |= {f"{label}/{site}/{rank}": v for rank, v in reply.fields.items()}
+
+    def _trials(self, method: Method, models: dict[str, Tensor], selection: Selection, state: Tensor) -> list[Trial]:
+        tested, without = self.fold.tested_sites, self.job.without
+        trained = [site for site in self.fold.training_sites if site != without]
+        together = {f"model{position:05d}": model for position, model in enumerate(models.values())}
+        if without is not None:
+            # The site left out has no part of its own: it gets the mean of the predictions of all models.
+            own = {site: {"model": models.get(site, state)} for site in trained}
+            return [Trial("federation", own, {without: together} if without in tested else {})]
+        if method.scope == "pool":
+            return [Trial("pool", dict.fromkeys(trained, together), dict.fromkeys(tested, together))]
+        if method.tests == "ensemble":
+            return [Trial("federation", dict.fromkeys(trained, together), dict.fromkeys(tested, together))]
+        if method.scope == "federation":
+            sent = {"state": state}
+            return [Trial("federation", dict.fromkeys(trained, sent), dict.fromkeys(tested, sent))]
+        trials = []
+        for source in trained:
+            sent = {"model": models.get(source, state)}
+            home = method.tests == "own"
+            others = [site for site in tested if (site == source) is home]
+            trials.append(Trial(source, {source: sent}, dict.fromkeys(others, sent)))
+        return trials
+
+    def _threshold(self, trial: Trial) -> float:
+        """The decision threshold, chosen on validation cases by sums that the sites answer."""
+        fixed = self.declaration.evaluation.threshold
+        if fixed != "validation":
+            return fixed
+        if not trial.test or (self.declaration.task == "classification" and len(self.classes) > 2):
+            return 0.5
+        requests = {site: Message({}, sent) for site, sent in trial.validate.items()}
+        evidence = [reply.tensors["counts"] for reply in self.engine.ask("threshold", requests).values()]
+        total = torch.stack(evidence).sum(0)
+        if self.declaration.task == "classification":
+            return choose_threshold(total.numpy())
+        if not total[1, 0]:
+            return 0.5
+        return MASK_THRESHOLDS[int((total[0] / total[1]).argmax())]
+
+    def _frame(self, reply: Message, threshold: float) -> pd.DataFrame:
+        """Predictions of one site as a table."""
+        frame = pd.DataFrame({"subject": reply.fields["subject"], "case": reply.fields["case"]}, dtype=str)
+        if self.declaration.task == "segmentation":
+            for column, name in enumerate(reply.fields["metrics"]):
+                frame[name] = reply.tensors["values"][:, column].numpy()
+            return frame
+        predicted = reply.tensors["probabilities"].numpy()
+        frame["label"] = reply.tensors["labels"].numpy()
+        if len(self.classes) == 2:
+            frame["score"] = predicted[:, 1]
+        else:
+            frame["score"] = predicted.max(axis=1) if len(predicted) else predicted[:, 0]
+            for column in range(predicted.shape[1]):
+                frame[f"score_{column}"] = predicted[:, column]
+        frame["threshold"] = threshold
+        return frame
+
+    def _wants_overlays(self, method: Method) -> bool:
+        first = self.job.seed == self.declaration.all_seeds[0] and self.job.fold == 0 and self.job.without is None
+        shown = self.declaration.task == "segmentation" and self.declaration.report.overlays
+        return first and shown and method.tests == "own"
+
+
+def result_rows(predictions: pd.DataFrame, task: str, names: Sequence[str], classes: int) -> pd.DataFrame:
+    """The results table: every metric for each model and tested site, and over all sites together.
+
+    ``all`` is over the predictions of all sites together; for `single`, where every site has a model of its own, its
+    ``trained_on`` is ``own``.
+    """
+    rows: list[tuple[object, ...]] = []
+    for (method, seed, fold), found in predictions.groupby(["method", "seed", "fold"], sort=False):
+        for (trained_on, site), cases in found.groupby(["trained_on", "site"], sort=False):
+            values = measure(cases, task, names, classes)
+            rows += [(method, seed, fold, trained_on, site, name, value) for name, value in values.items()]
+        own = (found["trained_on"] == found["site"]).all()
+        groups = [("own", found)] if own else found.groupby("trained_on", sort=False)
+        for trained_on, cases in groups:
+            values = measure(cases, task, names, classes)
+            rows += [(method, seed, fold, trained_on, "all", name, value) for name, value in values.items()]
+    return pd.DataFrame(rows, columns=["method", "seed", "fold", "trained_on", "tested_on", "metric", "value"])
+
+
+def measure(cases: pd.DataFrame, task: str, names: Sequence[str], classes: int) -> dict[str, float]:
+    """The metrics of some predictions."""
+    if task == "segmentation":
+        return {name: float(cases[name].mean()) for name in names}
+    if classes == 2:
+        score = cases["score"].to_numpy()
+        predicted = np.stack([1 - score, score], axis=1)
+    else:
+        predicted = cases[[f"score_{column}" for column in range(classes)]].to_numpy()
+    return classification_metrics(cases["label"].to_numpy(), predicted, names, cases["threshold"].to_numpy())
+
+
+def slug(text: str) -> str:
+    """``text`` as part of a file name: letters, digits, dots and dashes; different texts stay different."""
+    plain = "".join(c if c.isascii() and (c.isalnum() or c in "-.") else "_" for c in text)[:60]
+    return plain if plain == text else f"{plain}-{derive_seed(text) % 16**6:06x}"

@@ -1,0 +1,103 @@
+"""Reading study files: YAML with places, so that an error can say where."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from polyclinic.errors import StudyError
+from polyclinic.options import EntryError, Place
+
+
+class _Loader(yaml.SafeLoader):
+    """Safe YAML that reads ``1e-3`` as a number and refuses a key given twice."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
+        for position, key in enumerate(keys):
+            if key in keys[:position]:
+                mark = node.value[position][0].start_mark
+                raise yaml.constructor.ConstructorError(None, None, f"the key {key!r} is given twice", mark)
+        return super().construct_mapping(node, deep)
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"^[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$"), list("-+0123456789")
+)
+
+
+def read_yaml(path: Path) -> tuple[dict[str, Any], str]:
+    """Content and text of a study file.
+
+    Raises:
+        StudyError: P101 if there is no such file or it is not a YAML mapping.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise StudyError("P101", f"There is no file {path}.", "Give the path of a study file (YAML).") from None
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "it is not UTF-8 text"
+        raise StudyError("P101", f"{path} can't be read: {reason}.", "Give the path of a study file (YAML).") from None
+    try:
+        content = yaml.load(text, Loader=_Loader)  # noqa: S506 - a safe loader
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f", line {mark.line + 1}" if mark else ""
+        problem = getattr(error, "problem", None) or str(error)
+        hint = "Check indentation, colons, and quotes around texts with special characters."
+        raise StudyError("P101", f"{path.name}{where}: not valid YAML: {problem}.", hint) from None
+    if not isinstance(content, dict):
+        raise StudyError("P101", f"{path.name}: got {type(content).__name__}, expected entries such as `data:`.",
+                         "See docs/study-file.md for an example.")  # fmt: skip
+    return content, text
+
+
+def expand_variables(value: Any, place: Place = ()) -> Any:
+    """``value`` with ``${NAME}`` replaced by environment variables in every text.
+
+    Raises:
+        EntryError: P105 if a variable is not set.
+    """
+    if isinstance(value, dict):
+        return {key: expand_variables(inner, (*place, key)) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [expand_variables(inner, (*place, i)) for i, inner in enumerate(value)]
+    if not isinstance(value, str):
+        return value
+
+    def replace(match: re.Match[str]) -> str:
+        if match[1] not in os.environ:
+            hint = f"Set it, for example: export {match[1]}=/folder/with/the/data"
+            raise EntryError("P105", f"The environment variable {match[1]} is not set.", hint, place=place)
+        return os.environ[match[1]]
+
+    return re.sub(r"\$\{(\w+)\}", replace, value)
+
+
+def located(error: EntryError, name: str, text: str) -> StudyError:
+    """``error`` with the file, line and entry in front."""
+    keys = "".join(f"[{key + 1}]" if isinstance(key, int) else f".{key}" for key in error.place).lstrip(".")
+    line = _line(text, error.place)
+    where = name + (f", line {line}" if line else "") + (f", {keys}" if keys else "")
+    return StudyError(error.code, f"{where}: {error.message}", error.hint)
+
+
+def _line(text: str, place: Place) -> int | None:
+    """Line of the deepest node on the way to ``place`` that is in the file."""
+    node = yaml.compose(text, Loader=_Loader) if text else None
+    line = None
+    for key in place:
+        found = None
+        if isinstance(node, yaml.MappingNode):
+            found = next(((k, v) for k, v in node.value if k.value == str(key)), None)
+        elif isinstance(node, yaml.SequenceNode) and isinstance(key, int) and key < len(node.value):
+            found = (node.value[key], node.value[key])
+        if found is None:
+            break
+        line, node = found[0].start_mark.line + 1, found[1]
+    return line

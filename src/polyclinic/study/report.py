@@ -1,0 +1,366 @@
+"""The report of a study: one HTML file, made from the files of the results folder and nothing else.
+
+The report holds no scripts and loads nothing, so it opens offline and can be mailed. Pseudonyms and case names are not
+in it. The same folder gives the same bytes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+
+from polyclinic.files import write_atomic
+from polyclinic.methods import ABOUT
+from polyclinic.study import figures, report_tables
+from polyclinic.study.figures import Panel
+from polyclinic.study.jobs import UNSEEN
+from polyclinic.study.report_answer import ALPHA, answer, find_best
+from polyclinic.study.report_folder import Folder, Overlay
+from polyclinic.study.statistics import CROSS
+
+TEMPLATES = Path(__file__).parent / "templates"
+#: Options of a method that are not worth a word.
+PLAIN = {"share": "all", "server": {"mean": {}}, "local": []}
+#: Sections in the order of the page; one without anything to show is left out.
+SECTIONS = {
+    "answer": "The answer in short",
+    "question": "What was asked",
+    "sites": "Sites and cases",
+    "results": "Results",
+    "site_results": "Results site by site",
+    "cross": "Each site's model at the other sites",
+    "curves": "ROC and calibration",
+    "confusion": "Which classes are mixed up",
+    "overlays": "Segmentations",
+    "convergence": "Training over the rounds",
+    "costs": "Time and traffic",
+    "warnings": "Warnings",
+    "card": "Model card",
+    "provenance": "Provenance and study file",
+}
+
+
+def write_report(folder: Path, out: Path | None = None) -> Path:
+    """Write the report of a results folder as one HTML file that needs nothing else.
+
+    Args:
+        folder: what ``polyclinic run`` wrote; only ``results.csv`` must be there.
+        out: the file to write; ``report.html`` in the folder by default.
+
+    Returns:
+        The file written.
+
+    Raises:
+        ResultsError: P501, there is no usable ``results.csv``, a file can't be read or the report can't be written;
+            P502, the disk is full.
+    """
+    out = folder / "report.html" if out is None else out
+    write_atomic(out, render(Folder(folder)), durable=False)
+    return out
+
+
+def render(folder: Folder) -> str:
+    """The page as text."""
+    environment = Environment(
+        loader=FileSystemLoader(TEMPLATES),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    content = {name: make(folder) for name, make in CONTENT.items()}
+    sections = {name: title for name, title in SECTIONS.items() if content[name]}
+    return environment.get_template("report.html.j2").render(
+        folder=folder,
+        metric=folder.primary,
+        title=str(folder.study.get("study") or "Study"),
+        style=Markup((TEMPLATES / "report.css").read_text(encoding="utf-8")),  # noqa: S704
+        sections=sections,
+        alpha=ALPHA,
+        **content,
+    )
+
+
+# --- what each section shows ------------------------------------------------------------------------------------------
+
+
+def _question(folder: Folder) -> list[tuple[str, str]]:
+    """What was asked, as lines of name and text."""
+    study = folder.study
+    evaluation = study.get("evaluation") or {}
+    seeds = study.get("seeds", study.get("seed"))
+    lines = {
+        "Task": study.get("task"),
+        "Data": _cases(folder),
+        "Model": study.get("model"),
+        "Training": study.get("training"),
+        "Test": _split(folder) if evaluation else None,
+        "Decision threshold": _threshold(evaluation) if len(folder.classes) == 2 else None,
+        "Seeds": seeds,
+        "Judged by": f"{folder.primary.title} ({folder.primary.name})",
+    }
+    return [(name, report_tables.plain(value)) for name, value in lines.items() if value not in (None, {}, [], "")]
+
+
+def _cases(folder: Folder) -> str:
+    sites = f"{len(folder.sites)} sites" if len(folder.sites) != 1 else "1 site"
+    rows = report_tables.site_rows(folder)
+    if not rows or not rows[-1].used:
+        return sites
+    patients = f", from {rows[-1].patients} patients" if rows[-1].patients else ""
+    return f"{sites}, {rows[-1].used} of {rows[-1].found} cases used{patients}"
+
+
+def _split(folder: Folder) -> str:
+    evaluation = folder.study.get("evaluation") or {}
+    if evaluation.get("split"):
+        how = f"split fixed by the column {evaluation['split']}"
+    else:
+        how = f"{evaluation.get('folds') or '?'}-fold cross-validation, all cases of a patient in one fold"
+    unseen = "; also at sites left out of training" if any(name.endswith(UNSEEN) for name in folder.methods) else ""
+    return f"{how}; {_kept_round(folder)}; test data is read once{unseen}"
+
+
+def _kept_round(folder: Folder) -> str:
+    by = (folder.study.get("evaluation") or {}).get("best_round", "loss")
+    if by == "last":
+        return "the model of the last round is tested"
+    measure = "loss" if by == "loss" else "score"
+    return f"the round whose model is tested is chosen by the {measure} on validation patients"
+
+
+def _threshold(evaluation: dict[str, Any]) -> object:
+    threshold = evaluation.get("threshold")
+    return "chosen on validation data" if threshold == "validation" else threshold
+
+
+@dataclass(frozen=True)
+class MethodLine:
+    """What is said of one method: its options are those that differ from the plain method."""
+
+    label: str
+    summary: str
+    citation: str
+    options: str
+
+
+def _entries(folder: Folder) -> dict[str, tuple[str, dict[str, Any]]]:
+    """Label -> name in the catalogue and options of each method of the study file."""
+    entries = {}
+    for entry in folder.study.get("methods") or []:
+        name, options = next(iter(entry.items())) if isinstance(entry, dict) and entry else (str(entry), None)
+        options = dict(options) if isinstance(options, dict) else {}
+        entries[str(options.pop("label", name))] = (str(name), options)
+    return entries
+
+
+def _methods(folder: Folder) -> list[MethodLine]:
+    entries = _entries(folder)
+    lines = []
+    for label in folder.methods:
+        if not label.endswith(UNSEEN):
+            name, options = entries.get(label, (label, {}))
+            about = ABOUT.get(name)
+            changed = {key: value for key, value in options.items() if value != PLAIN.get(key)}
+            lines.append(
+                MethodLine(
+                    label=label,
+                    summary=about.summary if about else "",
+                    citation=about.citation if about else "",
+                    options=report_tables.plain(changed) if changed else "",
+                )
+            )
+    return lines
+
+
+def _is_reference(folder: Folder, label: str) -> bool:
+    """Whether a method is there to be compared with (single, ensemble, mix), not a federation."""
+    about = ABOUT.get(_entries(folder).get(label, (label, {}))[0])
+    return about is not None and about.place == ABOUT["single"].place
+
+
+def _results(folder: Folder) -> list[tuple[str, str, Any]]:
+    """Title, caption and groups of the two main tables."""
+    tables = (
+        (
+            "All sites together",
+            "The test predictions of all sites are put together, so a large site counts more. Differences are tested "
+            "on the same cases.",
+            "all",
+        ),
+        (
+            "Mean over sites",
+            "Each site is scored by itself, then the mean is taken, so every site counts the same. Differences are "
+            "tested over the sites (Wilcoxon), which needs at least six.",
+            "sites",
+        ),
+    )
+    found = [(title, caption, report_tables.main_table(folder, over)) for title, caption, over in tables]
+    return [table for table in found if table[2]]
+
+
+@dataclass(frozen=True)
+class SiteResults:
+    """Panels of the sites, the numbers behind them, and the sites that can't be scored."""
+
+    panels: list[Panel]
+    methods: list[str]
+    rows: list[tuple[str, list[str]]]
+    left_out: list[str]
+
+
+def _site_results(folder: Folder) -> SiteResults | None:
+    methods = [method for method in folder.methods if method in set(folder.at_sites["method"])]
+    table = {site: [(method, folder.estimate(method, site)) for method in methods] for site in folder.sites}
+    scored = [site for site, row in table.items() if any(np.isfinite(one.mean) for _, one in row)]
+    if not scored:
+        return None
+    ends = np.array([[one.mean, one.low, one.high] for site in scored for _, one in table[site]])
+    low, high = float(np.nanmin(ends)), float(np.nanmax(ends))
+    margin = 0.03 * (high - low) or 0.05
+    references = {method for method in methods if _is_reference(folder, method)}
+    panels = []
+    for site in scored:
+        rows = [(method, one, method in references) for method, one in table[site]]
+        line = next((one.mean for method, one in table[site] if method == "single"), np.nan)
+        limits = (low - margin, high + margin)
+        panels.append(figures.forest(site, rows, axis=folder.primary.label, limits=limits, line=line))
+    cells = [(site, [_interval(folder, one) for _, one in table[site]]) for site in scored]
+    return SiteResults(panels, methods, cells, [site for site in folder.sites if site not in scored])
+
+
+def _interval(folder: Folder, one: figures.Estimate) -> str:
+    text = folder.primary.text
+    return text(one.mean, 2) + (f" ({text(one.low, 2)} to {text(one.high, 2)})" if np.isfinite(one.low) else "")
+
+
+def _curves(folder: Folder) -> dict[str, list[Panel]]:
+    """ROC and calibration panels of a binary classification."""
+    rows = report_tables.own_predictions(folder)
+    if not {"label", "score"} <= set(rows.columns) or "score_0" in rows.columns:
+        return {}
+    rows = rows.dropna(subset=["label", "score"])
+    if set(rows["label"]) != {0, 1}:
+        return {}
+    methods = [method for method in folder.methods if method in set(rows["method"])]
+    reference = "single" if "single" in methods else None
+    return {"roc": figures.roc(rows, methods, reference), "calibration": figures.calibration(rows, methods)}
+
+
+def _confusion(folder: Folder) -> tuple[str, Any] | None:
+    best = find_best(folder, [method for method in folder.methods if not method.endswith(UNSEEN) and method != CROSS])
+    cells = report_tables.confusion(folder, best.method) if best else None
+    return (best.method, cells) if best and cells else None
+
+
+def _overlays(folder: Folder) -> list[tuple[str, list[tuple[str, list[Panel]]]]]:
+    """For each method, each site's best, median and worst case; the best method first."""
+    found = folder.overlays()
+    best = find_best(folder, [method for method in folder.methods if method != "mix"])
+    methods = list(dict.fromkeys(one.method for one in found))
+    methods.sort(key=lambda method: best is None or method != best.method)
+    return [
+        (method, [(site, [_overlay(one) for one in ones]) for site, ones in _by_site(found, method).items()])
+        for method in methods
+    ]
+
+
+def _by_site(found: list[Overlay], method: str) -> dict[str, list[Overlay]]:
+    sites: dict[str, list[Overlay]] = {}
+    for one in found:
+        if one.method == method:
+            sites.setdefault(one.site, []).append(one)
+    return sites
+
+
+def _overlay(one: Overlay) -> Panel:
+    score = f", Dice {one.dice:.2f}" if np.isfinite(one.dice) else ""
+    words = f"{one.which.capitalize()} test case of {one.site} by {one.method}{score}: image with both outlines."
+    return figures.overlay(f"{one.which.capitalize()}{score}", words, one.image, one.mask, one.prediction)
+
+
+def _convergence(folder: Folder) -> list[tuple[str, str, list[Panel]]]:
+    """Title, caption and panels: loss, and the validation metric."""
+    table = folder.rounds.replace([np.inf, -np.inf], np.nan)
+    table = table[~table["method"].str.endswith(UNSEEN)]
+    table = table[table.groupby("method")["round"].transform("nunique") > 1]
+    if table.empty:
+        return []
+    run = ["method", "seed", "fold", "round"]
+    losses = [name for name in ("loss", "validation_loss") if name in table and table[name].notna().any()]
+    scores = [name for name in table if str(name).startswith("validation_") and name != "validation_loss"]
+    scores = [name for name in scores if table[name].notna().any()]
+    scores.sort(key=lambda name: name != f"validation_{folder.primary.name}")
+    # A site counts in the loss by its number of training examples, as it does in the objective of the federation.
+    weighted = table[losses].mul(table["examples"].fillna(1), axis=0)
+    weights = table[losses].notna().mul(table["examples"].fillna(1), axis=0)
+    keys = [table[name] for name in run]
+    means = weighted.groupby(keys).sum(min_count=1) / weights.groupby(keys).sum()
+    means = means.join(table.groupby(run)[scores[:1]].mean()).reset_index()
+    methods = report_tables.ordered(folder.methods, table["method"].unique())
+    names = {"loss": "training", "validation_loss": "validation"}
+    shown = []
+    if losses:
+        curves = [(name, names[name]) for name in losses]
+        caption = "Mean over the sites, weighted by their numbers of training cases. The lower, the better."
+        shown.append(("Loss", caption, figures.convergence(means, methods, curves, axis="Loss", name="loss")))
+    for name in scores[:1]:
+        title = next((one.label for one in folder.metrics if f"validation_{one.name}" == name), str(name))
+        caption = f"On validation patients, the mean over the sites. Here {_kept_round(folder)}."
+        panels = figures.convergence(means, methods, [(str(name), "validation")], axis=title, name="score")
+        shown.append((f"Validation: {title}", caption, panels))
+    return shown
+
+
+@dataclass(frozen=True)
+class Card:
+    """What the model card says beyond its fixed words."""
+
+    model: str
+    training: str
+    files: list[tuple[str, str]]
+    size: str
+    version: str
+    unscored: list[str]
+
+
+def _card(folder: Folder) -> Card:
+    versions = folder.provenance.get("versions")
+    return Card(
+        model=report_tables.plain(folder.study.get("model") or {}),
+        training=report_tables.plain(folder.study.get("training") or {}),
+        files=[(name, report_tables.bytes_text(size)) for name, size in folder.models],
+        size=report_tables.bytes_text(sum(size for _, size in folder.models)),
+        version=str(versions.get("polyclinic", "")) if isinstance(versions, dict) else "",
+        unscored=[site for site in folder.sites if site not in folder.scored],
+    )
+
+
+def _provenance(folder: Folder) -> dict[str, Any]:
+    rows = report_tables.nested_rows(folder.provenance)
+    return {"rows": rows, "study": folder.study_text} if rows or folder.study_text else {}
+
+
+CONTENT: dict[str, Callable[[Folder], Any]] = {
+    "answer": answer,
+    "question": _question,
+    "methods": _methods,
+    "sites": report_tables.site_rows,
+    "results": _results,
+    "site_results": _site_results,
+    "cross": report_tables.cross_matrix,
+    "curves": _curves,
+    "confusion": _confusion,
+    "overlays": _overlays,
+    "convergence": _convergence,
+    "costs": report_tables.costs,
+    "warnings": lambda folder: folder.warnings,
+    "card": _card,
+    "provenance": _provenance,
+}

@@ -1,0 +1,144 @@
+"""What a study found, in sentences computed from its numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from markupsafe import Markup
+
+from polyclinic.study.jobs import UNSEEN
+from polyclinic.study.report_folder import Folder, Measure
+
+#: A difference is called beyond chance where its corrected p value is below this.
+ALPHA = 0.05
+
+
+@dataclass(frozen=True)
+class Best:
+    """The best of several methods by the primary metric, with its row of ``summary.csv``."""
+
+    method: str
+    over: str
+    row: pd.Series[Any]
+
+
+def find_best(folder: Folder, methods: list[str]) -> Best | None:
+    """The best of ``methods`` on all predictions together, or as the mean over sites where no method has that value."""
+    for over in ("all", "sites"):
+        lines = {method: folder.line(method, folder.primary.name, over) for method in methods}
+        found = [Best(method, over, row) for method, row in lines.items() if row is not None]
+        if found:
+            sign = 1 if folder.primary.higher_is_better else -1
+            return max(found, key=lambda best: sign * float(best.row["mean"]))
+    return None
+
+
+def answer(folder: Folder) -> list[Markup]:
+    """What the study found, in sentences computed from ``summary.csv`` and ``results.csv``."""
+    metric = folder.primary
+    seen = [method for method in folder.methods if not method.endswith(UNSEEN)]
+    private = [method for method in seen if method != "mix"]
+    best = find_best(folder, private) or find_best(folder, seen)
+    if best is None:
+        return [
+            Markup("No method can be called best: summary.csv is missing or has no number for {}.").format(metric.title)
+        ]
+    where = "on the test predictions of all sites together" if best.over == "all" else "as the mean over the sites"
+    among = f"Of the {len(seen)} methods compared, " if len(seen) > 1 else ""
+    without = " among those that leave the data at the sites" if "mix" in seen and len(private) > 1 else ""
+    verb = "did best" if len(seen) > 1 else "was the only method run"
+    sentences = [
+        Markup("{}<strong>{}</strong> {}{}. {}: {}{}, measured {}.").format(
+            among, best.method, verb, without, metric.title, *_value(metric, best.row), where
+        ),
+        *_against(folder, best, private),
+        *_pooled(folder, best),
+        *_guessing(folder, best),
+        *_range(folder, best),
+    ]
+    unseen = find_best(folder, [method for method in folder.methods if method.endswith(UNSEEN)])
+    if unseen is not None:
+        sentences.append(
+            Markup("At sites that took no part in training, the best was <strong>{}</strong> with {}{}.").format(
+                unseen.method.removesuffix(UNSEEN), *_value(metric, unseen.row)
+            )
+        )
+    return sentences
+
+
+def _value(metric: Measure, row: pd.Series[Any]) -> tuple[str, str]:
+    unit = f" {metric.unit}" if metric.unit else ""
+    interval = ""
+    if np.isfinite(row["low"]) and np.isfinite(row["high"]):
+        interval = f" (95 % interval {metric.text(row['low'])} to {metric.text(row['high'])})"
+    return metric.text(row["mean"]) + unit, interval
+
+
+def _against(folder: Folder, best: Best, private: list[str]) -> Iterator[Markup]:
+    """Sentences on the best method against ``single`` and ``fedavg``."""
+    names = {"single": "each site training alone (single)", "fedavg": "plain federated averaging (fedavg)"}
+    if best.method == "single" and len(private) > 1:
+        yield Markup("So, by this measure, no way of learning together was better than each site training alone.")
+    for other, words in names.items():
+        against = folder.line(other, folder.primary.name, best.over)
+        if other == best.method or against is None:
+            continue
+        value = folder.primary.text(against["mean"])
+        difference, p = (float(best.row.get(column, np.nan)) for column in (f"vs_{other}", f"p_{other}_adjusted"))
+        if not np.isfinite(p):
+            yield Markup("{} reached {}; no paired test of the difference was possible.").format(_capital(words), value)
+        elif p < ALPHA:
+            yield Markup(
+                "{} reached {}: the difference of {} is <strong>beyond chance</strong> "
+                "(p {} after correction for the number of comparisons)."
+            ).format(_capital(words), value, _signed(folder.primary, difference), p_text(p))
+        else:
+            yield Markup(
+                "{} reached {}: the difference of {} is <strong>not beyond chance</strong> "
+                "(p {} after correction), so this study does not show that {} is better."
+            ).format(_capital(words), value, _signed(folder.primary, difference), p_text(p), best.method)
+
+
+def _pooled(folder: Folder, best: Best) -> Iterator[Markup]:
+    mix = folder.line("mix", folder.primary.name, best.over)
+    if mix is not None and best.method != "mix":
+        yield Markup("Training on all data in one place (mix), which federated learning avoids, reached {}.").format(
+            folder.primary.text(mix["mean"])
+        )
+
+
+def _guessing(folder: Folder, best: Best) -> Iterator[Markup]:
+    """A warning where the interval of the best method includes the value that guessing would give."""
+    guess = {"auc": 0.5, "bac": 1 / max(len(folder.classes), 2)}.get(folder.primary.name)
+    if guess is not None and best.row["low"] <= guess:
+        yield Markup(
+            "Its interval includes {:.2f}, the value of guessing: "
+            "<strong>this study does not show that the model tells the classes apart</strong>."
+        ).format(guess)
+
+
+def _range(folder: Folder, best: Best) -> Iterator[Markup]:
+    means = {site: folder.estimate(best.method, site).mean for site in folder.scored}
+    means = {site: mean for site, mean in means.items() if np.isfinite(mean)}
+    if len(means) > 1:
+        low, high = min(means, key=lambda site: means[site]), max(means, key=lambda site: means[site])
+        yield Markup("Site by site it ranged from {} ({}) to {} ({}).").format(
+            folder.primary.text(means[low]), low, folder.primary.text(means[high]), high
+        )
+
+
+def _capital(words: str) -> str:
+    return words[0].upper() + words[1:]
+
+
+def _signed(metric: Measure, value: float) -> str:
+    return f"{'+' if value > 0 else '−' if value < 0 else ''}{metric.text(abs(value))}"
+
+
+def p_text(p: float) -> str:
+    """A p value as text with its sign: ``= 0.031`` or ``< 0.001``."""
+    return "< 0.001" if p < 0.001 else f"= {p:.3f}"

@@ -1,0 +1,271 @@
+"""What the report reads: the files of a results folder. Pseudonyms and case names are never read."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import pandas as pd
+import yaml
+from numpy.typing import NDArray
+
+from polyclinic.errors import ResultsError
+from polyclinic.study.figures import Estimate
+from polyclinic.study.jobs import UNSEEN
+from polyclinic.study.statistics import CROSS
+from polyclinic.tasks.metrics import METRICS
+
+#: Columns that hold text; pandas would take a site called "NA" for a missing value.
+TEXT = {"method", "site", "trained_on", "tested_on", "metric", "over", "interval", "reasons", "note", "scored"}
+COLUMNS = {
+    "results.csv": ["method", "seed", "fold", "trained_on", "tested_on", "metric", "value"],
+    "summary.csv": ["method", "metric", "over", "mean", "deviation", "low", "high"],
+    "rounds.csv": ["method", "seed", "fold", "round", "site", "seconds", "bytes_up", "bytes_down", "examples", "loss"],
+    "predictions.csv": ["method", "seed", "fold", "site"],
+    "sites.csv": ["site", "found", "used", "rejected"],
+}
+WHICH = ("best", "median", "worst")
+CLASS = "class: "
+Read = TypeVar("Read")
+
+
+@dataclass(frozen=True)
+class Measure:
+    """A measure of quality: ``unit`` is empty for shares between 0 and 1."""
+
+    name: str
+    title: str
+    meaning: str
+    higher_is_better: bool
+    unit: str
+
+    def text(self, value: float, places: int = 3) -> str:
+        """``value`` with three places, or one where it is ten or more; a dash where it is not a number."""
+        if not np.isfinite(value):
+            return "–"
+        return f"{value:.{places}f}" if abs(value) < 10 else f"{value:.1f}"
+
+    @property
+    def label(self) -> str:
+        """Title with the unit."""
+        return f"{self.title} ({self.unit})" if self.unit else self.title
+
+    def better(self, difference: float) -> bool:
+        """Whether a method is better than another, from its value minus the other's."""
+        return difference > 0 if self.higher_is_better else difference < 0
+
+
+def _measure(name: str) -> Measure:
+    return Measure(name, *METRICS[name]) if name in METRICS else Measure(name, name, "", True, "")
+
+
+@dataclass(frozen=True)
+class Overlay:
+    """One segmented case: ``image`` uint8 ``[C, H, W]``, ``mask`` and ``prediction`` uint8 ``[H, W]``."""
+
+    method: str
+    site: str
+    which: str
+    """``best``, ``median`` or ``worst`` of the site's test cases."""
+    dice: float
+    image: NDArray[np.uint8]
+    mask: NDArray[np.uint8]
+    prediction: NDArray[np.uint8]
+
+
+class Folder:
+    """The files of a results folder; what is missing is empty.
+
+    Raises:
+        ResultsError: P501, the folder has no usable ``results.csv``, or a file in it can't be read.
+    """
+
+    def __init__(self, path: Path) -> None:
+        if not (path / "results.csv").is_file():
+            raise ResultsError(
+                "P501",
+                f"There is no results.csv in {str(path)!r}, so there is nothing to report.",
+                "Give the folder that `polyclinic run STUDY --out FOLDER` wrote; if that run was stopped, "
+                "run it again to resume it.",
+            )
+        self.path = path
+        self.results = self._table("results.csv")
+        self.summary = self._table("summary.csv")
+        self.rounds = self._table("rounds.csv")
+        self.predictions = self._table("predictions.csv")
+        self.site_table = self._table("sites.csv")
+        if self.results.empty:
+            raise ResultsError(
+                "P501", "results.csv has no rows, so there is nothing to report.", "Run the study again to resume it."
+            )
+        self.study_text = self._read("study.yaml", _text) or ""
+        self.study = _mapping(self._read("study.yaml", lambda file: yaml.safe_load(_text(file))))
+        self.warnings: list[str] = list(self._read("warnings.json", lambda file: json.loads(_text(file))) or [])
+        self.provenance = _mapping(self._read("provenance.json", lambda file: json.loads(_text(file))))
+
+    def _read(self, name: str, read: Callable[[Path], Read]) -> Read | None:
+        """What ``read`` makes of a file of the folder; None if it is not there."""
+        if not (self.path / name).is_file():
+            return None
+        try:
+            return read(self.path / name)
+        except (OSError, ValueError, TypeError, KeyError, yaml.YAMLError) as error:
+            raise ResultsError(
+                "P501",
+                f"{name} in the results folder can't be read: {str(error).splitlines()[0]}.",
+                "Delete that file to do without its section, or run the study again.",
+            ) from error
+
+    def _table(self, name: str) -> pd.DataFrame:
+        table = self._read(name, lambda file: _read_table(file, COLUMNS[name]))
+        return pd.DataFrame(columns=COLUMNS[name]) if table is None else table
+
+    @cached_property
+    def sites(self) -> list[str]:
+        """All sites, in the order of ``sites.csv``, else in order of appearance."""
+        tested = [site for site in self.results["tested_on"].unique() if site != "all"]
+        return list(dict.fromkeys([*self.site_table["site"], *tested]))
+
+    @cached_property
+    def scored(self) -> list[str]:
+        """Sites with enough cases of each class to be scored by themselves."""
+        if "scored" not in self.site_table:
+            return self.sites
+        few = self.site_table[self.site_table["scored"].str.strip().str.lower().isin(["false", "0", "no"])]["site"]
+        return [site for site in self.sites if site not in set(few)]
+
+    @cached_property
+    def methods(self) -> list[str]:
+        """Methods in the order of the results, those tested at unseen sites last."""
+        names = list(self.results["method"].unique())
+        return sorted(names, key=lambda name: name.endswith(UNSEEN))
+
+    @cached_property
+    def metrics(self) -> list[Measure]:
+        """Metrics in the order of the study file; the first is the primary one."""
+        present = list(self.results["metric"].unique())
+        asked = _mapping(self.study.get("evaluation")).get("metrics") or []
+        names = [name for name in asked if name in present]
+        return [_measure(name) for name in names + [name for name in present if name not in names]]
+
+    @property
+    def primary(self) -> Measure:
+        """The metric by which methods are judged."""
+        return self.metrics[0]
+
+    @cached_property
+    def at_sites(self) -> pd.DataFrame:
+        """Rows of ``results.csv`` with the primary metric at a site that is scored, without the cross matrix."""
+        rows = self.results[(self.results["metric"] == self.primary.name) & (self.results["method"] != CROSS)]
+        return rows[rows["tested_on"].isin(self.scored)]
+
+    def estimate(self, method: str, site: str) -> Estimate:
+        """Primary metric of a method at a site over folds and seeds."""
+        rows = self.at_sites
+        return estimate(rows[(rows["method"] == method) & (rows["tested_on"] == site)]["value"])
+
+    def overlays(self) -> list[Overlay]:
+        """Pictures of segmentations, in the order of methods and sites; empty where there are none.
+
+        Raises:
+            ResultsError: P501, the file can't be read.
+        """
+        found = self._read("overlays.safetensors", lambda file: _read_overlays(file, self.methods)) or []
+        known = [one for one in found if one.method in self.methods and one.site in self.sites and one.which in WHICH]
+        return sorted(
+            known,
+            key=lambda one: (self.methods.index(one.method), self.sites.index(one.site), WHICH.index(one.which)),
+        )
+
+    @cached_property
+    def models(self) -> list[tuple[str, int]]:
+        """Name within ``models/`` and size in bytes of each trained model."""
+        root = self.path / "models"
+        files = sorted(root.rglob("*.safetensors"))
+        return [(file.relative_to(root).as_posix(), file.stat().st_size) for file in files]
+
+    @cached_property
+    def classes(self) -> list[str]:
+        """Names of the classes in index order, from the columns of ``sites.csv``; empty where there are none."""
+        return [column.removeprefix(CLASS) for column in self.site_table.columns if column.startswith(CLASS)]
+
+    def line(self, method: str, metric: str, over: str) -> pd.Series[Any] | None:
+        """Row of ``summary.csv``, or None if there is none with a number."""
+        rows = self.summary
+        found = rows[(rows["method"] == method) & (rows["metric"] == metric) & (rows["over"] == over)]
+        return None if found.empty or not np.isfinite(found["mean"].iloc[0]) else found.iloc[0]
+
+
+def _read_overlays(file: Path, methods: list[str]) -> list[Overlay]:
+    """Tensors ``METHOD/SITE/best|median|worst/image|mask|prediction``; methods and sites may have slashes."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(file, framework="numpy") as stored:
+            scores = stored.metadata() or {}
+            prefixes = sorted({key.rpartition("/")[0] for key in stored.keys()})  # noqa: SIM118
+            found: list[Overlay] = []
+            for prefix in prefixes:
+                place, _, which = prefix.rpartition("/")
+                known = [name for name in methods if place.startswith(f"{name}/")]
+                method = max(known, key=len) if known else place.partition("/")[0]
+                site = place[len(method) + 1 :]
+                pictures = [stored.get_tensor(f"{prefix}/{part}") for part in ("image", "mask", "prediction")]
+                found.append(Overlay(method, site, which, _number(scores.get(prefix)), *pictures))
+            return found
+    except SafetensorError as error:
+        raise ValueError(str(error)) from error
+
+
+def _number(text: str | None) -> float:
+    try:
+        return float(text) if text is not None else float("nan")
+    except ValueError:
+        return float("nan")
+
+
+def _read_table(file: Path, columns: list[str]) -> pd.DataFrame:
+    table = pd.read_csv(
+        file, dtype=str, keep_default_na=False, usecols=lambda column: column not in ("subject", "case")
+    )
+    missing = [column for column in columns if column not in table.columns]
+    if missing:
+        raise ValueError(f"column {missing[0]!r} is missing")
+    for column in table.columns:
+        if column not in TEXT:
+            table[column] = pd.to_numeric(table[column], errors="coerce")
+    return table
+
+
+def _text(file: Path) -> str:
+    return file.read_text(encoding="utf-8")
+
+
+def _mapping(value: Any) -> dict[str, Any]:
+    return value if isinstance(value, dict) else {}
+
+
+def estimate(values: pd.Series[float]) -> Estimate:
+    """Mean and 95 % interval (Student's t) of values that are numbers; no interval from fewer than two.
+
+    >>> estimate(pd.Series([0.7, 0.8, 0.9, float("nan")])).mean
+    0.8
+    """
+    from scipy import stats
+
+    values = values[np.isfinite(values)]
+    if values.empty:
+        return Estimate(np.nan, np.nan, np.nan)
+    mean = round(float(values.mean()), 12)
+    if len(values) == 1:
+        return Estimate(mean, np.nan, np.nan)
+    half = float(stats.t.ppf(0.975, len(values) - 1) * values.std(ddof=1) / np.sqrt(len(values)))
+    low, high = mean - half, mean + half
+    if values.between(0, 1).all():
+        low, high = max(low, 0.0), min(high, 1.0)
+    return Estimate(mean, low, high)

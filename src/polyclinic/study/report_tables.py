@@ -1,0 +1,279 @@
+"""The tables of the report."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from polyclinic.study import figures
+from polyclinic.study.figures import Cell
+from polyclinic.study.jobs import UNSEEN
+from polyclinic.study.report_answer import ALPHA, p_text
+from polyclinic.study.report_folder import CLASS, Folder, Measure
+from polyclinic.study.statistics import CROSS
+
+
+@dataclass(frozen=True)
+class Score:
+    """One cell of the main table."""
+
+    mean: str
+    deviation: str
+    interval: str
+    best: bool
+    marks: list[tuple[str, str]]
+    """Sign and its meaning, e.g. ``("▲S", "better than single, p = 0.012")``."""
+
+
+def main_table(folder: Folder, over: str) -> list[tuple[str, list[tuple[str, list[Score | None]]]]]:
+    """Groups of rows (method, a cell a metric): methods tested at sites they know, and at sites they do not know."""
+    groups = []
+    for title, unseen in (("", False), ("Tested at sites that took no part in training", True)):
+        methods = [method for method in folder.methods if method.endswith(UNSEEN) == unseen]
+        scores = {method: [_score(folder, method, one, over, methods) for one in folder.metrics] for method in methods}
+        rows = [(method.removesuffix(UNSEEN), cells) for method, cells in scores.items() if any(cells)]
+        if rows:
+            groups.append((title, rows))
+    return groups
+
+
+def _score(folder: Folder, method: str, metric: Measure, over: str, methods: list[str]) -> Score | None:
+    row = folder.line(method, metric.name, over)
+    if row is None:
+        return None
+    others = [line["mean"] for other in methods if (line := folder.line(other, metric.name, over)) is not None]
+    best = len(others) > 1 and row["mean"] == (max(others) if metric.higher_is_better else min(others))
+    marks = []
+    for other, letter in (("single", "S"), ("fedavg", "F")):
+        difference, p = (float(row.get(column, np.nan)) for column in (f"vs_{other}", f"p_{other}_adjusted"))
+        if p < ALPHA and np.isfinite(difference) and method != other:
+            sign, word = ("▲", "better") if metric.better(difference) else ("▼", "worse")
+            marks.append((f"{sign}{letter}", f"{word} than {other}, p {p_text(p)}"))
+    deviation = f"± {metric.text(row['deviation'])}" if np.isfinite(row["deviation"]) else ""
+    interval = f"{metric.text(row['low'])} to {metric.text(row['high'])}" if np.isfinite(row["low"]) else ""
+    return Score(metric.text(row["mean"]), deviation, interval, bool(best), marks)
+
+
+@dataclass(frozen=True)
+class Cross:
+    """The cross matrix: its rows and columns, its cells, the mean of each row elsewhere, and a sentence."""
+
+    trained: list[str]
+    tested: list[str]
+    cells: list[list[Cell]]
+    elsewhere: list[str]
+    ends: tuple[Cell, Cell]
+    words: str
+
+
+def cross_matrix(folder: Folder) -> Cross | None:
+    """Rows: the site a model was trained at; columns: the site it was tested at; None without the method ``cross``."""
+    rows = folder.results[folder.results["metric"] == folder.primary.name]
+    home = (rows["method"] == "single") & (rows["trained_on"] == rows["tested_on"])
+    away = (rows["method"] == CROSS) & (rows["tested_on"] != "all")
+    if not away.any():
+        return None
+    trained, tested = (
+        [site for site in folder.sites if site in set(rows[home | away][end])] for end in ("trained_on", "tested_on")
+    )
+    shown = rows[(home | away) & rows["tested_on"].isin(folder.scored)]
+    table = shown.pivot_table(index="trained_on", columns="tested_on", values="value", aggfunc="mean")
+    values = table.reindex(index=trained, columns=tested).to_numpy(dtype=float)
+    if not np.isfinite(values).any():
+        return None
+    cells = figures.heat(
+        values, higher_is_better=folder.primary.higher_is_better, text=lambda value: folder.primary.text(value, 2)
+    )
+    diagonal = np.array([[site == other for other in tested] for site in trained])
+    others = [_mean(row[~at_home]) for row, at_home in zip(values, diagonal, strict=True)]
+    words = (
+        f"On average a site's own model reaches {folder.primary.text(_mean(values[diagonal]), 2)} "
+        f"at home and {folder.primary.text(_mean(values[~diagonal]), 2)} at the other sites."
+    )
+    finite = values[np.isfinite(values)]
+    ends = figures.heat(
+        np.array([[finite.min(), finite.max()]]),
+        higher_is_better=folder.primary.higher_is_better,
+        text=lambda value: folder.primary.text(value, 2),
+    )[0]
+    return Cross(trained, tested, cells, [folder.primary.text(mean, 2) for mean in others], (ends[0], ends[1]), words)
+
+
+def _mean(values: np.ndarray[Any, np.dtype[np.float64]]) -> float:
+    values = values[np.isfinite(values)]
+    return float(values.mean()) if values.size else float("nan")
+
+
+ALL_SITES = "All sites"
+
+
+@dataclass(frozen=True)
+class SiteRow:
+    """One line of the table of sites; numbers are text, empty where they are not known."""
+
+    site: str
+    found: str
+    used: str
+    rejected: str
+    reasons: str
+    patients: str
+    classes: list[tuple[str, float]]
+    """Number of cases of each class, and its share of the site's cases."""
+    foreground: str
+    missing: str
+    duplicates: str
+    note: str
+    """Why the site is not scored by itself; empty for a site that is."""
+
+
+def site_rows(folder: Folder) -> list[SiteRow]:
+    """A row a site and one for all sites together."""
+    table = folder.site_table
+    if table.empty:
+        return []
+    rows = [_site_row(folder, row["site"], row) for _, row in table.iterrows()]
+    if len(table) > 1:
+        total = table.select_dtypes("number").sum(min_count=1)
+        total["foreground"] = np.nan
+        rows.append(_site_row(folder, ALL_SITES, total))
+    return rows
+
+
+def _site_row(folder: Folder, name: str, row: pd.Series[Any]) -> SiteRow:
+    counts = [row[CLASS + label] for label in folder.classes]
+    total = float(np.nansum(counts)) or 1.0
+    share = row.get("foreground", np.nan)
+    return SiteRow(
+        site=name,
+        **{column: count_text(row.get(column, np.nan)) for column in ("found", "used", "rejected", "patients")},
+        reasons=row.get("reasons", ""),
+        classes=[(count_text(count), float(count) / total if np.isfinite(count) else 0.0) for count in counts],
+        foreground=f"{100 * share:.1f}\u00a0%" if np.isfinite(share) else "",
+        missing=count_text(row.get("missing", np.nan)),
+        duplicates=count_text(row.get("duplicates", np.nan)),
+        note=row.get("note", "") or ("" if name in (*folder.scored, ALL_SITES) else "too few cases of a class"),
+    )
+
+
+def count_text(value: float) -> str:
+    """A whole number as such, another with three digits, nothing where it is not a number."""
+    if not np.isfinite(value):
+        return ""
+    return f"{value:,.0f}".replace(",", "\u202f") if float(value).is_integer() else f"{value:.3g}"
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Time and traffic of one method; texts with units."""
+
+    method: str
+    rounds: str
+    seconds: str
+    seconds_per_round: str
+    slowest: str
+    up: str
+    down: str
+
+
+def costs(folder: Folder) -> list[Cost]:
+    """Time and traffic of each method, for one fold with one seed, as a mean over folds and seeds.
+
+    Methods tested at unseen sites are left out: their rows hold one training for each site left out.
+    """
+    rows = []
+    table = folder.rounds[~folder.rounds["method"].str.endswith(UNSEEN)]
+    for method in ordered(folder.methods, table["method"].unique()):
+        mine = table[table["method"] == method]
+        runs = mine.groupby(["seed", "fold"])
+        rounds = mine.groupby(["seed", "fold", "round"])["seconds"]
+        sites = mine.groupby(["seed", "fold", "site"])
+        rows.append(
+            Cost(
+                method=method,
+                rounds=count_text(round(float(runs["round"].nunique().mean()), 1)),
+                seconds=seconds_text(float(runs["seconds"].sum(min_count=1).mean())),
+                seconds_per_round=seconds_text(float(rounds.sum(min_count=1).mean())),
+                slowest=seconds_text(float(rounds.max().mean())),
+                up=bytes_text(float(sites["bytes_up"].sum(min_count=1).mean())),
+                down=bytes_text(float(sites["bytes_down"].sum(min_count=1).mean())),
+            )
+        )
+    return rows
+
+
+def ordered(first: list[str], names: Any) -> list[str]:
+    """``names`` in the order of ``first``; those not in it come last."""
+    return [name for name in first if name in set(names)] + [name for name in names if name not in first]
+
+
+def seconds_text(seconds: float) -> str:
+    """A duration in the unit a person would choose."""
+    if not np.isfinite(seconds):
+        return "–"
+    if seconds < 120:
+        return f"{seconds:.2g} s" if seconds < 10 else f"{seconds:.0f} s"
+    minutes = seconds / 60
+    return f"{minutes:.0f} min" if minutes < 120 else f"{minutes / 60:.1f} h"
+
+
+def bytes_text(size: float) -> str:
+    """A size in powers of 1000: bytes, kB, MB or GB."""
+    if not np.isfinite(size):
+        return "–"
+    for unit in ("bytes", "kB", "MB"):
+        if size < 1000:
+            return f"{size:.0f} {unit}" if size >= 100 or unit == "bytes" else f"{size:.3g} {unit}"
+        size /= 1000
+    return f"{size:.3g} GB"
+
+
+def confusion(folder: Folder, method: str) -> list[list[Cell]] | None:
+    """For more than two classes: of the cases of each class (row), the share called each class (column).
+
+    A case is called the class with the highest score. Cases of all folds, seeds and sites count together.
+    """
+    rows = own_predictions(folder)
+    rows = rows[rows["method"] == method]
+    scores = [f"score_{index}" for index in range(len(folder.classes))]
+    if len(scores) < 3 or not set(scores) <= set(rows.columns) or rows.empty:
+        return None
+    rows = rows.dropna(subset=["label", *scores])
+    called = rows[scores].to_numpy().argmax(axis=1)
+    counts = np.zeros((len(scores), len(scores)))
+    np.add.at(counts, (rows["label"].to_numpy(dtype=int), called), 1)
+    totals = counts.sum(axis=1, keepdims=True)
+    shares = np.divide(100 * counts, totals, out=np.full_like(counts, np.nan), where=totals > 0)
+    return figures.heat(shares, higher_is_better=True, text=lambda share: f"{share:.0f}\u00a0%")
+
+
+def own_predictions(folder: Folder) -> pd.DataFrame:
+    """Predictions of each method where it is meant to be used: not those of the cross matrix."""
+    return folder.predictions[folder.predictions["method"] != CROSS]
+
+
+def nested_rows(values: dict[str, Any], before: str = "") -> list[tuple[str, str]]:
+    """A nested mapping as lines of name and value: ``{"a": {"b": [1, 2]}}`` becomes ``("a › b", "1, 2")``."""
+    rows: list[tuple[str, str]] = []
+    for name, value in values.items():
+        if isinstance(value, dict) and value:
+            rows += nested_rows(value, f"{before}{name} › ")
+        else:
+            rows.append((f"{before}{name}", plain(value)))
+    return rows
+
+
+def plain(value: Any) -> str:
+    """A value of the study file in plain words: ``{"mlp": {"hidden": [64]}}`` becomes ``mlp (hidden: 64)``."""
+    if isinstance(value, dict):
+        parts = []
+        for name, inner in value.items():
+            parts.append(f"{name} ({plain(inner)})" if isinstance(inner, dict) and inner else f"{name}: {plain(inner)}")
+        return ", ".join(parts)
+    if isinstance(value, list | tuple):
+        return ", ".join(plain(one) for one in value)
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return "–" if value is None or value == "" else str(value)

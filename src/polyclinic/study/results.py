@@ -1,0 +1,105 @@
+"""The results of a study: a folder of long tables, and the same as pandas frames."""
+
+from __future__ import annotations
+
+import json
+from functools import cached_property
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any
+
+from polyclinic.errors import ResultsError
+from polyclinic.files import write_atomic
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+#: Columns that hold text, whatever it looks like (a site may be called 01 or NA).
+TEXT = {"method", "site", "trained_on", "tested_on", "metric", "over", "interval", "subject", "case", "reasons", "note"}
+
+
+def write_table(path: Path, frame: pd.DataFrame) -> None:
+    """Write a table as CSV, in one step; numbers so that reading gives the same bits back."""
+    write_atomic(path, frame.to_csv(index=False, lineterminator="\n"))
+
+
+def read_table(path: Path) -> pd.DataFrame:
+    """Read what ``write_table`` wrote."""
+    import pandas as pd
+
+    header = path.open(encoding="utf-8").readline().rstrip("\n").split(",")
+    types = {name: str for name in header if name in TEXT}
+    return pd.read_csv(path, dtype=types, keep_default_na=False, na_values={
+        name: ["", "nan", "NaN"] for name in header if name not in TEXT}, float_precision="round_trip")  # fmt: skip
+
+
+class Results:
+    """The results in a folder.
+
+    Args:
+        folder: what ``polyclinic run --out`` wrote.
+        keeper: keeps a temporary folder alive as long as these results.
+
+    Raises:
+        ResultsError: P501 if the folder holds no finished study.
+    """
+
+    def __init__(self, folder: Path, keeper: TemporaryDirectory[str] | None = None) -> None:
+        self.folder = Path(folder)
+        self._keeper = keeper
+        if not (self.folder / "results.csv").is_file():
+            raise ResultsError(
+                "P501",
+                f"There are no results in {self.folder}: results.csv is missing.",
+                "Give the folder of a finished study, or finish one with `polyclinic run STUDY --out DIR --resume`.",
+            )
+
+    @cached_property
+    def results(self) -> pd.DataFrame:
+        """method, seed, fold, trained_on, tested_on, metric, value."""
+        return read_table(self.folder / "results.csv")
+
+    @cached_property
+    def predictions(self) -> pd.DataFrame:
+        """A row a test case, method and model."""
+        return read_table(self.folder / "predictions.csv")
+
+    @cached_property
+    def rounds(self) -> pd.DataFrame:
+        """A row a round and site."""
+        return read_table(self.folder / "rounds.csv")
+
+    @cached_property
+    def summary(self) -> pd.DataFrame:
+        """Mean, deviation, interval and tests for each method and metric."""
+        return read_table(self.folder / "summary.csv")
+
+    @cached_property
+    def sites(self) -> pd.DataFrame:
+        """Cases found, used and rejected at each site."""
+        return read_table(self.folder / "sites.csv")
+
+    @cached_property
+    def warnings(self) -> list[str]:
+        """What the reader should know."""
+        found: list[str] = json.loads((self.folder / "warnings.json").read_text(encoding="utf-8"))
+        return found
+
+    @cached_property
+    def provenance(self) -> dict[str, Any]:
+        """Versions, seeds, data fingerprint, machine and times."""
+        found: dict[str, Any] = json.loads((self.folder / "provenance.json").read_text(encoding="utf-8"))
+        return found
+
+    def table(self, over: str = "sites") -> pd.DataFrame:
+        """Methods by metrics: mean over the scored sites (``sites``) or over all cases together (``all``)."""
+        rows = self.summary[self.summary["over"] == over]
+        order = list(dict.fromkeys(rows["method"]))
+        metrics = list(dict.fromkeys(rows["metric"]))
+        return rows.pivot(index="method", columns="metric", values="mean").loc[order, metrics]
+
+    def report(self, out: str | Path | None = None) -> Path:
+        """Write the report as one HTML file; default ``report.html`` in the folder."""
+        from polyclinic.study.report import write_report
+
+        return write_report(self.folder, None if out is None else Path(out))

@@ -1,0 +1,422 @@
+"""Running a study: all its jobs, one after another, so that it can be killed at any moment and go on."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+import pandas as pd
+import torch
+import yaml
+
+from polyclinic.communication.message import Message
+from polyclinic.data.check import check_frame
+from polyclinic.data.scaling import Summary, merge
+from polyclinic.engine import Engine, LocalEngine
+from polyclinic.engine.planner import EnginePlan, choose_device, choose_plan
+from polyclinic.engine.processes import ProcessEngine
+from polyclinic.errors import DataError, PolyclinicError, ResultsError
+from polyclinic.files import write_atomic
+from polyclinic.models import build_model
+from polyclinic.rounds import Checkpoint
+from polyclinic.site.run import build_work
+from polyclinic.state import FlatModule
+from polyclinic.study.declaration import StudyMethod
+from polyclinic.study.jobs import Fold, Job, JobRunner, Outcome, result_rows, slug
+from polyclinic.study.provenance import machine, now
+from polyclinic.study.results import read_table, write_table
+from polyclinic.study.statistics import summarise
+from polyclinic.tasks import TASKS, build_task
+
+if TYPE_CHECKING:
+    from polyclinic.data.cases import Opened
+    from polyclinic.study.study import Study
+
+
+class Display(Protocol):
+    """Shows a person what is going on."""
+
+    def images(self, done: int, total: int) -> None:
+        """Image files decoded so far."""
+
+    def opened(self, sites: pd.DataFrame, warnings: list[str]) -> None:
+        """The data is read."""
+
+    def planned(self, plan: EnginePlan, jobs: int) -> None:
+        """How it will be run."""
+
+    def job(self, number: int, title: str, skipped: bool) -> None:
+        """A job starts, or was done before."""
+
+    def round(self, done: int, total: int) -> None:
+        """A round of the job is done."""
+
+    def step(self, title: str) -> None:
+        """Something else that takes a moment."""
+
+
+class Silent:
+    """Shows nothing."""
+
+    def images(self, done: int, total: int) -> None:
+        """Nothing."""
+
+    def opened(self, sites: pd.DataFrame, warnings: list[str]) -> None:
+        """Nothing."""
+
+    def planned(self, plan: EnginePlan, jobs: int) -> None:
+        """Nothing."""
+
+    def job(self, number: int, title: str, skipped: bool) -> None:
+        """Nothing."""
+
+    def round(self, done: int, total: int) -> None:
+        """Nothing."""
+
+    def step(self, title: str) -> None:
+        """Nothing."""
+
+
+def run_study(study: Study, out: Path, *, resume: bool = False, display: Display | None = None) -> None:
+    """Run a study into a folder; see `polyclinic.study.study.Study.run`."""
+    display = display or Silent()
+    folder = Folder(out, study)
+    folder.check(resume)
+    opened = study.open(display.images)
+    sites = site_table(study, opened)
+    display.opened(sites, opened.warnings)
+    runner = _Runner(study, opened, folder, display)
+    status: dict[str, Any] = {"status": "failed", "reason": "interrupted"}
+    try:
+        runner.run(sites)
+        status = {"status": "finished"}
+    except PolyclinicError as error:
+        status = {"status": "failed", "reason": str(error)}
+        raise
+    finally:
+        runner.close()
+        if status["status"] != "finished":
+            folder.note(status)
+    folder.finish(status)
+    display.step("report")
+    from polyclinic.study.report import write_report
+
+    write_report(out)
+
+
+def site_table(study: Study, opened: Opened) -> pd.DataFrame:
+    """A row a site: cases found, used and rejected, classes, and whether it can be scored by itself."""
+    declaration = study.declaration
+    frame = check_frame(opened, declaration.data)
+    least = declaration.evaluation.min_cases_per_class
+    scored, notes = [], []
+    for data in opened.sites.values():
+        counts = [] if data.targets.dim() > 1 else torch.bincount(data.targets, minlength=len(opened.classes)).tolist()
+        rare = [f"{n} of {name!r}" for name, n in zip(opened.classes, counts, strict=False) if n < least]
+        enough = len(counts) - len(rare) >= 2 or not counts
+        scored.append(enough)
+        few = f"can't be scored by itself: only {' and '.join(rare)} (at least {least} needed)"
+        notes.append("" if enough else few)
+    frame["scored"], frame["note"] = scored, notes
+    return frame
+
+
+class Folder:
+    """The results folder of a study.
+
+    Args:
+        path: where it is or will be.
+        study: whose it is.
+    """
+
+    def __init__(self, path: Path, study: Study) -> None:
+        self.path, self.study = path, study
+        self.jobs = path / "jobs"
+        self.record: dict[str, Any] = {}
+
+    def check(self, resume: bool) -> None:
+        """Whether the study can be written here; writes nothing.
+
+        Raises:
+            ResultsError: P501 if the folder holds something else.
+        """
+        if not self.path.exists() or (self.path.is_dir() and not any(self.path.iterdir())):
+            return
+        if not self.path.is_dir():
+            raise ResultsError("P501", f"{self.path} is a file, not a folder.", "Choose another folder with --out.")
+        try:
+            self.record = json.loads((self.path / "provenance.json").read_text(encoding="utf-8"))
+            content = yaml.safe_load((self.path / "study.yaml").read_text(encoding="utf-8"))
+        except (OSError, ValueError, yaml.YAMLError):
+            raise ResultsError("P501", f"The folder {self.path} is not empty and holds no study.",
+                               "Choose another folder with --out.") from None  # fmt: skip
+        if not resume:
+            state = self.record.get("status", "unfinished")
+            raise ResultsError("P501", f"The folder {self.path} already holds a study ({state}).",
+                               "Go on with it with --resume, or choose another folder with --out.")  # fmt: skip
+        if content != self._content():
+            raise ResultsError("P501", f"The study in {self.path} is not this one: {self._difference(content)}.",
+                               "Resume with the study file that it was started with.")  # fmt: skip
+
+    def _content(self) -> dict[str, Any]:
+        content: dict[str, Any] = yaml.safe_load(yaml.safe_dump(self.study.declaration.filled()))
+        return content
+
+    def _difference(self, content: object) -> str:
+        mine = self._content()
+        theirs = content if isinstance(content, dict) else {}
+        return "it differs in " + ", ".join(f"`{key}`" for key in mine if mine[key] != theirs.get(key))
+
+    def begin(self, plan: EnginePlan, fingerprint: str) -> EnginePlan:
+        """Write what the study is; for a resumed one, take the plan that it was started with.
+
+        Raises:
+            ResultsError: P501 if the data changed since the study was started.
+        """
+        if not self.record:
+            text = yaml.safe_dump(self.study.declaration.filled(), sort_keys=False, allow_unicode=True, width=120)
+            write_atomic(self.path / "study.yaml", text)
+            self.record = {
+                "status": "running", "study_file": self.study.name, "started": now(), "data_sha256": fingerprint,
+                "seeds": self.study.declaration.all_seeds, "plan": asdict(plan), **machine(),
+            }  # fmt: skip
+            self.note({})
+            return plan
+        if self.record.get("data_sha256") != fingerprint:
+            raise ResultsError("P501", f"The data is not what it was when the study in {self.path} was started.",
+                               "Start anew in another folder with --out.")  # fmt: skip
+        self.note({"status": "running", "reason": "", "resumed": now()})
+        return EnginePlan(**self.record["plan"])
+
+    def note(self, entries: dict[str, Any]) -> None:
+        """Add to the provenance, if the study has begun."""
+        if self.record:
+            self.record |= entries
+            write_atomic(self.path / "provenance.json", json.dumps(self.record, indent=2) + "\n")
+
+    def finish(self, status: dict[str, Any]) -> None:
+        """Everything is written: the folders of the single jobs can go."""
+        self.note({**status, "finished": now()})
+        shutil.rmtree(self.jobs, ignore_errors=True)
+        for checkpoint in (self.path / "sites").glob("*/*.safetensors"):
+            checkpoint.unlink()
+
+    def site_folder(self) -> Path:
+        """Where sites keep what is theirs."""
+        return self.path / "sites"
+
+    # One job ------------------------------------------------------------------------------------------------------
+
+    def job_name(self, job: Job) -> str:
+        """Folder name of a job."""
+        return f"{slug(job.methods[0].label)}-seed{job.seed}-fold{job.fold}{job.suffix}"
+
+    def is_done(self, job: Job) -> bool:
+        """Whether the job's results are complete."""
+        return (self.jobs / self.job_name(job)).is_dir()
+
+    def checkpoint(self, job: Job) -> Checkpoint:
+        """Where the job keeps its progress."""
+        return Checkpoint(self.jobs / f"{self.job_name(job)}.part")
+
+    def store(self, job: Job, outcome: Outcome) -> None:
+        """Write a job's results; they count when the folder has its final name."""
+        from safetensors.torch import save
+
+        name = self.job_name(job)
+        draft = self.jobs / f"{name}.draft"
+        shutil.rmtree(draft, ignore_errors=True)
+        tables = [frame for frame in outcome.predictions if len(frame)]
+        write_table(draft / "predictions.csv", pd.concat(tables) if tables else pd.DataFrame())
+        write_table(draft / "rounds.csv", pd.DataFrame(outcome.rounds))
+        write_atomic(draft / "warnings.json", json.dumps(outcome.warnings))
+        if outcome.overlays:
+            dice = {key: repr(value) for key, value in outcome.overlay_dice.items()}
+            write_atomic(draft / "overlays.safetensors", save(outcome.overlays, dice))
+        for stem, tensors in outcome.models.items():
+            about = {"model": json.dumps(self.study.declaration.model_part), "method": job.label(job.methods[0])}
+            write_atomic(self.path / "models" / f"{stem}.safetensors", save(tensors, about))
+        draft.replace(self.jobs / name)
+        shutil.rmtree(self.jobs / f"{name}.part", ignore_errors=True)
+
+    def gather(self, jobs: list[Job], name: str) -> pd.DataFrame:
+        """One table of all jobs, in the order of the jobs."""
+        paths = [self.jobs / self.job_name(job) / name for job in jobs]
+        tables = [read_table(path) for path in paths if path.stat().st_size > 1]
+        return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame()
+
+
+class _Runner:
+    """The jobs of one study."""
+
+    def __init__(self, study: Study, opened: Opened, folder: Folder, display: Display) -> None:
+        self.study, self.opened, self.folder, self.display = study, opened, folder, display
+        self.declaration = study.declaration
+        self.engines: list[Engine] = []
+
+    def close(self) -> None:
+        """End worker processes."""
+        for engine in self.engines:
+            engine.close()
+
+    def run(self, sites: pd.DataFrame) -> None:
+        """Run all jobs and write all tables."""
+        template = self._template(choose_device(self.declaration.engine.device))
+        plan = self.folder.begin(self._plan(template), self.opened.fingerprint)
+        template = self._template(plan.device)
+        torch.set_num_threads(plan.threads)
+        engine, local = self._engines(plan)
+        for site in local.members.values():
+            site.write_pseudonyms()
+        folds = {number: self._prepare(engine, local, number) for number in range(self.declaration.folds or 1)}
+        jobs = self._jobs(folds)
+        self.display.planned(plan, len(jobs))
+        runner = JobRunner(self.declaration, engine, local, template, self._initial, self.opened.classes)
+        prepared = len(folds) - 1
+        for number, job in enumerate(jobs):
+            done = self.folder.is_done(job)
+            self.display.job(number, job.title, done)
+            if done:
+                continue
+            if job.fold != prepared:
+                self._prepare(engine, local, job.fold)
+                prepared = job.fold
+            checkpoint = self.folder.checkpoint(job)
+            outcome = runner.run(job, folds[job.fold], checkpoint=checkpoint, report=self.display.round)
+            self.folder.store(job, outcome)
+        self._write(jobs, folds, sites)
+
+    def _template(self, device: str) -> FlatModule:
+        task = build_task(self.declaration.task, len(self.opened.classes), TASKS[self.declaration.task].losses[0])
+        name, options = self.declaration.model_part
+        return build_model(name, options, self._shape(), task.outputs, device=device)
+
+    def _initial(self, seed: int) -> torch.Tensor:
+        task = build_task(self.declaration.task, len(self.opened.classes), TASKS[self.declaration.task].losses[0])
+        name, options = self.declaration.model_part
+        return build_model(name, options, self._shape(), task.outputs, seed=seed).vector
+
+    def _shape(self) -> tuple[int, ...]:
+        return tuple(next(iter(self.opened.sites.values())).inputs.shape[1:])
+
+    def _plan(self, template: FlatModule) -> EnginePlan:
+        options, training = self.declaration.engine, self.declaration.training
+        methods = self.declaration.study_methods
+        runner = JobRunner.__new__(JobRunner)
+        runner.declaration, runner.classes = self.declaration, self.opened.classes
+        fold = Fold(0, {}, {}, {}, {})
+        works = [
+            build_work(runner._declare(Job((m,), 0, 0), fold, m.training.model_copy(update={"class_weights": "none"}))
+                       ["work"], False, [])
+            for m in methods
+        ]  # fmt: skip
+        passes = training.rounds * (training.local_epochs or 1) * len(methods) * (self.declaration.folds or 1)
+        return choose_plan(
+            mode=options.mode, device=str(template.vector.device), threads=options.threads, workers=options.workers,
+            model=template, work=works[0], shape=self._shape(), cases=[len(d) for d in self.opened.sites.values()],
+            passes=passes * len(self.declaration.all_seeds),
+        )  # fmt: skip
+
+    def _engines(self, plan: EnginePlan) -> tuple[Engine, LocalEngine]:
+        """The engine that trains, and the same sites in this process."""
+        sites = self.folder.site_folder()
+        local = LocalEngine(self.opened.sites, device=plan.device, folder=sites, stacked=plan.mode == "stacked")
+        engine: Engine = local
+        if plan.mode == "processes":
+            folders = {name: site.folder for name, site in local.members.items()}
+            engine = ProcessEngine(
+                self.opened.sites, workers=plan.workers, threads=plan.worker_threads, device=plan.device,
+                folders=folders,
+            )  # fmt: skip
+        self.engines = [engine]
+        return engine, local
+
+    def _prepare(self, engine: Engine, local: LocalEngine, number: int) -> Fold:
+        """Split and scale at every site."""
+        data, evaluation = self.declaration.data, self.declaration.evaluation
+        request = Message({
+            "fold": number, "folds": self.declaration.folds, "validation": evaluation.validation,
+            "split_seed": evaluation.split_seed, "small_sites": evaluation.small_sites, "scaling": data.scaling,
+            "imputation": data.imputation, "augmentation": data.augmentation, "classes": len(self.opened.classes),
+        })  # fmt: skip
+        replies: dict[str, Message] = {}
+        for one in {id(e): e for e in (engine, local)}.values():
+            replies = one.ask("prepare", dict.fromkeys(one.sites, request))
+            if data.scaling == "federated":
+                parts = [Summary.from_tensors(r.tensors) for r in replies.values() if r.fields["train"]]
+                merged = Message({}, merge(parts).to_tensors())
+                one.ask("scale", dict.fromkeys(one.sites, merged))
+        self.notes = [reply.fields["note"] for reply in replies.values() if reply.fields["note"]]
+
+        def counts(part: str) -> dict[str, Any]:
+            return {site: reply.fields[part] for site, reply in replies.items()}
+
+        fold = Fold(number, counts("train"), counts("validation"), counts("test"), counts("classes"))
+        if not fold.training_sites or not fold.tested_sites:
+            raise DataError("P206", "No site has enough patients to be both trained on and tested.",
+                            "Use fewer `evaluation: {folds: ...}`, or more data.")  # fmt: skip
+        return fold
+
+    def _jobs(self, folds: dict[int, Fold]) -> list[Job]:
+        shared: dict[str, list[StudyMethod]] = {}
+        for method in self.declaration.study_methods:
+            m = method.method
+            key = repr((m.scope, m.work, m.local, m.share, m.server, m.keep_optimizer, method.training))
+            shared.setdefault(key, []).append(method)
+        jobs = []
+        for number, fold in folds.items():
+            for seed in self.declaration.all_seeds:
+                jobs += [Job(tuple(methods), seed, number) for methods in shared.values()]
+                for method in self.declaration.study_methods:
+                    if self.declaration.is_unseen(method) and len(fold.training_sites) > 1:
+                        jobs += [Job((method,), seed, number, without=site) for site in fold.tested_sites]
+        return jobs
+
+    def _write(self, jobs: list[Job], folds: dict[int, Fold], sites: pd.DataFrame) -> None:
+        """The long tables of the whole study."""
+        out, declaration = self.folder.path, self.declaration
+        self.display.step("tables and statistics")
+        labels = {m.label: i for i, m in enumerate(declaration.study_methods)}
+
+        def ordered(frame: pd.DataFrame) -> pd.DataFrame:
+            base = frame["method"].str.removesuffix(" (unseen site)")
+            rank = base.map(labels) + len(labels) * (base != frame["method"])
+            keyed = frame.assign(_rank=rank)
+            return keyed.sort_values(["_rank", "seed", "fold"], kind="stable").drop(columns="_rank")
+
+        predictions = ordered(self.folder.gather(jobs, "predictions.csv"))
+        results = result_rows(predictions, declaration.task, declaration.metrics, len(self.opened.classes))
+        tested = sites["site"].map(lambda site: any(fold.test[site] for fold in folds.values()))
+        sites = sites.assign(scored=sites["scored"] & tested)
+        summary = summarise(
+            results, predictions, task=declaration.task, classes=self.opened.classes,
+            scored=dict(zip(sites["site"], sites["scored"], strict=True)), bootstrap=declaration.evaluation.bootstrap,
+        )  # fmt: skip
+        notes = [f"{site} {note}." for site, note in zip(sites["site"], sites["note"], strict=True) if note]
+        paths = [self.folder.jobs / self.folder.job_name(job) / "warnings.json" for job in jobs]
+        noted = [json.loads(path.read_text(encoding="utf-8")) for path in paths]
+        warnings = [*self.opened.warnings, *self.notes, *notes, *(warning for found in noted for warning in found)]
+        write_table(out / "predictions.csv", predictions)
+        write_table(out / "rounds.csv", ordered(self.folder.gather(jobs, "rounds.csv")))
+        write_table(out / "sites.csv", sites)
+        write_table(out / "summary.csv", summary)
+        write_atomic(out / "warnings.json", json.dumps(list(dict.fromkeys(warnings)), indent=2) + "\n")
+        self._write_overlays(jobs)
+        write_table(out / "results.csv", results)
+
+    def _write_overlays(self, jobs: list[Job]) -> None:
+        from safetensors import safe_open
+        from safetensors.torch import save
+
+        tensors, dice = dict[str, torch.Tensor](), dict[str, str]()
+        for path in (self.folder.jobs / self.folder.job_name(job) / "overlays.safetensors" for job in jobs):
+            if not path.is_file():
+                continue
+            with safe_open(path, "pt") as file:
+                tensors |= {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
+                dice |= file.metadata() or {}
+        if tensors:
+            write_atomic(self.folder.path / "overlays.safetensors", save(tensors, dice))

@@ -1,0 +1,113 @@
+"""The public face of a study: read it, check its data, run it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any
+
+from polyclinic.options import EntryError
+from polyclinic.study.declaration import Declaration
+from polyclinic.study.reading import expand_variables, located, read_yaml
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from polyclinic.data.cases import Opened
+    from polyclinic.study.results import Results
+    from polyclinic.study.runner import Display
+
+
+@dataclass(frozen=True)
+class Study:
+    """A checked study.
+
+    Attributes:
+        declaration: what it asks for.
+        folder: paths in it are relative to this folder.
+        name: of the study file, for messages.
+        text: of the study file, for line numbers.
+    """
+
+    declaration: Declaration
+    folder: Path
+    name: str = "study"
+    text: str = ""
+
+    @classmethod
+    def read(cls, path: str | Path, methods: list[str] | None = None) -> Study:
+        """A study from its file.
+
+        Args:
+            path: a YAML file, see ``docs/study-file.md``.
+            methods: run these entries only (labels or names of the catalogue); names not in the file are added.
+
+        Raises:
+            StudyError: with the file, line and entry of the first mistake.
+        """
+        path = Path(path)
+        content, text = read_yaml(path)
+        return cls._checked(content, path.resolve().parent, path.name, text, methods)
+
+    @classmethod
+    def of(cls, content: dict[str, Any], folder: str | Path = ".") -> Study:
+        """A study from a dictionary with the entries of a study file; paths are relative to ``folder``.
+
+        Raises:
+            StudyError: with the entry of the first mistake.
+        """
+        return cls._checked(content, Path(folder).resolve(), "study", "", None)
+
+    @classmethod
+    def _checked(cls, content: dict[str, Any], folder: Path, name: str, text: str, methods: list[str] | None) -> Study:
+        try:
+            content = {**content, "data": expand_variables(content.get("data"), ("data",))}
+            content = {key: value for key, value in content.items() if value is not None}
+            declaration = Declaration.check(content)
+            if methods:
+                known = {alias: m.entry for m in declaration.study_methods for alias in (m.name, m.label)}
+                declaration = Declaration.check({**content, "methods": [known.get(name, name) for name in methods]})
+        except EntryError as error:
+            raise located(error, name, text) from None
+        return cls(declaration, folder, name, text)
+
+    def open(self, progress: Callable[[int, int], None] | None = None) -> Opened:
+        """Read the data.
+
+        Raises:
+            DataError: what is wrong with it.
+        """
+        from polyclinic.data.open import open_data
+
+        spec, split = self.declaration.data, self.declaration.evaluation.split
+        return open_data(spec, self.folder, self.declaration.task, split, progress)
+
+    def check(self) -> tuple[pd.DataFrame, list[str]]:
+        """Open the data and count: a table with a row a site, and warnings. Trains nothing."""
+        from polyclinic.study.runner import site_table
+
+        opened = self.open()
+        return site_table(self, opened), opened.warnings
+
+    def run(self, out: str | Path | None = None, *, resume: bool = False, display: Display | None = None) -> Results:
+        """Run everything.
+
+        Args:
+            out: folder for the results; without it they live as long as the returned object.
+            resume: go on with a study that was interrupted.
+            display: shows progress.
+
+        Raises:
+            PolyclinicError: in plain words.
+        """
+        from polyclinic.study.results import Results
+        from polyclinic.study.runner import run_study
+
+        keeper = None
+        if out is None:
+            keeper = TemporaryDirectory(prefix="polyclinic-")
+            out = keeper.name
+        run_study(self, Path(out), resume=resume, display=display)
+        return Results(Path(out), keeper)

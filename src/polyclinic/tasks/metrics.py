@@ -1,0 +1,404 @@
+"""Measures of how well a model classifies cases or outlines structures, and the choice of a decision threshold.
+
+Every classification metric has one formula, written for weighted cases and many sets of weights at once
+(``weighted_metrics``): the metric itself is the formula with weights of one, and the bootstrap of
+``polyclinic.study.intervals`` is the same formula with the number of times each patient was drawn.
+A metric that is not defined (a class is missing, there are no cases) is NaN, never a warning or an exception.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cache
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from polyclinic.errors import StudyError, nearest
+
+Floats = NDArray[np.float64]
+Integers = NDArray[np.int64]
+Booleans = NDArray[np.bool_]
+
+CLASSIFICATION = ("auc", "acc", "bac", "sen", "spe", "f1", "ap", "brier", "ece")
+SEGMENTATION = ("dice", "hd95", "sen", "pre")
+
+#: Equal-width bins of confidence for the calibration error, as in Guo et al. 2017.
+CALIBRATION_BINS = 15
+
+
+class Metric(NamedTuple):
+    """What a reader of a report needs to know about a metric."""
+
+    title: str
+    meaning: str
+    higher_is_better: bool
+    unit: str
+    """Empty for a number without a unit."""
+
+
+METRICS = {
+    "auc": Metric(
+        "Area under the ROC curve",
+        "Probability that a diseased case gets a higher score than a healthy one; 0.5 is chance, 1 is perfect.",
+        True,
+        "",
+    ),
+    "acc": Metric("Accuracy", "Share of all cases that are classified correctly.", True, ""),
+    "bac": Metric(
+        "Balanced accuracy",
+        "Share classified correctly, averaged over the classes so that each counts the same however rare it is.",
+        True,
+        "",
+    ),
+    "sen": Metric("Sensitivity", "Share of the diseased cases (or of the lesion's pixels) that is found.", True, ""),
+    "spe": Metric("Specificity", "Share of the healthy cases that is called healthy.", True, ""),
+    "f1": Metric(
+        "F1 score",
+        "Balance between finding the diseased cases and not calling healthy cases diseased (harmonic mean).",
+        True,
+        "",
+    ),
+    "ap": Metric(
+        "Average precision",
+        "Share of truly diseased among the cases called diseased, averaged over thresholds; chance is the prevalence.",
+        True,
+        "",
+    ),
+    "brier": Metric(
+        "Brier score",
+        "Mean squared distance between the predicted probabilities and what was true; 0 is perfect.",
+        False,
+        "",
+    ),
+    "ece": Metric(
+        "Expected calibration error",
+        "How far the stated confidence is from the share of correct answers, on average; 0 is perfect.",
+        False,
+        "",
+    ),
+    "dice": Metric(
+        "Dice overlap", "Overlap of the predicted outline with the reference; 0 is none, 1 is perfect.", True, ""
+    ),
+    "hd95": Metric(
+        "Hausdorff distance, 95th percentile",
+        "Distance within which 95 % of either outline lies from the other one; 0 is perfect.",
+        False,
+        "pixels",
+    ),
+    "pre": Metric("Precision", "Share of the pixels marked by the model that belong to the lesion.", True, ""),
+}
+
+
+def auc(labels: ArrayLike, scores: ArrayLike) -> float:
+    """Area under the ROC curve: the share of (negative, positive) pairs in the right order, ties counted half.
+
+    This is the Mann-Whitney statistic, exact to the last bit, in O(n log n).
+
+    Args:
+        labels: [n] of 0 and 1.
+        scores: [n], higher for the positive class.
+
+    Returns:
+        A number in [0, 1], or NaN when a class is missing or a score is NaN.
+    """
+    labels, scores = np.asarray(labels), np.asarray(scores)
+    positive = scores[labels == 1]
+    negative = np.sort(scores[labels == 0])
+    pairs = len(positive) * len(negative)
+    if pairs == 0 or np.isnan(scores).any():
+        return float("nan")
+    below, below_or_equal = negative.searchsorted(positive, "left"), negative.searchsorted(positive, "right")
+    return float(int(below.sum()) + int(below_or_equal.sum())) / (2 * pairs)
+
+
+def classification_metrics(
+    labels: ArrayLike, probabilities: ArrayLike, names: Sequence[str], threshold: float | Floats = 0.5
+) -> dict[str, float]:
+    """The metrics ``names`` of a classifier's predictions; ``weighted_metrics`` with every case counted once.
+
+    Args:
+        labels: [n] class indices.
+        probabilities: [n, C] with rows that sum to one.
+        names: out of ``CLASSIFICATION``.
+        threshold: in binary tasks, the probability of class 1 from which a case is called positive, or one for
+            each case, [n].
+
+    Returns:
+        Name -> value, NaN where it is not defined.
+
+    Raises:
+        StudyError: P103, a name is not a classification metric.
+    """
+    probabilities = np.asarray(probabilities, dtype=np.float64)
+    values = weighted_metrics(labels, probabilities, np.ones((len(probabilities), 1)), names, threshold)
+    return {name: float(value[0]) for name, value in values.items()}
+
+
+def weighted_metrics(
+    labels: ArrayLike,
+    probabilities: ArrayLike,
+    weights: Floats,
+    names: Sequence[str],
+    threshold: float | Floats = 0.5,
+) -> dict[str, Floats]:
+    """Classification metrics under B sets of case weights; an integer weight is a case that occurs that often.
+
+    With two classes, class 1 is positive and a case is called positive when its probability is at least the
+    threshold. With more, a case is given the class with the highest probability.
+
+    ========= ============================================ =====================================================
+    name      two classes                                  more classes
+    ========= ============================================ =====================================================
+    ``auc``   Mann-Whitney, ties half                      mean over one class against the rest, classes with both
+    ``acc``   share correct                                the same
+    ``bac``   mean recall over the classes present         the same
+    ``sen``   recall of class 1                            mean recall over the classes present (equals ``bac``)
+    ``spe``   recall of class 0                            mean, over the classes present, of one against the rest
+    ``f1``    2 TP / (2 TP + FP + FN) of class 1           mean over the classes present or predicted
+    ``ap``    sum of precision times step of recall        mean over one class against the rest, classes present
+    ``brier`` mean of (p1 - y)^2, in [0, 1]                mean of the *sum* over classes of (p - y)^2, in [0, 2]
+    ``ece``   Guo et al. 2017, "On calibration of modern neural networks": confidence is the highest probability,
+              in 15 equal bins (a, b]; mean over cases of |share correct - mean confidence| of their bin. It judges
+              probabilities, so the threshold plays no part (two classes: 0.5 counts as class 1).
+    ========= ============================================ =====================================================
+
+    Args:
+        labels: [n] class indices.
+        probabilities: [n, C].
+        weights: [n, B], not negative.
+        names: out of ``CLASSIFICATION``.
+        threshold: see ``classification_metrics``.
+
+    Returns:
+        Name -> [B] values, NaN where it is not defined.
+
+    Raises:
+        StudyError: P103, a name is not a classification metric.
+    """
+    _check_names(names, CLASSIFICATION)
+    labels, probabilities = np.asarray(labels), np.asarray(probabilities, dtype=np.float64)
+    if len(labels) == 0:
+        return {name: np.full(weights.shape[1], np.nan) for name in names}
+    classes = np.arange(probabilities.shape[1])
+    truth = labels[:, None] == classes
+    values: dict[str, Floats] = {}
+    with np.errstate(divide="ignore", invalid="ignore"):
+        if not {"auc", "ap"}.isdisjoint(names):
+            values |= _ranking_metrics(truth, probabilities, weights)
+        if not {"acc", "bac", "sen", "spe", "f1"}.isdisjoint(names):
+            values |= _decision_metrics(truth, _decide(probabilities, threshold)[:, None] == classes, weights)
+        if "brier" in names:
+            squares = (probabilities - truth) ** 2
+            values["brier"] = _mean(squares[:, 1] if len(classes) == 2 else squares.sum(axis=1), weights)
+        if "ece" in names:
+            values["ece"] = _calibration_error(labels, probabilities, weights)
+    return {name: values[name] for name in names}
+
+
+def _check_names(names: Sequence[str], valid: Sequence[str]) -> None:
+    for name in names:
+        if name not in valid:
+            raise StudyError("P103", f"There is no metric {name!r} for this task.", nearest(name, list(valid)))
+
+
+def _decide(probabilities: Floats, threshold: float | Floats) -> Integers:
+    """The class given to each case, [n]."""
+    binary = probabilities.shape[1] == 2
+    decided: Integers = (probabilities[:, 1] >= threshold).astype(np.int64) if binary else probabilities.argmax(axis=1)
+    return decided
+
+
+def _mean(values: Floats, weights: Floats) -> Floats:
+    """Weighted mean of [n] values: [B]."""
+    mean: Floats = (values @ weights) / weights.sum(axis=0)
+    return mean
+
+
+def _mean_defined(values: Floats, defined: Booleans) -> Floats:
+    """Mean over the first axis of the entries where ``defined``, NaN where there are none: [C, B] -> [B]."""
+    mean: Floats = np.where(defined, values, 0.0).sum(axis=0) / defined.sum(axis=0)
+    return mean
+
+
+def _decision_metrics(truth: Booleans, decided: Booleans, weights: Floats) -> dict[str, Floats]:
+    """Metrics of the confusion table, from one-hot classes [n, C]."""
+    total = weights.sum(axis=0)
+    support, called, hits = (mark.T.astype(np.float64) @ weights for mark in (truth, decided, truth & decided))
+    present = support > 0
+    recall = hits / support
+    specificity = (total - support - called + hits) / (total - support)
+    overlap = 2 * hits / (support + called)
+    balanced = _mean_defined(recall, present)
+    shared = {"acc": hits.sum(axis=0) / total, "bac": balanced}
+    if truth.shape[1] == 2:
+        return shared | {"sen": recall[1], "spe": recall[0], "f1": overlap[1]}
+    return shared | {
+        "sen": balanced,
+        "spe": _mean_defined(specificity, present & (support < total)),
+        "f1": _mean_defined(overlap, support + called > 0),
+    }
+
+
+def _ranking_metrics(truth: Booleans, probabilities: Floats, weights: Floats) -> dict[str, Floats]:
+    """Area under the ROC curve and average precision, of class 1 or as the mean over one class against the rest."""
+    classes = [1] if truth.shape[1] == 2 else range(truth.shape[1])
+    pairs = [_area_and_precision(truth[:, k], probabilities[:, k], weights) for k in classes]
+    area, precision = (np.stack(values) for values in zip(*pairs, strict=True))
+    return {"auc": _mean_defined(area, ~np.isnan(area)), "ap": _mean_defined(precision, ~np.isnan(precision))}
+
+
+def _area_and_precision(positive: Booleans, scores: Floats, weights: Floats) -> tuple[Floats, Floats]:
+    """Area under the ROC curve [B] and average precision [B] of one class, [n] against the rest.
+
+    The weight of positives (hits) and of negatives (alarms) is summed down the list of cases from the highest score
+    and read where the score changes, so that tied cases are passed together.
+    """
+    if np.isnan(scores).any():
+        undefined = np.full(weights.shape[1], np.nan)
+        return undefined, undefined
+    order = np.argsort(-scores, kind="stable")
+    ordered = scores[order]
+    last_of_ties = np.append(np.flatnonzero(ordered[1:] != ordered[:-1]), len(ordered) - 1)
+    ranked = weights[order]
+    passed = np.cumsum(ranked, axis=0)[last_of_ties]
+    hits = np.cumsum(ranked * positive[order][:, None], axis=0)[last_of_ties]
+    alarms = passed - hits
+    positives, negatives = hits[-1], alarms[-1]
+    new_hits = np.diff(hits, axis=0, prepend=0)
+    new_alarms = np.diff(alarms, axis=0, prepend=0)
+    area = (new_alarms * (hits - new_hits / 2)).sum(axis=0) / (positives * negatives)
+    # Nothing passed means no hits either: the step is nought whatever the precision.
+    precision = hits / np.where(passed > 0, passed, 1.0)
+    return area, (new_hits * precision).sum(axis=0) / positives
+
+
+def _calibration_error(labels: Integers, probabilities: Floats, weights: Floats) -> Floats:
+    answer = _decide(probabilities, 0.5)
+    confidence = probabilities.max(axis=1)
+    bins = np.ceil(confidence * CALIBRATION_BINS) - 1
+    in_bin = np.clip(bins, 0, CALIBRATION_BINS - 1)[:, None] == np.arange(CALIBRATION_BINS)
+    gaps = (in_bin * ((answer == labels) - confidence)[:, None]).T @ weights
+    error: Floats = np.abs(gaps).sum(axis=0) / weights.sum(axis=0)
+    return error
+
+
+@cache
+def threshold_grid() -> Floats:
+    """The thresholds among which ``choose_threshold`` chooses: [T] probabilities, evenly spaced on the logit scale.
+
+    They are the sigmoid of -8 to 8 in steps of 1/40, the same at every site, so that counts can be added. Read-only.
+    """
+    grid: Floats = 1 / (1 + np.exp(-np.linspace(-8, 8, 641)))
+    grid.flags.writeable = False
+    return grid
+
+
+def threshold_counts(labels: ArrayLike, scores: ArrayLike) -> Integers:
+    """How many negatives and positives fall between the thresholds of the grid: what a site sends, instead of scores.
+
+    Counts of several sites may be added.
+
+    Args:
+        labels: [n] of 0 and 1.
+        scores: [n] probabilities of class 1.
+
+    Returns:
+        [2, T + 1]; entry [y, t] counts the cases of class y whose score reaches exactly t of the T thresholds.
+    """
+    columns = len(threshold_grid()) + 1
+    reached = threshold_grid().searchsorted(np.asarray(scores, dtype=np.float64), "right")
+    flat = np.bincount(np.asarray(labels, dtype=np.int64) * columns + reached, minlength=2 * columns)
+    return flat.reshape(2, columns).astype(np.int64)
+
+
+def choose_threshold(counts: Integers) -> float:
+    """The threshold of the grid with the highest balanced accuracy (Youden's index).
+
+    Where neighbouring thresholds are equally good, the middle one of them is taken; where there are several such
+    plateaus, the one whose middle is nearest to 0.5 on the logit scale.
+
+    Args:
+        counts: [2, T + 1] from ``threshold_counts``, of one site or added over sites.
+
+    Returns:
+        A probability; 0.5 when a class is missing.
+    """
+    negatives, positives = (int(total) for total in counts.sum(axis=1))
+    if negatives == 0 or positives == 0:
+        return 0.5
+    called_negative = counts.cumsum(axis=1)[:, :-1]
+    # Sensitivity + specificity, times both class sizes: whole numbers, so that ties are exact.
+    merit = called_negative[0] * positives + (positives - called_negative[1]) * negatives
+    best = np.flatnonzero(merit == merit.max())
+    plateaus = np.split(best, np.flatnonzero(np.diff(best) > 1) + 1)
+    middles = np.array([(plateau[0] + plateau[-1]) // 2 for plateau in plateaus])
+    centre = (len(threshold_grid()) - 1) // 2
+    return float(threshold_grid()[middles[np.abs(middles - centre).argmin()]])
+
+
+def segmentation_case(
+    prediction: ArrayLike, mask: ArrayLike, names: Sequence[str], spacing: Sequence[float] | None = None
+) -> dict[str, float]:
+    """The metrics ``names`` of one predicted mask.
+
+    ``dice`` is 2 |P and M| / (|P| + |M|), and 1 when both are empty. ``sen`` is |P and M| / |M|, NaN when there is
+    nothing to find. ``pre`` is |P and M| / |P|; a prediction that marks nothing gets 1 when there is nothing to find
+    and 0 otherwise, so that marking nothing never pays. For ``hd95`` see ``hausdorff95``.
+
+    Args:
+        prediction: [H, W] or [D, H, W], true on the foreground.
+        mask: the reference, same shape.
+        names: out of ``SEGMENTATION``.
+        spacing: size of a pixel along each axis; distances are in its unit. Default: pixels.
+
+    Returns:
+        Name -> value.
+
+    Raises:
+        StudyError: P103, a name is not a segmentation metric.
+        ValueError: the shapes differ.
+    """
+    _check_names(names, SEGMENTATION)
+    prediction, mask = np.asarray(prediction, dtype=bool), np.asarray(mask, dtype=bool)
+    if prediction.shape != mask.shape:
+        raise ValueError(f"prediction has shape {prediction.shape}, but the mask has {mask.shape}")
+    marked, there, both = (int(np.count_nonzero(area)) for area in (prediction, mask, prediction & mask))
+    values = {
+        "dice": 2 * both / (marked + there) if marked + there else 1.0,
+        "sen": both / there if there else float("nan"),
+        "pre": both / marked if marked else float(there == 0),
+    }
+    if "hd95" in names:
+        values["hd95"] = hausdorff95(prediction, mask, spacing)
+    return {name: values[name] for name in names}
+
+
+def hausdorff95(prediction: Booleans, mask: Booleans, spacing: Sequence[float] | None = None) -> float:
+    """Hausdorff distance at the 95th percentile, the larger of the two directions.
+
+    The outline of a mask is its foreground pixels with a neighbour (4 in 2-D, 6 in 3-D) outside. This equals MONAI's
+    ``compute_hausdorff_distance(percentile=95)``, in double precision.
+
+    Args:
+        prediction: [H, W] or [D, H, W].
+        mask: same shape.
+        spacing: size of a pixel along each axis, default one.
+
+    Returns:
+        A distance in the unit of ``spacing``: 0 when both are empty, and the diagonal of the image when one is.
+    """
+    from scipy import ndimage
+
+    size = np.ones(mask.ndim) if spacing is None else np.asarray(spacing, dtype=np.float64)
+    union = prediction | mask
+    if not union.any():
+        return 0.0
+    if not (prediction.any() and mask.any()):
+        return float(np.linalg.norm(size * mask.shape))
+    # Outside the box around both masks there is no outline, and nothing to measure.
+    box = ndimage.find_objects(union.astype(np.int8))[0]
+    outlines = [area[box] & ~ndimage.binary_erosion(area[box]) for area in (prediction, mask)]
+    distances = [ndimage.distance_transform_edt(~outline, sampling=size) for outline in outlines]
+    return float(max(np.percentile(distances[1][outlines[0]], 95), np.percentile(distances[0][outlines[1]], 95)))
