@@ -1,11 +1,26 @@
 """Shared fixtures."""
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
+import hypothesis
 import pytest
+import torch
 
 ROOT = Path(__file__).resolve().parents[1]
+
+# The first call into torch takes longer than hypothesis grants an example.
+hypothesis.settings.register_profile("polyclinic", deadline=None)
+hypothesis.settings.load_profile("polyclinic")
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """One arithmetic thread: tiny networks are fastest so, and a study that sets another number must not leak it."""
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")

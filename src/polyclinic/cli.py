@@ -120,13 +120,11 @@ def _run(study: object, out: Path, resume: bool) -> None:
 def _print_results(results: Results, metrics: list[str]) -> None:
     from rich.table import Table
 
-    from polyclinic.tasks.metrics import METRICS
-
     summary, sites = results.summary, results.sites
     scored = int((sites["scored"].astype(str) == "True").sum())
     for over, title in (("sites", f"Mean over the {scored} sites that can be scored"), ("all", "All cases together")):
         rows = summary[summary["over"] == over]
-        table = Table("method", *(METRICS[name].title for name in metrics), title=title, title_justify="left",
+        table = Table("method", *(name.upper() for name in metrics), title=title, title_justify="left",
                       header_style="bold")  # fmt: skip
         for method in dict.fromkeys(rows["method"]):
             mine = rows[rows["method"] == method].set_index("metric")
@@ -134,6 +132,10 @@ def _print_results(results: Results, metrics: list[str]) -> None:
             table.add_row(method, *cells)
         output.print(table)
     _print_warnings(results.warnings)
+    if scored < len(sites):
+        console.print(
+            f"{len(sites) - scored} sites have too few cases of a class to be scored by themselves: see the report."
+        )
     print(f"Report: {(results.folder / 'report.html').resolve()}")
 
 

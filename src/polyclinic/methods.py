@@ -41,8 +41,8 @@ class Method:
         local: local rules, applied in this order.
         share: what of the model is shared; key of ``SHARES``.
         server: the server rule.
-        tests: whose predictions are reported: ``own`` (the model for the site's own cases), ``cross`` (each site's model
-            on every other site), ``ensemble`` (mean of all sites' predicted probabilities).
+        tests: whose predictions are reported: ``own`` (the model for the site's own cases), ``cross`` (each site's
+            model on every other site), ``ensemble`` (mean of all sites' predicted probabilities).
         keep_optimizer: whether a site's optimiser keeps its state between rounds; methods without a server do, so that
             rounds are plain training.
     """
@@ -83,6 +83,7 @@ def method(name: str, place: str, summary: str, citation: str) -> Callable[[_Rec
 
 _FRAME = "comparison"
 _SURVEY = "Guan et al., Pattern Recognition 151 (2024)"
+_MCMAHAN = "McMahan et al., AISTATS 2017"
 _REDDI = "Reddi et al., ICLR 2021"
 
 
@@ -151,13 +152,13 @@ def fedavgm(*, lr: PositiveFloat = 1.0, momentum: Decay = 0.9) -> Method:
     return Method(server=("fedavgm", {"lr": lr, "momentum": momentum}))
 
 
-@method("fedadam", "server end: optimisation", "The server treats the mean change as a gradient for Adam.", _REDDI)
+@method("fedadam", "server end: optimisation", "The server uses the mean change as a gradient for Adam.", _REDDI)
 def fedadam(*, lr: PositiveFloat = 0.01, beta1: Decay = 0.9, beta2: Decay = 0.99, tau: PositiveFloat = 1e-3) -> Method:
     """FedAvg with Adam at the server."""
     return Method(server=("fedadam", {"lr": lr, "beta1": beta1, "beta2": beta2, "tau": tau}))
 
 
-@method("fedyogi", "server end: optimisation", "The server treats the mean change as a gradient for Yogi.", _REDDI)
+@method("fedyogi", "server end: optimisation", "The server uses the mean change as a gradient for Yogi.", _REDDI)
 def fedyogi(*, lr: PositiveFloat = 0.01, beta1: Decay = 0.9, beta2: Decay = 0.99, tau: PositiveFloat = 1e-3) -> Method:
     """FedAvg with Yogi at the server."""
     return Method(server=("fedyogi", {"lr": lr, "beta1": beta1, "beta2": beta2, "tau": tau}))

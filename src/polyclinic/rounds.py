@@ -161,7 +161,9 @@ def _check_quorum(plan: Plan, progress: Progress, failures: dict[str, Polyclinic
         raise next(iter(failures.values()))
     if answered < plan.quorum or not plan.together:
         raise SiteError(
-            "P402", f"In round {progress.done + 1} {answered} of {len(plan.sites)} sites answered, {plan.quorum} are needed. {causes}",
+            "P402",
+            f"In round {progress.done + 1} {answered} of {len(plan.sites)} sites answered, {plan.quorum} are needed. "
+            f"{causes}",
             "Mend the sites named, or set a lower `training: {quorum: ...}`.",
         )  # fmt: skip
     progress.failures.append(f"Round {progress.done + 1} went on without {', '.join(failures)}. {causes}")

@@ -271,8 +271,8 @@ class _MaskedBatchNorm(nn.Module):
             variance = centred.square().mean(dims)
         if self.running_mean is not None and self.running_var is not None:
             unbiased = variance.detach() * (count / (count - 1))
-            self.running_mean.lerp_(mean.detach(), self.momentum)
-            self.running_var.lerp_(unbiased, self.momentum)
+            self.running_mean.mul_(1 - self.momentum).add_(mean.detach() * self.momentum)
+            self.running_var.mul_(1 - self.momentum).add_(unbiased * self.momentum)
         outputs = centred * (variance + self.eps).rsqrt().view(shape)
         if self.weight is not None and self.bias is not None:
             outputs = outputs * self.weight.view(shape) + self.bias.view(shape)

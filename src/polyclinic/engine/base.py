@@ -41,5 +41,5 @@ class Engine(ABC):
             answers[site] = reply
         return answers
 
-    def close(self) -> None:
+    def close(self) -> None:  # noqa: B027 - most engines have nothing to end
         """End processes and connections."""

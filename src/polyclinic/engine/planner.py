@@ -7,6 +7,7 @@ give the same bytes.
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -69,7 +70,7 @@ def choose_device(wanted: str) -> str:
 
 
 def choose_plan(
-    *, mode: str, device: str, threads: int | None, workers: int | None, model: FlatModule, work: Work,
+    *, mode: str, device: str, threads: int | None, workers: int | None, model: FlatModule, works: Sequence[Work],
     shape: tuple[int, ...], cases: list[int], passes: int,
 ) -> EnginePlan:  # fmt: skip
     """The plan for a study.
@@ -80,7 +81,7 @@ def choose_plan(
         threads: asked for, or None.
         workers: asked for, or None.
         model: the network.
-        work: local work.
+        works: local work of each method.
         shape: of one input.
         cases: number of cases of each site.
         passes: how often each case is trained on in the whole study, about.
@@ -91,8 +92,8 @@ def choose_plan(
     many = threads or min(cores(), 8)
     count = min(workers or cores(), max(len(cases), 1))
     per_case = 3 * forward_operations(model, shape)  # backward costs about twice as much as forward
-    step, total = per_case * min(work.batch_size, max(cases)), per_case * sum(cases) * passes
-    obstacle = reason_not_stackable(model, work)
+    step, total = per_case * min(max(work.batch_size for work in works), max(cases)), per_case * sum(cases) * passes
+    obstacle = next(filter(None, (reason_not_stackable(model, work) for work in works)), "")
 
     def plan(chosen: Mode, reason: str) -> EnginePlan:
         # Operators of stacked training are so short that handing them to a second thread costs more than it saves.

@@ -120,7 +120,7 @@ class _Worker:
             answer = b""
         if not answer:
             raise SiteError("P403", f"The worker process of site {site} ended unexpectedly ({self._epitaph()}).",
-                            "Run the same command with --resume; if memory ran out, use fewer `engine: {workers: ...}`.",
+                            "Run the same command with --resume; or with fewer `engine: {workers: ...}`.",
                             site=site)  # fmt: skip
         reply = Message.from_bytes(answer)
         if "error" in reply.fields:

@@ -29,18 +29,19 @@ def _features(shape: tuple[int, ...], name: str) -> int:
 
 
 def _image(shape: tuple[int, ...], name: str) -> int:
-    if len(shape) != 3:
-        raise ValueError(f"{name} takes images (channels, height, width), got inputs of shape {shape}")
+    if len(shape) not in (3, 4):
+        raise ValueError(f"{name} takes images (channels, height, width) or volumes, got inputs of shape {shape}")
     return shape[0]
 
 
 @MODELS.add("logistic")
-def logistic(shape: tuple[int, ...], outputs: int) -> Built:
-    """Logistic regression, started at zero."""
-    layer = nn.Linear(_features(shape, "logistic"), outputs)
+def logistic(shape: tuple[int, ...], outputs: int, *, norm: Literal["none", "batch"] = "none") -> Built:
+    """Logistic regression, started at zero; with ``norm: batch`` on batch-normalised features."""
+    features = _features(shape, "logistic")
+    layer = nn.Linear(features, outputs)
     nn.init.zeros_(layer.weight)
     nn.init.zeros_(layer.bias)
-    return layer, [layer]
+    return layer if norm == "none" else nn.Sequential(nn.BatchNorm1d(features), layer), [layer]
 
 
 @MODELS.add("mlp")
@@ -74,15 +75,22 @@ def cnn(
     norm: Literal["none", "batch", "group"] = "batch",
     dropout: Share = 0.0,
 ) -> Built:
-    """Small 2D network: 3×3 convolution, normalisation, ReLU and 2×2 pooling a stage, then mean pooling and the head."""
+    """Small network: 3×3 convolution, normalisation, ReLU and 2×2 pooling a stage, mean pooling and the head."""
     layers: list[nn.Module] = []
+    flat = len(shape) == 3
+    convolution, batch_norm = (nn.Conv2d, nn.BatchNorm2d) if flat else (nn.Conv3d, nn.BatchNorm3d)
     for before, after in pairwise([_image(shape, "cnn"), *channels]):
-        layers.append(nn.Conv2d(before, after, 3, padding=1, bias=norm == "none"))
+        layers.append(convolution(before, after, 3, padding=1, bias=norm == "none"))
         if norm != "none":
-            layers.append(nn.BatchNorm2d(after) if norm == "batch" else nn.GroupNorm(min(8, after), after))
-        layers += [nn.ReLU(), nn.MaxPool2d(2)]
+            layers.append(batch_norm(after) if norm == "batch" else nn.GroupNorm(min(8, after), after))
+        layers += [nn.ReLU(), nn.MaxPool2d(2) if flat else nn.MaxPool3d(2)]
     head = nn.Linear(channels[-1], outputs)
-    layers += [nn.AdaptiveAvgPool2d(1), nn.Flatten(), *([nn.Dropout(dropout)] if dropout else []), head]
+    layers += [
+        nn.AdaptiveAvgPool2d(1) if flat else nn.AdaptiveAvgPool3d(1),
+        nn.Flatten(),
+        *([nn.Dropout(dropout)] if dropout else []),
+        head,
+    ]
     return nn.Sequential(*layers), [head]
 
 
@@ -91,7 +99,7 @@ def resnet18(shape: tuple[int, ...], outputs: int) -> Built:
     """MONAI ResNet-18 (He 2016), without pretrained weights."""
     from monai.networks.nets import resnet18 as build
 
-    net = build(spatial_dims=2, n_input_channels=_image(shape, "resnet18"), num_classes=outputs)
+    net = build(spatial_dims=len(shape) - 1, n_input_channels=_image(shape, "resnet18"), num_classes=outputs)
     return net, [net.fc]
 
 
@@ -100,7 +108,7 @@ def densenet121(shape: tuple[int, ...], outputs: int, *, dropout: Share = 0.0) -
     """MONAI DenseNet-121 (Huang 2017), without pretrained weights."""
     from monai.networks.nets import DenseNet121
 
-    net = DenseNet121(2, _image(shape, "densenet121"), outputs, dropout_prob=dropout)
+    net = DenseNet121(len(shape) - 1, _image(shape, "densenet121"), outputs, dropout_prob=dropout)
     return net, [net.class_layers]
 
 
@@ -111,7 +119,11 @@ def efficientnet(shape: tuple[int, ...], outputs: int, *, width: Literal["b0", "
 
     channels = _image(shape, "efficientnet")
     net = EfficientNetBN(
-        f"efficientnet-{width}", pretrained=False, spatial_dims=2, in_channels=channels, num_classes=outputs
+        f"efficientnet-{width}",
+        pretrained=False,
+        spatial_dims=len(shape) - 1,
+        in_channels=channels,
+        num_classes=outputs,
     )
     return net, [net._fc]
 
@@ -126,12 +138,12 @@ def unet(
     norm: Literal["batch", "instance"] = "batch",
     dropout: Share = 0.0,
 ) -> Built:
-    """MONAI U-Net (Ronneberger 2015; Kerfoot 2019): each stage halves the image; the last up-convolution is the head."""
+    """MONAI U-Net (Ronneberger 2015; Kerfoot 2019): each stage halves the image; the last convolution is the head."""
     from monai.networks.nets import UNet
 
     _divisible(shape, len(channels) - 1, "unet")
     net = UNet(
-        2, _image(shape, "unet"), outputs, channels, [2] * (len(channels) - 1),
+        len(shape) - 1, _image(shape, "unet"), outputs, channels, [2] * (len(channels) - 1),
         num_res_units=residual_units, norm=norm, dropout=dropout,
     )  # fmt: skip
     return net, [net.model[-1]]
@@ -144,7 +156,7 @@ def segresnet(shape: tuple[int, ...], outputs: int, *, filters: PositiveInt = 8,
 
     _divisible(shape, 3, "segresnet")
     channels = _image(shape, "segresnet")
-    net = SegResNet(2, filters, channels, outputs, dropout_prob=dropout or None)
+    net = SegResNet(len(shape) - 1, filters, channels, outputs, dropout_prob=dropout or None)
     return net, [net.conv_final]
 
 

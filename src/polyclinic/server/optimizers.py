@@ -1,7 +1,7 @@
 """Server optimisers: the sites' mean change Δ is a pseudo-gradient −Δ.
 
-Source: Reddi et al., Adaptive federated optimization, ICLR 2021, algorithm 2 (FedAdagrad, FedAdam, FedYogi; without bias
-correction and with the second moment started at τ²); Hsu et al., Measuring the effects of non-identical data
+Source: Reddi et al., Adaptive federated optimization, ICLR 2021, algorithm 2 (FedAdagrad, FedAdam, FedYogi; without
+bias correction and with the second moment started at τ²); Hsu et al., Measuring the effects of non-identical data
 distribution for federated visual classification, 2019 (FedAvgM).
 """
 

@@ -38,7 +38,7 @@ class ServerRule(ABC):
         """What the rule keeps between rounds, for checkpoints."""
         return {}
 
-    def restore(self, memory: dict[str, Tensor]) -> None:
+    def restore(self, memory: dict[str, Tensor]) -> None:  # noqa: B027 - most rules keep nothing
         """Take back what ``memory`` gave."""
 
 

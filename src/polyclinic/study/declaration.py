@@ -288,9 +288,7 @@ def _composed(name: str, method: Method, common: dict[str, Any], place: Place) -
         method = replace(method, server=SERVER_RULES.resolve(parts["server"], (*place, "server")))
     if "local" in parts:
         if not isinstance(parts["local"], list):
-            raise EntryError(
-                "P102", f"got {parts['local']!r}; expected a list of local rules.", place=(*place, "local")
-            )
+            raise EntryError("P102", f"got {parts['local']!r}; expected a list of rules.", place=(*place, "local"))
         extra = [LOCAL_RULES.resolve(rule, (*place, "local", i)) for i, rule in enumerate(parts["local"])]
         method = replace(method, local=[*method.local, *extra])
     names = [rule for rule, _ in method.local]

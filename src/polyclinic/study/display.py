@@ -61,7 +61,8 @@ class RichDisplay:
         """Counts of the data."""
         total = sites[["found", "used", "rejected"]].sum()
         self.console.print(
-            f"Data: {len(sites)} sites, {total['found']} cases found, {total['used']} used, {total['rejected']} rejected"
+            f"Data: {len(sites)} sites, {total['found']} cases found, {total['used']} used, "
+            f"{total['rejected']} rejected"
             + (f"; {len(warnings)} notes" if warnings else "") + "."
         )  # fmt: skip
 

@@ -321,19 +321,26 @@ def overlay(
     canvas = FigureCanvasAgg(figure)
     axes = figure.add_axes((0, 0, 1, 1))
     axes.set_axis_off()
-    picture = np.moveaxis(image[:3], 0, -1) if image.shape[0] >= 3 else image[0]
-    axes.imshow(picture, cmap="gray", vmin=0, vmax=255, aspect="auto")
-    for outline, colour, style in ((mask, "#56D3FF", "solid"), (prediction, "#FFB000", (0, (2.5, 1.5)))):
-        if 0 < np.count_nonzero(outline) < outline.size:
-            drawn = axes.contour(outline > 0, levels=[0.5], colors=[colour], linewidths=thickness, linestyles=[style])
+    pixels_shown = np.moveaxis(image[:3], 0, -1) if image.shape[0] >= 3 else image[0]
+    axes.imshow(pixels_shown, cmap="gray", vmin=0, vmax=255, aspect="auto")
+    for region, colour, style in ((mask, "#56D3FF", "solid"), (prediction, "#FFB000", (0, (2.5, 1.5)))):
+        if region.any():
+            # A border of background, so that what reaches the edge of the image has an outline there.
+            drawn = axes.contour(
+                np.arange(-1, width + 1), np.arange(-1, height + 1), np.pad(region > 0, 1).astype(float),
+                levels=[0.5], colors=[colour], linewidths=thickness, linestyles=[style],
+            )  # fmt: skip
             if not fine:
                 drawn.set_path_effects([withStroke(linewidth=thickness + 1, foreground="#000000A0")])
+    axes.set(xlim=(-0.5, width - 0.5), ylim=(height - 0.5, -0.5))
     canvas.draw()
     stream = io.BytesIO()
     Image.fromarray(np.asarray(canvas.buffer_rgba())[..., :3]).save(stream, "JPEG", quality=85, subsampling=0)
     data = base64.b64encode(stream.getvalue()).decode()
-    picture = Markup('<img src="data:image/jpeg;base64,{}" alt="{}">').format(data, words)
-    return Panel(title, picture, words)
+    shares = [f"{100 * np.count_nonzero(region) / region.size:.1f}\u00a0%" for region in (mask, prediction)]
+    marked = f"Marked by the reference: {shares[0]} of the image, by the model: {shares[1]}."
+    picture = Markup('<img src="data:image/jpeg;base64,{}" alt="{}">').format(data, f"{words} {marked}")
+    return Panel(title, picture, marked)
 
 
 def _edges(mask: NDArray[np.uint8]) -> int:

@@ -141,7 +141,7 @@ class JobRunner:
         sites = [site for site in fold.training_sites if site != job.without]
         pooled = study.method.scope == "pool"
         engine = self.local.pool("+".join(sites), sites) if pooled else self.engine
-        plan = self._plan(job, fold, engine.sites if pooled else sites)
+        plan = self.plan(job, fold, engine.sites if pooled else sites)
         if pooled:
             self._start_everywhere(plan)
         progress, rows = run_rounds(plan, engine, checkpoint=checkpoint, report=report)
@@ -156,7 +156,8 @@ class JobRunner:
         outcome.models[f"{slug(label)}-seed{job.seed}-fold{job.fold}" + job.suffix] = self._tensors(plan, models)
         return outcome
 
-    def _plan(self, job: Job, fold: Fold, sites: list[str]) -> Plan:
+    def plan(self, job: Job, fold: Fold, sites: list[str]) -> Plan:
+        """What the federated loop is given for a job trained at ``sites``."""
         study = job.methods[0]
         method, training = study.method, study.training
         evaluation = self.declaration.evaluation
@@ -164,7 +165,7 @@ class JobRunner:
         cases = {site: float(fold.train.get(site, 1)) for site in sites}
         validation = sum(fold.validation.get(site, 0) for site in (fold.train if method.scope == "pool" else sites))
         return Plan(
-            declaration=self._declare(job, fold, training),
+            declaration=self.declare(job, fold, training),
             initial=self.initial(job.seed),
             selection=selection,
             server=SERVER_RULES[method.server[0]](**method.server[1]),
@@ -185,9 +186,11 @@ class JobRunner:
     def _keeps_optimizer(method: Method, training: Training) -> bool:
         return method.keep_optimizer or training.optimizer_state == "keep"
 
-    def _declare(self, job: Job, fold: Fold, training: Training) -> dict[str, Any]:
+    def declare(self, job: Job, fold: Fold, training: Training) -> dict[str, Any]:
         """What every site is told when the training starts: JSON values only."""
         method = job.methods[0].method
+        mixed = self.declaration.engine.precision == "mixed"
+        weights = self._class_weights(training, fold, job.without)
         return {
             "run": f"{slug(job.methods[0].label)}-seed{job.seed}-fold{job.fold}{job.suffix}",
             "task": self.declaration.task,
@@ -199,16 +202,7 @@ class JobRunner:
             "keep_optimizer": self._keeps_optimizer(method, training),
             "seed": job.seed,
             "fold": job.fold,
-            "work": {
-                "kind": method.work,
-                "epochs": None if training.local_steps else training.local_epochs or 1,
-                "steps": training.local_steps,
-                "batch_size": training.batch_size,
-                "optimizer": list(optimizer_of(training)),
-                "clip": training.clip,
-                "class_weights": self._class_weights(training, fold, job.without),
-                "mixed_precision": self.declaration.engine.precision == "mixed",
-            },
+            "work": work_fields(method, training, mixed=mixed, class_weights=weights),
         }
 
     def _class_weights(self, training: Training, fold: Fold, without: str | None) -> list[float] | None:
@@ -240,6 +234,22 @@ class JobRunner:
             for site, vector in models.items()
             for name, tensor in layout.split(vector).items()
         }
+
+
+def work_fields(
+    method: Method, training: Training, *, mixed: bool, class_weights: list[float] | None = None
+) -> dict[str, Any]:
+    """The local work that a site is told, as JSON values."""
+    return {
+        "kind": method.work,
+        "epochs": None if training.local_steps else training.local_epochs or 1,
+        "steps": training.local_steps,
+        "batch_size": training.batch_size,
+        "optimizer": list(optimizer_of(training)),
+        "clip": training.clip,
+        "class_weights": class_weights,
+        "mixed_precision": mixed,
+    }
 
 
 @dataclass(frozen=True)

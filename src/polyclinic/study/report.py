@@ -20,9 +20,8 @@ from polyclinic.methods import ABOUT
 from polyclinic.study import figures, report_tables
 from polyclinic.study.figures import Panel
 from polyclinic.study.jobs import UNSEEN
-from polyclinic.study.report_answer import ALPHA, answer, find_best
+from polyclinic.study.report_answer import ALPHA, answer, headline
 from polyclinic.study.report_folder import Folder, Overlay
-from polyclinic.study.statistics import CROSS
 
 TEMPLATES = Path(__file__).parent / "templates"
 #: Options of a method that are not worth a word.
@@ -254,7 +253,7 @@ def _curves(folder: Folder) -> dict[str, list[Panel]]:
 
 
 def _confusion(folder: Folder) -> tuple[str, Any] | None:
-    best = find_best(folder, [method for method in folder.methods if not method.endswith(UNSEEN) and method != CROSS])
+    best = headline(folder)
     cells = report_tables.confusion(folder, best.method) if best else None
     return (best.method, cells) if best and cells else None
 
@@ -262,7 +261,7 @@ def _confusion(folder: Folder) -> tuple[str, Any] | None:
 def _overlays(folder: Folder) -> list[tuple[str, list[tuple[str, list[Panel]]]]]:
     """For each method, each site's best, median and worst case; the best method first."""
     found = folder.overlays()
-    best = find_best(folder, [method for method in folder.methods if method != "mix"])
+    best = headline(folder)
     methods = list(dict.fromkeys(one.method for one in found))
     methods.sort(key=lambda method: best is None or method != best.method)
     return [

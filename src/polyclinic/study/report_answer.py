@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
-import pandas as pd
 from markupsafe import Markup
 
 from polyclinic.study.jobs import UNSEEN
-from polyclinic.study.report_folder import Folder, Measure
+from polyclinic.study.report_folder import Folder, Line, Measure
 
 #: A difference is called beyond chance where its corrected p value is below this.
 ALPHA = 0.05
@@ -23,12 +21,12 @@ class Best:
 
     method: str
     over: str
-    row: pd.Series[Any]
+    row: Line
 
 
-def find_best(folder: Folder, methods: list[str]) -> Best | None:
+def find_best(folder: Folder, methods: list[str], overs: tuple[str, ...] = ("all", "sites")) -> Best | None:
     """The best of ``methods`` on all predictions together, or as the mean over sites where no method has that value."""
-    for over in ("all", "sites"):
+    for over in overs:
         lines = {method: folder.line(method, folder.primary.name, over) for method in methods}
         found = [Best(method, over, row) for method, row in lines.items() if row is not None]
         if found:
@@ -37,12 +35,18 @@ def find_best(folder: Folder, methods: list[str]) -> Best | None:
     return None
 
 
+def headline(folder: Folder) -> Best | None:
+    """The method the answer is about: the best of those that leave the data at the sites and know the sites."""
+    seen = [method for method in folder.methods if not method.endswith(UNSEEN)]
+    return find_best(folder, [method for method in seen if method != "mix"]) or find_best(folder, seen)
+
+
 def answer(folder: Folder) -> list[Markup]:
     """What the study found, in sentences computed from ``summary.csv`` and ``results.csv``."""
     metric = folder.primary
     seen = [method for method in folder.methods if not method.endswith(UNSEEN)]
     private = [method for method in seen if method != "mix"]
-    best = find_best(folder, private) or find_best(folder, seen)
+    best = headline(folder)
     if best is None:
         return [
             Markup("No method can be called best: summary.csv is missing or has no number for {}.").format(metric.title)
@@ -56,6 +60,7 @@ def answer(folder: Folder) -> list[Markup]:
             among, best.method, verb, without, metric.title, *_value(metric, best.row), where
         ),
         *_against(folder, best, private),
+        *_site_by_site(folder, best, private),
         *_pooled(folder, best),
         *_guessing(folder, best),
         *_range(folder, best),
@@ -70,7 +75,7 @@ def answer(folder: Folder) -> list[Markup]:
     return sentences
 
 
-def _value(metric: Measure, row: pd.Series[Any]) -> tuple[str, str]:
+def _value(metric: Measure, row: Line) -> tuple[str, str]:
     unit = f" {metric.unit}" if metric.unit else ""
     interval = ""
     if np.isfinite(row["low"]) and np.isfinite(row["high"]):
@@ -95,12 +100,22 @@ def _against(folder: Folder, best: Best, private: list[str]) -> Iterator[Markup]
             yield Markup(
                 "{} reached {}: the difference of {} is <strong>beyond chance</strong> "
                 "(p {} after correction for the number of comparisons)."
-            ).format(_capital(words), value, _signed(folder.primary, difference), p_text(p))
+            ).format(_capital(words), value, signed(folder.primary, difference), p_text(p))
         else:
             yield Markup(
                 "{} reached {}: the difference of {} is <strong>not beyond chance</strong> "
                 "(p {} after correction), so this study does not show that {} is better."
-            ).format(_capital(words), value, _signed(folder.primary, difference), p_text(p), best.method)
+            ).format(_capital(words), value, signed(folder.primary, difference), p_text(p), best.method)
+
+
+def _site_by_site(folder: Folder, best: Best, private: list[str]) -> Iterator[Markup]:
+    """Another method may be best where every site counts the same and is ranked by itself."""
+    other = find_best(folder, private, ("sites",))
+    if best.over == "all" and other is not None and other.method != best.method:
+        yield Markup(
+            "Scored site by site the order is another: <strong>{}</strong> did best with {}{} as the mean over the "
+            "sites. (Putting all sites together also rewards knowing how frequent the finding is at each site.)"
+        ).format(other.method, *_value(folder.primary, other.row))
 
 
 def _pooled(folder: Folder, best: Best) -> Iterator[Markup]:
@@ -135,7 +150,8 @@ def _capital(words: str) -> str:
     return words[0].upper() + words[1:]
 
 
-def _signed(metric: Measure, value: float) -> str:
+def signed(metric: Measure, value: float) -> str:
+    """A difference with its sign."""
     return f"{'+' if value > 0 else '−' if value < 0 else ''}{metric.text(abs(value))}"
 
 

@@ -31,6 +31,8 @@ COLUMNS = {
 }
 WHICH = ("best", "median", "worst")
 CLASS = "class: "
+#: Column -> value of one row of ``summary.csv``.
+Line = dict[str, Any]
 Read = TypeVar("Read")
 
 
@@ -166,8 +168,12 @@ class Folder:
 
     def estimate(self, method: str, site: str) -> Estimate:
         """Primary metric of a method at a site over folds and seeds."""
-        rows = self.at_sites
-        return estimate(rows[(rows["method"] == method) & (rows["tested_on"] == site)]["value"])
+        return self._estimates.get((method, site), Estimate(np.nan, np.nan, np.nan))
+
+    @cached_property
+    def _estimates(self) -> dict[tuple[str, str], Estimate]:
+        groups = self.at_sites.groupby(["method", "tested_on"], sort=False)["value"]
+        return {(str(method), str(site)): estimate(values) for (method, site), values in groups}
 
     def overlays(self) -> list[Overlay]:
         """Pictures of segmentations, in the order of methods and sites; empty where there are none.
@@ -194,11 +200,16 @@ class Folder:
         """Names of the classes in index order, from the columns of ``sites.csv``; empty where there are none."""
         return [column.removeprefix(CLASS) for column in self.site_table.columns if column.startswith(CLASS)]
 
-    def line(self, method: str, metric: str, over: str) -> pd.Series[Any] | None:
+    def line(self, method: str, metric: str, over: str) -> Line | None:
         """Row of ``summary.csv``, or None if there is none with a number."""
-        rows = self.summary
-        found = rows[(rows["method"] == method) & (rows["metric"] == metric) & (rows["over"] == over)]
-        return None if found.empty or not np.isfinite(found["mean"].iloc[0]) else found.iloc[0]
+        return self._lines.get((method, metric, over))
+
+    @cached_property
+    def _lines(self) -> dict[tuple[str, str, str], Line]:
+        rows = self.summary[self.summary["mean"].notna()]
+        keys = zip(rows["method"], rows["metric"], rows["over"], strict=True)
+        records = rows.to_dict("records")
+        return {key: {str(name): value for name, value in row.items()} for key, row in zip(keys, records, strict=True)}
 
 
 def _read_overlays(file: Path, methods: list[str]) -> list[Overlay]:

@@ -11,9 +11,9 @@ import pandas as pd
 from polyclinic.study import figures
 from polyclinic.study.figures import Cell
 from polyclinic.study.jobs import UNSEEN
-from polyclinic.study.report_answer import ALPHA, p_text
+from polyclinic.study.report_answer import ALPHA, p_text, signed
 from polyclinic.study.report_folder import CLASS, Folder, Measure
-from polyclinic.study.statistics import CROSS
+from polyclinic.study.statistics import BASELINES, CROSS
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,9 @@ class Score:
     interval: str
     best: bool
     marks: list[tuple[str, str]]
-    """Sign and its meaning, e.g. ``("▲S", "better than single, p = 0.012")``."""
+    """Sign and its meaning, e.g. ``("▲S", "better than single, p = 0.012")``, where the difference is beyond chance."""
+    differences: list[str]
+    """Each difference to a baseline and its corrected p, e.g. ``"S +0.082 (p < 0.001)"``."""
 
 
 def main_table(folder: Folder, over: str) -> list[tuple[str, list[tuple[str, list[Score | None]]]]]:
@@ -46,15 +48,19 @@ def _score(folder: Folder, method: str, metric: Measure, over: str, methods: lis
         return None
     others = [line["mean"] for other in methods if (line := folder.line(other, metric.name, over)) is not None]
     best = len(others) > 1 and row["mean"] == (max(others) if metric.higher_is_better else min(others))
-    marks = []
-    for other, letter in (("single", "S"), ("fedavg", "F")):
+    marks, differences = [], []
+    for other in BASELINES:
+        letter = other[0].upper()
         difference, p = (float(row.get(column, np.nan)) for column in (f"vs_{other}", f"p_{other}_adjusted"))
-        if p < ALPHA and np.isfinite(difference) and method != other:
+        if method == other or not np.isfinite(difference):
+            continue
+        differences.append(f"{letter} {signed(metric, difference)} (p {p_text(p) if np.isfinite(p) else 'unknown'})")
+        if p < ALPHA:
             sign, word = ("▲", "better") if metric.better(difference) else ("▼", "worse")
             marks.append((f"{sign}{letter}", f"{word} than {other}, p {p_text(p)}"))
     deviation = f"± {metric.text(row['deviation'])}" if np.isfinite(row["deviation"]) else ""
     interval = f"{metric.text(row['low'])} to {metric.text(row['high'])}" if np.isfinite(row["low"]) else ""
-    return Score(metric.text(row["mean"]), deviation, interval, bool(best), marks)
+    return Score(metric.text(row["mean"]), deviation, interval, bool(best), marks, differences)
 
 
 @dataclass(frozen=True)
@@ -154,7 +160,7 @@ def _site_row(folder: Folder, name: str, row: pd.Series[Any]) -> SiteRow:
         foreground=f"{100 * share:.1f}\u00a0%" if np.isfinite(share) else "",
         missing=count_text(row.get("missing", np.nan)),
         duplicates=count_text(row.get("duplicates", np.nan)),
-        note=row.get("note", "") or ("" if name in (*folder.scored, ALL_SITES) else "too few cases of a class"),
+        note=row.get("note", "") or ("" if name in (*folder.scored, ALL_SITES) else "can't be scored by itself"),
     )
 
 
@@ -266,14 +272,20 @@ def nested_rows(values: dict[str, Any], before: str = "") -> list[tuple[str, str
 
 
 def plain(value: Any) -> str:
-    """A value of the study file in plain words: ``{"mlp": {"hidden": [64]}}`` becomes ``mlp (hidden: 64)``."""
+    """A value of the study file in plain words: ``{"mlp": {"hidden": [64]}}`` becomes ``mlp (hidden: 64)``.
+
+    Options that are not set are left out.
+    """
     if isinstance(value, dict):
-        parts = []
-        for name, inner in value.items():
-            parts.append(f"{name} ({plain(inner)})" if isinstance(inner, dict) and inner else f"{name}: {plain(inner)}")
-        return ", ".join(parts)
+        return ", ".join(_option(str(name), inner) for name, inner in value.items() if inner is not None)
     if isinstance(value, list | tuple):
         return ", ".join(plain(one) for one in value)
     if isinstance(value, bool):
         return "yes" if value else "no"
     return "–" if value is None or value == "" else str(value)
+
+
+def _option(name: str, value: Any) -> str:
+    if isinstance(value, dict):
+        return f"{name} ({plain(value)})" if value else name
+    return f"{name}: {plain(value)}"

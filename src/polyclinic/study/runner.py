@@ -25,7 +25,7 @@ from polyclinic.rounds import Checkpoint
 from polyclinic.site.run import build_work
 from polyclinic.state import FlatModule
 from polyclinic.study.declaration import StudyMethod
-from polyclinic.study.jobs import Fold, Job, JobRunner, Outcome, result_rows, slug
+from polyclinic.study.jobs import Fold, Job, JobRunner, Outcome, result_rows, slug, work_fields
 from polyclinic.study.provenance import machine, now
 from polyclinic.study.results import read_table, write_table
 from polyclinic.study.statistics import summarise
@@ -305,18 +305,12 @@ class _Runner:
     def _plan(self, template: FlatModule) -> EnginePlan:
         options, training = self.declaration.engine, self.declaration.training
         methods = self.declaration.study_methods
-        runner = JobRunner.__new__(JobRunner)
-        runner.declaration, runner.classes = self.declaration, self.opened.classes
-        fold = Fold(0, {}, {}, {}, {})
-        works = [
-            build_work(runner._declare(Job((m,), 0, 0), fold, m.training.model_copy(update={"class_weights": "none"}))
-                       ["work"], False, [])
-            for m in methods
-        ]  # fmt: skip
+        mixed = options.precision == "mixed"
+        works = [build_work(work_fields(m.method, m.training, mixed=mixed), False, []) for m in methods]
         passes = training.rounds * (training.local_epochs or 1) * len(methods) * (self.declaration.folds or 1)
         return choose_plan(
             mode=options.mode, device=str(template.vector.device), threads=options.threads, workers=options.workers,
-            model=template, work=works[0], shape=self._shape(), cases=[len(d) for d in self.opened.sites.values()],
+            model=template, works=works, shape=self._shape(), cases=[len(d) for d in self.opened.sites.values()],
             passes=passes * len(self.declaration.all_seeds),
         )  # fmt: skip
 
@@ -395,10 +389,9 @@ class _Runner:
             results, predictions, task=declaration.task, classes=self.opened.classes,
             scored=dict(zip(sites["site"], sites["scored"], strict=True)), bootstrap=declaration.evaluation.bootstrap,
         )  # fmt: skip
-        notes = [f"{site} {note}." for site, note in zip(sites["site"], sites["note"], strict=True) if note]
         paths = [self.folder.jobs / self.folder.job_name(job) / "warnings.json" for job in jobs]
         noted = [json.loads(path.read_text(encoding="utf-8")) for path in paths]
-        warnings = [*self.opened.warnings, *self.notes, *notes, *(warning for found in noted for warning in found)]
+        warnings = [*self.opened.warnings, *self.notes, *(warning for found in noted for warning in found)]
         write_table(out / "predictions.csv", predictions)
         write_table(out / "rounds.csv", ordered(self.folder.gather(jobs, "rounds.csv")))
         write_table(out / "sites.csv", sites)

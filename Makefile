@@ -1,0 +1,38 @@
+# Two commands on a fresh clone: `make demo` and `make test`. Both set up .venv first; a second call starts at once.
+PYTHON ?= python3
+BIN := .venv/bin
+MADE := .venv/made
+
+.PHONY: demo test test-long check benchmark results clean
+
+demo: $(MADE)
+	$(BIN)/polyclinic demo
+
+test: $(MADE)
+	$(BIN)/python -m pytest
+
+test-long: $(MADE)
+	$(BIN)/python -m pytest -m long
+
+# Style, types and import rules.
+check: $(MADE)
+	$(BIN)/ruff check src tests benchmarks studies
+	$(BIN)/ruff format --check src tests benchmarks studies
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+benchmark: $(MADE)
+	$(BIN)/python benchmarks/rounds.py
+
+# docs/results.md from the studies; needs POLYCLINIC_DATA.
+results: $(MADE)
+	$(BIN)/python studies/make_results.py
+
+$(MADE): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Polyclinic needs Python 3.11 or newer, this is $$($(PYTHON) --version); call make PYTHON=/path/to/python3.11" >&2; exit 1; }
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[demo,develop]'
+	@touch $(MADE)
+
+clean:
+	rm -rf .venv build dist src/*.egg-info .pytest_cache .mypy_cache .ruff_cache

@@ -1,0 +1,271 @@
+"""Small federations in memory, and studies on disk, for the tests of the core."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from polyclinic.communication.message import Message
+from polyclinic.data.cases import Counts, SiteData
+from polyclinic.data.scaling import Summary, merge
+from polyclinic.engine import Engine, LocalEngine
+from polyclinic.models import build_model
+from polyclinic.models.catalogue import MODELS
+from polyclinic.rounds import Checkpoint, Plan, Progress, Row, run_rounds
+from polyclinic.state import FlatModule
+from polyclinic.study.declaration import Declaration, StudyMethod
+from polyclinic.study.jobs import Fold, Job, JobRunner, Outcome
+from polyclinic.tasks import TASKS, build_task
+
+#: With batches of 8: a single case left over, two cases more than a batch, smaller than a batch, several batches.
+SIZES = {"Aachen": 33, "Bonn": 10, "Celle": 5, "Dresden": 20}
+
+
+def table_site(
+    name: str, cases: int, *, features: int = 5, classes: int = 2, part: str | None = "train"
+) -> SiteData:
+    """A table site whose features carry its labels and differ from other sites in mean and scale."""
+    rng = np.random.default_rng(sum(map(ord, name)) + cases)
+    labels = np.arange(cases) % classes
+    rng.shuffle(labels)
+    directions = np.random.default_rng(0).normal(size=(classes, features))
+    inputs = directions[labels] + rng.normal(size=(cases, features)) + rng.normal(scale=0.5, size=features)
+    return site_of(name, torch.from_numpy(inputs).float(), torch.from_numpy(labels), part)
+
+
+def image_site(
+    name: str, cases: int, *, channels: int = 1, size: int = 8, masks: bool = False, part: str | None = "train"
+) -> SiteData:
+    """An image site: the label (or the mask) shows as a bright square, the background differs between sites."""
+    rng = np.random.default_rng(sum(map(ord, name)) + cases)
+    labels = np.arange(cases) % 2
+    pixels = rng.integers(20, 60 + rng.integers(60), size=(cases, channels, size, size))
+    marks = np.zeros((cases, 1, size, size), dtype=np.uint8)
+    for case in range(cases):
+        row, column = rng.integers(0, size // 2, size=2)
+        marks[case, 0, row : row + size // 2, column : column + size // 2] = 1
+    bright = marks if masks else marks * labels[:, None, None, None]
+    inputs = torch.from_numpy((pixels + 100 * bright).clip(0, 255).astype(np.uint8))
+    return site_of(name, inputs, torch.from_numpy(marks if masks else labels), part)
+
+
+def site_of(name: str, inputs: Tensor, targets: Tensor, part: str | None = "train") -> SiteData:
+    """A site with a patient for each case, all in one part unless ``part`` is None."""
+    cases = len(inputs)
+    subjects, rows = [f"{name} patient {i}" for i in range(cases)], [f"row {i + 1}" for i in range(cases)]
+    return SiteData(name, inputs, targets, subjects, rows, None if part is None else [part] * cases, Counts(cases, cases))
+
+
+def table_sites(sizes: Mapping[str, int] = SIZES, **options: Any) -> dict[str, SiteData]:
+    """A table site for each name."""
+    return {name: table_site(name, cases, **options) for name, cases in sizes.items()}
+
+
+def image_sites(sizes: Mapping[str, int] = SIZES, **options: Any) -> dict[str, SiteData]:
+    """An image site for each name."""
+    return {name: image_site(name, cases, **options) for name, cases in sizes.items()}
+
+
+class Federation:
+    """A study in memory, with prepared sites: the real declaration, job runner and loop, without files.
+
+    Args:
+        data: the sites' cases.
+        methods: as in a study file.
+        model: as in a study file.
+        training: as in a study file, on top of one round of one epoch with batches of 8 and plain SGD.
+        evaluation: as in a study file; without ``folds`` the sites' own parts are used.
+        task: classification or segmentation.
+        classes: number of classes.
+        engine: who runs the sites; default: a local engine with ``options``.
+        preparation: changes of the message that prepares sites.
+        options: of the local engine.
+    """
+
+    def __init__(
+        self,
+        data: Mapping[str, SiteData],
+        methods: Sequence[Any] = ("fedavg",),
+        *,
+        model: Any = "logistic",
+        training: Mapping[str, Any] | None = None,
+        evaluation: Mapping[str, Any] | None = None,
+        task: str = "classification",
+        classes: int = 2,
+        engine: Engine | None = None,
+        preparation: Mapping[str, Any] | None = None,
+        **options: Any,
+    ) -> None:
+        training = {"rounds": 1, "batch_size": 8, "optimizer": {"sgd": {"lr": 0.1}}} | dict(training or {})
+        evaluation = {"validation": 0, "best_round": "last"} | dict(evaluation or {})
+        folds = evaluation.get("folds")
+        self.declaration = declare(
+            model=model, training=training, evaluation=evaluation, methods=list(methods), task=task
+        )
+        self.data, self.classes = data, classes
+        self.shape = tuple(next(iter(data.values())).inputs.shape[1:])
+        self.outputs = build_task(task, classes, TASKS[task].losses[0]).outputs
+        self.engine = engine or LocalEngine(data, **options)
+        self.local = self.engine if isinstance(self.engine, LocalEngine) else LocalEngine(data)
+        self.preparation = {
+            "folds": folds, "validation": self.declaration.evaluation.validation, "split_seed": 0,
+            "small_sites": "train", "scaling": "none", "imputation": "mean", "augmentation": [], "classes": classes,
+            **(preparation or {}),
+        }  # fmt: skip
+        self.fold = self.prepare(0)
+        self.template = self.network(0)
+        names = [f"class {i}" for i in range(classes)]
+        self.runner = JobRunner(self.declaration, self.engine, self.local, self.template, self.initial, names)
+
+    def prepare(self, number: int) -> Fold:
+        """Split and scale at every site."""
+        replies: dict[str, Message] = {}
+        for engine in {id(e): e for e in (self.engine, self.local)}.values():
+            replies = engine.ask("prepare", dict.fromkeys(engine.sites, Message({"fold": number, **self.preparation})))
+            if self.preparation["scaling"] == "federated":
+                merged = merge([Summary.from_tensors(reply.tensors) for reply in replies.values()])
+                engine.ask("scale", dict.fromkeys(engine.sites, Message({}, merged.to_tensors())))
+        parts = ("train", "validation", "test", "classes")
+        return Fold(number, *({site: reply.fields[part] for site, reply in replies.items()} for part in parts))
+
+    def network(self, seed: int) -> FlatModule:
+        """The study's network with the initial weights of a seed."""
+        name, options = self.declaration.model_part
+        return build_model(name, options, self.shape, self.outputs, seed=seed)
+
+    def initial(self, seed: int) -> Tensor:
+        """Initial model state of a seed."""
+        return self.network(seed).vector
+
+    def method(self, label: str | None = None) -> StudyMethod:
+        """A method of the study; without a label, the first."""
+        methods = self.declaration.study_methods
+        return methods[0] if label is None else next(method for method in methods if method.label == label)
+
+    def plan(self, label: str | None = None, seed: int = 0) -> Plan:
+        """What the loop is given."""
+        job = Job((self.method(label),), seed, self.fold.number)
+        return self.runner.plan(job, self.fold, self.fold.training_sites)
+
+    def rounds(
+        self, label: str | None = None, seed: int = 0, *, checkpoint: Checkpoint | None = None, **options: Any
+    ) -> tuple[Progress, list[Row]]:
+        """Train."""
+        return run_rounds(self.plan(label, seed), self.engine, checkpoint=checkpoint, **options)
+
+    def state(self, label: str | None = None, seed: int = 0) -> Tensor:
+        """The shared state after all rounds."""
+        return self.rounds(label, seed)[0].state
+
+    def outcome(self, *labels: str, seed: int = 0) -> Outcome:
+        """Train and test, as one job for all ``labels``."""
+        methods = tuple(self.method(label) for label in labels) or (self.method(),)
+        return self.runner.run(Job(methods, seed, self.fold.number), self.fold)
+
+
+def declare(**entries: Any) -> Declaration:
+    """A declaration; data and model are filled in where not given."""
+    images = entries.get("task") == "segmentation"
+    data: dict[str, Any] = {"table": "cases.csv", "site": "site"}
+    data |= {"image": "image", "mask": "mask", "size": [8, 8]} if images else {"features": "x*", "label": "label"}
+    return Declaration.check({"data": data, "model": "logistic", **entries})
+
+
+@contextmanager
+def recorded(engine: Engine) -> Iterator[list[tuple[str, str, Message, Any]]]:
+    """Everything said between ``engine`` and its sites: (function, site, request, reply), as it comes."""
+    said: list[tuple[str, str, Message, Any]] = []
+    original = engine.call
+
+    def call(function: str, requests: Mapping[str, Message]) -> Iterator[tuple[str, Any]]:
+        for site, reply in original(function, requests):
+            said.append((function, site, requests[site], reply))
+            yield site, reply
+
+    engine.call = call  # type: ignore[method-assign]
+    try:
+        yield said
+    finally:
+        del engine.call
+
+
+@contextmanager
+def catalogued(name: str, build: Any) -> Iterator[str]:
+    """Enter a network into the catalogue for the time of a test: ``build(shape, outputs) -> (module, head)``."""
+    MODELS.add(name)(build)
+    try:
+        yield name
+    finally:
+        del MODELS._parts[name]
+
+
+def plain_module(model: FlatModule, vector: Tensor) -> nn.Module:
+    """An ordinary module of the same kind, whose parameters are tensors of their own, with the state ``vector``."""
+    module = copy.deepcopy(model.module)
+    tensors = {**dict(module.named_parameters()), **dict(module.named_buffers())}
+    for name, value in model.layout.split(vector).items():
+        tensors[name].data = value.clone()
+        tensors[name].grad = None
+    return module
+
+
+def flat(model: FlatModule, module: nn.Module) -> Tensor:
+    """The state of an ordinary module, in the order of ``model``'s layout."""
+    tensors = {**dict(module.named_parameters()), **dict(module.named_buffers())}
+    return torch.cat([tensors[entry.name].detach().reshape(-1) for entry in model.layout.entries])
+
+
+def write_table_study(folder: Path, sizes: Mapping[str, int], *, classes: int = 2, features: int = 3) -> dict[str, Any]:
+    """A table of several sites in ``folder``, and the entries of a study that takes a second or two."""
+    rng, rows = np.random.default_rng(5), []
+    for site, cases in sizes.items():
+        for case in range(cases):
+            label = case % classes
+            values = rng.normal(size=features) + label * np.linspace(1, 2, features)
+            rows.append([site, f"MRN-{site[0]}{case:04d}-secret", f"kind {label}", *np.round(values, 4)])
+    columns = ["site", "patient", "diagnosis", *(f"x{i}" for i in range(features))]
+    pd.DataFrame(rows, columns=columns).to_csv(folder / "cases.csv", index=False)
+    data = {"table": "cases.csv", "site": "site", "subject": "patient", "label": "diagnosis", "features": "x*"}
+    return {
+        "study": "A small study",
+        "data": data,
+        "model": {"mlp": {"hidden": [4], "norm": "batch"}},
+        "training": {"rounds": 3, "batch_size": 8, "optimizer": {"sgd": {"lr": 0.1, "momentum": 0.9}}},
+        "evaluation": {"folds": 2, "bootstrap": 0, "metrics": ["auc", "acc"]},
+        "methods": ["single", "cross", "ensemble", "mix", "fedavg", "fedbn", "fedadam"],
+        "engine": {"threads": 1, "mode": "sequential"},
+    }
+
+
+def write_image_study(folder: Path, sizes: Mapping[str, int], *, size: int = 16) -> dict[str, Any]:
+    """Grey PNG images with masks of several sites in ``folder``, and the entries of a segmentation study."""
+    rows = []
+    for name, cases in sizes.items():
+        site = image_site(name, cases, size=size, masks=True)
+        (folder / name).mkdir()
+        for case in range(cases):
+            paths = [f"{name}/scan-secret-{case}.png", f"{name}/mask-secret-{case}.png"]
+            Image.fromarray(site.inputs[case, 0].numpy()).save(folder / paths[0])
+            Image.fromarray(site.targets[case, 0].numpy() * 255).save(folder / paths[1])
+            rows.append([name, f"MRN-{name[0]}{case:04d}-secret", *paths])
+    pd.DataFrame(rows, columns=["site", "patient", "image", "mask"]).to_csv(folder / "cases.csv", index=False)
+    data = {"table": "cases.csv", "site": "site", "subject": "patient", "image": "image", "mask": "mask"}
+    return {
+        "study": "A small segmentation",
+        "task": "segmentation",
+        "data": {**data, "size": [size, size], "channels": "grey"},
+        "model": {"unet": {"channels": [4, 8], "residual_units": 0}},
+        "training": {"rounds": 2, "batch_size": 4, "optimizer": {"adam": {"lr": 0.01}}},
+        "evaluation": {"folds": 2, "bootstrap": 0},
+        "methods": ["single", "fedavg", "fedbn"],
+        "engine": {"threads": 1, "mode": "sequential"},
+    }
