@@ -261,7 +261,7 @@ def show(name: str, ratio: float, limit: float, detail: str) -> None:
 
 def mlp(sites: int, limit: float) -> None:
     """Multi-layer perceptron 90-64-2, 160 cases a site, batch 32."""
-    declaration = study({"mlp": {"hidden": [64]}}, "classification", 32, 31)
+    declaration = study({"mlp": {"hidden": [64]}}, "classification", 32, max(248 // sites, 9))
     compare(f"MLP 90-64-2, {sites} sites", declaration, synthetic(sites, 160, (90,)), limit)
 
 
@@ -314,7 +314,8 @@ def adding_memory() -> None:
         for number in range(16):
             yield torch.full((size,), float(number))
 
-    torch.zeros(1)
+    Mean().start(torch.zeros(8), 8, 1.0)
+    torch.zeros(8).mul(2.0).add_(torch.full((8,), 1.0), alpha=0.5)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     state = torch.zeros(size).fill_(1.0)
     rule = Mean()

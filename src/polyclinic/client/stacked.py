@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, vmap
 
+from polyclinic.client.batched import batch_norm, batched_layers
 from polyclinic.client.optimizers import build_optimizer, is_elementwise, state_of
 from polyclinic.client.work import (
     LocalJob,
@@ -45,8 +46,8 @@ def reason_not_stackable(model: FlatModule, work: Work) -> str:
     for layer in model.module.modules():
         if isinstance(layer, nn.modules.instancenorm._InstanceNorm) and layer.track_running_stats:
             return "instance normalisation keeps running statistics"
-        if isinstance(layer, nn.modules.batchnorm._BatchNorm) and layer.momentum is None:
-            return "batch normalisation keeps cumulative averages"
+        if isinstance(layer, nn.modules.batchnorm._BatchNorm) and (layer.momentum is None or not layer.affine):
+            return "batch normalisation keeps cumulative averages or has no scale"
     return ""
 
 
@@ -93,6 +94,7 @@ class StackedTrainer:
         self.task, self.work, self.layout = task, work, model.layout
         self.device = model.vector.device
         self.module = copy.deepcopy(model.module).train()
+        self.layers = batched_layers(self.module, jobs[0].dataset.shape)
         self.mask = _replace_batch_norm(self.module)
         sizes = [batch_sizes(len(job.index), work) if work.kind == "train" else [len(job.index)] for job in jobs]
         #: Jobs by falling number of steps, so that the active ones are always the first rows.
@@ -164,17 +166,17 @@ class StackedTrainer:
             total[:active] += losses.detach()
         if self.work.keep_optimizer:
             for first, stop, parameter in groups:
-                for name, value in state_of(optimizer, parameter).items():
-                    for row in range(first, stop):
-                        rows[row].optimizer_state[name] = value[row - first].clone() if value.dim() else value.clone()
+                kept = state_of(optimizer, parameter).items()
+                for row in range(first, stop):  # a dictionary of its own: it counts only if the round does
+                    rows[row].optimizer_state = {n: (v[row - first] if v.dim() else v).clone() for n, v in kept}
         return total
 
     def _groups(self, rows: list[LocalJob], weights: Tensor) -> list[tuple[int, int, nn.Parameter]]:
         """Rows with the same number of steps (and the same kept optimiser step) are one parameter of the optimiser."""
 
-        def key(row: int) -> tuple[int, float]:
-            kept = rows[row].optimizer_state.get("step")
-            return self.steps[row], -1.0 if kept is None else float(kept)
+        def key(row: int) -> tuple[int, bool, float]:
+            kept = rows[row].optimizer_state
+            return self.steps[row], bool(kept), float(kept.get("step", 0.0))
 
         found = [list(members) for _, members in groupby(range(len(rows)), key)]
         return [(m[0], m[-1] + 1, nn.Parameter(weights[m[0] : m[-1] + 1])) for m in found]
@@ -204,7 +206,7 @@ class StackedTrainer:
             inputs = self.inputs.index_select(0, chosen).view(active, width, *self.inputs.shape[1:])
             targets = self.targets.index_select(0, chosen)
         mask = share.sign() if self.schedule.padded[step] else None
-        outputs = vmap(self._forward, in_dims=(0, 0, 0, None if mask is None else 0))(weights, statistics, inputs, mask)
+        outputs = self._outputs(weights, statistics, inputs, mask)
         losses = self.task.loss(outputs.flatten(0, 1), targets)
         if self.work.class_weights is not None:
             losses = losses * self.work.class_weights.to(self.device)[targets]
@@ -220,22 +222,36 @@ class StackedTrainer:
             targets.append(torch.cat([y, y[:1].expand(padding, *y.shape[1:])]))
         return torch.stack(inputs).to(self.device), torch.cat(targets).to(self.device)
 
-    def _forward(self, weights: Tensor, statistics: Tensor, inputs: Tensor, mask: Tensor | None) -> Tensor:
+    def _outputs(self, weights: Tensor, statistics: Tensor, inputs: Tensor, mask: Tensor | None) -> Tensor:
+        """Network outputs ``[A, B, ...]`` of all active sites."""
+        if self.layers is None:
+            run = vmap(self._one_site, in_dims=(0, 0, 0, None if mask is None else 0))
+            outputs: Tensor = run(weights, statistics, inputs, mask)
+            return outputs
+        tensors = self._tensors(weights, statistics)
+        for names, layer in self.layers:
+            inputs = layer(inputs, {own: tensors[name] for own, name in names.items()}, mask)
+        return inputs
+
+    def _one_site(self, weights: Tensor, statistics: Tensor, inputs: Tensor, mask: Tensor | None) -> Tensor:
         self.mask.clear()
         if mask is not None:
             self.mask.append(mask)
-        parts = [*weights.split(self._sizes(True)), *statistics.split(self._sizes(False))]
-        entries = self.layout.entries
-        tensors = {entry.name: part.view(entry.shape) for entry, part in zip(entries, parts, strict=True)}
-        outputs: Tensor = functional_call(self.module, tensors, (inputs,))
+        outputs: Tensor = functional_call(self.module, self._tensors(weights, statistics), (inputs,))
         return outputs
+
+    def _tensors(self, weights: Tensor, statistics: Tensor) -> dict[str, Tensor]:
+        """The model's tensors by name from ``[..., T]`` and ``[..., P - T]``."""
+        parts = [*weights.split(self._sizes(True), -1), *statistics.split(self._sizes(False), -1)]
+        named = zip(self.layout.entries, parts, strict=True)
+        return {entry.name: part.view(*part.shape[:-1], *entry.shape) for entry, part in named}
 
     def _sizes(self, trainable: bool) -> list[int]:
         return [entry.size for entry in self.layout.entries if entry.trainable is trainable]
 
 
 class _MaskedBatchNorm(nn.Module):
-    """Batch normalisation whose statistics leave masked cases out.
+    """Batch normalisation under `torch.func.vmap` whose statistics leave masked cases out.
 
     Args:
         norm: the layer it stands for; parameters and buffers keep their names.
@@ -245,38 +261,17 @@ class _MaskedBatchNorm(nn.Module):
     def __init__(self, norm: nn.modules.batchnorm._BatchNorm, mask: list[Tensor]) -> None:
         super().__init__()
         self.momentum, self.eps, self.mask = float(norm.momentum or 0.0), norm.eps, mask
-        self.weight: Tensor | None
-        self.bias: Tensor | None
-        self.running_mean: Tensor | None
-        self.running_var: Tensor | None
         for name in ("weight", "bias"):
             self.register_parameter(name, getattr(norm, name))
         for name in ("running_mean", "running_var"):
             self.register_buffer(name, getattr(norm, name))
 
     def forward(self, inputs: Tensor) -> Tensor:
-        """Normalise ``[B, C, ...]`` with the statistics of the cases that are not masked."""
-        dims = [0, *range(2, inputs.dim())]
-        shape = [1, -1] + [1] * (inputs.dim() - 2)
-        if self.mask:
-            mask = self.mask[0].view(-1, *[1] * (inputs.dim() - 1))
-            count = self.mask[0].sum() * (inputs[0, 0].numel())
-            mean = (inputs * mask).sum(dims) / count
-            centred = inputs - mean.view(shape)
-            variance = (centred.square() * mask).sum(dims) / count
-        else:
-            count = torch.tensor(inputs.numel() / inputs.shape[1])
-            mean = inputs.mean(dims)
-            centred = inputs - mean.view(shape)
-            variance = centred.square().mean(dims)
-        if self.running_mean is not None and self.running_var is not None:
-            unbiased = variance.detach() * (count / (count - 1))
-            self.running_mean.mul_(1 - self.momentum).add_(mean.detach() * self.momentum)
-            self.running_var.mul_(1 - self.momentum).add_(unbiased * self.momentum)
-        outputs = centred * (variance + self.eps).rsqrt().view(shape)
-        if self.weight is not None and self.bias is not None:
-            outputs = outputs * self.weight.view(shape) + self.bias.view(shape)
-        return outputs
+        """Normalise ``[B, C, ...]``."""
+        names = ("weight", "bias", "running_mean", "running_var")
+        tensors = {name: getattr(self, name).unsqueeze(0) for name in names}
+        mask = self.mask[0].unsqueeze(0) if self.mask else None
+        return batch_norm(inputs.unsqueeze(0), tensors, mask, self.momentum, self.eps).squeeze(0)
 
 
 def _replace_batch_norm(module: nn.Module) -> list[Tensor]:

@@ -20,7 +20,7 @@ from polyclinic.client.work import (
     clip_gradient,
     with_learning_rate,
 )
-from polyclinic.models import has_random_layers
+from polyclinic.models import has_batch_norm, has_random_layers
 from polyclinic.seeds import derive_seed
 from polyclinic.state import FlatModule
 from polyclinic.tasks import Task
@@ -66,10 +66,15 @@ def _mini_batches(model: FlatModule, task: Task, work: Work, job: LocalJob) -> t
 
 
 def _full_gradient(model: FlatModule, task: Task, work: Work, job: LocalJob) -> tuple[float, int]:
-    """One step w − η ∇F with the mean gradient over all training cases, added up in batches to bound memory."""
+    """One step w − η ∇F with the mean gradient over all training cases.
+
+    It is added up in batches to bound memory, unless batch normalisation or augmentation makes it depend on which cases
+    are together.
+    """
     model.gradient.zero_()
     total = 0.0
-    for index in job.index.split(work.batch_size):
+    size = len(job.index) if has_batch_norm(model.module) or job.dataset.augments else work.batch_size
+    for index in job.index.split(size):
         losses = _losses(model, task, work, job, index, 0).sum() / len(job.index)
         losses.backward()
         total += float(losses.detach())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -18,6 +19,8 @@ from polyclinic.engine.base import Engine, Reply
 from polyclinic.errors import PolyclinicError
 from polyclinic.seeds import derive_seed
 from polyclinic.site import Site, Workspace
+
+log = logging.getLogger(__name__)
 
 
 class LocalEngine(Engine):
@@ -70,12 +73,18 @@ class LocalEngine(Engine):
 
     def _train_stacked(self, requests: Mapping[str, Message]) -> Iterator[Reply]:
         started = time.perf_counter()
-        jobs: dict[str, LocalJob] = {site: self.members[site].begin_training(r) for site, r in requests.items()}
-        key = tuple(jobs)
-        if key not in self._trainers:
-            run = self.members[key[0]].run
-            self._trainers = {key: StackedTrainer(run.model, run.task, run.work, list(jobs.values()))}
-        results = self._trainers[key].train(list(jobs.values()))
+        try:
+            jobs: dict[str, LocalJob] = {site: self.members[site].begin_training(r) for site, r in requests.items()}
+            key = tuple(jobs)
+            if key not in self._trainers:
+                run = self.members[key[0]].run
+                self._trainers = {key: StackedTrainer(run.model, run.task, run.work, list(jobs.values()))}
+            results = self._trainers[key].train(list(jobs.values()))
+        except Exception:  # one after another, so that the site that fails is named and the others answer
+            log.info("Training the sites together failed; they are trained one after another.")
+            self._trainers.clear()
+            yield from self._each("train", requests)
+            return
         seconds = (time.perf_counter() - started) / len(jobs)
         for (site, job), result in zip(jobs.items(), results, strict=True):
             if isinstance(result, PolyclinicError):

@@ -53,7 +53,7 @@ class ProcessEngine(Engine):
         for worker in self._workers:
             members = [site for site in waiting if self._home[site] is worker]
             if members:
-                self._pool.submit(_serve, worker, function, {s: requests[s] for s in members}, waiting)
+                self._pool.submit(_serve, worker, function, {s: (requests[s], waiting[s]) for s in members})
         for site in list(waiting):
             try:
                 yield site, waiting.pop(site).result()
@@ -77,16 +77,13 @@ def share_out(data: Mapping[str, SiteData], workers: int) -> dict[str, int]:
     return homes
 
 
-def _serve(
-    worker: _Worker, function: str, requests: Mapping[str, Message], waiting: Mapping[str, Future[Message]]
-) -> None:
+def _serve(worker: _Worker, function: str, requests: Mapping[str, tuple[Message, Future[Message]]]) -> None:
     """Ask one worker for its sites one after another."""
-    answers = {site: waiting[site] for site in requests}
-    for site, request in requests.items():
+    for site, (request, answer) in requests.items():
         try:
-            answers[site].set_result(worker.ask(function, site, request))
+            answer.set_result(worker.ask(function, site, request))
         except BaseException as error:
-            answers[site].set_exception(error)
+            answer.set_exception(error)
 
 
 class _Worker:

@@ -13,7 +13,7 @@ from polyclinic.models.catalogue import MODELS
 from polyclinic.seeds import derive_seed
 from polyclinic.state import FlatModule
 
-__all__ = ["MODELS", "build_model", "has_random_layers"]
+__all__ = ["MODELS", "build_model", "has_batch_norm", "has_random_layers"]
 
 
 def build_model(
@@ -46,3 +46,8 @@ def build_model(
 def has_random_layers(module: nn.Module) -> bool:
     """Whether the network draws random numbers in training (dropout)."""
     return any(isinstance(layer, nn.modules.dropout._DropoutNd) and layer.p > 0 for layer in module.modules())
+
+
+def has_batch_norm(module: nn.Module) -> bool:
+    """Whether a case's output in training depends on the other cases of its batch."""
+    return any(isinstance(layer, nn.modules.batchnorm._BatchNorm) for layer in module.modules())

@@ -95,7 +95,7 @@ class Site:
         return SiteError(
             "P401",
             f"Site {self.name} failed during {function!r}: {type(error).__name__} in {where}.",
-            "The full account is in the site's own log" + (f" ({self.folder / 'site.log'})." if self.folder else "."),
+            "The full account is in the site's own log (site.log).",
             site=self.name,
         )
 

@@ -82,9 +82,14 @@ class Silent:
 
 def run_study(study: Study, out: Path, *, resume: bool = False, display: Display | None = None) -> None:
     """Run a study into a folder; see `polyclinic.study.study.Study.run`."""
+    from polyclinic.study.report import write_report
+
     display = display or Silent()
     folder = Folder(out, study)
     folder.check(resume)
+    if folder.is_finished:
+        write_report(out)
+        return
     opened = study.open(display.images)
     sites = site_table(study, opened)
     display.opened(sites, opened.warnings)
@@ -102,8 +107,6 @@ def run_study(study: Study, out: Path, *, resume: bool = False, display: Display
             folder.note(status)
     folder.finish(status)
     display.step("report")
-    from polyclinic.study.report import write_report
-
     write_report(out)
 
 
@@ -160,6 +163,11 @@ class Folder:
         if content != self._content():
             raise ResultsError("P501", f"The study in {self.path} is not this one: {self._difference(content)}.",
                                "Resume with the study file that it was started with.")  # fmt: skip
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether the study was run to its end before, so that nothing is left to resume."""
+        return self.record.get("status") == "finished" and (self.path / "results.csv").is_file()
 
     def _content(self) -> dict[str, Any]:
         content: dict[str, Any] = yaml.safe_load(yaml.safe_dump(self.study.declaration.filled()))

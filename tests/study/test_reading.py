@@ -1,0 +1,387 @@
+"""Study files: what a person can get wrong, and where the message points."""
+
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+
+from polyclinic.errors import StudyError
+from polyclinic.options import EntryError
+from polyclinic.study.reading import expand_variables, located, read_yaml
+from polyclinic.study.study import Study
+
+BASE = """\
+study: Test
+data:
+  table: cases.csv
+  site: site
+  label: label
+  features: "x*"
+task: classification
+model: {mlp: {hidden: [4]}}
+training:
+  rounds: 2
+  batch_size: 8
+  optimizer: {sgd: {lr: 0.1}}
+evaluation:
+  folds: 2
+methods: [fedavg]
+"""
+
+
+@pytest.fixture
+def study_file(tmp_path):
+    """Write a study file: BASE with a text replaced."""
+
+    def write(old="", new="", text=BASE):
+        assert old in text
+        path = tmp_path / "study.yaml"
+        path.write_text(text.replace(old, new, 1) if old else text, encoding="utf-8")
+        return path
+
+    return write
+
+
+def sentence(path):
+    with pytest.raises(StudyError) as caught:
+        Study.read(path)
+    assert caught.value.exit_status == 2
+    return str(caught.value)
+
+
+def test_the_base_is_fine(study_file):
+    study = Study.read(study_file())
+    assert study.name == "study.yaml"
+    assert [method.label for method in study.declaration.study_methods] == ["fedavg"]
+
+
+# YAML -----------------------------------------------------------------------------------------------------------------
+
+
+def test_a_file_that_is_not_there(tmp_path):
+    path = tmp_path / "nowhere.yaml"
+    assert sentence(path) == f"P101 There is no file {path}. Give the path of a study file (YAML)."
+
+
+def test_a_folder(tmp_path):
+    assert sentence(tmp_path) == (
+        f"P101 {tmp_path} can't be read: Is a directory. Give the path of a study file (YAML)."
+    )
+
+
+def test_bytes_that_are_no_text(tmp_path):
+    path = tmp_path / "study.yaml"
+    path.write_bytes(b"study: \xff\xfe")
+    assert sentence(path) == f"P101 {path} can't be read: it is not UTF-8 text. Give the path of a study file (YAML)."
+
+
+@pytest.mark.parametrize(("text", "got"), [("", "NoneType"), ("- a\n- b\n", "list"), ("fedavg\n", "str")])
+def test_yaml_without_entries(study_file, text, got):
+    assert sentence(study_file(text=text)) == (
+        f"P101 study.yaml: got {got}, expected entries such as `data:`. See docs/study-file.md for an example."
+    )
+
+
+CHECK = "Check indentation, colons, and quotes around texts with special characters."
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "expected"),
+    [
+        ("  rounds: 2\n", "\t rounds: 2\n", "line 10: not valid YAML: found character '\\t' that cannot start any token."),
+        ("folds: 2\n", "folds: [2\n", "line 15: not valid YAML: expected ',' or ']', but got ':'."),
+        ("study: Test", "study: Test: again", "line 1: not valid YAML: mapping values are not allowed here."),
+        ("batch_size: 8", "rounds: 3", "line 11: not valid YAML: the key 'rounds' is given twice."),
+        ("methods:", "data: {}\nmethods:", "line 15: not valid YAML: the key 'data' is given twice."),
+        ("{lr: 0.1}", "{lr: 0.1, lr: 0.2}", "line 12: not valid YAML: the key 'lr' is given twice."),
+    ],
+)
+def test_what_is_not_valid_yaml(study_file, old, new, expected):
+    assert sentence(study_file(old, new)) == f"P101 study.yaml, {expected} {CHECK}"
+
+
+def test_yaml_can_not_make_objects(study_file):
+    assert "could not determine a constructor for the tag" in sentence(
+        study_file("study: Test", "study: !!python/object/apply:os.getcwd []")
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("1e-3", 1e-3), ("1E5", 1e5), ("2.e-1", 0.2), ("-3e+2", -300.0), ("0.5", 0.5), ("1.5e3", 1500.0),
+        ("e3", "e3"), ("1e", "1e"), ("'1e-3'", "1e-3"), ("10", 10), ("1e-3x", "1e-3x"),
+    ],
+)  # fmt: skip
+def test_numbers_with_an_exponent_are_numbers(study_file, text, value):
+    content, _ = read_yaml(study_file(text=f"a: {text}\n"))
+    assert content == {"a": value}
+    assert type(content["a"]) is type(value)
+
+
+@given(st.floats(allow_nan=False, allow_infinity=False))
+def test_every_number_that_python_writes_is_read(tmp_path_factory, value):
+    path = tmp_path_factory.mktemp("numbers") / "a.yaml"
+    path.write_text(f"a: {value!r}\n")
+    assert read_yaml(path)[0] == {"a": value}
+
+
+# Variables ------------------------------------------------------------------------------------------------------------
+
+
+def test_variables_of_the_environment_are_filled_in(study_file, monkeypatch):
+    monkeypatch.setenv("SCANS", "/somewhere")
+    study = Study.read(study_file("cases.csv", "${SCANS}/a_${SCANS}.csv"))
+    assert study.declaration.data.table == "/somewhere/a_/somewhere.csv"
+
+
+def test_a_variable_that_is_not_set(study_file, monkeypatch):
+    monkeypatch.delenv("SCANS", raising=False)
+    assert sentence(study_file("cases.csv", "${SCANS}/cases.csv")) == (
+        "P105 study.yaml, line 3, data.table: The environment variable SCANS is not set. "
+        "Set it, for example: export SCANS=/folder/with/the/data"
+    )
+
+
+def test_variables_are_found_in_lists_and_tables(monkeypatch):
+    monkeypatch.setenv("X", "1")
+    content = {"a": ["${X}", {"b": "c${X}"}], "d": 5, "e": "$X {X}"}
+    assert expand_variables(content) == {"a": ["1", {"b": "c1"}], "d": 5, "e": "$X {X}"}
+    with pytest.raises(EntryError) as caught:
+        expand_variables({"a": ["", {"b": "${NO_SUCH_VARIABLE}"}]})
+    assert caught.value.place == ("a", 1, "b")
+
+
+# Places ---------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("place", "where"),
+    [
+        ((), "s.yaml"),
+        (("data", "table"), "s.yaml, line 3, data.table"),
+        (("data", "absent"), "s.yaml, line 2, data.absent"),
+        (("absent",), "s.yaml, absent"),
+        (("methods", 0), "s.yaml, line 15, methods[1]"),
+        (("methods", 7), "s.yaml, line 15, methods[8]"),
+        (("training", "optimizer", "sgd", "lr"), "s.yaml, line 12, training.optimizer.sgd.lr"),
+        (("model", "mlp", "hidden", 0), "s.yaml, line 8, model.mlp.hidden[1]"),
+    ],
+)
+def test_the_line_of_the_deepest_entry_that_is_there(place, where):
+    error = located(EntryError("P102", "no.", "Hint.", place=place), "s.yaml", BASE)
+    assert error.message == f"{where}: no."
+    assert error.hint == "Hint."
+
+
+def test_the_line_where_entries_stand_one_below_the_other():
+    text = "methods:\n  - fedavg\n\n  # a comment\n  - fedprox:\n      mu: 1\n      label: x\n"
+    assert yaml.safe_load(text)["methods"][1] == {"fedprox": {"mu": 1, "label": "x"}}
+    error = located(EntryError("P102", "no.", place=("methods", 1, "fedprox", "label")), "s.yaml", text)
+    assert error.message == "s.yaml, line 7, methods[2].fedprox.label: no."
+
+
+def test_without_a_file_the_entry_is_named():
+    content = {**yaml.safe_load(BASE), "methods": ["fedavgg"]}
+    with pytest.raises(StudyError) as caught:
+        Study.of(content)
+    assert str(caught.value) == "P103 study, methods[1]: 'fedavgg' is no method. Did you mean 'fedavg'?"
+
+
+# Entries --------------------------------------------------------------------------------------------------------------
+
+IMAGE = 'image: path\n  size: [32, 32]'
+BAD = [
+    # A wrong name, at each level.
+    ("study:", "studdy:", "P103", 1, "studdy", "A study file has no entry 'studdy'. Did you mean 'study'?"),
+    ("table:", "tabel:", "P103", 3, "data.tabel", "`data` has no entry 'tabel'. Did you mean 'table'?"),
+    ("rounds:", "round:", "P103", 10, "training.round", "`training` has no entry 'round'. Did you mean 'rounds'?"),
+    ("folds:", "fold:", "P103", 14, "evaluation.fold", "`evaluation` has no entry 'fold'. Did you mean 'folds'?"),
+    ("methods: [fedavg]", "engine: {thread: 1}", "P103", 15, "engine.thread",
+     "`engine` has no entry 'thread'. Did you mean 'threads'?"),
+    ("methods: [fedavg]", "report: {overlay: false}", "P103", 15, "report.overlay",
+     "`report` has no entry 'overlay'. Did you mean 'overlays'?"),
+    ("{hidden: [4]}", "{hiden: [4]}", "P103", 8, "model.mlp.hiden", "mlp has no option 'hiden'. Did you mean 'hidden'?"),
+    ("lr:", "lrr:", "P103", 12, "training.optimizer.sgd.lrr", "sgd has no option 'lrr'. Did you mean 'lr'?"),
+    ("[fedavg]", "[{fedprox: {muu: 1}}]", "P103", 15, "methods[1].fedprox.muu",
+     "fedprox has no option 'muu'. Did you mean 'mu'?"),
+    ("[fedavg]", "[{fedavg: {mu: 1}}]", "P103", 15, "methods[1].fedavg.mu",
+     "fedavg has no option 'mu'. fedavg has no options."),
+    ("[fedavg]", "[{fedavg: {training: {round: 3}}}]", "P103", 15, "methods[1].fedavg.training.round",
+     "`training` has no entry 'round'. Did you mean 'rounds'?"),
+    ("[fedavg]", "[{fedavg: {server: {fedadam: {rate: 1}}}}]", "P103", 15, "methods[1].fedavg.server.fedadam.rate",
+     "fedadam has no option 'rate'. Valid: lr, beta1, beta2, tau."),
+    # A name of a part that there is not.
+    ("mlp", "mpl", "P103", 8, "model", "'mpl' is no model. Did you mean 'mlp'?"),
+    ("sgd", "sgdd", "P103", 12, "training.optimizer", "'sgdd' is no optimizer. Did you mean 'sgd'?"),
+    ("sgd", "lbfgs", "P103", 12, "training.optimizer", "'lbfgs' is no optimizer. Valid: adadelta, adafactor, "
+     "adagrad, adam, adamax, adamw, asgd, nadam, radam, rmsprop, rprop, sgd."),
+    ("[fedavg]", "[fedavgg]", "P103", 15, "methods[1]", "'fedavgg' is no method. Did you mean 'fedavg'?"),
+    ("[fedavg]", "[single, {fedproxy: {mu: 1}}]", "P103", 15, "methods[2]",
+     "'fedproxy' is no method. Did you mean 'fedprox'?"),
+    ("[fedavg]", "[{fedavg: {server: fedadm}}]", "P103", 15, "methods[1].fedavg.server",
+     "'fedadm' is no server rule. Did you mean 'fedadam'?"),
+    ("[fedavg]", "[{fedavg: {local: [proximl]}}]", "P103", 15, "methods[1].fedavg.local[1]",
+     "'proximl' is no local rule. Did you mean 'proximal'?"),
+    ("[fedavg]", "[{fedavg: {share: heads}}]", "P103", 15, "methods[1].fedavg.share",
+     "'heads' can't be shared. Did you mean 'head'?"),
+    ("batch_size: 8", "loss: focall", "P103", 11, "training.loss",
+     "'focall' is no loss of classification. Did you mean 'focal'?"),
+    ("batch_size: 8", "schedule: exponental", "P103", 11, "training.schedule",
+     "'exponental' is no learning-rate schedule. Did you mean 'exponential'?"),
+    ("batch_size: 8", "schedule: {step: {step_size: 10, gama: 3}}", "P103", 11, "training.schedule.step.gama",
+     "step has no option 'gama'. Did you mean 'gamma'?"),
+    ("folds: 2", "metrics: [auc, dice]", "P103", 14, "evaluation.metrics[2]",
+     "'dice' is no metric of classification. Valid: auc, acc, bac, sen, spe, f1, ap, brier, ece."),
+    ("folds: 2", "unseen_sites: [fedprox]", "P103", 14, "evaluation.unseen_sites[1]",
+     "'fedprox' is not among the study's methods. Valid: fedavg."),
+    ('features: "x*"', IMAGE + "\n  augmentation: [RandFlp]", "P103", 8, "data.augmentation",
+     "'RandFlp' is no image augmentation. Did you mean 'RandFlip'?"),
+    # A wrong type or value.
+    ("{hidden: [4]}", "{hidden: 4}", "P102", 8, "model.mlp.hidden", "got 4; expected a valid list."),
+    ("{hidden: [4]}", "{hidden: [4, -1]}", "P102", 8, "model.mlp.hidden[2]", "got -1; expected greater than 0."),
+    ("{hidden: [4]}", "{norm: bach}", "P102", 8, "model.mlp.norm", "got 'bach'; expected 'none', 'batch' or 'layer'."),
+    ("batch_size: 8", "batch_size: many", "P102", 11, "training.batch_size",
+     "got 'many'; expected a valid integer, unable to parse string as an integer."),
+    ("batch_size: 8", "batch_size: 0", "P102", 11, "training.batch_size", "got 0; expected greater than 0."),
+    ("batch_size: 8", "quorum: 0", "P102", 11, "training.quorum", "got 0; expected greater than 0."),
+    ("batch_size: 8", "weights: unifrom", "P102", 11, "training.weights",
+     "got 'unifrom'; expected 'cases' or 'uniform'."),
+    ("batch_size: 8", "class_weights: balance", "P102", 11, "training.class_weights",
+     "got 'balance'; expected 'none' or 'balanced', or a valid list."),
+    ("batch_size: 8", "class_weights: [1, -2]", "P102", 11, "training.class_weights[2]",
+     "got -2; expected greater than 0."),
+    ("batch_size: 8", "schedule: step", "P102", 11, "training.schedule.step",
+     "step does not work with {}: StepLR.__init__() missing 1 required positional argument: 'step_size'."),
+    ("lr: 0.1", "lr: -1", "P102", 12, "training.optimizer.sgd",
+     "sgd does not work with {lr: -1}: Invalid learning rate: -1."),
+    ("lr: 0.1", "lr: fast", "P102", 12, "training.optimizer.sgd",
+     "sgd does not work with {lr: 'fast'}: '<' not supported between instances of 'str' and 'float'."),
+    ("{sgd: {lr: 0.1}}", "5", "P102", 12, "training.optimizer",
+     "got 5; expected a valid string, or a valid dictionary."),
+    ("{sgd: {lr: 0.1}}", "{sgd: 0.1}", "P102", 12, "training.optimizer",
+     "got {'sgd': 0.1}; expected the name of a optimizer, or {name: {option: value}}."),
+    ("folds: 2", "folds: 1", "P102", 14, "evaluation.folds", "got 1; expected greater than or equal to 2."),
+    ("folds: 2", "metrics: auc", "P102", 14, "evaluation.metrics", "got 'auc'; expected a valid list."),
+    ("folds: 2", "threshold: 2", "P102", 14, "evaluation.threshold", "got 2; expected 'validation', or less than 1."),
+    ("folds: 2", "validation: 1", "P102", 14, "evaluation.validation", "got 1; expected less than 1."),
+    ("folds: 2", "best_round: first", "P102", 14, "evaluation.best_round",
+     "got 'first'; expected 'loss', 'metric' or 'last'."),
+    ("task: classification", "task: clasification", "P102", 7, "task",
+     "got 'clasification'; expected 'classification' or 'segmentation'."),
+    ("[fedavg]", "fedavg", "P102", 15, "methods", "got 'fedavg'; expected a valid list."),
+    ("[fedavg]", "[3]", "P102", 15, "methods[1]", "got 3; expected a valid string, or a valid dictionary."),
+    ("[fedavg]", "[{fedavg: 3}]", "P102", 15, "methods[1]",
+     "got {'fedavg': 3}; expected the name of a method, or {name: {option: value}}."),
+    ("[fedavg]", "[{fedprox: {mu: -1}}]", "P102", 15, "methods[1].fedprox.mu",
+     "got -1; expected greater than or equal to 0."),
+    ("[fedavg]", "[{fedprox: {mu: .inf}}]", "P102", 15, "methods[1].fedprox.mu", "got inf; expected a finite number."),
+    ("[fedavg]", "[{fedavgm: {momentum: 1}}]", "P102", 15, "methods[1].fedavgm.momentum", "got 1; expected less than 1."),
+    ("[fedavg]", "[{fedavg: {local: proximal}}]", "P102", 15, "methods[1].fedavg.local",
+     "got 'proximal'; expected a list of rules."),
+    ("[fedavg]", "[{fedavg: {training: {rounds: 0}}}]", "P102", 15, "methods[1].fedavg.training.rounds",
+     "got 0; expected greater than 0."),
+    ("[fedavg]", "[{fedavg: {training: 3}}]", "P102", 15, "methods[1].fedavg.training",
+     "got 3; expected entries of `training`."),
+    ("[fedavg]", "[{fedavg: {label: 'a<b>'}}]", "P102", 15, "methods[1].fedavg.label",
+     "got the label 'a<b>'; expected up to 80 letters, digits, blanks or . , = ( ) + - : /."),
+    ("methods: [fedavg]", "seeds: [a]", "P102", 15, "seeds[1]",
+     "got 'a'; expected a valid integer, unable to parse string as an integer."),
+    ("methods: [fedavg]", "engine: {mode: parallel}", "P102", 15, "engine.mode",
+     "got 'parallel'; expected 'auto', 'sequential', 'stacked' or 'processes'."),
+    ("methods: [fedavg]", "engine: fast", "P102", 15, "engine", "got 'fast'; expected a valid dictionary."),
+    ("table: cases.csv", "table: cases.csv\n  scaling: global", "P102", 4, "data.scaling",
+     "got 'global'; expected 'per_site', 'federated' or 'none'."),
+    ('features: "x*"', "image: path\n  size: [32]", "P102", 7, "data.size", "got [32]; a value is missing."),
+    ('features: "x*"', "image: path\n  size: [4, 4]", "P102", 7, "data.size",
+     "got [4, 4]; expected at least 8 pixels each way."),
+    ('features: "x*"', 'features: "x*"\n  subject_pattern: "("', "P102", 7, "data.subject_pattern",
+     "not a regular expression: missing ), unterminated subpattern at position 0."),
+    # An entry that is missing, too many, or twice.
+    ("model: {mlp: {hidden: [4]}}\n", "", "P102", None, "model", "the entry 'model' is missing."),
+    ("model: {mlp: {hidden: [4]}}\n", "model:\n", "P102", 8, "model", "the entry 'model' is missing."),
+    ("  label: label\n", "", "P102", 2, "data.label",
+     "the entry 'label' is missing: the column with the class to predict."),
+    ("  site: site\n", "", "P102", 2, "data.site",
+     "the entry 'site' is missing: the column of `table` that names the site."),
+    ("  table: cases.csv\n", "", "P102", 2, "data.table",
+     "give either `table` (one file with a `site` column) or `tables` (one file a site)."),
+    ("  table: cases.csv\n", "  table: cases.csv\n  tables: {a: u.csv}\n", "P102", 3, "data.table",
+     "give either `table` (one file with a `site` column) or `tables` (one file a site)."),
+    ('  features: "x*"\n', "", "P102", 2, "data.features",
+     "give `features` (columns of the table) or `image` (column with image files)."),
+    ('features: "x*"', "image: path", "P102", 2, "data.size",
+     "the entry 'size' is missing: [height, width] in pixels to which images are brought."),
+    ("folds: 2", "folds: 2\n  split: part", "P102", 15, "evaluation.split",
+     "`folds` and `split` exclude each other; give one."),
+    ("batch_size: 8", "local_epochs: 1\n  local_steps: 4", "P102", 12, "training.local_steps",
+     "`local_epochs` and `local_steps` exclude each other; give one."),
+    ("methods: [fedavg]", "seed: 1\nseeds: [1]", "P102", 15, "seed", "`seed` and `seeds` exclude each other; give one."),
+    ("methods: [fedavg]", "seeds: []", "P102", 15, "seeds", "`seeds` is empty; give at least one."),
+    ("[fedavg]", "[]", "P102", 15, "methods", "`methods` is empty; give at least one."),
+    ("[fedavg]", "[fedavg, single, fedavg]", "P102", 15, "methods[3]",
+     "The method fedavg is there twice. Give one of them another `label:`."),
+    ("[fedavg]", "[fedavg, {fedprox: {label: fedavg}}]", "P102", 15, "methods[2]",
+     "The method fedavg is there twice. Give one of them another `label:`."),
+    # Parts that can't be combined.
+    ("[fedavg]", "[{single: {share: all}}]", "P104", 15, "methods[1].single.share",
+     "single has no server, so `share` means nothing. Use a federated method such as fedavg."),
+    ("[fedavg]", "[{mix: {server: fedadam}}]", "P104", 15, "methods[1].mix.server",
+     "mix has no server, so `server` means nothing. Use a federated method such as fedavg."),
+    ("[fedavg]", "[{cross: {local: [proximal]}}]", "P104", 15, "methods[1].cross.local",
+     "cross has no server, so `local` means nothing. Use a federated method such as fedavg."),
+    ("[fedavg]", "[{fedsgd: {local: [proximal]}}]", "P104", 15, "methods[1].fedsgd.local",
+     "fedsgd takes its one gradient at the global state, where the proximal term is zero. Use fedprox, which trains "
+     "locally."),
+    ("[fedavg]", "[{fedprox: {local: [proximal]}}]", "P104", 15, "methods[1].fedprox.local",
+     "The local rule proximal is there twice."),
+    ("[fedavg]", "[{fedavg: {share: none}}]", "P103", 15, "methods[1].fedavg.share",
+     "'none' can't be shared. To share nothing, use the method single."),
+    ("methods: [fedavg]", "engine: {mode: stacked, precision: mixed}", "P104", 15, "engine.precision",
+     "Stacked training has no mixed precision. Use `mode: sequential`, or `precision: float32`."),
+    ("folds: 2\nmethods: [fedavg]", "unseen_sites: [cross]\nmethods: [cross]", "P104", 14, "evaluation.unseen_sites[1]",
+     "cross trains each site alone. Every site is unseen to the others in `cross`."),
+    ('features: "x*"', 'features: "x*"\n  scaling: federated\n  imputation: median', "P102", 8, "data.imputation",
+     "medians can't be put together from summaries. Use `imputation: mean`, or per_site scaling."),
+    ('features: "x*"', 'features: "x*"\n  augmentation: [RandFlip]', "P102", 7, "data.augmentation",
+     "augmentation is for images; this study has features."),
+    ('features: "x*"', 'features: "x*"\n  image: path', "P102", 6, "data.features",
+     "a study has either `features` or `image`, not both."),
+    ("task: classification", "task: segmentation", "P102", 2, "data.mask",
+     "segmentation needs `image` and `mask`: columns with image and mask files."),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("old", "new", "code", "line", "place", "message"), BAD, ids=[f"{b[4]}: {b[1]}" for b in BAD])
+def test_a_mistake_is_told_with_file_line_and_entry(study_file, old, new, code, line, place, message):
+    where = "study.yaml, " + (f"line {line}, " if line else "") + place
+    assert sentence(study_file(old, new)) == f"{code} {where}: {message}"
+
+
+SEGMENTATION = BASE.replace('features: "x*"', "image: path\n  mask: mask\n  size: [32, 32]").replace(
+    "task: classification", "task: segmentation"
+)
+
+
+@pytest.mark.parametrize(
+    ("new", "message"),
+    [
+        ("class_weights: balanced", "P104 study.yaml, line 13, training.class_weights: segmentation has no class weights."),
+        ("loss: focal", "P103 study.yaml, line 13, training.loss: 'focal' is no loss of segmentation. "
+         "Valid: dice_cross_entropy, dice, cross_entropy."),
+    ],
+)  # fmt: skip
+def test_mistakes_in_segmentation(study_file, new, message):
+    Study.read(study_file(text=SEGMENTATION))
+    assert sentence(study_file("batch_size: 8", new, SEGMENTATION)) == message
+
+
+def test_methods_of_the_command_line_replace_those_of_the_file(study_file):
+    path = study_file("[fedavg]", "[single, {fedprox: {mu: 2, label: near}}, fedavg]")
+    study = Study.read(path, ["near", "fedavg", "fedbn"])
+    assert [(m.label, m.name) for m in study.declaration.study_methods] == [
+        ("near", "fedprox"), ("fedavg", "fedavg"), ("fedbn", "fedbn"),
+    ]  # fmt: skip
+    assert study.declaration.study_methods[0].entry["fedprox"]["mu"] == 2
+    with pytest.raises(StudyError, match="'fedbm' is no method. Did you mean 'fedbn'"):
+        Study.read(path, ["fedbm"])

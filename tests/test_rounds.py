@@ -1,0 +1,396 @@
+"""The federated loop: the best round, stopping early, and going on after an interruption."""
+
+import gc
+import json
+import tracemalloc
+
+import pytest
+import torch
+from helpers import Federation, recorded, table_sites
+
+from polyclinic.communication.message import Message
+from polyclinic.engine import Engine
+from polyclinic.errors import PolyclinicError, SiteError
+from polyclinic.rounds import Checkpoint, Plan, run_rounds
+from polyclinic.server import SERVER_RULES
+from polyclinic.state import Selection
+
+MOMENTUM = {"sgd": {"lr": 0.1, "momentum": 0.9}}
+
+
+class Scripted(Engine):
+    """Sites that add 1 to the state in each round, and whose validation results are written down beforehand.
+
+    Args:
+        losses: validation loss of each site in each round.
+        metrics: same for the metric; default: nothing to report.
+        cases: validation cases of each site; default 1.
+        silent: (site, round) in which the site does not answer.
+    """
+
+    def __init__(self, losses, *, metrics=None, cases=None, silent=()):
+        self.sites = list(losses)
+        self.losses, self.metrics, self.cases, self.silent = losses, metrics, cases or {}, silent
+        self.said, self.round = [], -1
+
+    def call(self, function, requests):
+        for site, request in requests.items():
+            self.said.append((function, site))
+            if function == "train":
+                self.round = request.fields["round"]
+                if (site, self.round) in self.silent:
+                    yield site, SiteError("P401", f"Site {site} is asleep.", site=site)
+                    continue
+                yield site, Message({"seconds": 0.0, "examples": 1, "loss": 0.5}, {"state": request.tensors["state"] + 1})
+            elif function == "evaluate":
+                assert request.tensors["state"].eq(self.round + 1).all(), "the model of the round just done is measured"
+                metric = None if self.metrics is None else self.metrics[site][self.round]
+                fields = {"cases": self.cases.get(site, 1), "loss": self.losses[site][self.round], "metric": metric}
+                yield site, Message(fields)
+            else:
+                yield site, Message()
+
+    def asked(self, function):
+        return [site for name, site in self.said if name == function]
+
+
+def plan_for(engine, rounds, **changes):
+    given = {
+        "declaration": {}, "initial": torch.zeros(3), "selection": Selection(((0, 3),), 3, 3, 3),
+        "server": SERVER_RULES["mean"](), "sites": engine.sites, "weights": dict.fromkeys(engine.sites, 1.0),
+        "learning_rates": [0.1] * rounds, "quorum": len(engine.sites),
+    }  # fmt: skip
+    return Plan(**(given | changes))
+
+
+def best_of(engine, rounds, **changes):
+    """Number of the round whose state was taken (the state counts the rounds), and the progress."""
+    progress, _ = run_rounds(plan_for(engine, rounds, **changes), engine)
+    return int(progress.best_state[0]), progress
+
+
+# The best round -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("losses", "best"),
+    [([3, 2, 1], 3), ([3, 1, 2], 2), ([1, 2, 3], 1), ([2, 1, 1], 2), ([1.0, float("nan"), 2.0], 1)],
+)
+def test_the_round_with_the_lowest_validation_loss_is_taken(losses, best):
+    assert best_of(Scripted({"A": losses}), 3)[0] == best
+
+
+def test_a_first_round_without_a_number_does_not_stay_the_best():
+    assert best_of(Scripted({"A": [float("nan"), 2.0, 1.0, 3.0]}), 4)[0] == 3
+
+
+def test_the_loss_is_the_mean_over_the_cases_of_all_sites():
+    engine = Scripted({"A": [1.0, 3.0], "B": [3.0, 2.0]}, cases={"A": 1, "B": 9})
+    best, progress = best_of(engine, 2)
+    assert best == 2
+    assert progress.best["federation"] == (pytest.approx((3.0 + 18.0) / 10), 1)
+    assert best_of(Scripted(engine.losses, cases={"A": 9, "B": 1}), 2)[0] == 1
+
+
+@pytest.mark.parametrize(("higher", "best"), [(True, 2), (False, 3)])
+def test_the_metric_can_choose_instead(higher, best):
+    engine = Scripted({"A": [1, 2, 3]}, metrics={"A": [0.5, 0.9, 0.1]})
+    assert best_of(engine, 3, choose_by="metric", higher_is_better=higher)[0] == best
+
+
+def test_sites_that_can_not_tell_do_not_count():
+    engine = Scripted({"A": [1, 2], "B": [1, 1]}, metrics={"A": [None, None], "B": [0.2, 0.4]}, cases={"A": 0, "B": 5})
+    assert best_of(engine, 2, choose_by="metric")[0] == 2
+
+
+def test_with_nothing_to_choose_by_the_last_round_is_taken():
+    engine = Scripted({"A": [None] * 3}, cases={"A": 0})
+    assert best_of(engine, 3)[0] == 3
+
+
+def test_without_validation_nobody_is_asked_and_the_last_round_is_taken():
+    engine = Scripted({"A": [1, 2, 3]})
+    assert best_of(engine, 3, validate=False)[0] == 3
+    assert engine.asked("evaluate") == []
+
+
+def test_only_validation_is_asked_for_while_training():
+    engine = Scripted({"A": [1, 2], "B": [1, 2]})
+    best_of(engine, 2)
+    assert {function for function, _ in engine.said} == {"start", "train", "evaluate"}
+
+
+def test_the_model_that_stays_at_a_site_is_kept_when_the_round_is_the_best():
+    engine = Scripted({"A": [3, 1, 2], "B": [3, 1, 2]})
+    some = Selection(((0, 2),), 2, 2, 3)
+    run_rounds(plan_for(engine, 3, selection=some), engine)
+    order = [name for name, site in engine.said if site == "A" and name in {"train", "keep"}]
+    assert order == ["train", "keep", "train", "keep", "train"]
+
+
+def test_each_site_has_its_own_best_round_where_it_has_its_own_model():
+    engine = Scripted({"A": [1, 2, 3], "B": [3, 2, 1]})
+    none = Selection((), 0, 0, 3)
+    progress, _ = run_rounds(plan_for(engine, 3, selection=none, together=False), engine)
+    assert progress.best == {"A": (1, 0), "B": (1, 2)}
+    assert engine.asked("keep") == ["A", "B", "B", "B"]
+
+
+def test_rows_tell_of_every_round_and_site():
+    engine = Scripted({"A": [0.5, 0.25], "B": [1.5, 1.25]}, metrics={"A": [0.7, 0.8], "B": [0.6, None]})
+    _, rows = run_rounds(plan_for(engine, 2, metric="auc"), engine)
+    told = [(r["round"], r["site"], r["validation_loss"], r["validation_auc"], r["bytes_up"], r["bytes_down"]) for r in rows]
+    assert told == [
+        (0, "A", 0.5, 0.7, 12, 12), (0, "B", 1.5, 0.6, 12, 12), (1, "A", 0.25, 0.8, 12, 12), (1, "B", 1.25, None, 12, 12),
+    ]  # fmt: skip
+
+
+# Stopping -------------------------------------------------------------------------------------------------------------
+
+
+def test_training_stops_after_so_many_rounds_without_a_better_one():
+    engine = Scripted({"A": [3, 2, 2.5, 2.5, 1, 1]})
+    best, progress = best_of(engine, 6, patience=2)
+    assert (best, progress.done) == (2, 4)
+
+
+def test_patience_begins_anew_with_every_better_round():
+    assert best_of(Scripted({"A": [3, 4, 2, 4, 1, 4, 4, 4]}), 8, patience=2)[1].done == 7
+
+
+def test_sites_that_train_alone_stop_each_for_itself():
+    engine = Scripted({"A": [1, 2, 2, 2, 2], "B": [5, 4, 3, 2, 1]})
+    none = Selection((), 0, 0, 3)
+    progress, rows = run_rounds(plan_for(engine, 5, selection=none, together=False, patience=2), engine)
+    assert progress.stopped == ["A"]
+    assert [row["site"] for row in rows] == ["A", "B", "A", "B", "A", "B", "B", "B"]
+
+
+def test_training_ends_when_all_sites_have_stopped():
+    engine = Scripted({"A": [1, 2, 2, 2, 2], "B": [1, 0, 2, 2, 2]})
+    none = Selection((), 0, 0, 3)
+    progress, _ = run_rounds(plan_for(engine, 5, selection=none, together=False, patience=1), engine)
+    assert (progress.stopped, progress.done) == (["A", "B"], 3)
+
+
+# Answers --------------------------------------------------------------------------------------------------------------
+
+
+class Noting(type(SERVER_RULES["mean"]())):
+    """A mean that notes in which order it is given what."""
+
+    def start(self, state, trainable, total_weight):
+        super().start(state, trainable, total_weight)
+        self.order = []
+
+    def add(self, update, weight):
+        super().add(update, weight)
+        self.order.append(weight)
+
+
+@pytest.mark.parametrize("stacked", [False, True])
+def test_updates_are_added_in_site_order(stacked):
+    """Site order is that of the data, not that of the plan, of the sites' sizes or of their answers."""
+    federation = Federation(table_sites({"Celle": 5, "Aachen": 33, "Dresden": 20, "Bonn": 10}), stacked=stacked)
+    plan = federation.plan()
+    server = Noting()
+    run_rounds(Plan(**{**vars(plan), "server": server, "sites": sorted(plan.sites)}), federation.engine)
+    assert server.order == [5.0, 33.0, 20.0, 10.0]
+
+
+def test_a_site_that_does_not_answer_is_left_out_of_the_round():
+    engine = Scripted({"A": [1, 1], "B": [1, 1], "C": [1, 1]}, silent=[("B", 0)])
+    progress, rows = run_rounds(plan_for(engine, 2, quorum=2), engine)
+    assert [row["site"] for row in rows] == ["A", "C", "A", "B", "C"]
+    assert progress.failures == ["Round 1 went on without B. B: P401 Site B is asleep."]
+    assert progress.state.tolist() == [2.0, 2.0, 2.0]
+
+
+def test_below_the_quorum_it_stops():
+    engine = Scripted({"A": [1], "B": [1], "C": [1]}, silent=[("B", 0), ("C", 0)])
+    with pytest.raises(SiteError) as caught:
+        run_rounds(plan_for(engine, 1, quorum=2), engine)
+    assert str(caught.value) == (
+        "P402 In round 1 1 of 3 sites answered, 2 are needed. B: P401 Site B is asleep.; C: P401 Site C is asleep. "
+        "Mend the sites named, or set a lower `training: {quorum: ...}`."
+    )
+
+
+def test_where_every_site_has_its_own_model_none_may_be_missing():
+    engine = Scripted({"A": [1], "B": [1]}, silent=[("B", 0)])
+    with pytest.raises(PolyclinicError, match="Site B is asleep"):
+        run_rounds(plan_for(engine, 1, together=False, quorum=1), engine)
+
+
+# Interruptions --------------------------------------------------------------------------------------------------------
+
+METHODS = ["fedavg", "fedsgd", "fedbn", "silobn", "fedavgm", "fedadam", "single", "mix"]
+
+
+class Killed(BaseException):
+    """Stands for a kill: nothing that catches errors catches it."""
+
+
+def saved_federation(method, folder, **options):
+    training = {"rounds": 5, "optimizer": MOMENTUM} | options.pop("training", {})
+    data = table_sites({"Aachen": 33, "Bonn": 14, "Celle": 17}, part=None)
+    evaluation = {"folds": 2, "validation": 0.3, "best_round": "loss"}
+    model = {"mlp": {"hidden": [5], "norm": "batch"}}
+    return Federation(
+        data, [method], model=model, training=training, evaluation=evaluation, folder=folder / "sites", **options
+    )  # fmt: skip
+
+
+def outcome_of(federation, folder, report=None):
+    """Everything a job finds, without times."""
+    from polyclinic.study.jobs import Job
+
+    job = Job((federation.method(),), 0, 0)
+    outcome = federation.runner.run(job, federation.fold, checkpoint=Checkpoint(folder / "job"), report=report)
+    rows = [{name: value for name, value in row.items() if name != "seconds"} for row in outcome.rounds]
+    (tensors,) = outcome.models.values()
+    return rows, [frame.to_csv() for frame in outcome.predictions], {n: t.numpy().tobytes() for n, t in tensors.items()}
+
+
+def stop_after(rounds):
+    def report(done, _):
+        if done == rounds:
+            raise Killed
+
+    return report
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("state", ["reset", "keep"])
+def test_a_run_resumed_from_any_round_ends_with_the_same_bytes(method, state, tmp_path):
+    training = {"optimizer_state": state}
+    unbroken = outcome_of(saved_federation(method, tmp_path / "unbroken", training=training), tmp_path / "unbroken")
+    for rounds in range(1, 6):
+        folder = tmp_path / str(rounds)
+        with pytest.raises(Killed):
+            outcome_of(saved_federation(method, folder, training=training), folder, stop_after(rounds))
+        assert outcome_of(saved_federation(method, folder, training=training), folder) == unbroken
+
+
+@pytest.mark.parametrize("method", ["single", "mix", "fedavg"])
+@pytest.mark.parametrize("optimizer", [{"sgd": {"lr": 0.1}}, {"adam": {"lr": 0.01}}], ids=["sgd", "adam"])
+def test_resuming_works_with_any_optimiser(method, optimizer, tmp_path):
+    """Plain SGD has no state to keep, Adam has three tensors."""
+    training = {"optimizer": optimizer, "optimizer_state": "keep"}
+    unbroken = outcome_of(saved_federation(method, tmp_path / "unbroken", training=training), tmp_path / "unbroken")
+    with pytest.raises(Killed):
+        outcome_of(saved_federation(method, tmp_path, training=training), tmp_path, stop_after(2))
+    assert outcome_of(saved_federation(method, tmp_path, training=training), tmp_path) == unbroken
+
+
+@pytest.mark.parametrize("method", ["single", "fedbn"])
+def test_resuming_keeps_the_patience_of_each_site(method, tmp_path):
+    training = {"rounds": 12, "early_stopping": 2, "optimizer": {"sgd": {"lr": 1.5, "momentum": 0.9}}}
+    unbroken = outcome_of(saved_federation(method, tmp_path / "unbroken", training=training), tmp_path / "unbroken")
+    assert len(unbroken[0]) < 36, "or nobody stopped"
+    for rounds in (2, 3, 4):
+        folder = tmp_path / str(rounds)
+        with pytest.raises(Killed):
+            outcome_of(saved_federation(method, folder, training=training), folder, stop_after(rounds))
+        assert outcome_of(saved_federation(method, folder, training=training), folder) == unbroken
+
+
+@pytest.mark.parametrize("method", ["fedadam", "fedbn", "single"])
+def test_a_kill_at_any_file_leaves_what_can_be_resumed(method, tmp_path, monkeypatch):
+    """The run is killed before each file in turn is put in its place: sites' files, rows and checkpoints."""
+    from polyclinic import rounds
+    from polyclinic.site import site
+
+    unbroken = outcome_of(saved_federation(method, tmp_path / "unbroken"), tmp_path / "unbroken")
+    original, count = rounds.write_atomic, 0
+
+    def counting(path, content, **options):
+        nonlocal count
+        count -= 1
+        if count == 0:
+            raise Killed
+        original(path, content, **options)
+
+    monkeypatch.setattr(rounds, "write_atomic", counting)
+    monkeypatch.setattr(site, "write_atomic", counting)
+    for moment in range(1, 50):
+        folder, count = tmp_path / str(moment), moment
+        try:
+            outcome_of(saved_federation(method, folder), folder)
+        except Killed:
+            count = 0
+            assert outcome_of(saved_federation(method, folder), folder) == unbroken
+        else:
+            break
+    assert moment == {"fedadam": 5, "fedbn": 20, "single": 20}[method] + 1
+
+
+def test_a_checkpoint_is_replaced_in_one_step(tmp_path, monkeypatch):
+    """A kill in the middle of writing leaves the old checkpoint, which counts only the rows that belong to it."""
+    federation = saved_federation("fedavg", tmp_path)
+    with pytest.raises(Killed):
+        outcome_of(federation, tmp_path, stop_after(2))
+    before = (tmp_path / "job" / "checkpoint.safetensors").read_bytes()
+    from pathlib import Path
+
+    monkeypatch.setattr(Path, "replace", lambda *_: (_ for _ in ()).throw(Killed()))
+    with pytest.raises(Killed):
+        outcome_of(saved_federation("fedavg", tmp_path), tmp_path)
+    assert (tmp_path / "job" / "checkpoint.safetensors").read_bytes() == before
+    lines = (tmp_path / "job" / "rounds.jsonl").read_text().splitlines()
+    assert len(lines) == 3 * 3, "the third round's rows are there"
+    progress, rows = Checkpoint(tmp_path / "job").read()
+    assert (progress.done, len(rows)) == (2, 2 * 3)
+    assert [json.loads(line)["round"] for line in lines] == [0, 0, 0, 1, 1, 1, 2, 2, 2]
+
+
+def test_a_site_without_its_checkpoint_says_so(tmp_path):
+    with pytest.raises(Killed):
+        outcome_of(saved_federation("fedbn", tmp_path), tmp_path, stop_after(2))
+    for path in (tmp_path / "sites" / "Bonn").glob("*.safetensors"):
+        path.unlink()
+    with pytest.raises(SiteError, match="P401 Site Bonn has no checkpoint of round 2"):
+        outcome_of(saved_federation("fedbn", tmp_path), tmp_path)
+
+
+# Memory ---------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("method", ["fedavg", "fedbn", "fedadam", "single"])
+@pytest.mark.parametrize("stacked", [False, True])
+def test_memory_does_not_grow_with_the_rounds(method, stacked, tmp_path):
+    data = table_sites({"Aachen": 20, "Bonn": 10}, part=None)
+    federation = Federation(
+        data, [method], model={"mlp": {"hidden": [100], "norm": "batch"}}, training={"rounds": 100, "optimizer": MOMENTUM},
+        evaluation={"folds": 2, "validation": 0.3, "best_round": "loss"}, stacked=stacked,
+    )  # fmt: skip
+    tensors = {}
+
+    def report(done, _):
+        if done in {20, 100}:
+            gc.collect()
+            tensors[done] = sum(isinstance(thing, torch.Tensor) for thing in gc.get_objects())
+            if done == 20:
+                tracemalloc.start()
+
+    try:
+        federation.rounds(checkpoint=Checkpoint(tmp_path), report=report)
+        grown, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    # The best round may hold a state of its own, or not.
+    assert tensors[100] <= tensors[20] + 4
+    rows = 80 * 2 * 2000
+    assert grown < rows + 1e6, "the rows of the rounds are all that is kept"
+
+
+def test_what_goes_round_is_only_what_is_shared():
+    federation = Federation(table_sites(), ["fedbn"], model={"mlp": {"hidden": [5], "norm": "batch"}}, training={"rounds": 2})
+    plan = federation.plan()
+    with recorded(federation.engine) as said:
+        run_rounds(plan, federation.engine)
+    for function, _, request, reply in said:
+        if function == "train":
+            assert {name: tuple(t.shape) for name, t in request.tensors.items()} == {"state": (plan.selection.size,)}
+            assert {name: tuple(t.shape) for name, t in reply.tensors.items()} == {"state": (plan.selection.size,)}
+            assert set(reply.fields) == {"examples", "steps", "loss", "seconds"}
