@@ -118,17 +118,22 @@ def _run(study: object, out: Path, resume: bool) -> None:
 
 
 def _print_results(results: Results, metrics: list[str]) -> None:
+    from rich.box import SIMPLE
     from rich.table import Table
 
     summary, sites = results.summary, results.sites
     scored = int((sites["scored"].astype(str) == "True").sum())
     for over, title in (("sites", f"Mean over the {scored} sites that can be scored"), ("all", "All cases together")):
         rows = summary[summary["over"] == over]
-        table = Table("method", *(name.upper() for name in metrics), title=title, title_justify="left",
-                      header_style="bold")  # fmt: skip
+        table = Table(title=title, title_justify="left", header_style="bold", box=SIMPLE, pad_edge=False)
+        table.add_column("method", no_wrap=True)
+        for name in metrics:
+            table.add_column(name.upper(), no_wrap=True, justify="right")
+        # A narrow terminal shows the means alone; everything is in summary.csv and the report.
+        wide = output.width >= 24 + 16 * len(metrics)
         for method in dict.fromkeys(rows["method"]):
             mine = rows[rows["method"] == method].set_index("metric")
-            cells = [f"{mine['mean'][name]:.3f} ± {mine['deviation'][name]:.3f}" for name in metrics]
+            cells = [f"{mine['mean'][name]:.3f}" + f" ± {mine['deviation'][name]:.3f}" * wide for name in metrics]
             table.add_row(method, *cells)
         output.print(table)
     _print_warnings(results.warnings)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import re
 import typing
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Generic, TypeVar
@@ -101,18 +102,46 @@ def check_options(part: Callable[..., Any], given: dict[str, Any], place: Place,
     try:
         return model.model_validate(given).model_dump()
     except ValidationError as error:
-        raise first_entry_error(error, place) from None
+        raise first_entry_error(error, given, place) from None
 
 
-def first_entry_error(error: ValidationError, place: Place = ()) -> EntryError:
-    """The first finding of a pydantic error as an entry error in plain words."""
-    found = error.errors()[0]
-    where = (*place, *found["loc"])
-    message = found["msg"].removeprefix("Value error, ").replace("Input should be", "expected")
-    if found["type"] == "missing":
-        return EntryError("P102", f"the entry {found['loc'][-1]!r} is missing.", place=where)
+def first_entry_error(error: ValidationError, content: object, place: Place = ()) -> EntryError:
+    """The first finding of a pydantic error as an entry error in plain words.
+
+    Args:
+        error: what pydantic found.
+        content: what it was given.
+        place: of ``content`` in the study file.
+    """
+    all_found = [(_place(found["loc"], content), found) for found in error.errors()]
+    # An entry that may be one of several types has a finding for each; the deepest tells most.
+    first = all_found[0][0]
+    where = max((own for own, _ in all_found if own[: len(first)] == first), key=len)
+    alternatives = [found for own, found in all_found if own == where]
+    found = alternatives[0]
+    if found["type"] == "missing" and isinstance(found["loc"][-1], str):
+        return EntryError("P102", f"the entry {found['loc'][-1]!r} is missing.", place=(*place, *found["loc"]))
     got = f"got {found['input']!r}; " if not isinstance(found["input"], (dict, BaseModel)) else ""
-    return EntryError("P102", f"{got}{message}.", place=where)
+    messages = dict.fromkeys(_plain(found["msg"]) for found in alternatives)
+    return EntryError(
+        "P102", f"{got}{', or '.join(messages).replace(', or expected', ', or')}.", place=(*place, *where)
+    )
+
+
+def _place(loc: Place, content: object) -> Place:
+    """The keys of an entry; pydantic puts names of types among them where an entry may be one of several."""
+    where: list[str | int] = []
+    for key in loc:
+        inside = isinstance(content, dict) and key in content
+        if inside or (isinstance(content, list) and isinstance(key, int) and key < len(content)):
+            where.append(key)
+            content = content[key]  # type: ignore[index]
+    return tuple(where)
+
+
+def _plain(message: str) -> str:
+    message = message.removeprefix("Value error, ").replace("Input should be", "expected")
+    return re.sub(r" or instance of \w+", "", message).replace("Field required", "a value is missing")
 
 
 def _options_model(part: Callable[..., Any]) -> type[BaseModel]:

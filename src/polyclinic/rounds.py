@@ -6,6 +6,7 @@ This is the whole of a federated system: what happens at a site, on the way and 
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -198,7 +199,10 @@ def _score(plan: Plan, found: Iterable[dict[str, Any]]) -> float | None:
     sign = -1.0 if plan.choose_by == "metric" and plan.higher_is_better else 1.0
     known = [(f["cases"], f[plan.choose_by]) for f in found if f[plan.choose_by] is not None]
     cases = sum(n for n, _ in known)
-    return sign * sum(n * value for n, value in known) / cases if cases else None
+    if not cases:
+        return None
+    score = sign * sum(n * value for n, value in known) / cases
+    return float("inf") if math.isnan(score) else score  # else a first round without a number would stay the best
 
 
 class Checkpoint:

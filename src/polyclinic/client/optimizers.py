@@ -52,6 +52,11 @@ def _resolve(entry: object, kind: str, known: dict[str, type], place: Place) -> 
     return _plain(name), options
 
 
+def _unfit(named: Named, error: Exception, place: Place) -> EntryError:
+    options = ", ".join(f"{name}: {value!r}" for name, value in named[1].items())
+    return EntryError("P102", f"{named[0]} does not work with {{{options}}}: {error}.", place=(*place, named[0]))
+
+
 def resolve_optimizer(entry: object, place: Place) -> Named:
     """Name and options of an optimiser entry such as ``{sgd: {lr: 0.05}}``; checked by building it once.
 
@@ -62,7 +67,7 @@ def resolve_optimizer(entry: object, place: Place) -> Named:
     try:
         build_optimizer(named, nn.Parameter(torch.zeros(1)))
     except (ValueError, TypeError) as error:
-        raise EntryError("P102", f"{named[0]}: {error}.", place=(*place, named[0])) from None
+        raise _unfit(named, error, place) from None
     return named
 
 
@@ -76,7 +81,7 @@ def resolve_schedule(entry: object, optimizer: Named, place: Place) -> Named:
     try:
         learning_rates(optimizer, named, 1)
     except (ValueError, TypeError) as error:
-        raise EntryError("P102", f"{named[0]}: {error}.", place=(*place, named[0])) from None
+        raise _unfit(named, error, place) from None
     return named
 
 
@@ -109,3 +114,10 @@ def learning_rates(optimizer: Named, schedule: Named | None, rounds: int) -> lis
 def state_of(optimizer: torch.optim.Optimizer, parameter: nn.Parameter) -> dict[str, Tensor]:
     """The optimiser's tensors for one parameter, by name."""
     return {name: value for name, value in optimizer.state[parameter].items() if isinstance(value, Tensor)}
+
+
+def restore_state(optimizer: torch.optim.Optimizer, parameter: nn.Parameter, state: dict[str, Tensor]) -> None:
+    """Give an optimiser copies of the tensors that ``state_of`` returned; step counters stay on the processor."""
+    optimizer.state[parameter].update({
+        name: value.to(parameter.device, copy=True) if value.dim() else value.clone() for name, value in state.items()
+    })  # fmt: skip

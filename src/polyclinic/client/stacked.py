@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, vmap
 
 from polyclinic.client.batched import batch_norm, batched_layers
-from polyclinic.client.optimizers import build_optimizer, is_elementwise, state_of
+from polyclinic.client.optimizers import build_optimizer, is_elementwise, restore_state, state_of
 from polyclinic.client.work import (
     LocalJob,
     LocalResult,
@@ -119,7 +119,7 @@ class StackedTrainer:
         positions = self._positions(rows)
         run = self._full_gradient if self.work.kind == "gradient" else self._mini_batches
         losses = run(rows, weights, statistics, first, positions)
-        vectors = torch.cat([weights, statistics], dim=1) if statistics.shape[1] else weights
+        vectors = (torch.cat([weights, statistics], dim=1) if statistics.shape[1] else weights).cpu()
         results: list[LocalResult | PolyclinicError] = [PolyclinicError("P401", "")] * len(rows)
         for row, job, loss in zip(range(len(rows)), self.by_steps, losses.tolist(), strict=True):
             steps = self.steps[row]
@@ -149,9 +149,11 @@ class StackedTrainer:
         if self.work.keep_optimizer:
             for first, stop, parameter in groups:
                 states = [row.optimizer_state for row in rows[first:stop]]
-                for name in states[0]:
-                    values = [state[name] for state in states]
-                    optimizer.state[parameter][name] = torch.stack(values) if values[0].dim() else values[0].clone()
+                together = {
+                    name: torch.stack([state[name] for state in states]) if value.dim() else value
+                    for name, value in states[0].items()
+                }
+                restore_state(optimizer, parameter, together)
         total = torch.zeros(len(rows), device=self.device)
         for step, active in enumerate(self.active):
             leaf = weights[:active].requires_grad_()

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from polyclinic.client.optimizers import build_optimizer, state_of
+from polyclinic.client.optimizers import build_optimizer, restore_state, state_of
 from polyclinic.client.work import (
     LocalJob,
     LocalResult,
@@ -36,14 +36,14 @@ def train(model: FlatModule, task: Task, work: Work, job: LocalJob) -> LocalResu
     model.module.train()
     with _own_randomness(model, job):
         loss, steps = (_full_gradient if work.kind == "gradient" else _mini_batches)(model, task, work, job)
-    return check_finite(LocalResult(model.vector.clone(), steps, loss), job.site)
+    return check_finite(LocalResult(model.vector.to("cpu", copy=True), steps, loss), job.site)
 
 
 def _mini_batches(model: FlatModule, task: Task, work: Work, job: LocalJob) -> tuple[float, int]:
     sizes = batch_sizes(len(job.index), work)
     optimizer = build_optimizer(with_learning_rate(work.optimizer, job.learning_rate), model.weights)
     if work.keep_optimizer and job.optimizer_state:
-        optimizer.state[model.weights].update({k: v.clone() for k, v in job.optimizer_state.items()})
+        restore_state(optimizer, model.weights, job.optimizer_state)
     start = job.start[: model.layout.trainable].to(model.vector.device)
     weights = model.weights.detach()
     scaler = _loss_scaler(model, work)

@@ -69,7 +69,7 @@ class LocalJob:
 
 @dataclass(frozen=True)
 class LocalResult:
-    """What came of a ``LocalJob``: the site's model state ``[P]``, steps taken and mean training loss."""
+    """What came of a ``LocalJob``: the site's state ``[P]`` in main memory, steps taken and mean training loss."""
 
     vector: Tensor
     steps: int
@@ -86,7 +86,7 @@ def batch_sizes(cases: int, work: Work) -> list[int]:
     """
     size = min(work.batch_size, cases)
     epoch = [size] * (cases // size) + ([cases % size] if cases % size else [])
-    if len(epoch) > 1 and epoch[-1] == 1:
+    if len(epoch) > 1 and epoch[-1] == 1 < size:
         epoch[-2:] = [size + 1]
     if work.steps is None:
         return epoch * (work.epochs or 1)

@@ -8,10 +8,12 @@ import torch
 from torch import Tensor
 
 from polyclinic.client.rules import LOCAL_RULES
-from polyclinic.client.work import LocalJob, LocalResult, Work
+from polyclinic.client.work import LocalJob, LocalResult, Work, batch_sizes
 from polyclinic.communication.message import Message
 from polyclinic.data.dataset import Dataset
 from polyclinic.data.splits import Parts
+from polyclinic.errors import TrainingError
+from polyclinic.models import has_batch_norm
 from polyclinic.state import FlatModule, Layout, Role
 from polyclinic.tasks import Task
 
@@ -59,6 +61,16 @@ class Run:
         self.own = self.private.take(initial).clone()
         self.best = self.own.clone()
         self.optimizer_state: dict[str, Tensor] = {}
+        self._check_batches()
+
+    def _check_batches(self) -> None:
+        cases = len(self.parts.train)
+        sizes = [cases] if self.work.kind == "gradient" else batch_sizes(cases, self.work) if cases else []
+        if 1 in sizes and has_batch_norm(self.model.module):
+            raise TrainingError(
+                "P302", f"At site {self.site} a training batch has a single case, and batch normalisation needs two.",
+                "Use a `training: {batch_size: ...}` above 1, leave the site out, or a model with another `norm`.",
+            )  # fmt: skip
 
     def vector(self, state: Tensor, *, best: bool = False) -> Tensor:
         """The site's whole model ``[P]``: the shared ``state [Q]`` and its own part (of the best round, if asked)."""
@@ -94,8 +106,13 @@ class Run:
         """The round just done is the best so far."""
         self.best = self.own.clone()
 
+    @property
+    def keeps_memory(self) -> bool:
+        """Whether the site must remember something between rounds (plain SGD has no state even where it is kept)."""
+        return bool(self.private.size) or self.work.keep_optimizer
+
     def memory(self) -> dict[str, Tensor]:
-        """What a checkpoint at the site must hold; empty for methods that keep nothing between rounds."""
+        """What a checkpoint at the site must hold."""
         own = {"own": self.own, "best": self.best} if self.private.size else {}
         return {**own, **{f"optimizer/{name}": value for name, value in self.optimizer_state.items()}}
 

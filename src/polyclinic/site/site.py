@@ -203,17 +203,16 @@ class Site:
 
     def _save(self, request: Message) -> Message:
         """Write what the site must remember of this round; the round before is kept as well."""
-        memory = self.run.memory()
-        if self.folder is None or not memory:
+        if self.folder is None or not self.run.keeps_memory:
             return Message()
         done = request.fields["round"]
-        content = Message({}, {name: tensor.contiguous() for name, tensor in memory.items()}).to_bytes()
+        content = Message({}, self.run.memory()).to_bytes()
         write_atomic(self._checkpoint(done), content, durable=False)
         self._checkpoint(done - 2).unlink(missing_ok=True)
         return Message()
 
     def _restore(self, request: Message) -> Message:
-        if self.folder is None or not (self.run.private.size or self.run.work.keep_optimizer):
+        if self.folder is None or not self.run.keeps_memory:
             return Message()
         path = self._checkpoint(request.fields["round"])
         if not path.is_file():

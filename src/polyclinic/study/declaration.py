@@ -150,7 +150,7 @@ class Declaration(_Part):
         try:
             declaration = cls.model_validate(content)
         except ValidationError as error:
-            raise first_entry_error(error) from None
+            raise first_entry_error(error, content) from None
         declaration._resolve()
         return declaration
 
@@ -401,7 +401,7 @@ def _override(training: Training, changes: object, place: Place) -> Training:
     try:
         return Training.model_validate({**content, **changes})
     except ValidationError as error:
-        raise first_entry_error(error, place) from None
+        raise first_entry_error(error, changes, place) from None
 
 
 def _filled_training(training: Training, task: str) -> dict[str, Any]:

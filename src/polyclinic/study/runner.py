@@ -27,6 +27,7 @@ from polyclinic.state import FlatModule
 from polyclinic.study.declaration import StudyMethod
 from polyclinic.study.jobs import Fold, Job, JobRunner, Outcome, result_rows, slug, work_fields
 from polyclinic.study.provenance import machine, now
+from polyclinic.study.report import write_report
 from polyclinic.study.results import read_table, write_table
 from polyclinic.study.statistics import summarise
 from polyclinic.tasks import TASKS, build_task
@@ -82,8 +83,6 @@ class Silent:
 
 def run_study(study: Study, out: Path, *, resume: bool = False, display: Display | None = None) -> None:
     """Run a study into a folder; see `polyclinic.study.study.Study.run`."""
-    from polyclinic.study.report import write_report
-
     display = display or Silent()
     folder = Folder(out, study)
     folder.check(resume)
@@ -282,6 +281,7 @@ class _Runner:
         folds = {number: self._prepare(engine, local, number) for number in range(self.declaration.folds or 1)}
         jobs = self._jobs(folds)
         self.display.planned(plan, len(jobs))
+        self.method_notes = self._same_as_shared(template)
         runner = JobRunner(self.declaration, engine, local, template, self._initial, self.opened.classes)
         prepared = len(folds) - 1
         for number, job in enumerate(jobs):
@@ -296,6 +296,15 @@ class _Runner:
             outcome = runner.run(job, folds[job.fold], checkpoint=checkpoint, report=self.display.round)
             self.folder.store(job, outcome)
         self._write(jobs, folds, sites)
+
+    def _same_as_shared(self, template: FlatModule) -> list[str]:
+        """Notes on methods that mean to keep something private where the model has nothing of the kind."""
+        name = self.declaration.model_part[0]
+        return [
+            f"{m.label} shares the whole model here: {name} has no layers of the kind that it would keep at the sites."
+            for m in self.declaration.study_methods
+            if m.method.share != "all" and m.method.selection(template.layout).everything
+        ]
 
     def _template(self, device: str) -> FlatModule:
         task = build_task(self.declaration.task, len(self.opened.classes), TASKS[self.declaration.task].losses[0])
@@ -351,7 +360,7 @@ class _Runner:
                 parts = [Summary.from_tensors(r.tensors) for r in replies.values() if r.fields["train"]]
                 merged = Message({}, merge(parts).to_tensors())
                 one.ask("scale", dict.fromkeys(one.sites, merged))
-        self.notes = [reply.fields["note"] for reply in replies.values() if reply.fields["note"]]
+        self.split_notes = [reply.fields["note"] for reply in replies.values() if reply.fields["note"]]
 
         def counts(part: str) -> dict[str, Any]:
             return {site: reply.fields[part] for site, reply in replies.items()}
@@ -399,7 +408,12 @@ class _Runner:
         )  # fmt: skip
         paths = [self.folder.jobs / self.folder.job_name(job) / "warnings.json" for job in jobs]
         noted = [json.loads(path.read_text(encoding="utf-8")) for path in paths]
-        warnings = [*self.opened.warnings, *self.notes, *(warning for found in noted for warning in found)]
+        warnings = [
+            *self.opened.warnings,
+            *self.method_notes,
+            *self.split_notes,
+            *(warning for found in noted for warning in found),
+        ]
         write_table(out / "predictions.csv", predictions)
         write_table(out / "rounds.csv", ordered(self.folder.gather(jobs, "rounds.csv")))
         write_table(out / "sites.csv", sites)

@@ -8,6 +8,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
+from polyclinic.errors import StudyError, nearest
+from polyclinic.methods import METHODS
 from polyclinic.options import EntryError
 from polyclinic.study.declaration import Declaration
 from polyclinic.study.reading import expand_variables, located, read_yaml
@@ -68,6 +70,10 @@ class Study:
             declaration = Declaration.check(content)
             if methods:
                 known = {alias: m.entry for m in declaration.study_methods for alias in (m.name, m.label)}
+                wrong = [name for name in methods if name not in known and name not in METHODS]
+                if wrong:
+                    hint = nearest(wrong[0], sorted({*known, *METHODS}))
+                    raise StudyError("P103", f"--method {wrong[0]}: there is no such method.", hint)
                 declaration = Declaration.check({**content, "methods": [known.get(name, name) for name in methods]})
         except EntryError as error:
             raise located(error, name, text) from None
