@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import errno
+import json
 import re
 import shlex
 import sys
+import tomllib
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -16,19 +19,28 @@ import yaml
 from PIL import Image
 from pydantic import BaseModel
 
+from helpers import Federation, table_site, table_sites, write_image_study, write_table_study
 from polyclinic import Study, cli
 from polyclinic.client.optimizers import resolve_optimizer, resolve_schedule
 from polyclinic.client.rules import LOCAL_RULES
+from polyclinic.communication.message import Message
 from polyclinic.data.augmentation import INTENSITY, SPATIAL
+from polyclinic.data.labels import MOST_CLASSES
 from polyclinic.data.spec import DataSpec
-from polyclinic.errors import TITLES
+from polyclinic.engine.planner import PROCESSES_ABOVE, STACK_BELOW
+from polyclinic.engine.processes import _Worker
+from polyclinic.errors import TITLES, PolyclinicError
+from polyclinic.files import write_error
 from polyclinic.methods import ABOUT, METHODS, SHARES
 from polyclinic.models.catalogue import MODELS
 from polyclinic.options import describe_options
 from polyclinic.server import SERVER_RULES
+from polyclinic.site import Site, Workspace
+from polyclinic.site.evaluation import MASK_THRESHOLDS
 from polyclinic.study.declaration import Declaration, EngineOptions, Evaluation, ReportOptions, Training
+from polyclinic.study.statistics import LEAST_SITES
 from polyclinic.tasks import TASKS
-from polyclinic.tasks.metrics import METRICS
+from polyclinic.tasks.metrics import METRICS, threshold_grid
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCS = ROOT / "docs"
@@ -62,8 +74,8 @@ def rows(text: str) -> list[list[str]]:
 
 
 def names(cell: str) -> list[str]:
-    """The texts between backticks."""
-    return re.findall(r"`([^`]+)`", cell)
+    """The texts between backticks, without examples."""
+    return re.findall(r"`([^`]+)`", re.sub(r"^```.*?^```", "", cell, flags=re.MULTILINE | re.DOTALL))
 
 
 def blocks(text: str, language: str) -> list[str]:
@@ -74,11 +86,11 @@ def blocks(text: str, language: str) -> list[str]:
 
 
 @pytest.mark.parametrize("heading", PARTS)
-def test_every_entry_of_the_study_file_stands_in_its_page_with_its_default(heading: str):
+def test_every_entry_of_the_study_file_stands_in_its_page_with_its_default(heading: str) -> None:
     model = PARTS[heading]
     found = {cells[0].strip("`"): cells[1] for cells in rows(sections(text_of("study-file.md"))[heading])}
     found.pop("entry")
-    assert list(found) and set(found) == set(model.model_fields)
+    assert set(found) == set(model.model_fields)
     for name, told in found.items():
         field = model.model_fields[name]
         if told in IN_WORDS:
@@ -90,24 +102,22 @@ def test_every_entry_of_the_study_file_stands_in_its_page_with_its_default(headi
             assert default == field.default, name
 
 
-def test_every_name_that_a_study_file_may_use_stands_in_its_page():
+def test_every_name_that_a_study_file_may_use_stands_in_its_page() -> None:
     page = set(names(text_of("study-file.md")))
-    told = " ".join(page)
     for catalogue in (METHODS, MODELS, LOCAL_RULES, SERVER_RULES):
         assert not [name for name in catalogue if name not in page], catalogue.kind
     assert page >= {*SPATIAL, *INTENSITY, *METRICS, *(share for share in SHARES if share != "none")}
     for task in TASKS.values():
         assert page >= {task.name, *task.losses, *task.metrics}
-    assert {"RandFlip", "auc"} <= set(names(told)) | page
 
 
-def test_models_stand_in_the_page_with_their_options():
+def test_models_stand_in_the_page_with_their_options() -> None:
     table = {cells[0].strip("`"): cells[1] for cells in rows(sections(text_of("study-file.md"))["Models"])}
     table.pop("name")
     assert {name: names(cell) for name, cell in table.items()} == {n: list(describe_options(MODELS[n])) for n in MODELS}
 
 
-def test_losses_and_metrics_stand_in_the_page_in_their_order():
+def test_losses_and_metrics_stand_in_the_page_in_their_order() -> None:
     table = {cells[0].strip("`"): cells[1:] for cells in rows(sections(text_of("study-file.md"))["Losses and metrics"])}
     for task in TASKS.values():
         losses, metrics = table[task.name]
@@ -115,7 +125,7 @@ def test_losses_and_metrics_stand_in_the_page_in_their_order():
     assert set(METRICS) <= set(table)
 
 
-def test_optimisers_and_schedules_of_the_page_exist():
+def test_optimisers_and_schedules_of_the_page_exist() -> None:
     table = {cells[0].strip("`"): cells[2] for cells in rows(sections(text_of("study-file.md"))["`training`"])}
     optimizers = [name for name in names(table["optimizer"]) if re.fullmatch(r"[a-z]+", name)]
     assert len(optimizers) == 12
@@ -130,7 +140,7 @@ def test_optimisers_and_schedules_of_the_page_exist():
         resolve_schedule({name: needed.get(name, {})}, ("sgd", {"lr": 0.1, "momentum": 0.9}), ())
 
 
-def test_examples_of_the_study_file_page_are_valid():
+def test_examples_of_the_study_file_page_are_valid() -> None:
     base: dict[str, Any] = {"data": {"table": "t.csv", "site": "s", "label": "l", "features": "*"}, "model": "logistic"}
     images = {"table": "t.csv", "site": "s", "label": "l", "image": "i", "size": [32, 32]}
     for block in blocks(text_of("study-file.md"), "yaml"):
@@ -143,7 +153,7 @@ def test_examples_of_the_study_file_page_are_valid():
 # Methods, errors, files -----------------------------------------------------------------------------------------------
 
 
-def test_the_table_of_methods_is_the_catalogue():
+def test_the_table_of_methods_is_the_catalogue() -> None:
     found = {cells[0].strip("`"): cells[1:] for cells in rows(text_of("methods.md"))}
     found.pop("name")
     told = {name: (place, says, names(options), source) for name, (place, says, options, source) in found.items()}
@@ -153,7 +163,7 @@ def test_the_table_of_methods_is_the_catalogue():
     }
 
 
-def test_every_method_has_a_section_with_rule_use_and_source():
+def test_every_method_has_a_section_with_rule_use_and_source() -> None:
     found = sections(text_of("methods.md"))
     assert list(found) == list(METHODS)
     for name, text in found.items():
@@ -161,7 +171,7 @@ def test_every_method_has_a_section_with_rule_use_and_source():
         assert ("**Options.**" in text) == bool(describe_options(METHODS[name])), name
 
 
-def test_every_error_has_a_section():
+def test_every_error_has_a_section() -> None:
     found = sections(text_of("errors.md"))
     assert list(found) == [f"{code}: {title}" for code, title in TITLES.items()]
     for heading, text in found.items():
@@ -169,10 +179,381 @@ def test_every_error_has_a_section():
         assert "*How to resolve it.*" in text, heading
 
 
-def test_every_function_of_a_site_stands_in_the_architecture():
-    from polyclinic.site import Site
-    from tests_support import small_site
+def test_every_message_stands_in_the_architecture_with_its_tensors(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said: dict[str, tuple[set[str], set[str]]] = {}
+    handle = Site.handle
 
-    told = {name for cells in rows(text_of("architecture.md")) for name in names(cells[0])}
-    functions = Site(small_site(), workspace=None)._functions  # type: ignore[arg-type]
-    assert set(functions) <= told
+    def noted(self: Site, function: str, request: Message) -> Message:
+        reply = handle(self, function, request)
+        asked, answered = said.setdefault(function, (set(), set()))
+        asked |= {re.sub(r"^model\d+$", "model", name) for name in request.tensors}
+        answered |= {name.split("/")[-1] for name in reply.tensors}
+        return reply
+
+    monkeypatch.setattr(Site, "handle", noted)
+    folders = tmp_path / "table", tmp_path / "image"
+    writers: tuple[Callable[..., dict[str, Any]], ...] = write_table_study, write_image_study
+    for folder, write in zip(folders, writers, strict=True):
+        folder.mkdir()
+        content = write(folder, {"Aachen": 12, "Bonn": 12})
+        content["data"]["scaling"] = "federated"
+        content["training"]["rounds"] = 1
+        Study.of(content, folder).run(folder / "results")
+    table = rows(sections(text_of("architecture.md"))["Messages between coordinator and site"])
+    told = {cells[0].strip("`"): (set(names(cells[1])), set(names(cells[2]))) for cells in table}
+    told["save"] = told["restore"] = told.pop("save`, `restore")
+    told.pop("function")
+    assert set(told) == set(Site(next(iter(table_sites().values())), Workspace())._functions)
+    assert said.keys() >= set(told) - {"restore"}
+    for function, (asked, answered) in said.items():
+        assert asked <= told[function][0], function
+        assert answered <= told[function][1], function
+    check_results_folder(folders[0] / "results")
+    check_results_folder(folders[1] / "results")
+
+
+def check_results_folder(folder: Path) -> None:
+    """Every file of a results folder, and every column of its tables, stands in the page about them."""
+    page = sections(text_of("results-files.md"))
+    for path in folder.iterdir():
+        assert path.name in text_of("results-files.md")
+    for table in sorted(folder.glob("*.csv")):
+        told = {name for cells in rows(page[table.name]) for name in names(cells[0])}
+        for column in pd.read_csv(table, nrows=1).columns:
+            general = re.sub(r"^class: .*", "class: NAME", column)
+            general = "validation_auc" if column == "validation_dice" else general
+            assert general in told, f"{table.name}: {column}"
+    record = json.loads((folder / "provenance.json").read_text(encoding="utf-8"))
+    assert set(record) <= {name for cells in rows(page["provenance.json"]) for name in names(cells[0])}
+    kept = {path.name if path.suffix != ".safetensors" else "*.safetensors" for path in folder.glob("sites/*/*")}
+    assert kept <= {name for cells in rows(page["sites/"]) for name in names(cells[0])}
+
+
+# Links and the tutorial -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("page", sorted(path.name for path in DOCS.glob("*.md")))
+def test_links_lead_somewhere(page: str) -> None:
+    for target in re.findall(r"\]\(([^)]+)\)", text_of(page)):
+        name, _, anchor = target.partition("#")
+        assert (DOCS / (name or page)).is_file(), target
+        if anchor:
+            headings = re.findall(r"^#+ (.*)$", text_of(name or page), flags=re.MULTILINE)
+            slugs = {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
+            assert anchor in slugs, target
+
+
+def test_the_index_leads_to_every_page() -> None:
+    linked = set(re.findall(r"\]\(([^)#]+)\)", text_of("index.md")))
+    assert linked == {path.name for path in DOCS.glob("*.md")} - {"index.md"} | {"results.md"}
+
+
+def write_hospitals(folder: Path) -> None:
+    """The data of the tutorial: three hospitals with 40 patients each, and two small images of six of them."""
+    rng, pixels = np.random.default_rng(0), np.random.default_rng(1)
+    patients, images = [], []
+    for hospital in ("north", "south", "west"):
+        for number in range(40):
+            name, disease = f"{hospital[0].upper()}{number:03}", number % 2
+            left, right = rng.normal(3400 - 300 * disease, 250, size=2).round().tolist()
+            patients.append([hospital, name, int(rng.integers(40, 80)), "FM"[number // 2 % 2],
+                             None if number == 7 else left, right, disease])  # fmt: skip
+            if number < 6:
+                images += [write_eye(folder, pixels, hospital, name, eye, disease) for eye in ("left", "right")]
+    columns = ["hospital", "patient", "age", "sex", "left_volume", "right_volume", "disease"]
+    pd.DataFrame(patients, columns=columns).to_csv(folder / "patients.csv", index=False)
+    columns = ["hospital", "patient", "image", "mask", "disease"]
+    pd.DataFrame(images, columns=columns).to_csv(folder / "images.csv", index=False)
+
+
+def write_eye(
+    folder: Path, rng: np.random.Generator, hospital: str, name: str, eye: str, disease: int
+) -> list[str | int]:
+    """An image with a bright square, brighter with the disease, and its mask; returns the table's row."""
+    pixels, mask = rng.integers(20, 90, size=(48, 40, 3)), np.zeros((48, 40), dtype=np.uint8)
+    row, column = rng.integers(5, 20, size=2)
+    mask[row : row + 16, column : column + 16] = 255
+    pixels[mask > 0] += 60 + 80 * disease
+    paths = [f"{kind}/{name.lower()}_{eye}.png" for kind in ("images", "masks")]
+    for path, array in zip(paths, (pixels.astype(np.uint8), mask), strict=True):
+        (folder / path).parent.mkdir(exist_ok=True)
+        Image.fromarray(array).save(folder / path)
+    return [hospital, name, *paths, disease]
+
+
+@pytest.fixture
+def command(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Callable[[str], tuple[int, str]]:
+    """Run a line such as ``polyclinic check study.yaml``; exit status, and all that it prints in one line."""
+
+    def run(line: str) -> tuple[int, str]:
+        monkeypatch.setattr(sys, "argv", shlex.split(line))
+        status: Any = 0
+        capfd.readouterr()
+        try:
+            cli.main()
+        except SystemExit as end:
+            status = end.code or 0
+        printed = capfd.readouterr()
+        return status, " ".join((printed.out + printed.err).split())
+
+    return run
+
+
+@pytest.fixture
+def hospitals(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with the tutorial's data and its study files, with fewer rounds on images; it is the working folder."""
+    write_hospitals(tmp_path)
+    for block in blocks(text_of("your-own-data.md"), "yaml"):
+        name = re.match(r"# file: (\S+)\n", block)
+        assert name is not None
+        quick = block.replace("rounds: 3", "rounds: 1") + "engine: {threads: 1}\n"
+        (tmp_path / name[1]).write_text(quick, encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def tutorial_commands() -> list[str]:
+    return [line for block in blocks(text_of("your-own-data.md"), "sh") for line in block.splitlines()]
+
+
+def run_all(lines: Iterable[str], command: Callable[[str], tuple[int, str]]) -> None:
+    for line in lines:
+        status, printed = command(line)
+        assert status == 0, f"{line}: {printed}"
+
+
+def test_the_tutorial_with_a_table(hospitals: Path, command: Callable[[str], tuple[int, str]]) -> None:
+    run_all([line for line in tutorial_commands() if "study.yaml" in line], command)
+    assert (hospitals / "results" / "report.html").is_file()
+    means = pd.read_csv(hospitals / "results" / "summary.csv").query("metric == 'auc' and over == 'all'")
+    assert means["mean"].min() > 0.7  # the disease makes volumes smaller
+    methods = pd.read_csv(hospitals / "results-fedprox" / "results.csv")["method"].unique()
+    assert list(methods) == ["fedavg", "fedprox"]
+    (python,) = blocks(text_of("your-own-data.md"), "python")
+    exec(python, {})  # noqa: S102 - the page's own example
+    assert (hospitals / "results-python" / "results.csv").is_file()
+
+
+@pytest.mark.parametrize("kind", ["images", "masks"])
+def test_the_tutorial_with_images(kind: str, hospitals: Path, command: Callable[[str], tuple[int, str]]) -> None:
+    run_all([line for line in tutorial_commands() if f"{kind}.yaml" in line], command)
+    sites = pd.read_csv(hospitals / f"results-{kind}" / "sites.csv")
+    assert sites["used"].tolist() == [12, 12, 12]
+    assert sites["patients"].tolist() == [6, 6, 6]
+
+
+def test_the_tutorial_has_no_other_commands(hospitals: Path) -> None:
+    assert all(re.search(r"^polyclinic .*\b(study|images|masks)\.yaml", line) for line in tutorial_commands())
+
+
+def test_the_mistakes_of_the_tutorial_give_its_messages(
+    hospitals: Path, command: Callable[[str], tuple[int, str]]
+) -> None:
+    page = text_of("your-own-data.md")
+    found = re.findall(r"```yaml\n# file: (\S+)\n[^`]*```\n\n```text\n(.*?)```", page, flags=re.DOTALL)
+    assert len(found) == 3
+    for name, message in found:
+        status, printed = command(f"polyclinic check {name}")
+        assert status == 2, name
+        assert " ".join(message.split()) in printed
+
+
+# What the program really prints ---------------------------------------------------------------------------------------
+
+STUDY = """\
+data:
+  table: patients.csv
+  site: hospital
+  subject: patient
+  label: disease
+  positive: 1
+  features: [age, "*_volume"]
+model: mlp
+training: {rounds: 2}
+evaluation: {folds: 2, bootstrap: 0}
+methods: [single, mix, fedavg]
+engine: {threads: 1, mode: sequential}
+"""
+
+
+def changed(old: str, new: str) -> Study:
+    """A study of the tutorial's table, read from a file, with one entry written in another way."""
+    if old not in STUDY:
+        raise ValueError(old)
+    Path("study.yaml").write_text(STUDY.replace(old, new), encoding="utf-8")
+    return Study.read("study.yaml")
+
+
+def missing_images() -> None:
+    lines = ["hospital,patient,disease,image", "north,N001,1,images/a.png", "north,N002,0,images/b.png"]
+    Path("patients.csv").write_text("\n".join(lines), encoding="utf-8")
+    changed('features: [age, "*_volume"]', "image: image\n  size: [32, 32]").open()
+
+
+def torn_patient() -> None:
+    lines = [f"north,N{i // 2},{i},{i % 2},{'test' if i % 5 == 4 else 'train'}" for i in range(10)]
+    Path("patients.csv").write_text("\n".join(["hospital,patient,age,disease,part", *lines]), encoding="utf-8")
+    text = STUDY.replace(', "*_volume"', "").replace("folds: 2", "split: part")
+    Path("study.yaml").write_text(text, encoding="utf-8")
+    Study.read("study.yaml").run("results")
+
+
+def not_finite(sites: list[str], **training: int) -> None:
+    data = table_sites({"north": 10, "south": 10, "west": 10})
+    for site in sites:
+        data[site].inputs[0, 0] = float("inf")
+    Federation(data, training=training).rounds()
+
+
+def out_of_memory() -> None:
+    raise Site(table_site("north", 8), Workspace()).failure("train", MemoryError())
+
+
+def killed_worker() -> None:
+    worker = _Worker(1, "cpu")
+    worker._process.kill()
+    try:
+        worker.ask("train", "north", Message())
+    finally:
+        worker.close()
+
+
+def used_folder() -> None:
+    Path("results").mkdir()
+    Path("results/study.yaml").write_text("study: Another\n", encoding="utf-8")
+    Path("results/provenance.json").write_text('{"status": "finished"}', encoding="utf-8")
+    changed("mlp", "logistic").run("results")
+
+
+def full_disk() -> None:
+    raise write_error(Path("results/models/fedavg-seed0-fold1.safetensors"), OSError(errno.ENOSPC, ""))
+
+
+MISTAKES: dict[str, Callable[[], object]] = {
+    "P101": lambda: Study.read("studdy.yaml"),
+    "P102": lambda: changed("rounds: 2", "rounds: 0"),
+    "P103": lambda: changed("fedavg", "fedprx"),
+    "P104": lambda: changed("single", "{single: {server: fedadam}}"),
+    "P105": lambda: changed("patients.csv", "${MY_TABLES}/patients.csv"),
+    "P201": lambda: changed("patients.csv", "patient.csv").open(),
+    "P202": lambda: changed("site: hospital", "site: Hospital").open(),
+    "P203": lambda: changed("[age, ", "[age, sex, ").open(),
+    "P204": missing_images,
+    "P205": lambda: changed("  site:", '  where: {age: "> 100"}\n  site:').open(),
+    "P206": torn_patient,
+    "P301": lambda: not_finite(["south"]),
+    "P302": lambda: changed("model: mlp", "model: cnn").run("results"),
+    "P303": out_of_memory,
+    "P401": lambda: Site(table_site("north", 8), Workspace()).handle("train", Message()),
+    "P402": lambda: not_finite(["south", "west"], quorum=2),
+    "P403": killed_worker,
+    "P501": used_folder,
+    "P502": full_disk,
+    "P503": lambda: changed("patients.csv", "package:mriqc-table/abide.tsv").open(),
+}
+
+
+def printed_for(mistake: Callable[[], object]) -> str:
+    """What the command line prints for a mistake; lines of the program are N, since they move when it is edited."""
+    with pytest.raises(PolyclinicError) as caught:
+        mistake()
+    error = caught.value
+    return re.sub(r"(\.py line) \d+", r"\1 N", f"Error {error.code} {error.message}\n{error.hint}".rstrip() + "\n")
+
+
+@pytest.mark.parametrize("code", TITLES)
+def test_the_message_shown_for_an_error_is_the_one_printed(code: str, hospitals: Path) -> None:
+    (shown,) = blocks(sections(text_of("errors.md"))[f"{code}: {TITLES[code]}"], "text")
+    assert re.sub(r"(\.py line) \d+", r"\1 N", shown) == printed_for(MISTAKES[code])
+
+
+REFUSED: list[tuple[str, dict[str, Any]]] = [
+    ("P104", {"methods": [{"mix": {"server": "fedadam"}}]}),
+    ("P103", {"methods": [{"fedavg": {"share": "none"}}]}),
+    ("P104", {"methods": [{"fedprox": {"local": ["proximal"]}}]}),
+    ("P104", {"methods": [{"fedsgd": {"local": ["proximal"]}}]}),
+    ("P102", {"methods": ["fedavg", "fedavg"]}),
+    ("P104", {"methods": ["single"], "evaluation": {"unseen_sites": ["single"]}}),
+    ("P104", {"engine": {"precision": "mixed", "mode": "stacked"}}),
+]
+
+
+def test_what_the_page_of_methods_says_is_refused_is_refused() -> None:
+    text = sections(text_of("methods.md"), 3)["What is refused"]
+    assert re.findall(r"\((P\d+)\)", text) == [code for code, _ in REFUSED]
+    base = {"data": {"table": "t.csv", "site": "s", "label": "l", "features": "*"}, "model": "logistic"}
+    for code, entries in REFUSED:
+        with pytest.raises(PolyclinicError, match=code):
+            Study.of(base | entries)
+
+
+def test_the_examples_of_composition_are_valid() -> None:
+    base = {"data": {"table": "t.csv", "site": "s", "label": "l", "features": "*"}, "model": "logistic"}
+    (block,) = blocks(text_of("methods.md"), "yaml")
+    labels = [method.label for method in Study.of(base | yaml.safe_load(block)).declaration.study_methods]
+    assert labels == [
+        "fedavg", "fedavg(share=body)", "near", "fedprox(mu=0.1, share=no_norm, server=fedadam(lr=0.01))", "steps",
+    ]  # fmt: skip
+
+
+def test_folders_stand_in_the_order_that_is_enforced() -> None:
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    layers = settings["tool"]["importlinter"]["contracts"][0]["layers"]
+    order = [part.strip().removeprefix("polyclinic.") for layer in layers for part in layer.split("|")]
+    (line,) = re.findall(r"^cli -> .*$", text_of("architecture.md"), flags=re.MULTILINE)
+    assert re.findall(r"\w+", line) == order
+
+
+def test_numbers_are_those_of_the_program() -> None:
+    text = " ".join(text_of("architecture.md").split())
+    assert f"less than {STACK_BELOW / 1e6:g} million operations" in text
+    assert f"more than {PROCESSES_ABOVE / 1e12:g} trillion operations" in text
+    assert f"{len(threshold_grid())} thresholds, by class `[2, {len(threshold_grid()) + 1}]`" in text
+    assert f"Dice at {len(MASK_THRESHOLDS)} thresholds" in text
+    assert LEAST_SITES == 6
+    assert "(six sites or more)" in text_of("results-files.md")
+    assert MOST_CLASSES == 100
+    assert "more than a hundred" in text_of("errors.md")
+
+
+# The first page and the studies of the project ------------------------------------------------------------------------
+
+
+def test_links_of_the_first_page_lead_somewhere() -> None:
+    for target in re.findall(r"\]\(([^)#]+)\)", (ROOT / "README.md").read_text(encoding="utf-8")):
+        assert (ROOT / target).exists(), target
+
+
+def test_the_first_study_of_the_first_page_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: Callable[[str], tuple[int, str]]
+) -> None:
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    (block,) = blocks(text, "yaml")
+    quick = {"training": {"rounds": 1}, "evaluation": {"folds": 2, "bootstrap": 10}, "engine": {"threads": 1}}
+    (tmp_path / "study.yaml").write_text(yaml.safe_dump(yaml.safe_load(block) | quick), encoding="utf-8")
+    lines = [f"{site},{site}{i},{('control', 'disease')[i % 2]},{i},{i * i % 7}" for site in "abc" for i in range(12)]
+    table = "\n".join(["hospital,patient,diagnosis,vol_left,vol_right", *lines])
+    (tmp_path / "patients.csv").write_text(table, encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    commands = [line.partition("#")[0] for shell in blocks(text, "sh") for line in shell.splitlines()]
+    run_all([line.removeprefix(".venv/bin/") for line in commands if "polyclinic" in line], command)
+    assert (tmp_path / "out" / "report.html").is_file()
+
+
+def test_the_studies_of_the_project_are_accepted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("POLYCLINIC_DATA", "/data")
+    files = [*sorted((ROOT / "studies").glob("*.yaml")), ROOT / "src" / "polyclinic" / "study" / "demo.yaml"]
+    assert len(files) > 1
+    for path in files:
+        assert Study.read(path).declaration.study_methods, path.name
+
+
+@pytest.mark.parametrize("heading", PARTS)
+def test_every_choice_of_an_entry_is_named(heading: str) -> None:
+    told = {cells[0].strip("`"): " ".join(cells[1:]) for cells in rows(sections(text_of("study-file.md"))[heading])}
+    for name, field in PARTS[heading].model_fields.items():
+        for choices in re.findall(r"Literal\[(.*?)\]", str(field.annotation)):
+            for choice in re.findall(r"'(\w+)'", choices):
+                assert choice in names(told[name]), f"{name}: {choice}"

@@ -295,9 +295,10 @@ def test_a_failed_round_leaves_no_trace_in_the_optimiser_that_a_site_keeps(stack
         assert torch.equal(member.run.optimizer_state[name], value)
 
 
-def test_one_case_is_too_few_for_batch_normalisation_and_the_site_is_named():
-    federation = Federation(table_sites({"Aachen": 9, "Bonn": 1}), model=MODELS["batch"])
-    with pytest.raises(SiteError, match="Site Bonn failed during 'train'"):
+@pytest.mark.parametrize("stacked", [False, True])
+def test_one_case_is_too_few_for_batch_normalisation_and_the_site_is_named(stacked):
+    federation = Federation(table_sites({"Aachen": 9, "Bonn": 1}), model=MODELS["batch"], stacked=stacked)
+    with pytest.raises(TrainingError, match="P302 At site Bonn a training batch has a single case"):
         federation.rounds()
 
 

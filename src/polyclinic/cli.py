@@ -112,8 +112,12 @@ def _run(study: object, out: Path, resume: bool) -> None:
 
     if not isinstance(study, Study):
         raise TypeError("not a study")
-    with RichDisplay(console) as display:
-        results = study.run(out, resume=resume, display=display)
+    try:
+        with RichDisplay(console) as display:
+            results = study.run(out, resume=resume, display=display)
+    except KeyboardInterrupt:  # caught here, because typer would leave without a word
+        console.print("Stopped. Finished rounds are saved: run the same command with --resume to go on.")
+        raise typer.Exit(130) from None
     _print_results(results, study.declaration.metrics)
 
 
@@ -180,9 +184,6 @@ def _plain_errors() -> Iterator[None]:
         if error.hint:
             console.print(_escape(error.hint), soft_wrap=True)
         sys.exit(error.exit_status)
-    except KeyboardInterrupt:
-        console.print("Stopped. Finished rounds are saved: run the same command with --resume to go on.")
-        sys.exit(130)
 
 
 def main() -> None:

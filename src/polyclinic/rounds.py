@@ -16,7 +16,7 @@ from torch import Tensor
 
 from polyclinic.communication.message import Message
 from polyclinic.engine.base import Engine
-from polyclinic.errors import PolyclinicError, SiteError
+from polyclinic.errors import PolyclinicError, ResultsError, SiteError
 from polyclinic.files import write_atomic, write_error
 from polyclinic.server.rules import ServerRule
 from polyclinic.state import Selection
@@ -242,7 +242,13 @@ class Checkpoint:
         """The progress saved, with all its rows, or None if there is none."""
         if not self.path.is_file():
             return None
-        message = Message.from_bytes(self.path.read_bytes())
+        try:
+            message = Message.from_bytes(self.path.read_bytes())
+        except ValueError as error:
+            raise ResultsError(
+                "P501", f"{self.path} is damaged ({error}).",
+                f"Delete the folder {self.path.parent.name}, so that this training starts anew, and use --resume.",
+            ) from None  # fmt: skip
         fields, tensors = message.fields, message.tensors
         self._length = fields["length"]
         self.server_memory = {

@@ -5,7 +5,6 @@ import hashlib
 import json
 import os
 import re
-import signal
 import subprocess
 import sys
 import time
@@ -19,12 +18,13 @@ import yaml
 from helpers import plain_module, write_image_study, write_table_study
 from safetensors.torch import load_file
 
+from polyclinic.communication.message import Message
 from polyclinic.data.dataset import Dataset
 from polyclinic.engine import LocalEngine
 from polyclinic.errors import DataError, PolyclinicError, ResultsError, StudyError, TrainingError
 from polyclinic.models import build_model
 from polyclinic.site.run import Run
-from polyclinic.study.runner import Silent
+from polyclinic.study.display import Display
 from polyclinic.study.study import Study
 
 SIZES = {"Aachen": 24, "Bonn": 15, "Celle": 18}
@@ -102,9 +102,8 @@ def test_results_have_a_row_for_each_model_site_and_metric(finished):
     sites = list(SIZES)
     assert pairs["single"] == {(site, site) for site in sites} | {("own", "all")}
     assert pairs["cross"] == {(a, b) for a in sites for b in sites if a != b} | {(a, "all") for a in sites}
-    assert pairs["mix"] == pairs["mix (unseen site)"] == {("pool", site) for site in [*sites, "all"]} or (
-        pairs["mix"] == {("pool", site) for site in [*sites, "all"]}
-    )
+    assert pairs["mix"] == {("pool", site) for site in [*sites, "all"]}
+    assert {tested for _, tested in pairs["mix (unseen site)"]} == {*sites, "all"}
     for method in ("ensemble", "fedavg", "fedbn", "fedadam", "fedbn (unseen site)"):
         assert pairs[method] == {("federation", site) for site in [*sites, "all"]}
     assert not table.duplicated(["method", "seed", "fold", "trained_on", "tested_on", "metric"]).any()
@@ -198,6 +197,7 @@ def test_the_filled_study_file_gives_the_same_study_again(finished, tmp_path):
     folder, _, results = finished
     (tmp_path / "cases.csv").write_bytes((folder / "cases.csv").read_bytes())
     (tmp_path / "study.yaml").write_bytes((results.folder / "study.yaml").read_bytes())
+    assert "&" not in (tmp_path / "study.yaml").read_text(), "YAML's anchors are not for people"
     again = Study.read(tmp_path / "study.yaml").run(tmp_path / "out")
     assert contents(again.folder) == contents(results.folder)
 
@@ -207,8 +207,6 @@ def test_saved_models_give_the_predictions_again(finished):
     folder, entries, results = finished
     opened = Study.of(entries, folder).open()
     engine = LocalEngine(opened.sites)
-    from polyclinic.communication.message import Message
-
     ask = {"fold": 1, "folds": 2, "validation": 0.2, "split_seed": 0, "small_sites": "train", "scaling": "per_site",
            "imputation": "mean", "augmentation": [], "classes": 2}  # fmt: skip
     engine.ask("prepare", dict.fromkeys(engine.sites, Message(ask)))
@@ -333,7 +331,7 @@ def test_a_study_killed_at_some_file_resumes_to_the_same_bytes(tmp_path, monkeyp
     entries = small_study(tmp_path)
     count = files_written(tmp_path, entries, monkeypatch)
     assert count > 80
-    kill_and_resume(tmp_path, entries, monkeypatch, [1, 2, 3, 5, 12, 29, count // 2, count - 6, count - 1, count])
+    kill_and_resume(tmp_path, entries, monkeypatch, [1, 2, 3, 5, 29, count // 2, count - 6, count])
 
 
 @pytest.mark.long
@@ -380,7 +378,7 @@ def test_kill_9_and_resume(tmp_path, kills):
     assert contents(out) == unbroken
 
 
-class Counting(Silent):
+class Counting(Display):
     """Notes which jobs were run and which were done before."""
 
     def __init__(self):
@@ -393,7 +391,7 @@ class Counting(Silent):
 def interrupted(entries, folder, out="out", jobs=3):
     """A study that stops after some jobs."""
 
-    class Stopping(Silent):
+    class Stopping(Display):
         def job(self, number, title, skipped):
             if number == jobs:
                 raise Killed
@@ -440,7 +438,7 @@ def test_a_changed_study_is_not_resumed(tmp_path):
     entries = small_study(tmp_path)
     interrupted(entries, tmp_path)
     error, before = refused(changed(entries, training={"rounds": 3}, seeds=[4]), tmp_path, resume=True)
-    assert error.message == f"The study in {tmp_path / 'out'} is not this one: it differs in `training`, `seeds`."
+    assert error.message == f"The study in {tmp_path / 'out'} is not this one: it differs in `seeds`, `training`."
     assert error.hint == "Resume with the study file that it was started with."
     assert untouched(tmp_path, before)
 
@@ -541,7 +539,7 @@ def test_a_full_disk_is_told_and_the_study_goes_on_when_there_is_space(tmp_path,
     with monkeypatch.context() as patch:
         opened = fill_disk(patch, 10**6)
         unbroken = contents(run(entries, tmp_path, "unbroken").folder)
-    for moment in (1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 25, opened[0] // 2, opened[0] - 1, opened[0]):
+    for moment in (1, 2, 3, 5, 8, 25, opened[0] // 2, opened[0]):
         out = f"full-{moment}"
         with monkeypatch.context() as patch:
             fill_disk(patch, moment)
@@ -755,7 +753,7 @@ def test_a_site_with_a_single_class_is_not_scored_but_counts_in_the_whole(tmp_pa
     assert auc.count().to_dict() == {"Aachen": 2, "Bonn": 0, "Celle": 2, "all": 2}
     sites = results.sites.set_index("site")
     assert sites["scored"].to_dict() == {"Aachen": True, "Bonn": False, "Celle": True}
-    assert "Bonn can't be scored by itself: only 0 of 'kind 1' (at least 5 needed)." in results.warnings
+    assert sites["note"]["Bonn"] == "can't be scored by itself: only 0 of 'kind 1' (at least 5 needed)"
     assert set(results.predictions["site"]) == set(SIZES)
 
 
@@ -827,14 +825,13 @@ def test_a_personal_model_of_an_unseen_site_is_the_mean_of_the_others(finished):
     folder, entries, results = finished
     opened = Study.of(entries, folder).open()
     engine = LocalEngine(opened.sites)
-    from polyclinic.communication.message import Message
-
     ask = {"fold": 0, "folds": 2, "validation": 0.2, "split_seed": 0, "small_sites": "train", "scaling": "per_site",
            "imputation": "mean", "augmentation": [], "classes": 2}  # fmt: skip
     engine.ask("prepare", dict.fromkeys(engine.sites, Message(ask)))
     member = engine.members["Celle"]
     inputs, _ = member.dataset.batch(member.parts.test)
-    saved = load_file(results.folder / "models" / "fedbn-seed0-fold0-without-Celle.safetensors")
+    (path,) = (results.folder / "models").glob("fedbn*-seed0-fold0-without-Celle.safetensors")
+    saved = load_file(path)
     assert {name.split("/")[0] for name in saved} == {"Aachen", "Bonn"}
     network, votes = build_model("mlp", {"hidden": [4], "norm": "batch"}, (3,), 2), []
     for site in ("Aachen", "Bonn"):
@@ -894,10 +891,12 @@ def test_nothing_is_written_when_study_and_data_do_not_fit(tmp_path, change, err
     assert written(tmp_path) == []
 
 
-def test_a_network_that_fails_on_the_data_names_site_and_place(tmp_path):
-    entries = changed(write_table_study(tmp_path, {"Aachen": 16, "Bonn": 16, "Celle": 1}), methods=["fedavg"])
-    with pytest.raises(PolyclinicError, match=r"P401 Site Celle failed during 'train': ValueError in functional\.py"):
-        run(entries, tmp_path)
+@pytest.mark.parametrize("mode", ["sequential", "stacked"])
+def test_a_single_case_is_too_few_for_batch_normalisation(tmp_path, mode):
+    entries = changed(write_table_study(tmp_path, {"Aachen": 16, "Bonn": 16, "Celle": 1}), engine={"mode": mode})
+    message = r"P302 At site Celle a training batch has a single case, and batch normalisation needs two\."
+    with pytest.raises(TrainingError, match=message):
+        run(changed(entries, methods=["fedavg"]), tmp_path)
 
 
 def test_the_results_can_be_read_by_anyone(finished):
@@ -916,7 +915,3 @@ def test_a_study_can_be_run_without_a_folder(tmp_path):
     assert len(results.table()) == 4
     del results
     assert not folder.exists()
-
-
-def test_signals_are_what_this_platform_has():
-    assert signal.SIGKILL == 9

@@ -47,8 +47,12 @@ class Message:
         from safetensors.torch import load
 
         try:
+            tensors = load(data)
             length = int.from_bytes(data[:8], "little")
             header = json.loads(data[8 : 8 + length])
-            return cls(json.loads(header["__metadata__"]["fields"]), load(data))
-        except (KeyError, ValueError, SafetensorError) as error:
+            fields = json.loads(header["__metadata__"]["fields"])
+        except (KeyError, TypeError, ValueError, RecursionError, SafetensorError) as error:
             raise ValueError(f"not a message: {error}") from error
+        if not isinstance(fields, dict):
+            raise ValueError(f"not a message: its fields are a {type(fields).__name__}")
+        return cls(fields, tensors)

@@ -20,7 +20,7 @@ from polyclinic.data.dataset import Dataset
 from polyclinic.data.scaling import Scaler, Summary, summarise
 from polyclinic.data.splits import Parts, split
 from polyclinic.errors import PolyclinicError, SiteError, TrainingError
-from polyclinic.files import write_atomic
+from polyclinic.files import write_atomic, write_error
 from polyclinic.models import build_model
 from polyclinic.seeds import generator
 from polyclinic.site import evaluation
@@ -237,9 +237,13 @@ class Site:
         if self.folder is None:
             log.info("%s: %s", self.name, text)
             return
-        self.folder.mkdir(parents=True, exist_ok=True)
-        with (self.folder / "site.log").open("a", encoding="utf-8") as file:
-            file.write(text.rstrip() + "\n")
+        path = self.folder / "site.log"
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            with path.open("a", encoding="utf-8") as file:
+                file.write(text.rstrip() + "\n")
+        except OSError as error:
+            raise write_error(path, error) from error
 
 
 def _quoted(text: str) -> str:

@@ -258,7 +258,7 @@ class Declaration(_Part):
             raise EntryError("P102", message, place=(*inner, "label"))
         filled = {"label": label, **own}
         if method.scope == "federation":
-            filled |= {"share": method.share, "server": {method.server[0]: method.server[1]}}
+            filled |= {"share": method.share, "server": {method.server[0]: dict(method.server[1])}}
             filled |= {"local": [{rule: options} for rule, options in method.local[len(METHODS[name](**own).local) :]]}
         if "training" in common:
             filled["training"] = common["training"]

@@ -23,7 +23,29 @@ if TYPE_CHECKING:
     from polyclinic.engine.planner import EnginePlan
 
 
-class RichDisplay:
+class Display:
+    """Shows a person what is going on; this one shows nothing."""
+
+    def images(self, done: int, total: int) -> None:
+        """Image files decoded so far."""
+
+    def opened(self, sites: pd.DataFrame, warnings: list[str]) -> None:
+        """The data is read."""
+
+    def planned(self, plan: EnginePlan, jobs: int) -> None:
+        """How the study will be run."""
+
+    def job(self, number: int, title: str, skipped: bool) -> None:
+        """A job starts, or was done before."""
+
+    def round(self, done: int, total: int) -> None:
+        """A round of the job is done."""
+
+    def step(self, title: str) -> None:
+        """Something else that takes a moment."""
+
+
+class RichDisplay(Display):
     """Bars on a terminal; a line now and then where the output goes to a file.
 
     Args:

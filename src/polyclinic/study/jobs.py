@@ -323,8 +323,10 @@ class Tester:
         if method.tests == "ensemble":
             return [Trial("federation", dict.fromkeys(trained, together), dict.fromkeys(tested, together))]
         if method.scope == "federation":
+            # A site without training cases has no part of its own either.
             sent = {"state": state}
-            return [Trial("federation", dict.fromkeys(trained, sent), dict.fromkeys(tested, sent))]
+            test = {site: sent if site in trained else together for site in tested}
+            return [Trial("federation", dict.fromkeys(trained, sent), test)]
         trials = []
         for source in trained:
             sent = {"model": models.get(source, state)}

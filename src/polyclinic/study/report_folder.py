@@ -218,7 +218,7 @@ def _read_overlays(file: Path, methods: list[str]) -> list[Overlay]:
 
     try:
         with safe_open(file, framework="numpy") as stored:
-            scores = stored.metadata() or {}
+            scores = json.loads((stored.metadata() or {}).get("dice", "{}"))
             prefixes = sorted({key.rpartition("/")[0] for key in stored.keys()})  # noqa: SIM118
             found: list[Overlay] = []
             for prefix in prefixes:

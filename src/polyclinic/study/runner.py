@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import json
-import shutil
-from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 import torch
-import yaml
 
 from polyclinic.communication.message import Message
 from polyclinic.data.check import check_frame
@@ -18,17 +15,17 @@ from polyclinic.data.scaling import Summary, merge
 from polyclinic.engine import Engine, LocalEngine
 from polyclinic.engine.planner import EnginePlan, choose_device, choose_plan
 from polyclinic.engine.processes import ProcessEngine
-from polyclinic.errors import DataError, PolyclinicError, ResultsError
+from polyclinic.errors import DataError, PolyclinicError, StudyError
 from polyclinic.files import write_atomic
 from polyclinic.models import build_model
-from polyclinic.rounds import Checkpoint
 from polyclinic.site.run import build_work
 from polyclinic.state import FlatModule
 from polyclinic.study.declaration import StudyMethod
-from polyclinic.study.jobs import Fold, Job, JobRunner, Outcome, result_rows, slug, work_fields
-from polyclinic.study.provenance import machine, now
+from polyclinic.study.display import Display
+from polyclinic.study.folder import Folder
+from polyclinic.study.jobs import Fold, Job, JobRunner, result_rows, work_fields
 from polyclinic.study.report import write_report
-from polyclinic.study.results import read_table, write_table
+from polyclinic.study.results import write_table
 from polyclinic.study.statistics import summarise
 from polyclinic.tasks import TASKS, build_task
 
@@ -37,53 +34,9 @@ if TYPE_CHECKING:
     from polyclinic.study.study import Study
 
 
-class Display(Protocol):
-    """Shows a person what is going on."""
-
-    def images(self, done: int, total: int) -> None:
-        """Image files decoded so far."""
-
-    def opened(self, sites: pd.DataFrame, warnings: list[str]) -> None:
-        """The data is read."""
-
-    def planned(self, plan: EnginePlan, jobs: int) -> None:
-        """How it will be run."""
-
-    def job(self, number: int, title: str, skipped: bool) -> None:
-        """A job starts, or was done before."""
-
-    def round(self, done: int, total: int) -> None:
-        """A round of the job is done."""
-
-    def step(self, title: str) -> None:
-        """Something else that takes a moment."""
-
-
-class Silent:
-    """Shows nothing."""
-
-    def images(self, done: int, total: int) -> None:
-        """Nothing."""
-
-    def opened(self, sites: pd.DataFrame, warnings: list[str]) -> None:
-        """Nothing."""
-
-    def planned(self, plan: EnginePlan, jobs: int) -> None:
-        """Nothing."""
-
-    def job(self, number: int, title: str, skipped: bool) -> None:
-        """Nothing."""
-
-    def round(self, done: int, total: int) -> None:
-        """Nothing."""
-
-    def step(self, title: str) -> None:
-        """Nothing."""
-
-
 def run_study(study: Study, out: Path, *, resume: bool = False, display: Display | None = None) -> None:
     """Run a study into a folder; see `polyclinic.study.study.Study.run`."""
-    display = display or Silent()
+    display = display or Display()
     folder = Folder(out, study)
     folder.check(resume)
     if folder.is_finished:
@@ -126,136 +79,6 @@ def site_table(study: Study, opened: Opened) -> pd.DataFrame:
     return frame
 
 
-class Folder:
-    """The results folder of a study.
-
-    Args:
-        path: where it is or will be.
-        study: whose it is.
-    """
-
-    def __init__(self, path: Path, study: Study) -> None:
-        self.path, self.study = path, study
-        self.jobs = path / "jobs"
-        self.record: dict[str, Any] = {}
-
-    def check(self, resume: bool) -> None:
-        """Whether the study can be written here; writes nothing.
-
-        Raises:
-            ResultsError: P501 if the folder holds something else.
-        """
-        if not self.path.exists() or (self.path.is_dir() and not any(self.path.iterdir())):
-            return
-        if not self.path.is_dir():
-            raise ResultsError("P501", f"{self.path} is a file, not a folder.", "Choose another folder with --out.")
-        try:
-            self.record = json.loads((self.path / "provenance.json").read_text(encoding="utf-8"))
-            content = yaml.safe_load((self.path / "study.yaml").read_text(encoding="utf-8"))
-        except (OSError, ValueError, yaml.YAMLError):
-            raise ResultsError("P501", f"The folder {self.path} is not empty and holds no study.",
-                               "Choose another folder with --out.") from None  # fmt: skip
-        if not resume:
-            state = self.record.get("status", "unfinished")
-            raise ResultsError("P501", f"The folder {self.path} already holds a study ({state}).",
-                               "Go on with it with --resume, or choose another folder with --out.")  # fmt: skip
-        if content != self._content():
-            raise ResultsError("P501", f"The study in {self.path} is not this one: {self._difference(content)}.",
-                               "Resume with the study file that it was started with.")  # fmt: skip
-
-    @property
-    def is_finished(self) -> bool:
-        """Whether the study was run to its end before, so that nothing is left to resume."""
-        return self.record.get("status") == "finished" and (self.path / "results.csv").is_file()
-
-    def _content(self) -> dict[str, Any]:
-        content: dict[str, Any] = yaml.safe_load(yaml.safe_dump(self.study.declaration.filled()))
-        return content
-
-    def _difference(self, content: object) -> str:
-        mine = self._content()
-        theirs = content if isinstance(content, dict) else {}
-        return "it differs in " + ", ".join(f"`{key}`" for key in mine if mine[key] != theirs.get(key))
-
-    def begin(self, plan: EnginePlan, fingerprint: str) -> EnginePlan:
-        """Write what the study is; for a resumed one, take the plan that it was started with.
-
-        Raises:
-            ResultsError: P501 if the data changed since the study was started.
-        """
-        if not self.record:
-            text = yaml.safe_dump(self.study.declaration.filled(), sort_keys=False, allow_unicode=True, width=120)
-            write_atomic(self.path / "study.yaml", text)
-            self.record = {
-                "status": "running", "study_file": self.study.name, "started": now(), "data_sha256": fingerprint,
-                "seeds": self.study.declaration.all_seeds, "plan": asdict(plan), **machine(),
-            }  # fmt: skip
-            self.note({})
-            return plan
-        if self.record.get("data_sha256") != fingerprint:
-            raise ResultsError("P501", f"The data is not what it was when the study in {self.path} was started.",
-                               "Start anew in another folder with --out.")  # fmt: skip
-        self.note({"status": "running", "reason": "", "resumed": now()})
-        return EnginePlan(**self.record["plan"])
-
-    def note(self, entries: dict[str, Any]) -> None:
-        """Add to the provenance, if the study has begun."""
-        if self.record:
-            self.record |= entries
-            write_atomic(self.path / "provenance.json", json.dumps(self.record, indent=2) + "\n")
-
-    def finish(self, status: dict[str, Any]) -> None:
-        """Everything is written: the folders of the single jobs can go."""
-        self.note({**status, "finished": now()})
-        shutil.rmtree(self.jobs, ignore_errors=True)
-        for checkpoint in (self.path / "sites").glob("*/*.safetensors"):
-            checkpoint.unlink()
-
-    def site_folder(self) -> Path:
-        """Where sites keep what is theirs."""
-        return self.path / "sites"
-
-    # One job ------------------------------------------------------------------------------------------------------
-
-    def job_name(self, job: Job) -> str:
-        """Folder name of a job."""
-        return f"{slug(job.methods[0].label)}-seed{job.seed}-fold{job.fold}{job.suffix}"
-
-    def is_done(self, job: Job) -> bool:
-        """Whether the job's results are complete."""
-        return (self.jobs / self.job_name(job)).is_dir()
-
-    def checkpoint(self, job: Job) -> Checkpoint:
-        """Where the job keeps its progress."""
-        return Checkpoint(self.jobs / f"{self.job_name(job)}.part")
-
-    def store(self, job: Job, outcome: Outcome) -> None:
-        """Write a job's results; they count when the folder has its final name."""
-        from safetensors.torch import save
-
-        name = self.job_name(job)
-        draft = self.jobs / f"{name}.draft"
-        shutil.rmtree(draft, ignore_errors=True)
-        tables = [frame for frame in outcome.predictions if len(frame)]
-        write_table(draft / "predictions.csv", pd.concat(tables) if tables else pd.DataFrame())
-        write_table(draft / "rounds.csv", pd.DataFrame(outcome.rounds))
-        write_atomic(draft / "warnings.json", json.dumps(outcome.warnings))
-        if outcome.overlays:
-            dice = {key: repr(value) for key, value in outcome.overlay_dice.items()}
-            write_atomic(draft / "overlays.safetensors", save(outcome.overlays, dice))
-        for stem, tensors in outcome.models.items():
-            about = {"model": json.dumps(self.study.declaration.model_part), "method": job.label(job.methods[0])}
-            write_atomic(self.path / "models" / f"{stem}.safetensors", save(tensors, about))
-        draft.replace(self.jobs / name)
-        shutil.rmtree(self.jobs / f"{name}.part", ignore_errors=True)
-
-    def gather(self, jobs: list[Job], name: str) -> pd.DataFrame:
-        """One table of all jobs, in the order of the jobs."""
-        paths = [self.jobs / self.job_name(job) / name for job in jobs]
-        tables = [read_table(path) for path in paths if path.stat().st_size > 1]
-        return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame()
-
-
 class _Runner:
     """The jobs of one study."""
 
@@ -271,14 +94,16 @@ class _Runner:
 
     def run(self, sites: pd.DataFrame) -> None:
         """Run all jobs and write all tables."""
+        self._check_class_weights()
         template = self._template(choose_device(self.declaration.engine.device))
-        plan = self.folder.begin(self._plan(template), self.opened.fingerprint)
+        plan = self.folder.plan(self._plan(template), self.opened.fingerprint)
         template = self._template(plan.device)
         torch.set_num_threads(plan.threads)
         engine, local = self._engines(plan)
+        folds = {number: self._prepare(engine, local, number) for number in range(self.declaration.folds or 1)}
+        self.folder.begin(plan, self.opened.fingerprint)  # not before study and data are known to fit
         for site in local.members.values():
             site.write_pseudonyms()
-        folds = {number: self._prepare(engine, local, number) for number in range(self.declaration.folds or 1)}
         jobs = self._jobs(folds)
         self.display.planned(plan, len(jobs))
         self.method_notes = self._same_as_shared(template)
@@ -296,6 +121,16 @@ class _Runner:
             outcome = runner.run(job, folds[job.fold], checkpoint=checkpoint, report=self.display.round)
             self.folder.store(job, outcome)
         self._write(jobs, folds, sites)
+
+    def _check_class_weights(self) -> None:
+        classes = self.opened.classes
+        for method in self.declaration.study_methods:
+            weights = method.training.class_weights
+            if not isinstance(weights, str) and len(weights) != len(classes):
+                raise StudyError(
+                    "P102", f"`training: {{class_weights: ...}}` has {len(weights)} numbers, but there are {len(classes)} "
+                    f"classes: {', '.join(classes)}.", "Give one number for each class, in this order.",
+                )  # fmt: skip
 
     def _same_as_shared(self, template: FlatModule) -> list[str]:
         """Notes on methods that mean to keep something private where the model has nothing of the kind."""
@@ -426,12 +261,12 @@ class _Runner:
         from safetensors import safe_open
         from safetensors.torch import save
 
-        tensors, dice = dict[str, torch.Tensor](), dict[str, str]()
+        tensors, dice = dict[str, torch.Tensor](), dict[str, float]()
         for path in (self.folder.jobs / self.folder.job_name(job) / "overlays.safetensors" for job in jobs):
             if not path.is_file():
                 continue
             with safe_open(path, "pt") as file:
                 tensors |= {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
-                dice |= file.metadata() or {}
+                dice |= json.loads(file.metadata()["dice"])
         if tensors:
-            write_atomic(self.folder.path / "overlays.safetensors", save(tensors, dice))
+            write_atomic(self.folder.path / "overlays.safetensors", save(tensors, {"dice": json.dumps(dice)}))

@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from polyclinic.data.cases import Opened
+    from polyclinic.study.display import Display
     from polyclinic.study.results import Results
-    from polyclinic.study.runner import Display
 
 
 @dataclass(frozen=True)

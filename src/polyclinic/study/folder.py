@@ -1,0 +1,172 @@
+"""The results folder of a study while it is being written."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+import yaml
+
+from polyclinic.engine.planner import EnginePlan
+from polyclinic.errors import ResultsError
+from polyclinic.files import write_atomic
+from polyclinic.rounds import Checkpoint
+from polyclinic.study.jobs import Job, Outcome, slug
+from polyclinic.study.provenance import machine, now
+from polyclinic.study.results import read_table, write_table
+
+if TYPE_CHECKING:
+    from polyclinic.study.study import Study
+
+
+class Folder:
+    """The results folder of a study.
+
+    Args:
+        path: where it is or will be.
+        study: whose it is.
+    """
+
+    def __init__(self, path: Path, study: Study) -> None:
+        self.path, self.study = path, study
+        self.jobs = path / "jobs"
+        self.record: dict[str, Any] = {}
+
+    def check(self, resume: bool) -> None:
+        """Whether the study can be written here; writes nothing.
+
+        Raises:
+            ResultsError: P501 if the folder holds something else.
+        """
+        if not self.path.exists() or (self.path.is_dir() and self._never_begun()):
+            return
+        if not self.path.is_dir():
+            raise ResultsError("P501", f"{self.path} is a file, not a folder.", "Choose another folder with --out.")
+        try:
+            self.record = json.loads((self.path / "provenance.json").read_text(encoding="utf-8"))
+            content = yaml.safe_load((self.path / "study.yaml").read_text(encoding="utf-8"))
+        except (OSError, ValueError, yaml.YAMLError):
+            raise ResultsError("P501", f"The folder {self.path} is not empty and holds no study.",
+                               "Choose another folder with --out.") from None  # fmt: skip
+        if not resume:
+            state = self.record.get("status", "unfinished")
+            raise ResultsError("P501", f"The folder {self.path} already holds a study ({state}).",
+                               "Go on with it with --resume, or choose another folder with --out.")  # fmt: skip
+        if content != self._content():
+            raise ResultsError("P501", f"The study in {self.path} is not this one: {self._difference(content)}.",
+                               "Resume with the study file that it was started with.")  # fmt: skip
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether the study was run to its end before, so that nothing is left to resume."""
+        return self.record.get("status") == "finished" and (self.path / "results.csv").is_file()
+
+    def _never_begun(self) -> bool:
+        """Whether the folder is empty, or this study was killed while it wrote its first files."""
+        names = {path.name for path in self.path.iterdir()}
+        if names - {"study.yaml", ".study.yaml.tmp", ".provenance.json.tmp"}:
+            return False
+        text = (self.path / "study.yaml").read_text(encoding="utf-8") if "study.yaml" in names else self._text()
+        return text == self._text()
+
+    def _text(self) -> str:
+        content = self.study.declaration.filled()
+        text: str = yaml.safe_dump(content, sort_keys=False, allow_unicode=True, width=120)
+        return text
+
+    def _content(self) -> dict[str, Any]:
+        content: dict[str, Any] = yaml.safe_load(yaml.safe_dump(self.study.declaration.filled()))
+        return content
+
+    def _difference(self, content: object) -> str:
+        mine = self._content()
+        theirs = content if isinstance(content, dict) else {}
+        return "it differs in " + ", ".join(f"`{key}`" for key in mine if mine[key] != theirs.get(key))
+
+    def plan(self, plan: EnginePlan, fingerprint: str) -> EnginePlan:
+        """The plan that a resumed study was started with, or ``plan`` for a new one; writes nothing.
+
+        Raises:
+            ResultsError: P501 if the data changed since the study was started.
+        """
+        if not self.record:
+            return plan
+        if self.record.get("data_sha256") != fingerprint:
+            raise ResultsError("P501", f"The data is not what it was when the study in {self.path} was started.",
+                               "Start anew in another folder with --out.")  # fmt: skip
+        return EnginePlan(**self.record["plan"])
+
+    def begin(self, plan: EnginePlan, fingerprint: str) -> None:
+        """Write what the study is, or that it goes on."""
+        if not self.record:
+            write_atomic(self.path / "study.yaml", self._text())
+            self.record = {
+                "status": "running", "study_file": self.study.name, "started": now(), "data_sha256": fingerprint,
+                "seeds": self.study.declaration.all_seeds, "plan": asdict(plan), **machine(),
+            }  # fmt: skip
+            self.note({})
+        else:
+            self.note({"status": "running", "reason": "", "resumed": now()})
+
+    def note(self, entries: dict[str, Any]) -> None:
+        """Add to the provenance, if the study has begun."""
+        if self.record:
+            self.record |= entries
+            write_atomic(self.path / "provenance.json", json.dumps(self.record, indent=2) + "\n")
+
+    def finish(self, status: dict[str, Any]) -> None:
+        """Everything is written: the folders of the single jobs can go."""
+        self.note({**status, "finished": now()})
+        shutil.rmtree(self.jobs, ignore_errors=True)
+        for checkpoint in (self.path / "sites").glob("*/*.safetensors"):
+            checkpoint.unlink()
+
+    def site_folder(self) -> Path:
+        """Where sites keep what is theirs."""
+        return self.path / "sites"
+
+    # One job ------------------------------------------------------------------------------------------------------
+
+    def job_name(self, job: Job) -> str:
+        """Folder name of a job."""
+        return f"{slug(job.methods[0].label)}-seed{job.seed}-fold{job.fold}{job.suffix}"
+
+    def is_done(self, job: Job) -> bool:
+        """Whether the job's results are complete."""
+        return (self.jobs / self.job_name(job)).is_dir()
+
+    def checkpoint(self, job: Job) -> Checkpoint:
+        """Where the job keeps its progress."""
+        return Checkpoint(self.jobs / f"{self.job_name(job)}.part")
+
+    def store(self, job: Job, outcome: Outcome) -> None:
+        """Write a job's results; they count when the folder has its final name."""
+        from safetensors.torch import save
+
+        name = self.job_name(job)
+        draft = self.jobs / f"{name}.draft"
+        shutil.rmtree(draft, ignore_errors=True)
+        tables = [frame for frame in outcome.predictions if len(frame)]
+        write_table(draft / "predictions.csv", pd.concat(tables) if tables else pd.DataFrame())
+        write_table(draft / "rounds.csv", pd.DataFrame(outcome.rounds))
+        write_atomic(draft / "warnings.json", json.dumps(outcome.warnings))
+        if outcome.overlays:
+            dice = {"dice": json.dumps(outcome.overlay_dice)}
+            write_atomic(draft / "overlays.safetensors", save(outcome.overlays, dice))
+        for stem, tensors in outcome.models.items():
+            about = {"model": self.study.declaration.model_part, "method": job.label(job.methods[0])}
+            # One entry only: safetensors writes several in an order that changes from run to run.
+            content = save(tensors, {"about": json.dumps(about)})
+            write_atomic(self.path / "models" / f"{stem}.safetensors", content)
+        draft.replace(self.jobs / name)
+        shutil.rmtree(self.jobs / f"{name}.part", ignore_errors=True)
+
+    def gather(self, jobs: list[Job], name: str) -> pd.DataFrame:
+        """One table of all jobs, in the order of the jobs."""
+        paths = [self.jobs / self.job_name(job) / name for job in jobs]
+        tables = [read_table(path) for path in paths if path.stat().st_size > 1]
+        return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame()

@@ -1,0 +1,213 @@
+"""The command line: what it prints, what it imports, and how it says what went wrong."""
+
+import subprocess
+import sys
+
+import pytest
+import yaml
+from helpers import write_table_study
+
+from polyclinic import __version__, cli
+
+SIZES = {"Aachen": 16, "Bonn": 12}
+
+
+@pytest.fixture
+def command(capsys, monkeypatch):
+    """Run ``polyclinic ...`` in this process: exit status, standard output, standard error."""
+    monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.setattr(cli, "console", cli.Console(stderr=True, highlight=False, width=200))
+    monkeypatch.setattr(cli, "output", cli.Console(highlight=False, width=200))
+
+    def call(*arguments):
+        monkeypatch.setattr(sys, "argv", ["polyclinic", *map(str, arguments)])
+        status = 0
+        try:
+            cli.main()
+        except SystemExit as leaving:
+            status = leaving.code or 0
+        printed = capsys.readouterr()
+        return status, printed.out, printed.err
+
+    return call
+
+
+@pytest.fixture
+def study_file(tmp_path):
+    entries = write_table_study(tmp_path, SIZES)
+    entries |= {"methods": ["single", "fedavg"]}
+    path = tmp_path / "study.yaml"
+    path.write_text(yaml.safe_dump(entries))
+    return path
+
+
+HEAVY = ("torch", "pandas", "numpy", "monai", "matplotlib", "sklearn", "scipy", "pydantic", "jinja2", "PIL")
+
+
+@pytest.mark.parametrize("code", ["import polyclinic", "import polyclinic.cli", "import polyclinic.errors"])
+def test_importing_needs_no_heavy_library(code):
+    script = f"{code}; import sys; print(*(name for name in {HEAVY} if name in sys.modules))"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == []
+
+
+def test_help_needs_no_heavy_library():
+    script = (
+        "import sys; sys.argv = ['polyclinic', '--help']\n"
+        "from polyclinic.cli import main\n"
+        "try: main()\n"
+        f"finally: print('heavy:', *(name for name in {HEAVY} if name in sys.modules))"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert done.returncode == 0
+    assert done.stdout.rstrip().endswith("heavy:")
+    for name in ("run", "check", "methods", "report", "demo"):
+        assert f" {name} " in done.stdout
+
+
+def test_the_public_names_are_there():
+    import polyclinic
+
+    assert polyclinic.Study.__name__ == "Study"
+    assert polyclinic.Results.__name__ == "Results"
+    assert polyclinic.PolyclinicError.exit_status == 1
+    with pytest.raises(AttributeError, match="no attribute 'Studdy'"):
+        _ = polyclinic.Studdy
+
+
+def test_the_version(command):
+    assert command("--version") == (0, f"polyclinic {__version__}\n", "")
+
+
+def test_methods_lists_every_method_with_its_source(command):
+    from polyclinic.methods import ABOUT, METHODS
+
+    status, out, _ = command("methods")
+    assert status == 0
+    for name in METHODS:
+        assert f" {name} " in out
+    text = " ".join(out.split())
+    assert "mu = 0.01" in text
+    assert set(ABOUT) == set(METHODS)
+
+
+def test_check_counts_and_trains_nothing(command, study_file, monkeypatch):
+    monkeypatch.setattr("polyclinic.study.jobs.run_rounds", lambda *_, **__: pytest.fail("trained"))
+    status, out, _ = command("check", study_file)
+    assert status == 0
+    assert out.splitlines()[-1] == "2 sites; 28 cases found, 28 used, 0 rejected."
+    assert "Aachen" in out
+    assert sorted(path.name for path in study_file.parent.iterdir()) == ["cases.csv", "study.yaml"]
+
+
+def test_run_and_report(command, study_file, tmp_path):
+    status, out, err = command("run", study_file, "--out", tmp_path / "out")
+    assert status == 0, err
+    assert (tmp_path / "out" / "results.csv").is_file()
+    assert f"Report: {tmp_path / 'out' / 'report.html'}" in out
+    assert "fedavg" in out
+    assert "sequential on cpu, 1 thread" in " ".join(err.split())
+    assert "Traceback" not in err
+    first = (tmp_path / "out" / "report.html").read_text()
+    (tmp_path / "out" / "report.html").unlink()
+    assert command("report", tmp_path / "out") == (0, f"{tmp_path / 'out' / 'report.html'}\n", "")
+    assert (tmp_path / "out" / "report.html").read_text() == first
+    status, _, _ = command("report", tmp_path / "out", "--out", tmp_path / "elsewhere.html")
+    assert status == 0
+    assert (tmp_path / "elsewhere.html").is_file()
+
+
+def test_run_of_some_methods_only(command, study_file, tmp_path, monkeypatch):
+    monkeypatch.setattr("polyclinic.study.runner.write_report", lambda folder, out=None: folder / "report.html")
+    status, _, err = command("run", study_file, "--out", tmp_path / "out", "--method", "fedprox", "--method", "fedavg")
+    assert status == 0, err
+    methods = yaml.safe_load((tmp_path / "out" / "study.yaml").read_text())["methods"]
+    assert [next(iter(entry)) for entry in methods] == ["fedprox", "fedavg"]
+
+
+def plain(err):
+    """Messages are sentences: no traceback, no internal names."""
+    for word in ("Traceback", 'File "', "polyclinic.", "pydantic", "None"):
+        assert word not in err
+    return " ".join(err.split())
+
+
+def test_a_mistake_in_the_study_file(command, study_file, tmp_path):
+    study_file.write_text(study_file.read_text().replace("rounds:", "round:"))
+    status, out, err = command("run", study_file, "--out", tmp_path / "out")
+    line = 1 + [text.strip().split(":")[0] for text in study_file.read_text().splitlines()].index("round")
+    assert (status, out) == (2, "")
+    assert plain(err) == (
+        f"Error P103 study.yaml, line {line}, training.round: `training` has no entry 'round'. Did you mean 'rounds'?"
+    )
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("what", ["run", "check"])
+def test_a_mistake_in_the_data(command, study_file, tmp_path, what):
+    table = tmp_path / "cases.csv"
+    table.write_text(table.read_text().replace("diagnosis", "diagnose", 1))
+    arguments = ["--out", tmp_path / "out"] if what == "run" else []
+    status, out, err = command(what, study_file, *arguments)
+    assert (status, out) == (2, "")
+    assert plain(err).startswith("Error P202 ")
+    assert "Did you mean 'diagnose'?" in plain(err)
+    assert not (tmp_path / "out").exists()
+
+
+def test_too_few_patients(command, study_file, tmp_path):
+    study_file.write_text(study_file.read_text().replace("folds: 2", "folds: 50"))
+    status, _, err = command("run", study_file, "--out", tmp_path / "out")
+    assert status == 2
+    assert "Error P206 No site has enough patients to be both trained on and tested." in plain(err)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_file_that_is_not_there(command, tmp_path):
+    status, _, err = command("check", tmp_path / "nowhere.yaml")
+    assert status == 2
+    assert plain(err) == f"Error P101 There is no file {tmp_path}/nowhere.yaml. Give the path of a study file (YAML)."
+
+
+def test_a_folder_that_holds_something_else(command, study_file, tmp_path):
+    status, _, err = command("run", study_file, "--out", tmp_path)
+    assert status == 1
+    assert plain(err).startswith(f"Error P501 The folder {tmp_path} is not empty and holds no study.")
+    status, _, err = command("report", tmp_path)
+    assert status == 1
+    assert plain(err).startswith("Error P501 ")
+
+
+def test_a_message_with_square_brackets_is_printed_as_it_is(command, study_file, tmp_path):
+    study_file.write_text(study_file.read_text().replace("- single", "- '[bold]single'"))
+    _, _, err = command("run", study_file, "--out", tmp_path / "out")
+    assert "'[bold]single' is no method." in err
+
+
+def test_an_interruption_says_how_to_go_on(command, study_file, tmp_path, monkeypatch):
+    def interrupt(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("polyclinic.study.jobs.run_rounds", interrupt)
+    status, _, err = command("run", study_file, "--out", tmp_path / "out")
+    assert status == 130
+    assert plain(err).endswith("Stopped. Finished rounds are saved: run the same command with --resume to go on.")
+
+
+def test_training_that_fails_has_status_1(command, study_file, tmp_path):
+    study_file.write_text(study_file.read_text().replace("lr: 0.1", "lr: 1.0e+30"))
+    status, _, err = command("run", study_file, "--out", tmp_path / "out")
+    assert status == 1
+    assert "Error P402 In round 1 0 of 2 sites answered, 2 are needed. Aachen: P301 Training at site Aachen" in plain(err)
+
+
+def test_as_a_process_of_its_own(study_file):
+    """The installed command and its exit status."""
+    study_file.write_text(study_file.read_text().replace("fedavg", "fedavgg"))
+    done = subprocess.run(
+        [sys.executable, "-m", "polyclinic.cli", "check", str(study_file)], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert "Traceback" not in done.stderr
+    assert "'fedavgg' is no method. Did you mean 'fedavg'?" in " ".join(done.stderr.replace("\n", " ").split())

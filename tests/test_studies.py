@@ -1,0 +1,152 @@
+"""The studies of the folder ``studies``: their data are found and counted as described, and a short version runs."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+import json
+import re
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import yaml
+from rich.console import Console
+
+from polyclinic import Results, Study
+
+STUDIES = Path(__file__).resolve().parents[1] / "studies"
+#: Study -> sites, cases found, used, patients.
+COUNTS = {
+    "mri-quality": (17, 1101, 1101, 1101),
+    "heart-disease": (4, 920, 740, 740),
+    "autism-volumes": (16, 806, 806, 806),
+    "sex-volumes": (16, 806, 806, 806),
+    "sex-volumes-common-scale": (16, 806, 806, 806),
+    "skin-lesions": (4, 2169, 2169, 1770),
+    "retina-vessels": (3, 88, 88, 74),
+}
+IMAGES = ("skin-lesions", "retina-vessels")
+#: Run by default; the others take longer.
+FAST = ("heart-disease", "autism-volumes")
+#: What every comparison needs.
+NEEDED = {"single", "cross", "ensemble", "mix", "fedavg", "fedprox"}
+
+
+@pytest.fixture
+def make_results(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    """The script, writing its page into a folder of its own."""
+    spec = importlib.util.spec_from_file_location("make_results", STUDIES / "make_results.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    monkeypatch.setattr(module, "PAGE", tmp_path / "results.md")
+    return module
+
+
+def path_of(name: str) -> Path:
+    return STUDIES / f"{name}.yaml"
+
+
+def content_of(name: str, **changes: Any) -> dict[str, Any]:
+    """The study, shortened: 2 rounds, 2 folds, one seed, small images."""
+    content: dict[str, Any] = yaml.safe_load(path_of(name).read_text(encoding="utf-8"))
+    content["training"]["rounds"] = 2
+    content["training"].pop("schedule", None)
+    content["evaluation"] |= {"folds": 2, "bootstrap": 20, "unseen_sites": False}
+    content["engine"] = {"threads": 1}
+    content.pop("seeds", None)
+    if name in IMAGES:
+        content["data"]["size"] = [32, 32]
+    return content | changes
+
+
+@pytest.fixture
+def data(name: str, data_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The study's data, or the test is skipped."""
+    if name == "mri-quality":
+        try:
+            importlib.metadata.distribution("mriqc-learn")
+        except importlib.metadata.PackageNotFoundError:
+            pytest.skip("pip install mriqc-learn to run this test")
+    monkeypatch.setenv("POLYCLINIC_DATA", str(data_folder))
+
+
+def test_all_studies_are_tested_and_stand_on_the_page(make_results: ModuleType):
+    assert {path.stem for path in STUDIES.glob("*.yaml")} == set(COUNTS) == set(make_results.NAMES)
+
+
+@pytest.mark.parametrize("name", COUNTS)
+def test_the_head_of_a_study_says_what_and_where_from(name: str):
+    head = re.match(r"(?:#.*\n)+", path_of(name).read_text(encoding="utf-8"))
+    assert head is not None
+    assert all(f"# {word}: " in head[0] for word in ("Question", "Data", "Citation", "Where", "Licence", "Time"))
+
+
+@pytest.mark.parametrize("name", COUNTS)
+def test_a_study_is_valid_and_compares_what_is_needed(name: str, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("POLYCLINIC_DATA", "/data")
+    study = Study.read(path_of(name))
+    assert {method.name for method in study.declaration.study_methods} >= NEEDED
+
+
+def studies(*fast: str) -> list[Any]:
+    """All studies; those that are not in ``fast`` are run with the long tests only."""
+    return [name if name in fast else pytest.param(name, marks=pytest.mark.long) for name in COUNTS]
+
+
+@pytest.mark.parametrize("name", studies(*(name for name in COUNTS if name not in IMAGES)))
+@pytest.mark.usefixtures("data")
+def test_the_data_are_counted_as_described(name: str):
+    sites, _ = Study.read(path_of(name)).check()
+    assert (len(sites), *sites[["found", "used", "patients"]].sum()) == COUNTS[name]
+
+
+@pytest.mark.parametrize("name", studies(*FAST))
+@pytest.mark.usefixtures("data")
+def test_a_short_version_runs_to_its_report(name: str, tmp_path: Path):
+    content = content_of(name)
+    results = Study.of(content, STUDIES).run(tmp_path / "results")
+    methods = [method if isinstance(method, str) else next(iter(method)) for method in content["methods"]]
+    assert [label.partition("(")[0] for label in results.table().index] == methods
+    assert (tmp_path / "results" / "report.html").is_file()
+
+
+@pytest.mark.parametrize("name", ["heart-disease"])
+@pytest.mark.usefixtures("data")
+def test_the_page_has_the_numbers_of_the_results(name: str, tmp_path: Path, make_results: ModuleType):
+    content = content_of(name, methods=["single", "fedavg"])
+    results = Study.of(content, STUDIES).run(tmp_path / name)
+    page = make_results.page(tmp_path)
+    sites, together = results.table(), results.table("all")
+    for method in ("single", "fedavg"):
+        for mean in (sites.loc[method, "auc"], together.loc[method, "auc"]):
+            assert f"| {method} | {mean:.3f} (" in page
+    assert "Cases: 920 found, 740 used, 180 rejected" in page
+    assert "Not run yet: " + ", ".join(other for other in make_results.NAMES if other != name) in page
+
+
+@pytest.mark.parametrize("name", ["heart-disease"])
+@pytest.mark.usefixtures("data")
+def test_finished_results_are_taken_and_changed_ones_refused(
+    name: str, tmp_path: Path, make_results: ModuleType, monkeypatch: pytest.MonkeyPatch
+):
+    folder = tmp_path / "studies"
+    folder.mkdir()
+    monkeypatch.setattr(make_results, "HERE", folder)
+    study = folder / f"{name}.yaml"
+    content = content_of(name, methods=["fedavg"])
+    study.write_text("# Question: one?\n" + yaml.safe_dump(content), encoding="utf-8")
+    out = tmp_path / "out"
+    make_results.main([name], out)
+    first = Results(out / name).provenance["finished"]
+    assert "## heart-disease\n\nQuestion: one?" in make_results.PAGE.read_text(encoding="utf-8")
+    make_results.main([name], out)
+    assert json.loads((out / name / "provenance.json").read_text(encoding="utf-8"))["finished"] == first
+    content["training"]["rounds"] = 3
+    study.write_text("# Question: one?\n" + yaml.safe_dump(content), encoding="utf-8")
+    with pytest.raises(make_results.typer.Exit):
+        make_results.main([name], out)
+    make_results.run(study, tmp_path / "other", Console(quiet=True))
