@@ -9,10 +9,10 @@ demo: $(MADE)
 	$(BIN)/polyclinic demo
 
 test: $(MADE)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto
 
 test-long: $(MADE)
-	$(BIN)/python -m pytest -m long
+	$(BIN)/python -m pytest -n auto -m long
 
 # Style, types and import rules.
 check: $(MADE)

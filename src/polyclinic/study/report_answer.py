@@ -60,10 +60,10 @@ def answer(folder: Folder) -> list[Markup]:
             among, best.method, verb, without, metric.title, *_value(metric, best.row), where
         ),
         *_against(folder, best, private),
-        *_site_by_site(folder, best, private),
         *_pooled(folder, best),
         *_guessing(folder, best),
         *_range(folder, best),
+        *_site_by_site(folder, best, private),
     ]
     unseen = find_best(folder, [method for method in folder.methods if method.endswith(UNSEEN)])
     if unseen is not None:
