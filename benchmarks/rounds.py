@@ -256,7 +256,9 @@ def show(name: str, ratio: float, limit: float, detail: str) -> None:
     """One line of the results."""
     memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     verdict = "reached" if ratio <= limit else "NOT reached"
-    print(f"{name:<34} ratio {ratio:5.2f}  (to reach: {limit:.2f}, {verdict})  {detail}; peak {memory:.0f} MB", flush=True)
+    print(
+        f"{name:<34} ratio {ratio:5.2f}  (to reach: {limit:.2f}, {verdict})  {detail}; peak {memory:.0f} MB", flush=True
+    )
 
 
 def mlp(sites: int, limit: float) -> None:

@@ -30,9 +30,7 @@ from polyclinic.tasks import TASKS, build_task
 SIZES = {"Aachen": 33, "Bonn": 10, "Celle": 5, "Dresden": 20}
 
 
-def table_site(
-    name: str, cases: int, *, features: int = 5, classes: int = 2, part: str | None = "train"
-) -> SiteData:
+def table_site(name: str, cases: int, *, features: int = 5, classes: int = 2, part: str | None = "train") -> SiteData:
     """A table site whose features carry its labels and differ from other sites in mean and scale."""
     rng = np.random.default_rng(sum(map(ord, name)) + cases)
     labels = np.arange(cases) % classes
@@ -62,7 +60,9 @@ def site_of(name: str, inputs: Tensor, targets: Tensor, part: str | None = "trai
     """A site with a patient for each case, all in one part unless ``part`` is None."""
     cases = len(inputs)
     subjects, rows = [f"{name} patient {i}" for i in range(cases)], [f"row {i + 1}" for i in range(cases)]
-    return SiteData(name, inputs, targets, subjects, rows, None if part is None else [part] * cases, Counts(cases, cases))
+    return SiteData(
+        name, inputs, targets, subjects, rows, None if part is None else [part] * cases, Counts(cases, cases)
+    )
 
 
 def table_sites(sizes: Mapping[str, int] = SIZES, **options: Any) -> dict[str, SiteData]:

@@ -8,10 +8,10 @@ from dataclasses import replace
 import hypothesis.strategies as st
 import pytest
 import torch
-from helpers import SIZES, Federation, image_sites, recorded, table_site, table_sites
 from hypothesis import given, settings
 from torch import nn
 
+from helpers import Federation, image_sites, recorded, table_site, table_sites
 from polyclinic.client.work import Work
 from polyclinic.communication.message import Message
 from polyclinic.engine import LocalEngine
@@ -113,7 +113,9 @@ def test_stacked_agrees_for_images(method, norm):
 
 @pytest.mark.parametrize("method", ["fedavg", "fedsgd"])
 def test_stacked_agrees_with_augmentation(method):
-    preparation = {"augmentation": [{"RandFlip": {"prob": 0.5, "spatial_axis": 0}}, {"RandGaussianNoise": {"prob": 0.5}}]}
+    preparation = {
+        "augmentation": [{"RandFlip": {"prob": 0.5, "spatial_axis": 0}}, {"RandGaussianNoise": {"prob": 0.5}}]
+    }
     sizes = {"Aachen": 17, "Bonn": 10, "Celle": 5}
     model, training = {"cnn": {"channels": [3]}}, {"rounds": 2}
     agree(image_sites(sizes), method, model=model, training=training, preparation=preparation)
@@ -136,9 +138,13 @@ def test_stacked_agrees_for_three_classes():
 @given(
     st.lists(st.integers(2, 23), min_size=1, max_size=6),
     st.integers(1, 9),
-    st.one_of(st.tuples(st.just("local_epochs"), st.integers(1, 3)), st.tuples(st.just("local_steps"), st.integers(1, 6))),
+    st.one_of(
+        st.tuples(st.just("local_epochs"), st.integers(1, 3)), st.tuples(st.just("local_steps"), st.integers(1, 6))
+    ),
     st.sampled_from(["fedavg", "fedsgd", "fedbn"]),
-    st.sampled_from([("batch", "slow"), ("mlp", "momentum"), ("mlp", "adam"), ("mlp", "rmsprop"), ("layer", "adagrad")]),
+    st.sampled_from(
+        [("batch", "slow"), ("mlp", "momentum"), ("mlp", "adam"), ("mlp", "rmsprop"), ("layer", "adagrad")]
+    ),
 )
 @settings(max_examples=25)
 def test_stacked_agrees_whatever_the_sizes(sizes, batch_size, length, method, parts):
@@ -152,7 +158,8 @@ def test_stacked_agrees_whatever_the_sizes(sizes, batch_size, length, method, pa
 def test_a_site_that_leaves_for_early_stopping_does_not_disturb_the_stack():
     data = table_sites({"Aachen": 33, "Bonn": 14, "Celle": 17}, part=None)
     agree(
-        data, "single", model=MODELS["mlp"], training={"rounds": 12, "early_stopping": 2, "optimizer": {"sgd": {"lr": 1.0}}},
+        data, "single", model=MODELS["mlp"],
+        training={"rounds": 12, "early_stopping": 2, "optimizer": {"sgd": {"lr": 1.0}}},
         evaluation={"folds": 2, "validation": 0.3, "best_round": "loss"}, tolerance=1e-4,
     )  # fmt: skip
 
@@ -231,7 +238,7 @@ def test_a_site_that_fails_is_named_and_nothing_of_its_data_is_told(stacked, tmp
 def test_a_site_out_of_memory_says_so(error, stacked):
     federation = Federation(table_sites(), stacked=stacked)
     broken(federation, "Celle", error)
-    with pytest.raises(TrainingError, match="P303 Site Celle ran out of memory during 'train'.*batch_size"):
+    with pytest.raises(TrainingError, match=r"P303 Site Celle ran out of memory during 'train'.*batch_size"):
         federation.rounds()
 
 
@@ -266,7 +273,9 @@ def test_below_the_quorum_the_study_stops_and_names_every_cause(stacked):
 def test_a_loss_that_is_not_a_number_names_the_site(stacked):
     data = table_sites()
     data["Celle"].inputs[0, 0] = float("inf")
-    with pytest.raises(TrainingError, match=r"P301 Training at site Celle gave .* not finite .*Lower the learning rate"):
+    with pytest.raises(
+        TrainingError, match=r"P301 Training at site Celle gave .* not finite .*Lower the learning rate"
+    ):
         Federation(data, stacked=stacked).rounds()
 
 
@@ -352,7 +361,7 @@ def test_an_error_in_a_worker_arrives_as_what_it_was(workers):
 
 
 def test_a_worker_that_is_killed_names_its_site_and_nobody_waits(workers):
-    """Aachen is alone in the first worker, Bonn and Celle share the second, which is killed at work and then is gone."""
+    """Aachen is alone in the first worker, Bonn and Celle share the second, which is killed while at work."""
     data, engine = workers
     assert share_out(data, 2) == {"Aachen": 0, "Celle": 1, "Bonn": 1}
     training = {"rounds": 1, "local_steps": 1_000_000, "quorum": 3}

@@ -5,9 +5,9 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
-from helpers import SIZES, Federation, catalogued, flat, plain_module, recorded, site_of, table_site, table_sites
 from torch import nn
 
+from helpers import SIZES, Federation, catalogued, flat, plain_module, recorded, site_of, table_site, table_sites
 from polyclinic.client.work import Work, batch_sizes, clip_gradient
 from polyclinic.communication.message import Message
 from polyclinic.methods import ABOUT, METHODS
@@ -95,7 +95,9 @@ def test_single_cross_and_ensemble_are_the_models_of_the_sites():
     )  # fmt: skip
     outcome = federation.outcome(*methods)
     saved = next(iter(outcome.models.values()))
-    models = {site: {n.removeprefix(f"{site}/"): t for n, t in saved.items() if n.startswith(f"{site}/")} for site in data}
+    models = {
+        site: {n.removeprefix(f"{site}/"): t for n, t in saved.items() if n.startswith(f"{site}/")} for site in data
+    }
     scores = {site: {of: scores_of(federation, models[of], site) for of in data} for site in data}
     found = {}
     for frame in outcome.predictions:
@@ -170,7 +172,7 @@ def test_one_full_batch_step_of_fedavg_is_fedsgd(class_weights):
 @pytest.mark.parametrize("batch_size", [7, 100])
 @pytest.mark.parametrize("class_weights", ["none", "balanced", [0.5, 3.0]])
 def test_fedsgd_is_gradient_descent_on_the_pool(class_weights, batch_size):
-    data = {name: site for name, site in table_sites().items()}
+    data = table_sites()
     data["Bonn"].targets[:8] = 0  # so that balanced weights are not all 1
     federation = Federation(
         data, ["fedsgd"], model={"mlp": {"hidden": [6]}},
@@ -568,7 +570,8 @@ def test_batch_sizes(cases, batch, epochs, steps, expected):
 
 def test_seeds_depend_on_every_name_and_on_its_type():
     seeds = {derive_seed(0, "train", "A", 1), derive_seed(0, "train", "A", 2), derive_seed(0, "train", "B", 1),
-             derive_seed(1, "train", "A", 1), derive_seed("0", "train", "A", 1), derive_seed(0, "trainA", 1)}  # fmt: skip
+             derive_seed(1, "train", "A", 1), derive_seed("0", "train", "A", 1),
+             derive_seed(0, "trainA", 1)}  # fmt: skip
     assert len(seeds) == 6
     assert derive_seed(0, "train", "A", 1) == derive_seed(0, "train", "A", 1)
     assert all(0 <= seed < 2**63 for seed in seeds)

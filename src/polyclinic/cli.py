@@ -68,10 +68,18 @@ def demo(
 
 
 @app.command()
-def check(study: StudyFile) -> None:
+def check(
+    study: StudyFile,
+    verbose: Annotated[bool, typer.Option("--verbose", help="Name the files that can't be read.")] = False,
+) -> None:
     """Open the data of a study and count what training would use; trains nothing."""
+    import logging
+
     from polyclinic.study.study import Study
 
+    if verbose:
+        logging.basicConfig(format="%(message)s")
+        logging.getLogger("polyclinic").setLevel(logging.DEBUG)
     found = Study.read(study)
     sites, warnings = found.check()
     output.print(_sites_table(sites))

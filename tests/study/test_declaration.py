@@ -46,8 +46,13 @@ def test_a_filled_study_asks_for_the_same(name):
     assert [m.label for m in again.study_methods] == [m.label for m in declaration.study_methods]
     methods = [[replace(m.method, local=list(m.method.local)) for m in d.study_methods] for d in (again, declaration)]
     assert methods[0] == methods[1]
-    trainings = [[(m.training.model_copy(update={"local_epochs": None}), optimizer_of(m.training), schedule_of(m.training))
-                  for m in d.study_methods] for d in (again, declaration)]  # fmt: skip
+    trainings = [
+        [
+            (m.training.model_copy(update={"local_epochs": None}), optimizer_of(m.training), schedule_of(m.training))
+            for m in checked.study_methods
+        ]
+        for checked in (again, declaration)
+    ]
     for (one, *one_parts), (other, *other_parts) in zip(*trainings, strict=True):
         assert one_parts == other_parts
         ignored = {"optimizer", "loss"}  # named with their defaults in the filled one

@@ -15,9 +15,9 @@ import pandas as pd
 import pytest
 import torch
 import yaml
-from helpers import plain_module, write_image_study, write_table_study
 from safetensors.torch import load_file
 
+from helpers import plain_module, write_image_study, write_table_study
 from polyclinic.communication.message import Message
 from polyclinic.data.dataset import Dataset
 from polyclinic.engine import LocalEngine
@@ -84,7 +84,10 @@ def test_the_folder_holds_what_it_should(finished):
         "provenance.json", "models", "sites", "report.html",
     }  # fmt: skip
     assert not [path for path in results.folder.rglob("*") if path.name.endswith((".tmp", ".part", ".draft"))]
-    assert {path.name for path in (results.folder / "sites").rglob("*") if path.is_file()} == {"subjects.csv", "site.log"}
+    assert {path.name for path in (results.folder / "sites").rglob("*") if path.is_file()} == {
+        "subjects.csv",
+        "site.log",
+    }
 
 
 def test_results_have_a_row_for_each_model_site_and_metric(finished):
@@ -231,12 +234,13 @@ def test_saved_models_give_the_predictions_again(finished):
 # The same numbers -----------------------------------------------------------------------------------------------------
 
 
-def test_two_runs_are_byte_equal(finished, tmp_path):
-    folder, entries, results = finished
-    again = Study.of(entries, folder).run(tmp_path / "again")
-    assert contents(again.folder) == contents(results.folder)
-    same = [name for name in results.rounds.columns if name != "seconds"]
-    assert again.rounds[same].equals(results.rounds[same])
+@pytest.mark.parametrize("mode", ["sequential", "stacked"])
+def test_two_runs_are_byte_equal(tmp_path, mode):
+    entries = changed(small_study(tmp_path), engine={"mode": mode})
+    first, again = run(entries, tmp_path, "first"), run(entries, tmp_path, "again")
+    assert contents(again.folder) == contents(first.folder)
+    same = [name for name in first.rounds.columns if name != "seconds"]
+    assert again.rounds[same].equals(first.rounds[same])
 
 
 def test_the_order_of_the_rows_in_the_table_does_not_decide_the_split(tmp_path):
@@ -259,9 +263,11 @@ def test_other_seeds_give_other_numbers(tmp_path, part):
     assert same_folds is (part == "seeds")
 
 
-def test_stacked_agrees_with_sequential(finished, tmp_path):
-    folder, entries, results = finished
-    stacked = Study.of(changed(entries, engine={"mode": "stacked"}), folder).run(tmp_path / "stacked")
+def test_stacked_agrees_with_sequential(tmp_path):
+    entries = write_table_study(tmp_path, SIZES)
+    results, stacked = (
+        run(changed(entries, engine={"mode": mode}), tmp_path, mode) for mode in ("sequential", "stacked")
+    )
     left, right = results.predictions, stacked.predictions
     texts = ["method", "seed", "fold", "site", "subject", "case", "label", "trained_on"]
     assert left[texts].equals(right[texts])
@@ -319,9 +325,10 @@ def kill_and_resume(folder, entries, monkeypatch, moments):
     unbroken = contents(folder / "unbroken")
     for moment in moments:
         out = f"killed-{moment}"
-        with monkeypatch.context() as patch, pytest.raises(Killed):
+        with monkeypatch.context() as patch:
             Dying(patch, moment)
-            run(entries, folder, out)
+            with pytest.raises(Killed):
+                run(entries, folder, out)
         run(entries, folder, out, resume=True)
         assert contents(folder / out) == unbroken, f"killed before file {moment}"
         assert not (folder / out / "jobs").exists()
@@ -341,11 +348,12 @@ def test_a_study_killed_at_any_file_resumes_to_the_same_bytes(tmp_path, monkeypa
     kill_and_resume(tmp_path, entries, monkeypatch, range(1, count + 1))
 
 
-def killed_for_good(arguments, folder, ready):
-    """Run the command and kill -9 it as soon as ``ready(folder)``; whether it was still running."""
+def killed_for_good(arguments, folder, ready, delay):
+    """Run the command and kill -9 it some time after ``ready(folder)``; whether it was still running."""
     process = subprocess.Popen(arguments, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     while process.poll() is None and not ready(folder):
         time.sleep(0.005)
+    time.sleep(delay)
     alive = process.poll() is None
     process.kill()
     process.wait()
@@ -358,7 +366,7 @@ def jobs_done(folder):
 
 @pytest.mark.parametrize("kills", [2, pytest.param(6, marks=pytest.mark.long)])
 def test_kill_9_and_resume(tmp_path, kills):
-    entries = changed(write_table_study(tmp_path, SIZES), training={"rounds": 25})
+    entries = changed(small_study(tmp_path), training={"rounds": 20})
     (tmp_path / "study.yaml").write_text(yaml.safe_dump(entries))
     study = Study.read(tmp_path / "study.yaml")
     unbroken = contents(study.run(tmp_path / "unbroken").folder)
@@ -366,13 +374,12 @@ def test_kill_9_and_resume(tmp_path, kills):
     command = [sys.executable, "-m", "polyclinic.cli", "run", str(tmp_path / "study.yaml"), "--out", str(out)]
     killed = 0
     for number in range(kills):
-        wanted = 10 * (number + 1) // kills
+        wanted = 1 + 7 * number // kills
 
         def ready(folder, wanted=wanted):
             return jobs_done(folder) >= wanted or (folder / "report.html").exists()
 
-        killed += killed_for_good([*command, "--resume"], out, ready)
-        assert not (out / "results.csv").exists() or number == kills - 1
+        killed += killed_for_good([*command, "--resume"], out, ready, delay=0.02 * number)
     assert killed >= 1, "or the test would show nothing"
     study.run(out, resume=True)
     assert contents(out) == unbroken
@@ -479,7 +486,7 @@ def test_other_things_in_the_folder_are_not_touched(tmp_path, resume):
 def test_a_file_is_no_folder(tmp_path):
     entries = small_study(tmp_path)
     (tmp_path / "out").write_text("")
-    with pytest.raises(ResultsError, match="P501 .*out is a file, not a folder"):
+    with pytest.raises(ResultsError, match=r"P501 .*out is a file, not a folder"):
         run(entries, tmp_path)
 
 
@@ -539,7 +546,7 @@ def test_a_full_disk_is_told_and_the_study_goes_on_when_there_is_space(tmp_path,
     with monkeypatch.context() as patch:
         opened = fill_disk(patch, 10**6)
         unbroken = contents(run(entries, tmp_path, "unbroken").folder)
-    for moment in (1, 2, 3, 5, 8, 25, opened[0] // 2, opened[0]):
+    for moment in (1, 2, 3, 7, opened[0] // 2, opened[0]):
         out = f"full-{moment}"
         with monkeypatch.context() as patch:
             fill_disk(patch, moment)
@@ -615,16 +622,13 @@ def test_each_part_of_the_cases_is_used_for_its_purpose_only(tmp_path, monkeypat
         assert not index & set(own.test.tolist()) or function == "predict"
 
 
-@pytest.mark.parametrize("scaling", ["per_site", "federated", "none"])
-@pytest.mark.parametrize("imputation", ["mean", "median"])
+@pytest.mark.parametrize(("scaling", "imputation"), [("per_site", "mean"), ("federated", "mean"), ("none", "median")])
 def test_what_the_test_cases_are_changes_nothing_that_is_learned(tmp_path, scaling, imputation):
     """The test cases' features and labels are replaced by others: models, rounds and thresholds stay the same bytes."""
-    if (scaling, imputation) == ("federated", "median"):
-        pytest.skip("refused when the study file is read")
     entries = write_table_study(tmp_path, SIZES)
     entries = changed(
         entries, data={"scaling": scaling, "imputation": imputation}, training={"class_weights": "balanced"},
-        methods=["single", "cross", "ensemble", "mix", "fedavg", "fedbn", "fedsgd"],
+        methods=["single", "mix", "fedbn", "fedsgd"],
     )  # fmt: skip
     entries["evaluation"] = {"split": "part", "validation": 0.25, "metrics": ["auc", "acc"], "bootstrap": 0}
     table = pd.read_csv(tmp_path / "cases.csv")
@@ -773,7 +777,9 @@ def test_three_classes(tmp_path):
 
 def test_segmentation(tmp_path):
     entries = write_image_study(tmp_path, {"Aachen": 8, "Bonn": 6})
-    entries = changed(entries, training={"rounds": 4}, methods=["single", "cross", "ensemble", "mix", "fedavg", "fedbn"])
+    entries = changed(
+        entries, training={"rounds": 4}, methods=["single", "cross", "ensemble", "mix", "fedavg", "fedbn"]
+    )
     results = run(entries, tmp_path)
     table = results.predictions
     assert list(table.columns) == ["method", "seed", "fold", "site", "subject", "case", "dice", "hd95", "sen", "pre",
