@@ -18,6 +18,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from itertools import pairwise
 from pathlib import Path
 
 import torch
@@ -79,7 +80,7 @@ class Ours:
         self.engine.ask("prepare", dict.fromkeys(data, request))
         cases = {site: len(found) for site, found in data.items()}
         nothing = dict.fromkeys(data, 0)
-        fold = Fold(0, cases, nothing, nothing, dict.fromkeys(data, list[int]()))
+        fold = Fold(0, cases, nothing, nothing, {site: [] for site in data})
         initial = template.vector.clone()
         runner = JobRunner(declaration, self.engine, self.local, template, lambda seed: initial, ["no", "yes"])
         job = Job((method,), 0, 0)
@@ -97,7 +98,7 @@ class Ours:
             report=lambda done, total: times.append(time.perf_counter()),
         )  # fmt: skip
         torch.set_num_threads(threads)
-        return [after - before for before, after in zip(times[1:], times[2:], strict=False)]
+        return [after - before for before, after in pairwise(times[1:])]
 
 
 class ByHand:

@@ -122,7 +122,8 @@ def _read_images(
             "P204",
             f"Site {site}: {len(failures)} of {len(files)} cases can't be read (the first: "
             f"{next(iter(failures.values()))}), and `max_unreadable` allows {100 * spec.max_unreadable:g} %.",
-            "Mend the files or their paths (`root`), or raise `max_unreadable`. `polyclinic check --verbose` names them.",
+            "Mend the files or their paths (`root`), or raise `max_unreadable`. "
+            "`polyclinic check --verbose` names them.",
         )
     if failures:
         counts.used -= len(failures)

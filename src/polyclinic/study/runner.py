@@ -128,8 +128,8 @@ class _Runner:
             weights = method.training.class_weights
             if not isinstance(weights, str) and len(weights) != len(classes):
                 raise StudyError(
-                    "P102", f"`training: {{class_weights: ...}}` has {len(weights)} numbers, but there are {len(classes)} "
-                    f"classes: {', '.join(classes)}.", "Give one number for each class, in this order.",
+                    "P102", f"`training: {{class_weights: ...}}` has {len(weights)} numbers, but there are "
+                    f"{len(classes)} classes: {', '.join(classes)}.", "Give one number for each class, in this order.",
                 )  # fmt: skip
 
     def _same_as_shared(self, template: FlatModule) -> list[str]:
