@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from helpers import SIZES, Federation, catalogued, flat, plain_module, recorded, site_of, table_site, table_sites
+from polyclinic.client.rules import LOCAL_RULES
 from polyclinic.client.work import Work, batch_sizes, clip_gradient
 from polyclinic.communication.message import Message
 from polyclinic.methods import ABOUT, METHODS
@@ -152,6 +153,34 @@ def test_fedprox_without_its_term_is_fedavg(model):
         training={"rounds": 3, "local_epochs": 2, "optimizer": MOMENTUM},
     )  # fmt: skip
     assert torch.equal(federation.state("fedavg"), federation.state("fedprox"))
+
+
+@pytest.mark.parametrize("rounds", [1, 3])
+def test_fedprox_is_training_with_half_mu_times_the_squared_distance_in_the_loss(rounds):
+    data = one_site()
+    training = {"rounds": rounds, "local_epochs": 2, "optimizer": MOMENTUM}
+    federation = Federation(data, [{"fedprox": {"mu": 0.7}}], model={"mlp": {"hidden": [6]}}, training=training)
+    network, site = federation.network(0), data["Aachen"]
+    module = plain_module(network, network.vector).train()
+    for number in range(rounds):
+        optimizer = torch.optim.SGD(module.parameters(), lr=0.1, momentum=0.9)
+        start, source = flat(network, module), generator(0, "train", "Aachen", 0, number)
+        for _ in range(2):
+            for batch in torch.randperm(33, generator=source).split([8, 8, 8, 9]):
+                optimizer.zero_grad()
+                weights = torch.cat([dict(module.named_parameters())[e.name].flatten() for e in network.layout.entries])
+                distance = 0.7 / 2 * (weights - start).square().sum()
+                (F.cross_entropy(module(site.inputs[batch]), site.targets[batch]) + distance).backward()
+                optimizer.step()
+    close(federation.state(), flat(network, module), 1e-5)
+
+
+@pytest.mark.parametrize("shape", [(4,), (3, 4)])
+def test_the_proximal_term_serves_one_site_and_many_stacked(shape):
+    gradient, weights, start = torch.randn(3, *shape)
+    expected = gradient + 0.5 * (weights - start)
+    LOCAL_RULES["proximal"](mu=0.5).gradient(gradient, weights, start)
+    close(gradient, expected)
 
 
 def test_fedprox_with_its_term_is_not_fedavg():

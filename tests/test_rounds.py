@@ -3,6 +3,7 @@
 import gc
 import json
 import tracemalloc
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,9 +12,11 @@ from helpers import Federation, recorded, table_sites
 from polyclinic.communication.message import Message
 from polyclinic.engine import Engine
 from polyclinic.errors import PolyclinicError, SiteError
+from polyclinic.files import write_atomic
 from polyclinic.rounds import Checkpoint, Plan, run_rounds
 from polyclinic.server import SERVER_RULES
 from polyclinic.state import Selection
+from polyclinic.study.jobs import Job
 
 MOMENTUM = {"sgd": {"lr": 0.1, "momentum": 0.9}}
 
@@ -249,8 +252,6 @@ def saved_federation(method, folder, **options):
 
 def outcome_of(federation, folder, report=None):
     """Everything a job finds, without times."""
-    from polyclinic.study.jobs import Job
-
     job = Job((federation.method(),), 0, 0)
     outcome = federation.runner.run(job, federation.fold, checkpoint=Checkpoint(folder / "job"), report=report)
     rows = [{name: value for name, value in row.items() if name != "seconds"} for row in outcome.rounds]
@@ -304,11 +305,8 @@ def test_resuming_keeps_the_patience_of_each_site(method, tmp_path):
 @pytest.mark.parametrize("method", ["fedadam", "fedbn", "single"])
 def test_a_kill_at_any_file_leaves_what_can_be_resumed(method, tmp_path, monkeypatch):
     """The run is killed before each file in turn is put in its place: sites' files, rows and checkpoints."""
-    from polyclinic import rounds
-    from polyclinic.site import site
-
     unbroken = outcome_of(saved_federation(method, tmp_path / "unbroken"), tmp_path / "unbroken")
-    original, count = rounds.write_atomic, 0
+    original, count = write_atomic, 0
 
     def counting(path, content, **options):
         nonlocal count
@@ -317,8 +315,8 @@ def test_a_kill_at_any_file_leaves_what_can_be_resumed(method, tmp_path, monkeyp
             raise Killed
         original(path, content, **options)
 
-    monkeypatch.setattr(rounds, "write_atomic", counting)
-    monkeypatch.setattr(site, "write_atomic", counting)
+    monkeypatch.setattr("polyclinic.rounds.write_atomic", counting)
+    monkeypatch.setattr("polyclinic.site.site.write_atomic", counting)
     for moment in range(1, 50):
         folder, count = tmp_path / str(moment), moment
         try:
@@ -331,14 +329,33 @@ def test_a_kill_at_any_file_leaves_what_can_be_resumed(method, tmp_path, monkeyp
     assert moment == {"fedadam": 5, "fedbn": 20, "single": 20}[method] + 1
 
 
+def test_a_run_killed_again_and_again_ends_with_the_same_bytes(tmp_path, monkeypatch):
+    """Each attempt is killed when the rows of its second round are written, but not yet its checkpoint."""
+    unbroken = outcome_of(saved_federation("fedadam", tmp_path / "unbroken"), tmp_path / "unbroken")
+    original, left = write_atomic, 0
+
+    def second_time_killed(path, content, **options):
+        nonlocal left
+        left -= 1
+        if left == 0:
+            raise Killed
+        original(path, content, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("polyclinic.rounds.write_atomic", second_time_killed)
+        for _ in range(4):
+            left = 2
+            with pytest.raises(Killed):
+                outcome_of(saved_federation("fedadam", tmp_path), tmp_path)
+    assert outcome_of(saved_federation("fedadam", tmp_path), tmp_path) == unbroken
+
+
 def test_a_checkpoint_is_replaced_in_one_step(tmp_path, monkeypatch):
     """A kill in the middle of writing leaves the old checkpoint, which counts only the rows that belong to it."""
     federation = saved_federation("fedavg", tmp_path)
     with pytest.raises(Killed):
         outcome_of(federation, tmp_path, stop_after(2))
     before = (tmp_path / "job" / "checkpoint.safetensors").read_bytes()
-    from pathlib import Path
-
     monkeypatch.setattr(Path, "replace", lambda *_: (_ for _ in ()).throw(Killed()))
     with pytest.raises(Killed):
         outcome_of(saved_federation("fedavg", tmp_path), tmp_path)
