@@ -170,7 +170,7 @@ def _sites_table(sites: pd.DataFrame) -> object:
     shown = [
         name for name in sites.columns if name not in {"scored", "note"} and (name != "reasons" or sites[name].any())
     ]
-    table = Table(*(name.removeprefix("class: ") for name in shown), header_style="bold")
+    table = Table(*(name.removeprefix("class: ") for name in shown), header_style="bold", box=SIMPLE, pad_edge=False)
     for row in sites[shown].itertuples(index=False):
         table.add_row(*(f"{cell:.1f}" if isinstance(cell, float) else _escape(str(cell)) for cell in row))
     return table
