@@ -83,6 +83,9 @@ def check(
     found = Study.read(study)
     sites, warnings = found.check()
     output.print(_sites_table(sites))
+    for site, reasons in zip(sites["site"], sites["reasons"], strict=True):
+        if reasons:
+            output.print(f"Rejected at {_escape(site)}: {_escape(reasons)}.")
     _print_warnings(warnings, every=True)
     total = sites[["found", "used", "rejected"]].sum()
     print(f"{len(sites)} sites; {total['found']} cases found, {total['used']} used, {total['rejected']} rejected.")
@@ -165,11 +168,10 @@ def _print_warnings(warnings: list[str], *, every: bool = False) -> None:
 
 
 def _sites_table(sites: pd.DataFrame) -> object:
+    from rich.box import SIMPLE
     from rich.table import Table
 
-    shown = [
-        name for name in sites.columns if name not in {"scored", "note"} and (name != "reasons" or sites[name].any())
-    ]
+    shown = [name for name in sites.columns if name not in {"scored", "note", "reasons"}]
     table = Table(*(name.removeprefix("class: ") for name in shown), header_style="bold", box=SIMPLE, pad_edge=False)
     for row in sites[shown].itertuples(index=False):
         table.add_row(*(f"{cell:.1f}" if isinstance(cell, float) else _escape(str(cell)) for cell in row))

@@ -37,11 +37,21 @@ def encode_labels(cells: pd.Series[str], spec: DataSpec) -> tuple[npt.NDArray[np
         int64 ``[N]`` and the names in index order.
 
     Raises:
-        DataError: P203 when the labels found are fewer than two, or more than ``MOST_CLASSES``.
+        DataError: P203 when there is only one class, or the labels found are more than ``MOST_CLASSES``.
         StudyError: P102 when ``classes`` names a class twice.
     """
     if spec.positive is not None:
-        return matches(cells, spec.positive).astype(np.int64), _binary_names(str(spec.label), spec.positive)
+        positive = matches(cells, spec.positive).astype(np.int64)
+        if positive.min() == positive.max():
+            found = levels(canonical(cells))
+            values = ", ".join(found[:10]) + (", ..." if len(found) > 10 else "")
+            raise DataError(
+                "P203",
+                f"`positive` ({spec.positive!r}) is true of {'every' if positive[0] else 'no'} row, so there is only "
+                f"one class. The column {spec.label!r} (`label`) has: {values}.",
+                "Say with `positive` which of them are the positive class.",
+            )
+        return positive, _binary_names(str(spec.label), spec.positive)
     if spec.classes is not None:
         names = [scalar_text(value) for value in spec.classes]
         if len(set(names)) < max(2, len(names)):
