@@ -66,9 +66,10 @@ MODELS = {
 }
 
 
-@pytest.mark.parametrize("optimizer", sorted(OPTIMIZERS))
+@pytest.mark.parametrize(
+    ("optimizer", "state"), [*((name, "keep") for name in OPTIMIZERS), ("momentum", "reset"), ("adam", "reset")]
+)
 @pytest.mark.parametrize("model", sorted(MODELS))
-@pytest.mark.parametrize("state", ["reset", "keep"])
 def test_stacked_agrees_for_every_model_and_optimiser(model, optimizer, state):
     training = {"rounds": 3, "local_epochs": 2, "optimizer": OPTIMIZERS[optimizer], "optimizer_state": state}
     agree(table_sites(), "fedavg", model=MODELS[model], training=training)
