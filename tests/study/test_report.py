@@ -3,7 +3,6 @@
 import json
 import re
 import shutil
-import time
 from html.parser import HTMLParser
 
 import numpy as np
@@ -667,10 +666,10 @@ def test_long_labels_keep_their_ends():
 
 
 @pytest.mark.long
-def test_a_large_study_takes_less_than_ten_seconds(tmp_path):
+def test_a_large_study_makes_a_report_that_can_be_mailed(tmp_path):
     methods = [*METHODS[:-1], "scaffold", METHODS[-1]]
-    assert sum(ABIDE.values()) > 1100
     folder = Maker(tmp_path, ABIDE, methods=methods).write()
-    start = time.perf_counter()
-    write_report(folder)
-    assert time.perf_counter() - start < 10
+    page = write_report(folder)
+    assert page.stat().st_size < 5_000_000
+    text = page.read_text(encoding="utf-8")
+    assert all(site in text for site in ABIDE)
