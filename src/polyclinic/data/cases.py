@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
+from polyclinic.data.volumes import Volumes
+
 
 @dataclass
 class Counts:
@@ -24,24 +26,39 @@ class SiteData:
 
     Attributes:
         site: the site's name.
-        inputs: float32 ``[N, F]`` features (missing values are NaN) or uint8 ``[N, C, H, W]`` images.
-        targets: int64 ``[N]`` class indices, or uint8 ``[N, 1, H, W]`` masks of 0 and 1.
+        inputs: float32 ``[N, F]`` features (missing values are NaN), uint8 ``[N, C, H, W]`` images, or volumes
+            ``[N, C, D, H, W]``.
+        targets: int64 ``[N]`` class indices, or uint8 masks ``[N, 1, H, W]`` (volumes: ``[N, 1, D, H, W]``) of class
+            indices.
         subjects: patient of each case, N names.
         cases: name of each case (table row or image file), N names.
         parts: ``train``, ``validation`` or ``test`` for each case where a column fixes the split, else None.
         counts: found, used and rejected with reasons.
+        spacing: voxel sizes along the axes of volumes in mm, or None for pixels.
     """
 
     site: str
-    inputs: Tensor
-    targets: Tensor
+    inputs: Tensor | Volumes
+    targets: Tensor | Volumes
     subjects: list[str]
     cases: list[str]
     parts: list[str] | None
     counts: Counts
+    spacing: tuple[float, ...] | None = None
 
     def __len__(self) -> int:
         return len(self.subjects)
+
+    @property
+    def table(self) -> Tensor:
+        """The features ``[N, F]``.
+
+        Raises:
+            ValueError: the cases are images.
+        """
+        if isinstance(self.inputs, Tensor) and self.inputs.ndim == 2:
+            return self.inputs
+        raise ValueError("the cases are images")
 
 
 @dataclass

@@ -17,10 +17,15 @@ from polyclinic.data.cases import Counts, Opened, SiteData
 from polyclinic.data.check import quality_warnings, reasons_text
 from polyclinic.data.features import encode_features
 from polyclinic.data.images import ImageFiles, decode_images
+from polyclinic.data.intensity import check_intensity
 from polyclinic.data.labels import encode_labels
+from polyclinic.data.prepare_volumes import VolumeFiles, prepare_volumes
 from polyclinic.data.rows import Rows, Task, read_rows, reject_rows
 from polyclinic.data.spec import DataSpec
+from polyclinic.data.volumes import Volumes
 from polyclinic.errors import DataError, StudyError
+
+Pixels = Tensor | Volumes
 
 #: Names with another meaning in the results.
 RESERVED_SITES = ("all", "pool", "federation")
@@ -66,7 +71,7 @@ def open_data(
     labels, classes = np.empty(0, dtype=np.int64), ["background", "foreground"]
     if task == "classification" and spec.label is not None:
         labels, classes = encode_labels(used.cells[spec.label], spec)
-    matrix, features = np.empty(0, dtype=np.float32), ["red", "green", "blue"] if spec.channels == "rgb" else ["grey"]
+    matrix, features = np.empty(0, dtype=np.float32), _channels(spec)
     if spec.image is None:
         matrix, features = encode_features(used.cells, used.chosen, spec)
     tick = _ticker(progress, len(used))
@@ -75,16 +80,18 @@ def open_data(
         here = np.flatnonzero(used.origin["site"] == site)
         counts = rows.counts(site)
         if spec.image is None:
-            inputs, masks = torch.from_numpy(matrix[here]), None
+            pixels: Pixels | None = torch.from_numpy(matrix[here])
+            masks: Pixels | None = None
         else:
-            inputs, masks, here = _read_images(site, used, here, spec, folder, task, counts, tick)
-        if not len(here):
+            pixels, masks, here = _read_images(site, used, here, spec, folder, task, counts, tick)
+        if pixels is None or not len(here):
             why = reasons_text(counts.rejected) or "it has no rows"
             warnings.append(f"Site {site} is left out: none of its {counts.found} cases can be used ({why}).")
             continue
         targets = torch.from_numpy(labels[here]) if masks is None else masks
         subjects, cases, parts = (used.origin[column].iloc[here].tolist() for column in ("subject", "case", "part"))
-        sites[site] = SiteData(site, inputs, targets, subjects, cases, None if split is None else parts, counts)
+        split_parts = None if split is None else parts
+        sites[site] = SiteData(site, pixels, targets, subjects, cases, split_parts, counts, _spacing(pixels))
     if not sites:
         raise DataError("P205", "No site has a usable case. " + " ".join(warnings), "Mend the images or their paths.")
     warnings += quality_warnings(sites, features, classes, subjects_named=spec.subject is not None)
@@ -100,27 +107,28 @@ def _read_images(
     task: Task,
     counts: Counts,
     tick: Callable[[], None],
-) -> tuple[Tensor, Tensor | None, npt.NDArray[np.intp]]:
-    """Pixels of the rows ``here``, their masks (segmentation), and the rows that could be read.
+) -> tuple[Pixels | None, Pixels | None, npt.NDArray[np.intp]]:
+    """Pixels of the rows ``here``, their masks (segmentation), and the rows that could be read; None without any.
 
     Raises:
         DataError: P204 when more than ``max_unreadable`` of the site's cases can't be read.
     """
-    if spec.size is None:
-        raise ValueError("images need a size")
     mine = rows.cells.iloc[here]
-    tables = rows.origin["folder"].iloc[here]
-    files = ImageFiles(
-        images=mine[spec.image].tolist(),
-        masks=mine[spec.mask].tolist() if task == "segmentation" else None,
-        roots=[Path(table) if spec.root is None else folder / spec.root for table in tables],
-        allowed=(folder,),
-    )
-    images, masks, failures = decode_images(files, spec.size, spec.channels, tick)
-    if failures and len(failures) / len(files) > spec.max_unreadable:
+    masks_named = mine[spec.mask].tolist() if task == "segmentation" else None
+    roots = [Path(table) if spec.root is None else folder / spec.root for table in rows.origin["folder"].iloc[here]]
+    images: Pixels | None
+    masks: Pixels | None
+    if spec.preprocessing is not None:
+        cells = mine[spec.image_columns].to_numpy().tolist()
+        volumes = VolumeFiles(cells, masks_named, roots, allowed=(folder,))
+        images, masks, failures = prepare_volumes(volumes, spec, folder / spec.cache, tick)
+    else:
+        files = ImageFiles(mine[spec.image_columns[0]].tolist(), masks_named, roots, allowed=(folder,))
+        images, masks, failures = decode_images(files, spec.size or (0, 0), spec.channels, tick)
+    if failures and len(failures) / len(mine) > spec.max_unreadable:
         raise DataError(
             "P204",
-            f"Site {site}: {len(failures)} of {len(files)} cases can't be read (the first: "
+            f"Site {site}: {len(failures)} of {len(mine)} cases can't be read (the first: "
             f"{next(iter(failures.values()))}), and `max_unreadable` allows {100 * spec.max_unreadable:g} %.",
             "Mend the files or their paths (`root`), or raise `max_unreadable`. "
             "`polyclinic check --verbose` names them.",
@@ -128,9 +136,22 @@ def _read_images(
     if failures:
         counts.used -= len(failures)
         counts.rejected.update(failures.values())
-        keep = np.setdiff1d(np.arange(len(files)), list(failures))
-        images, masks, here = images[keep], None if masks is None else masks[keep], here[keep]
+        keep = np.setdiff1d(np.arange(len(mine)), list(failures))
+        here = here[keep]
+        if isinstance(images, Tensor):  # volumes that can't be used are left out already
+            images, masks = images[keep], masks[keep] if isinstance(masks, Tensor) else None
     return images, masks, here
+
+
+def _channels(spec: DataSpec) -> list[str]:
+    if spec.preprocessing is not None:
+        return spec.image_columns
+    return ["red", "green", "blue"] if spec.channels == "rgb" else ["grey"]
+
+
+def _spacing(pixels: Pixels) -> tuple[float, ...] | None:
+    """Voxel sizes of volumes, in mm; that of the first where images keep their own."""
+    return tuple(pixels.about[0]["grid_spacing"]) if isinstance(pixels, Volumes) else None
 
 
 def _check_spec(spec: DataSpec, task: Task) -> None:
@@ -147,7 +168,15 @@ def _check_spec(spec: DataSpec, task: Task) -> None:
     if spec.image is not None:
         inputs = "`image` and feature columns can't be used together."
         need(not (spec.features or spec.categorical), inputs, "Use either images or table columns.", "P104")
-        need(spec.size and min(spec.size) > 0, "Images need a `size`.", "Give height and width: size: [128, 128].")
+        if spec.preprocessing is not None:
+            _check_volumes(spec, task)
+        else:
+            need(isinstance(spec.image, str), "Several image columns are channels of volumes.",
+                 "Name one column, or say with `preprocessing` how volumes are to be prepared.")  # fmt: skip
+            need(spec.size and min(spec.size) > 0, "Images need a `size`.",
+                 "Give height and width: size: [128, 128]; or `preprocessing` for NIfTI and DICOM.")  # fmt: skip
+    need(spec.preprocessing is None or spec.image, "`preprocessing` is for images.", "Name the `image` column.")
+    need(spec.patch is None or spec.preprocessing, "`patch` is for volumes.", "Give `preprocessing`, or take it out.")
     if task == "segmentation":
         need(spec.image and spec.mask, "Segmentation needs `image` and `mask`.", "Name the columns with their paths.")
     else:
@@ -161,6 +190,28 @@ def _check_spec(spec: DataSpec, task: Task) -> None:
         except re.error as error:
             raise StudyError("P102", f"`subject_pattern` is no regular expression: {error}.", "Mend it.") from None
         need(groups, "`subject_pattern` has no group.", r"Put the patient's part in brackets: (Image_\d+)[LR].")
+
+
+def _check_volumes(spec: DataSpec, task: Task) -> None:
+    """Stop where entries about volumes contradict each other or the task."""
+    preparation = spec.preprocessing
+    if preparation is None:
+        return
+    axes = {frozenset(pair) for pair in ("RL", "AP", "SI")}
+    if {pair for pair in axes for code in preparation.orientation if code in pair} != axes:
+        raise StudyError("P102", f"`orientation: {preparation.orientation}` does not name three different axes.",
+                         "Give one of R and L, one of A and P, one of S and I: RAS, LPS, ...")  # fmt: skip
+    if spec.size is not None:
+        raise StudyError("P104", "`size` is for PNG and JPG images.", "Give `size` under `preprocessing`.")
+    check_intensity(preparation.intensity)
+    if spec.patch is None:
+        return
+    if task != "segmentation":
+        raise StudyError("P104", "`patch` is for segmentation: a label belongs to the whole volume.",
+                         "Take it out, or use a smaller `preprocessing: {size: ...}`.")  # fmt: skip
+    if any(side > whole for side, whole in zip(spec.patch.size, preparation.size, strict=True)):
+        raise StudyError("P102", f"`patch` {list(spec.patch.size)} is larger than the volumes, "
+                         f"{list(preparation.size)}.", "Use a smaller patch.")  # fmt: skip
 
 
 def _site_names(rows: Rows, spec: DataSpec) -> list[str]:
@@ -200,7 +251,10 @@ def _fingerprint(sites: dict[str, SiteData], features: list[str], classes: list[
     add("features", *features, "classes", *classes)
     for site, data in sites.items():
         add("site", site, *data.subjects, *data.cases, *(data.parts or []))
-        for tensor in (data.inputs, data.targets):
-            add(str(tensor.dtype), str(tuple(tensor.shape)))
-            digest.update(tensor.numpy().data)
+        for pixels in (data.inputs, data.targets):
+            add(str(pixels.dtype), str(tuple(pixels.shape)))
+            if isinstance(pixels, Volumes):
+                add(*(record["key"] for record in pixels.about))
+            else:
+                digest.update(pixels.numpy().data)
     return digest.hexdigest()

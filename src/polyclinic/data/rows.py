@@ -130,7 +130,7 @@ def reject_rows(rows: Rows, spec: DataSpec, task: Task, split: str | None) -> li
         are = "row names no site and is" if homeless == 1 else "rows name no site and are"
         warnings.append(f"{homeless} {are} left out (column {spec.site!r}).")
     if spec.image is not None:
-        origin["case"] = cells[spec.image]
+        origin["case"] = cells[spec.image_columns[0]]
     if spec.subject is None:
         origin["subject"] = origin["case"]
     else:
@@ -151,9 +151,8 @@ def reject_rows(rows: Rows, spec: DataSpec, task: Task, split: str | None) -> li
     if spec.divide_by is not None:
         rows.reject_missing(spec.divide_by)
         rows.reject(to_numbers(cells[spec.divide_by], "divide_by") <= 0, f"{spec.divide_by} is not positive")
-    for column in (spec.image, spec.mask if task == "segmentation" else None):
-        if column is not None:
-            rows.reject_missing(column)
+    for column in (*spec.image_columns, *([spec.mask] if spec.mask and task == "segmentation" else [])):
+        rows.reject_missing(column)
     for column in rows.chosen if spec.imputation == "drop" else []:
         rows.reject_missing(column)
     return warnings
@@ -177,8 +176,8 @@ def _needed_columns(spec: DataSpec, split: str | None) -> dict[str, str]:
         "subject": spec.subject,
         "label": spec.label,
         "divide_by": spec.divide_by,
-        "image": spec.image,
         "mask": spec.mask,
         "split": split,
     }
-    return dict.fromkeys(spec.where, "where") | {name: use for use, name in named.items() if name is not None}
+    images = dict.fromkeys(spec.image_columns, "image")
+    return dict.fromkeys(spec.where, "where") | {name: use for use, name in named.items() if name is not None} | images

@@ -2,11 +2,45 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, model_validator
 
 Scalar = bool | int | float | str
+Share = Annotated[float, Field(ge=0.0, le=1.0)]
+
+
+class Preprocessing(BaseModel):
+    """Brings volumes of all scanners to one grid. Its presence says that the images are volumes (NIfTI, DICOM)."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    orientation: Annotated[str, Field(pattern="^[RLAPSI]{3}$")] = "RAS"
+    """Where the three axes point: right or left, anterior or posterior, superior or inferior."""
+    spacing: PositiveFloat | tuple[PositiveFloat, PositiveFloat, PositiveFloat] | None = None
+    """Voxel size in mm; None keeps each image's own."""
+    size: tuple[PositiveInt, PositiveInt, PositiveInt]
+    """Voxels along the three axes: larger images are cropped, smaller ones padded."""
+    centre: Literal["image", "foreground"] = "image"
+    """What comes to lie in the middle: that of the image, or of the box around its foreground."""
+    intensity: str | dict[str, dict[str, object]] = "zscore"
+    """``none``, ``zscore``, ``percentile``, ``window`` (CT) or ``nyul``, with or without options:
+    ``{window: {lower: -160, upper: 240}}``."""
+    frames: Literal["reject", "first", "mean"] = "reject"
+    """What becomes of an image with several frames (a time series)."""
+
+
+class Patch(BaseModel):
+    """Training on boxes cut from the volumes at random."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    size: tuple[PositiveInt, PositiveInt, PositiveInt]
+    """Voxels along the three axes."""
+    foreground: Share = 0.5
+    """Share of the boxes whose middle is a voxel of the mask."""
+    overlap: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.25
+    """By how much windows overlap when a whole volume is predicted."""
 
 
 class DataSpec(BaseModel):
@@ -48,21 +82,48 @@ class DataSpec(BaseModel):
     divide_by: str | None = None
     """Column by which every numeric feature is divided (e.g. intracranial volume)."""
 
-    image: str | None = None
-    """Column with the path of an image file (PNG, JPG)."""
+    image: str | list[str] | None = None
+    """Column with the path of an image: PNG or JPG; with ``preprocessing`` NIfTI or DICOM, or several columns, which
+    become the channels."""
     mask: str | None = None
     """Column with the path of a mask image (segmentation); non-zero is foreground."""
     root: str | None = None
     """Folder to which image paths are relative; default: the table's folder."""
     size: tuple[int, int] | None = None
-    """Height and width in pixels to which images are brought; needed for images."""
+    """Height and width in pixels to which images are brought; needed for PNG and JPG images."""
     channels: Literal["rgb", "grey"] = "rgb"
 
+    preprocessing: Preprocessing | None = None
+    """For volumes: the grid and the intensities to which they are brought."""
+    patch: Patch | None = None
+    """For the segmentation of volumes: train on boxes instead of whole volumes; ``patch: [64, 64, 64]`` is enough."""
+    cache: str = ".polyclinic-cache"
+    """Folder for prepared volumes, so that they are prepared once."""
+
     scaling: Literal["per_site", "federated", "none"] = "per_site"
-    """Standardise features (or image channels): from the site's own training part, from federated summaries, or not."""
+    """Standardise features (or image channels): from the site's own training part, from federated summaries, or not
+    (the default for volumes, whose ``intensity`` does it)."""
     imputation: Literal["mean", "median", "drop"] = "mean"
     """Missing features: the mean or median of the training part that ``scaling`` uses, or the case is rejected."""
     augmentation: list[str | dict[str, dict[str, object]]] = []
     """Random MONAI transforms for training images: ``[RandFlip: {prob: 0.5, spatial_axis: 0}, ...]``."""
     max_unreadable: float = Field(default=0.0, ge=0.0, le=1.0)
     """Share of a site's image files that may be unreadable before the site stops."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _short_forms(cls, content: Any) -> Any:
+        """``patch: [64, 64, 64]`` gives the size; volumes are not scaled again unless the study asks for it."""
+        if not isinstance(content, dict):
+            return content
+        content = dict(content)
+        if isinstance(content.get("patch"), list):
+            content["patch"] = {"size": content["patch"]}
+        if content.get("preprocessing") is not None:
+            content.setdefault("scaling", "none")
+        return content
+
+    @property
+    def image_columns(self) -> list[str]:
+        """The image columns, one a channel of a volume; none for tables."""
+        return [self.image] if isinstance(self.image, str) else list(self.image or [])

@@ -96,7 +96,7 @@ class _Subjects:
         self._positions: dict[str, list[int]] = {}
         for position, subject in enumerate(data.subjects):
             self._positions.setdefault(subject, []).append(position)
-        if data.targets.ndim == 1:
+        if isinstance(data.targets, Tensor) and data.targets.ndim == 1:
             labels = data.targets.tolist()
             self.classes = {name: _main_class([labels[i] for i in own]) for name, own in self._positions.items()}
         else:

@@ -25,14 +25,35 @@ def outputs(run: Run, vector: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
     """Network outputs and targets for the cases ``index`` with the model ``vector [P]``."""
     run.model.load(vector)
     run.model.module.eval()
-    size = max(run.work.batch_size, 256 if run.dataset.targets.dim() == 1 and len(run.dataset.shape) == 1 else 32)
     found, targets = [], []
     with torch.no_grad():
-        for chunk in index.split(size):
+        for chunk in index.split(_batch_size(run)):
             inputs, wanted = run.dataset.batch(chunk)
-            found.append(run.model.module(inputs.to(run.model.vector.device)).float().cpu())
+            found.append(_apply(run, inputs.to(run.model.vector.device)).float().cpu())
             targets.append(wanted)
     return torch.cat(found), torch.cat(targets)
+
+
+def _batch_size(run: Run) -> int:
+    """How many cases are predicted at once: what training does at once, or more where cases are small."""
+    axes = len(run.dataset.shape)
+    if axes == 4:
+        return 1 if run.dataset.patch else run.work.batch_size
+    return max(run.work.batch_size, 256 if axes == 1 else 32)
+
+
+def _apply(run: Run, inputs: Tensor) -> Tensor:
+    """The network's outputs; a volume larger than the boxes of training is covered by overlapping windows."""
+    patch = run.dataset.patch
+    if patch is None or tuple(inputs.shape[2:]) == patch.size:
+        outputs: Tensor = run.model.module(inputs)
+        return outputs
+    from monai.inferers import sliding_window_inference
+
+    windows: Tensor = sliding_window_inference(
+        inputs, patch.size, run.work.batch_size, run.model.module, overlap=patch.overlap, mode="gaussian"
+    )
+    return windows
 
 
 def probabilities(run: Run, vectors: list[Tensor], index: Tensor) -> tuple[Tensor, Tensor]:

@@ -18,6 +18,7 @@ from polyclinic.data.augmentation import Augmentation
 from polyclinic.data.cases import SiteData
 from polyclinic.data.dataset import Dataset
 from polyclinic.data.scaling import Scaler, Summary, summarise
+from polyclinic.data.spec import Patch
 from polyclinic.data.splits import Parts, split
 from polyclinic.errors import PolyclinicError, SiteError, TrainingError
 from polyclinic.files import write_atomic, write_error
@@ -109,7 +110,8 @@ class Site:
             self.data, folds=ask["folds"], fold=ask["fold"], validation=ask["validation"], seed=ask["split_seed"],
             small_sites=ask["small_sites"],
         )  # fmt: skip
-        size = (int(self.data.inputs.shape[-2]), int(self.data.inputs.shape[-1]))
+        self._patch = None if ask["patch"] is None else Patch(**ask["patch"])
+        size = tuple(self.data.inputs.shape[2:]) if self._patch is None else self._patch.size
         self._augmentation = Augmentation(ask["augmentation"], size) if ask["augmentation"] else None
         tensors = {}
         if ask["scaling"] == "federated":
@@ -119,14 +121,17 @@ class Site:
         sizes = {part: len(getattr(self.parts, part)) for part in ("train", "validation", "test")}
         classes: list[int] = []
         if self.data.targets.dim() == 1:
-            classes = torch.bincount(self.data.targets[self.parts.train], minlength=ask["classes"]).tolist()
+            labels = self.data.targets.index_select(0, self.parts.train)
+            classes = torch.bincount(labels, minlength=ask["classes"]).tolist()
         return Message({**sizes, "classes": classes, "note": self.parts.note}, tensors)
 
     def _own_scaler(self, scaling: str, imputation: str) -> Scaler:
+        if scaling == "none" and self.data.inputs.dim() > 2:
+            return Scaler.identity(self.data.inputs.shape[1])  # images have no missing values to be filled in
         summary = summarise(self.data.inputs, self.parts.train)
         scaler = Scaler.from_summary(summary) if scaling == "per_site" else Scaler.identity(len(summary.mean))
         if imputation == "median" and self.data.inputs.dim() == 2:
-            return scaler.with_median(self.data.inputs, self.parts.train)
+            return scaler.with_median(self.data.table, self.parts.train)
         return scaler.with_mean(summary)
 
     def _scale(self, request: Message) -> Message:
@@ -134,7 +139,7 @@ class Site:
         return Message()
 
     def _use(self, scaler: Scaler) -> None:
-        self.dataset = Dataset(self.data, scaler, self._augmentation)
+        self.dataset = Dataset(self.data, scaler, self._augmentation, self._patch)
 
     def adopt(self, dataset: Dataset, parts: Parts, fold: int) -> None:
         """Take over prepared cases (the pool of several sites, inside one process only)."""
@@ -145,7 +150,7 @@ class Site:
     def _start(self, request: Message) -> Message:
         declaration = request.fields
         task = evaluation.task_of(declaration)
-        model = self.workspace.model(declaration, self.dataset.shape, task.outputs)
+        model = self.workspace.model(declaration, self.dataset.training_shape, task.outputs)
         self.run = Run(self.name, declaration, request.tensors["initial"], model, task, self.dataset, self.parts)
         self._log(f"start {declaration['run']}: shares {', '.join(declaration['share']) or 'nothing'}")
         return Message({"train": len(self.parts.train), "validation": len(self.parts.validation)})

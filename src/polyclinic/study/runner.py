@@ -10,7 +10,7 @@ import pandas as pd
 import torch
 
 from polyclinic.communication.message import Message
-from polyclinic.data.check import check_frame
+from polyclinic.data.check import check_frame, class_counts
 from polyclinic.data.scaling import Summary, merge
 from polyclinic.engine import Engine, LocalEngine
 from polyclinic.engine.planner import EnginePlan, choose_device, choose_plan
@@ -69,7 +69,7 @@ def site_table(study: Study, opened: Opened) -> pd.DataFrame:
     least = declaration.evaluation.min_cases_per_class
     scored, notes = [], []
     for data in opened.sites.values():
-        counts = [] if data.targets.dim() > 1 else torch.bincount(data.targets, minlength=len(opened.classes)).tolist()
+        counts = [] if data.targets.dim() > 1 else class_counts(data.targets, len(opened.classes))
         rare = [f"{n} of {name!r}" for name, n in zip(opened.classes, counts, strict=False) if n < least]
         enough = len(counts) - len(rare) >= 2 or not counts
         scored.append(enough)
@@ -152,7 +152,9 @@ class _Runner:
         return build_model(name, options, self._shape(), task.outputs, seed=seed).vector
 
     def _shape(self) -> tuple[int, ...]:
-        return tuple(next(iter(self.opened.sites.values())).inputs.shape[1:])
+        """Shape of one input as the network is trained on it."""
+        shape, patch = next(iter(self.opened.sites.values())).inputs.shape[1:], self.declaration.data.patch
+        return tuple(shape) if patch is None else (shape[0], *patch.size)
 
     def _plan(self, template: FlatModule) -> EnginePlan:
         options, training = self.declaration.engine, self.declaration.training
@@ -187,6 +189,7 @@ class _Runner:
             "fold": number, "folds": self.declaration.folds, "validation": evaluation.validation,
             "split_seed": evaluation.split_seed, "small_sites": evaluation.small_sites, "scaling": data.scaling,
             "imputation": data.imputation, "augmentation": data.augmentation, "classes": len(self.opened.classes),
+            "patch": None if data.patch is None else data.patch.model_dump(mode="json"),
         })  # fmt: skip
         replies: dict[str, Message] = {}
         for one in {id(e): e for e in (engine, local)}.values():

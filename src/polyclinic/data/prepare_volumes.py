@@ -1,0 +1,143 @@
+"""Preparing the volumes of a site, in a few threads, with what is prepared already taken from the cache."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from polyclinic.data.cache import Cache, source_files
+from polyclinic.data.images import resolve
+from polyclinic.data.preprocessing import prepare_case
+from polyclinic.data.readers.read import read_volume, split_series
+from polyclinic.data.readers.volume import UnreadableError
+from polyclinic.data.spec import DataSpec
+from polyclinic.data.volumes import Volumes
+
+logger = logging.getLogger(__name__)
+
+_MOST_THREADS = 4
+
+
+@dataclass(frozen=True)
+class VolumeFiles:
+    """Where the volumes of a site are.
+
+    Attributes:
+        images: for each case its image cells, one a channel.
+        masks: the mask cell of each case, or None.
+        roots: for each case, the folder to which its paths are relative.
+        allowed: folders, besides a case's own root, under which a file may lie.
+    """
+
+    images: Sequence[Sequence[str]]
+    masks: Sequence[str] | None
+    roots: Sequence[Path]
+    allowed: Sequence[Path] = ()
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+
+def prepare_volumes(
+    files: VolumeFiles,
+    spec: DataSpec,
+    cache_folder: Path,
+    done: Callable[[], None] = lambda: None,
+) -> tuple[Volumes | None, Volumes | None, dict[int, str]]:
+    """Prepare all cases that the cache does not have.
+
+    Args:
+        files: where the volumes are.
+        spec: the ``data:`` part of the study file, with ``preprocessing``.
+        cache_folder: where prepared volumes are kept.
+        done: called after each case, in the calling thread.
+
+    Returns:
+        images and masks of the cases that can be used, in order (None without any, masks None without masks), and the
+        position of each case that can't be used, with the reason.
+    """
+    if spec.preprocessing is None:
+        raise ValueError("volumes need `preprocessing`")
+    classes = class_indices(spec)
+    settings = spec.preprocessing.model_dump(mode="json")
+    if files.masks is not None:
+        settings["mask_classes"] = mask_settings(spec)
+    cache = Cache(cache_folder, settings)
+    preprocessing = spec.preprocessing
+
+    def prepare(position: int) -> dict[str, Any] | str:
+        cells = [*files.images[position], *([files.masks[position]] if files.masks is not None else [])]
+        kinds = ["image"] * len(files.images[position]) + ["mask"]
+        root = files.roots[position]
+        try:
+            sources = [_sources(cell, kind, root, files.allowed) for cell, kind in zip(cells, kinds, strict=False)]
+            key = cache.key([found for found, _ in sources], [series for _, series in sources])
+            record = cache.load(key)
+            if record is None:
+                volumes = [_read(cell, kind, root, files.allowed) for cell, kind in zip(cells, kinds, strict=False)]
+                mask = volumes.pop() if files.masks is not None else None
+                record = cache.store(key, prepare_case(volumes, mask, preprocessing, classes))
+        except UnreadableError as error:
+            logger.debug("%s: %s", cells[0], error)
+            return str(error)
+        return record
+
+    failures: dict[int, str] = {}
+    records: list[dict[str, Any]] = []
+    with ThreadPoolExecutor(min(_MOST_THREADS, os.cpu_count() or 1)) as threads:
+        for position, found in enumerate(threads.map(prepare, range(len(files)))):
+            if isinstance(found, str):
+                failures[position] = found
+            else:
+                records.append(found)
+            done()
+    if not records:
+        return None, None, failures
+    images = Volumes([cache.image(record["key"]) for record in records], records)
+    masks = None
+    if files.masks is not None:
+        masks = Volumes([cache.mask(record["key"]) for record in records], records)
+    return images, masks, failures
+
+
+def class_indices(spec: DataSpec) -> Callable[[npt.NDArray[np.generic]], npt.NDArray[np.uint8]]:
+    """The function from values of a mask file to class indices: what is not zero is foreground."""
+
+    def binary(values: npt.NDArray[np.generic]) -> npt.NDArray[np.uint8]:
+        foreground: npt.NDArray[np.bool_] = values != 0
+        return foreground.astype(np.uint8)
+
+    return binary
+
+
+def mask_settings(spec: DataSpec) -> object:
+    """What of the study file decides the classes in masks."""
+    return "binary"
+
+
+def _sources(cell: str, kind: str, root: Path, allowed: Sequence[Path]) -> tuple[list[Path], str]:
+    """The files behind a cell, and the series within them."""
+    path, series = split_series(cell)
+    place = resolve(path, root, allowed)
+    if place is None:
+        raise UnreadableError(f"{kind} path lies outside the image folder")
+    try:
+        return source_files(place), series
+    except OSError:
+        raise UnreadableError(f"{kind} file is missing") from None
+
+
+def _read(cell: str, kind: str, root: Path, allowed: Sequence[Path]) -> Any:
+    try:
+        return read_volume(cell, root, allowed)
+    except UnreadableError as error:
+        reason = str(error)
+        raise UnreadableError(reason.replace("image", kind, 1) if kind == "mask" else reason) from None
