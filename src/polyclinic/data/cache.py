@@ -117,11 +117,7 @@ class Cache:
 
 
 def source_files(path: Path) -> list[Path]:
-    """The files of one image: itself, or all files of its folder in the order of their names.
-
-    Raises:
-        OSError: there is nothing at ``path``.
-    """
+    """The files of one image: itself, or all files of its folder in the order of their names; none if there is none."""
     if path.is_dir():
         return sorted(file for file in path.rglob("*") if file.is_file())
-    return [path]
+    return [path] if path.is_file() else []

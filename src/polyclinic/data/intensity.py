@@ -8,8 +8,7 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import Field
 
-from polyclinic.errors import StudyError
-from polyclinic.options import Catalogue
+from polyclinic.options import Catalogue, EntryError
 
 Floats32 = npt.NDArray[np.float32]
 Booleans = npt.NDArray[np.bool_]
@@ -55,7 +54,8 @@ def otsu_threshold(values: Floats32) -> float:
     with np.errstate(divide="ignore", invalid="ignore"):
         gap = sums / below - (sums[-1] - sums) / above
         between = below.astype(np.float64) * above * gap**2
-    return float(edges[1:][np.nanargmax(between)])
+    best = np.flatnonzero(between >= np.nanmax(between) * (1 - 1e-9))
+    return float((edges[best[0] + 1] + edges[best[-1] + 1]) / 2)  # the middle of an empty stretch
 
 
 @INTENSITIES.add("none")
@@ -160,13 +160,13 @@ def check_intensity(entry: object) -> None:
     """Stop unless a study file's ``intensity`` is a normalisation with options that fit.
 
     Raises:
-        StudyError: P102 or P103.
+        EntryError: P102 or P103, with the place.
     """
     name, options = INTENSITIES.resolve(entry, ("data", "preprocessing", "intensity"))
     try:
         INTENSITIES[name](**options)
     except ValueError as error:
-        raise StudyError("P102", f"`intensity: {name}`: {error}.", "Mend the options.") from None
+        raise EntryError("P102", f"{name}: {error}.", place=("data", "preprocessing", "intensity", name)) from None
 
 
 def landmarks_of(values: Floats32, foreground: Booleans) -> list[float]:

@@ -17,9 +17,8 @@ from polyclinic.data.cases import Counts, Opened, SiteData
 from polyclinic.data.check import quality_warnings, reasons_text
 from polyclinic.data.features import encode_features
 from polyclinic.data.images import ImageFiles, decode_images
-from polyclinic.data.intensity import check_intensity
 from polyclinic.data.labels import encode_labels
-from polyclinic.data.prepare_volumes import VolumeFiles, prepare_volumes
+from polyclinic.data.prepare_volumes import VolumeFiles, check_volumes, prepare_volumes
 from polyclinic.data.rows import Rows, Task, read_rows, reject_rows
 from polyclinic.data.spec import DataSpec
 from polyclinic.data.volumes import Volumes
@@ -169,7 +168,7 @@ def _check_spec(spec: DataSpec, task: Task) -> None:
         inputs = "`image` and feature columns can't be used together."
         need(not (spec.features or spec.categorical), inputs, "Use either images or table columns.", "P104")
         if spec.preprocessing is not None:
-            _check_volumes(spec, task)
+            check_volumes(spec, task)
         else:
             need(isinstance(spec.image, str), "Several image columns are channels of volumes.",
                  "Name one column, or say with `preprocessing` how volumes are to be prepared.")  # fmt: skip
@@ -190,28 +189,6 @@ def _check_spec(spec: DataSpec, task: Task) -> None:
         except re.error as error:
             raise StudyError("P102", f"`subject_pattern` is no regular expression: {error}.", "Mend it.") from None
         need(groups, "`subject_pattern` has no group.", r"Put the patient's part in brackets: (Image_\d+)[LR].")
-
-
-def _check_volumes(spec: DataSpec, task: Task) -> None:
-    """Stop where entries about volumes contradict each other or the task."""
-    preparation = spec.preprocessing
-    if preparation is None:
-        return
-    axes = {frozenset(pair) for pair in ("RL", "AP", "SI")}
-    if {pair for pair in axes for code in preparation.orientation if code in pair} != axes:
-        raise StudyError("P102", f"`orientation: {preparation.orientation}` does not name three different axes.",
-                         "Give one of R and L, one of A and P, one of S and I: RAS, LPS, ...")  # fmt: skip
-    if spec.size is not None:
-        raise StudyError("P104", "`size` is for PNG and JPG images.", "Give `size` under `preprocessing`.")
-    check_intensity(preparation.intensity)
-    if spec.patch is None:
-        return
-    if task != "segmentation":
-        raise StudyError("P104", "`patch` is for segmentation: a label belongs to the whole volume.",
-                         "Take it out, or use a smaller `preprocessing: {size: ...}`.")  # fmt: skip
-    if any(side > whole for side, whole in zip(spec.patch.size, preparation.size, strict=True)):
-        raise StudyError("P102", f"`patch` {list(spec.patch.size)} is larger than the volumes, "
-                         f"{list(preparation.size)}.", "Use a smaller patch.")  # fmt: skip
 
 
 def _site_names(rows: Rows, spec: DataSpec) -> list[str]:

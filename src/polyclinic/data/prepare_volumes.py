@@ -15,11 +15,13 @@ import numpy.typing as npt
 
 from polyclinic.data.cache import Cache, source_files
 from polyclinic.data.images import resolve
+from polyclinic.data.intensity import check_intensity
 from polyclinic.data.preprocessing import prepare_case
 from polyclinic.data.readers.read import read_volume, split_series
 from polyclinic.data.readers.volume import UnreadableError
 from polyclinic.data.spec import DataSpec
 from polyclinic.data.volumes import Volumes
+from polyclinic.options import EntryError
 
 logger = logging.getLogger(__name__)
 
@@ -88,6 +90,9 @@ def prepare_volumes(
         except UnreadableError as error:
             logger.debug("%s: %s", cells[0], error)
             return str(error)
+        except OSError as error:
+            logger.debug("%s: %s", cells[0], error)
+            return "image or mask file can't be read"
         return record
 
     failures: dict[int, str] = {}
@@ -106,6 +111,43 @@ def prepare_volumes(
     if files.masks is not None:
         masks = Volumes([cache.mask(record["key"]) for record in records], records)
     return images, masks, failures
+
+
+def check_volumes(spec: DataSpec, task: str) -> None:
+    """Stop where entries about volumes contradict each other or the task.
+
+    Raises:
+        EntryError: P102 to P104 with the place of the entry.
+    """
+
+    def refuse(key: str, message: str, hint: str, code: str = "P102", place: str = "preprocessing") -> None:
+        raise EntryError(code, message, hint, place=("data", place, key) if key else ("data", place))
+
+    preparation, patch = spec.preprocessing, spec.patch
+    if preparation is None:
+        if patch is not None:
+            refuse("", "`patch` is for volumes.", "Say with `preprocessing` how volumes are prepared.", place="patch")
+        return
+    if spec.image is None:
+        refuse("", "`preprocessing` is for images.", "Name the `image` column, or take it out.", "P104")
+    axes = [pair for pair in ("RL", "AP", "SI") if set(pair) & set(preparation.orientation)]
+    if len(axes) < 3:
+        refuse(
+            "orientation",
+            f"got {preparation.orientation!r}, which does not name three different axes.",
+            "Give one of R and L, one of A and P, one of S and I: RAS, LPS, ...",
+        )
+    if spec.size is not None:
+        refuse("", "`size` is for PNG and JPG images.", "Give `size` under `preprocessing`.", "P104", place="size")
+    check_intensity(preparation.intensity)
+    if patch is None:
+        return
+    if task != "segmentation":
+        hint = "Take it out, or use a smaller `preprocessing: {size: ...}`."
+        refuse("", "`patch` is for segmentation: a label belongs to the whole volume.", hint, "P104", place="patch")
+    if any(side > whole for side, whole in zip(patch.size, preparation.size, strict=True)):
+        message = f"got {list(patch.size)}, which is larger than the volumes, {list(preparation.size)}."
+        refuse("size", message, "Use a smaller patch.", place="patch")
 
 
 def class_indices(spec: DataSpec) -> Callable[[npt.NDArray[np.generic]], npt.NDArray[np.uint8]]:
@@ -129,10 +171,10 @@ def _sources(cell: str, kind: str, root: Path, allowed: Sequence[Path]) -> tuple
     place = resolve(path, root, allowed)
     if place is None:
         raise UnreadableError(f"{kind} path lies outside the image folder")
-    try:
-        return source_files(place), series
-    except OSError:
-        raise UnreadableError(f"{kind} file is missing") from None
+    found = source_files(place)
+    if not found:
+        raise UnreadableError(f"{kind} file is missing")
+    return found, series
 
 
 def _read(cell: str, kind: str, root: Path, allowed: Sequence[Path]) -> Any:

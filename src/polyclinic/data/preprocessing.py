@@ -59,6 +59,9 @@ def prepare_case(
     Raises:
         UnreadableError: the case can't be used, and why.
     """
+    for image in images:
+        if image.values.dtype.kind not in "biuf":
+            raise UnreadableError("image is not of plain numbers")
     about = describe(images[0])
     single = [oriented(single_frame(image, spec.frames), spec.orientation) for image in images]
     _check_values(single)
@@ -128,8 +131,6 @@ def single_frame(volume: Volume, frames: str, *, kind: str = "image") -> Volume:
 
 def _check_values(images: Sequence[Volume]) -> None:
     for image in images:
-        if image.values.dtype.kind not in "biuf":
-            raise UnreadableError("image is not of plain numbers")
         if image.values.dtype.kind == "f" and not np.isfinite(image.values).all():
             raise UnreadableError("image has values that are not finite numbers")
         if image.values.min() == image.values.max():

@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, P
 
 from polyclinic.client.optimizers import Named, resolve_optimizer, resolve_schedule
 from polyclinic.client.rules import LOCAL_RULES
+from polyclinic.data.prepare_volumes import check_volumes
 from polyclinic.data.spec import DataSpec
 from polyclinic.errors import StudyError, nearest
 from polyclinic.methods import METHODS, SHARES, Method
@@ -331,8 +332,15 @@ def _check_data(data: DataSpec, task: str) -> None:
         refuse("features", "give `features` (columns of the table) or `image` (column with image files).")
     if data.image is not None and data.features is not None:
         refuse("features", "a study has either `features` or `image`, not both.")
-    if data.image is not None and data.size is None:
-        refuse("size", "the entry 'size' is missing: [height, width] in pixels to which images are brought.")
+    check_volumes(data, task)
+    if data.image is not None and data.preprocessing is None:
+        if data.size is None:
+            refuse(
+                "size", "the entry 'size' is missing: [height, width] in pixels to which images are brought.",
+                "For NIfTI and DICOM give `preprocessing` instead.",
+            )  # fmt: skip
+        if not isinstance(data.image, str):
+            refuse("image", "several image columns are channels of volumes, which need `preprocessing`.")
     if data.size is not None and min(data.size) < 8:
         refuse("size", f"got {list(data.size)}; expected at least 8 pixels each way.")
     if task == "classification" and data.label is None:
@@ -347,11 +355,14 @@ def _check_data(data: DataSpec, task: str) -> None:
         )
     if data.augmentation and data.image is None:
         refuse("augmentation", "augmentation is for images; this study has features.")
-    if data.augmentation and data.size is not None:
+    sides: tuple[int, ...] | None = data.size
+    if data.preprocessing is not None:
+        sides = data.patch.size if data.patch else data.preprocessing.size
+    if data.augmentation and sides is not None:
         from polyclinic.data.augmentation import Augmentation
 
         try:
-            Augmentation(data.augmentation, data.size)
+            Augmentation(data.augmentation, sides)
         except StudyError as error:
             raise EntryError(error.code, error.message, error.hint, place=("data", "augmentation")) from None
     if data.subject_pattern is not None:
