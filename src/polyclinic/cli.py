@@ -117,6 +117,46 @@ def report(
     print(write_report(folder, out))
 
 
+@app.command()
+def phantom(
+    out: Annotated[Path, typer.Option(help="Folder to write into; it is made.")],
+    sites: Annotated[int, typer.Option(min=1, help="Number of sites.")] = 6,
+    subjects: Annotated[int | None, typer.Option(min=1, help="People at each site; 40, with --survey 300.")] = None,
+    form: Annotated[str, typer.Option("--as", help="Form of the images: bids, nifti or dicom.")] = "nifti",
+    seed: Annotated[int, typer.Option(help="The same seed gives the same people and images.")] = 0,
+    spacing: Annotated[float, typer.Option(help="Voxel size in millimetres.")] = 2.0,
+    dose: Annotated[float, typer.Option(help="Strength of the disease: 0 none, 1 like Alzheimer's disease.")] = 1.0,
+    prevalence: Annotated[str, typer.Option(help="Share of ill people: one number, or one a site (0.5,0.2).")] = "0.5",
+    effects: Annotated[
+        str, typer.Option(help="In what scanners differ: all, none, or names such as contrast,noise.")
+    ] = "all",
+    maps: Annotated[bool, typer.Option("--maps", help="Also write grey-matter maps in MNI space.")] = False,
+    table_only: Annotated[bool, typer.Option("--table-only", help="Write tables alone, no images.")] = False,
+    survey: Annotated[
+        bool, typer.Option("--survey", help="The table of studies/survey-adni.yaml: a 1.5 T and a 3 T site.")
+    ] = False,
+) -> None:
+    """Make brain images with known truth, as several sites would have them."""
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    from polyclinic.data.phantom.request import read_request
+    from polyclinic.data.phantom.write import write_phantom
+
+    request = read_request(
+        sites=sites, subjects=subjects, form=form, seed=seed, spacing=spacing, dose=dose, prevalence=prevalence,
+        effects=effects, maps=maps, table_only=table_only, survey=survey,
+    )  # fmt: skip
+    columns = TextColumn("Phantoms"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
+    with Progress(*columns, console=console, transient=True) as shown:
+        bar = shown.add_task("")
+        made = write_phantom(
+            request.phantom, request.subjects, out, request.wanted,
+            lambda done, total: shown.update(bar, completed=done, total=total),
+        )  # fmt: skip
+    console.print(f"{len(request.phantom.sites)} sites with {request.subjects} people each.")
+    print(made)
+
+
 def _run(study: object, out: Path, resume: bool) -> None:
     from polyclinic.study.display import RichDisplay
     from polyclinic.study.study import Study
