@@ -20,9 +20,9 @@ def check_frame(opened: Opened, spec: DataSpec) -> pd.DataFrame:
     """A row for each site, for ``polyclinic check`` and the report.
 
     Columns: ``site``; ``found``, ``used`` and ``rejected`` cases with ``reasons`` (text); ``patients`` among the used
-    cases; a column ``class: NAME`` with the number of cases of each class, or ``foreground`` with the mean share of
-    foreground pixels (0 to 1) for segmentation; ``missing`` (percent of all feature values); ``duplicates`` (cases
-    whose inputs repeat those of an earlier case of the site).
+    cases; a column ``class: NAME`` with the number of cases of each class, ``foreground`` with the mean share of
+    foreground pixels (0 to 1) for segmentation, or ``label mean`` and ``label deviation`` for regression; ``missing``
+    (percent of all feature values); ``duplicates`` (cases whose inputs repeat those of an earlier case of the site).
 
     Args:
         opened: the data.
@@ -38,11 +38,14 @@ def check_frame(opened: Opened, spec: DataSpec) -> pd.DataFrame:
             "reasons": reasons_text(data.counts.rejected),
             "patients": len(set(data.subjects)) if spec.subject else len(data),
         }
-        if data.targets.ndim == 1:
+        if data.targets.is_floating_point():
+            numbers = data.targets.double()
+            row |= {"label mean": numbers.mean().item(), "label deviation": numbers.std(correction=0).item()}
+        elif data.targets.ndim == 1:
             counts = torch.bincount(data.targets, minlength=len(opened.classes)).tolist()
             row |= {f"class: {name}": count for name, count in zip(opened.classes, counts, strict=True)}
         else:
-            row["foreground"] = data.targets.mean(dtype=torch.float64).item()
+            row["foreground"] = (data.targets > 0).to(torch.uint8).mean(dtype=torch.float64).item()
         is_table = data.inputs.ndim == 2
         row["missing"] = 100.0 * data.inputs.isnan().double().mean().item() if is_table else 0.0
         row["duplicates"] = sum(count - 1 for count in Counter(_digests(data)).values())
@@ -78,16 +81,19 @@ def quality_warnings(
     first = next(iter(sites.values()))
     if first.inputs.ndim == 2:
         warnings += _poor_features(sites, features)
-    if first.targets.ndim == 1:
+    if first.targets.ndim == 1 and classes:
         counts = sum(torch.bincount(data.targets, minlength=len(classes)) for data in sites.values())
         empty = [name for name, count in zip(classes, counts, strict=True) if count == 0]  # type: ignore[arg-type]
         if empty:
             warnings.append(f"No case of class {_some(empty)}.")
-    else:
+    elif first.targets.ndim > 1:
         for site, data in sites.items():
             blank = int((data.targets.flatten(1).amax(dim=1) == 0).sum())
             if blank:
                 warnings.append(f"Site {site}: {blank} {'mask has' if blank == 1 else 'masks have'} no foreground.")
+            elsewhere = [name for index, name in enumerate(classes) if index and not (data.targets == index).any()]
+            if elsewhere and len(classes) > 2:
+                warnings.append(f"Site {site}: no mask has {_some(elsewhere)}.")
     return warnings
 
 

@@ -18,7 +18,8 @@ class Dataset:
 
     Attributes:
         site: the site's name, or the pool's.
-        targets: int64 ``[N]`` classes or uint8 ``[N, 1, H, W]`` masks.
+        targets: int64 ``[N]`` classes, float32 ``[N]`` numbers or uint8 ``[N, 1, H, W]`` masks.
+        spacing: size of a pixel along each axis in millimetres, or None; see ``SiteData``.
         augments: whether training batches are changed at random.
 
     Args:
@@ -32,6 +33,7 @@ class Dataset:
             raise ValueError("augmentation is for images")
         self.site = data.site
         self.targets = data.targets
+        self.spacing = data.spacing
         self.augments = augmentation is not None
         self._scaler = scaler
         self._augmentation = augmentation

@@ -111,14 +111,17 @@ class Site:
         )  # fmt: skip
         size = (int(self.data.inputs.shape[-2]), int(self.data.inputs.shape[-1]))
         self._augmentation = Augmentation(ask["augmentation"], size) if ask["augmentation"] else None
-        tensors = {}
+        tensors: dict[str, torch.Tensor] = {}
         if ask["scaling"] == "federated":
             tensors = summarise(self.data.inputs, self.parts.train).to_tensors()
         else:
             self._use(self._own_scaler(ask["scaling"], ask["imputation"]))
         sizes = {part: len(getattr(self.parts, part)) for part in ("train", "validation", "test")}
         classes: list[int] = []
-        if self.data.targets.dim() == 1:
+        if self.data.targets.is_floating_point():
+            summary = summarise(self.data.targets[:, None], self.parts.train).to_tensors()
+            tensors = tensors | {f"target_{name}": value for name, value in summary.items()}
+        elif self.data.targets.dim() == 1:
             classes = torch.bincount(self.data.targets[self.parts.train], minlength=ask["classes"]).tolist()
         return Message({**sizes, "classes": classes, "note": self.parts.note}, tensors)
 
