@@ -40,6 +40,14 @@ def table_site(name: str, cases: int, *, features: int = 5, classes: int = 2, pa
     return site_of(name, torch.from_numpy(inputs).float(), torch.from_numpy(labels), part)
 
 
+def number_site(name: str, cases: int, *, features: int = 5, part: str | None = "train") -> SiteData:
+    """A table site with a number to predict, far from 0 and wide, that depends on the features."""
+    rng = np.random.default_rng(sum(map(ord, name)) + cases)
+    inputs = rng.normal(size=(cases, features))
+    numbers = 60 + 15 * inputs @ np.linspace(1, -1, features) + rng.normal(size=cases)
+    return site_of(name, torch.from_numpy(inputs).float(), torch.from_numpy(numbers).float(), part)
+
+
 def image_site(
     name: str, cases: int, *, channels: int = 1, size: int = 8, masks: bool = False, part: str | None = "train"
 ) -> SiteData:
@@ -135,7 +143,12 @@ class Federation:
                 merged = merge([Summary.from_tensors(reply.tensors) for reply in replies.values()])
                 engine.ask("scale", dict.fromkeys(engine.sites, Message({}, merged.to_tensors())))
         parts = ("train", "validation", "test", "classes")
-        return Fold(number, *({site: reply.fields[part] for site, reply in replies.items()} for part in parts))
+        targets = {
+            site: Summary(*(reply.tensors[f"target_{name}"] for name in ("count", "mean", "m2")))
+            for site, reply in replies.items()
+            if "target_count" in reply.tensors
+        }
+        return Fold(number, *({site: reply.fields[part] for site, reply in replies.items()} for part in parts), targets)
 
     def network(self, seed: int) -> FlatModule:
         """The study's network with the initial weights of a seed."""
@@ -242,6 +255,29 @@ def write_table_study(folder: Path, sizes: Mapping[str, int], *, classes: int = 
         "training": {"rounds": 3, "batch_size": 8, "optimizer": {"sgd": {"lr": 0.1, "momentum": 0.9}}},
         "evaluation": {"folds": 2, "bootstrap": 0, "metrics": ["auc", "acc"]},
         "methods": ["single", "cross", "ensemble", "mix", "fedavg", "fedbn", "fedadam"],
+        "engine": {"threads": 1, "mode": "sequential"},
+    }
+
+
+def write_number_study(folder: Path, sizes: Mapping[str, int], *, features: int = 3) -> dict[str, Any]:
+    """A table with the age of patients of several sites in ``folder``, and the entries of a regression study."""
+    rng, rows = np.random.default_rng(8), []
+    for site, cases in sizes.items():
+        for case in range(cases):
+            values = rng.normal(size=features)
+            age = 50 + 12 * values[0] - 6 * values[1] + rng.normal()
+            rows.append([site, f"MRN-{site[0]}{case:04d}-secret", round(float(age), 2), *np.round(values, 4)])
+    columns = ["site", "patient", "age", *(f"x{i}" for i in range(features))]
+    pd.DataFrame(rows, columns=columns).to_csv(folder / "cases.csv", index=False)
+    data = {"table": "cases.csv", "site": "site", "subject": "patient", "label": "age", "features": "x*"}
+    return {
+        "study": "Age",
+        "task": "regression",
+        "data": data,
+        "model": {"mlp": {"hidden": [8]}},
+        "training": {"rounds": 15, "batch_size": 8, "optimizer": {"adam": {"lr": 0.05}}},
+        "evaluation": {"folds": 2, "bootstrap": 50},
+        "methods": ["single", "cross", "ensemble", "mix", "fedavg"],
         "engine": {"threads": 1, "mode": "sequential"},
     }
 

@@ -28,13 +28,14 @@ class SiteData:
         site: the site's name.
         inputs: float32 ``[N, F]`` features (missing values are NaN), uint8 ``[N, C, H, W]`` images, or volumes
             ``[N, C, D, H, W]``.
-        targets: int64 ``[N]`` class indices, or uint8 masks ``[N, 1, H, W]`` (volumes: ``[N, 1, D, H, W]``) of class
-            indices.
+        targets: int64 ``[N]`` class indices, float32 ``[N]`` numbers (regression), or uint8 masks ``[N, 1, H, W]``
+            (volumes: ``[N, 1, D, H, W]``) of class indices, 0 for the background.
         subjects: patient of each case, N names.
         cases: name of each case (table row or image file), N names.
         parts: ``train``, ``validation`` or ``test`` for each case where a column fixes the split, else None.
         counts: found, used and rejected with reasons.
-        spacing: voxel sizes along the axes of volumes in mm, or None for pixels.
+        spacing: size of a pixel or voxel along each axis of an image in millimetres, the same for all; None where it is
+            not known: then distances are in pixels.
     """
 
     site: str
@@ -48,6 +49,11 @@ class SiteData:
 
     def __len__(self) -> int:
         return len(self.subjects)
+
+    @property
+    def labels(self) -> Tensor | None:
+        """Classes or numbers ``[N]``; None where targets are masks."""
+        return self.targets if isinstance(self.targets, Tensor) and self.targets.ndim == 1 else None
 
     @property
     def table(self) -> Tensor:
@@ -68,8 +74,9 @@ class Opened:
     Attributes:
         sites: site name -> its cases, sorted by name (tables: study file order).
         features: names of the columns of ``inputs`` (after one-hot encoding), or of the image channels.
-        classes: names of the classes in index order; ``["background", "foreground"]`` for segmentation. In a binary
-            task index 1 is the positive class.
+        classes: names of the classes in index order; for segmentation the background first
+            (``["background", "foreground"]`` unless the study names structures); empty for regression. In a binary task
+            index 1 is the positive class.
         warnings: sentences for the report (the same patient at two sites, duplicated rows, constant columns...).
         fingerprint: SHA-256 of everything that was read, hex.
     """

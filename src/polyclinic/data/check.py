@@ -24,9 +24,9 @@ def check_frame(opened: Opened, spec: DataSpec) -> pd.DataFrame:
     """A row for each site, for ``polyclinic check`` and the report.
 
     Columns: ``site``; ``found``, ``used`` and ``rejected`` cases with ``reasons`` (text); ``patients`` among the used
-    cases; a column ``class: NAME`` with the number of cases of each class, or ``foreground`` with the mean share of
-    foreground pixels (0 to 1) for segmentation; ``missing`` (percent of all feature values); ``duplicates`` (cases
-    whose inputs repeat those of an earlier case of the site).
+    cases; a column ``class: NAME`` with the number of cases of each class, ``foreground`` with the mean share of
+    foreground pixels (0 to 1) for segmentation, or ``label mean`` and ``label deviation`` for regression; ``missing``
+    (percent of all feature values); ``duplicates`` (cases whose inputs repeat those of an earlier case of the site).
 
     Args:
         opened: the data.
@@ -42,12 +42,16 @@ def check_frame(opened: Opened, spec: DataSpec) -> pd.DataFrame:
             "reasons": reasons_text(data.counts.rejected),
             "patients": len(set(data.subjects)) if spec.subject else len(data),
         }
-        if data.targets.ndim == 1:
-            counts = class_counts(data.targets, len(opened.classes))
-            row |= {f"class: {name}": count for name, count in zip(opened.classes, counts, strict=True)}
-        else:
+        labels = data.labels
+        if labels is None:
             shares = _foreground(data.targets)
             row["foreground"] = sum(shares) / len(shares)
+        elif labels.is_floating_point():
+            numbers = labels.double()
+            row |= {"label mean": numbers.mean().item(), "label deviation": numbers.std(correction=0).item()}
+        else:
+            counts = class_counts(labels, len(opened.classes))
+            row |= {f"class: {name}": count for name, count in zip(opened.classes, counts, strict=True)}
         row["missing"] = 100.0 * data.table.isnan().double().mean().item() if data.inputs.ndim == 2 else 0.0
         row["duplicates"] = sum(count - 1 for count in Counter(_digests(data)).values())
         rows.append(row)
@@ -82,23 +86,28 @@ def quality_warnings(
     first = next(iter(sites.values()))
     if first.inputs.ndim == 2:
         warnings += _poor_features(sites, features)
-    if first.targets.ndim == 1:
-        counts = [class_counts(data.targets, len(classes)) for data in sites.values()]
+    labels = [data.labels for data in sites.values() if data.labels is not None]
+    if labels and classes:
+        counts = [class_counts(found, len(classes)) for found in labels]
         empty = [name for name, of_sites in zip(classes, zip(*counts, strict=True), strict=True) if not any(of_sites)]
         if empty:
             warnings.append(f"No case of class {_some(empty)}.")
-    else:
+    elif not labels:
         for site, data in sites.items():
             blank = sum(share == 0 for share in _foreground(data.targets))
             if blank:
                 warnings.append(f"Site {site}: {blank} {'mask has' if blank == 1 else 'masks have'} no foreground.")
             warnings += _cut_off(site, data.targets)
+            there = _classes_there(data.targets)
+            elsewhere = [name for index, name in enumerate(classes) if index and index not in there]
+            if elsewhere and len(classes) > 2:
+                warnings.append(f"Site {site}: no mask has {_some(elsewhere)}.")
     return warnings
 
 
-def class_counts(targets: Tensor | Volumes, classes: int) -> list[int]:
+def class_counts(labels: Tensor, classes: int) -> list[int]:
     """Number of cases of each class, from int64 ``[N]``."""
-    counts: list[int] = torch.bincount(_tensor(targets), minlength=classes).tolist()
+    counts: list[int] = torch.bincount(labels, minlength=classes).tolist()
     return counts
 
 
@@ -108,6 +117,13 @@ def _foreground(masks: Tensor | Volumes) -> list[float]:
         return [sum(record["labels"][1:]) / sum(record["labels"]) for record in masks.about]
     shares: list[float] = (masks != 0).flatten(1).double().mean(dim=1).tolist()
     return shares
+
+
+def _classes_there(masks: Tensor | Volumes) -> set[int]:
+    """The classes that some mask has."""
+    if isinstance(masks, Volumes):
+        return {index for record in masks.about for index, count in enumerate(record["labels"]) if count}
+    return set(masks.unique().tolist())
 
 
 def _cut_off(site: str, masks: Tensor | Volumes) -> list[str]:
@@ -121,12 +137,6 @@ def _cut_off(site: str, masks: Tensor | Volumes) -> list[str]:
         f"Site {site}: in {len(lost)} of {len(masks)} cases a part of the mask lies outside `size` (up to "
         f"{100 * max(lost):.0f} % of the foreground): use a larger `size`, or `centre: foreground`."
     ]
-
-
-def _tensor(pixels: Tensor | Volumes) -> Tensor:
-    if isinstance(pixels, Volumes):
-        raise ValueError("volumes are no labels")
-    return pixels
 
 
 def _copies(sites: dict[str, SiteData], *, subjects_named: bool) -> list[str]:

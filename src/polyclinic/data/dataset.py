@@ -21,10 +21,11 @@ class Dataset:
 
     Attributes:
         site: the site's name, or the pool's.
-        targets: int64 ``[N]`` classes or uint8 masks ``[N, 1, H, W]`` (volumes ``[N, 1, D, H, W]``).
+        targets: int64 ``[N]`` classes, float32 ``[N]`` numbers, or uint8 masks ``[N, 1, H, W]`` (volumes
+            ``[N, 1, D, H, W]``).
         augments: whether training batches are changed at random (augmentation, or boxes cut from volumes).
         patch: the boxes on which a network is trained, or None for whole images.
-        spacing: voxel sizes in mm, or None for pixels.
+        spacing: size of a pixel along each axis in millimetres, or None; see ``SiteData``.
 
     Args:
         data: the site's cases.

@@ -17,7 +17,8 @@ from polyclinic.data.cases import Counts, Opened, SiteData
 from polyclinic.data.check import quality_warnings, reasons_text
 from polyclinic.data.features import encode_features
 from polyclinic.data.images import ImageFiles, decode_images
-from polyclinic.data.labels import encode_labels
+from polyclinic.data.labels import encode_labels, encode_numbers
+from polyclinic.data.masks import MaskClasses
 from polyclinic.data.prepare_volumes import VolumeFiles, check_volumes, prepare_volumes
 from polyclinic.data.rows import Rows, Task, read_rows, reject_rows
 from polyclinic.data.spec import DataSpec
@@ -67,9 +68,12 @@ def open_data(
     used = rows.where(rows.usable & rows.origin["site"].notna().to_numpy())
     if not len(used):
         raise DataError("P205", f"No row can be used: {_all_reasons(rows)}.", "Mend the table or the `data:` part.")
-    labels, classes = np.empty(0, dtype=np.int64), ["background", "foreground"]
+    labels: npt.NDArray[np.int64] | npt.NDArray[np.float32] = np.empty(0, dtype=np.int64)
+    classes = list(MaskClasses.of(spec).names)
     if task == "classification" and spec.label is not None:
         labels, classes = encode_labels(used.cells[spec.label], spec)
+    if task == "regression" and spec.label is not None:
+        labels, classes = encode_numbers(used.cells[spec.label], spec), []
     matrix, features = np.empty(0, dtype=np.float32), _channels(spec)
     if spec.image is None:
         matrix, features = encode_features(used.cells, used.chosen, spec)
@@ -123,7 +127,7 @@ def _read_images(
         images, masks, failures = prepare_volumes(volumes, spec, folder / spec.cache, tick)
     else:
         files = ImageFiles(mine[spec.image_columns[0]].tolist(), masks_named, roots, allowed=(folder,))
-        images, masks, failures = decode_images(files, spec.size or (0, 0), spec.channels, tick)
+        images, masks, failures = decode_images(files, spec.size or (0, 0), spec.channels, tick, MaskClasses.of(spec))
     if failures and len(failures) / len(mine) > spec.max_unreadable:
         raise DataError(
             "P204",
@@ -179,9 +183,14 @@ def _check_spec(spec: DataSpec, task: Task) -> None:
     if task == "segmentation":
         need(spec.image and spec.mask, "Segmentation needs `image` and `mask`.", "Name the columns with their paths.")
     else:
-        need(spec.label, "Classification needs a `label`.", "Name the column with the class to predict.")
+        kind, goal = ("Classification", "class") if task == "classification" else ("Regression", "number")
+        need(spec.label, f"{kind} needs a `label`.", f"Name the column with the {goal} to predict.")
         hint = 'Name the feature columns (features: "*" takes all that have no other part) or the image column.'
-        need(spec.image or spec.features or spec.categorical, "Classification needs `features` or `image`.", hint)
+        need(spec.image or spec.features or spec.categorical, f"{kind} needs `features` or `image`.", hint)
+        need(spec.mask_classes is None, "`mask_classes` is for segmentation.", "Take it out.", "P104")
+    if task == "regression":
+        need(spec.positive is None and spec.classes is None, "A number has no classes.",
+             "Take out `positive` and `classes`, or use `task: classification`.", "P104")  # fmt: skip
     if spec.subject_pattern is not None:
         need(spec.subject, "`subject_pattern` needs `subject`.", "Name the column in which to look for the patient.")
         try:

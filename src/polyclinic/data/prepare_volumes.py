@@ -10,12 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
-
 from polyclinic.data.cache import Cache, source_files
 from polyclinic.data.images import resolve
 from polyclinic.data.intensity import check_intensity
+from polyclinic.data.masks import MaskClasses
 from polyclinic.data.preprocessing import prepare_case
 from polyclinic.data.readers.read import read_volume, split_series
 from polyclinic.data.readers.volume import UnreadableError
@@ -68,10 +66,10 @@ def prepare_volumes(
     """
     if spec.preprocessing is None:
         raise ValueError("volumes need `preprocessing`")
-    classes = class_indices(spec)
+    classes = MaskClasses.of(spec)
     settings = spec.preprocessing.model_dump(mode="json")
     if files.masks is not None:
-        settings["mask_classes"] = mask_settings(spec)
+        settings["mask_values"] = [classes.values, classes.complete]
     cache = Cache(cache_folder, settings)
     preprocessing = spec.preprocessing
 
@@ -86,7 +84,7 @@ def prepare_volumes(
             if record is None:
                 volumes = [_read(cell, kind, root, files.allowed) for cell, kind in zip(cells, kinds, strict=False)]
                 mask = volumes.pop() if files.masks is not None else None
-                record = cache.store(key, prepare_case(volumes, mask, preprocessing, classes))
+                record = cache.store(key, prepare_case(volumes, mask, preprocessing, classes.encode))
         except UnreadableError as error:
             logger.debug("%s: %s", cells[0], error)
             return str(error)
@@ -148,21 +146,6 @@ def check_volumes(spec: DataSpec, task: str) -> None:
     if any(side > whole for side, whole in zip(patch.size, preparation.size, strict=True)):
         message = f"got {list(patch.size)}, which is larger than the volumes, {list(preparation.size)}."
         refuse("size", message, "Use a smaller patch.", place="patch")
-
-
-def class_indices(spec: DataSpec) -> Callable[[npt.NDArray[np.generic]], npt.NDArray[np.uint8]]:
-    """The function from values of a mask file to class indices: what is not zero is foreground."""
-
-    def binary(values: npt.NDArray[np.generic]) -> npt.NDArray[np.uint8]:
-        foreground: npt.NDArray[np.bool_] = values != 0
-        return foreground.astype(np.uint8)
-
-    return binary
-
-
-def mask_settings(spec: DataSpec) -> object:
-    """What of the study file decides the classes in masks."""
-    return "binary"
 
 
 def _sources(cell: str, kind: str, root: Path, allowed: Sequence[Path]) -> tuple[list[Path], str]:

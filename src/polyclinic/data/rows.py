@@ -13,12 +13,12 @@ import pandas as pd
 
 from polyclinic.data.cases import Counts
 from polyclinic.data.features import choose_features
-from polyclinic.data.labels import label_reasons
+from polyclinic.data.labels import label_reasons, number_reasons
 from polyclinic.data.spec import DataSpec
 from polyclinic.data.table import locate, matches, read_cells, require_column, to_numbers
 from polyclinic.errors import DataError
 
-Task = Literal["classification", "segmentation"]
+Task = Literal["classification", "segmentation", "regression"]
 
 #: Texts in a split column -> part.
 PARTS = {
@@ -139,8 +139,8 @@ def reject_rows(rows: Rows, spec: DataSpec, task: Task, split: str | None) -> li
         if whole:
             of_rows = f"{whole} of {len(rows)} {spec.subject!r} cells"
             warnings.append(f"`subject_pattern` does not fit {of_rows}: there the whole cell names the patient.")
-    if task == "classification" and spec.label is not None:
-        reasons = label_reasons(cells[spec.label], spec)
+    if task != "segmentation" and spec.label is not None:
+        reasons = (label_reasons if task == "classification" else number_reasons)(cells[spec.label], spec)
         for reason in dict.fromkeys(reasons[reasons != ""]):
             rows.reject(reasons == reason, reason)
     origin["part"] = None

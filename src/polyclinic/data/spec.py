@@ -67,7 +67,7 @@ class DataSpec(BaseModel):
     """Regular expression whose first group is the patient within the ``subject`` cell, e.g. ``(Image_\\d+)[LR]``."""
 
     label: str | None = None
-    """Column with the class to predict (classification)."""
+    """Column with the class (classification) or the number (regression) to predict."""
     positive: Scalar | list[Scalar] | None = None
     """Makes the label binary: the value, values, or comparison (``"< 1"``) that means positive."""
     classes: list[Scalar] | None = None
@@ -86,7 +86,9 @@ class DataSpec(BaseModel):
     """Column with the path of an image: PNG or JPG; with ``preprocessing`` NIfTI or DICOM, or several columns, which
     become the channels."""
     mask: str | None = None
-    """Column with the path of a mask image (segmentation); non-zero is foreground."""
+    """Column with the path of a mask image (segmentation); non-zero is foreground unless ``mask_classes`` is given."""
+    mask_classes: dict[str, int | list[int]] | list[str] | None = None
+    """Structures in the masks: ``{name: value or values}``, or names for the values 1, 2, ... in this order."""
     root: str | None = None
     """Folder to which image paths are relative; default: the table's folder."""
     size: tuple[int, int] | None = None

@@ -113,16 +113,19 @@ class Site:
         self._patch = None if ask["patch"] is None else Patch(**ask["patch"])
         size = tuple(self.data.inputs.shape[2:]) if self._patch is None else self._patch.size
         self._augmentation = Augmentation(ask["augmentation"], size) if ask["augmentation"] else None
-        tensors = {}
+        tensors: dict[str, torch.Tensor] = {}
         if ask["scaling"] == "federated":
             tensors = summarise(self.data.inputs, self.parts.train).to_tensors()
         else:
             self._use(self._own_scaler(ask["scaling"], ask["imputation"]))
         sizes = {part: len(getattr(self.parts, part)) for part in ("train", "validation", "test")}
         classes: list[int] = []
-        if self.data.targets.dim() == 1:
-            labels = self.data.targets.index_select(0, self.parts.train)
-            classes = torch.bincount(labels, minlength=ask["classes"]).tolist()
+        labels = self.data.labels
+        if labels is not None and labels.is_floating_point():
+            summary = summarise(labels[:, None], self.parts.train).to_tensors()
+            tensors = tensors | {f"target_{name}": value for name, value in summary.items()}
+        elif labels is not None:
+            classes = torch.bincount(labels[self.parts.train], minlength=ask["classes"]).tolist()
         return Message({**sizes, "classes": classes, "note": self.parts.note}, tensors)
 
     def _own_scaler(self, scaling: str, imputation: str) -> Scaler:

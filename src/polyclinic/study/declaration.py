@@ -67,9 +67,12 @@ class Evaluation(_Part):
     validation: Fraction = 0.2
     """Share of the patients outside the test part that choose the best round and the threshold."""
     metrics: list[str] = []
-    """Default: all of the task; the first is the primary one."""
+    """Default: the usual ones of the task; the first is the primary one."""
+    surface_tolerance: PositiveFloat = 2.0
+    """Distance between outlines that the metric ``nsd`` forgives: millimetres where known, else pixels."""
     threshold: Literal["validation"] | Annotated[float, Field(gt=0, lt=1)] = "validation"
-    """Decision threshold: chosen on validation data (highest balanced accuracy, or Dice), or a number."""
+    """Decision threshold: chosen on validation data (highest balanced accuracy, or Dice), or a number. It plays no part
+    for several classes or structures, or for regression."""
     best_round: Literal["loss", "metric", "last"] = "loss"
     """What chooses the round whose model is tested: validation loss, the primary metric, or simply the last round."""
     unseen_sites: bool | list[str] = False
@@ -127,7 +130,7 @@ class Declaration(_Part):
 
     study: str = "Federated study"
     data: DataSpec
-    task: Literal["classification", "segmentation"] = "classification"
+    task: Literal["classification", "segmentation", "regression"] = "classification"
     model: Entry
     training: Training = Training()
     evaluation: Evaluation = Evaluation()
@@ -168,7 +171,7 @@ class Declaration(_Part):
     @property
     def metrics(self) -> list[str]:
         """The metrics asked for; the first is the primary one."""
-        return self.evaluation.metrics or list(TASKS[self.task].metrics)
+        return self.evaluation.metrics or list(TASKS[self.task].default_metrics)
 
     @property
     def folds(self) -> int | None:
@@ -345,6 +348,20 @@ def _check_data(data: DataSpec, task: str) -> None:
         refuse("size", f"got {list(data.size)}; expected at least 8 pixels each way.")
     if task == "classification" and data.label is None:
         refuse("label", "the entry 'label' is missing: the column with the class to predict.")
+    if task == "regression" and data.label is None:
+        refuse("label", "the entry 'label' is missing: the column with the number to predict.")
+    for key in ("positive", "classes"):
+        if task == "regression" and getattr(data, key) is not None:
+            refuse(key, f"a number has no classes, so `{key}` means nothing.", "Use `task: classification`.")
+    if data.mask_classes is not None:
+        if task != "segmentation":
+            refuse("mask_classes", f"`mask_classes` is for segmentation, and the task is {task}.")
+        from polyclinic.data.masks import MaskClasses
+
+        try:
+            MaskClasses.of(data)
+        except StudyError as error:
+            raise EntryError(error.code, error.message, error.hint, place=("data", "mask_classes")) from None
     if task == "segmentation" and (data.mask is None or data.image is None):
         refuse("mask", "segmentation needs `image` and `mask`: columns with image and mask files.")
     if data.imputation == "median" and data.scaling == "federated":

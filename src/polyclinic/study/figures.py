@@ -10,7 +10,7 @@ from __future__ import annotations
 import base64
 import io
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -248,6 +248,49 @@ def calibration(predictions: pd.DataFrame, methods: Sequence[str]) -> list[Panel
                 f"{100 * rows['label'].mean():.0f}\u00a0% were."
             )
             panels.append(_drawn(figure, method, "calibration", words))
+    return panels
+
+
+#: Points drawn at most in one scatter plot.
+MOST_POINTS = 1500
+
+
+def scatter(groups: Mapping[str, pd.DataFrame], name: str) -> list[Panel]:
+    """Predicted against true numbers: a panel a group, all with the same axes, with the line on which both are equal.
+
+    Args:
+        groups: title of the panel -> its cases, columns ``label`` and ``score``; a panel draws ``MOST_POINTS`` cases at
+            most, evenly spaced in the order of the rows.
+        name: what the numbers are.
+    """
+    ends = np.array([frame[column].agg(["min", "max"]) for frame in groups.values() for column in ("label", "score")])
+    if not np.isfinite(ends).any():
+        return []
+    low, high = float(np.nanmin(ends)), float(np.nanmax(ends))
+    margin = 0.04 * (high - low) or 1.0
+    limits = (low - margin, high + margin)
+    panels = []
+    for title, frame in groups.items():
+        if frame.empty:
+            continue
+        few = frame.iloc[np.unique(np.linspace(0, len(frame) - 1, MOST_POINTS).round().astype(int))]
+        alpha = float(np.clip(40 / np.sqrt(len(few)) / 10, 0.15, 0.6))
+        with _panel(3.1, 2.9, 0.64) as (figure, axes):
+            axes.plot(limits, limits, color=GREY, linewidth=0.9, linestyle=(0, (3, 2)), zorder=1)
+            axes.plot(few["label"], few["score"], "o", color=BLUE, markersize=3.5, alpha=alpha, markeredgewidth=0)
+            axes.set(xlim=limits, ylim=limits, xlabel=f"True {shorten(name)}", ylabel=f"Predicted {shorten(name)}")
+            for one in (axes.xaxis, axes.yaxis):
+                one.set_major_locator(MaxNLocator(nbins=5))
+            axes.grid()
+            axes.set_axisbelow(True)
+            error = frame["score"] - frame["label"]
+            drawn = f" {len(few)} of them are drawn." if len(few) < len(frame) else ""
+            side = "high" if error.mean() > 0 else "low"
+            words = (
+                f"{len(frame)} predictions; on average {abs(error.mean()):.3g} too {side}, and "
+                f"{error.abs().mean():.3g} away from the truth.{drawn}"
+            )
+            panels.append(_drawn(figure, title, "scatter", words))
     return panels
 
 

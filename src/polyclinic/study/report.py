@@ -32,9 +32,11 @@ SECTIONS = {
     "question": "What was asked",
     "sites": "Sites and cases",
     "results": "Results",
+    "structures": "Structure by structure",
     "site_results": "Results site by site",
     "cross": "Each site's model at the other sites",
     "curves": "ROC and calibration",
+    "scatter": "Predicted against true",
     "confusion": "Which classes are mixed up",
     "overlays": "Segmentations",
     "convergence": "Training over the rounds",
@@ -242,7 +244,7 @@ def _interval(folder: Folder, one: figures.Estimate) -> str:
 def _curves(folder: Folder) -> dict[str, list[Panel]]:
     """ROC and calibration panels of a binary classification."""
     rows = report_tables.own_predictions(folder)
-    if not {"label", "score"} <= set(rows.columns) or "score_0" in rows.columns:
+    if folder.task == "regression" or not {"label", "score"} <= set(rows.columns) or "score_0" in rows.columns:
         return {}
     rows = rows.dropna(subset=["label", "score"])
     if set(rows["label"]) != {0, 1}:
@@ -250,6 +252,23 @@ def _curves(folder: Folder) -> dict[str, list[Panel]]:
     methods = [method for method in folder.methods if method in set(rows["method"])]
     reference = "single" if "single" in methods else None
     return {"roc": figures.roc(rows, methods, reference), "calibration": figures.calibration(rows, methods)}
+
+
+def _scatter(folder: Folder) -> list[tuple[str, list[Panel]]]:
+    """Predicted against true numbers: a panel a method, and a panel a site of the best one."""
+    rows = report_tables.own_predictions(folder)
+    if folder.task != "regression" or not {"label", "score"} <= set(rows.columns):
+        return []
+    rows = rows.dropna(subset=["label", "score"])
+    name = str((folder.study.get("data") or {}).get("label") or "Label")
+    methods = {method: rows[rows["method"] == method] for method in folder.methods}
+    shown = [("Every method, all sites together", figures.scatter(methods, name))]
+    best = headline(folder)
+    if best is not None and len(folder.sites) > 1:
+        mine = methods[best.method]
+        sites = {site: mine[mine["site"] == site] for site in folder.sites}
+        shown.append((f"{best.method}, site by site", figures.scatter(sites, name)))
+    return [(title, panels) for title, panels in shown if panels]
 
 
 def _confusion(folder: Folder) -> tuple[str, Any] | None:
@@ -352,9 +371,11 @@ CONTENT: dict[str, Callable[[Folder], Any]] = {
     "methods": _methods,
     "sites": report_tables.site_rows,
     "results": _results,
+    "structures": report_tables.structure_tables,
     "site_results": _site_results,
     "cross": report_tables.cross_matrix,
     "curves": _curves,
+    "scatter": _scatter,
     "confusion": _confusion,
     "overlays": _overlays,
     "convergence": _convergence,

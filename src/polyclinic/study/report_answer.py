@@ -128,6 +128,11 @@ def _pooled(folder: Folder, best: Best) -> Iterator[Markup]:
 
 def _guessing(folder: Folder, best: Best) -> Iterator[Markup]:
     """A warning where the interval of the best method includes the value that guessing would give."""
+    if folder.primary.name in ("r2", "r") and best.row["low"] <= 0:
+        yield Markup(
+            "Its interval includes 0, which giving every case the same number would reach: "
+            "<strong>this study does not show that the model predicts anything</strong>."
+        )
     guess = {"auc": 0.5, "bac": 1 / max(len(folder.classes), 2)}.get(folder.primary.name)
     if guess is not None and best.row["low"] <= guess:
         yield Markup(

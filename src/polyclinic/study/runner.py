@@ -28,6 +28,7 @@ from polyclinic.study.report import write_report
 from polyclinic.study.results import write_table
 from polyclinic.study.statistics import summarise
 from polyclinic.tasks import TASKS, build_task
+from polyclinic.tasks.segmentation_metrics import metric_columns
 
 if TYPE_CHECKING:
     from polyclinic.data.cases import Opened
@@ -69,7 +70,14 @@ def site_table(study: Study, opened: Opened) -> pd.DataFrame:
     least = declaration.evaluation.min_cases_per_class
     scored, notes = [], []
     for data in opened.sites.values():
-        counts = [] if data.targets.dim() > 1 else class_counts(data.targets, len(opened.classes))
+        labels = data.labels
+        if labels is not None and labels.is_floating_point():
+            scored.append(len(data) >= least)
+            notes.append(
+                "" if scored[-1] else f"can't be scored by itself: only {len(data)} cases (at least {least} needed)"
+            )
+            continue
+        counts = [] if labels is None else class_counts(labels, len(opened.classes))
         rare = [f"{n} of {name!r}" for name, n in zip(opened.classes, counts, strict=False) if n < least]
         enough = len(counts) - len(rare) >= 2 or not counts
         scored.append(enough)
@@ -203,7 +211,12 @@ class _Runner:
         def counts(part: str) -> dict[str, Any]:
             return {site: reply.fields[part] for site, reply in replies.items()}
 
-        fold = Fold(number, counts("train"), counts("validation"), counts("test"), counts("classes"))
+        targets = {
+            site: Summary(*(reply.tensors[f"target_{name}"] for name in ("count", "mean", "m2")))
+            for site, reply in replies.items()
+            if "target_count" in reply.tensors
+        }
+        fold = Fold(number, counts("train"), counts("validation"), counts("test"), counts("classes"), targets)
         if not fold.training_sites or not fold.tested_sites:
             raise DataError("P206", "No site has enough patients to be both trained on and tested.",
                             "Use fewer `evaluation: {folds: ...}`, or more data.")  # fmt: skip
@@ -237,11 +250,14 @@ class _Runner:
             return keyed.sort_values(["_rank", "seed", "fold"], kind="stable").drop(columns="_rank")
 
         predictions = ordered(self.folder.gather(jobs, "predictions.csv"))
-        results = result_rows(predictions, declaration.task, declaration.metrics, len(self.opened.classes))
+        classes = self.opened.classes
+        segmented = declaration.task == "segmentation"
+        metrics = metric_columns(declaration.metrics, classes) if segmented else declaration.metrics
+        results = result_rows(predictions, declaration.task, metrics, len(classes))
         tested = sites["site"].map(lambda site: any(fold.test[site] for fold in folds.values()))
         sites = sites.assign(scored=sites["scored"] & tested)
         summary = summarise(
-            results, predictions, task=declaration.task, classes=self.opened.classes,
+            results, predictions, task=declaration.task, classes=classes,
             scored=dict(zip(sites["site"], sites["scored"], strict=True)), bootstrap=declaration.evaluation.bootstrap,
         )  # fmt: skip
         paths = [self.folder.jobs / self.folder.job_name(job) / "warnings.json" for job in jobs]
@@ -259,6 +275,8 @@ class _Runner:
         write_atomic(out / "warnings.json", json.dumps(list(dict.fromkeys(warnings)), indent=2) + "\n")
         self._write_overlays(jobs)
         write_table(out / "results.csv", results)
+        if segmented and all(data.spacing is not None for data in self.opened.sites.values()):
+            self.folder.note({"distances": "mm"})
 
     def _write_overlays(self, jobs: list[Job]) -> None:
         from safetensors import safe_open
