@@ -64,7 +64,7 @@ def test_linear_interpolation_by_hand():
     # A ramp 0, 10, 20, 30 with 2 mm voxels at 1 mm: halfway between neighbours.
     ramp = np.broadcast_to(np.array([0.0, 10.0, 20.0, 30.0])[:, None, None], (4, 3, 3))
     volume = Volume(ramp, np.diag([2.0, 1.0, 1.0, 1.0]))
-    grid = target_grid(volume, 1.0, (4, 3, 3), (1.5, 1.0, 1.0))
+    grid = target_grid(volume, (1.0,) * 3, (4, 3, 3), (1.5, 1.0, 1.0))
     np.testing.assert_allclose(resample(volume, grid, order=1)[:, 1, 1], [7.5, 12.5, 17.5, 22.5], atol=1e-5)
     assert grid.spacing == (1.0, 1.0, 1.0)
 
@@ -80,7 +80,7 @@ def test_a_ball_keeps_its_volume_within_a_voxel_layer(spacing, wanted, code, rad
     volume = oriented(ball(spacing, code, radius), "RAS")
     side = round(48 / wanted)
     middle = [(n - 1) / 2 for n in volume.values.shape]
-    mask = resample(volume, target_grid(volume, wanted, (side,) * 3, middle), order=0)
+    mask = resample(volume, target_grid(volume, (wanted,) * 3, (side,) * 3, middle), order=0)
     layer = max(*spacing, wanted)
     smallest, largest = (4 / 3 * np.pi * max(radius + d, 0) ** 3 for d in (-layer, layer))
     assert smallest <= np.count_nonzero(mask) * wanted**3 <= largest
@@ -92,7 +92,7 @@ def test_a_place_in_space_stays_where_it_is(code, wanted):
     # The centre of mass in millimetres is the same before and after.
     volume = ball((1.5, 2.0, 2.0), code, radius=9.0, centre=(20.0, 26.0, 23.0))
     turned = oriented(volume, "RAS")
-    grid = target_grid(turned, wanted, (round(48 / wanted),) * 3, [(n - 1) / 2 for n in turned.values.shape])
+    grid = target_grid(turned, (wanted,) * 3, (round(48 / wanted),) * 3, [(n - 1) / 2 for n in turned.values.shape])
     after = resample(turned, grid, order=1)
     before_mm = (volume.affine @ np.append(_centre(volume.values), 1))[:3]
     after_mm = (grid.affine @ np.append(_centre(after), 1))[:3]

@@ -80,6 +80,17 @@ class Cache:
         write_atomic(self._path(key, ".json"), json.dumps(record), durable=False)
         return record
 
+    def note(self, key: str) -> Any:
+        """What ``remember`` kept, or None."""
+        try:
+            return json.loads(self._path(key, ".note.json").read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return None
+
+    def remember(self, key: str, value: Any) -> None:
+        """Keep a JSON value."""
+        write_atomic(self._path(key, ".note.json"), json.dumps(value), durable=False)
+
     def image(self, key: str) -> Path:
         """The file of a case's image ``[C, D, H, W]``."""
         return self._path(key, ".image.npy")

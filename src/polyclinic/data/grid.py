@@ -50,7 +50,7 @@ def oriented(volume: Volume, codes: str) -> Volume:
 
 
 def target_grid(
-    volume: Volume, spacing: Sequence[float] | float | None, size: tuple[int, int, int], middle: Sequence[float]
+    volume: Volume, spacing: Sequence[float] | None, size: tuple[int, int, int], middle: Sequence[float]
 ) -> Grid:
     """The grid of ``size`` voxels along the axes of ``volume`` whose middle is the volume's voxel ``middle``.
 
@@ -58,12 +58,12 @@ def target_grid(
 
     Args:
         volume: turned to the wanted orientation already.
-        spacing: voxel sizes in mm, one for all axes or three; None keeps those of the volume.
+        spacing: voxel sizes in mm along the three axes; None keeps those of the volume.
         size: voxels along the three axes.
         middle: voxel coordinates that come to lie in the middle.
     """
     own = np.array(volume.spacing)
-    wanted = own if spacing is None else np.broadcast_to(np.asarray(spacing, dtype=np.float64), 3)
+    wanted = own if spacing is None else np.asarray(spacing, dtype=np.float64)
     step = np.where(np.abs(wanted - own) <= _SAME * own, 1.0, wanted / own)
     corner = np.asarray(middle, dtype=np.float64) - step * (np.array(size) - 1) / 2
     # Half a voxel up, so that ties fall alike whatever the rounding of the middle.

@@ -16,10 +16,11 @@ from torch import Tensor
 from polyclinic.data.cases import Counts, Opened, SiteData
 from polyclinic.data.check import quality_warnings, reasons_text
 from polyclinic.data.features import encode_features
+from polyclinic.data.fingerprint import SiteFingerprint
 from polyclinic.data.images import ImageFiles, decode_images
 from polyclinic.data.labels import encode_labels, encode_numbers
 from polyclinic.data.masks import MaskClasses
-from polyclinic.data.prepare_volumes import VolumeFiles, check_volumes, prepare_volumes
+from polyclinic.data.prepare_volumes import VolumeFiles, check_volumes, fingerprint_volumes, prepare_volumes
 from polyclinic.data.rows import Rows, Task, read_rows, reject_rows
 from polyclinic.data.spec import DataSpec
 from polyclinic.data.volumes import Volumes
@@ -117,17 +118,15 @@ def _read_images(
         DataError: P204 when more than ``max_unreadable`` of the site's cases can't be read.
     """
     mine = rows.cells.iloc[here]
-    masks_named = mine[spec.mask].tolist() if task == "segmentation" else None
-    roots = [Path(table) if spec.root is None else folder / spec.root for table in rows.origin["folder"].iloc[here]]
+    files = _files(rows, here, spec, folder, task)
     images: Pixels | None
     masks: Pixels | None
     if spec.preprocessing is not None:
-        cells = mine[spec.image_columns].to_numpy().tolist()
-        volumes = VolumeFiles(cells, masks_named, roots, allowed=(folder,))
-        images, masks, failures = prepare_volumes(volumes, spec, folder / spec.cache, tick)
+        images, masks, failures = prepare_volumes(files, spec, folder / spec.cache, tick)
     else:
-        files = ImageFiles(mine[spec.image_columns[0]].tolist(), masks_named, roots, allowed=(folder,))
-        images, masks, failures = decode_images(files, spec.size or (0, 0), spec.channels, tick, MaskClasses.of(spec))
+        pictures = ImageFiles([cells[0] for cells in files.images], files.masks, files.roots, files.allowed)
+        size, classes = spec.size or (0, 0), MaskClasses.of(spec)
+        images, masks, failures = decode_images(pictures, size, spec.channels, tick, classes)
     if failures and len(failures) / len(mine) > spec.max_unreadable:
         raise DataError(
             "P204",
@@ -144,6 +143,35 @@ def _read_images(
         if isinstance(images, Tensor):  # volumes that can't be used are left out already
             images, masks = images[keep], masks[keep] if isinstance(masks, Tensor) else None
     return images, masks, here
+
+
+def _files(rows: Rows, here: npt.NDArray[np.intp], spec: DataSpec, folder: Path, task: Task) -> VolumeFiles:
+    """Where the images and masks of the rows ``here`` are."""
+    mine = rows.cells.iloc[here]
+    roots = [Path(table) if spec.root is None else folder / spec.root for table in rows.origin["folder"].iloc[here]]
+    masks = mine[spec.mask].tolist() if task == "segmentation" else None
+    return VolumeFiles(mine[spec.image_columns].to_numpy().tolist(), masks, roots, allowed=(folder,))
+
+
+def fingerprint_data(
+    spec: DataSpec, folder: Path, task: Task, split: str | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> dict[str, SiteFingerprint]:  # fmt: skip
+    """What each site says of its volumes, for a plan; see ``open_data`` for the arguments and errors."""
+    _check_spec(spec, task)
+    rows = read_rows(spec, folder, split)
+    reject_rows(rows, spec, task, split)
+    used = rows.where(rows.usable & rows.origin["site"].notna().to_numpy())
+    tick = _ticker(progress, len(used))
+    found = {}
+    for site in _site_names(rows, spec):
+        here = np.flatnonzero(used.origin["site"] == site)
+        if len(here):
+            found[site] = fingerprint_volumes(_files(used, here, spec, folder, task), spec, folder / spec.cache, tick)
+    known = {site: one for site, one in found.items() if one is not None}
+    if not known:
+        raise DataError("P205", "No image can be read, so that nothing can be planned.", "Mend the images' paths.")
+    return known
 
 
 def _channels(spec: DataSpec) -> list[str]:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from polyclinic.data.cache import Cache, source_files
+from polyclinic.data.fingerprint import SiteFingerprint, Triple, fingerprint, measure
 from polyclinic.data.images import resolve
 from polyclinic.data.intensity import check_intensity
 from polyclinic.data.masks import MaskClasses
@@ -111,6 +112,45 @@ def prepare_volumes(
     return images, masks, failures
 
 
+def fingerprint_volumes(
+    files: VolumeFiles, spec: DataSpec, cache_folder: Path, done: Callable[[], None] = lambda: None
+) -> SiteFingerprint | None:
+    """What a site says of its images, from those that can be read; None if there are none.
+
+    Args:
+        files: where the volumes are; only the first image of each case is looked at.
+        spec: the ``data:`` part of the study file, with ``preprocessing``.
+        cache_folder: where what was measured is kept.
+        done: called after each case, in the calling thread.
+    """
+    preprocessing = spec.preprocessing
+    if preprocessing is None:
+        raise ValueError("volumes need `preprocessing`")
+    cache = Cache(cache_folder, {"measure": [preprocessing.orientation, preprocessing.frames]})
+
+    def look(position: int) -> list[Triple] | None:
+        cell, root = files.images[position][0], files.roots[position]
+        try:
+            found, series = _sources(cell, "image", root, files.allowed)
+            key = cache.key([found], [series])
+            known = cache.note(key)
+            if known is None:
+                known = [list(part) for part in measure(_read(cell, "image", root, files.allowed), preprocessing)]
+                cache.remember(key, known)
+        except (UnreadableError, OSError) as error:
+            logger.debug("%s: %s", cell, error)
+            return None
+        return [(part[0], part[1], part[2]) for part in known]
+
+    measured = []
+    with ThreadPoolExecutor(min(_MOST_THREADS, os.cpu_count() or 1)) as threads:
+        for found in threads.map(look, range(len(files))):
+            if found is not None:
+                measured.append((found[0], found[1]))
+            done()
+    return fingerprint(measured) if measured else None
+
+
 def check_volumes(spec: DataSpec, task: str) -> None:
     """Stop where entries about volumes contradict each other or the task.
 
@@ -128,6 +168,8 @@ def check_volumes(spec: DataSpec, task: str) -> None:
         return
     if spec.image is None:
         refuse("", "`preprocessing` is for images.", "Name the `image` column, or take it out.", "P104")
+    if preparation.spacing == "auto" and preparation.size != "auto":
+        refuse("size", "with `spacing: auto` the size is not known yet.", "Write `size: auto`.")
     axes = [pair for pair in ("RL", "AP", "SI") if set(pair) & set(preparation.orientation)]
     if len(axes) < 3:
         refuse(
@@ -143,6 +185,12 @@ def check_volumes(spec: DataSpec, task: str) -> None:
     if task != "segmentation":
         hint = "Take it out, or use a smaller `preprocessing: {size: ...}`."
         refuse("", "`patch` is for segmentation: a label belongs to the whole volume.", hint, "P104", place="patch")
+    if patch == "auto" or preparation.size == "auto":
+        if patch not in ("auto", None) or preparation.size != "auto":
+            refuse(
+                "", "`patch` and `size` are planned together.", "Write `size: auto` and `patch: auto`.", place="patch"
+            )
+        return
     if any(side > whole for side, whole in zip(patch.size, preparation.size, strict=True)):
         message = f"got {list(patch.size)}, which is larger than the volumes, {list(preparation.size)}."
         refuse("size", message, "Use a smaller patch.", place="patch")

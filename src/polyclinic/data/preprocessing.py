@@ -69,7 +69,9 @@ def prepare_case(
     if mask is not None:
         turned_mask = oriented(single_frame(mask, "reject", kind="mask"), spec.orientation)
     middle = _middle(single[0], spec.centre)
-    grid = target_grid(single[0], spec.spacing, spec.size, middle)
+    if spec.sides is None:
+        raise ValueError("the grid is not planned yet")
+    grid = target_grid(single[0], spec.steps, spec.sides, middle)
     name, options = split_entry(spec.intensity, (), "intensity normalisation")
     normalise = INTENSITIES[name](**options)
     channels, marks = [], []

@@ -17,10 +17,10 @@ class Preprocessing(BaseModel):
 
     orientation: Annotated[str, Field(pattern="^[RLAPSI]{3}$")] = "RAS"
     """Where the three axes point: right or left, anterior or posterior, superior or inferior."""
-    spacing: PositiveFloat | tuple[PositiveFloat, PositiveFloat, PositiveFloat] | None = None
-    """Voxel size in mm; None keeps each image's own."""
-    size: tuple[PositiveInt, PositiveInt, PositiveInt]
-    """Voxels along the three axes: larger images are cropped, smaller ones padded."""
+    spacing: PositiveFloat | tuple[PositiveFloat, PositiveFloat, PositiveFloat] | Literal["auto"] | None = None
+    """Voxel size in mm; None keeps each image's own; ``auto`` is planned from the images of all sites."""
+    size: tuple[PositiveInt, PositiveInt, PositiveInt] | Literal["auto"]
+    """Voxels along the three axes: larger images are cropped, smaller ones padded. ``auto`` is planned."""
     centre: Literal["image", "foreground"] = "image"
     """What comes to lie in the middle: that of the image, or of the box around its foreground."""
     intensity: str | dict[str, dict[str, object]] = "zscore"
@@ -28,6 +28,18 @@ class Preprocessing(BaseModel):
     ``{window: {lower: -160, upper: 240}}``."""
     frames: Literal["reject", "first", "mean"] = "reject"
     """What becomes of an image with several frames (a time series)."""
+
+    @property
+    def sides(self) -> tuple[int, int, int] | None:
+        """Voxels along the three axes; None until they are planned."""
+        return None if self.size == "auto" else self.size
+
+    @property
+    def steps(self) -> tuple[float, float, float] | None:
+        """Voxel sizes in mm; None where images keep their own, or until they are planned."""
+        if self.spacing is None or self.spacing == "auto":
+            return None
+        return self.spacing if isinstance(self.spacing, tuple) else (self.spacing,) * 3
 
 
 class Patch(BaseModel):
@@ -97,8 +109,9 @@ class DataSpec(BaseModel):
 
     preprocessing: Preprocessing | None = None
     """For volumes: the grid and the intensities to which they are brought."""
-    patch: Patch | None = None
-    """For the segmentation of volumes: train on boxes instead of whole volumes; ``patch: [64, 64, 64]`` is enough."""
+    patch: Patch | Literal["auto"] | None = None
+    """For the segmentation of volumes: train on boxes instead of whole volumes; ``patch: [64, 64, 64]`` is enough, and
+    ``auto`` is planned from the images of all sites."""
     cache: str = ".polyclinic-cache"
     """Folder for prepared volumes, so that they are prepared once."""
 
@@ -124,6 +137,17 @@ class DataSpec(BaseModel):
         if content.get("preprocessing") is not None:
             content.setdefault("scaling", "none")
         return content
+
+    @property
+    def wants_plan(self) -> bool:
+        """Whether something of the volumes is to be planned."""
+        preparation = self.preprocessing
+        return preparation is not None and "auto" in (preparation.spacing, preparation.size, self.patch)
+
+    @property
+    def box(self) -> Patch | None:
+        """The boxes of training, once they are planned."""
+        return self.patch if isinstance(self.patch, Patch) else None
 
     @property
     def image_columns(self) -> list[str]:

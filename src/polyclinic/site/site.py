@@ -110,7 +110,8 @@ class Site:
             self.data, folds=ask["folds"], fold=ask["fold"], validation=ask["validation"], seed=ask["split_seed"],
             small_sites=ask["small_sites"],
         )  # fmt: skip
-        self._patch = None if ask["patch"] is None else Patch(**ask["patch"])
+        box = ask.get("patch")
+        self._patch = None if box is None else Patch(**box)
         size = tuple(self.data.inputs.shape[2:]) if self._patch is None else self._patch.size
         self._augmentation = Augmentation(ask["augmentation"], size) if ask["augmentation"] else None
         tensors: dict[str, torch.Tensor] = {}

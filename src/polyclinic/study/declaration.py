@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, P
 
 from polyclinic.client.optimizers import Named, resolve_optimizer, resolve_schedule
 from polyclinic.client.rules import LOCAL_RULES
+from polyclinic.data.fingerprint import VolumePlan
 from polyclinic.data.prepare_volumes import check_volumes
 from polyclinic.data.spec import DataSpec
 from polyclinic.errors import StudyError, nearest
@@ -21,6 +22,8 @@ from polyclinic.server import SERVER_RULES
 from polyclinic.tasks import TASKS
 
 Entry = str | dict[str, Any]
+#: An entry that is planned from the images of all sites.
+AUTO = "auto"
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 
 
@@ -183,6 +186,24 @@ class Declaration(_Part):
         """The seeds of the repetitions."""
         return self.seeds if self.seeds is not None else [self.seed or 0]
 
+    @property
+    def wants_plan(self) -> bool:
+        """Whether grid, boxes or network are to be planned from the sites' images."""
+        return self.data.wants_plan or self.model == AUTO
+
+    def planned(self, plan: VolumePlan) -> Declaration:
+        """This study with the values of a plan where it says ``auto``."""
+        content = self.filled()
+        data = content["data"]
+        for key, value in (("spacing", plan.spacing), ("size", plan.size)):
+            if data["preprocessing"][key] == AUTO:
+                data["preprocessing"][key] = list(value)
+        if data["patch"] == AUTO:
+            data["patch"] = None if plan.patch is None else {"size": list(plan.patch)}
+        if self.model == AUTO:
+            content["model"] = plan.model
+        return Declaration.check({key: value for key, value in content.items() if value is not None})
+
     def is_unseen(self, method: StudyMethod) -> bool:
         """Whether the method is also run without each site in turn."""
         wanted = self.evaluation.unseen_sites
@@ -203,7 +224,9 @@ class Declaration(_Part):
     # Checks that need more than one entry -------------------------------------------------------------------------
 
     def _resolve(self) -> None:
-        self._model = MODELS.resolve(self.model, ("model",))
+        self._model = (AUTO, {}) if self.model == AUTO else MODELS.resolve(self.model, ("model",))
+        if self.model == AUTO and self.data.preprocessing is None:
+            raise EntryError("P104", "`model: auto` is planned from volumes.", "Name a model.", place=("model",))
         _check_data(self.data, self.task)
         _check_training(self.training, self.task, ("training",))
         evaluation = self.evaluation
@@ -374,7 +397,7 @@ def _check_data(data: DataSpec, task: str) -> None:
         refuse("augmentation", "augmentation is for images; this study has features.")
     sides: tuple[int, ...] | None = data.size
     if data.preprocessing is not None:
-        sides = data.patch.size if data.patch else data.preprocessing.size
+        sides = data.box.size if data.box else data.preprocessing.sides
     if data.augmentation and sides is not None:
         from polyclinic.data.augmentation import Augmentation
 

@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 def run_study(study: Study, out: Path, *, resume: bool = False, display: Display | None = None) -> None:
     """Run a study into a folder; see `polyclinic.study.study.Study.run`."""
     display = display or Display()
+    study = study.planned(display.images)
     folder = Folder(out, study)
     folder.check(resume)
     if folder.is_finished:
@@ -46,6 +47,8 @@ def run_study(study: Study, out: Path, *, resume: bool = False, display: Display
     opened = study.open(display.images)
     sites = site_table(study, opened)
     display.opened(sites, opened.warnings)
+    if study.plan is not None:
+        display.note(f"Planned: {study.plan.reason}.")
     runner = _Runner(study, opened, folder, display)
     status: dict[str, Any] = {"status": "failed", "reason": "interrupted"}
     try:
@@ -161,7 +164,7 @@ class _Runner:
 
     def _shape(self) -> tuple[int, ...]:
         """Shape of one input as the network is trained on it."""
-        shape, patch = next(iter(self.opened.sites.values())).inputs.shape[1:], self.declaration.data.patch
+        shape, patch = next(iter(self.opened.sites.values())).inputs.shape[1:], self.declaration.data.box
         return tuple(shape) if patch is None else (shape[0], *patch.size)
 
     def _plan(self, template: FlatModule) -> EnginePlan:
@@ -197,7 +200,7 @@ class _Runner:
             "fold": number, "folds": self.declaration.folds, "validation": evaluation.validation,
             "split_seed": evaluation.split_seed, "small_sites": evaluation.small_sites, "scaling": data.scaling,
             "imputation": data.imputation, "augmentation": data.augmentation, "classes": len(self.opened.classes),
-            "patch": None if data.patch is None else data.patch.model_dump(mode="json"),
+            "patch": None if data.box is None else data.box.model_dump(mode="json"),
         })  # fmt: skip
         replies: dict[str, Message] = {}
         for one in {id(e): e for e in (engine, local)}.values():
