@@ -34,8 +34,7 @@ def read_series(files: Iterable[Path]) -> Volume:
             headers.append(read_header(path))
         except UnreadableError as error:
             reasons.append(str(error))
-    groups, failures = group_planes(headers)
-    reasons += failures.values()
+    groups = group_planes(headers)
     if not groups:
         raise UnreadableError(reasons[0] if reasons else "folder has no DICOM file")
     damaged = [reason for reason in reasons if not reason.startswith("DICOM object")]

@@ -29,9 +29,10 @@ _UNDEFINED = 0xFFFFFFFF
 _ITEM, _ITEM_END, _SEQUENCE_END = 0xFFFEE000, 0xFFFEE00D, 0xFFFEE0DD
 _DEEPEST = 32
 _LONG_VRS = frozenset((b"OB", b"OD", b"OF", b"OL", b"OV", b"OW", b"SQ", b"SV", b"UC", b"UN", b"UR", b"UT", b"UV"))
-_SHORT_VRS = frozenset(
-    text.encode() for text in "AE AS AT CS DA DS DT FL FD IS LO LT PN SH SL SS ST TM UI UL US".split()
-)
+_SHORT_VRS = frozenset((
+    b"AE", b"AS", b"AT", b"CS", b"DA", b"DS", b"DT", b"FL", b"FD", b"IS", b"LO", b"LT", b"PN", b"SH", b"SL", b"SS",
+    b"ST", b"TM", b"UI", b"UL", b"US",
+))  # fmt: skip
 _META, _SYNTAX = 0x0002, 0x00020010
 
 
@@ -54,11 +55,11 @@ class Elements:
     pixel_bytes: int
 
 
-class _Short(Exception):
+class _ShortError(Exception):
     """More bytes of the file are needed."""
 
 
-class _Unusual(Exception):
+class _UnusualError(Exception):
     """Not for this reader."""
 
 
@@ -83,12 +84,12 @@ def read_elements(path: Path, wanted: Collection[int]) -> Elements:
             while True:
                 try:
                     return _walk_file(buffer, size, wanted)
-                except _Short:
+                except _ShortError:
                     if len(buffer) >= size:
                         raise UnreadableError("DICOM header is truncated") from None
                     take *= 8
                     buffer += file.read(take)
-    except _Unusual:
+    except _UnusualError:
         return _read_with_pydicom(path, wanted)
     except FileNotFoundError:
         raise UnreadableError("file is missing") from None
@@ -126,7 +127,7 @@ def _walk_file(buffer: bytes, size: int, wanted: Collection[int]) -> Elements:
     offset = 132 if buffer[128:132] == b"DICM" else 0
     syntax, offset = _walk_meta(buffer, offset)
     if syntax in (DEFLATED, BIG_ENDIAN):
-        raise _Unusual
+        raise _UnusualError
     explicit = syntax != IMPLICIT
     if not syntax:  # the file does not say: the second element's type letters do
         explicit = buffer[offset + 4 : offset + 6] in _SHORT_VRS | _LONG_VRS
@@ -142,7 +143,7 @@ def _walk_file(buffer: bytes, size: int, wanted: Collection[int]) -> Elements:
         offset = body + length
         if tag in wanted:
             if offset > len(buffer):
-                raise _Short
+                raise _ShortError
             values[tag] = buffer[body:offset]
     if offset > size:
         raise UnreadableError("DICOM header is truncated")
@@ -155,7 +156,7 @@ def _walk_meta(buffer: bytes, offset: int) -> tuple[str, int]:
     while buffer[offset : offset + 2] == b"\x02\x00":
         tag, length, body, _ = _element(buffer, offset, explicit=True)
         if length == _UNDEFINED:
-            raise _Unusual
+            raise _UnusualError
         offset = body + length
         if tag == _SYNTAX:
             syntax = buffer[body:offset].rstrip(b"\0 ").decode("ascii", "replace")
@@ -175,20 +176,20 @@ def _element(buffer: bytes, offset: int, explicit: bool) -> tuple[int, int, int,
             (length,) = struct.unpack_from("<I", buffer, offset + 8)
             return group << 16 | element, length, offset + 12, kind != b"UN"
     except struct.error:
-        raise _Short from None
-    raise _Unusual
+        raise _ShortError from None
+    raise _UnusualError
 
 
 def _skip_sequence(buffer: bytes, offset: int, explicit: bool, depth: int) -> int:
     """Where a sequence of undefined length ends."""
     if depth > _DEEPEST:
-        raise _Unusual
+        raise _UnusualError
     while True:
         tag, length, offset, _ = _element(buffer, offset, explicit=False)
         if tag == _SEQUENCE_END:
             return offset
         if tag != _ITEM:
-            raise _Unusual
+            raise _UnusualError
         offset = _skip_item(buffer, offset, explicit, depth) if length == _UNDEFINED else offset + length
 
 
@@ -198,10 +199,8 @@ def _skip_item(buffer: bytes, offset: int, explicit: bool, depth: int) -> int:
         if tag == _ITEM_END:
             return body
         _, length, body, nested_explicit = _element(buffer, offset, explicit)
-        if length == _UNDEFINED:
-            offset = _skip_sequence(buffer, body, nested_explicit, depth + 1)
-        else:
-            offset = body + length
+        nested = length == _UNDEFINED
+        offset = _skip_sequence(buffer, body, nested_explicit, depth + 1) if nested else body + length
 
 
 def _read_with_pydicom(path: Path, wanted: Collection[int]) -> Elements:

@@ -417,7 +417,7 @@ def _named(path: Path, root: Path, name: str, number: str) -> bool:
     words = set(re.split(r"[\W_]+", place))
     return any(
         part in words or (len(part) >= 5 and part in place)
-        for part in _identifying_parts(re.split(r"[\^=\s,]+", name.lower()) + [number.lower()])
+        for part in _identifying_parts([*re.split(r"[\^=\s,]+", name.lower()), number.lower()])
     )
 
 

@@ -189,7 +189,8 @@ def _true_reason(header: Header, error: Exception) -> str:
 
 def _tile(pixels: npt.NDArray[np.generic], header: Header, index: int) -> npt.NDArray[np.generic]:
     if not header.tiles:
-        return pixels[index]
+        picture: npt.NDArray[np.generic] = pixels[index]
+        return picture
     across, down = tile_grid(header)
     width, height = header.columns // across, header.rows // down
     row, column = divmod(index, across)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import warnings
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -121,9 +121,7 @@ def _siemens_tiles(header: Header) -> list[Plane]:
     )
     plain = _plain(header)
     places = [first + normal * header.gap * index for index in range(tiles)]
-    return [
-        replace(replace_index(plain, index), position=tuple(place.tolist())) for index, place in enumerate(places)
-    ]
+    return [replace(replace_index(plain, index), position=tuple(place.tolist())) for index, place in enumerate(places)]
 
 
 def _siemens_header(header: Header) -> tuple[npt.NDArray[np.float64], int]:
@@ -210,11 +208,11 @@ def _frame(header: Header, index: int, shared: Dataset | None, group: Dataset) -
     )
 
 
-def _floats(value: object, count: int) -> tuple[float, ...] | None:
+def _floats(value: Any, count: int) -> tuple[float, ...] | None:
+    """The ``count`` finite numbers of an element's value, else None."""
     if value is None:
         return None
-    values = list(value) if isinstance(value, list | tuple) or hasattr(value, "__iter__") else [value]  # type: ignore[call-overload]
-    found = tuple(float(part) for part in values)
+    found = tuple(float(part) for part in (value if hasattr(value, "__iter__") else [value]))
     return found if len(found) == count and all(map(math.isfinite, found)) else None
 
 

@@ -64,40 +64,49 @@ class Series:
 
 @dataclass(frozen=True)
 class Group:
-    """Planes that belong together, before it is known whether they make an image."""
+    """Planes that belong together, before it is known whether they make an image.
+
+    Attributes:
+        key: as in ``Series``.
+        header: of one of the files.
+        planes: in the order of the files' names.
+        reason: why the group can't be used: a file of its series can't.
+    """
 
     key: str
+    header: Header
     planes: tuple[Plane, ...]
-
-    @property
-    def header(self) -> Header:
-        """Header of one of the planes."""
-        return self.planes[0].header
+    reason: str = ""
 
 
-def group_planes(headers: Iterable[Header]) -> tuple[list[Group], dict[Header, str]]:
-    """Planes by image: by series, and within one by orientation, matrix, spacing, image type and echo.
-
-    Returns:
-        the groups, in order of their files' names, and for each file whose planes can't be found the reason.
-    """
-    groups: dict[str, list[Plane]] = defaultdict(list)
-    failures: dict[Header, str] = {}
+def group_planes(headers: Iterable[Header]) -> list[Group]:
+    """Planes by image: by series, and within one by orientation, matrix, spacing, image type and echo."""
+    planes: dict[str, list[Plane]] = defaultdict(list)
+    failures: dict[str, tuple[Header, str]] = {}
     for header in sorted(headers, key=lambda header: natural_key(str(header.path))):
         try:
             for plane in find_planes(header):
-                groups[_group_key(plane)].append(plane)
+                planes[_group_key(plane)].append(plane)
         except UnreadableError as error:
-            failures[header] = str(error)
-    return [Group(key, tuple(planes)) for key, planes in groups.items()], failures
+            failures.setdefault(header.series or str(header.path), (header, str(error)))
+    groups = []
+    for key, found in planes.items():
+        # With a slice lost, even those that are left may seem to be a whole stack.
+        _, reason = failures.get(found[0].header.series, (None, ""))
+        groups.append(Group(key, found[0].header, tuple(found), reason))
+    alive = {group.header.series for group in groups}
+    groups += [Group(key, header, (), reason) for key, (header, reason) in failures.items() if key not in alive]
+    return groups
 
 
 def build_series(group: Group) -> Series:
     """Put the planes of a group in order.
 
     Raises:
-        UnreadableError: slices are missing or unevenly spaced, or don't lie in one stack.
+        UnreadableError: slices are missing or unevenly spaced, or don't lie in one stack; or ``group.reason``.
     """
+    if group.reason:
+        raise UnreadableError(group.reason)
     planes, notes = list(group.planes), []
     if planes[0].position is None or planes[0].orientation is None:
         return _without_places(group)

@@ -21,7 +21,10 @@ if TYPE_CHECKING:
 ENDINGS = (".nii", ".nii.gz")
 _HEADER_BYTES = 540  # NIfTI-2's; NIfTI-1's has 348
 _MOST_BYTES = 8 * 2**30
-_VENDORS = {"siemens": "Siemens", "ge": "GE", "philips": "Philips", "canon": "Canon", "toshiba": "Canon", "uih": "United Imaging"}  # fmt: skip
+_VENDORS = {
+    "siemens": "Siemens", "ge": "GE", "philips": "Philips", "canon": "Canon",
+    "toshiba": "Canon", "uih": "United Imaging",
+}  # fmt: skip
 
 
 @dataclass(frozen=True, eq=False)
@@ -105,7 +108,7 @@ def read_nifti(path: Path) -> Volume:
     values = values.astype(values.dtype.newbyteorder("="), copy=False)
     if values.dtype.kind == "f" and not np.isfinite(values).any():
         raise UnreadableError("image has no finite value")
-    return Volume(_three_axes(values), header.affine, _scanner(path))
+    return Volume(_three_axes(values), header.affine, scanner_facts(path))
 
 
 logger = logging.getLogger(__name__)
@@ -236,14 +239,9 @@ def _os_reason(error: OSError) -> str:
     return "NIfTI file is truncated" if "Expected" in text or "end of" in text else "NIfTI file is damaged"
 
 
-def _scanner(path: Path) -> dict[str, str | float]:
+def scanner_facts(path: Path) -> dict[str, str | float]:
     """Scanner facts from the JSON file beside the image, by an allow-list."""
-    try:
-        sidecar = json.loads(path.with_name(stem(path) + ".json").read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
-        return {}
-    if not isinstance(sidecar, dict):
-        return {}
+    sidecar = _sidecar(path)
     about: dict[str, str | float] = {}
     for name, key in (("modality", "Modality"), ("vendor", "Manufacturer"), ("model", "ManufacturersModelName")):
         text = sidecar.get(key)
@@ -256,3 +254,16 @@ def _scanner(path: Path) -> dict[str, str | float]:
     if isinstance(tesla, int | float) and not isinstance(tesla, bool) and 0 < tesla < 100:
         about["field_strength"] = float(tesla)
     return about
+
+
+def names_patient(path: Path) -> bool:
+    """Whether the JSON file beside the image has a field of the patient that converters leave out when asked to."""
+    return any(_sidecar(path).get(key) for key in ("PatientName", "PatientID", "PatientBirthDate"))
+
+
+def _sidecar(path: Path) -> dict[str, object]:
+    try:
+        found = json.loads(path.with_name(stem(path) + ".json").read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return found if isinstance(found, dict) else {}
