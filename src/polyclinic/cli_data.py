@@ -62,9 +62,10 @@ def _print_scan(found: Scan, folder: Path, out: Path, salt: Path) -> None:
 
     manifest = found.manifest
     kinds = " and ".join(found.kinds) or "no image that can be used"
-    print(f"{kinds}: {found.files} files, {len(found.images)} images.")
+    used = sum(not image.reason for image in found.images)
+    print(f"{kinds}: {found.files} files; {used} of {len(found.images)} images and other objects can be used.")
     table = Table(header_style="bold", box=SIMPLE, pad_edge=False)
-    for name in ("site", "patients", "rows", "images found", "used", "rejected"):
+    for name in ("site", "patients", "rows", "found", "used", "rejected"):
         table.add_column(name, justify="left" if name == "site" else "right")
     for site, counts in found.counts().items():
         here = manifest[manifest["site"] == site]

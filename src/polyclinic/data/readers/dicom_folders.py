@@ -58,7 +58,7 @@ def _image(group: Group, places: _Places, visits: dict[tuple[str, str], str], si
     if not reason:
         try:
             series = build_series(group)
-            reason = missing_decoder(header.syntax)
+            reason = missing_decoder(header)
         except UnreadableError as error:
             reason = str(error)
     subject = header.subject
@@ -122,7 +122,7 @@ class _Places:
         if len(files) == 1 and self.groups_of_file[next(iter(files))] == 1:
             return relative(next(iter(files)), self.folder)
         place = _common_folder(files)
-        if self.images_below[place] == 1 and place != self.folder:
+        if self.images_below[place] == 1:
             return relative(place, self.folder)
         name = series_name(group.key, self.salt)
         return f"{relative(place, self.folder)}#{name}"

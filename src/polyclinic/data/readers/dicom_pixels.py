@@ -26,33 +26,35 @@ _PIXEL_TAGS = [
     "ExtendedOffsetTable", "ExtendedOffsetTableLengths", "PixelData", "FloatPixelData", "DoubleFloatPixelData",
 ]  # fmt: skip
 _MOST_BYTES = 8 * 2**30
+_JPEG_EXTENDED = "1.2.840.10008.1.2.4.51"
+_TWELVE_BITS = "12-bit lossy JPEG can't be decoded: unpack the file first (for example with DCMTK's dcmdjpeg)"
+_ODD_SYNTAX = "transfer syntax is a private or damaged one"
 _LUMINANCE = np.array((0.299, 0.587, 0.114))
 """ITU-R BT.601."""
 _PHYSICAL = ("CT", "PT")
 """Modalities whose values have a unit: MONOCHROME1 there only says how a screen should show them."""
 
 
-def missing_decoder(syntax: str) -> str:
-    """Why files of this transfer syntax can't be decoded here, "" where they can."""
-    if not syntax:
+def missing_decoder(header: Header) -> str:
+    """Why the pixels of a file can't be decoded here, "" where they can."""
+    if not header.syntax:
         return ""
     from pydicom.pixels import get_decoder
     from pydicom.uid import UID
 
     with quiet():
-        name = UID(syntax).name
+        syntax = UID(header.syntax)
         try:
-            decoder = get_decoder(UID(syntax))
+            decoder = get_decoder(syntax)
         except NotImplementedError:
-            return "" if not UID(syntax).is_transfer_syntax or not UID(syntax).is_compressed else _no_decoder(name)
-        if decoder.is_available:
-            return ""
-    extra = any(kind in name for kind in ("JPEG 2000", "JPEG-LS", "RLE"))
-    return f"compression {name} needs a decoder: pip install 'polyclinic[dicom]'" if extra else _no_decoder(name)
-
-
-def _no_decoder(name: str) -> str:
-    return f"compression {name} has no decoder here: pip install python-gdcm"
+            return f"transfer syntax {syntax.name} is none for images" if syntax.is_private is False else _ODD_SYNTAX
+        if not decoder.is_available:
+            extra = any(kind in syntax.name for kind in ("JPEG 2000", "JPEG-LS", "RLE"))
+            package = "'polyclinic[dicom]'" if extra else "python-gdcm"
+            return f"compression {syntax.name} needs a decoder: pip install {package}"
+        if syntax == _JPEG_EXTENDED and header.bits_stored > 8 and "pylibjpeg" not in decoder.available_plugins:
+            return _TWELVE_BITS
+    return ""
 
 
 def read_pixels(series: Series) -> npt.NDArray[np.generic]:
@@ -128,7 +130,7 @@ def _decode(header: Header) -> npt.NDArray[np.generic]:
     size = header.rows * header.columns * header.frames * header.samples * max(header.bits_allocated // 8, 1)
     if size > _MOST_BYTES:
         raise UnreadableError("image is larger than 8 GiB")
-    reason = missing_decoder(header.syntax)
+    reason = missing_decoder(header)
     if reason:
         raise UnreadableError(reason)
     data = _with_pixels(header)
@@ -179,7 +181,7 @@ def _true_reason(header: Header, error: Exception) -> str:
     if "less than expected" in text or "ended early" in text or "truncated" in text:
         return "pixels are truncated"
     if "12-bit precision" in text:
-        return "12-bit lossy JPEG has no decoder here: pip install python-gdcm"
+        return _TWELVE_BITS
     if isinstance(error, MemoryError):
         return "image is too large for the memory"
     if header.photometric == "PALETTE COLOR" and "Palette" in text:

@@ -104,12 +104,16 @@ def _visit_rows(images: Sequence[FoundImage]) -> list[dict[str, str]]:
         cells[image.column].append(image.where)
     scanner = next((image.about for image in images if image.about), {})
     fixed = {"site": images[0].site, "subject": images[0].subject, "session": images[0].session}
-    fixed |= {name: f"{scanner.get(name, '')}" for name in _SCANNER}
+    fixed |= {name: _text(scanner.get(name, "")) for name in _SCANNER}
     fixed |= {name: text for image in images for name, text in image.covariates.items() if name not in fixed}
     return [
         fixed | {column: places[number] for column, places in cells.items() if number < len(places)}
         for number in range(max(map(len, cells.values())))
     ]
+
+
+def _text(value: str | float) -> str:
+    return value if isinstance(value, str) else f"{value:.3g}"
 
 
 def _plain_names(images: Sequence[FoundImage]) -> list[FoundImage]:

@@ -65,7 +65,7 @@ def scan_nifti(files: Sequence[Path], top: Path, folder: Path, site: str, salt: 
     findings = Findings("NIfTI files")
     names = _name_masks(_tell_apart(_by_folder([_parse(path, top) for path in files])))
     for named in names:
-        lowered = relative(named.path, top).lower()
+        lowered = f"{top.name}/{relative(named.path, top)}".lower()
         findings.images.append(
             FoundImage(
                 site=site,
@@ -139,7 +139,7 @@ def _by_folder(names: Sequence[_Named]) -> list[_Named]:
 
 
 def _tell_apart(names: Sequence[_Named]) -> list[_Named]:
-    """Where a subject would have many images of one kind (``T1_001``, ``T1_002``), the rest of the name is the subject."""
+    """Where a subject would have many ``T1w`` (``T1_001``, ``T1_002``), what is left of the name is the subject."""
     counts = Counter((named.subject, named.session, named.shows, named.is_mask) for named in names if named.by_folder)
     crowded = {subject for (subject, *_), count in counts.items() if count > 1}
     return [

@@ -36,12 +36,10 @@ def read_volume(where: str, root: Path, allowed: Sequence[Path] = ()) -> Volume:
     Raises:
         UnreadableError: with the reason, which names no file.
     """
-    path = resolve(where, root, allowed)
-    if path is None:
-        raise UnreadableError("path lies outside the image folder")
-    name = ""
-    if not path.exists() and "#" in path.name:
-        path, name = path.with_name(path.name.rpartition("#")[0]), path.name.rpartition("#")[2]
+    path, name = _inside(where, root, allowed), ""
+    if not path.exists() and "#" in where:
+        place, _, name = where.rpartition("#")
+        path = _inside(place, root, allowed)
     if not path.exists():
         raise UnreadableError("file is missing")
     if name:
@@ -53,6 +51,16 @@ def read_volume(where: str, root: Path, allowed: Sequence[Path] = ()) -> Volume:
     if path.suffix.lower() in _PICTURES:
         return _read_picture(path)
     return read_series([path])
+
+
+def _inside(where: str, root: Path, allowed: Sequence[Path]) -> Path:
+    try:
+        path = resolve(where, root, allowed)
+    except ValueError:  # a zero byte in the text
+        path = None
+    if path is None:
+        raise UnreadableError("path lies outside the image folder")
+    return path
 
 
 def series_name(key: str, salt: str) -> str:
