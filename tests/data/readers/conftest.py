@@ -15,7 +15,7 @@ NAME, NUMBER, BIRTH = "Quixote^Alonso", "MRN-7731902", "19470923"
 
 
 def make_dataset(pixels: np.ndarray, **elements: object) -> FileDataset:
-    """A data set with pixels ``[Y, X]``, ``[F, Y, X]`` or (bytes) ``[Y, X, 3]``; ``elements`` by keyword, None leaves out."""
+    """A data set with pixels ``[Y, X]``, ``[F, Y, X]``, or bytes ``[Y, X, 3]``; an element that is None is left out."""
     meta = FileMetaDataset()
     meta.TransferSyntaxUID = ExplicitVRLittleEndian
     data = FileDataset("", {}, file_meta=meta, preamble=b"\0" * 128)

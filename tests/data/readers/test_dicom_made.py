@@ -48,9 +48,7 @@ def test_every_voxel_comes_back_to_its_place(stack, tmp_path_factory, angles, sp
     affine[:3, 3] = origin
     volume = read_series(stack(tmp_path_factory.mktemp("series"), CUBE, affine))
     assert np.array_equal(np.sort(volume.values, axis=None), np.arange(CUBE.size))
-    np.testing.assert_allclose(
-        voxels_by_place(volume.values, volume.affine), voxels_by_place(CUBE, affine), atol=1e-3
-    )
+    np.testing.assert_allclose(voxels_by_place(volume.values, volume.affine), voxels_by_place(CUBE, affine), atol=1e-3)
     np.testing.assert_allclose(volume.spacing, spacing, rtol=1e-4)
 
 
@@ -115,10 +113,12 @@ def test_ct_is_rescaled_slice_by_slice(dicom, ct, tmp_path):
     common = ct | {"RescaleType": "HU"}
     files = [
         dicom(tmp_path / f"{z}.dcm", pixels, ImagePositionPatient=[0, 0, z], InstanceNumber=z, **common, **scale)
-        for z, scale in enumerate([
-            {"RescaleSlope": "1", "RescaleIntercept": "-1024"},
-            {"RescaleSlope": "2", "RescaleIntercept": "-1000"},
-        ])
+        for z, scale in enumerate(
+            [
+                {"RescaleSlope": "1", "RescaleIntercept": "-1024"},
+                {"RescaleSlope": "2", "RescaleIntercept": "-1000"},
+            ]
+        )
     ]
     volume = read_series(files)
     assert volume.values.dtype == np.int16
@@ -207,7 +207,7 @@ def test_enhanced_multi_frame(enhanced, tmp_path):
     expected = frames[[[3, 1], [2, 5], [0, 4]]].transpose(3, 2, 0, 1)
     assert np.array_equal(volume.values, expected)
     np.testing.assert_allclose(volume.affine, [[-1.5, 0, 0, -1], [0, -2, 0, -2], [0, 0, 3, 14], [0, 0, 0, 1]])
-    scaled = enhanced(tmp_path / "b.dcm", frames[:3], places[:1] + [([1, 2, 17], 1), ([1, 2, 14], 1)], slopes="123")
+    scaled = enhanced(tmp_path / "b.dcm", frames[:3], [*places[:1], ([1, 2, 17], 1), ([1, 2, 14], 1)], slopes="123")
     assert read_series([scaled]).values[0, 0].tolist() == [frames[2, 0, 0] * 3, frames[1, 0, 0] * 2, 0]
     assert rejected([enhanced(tmp_path / "c.dcm", frames, places[:5])]) == (
         "functional groups don't fit the number of frames"

@@ -47,9 +47,7 @@ def test_tilted_gantry_keeps_the_slices_where_they_were(data_folder):
     assert volume.values.min() == -1500
     # From the headers of the first and last file: steps of 4.22 mm along z, images tilted by 18.5 degrees.
     np.testing.assert_allclose(volume.affine @ (0, 0, 5, 1), (125, 123.5404569, 26.9360586, 1), atol=1e-4)
-    np.testing.assert_allclose(
-        volume.affine[:3, 1], (0, -0.4882812 * np.cos(np.radians(18.5)), -0.15493392), atol=1e-5
-    )
+    np.testing.assert_allclose(volume.affine[:3, 1], (0, -0.4882812 * np.cos(np.radians(18.5)), -0.15493392), atol=1e-5)
 
 
 def test_united_imaging_mosaic(data_folder):

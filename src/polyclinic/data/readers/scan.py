@@ -108,14 +108,11 @@ def scan_folder(
         found += _scan_site(top, name, mine, folder, salt, tick, site_column=site is None and site_from != "folder")
     images = [image for findings in found for image in findings.images]
     if site_from == "column" and not any(image.site for image in images):
-        names = ", ".join(SITE_COLUMNS)
-        raise DataError(
-            "P202", f"No participants.tsv has a column that tells the site ({names}).", "Use `--site NAME`."
-        )
+        message = f"No participants.tsv has a column that tells the site ({', '.join(SITE_COLUMNS)})."
+        raise DataError("P202", message, "Use `--site NAME`.")
     if not images:
-        raise DataError(
-            "P201", f"The folder {folder.name!r} has no DICOM or NIfTI image.", "Give a folder with images."
-        )
+        raise DataError("P201", f"The folder {folder.name!r} has no DICOM or NIfTI file.", "Give a folder with images.")
+    images = [_with_site(image) for image in images]
     others = sum((findings.others for findings in found), Counter[str]())
     warnings = [warning for findings in found for warning in findings.warnings] + _warnings(images, folder)
     kinds = list(dict.fromkeys(findings.kind for findings in found if findings.images))
