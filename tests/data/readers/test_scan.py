@@ -196,6 +196,16 @@ def test_decathlon_and_nnunet_layouts(tmp_path):
     assert len(two) == 2
 
 
+def test_several_masks_of_a_subject(tmp_path):
+    for name in ("s_01", "s_02"):
+        nifti(tmp_path / f"images/{name}_T1w.nii.gz")
+        nifti(tmp_path / f"masks/{name}_hippocampus.nii.gz")
+        nifti(tmp_path / f"masks/{name}_grey_matter.nii.gz")
+    frame = manifest(tmp_path)
+    assert list(frame.columns) == ["site", "subject", "image", "grey_matter_mask", "hippocampus_mask"]
+    assert sorted(frame["hippocampus_mask"]) == ["masks/s_01_hippocampus.nii.gz", "masks/s_02_hippocampus.nii.gz"]
+
+
 def test_folder_a_subject_with_the_same_names(tmp_path):
     for name in ("P1", "P2"):
         nifti(tmp_path / name / "T1.nii")

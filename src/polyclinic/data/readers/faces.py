@@ -8,7 +8,7 @@ from polyclinic.data.readers.volume import Volume
 
 _FOREGROUND = 0.15
 """Share of the 99th percentile above which a voxel is tissue and not air."""
-_FACE = 0.25
+_FACE = 0.15
 """Share of tissue in the region of the face above which there seems to be one."""
 
 
@@ -16,9 +16,9 @@ def shows_face(volume: Volume) -> bool:
     """A rough look at where the face would be; a hint for a person, no proof in either direction.
 
     Tools that deface set the face to zero. The head's bounding box is taken from the voxels above 15 % of the 99th
-    percentile. Of this box, the region of the face is the front quarter, below the middle and above the lowest tenth,
-    in the middle half from left to right. The head seems to have a face if more than a quarter of this region is
-    tissue. Brains without skull, and heads of which only a part was scanned, can be misjudged.
+    percentile. Of this box, the region of the face is the front quarter, from the lowest tenth to the lowest quarter,
+    in the middle half from left to right: mouth and chin, where a brain without skull has nothing. The head seems to
+    have a face if more than 15 % of this region is tissue. Heads of which only a part was scanned can be misjudged.
 
     Args:
         volume: a head, in any orientation.
@@ -40,5 +40,5 @@ def shows_face(volume: Volume) -> bool:
         box.append(slice(int(profile[0]), int(profile[-1]) + 1))
     head = tissue[tuple(box)]
     x, y, z = head.shape
-    face = head[x // 4 : x - x // 4, y - y // 4 :, z // 10 : z // 2]
+    face = head[x // 4 : x - x // 4, y - y // 4 :, z // 10 : z // 4]
     return bool(face.size and face.mean() > _FACE)

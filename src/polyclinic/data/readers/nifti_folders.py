@@ -63,7 +63,7 @@ def scan_nifti(files: Sequence[Path], top: Path, folder: Path, site: str, salt: 
         tick: called after each file.
     """
     findings = Findings("NIfTI files")
-    names = _name_masks(_tell_apart(_by_folder([_parse(path, top) for path in files])))
+    names = _name_masks(_join_masks(_tell_apart(_by_folder([_parse(path, top) for path in files]))))
     for named in names:
         lowered = f"{top.name}/{relative(named.path, top)}".lower()
         findings.images.append(
@@ -146,6 +146,20 @@ def _tell_apart(names: Sequence[_Named]) -> list[_Named]:
         replace(named, subject=named.rest) if named.by_folder and named.rest and named.subject in crowded else named
         for named in names
     ]
+
+
+def _join_masks(names: Sequence[_Named]) -> list[_Named]:
+    """A mask ``P1_hippocampus`` belongs to the subject ``P1`` of an image, if no image has the mask's whole name."""
+    subjects = {named.subject for named in names if not named.is_mask}
+    joined = []
+    for named in names:
+        words = named.subject.split("_")
+        parts = (("_".join(words[:end]), "_".join(words[end:])) for end in range(len(words) - 1, 0, -1))
+        owner, what = next(((owner, what) for owner, what in parts if owner in subjects), ("", ""))
+        if named.is_mask and named.subject not in subjects and owner:
+            named = replace(named, subject=owner, shows=what)
+        joined.append(named)
+    return joined
 
 
 def _name_masks(names: Sequence[_Named]) -> list[_Named]:

@@ -54,10 +54,7 @@ def read_volume(where: str, root: Path, allowed: Sequence[Path] = ()) -> Volume:
 
 
 def _inside(where: str, root: Path, allowed: Sequence[Path]) -> Path:
-    try:
-        path = resolve(where, root, allowed)
-    except ValueError:  # a zero byte in the text
-        path = None
+    path = resolve(where, root, allowed)
     if path is None:
         raise UnreadableError("path lies outside the image folder")
     return path
