@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
+from polyclinic.cli_data import data_app
 from polyclinic.errors import PolyclinicError
 
 if TYPE_CHECKING:
@@ -22,9 +23,13 @@ app = typer.Typer(
     help="Federated learning for medical image analysis: one study file, on a laptop and across hospitals.",
     no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
 )  # fmt: skip
+app.add_typer(data_app, name="data")
 #: Messages and progress; standard output is for what a command was asked for.
 console = Console(stderr=True, highlight=False)
 output = Console(highlight=False)
+
+#: Columns of the sites' table that tell what images were like as they were read.
+IMAGE_COLUMNS = ("shapes", "spacing", "orientations", "intensity", "vendors", "field strengths")
 
 StudyFile = Annotated[Path, typer.Argument(metavar="STUDY", help="A study file (YAML).")]
 
@@ -75,14 +80,20 @@ def check(
     """Open the data of a study and count what training would use; trains nothing."""
     import logging
 
+    from polyclinic.study.display import RichDisplay
     from polyclinic.study.study import Study
 
     if verbose:
         logging.basicConfig(format="%(message)s")
         logging.getLogger("polyclinic").setLevel(logging.DEBUG)
     found = Study.read(study)
-    sites, warnings = found.check()
-    output.print(_sites_table(sites))
+    with RichDisplay(console) as display:
+        sites, warnings = found.check(display.images)
+    counts, images = sites.drop(columns=list(IMAGE_COLUMNS), errors="ignore"), sites.filter(items=IMAGE_COLUMNS)
+    output.print(_sites_table(counts))
+    if len(images.columns):
+        output.print("Images as they were read:")
+        output.print(_sites_table(images.assign(site=sites["site"])[["site", *images.columns]]))
     for site, reasons in zip(sites["site"], sites["reasons"], strict=True):
         if reasons:
             output.print(f"Rejected at {_escape(site)}: {_escape(reasons)}.")
@@ -214,8 +225,15 @@ def _sites_table(sites: pd.DataFrame) -> object:
     shown = [name for name in sites.columns if name not in {"scored", "note", "reasons"}]
     table = Table(*(name.removeprefix("class: ") for name in shown), header_style="bold", box=SIMPLE, pad_edge=False)
     for row in sites[shown].itertuples(index=False):
-        table.add_row(*(f"{cell:.1f}" if isinstance(cell, float) else _escape(str(cell)) for cell in row))
+        cells = zip(shown, row, strict=True)
+        table.add_row(*(_cell_text(name, cell) for name, cell in cells))
     return table
+
+
+def _cell_text(name: str, cell: object) -> str:
+    if isinstance(cell, float):
+        return f"{100 * cell:.2g} %" if name == "foreground" else f"{cell:.1f}"
+    return _escape(str(cell))
 
 
 def _escape(text: str) -> str:

@@ -33,9 +33,8 @@ def test_an_image_that_fits_is_left_as_it_is():
     prepared = prepare_case([image], None, spec(), binary)
     np.testing.assert_array_equal(prepared.image[0], image.values)
     assert prepared.mask is None
-    assert prepared.about["shape"] == [8, 8, 8]
-    assert prepared.about["orientation"] == "RAS"
-    assert prepared.about["vendor"] == "ACME"
+    facts = prepared.about["facts"]
+    assert (facts["shape"], facts["orientation"], facts["vendor"]) == ((8, 8, 8), "RAS", "ACME")
     assert prepared.about["grid_spacing"] == [1.0, 1.0, 1.0]
 
 
@@ -138,10 +137,10 @@ def test_a_half_written_case_counts_as_none(tmp_path):
     cache = Cache(tmp_path, {"size": 8})
     prepared = prepare_case([volume()], None, spec(), binary)
     key = "ab" + 62 * "0"
-    cache.store(key, prepared)
+    stored = cache.store(key, prepared)
     record = cache.load(key)
     assert record is not None
-    assert json.loads(json.dumps(record)) == record
+    assert record == json.loads(json.dumps(stored))
     cache.image(key).unlink()
     assert cache.load(key) is None
 

@@ -86,3 +86,9 @@ class Opened:
     classes: list[str]
     warnings: list[str]
     fingerprint: str
+
+
+def reasons_text(rejected: Counter[str]) -> str:
+    """``"label is missing (3), image file is damaged (1)"``, the most frequent reason first."""
+    ordered = sorted(rejected.items(), key=lambda item: (-item[1], item[0]))
+    return ", ".join(f"{reason} ({count})" for reason, count in ordered)

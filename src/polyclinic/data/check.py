@@ -11,7 +11,8 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from polyclinic.data.cases import Opened, SiteData
+from polyclinic.data.cases import Opened, SiteData, reasons_text
+from polyclinic.data.readers.describe import VolumeFacts, facts_row
 from polyclinic.data.spec import DataSpec
 from polyclinic.data.volumes import Volumes
 
@@ -26,7 +27,8 @@ def check_frame(opened: Opened, spec: DataSpec) -> pd.DataFrame:
     Columns: ``site``; ``found``, ``used`` and ``rejected`` cases with ``reasons`` (text); ``patients`` among the used
     cases; a column ``class: NAME`` with the number of cases of each class, ``foreground`` with the mean share of
     foreground pixels (0 to 1) for segmentation, or ``label mean`` and ``label deviation`` for regression; ``missing``
-    (percent of all feature values); ``duplicates`` (cases whose inputs repeat those of an earlier case of the site).
+    (percent of all feature values); ``duplicates`` (cases whose inputs repeat those of an earlier case of the site);
+    for volumes what the images were like as they were read, ``shapes`` to ``field strengths``, see `summarise`.
 
     Args:
         opened: the data.
@@ -54,14 +56,10 @@ def check_frame(opened: Opened, spec: DataSpec) -> pd.DataFrame:
             row |= {f"class: {name}": count for name, count in zip(opened.classes, counts, strict=True)}
         row["missing"] = 100.0 * data.table.isnan().double().mean().item() if data.inputs.ndim == 2 else 0.0
         row["duplicates"] = sum(count - 1 for count in Counter(_digests(data)).values())
+        if isinstance(data.inputs, Volumes):
+            row |= facts_row([VolumeFacts(**record["facts"]) for record in data.inputs.about])
         rows.append(row)
     return pd.DataFrame(rows)
-
-
-def reasons_text(rejected: Counter[str]) -> str:
-    """``"label is missing (3), image file is damaged (1)"``, the most frequent reason first."""
-    ordered = sorted(rejected.items(), key=lambda item: (-item[1], item[0]))
-    return ", ".join(f"{reason} ({count})" for reason, count in ordered)
 
 
 def quality_warnings(

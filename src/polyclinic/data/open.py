@@ -13,8 +13,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from polyclinic.data.cases import Counts, Opened, SiteData
-from polyclinic.data.check import quality_warnings, reasons_text
+from polyclinic.data.cases import Counts, Opened, SiteData, reasons_text
+from polyclinic.data.check import quality_warnings
 from polyclinic.data.features import encode_features
 from polyclinic.data.fingerprint import SiteFingerprint
 from polyclinic.data.images import ImageFiles, decode_images

@@ -16,7 +16,7 @@ from polyclinic.data.images import resolve
 from polyclinic.data.intensity import check_intensity
 from polyclinic.data.masks import MaskClasses
 from polyclinic.data.preprocessing import prepare_case
-from polyclinic.data.readers.read import read_volume, split_series
+from polyclinic.data.readers.read import place_and_series, read_volume
 from polyclinic.data.readers.volume import UnreadableError
 from polyclinic.data.spec import DataSpec
 from polyclinic.data.volumes import Volumes
@@ -198,10 +198,10 @@ def check_volumes(spec: DataSpec, task: str) -> None:
 
 def _sources(cell: str, kind: str, root: Path, allowed: Sequence[Path]) -> tuple[list[Path], str]:
     """The files behind a cell, and the series within them."""
-    path, series = split_series(cell)
-    place = resolve(path, root, allowed)
-    if place is None:
+    path = resolve(cell, root, allowed)
+    if path is None:
         raise UnreadableError(f"{kind} path lies outside the image folder")
+    place, series = place_and_series(path)
     found = source_files(place)
     if not found:
         raise UnreadableError(f"{kind} file is missing")
@@ -213,4 +213,4 @@ def _read(cell: str, kind: str, root: Path, allowed: Sequence[Path]) -> Any:
         return read_volume(cell, root, allowed)
     except UnreadableError as error:
         reason = str(error)
-        raise UnreadableError(reason.replace("image", kind, 1) if kind == "mask" else reason) from None
+        raise UnreadableError(f"mask: {reason}" if kind == "mask" else reason) from None

@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
-import nibabel
 import numpy as np
 import numpy.typing as npt
 
 from polyclinic.data.grid import Grid, oriented, resample, target_grid
 from polyclinic.data.intensity import INTENSITIES, foreground_of, landmarks_of
+from polyclinic.data.readers.describe import volume_facts
 from polyclinic.data.readers.volume import UnreadableError, Volume
 from polyclinic.data.spec import Preprocessing
 from polyclinic.options import split_entry
 
-#: Quantiles of the intensities that a check reports.
-QUANTILES = (1, 25, 50, 75, 99)
 #: Images and mask of a case may differ by so much of a voxel in where they lie.
 _APART = 0.5
 
@@ -29,10 +27,9 @@ class Prepared:
     Attributes:
         image: float16 ``[C, D, H, W]`` (float32 where intensities stay as they are).
         mask: uint8 ``[1, D, H, W]`` of class indices, or None.
-        about: what was found: ``shape``, ``spacing``, ``orientation`` and ``quantiles`` of the first image as it was
-            read, ``modality``, ``vendor``, ``model`` and ``field_strength`` where the file says so, ``grid_spacing`` in
-            mm, ``labels`` (voxels of each class in the prepared mask), ``lost`` (share of the mask's foreground that
-            lies outside the grid), ``landmarks`` ``[C][11]``.
+        about: what was found, as JSON values: ``facts`` of the first image as it was read (see `VolumeFacts`),
+            ``grid_spacing`` in mm, ``labels`` (voxels of each class in the prepared mask), ``lost`` (share of the
+            mask's foreground that lies outside the grid), ``landmarks`` ``[C][11]``.
     """
 
     image: npt.NDArray[np.floating]
@@ -62,7 +59,7 @@ def prepare_case(
     for image in images:
         if image.values.dtype.kind not in "biuf":
             raise UnreadableError("image is not of plain numbers")
-    about = describe(images[0])
+    facts = volume_facts(images[0])
     single = [oriented(single_frame(image, spec.frames), spec.orientation) for image in images]
     _check_values(single)
     turned_mask = None
@@ -86,29 +83,13 @@ def prepare_case(
             marks.append(landmarks_of(normalised, foreground_of(values, normalise.foreground)))
         channels.append(normalised)
     stacked = np.stack(channels)
-    about |= {"grid_spacing": list(grid.spacing), "landmarks": marks}
+    about: dict[str, Any] = {"facts": asdict(facts), "grid_spacing": list(grid.spacing), "landmarks": marks}
     prepared_mask = None
     if turned_mask is not None:
         _check_place(turned_mask, single[0], "mask and image")
         prepared_mask, found = _prepare_mask(turned_mask, grid, classes)
         about |= found
     return Prepared(stacked if name == "none" else stacked.astype(np.float16), prepared_mask, about)
-
-
-def describe(volume: Volume) -> dict[str, Any]:
-    """What a check reports of an image as it was read."""
-    values = volume.values
-    # A hundred thousand voxels tell quantiles well enough.
-    thinned = values.reshape(-1)[:: max(1, values.size // 100_000)]
-    finite = thinned[np.isfinite(thinned)]
-    quantiles = np.percentile(finite, QUANTILES).tolist() if finite.size else []
-    return {
-        "shape": list(values.shape),
-        "spacing": [round(size, 4) for size in volume.spacing],
-        "orientation": "".join(nibabel.orientations.aff2axcodes(volume.affine)),
-        "quantiles": quantiles,
-        **{key: value for key, value in volume.about.items() if value not in ("", None)},
-    }
 
 
 def single_frame(volume: Volume, frames: str, *, kind: str = "image") -> Volume:

@@ -117,12 +117,16 @@ class Study:
         spec, split = self.declaration.data, self.declaration.evaluation.split
         return open_data(spec, self.folder, self.declaration.task, split, progress)
 
-    def check(self) -> tuple[pd.DataFrame, list[str]]:
-        """Open the data and count: a table with a row a site, and warnings. Trains nothing."""
+    def check(self, progress: Callable[[int, int], None] | None = None) -> tuple[pd.DataFrame, list[str]]:
+        """Open the data and count: a table with a row a site, and warnings. Trains nothing.
+
+        Args:
+            progress: called with the number of images read, and of all images.
+        """
         from polyclinic.study.runner import site_table
 
-        study = self.planned()
-        opened = study.open()
+        study = self.planned(progress)
+        opened = study.open(progress)
         notes = [f"Planned: {study.plan.reason}."] if study.plan else []
         return site_table(study, opened), [*notes, *opened.warnings]
 

@@ -1,0 +1,84 @@
+"""How fast data is found and read. Numbers are rates. Run it on a machine that does nothing else:
+
+python benchmarks/data.py [NAME ...]
+"""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+from pydicom.dataset import Dataset, FileDataset, FileMetaDataset
+from pydicom.uid import ExplicitVRLittleEndian, MRImageStorage
+
+from polyclinic.data.readers.scan import scan_folder
+
+SERIES, SLICES = 100, 100
+
+
+def write_slice(path: Path, series: int, z: int, pixels: bytes) -> None:
+    """A 128 x 128 MR slice whose header has, like those of scanners, sequences and hundreds of elements."""
+    meta = FileMetaDataset()
+    meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    data = FileDataset(str(path), {}, file_meta=meta, preamble=b"\0" * 128)
+    data.SOPClassUID, data.SOPInstanceUID = MRImageStorage, f"1.2.{series + 1}.{z + 1}"
+    data.StudyInstanceUID, data.SeriesInstanceUID = f"1.3.{series // 4 + 1}", f"1.4.{series + 1}"
+    data.PatientName, data.PatientID, data.Modality = "Benchmark^Patient", f"B{series // 4:05}", "MR"
+    data.Manufacturer, data.ManufacturerModelName, data.MagneticFieldStrength = "SIEMENS", "Prisma", "3"
+    data.SeriesDescription, data.ImageType = ["t1_mprage", "t2_tse", "flair", "dwi"][series % 4], ["ORIGINAL", "M"]
+    data.ImageOrientationPatient, data.ImagePositionPatient = [1, 0, 0, 0, 1, 0], [-64, -64, 1.5 * z]
+    data.PixelSpacing, data.SliceThickness, data.InstanceNumber = [1, 1], "1.5", z + 1
+    data.EchoTime, data.EchoNumbers = "2.5", 1
+    data.Rows = data.Columns = 128
+    data.SamplesPerPixel, data.PhotometricInterpretation, data.PixelRepresentation = 1, "MONOCHROME2", 0
+    data.BitsAllocated, data.BitsStored, data.HighBit = 16, 12, 11
+    reference = Dataset()
+    reference.ReferencedSOPClassUID, reference.ReferencedSOPInstanceUID = MRImageStorage, "1.2.3"
+    data.ReferencedImageSequence = [reference] * 3
+    for number in range(200):
+        data.add_new((0x0051, 0x1000 + number), "LO", "value of a private element")
+    data.private_block(0x0029, "SIEMENS CSA HEADER", create=True).add_new(0x10, "OB", bytes(11_548))
+    data.PixelData = pixels
+    data["PixelData"].VR = "OW"
+    data.save_as(path, enforce_file_format=True)
+
+
+def scan() -> None:
+    """Headers of 10,000 DICOM slices: what `polyclinic data scan` does with them, without the start of Python."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        pixels = np.random.default_rng(0).integers(0, 4096, (128, 128), dtype=np.uint16).tobytes()
+        for series in range(SERIES):
+            home = folder / f"{series // 4:03}" / f"{series:03}"
+            home.mkdir(parents=True)
+            for z in range(SLICES):
+                write_slice(home / f"{z}.dcm", series, z, pixels)
+        began, used = time.perf_counter(), time.process_time()
+        found = scan_folder(folder, salt="benchmark")
+        seconds, busy = time.perf_counter() - began, time.process_time() - used
+    assert len(found.manifest) == SERIES // 4
+    assert found.manifest.notna().all(axis=None)
+    files = SERIES * SLICES
+    print(
+        f"scan: {files / seconds:.0f} DICOM files a second (goal 1,000); {files / busy:.0f} a second of processor time"
+    )
+
+
+BENCHMARKS: dict[str, Callable[[], None]] = {"scan": scan}
+
+
+def main(names: list[str]) -> None:
+    """Run the named benchmarks, or all."""
+    unknown = [name for name in names if name not in BENCHMARKS]
+    if unknown:
+        sys.exit(f"There is no benchmark {unknown[0]!r}; there are: {', '.join(BENCHMARKS)}.")
+    for name in names or BENCHMARKS:
+        BENCHMARKS[name]()
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
