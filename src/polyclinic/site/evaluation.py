@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from polyclinic.site.pictures import case_pictures
 from polyclinic.site.run import Run
 from polyclinic.tasks import Segmentation, Task, build_task
 from polyclinic.tasks.metrics import auc, classification_metrics, threshold_counts
@@ -161,7 +162,7 @@ def _predict_masks(
 def overlays(
     run: Run, vectors: list[Tensor], index: Tensor, threshold: float
 ) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """Image, mask and prediction of the best, median and worst case by Dice, as uint8."""
+    """Pictures of the best, median and worst case by Dice; see `polyclinic.site.pictures.case_pictures`."""
     task = run.task
     if not len(index) or not isinstance(task, Segmentation):
         return {}, {}
@@ -171,14 +172,15 @@ def overlays(
         scores.append(_dice(task, task.decide(predicted, threshold), targets))
     order = torch.cat(scores).argsort(stable=True)
     chosen = {"worst": order[0], "median": order[len(order) // 2], "best": order[-1]}
-    fields, tensors = {}, {}
+    fields: dict[str, Any] = {}
+    tensors: dict[str, Tensor] = {}
     for rank, position in chosen.items():
         case = index[position : position + 1]
         predicted, targets = probabilities(run, vectors, case)
         fields[rank] = float(torch.cat(scores)[position])
-        tensors[f"{rank}/image"] = run.dataset.picture(int(case))
-        tensors[f"{rank}/mask"] = targets[0, 0].to(torch.uint8)
-        tensors[f"{rank}/prediction"] = task.decide(predicted, threshold)[0]
+        marks = targets[0, 0].to(torch.uint8), task.decide(predicted, threshold)[0]
+        shown = case_pictures(run.dataset.picture(int(case)), *marks, run.dataset.spacing)
+        tensors |= {f"{rank}/{name}": picture for name, picture in shown.items()}
     return fields, tensors
 
 

@@ -13,6 +13,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import matplotlib
 import numpy as np
@@ -341,8 +342,26 @@ def convergence(
     return panels
 
 
+#: Colours of the outlines of several structures, told apart on grey: Okabe-Ito without black and grey, brightened.
+STRUCTURE_COLOURS = ("#56D3FF", "#FFB000", "#3DF0B0", "#FF7AC6", "#F7F052", "#FF6B3D", "#B7A6FF")
+#: Colours of reference and prediction where there is one structure.
+REFERENCE, PREDICTION = "#56D3FF", "#FFB000"
+_DASHED = (0, (2.5, 1.5))
+
+
+def structure_colour(index: int) -> str:
+    """Colour of a structure's outlines, by its position in the study; seven differ, then they come again."""
+    return STRUCTURE_COLOURS[index % len(STRUCTURE_COLOURS)]
+
+
 def overlay(
-    title: str, words: str, image: NDArray[np.uint8], mask: NDArray[np.uint8], prediction: NDArray[np.uint8]
+    title: str,
+    words: str,
+    image: NDArray[np.uint8],
+    mask: NDArray[np.uint8],
+    prediction: NDArray[np.uint8],
+    structures: Sequence[str] = (),
+    planes: Sequence[int] = (),
 ) -> Panel:
     """An image with the outline of the reference mask (solid) and of the predicted mask (dashed), as a JPEG.
 
@@ -350,40 +369,78 @@ def overlay(
         title: title of the panel.
         words: what the picture shows.
         image: ``[C, H, W]``, one channel (grey) or three (red, green, blue).
-        mask: ``[H, W]``, non-zero is foreground.
-        prediction: ``[H, W]``, non-zero is foreground.
+        mask: ``[H, W]``, non-zero is foreground; with several ``structures`` their numbers from 1.
+        prediction: ``[H, W]``, as the mask.
+        structures: names of the structures, where there are several; each has a colour of its own.
+        planes: widths of the axial, coronal and sagittal slice of a volume, which stand side by side.
     """
-    from matplotlib.patheffects import withStroke
     from PIL import Image
 
     height, width = mask.shape
     # Around fine structures such as vessels, thick lines would hide what they surround.
     fine = max(_edges(mask), _edges(prediction)) > 6 * (height + width)
     pixels, thickness = (560, 1.0) if fine else (400, 2.0)
+    if planes:
+        pixels, thickness = 1000, 2.2
     figure = Figure(figsize=(pixels / 100, pixels / 100 * height / width), dpi=100)
     canvas = FigureCanvasAgg(figure)
     axes = figure.add_axes((0, 0, 1, 1))
     axes.set_axis_off()
     pixels_shown = np.moveaxis(image[:3], 0, -1) if image.shape[0] >= 3 else image[0]
     axes.imshow(pixels_shown, cmap="gray", vmin=0, vmax=255, aspect="auto")
-    for region, colour, style in ((mask, "#56D3FF", "solid"), (prediction, "#FFB000", (0, (2.5, 1.5)))):
-        if region.any():
-            # A border of background, so that what reaches the edge of the image has an outline there.
-            drawn = axes.contour(
-                np.arange(-1, width + 1), np.arange(-1, height + 1), np.pad(region > 0, 1).astype(float),
-                levels=[0.5], colors=[colour], linewidths=thickness, linestyles=[style],
-            )  # fmt: skip
-            if not fine:
-                drawn.set_path_effects([withStroke(linewidth=thickness + 1, foreground="#000000A0")])
+    for index in range(max(len(structures), 1)):
+        for region, colour, style in ((mask, REFERENCE, "solid"), (prediction, PREDICTION, _DASHED)):
+            area = region == index + 1 if structures else region > 0
+            _outline(axes, area, structure_colour(index) if structures else colour, style, thickness, halo=not fine)
+    _name_planes(axes, planes)
     axes.set(xlim=(-0.5, width - 0.5), ylim=(height - 0.5, -0.5))
     canvas.draw()
     stream = io.BytesIO()
     Image.fromarray(np.asarray(canvas.buffer_rgba())[..., :3]).save(stream, "JPEG", quality=85, subsampling=0)
     data = base64.b64encode(stream.getvalue()).decode()
-    shares = [f"{100 * np.count_nonzero(region) / region.size:.1f}\u00a0%" for region in (mask, prediction)]
-    marked = f"Marked by the reference: {shares[0]} of the image, by the model: {shares[1]}."
+    marked = _marked(mask, prediction, structures, "slices" if planes else "image")
     picture = Markup('<img src="data:image/jpeg;base64,{}" alt="{}">').format(data, f"{words} {marked}")
     return Panel(title, picture, marked)
+
+
+def _outline(axes: Axes, area: NDArray[np.bool_], colour: str, style: Any, thickness: float, *, halo: bool) -> None:
+    from matplotlib.patheffects import withStroke
+
+    if not area.any():
+        return
+    height, width = area.shape
+    # A border of background, so that what reaches the edge of the image has an outline there.
+    drawn = axes.contour(
+        np.arange(-1, width + 1), np.arange(-1, height + 1), np.pad(area, 1).astype(float),
+        levels=[0.5], colors=[colour], linewidths=thickness, linestyles=[style],
+    )  # fmt: skip
+    if halo:
+        drawn.set_path_effects([withStroke(linewidth=thickness + 1, foreground="#000000A0")])
+
+
+def _name_planes(axes: Axes, planes: Sequence[int]) -> None:
+    """Thin lines between the slices of a volume, and the name of each."""
+    start = 0
+    for name, width in zip(("axial", "coronal", "sagittal"), planes, strict=False):
+        axes.text(start + 0.02 * width, 0.5, name, color="white", fontsize=16, va="top", family="DejaVu Sans")
+        if start:
+            axes.axvline(start - 0.5, color="white", linewidth=1)
+        start += width
+
+
+def _marked(mask: NDArray[np.uint8], prediction: NDArray[np.uint8], structures: Sequence[str], where: str) -> str:
+    """How much of the picture is marked, in words."""
+
+    def share(region: NDArray[np.bool_]) -> str:
+        return f"{100 * np.count_nonzero(region) / region.size:.1f}\u00a0%"
+
+    if not structures:
+        return f"Marked by the reference: {share(mask > 0)} of the {where}, by the model: {share(prediction > 0)}."
+    each = [
+        f"{name} {share(mask == index)} and {share(prediction == index)}"
+        for index, name in enumerate(structures, start=1)
+    ]
+    return f"Marked by the reference and by the model, of the {where}: {', '.join(each)}."
 
 
 def _edges(mask: NDArray[np.uint8]) -> int:

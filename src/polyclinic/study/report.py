@@ -84,6 +84,8 @@ def render(folder: Folder) -> str:
         style=Markup((TEMPLATES / "report.css").read_text(encoding="utf-8")),  # noqa: S704
         sections=sections,
         alpha=ALPHA,
+        colours=_colours(folder),
+        volumes=any(one.planes for one in folder.overlays()),
         **content,
     )
 
@@ -283,10 +285,16 @@ def _overlays(folder: Folder) -> list[tuple[str, list[tuple[str, list[Panel]]]]]
     best = headline(folder)
     methods = list(dict.fromkeys(one.method for one in found))
     methods.sort(key=lambda method: best is None or method != best.method)
+    several = folder.structures
     return [
-        (method, [(site, [_overlay(one) for one in ones]) for site, ones in _by_site(found, method).items()])
+        (method, [(site, [_overlay(one, several) for one in ones]) for site, ones in _by_site(found, method).items()])
         for method in methods
     ]
+
+
+def _colours(folder: Folder) -> list[tuple[str, str]]:
+    """Name and colour of each of several structures in the overlays."""
+    return [(name, figures.structure_colour(index)) for index, name in enumerate(folder.structures)]
 
 
 def _by_site(found: list[Overlay], method: str) -> dict[str, list[Overlay]]:
@@ -297,10 +305,11 @@ def _by_site(found: list[Overlay], method: str) -> dict[str, list[Overlay]]:
     return sites
 
 
-def _overlay(one: Overlay) -> Panel:
+def _overlay(one: Overlay, structures: list[str]) -> Panel:
     score = f", Dice {one.dice:.2f}" if np.isfinite(one.dice) else ""
     words = f"{one.which.capitalize()} test case of {one.site} by {one.method}{score}: image with both outlines."
-    return figures.overlay(f"{one.which.capitalize()}{score}", words, one.image, one.mask, one.prediction)
+    title = f"{one.which.capitalize()}{score}"
+    return figures.overlay(title, words, one.image, one.mask, one.prediction, structures, one.planes)
 
 
 def _convergence(folder: Folder) -> list[tuple[str, str, list[Panel]]]:

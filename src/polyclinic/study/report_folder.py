@@ -71,7 +71,7 @@ def _measure(name: str, millimetres: bool) -> Measure:
 
 @dataclass(frozen=True)
 class Overlay:
-    """One segmented case: ``image`` uint8 ``[C, H, W]``, ``mask`` and ``prediction`` uint8 ``[H, W]``."""
+    """One segmented case: ``image`` uint8 ``[C, H, W]``, ``mask`` and ``prediction`` uint8 class indices ``[H, W]``."""
 
     method: str
     site: str
@@ -81,6 +81,8 @@ class Overlay:
     image: NDArray[np.uint8]
     mask: NDArray[np.uint8]
     prediction: NDArray[np.uint8]
+    planes: list[int]
+    """Widths of the slices of a volume that stand side by side; empty for an image."""
 
 
 class Folder:
@@ -228,21 +230,25 @@ class Folder:
 
 
 def _read_overlays(file: Path, methods: list[str]) -> list[Overlay]:
-    """Tensors ``METHOD/SITE/best|median|worst/image|mask|prediction``; methods and sites may have slashes."""
+    """Tensors ``METHOD/SITE/best|median|worst/image|mask|prediction|planes``; methods and sites may have slashes."""
     from safetensors import SafetensorError, safe_open
 
     try:
         with safe_open(file, framework="numpy") as stored:
             scores = json.loads((stored.metadata() or {}).get("dice", "{}"))
-            prefixes = sorted({key.rpartition("/")[0] for key in stored.keys()})  # noqa: SIM118
+            names = set(stored.keys())
+            prefixes = sorted({name.rpartition("/")[0] for name in names})
             found: list[Overlay] = []
             for prefix in prefixes:
                 place, _, which = prefix.rpartition("/")
                 known = [name for name in methods if place.startswith(f"{name}/")]
                 method = max(known, key=len) if known else place.partition("/")[0]
                 site = place[len(method) + 1 :]
-                pictures = [stored.get_tensor(f"{prefix}/{part}") for part in ("image", "mask", "prediction")]
-                found.append(Overlay(method, site, which, _number(scores.get(prefix)), *pictures))
+                image, mask, prediction = (
+                    stored.get_tensor(f"{prefix}/{part}") for part in ("image", "mask", "prediction")
+                )
+                planes = stored.get_tensor(f"{prefix}/planes").tolist() if f"{prefix}/planes" in names else []
+                found.append(Overlay(method, site, which, _number(scores.get(prefix)), image, mask, prediction, planes))
             return found
     except SafetensorError as error:
         raise ValueError(str(error)) from error
