@@ -82,7 +82,7 @@ def test_distances_are_in_millimetres(balls, tmp_path):
         run(balls, tmp_path / name, study)
     # An untrained network marks about everything or nothing: distances are those of the same space.
     far = [pd.read_csv(tmp_path / name / "predictions.csv")["hd95"].max() for name in ("coarse", "fine")]
-    assert max(far) <= np.sqrt(3) * 32 + 2
+    assert max(far) <= np.sqrt(3) * 32
     assert min(far) > 3
 
 
