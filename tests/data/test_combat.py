@@ -100,13 +100,14 @@ def pooled(values, covariates, site, *, reference=None, empirical_bayes=True):
         count = (~np.isnan(own)).sum(axis=0)
         g, d = np.nanmean(own, axis=0), np.nanvar(own, axis=0, ddof=1)
         gamma, delta = g.copy(), d.copy()
-        m, t2, v, s2 = g.mean(), g.var(ddof=1), d.mean(), d.var(ddof=1)
-        lam, theta = (v**2 + 2 * s2) / s2, (v**3 + v * s2) / s2
-        for _ in range(500 if empirical_bayes else 0):
-            gamma = (count * t2 * g + delta * m) / (count * t2 + delta)
-            delta = (theta + 0.5 * np.nansum((own - gamma) ** 2, axis=0)) / (count / 2 + lam - 1)
         if name == reference:
             gamma, delta = np.zeros_like(g), np.ones_like(d)
+        elif empirical_bayes:
+            m, t2, v, s2 = g.mean(), g.var(ddof=1), d.mean(), d.var(ddof=1)
+            lam, theta = (v**2 + 2 * s2) / s2, (v**3 + v * s2) / s2
+            for _ in range(500):
+                gamma = (count * t2 * g + delta * m) / (count * t2 + delta)
+                delta = (theta + 0.5 * np.nansum((own - gamma) ** 2, axis=0)) / (count / 2 + lam - 1)
         for feature, (expected, sigma) in enumerate(back):
             found[mine, feature] = sigma / np.sqrt(delta[feature]) * (own[:, feature] - gamma[feature]) + expected[mine]
     return found

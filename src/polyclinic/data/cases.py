@@ -30,6 +30,7 @@ class SiteData:
         cases: name of each case (table row or image file), N names.
         parts: ``train``, ``validation`` or ``test`` for each case where a column fixes the split, else None.
         counts: found, used and rejected with reasons.
+        covariates: float64 ``[N, K]`` without missing values, where the study names covariates, else None.
     """
 
     site: str
@@ -39,6 +40,7 @@ class SiteData:
     cases: list[str]
     parts: list[str] | None
     counts: Counts
+    covariates: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.subjects)
@@ -55,6 +57,7 @@ class Opened:
             task index 1 is the positive class.
         warnings: sentences for the report (the same patient at two sites, duplicated rows, constant columns...).
         fingerprint: SHA-256 of everything that was read, hex.
+        covariates: names of the columns of ``covariates`` (groups: one name for each group but the first).
     """
 
     sites: dict[str, SiteData]
@@ -62,3 +65,4 @@ class Opened:
     classes: list[str]
     warnings: list[str]
     fingerprint: str
+    covariates: list[str] = field(default_factory=list)

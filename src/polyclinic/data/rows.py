@@ -154,6 +154,9 @@ def reject_rows(rows: Rows, spec: DataSpec, task: Task, split: str | None) -> li
     for column in (spec.image, spec.mask if task == "segmentation" else None):
         if column is not None:
             rows.reject_missing(column)
+    combat = spec.harmonisation.combat
+    for column in [*combat.covariates, *combat.groups] if combat else []:
+        rows.reject_missing(column)
     for column in rows.chosen if spec.imputation == "drop" else []:
         rows.reject_missing(column)
     return warnings
@@ -181,4 +184,6 @@ def _needed_columns(spec: DataSpec, split: str | None) -> dict[str, str]:
         "mask": spec.mask,
         "split": split,
     }
-    return dict.fromkeys(spec.where, "where") | {name: use for use, name in named.items() if name is not None}
+    combat = spec.harmonisation.combat
+    covariates = dict.fromkeys([*combat.covariates, *combat.groups] if combat else [], "covariates")
+    return dict.fromkeys(spec.where, "where") | covariates | {n: use for use, n in named.items() if n is not None}

@@ -100,7 +100,10 @@ class _Worker:
         """Send a site's cases."""
         fields = {"subjects": data.subjects, "cases": data.cases, "parts": data.parts,
                   "folder": None if folder is None else str(folder)}  # fmt: skip
-        self.ask("load", data.site, Message(fields, {"inputs": data.inputs, "targets": data.targets}))
+        tensors = {"inputs": data.inputs, "targets": data.targets}
+        if data.covariates is not None:
+            tensors["covariates"] = data.covariates
+        self.ask("load", data.site, Message(fields, tensors))
 
     def ask(self, function: str, site: str, request: Message) -> Message:
         """Send a message and wait for the answer.

@@ -48,8 +48,9 @@ def serve(threads: int, device: str) -> None:
 def _load(name: str, request: Message, workspace: Workspace) -> Site:
     fields, tensors = request.fields, request.tensors
     data = SiteData(
-        name, tensors["inputs"], tensors["targets"], fields["subjects"], fields["cases"], fields["parts"], Counts()
-    )
+        name, tensors["inputs"], tensors["targets"], fields["subjects"], fields["cases"], fields["parts"], Counts(),
+        tensors.get("covariates"),
+    )  # fmt: skip
     return Site(data, workspace, Path(fields["folder"]) if fields["folder"] else None)
 
 

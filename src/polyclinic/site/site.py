@@ -17,7 +17,7 @@ from polyclinic.communication.message import Message
 from polyclinic.data.augmentation import Augmentation
 from polyclinic.data.cases import SiteData
 from polyclinic.data.dataset import Dataset
-from polyclinic.data.scaling import Scaler, Summary, summarise
+from polyclinic.data.preparation import Prepared, build_steps
 from polyclinic.data.splits import Parts, split
 from polyclinic.errors import PolyclinicError, SiteError, TrainingError
 from polyclinic.files import write_atomic, write_error
@@ -62,8 +62,8 @@ class Site:
         self.name, self.data, self.workspace, self.folder = data.site, data, workspace, folder
         self.pseudonyms = _pseudonyms(data)
         self._functions = {
-            "prepare": self._prepare, "scale": self._scale, "start": self._start, "train": self._train,
-            "evaluate": self._evaluate, "predict": self._predict, "threshold": self._threshold,
+            "prepare": self._prepare, "share": self._share, "apply": self._apply, "start": self._start,
+            "train": self._train, "evaluate": self._evaluate, "predict": self._predict, "threshold": self._threshold,
             "overlays": self._overlays, "keep": self._keep, "model": self._model, "save": self._save,
             "restore": self._restore,
         }  # fmt: skip
@@ -102,7 +102,7 @@ class Site:
     # Data ---------------------------------------------------------------------------------------------------------
 
     def _prepare(self, request: Message) -> Message:
-        """Split for one fold; scale from own summaries, or answer with summaries to be merged."""
+        """Split for one fold, and go along the chain of preparation up to the first step that needs all sites."""
         ask = request.fields
         self.fold = ask["fold"]
         self.parts = split(
@@ -111,30 +111,33 @@ class Site:
         )  # fmt: skip
         size = (int(self.data.inputs.shape[-2]), int(self.data.inputs.shape[-1]))
         self._augmentation = Augmentation(ask["augmentation"], size) if ask["augmentation"] else None
-        tensors = {}
-        if ask["scaling"] == "federated":
-            tensors = summarise(self.data.inputs, self.parts.train).to_tensors()
-        else:
-            self._use(self._own_scaler(ask["scaling"], ask["imputation"]))
+        self._steps = build_steps(ask["steps"])
+        self._prepared = Prepared(self.data, self.parts.train)
+        self._advance()
         sizes = {part: len(getattr(self.parts, part)) for part in ("train", "validation", "test")}
         classes: list[int] = []
         if self.data.targets.dim() == 1:
             classes = torch.bincount(self.data.targets[self.parts.train], minlength=ask["classes"]).tolist()
-        return Message({**sizes, "classes": classes, "note": self.parts.note}, tensors)
+        return Message({**sizes, "classes": classes, "note": self.parts.note})
 
-    def _own_scaler(self, scaling: str, imputation: str) -> Scaler:
-        summary = summarise(self.data.inputs, self.parts.train)
-        scaler = Scaler.from_summary(summary) if scaling == "per_site" else Scaler.identity(len(summary.mean))
-        if imputation == "median" and self.data.inputs.dim() == 2:
-            return scaler.with_median(self.data.inputs, self.parts.train)
-        return scaler.with_mean(summary)
+    def _advance(self) -> None:
+        """Apply steps that need no other site; at the end of the chain the cases are ready."""
+        while self._steps and not self._steps[0].federated:
+            self._prepared = self._steps.pop(0).apply(self._prepared, {})
+        if not self._steps:
+            if self._prepared.scaler is None:
+                raise ValueError("the chain of preparation has no scaling")
+            self.dataset = Dataset(self._prepared.data, self._prepared.scaler, self._augmentation)
 
-    def _scale(self, request: Message) -> Message:
-        self._use(Scaler.from_summary(Summary.from_tensors(request.tensors)))
-        return Message()
+    def _share(self, request: Message) -> Message:
+        """Summaries of the training cases for the step of the chain that comes next."""
+        return Message({}, self._steps[0].share(self._prepared))
 
-    def _use(self, scaler: Scaler) -> None:
-        self.dataset = Dataset(self.data, scaler, self._augmentation)
+    def _apply(self, request: Message) -> Message:
+        """Apply the next step with what all sites' summaries gave, and go on."""
+        self._prepared = self._steps.pop(0).apply(self._prepared, request.tensors)
+        self._advance()
+        return Message({"notes": list(self._prepared.notes)})
 
     def adopt(self, dataset: Dataset, parts: Parts, fold: int) -> None:
         """Take over prepared cases (the pool of several sites, inside one process only)."""
