@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from polyclinic.client.train import train
 from polyclinic.client.work import LocalJob, LocalResult
@@ -18,7 +19,9 @@ from polyclinic.data.augmentation import Augmentation
 from polyclinic.data.cases import SiteData
 from polyclinic.data.dataset import Dataset
 from polyclinic.data.preparation import Prepared, build_steps
+from polyclinic.data.scaling import summarise
 from polyclinic.data.splits import Parts, split
+from polyclinic.data.statistics import sketch, withhold
 from polyclinic.errors import PolyclinicError, SiteError, TrainingError
 from polyclinic.files import write_atomic, write_error
 from polyclinic.models import build_model
@@ -61,11 +64,12 @@ class Site:
     def __init__(self, data: SiteData, workspace: Workspace, folder: Path | None = None) -> None:
         self.name, self.data, self.workspace, self.folder = data.site, data, workspace, folder
         self.pseudonyms = _pseudonyms(data)
+        self._described: Tensor | None = None
         self._functions = {
-            "prepare": self._prepare, "share": self._share, "apply": self._apply, "start": self._start,
-            "train": self._train, "evaluate": self._evaluate, "predict": self._predict, "threshold": self._threshold,
-            "overlays": self._overlays, "keep": self._keep, "model": self._model, "save": self._save,
-            "restore": self._restore,
+            "prepare": self._prepare, "share": self._share, "apply": self._apply, "describe": self._describe,
+            "start": self._start, "train": self._train, "evaluate": self._evaluate, "predict": self._predict,
+            "threshold": self._threshold, "overlays": self._overlays, "keep": self._keep, "model": self._model,
+            "save": self._save, "restore": self._restore,
         }  # fmt: skip
 
     def handle(self, function: str, request: Message) -> Message:
@@ -128,6 +132,14 @@ class Site:
             if self._prepared.scaler is None:
                 raise ValueError("the chain of preparation has no scaling")
             self.dataset = Dataset(self._prepared.data, self._prepared.scaler, self._augmentation)
+            self._remember(self._prepared.data.inputs)
+
+    def _remember(self, harmonised: Tensor) -> None:
+        """Keep the test part as it is tested, so that after all folds every case is there as it was when unknown."""
+        if harmonised is not self.data.inputs:
+            if self._described is None:
+                self._described = torch.full_like(self.data.inputs, torch.nan)
+            self._described[self.parts.test] = harmonised[self.parts.test]
 
     def _share(self, request: Message) -> Message:
         """Summaries of the training cases for the step of the chain that comes next."""
@@ -138,6 +150,24 @@ class Site:
         self._prepared = self._steps.pop(0).apply(self._prepared, request.tensors)
         self._advance()
         return Message({"notes": list(self._prepared.notes)})
+
+    def _describe(self, request: Message) -> Message:
+        """Summaries of the features before and after harmonisation, or sketches of them over the grids that are sent.
+
+        They are of all cases that were a test case in a fold; nothing is said of features with few values.
+        """
+        if self._described is None:
+            raise ValueError("nothing was harmonised")
+        tested = (~self._described.isnan()).any(dim=1).nonzero().flatten()
+        answer: dict[str, Tensor] = {}
+        for stage, values in (("before", self.data.inputs), ("after", self._described)):
+            edges = request.tensors.get(stage)
+            if edges is None:
+                found = withhold(summarise(values, tested)).to_tensors()
+            else:
+                found = sketch(values, tested, edges).to_tensors()
+            answer |= {f"{stage}/{name}": tensor for name, tensor in found.items()}
+        return Message({}, answer)
 
     def adopt(self, dataset: Dataset, parts: Parts, fold: int) -> None:
         """Take over prepared cases (the pool of several sites, inside one process only)."""

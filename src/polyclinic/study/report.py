@@ -22,6 +22,7 @@ from polyclinic.study.figures import Panel
 from polyclinic.study.jobs import UNSEEN
 from polyclinic.study.report_answer import ALPHA, answer, headline
 from polyclinic.study.report_folder import Folder, Overlay
+from polyclinic.study.report_harmonisation import harmonised
 
 TEMPLATES = Path(__file__).parent / "templates"
 #: Options of a method that are not worth a word.
@@ -31,6 +32,7 @@ SECTIONS = {
     "answer": "The answer in short",
     "question": "What was asked",
     "sites": "Sites and cases",
+    "harmonisation": "Differences between sites",
     "results": "Results",
     "site_results": "Results site by site",
     "cross": "Each site's model at the other sites",
@@ -351,6 +353,7 @@ CONTENT: dict[str, Callable[[Folder], Any]] = {
     "question": _question,
     "methods": _methods,
     "sites": report_tables.site_rows,
+    "harmonisation": harmonised,
     "results": _results,
     "site_results": _site_results,
     "cross": report_tables.cross_matrix,

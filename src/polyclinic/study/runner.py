@@ -23,7 +23,7 @@ from polyclinic.study.declaration import StudyMethod
 from polyclinic.study.display import Display
 from polyclinic.study.folder import Folder
 from polyclinic.study.jobs import Fold, Job, JobRunner, result_rows, work_fields
-from polyclinic.study.preparing import prepare
+from polyclinic.study.preparing import describe, prepare
 from polyclinic.study.report import write_report
 from polyclinic.study.results import write_table
 from polyclinic.study.statistics import summarise
@@ -103,6 +103,7 @@ class _Runner:
         torch.set_num_threads(plan.threads)
         engine, local = self._engines(plan)
         folds = {number: self._prepare(engine, local, number) for number in range(self.declaration.folds or 1)}
+        harmonised = self._describe(engine)
         self.folder.begin(plan, self.opened.fingerprint)  # not before study and data are known to fit
         for site in local.members.values():
             site.write_pseudonyms()
@@ -123,7 +124,16 @@ class _Runner:
             checkpoint = self.folder.checkpoint(job)
             outcome = runner.run(job, folds[job.fold], checkpoint=checkpoint, report=self.display.round)
             self.folder.store(job, outcome)
+        if len(harmonised):
+            write_table(self.folder.path / "harmonisation.csv", harmonised)
         self._write(jobs, folds, sites)
+
+    def _describe(self, engine: Engine) -> pd.DataFrame:
+        """The harmonised features before and after; no rows without harmonisation."""
+        options = dict(self.steps).get("combat")
+        if options is None:
+            return pd.DataFrame()
+        return describe(engine, dict(zip(options["columns"], options["features"], strict=True)))
 
     def _depends_on_sites(self) -> bool:
         """Whether a site's cases are prepared with summaries of others, so that leaving one out changes them."""
