@@ -6,7 +6,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 
-from polyclinic.data.combat import Estimate, Moments, SiteEffect, estimate, summarise
+from polyclinic.data.combat import Estimate, Moments, SiteEffect, estimate, small_groups, summarise
 from polyclinic.errors import DataError
 
 NAMES = ["sex", "age"]
@@ -54,12 +54,14 @@ NEUROCOMBAT = {
 }
 
 
-def federated(values, covariates, site, *, reference=None, empirical_bayes=True, names=NAMES, left_out=()):
+def federated(values, covariates, site, *, reference=None, empirical_bayes=True, names=NAMES, left_out=(), **options):
     """Harmonised values, each site's from its own values and what the others' summaries gave."""
     y, x = torch.from_numpy(values), torch.from_numpy(covariates)
     members = {name: torch.from_numpy(np.flatnonzero(site == name)) for name in dict.fromkeys(site.tolist())}
     shared = {
-        n: Moments.from_tensors(summarise(y[i], x[i]).to_tensors()) for n, i in members.items() if n not in left_out
+        n: Moments.from_tensors(summarise(y[i], x[i], **options).to_tensors())
+        for n, i in members.items()
+        if n not in left_out
     }
     common, _ = estimate(shared, names, reference)
     found = np.empty_like(values)
@@ -290,3 +292,49 @@ def test_no_site_is_large_enough():
     values, covariates, site = example()
     with pytest.raises(DataError, match="P207 No site has 5 training cases"):
         federated(values[::4], covariates[::4], site[::4])
+
+
+# Small groups -----------------------------------------------------------------------------------------------------
+
+
+def test_the_values_of_a_single_woman_do_not_follow_from_the_sums():
+    rng = np.random.default_rng(0)
+    y, sex = torch.from_numpy(rng.normal(size=(12, 2))), torch.zeros(12, 1, dtype=torch.float64)
+    sex[4] = 1
+    open_sums = summarise(y, sex)
+    recovered = open_sums.features.mean + open_sums.cross[:, 0] / (1 - 1 / 12) * (11 / 12)
+    torch.testing.assert_close(recovered, y[4])
+    sums = summarise(y, sex, groups=[[0]])
+    men = torch.cat([y[:4], y[5:]])
+    torch.testing.assert_close(sums.features.mean, men.mean(0))
+    assert sums.features.count.tolist() == [11, 11]
+    assert not sums.cross.abs().max() > 1e-12
+    assert small_groups(sex, [[0]]) == 1
+
+
+@pytest.mark.parametrize(
+    ("columns", "groups", "kept"),
+    [
+        ([[0] * 7 + [1] * 5], [[0]], 12),
+        ([[0] * 8 + [1] * 4], [[0]], 8),
+        ([[0] * 4 + [1] * 8], [[0]], 8),
+        ([[1] * 4 + [2] * 8], [[0]], 8),  # groups by a number with two values
+        ([[1] * 4 + [2] * 4 + [3] * 4], [[0]], 12),  # a number
+        ([[0] * 7 + [1] * 5 + [0] * 0, [0] * 2 + [1] * 5 + [0] * 5], [[0, 1]], 10),  # the first group has two
+        ([[0] * 5 + [1] * 7, [1] * 4 + [0] * 8], [[0], [1]], 7),  # without the four, the first five are one
+        ([[0] * 4 + [1] * 4 + [0] * 4], [[0]], 8),
+        ([[0] * 4 + [1] * 4], [[0]], 0),
+    ],
+)
+def test_cases_of_small_groups_are_left_out(columns, groups, kept):
+    x = torch.tensor(columns, dtype=torch.float64).T
+    y = torch.arange(len(x), dtype=torch.float64)[:, None]
+    assert summarise(y, x, groups=groups).features.count.tolist() == [kept]
+    assert small_groups(x, groups) == (len(x) - kept if kept else 0)
+
+
+def test_groups_are_counted_feature_by_feature():
+    x = torch.tensor([[0.0] * 6 + [1] * 6], dtype=torch.float64).T
+    y = torch.ones(12, 2, dtype=torch.float64)
+    y[:3, 1] = torch.nan
+    assert summarise(y, x, groups=[[0]]).features.count.tolist() == [12, 6]

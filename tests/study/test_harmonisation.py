@@ -69,12 +69,13 @@ def prepared(entries, folder, without=None, engine=None):
 
 def test_sites_train_on_what_combat_of_their_training_parts_gives(entries, tmp_path):
     opened, engine, _ = prepared(entries | {"data": entries["data"] | {"scaling": "none"}}, tmp_path)
-    assert opened.covariates == ["age", "sex=M"]
+    assert opened.covariates == {"age": ["age"], "sex": ["sex=M"]}
     assert opened.features == ["x0", "x1", "x2", "x3"], "covariates are not features"
     parts = {site: member.parts.train for site, member in engine.members.items()}
     data = opened.sites
     common, _ = estimate(
-        {s: summarise(data[s].inputs[i], data[s].covariates[i]) for s, i in parts.items()}, opened.covariates
+        {s: summarise(data[s].inputs[i], data[s].covariates[i], groups=[[0], [1]]) for s, i in parts.items()},
+        ["age", "sex"],
     )
     for site, index in parts.items():
         own = data[site]
@@ -238,13 +239,16 @@ def test_a_reference_site_stays_as_it_is(entries, tmp_path):
     assert (changed[there] - found[there]).abs().max() > 0.1, "without the reference, the others are the reference"
 
 
-def test_a_site_with_few_training_cases_is_named(entries, tmp_path):
+def test_sites_with_few_cases_or_small_groups_are_named(entries, tmp_path):
     table = pd.read_csv(tmp_path / "cases.csv")
+    table["sex"] = np.where(np.arange(len(table)) % 2, "F", "M")
+    aachen = np.flatnonzero(table["site"] == "Aachen")
+    table.loc[aachen, "sex"] = np.where(np.arange(len(aachen)) < 4, "F", "M")
     table = table[(table["site"] != "Celle") | (table.groupby("site").cumcount() < 4)]
     table.to_csv(tmp_path / "cases.csv", index=False)
-    results = run(entries, tmp_path)
-    (note,) = [warning for warning in results.warnings if "ComBat" in warning]
-    assert note.startswith("ComBat: site Celle has fewer than 5 training cases. It shares no summary;")
+    notes = {note.split()[2]: note for note in run(entries, tmp_path).warnings if note.startswith("ComBat: site")}
+    assert "fewer than 5 training cases of a group that a covariate names" in notes["Aachen"]
+    assert "fewer than 5 training cases. It shares no summary" in notes["Celle"]
 
 
 # Entries that don't fit -----------------------------------------------------------------------------------------------
@@ -275,7 +279,7 @@ def test_numbers_that_name_groups(entries, tmp_path):
     table.to_csv(tmp_path / "cases.csv", index=False)
     entries["data"]["harmonisation"] = {"combat": {"covariates": ["age"], "groups": ["hand"]}}
     opened = Study.of(entries, tmp_path).open()
-    assert opened.covariates == ["age", "hand=2", "hand=3"]
+    assert opened.covariates == {"age": ["age"], "hand": ["hand=2", "hand=3"]}
     assert opened.sites["Aachen"].covariates[:4, 1:].tolist() == [[0, 0], [1, 0], [0, 1], [0, 0]]
 
 

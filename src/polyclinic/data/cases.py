@@ -57,7 +57,7 @@ class Opened:
             task index 1 is the positive class.
         warnings: sentences for the report (the same patient at two sites, duplicated rows, constant columns...).
         fingerprint: SHA-256 of everything that was read, hex.
-        covariates: names of the columns of ``covariates`` (groups: one name for each group but the first).
+        covariates: for each column of the table that is a covariate, the names of the columns made of it.
     """
 
     sites: dict[str, SiteData]
@@ -65,4 +65,4 @@ class Opened:
     classes: list[str]
     warnings: list[str]
     fingerprint: str
-    covariates: list[str] = field(default_factory=list)
+    covariates: dict[str, list[str]] = field(default_factory=dict)

@@ -72,19 +72,23 @@ class Moments:
         return cls(Summary.from_tensors(dict(tensors)), *(tensors[name] for name in own))
 
 
-def summarise(values: Tensor, covariates: Tensor, least: int = LEAST_CASES) -> Moments:
+def summarise(
+    values: Tensor, covariates: Tensor, least: int = LEAST_CASES, groups: Sequence[Sequence[int]] = ()
+) -> Moments:
     """The moments of a site's training cases.
 
-    A feature with fewer than ``least`` values is left out (count 0), so that no sum is near a single patient's value.
+    No sum is over fewer than ``least`` cases, or differs by fewer from another one. So a feature with fewer values is
+    left out (count 0); and where a covariate names groups, cases of a group with fewer values are left out of that
+    feature: products with the covariate would give their sum.
 
     Args:
         values: float ``[N, F]`` with NaN where missing.
         covariates: float64 ``[N, K]`` without NaN; K may be 0.
         least: least number of values behind a number that is sent.
+        groups: for each covariate of the study, its places among the K columns.
     """
     y, x = values.double().numpy(), covariates.double().numpy()
-    there = (~np.isnan(y)).astype(np.float64)
-    there[:, there.sum(axis=0) < least] = 0.0
+    there = _without_small_groups(~np.isnan(y), x, groups, least).astype(np.float64)
     count = there.sum(axis=0)
     divisor = np.maximum(count, 1.0)
     mean = np.where(there > 0, y, 0.0).sum(axis=0) / divisor
@@ -97,6 +101,33 @@ def summarise(values: Tensor, covariates: Tensor, least: int = LEAST_CASES) -> M
     summary = Summary(*map(torch.from_numpy, (count, mean, np.square(deviation).sum(axis=0))))
     x_mean = (x_mean + centre) * (count > 0)[:, None]
     return Moments(summary, *map(torch.from_numpy, (x_mean, x_m2, deviation.T @ x)))
+
+
+def small_groups(covariates: Tensor, groups: Sequence[Sequence[int]], least: int = LEAST_CASES) -> int:
+    """How many of a site's training cases are left out of all its sums because their group is small."""
+    there = np.ones((len(covariates), 1), dtype=np.bool_)
+    kept = _without_small_groups(there, covariates.double().numpy(), groups, least)
+    return 0 if not kept.any() else int((~kept).sum())
+
+
+def _without_small_groups(
+    there: npt.NDArray[np.bool_], covariates: Numbers, groups: Sequence[Sequence[int]], least: int
+) -> npt.NDArray[np.bool_]:
+    """Bool ``[N, F]``: which values stay when those of features and groups with fewer than ``least`` are left out."""
+    there = there.copy()
+    cells = []
+    for columns in groups:
+        _, cell = np.unique(covariates[:, columns], axis=0, return_inverse=True)
+        # Of a number with three or more values, the products give no sum over the cases with one of them.
+        if len(columns) > 1 or (len(cell) and cell.max() == 1):
+            cells += [cell.ravel() == level for level in range(cell.max() + 1)]
+    before = -1
+    while before != there.sum():  # what is left out here may make another group small
+        before = there.sum()
+        for members in cells:
+            there[np.ix_(members, (there & members[:, None]).sum(axis=0) < least)] = False
+        there[:, there.sum(axis=0) < least] = False
+    return there
 
 
 @dataclass(frozen=True, eq=False)

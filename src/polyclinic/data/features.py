@@ -85,7 +85,9 @@ def encode_features(
     return np.stack(values, axis=1), names
 
 
-def encode_covariates(cells: pd.DataFrame, combat: ComBatOptions) -> tuple[npt.NDArray[np.float64], list[str]]:
+def encode_covariates(
+    cells: pd.DataFrame, combat: ComBatOptions
+) -> tuple[npt.NDArray[np.float64], dict[str, list[str]]]:
     """The covariates of harmonisation, and the names of their columns.
 
     A column of numbers is one column. A column of texts, and each of ``combat.groups``, becomes a column of 0 and 1 for
@@ -96,13 +98,13 @@ def encode_covariates(cells: pd.DataFrame, combat: ComBatOptions) -> tuple[npt.N
         combat: the entry of the study file.
 
     Returns:
-        float64 ``[N, K]`` and K names.
+        float64 ``[N, K]``, and for each column of the table the names of the columns made of it, K in all.
 
     Raises:
         DataError: P203 when a covariate has numbers and texts.
     """
     values: list[npt.NDArray[np.float64]] = []
-    names: list[str] = []
+    names: dict[str, list[str]] = {}
     for name in dict.fromkeys([*combat.covariates, *combat.groups]):
         numbers = parse_numbers(cells[name])
         texts = int(np.isnan(numbers).sum())
@@ -113,12 +115,12 @@ def encode_covariates(cells: pd.DataFrame, combat: ComBatOptions) -> tuple[npt.N
                     "Add the other values to `missing`, or name the column under `groups`.",
                 )  # fmt: skip
             values.append(numbers)
-            names.append(name)
+            names[name] = [name]
             continue
         groups = canonical(cells[name])
-        for level in levels(groups)[1:]:
-            values.append(np.where(groups == level, 1.0, 0.0))
-            names.append(f"{name}={level}")
+        others = levels(groups)[1:]
+        values += [np.where(groups == level, 1.0, 0.0) for level in others]
+        names[name] = [f"{name}={level}" for level in others]
     return np.stack(values, axis=1) if values else np.empty((len(cells), 0)), names
 
 

@@ -69,7 +69,7 @@ def open_data(
     matrix, features = np.empty(0, dtype=np.float32), ["red", "green", "blue"] if spec.channels == "rgb" else ["grey"]
     if spec.image is None:
         matrix, features = encode_features(used.cells, used.chosen, spec)
-    covariates, covariate_names = None, list[str]()
+    covariates, covariate_names = None, dict[str, list[str]]()
     if spec.harmonisation.combat is not None:
         covariates, covariate_names = encode_covariates(used.cells, spec.harmonisation.combat)
     tick = _ticker(progress, len(used))

@@ -111,16 +111,19 @@ class ComBat(Step):
     Args:
         columns: which columns of the inputs; the others (those encoded from categories) stay as they are.
         features: their names.
-        covariates: names of the covariates' columns.
+        covariates: for each covariate, the names of its columns.
         empirical_bayes: whether features of a site borrow strength from each other.
         reference_site: a site that stays as it is, or None.
     """
 
     def __init__(
-        self, *, columns: Sequence[int], features: Sequence[str], covariates: Sequence[str], empirical_bayes: bool,
-        reference_site: str | None,
+        self, *, columns: Sequence[int], features: Sequence[str], covariates: Mapping[str, Sequence[str]],
+        empirical_bayes: bool, reference_site: str | None,
     ) -> None:  # fmt: skip
-        self.columns, self.features, self.covariates = torch.tensor(columns), list(features), list(covariates)
+        self.columns, self.features = torch.tensor(columns), list(features)
+        self.covariates = [name for names in covariates.values() for name in names]
+        places = iter(range(len(self.covariates)))
+        self.groups = [[next(places) for _ in names] for names in covariates.values()]
         self.empirical_bayes, self.reference_site = empirical_bayes, reference_site
 
     def _training(self, prepared: Prepared) -> tuple[Tensor, Tensor]:
@@ -129,7 +132,7 @@ class ComBat(Step):
 
     def share(self, prepared: Prepared) -> Tensors:
         """See `Step.share`."""
-        return combat.summarise(*self._training(prepared)).to_tensors()
+        return combat.summarise(*self._training(prepared), groups=self.groups).to_tensors()
 
     def merge(self, shared: Mapping[str, Tensors]) -> tuple[Tensors, list[str]]:
         """See `Step.merge`. Where the reference site is left out, the mean of the others takes its place."""
@@ -151,7 +154,7 @@ class ComBat(Step):
         """See `Step.apply`."""
         data, common = prepared.data, combat.Estimate.from_tensors(merged)
         values, covariates = data.inputs[:, self.columns], _covariates(data)
-        notes = self._notes(data.site, len(prepared.train))
+        notes = self._notes(data.site, covariates.index_select(0, prepared.train))
         effect = combat.SiteEffect.none(len(self.columns))
         if not (data.site == self.reference_site and merged["has_reference"]):
             effect = combat.SiteEffect.fit(*self._training(prepared), common, empirical_bayes=self.empirical_bayes)
@@ -159,17 +162,21 @@ class ComBat(Step):
         inputs[:, self.columns] = effect.remove(values, covariates, common).float()
         return replace(prepared, data=replace(data, inputs=inputs), notes=(*prepared.notes, *notes))
 
-    @staticmethod
-    def _notes(site: str, cases: int) -> list[str]:
-        if cases >= LEAST_CASES:
-            return []
+    def _notes(self, site: str, covariates: Tensor) -> list[str]:
+        cases = len(covariates)
         if not cases:
             return [f"ComBat: site {site} has no training cases, so its own differences are not taken out."]
-        only = "its mean is" if cases == 1 else "it is"
-        return [
-            f"ComBat: site {site} has fewer than {LEAST_CASES} training cases. It shares no summary; {only} brought to "
-            "that of the other sites as far as so few cases allow."
-        ]
+        if cases < LEAST_CASES:
+            return [
+                f"ComBat: site {site} has fewer than {LEAST_CASES} training cases. It shares no summary and is "
+                "brought to the other sites as far as so few cases allow."
+            ]
+        if combat.small_groups(covariates, self.groups):
+            return [
+                f"ComBat: site {site} has fewer than {LEAST_CASES} training cases of a group that a covariate names. "
+                "They are harmonised like all others, but they are not part of its summary."
+            ]
+        return []
 
 
 def _covariates(data: SiteData) -> Tensor:
@@ -184,24 +191,27 @@ def build_steps(named: Sequence[Named]) -> list[Step]:
     return [STEPS[name](**options) for name, options in named]
 
 
-def name_steps(spec: DataSpec, features: Sequence[str], covariates: Sequence[str]) -> list[Named]:
+def name_steps(spec: DataSpec, features: Sequence[str], covariates: Mapping[str, Sequence[str]]) -> list[Named]:
     """The chain that a study file asks for.
 
     Args:
         spec: its ``data:`` part.
         features: names of the columns of the inputs.
-        covariates: names of the columns of the covariates.
+        covariates: for each covariate, the names of its columns.
     """
     steps: list[Named] = []
     if spec.harmonisation.combat is not None:
         combat_options = spec.harmonisation.combat
         encoded = tuple(f"{name}=" for name in spec.categorical)
         columns = [place for place, name in enumerate(features) if not name.startswith(encoded)]
-        steps.append(("combat", {
-            "columns": columns, "features": [features[place] for place in columns], "covariates": list(covariates),
+        combat_step: dict[str, Any] = {
+            "columns": columns,
+            "features": [features[place] for place in columns],
+            "covariates": {name: list(own) for name, own in covariates.items()},
             "empirical_bayes": combat_options.empirical_bayes,
             "reference_site": combat_options.reference_site,
-        }))  # fmt: skip
+        }
+        steps.append(("combat", combat_step))
     if spec.scaling == "federated":
         steps.append(("common_scaling", {}))
     else:
