@@ -31,6 +31,7 @@ NAMES = (
     "autism-volumes",
     "sex-volumes",
     "sex-volumes-common-scale",
+    "sex-volumes-combat",
     "skin-lesions",
     "retina-vessels",
 )

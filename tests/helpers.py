@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from polyclinic.communication.message import Message
 from polyclinic.data.cases import Counts, SiteData
-from polyclinic.data.scaling import Summary, merge
+from polyclinic.data.scaling import Summary
 from polyclinic.engine import Engine, LocalEngine
 from polyclinic.models import build_model
 from polyclinic.models.catalogue import MODELS
@@ -24,6 +24,7 @@ from polyclinic.rounds import Checkpoint, Plan, Progress, Row, run_rounds
 from polyclinic.state import FlatModule
 from polyclinic.study.declaration import Declaration, StudyMethod
 from polyclinic.study.jobs import Fold, Job, JobRunner, Outcome
+from polyclinic.study.preparing import prepare
 from polyclinic.tasks import TASKS, build_task
 
 #: With batches of 8: a single case left over, two cases more than a batch, smaller than a batch, several batches.
@@ -126,7 +127,7 @@ class Federation:
         self.local = self.engine if isinstance(self.engine, LocalEngine) else LocalEngine(data)
         self.preparation = {
             "folds": folds, "validation": self.declaration.evaluation.validation, "split_seed": 0,
-            "small_sites": "train", "scaling": "none", "imputation": "mean", "augmentation": [], "classes": classes,
+            "small_sites": "train", "steps": scaling_steps("none"), "augmentation": [], "classes": classes,
             **(preparation or {}),
         }  # fmt: skip
         self.fold = self.prepare(0)
@@ -136,12 +137,8 @@ class Federation:
 
     def prepare(self, number: int) -> Fold:
         """Split and scale at every site."""
-        replies: dict[str, Message] = {}
-        for engine in {id(e): e for e in (self.engine, self.local)}.values():
-            replies = engine.ask("prepare", dict.fromkeys(engine.sites, Message({"fold": number, **self.preparation})))
-            if self.preparation["scaling"] == "federated":
-                merged = merge([Summary.from_tensors(reply.tensors) for reply in replies.values()])
-                engine.ask("scale", dict.fromkeys(engine.sites, Message({}, merged.to_tensors())))
+        request = {"fold": number, **self.preparation}
+        replies = [prepare(one, request) for one in {id(e): e for e in (self.engine, self.local)}.values()][-1].replies
         parts = ("train", "validation", "test", "classes")
         targets = {
             site: Summary(*(reply.tensors[f"target_{name}"] for name in ("count", "mean", "m2")))
@@ -183,6 +180,13 @@ class Federation:
         """Train and test, as one job for all ``labels``."""
         methods = tuple(self.method(label) for label in labels) or (self.method(),)
         return self.runner.run(Job(methods, seed, self.fold.number), self.fold)
+
+
+def scaling_steps(scaling: str, imputation: str = "mean") -> list[Any]:
+    """The chain of preparation of a study that scales only."""
+    if scaling == "federated":
+        return [["common_scaling", {}]]
+    return [["own_scaling", {"standardise": scaling == "per_site", "imputation": imputation}]]
 
 
 def declare(**entries: Any) -> Declaration:

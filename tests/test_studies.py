@@ -24,6 +24,7 @@ COUNTS = {
     "autism-volumes": (16, 806, 806, 806),
     "sex-volumes": (16, 806, 806, 806),
     "sex-volumes-common-scale": (16, 806, 806, 806),
+    "sex-volumes-combat": (16, 806, 806, 806),
     "skin-lesions": (4, 2169, 2169, 1770),
     "retina-vessels": (3, 88, 88, 74),
 }

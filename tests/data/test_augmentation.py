@@ -104,7 +104,7 @@ def test_no_global_random_state_is_touched(batch):
 
     tracked = get_track_meta()
     states = torch.random.get_rng_state(), np.random.get_state()[1].copy(), random.getstate()  # noqa: NPY002
-    Augmentation([{name: {"prob": 1.0, **NEEDED.get(name, {})}} for name in (*SPATIAL, *INTENSITY)])(*batch, 0)
+    Augmentation([{name: {"prob": 1.0, **NEEDED.get(name, {})}} for name in (*FLAT, *INTENSITY)])(*batch, 0)
     assert torch.equal(states[0], torch.random.get_rng_state())
     assert (states[1] == np.random.get_state()[1]).all()  # noqa: NPY002
     assert states[2] == random.getstate()

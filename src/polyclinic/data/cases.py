@@ -36,6 +36,7 @@ class SiteData:
         counts: found, used and rejected with reasons.
         spacing: size of a pixel or voxel along each axis of an image in millimetres, the same for all; None where it is
             not known: then distances are in pixels.
+        covariates: float64 ``[N, K]`` without missing values, where the study names covariates, else None.
     """
 
     site: str
@@ -46,6 +47,7 @@ class SiteData:
     parts: list[str] | None
     counts: Counts
     spacing: tuple[float, ...] | None = None
+    covariates: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.subjects)
@@ -79,6 +81,7 @@ class Opened:
             index 1 is the positive class.
         warnings: sentences for the report (the same patient at two sites, duplicated rows, constant columns...).
         fingerprint: SHA-256 of everything that was read, hex.
+        covariates: for each column of the table that is a covariate, the names of the columns made of it.
     """
 
     sites: dict[str, SiteData]
@@ -86,6 +89,7 @@ class Opened:
     classes: list[str]
     warnings: list[str]
     fingerprint: str
+    covariates: dict[str, list[str]] = field(default_factory=dict)
 
 
 def reasons_text(rejected: Counter[str]) -> str:

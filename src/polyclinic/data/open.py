@@ -15,7 +15,7 @@ from torch import Tensor
 
 from polyclinic.data.cases import Counts, Opened, SiteData, reasons_text
 from polyclinic.data.check import quality_warnings
-from polyclinic.data.features import encode_features
+from polyclinic.data.features import encode_covariates, encode_features
 from polyclinic.data.fingerprint import SiteFingerprint
 from polyclinic.data.images import ImageFiles, decode_images
 from polyclinic.data.labels import encode_labels, encode_numbers
@@ -24,7 +24,7 @@ from polyclinic.data.prepare_volumes import VolumeFiles, check_volumes, fingerpr
 from polyclinic.data.rows import Rows, Task, read_rows, reject_rows
 from polyclinic.data.spec import DataSpec
 from polyclinic.data.volumes import Volumes
-from polyclinic.errors import DataError, StudyError
+from polyclinic.errors import DataError, StudyError, nearest
 
 Pixels = Tensor | Volumes
 
@@ -78,6 +78,9 @@ def open_data(
     matrix, features = np.empty(0, dtype=np.float32), _channels(spec)
     if spec.image is None:
         matrix, features = encode_features(used.cells, used.chosen, spec)
+    covariates, covariate_names = None, dict[str, list[str]]()
+    if spec.harmonisation.combat is not None:
+        covariates, covariate_names = encode_covariates(used.cells, spec.harmonisation.combat)
     tick = _ticker(progress, len(used))
     sites: dict[str, SiteData] = {}
     for site in _site_names(rows, spec):
@@ -94,12 +97,15 @@ def open_data(
             continue
         targets = torch.from_numpy(labels[here]) if masks is None else masks
         subjects, cases, parts = (used.origin[column].iloc[here].tolist() for column in ("subject", "case", "part"))
-        split_parts = None if split is None else parts
-        sites[site] = SiteData(site, pixels, targets, subjects, cases, split_parts, counts, _spacing(pixels))
+        split_parts, steps = None if split is None else parts, _spacing(pixels)
+        own = None if covariates is None else torch.from_numpy(covariates[here])
+        sites[site] = SiteData(site, pixels, targets, subjects, cases, split_parts, counts, steps, own)
     if not sites:
         raise DataError("P205", "No site has a usable case. " + " ".join(warnings), "Mend the images or their paths.")
     warnings += quality_warnings(sites, features, classes, subjects_named=spec.subject is not None)
-    return Opened(sites, features, classes, warnings, _fingerprint(sites, features, classes))
+    _check_reference(spec, list(sites))
+    fingerprint = _fingerprint(sites, features, classes)
+    return Opened(sites, features, classes, warnings, fingerprint, covariate_names)
 
 
 def _read_images(
@@ -236,6 +242,15 @@ def _site_names(rows: Rows, spec: DataSpec) -> list[str]:
     return names
 
 
+def _check_reference(spec: DataSpec, sites: list[str]) -> None:
+    combat = spec.harmonisation.combat
+    if combat is not None and combat.reference_site is not None and combat.reference_site not in sites:
+        raise DataError(
+            "P207", f"The reference site {combat.reference_site!r} is not among the sites.",
+            nearest(combat.reference_site, sites),
+        )  # fmt: skip
+
+
 def _all_reasons(rows: Rows) -> str:
     reasons = np.where(rows.origin["site"].isna(), "site is missing", rows.reasons)
     return reasons_text(Counter(reasons.tolist()))
@@ -265,7 +280,7 @@ def _fingerprint(sites: dict[str, SiteData], features: list[str], classes: list[
     add("features", *features, "classes", *classes)
     for site, data in sites.items():
         add("site", site, *data.subjects, *data.cases, *(data.parts or []))
-        for pixels in (data.inputs, data.targets):
+        for pixels in (data.inputs, data.targets, *(() if data.covariates is None else (data.covariates,))):
             add(str(pixels.dtype), str(tuple(pixels.shape)))
             if isinstance(pixels, Volumes):
                 add(*(record["key"] for record in pixels.about))

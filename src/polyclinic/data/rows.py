@@ -153,6 +153,9 @@ def reject_rows(rows: Rows, spec: DataSpec, task: Task, split: str | None) -> li
         rows.reject(to_numbers(cells[spec.divide_by], "divide_by") <= 0, f"{spec.divide_by} is not positive")
     for column in (*spec.image_columns, *([spec.mask] if spec.mask and task == "segmentation" else [])):
         rows.reject_missing(column)
+    combat = spec.harmonisation.combat
+    for column in [*combat.covariates, *combat.groups] if combat else []:
+        rows.reject_missing(column)
     for column in rows.chosen if spec.imputation == "drop" else []:
         rows.reject_missing(column)
     return warnings
@@ -179,5 +182,7 @@ def _needed_columns(spec: DataSpec, split: str | None) -> dict[str, str]:
         "mask": spec.mask,
         "split": split,
     }
-    images = dict.fromkeys(spec.image_columns, "image")
-    return dict.fromkeys(spec.where, "where") | {name: use for use, name in named.items() if name is not None} | images
+    combat = spec.harmonisation.combat
+    covariates = dict.fromkeys([*combat.covariates, *combat.groups] if combat else [], "covariates")
+    others = covariates | {name: use for use, name in named.items() if name is not None}
+    return dict.fromkeys(spec.where, "where") | others | dict.fromkeys(spec.image_columns, "image")

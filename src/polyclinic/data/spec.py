@@ -4,7 +4,15 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    PositiveFloat,
+    PositiveInt,
+    model_serializer,
+    model_validator,
+)
 
 Scalar = bool | int | float | str
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
@@ -53,6 +61,46 @@ class Patch(BaseModel):
     """Share of the boxes whose middle is a voxel of the mask."""
     overlap: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.25
     """By how much windows overlap when a whole volume is predicted."""
+
+
+class ComBatOptions(BaseModel):
+    """How ComBat takes the sites' differences out of features; see `polyclinic.data.combat`."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    covariates: list[str] = []
+    """Columns whose effect on the features is kept. A column of numbers counts as a number, any other as groups."""
+    groups: list[str] = []
+    """Covariates whose numbers are names of groups (1: left-handed, 2: right-handed, 3: both)."""
+    empirical_bayes: bool = True
+    """Whether features of a site borrow strength from each other."""
+    reference_site: str | None = None
+    """A site that stays as it is, and to whose mean and spread the others are brought; default: the mean of all."""
+
+
+class Harmonisation(BaseModel):
+    """The entry ``harmonisation``: ``none``, ``combat``, or ``{combat: {covariates: [age, sex]}}``."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    combat: ComBatOptions | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_name(cls, given: Any) -> Any:
+        if given == "none":
+            return {}
+        if given == "combat":
+            return {"combat": {}}
+        if isinstance(given, str):
+            raise ValueError("expected none, combat or {combat: {covariates: [COLUMN, ...]}}")
+        return (
+            {key: {} if value is None else value for key, value in given.items()} if isinstance(given, dict) else given
+        )
+
+    @model_serializer
+    def _to_name(self) -> str | dict[str, Any]:
+        return "none" if self.combat is None else {"combat": self.combat.model_dump()}
 
 
 class DataSpec(BaseModel):
@@ -120,6 +168,8 @@ class DataSpec(BaseModel):
     (the default for volumes, whose ``intensity`` does it)."""
     imputation: Literal["mean", "median", "drop"] = "mean"
     """Missing features: the mean or median of the training part that ``scaling`` uses, or the case is rejected."""
+    harmonisation: Harmonisation = Harmonisation()
+    """Taking differences between sites out of features before they are scaled, from summaries that the sites send."""
     augmentation: list[str | dict[str, dict[str, object]]] = []
     """Random MONAI transforms for training images: ``[RandFlip: {prob: 0.5, spatial_axis: 0}, ...]``."""
     max_unreadable: float = Field(default=0.0, ge=0.0, le=1.0)

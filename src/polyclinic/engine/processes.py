@@ -106,7 +106,10 @@ class _Worker:
         pixels = {"inputs": data.inputs, "targets": data.targets}
         mapped = {name: found for name, found in pixels.items() if isinstance(found, Volumes)}
         fields["volumes"] = {name: [[str(file) for file in v.files], v.about] for name, v in mapped.items()}
-        self.ask("load", data.site, Message(fields, {n: t for n, t in pixels.items() if isinstance(t, Tensor)}))
+        tensors = {name: found for name, found in pixels.items() if isinstance(found, Tensor)}
+        if data.covariates is not None:
+            tensors["covariates"] = data.covariates
+        self.ask("load", data.site, Message(fields, tensors))
 
     def ask(self, function: str, site: str, request: Message) -> Message:
         """Send a message and wait for the answer.

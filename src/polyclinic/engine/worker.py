@@ -55,7 +55,7 @@ def _load(name: str, request: Message, workspace: Workspace) -> Site:
     pixels: dict[str, Tensor | Volumes] = {**request.tensors, **mapped}
     data = SiteData(
         name, pixels["inputs"], pixels["targets"], fields["subjects"], fields["cases"], fields["parts"], Counts(),
-        None if fields["spacing"] is None else tuple(fields["spacing"]),
+        None if fields["spacing"] is None else tuple(fields["spacing"]), request.tensors.get("covariates"),
     )  # fmt: skip
     return Site(data, workspace, Path(fields["folder"]) if fields["folder"] else None)
 

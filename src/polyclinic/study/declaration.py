@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, PrivateAttr, ValidationError
 
@@ -340,8 +340,9 @@ def _check_keys(model: type[BaseModel], content: object, place: Place) -> None:
             raise EntryError("P103", f"{where} has no entry {key!r}.", nearest(str(key), list(model.model_fields)),
                              place=(*place, key))  # fmt: skip
         annotation = model.model_fields[key].annotation
-        if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-            _check_keys(annotation, value, (*place, key))
+        for part in (annotation, *get_args(annotation)):
+            if isinstance(part, type) and issubclass(part, BaseModel):
+                _check_keys(part, value, (*place, key))
 
 
 def _check_data(data: DataSpec, task: str) -> None:
@@ -393,6 +394,7 @@ def _check_data(data: DataSpec, task: str) -> None:
             "medians can't be put together from summaries.",
             "Use `imputation: mean`, or per_site scaling.",
         )
+    _check_harmonisation(data)
     if data.augmentation and data.image is None:
         refuse("augmentation", "augmentation is for images; this study has features.")
     sides: tuple[int, ...] | None = data.size
@@ -413,6 +415,27 @@ def _check_data(data: DataSpec, task: str) -> None:
         else:
             if groups < 1:
                 refuse("subject_pattern", "the pattern needs a group in parentheses: the patient's part of the cell.")
+
+
+def _check_harmonisation(data: DataSpec) -> None:
+    combat = data.harmonisation.combat
+    if combat is None:
+        return
+    place: Place = ("data", "harmonisation")
+    if data.image is not None:
+        raise EntryError("P104", "ComBat is for features of a table; this study has images.", place=place)
+    for name in [*combat.covariates, *combat.groups]:
+        if name == data.label:
+            raise EntryError(
+                "P104", f"the label {name!r} can't be a covariate: the covariates of test cases are used to harmonise "
+                "them, so their labels would be known before they are predicted.",
+                "Take it out of `covariates`.", place=place,
+            )  # fmt: skip
+        if name in (data.site, data.subject):
+            raise EntryError(
+                "P104", f"{name!r} names the {'site' if name == data.site else 'patient'}, so its effect can't be kept "
+                "while differences between sites are taken out.", "Take it out of `covariates`.", place=place,
+            )  # fmt: skip
 
 
 def _check_training(training: Training, task: str, place: Place) -> None:

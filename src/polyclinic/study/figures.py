@@ -22,7 +22,7 @@ from markupsafe import Markup
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import MaxNLocator, PercentFormatter
 from numpy.typing import NDArray
 
 Numbers = NDArray[np.float64]
@@ -352,6 +352,72 @@ _DASHED = (0, (2.5, 1.5))
 def structure_colour(index: int) -> str:
     """Colour of a structure's outlines, by its position in the study; seven differ, then they come again."""
     return STRUCTURE_COLOURS[index % len(STRUCTURE_COLOURS)]
+
+
+def site_shares(before: Numbers, after: Numbers, chance: float) -> Panel:
+    """Share of each feature's variance that the site explains, before and after harmonisation.
+
+    Args:
+        before: ``[F]``, in the order in which the features are drawn from left to right.
+        after: ``[F]``.
+        chance: the share to be expected if sites did not matter.
+    """
+    with _panel(3.9, 2.5, 0.62) as (figure, axes):
+        place = np.arange(1, len(before) + 1)
+        axes.vlines(place, after, before, color="#D5DADF", linewidth=1.0, zorder=1)
+        size = 4.5 if len(before) <= 30 else 3.0
+        axes.plot(place, before, "s", color=ORANGE, markerfacecolor="white", markersize=size, label="before", zorder=2)
+        axes.plot(place, after, "o", color=BLUE, markersize=size, label="after", zorder=3)
+        axes.axhline(chance, color=GREY, linewidth=0.9, linestyle=(0, (3, 2)), label="by chance", zorder=1)
+        top = max(float(np.max(before)), float(np.max(after)), chance)
+        axes.set(ylim=(0, 1.08 * top), xlim=(0.2, len(before) + 0.8), xlabel="Features, the most dependent first")
+        axes.set_ylabel("Explained by site")
+        axes.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True, steps=[1, 2, 5, 10]))
+        axes.yaxis.set_major_locator(MaxNLocator(nbins=5))
+        axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0 if top > 0.08 else 1))
+        axes.grid(axis="y")
+        axes.legend(loc="upper right", frameon=False, fontsize=FONT_SIZE - 1)
+        words = (
+            f"On average {100 * before.mean():.1f}\u00a0% before, {100 * after.mean():.1f}\u00a0% after; "
+            f"{100 * chance:.1f}\u00a0% would be expected by chance."
+        )
+        return _drawn(figure, "Share of variance explained by the site", "harmonisation", words)
+
+
+def site_distributions(feature: str, rows: pd.DataFrame, sites: Sequence[str]) -> Panel:
+    """One feature at each site: median and quartiles before and after harmonisation, one below the other.
+
+    Args:
+        feature: title of the panel.
+        rows: columns ``site``, ``stage`` (before, after), ``mean``, ``low``, ``median`` and ``high``; where the
+            quartiles are missing, the mean is drawn.
+        sites: the sites from top to bottom.
+    """
+    shown = [site for site in sites if site in set(rows["site"])]
+    left = 0.16 + 0.075 * max(len(shorten(site)) for site in shown)
+    medians: dict[str, list[float]] = {}
+    with _panel(3.9, 0.7 + 0.27 * len(shown), left, 0.3) as (figure, axes):
+        for stage, colour, shift, marker, face in (
+            ("before", ORANGE, -0.17, "s", "white"), ("after", BLUE, 0.17, "o", BLUE)
+        ):  # fmt: skip
+            own = rows[rows["stage"] == stage].set_index("site").reindex(shown)
+            place = np.arange(len(shown)) + shift
+            middle = own["median"].fillna(own["mean"]).to_numpy(dtype=float)
+            axes.hlines(place, own["low"], own["high"], color=colour, linewidth=1.6, zorder=2)
+            axes.plot(middle, place, marker, color=colour, markerfacecolor=face, markersize=4.5, label=stage, zorder=3)
+            medians[stage] = [float(np.nanmin(middle)), float(np.nanmax(middle))]
+        axes.set(ylim=(len(shown) - 0.4, -0.9))
+        axes.xaxis.set_major_locator(MaxNLocator(nbins=4))
+        axes.ticklabel_format(axis="x", style="plain", useOffset=False)
+        axes.set_yticks(range(len(shown)), [shorten(site) for site in shown])
+        axes.tick_params(axis="y", length=0)
+        axes.spines["left"].set_visible(False)
+        axes.grid(axis="x")
+        axes.set_axisbelow(True)
+        axes.legend(loc="upper right", ncols=2, frameon=False, fontsize=FONT_SIZE - 1, borderaxespad=0.0)
+        ends = {stage: f"{low:.3g} to {high:.3g}" for stage, (low, high) in medians.items()}
+        words = f"Medians of the sites from {ends['before']} before, from {ends['after']} after."
+        return _drawn(figure, feature, "distribution", words)
 
 
 def overlay(

@@ -22,6 +22,7 @@ from polyclinic.study.figures import Panel
 from polyclinic.study.jobs import UNSEEN
 from polyclinic.study.report_answer import ALPHA, answer, headline
 from polyclinic.study.report_folder import Folder, Overlay
+from polyclinic.study.report_harmonisation import harmonised
 
 TEMPLATES = Path(__file__).parent / "templates"
 #: Options of a method that are not worth a word.
@@ -31,6 +32,7 @@ SECTIONS = {
     "answer": "The answer in short",
     "question": "What was asked",
     "sites": "Sites and cases",
+    "harmonisation": "Differences between sites",
     "results": "Results",
     "structures": "Structure by structure",
     "site_results": "Results site by site",
@@ -379,6 +381,7 @@ CONTENT: dict[str, Callable[[Folder], Any]] = {
     "question": _question,
     "methods": _methods,
     "sites": report_tables.site_rows,
+    "harmonisation": harmonised,
     "results": _results,
     "structures": report_tables.structure_tables,
     "site_results": _site_results,

@@ -17,16 +17,19 @@ from numpy.typing import NDArray
 from polyclinic.errors import ResultsError
 from polyclinic.study.figures import Estimate
 from polyclinic.study.jobs import UNSEEN
+from polyclinic.study.preparing import DESCRIBED
 from polyclinic.study.statistics import CROSS
 from polyclinic.tasks.metrics import DISTANCES, METRICS, split_metric, value_range
 
 #: Columns that hold text; pandas would take a site called "NA" for a missing value.
-TEXT = {"method", "site", "trained_on", "tested_on", "metric", "over", "interval", "reasons", "note", "scored"}
+TEXT = {"method", "site", "trained_on", "tested_on", "metric", "over", "interval", "reasons", "note", "scored",
+        "feature", "stage"}  # fmt: skip
 COLUMNS = {
     "results.csv": ["method", "seed", "fold", "trained_on", "tested_on", "metric", "value"],
     "summary.csv": ["method", "metric", "over", "mean", "deviation", "low", "high"],
     "rounds.csv": ["method", "seed", "fold", "round", "site", "seconds", "bytes_up", "bytes_down", "examples", "loss"],
     "predictions.csv": ["method", "seed", "fold", "site"],
+    "harmonisation.csv": DESCRIBED,
     "sites.csv": ["site", "found", "used", "rejected"],
 }
 WHICH = ("best", "median", "worst")
@@ -106,6 +109,7 @@ class Folder:
         self.rounds = self._table("rounds.csv")
         self.predictions = self._table("predictions.csv")
         self.site_table = self._table("sites.csv")
+        self.harmonisation = self._table("harmonisation.csv")
         if self.results.empty:
             raise ResultsError(
                 "P501", "results.csv has no rows, so there is nothing to report.", "Run the study again to resume it."

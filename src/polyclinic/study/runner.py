@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 import torch
 
-from polyclinic.communication.message import Message
 from polyclinic.data.check import check_frame, class_counts
-from polyclinic.data.scaling import Summary, merge
+from polyclinic.data.preparation import build_steps, name_steps
+from polyclinic.data.scaling import Summary
 from polyclinic.engine import Engine, LocalEngine
 from polyclinic.engine.planner import EnginePlan, choose_device, choose_plan
 from polyclinic.engine.processes import ProcessEngine
@@ -24,6 +24,7 @@ from polyclinic.study.declaration import StudyMethod
 from polyclinic.study.display import Display
 from polyclinic.study.folder import Folder
 from polyclinic.study.jobs import Fold, Job, JobRunner, result_rows, work_fields
+from polyclinic.study.preparing import describe, prepare
 from polyclinic.study.report import write_report
 from polyclinic.study.results import write_table
 from polyclinic.study.statistics import summarise
@@ -97,6 +98,8 @@ class _Runner:
         self.study, self.opened, self.folder, self.display = study, opened, folder, display
         self.declaration = study.declaration
         self.engines: list[Engine] = []
+        self.steps = name_steps(self.declaration.data, opened.features, opened.covariates)
+        self.split_notes: list[str] = []
 
     def close(self) -> None:
         """End worker processes."""
@@ -112,6 +115,7 @@ class _Runner:
         torch.set_num_threads(plan.threads)
         engine, local = self._engines(plan)
         folds = {number: self._prepare(engine, local, number) for number in range(self.declaration.folds or 1)}
+        harmonised = self._describe(engine)
         self.folder.begin(plan, self.opened.fingerprint)  # not before study and data are known to fit
         for site in local.members.values():
             site.write_pseudonyms()
@@ -119,19 +123,33 @@ class _Runner:
         self.display.planned(plan, len(jobs))
         self.method_notes = self._same_as_shared(template)
         runner = JobRunner(self.declaration, engine, local, template, self._initial, self.opened.classes)
-        prepared = len(folds) - 1
+        prepared: tuple[int, str | None] = (len(folds) - 1, None)
         for number, job in enumerate(jobs):
             done = self.folder.is_done(job)
             self.display.job(number, job.title, done)
             if done:
                 continue
-            if job.fold != prepared:
-                self._prepare(engine, local, job.fold)
-                prepared = job.fold
+            needed = (job.fold, job.without if self._depends_on_sites() else None)
+            if needed != prepared:
+                self._prepare(engine, local, *needed)
+                prepared = needed
             checkpoint = self.folder.checkpoint(job)
             outcome = runner.run(job, folds[job.fold], checkpoint=checkpoint, report=self.display.round)
             self.folder.store(job, outcome)
+        if len(harmonised):
+            write_table(self.folder.path / "harmonisation.csv", harmonised)
         self._write(jobs, folds, sites)
+
+    def _describe(self, engine: Engine) -> pd.DataFrame:
+        """The harmonised features before and after; no rows without harmonisation."""
+        options = dict(self.steps).get("combat")
+        if options is None:
+            return pd.DataFrame()
+        return describe(engine, dict(zip(options["columns"], options["features"], strict=True)))
+
+    def _depends_on_sites(self) -> bool:
+        """Whether a site's cases are prepared with summaries of others, so that leaving one out changes them."""
+        return any(step.federated for step in build_steps(self.steps))
 
     def _check_class_weights(self) -> None:
         classes = self.opened.classes
@@ -193,23 +211,19 @@ class _Runner:
         self.engines = [engine]
         return engine, local
 
-    def _prepare(self, engine: Engine, local: LocalEngine, number: int) -> Fold:
-        """Split and scale at every site."""
+    def _prepare(self, engine: Engine, local: LocalEngine, number: int, without: str | None = None) -> Fold:
+        """Split, harmonise and scale at every site; summaries of the site ``without`` are not used."""
         data, evaluation = self.declaration.data, self.declaration.evaluation
-        request = Message({
+        request = {
             "fold": number, "folds": self.declaration.folds, "validation": evaluation.validation,
-            "split_seed": evaluation.split_seed, "small_sites": evaluation.small_sites, "scaling": data.scaling,
-            "imputation": data.imputation, "augmentation": data.augmentation, "classes": len(self.opened.classes),
+            "split_seed": evaluation.split_seed, "small_sites": evaluation.small_sites, "steps": self.steps,
+            "augmentation": data.augmentation, "classes": len(self.opened.classes),
             "patch": None if data.box is None else data.box.model_dump(mode="json"),
-        })  # fmt: skip
-        replies: dict[str, Message] = {}
-        for one in {id(e): e for e in (engine, local)}.values():
-            replies = one.ask("prepare", dict.fromkeys(one.sites, request))
-            if data.scaling == "federated":
-                parts = [Summary.from_tensors(r.tensors) for r in replies.values() if r.fields["train"]]
-                merged = Message({}, merge(parts).to_tensors())
-                one.ask("scale", dict.fromkeys(one.sites, merged))
-        self.split_notes = [reply.fields["note"] for reply in replies.values() if reply.fields["note"]]
+        }  # fmt: skip
+        done = [prepare(one, request, without) for one in {id(e): e for e in (engine, local)}.values()][-1]
+        replies = done.replies
+        if without is None:
+            self.split_notes = list(dict.fromkeys([*self.split_notes, *done.notes]))
 
         def counts(part: str) -> dict[str, Any]:
             return {site: reply.fields[part] for site, reply in replies.items()}
@@ -235,9 +249,13 @@ class _Runner:
         for number, fold in folds.items():
             for seed in self.declaration.all_seeds:
                 jobs += [Job(tuple(methods), seed, number) for methods in shared.values()]
-                for method in self.declaration.study_methods:
-                    if self.declaration.is_unseen(method) and len(fold.training_sites) > 1:
-                        jobs += [Job((method,), seed, number, without=site) for site in fold.tested_sites]
+            unseen = [m for m in self.declaration.study_methods if self.declaration.is_unseen(m)]
+            if len(fold.training_sites) < 2:
+                continue
+            for site in fold.tested_sites:  # site after site, since each is left out of the preparation, too
+                jobs += [
+                    Job((method,), s, number, without=site) for s in self.declaration.all_seeds for method in unseen
+                ]
         return jobs
 
     def _write(self, jobs: list[Job], folds: dict[int, Fold], sites: pd.DataFrame) -> None:
