@@ -27,7 +27,7 @@ HEAD_SIZE = 0.93
 #: Age in years at which brains look like the template's, and years until the effects of age are those given below.
 YOUNG, SPAN = 25.0, 50.0
 #: Distance of the nodes on which deformations are worked out, in millimetres.
-NODES = 6.0
+NODES = 8.0
 #: Random deformation: extent of its waves and standard deviation of its displacement, both in millimetres.
 WAVES = ((24.0, 2.5), (9.0, 1.0))
 

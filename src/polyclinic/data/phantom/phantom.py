@@ -7,6 +7,7 @@ from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
+from scipy import ndimage
 
 from polyclinic.data.phantom.anatomy import Person, make_anatomy
 from polyclinic.data.phantom.measure import grey_matter
@@ -76,7 +77,10 @@ class PhantomSubject:
             index = np.clip(below + corner, 0, np.array(shape) - 1)
             share = np.prod(1 - np.abs(voxels - (below + corner)), axis=1) * weight
             values += np.bincount(np.ravel_multi_index(tuple(index.T), shape), share, values.size)
-        return Volume(values.reshape(shape).astype(np.float32), template.affine)
+        # Voxels are spread over their own size; points alone would leave gaps.
+        blur = 0.4 * np.array(self._scan.spacing) / template.spacing
+        smooth = ndimage.gaussian_filter(values.reshape(shape), blur, mode="constant")
+        return Volume(smooth.astype(np.float32), template.affine)
 
 
 class Phantom:
