@@ -121,7 +121,7 @@ def report(
 def phantom(
     out: Annotated[Path, typer.Option(help="Folder to write into; it is made.")],
     sites: Annotated[int, typer.Option(min=1, help="Number of sites.")] = 6,
-    subjects: Annotated[int | None, typer.Option(min=1, help="People at each site; 40, with --survey 300.")] = None,
+    subjects: Annotated[int | None, typer.Option(min=1, help="People at each site; 40, with --survey 200.")] = None,
     form: Annotated[str, typer.Option("--as", help="Form of the images: bids, nifti or dicom.")] = "nifti",
     seed: Annotated[int, typer.Option(help="The same seed gives the same people and images.")] = 0,
     spacing: Annotated[float, typer.Option(help="Voxel size in millimetres.")] = 2.0,

@@ -59,13 +59,13 @@ class Person:
     @property
     def cortical_loss(self) -> tuple[float, float]:
         """Share of the outermost grey matter that is lost, by age everywhere and by disease where it strikes."""
-        aged = max(0.0, 0.22 * (self.age - YOUNG) / SPAN + 0.04 * self.numbers[12])
-        return aged, 0.45 * self.severity
+        aged = max(0.0, 0.22 * (self.age - YOUNG) / SPAN + 0.06 * self.numbers[12])
+        return aged, 0.36 * self.severity
 
     def hippocampus_scale(self, side: int) -> float:
         """Length of a hippocampus (-1 left, 1 right) relative to that of the template; its volume goes as the cube."""
         own = self.numbers[13] + 0.4 * side * self.numbers[14]
-        scale = 0.965 + 0.025 * own - 0.03 * (self.age - YOUNG) / SPAN - 0.085 * self.severity
+        scale = 0.97 + 0.03 * own - 0.03 * (self.age - YOUNG) / SPAN - 0.1 * self.severity
         return float(np.clip(scale, 0.4, 1.0))
 
 

@@ -135,7 +135,7 @@ class Phantom:
         share = self.prevalence[site]
         # The small amount keeps 0.1 * 10 from falling below 1.
         diseased = np.floor((number + 1) * share + 1e-9) > np.floor(number * share + 1e-9)
-        severity = float(np.exp(0.35 * random.standard_normal())) * self.dose * bool(diseased)
+        severity = float(np.exp(0.45 * random.standard_normal())) * self.dose * bool(diseased)
         numbers = random.standard_normal(16)
         waves = int(random.integers(2**62))
         return Person(age, sex, severity, numbers, waves), "disease" if diseased else "control"
