@@ -36,7 +36,8 @@ class PhantomSubject:
         parcels: uint8 on the image's grid: 0 outside, 1 to 45 regions of the left and 46 to 90 of the right half,
             91 ventricles; every voxel of the brain has a region.
         regions: grey matter of the 90 regions in ml as *measured* in the image (``measure.grey_matter``), whole scan.
-        truth: grey matter of the 90 regions in ml, counted in ``tissue`` and ``parcels``.
+        truth: grey matter of the 90 regions in ml, counted in ``tissue`` and ``parcels``. The little that lies in the
+            walls of the ventricles belongs to no region.
         brain_volume: ml of the brain with its fluid, whole scan.
         ventricle_volume: ml of the lateral and third ventricles, counted in ``tissue`` and ``parcels``.
         diagnosis: ``control`` or ``disease``.
