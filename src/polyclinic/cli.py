@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -132,7 +132,7 @@ def report(
 def phantom(
     out: Annotated[Path, typer.Option(help="Folder to write into; it is made.")],
     sites: Annotated[int, typer.Option(min=1, help="Number of sites.")] = 6,
-    subjects: Annotated[int | None, typer.Option(min=1, help="People at each site; 40, with --survey 300.")] = None,
+    subjects: Annotated[int | None, typer.Option(min=1, help="People at each site; 40, with --survey 200.")] = None,
     form: Annotated[str, typer.Option("--as", help="Form of the images: bids, nifti or dicom.")] = "nifti",
     seed: Annotated[int, typer.Option(help="The same seed gives the same people and images.")] = 0,
     spacing: Annotated[float, typer.Option(help="Voxel size in millimetres.")] = 2.0,
@@ -148,8 +148,6 @@ def phantom(
     ] = False,
 ) -> None:
     """Make brain images with known truth, as several sites would have them."""
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
     from polyclinic.data.phantom.request import read_request
     from polyclinic.data.phantom.write import write_phantom
 
@@ -157,15 +155,38 @@ def phantom(
         sites=sites, subjects=subjects, form=form, seed=seed, spacing=spacing, dose=dose, prevalence=prevalence,
         effects=effects, maps=maps, table_only=table_only, survey=survey,
     )  # fmt: skip
-    columns = TextColumn("Phantoms"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
-    with Progress(*columns, console=console, transient=True) as shown:
-        bar = shown.add_task("")
-        made = write_phantom(
-            request.phantom, request.subjects, out, request.wanted,
-            lambda done, total: shown.update(bar, completed=done, total=total),
-        )  # fmt: skip
+    with _counting("Phantoms") as count:
+        made = write_phantom(request.phantom, request.subjects, out, request.wanted, count)
     console.print(f"{len(request.phantom.sites)} sites with {request.subjects} people each.")
     print(made)
+
+
+@app.command()
+def regions(
+    maps: Annotated[Path, typer.Option(help="Folder of grey-matter maps (NIfTI), or a manifest with a column map.")],
+    atlas: Annotated[Path, typer.Option(help="NIfTI file with numbered regions, in the space of the maps.")],
+    out: Annotated[Path, typer.Option(help="CSV file to write.")],
+    labels: Annotated[Path | None, typer.Option(help="CSV with the columns label and name.")] = None,
+) -> None:
+    """Turn grey-matter maps and an atlas into a table of regional volumes in ml."""
+    from polyclinic.data.regions import read_atlas, regions_table
+    from polyclinic.files import write_atomic
+
+    with _counting("Maps") as count:
+        table = regions_table(maps, read_atlas(atlas, labels), count)
+    write_atomic(out, table.to_csv(index=False, float_format="%.3f", lineterminator="\n"))
+    print(out)
+
+
+@contextmanager
+def _counting(what: str) -> Iterator[Callable[[int, int], None]]:
+    """A progress bar, moved by calls with the number done and the number of all."""
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = TextColumn(what), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
+    with Progress(*columns, console=console, transient=True) as shown:
+        bar = shown.add_task("")
+        yield lambda done, total: shown.update(bar, completed=done, total=total)
 
 
 def _run(study: object, out: Path, resume: bool) -> None:

@@ -27,7 +27,7 @@ HEAD_SIZE = 0.93
 #: Age in years at which brains look like the template's, and years until the effects of age are those given below.
 YOUNG, SPAN = 25.0, 50.0
 #: Distance of the nodes on which deformations are worked out, in millimetres.
-NODES = 6.0
+NODES = 8.0
 #: Random deformation: extent of its waves and standard deviation of its displacement, both in millimetres.
 WAVES = ((24.0, 2.5), (9.0, 1.0))
 
@@ -59,13 +59,13 @@ class Person:
     @property
     def cortical_loss(self) -> tuple[float, float]:
         """Share of the outermost grey matter that is lost, by age everywhere and by disease where it strikes."""
-        aged = max(0.0, 0.22 * (self.age - YOUNG) / SPAN + 0.04 * self.numbers[12])
-        return aged, 0.45 * self.severity
+        aged = max(0.0, 0.22 * (self.age - YOUNG) / SPAN + 0.06 * self.numbers[12])
+        return aged, 0.36 * self.severity
 
     def hippocampus_scale(self, side: int) -> float:
         """Length of a hippocampus (-1 left, 1 right) relative to that of the template; its volume goes as the cube."""
         own = self.numbers[13] + 0.4 * side * self.numbers[14]
-        scale = 0.965 + 0.025 * own - 0.03 * (self.age - YOUNG) / SPAN - 0.085 * self.severity
+        scale = 0.97 + 0.03 * own - 0.03 * (self.age - YOUNG) / SPAN - 0.1 * self.severity
         return float(np.clip(scale, 0.4, 1.0))
 
 

@@ -8,8 +8,8 @@ import numpy.typing as npt
 from polyclinic.data.phantom.template import Array
 
 #: Voxels used to find the classes and the bias field.
-SAMPLE = 12_000
-STEPS = 25
+SAMPLE = 6_000
+STEPS = 20
 
 
 def grey_matter(image: Array, brain: npt.NDArray[np.bool_]) -> Array:

@@ -7,6 +7,7 @@ from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
+from scipy import ndimage
 
 from polyclinic.data.phantom.anatomy import Person, make_anatomy
 from polyclinic.data.phantom.measure import grey_matter
@@ -35,7 +36,8 @@ class PhantomSubject:
         parcels: uint8 on the image's grid: 0 outside, 1 to 45 regions of the left and 46 to 90 of the right half,
             91 ventricles; every voxel of the brain has a region.
         regions: grey matter of the 90 regions in ml as *measured* in the image (``measure.grey_matter``), whole scan.
-        truth: grey matter of the 90 regions in ml, counted in ``tissue`` and ``parcels``.
+        truth: grey matter of the 90 regions in ml, counted in ``tissue`` and ``parcels``. The little that lies in the
+            walls of the ventricles belongs to no region.
         brain_volume: ml of the brain with its fluid, whole scan.
         ventricle_volume: ml of the lateral and third ventricles, counted in ``tissue`` and ``parcels``.
         diagnosis: ``control`` or ``disease``.
@@ -76,7 +78,10 @@ class PhantomSubject:
             index = np.clip(below + corner, 0, np.array(shape) - 1)
             share = np.prod(1 - np.abs(voxels - (below + corner)), axis=1) * weight
             values += np.bincount(np.ravel_multi_index(tuple(index.T), shape), share, values.size)
-        return Volume(values.reshape(shape).astype(np.float32), template.affine)
+        # Voxels are spread over their own size; points alone would leave gaps.
+        blur = 0.4 * np.array(self._scan.spacing) / template.spacing
+        smooth = ndimage.gaussian_filter(values.reshape(shape), blur, mode="constant")
+        return Volume(smooth.astype(np.float32), template.affine)
 
 
 class Phantom:
@@ -131,7 +136,7 @@ class Phantom:
         share = self.prevalence[site]
         # The small amount keeps 0.1 * 10 from falling below 1.
         diseased = np.floor((number + 1) * share + 1e-9) > np.floor(number * share + 1e-9)
-        severity = float(np.exp(0.35 * random.standard_normal())) * self.dose * bool(diseased)
+        severity = float(np.exp(0.45 * random.standard_normal())) * self.dose * bool(diseased)
         numbers = random.standard_normal(16)
         waves = int(random.integers(2**62))
         return Person(age, sex, severity, numbers, waves), "disease" if diseased else "control"

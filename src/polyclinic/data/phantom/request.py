@@ -10,9 +10,9 @@ from polyclinic.data.phantom.write import FORMS, Wanted
 from polyclinic.errors import DataError, nearest
 
 #: People at each site.
-SUBJECTS, SURVEY_SUBJECTS = 40, 300
+SUBJECTS, SURVEY_SUBJECTS = 40, 200
 #: Voxel size of the survey's images, which are measured and not kept.
-SURVEY_SPACING = 3.0
+SURVEY_SPACING = 2.0
 SURVEY_SITES = ("1.5T", "3T")
 
 

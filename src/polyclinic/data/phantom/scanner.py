@@ -250,6 +250,8 @@ def _cells(size: int, spacing: float, positions: npt.NDArray[np.float64], width:
 def _spread(size: int, blur: float) -> Array:
     """``[size, size]`` weights of a Gaussian point spread; its full width at half maximum is in voxels."""
     identity = np.eye(size, dtype=np.float32)
+    if not blur:
+        return identity
     return np.asarray(ndimage.gaussian_filter1d(identity, blur / 2.3548, axis=0, mode="constant"))
 
 
