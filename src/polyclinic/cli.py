@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
+from polyclinic.cli_data import data_app
 from polyclinic.errors import PolyclinicError
 
 if TYPE_CHECKING:
@@ -22,6 +23,7 @@ app = typer.Typer(
     help="Federated learning for medical image analysis: one study file, on a laptop and across hospitals.",
     no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
 )  # fmt: skip
+app.add_typer(data_app, name="data")
 #: Messages and progress; standard output is for what a command was asked for.
 console = Console(stderr=True, highlight=False)
 output = Console(highlight=False)
