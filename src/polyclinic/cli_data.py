@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -13,6 +12,9 @@ if TYPE_CHECKING:
     from polyclinic.data.catalogue import Choices, Entry, Prepared
 
 data_app = typer.Typer(help="Find out what a folder of images is, and prepare known data sets.", no_args_is_help=True)
+#: Messages and progress; standard output is for what a command was asked for.
+console = Console(stderr=True, highlight=False)
+output = Console(highlight=False)
 
 DataSet = Annotated[str, typer.Argument(metavar="NAME", help="A data set; `polyclinic data list` shows all.")]
 
@@ -32,7 +34,7 @@ def list_entries() -> None:
     for entry in ENTRIES.values():
         ways = ", ".join(entry.sites_by) or "artificial only"
         table.add_row(entry.name, _escape(entry.title), ", ".join(entry.tasks), ways)
-    _output().print(table)
+    output.print(table)
     print("`polyclinic data describe NAME` tells where to get one, its terms, and how its files must lie.")
 
 
@@ -45,15 +47,14 @@ def describe(name: DataSet) -> None:
     from polyclinic.data.catalogue.page import entry_page
 
     entry = find_entry(name)
-    console = _output()
     # The tree of the layout is wider than a narrow terminal, and wrapped it can't be read.
     head, _, rest = entry_page(entry).partition("```text\n")
     layout, _, tail = rest.partition("```\n")
-    console.print(Markdown(head))
-    console.print()
+    output.print(Markdown(head))
+    output.print()
     print(layout)
     if tail.strip():
-        console.print(Markdown(tail))
+        output.print(Markdown(tail))
     print(f"\nThen: polyclinic data prepare {entry.name} --from FOLDER --out my-study")
 
 
@@ -96,7 +97,7 @@ def _prepare(entry: Entry, source: Path, out: Path, choices: Choices) -> Prepare
     from polyclinic.data.catalogue import prepare as prepare_entry
 
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as shown:
+    with Progress(*columns, console=console, transient=True) as shown:
         task = shown.add_task("Looking for cases", total=None)
         return prepare_entry(
             entry, source, out, choices,
@@ -122,23 +123,18 @@ def _print_prepared(entry: Entry, prepared: Prepared) -> None:
         shown = [prepared.classes.get(site, Counter())[name] for name in classes[:8]]
         numbers = [counts.found, counts.used, rejected, prepared.subjects.get(site, 0), *shown]
         table.add_row(_escape(site), *map(str, numbers))
-    console = _output()
-    console.print(table)
+    output.print(table)
     for reason, number in reasons.most_common():
-        console.print(f"Rejected: {number} ({_escape(reason)})", soft_wrap=True)
+        output.print(f"Rejected: {number} ({_escape(reason)})", soft_wrap=True)
     for note in prepared.notes:
-        console.print(f"[yellow]Note:[/yellow] {_escape(note)}", soft_wrap=True)
-    console.print(f"Terms: {_escape(entry.terms)}", soft_wrap=True)
+        output.print(f"[yellow]Note:[/yellow] {_escape(note)}", soft_wrap=True)
+    output.print(f"Terms: {_escape(entry.terms)}", soft_wrap=True)
     print(f"{prepared.manifest}: {prepared.used} cases of {len(prepared.subjects)} sites.")
     print(f"Next: polyclinic check {prepared.study}")
 
 
 def _names(text: str) -> tuple[str, ...]:
     return tuple(name.strip() for name in text.split(",") if name.strip())
-
-
-def _output() -> Console:
-    return Console(highlight=False, file=sys.stdout)
 
 
 def _escape(text: str) -> str:

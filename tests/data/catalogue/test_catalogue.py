@@ -152,3 +152,9 @@ def test_a_table_that_can_not_be_read(tree, prepared):
     (tree.folder / "IXI.xls").unlink()
     with pytest.raises(DataError, match=r"The table IXI\.csv has no column 'SEX_ID \(1=m, 2=f\)'"):
         prepared("ixi")
+
+
+def test_what_is_there_names_no_patient(tree, prepared):
+    tree.touch(*(f"0{number}_S_0413/scan.txt" for number in range(20, 31)), "list7.docx")
+    with pytest.raises(DataError, match=r"it holds #_S_#/ \(11 times\), list#\.docx\."):
+        prepared("ixi")

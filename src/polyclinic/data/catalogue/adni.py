@@ -12,6 +12,7 @@ import pandas as pd
 from polyclinic.data.catalogue.entry import Draft, Entry, Label, Request
 from polyclinic.data.catalogue.layout import (
     LayoutError,
+    find_table,
     find_tables,
     optional_column,
     pick_column,
@@ -73,10 +74,9 @@ def _diagnosis(texts: pd.Series[str]) -> pd.Series[str]:
 
 def _merge_table(source: Path) -> pd.DataFrame | None:
     """ADNIMERGE with the columns that are used here, or None."""
-    found = find_tables(source, "ADNIMERGE*.csv")
-    if not found:
+    if not find_tables(source, "ADNIMERGE*.csv"):
         return None
-    path = found[-1]  # downloads carry their date: ADNIMERGE_18Feb2025.csv
+    path = find_table(source, "ADNIMERGE*.csv")
     table = read_table(path, "-4")
     age = pd.to_numeric(table[pick_column(table, path, "AGE")], errors="coerce")
     years = pd.to_numeric(optional_column(table, "Years_bl", "Years.bl"), errors="coerce").fillna(0)
@@ -103,9 +103,10 @@ def _merge_table(source: Path) -> pd.DataFrame | None:
 def _collection_table(source: Path) -> pd.DataFrame | None:
     """The table that LONI adds to every collection, with the columns that are used here, or None."""
     for path in find_tables(source, "*.csv"):
+        with path.open(encoding="utf-8", errors="replace") as file:
+            if "Image Data ID" not in file.readline():  # ADNI has many other tables, and long ones
+                continue
         table = read_table(path)
-        if "Image Data ID" not in table.columns:
-            continue
         return pd.DataFrame(
             {
                 "image_id": "I" + table["Image Data ID"].str.lstrip("I"),

@@ -25,14 +25,15 @@ class LayoutError(Exception):
 
 
 def what_is_there(folder: Path) -> str:
-    """The content of a folder in a few words, for a message."""
+    """The content of a folder in a few words, for a message. Numbers are left out: they may name patients."""
     if folder.is_file():
         return f"it is a file ({''.join(folder.suffixes) or 'without an ending'})"
-    names = sorted(path.name + "/" * path.is_dir() for path in folder.iterdir() if not path.name.startswith("."))
+    names = [path.name + "/" * path.is_dir() for path in folder.iterdir() if not path.name.startswith(".")]
     if not names:
         return "it is empty"
-    shown = ", ".join(names[:6])
-    return f"it holds {shown}" + (f" and {len(names) - 6} more" if len(names) > 6 else "")
+    kinds = Counter(re.sub(r"\d+", "#", name) for name in sorted(names))
+    shown = [f"{name} ({number} times)" if number > 1 else name for name, number in list(kinds.items())[:6]]
+    return f"it holds {', '.join(shown)}" + (" and more" if len(kinds) > 6 else "")
 
 
 def find_tables(source: Path, *patterns: str) -> list[Path]:
@@ -147,11 +148,6 @@ def by_stem(paths: Iterable[str]) -> dict[str, str]:
     for path in paths:
         found.setdefault(stem(path), path)
     return found
-
-
-def most(texts: Iterable[str]) -> str:
-    """The most frequent texts with their numbers, for a note."""
-    return ", ".join(f"{text} {number}" for text, number in Counter(texts).most_common(8))
 
 
 def _as_expression(pattern: str) -> str:
