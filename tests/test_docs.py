@@ -25,6 +25,8 @@ from polyclinic.client.optimizers import resolve_optimizer, resolve_schedule
 from polyclinic.client.rules import LOCAL_RULES
 from polyclinic.communication.message import Message
 from polyclinic.data.augmentation import INTENSITY, SPATIAL
+from polyclinic.data.catalogue import ENTRIES, find_entry
+from polyclinic.data.catalogue.page import catalogue_page
 from polyclinic.data.labels import MOST_CLASSES
 from polyclinic.data.spec import DataSpec
 from polyclinic.engine.planner import PROCESSES_ABOVE, STACK_BELOW
@@ -231,6 +233,11 @@ def check_results_folder(folder: Path) -> None:
     assert set(record) <= {name for cells in rows(page["provenance.json"]) for name in names(cells[0])}
     kept = {path.name if path.suffix != ".safetensors" else "*.safetensors" for path in folder.glob("sites/*/*")}
     assert kept <= {name for cells in rows(page["sites/"]) for name in names(cells[0])}
+
+
+def test_the_page_of_the_data_catalogue_is_made_from_its_entries() -> None:
+    made = catalogue_page(ENTRIES.values())
+    assert text_of("data-catalogue.md") == made, "python -m polyclinic.data.catalogue > docs/data-catalogue.md"
 
 
 # Links and the tutorial -----------------------------------------------------------------------------------------------
@@ -446,6 +453,7 @@ MISTAKES: dict[str, Callable[[], object]] = {
     "P205": lambda: changed("  site:", '  where: {age: "> 100"}\n  site:').open(),
     "P206": torn_patient,
     "P207": lambda: changed("  site:", "  harmonisation: {combat: {reference_site: nort}}\n  site:").open(),
+    "P208": lambda: find_entry("adnii"),
     "P301": lambda: not_finite(["south"]),
     "P302": lambda: changed("model: mlp", "model: cnn").run("results"),
     "P303": out_of_memory,
