@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import numpy as np
+import pydicom
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -134,8 +135,6 @@ def test_ct_is_rescaled_slice_by_slice(dicom, ct, tmp_path):
 
 def test_philips_scale(dicom, tmp_path):
     def philips(data_path, scale):
-        import pydicom
-
         path = dicom(data_path, np.full((3, 4), 8, np.uint16), RescaleSlope="4", RescaleIntercept="2")
         data = pydicom.dcmread(path)
         block = data.private_block(0x2005, "Philips MR Imaging DD 001", create=True)
@@ -158,6 +157,22 @@ def test_monochrome1_is_inverted_but_not_in_ct(dicom, ct, tmp_path):
     assert volume.values[..., 0].T.tolist() == [[127, -128], [-1, -6]]
     volume = read_series([dicom(tmp_path / "c.dcm", pixels, **ct, PhotometricInterpretation="MONOCHROME1")])
     assert volume.values[..., 0].T.tolist() == [[0, 10], [4095, 100]]
+
+
+@pytest.mark.parametrize("kind", ["u1", "i1", "<u2", "<i2", "<u4", "<i4"])
+def test_plain_numbers_are_those_of_pydicom(dicom, tmp_path, kind):
+    pixels = np.frombuffer(np.random.default_rng(0).bytes(240), kind).reshape(2, -1)
+    bits = min(12, 8 * pixels.dtype.itemsize)  # with bits beyond those that are stored
+    path = dicom(tmp_path / "a.dcm", pixels, BitsStored=bits, HighBit=bits - 1)
+    assert np.array_equal(read_series([path]).values[:, :, 0].T, pydicom.dcmread(path).pixel_array)
+
+
+def test_modality_table(dicom, tmp_path):
+    table = pydicom.Dataset()
+    table.LUTDescriptor, table.ModalityLUTType = [4, 0, 16], "US"
+    table.add_new("LUTData", "US", [100, 200, 300, 400])
+    path = dicom(tmp_path / "a.dcm", np.array([[0, 1], [2, 3]], np.uint8), Modality="CR", ModalityLUTSequence=[table])
+    assert read_series([path]).values[:, :, 0].T.tolist() == [[100, 200], [300, 400]]
 
 
 def test_palette_becomes_rgb(dicom, tmp_path):

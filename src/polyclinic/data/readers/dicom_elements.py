@@ -33,7 +33,11 @@ _SHORT_VRS = frozenset((
     b"AE", b"AS", b"AT", b"CS", b"DA", b"DS", b"DT", b"FL", b"FD", b"IS", b"LO", b"LT", b"PN", b"SH", b"SL", b"SS",
     b"ST", b"TM", b"UI", b"UL", b"US",
 ))  # fmt: skip
-_META, _SYNTAX = 0x0002, 0x00020010
+_SYNTAX = 0x00020010
+_INTEGER_PIXELS = 0x7FE00010
+_IS_THERE = b"sequence"
+_EXPLICIT_ELEMENT = struct.Struct("<I2sH").unpack_from
+_LENGTH = struct.Struct("<I").unpack_from
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,18 +45,21 @@ class Elements:
     """What was taken from a file.
 
     Attributes:
-        values: tag (group × 65536 + element) -> the element's bytes as stored.
+        values: tag (group × 65536 + element) -> the element's bytes as stored; for a sequence of undefined length only
+            that it is there.
         syntax: transfer syntax UID as the file states it, "" where it states none.
         little_endian: byte order of ``values``.
         pixels: whether the file has pixel data.
-        pixel_bytes: bytes from the start of native pixel data to the end of the file; -1 where that is not known.
+        pixel_start: where the integers of native (not compressed) pixel data begin; -1 where that is not known.
+        pixel_bytes: how many bytes of native pixel data there are; -1 where that is not known.
     """
 
     values: dict[int, bytes]
     syntax: str
     little_endian: bool
     pixels: bool
-    pixel_bytes: int
+    pixel_start: int = -1
+    pixel_bytes: int = -1
 
 
 class _ShortError(Exception):
@@ -132,22 +139,44 @@ def _walk_file(buffer: bytes, size: int, wanted: Collection[int]) -> Elements:
     if not syntax:  # the file does not say: the second element's type letters do
         explicit = buffer[offset + 4 : offset + 6] in _SHORT_VRS | _LONG_VRS
     values: dict[int, bytes] = {}
-    while offset < size:
-        tag, length, body, nested_explicit = _element(buffer, offset, explicit)
-        if tag in PIXELS:
-            native = syntax in ("", IMPLICIT, EXPLICIT) and length != _UNDEFINED
-            return Elements(values, syntax, True, True, min(size - body, length) if native else -1)
-        if length == _UNDEFINED:
-            offset = _skip_sequence(buffer, body, nested_explicit, 0)
-            continue
-        offset = body + length
-        if tag in wanted:
-            if offset > len(buffer):
-                raise _ShortError
-            values[tag] = buffer[body:offset]
+    # This loop runs hundreds of times a file: it is written out, and compares tags as they are stored.
+    stored = {_swapped(tag): tag for tag in (*wanted, *PIXELS)}
+    try:
+        while offset < size:
+            tag, kind, length = _EXPLICIT_ELEMENT(buffer, offset)
+            body, nested_explicit = offset + 8, explicit
+            if not explicit:
+                length = length << 16 | int.from_bytes(kind, "little")
+            elif kind in _LONG_VRS:
+                (length,) = _LENGTH(buffer, body)
+                body, nested_explicit = offset + 12, kind != b"UN"
+            elif kind not in _SHORT_VRS:
+                raise _UnusualError
+            if tag in stored and stored[tag] in PIXELS:
+                if syntax not in ("", IMPLICIT, EXPLICIT) or length == _UNDEFINED:
+                    return Elements(values, syntax, True, True)
+                start = body if stored[tag] == _INTEGER_PIXELS else -1
+                return Elements(values, syntax, True, True, start, min(size - body, length))
+            if length == _UNDEFINED:
+                if tag in stored:
+                    values[stored[tag]] = _IS_THERE
+                offset = _skip_sequence(buffer, body, nested_explicit, 0)
+                continue
+            offset = body + length
+            if tag in stored:
+                if offset > len(buffer):
+                    raise _ShortError
+                values[stored[tag]] = buffer[body:offset]
+    except struct.error:
+        raise _ShortError from None
     if offset > size:
         raise UnreadableError("DICOM header is truncated")
-    return Elements(values, syntax, True, False, -1)
+    return Elements(values, syntax, True, False)
+
+
+def _swapped(tag: int) -> int:
+    """Group and element in the order in which a little endian file has them."""
+    return (tag & 0xFFFF) << 16 | tag >> 16
 
 
 def _walk_meta(buffer: bytes, offset: int) -> tuple[str, int]:
@@ -231,4 +260,4 @@ def _read_with_pydicom(path: Path, wanted: Collection[int]) -> Elements:
     if not values:
         raise UnreadableError("DICOM file has no image header")
     little = bool(data.original_encoding[1]) if data.original_encoding[1] is not None else syntax != BIG_ENDIAN
-    return Elements(values, syntax, little, pixels, -1)
+    return Elements(values, syntax, little, pixels)

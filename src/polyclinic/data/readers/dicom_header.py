@@ -53,11 +53,13 @@ ALLOWED = {
     "spacing": 0x00280030,
     "bits_allocated": 0x00280100,
     "bits_stored": 0x00280101,
+    "high_bit": 0x00280102,
     "signed": 0x00280103,
     "burned_in": 0x00280301,
     "recognizable": 0x00280302,
     "intercept": 0x00281052,
     "slope": 0x00281053,
+    "modality_table": 0x00283000,
     "united_creator": 0x00650010,
     "united_tiles": 0x00651050,
     "philips_creator": 0x20050010,
@@ -150,6 +152,7 @@ class Header:
         burned_in: whether the header says that text is burnt into the picture; None where it does not say.
         named_in_path: whether the patient's name or number occurs in the file's path.
         truncated: whether the file ends before its pixels do.
+        pixel_start: where plain numbers of pixels begin in the file; -1 where they must be decoded.
     """
 
     path: Path
@@ -189,6 +192,7 @@ class Header:
     burned_in: bool | None
     named_in_path: bool
     truncated: bool
+    pixel_start: int
 
     @property
     def has_functional_groups(self) -> bool:
@@ -280,6 +284,7 @@ def read_header(path: Path, *, salt: str = "", root: Path | None = None) -> Head
         burned_in={"YES": True, "NO": False}.get(texts.word("burned_in")),
         named_in_path=root is not None and _named(path, root, texts.text("patient_name"), texts.text("patient_id")),
         truncated=0 <= elements.pixel_bytes < expected,
+        pixel_start=elements.pixel_start if _plain_numbers(texts, samples, bits) else -1,
     )
 
 
@@ -352,6 +357,14 @@ def _refuse_other_objects(texts: _Texts, elements: Elements) -> None:
         raise UnreadableError(f"DICOM object is {kind}, not an image")
     if not elements.values:
         raise UnreadableError("DICOM object has no image")
+
+
+def _plain_numbers(texts: _Texts, samples: int, bits: int) -> bool:
+    """Whether stored numbers are pixels as they stand, if they are not compressed."""
+    grey = texts.text("photometric") in ("MONOCHROME1", "MONOCHROME2") and samples == 1
+    stored = texts.short("bits_stored")
+    lowest_bits = 0 < stored <= bits and texts.short("high_bit") == stored - 1
+    return grey and bits in (8, 16, 32) and lowest_bits and ALLOWED["modality_table"] not in texts.values
 
 
 def _vendor(manufacturer: str) -> str:

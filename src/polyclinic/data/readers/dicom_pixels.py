@@ -130,6 +130,36 @@ def _decode(header: Header) -> npt.NDArray[np.generic]:
     size = header.rows * header.columns * header.frames * header.samples * max(header.bits_allocated // 8, 1)
     if size > _MOST_BYTES:
         raise UnreadableError("image is larger than 8 GiB")
+    pixels = _plain(header) if header.pixel_start >= 0 else _decoded(header)
+    channels = (3,) if _is_colour(header) else ()
+    if pixels.size != header.frames * header.rows * header.columns * (3 if channels else 1):
+        raise UnreadableError("pixels don't fit the size in the header")
+    pixels = pixels.reshape(header.frames, header.rows, header.columns, *channels)
+    if header.photometric == "MONOCHROME1" and header.modality not in _PHYSICAL:
+        # Bright and dark are swapped within the range that the stored bits can hold.
+        highest = 2 ** (header.bits_stored - 1) - 1 if header.signed else 2**header.bits_stored - 1
+        lowest = -highest - 1 if header.signed else 0
+        pixels = lowest + highest - pixels.astype(np.int64)
+    return pixels.astype(pixels.dtype.newbyteorder("="), copy=False)
+
+
+def _plain(header: Header) -> npt.NDArray[np.generic]:
+    """Numbers that are not compressed, without building a data set of the header: several times faster."""
+    kind = np.dtype(f"<{'i' if header.signed else 'u'}{header.bits_allocated // 8}")
+    count = header.frames * header.rows * header.columns
+    try:
+        pixels: npt.NDArray[np.generic] = np.fromfile(header.path, kind, count, offset=header.pixel_start)
+    except OSError:
+        raise UnreadableError("file may not be read") from None
+    if pixels.size < count:
+        raise UnreadableError("pixels are truncated")
+    unused = header.bits_allocated - header.bits_stored
+    # Bits above those stored may hold overlays; shifting to the right repeats the sign.
+    return (pixels << unused) >> unused if unused else pixels  # type: ignore[operator]
+
+
+def _decoded(header: Header) -> npt.NDArray[np.generic]:
+    """Pixels decoded by pydicom and its plug-ins."""
     reason = missing_decoder(header)
     if reason:
         raise UnreadableError(reason)
@@ -148,16 +178,7 @@ def _decode(header: Header) -> npt.NDArray[np.generic]:
                 pixels = np.asarray(apply_modality_lut(pixels, data))
         except Exception as error:
             raise UnreadableError(_true_reason(header, error)) from None
-    channels = (3,) if _is_colour(header) else ()
-    if pixels.size != header.frames * header.rows * header.columns * (3 if channels else 1):
-        raise UnreadableError("pixels don't fit the size in the header")
-    pixels = pixels.reshape(header.frames, header.rows, header.columns, *channels)
-    if header.photometric == "MONOCHROME1" and header.modality not in _PHYSICAL:
-        # Bright and dark are swapped within the range that the stored bits can hold.
-        highest = 2 ** (header.bits_stored - 1) - 1 if header.signed else 2**header.bits_stored - 1
-        lowest = -highest - 1 if header.signed else 0
-        pixels = lowest + highest - pixels.astype(np.int64)
-    return pixels.astype(pixels.dtype.newbyteorder("="), copy=False)
+    return pixels
 
 
 def _with_pixels(header: Header) -> Dataset:

@@ -26,7 +26,7 @@ from polyclinic.errors import DataError
 from polyclinic.files import write_atomic
 
 SiteFrom = Literal["folder", "column"]
-_MOST_LOOKS = 10
+_MOST_LOOKS = 5
 """Head MRI volumes that are looked at for faces: the rest of a scan reads headers alone."""
 _SALT_TEXT = """\
 # The salt of the pseudonyms in the manifest beside this file. With it, patients can be found again from their
