@@ -116,6 +116,16 @@ def test_a_plan_is_made_once_from_all_sites(balls, tmp_path):
     assert Study.read(tmp_path / "out" / "study.yaml").declaration.wants_plan is False
 
 
+def test_histogram_landmarks_come_from_all_sites(balls, tmp_path):
+    study = content(preprocessing={"spacing": 2, "size": [16, 16, 16], "intensity": "nyul"})
+    study["methods"] = ["fedavg", "mix"]
+    for mode in ("sequential", "processes"):
+        study["engine"] = {"mode": mode, "workers": 2, "threads": 1}
+        run(balls, tmp_path / mode, study)
+    one, other = ((tmp_path / mode / "results.csv").read_bytes() for mode in ("sequential", "processes"))
+    assert one == other
+
+
 def test_a_damaged_file_is_counted_or_stops_the_study(balls, tmp_path):
     for file in balls.glob("*.nii.gz"):
         (tmp_path / file.name).write_bytes(file.read_bytes())

@@ -12,6 +12,7 @@ from polyclinic.data.cases import SiteData
 from polyclinic.data.patches import patch_corners
 from polyclinic.data.scaling import Scaler
 from polyclinic.data.spec import Patch
+from polyclinic.data.standardisation import landmarks, standardise
 from polyclinic.data.volumes import Volumes, concatenate
 from polyclinic.seeds import derive_seed
 
@@ -32,17 +33,21 @@ class Dataset:
         scaler: how to scale them.
         augmentation: random changes of training images; not for tables.
         patch: train on boxes of volumes.
+        standard: landmarks ``[C, L]`` to which the histograms of volumes are brought, or None.
     """
 
     def __init__(
-        self, data: SiteData, scaler: Scaler, augmentation: Augmentation | None = None, patch: Patch | None = None
-    ) -> None:
+        self, data: SiteData, scaler: Scaler, augmentation: Augmentation | None = None, patch: Patch | None = None,
+        standard: Tensor | None = None,
+    ) -> None:  # fmt: skip
         if augmentation is not None and data.inputs.ndim == 2:
             raise ValueError("augmentation is for images")
         self.site = data.site
         self.targets = data.targets
         self.augments = augmentation is not None or patch is not None
         self.patch, self.spacing = patch, data.spacing
+        self._standard = standard
+        self._landmarks = None if standard is None else landmarks(data.inputs)
         self._scaler = scaler
         self._augmentation = augmentation
         self._sites: list[Dataset] = []
@@ -104,6 +109,8 @@ class Dataset:
         images = inputs.float()
         if inputs.dtype == torch.uint8:
             images = images.div_(255.0)
+        if self._standard is not None and self._landmarks is not None:
+            images = standardise(images, self._landmarks[index], self._standard)
         if augment is not None and self._augmentation is not None:
             masks = targets if targets.ndim > 1 else None
             images, masks = self._augmentation(images, masks, augment)

@@ -19,7 +19,9 @@ from polyclinic.data import combat
 from polyclinic.data.cases import SiteData
 from polyclinic.data.scaling import Scaler, Summary, merge, summarise
 from polyclinic.data.spec import DataSpec
+from polyclinic.data.standardisation import landmarks
 from polyclinic.data.statistics import LEAST_CASES
+from polyclinic.options import split_entry
 
 Tensors = dict[str, Tensor]
 #: Name and options of a step, as JSON values.
@@ -34,12 +36,14 @@ class Prepared:
         data: the cases; steps for tables replace its inputs.
         train: int64 ``[N_train]``, the only cases that a step is fitted on.
         scaler: the scaling that the last step found, if it was one; applied when cases are used.
+        standard: landmarks ``[C, L]`` to which the intensities of volumes are brought, or None.
         notes: sentences for the report.
     """
 
     data: SiteData
     train: Tensor
     scaler: Scaler | None = None
+    standard: Tensor | None = None
     notes: tuple[str, ...] = ()
 
 
@@ -181,11 +185,38 @@ class ComBat(Step):
         return []
 
 
+class Landmarks(Step):
+    """Histograms of volumes are brought to one standard: the mean landmarks of all sites' training cases.
+
+    Source: Nyul, Udupa, Zhang, IEEE TMI 19 (2000) 143-150; see `polyclinic.data.intensity.Nyul`.
+    """
+
+    def share(self, prepared: Prepared) -> Tensors:
+        """See `Step.share`."""
+        found = landmarks(prepared.data.inputs)[prepared.train]
+        return {"count": torch.tensor(float(len(found)), dtype=torch.float64), "sum": found.sum(0)}
+
+    def merge(self, shared: Mapping[str, Tensors]) -> tuple[Tensors, list[str]]:
+        """See `Step.merge`."""
+        count = sum((tensors["count"] for tensors in shared.values()), torch.zeros((), dtype=torch.float64))
+        total = torch.stack([tensors["sum"] for tensors in shared.values()]).sum(0)
+        return {"standard": total / count}, []
+
+    def apply(self, prepared: Prepared, merged: Tensors) -> Prepared:
+        """See `Step.apply`."""
+        return replace(prepared, standard=merged["standard"])
+
+
 def _covariates(data: SiteData) -> Tensor:
     return torch.empty(len(data), 0, dtype=torch.float64) if data.covariates is None else data.covariates
 
 
-STEPS: dict[str, type[Step]] = {"combat": ComBat, "own_scaling": OwnScaling, "common_scaling": CommonScaling}
+STEPS: dict[str, type[Step]] = {
+    "combat": ComBat,
+    "own_scaling": OwnScaling,
+    "common_scaling": CommonScaling,
+    "landmarks": Landmarks,
+}
 
 
 def build_steps(named: Sequence[Named]) -> list[Step]:
@@ -214,6 +245,8 @@ def name_steps(spec: DataSpec, features: Sequence[str], covariates: Mapping[str,
             "reference_site": combat_options.reference_site,
         }
         steps.append(("combat", combat_step))
+    if spec.preprocessing is not None and split_entry(spec.preprocessing.intensity, (), "")[0] == "nyul":
+        steps.append(("landmarks", {}))
     if spec.scaling == "federated":
         steps.append(("common_scaling", {}))
     else:

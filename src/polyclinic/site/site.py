@@ -140,7 +140,7 @@ class Site:
             done = self._prepared
             if done.scaler is None:
                 raise ValueError("the chain of preparation has no scaling")
-            self.dataset = Dataset(done.data, done.scaler, self._augmentation, self._patch)
+            self.dataset = Dataset(done.data, done.scaler, self._augmentation, self._patch, done.standard)
             if isinstance(done.data.inputs, Tensor):
                 self._remember(done.data.inputs)
 
