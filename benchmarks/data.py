@@ -5,6 +5,7 @@ python benchmarks/data.py [NAME ...]
 
 from __future__ import annotations
 
+import statistics
 import sys
 import tempfile
 import time
@@ -12,10 +13,16 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-from pydicom.dataset import Dataset, FileDataset, FileMetaDataset
+import torch
+from pydicom.dataset import Dataset as Header
+from pydicom.dataset import FileDataset, FileMetaDataset
 from pydicom.uid import ExplicitVRLittleEndian, MRImageStorage
 
+from polyclinic.data.cases import Counts, SiteData
+from polyclinic.data.dataset import Dataset
 from polyclinic.data.readers.scan import scan_folder
+from polyclinic.data.scaling import Scaler
+from polyclinic.data.volumes import Volumes
 
 SERIES, SLICES = 100, 100
 
@@ -36,7 +43,7 @@ def write_slice(path: Path, series: int, z: int, pixels: bytes) -> None:
     data.Rows = data.Columns = 128
     data.SamplesPerPixel, data.PhotometricInterpretation, data.PixelRepresentation = 1, "MONOCHROME2", 0
     data.BitsAllocated, data.BitsStored, data.HighBit = 16, 12, 11
-    reference = Dataset()
+    reference = Header()
     reference.ReferencedSOPClassUID, reference.ReferencedSOPInstanceUID = MRImageStorage, "1.2.3"
     data.ReferencedImageSequence = [reference] * 3
     for number in range(200):
@@ -68,7 +75,44 @@ def scan() -> None:
     )
 
 
-BENCHMARKS: dict[str, Callable[[], None]] = {"scan": scan}
+def epoch() -> None:
+    """An epoch over prepared volumes from the cache on disk against one over tensors in memory, both in batches."""
+    cases, shape, batch = 60, (1, 96, 112, 96), 4
+    source = np.random.default_rng(0)
+    with tempfile.TemporaryDirectory() as name:
+        files = [Path(name) / f"{case}.npy" for case in range(cases)]
+        for file in files:
+            np.save(file, source.normal(size=shape).astype(np.float16))
+        volumes = Volumes(files, [{}] * cases)
+        names = [str(case) for case in range(cases)]
+        labels = torch.zeros(cases, dtype=torch.int64)
+        data = SiteData("site", volumes, labels, names, names, None, Counts(cases, cases))
+        cached = Dataset(data, Scaler.identity(1))
+        memory = torch.stack([volumes[case] for case in range(cases)]).float()
+        order = torch.randperm(cases)
+
+        def from_cache() -> None:
+            for index in order.split(batch):
+                cached.batch(index)[0].sum()
+
+        def from_memory() -> None:
+            for index in order.split(batch):
+                ((memory[index] - 0.0) / 1.0).sum()
+
+        times: dict[Callable[[], None], list[float]] = {from_cache: [], from_memory: []}
+        for _ in range(9):
+            for function, found in times.items():
+                began = time.perf_counter()
+                function()
+                found.append(time.perf_counter() - began)
+    ours, best = (statistics.median(times[function]) for function in (from_cache, from_memory))
+    print(
+        f"epoch: {1000 * ours:.0f} ms from the cache, {1000 * best:.0f} ms from memory: "
+        f"ratio {ours / best:.2f} (goal 1.10)"
+    )
+
+
+BENCHMARKS: dict[str, Callable[[], None]] = {"scan": scan, "epoch": epoch}
 
 
 def main(names: list[str]) -> None:

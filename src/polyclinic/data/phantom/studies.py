@@ -31,7 +31,6 @@ training:
   rounds: 10
   local_epochs: 2
   batch_size: 2
-  patch: [{patch}]          # random pieces for training; whole images are put together from such pieces in tests
   optimizer: {{adamw: {{lr: 0.003}}}}
 evaluation: {{folds: 3, metrics: [dice, hd95]}}
 methods: [single, mix, fedavg, fedbn]
@@ -105,13 +104,14 @@ def table_studies() -> dict[str, str]:
 def image_studies(spacing: float) -> dict[str, str]:
     """File name -> content of the studies of images with a voxel size in millimetres."""
     size = ", ".join(str(length) for length in grid_shape(spacing))
-    patch = ", ".join(str(min(64, 8 * (length // 8))) for length in grid_shape(spacing))
+    box = ", ".join(str(min(48, 8 * (length // 8))) for length in grid_shape(spacing))
+    patch = f"patch: [{box}]      # random boxes for training; whole images are predicted window by window"
 
     def data(*target: str) -> str:
         return _IMAGES.format(target="\n".join(f"  {line}" for line in target), spacing=spacing, size=size)
 
     return {
-        "study-tissue.yaml": _TISSUE.format(data=data("mask: mask"), patch=patch),
+        "study-tissue.yaml": _TISSUE.format(data=data("mask: mask", "mask_classes: [fluid, grey, white]", patch)),
         "study-diagnosis.yaml": _DIAGNOSIS.format(data=data("label: diagnosis", "positive: disease")),
         "study-age.yaml": _AGE.format(data=data("label: age")),
     }
