@@ -286,6 +286,9 @@ def test_a_covariate_that_can_not_be_told_apart_is_named(column, sentence):
 def test_a_reference_that_sent_nothing():
     with pytest.raises(DataError, match="P207 The reference site D sent no summary"):
         federated(*example(), reference="D")
+    values, covariates, site = example()
+    with pytest.raises(DataError, match="P207 The reference site A sent no summary: it needs 5 training cases"):
+        federated(values[3:], covariates[3:], site[3:], reference="A", least=5)
 
 
 def test_no_site_is_large_enough():
