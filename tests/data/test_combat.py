@@ -2,6 +2,7 @@
 
 import hypothesis.strategies as st
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from hypothesis import given, settings
@@ -54,12 +55,12 @@ NEUROCOMBAT = {
 }
 
 
-def federated(values, covariates, site, *, reference=None, empirical_bayes=True, names=NAMES, left_out=(), **options):
+def federated(values, covariates, site, *, reference=None, empirical_bayes=True, names=NAMES, left_out=(), least=1):
     """Harmonised values, each site's from its own values and what the others' summaries gave."""
     y, x = torch.from_numpy(values), torch.from_numpy(covariates)
     members = {name: torch.from_numpy(np.flatnonzero(site == name)) for name in dict.fromkeys(site.tolist())}
     shared = {
-        n: Moments.from_tensors(summarise(y[i], x[i], **options).to_tensors())
+        n: Moments.from_tensors(summarise(y[i], x[i], least).to_tensors())
         for n, i in members.items()
         if n not in left_out
     }
@@ -142,6 +143,15 @@ def test_equals_pooled_combat(seed, sites, features, covariates, missing, empiri
     expected = pooled(y, x, site, reference=reference, empirical_bayes=empirical_bayes)
     assert (np.isnan(found) == np.isnan(y)).all()
     np.testing.assert_allclose(found, expected, rtol=0, atol=1e-7)
+
+
+@pytest.mark.parametrize("table", ["grey_matter_volumes", "cortical_thickness"])
+def test_equals_pooled_combat_at_sixteen_real_sites(table, data_folder):
+    cases = pd.read_csv(data_folder / "abide-regional" / f"{table}.csv")
+    values, site = cases.iloc[:, 6:].to_numpy(dtype=np.float64), cases["site"].to_numpy(dtype=object)
+    covariates = np.stack([cases["sex"] == "M", cases["age"]], axis=1).astype(np.float64)
+    found, expected = (combat(values, covariates, site) for combat in (federated, pooled))
+    assert np.abs((found - expected) / values.std(axis=0)).max() < 1e-9
 
 
 def test_moments_by_hand():
@@ -286,12 +296,15 @@ def test_a_covariate_that_can_not_be_told_apart_is_named(column, sentence):
 def test_a_reference_that_sent_nothing():
     with pytest.raises(DataError, match="P207 The reference site D sent no summary"):
         federated(*example(), reference="D")
+    values, covariates, site = example()
+    with pytest.raises(DataError, match="P207 The reference site A sent no summary: it needs 5 training cases"):
+        federated(values[3:], covariates[3:], site[3:], reference="A", least=5)
 
 
 def test_no_site_is_large_enough():
     values, covariates, site = example()
     with pytest.raises(DataError, match="P207 No site has 5 training cases"):
-        federated(values[::4], covariates[::4], site[::4])
+        federated(values[::4], covariates[::4], site[::4], least=5)
 
 
 # Small groups -----------------------------------------------------------------------------------------------------

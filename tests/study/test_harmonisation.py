@@ -264,6 +264,12 @@ def test_encoded_categories_stay_as_they_are(entries, tmp_path):
         assert not torch.equal(found[:, 0], opened.sites[site].inputs[:, 0])
 
 
+def test_nothing_but_categories(entries, tmp_path):
+    entries["data"] |= {"features": ["sex"], "categorical": ["sex"], "harmonisation": "combat"}
+    with pytest.raises(DataError, match="P207 All features are made from categories"):
+        run(entries, tmp_path)
+
+
 def test_cases_without_a_covariate_are_rejected_and_counted(entries, tmp_path):
     table = pd.read_csv(tmp_path / "cases.csv")
     table["age"] = table["age"].astype(object)

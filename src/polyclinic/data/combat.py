@@ -184,8 +184,11 @@ def estimate(
         DataError: P207, a covariate can't be told from the sites or from the other covariates, no site has enough
             cases, or the reference is not among the sites.
     """
-    if reference is not None and reference not in sites:
-        raise DataError("P207", f"The reference site {reference} sent no summary.", "Choose another `reference_site`.")
+    if reference is not None and (reference not in sites or not sites[reference].features.count.any()):
+        raise DataError(
+            "P207", f"The reference site {reference} sent no summary: it needs {LEAST_CASES} training cases.",
+            "Choose another `reference_site`.",
+        )  # fmt: skip
     parts = list(sites.values())
     count = _stack(part.features.count for part in parts)
     if not count.any():

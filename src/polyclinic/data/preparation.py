@@ -21,6 +21,7 @@ from polyclinic.data.scaling import Scaler, Summary, merge, summarise
 from polyclinic.data.spec import DataSpec
 from polyclinic.data.standardisation import landmarks
 from polyclinic.data.statistics import LEAST_CASES
+from polyclinic.errors import DataError
 from polyclinic.options import split_entry
 
 Tensors = dict[str, Tensor]
@@ -126,7 +127,7 @@ class ComBat(Step):
         self, *, columns: Sequence[int], features: Sequence[str], covariates: Mapping[str, Sequence[str]],
         empirical_bayes: bool, reference_site: str | None,
     ) -> None:  # fmt: skip
-        self.columns, self.features = torch.tensor(columns), list(features)
+        self.columns, self.features = torch.tensor(columns, dtype=torch.int64), list(features)
         self.covariates = [name for names in covariates.values() for name in names]
         places = iter(range(len(self.covariates)))
         self.groups = [[next(places) for _ in names] for names in covariates.values()]
@@ -231,12 +232,19 @@ def name_steps(spec: DataSpec, features: Sequence[str], covariates: Mapping[str,
         spec: its ``data:`` part.
         features: names of the columns of the inputs.
         covariates: for each covariate, the names of its columns.
+
+    Raises:
+        DataError: P207, there is no feature to harmonise.
     """
     steps: list[Named] = []
     if spec.harmonisation.combat is not None:
         combat_options = spec.harmonisation.combat
         encoded = tuple(f"{name}=" for name in spec.categorical)
         columns = [place for place, name in enumerate(features) if not name.startswith(encoded)]
+        if not columns:
+            raise DataError(
+                "P207", "All features are made from categories, and ComBat is for numbers.", "Take out `harmonisation`."
+            )
         combat_step: dict[str, Any] = {
             "columns": columns,
             "features": [features[place] for place in columns],
