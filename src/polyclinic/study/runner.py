@@ -18,6 +18,7 @@ from polyclinic.engine.processes import ProcessEngine
 from polyclinic.errors import DataError, PolyclinicError, StudyError
 from polyclinic.files import write_atomic
 from polyclinic.models import build_model
+from polyclinic.models.bundle import load_weights
 from polyclinic.site.run import build_work
 from polyclinic.state import FlatModule
 from polyclinic.study.declaration import StudyMethod
@@ -151,12 +152,17 @@ class _Runner:
     def _template(self, device: str) -> FlatModule:
         task = build_task(self.declaration.task, len(self.opened.classes), TASKS[self.declaration.task].losses[0])
         name, options = self.declaration.model_part
-        return build_model(name, options, self._shape(), task.outputs, device=device)
+        return self._with_weights(build_model(name, options, self._shape(), task.outputs, device=device))
 
     def _initial(self, seed: int) -> torch.Tensor:
         task = build_task(self.declaration.task, len(self.opened.classes), TASKS[self.declaration.task].losses[0])
         name, options = self.declaration.model_part
-        return build_model(name, options, self._shape(), task.outputs, seed=seed).vector
+        return self._with_weights(build_model(name, options, self._shape(), task.outputs, seed=seed)).vector
+
+    def _with_weights(self, model: FlatModule) -> FlatModule:
+        if self.declaration.initial_weights is not None:
+            load_weights(model.module, self.declaration.initial_weights)
+        return model
 
     def _shape(self) -> tuple[int, ...]:
         return tuple(next(iter(self.opened.sites.values())).inputs.shape[1:])
