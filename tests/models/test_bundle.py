@@ -95,11 +95,11 @@ def test_usual_wrappings_of_weights_are_undone(tmp_path, wrap):
         (changed(_target_="scripts.nets.UNet"), "inference.json can't be used: its network 'scripts.nets.UNet' is"),
         (changed(_target_="SegResNett"), "inference.json can't be used: its network 'SegResNett' is none of those that "
          "can be used. Did you mean 'SegResNet'?"),
-        (changed(_requires_="$import os"), "inference.json can't be used: its `network_def` has the entry '_requires_'"),
+        (changed(_requires_="$import os"), "inference.json can't be used: its `network_def` has the entry '_requires_"),
         (changed(in_channels="%train#x"), "inference.json can't be used: an argument of its network is a macro"),
         (changed(in_channels="@nowhere"), "inference.json can't be used: its reference '@nowhere' leads nowhere."),
         ({**changed(in_channels="@a"), "a": "@b", "b": "@a"}, "inference.json can't be used: its references go round"),
-        ({**CONFIG, "widths": "$range(2)"}, "inference.json can't be used: an argument of its network is an expression"),
+        ({**CONFIG, "widths": "$range(2)"}, "inference.json can't be used: an argument of its network is an express"),
         ({"network_def": {"spatial_dims": 2}}, "inference.json can't be used: its `network_def` has no `_target_`."),
         ({"network_def": "$x"}, "inference.json can't be used: its `network_def` has no `_target_`."),
         ({"trainer": {}}, "b can't be used: none of inference.json, inference.yaml"),
