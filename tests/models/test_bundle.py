@@ -1,5 +1,6 @@
 """MONAI bundles as models: what is read, and what is refused."""
 
+import hashlib
 import json
 
 import pytest
@@ -187,7 +188,8 @@ def test_a_study_starts_from_the_weights_of_a_bundle_beside_it(tmp_path):
     assert str(tmp_path) not in (
         tmp_path / "results" / "models" / "fedavg-seed0-fold0.safetensors"
     ).read_bytes().decode("latin-1")
-    assert len(results.results)
+    weights = (tmp_path / "bundles" / "spleen" / "models" / "model.pt").read_bytes()
+    assert results.provenance["weights_sha256"] == hashlib.sha256(weights).hexdigest()
     study["model"] = {"bundle": {"path": "bundles/liver"}}
     with pytest.raises(StudyError, match=r"P102 study, model.bundle.path: liver can't be used: it has no folder"):
         Study.of(study, tmp_path)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -110,6 +111,9 @@ class _Runner:
         engine, local = self._engines(plan)
         folds = {number: self._prepare(engine, local, number) for number in range(self.declaration.folds or 1)}
         self.folder.begin(plan, self.opened.fingerprint)  # not before study and data are known to fit
+        if self.declaration.initial_weights is not None:
+            content = self.declaration.initial_weights.read_bytes()
+            self.folder.note({"weights_sha256": hashlib.sha256(content).hexdigest()})
         for site in local.members.values():
             site.write_pseudonyms()
         jobs = self._jobs(folds)
