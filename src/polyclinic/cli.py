@@ -225,9 +225,7 @@ def _print_results(results: Results, metrics: list[str]) -> None:
         output.print(table)
     _print_warnings(results.warnings)
     if scored < len(sites):
-        console.print(
-            f"{len(sites) - scored} sites have too few cases of a class to be scored by themselves: see the report."
-        )
+        console.print(f"{len(sites) - scored} sites have too few cases to be scored by themselves: see the report.")
     print(f"Report: {(results.folder / 'report.html').resolve()}")
 
 

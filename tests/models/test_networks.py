@@ -38,7 +38,15 @@ def shapes(name):
     return SHAPES.get(name, [(2, 16, 16), (2, 16, 16, 8)])
 
 
-CASES = [(name, shape) for name in (*IMAGES, *MASKS) for shape in shapes(name)]
+#: In three dimensions these take seconds.
+HEAVY = {"resnet", "resnet18", "densenet121", "efficientnet", "swinunetr"}
+CASES = [
+    pytest.param(
+        name, shape, id=f"{name}-{len(shape) - 1}d", marks=[pytest.mark.long] * (name in HEAVY and len(shape) == 4)
+    )
+    for name in (*IMAGES, *MASKS)
+    for shape in shapes(name)
+]
 
 
 class _Cases:
@@ -72,7 +80,7 @@ def test_all_networks_are_tried():
     assert {*IMAGES, *MASKS, "logistic", "mlp"} == {*MODELS} - {"bundle", "monai"}
 
 
-@pytest.mark.parametrize(("name", "shape"), CASES, ids=[f"{name}-{len(shape) - 1}d" for name, shape in CASES])
+@pytest.mark.parametrize(("name", "shape"), CASES)
 def test_a_network_has_the_right_outputs_a_head_known_norms_and_trains(name, shape):
     torch.manual_seed(0)
     model = build_model(name, SMALL.get(name, {}), shape, 3)

@@ -228,3 +228,35 @@ def test_sites_stacked_learn_structures_as_single_ones_do(tmp_path):
     options = {"model": study["model"], "task": "segmentation", "classes": 3}
     plain = Federation(opened.sites, **options).state()
     assert torch.allclose(Federation(opened.sites, **options, stacked=True).state(), plain, atol=1e-4)
+
+
+# --- statistics of numbers
+
+
+def test_the_interval_of_an_error_repeats_the_patients_drawn(ages):
+    from polyclinic.study.intervals import bootstrap_interval, patient_weights
+    from polyclinic.tasks.regression_metrics import regression_metrics
+
+    predictions = ages.predictions[ages.predictions["method"] == "fedavg"]
+    order = sorted(predictions.groupby(["site", "subject"]).groups)
+    weights = np.concatenate(
+        list(patient_weights(pd.DataFrame(order, columns=["site", "subject"]), 50, seed=0)), axis=1
+    )
+    draws = []
+    for draw in weights.T:
+        times = dict(zip(order, draw.astype(int), strict=True))
+        counts = [times[key] for key in zip(predictions["site"], predictions["subject"], strict=True)]
+        drawn = predictions.loc[predictions.index.repeat(counts)]
+        parts = [regression_metrics(part["label"], part["score"], ["r2"])["r2"] for _, part in drawn.groupby("fold")]
+        draws.append(np.mean(parts))
+    rows = ages.summary[(ages.summary["method"] == "fedavg") & (ages.summary["over"] == "all")].set_index("metric")
+    low, high = bootstrap_interval(rows["mean"]["r2"], np.array(draws), 1.0, -np.inf)
+    assert (rows["low"]["r2"], rows["high"]["r2"]) == pytest.approx((low, high), abs=1e-9)
+
+
+def test_an_interval_of_a_share_explained_may_reach_below_nought():
+    from polyclinic.study.intervals import bootstrap_interval
+
+    draws = np.linspace(-0.4, 0.2, 101)
+    assert bootstrap_interval(-0.1, draws, 1.0, -np.inf) == pytest.approx((-0.385, 0.185))
+    assert bootstrap_interval(-0.1, draws, 1.0)[0] == 0.0

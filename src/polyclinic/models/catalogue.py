@@ -17,7 +17,8 @@ import torch
 from pydantic import Field, PositiveInt
 from torch import nn
 
-from polyclinic.errors import TrainingError
+from polyclinic.errors import TrainingError, nearest
+from polyclinic.models.bundle import Network
 from polyclinic.options import Catalogue
 
 Built = tuple[nn.Module, list[nn.Module]]
@@ -278,6 +279,69 @@ def swinunetr(
         spatial_dims=len(shape) - 1,
     )  # fmt: skip
     return net, [net.out]
+
+
+@MODELS.add("monai")
+def monai(
+    shape: tuple[int, ...],
+    outputs: int,
+    *,
+    network: Network,
+    arguments: dict[str, Any] = {},  # noqa: B006 - read only
+    head: str = "last",
+) -> Built:
+    """A network of ``monai.networks.nets`` with its own arguments; what the study needs must agree with them.
+
+    ``head`` is the dotted name of a submodule, or ``last``: the last layer with weights.
+    """
+    from monai.networks import nets
+
+    build = getattr(nets, network)
+    parameters = inspect.signature(build).parameters
+    free = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
+    unknown = [name for name in arguments if name not in parameters and not free]
+    if unknown:
+        raise ValueError(f"{network} has no argument {unknown[0]!r}. {nearest(unknown[0], list(parameters))}")
+    defaults = {name: p.default for name, p in parameters.items() if p.default is not p.empty}
+    given = {**defaults, **arguments}
+    needs = (
+        ("spatial_dims", len(shape) - 1, "dimensions"),
+        ("in_channels", _image(shape, network), "input channels"),
+        ("out_channels", outputs, "outputs"),
+    )
+    for name, needed, what in needs:
+        found = next((given[alias] for alias in _ALIASES[name] if alias in given), needed)
+        if found != needed:
+            raise ValueError(f"{network} is defined with {found} {what}, but the study needs {needed}")
+    fixed = {"pretrained": False} if "pretrained" in parameters else {}
+    net: nn.Module = build(**{**arguments, **fixed})
+    if isinstance(net, nets.DynUNet):
+        net.register_forward_hook(_forget_heads)
+    return net, [_head(net, head, network)]
+
+
+#: Names that MONAI's networks have for the same argument.
+_ALIASES = {
+    "spatial_dims": ("spatial_dims",),
+    "in_channels": ("in_channels", "n_input_channels"),
+    "out_channels": ("out_channels", "num_classes", "n_classes"),
+}
+
+
+def _head(net: nn.Module, name: str, network: str) -> nn.Module:
+    layers: dict[str, nn.Module] = dict(net.named_modules())
+    if name != "last":
+        if name not in layers:
+            raise ValueError(f"{network} has no part {name!r} that could be its head")
+        return layers[name]
+    weighted: list[nn.Module] = [one for one in layers.values() if isinstance(one, nn.Linear | nn.modules.conv._ConvNd)]
+    return weighted[-1]
+
+
+@MODELS.add("bundle")
+def bundle(shape: tuple[int, ...], outputs: int, *, path: str, weights: bool = True, head: str = "last") -> Built:
+    """The network of a MONAI bundle; it is read with the study and becomes ``monai`` with its arguments."""
+    raise ValueError(f"the bundle {path!r} was not read with the study")
 
 
 def _divisible(shape: tuple[int, ...], halvings: int, name: str, *, instance: bool = False) -> None:

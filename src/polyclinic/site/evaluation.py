@@ -187,7 +187,7 @@ def overlays(
 def _chunks(run: Run, index: Tensor) -> Sequence[Tensor]:
     """Cases measured at once: many images, or volumes one by one, so that memory is bounded."""
     chunks: Sequence[Tensor] = index.split(32 if len(run.dataset.shape) == 3 else 1)
-    return chunks
+    return chunks if len(index) else []
 
 
 def _dice(task: Segmentation, decided: Tensor, targets: Tensor) -> Tensor:

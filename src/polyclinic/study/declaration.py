@@ -145,6 +145,8 @@ class Declaration(_Part):
 
     _methods: list[StudyMethod] = PrivateAttr(default_factory=list)
     _model: tuple[str, dict[str, Any]] = PrivateAttr(default=("", {}))
+    _network: tuple[str, dict[str, Any]] | None = PrivateAttr(default=None)
+    _weights: Path | None = PrivateAttr(default=None)
 
     @classmethod
     def check(cls, content: dict[str, Any]) -> Declaration:
@@ -168,8 +170,31 @@ class Declaration(_Part):
 
     @property
     def model_part(self) -> tuple[str, dict[str, Any]]:
-        """Name and complete options of the model."""
-        return self._model
+        """Name and complete options of the network, as the sites are told: a bundle is what was read from it."""
+        return self._network or self._model
+
+    @property
+    def initial_weights(self) -> Path | None:
+        """File with the weights that training starts from; None starts from random ones."""
+        return self._weights
+
+    def read_bundle(self, folder: Path) -> None:
+        """Read the definition of the network where the model is a bundle; its path is relative to ``folder``.
+
+        Raises:
+            EntryError: P102, the bundle can't be used.
+        """
+        name, options = self._model
+        if name != "bundle":
+            return
+        from polyclinic.models.bundle import read_bundle
+
+        try:
+            found = read_bundle(folder / options["path"], weights=options["weights"])
+        except StudyError as error:
+            raise EntryError(error.code, error.message, error.hint, place=("model", "bundle", "path")) from None
+        arguments = {"network": found.network, "arguments": found.arguments, "head": options["head"]}
+        self._network, self._weights = ("monai", arguments), found.weights
 
     @property
     def metrics(self) -> list[str]:

@@ -114,8 +114,12 @@ def _site_by_site(folder: Folder, best: Best, private: list[str]) -> Iterator[Ma
     if best.over == "all" and other is not None and other.method != best.method:
         yield Markup(
             "Scored site by site the order is another: <strong>{}</strong> did best with {}{} as the mean over the "
-            "sites. (Putting all sites together also rewards knowing how frequent the finding is at each site.)"
-        ).format(other.method, *_value(folder.primary, other.row))
+            "sites. (Putting all sites together also rewards knowing {} at each site.)"
+        ).format(
+            other.method,
+            *_value(folder.primary, other.row),
+            "the mean" if folder.task == "regression" else "how frequent the finding is",
+        )
 
 
 def _pooled(folder: Folder, best: Best) -> Iterator[Markup]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,6 +19,7 @@ from polyclinic.engine.processes import ProcessEngine
 from polyclinic.errors import DataError, PolyclinicError, StudyError
 from polyclinic.files import write_atomic
 from polyclinic.models import build_model
+from polyclinic.models.bundle import load_weights
 from polyclinic.site.run import build_work
 from polyclinic.state import FlatModule
 from polyclinic.study.declaration import StudyMethod
@@ -117,6 +119,9 @@ class _Runner:
         folds = {number: self._prepare(engine, local, number) for number in range(self.declaration.folds or 1)}
         harmonised = self._describe(engine)
         self.folder.begin(plan, self.opened.fingerprint)  # not before study and data are known to fit
+        if self.declaration.initial_weights is not None:
+            content = self.declaration.initial_weights.read_bytes()
+            self.folder.note({"weights_sha256": hashlib.sha256(content).hexdigest()})
         for site in local.members.values():
             site.write_pseudonyms()
         jobs = self._jobs(folds)
@@ -173,12 +178,17 @@ class _Runner:
     def _template(self, device: str) -> FlatModule:
         task = build_task(self.declaration.task, len(self.opened.classes), TASKS[self.declaration.task].losses[0])
         name, options = self.declaration.model_part
-        return build_model(name, options, self._shape(), task.outputs, device=device)
+        return self._with_weights(build_model(name, options, self._shape(), task.outputs, device=device))
 
     def _initial(self, seed: int) -> torch.Tensor:
         task = build_task(self.declaration.task, len(self.opened.classes), TASKS[self.declaration.task].losses[0])
         name, options = self.declaration.model_part
-        return build_model(name, options, self._shape(), task.outputs, seed=seed).vector
+        return self._with_weights(build_model(name, options, self._shape(), task.outputs, seed=seed)).vector
+
+    def _with_weights(self, model: FlatModule) -> FlatModule:
+        if self.declaration.initial_weights is not None:
+            load_weights(model.module, self.declaration.initial_weights)
+        return model
 
     def _shape(self) -> tuple[int, ...]:
         """Shape of one input as the network is trained on it."""

@@ -68,7 +68,7 @@ class Study:
     @classmethod
     def _checked(cls, content: dict[str, Any], folder: Path, name: str, text: str, methods: list[str] | None) -> Study:
         try:
-            content = {**content, "data": expand_variables(content.get("data"), ("data",))}
+            content = {**content, **{key: expand_variables(content.get(key), (key,)) for key in ("data", "model")}}
             content = {key: value for key, value in content.items() if value is not None}
             declaration = Declaration.check(content)
             if methods:
@@ -78,6 +78,7 @@ class Study:
                     hint = nearest(wrong[0], sorted({*known, *METHODS}))
                     raise StudyError("P103", f"--method {wrong[0]}: there is no such method.", hint)
                 declaration = Declaration.check({**content, "methods": [known.get(name, name) for name in methods]})
+            declaration.read_bundle(folder)
         except EntryError as error:
             raise located(error, name, text) from None
         return cls(declaration, folder, name, text)
