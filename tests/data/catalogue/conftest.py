@@ -38,6 +38,12 @@ class Tree:
     def volume(self, name: str, shape: tuple[int, int, int] = (4, 5, 6)) -> None:
         nibabel.save(nibabel.Nifti1Image(np.ones(shape, dtype=np.int16), np.eye(4)), self._path(name))
 
+    def analyze(self, name: str, value: int) -> None:
+        """A big-endian Analyze pair with one frame, as OASIS has it."""
+        header = nibabel.AnalyzeHeader(endianness=">")
+        header.set_data_dtype(np.int16)
+        nibabel.save(nibabel.AnalyzeImage(np.full((4, 5, 6, 1), value, dtype=np.int16), None, header), self._path(name))
+
     def _path(self, name: str) -> Path:
         path = self.folder / name
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -1,5 +1,6 @@
 """Brain data sets, on small trees of their documented layouts."""
 
+import nibabel
 import numpy as np
 import pytest
 
@@ -121,14 +122,22 @@ def test_oasis_images(tree, prepared):
         folder = (
             f"disc{number}/OAS1_000{number}_MR1/PROCESSED/MPRAGE/T88_111/OAS1_000{number}_MR1_mpr_n{count}_anon_111_t88"
         )
-        tree.touch(f"{folder}_masked_gfc.img", f"{folder}_masked_gfc.hdr", f"{folder}_gfc.img")
+        tree.analyze(f"{folder}_masked_gfc.img", number)
+        tree.touch(f"{folder}_gfc.img")
     result = prepared("oasis-1")
     assert result.manifest["dementia"].tolist() == ["no", "yes"]
     assert result.reasons == {"dementia is missing": 1, "t1 is missing": 1}
     assert result.study["data"]["image"] == "t1"
-    assert all(path.name.endswith("_t88_masked_gfc.img") for path in result.files("t1"))
+    first = nibabel.load(result.files("t1")[0])
+    assert first.shape == (4, 5, 6)
+    assert np.array_equal(np.asarray(first.dataobj), np.full((4, 5, 6), 1))
+    assert nibabel.aff2axcodes(first.affine) == ("L", "A", "S")
+    assert len(list((result.out / "images").iterdir())) == 2  # nothing is written for a session that is not rated
     age = prepared("oasis-1", out="age", label="age")
     assert (age.study["task"], age.prepared.used) == ("regression", 3)
+    next(tree.folder.glob("disc1/**/*_masked_gfc.hdr")).unlink()
+    damaged = prepared("oasis-1", out="damaged")
+    assert damaged.reasons["t1 file is damaged, or its .hdr is missing"] == 1
 
 
 def test_oasis_two_images(tree, prepared):
@@ -138,9 +147,13 @@ def test_oasis_two_images(tree, prepared):
         for n, cdr in ((1, 0), (2, 0.5))
     ]
     tree.table("oasis_longitudinal.csv", header, *rows)
-    tree.touch(*(f"OAS2_RAW_PART1/OAS2_0001_MR{n}/RAW/mpr-{m}.nifti.img" for n in (1, 2) for m in (1, 2)))
+    for visit_number in (1, 2):
+        for repeat in (1, 2):
+            tree.analyze(
+                f"OAS2_RAW_PART1/OAS2_0001_MR{visit_number}/RAW/mpr-{repeat}.nifti.img", 10 * visit_number + repeat
+            )
     result = prepared("oasis-2", sessions="all")
-    assert result.manifest["t1"].str[-15:].tolist() == ["mpr-1.nifti.img"] * 2
+    assert [int(nibabel.load(path).dataobj[0, 0, 0]) for path in result.files("t1")] == [11, 21]
     assert result.manifest["session"].tolist() == ["MR1", "MR2"]
 
 

@@ -288,7 +288,7 @@ def test_medmnist_in_colour(tree, prepared):
     assert len(result.manifest) == 60
     assert set(result.sites) == {"artificial-1", "artificial-2", "artificial-3"}
     assert result.manifest["split"].value_counts().to_dict() == {"train": 40, "test": 12, "validation": 8}
-    first = result.manifest.query("image == 'images/val/000003.png'").iloc[0]
+    first = result.manifest.query("image == 'images/bloodmnist/val/000003.png'").iloc[0]
     assert first["class"] == "immature granulocyte"
     pixels = np.asarray(Image.open(result.out / first["image"]))
     assert np.array_equal(pixels, arrays["val_images"][3])
@@ -310,7 +310,7 @@ def test_medmnist_grey_from_the_file_itself(tree, prepared):
 def test_medmnist_volumes(tree, prepared):
     arrays = medmnist(tree.folder, "nodulemnist3d.npz", (28, 28, 28))
     result = prepared("medmnist", sites=2, alpha=5.0)
-    volume = nibabel.load(result.out / "images/train/000005.nii.gz")
+    volume = nibabel.load(result.out / "images/nodulemnist3d/train/000005.nii.gz")
     assert np.array_equal(np.asarray(volume.dataobj), arrays["train_images"][5])
     assert result.study["data"]["preprocessing"]["size"] == [32, 32, 32]
 
@@ -320,7 +320,7 @@ def test_chestmnist_needs_a_finding(tree, prepared):
     with pytest.raises(DataError, match="has 14 findings an image and no class"):
         prepared("medmnist")
     result = prepared("medmnist", label="effusion", sites=2, alpha=5.0)
-    present = result.manifest.set_index("image").loc["images/train/000001.png", "effusion"]
+    present = result.manifest.set_index("image").loc["images/chestmnist/train/000001.png", "effusion"]
     assert present == ("present" if arrays["train_labels"][1, 2] else "absent")
     medmnist(tree.folder, "chestmnist.npz", (28, 28))
     with pytest.raises(DataError, match="leave `--label` out"):

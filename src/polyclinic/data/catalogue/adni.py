@@ -49,7 +49,7 @@ class _Scan:
 def _scans(source: Path) -> list[_Scan]:
     """Every series found; a DICOM series is the folder of its files."""
     found: dict[tuple[str, str], _Scan] = {}
-    for path in walk_files(source, (".nii", ".nii.gz", ".img", ".dcm")):
+    for path in walk_files(source, (".nii", ".nii.gz", ".dcm")):
         match = _LONI.search(path)
         if match is None:
             continue

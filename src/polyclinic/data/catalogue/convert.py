@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -24,12 +25,37 @@ def write_png(path: Path, pixels: npt.NDArray[np.uint8]) -> None:
 
 def write_nifti(path: Path, voxels: npt.NDArray[np.generic], spacing: float) -> None:
     """Write ``[X, Y, Z]`` as ``.nii.gz`` with equal voxel sizes (mm), unless the file is there already."""
-    import gzip
-
     import nibabel
+
+    if not path.exists():
+        _write_volume(path, nibabel.Nifti1Image(voxels, np.diag([spacing, spacing, spacing, 1.0])))
+
+
+def pair_to_nifti(source: Path, path: Path) -> None:
+    """Write a pair of ``.img`` and ``.hdr`` (Analyze 7.5 or NIfTI) as ``.nii.gz``, unless the file is there already.
+
+    An Analyze header does not tell orientation; the format's convention holds (x from right to left, as nibabel reads).
+
+    Raises:
+        OSError, ValueError: when one of the two files is missing or damaged.
+    """
+    import nibabel
+    from nibabel.filebasedimages import ImageFileError
 
     if path.exists():
         return
-    image = nibabel.Nifti1Image(voxels, np.diag([spacing, spacing, spacing, 1.0]))
+    try:
+        image = nibabel.load(source)
+    except ImageFileError as error:
+        raise ValueError(str(error)) from None
+    voxels = np.asanyarray(image.dataobj)
+    if voxels.ndim == 4 and voxels.shape[3] == 1:
+        voxels = voxels[..., 0]
+    _write_volume(path, nibabel.Nifti1Image(voxels.astype(voxels.dtype.newbyteorder("=")), image.affine))
+
+
+def _write_volume(path: Path, image: Any) -> None:
+    import gzip
+
     # Without a time stamp the same voxels give the same bytes.
-    write_atomic(path, gzip.compress(image.to_bytes(), mtime=0), durable=False)
+    write_atomic(path, gzip.compress(image.to_bytes(), compresslevel=1, mtime=0), durable=False)

@@ -118,7 +118,7 @@ def _draft(request: Request) -> Draft:
     for part, name in _PARTS.items():
         pairs = zip(archive.items(f"{part}_images"), archive.items(f"{part}_labels"), strict=False)
         for number, (pixels, label) in enumerate(pairs):
-            target = f"images/{part}/{number:06}" + (".nii.gz" if solid else ".png")
+            target = f"images/{path.stem}/{part}/{number:06}" + (".nii.gz" if solid else ".png")
             if solid:
                 write_nifti(request.out / target, pixels, 1.0)
             else:

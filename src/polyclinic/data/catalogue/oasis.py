@@ -6,6 +6,7 @@ import re
 
 import pandas as pd
 
+from polyclinic.data.catalogue.convert import pair_to_nifti
 from polyclinic.data.catalogue.entry import Draft, Entry, Label, Request
 from polyclinic.data.catalogue.layout import (
     find_table,
@@ -28,6 +29,8 @@ _ASSUMED = (
     "There is one site only. For a study with several take `--sites-by dirichlet` or `quantity`, which make sites up, "
     "or put the manifest together with those of other sets.",
     "MMSE and CDR are in the manifest but not among the features: they are part of the diagnosis.",
+    "Pairs of .img and .hdr are written as .nii.gz next to the manifest. An Analyze header does not tell left from "
+    "right: its convention (x from right to left) is assumed.",
     "Without image folders the starter study reads the table: age, sex, head size (eTIV) and whole-brain volume "
     "(nWBV).",
 )
@@ -66,11 +69,24 @@ def _sessions(request: Request, pattern: str, images: dict[str, str], *tables: s
     }
     rows = pd.DataFrame(columns, index=table.index).sort_values(["subject", "session"], kind="stable")
     if images:
+        _convert(request, rows)
         data = {"preprocessing": grid((96, 112, 96), spacing=(2, 2, 2))}
         return Draft(rows, "volume", images=["t1"], data=data)
-    column = {"dementia": "dementia", "sex": "sex", "age": "age"}[request.label]
-    features = [name for name in ("age", "sex", "etiv", "nwbv") if name != column]
+    features = [name for name in ("age", "sex", "etiv", "nwbv") if name != request.label]
     return Draft(rows, "table", features=features, data={"categorical": ["sex"]} if "sex" in features else {})
+
+
+def _convert(request: Request, rows: pd.DataFrame) -> None:
+    """Write pairs of ``.img`` and ``.hdr`` as NIfTI, those with a label: readers take no pairs."""
+    pairs = rows.index[rows["t1"].str.endswith(".img") & (rows[request.label] != "")]
+    for number, row in enumerate(pairs):
+        target = f"images/{rows.loc[row, 'subject']}_{rows.loc[row, 'session']}.nii.gz"
+        try:
+            pair_to_nifti(request.source / str(rows.loc[row, "t1"]), request.out / target)
+            rows.loc[row, "t1"] = f"out:{target}"
+        except (OSError, ValueError):
+            rows.loc[row, "reason"] = "t1 file is damaged, or its .hdr is missing"
+        request.progress(number + 1, len(pairs))
 
 
 def _draft_one(request: Request) -> Draft:
