@@ -117,7 +117,7 @@ def regions_table(maps: Path, atlas: Atlas, progress: Callable[[int, int], None]
         progress: called with the number of maps done and of all, after each.
 
     Raises:
-        DataError: P201 to P203 for what can't be found, read or used, with the number of the map.
+        DataError: P201 to P203 for what can't be found, read or used, with the number of the map, not its name.
     """
     people, files = _read_manifest(maps) if maps.is_file() else _find_maps(maps)
     rows: list[dict[str, float]] = []
@@ -125,8 +125,10 @@ def regions_table(maps: Path, atlas: Atlas, progress: Callable[[int, int], None]
         try:
             rows.append(regional_volumes(_read(file, "A map"), atlas))
         except DataError as error:
-            place = f"{error.message} It is map {number + 1} of {len(files)}, {file.name}."
-            raise DataError(error.code, place, error.hint) from None
+            # Names of files may name patients.
+            place = f"number {number + 1} of {len(files)}"
+            which = f"row {place} of the manifest" if maps.is_file() else f"file {place} in the order of names"
+            raise DataError(error.code, f"{error.message} This is {which}.", error.hint) from None
         if progress is not None:
             progress(number + 1, len(files))
     return pd.concat([people.reset_index(drop=True), pd.DataFrame(rows)], axis=1)

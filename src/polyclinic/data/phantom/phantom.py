@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
@@ -183,7 +183,7 @@ def atlas() -> Volume:
 
 def scanners_of(field_strength: float) -> tuple[Scanner, ...]:
     """The scanners of a field strength in tesla."""
-    return tuple(replace(each) for each in SCANNERS if each.field_strength == field_strength)
+    return tuple(each for each in SCANNERS if each.field_strength == field_strength)
 
 
 def _volumes(parcels: npt.NDArray[np.uint8], volumes: npt.NDArray[np.floating]) -> dict[str, float]:

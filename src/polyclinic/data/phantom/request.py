@@ -53,13 +53,27 @@ def read_request(
         chosen = tuple(name.strip() for name in effects.split(",") if name.strip())
     shares = _numbers(prevalence)
     if survey:
-        phantom = Phantom(
-            seed, sites=SURVEY_SITES, spacing=SURVEY_SPACING, dose=dose, prevalence=shares, effects=chosen,
-            scanners=(scanners_of(1.5)[0], scanners_of(3.0)[0]),
-        )  # fmt: skip
-        return Request(phantom, subjects or SURVEY_SUBJECTS, Wanted(None, maps))
+        return survey_request(subjects, seed=seed, dose=dose, prevalence=shares, effects=chosen, maps=maps)
     phantom = Phantom(seed, sites=sites, spacing=spacing, dose=dose, prevalence=shares, effects=chosen)
     return Request(phantom, subjects or SUBJECTS, Wanted(None if table_only else form, maps))
+
+
+def survey_request(
+    subjects: int | None = None,
+    *,
+    seed: int = 0,
+    dose: float = 1.0,
+    prevalence: tuple[float, ...] = (0.5,),
+    effects: tuple[str, ...] = EFFECTS,
+    spacing: float = SURVEY_SPACING,
+    maps: bool = False,
+) -> Request:
+    """The tables of the survey's experiment: a site with a 1.5 T scanner and one with a 3 T scanner, no images."""
+    phantom = Phantom(
+        seed, sites=SURVEY_SITES, spacing=spacing, dose=dose, prevalence=prevalence, effects=effects,
+        scanners=(scanners_of(1.5)[0], scanners_of(3.0)[0]),
+    )  # fmt: skip
+    return Request(phantom, subjects or SURVEY_SUBJECTS, Wanted(None, maps))
 
 
 def _numbers(text: str) -> tuple[float, ...]:
