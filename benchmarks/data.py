@@ -10,6 +10,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
@@ -27,18 +28,21 @@ from polyclinic.data.volumes import Volumes
 SERIES, SLICES = 100, 100
 
 
-def write_slice(path: Path, series: int, z: int, pixels: bytes) -> None:
-    """A 128 x 128 MR slice whose header has, like those of scanners, sequences and hundreds of elements."""
+def slice_template() -> bytes:
+    """A 128 x 128 MR slice whose header has, like those of scanners, sequences and hundreds of elements.
+
+    Runs of six equal digits, and <contrast>, stand for what differs from file to file.
+    """
     meta = FileMetaDataset()
     meta.TransferSyntaxUID = ExplicitVRLittleEndian
-    data = FileDataset(str(path), {}, file_meta=meta, preamble=b"\0" * 128)
-    data.SOPClassUID, data.SOPInstanceUID = MRImageStorage, f"1.2.{series + 1}.{z + 1}"
-    data.StudyInstanceUID, data.SeriesInstanceUID = f"1.3.{series // 4 + 1}", f"1.4.{series + 1}"
-    data.PatientName, data.PatientID, data.Modality = "Benchmark^Patient", f"B{series // 4:05}", "MR"
+    data = FileDataset("", {}, file_meta=meta, preamble=b"\0" * 128)
+    data.SOPClassUID, data.SOPInstanceUID = MRImageStorage, "1.2.999999.888888"
+    data.StudyInstanceUID, data.SeriesInstanceUID = "1.3.777777", "1.4.999999"
+    data.PatientName, data.PatientID, data.Modality = "Benchmark^Patient", "B777777", "MR"
     data.Manufacturer, data.ManufacturerModelName, data.MagneticFieldStrength = "SIEMENS", "Prisma", "3"
-    data.SeriesDescription, data.ImageType = ["t1_mprage", "t2_tse", "flair", "dwi"][series % 4], ["ORIGINAL", "M"]
-    data.ImageOrientationPatient, data.ImagePositionPatient = [1, 0, 0, 0, 1, 0], [-64, -64, 1.5 * z]
-    data.PixelSpacing, data.SliceThickness, data.InstanceNumber = [1, 1], "1.5", z + 1
+    data.SeriesDescription, data.ImageType = "<contrast>", ["ORIGINAL", "M"]
+    data.ImageOrientationPatient, data.ImagePositionPatient = [1, 0, 0, 0, 1, 0], ["-64", "-64", "888888"]
+    data.PixelSpacing, data.SliceThickness, data.InstanceNumber = [1, 1], "1", "888888"
     data.EchoTime, data.EchoNumbers = "2.5", 1
     data.Rows = data.Columns = 128
     data.SamplesPerPixel, data.PhotometricInterpretation, data.PixelRepresentation = 1, "MONOCHROME2", 0
@@ -49,21 +53,32 @@ def write_slice(path: Path, series: int, z: int, pixels: bytes) -> None:
     for number in range(200):
         data.add_new((0x0051, 0x1000 + number), "LO", "value of a private element")
     data.private_block(0x0029, "SIEMENS CSA HEADER", create=True).add_new(0x10, "OB", bytes(11_548))
-    data.PixelData = pixels
+    data.PixelData = np.random.default_rng(0).integers(0, 4096, (128, 128), dtype=np.uint16).tobytes()
     data["PixelData"].VR = "OW"
-    data.save_as(path, enforce_file_format=True)
+    file = BytesIO()
+    data.save_as(file, enforce_file_format=True)
+    return file.getvalue()
+
+
+def write_export(folder: Path) -> None:
+    """100 series of 100 slices, four series a patient, in a folder each."""
+    template = slice_template()
+    for series in range(SERIES):
+        home = folder / f"{series // 4:03}" / f"{series:03}"
+        home.mkdir(parents=True)
+        one = template.replace(b"999999", b"%d" % (100_000 + series)).replace(
+            b"777777", b"%d" % (100_000 + series // 4)
+        )
+        one = one.replace(b"<contrast>", (b"t1_mprage ", b"t2_tse_cor", b"flair_tra ", b"dwi_b1000 ")[series % 4])
+        for z in range(SLICES):
+            (home / f"{z}.dcm").write_bytes(one.replace(b"888888", b"%d" % (100_000 + z)))
 
 
 def scan() -> None:
     """Headers of 10,000 DICOM slices: what `polyclinic data scan` does with them, without the start of Python."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        pixels = np.random.default_rng(0).integers(0, 4096, (128, 128), dtype=np.uint16).tobytes()
-        for series in range(SERIES):
-            home = folder / f"{series // 4:03}" / f"{series:03}"
-            home.mkdir(parents=True)
-            for z in range(SLICES):
-                write_slice(home / f"{z}.dcm", series, z, pixels)
+        write_export(folder)
         began, used = time.perf_counter(), time.process_time()
         found = scan_folder(folder, salt="benchmark")
         seconds, busy = time.perf_counter() - began, time.process_time() - used

@@ -4,6 +4,8 @@ from pathlib import Path
 
 import numpy as np
 import pydicom
+import pydicom.filebase
+import pydicom.filewriter
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -173,6 +175,42 @@ def test_modality_table(dicom, tmp_path):
     table.add_new("LUTData", "US", [100, 200, 300, 400])
     path = dicom(tmp_path / "a.dcm", np.array([[0, 1], [2, 3]], np.uint8), Modality="CR", ModalityLUTSequence=[table])
     assert read_series([path]).values[:, :, 0].T.tolist() == [[100, 200], [300, 400]]
+
+
+def test_baseline_jpeg_in_colour(dicom, tmp_path):
+    from io import BytesIO
+
+    from PIL import Image
+    from pydicom.encaps import encapsulate
+    from pydicom.uid import JPEGBaseline8Bit
+
+    colours = np.zeros((16, 24, 3), np.uint8)
+    colours[:, :12], colours[:, 12:] = (200, 30, 30), (20, 40, 220)
+    packed = BytesIO()
+    Image.fromarray(colours).save(packed, "JPEG", quality=95)
+    path = dicom(tmp_path / "a.dcm", colours, Modality="US", ImagePositionPatient=None)
+    data = pydicom.dcmread(path)
+    data.file_meta.TransferSyntaxUID = JPEGBaseline8Bit
+    data.PhotometricInterpretation, data.PixelData = "YBR_FULL_422", encapsulate([packed.getvalue()])
+    data.save_as(path)
+    values = read_series([path]).values
+    assert values.shape == (24, 16, 1, 3)
+    np.testing.assert_allclose(values[[2, 20], 5, 0], [(200, 30, 30), (20, 40, 220)], atol=8)
+
+
+@pytest.mark.parametrize("implicit", [True, False])
+def test_bare_data_sets(dicom, tmp_path, implicit):
+    data = pydicom.dcmread(dicom(tmp_path / "a.dcm", CUBE[:, :, 0].copy()))
+    bare = pydicom.Dataset({element.tag: element for element in data if element.tag.group != 2})
+    with pydicom.filebase.DicomBytesIO() as file:
+        file.is_little_endian, file.is_implicit_VR = True, implicit
+        pydicom.filewriter.write_dataset(file, bare)
+        (tmp_path / "bare").write_bytes(file.getvalue())
+    assert np.array_equal(read_series([tmp_path / "bare"]).values[:, :, 0].T, CUBE[:, :, 0])
+    big = tmp_path / "big.dcm"
+    data.file_meta.TransferSyntaxUID = pydicom.uid.DeflatedExplicitVRLittleEndian
+    data.save_as(big)
+    assert np.array_equal(read_series([big]).values[:, :, 0].T, CUBE[:, :, 0])
 
 
 def test_palette_becomes_rgb(dicom, tmp_path):
