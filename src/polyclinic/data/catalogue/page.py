@@ -50,10 +50,10 @@ def catalogue_page(entries: Iterable[Entry]) -> str:
     """The documentation page, in Markdown."""
     entries = list(entries)
     schemes = ", and\n  ".join(f"`{name}` ({text})" for name, text in SCHEMES.items())
-    table = ["| name | data set | tasks | sites |", "|---|---|---|---|"]
+    table = ["| name | data set | tasks | sites by |", "|---|---|---|---|"]
     for entry in entries:
         ways = ", ".join(entry.sites_by) or "artificial only"
-        table.append(f"| [`{entry.name}`](#{entry.name}) | {entry.title} | {', '.join(entry.tasks)} | by {ways} |")
+        table.append(f"| [`{entry.name}`](#{entry.name}) | {entry.title} | {', '.join(entry.tasks)} | {ways} |")
     parts = [_INTRODUCTION.format(schemes=schemes) + "\n".join(table) + "\n"]
     parts += [f"## {entry.name}\n\n{entry_page(entry)}" for entry in entries]
     return "\n".join(parts)

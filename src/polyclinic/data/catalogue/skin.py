@@ -103,7 +103,7 @@ or skin-lesions/
         "All images of a lesion are one subject; images of a patient's different lesions can't be told and may be "
         "parted.",
         "Actinic keratosis and Bowen's disease (akiec) count as malignant.",
-        "`dataset` is in the metadata that Harvard Dataverse offers since 2020; older copies lack it.",
+        "Some copies of the metadata lack `dataset`; FLamby (github.com/owkin/FLamby) ships one that has it.",
     ),
 )
 
