@@ -23,7 +23,7 @@ from polyclinic.data.cases import Counts, SiteData
 from polyclinic.data.dataset import Dataset
 from polyclinic.data.readers.scan import scan_folder
 from polyclinic.data.scaling import Scaler
-from polyclinic.data.volumes import Volumes
+from polyclinic.data.volumes.store import Volumes
 
 SERIES, SLICES = 100, 100
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
-from polyclinic.data.volumes import Volumes
+from polyclinic.data.volumes.store import Volumes
 
 
 @dataclass

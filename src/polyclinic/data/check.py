@@ -14,7 +14,7 @@ from torch import Tensor
 from polyclinic.data.cases import Opened, SiteData, reasons_text
 from polyclinic.data.readers.describe import VolumeFacts, facts_row
 from polyclinic.data.spec import DataSpec
-from polyclinic.data.volumes import Volumes
+from polyclinic.data.volumes.store import Volumes
 
 _MOST_NAMES = 5
 #: A mask may lose this share of its foreground before a person is told.

@@ -9,11 +9,11 @@ from torch import Tensor
 
 from polyclinic.data.augmentation import Augmentation
 from polyclinic.data.cases import SiteData
-from polyclinic.data.patches import patch_corners
 from polyclinic.data.scaling import Scaler
 from polyclinic.data.spec import Patch
-from polyclinic.data.standardisation import landmarks, standardise
-from polyclinic.data.volumes import Volumes, concatenate
+from polyclinic.data.volumes.patches import patch_corners
+from polyclinic.data.volumes.standardisation import landmarks, standardise
+from polyclinic.data.volumes.store import Volumes, concatenate
 from polyclinic.seeds import derive_seed
 
 

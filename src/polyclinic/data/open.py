@@ -16,14 +16,14 @@ from torch import Tensor
 from polyclinic.data.cases import Counts, Opened, SiteData, reasons_text
 from polyclinic.data.check import quality_warnings
 from polyclinic.data.features import encode_covariates, encode_features
-from polyclinic.data.fingerprint import SiteFingerprint
 from polyclinic.data.images import ImageFiles, decode_images
 from polyclinic.data.labels import encode_labels, encode_numbers
 from polyclinic.data.masks import MaskClasses
-from polyclinic.data.prepare_volumes import VolumeFiles, check_volumes, fingerprint_volumes, prepare_volumes
 from polyclinic.data.rows import Rows, Task, read_rows, reject_rows
 from polyclinic.data.spec import DataSpec
-from polyclinic.data.volumes import Volumes
+from polyclinic.data.volumes.fingerprint import SiteFingerprint
+from polyclinic.data.volumes.prepare import VolumeFiles, check_volumes, fingerprint_volumes, prepare_volumes
+from polyclinic.data.volumes.store import Volumes
 from polyclinic.errors import DataError, StudyError, nearest
 
 Pixels = Tensor | Volumes

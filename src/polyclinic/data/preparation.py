@@ -19,8 +19,8 @@ from polyclinic.data import combat
 from polyclinic.data.cases import SiteData
 from polyclinic.data.scaling import Scaler, Summary, merge, summarise
 from polyclinic.data.spec import DataSpec
-from polyclinic.data.standardisation import landmarks
 from polyclinic.data.statistics import LEAST_CASES
+from polyclinic.data.volumes.standardisation import landmarks
 from polyclinic.errors import DataError
 from polyclinic.options import split_entry
 
@@ -189,7 +189,7 @@ class ComBat(Step):
 class Landmarks(Step):
     """Histograms of volumes are brought to one standard: the mean landmarks of all sites' training cases.
 
-    Source: Nyul, Udupa, Zhang, IEEE TMI 19 (2000) 143-150; see `polyclinic.data.intensity.Nyul`.
+    Source: Nyul, Udupa, Zhang, IEEE TMI 19 (2000) 143-150; see `polyclinic.data.volumes.intensity.Nyul`.
     """
 
     def share(self, prepared: Prepared) -> Tensors:

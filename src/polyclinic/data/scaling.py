@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from polyclinic.data.volumes import Volumes
+from polyclinic.data.volumes.store import Volumes
 
 #: Images summarised at once; bounds the memory.
 _CHUNK = 256

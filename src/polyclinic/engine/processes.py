@@ -19,7 +19,7 @@ from torch import Tensor
 
 from polyclinic.communication.message import Fields, Message
 from polyclinic.data.cases import SiteData
-from polyclinic.data.volumes import Volumes
+from polyclinic.data.volumes.store import Volumes
 from polyclinic.engine.base import Engine, Reply
 from polyclinic.errors import PolyclinicError, SiteError
 

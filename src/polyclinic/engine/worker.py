@@ -14,7 +14,7 @@ from torch import Tensor
 
 from polyclinic.communication.message import Message
 from polyclinic.data.cases import Counts, SiteData
-from polyclinic.data.volumes import Volumes
+from polyclinic.data.volumes.store import Volumes
 from polyclinic.engine.processes import read_frame, write_frame
 from polyclinic.errors import PolyclinicError
 from polyclinic.site import Site, Workspace

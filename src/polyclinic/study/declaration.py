@@ -11,9 +11,9 @@ from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, P
 
 from polyclinic.client.optimizers import Named, resolve_optimizer, resolve_schedule
 from polyclinic.client.rules import LOCAL_RULES
-from polyclinic.data.fingerprint import VolumePlan
-from polyclinic.data.prepare_volumes import check_volumes
 from polyclinic.data.spec import DataSpec
+from polyclinic.data.volumes.fingerprint import VolumePlan
+from polyclinic.data.volumes.prepare import check_volumes
 from polyclinic.errors import StudyError, nearest
 from polyclinic.methods import METHODS, SHARES, Method
 from polyclinic.models.catalogue import MODELS

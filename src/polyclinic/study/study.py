@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from polyclinic.data.cases import Opened
-    from polyclinic.data.fingerprint import VolumePlan
+    from polyclinic.data.volumes.fingerprint import VolumePlan
     from polyclinic.study.display import Display
     from polyclinic.study.results import Results
 
@@ -94,8 +94,8 @@ class Study:
             return self
         from dataclasses import replace
 
-        from polyclinic.data.fingerprint import make_plan
         from polyclinic.data.open import fingerprint_data
+        from polyclinic.data.volumes.fingerprint import make_plan
         from polyclinic.engine.planner import choose_device
 
         spec, split = declaration.data, declaration.evaluation.split

@@ -16,11 +16,11 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from polyclinic.data.grid import oriented
-from polyclinic.data.intensity import foreground_of
-from polyclinic.data.preprocessing import single_frame
 from polyclinic.data.readers.volume import Volume
 from polyclinic.data.spec import Preprocessing
+from polyclinic.data.volumes.grid import oriented
+from polyclinic.data.volumes.intensity import foreground_of
+from polyclinic.data.volumes.preprocessing import single_frame
 
 #: Voxels of one input that train in reasonable time and memory: 64³ on a processor, 128³ on a GPU.
 VOXELS = {"cpu": 64**3, "cuda": 128**3}

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from polyclinic.data.spec import Patch
-from polyclinic.data.volumes import Volumes
+from polyclinic.data.volumes.store import Volumes
 from polyclinic.seeds import generator
 
 Corner = tuple[int, int, int]

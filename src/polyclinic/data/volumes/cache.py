@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from polyclinic.data.preprocessing import Prepared
+from polyclinic.data.volumes.preprocessing import Prepared
 from polyclinic.errors import ResultsError
 from polyclinic.files import write_atomic, write_error
 

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from polyclinic.data.volumes import Volumes
+from polyclinic.data.volumes.store import Volumes
 
 
 def landmarks(volumes: Tensor | Volumes) -> Tensor:

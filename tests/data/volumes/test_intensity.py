@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from polyclinic.data.intensity import (
+from polyclinic.data.volumes.intensity import (
     INTENSITIES,
     LANDMARKS,
     Nyul,

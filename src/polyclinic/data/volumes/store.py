@@ -20,7 +20,7 @@ class Volumes:
 
     Attributes:
         files: one ``.npy`` file a case, ``[C, D, H, W]``.
-        about: what was found while the case was prepared, one record a case (see `polyclinic.data.preprocessing`).
+        about: what was found while the case was prepared, one record a case (see `preprocessing`).
     """
 
     def __init__(self, files: Sequence[Path], about: Sequence[dict[str, Any]]) -> None:

@@ -4,10 +4,10 @@ import numpy as np
 import torch
 
 from polyclinic.data.cases import Counts, SiteData
-from polyclinic.data.intensity import LANDMARKS, Nyul, foreground_of, landmarks_of
 from polyclinic.data.preparation import Landmarks, Prepared
-from polyclinic.data.standardisation import standardise
-from polyclinic.data.volumes import Volumes
+from polyclinic.data.volumes.intensity import LANDMARKS, Nyul, foreground_of, landmarks_of
+from polyclinic.data.volumes.standardisation import standardise
+from polyclinic.data.volumes.store import Volumes
 
 
 def test_the_map_by_hand():

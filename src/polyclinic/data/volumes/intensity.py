@@ -136,7 +136,7 @@ class Nyul:
     """Histogram standardisation: the percentiles ``LANDMARKS`` of each image come to lie where they are on average.
 
     Here each image's 1st and 99th percentile become 0 and 1, and its landmarks are noted; the average over the training
-    cases of all sites, and the piecewise linear map to it, come with the folds (see `polyclinic.data.standardisation`).
+    cases of all sites, and the piecewise linear map to it, come with the folds, see `standardisation`.
 
     Source: Nyul, Udupa, Zhang, New variants of a method of MRI scale standardization, IEEE TMI 19 (2000) 143-150.
 

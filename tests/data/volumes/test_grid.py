@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from polyclinic.data.grid import Grid, oriented, resample, target_grid
 from polyclinic.data.readers.volume import UnreadableError, Volume
+from polyclinic.data.volumes.grid import Grid, oriented, resample, target_grid
 
 CODES = ["RAS", "LPS", "LAS", "ASR", "SRA", "IPL", "PIR"]
 

@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 import torch
 
-from polyclinic.data.cache import Cache
-from polyclinic.data.prepare_volumes import VolumeFiles, prepare_volumes
-from polyclinic.data.preprocessing import prepare_case, single_frame
 from polyclinic.data.readers.volume import UnreadableError, Volume
 from polyclinic.data.spec import DataSpec, Preprocessing
-from polyclinic.data.volumes import Volumes, concatenate
+from polyclinic.data.volumes.cache import Cache
+from polyclinic.data.volumes.prepare import VolumeFiles, prepare_volumes
+from polyclinic.data.volumes.preprocessing import prepare_case, single_frame
+from polyclinic.data.volumes.store import Volumes, concatenate
 
 
 def binary(values):
@@ -117,7 +117,7 @@ def test_a_second_time_nothing_is_prepared(tmp_path, monkeypatch):
     def never(*arguments):
         raise RuntimeError("prepared again")
 
-    monkeypatch.setattr("polyclinic.data.prepare_volumes.prepare_case", never)
+    monkeypatch.setattr("polyclinic.data.volumes.prepare.prepare_case", never)
     again, _, _ = prepare_volumes(files, data, tmp_path / "cache")
     assert again is not None
     assert again.files == first.files

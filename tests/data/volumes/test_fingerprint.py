@@ -5,9 +5,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from polyclinic.data.fingerprint import VOXELS, SiteFingerprint, fingerprint, make_plan, measure
 from polyclinic.data.readers.volume import Volume
 from polyclinic.data.spec import Preprocessing
+from polyclinic.data.volumes.fingerprint import VOXELS, SiteFingerprint, fingerprint, make_plan, measure
 
 
 def test_measuring_finds_the_body():

@@ -6,9 +6,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from polyclinic.data.patches import patch_corners
 from polyclinic.data.spec import Patch
-from polyclinic.data.volumes import Volumes
+from polyclinic.data.volumes.patches import patch_corners
+from polyclinic.data.volumes.store import Volumes
 
 SHAPE = (10, 12, 9)
 

@@ -10,16 +10,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from polyclinic.data.cache import Cache, source_files
-from polyclinic.data.fingerprint import SiteFingerprint, Triple, fingerprint, measure
 from polyclinic.data.images import resolve
-from polyclinic.data.intensity import check_intensity
 from polyclinic.data.masks import MaskClasses
-from polyclinic.data.preprocessing import prepare_case
 from polyclinic.data.readers.read import place_and_series, read_volume
 from polyclinic.data.readers.volume import UnreadableError
 from polyclinic.data.spec import DataSpec
-from polyclinic.data.volumes import Volumes
+from polyclinic.data.volumes.cache import Cache, source_files
+from polyclinic.data.volumes.fingerprint import SiteFingerprint, Triple, fingerprint, measure
+from polyclinic.data.volumes.intensity import check_intensity
+from polyclinic.data.volumes.preprocessing import prepare_case
+from polyclinic.data.volumes.store import Volumes
 from polyclinic.options import EntryError
 
 logger = logging.getLogger(__name__)

@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from polyclinic.data.grid import Grid, oriented, resample, target_grid
-from polyclinic.data.intensity import INTENSITIES, foreground_of, landmarks_of
 from polyclinic.data.readers.describe import volume_facts
 from polyclinic.data.readers.volume import UnreadableError, Volume
 from polyclinic.data.spec import Preprocessing
+from polyclinic.data.volumes.grid import Grid, oriented, resample, target_grid
+from polyclinic.data.volumes.intensity import INTENSITIES, foreground_of, landmarks_of
 from polyclinic.options import split_entry
 
 #: Images and mask of a case may differ by so much of a voxel in where they lie.
