@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -236,3 +238,19 @@ def test_a_file_in_place_of_the_folder_is_told(tmp_path: Path):
     (tmp_path / "out").write_text("a file", encoding="utf-8")
     with pytest.raises(ResultsError, match="P501"):
         write_phantom(phantom(), 1, tmp_path / "out", Wanted(None))
+
+
+@pytest.mark.parametrize(
+    ("number", "sentence"),
+    [(errno.ENOSPC, "P502 The disk is full: not all phantoms could be written to"), (errno.EACCES, "P501 The folder")],
+)
+def test_a_failed_write_is_told(number: int, sentence: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    from polyclinic.data.phantom import write
+
+    def fail(*_: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(write.nibabel, "save", fail)
+    with pytest.raises(ResultsError) as raised:
+        write_phantom(phantom(), 1, tmp_path / "out", Wanted("nifti"))
+    assert sentence in str(raised.value)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
+import signal
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
@@ -69,10 +71,20 @@ def write_phantom(
         the manifest, or the table of regions where no images are asked for.
 
     Raises:
-        ResultsError: P501 if ``out`` holds files already or can't be written.
+        DataError: P503 if nilearn is not installed.
+        ResultsError: P501 if ``out`` holds files already or can't be written, P502 if the disk is full.
     """
     _make(out)
     load_template(phantom.spacing)  # what is wrong with it is told before processes start
+    try:
+        return _write(phantom, subjects, out, wanted, progress)
+    except OSError as error:
+        raise _write_error(out, error) from error
+
+
+def _write(
+    phantom: Phantom, subjects: int, out: Path, wanted: Wanted, progress: Callable[[int, int], None] | None
+) -> Path:
     jobs = [(site, number) for site in range(len(phantom.sites)) for number in range(subjects)]
     rows = []
     for row in _rows(phantom, out, wanted, jobs):
@@ -107,6 +119,14 @@ def _make(out: Path) -> None:
         raise ResultsError("P501", f"The folder {out} holds files already.", "Choose another with --out, or empty it.")
 
 
+def _write_error(out: Path, error: OSError) -> ResultsError:
+    if error.errno in {errno.ENOSPC, errno.EDQUOT}:
+        hint = "Free some space, empty the folder and run the command again; --table-only needs little."
+        return ResultsError("P502", f"The disk is full: not all phantoms could be written to {out}.", hint)
+    why = error.strerror or type(error).__name__
+    return ResultsError("P501", f"The folder {out} can't be written: {why}.", "Choose another with --out.")
+
+
 def _rows(phantom: Phantom, out: Path, wanted: Wanted, jobs: list[tuple[int, int]]) -> Iterator[dict[str, Any]]:
     """What became of each subject, in order; in several processes where that is quicker."""
     processes = min(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1, MOST_PROCESSES)
@@ -114,7 +134,7 @@ def _rows(phantom: Phantom, out: Path, wanted: Wanted, jobs: list[tuple[int, int
         _start(phantom, out, wanted)
         yield from map(_write_subject, jobs)
         return
-    with ProcessPoolExecutor(processes, get_context("spawn"), _start, (phantom, out, wanted)) as pool:
+    with ProcessPoolExecutor(processes, get_context("spawn"), _start_process, (phantom, out, wanted)) as pool:
         yield from pool.map(_write_subject, jobs, chunksize=4)
 
 
@@ -124,6 +144,12 @@ _work: dict[str, Any] = {}
 def _start(phantom: Phantom, out: Path, wanted: Wanted) -> None:
     """Give a process its work."""
     _work.update(phantom=phantom, out=out, wanted=wanted)
+
+
+def _start_process(phantom: Phantom, out: Path, wanted: Wanted) -> None:
+    """Give a process of its own its work; an interrupt is the main process's affair."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    _start(phantom, out, wanted)
 
 
 def _write_subject(job: tuple[int, int]) -> dict[str, Any]:
