@@ -147,6 +147,7 @@ def test_the_same_seed_gives_the_same_bytes(made: Callable[[str], Path], tmp_pat
         assert all(first[name].read_bytes() == second[name].read_bytes() for name in first)
 
 
+@pytest.mark.long
 def test_processes_give_the_same_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     from polyclinic.data.phantom import write
 
@@ -193,6 +194,14 @@ def test_the_command_makes_images(tmp_path: Path):
     image = nibabel.load(tmp_path / "out" / found["image"][0])
     expected = Phantom(7, sites=2, spacing=6.0, dose=0.5, prevalence=(1.0, 0.0), effects=("contrast", "noise"))
     assert np.array_equal(np.asanyarray(image.dataobj), expected.subject(0, 0).image.values)
+
+
+def test_maps_without_images_have_a_manifest(tmp_path: Path):
+    write_phantom(Phantom(sites=1, spacing=6.0), 1, tmp_path / "out", Wanted(None, maps=True))
+    found = manifest(tmp_path / "out")
+    assert found.columns.tolist() == ["site", "subject", "map", "diagnosis", "age", "sex"]
+    image = nibabel.load(tmp_path / "out" / found["map"][0])
+    assert (int(image.header["sform_code"]), int(image.header["qform_code"])) == (4, 4)
 
 
 def test_tables_alone(tmp_path: Path):

@@ -57,8 +57,9 @@ def write_phantom(
 ) -> Path:
     """Write phantoms of all sites into a folder.
 
-    Written are ``manifest.csv`` (with images), ``regions.csv`` (grey matter of 90 regions as measured in the images),
-    ``truth.csv`` (the same from the true tissues), ``scanners.csv``, ``atlas.nii.gz`` with ``atlas.csv``, and studies.
+    Written are ``manifest.csv`` (with images or maps), ``regions.csv`` (grey matter of 90 regions as measured in the
+    images), ``truth.csv`` (the same from the true tissues), ``scanners.csv``, ``atlas.nii.gz`` with ``atlas.csv``, and
+    study files.
 
     Args:
         phantom: the source.
@@ -94,12 +95,13 @@ def _write(
     people = [row["person"] for row in rows]
     for name in ("regions", "truth"):
         table = pd.DataFrame([person | row[name] for person, row in zip(people, rows, strict=True)])
-        table.to_csv(out / f"{name}.csv", index=False, float_format="%.3f", lineterminator="\n")
+        table.round(3).to_csv(out / f"{name}.csv", index=False, lineterminator="\n")
     _write_scanners(phantom, out)
     _write_atlas(out)
     studies = table_studies()
     if wanted.form is not None:
         studies |= image_studies(phantom.spacing)
+    if wanted.form is not None or wanted.maps:
         files = pd.DataFrame([_manifest_row(row) for row in rows])
         files.to_csv(out / "manifest.csv", index=False, lineterminator="\n")
     if wanted.form == "bids":
@@ -162,7 +164,7 @@ def _write_subject(job: tuple[int, int]) -> dict[str, Any]:
         files = _write_images(subject, phantom.scanners[site], out, wanted.form, phantom.seed)
     if wanted.maps:
         files["map"] = f"maps/{subject.name}_grey.nii.gz"
-        _write_nifti(subject.grey_map(), out / files["map"])
+        _write_nifti(subject.grey_map(), out / files["map"], "mni")
     person = {
         "site": subject.site,
         "subject": subject.name,
@@ -229,9 +231,11 @@ def _sidecar(scanner: Scanner) -> dict[str, object]:
     return found
 
 
-def _write_nifti(volume: Volume, path: Path) -> None:
+def _write_nifti(volume: Volume, path: Path, space: Literal["scanner", "mni"] = "scanner") -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     image = nibabel.Nifti1Image(volume.values, volume.affine)
+    image.set_sform(volume.affine, space)
+    image.set_qform(volume.affine, space)
     image.header.set_xyzt_units("mm")
     nibabel.save(image, path)
 
@@ -248,7 +252,7 @@ def _write_scanners(phantom: Phantom, out: Path) -> None:
 
 def _write_atlas(out: Path) -> None:
     volume = atlas()
-    _write_nifti(volume, out / "atlas.nii.gz")
+    _write_nifti(volume, out / "atlas.nii.gz", "mni")
     rows = []
     for number, name in enumerate(region_names(), 1):
         middle = np.argwhere(volume.values == number).mean(axis=0) @ volume.affine[:3, :3] + volume.affine[:3, 3]
