@@ -48,9 +48,10 @@ MOST_NOTES = 4
 INTRODUCTION = """\
 # Results
 
-What the studies in the folder `studies` found on real data. This page is written by `python studies/make_results.py`
-from the results folders, so no number on it is typed by hand. `make results` brings it up to date; the folder with the
-data is named by the environment variable `POLYCLINIC_DATA`, and the head of each study file says where to get them.
+What the studies in the folder `studies` found on real data, and one (survey-adni) on phantoms. This page is written by
+`python studies/make_results.py` from the results folders, so no number on it is typed by hand. `make results` brings it
+up to date; the folder with the data is named by the environment variable `POLYCLINIC_DATA`, and the head of each study
+file says where to get them.
 
 How to read the tables:
 

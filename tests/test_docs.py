@@ -555,6 +555,7 @@ def test_the_first_study_of_the_first_page_runs(
 
 def test_the_studies_of_the_project_are_accepted(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("POLYCLINIC_DATA", "/data")
+    monkeypatch.setenv("POLYCLINIC_SURVEY", "/survey")
     files = [*sorted((ROOT / "studies").glob("*.yaml")), ROOT / "src" / "polyclinic" / "study" / "demo.yaml"]
     assert len(files) > 1
     for path in files:

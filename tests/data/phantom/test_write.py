@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -145,6 +147,7 @@ def test_the_same_seed_gives_the_same_bytes(made: Callable[[str], Path], tmp_pat
         assert all(first[name].read_bytes() == second[name].read_bytes() for name in first)
 
 
+@pytest.mark.long
 def test_processes_give_the_same_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     from polyclinic.data.phantom import write
 
@@ -193,6 +196,14 @@ def test_the_command_makes_images(tmp_path: Path):
     assert np.array_equal(np.asanyarray(image.dataobj), expected.subject(0, 0).image.values)
 
 
+def test_maps_without_images_have_a_manifest(tmp_path: Path):
+    write_phantom(Phantom(sites=1, spacing=6.0), 1, tmp_path / "out", Wanted(None, maps=True))
+    found = manifest(tmp_path / "out")
+    assert found.columns.tolist() == ["site", "subject", "map", "diagnosis", "age", "sex"]
+    image = nibabel.load(tmp_path / "out" / found["map"][0])
+    assert (int(image.header["sform_code"]), int(image.header["qform_code"])) == (4, 4)
+
+
 def test_tables_alone(tmp_path: Path):
     call("phantom", "--sites", "2", "--subjects", "2", "--spacing", "6", "--table-only", "--out", str(tmp_path / "out"))
     written = {path.name for path in (tmp_path / "out").iterdir()}
@@ -236,3 +247,19 @@ def test_a_file_in_place_of_the_folder_is_told(tmp_path: Path):
     (tmp_path / "out").write_text("a file", encoding="utf-8")
     with pytest.raises(ResultsError, match="P501"):
         write_phantom(phantom(), 1, tmp_path / "out", Wanted(None))
+
+
+@pytest.mark.parametrize(
+    ("number", "sentence"),
+    [(errno.ENOSPC, "P502 The disk is full: not all phantoms could be written to"), (errno.EACCES, "P501 The folder")],
+)
+def test_a_failed_write_is_told(number: int, sentence: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    from polyclinic.data.phantom import write
+
+    def fail(*_: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(write.nibabel, "save", fail)
+    with pytest.raises(ResultsError) as raised:
+        write_phantom(phantom(), 1, tmp_path / "out", Wanted("nifti"))
+    assert sentence in str(raised.value)

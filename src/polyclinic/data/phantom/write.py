@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
+import signal
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
@@ -55,8 +57,9 @@ def write_phantom(
 ) -> Path:
     """Write phantoms of all sites into a folder.
 
-    Written are ``manifest.csv`` (with images), ``regions.csv`` (grey matter of 90 regions as measured in the images),
-    ``truth.csv`` (the same from the true tissues), ``scanners.csv``, ``atlas.nii.gz`` with ``atlas.csv``, and studies.
+    Written are ``manifest.csv`` (with images or maps), ``regions.csv`` (grey matter of 90 regions as measured in the
+    images), ``truth.csv`` (the same from the true tissues), ``scanners.csv``, ``atlas.nii.gz`` with ``atlas.csv``, and
+    study files.
 
     Args:
         phantom: the source.
@@ -69,10 +72,20 @@ def write_phantom(
         the manifest, or the table of regions where no images are asked for.
 
     Raises:
-        ResultsError: P501 if ``out`` holds files already or can't be written.
+        DataError: P503 if nilearn is not installed.
+        ResultsError: P501 if ``out`` holds files already or can't be written, P502 if the disk is full.
     """
     _make(out)
     load_template(phantom.spacing)  # what is wrong with it is told before processes start
+    try:
+        return _write(phantom, subjects, out, wanted, progress)
+    except OSError as error:
+        raise _write_error(out, error) from error
+
+
+def _write(
+    phantom: Phantom, subjects: int, out: Path, wanted: Wanted, progress: Callable[[int, int], None] | None
+) -> Path:
     jobs = [(site, number) for site in range(len(phantom.sites)) for number in range(subjects)]
     rows = []
     for row in _rows(phantom, out, wanted, jobs):
@@ -82,12 +95,13 @@ def write_phantom(
     people = [row["person"] for row in rows]
     for name in ("regions", "truth"):
         table = pd.DataFrame([person | row[name] for person, row in zip(people, rows, strict=True)])
-        table.to_csv(out / f"{name}.csv", index=False, float_format="%.3f", lineterminator="\n")
+        table.round(3).to_csv(out / f"{name}.csv", index=False, lineterminator="\n")
     _write_scanners(phantom, out)
     _write_atlas(out)
     studies = table_studies()
     if wanted.form is not None:
         studies |= image_studies(phantom.spacing)
+    if wanted.form is not None or wanted.maps:
         files = pd.DataFrame([_manifest_row(row) for row in rows])
         files.to_csv(out / "manifest.csv", index=False, lineterminator="\n")
     if wanted.form == "bids":
@@ -107,6 +121,14 @@ def _make(out: Path) -> None:
         raise ResultsError("P501", f"The folder {out} holds files already.", "Choose another with --out, or empty it.")
 
 
+def _write_error(out: Path, error: OSError) -> ResultsError:
+    if error.errno in {errno.ENOSPC, errno.EDQUOT}:
+        hint = "Free some space, empty the folder and run the command again; --table-only needs little."
+        return ResultsError("P502", f"The disk is full: not all phantoms could be written to {out}.", hint)
+    why = error.strerror or type(error).__name__
+    return ResultsError("P501", f"The folder {out} can't be written: {why}.", "Choose another with --out.")
+
+
 def _rows(phantom: Phantom, out: Path, wanted: Wanted, jobs: list[tuple[int, int]]) -> Iterator[dict[str, Any]]:
     """What became of each subject, in order; in several processes where that is quicker."""
     processes = min(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1, MOST_PROCESSES)
@@ -114,7 +136,7 @@ def _rows(phantom: Phantom, out: Path, wanted: Wanted, jobs: list[tuple[int, int
         _start(phantom, out, wanted)
         yield from map(_write_subject, jobs)
         return
-    with ProcessPoolExecutor(processes, get_context("spawn"), _start, (phantom, out, wanted)) as pool:
+    with ProcessPoolExecutor(processes, get_context("spawn"), _start_process, (phantom, out, wanted)) as pool:
         yield from pool.map(_write_subject, jobs, chunksize=4)
 
 
@@ -124,6 +146,12 @@ _work: dict[str, Any] = {}
 def _start(phantom: Phantom, out: Path, wanted: Wanted) -> None:
     """Give a process its work."""
     _work.update(phantom=phantom, out=out, wanted=wanted)
+
+
+def _start_process(phantom: Phantom, out: Path, wanted: Wanted) -> None:
+    """Give a process of its own its work; an interrupt is the main process's affair."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    _start(phantom, out, wanted)
 
 
 def _write_subject(job: tuple[int, int]) -> dict[str, Any]:
@@ -136,7 +164,7 @@ def _write_subject(job: tuple[int, int]) -> dict[str, Any]:
         files = _write_images(subject, phantom.scanners[site], out, wanted.form, phantom.seed)
     if wanted.maps:
         files["map"] = f"maps/{subject.name}_grey.nii.gz"
-        _write_nifti(subject.grey_map(), out / files["map"])
+        _write_nifti(subject.grey_map(), out / files["map"], "mni")
     person = {
         "site": subject.site,
         "subject": subject.name,
@@ -203,9 +231,11 @@ def _sidecar(scanner: Scanner) -> dict[str, object]:
     return found
 
 
-def _write_nifti(volume: Volume, path: Path) -> None:
+def _write_nifti(volume: Volume, path: Path, space: Literal["scanner", "mni"] = "scanner") -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     image = nibabel.Nifti1Image(volume.values, volume.affine)
+    image.set_sform(volume.affine, space)
+    image.set_qform(volume.affine, space)
     image.header.set_xyzt_units("mm")
     nibabel.save(image, path)
 
@@ -222,7 +252,7 @@ def _write_scanners(phantom: Phantom, out: Path) -> None:
 
 def _write_atlas(out: Path) -> None:
     volume = atlas()
-    _write_nifti(volume, out / "atlas.nii.gz")
+    _write_nifti(volume, out / "atlas.nii.gz", "mni")
     rows = []
     for number, name in enumerate(region_names(), 1):
         middle = np.argwhere(volume.values == number).mean(axis=0) @ volume.affine[:3, :3] + volume.affine[:3, 3]
