@@ -236,7 +236,9 @@ def read_header(path: Path, *, salt: str = "", root: Path | None = None) -> Head
     _refuse_other_objects(texts, elements)
     rows, columns = texts.short("rows"), texts.short("columns")
     frames = texts.count("frames")
-    if not rows or not columns or not elements.pixels:
+    if not (rows and columns and elements.pixels):
+        if rows or columns or elements.pixels or texts.text("orientation"):
+            raise UnreadableError("DICOM image is incomplete: its size or its pixels are missing")
         raise UnreadableError("DICOM object has no image")
     samples, bits = texts.short("samples") or 1, texts.short("bits_allocated") or 16
     expected = rows * columns * frames * samples * bits // 8
@@ -323,7 +325,7 @@ class _Texts:
         text = self.text(name)
         if not text:
             return 1
-        if not text.isdecimal() or int(text) == 0:
+        if not (text.isdecimal() and text.isascii() and len(text) < 12) or int(text) == 0:
             raise UnreadableError("number of frames in the DICOM header is no number")
         return int(text)
 
