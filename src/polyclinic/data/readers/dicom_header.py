@@ -233,7 +233,7 @@ def read_header(path: Path, *, salt: str = "", root: Path | None = None) -> Head
     """
     elements = read_elements(path, _TAGS)
     texts = _Texts(elements)
-    _refuse_other_objects(texts, elements)
+    _refuse_other_objects(texts)
     rows, columns = texts.short("rows"), texts.short("columns")
     frames = texts.count("frames")
     if not (rows and columns and elements.pixels):
@@ -347,7 +347,7 @@ class _Texts:
         return slope, intercept
 
 
-def _refuse_other_objects(texts: _Texts, elements: Elements) -> None:
+def _refuse_other_objects(texts: _Texts) -> None:
     sop_class = texts.text("sop_class")
     for start, kind in _KINDS:
         if sop_class == start or (start.endswith(".") and sop_class.startswith(start)):
@@ -357,8 +357,6 @@ def _refuse_other_objects(texts: _Texts, elements: Elements) -> None:
     kind = _MODALITIES.get(texts.word("modality"), "")
     if kind:
         raise UnreadableError(f"DICOM object is {kind}, not an image")
-    if not elements.values:
-        raise UnreadableError("DICOM object has no image")
 
 
 def _plain_numbers(texts: _Texts, samples: int, bits: int) -> bool:
