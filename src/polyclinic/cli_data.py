@@ -40,9 +40,9 @@ def scan(
     """Find out what a folder of images is, and write a manifest with pseudonymous patients."""
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-    from polyclinic.data.readers.scan import open_salt, scan_folder, write_manifest
+    from polyclinic.data.readers.scan import find_salt, keep_salt, scan_folder, write_manifest
 
-    secret, place = open_salt(out, salt)
+    secret = find_salt(out, salt)
     columns = (TextColumn("Reading headers"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console, transient=True) as progress:
         task = progress.add_task("", total=None)
@@ -54,7 +54,7 @@ def scan(
             progress=lambda done, total: progress.update(task, completed=done, total=total),
         )
     write_manifest(found, out)
-    _print_scan(found, folder, out, place)
+    _print_scan(found, folder, out, keep_salt(out, secret))
 
 
 def _print_scan(found: Scan, folder: Path, out: Path, salt: Path) -> None:

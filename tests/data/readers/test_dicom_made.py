@@ -298,6 +298,10 @@ def test_a_damaged_slice_is_not_left_out_in_silence(stack, tmp_path):
     assert rejected(files) == "pixels are truncated"
     files[0].write_bytes(files[0].read_bytes()[:300])
     assert rejected(files) == "DICOM header is truncated"
+    data = pydicom.dcmread(files[1])
+    del data.PixelData
+    data.save_as(files[0])
+    assert rejected(files) == "DICOM image is incomplete: its size or its pixels are missing"
 
 
 def test_no_message_quotes_the_header(dicom, patient, tmp_path, capfd, caplog):

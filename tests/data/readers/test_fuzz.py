@@ -90,6 +90,27 @@ def test_damaged_nifti(tmp_path, name):
         try_to_read(nifti_header, path)
 
 
+def test_threads_may_be_quiet_together():
+    import logging
+    import warnings
+    from concurrent.futures import ThreadPoolExecutor
+    from time import sleep
+
+    from polyclinic.data.readers.dicom_elements import quiet
+
+    def work(number):
+        with quiet:
+            sleep(0.001 * (number % 5))
+            warnings.warn("quotes a header", stacklevel=1)
+            logging.getLogger("pydicom").warning("quotes a header")
+
+    before = list(warnings.filters)
+    with ThreadPoolExecutor(8) as threads:
+        list(threads.map(work, range(40)))
+    assert list(warnings.filters) == before
+    assert not logging.getLogger("pydicom").disabled
+
+
 def test_scan_of_a_damaged_export(contents, tmp_path):
     random, folder = np.random.default_rng(4), tmp_path / "export"
     folder.mkdir()

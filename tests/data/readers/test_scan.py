@@ -10,8 +10,8 @@ from typer.testing import CliRunner
 
 from polyclinic.cli import app
 from polyclinic.data.readers.read import read_volume
-from polyclinic.data.readers.scan import open_salt, scan_folder, write_manifest
-from polyclinic.errors import DataError
+from polyclinic.data.readers.scan import find_salt, keep_salt, scan_folder, write_manifest
+from polyclinic.errors import DataError, ResultsError
 
 CUBE = np.arange(4 * 5 * 6, dtype=np.int16).reshape(4, 5, 6)
 AFFINE = np.diag((1.0, 1, 2, 1))
@@ -346,17 +346,28 @@ def test_mistakes(tmp_path):
 
 
 def test_salt_is_kept_beside_the_manifest(tmp_path):
-    salt, place = open_salt(tmp_path / "out/m.csv", None)
-    assert place == tmp_path / "out/m.salt"
+    out = tmp_path / "out/m.csv"
+    salt = find_salt(out, None)
     assert len(salt) == 32
+    assert salt != find_salt(out, None)
+    place = keep_salt(out, salt)
+    assert place == tmp_path / "out/m.salt"
     assert "never send it" in place.read_text()
     assert place.stat().st_mode & 0o077 == 0
-    assert open_salt(tmp_path / "out/m.csv", None) == (salt, place)
-    assert open_salt(tmp_path / "out/m.csv", "mine")[0] == "mine"
-    assert open_salt(tmp_path / "out/m.csv", None)[0] == "mine"
+    assert find_salt(out, None) == salt
+    assert find_salt(out, "mine") == "mine"
     place.write_text("# nothing\n")
     with pytest.raises(DataError, match=r"P201 The salt file 'm.salt' is empty"):
-        open_salt(tmp_path / "out/m.csv", None)
+        find_salt(out, None)
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(ResultsError, match="P501"):
+        keep_salt(tmp_path / "file/m.csv", salt)
+
+
+def test_a_failed_scan_leaves_no_salt(tmp_path):
+    result = CliRunner().invoke(app, ["data", "scan", str(tmp_path / "none"), "--out", str(tmp_path / "m.csv")])
+    assert isinstance(result.exception, DataError)
+    assert not list(tmp_path.iterdir())
 
 
 def test_manifest_is_a_plain_table(bids, tmp_path_factory):

@@ -158,13 +158,18 @@ def _participants(table: Path, *, site_column: bool) -> tuple[dict[str, dict[str
         texts = cells.pop(home).tolist()
         sites = {key: text for key, text in zip(keys, texts, strict=True) if text not in _MISSING}
     dropped = [name for name in cells if _identifies(str(name), cells[name])]
+    covariates = _covariates(keys, cells.drop(columns=dropped))
     warnings = []
     if dropped:
         are = "1 column is" if len(dropped) == 1 else f"{len(dropped)} columns are"
         warnings.append(f"{are} left out of participants.tsv: their names or values may identify patients.")
-    cells = cells.drop(columns=dropped).replace(list(_MISSING), "")
-    rows = [{str(name): str(text) for name, text in row.items()} for row in cells.to_dict("records")]
-    return dict(zip(keys, rows, strict=True)), sites, warnings
+    return covariates, sites, warnings
+
+
+def _covariates(keys: Sequence[str], cells: pd.DataFrame) -> dict[str, dict[str, str]]:
+    """Key -> column -> text of each row, "" where missing."""
+    rows = cells.replace(list(_MISSING), "").to_dict("records")
+    return {key: {str(name): str(text) for name, text in row.items()} for key, row in zip(keys, rows, strict=True)}
 
 
 def _identifies(name: str, cells: pd.Series[str]) -> bool:
@@ -190,6 +195,4 @@ def _sessions(table: Path) -> dict[str, dict[str, str]]:
     if "session_id" not in cells or cells.columns.duplicated().any():
         return {}
     keys = cells.pop("session_id").str.removeprefix("ses-").tolist()
-    cells = cells.drop(columns=[name for name in cells if _identifies(str(name), cells[name])])
-    rows = cells.replace(list(_MISSING), "").to_dict("records")
-    return {key: {str(name): str(text) for name, text in row.items()} for key, row in zip(keys, rows, strict=True)}
+    return _covariates(keys, cells.drop(columns=[name for name in cells if _identifies(str(name), cells[name])]))

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import logging
 import struct
+import threading
 import warnings
-from collections.abc import Collection, Iterator
-from contextlib import contextmanager
+from collections.abc import Collection
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -104,18 +105,31 @@ def read_elements(path: Path, wanted: Collection[int]) -> Elements:
         raise UnreadableError("file may not be read") from None
 
 
-@contextmanager
-def quiet() -> Iterator[None]:
-    """pydicom's warnings quote values of headers: none may reach a screen or a log."""
-    logger = logging.getLogger("pydicom")
-    disabled = logger.disabled
-    logger.disabled = True
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logger.disabled = disabled
+class _Quiet:
+    """Switches pydicom's messages off while anyone in the process is inside; threads may overlap."""
+
+    def __init__(self) -> None:
+        self.lock, self.inside, self.was = threading.Lock(), 0, ExitStack()
+
+    def __enter__(self) -> None:
+        with self.lock:
+            self.inside += 1
+            if self.inside == 1:
+                logger = logging.getLogger("pydicom")
+                self.was.callback(setattr, logger, "disabled", logger.disabled)
+                logger.disabled = True
+                self.was.enter_context(warnings.catch_warnings())
+                warnings.simplefilter("ignore")
+
+    def __exit__(self, *exception: object) -> None:
+        with self.lock:
+            self.inside -= 1
+            if not self.inside:
+                self.was.close()
+
+
+quiet = _Quiet()
+"""``with quiet:`` around pydicom and nibabel: their warnings quote values of headers, and none may reach a screen."""
 
 
 def _bare_syntax(start: bytes) -> str | None:
@@ -236,7 +250,7 @@ def _read_with_pydicom(path: Path, wanted: Collection[int]) -> Elements:
     import pydicom
     from pydicom.dataelem import RawDataElement
 
-    with quiet():
+    with quiet:
         try:
             with path.open("rb") as file:
                 data = pydicom.dcmread(file, stop_before_pixels=True, specific_tags=list(wanted), force=True)
@@ -253,7 +267,7 @@ def _read_with_pydicom(path: Path, wanted: Collection[int]) -> Elements:
                     values[tag] = element.value
         except UnreadableError:
             raise
-        except OSError:
+        except PermissionError:
             raise UnreadableError("file may not be read") from None
         except Exception:  # pydicom raises many types on damaged files
             raise UnreadableError("DICOM header is damaged") from None

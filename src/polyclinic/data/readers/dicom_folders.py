@@ -41,7 +41,8 @@ def scan_dicom(files: Sequence[Path], folder: Path, site: str, salt: str, tick: 
                 findings.others[path.suffix.lower() or "no ending"] += 1
             else:
                 findings.images.append(FoundImage(site, "", "", "", "", reason=reason))
-                unusable.append(path) if not reason.startswith("DICOM object") else None
+                if not reason.startswith("DICOM object"):
+                    unusable.append(path)
         tick()
     groups = group_planes(headers)
     places = _Places(groups, unusable, folder, salt)

@@ -233,10 +233,12 @@ def read_header(path: Path, *, salt: str = "", root: Path | None = None) -> Head
     """
     elements = read_elements(path, _TAGS)
     texts = _Texts(elements)
-    _refuse_other_objects(texts, elements)
+    _refuse_other_objects(texts)
     rows, columns = texts.short("rows"), texts.short("columns")
     frames = texts.count("frames")
-    if not rows or not columns or not elements.pixels:
+    if not (rows and columns and elements.pixels):
+        if rows or columns or elements.pixels or texts.text("orientation"):
+            raise UnreadableError("DICOM image is incomplete: its size or its pixels are missing")
         raise UnreadableError("DICOM object has no image")
     samples, bits = texts.short("samples") or 1, texts.short("bits_allocated") or 16
     expected = rows * columns * frames * samples * bits // 8
@@ -323,7 +325,7 @@ class _Texts:
         text = self.text(name)
         if not text:
             return 1
-        if not text.isdecimal() or int(text) == 0:
+        if not (text.isdecimal() and text.isascii() and len(text) < 12) or int(text) == 0:
             raise UnreadableError("number of frames in the DICOM header is no number")
         return int(text)
 
@@ -345,7 +347,7 @@ class _Texts:
         return slope, intercept
 
 
-def _refuse_other_objects(texts: _Texts, elements: Elements) -> None:
+def _refuse_other_objects(texts: _Texts) -> None:
     sop_class = texts.text("sop_class")
     for start, kind in _KINDS:
         if sop_class == start or (start.endswith(".") and sop_class.startswith(start)):
@@ -355,8 +357,6 @@ def _refuse_other_objects(texts: _Texts, elements: Elements) -> None:
     kind = _MODALITIES.get(texts.word("modality"), "")
     if kind:
         raise UnreadableError(f"DICOM object is {kind}, not an image")
-    if not elements.values:
-        raise UnreadableError("DICOM object has no image")
 
 
 def _plain_numbers(texts: _Texts, samples: int, bits: int) -> bool:

@@ -28,7 +28,6 @@ _PIXEL_TAGS = [
 _MOST_BYTES = 8 * 2**30
 _JPEG_EXTENDED = "1.2.840.10008.1.2.4.51"
 _TWELVE_BITS = "12-bit lossy JPEG can't be decoded: unpack the file first (for example with DCMTK's dcmdjpeg)"
-_ODD_SYNTAX = "transfer syntax is a private or damaged one"
 _LUMINANCE = np.array((0.299, 0.587, 0.114))
 """ITU-R BT.601."""
 _PHYSICAL = ("CT", "PT")
@@ -42,12 +41,12 @@ def missing_decoder(header: Header) -> str:
     from pydicom.pixels import get_decoder
     from pydicom.uid import UID
 
-    with quiet():
+    with quiet:
         syntax = UID(header.syntax)
         try:
             decoder = get_decoder(syntax)
         except NotImplementedError:
-            return f"transfer syntax {syntax.name} is none for images" if syntax.is_private is False else _ODD_SYNTAX
+            return "transfer syntax is none for images, or is damaged"
         if not decoder.is_available:
             extra = any(kind in syntax.name for kind in ("JPEG 2000", "JPEG-LS", "RLE"))
             package = "'polyclinic[dicom]'" if extra else "python-gdcm"
@@ -164,7 +163,7 @@ def _decoded(header: Header) -> npt.NDArray[np.generic]:
     if reason:
         raise UnreadableError(reason)
     data = _with_pixels(header)
-    with quiet():
+    with quiet:
         try:
             pixels = np.asarray(data.pixel_array)
             if header.photometric == "PALETTE COLOR":
@@ -184,12 +183,12 @@ def _decoded(header: Header) -> npt.NDArray[np.generic]:
 def _with_pixels(header: Header) -> Dataset:
     import pydicom
 
-    with quiet():
+    with quiet:
         try:
             data = pydicom.dcmread(header.path, specific_tags=_PIXEL_TAGS, force=True)
             if "TransferSyntaxUID" not in data.file_meta:
                 data.file_meta.TransferSyntaxUID = IMPLICIT if data.original_encoding[0] else EXPLICIT
-        except OSError:
+        except PermissionError:
             raise UnreadableError("file may not be read") from None
         except Exception:
             raise UnreadableError("DICOM file is damaged") from None

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import warnings
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -70,6 +69,8 @@ def find_planes(header: Header) -> list[Plane]:
     Raises:
         UnreadableError: the places of a mosaic's or a multi-frame object's slices can't be found.
     """
+    if header.frames > _MOST_FRAMES:
+        raise UnreadableError("more than 100,000 frames")
     if header.truncated:
         raise UnreadableError("pixels are truncated")
     if header.tiles and "VFRAME" in header.image_type:
@@ -80,10 +81,10 @@ def find_planes(header: Header) -> list[Plane]:
         return _frames(header)
     if header.frames > 1 and header.modality in ("NM", "PT"):
         raise UnreadableError("frames of nuclear medicine have no positions of their own")
-    return [replace_index(_plain(header), index) for index in range(min(header.frames, _MOST_FRAMES))]
+    return [_as_frame(_plain(header), index) for index in range(header.frames)]
 
 
-def replace_index(plane: Plane, index: int) -> Plane:
+def _as_frame(plane: Plane, index: int) -> Plane:
     """The same plane as another frame of its file."""
     return replace(plane, index=index, time=(*plane.time[:-1], index))
 
@@ -121,14 +122,13 @@ def _siemens_tiles(header: Header) -> list[Plane]:
     )
     plain = _plain(header)
     places = [first + normal * header.gap * index for index in range(tiles)]
-    return [replace(replace_index(plain, index), position=tuple(place.tolist())) for index, place in enumerate(places)]
+    return [replace(_as_frame(plain, index), position=tuple(place.tolist())) for index, place in enumerate(places)]
 
 
 def _siemens_header(header: Header) -> tuple[npt.NDArray[np.float64], int]:
     """The direction in which slices follow each other, and their number, from the vendor's own header (CSA)."""
     data = _dataset(header, [_SIEMENS_CREATOR, _SIEMENS_IMAGE])
-    with warnings.catch_warnings():  # nibabel warns that its DICOM part is experimental
-        warnings.simplefilter("ignore")
+    with quiet:  # nibabel warns that its DICOM part is experimental
         from nibabel.nicom import csareader
 
         try:
@@ -152,10 +152,10 @@ def _united_tiles(header: Header) -> list[Plane]:
     across, down = tile_grid(header)
     plain, planes = _plain(header), []
     try:
-        items = list(data[_UNITED_FRAMES].value)
-        for index, item in enumerate(items):
-            place = _floats(item.get("ImagePositionPatient"), 3)
-            planes.append(replace(replace_index(plain, index), position=place))
+        with quiet:
+            for index, item in enumerate(data[_UNITED_FRAMES].value):
+                place = _floats(item.get("ImagePositionPatient"), 3)
+                planes.append(replace(_as_frame(plain, index), position=place))
     except Exception:
         raise UnreadableError("positions of the frames in the United Imaging header are damaged") from None
     if len(planes) != header.tiles or header.columns % across or header.rows % down:
@@ -167,11 +167,12 @@ def _frames(header: Header) -> list[Plane]:
     """Frames of an enhanced object: what all share stands in one functional group, what differs in one a frame."""
     data = _dataset(header, [_SHARED, _PER_FRAME])
     try:
-        shared = data[_SHARED].value[0] if _SHARED in data and data[_SHARED].value else None
-        groups = list(data[_PER_FRAME].value) if _PER_FRAME in data else []
-        if len(groups) != header.frames:
-            raise UnreadableError("functional groups don't fit the number of frames")
-        return [_frame(header, index, shared, group) for index, group in enumerate(groups)]
+        with quiet:
+            shared = data[_SHARED].value[0] if _SHARED in data and data[_SHARED].value else None
+            groups = list(data[_PER_FRAME].value) if _PER_FRAME in data else []
+            if len(groups) != header.frames:
+                raise UnreadableError("functional groups don't fit the number of frames")
+            return [_frame(header, index, shared, group) for index, group in enumerate(groups)]
     except UnreadableError:
         raise
     except Exception:
@@ -219,7 +220,7 @@ def _floats(value: Any, count: int) -> tuple[float, ...] | None:
 def _dataset(header: Header, tags: list[int]) -> Dataset:
     import pydicom
 
-    with quiet():
+    with quiet:
         try:
             return pydicom.dcmread(header.path, stop_before_pixels=True, specific_tags=tags, force=True)
         except Exception:

@@ -26,6 +26,8 @@ _SAME_PLACE = 0.01
 """Slices closer than this (mm) are at the same place."""
 _UNEVEN = 0.05
 """Share of the slice distance by which single distances may differ."""
+_FARTHEST = 1e6
+"""Millimetres within which every patient lies."""
 _VOLUMES = ("CT", "MR", "PT")
 _LPS_TO_RAS = np.diag((-1.0, -1.0, 1.0, 1.0))
 
@@ -180,7 +182,7 @@ def _pixel_digest(plane: Plane) -> bytes:
 
     from polyclinic.data.readers.dicom_elements import quiet
 
-    with quiet():
+    with quiet:
         try:
             data = pydicom.dcmread(plane.header.path, specific_tags=["PixelData"], force=True)
             return hashlib.sha256(data.PixelData).digest()
@@ -200,6 +202,8 @@ def _affine(planes: Sequence[Plane]) -> npt.NDArray[np.float64]:
         raise UnreadableError("pixel spacing is missing from the DICOM headers")
     row, column = np.array(orientation[:3]), np.array(orientation[3:])
     places = np.array([plane.position for plane in planes])
+    if np.abs(places).max() > _FARTHEST or max(spacing) > _FARTHEST:
+        raise UnreadableError("slice positions in the DICOM headers are out of all bounds")
     step = np.cross(row, column) * (first.gap or 1.0)
     if len(planes) > 1:
         # Not always along the normal: a tilted gantry shifts each slice a little.
