@@ -40,7 +40,8 @@ def scan(
     """Find out what a folder of images is, and write a manifest with pseudonymous patients."""
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-    from polyclinic.data.readers.scan import find_salt, keep_salt, scan_folder, write_manifest
+    from polyclinic.data.pseudonyms import find_salt, keep_salt
+    from polyclinic.data.readers.scan import scan_folder, write_manifest
 
     secret = find_salt(out, salt)
     columns = (TextColumn("Reading headers"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())

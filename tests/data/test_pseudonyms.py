@@ -1,45 +1,43 @@
 """Names of patients that tell nothing without the site's secret."""
 
-import hashlib
-import stat
-
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from polyclinic.data.pseudonyms import SALT_FILE, pseudonym, study_salt
-from polyclinic.errors import DataError
+from polyclinic.data.pseudonyms import find_salt, keep_salt, new_salt, pseudonym
+from polyclinic.errors import DataError, ResultsError
 
 
-def test_a_name_worked_by_hand():
-    text = (3).to_bytes(8, "little") + b"abc" + (4).to_bytes(8, "little") + b"P001"
-    assert pseudonym("P001", "abc") == "S" + hashlib.sha256(text).hexdigest()[:10]
+def test_pseudonyms():
+    assert new_salt() != new_salt()
+    name = pseudonym("4711", "salt", "sub")
+    # printf 4711 | openssl dgst -sha256 -hmac salt
+    assert name == "sub-0f494b86f1cd"
+    assert name == pseudonym(" 4711", "salt", "sub")
+    assert len({name, pseudonym("4711", "pepper", "sub"), pseudonym("4712", "salt", "sub")}) == 3
 
 
 @given(st.text(), st.text(), st.text(), st.text())
 def test_names_differ_where_patient_or_salt_do(subject, salt, other_subject, other_salt):
-    same = (subject, salt) == (other_subject, other_salt)
-    assert (pseudonym(subject, salt) == pseudonym(other_subject, other_salt)) == same
+    same = (subject.strip(), salt) == (other_subject.strip(), other_salt)
+    names = pseudonym(subject, salt, "sub"), pseudonym(other_subject, other_salt, "sub")
+    assert (names[0] == names[1]) == same
 
 
-def test_moving_a_letter_from_salt_to_patient_changes_the_name():
-    assert pseudonym("bc", "a") != pseudonym("c", "ab")
-
-
-def test_the_salt_is_made_once_and_is_the_owners_alone(tmp_path):
-    folder = tmp_path / "new"
-    salt = study_salt(folder)
-    assert len(salt) == 64
-    assert study_salt(folder) == salt
-    assert study_salt(tmp_path / "other") != salt
-    assert stat.S_IMODE((folder / SALT_FILE).stat().st_mode) == 0o600
-    assert "must stay at the site" in (folder / SALT_FILE).read_text()
-
-
-@pytest.mark.parametrize(
-    "content", [b"", b"# only a comment\n", b"short\n", b"a" * 20 + b"\n" + b"b" * 20, b"\xff\xfe"]
-)
-def test_a_file_that_holds_no_salt_is_told(tmp_path, content):
-    (tmp_path / SALT_FILE).write_bytes(content)
-    with pytest.raises(DataError, match=r"P201 salt\.txt (holds no salt of at least 16 characters|can't be read)"):
-        study_salt(tmp_path)
+def test_salt_is_kept_beside_the_manifest(tmp_path):
+    out = tmp_path / "out/m.csv"
+    salt = find_salt(out, None)
+    assert len(salt) == 32
+    assert salt != find_salt(out, None)
+    place = keep_salt(out, salt)
+    assert place == tmp_path / "out/m.salt"
+    assert "never send it" in place.read_text()
+    assert place.stat().st_mode & 0o077 == 0
+    assert find_salt(out, None) == salt
+    assert find_salt(out, "mine") == "mine"
+    place.write_text("# nothing\n")
+    with pytest.raises(DataError, match=r"P201 The salt file 'm.salt' is empty"):
+        find_salt(out, None)
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(ResultsError, match="P501"):
+        keep_salt(tmp_path / "file/m.csv", salt)

@@ -90,7 +90,7 @@ def prepared(tmp_path, tree):
         assert len(result.manifest) == done.used
         if "preprocessing" not in result.study["data"] and result.study["task"] != "regression":
             Declaration.check(result.study)
-        assert result.manifest["subject"].str.fullmatch(r"S[0-9a-f]{10}").all()
+        assert result.manifest["subject"].str.fullmatch(r"sub-[0-9a-f]{12}").all()
         return result
 
     return run

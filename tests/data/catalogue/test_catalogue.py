@@ -9,7 +9,7 @@ import pytest
 from polyclinic.data.catalogue import ENTRIES, Choices, find_entry, prepare
 from polyclinic.data.catalogue.artificial import SCHEMES
 from polyclinic.data.catalogue.page import entry_page
-from polyclinic.data.pseudonyms import pseudonym, study_salt
+from polyclinic.data.pseudonyms import find_salt, pseudonym
 from polyclinic.errors import DataError, ResultsError
 from polyclinic.study.declaration import Declaration
 
@@ -53,8 +53,8 @@ def test_what_is_written(heart, prepared):
     assert any("processed.hungarian.data, processed.switzerland.data" in note for note in result.prepared.notes)
     declaration = Declaration.check(result.study)
     assert declaration.task == "classification"
-    salt = study_salt(result.out)
-    assert result.manifest["subject"][0] == pseudonym("cleveland 1", salt)
+    salt = find_salt(result.out / "manifest.csv", None)
+    assert result.manifest["subject"][0] == pseudonym("cleveland 1", salt, "sub")
     text = (result.out / "study.yaml").read_text()
     assert "# Terms: CC BY 4.0" in text
     assert "# Citation: Janosi A" in text
@@ -62,7 +62,7 @@ def test_what_is_written(heart, prepared):
 
 
 def test_the_same_again_gives_the_same_files(heart, prepared):
-    files = ("manifest.csv", "study.yaml", "salt.txt")
+    files = ("manifest.csv", "study.yaml", "manifest.salt")
     first = prepared("heart-disease")
     before = [(first.out / name).read_bytes() for name in files]
     prepared("heart-disease")

@@ -4,7 +4,6 @@ from PIL import Image
 
 from polyclinic.data.readers.dicom_header import read_header
 from polyclinic.data.readers.dicom_series import group_planes
-from polyclinic.data.readers.pseudonyms import new_salt, pseudonym
 from polyclinic.data.readers.read import read_volume, series_name
 from polyclinic.data.readers.volume import UnreadableError
 
@@ -55,12 +54,3 @@ def test_pictures(tmp_path):
     assert rejected("c.png", tmp_path) == "picture is damaged"
     (tmp_path / "d.png").write_bytes(b"x")
     assert rejected("d.png", tmp_path).startswith("file is no PNG")
-
-
-def test_pseudonyms():
-    assert new_salt() != new_salt()
-    name = pseudonym("4711", "salt", "sub")
-    # printf 4711 | openssl dgst -sha256 -hmac salt
-    assert name == "sub-0f494b86f1cd"
-    assert name == pseudonym(" 4711", "salt", "sub")
-    assert len({name, pseudonym("4711", "pepper", "sub"), pseudonym("4712", "salt", "sub")}) == 3

@@ -10,8 +10,8 @@ from typer.testing import CliRunner
 
 from polyclinic.cli import app
 from polyclinic.data.readers.read import read_volume
-from polyclinic.data.readers.scan import find_salt, keep_salt, scan_folder, write_manifest
-from polyclinic.errors import DataError, ResultsError
+from polyclinic.data.readers.scan import scan_folder, write_manifest
+from polyclinic.errors import DataError
 
 CUBE = np.arange(4 * 5 * 6, dtype=np.int16).reshape(4, 5, 6)
 AFFINE = np.diag((1.0, 1, 2, 1))
@@ -343,25 +343,6 @@ def test_mistakes(tmp_path):
     nifti(tmp_path / "a.nii")
     with pytest.raises(DataError, match="P203 `--site` and `--site-from` were both given"):
         scan_folder(tmp_path, salt="s", site="x", site_from="folder")
-
-
-def test_salt_is_kept_beside_the_manifest(tmp_path):
-    out = tmp_path / "out/m.csv"
-    salt = find_salt(out, None)
-    assert len(salt) == 32
-    assert salt != find_salt(out, None)
-    place = keep_salt(out, salt)
-    assert place == tmp_path / "out/m.salt"
-    assert "never send it" in place.read_text()
-    assert place.stat().st_mode & 0o077 == 0
-    assert find_salt(out, None) == salt
-    assert find_salt(out, "mine") == "mine"
-    place.write_text("# nothing\n")
-    with pytest.raises(DataError, match=r"P201 The salt file 'm.salt' is empty"):
-        find_salt(out, None)
-    (tmp_path / "file").write_text("x")
-    with pytest.raises(ResultsError, match="P501"):
-        keep_salt(tmp_path / "file/m.csv", salt)
 
 
 def test_a_failed_scan_leaves_no_salt(tmp_path):

@@ -26,8 +26,8 @@ polyclinic check my-study/study.yaml
 - `manifest.csv`: a row a case, with site, subject, images, mask, label and covariates. Paths are relative to the entry
   `root` of the study file.
 - `study.yaml`: a study to start from. It is never overwritten once you changed it.
-- `salt.txt`: the secret from which the names of subjects are made. It must stay at the site. Copied into another folder
-  before `prepare`, it gives the same subjects the same names there.
+- `manifest.salt`: the secret from which the names of subjects are made. It must stay at the site. Copied into another
+  folder before `prepare`, it gives the same subjects the same names there.
 
 Every case found is used or rejected with a reason, and the numbers are printed for each site. The options are the same
 for all data sets:

@@ -15,7 +15,7 @@ from polyclinic.data.catalogue.artificial import SCHEMES, artificial_sites
 from polyclinic.data.catalogue.entry import Choices, Draft, Entry, Label, Prepared, Request
 from polyclinic.data.catalogue.layout import LayoutError
 from polyclinic.data.catalogue.studies import starter_study, study_text
-from polyclinic.data.pseudonyms import pseudonym, study_salt
+from polyclinic.data.pseudonyms import find_salt, keep_salt, pseudonym
 from polyclinic.errors import DataError, ResultsError, nearest
 from polyclinic.files import write_atomic
 
@@ -35,8 +35,8 @@ def prepare(
 ) -> Prepared:
     """Write ``manifest.csv`` and ``study.yaml`` into ``out``. Images stay where they are unless they need converting.
 
-    Subjects get the names that ``out/salt.txt`` makes of them; the salt is made at the first call. Doing the same again
-    gives the same files.
+    Subjects get the names that ``out/manifest.salt`` makes of them; the salt is made at the first call. Doing the same
+    again gives the same files.
 
     Args:
         entry: of the catalogue.
@@ -175,8 +175,9 @@ def _write(
     columns = [name for name in rows.columns if name not in {"site", "subject", "reason"}]
     manifest = used[["site", "subject", *columns]].copy()
     root = _relocate(manifest, draft, source, out)
-    salt = study_salt(out)
-    manifest["subject"] = [pseudonym(subject, salt) for subject in manifest["subject"]]
+    salt = find_salt(out / MANIFEST, None)
+    keep_salt(out / MANIFEST, salt)
+    manifest["subject"] = [pseudonym(subject, salt, "sub") for subject in manifest["subject"]]
     manifest = manifest.sort_values("site", kind="stable")
     sites = sorted(manifest["site"].unique())
     if len(sites) == 1:

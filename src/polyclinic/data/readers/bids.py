@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pandas as pd
 
+from polyclinic.data.pseudonyms import pseudonym
 from polyclinic.data.readers.found import Findings, FoundImage, Tick, relative
 from polyclinic.data.readers.nifti import is_nifti, names_patient, nifti_header, scanner_facts, stem
-from polyclinic.data.readers.pseudonyms import pseudonym
 from polyclinic.data.readers.volume import UnreadableError
 from polyclinic.data.table import read_cells
 from polyclinic.errors import DataError

@@ -6,12 +6,12 @@ from collections import Counter, defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 
+from polyclinic.data.pseudonyms import pseudonym
 from polyclinic.data.readers.dicom_elements import NO_DICOM
 from polyclinic.data.readers.dicom_header import Header, read_header
 from polyclinic.data.readers.dicom_pixels import missing_decoder
 from polyclinic.data.readers.dicom_series import Group, Series, build_series, group_planes
 from polyclinic.data.readers.found import Findings, FoundImage, Tick, relative
-from polyclinic.data.readers.pseudonyms import pseudonym
 from polyclinic.data.readers.read import series_name
 from polyclinic.data.readers.volume import UnreadableError
 

@@ -14,8 +14,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+from polyclinic.data.pseudonyms import pseudonym
 from polyclinic.data.readers.dicom_elements import Elements, read_elements
-from polyclinic.data.readers.pseudonyms import pseudonym
 from polyclinic.data.readers.volume import UnreadableError
 
 ALLOWED = {

@@ -13,9 +13,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from polyclinic.data.pseudonyms import pseudonym
 from polyclinic.data.readers.found import Findings, FoundImage, Tick, relative
 from polyclinic.data.readers.nifti import names_patient, nifti_header, scanner_facts, stem
-from polyclinic.data.readers.pseudonyms import pseudonym
 from polyclinic.data.readers.volume import UnreadableError
 
 _SHOWS = {

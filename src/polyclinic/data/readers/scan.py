@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -20,19 +19,14 @@ from polyclinic.data.readers.files import list_files, maybe_dicom
 from polyclinic.data.readers.found import Findings, FoundImage, make_manifest
 from polyclinic.data.readers.nifti import is_nifti
 from polyclinic.data.readers.nifti_folders import scan_nifti
-from polyclinic.data.readers.pseudonyms import new_salt
 from polyclinic.data.readers.read import read_volume
 from polyclinic.data.readers.volume import UnreadableError
 from polyclinic.errors import DataError
-from polyclinic.files import write_atomic, write_error
+from polyclinic.files import write_atomic
 
 SiteFrom = Literal["folder", "column"]
 _MOST_LOOKS = 5
 """Head MRI volumes that are looked at for faces: the rest of a scan reads headers alone."""
-_SALT_TEXT = """\
-# The salt of the pseudonyms in the manifest beside this file. With it, patients can be found again from their
-# pseudonyms: keep it at this site, never send it anywhere. Scanning again with it gives the same pseudonyms.
-"""
 
 
 @dataclass(frozen=True)
@@ -123,43 +117,6 @@ def scan_folder(
 def write_manifest(scan: Scan, out: Path) -> None:
     """Write the manifest as a CSV file; its folder is made."""
     write_atomic(out, scan.manifest.to_csv(index=False, lineterminator="\n"))
-
-
-def find_salt(out: Path, given: str | None) -> str:
-    """The salt given, else that of an earlier scan into the manifest ``out``, else a new random one.
-
-    Raises:
-        DataError: P201 when the file beside the manifest has no salt in it.
-    """
-    place = _salt_file(out)
-    if given or not place.is_file():
-        return given or new_salt()
-    lines = [line.strip() for line in place.read_text(encoding="utf-8", errors="replace").splitlines()]
-    kept = next((line for line in lines if line and not line.startswith("#")), "")
-    if not kept:
-        raise DataError("P201", f"The salt file {place.name!r} is empty.", "Delete it, or give `--salt`.")
-    return kept
-
-
-def keep_salt(out: Path, salt: str) -> Path:
-    """Write the salt beside the manifest ``out``, in a file that only its owner may read.
-
-    Raises:
-        ResultsError: P501 or P502 when the file can't be written.
-    """
-    place = _salt_file(out)
-    try:
-        place.parent.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(place, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-            file.write(f"{_SALT_TEXT}{salt}\n")
-    except OSError as error:
-        raise write_error(place, error) from None
-    return place
-
-
-def _salt_file(out: Path) -> Path:
-    return out.with_name(f"{out.stem}.salt")
 
 
 def _with_site(image: FoundImage) -> FoundImage:
