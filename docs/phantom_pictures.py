@@ -65,9 +65,8 @@ def sites_picture() -> None:
             show(grid[row, site], subject.image, axis, place)
         about = subject.image.about
         size = " × ".join(f"{width:g}" for width in np.round(subject.image.spacing, 2))
-        name = str(about["vendor"]).split()[0].capitalize() if about["vendor"] != "GE MEDICAL SYSTEMS" else "GE"
         codes = "".join(orientations.aff2axcodes(subject.image.affine))
-        grid[0, site].set_title(f"{name} {about['field_strength']:g} T, {codes}\n{size} mm", fontsize=9)
+        grid[0, site].set_title(f"{about['vendor']} {about['field_strength']:g} T, {codes}\n{size} mm", fontsize=9)
     save(figure, "phantom-sites.png")
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,10 +15,11 @@ import pandas as pd
 import pydicom
 import pytest
 import yaml
+from typer.main import get_command
 from typer.testing import CliRunner
 
 from polyclinic import Study, cli
-from polyclinic.data.phantom import Phantom
+from polyclinic.data.phantom import EFFECTS, Phantom, PhantomSubject
 from polyclinic.data.phantom.phantom import atlas
 from polyclinic.data.phantom.template import region_names
 from polyclinic.data.phantom.write import Wanted, write_phantom
@@ -90,9 +92,8 @@ def test_dicom_holds_the_subject(made: Callable[[str], Path]):
                 place = (corner + i * columns * across + j * rows * down) * (-1, -1, 1)
                 assert np.allclose(place, (expected.affine @ (i, j, k, 1))[:3], atol=1e-3)
             assert np.array_equal(data.pixel_array, expected.values[:, :, k].T)
-            assert (data.Manufacturer, data.MagneticFieldStrength) == (
-                expected.about["vendor"], expected.about["field_strength"],
-            )  # fmt: skip
+            scanner = phantom().scanners[number // SUBJECTS]
+            assert (data.Manufacturer, data.MagneticFieldStrength) == (scanner.manufacturer, scanner.field_strength)
             identifiers |= {data.SOPInstanceUID}
             assert data.SOPInstanceUID.is_valid
             assert data.file_meta.MediaStorageSOPInstanceUID == data.SOPInstanceUID
@@ -263,3 +264,19 @@ def test_a_failed_write_is_told(number: int, sentence: str, tmp_path: Path, monk
     with pytest.raises(ResultsError) as raised:
         write_phantom(phantom(), 1, tmp_path / "out", Wanted("nifti"))
     assert sentence in str(raised.value)
+
+
+# The page -------------------------------------------------------------------------------------------------------------
+
+
+def test_the_page_names_every_option_and_effect():
+    page = (Path(__file__).resolve().parents[3] / "docs" / "phantom.md").read_text(encoding="utf-8")
+    command = get_command(cli.app)
+    for name in ("phantom", "regions"):
+        options = [option for parameter in command.commands[name].params for option in parameter.opts]  # type: ignore[attr-defined]
+        assert not [option for option in options if option not in page and option not in {"--help", "--out"}]
+    assert not [effect for effect in EFFECTS if f"| `{effect}` |" not in page]
+    (code,) = re.findall(r"^```python\n(.*?)^```", page, flags=re.MULTILINE | re.DOTALL)
+    found: dict[str, object] = {}
+    exec(code, found)  # noqa: S102
+    assert isinstance(found["subject"], PhantomSubject)

@@ -56,7 +56,7 @@ def _header(subject: PhantomSubject, scanner: Scanner, seed: int) -> FileDataset
     data.PatientSex, data.PatientAge, data.PatientBirthDate = subject.sex, f"{int(subject.age):03d}Y", ""
     data.StudyDate = data.StudyTime = data.AccessionNumber = data.ReferringPhysicianName = data.StudyID = ""
     data.Modality, data.SeriesNumber, data.SeriesDescription = "MR", 1, "T1w phantom"
-    data.Manufacturer = scanner.vendor
+    data.Manufacturer = scanner.manufacturer
     data.ManufacturerModelName = str(scanner.about["model"])
     data.InstitutionName = subject.site
     data.MagneticFieldStrength = scanner.field_strength

@@ -72,7 +72,7 @@ class Scanner:
     """One scanner and how it is used at a site. The defaults are the reference scanner.
 
     Attributes:
-        vendor: as headers write it.
+        vendor: Siemens, GE or Philips.
         field_strength: tesla, 1.5 or 3.
         sequence: of the T1-weighted image.
         scale: brightness of white matter in the stored image.
@@ -85,7 +85,7 @@ class Scanner:
         crop: millimetres cut off (negative: added) at left, right, back, front, bottom, top.
     """
 
-    vendor: str = "SIEMENS"
+    vendor: str = "Siemens"
     field_strength: float = 3.0
     sequence: Sequence = Sequence(9.0, 7.0, 176, 900.0, 2300.0)
     scale: float = 400.0
@@ -98,8 +98,13 @@ class Scanner:
     crop: tuple[float, float, float, float, float, float] = (0.0, 0.0, 0.0, 0.0, 0.0, 0.0)
 
     @property
+    def manufacturer(self) -> str:
+        """The vendor as its scanners write it into headers."""
+        return {"Siemens": "SIEMENS", "GE": "GE MEDICAL SYSTEMS"}.get(self.vendor, self.vendor)
+
+    @property
     def about(self) -> dict[str, str | float]:
-        """What the header says."""
+        """What readers take from the header."""
         return {
             "modality": "MR",
             "vendor": self.vendor,
@@ -134,27 +139,27 @@ _SETTINGS = {
     "field_of_view": ("shift", "crop"),
 }
 
-_GE_OLD = Sequence(8.0, 9.0, 166, 1000.0, 2400.0)
-_GE_NEW = Sequence(11.0, 7.0)
-_PHILIPS_OLD = Sequence(20.0, 11.0)
-_PHILIPS_NEW = Sequence(8.0, 6.8, 150, 900.0, 2200.0)
-_SIEMENS_OLD = Sequence(8.0, 9.0, 160, 1000.0, 2400.0)
-_SIEMENS_NEW = Sequence(9.0, 7.0, 176, 900.0, 2300.0)
+_PREPARED_15T = Sequence(8.0, 9.0, 166, 1000.0, 2400.0)
+_SPOILED_3T = Sequence(11.0, 7.0)
+_SPOILED_15T = Sequence(20.0, 11.0)
+_TURBO_3T = Sequence(8.0, 6.8, 150, 900.0, 2200.0)
+_MPRAGE_15T = Sequence(8.0, 9.0, 160, 1000.0, 2400.0)
+_MPRAGE_3T = Sequence(9.0, 7.0, 176, 900.0, 2300.0)
 #: Scanners of the sites in turn. Protocols are like those of large studies; no setting is of one particular machine.
 SCANNERS = (
-    Scanner("SIEMENS", 3.0, _SIEMENS_NEW, 400.0, 0.16, 0.030, 0.4, (1.0, 1.0, 1.0), "RAS"),
-    Scanner("GE MEDICAL SYSTEMS", 1.5, _GE_OLD, 2600.0, 0.08, 0.060, 0.9, (1.0, 1.0, 1.5), "LPS", (0, 0, 6)),
-    Scanner("Philips", 3.0, _PHILIPS_NEW, 900.0, 0.24, 0.035, 0.6, (1.25, 1.0, 1.0), "PSR", (4, -6, 0),
+    Scanner("Siemens", 3.0, _MPRAGE_3T, 400.0, 0.16, 0.030, 0.4, (1.0, 1.0, 1.0), "RAS"),
+    Scanner("GE", 1.5, _PREPARED_15T, 2600.0, 0.08, 0.060, 0.9, (1.0, 1.0, 1.5), "LPS", (0, 0, 6)),
+    Scanner("Philips", 3.0, _TURBO_3T, 900.0, 0.24, 0.035, 0.6, (1.25, 1.0, 1.0), "PSR", (4, -6, 0),
             (0, 0, 0, 0, -8, -8)),
-    Scanner("SIEMENS", 1.5, _SIEMENS_OLD, 250.0, 0.06, 0.070, 1.2, (1.25, 1.0, 1.0), "PIR", (0, 4, -6),
+    Scanner("Siemens", 1.5, _MPRAGE_15T, 250.0, 0.06, 0.070, 1.2, (1.25, 1.0, 1.0), "PIR", (0, 4, -6),
             (8, 8, 8, 8, 0, 0)),
-    Scanner("GE MEDICAL SYSTEMS", 3.0, _GE_NEW, 4200.0, 0.28, 0.025, 0.5, (1.0, 1.5, 1.0), "LSA", (-4, 0, 4),
+    Scanner("GE", 3.0, _SPOILED_3T, 4200.0, 0.28, 0.025, 0.5, (1.0, 1.5, 1.0), "LSA", (-4, 0, 4),
             (-8, -8, -8, -8, 0, 0)),
-    Scanner("Philips", 1.5, _PHILIPS_OLD, 1500.0, 0.10, 0.050, 1.0, (1.0, 1.0, 2.0), "RAS", (0, 0, 0),
+    Scanner("Philips", 1.5, _SPOILED_15T, 1500.0, 0.10, 0.050, 1.0, (1.0, 1.0, 2.0), "RAS", (0, 0, 0),
             (0, 0, 0, 0, 36, -8)),
-    Scanner("SIEMENS", 3.0, _SIEMENS_NEW, 520.0, 0.32, 0.045, 0.8, (1.2, 1.2, 1.2), "ARS", (6, 0, 0),
+    Scanner("Siemens", 3.0, _MPRAGE_3T, 520.0, 0.32, 0.045, 0.8, (1.2, 1.2, 1.2), "ARS", (6, 0, 0),
             (0, 0, -12, -12, 0, 0)),
-    Scanner("GE MEDICAL SYSTEMS", 1.5, _PHILIPS_OLD, 3100.0, 0.05, 0.080, 1.4, (1.0, 1.0, 1.75), "LAS", (0, -4, 6)),
+    Scanner("GE", 1.5, _SPOILED_15T, 3100.0, 0.05, 0.080, 1.4, (1.0, 1.0, 1.75), "LAS", (0, -4, 6)),
 )  # fmt: skip
 
 

@@ -219,7 +219,7 @@ def _sidecar(scanner: Scanner) -> dict[str, object]:
     sequence = scanner.sequence
     found: dict[str, object] = {
         "Modality": "MR",
-        "Manufacturer": scanner.vendor,
+        "Manufacturer": scanner.manufacturer,
         "ManufacturersModelName": scanner.about["model"],
         "MagneticFieldStrength": scanner.field_strength,
         "FlipAngle": sequence.flip_angle,
