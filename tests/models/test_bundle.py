@@ -156,6 +156,13 @@ def test_weights_that_run_code_or_are_of_another_network_are_refused(tmp_path):
         load_weights(module, trap)
 
 
+def test_versions_of_pytorch_that_read_weights_unsafely_are_not_trusted(tmp_path, monkeypatch):
+    found = read_bundle(write_bundle(tmp_path / "b"), weights=True)
+    monkeypatch.setattr(torch, "__version__", "2.5.1+cpu")
+    with pytest.raises(StudyError, match=r"P102 model\.pt can't be used: PyTorch 2\.5\.1\+cpu can't read it without"):
+        load_weights(network(), found.weights)
+
+
 @pytest.mark.parametrize(
     ("arguments", "shape", "outputs", "message"),
     [

@@ -30,6 +30,8 @@ _WEIGHTS = ("model.safetensors", "model.pt")
 #: Entries of a definition that say something to people or to MONAI's own loader.
 _ABOUT = ("_target_", "_desc_")
 _DEEPEST = 20
+#: First version of PyTorch that reads tensors alone from a file of its own format.
+SAFE_TORCH = (2, 6)
 
 
 @dataclass(frozen=True)
@@ -99,17 +101,20 @@ def load_weights(module: Any, path: Path) -> None:
 
 
 def _read_weights(path: Path) -> Any:
-    import pickle
-
     import torch
-    from safetensors import SafetensorError
     from safetensors.torch import load_file
 
+    # CVE-2025-32434: before 2.6, reading "weights only" could still run code.
+    if path.suffix != ".safetensors" and tuple(map(int, torch.__version__.split(".")[:2])) < SAFE_TORCH:
+        raise _unfit(
+            path.name, f"PyTorch {torch.__version__} can't read it without running code that may be in it.",
+            "Update PyTorch to 2.6 or later, or save the weights as models/model.safetensors.",
+        )  # fmt: skip
     try:
         if path.suffix == ".safetensors":
             return load_file(path)
         return torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, ValueError, EOFError, SafetensorError, pickle.UnpicklingError):
+    except Exception:  # readers of damaged or hostile files raise many types
         raise _unfit(
             path.name, "it is damaged, or holds more than tensors, which could run code.",
             "Save the network's state_dict alone: torch.save(network.state_dict(), 'models/model.pt').",
