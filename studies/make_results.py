@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import html
 import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any
@@ -15,8 +16,11 @@ from typing import Annotated, Any
 import pandas as pd
 import typer
 from rich.console import Console
+from rich.progress import Progress
 
 from polyclinic import PolyclinicError, Results, Study
+from polyclinic.data.phantom.request import survey_request
+from polyclinic.data.phantom.write import write_phantom
 from polyclinic.study.display import RichDisplay
 from polyclinic.study.report_answer import answer, p_text
 from polyclinic.study.report_folder import Folder
@@ -31,18 +35,23 @@ NAMES = (
     "autism-volumes",
     "sex-volumes",
     "sex-volumes-common-scale",
+    "sex-volumes-combat",
     "skin-lesions",
     "retina-vessels",
+    "survey-adni",
 )
+#: Folder with the table of the survey's experiment; if it is not set, the table is made of phantoms.
+SURVEY = "POLYCLINIC_SURVEY"
 #: More notes than this are left to the report.
 MOST_NOTES = 4
 
 INTRODUCTION = """\
 # Results
 
-What the studies in the folder `studies` found on real data. This page is written by `python studies/make_results.py`
-from the results folders, so no number on it is typed by hand. `make results` brings it up to date; the folder with the
-data is named by the environment variable `POLYCLINIC_DATA`, and the head of each study file says where to get them.
+What the studies in the folder `studies` found on real data, and one (survey-adni) on phantoms. This page is written by
+`python studies/make_results.py` from the results folders, so no number on it is typed by hand. `make results` brings it
+up to date; the folder with the data is named by the environment variable `POLYCLINIC_DATA`, and the head of each study
+file says where to get them.
 
 How to read the tables:
 
@@ -73,6 +82,8 @@ def main(only: Only = None, out: Out = HERE.parent / "results") -> None:
     for name in names:
         console.print(f"[bold]{name}[/bold]")
         try:
+            if name == "survey-adni" and SURVEY not in os.environ:
+                os.environ[SURVEY] = str(survey_table(out.resolve() / "survey-phantoms", console))
             run(HERE / f"{name}.yaml", out / name, console)
         except PolyclinicError as error:
             failed = True
@@ -81,6 +92,23 @@ def main(only: Only = None, out: Out = HERE.parent / "results") -> None:
     console.print(f"Wrote {PAGE}")
     if failed:
         raise typer.Exit(1)
+
+
+def survey_table(folder: Path, console: Console) -> Path:
+    """The folder with the survey's table, made of phantoms if it is not there yet.
+
+    Raises:
+        PolyclinicError: P503 without nilearn; P501 if the folder holds something else.
+    """
+    if not (folder / "regions.csv").is_file():
+        request = survey_request()
+        with Progress(console=console, transient=True) as shown:
+            bar = shown.add_task("Phantoms")
+            write_phantom(
+                request.phantom, request.subjects, folder, request.wanted,
+                lambda done, total: shown.update(bar, completed=done, total=total),
+            )  # fmt: skip
+    return folder
 
 
 def run(study_file: Path, out: Path, console: Console) -> None:

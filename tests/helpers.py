@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from polyclinic.communication.message import Message
 from polyclinic.data.cases import Counts, SiteData
-from polyclinic.data.scaling import Summary, merge
+from polyclinic.data.scaling import Summary
 from polyclinic.engine import Engine, LocalEngine
 from polyclinic.models import build_model
 from polyclinic.models.catalogue import MODELS
@@ -24,6 +24,7 @@ from polyclinic.rounds import Checkpoint, Plan, Progress, Row, run_rounds
 from polyclinic.state import FlatModule
 from polyclinic.study.declaration import Declaration, StudyMethod
 from polyclinic.study.jobs import Fold, Job, JobRunner, Outcome
+from polyclinic.study.preparing import prepare
 from polyclinic.tasks import TASKS, build_task
 
 #: With batches of 8: a single case left over, two cases more than a batch, smaller than a batch, several batches.
@@ -38,6 +39,14 @@ def table_site(name: str, cases: int, *, features: int = 5, classes: int = 2, pa
     directions = np.random.default_rng(0).normal(size=(classes, features))
     inputs = directions[labels] + rng.normal(size=(cases, features)) + rng.normal(scale=0.5, size=features)
     return site_of(name, torch.from_numpy(inputs).float(), torch.from_numpy(labels), part)
+
+
+def number_site(name: str, cases: int, *, features: int = 5, part: str | None = "train") -> SiteData:
+    """A table site with a number to predict, far from 0 and wide, that depends on the features."""
+    rng = np.random.default_rng(sum(map(ord, name)) + cases)
+    inputs = rng.normal(size=(cases, features))
+    numbers = 60 + 15 * inputs @ np.linspace(1, -1, features) + rng.normal(size=cases)
+    return site_of(name, torch.from_numpy(inputs).float(), torch.from_numpy(numbers).float(), part)
 
 
 def image_site(
@@ -118,7 +127,7 @@ class Federation:
         self.local = self.engine if isinstance(self.engine, LocalEngine) else LocalEngine(data)
         self.preparation = {
             "folds": folds, "validation": self.declaration.evaluation.validation, "split_seed": 0,
-            "small_sites": "train", "scaling": "none", "imputation": "mean", "augmentation": [], "classes": classes,
+            "small_sites": "train", "steps": scaling_steps("none"), "augmentation": [], "classes": classes,
             **(preparation or {}),
         }  # fmt: skip
         self.fold = self.prepare(0)
@@ -128,14 +137,15 @@ class Federation:
 
     def prepare(self, number: int) -> Fold:
         """Split and scale at every site."""
-        replies: dict[str, Message] = {}
-        for engine in {id(e): e for e in (self.engine, self.local)}.values():
-            replies = engine.ask("prepare", dict.fromkeys(engine.sites, Message({"fold": number, **self.preparation})))
-            if self.preparation["scaling"] == "federated":
-                merged = merge([Summary.from_tensors(reply.tensors) for reply in replies.values()])
-                engine.ask("scale", dict.fromkeys(engine.sites, Message({}, merged.to_tensors())))
+        request = {"fold": number, **self.preparation}
+        replies = [prepare(one, request) for one in {id(e): e for e in (self.engine, self.local)}.values()][-1].replies
         parts = ("train", "validation", "test", "classes")
-        return Fold(number, *({site: reply.fields[part] for site, reply in replies.items()} for part in parts))
+        targets = {
+            site: Summary(*(reply.tensors[f"target_{name}"] for name in ("count", "mean", "m2")))
+            for site, reply in replies.items()
+            if "target_count" in reply.tensors
+        }
+        return Fold(number, *({site: reply.fields[part] for site, reply in replies.items()} for part in parts), targets)
 
     def network(self, seed: int) -> FlatModule:
         """The study's network with the initial weights of a seed."""
@@ -170,6 +180,13 @@ class Federation:
         """Train and test, as one job for all ``labels``."""
         methods = tuple(self.method(label) for label in labels) or (self.method(),)
         return self.runner.run(Job(methods, seed, self.fold.number), self.fold)
+
+
+def scaling_steps(scaling: str, imputation: str = "mean") -> list[Any]:
+    """The chain of preparation of a study that scales only."""
+    if scaling == "federated":
+        return [["common_scaling", {}]]
+    return [["own_scaling", {"standardise": scaling == "per_site", "imputation": imputation}]]
 
 
 def declare(**entries: Any) -> Declaration:
@@ -242,6 +259,29 @@ def write_table_study(folder: Path, sizes: Mapping[str, int], *, classes: int = 
         "training": {"rounds": 3, "batch_size": 8, "optimizer": {"sgd": {"lr": 0.1, "momentum": 0.9}}},
         "evaluation": {"folds": 2, "bootstrap": 0, "metrics": ["auc", "acc"]},
         "methods": ["single", "cross", "ensemble", "mix", "fedavg", "fedbn", "fedadam"],
+        "engine": {"threads": 1, "mode": "sequential"},
+    }
+
+
+def write_number_study(folder: Path, sizes: Mapping[str, int], *, features: int = 3) -> dict[str, Any]:
+    """A table with the age of patients of several sites in ``folder``, and the entries of a regression study."""
+    rng, rows = np.random.default_rng(8), []
+    for site, cases in sizes.items():
+        for case in range(cases):
+            values = rng.normal(size=features)
+            age = 50 + 12 * values[0] - 6 * values[1] + rng.normal()
+            rows.append([site, f"MRN-{site[0]}{case:04d}-secret", round(float(age), 2), *np.round(values, 4)])
+    columns = ["site", "patient", "age", *(f"x{i}" for i in range(features))]
+    pd.DataFrame(rows, columns=columns).to_csv(folder / "cases.csv", index=False)
+    data = {"table": "cases.csv", "site": "site", "subject": "patient", "label": "age", "features": "x*"}
+    return {
+        "study": "Age",
+        "task": "regression",
+        "data": data,
+        "model": {"mlp": {"hidden": [8]}},
+        "training": {"rounds": 15, "batch_size": 8, "optimizer": {"adam": {"lr": 0.05}}},
+        "evaluation": {"folds": 2, "bootstrap": 50},
+        "methods": ["single", "cross", "ensemble", "mix", "fedavg"],
         "engine": {"threads": 1, "mode": "sequential"},
     }
 

@@ -25,8 +25,10 @@ from polyclinic.client.optimizers import resolve_optimizer, resolve_schedule
 from polyclinic.client.rules import LOCAL_RULES
 from polyclinic.communication.message import Message
 from polyclinic.data.augmentation import INTENSITY, SPATIAL
+from polyclinic.data.catalogue import ENTRIES, find_entry
+from polyclinic.data.catalogue.page import catalogue_page
 from polyclinic.data.labels import MOST_CLASSES
-from polyclinic.data.spec import DataSpec
+from polyclinic.data.spec import DataSpec, Patch, Preprocessing
 from polyclinic.engine.planner import PROCESSES_ABOVE, STACK_BELOW
 from polyclinic.engine.processes import _Worker
 from polyclinic.errors import TITLES, PolyclinicError
@@ -48,6 +50,8 @@ DOCS = ROOT / "docs"
 PARTS: dict[str, type[BaseModel]] = {
     "The file as a whole": Declaration,
     "`data`": DataSpec,
+    "`preprocessing`": Preprocessing,
+    "`patch`": Patch,
     "`training`": Training,
     "`evaluation`": Evaluation,
     "`engine`": EngineOptions,
@@ -99,7 +103,8 @@ def test_every_entry_of_the_study_file_stands_in_its_page_with_its_default(headi
             assert (told, field.default) == ("none", None), name
         else:
             default = yaml.safe_load(told.strip("`"))
-            assert default == field.default, name
+            filled = field.default.model_dump() if isinstance(field.default, BaseModel) else field.default
+            assert default == filled, name
 
 
 def test_every_name_that_a_study_file_may_use_stands_in_its_page() -> None:
@@ -199,6 +204,7 @@ def test_every_message_stands_in_the_architecture_with_its_tensors(
         folder.mkdir()
         content = write(folder, {"Aachen": 12, "Bonn": 12})
         content["data"]["scaling"] = "federated"
+        content["data"]["harmonisation"] = "none" if "image" in content["data"] else "combat"
         content["training"]["rounds"] = 1
         Study.of(content, folder).run(folder / "results")
     table = rows(sections(text_of("architecture.md"))["Messages between coordinator and site"])
@@ -229,6 +235,11 @@ def check_results_folder(folder: Path) -> None:
     assert set(record) <= {name for cells in rows(page["provenance.json"]) for name in names(cells[0])}
     kept = {path.name if path.suffix != ".safetensors" else "*.safetensors" for path in folder.glob("sites/*/*")}
     assert kept <= {name for cells in rows(page["sites/"]) for name in names(cells[0])}
+
+
+def test_the_page_of_the_data_catalogue_is_made_from_its_entries() -> None:
+    made = catalogue_page(ENTRIES.values())
+    assert text_of("data-catalogue.md") == made, "python -m polyclinic.data.catalogue > docs/data-catalogue.md"
 
 
 # Links and the tutorial -----------------------------------------------------------------------------------------------
@@ -443,6 +454,8 @@ MISTAKES: dict[str, Callable[[], object]] = {
     "P204": missing_images,
     "P205": lambda: changed("  site:", '  where: {age: "> 100"}\n  site:').open(),
     "P206": torn_patient,
+    "P207": lambda: changed("  site:", "  harmonisation: {combat: {reference_site: nort}}\n  site:").open(),
+    "P208": lambda: find_entry("adnii"),
     "P301": lambda: not_finite(["south"]),
     "P302": lambda: changed("model: mlp", "model: cnn").run("results"),
     "P303": out_of_memory,
@@ -544,6 +557,7 @@ def test_the_first_study_of_the_first_page_runs(
 
 def test_the_studies_of_the_project_are_accepted(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("POLYCLINIC_DATA", "/data")
+    monkeypatch.setenv("POLYCLINIC_SURVEY", "/survey")
     files = [*sorted((ROOT / "studies").glob("*.yaml")), ROOT / "src" / "polyclinic" / "study" / "demo.yaml"]
     assert len(files) > 1
     for path in files:

@@ -11,7 +11,7 @@ import torch
 from hypothesis import given, settings
 from torch import nn
 
-from helpers import Federation, image_sites, recorded, table_site, table_sites
+from helpers import Federation, image_sites, recorded, scaling_steps, table_site, table_sites
 from polyclinic.client.work import Work
 from polyclinic.communication.message import Message
 from polyclinic.engine import LocalEngine
@@ -176,7 +176,8 @@ def test_turning_every_message_into_bytes_changes_nothing(method, stacked):
     for serialise in (False, True):
         federation = Federation(
             data, [method], model=MODELS["batch"], training={"rounds": 3, "optimizer": OPTIMIZERS["momentum"]},
-            evaluation={"folds": 2, "validation": 0.3, "best_round": "loss"}, preparation={"scaling": "federated"},
+            evaluation={"folds": 2, "validation": 0.3, "best_round": "loss"},
+            preparation={"steps": scaling_steps("federated")},
             serialise=serialise, stacked=stacked,
         )  # fmt: skip
         outcome = federation.outcome()
@@ -333,7 +334,8 @@ def test_processes_give_the_same_bytes(workers, method):
         federation = Federation(
             data, [method], engine=chosen, model={"mlp": {"hidden": [6], "norm": "batch", "dropout": 0.2}},
             training={"rounds": 3, "optimizer": OPTIMIZERS["momentum"]},
-            evaluation={"folds": 2, "validation": 0.3, "best_round": "loss"}, preparation={"scaling": "federated"},
+            evaluation={"folds": 2, "validation": 0.3, "best_round": "loss"},
+            preparation={"steps": scaling_steps("federated")},
         )  # fmt: skip
         outcome = federation.outcome()
         rows = [{k: v for k, v in row.items() if k != "seconds"} for row in outcome.rounds]

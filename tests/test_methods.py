@@ -7,7 +7,18 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from helpers import SIZES, Federation, catalogued, flat, plain_module, recorded, site_of, table_site, table_sites
+from helpers import (
+    SIZES,
+    Federation,
+    catalogued,
+    flat,
+    plain_module,
+    recorded,
+    scaling_steps,
+    site_of,
+    table_site,
+    table_sites,
+)
 from polyclinic.client.rules import LOCAL_RULES
 from polyclinic.client.work import Work, batch_sizes, clip_gradient
 from polyclinic.communication.message import Message
@@ -135,7 +146,9 @@ def test_single_trains_on_across_rounds_as_if_there_were_none():
 
 def test_mix_sees_the_cases_of_all_sites_and_each_with_its_own_scaling():
     data = table_sites(SIZES)
-    federation = Federation(data, ["mix"], preparation={"scaling": "per_site"}, training={"batch_size": 100})
+    federation = Federation(
+        data, ["mix"], preparation={"steps": scaling_steps("per_site")}, training={"batch_size": 100}
+    )
     pool = federation.local.pool("all of them", list(data))
     inputs, targets = pool.members["all of them"].dataset.batch(torch.arange(sum(SIZES.values())))
     parts = [(site.inputs - site.inputs.mean(0)) / site.inputs.std(0, correction=0) for site in data.values()]

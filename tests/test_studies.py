@@ -15,6 +15,8 @@ import yaml
 from rich.console import Console
 
 from polyclinic import Results, Study
+from polyclinic.data.phantom.request import survey_request
+from polyclinic.data.phantom.write import write_phantom
 
 STUDIES = Path(__file__).resolve().parents[1] / "studies"
 #: Study -> sites, cases found, used, patients.
@@ -24,14 +26,18 @@ COUNTS = {
     "autism-volumes": (16, 806, 806, 806),
     "sex-volumes": (16, 806, 806, 806),
     "sex-volumes-common-scale": (16, 806, 806, 806),
+    "sex-volumes-combat": (16, 806, 806, 806),
     "skin-lesions": (4, 2169, 2169, 1770),
     "retina-vessels": (3, 88, 88, 74),
+    "survey-adni": (2, 40, 40, 40),  # of a small table that the tests make
 }
 IMAGES = ("skin-lesions", "retina-vessels")
 #: Run by default; the others take longer.
-FAST = ("heart-disease", "autism-volumes")
+FAST = ("heart-disease", "autism-volumes", "survey-adni")
 #: What every comparison needs.
 NEEDED = {"single", "cross", "ensemble", "mix", "fedavg", "fedprox"}
+#: The methods of the survey's own experiment, and no others.
+SURVEY = ["single", "cross", "mix", "fedavg", "fedsgd", "fedprox"]
 
 
 @pytest.fixture
@@ -63,9 +69,23 @@ def content_of(name: str, **changes: Any) -> dict[str, Any]:
     return content | changes
 
 
+@pytest.fixture(scope="session")
+def survey_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The table of the survey's experiment from 20 phantoms a site."""
+    pytest.importorskip("nilearn")
+    folder = tmp_path_factory.mktemp("survey")
+    request = survey_request(20, spacing=5.0)
+    write_phantom(request.phantom, request.subjects, folder, request.wanted)
+    return folder
+
+
 @pytest.fixture
-def data(name: str, data_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def data(name: str, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """The study's data, or the test is skipped."""
+    if name == "survey-adni":
+        monkeypatch.setenv("POLYCLINIC_SURVEY", str(request.getfixturevalue("survey_folder")))
+        return
+    data_folder = request.getfixturevalue("data_folder")
     if name == "mri-quality":
         try:
             importlib.metadata.distribution("mriqc-learn")
@@ -88,7 +108,12 @@ def test_the_head_of_a_study_says_what_and_where_from(name: str):
 @pytest.mark.parametrize("name", COUNTS)
 def test_a_study_is_valid_and_compares_what_is_needed(name: str, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("POLYCLINIC_DATA", "/data")
+    monkeypatch.setenv("POLYCLINIC_SURVEY", "/survey")
     study = Study.read(path_of(name))
+    if name == "survey-adni":
+        assert [method.name for method in study.declaration.study_methods] == SURVEY
+        assert study.declaration.metrics == ["auc", "acc", "bac", "sen", "spe"]
+        return
     assert {method.name for method in study.declaration.study_methods} >= NEEDED
 
 
@@ -150,3 +175,12 @@ def test_finished_results_are_taken_and_changed_ones_refused(
     with pytest.raises(make_results.typer.Exit):
         make_results.main([name], out)
     make_results.run(study, tmp_path / "other", Console(quiet=True))
+
+
+def test_the_survey_s_table_is_made_once(tmp_path: Path, make_results: ModuleType, monkeypatch: pytest.MonkeyPatch):
+    pytest.importorskip("nilearn")
+    monkeypatch.setattr(make_results, "survey_request", lambda: survey_request(2, spacing=6.0))
+    folder = make_results.survey_table(tmp_path / "survey", Console(quiet=True))
+    first = (folder / "regions.csv").stat().st_mtime_ns
+    assert make_results.survey_table(folder, Console(quiet=True)) == folder
+    assert (folder / "regions.csv").stat().st_mtime_ns == first

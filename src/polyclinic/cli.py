@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
+from polyclinic.cli_data import data_app
 from polyclinic.errors import PolyclinicError
 
 if TYPE_CHECKING:
@@ -22,9 +23,13 @@ app = typer.Typer(
     help="Federated learning for medical image analysis: one study file, on a laptop and across hospitals.",
     no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
 )  # fmt: skip
+app.add_typer(data_app, name="data")
 #: Messages and progress; standard output is for what a command was asked for.
 console = Console(stderr=True, highlight=False)
 output = Console(highlight=False)
+
+#: Columns of the sites' table that tell what images were like as they were read.
+IMAGE_COLUMNS = ("shapes", "spacing", "orientations", "intensity", "vendors", "field strengths")
 
 StudyFile = Annotated[Path, typer.Argument(metavar="STUDY", help="A study file (YAML).")]
 
@@ -75,14 +80,20 @@ def check(
     """Open the data of a study and count what training would use; trains nothing."""
     import logging
 
+    from polyclinic.study.display import RichDisplay
     from polyclinic.study.study import Study
 
     if verbose:
         logging.basicConfig(format="%(message)s")
         logging.getLogger("polyclinic").setLevel(logging.DEBUG)
     found = Study.read(study)
-    sites, warnings = found.check()
-    output.print(_sites_table(sites))
+    with RichDisplay(console) as display:
+        sites, warnings = found.check(display.images)
+    counts, images = sites.drop(columns=list(IMAGE_COLUMNS), errors="ignore"), sites.filter(items=IMAGE_COLUMNS)
+    output.print(_sites_table(counts))
+    if len(images.columns):
+        output.print("Images as they were read:")
+        output.print(_sites_table(images.assign(site=sites["site"])[["site", *images.columns]]))
     for site, reasons in zip(sites["site"], sites["reasons"], strict=True):
         if reasons:
             output.print(f"Rejected at {_escape(site)}: {_escape(reasons)}.")
@@ -115,6 +126,67 @@ def report(
     from polyclinic.study.report import write_report
 
     print(write_report(folder, out))
+
+
+@app.command()
+def phantom(
+    out: Annotated[Path, typer.Option(help="Folder to write into; it is made.")],
+    sites: Annotated[int, typer.Option(min=1, help="Number of sites.")] = 6,
+    subjects: Annotated[int | None, typer.Option(min=1, help="People at each site; 40, with --survey 200.")] = None,
+    form: Annotated[str, typer.Option("--as", help="Form of the images: bids, nifti or dicom.")] = "nifti",
+    seed: Annotated[int, typer.Option(help="The same seed gives the same people and images.")] = 0,
+    spacing: Annotated[float, typer.Option(help="Voxel size in millimetres.")] = 2.0,
+    dose: Annotated[float, typer.Option(help="Strength of the disease: 0 none, 1 like Alzheimer's disease.")] = 1.0,
+    prevalence: Annotated[str, typer.Option(help="Share of ill people: one number, or one a site (0.5,0.2).")] = "0.5",
+    effects: Annotated[
+        str, typer.Option(help="In what scanners differ: all, none, or names such as contrast,noise.")
+    ] = "all",
+    maps: Annotated[bool, typer.Option("--maps", help="Also write grey-matter maps in MNI space.")] = False,
+    table_only: Annotated[bool, typer.Option("--table-only", help="Write tables alone, no images.")] = False,
+    survey: Annotated[
+        bool, typer.Option("--survey", help="The table of studies/survey-adni.yaml: a 1.5 T and a 3 T site.")
+    ] = False,
+) -> None:
+    """Make brain images with known truth, as several sites would have them."""
+    from polyclinic.data.phantom.request import read_request
+    from polyclinic.data.phantom.write import write_phantom
+
+    request = read_request(
+        sites=sites, subjects=subjects, form=form, seed=seed, spacing=spacing, dose=dose, prevalence=prevalence,
+        effects=effects, maps=maps, table_only=table_only, survey=survey,
+    )  # fmt: skip
+    with _counting("Phantoms") as count:
+        made = write_phantom(request.phantom, request.subjects, out, request.wanted, count)
+    console.print(f"{len(request.phantom.sites)} sites with {request.subjects} people each.")
+    print(made)
+
+
+@app.command()
+def regions(
+    maps: Annotated[Path, typer.Option(help="Folder of grey-matter maps (NIfTI), or a manifest with a column map.")],
+    atlas: Annotated[Path, typer.Option(help="NIfTI file with numbered regions, in the space of the maps.")],
+    out: Annotated[Path, typer.Option(help="CSV file to write.")],
+    labels: Annotated[Path | None, typer.Option(help="CSV with the columns label and name.")] = None,
+) -> None:
+    """Turn grey-matter maps and an atlas into a table of regional volumes in ml."""
+    from polyclinic.data.regions import read_atlas, regions_table
+    from polyclinic.files import write_atomic
+
+    with _counting("Maps") as count:
+        table = regions_table(maps, read_atlas(atlas, labels), count)
+    write_atomic(out, table.to_csv(index=False, float_format="%.3f", lineterminator="\n"))
+    print(out)
+
+
+@contextmanager
+def _counting(what: str) -> Iterator[Callable[[int, int], None]]:
+    """A progress bar, moved by calls with the number done and the number of all."""
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = TextColumn(what), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
+    with Progress(*columns, console=console, transient=True) as shown:
+        bar = shown.add_task("")
+        yield lambda done, total: shown.update(bar, completed=done, total=total)
 
 
 def _run(study: object, out: Path, resume: bool) -> None:
@@ -153,9 +225,7 @@ def _print_results(results: Results, metrics: list[str]) -> None:
         output.print(table)
     _print_warnings(results.warnings)
     if scored < len(sites):
-        console.print(
-            f"{len(sites) - scored} sites have too few cases of a class to be scored by themselves: see the report."
-        )
+        console.print(f"{len(sites) - scored} sites have too few cases to be scored by themselves: see the report.")
     print(f"Report: {(results.folder / 'report.html').resolve()}")
 
 
@@ -174,8 +244,15 @@ def _sites_table(sites: pd.DataFrame) -> object:
     shown = [name for name in sites.columns if name not in {"scored", "note", "reasons"}]
     table = Table(*(name.removeprefix("class: ") for name in shown), header_style="bold", box=SIMPLE, pad_edge=False)
     for row in sites[shown].itertuples(index=False):
-        table.add_row(*(f"{cell:.1f}" if isinstance(cell, float) else _escape(str(cell)) for cell in row))
+        cells = zip(shown, row, strict=True)
+        table.add_row(*(_cell_text(name, cell) for name, cell in cells))
     return table
+
+
+def _cell_text(name: str, cell: object) -> str:
+    if isinstance(cell, float):
+        return f"{100 * cell:.2g} %" if name == "foreground" else f"{cell:.1f}"
+    return _escape(str(cell))
 
 
 def _escape(text: str) -> str:

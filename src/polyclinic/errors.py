@@ -20,6 +20,8 @@ TITLES = {
     "P204": "Too many cases can't be read",
     "P205": "A site has no usable cases",
     "P206": "The data can't be split as asked",
+    "P207": "The data can't be harmonised as asked",
+    "P208": "The data catalogue does not have this",
     "P301": "The loss or the model's state is not a number",
     "P302": "The model does not fit the data",
     "P303": "Out of memory",

@@ -29,7 +29,10 @@ def batch():
     return images, (torch.rand(4, 1, 16, 16, generator=generator) > 0.6).to(torch.uint8)
 
 
-@pytest.mark.parametrize("name", [*SPATIAL, *INTENSITY])
+FLAT = [name for name in SPATIAL if name != "Rand3DElastic"]
+
+
+@pytest.mark.parametrize("name", [*FLAT, *INTENSITY])
 def test_every_transform(name, batch):
     images, masks = batch
     before = images.clone()
@@ -52,7 +55,25 @@ def test_every_transform(name, batch):
     assert nothing is None
 
 
-@pytest.mark.parametrize("name", SPATIAL)
+@pytest.mark.parametrize("name", ["RandFlip", "RandRotate90", "RandAffine", "Rand3DElastic", "RandGaussianNoise"])
+def test_transforms_of_volumes(name):
+    source = torch.Generator().manual_seed(0)
+    volumes = torch.randn(2, 2, 12, 12, 12, generator=source) * 5
+    masks = torch.randint(0, 4, (2, 1, 12, 12, 12), generator=source, dtype=torch.uint8)
+    needed = {**NEEDED, "Rand3DElastic": {"sigma_range": [2, 3], "magnitude_range": [50, 80]}}
+    augmentation = Augmentation([{name: {"prob": 1.0, **needed.get(name, {})}}], (12, 12, 12))
+    changed, new_masks = augmentation(volumes, masks, 3)
+    assert changed.shape == volumes.shape
+    assert not torch.equal(changed, volumes)
+    # Volumes are of any range: nothing is cut to 0 and 1.
+    assert changed.min() < 0
+    assert changed.max() > 1
+    assert set(new_masks.unique().tolist()) <= {0, 1, 2, 3}
+    assert torch.equal(new_masks, masks) == (name in INTENSITY)
+    assert torch.equal(changed, augmentation(volumes, masks, 3)[0])
+
+
+@pytest.mark.parametrize("name", FLAT)
 def test_mask_moves_with_its_image(name, batch):
     _, masks = batch
     images = masks.float().expand(4, 3, 16, 16)
@@ -83,7 +104,7 @@ def test_no_global_random_state_is_touched(batch):
 
     tracked = get_track_meta()
     states = torch.random.get_rng_state(), np.random.get_state()[1].copy(), random.getstate()  # noqa: NPY002
-    Augmentation([{name: {"prob": 1.0, **NEEDED.get(name, {})}} for name in (*SPATIAL, *INTENSITY)])(*batch, 0)
+    Augmentation([{name: {"prob": 1.0, **NEEDED.get(name, {})}} for name in (*FLAT, *INTENSITY)])(*batch, 0)
     assert torch.equal(states[0], torch.random.get_rng_state())
     assert (states[1] == np.random.get_state()[1]).all()  # noqa: NPY002
     assert states[2] == random.getstate()

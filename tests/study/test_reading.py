@@ -273,7 +273,7 @@ BAD = [
     ("folds: 2", "best_round: first", "P102", 14, "evaluation.best_round",
      "got 'first'; expected 'loss', 'metric' or 'last'."),
     ("task: classification", "task: clasification", "P102", 7, "task",
-     "got 'clasification'; expected 'classification' or 'segmentation'."),
+     "got 'clasification'; expected 'classification', 'segmentation' or 'regression'."),
     ("[fedavg]", "fedavg", "P102", 15, "methods", "got 'fedavg'; expected a valid list."),
     ("[fedavg]", "[3]", "P102", 15, "methods[1]", "got 3; expected a valid string, or a valid dictionary."),
     ("[fedavg]", "[{fedavg: 3}]", "P102", 15, "methods[1]",
@@ -375,8 +375,8 @@ SEGMENTATION = BASE.replace('features: "x*"', "image: path\n  mask: mask\n  size
     [
         ("class_weights: balanced",
          "P104 study.yaml, line 13, training.class_weights: segmentation has no class weights."),
-        ("loss: focal", "P103 study.yaml, line 13, training.loss: 'focal' is no loss of segmentation. "
-         "Valid: dice_cross_entropy, dice, cross_entropy."),
+        ("loss: hinge", "P103 study.yaml, line 13, training.loss: 'hinge' is no loss of segmentation. "
+         "Valid: dice_cross_entropy, dice, cross_entropy, dice_focal, focal."),
     ],
 )  # fmt: skip
 def test_mistakes_in_segmentation(study_file, new, message):

@@ -17,7 +17,7 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
-from helpers import plain_module, write_image_study, write_table_study
+from helpers import plain_module, scaling_steps, write_image_study, write_table_study
 from polyclinic.communication.message import Message
 from polyclinic.data.dataset import Dataset
 from polyclinic.engine import LocalEngine
@@ -210,8 +210,8 @@ def test_saved_models_give_the_predictions_again(finished):
     folder, entries, results = finished
     opened = Study.of(entries, folder).open()
     engine = LocalEngine(opened.sites)
-    ask = {"fold": 1, "folds": 2, "validation": 0.2, "split_seed": 0, "small_sites": "train", "scaling": "per_site",
-           "imputation": "mean", "augmentation": [], "classes": 2}  # fmt: skip
+    ask = {"fold": 1, "folds": 2, "validation": 0.2, "split_seed": 0, "small_sites": "train",
+           "steps": scaling_steps("per_site"), "augmentation": [], "classes": 2}  # fmt: skip
     engine.ask("prepare", dict.fromkeys(engine.sites, Message(ask)))
     network = build_model("mlp", {"hidden": [4], "norm": "batch"}, (3,), 2)
     scores = results.predictions.query("seed == 7 and fold == 1")
@@ -831,8 +831,8 @@ def test_a_personal_model_of_an_unseen_site_is_the_mean_of_the_others(finished):
     folder, entries, results = finished
     opened = Study.of(entries, folder).open()
     engine = LocalEngine(opened.sites)
-    ask = {"fold": 0, "folds": 2, "validation": 0.2, "split_seed": 0, "small_sites": "train", "scaling": "per_site",
-           "imputation": "mean", "augmentation": [], "classes": 2}  # fmt: skip
+    ask = {"fold": 0, "folds": 2, "validation": 0.2, "split_seed": 0, "small_sites": "train",
+           "steps": scaling_steps("per_site"), "augmentation": [], "classes": 2}  # fmt: skip
     engine.ask("prepare", dict.fromkeys(engine.sites, Message(ask)))
     member = engine.members["Celle"]
     inputs, _ = member.dataset.batch(member.parts.test)

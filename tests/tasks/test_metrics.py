@@ -17,12 +17,11 @@ from polyclinic.tasks import metrics
 from polyclinic.tasks.metrics import (
     CLASSIFICATION,
     METRICS,
+    REGRESSION,
     SEGMENTATION,
     auc,
     choose_threshold,
     classification_metrics,
-    hausdorff95,
-    segmentation_case,
     threshold_counts,
     threshold_grid,
     weighted_metrics,
@@ -200,8 +199,9 @@ def test_unknown_metric_names_the_nearest():
 
 
 def test_every_metric_is_described():
-    assert set(METRICS) == {*CLASSIFICATION, *SEGMENTATION}
-    assert [name for name, metric in METRICS.items() if not metric.higher_is_better] == ["brier", "ece", "hd95"]
+    assert set(METRICS) == {*CLASSIFICATION, *SEGMENTATION, *REGRESSION}
+    lower = [name for name, metric in METRICS.items() if not metric.higher_is_better]
+    assert lower == ["brier", "ece", "hd95", "mae", "rmse"]
 
 
 def test_import_needs_numpy_alone():
@@ -268,68 +268,3 @@ def test_middle_of_the_plateau_nearest_one_half():
     # Classes and scores turned round: the plateaus are 341 ... 540 and 141 ... 240, and the later one is nearer.
     assert choose_threshold(counts[::-1, ::-1]) == grid[440]
     assert choose_threshold(np.zeros((2, 642), dtype=np.int64)) == 0.5
-
-
-# --- segmentation
-
-
-def square(top, left, size, shape=(20, 20)):
-    area = np.zeros(shape, dtype=bool)
-    area[top : top + size, left : left + size] = True
-    return area
-
-
-def test_segmentation_by_hand():
-    prediction, mask = square(2, 2, 4), square(2, 4, 4)  # 16 pixels each, 8 shared, moved by two columns
-    values = segmentation_case(prediction, mask, SEGMENTATION)
-    assert values == {"dice": 0.5, "hd95": 2.0, "sen": 0.5, "pre": 0.5}
-    assert segmentation_case(prediction, mask, ["hd95"], spacing=(1.0, 0.25)) == {"hd95": 0.5}
-
-
-def test_empty_masks():
-    nothing, something = square(0, 0, 0), square(3, 3, 5)
-    both = segmentation_case(nothing, nothing, SEGMENTATION)
-    assert (both["dice"], both["hd95"], both["pre"]) == (1.0, 0.0, 1.0)
-    assert math.isnan(both["sen"])
-    missed = segmentation_case(nothing, something, SEGMENTATION, spacing=(3.0, 4.0))
-    assert missed == {"dice": 0.0, "hd95": 100.0, "sen": 0.0, "pre": 0.0}  # the diagonal of 60 by 80
-    invented = segmentation_case(something, nothing, SEGMENTATION)
-    assert (invented["dice"], invented["pre"]) == (0.0, 0.0)
-    assert invented["hd95"] == pytest.approx(20 * math.sqrt(2))
-    assert math.isnan(invented["sen"])
-
-
-@pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("shape", [(24, 30), (8, 12, 10)])
-@pytest.mark.parametrize("seed", range(4))
-def test_hausdorff_is_that_of_monai(shape, seed):
-    from monai.metrics import compute_hausdorff_distance
-    from scipy.ndimage import gaussian_filter
-
-    rng = np.random.default_rng(seed)
-    prediction, mask = (gaussian_filter(rng.normal(size=shape), 2) > 0.02 for _ in range(2))
-    spacing = [0.5, 2.0, 1.25][: len(shape)]
-    theirs = compute_hausdorff_distance(
-        prediction[None, None], mask[None, None], include_background=True, percentile=95, spacing=spacing
-    )
-    assert hausdorff95(prediction, mask, spacing) == pytest.approx(float(theirs), rel=1e-6)
-    assert hausdorff95(mask, prediction, spacing) == hausdorff95(prediction, mask, spacing)
-
-
-@given(arrays(bool, (2, 6, 7)))
-def test_dice_is_the_f1_of_the_pixels(areas):
-    prediction, mask = areas
-    values = segmentation_case(prediction, mask, ["dice", "sen", "pre"])
-    if mask.any() or prediction.any():
-        assert exactly(values["dice"], sklearn_metrics.f1_score(mask.ravel(), prediction.ravel()))
-    if mask.any():
-        assert exactly(values["sen"], sklearn_metrics.recall_score(mask.ravel(), prediction.ravel()))
-    if prediction.any():
-        assert exactly(values["pre"], sklearn_metrics.precision_score(mask.ravel(), prediction.ravel()))
-
-
-def test_segmentation_bad_input():
-    with pytest.raises(ValueError, match=r"prediction has shape \(20, 20\), but the mask has \(10, 10\)"):
-        segmentation_case(square(0, 0, 2), square(0, 0, 2, (10, 10)), ["dice"])
-    with pytest.raises(StudyError, match=r"P103 There is no metric 'dise' for this task. Did you mean 'dice'\?"):
-        segmentation_case(square(0, 0, 2), square(0, 0, 2), ["dise"])

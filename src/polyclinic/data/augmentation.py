@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -22,6 +23,7 @@ SPATIAL = (
     "RandZoom",
     "RandAffine",
     "Rand2DElastic",
+    "Rand3DElastic",
     "RandGridDistortion",
 )
 #: Transforms that change pixel values: the image only.
@@ -48,7 +50,7 @@ _TRIES = 4
 
 
 class Augmentation:
-    """A chain of MONAI's random transforms for two-dimensional images.
+    """A chain of MONAI's random transforms for images and volumes.
 
     Transforms that move pixels treat the mask as the image, but take its nearest pixel; the others leave it alone. The
     random numbers depend on the seed of the call only, and no global random state is read or changed.
@@ -56,13 +58,13 @@ class Augmentation:
     Args:
         spec: names of MONAI's array transforms, each alone or with its arguments:
             ``["RandRotate90", {"RandFlip": {"prob": 0.5, "spatial_axis": 0}}]``.
-        size: height and width of the images; each transform is tried on an image of this size at once.
+        size: sides of the images, two or three; each transform is tried on an image of this size at once.
 
     Raises:
         StudyError: P103 for an unknown transform; P102 for an argument that it does not have, or does not work with.
     """
 
-    def __init__(self, spec: list[str | dict[str, dict[str, object]]], size: tuple[int, int] = (32, 32)) -> None:
+    def __init__(self, spec: list[str | dict[str, dict[str, object]]], size: tuple[int, ...] = (32, 32)) -> None:
         self._transforms: list[Any] = []
         for entry in spec:
             for name, arguments in [(entry, {})] if isinstance(entry, str) else list(entry.items()):
@@ -73,12 +75,12 @@ class Augmentation:
         """Change each image of a batch in its own way.
 
         Args:
-            images: float32 ``[B, C, H, W]`` from 0 to 1.
-            masks: uint8 ``[B, 1, H, W]`` of 0 and 1, or None.
+            images: float32 ``[B, C, H, W]`` from 0 to 1, or volumes ``[B, C, D, H, W]`` of any range.
+            masks: uint8 ``[B, 1, H, W]`` or ``[B, 1, D, H, W]`` of class indices, or None.
             seed: of this batch.
 
         Returns:
-            images and masks of the same shapes, types and ranges.
+            images and masks of the same shapes and types; two-dimensional images stay from 0 to 1.
         """
         for number, transform in enumerate(self._transforms):
             transform.set_random_state(seed=derive_seed(seed, number) % 2**32)
@@ -92,7 +94,7 @@ class Augmentation:
                     case["mask"] = masks[position].float()
                 for transform in self._transforms:
                     case = transform(case)
-                new_images[position] = case["image"].clamp(0.0, 1.0)
+                new_images[position] = case["image"].clamp(0.0, 1.0) if images.ndim == 4 else case["image"]
                 if new_masks is not None:
                     new_masks[position] = case["mask"].round().to(torch.uint8)
         return new_images, new_masks
@@ -110,7 +112,7 @@ def _build(name: str, arguments: dict[str, object]) -> Any:
     return dictionary_transform(keys=["image", "mask"], allow_missing_keys=True, **changed)
 
 
-def _check(name: str, arguments: dict[str, object], size: tuple[int, int]) -> None:
+def _check(name: str, arguments: dict[str, object], size: tuple[int, ...]) -> None:
     """Stop unless the transform exists and works, by trying it on an image."""
     import monai.transforms
 
@@ -138,9 +140,10 @@ def _check(name: str, arguments: dict[str, object], size: tuple[int, int]) -> No
         raise StudyError("P102", f"{name}{with_values} does not work: {problem}.", "Compare MONAI's documentation.")
 
 
-def _problem(name: str, arguments: dict[str, object], size: tuple[int, int]) -> str:
+def _problem(name: str, arguments: dict[str, object], size: tuple[int, ...]) -> str:
     """What goes wrong when the transform is applied for certain, or ""."""
-    image = torch.linspace(0.0, 1.0, 3 * size[0] * size[1]).view(3, *size)
+    channels = 3 if len(size) == 2 else 1
+    image = torch.linspace(0.0, 1.0, channels * math.prod(size)).view(channels, *size)
     mask = (image[:1] > 0.5).float()
     try:
         with _without_metadata():
@@ -153,7 +156,8 @@ def _problem(name: str, arguments: dict[str, object], size: tuple[int, int]) -> 
         return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".?")
     for changed in tries:
         if changed.shape != image.shape:
-            return f"it turns images of {size[0]} x {size[1]} pixels into {changed.shape[1]} x {changed.shape[2]}"
+            before, after = (" x ".join(map(str, sides)) for sides in (size, changed.shape[1:]))
+            return f"it turns images of {before} pixels into {after}"
         if not changed.isfinite().all():
             return "it makes pixels that are not numbers"
     return ""

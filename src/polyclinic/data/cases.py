@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
+from polyclinic.data.volumes.store import Volumes
+
 
 @dataclass
 class Counts:
@@ -24,24 +26,47 @@ class SiteData:
 
     Attributes:
         site: the site's name.
-        inputs: float32 ``[N, F]`` features (missing values are NaN) or uint8 ``[N, C, H, W]`` images.
-        targets: int64 ``[N]`` class indices, or uint8 ``[N, 1, H, W]`` masks of 0 and 1.
+        inputs: float32 ``[N, F]`` features (missing values are NaN), uint8 ``[N, C, H, W]`` images, or volumes
+            ``[N, C, D, H, W]``.
+        targets: int64 ``[N]`` class indices, float32 ``[N]`` numbers (regression), or uint8 masks ``[N, 1, H, W]``
+            (volumes: ``[N, 1, D, H, W]``) of class indices, 0 for the background.
         subjects: patient of each case, N names.
         cases: name of each case (table row or image file), N names.
         parts: ``train``, ``validation`` or ``test`` for each case where a column fixes the split, else None.
         counts: found, used and rejected with reasons.
+        spacing: size of a pixel or voxel along each axis of an image in millimetres, the same for all; None where it is
+            not known: then distances are in pixels.
+        covariates: float64 ``[N, K]`` without missing values, where the study names covariates, else None.
     """
 
     site: str
-    inputs: Tensor
-    targets: Tensor
+    inputs: Tensor | Volumes
+    targets: Tensor | Volumes
     subjects: list[str]
     cases: list[str]
     parts: list[str] | None
     counts: Counts
+    spacing: tuple[float, ...] | None = None
+    covariates: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.subjects)
+
+    @property
+    def labels(self) -> Tensor | None:
+        """Classes or numbers ``[N]``; None where targets are masks."""
+        return self.targets if isinstance(self.targets, Tensor) and self.targets.ndim == 1 else None
+
+    @property
+    def table(self) -> Tensor:
+        """The features ``[N, F]``.
+
+        Raises:
+            ValueError: the cases are images.
+        """
+        if isinstance(self.inputs, Tensor) and self.inputs.ndim == 2:
+            return self.inputs
+        raise ValueError("the cases are images")
 
 
 @dataclass
@@ -51,10 +76,12 @@ class Opened:
     Attributes:
         sites: site name -> its cases, sorted by name (tables: study file order).
         features: names of the columns of ``inputs`` (after one-hot encoding), or of the image channels.
-        classes: names of the classes in index order; ``["background", "foreground"]`` for segmentation. In a binary
-            task index 1 is the positive class.
+        classes: names of the classes in index order; for segmentation the background first
+            (``["background", "foreground"]`` unless the study names structures); empty for regression. In a binary task
+            index 1 is the positive class.
         warnings: sentences for the report (the same patient at two sites, duplicated rows, constant columns...).
         fingerprint: SHA-256 of everything that was read, hex.
+        covariates: for each column of the table that is a covariate, the names of the columns made of it.
     """
 
     sites: dict[str, SiteData]
@@ -62,3 +89,10 @@ class Opened:
     classes: list[str]
     warnings: list[str]
     fingerprint: str
+    covariates: dict[str, list[str]] = field(default_factory=dict)
+
+
+def reasons_text(rejected: Counter[str]) -> str:
+    """``"label is missing (3), image file is damaged (1)"``, the most frequent reason first."""
+    ordered = sorted(rejected.items(), key=lambda item: (-item[1], item[0]))
+    return ", ".join(f"{reason} ({count})" for reason, count in ordered)

@@ -9,20 +9,26 @@ from collections.abc import Iterable
 import numpy as np
 import pandas as pd
 import torch
+from torch import Tensor
 
-from polyclinic.data.cases import Opened, SiteData
+from polyclinic.data.cases import Opened, SiteData, reasons_text
+from polyclinic.data.readers.describe import VolumeFacts, facts_row
 from polyclinic.data.spec import DataSpec
+from polyclinic.data.volumes.store import Volumes
 
 _MOST_NAMES = 5
+#: A mask may lose this share of its foreground before a person is told.
+_LOST = 0.01
 
 
 def check_frame(opened: Opened, spec: DataSpec) -> pd.DataFrame:
     """A row for each site, for ``polyclinic check`` and the report.
 
     Columns: ``site``; ``found``, ``used`` and ``rejected`` cases with ``reasons`` (text); ``patients`` among the used
-    cases; a column ``class: NAME`` with the number of cases of each class, or ``foreground`` with the mean share of
-    foreground pixels (0 to 1) for segmentation; ``missing`` (percent of all feature values); ``duplicates`` (cases
-    whose inputs repeat those of an earlier case of the site).
+    cases; a column ``class: NAME`` with the number of cases of each class, ``foreground`` with the mean share of
+    foreground pixels (0 to 1) for segmentation, or ``label mean`` and ``label deviation`` for regression; ``missing``
+    (percent of all feature values); ``duplicates`` (cases whose inputs repeat those of an earlier case of the site);
+    for volumes what the images were like as they were read, ``shapes`` to ``field strengths``, see `summarise`.
 
     Args:
         opened: the data.
@@ -38,22 +44,22 @@ def check_frame(opened: Opened, spec: DataSpec) -> pd.DataFrame:
             "reasons": reasons_text(data.counts.rejected),
             "patients": len(set(data.subjects)) if spec.subject else len(data),
         }
-        if data.targets.ndim == 1:
-            counts = torch.bincount(data.targets, minlength=len(opened.classes)).tolist()
-            row |= {f"class: {name}": count for name, count in zip(opened.classes, counts, strict=True)}
+        labels = data.labels
+        if labels is None:
+            shares = _foreground(data.targets)
+            row["foreground"] = sum(shares) / len(shares)
+        elif labels.is_floating_point():
+            numbers = labels.double()
+            row |= {"label mean": numbers.mean().item(), "label deviation": numbers.std(correction=0).item()}
         else:
-            row["foreground"] = data.targets.mean(dtype=torch.float64).item()
-        is_table = data.inputs.ndim == 2
-        row["missing"] = 100.0 * data.inputs.isnan().double().mean().item() if is_table else 0.0
+            counts = class_counts(labels, len(opened.classes))
+            row |= {f"class: {name}": count for name, count in zip(opened.classes, counts, strict=True)}
+        row["missing"] = 100.0 * data.table.isnan().double().mean().item() if data.inputs.ndim == 2 else 0.0
         row["duplicates"] = sum(count - 1 for count in Counter(_digests(data)).values())
+        if isinstance(data.inputs, Volumes):
+            row |= facts_row([VolumeFacts(**record["facts"]) for record in data.inputs.about])
         rows.append(row)
     return pd.DataFrame(rows)
-
-
-def reasons_text(rejected: Counter[str]) -> str:
-    """``"label is missing (3), image file is damaged (1)"``, the most frequent reason first."""
-    ordered = sorted(rejected.items(), key=lambda item: (-item[1], item[0]))
-    return ", ".join(f"{reason} ({count})" for reason, count in ordered)
 
 
 def quality_warnings(
@@ -78,17 +84,57 @@ def quality_warnings(
     first = next(iter(sites.values()))
     if first.inputs.ndim == 2:
         warnings += _poor_features(sites, features)
-    if first.targets.ndim == 1:
-        counts = sum(torch.bincount(data.targets, minlength=len(classes)) for data in sites.values())
-        empty = [name for name, count in zip(classes, counts, strict=True) if count == 0]  # type: ignore[arg-type]
+    labels = [data.labels for data in sites.values() if data.labels is not None]
+    if labels and classes:
+        counts = [class_counts(found, len(classes)) for found in labels]
+        empty = [name for name, of_sites in zip(classes, zip(*counts, strict=True), strict=True) if not any(of_sites)]
         if empty:
             warnings.append(f"No case of class {_some(empty)}.")
-    else:
+    elif not labels:
         for site, data in sites.items():
-            blank = int((data.targets.flatten(1).amax(dim=1) == 0).sum())
+            blank = sum(share == 0 for share in _foreground(data.targets))
             if blank:
                 warnings.append(f"Site {site}: {blank} {'mask has' if blank == 1 else 'masks have'} no foreground.")
+            warnings += _cut_off(site, data.targets)
+            there = _classes_there(data.targets)
+            elsewhere = [name for index, name in enumerate(classes) if index and index not in there]
+            if elsewhere and len(classes) > 2:
+                warnings.append(f"Site {site}: no mask has {_some(elsewhere)}.")
     return warnings
+
+
+def class_counts(labels: Tensor, classes: int) -> list[int]:
+    """Number of cases of each class, from int64 ``[N]``."""
+    counts: list[int] = torch.bincount(labels, minlength=classes).tolist()
+    return counts
+
+
+def _foreground(masks: Tensor | Volumes) -> list[float]:
+    """Share of each mask that is foreground."""
+    if isinstance(masks, Volumes):
+        return [sum(record["labels"][1:]) / sum(record["labels"]) for record in masks.about]
+    shares: list[float] = (masks != 0).flatten(1).double().mean(dim=1).tolist()
+    return shares
+
+
+def _classes_there(masks: Tensor | Volumes) -> set[int]:
+    """The classes that some mask has."""
+    if isinstance(masks, Volumes):
+        return {index for record in masks.about for index, count in enumerate(record["labels"]) if count}
+    return set(masks.unique().tolist())
+
+
+def _cut_off(site: str, masks: Tensor | Volumes) -> list[str]:
+    """A warning where the grid of volumes leaves out a part of what is to be found."""
+    if not isinstance(masks, Volumes):
+        return []
+    lost = [record["lost"] for record in masks.about if record["lost"] > _LOST]
+    if not lost:
+        return []
+    return [
+        f"Site {site}: in {len(lost)} of {len(masks)} cases a part of the mask lies outside `size` (up to "
+        f"{100 * max(lost):.0f} % of the foreground): use a larger `size`, or `centre: foreground`."
+    ]
 
 
 def _copies(sites: dict[str, SiteData], *, subjects_named: bool) -> list[str]:
@@ -109,7 +155,7 @@ def _copies(sites: dict[str, SiteData], *, subjects_named: bool) -> list[str]:
         apart = subjects_named and any(len(people) > 1 for people in owners.values())
         risk = " under another patient's name: both may be in training and test data" if apart else ""
         warnings.append(f"Site {site}: {copies} {what} an earlier one of the same site{risk}.")
-    if next(iter(sites.values())).inputs.ndim == 4:
+    if next(iter(sites.values())).inputs.ndim > 2:
         travelled = sum(len(names) > 1 for names in homes.values())
         if travelled:
             are = "image is" if travelled == 1 else "images are"
@@ -120,7 +166,7 @@ def _copies(sites: dict[str, SiteData], *, subjects_named: bool) -> list[str]:
 def _poor_features(sites: dict[str, SiteData], features: list[str]) -> list[str]:
     """Warnings about features that are constant or wholly missing, everywhere or at a site."""
     warnings: list[str] = []
-    together = _feature_states(torch.cat([data.inputs for data in sites.values()]).numpy())
+    together = _feature_states(torch.cat([data.table for data in sites.values()]).numpy())
     for state, word in (("missing", "missing in every case"), ("constant", "constant over all sites")):
         names = [name for name, found in zip(features, together, strict=True) if found == state]
         if names:
@@ -129,7 +175,7 @@ def _poor_features(sites: dict[str, SiteData], features: list[str]) -> list[str]
         return warnings
     constant: dict[str, int] = {}
     for site, data in sites.items():
-        states = _feature_states(data.inputs.numpy())
+        states = _feature_states(data.table.numpy())
         here = [state if state != everywhere else "" for state, everywhere in zip(states, together, strict=True)]
         names = [name for name, state in zip(features, here, strict=True) if state == "missing"]
         if names:
@@ -150,6 +196,8 @@ def _feature_states(values: np.ndarray[tuple[int, int], np.dtype[np.float32]]) -
 
 def _digests(data: SiteData) -> list[bytes]:
     """A digest of the inputs of each case; equal inputs have equal digests, missing values included."""
+    if isinstance(data.inputs, Volumes):  # the key of a prepared volume comes from what its files contain
+        return [bytes.fromhex(record["content"]) for record in data.inputs.about]
     return [hashlib.blake2b(case.tobytes(), digest_size=16).digest() for case in data.inputs.numpy()]
 
 

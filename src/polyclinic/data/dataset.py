@@ -10,6 +10,10 @@ from torch import Tensor
 from polyclinic.data.augmentation import Augmentation
 from polyclinic.data.cases import SiteData
 from polyclinic.data.scaling import Scaler
+from polyclinic.data.spec import Patch
+from polyclinic.data.volumes.patches import patch_corners
+from polyclinic.data.volumes.standardisation import landmarks, standardise
+from polyclinic.data.volumes.store import Volumes, concatenate
 from polyclinic.seeds import derive_seed
 
 
@@ -18,26 +22,38 @@ class Dataset:
 
     Attributes:
         site: the site's name, or the pool's.
-        targets: int64 ``[N]`` classes or uint8 ``[N, 1, H, W]`` masks.
-        augments: whether training batches are changed at random.
+        targets: int64 ``[N]`` classes, float32 ``[N]`` numbers, or uint8 masks ``[N, 1, H, W]`` (volumes
+            ``[N, 1, D, H, W]``).
+        augments: whether training batches are changed at random (augmentation, or boxes cut from volumes).
+        patch: the boxes on which a network is trained, or None for whole images.
+        spacing: size of a pixel along each axis in millimetres, or None; see ``SiteData``.
 
     Args:
         data: the site's cases.
         scaler: how to scale them.
         augmentation: random changes of training images; not for tables.
+        patch: train on boxes of volumes.
+        standard: landmarks ``[C, L]`` to which the histograms of volumes are brought, or None.
     """
 
-    def __init__(self, data: SiteData, scaler: Scaler, augmentation: Augmentation | None = None) -> None:
+    def __init__(
+        self, data: SiteData, scaler: Scaler, augmentation: Augmentation | None = None, patch: Patch | None = None,
+        standard: Tensor | None = None,
+    ) -> None:  # fmt: skip
         if augmentation is not None and data.inputs.ndim == 2:
             raise ValueError("augmentation is for images")
         self.site = data.site
         self.targets = data.targets
-        self.augments = augmentation is not None
+        self.augments = augmentation is not None or patch is not None
+        self.patch, self.spacing = patch, data.spacing
+        self._standard = standard
+        self._landmarks = None if standard is None else landmarks(data.inputs)
         self._scaler = scaler
         self._augmentation = augmentation
         self._sites: list[Dataset] = []
         # Tables are small and are scaled once; images stay bytes until they are used.
-        self._inputs = scaler.apply(data.inputs) if data.inputs.ndim == 2 else data.inputs
+        table = isinstance(data.inputs, Tensor) and data.inputs.ndim == 2
+        self._inputs = scaler.apply(data.table) if table else data.inputs
 
     @staticmethod
     def pool(datasets: list[Dataset], name: str) -> Dataset:
@@ -54,9 +70,9 @@ class Dataset:
         if len(datasets) == 1:
             return pooled
         pooled.augments = any(dataset.augments for dataset in datasets)
-        pooled.targets = torch.cat([dataset.targets for dataset in datasets])
+        pooled.targets = concatenate([dataset.targets for dataset in datasets])
         if len(datasets[0].shape) == 1:
-            pooled._inputs = torch.cat([dataset._inputs for dataset in datasets])
+            pooled._inputs = concatenate([dataset._inputs for dataset in datasets])
         else:
             pooled._sites = list(datasets)
         return pooled
@@ -66,8 +82,13 @@ class Dataset:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Shape of one input: ``(F,)`` or ``(C, H, W)``."""
+        """Shape of one input: ``(F,)``, ``(C, H, W)`` or ``(C, D, H, W)``."""
         return tuple(self._inputs.shape[1:])
+
+    @property
+    def training_shape(self) -> tuple[int, ...]:
+        """Shape of one input as a network is trained on it: that of a box, where boxes are cut."""
+        return self.shape if self.patch is None else (self.shape[0], *self.patch.size)
 
     def batch(self, index: Tensor, *, augment: int | None = None) -> tuple[Tensor, Tensor]:
         """Inputs and targets of some cases.
@@ -77,27 +98,44 @@ class Dataset:
             augment: seed of the random changes of this batch; None leaves the images as they are.
 
         Returns:
-            float32 inputs ``[B, F]`` or ``[B, C, H, W]``, scaled, and targets ``[B]`` or ``[B, 1, H, W]``.
+            float32 inputs ``[B, F]``, ``[B, C, H, W]`` or ``[B, C, D, H, W]``, scaled, and targets ``[B]`` or
+            ``[B, 1, ...]``. With ``augment`` volumes are boxes of ``patch`` where there is one.
         """
         if self._sites:
             return self._pooled_batch(index, augment)
-        inputs, targets = self._inputs.index_select(0, index), self.targets.index_select(0, index)
+        inputs, targets = self._chosen(index, augment)
         if inputs.ndim == 2:
             return inputs, targets
-        images = inputs.float().div_(255.0)
+        images = inputs.float()
+        if inputs.dtype == torch.uint8:
+            images = images.div_(255.0)
+        if self._standard is not None and self._landmarks is not None:
+            images = standardise(images, self._landmarks[index], self._standard)
         if augment is not None and self._augmentation is not None:
-            masks = targets if targets.ndim == 4 else None
+            masks = targets if targets.ndim > 1 else None
             images, masks = self._augmentation(images, masks, augment)
             targets = targets if masks is None else masks
         return self._scaler.apply(images), targets
 
+    def _chosen(self, index: Tensor, augment: int | None) -> tuple[Tensor, Tensor]:
+        """Inputs and targets as they are kept: whole, or boxes of volumes."""
+        inputs, targets = self._inputs, self.targets
+        if augment is None or self.patch is None or not isinstance(inputs, Volumes) or not isinstance(targets, Volumes):
+            return inputs.index_select(0, index), targets.index_select(0, index)
+        corners = patch_corners(targets, index, self.patch, augment)
+        size = self.patch.size
+        return inputs.crop(index, corners, size), targets.crop(index, corners, size)
+
     def picture(self, position: int) -> Tensor:
-        """The image of one case as it was read, uint8 ``[C, H, W]``, for a person to look at."""
+        """The image of one case before scaling, for a person to look at: uint8 ``[C, H, W]``, or a volume
+        ``[C, D, H, W]`` of any range."""
         return self._inputs[position]
 
     def _pooled_batch(self, index: Tensor, augment: int | None) -> tuple[Tensor, Tensor]:
-        inputs = torch.empty(len(index), *self.shape)
-        targets = self.targets.new_empty(len(index), *self.targets.shape[1:])
+        boxes = augment is not None and self.patch is not None
+        inputs = torch.empty(len(index), *(self.training_shape if boxes else self.shape))
+        kept = (1, *self.training_shape[1:]) if boxes else self.targets.shape[1:]
+        targets = torch.empty(len(index), *kept, dtype=self.targets.dtype)
         start = 0
         for number, dataset in enumerate(self._sites):
             here = ((index >= start) & (index < start + len(dataset))).nonzero().flatten()

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from polyclinic.data.spec import DataSpec
+from polyclinic.data.spec import ComBatOptions, DataSpec
 from polyclinic.data.table import canonical, levels, parse_numbers, require_column, to_numbers
 from polyclinic.errors import DataError, StudyError, nearest
 
@@ -83,6 +83,45 @@ def encode_features(
         if np.isinf(values[-1]).any():
             raise DataError("P203", f"The column {name!r} (`features`) has numbers beyond 3.4e38.", "Use another unit.")
     return np.stack(values, axis=1), names
+
+
+def encode_covariates(
+    cells: pd.DataFrame, combat: ComBatOptions
+) -> tuple[npt.NDArray[np.float64], dict[str, list[str]]]:
+    """The covariates of harmonisation, and the names of their columns.
+
+    A column of numbers is one column. A column of texts, and each of ``combat.groups``, becomes a column of 0 and 1 for
+    each of its values but the first (values of all sites, in order), so a covariate with one value only has none.
+
+    Args:
+        cells: texts of all used rows of all sites, without missing covariates.
+        combat: the entry of the study file.
+
+    Returns:
+        float64 ``[N, K]``, and for each column of the table the names of the columns made of it, K in all.
+
+    Raises:
+        DataError: P203 when a covariate has numbers and texts.
+    """
+    values: list[npt.NDArray[np.float64]] = []
+    names: dict[str, list[str]] = {}
+    for name in dict.fromkeys([*combat.covariates, *combat.groups]):
+        numbers = parse_numbers(cells[name])
+        texts = int(np.isnan(numbers).sum())
+        if name not in combat.groups and texts < len(numbers):
+            if texts:
+                raise DataError(
+                    "P203", f"The covariate {name!r} has {len(numbers) - texts} numbers and {texts} other values.",
+                    "Add the other values to `missing`, or name the column under `groups`.",
+                )  # fmt: skip
+            values.append(numbers)
+            names[name] = [name]
+            continue
+        groups = canonical(cells[name])
+        others = levels(groups)[1:]
+        values += [np.where(groups == level, 1.0, 0.0) for level in others]
+        names[name] = [f"{name}={level}" for level in others]
+    return np.stack(values, axis=1) if values else np.empty((len(cells), 0)), names
 
 
 def _expand(

@@ -16,15 +16,14 @@ import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
+from polyclinic.data.masks import MaskClasses
+from polyclinic.data.readers.volume import UnreadableError
+
 logger = logging.getLogger(__name__)
 
 #: Other formats of Pillow are left out: some of them run outside programs on the file.
 FORMATS = ("PNG", "JPEG", "TIFF", "BMP", "GIF")
 _MOST_THREADS = 4
-
-
-class UnreadableError(Exception):
-    """An image that can't be used. The message is the reason and names no file."""
 
 
 @dataclass(frozen=True)
@@ -52,29 +51,31 @@ def decode_images(
     size: tuple[int, int],
     channels: Literal["rgb", "grey"],
     done: Callable[[], None] = lambda: None,
+    classes: MaskClasses = MaskClasses(),  # noqa: B008 - frozen
 ) -> tuple[Tensor, Tensor | None, dict[int, str]]:
     """Decode all images, in a few threads, and bring them to one size.
 
     Images are turned upright by their EXIF orientation and resized bilinearly with antialiasing; 16-bit grey images are
-    brought to 8 bits over the whole 16-bit range (65535 becomes 255). Masks are resized by nearest neighbour, and what
-    is not zero is foreground.
+    brought to 8 bits over the whole 16-bit range (65535 becomes 255). Masks are resized by nearest neighbour; what is
+    not zero is foreground unless ``classes`` says otherwise.
 
     Args:
         files: where the images are.
         size: height and width in pixels.
         channels: ``rgb`` (3 channels) or ``grey`` (1 channel).
         done: called after each case, in the calling thread.
+        classes: which values of a mask are which structure.
 
     Returns:
-        uint8 images ``[N, C, H, W]``, uint8 masks ``[N, 1, H, W]`` of 0 and 1 (None without masks), and the position of
-        each case that can't be used with the reason; its pixels are undefined.
+        uint8 images ``[N, C, H, W]``, uint8 masks ``[N, 1, H, W]`` of class indices (None without masks), and the
+        position of each case that can't be used with the reason; its pixels are undefined.
     """
     images = np.zeros((len(files), 3 if channels == "rgb" else 1, *size), dtype=np.uint8)
     masks = None if files.masks is None else np.zeros((len(files), 1, *size), dtype=np.uint8)
 
     def decode(position: int) -> str:
         try:
-            _decode_case(files, position, images[position], None if masks is None else masks[position])
+            _decode_case(files, position, images[position], None if masks is None else masks[position], classes)
         except UnreadableError as error:
             return str(error)
         return ""
@@ -100,7 +101,11 @@ def resolve(name: str, root: Path, allowed: Sequence[Path] = ()) -> Path | None:
 
 
 def _decode_case(
-    files: ImageFiles, position: int, image_out: npt.NDArray[np.uint8], mask_out: npt.NDArray[np.uint8] | None
+    files: ImageFiles,
+    position: int,
+    image_out: npt.NDArray[np.uint8],
+    mask_out: npt.NDArray[np.uint8] | None,
+    classes: MaskClasses,
 ) -> None:
     root = files.roots[position]
     with _upright(files.images[position], root, files.allowed, "image") as image:
@@ -113,8 +118,12 @@ def _decode_case(
     with _upright(files.masks[position], root, files.allowed, "mask") as mask:
         if mask.size != full_size:
             raise UnreadableError("mask and image differ in size")
-        foreground = Image.fromarray(_foreground(mask))
-        mask_out[...] = np.asarray(foreground.resize(_width_height(mask_out), Image.Resampling.NEAREST))
+        try:
+            indices = Image.fromarray(_mask_indices(mask, classes))
+        except UnreadableError as error:
+            logger.debug("%s: %s", error, files.masks[position])
+            raise
+        mask_out[...] = np.asarray(indices.resize(_width_height(mask_out), Image.Resampling.NEAREST))
 
 
 def _upright(name: str, root: Path, allowed: Sequence[Path], kind: str) -> Image.Image:
@@ -156,11 +165,15 @@ def _eight_bits(image: Image.Image) -> Image.Image:
     return Image.fromarray((values // 257).astype(np.uint8))
 
 
-def _foreground(mask: Image.Image) -> npt.NDArray[np.uint8]:
-    """Uint8 ``[H, W]`` of 0 and 1. Palette masks count by index; an alpha channel does not count."""
+def _mask_indices(mask: Image.Image, classes: MaskClasses) -> npt.NDArray[np.uint8]:
+    """Class indices ``[H, W]``. Palette masks count by index; an alpha channel does not count."""
     values = np.asarray(mask.convert(mask.mode.rstrip("A")) if mask.mode in ("LA", "RGBA") else mask)
-    foreground: npt.NDArray[np.bool_] = (values != 0).reshape(*values.shape[:2], -1).any(axis=2)
-    return foreground.astype(np.uint8)
+    channels = values.reshape(*values.shape[:2], -1)
+    if classes.values is None:
+        return classes.encode(np.asarray((channels != 0).any(axis=2)))
+    if (channels != channels[..., :1]).any():
+        raise UnreadableError("mask has colours, not one value for each structure")
+    return classes.encode(channels[..., 0].astype(np.int64))
 
 
 def _width_height(out: npt.NDArray[np.uint8]) -> tuple[int, int]:

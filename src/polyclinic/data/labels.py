@@ -7,7 +7,7 @@ import numpy.typing as npt
 import pandas as pd
 
 from polyclinic.data.spec import DataSpec, Scalar
-from polyclinic.data.table import OPPOSITE, canonical, comparison, levels, matches, scalar_text
+from polyclinic.data.table import OPPOSITE, canonical, comparison, levels, matches, parse_numbers, scalar_text
 from polyclinic.errors import DataError, StudyError
 
 #: More different labels than this, without a list of `classes`, are a mistake (an age, an identifier), not classes.
@@ -21,6 +21,34 @@ def label_reasons(cells: pd.Series[str], spec: DataSpec) -> npt.NDArray[np.objec
         reasons[~matches(cells, spec.classes)] = f"{spec.label} is not one of the classes"
     reasons[cells.isna().to_numpy()] = f"{spec.label} is missing"
     return reasons
+
+
+def number_reasons(cells: pd.Series[str], spec: DataSpec) -> npt.NDArray[np.object_]:
+    """Why a row's number can't be used, "" where it can: object ``[N]``."""
+    reasons = np.full(len(cells), "", dtype=object)
+    reasons[np.isnan(parse_numbers(cells))] = f"{spec.label} is not a number"
+    reasons[cells.isna().to_numpy()] = f"{spec.label} is missing"
+    return reasons
+
+
+def encode_numbers(cells: pd.Series[str], spec: DataSpec) -> npt.NDArray[np.float32]:
+    """The number of each row, float32 ``[N]``.
+
+    Args:
+        cells: labels of all used rows of all sites; each one passed ``number_reasons``.
+        spec: the ``data:`` part of the study file.
+
+    Raises:
+        DataError: P203 when all numbers are the same, so that there is nothing to learn.
+    """
+    numbers = parse_numbers(cells).astype(np.float32)
+    if numbers.min() == numbers.max():
+        raise DataError(
+            "P203",
+            f"The column {spec.label!r} (`label`) has the same number in every row, so there is nothing to learn.",
+            "Name the column with the number to predict.",
+        )
+    return numbers
 
 
 def encode_labels(cells: pd.Series[str], spec: DataSpec) -> tuple[npt.NDArray[np.int64], list[str]]:

@@ -13,14 +13,20 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from polyclinic.data.cases import Counts, Opened, SiteData
-from polyclinic.data.check import quality_warnings, reasons_text
-from polyclinic.data.features import encode_features
+from polyclinic.data.cases import Counts, Opened, SiteData, reasons_text
+from polyclinic.data.check import quality_warnings
+from polyclinic.data.features import encode_covariates, encode_features
 from polyclinic.data.images import ImageFiles, decode_images
-from polyclinic.data.labels import encode_labels
+from polyclinic.data.labels import encode_labels, encode_numbers
+from polyclinic.data.masks import MaskClasses
 from polyclinic.data.rows import Rows, Task, read_rows, reject_rows
 from polyclinic.data.spec import DataSpec
-from polyclinic.errors import DataError, StudyError
+from polyclinic.data.volumes.fingerprint import SiteFingerprint
+from polyclinic.data.volumes.prepare import VolumeFiles, check_volumes, fingerprint_volumes, prepare_volumes
+from polyclinic.data.volumes.store import Volumes
+from polyclinic.errors import DataError, StudyError, nearest
+
+Pixels = Tensor | Volumes
 
 #: Names with another meaning in the results.
 RESERVED_SITES = ("all", "pool", "federation")
@@ -63,32 +69,43 @@ def open_data(
     used = rows.where(rows.usable & rows.origin["site"].notna().to_numpy())
     if not len(used):
         raise DataError("P205", f"No row can be used: {_all_reasons(rows)}.", "Mend the table or the `data:` part.")
-    labels, classes = np.empty(0, dtype=np.int64), ["background", "foreground"]
+    labels: npt.NDArray[np.int64] | npt.NDArray[np.float32] = np.empty(0, dtype=np.int64)
+    classes = list(MaskClasses.of(spec).names)
     if task == "classification" and spec.label is not None:
         labels, classes = encode_labels(used.cells[spec.label], spec)
-    matrix, features = np.empty(0, dtype=np.float32), ["red", "green", "blue"] if spec.channels == "rgb" else ["grey"]
+    if task == "regression" and spec.label is not None:
+        labels, classes = encode_numbers(used.cells[spec.label], spec), []
+    matrix, features = np.empty(0, dtype=np.float32), _channels(spec)
     if spec.image is None:
         matrix, features = encode_features(used.cells, used.chosen, spec)
+    covariates, covariate_names = None, dict[str, list[str]]()
+    if spec.harmonisation.combat is not None:
+        covariates, covariate_names = encode_covariates(used.cells, spec.harmonisation.combat)
     tick = _ticker(progress, len(used))
     sites: dict[str, SiteData] = {}
     for site in _site_names(rows, spec):
         here = np.flatnonzero(used.origin["site"] == site)
         counts = rows.counts(site)
         if spec.image is None:
-            inputs, masks = torch.from_numpy(matrix[here]), None
+            pixels: Pixels | None = torch.from_numpy(matrix[here])
+            masks: Pixels | None = None
         else:
-            inputs, masks, here = _read_images(site, used, here, spec, folder, task, counts, tick)
-        if not len(here):
+            pixels, masks, here = _read_images(site, used, here, spec, folder, task, counts, tick)
+        if pixels is None or not len(here):
             why = reasons_text(counts.rejected) or "it has no rows"
             warnings.append(f"Site {site} is left out: none of its {counts.found} cases can be used ({why}).")
             continue
         targets = torch.from_numpy(labels[here]) if masks is None else masks
         subjects, cases, parts = (used.origin[column].iloc[here].tolist() for column in ("subject", "case", "part"))
-        sites[site] = SiteData(site, inputs, targets, subjects, cases, None if split is None else parts, counts)
+        split_parts, steps = None if split is None else parts, _spacing(pixels)
+        own = None if covariates is None else torch.from_numpy(covariates[here])
+        sites[site] = SiteData(site, pixels, targets, subjects, cases, split_parts, counts, steps, own)
     if not sites:
         raise DataError("P205", "No site has a usable case. " + " ".join(warnings), "Mend the images or their paths.")
     warnings += quality_warnings(sites, features, classes, subjects_named=spec.subject is not None)
-    return Opened(sites, features, classes, warnings, _fingerprint(sites, features, classes))
+    _check_reference(spec, list(sites))
+    fingerprint = _fingerprint(sites, features, classes)
+    return Opened(sites, features, classes, warnings, fingerprint, covariate_names)
 
 
 def _read_images(
@@ -100,27 +117,26 @@ def _read_images(
     task: Task,
     counts: Counts,
     tick: Callable[[], None],
-) -> tuple[Tensor, Tensor | None, npt.NDArray[np.intp]]:
-    """Pixels of the rows ``here``, their masks (segmentation), and the rows that could be read.
+) -> tuple[Pixels | None, Pixels | None, npt.NDArray[np.intp]]:
+    """Pixels of the rows ``here``, their masks (segmentation), and the rows that could be read; None without any.
 
     Raises:
         DataError: P204 when more than ``max_unreadable`` of the site's cases can't be read.
     """
-    if spec.size is None:
-        raise ValueError("images need a size")
     mine = rows.cells.iloc[here]
-    tables = rows.origin["folder"].iloc[here]
-    files = ImageFiles(
-        images=mine[spec.image].tolist(),
-        masks=mine[spec.mask].tolist() if task == "segmentation" else None,
-        roots=[Path(table) if spec.root is None else folder / spec.root for table in tables],
-        allowed=(folder,),
-    )
-    images, masks, failures = decode_images(files, spec.size, spec.channels, tick)
-    if failures and len(failures) / len(files) > spec.max_unreadable:
+    files = _files(rows, here, spec, folder, task)
+    images: Pixels | None
+    masks: Pixels | None
+    if spec.preprocessing is not None:
+        images, masks, failures = prepare_volumes(files, spec, folder / spec.cache, tick)
+    else:
+        pictures = ImageFiles([cells[0] for cells in files.images], files.masks, files.roots, files.allowed)
+        size, classes = spec.size or (0, 0), MaskClasses.of(spec)
+        images, masks, failures = decode_images(pictures, size, spec.channels, tick, classes)
+    if failures and len(failures) / len(mine) > spec.max_unreadable:
         raise DataError(
             "P204",
-            f"Site {site}: {len(failures)} of {len(files)} cases can't be read (the first: "
+            f"Site {site}: {len(failures)} of {len(mine)} cases can't be read (the first: "
             f"{next(iter(failures.values()))}), and `max_unreadable` allows {100 * spec.max_unreadable:g} %.",
             "Mend the files or their paths (`root`), or raise `max_unreadable`. "
             "`polyclinic check --verbose` names them.",
@@ -128,9 +144,51 @@ def _read_images(
     if failures:
         counts.used -= len(failures)
         counts.rejected.update(failures.values())
-        keep = np.setdiff1d(np.arange(len(files)), list(failures))
-        images, masks, here = images[keep], None if masks is None else masks[keep], here[keep]
+        keep = np.setdiff1d(np.arange(len(mine)), list(failures))
+        here = here[keep]
+        if isinstance(images, Tensor):  # volumes that can't be used are left out already
+            images, masks = images[keep], masks[keep] if isinstance(masks, Tensor) else None
     return images, masks, here
+
+
+def _files(rows: Rows, here: npt.NDArray[np.intp], spec: DataSpec, folder: Path, task: Task) -> VolumeFiles:
+    """Where the images and masks of the rows ``here`` are."""
+    mine = rows.cells.iloc[here]
+    roots = [Path(table) if spec.root is None else folder / spec.root for table in rows.origin["folder"].iloc[here]]
+    masks = mine[spec.mask].tolist() if task == "segmentation" else None
+    return VolumeFiles(mine[spec.image_columns].to_numpy().tolist(), masks, roots, allowed=(folder,))
+
+
+def fingerprint_data(
+    spec: DataSpec, folder: Path, task: Task, split: str | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> dict[str, SiteFingerprint]:  # fmt: skip
+    """What each site says of its volumes, for a plan; see ``open_data`` for the arguments and errors."""
+    _check_spec(spec, task)
+    rows = read_rows(spec, folder, split)
+    reject_rows(rows, spec, task, split)
+    used = rows.where(rows.usable & rows.origin["site"].notna().to_numpy())
+    tick = _ticker(progress, len(used))
+    found = {}
+    for site in _site_names(rows, spec):
+        here = np.flatnonzero(used.origin["site"] == site)
+        if len(here):
+            found[site] = fingerprint_volumes(_files(used, here, spec, folder, task), spec, folder / spec.cache, tick)
+    known = {site: one for site, one in found.items() if one is not None}
+    if not known:
+        raise DataError("P205", "No image can be read, so that nothing can be planned.", "Mend the images' paths.")
+    return known
+
+
+def _channels(spec: DataSpec) -> list[str]:
+    if spec.preprocessing is not None:
+        return spec.image_columns
+    return ["red", "green", "blue"] if spec.channels == "rgb" else ["grey"]
+
+
+def _spacing(pixels: Pixels) -> tuple[float, ...] | None:
+    """Voxel sizes of volumes, in mm; that of the first where images keep their own."""
+    return tuple(pixels.about[0]["grid_spacing"]) if isinstance(pixels, Volumes) else None
 
 
 def _check_spec(spec: DataSpec, task: Task) -> None:
@@ -147,13 +205,26 @@ def _check_spec(spec: DataSpec, task: Task) -> None:
     if spec.image is not None:
         inputs = "`image` and feature columns can't be used together."
         need(not (spec.features or spec.categorical), inputs, "Use either images or table columns.", "P104")
-        need(spec.size and min(spec.size) > 0, "Images need a `size`.", "Give height and width: size: [128, 128].")
+        if spec.preprocessing is not None:
+            check_volumes(spec, task)
+        else:
+            need(isinstance(spec.image, str), "Several image columns are channels of volumes.",
+                 "Name one column, or say with `preprocessing` how volumes are to be prepared.")  # fmt: skip
+            need(spec.size and min(spec.size) > 0, "Images need a `size`.",
+                 "Give height and width: size: [128, 128]; or `preprocessing` for NIfTI and DICOM.")  # fmt: skip
+    need(spec.preprocessing is None or spec.image, "`preprocessing` is for images.", "Name the `image` column.")
+    need(spec.patch is None or spec.preprocessing, "`patch` is for volumes.", "Give `preprocessing`, or take it out.")
     if task == "segmentation":
         need(spec.image and spec.mask, "Segmentation needs `image` and `mask`.", "Name the columns with their paths.")
     else:
-        need(spec.label, "Classification needs a `label`.", "Name the column with the class to predict.")
+        kind, goal = ("Classification", "class") if task == "classification" else ("Regression", "number")
+        need(spec.label, f"{kind} needs a `label`.", f"Name the column with the {goal} to predict.")
         hint = 'Name the feature columns (features: "*" takes all that have no other part) or the image column.'
-        need(spec.image or spec.features or spec.categorical, "Classification needs `features` or `image`.", hint)
+        need(spec.image or spec.features or spec.categorical, f"{kind} needs `features` or `image`.", hint)
+        need(spec.mask_classes is None, "`mask_classes` is for segmentation.", "Take it out.", "P104")
+    if task == "regression":
+        need(spec.positive is None and spec.classes is None, "A number has no classes.",
+             "Take out `positive` and `classes`, or use `task: classification`.", "P104")  # fmt: skip
     if spec.subject_pattern is not None:
         need(spec.subject, "`subject_pattern` needs `subject`.", "Name the column in which to look for the patient.")
         try:
@@ -169,6 +240,15 @@ def _site_names(rows: Rows, spec: DataSpec) -> list[str]:
         if name in RESERVED_SITES:
             raise DataError("P203", f"A site can't be called {name!r}: the results use this name.", "Rename the site.")
     return names
+
+
+def _check_reference(spec: DataSpec, sites: list[str]) -> None:
+    combat = spec.harmonisation.combat
+    if combat is not None and combat.reference_site is not None and combat.reference_site not in sites:
+        raise DataError(
+            "P207", f"The reference site {combat.reference_site!r} is not among the sites.",
+            nearest(combat.reference_site, sites),
+        )  # fmt: skip
 
 
 def _all_reasons(rows: Rows) -> str:
@@ -200,7 +280,10 @@ def _fingerprint(sites: dict[str, SiteData], features: list[str], classes: list[
     add("features", *features, "classes", *classes)
     for site, data in sites.items():
         add("site", site, *data.subjects, *data.cases, *(data.parts or []))
-        for tensor in (data.inputs, data.targets):
-            add(str(tensor.dtype), str(tuple(tensor.shape)))
-            digest.update(tensor.numpy().data)
+        for pixels in (data.inputs, data.targets, *(() if data.covariates is None else (data.covariates,))):
+            add(str(pixels.dtype), str(tuple(pixels.shape)))
+            if isinstance(pixels, Volumes):
+                add(*(record["key"] for record in pixels.about))
+            else:
+                digest.update(pixels.numpy().data)
     return digest.hexdigest()

@@ -13,12 +13,12 @@ import pandas as pd
 
 from polyclinic.data.cases import Counts
 from polyclinic.data.features import choose_features
-from polyclinic.data.labels import label_reasons
+from polyclinic.data.labels import label_reasons, number_reasons
 from polyclinic.data.spec import DataSpec
 from polyclinic.data.table import locate, matches, read_cells, require_column, to_numbers
 from polyclinic.errors import DataError
 
-Task = Literal["classification", "segmentation"]
+Task = Literal["classification", "segmentation", "regression"]
 
 #: Texts in a split column -> part.
 PARTS = {
@@ -130,7 +130,7 @@ def reject_rows(rows: Rows, spec: DataSpec, task: Task, split: str | None) -> li
         are = "row names no site and is" if homeless == 1 else "rows name no site and are"
         warnings.append(f"{homeless} {are} left out (column {spec.site!r}).")
     if spec.image is not None:
-        origin["case"] = cells[spec.image]
+        origin["case"] = cells[spec.image_columns[0]]
     if spec.subject is None:
         origin["subject"] = origin["case"]
     else:
@@ -139,8 +139,8 @@ def reject_rows(rows: Rows, spec: DataSpec, task: Task, split: str | None) -> li
         if whole:
             of_rows = f"{whole} of {len(rows)} {spec.subject!r} cells"
             warnings.append(f"`subject_pattern` does not fit {of_rows}: there the whole cell names the patient.")
-    if task == "classification" and spec.label is not None:
-        reasons = label_reasons(cells[spec.label], spec)
+    if task != "segmentation" and spec.label is not None:
+        reasons = (label_reasons if task == "classification" else number_reasons)(cells[spec.label], spec)
         for reason in dict.fromkeys(reasons[reasons != ""]):
             rows.reject(reasons == reason, reason)
     origin["part"] = None
@@ -151,9 +151,11 @@ def reject_rows(rows: Rows, spec: DataSpec, task: Task, split: str | None) -> li
     if spec.divide_by is not None:
         rows.reject_missing(spec.divide_by)
         rows.reject(to_numbers(cells[spec.divide_by], "divide_by") <= 0, f"{spec.divide_by} is not positive")
-    for column in (spec.image, spec.mask if task == "segmentation" else None):
-        if column is not None:
-            rows.reject_missing(column)
+    for column in (*spec.image_columns, *([spec.mask] if spec.mask and task == "segmentation" else [])):
+        rows.reject_missing(column)
+    combat = spec.harmonisation.combat
+    for column in [*combat.covariates, *combat.groups] if combat else []:
+        rows.reject_missing(column)
     for column in rows.chosen if spec.imputation == "drop" else []:
         rows.reject_missing(column)
     return warnings
@@ -177,8 +179,10 @@ def _needed_columns(spec: DataSpec, split: str | None) -> dict[str, str]:
         "subject": spec.subject,
         "label": spec.label,
         "divide_by": spec.divide_by,
-        "image": spec.image,
         "mask": spec.mask,
         "split": split,
     }
-    return dict.fromkeys(spec.where, "where") | {name: use for use, name in named.items() if name is not None}
+    combat = spec.harmonisation.combat
+    covariates = dict.fromkeys([*combat.covariates, *combat.groups] if combat else [], "covariates")
+    others = covariates | {name: use for use, name in named.items() if name is not None}
+    return dict.fromkeys(spec.where, "where") | others | dict.fromkeys(spec.image_columns, "image")

@@ -12,6 +12,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from polyclinic.data.volumes.store import Volumes
+
 #: Images summarised at once; bounds the memory.
 _CHUNK = 256
 
@@ -37,13 +39,15 @@ class Summary:
         return cls(tensors["count"], tensors["mean"], tensors["m2"])
 
 
-def summarise(inputs: Tensor, index: Tensor) -> Summary:
+def summarise(inputs: Tensor | Volumes, index: Tensor) -> Summary:
     """Summary of some cases; no other case is read.
 
     Args:
-        inputs: float32 ``[N, F]`` with NaN where missing, or uint8 images ``[N, C, H, W]``.
+        inputs: float32 ``[N, F]`` with NaN where missing, uint8 images ``[N, C, H, W]``, or volumes.
         index: int64 ``[B]``.
     """
+    if isinstance(inputs, Volumes):
+        return _summarise_volumes(inputs, index)
     if inputs.ndim == 4:
         return _summarise_images(inputs, index)
     values = inputs.index_select(0, index).double()
@@ -124,6 +128,18 @@ class Scaler:
         shape = (1, -1) + (1,) * (x.ndim - 2)
         filled = torch.where(x.isnan(), self.fill.view(shape), x) if x.ndim == 2 else x
         return (filled - self.mean.view(shape)).div_(self.deviation.view(shape))
+
+
+def _summarise_volumes(volumes: Volumes, index: Tensor) -> Summary:
+    """Summary of each channel's voxels, one case after another."""
+    nothing = torch.zeros(volumes.shape[1], dtype=torch.float64)
+    found = [Summary(nothing, nothing, nothing)]
+    for position in index.tolist():
+        values = volumes[position].flatten(1).double()
+        count = torch.full_like(nothing, values.shape[1])
+        mean = values.mean(dim=1)
+        found.append(Summary(count, mean, (values - mean[:, None]).square().sum(dim=1)))
+    return merge(found)
 
 
 def _summarise_images(inputs: Tensor, index: Tensor) -> Summary:

@@ -2,11 +2,105 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    PositiveFloat,
+    PositiveInt,
+    model_serializer,
+    model_validator,
+)
 
 Scalar = bool | int | float | str
+Share = Annotated[float, Field(ge=0.0, le=1.0)]
+
+
+class Preprocessing(BaseModel):
+    """Brings volumes of all scanners to one grid. Its presence says that the images are volumes (NIfTI, DICOM)."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    orientation: Annotated[str, Field(pattern="^[RLAPSI]{3}$")] = "RAS"
+    """Where the three axes point: right or left, anterior or posterior, superior or inferior."""
+    spacing: PositiveFloat | tuple[PositiveFloat, PositiveFloat, PositiveFloat] | Literal["auto"] | None = None
+    """Voxel size in mm; None keeps each image's own; ``auto`` is planned from the images of all sites."""
+    size: tuple[PositiveInt, PositiveInt, PositiveInt] | Literal["auto"]
+    """Voxels along the three axes: larger images are cropped, smaller ones padded. ``auto`` is planned."""
+    centre: Literal["image", "foreground"] = "image"
+    """What comes to lie in the middle: that of the image, or of the box around its foreground."""
+    intensity: str | dict[str, dict[str, object]] = "zscore"
+    """``none``, ``zscore``, ``percentile``, ``window`` (CT) or ``nyul``, with or without options:
+    ``{window: {lower: -160, upper: 240}}``."""
+    frames: Literal["reject", "first", "mean"] = "reject"
+    """What becomes of an image with several frames (a time series)."""
+
+    @property
+    def sides(self) -> tuple[int, int, int] | None:
+        """Voxels along the three axes; None until they are planned."""
+        return None if self.size == "auto" else self.size
+
+    @property
+    def steps(self) -> tuple[float, float, float] | None:
+        """Voxel sizes in mm; None where images keep their own, or until they are planned."""
+        if self.spacing is None or self.spacing == "auto":
+            return None
+        return self.spacing if isinstance(self.spacing, tuple) else (self.spacing,) * 3
+
+
+class Patch(BaseModel):
+    """Training on boxes cut from the volumes at random."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    size: tuple[PositiveInt, PositiveInt, PositiveInt]
+    """Voxels along the three axes."""
+    foreground: Share = 0.5
+    """Share of the boxes whose middle is a voxel of the mask."""
+    overlap: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.25
+    """By how much windows overlap when a whole volume is predicted."""
+
+
+class ComBatOptions(BaseModel):
+    """How ComBat takes the sites' differences out of features; see `polyclinic.data.combat`."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    covariates: list[str] = []
+    """Columns whose effect on the features is kept. A column of numbers counts as a number, any other as groups."""
+    groups: list[str] = []
+    """Covariates whose numbers are names of groups (1: left-handed, 2: right-handed, 3: both)."""
+    empirical_bayes: bool = True
+    """Whether features of a site borrow strength from each other."""
+    reference_site: str | None = None
+    """A site that stays as it is, and to whose mean and spread the others are brought; default: the mean of all."""
+
+
+class Harmonisation(BaseModel):
+    """The entry ``harmonisation``: ``none``, ``combat``, or ``{combat: {covariates: [age, sex]}}``."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    combat: ComBatOptions | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_name(cls, given: Any) -> Any:
+        if given == "none":
+            return {}
+        if given == "combat":
+            return {"combat": {}}
+        if isinstance(given, str):
+            raise ValueError("expected none, combat or {combat: {covariates: [COLUMN, ...]}}")
+        return (
+            {key: {} if value is None else value for key, value in given.items()} if isinstance(given, dict) else given
+        )
+
+    @model_serializer
+    def _to_name(self) -> str | dict[str, Any]:
+        return "none" if self.combat is None else {"combat": self.combat.model_dump()}
 
 
 class DataSpec(BaseModel):
@@ -33,7 +127,7 @@ class DataSpec(BaseModel):
     """Regular expression whose first group is the patient within the ``subject`` cell, e.g. ``(Image_\\d+)[LR]``."""
 
     label: str | None = None
-    """Column with the class to predict (classification)."""
+    """Column with the class (classification) or the number (regression) to predict."""
     positive: Scalar | list[Scalar] | None = None
     """Makes the label binary: the value, values, or comparison (``"< 1"``) that means positive."""
     classes: list[Scalar] | None = None
@@ -48,21 +142,64 @@ class DataSpec(BaseModel):
     divide_by: str | None = None
     """Column by which every numeric feature is divided (e.g. intracranial volume)."""
 
-    image: str | None = None
-    """Column with the path of an image file (PNG, JPG)."""
+    image: str | list[str] | None = None
+    """Column with the path of an image: PNG or JPG; with ``preprocessing`` NIfTI or DICOM, or several columns, which
+    become the channels."""
     mask: str | None = None
-    """Column with the path of a mask image (segmentation); non-zero is foreground."""
+    """Column with the path of a mask image (segmentation); non-zero is foreground unless ``mask_classes`` is given."""
+    mask_classes: dict[str, int | list[int]] | list[str] | None = None
+    """Structures in the masks: ``{name: value or values}``, or names for the values 1, 2, ... in this order."""
     root: str | None = None
     """Folder to which image paths are relative; default: the table's folder."""
     size: tuple[int, int] | None = None
-    """Height and width in pixels to which images are brought; needed for images."""
+    """Height and width in pixels to which images are brought; needed for PNG and JPG images."""
     channels: Literal["rgb", "grey"] = "rgb"
 
+    preprocessing: Preprocessing | None = None
+    """For volumes: the grid and the intensities to which they are brought."""
+    patch: Patch | Literal["auto"] | None = None
+    """For the segmentation of volumes: train on boxes instead of whole volumes; ``patch: [64, 64, 64]`` is enough, and
+    ``auto`` is planned from the images of all sites."""
+    cache: str = ".polyclinic-cache"
+    """Folder for prepared volumes, so that they are prepared once."""
+
     scaling: Literal["per_site", "federated", "none"] = "per_site"
-    """Standardise features (or image channels): from the site's own training part, from federated summaries, or not."""
+    """Standardise features (or image channels): from the site's own training part, from federated summaries, or not
+    (the default for volumes, whose ``intensity`` does it)."""
     imputation: Literal["mean", "median", "drop"] = "mean"
     """Missing features: the mean or median of the training part that ``scaling`` uses, or the case is rejected."""
+    harmonisation: Harmonisation = Harmonisation()
+    """Taking differences between sites out of features before they are scaled, from summaries that the sites send."""
     augmentation: list[str | dict[str, dict[str, object]]] = []
     """Random MONAI transforms for training images: ``[RandFlip: {prob: 0.5, spatial_axis: 0}, ...]``."""
     max_unreadable: float = Field(default=0.0, ge=0.0, le=1.0)
     """Share of a site's image files that may be unreadable before the site stops."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _short_forms(cls, content: Any) -> Any:
+        """``patch: [64, 64, 64]`` gives the size; volumes are not scaled again unless the study asks for it."""
+        if not isinstance(content, dict):
+            return content
+        content = dict(content)
+        if isinstance(content.get("patch"), list):
+            content["patch"] = {"size": content["patch"]}
+        if content.get("preprocessing") is not None:
+            content.setdefault("scaling", "none")
+        return content
+
+    @property
+    def wants_plan(self) -> bool:
+        """Whether something of the volumes is to be planned."""
+        preparation = self.preprocessing
+        return preparation is not None and "auto" in (preparation.spacing, preparation.size, self.patch)
+
+    @property
+    def box(self) -> Patch | None:
+        """The boxes of training, once they are planned."""
+        return self.patch if isinstance(self.patch, Patch) else None
+
+    @property
+    def image_columns(self) -> list[str]:
+        """The image columns, one a channel of a volume; none for tables."""
+        return [self.image] if isinstance(self.image, str) else list(self.image or [])

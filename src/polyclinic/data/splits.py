@@ -13,6 +13,9 @@ from polyclinic.data.cases import SiteData
 from polyclinic.errors import DataError
 from polyclinic.seeds import generator
 
+#: Groups by which patients are stratified where a number is to be predicted.
+_MOST_GROUPS, _LEAST_IN_GROUP = 10, 5
+
 
 @dataclass(frozen=True, eq=False)
 class Parts:
@@ -36,13 +39,15 @@ def split(
     seed: int,
     small_sites: Literal["train", "drop", "stop"] = "train",
 ) -> Parts:
-    """Parts of one fold, by patient and stratified by class.
+    """Parts of one fold, by patient and stratified by class, or by the quantiles of a number to be predicted.
 
     The patients of each class are shuffled, and all are dealt to the folds in turn, class after class: fold sizes, and
     the folds' numbers of each class, differ by at most one patient. A patient's class is the most frequent label of the
-    patient's cases (the higher class where two are as frequent); for segmentation all patients are alike. The test
-    parts of all folds together are the whole site. The validation part is a share of the remaining patients, spread
-    evenly over the classes; it has a patient at least where three or more remain, but never the last one of a class.
+    patient's cases (the higher class where two are as frequent); for segmentation all patients are alike. For
+    regression the classes are up to ten groups of five or more patients each, in the order of their mean numbers. The
+    test parts of all folds together are the whole site. The validation part is a share of the remaining patients,
+    spread evenly over the classes; it has a patient at least where three or more remain, but never the last one of a
+    class.
 
     Where a column fixes the parts (``data.parts``), it decides; only a validation part that it does not name is taken
     from its training part. The dealing depends on the patients' names, classes and the seed, not on the order of cases.
@@ -96,11 +101,15 @@ class _Subjects:
         self._positions: dict[str, list[int]] = {}
         for position, subject in enumerate(data.subjects):
             self._positions.setdefault(subject, []).append(position)
-        if data.targets.ndim == 1:
-            labels = data.targets.tolist()
-            self.classes = {name: _main_class([labels[i] for i in own]) for name, own in self._positions.items()}
-        else:
+        targets = data.labels
+        if targets is None:
             self.classes = dict.fromkeys(self._positions, 0)
+        elif targets.is_floating_point():
+            numbers = targets.double()
+            self.classes = _quantile_groups({n: float(numbers[own].mean()) for n, own in self._positions.items()})
+        else:
+            labels = targets.tolist()
+            self.classes = {name: _main_class([labels[i] for i in own]) for name, own in self._positions.items()}
         ordered = sorted(self._positions)
         order = torch.randperm(len(ordered), generator=generator(seed, "split", data.site)).tolist()
         # Sorting is stable: it keeps the shuffled order within each class.
@@ -109,6 +118,13 @@ class _Subjects:
     def cases(self, names: list[str]) -> Tensor:
         """Sorted case indices of some patients, int64."""
         return torch.tensor(sorted(i for name in names for i in self._positions[name]), dtype=torch.int64)
+
+
+def _quantile_groups(means: dict[str, float]) -> dict[str, int]:
+    """Patient -> group of patients with numbers of about the same size; equal numbers are ordered by name."""
+    groups = min(_MOST_GROUPS, max(1, len(means) // _LEAST_IN_GROUP))
+    ordered = sorted(means, key=lambda name: (means[name], name))
+    return {name: rank * groups // len(ordered) for rank, name in enumerate(ordered)}
 
 
 def _main_class(labels: list[int]) -> int:

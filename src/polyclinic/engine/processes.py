@@ -15,8 +15,11 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import IO
 
-from polyclinic.communication.message import Message
+from torch import Tensor
+
+from polyclinic.communication.message import Fields, Message
 from polyclinic.data.cases import SiteData
+from polyclinic.data.volumes.store import Volumes
 from polyclinic.engine.base import Engine, Reply
 from polyclinic.errors import PolyclinicError, SiteError
 
@@ -97,10 +100,16 @@ class _Worker:
         )
 
     def load(self, data: SiteData, folder: Path | None) -> None:
-        """Send a site's cases."""
-        fields = {"subjects": data.subjects, "cases": data.cases, "parts": data.parts,
+        """Send a site's cases; volumes stay where they are, the worker maps the same files."""
+        fields: Fields = {"subjects": data.subjects, "cases": data.cases, "parts": data.parts, "spacing": data.spacing,
                   "folder": None if folder is None else str(folder)}  # fmt: skip
-        self.ask("load", data.site, Message(fields, {"inputs": data.inputs, "targets": data.targets}))
+        pixels = {"inputs": data.inputs, "targets": data.targets}
+        mapped = {name: found for name, found in pixels.items() if isinstance(found, Volumes)}
+        fields["volumes"] = {name: [[str(file) for file in v.files], v.about] for name, v in mapped.items()}
+        tensors = {name: found for name, found in pixels.items() if isinstance(found, Tensor)}
+        if data.covariates is not None:
+            tensors["covariates"] = data.covariates
+        self.ask("load", data.site, Message(fields, tensors))
 
     def ask(self, function: str, site: str, request: Message) -> Message:
         """Send a message and wait for the answer.

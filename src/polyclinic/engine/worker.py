@@ -10,9 +10,11 @@ import sys
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from polyclinic.communication.message import Message
 from polyclinic.data.cases import Counts, SiteData
+from polyclinic.data.volumes.store import Volumes
 from polyclinic.engine.processes import read_frame, write_frame
 from polyclinic.errors import PolyclinicError
 from polyclinic.site import Site, Workspace
@@ -46,10 +48,15 @@ def serve(threads: int, device: str) -> None:
 
 
 def _load(name: str, request: Message, workspace: Workspace) -> Site:
-    fields, tensors = request.fields, request.tensors
+    fields = request.fields
+    mapped = {
+        kind: Volumes([Path(file) for file in files], about) for kind, (files, about) in fields["volumes"].items()
+    }
+    pixels: dict[str, Tensor | Volumes] = {**request.tensors, **mapped}
     data = SiteData(
-        name, tensors["inputs"], tensors["targets"], fields["subjects"], fields["cases"], fields["parts"], Counts()
-    )
+        name, pixels["inputs"], pixels["targets"], fields["subjects"], fields["cases"], fields["parts"], Counts(),
+        None if fields["spacing"] is None else tuple(fields["spacing"]), request.tensors.get("covariates"),
+    )  # fmt: skip
     return Site(data, workspace, Path(fields["folder"]) if fields["folder"] else None)
 
 

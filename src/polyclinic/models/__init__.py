@@ -28,7 +28,7 @@ def build_model(
     """The network ``name`` for inputs of ``shape`` (without the batch axis), initialised from ``seed``.
 
     Raises:
-        TrainingError: P302 if the network can't be built for this shape.
+        TrainingError: P302 if the network can't be built for this shape, P503 if it needs a package that is missing.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive_seed(seed, "initial weights"))
@@ -37,7 +37,7 @@ def build_model(
         except (ValueError, TypeError, RuntimeError) as error:
             raise TrainingError(
                 "P302",
-                f"The model {name} can't be built for inputs of shape {tuple(shape)}: {error}.",
+                f"The model {name} can't be built for inputs of shape {tuple(shape)}: {str(error).rstrip('.')}.",
                 "Change the model's options or `data: {size: ...}`.",
             ) from error
     return FlatModule(module, head, device)

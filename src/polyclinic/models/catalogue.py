@@ -1,18 +1,24 @@
 """The networks: small ones of our own, and MONAI's by name (imported when first used).
 
-Each builder takes the input shape (``(F,)`` for features, ``(C, H, W)`` for images), the number of outputs and its
-options, and returns the module with the submodules that are its head.
+Each builder takes the input shape (``(F,)`` for features, ``(C, H, W)`` for images, ``(C, D, H, W)`` for volumes), the
+number of outputs and its options, and returns the module with the submodules that are its head. A builder raises
+ValueError with a sentence where the network can't take the shape.
 """
 
 from __future__ import annotations
 
+import importlib.util
+import inspect
 from collections.abc import Callable
 from itertools import pairwise
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
+import torch
 from pydantic import Field, PositiveInt
 from torch import nn
 
+from polyclinic.errors import TrainingError, nearest
+from polyclinic.models.bundle import Network
 from polyclinic.options import Catalogue
 
 Built = tuple[nn.Module, list[nn.Module]]
@@ -94,13 +100,49 @@ def cnn(
     return nn.Sequential(*layers), [head]
 
 
+@MODELS.add("sfcn")
+def sfcn(
+    shape: tuple[int, ...],
+    outputs: int,
+    *,
+    channels: list[PositiveInt] = [32, 64, 128, 256, 256, 64],  # noqa: B006
+    dropout: Share = 0.5,
+) -> Built:
+    """Simple fully convolutional network, which predicts the age of a brain (Peng 2021).
+
+    All stages but the last: 3×3 convolution, batch normalisation, halving by the maximum, ReLU. The last: 1×1
+    convolution, batch normalisation, ReLU; then the mean over the image, dropout and the head. The published network
+    predicts shares of age groups; here the head has the task's outputs.
+    """
+    before = _image(shape, "sfcn")
+    _at_least(shape, 2 ** (len(channels) - 1), "sfcn")
+    flat = len(shape) == 3
+    convolution, batch_norm = (nn.Conv2d, nn.BatchNorm2d) if flat else (nn.Conv3d, nn.BatchNorm3d)
+    layers: list[nn.Module] = []
+    for after in channels[:-1]:
+        halving = nn.MaxPool2d(2) if flat else nn.MaxPool3d(2)
+        layers += [convolution(before, after, 3, padding=1), batch_norm(after), halving, nn.ReLU()]
+        before = after
+    layers += [convolution(before, channels[-1], 1), batch_norm(channels[-1]), nn.ReLU()]
+    head = nn.Linear(channels[-1], outputs)
+    mean = nn.AdaptiveAvgPool2d(1) if flat else nn.AdaptiveAvgPool3d(1)
+    return nn.Sequential(*layers, mean, nn.Flatten(), *([nn.Dropout(dropout)] if dropout else []), head), [head]
+
+
+@MODELS.add("resnet")
+def resnet(shape: tuple[int, ...], outputs: int, *, depth: Literal[10, 18, 34, 50] = 18) -> Built:
+    """MONAI ResNet (He 2016) of 10, 18, 34 or 50 layers, without pretrained weights."""
+    from monai.networks import nets
+
+    build = {10: nets.resnet10, 18: nets.resnet18, 34: nets.resnet34, 50: nets.resnet50}[depth]
+    net = build(spatial_dims=len(shape) - 1, n_input_channels=_image(shape, "resnet"), num_classes=outputs)
+    return net, [net.fc]
+
+
 @MODELS.add("resnet18")
 def resnet18(shape: tuple[int, ...], outputs: int) -> Built:
-    """MONAI ResNet-18 (He 2016), without pretrained weights."""
-    from monai.networks.nets import resnet18 as build
-
-    net = build(spatial_dims=len(shape) - 1, n_input_channels=_image(shape, "resnet18"), num_classes=outputs)
-    return net, [net.fc]
+    """The same as ``resnet`` of 18 layers."""
+    return resnet(shape, outputs, depth=18)
 
 
 @MODELS.add("densenet121")
@@ -108,6 +150,7 @@ def densenet121(shape: tuple[int, ...], outputs: int, *, dropout: Share = 0.0) -
     """MONAI DenseNet-121 (Huang 2017), without pretrained weights."""
     from monai.networks.nets import DenseNet121
 
+    _at_least(shape, 32, "densenet121")
     net = DenseNet121(len(shape) - 1, _image(shape, "densenet121"), outputs, dropout_prob=dropout)
     return net, [net.class_layers]
 
@@ -118,6 +161,7 @@ def efficientnet(shape: tuple[int, ...], outputs: int, *, width: Literal["b0", "
     from monai.networks.nets import EfficientNetBN
 
     channels = _image(shape, "efficientnet")
+    _at_least(shape, 32, "efficientnet")
     net = EfficientNetBN(
         f"efficientnet-{width}",
         pretrained=False,
@@ -141,7 +185,7 @@ def unet(
     """MONAI U-Net (Ronneberger 2015; Kerfoot 2019): each stage halves the image; the last convolution is the head."""
     from monai.networks.nets import UNet
 
-    _divisible(shape, len(channels) - 1, "unet")
+    _divisible(shape, len(channels) - 1, "unet", instance=norm == "instance")
     net = UNet(
         len(shape) - 1, _image(shape, "unet"), outputs, channels, [2] * (len(channels) - 1),
         num_res_units=residual_units, norm=norm, dropout=dropout,
@@ -160,9 +204,161 @@ def segresnet(shape: tuple[int, ...], outputs: int, *, filters: PositiveInt = 8,
     return net, [net.conv_final]
 
 
-def _divisible(shape: tuple[int, ...], halvings: int, name: str) -> None:
+@MODELS.add("attention_unet")
+def attention_unet(
+    shape: tuple[int, ...],
+    outputs: int,
+    *,
+    channels: list[PositiveInt] = [16, 32, 64, 128],  # noqa: B006
+    dropout: Share = 0.0,
+) -> Built:
+    """MONAI Attention U-Net (Oktay 2018), with batch normalisation: each stage but the last halves the image."""
+    from monai.networks.nets import AttentionUnet
+
+    _divisible(shape, len(channels) - 1, "attention_unet", instance=True)
+    net = AttentionUnet(
+        len(shape) - 1, _image(shape, "attention_unet"), outputs, channels, [2] * (len(channels) - 1), dropout=dropout
+    )
+    return net, [net.model[-1]]
+
+
+@MODELS.add("dynunet")
+def dynunet(
+    shape: tuple[int, ...],
+    outputs: int,
+    *,
+    filters: Annotated[list[PositiveInt], Field(min_length=3)] = [32, 64, 128, 256],  # noqa: B006
+    deep_supervision: bool = False,
+    residual: bool = False,
+    norm: Literal["instance", "batch"] = "instance",
+    dropout: Share = 0.0,
+) -> Built:
+    """MONAI DynUNet, the network of nnU-Net (Isensee 2021): each stage but the last halves the image.
+
+    With ``deep_supervision`` all decoder stages but the coarsest have a head of their own in training; the task's loss
+    adds them up. What is tested is the output of full size alone.
+    """
+    from monai.networks.nets import DynUNet
+
+    halvings = len(filters) - 1
+    _divisible(shape, halvings, "dynunet", instance=norm == "instance")
+    net = DynUNet(
+        len(shape) - 1, _image(shape, "dynunet"), outputs, [3] * len(filters), [1] + [2] * halvings, [2] * halvings,
+        filters=filters, norm_name=(norm.upper(), {"affine": True}), res_block=residual, dropout=dropout or None,
+        deep_supervision=deep_supervision, deep_supr_num=halvings - 1,
+    )  # fmt: skip
+    net.register_forward_hook(_forget_heads)
+    return net, [net.output_block, *(net.deep_supervision_heads if deep_supervision else [])]
+
+
+def _forget_heads(net: Any, inputs: object, outputs: object) -> None:
+    """DynUNet keeps the last outputs of its heads; with their graphs they would hold memory and forbid copies."""
+    net.heads[:] = [torch.zeros(1)] * len(net.heads)
+
+
+@MODELS.add("swinunetr")
+def swinunetr(
+    shape: tuple[int, ...],
+    outputs: int,
+    *,
+    features: Annotated[int, Field(ge=12, multiple_of=12)] = 24,
+    dropout: Share = 0.0,
+) -> Built:
+    """MONAI Swin UNETR (Hatamizadeh 2022); needs the package einops (``pip install 'polyclinic[swin]'``)."""
+    if importlib.util.find_spec("einops") is None:
+        raise TrainingError(
+            "P503", "The model swinunetr needs the package einops, which is not installed.",
+            "Install it: pip install 'polyclinic[swin]'",
+        )  # fmt: skip
+    from monai.networks.nets import SwinUNETR
+
+    _divisible(shape, 5, "swinunetr", instance=True)
+    size = {"img_size": shape[1:]} if "img_size" in inspect.signature(SwinUNETR).parameters else {}
+    net = SwinUNETR(
+        **size, in_channels=_image(shape, "swinunetr"), out_channels=outputs, feature_size=features, drop_rate=dropout,
+        spatial_dims=len(shape) - 1,
+    )  # fmt: skip
+    return net, [net.out]
+
+
+@MODELS.add("monai")
+def monai(
+    shape: tuple[int, ...],
+    outputs: int,
+    *,
+    network: Network,
+    arguments: dict[str, Any] = {},  # noqa: B006 - read only
+    head: str = "last",
+) -> Built:
+    """A network of ``monai.networks.nets`` with its own arguments; what the study needs must agree with them.
+
+    ``head`` is the dotted name of a submodule, or ``last``: the last layer with weights.
+    """
+    from monai.networks import nets
+
+    build = getattr(nets, network)
+    parameters = inspect.signature(build).parameters
+    free = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
+    unknown = [name for name in arguments if name not in parameters and not free]
+    if unknown:
+        raise ValueError(f"{network} has no argument {unknown[0]!r}. {nearest(unknown[0], list(parameters))}")
+    defaults = {name: p.default for name, p in parameters.items() if p.default is not p.empty}
+    given = {**defaults, **arguments}
+    needs = (
+        ("spatial_dims", len(shape) - 1, "dimensions"),
+        ("in_channels", _image(shape, network), "input channels"),
+        ("out_channels", outputs, "outputs"),
+    )
+    for name, needed, what in needs:
+        found = next((given[alias] for alias in _ALIASES[name] if alias in given), needed)
+        if found != needed:
+            raise ValueError(f"{network} is defined with {found} {what}, but the study needs {needed}")
+    fixed = {"pretrained": False} if "pretrained" in parameters else {}
+    net: nn.Module = build(**{**arguments, **fixed})
+    if isinstance(net, nets.DynUNet):
+        net.register_forward_hook(_forget_heads)
+    return net, [_head(net, head, network)]
+
+
+#: Names that MONAI's networks have for the same argument.
+_ALIASES = {
+    "spatial_dims": ("spatial_dims",),
+    "in_channels": ("in_channels", "n_input_channels"),
+    "out_channels": ("out_channels", "num_classes", "n_classes"),
+}
+
+
+def _head(net: nn.Module, name: str, network: str) -> nn.Module:
+    layers: dict[str, nn.Module] = dict(net.named_modules())
+    if name != "last":
+        if name not in layers:
+            raise ValueError(f"{network} has no part {name!r} that could be its head")
+        return layers[name]
+    weighted: list[nn.Module] = [one for one in layers.values() if isinstance(one, nn.Linear | nn.modules.conv._ConvNd)]
+    return weighted[-1]
+
+
+@MODELS.add("bundle")
+def bundle(shape: tuple[int, ...], outputs: int, *, path: str, weights: bool = True, head: str = "last") -> Built:
+    """The network of a MONAI bundle; it is read with the study and becomes ``monai`` with its arguments."""
+    raise ValueError(f"the bundle {path!r} was not read with the study")
+
+
+def _divisible(shape: tuple[int, ...], halvings: int, name: str, *, instance: bool = False) -> None:
+    """Stop unless the image can be halved so often; ``instance`` normalisation needs two pixels at the narrowest."""
     wrong = [side for side in shape[1:] if side % 2**halvings]
     if wrong:
         raise ValueError(
             f"{name} halves the image {halvings} times, so sides must be multiples of {2**halvings}, got {wrong[0]}"
         )
+    if instance and all(side == 2**halvings for side in shape[1:]):
+        raise ValueError(
+            f"{name} halves the image {halvings} times, which leaves one pixel, but its instance normalisation needs "
+            f"two: one side at least must be {2 ** (halvings + 1)} or more"
+        )
+
+
+def _at_least(shape: tuple[int, ...], least: int, name: str) -> None:
+    short = [side for side in shape[1:] if side < least]
+    if short:
+        raise ValueError(f"{name} needs sides of {least} or more, got {short[0]}")

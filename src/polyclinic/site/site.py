@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from polyclinic.client.train import train
 from polyclinic.client.work import LocalJob, LocalResult
@@ -17,8 +18,11 @@ from polyclinic.communication.message import Message
 from polyclinic.data.augmentation import Augmentation
 from polyclinic.data.cases import SiteData
 from polyclinic.data.dataset import Dataset
-from polyclinic.data.scaling import Scaler, Summary, summarise
+from polyclinic.data.preparation import Prepared, build_steps
+from polyclinic.data.scaling import summarise
+from polyclinic.data.spec import Patch
 from polyclinic.data.splits import Parts, split
+from polyclinic.data.statistics import sketch, withhold
 from polyclinic.errors import PolyclinicError, SiteError, TrainingError
 from polyclinic.files import write_atomic, write_error
 from polyclinic.models import build_model
@@ -61,11 +65,12 @@ class Site:
     def __init__(self, data: SiteData, workspace: Workspace, folder: Path | None = None) -> None:
         self.name, self.data, self.workspace, self.folder = data.site, data, workspace, folder
         self.pseudonyms = _pseudonyms(data)
+        self._described: Tensor | None = None
         self._functions = {
-            "prepare": self._prepare, "scale": self._scale, "start": self._start, "train": self._train,
-            "evaluate": self._evaluate, "predict": self._predict, "threshold": self._threshold,
-            "overlays": self._overlays, "keep": self._keep, "model": self._model, "save": self._save,
-            "restore": self._restore,
+            "prepare": self._prepare, "share": self._share, "apply": self._apply, "describe": self._describe,
+            "start": self._start, "train": self._train, "evaluate": self._evaluate, "predict": self._predict,
+            "threshold": self._threshold, "overlays": self._overlays, "keep": self._keep, "model": self._model,
+            "save": self._save, "restore": self._restore,
         }  # fmt: skip
 
     def handle(self, function: str, request: Message) -> Message:
@@ -102,39 +107,77 @@ class Site:
     # Data ---------------------------------------------------------------------------------------------------------
 
     def _prepare(self, request: Message) -> Message:
-        """Split for one fold; scale from own summaries, or answer with summaries to be merged."""
+        """Split for one fold, and go along the chain of preparation up to the first step that needs all sites."""
         ask = request.fields
         self.fold = ask["fold"]
         self.parts = split(
             self.data, folds=ask["folds"], fold=ask["fold"], validation=ask["validation"], seed=ask["split_seed"],
             small_sites=ask["small_sites"],
         )  # fmt: skip
-        size = (int(self.data.inputs.shape[-2]), int(self.data.inputs.shape[-1]))
+        box = ask.get("patch")
+        self._patch = None if box is None else Patch(**box)
+        size = tuple(self.data.inputs.shape[2:]) if self._patch is None else self._patch.size
         self._augmentation = Augmentation(ask["augmentation"], size) if ask["augmentation"] else None
-        tensors = {}
-        if ask["scaling"] == "federated":
-            tensors = summarise(self.data.inputs, self.parts.train).to_tensors()
-        else:
-            self._use(self._own_scaler(ask["scaling"], ask["imputation"]))
+        self._steps = build_steps(ask["steps"])
+        self._prepared = Prepared(self.data, self.parts.train)
+        self._advance()
         sizes = {part: len(getattr(self.parts, part)) for part in ("train", "validation", "test")}
         classes: list[int] = []
-        if self.data.targets.dim() == 1:
-            classes = torch.bincount(self.data.targets[self.parts.train], minlength=ask["classes"]).tolist()
+        tensors: dict[str, Tensor] = {}
+        labels = self.data.labels
+        if labels is not None and labels.is_floating_point():
+            summary = summarise(labels[:, None], self.parts.train).to_tensors()
+            tensors = {f"target_{name}": value for name, value in summary.items()}
+        elif labels is not None:
+            classes = torch.bincount(labels[self.parts.train], minlength=ask["classes"]).tolist()
         return Message({**sizes, "classes": classes, "note": self.parts.note}, tensors)
 
-    def _own_scaler(self, scaling: str, imputation: str) -> Scaler:
-        summary = summarise(self.data.inputs, self.parts.train)
-        scaler = Scaler.from_summary(summary) if scaling == "per_site" else Scaler.identity(len(summary.mean))
-        if imputation == "median" and self.data.inputs.dim() == 2:
-            return scaler.with_median(self.data.inputs, self.parts.train)
-        return scaler.with_mean(summary)
+    def _advance(self) -> None:
+        """Apply steps that need no other site; at the end of the chain the cases are ready."""
+        while self._steps and not self._steps[0].federated:
+            self._prepared = self._steps.pop(0).apply(self._prepared, {})
+        if not self._steps:
+            done = self._prepared
+            if done.scaler is None:
+                raise ValueError("the chain of preparation has no scaling")
+            self.dataset = Dataset(done.data, done.scaler, self._augmentation, self._patch, done.standard)
+            if isinstance(done.data.inputs, Tensor):
+                self._remember(done.data.inputs)
 
-    def _scale(self, request: Message) -> Message:
-        self._use(Scaler.from_summary(Summary.from_tensors(request.tensors)))
-        return Message()
+    def _remember(self, harmonised: Tensor) -> None:
+        """Keep the test part as it is tested, so that after all folds every case is there as it was when unknown."""
+        if harmonised is not self.data.inputs:
+            if self._described is None:
+                self._described = torch.full_like(harmonised, torch.nan)
+            self._described[self.parts.test] = harmonised[self.parts.test]
 
-    def _use(self, scaler: Scaler) -> None:
-        self.dataset = Dataset(self.data, scaler, self._augmentation)
+    def _share(self, request: Message) -> Message:
+        """Summaries of the training cases for the step of the chain that comes next."""
+        return Message({}, self._steps[0].share(self._prepared))
+
+    def _apply(self, request: Message) -> Message:
+        """Apply the next step with what all sites' summaries gave, and go on."""
+        self._prepared = self._steps.pop(0).apply(self._prepared, request.tensors)
+        self._advance()
+        return Message({"notes": list(self._prepared.notes)})
+
+    def _describe(self, request: Message) -> Message:
+        """Summaries of the features before and after harmonisation, or sketches of them over the grids that are sent.
+
+        They are of all cases that were a test case in a fold; nothing is said of features with few values.
+        """
+        if self._described is None:
+            raise ValueError("nothing was harmonised")
+        tested = (~self._described.isnan()).any(dim=1).nonzero().flatten()
+        answer: dict[str, Tensor] = {}
+        for stage, values in (("before", self.data.table), ("after", self._described)):
+            edges = request.tensors.get(stage)
+            if edges is None:
+                found = withhold(summarise(values, tested)).to_tensors()
+            else:
+                found = sketch(values, tested, edges).to_tensors()
+            answer |= {f"{stage}/{name}": tensor for name, tensor in found.items()}
+        return Message({}, answer)
 
     def adopt(self, dataset: Dataset, parts: Parts, fold: int) -> None:
         """Take over prepared cases (the pool of several sites, inside one process only)."""
@@ -145,7 +188,7 @@ class Site:
     def _start(self, request: Message) -> Message:
         declaration = request.fields
         task = evaluation.task_of(declaration)
-        model = self.workspace.model(declaration, self.dataset.shape, task.outputs)
+        model = self.workspace.model(declaration, self.dataset.training_shape, task.outputs)
         self.run = Run(self.name, declaration, request.tensors["initial"], model, task, self.dataset, self.parts)
         self._log(f"start {declaration['run']}: shares {', '.join(declaration['share']) or 'nothing'}")
         return Message({"train": len(self.parts.train), "validation": len(self.parts.validation)})

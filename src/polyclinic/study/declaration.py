@@ -5,13 +5,15 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, PrivateAttr, ValidationError
 
 from polyclinic.client.optimizers import Named, resolve_optimizer, resolve_schedule
 from polyclinic.client.rules import LOCAL_RULES
 from polyclinic.data.spec import DataSpec
+from polyclinic.data.volumes.fingerprint import VolumePlan
+from polyclinic.data.volumes.prepare import check_volumes
 from polyclinic.errors import StudyError, nearest
 from polyclinic.methods import METHODS, SHARES, Method
 from polyclinic.models.catalogue import MODELS
@@ -20,6 +22,8 @@ from polyclinic.server import SERVER_RULES
 from polyclinic.tasks import TASKS
 
 Entry = str | dict[str, Any]
+#: An entry that is planned from the images of all sites.
+AUTO = "auto"
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 
 
@@ -66,9 +70,12 @@ class Evaluation(_Part):
     validation: Fraction = 0.2
     """Share of the patients outside the test part that choose the best round and the threshold."""
     metrics: list[str] = []
-    """Default: all of the task; the first is the primary one."""
+    """Default: the usual ones of the task; the first is the primary one."""
+    surface_tolerance: PositiveFloat = 2.0
+    """Distance between outlines that the metric ``nsd`` forgives: millimetres where known, else pixels."""
     threshold: Literal["validation"] | Annotated[float, Field(gt=0, lt=1)] = "validation"
-    """Decision threshold: chosen on validation data (highest balanced accuracy, or Dice), or a number."""
+    """Decision threshold: chosen on validation data (highest balanced accuracy, or Dice), or a number. It plays no part
+    for several classes or structures, or for regression."""
     best_round: Literal["loss", "metric", "last"] = "loss"
     """What chooses the round whose model is tested: validation loss, the primary metric, or simply the last round."""
     unseen_sites: bool | list[str] = False
@@ -126,7 +133,7 @@ class Declaration(_Part):
 
     study: str = "Federated study"
     data: DataSpec
-    task: Literal["classification", "segmentation"] = "classification"
+    task: Literal["classification", "segmentation", "regression"] = "classification"
     model: Entry
     training: Training = Training()
     evaluation: Evaluation = Evaluation()
@@ -138,6 +145,8 @@ class Declaration(_Part):
 
     _methods: list[StudyMethod] = PrivateAttr(default_factory=list)
     _model: tuple[str, dict[str, Any]] = PrivateAttr(default=("", {}))
+    _network: tuple[str, dict[str, Any]] | None = PrivateAttr(default=None)
+    _weights: Path | None = PrivateAttr(default=None)
 
     @classmethod
     def check(cls, content: dict[str, Any]) -> Declaration:
@@ -161,13 +170,36 @@ class Declaration(_Part):
 
     @property
     def model_part(self) -> tuple[str, dict[str, Any]]:
-        """Name and complete options of the model."""
-        return self._model
+        """Name and complete options of the network, as the sites are told: a bundle is what was read from it."""
+        return self._network or self._model
+
+    @property
+    def initial_weights(self) -> Path | None:
+        """File with the weights that training starts from; None starts from random ones."""
+        return self._weights
+
+    def read_bundle(self, folder: Path) -> None:
+        """Read the definition of the network where the model is a bundle; its path is relative to ``folder``.
+
+        Raises:
+            EntryError: P102, the bundle can't be used.
+        """
+        name, options = self._model
+        if name != "bundle":
+            return
+        from polyclinic.models.bundle import read_bundle
+
+        try:
+            found = read_bundle(folder / options["path"], weights=options["weights"])
+        except StudyError as error:
+            raise EntryError(error.code, error.message, error.hint, place=("model", "bundle", "path")) from None
+        arguments = {"network": found.network, "arguments": found.arguments, "head": options["head"]}
+        self._network, self._weights = ("monai", arguments), found.weights
 
     @property
     def metrics(self) -> list[str]:
         """The metrics asked for; the first is the primary one."""
-        return self.evaluation.metrics or list(TASKS[self.task].metrics)
+        return self.evaluation.metrics or list(TASKS[self.task].default_metrics)
 
     @property
     def folds(self) -> int | None:
@@ -178,6 +210,24 @@ class Declaration(_Part):
     def all_seeds(self) -> list[int]:
         """The seeds of the repetitions."""
         return self.seeds if self.seeds is not None else [self.seed or 0]
+
+    @property
+    def wants_plan(self) -> bool:
+        """Whether grid, boxes or network are to be planned from the sites' images."""
+        return self.data.wants_plan or self.model == AUTO
+
+    def planned(self, plan: VolumePlan) -> Declaration:
+        """This study with the values of a plan where it says ``auto``."""
+        content = self.filled()
+        data = content["data"]
+        for key, value in (("spacing", plan.spacing), ("size", plan.size)):
+            if data["preprocessing"][key] == AUTO:
+                data["preprocessing"][key] = list(value)
+        if data["patch"] == AUTO:
+            data["patch"] = None if plan.patch is None else {"size": list(plan.patch)}
+        if self.model == AUTO:
+            content["model"] = plan.model
+        return Declaration.check({key: value for key, value in content.items() if value is not None})
 
     def is_unseen(self, method: StudyMethod) -> bool:
         """Whether the method is also run without each site in turn."""
@@ -199,7 +249,9 @@ class Declaration(_Part):
     # Checks that need more than one entry -------------------------------------------------------------------------
 
     def _resolve(self) -> None:
-        self._model = MODELS.resolve(self.model, ("model",))
+        self._model = (AUTO, {}) if self.model == AUTO else MODELS.resolve(self.model, ("model",))
+        if self.model == AUTO and self.data.preprocessing is None:
+            raise EntryError("P104", "`model: auto` is planned from volumes.", "Name a model.", place=("model",))
         _check_data(self.data, self.task)
         _check_training(self.training, self.task, ("training",))
         evaluation = self.evaluation
@@ -313,8 +365,9 @@ def _check_keys(model: type[BaseModel], content: object, place: Place) -> None:
             raise EntryError("P103", f"{where} has no entry {key!r}.", nearest(str(key), list(model.model_fields)),
                              place=(*place, key))  # fmt: skip
         annotation = model.model_fields[key].annotation
-        if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-            _check_keys(annotation, value, (*place, key))
+        for part in (annotation, *get_args(annotation)):
+            if isinstance(part, type) and issubclass(part, BaseModel):
+                _check_keys(part, value, (*place, key))
 
 
 def _check_data(data: DataSpec, task: str) -> None:
@@ -331,12 +384,33 @@ def _check_data(data: DataSpec, task: str) -> None:
         refuse("features", "give `features` (columns of the table) or `image` (column with image files).")
     if data.image is not None and data.features is not None:
         refuse("features", "a study has either `features` or `image`, not both.")
-    if data.image is not None and data.size is None:
-        refuse("size", "the entry 'size' is missing: [height, width] in pixels to which images are brought.")
+    check_volumes(data, task)
+    if data.image is not None and data.preprocessing is None:
+        if data.size is None:
+            refuse(
+                "size", "the entry 'size' is missing: [height, width] in pixels to which images are brought.",
+                "For NIfTI and DICOM give `preprocessing` instead.",
+            )  # fmt: skip
+        if not isinstance(data.image, str):
+            refuse("image", "several image columns are channels of volumes, which need `preprocessing`.")
     if data.size is not None and min(data.size) < 8:
         refuse("size", f"got {list(data.size)}; expected at least 8 pixels each way.")
     if task == "classification" and data.label is None:
         refuse("label", "the entry 'label' is missing: the column with the class to predict.")
+    if task == "regression" and data.label is None:
+        refuse("label", "the entry 'label' is missing: the column with the number to predict.")
+    for key in ("positive", "classes"):
+        if task == "regression" and getattr(data, key) is not None:
+            refuse(key, f"a number has no classes, so `{key}` means nothing.", "Use `task: classification`.")
+    if data.mask_classes is not None:
+        if task != "segmentation":
+            refuse("mask_classes", f"`mask_classes` is for segmentation, and the task is {task}.")
+        from polyclinic.data.masks import MaskClasses
+
+        try:
+            MaskClasses.of(data)
+        except StudyError as error:
+            raise EntryError(error.code, error.message, error.hint, place=("data", "mask_classes")) from None
     if task == "segmentation" and (data.mask is None or data.image is None):
         refuse("mask", "segmentation needs `image` and `mask`: columns with image and mask files.")
     if data.imputation == "median" and data.scaling == "federated":
@@ -345,13 +419,17 @@ def _check_data(data: DataSpec, task: str) -> None:
             "medians can't be put together from summaries.",
             "Use `imputation: mean`, or per_site scaling.",
         )
+    _check_harmonisation(data)
     if data.augmentation and data.image is None:
         refuse("augmentation", "augmentation is for images; this study has features.")
-    if data.augmentation and data.size is not None:
+    sides: tuple[int, ...] | None = data.size
+    if data.preprocessing is not None:
+        sides = data.box.size if data.box else data.preprocessing.sides
+    if data.augmentation and sides is not None:
         from polyclinic.data.augmentation import Augmentation
 
         try:
-            Augmentation(data.augmentation, data.size)
+            Augmentation(data.augmentation, sides)
         except StudyError as error:
             raise EntryError(error.code, error.message, error.hint, place=("data", "augmentation")) from None
     if data.subject_pattern is not None:
@@ -362,6 +440,27 @@ def _check_data(data: DataSpec, task: str) -> None:
         else:
             if groups < 1:
                 refuse("subject_pattern", "the pattern needs a group in parentheses: the patient's part of the cell.")
+
+
+def _check_harmonisation(data: DataSpec) -> None:
+    combat = data.harmonisation.combat
+    if combat is None:
+        return
+    place: Place = ("data", "harmonisation")
+    if data.image is not None:
+        raise EntryError("P104", "ComBat is for features of a table; this study has images.", place=place)
+    for name in [*combat.covariates, *combat.groups]:
+        if name == data.label:
+            raise EntryError(
+                "P104", f"the label {name!r} can't be a covariate: the covariates of test cases are used to harmonise "
+                "them, so their labels would be known before they are predicted.",
+                "Take it out of `covariates`.", place=place,
+            )  # fmt: skip
+        if name in (data.site, data.subject):
+            raise EntryError(
+                "P104", f"{name!r} names the {'site' if name == data.site else 'patient'}, so its effect can't be kept "
+                "while differences between sites are taken out.", "Take it out of `covariates`.", place=place,
+            )  # fmt: skip
 
 
 def _check_training(training: Training, task: str, place: Place) -> None:

@@ -44,6 +44,9 @@ class Display:
     def step(self, title: str) -> None:
         """Something else that takes a moment."""
 
+    def note(self, text: str) -> None:
+        """Something to know."""
+
 
 class RichDisplay(Display):
     """Bars on a terminal; a line now and then where the output goes to a file.
@@ -119,3 +122,7 @@ class RichDisplay(Display):
                 self.progress.update(task, visible=False)
         self.progress.add_task(title, total=None)
         self.console.print(f"Writing {title} ...")
+
+    def note(self, text: str) -> None:
+        """Something to know."""
+        self.console.print(text, markup=False)

@@ -10,9 +10,10 @@ from __future__ import annotations
 import base64
 import io
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import matplotlib
 import numpy as np
@@ -21,7 +22,7 @@ from markupsafe import Markup
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import MaxNLocator, PercentFormatter
 from numpy.typing import NDArray
 
 Numbers = NDArray[np.float64]
@@ -251,6 +252,49 @@ def calibration(predictions: pd.DataFrame, methods: Sequence[str]) -> list[Panel
     return panels
 
 
+#: Points drawn at most in one scatter plot.
+MOST_POINTS = 1500
+
+
+def scatter(groups: Mapping[str, pd.DataFrame], name: str) -> list[Panel]:
+    """Predicted against true numbers: a panel a group, all with the same axes, with the line on which both are equal.
+
+    Args:
+        groups: title of the panel -> its cases, columns ``label`` and ``score``; a panel draws ``MOST_POINTS`` cases at
+            most, evenly spaced in the order of the rows.
+        name: what the numbers are.
+    """
+    ends = np.array([frame[column].agg(["min", "max"]) for frame in groups.values() for column in ("label", "score")])
+    if not np.isfinite(ends).any():
+        return []
+    low, high = float(np.nanmin(ends)), float(np.nanmax(ends))
+    margin = 0.04 * (high - low) or 1.0
+    limits = (low - margin, high + margin)
+    panels = []
+    for title, frame in groups.items():
+        if frame.empty:
+            continue
+        few = frame.iloc[np.unique(np.linspace(0, len(frame) - 1, MOST_POINTS).round().astype(int))]
+        alpha = float(np.clip(40 / np.sqrt(len(few)) / 10, 0.15, 0.6))
+        with _panel(3.1, 2.9, 0.64) as (figure, axes):
+            axes.plot(limits, limits, color=GREY, linewidth=0.9, linestyle=(0, (3, 2)), zorder=1)
+            axes.plot(few["label"], few["score"], "o", color=BLUE, markersize=3.5, alpha=alpha, markeredgewidth=0)
+            axes.set(xlim=limits, ylim=limits, xlabel=f"True {shorten(name)}", ylabel=f"Predicted {shorten(name)}")
+            for one in (axes.xaxis, axes.yaxis):
+                one.set_major_locator(MaxNLocator(nbins=5))
+            axes.grid()
+            axes.set_axisbelow(True)
+            error = frame["score"] - frame["label"]
+            drawn = f" {len(few)} of them are drawn." if len(few) < len(frame) else ""
+            side = "high" if error.mean() > 0 else "low"
+            words = (
+                f"{len(frame)} predictions; on average {abs(error.mean()):.3g} too {side}, and "
+                f"{error.abs().mean():.3g} away from the truth.{drawn}"
+            )
+            panels.append(_drawn(figure, title, "scatter", words))
+    return panels
+
+
 def convergence(
     rounds: pd.DataFrame, methods: Sequence[str], curves: Sequence[tuple[str, str]], *, axis: str, name: str
 ) -> list[Panel]:
@@ -298,8 +342,92 @@ def convergence(
     return panels
 
 
+#: Colours of the outlines of several structures, told apart on grey: Okabe-Ito without black and grey, brightened.
+STRUCTURE_COLOURS = ("#56D3FF", "#FFB000", "#3DF0B0", "#FF7AC6", "#F7F052", "#FF6B3D", "#B7A6FF")
+#: Colours of reference and prediction where there is one structure.
+REFERENCE, PREDICTION = "#56D3FF", "#FFB000"
+_DASHED = (0, (2.5, 1.5))
+
+
+def structure_colour(index: int) -> str:
+    """Colour of a structure's outlines, by its position in the study; seven differ, then they come again."""
+    return STRUCTURE_COLOURS[index % len(STRUCTURE_COLOURS)]
+
+
+def site_shares(before: Numbers, after: Numbers, chance: float) -> Panel:
+    """Share of each feature's variance that the site explains, before and after harmonisation.
+
+    Args:
+        before: ``[F]``, in the order in which the features are drawn from left to right.
+        after: ``[F]``.
+        chance: the share to be expected if sites did not matter.
+    """
+    with _panel(3.9, 2.5, 0.62) as (figure, axes):
+        place = np.arange(1, len(before) + 1)
+        axes.vlines(place, after, before, color="#D5DADF", linewidth=1.0, zorder=1)
+        size = 4.5 if len(before) <= 30 else 3.0
+        axes.plot(place, before, "s", color=ORANGE, markerfacecolor="white", markersize=size, label="before", zorder=2)
+        axes.plot(place, after, "o", color=BLUE, markersize=size, label="after", zorder=3)
+        axes.axhline(chance, color=GREY, linewidth=0.9, linestyle=(0, (3, 2)), label="by chance", zorder=1)
+        top = max(float(np.max(before)), float(np.max(after)), chance)
+        axes.set(ylim=(0, 1.08 * top), xlim=(0.2, len(before) + 0.8), xlabel="Features, the most dependent first")
+        axes.set_ylabel("Explained by site")
+        axes.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True, steps=[1, 2, 5, 10]))
+        axes.yaxis.set_major_locator(MaxNLocator(nbins=5))
+        axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0 if top > 0.08 else 1))
+        axes.grid(axis="y")
+        axes.legend(loc="upper right", frameon=False, fontsize=FONT_SIZE - 1)
+        words = (
+            f"On average {100 * before.mean():.1f}\u00a0% before, {100 * after.mean():.1f}\u00a0% after; "
+            f"{100 * chance:.1f}\u00a0% would be expected by chance."
+        )
+        return _drawn(figure, "Share of variance explained by the site", "harmonisation", words)
+
+
+def site_distributions(feature: str, rows: pd.DataFrame, sites: Sequence[str]) -> Panel:
+    """One feature at each site: median and quartiles before and after harmonisation, one below the other.
+
+    Args:
+        feature: title of the panel.
+        rows: columns ``site``, ``stage`` (before, after), ``mean``, ``low``, ``median`` and ``high``; where the
+            quartiles are missing, the mean is drawn.
+        sites: the sites from top to bottom.
+    """
+    shown = [site for site in sites if site in set(rows["site"])]
+    left = 0.16 + 0.075 * max(len(shorten(site)) for site in shown)
+    medians: dict[str, list[float]] = {}
+    with _panel(3.9, 0.7 + 0.27 * len(shown), left, 0.3) as (figure, axes):
+        for stage, colour, shift, marker, face in (
+            ("before", ORANGE, -0.17, "s", "white"), ("after", BLUE, 0.17, "o", BLUE)
+        ):  # fmt: skip
+            own = rows[rows["stage"] == stage].set_index("site").reindex(shown)
+            place = np.arange(len(shown)) + shift
+            middle = own["median"].fillna(own["mean"]).to_numpy(dtype=float)
+            axes.hlines(place, own["low"], own["high"], color=colour, linewidth=1.6, zorder=2)
+            axes.plot(middle, place, marker, color=colour, markerfacecolor=face, markersize=4.5, label=stage, zorder=3)
+            medians[stage] = [float(np.nanmin(middle)), float(np.nanmax(middle))]
+        axes.set(ylim=(len(shown) - 0.4, -0.9))
+        axes.xaxis.set_major_locator(MaxNLocator(nbins=4))
+        axes.ticklabel_format(axis="x", style="plain", useOffset=False)
+        axes.set_yticks(range(len(shown)), [shorten(site) for site in shown])
+        axes.tick_params(axis="y", length=0)
+        axes.spines["left"].set_visible(False)
+        axes.grid(axis="x")
+        axes.set_axisbelow(True)
+        axes.legend(loc="upper right", ncols=2, frameon=False, fontsize=FONT_SIZE - 1, borderaxespad=0.0)
+        ends = {stage: f"{low:.3g} to {high:.3g}" for stage, (low, high) in medians.items()}
+        words = f"Medians of the sites from {ends['before']} before, from {ends['after']} after."
+        return _drawn(figure, feature, "distribution", words)
+
+
 def overlay(
-    title: str, words: str, image: NDArray[np.uint8], mask: NDArray[np.uint8], prediction: NDArray[np.uint8]
+    title: str,
+    words: str,
+    image: NDArray[np.uint8],
+    mask: NDArray[np.uint8],
+    prediction: NDArray[np.uint8],
+    structures: Sequence[str] = (),
+    planes: Sequence[int] = (),
 ) -> Panel:
     """An image with the outline of the reference mask (solid) and of the predicted mask (dashed), as a JPEG.
 
@@ -307,40 +435,78 @@ def overlay(
         title: title of the panel.
         words: what the picture shows.
         image: ``[C, H, W]``, one channel (grey) or three (red, green, blue).
-        mask: ``[H, W]``, non-zero is foreground.
-        prediction: ``[H, W]``, non-zero is foreground.
+        mask: ``[H, W]``, non-zero is foreground; with several ``structures`` their numbers from 1.
+        prediction: ``[H, W]``, as the mask.
+        structures: names of the structures, where there are several; each has a colour of its own.
+        planes: widths of the axial, coronal and sagittal slice of a volume, which stand side by side.
     """
-    from matplotlib.patheffects import withStroke
     from PIL import Image
 
     height, width = mask.shape
     # Around fine structures such as vessels, thick lines would hide what they surround.
     fine = max(_edges(mask), _edges(prediction)) > 6 * (height + width)
     pixels, thickness = (560, 1.0) if fine else (400, 2.0)
+    if planes:
+        pixels, thickness = 1000, 2.2
     figure = Figure(figsize=(pixels / 100, pixels / 100 * height / width), dpi=100)
     canvas = FigureCanvasAgg(figure)
     axes = figure.add_axes((0, 0, 1, 1))
     axes.set_axis_off()
     pixels_shown = np.moveaxis(image[:3], 0, -1) if image.shape[0] >= 3 else image[0]
     axes.imshow(pixels_shown, cmap="gray", vmin=0, vmax=255, aspect="auto")
-    for region, colour, style in ((mask, "#56D3FF", "solid"), (prediction, "#FFB000", (0, (2.5, 1.5)))):
-        if region.any():
-            # A border of background, so that what reaches the edge of the image has an outline there.
-            drawn = axes.contour(
-                np.arange(-1, width + 1), np.arange(-1, height + 1), np.pad(region > 0, 1).astype(float),
-                levels=[0.5], colors=[colour], linewidths=thickness, linestyles=[style],
-            )  # fmt: skip
-            if not fine:
-                drawn.set_path_effects([withStroke(linewidth=thickness + 1, foreground="#000000A0")])
+    for index in range(max(len(structures), 1)):
+        for region, colour, style in ((mask, REFERENCE, "solid"), (prediction, PREDICTION, _DASHED)):
+            area = region == index + 1 if structures else region > 0
+            _outline(axes, area, structure_colour(index) if structures else colour, style, thickness, halo=not fine)
+    _name_planes(axes, planes)
     axes.set(xlim=(-0.5, width - 0.5), ylim=(height - 0.5, -0.5))
     canvas.draw()
     stream = io.BytesIO()
     Image.fromarray(np.asarray(canvas.buffer_rgba())[..., :3]).save(stream, "JPEG", quality=85, subsampling=0)
     data = base64.b64encode(stream.getvalue()).decode()
-    shares = [f"{100 * np.count_nonzero(region) / region.size:.1f}\u00a0%" for region in (mask, prediction)]
-    marked = f"Marked by the reference: {shares[0]} of the image, by the model: {shares[1]}."
+    marked = _marked(mask, prediction, structures, "slices" if planes else "image")
     picture = Markup('<img src="data:image/jpeg;base64,{}" alt="{}">').format(data, f"{words} {marked}")
     return Panel(title, picture, marked)
+
+
+def _outline(axes: Axes, area: NDArray[np.bool_], colour: str, style: Any, thickness: float, *, halo: bool) -> None:
+    from matplotlib.patheffects import withStroke
+
+    if not area.any():
+        return
+    height, width = area.shape
+    # A border of background, so that what reaches the edge of the image has an outline there.
+    drawn = axes.contour(
+        np.arange(-1, width + 1), np.arange(-1, height + 1), np.pad(area, 1).astype(float),
+        levels=[0.5], colors=[colour], linewidths=thickness, linestyles=[style],
+    )  # fmt: skip
+    if halo:
+        drawn.set_path_effects([withStroke(linewidth=thickness + 1, foreground="#000000A0")])
+
+
+def _name_planes(axes: Axes, planes: Sequence[int]) -> None:
+    """Thin lines between the slices of a volume, and the name of each."""
+    start = 0
+    for name, width in zip(("axial", "coronal", "sagittal"), planes, strict=False):
+        axes.text(start + 0.02 * width, 0.5, name, color="white", fontsize=16, va="top", family="DejaVu Sans")
+        if start:
+            axes.axvline(start - 0.5, color="white", linewidth=1)
+        start += width
+
+
+def _marked(mask: NDArray[np.uint8], prediction: NDArray[np.uint8], structures: Sequence[str], where: str) -> str:
+    """How much of the picture is marked, in words."""
+
+    def share(region: NDArray[np.bool_]) -> str:
+        return f"{100 * np.count_nonzero(region) / region.size:.1f}\u00a0%"
+
+    if not structures:
+        return f"Marked by the reference: {share(mask > 0)} of the {where}, by the model: {share(prediction > 0)}."
+    each = [
+        f"{name} {share(mask == index)} and {share(prediction == index)}"
+        for index, name in enumerate(structures, start=1)
+    ]
+    return f"Marked by the reference and by the model, of the {where}: {', '.join(each)}."
 
 
 def _edges(mask: NDArray[np.uint8]) -> int:

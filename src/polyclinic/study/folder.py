@@ -108,7 +108,8 @@ class Folder:
                 "status": "running", "study_file": self.study.name, "started": now(), "data_sha256": fingerprint,
                 "seeds": self.study.declaration.all_seeds, "plan": asdict(plan), **machine(),
             }  # fmt: skip
-            self.note({})
+            planned = self.study.plan
+            self.note({} if planned is None else {"volumes": planned.as_json()})
         else:
             self.note({"status": "running", "reason": "", "resumed": now()})
 

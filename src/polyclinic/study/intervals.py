@@ -123,7 +123,7 @@ def patient_weights(
         yield np.concatenate(parts).astype(np.float64)
 
 
-def bootstrap_interval(value: float, draws: Floats, upper: float = np.inf) -> tuple[float, float]:
+def bootstrap_interval(value: float, draws: Floats, upper: float = np.inf, lower: float = 0.0) -> tuple[float, float]:
     """95 % interval from the percentiles of bootstrap draws, moved by the bootstrap's own estimate of the bias.
 
     Metrics such as the calibration error are larger in every resample than in the sample, by the same mechanism that
@@ -132,7 +132,8 @@ def bootstrap_interval(value: float, draws: Floats, upper: float = np.inf) -> tu
     Args:
         value: the metric of the sample.
         draws: [B] the metric of each resample; NaN where it was not defined.
-        upper: largest possible value; the smallest is 0.
+        upper: largest possible value.
+        lower: smallest possible value.
 
     Returns:
         Low and high, NaN when fewer than two draws are defined.
@@ -141,7 +142,7 @@ def bootstrap_interval(value: float, draws: Floats, upper: float = np.inf) -> tu
     if len(draws) < 2 or np.isnan(value):
         return float("nan"), float("nan")
     low, high = np.percentile(draws, [2.5, 97.5]) - (draws.mean() - value)
-    return float(np.clip(low, 0, upper)), float(np.clip(high, 0, upper))
+    return float(np.clip(low, lower, upper)), float(np.clip(high, lower, upper))
 
 
 def bootstrap_p(difference: float, draws: Floats) -> float:

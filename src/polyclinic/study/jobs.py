@@ -13,6 +13,7 @@ from torch import Tensor
 
 from polyclinic.client.optimizers import learning_rates
 from polyclinic.communication.message import Message
+from polyclinic.data.scaling import Scaler, Summary, merge
 from polyclinic.engine import Engine, LocalEngine
 from polyclinic.methods import SHARES, Method
 from polyclinic.rounds import Checkpoint, Plan, Progress, Row, run_rounds
@@ -23,6 +24,7 @@ from polyclinic.state import FlatModule, Selection
 from polyclinic.study.declaration import Declaration, StudyMethod, Training, optimizer_of, schedule_of
 from polyclinic.tasks import TASKS
 from polyclinic.tasks.metrics import METRICS, choose_threshold, classification_metrics
+from polyclinic.tasks.regression_metrics import regression_metrics
 
 #: Added to the label of a method that is tested at a site it was trained without.
 UNSEEN = " (unseen site)"
@@ -35,7 +37,8 @@ class Fold:
     Attributes:
         number: which fold.
         train, validation, test: number of cases of each site.
-        classes: training cases of each class, by site; empty lists for segmentation.
+        classes: training cases of each class, by site; empty lists for segmentation and regression.
+        targets: count, mean and sum of squared deviations of the training cases' numbers, by site; regression only.
     """
 
     number: int
@@ -43,6 +46,7 @@ class Fold:
     validation: dict[str, int]
     test: dict[str, int]
     classes: dict[str, list[int]]
+    targets: dict[str, Summary] = field(default_factory=dict)
 
     @property
     def training_sites(self) -> list[str]:
@@ -163,6 +167,7 @@ class JobRunner:
         evaluation = self.declaration.evaluation
         selection = method.selection(self.template.layout)
         cases = {site: float(fold.train.get(site, 1)) for site in sites}
+        metric = "dice" if self.declaration.task == "segmentation" else self.primary
         validation = sum(fold.validation.get(site, 0) for site in (fold.train if method.scope == "pool" else sites))
         return Plan(
             declaration=self.declare(job, fold, training),
@@ -173,9 +178,9 @@ class JobRunner:
             weights=cases if training.weights == "cases" else dict.fromkeys(sites, 1.0),
             learning_rates=learning_rates(optimizer_of(training), schedule_of(training), training.rounds),
             together=method.scope != "sites",
-            metric=self.primary if self.declaration.task == "classification" else "dice",
+            metric=metric,
             choose_by=evaluation.best_round if evaluation.best_round != "last" else "loss",
-            higher_is_better=METRICS[self.primary].higher_is_better,
+            higher_is_better=METRICS[metric].higher_is_better,
             validate=evaluation.best_round != "last" and validation > 0,
             patience=training.early_stopping,
             quorum=min(training.quorum or len(sites), len(sites)),
@@ -196,6 +201,12 @@ class JobRunner:
             "task": self.declaration.task,
             "classes": len(self.classes),
             "loss": training.loss or TASKS[self.declaration.task].losses[0],
+            "target_scale": self._target_scale(fold, job.without),
+            "metrics": {
+                "names": self.declaration.metrics,
+                "classes": list(self.classes),
+                "tolerance": self.declaration.evaluation.surface_tolerance,
+            },
             "model": list(self.declaration.model_part),
             "share": sorted(SHARES[method.share]),
             "local": [[name, options] for name, options in method.local],
@@ -213,6 +224,15 @@ class JobRunner:
         counts = [fold.classes[site] for site in fold.training_sites if site != without]
         totals = np.asarray(counts).sum(axis=0)
         return [float(totals.sum() / (len(totals) * max(count, 1))) for count in totals]
+
+    @staticmethod
+    def _target_scale(fold: Fold, without: str | None) -> list[float] | None:
+        """Mean and deviation of the numbers to be predicted, over the training cases of all training sites."""
+        summaries = [fold.targets[site] for site in fold.training_sites if site != without and site in fold.targets]
+        if not summaries:
+            return None
+        scaler = Scaler.from_summary(merge(summaries))
+        return [scaler.mean.item(), scaler.deviation.item()]
 
     def _start_everywhere(self, plan: Plan) -> None:
         """Sites must know the model to test the pool's on their cases."""
@@ -340,7 +360,7 @@ class Tester:
         fixed = self.declaration.evaluation.threshold
         if fixed != "validation":
             return fixed
-        if not trial.test or (self.declaration.task == "classification" and len(self.classes) > 2):
+        if not trial.test or len(self.classes) != 2:
             return 0.5
         requests = {site: Message({}, sent) for site, sent in trial.validate.items()}
         evidence = [reply.tensors["counts"] for reply in self.engine.ask("threshold", requests).values()]
@@ -358,8 +378,11 @@ class Tester:
             for column, name in enumerate(reply.fields["metrics"]):
                 frame[name] = reply.tensors["values"][:, column].numpy()
             return frame
-        predicted = reply.tensors["probabilities"].numpy()
         frame["label"] = reply.tensors["labels"].numpy()
+        if self.declaration.task == "regression":
+            frame["score"] = reply.tensors["predictions"].numpy()
+            return frame
+        predicted = reply.tensors["probabilities"].numpy()
         if len(self.classes) == 2:
             frame["score"] = predicted[:, 1]
         else:
@@ -395,9 +418,11 @@ def result_rows(predictions: pd.DataFrame, task: str, names: Sequence[str], clas
 
 
 def measure(cases: pd.DataFrame, task: str, names: Sequence[str], classes: int) -> dict[str, float]:
-    """The metrics of some predictions."""
+    """The metrics of some predictions; for segmentation ``names`` are columns of ``cases``."""
     if task == "segmentation":
         return {name: float(cases[name].mean()) for name in names}
+    if task == "regression":
+        return regression_metrics(cases["label"].to_numpy(), cases["score"].to_numpy(), names)
     if classes == 2:
         score = cases["score"].to_numpy()
         predicted = np.stack([1 - score, score], axis=1)

@@ -22,6 +22,7 @@ from polyclinic.study.figures import Panel
 from polyclinic.study.jobs import UNSEEN
 from polyclinic.study.report_answer import ALPHA, answer, headline
 from polyclinic.study.report_folder import Folder, Overlay
+from polyclinic.study.report_harmonisation import harmonised
 
 TEMPLATES = Path(__file__).parent / "templates"
 #: Options of a method that are not worth a word.
@@ -31,10 +32,13 @@ SECTIONS = {
     "answer": "The answer in short",
     "question": "What was asked",
     "sites": "Sites and cases",
+    "harmonisation": "Differences between sites",
     "results": "Results",
+    "structures": "Structure by structure",
     "site_results": "Results site by site",
     "cross": "Each site's model at the other sites",
     "curves": "ROC and calibration",
+    "scatter": "Predicted against true",
     "confusion": "Which classes are mixed up",
     "overlays": "Segmentations",
     "convergence": "Training over the rounds",
@@ -82,6 +86,8 @@ def render(folder: Folder) -> str:
         style=Markup((TEMPLATES / "report.css").read_text(encoding="utf-8")),  # noqa: S704
         sections=sections,
         alpha=ALPHA,
+        colours=_colours(folder),
+        volumes=any(one.planes for one in folder.overlays()),
         **content,
     )
 
@@ -242,7 +248,7 @@ def _interval(folder: Folder, one: figures.Estimate) -> str:
 def _curves(folder: Folder) -> dict[str, list[Panel]]:
     """ROC and calibration panels of a binary classification."""
     rows = report_tables.own_predictions(folder)
-    if not {"label", "score"} <= set(rows.columns) or "score_0" in rows.columns:
+    if folder.task == "regression" or not {"label", "score"} <= set(rows.columns) or "score_0" in rows.columns:
         return {}
     rows = rows.dropna(subset=["label", "score"])
     if set(rows["label"]) != {0, 1}:
@@ -250,6 +256,23 @@ def _curves(folder: Folder) -> dict[str, list[Panel]]:
     methods = [method for method in folder.methods if method in set(rows["method"])]
     reference = "single" if "single" in methods else None
     return {"roc": figures.roc(rows, methods, reference), "calibration": figures.calibration(rows, methods)}
+
+
+def _scatter(folder: Folder) -> list[tuple[str, list[Panel]]]:
+    """Predicted against true numbers: a panel a method, and a panel a site of the best one."""
+    rows = report_tables.own_predictions(folder)
+    if folder.task != "regression" or not {"label", "score"} <= set(rows.columns):
+        return []
+    rows = rows.dropna(subset=["label", "score"])
+    name = str((folder.study.get("data") or {}).get("label") or "Label")
+    methods = {method: rows[rows["method"] == method] for method in folder.methods}
+    shown = [("Every method, all sites together", figures.scatter(methods, name))]
+    best = headline(folder)
+    if best is not None and len(folder.sites) > 1:
+        mine = methods[best.method]
+        sites = {site: mine[mine["site"] == site] for site in folder.sites}
+        shown.append((f"{best.method}, site by site", figures.scatter(sites, name)))
+    return [(title, panels) for title, panels in shown if panels]
 
 
 def _confusion(folder: Folder) -> tuple[str, Any] | None:
@@ -264,10 +287,16 @@ def _overlays(folder: Folder) -> list[tuple[str, list[tuple[str, list[Panel]]]]]
     best = headline(folder)
     methods = list(dict.fromkeys(one.method for one in found))
     methods.sort(key=lambda method: best is None or method != best.method)
+    several = folder.structures
     return [
-        (method, [(site, [_overlay(one) for one in ones]) for site, ones in _by_site(found, method).items()])
+        (method, [(site, [_overlay(one, several) for one in ones]) for site, ones in _by_site(found, method).items()])
         for method in methods
     ]
+
+
+def _colours(folder: Folder) -> list[tuple[str, str]]:
+    """Name and colour of each of several structures in the overlays."""
+    return [(name, figures.structure_colour(index)) for index, name in enumerate(folder.structures)]
 
 
 def _by_site(found: list[Overlay], method: str) -> dict[str, list[Overlay]]:
@@ -278,10 +307,11 @@ def _by_site(found: list[Overlay], method: str) -> dict[str, list[Overlay]]:
     return sites
 
 
-def _overlay(one: Overlay) -> Panel:
+def _overlay(one: Overlay, structures: list[str]) -> Panel:
     score = f", Dice {one.dice:.2f}" if np.isfinite(one.dice) else ""
     words = f"{one.which.capitalize()} test case of {one.site} by {one.method}{score}: image with both outlines."
-    return figures.overlay(f"{one.which.capitalize()}{score}", words, one.image, one.mask, one.prediction)
+    title = f"{one.which.capitalize()}{score}"
+    return figures.overlay(title, words, one.image, one.mask, one.prediction, structures, one.planes)
 
 
 def _convergence(folder: Folder) -> list[tuple[str, str, list[Panel]]]:
@@ -351,10 +381,13 @@ CONTENT: dict[str, Callable[[Folder], Any]] = {
     "question": _question,
     "methods": _methods,
     "sites": report_tables.site_rows,
+    "harmonisation": harmonised,
     "results": _results,
+    "structures": report_tables.structure_tables,
     "site_results": _site_results,
     "cross": report_tables.cross_matrix,
     "curves": _curves,
+    "scatter": _scatter,
     "confusion": _confusion,
     "overlays": _overlays,
     "convergence": _convergence,

@@ -114,8 +114,12 @@ def _site_by_site(folder: Folder, best: Best, private: list[str]) -> Iterator[Ma
     if best.over == "all" and other is not None and other.method != best.method:
         yield Markup(
             "Scored site by site the order is another: <strong>{}</strong> did best with {}{} as the mean over the "
-            "sites. (Putting all sites together also rewards knowing how frequent the finding is at each site.)"
-        ).format(other.method, *_value(folder.primary, other.row))
+            "sites. (Putting all sites together also rewards knowing {} at each site.)"
+        ).format(
+            other.method,
+            *_value(folder.primary, other.row),
+            "the mean" if folder.task == "regression" else "how frequent the finding is",
+        )
 
 
 def _pooled(folder: Folder, best: Best) -> Iterator[Markup]:
@@ -128,6 +132,11 @@ def _pooled(folder: Folder, best: Best) -> Iterator[Markup]:
 
 def _guessing(folder: Folder, best: Best) -> Iterator[Markup]:
     """A warning where the interval of the best method includes the value that guessing would give."""
+    if folder.primary.name in ("r2", "r") and best.row["low"] <= 0:
+        yield Markup(
+            "Its interval includes 0, which giving every case the same number would reach: "
+            "<strong>this study does not show that the model predicts anything</strong>."
+        )
     guess = {"auc": 0.5, "bac": 1 / max(len(folder.classes), 2)}.get(folder.primary.name)
     if guess is not None and best.row["low"] <= guess:
         yield Markup(

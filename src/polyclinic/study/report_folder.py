@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
@@ -17,16 +17,19 @@ from numpy.typing import NDArray
 from polyclinic.errors import ResultsError
 from polyclinic.study.figures import Estimate
 from polyclinic.study.jobs import UNSEEN
+from polyclinic.study.preparing import DESCRIBED
 from polyclinic.study.statistics import CROSS
-from polyclinic.tasks.metrics import METRICS
+from polyclinic.tasks.metrics import DISTANCES, METRICS, split_metric, value_range
 
 #: Columns that hold text; pandas would take a site called "NA" for a missing value.
-TEXT = {"method", "site", "trained_on", "tested_on", "metric", "over", "interval", "reasons", "note", "scored"}
+TEXT = {"method", "site", "trained_on", "tested_on", "metric", "over", "interval", "reasons", "note", "scored",
+        "feature", "stage"}  # fmt: skip
 COLUMNS = {
     "results.csv": ["method", "seed", "fold", "trained_on", "tested_on", "metric", "value"],
     "summary.csv": ["method", "metric", "over", "mean", "deviation", "low", "high"],
     "rounds.csv": ["method", "seed", "fold", "round", "site", "seconds", "bytes_up", "bytes_down", "examples", "loss"],
     "predictions.csv": ["method", "seed", "fold", "site"],
+    "harmonisation.csv": DESCRIBED,
     "sites.csv": ["site", "found", "used", "rejected"],
 }
 WHICH = ("best", "median", "worst")
@@ -62,13 +65,16 @@ class Measure:
         return difference > 0 if self.higher_is_better else difference < 0
 
 
-def _measure(name: str) -> Measure:
-    return Measure(name, *METRICS[name]) if name in METRICS else Measure(name, name, "", True, "")
+def _measure(name: str, millimetres: bool) -> Measure:
+    if name not in METRICS:
+        return Measure(name, name, "", True, "")
+    measure = Measure(name, *METRICS[name])
+    return replace(measure, unit="mm") if millimetres and name in DISTANCES else measure
 
 
 @dataclass(frozen=True)
 class Overlay:
-    """One segmented case: ``image`` uint8 ``[C, H, W]``, ``mask`` and ``prediction`` uint8 ``[H, W]``."""
+    """One segmented case: ``image`` uint8 ``[C, H, W]``, ``mask`` and ``prediction`` uint8 class indices ``[H, W]``."""
 
     method: str
     site: str
@@ -78,6 +84,8 @@ class Overlay:
     image: NDArray[np.uint8]
     mask: NDArray[np.uint8]
     prediction: NDArray[np.uint8]
+    planes: list[int]
+    """Widths of the slices of a volume that stand side by side; empty for an image."""
 
 
 class Folder:
@@ -101,6 +109,7 @@ class Folder:
         self.rounds = self._table("rounds.csv")
         self.predictions = self._table("predictions.csv")
         self.site_table = self._table("sites.csv")
+        self.harmonisation = self._table("harmonisation.csv")
         if self.results.empty:
             raise ResultsError(
                 "P501", "results.csv has no rows, so there is nothing to report.", "Run the study again to resume it."
@@ -149,11 +158,22 @@ class Folder:
 
     @cached_property
     def metrics(self) -> list[Measure]:
-        """Metrics in the order of the study file; the first is the primary one."""
-        present = list(self.results["metric"].unique())
+        """Metrics in the order of the study file, those of single structures left out; the first is the primary one."""
+        present = [name for name in self.results["metric"].unique() if not split_metric(name)[1]]
         asked = _mapping(self.study.get("evaluation")).get("metrics") or []
         names = [name for name in asked if name in present]
-        return [_measure(name) for name in names + [name for name in present if name not in names]]
+        millimetres = self.provenance.get("distances") == "mm"
+        return [_measure(name, millimetres) for name in names + [name for name in present if name not in names]]
+
+    @cached_property
+    def structures(self) -> list[str]:
+        """Names of the structures of a segmentation with several of them, in the order of the results."""
+        return list(dict.fromkeys(filter(None, (split_metric(name)[1] for name in self.results["metric"].unique()))))
+
+    @property
+    def task(self) -> str:
+        """What the study predicts; empty where there is no study file."""
+        return str(self.study.get("task") or "")
 
     @property
     def primary(self) -> Measure:
@@ -173,7 +193,8 @@ class Folder:
     @cached_property
     def _estimates(self) -> dict[tuple[str, str], Estimate]:
         groups = self.at_sites.groupby(["method", "tested_on"], sort=False)["value"]
-        return {(str(method), str(site)): estimate(values) for (method, site), values in groups}
+        limits = value_range(self.primary.name)
+        return {(str(method), str(site)): estimate(values, limits) for (method, site), values in groups}
 
     def overlays(self) -> list[Overlay]:
         """Pictures of segmentations, in the order of methods and sites; empty where there are none.
@@ -213,21 +234,25 @@ class Folder:
 
 
 def _read_overlays(file: Path, methods: list[str]) -> list[Overlay]:
-    """Tensors ``METHOD/SITE/best|median|worst/image|mask|prediction``; methods and sites may have slashes."""
+    """Tensors ``METHOD/SITE/best|median|worst/image|mask|prediction|planes``; methods and sites may have slashes."""
     from safetensors import SafetensorError, safe_open
 
     try:
         with safe_open(file, framework="numpy") as stored:
             scores = json.loads((stored.metadata() or {}).get("dice", "{}"))
-            prefixes = sorted({key.rpartition("/")[0] for key in stored.keys()})  # noqa: SIM118
+            names = set(stored.keys())
+            prefixes = sorted({name.rpartition("/")[0] for name in names})
             found: list[Overlay] = []
             for prefix in prefixes:
                 place, _, which = prefix.rpartition("/")
                 known = [name for name in methods if place.startswith(f"{name}/")]
                 method = max(known, key=len) if known else place.partition("/")[0]
                 site = place[len(method) + 1 :]
-                pictures = [stored.get_tensor(f"{prefix}/{part}") for part in ("image", "mask", "prediction")]
-                found.append(Overlay(method, site, which, _number(scores.get(prefix)), *pictures))
+                image, mask, prediction = (
+                    stored.get_tensor(f"{prefix}/{part}") for part in ("image", "mask", "prediction")
+                )
+                planes = stored.get_tensor(f"{prefix}/planes").tolist() if f"{prefix}/planes" in names else []
+                found.append(Overlay(method, site, which, _number(scores.get(prefix)), image, mask, prediction, planes))
             return found
     except SafetensorError as error:
         raise ValueError(str(error)) from error
@@ -261,8 +286,10 @@ def _mapping(value: Any) -> dict[str, Any]:
     return value if isinstance(value, dict) else {}
 
 
-def estimate(values: pd.Series[float]) -> Estimate:
+def estimate(values: pd.Series[float], limits: tuple[float, float] = (0.0, 1.0)) -> Estimate:
     """Mean and 95 % interval (Student's t) of values that are numbers; no interval from fewer than two.
+
+    The interval is cut off at ``limits`` where all values keep to them.
 
     >>> estimate(pd.Series([0.7, 0.8, 0.9, float("nan")])).mean
     0.8
@@ -277,6 +304,6 @@ def estimate(values: pd.Series[float]) -> Estimate:
         return Estimate(mean, np.nan, np.nan)
     half = float(stats.t.ppf(0.975, len(values) - 1) * values.std(ddof=1) / np.sqrt(len(values)))
     low, high = mean - half, mean + half
-    if values.between(0, 1).all():
-        low, high = max(low, 0.0), min(high, 1.0)
+    if values.between(*limits).all():
+        low, high = max(low, limits[0]), min(high, limits[1])
     return Estimate(mean, low, high)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -14,6 +14,7 @@ from polyclinic.study.jobs import UNSEEN
 from polyclinic.study.report_answer import ALPHA, p_text, signed
 from polyclinic.study.report_folder import CLASS, Folder, Measure
 from polyclinic.study.statistics import BASELINES, CROSS
+from polyclinic.tasks.metrics import class_metric
 
 
 @dataclass(frozen=True)
@@ -61,6 +62,26 @@ def _score(folder: Folder, method: str, metric: Measure, over: str, methods: lis
     deviation = f"± {metric.text(row['deviation'])}" if np.isfinite(row["deviation"]) else ""
     interval = f"{metric.text(row['low'])} to {metric.text(row['high'])}" if np.isfinite(row["low"]) else ""
     return Score(metric.text(row["mean"]), deviation, interval, bool(best), marks, differences)
+
+
+@dataclass(frozen=True)
+class StructureTable:
+    """One metric of each structure: a row a method, a cell a structure."""
+
+    metric: Measure
+    rows: list[tuple[str, list[Score | None]]]
+
+
+def structure_tables(folder: Folder) -> list[StructureTable]:
+    """One table a metric where there are several structures, over the predictions of all sites together."""
+    tables = []
+    for metric in folder.metrics if folder.structures else []:
+        names = [class_metric(metric.name, structure) for structure in folder.structures]
+        measures = [replace(metric, name=name) for name in names]
+        methods = [method for method in folder.methods if not method.endswith(UNSEEN)]
+        rows = [(method, [_score(folder, method, one, "all", methods) for one in measures]) for method in methods]
+        tables.append(StructureTable(metric, [row for row in rows if any(row[1])]))
+    return [table for table in tables if table.rows]
 
 
 @dataclass(frozen=True)
@@ -129,6 +150,8 @@ class SiteRow:
     classes: list[tuple[str, float]]
     """Number of cases of each class, and its share of the site's cases."""
     foreground: str
+    label: str
+    """Mean and deviation of the numbers to be predicted."""
     missing: str
     duplicates: str
     note: str
@@ -143,7 +166,8 @@ def site_rows(folder: Folder) -> list[SiteRow]:
     rows = [_site_row(folder, row["site"], row) for _, row in table.iterrows()]
     if len(table) > 1:
         total = table.select_dtypes("number").sum(min_count=1)
-        total["foreground"] = np.nan
+        for column in ("foreground", "label mean", "label deviation"):
+            total[column] = np.nan
         rows.append(_site_row(folder, ALL_SITES, total))
     return rows
 
@@ -151,13 +175,14 @@ def site_rows(folder: Folder) -> list[SiteRow]:
 def _site_row(folder: Folder, name: str, row: pd.Series[Any]) -> SiteRow:
     counts = [row[CLASS + label] for label in folder.classes]
     total = float(np.nansum(counts)) or 1.0
-    share = row.get("foreground", np.nan)
+    share, mean = row.get("foreground", np.nan), row.get("label mean", np.nan)
     return SiteRow(
         site=name,
         **{column: count_text(row.get(column, np.nan)) for column in ("found", "used", "rejected", "patients")},
         reasons=row.get("reasons", ""),
         classes=[(count_text(count), float(count) / total if np.isfinite(count) else 0.0) for count in counts],
         foreground=f"{100 * share:.1f}\u00a0%" if np.isfinite(share) else "",
+        label=f"{mean:.3g} ± {row['label deviation']:.3g}" if np.isfinite(mean) else "",
         missing=count_text(row.get("missing", np.nan)),
         duplicates=count_text(row.get("duplicates", np.nan)),
         note=row.get("note", "") or ("" if name in (*folder.scored, ALL_SITES) else "can't be scored by itself"),

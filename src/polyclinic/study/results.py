@@ -15,7 +15,8 @@ if TYPE_CHECKING:
     import pandas as pd
 
 #: Columns that hold text, whatever it looks like (a site may be called 01 or NA).
-TEXT = {"method", "site", "trained_on", "tested_on", "metric", "over", "interval", "subject", "case", "reasons", "note"}
+TEXT = {"method", "site", "trained_on", "tested_on", "metric", "over", "interval", "subject", "case", "reasons", "note",
+        "feature", "stage"}  # fmt: skip
 
 
 def write_table(path: Path, frame: pd.DataFrame) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -9,25 +10,28 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 import torch
 
-from polyclinic.communication.message import Message
-from polyclinic.data.check import check_frame
-from polyclinic.data.scaling import Summary, merge
+from polyclinic.data.check import check_frame, class_counts
+from polyclinic.data.preparation import build_steps, name_steps
+from polyclinic.data.scaling import Summary
 from polyclinic.engine import Engine, LocalEngine
 from polyclinic.engine.planner import EnginePlan, choose_device, choose_plan
 from polyclinic.engine.processes import ProcessEngine
 from polyclinic.errors import DataError, PolyclinicError, StudyError
 from polyclinic.files import write_atomic
 from polyclinic.models import build_model
+from polyclinic.models.bundle import load_weights
 from polyclinic.site.run import build_work
 from polyclinic.state import FlatModule
 from polyclinic.study.declaration import StudyMethod
 from polyclinic.study.display import Display
 from polyclinic.study.folder import Folder
 from polyclinic.study.jobs import Fold, Job, JobRunner, result_rows, work_fields
+from polyclinic.study.preparing import describe, prepare
 from polyclinic.study.report import write_report
 from polyclinic.study.results import write_table
 from polyclinic.study.statistics import summarise
 from polyclinic.tasks import TASKS, build_task
+from polyclinic.tasks.segmentation_metrics import metric_columns
 
 if TYPE_CHECKING:
     from polyclinic.data.cases import Opened
@@ -37,6 +41,7 @@ if TYPE_CHECKING:
 def run_study(study: Study, out: Path, *, resume: bool = False, display: Display | None = None) -> None:
     """Run a study into a folder; see `polyclinic.study.study.Study.run`."""
     display = display or Display()
+    study = study.planned(display.images)
     folder = Folder(out, study)
     folder.check(resume)
     if folder.is_finished:
@@ -45,6 +50,8 @@ def run_study(study: Study, out: Path, *, resume: bool = False, display: Display
     opened = study.open(display.images)
     sites = site_table(study, opened)
     display.opened(sites, opened.warnings)
+    if study.plan is not None:
+        display.note(f"Planned: {study.plan.reason}.")
     runner = _Runner(study, opened, folder, display)
     status: dict[str, Any] = {"status": "failed", "reason": "interrupted"}
     try:
@@ -69,7 +76,14 @@ def site_table(study: Study, opened: Opened) -> pd.DataFrame:
     least = declaration.evaluation.min_cases_per_class
     scored, notes = [], []
     for data in opened.sites.values():
-        counts = [] if data.targets.dim() > 1 else torch.bincount(data.targets, minlength=len(opened.classes)).tolist()
+        labels = data.labels
+        if labels is not None and labels.is_floating_point():
+            scored.append(len(data) >= least)
+            notes.append(
+                "" if scored[-1] else f"can't be scored by itself: only {len(data)} cases (at least {least} needed)"
+            )
+            continue
+        counts = [] if labels is None else class_counts(labels, len(opened.classes))
         rare = [f"{n} of {name!r}" for name, n in zip(opened.classes, counts, strict=False) if n < least]
         enough = len(counts) - len(rare) >= 2 or not counts
         scored.append(enough)
@@ -86,6 +100,8 @@ class _Runner:
         self.study, self.opened, self.folder, self.display = study, opened, folder, display
         self.declaration = study.declaration
         self.engines: list[Engine] = []
+        self.steps = name_steps(self.declaration.data, opened.features, opened.covariates)
+        self.split_notes: list[str] = []
 
     def close(self) -> None:
         """End worker processes."""
@@ -101,26 +117,44 @@ class _Runner:
         torch.set_num_threads(plan.threads)
         engine, local = self._engines(plan)
         folds = {number: self._prepare(engine, local, number) for number in range(self.declaration.folds or 1)}
+        harmonised = self._describe(engine)
         self.folder.begin(plan, self.opened.fingerprint)  # not before study and data are known to fit
+        if self.declaration.initial_weights is not None:
+            content = self.declaration.initial_weights.read_bytes()
+            self.folder.note({"weights_sha256": hashlib.sha256(content).hexdigest()})
         for site in local.members.values():
             site.write_pseudonyms()
         jobs = self._jobs(folds)
         self.display.planned(plan, len(jobs))
         self.method_notes = self._same_as_shared(template)
         runner = JobRunner(self.declaration, engine, local, template, self._initial, self.opened.classes)
-        prepared = len(folds) - 1
+        prepared: tuple[int, str | None] = (len(folds) - 1, None)
         for number, job in enumerate(jobs):
             done = self.folder.is_done(job)
             self.display.job(number, job.title, done)
             if done:
                 continue
-            if job.fold != prepared:
-                self._prepare(engine, local, job.fold)
-                prepared = job.fold
+            needed = (job.fold, job.without if self._depends_on_sites() else None)
+            if needed != prepared:
+                self._prepare(engine, local, *needed)
+                prepared = needed
             checkpoint = self.folder.checkpoint(job)
             outcome = runner.run(job, folds[job.fold], checkpoint=checkpoint, report=self.display.round)
             self.folder.store(job, outcome)
+        if len(harmonised):
+            write_table(self.folder.path / "harmonisation.csv", harmonised)
         self._write(jobs, folds, sites)
+
+    def _describe(self, engine: Engine) -> pd.DataFrame:
+        """The harmonised features before and after; no rows without harmonisation."""
+        options = dict(self.steps).get("combat")
+        if options is None:
+            return pd.DataFrame()
+        return describe(engine, dict(zip(options["columns"], options["features"], strict=True)))
+
+    def _depends_on_sites(self) -> bool:
+        """Whether a site's cases are prepared with summaries of others, so that leaving one out changes them."""
+        return any(step.federated for step in build_steps(self.steps))
 
     def _check_class_weights(self) -> None:
         classes = self.opened.classes
@@ -144,15 +178,22 @@ class _Runner:
     def _template(self, device: str) -> FlatModule:
         task = build_task(self.declaration.task, len(self.opened.classes), TASKS[self.declaration.task].losses[0])
         name, options = self.declaration.model_part
-        return build_model(name, options, self._shape(), task.outputs, device=device)
+        return self._with_weights(build_model(name, options, self._shape(), task.outputs, device=device))
 
     def _initial(self, seed: int) -> torch.Tensor:
         task = build_task(self.declaration.task, len(self.opened.classes), TASKS[self.declaration.task].losses[0])
         name, options = self.declaration.model_part
-        return build_model(name, options, self._shape(), task.outputs, seed=seed).vector
+        return self._with_weights(build_model(name, options, self._shape(), task.outputs, seed=seed)).vector
+
+    def _with_weights(self, model: FlatModule) -> FlatModule:
+        if self.declaration.initial_weights is not None:
+            load_weights(model.module, self.declaration.initial_weights)
+        return model
 
     def _shape(self) -> tuple[int, ...]:
-        return tuple(next(iter(self.opened.sites.values())).inputs.shape[1:])
+        """Shape of one input as the network is trained on it."""
+        shape, patch = next(iter(self.opened.sites.values())).inputs.shape[1:], self.declaration.data.box
+        return tuple(shape) if patch is None else (shape[0], *patch.size)
 
     def _plan(self, template: FlatModule) -> EnginePlan:
         options, training = self.declaration.engine, self.declaration.training
@@ -180,27 +221,29 @@ class _Runner:
         self.engines = [engine]
         return engine, local
 
-    def _prepare(self, engine: Engine, local: LocalEngine, number: int) -> Fold:
-        """Split and scale at every site."""
+    def _prepare(self, engine: Engine, local: LocalEngine, number: int, without: str | None = None) -> Fold:
+        """Split, harmonise and scale at every site; summaries of the site ``without`` are not used."""
         data, evaluation = self.declaration.data, self.declaration.evaluation
-        request = Message({
+        request = {
             "fold": number, "folds": self.declaration.folds, "validation": evaluation.validation,
-            "split_seed": evaluation.split_seed, "small_sites": evaluation.small_sites, "scaling": data.scaling,
-            "imputation": data.imputation, "augmentation": data.augmentation, "classes": len(self.opened.classes),
-        })  # fmt: skip
-        replies: dict[str, Message] = {}
-        for one in {id(e): e for e in (engine, local)}.values():
-            replies = one.ask("prepare", dict.fromkeys(one.sites, request))
-            if data.scaling == "federated":
-                parts = [Summary.from_tensors(r.tensors) for r in replies.values() if r.fields["train"]]
-                merged = Message({}, merge(parts).to_tensors())
-                one.ask("scale", dict.fromkeys(one.sites, merged))
-        self.split_notes = [reply.fields["note"] for reply in replies.values() if reply.fields["note"]]
+            "split_seed": evaluation.split_seed, "small_sites": evaluation.small_sites, "steps": self.steps,
+            "augmentation": data.augmentation, "classes": len(self.opened.classes),
+            "patch": None if data.box is None else data.box.model_dump(mode="json"),
+        }  # fmt: skip
+        done = [prepare(one, request, without) for one in {id(e): e for e in (engine, local)}.values()][-1]
+        replies = done.replies
+        if without is None:
+            self.split_notes = list(dict.fromkeys([*self.split_notes, *done.notes]))
 
         def counts(part: str) -> dict[str, Any]:
             return {site: reply.fields[part] for site, reply in replies.items()}
 
-        fold = Fold(number, counts("train"), counts("validation"), counts("test"), counts("classes"))
+        targets = {
+            site: Summary(*(reply.tensors[f"target_{name}"] for name in ("count", "mean", "m2")))
+            for site, reply in replies.items()
+            if "target_count" in reply.tensors
+        }
+        fold = Fold(number, counts("train"), counts("validation"), counts("test"), counts("classes"), targets)
         if not fold.training_sites or not fold.tested_sites:
             raise DataError("P206", "No site has enough patients to be both trained on and tested.",
                             "Use fewer `evaluation: {folds: ...}`, or more data.")  # fmt: skip
@@ -216,9 +259,13 @@ class _Runner:
         for number, fold in folds.items():
             for seed in self.declaration.all_seeds:
                 jobs += [Job(tuple(methods), seed, number) for methods in shared.values()]
-                for method in self.declaration.study_methods:
-                    if self.declaration.is_unseen(method) and len(fold.training_sites) > 1:
-                        jobs += [Job((method,), seed, number, without=site) for site in fold.tested_sites]
+            unseen = [m for m in self.declaration.study_methods if self.declaration.is_unseen(m)]
+            if len(fold.training_sites) < 2:
+                continue
+            for site in fold.tested_sites:  # site after site, since each is left out of the preparation, too
+                jobs += [
+                    Job((method,), s, number, without=site) for s in self.declaration.all_seeds for method in unseen
+                ]
         return jobs
 
     def _write(self, jobs: list[Job], folds: dict[int, Fold], sites: pd.DataFrame) -> None:
@@ -234,11 +281,14 @@ class _Runner:
             return keyed.sort_values(["_rank", "seed", "fold"], kind="stable").drop(columns="_rank")
 
         predictions = ordered(self.folder.gather(jobs, "predictions.csv"))
-        results = result_rows(predictions, declaration.task, declaration.metrics, len(self.opened.classes))
+        classes = self.opened.classes
+        segmented = declaration.task == "segmentation"
+        metrics = metric_columns(declaration.metrics, classes) if segmented else declaration.metrics
+        results = result_rows(predictions, declaration.task, metrics, len(classes))
         tested = sites["site"].map(lambda site: any(fold.test[site] for fold in folds.values()))
         sites = sites.assign(scored=sites["scored"] & tested)
         summary = summarise(
-            results, predictions, task=declaration.task, classes=self.opened.classes,
+            results, predictions, task=declaration.task, classes=classes,
             scored=dict(zip(sites["site"], sites["scored"], strict=True)), bootstrap=declaration.evaluation.bootstrap,
         )  # fmt: skip
         paths = [self.folder.jobs / self.folder.job_name(job) / "warnings.json" for job in jobs]
@@ -256,6 +306,8 @@ class _Runner:
         write_atomic(out / "warnings.json", json.dumps(list(dict.fromkeys(warnings)), indent=2) + "\n")
         self._write_overlays(jobs)
         write_table(out / "results.csv", results)
+        if segmented and all(data.spacing is not None for data in self.opened.sites.values()):
+            self.folder.note({"distances": "mm"})
 
     def _write_overlays(self, jobs: list[Job]) -> None:
         from safetensors import safe_open

@@ -25,7 +25,8 @@ from polyclinic.study.intervals import (
     normal_p,
     patient_weights,
 )
-from polyclinic.tasks.metrics import CLASSIFICATION, weighted_metrics
+from polyclinic.tasks.metrics import CLASSIFICATION, REGRESSION, value_range, weighted_metrics
+from polyclinic.tasks.regression_metrics import weighted_regression_metrics
 
 Floats = NDArray[np.float64]
 Rows = NDArray[np.intp]
@@ -39,8 +40,6 @@ BOOTSTRAP = "bootstrap over patients within site"
 DELONG = "DeLong"
 #: With fewer sites a signed-rank test can't reach p = 0.05.
 LEAST_SITES = 6
-#: Metrics without 1 as their largest value.
-UNBOUNDED = ("hd95", "brier")
 #: Entries of a [cases of a group, resamples] array worked on at once: bounds memory and keeps the work in the cache.
 BLOCK = 500_000
 
@@ -85,9 +84,10 @@ def summarise(
     Args:
         results: method, seed, fold, trained_on, tested_on, metric, value. For ``cross`` trained_on names the model.
         predictions: method, seed, fold, trained_on, site, subject, case, and for classification label, score (two
-            classes: probability of class 1), score_0, score_1, ... (more classes), threshold; for other tasks a
-            column for each metric. May be empty: then there are no intervals and no tests on cases.
-        task: ``classification``, or a task whose cases are scored one by one.
+            classes: probability of class 1), score_0, score_1, ... (more classes), threshold; for regression label and
+            score; for segmentation a column for each metric. May be empty: then there are no intervals and no tests on
+            cases.
+        task: ``classification``, ``regression``, or a task whose cases are scored one by one.
         classes: names of the classes.
         scored: site -> whether it has enough cases of each class.
         seed: of the bootstrap.
@@ -170,6 +170,9 @@ class _Cases:
         if task == "classification":
             self.names = [name for name in metrics if name in CLASSIFICATION]
             self.measure = _classification_measure(self.frame, classes, self.names)
+        elif task == "regression":
+            self.names = [name for name in metrics if name in REGRESSION]
+            self.measure = _regression_measure(self.frame, self.names)
         else:
             self.names = [name for name in metrics if name in self.frame]
             self.measure = _case_mean_measure(self.frame[self.names].to_numpy(np.float64))
@@ -212,6 +215,16 @@ def _classification_measure(frame: pd.DataFrame, classes: int, names: Sequence[s
 
     def measure(rows: Rows, weights: Floats) -> Floats:
         values = weighted_metrics(labels[rows], probabilities[rows], weights, names, thresholds[rows])
+        return np.stack([values[name] for name in names])
+
+    return measure
+
+
+def _regression_measure(frame: pd.DataFrame, names: Sequence[str]) -> Measure:
+    labels, scores = frame["label"].to_numpy(np.float64), frame["score"].to_numpy(np.float64)
+
+    def measure(rows: Rows, weights: Floats) -> Floats:
+        values = weighted_regression_metrics(labels[rows], scores[rows], weights, names)
         return np.stack([values[name] for name in names])
 
     return measure
@@ -295,7 +308,8 @@ def _interval(
         if not np.isnan(variance):
             return (*logit_interval(mean, variance), DELONG)
     values = draws[method, over][cases.names.index(metric)]
-    low, high = bootstrap_interval(values[0], values[1:], np.inf if metric in UNBOUNDED else 1.0)
+    lower, upper = value_range(metric)
+    low, high = bootstrap_interval(values[0], values[1:], upper, lower)
     return low, high, "" if np.isnan(low) else BOOTSTRAP
 
 

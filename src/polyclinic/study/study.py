@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from polyclinic.data.cases import Opened
+    from polyclinic.data.volumes.fingerprint import VolumePlan
     from polyclinic.study.display import Display
     from polyclinic.study.results import Results
 
@@ -31,12 +32,14 @@ class Study:
         folder: paths in it are relative to this folder.
         name: of the study file, for messages.
         text: of the study file, for line numbers.
+        plan: grid, boxes and network, where they were planned.
     """
 
     declaration: Declaration
     folder: Path
     name: str = "study"
     text: str = ""
+    plan: VolumePlan | None = None
 
     @classmethod
     def read(cls, path: str | Path, methods: list[str] | None = None) -> Study:
@@ -65,7 +68,7 @@ class Study:
     @classmethod
     def _checked(cls, content: dict[str, Any], folder: Path, name: str, text: str, methods: list[str] | None) -> Study:
         try:
-            content = {**content, "data": expand_variables(content.get("data"), ("data",))}
+            content = {**content, **{key: expand_variables(content.get(key), (key,)) for key in ("data", "model")}}
             content = {key: value for key, value in content.items() if value is not None}
             declaration = Declaration.check(content)
             if methods:
@@ -75,9 +78,34 @@ class Study:
                     hint = nearest(wrong[0], sorted({*known, *METHODS}))
                     raise StudyError("P103", f"--method {wrong[0]}: there is no such method.", hint)
                 declaration = Declaration.check({**content, "methods": [known.get(name, name) for name in methods]})
+            declaration.read_bundle(folder)
         except EntryError as error:
             raise located(error, name, text) from None
         return cls(declaration, folder, name, text)
+
+    def planned(self, progress: Callable[[int, int], None] | None = None) -> Study:
+        """The study with everything that says ``auto`` planned from the images of all sites; itself without any.
+
+        Raises:
+            DataError: what is wrong with the data.
+        """
+        declaration = self.declaration
+        if not declaration.wants_plan:
+            return self
+        from dataclasses import replace
+
+        from polyclinic.data.open import fingerprint_data
+        from polyclinic.data.volumes.fingerprint import make_plan
+        from polyclinic.engine.planner import choose_device
+
+        spec, split = declaration.data, declaration.evaluation.split
+        sites = fingerprint_data(spec, self.folder, declaration.task, split, progress)
+        spacing = spec.preprocessing.steps if spec.preprocessing else None
+        plan = make_plan(list(sites.values()), declaration.task, choose_device(declaration.engine.device), spacing)
+        try:
+            return replace(self, declaration=declaration.planned(plan), plan=plan)
+        except EntryError as error:
+            raise located(error, self.name, self.text) from None
 
     def open(self, progress: Callable[[int, int], None] | None = None) -> Opened:
         """Read the data.
@@ -90,12 +118,18 @@ class Study:
         spec, split = self.declaration.data, self.declaration.evaluation.split
         return open_data(spec, self.folder, self.declaration.task, split, progress)
 
-    def check(self) -> tuple[pd.DataFrame, list[str]]:
-        """Open the data and count: a table with a row a site, and warnings. Trains nothing."""
+    def check(self, progress: Callable[[int, int], None] | None = None) -> tuple[pd.DataFrame, list[str]]:
+        """Open the data and count: a table with a row a site, and warnings. Trains nothing.
+
+        Args:
+            progress: called with the number of images read, and of all images.
+        """
         from polyclinic.study.runner import site_table
 
-        opened = self.open()
-        return site_table(self, opened), opened.warnings
+        study = self.planned(progress)
+        opened = study.open(progress)
+        notes = [f"Planned: {study.plan.reason}."] if study.plan else []
+        return site_table(study, opened), [*notes, *opened.warnings]
 
     def run(self, out: str | Path | None = None, *, resume: bool = False, display: Display | None = None) -> Results:
         """Run everything.

@@ -12,19 +12,23 @@ class Task(ABC):
     """Meaning of a network's outputs.
 
     Args:
-        classes: number of classes.
+        classes: number of classes; 0 for numbers.
         loss: one of ``losses``.
+        scale: mean and deviation by which targets that are numbers are standardised.
     """
 
     name: ClassVar[str]
     #: Names of the losses; the first is the default.
     losses: ClassVar[tuple[str, ...]]
-    #: Names of the metrics; the first is the default primary metric.
+    #: Names of the metrics.
     metrics: ClassVar[tuple[str, ...]]
+    #: Those that are reported where the study names none; the first is the default primary metric.
+    default_metrics: ClassVar[tuple[str, ...]]
 
-    def __init__(self, classes: int, loss: str) -> None:
+    def __init__(self, classes: int, loss: str, scale: tuple[float, float] = (0.0, 1.0)) -> None:
         self.classes = classes
         self.loss_name = loss
+        self.scale = scale
 
     @property
     @abstractmethod
@@ -37,4 +41,4 @@ class Task(ABC):
 
     @abstractmethod
     def probabilities(self, outputs: Tensor) -> Tensor:
-        """Predicted probabilities from network outputs."""
+        """Predicted probabilities from network outputs; where targets are numbers, the predicted numbers."""

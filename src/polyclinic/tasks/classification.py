@@ -16,7 +16,8 @@ class Classification(Task):
 
     name = "classification"
     losses: ClassVar[tuple[str, ...]] = ("cross_entropy", "focal")
-    metrics: ClassVar[tuple[str, ...]] = tuple(CLASSIFICATION)
+    metrics: ClassVar[tuple[str, ...]] = CLASSIFICATION
+    default_metrics: ClassVar[tuple[str, ...]] = CLASSIFICATION
 
     @property
     def outputs(self) -> int:

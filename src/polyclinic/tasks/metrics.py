@@ -1,4 +1,6 @@
-"""Measures of how well a model classifies cases or outlines structures, and the choice of a decision threshold.
+"""The metrics of all tasks by name, how well a model classifies cases, and the choice of a decision threshold.
+
+Outlines are measured in `polyclinic.tasks.segmentation_metrics`, numbers in `polyclinic.tasks.regression_metrics`.
 
 Every classification metric has one formula, written for weighted cases and many sets of weights at once
 (``weighted_metrics``): the metric itself is the formula with weights of one, and the bootstrap of
@@ -22,7 +24,8 @@ Integers = NDArray[np.int64]
 Booleans = NDArray[np.bool_]
 
 CLASSIFICATION = ("auc", "acc", "bac", "sen", "spe", "f1", "ap", "brier", "ece")
-SEGMENTATION = ("dice", "hd95", "sen", "pre")
+SEGMENTATION = ("dice", "hd95", "sen", "pre", "nsd", "lesion_sen", "lesion_f1")
+REGRESSION = ("mae", "rmse", "r2", "r")
 
 #: Equal-width bins of confidence for the calibration error, as in Guo et al. 2017.
 CALIBRATION_BINS = 15
@@ -88,7 +91,66 @@ METRICS = {
         "pixels",
     ),
     "pre": Metric("Precision", "Share of the pixels marked by the model that belong to the lesion.", True, ""),
+    "nsd": Metric(
+        "Surface Dice",
+        "Share of both outlines that lies within the tolerance of the other one; 1 is perfect.",
+        True,
+        "",
+    ),
+    "lesion_sen": Metric("Lesion sensitivity", "Share of the single lesions that the model touches.", True, ""),
+    "lesion_f1": Metric(
+        "Lesion F1 score",
+        "Balance between finding single lesions and not marking places without one (harmonic mean).",
+        True,
+        "",
+    ),
+    "mae": Metric(
+        "Mean absolute error", "How far a prediction is from the truth, on average; 0 is perfect.", False, ""
+    ),
+    "rmse": Metric(
+        "Root mean squared error",
+        "The same with large errors counted more; never below the mean absolute error.",
+        False,
+        "",
+    ),
+    "r2": Metric(
+        "Coefficient of determination",
+        "Share of the differences between cases that is explained; 0 is what the mean of the cases would reach.",
+        True,
+        "",
+    ),
+    "r": Metric(
+        "Pearson correlation", "How well predictions follow the truth along a straight line; 1 is perfect.", True, ""
+    ),
 }
+
+#: Least and largest value of the metrics that are not shares between 0 and 1.
+RANGES = {
+    "hd95": (0.0, float("inf")),
+    "brier": (0.0, float("inf")),
+    "mae": (0.0, float("inf")),
+    "rmse": (0.0, float("inf")),
+    "r2": (float("-inf"), 1.0),
+    "r": (-1.0, 1.0),
+}
+#: Metrics that are distances: in millimetres where the size of a voxel is known, else in pixels.
+DISTANCES = ("hd95",)
+
+
+def class_metric(metric: str, name: str) -> str:
+    """Name of a metric of one class: ``dice[hippocampus]``."""
+    return f"{metric}[{name}]"
+
+
+def split_metric(name: str) -> tuple[str, str]:
+    """``dice[hippocampus]`` as ``("dice", "hippocampus")``, and ``dice`` as ``("dice", "")``."""
+    metric, bracket, rest = name.partition("[")
+    return (metric, rest.removesuffix("]")) if bracket else (name, "")
+
+
+def value_range(name: str) -> tuple[float, float]:
+    """Least and largest value of a metric."""
+    return RANGES.get(split_metric(name)[0], (0.0, 1.0))
 
 
 def auc(labels: ArrayLike, scores: ArrayLike) -> float:
@@ -177,7 +239,7 @@ def weighted_metrics(
     Raises:
         StudyError: P103, a name is not a classification metric.
     """
-    _check_names(names, CLASSIFICATION)
+    check_names(names, CLASSIFICATION)
     labels, probabilities = np.asarray(labels), np.asarray(probabilities, dtype=np.float64)
     if len(labels) == 0:
         return {name: np.full(weights.shape[1], np.nan) for name in names}
@@ -197,7 +259,12 @@ def weighted_metrics(
     return {name: values[name] for name in names}
 
 
-def _check_names(names: Sequence[str], valid: Sequence[str]) -> None:
+def check_names(names: Sequence[str], valid: Sequence[str]) -> None:
+    """Stop where a name is not among the ``valid`` ones.
+
+    Raises:
+        StudyError: P103 with the nearest name.
+    """
     for name in names:
         if name not in valid:
             raise StudyError("P103", f"There is no metric {name!r} for this task.", nearest(name, list(valid)))
@@ -336,69 +403,3 @@ def choose_threshold(counts: Integers) -> float:
     middles = np.array([(plateau[0] + plateau[-1]) // 2 for plateau in plateaus])
     centre = (len(threshold_grid()) - 1) // 2
     return float(threshold_grid()[middles[np.abs(middles - centre).argmin()]])
-
-
-def segmentation_case(
-    prediction: ArrayLike, mask: ArrayLike, names: Sequence[str], spacing: Sequence[float] | None = None
-) -> dict[str, float]:
-    """The metrics ``names`` of one predicted mask.
-
-    ``dice`` is 2 |P and M| / (|P| + |M|), and 1 when both are empty. ``sen`` is |P and M| / |M|, NaN when there is
-    nothing to find. ``pre`` is |P and M| / |P|; a prediction that marks nothing gets 1 when there is nothing to find
-    and 0 otherwise, so that marking nothing never pays. For ``hd95`` see ``hausdorff95``.
-
-    Args:
-        prediction: [H, W] or [D, H, W], true on the foreground.
-        mask: the reference, same shape.
-        names: out of ``SEGMENTATION``.
-        spacing: size of a pixel along each axis; distances are in its unit. Default: pixels.
-
-    Returns:
-        Name -> value.
-
-    Raises:
-        StudyError: P103, a name is not a segmentation metric.
-        ValueError: the shapes differ.
-    """
-    _check_names(names, SEGMENTATION)
-    prediction, mask = np.asarray(prediction, dtype=bool), np.asarray(mask, dtype=bool)
-    if prediction.shape != mask.shape:
-        raise ValueError(f"prediction has shape {prediction.shape}, but the mask has {mask.shape}")
-    marked, there, both = (int(np.count_nonzero(area)) for area in (prediction, mask, prediction & mask))
-    values = {
-        "dice": 2 * both / (marked + there) if marked + there else 1.0,
-        "sen": both / there if there else float("nan"),
-        "pre": both / marked if marked else float(there == 0),
-    }
-    if "hd95" in names:
-        values["hd95"] = hausdorff95(prediction, mask, spacing)
-    return {name: values[name] for name in names}
-
-
-def hausdorff95(prediction: Booleans, mask: Booleans, spacing: Sequence[float] | None = None) -> float:
-    """Hausdorff distance at the 95th percentile, the larger of the two directions.
-
-    The outline of a mask is its foreground pixels with a neighbour (4 in 2-D, 6 in 3-D) outside. This equals MONAI's
-    ``compute_hausdorff_distance(percentile=95)``, in double precision.
-
-    Args:
-        prediction: [H, W] or [D, H, W].
-        mask: same shape.
-        spacing: size of a pixel along each axis, default one.
-
-    Returns:
-        A distance in the unit of ``spacing``: 0 when both are empty, and the diagonal of the image when one is.
-    """
-    from scipy import ndimage
-
-    size = np.ones(mask.ndim) if spacing is None else np.asarray(spacing, dtype=np.float64)
-    union = prediction | mask
-    if not union.any():
-        return 0.0
-    if not (prediction.any() and mask.any()):
-        return float(np.linalg.norm(size * mask.shape))
-    # Outside the box around both masks there is no outline, and nothing to measure.
-    box = ndimage.find_objects(union.astype(np.int8))[0]
-    outlines = [area[box] & ~ndimage.binary_erosion(area[box]) for area in (prediction, mask)]
-    distances = [ndimage.distance_transform_edt(~outline, sampling=size) for outline in outlines]
-    return float(max(np.percentile(distances[1][outlines[0]], 95), np.percentile(distances[0][outlines[1]], 95)))

@@ -1,0 +1,52 @@
+"""The data catalogue: published data sets, where to get them, and how to make a manifest of each.
+
+An entry is one object of `polyclinic.data.catalogue.entry.Entry`; to add one, write its module and name it in
+``ENTRIES``.
+"""
+
+from __future__ import annotations
+
+from polyclinic.data.catalogue import (
+    abide,
+    adni,
+    brats,
+    camelyon,
+    chest,
+    heart,
+    ixi,
+    medmnist,
+    mri_quality,
+    oasis,
+    prostate,
+    retina,
+    skin,
+    tuberculosis,
+)
+from polyclinic.data.catalogue.entry import Choices, Entry, Prepared
+from polyclinic.data.catalogue.preparing import prepare
+from polyclinic.errors import DataError, nearest
+
+__all__ = ["ENTRIES", "Choices", "Entry", "Prepared", "find_entry", "prepare"]
+
+#: Name -> entry, in the order of the documentation: brains, other volumes, images, tables.
+ENTRIES: dict[str, Entry] = {
+    entry.name: entry
+    for entry in (
+        adni.ENTRY, oasis.OASIS_1, oasis.OASIS_2, abide.ABIDE, ixi.ENTRY, brats.ENTRY, prostate.ENTRY,
+        skin.HAM10000, skin.ISIC_2019, retina.ENTRY, camelyon.ENTRY, chest.ENTRY, tuberculosis.ENTRY, medmnist.ENTRY,
+        heart.ENTRY, abide.REGIONAL, mri_quality.ENTRY,
+    )
+}  # fmt: skip
+
+
+def find_entry(name: str) -> Entry:
+    """The entry of this name; capitals do not matter.
+
+    Raises:
+        DataError: P208 with the nearest name.
+    """
+    entry = ENTRIES.get(name.lower())
+    if entry is None:
+        hint = nearest(name.lower(), list(ENTRIES)) + " `polyclinic data list` shows all."
+        raise DataError("P208", f"The catalogue has no data set {name!r}.", hint)
+    return entry

@@ -1,0 +1,53 @@
+"""Middles of the regions of the left hemisphere; the right one is its mirror image."""
+
+from __future__ import annotations
+
+#: MNI millimetres (right, anterior, superior), from front to back. Found by k-means (scikit-learn, 44 clusters, seed 0)
+#: of the left grey matter of the ICBM152 map outside the hippocampus, weighted by its grey-matter share, and rounded.
+#: They follow no anatomical atlas: regions are compact pieces of grey matter of about 11 ml, cerebellum included.
+CENTRES = (
+    (-11, 57, -11),
+    (-11, 55, 18),
+    (-36, 54, 1),
+    (-31, 39, 36),
+    (-7, 34, 38),
+    (-10, 30, -19),
+    (-48, 29, 11),
+    (-39, 27, -14),
+    (-17, 15, 59),
+    (-12, 12, 2),
+    (-47, 11, 36),
+    (-35, 6, -40),
+    (-38, 2, 0),
+    (-54, 1, -23),
+    (-20, 0, -19),
+    (-58, -2, 9),
+    (-7, -5, 40),
+    (-37, -11, 57),
+    (-12, -18, 68),
+    (-38, -20, -29),
+    (-9, -20, 6),
+    (-43, -21, 12),
+    (-58, -22, 36),
+    (-61, -24, -16),
+    (-11, -31, -28),
+    (-61, -36, 8),
+    (-7, -39, 41),
+    (-43, -44, 51),
+    (-21, -45, -8),
+    (-40, -48, -29),
+    (-12, -51, -52),
+    (-16, -52, 65),
+    (-55, -55, 25),
+    (-55, -57, -9),
+    (-37, -62, -50),
+    (-12, -62, -19),
+    (-11, -62, 13),
+    (-36, -72, 40),
+    (-10, -73, 42),
+    (-36, -74, -24),
+    (-16, -79, -39),
+    (-43, -79, 10),
+    (-15, -89, -9),
+    (-14, -91, 18),
+)

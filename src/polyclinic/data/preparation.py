@@ -1,0 +1,262 @@
+"""What is done to a site's inputs before training, as a chain of steps.
+
+Each step is fitted on training cases only. A step may need summaries of all sites: then every site *shares* tensors,
+the coordinator *merges* those of the sites that train, and every site *applies* the step with what came out. Other
+steps are applied by each site alone. The next step sees what the last one made.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from polyclinic.data import combat
+from polyclinic.data.cases import SiteData
+from polyclinic.data.scaling import Scaler, Summary, merge, summarise
+from polyclinic.data.spec import DataSpec
+from polyclinic.data.statistics import LEAST_CASES
+from polyclinic.data.volumes.standardisation import landmarks
+from polyclinic.errors import DataError
+from polyclinic.options import split_entry
+
+Tensors = dict[str, Tensor]
+#: Name and options of a step, as JSON values.
+Named = tuple[str, dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A site's cases between two steps.
+
+    Attributes:
+        data: the cases; steps for tables replace its inputs.
+        train: int64 ``[N_train]``, the only cases that a step is fitted on.
+        scaler: the scaling that the last step found, if it was one; applied when cases are used.
+        standard: landmarks ``[C, L]`` to which the intensities of volumes are brought, or None.
+        notes: sentences for the report.
+    """
+
+    data: SiteData
+    train: Tensor
+    scaler: Scaler | None = None
+    standard: Tensor | None = None
+    notes: tuple[str, ...] = ()
+
+
+class Step(ABC):
+    """One step of the chain. Its options are JSON values; the same object is made at the sites and the coordinator."""
+
+    #: Whether sites share something for this step.
+    federated = True
+
+    def share(self, prepared: Prepared) -> Tensors:
+        """What the site sends, from its training cases."""
+        raise NotImplementedError
+
+    def merge(self, shared: Mapping[str, Tensors]) -> tuple[Tensors, list[str]]:
+        """What all sites get, and sentences for the report, from what the sites that train sent, in site order.
+
+        Raises:
+            DataError: the step is impossible with these sites.
+        """
+        raise NotImplementedError
+
+    @abstractmethod
+    def apply(self, prepared: Prepared, merged: Tensors) -> Prepared:
+        """The step at one site."""
+
+
+class OwnScaling(Step):
+    """Each site standardises its inputs by itself, or fills in missing values only.
+
+    Args:
+        standardise: to mean 0 and deviation 1 of the training cases.
+        imputation: what a missing feature becomes: ``mean`` or ``median`` of the training cases.
+    """
+
+    federated = False
+
+    def __init__(self, *, standardise: bool, imputation: str) -> None:
+        self.standardise, self.imputation = standardise, imputation
+
+    def apply(self, prepared: Prepared, merged: Tensors) -> Prepared:
+        """See `Step.apply`."""
+        inputs, train = prepared.data.inputs, prepared.train
+        if not self.standardise and inputs.ndim > 2:
+            return replace(prepared, scaler=Scaler.identity(inputs.shape[1]))  # images have nothing to fill in
+        summary = summarise(inputs, train)
+        scaler = Scaler.from_summary(summary) if self.standardise else Scaler.identity(len(summary.mean))
+        if self.imputation == "median" and inputs.ndim == 2:
+            return replace(prepared, scaler=scaler.with_median(prepared.data.table, train))
+        return replace(prepared, scaler=scaler.with_mean(summary))
+
+
+class CommonScaling(Step):
+    """All sites standardise by one mean and deviation; a missing feature becomes the mean."""
+
+    def share(self, prepared: Prepared) -> Tensors:
+        """See `Step.share`."""
+        return summarise(prepared.data.inputs, prepared.train).to_tensors()
+
+    def merge(self, shared: Mapping[str, Tensors]) -> tuple[Tensors, list[str]]:
+        """See `Step.merge`."""
+        return merge([Summary.from_tensors(tensors) for tensors in shared.values()]).to_tensors(), []
+
+    def apply(self, prepared: Prepared, merged: Tensors) -> Prepared:
+        """See `Step.apply`."""
+        return replace(prepared, scaler=Scaler.from_summary(Summary.from_tensors(merged)))
+
+
+class ComBat(Step):
+    """Differences between sites are taken out of features; see `polyclinic.data.combat`.
+
+    Args:
+        columns: which columns of the inputs; the others (those encoded from categories) stay as they are.
+        features: their names.
+        covariates: for each covariate, the names of its columns.
+        empirical_bayes: whether features of a site borrow strength from each other.
+        reference_site: a site that stays as it is, or None.
+    """
+
+    def __init__(
+        self, *, columns: Sequence[int], features: Sequence[str], covariates: Mapping[str, Sequence[str]],
+        empirical_bayes: bool, reference_site: str | None,
+    ) -> None:  # fmt: skip
+        self.columns, self.features = torch.tensor(columns, dtype=torch.int64), list(features)
+        self.covariates = [name for names in covariates.values() for name in names]
+        places = iter(range(len(self.covariates)))
+        self.groups = [[next(places) for _ in names] for names in covariates.values()]
+        self.empirical_bayes, self.reference_site = empirical_bayes, reference_site
+
+    def _training(self, prepared: Prepared) -> tuple[Tensor, Tensor]:
+        values = prepared.data.table[:, self.columns]
+        return values.index_select(0, prepared.train), _covariates(prepared.data).index_select(0, prepared.train)
+
+    def share(self, prepared: Prepared) -> Tensors:
+        """See `Step.share`."""
+        return combat.summarise(*self._training(prepared), groups=self.groups).to_tensors()
+
+    def merge(self, shared: Mapping[str, Tensors]) -> tuple[Tensors, list[str]]:
+        """See `Step.merge`. Where the reference site is left out, the mean of the others takes its place."""
+        sites = {site: combat.Moments.from_tensors(tensors) for site, tensors in shared.items()}
+        reference = self.reference_site if self.reference_site in sites else None
+        found, unusable = combat.estimate(sites, self.covariates, reference)
+        names = [name for name, left in zip(self.features, unusable.tolist(), strict=True) if left]
+        warnings = []
+        if names:
+            are, listed = ("is", "it is") if len(names) == 1 else ("are", "they are")
+            more = f" and {len(names) - 5} more" if len(names) > 5 else ""
+            warnings.append(
+                f"ComBat: {', '.join(names[:5])}{more} {are} not harmonised, because {listed} constant (perhaps once "
+                "the covariates are taken into account) or known of too few cases."
+            )
+        return {**found.to_tensors(), "has_reference": torch.tensor(reference is not None)}, warnings
+
+    def apply(self, prepared: Prepared, merged: Tensors) -> Prepared:
+        """See `Step.apply`."""
+        data, common = prepared.data, combat.Estimate.from_tensors(merged)
+        values, covariates = data.table[:, self.columns], _covariates(data)
+        notes = self._notes(data.site, covariates.index_select(0, prepared.train))
+        effect = combat.SiteEffect.none(len(self.columns))
+        if not (data.site == self.reference_site and merged["has_reference"]):
+            effect = combat.SiteEffect.fit(*self._training(prepared), common, empirical_bayes=self.empirical_bayes)
+        inputs = data.table.clone()
+        inputs[:, self.columns] = effect.remove(values, covariates, common).float()
+        return replace(prepared, data=replace(data, inputs=inputs), notes=(*prepared.notes, *notes))
+
+    def _notes(self, site: str, covariates: Tensor) -> list[str]:
+        cases = len(covariates)
+        if not cases:
+            return [f"ComBat: site {site} has no training cases, so its own differences are not taken out."]
+        if cases < LEAST_CASES:
+            return [
+                f"ComBat: site {site} has fewer than {LEAST_CASES} training cases. It shares no summary and is "
+                "brought to the other sites as far as so few cases allow."
+            ]
+        if combat.small_groups(covariates, self.groups):
+            return [
+                f"ComBat: site {site} has fewer than {LEAST_CASES} training cases of a group that a covariate names. "
+                "They are harmonised like all others, but they are not part of its summary."
+            ]
+        return []
+
+
+class Landmarks(Step):
+    """Histograms of volumes are brought to one standard: the mean landmarks of all sites' training cases.
+
+    Source: Nyul, Udupa, Zhang, IEEE TMI 19 (2000) 143-150; see `polyclinic.data.volumes.intensity.Nyul`.
+    """
+
+    def share(self, prepared: Prepared) -> Tensors:
+        """See `Step.share`."""
+        found = landmarks(prepared.data.inputs)[prepared.train]
+        return {"count": torch.tensor(float(len(found)), dtype=torch.float64), "sum": found.sum(0)}
+
+    def merge(self, shared: Mapping[str, Tensors]) -> tuple[Tensors, list[str]]:
+        """See `Step.merge`."""
+        count = sum((tensors["count"] for tensors in shared.values()), torch.zeros((), dtype=torch.float64))
+        total = torch.stack([tensors["sum"] for tensors in shared.values()]).sum(0)
+        return {"standard": total / count}, []
+
+    def apply(self, prepared: Prepared, merged: Tensors) -> Prepared:
+        """See `Step.apply`."""
+        return replace(prepared, standard=merged["standard"])
+
+
+def _covariates(data: SiteData) -> Tensor:
+    return torch.empty(len(data), 0, dtype=torch.float64) if data.covariates is None else data.covariates
+
+
+STEPS: dict[str, type[Step]] = {
+    "combat": ComBat,
+    "own_scaling": OwnScaling,
+    "common_scaling": CommonScaling,
+    "landmarks": Landmarks,
+}
+
+
+def build_steps(named: Sequence[Named]) -> list[Step]:
+    """The steps that a message names."""
+    return [STEPS[name](**options) for name, options in named]
+
+
+def name_steps(spec: DataSpec, features: Sequence[str], covariates: Mapping[str, Sequence[str]]) -> list[Named]:
+    """The chain that a study file asks for.
+
+    Args:
+        spec: its ``data:`` part.
+        features: names of the columns of the inputs.
+        covariates: for each covariate, the names of its columns.
+
+    Raises:
+        DataError: P207, there is no feature to harmonise.
+    """
+    steps: list[Named] = []
+    if spec.harmonisation.combat is not None:
+        combat_options = spec.harmonisation.combat
+        encoded = tuple(f"{name}=" for name in spec.categorical)
+        columns = [place for place, name in enumerate(features) if not name.startswith(encoded)]
+        if not columns:
+            raise DataError(
+                "P207", "All features are made from categories, and ComBat is for numbers.", "Take out `harmonisation`."
+            )
+        combat_step: dict[str, Any] = {
+            "columns": columns,
+            "features": [features[place] for place in columns],
+            "covariates": {name: list(own) for name, own in covariates.items()},
+            "empirical_bayes": combat_options.empirical_bayes,
+            "reference_site": combat_options.reference_site,
+        }
+        steps.append(("combat", combat_step))
+    if spec.preprocessing is not None and split_entry(spec.preprocessing.intensity, (), "")[0] == "nyul":
+        steps.append(("landmarks", {}))
+    if spec.scaling == "federated":
+        steps.append(("common_scaling", {}))
+    else:
+        steps.append(("own_scaling", {"standardise": spec.scaling == "per_site", "imputation": spec.imputation}))
+    return steps

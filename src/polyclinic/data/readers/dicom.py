@@ -1,0 +1,56 @@
+"""Volumes from DICOM files."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable
+from pathlib import Path
+
+from polyclinic.data.readers.dicom_header import read_header
+from polyclinic.data.readers.dicom_pixels import read_pixels
+from polyclinic.data.readers.dicom_series import Series, build_series, group_planes
+from polyclinic.data.readers.volume import UnreadableError, Volume
+
+logger = logging.getLogger(__name__)
+
+
+def read_series(files: Iterable[Path]) -> Volume:
+    """The one image that the files hold.
+
+    Slices are sorted by position along their normal; several time points at each position become the fourth axis.
+    Rescale slope and intercept are applied (Philips MR: the scanner's own scale), MONOCHROME1 is inverted except in CT
+    and PET, palettes and YBR become RGB.
+
+    Args:
+        files: DICOM files in any order. Objects that are no image (reports, presentation states) are passed over when
+            there is an image.
+
+    Raises:
+        UnreadableError: with the reason, which names no file and quotes no header.
+    """
+    headers, reasons = [], []
+    for path in files:
+        try:
+            headers.append(read_header(path))
+        except UnreadableError as error:
+            reasons.append(str(error))
+    groups = group_planes(headers)
+    if not groups:
+        raise UnreadableError(reasons[0] if reasons else "folder has no DICOM file")
+    damaged = [reason for reason in reasons if not reason.startswith("DICOM object")]
+    if damaged:  # a slice is lost, even where those that are left make a stack
+        raise UnreadableError(damaged[0])
+    if len(groups) > 1:
+        raise UnreadableError(f"files hold {len(groups)} DICOM images, not one")
+    return read_built_series(build_series(groups[0]))
+
+
+def read_built_series(series: Series) -> Volume:
+    """The volume of a series whose planes are in order already.
+
+    Raises:
+        UnreadableError: the pixels can't be read.
+    """
+    for note in series.notes:
+        logger.debug("%s: %s", series.header.path.parent, note)
+    return Volume(read_pixels(series), series.affine, series.header.about)

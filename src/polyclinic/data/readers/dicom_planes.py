@@ -1,0 +1,227 @@
+"""The slices in a DICOM file, each with its place: one in most files, several in mosaics and multi-frame objects."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from polyclinic.data.readers.dicom_elements import quiet
+from polyclinic.data.readers.dicom_header import Header
+from polyclinic.data.readers.volume import UnreadableError
+
+if TYPE_CHECKING:
+    from pydicom import Dataset
+
+_SHARED, _PER_FRAME = 0x52009229, 0x52009230
+_SIEMENS_CREATOR, _SIEMENS_IMAGE = 0x00290010, 0x00291010
+_UNITED_CREATOR, _UNITED_FRAMES = 0x00650010, 0x00651051
+_MOST_FRAMES = 100_000
+
+
+@dataclass(frozen=True, slots=True)
+class Plane:
+    """One two-dimensional image with its place.
+
+    Attributes:
+        header: of the file it is in.
+        index: number of the frame or tile in the file, from 0.
+        orientation, position, spacing, gap: as in ``Header``, of this plane.
+        slope, intercept: from stored to real values.
+        kind: what else must agree for planes to be of one image (image type, echo), as text.
+        time: sorts planes at the same place.
+    """
+
+    header: Header
+    index: int
+    orientation: tuple[float, ...] | None
+    position: tuple[float, ...] | None
+    spacing: tuple[float, ...] | None
+    gap: float | None
+    slope: float
+    intercept: float
+    kind: str
+    time: tuple[int, ...]
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Columns and rows."""
+        across, down = tile_grid(self.header)
+        return self.header.columns // across, self.header.rows // down
+
+
+def tile_grid(header: Header) -> tuple[int, int]:
+    """Tiles beside and below each other in a mosaic picture; (1, 1) in other files."""
+    if not header.tiles:
+        return 1, 1
+    across = math.ceil(math.sqrt(header.tiles))
+    # United Imaging leaves out rows of the square that would be empty; Siemens does not.
+    down = math.ceil(header.tiles / across) if "VFRAME" in header.image_type else across
+    return across, down
+
+
+def find_planes(header: Header) -> list[Plane]:
+    """All planes of a file.
+
+    Raises:
+        UnreadableError: the places of a mosaic's or a multi-frame object's slices can't be found.
+    """
+    if header.frames > _MOST_FRAMES:
+        raise UnreadableError("more than 100,000 frames")
+    if header.truncated:
+        raise UnreadableError("pixels are truncated")
+    if header.tiles and "VFRAME" in header.image_type:
+        return _united_tiles(header)
+    if header.tiles:
+        return _siemens_tiles(header)
+    if header.has_functional_groups:
+        return _frames(header)
+    if header.frames > 1 and header.modality in ("NM", "PT"):
+        raise UnreadableError("frames of nuclear medicine have no positions of their own")
+    return [_as_frame(_plain(header), index) for index in range(header.frames)]
+
+
+def _as_frame(plane: Plane, index: int) -> Plane:
+    """The same plane as another frame of its file."""
+    return replace(plane, index=index, time=(*plane.time[:-1], index))
+
+
+def _plain(header: Header) -> Plane:
+    return Plane(
+        header,
+        0,
+        header.orientation,
+        header.position,
+        header.spacing,
+        header.gap,
+        header.slope,
+        header.intercept,
+        "\\".join((*header.image_type, header.echo)),
+        (header.temporal, header.instance, header.acquisition, 0),
+    )
+
+
+def _siemens_tiles(header: Header) -> list[Plane]:
+    """Slices of a mosaic. The header gives the corner of the whole picture as if it were one slice."""
+    normal, tiles = _siemens_header(header)
+    header = replace(header, tiles=tiles)
+    if header.orientation is None or header.position is None or header.spacing is None or header.gap is None:
+        raise UnreadableError("mosaic without position, orientation or spacing")
+    across, down = tile_grid(header)
+    if header.columns % across or header.rows % down:
+        raise UnreadableError("mosaic can't be divided into its slices")
+    row, column = np.array(header.orientation[:3]), np.array(header.orientation[3:])
+    width, height = header.columns // across, header.rows // down
+    first = (
+        np.array(header.position)
+        + row * header.spacing[1] * (header.columns - width) / 2
+        + column * header.spacing[0] * (header.rows - height) / 2
+    )
+    plain = _plain(header)
+    places = [first + normal * header.gap * index for index in range(tiles)]
+    return [replace(_as_frame(plain, index), position=tuple(place.tolist())) for index, place in enumerate(places)]
+
+
+def _siemens_header(header: Header) -> tuple[npt.NDArray[np.float64], int]:
+    """The direction in which slices follow each other, and their number, from the vendor's own header (CSA)."""
+    data = _dataset(header, [_SIEMENS_CREATOR, _SIEMENS_IMAGE])
+    with quiet:  # nibabel warns that its DICOM part is experimental
+        from nibabel.nicom import csareader
+
+        try:
+            found = csareader.get_csa_header(data, "image")
+            normal = None if found is None else csareader.get_slice_normal(found)
+            stated = None if found is None else csareader.get_n_mosaic(found)
+        except Exception:  # damaged headers raise many types
+            raise UnreadableError("Siemens header of the mosaic is damaged") from None
+    if header.orientation is None:
+        raise UnreadableError("mosaic without position, orientation or spacing")
+    across = np.cross(header.orientation[:3], header.orientation[3:])
+    tiles = header.tiles if header.tiles > 0 else int(stated or 0)
+    if normal is None or not 0 < tiles <= _MOST_FRAMES:
+        raise UnreadableError("mosaic without the Siemens header that tells its slices")
+    # The vendor's normal is rounded; only its sign is needed.
+    return (across if float(np.dot(across, normal)) > 0 else -across), tiles
+
+
+def _united_tiles(header: Header) -> list[Plane]:
+    data = _dataset(header, [_UNITED_CREATOR, _UNITED_FRAMES])
+    across, down = tile_grid(header)
+    plain, planes = _plain(header), []
+    try:
+        with quiet:
+            for index, item in enumerate(data[_UNITED_FRAMES].value):
+                place = _floats(item.get("ImagePositionPatient"), 3)
+                planes.append(replace(_as_frame(plain, index), position=place))
+    except Exception:
+        raise UnreadableError("positions of the frames in the United Imaging header are damaged") from None
+    if len(planes) != header.tiles or header.columns % across or header.rows % down:
+        raise UnreadableError("frames in the United Imaging header don't fit the picture")
+    return planes
+
+
+def _frames(header: Header) -> list[Plane]:
+    """Frames of an enhanced object: what all share stands in one functional group, what differs in one a frame."""
+    data = _dataset(header, [_SHARED, _PER_FRAME])
+    try:
+        with quiet:
+            shared = data[_SHARED].value[0] if _SHARED in data and data[_SHARED].value else None
+            groups = list(data[_PER_FRAME].value) if _PER_FRAME in data else []
+            if len(groups) != header.frames:
+                raise UnreadableError("functional groups don't fit the number of frames")
+            return [_frame(header, index, shared, group) for index, group in enumerate(groups)]
+    except UnreadableError:
+        raise
+    except Exception:
+        raise UnreadableError("functional groups are damaged") from None
+
+
+def _frame(header: Header, index: int, shared: Dataset | None, group: Dataset) -> Plane:
+    def find(sequence: str, attribute: str) -> object:
+        for source in (group, shared):
+            items = None if source is None else source.get(sequence)
+            if items and attribute in items[0]:
+                return items[0].get(attribute)
+        return None
+
+    spacing = _floats(find("PixelMeasuresSequence", "PixelSpacing"), 2)
+    gap = find("PixelMeasuresSequence", "SpacingBetweenSlices") or find("PixelMeasuresSequence", "SliceThickness")
+    slope = _floats(find("PixelValueTransformationSequence", "RescaleSlope"), 1)
+    intercept = _floats(find("PixelValueTransformationSequence", "RescaleIntercept"), 1)
+    types = ("MRImageFrameTypeSequence", "CTImageFrameTypeSequence", "PETFrameTypeSequence")
+    kinds = [str(kind) for kind in (find(name, "FrameType") for name in types) if kind]
+    echo = find("MREchoSequence", "EffectiveEchoTime")
+    temporal = find("FrameContentSequence", "TemporalPositionIndex")
+    return Plane(
+        header,
+        index,
+        _floats(find("PlaneOrientationSequence", "ImageOrientationPatient"), 6),
+        _floats(find("PlanePositionSequence", "ImagePositionPatient"), 3),
+        spacing if spacing and min(spacing) > 0 else None,
+        float(str(gap)) if gap else None,
+        slope[0] if slope and slope[0] else 1.0,
+        intercept[0] if intercept else 0.0,
+        "\\".join((*(kinds or header.image_type), f"{echo or ''}")),
+        (int(str(temporal or 0)), index),
+    )
+
+
+def _floats(value: Any, count: int) -> tuple[float, ...] | None:
+    """The ``count`` finite numbers of an element's value, else None."""
+    if value is None:
+        return None
+    found = tuple(float(part) for part in (value if hasattr(value, "__iter__") else [value]))
+    return found if len(found) == count and all(map(math.isfinite, found)) else None
+
+
+def _dataset(header: Header, tags: list[int]) -> Dataset:
+    import pydicom
+
+    with quiet:
+        try:
+            return pydicom.dcmread(header.path, stop_before_pixels=True, specific_tags=tags, force=True)
+        except Exception:
+            raise UnreadableError("DICOM header is damaged") from None

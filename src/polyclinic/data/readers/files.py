@@ -1,0 +1,35 @@
+"""The files of a folder."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from polyclinic.data.readers.dicom_header import natural_key
+from polyclinic.data.readers.nifti import is_nifti
+
+_OTHERS = frozenset((
+    ".bmp", ".bval", ".bvec", ".csv", ".gif", ".gz", ".html", ".htm", ".ini", ".jpeg", ".jpg", ".js", ".json", ".log",
+    ".m", ".mat", ".md", ".npy", ".npz", ".pdf", ".png", ".py", ".rst", ".salt", ".sh", ".tar", ".tif", ".tiff",
+    ".tsv", ".txt", ".xls", ".xlsx", ".xml", ".yaml", ".yml", ".zip",
+))  # fmt: skip
+"""Endings of files that are no DICOM; all others are looked into."""
+
+
+def list_files(folder: Path) -> Iterator[Path]:
+    """All files below ``folder`` in natural order, without hidden ones; links to folders are not followed."""
+    for place, folders, files in os.walk(folder):
+        folders[:] = sorted((name for name in folders if not _hidden(name)), key=natural_key)
+        for name in sorted(files, key=natural_key):
+            if not _hidden(name):
+                yield Path(place) / name
+
+
+def maybe_dicom(path: Path) -> bool:
+    """Whether the file's name does not say that it is something else than DICOM."""
+    return path.suffix.lower() not in _OTHERS and not is_nifti(path) and path.name.upper() != "DICOMDIR"
+
+
+def _hidden(name: str) -> bool:
+    return name.startswith(".") or name == "__MACOSX"

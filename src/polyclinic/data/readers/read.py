@@ -1,0 +1,125 @@
+"""One way from a manifest's cell to a volume."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import logging
+from collections.abc import Sequence
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+
+from polyclinic.data.images import FORMATS, resolve
+from polyclinic.data.readers.dicom import read_built_series, read_series
+from polyclinic.data.readers.dicom_header import Header, read_header
+from polyclinic.data.readers.dicom_series import Group, build_series, group_planes
+from polyclinic.data.readers.files import list_files, maybe_dicom
+from polyclinic.data.readers.nifti import is_nifti, read_nifti
+from polyclinic.data.readers.volume import UnreadableError, Volume
+
+logger = logging.getLogger(__name__)
+
+_PICTURES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff")
+
+
+def read_volume(where: str, root: Path, allowed: Sequence[Path] = ()) -> Volume:
+    """Read what a manifest's cell names.
+
+    Args:
+        where: a NIfTI file, a DICOM file, a folder with one DICOM image (in any nesting), ``FOLDER#SERIES`` with the
+            name that ``polyclinic data scan`` gave to one of several, or a picture (PNG, JPEG, TIFF, BMP; Z is 1).
+        root: folder to which ``where`` is relative.
+        allowed: other folders in which the file may lie.
+
+    Raises:
+        UnreadableError: with the reason, which names no file.
+    """
+    path, name = _inside(where, root, allowed), ""
+    if not path.exists() and "#" in where:
+        place, _, name = where.rpartition("#")
+        path = _inside(place, root, allowed)
+    if not path.exists():
+        raise UnreadableError("file is missing")
+    if name:
+        return _read_named(path, name)
+    if path.is_dir():
+        return read_series(file for file in list_files(path) if maybe_dicom(file))
+    if is_nifti(path):
+        return read_nifti(path)
+    if path.suffix.lower() in _PICTURES:
+        return _read_picture(path)
+    return read_series([path])
+
+
+def _inside(where: str, root: Path, allowed: Sequence[Path]) -> Path:
+    path = resolve(where, root, allowed)
+    if path is None:
+        raise UnreadableError("path lies outside the image folder")
+    return path
+
+
+def place_and_series(path: Path) -> tuple[Path, str]:
+    """``FOLDER#SERIES`` as folder and series; a path without a series has an empty one."""
+    if path.exists() or "#" not in path.name:
+        return path, ""
+    folder, _, name = path.name.rpartition("#")
+    return path.with_name(folder), name
+
+
+def series_name(key: str, salt: str) -> str:
+    """Name of one image among others in a folder: eight digits for the study, and twelve for the image.
+
+    The first part depends on the salt alone, and the second can be found again from it and from the series' UID, so
+    that reading needs no salt, while equal series have different names in different studies.
+
+    >>> series_name("1.2.3", "salt") == series_name("1.2.3", "another salt")
+    False
+    """
+    study = hmac.new(salt.encode(), b"series", hashlib.sha256).hexdigest()[:8]
+    return f"{study}-{_within(key, study)}"
+
+
+def _within(key: str, study: str) -> str:
+    return hmac.new(study.encode(), key.encode(), hashlib.sha256).hexdigest()[:12]
+
+
+def _read_named(folder: Path, name: str) -> Volume:
+    study, _, wanted = name.partition("-")
+    if not folder.is_dir():
+        raise UnreadableError("file is missing")
+    for group in _folder_groups(folder, folder.stat().st_mtime):
+        if _within(group.key, study) == wanted:
+            return read_built_series(build_series(group))
+    raise UnreadableError("DICOM series is missing from its folder")
+
+
+@lru_cache(maxsize=8)
+def _folder_groups(folder: Path, changed: float) -> tuple[Group, ...]:
+    """All groups of a folder: looked up once, because a folder of many series is named by many cells."""
+    headers: list[Header] = []
+    for path in list_files(folder):
+        if maybe_dicom(path):
+            try:
+                headers.append(read_header(path))
+            except UnreadableError as error:
+                logger.debug("%s: %s", path, error)
+    return tuple(group_planes(headers))
+
+
+def _read_picture(path: Path) -> Volume:
+    """``[X, Y, 1]`` grey or ``[X, Y, 1, 3]`` colours; a picture has no place in space: voxels of one millimetre."""
+    from PIL import Image, UnidentifiedImageError
+
+    try:
+        with Image.open(path, formats=FORMATS) as image:
+            pixels = np.asarray(image if image.mode in ("L", "I", "I;16", "F") else image.convert("RGB"))
+    except UnidentifiedImageError:
+        raise UnreadableError(f"file is no {', '.join(FORMATS[:-1])} or {FORMATS[-1]}") from None
+    except PermissionError:
+        raise UnreadableError("file may not be read") from None
+    except Exception:  # Pillow's decoders raise many types on damaged files
+        raise UnreadableError("picture is damaged") from None
+    values = pixels.swapaxes(0, 1)[:, :, None]
+    return Volume(np.ascontiguousarray(values), np.diag((-1.0, -1.0, 1.0, 1.0)))

@@ -1,0 +1,221 @@
+"""Finding out what a folder of images is."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+import pandas as pd
+
+from polyclinic.data.cases import Counts
+from polyclinic.data.readers.bids import SITE_COLUMNS, is_bids, scan_bids
+from polyclinic.data.readers.dicom import read_built_series
+from polyclinic.data.readers.dicom_folders import scan_dicom
+from polyclinic.data.readers.faces import shows_face
+from polyclinic.data.readers.files import list_files, maybe_dicom
+from polyclinic.data.readers.found import Findings, FoundImage, make_manifest
+from polyclinic.data.readers.nifti import is_nifti
+from polyclinic.data.readers.nifti_folders import scan_nifti
+from polyclinic.data.readers.read import read_volume
+from polyclinic.data.readers.volume import UnreadableError
+from polyclinic.errors import DataError
+from polyclinic.files import write_atomic
+
+SiteFrom = Literal["folder", "column"]
+_MOST_LOOKS = 5
+"""Head MRI volumes that are looked at for faces: the rest of a scan reads headers alone."""
+
+
+@dataclass(frozen=True)
+class Scan:
+    """What a folder holds.
+
+    Attributes:
+        kinds: kinds of data found ("BIDS data set", "DICOM", "NIfTI files").
+        manifest: a row for each visit, see ``make_manifest``.
+        images: every image found, used or rejected.
+        others: ending -> number of files that belong to no image.
+        files: number of all files.
+        warnings: sentences with counts; they name no patient and no file.
+    """
+
+    kinds: list[str]
+    manifest: pd.DataFrame
+    images: list[FoundImage]
+    others: Counter[str]
+    files: int
+    warnings: list[str]
+
+    def counts(self) -> dict[str, Counts]:
+        """For each site the images found and used, and those rejected with reasons."""
+        sites: dict[str, Counts] = {}
+        for image in sorted(self.images, key=lambda image: image.site):
+            here = sites.setdefault(image.site, Counts())
+            here.found += 1
+            here.used += not image.reason
+            if image.reason:
+                here.rejected[image.reason] += 1
+        return sites
+
+
+def scan_folder(
+    folder: Path,
+    *,
+    site: str | None = None,
+    site_from: SiteFrom | None = None,
+    salt: str,
+    progress: Callable[[int, int], None] | None = None,
+) -> Scan:
+    """Find out what a folder is, from file names and headers alone.
+
+    BIDS data sets are read as such; other NIfTI files by the words in their names; all other files that are DICOM are
+    grouped into series. A few head MRI are read whole, to see whether faces were removed.
+
+    Args:
+        folder: the folder.
+        site: name of the site for all images; by default the folder's name, or what ``site_from`` says.
+        site_from: ``folder``: each folder within ``folder`` is a site; ``column``: participants.tsv tells the site.
+        salt: for pseudonyms of patients and visits.
+        progress: called with the number of files looked at, and of all files.
+
+    Raises:
+        DataError: P201 when the folder is missing or has no image, P202 when no column tells the site, P203 when
+            ``site`` and ``site_from`` are both given.
+    """
+    if not folder.is_dir():
+        raise DataError("P201", f"The folder {folder.name!r} can't be found.", "Give a folder with images.")
+    if site and site_from:
+        raise DataError("P203", "`--site` and `--site-from` were both given.", "Give one of them.")
+    files = list(list_files(folder))
+    done = 0
+
+    def tick() -> None:
+        nonlocal done
+        done += 1
+        if progress is not None:
+            progress(done, len(files))
+
+    found: list[Findings] = []
+    for top, name, mine in _sites(folder, files, site, site_from):
+        found += _scan_site(top, name, mine, folder, salt, tick, site_column=site is None and site_from != "folder")
+    images = [image for findings in found for image in findings.images]
+    if site_from == "column" and not any(image.site for image in images):
+        message = f"No participants.tsv has a column that tells the site ({', '.join(SITE_COLUMNS)})."
+        raise DataError("P202", message, "Use `--site NAME`.")
+    if not images:
+        raise DataError("P201", f"The folder {folder.name!r} has no DICOM or NIfTI file.", "Give a folder with images.")
+    images = [_with_site(image) for image in images]
+    others = sum((findings.others for findings in found), Counter[str]())
+    warnings = [warning for findings in found for warning in findings.warnings] + _warnings(images, folder)
+    kinds = list(dict.fromkeys(findings.kind for findings in found if findings.images))
+    return Scan(kinds, make_manifest(images), images, others, len(files), list(dict.fromkeys(warnings)))
+
+
+def write_manifest(scan: Scan, out: Path) -> None:
+    """Write the manifest as a CSV file; its folder is made."""
+    write_atomic(out, scan.manifest.to_csv(index=False, lineterminator="\n"))
+
+
+def _with_site(image: FoundImage) -> FoundImage:
+    """An image that no table gives to a site can't be used."""
+    if image.site:
+        return image
+    return replace(image, site="(no site)", reason=image.reason or "participants.tsv tells no site")
+
+
+def _sites(
+    folder: Path, files: Sequence[Path], site: str | None, site_from: SiteFrom | None
+) -> list[tuple[Path, str, list[Path]]]:
+    """(top folder, name, files) of each site."""
+    if site_from != "folder":
+        name = site or ("" if site_from == "column" else folder.resolve().name)
+        return [(folder, name, list(files))]
+    homes: dict[str, list[Path]] = {}
+    for path in files:
+        first, *below = path.relative_to(folder).parts
+        if below:
+            homes.setdefault(first, []).append(path)
+    return [(folder / name, name, mine) for name, mine in homes.items()]
+
+
+def _scan_site(
+    top: Path, name: str, files: list[Path], folder: Path, salt: str, tick: Callable[[], None], *, site_column: bool
+) -> list[Findings]:
+    found = []
+    for root in _bids_roots(top, files):
+        mine = [path for path in files if path.is_relative_to(root)]
+        found.append(scan_bids(mine, root, folder, name, salt, tick, site_column=site_column))
+        files = [path for path in files if not path.is_relative_to(root)]
+    niftis = [path for path in files if is_nifti(path)]
+    if niftis:
+        found.append(scan_nifti(niftis, top, folder, name, salt, tick))
+    rest = [path for path in files if not is_nifti(path)]
+    candidates = [path for path in rest if maybe_dicom(path)]
+    found.append(scan_dicom(candidates, folder, name, salt, tick))
+    for path in rest:
+        if not maybe_dicom(path):
+            found[-1].others[path.suffix.lower() or "no ending"] += 1
+            tick()
+    return found
+
+
+def _bids_roots(top: Path, files: Sequence[Path]) -> list[Path]:
+    """The outermost BIDS data sets at or below ``top``."""
+    marks = ("dataset_description.json", "participants.tsv")
+    homes = {top} | {path.parent for path in files if path.name in marks}
+    roots: list[Path] = []
+    for home in sorted(homes, key=lambda home: len(home.parts)):
+        if not any(home.is_relative_to(root) for root in roots) and is_bids(home):
+            roots.append(home)
+    return roots
+
+
+def _warnings(images: Sequence[FoundImage], folder: Path) -> list[str]:
+    used = [image for image in images if not image.reason]
+    warnings = []
+    named = sum(image.named for image in images)
+    if named:
+        warnings.append(
+            f"{_images(named)} with the patient's name or number in a file or folder name, or in a JSON file beside: "
+            "rename or clean them, since paths stand in the manifest."
+        )
+    burned = sum(image.burned_in for image in used)
+    if burned:
+        warnings.append(
+            f"{_images(burned)} that may have text burnt into the picture (stated by the header, or ultrasound or "
+            "screen captures whose header does not deny it): look for names."
+        )
+    warnings += _face_warning(used, folder)
+    mended = Counter(note for image in used for note in image.notes)
+    warnings += [f"{_images(count)} mended: {note}." for note, count in sorted(mended.items())]
+    return warnings
+
+
+def _face_warning(used: Sequence[FoundImage], folder: Path) -> list[str]:
+    heads = [image for image in used if image.head]
+    if not heads:
+        return []
+    # Spread over the whole export, so that every scanner and every year has its chance.
+    step = max(len(heads) / _MOST_LOOKS, 1)
+    chosen = [heads[int(number * step)] for number in range(min(len(heads), _MOST_LOOKS))]
+    faces, looked = 0, 0
+    for image in chosen:
+        try:
+            volume = read_volume(image.where, folder) if image.series is None else read_built_series(image.series)
+            faces += shows_face(volume)
+            looked += 1
+        except UnreadableError:
+            continue
+    if not faces:
+        return []
+    return [
+        f"{faces} of {looked} head MRI looked at (of {len(heads)}) seem to show a face: a person can be recognised "
+        "from it. Remove faces (for example with pydeface or mri_deface) where your rules ask for it."
+    ]
+
+
+def _images(count: int) -> str:
+    return "1 image" if count == 1 else f"{count} images"

@@ -1,0 +1,36 @@
+"""What every reader gives: voxels with their place in space."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+
+
+class UnreadableError(Exception):
+    """An image that can't be used. The message is the reason and names no file, patient or value of a header."""
+
+
+@dataclass(frozen=True, eq=False)
+class Volume:
+    """An image as a scanner or a research tool wrote it.
+
+    Attributes:
+        values: ``[X, Y, Z]`` or ``[X, Y, Z, T]`` (several frames or channels), in the order in which they are stored;
+            a two-dimensional image has Z = 1. Rescaling that the headers ask for is done.
+        affine: float64 ``[4, 4]`` from voxel indices (i, j, k, 1) to millimetres in RAS+ (right, anterior, superior),
+            as in nibabel.
+        about: what the headers say of the scanner: ``modality``, ``vendor``, ``model``, ``field_strength`` (tesla);
+            never anything of the patient.
+    """
+
+    values: npt.NDArray[np.generic]
+    affine: npt.NDArray[np.float64]
+    about: dict[str, str | float] = field(default_factory=dict)
+
+    @property
+    def spacing(self) -> tuple[float, float, float]:
+        """Voxel sizes along the three axes in millimetres."""
+        x, y, z = np.linalg.norm(self.affine[:3, :3], axis=0).tolist()
+        return x, y, z

@@ -1,0 +1,172 @@
+"""Choosing grid, boxes and network once for all sites, from what each site says of its images.
+
+A site answers with a few numbers: how many cases it has, its median voxel size, and how much space the body takes up in
+most of its images. The plan is made from these alone, so that all sites train one network on one grid.
+
+Source: the rules follow nnU-Net (Isensee et al., Nature Methods 18 (2021) 203-211), which makes such a plan for one
+data set; here it is made from the fingerprints of all sites.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from polyclinic.data.readers.volume import Volume
+from polyclinic.data.spec import Preprocessing
+from polyclinic.data.volumes.grid import oriented
+from polyclinic.data.volumes.intensity import foreground_of
+from polyclinic.data.volumes.preprocessing import single_frame
+
+#: Voxels of one input that train in reasonable time and memory: 64³ on a processor, 128³ on a GPU.
+VOXELS = {"cpu": 64**3, "cuda": 128**3}
+_MOST_HALVINGS = 4
+_LEAST_SIDE = 4
+_FIRST_CHANNELS = 16
+#: This share of a site's images has to fit into the grid.
+_COVERED = 95
+
+Triple = tuple[float, float, float]
+
+
+@dataclass(frozen=True)
+class SiteFingerprint:
+    """What a site says of its images.
+
+    Attributes:
+        cases: how many could be read.
+        spacing: median voxel sizes in mm along the axes of the study's orientation.
+        extent: what the foreground takes up along the axes in mm, in all but the largest 5 % of the images.
+    """
+
+    cases: int
+    spacing: Triple
+    extent: Triple
+
+
+@dataclass(frozen=True)
+class VolumePlan:
+    """Grid, boxes and network for all sites.
+
+    Attributes:
+        spacing: voxel sizes in mm.
+        size: voxels of the grid.
+        patch: voxels of the boxes on which a segmentation network is trained, or None.
+        model: an entry for ``model:``.
+        batch_size: cases a step.
+        reason: in words.
+    """
+
+    spacing: Triple
+    size: tuple[int, int, int]
+    patch: tuple[int, int, int] | None
+    model: dict[str, Any]
+    batch_size: int
+    reason: str
+
+    def as_json(self) -> dict[str, Any]:
+        """JSON values, for a file that a person can read."""
+        return asdict(self)
+
+
+def measure(volume: Volume, spec: Preprocessing) -> tuple[Triple, Triple]:
+    """Voxel sizes and extent of the foreground of one image, in mm, along the axes of the study's orientation."""
+    turned = oriented(single_frame(volume, spec.frames), spec.orientation)
+    inside = foreground_of(turned.values.astype(np.float32, copy=False), "otsu")
+    spans = []
+    for axis in range(3):
+        there = np.flatnonzero(inside.any(axis=tuple({0, 1, 2} - {axis})))
+        spans.append(float(there[-1] - there[0] + 1) if len(there) else float(inside.shape[axis]))
+    x, y, z = (span * step for span, step in zip(spans, turned.spacing, strict=True))
+    return turned.spacing, (x, y, z)
+
+
+def fingerprint(measured: Sequence[tuple[Sequence[float], Sequence[float]]]) -> SiteFingerprint:
+    """A site's fingerprint from what ``measure`` found for each of its cases."""
+    spacings, extents = (np.array(values, dtype=np.float64) for values in zip(*measured, strict=True))
+    return SiteFingerprint(
+        len(measured), _triple(np.median(spacings, axis=0)), _triple(np.percentile(extents, _COVERED, axis=0))
+    )
+
+
+def make_plan(
+    sites: Sequence[SiteFingerprint],
+    task: Literal["classification", "segmentation", "regression"],
+    device: str,
+    spacing: Sequence[float] | None = None,
+) -> VolumePlan:
+    """The plan for all sites.
+
+    Voxel sizes are the median over all cases of the sites' medians; the grid holds the largest site's foreground. A
+    segmentation network is trained on boxes where the grid is larger than ``VOXELS``; for a label of the whole image
+    voxels are made larger until it fits. The network halves its input while sides stay at least four voxels.
+
+    Args:
+        sites: the fingerprints.
+        task: what is to be learned.
+        device: ``cpu`` or ``cuda``.
+        spacing: voxel sizes that the study fixes.
+    """
+    voxels = VOXELS["cuda" if device.startswith("cuda") else "cpu"]
+    weights = np.array([site.cases for site in sites], dtype=np.float64)
+    extent = np.max([site.extent for site in sites], axis=0)
+    step = np.array(spacing) if spacing is not None else _weighted_median([s.spacing for s in sites], weights)
+    if task != "segmentation" and spacing is None:
+        step = step * max(1.0, (float(np.prod(extent / step)) / voxels) ** (1 / 3))
+    step = np.round(step, 2)
+    sides = np.ceil(extent / step - 1e-9)
+    boxes = _shrunk(sides, voxels) if task == "segmentation" else sides
+    halvings = _halvings(boxes)
+    unit = 2**halvings
+    size = _whole(np.ceil(sides / unit) * unit)
+    patch = _whole(np.maximum(np.floor(boxes / unit) * unit, unit)) if (boxes < sides).any() else None
+    channels = [_FIRST_CHANNELS * 2**level for level in range(halvings + 1)]
+    model = {"unet": {"channels": channels}} if task == "segmentation" else {"cnn": {"channels": channels}}
+    reason = (
+        f"{int(weights.sum())} images of {len(sites)} sites: voxels of {_by(step)} mm (median of all images), "
+        f"a grid of {_by(size)} (the foreground takes up to {_by(np.round(extent).astype(int))} mm), "
+        + (f"trained on boxes of {_by(patch)}" if patch else "trained on whole images")
+        + f", {halvings} halvings"
+    )
+    return VolumePlan(_triple(step), size, patch, model, 2 if task == "segmentation" else 4, reason)
+
+
+def _weighted_median(values: Sequence[Triple], weights: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    found = []
+    for axis in np.array(values).T:
+        order = np.argsort(axis, kind="stable")
+        reached = np.cumsum(weights[order]) >= weights.sum() / 2
+        found.append(float(axis[order][np.argmax(reached)]))
+    return np.array(found)
+
+
+def _shrunk(sides: npt.NDArray[np.float64], voxels: int) -> npt.NDArray[np.float64]:
+    """The sides with the longest ones cut to one length, so that their product is at most ``voxels``."""
+    for cut in np.sort(sides)[::-1]:
+        shorter = sides[sides < cut]
+        length = (voxels / np.prod(shorter)) ** (1 / (3 - len(shorter))) if len(shorter) < 3 else 0.0
+        if length >= (shorter.max() if len(shorter) else 0):
+            return np.minimum(sides, length)
+    return sides
+
+
+def _halvings(sides: npt.NDArray[np.float64]) -> int:
+    return int(np.clip(np.floor(np.log2(sides.min() / _LEAST_SIDE)), 1, _MOST_HALVINGS))
+
+
+def _whole(sides: npt.NDArray[np.float64]) -> tuple[int, int, int]:
+    x, y, z = (int(side) for side in sides)
+    return x, y, z
+
+
+def _triple(values: npt.NDArray[np.float64]) -> Triple:
+    x, y, z = (float(value) for value in values)
+    return x, y, z
+
+
+def _by(values: Sequence[float] | npt.NDArray[Any]) -> str:
+    return " x ".join(f"{value:g}" for value in values)

@@ -1,0 +1,216 @@
+"""Preparing the volumes of a site, in a few threads, with what is prepared already taken from the cache."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from polyclinic.data.images import resolve
+from polyclinic.data.masks import MaskClasses
+from polyclinic.data.readers.read import place_and_series, read_volume
+from polyclinic.data.readers.volume import UnreadableError
+from polyclinic.data.spec import DataSpec
+from polyclinic.data.volumes.cache import Cache, source_files
+from polyclinic.data.volumes.fingerprint import SiteFingerprint, Triple, fingerprint, measure
+from polyclinic.data.volumes.intensity import check_intensity
+from polyclinic.data.volumes.preprocessing import prepare_case
+from polyclinic.data.volumes.store import Volumes
+from polyclinic.options import EntryError
+
+logger = logging.getLogger(__name__)
+
+_MOST_THREADS = 4
+
+
+@dataclass(frozen=True)
+class VolumeFiles:
+    """Where the volumes of a site are.
+
+    Attributes:
+        images: for each case its image cells, one a channel.
+        masks: the mask cell of each case, or None.
+        roots: for each case, the folder to which its paths are relative.
+        allowed: folders, besides a case's own root, under which a file may lie.
+    """
+
+    images: Sequence[Sequence[str]]
+    masks: Sequence[str] | None
+    roots: Sequence[Path]
+    allowed: Sequence[Path] = ()
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+
+def prepare_volumes(
+    files: VolumeFiles,
+    spec: DataSpec,
+    cache_folder: Path,
+    done: Callable[[], None] = lambda: None,
+) -> tuple[Volumes | None, Volumes | None, dict[int, str]]:
+    """Prepare all cases that the cache does not have.
+
+    Args:
+        files: where the volumes are.
+        spec: the ``data:`` part of the study file, with ``preprocessing``.
+        cache_folder: where prepared volumes are kept.
+        done: called after each case, in the calling thread.
+
+    Returns:
+        images and masks of the cases that can be used, in order (None without any, masks None without masks), and the
+        position of each case that can't be used, with the reason.
+    """
+    if spec.preprocessing is None:
+        raise ValueError("volumes need `preprocessing`")
+    classes = MaskClasses.of(spec)
+    settings = spec.preprocessing.model_dump(mode="json")
+    if files.masks is not None:
+        settings["mask_values"] = [classes.values, classes.complete]
+    cache = Cache(cache_folder, settings)
+    preprocessing = spec.preprocessing
+
+    def prepare(position: int) -> dict[str, Any] | str:
+        cells = [*files.images[position], *([files.masks[position]] if files.masks is not None else [])]
+        kinds = ["image"] * len(files.images[position]) + ["mask"]
+        root = files.roots[position]
+        try:
+            sources = [_sources(cell, kind, root, files.allowed) for cell, kind in zip(cells, kinds, strict=False)]
+            key = cache.key([found for found, _ in sources], [series for _, series in sources])
+            record = cache.load(key)
+            if record is None:
+                volumes = [_read(cell, kind, root, files.allowed) for cell, kind in zip(cells, kinds, strict=False)]
+                mask = volumes.pop() if files.masks is not None else None
+                record = cache.store(key, prepare_case(volumes, mask, preprocessing, classes.encode))
+        except UnreadableError as error:
+            logger.debug("%s: %s", cells[0], error)
+            return str(error)
+        except OSError as error:
+            logger.debug("%s: %s", cells[0], error)
+            return "image or mask file can't be read"
+        return record
+
+    failures: dict[int, str] = {}
+    records: list[dict[str, Any]] = []
+    with ThreadPoolExecutor(min(_MOST_THREADS, os.cpu_count() or 1)) as threads:
+        for position, found in enumerate(threads.map(prepare, range(len(files)))):
+            if isinstance(found, str):
+                failures[position] = found
+            else:
+                records.append(found)
+            done()
+    if not records:
+        return None, None, failures
+    images = Volumes([cache.image(record["key"]) for record in records], records)
+    masks = None
+    if files.masks is not None:
+        masks = Volumes([cache.mask(record["key"]) for record in records], records)
+    return images, masks, failures
+
+
+def fingerprint_volumes(
+    files: VolumeFiles, spec: DataSpec, cache_folder: Path, done: Callable[[], None] = lambda: None
+) -> SiteFingerprint | None:
+    """What a site says of its images, from those that can be read; None if there are none.
+
+    Args:
+        files: where the volumes are; only the first image of each case is looked at.
+        spec: the ``data:`` part of the study file, with ``preprocessing``.
+        cache_folder: where what was measured is kept.
+        done: called after each case, in the calling thread.
+    """
+    preprocessing = spec.preprocessing
+    if preprocessing is None:
+        raise ValueError("volumes need `preprocessing`")
+    cache = Cache(cache_folder, {"measure": [preprocessing.orientation, preprocessing.frames]})
+
+    def look(position: int) -> list[Triple] | None:
+        cell, root = files.images[position][0], files.roots[position]
+        try:
+            found, series = _sources(cell, "image", root, files.allowed)
+            key = cache.key([found], [series])
+            known = cache.note(key)
+            if known is None:
+                known = [list(part) for part in measure(_read(cell, "image", root, files.allowed), preprocessing)]
+                cache.remember(key, known)
+        except (UnreadableError, OSError) as error:
+            logger.debug("%s: %s", cell, error)
+            return None
+        return [(part[0], part[1], part[2]) for part in known]
+
+    measured = []
+    with ThreadPoolExecutor(min(_MOST_THREADS, os.cpu_count() or 1)) as threads:
+        for found in threads.map(look, range(len(files))):
+            if found is not None:
+                measured.append((found[0], found[1]))
+            done()
+    return fingerprint(measured) if measured else None
+
+
+def check_volumes(spec: DataSpec, task: str) -> None:
+    """Stop where entries about volumes contradict each other or the task.
+
+    Raises:
+        EntryError: P102 to P104 with the place of the entry.
+    """
+
+    def refuse(key: str, message: str, hint: str, code: str = "P102", place: str = "preprocessing") -> None:
+        raise EntryError(code, message, hint, place=("data", place, key) if key else ("data", place))
+
+    preparation, patch = spec.preprocessing, spec.patch
+    if preparation is None:
+        if patch is not None:
+            refuse("", "`patch` is for volumes.", "Say with `preprocessing` how volumes are prepared.", place="patch")
+        return
+    if spec.image is None:
+        refuse("", "`preprocessing` is for images.", "Name the `image` column, or take it out.", "P104")
+    if preparation.spacing == "auto" and preparation.size != "auto":
+        refuse("size", "with `spacing: auto` the size is not known yet.", "Write `size: auto`.")
+    axes = [pair for pair in ("RL", "AP", "SI") if set(pair) & set(preparation.orientation)]
+    if len(axes) < 3:
+        refuse(
+            "orientation",
+            f"got {preparation.orientation!r}, which does not name three different axes.",
+            "Give one of R and L, one of A and P, one of S and I: RAS, LPS, ...",
+        )
+    if spec.size is not None:
+        refuse("", "`size` is for PNG and JPG images.", "Give `size` under `preprocessing`.", "P104", place="size")
+    check_intensity(preparation.intensity)
+    if patch is None:
+        return
+    if task != "segmentation":
+        hint = "Take it out, or use a smaller `preprocessing: {size: ...}`."
+        refuse("", "`patch` is for segmentation: a label belongs to the whole volume.", hint, "P104", place="patch")
+    if patch == "auto" or preparation.size == "auto":
+        if patch not in ("auto", None) or preparation.size != "auto":
+            refuse(
+                "", "`patch` and `size` are planned together.", "Write `size: auto` and `patch: auto`.", place="patch"
+            )
+        return
+    if any(side > whole for side, whole in zip(patch.size, preparation.size, strict=True)):
+        message = f"got {list(patch.size)}, which is larger than the volumes, {list(preparation.size)}."
+        refuse("size", message, "Use a smaller patch.", place="patch")
+
+
+def _sources(cell: str, kind: str, root: Path, allowed: Sequence[Path]) -> tuple[list[Path], str]:
+    """The files behind a cell, and the series within them."""
+    path = resolve(cell, root, allowed)
+    if path is None:
+        raise UnreadableError(f"{kind} path lies outside the image folder")
+    place, series = place_and_series(path)
+    found = source_files(place)
+    if not found:
+        raise UnreadableError(f"{kind} file is missing")
+    return found, series
+
+
+def _read(cell: str, kind: str, root: Path, allowed: Sequence[Path]) -> Any:
+    try:
+        return read_volume(cell, root, allowed)
+    except UnreadableError as error:
+        reason = str(error)
+        raise UnreadableError(f"mask: {reason}" if kind == "mask" else reason) from None

@@ -1,0 +1,163 @@
+"""From the image files of a case to arrays on the study's grid, and a record of what was found on the way."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from polyclinic.data.readers.describe import volume_facts
+from polyclinic.data.readers.volume import UnreadableError, Volume
+from polyclinic.data.spec import Preprocessing
+from polyclinic.data.volumes.grid import Grid, oriented, resample, target_grid
+from polyclinic.data.volumes.intensity import INTENSITIES, foreground_of, landmarks_of
+from polyclinic.options import split_entry
+
+#: Images and mask of a case may differ by so much of a voxel in where they lie.
+_APART = 0.5
+
+
+@dataclass(frozen=True, eq=False)
+class Prepared:
+    """A case on the study's grid.
+
+    Attributes:
+        image: float16 ``[C, D, H, W]`` (float32 where intensities stay as they are).
+        mask: uint8 ``[1, D, H, W]`` of class indices, or None.
+        about: what was found, as JSON values: ``facts`` of the first image as it was read (see `VolumeFacts`),
+            ``grid_spacing`` in mm, ``labels`` (voxels of each class in the prepared mask), ``lost`` (share of the
+            mask's foreground that lies outside the grid), ``landmarks`` ``[C][11]``.
+    """
+
+    image: npt.NDArray[np.floating]
+    mask: npt.NDArray[np.uint8] | None
+    about: dict[str, Any]
+
+
+def prepare_case(
+    images: Sequence[Volume],
+    mask: Volume | None,
+    spec: Preprocessing,
+    classes: Callable[[npt.NDArray[np.generic]], npt.NDArray[np.uint8]],
+) -> Prepared:
+    """Bring a case to the study's grid.
+
+    The first image gives the grid; further images and the mask are brought to it by their own place in space.
+
+    Args:
+        images: one volume a channel.
+        mask: where the classes are, or None.
+        spec: how to prepare.
+        classes: turns values of the mask into class indices.
+
+    Raises:
+        UnreadableError: the case can't be used, and why.
+    """
+    for image in images:
+        if image.values.dtype.kind not in "biuf":
+            raise UnreadableError("image is not of plain numbers")
+    facts = volume_facts(images[0])
+    single = [oriented(single_frame(image, spec.frames), spec.orientation) for image in images]
+    _check_values(single)
+    turned_mask = None
+    if mask is not None:
+        turned_mask = oriented(single_frame(mask, "reject", kind="mask"), spec.orientation)
+    middle = _middle(single[0], spec.centre)
+    if spec.sides is None:
+        raise ValueError("the grid is not planned yet")
+    grid = target_grid(single[0], spec.steps, spec.sides, middle)
+    name, options = split_entry(spec.intensity, (), "intensity normalisation")
+    normalise = INTENSITIES[name](**options)
+    channels, marks = [], []
+    for image in single:
+        _check_place(image, single[0], "images")
+        values = resample(image, grid, order=1).astype(np.float32, copy=False)
+        if name == "none":
+            channels.append(values)
+            continue
+        normalised = normalise(values, foreground_of(values, normalise.foreground))
+        if name == "nyul":
+            marks.append(landmarks_of(normalised, foreground_of(values, normalise.foreground)))
+        channels.append(normalised)
+    stacked = np.stack(channels)
+    about: dict[str, Any] = {"facts": asdict(facts), "grid_spacing": list(grid.spacing), "landmarks": marks}
+    prepared_mask = None
+    if turned_mask is not None:
+        _check_place(turned_mask, single[0], "mask and image")
+        prepared_mask, found = _prepare_mask(turned_mask, grid, classes)
+        about |= found
+    return Prepared(stacked if name == "none" else stacked.astype(np.float16), prepared_mask, about)
+
+
+def single_frame(volume: Volume, frames: str, *, kind: str = "image") -> Volume:
+    """The volume with three axes.
+
+    Raises:
+        UnreadableError: it has several frames and ``frames`` is ``reject``, or it has more axes or none.
+    """
+    values = volume.values
+    if values.ndim == 2:
+        values = values[:, :, None]
+    if values.ndim > 3 and values.size == int(np.prod(values.shape[:3])):
+        values = values.reshape(values.shape[:3])
+    if values.ndim == 4 and frames != "reject":
+        values = values[..., 0] if frames == "first" else values.mean(axis=3, dtype=np.float64)
+    if values.ndim == 4:
+        raise UnreadableError(f"{kind} has several frames")
+    if values.ndim != 3 or 0 in values.shape:
+        raise UnreadableError(f"{kind} has {values.ndim} axes" if values.ndim != 3 else f"{kind} is empty")
+    return Volume(values, volume.affine, volume.about)
+
+
+def _check_values(images: Sequence[Volume]) -> None:
+    for image in images:
+        if image.values.dtype.kind == "f" and not np.isfinite(image.values).all():
+            raise UnreadableError("image has values that are not finite numbers")
+        if image.values.min() == image.values.max():
+            raise UnreadableError("image is the same everywhere")
+
+
+def _check_place(one: Volume, other: Volume, what: str) -> None:
+    """Stop where two volumes of a case do not overlap in space."""
+    boxes = []
+    for volume in (one, other):
+        ends = np.array(np.meshgrid(*[(-_APART, side - _APART) for side in volume.values.shape])).reshape(3, -1)
+        corners = volume.affine[:3, :3] @ ends + volume.affine[:3, 3:]
+        boxes.append((corners.min(axis=1), corners.max(axis=1)))
+    if (np.minimum(boxes[0][1], boxes[1][1]) <= np.maximum(boxes[0][0], boxes[1][0])).any():
+        raise UnreadableError(f"{what} lie apart in space")
+    same_size = one.values.shape == other.values.shape
+    if what == "mask and image" and not same_size and np.allclose(one.affine, other.affine, atol=1e-3):
+        raise UnreadableError("mask and image differ in size")
+
+
+def _middle(volume: Volume, centre: str) -> list[float]:
+    """Voxel coordinates of what comes to lie in the middle."""
+    if centre == "foreground":
+        inside = foreground_of(volume.values.astype(np.float32, copy=False), "otsu")
+        if inside.any():
+            spans = [np.flatnonzero(inside.any(axis=tuple({0, 1, 2} - {axis}))) for axis in range(3)]
+            return [float(span[0] + span[-1]) / 2 for span in spans]
+    return [(side - 1) / 2 for side in volume.values.shape]
+
+
+def _prepare_mask(
+    mask: Volume, grid: Grid, classes: Callable[[npt.NDArray[np.generic]], npt.NDArray[np.uint8]]
+) -> tuple[npt.NDArray[np.uint8], dict[str, Any]]:
+    """The mask on the grid, its voxels of each class, and how much of the foreground the grid leaves out."""
+    indices = classes(mask.values)
+    prepared = resample(Volume(indices, mask.affine), grid, order=0).astype(np.uint8, copy=False)
+    counts = np.bincount(prepared.reshape(-1)).tolist()
+    voxel = float(abs(np.linalg.det(mask.affine[:3, :3])))
+    before = float(np.count_nonzero(indices)) * voxel
+    corners = np.linalg.inv(grid.affine) @ mask.affine
+    places = np.argwhere(indices)
+    outside = 0.0
+    if len(places):
+        where = places @ corners[:3, :3].T + corners[:3, 3]
+        beyond = ((where < -_APART) | (where > np.array(grid.size) - _APART)).any(axis=1)
+        outside = float(np.count_nonzero(beyond)) * voxel / before
+    return prepared[None], {"labels": counts, "lost": round(outside, 4)}

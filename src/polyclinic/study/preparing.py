@@ -1,0 +1,97 @@
+"""Leading the sites through the preparation of their cases: splits, harmonisation, scaling."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import pandas as pd
+from torch import Tensor
+
+from polyclinic.communication.message import Message
+from polyclinic.data.preparation import build_steps
+from polyclinic.data.scaling import Summary, merge
+from polyclinic.data.statistics import Sketch, agreed_edges
+from polyclinic.engine import Engine
+
+#: Columns of ``harmonisation.csv``.
+DESCRIBED = ["site", "feature", "stage", "count", "mean", "deviation", "low", "median", "high"]
+STAGES = ("before", "after")
+
+
+@dataclass(frozen=True)
+class Preparation:
+    """What came of it.
+
+    Attributes:
+        replies: the sites' answers to ``prepare``: sizes of their parts.
+        notes: sentences for the report.
+    """
+
+    replies: dict[str, Message]
+    notes: list[str]
+
+
+def prepare(engine: Engine, request: dict[str, Any], without: str | None = None) -> Preparation:
+    """Split every site's cases and go along the chain of preparation.
+
+    Args:
+        engine: who runs the sites.
+        request: fields of the message ``prepare``; ``steps`` names the chain.
+        without: a site whose summaries are not used, because it stands for a hospital that joins later. It is prepared
+            with what the others found.
+
+    Raises:
+        PolyclinicError: a site failed, or a step is impossible with these sites.
+    """
+    replies = engine.ask("prepare", dict.fromkeys(engine.sites, Message(request)))
+    members = [site for site, reply in replies.items() if reply.fields["train"] and site != without]
+    notes = [reply.fields["note"] for reply in replies.values() if reply.fields["note"]]
+    for step in build_steps(request["steps"]):
+        # Without training cases anywhere there is nothing to merge; the caller says so.
+        if not step.federated or not members:
+            continue
+        shared = engine.ask("share", dict.fromkeys(members, Message()))
+        merged, warnings = step.merge({site: reply.tensors for site, reply in shared.items()})
+        applied = engine.ask("apply", dict.fromkeys(engine.sites, Message({}, merged)))
+        notes += warnings + [note for reply in applied.values() for note in reply.fields["notes"]]
+    return Preparation(replies, list(dict.fromkeys(notes)))
+
+
+def describe(engine: Engine, features: dict[int, str]) -> pd.DataFrame:
+    """The features at each site before and after harmonisation, from two exchanges with sites prepared for all folds.
+
+    First the sites send counts, means and deviations. The grid that follows from them is sent back, and each site
+    answers with its sketch, from which the quartiles are read. Nothing is said of fewer than `LEAST_CASES` cases.
+
+    Args:
+        engine: who runs the sites.
+        features: place and name of the harmonised columns.
+
+    Returns:
+        a row a site, feature and stage (before, after): count, mean, deviation and quartiles; the last are missing
+        where a site said nothing.
+    """
+    replies = engine.ask("describe", dict.fromkeys(engine.sites, Message()))
+    summaries = {
+        (site, stage): Summary.from_tensors(_of(reply, stage)) for site, reply in replies.items() for stage in STAGES
+    }
+    grids = {stage: agreed_edges(merge([summaries[site, stage] for site in replies])) for stage in STAGES}
+    replies = engine.ask("describe", dict.fromkeys(engine.sites, Message({}, grids)))
+    rows: list[tuple[object, ...]] = []
+    for site, reply in replies.items():
+        for stage in STAGES:
+            summary = summaries[site, stage]
+            deviation = (summary.m2 / summary.count.clamp(min=1.0)).sqrt()
+            quartiles = Sketch.from_tensors(_of(reply, stage), grids[stage]).quantiles([0.25, 0.5, 0.75])
+            for place, name in features.items():
+                if summary.count[place]:
+                    numbers = [summary.mean[place], deviation[place], *quartiles[place]]
+                    rows.append((site, name, stage, int(summary.count[place]), *map(float, numbers)))
+    return pd.DataFrame(rows, columns=DESCRIBED)
+
+
+def _of(reply: Message, stage: str) -> dict[str, Tensor]:
+    return {
+        name.removeprefix(f"{stage}/"): tensor for name, tensor in reply.tensors.items() if name.startswith(f"{stage}/")
+    }

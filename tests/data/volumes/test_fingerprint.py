@@ -1,0 +1,83 @@
+"""Plans made from the fingerprints of sites."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from polyclinic.data.readers.volume import Volume
+from polyclinic.data.spec import Preprocessing
+from polyclinic.data.volumes.fingerprint import VOXELS, SiteFingerprint, fingerprint, make_plan, measure
+
+
+def test_measuring_finds_the_body():
+    values = np.zeros((20, 30, 40), np.float32)
+    values[5:15, 3:27, 10:30] = 100.0
+    # Stored as left, inferior, posterior: along RAS the sides are 10 x 2 mm, 20 x 4 mm and 24 x 3 mm.
+    affine = np.array([[-2.0, 0, 0, 0], [0, 0, -4, 0], [0, -3, 0, 0], [0, 0, 0, 1]])
+    spacing, extent = measure(Volume(values, affine), Preprocessing(size="auto"))
+    assert spacing == (2.0, 4.0, 3.0)
+    assert extent == (20.0, 80.0, 72.0)
+
+
+def test_a_fingerprint_by_hand():
+    one = fingerprint([((1, 1, 2), (100, 100, 100)), ((1, 1, 4), (100, 100, 100)), ((3, 1, 3), (100, 100, 100))])
+    assert one == SiteFingerprint(3, (1.0, 1.0, 3.0), (100.0, 100.0, 100.0))
+
+
+def test_a_plan_by_hand():
+    small = SiteFingerprint(10, (1, 1, 1), (120, 150, 100))
+    large = SiteFingerprint(30, (2, 2, 4), (160, 190, 160))
+    plan = make_plan([small, large], "segmentation", "cpu")
+    # The weighted median follows the larger site; the grid holds its body: 80 x 95 x 40 voxels, in eights.
+    assert plan.spacing == (2.0, 2.0, 4.0)
+    assert plan.size == (80, 96, 40)
+    # 64³ voxels: the two long sides become sqrt(64³ / 40) = 80.9, so only the second is cut, to eights.
+    assert plan.patch == (80, 80, 40)
+    assert plan.model == {"unet": {"channels": [16, 32, 64, 128]}}
+    assert "40 images of 2 sites" in plan.reason
+    assert make_plan([small, large], "segmentation", "cuda").patch is None
+    assert make_plan([small, large], "segmentation", "cpu", (4, 4, 4)).spacing == (4.0, 4.0, 4.0)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    sites=st.lists(
+        st.builds(
+            SiteFingerprint,
+            st.integers(1, 500),
+            st.tuples(*[st.floats(0.4, 6)] * 3),
+            st.tuples(*[st.floats(20, 400)] * 3),
+        ),
+        min_size=1,
+        max_size=5,
+    ),
+    task=st.sampled_from(["segmentation", "classification", "regression"]),
+)
+def test_plans_fit(sites, task):
+    plan = make_plan(sites, task, "cpu")
+    channels = next(iter(plan.model.values()))["channels"]
+    unit = 2 ** (len(channels) - 1)
+    sides = plan.patch or plan.size
+    assert all(side % unit == 0 for side in (*plan.size, *sides))
+    assert all(side <= whole for side, whole in zip(sides, plan.size, strict=True))
+    for axis in range(3):
+        assert plan.size[axis] * plan.spacing[axis] >= max(site.extent[axis] for site in sites) - 1e-6
+    # Rounding up to whole units is all that goes beyond the limit.
+    assert np.prod([side - unit for side in sides]) <= VOXELS["cpu"]
+    # The order of the sites makes no difference.
+    assert make_plan(sites[::-1], task, "cpu") == plan
+
+
+def test_one_scanner_with_odd_images_does_not_decide():
+    usual = [SiteFingerprint(20, (1, 1, 1), (160, 190, 150))] * 4
+    odd = SiteFingerprint(5, (0.4, 0.4, 6), (160, 190, 150))
+    assert make_plan([*usual, odd], "segmentation", "cpu").spacing == (1.0, 1.0, 1.0)
+
+
+@pytest.mark.parametrize("task", ["classification", "regression"])
+def test_a_label_of_the_whole_image_gets_larger_voxels(task):
+    plan = make_plan([SiteFingerprint(10, (1, 1, 1), (160, 190, 150))], task, "cpu")
+    assert plan.patch is None
+    assert plan.spacing[0] > 2.5
+    assert len(set(plan.spacing)) == 1

@@ -1,0 +1,88 @@
+"""Normalised intensities."""
+
+import numpy as np
+import pytest
+
+from polyclinic.data.volumes.intensity import (
+    INTENSITIES,
+    LANDMARKS,
+    Nyul,
+    Percentile,
+    Window,
+    ZScore,
+    check_intensity,
+    foreground_of,
+    landmarks_of,
+    otsu_threshold,
+)
+from polyclinic.options import EntryError
+
+
+def test_zscore_by_hand():
+    values = np.array([[[0.0, 2.0, 4.0]]], dtype=np.float32)
+    scaled = ZScore(foreground="nonzero")(values, foreground_of(values, "nonzero"))
+    # Foreground 2 and 4: mean 3, deviation 1; what is zero stays zero.
+    np.testing.assert_allclose(scaled, [[[0.0, -1.0, 1.0]]])
+    every = ZScore(foreground="all")(values, foreground_of(values, "all"))
+    np.testing.assert_allclose(every, [[[-np.sqrt(1.5), 0.0, np.sqrt(1.5)]]], rtol=1e-6)
+
+
+def test_a_constant_foreground_becomes_zero():
+    values = np.full((2, 2, 2), 7.0, dtype=np.float32)
+    assert not ZScore(foreground="all")(values, np.ones(values.shape, bool)).any()
+
+
+def test_window_by_hand():
+    values = np.array([[[-1000.0, -160.0, 40.0, 240.0, 900.0]]], dtype=np.float32)
+    np.testing.assert_allclose(Window()(values, values > 0), [[[0.0, 0.0, 0.5, 1.0, 1.0]]])
+
+
+def test_percentile_by_hand():
+    values = np.arange(101, dtype=np.float32).reshape(1, 1, 101)
+    scaled = Percentile(lower=10, upper=90)(values, np.ones(values.shape, bool))
+    np.testing.assert_allclose(scaled[0, 0, [0, 10, 50, 90, 100]], [0, 0, 0.5, 1, 1], atol=1e-6)
+
+
+def test_otsu_parts_two_groups():
+    source = np.random.default_rng(0)
+    values = np.concatenate([source.normal(10, 2, 4000), source.normal(100, 10, 1000)]).astype(np.float32)
+    assert 20 < otsu_threshold(values) < 70
+    assert otsu_threshold(np.full(5, 3.0, dtype=np.float32)) == 3.0
+
+
+def test_nyul_puts_its_ends_at_nought_and_one():
+    source = np.random.default_rng(0)
+    values = source.gamma(2.0, 50.0, (8, 8, 8)).astype(np.float32)
+    inside = np.ones(values.shape, bool)
+    marks = landmarks_of(Nyul(foreground="all")(values, inside), inside)
+    assert len(marks) == len(LANDMARKS)
+    np.testing.assert_allclose([marks[0], marks[-1]], [0.0, 1.0], atol=1e-5)
+    assert marks == sorted(marks)
+    # Another scanner's gain and offset make no difference.
+    again = landmarks_of(Nyul(foreground="all")(values * 3 + 11, inside), inside)
+    np.testing.assert_allclose(marks, again, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", list(INTENSITIES))
+def test_every_normalisation_keeps_shape_and_gives_numbers(name):
+    values = np.random.default_rng(1).normal(100, 30, (4, 5, 6)).astype(np.float32)
+    normalise = INTENSITIES[name]()
+    where = foreground_of(values, "all")
+    found = normalise(values, where)
+    assert found.shape == values.shape
+    assert found.dtype == np.float32
+    assert np.isfinite(found).all()
+
+
+@pytest.mark.parametrize(
+    ("entry", "sentence"),
+    [
+        ("zscor", "'zscor' is no intensity normalisation"),
+        ({"window": {"lower": 100, "upper": 0}}, "`lower` is 100 and `upper` 0"),
+        ({"percentile": {"lower": -1}}, "got -1; expected greater than or equal to 0"),
+        ({"zscore": {"mask": "otsu"}}, "mask"),
+    ],
+)
+def test_a_wrong_entry_gets_its_sentence(entry, sentence):
+    with pytest.raises(EntryError, match=sentence):
+        check_intensity(entry)

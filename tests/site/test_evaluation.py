@@ -1,0 +1,148 @@
+"""Measuring models on volumes with one and with several structures."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from polyclinic.site import evaluation
+from polyclinic.state import FlatModule
+from polyclinic.tasks import build_task
+from polyclinic.tasks.segmentation_metrics import hausdorff95, segmentation_classes
+
+SIZE = (8, 10, 6)
+
+
+class _Volumes:
+    """Volumes whose grey values tell their structures: 1 + class index, and noise; class 0 below 1.5, and so on."""
+
+    patch = None
+    augments = False
+
+    def __init__(self, cases, classes, spacing):
+        random = torch.Generator().manual_seed(0)
+        self.targets = torch.zeros(cases, 1, *SIZE, dtype=torch.uint8)
+        self.targets[:, :, 2:5, 2:7, 1:4] = 1
+        if classes > 2:
+            self.targets[:, :, 5:7, 7:9, 4:] = 2
+        self.inputs = 1 + self.targets.float() + 0.3 * torch.randn(self.targets.shape, generator=random)
+        self.shape, self.spacing = (1, *SIZE), spacing
+
+    def batch(self, index, *, augment=None):
+        assert len(index) == 1, "volumes are measured one by one"
+        return self.inputs[index], self.targets[index]
+
+    def picture(self, position):
+        return self.inputs[position]
+
+
+def volume_run(classes, spacing=None, names=("dice", "hd95"), cases=4):
+    """A run with a network that decides by the grey value."""
+    task = build_task("segmentation", classes, "dice_cross_entropy")
+    layer = nn.Conv3d(1, task.outputs, 1)
+    means = torch.arange(1.0, classes + 1)
+    with torch.no_grad():
+        # The logarithm of a normal density around each class's mean, but for terms that all share.
+        weight, bias = 10 * means, -5 * means**2
+        if classes == 2:
+            weight, bias = (weight[1:] - weight[:1]), (bias[1:] - bias[:1])
+        layer.weight.copy_(weight.view(-1, 1, 1, 1, 1))
+        layer.bias.copy_(bias)
+    labels = ["background", *(f"part {index}" for index in range(1, classes))]
+    run = SimpleNamespace(
+        task=task, model=FlatModule(layer, [layer]), dataset=_Volumes(cases, classes, spacing),
+        work=SimpleNamespace(batch_size=1),
+        declaration={"metrics": {"names": list(names), "classes": labels, "tolerance": 2.0}},
+    )  # fmt: skip
+    return run, [run.model.vector.clone()], torch.arange(cases)
+
+
+@pytest.mark.parametrize("classes", [2, 3])
+def test_volumes_are_scored_with_their_spacing(classes):
+    spacing = (2.0, 1.0, 3.0)
+    run, vectors, index = volume_run(classes, spacing)
+    fields, tensors = evaluation.predict(run, vectors, index, 0.5)
+    bounds = [1.5, 2.5][: classes - 1]
+    decided = np.digitize(run.dataset.inputs[0, 0].numpy(), bounds)
+    target = run.dataset.targets[0, 0].numpy()
+    first = dict(zip(fields["metrics"], tensors["values"][0].tolist(), strict=True))
+    if classes == 2:
+        assert fields["metrics"] == ["dice", "hd95"]
+        assert first["hd95"] == hausdorff95(decided == 1, target == 1, spacing)
+        assert first["hd95"] != hausdorff95(decided == 1, target == 1)
+    else:
+        assert fields["metrics"] == ["dice", "hd95", "dice[part 1]", "dice[part 2]", "hd95[part 1]", "hd95[part 2]"]
+        labels = run.declaration["metrics"]["classes"]
+        assert first == segmentation_classes(decided, target, ["dice", "hd95"], labels, spacing)
+    assert tensors["values"].shape == (4, len(fields["metrics"]))
+
+
+def test_only_the_metrics_asked_for_are_computed(monkeypatch):
+    from polyclinic.tasks import segmentation_metrics
+
+    def refuse(*arguments):
+        raise AssertionError("distances were not asked for")
+
+    monkeypatch.setattr(segmentation_metrics, "outline_distances", refuse)
+    run, vectors, index = volume_run(3, names=("dice", "sen", "lesion_f1"))
+    fields, _ = evaluation.predict(run, vectors, index, 0.5)
+    assert len(fields["metrics"]) == 9
+
+
+@pytest.mark.parametrize("classes", [2, 3])
+def test_validation_of_volumes_is_the_mean_over_cases(classes):
+    run, vectors, index = volume_run(classes)
+    found = evaluation.score(run, vectors, index, "dice")
+    each = [evaluation.score(run, vectors, one, "dice") for one in index.split(1)]
+    assert found["cases"] == 4
+    assert found["metric"] == pytest.approx(np.mean([one["metric"] for one in each]))
+    assert found["loss"] == pytest.approx(np.mean([one["loss"] for one in each]), rel=1e-5)
+    _, tensors = evaluation.predict(run, vectors, index, 0.5)
+    assert found["metric"] == pytest.approx(tensors["values"][:, 0].mean().item(), rel=1e-6)
+
+
+def test_thresholds_of_volumes_with_one_structure():
+    run, vectors, index = volume_run(2)
+    evidence = evaluation.threshold_evidence(run, vectors, index)
+    assert evidence.shape == (2, len(evaluation.MASK_THRESHOLDS))
+    assert evidence[1].tolist() == [4.0] * len(evaluation.MASK_THRESHOLDS)
+    best = evaluation.MASK_THRESHOLDS[int(evidence[0].argmax())]
+    for threshold in (0.05, 0.95):
+        values = [evaluation.predict(run, vectors, index, t)[1]["values"][:, 0].mean() for t in (best, threshold)]
+        assert values[0] >= values[1]
+
+
+@pytest.mark.parametrize("classes", [2, 3])
+def test_overlays_of_volumes_are_bytes_of_three_slices(classes):
+    run, vectors, index = volume_run(classes, (1.0, 1.0, 2.0))
+    fields, tensors = evaluation.overlays(run, vectors, index, 0.5)
+    assert set(fields) == {"best", "median", "worst"}
+    assert fields["best"] >= fields["median"] >= fields["worst"]
+    assert tensors["best/planes"].tolist() == [8, 8, 10]
+    assert tensors["best/image"].shape == (1, 12, 26)
+    kinds = {name.split("/")[1]: tensor.dtype for name, tensor in tensors.items()}
+    assert kinds == {
+        "image": torch.uint8, "mask": torch.uint8, "prediction": torch.uint8, "planes": torch.int32,
+    }  # fmt: skip
+    assert 1 <= int(tensors["best/mask"].max()) < classes
+
+
+def test_the_mean_of_several_models_decides():
+    run, vectors, index = volume_run(3)
+    wrong = torch.zeros_like(vectors[0])
+    together, _ = evaluation.probabilities(run, [vectors[0], wrong], index[:1])
+    alone, _ = evaluation.probabilities(run, vectors, index[:1])
+    assert torch.allclose(together, (alone + 1 / 3) / 2)
+
+
+def test_no_cases_give_empty_answers():
+    none = torch.zeros(0, dtype=torch.int64)
+    run, vectors, _ = volume_run(3)
+    assert evaluation.score(run, vectors, none, "dice") == {"cases": 0, "loss": None, "metric": None}
+    assert evaluation.predict(run, vectors, none, 0.5)[1]["values"].shape == (0, 6)
+    assert evaluation.overlays(run, vectors, none, 0.5) == ({}, {})
+    numbers = SimpleNamespace(task=build_task("regression", 0, "mse"), dataset=run.dataset)
+    found = evaluation.predict(numbers, vectors, none, 0.5)[1]
+    assert {name: tuple(tensor.shape) for name, tensor in found.items()} == {"predictions": (0,), "labels": (0,)}

@@ -1,0 +1,170 @@
+"""Studies of volumes from files to report: grid, boxes, windows, cache, engines."""
+
+import csv
+import json
+
+import nibabel
+import numpy as np
+import pandas as pd
+import pytest
+
+from polyclinic import Study
+from polyclinic.errors import PolyclinicError, StudyError
+
+SITES = {"east": ("RAS", (2, 2, 2), 60), "north": ("LPS", (1, 2, 3), 100), "west": ("ASR", (2, 1, 2), 160)}
+
+
+@pytest.fixture(scope="module")
+def balls(tmp_path_factory):
+    """Two kinds of balls in noise; each site has its own orientation, voxels and brightness."""
+    folder = tmp_path_factory.mktemp("balls")
+    source, rows = np.random.default_rng(0), []
+    for site, (code, spacing, level) in SITES.items():
+        for number in range(6):
+            shape = [round(32 / size) for size in spacing]
+            places = (np.indices(shape).reshape(3, -1).T + 0.5) * spacing
+            radius = source.uniform(4, 9)
+            distance = np.linalg.norm(places - source.uniform(12, 20, 3), axis=1).reshape(shape)
+            mask = (distance < radius).astype(np.uint8) + (distance < radius / 2)
+            image = (source.normal(level, 5, shape) + mask * level / 2).astype(np.int16)
+            for name, values in (("image", image), ("mask", mask)):
+                nifti = nibabel.Nifti1Image(values, np.diag([*spacing, 1.0]))
+                now, wanted = (nibabel.orientations.axcodes2ornt(codes) for codes in ("RAS", code))
+                turned = nifti.as_reoriented(nibabel.orientations.ornt_transform(now, wanted))
+                nibabel.save(turned, folder / f"{site}{number}.{name}.nii.gz")
+            files = (f"{site}{number}.image.nii.gz", f"{site}{number}.mask.nii.gz")
+            rows.append((site, f"{site}-{number}", *files, int(radius > 6.5), round(radius, 2)))
+    with (folder / "manifest.csv").open("w", newline="") as file:
+        csv.writer(file).writerows([("site", "subject", "image", "mask", "large", "radius"), *rows])
+    return folder
+
+
+def content(task="segmentation", **data):
+    base = {
+        "table": "manifest.csv", "site": "site", "subject": "subject", "image": "image",
+        "preprocessing": {"spacing": 2, "size": [16, 16, 16]},
+    }  # fmt: skip
+    label = {"segmentation": {"mask": "mask"}, "classification": {"label": "large"}, "regression": {"label": "radius"}}
+    model = {"unet": {"channels": [4, 8]}} if task == "segmentation" else {"cnn": {"channels": [4, 8]}}
+    return {
+        "data": {**base, **label[task], **data}, "task": task, "model": model, "methods": ["fedavg"],
+        "training": {"rounds": 2, "batch_size": 4, "optimizer": {"adamw": {"lr": 0.01}}},
+        "evaluation": {"folds": 2, "bootstrap": 20}, "engine": {"threads": 1},
+    }  # fmt: skip
+
+
+def run(folder, out, study):
+    return Study.of(study, folder).run(out)
+
+
+def test_boxes_windows_and_all_engines_agree(balls, tmp_path):
+    study = content(patch=[8, 8, 8], augmentation=[{"RandFlip": {"prob": 0.5, "spatial_axis": 0}}])
+    study["methods"] = ["single", "mix", "fedavg", "fedbn"]
+    study["evaluation"]["unseen_sites"] = ["fedavg"]
+    found = {}
+    for mode in ("sequential", "processes"):
+        study["engine"] = {"mode": mode, "workers": 2, "threads": 1}
+        run(balls, tmp_path / mode, study)
+        found[mode] = (tmp_path / mode / "results.csv").read_bytes()
+    assert found["sequential"] == found["processes"]
+    rows = pd.read_csv(tmp_path / "sequential" / "results.csv")
+    assert set(rows["method"]) == {"single", "mix", "fedavg", "fedbn", "fedavg (unseen site)"}
+    sites = pd.read_csv(tmp_path / "sequential" / "sites.csv")
+    assert sites["used"].tolist() == [6, 6, 6]
+    assert (tmp_path / "sequential" / "report.html").is_file()
+
+
+def test_distances_are_in_millimetres(balls, tmp_path):
+    coarse, fine = content(), content(preprocessing={"spacing": 1, "size": [32, 32, 32]})
+    for name, study in (("coarse", coarse), ("fine", fine)):
+        study["evaluation"]["metrics"] = ["dice", "hd95"]
+        study["training"]["rounds"] = 1
+        run(balls, tmp_path / name, study)
+    # An untrained network marks about everything or nothing: distances are those of the same space.
+    far = [pd.read_csv(tmp_path / name / "predictions.csv")["hd95"].max() for name in ("coarse", "fine")]
+    assert max(far) <= np.sqrt(3) * 32
+    assert min(far) > 3
+
+
+def test_several_structures_and_two_channels(balls, tmp_path):
+    study = content(mask_classes=["rim", "core"], image=["image", "image"], patch=[8, 8, 8])
+    results = run(balls, tmp_path / "out", study)
+    assert {"dice[rim]", "dice[core]"} <= set(results.results["metric"])
+
+
+@pytest.mark.parametrize("task", ["classification", "regression"])
+def test_labels_of_whole_volumes(balls, tmp_path, task):
+    results = run(balls, tmp_path / "out", content(task))
+    assert results.results["value"].notna().any()
+
+
+def test_a_plan_is_made_once_from_all_sites(balls, tmp_path):
+    study = content(preprocessing={"spacing": "auto", "size": "auto"}, patch="auto")
+    study["model"] = "auto"
+    planned = Study.of(study, balls).planned()
+    assert planned.plan is not None
+    filled = planned.declaration.filled()
+    assert filled["data"]["preprocessing"]["spacing"] == [2.0, 2.0, 2.0]
+    assert next(iter(filled["model"])) == "unet"
+    assert not planned.declaration.wants_plan
+    assert planned.planned() is planned
+    study["training"]["rounds"] = 1
+    run(balls, tmp_path / "out", study)
+    record = json.loads((tmp_path / "out" / "provenance.json").read_text())
+    assert record["volumes"]["spacing"] == [2.0, 2.0, 2.0]
+    # The results folder says everything: its study file needs no plan.
+    assert Study.read(tmp_path / "out" / "study.yaml").declaration.wants_plan is False
+
+
+def test_histogram_landmarks_come_from_all_sites(balls, tmp_path):
+    study = content(preprocessing={"spacing": 2, "size": [16, 16, 16], "intensity": "nyul"})
+    study["methods"] = ["fedavg", "mix"]
+    for mode in ("sequential", "processes"):
+        study["engine"] = {"mode": mode, "workers": 2, "threads": 1}
+        run(balls, tmp_path / mode, study)
+    one, other = ((tmp_path / mode / "results.csv").read_bytes() for mode in ("sequential", "processes"))
+    assert one == other
+
+
+def test_a_damaged_file_is_counted_or_stops_the_study(balls, tmp_path):
+    for file in balls.glob("*.nii.gz"):
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    (tmp_path / "manifest.csv").write_bytes((balls / "manifest.csv").read_bytes())
+    victim = tmp_path / "north3.image.nii.gz"
+    victim.write_bytes(victim.read_bytes()[:200])
+    with pytest.raises(PolyclinicError, match="P204 Site north: 1 of 6 cases can't be read"):
+        Study.of(content(), tmp_path).open()
+    opened = Study.of(content(max_unreadable=0.2), tmp_path).open()
+    assert opened.sites["north"].counts.rejected.total() == 1
+    assert len(opened.sites["north"]) == 5
+
+
+def test_a_grid_too_small_is_told(balls):
+    _, warnings = Study.of(content(preprocessing={"spacing": 2, "size": [8, 16, 16]}), balls).check()
+    assert any("a part of the mask lies outside `size`" in warning for warning in warnings)
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"preprocessing": {"size": [16, 16, 16], "orientation": "RAR"}}, "does not name three different axes"),
+        ({"preprocessing": {"size": [16, 16]}}, "preprocessing"),
+        ({"preprocessing": {"size": [16, 16, 16], "intensity": "zscor"}}, "Did you mean 'zscore'"),
+        ({"patch": [32, 8, 8]}, "larger than the volumes"),
+        ({"size": [16, 16]}, "`size` is for PNG and JPG images"),
+        ({"preprocessing": None, "size": [16, 16], "patch": [8, 8, 8]}, "`patch` is for volumes"),
+        ({"preprocessing": {"spacing": "auto", "size": [16, 16, 16]}}, "Write `size: auto`"),
+        ({"preprocessing": None, "size": [16, 16], "image": ["image", "image"]}, "channels of volumes"),
+    ],
+)
+def test_entries_that_do_not_fit_get_their_sentence(balls, change, sentence):
+    study = content(**change)
+    study["data"] = {key: value for key, value in study["data"].items() if value is not None}
+    with pytest.raises(StudyError) as caught:
+        Study.of(study, balls)
+    assert sentence in str(caught.value)
+
+
+def test_boxes_are_for_segmentation(balls):
+    with pytest.raises(StudyError, match="`patch` is for segmentation"):
+        Study.of(content("classification", patch=[8, 8, 8]), balls)
