@@ -81,3 +81,15 @@ def test_every_volume_gives_pictures_of_one_size(size, spacing):
     assert found["image"].shape[1:] == found["mask"].shape == found["prediction"].shape
     assert int(found["planes"].sum()) == found["mask"].shape[1]
     assert {*found["mask"].unique().tolist()} <= {*mask.unique().tolist(), 0}
+
+
+def test_the_pictures_are_the_same_whatever_the_axes_point_to():
+    source = torch.Generator().manual_seed(0)
+    image = torch.rand(1, 6, 8, 10, generator=source)
+    mask, prediction = (torch.randint(0, 2, (6, 8, 10), generator=source, dtype=torch.uint8) for _ in range(2))
+    as_ras = case_pictures(image, mask, prediction, (1.0, 2.0, 3.0))
+    # The same volume stored with axes to superior, left and posterior.
+    turned = [one.permute(2, 0, 1).flip(1, 2) for one in (image[0], mask, prediction)]
+    again = case_pictures(turned[0][None], turned[1], turned[2], (3.0, 1.0, 2.0), "SLP")
+    for name, picture in as_ras.items():
+        torch.testing.assert_close(again[name], picture)

@@ -126,6 +126,12 @@ class Dataset:
         size = self.patch.size
         return inputs.crop(index, corners, size), targets.crop(index, corners, size)
 
+    @property
+    def orientation(self) -> str:
+        """Where the axes of volumes point, such as RAS; "" for flat images and tables."""
+        inputs = self._inputs
+        return str(inputs.about[0]["grid_orientation"]) if isinstance(inputs, Volumes) else ""
+
     def picture(self, position: int) -> Tensor:
         """The image of one case before scaling, for a person to look at: uint8 ``[C, H, W]``, or a volume
         ``[C, D, H, W]`` of any range."""

@@ -179,7 +179,7 @@ def overlays(
         predicted, targets = probabilities(run, vectors, case)
         fields[rank] = float(torch.cat(scores)[position])
         marks = targets[0, 0].to(torch.uint8), task.decide(predicted, threshold)[0]
-        shown = case_pictures(run.dataset.picture(int(case)), *marks, run.dataset.spacing)
+        shown = case_pictures(run.dataset.picture(int(case)), *marks, run.dataset.spacing, run.dataset.orientation)
         tensors |= {f"{rank}/{name}": picture for name, picture in shown.items()}
     return fields, tensors
 

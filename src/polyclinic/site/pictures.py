@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
+from nibabel.orientations import apply_orientation, axcodes2ornt, ornt_transform
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -16,13 +17,12 @@ PLANES = {"axial": 2, "coronal": 1, "sagittal": 0}
 
 
 def case_pictures(
-    image: Tensor, mask: Tensor, prediction: Tensor, spacing: Sequence[float] | None = None
+    image: Tensor, mask: Tensor, prediction: Tensor, spacing: Sequence[float] | None = None, orientation: str = "RAS"
 ) -> dict[str, Tensor]:
     """The pictures of one segmented case.
 
     An image is shown as it is. Of a volume three slices are shown side by side, each through the place where prediction
-    and mask differ most, or through the most of the mask where they agree. A volume's axes point to the right, the
-    front and the top of the patient (RAS), as preprocessing brings them; the slices are turned as radiologists see
+    and mask differ most, or through the most of the mask where they agree. The slices are turned as radiologists see
     them: front or top up, the patient's right on the left. Voxels that are no cubes are stretched to scale.
 
     Args:
@@ -30,6 +30,7 @@ def case_pictures(
         mask: class indices, uint8 ``[H, W]`` or ``[X, Y, Z]``.
         prediction: same shape.
         spacing: size of a voxel along each axis; default all equal.
+        orientation: where the axes of a volume point; the default is right, front and top of the patient.
 
     Returns:
         ``image`` uint8 ``[C, H, W]``, ``mask`` and ``prediction`` uint8 ``[H, W]``; for a volume also ``planes``, int32
@@ -38,7 +39,10 @@ def case_pictures(
     if mask.dim() == 2:
         shown = image if image.dtype == torch.uint8 else torch.stack([window(channel) for channel in image])
         return {"image": shown, "mask": mask, "prediction": prediction}
-    layers = [one.numpy() for one in (window(image[0]), mask, prediction)]
+    turn = ornt_transform(axcodes2ornt(orientation), axcodes2ornt("RAS"))
+    layers = [apply_orientation(one.numpy(), turn) for one in (window(image[0]), mask, prediction)]
+    if spacing is not None:
+        spacing = [spacing[int(axis)] for axis in np.argsort(turn[:, 0])]
     places = _places(layers[1], layers[2])
     scale = np.ones(3) if spacing is None else np.asarray(spacing) / min(spacing)
     slices = {name: [_slice(layer, axis, places[axis], scale) for layer in layers] for name, axis in PLANES.items()}

@@ -28,8 +28,8 @@ class Prepared:
         image: float16 ``[C, D, H, W]`` (float32 where intensities stay as they are).
         mask: uint8 ``[1, D, H, W]`` of class indices, or None.
         about: what was found, as JSON values: ``facts`` of the first image as it was read (see `VolumeFacts`),
-            ``grid_spacing`` in mm, ``labels`` (voxels of each class in the prepared mask), ``lost`` (share of the
-            mask's foreground that lies outside the grid), ``landmarks`` ``[C][11]``.
+            ``grid_spacing`` in mm, ``grid_orientation`` (axis codes), ``labels`` (voxels of each class in the prepared
+            mask), ``lost`` (share of the mask's foreground that lies outside the grid), ``landmarks`` ``[C][11]``.
     """
 
     image: npt.NDArray[np.floating]
@@ -83,7 +83,12 @@ def prepare_case(
             marks.append(landmarks_of(normalised, foreground_of(values, normalise.foreground)))
         channels.append(normalised)
     stacked = np.stack(channels)
-    about: dict[str, Any] = {"facts": asdict(facts), "grid_spacing": list(grid.spacing), "landmarks": marks}
+    about: dict[str, Any] = {
+        "facts": asdict(facts),
+        "grid_spacing": list(grid.spacing),
+        "grid_orientation": spec.orientation,
+        "landmarks": marks,
+    }
     prepared_mask = None
     if turned_mask is not None:
         _check_place(turned_mask, single[0], "mask and image")
