@@ -28,7 +28,7 @@ def check_frame(opened: Opened, spec: DataSpec) -> pd.DataFrame:
     cases; a column ``class: NAME`` with the number of cases of each class, ``foreground`` with the mean share of
     foreground pixels (0 to 1) for segmentation, or ``label mean`` and ``label deviation`` for regression; ``missing``
     (percent of all feature values); ``duplicates`` (cases whose inputs repeat those of an earlier case of the site);
-    for volumes what the images were like as they were read, ``shapes`` to ``field strengths``, see `summarise`.
+    for volumes what the images were like as they were read, ``shapes`` to ``field strengths``, see `facts_row`.
 
     Args:
         opened: the data.

@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
-import pandas as pd
 
-from polyclinic.data.cases import reasons_text
-from polyclinic.data.readers.read import read_volume
-from polyclinic.data.readers.volume import UnreadableError, Volume
+from polyclinic.data.readers.volume import Volume
 
 _QUANTILES = (0.01, 0.5, 0.99)
 _MOST_KINDS = 4
@@ -58,63 +54,13 @@ def volume_facts(volume: Volume) -> VolumeFacts:
     )
 
 
-def describe_volumes(
-    cells: Mapping[str, Sequence[str]],
-    root: Path,
-    allowed: Sequence[Path] = (),
-    progress: Callable[[int, int], None] | None = None,
-) -> pd.DataFrame:
-    """Read every image whole, and summarise each site's.
+def facts_row(facts: Sequence[VolumeFacts]) -> dict[str, str]:
+    """What the images of one site are like, as texts.
 
-    Args:
-        cells: site -> cells of the manifest, as for ``read_volume``.
-        root: folder to which cells are relative.
-        allowed: other folders in which files may lie.
-        progress: called with the number of images read, and of all images.
-
-    Returns:
-        the frame of ``summarise``.
-    """
-    total, done = sum(map(len, cells.values())), 0
-    facts: dict[str, list[VolumeFacts]] = {}
-    rejected: dict[str, Counter[str]] = {}
-    for site, places in cells.items():
-        facts[site], rejected[site] = [], Counter()
-        for where in places:
-            try:
-                facts[site].append(volume_facts(read_volume(where, root, allowed)))
-            except UnreadableError as error:
-                rejected[site][str(error)] += 1
-            done += 1
-            if progress is not None:
-                progress(done, total)
-    return summarise(facts, rejected)
-
-
-def summarise(facts: Mapping[str, Sequence[VolumeFacts]], rejected: Mapping[str, Counter[str]]) -> pd.DataFrame:
-    """A row for each site.
-
-    Columns: ``site``; ``found``, ``used`` and ``rejected`` images with ``reasons`` (text); ``shapes``,
-    ``orientations``, ``vendors`` and ``field strengths`` (tesla) as texts with counts, the most frequent first;
+    ``shapes``, ``orientations``, ``vendors`` and ``field strengths`` (tesla) with counts, the most frequent first;
     ``spacing`` in millimetres, for each axis the median and, where it varies, the range; ``intensity``, the medians
     over images of the 1 %, 50 % and 99 % quantiles.
     """
-    rows = []
-    for site in dict.fromkeys([*facts, *rejected]):
-        mine, lost = facts.get(site, ()), rejected.get(site, Counter())
-        rows.append({
-            "site": site,
-            "found": len(mine) + lost.total(),
-            "used": len(mine),
-            "rejected": lost.total(),
-            "reasons": reasons_text(lost),
-            **facts_row(mine),
-        })  # fmt: skip
-    return pd.DataFrame(rows)
-
-
-def facts_row(facts: Sequence[VolumeFacts]) -> dict[str, str]:
-    """The columns ``shapes`` to ``field strengths`` of ``summarise``, for the images of one site."""
     spacings = [_spread([one.spacing[axis] for one in facts]) for axis in range(3)] if facts else []
     return {
         "shapes": _frequent("×".join(map(str, one.shape)) for one in facts),

@@ -48,9 +48,7 @@ def missing_decoder(header: Header) -> str:
         except NotImplementedError:
             return "transfer syntax is none for images, or is damaged"
         if not decoder.is_available:
-            extra = any(kind in syntax.name for kind in ("JPEG 2000", "JPEG-LS", "RLE"))
-            package = "'polyclinic[dicom]'" if extra else "python-gdcm"
-            return f"compression {syntax.name} needs a decoder: pip install {package}"
+            return f"compression {syntax.name} needs a decoder: pip install 'polyclinic[dicom]'"
         if syntax == _JPEG_EXTENDED and header.bits_stored > 8 and "pylibjpeg" not in decoder.available_plugins:
             return _TWELVE_BITS
     return ""
