@@ -16,13 +16,14 @@ test-long: $(MADE)
 
 # Style, types and import rules.
 check: $(MADE)
-	$(BIN)/ruff check src tests benchmarks studies
-	$(BIN)/ruff format --check src tests benchmarks studies
+	$(BIN)/ruff check src tests benchmarks studies docs
+	$(BIN)/ruff format --check src tests benchmarks studies docs
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
 benchmark: $(MADE)
 	$(BIN)/python benchmarks/rounds.py
+	$(BIN)/python benchmarks/data.py
 
 # docs/results.md from the studies; needs POLYCLINIC_DATA.
 results: $(MADE)

@@ -20,6 +20,7 @@ class _Volumes:
 
     patch = None
     augments = False
+    orientation = "RAS"
 
     def __init__(self, cases, classes, spacing):
         random = torch.Generator().manual_seed(0)

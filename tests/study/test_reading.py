@@ -317,7 +317,8 @@ BAD = [
     ('  features: "x*"\n', "", "P102", 2, "data.features",
      "give `features` (columns of the table) or `image` (column with image files)."),
     ('features: "x*"', "image: path", "P102", 2, "data.size",
-     "the entry 'size' is missing: [height, width] in pixels to which images are brought."),
+     "the entry 'size' is missing: [height, width] in pixels to which images are brought. "
+     "For NIfTI and DICOM give `preprocessing` instead."),
     ("folds: 2", "folds: 2\n  split: part", "P102", 15, "evaluation.split",
      "`folds` and `split` exclude each other; give one."),
     ("batch_size: 8", "local_epochs: 1\n  local_steps: 4", "P102", 12, "training.local_steps",

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
+from numpy.lib.format import open_memmap
 from torch import Tensor
 
 
@@ -71,7 +72,7 @@ class Volumes:
         mapped = self._maps[position]
         if mapped is None:
             # Copy on write: PyTorch wants arrays that could be written to.
-            mapped = self._maps[position] = np.load(self.files[position], mmap_mode="c", allow_pickle=False)
+            mapped = self._maps[position] = open_memmap(self.files[position], mode="c")
         return mapped
 
 
