@@ -112,7 +112,7 @@ def epoch() -> None:
 
         def from_memory() -> None:
             for index in order.split(batch):
-                ((memory[index] - 0.0) / 1.0).sum()
+                memory[index].sum()
 
         times: dict[Callable[[], None], list[float]] = {from_cache: [], from_memory: []}
         for _ in range(9):

@@ -59,7 +59,7 @@ def test_a_bids_data_set_is_scanned_and_learned_from(tmp_path):
     assert table["site"].nunique() == 2
     content = {
         "data": {
-            "table": "manifest.csv", "root": "brains", "site": "site", "subject": "subject", "image": "T1w",
+            "table": "manifest.csv", "root": "brains", "site": "site", "subject": "subject", "image": "image",
             "label": "age", "preprocessing": {"spacing": "auto", "size": "auto"},
         },
         "task": "regression", "model": "auto", "training": {"batch_size": 4}, "evaluation": {}, "methods": METHODS,

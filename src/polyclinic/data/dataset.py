@@ -115,16 +115,20 @@ class Dataset:
             masks = targets if targets.ndim > 1 else None
             images, masks = self._augmentation(images, masks, augment)
             targets = targets if masks is None else masks
-        return self._scaler.apply(images), targets
+        return self._scaler.apply(images) if self._scaler.changes else images, targets
 
     def _chosen(self, index: Tensor, augment: int | None) -> tuple[Tensor, Tensor]:
         """Inputs and targets as they are kept: whole, or boxes of volumes."""
         inputs, targets = self._inputs, self.targets
-        if augment is None or self.patch is None or not isinstance(inputs, Volumes) or not isinstance(targets, Volumes):
+        if not isinstance(inputs, Volumes):
             return inputs.index_select(0, index), targets.index_select(0, index)
-        corners = patch_corners(targets, index, self.patch, augment)
-        size = self.patch.size
-        return inputs.crop(index, corners, size), targets.crop(index, corners, size)
+        size = tuple(inputs.shape[2:])
+        corners = [(0, 0, 0)] * len(index)
+        if augment is not None and self.patch is not None and isinstance(targets, Volumes):
+            size = self.patch.size
+            corners = patch_corners(targets, index, self.patch, augment)
+        chosen = targets.crop(index, corners, size) if isinstance(targets, Volumes) else targets.index_select(0, index)
+        return inputs.crop(index, corners, size, torch.float32), chosen
 
     @property
     def orientation(self) -> str:

@@ -105,6 +105,11 @@ class Scaler:
         """Leaves values as they are; a missing value becomes 0 unless ``with_mean`` or ``with_median`` follows."""
         return cls(torch.zeros(features), torch.ones(features), torch.zeros(features))
 
+    @property
+    def changes(self) -> bool:
+        """Whether it changes values at all."""
+        return bool((self.mean != 0).any() or (self.deviation != 1).any())
+
     def with_mean(self, summary: Summary) -> Scaler:
         """The same scaling, but a missing value becomes the mean of the summarised cases.
 

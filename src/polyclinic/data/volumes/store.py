@@ -51,18 +51,21 @@ class Volumes:
             raise ValueError("volumes are chosen by case, axis 0")
         return self.crop(index, [(0, 0, 0)] * len(index), tuple(self.shape[2:]))
 
-    def crop(self, index: Tensor, corners: Sequence[Sequence[int]], size: Sequence[int]) -> Tensor:
+    def crop(
+        self, index: Tensor, corners: Sequence[Sequence[int]], size: Sequence[int], dtype: torch.dtype | None = None
+    ) -> Tensor:
         """A box of each of some cases; nothing else is read from disk.
 
         Args:
             index: int64 ``[B]``.
             corners: first voxel of each box, B times (D, H, W).
             size: of all boxes; they lie within the volumes.
+            dtype: type of the result, to which values are converted while they are copied; default: that of the files.
 
         Returns:
-            ``[B, C, *size]`` in the type of the files.
+            ``[B, C, *size]``.
         """
-        found = torch.empty(len(index), self.shape[1], *size, dtype=self.dtype)
+        found = torch.empty(len(index), self.shape[1], *size, dtype=dtype or self.dtype)
         for row, (position, corner) in enumerate(zip(index.tolist(), corners, strict=True)):
             box = tuple(slice(start, start + side) for start, side in zip(corner, size, strict=True))
             found[row] = self[position][(slice(None), *box)]
