@@ -141,6 +141,7 @@ def test_a_half_written_case_counts_as_none(tmp_path):
     record = cache.load(key)
     assert record is not None
     assert record == json.loads(json.dumps(stored))
+    assert (tmp_path / ".gitignore").read_text() == "*\n"  # patients' images stay out of repositories
     cache.image(key).unlink()
     assert cache.load(key) is None
 

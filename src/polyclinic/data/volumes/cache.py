@@ -104,6 +104,9 @@ class Cache:
 
     def _write(self, path: Path, array: np.ndarray[Any, Any]) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
+        ignore = self.folder / ".gitignore"
+        if not ignore.exists():  # images of patients must not end up in a repository beside the study file
+            ignore.write_text("*\n", encoding="ascii")
         part = path.with_name(f"{path.name}.{os.getpid()}.part")
         with part.open("wb") as file:
             np.save(file, array, allow_pickle=False)
