@@ -242,7 +242,8 @@ def _sites_table(sites: pd.DataFrame) -> object:
     from rich.table import Table
 
     shown = [name for name in sites.columns if name not in {"scored", "note", "reasons"}]
-    table = Table(*(name.removeprefix("class: ") for name in shown), header_style="bold", box=SIMPLE, pad_edge=False)
+    heads = (name.removeprefix("class: ") for name in shown)
+    table = Table(*heads, header_style="bold", box=SIMPLE, pad_edge=False, collapse_padding=True)
     for row in sites[shown].itertuples(index=False):
         cells = zip(shown, row, strict=True)
         table.add_row(*(_cell_text(name, cell) for name, cell in cells))

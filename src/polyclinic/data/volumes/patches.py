@@ -1,4 +1,8 @@
-"""Where to cut boxes from volumes for training."""
+"""Where to cut boxes from volumes for training.
+
+MONAI's RandCropByPosNegLabel is given whole images; here the place is chosen first, so that only the box is read from
+disk.
+"""
 
 from __future__ import annotations
 
