@@ -141,6 +141,7 @@ def _place(loc: Place, content: object) -> Place:
 
 def _plain(message: str) -> str:
     message = message.removeprefix("Value error, ").replace("Input should be", "expected")
+    message = message.replace("a valid tuple", "a list").replace("a valid list", "a list")
     return re.sub(r" or instance of \w+", "", message).replace("Field required", "a value is missing")
 
 

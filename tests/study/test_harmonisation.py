@@ -295,7 +295,7 @@ def test_numbers_that_name_groups(entries, tmp_path):
         ("comabt", "P102 .*expected none, combat or"),
         ({"comabt": {}}, "P103 .*has no entry 'comabt'. Did you mean 'combat'?"),
         ({"combat": {"covariate": ["age"]}}, "P103 .*has no entry 'covariate'. Did you mean 'covariates'?"),
-        ({"combat": {"covariates": "age"}}, "P102 .*got 'age'; expected a valid list"),
+        ({"combat": {"covariates": "age"}}, "P102 .*got 'age'; expected a list"),
         ({"combat": {"covariates": ["diagnosis"]}}, "P104 .*the label 'diagnosis' can't be a covariate: the covariates "
                                                     "of test cases are used to harmonise them"),
         ({"combat": {"covariates": ["site"]}}, "P104 .*'site' names the site"),

@@ -38,7 +38,7 @@ def build_model(
             raise TrainingError(
                 "P302",
                 f"The model {name} can't be built for inputs of shape {tuple(shape)}: {str(error).rstrip('.')}.",
-                "Change the model's options or `data: {size: ...}`.",
+                "Change the model's options, or the images' `size` (or `patch`) under `data`.",
             ) from error
     return FlatModule(module, head, device)
 
