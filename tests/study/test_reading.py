@@ -253,7 +253,7 @@ BAD = [
     ("batch_size: 8", "weights: unifrom", "P102", 11, "training.weights",
      "got 'unifrom'; expected 'cases' or 'uniform'."),
     ("batch_size: 8", "class_weights: balance", "P102", 11, "training.class_weights",
-     "got 'balance'; expected 'none' or 'balanced', or a valid list."),
+     "got 'balance'; expected 'none' or 'balanced', or a list."),
     ("batch_size: 8", "class_weights: [1, -2]", "P102", 11, "training.class_weights[2]",
      "got -2; expected greater than 0."),
     ("batch_size: 8", "schedule: step", "P102", 11, "training.schedule.step",
