@@ -564,7 +564,10 @@ def test_estimate_is_students_interval_kept_within_the_range_of_a_share():
     half = student.ppf(0.975, 2) * 0.1 / np.sqrt(3)  # 4.3027 * 0.0577 = 0.2484
     assert (one.mean, one.high) == (0.8, 1.0)
     assert one.low == pytest.approx(0.8 - half)
-    assert estimate(pd.Series([12.0, 14.0])).high > 14
+    assert estimate(pd.Series([12.0, 13.0, 14.0])).high > 14
+    two = estimate(pd.Series([12.0, 14.0]))
+    assert two.mean == 13
+    assert np.isnan([two.low, two.high]).all()
     alone = estimate(pd.Series([0.7]))
     assert alone.mean == 0.7
     assert np.isnan([alone.low, alone.high, estimate(pd.Series([np.nan])).mean]).all()

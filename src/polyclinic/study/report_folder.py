@@ -287,7 +287,9 @@ def _mapping(value: Any) -> dict[str, Any]:
 
 
 def estimate(values: pd.Series[float], limits: tuple[float, float] = (0.0, 1.0)) -> Estimate:
-    """Mean and 95 % interval (Student's t) of values that are numbers; no interval from fewer than two.
+    """Mean and 95 % interval (Student's t) of values that are numbers; no interval from fewer than three.
+
+    Of two values it would be thirteen times as wide as they are apart, which tells nothing.
 
     The interval is cut off at ``limits`` where all values keep to them.
 
@@ -300,7 +302,7 @@ def estimate(values: pd.Series[float], limits: tuple[float, float] = (0.0, 1.0))
     if values.empty:
         return Estimate(np.nan, np.nan, np.nan)
     mean = round(float(values.mean()), 12)
-    if len(values) == 1:
+    if len(values) < 3:
         return Estimate(mean, np.nan, np.nan)
     half = float(stats.t.ppf(0.975, len(values) - 1) * values.std(ddof=1) / np.sqrt(len(values)))
     low, high = mean - half, mean + half
