@@ -2,6 +2,9 @@
 
 import hashlib
 import json
+import shlex
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -13,7 +16,7 @@ from helpers import write_image_study
 from polyclinic import Study
 from polyclinic.errors import StudyError, TrainingError
 from polyclinic.models import build_model
-from polyclinic.models.bundle import load_weights, read_bundle
+from polyclinic.models.bundle import CONVERT, load_weights, read_bundle
 from polyclinic.state import Role
 
 DEFINITION = {
@@ -34,15 +37,13 @@ def network():
     return UNet(2, 1, 1, [4, 8], [2], num_res_units=0, norm=("BATCH", {"momentum": 0.2}))
 
 
-def write_bundle(folder, config=CONFIG, name="inference.json", weights="model.pt", state=None):
+def write_bundle(folder, config=CONFIG, name="inference.json", weights="model.safetensors", state=None):
     (folder / "configs").mkdir(parents=True, exist_ok=True)
     (folder / "models").mkdir(exist_ok=True)
     text = json.dumps(config) if name.endswith("json") else yaml.safe_dump(config)
     (folder / "configs" / name).write_text(text)
     state = network().state_dict() if state is None else state
-    if weights == "model.pt":
-        torch.save(state, folder / "models" / weights)
-    elif weights:
+    if weights:
         save_file(state, folder / "models" / weights)
     return folder
 
@@ -63,9 +64,8 @@ def test_a_definition_is_names_and_plain_values(tmp_path, name, target):
     }  # fmt: skip
 
 
-@pytest.mark.parametrize("weights", ["model.pt", "model.safetensors"])
-def test_its_weights_are_those_of_the_file(tmp_path, weights):
-    found = read_bundle(write_bundle(tmp_path / "spleen", weights=weights), weights=True)
+def test_its_weights_are_those_of_the_file(tmp_path):
+    found = read_bundle(write_bundle(tmp_path / "spleen"), weights=True)
     model = build_model("monai", {"network": found.network, "arguments": found.arguments}, (1, 16, 16), 1)
     load_weights(model.module, found.weights)
     for name, tensor in network().state_dict().items():
@@ -75,9 +75,9 @@ def test_its_weights_are_those_of_the_file(tmp_path, weights):
     assert {e.name.rsplit(".", 2)[0] for e in model.layout.entries if e.role is Role.HEAD} == {"model.2"}
 
 
-@pytest.mark.parametrize("wrap", [lambda s: {"state_dict": s}, lambda s: {f"module.{n}": t for n, t in s.items()}])
-def test_usual_wrappings_of_weights_are_undone(tmp_path, wrap):
-    found = read_bundle(write_bundle(tmp_path / "b", state=wrap(network().state_dict())), weights=True)
+def test_the_prefix_of_parallel_training_is_undone(tmp_path):
+    state = {f"module.{name}": tensor for name, tensor in network().state_dict().items()}
+    found = read_bundle(write_bundle(tmp_path / "b", state=state), weights=True)
     module = network()
     torch.nn.init.zeros_(module.model[0].conv.weight)
     load_weights(module, found.weights)
@@ -117,9 +117,7 @@ def test_folders_that_are_no_bundle(tmp_path):
     with pytest.raises(StudyError, match=r"P102 .* can't be used: it has no folder `configs`"):
         read_bundle(tmp_path, weights=False)
     folder = write_bundle(tmp_path / "b", weights=None)
-    with pytest.raises(
-        StudyError, match=r"P102 b can't be used: its folder `models` has no model.safetensors or model.pt"
-    ):
+    with pytest.raises(StudyError, match=r"P102 b can't be used: its folder `models` has no model.safetensors.*afresh"):
         read_bundle(folder, weights=True)
     (folder / "configs" / "inference.json").write_text("{")
     with pytest.raises(StudyError, match=r"P102 inference.json can't be used: it can't be read"):
@@ -131,15 +129,30 @@ class _Trap:
         return exec, ("raise SystemExit('code was run')",)
 
 
-def test_weights_that_run_code_or_are_of_another_network_are_refused(tmp_path):
+def test_a_pickle_is_never_opened_and_the_way_out_is_told(tmp_path):
+    folder = write_bundle(tmp_path / "b", weights=None)
+    torch.save({"a": _Trap()}, folder / "models" / "model.pt")
+    with pytest.raises(StudyError, match=r"model\.pt is a pickle, which can run code. If you trust it, run"):
+        read_bundle(folder, weights=True)
+    (folder / "models" / "model.pt").rename(folder / "models" / "model.safetensors")
+    with pytest.raises(StudyError, match=r"model\.safetensors can't be used: it is damaged or holds no tensors"):
+        load_weights(network(), read_bundle(folder, weights=True).weights)
+
+
+def test_the_command_that_is_told_converts_weights(tmp_path):
+    folder = write_bundle(tmp_path / "b", weights=None)
+    torch.save(network().state_dict(), folder / "models" / "model.pt")
+    program = shlex.split(CONVERT)[2]
+    subprocess.run([sys.executable, "-c", program], cwd=folder / "models", check=True)
     module = network()
-    trap = tmp_path / "model.pt"
-    torch.save({"a": _Trap()}, trap)
-    with pytest.raises(StudyError, match=r"P102 model\.pt can't be used: it is damaged, or holds more than tensors"):
-        load_weights(module, trap)
-    trap.write_bytes(b"nothing")
-    with pytest.raises(StudyError, match=r"P102 model\.pt can't be used: it is damaged, or holds more than tensors"):
-        load_weights(module, trap)
+    torch.nn.init.zeros_(module.model[0].conv.weight)
+    load_weights(module, read_bundle(folder, weights=True).weights)
+    assert torch.equal(module.state_dict()["model.0.conv.weight"], network().state_dict()["model.0.conv.weight"])
+
+
+def test_weights_of_another_network_are_refused(tmp_path):
+    module = network()
+    other = tmp_path / "model.safetensors"
     state = module.state_dict()
     for change, message in (
         ({"surplus": torch.zeros(1)}, r"it has besides 1 of the tensors of the network \(surplus\)"),
@@ -148,19 +161,12 @@ def test_weights_that_run_code_or_are_of_another_network_are_refused(tmp_path):
             r"it has in another shape 1 of the tensors .* \(model.0.conv.weight\)",
         ),
     ):
-        torch.save({**state, **change}, trap)
+        save_file({**state, **change}, other)
         with pytest.raises(StudyError, match=message):
-            load_weights(module, trap)
-    torch.save({name: state[name] for name in list(state)[1:]}, trap)
+            load_weights(module, other)
+    save_file({name: state[name] for name in list(state)[1:]}, other)
     with pytest.raises(StudyError, match="it lacks 1 of the tensors of the network"):
-        load_weights(module, trap)
-
-
-def test_versions_of_pytorch_that_read_weights_unsafely_are_not_trusted(tmp_path, monkeypatch):
-    found = read_bundle(write_bundle(tmp_path / "b"), weights=True)
-    monkeypatch.setattr(torch, "__version__", "2.5.1+cpu")
-    with pytest.raises(StudyError, match=r"P102 model\.pt can't be used: PyTorch 2\.5\.1\+cpu can't read it without"):
-        load_weights(network(), found.weights)
+        load_weights(module, other)
 
 
 @pytest.mark.parametrize(
@@ -195,7 +201,7 @@ def test_a_study_starts_from_the_weights_of_a_bundle_beside_it(tmp_path):
     assert str(tmp_path) not in (
         tmp_path / "results" / "models" / "fedavg-seed0-fold0.safetensors"
     ).read_bytes().decode("latin-1")
-    weights = (tmp_path / "bundles" / "spleen" / "models" / "model.pt").read_bytes()
+    weights = (tmp_path / "bundles" / "spleen" / "models" / "model.safetensors").read_bytes()
     assert results.provenance["weights_sha256"] == hashlib.sha256(weights).hexdigest()
     study["model"] = {"bundle": {"path": "bundles/liver"}}
     with pytest.raises(StudyError, match=r"P102 study, model.bundle.path: liver can't be used: it has no folder"):

@@ -75,15 +75,15 @@ def test_boxes_windows_and_all_engines_agree(balls, tmp_path):
 
 
 def test_distances_are_in_millimetres(balls, tmp_path):
-    coarse, fine = content(), content(preprocessing={"spacing": 1, "size": [32, 32, 32]})
-    for name, study in (("coarse", coarse), ("fine", fine)):
-        study["evaluation"]["metrics"] = ["dice", "hd95"]
-        study["training"]["rounds"] = 1
-        run(balls, tmp_path / name, study)
-    # An untrained network marks about everything or nothing: distances are those of the same space.
-    far = [pd.read_csv(tmp_path / name / "predictions.csv")["hd95"].max() for name in ("coarse", "fine")]
-    assert max(far) <= np.sqrt(3) * 32
-    assert min(far) > 3
+    # At so high a threshold nothing is marked; the distance is then the diagonal of the volume, 32 mm a side.
+    for spacing, sides in ((2, 16), (1, 32)):
+        study = content(preprocessing={"spacing": spacing, "size": [sides] * 3})
+        study["evaluation"] |= {"metrics": ["dice", "hd95"], "threshold": 0.9999999}
+        study["training"] |= {"rounds": 1, "optimizer": {"sgd": {"lr": 1e-6}}}
+        run(balls, tmp_path / str(spacing), study)
+        cases = pd.read_csv(tmp_path / str(spacing) / "predictions.csv")
+        assert (cases["dice"] == 0).all()
+        np.testing.assert_allclose(cases["hd95"], np.sqrt(3) * 32)
 
 
 def test_several_structures_and_two_channels(balls, tmp_path):
@@ -94,8 +94,12 @@ def test_several_structures_and_two_channels(balls, tmp_path):
 
 @pytest.mark.parametrize("task", ["classification", "regression"])
 def test_labels_of_whole_volumes(balls, tmp_path, task):
-    results = run(balls, tmp_path / "out", content(task))
-    assert results.results["value"].notna().any()
+    found = run(balls, tmp_path / "out", content(task)).results
+    asked = {"classification": {"auc", "acc"}, "regression": {"mae", "rmse"}}[task]
+    assert asked <= set(found["metric"])
+    assert found[(found["tested_on"] == "all") & found["metric"].isin(asked)]["value"].notna().all()
+    # Every case of the three sites was a test case once.
+    assert len(pd.read_csv(tmp_path / "out" / "predictions.csv")) == 18
 
 
 def test_a_plan_is_made_once_from_all_sites(balls, tmp_path):

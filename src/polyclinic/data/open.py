@@ -205,15 +205,12 @@ def _check_spec(spec: DataSpec, task: Task) -> None:
     if spec.image is not None:
         inputs = "`image` and feature columns can't be used together."
         need(not (spec.features or spec.categorical), inputs, "Use either images or table columns.", "P104")
-        if spec.preprocessing is not None:
-            check_volumes(spec, task)
-        else:
+        if spec.preprocessing is None:
             need(isinstance(spec.image, str), "Several image columns are channels of volumes.",
                  "Name one column, or say with `preprocessing` how volumes are to be prepared.")  # fmt: skip
             need(spec.size and min(spec.size) > 0, "Images need a `size`.",
                  "Give height and width: size: [128, 128]; or `preprocessing` for NIfTI and DICOM.")  # fmt: skip
-    need(spec.preprocessing is None or spec.image, "`preprocessing` is for images.", "Name the `image` column.")
-    need(spec.patch is None or spec.preprocessing, "`patch` is for volumes.", "Give `preprocessing`, or take it out.")
+    check_volumes(spec, task)
     if task == "segmentation":
         need(spec.image and spec.mask, "Segmentation needs `image` and `mask`.", "Name the columns with their paths.")
     else:

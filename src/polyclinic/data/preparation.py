@@ -51,24 +51,25 @@ class Prepared:
 class Step(ABC):
     """One step of the chain. Its options are JSON values; the same object is made at the sites and the coordinator."""
 
-    #: Whether sites share something for this step.
-    federated = True
+    @abstractmethod
+    def apply(self, prepared: Prepared, merged: Tensors) -> Prepared:
+        """The step at one site; ``merged`` is empty for a step that each site takes alone."""
 
+
+class SharedStep(Step):
+    """A step that needs summaries of all sites."""
+
+    @abstractmethod
     def share(self, prepared: Prepared) -> Tensors:
         """What the site sends, from its training cases."""
-        raise NotImplementedError
 
+    @abstractmethod
     def merge(self, shared: Mapping[str, Tensors]) -> tuple[Tensors, list[str]]:
         """What all sites get, and sentences for the report, from what the sites that train sent, in site order.
 
         Raises:
             DataError: the step is impossible with these sites.
         """
-        raise NotImplementedError
-
-    @abstractmethod
-    def apply(self, prepared: Prepared, merged: Tensors) -> Prepared:
-        """The step at one site."""
 
 
 class OwnScaling(Step):
@@ -78,8 +79,6 @@ class OwnScaling(Step):
         standardise: to mean 0 and deviation 1 of the training cases.
         imputation: what a missing feature becomes: ``mean`` or ``median`` of the training cases.
     """
-
-    federated = False
 
     def __init__(self, *, standardise: bool, imputation: str) -> None:
         self.standardise, self.imputation = standardise, imputation
@@ -96,15 +95,15 @@ class OwnScaling(Step):
         return replace(prepared, scaler=scaler.with_mean(summary))
 
 
-class CommonScaling(Step):
+class CommonScaling(SharedStep):
     """All sites standardise by one mean and deviation; a missing feature becomes the mean."""
 
     def share(self, prepared: Prepared) -> Tensors:
-        """See `Step.share`."""
+        """See `SharedStep.share`."""
         return summarise(prepared.data.inputs, prepared.train).to_tensors()
 
     def merge(self, shared: Mapping[str, Tensors]) -> tuple[Tensors, list[str]]:
-        """See `Step.merge`."""
+        """See `SharedStep.merge`."""
         return merge([Summary.from_tensors(tensors) for tensors in shared.values()]).to_tensors(), []
 
     def apply(self, prepared: Prepared, merged: Tensors) -> Prepared:
@@ -112,7 +111,7 @@ class CommonScaling(Step):
         return replace(prepared, scaler=Scaler.from_summary(Summary.from_tensors(merged)))
 
 
-class ComBat(Step):
+class ComBat(SharedStep):
     """Differences between sites are taken out of features; see `polyclinic.data.combat`.
 
     Args:
@@ -138,11 +137,11 @@ class ComBat(Step):
         return values.index_select(0, prepared.train), _covariates(prepared.data).index_select(0, prepared.train)
 
     def share(self, prepared: Prepared) -> Tensors:
-        """See `Step.share`."""
+        """See `SharedStep.share`."""
         return combat.summarise(*self._training(prepared), groups=self.groups).to_tensors()
 
     def merge(self, shared: Mapping[str, Tensors]) -> tuple[Tensors, list[str]]:
-        """See `Step.merge`. Where the reference site is left out, the mean of the others takes its place."""
+        """See `SharedStep.merge`. Where the reference site is left out, the mean of the others takes its place."""
         sites = {site: combat.Moments.from_tensors(tensors) for site, tensors in shared.items()}
         reference = self.reference_site if self.reference_site in sites else None
         found, unusable = combat.estimate(sites, self.covariates, reference)
@@ -186,19 +185,19 @@ class ComBat(Step):
         return []
 
 
-class Landmarks(Step):
+class Landmarks(SharedStep):
     """Histograms of volumes are brought to one standard: the mean landmarks of all sites' training cases.
 
     Source: Nyul, Udupa, Zhang, IEEE TMI 19 (2000) 143-150; see `polyclinic.data.volumes.intensity.Nyul`.
     """
 
     def share(self, prepared: Prepared) -> Tensors:
-        """See `Step.share`."""
+        """See `SharedStep.share`."""
         found = landmarks(prepared.data.inputs)[prepared.train]
         return {"count": torch.tensor(float(len(found)), dtype=torch.float64), "sum": found.sum(0)}
 
     def merge(self, shared: Mapping[str, Tensors]) -> tuple[Tensors, list[str]]:
-        """See `Step.merge`."""
+        """See `SharedStep.merge`."""
         count = sum((tensors["count"] for tensors in shared.values()), torch.zeros((), dtype=torch.float64))
         total = torch.stack([tensors["sum"] for tensors in shared.values()]).sum(0)
         return {"standard": total / count}, []

@@ -1,8 +1,9 @@
 """Networks of MONAI bundles: their definition and weights as data, without running anything that stands in them.
 
-A bundle is a folder with ``configs/*.json`` or ``.yaml`` and ``models/model.pt``. Its configuration may hold Python
+A bundle is a folder with ``configs/*.json`` or ``.yaml`` and weights in ``models``. Its configuration may hold Python
 expressions and the names of any classes; here only the entry ``network_def`` is read, its class must be one of
-``NETWORKS``, and its arguments must be plain values or references to plain values.
+``NETWORKS``, and its arguments must be plain values or references to plain values. Weights are read from
+``models/model.safetensors`` alone: the usual ``model.pt`` is a pickle, which its owner can convert.
 """
 
 from __future__ import annotations
@@ -26,12 +27,15 @@ NETWORKS: tuple[str, ...] = get_args(Network)
 _MODULE = "monai.networks.nets"
 #: Configurations in which to look for the network, in this order.
 _CONFIGS = ("inference.json", "inference.yaml", "inference.yml", "train.json", "train.yaml", "train.yml")
-_WEIGHTS = ("model.safetensors", "model.pt")
+_WEIGHTS = "model.safetensors"
+#: What turns the weights of a bundle that is trusted into a file that need not be.
+CONVERT = (
+    'python -c "import torch; from safetensors.torch import save_file; '
+    "save_file(torch.load('model.pt', weights_only=True), 'model.safetensors')\""
+)
 #: Entries of a definition that say something to people or to MONAI's own loader.
 _ABOUT = ("_target_", "_desc_")
 _DEEPEST = 20
-#: First version of PyTorch that reads tensors alone from a file of its own format.
-SAFE_TORCH = (2, 6)
 
 
 @dataclass(frozen=True)
@@ -67,11 +71,12 @@ def read_bundle(folder: Path, *, weights: bool) -> Bundle:
     arguments = {key: _plain(value, config, name) for key, value in definition.items() if key not in _ABOUT}
     if arguments.get("pretrained"):
         raise _unfit(name, "its network would fetch pretrained weights.", "Set `pretrained` to false in the bundle.")
-    path = next((folder / "models" / file for file in _WEIGHTS if (folder / "models" / file).is_file()), None)
-    if weights and path is None:
-        raise _unfit(
-            folder.name, f"its folder `models` has no {' or '.join(_WEIGHTS)}.", "Set `weights: false` to start afresh."
-        )
+    path = folder / "models" / _WEIGHTS
+    if weights and not path.is_file():
+        hint = "Set `weights: false` to start afresh."
+        if path.with_name("model.pt").is_file():
+            hint = f"model.pt is a pickle, which can run code. If you trust it, run in that folder: {CONVERT}"
+        raise _unfit(folder.name, f"its folder `models` has no {_WEIGHTS}.", hint)
     return Bundle(network, arguments, path if weights else None)
 
 
@@ -79,15 +84,9 @@ def load_weights(module: Any, path: Path) -> None:
     """Copy the weights of a bundle into its network, in place.
 
     Raises:
-        StudyError: P102, the file can't be read without running code, or its tensors are not those of the network.
+        StudyError: P102, the file is damaged, or its tensors are not those of the network.
     """
-    found = _read_weights(path)
-    for key in ("state_dict", "model", "network"):
-        if isinstance(found, dict) and isinstance(found.get(key), dict):
-            found = found[key]
-    if not isinstance(found, dict):
-        raise _unfit(path.name, f"it holds a {type(found).__name__}, not the tensors of a network by name.")
-    tensors = {str(name).removeprefix("module."): tensor for name, tensor in found.items()}
+    tensors = {name.removeprefix("module."): tensor for name, tensor in _read_weights(path).items()}
     own = module.state_dict()
     missing, surplus = [n for n in own if n not in tensors], [n for n in tensors if n not in own]
     wrong = [n for n in own if n in tensors and getattr(tensors[n], "shape", None) != own[n].shape]
@@ -100,25 +99,14 @@ def load_weights(module: Any, path: Path) -> None:
     module.load_state_dict(tensors)
 
 
-def _read_weights(path: Path) -> Any:
-    import torch
+def _read_weights(path: Path) -> dict[str, Any]:
     from safetensors.torch import load_file
 
-    # CVE-2025-32434: before 2.6, reading "weights only" could still run code.
-    if path.suffix != ".safetensors" and tuple(map(int, torch.__version__.split(".")[:2])) < SAFE_TORCH:
-        raise _unfit(
-            path.name, f"PyTorch {torch.__version__} can't read it without running code that may be in it.",
-            "Update PyTorch to 2.6 or later, or save the weights as models/model.safetensors.",
-        )  # fmt: skip
     try:
-        if path.suffix == ".safetensors":
-            return load_file(path)
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except Exception:  # readers of damaged or hostile files raise many types
-        raise _unfit(
-            path.name, "it is damaged, or holds more than tensors, which could run code.",
-            "Save the network's state_dict alone: torch.save(network.state_dict(), 'models/model.pt').",
-        ) from None  # fmt: skip
+        tensors: dict[str, Any] = load_file(path)
+        return tensors
+    except Exception:  # damaged files raise many types
+        raise _unfit(path.name, "it is damaged or holds no tensors.", f"Make it anew: {CONVERT}") from None
 
 
 def _read_config(folder: Path) -> tuple[dict[str, Any], str]:

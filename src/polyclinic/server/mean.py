@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
+
 from torch import Tensor
 
 from polyclinic.server.rules import SERVER_RULES, ServerRule
@@ -58,6 +60,6 @@ class MeanThen(Mean):
         weights.copy_(before + self.step(weights - before))
         return mean
 
+    @abstractmethod
     def step(self, change: Tensor) -> Tensor:
         """What to add to the weights for the sites' mean change Δ ``[T]``."""
-        raise NotImplementedError

@@ -7,6 +7,7 @@ distribution for federated visual classification, 2019 (FedAvgM).
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from typing import Annotated
 
 import torch
@@ -71,9 +72,9 @@ class Adaptive(MeanThen):
         self.second_moment(self._second, change.square())
         return self.lr * self._first / (self._second.sqrt() + self.tau)
 
+    @abstractmethod
     def second_moment(self, second: Tensor, square: Tensor) -> None:
         """Update v in place from Δ²."""
-        raise NotImplementedError
 
     def memory(self) -> dict[str, Tensor]:
         """The moments m and v ``[T]``."""

@@ -18,7 +18,7 @@ from polyclinic.communication.message import Message
 from polyclinic.data.augmentation import Augmentation
 from polyclinic.data.cases import SiteData
 from polyclinic.data.dataset import Dataset
-from polyclinic.data.preparation import Prepared, build_steps
+from polyclinic.data.preparation import Prepared, SharedStep, build_steps
 from polyclinic.data.scaling import summarise
 from polyclinic.data.spec import Patch
 from polyclinic.data.splits import Parts, split
@@ -134,7 +134,7 @@ class Site:
 
     def _advance(self) -> None:
         """Apply steps that need no other site; at the end of the chain the cases are ready."""
-        while self._steps and not self._steps[0].federated:
+        while self._steps and not isinstance(self._steps[0], SharedStep):
             self._prepared = self._steps.pop(0).apply(self._prepared, {})
         if not self._steps:
             done = self._prepared
@@ -153,7 +153,10 @@ class Site:
 
     def _share(self, request: Message) -> Message:
         """Summaries of the training cases for the step of the chain that comes next."""
-        return Message({}, self._steps[0].share(self._prepared))
+        step = self._steps[0]
+        if not isinstance(step, SharedStep):
+            raise ValueError("the next step needs no other site")
+        return Message({}, step.share(self._prepared))
 
     def _apply(self, request: Message) -> Message:
         """Apply the next step with what all sites' summaries gave, and go on."""

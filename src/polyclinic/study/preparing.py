@@ -9,7 +9,7 @@ import pandas as pd
 from torch import Tensor
 
 from polyclinic.communication.message import Message
-from polyclinic.data.preparation import build_steps
+from polyclinic.data.preparation import SharedStep, build_steps
 from polyclinic.data.scaling import Summary, merge
 from polyclinic.data.statistics import Sketch, agreed_edges
 from polyclinic.engine import Engine
@@ -49,7 +49,7 @@ def prepare(engine: Engine, request: dict[str, Any], without: str | None = None)
     notes = [reply.fields["note"] for reply in replies.values() if reply.fields["note"]]
     for step in build_steps(request["steps"]):
         # Without training cases anywhere there is nothing to merge; the caller says so.
-        if not step.federated or not members:
+        if not isinstance(step, SharedStep) or not members:
             continue
         shared = engine.ask("share", dict.fromkeys(members, Message()))
         merged, warnings = step.merge({site: reply.tensors for site, reply in shared.items()})

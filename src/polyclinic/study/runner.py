@@ -11,7 +11,7 @@ import pandas as pd
 import torch
 
 from polyclinic.data.check import check_frame, class_counts
-from polyclinic.data.preparation import build_steps, name_steps
+from polyclinic.data.preparation import SharedStep, build_steps, name_steps
 from polyclinic.data.scaling import Summary
 from polyclinic.engine import Engine, LocalEngine
 from polyclinic.engine.planner import EnginePlan, choose_device, choose_plan
@@ -154,7 +154,7 @@ class _Runner:
 
     def _depends_on_sites(self) -> bool:
         """Whether a site's cases are prepared with summaries of others, so that leaving one out changes them."""
-        return any(step.federated for step in build_steps(self.steps))
+        return any(isinstance(step, SharedStep) for step in build_steps(self.steps))
 
     def _check_class_weights(self) -> None:
         classes = self.opened.classes
