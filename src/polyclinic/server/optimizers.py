@@ -1,4 +1,6 @@
-"""Server optimisers: the sites' mean change Δ is a pseudo-gradient −Δ.
+"""Server optimisers: the aggregated change Δ is a pseudo-gradient −Δ.
+
+Only weights are optimised; statistics of normalisation layers are taken as aggregated, for which steps make no sense.
 
 Source: Reddi et al., Adaptive federated optimization, ICLR 2021, algorithm 2 (FedAdagrad, FedAdam, FedYogi; without
 bias correction and with the second moment started at τ²); Hsu et al., Measuring the effects of non-identical data
@@ -14,14 +16,28 @@ import torch
 from pydantic import Field, PositiveFloat
 from torch import Tensor
 
-from polyclinic.server.mean import MeanThen
-from polyclinic.server.rules import SERVER_RULES
+from polyclinic.server.rules import SERVER_RULES, Change
 
 Decay = Annotated[float, Field(ge=0, lt=1)]
 
 
+class ServerOptimizer(Change):
+    """Takes the change from the round's state to the aggregated one as the negative of a gradient."""
+
+    def result(self, state: Tensor) -> Tensor:
+        """The state after the server's step."""
+        trainable = self.now.trainable
+        before, weights = self.now.state[:trainable], state[:trainable]
+        weights.copy_(before + self.step(weights - before))
+        return state
+
+    @abstractmethod
+    def step(self, change: Tensor) -> Tensor:
+        """What to add to the weights for the sites' aggregated change Δ ``[T]``."""
+
+
 @SERVER_RULES.add("fedavgm")
-class FedAvgM(MeanThen):
+class FedAvgM(ServerOptimizer):
     """v ← β v + Δ; w ← w + η v. With β = 0 and η = 1 it is FedAvg.
 
     Args:
@@ -47,7 +63,7 @@ class FedAvgM(MeanThen):
         self._velocity = memory.get("velocity")
 
 
-class Adaptive(MeanThen):
+class Adaptive(ServerOptimizer):
     """m ← β₁ m + (1 − β₁) Δ; v ← a rule of the subclass; w ← w + η m / (√v + τ).
 
     Args:
