@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,16 +12,26 @@ import torch
 from torch import Tensor
 
 from polyclinic.client.optimizers import learning_rates
+from polyclinic.client.rules import LOCAL_RULES, LocalRule
 from polyclinic.communication.message import Message
+from polyclinic.communication.topology import TOPOLOGIES
 from polyclinic.data.scaling import Scaler, Summary, merge
 from polyclinic.engine import Engine, LocalEngine
 from polyclinic.methods import SHARES, Method
 from polyclinic.rounds import Checkpoint, Plan, Progress, Row, run_rounds
 from polyclinic.seeds import derive_seed
-from polyclinic.server import SERVER_RULES
+from polyclinic.server import ServerRule, build_server
 from polyclinic.site.evaluation import MASK_THRESHOLDS
+from polyclinic.site.facts import FACTS
 from polyclinic.state import FlatModule, Selection
-from polyclinic.study.declaration import Declaration, StudyMethod, Training, optimizer_of, schedule_of
+from polyclinic.study.declaration import (
+    Declaration,
+    StudyMethod,
+    Training,
+    build_participation,
+    optimizer_of,
+    schedule_of,
+)
 from polyclinic.tasks import TASKS
 from polyclinic.tasks.metrics import METRICS, choose_threshold, classification_metrics
 from polyclinic.tasks.regression_metrics import regression_metrics
@@ -166,6 +176,9 @@ class JobRunner:
         method, training = study.method, study.training
         evaluation = self.declaration.evaluation
         selection = method.selection(self.template.layout)
+        server = build_server(method.server)
+        rules = {name: LOCAL_RULES[name](**options) for name, options in method.local}
+        keeps = not selection.everything or method.personal is not None
         cases = {site: float(fold.train.get(site, 1)) for site in sites}
         metric = "dice" if self.declaration.task == "segmentation" else self.primary
         validation = sum(fold.validation.get(site, 0) for site in (fold.train if method.scope == "pool" else sites))
@@ -173,7 +186,7 @@ class JobRunner:
             declaration=self.declare(job, fold, training),
             initial=self.initial(job.seed),
             selection=selection,
-            server=SERVER_RULES[method.server[0]](**method.server[1]),
+            server=server,
             sites=sites,
             weights=cases if training.weights == "cases" else dict.fromkeys(sites, 1.0),
             learning_rates=learning_rates(optimizer_of(training), schedule_of(training), training.rounds),
@@ -183,8 +196,13 @@ class JobRunner:
             higher_is_better=METRICS[metric].higher_is_better,
             validate=evaluation.best_round != "last" and validation > 0,
             patience=training.early_stopping,
-            quorum=min(training.quorum or len(sites), len(sites)),
-            save=not selection.everything or self._keeps_optimizer(method, training),
+            quorum=None if training.quorum is None else min(training.quorum, len(sites)),
+            save=bool(keeps or method.local or self._keeps_optimizer(method, training)),
+            keeps=keeps,
+            counterparts={name: part for name, rule in rules.items() if (part := rule.counterpart()) is not None},
+            reveals=_reveals(rules, server),
+            participation=build_participation(training),
+            topology=TOPOLOGIES[method.topology](),
         )
 
     @staticmethod
@@ -210,10 +228,12 @@ class JobRunner:
             "model": list(self.declaration.model_part),
             "share": sorted(SHARES[method.share]),
             "local": [[name, options] for name, options in method.local],
+            "personal": None if method.personal is None else list(method.personal),
+            "facts": build_server(method.server).facts,
             "keep_optimizer": self._keeps_optimizer(method, training),
             "seed": job.seed,
             "fold": job.fold,
-            "work": work_fields(method, training, mixed=mixed, class_weights=weights),
+            "work": work_fields(method, training, list(fold.train), mixed=mixed, class_weights=weights),
         }
 
     def _class_weights(self, training: Training, fold: Fold, without: str | None) -> list[float] | None:
@@ -257,19 +277,47 @@ class JobRunner:
 
 
 def work_fields(
-    method: Method, training: Training, *, mixed: bool, class_weights: list[float] | None = None
+    method: Method, training: Training, sites: Sequence[str], *, mixed: bool, class_weights: list[float] | None = None
 ) -> dict[str, Any]:
-    """The local work that a site is told, as JSON values."""
+    """The local work that a site is told, as JSON values; ``own`` is what holds for single ``sites`` only."""
+    epochs, steps = training.local_epochs, training.local_steps
+    common_steps = steps if isinstance(steps, int) else None
+    common_epochs = epochs if isinstance(epochs, int) else 1
     return {
         "kind": method.work,
-        "epochs": None if training.local_steps else training.local_epochs or 1,
-        "steps": training.local_steps,
+        "epochs": None if common_steps else common_epochs,
+        "steps": common_steps,
         "batch_size": training.batch_size,
         "optimizer": list(optimizer_of(training)),
         "clip": training.clip,
         "class_weights": class_weights,
         "mixed_precision": mixed,
+        "own": {site: own for site in sites if (own := _own_work(training, site))},
     }
+
+
+def _own_work(training: Training, site: str) -> dict[str, float]:
+    """What holds for one site only."""
+    given = {
+        "epochs": training.local_epochs, "steps": training.local_steps, "seconds": training.time_budget,
+        "step_seconds": training.step_seconds,
+    }  # fmt: skip
+    own: dict[str, float] = {key: value for key, value in given.items() if isinstance(value, float)}
+    for key, value in given.items():
+        if isinstance(value, dict) and site in value:
+            own[key] = value[site]
+    return own
+
+
+def _reveals(rules: Mapping[str, LocalRule], server: ServerRule) -> dict[str, str]:
+    """What is exchanged besides the state -> what it could reveal."""
+    found = {
+        f"{name}/{key}": reveals
+        for name, rule in rules.items()
+        for declared in (rule.announces, rule.sends, rule.receives)
+        for key, reveals in declared.items()
+    }
+    return found | server.sends | {fact: FACTS[fact].reveals for fact in server.facts}
 
 
 @dataclass(frozen=True)
