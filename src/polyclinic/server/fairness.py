@@ -55,7 +55,7 @@ class FedCostWAvg(Remembering):
         alpha: α; 1 is FedAvg.
 
     Source: Mächler et al., FedCostWAvg: a new averaging for better federated learning, BrainLes at MICCAI 2021
-    (FeTS 2021), section 2, with α = 0.5. The paper does not say what the ratio of the first round is.
+    (FeTS 2021), with α = 0.5. The paper does not say what the ratio of the first round is.
     """
 
     facts = ("end_loss",)
@@ -129,7 +129,7 @@ class AgnosticFL(Remembering):
     Args:
         lr: step of λ; 0 is FedAvg.
 
-    Source: Mohri, Sivek and Suresh, Agnostic federated learning, ICML 2019, algorithm 1 (Stochastic-AFL). Differs: a
+    Source: Mohri, Sivek and Suresh, Agnostic federated learning, ICML 2019, algorithm Stochastic-AFL. Differs: a
     round of local training stands for one gradient step of w, losses are over all training cases instead of a drawn
     one, and the result is the last w instead of the mean over all rounds.
     """
@@ -164,7 +164,7 @@ class GeneralizationAdjustment(Remembering):
         step: d before any decay.
         rounds: rounds until the step is 0, as a rule those of the study; without it the step stays as it is.
 
-    Source: Zhang et al., Federated domain generalization with generalization adjustment, CVPR 2023, equations 6 to 8.
+    Source: Zhang et al., Federated domain generalization with generalization adjustment, CVPR 2023.
     Differs: sites may miss rounds. The authors' program leaves out Ḡ and divides the step by the number of sites; this
     is the paper's rule.
     """
@@ -212,9 +212,9 @@ class FedCE(Remembering):
     """Sites count as much as they contribute, in the space of gradients and in that of data.
 
     Gradients: g_k ∝ 1 − cos(Δ_k, Δ_−k), Δ_−k = Σ_{j≠k} a_j Δ_j with the last weights: what goes another way than the
-    others is new. Data: e_k ∝ loss at the site of the last round's leave-one-out model w_−k = Σ_{j≠k} a_j w_j / (1 − a_k):
-    what the others' model does not know is new. Cosines and losses are means over all rounds so far. a_k ∝ g_k + e_k or
-    g_k e_k, starting at 1/K. Cosines are over the weights without statistics.
+    others is new. Data: e_k ∝ loss at the site of the leave-one-out model w_−k = Σ_{j≠k} a_j w_j / (1 − a_k) of the
+    last round: what the others' model does not know is new. Cosines and losses are means over all rounds so far.
+    a_k ∝ g_k + e_k or g_k e_k, starting at 1/K. Cosines are over the weights without statistics.
 
     The last model of each site is kept until the next round, so that memory and checkpoints grow with the number of
     sites.
@@ -223,10 +223,10 @@ class FedCE(Remembering):
         mode: ``plus`` or ``times``: how the two contributions are put together.
 
     Source: Jiang et al., Fair federated medical image segmentation via client contribution estimation, CVPR 2023,
-    section 3, and the authors' program. Differs: the error of the leave-one-out model is its validation loss, where the
-    paper takes 1 − Dice, the same thing for a Dice loss; in the first round, which has no leave-one-out model, e_k is
-    equal for all and does not enter the means; sites that miss a round keep their weight, and there is no
-    leave-one-out model for them in the next.
+    and the authors' program, whose least contribution before it is normalised, 10⁻⁶, is taken over. Differs: the error
+    of the leave-one-out model is its validation loss, where the paper takes 1 − Dice, the same thing for a Dice loss; in
+    the first round, which has no leave-one-out model, e_k is equal for all and does not enter the means; sites that
+    miss a round keep their weight, and there is no leave-one-out model for them in the next.
     """
 
     facts = ("leave_one_out_loss",)

@@ -41,8 +41,8 @@ class IDA(Weighting):
             by 1 / max(1/K, accuracy), with the accuracy of the site's trained model on its training cases (INTRAC), so
             that sites which fit their own cases too well count less.
 
-    Source: Yeganeh et al., Inverse distance aggregation for federated learning with non-IID data, DART at MICCAI 2020,
-    section 2. Differs: the paper takes distances over all of the model's parameters.
+    Source: Yeganeh et al., Inverse distance aggregation for federated learning with non-IID data, DART at MICCAI 2020.
+    Differs: distances are over the weights only, and a distance of 0 has the limit of the rule.
     """
 
     def __init__(self, *, times: Literal["none", "cases", "accuracy"] = "none") -> None:
@@ -97,7 +97,7 @@ class SimAgg(PerParameter):
     u_k ∝ 1 / (|w_k − w̄| + ε) with w̄ = (1/K) Σ w_k and ε = 10⁻⁵; w ← Σ (u_k + p_k) / 2 · w_k.
 
     Source: Khan et al., Adaptive weight aggregation in federated learning for brain tumor segmentation, BrainLes at
-    MICCAI 2021 (FeTS 2021), section on similarity weighted aggregation. Differs: weights are for each parameter, as the
+    MICCAI 2021 (FeTS 2021), similarity weighted aggregation. Differs: weights are for each parameter, as the
     paper's formulas are read; the authors' program has one weight for each tensor, from the difference of the sums of
     its elements. The paper's choice of collaborators by a sliding window is a matter of who takes part, not of this
     rule.
@@ -114,7 +114,7 @@ class RegAgg(PerParameter):
 
     u_k as in SimAgg; w ← Σ u_k p_k w_k / Σ u_k p_k.
 
-    Source: as SimAgg, section on regularised aggregation. Differs: as SimAgg.
+    Source: as SimAgg, regularised aggregation. Differs: as SimAgg.
     """
 
     def mix(self, similarity: Tensor, declared: Tensor) -> Tensor:
