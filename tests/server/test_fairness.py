@@ -301,6 +301,12 @@ def test_feddg_ga_takes_gaps_of_sites_that_were_in_the_last_round_only():
     close(gap_round(part, 3, shares(1, 1, 1), shares(9, 1, 5)), shares(7 / 12, 1 / 12, 4 / 12))
 
 
+def test_feddg_ga_gaps_that_differ_by_rounding_are_equal():
+    part = rule("feddg_ga", step=0.5)
+    gap_round(part, 0, shares(0.1, 0.2, 0.3), shares(1, 1, 1))
+    close(gap_round(part, 1, shares(1, 1, 1), shares(0.2, 0.3, 0.4)), shares(1 / 3, 1 / 3, 1 / 3))
+
+
 # Contribution ---------------------------------------------------------------------------------------------------------
 
 
@@ -361,6 +367,17 @@ def test_fedce_sends_only_to_sites_that_were_in_the_last_round_with_others():
     assert part.send("C") == {}
     contribution_round(part, 1, {}, {"C": [2.0, 2.0]})
     assert [part.send(site) for site in "ABC"] == [{}, {}, {}]
+
+
+def test_fedce_a_site_that_sits_out_keeps_its_share():
+    part = rule("fedce")
+    contribution_round(part, 0, {})
+    before = part.recall("share")
+    contribution_round(part, 1, {}, {"A": [1.0, 0.0], "C": [1.0, 0.0]})
+    after = part.recall("share")
+    assert after["B"] == pytest.approx(before["B"])
+    assert after["A"] != pytest.approx(before["A"])
+    assert sum(after.values()) == pytest.approx(1)
 
 
 def test_fedce_says_what_it_sends():
@@ -472,6 +489,12 @@ def test_projection_is_on_the_simplex_and_nothing_there_is_nearer(values, total,
     other = other / other.sum() * total
     # Of a convex set, the direction to the nearest point makes an obtuse angle with every way on from it.
     assert float((given_values - projected) @ (other - projected)) <= 1e-6 * (1 + given_values.abs().max())
+
+
+def test_projection_by_hand():
+    assert project_to_simplex(torch.tensor([0.5, 0.7, -3.0]).double(), 1.0).tolist() == pytest.approx([0.4, 0.6, 0])
+    assert project_to_simplex(torch.tensor([1e20, 0.0]).double(), 0.5).tolist() == [0.5, 0]
+    assert project_to_simplex(torch.tensor([3.0, 4.0]).double(), 0.0).tolist() == [0, 0]
 
 
 def test_shares_carried_over():

@@ -179,18 +179,16 @@ class GeneralizationAdjustment(Remembering):
         """a_k, moved by the gaps of the last round's model."""
         shares = carry_over(self.recall("share"), dict.fromkeys(self.now.everyone, 1.0))
         received, trained = (reported(updates, fact, signed=True).tolist() for fact in self.facts)
-        own = self.kept.get("own", {})
+        own = self.recall("own")
         gaps = {
-            update.site: loss - float(own[update.site][0])
+            update.site: loss - own[update.site]
             for update, loss in zip(updates, received, strict=True)
-            if update.site in own and int(own[update.site][1]) == self.now.number - 1
+            if update.site in own
         }
         shares = self.moved(shares, gaps)
         self.keep("share", shares)
-        self.kept["own"] = {
-            update.site: torch.tensor([loss, self.now.number], dtype=torch.float64)
-            for update, loss in zip(updates, trained, strict=True)
-        }
+        self.kept["own"] = {}  # of the last round only: the model received is made of the models of that round
+        self.keep("own", {update.site: loss for update, loss in zip(updates, trained, strict=True)})
         return normalised(torch.tensor([shares[update.site] for update in updates], dtype=torch.float64))
 
     def moved(self, shares: dict[str, float], gaps: Mapping[str, float]) -> dict[str, float]:
@@ -224,8 +222,8 @@ class FedCE(Remembering):
 
     Source: Jiang et al., Fair federated medical image segmentation via client contribution estimation, CVPR 2023,
     and the authors' program, whose least contribution before it is normalised, 10⁻⁶, is taken over. Differs: the error
-    of the leave-one-out model is its validation loss, where the paper takes 1 − Dice, the same thing for a Dice loss; in
-    the first round, which has no leave-one-out model, e_k is equal for all and does not enter the means; sites that
+    of the leave-one-out model is its validation loss, where the paper takes 1 − Dice, the same thing for a Dice loss;
+    in the first round, which has no leave-one-out model, e_k is equal for all and does not enter the means; sites that
     miss a round keep their weight, and there is no leave-one-out model for them in the next.
     """
 
