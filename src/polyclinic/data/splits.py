@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -98,18 +99,8 @@ class _Subjects:
     """
 
     def __init__(self, data: SiteData, seed: int) -> None:
-        self._positions: dict[str, list[int]] = {}
-        for position, subject in enumerate(data.subjects):
-            self._positions.setdefault(subject, []).append(position)
-        targets = data.labels
-        if targets is None:
-            self.classes = dict.fromkeys(self._positions, 0)
-        elif targets.is_floating_point():
-            numbers = targets.double()
-            self.classes = _quantile_groups({n: float(numbers[own].mean()) for n, own in self._positions.items()})
-        else:
-            labels = targets.tolist()
-            self.classes = {name: _main_class([labels[i] for i in own]) for name, own in self._positions.items()}
+        self._positions = patient_cases(data.subjects)
+        self.classes = patient_classes(self._positions, data.labels)
         ordered = sorted(self._positions)
         order = torch.randperm(len(ordered), generator=generator(seed, "split", data.site)).tolist()
         # Sorting is stable: it keeps the shuffled order within each class.
@@ -118,6 +109,32 @@ class _Subjects:
     def cases(self, names: list[str]) -> Tensor:
         """Sorted case indices of some patients, int64."""
         return torch.tensor(sorted(i for name in names for i in self._positions[name]), dtype=torch.int64)
+
+
+def patient_cases(subjects: Sequence[str]) -> dict[str, list[int]]:
+    """Patient -> positions of the patient's cases."""
+    positions: dict[str, list[int]] = {}
+    for position, subject in enumerate(subjects):
+        positions.setdefault(subject, []).append(position)
+    return positions
+
+
+def patient_classes(positions: Mapping[str, list[int]], labels: Tensor | None) -> dict[str, int]:
+    """Patient -> class by which patients are stratified.
+
+    Args:
+        positions: of each patient's cases.
+        labels: int64 ``[N]`` classes: the most frequent one of the patient's cases counts, the higher where two are as
+            frequent; or floating-point ``[N]`` numbers: groups of patients with means of about the same size; None, for
+            segmentation: all patients are alike.
+    """
+    if labels is None:
+        return dict.fromkeys(positions, 0)
+    if labels.is_floating_point():
+        numbers = labels.double()
+        return _quantile_groups({name: float(numbers[own].mean()) for name, own in positions.items()})
+    classes = labels.tolist()
+    return {name: _main_class([classes[i] for i in own]) for name, own in positions.items()}
 
 
 def _quantile_groups(means: dict[str, float]) -> dict[str, int]:

@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, P
 
 from polyclinic.client.optimizers import Named, resolve_optimizer, resolve_schedule
 from polyclinic.client.rules import LOCAL_RULES
+from polyclinic.data.partition import check_partition
 from polyclinic.data.spec import DataSpec
 from polyclinic.data.volumes.fingerprint import VolumePlan
 from polyclinic.data.volumes.prepare import check_volumes
@@ -376,8 +377,12 @@ def _check_data(data: DataSpec, task: str) -> None:
 
     if (data.table is None) == (data.tables is None):
         refuse("table", "give either `table` (one file with a `site` column) or `tables` (one file a site).")
-    if data.table is not None and data.site is None:
-        refuse("site", "the entry 'site' is missing: the column of `table` that names the site.")
+    if data.table is not None and data.site is None and data.partition is None:
+        refuse(
+            "site",
+            "the entry 'site' is missing: the column of `table` that names the site.",
+            "Without such a column, `partition` can make simulated sites.",
+        )
     if data.tables is not None and data.site is not None:
         refuse("site", "with `tables` the sites are its keys; leave `site` out.")
     if data.image is None and data.features is None:
@@ -385,6 +390,7 @@ def _check_data(data: DataSpec, task: str) -> None:
     if data.image is not None and data.features is not None:
         refuse("features", "a study has either `features` or `image`, not both.")
     check_volumes(data, task)
+    check_partition(data, task)
     if data.image is not None and data.preprocessing is None:
         if data.size is None:
             refuse(
