@@ -49,8 +49,8 @@ def open_data(
     image that is missing or can't be read. Rows that name no site belong to none: a warning counts them. An empty cell
     is always missing. Where ``subject_pattern`` does not fit, the whole cell is the patient, and a warning counts such
     rows. Without ``site`` a table is one site with the name of its file. With ``partition`` the patients are shared out
-    among simulated sites before any image is read; see `polyclinic.data.partition`. Image paths are relative to ``root`` and may
-    not leave it or the study file's folder.
+    among simulated sites before any image is read; see `polyclinic.data.partition`. Image paths are relative to
+    ``root`` and may not leave it or the study file's folder.
 
     Args:
         spec: the ``data:`` part of the study file, environment variables expanded.

@@ -77,7 +77,7 @@ def partition_rows(
     used, placed = origin[kept], origin["site"].notna().to_numpy()
     classes = patient_classes(patient_cases(used["subject"].tolist()), None if labels is None else torch.tensor(labels))
     home = share_out(classes, partition)
-    found = origin["subject"].map(home).to_numpy(dtype=np.float64, na_value=np.nan)
+    found = origin["subject"].map(home).to_numpy(dtype=np.float64, na_value=np.nan, copy=True)
     strays = np.flatnonzero(np.isnan(found) & placed)
     found[strays] = np.arange(len(strays)) % partition.sites
     names = np.array(site_names(partition), dtype=object)
@@ -155,16 +155,13 @@ def _deal(shares: npt.NDArray[np.float64]) -> npt.NDArray[np.int64]:
 
 def _kind(partition: Partition) -> str:
     if partition.label_skew is not None:
-        return f"label skew (Dirichlet {partition.label_skew.alpha:g})"
+        return f"label skew (Dirichlet {partition.label_skew.alpha:g}, seed {partition.seed})"
     if partition.quantity_skew is not None:
-        return f"quantity skew (Dirichlet {partition.quantity_skew.alpha:g})"
-    return "even shares"
+        return f"quantity skew (Dirichlet {partition.quantity_skew.alpha:g}, seed {partition.seed})"
+    return f"even shares (seed {partition.seed})"
 
 
 def _sentence(partition: Partition, patients: int, sites: int, *, subjects_named: bool) -> str:
     people = f"{patients} patients" if subjects_named else f"{patients} cases"
     origin = f" of {sites} sites" if sites > 1 else ""
-    return (
-        f"Sites are simulated: {people}{origin} were shared out among {partition.sites} with {_kind(partition)}, "
-        f"seed {partition.seed}."
-    )
+    return f"Sites are simulated: {people}{origin} were shared out among {partition.sites} with {_kind(partition)}."
