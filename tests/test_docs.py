@@ -356,8 +356,17 @@ def test_the_tutorial_with_images(kind: str, hospitals: Path, command: Callable[
     assert sites["patients"].tolist() == [6, 6, 6]
 
 
+def test_the_tutorial_with_simulated_sites(hospitals: Path, command: Callable[[str], tuple[int, str]]) -> None:
+    run_all([line for line in tutorial_commands() if "simulated.yaml" in line], command)
+    sites = pd.read_csv(hospitals / "results-simulated" / "sites.csv")
+    assert sites["site"].tolist() == ["Site 1", "Site 2", "Site 3", "Site 4"]
+    assert sites["found"].sum() == len(pd.read_csv(hospitals / "patients.csv"))
+    assert "Sites are simulated" in (hospitals / "results-simulated" / "report.html").read_text(encoding="utf-8")
+
+
 def test_the_tutorial_has_no_other_commands(hospitals: Path) -> None:
-    assert all(re.search(r"^polyclinic .*\b(study|images|masks)\.yaml", line) for line in tutorial_commands())
+    known = r"^polyclinic .*\b(study|images|masks|simulated)\.yaml"
+    assert all(re.search(known, line) for line in tutorial_commands())
 
 
 def test_the_mistakes_of_the_tutorial_give_its_messages(
