@@ -196,13 +196,25 @@ def test_patients_of_a_table_stay_whole_and_every_row_is_counted_once(write_tabl
         assert all(count == 3 - (name == "p3") for name, count in visits_of.items())
         assert [int(age) for age in data.table[:, 0]] == [int(name[1:]) for name in data.subjects]
     assert sum(data.counts.found for data in result.sites.values()) == 72
-    assert sum(data.counts.rejected["dx is missing"] for data in result.sites.values()) == 4
+    rejected = {site: data.counts.rejected["dx is missing"] for site, data in result.sites.items()}
+    home = next(site for site, names in found.items() if "p3" in names)
+    assert rejected == {site: (site == home) + 3 * (site == "Site 1") for site in found}  # a row of p3, all of p5
     skew = f"{kind.replace('_', ' ')} (Dirichlet 2, seed 0)"
     how = "even shares (seed 0)" if kind == "even" else skew
     assert result.warnings[:2] == [
         f"Sites are simulated: 23 patients of 2 sites were shared out among 3 with {how}.",
         "2 rows name no site and are left out (column 'hospital').",
     ]
+
+
+def test_patients_who_can_not_be_used_are_dealt_in_turn(write_table):
+    used = "".join(f"p{number},{number},{number % 2}\n" for number in range(12))
+    rejected = "".join(f"q{number},1,\nq{number},2,\n" for number in range(3)) + ",1,1\n,2,\n"
+    folder = write_table("id,age,dx\n" + used + rejected)
+    result = opened(folder, **VISITS, partition={"sites": 3, "even": {}, "least": 4})
+    # q0, q1 and q2 with two rows each, then the two rows without a patient
+    assert [data.counts.rejected.total() for data in result.sites.values()] == [3, 3, 2]
+    assert [data.counts.found for data in result.sites.values()] == [7, 7, 6]
 
 
 def test_the_label_of_a_patient_is_the_most_frequent_one(write_table):

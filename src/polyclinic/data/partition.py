@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import numpy as np
 import numpy.typing as npt
+import pandas as pd
 import torch
 
 from polyclinic.data.rows import Rows
@@ -59,9 +60,9 @@ def partition_rows(
 ) -> list[str]:
     """Give every row a simulated site, in place, and return sentences for the report.
 
-    All rows of a patient go to one site; equal names are one patient, whatever table or site they come from. A row that
-    can't be used goes where the patient's other rows are; such rows without a patient elsewhere are dealt in turn, so
-    that they are still counted once. Rows that name no site belong to none, as without a partition.
+    All rows of a patient go to one site; equal names are one patient, whatever table or site they come from. Patients
+    of whom no row can be used are dealt in turn, so that their rows are still counted once. Rows that name no site
+    belong to none, as without a partition.
 
     Args:
         rows: all rows, with their patients.
@@ -78,8 +79,8 @@ def partition_rows(
     classes = patient_classes(patient_cases(used["subject"].tolist()), None if labels is None else torch.tensor(labels))
     home = share_out(classes, partition)
     found = origin["subject"].map(home).to_numpy(dtype=np.float64, na_value=np.nan, copy=True)
-    strays = np.flatnonzero(np.isnan(found) & placed)
-    found[strays] = np.arange(len(strays)) % partition.sites
+    strays = np.isnan(found) & placed
+    found[strays] = pd.factorize(origin["subject"].fillna(origin["case"])[strays])[0] % partition.sites
     names = np.array(site_names(partition), dtype=object)
     origins = used.groupby("subject")["site"].nunique()
     notes = [_sentence(partition, len(home), used["site"].nunique(), subjects_named=subjects_named)]
