@@ -100,8 +100,7 @@ class TrimmedMean(Trimming):
 class MultiKrum(Weighting):
     """The uniform mean of the ``keep`` updates with the lowest Krum score.
 
-    The score of an update is the sum of the squared distances to its K - f - 2 nearest others; of equal scores the
-    first site's is the lower.
+    The score of an update is the sum of the squared distances to its K - f - 2 nearest others, see `krum_order`.
 
     Source: Blanchard et al., Machine learning with adversaries: Byzantine tolerant gradient descent, NeurIPS 2017,
     sections 4 and 5.
@@ -124,8 +123,8 @@ class MultiKrum(Weighting):
         keep = sites - self.corrupt if self.keep is None else self.keep
         need_sites(f"Krum with corrupt {self.corrupt}", sites, 2 * self.corrupt + 3, "a smaller `corrupt`")
         need_sites(f"multi_krum with keep {keep}", sites, keep, "a smaller `keep`")
-        scores = krum_scores(squared_distances(changes_gram(updates, self.now)), self.corrupt)
-        return torch.zeros(sites).index_fill(0, scores.argsort(stable=True)[:keep], 1.0)
+        best = krum_order(squared_distances(changes_gram(updates, self.now)), self.corrupt)[:keep]
+        return torch.zeros(sites).index_fill(0, torch.tensor(best), 1.0)
 
 
 @SERVER_RULES.add("krum")
@@ -179,15 +178,21 @@ class Bulyan(Collected):
         left = list(range(len(distances)))
         chosen: list[int] = []
         while len(chosen) < len(distances) - 2 * self.corrupt:
-            scores = krum_scores(distances[left][:, left], self.corrupt)
-            chosen.append(left.pop(int(scores.argmin())))
+            chosen.append(left.pop(krum_order(distances[left][:, left], self.corrupt)[0]))
         return sorted(chosen)
 
 
-def krum_scores(distances: Tensor, corrupt: int) -> Tensor:
-    """Sum of the squared distances to the K - f - 2 (at least 1) nearest others, from ``[K, K]``, as ``[K]``."""
+def krum_order(distances: Tensor, corrupt: int) -> list[int]:
+    """Indices of updates in rising order of Krum's score, from squared distances ``[K, K]``.
+
+    The score is the sum of the distances to the K - f - 2 nearest others, and to at least one.
+
+    Two updates that are each other's nearest have equal scores if there is but one distance in them; the paper takes
+    the first site's. Here the one with the lower sum comes first when a further distance is added to both.
+    """
     others = distances.sort(dim=1).values[:, 1:]  # the first is the distance to itself
-    return others[:, : max(1, len(distances) - corrupt - 2)].sum(dim=1)
+    sums = others.cumsum(dim=1)[:, max(1, len(distances) - corrupt - 2) - 1 :].tolist()
+    return sorted(range(len(sums)), key=sums.__getitem__)
 
 
 # Weighted by distance -------------------------------------------------------------------------------------------------
@@ -278,7 +283,7 @@ def copod(observations: Tensor) -> Tensor:
 def shares_below(columns: Tensor) -> Tensor:
     """For every value of ``[D, N]`` the share of its row that is no larger."""
     ranked = columns.sort(dim=1).values
-    return torch.searchsorted(ranked, columns.contiguous(), right=True) / columns.shape[1]
+    return torch.searchsorted(ranked, columns, right=True).double() / columns.shape[1]
 
 
 # A trusted site -------------------------------------------------------------------------------------------------------
