@@ -15,6 +15,9 @@ from torch import Tensor
 
 from polyclinic.server.order import BLOCK, blocks
 
+#: Coordinates at a time where no more than two vectors are read together.
+PAIR_BLOCK = 4 * BLOCK
+
 #: Squared distances below this share of the squared norms are rounding, and count as 0.
 ROUNDING = 1e-14
 
@@ -61,9 +64,9 @@ def norm(state: Tensor, origin: Tensor) -> float:
 
 def compare(state: Tensor, origin: Tensor, direction: Tensor | None = None) -> tuple[float, float]:
     """‖Δ‖² and ⟨Δ, ``direction``⟩ (0 without one) of Δ = ``state`` - ``origin``, all ``[T]``, in one reading."""
-    buffer = torch.empty(2, min(BLOCK, len(origin)), dtype=torch.float64)
+    buffer = torch.empty(2, min(PAIR_BLOCK, len(origin)), dtype=torch.float64)
     square = product = 0.0
-    for block in blocks(len(origin), BLOCK):
+    for block in blocks(len(origin), PAIR_BLOCK):
         change, other = buffer[:, : block.stop - block.start]
         torch.sub(state[block], origin[block], out=change)
         square += float(change.dot(change))
