@@ -59,7 +59,8 @@ class LocalEngine(Engine):
         if self.serialise:
             requests = {site: Message.from_bytes(request.to_bytes()) for site, request in requests.items()}
         chosen = {site: requests[site] for site in self.sites if site in requests}
-        replies = self._train_stacked(chosen) if self.stacked and function == "train" else self._each(function, chosen)
+        together = self.stacked and function == "train" and len(chosen) > 1
+        replies = self._train_stacked(chosen) if together else self._each(function, chosen)
         for site, reply in replies:
             again = self.serialise and isinstance(reply, Message)
             yield site, Message.from_bytes(reply.to_bytes()) if again and isinstance(reply, Message) else reply
