@@ -453,8 +453,10 @@ def test_two_of_twelve_sites_can_not_carry_the_result_away(name, size, seed):
     result, shares = run(part(name, **RULES[name]), values)
     honest = np.delete(np.arange(12), corrupt)
     assert result.norm() <= values[honest].norm(dim=1).max() + 1e-4
-    if name in ("krum", "multi_krum", "bulyan", "geometric_median"):
+    if name in ("krum", "multi_krum", "geometric_median"):
         assert max(shares[NAMES[index]] for index in corrupt) < 0.01
+    if name == "bulyan":  # may choose two of one mind among its last, so that a value near 0 of theirs can count
+        assert max(shares[NAMES[index]] for index in corrupt) < 1 / 12
 
 
 @SMALL
