@@ -12,7 +12,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from pydantic import PositiveFloat
@@ -49,7 +49,13 @@ class Exchange:
 
 
 class UpdateAttack(ABC):
-    """Changes what corrupt sites send."""
+    """Changes what corrupt sites send.
+
+    Attributes:
+        words: what they do, for the report.
+    """
+
+    words: ClassVar[str]
 
     @abstractmethod
     def forge(self, now: Exchange) -> Tensor:
@@ -76,6 +82,8 @@ class SignFlip(UpdateAttack):
         scale: s.
     """
 
+    words = "the site sent the opposite of what it had learned"
+
     def __init__(self, *, scale: PositiveFloat = 1.0) -> None:
         self.scale = scale
 
@@ -95,6 +103,8 @@ class Scaling(UpdateAttack):
         scale: s.
     """
 
+    words = "the site sent its change many times too large"
+
     def __init__(self, *, scale: PositiveFloat = 10.0) -> None:
         self.scale = scale
 
@@ -113,6 +123,8 @@ class GaussianNoise(UpdateAttack):
     Args:
         deviation: of the noise, as a multiple of the root mean square of Δ_k.
     """
+
+    words = "the site sent noise"
 
     def __init__(self, *, deviation: PositiveFloat = 10.0) -> None:
         self.deviation = deviation
@@ -135,6 +147,8 @@ class ALittleIsEnough(UpdateAttack):
     Args:
         z: how many deviations; without it the largest that the paper's reckoning allows, see ``largest_z``.
     """
+
+    words = "the site sent a change that stays near the others but always leans to one side"
 
     def __init__(self, *, z: PositiveFloat | None = None) -> None:
         self.z = z
@@ -180,6 +194,8 @@ class InnerProduct(UpdateAttack):
         epsilon: ε. Small ones deceive rules that look for what is near the others; to turn a mean of n updates of the
             same weight, m of them corrupt, it must be above (n − m) / m.
     """
+
+    words = "the site sent the opposite of what the honest sites had learned"
 
     def __init__(self, *, epsilon: PositiveFloat = 1.0) -> None:
         self.epsilon = epsilon
