@@ -166,6 +166,7 @@ def _check_quorum(plan: Plan, progress: Progress, failures: dict[str, Polyclinic
             f"In round {progress.done + 1} {answered} of {len(plan.sites)} sites answered, {plan.quorum} are needed. "
             f"{causes}",
             "Mend the sites named, or set a lower `training: {quorum: ...}`.",
+            causes=[error.code for error in failures.values()],
         )  # fmt: skip
     progress.failures.append(f"Round {progress.done + 1} went on without {', '.join(failures)}. {causes}")
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -68,23 +69,29 @@ class Job:
         seed: model seed.
         fold: number of the fold.
         without: the site left out, for an unseen-site run.
+        trial: number of the configuration that a search tries; None for what is tested.
+        trials: how many are tried.
     """
 
     methods: tuple[StudyMethod, ...]
     seed: int
     fold: int
     without: str | None = None
+    trial: int | None = None
+    trials: int = 0
 
     @property
     def title(self) -> str:
         """For progress displays."""
         names = " + ".join(method.label for method in self.methods)
-        return f"{names} without {self.without}" if self.without else names
+        what = f"{names} without {self.without}" if self.without else names
+        return what if self.trial is None else f"search: {what}, trial {self.trial + 1} of {self.trials}"
 
     @property
     def suffix(self) -> str:
         """Ending of the names of this job's files."""
-        return f"-without-{slug(self.without)}" if self.without is not None else ""
+        without = f"-without-{slug(self.without)}" if self.without is not None else ""
+        return without if self.trial is None else f"{without}-trial{self.trial}"
 
     def label(self, method: StudyMethod) -> str:
         """Name of the method in the results."""
@@ -142,10 +149,8 @@ class JobRunner:
             PolyclinicError: a site failed, or too few answered.
         """
         study = job.methods[0]
-        sites = [site for site in fold.training_sites if site != job.without]
         pooled = study.method.scope == "pool"
-        engine = self.local.pool("+".join(sites), sites) if pooled else self.engine
-        plan = self.plan(job, fold, engine.sites if pooled else sites)
+        plan, engine = self._ready(job, fold)
         if pooled:
             self._start_everywhere(plan)
         progress, rows = run_rounds(plan, engine, checkpoint=checkpoint, report=report)
@@ -159,6 +164,33 @@ class JobRunner:
         outcome.rounds = [{**names, **row, "site": "pool" if pooled else row["site"]} for row in rows]
         outcome.models[f"{slug(label)}-seed{job.seed}-fold{job.fold}" + job.suffix] = self._tensors(plan, models)
         return outcome
+
+    def attempt(
+        self, job: Job, fold: Fold, *, checkpoint: Checkpoint | None = None,
+        report: Callable[[int, int], None] | None = None,
+    ) -> float | None:  # fmt: skip
+        """Train a configuration that a search tries; no test case is looked at.
+
+        Returns:
+            The validation score (see `validation_score`) by what the search chooses by; None if it is not a number.
+
+        Raises:
+            PolyclinicError: a site failed, or too few answered.
+        """
+        plan, engine = self._ready(job, fold)
+        last = self.declaration.evaluation.best_round == "last"
+        plan = replace(plan, validate=True, patience=None if last else plan.patience)
+        progress, rows = run_rounds(plan, engine, checkpoint=checkpoint, report=report)
+        by = "loss" if self.declaration.search_by == "loss" else plan.metric
+        return validation_score(progress, rows, fold.validation, f"validation_{by}", last=last)
+
+    def _ready(self, job: Job, fold: Fold) -> tuple[Plan, Engine]:
+        """What a job's training is given, and who runs it."""
+        sites = [site for site in fold.training_sites if site != job.without]
+        if job.methods[0].method.scope != "pool":
+            return self.plan(job, fold, sites), self.engine
+        pool = self.local.pool("+".join(sites), sites)
+        return self.plan(job, fold, pool.sites), pool
 
     def plan(self, job: Job, fold: Fold, sites: list[str]) -> Plan:
         """What the federated loop is given for a job trained at ``sites``."""
@@ -396,6 +428,32 @@ class Tester:
         first = self.job.seed == self.declaration.all_seeds[0] and self.job.fold == 0 and self.job.without is None
         shown = self.declaration.task == "segmentation" and self.declaration.report.overlays
         return first and shown and method.tests == "own"
+
+
+def validation_score(
+    progress: Progress, rows: list[Row], cases: Mapping[str, int], column: str, *, last: bool = False
+) -> float | None:
+    """The validation score of a training: the mean over validation cases.
+
+    Args:
+        progress: tells the best round, of the federation or of each site.
+        rows: a row a round and site.
+        cases: number of validation cases of each site; a site that is not in it (the pool) is the only one.
+        column: of ``rows``, with the mean over the site's validation cases; a site without a value does not count.
+        last: take the last round instead of the best one.
+
+    Returns:
+        The score, in the sense of ``column``; None where it is not a finite number.
+    """
+    total, count = 0.0, 0
+    for site in dict.fromkeys(row["site"] for row in rows):
+        own = {row["round"]: row[column] for row in rows if row["site"] == site}
+        _, best = progress.best.get(site) or progress.best["federation"]
+        value = own.get(progress.done - 1 if last else best)
+        if value is not None:
+            total += cases.get(site, 1) * value
+            count += cases.get(site, 1)
+    return total / count if count and math.isfinite(total) else None
 
 
 def result_rows(predictions: pd.DataFrame, task: str, names: Sequence[str], classes: int) -> pd.DataFrame:

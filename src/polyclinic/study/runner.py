@@ -29,6 +29,7 @@ from polyclinic.study.jobs import Fold, Job, JobRunner, result_rows, work_fields
 from polyclinic.study.preparing import describe, prepare
 from polyclinic.study.report import write_report
 from polyclinic.study.results import write_table
+from polyclinic.study.search import Searching
 from polyclinic.study.statistics import summarise
 from polyclinic.tasks import TASKS, build_task
 from polyclinic.tasks.segmentation_metrics import metric_columns
@@ -102,6 +103,8 @@ class _Runner:
         self.engines: list[Engine] = []
         self.steps = name_steps(self.declaration.data, opened.features, opened.covariates)
         self.split_notes: list[str] = []
+        metric = "dice" if self.declaration.task == "segmentation" else self.declaration.metrics[0]
+        self.search = Searching(self.declaration, folder, metric)
 
     def close(self) -> None:
         """End worker processes."""
@@ -117,6 +120,7 @@ class _Runner:
         torch.set_num_threads(plan.threads)
         engine, local = self._engines(plan)
         folds = {number: self._prepare(engine, local, number) for number in range(self.declaration.folds or 1)}
+        self.search.check(folds)
         harmonised = self._describe(engine)
         self.folder.begin(plan, self.opened.fingerprint)  # not before study and data are known to fit
         if self.declaration.initial_weights is not None:
@@ -138,12 +142,19 @@ class _Runner:
             if needed != prepared:
                 self._prepare(engine, local, *needed)
                 prepared = needed
+            if job.trial is not None:
+                self.search.run(runner, job, folds[job.fold], self.display.round)
+                continue
             checkpoint = self.folder.checkpoint(job)
-            outcome = runner.run(job, folds[job.fold], checkpoint=checkpoint, report=self.display.round)
+            settled = self.search.settled(job)
+            outcome = runner.run(settled, folds[job.fold], checkpoint=checkpoint, report=self.display.round)
             self.folder.store(job, outcome)
         if len(harmonised):
             write_table(self.folder.path / "harmonisation.csv", harmonised)
-        self._write(jobs, folds, sites)
+        searched = self.search.table()
+        if len(searched):
+            write_table(self.folder.path / "search.csv", searched)
+        self._write([job for job in jobs if job.trial is None], folds, sites)
 
     def _describe(self, engine: Engine) -> pd.DataFrame:
         """The harmonised features before and after; no rows without harmonisation."""
@@ -158,13 +169,18 @@ class _Runner:
 
     def _check_class_weights(self) -> None:
         classes = self.opened.classes
-        for method in self.declaration.study_methods:
+        for method in self._configurations():
             weights = method.training.class_weights
             if not isinstance(weights, str) and len(weights) != len(classes):
                 raise StudyError(
                     "P102", f"`training: {{class_weights: ...}}` has {len(weights)} numbers, but there are "
                     f"{len(classes)} classes: {', '.join(classes)}.", "Give one number for each class, in this order.",
                 )  # fmt: skip
+
+    def _configurations(self) -> list[StudyMethod]:
+        """Everything that may be trained: the methods, and what a search tries of them."""
+        declaration = self.declaration
+        return [one.method for method in declaration.study_methods for one in declaration.candidates(method)]
 
     def _same_as_shared(self, template: FlatModule) -> list[str]:
         """Notes on methods that mean to keep something private where the model has nothing of the kind."""
@@ -197,7 +213,7 @@ class _Runner:
 
     def _plan(self, template: FlatModule) -> EnginePlan:
         options, training = self.declaration.engine, self.declaration.training
-        methods = self.declaration.study_methods
+        methods = self._configurations()
         mixed = options.precision == "mixed"
         works = [build_work(work_fields(m.method, m.training, mixed=mixed), False, []) for m in methods]
         passes = training.rounds * (training.local_epochs or 1) * len(methods) * (self.declaration.folds or 1)
@@ -250,19 +266,22 @@ class _Runner:
         return fold
 
     def _jobs(self, folds: dict[int, Fold]) -> list[Job]:
-        shared: dict[str, list[StudyMethod]] = {}
+        """All trainings; the trials of a search come before what is tested with the values that it chooses."""
+        shared: dict[tuple[str, ...], list[StudyMethod]] = {}
         for method in self.declaration.study_methods:
-            m = method.method
-            key = repr((m.scope, m.work, m.local, m.share, m.server, m.keep_optimizer, method.training))
+            key = tuple(one.method.course for one in self.declaration.candidates(method))
             shared.setdefault(key, []).append(method)
-        jobs = []
+        groups = [tuple(methods) for methods in shared.values()]
+        unseen = [m for m in self.declaration.study_methods if self.declaration.is_unseen(m)]
+        jobs = self.search.once(groups)
         for number, fold in folds.items():
+            jobs += self.search.within(groups, number)
             for seed in self.declaration.all_seeds:
-                jobs += [Job(tuple(methods), seed, number) for methods in shared.values()]
-            unseen = [m for m in self.declaration.study_methods if self.declaration.is_unseen(m)]
+                jobs += [Job(methods, seed, number) for methods in groups]
             if len(fold.training_sites) < 2:
                 continue
             for site in fold.tested_sites:  # site after site, since each is left out of the preparation, too
+                jobs += self.search.within([(method,) for method in unseen], number, site)
                 jobs += [
                     Job((method,), s, number, without=site) for s in self.declaration.all_seeds for method in unseen
                 ]
