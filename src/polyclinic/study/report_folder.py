@@ -18,6 +18,7 @@ from polyclinic.errors import ResultsError
 from polyclinic.study.figures import Estimate
 from polyclinic.study.jobs import UNSEEN
 from polyclinic.study.preparing import DESCRIBED
+from polyclinic.study.search import AFTER, BEFORE
 from polyclinic.study.statistics import CROSS
 from polyclinic.tasks.metrics import DISTANCES, METRICS, split_metric, value_range
 
@@ -30,6 +31,7 @@ COLUMNS = {
     "rounds.csv": ["method", "seed", "fold", "round", "site", "seconds", "bytes_up", "bytes_down", "examples", "loss"],
     "predictions.csv": ["method", "seed", "fold", "site"],
     "harmonisation.csv": DESCRIBED,
+    "search.csv": [*BEFORE, *AFTER],
     "sites.csv": ["site", "found", "used", "rejected"],
 }
 WHICH = ("best", "median", "worst")
@@ -110,6 +112,8 @@ class Folder:
         self.predictions = self._table("predictions.csv")
         self.site_table = self._table("sites.csv")
         self.harmonisation = self._table("harmonisation.csv")
+        found = self._read("search.csv", lambda file: _read_cells(file, COLUMNS["search.csv"]))
+        self.search = pd.DataFrame(columns=COLUMNS["search.csv"]) if found is None else found
         if self.results.empty:
             raise ResultsError(
                 "P501", "results.csv has no rows, so there is nothing to report.", "Run the study again to resume it."
@@ -266,15 +270,20 @@ def _number(text: str | None) -> float:
 
 
 def _read_table(file: Path, columns: list[str]) -> pd.DataFrame:
+    table = _read_cells(file, columns)
+    for column in table.columns:
+        if column not in TEXT:
+            table[column] = pd.to_numeric(table[column], errors="coerce")
+    return table
+
+
+def _read_cells(file: Path, columns: list[str]) -> pd.DataFrame:
     table = pd.read_csv(
         file, dtype=str, keep_default_na=False, usecols=lambda column: column not in ("subject", "case")
     )
     missing = [column for column in columns if column not in table.columns]
     if missing:
         raise ValueError(f"column {missing[0]!r} is missing")
-    for column in table.columns:
-        if column not in TEXT:
-            table[column] = pd.to_numeric(table[column], errors="coerce")
     return table
 
 
