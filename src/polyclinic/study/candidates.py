@@ -186,7 +186,7 @@ def _candidates(
     if math.prod(values.size for values in space.values()) <= search.trials:
         grid = product(*(values.values for values in space.values() if isinstance(values, Choices)))
         found = _distinct(first, (dict(zip(space, values, strict=True)) for values in grid))
-        if len(found) <= search.trials:
+        if 1 + len(found) <= search.trials:
             return [first, *(_candidate(declaration, method, values) for values in found)]
     seed = declaration.all_seeds[0]
     draws = ({**common, **special} for common, special in zip(_common(shared, seed), _draws(own, seed), strict=False))
