@@ -295,7 +295,7 @@ def test_a_failed_round_leaves_no_trace_in_the_optimiser_that_a_site_keeps(stack
     federation = Federation(data, training=training, stacked=stacked)
     federation.rounds()
     member = federation.engine.members["Celle"]
-    kept = {name: value.clone() for name, value in member.run.optimizer_state.items()}
+    kept = {name: value.clone() for name, value in member.run.optimizer_states[0].items()}
     member.dataset._inputs[0, 0] = float("inf")
     federation.engine._trainers.clear()  # which hold copies of the cases
     request = Message({"round": 1, "learning_rate": 0.1}, {"state": federation.initial(0)})
@@ -303,7 +303,7 @@ def test_a_failed_round_leaves_no_trace_in_the_optimiser_that_a_site_keeps(stack
     assert isinstance(replies["Celle"], TrainingError)
     assert kept
     for name, value in kept.items():
-        assert torch.equal(member.run.optimizer_state[name], value)
+        assert torch.equal(member.run.optimizer_states[0][name], value)
 
 
 @pytest.mark.parametrize("stacked", [False, True])

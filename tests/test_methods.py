@@ -25,7 +25,8 @@ from polyclinic.communication.message import Message
 from polyclinic.methods import ABOUT, METHODS
 from polyclinic.rounds import run_rounds
 from polyclinic.seeds import derive_seed, generator
-from polyclinic.server import SERVER_RULES
+from polyclinic.server import build_server
+from polyclinic.server.rules import ServerRound, Update
 from polyclinic.state import Role
 
 MOMENTUM = {"sgd": {"lr": 0.1, "momentum": 0.9}}
@@ -192,7 +193,7 @@ def test_fedprox_is_training_with_half_mu_times_the_squared_distance_in_the_loss
 def test_the_proximal_term_serves_one_site_and_many_stacked(shape):
     gradient, weights, start = torch.randn(3, *shape)
     expected = gradient + 0.5 * (weights - start)
-    LOCAL_RULES["proximal"](mu=0.5).gradient(gradient, weights, start)
+    LOCAL_RULES["proximal"](mu=0.5).gradient(gradient, weights, start, {})
     close(gradient, expected)
 
 
@@ -329,7 +330,7 @@ def test_the_next_round_starts_from_the_shared_part_and_the_own_part(method):
     member = federation.engine.members["Bonn"]
     own = member.run.own.clone()
     state = torch.full((plan.selection.size,), 0.25)
-    job = member.run.job(Message({"round": 2, "learning_rate": 0.1}, {"state": state}))
+    job = member.run.jobs(Message({"round": 2, "learning_rate": 0.1}, {"state": state})).job(0)
     expected = torch.empty(layout.size)
     member.run.shared.put(expected, state)
     member.run.private.put(expected, own)
@@ -466,12 +467,17 @@ def test_the_schedule_is_stepped_once_a_round():
 # Server rules ---------------------------------------------------------------------------------------------------------
 
 
+def chain(name, **options):
+    """A server rule of one part."""
+    return build_server([(name, options)])
+
+
 def served(rule, changes, start=(0.0, 0.0, 5.0)):
     """States after each round, where one site changes the two weights by ``changes`` and sets the statistic to 7."""
     state, states = torch.tensor(start), []
     for change in changes:
-        rule.start(state, 2, 1.0)
-        rule.add(torch.cat([state[:2] + torch.tensor(change), torch.tensor([7.0])]), 1.0)
+        rule.begin(ServerRound(0, state, 2, 1.0))
+        rule.add(Update("Aachen", torch.cat([state[:2] + torch.tensor(change), torch.tensor([7.0])]), 1.0))
         state = rule.finish()
         states.append(state)
     return states
@@ -482,7 +488,7 @@ CHANGES = [(1.0, -2.0), (0.5, 0.5)]
 
 def test_fedavgm_by_hand():
     """v = (1, -2), then 0.9 v + (0.5, 0.5) = (1.4, -1.3); steps of 0.5 v. Statistics are plain means."""
-    first, second = served(SERVER_RULES["fedavgm"](lr=0.5, momentum=0.9), CHANGES)
+    first, second = served(chain("fedavgm", lr=0.5, momentum=0.9), CHANGES)
     close(first, torch.tensor([0.5, -1.0, 7.0]))
     close(second, torch.tensor([1.2, -1.65, 7.0]))
 
@@ -498,7 +504,7 @@ def test_fedavgm_by_hand():
 def test_adaptive_rules_by_hand(name, moment):
     """m = 0.9 m + 0.1 Δ, v by its rule from τ² = 0.01, step 0.1 m / (√v + 0.1)."""
     options = {} if name == "fedadagrad" else {"beta2": 0.99}
-    rule = SERVER_RULES[name](lr=0.1, beta1=0.9, tau=0.1, **options)
+    rule = chain(name, lr=0.1, beta1=0.9, tau=0.1, **options)
     states = served(rule, CHANGES)
     for coordinate in (0, 1):
         w, m, v = 0.0, 0.0, 0.01
@@ -512,14 +518,14 @@ def test_adaptive_rules_by_hand(name, moment):
 
 def test_the_first_step_of_fedadam_in_figures():
     """Δ = (1, -2): m = (0.1, -0.2), v = (0.0199, 0.0499), so 0.1 m / (√v + 0.1) = (0.041484, -0.061843)."""
-    (first,) = served(SERVER_RULES["fedadam"](lr=0.1, beta1=0.9, beta2=0.99, tau=0.1), CHANGES[:1])
+    (first,) = served(chain("fedadam", lr=0.1, beta1=0.9, beta2=0.99, tau=0.1), CHANGES[:1])
     close(first[:2], torch.tensor([0.0414836, -0.0618433]), 1e-5)
 
 
 @pytest.mark.parametrize("name", ["fedavgm", "fedadam", "fedyogi", "fedadagrad"])
 def test_a_rule_goes_on_from_its_memory(name):
-    unbroken = served(SERVER_RULES[name](), [*CHANGES, (0.1, 0.2)])
-    rule, again = SERVER_RULES[name](), SERVER_RULES[name]()
+    unbroken = served(chain(name), [*CHANGES, (0.1, 0.2)])
+    rule, again = chain(name), chain(name)
     first = served(rule, CHANGES)
     again.restore({key: value.clone() for key, value in rule.memory().items()})
     assert rule.memory()
@@ -533,8 +539,8 @@ def against_torch(rule, optimizer, parameter):
     state = parameter.detach().clone()
     for _ in range(10):
         change = torch.randn(4)
-        rule.start(state, 4, 1.0)
-        rule.add(state + change, 1.0)
+        rule.begin(ServerRound(0, state, 4, 1.0))
+        rule.add(Update("Aachen", state + change, 1.0))
         state = rule.finish()
         parameter.grad = -change
         optimizer.step()
@@ -544,45 +550,45 @@ def against_torch(rule, optimizer, parameter):
 def test_fedavgm_is_pytorchs_sgd_with_momentum():
     parameter = nn.Parameter(torch.zeros(4))
     optimizer = torch.optim.SGD([parameter], lr=0.3, momentum=0.8, dampening=0)
-    against_torch(SERVER_RULES["fedavgm"](lr=0.3, momentum=0.8), optimizer, parameter)
+    against_torch(chain("fedavgm", lr=0.3, momentum=0.8), optimizer, parameter)
 
 
 def test_fedadagrad_is_pytorchs_adagrad_started_at_tau_squared():
     parameter = nn.Parameter(torch.zeros(4))
     optimizer = torch.optim.Adagrad([parameter], lr=0.3, eps=0.05, initial_accumulator_value=0.05**2)
-    against_torch(SERVER_RULES["fedadagrad"](lr=0.3, tau=0.05), optimizer, parameter)
+    against_torch(chain("fedadagrad", lr=0.3, tau=0.05), optimizer, parameter)
 
 
 def test_fedadam_without_its_first_moment_is_pytorchs_rmsprop_started_at_tau_squared():
     parameter = nn.Parameter(torch.zeros(4))
     optimizer = torch.optim.RMSprop([parameter], lr=0.1, alpha=0.95, eps=0.05)
     optimizer.state[parameter] = {"step": torch.tensor(0.0), "square_avg": torch.full((4,), 0.05**2)}
-    against_torch(SERVER_RULES["fedadam"](lr=0.1, beta1=0.0, beta2=0.95, tau=0.05), optimizer, parameter)
+    against_torch(chain("fedadam", lr=0.1, beta1=0.0, beta2=0.95, tau=0.05), optimizer, parameter)
 
 
 def test_the_mean_of_one_site_is_that_site_to_the_bit():
     state, update = torch.zeros(100), torch.randn(100)
-    rule = SERVER_RULES["mean"]()
-    rule.start(state, 100, 17.0)
-    rule.add(update, 17.0)
+    rule = chain("mean")
+    rule.begin(ServerRound(0, state, 100, 17.0))
+    rule.add(Update("Aachen", update, 17.0))
     assert torch.equal(rule.finish(), update)
 
 
 def test_the_mean_is_over_the_sites_that_answered():
-    rule = SERVER_RULES["mean"]()
-    rule.start(torch.zeros(2), 2, 10.0)
-    rule.add(torch.tensor([1.0, 2.0]), 3.0)
-    rule.add(torch.tensor([5.0, 6.0]), 1.0)
+    rule = chain("mean")
+    rule.begin(ServerRound(0, torch.zeros(2), 2, 10.0))
+    rule.add(Update("Aachen", torch.tensor([1.0, 2.0]), 3.0))
+    rule.add(Update("Bonn", torch.tensor([5.0, 6.0]), 1.0))
     close(rule.finish(), torch.tensor([2.0, 3.0]))
 
 
 def test_the_mean_leaves_what_it_is_given_alone():
-    rule = SERVER_RULES["fedadam"]()
+    rule = chain("fedadam")
     state, updates = torch.randn(5), [torch.randn(5), torch.randn(5)]
     before = [state.clone(), *(update.clone() for update in updates)]
-    rule.start(state, 3, 2.0)
-    for update in updates:
-        rule.add(update, 1.0)
+    rule.begin(ServerRound(0, state, 3, 2.0))
+    for site, update in zip(("Aachen", "Bonn"), updates, strict=True):
+        rule.add(Update(site, update, 1.0))
     result = rule.finish()
     assert all(torch.equal(a, b) for a, b in zip(before, [state, *updates], strict=True))
     assert result.data_ptr() not in {t.data_ptr() for t in (state, *updates)}

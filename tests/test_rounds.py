@@ -14,7 +14,8 @@ from polyclinic.engine import Engine
 from polyclinic.errors import PolyclinicError, SiteError
 from polyclinic.files import write_atomic
 from polyclinic.rounds import Checkpoint, Plan, run_rounds
-from polyclinic.server import SERVER_RULES
+from polyclinic.server import ServerRule, build_server
+from polyclinic.server.mean import Mean
 from polyclinic.state import Selection
 from polyclinic.study.jobs import Job
 
@@ -46,7 +47,10 @@ class Scripted(Engine):
                     continue
                 yield (
                     site,
-                    Message({"seconds": 0.0, "examples": 1, "loss": 0.5}, {"state": request.tensors["state"] + 1}),
+                    Message(
+                        {"seconds": 0.0, "examples": 1, "steps": 1, "loss": 0.5},
+                        {"state": request.tensors["state"] + 1},
+                    ),
                 )
             elif function == "evaluate":
                 assert request.tensors["state"].eq(self.round + 1).all(), "the model of the round just done is measured"
@@ -63,7 +67,7 @@ class Scripted(Engine):
 def plan_for(engine, rounds, **changes):
     given = {
         "declaration": {}, "initial": torch.zeros(3), "selection": Selection(((0, 3),), 3, 3, 3),
-        "server": SERVER_RULES["mean"](), "sites": engine.sites, "weights": dict.fromkeys(engine.sites, 1.0),
+        "server": build_server([("mean", {})]), "sites": engine.sites, "weights": dict.fromkeys(engine.sites, 1.0),
         "learning_rates": [0.1] * rounds, "quorum": len(engine.sites),
     }  # fmt: skip
     return Plan(**(given | changes))
@@ -129,7 +133,7 @@ def test_only_validation_is_asked_for_while_training():
 def test_the_model_that_stays_at_a_site_is_kept_when_the_round_is_the_best():
     engine = Scripted({"A": [3, 1, 2], "B": [3, 1, 2]})
     some = Selection(((0, 2),), 2, 2, 3)
-    run_rounds(plan_for(engine, 3, selection=some), engine)
+    run_rounds(plan_for(engine, 3, selection=some, keeps=True), engine)
     order = [name for name, site in engine.said if site == "A" and name in {"train", "keep"}]
     assert order == ["train", "keep", "train", "keep", "train"]
 
@@ -137,7 +141,7 @@ def test_the_model_that_stays_at_a_site_is_kept_when_the_round_is_the_best():
 def test_each_site_has_its_own_best_round_where_it_has_its_own_model():
     engine = Scripted({"A": [1, 2, 3], "B": [3, 2, 1]})
     none = Selection((), 0, 0, 3)
-    progress, _ = run_rounds(plan_for(engine, 3, selection=none, together=False), engine)
+    progress, _ = run_rounds(plan_for(engine, 3, selection=none, together=False, keeps=True), engine)
     assert progress.best == {"A": (1, 0), "B": (1, 2)}
     assert engine.asked("keep") == ["A", "B", "B", "B"]
 
@@ -185,16 +189,16 @@ def test_training_ends_when_all_sites_have_stopped():
 # Answers --------------------------------------------------------------------------------------------------------------
 
 
-class Noting(type(SERVER_RULES["mean"]())):
+class Noting(Mean):
     """A mean that notes in which order it is given what."""
 
-    def start(self, state, trainable, total_weight):
-        super().start(state, trainable, total_weight)
+    def begin(self, now):
+        super().begin(now)
         self.order = []
 
-    def add(self, update, weight):
-        super().add(update, weight)
-        self.order.append(weight)
+    def add(self, update):
+        super().add(update)
+        self.order.append(update.weight)
 
 
 @pytest.mark.parametrize("stacked", [False, True])
@@ -203,7 +207,7 @@ def test_updates_are_added_in_site_order(stacked):
     federation = Federation(table_sites({"Celle": 5, "Aachen": 33, "Dresden": 20, "Bonn": 10}), stacked=stacked)
     plan = federation.plan()
     server = Noting()
-    run_rounds(Plan(**{**vars(plan), "server": server, "sites": sorted(plan.sites)}), federation.engine)
+    run_rounds(Plan(**{**vars(plan), "server": ServerRule(server), "sites": sorted(plan.sites)}), federation.engine)
     assert server.order == [5.0, 33.0, 20.0, 10.0]
 
 

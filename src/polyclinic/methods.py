@@ -1,7 +1,8 @@
 """The catalogue of methods: each published method is one composition of parts.
 
-A method is local rules + what is shared + a server rule. Any method of a study file can be given other parts
-(``{fedprox: {mu: 0.1, share: no_norm, server: {fedadam: {lr: 0.01}}}}``), so combinations need no names of their own.
+A method is local rules + what is shared + a personal model + a server rule + a topology. Any method of a study file can
+be given other parts (``{fedprox: {mu: 0.1, share: no_norm, server: [trimmed_mean, {fedadam: {lr: 0.01}}]}}``), so
+combinations need no names of their own.
 """
 
 from __future__ import annotations
@@ -40,7 +41,9 @@ class Method:
         work: ``train`` (local optimiser steps) or ``gradient`` (one full-batch gradient a round).
         local: local rules, applied in this order.
         share: what of the model is shared; key of ``SHARES``.
-        server: the server rule.
+        personal: the way to a personal model, or None.
+        server: the parts of the server rule.
+        topology: in which order sites are asked; key of ``TOPOLOGIES``.
         tests: whose predictions are reported: ``own`` (the model for the site's own cases), ``cross`` (each site's
             model on every other site), ``ensemble`` (mean of all sites' predicted probabilities).
         keep_optimizer: whether a site's optimiser keeps its state between rounds; methods without a server do, so that
@@ -51,7 +54,9 @@ class Method:
     work: Literal["train", "gradient"] = "train"
     local: Sequence[PartEntry] = ()
     share: Share = "all"
-    server: PartEntry = ("mean", {})
+    personal: PartEntry | None = None
+    server: Sequence[PartEntry] = (("mean", {}),)
+    topology: str = "star"
     tests: Literal["own", "cross", "ensemble"] = "own"
     keep_optimizer: bool = False
 
@@ -146,22 +151,57 @@ def silobn() -> Method:
     return Method(share="no_norm_statistics")
 
 
+@method("scaffold", "client end: domain shift", "Control variates take the drift out of each local step.",
+        "Karimireddy et al., ICML 2020")  # fmt: skip
+def scaffold() -> Method:
+    """FedAvg with control variates."""
+    return Method(local=[("control_variates", {})])
+
+
+@method("feddyn", "client end: domain shift", "Local losses are bent so that their optima agree.",
+        "Acar et al., ICLR 2021")  # fmt: skip
+def feddyn(*, alpha: PositiveFloat = 0.01) -> Method:
+    """A dynamic term at the sites, and its counterpart at the server."""
+    return Method(local=[("dynamic_regularisation", {"alpha": alpha})], server=[("feddyn", {"alpha": alpha})])
+
+
+@method("fednova", "client end: unequal computation", "Updates count by their direction, not by their number of steps.",
+        "Wang et al., NeurIPS 2020")  # fmt: skip
+def fednova() -> Method:
+    """FedAvg with normalised updates."""
+    return Method(server=[("normalised", {})])
+
+
+@method("cyclic", "communication: topology", "The model goes from site to site, again and again.",
+        "Chang et al., JAMIA 2018")  # fmt: skip
+def cyclic() -> Method:
+    """Cyclic weight transfer."""
+    return Method(topology="cyclic")
+
+
+@method("incremental", "communication: topology", "The model goes from site to site once.",
+        "Sheller et al., BrainLes 2018")  # fmt: skip
+def incremental() -> Method:
+    """Institutional incremental learning."""
+    return Method(topology="incremental")
+
+
 @method("fedavgm", "server end: optimisation", "The server adds momentum to the mean change.", "Hsu et al., 2019")
 def fedavgm(*, lr: PositiveFloat = 1.0, momentum: Decay = 0.9) -> Method:
     """FedAvg with momentum at the server."""
-    return Method(server=("fedavgm", {"lr": lr, "momentum": momentum}))
+    return Method(server=[("fedavgm", {"lr": lr, "momentum": momentum})])
 
 
 @method("fedadam", "server end: optimisation", "The server uses the mean change as a gradient for Adam.", _REDDI)
 def fedadam(*, lr: PositiveFloat = 0.01, beta1: Decay = 0.9, beta2: Decay = 0.99, tau: PositiveFloat = 1e-3) -> Method:
     """FedAvg with Adam at the server."""
-    return Method(server=("fedadam", {"lr": lr, "beta1": beta1, "beta2": beta2, "tau": tau}))
+    return Method(server=[("fedadam", {"lr": lr, "beta1": beta1, "beta2": beta2, "tau": tau})])
 
 
 @method("fedyogi", "server end: optimisation", "The server uses the mean change as a gradient for Yogi.", _REDDI)
 def fedyogi(*, lr: PositiveFloat = 0.01, beta1: Decay = 0.9, beta2: Decay = 0.99, tau: PositiveFloat = 1e-3) -> Method:
     """FedAvg with Yogi at the server."""
-    return Method(server=("fedyogi", {"lr": lr, "beta1": beta1, "beta2": beta2, "tau": tau}))
+    return Method(server=[("fedyogi", {"lr": lr, "beta1": beta1, "beta2": beta2, "tau": tau})])
 
 
 @method(
@@ -169,4 +209,4 @@ def fedyogi(*, lr: PositiveFloat = 0.01, beta1: Decay = 0.9, beta2: Decay = 0.99
 )
 def fedadagrad(*, lr: PositiveFloat = 0.01, beta1: Decay = 0.0, tau: PositiveFloat = 1e-3) -> Method:
     """FedAvg with Adagrad at the server."""
-    return Method(server=("fedadagrad", {"lr": lr, "beta1": beta1, "tau": tau}))
+    return Method(server=[("fedadagrad", {"lr": lr, "beta1": beta1, "tau": tau})])

@@ -7,18 +7,22 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
+from polyclinic.client.rules import Counterpart
+from polyclinic.communication.exchange import Extras
 from polyclinic.communication.message import Message
+from polyclinic.communication.topology import Star, Topology
 from polyclinic.engine.base import Engine
 from polyclinic.errors import PolyclinicError, ResultsError, SiteError
 from polyclinic.files import write_atomic, write_error
-from polyclinic.server.rules import ServerRule
+from polyclinic.server.rules import ServerRound, ServerRule, Update
+from polyclinic.server.selection import Candidates, Participation
 from polyclinic.state import Selection
 
 Row = dict[str, Any]
@@ -42,8 +46,14 @@ class Plan:
         higher_is_better: for ``metric``.
         validate: False trains all rounds and takes the last.
         patience: stop after so many rounds without a better one; None never stops early.
-        quorum: least number of sites that must answer a round.
+        quorum: least number of sites that must answer a round; None for all that are asked.
         save: whether sites keep state that must be saved with a checkpoint.
+        keeps: whether sites keep a part of their model, or a model, of the best round.
+        counterparts: local rule -> its end at the coordinator.
+        reveals: what is exchanged besides the state -> what it could reveal.
+        participation: who takes part in a round, applied one after another.
+        topology: in which order sites are asked.
+        corrupt: changes the updates of corrupt sites before the server sees them (a simulated attack).
     """
 
     declaration: dict[str, Any]
@@ -59,8 +69,14 @@ class Plan:
     higher_is_better: bool = True
     validate: bool = True
     patience: int | None = None
-    quorum: int = 1
+    quorum: int | None = 1
     save: bool = False
+    keeps: bool = False
+    counterparts: Mapping[str, Counterpart] = field(default_factory=dict)
+    reveals: Mapping[str, str] = field(default_factory=dict)
+    participation: Sequence[Participation] = ()
+    topology: Topology = field(default_factory=Star)
+    corrupt: Callable[[int, Tensor, Sequence[Update]], Sequence[Update]] | None = None
 
 
 @dataclass
@@ -74,6 +90,7 @@ class Progress:
         best: group ("federation" or a site) -> (score to be lowered, round).
         stopped: groups that have lost patience.
         failures: sentences about rounds in which a site was left out.
+        losses: training loss that each site reported last.
     """
 
     done: int
@@ -82,6 +99,7 @@ class Progress:
     best: dict[str, tuple[float, int]] = field(default_factory=dict)
     stopped: list[str] = field(default_factory=list)
     failures: list[str] = field(default_factory=list)
+    losses: dict[str, float] = field(default_factory=dict)
 
 
 def run_rounds(
@@ -105,20 +123,24 @@ def run_rounds(
     Raises:
         SiteError: P402 if fewer sites than the quorum answer a round.
     """
-    engine.ask("start", dict.fromkeys(engine.sites, Message(plan.declaration, {"initial": plan.initial})))
+    said = engine.ask("start", dict.fromkeys(engine.sites, Message(plan.declaration, {"initial": plan.initial})))
+    for site in plan.sites:
+        for name, counterpart in plan.counterparts.items():
+            counterpart.announced(site, plan.weights[site], _named(said[site].tensors, name))
     state = plan.selection.take(plan.initial).clone()
     progress, rows = Progress(0, state, state), list[Row]()
     saved = checkpoint.read() if checkpoint else None
     if saved is not None:
         progress, rows = saved
-        plan.server.restore(checkpoint.server_memory if checkpoint else {})
+        _restore(plan, checkpoint.memory if checkpoint else {})
         if plan.save and progress.done:
             engine.ask("restore", dict.fromkeys(plan.sites, Message({"round": progress.done})))
     total = len(plan.learning_rates)
     while progress.done < total and len(progress.stopped) < (1 if plan.together else len(plan.sites)):
-        new = _round(plan, engine, progress)
+        silent: set[str] = set()
+        new = _round(plan, engine, progress, silent)
         if plan.validate:
-            _choose(plan, engine, progress, new)
+            _choose(plan, engine, progress, new, silent)
         else:
             progress.best_state = progress.state
         progress.done += 1
@@ -126,7 +148,7 @@ def run_rounds(
         if checkpoint:
             if plan.save:
                 engine.ask("save", dict.fromkeys(plan.sites, Message({"round": progress.done})))
-            checkpoint.write(progress, plan.server.memory(), new)
+            checkpoint.write(progress, _memory(plan), new)
         if report:
             report(progress.done, total)
     if not plan.validate:
@@ -134,55 +156,152 @@ def run_rounds(
     return progress, rows
 
 
-def _round(plan: Plan, engine: Engine, progress: Progress) -> list[Row]:
-    """One round of training; moves ``progress.state`` on and returns a row a site."""
+def _named(tensors: Mapping[str, Tensor], name: str) -> dict[str, Tensor]:
+    """Those of ``tensors`` that are called ``name/...``, without that."""
+    return {key.removeprefix(f"{name}/"): t for key, t in tensors.items() if key.startswith(f"{name}/")}
+
+
+def _memory(plan: Plan) -> dict[str, Tensor]:
+    """What server rule and counterparts keep between rounds."""
+    found = {f"server/{name}": tensor for name, tensor in plan.server.memory().items()}
+    for rule, counterpart in plan.counterparts.items():
+        found |= {f"rule/{rule}/{name}": tensor for name, tensor in counterpart.memory().items()}
+    return found
+
+
+def _restore(plan: Plan, memory: dict[str, Tensor]) -> None:
+    plan.server.restore(_named(memory, "server"))
+    for rule, counterpart in plan.counterparts.items():
+        counterpart.restore(_named(memory, f"rule/{rule}"))
+
+
+def _round(plan: Plan, engine: Engine, progress: Progress, silent: set[str]) -> list[Row]:
+    """One round of training; moves ``progress.state`` on and returns a row for each site that took part.
+
+    Sites that could not answer are added to ``silent``.
+    """
     active = [site for site in plan.sites if site not in progress.stopped]
-    fields = {"round": progress.done, "learning_rate": plan.learning_rates[progress.done]}
-    request = Message(fields, {"state": progress.state})
-    plan.server.start(progress.state, plan.selection.trainable, sum(plan.weights[site] for site in active))
-    rows, failures = [], {}
-    for site, reply in engine.call("train", dict.fromkeys(active, request)):
-        if isinstance(reply, PolyclinicError):
-            failures[site] = reply
-            continue
-        plan.server.add(reply.tensors["state"], plan.weights[site])
-        rows.append({
-            "round": progress.done, "site": site, "seconds": reply.fields["seconds"], "bytes_up": reply.size,
-            "bytes_down": request.size, "examples": reply.fields["examples"], "loss": reply.fields["loss"],
-        })  # fmt: skip
-    if failures:
-        _check_quorum(plan, progress, failures, len(rows))
-    progress.state = plan.server.finish()
+    needed = min(plan.quorum or 1, len(active))
+    known = Candidates(progress.done, plan.declaration.get("seed", 0), plan.weights, progress.losses)
+    for part in plan.participation:
+        active = part.choose(active, known)
+    if len(active) < needed:
+        progress.failures.append(
+            f"Round {progress.done + 1} was skipped: {len(active)} of {len(plan.sites)} sites were there, "
+            f"{needed} are needed."
+        )
+        return []
+    rows: list[Row] = []
+    groups = plan.topology.groups(progress.done, len(plan.learning_rates), active)
+    for group in groups:
+        rows += _exchange(plan, engine, progress, group, [row["site"] for row in rows], silent)
     return rows
 
 
-def _check_quorum(plan: Plan, progress: Progress, failures: dict[str, PolyclinicError], answered: int) -> None:
+def _exchange(
+    plan: Plan, engine: Engine, progress: Progress, group: list[str], before: list[str], silent: set[str]
+) -> list[Row]:
+    """Send the model to some sites and make the next one of their answers."""
+    fields = {"round": progress.done, "learning_rate": plan.learning_rates[progress.done]}
+    common = {f"{name}/{key}": t for name, part in plan.counterparts.items() for key, t in part.send().items()}
+    requests = {}
+    for site in group:
+        turn = {"turn": before.count(site)} if site in before else {}
+        tensors = {"state": progress.state, **common, **plan.server.send(site)}
+        requests[site] = Message({**fields, **turn}, tensors)
+    total = sum(plan.weights[site] for site in group)
+    plan.server.begin(ServerRound(progress.done, progress.state, plan.selection.trainable, total, plan.weights))
+    extras = Extras(plan.reveals)
+    rows: list[Row] = []
+    updates: list[Update] = []
+    failures: dict[str, PolyclinicError] = {}
+    for site, reply in engine.call("train", requests):
+        if isinstance(reply, PolyclinicError):
+            failures[site] = reply
+            silent.add(site)
+            continue
+        late = _too_late(plan, site, reply)
+        if late is not None:
+            failures[site] = late
+            continue
+        update = Update(site, reply.tensors["state"], plan.weights[site], reply.fields.get("facts", {}))
+        if plan.corrupt is None:
+            plan.server.add(update)
+        else:
+            updates.append(update)
+        for name, counterpart in plan.counterparts.items():
+            counterpart.add(site, plan.weights[site] / sum(plan.weights.values()), _named(reply.tensors, name))
+        progress.losses[site] = reply.fields["loss"]
+        rows.append(_row(progress.done, site, requests[site], reply, extras))
+    if plan.corrupt is not None:
+        for update in plan.corrupt(progress.done, progress.state, updates):
+            plan.server.add(update)
+    if failures and not _is_quorum(plan, progress, failures, len(rows), len(group)):
+        return []
+    progress.state = plan.server.finish()
+    for counterpart in plan.counterparts.values():
+        counterpart.finish()
+    for row in rows:
+        row["share"] = plan.server.shares.get(row["site"], 0.0)
+    return rows
+
+
+def _row(number: int, site: str, request: Message, reply: Message, extras: Extras) -> Row:
+    facts = reply.fields.get("facts", {})
+    return {
+        "round": number, "site": site, "seconds": reply.fields["seconds"],
+        "bytes_up": reply.size + extras.bytes_of(facts), "bytes_down": request.size,
+        "examples": reply.fields["examples"], "steps": reply.fields["steps"], "loss": reply.fields["loss"],
+        "extra_up": extras.describe(reply.tensors, facts), "extra_down": extras.describe(request.tensors, {}),
+    }  # fmt: skip
+
+
+def _too_late(plan: Plan, site: str, reply: Message) -> SiteError | None:
+    """Why an answer does not count any more."""
+    speed = plan.declaration.get("work", {}).get("own", {}).get(site, {}).get("step_seconds")
+    seconds = reply.fields["seconds"] if speed is None else speed * reply.fields["steps"]
+    if all(part.in_time(site, seconds) for part in plan.participation):
+        return None
+    return SiteError("P402", f"its answer came after {seconds:.3g} s, too late.", site=site)
+
+
+def _is_quorum(plan: Plan, progress: Progress, failures: dict[str, PolyclinicError], answered: int, asked: int) -> bool:
+    """Whether enough sites answered; too few because of a deadline is noted, because of failures it is an error."""
     causes = "; ".join(f"{site}: {error}" for site, error in failures.items())
-    if len(failures) == 1 and plan.quorum >= len(plan.sites):
+    needed = min(plan.quorum or asked, asked)
+    if all(error.code == "P402" for error in failures.values()):  # late, which the study file allows
+        enough = answered >= max(1, min(plan.quorum or 1, asked))
+        consequence = f"went on without {', '.join(failures)}" if enough else "changed nothing, with too few answers"
+        progress.failures.append(f"Round {progress.done + 1} {consequence}. {causes}")
+        return enough
+    if len(failures) == 1 and needed >= asked:
         raise next(iter(failures.values()))
-    if answered < plan.quorum or not plan.together:
+    if answered < needed or not plan.together:
         raise SiteError(
             "P402",
-            f"In round {progress.done + 1} {answered} of {len(plan.sites)} sites answered, {plan.quorum} are needed. "
+            f"In round {progress.done + 1} {answered} of {asked} sites answered, {needed} are needed. "
             f"{causes}",
             "Mend the sites named, or set a lower `training: {quorum: ...}`.",
             causes=[error.code for error in failures.values()],
         )  # fmt: skip
     progress.failures.append(f"Round {progress.done + 1} went on without {', '.join(failures)}. {causes}")
+    return True
 
 
-def _choose(plan: Plan, engine: Engine, progress: Progress, rows: list[Row]) -> None:
+def _choose(plan: Plan, engine: Engine, progress: Progress, rows: list[Row], silent: set[str]) -> None:
     """Measure validation data, add it to the round's rows, and remember the round if it is the best so far."""
-    active = [row["site"] for row in rows]
+    took_part = list(dict.fromkeys(row["site"] for row in rows))
+    # Of a common model everybody's opinion counts, so that rounds with different sites can be compared.
+    active = [site for site in plan.sites if site not in silent] if plan.together else took_part
     request = Message({"metric": plan.metric}, {"state": progress.state})
     found = {site: reply.fields for site, reply in engine.ask("evaluate", dict.fromkeys(active, request)).items()}
     for row in rows:
         row["validation_loss"] = found[row["site"]]["loss"]
         row[f"validation_{plan.metric}"] = found[row["site"]]["metric"]
     groups = {"federation": active} if plan.together else {site: [site] for site in active}
-    better = []
+    better = list[str]()
     for group, members in groups.items():
-        score = _score(plan, [found[site] for site in members])
+        score = validation_score(plan, [found[site] for site in members])
         best = progress.best.get(group)
         if best is None or score is None or score < best[0]:
             progress.best[group] = (float("inf") if score is None else score, progress.done)
@@ -191,11 +310,11 @@ def _choose(plan: Plan, engine: Engine, progress: Progress, rows: list[Row]) -> 
             progress.stopped.append(group)
     if better and plan.together:
         progress.best_state = progress.state
-    if better and not plan.selection.everything:
+    if better and plan.keeps:
         engine.ask("keep", dict.fromkeys(better, Message()))
 
 
-def _score(plan: Plan, found: Iterable[dict[str, Any]]) -> float | None:
+def validation_score(plan: Plan, found: Iterable[dict[str, Any]]) -> float | None:
     """What the best round has lowest: the mean over validation cases; None if there is nothing to choose by."""
     sign = -1.0 if plan.choose_by == "metric" and plan.higher_is_better else 1.0
     known = [(f["cases"], f[plan.choose_by]) for f in found if f[plan.choose_by] is not None]
@@ -217,11 +336,11 @@ class Checkpoint:
 
     def __init__(self, folder: Path) -> None:
         self.path, self.rows = folder / "checkpoint.safetensors", folder / "rounds.jsonl"
-        self.server_memory: dict[str, Tensor] = {}
+        self.memory: dict[str, Tensor] = {}
         self._length = 0
 
-    def write(self, progress: Progress, server_memory: dict[str, Tensor], rows: list[Row]) -> None:
-        """Add a round."""
+    def write(self, progress: Progress, memory: dict[str, Tensor], rows: list[Row]) -> None:
+        """Add a round; ``memory`` is what the coordinator's parts keep."""
         text = "".join(json.dumps(row) + "\n" for row in rows).encode()
         self.rows.parent.mkdir(parents=True, exist_ok=True)
         try:
@@ -232,11 +351,11 @@ class Checkpoint:
         except OSError as error:
             raise write_error(self.rows, error) from error
         self._length += len(text)
-        tensors = {"state": progress.state, **{f"server/{n}": t for n, t in server_memory.items()}}
+        tensors = {"state": progress.state, **{f"memory/{name}": tensor for name, tensor in memory.items()}}
         if progress.best_state is not progress.state:
             tensors["best"] = progress.best_state
         fields = {"done": progress.done, "length": self._length, "best": progress.best, "stopped": progress.stopped,
-                  "failures": progress.failures}  # fmt: skip
+                  "failures": progress.failures, "losses": progress.losses}  # fmt: skip
         write_atomic(self.path, Message(fields, tensors).to_bytes(), durable=False)
 
     def read(self) -> tuple[Progress, list[Row]] | None:
@@ -252,13 +371,11 @@ class Checkpoint:
             ) from None  # fmt: skip
         fields, tensors = message.fields, message.tensors
         self._length = fields["length"]
-        self.server_memory = {
-            name.removeprefix("server/"): tensor for name, tensor in tensors.items() if name.startswith("server/")
-        }
+        self.memory = _named(tensors, "memory")
         lines = self.rows.read_bytes()[: self._length].decode().splitlines() if self._length else []
         best = {group: (score, done) for group, (score, done) in fields["best"].items()}
         progress = Progress(
             fields["done"], tensors["state"], tensors.get("best", tensors["state"]), best, fields["stopped"],
-            fields["failures"],
+            fields["failures"], fields["losses"],
         )  # fmt: skip
         return progress, [json.loads(line) for line in lines]

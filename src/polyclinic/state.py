@@ -14,6 +14,7 @@ from functools import cached_property
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from polyclinic.errors import TrainingError
 
@@ -70,6 +71,27 @@ class Selection:
             start, stop = self.slices[0]
             return vector[..., start:stop]
         return torch.cat([vector[..., start:stop] for start, stop in self.slices] or [vector[..., :0]], dim=-1)
+
+    def within(self, total: int) -> Selection:
+        """Those of the chosen coordinates that are among the first ``total``."""
+        slices = tuple((start, min(stop, total)) for start, stop in self.slices if start < total)
+        size = sum(stop - start for start, stop in slices)
+        return Selection(slices, size, size, self.total)
+
+    def others(self, total: int) -> Selection:
+        """All of the first ``total`` coordinates that are not chosen."""
+        slices, position = [], 0
+        for start, stop in (*self.slices, (total, total)):
+            if position < min(start, total):
+                slices.append((position, min(start, total)))
+            position = max(position, stop)
+        size = sum(stop - start for start, stop in slices)
+        return Selection(tuple(slices), size, size, self.total)
+
+    def fill(self, vector: Tensor, value: float) -> None:
+        """Write ``value`` into the chosen coordinates of ``vector [..., P]``."""
+        for start, stop in self.slices:
+            vector[..., start:stop] = value
 
     def put(self, vector: Tensor, values: Tensor) -> None:
         """Write ``values [..., Q]`` into the chosen coordinates of ``vector [..., P]``."""
@@ -151,6 +173,7 @@ class FlatModule:
     Attributes:
         module: the network.
         layout: its layout.
+        head: the submodules that are its head.
         vector: float32 ``[P]``: writing here changes the network.
         gradient: float32 ``[T]``: ``backward`` adds into it.
         weights: a parameter that aliases ``vector[:T]`` and whose gradient is ``gradient``: what an optimiser is given.
@@ -165,7 +188,7 @@ class FlatModule:
                 "Build the model in float32; mixed precision is switched on with `engine: {precision: mixed}`.",
             )
         self.module = module.to(device)
-        self.layout = Layout.of(module, head)
+        self.layout, self.head = Layout.of(module, head), tuple(head)
         self.vector = torch.empty(self.layout.size, device=device)
         self.gradient = torch.zeros(self.layout.trainable, device=device)
         tensors = {**dict(module.named_parameters()), **dict(module.named_buffers())}
@@ -181,6 +204,28 @@ class FlatModule:
         self.weights = nn.Parameter(self.vector[: self.layout.trainable])
         self.weights.grad = self.gradient
         self._integers = [(b, b.clone()) for b in module.buffers() if not b.is_floating_point()]
+
+    def parameters_of(self, chosen: Selection | None) -> list[nn.Parameter]:
+        """What an optimiser is given to train the chosen weights only, or all for None: views with their gradients."""
+        if chosen is None:
+            return [self.weights]
+        parameters = []
+        for start, stop in chosen.within(self.layout.trainable).slices:
+            part = nn.Parameter(self.vector[start:stop])
+            part.grad = self.gradient[start:stop]
+            parameters.append(part)
+        return parameters
+
+    def record_features(self, found: list[Tensor]) -> RemovableHandle:
+        """From now on put what the head is given ``[B, ...]`` into ``found``, until the handle is removed.
+
+        Raises:
+            TrainingError: P302 if the model has no head.
+        """
+        if not self.head:
+            raise TrainingError("P302", "The model declares no head, so it has no features before its head.",
+                                "Choose another model, or name its `head`.")  # fmt: skip
+        return self.head[0].register_forward_pre_hook(lambda layer, inputs: found.append(inputs[0]))
 
     def load(self, vector: Tensor) -> None:
         """Copy ``vector [P]`` into the network; integer buffers return to their initial values."""

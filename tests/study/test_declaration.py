@@ -44,7 +44,10 @@ def test_a_filled_study_asks_for_the_same(name):
     again = Declaration.check(yaml.safe_load(yaml.safe_dump(filled, sort_keys=False)))
     assert again.filled() == filled
     assert [m.label for m in again.study_methods] == [m.label for m in declaration.study_methods]
-    methods = [[replace(m.method, local=list(m.method.local)) for m in d.study_methods] for d in (again, declaration)]
+    methods = [
+        [replace(m.method, local=list(m.method.local), server=list(m.method.server)) for m in d.study_methods]
+        for d in (again, declaration)
+    ]
     assert methods[0] == methods[1]
     trainings = [
         [
@@ -69,7 +72,10 @@ def test_the_filled_study_says_everything():
     assert filled["evaluation"]["metrics"] == ["auc", "acc", "bac", "sen", "spe", "f1", "ap", "brier", "ece"]
     assert filled["seeds"] == [0]
     assert filled["methods"][4] == {
-        "fedavg": {"label": "fedavg", "share": "all", "server": {"mean": {}}, "local": []}
+        "fedavg": {
+            "label": "fedavg", "share": "all", "personal": None, "server": [{"mean": {}}], "local": [],
+            "topology": "star",
+        }
     }  # fmt: skip
     assert "seed" not in filled
 
@@ -122,7 +128,7 @@ def test_methods_differ_only_in_the_parts_that_are_given():
     (method,) = declared(methods=[entry]).study_methods
     assert method.method.local == [("proximal", {"mu": 0.1})]
     assert method.method.share == "no_norm"
-    assert method.method.server == ("fedadam", {"lr": 0.01, "beta1": 0.9, "beta2": 0.99, "tau": 0.001})
+    assert method.method.server == [("fedadam", {"lr": 0.01, "beta1": 0.9, "beta2": 0.99, "tau": 0.001})]
     assert (method.method.scope, method.method.work, method.method.tests) == ("federation", "train", "own")
 
 

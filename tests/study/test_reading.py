@@ -339,10 +339,10 @@ BAD = [
     ("[fedavg]", "[{cross: {local: [proximal]}}]", "P104", 15, "methods[1].cross.local",
      "cross has no server, so `local` means nothing. Use a federated method such as fedavg."),
     ("[fedavg]", "[{fedsgd: {local: [proximal]}}]", "P104", 15, "methods[1].fedsgd.local",
-     "fedsgd takes its one gradient at the global state, where the proximal term is zero. Use fedprox, which trains "
-     "locally."),
+     "fedsgd takes its one gradient at the global state, where the proximal term is zero. Use a method that "
+     "trains locally, such as fedavg."),
     ("[fedavg]", "[{fedprox: {local: [proximal]}}]", "P104", 15, "methods[1].fedprox.local",
-     "The local rule proximal is there twice."),
+     "The local rule proximal is there twice. Name it once."),
     ("[fedavg]", "[{fedavg: {share: none}}]", "P103", 15, "methods[1].fedavg.share",
      "'none' can't be shared. To share nothing, use the method single."),
     ("methods: [fedavg]", "engine: {mode: stacked, precision: mixed}", "P104", 15, "engine.precision",

@@ -1,6 +1,6 @@
 """Client end: local training and the rules that change it."""
 
-from polyclinic.client import drift
-from polyclinic.client.rules import LOCAL_RULES, GradientRule
+from polyclinic.client import drift, personal
+from polyclinic.client.rules import LOCAL_RULES, LocalRule
 
-__all__ = ["LOCAL_RULES", "GradientRule", "drift"]
+__all__ = ["LOCAL_RULES", "LocalRule", "drift", "personal"]

@@ -18,6 +18,7 @@ from torch.func import functional_call, vmap
 
 from polyclinic.client.batched import batch_norm, batched_layers
 from polyclinic.client.optimizers import build_optimizer, is_elementwise, restore_state, state_of
+from polyclinic.client.rules import GradientRule
 from polyclinic.client.work import (
     LocalJob,
     LocalResult,
@@ -43,6 +44,9 @@ def reason_not_stackable(model: FlatModule, work: Work) -> str:
         return f"the optimiser {work.optimizer[0]} does not treat every coordinate on its own"
     if work.mixed_precision:
         return "mixed precision is on"
+    reasons = [rule.not_stackable for rule in work.rules if rule.not_stackable]
+    if reasons:
+        return reasons[0]
     for layer in model.module.modules():
         if isinstance(layer, nn.modules.instancenorm._InstanceNorm) and layer.track_running_stats:
             return "instance normalisation keeps running statistics"
@@ -96,12 +100,17 @@ class StackedTrainer:
         self.module = copy.deepcopy(model.module).train()
         self.layers = batched_layers(self.module, jobs[0].dataset.shape)
         self.mask = _replace_batch_norm(self.module)
-        sizes = [batch_sizes(len(job.index), work) if work.kind == "train" else [len(job.index)] for job in jobs]
+        train = work.kind == "train"
+        sizes = [batch_sizes(len(job.index), work, job.steps) if train else [len(job.index)] for job in jobs]
         #: Jobs by falling number of steps, so that the active ones are always the first rows.
         self.by_steps = sorted(range(len(jobs)), key=lambda job: -len(sizes[job]))
         self.schedule = _Schedule.of([sizes[job] for job in self.by_steps])
         self.steps = [len(s) for s in self.schedule.sizes]
         self.active = [sum(n > step for n in self.steps) for step in range(self.steps[0])]
+        trained, total = jobs[0].trained, model.layout.trainable
+        whole = ((0, total),)
+        self.pieces = whole if trained is None else trained.within(total).slices
+        self.frozen = None if trained is None else trained.others(total)
         self.augments = any(job.dataset.augments for job in jobs)
         if not self.augments:
             pairs = [jobs[job].dataset.batch(jobs[job].index) for job in self.by_steps]
@@ -117,8 +126,11 @@ class StackedTrainer:
         first = start[:, : self.layout.trainable]
         weights, statistics = first.clone(), start[:, self.layout.trainable :].clone()
         positions = self._positions(rows)
+        self._begin(rows)
         run = self._full_gradient if self.work.kind == "gradient" else self._mini_batches
-        losses = run(rows, weights, statistics, first, positions)
+        anchored = any(row.anchor is not None for row in rows)
+        anchors = torch.stack([_anchor(row, first[i]) for i, row in enumerate(rows)]) if anchored else first
+        losses = run(rows, weights, statistics, anchors, positions)
         vectors = (torch.cat([weights, statistics], dim=1) if statistics.shape[1] else weights).cpu()
         results: list[LocalResult | PolyclinicError] = [PolyclinicError("P401", "")] * len(rows)
         for row, job, loss in zip(range(len(rows)), self.by_steps, losses.tolist(), strict=True):
@@ -128,6 +140,26 @@ class StackedTrainer:
             except PolyclinicError as error:
                 results[job] = error
         return results
+
+    def _begin(self, rows: list[LocalJob]) -> None:
+        """Stack what rules are given, and class weights, where sites have their own."""
+        self.given: list[tuple[GradientRule, dict[str, Tensor]]] = []
+        for number, rule in enumerate(self.work.rules):
+            if isinstance(rule, GradientRule):
+                found = [row.given[number] for row in rows] if rows[0].given else [{}]
+                together = {name: torch.stack([one[name] for one in found]).to(self.device) for name in found[0]}
+                self.given.append((rule, together))
+        common = self.work.class_weights
+        own = [row.class_weights if row.class_weights is not None else common for row in rows]
+        known = [weights for weights in own if weights is not None]
+        self.class_weights = torch.stack(known).to(self.device) if known else None
+
+    def _change(self, gradient: Tensor, weights: Tensor, start: Tensor) -> None:
+        """Let the rules change the gradient of the active sites."""
+        active = len(gradient)
+        for rule, given in self.given:
+            rule.gradient(gradient, weights, start[:active], {n: tensor[:active] for n, tensor in given.items()})
+        clip_gradient(gradient, self.work.clip)
 
     def _positions(self, rows: list[LocalJob]) -> Tensor:
         """Which case stands where, ``[S, steps, B]``; padding repeats case 0 and has no weight."""
@@ -144,10 +176,11 @@ class StackedTrainer:
     ) -> Tensor:
         groups = self._groups(rows, weights)
         optimizer = build_optimizer(
-            with_learning_rate(self.work.optimizer, rows[0].learning_rate), [parameter for _, _, parameter in groups]
+            with_learning_rate(self.work.optimizer, rows[0].learning_rate),
+            [parameter for _, _, pieces in groups for parameter in pieces],
         )
         if self.work.keep_optimizer:
-            for first, stop, parameter in groups:
+            for first, stop, (parameter, *_) in groups:
                 states = [row.optimizer_state for row in rows[first:stop]]
                 together = {
                     name: torch.stack([state[name] for state in states]) if value.dim() else value
@@ -159,29 +192,34 @@ class StackedTrainer:
             leaf = weights[:active].requires_grad_()
             losses = self._losses(rows, leaf, statistics[:active], positions, step)
             gradient = torch.autograd.grad(losses.sum(), leaf)[0]
-            for rule in self.work.rules:
-                rule.gradient(gradient, weights[:active], start[:active])
-            clip_gradient(gradient, self.work.clip)
-            for first, stop, parameter in groups:
-                parameter.grad = gradient[first:stop] if stop <= active else None
+            if self.frozen is not None:  # before clipping: frozen weights have no part in the norm
+                self.frozen.fill(gradient, 0.0)
+            self._change(gradient, weights[:active], start)
+            for first, stop, pieces in groups:
+                for (low, high), parameter in zip(self.pieces, pieces, strict=True):
+                    parameter.grad = gradient[first:stop, low:high] if stop <= active else None
             optimizer.step()
             total[:active] += losses.detach()
         if self.work.keep_optimizer:
-            for first, stop, parameter in groups:
+            for first, stop, (parameter, *_) in groups:
                 kept = state_of(optimizer, parameter).items()
                 for row in range(first, stop):  # a dictionary of its own: it counts only if the round does
                     rows[row].optimizer_state = {n: (v[row - first] if v.dim() else v).clone() for n, v in kept}
         return total
 
-    def _groups(self, rows: list[LocalJob], weights: Tensor) -> list[tuple[int, int, nn.Parameter]]:
-        """Rows with the same number of steps (and the same kept optimiser step) are one parameter of the optimiser."""
+    def _groups(self, rows: list[LocalJob], weights: Tensor) -> list[tuple[int, int, list[nn.Parameter]]]:
+        """Rows with the same number of steps (and the same kept optimiser step) are one parameter of the optimiser, or
+        one for each slice of the weights that are trained."""
 
         def key(row: int) -> tuple[int, bool, float]:
             kept = rows[row].optimizer_state
             return self.steps[row], bool(kept), float(kept.get("step", 0.0))
 
         found = [list(members) for _, members in groupby(range(len(rows)), key)]
-        return [(m[0], m[-1] + 1, nn.Parameter(weights[m[0] : m[-1] + 1])) for m in found]
+        return [
+            (m[0], m[-1] + 1, [nn.Parameter(weights[m[0] : m[-1] + 1, low:high]) for low, high in self.pieces])
+            for m in found
+        ]
 
     def _full_gradient(
         self, rows: list[LocalJob], weights: Tensor, statistics: Tensor, start: Tensor, positions: Tensor
@@ -189,9 +227,7 @@ class StackedTrainer:
         leaf = weights.detach().requires_grad_()
         losses = self._losses(rows, leaf, statistics, positions, 0)
         gradient = torch.autograd.grad(losses.sum(), leaf)[0]
-        for rule in self.work.rules:
-            rule.gradient(gradient, weights, start)
-        clip_gradient(gradient, self.work.clip)
+        self._change(gradient, weights, start)
         weights.sub_(gradient, alpha=rows[0].learning_rate)
         return losses.detach()
 
@@ -210,8 +246,9 @@ class StackedTrainer:
         mask = share.sign() if self.schedule.padded[step] else None
         outputs = self._outputs(weights, statistics, inputs, mask)
         losses = self.task.loss(outputs.flatten(0, 1), targets)
-        if self.work.class_weights is not None:
-            losses = losses * self.work.class_weights.to(self.device)[targets]
+        if self.class_weights is not None:
+            own = self.class_weights[:active].repeat_interleave(width, dim=0)
+            losses = losses * own.gather(1, targets[:, None])[:, 0]
         return (losses.view(active, width) * share).sum(1)
 
     def _augmented(self, rows: list[LocalJob], positions: Tensor, step: int) -> tuple[Tensor, Tensor]:
@@ -250,6 +287,10 @@ class StackedTrainer:
 
     def _sizes(self, trainable: bool) -> list[int]:
         return [entry.size for entry in self.layout.entries if entry.trainable is trainable]
+
+
+def _anchor(job: LocalJob, start: Tensor) -> Tensor:
+    return start if job.anchor is None else job.anchor.to(start.device)
 
 
 class _MaskedBatchNorm(nn.Module):

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import time
 from collections.abc import Iterator
 
 import torch
 from torch import Tensor
 
 from polyclinic.client.optimizers import build_optimizer, restore_state, state_of
+from polyclinic.client.rules import Batch, GradientRule, LossRule
 from polyclinic.client.work import (
     LocalJob,
     LocalResult,
@@ -40,29 +42,41 @@ def train(model: FlatModule, task: Task, work: Work, job: LocalJob) -> LocalResu
 
 
 def _mini_batches(model: FlatModule, task: Task, work: Work, job: LocalJob) -> tuple[float, int]:
-    sizes = batch_sizes(len(job.index), work)
-    optimizer = build_optimizer(with_learning_rate(work.optimizer, job.learning_rate), model.weights)
+    sizes = batch_sizes(len(job.index), work, job.steps)
+    parameters = model.parameters_of(job.trained)
+    optimizer = build_optimizer(with_learning_rate(work.optimizer, job.learning_rate), parameters)
     if work.keep_optimizer and job.optimizer_state:
         restore_state(optimizer, model.weights, job.optimizer_state)
-    start = job.start[: model.layout.trainable].to(model.vector.device)
-    weights = model.weights.detach()
+    frozen = None if job.trained is None else job.trained.others(model.layout.trainable)
     scaler = _loss_scaler(model, work)
-    total = torch.zeros((), device=model.vector.device)
-    for step, index in enumerate(job.index[case_order(job, sizes)].split(sizes)):
-        losses = _losses(model, task, work, job, index, step)
-        loss = losses.mean()
-        model.gradient.zero_()
-        scaler.scale(loss).backward()
-        scaler.unscale_(optimizer)
-        for rule in work.rules:
-            rule.gradient(model.gradient, weights, start)
-        clip_gradient(model.gradient, work.clip)
-        scaler.step(optimizer)
-        scaler.update()
-        total += loss.detach()
+    begun = time.monotonic()
+    total, done = torch.zeros((), device=model.vector.device), 0
+    with _Rules(model, work, job) as rules:
+        for step, index in enumerate(job.index[case_order(job, sizes)].split(sizes)):
+            if job.seconds is not None and step and time.monotonic() - begun > job.seconds:
+                break
+            batch = _batch(model, job, index, step)
+
+            def backward(batch: tuple[Tensor, Tensor] = batch) -> Tensor:
+                loss = rules.mean_loss(task, *batch)
+                model.gradient.zero_()
+                scaler.scale(loss).backward()
+                return loss.detach()
+
+            total += backward()
+            scaler.unscale_(optimizer)
+            rules.change(model.gradient)
+            if frozen is not None:
+                frozen.fill(model.gradient, 0.0)
+            clip_gradient(model.gradient, work.clip)
+            scaler.step(optimizer)
+            scaler.update()
+            if job.companion is not None:
+                job.companion.step(model, backward)
+            done += 1
     if work.keep_optimizer:
         job.optimizer_state = {name: value.clone() for name, value in state_of(optimizer, model.weights).items()}
-    return float(total) / len(sizes), len(sizes)
+    return float(total) / done, done
 
 
 def _full_gradient(model: FlatModule, task: Task, work: Work, job: LocalJob) -> tuple[float, int]:
@@ -74,29 +88,66 @@ def _full_gradient(model: FlatModule, task: Task, work: Work, job: LocalJob) -> 
     model.gradient.zero_()
     total = 0.0
     size = len(job.index) if has_batch_norm(model.module) or job.dataset.augments else work.batch_size
-    for index in job.index.split(size):
-        losses = _losses(model, task, work, job, index, 0).sum() / len(job.index)
-        losses.backward()
-        total += float(losses.detach())
-    start = job.start[: model.layout.trainable].to(model.vector.device)
-    weights = model.weights.detach()
-    for rule in work.rules:
-        rule.gradient(model.gradient, weights, start)
+    with _Rules(model, work, job) as rules:
+        for index in job.index.split(size):
+            loss = rules.mean_loss(task, *_batch(model, job, index, 0)) * (len(index) / len(job.index))
+            loss.backward()
+            total += float(loss.detach())
+        rules.change(model.gradient)
     clip_gradient(model.gradient, work.clip)
-    weights.sub_(model.gradient, alpha=job.learning_rate)
+    model.weights.detach().sub_(model.gradient, alpha=job.learning_rate)
     return total, 1
 
 
-def _losses(model: FlatModule, task: Task, work: Work, job: LocalJob, index: Tensor, step: int) -> Tensor:
+def _batch(model: FlatModule, job: LocalJob, index: Tensor, step: int) -> tuple[Tensor, Tensor]:
     seed = augmentation_seed(job, step) if job.dataset.augments else None
     inputs, targets = job.dataset.batch(index, augment=seed)
     device = model.vector.device
-    inputs, targets = inputs.to(device, non_blocking=True), targets.to(device, non_blocking=True)
-    with torch.autocast(device.type, enabled=work.mixed_precision):
-        losses = task.loss(model.module(inputs), targets)
-    if work.class_weights is not None:
-        losses = losses * work.class_weights.to(device)[targets]
-    return losses
+    return inputs.to(device, non_blocking=True), targets.to(device, non_blocking=True)
+
+
+class _Rules:
+    """A job's rules at work; within ``with``, features are recorded if a rule wants them."""
+
+    def __init__(self, model: FlatModule, work: Work, job: LocalJob) -> None:
+        device = model.vector.device
+        given = [{name: tensor.to(device) for name, tensor in found.items()} for found in job.given]
+        pairs = list(zip(work.rules, given or [{}] * len(work.rules), strict=True))
+        self.gradient = [(rule, found) for rule, found in pairs if isinstance(rule, GradientRule)]
+        self.loss = [(rule, found) for rule, found in pairs if isinstance(rule, LossRule)]
+        self.model, self.work = model, work
+        anchor = job.start[: model.layout.trainable] if job.anchor is None else job.anchor
+        self.anchor, self.weights = anchor.to(device), model.weights.detach()
+        weights = work.class_weights if job.class_weights is None else job.class_weights
+        self.class_weights = None if weights is None else weights.to(device)
+        self._features: list[Tensor] = []
+
+    def __enter__(self) -> _Rules:
+        self._hook = self.model.record_features(self._features) if self.loss else None
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        if self._hook is not None:
+            self._hook.remove()
+
+    def mean_loss(self, task: Task, inputs: Tensor, targets: Tensor) -> Tensor:
+        """Mean loss of a batch with the terms of all rules."""
+        self._features.clear()
+        with torch.autocast(inputs.device.type, enabled=self.work.mixed_precision):
+            outputs = self.model.module(inputs)
+            losses = task.loss(outputs, targets)
+        if self.class_weights is not None:
+            losses = losses * self.class_weights[targets]
+        loss = losses.mean()
+        for rule, given in self.loss:
+            features = self._features[0].flatten(2).mean(2) if self._features[0].dim() > 2 else self._features[0]
+            loss = loss + rule.loss(Batch(self.model, inputs, targets, features, outputs), given)
+        return loss
+
+    def change(self, gradient: Tensor) -> None:
+        """Let the rules change the gradient of a step."""
+        for rule, given in self.gradient:
+            rule.gradient(gradient, self.weights, self.anchor, given)
 
 
 def _loss_scaler(model: FlatModule, work: Work) -> torch.amp.GradScaler:

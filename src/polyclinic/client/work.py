@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from polyclinic.client.optimizers import Named
-from polyclinic.client.rules import GradientRule
+from polyclinic.client.optimizers import Named, build_optimizer
+from polyclinic.client.rules import GradientRule, LocalRule, Memory
 from polyclinic.data.dataset import Dataset
 from polyclinic.errors import TrainingError
 from polyclinic.seeds import derive_seed, generator
+from polyclinic.state import Selection
+
+if TYPE_CHECKING:
+    from polyclinic.client.personal import Companion
 
 
 @dataclass(frozen=True)
@@ -29,7 +35,7 @@ class Work:
         clip: largest Euclidean norm of the gradient, or None.
         class_weights: weight of each class's cases in the loss ``[C]``, or None.
         mixed_precision: autocast to half precision on a GPU.
-        rules: applied to each gradient in this order.
+        rules: applied in this order.
     """
 
     kind: str
@@ -41,7 +47,7 @@ class Work:
     clip: float | None = None
     class_weights: Tensor | None = None
     mixed_precision: bool = False
-    rules: tuple[GradientRule, ...] = ()
+    rules: tuple[LocalRule, ...] = ()
 
 
 @dataclass
@@ -56,6 +62,13 @@ class LocalJob:
         seed: names from which the round's randomness is derived.
         learning_rate: of this round.
         optimizer_state: tensors of the optimiser kept from the round before; replaced when kept again.
+        anchor: weights ``[T]`` that rules measure distances from; None for those of ``start``.
+        given: for each of the work's rules, what it is given in this round.
+        class_weights: weight of each class's cases at this site ``[C]``; None for the work's.
+        steps: the site's own number of steps; None for the work's.
+        seconds: stop after so much time by the clock, but not before one step; None for no limit.
+        trained: the coordinates that are trained; None for all weights. An optimiser of its own, which is not kept.
+        companion: is trained beside this model, step by step.
     """
 
     site: str
@@ -65,6 +78,13 @@ class LocalJob:
     seed: tuple[str | int, ...]
     learning_rate: float
     optimizer_state: dict[str, Tensor] = field(default_factory=dict)
+    anchor: Tensor | None = None
+    given: Sequence[Memory] = ()
+    class_weights: Tensor | None = None
+    steps: int | None = None
+    seconds: float | None = None
+    trained: Selection | None = None
+    companion: Companion | None = None
 
 
 @dataclass(frozen=True)
@@ -76,8 +96,8 @@ class LocalResult:
     loss: float
 
 
-def batch_sizes(cases: int, work: Work) -> list[int]:
-    """Number of cases in each step of a round.
+def batch_sizes(cases: int, work: Work, own_steps: int | None = None) -> list[int]:
+    """Number of cases in each step of a round; ``own_steps`` is the site's own number of steps.
 
     A last batch of a single case is joined to the one before it, because batch normalisation needs two.
 
@@ -88,9 +108,10 @@ def batch_sizes(cases: int, work: Work) -> list[int]:
     epoch = [size] * (cases // size) + ([cases % size] if cases % size else [])
     if len(epoch) > 1 and epoch[-1] == 1 < size:
         epoch[-2:] = [size + 1]
-    if work.steps is None:
+    steps = work.steps if own_steps is None else own_steps
+    if steps is None:
         return epoch * (work.epochs or 1)
-    return (epoch * (work.steps // len(epoch) + 1))[: work.steps]
+    return (epoch * (steps // len(epoch) + 1))[:steps]
 
 
 def case_order(job: LocalJob, sizes: list[int]) -> Tensor:
@@ -131,3 +152,52 @@ def check_finite(result: LocalResult, site: str) -> LocalResult:
 def with_learning_rate(named: Named, rate: float) -> tuple[str, dict[str, Any]]:
     """The optimiser with this round's learning rate."""
     return named[0], {**named[1], "lr": rate}
+
+
+def path_length(work: Work, steps: int, learning_rate: float) -> float:
+    """‖a‖₁: how far, in units of the learning rate, a constant gradient of 1 moves weights in so many steps.
+
+    It is measured on a single weight with the work's own optimiser and gradient rules (which may pull towards the
+    start), so it holds for momentum, Nesterov's momentum, dampening and proximal terms alike. Weight decay counts as
+    part of the loss.
+
+    Source: Wang et al., Tackling the objective inconsistency problem in heterogeneous federated optimization, NeurIPS
+    2020, section 4, where it is given in closed form for momentum and for the proximal term.
+
+    Raises:
+        ValueError: the optimiser is not SGD, so steps are no linear combination of gradients.
+    """
+    name, options = work.optimizer
+    if name != "sgd" and work.kind == "train":
+        raise ValueError(f"{name} is not a linear combination of gradients")
+    if work.kind == "gradient":
+        return 1.0
+    momentum = tuple((key, options[key]) for key in ("momentum", "dampening", "nesterov") if key in options)
+    if not momentum and not any(isinstance(rule, GradientRule) for rule in work.rules):
+        return float(steps)
+    return _simulated_path(momentum, work.rules, steps, learning_rate)
+
+
+@lru_cache(maxsize=64)
+def _simulated_path(
+    momentum: tuple[tuple[str, Any], ...], rules: tuple[LocalRule, ...], steps: int, learning_rate: float
+) -> float:
+    weight = nn.Parameter(torch.zeros(1, dtype=torch.float64))
+    start = torch.zeros(1, dtype=torch.float64)
+    nothing = _Zeros()
+    optimizer = build_optimizer(("sgd", {**dict(momentum), "lr": learning_rate}), weight)
+    for _ in range(steps):
+        gradient = torch.ones(1, dtype=torch.float64)
+        for rule in rules:
+            if isinstance(rule, GradientRule):
+                rule.gradient(gradient, weight.detach(), start, nothing)
+        weight.grad = gradient
+        optimizer.step()
+    return -float(weight.detach()) / learning_rate
+
+
+class _Zeros(dict[str, Tensor]):
+    """A rule's tensors where all of them are zero."""
+
+    def __missing__(self, name: str) -> Tensor:
+        return torch.zeros(1, dtype=torch.float64)

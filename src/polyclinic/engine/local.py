@@ -10,7 +10,6 @@ from pathlib import Path
 import torch
 
 from polyclinic.client.stacked import StackedTrainer
-from polyclinic.client.work import LocalJob
 from polyclinic.communication.message import Message
 from polyclinic.data.cases import Counts, SiteData
 from polyclinic.data.dataset import Dataset
@@ -19,6 +18,7 @@ from polyclinic.engine.base import Engine, Reply
 from polyclinic.errors import PolyclinicError
 from polyclinic.seeds import derive_seed
 from polyclinic.site import Site, Workspace
+from polyclinic.site.run import Round
 
 log = logging.getLogger(__name__)
 
@@ -50,7 +50,7 @@ class LocalEngine(Engine):
         }
         self.sites = list(self.members)
         self.stacked, self.serialise = stacked, serialise
-        self._trainers: dict[tuple[str, ...], StackedTrainer] = {}
+        self._trainers: dict[tuple[int | str, ...], StackedTrainer] = {}
 
     def call(self, function: str, requests: Mapping[str, Message]) -> Iterator[Reply]:
         """See `Engine.call`."""
@@ -73,24 +73,37 @@ class LocalEngine(Engine):
 
     def _train_stacked(self, requests: Mapping[str, Message]) -> Iterator[Reply]:
         started = time.perf_counter()
+        failed: dict[str, PolyclinicError] = {}
         try:
-            jobs: dict[str, LocalJob] = {site: self.members[site].begin_training(r) for site, r in requests.items()}
-            key = tuple(jobs)
-            if key not in self._trainers:
-                run = self.members[key[0]].run
-                self._trainers = {key: StackedTrainer(run.model, run.task, run.work, list(jobs.values()))}
-            results = self._trainers[key].train(list(jobs.values()))
+            works = {site: self.members[site].begin_training(request) for site, request in requests.items()}
+            for phase in range(next(iter(works.values())).phases):
+                self._train_phase(works, phase, failed)
         except Exception:  # one after another, so that the site that fails is named and the others answer
             log.info("Training the sites together failed; they are trained one after another.")
             self._trainers.clear()
             yield from self._each("train", requests)
             return
-        seconds = (time.perf_counter() - started) / len(jobs)
-        for (site, job), result in zip(jobs.items(), results, strict=True):
+        seconds = (time.perf_counter() - started) / len(works)
+        for site, work in works.items():
+            yield site, failed[site] if site in failed else self.members[site].finish_training(work, seconds)
+
+    def _train_phase(self, works: dict[str, Round], phase: int, failed: dict[str, PolyclinicError]) -> None:
+        """One job of every site that has not failed in a phase before."""
+        going = [site for site in works if site not in failed]
+        if not going:
+            return
+        jobs = [works[site].job(phase) for site in going]
+        key: tuple[int | str, ...] = (phase, *going)
+        if key not in self._trainers:
+            run = self.members[going[0]].run
+            # Trainers of other sets of sites go: each holds a copy of its sites' cases.
+            self._trainers = {k: trainer for k, trainer in self._trainers.items() if k[1:] == key[1:]}
+            self._trainers[key] = StackedTrainer(run.model, run.task, works[going[0]].work(phase), jobs)
+        for site, result in zip(going, self._trainers[key].train(jobs), strict=True):
             if isinstance(result, PolyclinicError):
-                yield site, result
+                failed[site] = result
             else:
-                yield site, self.members[site].finish_training(job, result, seconds)
+                works[site].took(result)
 
     def pool(self, name: str, sites: list[str]) -> LocalEngine:
         """One site that has the prepared cases of ``sites`` (inside one process: the reference without privacy)."""

@@ -71,7 +71,7 @@ def choose_device(wanted: str) -> str:
 
 def choose_plan(
     *, mode: str, device: str, threads: int | None, workers: int | None, model: FlatModule, works: Sequence[Work],
-    shape: tuple[int, ...], cases: list[int], passes: int,
+    shape: tuple[int, ...], cases: list[int], passes: int, obstacles: Sequence[str] = (),
 ) -> EnginePlan:  # fmt: skip
     """The plan for a study.
 
@@ -85,6 +85,7 @@ def choose_plan(
         shape: of one input.
         cases: number of cases of each site.
         passes: how often each case is trained on in the whole study, about.
+        obstacles: why sites can't be trained together, besides what ``model`` and ``works`` say.
 
     Raises:
         StudyError: P104 if the mode asked for is impossible.
@@ -93,7 +94,7 @@ def choose_plan(
     count = min(workers or cores(), max(len(cases), 1))
     per_case = 3 * forward_operations(model, shape)  # backward costs about twice as much as forward
     step, total = per_case * min(max(work.batch_size for work in works), max(cases)), per_case * sum(cases) * passes
-    obstacle = next(filter(None, (reason_not_stackable(model, work) for work in works)), "")
+    obstacle = next(filter(None, (*obstacles, *(reason_not_stackable(model, work) for work in works))), "")
 
     def plan(chosen: Mode, reason: str) -> EnginePlan:
         # Operators of stacked training are so short that handing them to a second thread costs more than it saves.

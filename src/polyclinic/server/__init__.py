@@ -1,6 +1,6 @@
 """Server end: how the updates of the sites become the next global state."""
 
-from polyclinic.server import mean, optimizers
+from polyclinic.server import drift, mean, optimizers, selection
 from polyclinic.server.rules import SERVER_RULES, ServerRule, build_server
 
-__all__ = ["SERVER_RULES", "ServerRule", "build_server", "mean", "optimizers"]
+__all__ = ["SERVER_RULES", "ServerRule", "build_server", "drift", "mean", "optimizers", "selection"]

@@ -55,7 +55,7 @@ class Update:
     facts: Mapping[str, float] = field(default_factory=dict)
 
 
-class ServerPart(ABC):
+class ServerPart(ABC):  # noqa: B024 - its kinds are below
     """A part of a server rule.
 
     Attributes:

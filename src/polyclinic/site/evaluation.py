@@ -92,6 +92,18 @@ def score(run: Run, vectors: list[Tensor], index: Tensor, metric: str) -> dict[s
     return {"cases": len(index), "loss": loss, "metric": None if np.isnan(value) else value}
 
 
+def measure(run: Run, vector: Tensor, index: Tensor) -> dict[str, float]:
+    """Mean loss of a model over some cases, and its accuracy: share of right classes, or mean Dice of masks."""
+    if isinstance(run.task, Segmentation):
+        found = _score_masks(run, run.task, vector, index)
+        return {"loss": found["loss"], "accuracy": found["metric"]}
+    predicted, targets = outputs(run, vector, index)
+    right = float("nan")
+    if run.task.name == "classification":
+        right = float((run.task.probabilities(predicted).argmax(1) == targets).double().mean())
+    return {"loss": float(run.task.loss(predicted, targets).mean()), "accuracy": right}
+
+
 def _score_masks(run: Run, task: Segmentation, vector: Tensor, index: Tensor) -> dict[str, Any]:
     losses, scores = [], []
     for chunk in [index] if len(run.dataset.shape) == 3 else index.split(1):

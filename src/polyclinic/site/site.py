@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 
 from polyclinic.client.train import train
-from polyclinic.client.work import LocalJob, LocalResult
 from polyclinic.communication.message import Message
 from polyclinic.data.augmentation import Augmentation
 from polyclinic.data.cases import SiteData
@@ -28,7 +27,7 @@ from polyclinic.files import write_atomic, write_error
 from polyclinic.models import build_model
 from polyclinic.seeds import generator
 from polyclinic.site import evaluation
-from polyclinic.site.run import Run
+from polyclinic.site.run import Round, Run
 from polyclinic.state import FlatModule
 
 log = logging.getLogger(__name__)
@@ -194,21 +193,22 @@ class Site:
         model = self.workspace.model(declaration, self.dataset.training_shape, task.outputs)
         self.run = Run(self.name, declaration, request.tensors["initial"], model, task, self.dataset, self.parts)
         self._log(f"start {declaration['run']}: shares {', '.join(declaration['share']) or 'nothing'}")
-        return Message({"train": len(self.parts.train), "validation": len(self.parts.validation)})
+        return Message({"train": len(self.parts.train), "validation": len(self.parts.validation)}, self.run.announce())
 
     def _train(self, request: Message) -> Message:
         started = time.perf_counter()
-        job = self.run.job(request)
-        result = train(self.run.model, self.run.task, self.run.work, job)
-        return self.run.finish(job, result, time.perf_counter() - started)
+        work = self.run.jobs(request)
+        for phase in range(work.phases):
+            work.took(train(self.run.model, self.run.task, work.work(phase), work.job(phase)))
+        return self.finish_training(work, time.perf_counter() - started)
 
-    def begin_training(self, request: Message) -> LocalJob:
-        """First half of ``train``, for an engine that trains several sites together."""
-        return self.run.job(request)
+    def begin_training(self, request: Message) -> Round:
+        """First part of ``train``, for an engine that trains several sites together."""
+        return self.run.jobs(request)
 
-    def finish_training(self, job: LocalJob, result: LocalResult, seconds: float) -> Message:
-        """Second half of ``train``."""
-        return self.run.finish(job, result, seconds)
+    def finish_training(self, work: Round, seconds: float) -> Message:
+        """Last part of ``train``, when all jobs of the round are done."""
+        return work.finish(seconds, lambda vector, index: evaluation.measure(self.run, vector, index))
 
     def _keep(self, request: Message) -> Message:
         self.run.keep()

@@ -18,9 +18,10 @@ from torch import nn
 
 from polyclinic.client.optimizers import build_optimizer
 from polyclinic.errors import nearest
+from polyclinic.methods import METHODS
 from polyclinic.options import EntryError, Place
 from polyclinic.seeds import generator
-from polyclinic.study.declaration import Candidate, Search, StudyMethod, Training, optimizer_of
+from polyclinic.study.declaration import COMPOSED, Candidate, Search, StudyMethod, Training, optimizer_of
 
 if TYPE_CHECKING:
     from polyclinic.study.declaration import Declaration
@@ -236,7 +237,7 @@ def _with_values(declaration: Declaration, method: StudyMethod, values: dict[str
     Raises:
         EntryError: the method has no such parameter, or not with this value.
     """
-    options = dict(next(iter(method.entry.values())))
+    filled, options = next(iter(method.entry.values())), _stated(method)
     said = ", ".join(f"{name} = {value!r}" for name, value in values.items())
     try:
         for name, value in values.items():
@@ -248,10 +249,26 @@ def _with_values(declaration: Declaration, method: StudyMethod, values: dict[str
             elif first in ("label", "training"):
                 raise EntryError("P104", f"`{first}` can't be searched as a whole.", "Name one of its entries.")
             else:
-                options[first] = _put(options.get(first), rest, value, first)
+                options[first] = _put(filled.get(first), rest, value, first)
         return declaration.with_options(method, options)
     except EntryError as error:
         raise EntryError(error.code, f"{method.label} with {said}: {error.message}", error.hint, place=place) from None
+
+
+def _stated(method: StudyMethod) -> dict[str, Any]:
+    """The options of a method, without the parts that follow from its own ones: these follow from other values, too."""
+    options = dict(next(iter(method.entry.values())))
+    own = {name: value for name, value in options.items() if name not in (*COMPOSED, "label", "training")}
+    plain = METHODS[method.name](**own)
+    following = [
+        part for part in COMPOSED if part != "local" and _same(getattr(plain, part), getattr(method.method, part))
+    ]
+    return {name: value for name, value in options.items() if name not in following}
+
+
+def _same(one: object, other: object) -> bool:
+    """Whether two parts are the same; a list of them may be a tuple."""
+    return (list(one) if isinstance(one, tuple) else one) == (list(other) if isinstance(other, tuple) else other)
 
 
 def _put(content: object, names: Sequence[str], value: object, within: str) -> object:
@@ -265,10 +282,11 @@ def _put(content: object, names: Sequence[str], value: object, within: str) -> o
     if isinstance(content, list):
         place = next((i for i, part in enumerate(content) if name in _named(part, within)), None)
         if place is None:
-            raise EntryError("P104", f"there is no {name!r} in `{within}`.")
+            there = [key for part in content for key in _named(part, within)]
+            raise EntryError("P104", f"its `{within}` has {', '.join(there) or 'no parts'}, not {name}.")
         return [*content[:place], _put(content[place], names, value, within), *content[place + 1 :]]
     inside = _named(content, within)
-    if within in ("optimizer", "schedule", "server") and name not in inside:
+    if within in ("optimizer", "schedule", "personal", "server") and name not in inside:
         hint = f"Name the one it has, or choose among whole entries: `{within}: [{{...}}, {{...}}]`."
         raise EntryError("P104", f"its `{within}` is {', '.join(inside) or 'none'}, not {name}.", hint)
     return {**inside, name: _put(inside.get(name), rest, value, name)}

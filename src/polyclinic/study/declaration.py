@@ -10,18 +10,24 @@ from typing import Annotated, Any, Literal, get_args
 from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, PrivateAttr, ValidationError
 
 from polyclinic.client.optimizers import Named, resolve_optimizer, resolve_schedule
+from polyclinic.client.personal import PERSONAL
 from polyclinic.client.rules import LOCAL_RULES
+from polyclinic.communication.topology import TOPOLOGIES
 from polyclinic.data.spec import DataSpec
 from polyclinic.data.volumes.fingerprint import VolumePlan
 from polyclinic.data.volumes.prepare import check_volumes
 from polyclinic.errors import StudyError, nearest
 from polyclinic.methods import METHODS, SHARES, Method
 from polyclinic.models.catalogue import MODELS
-from polyclinic.options import EntryError, Place, check_options, first_entry_error, split_entry
+from polyclinic.options import Catalogue, EntryError, Place, check_options, first_entry_error, split_entry
 from polyclinic.server import SERVER_RULES
+from polyclinic.server.selection import PARTICIPATION, Participation
+from polyclinic.study.compatibility import Local, refusal
 from polyclinic.tasks import TASKS
 
 Entry = str | dict[str, Any]
+#: Parts that any federated method may be given instead of its own, or besides.
+COMPOSED = ("share", "personal", "server", "local", "topology")
 #: An entry that is planned from the images of all sites.
 AUTO = "auto"
 Fraction = Annotated[float, Field(ge=0, lt=1)]
@@ -35,10 +41,14 @@ class Training(_Part):
     """The ``training:`` part. Methods may override any of it with ``training:`` in their entry."""
 
     rounds: PositiveInt = 50
-    local_epochs: PositiveInt | None = None
-    """Passes over a site's training cases in each round; 1 unless ``local_steps`` is given."""
-    local_steps: PositiveInt | None = None
-    """Optimiser steps in each round, instead of ``local_epochs``."""
+    local_epochs: PositiveInt | dict[str, PositiveInt] | None = None
+    """Passes over a site's training cases in each round; 1 unless ``local_steps`` is given. Or by site: {A: 5}."""
+    local_steps: PositiveInt | dict[str, PositiveInt] | None = None
+    """Optimiser steps in each round, instead of ``local_epochs``. Sites may differ; those not named do epochs."""
+    time_budget: PositiveFloat | dict[str, PositiveFloat] | None = None
+    """Seconds after which a site stops its local work of a round, though not before one step."""
+    step_seconds: PositiveFloat | dict[str, PositiveFloat] | None = None
+    """Declared time of a step, by which ``time_budget`` and deadlines are then kept instead of the clock."""
     batch_size: PositiveInt = 32
     optimizer: Entry = {"sgd": {"lr": 0.01, "momentum": 0.9}}
     """Any element of torch.optim that needs no closure: ``{adamw: {lr: 0.001}}``."""
@@ -56,8 +66,10 @@ class Training(_Part):
     """Weight of a site's update: its number of training cases, or the same for all."""
     early_stopping: PositiveInt | None = None
     """Stop after so many rounds without a better validation result."""
+    participation: Entry | list[Entry] | None = None
+    """Who takes part in a round: a way to choose sites, or several applied one after another; default: all sites."""
     quorum: PositiveInt | None = None
-    """Least number of sites that must answer each round; default: all."""
+    """Least number of sites that must answer each round; default: all that are asked."""
 
 
 class Evaluation(_Part):
@@ -373,7 +385,7 @@ class Declaration(_Part):
         name, given = split_entry(entry, place, "method")
         METHODS.name(name, place)
         inner = (*place, name)
-        general = ("label", "share", "server", "local", "training")
+        general = ("label", *COMPOSED, "training")
         common: dict[str, Any] = {key: given.pop(key) for key in general if key in given}
         own = check_options(METHODS[name], given, inner, name)
         method = METHODS[name](**own)
@@ -382,6 +394,11 @@ class Declaration(_Part):
         if "training" in common:
             training = _override(training, common["training"], (*inner, "training"))
             _check_training(training, self.task, (*inner, "training"))
+        keeps = method.keep_optimizer or training.optimizer_state == "keep"
+        mixed = self.engine.precision == "mixed"
+        refused = refusal(method, Local(self.task, optimizer_of(training)[0], keeps, mixed))
+        if refused is not None:
+            raise EntryError("P104", refused.message, refused.hint, place=(*inner, *refused.place(common)))
         options = ", ".join(f"{key}={_short(value)}" for key, value in {**given, **parts}.items())
         label = common.get("label", f"{name}({options})" if options else name)
         if not isinstance(label, str) or not re.fullmatch(r"[\w .,=()+\-:/\[\]]{1,80}", label):
@@ -389,8 +406,14 @@ class Declaration(_Part):
             raise EntryError("P102", message, place=(*inner, "label"))
         filled = {"label": label, **own}
         if method.scope == "federation":
-            filled |= {"share": method.share, "server": {method.server[0]: dict(method.server[1])}}
-            filled |= {"local": [{rule: options} for rule, options in method.local[len(METHODS[name](**own).local) :]]}
+            own_rules = len(METHODS[name](**own).local)
+            filled |= {
+                "share": method.share,
+                "personal": None if method.personal is None else {method.personal[0]: dict(method.personal[1])},
+                "server": [{part: dict(options)} for part, options in method.server],
+                "local": [{rule: dict(options)} for rule, options in method.local[own_rules:]],
+                "topology": method.topology,
+            }
         if "training" in common:
             filled["training"] = common["training"]
         return StudyMethod(label, name, method, training, {name: filled})
@@ -398,7 +421,7 @@ class Declaration(_Part):
 
 def _composed(name: str, method: Method, common: dict[str, Any], place: Place) -> tuple[Method, dict[str, Any]]:
     """The method with other parts, and those parts for its label."""
-    parts = {key: common[key] for key in ("share", "server", "local") if key in common}
+    parts = {key: common[key] for key in COMPOSED if key in common}
     if parts and method.scope != "federation":
         key = next(iter(parts))
         hint = "Use a federated method such as fedavg."
@@ -414,22 +437,24 @@ def _composed(name: str, method: Method, common: dict[str, Any], place: Place) -
             raise EntryError("P103", f"{parts['share']!r} can't be shared.", hint, place=(*place, "share"))
         method = replace(method, share=parts["share"])
     if "server" in parts:
-        method = replace(method, server=SERVER_RULES.resolve(parts["server"], (*place, "server")))
+        method = replace(method, server=_parts(parts["server"], SERVER_RULES, (*place, "server")))
+    if parts.get("personal") is not None:
+        method = replace(method, personal=PERSONAL.resolve(parts["personal"], (*place, "personal")))
     if "local" in parts:
         if not isinstance(parts["local"], list):
             raise EntryError("P102", f"got {parts['local']!r}; expected a list of rules.", place=(*place, "local"))
-        extra = [LOCAL_RULES.resolve(rule, (*place, "local", i)) for i, rule in enumerate(parts["local"])]
-        method = replace(method, local=[*method.local, *extra])
-    names = [rule for rule, _ in method.local]
-    twice = [rule for rule in names if names.count(rule) > 1]
-    if twice:
-        raise EntryError("P104", f"The local rule {twice[0]} is there twice.", place=(*place, "local"))
-    if method.work == "gradient" and "proximal" in names:
-        raise EntryError(
-            "P104", "fedsgd takes its one gradient at the global state, where the proximal term is zero.",
-            "Use fedprox, which trains locally.", place=(*place, "local"),
-        )  # fmt: skip
-    return method, {k: v for k, v in parts.items() if v not in ([], "all")}
+        method = replace(method, local=[*method.local, *_parts(parts["local"], LOCAL_RULES, (*place, "local"))])
+    if "topology" in parts:
+        topology = TOPOLOGIES.name(parts["topology"], (*place, "topology"))
+        method = replace(method, topology=topology)
+    return method, {k: v for k, v in parts.items() if v not in ([], "all", "star", None)}
+
+
+def _parts(entry: object, catalogue: Catalogue[Any], place: Place) -> list[Named]:
+    """An entry, or a list of entries, of a catalogue."""
+    if not isinstance(entry, list):
+        return [catalogue.resolve(entry, place)]
+    return [catalogue.resolve(one, (*place, position)) for position, one in enumerate(entry)]
 
 
 def _check_keys(model: type[BaseModel], content: object, place: Place) -> None:
@@ -541,7 +566,7 @@ def _check_harmonisation(data: DataSpec) -> None:
 
 
 def _check_training(training: Training, task: str, place: Place) -> None:
-    if training.local_epochs and training.local_steps:
+    if training.local_epochs and isinstance(training.local_steps, int):
         message = "`local_epochs` and `local_steps` exclude each other; give one."
         raise EntryError("P102", message, place=(*place, "local_steps"))
     valid = list(TASKS[task].losses)
@@ -550,6 +575,7 @@ def _check_training(training: Training, task: str, place: Place) -> None:
         raise EntryError("P103", f"{training.loss!r} is no loss of {task}.", hint, place=(*place, "loss"))
     if training.class_weights != "none" and task != "classification":
         raise EntryError("P104", f"{task} has no class weights.", place=(*place, "class_weights"))
+    build_participation(training, place)
     optimizer = resolve_optimizer(training.optimizer, (*place, "optimizer"))
     if training.schedule is not None:
         resolve_schedule(training.schedule, optimizer, (*place, "schedule"))
@@ -558,6 +584,16 @@ def _check_training(training: Training, task: str, place: Place) -> None:
 def optimizer_of(training: Training) -> Named:
     """Name and options of the local optimiser."""
     return resolve_optimizer(training.optimizer, ("training", "optimizer"))
+
+
+def build_participation(training: Training, place: Place = ("training",)) -> list[Participation]:
+    """Who takes part in a round."""
+    place = (*place, "participation")
+    entries = [] if training.participation is None else _parts(training.participation, PARTICIPATION, place)
+    try:
+        return [PARTICIPATION[name](**options) for name, options in entries]
+    except StudyError as error:
+        raise EntryError(error.code, error.message, error.hint, place=place) from None
 
 
 def schedule_of(training: Training) -> Named | None:
@@ -581,7 +617,7 @@ def _override(training: Training, changes: object, place: Place) -> Training:
 
 
 def _filled_training(training: Training, task: str) -> dict[str, Any]:
-    epochs = None if training.local_steps else training.local_epochs or 1
+    epochs = None if isinstance(training.local_steps, int) else training.local_epochs or 1
     name, options = optimizer_of(training)
     return {"local_epochs": epochs, "loss": training.loss or TASKS[task].losses[0], "optimizer": {name: options}}
 

@@ -13,16 +13,26 @@ import torch
 from torch import Tensor
 
 from polyclinic.client.optimizers import learning_rates
+from polyclinic.client.rules import LOCAL_RULES, LocalRule
 from polyclinic.communication.message import Message
+from polyclinic.communication.topology import TOPOLOGIES
 from polyclinic.data.scaling import Scaler, Summary, merge
 from polyclinic.engine import Engine, LocalEngine
 from polyclinic.methods import SHARES, Method
-from polyclinic.rounds import Checkpoint, Plan, Progress, Row, run_rounds
+from polyclinic.rounds import Checkpoint, Plan, Progress, Row, run_rounds, validation_score
 from polyclinic.seeds import derive_seed
-from polyclinic.server import SERVER_RULES
+from polyclinic.server import ServerRule, build_server
 from polyclinic.site.evaluation import MASK_THRESHOLDS
+from polyclinic.site.facts import FACTS
 from polyclinic.state import FlatModule, Selection
-from polyclinic.study.declaration import Declaration, StudyMethod, Training, optimizer_of, schedule_of
+from polyclinic.study.declaration import (
+    Declaration,
+    StudyMethod,
+    Training,
+    build_participation,
+    optimizer_of,
+    schedule_of,
+)
 from polyclinic.tasks import TASKS
 from polyclinic.tasks.metrics import METRICS, choose_threshold, classification_metrics
 from polyclinic.tasks.regression_metrics import regression_metrics
@@ -172,17 +182,24 @@ class JobRunner:
         """Train a configuration that a search tries; no test case is looked at.
 
         Returns:
-            The validation score (see `validation_score`) by what the search chooses by; None if it is not a number.
+            The validation score by what the search chooses by, of the round that would be tested; None if it is not a
+            finite number.
 
         Raises:
             PolyclinicError: a site failed, or too few answered.
         """
         plan, engine = self._ready(job, fold)
-        last = self.declaration.evaluation.best_round == "last"
-        plan = replace(plan, validate=True, patience=None if last else plan.patience)
+        plan = replace(plan, choose_by=self.declaration.search_by)
         progress, rows = run_rounds(plan, engine, checkpoint=checkpoint, report=report)
-        by = "loss" if self.declaration.search_by == "loss" else plan.metric
-        return validation_score(progress, rows, fold.validation, f"validation_{by}", last=last)
+        if plan.validate:
+            score = best_score(plan, progress, rows, fold.validation)
+        else:
+            request = Message({"metric": plan.metric}, {"state": progress.state})
+            replies = engine.ask("evaluate", dict.fromkeys(plan.sites, request))
+            score = validation_score(plan, [reply.fields for reply in replies.values()])
+        if score is None or not math.isfinite(score):
+            return None
+        return -score if plan.choose_by == "metric" and plan.higher_is_better else score
 
     def _ready(self, job: Job, fold: Fold) -> tuple[Plan, Engine]:
         """What a job's training is given, and who runs it."""
@@ -198,6 +215,9 @@ class JobRunner:
         method, training = study.method, study.training
         evaluation = self.declaration.evaluation
         selection = method.selection(self.template.layout)
+        server = build_server(method.server)
+        rules = {name: LOCAL_RULES[name](**options) for name, options in method.local}
+        keeps = not selection.everything or method.personal is not None
         cases = {site: float(fold.train.get(site, 1)) for site in sites}
         metric = "dice" if self.declaration.task == "segmentation" else self.primary
         validation = sum(fold.validation.get(site, 0) for site in (fold.train if method.scope == "pool" else sites))
@@ -205,7 +225,7 @@ class JobRunner:
             declaration=self.declare(job, fold, training),
             initial=self.initial(job.seed),
             selection=selection,
-            server=SERVER_RULES[method.server[0]](**method.server[1]),
+            server=server,
             sites=sites,
             weights=cases if training.weights == "cases" else dict.fromkeys(sites, 1.0),
             learning_rates=learning_rates(optimizer_of(training), schedule_of(training), training.rounds),
@@ -215,8 +235,13 @@ class JobRunner:
             higher_is_better=METRICS[metric].higher_is_better,
             validate=evaluation.best_round != "last" and validation > 0,
             patience=training.early_stopping,
-            quorum=min(training.quorum or len(sites), len(sites)),
-            save=not selection.everything or self._keeps_optimizer(method, training),
+            quorum=None if training.quorum is None else min(training.quorum, len(sites)),
+            save=bool(keeps or method.local or self._keeps_optimizer(method, training)),
+            keeps=keeps,
+            counterparts={name: part for name, rule in rules.items() if (part := rule.counterpart()) is not None},
+            reveals=_reveals(rules, server),
+            participation=build_participation(training),
+            topology=TOPOLOGIES[method.topology](),
         )
 
     @staticmethod
@@ -242,10 +267,12 @@ class JobRunner:
             "model": list(self.declaration.model_part),
             "share": sorted(SHARES[method.share]),
             "local": [[name, options] for name, options in method.local],
+            "personal": None if method.personal is None else list(method.personal),
+            "facts": build_server(method.server).facts,
             "keep_optimizer": self._keeps_optimizer(method, training),
             "seed": job.seed,
             "fold": job.fold,
-            "work": work_fields(method, training, mixed=mixed, class_weights=weights),
+            "work": work_fields(method, training, list(fold.train), mixed=mixed, class_weights=weights),
         }
 
     def _class_weights(self, training: Training, fold: Fold, without: str | None) -> list[float] | None:
@@ -289,19 +316,47 @@ class JobRunner:
 
 
 def work_fields(
-    method: Method, training: Training, *, mixed: bool, class_weights: list[float] | None = None
+    method: Method, training: Training, sites: Sequence[str], *, mixed: bool, class_weights: list[float] | None = None
 ) -> dict[str, Any]:
-    """The local work that a site is told, as JSON values."""
+    """The local work that a site is told, as JSON values; ``own`` is what holds for single ``sites`` only."""
+    epochs, steps = training.local_epochs, training.local_steps
+    common_steps = steps if isinstance(steps, int) else None
+    common_epochs = epochs if isinstance(epochs, int) else 1
     return {
         "kind": method.work,
-        "epochs": None if training.local_steps else training.local_epochs or 1,
-        "steps": training.local_steps,
+        "epochs": None if common_steps else common_epochs,
+        "steps": common_steps,
         "batch_size": training.batch_size,
         "optimizer": list(optimizer_of(training)),
         "clip": training.clip,
         "class_weights": class_weights,
         "mixed_precision": mixed,
+        "own": {site: own for site in sites if (own := _own_work(training, site))},
     }
+
+
+def _own_work(training: Training, site: str) -> dict[str, float]:
+    """What holds for one site only."""
+    given = {
+        "epochs": training.local_epochs, "steps": training.local_steps, "seconds": training.time_budget,
+        "step_seconds": training.step_seconds,
+    }  # fmt: skip
+    own: dict[str, float] = {key: value for key, value in given.items() if isinstance(value, float)}
+    for key, value in given.items():
+        if isinstance(value, dict) and site in value:
+            own[key] = value[site]
+    return own
+
+
+def _reveals(rules: Mapping[str, LocalRule], server: ServerRule) -> dict[str, str]:
+    """What is exchanged besides the state -> what it could reveal."""
+    found = {
+        f"{name}/{key}": reveals
+        for name, rule in rules.items()
+        for declared in (rule.announces, rule.sends, rule.receives)
+        for key, reveals in declared.items()
+    }
+    return found | server.sends | {fact: FACTS[fact].reveals for fact in server.facts}
 
 
 @dataclass(frozen=True)
@@ -430,30 +485,20 @@ class Tester:
         return first and shown and method.tests == "own"
 
 
-def validation_score(
-    progress: Progress, rows: list[Row], cases: Mapping[str, int], column: str, *, last: bool = False
-) -> float | None:
-    """The validation score of a training: the mean over validation cases.
+def best_score(plan: Plan, progress: Progress, rows: Sequence[Row], cases: Mapping[str, int]) -> float | None:
+    """The validation score of the best round, to be lowered; where each site has its own, the mean over all cases.
 
     Args:
-        progress: tells the best round, of the federation or of each site.
+        plan: what was run.
+        progress: tells the best round of the federation or of each site.
         rows: a row a round and site.
-        cases: number of validation cases of each site; a site that is not in it (the pool) is the only one.
-        column: of ``rows``, with the mean over the site's validation cases; a site without a value does not count.
-        last: take the last round instead of the best one.
-
-    Returns:
-        The score, in the sense of ``column``; None where it is not a finite number.
+        cases: number of validation cases of each site.
     """
-    total, count = 0.0, 0
-    for site in dict.fromkeys(row["site"] for row in rows):
-        own = {row["round"]: row[column] for row in rows if row["site"] == site}
-        _, best = progress.best.get(site) or progress.best["federation"]
-        value = own.get(progress.done - 1 if last else best)
-        if value is not None:
-            total += cases.get(site, 1) * value
-            count += cases.get(site, 1)
-    return total / count if count and math.isfinite(total) else None
+    if plan.together:
+        return progress.best["federation"][0]
+    column = f"validation_{plan.metric if plan.choose_by == 'metric' else 'loss'}"
+    best = [row for row in rows if row["round"] == progress.best[row["site"]][1]]
+    return validation_score(plan, [{"cases": cases[row["site"]], plan.choose_by: row[column]} for row in best])
 
 
 def result_rows(predictions: pd.DataFrame, task: str, names: Sequence[str], classes: int) -> pd.DataFrame:

@@ -64,7 +64,7 @@ def searched(folder: Folder) -> SearchReport | None:
     return SearchReport(
         words=list(_words(folder)),
         names=names,
-        score=f"Validation {_measure(folder)}",
+        score=f"Validation: {_measure(folder)}",
         lines=[_line(method, table[table["method"] == method], names) for method in methods],
         without=[m for m in folder.methods if m not in methods and m.removesuffix(UNSEEN) not in methods],
     )
@@ -113,8 +113,8 @@ def _words(folder: Folder) -> list[str]:
     words = [
         f"For each method {most} tried, the values of the study file first; parameters that methods share took the "
         "same values in the same order for all of them.",
-        f"Each configuration was trained on training patients{rounds} and scored by the {_measure(folder)} on "
-        "validation patients. No test patient was looked at.",
+        f"Each configuration was trained on training patients{rounds} and scored on validation patients "
+        f"({_measure(folder)}). No test patient was looked at.",
     ]
     unseen = any(method.endswith(UNSEEN) for method in folder.methods)
     if asked.get("nested", True):

@@ -10,13 +10,14 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 import torch
 
+from polyclinic.client.personal import PERSONAL
 from polyclinic.data.check import check_frame, class_counts
 from polyclinic.data.preparation import SharedStep, build_steps, name_steps
 from polyclinic.data.scaling import Summary
 from polyclinic.engine import Engine, LocalEngine
 from polyclinic.engine.planner import EnginePlan, choose_device, choose_plan
 from polyclinic.engine.processes import ProcessEngine
-from polyclinic.errors import DataError, PolyclinicError, StudyError
+from polyclinic.errors import DataError, PolyclinicError, StudyError, nearest
 from polyclinic.files import write_atomic
 from polyclinic.models import build_model
 from polyclinic.models.bundle import load_weights
@@ -114,6 +115,7 @@ class _Runner:
     def run(self, sites: pd.DataFrame) -> None:
         """Run all jobs and write all tables."""
         self._check_class_weights()
+        self._check_site_names()
         template = self._template(choose_device(self.declaration.engine.device))
         plan = self.folder.plan(self._plan(template), self.opened.fingerprint)
         template = self._template(plan.device)
@@ -182,6 +184,16 @@ class _Runner:
         declaration = self.declaration
         return [one.method for method in declaration.study_methods for one in declaration.candidates(method)]
 
+    def _check_site_names(self) -> None:
+        """Training options that differ between sites must name sites that there are."""
+        for method in self._configurations():
+            for key in ("local_epochs", "local_steps", "time_budget", "step_seconds"):
+                named = getattr(method.training, key)
+                for site in named if isinstance(named, dict) else ():
+                    if site not in self.opened.sites:
+                        raise StudyError("P103", f"`training: {{{key}: ...}}` names the site {site!r}, which is not "
+                                         "there.", nearest(site, list(self.opened.sites)))  # fmt: skip
+
     def _same_as_shared(self, template: FlatModule) -> list[str]:
         """Notes on methods that mean to keep something private where the model has nothing of the kind."""
         name = self.declaration.model_part[0]
@@ -215,13 +227,23 @@ class _Runner:
         options, training = self.declaration.engine, self.declaration.training
         methods = self._configurations()
         mixed = options.precision == "mixed"
-        works = [build_work(work_fields(m.method, m.training, mixed=mixed), False, []) for m in methods]
-        passes = training.rounds * (training.local_epochs or 1) * len(methods) * (self.declaration.folds or 1)
+        sites = list(self.opened.sites)
+        fields = [work_fields(m.method, m.training, sites, mixed=mixed) for m in methods]
+        works = [build_work(f, False, list(m.method.local)) for f, m in zip(fields, methods, strict=True)]
+        epochs = training.local_epochs if isinstance(training.local_epochs, int) else 1
+        passes = training.rounds * epochs * len(methods) * (self.declaration.folds or 1)
         return choose_plan(
             mode=options.mode, device=str(template.vector.device), threads=options.threads, workers=options.workers,
-            model=template, works=works, shape=self._shape(), cases=[len(d) for d in self.opened.sites.values()],
-            passes=passes * len(self.declaration.all_seeds),
+            model=template, works=works, obstacles=self._obstacles(fields), shape=self._shape(),
+            cases=[len(d) for d in self.opened.sites.values()], passes=passes * len(self.declaration.all_seeds),
         )  # fmt: skip
+
+    def _obstacles(self, fields: list[dict[str, Any]]) -> list[str]:
+        """Why sites can't be trained together, besides the network and the local rules."""
+        personal = [m.method.personal[0] for m in self._configurations() if m.method.personal is not None]
+        found = [PERSONAL[name].not_stackable for name in personal]
+        by_clock = any("step_seconds" not in own and "seconds" in own for f in fields for own in f["own"].values())
+        return [*filter(None, found), *(["a time budget is kept by the clock"] if by_clock else [])]
 
     def _engines(self, plan: EnginePlan) -> tuple[Engine, LocalEngine]:
         """The engine that trains, and the same sites in this process."""
