@@ -28,7 +28,7 @@ from polyclinic.data.augmentation import INTENSITY, SPATIAL
 from polyclinic.data.catalogue import ENTRIES, find_entry
 from polyclinic.data.catalogue.page import catalogue_page
 from polyclinic.data.labels import MOST_CLASSES
-from polyclinic.data.spec import DataSpec, Patch, Preprocessing
+from polyclinic.data.spec import DataSpec, Partition, Patch, Preprocessing
 from polyclinic.engine.planner import PROCESSES_ABOVE, STACK_BELOW
 from polyclinic.engine.processes import _Worker
 from polyclinic.errors import TITLES, PolyclinicError
@@ -50,6 +50,7 @@ DOCS = ROOT / "docs"
 PARTS: dict[str, type[BaseModel]] = {
     "The file as a whole": Declaration,
     "`data`": DataSpec,
+    "`partition`": Partition,
     "`preprocessing`": Preprocessing,
     "`patch`": Patch,
     "`training`": Training,
@@ -356,8 +357,17 @@ def test_the_tutorial_with_images(kind: str, hospitals: Path, command: Callable[
     assert sites["patients"].tolist() == [6, 6, 6]
 
 
+def test_the_tutorial_with_simulated_sites(hospitals: Path, command: Callable[[str], tuple[int, str]]) -> None:
+    run_all([line for line in tutorial_commands() if "simulated.yaml" in line], command)
+    sites = pd.read_csv(hospitals / "results-simulated" / "sites.csv")
+    assert sites["site"].tolist() == ["Site 1", "Site 2", "Site 3", "Site 4"]
+    assert sites["found"].sum() == len(pd.read_csv(hospitals / "patients.csv"))
+    assert "Sites are simulated" in (hospitals / "results-simulated" / "report.html").read_text(encoding="utf-8")
+
+
 def test_the_tutorial_has_no_other_commands(hospitals: Path) -> None:
-    assert all(re.search(r"^polyclinic .*\b(study|images|masks)\.yaml", line) for line in tutorial_commands())
+    known = r"^polyclinic .*\b(study|images|masks|simulated)\.yaml"
+    assert all(re.search(known, line) for line in tutorial_commands())
 
 
 def test_the_mistakes_of_the_tutorial_give_its_messages(

@@ -9,9 +9,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import NonNegativeFloat, PositiveFloat
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
 from polyclinic.options import Catalogue
 from polyclinic.server.optimizers import Decay
@@ -27,6 +27,8 @@ SHARES: dict[str, frozenset[Role]] = {
     "none": frozenset(),
 }
 Share = Literal["all", "no_norm", "no_norm_statistics", "body", "head", "none"]
+
+Fraction = Annotated[float, Field(ge=0, le=1)]
 
 #: Part -> options: how a rule is written in a study file and sent to a site.
 PartEntry = tuple[str, dict[str, Any]]
@@ -210,3 +212,133 @@ def fedyogi(*, lr: PositiveFloat = 0.01, beta1: Decay = 0.9, beta2: Decay = 0.99
 def fedadagrad(*, lr: PositiveFloat = 0.01, beta1: Decay = 0.0, tau: PositiveFloat = 1e-3) -> Method:
     """FedAvg with Adagrad at the server."""
     return Method(server=[("fedadagrad", {"lr": lr, "beta1": beta1, "tau": tau})])
+
+
+@method("ida", "server end: aggregation", "Sites whose model is far from the mean model count less.",
+        "Yeganeh et al., DART at MICCAI 2020")  # fmt: skip
+def ida(*, times: Literal["none", "cases", "accuracy"] = "none") -> Method:
+    """Inverse distance aggregation, or one of its variants: times the number of cases, or the inverse accuracy."""
+    return Method(server=[("ida", {"times": times})])
+
+
+@method("simagg", "server end: aggregation", "Each weight is averaged by size and by nearness to the sites' mean.",
+        "Khan et al., BrainLes at MICCAI 2021")  # fmt: skip
+def simagg() -> Method:
+    """Similarity-weighted aggregation."""
+    return Method(server=[("simagg", {})])
+
+
+@method("regagg", "server end: aggregation", "Each weight is averaged by size times nearness to the sites' mean.",
+        "Khan et al., BrainLes at MICCAI 2021")  # fmt: skip
+def regagg() -> Method:
+    """Regularised aggregation."""
+    return Method(server=[("regagg", {})])
+
+
+@method("loss_weights", "server end: aggregation", "Sites whose trained model has a high loss count less.",
+        "Li et al., 2021, as told by Guan et al., 2024")  # fmt: skip
+def loss_weights() -> Method:
+    """FedAvg with weights by the inverse of the loss."""
+    return Method(server=[("loss_weights", {})])
+
+
+@method("fedcostwavg", "server end: aggregation", "Sites whose cost fell most since their last round count more.",
+        "Mächler et al., BrainLes at MICCAI 2021")  # fmt: skip
+def fedcostwavg(*, alpha: Fraction = 0.5) -> Method:
+    """Cost-weighted averaging; α = 1 is FedAvg."""
+    return Method(server=[("fedcostwavg", {"alpha": alpha})])
+
+
+@method("guided_gradient", "server end: domain shift", "Only weights on whose direction the sites agree are moved.",
+        "Fan et al., IJCNN 2021; agreement as in Tenison et al., TMLR 2023")  # fmt: skip
+def guided_gradient(*, threshold: Fraction = 0.5) -> Method:
+    """A mean masked by the agreement of signs."""
+    return Method(server=[("guided_gradient", {"threshold": threshold})])
+
+
+@method("feddg_ga", "server end: domain shift", "Sites where the common model is worse than their own count more.",
+        "Zhang et al., CVPR 2023")  # fmt: skip
+def feddg_ga(*, step: Decay = 0.2, rounds: PositiveInt | None = None) -> Method:
+    """Generalisation adjustment: weights follow the gap between global and local validation loss."""
+    return Method(server=[("feddg_ga", {"step": step, "rounds": rounds})])
+
+
+@method("qfedavg", "server end: fairness", "Sites with a high loss count more, for more even performance.",
+        "Li et al., ICLR 2020")  # fmt: skip
+def qfedavg(*, q: NonNegativeFloat = 1.0, lr: PositiveFloat = 0.01) -> Method:
+    """q-FedAvg; ``lr`` is the sites' learning rate, whose inverse stands for the smoothness of the loss."""
+    return Method(server=[("qfedavg", {"q": q, "lr": lr})])
+
+
+@method("afl", "server end: fairness", "Weights move towards the sites with the highest loss.",
+        "Mohri et al., ICML 2019")  # fmt: skip
+def afl(*, lr: NonNegativeFloat = 0.1) -> Method:
+    """Agnostic federated learning: the worst mixture of sites counts."""
+    return Method(server=[("afl", {"lr": lr})])
+
+
+@method("fedce", "server end: fairness", "Sites count as much as they contribute to the model.",
+        "Jiang et al., CVPR 2023")  # fmt: skip
+def fedce(*, mode: Literal["plus", "times"] = "plus") -> Method:
+    """Contribution by direction, and by the error of the model without the site."""
+    return Method(server=[("fedce", {"mode": mode})])
+
+
+_CORRUPT = "server end: corrupt sites"
+
+
+@method("median", _CORRUPT, "Every weight is the median of the sites' values.", "Yin et al., ICML 2018")
+def median() -> Method:
+    """The coordinate-wise median."""
+    return Method(server=[("median", {})])
+
+
+@method("trimmed_mean", _CORRUPT, "Every weight is the mean without the highest and lowest values.",
+        "Yin et al., ICML 2018")  # fmt: skip
+def trimmed_mean(*, trim: NonNegativeInt = 1) -> Method:
+    """The coordinate-wise trimmed mean."""
+    return Method(server=[("trimmed_mean", {"trim": trim})])
+
+
+@method("krum", _CORRUPT, "The one model that is nearest to most others.", "Blanchard et al., NeurIPS 2017")
+def krum(*, corrupt: NonNegativeInt = 1) -> Method:
+    """Krum."""
+    return Method(server=[("krum", {"corrupt": corrupt})])
+
+
+@method("multi_krum", _CORRUPT, "The mean of the models that are nearest to most others.",
+        "Blanchard et al., NeurIPS 2017")  # fmt: skip
+def multi_krum(*, corrupt: NonNegativeInt = 1, keep: PositiveInt | None = None) -> Method:
+    """Multi-Krum."""
+    return Method(server=[("multi_krum", {"corrupt": corrupt, "keep": keep})])
+
+
+@method("bulyan", _CORRUPT, "Krum again and again, then a trimmed mean of those chosen.", "El Mhamdi et al., ICML 2018")
+def bulyan(*, corrupt: NonNegativeInt = 1) -> Method:
+    """Bulyan."""
+    return Method(server=[("bulyan", {"corrupt": corrupt})])
+
+
+@method("geometric_median", _CORRUPT, "The point with the smallest sum of distances to all models.",
+        "Pillutla et al., IEEE TSP 2022")  # fmt: skip
+def geometric_median() -> Method:
+    """Robust federated aggregation (RFA)."""
+    return Method(server=[("geometric_median", {})])
+
+
+@method("dos", _CORRUPT, "Sites that are outliers by distance count less.", "Alkhunaizi et al., MICCAI 2022")
+def dos() -> Method:
+    """Distance-based outlier suppression."""
+    return Method(server=[("dos", {})])
+
+
+@method("fltrust", _CORRUPT, "Sites count by how far they go the way of a trusted site.", "Cao et al., NDSS 2021")
+def fltrust(*, trusted: str) -> Method:
+    """FLTrust, with a trusted site in the place of the server's own data."""
+    return Method(server=[("fltrust", {"trusted": trusted})])
+
+
+@method("norm_bound", _CORRUPT, "Changes longer than a bound are shortened.", "Sun et al., 2019")
+def norm_bound(*, bound: PositiveFloat | Literal["median"] = "median") -> Method:
+    """A mean of changes of bounded length."""
+    return Method(server=[("norm_bound", {"bound": bound})])

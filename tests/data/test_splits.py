@@ -131,6 +131,33 @@ def test_validation_never_takes_the_last_of_a_class(make_site):
     assert len(parts.validation) == 1
 
 
+@given(cases, st.floats(0.05, 0.6), st.integers(0, 5))
+def test_a_held_out_part_is_a_share_of_the_patients(pairs, share, seed):
+    data = site_of(pairs)
+    people = set(data.subjects)
+    if len(people) < 3:
+        return
+    parts = split(data, folds=None, fold=0, validation=0.2, seed=seed, holdout=share)
+    found = [subjects_of(data, index) for index in (parts.train, parts.validation, parts.test)]
+    assert set.union(*found) == people
+    assert sum(map(len, found)) == len(people)
+    wanted = max(1, round(share * len(people)))
+    assert min(wanted, len(people) - 3) <= len(found[2]) <= wanted  # a patient of each of three classes is kept
+
+
+def test_a_third_is_held_out_by_hand():
+    """Nine patients of each of two classes: three of each class are tested."""
+    data = site_of([(f"p{i}", i % 2) for i in range(18)])
+    parts = split(data, folds=None, fold=0, validation=0.0, seed=0, holdout=1 / 3)
+    assert (len(parts.train), len(parts.validation), len(parts.test)) == (12, 0, 6)
+    assert data.targets[parts.test].sum() == 3
+
+
+def test_a_site_of_two_patients_is_trained_on_where_a_part_is_held_out():
+    parts = split(site_of([("p", 0), ("q", 1)]), folds=None, fold=0, validation=0.0, seed=0, holdout=0.3)
+    assert (len(parts.train), len(parts.test)) == (2, 0)
+
+
 def test_small_sites(make_site):
     data = make_site([0, 1, 1], ["p", "q", "q"], site="X")
     parts = split(data, folds=3, fold=0, validation=0.2, seed=0)

@@ -19,6 +19,7 @@ from polyclinic.data.features import encode_covariates, encode_features
 from polyclinic.data.images import ImageFiles, decode_images
 from polyclinic.data.labels import encode_labels, encode_numbers
 from polyclinic.data.masks import MaskClasses
+from polyclinic.data.partition import check_partition, partition_rows, site_names
 from polyclinic.data.rows import Rows, Task, read_rows, reject_rows
 from polyclinic.data.spec import DataSpec
 from polyclinic.data.volumes.fingerprint import SiteFingerprint
@@ -27,6 +28,7 @@ from polyclinic.data.volumes.store import Volumes
 from polyclinic.errors import DataError, StudyError, nearest
 
 Pixels = Tensor | Volumes
+Labels = npt.NDArray[np.int64] | npt.NDArray[np.float32]
 
 #: Names with another meaning in the results.
 RESERVED_SITES = ("all", "pool", "federation")
@@ -46,8 +48,9 @@ def open_data(
     column, a ``divide_by`` that is missing or not positive, a missing feature (only with ``imputation: drop``), an
     image that is missing or can't be read. Rows that name no site belong to none: a warning counts them. An empty cell
     is always missing. Where ``subject_pattern`` does not fit, the whole cell is the patient, and a warning counts such
-    rows. Without ``site`` a table is one site with the name of its file. Image paths are relative to ``root`` and may
-    not leave it or the study file's folder.
+    rows. Without ``site`` a table is one site with the name of its file. With ``partition`` the patients are shared out
+    among simulated sites before any image is read; see `polyclinic.data.partition`. Image paths are relative to
+    ``root`` and may not leave it or the study file's folder.
 
     Args:
         spec: the ``data:`` part of the study file, environment variables expanded.
@@ -61,20 +64,9 @@ def open_data(
 
     Raises:
         StudyError: P102 or P104 when the entries of ``spec`` do not go together.
-        DataError: P201 to P205 and P503, when a file, a column, a value, an image or a site is not as ``spec`` says.
+        DataError: P201 to P206 and P503, when a file, a column, a value, an image or a site is not as ``spec`` says.
     """
-    _check_spec(spec, task)
-    rows = read_rows(spec, folder, split)
-    warnings = reject_rows(rows, spec, task, split)
-    used = rows.where(rows.usable & rows.origin["site"].notna().to_numpy())
-    if not len(used):
-        raise DataError("P205", f"No row can be used: {_all_reasons(rows)}.", "Mend the table or the `data:` part.")
-    labels: npt.NDArray[np.int64] | npt.NDArray[np.float32] = np.empty(0, dtype=np.int64)
-    classes = list(MaskClasses.of(spec).names)
-    if task == "classification" and spec.label is not None:
-        labels, classes = encode_labels(used.cells[spec.label], spec)
-    if task == "regression" and spec.label is not None:
-        labels, classes = encode_numbers(used.cells[spec.label], spec), []
+    rows, used, labels, classes, warnings = _rows_of_sites(spec, folder, task, split)
     matrix, features = np.empty(0, dtype=np.float32), _channels(spec)
     if spec.image is None:
         matrix, features = encode_features(used.cells, used.chosen, spec)
@@ -106,6 +98,35 @@ def open_data(
     _check_reference(spec, list(sites))
     fingerprint = _fingerprint(sites, features, classes)
     return Opened(sites, features, classes, warnings, fingerprint, covariate_names)
+
+
+def _rows_of_sites(
+    spec: DataSpec, folder: Path, task: Task, split: str | None
+) -> tuple[Rows, Rows, Labels, list[str], list[str]]:
+    """All rows and those that are used, each with its site; the labels of the latter, names of classes, and warnings.
+
+    Raises:
+        StudyError: P102 or P104 when the entries of ``spec`` do not go together.
+        DataError: P201 to P203, P205, P206 and P503, when a file, a column or a value is not as ``spec`` says.
+    """
+    _check_spec(spec, task)
+    rows = read_rows(spec, folder, split)
+    warnings = reject_rows(rows, spec, task, split)
+    kept = rows.usable & rows.origin["site"].notna().to_numpy()
+    used = rows.where(kept)
+    if not len(used):
+        raise DataError("P205", f"No row can be used: {_all_reasons(rows)}.", "Mend the table or the `data:` part.")
+    labels: Labels = np.empty(0, dtype=np.int64)
+    classes = list(MaskClasses.of(spec).names)
+    if task == "classification" and spec.label is not None:
+        labels, classes = encode_labels(used.cells[spec.label], spec)
+    if task == "regression" and spec.label is not None:
+        labels, classes = encode_numbers(used.cells[spec.label], spec), []
+    if spec.partition is not None:
+        known = None if task == "segmentation" else labels
+        notes = partition_rows(rows, kept, known, spec.partition, subjects_named=spec.subject is not None)
+        return rows, rows.where(kept), labels, classes, notes + warnings
+    return rows, used, labels, classes, warnings
 
 
 def _read_images(
@@ -164,10 +185,7 @@ def fingerprint_data(
     progress: Callable[[int, int], None] | None = None,
 ) -> dict[str, SiteFingerprint]:  # fmt: skip
     """What each site says of its volumes, for a plan; see ``open_data`` for the arguments and errors."""
-    _check_spec(spec, task)
-    rows = read_rows(spec, folder, split)
-    reject_rows(rows, spec, task, split)
-    used = rows.where(rows.usable & rows.origin["site"].notna().to_numpy())
+    rows, used, *_ = _rows_of_sites(spec, folder, task, split)
     tick = _ticker(progress, len(used))
     found = {}
     for site in _site_names(rows, spec):
@@ -211,6 +229,7 @@ def _check_spec(spec: DataSpec, task: Task) -> None:
             need(spec.size and min(spec.size) > 0, "Images need a `size`.",
                  "Give height and width: size: [128, 128]; or `preprocessing` for NIfTI and DICOM.")  # fmt: skip
     check_volumes(spec, task)
+    check_partition(spec, task)
     if task == "segmentation":
         need(spec.image and spec.mask, "Segmentation needs `image` and `mask`.", "Name the columns with their paths.")
     else:
@@ -232,6 +251,8 @@ def _check_spec(spec: DataSpec, task: Task) -> None:
 
 
 def _site_names(rows: Rows, spec: DataSpec) -> list[str]:
+    if spec.partition is not None:
+        return site_names(spec.partition)
     names = list(spec.tables) if spec.tables is not None else sorted(rows.origin["site"].dropna().unique().tolist())
     for name in names:
         if name in RESERVED_SITES:

@@ -131,6 +131,8 @@ def reject_rows(rows: Rows, spec: DataSpec, task: Task, split: str | None) -> li
         warnings.append(f"{homeless} {are} left out (column {spec.site!r}).")
     if spec.image is not None:
         origin["case"] = cells[spec.image_columns[0]]
+    if spec.partition is not None and spec.tables is not None:  # row 1 of one table is not row 1 of another
+        origin["case"] = origin["site"] + ", " + origin["case"]
     if spec.subject is None:
         origin["subject"] = origin["case"]
     else:

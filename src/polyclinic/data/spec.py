@@ -16,6 +16,8 @@ from pydantic import (
 
 Scalar = bool | int | float | str
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
+#: In what simulated sites may differ.
+PARTITIONS = ("label_skew", "quantity_skew", "even")
 
 
 class Preprocessing(BaseModel):
@@ -103,6 +105,68 @@ class Harmonisation(BaseModel):
         return "none" if self.combat is None else {"combat": self.combat.model_dump()}
 
 
+class Dirichlet(BaseModel):
+    """Shares drawn from a symmetric Dirichlet distribution."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    alpha: PositiveFloat
+    """Concentration: near 0 one site has almost everything, large values bring equal shares."""
+
+
+class Even(BaseModel):
+    """Sites of the same size with the same labels; it has no options."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Partition(BaseModel):
+    """Simulated sites: the patients of all tables are shared out anew; see `polyclinic.data.partition`.
+
+    Just one of ``label_skew``, ``quantity_skew`` and ``even`` says in what the sites differ.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    sites: Annotated[int, Field(ge=2)]
+    """Number of simulated sites."""
+    label_skew: Dirichlet | None = None
+    """Each class has its own shares of the sites, so that labels and sizes differ; classification only."""
+    quantity_skew: Dirichlet | None = None
+    """Sites differ in their number of patients, not in their labels."""
+    even: Even | None = None
+    """Sites differ in nothing but chance."""
+    least: PositiveInt = 10
+    """Fewest patients of a site; shares are drawn again until all sites have them."""
+    seed: int = 0
+    """Decides who goes where."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_options(cls, given: Any) -> Any:
+        """``even:`` is ``even: {}``."""
+        if not isinstance(given, dict):
+            return given
+        return {key: {} if key in PARTITIONS and value is None else value for key, value in given.items()}
+
+    @model_validator(mode="after")
+    def _one_kind(self) -> Partition:
+        found = [kind for kind in PARTITIONS if getattr(self, kind) is not None]
+        if len(found) != 1:
+            together = f"{' and '.join(found)} exclude each other" if found else "it is not said how sites differ"
+            raise ValueError(f"{together}; give one of {', '.join(PARTITIONS)}")
+        return self
+
+    @model_serializer
+    def _given(self) -> dict[str, Any]:
+        """Without the kinds that were not asked for: an empty entry would ask for them."""
+        return {
+            name: value.model_dump() if isinstance(value, BaseModel) else value
+            for name, value in self
+            if value is not None
+        }
+
+
 class DataSpec(BaseModel):
     """Where the cases are and what of them is used. Paths are relative to the study file."""
 
@@ -125,6 +189,8 @@ class DataSpec(BaseModel):
     """Column that names the patient; without it every row is a patient of its own. Splits are by patient."""
     subject_pattern: str | None = None
     """Regular expression whose first group is the patient within the ``subject`` cell, e.g. ``(Image_\\d+)[LR]``."""
+    partition: Partition | None = None
+    """Simulated sites: patients are shared out anew, whatever site they come from."""
 
     label: str | None = None
     """Column with the class (classification) or the number (regression) to predict."""

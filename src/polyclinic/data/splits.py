@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -38,6 +39,7 @@ def split(
     validation: float,
     seed: int,
     small_sites: Literal["train", "drop", "stop"] = "train",
+    holdout: float | None = None,
 ) -> Parts:
     """Parts of one fold, by patient and stratified by class, or by the quantiles of a number to be predicted.
 
@@ -49,17 +51,20 @@ def split(
     spread evenly over the classes; it has a patient at least where three or more remain, but never the last one of a
     class.
 
+    With ``holdout`` there is one test part instead, a share of the patients spread evenly over the classes.
+
     Where a column fixes the parts (``data.parts``), it decides; only a validation part that it does not name is taken
     from its training part. The dealing depends on the patients' names, classes and the seed, not on the order of cases.
 
     Args:
         data: the site's cases.
-        folds: number of folds, 2 or more; None where a column fixes the parts.
+        folds: number of folds, 2 or more; None where a column fixes the parts, or with ``holdout``.
         fold: which fold is the test part, from 0.
         validation: share of the patients outside the test part, 0 to below 1; 0 means no validation part.
         seed: of the study.
         small_sites: what becomes of a site with fewer patients than folds: all its cases are training cases, it has no
             part at all, or the study stops.
+        holdout: share of the patients in the one test part.
 
     Raises:
         DataError: P206 when the data can't be split as asked.
@@ -69,6 +74,11 @@ def split(
     subjects = _Subjects(data, seed)
     if data.parts is not None:
         return _column_parts(data, data.parts, subjects, fold, validation)
+    if holdout is not None and len(subjects.names) >= 3:
+        taken = _spread(subjects, subjects.names, holdout)
+        remaining = [name for name in subjects.names if name not in taken]
+        return _with_validation(subjects, remaining, validation, list(taken))
+    folds = 3 if holdout is not None else folds  # a site of one or two patients is too small either way
     if folds is None or folds < 2 or not 0 <= fold < folds:
         raise DataError(
             "P206",
@@ -98,18 +108,8 @@ class _Subjects:
     """
 
     def __init__(self, data: SiteData, seed: int) -> None:
-        self._positions: dict[str, list[int]] = {}
-        for position, subject in enumerate(data.subjects):
-            self._positions.setdefault(subject, []).append(position)
-        targets = data.labels
-        if targets is None:
-            self.classes = dict.fromkeys(self._positions, 0)
-        elif targets.is_floating_point():
-            numbers = targets.double()
-            self.classes = _quantile_groups({n: float(numbers[own].mean()) for n, own in self._positions.items()})
-        else:
-            labels = targets.tolist()
-            self.classes = {name: _main_class([labels[i] for i in own]) for name, own in self._positions.items()}
+        self._positions = patient_cases(data.subjects)
+        self.classes = patient_classes(self._positions, data.labels)
         ordered = sorted(self._positions)
         order = torch.randperm(len(ordered), generator=generator(seed, "split", data.site)).tolist()
         # Sorting is stable: it keeps the shuffled order within each class.
@@ -118,6 +118,32 @@ class _Subjects:
     def cases(self, names: list[str]) -> Tensor:
         """Sorted case indices of some patients, int64."""
         return torch.tensor(sorted(i for name in names for i in self._positions[name]), dtype=torch.int64)
+
+
+def patient_cases(subjects: Sequence[str]) -> dict[str, list[int]]:
+    """Patient -> positions of the patient's cases."""
+    positions: dict[str, list[int]] = {}
+    for position, subject in enumerate(subjects):
+        positions.setdefault(subject, []).append(position)
+    return positions
+
+
+def patient_classes(positions: Mapping[str, list[int]], labels: Tensor | None) -> dict[str, int]:
+    """Patient -> class by which patients are stratified.
+
+    Args:
+        positions: of each patient's cases.
+        labels: int64 ``[N]`` classes: the most frequent one of the patient's cases counts, the higher where two are as
+            frequent; or floating-point ``[N]`` numbers: groups of patients with means of about the same size; None, for
+            segmentation: all patients are alike.
+    """
+    if labels is None:
+        return dict.fromkeys(positions, 0)
+    if labels.is_floating_point():
+        numbers = labels.double()
+        return _quantile_groups({name: float(numbers[own].mean()) for name, own in positions.items()})
+    classes = labels.tolist()
+    return {name: _main_class([classes[i] for i in own]) for name, own in positions.items()}
 
 
 def _quantile_groups(means: dict[str, float]) -> dict[str, int]:

@@ -111,7 +111,7 @@ class Site:
         self.fold = ask["fold"]
         self.parts = split(
             self.data, folds=ask["folds"], fold=ask["fold"], validation=ask["validation"], seed=ask["split_seed"],
-            small_sites=ask["small_sites"],
+            small_sites=ask["small_sites"], holdout=ask.get("holdout"),
         )  # fmt: skip
         box = ask.get("patch")
         self._patch = None if box is None else Patch(**box)

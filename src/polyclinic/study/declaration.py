@@ -13,6 +13,7 @@ from polyclinic.client.optimizers import Named, resolve_optimizer, resolve_sched
 from polyclinic.client.personal import PERSONAL
 from polyclinic.client.rules import LOCAL_RULES
 from polyclinic.communication.topology import TOPOLOGIES
+from polyclinic.data.partition import check_partition
 from polyclinic.data.spec import DataSpec
 from polyclinic.data.volumes.fingerprint import VolumePlan
 from polyclinic.data.volumes.prepare import check_volumes
@@ -76,9 +77,11 @@ class Evaluation(_Part):
     """The ``evaluation:`` part."""
 
     folds: Annotated[int, Field(ge=2)] | None = None
-    """Number of cross-validation folds; 5 unless ``split`` is given."""
+    """Number of cross-validation folds; 5 unless ``split`` or ``holdout`` is given."""
     split: str | None = None
     """Instead of ``folds``: column with train / validation / test."""
+    holdout: Annotated[float, Field(gt=0, lt=1)] | None = None
+    """Instead of ``folds``: share of each site's patients that are tested, once, and never trained on."""
     validation: Fraction = 0.2
     """Share of the patients outside the test part that choose the best round and the threshold."""
     metrics: list[str] = []
@@ -269,8 +272,8 @@ class Declaration(_Part):
 
     @property
     def folds(self) -> int | None:
-        """Number of folds, or None where a column fixes the split."""
-        return None if self.evaluation.split else self.evaluation.folds or 5
+        """Number of folds, or None where a column fixes the split or one part is held out."""
+        return None if self.evaluation.split or self.evaluation.holdout else self.evaluation.folds or 5
 
     @property
     def all_seeds(self) -> list[int]:
@@ -342,8 +345,10 @@ class Declaration(_Part):
         _check_data(self.data, self.task)
         _check_training(self.training, self.task, ("training",))
         evaluation = self.evaluation
-        if evaluation.folds and evaluation.split:
-            raise EntryError("P102", "`folds` and `split` exclude each other; give one.", place=("evaluation", "split"))
+        ways = [way for way in ("folds", "split", "holdout") if getattr(evaluation, way)]
+        if len(ways) > 1:
+            message = f"`{ways[0]}` and `{ways[1]}` exclude each other; give one."
+            raise EntryError("P102", message, place=("evaluation", ways[1]))
         for position, metric in enumerate(evaluation.metrics):
             valid = list(TASKS[self.task].metrics)
             if metric not in valid:
@@ -478,8 +483,12 @@ def _check_data(data: DataSpec, task: str) -> None:
 
     if (data.table is None) == (data.tables is None):
         refuse("table", "give either `table` (one file with a `site` column) or `tables` (one file a site).")
-    if data.table is not None and data.site is None:
-        refuse("site", "the entry 'site' is missing: the column of `table` that names the site.")
+    if data.table is not None and data.site is None and data.partition is None:
+        refuse(
+            "site",
+            "the entry 'site' is missing: the column of `table` that names the site.",
+            "Without such a column, `partition` can make simulated sites.",
+        )
     if data.tables is not None and data.site is not None:
         refuse("site", "with `tables` the sites are its keys; leave `site` out.")
     if data.image is None and data.features is None:
@@ -487,6 +496,7 @@ def _check_data(data: DataSpec, task: str) -> None:
     if data.image is not None and data.features is not None:
         refuse("features", "a study has either `features` or `image`, not both.")
     check_volumes(data, task)
+    check_partition(data, task)
     if data.image is not None and data.preprocessing is None:
         if data.size is None:
             refuse(

@@ -129,6 +129,8 @@ def _split(folder: Folder) -> str:
     evaluation = folder.study.get("evaluation") or {}
     if evaluation.get("split"):
         how = f"split fixed by the column {evaluation['split']}"
+    elif evaluation.get("holdout"):
+        how = f"{evaluation['holdout']:.0%} of each site's patients held out for the test"
     else:
         how = f"{evaluation.get('folds') or '?'}-fold cross-validation, all cases of a patient in one fold"
     unseen = "; also at sites left out of training" if any(name.endswith(UNSEEN) for name in folder.methods) else ""

@@ -263,9 +263,10 @@ class _Runner:
         """Split, harmonise and scale at every site; summaries of the site ``without`` are not used."""
         data, evaluation = self.declaration.data, self.declaration.evaluation
         request = {
-            "fold": number, "folds": self.declaration.folds, "validation": evaluation.validation,
-            "split_seed": evaluation.split_seed, "small_sites": evaluation.small_sites, "steps": self.steps,
-            "augmentation": data.augmentation, "classes": len(self.opened.classes),
+            "fold": number, "folds": self.declaration.folds, "holdout": evaluation.holdout,
+            "validation": evaluation.validation, "split_seed": evaluation.split_seed,
+            "small_sites": evaluation.small_sites, "steps": self.steps, "augmentation": data.augmentation,
+            "classes": len(self.opened.classes),
             "patch": None if data.box is None else data.box.model_dump(mode="json"),
         }  # fmt: skip
         done = [prepare(one, request, without) for one in {id(e): e for e in (engine, local)}.values()][-1]

@@ -1,0 +1,535 @@
+"""Rules that weigh sites by losses, gaps and contributions, against identities and numbers worked out by hand."""
+
+import math
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from polyclinic.errors import StudyError, TrainingError
+from polyclinic.server import build_server
+from polyclinic.server.rules import ServerRound
+from polyclinic.server.weights import carry_over, inverse, project_to_simplex
+from server_exchange import close, play, rule, update
+
+RULES = [
+    ("loss_weights", {}),
+    ("fedcostwavg", {"alpha": 0.3}),
+    ("qfedavg", {"q": 2.0, "lr": 0.1}),
+    ("afl", {"lr": 0.5}),
+    ("feddg_ga", {"step": 0.4, "rounds": 5}),
+    ("fedce", {"mode": "plus"}),
+    ("fedce", {"mode": "times"}),
+]
+REMEMBERING = [which for which in RULES if which[0] in {"fedcostwavg", "afl", "feddg_ga", "fedce"}]
+FACTS = ("start_loss", "end_loss", "start_validation_loss", "end_validation_loss", "leave_one_out_loss")
+
+
+def same(loss):
+    """All facts with the same value."""
+    return dict.fromkeys(FACTS, loss)
+
+
+def shares(*values):
+    return dict(zip("ABC", values, strict=False))
+
+
+# Identities -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("name", "options"), RULES)
+def test_one_site_gives_its_state(name, options):
+    part = rule(name, **options)
+    for number in range(3):
+        state = [0.3, -7.1, 2.5 + number]
+        result = play(part, [update("A", state, 12, **same(0.4))], state, trainable=2, number=number)
+        assert torch.equal(result, torch.tensor(state))
+        assert part.shares == {"A": 1.0}
+
+
+@pytest.mark.parametrize(("name", "options"), [which for which in RULES if which[0] != "qfedavg"])
+def test_equal_sites_give_what_each_of_them_sent(name, options):
+    part = rule(name, **options)
+    for number in range(3):
+        updates = [update(site, [0.3, -7.1, 2.5], 2, **same(0.4)) for site in "ABC"]
+        close(play(part, updates, [1.0, 1.0, 1.0], number=number), [0.3, -7.1, 2.5])
+        close(part.shares, shares(1 / 3, 1 / 3, 1 / 3))
+
+
+def unequal(losses=(0.7, 0.7, 0.7)):
+    states, weights = ([1.0, -2.0, 3.0], [-1.0, 4.0, 3.5], [0.1, 0.2, 0.3]), (3, 1, 2)
+    return [update(*row, **same(loss)) for *row, loss in zip("ABC", states, weights, losses, strict=True)]
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "losses"),
+    [
+        ("loss_weights", {}, (0.7, 0.7, 0.7)),
+        ("fedcostwavg", {"alpha": 1.0}, (0.1, 0.9, 0.0)),
+        ("afl", {"lr": 0.0}, (0.1, 0.9, 0.0)),
+    ],
+)
+def test_settings_that_are_fedavg(name, options, losses):
+    part, mean = rule(name, **options), rule("mean")
+    for number in range(3):
+        close(play(part, unequal(losses), number=number), play(mean, unequal()))
+        close(part.shares, mean.shares)
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "losses"),
+    [
+        ("qfedavg", {"q": 0.0}, (0.1, 0.9, 0.0)),
+        ("feddg_ga", {"step": 0.0}, (0.1, 0.9, 0.0)),
+        ("feddg_ga", {"step": 0.5}, (0.7, 0.7, 0.7)),
+    ],
+)
+def test_settings_that_are_the_mean_with_equal_weights(name, options, losses):
+    part = rule(name, **options)
+    for number in range(3):
+        states = torch.stack([each.state for each in unequal()])
+        close(play(part, unequal(losses), [9.0, 9.0, 9.0], number=number), states.mean(0))
+        close(part.shares, shares(1 / 3, 1 / 3, 1 / 3))
+
+
+@pytest.mark.parametrize(("name", "options"), RULES)
+def test_losses_of_zero_give_numbers(name, options):
+    part = rule(name, **options)
+    for number in range(3):
+        result = play(part, unequal((0.0, 0.0, 0.0)), [9.0, 9.0, 9.0], number=number)
+        assert result.isfinite().all()
+        assert sum(part.shares.values()) == pytest.approx(1)
+
+
+@pytest.mark.parametrize(("name", "options"), RULES)
+def test_a_loss_that_is_not_a_number_names_the_site(name, options):
+    part = rule(name, **options)
+    with pytest.raises(TrainingError, match=r"P301.*of site B as a finite number; got nan"):
+        play(part, unequal((0.1, math.nan, 0.3)))
+
+
+@pytest.mark.parametrize("name", ["loss_weights", "fedcostwavg", "qfedavg"])
+def test_negative_losses_are_refused_where_they_make_no_sense(name):
+    with pytest.raises(StudyError, match=r"P104.*at least 0; site C reported -0\.3"):
+        play(rule(name), unequal((0.1, 0.2, -0.3)))
+
+
+@pytest.mark.parametrize("name", ["afl", "feddg_ga"])
+def test_negative_losses_are_taken_where_only_differences_count(name):
+    """A constant added to all losses changes nothing."""
+    first, second = rule(name), rule(name)
+    for number in range(3):
+        losses = torch.tensor([0.5, 0.25, 1.0]) * (number + 1)
+        play(first, unequal(losses.tolist()), number=number)
+        play(second, unequal((losses - 8).tolist()), number=number)
+    close(first.shares, second.shares)
+
+
+@pytest.mark.parametrize(("name", "options"), RULES)
+def test_a_round_without_answers_changes_nothing(name, options):
+    part = rule(name, **options)
+    play(part, unequal())
+    memory = {key: value.clone() for key, value in part.memory().items()}
+    before = torch.tensor([3.0, 4.0, 5.0])
+    part.begin(ServerRound(1, before, 3, 6.0, shares(3, 1, 2)))
+    result = part.finish()
+    assert torch.equal(result, before)
+    assert result is not before
+    assert part.memory().keys() == memory.keys()
+    assert all(torch.equal(part.memory()[key], value) for key, value in memory.items())
+
+
+# Losses ---------------------------------------------------------------------------------------------------------------
+
+
+def test_loss_weights_by_hand():
+    part = rule("loss_weights")  # (1/4) / 1 and (3/4) / 2, so 2 to 3
+    updates = [update("A", [10.0, 0.0], 1, end_loss=1.0), update("B", [0.0, 5.0], 3, end_loss=2.0)]
+    close(play(part, updates), [4.0, 3.0])
+    close(part.shares, shares(2 / 5, 3 / 5))
+
+
+def test_loss_weights_sites_without_loss_take_all_in_proportion_to_their_cases():
+    part = rule("loss_weights")
+    play(
+        part, [update(site, [1.0], n, end_loss=loss) for site, n, loss in zip("ABC", (1, 5, 3), (0, 2, 0), strict=True)]
+    )
+    close(part.shares, shares(1 / 4, 0, 3 / 4))
+
+
+def cost_round(part, number, costs):
+    sizes = {"A": 1, "B": 3}
+    updates = [update(site, [float(site == "A")], sizes[site], end_loss=cost) for site, cost in costs.items()]
+    play(part, updates, number=number, everyone=sizes)
+    return part.shares
+
+
+def test_fedcostwavg_by_hand():
+    part = rule("fedcostwavg", alpha=0.5)
+    close(cost_round(part, 0, shares(4, 2)), shares(1 / 4, 3 / 4))  # no earlier cost: FedAvg
+    # Ratios 4/1 and 2/2, so shares 0.8 and 0.2.
+    close(cost_round(part, 1, shares(1, 2)), shares((0.25 + 0.8) / 2, (0.75 + 0.2) / 2))
+    # Ratios 1/2 and 2/0.5, so shares 1/9 and 8/9.
+    close(cost_round(part, 2, shares(2, 0.5)), shares((1 / 4 + 1 / 9) / 2, (3 / 4 + 8 / 9) / 2))
+
+
+def test_fedcostwavg_compares_with_the_last_round_of_the_site():
+    part = rule("fedcostwavg", alpha=0.0)
+    cost_round(part, 0, shares(6, 2))
+    assert cost_round(part, 1, {"B": 1}) == {"B": 1.0}
+    close(cost_round(part, 2, shares(3, 0.5)), shares(1 / 2, 1 / 2))  # 6/3 and 1/0.5
+
+
+def test_fedcostwavg_a_new_site_counts_with_the_mean_ratio_and_a_cost_of_zero_takes_all():
+    part = rule("fedcostwavg", alpha=0.0)
+    cost_round(part, 0, {"A": 6})
+    close(cost_round(part, 1, shares(3, 0.5)), shares(1 / 2, 1 / 2))
+    close(cost_round(part, 2, shares(0, 0.1)), shares(1, 0))
+    close(cost_round(part, 3, shares(0, 0)), shares(0, 1))  # 0 to 0 did not fall
+    close(cost_round(part, 4, shares(0, 0)), shares(1 / 2, 1 / 2))
+
+
+def test_qfedavg_by_hand():
+    """Lr = 1/2, so L = 2; with q = 1 the changes are 1·2·(1, 0) and 2·2·(0, 2), with h = 1·2² + 2·1 and 1·4² + 2·2."""
+    part = rule("qfedavg", q=1.0, lr=0.5)
+    updates = [update("A", [1.0, 0.0, 3.0], 5, start_loss=1.0), update("B", [0.0, 2.0, 6.0], 1, start_loss=2.0)]
+    close(play(part, updates, trainable=2), [2 / 26, 8 / 26, 3 / 3 + 6 * 2 / 3])
+    close(part.shares, shares(1 / 3, 2 / 3))
+
+
+def test_qfedavg_steps_start_where_the_round_started():
+    part = rule("qfedavg", q=2.0, lr=1.0)
+    # L = 1: changes 4·(2) and 1·(−1); h = 2·2·2² + 2² and 2·1·1² + 1².
+    updates = [update("A", [12.0], start_loss=2.0), update("B", [9.0], start_loss=1.0)]
+    close(play(part, updates, [10.0]), [10 + (4 * 2 - 1) / (16 + 4 + 2 + 1)])
+
+
+@pytest.mark.parametrize(("q", "loss"), [(0.5, 0.0), (1.0, 1e-30), (60.0, 1e-7), (60.0, 1e7)])
+def test_qfedavg_powers_neither_vanish_nor_overflow(q, loss):
+    part = rule("qfedavg", q=q, lr=0.01)
+    result = play(part, [update("A", [1.0, 0.0], start_loss=loss), update("B", [0.0, 1.0], start_loss=loss / 2)])
+    assert result.isfinite().all()
+    assert sum(part.shares.values()) == pytest.approx(1)
+
+
+# Agnostic -------------------------------------------------------------------------------------------------------------
+
+
+def losses_round(part, number, losses, sizes):
+    updates = [update(site, [1.0], sizes[site], start_loss=loss) for site, loss in losses.items()]
+    play(part, updates, number=number, everyone=sizes)
+    return part.shares
+
+
+def test_afl_by_hand():
+    part, sizes = rule("afl", lr=0.1), shares(1, 3)
+    close(losses_round(part, 0, shares(2, 1), sizes), shares(0.25, 0.75))
+    # 0.25 + 0.2 and 0.75 + 0.1 are 0.3 too much: 0.15 less for each.
+    close(losses_round(part, 1, shares(11, 0), sizes), shares(0.3, 0.7))
+    # 0.3 + 1.1 and 0.7: 0.55 less for each.
+    close(losses_round(part, 2, shares(0, 9), sizes), shares(0.85, 0.15))
+    # 0.85 and 0.15 + 0.9: 0.45 less for each.
+    close(losses_round(part, 3, shares(30, 0), sizes), shares(0.4, 0.6))
+    # 0.4 + 3 and 0.6: the second would be negative.
+    close(losses_round(part, 4, shares(0, 0), sizes), shares(1, 0))
+
+
+def test_afl_a_site_that_sits_out_keeps_its_share():
+    part, sizes = rule("afl", lr=0.1), shares(2, 1, 1)
+    # A and B have 3/4: 0.5 and 0.25 + 0.1 are 0.1 too much.
+    close(losses_round(part, 0, {"A": 0, "B": 1}, sizes), {"A": 2 / 3, "B": 1 / 3})
+    close(losses_round(part, 1, shares(0, 0, 0), sizes), shares(0.45, 0.3, 0.25))
+
+
+def test_afl_sites_with_nothing_left_are_averaged_when_they_are_alone():
+    part, sizes = rule("afl", lr=1.0), shares(1, 3, 4)
+    losses_round(part, 0, shares(0, 0, 50), sizes)
+    close(losses_round(part, 1, {"A": 1, "B": 9}, sizes), {"A": 1 / 4, "B": 3 / 4})
+    close(losses_round(part, 2, shares(0, 0, 0), sizes), shares(0, 0, 1))
+
+
+def test_afl_a_new_site_starts_with_its_cases_and_one_that_left_is_forgotten():
+    part = rule("afl", lr=0.1)
+    losses_round(part, 0, shares(2, 1), shares(1, 3))  # leaves 0.3 and 0.7
+    close(losses_round(part, 1, shares(0, 0, 0), shares(1, 3, 4)), shares(0.15, 0.35, 0.5))
+    close(losses_round(part, 2, {"B": 0, "C": 0}, {"B": 3, "C": 4}), {"B": 0.35 / 0.85, "C": 0.5 / 0.85})
+
+
+# Generalisation gap ---------------------------------------------------------------------------------------------------
+
+
+def gap_round(part, number, own, received, everyone="ABC"):
+    updates = [
+        update(site, [1.0], end_validation_loss=own[site], start_validation_loss=loss)
+        for site, loss in received.items()
+    ]
+    play(part, updates, number=number, everyone=dict.fromkeys(everyone, 7.0))
+    return part.shares
+
+
+def test_feddg_ga_by_hand():
+    part = rule("feddg_ga", step=0.3, rounds=3)
+    close(gap_round(part, 0, shares(1, 1, 1), shares(9, 5, 7)), shares(1 / 3, 1 / 3, 1 / 3))
+    # Gaps 1, 0.5 and 0, from their mean 0.5, 0 and −0.5; the step is 0.3 (1 − 1/3) = 0.2.
+    second = gap_round(part, 1, shares(1, 1, 1), shares(2, 1.5, 1))
+    close(second, shares(1 / 3 + 0.2, 1 / 3, 1 / 3 - 0.2))
+    # Gaps 0, 0 and 3, from their mean −1, −1 and 2; the step is 0.3 (1 − 2/3) = 0.1.
+    third = gap_round(part, 2, shares(1, 1, 1), shares(1, 1, 4))
+    close(third, shares(1 / 3 + 0.15, 1 / 3 - 0.05, 1 / 3 - 0.1))
+    # The step has come to 0, and stays there.
+    close(gap_round(part, 3, shares(1, 1, 1), shares(5, 1, 0)), third)
+    close(gap_round(part, 4, shares(1, 1, 1), shares(5, 1, 0)), third)
+
+
+def test_feddg_ga_shares_below_zero_are_zero():
+    part = rule("feddg_ga", step=0.5)
+    gap_round(part, 0, shares(1, 1, 1), shares(1, 1, 1))
+    # From their mean 2, −1, −1: steps 0.5, −0.25, −0.25; then 5/6, 1/12, 1/12.
+    close(gap_round(part, 1, shares(1, 1, 1), shares(4, 1, 1)), shares(5 / 6, 1 / 12, 1 / 12))
+    # Steps −0.25, 0.5, −0.25 without decay: 7/12, 7/12, 0 of 14/12.
+    close(gap_round(part, 2, shares(1, 1, 1), shares(1, 4, 1)), shares(1 / 2, 1 / 2, 0))
+
+
+def test_feddg_ga_takes_gaps_of_sites_that_were_in_the_last_round_only():
+    part = rule("feddg_ga", step=0.25)
+    gap_round(part, 0, shares(1, 1), {"A": 1, "B": 1})
+    # Only A and B have gaps, 1 and 0: steps 0.25 and −0.25; C is new.
+    close(gap_round(part, 1, shares(1, 1, 1), shares(2, 1, 50)), shares(7 / 12, 1 / 12, 4 / 12))
+    close(gap_round(part, 2, {"C": 1}, {"C": 1}), {"C": 1.0})
+    # A and B missed round 2; C alone has no mean to differ from.
+    close(gap_round(part, 3, shares(1, 1, 1), shares(9, 1, 5)), shares(7 / 12, 1 / 12, 4 / 12))
+
+
+def test_feddg_ga_gaps_that_differ_by_rounding_are_equal():
+    part = rule("feddg_ga", step=0.5)
+    gap_round(part, 0, shares(0.1, 0.2, 0.3), shares(1, 1, 1))
+    close(gap_round(part, 1, shares(1, 1, 1), shares(0.2, 0.3, 0.4)), shares(1 / 3, 1 / 3, 1 / 3))
+
+
+# Contribution ---------------------------------------------------------------------------------------------------------
+
+
+def contribution_round(part, number, losses, states=None):
+    states = states or {"A": [1.0, 0.0], "B": [1.0, 0.0], "C": [0.0, 1.0]}
+    updates = [
+        update(site, state, **({"leave_one_out_loss": losses[site]} if site in losses else {}))
+        for site, state in states.items()
+    ]
+    result = play(part, updates, number=number, everyone=dict.fromkeys("ABC", 1.0))
+    return result, part.shares
+
+
+@pytest.mark.parametrize("mode", ["plus", "times"])
+def test_fedce_by_hand(mode):
+    part = rule("fedce", mode=mode)
+    # C is at right angles to A + B, A at 45° to B + C and B to A + C: contributions 1 − √½, 1 − √½ and 1.
+    # There are no losses yet.
+    near, far = 1 - math.sqrt(0.5), 1.0
+    first = torch.tensor([near, near, far]) / (2 * near + far)
+    if mode == "plus":
+        first = (first + 1 / 3) / 2
+    result, found = contribution_round(part, 0, {})
+    close(found, shares(*first.tolist()))
+    close(result, [first[0] + first[1], first[2]])
+
+    # The model that leaves A out is of B and C with their weights; that without C is A and B, which are the same.
+    a, _, c = first.tolist()
+    close(part.send("A")["leave_one_out"], [a / (a + c), c / (a + c)])
+    close(part.send("C")["leave_one_out"], [1.0, 0.0])
+
+    # Now with these weights, cos(A, B + C) = a / √(a² + c²), in the mean with √½; and losses 1, 1, 2.
+    near = 1 - (math.sqrt(0.5) + a / math.hypot(a, c)) / 2
+    gradient, data = torch.tensor([near, near, 1.0]), torch.tensor([1.0, 1.0, 2.0])
+    gradient, data = gradient / gradient.sum(), data / data.sum()
+    second = (gradient + data) / 2 if mode == "plus" else gradient * data / (gradient * data).sum()
+    close(contribution_round(part, 1, shares(1, 1, 2))[1], shares(*second.tolist()))
+
+
+def test_fedce_losses_are_means_over_the_rounds():
+    part = rule("fedce")
+    opposite = {"A": [1.0, 0.0], "B": [-1.0, 0.0]}  # the same contribution, 2, of both
+    contribution_round(part, 0, {}, opposite)
+    contribution_round(part, 1, shares(1, 3), opposite)  # data: 1/4 and 3/4
+    close(part.shares, shares((1 / 2 + 1 / 4) / 2, (1 / 2 + 3 / 4) / 2))
+    contribution_round(part, 2, shares(4, 2), opposite)  # means 2.5 and 2.5
+    close(part.shares, shares(1 / 2, 1 / 2))
+    contribution_round(part, 3, {"A": 10}, opposite)  # means 5 and 2.5
+    close(part.shares, shares((1 / 2 + 2 / 3) / 2, (1 / 2 + 1 / 3) / 2))
+
+
+def test_fedce_sends_only_to_sites_that_were_in_the_last_round_with_others():
+    part = rule("fedce")
+    assert [part.send(site) for site in "ABC"] == [{}, {}, {}]
+    contribution_round(part, 0, {}, {"A": [1.0, 0.0], "B": [0.0, 1.0]})
+    close(part.send("A")["leave_one_out"], [0.0, 1.0])
+    close(part.send("B")["leave_one_out"], [1.0, 0.0])
+    assert part.send("C") == {}
+    contribution_round(part, 1, {}, {"C": [2.0, 2.0]})
+    assert [part.send(site) for site in "ABC"] == [{}, {}, {}]
+
+
+def test_fedce_a_site_that_sits_out_keeps_its_share():
+    part = rule("fedce")
+    contribution_round(part, 0, {})
+    before = part.recall("share")
+    contribution_round(part, 1, {}, {"A": [1.0, 0.0], "C": [1.0, 0.0]})
+    after = part.recall("share")
+    assert after["B"] == pytest.approx(before["B"])
+    assert after["A"] != pytest.approx(before["A"])
+    assert sum(after.values()) == pytest.approx(1)
+
+
+def test_fedce_says_what_it_sends():
+    part = build_server([("fedce", {})])
+    assert part.facts == ["leave_one_out_loss"]
+    assert list(part.sends) == ["leave_one_out"]
+    assert "other site" in part.sends["leave_one_out"]
+
+
+def test_fedce_sites_that_do_not_move_count_as_new():
+    part = rule("fedce")
+    contribution_round(part, 0, {}, {"A": [0.0, 0.0], "B": [1.0, 0.0]})
+    close(part.shares, shares(1 / 2, 1 / 2))
+
+
+def test_fedce_cosines_leave_statistics_out():
+    part, plain = rule("fedce"), rule("fedce")
+    rows = {"A": [1.0, 0.0], "B": [1.0, 0.0], "C": [0.0, 1.0]}
+    play(part, [update(site, [*row, 100.0 * n]) for n, (site, row) in enumerate(rows.items())], trainable=2)
+    contribution_round(plain, 0, {}, rows)
+    close(part.shares, plain.shares)
+
+
+# What is kept between rounds ------------------------------------------------------------------------------------------
+
+
+def script():
+    """Five rounds in which sites sit out, join and leave: who is there, who answers, and facts that differ."""
+    generator = torch.Generator().manual_seed(11)
+    for everyone, present in [("ABC", "ABC"), ("ABC", "AC"), ("ABC", "ABC"), ("ABCD", "BCD"), ("BCD", "BCD")]:
+        values = {site: torch.rand(len(FACTS), generator=generator) + 0.1 for site in everyone}
+        states = {site: torch.randn(4, generator=generator) for site in everyone}
+        updates = [
+            update(
+                site, states[site].tolist(), 1 + ord(site) % 3, **dict(zip(FACTS, values[site].tolist(), strict=True))
+            )
+            for site in present
+        ]
+        yield updates, {site: 1.0 + ord(site) % 3 for site in everyone}
+
+
+@pytest.mark.parametrize(("name", "options"), REMEMBERING)
+@pytest.mark.parametrize("stop", [1, 2, 4])
+def test_a_rule_restored_goes_on_as_if_it_had_not_stopped(name, options, stop):
+    rules = [build_server([(name, options)]) for _ in range(2)]
+    state, restored = torch.zeros(4), False
+    for number, (updates, everyone) in enumerate(script()):
+        if number == stop:
+            rules[1] = build_server([(name, options)])
+            rules[1].restore({key: value.clone() for key, value in rules[0].memory().items()})
+            restored = True
+        sent = [{site: part.send(site) for site in everyone} for part in rules]
+        results = []
+        for part in rules:
+            part.begin(ServerRound(number, state, 3, sum(everyone.values()), everyone))
+            for each in updates:
+                part.add(each)
+            results.append(part.finish())
+        assert torch.equal(*results)
+        assert rules[0].shares == rules[1].shares
+        for site in everyone:
+            assert sent[0][site].keys() == sent[1][site].keys()
+            assert all(torch.equal(value, sent[1][site][key]) for key, value in sent[0][site].items())
+        assert sum(rules[0].shares.values()) == pytest.approx(1)
+        state = results[0]
+    assert restored
+
+
+@pytest.mark.parametrize(("name", "options"), REMEMBERING)
+def test_what_is_kept_matters(name, options):
+    """Else the test above could not fail."""
+    *_, (updates, everyone) = script()
+    kept, fresh = rule(name, **options), rule(name, **options)
+    for number, (earlier, sites) in enumerate(list(script())[:-1]):
+        play(kept, earlier, number=number, everyone=sites)
+    play(kept, updates, number=4, everyone=everyone)
+    play(fresh, updates, number=4, everyone=everyone)
+    assert kept.shares != fresh.shares
+    assert all(value.dtype in (torch.float32, torch.float64) and value.ndim == 1 for value in kept.memory().values())
+
+
+def test_names_of_sites_may_hold_a_slash():
+    part, copy = rule("afl"), rule("afl")
+    losses_round(part, 0, {"A/1": 2, "A/2": 1}, {"A/1": 1, "A/2": 3})
+    copy.restore(part.memory())
+    assert copy.recall("share") == part.recall("share")
+    assert set(copy.recall("share")) == {"A/1", "A/2"}
+
+
+# Arithmetic -----------------------------------------------------------------------------------------------------------
+
+
+def test_inverse_by_hand():
+    assert inverse(torch.tensor([2.0, 4.0, 8.0])).tolist() == [1, 0.5, 0.25]
+    assert inverse(torch.tensor([0.0, 4.0, 0.0])).tolist() == [1, 0, 1]
+
+
+@given(
+    values=st.lists(st.floats(-1e6, 1e6), min_size=1, max_size=6),
+    total=st.floats(0.01, 3),
+    point=st.lists(st.floats(0, 1), min_size=6, max_size=6),
+)
+def test_projection_is_on_the_simplex_and_nothing_there_is_nearer(values, total, point):
+    given_values = torch.tensor(values, dtype=torch.float64)
+    projected = project_to_simplex(given_values, total)
+    assert projected.min() >= 0
+    assert float(projected.sum()) == pytest.approx(total, rel=1e-6)
+    other = torch.tensor(point[: len(values)], dtype=torch.float64) + 1e-3
+    other = other / other.sum() * total
+    # Of a convex set, the direction to the nearest point makes an obtuse angle with every way on from it.
+    assert float((given_values - projected) @ (other - projected)) <= 1e-6 * (1 + given_values.abs().max())
+
+
+def test_projection_by_hand():
+    assert project_to_simplex(torch.tensor([0.5, 0.7, -3.0]).double(), 1.0).tolist() == pytest.approx([0.4, 0.6, 0])
+    assert project_to_simplex(torch.tensor([1e20, 0.0]).double(), 0.5).tolist() == [0.5, 0]
+    assert project_to_simplex(torch.tensor([3.0, 4.0]).double(), 0.0).tolist() == [0, 0]
+
+
+def test_shares_carried_over():
+    assert carry_over({}, {"A": 1, "B": 3}) == {"A": 0.25, "B": 0.75}
+    assert carry_over({"A": 0.0, "C": 1.0}, {"A": 1, "B": 3}) == {"A": 0.25, "B": 0.75}
+    assert carry_over({"A": 0.6, "B": 0.2, "C": 0.2}, {"A": 1, "B": 1}) == pytest.approx({"A": 0.75, "B": 0.25})
+    assert carry_over({"A": 0.6, "B": 0.4}, {"A": 9, "B": 1, "C": 10}) == pytest.approx({"A": 0.3, "B": 0.2, "C": 0.5})
+
+
+# For all inputs -------------------------------------------------------------------------------------------------------
+
+numbers = st.floats(-100, 100, width=32)
+site_round = st.lists(
+    st.tuples(st.booleans(), st.lists(numbers, min_size=3, max_size=3), st.floats(0, 1e3)), min_size=4, max_size=4
+)
+
+
+@given(which=st.sampled_from(RULES), rounds=st.lists(site_round, min_size=1, max_size=4))
+def test_shares_sum_to_1_and_the_result_is_between_the_sites(which, rounds):
+    name, options = which
+    part = rule(name, **options)
+    everyone, state = {site: 1.0 + n for n, site in enumerate("ABCD")}, torch.zeros(3)
+    for number, rows in enumerate(rounds):
+        updates = [
+            update(site, row, everyone[site], **same(loss))
+            for site, (there, row, loss) in zip("ABCD", rows, strict=True)
+            if there
+        ]
+        if not updates:
+            continue
+        result = play(part, updates, state.tolist(), trainable=2, number=number, everyone=everyone)
+        assert set(part.shares) == {each.site for each in updates}
+        assert sum(part.shares.values()) == pytest.approx(1, abs=1e-9)
+        assert min(part.shares.values()) >= 0
+        states = [each.state for each in updates] + ([state] if name == "qfedavg" else [])
+        low, high = torch.stack(states).min(0).values, torch.stack(states).max(0).values
+        assert ((result >= low - 1e-3) & (result <= high + 1e-3)).all()
+        state = result
