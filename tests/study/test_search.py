@@ -174,7 +174,10 @@ def parts(method):
     return [list(getattr(method.method, part) or ()) for part in COMPOSED]
 
 
-@pytest.mark.parametrize("name", sorted(name for name in METHODS if describe_options(METHODS[name])))
+WITH_DEFAULTS = {name: "".join(describe_options(METHODS[name])) for name in METHODS}
+
+
+@pytest.mark.parametrize("name", [name for name, told in WITH_DEFAULTS.items() if told and "(required)" not in told])
 def test_the_options_of_every_method_reach_its_parts(name):
     """Also where the study file says everything, so that the parts that follow from the options stand in it, too."""
     entry = declare(methods=[name]).filled()["methods"][0]
@@ -615,6 +618,22 @@ def test_failures_of_other_kinds_stop_the_study(tmp_path, monkeypatch, error, st
         assert run(entries, tmp_path).search["note"].tolist() == ["", str(error)] * 2
 
 
+def test_a_trial_that_went_on_without_a_site_says_so(tmp_path, monkeypatch):
+    original = Site.handle
+
+    def handle(site, function, request):
+        if function == "train" and site.name == "Bonn" and request.fields["round"] == 1:
+            raise TrainingError("P303", "Out of memory.")
+        return original(site, function, request)
+
+    monkeypatch.setattr(Site, "handle", handle)
+    entries = small(tmp_path) | {"methods": ["fedavg"], "search": {"parameters": {LR: [0.3]}}}
+    entries["training"]["quorum"] = 2
+    table = run(entries, tmp_path).search
+    assert table["note"].str.startswith("Round 2 went on without Bonn.").all()
+    assert table["score"].notna().all()
+
+
 def test_without_validation_cases_nothing_is_begun(tmp_path):
     entries = small(tmp_path)
     entries["evaluation"]["validation"] = 0.001
@@ -658,7 +677,7 @@ def test_a_search_that_was_killed_goes_on_to_the_same_bytes(finished, tmp_path, 
     assert not (tmp_path / "killed" / "jobs").exists()
 
 
-def test_finished_trials_are_not_run_again(tmp_path):
+def test_finished_trials_are_not_run_again_and_leave_no_models(tmp_path):
     entries = small(tmp_path)
 
     class Stopping(Display):
@@ -668,6 +687,7 @@ def test_finished_trials_are_not_run_again(tmp_path):
 
     with pytest.raises(Killed):
         run(entries, tmp_path, display=Stopping())
+    assert not list((tmp_path / "out" / "sites").glob("*/*.safetensors"))
     display = Noting()
     run(entries, tmp_path, resume=True, display=display)
     assert len(display.skipped) == 7

@@ -175,6 +175,8 @@ class Folder:
         write_atomic(draft / "trial.json", json.dumps(found))
         draft.replace(self.jobs / name)
         shutil.rmtree(self.jobs / f"{name}.part", ignore_errors=True)
+        for checkpoint in self.site_folder().glob(f"*/{name}.round*.safetensors"):
+            checkpoint.unlink()  # a search has many trials, and no one needs their models
 
     def trial(self, job: Job) -> dict[str, Any]:
         """What a finished trial found."""

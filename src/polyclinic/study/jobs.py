@@ -178,12 +178,12 @@ class JobRunner:
     def attempt(
         self, job: Job, fold: Fold, *, checkpoint: Checkpoint | None = None,
         report: Callable[[int, int], None] | None = None,
-    ) -> float | None:  # fmt: skip
+    ) -> tuple[float | None, list[str]]:  # fmt: skip
         """Train a configuration that a search tries; no test case is looked at.
 
         Returns:
             The validation score by what the search chooses by, of the round that would be tested; None if it is not a
-            finite number.
+            finite number. And sentences about rounds in which a site was left out.
 
         Raises:
             PolyclinicError: a site failed, or too few answered.
@@ -198,8 +198,8 @@ class JobRunner:
             replies = engine.ask("evaluate", dict.fromkeys(plan.sites, request))
             score = validation_score(plan, [reply.fields for reply in replies.values()])
         if score is None or not math.isfinite(score):
-            return None
-        return -score if plan.choose_by == "metric" and plan.higher_is_better else score
+            return None, progress.failures
+        return -score if plan.choose_by == "metric" and plan.higher_is_better else score, progress.failures
 
     def _ready(self, job: Job, fold: Fold) -> tuple[Plan, Engine]:
         """What a job's training is given, and who runs it."""

@@ -34,7 +34,7 @@ class Tried:
     Attributes:
         candidate: the configuration.
         score: mean over folds and seeds; None if a training failed.
-        note: why.
+        note: why, or in which round a site was left out.
     """
 
     candidate: Candidate
@@ -113,14 +113,16 @@ class Searching:
         Raises:
             PolyclinicError: a site failed in another way.
         """
-        score, note = None, "the validation score is not a number"
+        score, notes = None, list[str]()
         try:
-            score = runner.attempt(job, fold, checkpoint=self.folder.checkpoint(job), report=report)
+            score, notes = runner.attempt(job, fold, checkpoint=self.folder.checkpoint(job), report=report)
         except PolyclinicError as error:
             if not _diverged(error):
                 raise
-            note = str(error)
-        self.folder.store_trial(job, {"score": score, "note": note if score is None else ""})
+            notes = [str(error)]
+        if score is None and not notes:
+            notes = ["The validation score is not a number."]
+        self.folder.store_trial(job, {"score": score, "note": notes[0] if notes else ""})
 
     def settled(self, job: Job) -> Job:
         """The job with the values that the search chose for its methods.
