@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -19,7 +20,7 @@ from polyclinic.communication.topology import TOPOLOGIES
 from polyclinic.data.scaling import Scaler, Summary, merge
 from polyclinic.engine import Engine, LocalEngine
 from polyclinic.methods import SHARES, Method
-from polyclinic.rounds import Checkpoint, Plan, Progress, Row, run_rounds
+from polyclinic.rounds import Checkpoint, Plan, Progress, Row, run_rounds, validation_score
 from polyclinic.seeds import derive_seed
 from polyclinic.server import ServerRule, build_server
 from polyclinic.site.evaluation import MASK_THRESHOLDS
@@ -89,6 +90,8 @@ class Job:
         fold: number of the fold.
         without: the site left out, for an unseen-site run.
         attacked: whether the study's corrupt sites are corrupt in this training.
+        trial: number of the configuration that a search tries; None for what is tested.
+        trials: how many are tried.
     """
 
     methods: tuple[StudyMethod, ...]
@@ -96,21 +99,25 @@ class Job:
     fold: int
     without: str | None = None
     attacked: bool = False
+    trial: int | None = None
+    trials: int = 0
 
     @property
     def title(self) -> str:
         """For progress displays."""
         names = " + ".join(method.label for method in self.methods)
         if self.attacked:
-            return names + ATTACKED
-        return f"{names} without {self.without}" if self.without else names
+            names += ATTACKED
+        what = f"{names} without {self.without}" if self.without else names
+        return what if self.trial is None else f"search: {what}, trial {self.trial + 1} of {self.trials}"
 
     @property
     def suffix(self) -> str:
         """Ending of the names of this job's files."""
         if self.attacked:
             return "-attacked"
-        return f"-without-{slug(self.without)}" if self.without is not None else ""
+        without = f"-without-{slug(self.without)}" if self.without is not None else ""
+        return without if self.trial is None else f"{without}-trial{self.trial}"
 
     def label(self, method: StudyMethod) -> str:
         """Name of the method in the results."""
@@ -171,10 +178,8 @@ class JobRunner:
             PolyclinicError: a site failed, or too few answered.
         """
         study = job.methods[0]
-        sites = [site for site in fold.training_sites if site != job.without]
-        pooled, pool = study.method.scope == "pool", "+".join(sites)
-        plan = self.plan(job, fold, [pool] if pooled else sites)
-        engine = self.local.pool(pool, sites, plan.declaration) if pooled else self.engine
+        pooled = study.method.scope == "pool"
+        plan, engine = self._ready(job, fold)
         if pooled:
             self._start_everywhere(plan)
         progress, rows = run_rounds(plan, engine, checkpoint=checkpoint, report=report)
@@ -189,6 +194,41 @@ class JobRunner:
         stem = slug(study.label if job.attacked else label)
         outcome.models[f"{stem}-seed{job.seed}-fold{job.fold}" + job.suffix] = self._tensors(plan, models)
         return outcome
+
+    def attempt(
+        self, job: Job, fold: Fold, *, checkpoint: Checkpoint | None = None,
+        report: Callable[[int, int], None] | None = None,
+    ) -> tuple[float | None, list[str]]:  # fmt: skip
+        """Train a configuration that a search tries; no test case is looked at.
+
+        Returns:
+            The validation score by what the search chooses by, of the round that would be tested; None if it is not a
+            finite number. And sentences about rounds in which a site was left out.
+
+        Raises:
+            PolyclinicError: a site failed, or too few answered.
+        """
+        plan, engine = self._ready(job, fold)
+        plan = replace(plan, choose_by=self.declaration.search_by)
+        progress, rows = run_rounds(plan, engine, checkpoint=checkpoint, report=report)
+        if plan.validate:
+            score = best_score(plan, progress, rows, fold.validation)
+        else:
+            request = Message({"metric": plan.metric}, {"state": progress.state})
+            replies = engine.ask("evaluate", dict.fromkeys(plan.sites, request))
+            score = validation_score(plan, [reply.fields for reply in replies.values()])
+        if score is None or not math.isfinite(score):
+            return None, progress.failures
+        return -score if plan.choose_by == "metric" and plan.higher_is_better else score, progress.failures
+
+    def _ready(self, job: Job, fold: Fold) -> tuple[Plan, Engine]:
+        """What a job's training is given, and who runs it."""
+        sites = [site for site in fold.training_sites if site != job.without]
+        if job.methods[0].method.scope != "pool":
+            return self.plan(job, fold, sites), self.engine
+        name = "+".join(sites)
+        plan = self.plan(job, fold, [name])
+        return plan, self.local.pool(name, sites, plan.declaration)
 
     def plan(self, job: Job, fold: Fold, sites: list[str]) -> Plan:
         """What the federated loop is given for a job trained at ``sites``."""
@@ -501,6 +541,22 @@ class Tester:
         first = self.job == replace(self.job, seed=self.declaration.all_seeds[0], fold=0, without=None, attacked=False)
         shown = self.declaration.task == "segmentation" and self.declaration.report.overlays
         return first and shown and method.tests == "own"
+
+
+def best_score(plan: Plan, progress: Progress, rows: Sequence[Row], cases: Mapping[str, int]) -> float | None:
+    """The validation score of the best round, to be lowered; where each site has its own, the mean over all cases.
+
+    Args:
+        plan: what was run.
+        progress: tells the best round of the federation or of each site.
+        rows: a row a round and site.
+        cases: number of validation cases of each site.
+    """
+    if plan.together:
+        return progress.best["federation"][0]
+    column = f"validation_{plan.metric if plan.choose_by == 'metric' else 'loss'}"
+    best = [row for row in rows if row["round"] == progress.best[row["site"]][1]]
+    return validation_score(plan, [{"cases": cases[row["site"]], plan.choose_by: row[column]} for row in best])
 
 
 def result_rows(predictions: pd.DataFrame, task: str, names: Sequence[str], classes: int) -> pd.DataFrame:

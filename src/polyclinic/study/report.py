@@ -24,6 +24,7 @@ from polyclinic.study.report_answer import ALPHA, answer, headline
 from polyclinic.study.report_attack import attacked
 from polyclinic.study.report_folder import Folder, Overlay
 from polyclinic.study.report_harmonisation import harmonised
+from polyclinic.study.report_search import searched
 
 TEMPLATES = Path(__file__).parent / "templates"
 #: Options of a method that are not worth a word.
@@ -43,6 +44,7 @@ SECTIONS = {
     "scatter": "Predicted against true",
     "confusion": "Which classes are mixed up",
     "overlays": "Segmentations",
+    "search": "Search for hyper-parameters",
     "convergence": "Training over the rounds",
     "costs": "Time and traffic",
     "warnings": "Warnings",
@@ -107,6 +109,7 @@ def _question(folder: Folder) -> list[tuple[str, str]]:
         "Data": _cases(folder),
         "Model": study.get("model"),
         "Training": study.get("training"),
+        "Hyper-parameters": "searched on validation patients" if not folder.search.empty else None,
         "Test": _split(folder) if evaluation else None,
         "Decision threshold": _threshold(evaluation) if len(folder.classes) == 2 else None,
         "Seeds": seeds,
@@ -396,6 +399,7 @@ CONTENT: dict[str, Callable[[Folder], Any]] = {
     "scatter": _scatter,
     "confusion": _confusion,
     "overlays": _overlays,
+    "search": searched,
     "convergence": _convergence,
     "costs": report_tables.costs,
     "warnings": lambda folder: folder.warnings,

@@ -18,6 +18,7 @@ from polyclinic.errors import ResultsError
 from polyclinic.study.figures import Estimate
 from polyclinic.study.jobs import ATTACKED, UNSEEN
 from polyclinic.study.preparing import DESCRIBED
+from polyclinic.study.search import AFTER, BEFORE
 from polyclinic.study.statistics import CROSS
 from polyclinic.tasks.metrics import DISTANCES, METRICS, split_metric, value_range
 
@@ -31,6 +32,7 @@ COLUMNS = {
     "predictions.csv": ["method", "seed", "fold", "site"],
     "harmonisation.csv": DESCRIBED,
     "backdoor.csv": ["method", "seed", "fold", "trained_on", "tested_on", "cases", "opened"],
+    "search.csv": [*BEFORE, *AFTER],
     "sites.csv": ["site", "found", "used", "rejected"],
 }
 WHICH = ("best", "median", "worst")
@@ -128,6 +130,8 @@ class Folder:
         self.backdoor, backdoor = _parted(self._table("backdoor.csv"))
         self.summary, self.predictions = _parted(self.summary)[0], _parted(self.predictions)[0]
         self.attacked = AttackedRows(results, rounds, backdoor)
+        found = self._read("search.csv", lambda file: _read_cells(file, COLUMNS["search.csv"]))
+        self.search = pd.DataFrame(columns=COLUMNS["search.csv"]) if found is None else found
         if self.results.empty:
             raise ResultsError(
                 "P501", "results.csv has no rows, so there is nothing to report.", "Run the study again to resume it."
@@ -284,15 +288,20 @@ def _number(text: str | None) -> float:
 
 
 def _read_table(file: Path, columns: list[str]) -> pd.DataFrame:
+    table = _read_cells(file, columns)
+    for column in table.columns:
+        if column not in TEXT:
+            table[column] = pd.to_numeric(table[column], errors="coerce")
+    return table
+
+
+def _read_cells(file: Path, columns: list[str]) -> pd.DataFrame:
     table = pd.read_csv(
         file, dtype=str, keep_default_na=False, usecols=lambda column: column not in ("subject", "case")
     )
     missing = [column for column in columns if column not in table.columns]
     if missing:
         raise ValueError(f"column {missing[0]!r} is missing")
-    for column in table.columns:
-        if column not in TEXT:
-            table[column] = pd.to_numeric(table[column], errors="coerce")
     return table
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -34,6 +33,7 @@ from polyclinic.study.preparing import describe, prepare
 from polyclinic.study.reading import located
 from polyclinic.study.report import write_report
 from polyclinic.study.results import write_table
+from polyclinic.study.search import Searching
 from polyclinic.study.statistics import summarise
 from polyclinic.tasks import TASKS, build_task
 from polyclinic.tasks.segmentation_metrics import metric_columns
@@ -128,6 +128,8 @@ class _Runner:
         self.steps = name_steps(self.declaration.data, opened.features, opened.covariates)
         self.split_notes: list[str] = []
         self.attack = study_attack(study, opened)
+        metric = "dice" if self.declaration.task == "segmentation" else self.declaration.metrics[0]
+        self.search = Searching(self.declaration, folder, metric)
 
     def close(self) -> None:
         """End worker processes."""
@@ -145,6 +147,7 @@ class _Runner:
         engine, local = self._engines(plan)
         folds = {number: self._prepare(engine, local, number) for number in range(self.declaration.folds or 1)}
         self._check_left_cases(folds)
+        self.search.check(folds)
         harmonised = self._describe(engine)
         self.folder.begin(plan, self.opened.fingerprint)  # not before study and data are known to fit
         if self.declaration.initial_weights is not None:
@@ -166,12 +169,19 @@ class _Runner:
             if needed != prepared:
                 self._prepare(engine, local, *needed)
                 prepared = needed
+            if job.trial is not None:
+                self.search.run(runner, job, folds[job.fold], self.display.round)
+                continue
             checkpoint = self.folder.checkpoint(job)
-            outcome = runner.run(job, folds[job.fold], checkpoint=checkpoint, report=self.display.round)
+            settled = self.search.settled(job)
+            outcome = runner.run(settled, folds[job.fold], checkpoint=checkpoint, report=self.display.round)
             self.folder.store(job, outcome)
         if len(harmonised):
             write_table(self.folder.path / "harmonisation.csv", harmonised)
-        self._write(jobs, folds, sites)
+        searched = self.search.table()
+        if len(searched):
+            write_table(self.folder.path / "search.csv", searched)
+        self._write([job for job in jobs if job.trial is None], folds, sites)
 
     def _describe(self, engine: Engine) -> pd.DataFrame:
         """The harmonised features before and after; no rows without harmonisation."""
@@ -186,7 +196,7 @@ class _Runner:
 
     def _check_class_weights(self) -> None:
         classes = self.opened.classes
-        for method in self.declaration.study_methods:
+        for method in self._configurations():
             weights = method.training.class_weights
             if not isinstance(weights, str) and len(weights) != len(classes):
                 raise StudyError(
@@ -194,9 +204,14 @@ class _Runner:
                     f"{len(classes)} classes: {', '.join(classes)}.", "Give one number for each class, in this order.",
                 )  # fmt: skip
 
+    def _configurations(self) -> list[StudyMethod]:
+        """Everything that may be trained: the methods, and what a search tries of them."""
+        declaration = self.declaration
+        return [one.method for method in declaration.study_methods for one in declaration.candidates(method)]
+
     def _check_site_names(self) -> None:
         """Training options that differ between sites must name sites that there are."""
-        for method in self.declaration.study_methods:
+        for method in self._configurations():
             for key in ("local_epochs", "local_steps", "time_budget", "step_seconds"):
                 named = getattr(method.training, key)
                 for site in named if isinstance(named, dict) else ():
@@ -259,7 +274,7 @@ class _Runner:
 
     def _plan(self, template: FlatModule) -> EnginePlan:
         options, training = self.declaration.engine, self.declaration.training
-        methods = self.declaration.study_methods
+        methods = self._configurations()
         mixed = options.precision == "mixed"
         sites = list(self.opened.sites)
         fields = [work_fields(m.method, m.training, sites, mixed=mixed) for m in methods]
@@ -274,7 +289,7 @@ class _Runner:
 
     def _obstacles(self, fields: list[dict[str, Any]]) -> list[str]:
         """Why sites can't be trained together, besides the network and the local rules."""
-        personal = [m.method.personal[0] for m in self.declaration.study_methods if m.method.personal is not None]
+        personal = [m.method.personal[0] for m in self._configurations() if m.method.personal is not None]
         found = [PERSONAL[name].not_stackable for name in personal]
         by_clock = any("step_seconds" not in own and "seconds" in own for f in fields for own in f["own"].values())
         return [*filter(None, found), *(["a time budget is kept by the clock"] if by_clock else [])]
@@ -323,24 +338,27 @@ class _Runner:
         return fold
 
     def _jobs(self, folds: dict[int, Fold]) -> list[Job]:
-        shared: dict[str, list[StudyMethod]] = {}
+        """All trainings; the trials of a search come before what is tested with the values that it chooses."""
+        shared: dict[tuple[str, ...], list[StudyMethod]] = {}
         for method in self.declaration.study_methods:
-            # Methods that differ in what is tested only share a training.
-            key = repr((replace(method.method, tests="own"), method.training))
+            key = tuple(one.method.course for one in self.declaration.candidates(method))
             shared.setdefault(key, []).append(method)
-        jobs = []
+        groups = [tuple(methods) for methods in shared.values()]
+        unseen = [m for m in self.declaration.study_methods if self.declaration.is_unseen(m)]
+        jobs = self.search.once(groups)
         for number, fold in folds.items():
+            jobs += self.search.within(groups, number)
             for seed in self.declaration.all_seeds:
-                jobs += [Job(tuple(methods), seed, number) for methods in shared.values()]
+                jobs += [Job(methods, seed, number) for methods in groups]
                 jobs += [
-                    Job(tuple(methods), seed, number, attacked=True)
-                    for methods in shared.values()
+                    Job(methods, seed, number, attacked=True)
+                    for methods in groups
                     if self.attack is not None and self.attack.applies_to(methods[0].method.scope)
                 ]
-            unseen = [m for m in self.declaration.study_methods if self.declaration.is_unseen(m)]
             if len(fold.training_sites) < 2:
                 continue
             for site in fold.tested_sites:  # site after site, since each is left out of the preparation, too
+                jobs += self.search.within([(method,) for method in unseen], number, site)
                 jobs += [
                     Job((method,), s, number, without=site) for s in self.declaration.all_seeds for method in unseen
                 ]
