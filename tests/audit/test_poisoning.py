@@ -14,7 +14,6 @@ from scipy.stats import norm
 from torch import Tensor
 
 from helpers import (
-    SIZES,
     Federation,
     image_site,
     site_of,
@@ -43,7 +42,7 @@ from polyclinic.study.report_folder import Folder
 
 
 def t(*values: float) -> Tensor:
-    return torch.tensor(values)
+    return torch.tensor(values, dtype=torch.float32)
 
 
 def parts_of(train: list[int], validation: list[int], test: list[int]) -> Parts:
@@ -666,7 +665,7 @@ def test_a_rule_that_counts_the_corrupt_site_for_nothing_names_it(finished: Any)
     folder.attacked = replace(folder.attacked, rounds=rounds.assign(share=rounds["site"].map(share)))
     row = {row.method: row for row in (attacked(folder) or pytest.fail("no section")).rows}["fedavg"]
     assert (row.verdict, row.named, row.mistaken) == ("wrong", ["Aachen"], "1")
-    # One over three is the smaller fair share of Celle, which has most cases: a rule that counts all alike names nobody.
+    # Celle has most cases, so one in three is its fair share: a rule that counts all alike names nobody.
     folder.attacked = replace(folder.attacked, rounds=rounds.assign(share=1 / 3))
     row = {row.method: row for row in (attacked(folder) or pytest.fail("no section")).rows}["fedavg"]
     assert row.verdict == "names nobody"
@@ -694,16 +693,13 @@ def test_false_updates_spare_methods_without_a_server_and_a_stopped_study_goes_o
     assert again.folder != results.folder
 
 
-@pytest.mark.parametrize("kind", ["table", "image"])
-def test_a_backdoor_opens_where_it_was_built_in(kind: str, tmp_path: Any) -> None:
+def test_a_backdoor_opens_where_it_was_built_in(tmp_path: Any) -> None:
     entries = write_table_study(tmp_path, {"Aachen": 60, "Bonn": 60})
     label = pd.read_csv(tmp_path / "cases.csv", dtype=str)[entries["data"]["label"]].min()
     feature = next(iter(Study.of(entries, tmp_path).open().features))
     mark = {"target": label, "features": {feature: 30.0}, "fraction": 0.5}
     entries |= {"methods": ["fedavg"], "attack": {"sites": ["Bonn"], "backdoor": mark}}
     entries["training"] = {"rounds": 30, "batch_size": 16, "optimizer": {"adam": {"lr": 0.05}}}
-    if kind == "image":
-        entries["model"] = {"mlp": {"hidden": [16]}}
     results = Study.of(entries, tmp_path).run(tmp_path / "out")
     table = pd.read_csv(tmp_path / "out" / "backdoor.csv")
     assert list(table["method"].unique()) == ["fedavg", "fedavg (attacked)"]
@@ -730,7 +726,3 @@ def test_masks_go_through_a_whole_study(attack: dict[str, Any], tmp_path: Any) -
     values = results.results.set_index("method")["value"]
     assert not np.allclose(values["fedavg"], values["fedavg (attacked)"])
     assert attacked(Folder(results.folder)) is not None
-
-
-def test_sizes_are_those_of_the_helpers() -> None:
-    assert {"Bonn", "Dresden", "Aachen"} <= set(SIZES)
