@@ -201,7 +201,7 @@ class JobRunner:
             keeps=keeps,
             counterparts={name: part for name, rule in rules.items() if (part := rule.counterpart()) is not None},
             reveals=_reveals(rules, server),
-            participation=build_participation(training),
+            participation=build_participation(training) if method.scope == "federation" else [],
             topology=TOPOLOGIES[method.topology](),
         )
 

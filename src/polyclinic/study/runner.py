@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,7 +25,7 @@ from polyclinic.models import build_model
 from polyclinic.models.bundle import load_weights
 from polyclinic.site.run import build_work
 from polyclinic.state import FlatModule
-from polyclinic.study.declaration import StudyMethod
+from polyclinic.study.declaration import StudyMethod, build_participation
 from polyclinic.study.display import Display
 from polyclinic.study.folder import Folder
 from polyclinic.study.jobs import Fold, Job, JobRunner, result_rows, work_fields
@@ -174,10 +175,15 @@ class _Runner:
         for method in self.declaration.study_methods:
             for key in ("local_epochs", "local_steps", "time_budget", "step_seconds"):
                 named = getattr(method.training, key)
-                for site in named if isinstance(named, dict) else ():
-                    if site not in self.opened.sites:
-                        raise StudyError("P103", f"`training: {{{key}: ...}}` names the site {site!r}, which is not "
-                                         "there.", nearest(site, list(self.opened.sites)))  # fmt: skip
+                self._check_named(key, named if isinstance(named, dict) else ())
+            for part in build_participation(method.training):
+                self._check_named("participation", part.named)
+
+    def _check_named(self, key: str, named: Iterable[str]) -> None:
+        for site in named:
+            if site not in self.opened.sites:
+                raise StudyError("P103", f"`training: {{{key}: ...}}` names the site {site!r}, which is not there.",
+                                 nearest(site, list(self.opened.sites)))  # fmt: skip
 
     def _same_as_shared(self, template: FlatModule) -> list[str]:
         """Notes on methods that mean to keep something private where the model has nothing of the kind."""
