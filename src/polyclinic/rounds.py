@@ -203,18 +203,27 @@ def _round(
             f"{needed} are needed."
         )
         return []
-    rows: list[Row] = []
+    rows, before = list[Row](), progress.state
     groups = plan.topology.groups(progress.done, len(plan.learning_rates), active)
     for group in groups:
-        rows += _exchange(plan, engine, progress, group, [row["site"] for row in rows], silent, announced)
+        earlier = [row["site"] for row in rows]
+        rows += _exchange(plan, engine, progress, group, earlier, silent, announced, alone=len(groups) > 1)
+    answered = len({row["site"] for row in rows})
+    if len(groups) > 1 and answered < min(needed, len({site for group in groups for site in group})):
+        text = f"In round {progress.done + 1} {answered} of {len(active)} sites answered, {needed} are needed."
+        if silent:
+            raise SiteError("P402", text, "Mend the sites that failed, or set a lower `training: {quorum: ...}`.")
+        progress.failures.append(f"{text} It changed nothing.")
+        progress.state = before
+        return []
     return rows
 
 
 def _exchange(
     plan: Plan, engine: Engine, progress: Progress, group: list[str], before: list[str], silent: set[str],
-    announced: Announced,
+    announced: Announced, *, alone: bool,
 ) -> list[Row]:  # fmt: skip
-    """Send the model to some sites and make the next one of their answers."""
+    """Send the model to some sites and make the next one of their answers; ``alone`` if there are other exchanges."""
     fields = {"round": progress.done, "learning_rate": plan.learning_rates[progress.done]}
     common = {f"{name}/{key}": t for name, part in plan.counterparts.items() for key, t in part.send().items()}
     requests = {}
@@ -252,7 +261,7 @@ def _exchange(
     if plan.corrupt is not None:
         for update in plan.corrupt(progress.done, progress.state, updates):
             plan.server.add(update)
-    if failures and not _is_quorum(plan, progress, failures, len(rows), len(group)):
+    if failures and not _is_quorum(plan, progress, failures, len(rows), len(group), alone=alone):
         return []
     progress.state = plan.server.finish()
     for counterpart in plan.counterparts.values():
@@ -284,11 +293,20 @@ def _too_late(plan: Plan, site: str, reply: Message) -> SiteError | None:
     return SiteError("P402", f"its answer came after {seconds:.3g} s, too late.", site=site)
 
 
-def _is_quorum(plan: Plan, progress: Progress, failures: dict[str, PolyclinicError], answered: int, asked: int) -> bool:
-    """Whether enough sites answered; too few because of a deadline is noted, because of failures it is an error."""
+def _is_quorum(
+    plan: Plan, progress: Progress, failures: dict[str, PolyclinicError], answered: int, asked: int, *, alone: bool
+) -> bool:
+    """Whether enough sites answered; too few because of a deadline is noted, because of failures it is an error.
+
+    Where sites are asked ``alone``, the model passes one by, and they are counted at the end of the round.
+    """
     causes = "; ".join(f"{site}: {error}" for site, error in failures.items())
     needed = min(plan.quorum or asked, asked)
-    if all(error.code == "P402" for error in failures.values()):  # late, which the study file allows
+    late = all(error.code == "P402" for error in failures.values())  # which the study file allows
+    if alone and (late or plan.quorum is not None):
+        progress.failures.append(f"Round {progress.done + 1} went on without {', '.join(failures)}. {causes}")
+        return answered > 0
+    if late:
         enough = answered >= max(1, min(plan.quorum or 1, asked))
         consequence = f"went on without {', '.join(failures)}" if enough else "changed nothing, with too few answers"
         progress.failures.append(f"Round {progress.done + 1} {consequence}. {causes}")
