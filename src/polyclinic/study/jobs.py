@@ -159,7 +159,7 @@ class JobRunner:
         if pooled:
             self._start_everywhere(plan)
         progress, rows = run_rounds(plan, engine, checkpoint=checkpoint, report=report)
-        outcome = Outcome(warnings=[f"{job.title}: {failure}" for failure in progress.failures])
+        outcome = Outcome(warnings=[f"{job.title}: {failure}" for failure in _few(progress.failures)])
         models = self._models(plan, engine, progress)
         tester = Tester(self.engine, self.declaration, self.classes, job, fold)
         for method in job.methods:
@@ -274,6 +274,13 @@ class JobRunner:
             for site, vector in models.items()
             for name, tensor in layout.split(vector).items()
         }
+
+
+def _few(sentences: Sequence[str], most: int = 3) -> list[str]:
+    """The first ones, and how many there are besides: a site that is late is late in every round."""
+    left = len(sentences) - most
+    more = [f"{left} more notes like these; rounds.csv tells who took part in each round."] if left > 0 else []
+    return [*sentences[:most], *more]
 
 
 def work_fields(
