@@ -237,7 +237,8 @@ def test_where_every_site_has_its_own_model_none_may_be_missing():
 
 # Interruptions --------------------------------------------------------------------------------------------------------
 
-METHODS = ["fedavg", "fedsgd", "fedbn", "silobn", "fedavgm", "fedadam", "single", "mix"]
+METHODS = ["fedavg", "fedsgd", "fedbn", "silobn", "fedavgm", "fedadam", "single", "mix", "scaffold", "feddyn",
+           "fednova", "cyclic", "incremental"]  # fmt: skip
 # Methods without a server keep the optimiser's state in any case.
 RUNS = [*((name, "reset") for name in METHODS), ("fedavg", "keep"), ("fedsgd", "keep"), ("fedbn", "keep")]
 
@@ -278,6 +279,25 @@ def test_a_run_resumed_from_any_round_ends_with_the_same_bytes(method, state, tm
     training = {"optimizer_state": state}
     unbroken = outcome_of(saved_federation(method, tmp_path / "unbroken", training=training), tmp_path / "unbroken")
     for rounds in range(1, 6):
+        folder = tmp_path / str(rounds)
+        with pytest.raises(Killed):
+            outcome_of(saved_federation(method, folder, training=training), folder, stop_after(rounds))
+        assert outcome_of(saved_federation(method, folder, training=training), folder) == unbroken
+
+
+CHOSEN = [
+    {"participation": {"highest_loss": {"sites": 2, "candidates": 2}}},
+    {"participation": {"poisson": {"probability": 0.5}}},
+    {"participation": [{"availability": {"absent": {"Bonn": [2, 3]}}}, {"uniform": {"sites": 1}}]},
+]
+
+
+@pytest.mark.parametrize("training", CHOSEN, ids=["highest_loss", "poisson", "availability"])
+def test_resuming_chooses_the_same_sites(training, tmp_path):
+    method = {"scaffold": {"share": "no_norm"}}
+    unbroken = outcome_of(saved_federation(method, tmp_path / "unbroken", training=training), tmp_path / "unbroken")
+    assert 0 < len(unbroken[0]) < 15
+    for rounds in (1, 2, 3, 4):
         folder = tmp_path / str(rounds)
         with pytest.raises(Killed):
             outcome_of(saved_federation(method, folder, training=training), folder, stop_after(rounds))

@@ -121,12 +121,13 @@ def run_rounds(
         The progress at the end, and a row for each round and site.
 
     Raises:
-        SiteError: P402 if fewer sites than the quorum answer a round.
+        SiteError: P402 if fewer sites than the quorum answer a round, or no round took place.
     """
     said = engine.ask("start", dict.fromkeys(engine.sites, Message(plan.declaration, {"initial": plan.initial})))
     for site in plan.sites:
         for name, counterpart in plan.counterparts.items():
             counterpart.announced(site, plan.weights[site], _named(said[site].tensors, name))
+    announced = {site: said[site].tensors for site in plan.sites}
     state = plan.selection.take(plan.initial).clone()
     progress, rows = Progress(0, state, state), list[Row]()
     saved = checkpoint.read() if checkpoint else None
@@ -138,10 +139,10 @@ def run_rounds(
     total = len(plan.learning_rates)
     while progress.done < total and len(progress.stopped) < (1 if plan.together else len(plan.sites)):
         silent: set[str] = set()
-        new = _round(plan, engine, progress, silent)
-        if plan.validate:
+        new = _round(plan, engine, progress, silent, announced)
+        if plan.validate and new:  # after a round that was skipped there is nothing new to look at
             _choose(plan, engine, progress, new, silent)
-        else:
+        elif not plan.validate:
             progress.best_state = progress.state
         progress.done += 1
         rows += new
@@ -151,6 +152,11 @@ def run_rounds(
             checkpoint.write(progress, _memory(plan), new)
         if report:
             report(progress.done, total)
+    if not rows:
+        raise SiteError(
+            "P402", f"None of {total} rounds changed the model: in each too few sites were there or in time.",
+            "Give `training: {participation: ...}` that more sites meet, or a lower `training: {quorum: ...}`.",
+        )  # fmt: skip
     if not plan.validate:
         engine.ask("keep", dict.fromkeys(plan.sites, Message()))
     return progress, rows
@@ -175,10 +181,16 @@ def _restore(plan: Plan, memory: dict[str, Tensor]) -> None:
         counterpart.restore(_named(memory, f"rule/{rule}"))
 
 
-def _round(plan: Plan, engine: Engine, progress: Progress, silent: set[str]) -> list[Row]:
+Announced = Mapping[str, Mapping[str, Tensor]]
+
+
+def _round(
+    plan: Plan, engine: Engine, progress: Progress, silent: set[str], announced: Announced
+) -> list[Row]:  # fmt: skip
     """One round of training; moves ``progress.state`` on and returns a row for each site that took part.
 
-    Sites that could not answer are added to ``silent``.
+    Sites that could not answer are added to ``silent``. What sites ``announced`` at the start is told in the first row
+    of each.
     """
     active = [site for site in plan.sites if site not in progress.stopped]
     needed = min(plan.quorum or 1, len(active))
@@ -191,17 +203,27 @@ def _round(plan: Plan, engine: Engine, progress: Progress, silent: set[str]) -> 
             f"{needed} are needed."
         )
         return []
-    rows: list[Row] = []
+    rows, before = list[Row](), progress.state
     groups = plan.topology.groups(progress.done, len(plan.learning_rates), active)
     for group in groups:
-        rows += _exchange(plan, engine, progress, group, [row["site"] for row in rows], silent)
+        earlier = [row["site"] for row in rows]
+        rows += _exchange(plan, engine, progress, group, earlier, silent, announced, alone=len(groups) > 1)
+    answered = len({row["site"] for row in rows})
+    if len(groups) > 1 and answered < min(needed, len({site for group in groups for site in group})):
+        text = f"In round {progress.done + 1} {answered} of {len(active)} sites answered, {needed} are needed."
+        if silent:
+            raise SiteError("P402", text, "Mend the sites that failed, or set a lower `training: {quorum: ...}`.")
+        progress.failures.append(f"{text} It changed nothing.")
+        progress.state = before
+        return []
     return rows
 
 
 def _exchange(
-    plan: Plan, engine: Engine, progress: Progress, group: list[str], before: list[str], silent: set[str]
-) -> list[Row]:
-    """Send the model to some sites and make the next one of their answers."""
+    plan: Plan, engine: Engine, progress: Progress, group: list[str], before: list[str], silent: set[str],
+    announced: Announced, *, alone: bool,
+) -> list[Row]:  # fmt: skip
+    """Send the model to some sites and make the next one of their answers; ``alone`` if there are other exchanges."""
     fields = {"round": progress.done, "learning_rate": plan.learning_rates[progress.done]}
     common = {f"{name}/{key}": t for name, part in plan.counterparts.items() for key, t in part.send().items()}
     requests = {}
@@ -211,6 +233,8 @@ def _exchange(
         requests[site] = Message({**fields, **turn}, tensors)
     total = sum(plan.weights[site] for site in group)
     plan.server.begin(ServerRound(progress.done, progress.state, plan.selection.trainable, total, plan.weights))
+    for counterpart in plan.counterparts.values():
+        counterpart.begin()
     extras = Extras(plan.reveals)
     rows: list[Row] = []
     updates: list[Update] = []
@@ -231,12 +255,13 @@ def _exchange(
             updates.append(update)
         for name, counterpart in plan.counterparts.items():
             counterpart.add(site, plan.weights[site] / sum(plan.weights.values()), _named(reply.tensors, name))
+        once = {} if site in progress.losses else announced[site]
         progress.losses[site] = reply.fields["loss"]
-        rows.append(_row(progress.done, site, requests[site], reply, extras))
+        rows.append(_row(progress.done, site, requests[site], reply, extras, once))
     if plan.corrupt is not None:
         for update in plan.corrupt(progress.done, progress.state, updates):
             plan.server.add(update)
-    if failures and not _is_quorum(plan, progress, failures, len(rows), len(group)):
+    if failures and not _is_quorum(plan, progress, failures, len(rows), len(group), alone=alone):
         return []
     progress.state = plan.server.finish()
     for counterpart in plan.counterparts.values():
@@ -246,13 +271,16 @@ def _exchange(
     return rows
 
 
-def _row(number: int, site: str, request: Message, reply: Message, extras: Extras) -> Row:
+def _row(
+    number: int, site: str, request: Message, reply: Message, extras: Extras, once: Mapping[str, Tensor]
+) -> Row:  # fmt: skip
     facts = reply.fields.get("facts", {})
+    sent = Message({}, {**once, **reply.tensors})
     return {
         "round": number, "site": site, "seconds": reply.fields["seconds"],
-        "bytes_up": reply.size + extras.bytes_of(facts), "bytes_down": request.size,
+        "bytes_up": sent.size + extras.bytes_of(facts), "bytes_down": request.size,
         "examples": reply.fields["examples"], "steps": reply.fields["steps"], "loss": reply.fields["loss"],
-        "extra_up": extras.describe(reply.tensors, facts), "extra_down": extras.describe(request.tensors, {}),
+        "extra_up": extras.describe(sent.tensors, facts), "extra_down": extras.describe(request.tensors, {}),
     }  # fmt: skip
 
 
@@ -265,11 +293,20 @@ def _too_late(plan: Plan, site: str, reply: Message) -> SiteError | None:
     return SiteError("P402", f"its answer came after {seconds:.3g} s, too late.", site=site)
 
 
-def _is_quorum(plan: Plan, progress: Progress, failures: dict[str, PolyclinicError], answered: int, asked: int) -> bool:
-    """Whether enough sites answered; too few because of a deadline is noted, because of failures it is an error."""
+def _is_quorum(
+    plan: Plan, progress: Progress, failures: dict[str, PolyclinicError], answered: int, asked: int, *, alone: bool
+) -> bool:
+    """Whether enough sites answered; too few because of a deadline is noted, because of failures it is an error.
+
+    Where sites are asked ``alone``, the model passes one by, and they are counted at the end of the round.
+    """
     causes = "; ".join(f"{site}: {error}" for site, error in failures.items())
     needed = min(plan.quorum or asked, asked)
-    if all(error.code == "P402" for error in failures.values()):  # late, which the study file allows
+    late = all(error.code == "P402" for error in failures.values())  # which the study file allows
+    if alone and (late or plan.quorum is not None):
+        progress.failures.append(f"Round {progress.done + 1} went on without {', '.join(failures)}. {causes}")
+        return answered > 0
+    if late:
         enough = answered >= max(1, min(plan.quorum or 1, asked))
         consequence = f"went on without {', '.join(failures)}" if enough else "changed nothing, with too few answers"
         progress.failures.append(f"Round {progress.done + 1} {consequence}. {causes}")

@@ -349,6 +349,62 @@ BAD = [
     ("[fedavg]", "[fedavg, {fedprox: {label: fedavg}}]", "P102", 15, "methods[2]",
      "The method fedavg is there twice. Give one of them another `label:`."),
     # Parts that can't be combined.
+    ("[fedavg]", "[{fedavg: {server: [fedadam, fedadam]}}]", "P104", 15, "methods[1].fedavg.server",
+     "The server part fedadam is there twice. Name it once."),
+    ("[fedavg]", "[{fedavg: {server: [fedadam, normalised]}}]", "P104", 15, "methods[1].fedavg.server",
+     "fedadam comes before normalised, so it would be given updates that normalised has changed and not yet changed "
+     "back. Name normalised before fedadam."),
+    ("[fedavg]", "[{feddyn: {server: mean}}]", "P104", 15, "methods[1].feddyn.server",
+     "The local rule dynamic_regularisation needs the server part feddyn with the same options. Add feddyn with "
+     "alpha: 0.01 to `server`, or use the method feddyn."),
+    ("[fedavg]", "[{fedavg: {local: [dynamic_regularisation], server: {feddyn: {alpha: 1}}}}]", "P104", 15,
+     "methods[1].fedavg.server", "The local rule dynamic_regularisation needs the server part feddyn with the same "
+     "options. Add feddyn with alpha: 0.01 to `server`, or use the method feddyn."),
+    ("[fedavg]", "[{fedavg: {server: feddyn}}]", "P104", 15, "methods[1].fedavg.server",
+     "The server part feddyn needs the local rule dynamic_regularisation with the same options. Add "
+     "dynamic_regularisation with alpha: 0.01 to `local`, or use the method feddyn."),
+    ("[fedavg]", "[{scaffold: {topology: cyclic}}]", "P104", 15, "methods[1].scaffold.topology",
+     "control_variates needs a server between the sites; in the topology cyclic the model goes from site to site. "
+     "Use `topology: star`."),
+    ("[fedavg]", "[{fedadam: {topology: incremental}}]", "P104", 15, "methods[1].fedadam.topology",
+     "fedadam puts several answers together; in the topology incremental there is only one at a time. "
+     "Use `topology: star`."),
+    ("[fedavg]", "[{incremental: {training: {participation: poisson}}}]", "P104", 15, "methods[1].incremental",
+     "In the topology incremental each site has one turn, and `participation` chooses sites anew each round. "
+     "Leave out `participation`, or use `topology: cyclic`."),
+    ("[fedavg]", "[{scaffold: {training: {optimizer: adam}}}]", "P104", 15, "methods[1].scaffold",
+     "control_variates reads the mean gradient off the way a site went, which works for sgd (also with momentum), "
+     "not for adam. Use `optimizer: {sgd: {lr: ...}}`."),
+    ("[fedavg]", "[{fedavg: {server: normalised, training: {optimizer: adam}}}]", "P104", 15,
+     "methods[1].fedavg.server", "normalised reads the mean gradient off the way a site went, which works for sgd "
+     "(also with momentum), not for adam. Use `optimizer: {sgd: {lr: ...}}`."),
+    ("[fedavg]", "[{fednova: {training: {optimizer_state: keep}}}]", "P104", 15, "methods[1].fednova",
+     "normalised supposes that local momentum starts anew each round. Use `optimizer_state: reset`."),
+    ("[fedavg]", "[{mix: {topology: cyclic}}]", "P104", 15, "methods[1].mix.topology",
+     "mix has no server, so `topology` means nothing. Use a federated method such as fedavg."),
+    ("[fedavg]", "[{fedavg: {topology: ring}}]", "P103", 15, "methods[1].fedavg.topology",
+     "'ring' is no topology. Valid: star, cyclic, incremental."),
+    # Who takes part, and unequal work.
+    ("batch_size: 8", "participation: everybody", "P103", 11, "training.participation",
+     "'everybody' is no way to choose sites. Valid: uniform, poisson, highest_loss, availability, deadline."),
+    ("batch_size: 8", "participation: [poisson, {uniform: {site: 2}}]", "P103", 11,
+     "training.participation[2].uniform.site", "uniform has no option 'site'. Did you mean 'sites'?"),
+    ("batch_size: 8", "participation: uniform", "P102", 11, "training.participation",
+     "uniform takes either `sites` or `fraction`. Give one of them."),
+    ("batch_size: 8", "participation: deadline", "P102", 11, "training.participation.deadline.seconds",
+     "the entry 'seconds' is missing."),
+    ("batch_size: 8", "participation: {poisson: {probability: 0}}", "P102", 11,
+     "training.participation.poisson.probability", "got 0; expected greater than 0."),
+    ("batch_size: 8", "participation: {availability: {absent: {A: [0]}}}", "P102", 11,
+     "training.participation.availability.absent.A[1]", "got 0; expected greater than 0."),
+    ("batch_size: 8", "participation: {uniform: {sites: 2}}\n  quorum: 3", "P104", 12, "training.quorum",
+     "`participation` leaves 2 sites and `quorum` wants 3, so every round would be skipped. "
+     "Lower the quorum, or let more sites take part."),
+    ("batch_size: 8", "local_steps: {A: 0}", "P102", 11, "training.local_steps.A", "got 0; expected greater than 0."),
+    ("batch_size: 8", "local_epochs: {A: 1}\n  local_steps: {A: 2}", "P102", 12, "training.local_steps.A",
+     "A has both `local_epochs` and `local_steps`; give one."),
+    ("batch_size: 8", "time_budget: -1", "P102", 11, "training.time_budget",
+     "got -1; expected greater than 0, or a valid dictionary."),
     ("[fedavg]", "[{single: {share: all}}]", "P104", 15, "methods[1].single.share",
      "single has no server, so `share` means nothing. Use a federated method such as fedavg."),
     ("[fedavg]", "[{mix: {server: fedadam}}]", "P104", 15, "methods[1].mix.server",

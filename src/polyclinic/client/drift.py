@@ -85,6 +85,10 @@ class MeanControl(Counterpart):
         """c; nothing as long as it is zero."""
         return {} if self._control is None else {"control": self._control}
 
+    def begin(self) -> None:
+        """Begin with no change."""
+        self._change = None
+
     def add(self, site: str, share: float, sent: Memory) -> None:
         """Add a site's change."""
         change = sent["control_change"]

@@ -42,12 +42,13 @@ class Ended:
 
     Attributes:
         start: trainable weights that the round started from ``[T]``.
-        end: trainable weights at its end ``[T]``.
+        end: trainable weights at its end ``[T]``; those that stay at the site are as in ``start``, so that nothing is
+            learned from them, and nothing of them is sent.
         vector: whole state at its end ``[P]``.
         steps: optimiser steps taken.
         learning_rate: of the round.
         path: length ‖a‖₁ of the steps' weights: how far, in units of the learning rate, a constant gradient of 1 moves
-            the weights in these steps. For plain SGD it is the number of steps.
+            the weights in these steps. For plain SGD it is the number of steps, and also where no rule ``needs_sgd``.
         received: what the counterpart sent at the start.
     """
 
@@ -69,6 +70,9 @@ class Counterpart(ABC):
     @abstractmethod
     def send(self) -> Memory:
         """What every site is sent at the start of a round; names are keys of the rule's ``receives``."""
+
+    def begin(self) -> None:  # noqa: B027 - see announced
+        """Answers come in next; those that came before and were never finished, in a round given up, do not count."""
 
     def add(self, site: str, share: float, sent: Memory) -> None:  # noqa: B027 - see announced
         """Take in what a site sent with its update; ``share`` is its weight among all sites of the federation."""

@@ -173,14 +173,22 @@ def path_length(work: Work, steps: int, learning_rate: float) -> float:
     if work.kind == "gradient":
         return 1.0
     momentum = tuple((key, options[key]) for key in ("momentum", "dampening", "nesterov") if key in options)
-    if not momentum and not any(isinstance(rule, GradientRule) for rule in work.rules):
-        return float(steps)
-    return _simulated_path(momentum, work.rules, steps, learning_rate)
+    pulling = tuple(rule for rule in work.rules if isinstance(rule, GradientRule) and _pulls(rule))
+    if pulling:
+        return _simulated_path(momentum, pulling, steps, learning_rate)
+    return _simulated_path(momentum, (), steps, 1.0) if momentum else float(steps)
+
+
+def _pulls(rule: GradientRule) -> bool:
+    """Whether what the rule adds depends on where the weights are."""
+    gradient = torch.zeros(1, dtype=torch.float64)
+    rule.gradient(gradient, torch.ones_like(gradient), torch.zeros_like(gradient), _Zeros())
+    return bool(gradient.any())
 
 
 @lru_cache(maxsize=64)
 def _simulated_path(
-    momentum: tuple[tuple[str, Any], ...], rules: tuple[LocalRule, ...], steps: int, learning_rate: float
+    momentum: tuple[tuple[str, Any], ...], rules: tuple[GradientRule, ...], steps: int, learning_rate: float
 ) -> float:
     weight = nn.Parameter(torch.zeros(1, dtype=torch.float64))
     start = torch.zeros(1, dtype=torch.float64)
@@ -189,8 +197,7 @@ def _simulated_path(
     for _ in range(steps):
         gradient = torch.ones(1, dtype=torch.float64)
         for rule in rules:
-            if isinstance(rule, GradientRule):
-                rule.gradient(gradient, weight.detach(), start, nothing)
+            rule.gradient(gradient, weight.detach(), start, nothing)
         weight.grad = gradient
         optimizer.step()
     return -float(weight.detach()) / learning_rate

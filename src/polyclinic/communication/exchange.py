@@ -35,4 +35,4 @@ class Extras:
         return "; ".join([*found, *(f"{name} [] {NUMBER} bytes: {self._reveals(name)}" for name in numbers)])
 
     def _reveals(self, name: str) -> str:
-        return self.reveals[name]
+        return self.reveals[name].replace(";", ",")

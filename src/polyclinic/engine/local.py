@@ -87,7 +87,14 @@ class LocalEngine(Engine):
             return
         seconds = (time.perf_counter() - started) / len(works)
         for site, work in works.items():
-            yield site, failed[site] if site in failed else self.members[site].finish_training(work, seconds)
+            if site in failed:
+                yield site, failed[site]
+                continue
+            try:
+                answer: Reply = site, self.members[site].finish_training(work, seconds)
+            except Exception as error:  # told as the site's failure, like one in its training
+                answer = site, self.members[site].failure("train", error)
+            yield answer
 
     def _train_phase(self, works: dict[str, Round], phase: int, failed: dict[str, PolyclinicError]) -> None:
         """One job of every site that has not failed in a phase before."""

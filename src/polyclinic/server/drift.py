@@ -71,6 +71,7 @@ class Normalised(Change):
     """
 
     facts = ("path",)
+    undoes = True
 
     def begin(self, now: ServerRound) -> None:
         """Begin a round."""

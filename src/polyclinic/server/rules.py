@@ -61,10 +61,13 @@ class ServerPart(ABC):  # noqa: B024 - its kinds are below
     Attributes:
         facts: names of the numbers that it needs from every site, see `polyclinic.site.facts`.
         sends: what it sends to sites besides the state: name -> what that could reveal to them.
+        undoes: whether its ``result`` undoes what its ``update`` did, so that it must come before others that change
+            the result.
     """
 
     facts: ClassVar[tuple[str, ...]] = ()
     sends: ClassVar[Mapping[str, str]] = {}
+    undoes: ClassVar[bool] = False
 
     def begin(self, now: ServerRound) -> None:
         """Begin a round."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, ClassVar
+from typing import Annotated
 
 import torch
 from pydantic import Field, PositiveFloat, PositiveInt
@@ -38,10 +38,12 @@ class Participation(ABC):  # noqa: B024 - each part does one of the two
     """Decides who takes part: before the round, or by who answers in time. Several are applied one after another.
 
     Attributes:
-        may_skip: whether a round may end up with too few sites, which is then no failure.
+        most: the largest number of sites that it ever leaves; None for no limit.
+        named: sites that its options name.
     """
 
-    may_skip: ClassVar[bool] = False
+    most: int | None = None
+    named: Sequence[str] = ()
 
     def choose(self, sites: Sequence[str], known: Candidates) -> list[str]:
         """Those of ``sites`` that are asked, in the same order."""
@@ -70,7 +72,7 @@ class Uniform(Participation):
     def __init__(self, *, sites: PositiveInt | None = None, fraction: Share | None = None) -> None:
         if (sites is None) == (fraction is None):
             raise StudyError("P102", "uniform takes either `sites` or `fraction`.", "Give one of them.")
-        self.sites, self.fraction = sites, fraction
+        self.sites, self.fraction, self.most = sites, fraction, sites
 
     def choose(self, sites: Sequence[str], known: Candidates) -> list[str]:
         """A random subset."""
@@ -90,8 +92,6 @@ class Poisson(Participation):
     Args:
         probability: that a site takes part.
     """
-
-    may_skip = True
 
     def __init__(self, *, probability: Share = 0.5) -> None:
         self.probability = probability
@@ -119,7 +119,7 @@ class HighestLoss(Participation):
         if candidates is not None and candidates < sites:
             raise StudyError("P102", f"highest_loss chooses {sites} sites from {candidates} candidates.",
                              "Give at least as many `candidates` as `sites`.")  # fmt: skip
-        self.sites, self.candidates = sites, candidates
+        self.sites, self.candidates, self.most = sites, candidates, sites
 
     def choose(self, sites: Sequence[str], known: Candidates) -> list[str]:
         """The candidates with the highest losses."""
@@ -142,12 +142,11 @@ class Availability(Participation):
         absent: rounds (counted from 1) in which a site is away: ``{SITE: [3, 4]}``.
     """
 
-    may_skip = True
-
     def __init__(
         self, *, probability: Share | dict[str, Share] = 1.0, absent: dict[str, list[PositiveInt]] | None = None
     ) -> None:
         self.probability, self.absent = probability, absent or {}
+        self.named = [*(probability if isinstance(probability, dict) else ()), *self.absent]
 
     def choose(self, sites: Sequence[str], known: Candidates) -> list[str]:
         """Those that are there."""
@@ -165,13 +164,12 @@ class Deadline(Participation):
     """Answers that take too long are left out of the round.
 
     Where the study declares the sites' speed (``training: {step_seconds: ...}``) that decides, so that runs are
-    repeatable; otherwise the time that the site measured.
+    repeatable; otherwise the time that the site measured. A site that is too late has done its work and does not know:
+    what it keeps for itself, such as a control variate or private layers, is that of its last work.
 
     Args:
         seconds: longest time for a site's local work.
     """
-
-    may_skip = True
 
     def __init__(self, *, seconds: PositiveFloat) -> None:
         self.seconds = seconds

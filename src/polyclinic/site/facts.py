@@ -30,7 +30,9 @@ class Fact:
     value: Literal["loss", "accuracy"] = "loss"
 
 
-_MEAN = "a mean over the site's {} cases: how well a model fits them; if they are few, whether a known one is there"
+_MEAN = (
+    "a mean over the site's {} cases: how well a model fits them, and where they are few, whether a known one is there"
+)
 _TRAIN, _VALIDATION = _MEAN.format("training"), _MEAN.format("validation")
 
 #: Facts by name. On validation cases a site without any answers with its training cases.

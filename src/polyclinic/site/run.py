@@ -279,13 +279,16 @@ class Round:
         if not any(run.rule_memory) and not any(rule.sends for rule in run.work.rules):
             return {}
         sent: dict[str, Tensor] = {}
-        linear = run.work.optimizer[0] == "sgd" or run.work.kind == "gradient"
+        linear = any(rule.needs_sgd for rule in run.work.rules)
         path = path_length(run.work, steps, self.rate) if linear else float(steps)
+        start, end = self.received[:trainable], vector[:trainable]
+        if run.private.size:
+            kept = run.private.within(trainable)
+            end = end.clone()
+            kept.put(end, kept.take(start))
         for number, rule in enumerate(run.work.rules):
             received = self._received(number)
-            ended = Ended(
-                self.received[:trainable], vector[:trainable], vector, steps, self.rate, path, received
-            )  # fmt: skip
+            ended = Ended(start, end, vector, steps, self.rate, path, received)
             run.rule_memory[number], found = rule.end(ended, run.rule_memory[number])
             sent |= {f"{run.declaration['local'][number][0]}/{name}": tensor for name, tensor in found.items()}
         return sent

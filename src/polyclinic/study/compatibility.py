@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 from polyclinic.client.personal import PERSONAL
 from polyclinic.client.rules import LOCAL_RULES
 from polyclinic.methods import Method
 from polyclinic.server import SERVER_RULES
-from polyclinic.server.rules import is_aggregation
+from polyclinic.server.rules import Change, is_aggregation
 
 
 @dataclass(frozen=True)
@@ -41,12 +42,14 @@ class Local:
         optimizer: name of the local optimiser.
         keeps_optimizer: whether its state stays between rounds.
         mixed_precision: whether the study asks for it.
+        chosen: whether sites are chosen anew each round.
     """
 
     task: str
     optimizer: str
     keeps_optimizer: bool
     mixed_precision: bool
+    chosen: bool
 
 
 def refusal(method: Method, local: Local) -> Refusal | None:
@@ -72,6 +75,16 @@ def _one_aggregation(method: Method, local: Local) -> Refusal | None:
                    "server")  # fmt: skip
 
 
+def _order(method: Method, local: Local) -> Refusal | None:
+    changes = [(name, part) for name, _ in method.server if issubclass(part := SERVER_RULES[name], Change)]
+    changing = [name for name, part in changes if part.result is not Change.result]
+    for before, name in pairwise(changing):
+        if SERVER_RULES[name].undoes and not SERVER_RULES[before].undoes:
+            return Refusal(f"{before} comes before {name}, so it would be given updates that {name} has changed and "
+                           "not yet changed back.", f"Name {name} before {before}.", "server")  # fmt: skip
+    return None
+
+
 def _gradient_at_start(method: Method, local: Local) -> Refusal | None:
     idle = [name for name, _ in method.local if LOCAL_RULES[name].zero_at_start]
     if method.work == "gradient" and idle:
@@ -86,7 +99,7 @@ def _gradient_at_start(method: Method, local: Local) -> Refusal | None:
 
 def _linear_steps(method: Method, local: Local) -> Refusal | None:
     wanting = [(name, "local") for name, _ in method.local if LOCAL_RULES[name].needs_sgd]
-    wanting += [(name, "server") for name, _ in method.server if "path" in SERVER_RULES[name].facts]
+    wanting += [(name, "server") for name, options in method.server if "path" in SERVER_RULES[name](**options).facts]
     if not wanting or method.work == "gradient":
         return None
     name, key = wanting[0]
@@ -135,6 +148,9 @@ def _task(method: Method, local: Local) -> Refusal | None:
 def _one_by_one(method: Method, local: Local) -> Refusal | None:
     if method.topology == "star":
         return None
+    if method.topology == "incremental" and local.chosen:
+        return Refusal("In the topology incremental each site has one turn, and `participation` chooses sites anew "
+                       "each round.", "Leave out `participation`, or use `topology: cyclic`.", "topology")  # fmt: skip
     exchanging = [name for name, options in method.local if LOCAL_RULES[name](**options).counterpart() is not None]
     if exchanging:
         return Refusal(f"{exchanging[0]} needs a server between the sites; in the topology {method.topology} the model "
@@ -162,5 +178,5 @@ def _plain(options: Mapping[str, Any]) -> str:
 
 
 _CHECKS: tuple[Callable[[Method, Local], Refusal | None], ...] = (
-    _twice, _one_aggregation, _gradient_at_start, _linear_steps, _partners, _task, _one_by_one, _personal,
+    _twice, _one_aggregation, _order, _gradient_at_start, _linear_steps, _partners, _task, _one_by_one, _personal,
 )  # fmt: skip

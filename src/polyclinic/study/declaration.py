@@ -415,7 +415,8 @@ class Declaration(_Part):
             _check_training(training, self.task, (*inner, "training"))
         keeps = method.keep_optimizer or training.optimizer_state == "keep"
         mixed = self.engine.precision == "mixed"
-        refused = refusal(method, Local(self.task, optimizer_of(training)[0], keeps, mixed))
+        chosen = bool(training.participation)
+        refused = refusal(method, Local(self.task, optimizer_of(training)[0], keeps, mixed, chosen))
         if refused is not None:
             raise EntryError("P104", refused.message, refused.hint, place=(*inner, *refused.place(common)))
         options = ", ".join(f"{key}={_short(value)}" for key, value in {**given, **parts}.items())
@@ -593,16 +594,30 @@ def _check_training(training: Training, task: str, place: Place) -> None:
     if training.local_epochs and isinstance(training.local_steps, int):
         message = "`local_epochs` and `local_steps` exclude each other; give one."
         raise EntryError("P102", message, place=(*place, "local_steps"))
+    if isinstance(training.local_epochs, dict) and isinstance(training.local_steps, dict):
+        both = [site for site in training.local_steps if site in training.local_epochs]
+        if both:
+            message = f"{both[0]} has both `local_epochs` and `local_steps`; give one."
+            raise EntryError("P102", message, place=(*place, "local_steps", both[0]))
     valid = list(TASKS[task].losses)
     if training.loss is not None and training.loss not in valid:
         hint = nearest(training.loss, valid)
         raise EntryError("P103", f"{training.loss!r} is no loss of {task}.", hint, place=(*place, "loss"))
     if training.class_weights != "none" and task != "classification":
         raise EntryError("P104", f"{task} has no class weights.", place=(*place, "class_weights"))
-    build_participation(training, place)
+    _check_participation(training, place)
     optimizer = resolve_optimizer(training.optimizer, (*place, "optimizer"))
     if training.schedule is not None:
         resolve_schedule(training.schedule, optimizer, (*place, "schedule"))
+
+
+def _check_participation(training: Training, place: Place) -> None:
+    most = [part.most for part in build_participation(training, place) if part.most is not None]
+    if most and training.quorum is not None and training.quorum > min(most):
+        raise EntryError(
+            "P104", f"`participation` leaves {min(most)} sites and `quorum` wants {training.quorum}, so every round "
+            "would be skipped.", "Lower the quorum, or let more sites take part.", place=(*place, "quorum"),
+        )  # fmt: skip
 
 
 def optimizer_of(training: Training) -> Named:

@@ -183,7 +183,7 @@ class JobRunner:
         if pooled:
             self._start_everywhere(plan)
         progress, rows = run_rounds(plan, engine, checkpoint=checkpoint, report=report)
-        outcome = Outcome(warnings=[f"{job.title}: {failure}" for failure in progress.failures])
+        outcome = Outcome(warnings=[f"{job.title}: {failure}" for failure in _few(progress.failures)])
         models = self._models(plan, engine, progress)
         tester = Tester(self.engine, self.declaration, self.classes, job, fold, self.attack)
         for method in job.methods:
@@ -263,7 +263,7 @@ class JobRunner:
             keeps=keeps,
             counterparts={name: part for name, rule in rules.items() if (part := rule.counterpart()) is not None},
             reveals=_reveals(rules, server),
-            participation=build_participation(training),
+            participation=build_participation(training) if method.scope == "federation" else [],
             topology=TOPOLOGIES[method.topology](),
             corrupt=None if attack is None else attack.on_updates(selection.trainable, job.seed),
         )
@@ -348,6 +348,13 @@ class JobRunner:
             for site, vector in models.items()
             for name, tensor in layout.split(vector).items()
         }
+
+
+def _few(sentences: Sequence[str], most: int = 3) -> list[str]:
+    """The first ones, and how many there are besides: a site that is late is late in every round."""
+    left = len(sentences) - most
+    more = [f"{left} more notes like these; rounds.csv tells who took part in each round."] if left > 0 else []
+    return [*sentences[:most], *more]
 
 
 def work_fields(

@@ -22,13 +22,14 @@ from polyclinic.study.figures import Panel
 from polyclinic.study.jobs import UNSEEN
 from polyclinic.study.report_answer import ALPHA, answer, headline
 from polyclinic.study.report_attack import attacked
+from polyclinic.study.report_exchange import exchanged
 from polyclinic.study.report_folder import Folder, Overlay
 from polyclinic.study.report_harmonisation import harmonised
 from polyclinic.study.report_search import searched
 
 TEMPLATES = Path(__file__).parent / "templates"
 #: Options of a method that are not worth a word.
-PLAIN = {"share": "all", "server": {"mean": {}}, "local": []}
+PLAIN: dict[str, Any] = {"share": "all", "server": [{"mean": {}}], "local": [], "topology": "star", "personal": None}
 #: Sections in the order of the page; one without anything to show is left out.
 SECTIONS = {
     "answer": "The answer in short",
@@ -47,6 +48,7 @@ SECTIONS = {
     "search": "Search for hyper-parameters",
     "convergence": "Training over the rounds",
     "costs": "Time and traffic",
+    "exchanged": "What was exchanged",
     "warnings": "Warnings",
     "card": "Model card",
     "provenance": "Provenance and study file",
@@ -402,6 +404,7 @@ CONTENT: dict[str, Callable[[Folder], Any]] = {
     "search": searched,
     "convergence": _convergence,
     "costs": report_tables.costs,
+    "exchanged": exchanged,
     "warnings": lambda folder: folder.warnings,
     "card": _card,
     "provenance": _provenance,

@@ -24,7 +24,7 @@ from polyclinic.tasks.metrics import DISTANCES, METRICS, split_metric, value_ran
 
 #: Columns that hold text; pandas would take a site called "NA" for a missing value.
 TEXT = {"method", "site", "trained_on", "tested_on", "metric", "over", "interval", "reasons", "note", "scored",
-        "corrupt", "feature", "stage"}  # fmt: skip
+        "corrupt", "feature", "stage", "extra_up", "extra_down"}  # fmt: skip
 COLUMNS = {
     "results.csv": ["method", "seed", "fold", "trained_on", "tested_on", "metric", "value"],
     "summary.csv": ["method", "metric", "over", "mean", "deviation", "low", "high"],

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,7 +26,7 @@ from polyclinic.models.bundle import load_weights
 from polyclinic.options import EntryError
 from polyclinic.site.run import build_work
 from polyclinic.state import FlatModule
-from polyclinic.study.declaration import StudyMethod
+from polyclinic.study.declaration import StudyMethod, build_participation
 from polyclinic.study.display import Display
 from polyclinic.study.folder import Folder
 from polyclinic.study.jobs import ATTACKED, UNSEEN, Fold, Job, JobRunner, result_rows, work_fields
@@ -214,10 +215,15 @@ class _Runner:
         for method in self._configurations():
             for key in ("local_epochs", "local_steps", "time_budget", "step_seconds"):
                 named = getattr(method.training, key)
-                for site in named if isinstance(named, dict) else ():
-                    if site not in self.opened.sites:
-                        raise StudyError("P103", f"`training: {{{key}: ...}}` names the site {site!r}, which is not "
-                                         "there.", nearest(site, list(self.opened.sites)))  # fmt: skip
+                self._check_named(key, named if isinstance(named, dict) else ())
+            for part in build_participation(method.training):
+                self._check_named("participation", part.named)
+
+    def _check_named(self, key: str, named: Iterable[str]) -> None:
+        for site in named:
+            if site not in self.opened.sites:
+                raise StudyError("P103", f"`training: {{{key}: ...}}` names the site {site!r}, which is not there.",
+                                 nearest(site, list(self.opened.sites)))  # fmt: skip
 
     def _check_left_cases(self, folds: dict[int, Fold]) -> None:
         """A corrupt site must have cases to train on."""

@@ -1,0 +1,141 @@
+"""The report's section on what sites and server exchanged, and on who took part."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from polyclinic.study.jobs import UNSEEN
+from polyclinic.study.report_folder import Folder
+from polyclinic.study.report_tables import bytes_text, count_text, ordered
+
+#: One extra payload as `polyclinic.communication.exchange` describes it.
+_PAYLOAD = re.compile(r"^(?P<name>.+?) (?P<shape>\[[\d, ]*\]) (?P<size>\d+) bytes: (?P<reveals>.*)$")
+
+
+@dataclass(frozen=True)
+class Payload:
+    """Something sent besides the model.
+
+    Attributes:
+        name: of the payload.
+        way: ``to the server`` or ``to the site``.
+        shape: in words.
+        size: bytes with unit.
+        reveals: what it could reveal.
+        often: how often it was sent, in words.
+    """
+
+    name: str
+    way: str
+    shape: str
+    size: str
+    reveals: str
+    often: str
+
+
+@dataclass(frozen=True)
+class Exchange:
+    """What one method exchanged; sizes are of one round and site, texts with units."""
+
+    method: str
+    up: str
+    down: str
+    payloads: list[Payload]
+
+
+@dataclass(frozen=True)
+class Presence:
+    """Who took part in the rounds of one method, over all folds and seeds: a text for each site."""
+
+    method: str
+    rounds: str
+    skipped: str
+    sites: list[str]
+
+
+@dataclass(frozen=True)
+class Exchanged:
+    """The section: what was exchanged, and, where somebody missed a round, who took part.
+
+    Attributes:
+        methods: a line a method.
+        sites: columns of ``presence``.
+        presence: a line a method in whose rounds a site was missing.
+    """
+
+    methods: list[Exchange]
+    sites: list[str]
+    presence: list[Presence]
+
+
+def exchanged(folder: Folder) -> Exchanged | None:
+    """What the federated methods exchanged; None where there is nothing in the folder to tell it from."""
+    table = folder.rounds[~folder.rounds["method"].str.endswith(UNSEEN)]
+    if not {"extra_up", "extra_down"} <= set(table.columns):
+        return None
+    # Sites that train alone send nothing; the pool is no federation.
+    table = table[(table["bytes_up"] + table["bytes_down"] > 0) & (table["site"] != "pool")]
+    methods = ordered(folder.methods, table["method"].unique())
+    if not methods:
+        return None
+    sites = [site for site in folder.sites if site in set(table["site"])]
+    sites += [site for site in table["site"].unique() if site not in sites]
+    lines = [_exchange(method, table[table["method"] == method]) for method in methods]
+    presence = [_presence(method, table[table["method"] == method], sites) for method in methods]
+    return Exchanged(lines, sites, [one for one in presence if one is not None])
+
+
+def _exchange(method: str, rows: pd.DataFrame) -> Exchange:
+    sizes, payloads = list[str](), list[Payload]()
+    for way, words in (("up", "to the server"), ("down", "to the site")):
+        found: dict[tuple[str, str], list[tuple[str, int]]] = {}
+        besides = []
+        for text in rows[f"extra_{way}"]:
+            sent = [one for one in map(_PAYLOAD.match, text.split("; ")) if one is not None]
+            besides.append(sum(int(one["size"]) for one in sent))
+            for one in sent:
+                found.setdefault((one["name"], one["reveals"]), []).append((one["shape"], int(one["size"])))
+        sizes.append(_range(rows[f"bytes_{way}"].to_numpy(dtype=float) - besides))
+        payloads += [
+            Payload(
+                name, words, " or ".join(dict.fromkeys(_shape(shape) for shape, _ in sent)),
+                _range(np.array([size for _, size in sent], dtype=float)), reveals, _often(len(sent), rows),
+            )
+            for (name, reveals), sent in found.items()
+        ]  # fmt: skip
+    return Exchange(method, sizes[0], sizes[1], payloads)
+
+
+def _shape(text: str) -> str:
+    return "one number" if text == "[]" else text.strip("[]").replace(", ", " × ") + " numbers"
+
+
+def _range(sizes: NDArray[np.float64]) -> str:
+    """The size, or the smallest and the largest where they differ."""
+    ends = [bytes_text(float(size)) for size in (np.min(sizes), np.max(sizes))]
+    return " to ".join(dict.fromkeys(ends))
+
+
+def _often(times: int, rows: pd.DataFrame) -> str:
+    if times == len(rows):
+        return "in every round"
+    once = len(rows.groupby(["seed", "fold", "site"]))
+    return "once, at the start" if times == once else f"in {100 * times / len(rows):.0f}\u00a0% of the exchanges"
+
+
+def _presence(method: str, rows: pd.DataFrame, sites: list[str]) -> Presence | None:
+    """How often each site took part; None where all did in every round."""
+    runs = rows.groupby(["seed", "fold"])["round"]
+    rounds = int((runs.max() + 1).sum())
+    skipped = rounds - int(runs.nunique().sum())
+    there = rows.drop_duplicates(["seed", "fold", "round", "site"])["site"].value_counts()
+    counts = [int(there.get(site, 0)) for site in sites]
+    if not skipped and all(count == rounds for count in counts):
+        return None
+    texts = [f"{count_text(count)} ({100 * count / rounds:.0f}\u00a0%)" for count in counts]
+    return Presence(method, count_text(rounds), count_text(skipped), texts)

@@ -1,0 +1,120 @@
+"""Numbers that sites add to their updates: each against the same number computed from the models themselves."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from helpers import Federation, plain_module, recorded, table_sites
+from polyclinic.rounds import run_rounds
+from polyclinic.server import ServerRule
+from polyclinic.server.mean import Mean
+from polyclinic.site.facts import FACTS, LEAVE_ONE_OUT
+
+NORM_MLP = {"mlp": {"hidden": [5], "norm": "batch"}}
+
+
+class Asking(Mean):
+    """A mean that asks for every fact and keeps what it is told; sends each site a model of its own."""
+
+    facts = tuple(FACTS)
+    sends = {LEAVE_ONE_OUT: "a test"}  # noqa: RUF012
+
+    def __init__(self, other):
+        self.other, self.told = other, {}
+
+    def send(self, site):
+        return {LEAVE_ONE_OUT: self.other}
+
+    def add(self, update):
+        super().add(update)
+        self.told[update.site] = dict(update.facts)
+
+
+def told_and_said(validation, task_sizes, stacked=False, **training):
+    part = None if validation else "train"
+    evaluation = {"folds": 2, "validation": 0.3, "best_round": "last"} if validation else {}
+    federation = Federation(
+        table_sites(task_sizes, part=part), model=NORM_MLP, training=training, evaluation=evaluation, stacked=stacked
+    )  # fmt: skip
+    server = Asking(federation.initial(7))
+    plan = federation.plan()
+    plan.declaration["facts"] = list(FACTS)
+    reveals = {LEAVE_ONE_OUT: "a test", **{name: fact.reveals for name, fact in FACTS.items()}}
+    plan = replace(plan, server=ServerRule(server), reveals=reveals)
+    with recorded(federation.engine) as said:
+        _, rows = run_rounds(plan, federation.engine)
+    return federation, server, [entry for entry in said if entry[0] == "train"], rows
+
+
+@pytest.mark.parametrize("stacked", [False, True])
+@pytest.mark.parametrize("validation", [False, True])
+def test_each_fact_is_what_the_models_give(validation, stacked):
+    sizes = {"Aachen": 40, "Bonn": 22}
+    federation, server, said, rows = told_and_said(validation, sizes, stacked, local_epochs=2, optimizer=
+                                                   {"sgd": {"lr": 0.1, "momentum": 0.5}})  # fmt: skip
+
+    def measured(vector, site, part):
+        member = federation.engine.members[site]
+        index = getattr(member.parts, part)
+        index = index if len(index) else member.parts.train
+        module = plain_module(federation.template, vector).eval()
+        with torch.no_grad():
+            outputs = module(member.dataset.batch(index)[0])
+        targets = member.dataset.batch(index)[1]
+        return float(F.cross_entropy(outputs, targets)), float((outputs.argmax(1) == targets).double().mean())
+
+    for _, site, request, reply in said:
+        start, end = request.tensors["state"], reply.tensors["state"]
+        found = server.told[site]
+        assert set(found) == set(FACTS)
+        assert found["start_loss"] == pytest.approx(measured(start, site, "train")[0], rel=1e-5)
+        assert found["end_loss"] == pytest.approx(measured(end, site, "train")[0], rel=1e-5)
+        assert found["end_accuracy"] == measured(end, site, "train")[1]
+        assert found["start_validation_loss"] == pytest.approx(measured(start, site, "validation")[0], rel=1e-5)
+        assert found["end_validation_loss"] == pytest.approx(measured(end, site, "validation")[0], rel=1e-5)
+        assert found["leave_one_out_loss"] == pytest.approx(measured(server.other, site, "validation")[0], rel=1e-5)
+        count = next(row["steps"] for row in rows if row["site"] == site)
+        assert found["steps"] == count
+        assert found["path"] == pytest.approx(sum(2 * (1 - 0.5**k) for k in range(1, count + 1)))
+        assert (found["end_loss"] == found["end_validation_loss"]) is not validation
+        assert found["start_loss"] != found["end_loss"]
+
+
+def test_what_is_exchanged_stands_in_the_rows():
+    """A number is 8 bytes, an element of a model 4; the state itself needs no words."""
+    federation, _, _, rows = told_and_said(False, {"Aachen": 12, "Bonn": 9})
+    size = federation.template.layout.size
+    for row in rows:
+        assert row["bytes_up"] == 4 * size + 8 * len(FACTS)
+        assert row["bytes_down"] == 4 * size + 4 * size
+        assert row["extra_down"] == f"leave_one_out [{size}] {4 * size} bytes: a test"
+        assert row["extra_up"].split("; ") == [f"{name} [] 8 bytes: {fact.reveals}" for name, fact in FACTS.items()]
+
+
+def test_what_scaffold_exchanges_stands_in_the_rows():
+    federation = Federation(table_sites({"Aachen": 12, "Bonn": 9}), ["scaffold"], training={"rounds": 2})
+    _, rows = federation.rounds()
+    size, weights = 4 * federation.template.layout.size, federation.template.layout.trainable
+    up = (f"control_variates/control_change [{weights}] {4 * weights} bytes: the change of the site's mean gradient in "
+          "the round: like a second update")  # fmt: skip
+    down = (f"control_variates/control [{weights}] {4 * weights} bytes: the mean gradient of all sites: like a second "
+            "global model")  # fmt: skip
+    assert [(row["extra_up"], row["extra_down"]) for row in rows] == [(up, "")] * 2 + [(up, down)] * 2
+    assert [row["bytes_up"] for row in rows] == [size + 4 * weights] * 4
+    assert [row["bytes_down"] for row in rows] == [size] * 2 + [size + 4 * weights] * 2
+
+
+def test_fednova_sends_one_number_and_fedavg_nothing():
+    federation = Federation(table_sites({"Aachen": 12}), ["fedavg", "fednova"])
+    assert {(row["extra_up"], row["extra_down"]) for row in federation.rounds("fedavg")[1]} == {("", "")}
+    (row,) = federation.rounds("fednova")[1]
+    assert row["extra_up"] == f"path [] 8 bytes: {FACTS['path'].reveals}"
+    assert row["bytes_up"] == 4 * federation.template.layout.size + 8
+
+
+@pytest.mark.parametrize("fact", sorted(FACTS))
+def test_every_fact_says_what_it_could_reveal_without_the_separator_of_the_column(fact):
+    assert len(FACTS[fact].reveals.split()) > 5
+    assert ";" not in FACTS[fact].reveals

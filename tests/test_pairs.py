@@ -1,0 +1,176 @@
+"""Every part with every other: a pair either trains a round or is refused with a sentence when the study is read.
+
+Parts come from the catalogues, so a new one is tried with all others without a word here, unless it has options that
+must be given: then `OPTIONS` needs an entry.
+"""
+
+from itertools import combinations
+
+import pytest
+import torch
+
+from helpers import Federation, declare, table_sites
+from polyclinic.client.personal import PERSONAL
+from polyclinic.client.rules import LOCAL_RULES
+from polyclinic.communication.topology import TOPOLOGIES
+from polyclinic.errors import StudyError
+from polyclinic.methods import SHARES
+from polyclinic.options import describe_options
+from polyclinic.rounds import run_rounds
+from polyclinic.server import SERVER_RULES
+from polyclinic.server.rules import is_aggregation
+from polyclinic.server.selection import PARTICIPATION
+from polyclinic.study.jobs import Job, JobRunner
+
+#: Options of the parts that can't do without, or whose defaults suit many sites or rounds.
+OPTIONS = {
+    "uniform": {"sites": 7},
+    "poisson": {"probability": 1.0},
+    "highest_loss": {"sites": 7},
+    "deadline": {"seconds": 3600},
+    "fltrust": {"trusted": "Site A"},
+}
+#: Enough sites for rules that must outvote one (Bulyan needs 4 f + 3), also where one is not chosen.
+SITES = {f"Site {letter}": cases for letter, cases in zip("ABCDEFGH", (7, 6, 5, 4, 6, 5, 4, 7), strict=True)}
+FAMILIES = {
+    "local": [("local", name) for name in LOCAL_RULES],
+    "server": [("server", name) for name in SERVER_RULES],
+    "personal": [("personal", name) for name in PERSONAL],
+    "share": [("share", name) for name in SHARES if name != "none"],
+    "topology": [("topology", name) for name in TOPOLOGIES],
+    "participation": [("participation", name) for name in PARTICIPATION],
+}
+CATALOGUES = {
+    "local": LOCAL_RULES, "server": SERVER_RULES, "personal": PERSONAL, "participation": PARTICIPATION,
+}  # fmt: skip
+TRAINING = {"rounds": 1, "batch_size": 4, "optimizer": {"sgd": {"lr": 0.05}}}
+MODEL = {"mlp": {"hidden": [3], "norm": "batch"}}
+
+
+def entry(family, name):
+    """The part as a study file names it."""
+    return {name: OPTIONS[name]} if name in OPTIONS else name
+
+
+def method_of(*parts):
+    """A method of a study file with these parts."""
+    options: dict[str, object] = {"label": "pair"}
+    for family, name in parts:
+        if family == "participation":
+            options["training"] = {"participation": entry(family, name)}
+        elif family in {"local", "server"}:
+            options.setdefault(family, []).append(entry(family, name))
+        else:
+            options[family] = entry(family, name)
+    # Parts that belong together come together, unless it is they that are tried.
+    for _, name in parts:
+        partner = LOCAL_RULES[name].partner if name in LOCAL_RULES else ""
+        if partner and ("server", partner) not in parts:
+            options.setdefault("server", []).append(entry("server", partner))
+    for rule in LOCAL_RULES:
+        if ("server", LOCAL_RULES[rule].partner) in parts and ("local", rule) not in parts:
+            options.setdefault("local", []).append(entry("local", rule))
+    return {"fedavg": options}
+
+
+class Tried:
+    """A federation whose sites are made once; each pair is a study of its own on them."""
+
+    def __init__(self):
+        self.federation = Federation(table_sites(SITES, features=3), model=MODEL, training=TRAINING)
+
+    def round(self, method):
+        """One round with a method; the state after it.
+
+        Raises:
+            StudyError: the study is refused.
+        """
+        declaration = declare(model=MODEL, training=TRAINING, methods=[method],
+                              evaluation={"validation": 0, "best_round": "last"})  # fmt: skip
+        made = self.federation
+        runner = JobRunner(declaration, made.engine, made.local, made.template, made.initial, ["class 0", "class 1"])
+        plan = runner.plan(Job((declaration.study_methods[0],), 0, 0), made.fold, made.fold.training_sites)
+        progress, rows = run_rounds(plan, made.engine)
+        assert rows
+        return progress.state
+
+
+@pytest.fixture(scope="module")
+def tried():
+    return Tried()
+
+
+def try_pairs(tried, pairs):
+    """(Pairs that ran, sentences of those that did not); anything else is told with the pair's name."""
+    ran, refused, wrong = [], {}, []
+    for pair in pairs:
+        try:
+            state = tried.round(method_of(*pair))
+            if not state.isfinite().all():
+                wrong.append(f"{pair}: the state is not finite")
+            ran.append(pair)
+        except StudyError as error:
+            if error.code not in {"P102", "P104"} or len(error.message.split()) < 5 or not error.hint:
+                wrong.append(f"{pair}: refused with {error}")
+            refused[pair] = str(error)
+        except Exception as error:
+            wrong.append(f"{pair}: {type(error).__name__}: {error}")
+    assert not wrong, "\n".join(wrong)
+    return ran, refused
+
+
+def required(family, name):
+    """Options of a part that have no default."""
+    return [option for option in describe_options(CATALOGUES[family][name]) if "(required)" in option]
+
+
+@pytest.mark.parametrize("family", sorted(CATALOGUES))
+def test_parts_with_options_that_must_be_given_have_them_here(family):
+    missing = [name for name in CATALOGUES[family] if required(family, name) and name not in OPTIONS]
+    assert not missing, f"{', '.join(missing)} can't be built without options: add an entry to OPTIONS in this file."
+
+
+def test_every_part_runs_by_itself(tried):
+    parts = [(part,) for family in FAMILIES.values() for part in family]
+    _, refused = try_pairs(tried, parts)
+    elsewhere = {part for part, sentence in refused.items() if "the task is classification" in sentence}
+    assert refused.keys() == elsewhere, f"with everything else plain these can't be used at all: {refused}"
+
+
+@pytest.mark.parametrize("families", list(combinations(FAMILIES, 2)), ids=" x ".join)
+def test_parts_of_two_kinds_run_together_or_are_refused(tried, families):
+    first, second = families
+    ran, refused = try_pairs(tried, [(a, b) for a in FAMILIES[first] for b in FAMILIES[second]])
+    assert ran, f"nothing of {first} goes with anything of {second}: {refused}"
+
+
+@pytest.mark.parametrize("family", ["local", "server"])
+def test_parts_of_one_kind_run_together_or_are_refused(tried, family):
+    pairs = list(combinations(FAMILIES[family], 2))
+    ran, refused = try_pairs(tried, pairs)
+    assert ran
+    for pair in pairs:
+        if family == "server" and all(is_aggregation(name) for _, name in pair):
+            assert pair in refused
+
+
+def test_ways_to_choose_run_one_after_another(tried):
+    for first, second in combinations(PARTICIPATION, 2):
+        both = [entry("participation", first), entry("participation", second)]
+        method = {"fedavg": {"label": "both", "training": {"participation": both}}}
+        try:
+            assert tried.round(method).isfinite().all()
+        except Exception as error:
+            pytest.fail(f"{first} with {second}: {error}")
+
+
+def test_a_pair_is_the_same_stacked():
+    """Sharing, rules and sampling are the same code for stacked sites; one of each, to be sure."""
+    method = {"fedavg": {"local": ["proximal", "control_variates"], "share": "no_norm", "server": ["normalised"],
+                         "training": {"participation": {"uniform": {"sites": 4}}}}}  # fmt: skip
+    training = {**TRAINING, "rounds": 3}
+    states = [
+        Federation(table_sites(SITES, features=3), [method], model=MODEL, training=training, stacked=stacked).state()
+        for stacked in (False, True)
+    ]
+    torch.testing.assert_close(states[0], states[1], rtol=1e-4, atol=1e-5)

@@ -1,0 +1,165 @@
+"""In which order sites and server meet: cyclic and incremental training against plain training by hand."""
+
+from itertools import pairwise
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from helpers import Federation, flat, plain_module, recorded, table_sites
+from polyclinic.communication.topology import TOPOLOGIES
+from polyclinic.errors import SiteError
+from polyclinic.seeds import generator
+
+SMALL = {"Aachen": 12, "Bonn": 9, "Celle": 8}
+NORM_MLP = {"mlp": {"hidden": [5], "norm": "batch"}}
+
+
+def train_by_hand(federation, module, site, seed):
+    """One epoch of plain SGD on a site's cases in the order that the seed names give, in batches of 8."""
+    data = federation.data[site]
+    cases = len(data.inputs)
+    sizes = {12: [8, 4], 9: [9], 8: [8]}[cases]
+    optimizer = torch.optim.SGD(module.parameters(), lr=0.1)
+    for batch in torch.randperm(cases, generator=generator(*seed)).split(sizes):
+        optimizer.zero_grad()
+        F.cross_entropy(module(data.inputs[batch]), data.targets[batch]).backward()
+        optimizer.step()
+
+
+def test_cyclic_is_training_one_model_at_site_after_site():
+    federation = Federation(table_sites(SMALL), ["cyclic"], model=NORM_MLP, training={"rounds": 3})
+    network = federation.network(0)
+    module = plain_module(network, network.vector).train()
+    for number in range(3):
+        for site in SMALL:
+            train_by_hand(federation, module, site, (0, "train", site, 0, number))
+    progress, rows = federation.rounds()
+    assert torch.equal(progress.state, flat(network, module))
+    assert [(row["round"], row["site"]) for row in rows] == [(n, site) for n in range(3) for site in SMALL]
+    assert {row["share"] for row in rows} == {1.0}
+
+
+def test_incremental_is_training_at_each_site_to_its_end():
+    """Two rounds of three exchanges, two with each site; seeds tell turns in a round apart."""
+    federation = Federation(table_sites(SMALL), ["incremental"], model=NORM_MLP, training={"rounds": 2})
+    network = federation.network(0)
+    module = plain_module(network, network.vector).train()
+    turns = [("Aachen", 0, []), ("Aachen", 0, ["turn 1"]), ("Bonn", 0, []),
+             ("Bonn", 1, []), ("Celle", 1, []), ("Celle", 1, ["turn 1"])]  # fmt: skip
+    for site, number, turn in turns:
+        train_by_hand(federation, module, site, (0, "train", site, 0, number, *turn))
+    progress, rows = federation.rounds()
+    assert torch.equal(progress.state, flat(network, module))
+    assert [(row["round"], row["site"]) for row in rows] == [(number, site) for site, number, _ in turns]
+
+
+@pytest.mark.parametrize("rounds", [1, 2, 3, 7, 10])
+@pytest.mark.parametrize("sites", [["A"], ["A", "B"], ["A", "B", "C"], list("ABCDEFG")])
+def test_incremental_gives_every_site_the_same_work_and_never_returns(rounds, sites):
+    topology = TOPOLOGIES["incremental"]()
+    asked = [site for number in range(rounds) for (site,) in topology.groups(number, rounds, sites)]
+    assert asked == [site for site in sites for _ in range(rounds)]
+    assert all(len(topology.groups(number, rounds, sites)) == len(sites) for number in range(rounds))
+
+
+def test_cyclic_and_star_ask_every_site_once_a_round():
+    assert TOPOLOGIES["cyclic"]().groups(3, 5, ["A", "B", "C"]) == [["A"], ["B"], ["C"]]
+    assert TOPOLOGIES["star"]().groups(3, 5, ["A", "B", "C"]) == [["A", "B", "C"]]
+
+
+def test_turns_of_a_round_have_their_own_randomness():
+    """Each exchange of incremental training sees the site's cases in another order."""
+    federation = Federation(table_sites({"Aachen": 40}), ["incremental"], training={"rounds": 1})
+    double = Federation(table_sites({"Aachen": 40, "Bonn": 8}), ["incremental"], training={"rounds": 2})
+    orders = []
+    with recorded(double.engine) as said:
+        double.rounds()
+    for function, site, request, _ in said:
+        if (function, site) == ("train", "Aachen"):
+            job = double.engine.members[site].run.jobs(request).job(0)
+            orders.append(tuple(torch.randperm(40, generator=generator(*job.seed)).tolist()))
+    assert len(orders) == len(set(orders)) == 2
+    assert federation.state().isfinite().all()
+
+
+@pytest.mark.parametrize("method", ["cyclic", "incremental"])
+def test_one_site_is_plain_training(method):
+    """With one site each of them is FedAvg with one site."""
+    federation = Federation(table_sites({"Aachen": 33}), [method, "fedavg"], model=NORM_MLP, training={"rounds": 4})
+    assert torch.equal(federation.state(method), federation.state("fedavg"))
+
+
+def test_cyclic_with_a_private_part_passes_on_the_rest_alone():
+    federation = Federation(
+        table_sites(SMALL), [{"cyclic": {"share": "no_norm"}}], model=NORM_MLP, training={"rounds": 2}
+    )  # fmt: skip
+    with recorded(federation.engine) as said:
+        federation.rounds()
+    trained = [(request.tensors["state"], reply.tensors["state"]) for f, _, request, reply in said if f == "train"]
+    for (_, sent_before), (received, _) in pairwise(trained):
+        assert torch.equal(sent_before, received), "each site gets what the one before sent"
+    own = [member.run.own for member in federation.engine.members.values()]
+    assert not torch.equal(own[0], own[1])
+
+
+def test_a_cycle_goes_on_past_a_site_that_is_too_late():
+    federation = Federation(table_sites(SMALL), ["cyclic"], training={
+        "rounds": 1, "participation": {"deadline": {"seconds": 5}}, "step_seconds": {"Bonn": 10}})  # fmt: skip
+    progress, rows = federation.rounds()
+    assert [row["site"] for row in rows] == ["Aachen", "Celle"]
+    assert progress.failures == [
+        "Round 1 went on without Bonn. Bonn: P402 its answer came after 10 s, too late.",
+    ]
+
+
+@pytest.mark.parametrize("method", ["cyclic", "incremental"])
+def test_stacked_sites_meet_in_the_same_order(method):
+    states = [
+        Federation(table_sites(SMALL), [method], model=NORM_MLP, training={"rounds": 3}, stacked=stacked).state()
+        for stacked in (False, True)
+    ]
+    torch.testing.assert_close(states[0], states[1], rtol=1e-4, atol=1e-5)
+
+
+def asleep(federation, site, *rounds):
+    """From now on ``site`` fails in these rounds (from 1)."""
+    original = federation.engine.members[site]._functions["train"]
+
+    def train(request):
+        if request.fields["round"] + 1 in rounds:
+            raise SiteError("P401", f"Site {site} is asleep.", site=site)
+        return original(request)
+
+    federation.engine.members[site]._functions["train"] = train
+
+
+def test_a_cycle_passes_a_site_by_that_fails_where_the_quorum_allows_it():
+    federation = Federation(table_sites(SMALL), ["cyclic"], training={"rounds": 2, "quorum": 2})
+    asleep(federation, "Bonn", 1)
+    progress, rows = federation.rounds()
+    assert [(row["round"], row["site"]) for row in rows] == [
+        (0, "Aachen"),
+        (0, "Celle"),
+        *((1, site) for site in SMALL),
+    ]
+    assert progress.failures == ["Round 1 went on without Bonn. Bonn: P401 Site Bonn is asleep."]
+
+
+def test_a_cycle_stops_below_the_quorum():
+    federation = Federation(table_sites(SMALL), ["cyclic"], training={"rounds": 2, "quorum": 3})
+    asleep(federation, "Bonn", 2)
+    with pytest.raises(SiteError, match="P402 In round 2 2 of 3 sites answered, 3 are needed"):
+        federation.rounds()
+    without = Federation(table_sites(SMALL), ["cyclic"], training={"rounds": 2})
+    asleep(without, "Bonn", 2)
+    with pytest.raises(SiteError, match="P401 Site Bonn is asleep"):
+        without.rounds()
+
+
+def test_a_cycle_with_too_few_in_time_changes_nothing():
+    training = {"rounds": 2, "participation": {"deadline": {"seconds": 5}}, "quorum": 2,
+                "step_seconds": {"Bonn": 10, "Celle": 10}}  # fmt: skip
+    federation = Federation(table_sites(SMALL), ["cyclic"], training=training)
+    with pytest.raises(SiteError, match="P402 None of 2 rounds changed the model"):
+        federation.rounds()
