@@ -143,6 +143,14 @@ def test_all_choices_are_drawn_as_often():
     assert all(abs(drawn.count(name) - 1000) < 100 for name in "abc"), "3.9 standard errors"
 
 
+def test_parameters_are_drawn_one_without_regard_to_the_other():
+    space = {LR: {"uniform": [0.1, 0.9]}, MOMENTUM: {"uniform": [0.1, 0.9]}}
+    found = tried(searching("fedprox", trials=101, parameters=space, methods={"fedprox": {"mu": {"uniform": [0, 1]}}}),
+                  "fedprox")  # fmt: skip
+    correlations = np.corrcoef([[values[name] for values in found[1:]] for name in (LR, MOMENTUM, "mu")])
+    assert np.abs(correlations - np.eye(3)).max() < 0.3, "three standard errors"
+
+
 def test_values_are_put_where_their_names_say():
     methods = [
         {"fedavg": {"server": {"fedadam": {"lr": 0.1}}, "local": [{"proximal": {"mu": 0.5}}], "label": "all"}},
