@@ -11,18 +11,27 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
+import tempfile
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
+from rounds import Ours, study, synthetic
 from torch import Tensor
 
+from polyclinic.client import LOCAL_RULES
+from polyclinic.client.rules import GradientRule
+from polyclinic.methods import METHODS
 from polyclinic.server import ServerRule, build_server
 from polyclinic.server.distances import gram
 from polyclinic.server.robust import NormBound
 from polyclinic.server.rules import ServerRound, Update
 
 REPEATS = 5
+#: Rounds of a run, and runs of each method, in the section on rounds.
+ROUNDS, TURNS = 12, 4
+GRADIENT_RULES = {name for name in LOCAL_RULES if issubclass(LOCAL_RULES[name], GradientRule)}
 
 Work = Callable[[], object]
 
@@ -102,7 +111,40 @@ def robust_rules() -> None:
         show(f"{name} {options.get('trim', '')}", ours, plain, "torch.sort", 0.5)
 
 
-SECTIONS: dict[str, Work] = {"robust_rules": robust_rules}
+#: Options that a method can't do without, and those that eight sites allow.
+OPTIONS: dict[str, dict[str, object]] = {"fltrust": {"trusted": "site00"}}
+
+
+def rounds_of_methods() -> None:
+    """A round of each method over one of fedavg on the same work, and its traffic a site and round over fedavg's."""
+    networks: dict[str, tuple[dict[str, object], int, tuple[int, ...], int]] = {
+        "MLP 90-64-2 (batch norm)": ({"mlp": {"hidden": [64], "norm": "batch"}}, 8, (90,), 160),
+        "CNN, 28x28": ({"cnn": {"channels": [16, 32, 64]}}, 8, (1, 28, 28), 160),
+    }
+    for title, (model, sites, shape, cases) in networks.items():
+        data = synthetic(sites, cases, shape)
+        with tempfile.TemporaryDirectory() as folder:
+            plain = Ours(study(model, "classification", 32, ROUNDS), data, Path(folder))
+            for name in METHODS:
+                if METHODS[name](**OPTIONS.get(name, {})).scope != "federation" or name == "fedavg":
+                    continue
+                declaration = study(model, "classification", 32, ROUNDS, {name: OPTIONS.get(name, {})})
+                own = Ours(declaration, data, Path(folder))
+                ours, theirs = [], []
+                for _ in range(TURNS):
+                    ours += own.rounds()
+                    theirs += plain.rounds()
+                times = statistics.median(ours), statistics.median(theirs)
+                up, down = (mine / fedavgs for mine, fedavgs in zip(own.traffic, plain.traffic, strict=True))
+                gradient_rules = {rule for rule, _ in METHODS[name](**OPTIONS.get(name, {})).local}
+                budget = 1.05 if gradient_rules & GRADIENT_RULES else None
+                show(name, *times, f"fedavg ({own.plan.mode})", budget)
+                print(f"{'':<26} up {up:.2f}, down {down:.2f}   {title}", flush=True)
+                own.engine.close()
+            plain.engine.close()
+
+
+SECTIONS: dict[str, Work] = {"robust_rules": robust_rules, "rounds": rounds_of_methods}
 
 
 def main() -> None:

@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, PrivateAttr, ValidationError
 
+from polyclinic.audit.poisoning import Attack, read_attack
 from polyclinic.client.optimizers import Named, resolve_optimizer, resolve_schedule
 from polyclinic.client.personal import PERSONAL
 from polyclinic.client.rules import LOCAL_RULES
@@ -198,7 +199,10 @@ class Declaration(_Part):
     seed: int | None = None
     engine: EngineOptions = EngineOptions()
     report: ReportOptions = ReportOptions()
+    attack: dict[str, Any] | None = None
+    """Sites that are turned bad in a simulation; see `polyclinic.audit.poisoning`."""
 
+    _attack: Attack | None = PrivateAttr(default=None)
     _methods: list[StudyMethod] = PrivateAttr(default_factory=list)
     _candidates: dict[str, list[Candidate]] = PrivateAttr(default_factory=dict)
     _model: tuple[str, dict[str, Any]] = PrivateAttr(default=("", {}))
@@ -236,6 +240,11 @@ class Declaration(_Part):
             EntryError: an option does not fit.
         """
         return self._method({method.name: {**options, "label": method.label}}, ("methods",))
+
+    @property
+    def corrupted_by(self) -> Attack | None:
+        """What is done to some of the sites, as the study file says it."""
+        return self._attack
 
     @property
     def model_part(self) -> tuple[str, dict[str, Any]]:
@@ -326,6 +335,9 @@ class Declaration(_Part):
         """The content of a study file that says everything: this study with every default filled in."""
         content = self.model_dump(mode="json", exclude={"seed"})
         content["model"] = {self._model[0]: self._model[1]}
+        del content["attack"]
+        if self._attack is not None:
+            content["attack"] = self._attack.entry()
         content["methods"] = [method.entry for method in self._methods]
         content["seeds"] = self.all_seeds
         content["training"].update(_filled_training(self.training, self.task))
@@ -363,6 +375,8 @@ class Declaration(_Part):
         if self.engine.precision == "mixed" and self.engine.mode == "stacked":
             hint = "Use `mode: sequential`, or `precision: float32`."
             raise EntryError("P104", "Stacked training has no mixed precision.", hint, place=("engine", "precision"))
+        if self.attack is not None:
+            self._attack = read_attack(self.attack, self.task, self.data.image is not None)
         methods = [self._method(entry, ("methods", i)) for i, entry in enumerate(self.methods)]
         labels = [method.label for method in methods]
         for position, label in enumerate(labels):

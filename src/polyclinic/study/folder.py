@@ -155,6 +155,8 @@ class Folder:
         tables = [frame for frame in outcome.predictions if len(frame)]
         write_table(draft / "predictions.csv", pd.concat(tables) if tables else pd.DataFrame())
         write_table(draft / "rounds.csv", pd.DataFrame(outcome.rounds))
+        if outcome.backdoor:
+            write_table(draft / "backdoor.csv", pd.DataFrame(outcome.backdoor))
         write_atomic(draft / "warnings.json", json.dumps(outcome.warnings))
         if outcome.overlays:
             dice = {"dice": json.dumps(outcome.overlay_dice)}
@@ -186,5 +188,5 @@ class Folder:
     def gather(self, jobs: list[Job], name: str) -> pd.DataFrame:
         """One table of all jobs, in the order of the jobs."""
         paths = [self.jobs / self.job_name(job) / name for job in jobs]
-        tables = [read_table(path) for path in paths if path.stat().st_size > 1]
+        tables = [read_table(path) for path in paths if path.is_file() and path.stat().st_size > 1]
         return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame()

@@ -12,6 +12,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from polyclinic.audit.poisoning import Attack
 from polyclinic.client.optimizers import learning_rates
 from polyclinic.client.rules import LOCAL_RULES, LocalRule
 from polyclinic.communication.message import Message
@@ -39,6 +40,8 @@ from polyclinic.tasks.regression_metrics import regression_metrics
 
 #: Added to the label of a method that is tested at a site it was trained without.
 UNSEEN = " (unseen site)"
+#: Added to the label of a method that was trained with corrupt sites among the others.
+ATTACKED = " (attacked)"
 
 
 @dataclass(frozen=True)
@@ -58,6 +61,13 @@ class Fold:
     test: dict[str, int]
     classes: dict[str, list[int]]
     targets: dict[str, Summary] = field(default_factory=dict)
+
+    def corrupted(self, attack: Attack) -> Fold:
+        """What is known where the training cases of some sites are corrupt: a class may be missing there."""
+        left = attack.corruption().left
+        classes = {site: left(counts) if site in attack.names else counts for site, counts in self.classes.items()}
+        train = {site: cases - sum(self.classes[site]) + sum(classes[site]) for site, cases in self.train.items()}
+        return replace(self, train=train, classes=classes)
 
     @property
     def training_sites(self) -> list[str]:
@@ -81,6 +91,7 @@ class Job:
         without: the site left out, for an unseen-site run.
         trial: number of the configuration that a search tries; None for what is tested.
         trials: how many are tried.
+        attacked: whether the study's corrupt sites are corrupt in this training.
     """
 
     methods: tuple[StudyMethod, ...]
@@ -89,23 +100,28 @@ class Job:
     without: str | None = None
     trial: int | None = None
     trials: int = 0
+    attacked: bool = False
 
     @property
     def title(self) -> str:
         """For progress displays."""
         names = " + ".join(method.label for method in self.methods)
+        if self.attacked:
+            return names + ATTACKED
         what = f"{names} without {self.without}" if self.without else names
         return what if self.trial is None else f"search: {what}, trial {self.trial + 1} of {self.trials}"
 
     @property
     def suffix(self) -> str:
         """Ending of the names of this job's files."""
+        if self.attacked:
+            return "-attacked"
         without = f"-without-{slug(self.without)}" if self.without is not None else ""
         return without if self.trial is None else f"{without}-trial{self.trial}"
 
     def label(self, method: StudyMethod) -> str:
         """Name of the method in the results."""
-        return method.label + (UNSEEN if self.without is not None else "")
+        return method.label + (ATTACKED if self.attacked else UNSEEN if self.without is not None else "")
 
 
 @dataclass
@@ -118,6 +134,7 @@ class Outcome:
         models: file stem -> tensors by name.
         overlays: name -> picture (segmentation).
         overlay_dice: ``METHOD/SITE/RANK`` -> Dice.
+        backdoor: a row a model and site: test cases with the mark of a backdoor, and how many of them it opened.
         warnings: sentences.
     """
 
@@ -126,6 +143,7 @@ class Outcome:
     models: dict[str, dict[str, Tensor]] = field(default_factory=dict)
     overlays: dict[str, Tensor] = field(default_factory=dict)
     overlay_dice: dict[str, float] = field(default_factory=dict)
+    backdoor: list[Row] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
 
 
@@ -139,13 +157,14 @@ class JobRunner:
         template: a network of the study's kind, for its layout and initial weights.
         initial: initial model state ``[P]`` of a seed.
         classes: names of the classes.
+        attack: what is done in jobs that are attacked, see `Attack.on`.
     """
 
     def __init__(
         self, declaration: Declaration, engine: Engine, local: LocalEngine, template: FlatModule,
-        initial: Callable[[int], Tensor], classes: Sequence[str],
+        initial: Callable[[int], Tensor], classes: Sequence[str], attack: Attack | None = None,
     ) -> None:  # fmt: skip
-        self.declaration, self.engine, self.local = declaration, engine, local
+        self.declaration, self.engine, self.local, self.attack = declaration, engine, local, attack
         self.template, self.initial, self.classes = template, initial, classes
         self.primary = declaration.metrics[0]
 
@@ -166,13 +185,14 @@ class JobRunner:
         progress, rows = run_rounds(plan, engine, checkpoint=checkpoint, report=report)
         outcome = Outcome(warnings=[f"{job.title}: {failure}" for failure in progress.failures])
         models = self._models(plan, engine, progress)
-        tester = Tester(self.engine, self.declaration, self.classes, job, fold)
+        tester = Tester(self.engine, self.declaration, self.classes, job, fold, self.attack)
         for method in job.methods:
             tester.test(method, models, plan.selection, progress.best_state, outcome)
         label = job.label(study)
         names = {"method": label, "seed": job.seed, "fold": job.fold}
         outcome.rounds = [{**names, **row, "site": "pool" if pooled else row["site"]} for row in rows]
-        outcome.models[f"{slug(label)}-seed{job.seed}-fold{job.fold}" + job.suffix] = self._tensors(plan, models)
+        stem = slug(study.label if job.attacked else label)
+        outcome.models[f"{stem}-seed{job.seed}-fold{job.fold}" + job.suffix] = self._tensors(plan, models)
         return outcome
 
     def attempt(
@@ -206,14 +226,17 @@ class JobRunner:
         sites = [site for site in fold.training_sites if site != job.without]
         if job.methods[0].method.scope != "pool":
             return self.plan(job, fold, sites), self.engine
-        pool = self.local.pool("+".join(sites), sites)
-        return self.plan(job, fold, pool.sites), pool
+        name = "+".join(sites)
+        plan = self.plan(job, fold, [name])
+        return plan, self.local.pool(name, sites, plan.declaration)
 
     def plan(self, job: Job, fold: Fold, sites: list[str]) -> Plan:
         """What the federated loop is given for a job trained at ``sites``."""
-        study = job.methods[0]
+        study, attack = job.methods[0], self._attack(job)
         method, training = study.method, study.training
         evaluation = self.declaration.evaluation
+        if attack is not None and not attack.changes_updates:
+            fold = fold.corrupted(attack)
         selection = method.selection(self.template.layout)
         server = build_server(method.server)
         rules = {name: LOCAL_RULES[name](**options) for name, options in method.local}
@@ -242,7 +265,18 @@ class JobRunner:
             reveals=_reveals(rules, server),
             participation=build_participation(training),
             topology=TOPOLOGIES[method.topology](),
+            corrupt=None if attack is None else attack.on_updates(selection.trainable, job.seed),
         )
+
+    def _attack(self, job: Job) -> Attack | None:
+        return self.attack if job.attacked else None
+
+    def _corrupt(self, job: Job) -> dict[str, Any]:
+        """What is said of sites that train on corrupt cases: their names, and what is wrong with the cases."""
+        attack = self._attack(job)
+        if attack is None or attack.changes_updates:
+            return {}
+        return {"corrupt": {site: [attack.name, attack.options] for site in attack.names}}
 
     @staticmethod
     def _keeps_optimizer(method: Method, training: Training) -> bool:
@@ -273,6 +307,7 @@ class JobRunner:
             "seed": job.seed,
             "fold": job.fold,
             "work": work_fields(method, training, list(fold.train), mixed=mixed, class_weights=weights),
+            **self._corrupt(job),
         }
 
     def _class_weights(self, training: Training, fold: Fold, without: str | None) -> list[float] | None:
@@ -383,10 +418,15 @@ class Tester:
         classes: names of the classes.
         job: what was trained.
         fold: the sites' parts.
+        attack: the attack of the study; for a backdoor it is tested whether it opens.
     """
 
-    def __init__(self, engine: Engine, declaration: Declaration, classes: Sequence[str], job: Job, fold: Fold) -> None:
+    def __init__(
+        self, engine: Engine, declaration: Declaration, classes: Sequence[str], job: Job, fold: Fold,
+        attack: Attack | None = None,
+    ) -> None:  # fmt: skip
         self.engine, self.declaration, self.classes, self.job, self.fold = engine, declaration, classes, job, fold
+        self.attack = attack if attack is not None and attack.name == "backdoor" and job.without is None else None
 
     def test(
         self, study: StudyMethod, models: dict[str, Tensor], selection: Selection, state: Tensor, outcome: Outcome
@@ -412,10 +452,28 @@ class Tester:
                 frame.insert(3, "site", site)
                 frame["trained_on"] = trial.trained_on
                 outcome.predictions.append(frame)
+            if self.attack is not None:
+                outcome.backdoor += self._backdoor(self.attack, label, trial, threshold)
             if self._wants_overlays(study.method):
                 for site, reply in self.engine.ask("overlays", requests).items():
                     outcome.overlays |= {f"{label}/{site}/{name}": tensor for name, tensor in reply.tensors.items()}
                     outcome.overlay_dice |= {f"{label}/{site}/{rank}": v for rank, v in reply.fields.items()}
+
+    def _backdoor(self, attack: Attack, label: str, trial: Trial, threshold: float) -> list[Row]:
+        """Of the test cases of other classes than the target, with the mark: how many are predicted as the target."""
+        fields = {"threshold": threshold, "mark": attack.options}
+        requests = {site: Message(fields, sent) for site, sent in trial.test.items()}
+        rows: list[Row] = []
+        for site, reply in self.engine.ask("predict", requests).items():
+            predicted = reply.tensors["probabilities"]
+            decided = (predicted[:, 1] >= threshold).long() if len(self.classes) == 2 else predicted.argmax(1)
+            others = reply.tensors["labels"] != attack.options["target"]
+            rows.append({
+                "method": label, "seed": self.job.seed, "fold": self.job.fold, "trained_on": trial.trained_on,
+                "tested_on": site, "cases": int(others.sum()),
+                "opened": int((decided[others] == attack.options["target"]).sum()),
+            })  # fmt: skip
+        return rows
 
     def _trials(self, method: Method, models: dict[str, Tensor], selection: Selection, state: Tensor) -> list[Trial]:
         tested, without = self.fold.tested_sites, self.job.without
@@ -480,7 +538,7 @@ class Tester:
         return frame
 
     def _wants_overlays(self, method: Method) -> bool:
-        first = self.job.seed == self.declaration.all_seeds[0] and self.job.fold == 0 and self.job.without is None
+        first = self.job == replace(self.job, seed=self.declaration.all_seeds[0], fold=0, without=None, attacked=False)
         shown = self.declaration.task == "segmentation" and self.declaration.report.overlays
         return first and shown and method.tests == "own"
 

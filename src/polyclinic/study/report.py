@@ -21,6 +21,7 @@ from polyclinic.study import figures, report_tables
 from polyclinic.study.figures import Panel
 from polyclinic.study.jobs import UNSEEN
 from polyclinic.study.report_answer import ALPHA, answer, headline
+from polyclinic.study.report_attack import attacked
 from polyclinic.study.report_folder import Folder, Overlay
 from polyclinic.study.report_harmonisation import harmonised
 from polyclinic.study.report_search import searched
@@ -35,6 +36,7 @@ SECTIONS = {
     "sites": "Sites and cases",
     "harmonisation": "Differences between sites",
     "results": "Results",
+    "attack": "Corrupt sites",
     "structures": "Structure by structure",
     "site_results": "Results site by site",
     "cross": "Each site's model at the other sites",
@@ -111,6 +113,7 @@ def _question(folder: Folder) -> list[tuple[str, str]]:
         "Test": _split(folder) if evaluation else None,
         "Decision threshold": _threshold(evaluation) if len(folder.classes) == 2 else None,
         "Seeds": seeds,
+        "Corrupt sites": study.get("attack"),
         "Judged by": f"{folder.primary.title} ({folder.primary.name})",
     }
     return [(name, report_tables.plain(value)) for name, value in lines.items() if value not in (None, {}, [], "")]
@@ -388,6 +391,7 @@ CONTENT: dict[str, Callable[[Folder], Any]] = {
     "sites": report_tables.site_rows,
     "harmonisation": harmonised,
     "results": _results,
+    "attack": attacked,
     "structures": report_tables.structure_tables,
     "site_results": _site_results,
     "cross": report_tables.cross_matrix,
