@@ -89,25 +89,25 @@ class Job:
         seed: model seed.
         fold: number of the fold.
         without: the site left out, for an unseen-site run.
+        attacked: whether the study's corrupt sites are corrupt in this training.
         trial: number of the configuration that a search tries; None for what is tested.
         trials: how many are tried.
-        attacked: whether the study's corrupt sites are corrupt in this training.
     """
 
     methods: tuple[StudyMethod, ...]
     seed: int
     fold: int
     without: str | None = None
+    attacked: bool = False
     trial: int | None = None
     trials: int = 0
-    attacked: bool = False
 
     @property
     def title(self) -> str:
         """For progress displays."""
         names = " + ".join(method.label for method in self.methods)
         if self.attacked:
-            return names + ATTACKED
+            names += ATTACKED
         what = f"{names} without {self.without}" if self.without else names
         return what if self.trial is None else f"search: {what}, trial {self.trial + 1} of {self.trials}"
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from markupsafe import Markup
 
 from polyclinic.audit.poisoning import ATTACKS
 from polyclinic.methods import ABOUT
@@ -55,7 +56,7 @@ class Attacked:
         corrupt, honest: the corrupt sites, and the honest ones over which methods are scored.
         words: what was done to the corrupt sites.
         options: of the attack.
-        answer: sentences computed from the rows.
+        answer: a sentence computed from the rows.
         rows: of the table.
         backdoor: whether there was a mark.
     """
@@ -64,7 +65,7 @@ class Attacked:
     honest: list[str]
     words: str
     options: str
-    answer: list[str]
+    answer: Markup
     rows: list[Loss]
     backdoor: bool
 
@@ -108,12 +109,12 @@ def _row(
     metric = folder.primary
     named = named_sites(folder, folder.attacked.rounds, method)
     clean = named_sites(folder, folder.rounds, method) or []
-    interval = f"{signed(metric, lost.low)} to {signed(metric, lost.high)}" if np.isfinite(lost.low) else ""
+    interval = f"{_fall(folder, lost.low)} to {_fall(folder, lost.high)}" if np.isfinite(lost.low) else ""
     return Loss(
         method=method,
         clean=metric.text(before[method].mean()),
         attacked=metric.text(after[method].mean()),
-        lost=signed(metric, lost.mean),
+        lost=_fall(folder, lost.mean),
         interval=interval,
         opened_clean=_opened(folder.backdoor, method, corrupt),
         opened=_opened(folder.attacked.backdoor, method, corrupt),
@@ -122,6 +123,11 @@ def _row(
         mistaken="–" if named is None else str(len(set(named) - set(corrupt))),
         named_clean=clean,
     )
+
+
+def _fall(folder: Folder, value: float) -> str:
+    """A loss; with a sign where it is a gain."""
+    return signed(folder.primary, value).removeprefix("+") if np.isfinite(value) else "–"
 
 
 def verdict(named: list[str], corrupt: list[str]) -> str:
@@ -144,8 +150,8 @@ def named_sites(folder: Folder, rounds: pd.DataFrame, method: str) -> list[str] 
     names anybody.
     """
     rows = rounds[rounds["method"] == method]
-    name, options = _entry(folder, method)
-    if rows.empty or "share" not in rows or (name in ABOUT and ABOUT[name].place == ABOUT["single"].place):
+    options = _entry(folder, method)[1]
+    if rows.empty or "share" not in rows or _is_reference(folder, method):
         return None
     training = {**(folder.study.get("training") or {}), **(options.get("training") or {})}
     weight = rows["examples"] if training.get("weights", "cases") == "cases" else rows["examples"] * 0 + 1
@@ -174,27 +180,30 @@ def _opened(backdoor: pd.DataFrame, method: str, corrupt: list[str]) -> str:
     return f"{100 * rows['opened'].sum() / cases:.0f}\u00a0%" if cases else "–"
 
 
-def _answer(folder: Folder, before: pd.DataFrame, after: pd.DataFrame, losses: dict[str, Estimate]) -> list[str]:
+def _answer(folder: Folder, before: pd.DataFrame, after: pd.DataFrame, losses: dict[str, Estimate]) -> Markup:
     """Which federated method lost least, and which most."""
     metric = folder.primary
-    shared = {
-        method: lost
-        for method, lost in losses.items()
-        if np.isfinite(lost.mean)
-        and ABOUT.get(_entry(folder, method)[0], ABOUT["fedavg"]).place != ABOUT["single"].place
-    }
-    if not shared:
-        return []
+    federated = [one for one in losses if not _is_reference(folder, one) and np.isfinite(losses[one].mean)]
+    if not federated:
+        return Markup("")
 
-    def told(method: str) -> str:
-        lost = shared[method]
-        values = f"from {metric.text(before[method].mean())} to {metric.text(after[method].mean())}"
-        if not np.isfinite(lost.low):
-            return f"{method} ({values}; too few runs to say whether this is more than chance)"
-        chance = "" if lost.low > 0 else "; its interval includes no loss at all" if lost.high > 0 else "; it gained"
-        return f"{method} ({values}{chance})"
+    def told(method: str) -> Markup:
+        lost = losses[method]
+        chance = "too few runs to say whether this is more than chance"
+        if np.isfinite(lost.low):
+            chance = "beyond chance" if lost.low > 0 or lost.high < 0 else "not beyond chance"
+        words = Markup("<strong>{}</strong> (from {} to {}, {})")
+        return words.format(method, metric.text(before[method].mean()), metric.text(after[method].mean()), chance)
 
-    most, least = max(shared, key=lambda one: shared[one].mean), min(shared, key=lambda one: shared[one].mean)
-    if len(shared) == 1:
-        return [f"{metric.title} at the honest sites, {told(most)}."]
-    return [f"{metric.title} at the honest sites fell most for {told(most)}, and least for {told(least)}."]
+    most, least = max(federated, key=lambda one: losses[one].mean), min(federated, key=lambda one: losses[one].mean)
+    if len(federated) == 1:
+        return Markup("{} at the honest sites: {}.").format(metric.title, told(most))
+    return Markup("{} at the honest sites: most was lost by {}, least by {}.").format(
+        metric.title, told(most), told(least)
+    )
+
+
+def _is_reference(folder: Folder, method: str) -> bool:
+    """Whether a method has no server (single, ensemble, mix)."""
+    name = _entry(folder, method)[0]
+    return name in ABOUT and ABOUT[name].place == ABOUT["single"].place

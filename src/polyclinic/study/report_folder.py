@@ -31,8 +31,8 @@ COLUMNS = {
     "rounds.csv": ["method", "seed", "fold", "round", "site", "seconds", "bytes_up", "bytes_down", "examples", "loss"],
     "predictions.csv": ["method", "seed", "fold", "site"],
     "harmonisation.csv": DESCRIBED,
-    "search.csv": [*BEFORE, *AFTER],
     "backdoor.csv": ["method", "seed", "fold", "trained_on", "tested_on", "cases", "opened"],
+    "search.csv": [*BEFORE, *AFTER],
     "sites.csv": ["site", "found", "used", "rejected"],
 }
 WHICH = ("best", "median", "worst")
@@ -125,13 +125,13 @@ class Folder:
         self.predictions = self._table("predictions.csv")
         self.site_table = self._table("sites.csv")
         self.harmonisation = self._table("harmonisation.csv")
-        found = self._read("search.csv", lambda file: _read_cells(file, COLUMNS["search.csv"]))
-        self.search = pd.DataFrame(columns=COLUMNS["search.csv"]) if found is None else found
         self.results, results = _parted(self.results)
         self.rounds, rounds = _parted(self.rounds)
         self.backdoor, backdoor = _parted(self._table("backdoor.csv"))
         self.summary, self.predictions = _parted(self.summary)[0], _parted(self.predictions)[0]
         self.attacked = AttackedRows(results, rounds, backdoor)
+        found = self._read("search.csv", lambda file: _read_cells(file, COLUMNS["search.csv"]))
+        self.search = pd.DataFrame(columns=COLUMNS["search.csv"]) if found is None else found
         if self.results.empty:
             raise ResultsError(
                 "P501", "results.csv has no rows, so there is nothing to report.", "Run the study again to resume it."

@@ -127,9 +127,9 @@ class _Runner:
         self.engines: list[Engine] = []
         self.steps = name_steps(self.declaration.data, opened.features, opened.covariates)
         self.split_notes: list[str] = []
+        self.attack = study_attack(study, opened)
         metric = "dice" if self.declaration.task == "segmentation" else self.declaration.metrics[0]
         self.search = Searching(self.declaration, folder, metric)
-        self.attack = study_attack(study, opened)
 
     def close(self) -> None:
         """End worker processes."""
@@ -146,8 +146,8 @@ class _Runner:
         torch.set_num_threads(plan.threads)
         engine, local = self._engines(plan)
         folds = {number: self._prepare(engine, local, number) for number in range(self.declaration.folds or 1)}
-        self.search.check(folds)
         self._check_left_cases(folds)
+        self.search.check(folds)
         harmonised = self._describe(engine)
         self.folder.begin(plan, self.opened.fingerprint)  # not before study and data are known to fit
         if self.declaration.initial_weights is not None:

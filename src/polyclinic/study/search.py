@@ -96,7 +96,7 @@ class Searching:
             for trial in range(count):
                 tried = tuple(self._short(own[trial].method) for own in candidates)
                 runs = [(seed, number) for number in folds for seed in self.declaration.search_seeds]
-                trials.append([Job(tried, seed, number, without, trial, count) for seed, number in runs])
+                trials.append([Job(tried, seed, number, without, trial=trial, trials=count) for seed, number in runs])
             self._trials |= {(method.label, fold, without): trials for method in methods}
             planned += [job for jobs in trials for job in jobs]
         return planned
