@@ -574,6 +574,20 @@ def test_stacked_sites_search_as_well(finished, tmp_path):
     np.testing.assert_allclose(stacked["score"], sequential["score"], atol=1e-4)
 
 
+def test_no_site_is_corrupt_in_a_search_and_the_attacked_training_has_its_values(tmp_path):
+    """Without an attack the search is the same; with the chosen values alone the attacked predictions are the same."""
+    entries = small(tmp_path, nested=False, methods={}) | {"methods": ["fedavg"]}
+    entries["attack"] = {"sites": ["Celle"], "label_flip": {}}
+    attacked = run(entries, tmp_path, "attacked")
+    clean = run({key: value for key, value in entries.items() if key != "attack"}, tmp_path, "clean")
+    assert (attacked.folder / "search.csv").read_bytes() == (clean.folder / "search.csv").read_bytes()
+    row = attacked.search[attacked.search["chosen"]].iloc[0]
+    assert row[LR] == 0.3, "or the attacked training would show nothing"
+    again = run(with_values(entries, "fedavg", {LR: row[LR], "mu": float("nan")}), tmp_path, "again")
+    assert again.predictions.equals(attacked.predictions)
+    assert set(again.predictions["method"]) == {"fedavg", "fedavg (attacked)"}
+
+
 # Trials that fail -----------------------------------------------------------------------------------------------------
 
 
