@@ -143,6 +143,14 @@ def test_all_choices_are_drawn_as_often():
     assert all(abs(drawn.count(name) - 1000) < 100 for name in "abc"), "3.9 standard errors"
 
 
+def test_parameters_are_drawn_one_without_regard_to_the_other():
+    space = {LR: {"uniform": [0.1, 0.9]}, MOMENTUM: {"uniform": [0.1, 0.9]}}
+    found = tried(searching("fedprox", trials=101, parameters=space, methods={"fedprox": {"mu": {"uniform": [0, 1]}}}),
+                  "fedprox")  # fmt: skip
+    correlations = np.corrcoef([[values[name] for values in found[1:]] for name in (LR, MOMENTUM, "mu")])
+    assert np.abs(correlations - np.eye(3)).max() < 0.3, "three standard errors"
+
+
 def test_values_are_put_where_their_names_say():
     methods = [
         {"fedavg": {"server": {"fedadam": {"lr": 0.1}}, "local": [{"proximal": {"mu": 0.5}}], "label": "all"}},
@@ -564,6 +572,20 @@ def test_stacked_sites_search_as_well(finished, tmp_path):
     )
     assert stacked.drop(columns=["score"]).equals(sequential.drop(columns=["score"]))
     np.testing.assert_allclose(stacked["score"], sequential["score"], atol=1e-4)
+
+
+def test_no_site_is_corrupt_in_a_search_and_the_attacked_training_has_its_values(tmp_path):
+    """Without an attack the search is the same; with the chosen values alone the attacked predictions are the same."""
+    entries = small(tmp_path, nested=False, methods={}) | {"methods": ["fedavg"]}
+    entries["attack"] = {"sites": ["Celle"], "label_flip": {}}
+    attacked = run(entries, tmp_path, "attacked")
+    clean = run({key: value for key, value in entries.items() if key != "attack"}, tmp_path, "clean")
+    assert (attacked.folder / "search.csv").read_bytes() == (clean.folder / "search.csv").read_bytes()
+    row = attacked.search[attacked.search["chosen"]].iloc[0]
+    assert row[LR] == 0.3, "or the attacked training would show nothing"
+    again = run(with_values(entries, "fedavg", {LR: row[LR], "mu": float("nan")}), tmp_path, "again")
+    assert again.predictions.equals(attacked.predictions)
+    assert set(again.predictions["method"]) == {"fedavg", "fedavg (attacked)"}
 
 
 # Trials that fail -----------------------------------------------------------------------------------------------------
