@@ -321,9 +321,12 @@ def bulyan(*, corrupt: NonNegativeInt = 1) -> Method:
 
 @method("geometric_median", _CORRUPT, "The point with the smallest sum of distances to all models.",
         "Pillutla et al., IEEE TSP 2022")  # fmt: skip
-def geometric_median() -> Method:
+def geometric_median(
+    *, tolerance: PositiveFloat = 1e-6, steps: PositiveInt = 1000, smoothing: PositiveFloat = 1e-6
+) -> Method:
     """Robust federated aggregation (RFA)."""
-    return Method(server=[("geometric_median", {})])
+    options = {"tolerance": tolerance, "steps": steps, "smoothing": smoothing}
+    return Method(server=[("geometric_median", options)])
 
 
 @method("dos", _CORRUPT, "Sites that are outliers by distance count less.", "Alkhunaizi et al., MICCAI 2022")
