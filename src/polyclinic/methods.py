@@ -188,7 +188,7 @@ def apfl(*, mixture: Annotated[float, Field(ge=0, le=1)] = 0.5, learn_mixture: b
     return Method(personal=("apfl", {"mixture": mixture, "learn_mixture": learn_mixture}))
 
 
-@method("moon", "client end: domain shift", "Features are held near the shared model's, away from the last local one's.",
+@method("moon", "client end: domain shift", "Features are held near the shared model's, away from the last local ones.",
         "Li et al., CVPR 2021")  # fmt: skip
 def moon(*, mu: NonNegativeFloat = 1.0, temperature: PositiveFloat = 0.5) -> Method:
     """FedAvg with a contrast between models in the loss."""

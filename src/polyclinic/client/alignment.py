@@ -18,14 +18,14 @@ from polyclinic.state import FlatModule
 class ModelContrastive(LossRule):
     """MOON: features shall be like the received model's and unlike those of the site's own model of its last round.
 
-    Adds μ · mean of −log(e^{cos(z, z_glob)/T} / (e^{cos(z, z_glob)/T} + e^{cos(z, z_prev)/T})), where z are the features
+    Adds μ · mean of −log(e^{cos(z, z_glob)/T} / (e^{cos(z, z_glob)/T} + e^{cos(z, z_prev)/T})), where z is the features
     before the head, averaged over places. The two other models are run as in evaluation: with their running statistics
     and without dropout. As long as a site has not trained, its model of the last round is the first model, so the term
     is constant in the first round.
 
     Source: Li et al., Model-contrastive federated learning, CVPR 2021, equation 3. There z comes from a projection head
-    of two layers that is added to the network; here networks are left as they are. The authors' code leaves the term out
-    in the first round, where its gradient is zero.
+    of two layers that is added to the network; here networks are left as they are. The authors' code leaves the term
+    out in the first round, where its gradient is zero.
 
     Args:
         mu: μ; 0 changes nothing.
