@@ -41,8 +41,8 @@ def sigmoid(value):
 
 # Numbers worked out by hand -------------------------------------------------------------------------------------------
 #
-# A model with one weight in its body and one in its head, both 1 at the start: logits (h b x, -h b x), so class 0 has the
-# probability s(2 h b x). Site A has one case x = 1 of class 0: its loss -log s(2 h b) has the gradient
+# A model with one weight in its body and one in its head, both 1 at the start: logits (h b x, -h b x), so class 0 has
+# the probability s(2 h b x). Site A has one case x = 1 of class 0: its loss -log s(2 h b) has the gradient
 # -2 (1 - s(2 h b)) (h, b) for (b, h). Site B has three cases x = 2 of class 1: loss -log s(-4 h b), gradient
 # 4 s(4 h b) (h, b). The learning rate is 0.1, so A moves b by 0.2 (1 - s(2 h b)) h and B by -0.4 s(4 h b) h.
 

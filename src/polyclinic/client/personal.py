@@ -145,7 +145,7 @@ class Ditto(Personal):
 
     def end(self, memory: Memory, personal: Tensor | None, companion: Companion | None) -> Memory:
         """v_k after the round."""
-        return memory if personal is None else {"model": personal}
+        return memory if personal is None else {"model": personal.clone()}
 
 
 @PERSONAL.add("head_then_body")

@@ -70,7 +70,7 @@ class Run:
         self.own = self.private.take(initial).clone()
         self.rule_memory: list[Memory] = [rule.initial(self.about) for rule in self.work.rules]
         self.personal_memory = self.personal.initial(self.about)
-        self.best, self.best_personal = self.own.clone(), dict(self.personal_memory)
+        self.keep()
         self.optimizer_states: list[dict[str, Tensor]] = [{} for _ in self.phases]
         self._check_batches()
 
@@ -145,7 +145,8 @@ class Run:
 
     def keep(self) -> None:
         """The round just done is the best so far."""
-        self.best, self.best_personal = self.own.clone(), dict(self.personal_memory)
+        self.best = self.own.clone()
+        self.best_personal = {name: tensor.clone() for name, tensor in self.personal_memory.items()}
 
     @property
     def keeps_memory(self) -> bool:
