@@ -4,9 +4,21 @@ import math
 
 import pytest
 import torch
+import yaml
 from torch import nn
 
-from helpers import SIZES, Federation, catalogued, declare, recorded, site_of, table_sites
+import polyclinic
+from helpers import (
+    SIZES,
+    Federation,
+    catalogued,
+    declare,
+    recorded,
+    site_of,
+    table_site,
+    table_sites,
+    write_table_study,
+)
 from polyclinic.client.stacked import StackedTrainer
 from polyclinic.client.train import train
 from polyclinic.communication.message import Message
@@ -184,11 +196,21 @@ def test_only_the_head_or_only_the_body_is_common_and_normalisation_belongs_to_t
         assert same is ((role is Role.HEAD) is shares_head)
 
 
-@pytest.mark.parametrize("method", ["fedper", "lg_fedavg", "fedrep"])
-def test_a_model_that_is_only_a_head_is_refused(method):
-    """It would be training alone under another name."""
-    with pytest.raises(StudyError, match=r"P104 .*logistic.* body"):
-        trained(method, model="logistic")
+@pytest.mark.parametrize("method", ["fedper", "fedrep"])
+def test_a_model_that_is_only_a_head_is_refused(method, tmp_path):
+    entries = write_table_study(tmp_path, {"Aachen": 20, "Bonn": 20}) | {"model": "logistic", "methods": [method]}
+    (tmp_path / "study.yaml").write_text(yaml.safe_dump(entries))
+    with pytest.raises(StudyError, match=f"P104 {method} shares the body of the model, and there is none in logistic"):
+        polyclinic.Study.read(tmp_path / "study.yaml").run(tmp_path / "results")
+
+
+def test_a_model_without_a_head_can_not_be_trained_in_turn():
+    with catalogued("headless", lambda shape, outputs: (nn.Linear(shape[0], outputs), [])):
+        federation = Federation({"Aachen": table_site("Aachen", 9)}, ["fedrep"], model="headless")
+        with pytest.raises(
+            TrainingError, match="P302 The model has nothing but a body, and head_then_body trains both"
+        ):
+            federation.rounds()
 
 
 # FedRep ---------------------------------------------------------------------------------------------------------------

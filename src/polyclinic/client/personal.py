@@ -67,7 +67,9 @@ class Personal(ABC):  # noqa: B024 - each changes some of it
         shares: what a method may share with it, keys of `polyclinic.methods.SHARES`; empty for anything.
     """
 
-    unseen: ClassVar[str] = "the shared model"
+    unseen: ClassVar[str] = (
+        "the shared model, or the mean of all sites' predictions where sites keep a part of the model"
+    )
     not_stackable: ClassVar[str] = ""
     keeps_optimizer: ClassVar[bool] = True
     mixed_precision: ClassVar[bool] = True
@@ -105,8 +107,6 @@ PERSONAL: Catalogue[type[Personal]] = Catalogue("personal model")
 @PERSONAL.add("shared_model")
 class SharedModel(Personal):
     """No personal model: the site's own cases get the shared one, with whatever the site does not share."""
-
-    unseen = "the shared model, or the mean of all sites' predictions where sites keep a part of the model"
 
 
 @PERSONAL.add("ditto")
@@ -161,7 +161,7 @@ class HeadThenBody(Personal):
         head_epochs: passes of the head's training in a round; the body does the study's local work.
     """
 
-    unseen = "the mean of the predictions of all sites' models"
+    unseen = "the mean of all sites' predictions"
     keeps_optimizer = False
     shares = ("body",)
 
@@ -184,7 +184,7 @@ class AdaptiveMixture(Personal):
 
     With each step of w on a batch also v ← v − η α ∇F_k(v̄), by an optimiser of the same kind; once a round, at its
     first step, α ← α − η ⟨v − w, ∇F_k(v̄)⟩, clipped to [0, 1]. Statistics of normalisation layers are the mixture's
-    own. What gradient rules add is for w only; terms of loss rules count for both.
+    own. What gradient rules add is for w only; terms of loss rules and weights of classes count for both.
 
     Source: Deng et al., Adaptive personalized federated learning, arXiv 2003.13461, algorithm 1. As there and unlike in
     the authors' code, v̄ in a step is that of before the step of w, and α is not drawn towards 0 besides.

@@ -17,7 +17,6 @@ from polyclinic.communication.message import Message
 from polyclinic.communication.topology import TOPOLOGIES
 from polyclinic.data.scaling import Scaler, Summary, merge
 from polyclinic.engine import Engine, LocalEngine
-from polyclinic.errors import StudyError
 from polyclinic.methods import SHARES, Method
 from polyclinic.rounds import Checkpoint, Plan, Progress, Row, run_rounds
 from polyclinic.seeds import derive_seed
@@ -179,12 +178,6 @@ class JobRunner:
         selection = method.selection(self.template.layout)
         server = build_server(method.server)
         rules = {name: LOCAL_RULES[name](**options) for name, options in method.local}
-        if method.share in ("body", "head") and (selection.everything or not selection.size):
-            lacks = "head" if selection.everything == (method.share == "body") else "body"
-            raise StudyError(
-                "P104", f"{study.label} shares the {method.share} of the model, and {self.declaration.model_part[0]} "
-                f"has no {lacks}.", "Use a model with hidden layers and a head, or a method that shares all.",
-            )  # fmt: skip
         keeps = not selection.everything or method.personal is not None
         cases = {site: float(fold.train.get(site, 1)) for site in sites}
         metric = "dice" if self.declaration.task == "segmentation" else self.primary
