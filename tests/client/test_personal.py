@@ -276,6 +276,21 @@ def test_scaffold_learns_from_the_phase_that_trains_what_is_shared():
     close(federation.engine.members["Aachen"].run.rule_memory[0]["control"][body], change / 0.2, 1e-5)
 
 
+def test_a_time_budget_by_the_clock_leaves_every_phase_one_step():
+    training = {"time_budget": 1e-9, "local_epochs": 3}
+    _, rows = Federation(table_sites(), [{"fedrep": {"head_epochs": 2}}], model=BATCH, training=training).rounds()
+    assert [row["steps"] for row in rows] == [2] * len(SIZES)
+
+
+def test_feddyn_learns_nothing_of_what_stays_at_the_site():
+    federation, _ = trained({"feddyn": {"share": "body"}}, model=BATCH, training={"rounds": 2})
+    for member in federation.engine.members.values():
+        gradient = torch.zeros(federation.template.layout.size)
+        gradient[: federation.template.layout.trainable] = member.run.rule_memory[0]["gradient"]
+        assert gradient.any()
+        assert not member.run.private.take(gradient).any()
+
+
 @pytest.mark.parametrize("share", ["no_norm", "body", "head"])
 def test_control_variates_tell_nothing_of_what_stays_at_the_site(share):
     method = {"scaffold": {"share": share}}
@@ -497,11 +512,14 @@ def test_what_makes_no_sense_is_refused(entries, message):
 
 
 @pytest.mark.parametrize("personal", ["ditto", "apfl", {"head_then_body": {"head_epochs": 1}}], ids=str)
-@pytest.mark.parametrize("local", ["proximal", "control_variates", "model_contrastive", "label_shares"])
-@pytest.mark.parametrize("topology", ["star", "cyclic"])
+@pytest.mark.parametrize(
+    ("local", "topology"),
+    [
+        *((rule, "star") for rule in ("proximal", "control_variates", "model_contrastive", "label_shares")),
+        *((rule, "cyclic") for rule in ("proximal", "model_contrastive")),  # the others need a server
+    ],
+)
 def test_personal_models_go_with_every_local_rule(personal, local, topology):
-    if topology == "cyclic" and local in ("control_variates", "label_shares"):
-        pytest.skip("refused: it needs a server")
     share = "body" if isinstance(personal, dict) else "all"
     parts = {"personal": personal, "local": [local], "share": share, "topology": topology}
     method = {"fedavg": {**parts, "label": "all of it"}}
