@@ -32,6 +32,7 @@ from polyclinic.engine.processes import ProcessEngine, read_frame, write_frame
 from polyclinic.models import build_model
 from polyclinic.rounds import Checkpoint, run_rounds
 from polyclinic.server.mean import Mean
+from polyclinic.server.rules import ServerRound, Update
 from polyclinic.site.run import build_work
 from polyclinic.study.declaration import Declaration
 from polyclinic.study.jobs import Fold, Job, JobRunner, work_fields
@@ -40,13 +41,13 @@ from polyclinic.tasks import Task, build_task
 REPEATS = 5
 
 
-def study(model: dict[str, object], task: str, batch_size: int, rounds: int) -> Declaration:
+def study(model: dict[str, object], task: str, batch_size: int, rounds: int, method: object = "fedavg") -> Declaration:
     """A study of one method; its data entries are never read."""
     image = {"image": "image", "mask": "mask", "size": [8, 8]}
     data = {"table": "-", "site": "site", **(image if task == "segmentation" else {"features": "*", "label": "label"})}
     optimizer = {"sgd": {"lr": 0.05, "momentum": 0.9}}
     return Declaration.check({
-        "data": data, "task": task, "model": model, "methods": ["fedavg"],
+        "data": data, "task": task, "model": model, "methods": [method],
         "training": {"rounds": rounds, "batch_size": batch_size, "optimizer": optimizer},
         "evaluation": {"best_round": "last"},
     })  # fmt: skip
@@ -62,7 +63,9 @@ class Ours:
         name, options = declaration.model_part
         template = build_model(name, options, shape, outputs)
         method = declaration.study_methods[0]
-        work = build_work(work_fields(method.method, method.training, mixed=False), False, [])
+        work = build_work(
+            work_fields(method.method, method.training, [], mixed=False), False, list(method.method.local)
+        )
         self.plan = choose_plan(
             mode="auto", device="cpu", threads=None, workers=None, model=template, works=[work], shape=shape,
             cases=[len(cases) for cases in data.values()], passes=1000,
@@ -74,8 +77,9 @@ class Ours:
                 data, workers=self.plan.workers, threads=self.plan.worker_threads, folders=dict.fromkeys(data)
             )
         request = Message({
-            "fold": 0, "folds": None, "validation": 0.0, "split_seed": 0, "small_sites": "train", "scaling": "none",
-            "imputation": "mean", "augmentation": [], "classes": outputs,
+            "fold": 0, "folds": None, "validation": 0.0, "split_seed": 0, "small_sites": "train",
+            "steps": [["own_scaling", {"standardise": False, "imputation": "mean"}]], "augmentation": [],
+            "classes": outputs,
         })  # fmt: skip
         self.engine.ask("prepare", dict.fromkeys(data, request))
         cases = {site: len(found) for site, found in data.items()}
@@ -88,15 +92,16 @@ class Ours:
         self.checkpoint = workdir / "checkpoint"
 
     def rounds(self) -> list[float]:
-        """Seconds of each round but the first, which warms up."""
+        """Seconds of each round but the first, which warms up; ``traffic`` is then that of a site in the last one."""
         times = [time.perf_counter()]
         threads = torch.get_num_threads()
         torch.set_num_threads(self.plan.threads)
         folder = Path(tempfile.mkdtemp(dir=self.checkpoint.parent))
-        run_rounds(
+        _, rows = run_rounds(
             self.make(), self.engine, checkpoint=Checkpoint(folder),
             report=lambda done, total: times.append(time.perf_counter()),
         )  # fmt: skip
+        self.traffic = (rows[-1]["bytes_up"], rows[-1]["bytes_down"])
         torch.set_num_threads(threads)
         return [after - before for before, after in pairwise(times[1:])]
 
@@ -294,9 +299,9 @@ def adding() -> None:
 
     def mean() -> None:
         rule = Mean()
-        rule.start(state, size, 16.0)
-        for update in updates:
-            rule.add(update, 1.0)
+        rule.begin(ServerRound(0, state, size, 16.0))
+        for number, update in enumerate(updates):
+            rule.add(Update(f"site{number}", update, 1.0))
         rule.finish()
 
     def read() -> None:
@@ -325,15 +330,15 @@ def adding_memory() -> None:
         for number in range(16):
             yield torch.full((size,), float(number))
 
-    Mean().start(torch.zeros(8), 8, 1.0)
+    Mean().begin(ServerRound(0, torch.zeros(8), 8, 1.0))
     torch.zeros(8).mul(2.0).add_(torch.full((8,), 1.0), alpha=0.5)
     pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
     before = pages * resource.getpagesize() / 1024
     state = torch.zeros(size).fill_(1.0)
     rule = Mean()
-    rule.start(state, size, 16.0)
+    rule.begin(ServerRound(0, state, size, 16.0))
     for update in arriving():
-        rule.add(update, 1.0)
+        rule.add(Update("site", update, 1.0))
         del update
     rule.finish()
     peak = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024 / (4 * size / 2**20)

@@ -39,7 +39,7 @@ from polyclinic.options import describe_options
 from polyclinic.server import SERVER_RULES
 from polyclinic.site import Site, Workspace
 from polyclinic.site.evaluation import MASK_THRESHOLDS
-from polyclinic.study.declaration import Declaration, EngineOptions, Evaluation, ReportOptions, Training
+from polyclinic.study.declaration import Declaration, EngineOptions, Evaluation, ReportOptions, Search, Training
 from polyclinic.study.statistics import LEAST_SITES
 from polyclinic.tasks import TASKS
 from polyclinic.tasks.metrics import METRICS, threshold_grid
@@ -55,6 +55,7 @@ PARTS: dict[str, type[BaseModel]] = {
     "`patch`": Patch,
     "`training`": Training,
     "`evaluation`": Evaluation,
+    "`search`": Search,
     "`engine`": EngineOptions,
     "`report`": ReportOptions,
 }

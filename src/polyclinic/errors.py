@@ -7,6 +7,8 @@ the message alone, without a traceback, and exits with ``exit_status``.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 #: Number -> title. The hundreds tell where to look: 1 study file, 2 data, 3 training, 4 sites and engines, 5 results.
 TITLES = {
     "P101": "The study file can't be read",
@@ -74,11 +76,16 @@ class TrainingError(PolyclinicError):
 
 
 class SiteError(PolyclinicError):
-    """A site, or the process that runs it, failed; names the site and the cause."""
+    """A site, or the process that runs it, failed; names the site and the cause.
 
-    def __init__(self, code: str, message: str, hint: str = "", *, site: str = "") -> None:
+    Where several sites failed, ``causes`` has the number of each failure.
+    """
+
+    def __init__(
+        self, code: str, message: str, hint: str = "", *, site: str = "", causes: Iterable[str] = ()
+    ) -> None:  # fmt: skip
         super().__init__(code, message, hint)
-        self.site = site
+        self.site, self.causes = site, tuple(causes)
 
 
 class ResultsError(PolyclinicError):

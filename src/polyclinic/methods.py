@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
 from polyclinic.options import Catalogue
 from polyclinic.server.optimizers import Decay
@@ -331,3 +331,63 @@ def afl(*, lr: NonNegativeFloat = 0.1) -> Method:
 def fedce(*, mode: Literal["plus", "times"] = "plus") -> Method:
     """Contribution by direction, and by the error of the model without the site."""
     return Method(server=[("fedce", {"mode": mode})])
+
+
+_CORRUPT = "server end: corrupt sites"
+
+
+@method("median", _CORRUPT, "Every weight is the median of the sites' values.", "Yin et al., ICML 2018")
+def median() -> Method:
+    """The coordinate-wise median."""
+    return Method(server=[("median", {})])
+
+
+@method("trimmed_mean", _CORRUPT, "Every weight is the mean without the highest and lowest values.",
+        "Yin et al., ICML 2018")  # fmt: skip
+def trimmed_mean(*, trim: NonNegativeInt = 1) -> Method:
+    """The coordinate-wise trimmed mean."""
+    return Method(server=[("trimmed_mean", {"trim": trim})])
+
+
+@method("krum", _CORRUPT, "The one model that is nearest to most others.", "Blanchard et al., NeurIPS 2017")
+def krum(*, corrupt: NonNegativeInt = 1) -> Method:
+    """Krum."""
+    return Method(server=[("krum", {"corrupt": corrupt})])
+
+
+@method("multi_krum", _CORRUPT, "The mean of the models that are nearest to most others.",
+        "Blanchard et al., NeurIPS 2017")  # fmt: skip
+def multi_krum(*, corrupt: NonNegativeInt = 1, keep: PositiveInt | None = None) -> Method:
+    """Multi-Krum."""
+    return Method(server=[("multi_krum", {"corrupt": corrupt, "keep": keep})])
+
+
+@method("bulyan", _CORRUPT, "Krum again and again, then a trimmed mean of those chosen.", "El Mhamdi et al., ICML 2018")
+def bulyan(*, corrupt: NonNegativeInt = 1) -> Method:
+    """Bulyan."""
+    return Method(server=[("bulyan", {"corrupt": corrupt})])
+
+
+@method("geometric_median", _CORRUPT, "The point with the smallest sum of distances to all models.",
+        "Pillutla et al., IEEE TSP 2022")  # fmt: skip
+def geometric_median() -> Method:
+    """Robust federated aggregation (RFA)."""
+    return Method(server=[("geometric_median", {})])
+
+
+@method("dos", _CORRUPT, "Sites that are outliers by distance count less.", "Alkhunaizi et al., MICCAI 2022")
+def dos() -> Method:
+    """Distance-based outlier suppression."""
+    return Method(server=[("dos", {})])
+
+
+@method("fltrust", _CORRUPT, "Sites count by how far they go the way of a trusted site.", "Cao et al., NDSS 2021")
+def fltrust(*, trusted: str) -> Method:
+    """FLTrust, with a trusted site in the place of the server's own data."""
+    return Method(server=[("fltrust", {"trusted": trusted})])
+
+
+@method("norm_bound", _CORRUPT, "Changes longer than a bound are shortened.", "Sun et al., 2019")
+def norm_bound(*, bound: PositiveFloat | Literal["median"] = "median") -> Method:
+    """A mean of changes of bounded length."""
+    return Method(server=[("norm_bound", {"bound": bound})])

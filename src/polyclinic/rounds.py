@@ -282,6 +282,7 @@ def _is_quorum(plan: Plan, progress: Progress, failures: dict[str, PolyclinicErr
             f"In round {progress.done + 1} {answered} of {asked} sites answered, {needed} are needed. "
             f"{causes}",
             "Mend the sites named, or set a lower `training: {quorum: ...}`.",
+            causes=[error.code for error in failures.values()],
         )  # fmt: skip
     progress.failures.append(f"Round {progress.done + 1} went on without {', '.join(failures)}. {causes}")
     return True
@@ -300,7 +301,7 @@ def _choose(plan: Plan, engine: Engine, progress: Progress, rows: list[Row], sil
     groups = {"federation": active} if plan.together else {site: [site] for site in active}
     better = list[str]()
     for group, members in groups.items():
-        score = _score(plan, [found[site] for site in members])
+        score = validation_score(plan, [found[site] for site in members])
         best = progress.best.get(group)
         if best is None or score is None or score < best[0]:
             progress.best[group] = (float("inf") if score is None else score, progress.done)
@@ -313,7 +314,7 @@ def _choose(plan: Plan, engine: Engine, progress: Progress, rows: list[Row], sil
         engine.ask("keep", dict.fromkeys(better, Message()))
 
 
-def _score(plan: Plan, found: Iterable[dict[str, Any]]) -> float | None:
+def validation_score(plan: Plan, found: Iterable[dict[str, Any]]) -> float | None:
     """What the best round has lowest: the mean over validation cases; None if there is nothing to choose by."""
     sign = -1.0 if plan.choose_by == "metric" and plan.higher_is_better else 1.0
     known = [(f["cases"], f[plan.choose_by]) for f in found if f[plan.choose_by] is not None]

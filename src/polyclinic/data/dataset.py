@@ -27,6 +27,7 @@ class Dataset:
         augments: whether training batches are changed at random (augmentation, or boxes cut from volumes).
         patch: the boxes on which a network is trained, or None for whole images.
         spacing: size of a pixel along each axis in millimetres, or None; see ``SiteData``.
+        unscaled: the inputs before scaling, see ``SiteData``; not of a pool.
 
     Args:
         data: the site's cases.
@@ -51,9 +52,21 @@ class Dataset:
         self._scaler = scaler
         self._augmentation = augmentation
         self._sites: list[Dataset] = []
-        # Tables are small and are scaled once; images stay bytes until they are used.
-        table = isinstance(data.inputs, Tensor) and data.inputs.ndim == 2
-        self._inputs = scaler.apply(data.table) if table else data.inputs
+        self.unscaled = data.inputs
+        self._inputs = self._scaled(data.inputs)
+
+    def _scaled(self, inputs: Tensor | Volumes) -> Tensor | Volumes:
+        """Tables are small and are scaled once; images stay bytes until they are used."""
+        return self._scaler.apply(inputs) if isinstance(inputs, Tensor) and inputs.ndim == 2 else inputs
+
+    def changed(self, *, inputs: Tensor | Volumes | None = None, targets: Tensor | Volumes | None = None) -> Dataset:
+        """The same cases, scaled in the same way, with other inputs (as ``unscaled``) or other targets."""
+        other = copy(self)
+        if inputs is not None:
+            other.unscaled, other._inputs = inputs, self._scaled(inputs)
+        if targets is not None:
+            other.targets = targets
+        return other
 
     @staticmethod
     def pool(datasets: list[Dataset], name: str) -> Dataset:

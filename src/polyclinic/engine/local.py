@@ -6,6 +6,7 @@ import logging
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -59,7 +60,8 @@ class LocalEngine(Engine):
         if self.serialise:
             requests = {site: Message.from_bytes(request.to_bytes()) for site, request in requests.items()}
         chosen = {site: requests[site] for site in self.sites if site in requests}
-        replies = self._train_stacked(chosen) if self.stacked and function == "train" else self._each(function, chosen)
+        together = self.stacked and function == "train" and len(chosen) > 1
+        replies = self._train_stacked(chosen) if together else self._each(function, chosen)
         for site, reply in replies:
             again = self.serialise and isinstance(reply, Message)
             yield site, Message.from_bytes(reply.to_bytes()) if again and isinstance(reply, Message) else reply
@@ -105,15 +107,19 @@ class LocalEngine(Engine):
             else:
                 works[site].took(result)
 
-    def pool(self, name: str, sites: list[str]) -> LocalEngine:
-        """One site that has the prepared cases of ``sites`` (inside one process: the reference without privacy)."""
+    def pool(self, name: str, sites: list[str], declaration: dict[str, Any] | None = None) -> LocalEngine:
+        """One site that has the prepared cases of ``sites`` (inside one process: the reference without privacy).
+
+        They are the cases that the sites have under ``declaration``, which may make some of them corrupt.
+        """
         members = [self.members[site] for site in sites]
-        dataset = Dataset.pool([member.dataset for member in members], name)
+        cases = [member.cases(declaration or {}) for member in members]
+        dataset = Dataset.pool([dataset for dataset, _ in cases], name)
         offsets = [0]
         for member in members:
             offsets.append(offsets[-1] + len(member.data))
         parts = {
-            part: torch.cat([getattr(m.parts, part) + offset for m, offset in zip(members, offsets, strict=False)])
+            part: torch.cat([getattr(own, part) + offset for (_, own), offset in zip(cases, offsets, strict=False)])
             for part in ("train", "validation", "test")
         }
         engine = LocalEngine({}, device=str(self.workspace.device))

@@ -1,6 +1,6 @@
 """Server end: how the updates of the sites become the next global state."""
 
-from polyclinic.server import drift, fairness, mean, optimizers, selection, similarity
+from polyclinic.server import drift, fairness, mean, optimizers, robust, selection, similarity
 from polyclinic.server.rules import SERVER_RULES, ServerRule, build_server
 
 __all__ = [
@@ -11,6 +11,7 @@ __all__ = [
     "fairness",
     "mean",
     "optimizers",
+    "robust",
     "selection",
     "similarity",
 ]

@@ -6,6 +6,7 @@ import logging
 import re
 import time
 import traceback
+from copy import copy
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from polyclinic.client.train import train
 from polyclinic.communication.message import Message
 from polyclinic.data.augmentation import Augmentation
 from polyclinic.data.cases import SiteData
+from polyclinic.data.corruption import Backdoor, corrupted
 from polyclinic.data.dataset import Dataset
 from polyclinic.data.preparation import Prepared, SharedStep, build_steps
 from polyclinic.data.scaling import summarise
@@ -185,15 +187,24 @@ class Site:
         """Take over prepared cases (the pool of several sites, inside one process only)."""
         self.dataset, self.parts, self.fold = dataset, parts, fold
 
+    def cases(self, declaration: dict[str, Any]) -> tuple[Dataset, Parts]:
+        """The site's prepared cases, corrupted where the declaration makes this site a bad one (a simulation)."""
+        corruption = declaration.get("corrupt", {}).get(self.name)
+        if corruption is None:
+            return self.dataset, self.parts
+        names = (declaration["seed"], self.name, declaration["fold"])
+        return corrupted(self.dataset, self.parts, corruption, declaration["classes"], names)
+
     # Training -----------------------------------------------------------------------------------------------------
 
     def _start(self, request: Message) -> Message:
         declaration = request.fields
         task = evaluation.task_of(declaration)
         model = self.workspace.model(declaration, self.dataset.training_shape, task.outputs)
-        self.run = Run(self.name, declaration, request.tensors["initial"], model, task, self.dataset, self.parts)
+        dataset, parts = self.cases(declaration)
+        self.run = Run(self.name, declaration, request.tensors["initial"], model, task, dataset, parts)
         self._log(f"start {declaration['run']}: shares {', '.join(declaration['share']) or 'nothing'}")
-        return Message({"train": len(self.parts.train), "validation": len(self.parts.validation)}, self.run.announce())
+        return Message({"train": len(parts.train), "validation": len(parts.validation)}, self.run.announce())
 
     def _train(self, request: Message) -> Message:
         started = time.perf_counter()
@@ -222,15 +233,18 @@ class Site:
 
     def _evaluate(self, request: Message) -> Message:
         vectors = [self.run.vector(request.tensors["state"])]
-        return Message(evaluation.score(self.run, vectors, self.parts.validation, request.fields["metric"]))
+        return Message(evaluation.score(self.run, vectors, self.run.parts.validation, request.fields["metric"]))
 
     def _threshold(self, request: Message) -> Message:
-        counts = evaluation.threshold_evidence(self.run, self._vectors(request), self.parts.validation)
+        counts = evaluation.threshold_evidence(self.run, self._vectors(request), self.run.parts.validation)
         return Message({}, {"counts": counts})
 
     def _predict(self, request: Message) -> Message:
-        index = self.parts.test
-        fields, tensors = evaluation.predict(self.run, self._vectors(request), index, request.fields["threshold"])
+        index, run = self.parts.test, self.run
+        if "mark" in request.fields:
+            run = copy(run)
+            run.dataset = Backdoor(**request.fields["mark"]).marked(run.dataset, index)
+        fields, tensors = evaluation.predict(run, self._vectors(request), index, request.fields["threshold"])
         names = [self.pseudonyms[position] for position in index.tolist()]
         return Message({**fields, "subject": [n[0] for n in names], "case": [n[1] for n in names]}, tensors)
 

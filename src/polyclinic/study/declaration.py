@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, PrivateAttr, ValidationError
 
+from polyclinic.audit.poisoning import Attack, read_attack
 from polyclinic.client.optimizers import Named, resolve_optimizer, resolve_schedule
 from polyclinic.client.personal import PERSONAL
 from polyclinic.client.rules import LOCAL_RULES
@@ -105,6 +106,28 @@ class Evaluation(_Part):
     """Resamples of patients for confidence intervals."""
 
 
+class Search(_Part):
+    """The ``search:`` part: values tried on validation data, with the same budget for every method."""
+
+    trials: PositiveInt = 8
+    """Configurations tried for each method; all there are, where there are fewer. The study's own is the first."""
+    parameters: dict[str, Any] = {}
+    """Entry of ``training`` -> values, for every method: ``training.optimizer.sgd.lr: [0.01, 0.1]``. Values are a list,
+    ``{uniform: [low, high]}`` or ``{log: [low, high]}``."""
+    methods: dict[str, dict[str, Any]] = {}
+    """Label or name of a method -> its own parameters, such as ``mu``; they replace shared ones of the same name."""
+    seeds: list[int] | None = None
+    """Model seeds of the trials; default: one that is not among the study's."""
+    nested: bool = True
+    """Whether each fold (and each site left out) has a search of its own, on its own training and validation part."""
+    folds: PositiveInt | None = None
+    """Without ``nested``: on how many folds each trial is run; default 1."""
+    rounds: PositiveInt | None = None
+    """Most rounds of a trial; default: those of the method's training."""
+    choose_by: Literal["loss", "metric"] | None = None
+    """Validation loss, or the metric that the best round can be chosen by; default: as ``best_round``, else loss."""
+
+
 class EngineOptions(_Part):
     """The ``engine:`` part."""
 
@@ -142,6 +165,24 @@ class StudyMethod:
     training: Training
     entry: dict[str, Any]
 
+    @property
+    def course(self) -> str:
+        """Methods with the same text are trained in the same way, so that one training serves them all."""
+        return repr((replace(self.method, tests="own"), self.training))
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A configuration of a method that a search tries.
+
+    Attributes:
+        method: the method with these values.
+        values: name of each parameter -> its value.
+    """
+
+    method: StudyMethod
+    values: dict[str, Any]
+
 
 class Declaration(_Part):
     """A whole study file."""
@@ -152,13 +193,18 @@ class Declaration(_Part):
     model: Entry
     training: Training = Training()
     evaluation: Evaluation = Evaluation()
+    search: Search | None = None
     methods: list[Entry] = ["single", "cross", "ensemble", "mix", "fedavg"]
     seeds: list[int] | None = None
     seed: int | None = None
     engine: EngineOptions = EngineOptions()
     report: ReportOptions = ReportOptions()
+    attack: dict[str, Any] | None = None
+    """Sites that are turned bad in a simulation; see `polyclinic.audit.poisoning`."""
 
+    _attack: Attack | None = PrivateAttr(default=None)
     _methods: list[StudyMethod] = PrivateAttr(default_factory=list)
+    _candidates: dict[str, list[Candidate]] = PrivateAttr(default_factory=dict)
     _model: tuple[str, dict[str, Any]] = PrivateAttr(default=("", {}))
     _network: tuple[str, dict[str, Any]] | None = PrivateAttr(default=None)
     _weights: Path | None = PrivateAttr(default=None)
@@ -182,6 +228,23 @@ class Declaration(_Part):
     def study_methods(self) -> list[StudyMethod]:
         """The methods with their parts."""
         return self._methods
+
+    def candidates(self, method: StudyMethod) -> list[Candidate]:
+        """What a search tries for a method of the study; the first is the method as the study file has it."""
+        return self._candidates.get(method.label, [Candidate(method, {})])
+
+    def with_options(self, method: StudyMethod, options: dict[str, Any]) -> StudyMethod:
+        """A method of the study with other options (all of its entry), under the same label.
+
+        Raises:
+            EntryError: an option does not fit.
+        """
+        return self._method({method.name: {**options, "label": method.label}}, ("methods",))
+
+    @property
+    def corrupted_by(self) -> Attack | None:
+        """What is done to some of the sites, as the study file says it."""
+        return self._attack
 
     @property
     def model_part(self) -> tuple[str, dict[str, Any]]:
@@ -227,6 +290,23 @@ class Declaration(_Part):
         return self.seeds if self.seeds is not None else [self.seed or 0]
 
     @property
+    def search_seeds(self) -> list[int]:
+        """The model seeds of a search's trials."""
+        given = self.search.seeds if self.search else None
+        return given if given is not None else [max(self.all_seeds) + 1]
+
+    @property
+    def search_folds(self) -> int | None:
+        """On how many folds each trial of the one search is run; None where each fold has its own."""
+        return None if self.search is None or self.search.nested else self.search.folds or 1
+
+    @property
+    def search_by(self) -> Literal["loss", "metric"]:
+        """What the best trial is chosen by."""
+        given = self.search.choose_by if self.search else None
+        return given or ("metric" if self.evaluation.best_round == "metric" else "loss")
+
+    @property
     def wants_plan(self) -> bool:
         """Whether grid, boxes or network are to be planned from the sites' images."""
         return self.data.wants_plan or self.model == AUTO
@@ -255,10 +335,17 @@ class Declaration(_Part):
         """The content of a study file that says everything: this study with every default filled in."""
         content = self.model_dump(mode="json", exclude={"seed"})
         content["model"] = {self._model[0]: self._model[1]}
+        del content["attack"]
+        if self._attack is not None:
+            content["attack"] = self._attack.entry()
         content["methods"] = [method.entry for method in self._methods]
         content["seeds"] = self.all_seeds
         content["training"].update(_filled_training(self.training, self.task))
         content["evaluation"].update(folds=self.folds, metrics=self.metrics)
+        if self.search is None:
+            del content["search"]
+        else:
+            content["search"].update(seeds=self.search_seeds, folds=self.search_folds, choose_by=self.search_by)
         return content
 
     # Checks that need more than one entry -------------------------------------------------------------------------
@@ -288,6 +375,8 @@ class Declaration(_Part):
         if self.engine.precision == "mixed" and self.engine.mode == "stacked":
             hint = "Use `mode: sequential`, or `precision: float32`."
             raise EntryError("P104", "Stacked training has no mixed precision.", hint, place=("engine", "precision"))
+        if self.attack is not None:
+            self._attack = read_attack(self.attack, self.task, self.data.image is not None)
         methods = [self._method(entry, ("methods", i)) for i, entry in enumerate(self.methods)]
         labels = [method.label for method in methods]
         for position, label in enumerate(labels):
@@ -306,6 +395,10 @@ class Declaration(_Part):
                     place = ("evaluation", "unseen_sites", position)
                     raise EntryError("P104", f"{name} trains each site alone.", hint, place=place)
         self._methods = methods
+        if self.search is not None:
+            from polyclinic.study.candidates import find_candidates
+
+            self._candidates = find_candidates(self, self.search)
 
     def _method(self, entry: object, place: Place) -> StudyMethod:
         name, given = split_entry(entry, place, "method")

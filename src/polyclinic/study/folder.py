@@ -85,7 +85,8 @@ class Folder:
     def _difference(self, content: object) -> str:
         mine = self._content()
         theirs = content if isinstance(content, dict) else {}
-        return "it differs in " + ", ".join(f"`{key}`" for key in mine if mine[key] != theirs.get(key))
+        keys = {**mine, **theirs}
+        return "it differs in " + ", ".join(f"`{key}`" for key in keys if mine.get(key) != theirs.get(key))
 
     def plan(self, plan: EnginePlan, fingerprint: str) -> EnginePlan:
         """The plan that a resumed study was started with, or ``plan`` for a new one; writes nothing.
@@ -154,6 +155,8 @@ class Folder:
         tables = [frame for frame in outcome.predictions if len(frame)]
         write_table(draft / "predictions.csv", pd.concat(tables) if tables else pd.DataFrame())
         write_table(draft / "rounds.csv", pd.DataFrame(outcome.rounds))
+        if outcome.backdoor:
+            write_table(draft / "backdoor.csv", pd.DataFrame(outcome.backdoor))
         write_atomic(draft / "warnings.json", json.dumps(outcome.warnings))
         if outcome.overlays:
             dice = {"dice": json.dumps(outcome.overlay_dice)}
@@ -166,8 +169,24 @@ class Folder:
         draft.replace(self.jobs / name)
         shutil.rmtree(self.jobs / f"{name}.part", ignore_errors=True)
 
+    def store_trial(self, job: Job, found: dict[str, Any]) -> None:
+        """Write what a trial of a search found, in the same way."""
+        name = self.job_name(job)
+        draft = self.jobs / f"{name}.draft"
+        shutil.rmtree(draft, ignore_errors=True)
+        write_atomic(draft / "trial.json", json.dumps(found))
+        draft.replace(self.jobs / name)
+        shutil.rmtree(self.jobs / f"{name}.part", ignore_errors=True)
+        for checkpoint in self.site_folder().glob(f"*/{name}.round*.safetensors"):
+            checkpoint.unlink()  # a search has many trials, and no one needs their models
+
+    def trial(self, job: Job) -> dict[str, Any]:
+        """What a finished trial found."""
+        found: dict[str, Any] = json.loads((self.jobs / self.job_name(job) / "trial.json").read_text(encoding="utf-8"))
+        return found
+
     def gather(self, jobs: list[Job], name: str) -> pd.DataFrame:
         """One table of all jobs, in the order of the jobs."""
         paths = [self.jobs / self.job_name(job) / name for job in jobs]
-        tables = [read_table(path) for path in paths if path.stat().st_size > 1]
+        tables = [read_table(path) for path in paths if path.is_file() and path.stat().st_size > 1]
         return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame()

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from polyclinic.audit.poisoning import Attack
 from polyclinic.client.optimizers import learning_rates
 from polyclinic.client.rules import LOCAL_RULES, LocalRule
 from polyclinic.communication.message import Message
@@ -18,7 +20,7 @@ from polyclinic.communication.topology import TOPOLOGIES
 from polyclinic.data.scaling import Scaler, Summary, merge
 from polyclinic.engine import Engine, LocalEngine
 from polyclinic.methods import SHARES, Method
-from polyclinic.rounds import Checkpoint, Plan, Progress, Row, run_rounds
+from polyclinic.rounds import Checkpoint, Plan, Progress, Row, run_rounds, validation_score
 from polyclinic.seeds import derive_seed
 from polyclinic.server import ServerRule, build_server
 from polyclinic.site.evaluation import MASK_THRESHOLDS
@@ -38,6 +40,8 @@ from polyclinic.tasks.regression_metrics import regression_metrics
 
 #: Added to the label of a method that is tested at a site it was trained without.
 UNSEEN = " (unseen site)"
+#: Added to the label of a method that was trained with corrupt sites among the others.
+ATTACKED = " (attacked)"
 
 
 @dataclass(frozen=True)
@@ -57,6 +61,13 @@ class Fold:
     test: dict[str, int]
     classes: dict[str, list[int]]
     targets: dict[str, Summary] = field(default_factory=dict)
+
+    def corrupted(self, attack: Attack) -> Fold:
+        """What is known where the training cases of some sites are corrupt: a class may be missing there."""
+        left = attack.corruption().left
+        classes = {site: left(counts) if site in attack.names else counts for site, counts in self.classes.items()}
+        train = {site: cases - sum(self.classes[site]) + sum(classes[site]) for site, cases in self.train.items()}
+        return replace(self, train=train, classes=classes)
 
     @property
     def training_sites(self) -> list[str]:
@@ -78,27 +89,39 @@ class Job:
         seed: model seed.
         fold: number of the fold.
         without: the site left out, for an unseen-site run.
+        attacked: whether the study's corrupt sites are corrupt in this training.
+        trial: number of the configuration that a search tries; None for what is tested.
+        trials: how many are tried.
     """
 
     methods: tuple[StudyMethod, ...]
     seed: int
     fold: int
     without: str | None = None
+    attacked: bool = False
+    trial: int | None = None
+    trials: int = 0
 
     @property
     def title(self) -> str:
         """For progress displays."""
         names = " + ".join(method.label for method in self.methods)
-        return f"{names} without {self.without}" if self.without else names
+        if self.attacked:
+            names += ATTACKED
+        what = f"{names} without {self.without}" if self.without else names
+        return what if self.trial is None else f"search: {what}, trial {self.trial + 1} of {self.trials}"
 
     @property
     def suffix(self) -> str:
         """Ending of the names of this job's files."""
-        return f"-without-{slug(self.without)}" if self.without is not None else ""
+        if self.attacked:
+            return "-attacked"
+        without = f"-without-{slug(self.without)}" if self.without is not None else ""
+        return without if self.trial is None else f"{without}-trial{self.trial}"
 
     def label(self, method: StudyMethod) -> str:
         """Name of the method in the results."""
-        return method.label + (UNSEEN if self.without is not None else "")
+        return method.label + (ATTACKED if self.attacked else UNSEEN if self.without is not None else "")
 
 
 @dataclass
@@ -111,6 +134,7 @@ class Outcome:
         models: file stem -> tensors by name.
         overlays: name -> picture (segmentation).
         overlay_dice: ``METHOD/SITE/RANK`` -> Dice.
+        backdoor: a row a model and site: test cases with the mark of a backdoor, and how many of them it opened.
         warnings: sentences.
     """
 
@@ -119,6 +143,7 @@ class Outcome:
     models: dict[str, dict[str, Tensor]] = field(default_factory=dict)
     overlays: dict[str, Tensor] = field(default_factory=dict)
     overlay_dice: dict[str, float] = field(default_factory=dict)
+    backdoor: list[Row] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
 
 
@@ -132,13 +157,14 @@ class JobRunner:
         template: a network of the study's kind, for its layout and initial weights.
         initial: initial model state ``[P]`` of a seed.
         classes: names of the classes.
+        attack: what is done in jobs that are attacked, see `Attack.on`.
     """
 
     def __init__(
         self, declaration: Declaration, engine: Engine, local: LocalEngine, template: FlatModule,
-        initial: Callable[[int], Tensor], classes: Sequence[str],
+        initial: Callable[[int], Tensor], classes: Sequence[str], attack: Attack | None = None,
     ) -> None:  # fmt: skip
-        self.declaration, self.engine, self.local = declaration, engine, local
+        self.declaration, self.engine, self.local, self.attack = declaration, engine, local, attack
         self.template, self.initial, self.classes = template, initial, classes
         self.primary = declaration.metrics[0]
 
@@ -152,29 +178,65 @@ class JobRunner:
             PolyclinicError: a site failed, or too few answered.
         """
         study = job.methods[0]
-        sites = [site for site in fold.training_sites if site != job.without]
         pooled = study.method.scope == "pool"
-        engine = self.local.pool("+".join(sites), sites) if pooled else self.engine
-        plan = self.plan(job, fold, engine.sites if pooled else sites)
+        plan, engine = self._ready(job, fold)
         if pooled:
             self._start_everywhere(plan)
         progress, rows = run_rounds(plan, engine, checkpoint=checkpoint, report=report)
         outcome = Outcome(warnings=[f"{job.title}: {failure}" for failure in progress.failures])
         models = self._models(plan, engine, progress)
-        tester = Tester(self.engine, self.declaration, self.classes, job, fold)
+        tester = Tester(self.engine, self.declaration, self.classes, job, fold, self.attack)
         for method in job.methods:
             tester.test(method, models, plan.selection, progress.best_state, outcome)
         label = job.label(study)
         names = {"method": label, "seed": job.seed, "fold": job.fold}
         outcome.rounds = [{**names, **row, "site": "pool" if pooled else row["site"]} for row in rows]
-        outcome.models[f"{slug(label)}-seed{job.seed}-fold{job.fold}" + job.suffix] = self._tensors(plan, models)
+        stem = slug(study.label if job.attacked else label)
+        outcome.models[f"{stem}-seed{job.seed}-fold{job.fold}" + job.suffix] = self._tensors(plan, models)
         return outcome
+
+    def attempt(
+        self, job: Job, fold: Fold, *, checkpoint: Checkpoint | None = None,
+        report: Callable[[int, int], None] | None = None,
+    ) -> tuple[float | None, list[str]]:  # fmt: skip
+        """Train a configuration that a search tries; no test case is looked at.
+
+        Returns:
+            The validation score by what the search chooses by, of the round that would be tested; None if it is not a
+            finite number. And sentences about rounds in which a site was left out.
+
+        Raises:
+            PolyclinicError: a site failed, or too few answered.
+        """
+        plan, engine = self._ready(job, fold)
+        plan = replace(plan, choose_by=self.declaration.search_by)
+        progress, rows = run_rounds(plan, engine, checkpoint=checkpoint, report=report)
+        if plan.validate:
+            score = best_score(plan, progress, rows, fold.validation)
+        else:
+            request = Message({"metric": plan.metric}, {"state": progress.state})
+            replies = engine.ask("evaluate", dict.fromkeys(plan.sites, request))
+            score = validation_score(plan, [reply.fields for reply in replies.values()])
+        if score is None or not math.isfinite(score):
+            return None, progress.failures
+        return -score if plan.choose_by == "metric" and plan.higher_is_better else score, progress.failures
+
+    def _ready(self, job: Job, fold: Fold) -> tuple[Plan, Engine]:
+        """What a job's training is given, and who runs it."""
+        sites = [site for site in fold.training_sites if site != job.without]
+        if job.methods[0].method.scope != "pool":
+            return self.plan(job, fold, sites), self.engine
+        name = "+".join(sites)
+        plan = self.plan(job, fold, [name])
+        return plan, self.local.pool(name, sites, plan.declaration)
 
     def plan(self, job: Job, fold: Fold, sites: list[str]) -> Plan:
         """What the federated loop is given for a job trained at ``sites``."""
-        study = job.methods[0]
+        study, attack = job.methods[0], self._attack(job)
         method, training = study.method, study.training
         evaluation = self.declaration.evaluation
+        if attack is not None and not attack.changes_updates:
+            fold = fold.corrupted(attack)
         selection = method.selection(self.template.layout)
         server = build_server(method.server)
         rules = {name: LOCAL_RULES[name](**options) for name, options in method.local}
@@ -203,7 +265,18 @@ class JobRunner:
             reveals=_reveals(rules, server),
             participation=build_participation(training),
             topology=TOPOLOGIES[method.topology](),
+            corrupt=None if attack is None else attack.on_updates(selection.trainable, job.seed),
         )
+
+    def _attack(self, job: Job) -> Attack | None:
+        return self.attack if job.attacked else None
+
+    def _corrupt(self, job: Job) -> dict[str, Any]:
+        """What is said of sites that train on corrupt cases: their names, and what is wrong with the cases."""
+        attack = self._attack(job)
+        if attack is None or attack.changes_updates:
+            return {}
+        return {"corrupt": {site: [attack.name, attack.options] for site in attack.names}}
 
     @staticmethod
     def _keeps_optimizer(method: Method, training: Training) -> bool:
@@ -234,6 +307,7 @@ class JobRunner:
             "seed": job.seed,
             "fold": job.fold,
             "work": work_fields(method, training, list(fold.train), mixed=mixed, class_weights=weights),
+            **self._corrupt(job),
         }
 
     def _class_weights(self, training: Training, fold: Fold, without: str | None) -> list[float] | None:
@@ -344,10 +418,15 @@ class Tester:
         classes: names of the classes.
         job: what was trained.
         fold: the sites' parts.
+        attack: the attack of the study; for a backdoor it is tested whether it opens.
     """
 
-    def __init__(self, engine: Engine, declaration: Declaration, classes: Sequence[str], job: Job, fold: Fold) -> None:
+    def __init__(
+        self, engine: Engine, declaration: Declaration, classes: Sequence[str], job: Job, fold: Fold,
+        attack: Attack | None = None,
+    ) -> None:  # fmt: skip
         self.engine, self.declaration, self.classes, self.job, self.fold = engine, declaration, classes, job, fold
+        self.attack = attack if attack is not None and attack.name == "backdoor" and job.without is None else None
 
     def test(
         self, study: StudyMethod, models: dict[str, Tensor], selection: Selection, state: Tensor, outcome: Outcome
@@ -373,10 +452,28 @@ class Tester:
                 frame.insert(3, "site", site)
                 frame["trained_on"] = trial.trained_on
                 outcome.predictions.append(frame)
+            if self.attack is not None:
+                outcome.backdoor += self._backdoor(self.attack, label, trial, threshold)
             if self._wants_overlays(study.method):
                 for site, reply in self.engine.ask("overlays", requests).items():
                     outcome.overlays |= {f"{label}/{site}/{name}": tensor for name, tensor in reply.tensors.items()}
                     outcome.overlay_dice |= {f"{label}/{site}/{rank}": v for rank, v in reply.fields.items()}
+
+    def _backdoor(self, attack: Attack, label: str, trial: Trial, threshold: float) -> list[Row]:
+        """Of the test cases of other classes than the target, with the mark: how many are predicted as the target."""
+        fields = {"threshold": threshold, "mark": attack.options}
+        requests = {site: Message(fields, sent) for site, sent in trial.test.items()}
+        rows: list[Row] = []
+        for site, reply in self.engine.ask("predict", requests).items():
+            predicted = reply.tensors["probabilities"]
+            decided = (predicted[:, 1] >= threshold).long() if len(self.classes) == 2 else predicted.argmax(1)
+            others = reply.tensors["labels"] != attack.options["target"]
+            rows.append({
+                "method": label, "seed": self.job.seed, "fold": self.job.fold, "trained_on": trial.trained_on,
+                "tested_on": site, "cases": int(others.sum()),
+                "opened": int((decided[others] == attack.options["target"]).sum()),
+            })  # fmt: skip
+        return rows
 
     def _trials(self, method: Method, models: dict[str, Tensor], selection: Selection, state: Tensor) -> list[Trial]:
         tested, without = self.fold.tested_sites, self.job.without
@@ -441,9 +538,25 @@ class Tester:
         return frame
 
     def _wants_overlays(self, method: Method) -> bool:
-        first = self.job.seed == self.declaration.all_seeds[0] and self.job.fold == 0 and self.job.without is None
+        first = self.job == replace(self.job, seed=self.declaration.all_seeds[0], fold=0, without=None, attacked=False)
         shown = self.declaration.task == "segmentation" and self.declaration.report.overlays
         return first and shown and method.tests == "own"
+
+
+def best_score(plan: Plan, progress: Progress, rows: Sequence[Row], cases: Mapping[str, int]) -> float | None:
+    """The validation score of the best round, to be lowered; where each site has its own, the mean over all cases.
+
+    Args:
+        plan: what was run.
+        progress: tells the best round of the federation or of each site.
+        rows: a row a round and site.
+        cases: number of validation cases of each site.
+    """
+    if plan.together:
+        return progress.best["federation"][0]
+    column = f"validation_{plan.metric if plan.choose_by == 'metric' else 'loss'}"
+    best = [row for row in rows if row["round"] == progress.best[row["site"]][1]]
+    return validation_score(plan, [{"cases": cases[row["site"]], plan.choose_by: row[column]} for row in best])
 
 
 def result_rows(predictions: pd.DataFrame, task: str, names: Sequence[str], classes: int) -> pd.DataFrame:

@@ -21,8 +21,10 @@ from polyclinic.study import figures, report_tables
 from polyclinic.study.figures import Panel
 from polyclinic.study.jobs import UNSEEN
 from polyclinic.study.report_answer import ALPHA, answer, headline
+from polyclinic.study.report_attack import attacked
 from polyclinic.study.report_folder import Folder, Overlay
 from polyclinic.study.report_harmonisation import harmonised
+from polyclinic.study.report_search import searched
 
 TEMPLATES = Path(__file__).parent / "templates"
 #: Options of a method that are not worth a word.
@@ -34,6 +36,7 @@ SECTIONS = {
     "sites": "Sites and cases",
     "harmonisation": "Differences between sites",
     "results": "Results",
+    "attack": "Corrupt sites",
     "structures": "Structure by structure",
     "site_results": "Results site by site",
     "cross": "Each site's model at the other sites",
@@ -41,6 +44,7 @@ SECTIONS = {
     "scatter": "Predicted against true",
     "confusion": "Which classes are mixed up",
     "overlays": "Segmentations",
+    "search": "Search for hyper-parameters",
     "convergence": "Training over the rounds",
     "costs": "Time and traffic",
     "warnings": "Warnings",
@@ -105,9 +109,11 @@ def _question(folder: Folder) -> list[tuple[str, str]]:
         "Data": _cases(folder),
         "Model": study.get("model"),
         "Training": study.get("training"),
+        "Hyper-parameters": "searched on validation patients" if not folder.search.empty else None,
         "Test": _split(folder) if evaluation else None,
         "Decision threshold": _threshold(evaluation) if len(folder.classes) == 2 else None,
         "Seeds": seeds,
+        "Corrupt sites": study.get("attack"),
         "Judged by": f"{folder.primary.title} ({folder.primary.name})",
     }
     return [(name, report_tables.plain(value)) for name, value in lines.items() if value not in (None, {}, [], "")]
@@ -385,6 +391,7 @@ CONTENT: dict[str, Callable[[Folder], Any]] = {
     "sites": report_tables.site_rows,
     "harmonisation": harmonised,
     "results": _results,
+    "attack": attacked,
     "structures": report_tables.structure_tables,
     "site_results": _site_results,
     "cross": report_tables.cross_matrix,
@@ -392,6 +399,7 @@ CONTENT: dict[str, Callable[[Folder], Any]] = {
     "scatter": _scatter,
     "confusion": _confusion,
     "overlays": _overlays,
+    "search": searched,
     "convergence": _convergence,
     "costs": report_tables.costs,
     "warnings": lambda folder: folder.warnings,

@@ -16,20 +16,23 @@ from numpy.typing import NDArray
 
 from polyclinic.errors import ResultsError
 from polyclinic.study.figures import Estimate
-from polyclinic.study.jobs import UNSEEN
+from polyclinic.study.jobs import ATTACKED, UNSEEN
 from polyclinic.study.preparing import DESCRIBED
+from polyclinic.study.search import AFTER, BEFORE
 from polyclinic.study.statistics import CROSS
 from polyclinic.tasks.metrics import DISTANCES, METRICS, split_metric, value_range
 
 #: Columns that hold text; pandas would take a site called "NA" for a missing value.
 TEXT = {"method", "site", "trained_on", "tested_on", "metric", "over", "interval", "reasons", "note", "scored",
-        "feature", "stage"}  # fmt: skip
+        "corrupt", "feature", "stage"}  # fmt: skip
 COLUMNS = {
     "results.csv": ["method", "seed", "fold", "trained_on", "tested_on", "metric", "value"],
     "summary.csv": ["method", "metric", "over", "mean", "deviation", "low", "high"],
     "rounds.csv": ["method", "seed", "fold", "round", "site", "seconds", "bytes_up", "bytes_down", "examples", "loss"],
     "predictions.csv": ["method", "seed", "fold", "site"],
     "harmonisation.csv": DESCRIBED,
+    "backdoor.csv": ["method", "seed", "fold", "trained_on", "tested_on", "cases", "opened"],
+    "search.csv": [*BEFORE, *AFTER],
     "sites.csv": ["site", "found", "used", "rejected"],
 }
 WHICH = ("best", "median", "worst")
@@ -88,8 +91,20 @@ class Overlay:
     """Widths of the slices of a volume that stand side by side; empty for an image."""
 
 
+@dataclass(frozen=True)
+class AttackedRows:
+    """Rows of methods that were trained with corrupt sites, under the methods' own labels."""
+
+    results: pd.DataFrame
+    rounds: pd.DataFrame
+    backdoor: pd.DataFrame
+
+
 class Folder:
     """The files of a results folder; what is missing is empty.
+
+    Attributes:
+        attacked: what was found with corrupt sites; all other tables are without.
 
     Raises:
         ResultsError: P501, the folder has no usable ``results.csv``, or a file in it can't be read.
@@ -110,6 +125,13 @@ class Folder:
         self.predictions = self._table("predictions.csv")
         self.site_table = self._table("sites.csv")
         self.harmonisation = self._table("harmonisation.csv")
+        self.results, results = _parted(self.results)
+        self.rounds, rounds = _parted(self.rounds)
+        self.backdoor, backdoor = _parted(self._table("backdoor.csv"))
+        self.summary, self.predictions = _parted(self.summary)[0], _parted(self.predictions)[0]
+        self.attacked = AttackedRows(results, rounds, backdoor)
+        found = self._read("search.csv", lambda file: _read_cells(file, COLUMNS["search.csv"]))
+        self.search = pd.DataFrame(columns=COLUMNS["search.csv"]) if found is None else found
         if self.results.empty:
             raise ResultsError(
                 "P501", "results.csv has no rows, so there is nothing to report.", "Run the study again to resume it."
@@ -266,16 +288,28 @@ def _number(text: str | None) -> float:
 
 
 def _read_table(file: Path, columns: list[str]) -> pd.DataFrame:
+    table = _read_cells(file, columns)
+    for column in table.columns:
+        if column not in TEXT:
+            table[column] = pd.to_numeric(table[column], errors="coerce")
+    return table
+
+
+def _read_cells(file: Path, columns: list[str]) -> pd.DataFrame:
     table = pd.read_csv(
         file, dtype=str, keep_default_na=False, usecols=lambda column: column not in ("subject", "case")
     )
     missing = [column for column in columns if column not in table.columns]
     if missing:
         raise ValueError(f"column {missing[0]!r} is missing")
-    for column in table.columns:
-        if column not in TEXT:
-            table[column] = pd.to_numeric(table[column], errors="coerce")
     return table
+
+
+def _parted(table: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """The rows without corrupt sites, and those with, whose methods get their own labels back."""
+    with_corrupt = table["method"].astype(str).str.endswith(ATTACKED)
+    attacked = table[with_corrupt]
+    return table[~with_corrupt], attacked.assign(method=attacked["method"].str.removesuffix(ATTACKED))
 
 
 def _text(file: Path) -> str:

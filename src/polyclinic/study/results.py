@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 #: Columns that hold text, whatever it looks like (a site may be called 01 or NA).
 TEXT = {"method", "site", "trained_on", "tested_on", "metric", "over", "interval", "subject", "case", "reasons", "note",
-        "feature", "stage"}  # fmt: skip
+        "feature", "stage", "without"}  # fmt: skip
 
 
 def write_table(path: Path, frame: pd.DataFrame) -> None:
@@ -74,6 +74,19 @@ class Results:
     def summary(self) -> pd.DataFrame:
         """Mean, deviation, interval and tests for each method and metric."""
         return read_table(self.folder / "summary.csv")
+
+    @cached_property
+    def search(self) -> pd.DataFrame:
+        """A row a configuration that was tried.
+
+        Raises:
+            ResultsError: P501, the study has no ``search``.
+        """
+        path = self.folder / "search.csv"
+        if not path.is_file():
+            raise ResultsError("P501", "The study searched nothing: there is no search.csv.",
+                               "Give its study file a `search:` part.")  # fmt: skip
+        return read_table(path)
 
     @cached_property
     def sites(self) -> pd.DataFrame:

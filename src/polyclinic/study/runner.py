@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 import torch
 
+from polyclinic.audit.poisoning import Attack
 from polyclinic.client.personal import PERSONAL
 from polyclinic.data.check import check_frame, class_counts
 from polyclinic.data.preparation import SharedStep, build_steps, name_steps
@@ -22,15 +22,18 @@ from polyclinic.errors import DataError, PolyclinicError, StudyError, nearest
 from polyclinic.files import write_atomic
 from polyclinic.models import build_model
 from polyclinic.models.bundle import load_weights
+from polyclinic.options import EntryError
 from polyclinic.site.run import build_work
 from polyclinic.state import FlatModule
 from polyclinic.study.declaration import StudyMethod
 from polyclinic.study.display import Display
 from polyclinic.study.folder import Folder
-from polyclinic.study.jobs import Fold, Job, JobRunner, result_rows, work_fields
+from polyclinic.study.jobs import ATTACKED, UNSEEN, Fold, Job, JobRunner, result_rows, work_fields
 from polyclinic.study.preparing import describe, prepare
+from polyclinic.study.reading import located
 from polyclinic.study.report import write_report
 from polyclinic.study.results import write_table
+from polyclinic.study.search import Searching
 from polyclinic.study.statistics import summarise
 from polyclinic.tasks import TASKS, build_task
 from polyclinic.tasks.segmentation_metrics import metric_columns
@@ -92,7 +95,27 @@ def site_table(study: Study, opened: Opened) -> pd.DataFrame:
         few = f"can't be scored by itself: only {' and '.join(rare)} (at least {least} needed)"
         notes.append("" if enough else few)
     frame["scored"], frame["note"] = scored, notes
+    attack = study_attack(study, opened)
+    if attack is not None:
+        frame["corrupt"] = frame["site"].isin(attack.names)
     return frame
+
+
+def study_attack(study: Study, opened: Opened) -> Attack | None:
+    """What the study does to which sites.
+
+    Raises:
+        StudyError: P103 or P104 with the entry of the study file that does not fit the data.
+    """
+    declaration = study.declaration
+    if declaration.corrupted_by is None:
+        return None
+    try:
+        return declaration.corrupted_by.on(
+            list(opened.sites), opened.classes, opened.features, declaration.all_seeds[0]
+        )
+    except EntryError as error:
+        raise located(error, study.name, study.text) from None
 
 
 class _Runner:
@@ -104,6 +127,9 @@ class _Runner:
         self.engines: list[Engine] = []
         self.steps = name_steps(self.declaration.data, opened.features, opened.covariates)
         self.split_notes: list[str] = []
+        self.attack = study_attack(study, opened)
+        metric = "dice" if self.declaration.task == "segmentation" else self.declaration.metrics[0]
+        self.search = Searching(self.declaration, folder, metric)
 
     def close(self) -> None:
         """End worker processes."""
@@ -121,6 +147,8 @@ class _Runner:
         torch.set_num_threads(plan.threads)
         engine, local = self._engines(plan)
         folds = {number: self._prepare(engine, local, number) for number in range(self.declaration.folds or 1)}
+        self._check_left_cases(folds)
+        self.search.check(folds)
         harmonised = self._describe(engine)
         self.folder.begin(plan, self.opened.fingerprint)  # not before study and data are known to fit
         if self.declaration.initial_weights is not None:
@@ -130,8 +158,8 @@ class _Runner:
             site.write_pseudonyms()
         jobs = self._jobs(folds)
         self.display.planned(plan, len(jobs))
-        self.method_notes = self._same_as_shared(template)
-        runner = JobRunner(self.declaration, engine, local, template, self._initial, self.opened.classes)
+        self.method_notes = [*self._same_as_shared(template), *self._attack_notes()]
+        runner = JobRunner(self.declaration, engine, local, template, self._initial, self.opened.classes, self.attack)
         prepared: tuple[int, str | None] = (len(folds) - 1, None)
         for number, job in enumerate(jobs):
             done = self.folder.is_done(job)
@@ -142,12 +170,19 @@ class _Runner:
             if needed != prepared:
                 self._prepare(engine, local, *needed)
                 prepared = needed
+            if job.trial is not None:
+                self.search.run(runner, job, folds[job.fold], self.display.round)
+                continue
             checkpoint = self.folder.checkpoint(job)
-            outcome = runner.run(job, folds[job.fold], checkpoint=checkpoint, report=self.display.round)
+            settled = self.search.settled(job)
+            outcome = runner.run(settled, folds[job.fold], checkpoint=checkpoint, report=self.display.round)
             self.folder.store(job, outcome)
         if len(harmonised):
             write_table(self.folder.path / "harmonisation.csv", harmonised)
-        self._write(jobs, folds, sites)
+        searched = self.search.table()
+        if len(searched):
+            write_table(self.folder.path / "search.csv", searched)
+        self._write([job for job in jobs if job.trial is None], folds, sites)
 
     def _describe(self, engine: Engine) -> pd.DataFrame:
         """The harmonised features before and after; no rows without harmonisation."""
@@ -162,7 +197,7 @@ class _Runner:
 
     def _check_class_weights(self) -> None:
         classes = self.opened.classes
-        for method in self.declaration.study_methods:
+        for method in self._configurations():
             weights = method.training.class_weights
             if not isinstance(weights, str) and len(weights) != len(classes):
                 raise StudyError(
@@ -170,9 +205,14 @@ class _Runner:
                     f"{len(classes)} classes: {', '.join(classes)}.", "Give one number for each class, in this order.",
                 )  # fmt: skip
 
+    def _configurations(self) -> list[StudyMethod]:
+        """Everything that may be trained: the methods, and what a search tries of them."""
+        declaration = self.declaration
+        return [one.method for method in declaration.study_methods for one in declaration.candidates(method)]
+
     def _check_site_names(self) -> None:
         """Training options that differ between sites must name sites that there are."""
-        for method in self.declaration.study_methods:
+        for method in self._configurations():
             for key in ("local_epochs", "local_steps", "time_budget", "step_seconds"):
                 named = getattr(method.training, key)
                 for site in named if isinstance(named, dict) else ():
@@ -188,6 +228,30 @@ class _Runner:
                     "P104", f"{m.label} shares the {m.method.share} of the model, and there is none in "
                     f"{self.declaration.model_part[0]}.", "Use a model with a body and a head.",
                 )  # fmt: skip
+
+    def _check_left_cases(self, folds: dict[int, Fold]) -> None:
+        """A corrupt site must have cases to train on."""
+        if self.attack is None or self.attack.changes_updates:
+            return
+        for fold in folds.values():
+            left = fold.corrupted(self.attack).train
+            empty = [site for site in fold.training_sites if not left[site]]
+            if empty:
+                raise StudyError(
+                    "P104", f"`attack: {{{self.attack.name}: ...}}` leaves {empty[0]} without training cases.",
+                    "Choose another site or class.",
+                )  # fmt: skip
+
+    def _attack_notes(self) -> list[str]:
+        """What the reader should know of the attack."""
+        if self.attack is None:
+            return []
+        spared = [m.label for m in self.declaration.study_methods if not self.attack.applies_to(m.method.scope)]
+        words = (
+            f"{', '.join(spared)} {'is' if len(spared) == 1 else 'are'} not attacked: {self.attack.name} changes what "
+            "sites send to a server, and there is none."
+        )
+        return [*([words] if spared else []), *filter(None, [self.attack.note(len(self.opened.sites))])]
 
     def _same_as_shared(self, template: FlatModule) -> list[str]:
         """Notes on methods that mean to keep something private where the model has nothing of the kind."""
@@ -220,13 +284,13 @@ class _Runner:
 
     def _plan(self, template: FlatModule) -> EnginePlan:
         options, training = self.declaration.engine, self.declaration.training
-        methods = self.declaration.study_methods
+        methods = self._configurations()
         mixed = options.precision == "mixed"
         sites = list(self.opened.sites)
         fields = [work_fields(m.method, m.training, sites, mixed=mixed) for m in methods]
         works = [build_work(f, False, list(m.method.local)) for f, m in zip(fields, methods, strict=True)]
         epochs = training.local_epochs if isinstance(training.local_epochs, int) else 1
-        passes = training.rounds * epochs * len(methods) * (self.declaration.folds or 1)
+        passes = training.rounds * epochs * len(methods) * (self.declaration.folds or 1) * (2 if self.attack else 1)
         return choose_plan(
             mode=options.mode, device=str(template.vector.device), threads=options.threads, workers=options.workers,
             model=template, works=works, obstacles=self._obstacles(fields), shape=self._shape(),
@@ -235,7 +299,7 @@ class _Runner:
 
     def _obstacles(self, fields: list[dict[str, Any]]) -> list[str]:
         """Why sites can't be trained together, besides the network and the local rules."""
-        personal = [m.method.personal[0] for m in self.declaration.study_methods if m.method.personal is not None]
+        personal = [m.method.personal[0] for m in self._configurations() if m.method.personal is not None]
         found = [PERSONAL[name].not_stackable for name in personal]
         by_clock = any("step_seconds" not in own and "seconds" in own for f in fields for own in f["own"].values())
         return [*filter(None, found), *(["a time budget is kept by the clock"] if by_clock else [])]
@@ -284,19 +348,27 @@ class _Runner:
         return fold
 
     def _jobs(self, folds: dict[int, Fold]) -> list[Job]:
-        shared: dict[str, list[StudyMethod]] = {}
+        """All trainings; the trials of a search come before what is tested with the values that it chooses."""
+        shared: dict[tuple[str, ...], list[StudyMethod]] = {}
         for method in self.declaration.study_methods:
-            # Methods that differ in what is tested only share a training.
-            key = repr((replace(method.method, tests="own"), method.training))
+            key = tuple(one.method.course for one in self.declaration.candidates(method))
             shared.setdefault(key, []).append(method)
-        jobs = []
+        groups = [tuple(methods) for methods in shared.values()]
+        unseen = [m for m in self.declaration.study_methods if self.declaration.is_unseen(m)]
+        jobs = self.search.once(groups)
         for number, fold in folds.items():
+            jobs += self.search.within(groups, number)
             for seed in self.declaration.all_seeds:
-                jobs += [Job(tuple(methods), seed, number) for methods in shared.values()]
-            unseen = [m for m in self.declaration.study_methods if self.declaration.is_unseen(m)]
+                jobs += [Job(methods, seed, number) for methods in groups]
+                jobs += [
+                    Job(methods, seed, number, attacked=True)
+                    for methods in groups
+                    if self.attack is not None and self.attack.applies_to(methods[0].method.scope)
+                ]
             if len(fold.training_sites) < 2:
                 continue
             for site in fold.tested_sites:  # site after site, since each is left out of the preparation, too
+                jobs += self.search.within([(method,) for method in unseen], number, site)
                 jobs += [
                     Job((method,), s, number, without=site) for s in self.declaration.all_seeds for method in unseen
                 ]
@@ -306,11 +378,11 @@ class _Runner:
         """The long tables of the whole study."""
         out, declaration = self.folder.path, self.declaration
         self.display.step("tables and statistics")
-        labels = {m.label: i for i, m in enumerate(declaration.study_methods)}
+        labels = [m.label + kind for kind in ("", UNSEEN, ATTACKED) for m in declaration.study_methods]
+        ranks = {label: place for place, label in enumerate(labels)}
 
         def ordered(frame: pd.DataFrame) -> pd.DataFrame:
-            base = frame["method"].str.removesuffix(" (unseen site)")
-            rank = base.map(labels) + len(labels) * (base != frame["method"])
+            rank = frame["method"].map(ranks)
             keyed = frame.assign(_rank=rank)
             return keyed.sort_values(["_rank", "seed", "fold"], kind="stable").drop(columns="_rank")
 
@@ -321,10 +393,8 @@ class _Runner:
         results = result_rows(predictions, declaration.task, metrics, len(classes))
         tested = sites["site"].map(lambda site: any(fold.test[site] for fold in folds.values()))
         sites = sites.assign(scored=sites["scored"] & tested)
-        summary = summarise(
-            results, predictions, task=declaration.task, classes=classes,
-            scored=dict(zip(sites["site"], sites["scored"], strict=True)), bootstrap=declaration.evaluation.bootstrap,
-        )  # fmt: skip
+        scored = dict(zip(sites["site"], sites["scored"], strict=True))
+        summary = self._summary(results, predictions, scored)
         paths = [self.folder.jobs / self.folder.job_name(job) / "warnings.json" for job in jobs]
         noted = [json.loads(path.read_text(encoding="utf-8")) for path in paths]
         warnings = [
@@ -337,11 +407,32 @@ class _Runner:
         write_table(out / "rounds.csv", ordered(self.folder.gather(jobs, "rounds.csv")))
         write_table(out / "sites.csv", sites)
         write_table(out / "summary.csv", summary)
+        backdoor = self.folder.gather(jobs, "backdoor.csv")
+        if len(backdoor):
+            write_table(out / "backdoor.csv", ordered(backdoor))
         write_atomic(out / "warnings.json", json.dumps(list(dict.fromkeys(warnings)), indent=2) + "\n")
         self._write_overlays(jobs)
         write_table(out / "results.csv", results)
         if segmented and all(data.spacing is not None for data in self.opened.sites.values()):
             self.folder.note({"distances": "mm"})
+
+    def _summary(self, results: pd.DataFrame, predictions: pd.DataFrame, scored: dict[str, bool]) -> pd.DataFrame:
+        """The summary table; attacked methods are compared with the baselines under the same attack."""
+        parts = []
+        for attacked in (False, True):
+            mine, cases = (
+                frame[frame["method"].str.endswith(ATTACKED) == attacked].assign(
+                    method=lambda rows: rows["method"].str.removesuffix(ATTACKED)
+                )
+                for frame in (results, predictions)
+            )
+            if len(mine):
+                part = summarise(
+                    mine, cases, task=self.declaration.task, classes=self.opened.classes, scored=scored,
+                    bootstrap=self.declaration.evaluation.bootstrap,
+                )  # fmt: skip
+                parts.append(part.assign(method=part["method"] + ATTACKED) if attacked else part)
+        return pd.concat(parts, ignore_index=True)
 
     def _write_overlays(self, jobs: list[Job]) -> None:
         from safetensors import safe_open

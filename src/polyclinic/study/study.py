@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -77,7 +77,8 @@ class Study:
                 if wrong:
                     hint = nearest(wrong[0], sorted({*known, *METHODS}))
                     raise StudyError("P103", f"--method {wrong[0]}: there is no such method.", hint)
-                declaration = Declaration.check({**content, "methods": [known.get(name, name) for name in methods]})
+                entries = [known.get(name, name) for name in methods]
+                declaration = Declaration.check({**content, "methods": entries, **_searched(content, entries)})
             declaration.read_bundle(folder)
         except EntryError as error:
             raise located(error, name, text) from None
@@ -151,3 +152,16 @@ class Study:
             out = keeper.name
         run_study(self, Path(out), resume=resume, display=display)
         return Results(Path(out), keeper)
+
+
+def _searched(content: dict[str, Any], entries: Sequence[Any]) -> dict[str, Any]:
+    """The part ``search`` of a study with these methods only; nothing if nothing is left to search."""
+    asked = content.get("search")
+    if asked is None:
+        return {}
+    aliases = set()
+    for entry in entries:
+        name, options = next(iter(entry.items())) if isinstance(entry, dict) else (entry, {})
+        aliases |= {name, options.get("label", name)}
+    own = {key: values for key, values in (asked.get("methods") or {}).items() if key in aliases}
+    return {"search": {**asked, "methods": own} if own or asked.get("parameters") else None}

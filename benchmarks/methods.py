@@ -1,0 +1,164 @@
+"""What methods cost. Run it on a machine that does nothing else:
+
+python benchmarks/methods.py [--only NAME] [--threads N]
+
+Each line compares work of Polyclinic with something plain on the same data, taking turns in the same process. Numbers
+are medians over repeats; the ratio is what counts.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from rounds import Ours, study, synthetic
+from torch import Tensor
+
+from polyclinic.client import LOCAL_RULES
+from polyclinic.client.rules import GradientRule
+from polyclinic.methods import METHODS
+from polyclinic.server import ServerRule, build_server
+from polyclinic.server.distances import gram
+from polyclinic.server.robust import NormBound
+from polyclinic.server.rules import ServerRound, Update
+
+REPEATS = 5
+#: Rounds of a run, and runs of each method, in the section on rounds.
+ROUNDS, TURNS = 12, 4
+GRADIENT_RULES = {name for name in LOCAL_RULES if issubclass(LOCAL_RULES[name], GradientRule)}
+
+Work = Callable[[], object]
+
+
+def medians(*works: Work, repeats: int = REPEATS) -> list[float]:
+    """Median seconds of each, taking turns; the first turn does not count."""
+    times: list[list[float]] = [[] for _ in works]
+    for _ in range(repeats + 1):
+        for work, found in zip(works, times, strict=True):
+            started = time.perf_counter()
+            work()
+            found.append(time.perf_counter() - started)
+    return [statistics.median(found[1:]) for found in times]
+
+
+def show(name: str, seconds: float, plain: float, of: str, budget: float | None) -> None:
+    """A line with the ratio, its budget if it has one, and both times."""
+    asked = f"(at most {budget})" if budget else ""
+    print(
+        f"{name:<26} {seconds / plain:6.2f} x {of:<22} {asked:<14} {1000 * seconds:7.0f} ms, {1000 * plain:6.0f} ms",
+        flush=True,
+    )
+
+
+def robust_rules() -> None:
+    """Server rules on 16 updates of 10 million weights: against reading each once, sorting them, or a Gram matrix."""
+    sites, size = 16, 10_000_000
+    generator = torch.Generator().manual_seed(0)
+    start = torch.randn(size, generator=generator)
+    updates = [
+        Update(f"site{site:02}", start + 0.01 * torch.randn(size, generator=generator), 1.0) for site in range(sites)
+    ]
+    now = ServerRound(0, start, size, float(sites), {update.site: 1.0 for update in updates})
+
+    def one_round(rule: ServerRule) -> Tensor:
+        rule.begin(now)
+        for update in updates:
+            rule.add(update)
+        return rule.finish()
+
+    def reading() -> None:
+        for update in updates:
+            update.state.sum()
+
+    def matrix() -> Tensor:
+        return gram([update.state for update in updates], start)
+
+    def against(plain: Work, of: str, budget: float | None, names: dict[str, dict[str, object]]) -> None:
+        for name, options in names.items():
+            rule = build_server([(name, options)])
+            ours, theirs = medians(lambda rule=rule: one_round(rule), plain)  # type: ignore[misc]
+            show(name, ours, theirs, of, budget)
+
+    against(reading, "reading", 2.5, {
+        "mean": {}, "norm_bound": {"bound": 1e9}, "fltrust": {"trusted": "site00"}, "geometric_median": {}, "dos": {},
+    })  # fmt: skip
+    corrupt: dict[str, object] = {"corrupt": 3}
+    against(matrix, "Gram matrix", None, {
+        "geometric_median": {}, "dos": {}, "krum": corrupt, "multi_krum": corrupt, "bulyan": corrupt
+    })  # fmt: skip
+
+    def bounding() -> None:
+        bound = NormBound(bound=1e9)
+        bound.begin(now)
+        for update in updates:
+            bound.update(update)
+
+    def sorting() -> float:
+        stacked = torch.stack([update.state for update in updates])
+        return medians(lambda: stacked.sort(dim=0), repeats=3)[0]
+
+    show("norm_bound without a mean", *medians(bounding, reading), "reading", None)
+    plain = sorting()
+    for name, options in (("median", {}), ("trimmed_mean", {"trim": 1}), ("trimmed_mean", {"trim": 4})):
+        rule = build_server([(name, options)])
+        (ours,) = medians(lambda rule=rule: one_round(rule))  # type: ignore[misc]
+        show(f"{name} {options.get('trim', '')}", ours, plain, "torch.sort", 0.5)
+
+
+#: Options that a method can't do without, and those that eight sites allow.
+OPTIONS: dict[str, dict[str, object]] = {"fltrust": {"trusted": "site00"}}
+
+
+def rounds_of_methods() -> None:
+    """A round of each method over one of fedavg on the same work, and its traffic a site and round over fedavg's."""
+    networks: dict[str, tuple[dict[str, object], int, tuple[int, ...], int]] = {
+        "MLP 90-64-2 (batch norm)": ({"mlp": {"hidden": [64], "norm": "batch"}}, 8, (90,), 160),
+        "CNN, 28x28": ({"cnn": {"channels": [16, 32, 64]}}, 8, (1, 28, 28), 160),
+    }
+    for title, (model, sites, shape, cases) in networks.items():
+        data = synthetic(sites, cases, shape)
+        with tempfile.TemporaryDirectory() as folder:
+            plain = Ours(study(model, "classification", 32, ROUNDS), data, Path(folder))
+            for name in METHODS:
+                if METHODS[name](**OPTIONS.get(name, {})).scope != "federation" or name == "fedavg":
+                    continue
+                declaration = study(model, "classification", 32, ROUNDS, {name: OPTIONS.get(name, {})})
+                own = Ours(declaration, data, Path(folder))
+                ours, theirs = [], []
+                for _ in range(TURNS):
+                    ours += own.rounds()
+                    theirs += plain.rounds()
+                times = statistics.median(ours), statistics.median(theirs)
+                up, down = (mine / fedavgs for mine, fedavgs in zip(own.traffic, plain.traffic, strict=True))
+                gradient_rules = {rule for rule, _ in METHODS[name](**OPTIONS.get(name, {})).local}
+                budget = 1.05 if gradient_rules & GRADIENT_RULES else None
+                show(name, *times, f"fedavg ({own.plan.mode})", budget)
+                print(f"{'':<26} up {up:.2f}, down {down:.2f}   {title}", flush=True)
+                own.engine.close()
+            plain.engine.close()
+
+
+SECTIONS: dict[str, Work] = {"robust_rules": robust_rules, "rounds": rounds_of_methods}
+
+
+def main() -> None:
+    """Run all sections, or one."""
+    parser = argparse.ArgumentParser(description="What methods cost.")
+    parser.add_argument("--only", choices=list(SECTIONS), help="run this section alone")
+    parser.add_argument("--threads", type=int, default=2, help="threads of PyTorch")
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    print(json.dumps({"torch": torch.__version__, "threads": torch.get_num_threads()}), flush=True)
+    for name in [arguments.only] if arguments.only else SECTIONS:
+        print(f"-- {SECTIONS[name].__doc__}", flush=True)
+        SECTIONS[name]()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,436 @@
+"""Server rules that hold when some sites send corrupt updates, by mistake or on purpose.
+
+Distances and norms are those of the changes Δ_k = w_k - w of the weights ``[T]``; the statistics of normalisation
+layers follow the choice that was made for the weights, or the same rule for each coordinate. Except where it says so, a
+rule takes all sites as equal and not by their declared weights, which a corrupt site could choose.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from pydantic import NonNegativeInt, PositiveFloat, PositiveInt
+from torch import Tensor
+
+from polyclinic.errors import SiteError, StudyError, nearest
+from polyclinic.server.distances import compare, cosine_distances, gram, norm, squared_distances
+from polyclinic.server.order import middle_mean, nearest_mean, nearest_rows, sorted_rows
+from polyclinic.server.rules import (
+    SERVER_RULES,
+    Change,
+    Collected,
+    ServerRound,
+    Update,
+    Weighting,
+    declared_shares,
+    weighted_sum,
+)
+
+#: How many coordinates at most are looked at to tell how much each site counted in a rule for each coordinate.
+SAMPLE = 65_536
+
+
+# Coordinate by coordinate ---------------------------------------------------------------------------------------------
+
+
+class Trimming(Collected):
+    """The mean of each coordinate without its smallest and its largest values.
+
+    ``shares`` are the fractions of the weights for which a site's value was among those used (sites with equal values
+    share them), estimated from at most 65,536 evenly spaced weights.
+    """
+
+    def combine(self, updates: Sequence[Update]) -> Tensor:
+        """The mean of what is left of each coordinate."""
+        trim = self.trimmed(len(updates))
+        rows = sample(updates, self.now)
+        ranked = sorted_rows(rows)
+        self.shares = counted(updates, rows, ranked[trim], ranked[len(rows) - trim - 1])
+        return middle_mean([update.state for update in updates], trim)
+
+    @abstractmethod
+    def trimmed(self, sites: int) -> int:
+        """How many values to leave out at each end."""
+
+
+@SERVER_RULES.add("median")
+class Median(Trimming):
+    """The median of each coordinate; of an even number of sites the mean of the two values in the middle.
+
+    Source: Yin et al., Byzantine-robust distributed learning: towards optimal statistical rates, ICML 2018, definition
+    1. There the sites send gradients; here, as in federated averaging, what they end a round with.
+    """
+
+    def trimmed(self, sites: int) -> int:
+        """All but the one or two values in the middle."""
+        return (sites - 1) // 2
+
+
+@SERVER_RULES.add("trimmed_mean")
+class TrimmedMean(Trimming):
+    """The mean of each coordinate without its ``trim`` smallest and ``trim`` largest values; with 0 the uniform mean.
+
+    Source: Yin et al., Byzantine-robust distributed learning: towards optimal statistical rates, ICML 2018, definition
+    2, with β K = ``trim``.
+
+    Args:
+        trim: number of values left out at each end; it holds against so many corrupt sites.
+    """
+
+    def __init__(self, *, trim: NonNegativeInt = 1) -> None:
+        self.trim = trim
+
+    def trimmed(self, sites: int) -> int:
+        """``trim``.
+
+        Raises:
+            SiteError: P402 if no value would be left.
+        """
+        need_sites(f"trimmed_mean with trim {self.trim}", sites, 2 * self.trim + 1, "a smaller `trim`")
+        return self.trim
+
+
+# Chosen by distance ---------------------------------------------------------------------------------------------------
+
+
+@SERVER_RULES.add("multi_krum")
+class MultiKrum(Weighting):
+    """The uniform mean of the ``keep`` updates with the lowest Krum score.
+
+    The score of an update is the sum of the squared distances to its K - f - 2 nearest others, see `krum_order`.
+
+    Source: Blanchard et al., Machine learning with adversaries: Byzantine tolerant gradient descent, NeurIPS 2017,
+    sections 4 and 5.
+
+    Args:
+        corrupt: f, how many corrupt sites it must hold against; there must be at least 2 f + 3 sites.
+        keep: m, how many updates go into the mean; without it K - f. The paper proves its bound for m = 1 alone.
+    """
+
+    def __init__(self, *, corrupt: NonNegativeInt = 1, keep: PositiveInt | None = None) -> None:
+        self.corrupt, self.keep = corrupt, keep
+
+    def weights(self, updates: Sequence[Update]) -> Tensor:
+        """1 for those that are kept, 0 for the others.
+
+        Raises:
+            SiteError: P402 for fewer than 2 f + 3 sites, or fewer than ``keep``.
+        """
+        sites = len(updates)
+        keep = sites - self.corrupt if self.keep is None else self.keep
+        need_sites(f"Krum with corrupt {self.corrupt}", sites, 2 * self.corrupt + 3, "a smaller `corrupt`")
+        need_sites(f"multi_krum with keep {keep}", sites, keep, "a smaller `keep`")
+        best = krum_order(squared_distances(changes_gram(updates, self.now)), self.corrupt)[:keep]
+        return torch.zeros(sites).index_fill(0, torch.tensor(best), 1.0)
+
+
+@SERVER_RULES.add("krum")
+class Krum(MultiKrum):
+    """The one update with the lowest Krum score: multi-Krum with ``keep`` 1.
+
+    Source: Blanchard et al., Machine learning with adversaries: Byzantine tolerant gradient descent, NeurIPS 2017,
+    section 4.
+
+    Args:
+        corrupt: f, how many corrupt sites it must hold against; there must be at least 2 f + 3 sites.
+    """
+
+    def __init__(self, *, corrupt: NonNegativeInt = 1) -> None:
+        super().__init__(corrupt=corrupt, keep=1)
+
+
+@SERVER_RULES.add("bulyan")
+class Bulyan(Collected):
+    """Krum chooses θ = K - 2 f updates one by one; of each coordinate the mean of the θ - 2 f closest to their median.
+
+    Source: El Mhamdi et al., The hidden vulnerability of distributed learning in Byzantium, ICML 2018, section 4. The
+    paper leaves open what Krum's score is when fewer than f + 3 updates remain: here the squared distance to the
+    nearest. The median of an even number is the mean of the two in the middle, where the paper takes either.
+
+    ``shares`` are found as by `Trimming`; sites that were not chosen have 0.
+
+    Args:
+        corrupt: f, how many corrupt sites it must hold against; there must be at least 4 f + 3 sites.
+    """
+
+    def __init__(self, *, corrupt: NonNegativeInt = 1) -> None:
+        self.corrupt = corrupt
+
+    def combine(self, updates: Sequence[Update]) -> Tensor:
+        """The mean of the values closest to the median of those chosen.
+
+        Raises:
+            SiteError: P402 for fewer than 4 f + 3 sites.
+        """
+        need_sites(f"bulyan with corrupt {self.corrupt}", len(updates), 4 * self.corrupt + 3, "a smaller `corrupt`")
+        chosen = [updates[index] for index in self.choose(squared_distances(changes_gram(updates, self.now)))]
+        count = len(chosen) - 2 * self.corrupt
+        rows = sample(chosen, self.now)
+        used = nearest_rows(sorted_rows(rows), count)
+        self.shares = dict.fromkeys((update.site for update in updates), 0.0) | counted(chosen, rows, used[0], used[-1])
+        return nearest_mean([update.state for update in chosen], count)
+
+    def choose(self, distances: Tensor) -> list[int]:
+        """Indices of the K - 2 f updates that Krum chooses, each without those before it, in rising order."""
+        left = list(range(len(distances)))
+        chosen: list[int] = []
+        while len(chosen) < len(distances) - 2 * self.corrupt:
+            chosen.append(left.pop(krum_order(distances[left][:, left], self.corrupt)[0]))
+        return sorted(chosen)
+
+
+def krum_order(distances: Tensor, corrupt: int) -> list[int]:
+    """Indices of updates in rising order of Krum's score, from squared distances ``[K, K]``.
+
+    The score is the sum of the distances to the K - f - 2 nearest others, and to at least one.
+
+    Two updates that are each other's nearest have equal scores if there is but one distance in them; the paper takes
+    the first site's. Here the one with the lower sum comes first when a further distance is added to both.
+    """
+    others = distances.sort(dim=1).values[:, 1:]  # the first is the distance to itself
+    sums = others.cumsum(dim=1)[:, max(1, len(distances) - corrupt - 2) - 1 :].tolist()
+    return sorted(range(len(sums)), key=sums.__getitem__)
+
+
+# Weighted by distance -------------------------------------------------------------------------------------------------
+
+
+@SERVER_RULES.add("geometric_median")
+class GeometricMedian(Weighting):
+    """RFA: the point z with the least Σ p_k ‖z - w_k‖, with p_k the site's share of the declared weights.
+
+    Smoothed Weiszfeld steps from the weighted mean: z ← Σ β_k w_k / Σ β_k with β_k = p_k / max(ν, ‖z - w_k‖). z is
+    always a weighted mean of the updates, so its distances follow from their Gram matrix: updates are read once for
+    that and once for the result, however many steps there are. The paper takes 3 steps, each of which costs a secure
+    sum there; here they go on until z moves by no more than ``tolerance`` times the harmonic mean of its distances.
+
+    Source: Pillutla, Kakade, Harchaoui, Robust aggregation for federated learning, IEEE Transactions on Signal
+    Processing 70, 2022, algorithm 2.
+
+    Args:
+        tolerance: of the move of z, see above.
+        steps: at most so many steps.
+        smoothing: ν, in the units of the weights' distances; an update closer than that has no more pull.
+    """
+
+    def __init__(
+        self, *, tolerance: PositiveFloat = 1e-6, steps: PositiveInt = 1000, smoothing: PositiveFloat = 1e-6
+    ) -> None:
+        self.tolerance, self.steps, self.smoothing = tolerance, steps, smoothing
+
+    def weights(self, updates: Sequence[Update]) -> Tensor:
+        """β_k / Σ β_k of the last step."""
+        products, declared = changes_gram(updates, self.now), declared_shares(updates)
+        weights = declared
+        for _ in range(self.steps):
+            sums = products @ weights  # ⟨Δ_k, z⟩
+            squares = products.diagonal() - 2 * sums + weights @ sums
+            pulls = declared / squares.clamp(min=0.0).sqrt().clamp(min=self.smoothing)
+            before, weights = weights, pulls / pulls.sum()
+            step = weights - before
+            if float(step @ products @ step) <= (self.tolerance / float(pulls.sum())) ** 2:
+                break
+        return weights
+
+
+@SERVER_RULES.add("dos")
+class DOS(Weighting):
+    """Distance-based outlier suppression: weights are softmax(-r_k), r_k how much an outlier the distances are.
+
+    Row k of the matrix of Euclidean distances between the updates is an observation of site k, and so is row k of the
+    matrix of cosine distances; r_k is the mean of the two outlier scores that COPOD gives, see `copod`. There is
+    nothing to choose, but a weight is never quite 0: a few coordinates of a huge size still come through, against
+    which `norm_bound` before it helps.
+
+    Source: Alkhunaizi et al., Suppressing poisoning attacks on federated learning for medical imaging, MICCAI 2022.
+    The authors' program takes the sum of the two scores in place of the mean, and distances between models in place
+    of changes, which matters to the cosine alone.
+    """
+
+    def weights(self, updates: Sequence[Update]) -> Tensor:
+        """softmax(-r)."""
+        products = changes_gram(updates, self.now)
+        euclidean = squared_distances(products).sqrt()
+        # In float32 because COPOD goes by ranks: distances that differ by rounding alone must be equal.
+        euclidean = (euclidean / euclidean.max().clamp(min=1e-300)).float().double()
+        return torch.softmax(-(copod(euclidean) + copod(cosine_distances(products))) / 2, dim=0)
+
+
+def copod(observations: Tensor) -> Tensor:
+    """Outlier score ``[N]`` of each row among float64 ``[N, D]``; higher is further out.
+
+    With the left tail l = -log of the share of rows that are no larger, the right tail r = -log of the share that are
+    no smaller, and s the tail that the column's skewness points to (l if negative, r if positive, l + r if zero), the
+    score is the sum over columns of max(s, (l + r) / 2).
+
+    Source: Li et al., COPOD: copula-based outlier detection, ICDM 2020, in the form of PyOD, its authors' own library,
+    which DOS uses. (Algorithm 1 of the paper takes the largest of three sums over columns: of l, of r, and of s.)
+    """
+    columns = observations.T.contiguous()
+    left = -torch.log(shares_below(columns))
+    right = -torch.log(shares_below(-columns))
+    deviations = columns - columns.mean(dim=1, keepdim=True)
+    # A column whose values differ by rounding alone has no skewness.
+    constant = deviations.square().mean(dim=1).sqrt() <= 1e-15 * columns.mean(dim=1).abs()
+    sign = deviations.pow(3).mean(dim=1).sign().masked_fill(constant, 0.0)[:, None]
+    skewed = left * (sign <= 0) + right * (sign >= 0)
+    return torch.maximum(skewed, (left + right) / 2).sum(dim=0)
+
+
+def shares_below(columns: Tensor) -> Tensor:
+    """For every value of ``[D, N]`` the share of its row that is no larger."""
+    ranked = columns.sort(dim=1).values
+    return torch.searchsorted(ranked, columns, right=True).double() / columns.shape[1]
+
+
+# A trusted site -------------------------------------------------------------------------------------------------------
+
+
+@SERVER_RULES.add("fltrust")
+class FLTrust(Collected):
+    """Changes are brought to the length of a trusted site's change Δ_0 and weighted by max(0, cos(Δ_k, Δ_0)).
+
+    w ← w + Σ t_k (‖Δ_0‖ / ‖Δ_k‖) Δ_k / Σ t_k with trust t_k = max(0, cos(Δ_k, Δ_0)). Statistics, which have no
+    direction, are the mean with weights t_k / Σ t_k.
+
+    Source: Cao et al., FLTrust: Byzantine-robust federated learning via trust bootstrapping, NDSS 2021, algorithm 2
+    (with its global rate at 1). There the server has a small clean data set of its own, and its change is not itself
+    in the mean. Here a site that all trust plays that part with the data it has; it is in the mean too, with t = 1,
+    so that a round in which nobody agrees with it is its own.
+
+    Args:
+        trusted: name of the site.
+    """
+
+    def __init__(self, *, trusted: str) -> None:
+        self.trusted = trusted
+
+    def begin(self, now: ServerRound) -> None:
+        """Begin a round.
+
+        Raises:
+            StudyError: P103 if the federation has no such site.
+        """
+        super().begin(now)
+        if now.everyone and self.trusted not in now.everyone:
+            hint = nearest(self.trusted, list(now.everyone))
+            raise StudyError("P103", f"fltrust is to trust {self.trusted!r}, which is no site of the study.", hint)
+
+    def combine(self, updates: Sequence[Update]) -> Tensor:
+        """The mean of the changes of equal length.
+
+        Raises:
+            SiteError: P402 if the trusted site did not answer.
+        """
+        sites = [update.site for update in updates]
+        if self.trusted not in sites:
+            message = (
+                f"fltrust goes by the update of {self.trusted}, which did not answer in round {self.now.number + 1}."
+            )
+            raise SiteError("P402", message, "Mend that site, or trust another.", site=self.trusted)
+        trainable = self.now.trainable
+        origin, states = self.now.state[:trainable], [update.state[:trainable] for update in updates]
+        reference = sites.index(self.trusted)
+        direction = states[reference] - origin
+        found = torch.tensor([compare(state, origin, direction) for state in states], dtype=torch.float64)
+        norms, products = found[:, 0].sqrt(), found[:, 1]
+        trust = (products / (norms * norms[reference])).nan_to_num(0.0).clamp(0.0, 1.0)
+        trust[reference] = 1.0  # also of a change of zero, which has no direction
+        trust /= trust.sum()
+        scaled = trust * torch.where(trust > 0, norms[reference] / norms, 0.0).nan_to_num(0.0)
+        self.shares = dict(zip(sites, trust.tolist(), strict=True))
+        weights = weighted_sum(states, scaled).add_(origin, alpha=1 - float(scaled.sum()))
+        return torch.cat([weights, weighted_sum([update.state[trainable:] for update in updates], trust)])
+
+
+# Bounded --------------------------------------------------------------------------------------------------------------
+
+
+@SERVER_RULES.add("norm_bound")
+class NormBound(Change):
+    """Changes of the weights longer than a bound c are shortened to it: Δ_k ← Δ_k min(1, c / ‖Δ_k‖).
+
+    Statistics are left as they are. Shares are those of the aggregation, before which this comes.
+
+    Source: Sun et al., Can you really backdoor federated learning?, 2019, section 4 (norm thresholding). The bound
+    ``median`` is our own: no length need be known beforehand, it follows the changes as they get shorter over the
+    rounds, and it holds as long as fewer than half the sites are corrupt.
+
+    Args:
+        bound: c; or ``median``, the median length, before they were shortened, of the changes in the round before. The
+            first round is then without a bound, and so is one after a round in which most sites changed nothing.
+    """
+
+    def __init__(self, *, bound: PositiveFloat | Literal["median"] = "median") -> None:
+        self.bound = bound
+        self._norms: list[float] = []
+
+    def begin(self, now: ServerRound) -> None:
+        """Begin a round: the lengths seen in the last one become its bound."""
+        super().begin(now)
+        if self.bound == "median":
+            norms = torch.tensor(self._norms, dtype=torch.float64)
+            self._limit = float(norms.quantile(0.5)) if self._norms else 0.0
+        else:
+            self._limit = float(self.bound)
+        self._norms = []
+
+    def update(self, update: Update) -> Update:
+        """The update, shortened if its change is too long."""
+        trainable = self.now.trainable
+        weights, origin = update.state[:trainable], self.now.state[:trainable]
+        length = norm(weights, origin)
+        self._norms.append(length)
+        if not 0 < self._limit < length:
+            return update
+        state = update.state.clone()
+        torch.lerp(origin, weights, self._limit / length, out=state[:trainable])
+        return Update(update.site, state, update.weight, update.facts)
+
+    def memory(self) -> dict[str, Tensor]:
+        """The lengths seen in the last round, float64 ``[K]``."""
+        if self.bound != "median":
+            return {}
+        return {"norms": torch.tensor(self._norms, dtype=torch.float64)}
+
+    def restore(self, memory: dict[str, Tensor]) -> None:
+        """Take back the lengths."""
+        self._norms = memory["norms"].tolist() if "norms" in memory else []
+
+
+# Shared by the rules --------------------------------------------------------------------------------------------------
+
+
+def need_sites(rule: str, answered: int, needed: int, mend: str) -> None:
+    """Check that enough sites answered.
+
+    Raises:
+        SiteError: P402 if there were fewer.
+    """
+    if answered < needed:
+        raise SiteError(
+            "P402",
+            f"{rule} needs the updates of at least {needed} sites; {answered} answered.",
+            f"Give it {mend}, or use another server rule.",
+        )
+
+
+def changes_gram(updates: Sequence[Update], now: ServerRound) -> Tensor:
+    """Gram matrix of the changes of the weights, float64 ``[K, K]``."""
+    return gram([update.state[: now.trainable] for update in updates], now.state[: now.trainable])
+
+
+def sample(updates: Sequence[Update], now: ServerRound) -> list[Tensor]:
+    """At most 65,536 evenly spaced weights of each update; statistics in a model that has no weights."""
+    count = now.trainable or len(now.state)
+    return [update.state[: count : -(-count // SAMPLE)].contiguous() for update in updates]
+
+
+def counted(updates: Sequence[Update], rows: Sequence[Tensor], low: Tensor, high: Tensor) -> dict[str, float]:
+    """How much each site counted where the values from ``low`` to ``high`` ``[B]`` of the ``rows`` were used."""
+    used = torch.stack([(row >= low) & (row <= high) for row in rows]).double()
+    shares = (used / used.sum(dim=0)).mean(dim=1).tolist()
+    return {update.site: share for update, share in zip(updates, shares, strict=True)}

@@ -1,0 +1,274 @@
+"""Whether methods help where their papers say so: runs the studies of studies/benefits and writes docs/benefits.md.
+
+``python studies/make_benefits.py`` runs what is missing, goes on with what was interrupted, and writes the page anew
+from all finished results. Each study is repeated with other simulated sites, another split of the patients and another
+initial model; each repeat is a study of its own in ``results/benefits/NAME-REPEAT``. A method's effect is its result
+minus fedavg's in the same repeat.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+import typer
+import yaml
+from rich.console import Console
+from scipy import stats
+
+from polyclinic import PolyclinicError, Results, Study
+from polyclinic.study.display import RichDisplay
+from polyclinic.study.intervals import holm
+from polyclinic.study.jobs import UNSEEN
+
+HERE = Path(__file__).resolve().parent
+STUDIES = HERE / "benefits"
+PAGE = HERE.parent / "docs" / "benefits.md"
+BASELINE = "fedavg"
+#: Shown for orientation; no methods to be compared with fedavg.
+REFERENCES = ("single", "mix")
+ATTACKED = " (attacked)"
+
+
+@dataclass(frozen=True)
+class Question:
+    """What one study asks.
+
+    Attributes:
+        name: of the study file in ``benefits``.
+        over: what is compared: ``all`` (one value for the cases of all sites), ``sites`` (mean over the sites that can
+            be scored), ``worst`` (the lowest of these), ``unseen`` (mean over the sites that were left out),
+            ``honest`` (mean over the sites that are not corrupt, with the attack).
+        about: a sentence or two for the page.
+    """
+
+    name: str
+    over: str
+    about: str
+
+
+QUESTIONS = (
+    Question("label-skew", "all",
+             "The share of scans that an expert would not accept differs strongly between eight simulated sites "
+             "(Dirichlet 0.3), and sites train five epochs between exchanges."),
+    Question("quantity-skew", "all",
+             "Eight simulated sites of very unequal size (Dirichlet 0.5), with the same share of each class."),
+    Question("scanner-shift", "sites",
+             "Seventeen real sites, whose scanners differ; nothing is done about it beforehand. The mean over the "
+             "sites that have enough cases of each class."),
+    Question("unequal-work", "sites",
+             "Four real hospitals; in each round Cleveland does 100 steps, the others 4, 8 and 20."),
+    Question("fairness", "worst",
+             "Seventeen real sites. What counts is the site with the lowest result."),
+    Question("unseen-sites", "unseen",
+             "Four real hospitals; each is left out of training in turn and tested."),
+    Question("corrupt-label-flip", "honest",
+             "Three of fifteen equal sites have their labels the wrong way round. The mean over the other sites."),
+    Question("corrupt-sign-flip", "honest",
+             "Three of fifteen equal sites send their changes with the wrong sign."),
+    Question("corrupt-gaussian-noise", "honest",
+             "Three of fifteen equal sites send noise."),
+    Question("corrupt-alie", "honest",
+             "Three of fifteen equal sites send changes that are wrong just a little, but all in the same way (ALIE)."),
+    Question("corrupt-wrong-scaling", "honest",
+             "Three of fifteen equal sites measure in other units: an honest mistake."),
+)  # fmt: skip
+
+INTRODUCTION = """\
+# Does a method help where its paper says so?
+
+For each kind of difference between sites, the methods that were made for it against `fedavg`, on real data. This page
+is written by `python studies/make_benefits.py`; no number on it is typed by hand. It takes about {hours} on two cores.
+
+How it is done:
+
+- Every study is repeated {repeats} times, each time with other simulated sites (where sites are simulated), another
+  split of the patients, and another initial model. All methods of a repeat see the same sites, patients and initial
+  model. The *effect* is the mean difference to `fedavg` in the same repeat, with its 95 % interval (Student's t over
+  the repeats). It speaks of these data sets with other splits and initial models, not of other hospitals.
+- *helps* and *hurts* stand where the difference is significant at 5 % after Holm's correction for the methods of a
+  table; otherwise there is no clear effect. With {repeats} repeats small effects can't be told from chance.
+- Learning rates and the methods' own options are chosen by search on validation patients of each repeat, with the same
+  number of trials for every method; test patients play no part (`search:` in the study files). Studies of corrupt
+  sites have no search: a federation that does not know of them could not search with them.
+- {metric} is the area under the ROC curve. `single` (each site alone) and `mix` (all data in one place) are there for
+  orientation. A method that is in several tables may help in one and hurt in another.
+"""
+
+Only = Annotated[list[str] | None, typer.Option(help="Run this study only; may be repeated.")]
+Out = Annotated[Path, typer.Option(help="Folder for the results folders.")]
+Repeats = Annotated[int, typer.Option(min=2, help="How often each study is repeated.")]
+Write = Annotated[bool, typer.Option(help="Write the page; --no-write only runs, for several commands side by side.")]
+
+
+def main(
+    only: Only = None, out: Out = HERE.parent / "results" / "benefits", repeats: Repeats = 5, write: Write = True
+) -> None:
+    """Run the studies and write docs/benefits.md with all that are finished."""
+    console = Console(stderr=True, highlight=False)
+    names = [question.name for question in QUESTIONS]
+    unknown = [name for name in only or [] if name not in names]
+    if unknown:
+        raise typer.BadParameter(f"there is no study {unknown[0]!r}; choose from {', '.join(names)}")
+    failed = False
+    for name in only or names:
+        for repeat in range(repeats):
+            console.print(f"[bold]{name}[/bold], repeat {repeat + 1} of {repeats}")
+            try:
+                with RichDisplay(console) as display:
+                    folder = out / f"{name}-{repeat}"
+                    repeated(name, repeat).run(folder, resume=folder.is_dir(), display=display)
+            except PolyclinicError as error:
+                failed = True
+                console.print(f"{name}: {error}", markup=False)
+    if write:
+        PAGE.write_text(page(out, repeats), encoding="utf-8")
+        console.print(f"Wrote {PAGE}")
+    if failed:
+        raise typer.Exit(1)
+
+
+def repeated(name: str, repeat: int) -> Study:
+    """A study with the sites, split and initial model of one repeat."""
+    content: dict[str, Any] = yaml.safe_load((STUDIES / f"{name}.yaml").read_text(encoding="utf-8"))
+    content["seeds"] = [repeat]
+    content["evaluation"]["split_seed"] = repeat
+    if "partition" in content["data"]:
+        content["data"]["partition"]["seed"] = repeat
+    return Study.of(content, STUDIES)
+
+
+class Effect(NamedTuple):
+    """A method's difference to fedavg.
+
+    Attributes:
+        method: its label.
+        mean: its own result, mean over the repeats.
+        effect: mean difference.
+        low, high: 95 % interval of the difference.
+        p: two-sided, paired t-test; NaN for references.
+    """
+
+    method: str
+    mean: float
+    effect: float
+    low: float
+    high: float
+    p: float
+
+
+def effects(values: pd.DataFrame) -> list[Effect]:
+    """The effect of each method from its results, a row a repeat and a column a method."""
+    found = []
+    for method in values.columns:
+        difference = (values[method] - values[BASELINE]).to_numpy()
+        mean, count = float(difference.mean()), len(difference)
+        if method == BASELINE:
+            found.append(Effect(method, float(values[method].mean()), 0.0, 0.0, 0.0, float("nan")))
+            continue
+        error = float(difference.std(ddof=1) / np.sqrt(count))
+        reach = float(stats.t.ppf(0.975, count - 1)) * error
+        p = float(2 * stats.t.sf(abs(mean) / error, count - 1)) if error else float(mean == 0)
+        compared = float("nan") if method in REFERENCES else p
+        found.append(Effect(method, float(values[method].mean()), mean, mean - reach, mean + reach, compared))
+    return found
+
+
+def result(question: Question, results: Results) -> pd.Series:
+    """The value of each method in one repeat: method -> value."""
+    table, metric = results.results, declared(results)["evaluation"]["metrics"][0]
+    table = table[table["metric"] == metric]
+    plain = ~table["method"].str.endswith((UNSEEN, ATTACKED))
+    if question.over == "all":
+        table = table[plain & (table["tested_on"] == "all")]
+        return table.groupby("method", sort=False)["value"].mean()
+    scored = results.sites.loc[results.sites["scored"], "site"].astype(str)
+    table = table[table["tested_on"].astype(str).isin(scored)]
+    if question.over == "honest":
+        corrupt = declared(results)["attack"]["sites"]
+        table = table[table["method"].str.endswith(ATTACKED) & ~table["tested_on"].astype(str).isin(corrupt)]
+        table = table.assign(method=table["method"].str.removesuffix(ATTACKED))
+    elif question.over == "unseen":
+        table = table[table["method"].str.endswith(UNSEEN)]
+        table = table.assign(method=table["method"].str.removesuffix(UNSEEN))
+    else:
+        table = table[plain]
+    groups = table.groupby("method", sort=False)["value"]
+    return groups.min() if question.over == "worst" else groups.mean()
+
+
+def declared(results: Results) -> dict[str, Any]:
+    """The study file of finished results."""
+    content: dict[str, Any] = yaml.safe_load((results.folder / "study.yaml").read_text(encoding="utf-8"))
+    return content
+
+
+def page(out: Path, repeats: int) -> str:
+    """The page, from all questions with at least two finished repeats."""
+    sections, overview, missing = [], [], []
+    for question in QUESTIONS:
+        finished = [Results(folder) for folder in _finished(out, question.name)]
+        if len(finished) < 2:
+            missing.append(question.name)
+            continue
+        values = pd.DataFrame([result(question, results) for results in finished])
+        found = effects(values)
+        sections.append(section(question, found, len(finished)))
+        overview += [(question.name, effect, verdict) for effect, verdict in zip(found, verdicts(found), strict=True)]
+    note = f"\nNot run yet: {', '.join(missing)}.\n" if missing else ""
+    introduction = INTRODUCTION.format(hours="an hour", repeats=repeats, metric="AUC")
+    return "\n".join([introduction, "## In short\n", *matrix(overview), "", *sections]) + note
+
+
+def verdicts(found: Sequence[Effect]) -> list[str]:
+    """``helps``, ``hurts``, ``no clear effect``, or nothing for those that are not compared."""
+    compared = [i for i, effect in enumerate(found) if not np.isnan(effect.p)]
+    adjusted = dict(zip(compared, holm([found[i].p for i in compared]), strict=True))
+    words = []
+    for i, effect in enumerate(found):
+        if i not in adjusted:
+            words.append("")
+        elif adjusted[i] < 0.05:
+            words.append("helps" if effect.effect > 0 else "hurts")
+        else:
+            words.append("no clear effect")
+    return words
+
+
+def section(question: Question, found: Sequence[Effect], repeats: int) -> str:
+    """One question's section in Markdown."""
+    lines = [f"## {question.name}", "", f"{question.about} {repeats} repeats.", "",
+             "| Method | AUC | Effect (95 % interval) | |", "|---|---|---|---|"]  # fmt: skip
+    for effect, word in zip(found, verdicts(found), strict=True):
+        change = "" if effect.method == BASELINE else f"{effect.effect:+.3f} ({effect.low:+.3f} to {effect.high:+.3f})"
+        lines.append(f"| {effect.method} | {effect.mean:.3f} | {change} | {word} |")
+    return "\n".join([*lines, "", f"Study: `studies/benefits/{question.name}.yaml`.", ""])
+
+
+def matrix(overview: Sequence[tuple[str, Effect, str]]) -> list[str]:
+    """Method × heterogeneity: effects, in bold where they are clear."""
+    questions = list(dict.fromkeys(name for name, _, _ in overview))
+    methods = list(dict.fromkeys(e.method for _, e, _ in overview if e.method != BASELINE))
+    cells = {(name, e.method): (e.effect, word) for name, e, word in overview}
+    lines = [f"| Method | {' | '.join(questions)} |", "|---" * (len(questions) + 1) + "|"]
+    for method in methods:
+        row = []
+        for name in questions:
+            effect, word = cells.get((name, method), (float("nan"), ""))
+            text = "" if np.isnan(effect) else f"{effect:+.3f}"
+            row.append(f"**{text} {word}**" if word in ("helps", "hurts") else text)
+        lines.append(f"| {method} | {' | '.join(row)} |")
+    return lines
+
+
+def _finished(out: Path, name: str) -> list[Path]:
+    folders = sorted(out.glob(f"{name}-[0-9]*"))
+    return [folder for folder in folders if Results(folder).provenance.get("status") == "finished"]
+
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -1,0 +1,728 @@
+"""Corrupt sites: every attack by hand, what it may touch, and what a study with one says."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from scipy.stats import norm
+from torch import Tensor
+
+from helpers import (
+    Federation,
+    image_site,
+    site_of,
+    table_site,
+    table_sites,
+    write_image_study,
+    write_table_study,
+)
+from polyclinic import Study
+from polyclinic.audit.poisoning import ATTACKS, Attack, CorruptUpdates, UpdateAttack, largest_z, read_attack
+from polyclinic.data.cases import SiteData
+from polyclinic.data.corruption import CORRUPTIONS, Backdoor, ChangedVolumes, change_cases, corrupted
+from polyclinic.data.dataset import Dataset
+from polyclinic.data.scaling import Scaler
+from polyclinic.data.spec import Patch
+from polyclinic.data.splits import Parts
+from polyclinic.data.volumes.store import Volumes
+from polyclinic.engine import LocalEngine
+from polyclinic.errors import StudyError
+from polyclinic.options import EntryError
+from polyclinic.rounds import Checkpoint, run_rounds
+from polyclinic.server.rules import Update
+from polyclinic.study.jobs import Job, JobRunner
+from polyclinic.study.report_attack import attacked, verdict
+from polyclinic.study.report_folder import Folder
+
+
+def t(*values: float) -> Tensor:
+    return torch.tensor(values, dtype=torch.float32)
+
+
+def parts_of(train: list[int], validation: list[int], test: list[int]) -> Parts:
+    return Parts(*(torch.tensor(index, dtype=torch.int64) for index in (train, validation, test)))
+
+
+#: Six cases: four to train, one to validate, one to test.
+PARTS = parts_of([0, 1, 2, 3], [4], [5])
+KNOWN = [0, 1, 2, 3, 4]
+
+
+def dataset_of(inputs: Tensor | Volumes, targets: Tensor | Volumes, scaler: Scaler | None = None) -> Dataset:
+    data = replace(site_of("A", torch.zeros(len(inputs)), torch.zeros(len(inputs))), inputs=inputs, targets=targets)
+    return Dataset(data, scaler or Scaler.identity(inputs.shape[1]))
+
+
+def table(classes: int = 3) -> Dataset:
+    return dataset_of(torch.arange(12.0).view(6, 2), torch.arange(6) % classes)
+
+
+def bad(
+    dataset: Dataset, name: str, *, classes: int = 3, parts: Parts = PARTS, **options: Any
+) -> tuple[Dataset, Parts]:
+    return corrupted(dataset, parts, (name, options), classes, (0, "A", 0))
+
+
+def everything(dataset: Dataset) -> tuple[Tensor, Tensor]:
+    return dataset.batch(torch.arange(len(dataset)))
+
+
+# Data -----------------------------------------------------------------------------------------------------------------
+
+
+def test_labels_are_flipped_from_the_other_end() -> None:
+    changed, parts = bad(table(), "label_flip")
+    assert table().targets.tolist() == [0, 1, 2, 0, 1, 2]
+    assert changed.targets.tolist() == [2, 1, 0, 2, 1, 2]  # 2 - c, but the last is a test case
+    assert parts is PARTS
+    assert torch.equal(changed.batch(torch.arange(6))[0], table().batch(torch.arange(6))[0])
+
+
+def test_a_fraction_is_of_the_training_and_validation_cases() -> None:
+    dataset = dataset_of(torch.zeros(12, 1), torch.zeros(12, dtype=torch.int64))
+    parts = parts_of(list(range(7)), [7, 8, 9], [10, 11])
+    for fraction, wrong in ((0.3, 3), (0.25, 2), (0.01, 1), (1.0, 10)):  # 0.25 · 10 is rounded to even
+        changed, _ = bad(dataset, "label_flip", classes=2, parts=parts, fraction=fraction)
+        assert int(changed.targets.sum()) == wrong
+        assert changed.targets[10:].tolist() == [0, 0]
+
+
+def test_swapped_labels_stay_the_same_all_in_all() -> None:
+    dataset = dataset_of(torch.zeros(6, 1), torch.arange(6))
+    targets = bad(dataset, "swapped_labels")[0].targets
+    assert isinstance(targets, Tensor)
+    assert sorted(targets[:5].tolist()) == KNOWN
+    assert all(targets[case] != case for case in KNOWN)
+    assert targets[5] == 5
+    numbers = dataset_of(torch.zeros(6, 1), t(20.5, 31, 42, 53, 64, 75))
+    swapped = bad(numbers, "swapped_labels", fraction=0.4)[0].targets  # two of five change places
+    assert isinstance(swapped, Tensor)
+    assert int((swapped != numbers.targets).sum()) == 2
+    assert sorted(swapped.tolist()) == [20.5, 31, 42, 53, 64, 75]
+
+
+def test_a_missing_class_is_missing_from_what_is_trained_on() -> None:
+    changed, parts = bad(table(), "missing_class", label=1)
+    assert (parts.train.tolist(), parts.validation.tolist(), parts.test.tolist()) == ([0, 2, 3], [], [5])
+    assert len(changed) == 6
+    assert CORRUPTIONS["missing_class"](label=1).left([4, 7, 2]) == [4, 0, 2]
+    assert CORRUPTIONS["label_flip"]().left([4, 7, 2]) == [4, 7, 2]
+
+
+def test_blank_rows_become_what_the_study_fills_in() -> None:
+    scaler = Scaler(mean=t(3, 5), deviation=t(2, 4), fill=t(3, 1))
+    changed, _ = bad(dataset_of(torch.ones(6, 2), torch.zeros(6, dtype=torch.int64), scaler), "blank_images")
+    inputs, _ = everything(changed)
+    assert inputs[:5].tolist() == [[0.0, -1.0]] * 5  # (3 - 3) / 2, (1 - 5) / 4
+    assert inputs[5].tolist() == [-1.0, -1.0]  # (1 - 3) / 2, (1 - 5) / 4
+
+
+def test_wrong_units_are_wrong_before_scaling() -> None:
+    scaler = Scaler(mean=t(1, 1), deviation=t(2, 2), fill=t(1, 1))
+    dataset = dataset_of(torch.full((6, 2), 3.0), torch.zeros(6, dtype=torch.int64), scaler)
+    assert everything(bad(dataset, "wrong_scaling", factor=10.0)[0])[0][0].tolist() == [14.5, 14.5]  # (30 - 1) / 2
+    one = everything(bad(dataset, "wrong_scaling", factor=10.0, features=["1"])[0])[0]
+    assert one[0].tolist() == [1.0, 14.5]
+    assert one[5].tolist() == [1.0, 1.0]
+
+
+def images(*, side: int = 4) -> Dataset:
+    inputs = torch.full((6, 1, side, side), 60, dtype=torch.uint8)
+    inputs[:, :, 1:3, 1:3] = 120
+    return dataset_of(inputs, torch.tensor([0, 1, 0, 1, 0, 1]))
+
+
+def test_images_are_blank_or_too_bright() -> None:
+    blank = bad(images(), "blank_images", fraction=1.0)[0].unscaled
+    assert int(blank[0].sum()) == 0
+    assert torch.equal(blank[5], images().unscaled[5])
+    bright = bad(images(), "wrong_scaling", factor=3.0)[0].unscaled
+    assert bright[0, 0, 0, 0] == 180
+    assert bright[0, 0, 1, 1] == 255  # 360 does not fit a byte
+    assert bright.dtype == torch.uint8
+
+
+def test_a_wrong_spacing_zooms_about_the_middle_and_takes_the_mask_along() -> None:
+    inputs, masks = torch.zeros(6, 1, 8, 8, dtype=torch.uint8), torch.zeros(6, 1, 8, 8, dtype=torch.uint8)
+    inputs[:, :, 2:6, 2:6], masks[:, :, 2:6, 2:6] = 200, 1
+    small, _ = bad(dataset_of(inputs, masks), "wrong_spacing", classes=2, factor=0.5)
+    expected = torch.zeros(8, 8, dtype=torch.uint8)
+    expected[3:5, 3:5] = 1  # four pixels wide become two, about the same middle
+    assert torch.equal(small.targets[0, 0], expected)
+    assert torch.equal(small.unscaled[0, 0], 200 * expected)
+    large, _ = bad(dataset_of(inputs, masks), "wrong_spacing", classes=2, factor=2.0)
+    assert int(large.targets[0].sum()) == 64
+    assert torch.equal(large.targets[5], masks[5])
+
+
+def test_a_backdoor_marks_images_and_gives_them_its_label() -> None:
+    changed, _ = bad(images(), "backdoor", target=0, fraction=0.4, size=0.5)
+    marked = [case for case in KNOWN if int((changed.unscaled[case] == 255).sum())]
+    assert len(marked) == 2
+    for case in range(6):
+        expected = images().unscaled[case].clone()
+        if case in marked:
+            expected[:, 2:, 2:] = 255  # half of four pixels
+        assert torch.equal(changed.unscaled[case], expected)
+        assert changed.targets[case] == (0 if case in marked else case % 2)
+    test = Backdoor(target=0, size=0.25).marked(images(), torch.tensor([5]))
+    assert test.unscaled[5, 0, 3].tolist() == [60, 60, 60, 255]
+    assert torch.equal(test.targets, images().targets)
+
+
+def test_a_backdoor_of_a_table_sets_features() -> None:
+    scaler = Scaler(mean=t(0, 1), deviation=t(1, 2), fill=t(0, 0))
+    changed, _ = bad(
+        dataset_of(torch.zeros(6, 2), torch.ones(6, dtype=torch.int64), scaler), "backdoor", target=0, fraction=1.0,
+        features={"1": 9.0},
+    )  # fmt: skip
+    assert everything(changed)[0][0].tolist() == [0.0, 4.0]  # (9 - 1) / 2
+    assert changed.targets.tolist() == [0, 0, 0, 0, 0, 1]
+
+
+def volumes(folder: Any) -> tuple[Volumes, Volumes]:
+    """Six volumes of 4 x 4 x 4 with a mask of 8 voxels in the middle."""
+    files = {"image": [], "mask": []}
+    noted: dict[str, list[dict[str, Any]]] = {"image": [], "mask": []}
+    for case in range(6):
+        mask = np.zeros((1, 4, 4, 4), dtype=np.uint8)
+        mask[0, 1:3, 1:3, 1:3] = 1
+        image = (np.arange(64, dtype=np.float32).reshape(1, 4, 4, 4) + 100 * case - 5).astype(np.float32)
+        for name, values in (("image", image), ("mask", mask)):
+            path = folder / f"{name}{case}.npy"
+            np.save(path, values)
+            files[name].append(path)
+            noted[name].append({"case": case, "labels": [56, 8], "grid_orientation": "RAS"})
+    return Volumes(files["image"], noted["image"]), Volumes(files["mask"], noted["mask"])
+
+
+def test_volumes_are_changed_as_they_are_read(tmp_path: Any) -> None:
+    found, masks = volumes(tmp_path)
+    dataset = dataset_of(found, masks)
+    blank = everything(bad(dataset, "blank_images")[0])[0]
+    assert blank[2].unique().tolist() == [195.0]  # the smallest of the third: 2 · 100 - 5
+    large = everything(bad(dataset, "wrong_scaling", factor=2.0)[0])[0]
+    assert torch.equal(large[:5], 2 * everything(dataset)[0][:5])
+    swapped = bad(dataset, "swapped_labels")[0].targets
+    assert isinstance(swapped, Volumes)
+    assert sorted(record["case"] for record in swapped.about[:5]) == KNOWN
+    assert all(swapped.about[case]["case"] != case for case in KNOWN)
+    zoomed = bad(dataset, "wrong_spacing", factor=2.0)[0]
+    assert int(everything(zoomed)[1][0].sum()) == 64
+    assert zoomed.targets.about[0]["labels"] == [0, 64]  # boxes are placed by what is there now
+    assert masks.about[0]["labels"] == [56, 8]
+    for changed in (bad(dataset, name)[0] for name in ("blank_images", "wrong_scaling", "wrong_spacing")):
+        for mine, theirs in zip(changed.batch(torch.tensor([5])), dataset.batch(torch.tensor([5])), strict=True):
+            assert torch.equal(mine, theirs)
+
+
+def test_boxes_are_cut_from_changed_volumes(tmp_path: Any) -> None:
+    found, masks = volumes(tmp_path)
+    data = replace(site_of("A", torch.zeros(6), torch.zeros(6)), inputs=found, targets=masks)
+    dataset = Dataset(data, Scaler.identity(1), patch=Patch(size=(2, 2, 2)))
+    index = torch.arange(6)
+    box = dataset.batch(index, augment=3)[0]
+    large = bad(dataset, "wrong_scaling", factor=2.0)[0].batch(index, augment=3)[0]
+    assert box.shape == (6, 1, 2, 2, 2)
+    assert torch.equal(large[:5], 2 * box[:5])
+    assert torch.equal(large[5], box[5])
+    assert isinstance(change_cases(found, [0], lambda case: case), ChangedVolumes)
+
+
+#: Every corruption that fits classification, with options as the sites are sent them.
+CASES: dict[str, dict[str, Any]] = {
+    "label_flip": {}, "swapped_labels": {}, "missing_class": {"label": 0}, "blank_images": {}, "wrong_scaling": {},
+    "wrong_spacing": {}, "backdoor": {"target": 0},
+}  # fmt: skip
+
+
+def test_no_corruption_is_left_out_of_these_tests() -> None:
+    assert list(CASES) == [*CORRUPTIONS]
+    assert set(CORRUPTIONS) < set(ATTACKS)
+
+
+@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("kind", ["table", "images", "volumes"])
+def test_test_cases_are_never_touched_and_nothing_is_written_to(kind: str, name: str, tmp_path: Any) -> None:
+    dataset = {
+        "table": lambda: dataset_of(torch.randn(6, 3), torch.arange(6) % 2, Scaler(t(1, 2, 3), t(2, 2, 2), t(0, 0, 0))),
+        "images": images, "volumes": lambda: dataset_of(volumes(tmp_path)[0], torch.arange(6) % 2),
+    }[kind]()  # fmt: skip
+    if kind == "table" and name == "wrong_spacing":
+        pytest.skip("a table has no spacing")
+    options = {**CASES[name], **({"features": {"1": 7.0}} if (kind, name) == ("table", "backdoor") else {})}
+    before = [values.clone() for values in everything(dataset)]
+    changed, parts = bad(dataset, name, classes=2, **options)
+    for mine, theirs in zip(changed.batch(PARTS.test), dataset.batch(PARTS.test), strict=True):
+        assert torch.equal(mine, theirs)
+    assert torch.equal(parts.test, PARTS.test)
+    for now, then in zip(everything(dataset), before, strict=True):
+        assert torch.equal(now, then)
+    again, others = bad(dataset, name, classes=2, **options)
+    for mine, theirs in zip(everything(again), everything(changed), strict=True):
+        assert torch.equal(mine, theirs)
+    assert torch.equal(parts.train, others.train)
+    same = [torch.equal(*pair) for pair in zip(everything(changed), before, strict=True)]
+    assert not all(same) or len(parts.train) < 4
+
+
+# Updates --------------------------------------------------------------------------------------------------------------
+
+
+#: The state that sites were sent; the last coordinate is a statistic.
+STATE = t(1.0, 2.0, 50.0)
+#: What four sites end with: changes (1, 0), (0, 2), (2, 2) and (−1, 4), and their statistics.
+UPDATES = [
+    Update("A", t(2, 2, 51), 10.0), Update("B", t(1, 4, 52), 20.0, {"steps": 3.0}), Update("C", t(3, 4, 53), 30.0),
+    Update("D", t(0, 6, 54), 40.0),
+]  # fmt: skip
+
+
+def sent(attack: str, *sites: str, number: int = 0, seed: int = 0, **options: Any) -> dict[str, list[float]]:
+    part = ATTACKS[attack](**options)
+    assert isinstance(part, UpdateAttack)
+    before = [update.state.clone() for update in UPDATES]
+    found = CorruptUpdates(part, frozenset(sites), 2, seed)(number, STATE, UPDATES)
+    assert [(u.site, u.weight, u.facts) for u in found] == [(u.site, u.weight, u.facts) for u in UPDATES]
+    assert all(torch.equal(update.state, state) for update, state in zip(UPDATES, before, strict=True))
+    for update, mine in zip(UPDATES, found, strict=True):
+        assert update.site in sites or mine is update
+        assert mine.state[2] == update.state[2]  # statistics are sent as they are
+    return {update.site: update.state[:2].tolist() for update in found}
+
+
+def test_signs_are_flipped_and_changes_made_larger() -> None:
+    assert sent("sign_flip", "C")["C"] == [-1.0, 0.0]  # (1, 2) - (2, 2)
+    assert sent("sign_flip", "C", "D", scale=2.0) == {**sent("sign_flip"), "C": [-3.0, -2.0], "D": [3.0, -6.0]}
+    assert sent("scaling", "B", scale=5.0)["B"] == [1.0, 12.0]  # (1, 2) + 5 (0, 2)
+
+
+def test_scaling_by_the_inverse_of_its_share_replaces_the_model() -> None:
+    still = [replace(update, state=STATE) if update.site != "B" else update for update in UPDATES]
+    part = ATTACKS["scaling"](scale=5.0)
+    assert isinstance(part, UpdateAttack)
+    found = CorruptUpdates(part, frozenset("B"), 2, 0)(0, STATE, still)
+    mean = sum((update.weight / 100 * update.state for update in found), torch.zeros(3))  # B has a fifth of the weight
+    assert torch.allclose(mean[:2], UPDATES[1].state[:2])
+
+
+def test_noise_is_as_wide_as_told_and_a_function_of_names() -> None:
+    change = torch.full((20_000,), 0.25)
+    updates = [Update("A", change + 1, 1.0), Update("B", change, 1.0)]
+    part = ATTACKS["gaussian_noise"](deviation=4.0)
+    assert isinstance(part, UpdateAttack)
+    noise = CorruptUpdates(part, frozenset("B"), 20_000, 0)(0, torch.zeros(20_000), updates)[1].state
+    assert abs(float(noise.std()) - 1.0) < 0.03  # 4 · 0.25
+    assert abs(float(noise.mean())) < 0.03
+    first = sent("gaussian_noise", "A", "B")
+    assert first == sent("gaussian_noise", "A", "B")
+    assert first["A"] != sent("gaussian_noise", "A", "B", number=1)["A"] != sent("gaussian_noise", "A", seed=1)["A"]
+
+
+@pytest.mark.parametrize(
+    ("sites", "corrupt", "share"),
+    [
+        (50, 24, 24 / 26),  # the paper's example: ⌊26⌋ − 24 = 2 supporters, (50 − 24 − 2) / 26
+        (10, 4, 4 / 6),  # ⌊6⌋ − 4 = 2, (10 − 4 − 2) / 6
+        (5, 2, 2 / 3),  # ⌊3.5⌋ − 2 = 1, (5 − 2 − 1) / 3
+    ],
+)
+def test_how_far_corrupt_sites_may_stray(sites: int, corrupt: int, share: float) -> None:
+    assert math.isclose(largest_z(sites, corrupt), norm.ppf(share))
+
+
+def test_small_federations_leave_no_room() -> None:
+    assert largest_z(4, 1) == 0.0  # (4 − 1 − 2) / 3 is below a half
+    assert largest_z(2, 1) == largest_z(1, 1) == 0.0
+    attack = Attack("alie", {"z": None}, ("A",))
+    assert "z = 0" in attack.note(4)
+    assert Attack("alie", {"z": 1.0}, ("A",)).note(4) == Attack("alie", {"z": None}, ("A", "B")).note(5) == ""
+
+
+def test_a_little_is_enough_by_hand() -> None:
+    found = sent("alie", "A", "C", z=2.0)
+    assert found["A"] == found["C"] == [3.5, 5.0]  # (1, 2) + mean (1.5, 1) + 2 · deviation (0.5, 1)
+    alone = sent("alie", "A", z=1.0)["A"]  # one site has no deviation: all four are known to it
+    changes = np.array([[1, 0], [0, 2], [2, 2], [-1, 4]])
+    assert np.allclose(alone, np.array([1, 2]) + changes.mean(0) + changes.std(0))
+    reckoned = sent("alie", "A", "B")["A"]  # ⌊3⌋ − 2 = 1 supporter: (4 − 2 − 1) / 2, z = 0
+    assert reckoned == [1.5, 3.0]
+
+
+def test_inner_products_by_hand() -> None:
+    assert sent("inner_product", "A", epsilon=2.0)["A"] == pytest.approx([1 - 2 / 3, 2 - 2 * 8 / 3])
+    together = sent("inner_product", "A", "B")
+    assert together["A"] == together["B"] == [0.5, -1.0]  # −((2, 2) + (−1, 4)) / 2
+    assert sent("inner_product", "A", "B", "C", "D")["A"] == [0.0, 2.0]  # no honest site: −(1, 0)
+
+
+def test_an_exchange_without_corrupt_sites_is_left_alone() -> None:
+    part = ATTACKS["sign_flip"]()
+    assert isinstance(part, UpdateAttack)
+    assert CorruptUpdates(part, frozenset({"Z"}), 2, 0)(0, STATE, UPDATES) is UPDATES
+
+
+# Training -------------------------------------------------------------------------------------------------------------
+
+
+def runner(federation: Federation, attack: Attack) -> JobRunner:
+    mine = federation.runner
+    return JobRunner(
+        federation.declaration, federation.engine, federation.local, federation.template, federation.initial,
+        mine.classes, attack,
+    )  # fmt: skip
+
+
+def trained(federation: Federation, attack: Attack, *, checkpoint: Checkpoint | None = None, rounds: int = 0) -> Tensor:
+    job = Job((federation.method(),), 0, federation.fold.number, attacked=True)
+    plan = runner(federation, attack).plan(job, federation.fold, federation.fold.training_sites)
+    if rounds:
+        plan = replace(plan, learning_rates=plan.learning_rates[:rounds])
+    return run_rounds(plan, federation.engine, checkpoint=checkpoint)[0].state
+
+
+TRAINING = {"rounds": 3}
+FLIP = Attack("label_flip", {"fraction": 1.0}, ("Bonn", "Dresden"))
+PUSH = Attack("sign_flip", {"scale": 2.0}, ("Bonn",))
+
+
+def test_flipped_labels_are_the_same_as_a_site_that_has_them() -> None:
+    data = table_sites()
+    wrong = {
+        name: replace(site, targets=1 - site.targets) if name in ("Bonn", "Dresden") else site
+        for name, site in data.items()
+    }
+    flipped = Federation(data, training=TRAINING)
+    state = trained(flipped, FLIP)
+    assert torch.equal(state, Federation(wrong, training=TRAINING).state())
+    assert not torch.equal(state, flipped.state())
+
+
+def test_a_flipped_sign_by_hand() -> None:
+    data = table_sites({"Aachen": 30, "Bonn": 10})
+    federation = Federation(data)
+    start = federation.initial(0)
+    own = {name: Federation({name: site}).state() - start for name, site in data.items()}
+    expected = start + 0.75 * own["Aachen"] - 0.25 * 2.0 * own["Bonn"]  # 30 and 10 of 40 cases
+    assert torch.allclose(trained(federation, PUSH), expected, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "attack", [FLIP, PUSH, Attack("missing_class", {"label": 1}, ("Aachen",))], ids=lambda a: a.name
+)
+def test_stacked_sites_are_corrupt_in_the_same_way(attack: Attack) -> None:
+    states = [
+        trained(Federation(table_sites(), training=TRAINING, stacked=stacked), attack) for stacked in (True, False)
+    ]
+    assert torch.allclose(*states, atol=1e-6)
+    assert not torch.allclose(states[0], Federation(table_sites(), training=TRAINING).state(), atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    "attack", [FLIP, PUSH, Attack("gaussian_noise", {"deviation": 2.0}, ("Bonn",))], ids=lambda a: a.name
+)
+def test_a_run_that_was_interrupted_goes_on_as_if_nothing_had_happened(attack: Attack, tmp_path: Any) -> None:
+    whole = trained(Federation(table_sites(), training=TRAINING), attack)
+    trained(Federation(table_sites(), training=TRAINING), attack, checkpoint=Checkpoint(tmp_path), rounds=2)
+    resumed = trained(Federation(table_sites(), training=TRAINING), attack, checkpoint=Checkpoint(tmp_path))
+    assert torch.equal(whole, resumed)
+
+
+def test_a_missing_class_lowers_the_weight_of_the_site() -> None:
+    federation = Federation(table_sites({"Aachen": 31, "Bonn": 10}), training=TRAINING)
+    attack = Attack("missing_class", {"label": 1}, ("Aachen",))
+    job = Job((federation.method(),), 0, 0, attacked=True)
+    plan = runner(federation, attack).plan(job, federation.fold, ["Aachen", "Bonn"])
+    assert plan.weights == {"Aachen": 16.0, "Bonn": 10.0}  # of 31 cases every second is of class 1
+    assert plan.corrupt is None
+
+
+def test_pooled_training_sees_the_corrupt_cases() -> None:
+    data = {**table_sites({"Aachen": 30}), "Bonn": table_site("Bonn", 12)}
+    wrong = {**data, "Bonn": replace(data["Bonn"], targets=1 - data["Bonn"].targets)}
+    attack = Attack("label_flip", {"fraction": 1.0}, ("Bonn",))
+
+    def pooled(cases: dict[str, SiteData], attacked: bool) -> dict[str, Tensor]:
+        federation = Federation(cases, ["mix"], training=TRAINING)
+        job = Job((federation.method(),), 0, 0, attacked=attacked)
+        return next(iter(runner(federation, attack).run(job, federation.fold).models.values()))
+
+    found = pooled(data, True)
+    assert all(torch.equal(tensor, pooled(wrong, False)[name]) for name, tensor in found.items())
+    assert not all(torch.equal(tensor, pooled(data, False)[name]) for name, tensor in found.items())
+
+
+def test_a_method_without_a_server_sends_no_false_updates() -> None:
+    assert not PUSH.applies_to("sites")
+    assert not PUSH.applies_to("pool")
+    assert PUSH.applies_to("federation")
+    assert FLIP.applies_to("sites")
+
+
+def test_sites_are_corrupt_for_one_training_only() -> None:
+    """The start of the next training makes them honest again; validation cases are corrupt as long."""
+    engine = LocalEngine({"Bonn": image_site("Bonn", 10)})
+    federation = Federation({"Bonn": image_site("Bonn", 10)}, engine=engine, model={"cnn": {"channels": [4]}},
+                            evaluation={"folds": 2, "validation": 0.4})  # fmt: skip
+    site, attack = engine.members["Bonn"], Attack("label_flip", {"fraction": 1.0}, ("Bonn",))
+    job = Job((federation.method(),), 0, 0, attacked=True)
+    runner(federation, attack).run(job, federation.fold)
+    known = torch.cat([site.parts.train, site.parts.validation])
+    assert len(site.parts.validation)
+    assert torch.equal(site.run.dataset.targets[known], 1 - site.dataset.targets[known])
+    assert torch.equal(site.run.dataset.targets[site.parts.test], site.dataset.targets[site.parts.test])
+    runner(federation, attack).run(replace(job, attacked=False), federation.fold)
+    assert site.run.dataset is site.dataset
+
+
+# The study file -------------------------------------------------------------------------------------------------------
+
+
+def test_an_entry_is_filled_in() -> None:
+    attack = read_attack({"label_flip": None}, "classification", False)
+    assert attack == Attack("label_flip", {"fraction": 1.0}, 1)
+    assert attack.entry() == {"sites": 1, "label_flip": {"fraction": 1.0}}
+    assert read_attack({"sites": ["B", 7], "alie": {"z": 2}}, "segmentation", True).sites == ("B", "7")
+
+
+@pytest.mark.parametrize(
+    ("entry", "task", "images", "code", "place", "sentence"),
+    [
+        ("label_flip", "classification", False, "P102", (), "expected `sites` and a kind of attack"),
+        ({"sites": 1}, "classification", False, "P102", (), "names no kind of attack"),
+        ({"label_flip": {}, "alie": {}}, "classification", False, "P102", ("alie",), "several kinds: label_flip, alie"),
+        ({"label_flop": {}}, "classification", False, "P103", ("label_flop",), "Did you mean 'label_flip'?"),
+        ({"site": 1, "alie": {}}, "classification", False, "P103", ("site",), "Did you mean 'sites'?"),
+        ({"sites": 0, "alie": {}}, "classification", False, "P102", ("sites",), "a list of sites, or how many"),
+        ({"sites": [], "alie": {}}, "classification", False, "P102", ("sites",), "a list of sites, or how many"),
+        ({"sites": ["A", "A"], "alie": {}}, "classification", False, "P102", ("sites", 1), "A is there twice"),
+        ({"label_flip": {"fraction": 2}}, "classification", False, "P102", ("label_flip", "fraction"), "got 2"),
+        ({"label_flip": {"share": 1}}, "classification", False, "P103", ("label_flip", "share"), "no option 'share'"),
+        ({"alie": {"z": 0}}, "classification", False, "P102", ("alie", "z"), "greater than 0"),
+        ({"label_flip": {}}, "segmentation", True, "P104", ("label_flip",), "Use swapped_labels"),
+        ({"label_flip": {}}, "regression", False, "P104", ("label_flip",), "each other's numbers"),
+        ({"missing_class": {}}, "classification", False, "P102", ("missing_class", "label"), "'label' is missing"),
+        ({"wrong_spacing": {}}, "classification", False, "P104", ("wrong_spacing",), "for images"),
+        ({"backdoor": {"target": 1}}, "classification", False, "P102", ("backdoor",), "'features' is missing"),
+        ({"backdoor": {"target": 1, "features": {"a": 1}}}, "classification", True, "P104", ("backdoor", "features"),
+         "for tables"),
+        ({"backdoor": {"target": 1}}, "segmentation", True, "P104", ("backdoor",), "masks have no class"),
+    ],
+)  # fmt: skip
+def test_an_entry_that_does_not_fit_gets_its_sentence(
+    entry: Any, task: str, images: bool, code: str, place: tuple[Any, ...], sentence: str
+) -> None:
+    with pytest.raises(EntryError) as caught:
+        read_attack(entry, task, images)
+    assert caught.value.code == code
+    assert caught.value.place == ("attack", *place)
+    assert sentence in str(caught.value)
+
+
+SITES = ["A", "B", "C", "D", "E"]
+
+
+def test_sites_are_drawn_by_the_seed() -> None:
+    drawn = [Attack("sign_flip", {}, 2).on(SITES, [], [], seed).names for seed in range(20)]
+    assert drawn == [Attack("sign_flip", {}, 2).on(SITES, [], [], seed).names for seed in range(20)]
+    assert all(len(set(names)) == 2 and names == tuple(sorted(names)) for names in drawn)
+    assert {site for names in drawn for site in names} == set(SITES)
+
+
+def test_names_become_numbers() -> None:
+    mark = Attack("backdoor", {"target": "ill", "fraction": 0.5, "size": 0.1, "features": {"age": 99.0}}, ("A",))
+    assert mark.on(SITES, ["well", "ill"], ["sex", "age"], 0).options == {
+        "target": 1, "fraction": 0.5, "size": 0.1, "features": {"1": 99.0},
+    }  # fmt: skip
+    assert Attack("missing_class", {"label": 2}, ("A",)).on(SITES, ["1", "2"], [], 0).options == {"label": 1}
+
+
+@pytest.mark.parametrize(
+    ("attack", "code", "place", "sentence"),
+    [
+        (Attack("sign_flip", {}, ("A", "F")), "P103", ("sites", 1), "'F' is no site"),
+        (Attack("sign_flip", {}, 3), "P104", ("sites",), "3 of 5 sites would be corrupt"),
+        (Attack("sign_flip", {}, ("A", "B", "C")), "P104", ("sites",), "Name at most 2"),
+        (Attack("missing_class", {"label": "il"}, 1), "P103", ("missing_class", "label"), "Did you mean 'ill'?"),
+        (Attack("backdoor", {"target": "ill", "features": {"aeg": 1.0}}, 1), "P103", ("backdoor", "features", "aeg"),
+         "Did you mean 'age'?"),
+        (Attack("wrong_scaling", {"features": ["age", "sx"]}, 1), "P103", ("wrong_scaling", "features", 1), "'sx'"),
+    ],
+)  # fmt: skip
+def test_an_attack_that_does_not_fit_the_data_gets_its_sentence(
+    attack: Attack, code: str, place: tuple[Any, ...], sentence: str
+) -> None:
+    with pytest.raises(EntryError) as caught:
+        attack.on(SITES, ["well", "ill"], ["sex", "age"], 0)
+    assert (caught.value.code, caught.value.place) == (code, ("attack", *place))
+    assert sentence in str(caught.value)
+
+
+def test_the_line_of_a_wrong_site_is_told(tmp_path: Any) -> None:
+    import yaml
+
+    entries = {**write_table_study(tmp_path, {"Aachen": 20, "Bonn": 20}), "attack": {"sites": ["Born"], "alie": {}}}
+    (tmp_path / "study.yaml").write_text(yaml.safe_dump(entries, sort_keys=False), encoding="utf-8")
+    with pytest.raises(StudyError, match=r"study.yaml, line \d+, attack.sites\[1\]: 'Born' is no site .*'Bonn'"):
+        Study.read(tmp_path / "study.yaml").check()
+
+
+def test_a_site_left_without_cases_stops_the_study(tmp_path: Any) -> None:
+    entries = {**write_table_study(tmp_path, {"Aachen": 20, "Bonn": 20}), "methods": ["fedavg"]}
+    table = pd.read_csv(tmp_path / "cases.csv")
+    label = entries["data"]["label"]
+    table.loc[table["site"] == "Bonn", label] = table[label].iloc[0]
+    table.to_csv(tmp_path / "cases.csv", index=False)
+    entries["attack"] = {"sites": ["Bonn"], "missing_class": {"label": str(table[label].iloc[0])}}
+    with pytest.raises(StudyError, match="leaves Bonn without training cases"):
+        Study.of(entries, tmp_path).run(tmp_path / "out")
+    assert not (tmp_path / "out" / "jobs").exists()
+
+
+# A whole study --------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    folder = tmp_path_factory.mktemp("attacked")
+    entries = write_table_study(folder, {"Aachen": 60, "Bonn": 60, "Celle": 200})
+    entries |= {
+        "methods": ["single", "mix", "fedavg"], "attack": {"sites": ["Celle"], "label_flip": {}}, "seeds": [0, 1],
+    }  # fmt: skip
+    entries["evaluation"] = {"folds": 2, "bootstrap": 0, "metrics": ["auc", "bac"]}
+    entries["training"] = {"rounds": 5, "batch_size": 16, "optimizer": {"sgd": {"lr": 0.1}}}
+    return Study.of(entries, folder).run(folder / "out")
+
+
+def test_every_method_is_run_with_and_without(finished: Any) -> None:
+    both = ["single", "mix", "fedavg", "single (attacked)", "mix (attacked)", "fedavg (attacked)"]
+    for table in (finished.results, finished.predictions, finished.rounds, finished.summary):
+        assert list(table["method"].unique()) == both
+    assert dict(zip(finished.sites["site"], finished.sites["corrupt"], strict=True)) == {
+        "Aachen": False, "Bonn": False, "Celle": True,
+    }  # fmt: skip
+    predictions = finished.predictions
+    for method in ("single", "mix", "fedavg"):  # the same cases with the same labels are tested
+        clean, bad = (
+            predictions[predictions["method"] == name].set_index(["seed", "fold", "site", "case"])["label"].sort_index()
+            for name in (method, f"{method} (attacked)")
+        )
+        assert clean.equals(bad)
+    models = {path.name for path in (finished.folder / "models").iterdir()}
+    assert {"fedavg-seed0-fold0.safetensors", "fedavg-seed0-fold0-attacked.safetensors"} <= models
+
+
+def test_sites_that_learn_alone_are_not_hurt_by_others(finished: Any) -> None:
+    rows = finished.results[finished.results["metric"] == "auc"].set_index(["method", "seed", "fold", "tested_on"])
+    clean, bad = rows.loc["single", "value"], rows.loc["single (attacked)", "value"]
+    for site in ("Aachen", "Bonn"):
+        assert clean.xs(site, level="tested_on").equals(bad.xs(site, level="tested_on"))
+    assert (bad.xs("Celle", level="tested_on") < 0.5).all()
+
+
+def test_attacked_methods_are_compared_among_each_other(finished: Any) -> None:
+    rows = finished.summary.set_index(["method", "metric", "over"])
+    mix, fedavg = (rows.loc[(f"{name} (attacked)", "auc", "all"), "mean"] for name in ("mix", "fedavg"))
+    assert rows.loc[("mix (attacked)", "auc", "all"), "vs_fedavg"] == pytest.approx(mix - fedavg)
+    assert np.isnan(rows.loc[("fedavg (attacked)", "auc", "all"), "vs_fedavg"])
+
+
+def test_the_report_tells_what_was_lost_at_the_honest_sites(finished: Any) -> None:
+    section = attacked(Folder(finished.folder))
+    assert section is not None
+    assert (section.corrupt, section.honest) == (["Celle"], ["Aachen", "Bonn"])
+    rows = {row.method: row for row in section.rows}
+    values = finished.results[finished.results["metric"] == "auc"]
+    values = values[values["tested_on"].isin(["Aachen", "Bonn"])].groupby("method")["value"].mean()
+    assert rows["fedavg"].clean == f"{values['fedavg']:.3f}"
+    assert rows["fedavg"].attacked == f"{values['fedavg (attacked)']:.3f}"
+    assert values["fedavg (attacked)"] < values["fedavg"] - 0.3  # two thirds of all cases had the wrong label
+    assert float(rows["fedavg"].lost) == pytest.approx(values["fedavg"] - values["fedavg (attacked)"], abs=1e-3)
+    assert (rows["fedavg"].verdict, rows["fedavg"].named, rows["fedavg"].mistaken) == ("names nobody", [], "0")
+    assert (rows["single"].lost, rows["single"].named, rows["single"].verdict) == ("0.000", None, "–")
+    page = (finished.folder / "report.html").read_text(encoding="utf-8")
+    assert 'id="attack"' in page
+    assert "<strong>Celle</strong>" in page
+    assert "turned into its opposite" in page
+    assert "(attacked)" not in page.split("study.yaml with every default")[0].split('id="card"')[0]
+
+
+def test_a_rule_that_counts_the_corrupt_site_for_nothing_names_it(finished: Any) -> None:
+    folder = Folder(finished.folder)
+    rounds = folder.attacked.rounds
+    share = {"Aachen": 0.55, "Bonn": 0.4, "Celle": 0.05}
+    folder.attacked = replace(folder.attacked, rounds=rounds.assign(share=rounds["site"].map(share)))
+    row = {row.method: row for row in (attacked(folder) or pytest.fail("no section")).rows}["fedavg"]
+    assert (row.verdict, row.named, row.mistaken, row.named_clean) == ("right", ["Celle"], "0", [])
+    # Aachen has 60 of 320 cases: less than half of that share is less than 0.094.
+    share = {"Aachen": 0.09, "Bonn": 0.1, "Celle": 0.81}
+    folder.attacked = replace(folder.attacked, rounds=rounds.assign(share=rounds["site"].map(share)))
+    row = {row.method: row for row in (attacked(folder) or pytest.fail("no section")).rows}["fedavg"]
+    assert (row.verdict, row.named, row.mistaken) == ("wrong", ["Aachen"], "1")
+    # Celle has most cases, so one in three is its fair share: a rule that counts all alike names nobody.
+    folder.attacked = replace(folder.attacked, rounds=rounds.assign(share=1 / 3))
+    row = {row.method: row for row in (attacked(folder) or pytest.fail("no section")).rows}["fedavg"]
+    assert row.verdict == "names nobody"
+
+
+def test_verdicts() -> None:
+    assert verdict([], ["A"]) == "names nobody"
+    assert verdict(["A"], ["A"]) == "right"
+    assert verdict(["B"], ["A"]) == "wrong"
+    assert verdict(["A", "B"], ["A"]) == "right, and others by mistake"
+    assert verdict(["A"], ["A", "B"]) == "right, but only 1 of 2"
+
+
+def test_false_updates_spare_methods_without_a_server_and_a_stopped_study_goes_on(tmp_path: Any) -> None:
+    entries = write_table_study(tmp_path, {"Aachen": 40, "Bonn": 40, "Celle": 40})
+    entries |= {"methods": ["single", "fedavg"], "attack": {"sites": 1, "alie": {}}}
+    results = Study.of(entries, tmp_path).run(tmp_path / "out")
+    assert list(results.results["method"].unique()) == ["single", "fedavg", "fedavg (attacked)"]
+    assert any("single is not attacked" in warning for warning in results.warnings)
+    assert any("z = 0" in warning for warning in results.warnings)
+    assert int(results.sites["corrupt"].sum()) == 1
+    again = Study.of(entries, tmp_path).run(tmp_path / "again")
+    for name in ("results.csv", "predictions.csv", "summary.csv"):
+        assert (tmp_path / "out" / name).read_bytes() == (tmp_path / "again" / name).read_bytes()
+    assert again.folder != results.folder
+
+
+def test_a_backdoor_opens_where_it_was_built_in(tmp_path: Any) -> None:
+    entries = write_table_study(tmp_path, {"Aachen": 60, "Bonn": 60})
+    label = pd.read_csv(tmp_path / "cases.csv", dtype=str)[entries["data"]["label"]].min()
+    feature = next(iter(Study.of(entries, tmp_path).open().features))
+    mark = {"target": label, "features": {feature: 30.0}, "fraction": 0.5}
+    entries |= {"methods": ["fedavg"], "attack": {"sites": ["Bonn"], "backdoor": mark}}
+    entries["training"] = {"rounds": 30, "batch_size": 16, "optimizer": {"adam": {"lr": 0.05}}}
+    results = Study.of(entries, tmp_path).run(tmp_path / "out")
+    table = pd.read_csv(tmp_path / "out" / "backdoor.csv")
+    assert list(table["method"].unique()) == ["fedavg", "fedavg (attacked)"]
+    rows = table[table["tested_on"] == "Aachen"].groupby("method")[["cases", "opened"]].sum()
+    predictions = results.predictions[results.predictions["method"] == "fedavg"]
+    others = (predictions["label"] != 0) & (predictions["site"] == "Aachen")
+    assert rows.loc["fedavg", "cases"] == others.sum()
+    opened = rows["opened"] / rows["cases"]
+    assert opened["fedavg (attacked)"] > 0.9
+    section = attacked(Folder(results.folder))
+    assert section is not None
+    assert section.backdoor
+    assert section.rows[0].opened == f"{100 * opened['fedavg (attacked)']:.0f}\u00a0%"
+
+
+@pytest.mark.parametrize(
+    "attack", [{"swapped_labels": {}}, {"wrong_spacing": {"factor": 0.5}}, {"blank_images": {}}], ids=str
+)
+def test_masks_go_through_a_whole_study(attack: dict[str, Any], tmp_path: Any) -> None:
+    entries = write_image_study(tmp_path, {"Aachen": 8, "Bonn": 8})
+    entries |= {"methods": ["fedavg"], "attack": {"sites": ["Bonn"], **attack}}
+    results = Study.of(entries, tmp_path).run(tmp_path / "out")
+    assert list(results.results["method"].unique()) == ["fedavg", "fedavg (attacked)"]
+    values = results.results.set_index("method")["value"]
+    assert not np.allclose(values["fedavg"], values["fedavg (attacked)"])
+    assert attacked(Folder(results.folder)) is not None
