@@ -20,7 +20,9 @@ from polyclinic.engine.processes import ProcessEngine, share_out
 from polyclinic.errors import SiteError, StudyError, TrainingError
 from polyclinic.models import build_model
 
-ALL = ["fedavg", "fedsgd", "fedprox", "fedbn", "silobn", "fedadam", "single"]
+FEDREP = {"fedrep": {"head_epochs": 2, "local": ["proximal"]}}
+ALL = ["fedavg", "fedsgd", "fedprox", "fedbn", "silobn", "fedadam", "single", "fedper", "lg_fedavg", "ditto", "apfl",
+       "moon", "fedsld", FEDREP]  # fmt: skip
 
 
 def run(data, method, **options):
@@ -326,7 +328,7 @@ def workers():
     engine.close()
 
 
-@pytest.mark.parametrize("method", ["fedbn", "single", "mix", "ensemble"])
+@pytest.mark.parametrize("method", ["fedbn", "single", "mix", "ensemble", "ditto", "apfl", "moon", "fedsld", FEDREP])
 def test_processes_give_the_same_bytes(workers, method):
     data, engine = workers
     found = []

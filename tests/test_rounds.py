@@ -238,9 +238,11 @@ def test_where_every_site_has_its_own_model_none_may_be_missing():
 # Interruptions --------------------------------------------------------------------------------------------------------
 
 METHODS = ["fedavg", "fedsgd", "fedbn", "silobn", "fedavgm", "fedadam", "single", "mix", "scaffold", "feddyn",
-           "fednova", "cyclic", "incremental"]  # fmt: skip
+           "fednova", "cyclic", "incremental", "fedper", "lg_fedavg", "ditto", "apfl", "moon", "fedsld",
+           {"fedrep": {"head_epochs": 2}}]  # fmt: skip
 # Methods without a server keep the optimiser's state in any case.
-RUNS = [*((name, "reset") for name in METHODS), ("fedavg", "keep"), ("fedsgd", "keep"), ("fedbn", "keep")]
+KEEP = ["fedavg", "fedsgd", "fedbn", "fedper", "ditto", "moon"]
+RUNS = [*((name, "reset") for name in METHODS), *((name, "keep") for name in KEEP)]
 
 
 class Killed(BaseException):

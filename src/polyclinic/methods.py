@@ -153,6 +153,55 @@ def silobn() -> Method:
     return Method(share="no_norm_statistics")
 
 
+@method("fedper", "client end: personalisation", "Each site has a head of its own on a shared body.",
+        "Arivazhagan et al., 2019")  # fmt: skip
+def fedper() -> Method:
+    """Heads are not shared; normalisation layers belong to the body."""
+    return Method(share="body")
+
+
+@method("lg_fedavg", "client end: personalisation", "Each site has a body of its own under a shared head.",
+        "Liang et al., 2020")  # fmt: skip
+def lg_fedavg() -> Method:
+    """Only heads are shared."""
+    return Method(share="head")
+
+
+@method("fedrep", "client end: personalisation", "Heads of the sites' own and a shared body are trained in turn.",
+        "Collins et al., ICML 2021")  # fmt: skip
+def fedrep(*, head_epochs: PositiveInt = 10) -> Method:
+    """FedPer, where the head is trained first and the body then."""
+    return Method(share="body", personal=("head_then_body", {"head_epochs": head_epochs}))
+
+
+@method("ditto", "client end: personalisation", "Each site trains a model of its own near the shared one.",
+        "Li et al., ICML 2021")  # fmt: skip
+def ditto(*, weight: NonNegativeFloat = 0.1, epochs: PositiveInt | None = None) -> Method:
+    """FedAvg, and a personal model besides."""
+    return Method(personal=("ditto", {"weight": weight, "epochs": epochs}))
+
+
+@method("apfl", "client end: personalisation", "Each site mixes a model of its own with the shared one.",
+        "Deng et al., arXiv 2003.13461")  # fmt: skip
+def apfl(*, mixture: Annotated[float, Field(ge=0, le=1)] = 0.5, learn_mixture: bool = True) -> Method:
+    """FedAvg, and a mixture besides."""
+    return Method(personal=("apfl", {"mixture": mixture, "learn_mixture": learn_mixture}))
+
+
+@method("moon", "client end: domain shift", "Features are held near the shared model's, away from the last local ones.",
+        "Li et al., CVPR 2021")  # fmt: skip
+def moon(*, mu: NonNegativeFloat = 1.0, temperature: PositiveFloat = 0.5) -> Method:
+    """FedAvg with a contrast between models in the loss."""
+    return Method(local=[("model_contrastive", {"mu": mu, "temperature": temperature})])
+
+
+@method("fedsld", "client end: domain shift", "Cases count so that each class has the weight it has in the federation.",
+        "Luo and Wu, ISBI 2022")  # fmt: skip
+def fedsld() -> Method:
+    """FedAvg with weights from shared label counts."""
+    return Method(local=[("label_shares", {})])
+
+
 @method("scaffold", "client end: domain shift", "Control variates take the drift out of each local step.",
         "Karimireddy et al., ICML 2020")  # fmt: skip
 def scaffold() -> Method:

@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import ClassVar, Literal
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Annotated, ClassVar, Literal
 
-from torch import Tensor
+import torch
+from pydantic import Field, NonNegativeFloat, PositiveInt
+from torch import Tensor, nn
 
-from polyclinic.client.rules import Memory
-from polyclinic.client.work import Work
+from polyclinic.client.drift import Proximal
+from polyclinic.client.optimizers import build_optimizer
+from polyclinic.client.rules import Memory, SiteFacts
+from polyclinic.client.work import Work, clip_gradient, with_learning_rate
+from polyclinic.errors import TrainingError
 from polyclinic.options import Catalogue
-from polyclinic.state import FlatModule, Layout, Selection
+from polyclinic.state import FlatModule, Layout, Role, Selection
 
 
 class Companion(ABC):
@@ -20,12 +26,12 @@ class Companion(ABC):
 
     @abstractmethod
     def step(self, model: FlatModule, backward: Callable[[], Tensor]) -> None:
-        """Train it on the batch that the first model just made a step on.
+        """Train it on the batch that the first model makes a step on next.
 
         Args:
             model: holds the first model; must hold it again afterwards.
-            backward: writes into ``model.gradient`` the gradient of the batch's loss at whatever ``model`` holds, and
-                gives the loss.
+            backward: writes into ``model.gradient`` the gradient of the batch's loss at whatever ``model`` holds, with
+                the terms of loss rules, and gives the loss.
         """
 
 
@@ -39,12 +45,15 @@ class Phase:
             ``personal`` model. Distances are always measured from the received model.
         gives: whether it gives the model to be ``shared`` or the ``personal`` one.
         trained: the coordinates that are trained; None for all weights.
+        declared: whether its length is what the study declares, which may give each site its own; otherwise it is what
+            ``work`` says.
     """
 
     work: Work
     start: Literal["received", "before", "personal"] = "received"
     gives: Literal["shared", "personal"] = "shared"
     trained: Selection | None = None
+    declared: bool = True
 
 
 class Personal(ABC):  # noqa: B024 - each changes some of it
@@ -55,19 +64,27 @@ class Personal(ABC):  # noqa: B024 - each changes some of it
         not_stackable: why sites can't be trained together; empty where they can.
         keeps_optimizer: whether the local optimisers may keep their state between rounds.
         mixed_precision: whether it can be trained in mixed precision.
+        shares: what a method may share with it, keys of `polyclinic.methods.SHARES`; empty for anything.
     """
 
-    unseen: ClassVar[str] = "the shared model"
+    unseen: ClassVar[str] = (
+        "the shared model, or the mean of all sites' predictions where sites keep a part of the model"
+    )
     not_stackable: ClassVar[str] = ""
     keeps_optimizer: ClassVar[bool] = True
     mixed_precision: ClassVar[bool] = True
+    shares: ClassVar[tuple[str, ...]] = ()
 
-    def initial(self, vector: Tensor) -> Memory:
-        """What is kept before the first round, from the first state ``[P]`` of the model."""
+    def initial(self, site: SiteFacts) -> Memory:
+        """What is kept before the first round."""
         return {}
 
     def phases(self, work: Work, layout: Layout) -> Sequence[Phase]:
-        """The trainings of a round."""
+        """The trainings of a round.
+
+        Raises:
+            TrainingError: P302 if the model has not the parts that are trained.
+        """
         return [Phase(work)]
 
     def companion(self, memory: Memory, work: Work, learning_rate: float) -> Companion | None:
@@ -91,4 +108,160 @@ PERSONAL: Catalogue[type[Personal]] = Catalogue("personal model")
 class SharedModel(Personal):
     """No personal model: the site's own cases get the shared one, with whatever the site does not share."""
 
-    unseen = "the shared model, or the mean of all sites' predictions where sites keep a part of the model"
+
+@PERSONAL.add("ditto")
+class Ditto(Personal):
+    """Ditto: a personal model v_k held near the shared one, v_k ← v_k − η (∇F_k(v_k) + λ (v_k − w)).
+
+    w is the received model. The shared model is trained as without it, and the personal one after it on the same
+    batches. Local rules change the shared model's training only.
+
+    Source: Li et al., Ditto: fair and robust federated learning through personalization, ICML 2021, algorithm 1. There
+    the personal model makes its own number s of steps; here it does the same work as the shared one, or ``epochs``, and
+    with any optimiser.
+
+    Args:
+        weight: λ; 0 is training alone.
+        epochs: passes of the personal training in a round; None for the same work as for the shared model.
+    """
+
+    def __init__(self, *, weight: NonNegativeFloat = 0.1, epochs: PositiveInt | None = None) -> None:
+        self.weight, self.epochs = weight, epochs
+
+    def initial(self, site: SiteFacts) -> Memory:
+        """v_k is the first model."""
+        return {"model": site.vector.clone()}
+
+    def phases(self, work: Work, layout: Layout) -> Sequence[Phase]:
+        """The shared model, then the personal one."""
+        own = replace(work, rules=(Proximal(mu=self.weight),))
+        if self.epochs is not None:
+            own = replace(own, epochs=self.epochs, steps=None)
+        return [Phase(work), Phase(own, start="personal", gives="personal", declared=self.epochs is None)]
+
+    def model(self, shared: Tensor, memory: Memory) -> Tensor:
+        """v_k, with its own statistics."""
+        return memory["model"]
+
+    def end(self, memory: Memory, personal: Tensor | None, companion: Companion | None) -> Memory:
+        """v_k after the round."""
+        return memory if personal is None else {"model": personal.clone()}
+
+
+@PERSONAL.add("head_then_body")
+class HeadThenBody(Personal):
+    """FedRep: in each round the site's own head is trained on the fixed received body, then the body under that head.
+
+    Normalisation layers belong to the body. Their statistics also move while the head is trained; no weight does.
+
+    Source: Collins et al., Exploiting shared representations for personalized federated learning, ICML 2021,
+    algorithm 1; heads are trained for 10 epochs in its experiments.
+
+    Args:
+        head_epochs: passes of the head's training in a round; the body does the study's local work.
+    """
+
+    unseen = "the mean of all sites' predictions"
+    keeps_optimizer = False
+    shares = ("body",)
+
+    def __init__(self, *, head_epochs: PositiveInt = 10) -> None:
+        self.head_epochs = head_epochs
+
+    def phases(self, work: Work, layout: Layout) -> Sequence[Phase]:
+        """The head, then the body."""
+        head, body = layout.select({Role.HEAD}), layout.select(set(Role) - {Role.HEAD})
+        if not head.trainable or not body.trainable:
+            raise TrainingError("P302", f"The model has nothing but a {'body' if body.trainable else 'head'}, and "
+                                "head_then_body trains both in turn.", "Choose another model.")  # fmt: skip
+        first = replace(work, epochs=self.head_epochs, steps=None)
+        return [Phase(first, trained=head, declared=False), Phase(work, start="before", trained=body)]
+
+
+@PERSONAL.add("apfl")
+class AdaptiveMixture(Personal):
+    """APFL: the site's own cases get v̄ = α v + (1 − α) w, where v and the mixture's weight α stay at the site.
+
+    With each step of w on a batch also v ← v − η α ∇F_k(v̄), by an optimiser of the same kind; once a round, at its
+    first step, α ← α − η ⟨v − w, ∇F_k(v̄)⟩, clipped to [0, 1]. Statistics of normalisation layers are the mixture's
+    own. What gradient rules add is for w only; terms of loss rules and weights of classes count for both.
+
+    Source: Deng et al., Adaptive personalized federated learning, arXiv 2003.13461, algorithm 1. As there and unlike in
+    the authors' code, v̄ in a step is that of before the step of w, and α is not drawn towards 0 besides.
+
+    Args:
+        mixture: α at the start; 0 is the shared model.
+        learn_mixture: whether α is learned.
+    """
+
+    not_stackable = "apfl trains a second model beside the first"
+    keeps_optimizer = False
+    mixed_precision = False
+
+    def __init__(self, *, mixture: Annotated[float, Field(ge=0, le=1)] = 0.5, learn_mixture: bool = True) -> None:
+        self.mixture, self.learn_mixture = mixture, learn_mixture
+
+    def initial(self, site: SiteFacts) -> Memory:
+        """v is the first model."""
+        weights, statistics = site.vector[: site.trainable], site.vector[site.trainable :]
+        mixture = torch.tensor(self.mixture, dtype=torch.float64)
+        return {"weights": weights.clone(), "statistics": statistics.clone(), "mixture": mixture}
+
+    def companion(self, memory: Memory, work: Work, learning_rate: float) -> Companion | None:
+        """Trains v."""
+        return _Mixture(memory, work, learning_rate, learn=self.learn_mixture)
+
+    def model(self, shared: Tensor, memory: Memory) -> Tensor:
+        """v̄."""
+        weights = memory["weights"]
+        return torch.cat([shared[: len(weights)].lerp(weights, float(memory["mixture"])), memory["statistics"]])
+
+    def end(self, memory: Memory, personal: Tensor | None, companion: Companion | None) -> Memory:
+        """v, α and the mixture's statistics after the round."""
+        return companion.memory() if isinstance(companion, _Mixture) else memory
+
+
+class _Mixture(Companion):
+    """Trains v for a round; see `AdaptiveMixture`."""
+
+    def __init__(self, memory: Memory, work: Work, learning_rate: float, *, learn: bool) -> None:
+        self.work, self.learning_rate, self.learn = work, learning_rate, learn
+        self.weights, self.statistics = nn.Parameter(memory["weights"].clone()), memory["statistics"].clone()
+        self.mixture = float(memory["mixture"])
+        self.optimizer: torch.optim.Optimizer | None = None
+
+    def step(self, model: FlatModule, backward: Callable[[], Tensor]) -> None:
+        """One step of v and, in the first step of a round, of α."""
+        first = self.optimizer is None
+        if self.optimizer is None:
+            self.weights.data, self.statistics = self.weights.to(model.vector), self.statistics.to(model.vector)
+            self.optimizer = build_optimizer(with_learning_rate(self.work.optimizer, self.learning_rate), self.weights)
+        shared, own = model.weights.detach().clone(), self.weights.detach()
+        with _lent(model):
+            model.vector.copy_(torch.cat([shared.lerp(own, self.mixture), self.statistics]))
+            backward()
+            self.statistics = model.vector[len(own) :].clone()
+        slope = float((own - shared) @ model.gradient)
+        self.weights.grad = model.gradient * self.mixture
+        clip_gradient(self.weights.grad, self.work.clip)
+        self.optimizer.step()
+        if self.learn and first:
+            self.mixture = min(max(self.mixture - self.learning_rate * slope, 0.0), 1.0)
+
+    def memory(self) -> Memory:
+        """See `AdaptiveMixture.initial`."""
+        mixture = torch.tensor(self.mixture, dtype=torch.float64)
+        found = {"weights": self.weights.detach(), "statistics": self.statistics, "mixture": mixture}
+        return {name: tensor.to("cpu", copy=True) for name, tensor in found.items()}
+
+
+@contextmanager
+def _lent(model: FlatModule) -> Iterator[None]:
+    """Another model may be put into ``model``; afterwards it is as before, and so are random numbers."""
+    kept, device = model.vector.clone(), model.vector.device
+    counters = [(buffer, buffer.clone()) for buffer in model.module.buffers() if not buffer.is_floating_point()]
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        yield
+    model.vector.copy_(kept)
+    for buffer, count in counters:
+        buffer.copy_(count)

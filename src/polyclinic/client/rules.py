@@ -42,13 +42,14 @@ class Ended:
 
     Attributes:
         start: trainable weights that the round started from ``[T]``.
-        end: trainable weights at its end ``[T]``; those that stay at the site are as in ``start``, so that nothing is
-            learned from them, and nothing of them is sent.
-        vector: whole state at its end ``[P]``.
-        steps: optimiser steps taken.
+        end: trainable weights at its end ``[T]``; those that stay at the site are as in ``start``, so that a rule
+            learns and tells nothing of them.
+        vector: whole state at its end ``[P]``, also of what stays at the site.
+        steps: optimiser steps taken with the weights that are shared.
         learning_rate: of the round.
-        path: length ‖a‖₁ of the steps' weights: how far, in units of the learning rate, a constant gradient of 1 moves
-            the weights in these steps. For plain SGD it is the number of steps, and also where no rule ``needs_sgd``.
+        path: length ‖a‖₁ of these steps' weights: how far, in units of the learning rate, a constant gradient of 1
+            moves the weights in these steps. For plain SGD it is the number of steps, and also where
+            no rule ``needs_sgd``.
         received: what the counterpart sent at the start.
     """
 
@@ -174,6 +175,7 @@ class Batch:
         targets: ``[B, ...]``.
         features: what the head was given for these inputs, averaged over places: ``[B, G]``, with gradient.
         outputs: of the network ``[B, ...]``, with gradient.
+        received: whole state of the model that the site received ``[P]``, on the model's device; not written to.
     """
 
     model: FlatModule
@@ -181,6 +183,12 @@ class Batch:
     targets: Tensor
     features: Tensor
     outputs: Tensor
+    received: Tensor
+
+
+def mean_over_places(features: Tensor) -> Tensor:
+    """Features of cases ``[B, G]`` from features of places in them ``[B, G, ...]``."""
+    return features.flatten(2).mean(2) if features.dim() > 2 else features
 
 
 class LossRule(LocalRule):

@@ -92,9 +92,15 @@ class StackedTrainer:
         task: loss.
         work: local work.
         jobs: the sites of the first round; later rounds bring the same sites in the same order.
+
+    Raises:
+        ValueError: these sites can't be trained together.
     """
 
     def __init__(self, model: FlatModule, task: Task, work: Work, jobs: Sequence[LocalJob]) -> None:
+        obstacle = reason_not_stackable(model, work)
+        if obstacle or any(job.companion is not None for job in jobs):
+            raise ValueError(obstacle or "a second model is trained beside the first")
         self.task, self.work, self.layout = task, work, model.layout
         self.device = model.vector.device
         self.module = copy.deepcopy(model.module).train()
@@ -155,10 +161,12 @@ class StackedTrainer:
         self.class_weights = torch.stack(known).to(self.device) if known else None
 
     def _change(self, gradient: Tensor, weights: Tensor, start: Tensor) -> None:
-        """Let the rules change the gradient of the active sites."""
+        """Let the rules change the gradient of the active sites; frozen weights have no part in its norm."""
         active = len(gradient)
         for rule, given in self.given:
             rule.gradient(gradient, weights, start[:active], {n: tensor[:active] for n, tensor in given.items()})
+        if self.frozen is not None:
+            self.frozen.fill(gradient, 0.0)
         clip_gradient(gradient, self.work.clip)
 
     def _positions(self, rows: list[LocalJob]) -> Tensor:
@@ -192,8 +200,6 @@ class StackedTrainer:
             leaf = weights[:active].requires_grad_()
             losses = self._losses(rows, leaf, statistics[:active], positions, step)
             gradient = torch.autograd.grad(losses.sum(), leaf)[0]
-            if self.frozen is not None:  # before clipping: frozen weights have no part in the norm
-                self.frozen.fill(gradient, 0.0)
             self._change(gradient, weights[:active], start)
             for first, stop, pieces in groups:
                 for (low, high), parameter in zip(self.pieces, pieces, strict=True):
@@ -290,7 +296,7 @@ class StackedTrainer:
 
 
 def _anchor(job: LocalJob, start: Tensor) -> Tensor:
-    return start if job.anchor is None else job.anchor.to(start.device)
+    return start if job.anchor is None else job.anchor[: len(start)].to(start.device)
 
 
 class _MaskedBatchNorm(nn.Module):

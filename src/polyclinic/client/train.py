@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from polyclinic.client.optimizers import build_optimizer, restore_state, state_of
-from polyclinic.client.rules import Batch, GradientRule, LossRule
+from polyclinic.client.rules import Batch, GradientRule, LossRule, mean_over_places
 from polyclinic.client.work import (
     LocalJob,
     LocalResult,
@@ -63,6 +63,8 @@ def _mini_batches(model: FlatModule, task: Task, work: Work, job: LocalJob) -> t
                 scaler.scale(loss).backward()
                 return loss.detach()
 
+            if job.companion is not None:
+                job.companion.step(model, backward)
             total += backward()
             scaler.unscale_(optimizer)
             rules.change(model.gradient)
@@ -71,8 +73,6 @@ def _mini_batches(model: FlatModule, task: Task, work: Work, job: LocalJob) -> t
             clip_gradient(model.gradient, work.clip)
             scaler.step(optimizer)
             scaler.update()
-            if job.companion is not None:
-                job.companion.step(model, backward)
             done += 1
     if work.keep_optimizer:
         job.optimizer_state = {name: value.clone() for name, value in state_of(optimizer, model.weights).items()}
@@ -116,8 +116,8 @@ class _Rules:
         self.gradient = [(rule, found) for rule, found in pairs if isinstance(rule, GradientRule)]
         self.loss = [(rule, found) for rule, found in pairs if isinstance(rule, LossRule)]
         self.model, self.work = model, work
-        anchor = job.start[: model.layout.trainable] if job.anchor is None else job.anchor
-        self.anchor, self.weights = anchor.to(device), model.weights.detach()
+        self.received = (job.start if job.anchor is None else job.anchor).to(device)
+        self.anchor, self.weights = self.received[: model.layout.trainable], model.weights.detach()
         weights = work.class_weights if job.class_weights is None else job.class_weights
         self.class_weights = None if weights is None else weights.to(device)
         self._features: list[Tensor] = []
@@ -140,8 +140,8 @@ class _Rules:
             losses = losses * self.class_weights[targets]
         loss = losses.mean()
         for rule, given in self.loss:
-            features = self._features[0].flatten(2).mean(2) if self._features[0].dim() > 2 else self._features[0]
-            loss = loss + rule.loss(Batch(self.model, inputs, targets, features, outputs), given)
+            features = mean_over_places(self._features[0])
+            loss = loss + rule.loss(Batch(self.model, inputs, targets, features, outputs, self.received), given)
         return loss
 
     def change(self, gradient: Tensor) -> None:

@@ -62,7 +62,7 @@ class LocalJob:
         seed: names from which the round's randomness is derived.
         learning_rate: of this round.
         optimizer_state: tensors of the optimiser kept from the round before; replaced when kept again.
-        anchor: weights ``[T]`` that rules measure distances from; None for those of ``start``.
+        anchor: the received state ``[P]``, whose weights rules measure distances from; None for ``start``.
         given: for each of the work's rules, what it is given in this round.
         class_weights: weight of each class's cases at this site ``[C]``; None for the work's.
         steps: the site's own number of steps; None for the work's.

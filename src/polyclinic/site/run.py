@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
@@ -11,7 +12,7 @@ from torch import Tensor
 
 from polyclinic.client.personal import PERSONAL, Phase
 from polyclinic.client.rules import LOCAL_RULES, Ended, Memory, SiteFacts, WeightingRule
-from polyclinic.client.work import LocalJob, LocalResult, Work, batch_sizes, path_length
+from polyclinic.client.work import LocalJob, LocalResult, Work, batch_sizes, check_finite, path_length
 from polyclinic.communication.message import Message
 from polyclinic.data.dataset import Dataset
 from polyclinic.data.splits import Parts
@@ -68,8 +69,8 @@ class Run:
         self.about = SiteFacts(initial, layout.trainable, self._class_counts())
         self.own = self.private.take(initial).clone()
         self.rule_memory: list[Memory] = [rule.initial(self.about) for rule in self.work.rules]
-        self.personal_memory = self.personal.initial(initial)
-        self.best, self.best_personal = self.own.clone(), dict(self.personal_memory)
+        self.personal_memory = self.personal.initial(self.about)
+        self.keep()
         self.optimizer_states: list[dict[str, Tensor]] = [{} for _ in self.phases]
         self._check_batches()
 
@@ -91,7 +92,7 @@ class Run:
         cases = len(self.parts.train)
         sizes = [cases] if self.work.kind == "gradient" else []
         if self.work.kind == "train" and cases:
-            sizes = [size for phase in self.phases for size in batch_sizes(cases, phase.work, self._steps(phase.work))]
+            sizes = [size for phase in self.phases for size in batch_sizes(cases, phase.work, self.steps(phase))]
         if 1 in sizes and has_batch_norm(self.model.module):
             raise TrainingError(
                 "P302", f"At site {self.site} a training batch has a single case, and batch normalisation needs two.",
@@ -112,17 +113,31 @@ class Run:
         memory = self.best_personal if best else self.personal_memory
         return self.personal.model(self.shared_model(state, best=best), memory)
 
-    def _steps(self, work: Work) -> int | None:
-        """The site's own number of steps, where the study gives each site its own, or a time and a speed."""
-        own = self.declaration["work"].get("own", {}).get(self.site, {})
-        steps: int | None = own.get("steps")
-        if "epochs" in own:
+    def steps(self, phase: Phase, done: int = 0) -> int | None:
+        """The site's own number of steps in a phase, where the study gives each site its own, or a time and a speed.
+
+        Args:
+            phase: of the method.
+            done: steps that the site did in this round before.
+        """
+        own, work = self.declaration["work"].get("own", {}).get(self.site, {}), phase.work
+        steps: int | None = own.get("steps") if phase.declared else None
+        if "epochs" in own and phase.declared:
             steps = own["epochs"] * len(batch_sizes(len(self.parts.train), replace(work, epochs=1, steps=None)))
         budget, speed = own.get("seconds"), own.get("step_seconds")
         if budget is not None and speed is not None:
             declared = len(batch_sizes(len(self.parts.train), work, steps))
-            steps = max(1, min(declared, int(budget / speed + 1e-9)))
+            steps = max(1, min(declared, int(budget / speed + 1e-9) - done))
         return steps
+
+    def teaches(self, number: int) -> bool:
+        """Whether a phase trains weights that are shared, so that rules and server learn from its steps."""
+        phase = self.phases[number]
+        if phase.gives != "shared" or phase.trained is None:
+            return phase.gives == "shared"
+        trained = torch.zeros(self.shared.total)
+        phase.trained.within(self.about.trainable).fill(trained, 1.0)
+        return bool(self.shared.take(trained).any())
 
     def jobs(self, request: Message) -> Round:
         """The local work that a ``train`` message asks for, in as many jobs as the method has phases."""
@@ -130,7 +145,8 @@ class Run:
 
     def keep(self) -> None:
         """The round just done is the best so far."""
-        self.best, self.best_personal = self.own.clone(), dict(self.personal_memory)
+        self.best = self.own.clone()
+        self.best_personal = {name: tensor.clone() for name, tensor in self.personal_memory.items()}
 
     @property
     def keeps_memory(self) -> bool:
@@ -172,6 +188,7 @@ class Round:
         self.companion = run.personal.companion(run.personal_memory, run.work, self.rate)
         self._jobs: list[LocalJob] = []
         self._results: list[LocalResult] = []
+        self._begun = time.monotonic()
 
     @property
     def phases(self) -> int:
@@ -197,20 +214,23 @@ class Round:
             optimizer_state=run.optimizer_states[number],
             given=self._given(phase.work),
             class_weights=self._class_weights(phase.work),
-            steps=run._steps(phase.work),
+            steps=run.steps(phase, sum(result.steps for result in self._results)),
             seconds=self._seconds(),
             trained=phase.trained,
             companion=None if number else self.companion,
         )  # fmt: skip
         if phase.start != "received":
-            job.anchor = self.received[: run.model.layout.trainable]
+            job.anchor = self.received
         self._jobs.append(job)
         return job
 
     def _turn(self, phase: int) -> list[str]:
-        """Names that make the seeds of a round's second phase, or of a second turn in a round, others."""
-        turn = self.request.fields.get("turn", 0)
-        return [f"{kind} {number}" for kind, number in (("turn", turn), ("phase", phase)) if number]
+        """Names that make the seeds of a second turn in a round, or of a phase that goes on from another, others.
+
+        A phase that starts elsewhere sees the same batches as the first one.
+        """
+        turn, further = self.request.fields.get("turn", 0), self.run.phases[phase].start == "before"
+        return [f"{kind} {number}" for kind, number in (("turn", turn), ("phase", phase * further)) if number]
 
     def _start(self, phase: Phase) -> Tensor:
         if phase.start == "before":
@@ -219,8 +239,9 @@ class Round:
 
     def _seconds(self) -> float | None:
         own = self.run.declaration["work"].get("own", {}).get(self.run.site, {})
-        seconds: float | None = own.get("seconds") if "step_seconds" not in own else None
-        return seconds
+        if "seconds" not in own or "step_seconds" in own:
+            return None
+        return max(0.0, float(own["seconds"]) - (time.monotonic() - self._begun if self._results else 0.0))
 
     def _received(self, number: int) -> dict[str, Tensor]:
         """What the counterpart of a rule sent."""
@@ -260,10 +281,13 @@ class Round:
             run.optimizer_states[number] = job.optimizer_state if run.phases[number].work.keep_optimizer else {}
         last = {phase.gives: number for number, phase in enumerate(run.phases)}
         shared = results[last["shared"]]
-        steps = sum(results[number].steps for number, phase in enumerate(run.phases) if phase.gives == "shared")
-        answer = {"state": run.shared.take(shared.vector), **self._end_rules(shared.vector, steps)}
         personal = results[last["personal"]].vector if "personal" in last else None
-        run.personal_memory = run.personal.end(run.personal_memory, personal, self.companion)
+        kept = run.personal.end(run.personal_memory, personal, self.companion)
+        for tensor in kept.values():
+            check_finite(LocalResult(tensor, 0, shared.loss), run.site)
+        steps = {number: result.steps for number, result in enumerate(results) if run.teaches(number)}
+        answer = {"state": run.shared.take(shared.vector), **self._end_rules(shared.vector, steps)}
+        run.personal_memory = kept
         if run.private.size:
             run.own = run.private.take(shared.vector).clone()
         facts = self._facts(shared.vector, steps, measure)
@@ -273,27 +297,32 @@ class Round:
         }  # fmt: skip
         return Message(fields, answer)
 
-    def _end_rules(self, vector: Tensor, steps: int) -> dict[str, Tensor]:
-        """Let the rules learn from the round; what they send."""
+    def _path(self, steps: Mapping[int, int]) -> float:
+        """‖a‖₁ over phases with so many steps each; every phase has an optimiser that starts anew."""
+        return sum(path_length(self.run.phases[number].work, count, self.rate) for number, count in steps.items())
+
+    def _end_rules(self, vector: Tensor, steps: Mapping[int, int]) -> dict[str, Tensor]:
+        """Let the rules learn from the phases that train what is shared (phase -> its steps); what they send."""
         run, trainable = self.run, self.run.model.layout.trainable
         if not any(run.rule_memory) and not any(rule.sends for rule in run.work.rules):
             return {}
         sent: dict[str, Tensor] = {}
         linear = any(rule.needs_sgd for rule in run.work.rules)
-        path = path_length(run.work, steps, self.rate) if linear else float(steps)
+        count = sum(steps.values())
+        path = self._path(steps) if linear else float(count)
         start, end = self.received[:trainable], vector[:trainable]
-        if run.private.size:
-            kept = run.private.within(trainable)
+        private = run.private.within(trainable)
+        if private.size:
             end = end.clone()
-            kept.put(end, kept.take(start))
+            private.put(end, private.take(start))
         for number, rule in enumerate(run.work.rules):
             received = self._received(number)
-            ended = Ended(start, end, vector, steps, self.rate, path, received)
+            ended = Ended(start, end, vector, count, self.rate, path, received)
             run.rule_memory[number], found = rule.end(ended, run.rule_memory[number])
             sent |= {f"{run.declaration['local'][number][0]}/{name}": tensor for name, tensor in found.items()}
         return sent
 
-    def _facts(self, trained: Tensor, steps: int, measure: Measure) -> dict[str, float]:
+    def _facts(self, trained: Tensor, steps: Mapping[int, int], measure: Measure) -> dict[str, float]:
         """The numbers that the server rule asks for."""
         wanted: list[str] = self.run.declaration["facts"]
         found = {}
@@ -303,9 +332,9 @@ class Round:
             index = self.run.parts.validation if validation else self.run.parts.train
             found[name] = measure(vector, index)[FACTS[name].value]
         if "steps" in wanted:
-            found["steps"] = float(steps)
+            found["steps"] = float(sum(steps.values()))
         if "path" in wanted:
-            found["path"] = path_length(self.run.work, steps, self.rate)
+            found["path"] = self._path(steps)
         return found
 
     def _sent(self) -> Tensor | None:

@@ -226,8 +226,8 @@ class Site:
         return Message()
 
     def _model(self, request: Message) -> Message:
-        """The site's whole model of the best round ``[P]``."""
-        return Message({}, {"model": self.run.vector(request.tensors["state"], best=True)})
+        """The shared model of the best round with what the site does not share ``[P]``; personal models stay here."""
+        return Message({}, {"model": self.run.shared_model(request.tensors["state"], best=True)})
 
     # Evaluation ---------------------------------------------------------------------------------------------------
 

@@ -166,6 +166,9 @@ def _personal(method: Method, local: Local) -> Refusal | None:
     if method.personal is None:
         return None
     name, part = method.personal[0], PERSONAL[method.personal[0]]
+    if part.shares and method.share not in part.shares:
+        return Refusal(f"{name} works with a private part, and the method shares {method.share}.",
+                       f"Use `share: {part.shares[0]}`.", "share")  # fmt: skip
     if local.keeps_optimizer and not part.keeps_optimizer:
         return Refusal(f"The optimisers of {name} start anew each round.", "Use `optimizer_state: reset`.", "personal")
     if local.mixed_precision and not part.mixed_precision:

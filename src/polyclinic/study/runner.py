@@ -142,6 +142,7 @@ class _Runner:
         self._check_class_weights()
         self._check_site_names()
         template = self._template(choose_device(self.declaration.engine.device))
+        self._check_shares(template)
         plan = self.folder.plan(self._plan(template), self.opened.fingerprint)
         template = self._template(plan.device)
         torch.set_num_threads(plan.threads)
@@ -224,6 +225,15 @@ class _Runner:
             if site not in self.opened.sites:
                 raise StudyError("P103", f"`training: {{{key}: ...}}` names the site {site!r}, which is not there.",
                                  nearest(site, list(self.opened.sites)))  # fmt: skip
+
+    def _check_shares(self, template: FlatModule) -> None:
+        """A method that shares a part which the model has not would be training alone under another name."""
+        for m in self.declaration.study_methods:
+            if m.method.scope == "federation" and not m.method.selection(template.layout).trainable:
+                raise StudyError(
+                    "P104", f"{m.label} shares the {m.method.share} of the model, and there is none in "
+                    f"{self.declaration.model_part[0]}.", "Use a model with a body and a head.",
+                )  # fmt: skip
 
     def _check_left_cases(self, folds: dict[int, Fold]) -> None:
         """A corrupt site must have cases to train on."""
