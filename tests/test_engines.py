@@ -428,11 +428,27 @@ def test_one_site_is_not_stacked():
     assert planned(cases=[100]).mode == "sequential"
 
 
-def test_an_optimiser_of_one_method_that_mixes_coordinates_is_not_stacked():
-    works = [SGD, replace(SGD, optimizer=("adafactor", {}))]
-    plan = planned(works=works)
-    assert plan.mode == "sequential"
-    assert "the optimiser adafactor does not treat every coordinate on its own" in plan.reason
+def test_methods_that_can_not_be_stacked_do_not_keep_the_others_from_it():
+    adafactor = replace(SGD, optimizer=("adafactor", {}))
+    why = "the optimiser adafactor does not treat every coordinate on its own"
+    plan = planned(works=[SGD, adafactor])
+    assert plan.mode == "stacked"
+    assert plan.reason.endswith(f"sites trained together, but one after another where {why}")
+    alone = planned(works=[adafactor])
+    assert (alone.mode, alone.reason) == ("sequential", f"one site after another ({why})")
+    assert planned(works=[SGD, SGD], obstacles=["", "of the clock"]).mode == "stacked"
+    assert planned(works=[SGD], obstacles=["of the clock"]).mode == "sequential"
+
+
+@pytest.mark.parametrize("method", ["fedavg", "moon", "apfl"])
+def test_a_method_that_can_not_be_stacked_gives_the_same_in_a_stacking_engine(method):
+    """To the bit where sites are trained one after another anyway."""
+    training = {"rounds": 2, "optimizer": {"sgd": {"lr": 0.1}}}
+    states = [
+        Federation(table_sites(), [method], model={"mlp": {"hidden": [5]}}, training=training, stacked=stacked).state()
+        for stacked in (False, True)
+    ]
+    torch.testing.assert_close(*states, rtol=0, atol=1e-5 if method == "fedavg" else 0)
 
 
 def test_mixed_precision_is_not_stacked():

@@ -60,11 +60,15 @@ class LocalEngine(Engine):
         if self.serialise:
             requests = {site: Message.from_bytes(request.to_bytes()) for site, request in requests.items()}
         chosen = {site: requests[site] for site in self.sites if site in requests}
-        together = self.stacked and function == "train" and len(chosen) > 1
+        together = function == "train" and self._stacks(list(chosen))
         replies = self._train_stacked(chosen) if together else self._each(function, chosen)
         for site, reply in replies:
             again = self.serialise and isinstance(reply, Message)
             yield site, Message.from_bytes(reply.to_bytes()) if again and isinstance(reply, Message) else reply
+
+    def _stacks(self, sites: list[str]) -> bool:
+        """Whether these sites are trained together."""
+        return self.stacked and len(sites) > 1 and not self.members[sites[0]].run.not_stackable
 
     def _each(self, function: str, requests: Mapping[str, Message]) -> Iterator[Reply]:
         for site, request in requests.items():

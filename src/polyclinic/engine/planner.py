@@ -85,7 +85,8 @@ def choose_plan(
         shape: of one input.
         cases: number of cases of each site.
         passes: how often each case is trained on in the whole study, about.
-        obstacles: why sites can't be trained together, besides what ``model`` and ``works`` say.
+        obstacles: for each of ``works``, why its sites can't be trained together besides what it and ``model`` say;
+            empty where nothing speaks against it.
 
     Raises:
         StudyError: P104 if the mode asked for is impossible.
@@ -94,7 +95,9 @@ def choose_plan(
     count = min(workers or cores(), max(len(cases), 1))
     per_case = 3 * forward_operations(model, shape)  # backward costs about twice as much as forward
     step, total = per_case * min(max(work.batch_size for work in works), max(cases)), per_case * sum(cases) * passes
-    obstacle = next(filter(None, (*obstacles, *(reason_not_stackable(model, work) for work in works))), "")
+    own = obstacles or [""] * len(works)
+    reasons = [reason or reason_not_stackable(model, work) for reason, work in zip(own, works, strict=True)]
+    obstacle, none_can = next(filter(None, reasons), ""), all(reasons)
 
     def plan(chosen: Mode, reason: str) -> EnginePlan:
         # Operators of stacked training are so short that handing them to a second thread costs more than it saves.
@@ -105,11 +108,13 @@ def choose_plan(
         raise StudyError("P104", f"`engine: {{mode: stacked}}` is impossible: {obstacle}.", "Use `mode: auto`.")
     if mode != "auto":
         return plan(mode, "as the study file says")  # type: ignore[arg-type]
-    if len(cases) > 1 and not obstacle and step < STACK_BELOW:
-        return plan("stacked", f"small network ({step / 1e6:.2g} million operations a step): sites trained together")
+    if len(cases) > 1 and not none_can and step < STACK_BELOW:
+        but = f", but one after another where {obstacle}" if obstacle else ""
+        small = f"small network ({step / 1e6:.2g} million operations a step)"
+        return plan("stacked", f"{small}: sites trained together{but}")
     if len(cases) > 1 and count > 1 and device == "cpu" and total > PROCESSES_ABOVE:
         return plan("processes", f"much to train ({total / 1e12:.2g} trillion operations): {count} worker processes")
-    why = obstacle if obstacle and step < STACK_BELOW else f"{step / 1e6:.2g} million operations a step"
+    why = obstacle if none_can and step < STACK_BELOW else f"{step / 1e6:.2g} million operations a step"
     return plan("sequential", f"one site after another ({why})")
 
 

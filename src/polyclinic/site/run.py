@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -12,6 +12,7 @@ from torch import Tensor
 
 from polyclinic.client.personal import PERSONAL, Phase
 from polyclinic.client.rules import LOCAL_RULES, Ended, Memory, SiteFacts, WeightingRule
+from polyclinic.client.stacked import reason_not_stackable
 from polyclinic.client.work import LocalJob, LocalResult, Work, batch_sizes, check_finite, path_length
 from polyclinic.communication.message import Message
 from polyclinic.data.dataset import Dataset
@@ -38,6 +39,18 @@ def build_work(fields: dict[str, Any], keep_optimizer: bool, local: list[tuple[s
         mixed_precision=fields["mixed_precision"],
         rules=tuple(LOCAL_RULES[name](**options) for name, options in local),
     )
+
+
+def not_stackable(personal: Sequence[Any] | None, own: Mapping[str, Mapping[str, float]]) -> str:
+    """Why sites can't be trained together, besides what network and local work say; empty if they can.
+
+    Args:
+        personal: name and options of the way to a personal model, or None.
+        own: what holds for single sites, as in a declaration's work.
+    """
+    if any("seconds" in found and "step_seconds" not in found for found in own.values()):
+        return "a time budget is kept by the clock"
+    return PERSONAL[personal[0]].not_stackable if personal else ""
 
 
 class Run:
@@ -87,6 +100,12 @@ class Run:
             for (name, _), rule in zip(self.declaration["local"], self.work.rules, strict=True)
             for key, tensor in rule.announce(self.about).items()
         }
+
+    @property
+    def not_stackable(self) -> str:
+        """Why sites can't be trained together with this method; empty if they can."""
+        general = not_stackable(self.declaration["personal"], self.declaration["work"].get("own", {}))
+        return general or next(filter(None, (reason_not_stackable(self.model, p.work) for p in self.phases)), "")
 
     def _check_batches(self) -> None:
         cases = len(self.parts.train)

@@ -12,7 +12,6 @@ import pandas as pd
 import torch
 
 from polyclinic.audit.poisoning import Attack
-from polyclinic.client.personal import PERSONAL
 from polyclinic.data.check import check_frame, class_counts
 from polyclinic.data.preparation import SharedStep, build_steps, name_steps
 from polyclinic.data.scaling import Summary
@@ -24,7 +23,7 @@ from polyclinic.files import write_atomic
 from polyclinic.models import build_model
 from polyclinic.models.bundle import load_weights
 from polyclinic.options import EntryError
-from polyclinic.site.run import build_work
+from polyclinic.site.run import build_work, not_stackable
 from polyclinic.state import FlatModule
 from polyclinic.study.declaration import StudyMethod, build_participation
 from polyclinic.study.display import Display
@@ -295,20 +294,14 @@ class _Runner:
         sites = list(self.opened.sites)
         fields = [work_fields(m.method, m.training, sites, mixed=mixed) for m in methods]
         works = [build_work(f, False, list(m.method.local)) for f, m in zip(fields, methods, strict=True)]
+        obstacles = [not_stackable(m.method.personal, f["own"]) for m, f in zip(methods, fields, strict=True)]
         epochs = training.local_epochs if isinstance(training.local_epochs, int) else 1
         passes = training.rounds * epochs * len(methods) * (self.declaration.folds or 1) * (2 if self.attack else 1)
         return choose_plan(
             mode=options.mode, device=str(template.vector.device), threads=options.threads, workers=options.workers,
-            model=template, works=works, obstacles=self._obstacles(fields), shape=self._shape(),
+            model=template, works=works, obstacles=obstacles, shape=self._shape(),
             cases=[len(d) for d in self.opened.sites.values()], passes=passes * len(self.declaration.all_seeds),
         )  # fmt: skip
-
-    def _obstacles(self, fields: list[dict[str, Any]]) -> list[str]:
-        """Why sites can't be trained together, besides the network and the local rules."""
-        personal = [m.method.personal[0] for m in self._configurations() if m.method.personal is not None]
-        found = [PERSONAL[name].not_stackable for name in personal]
-        by_clock = any("step_seconds" not in own and "seconds" in own for f in fields for own in f["own"].values())
-        return [*filter(None, found), *(["a time budget is kept by the clock"] if by_clock else [])]
 
     def _engines(self, plan: EnginePlan) -> tuple[Engine, LocalEngine]:
         """The engine that trains, and the same sites in this process."""
