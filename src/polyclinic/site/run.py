@@ -296,14 +296,14 @@ class Round:
             measure: gives the loss or accuracy of a model on some of the site's cases.
         """
         run, results = self.run, self._results
-        for number, job in enumerate(self._jobs):
-            run.optimizer_states[number] = job.optimizer_state if run.phases[number].work.keep_optimizer else {}
         last = {phase.gives: number for number, phase in enumerate(run.phases)}
         shared = results[last["shared"]]
         personal = results[last["personal"]].vector if "personal" in last else None
         kept = run.personal.end(run.personal_memory, personal, self.companion)
         for tensor in kept.values():
             check_finite(LocalResult(tensor, 0, shared.loss), run.site)
+        for number, job in enumerate(self._jobs):
+            run.optimizer_states[number] = job.optimizer_state if run.phases[number].work.keep_optimizer else {}
         steps = {number: result.steps for number, result in enumerate(results) if run.teaches(number)}
         answer = {"state": run.shared.take(shared.vector), **self._end_rules(shared.vector, steps)}
         run.personal_memory = kept
