@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -33,7 +35,7 @@ from polyclinic.data.splits import Parts
 from polyclinic.data.volumes.store import Volumes
 from polyclinic.engine import LocalEngine
 from polyclinic.errors import StudyError
-from polyclinic.options import EntryError
+from polyclinic.options import EntryError, describe_options
 from polyclinic.rounds import Checkpoint, run_rounds
 from polyclinic.server.rules import Update
 from polyclinic.study.jobs import Job, JobRunner
@@ -726,3 +728,27 @@ def test_masks_go_through_a_whole_study(attack: dict[str, Any], tmp_path: Any) -
     values = results.results.set_index("method")["value"]
     assert not np.allclose(values["fedavg"], values["fedavg (attacked)"])
     assert attacked(Folder(results.folder)) is not None
+
+
+# The documentation ----------------------------------------------------------------------------------------------------
+
+
+def test_every_kind_stands_in_the_page_of_the_study_file_with_its_options() -> None:
+    page = (Path(__file__).resolve().parents[2] / "docs" / "study-file.md").read_text(encoding="utf-8")
+    section = page.split("## `attack`\n")[1].split("\n## ")[0]
+    rows = [line.strip("| ").split(" | ") for line in section.splitlines() if line.startswith("| `")]
+    told = {row[0].strip("`"): re.findall(r"`([^`]+)`", row[1]) for row in rows}
+    assert told == {name: list(describe_options(ATTACKS[name])) for name in ATTACKS}
+    for row in rows:
+        if row[0].strip("`") in CORRUPTIONS:
+            part = CORRUPTIONS[row[0].strip("`")]
+            assert row[2] == ("images" if part.images else "classification" if len(part.tasks) == 1 else "all")
+    for name in ATTACKS:
+        assert f"`{name}`" in (Path(__file__).resolve().parents[2] / "docs" / "corrupt-sites.md").read_text("utf-8")
+
+
+def test_the_columns_of_a_study_with_corrupt_sites_stand_in_the_page_of_results() -> None:
+    page = (Path(__file__).resolve().parents[2] / "docs" / "results-files.md").read_text(encoding="utf-8")
+    assert "` (attacked)`" in page
+    for column in ("`corrupt`", "`share`", "`cases`", "`opened`", "`backdoor.csv`"):
+        assert column in page
