@@ -34,7 +34,7 @@ from polyclinic.data.spec import Patch
 from polyclinic.data.splits import Parts
 from polyclinic.data.volumes.store import Volumes
 from polyclinic.engine import LocalEngine
-from polyclinic.errors import StudyError
+from polyclinic.errors import PolyclinicError, StudyError
 from polyclinic.options import EntryError, describe_options
 from polyclinic.rounds import Checkpoint, run_rounds
 from polyclinic.server.rules import Update
@@ -434,6 +434,31 @@ def test_a_run_that_was_interrupted_goes_on_as_if_nothing_had_happened(attack: A
     trained(Federation(table_sites(), training=TRAINING), attack, checkpoint=Checkpoint(tmp_path), rounds=2)
     resumed = trained(Federation(table_sites(), training=TRAINING), attack, checkpoint=Checkpoint(tmp_path))
     assert torch.equal(whole, resumed)
+
+
+def test_a_model_that_breaks_down_is_a_result_and_not_a_failure() -> None:
+    huge = Attack("scaling", {"scale": 1e30}, ("Bonn",))
+    federation = Federation(table_sites(), model={"mlp": {"hidden": [4]}}, training={"rounds": 4})
+    job = Job((federation.method(),), 0, 0, attacked=True)
+    plan = runner(federation, huge).plan(job, federation.fold, federation.fold.training_sites)
+    progress, rows = run_rounds(plan, federation.engine)
+    assert progress.done < 4
+    assert {row["round"] for row in rows} == set(range(progress.done))
+    assert f"broke down in round {progress.done + 1} and ended there" in progress.failures[0]
+    assert "P301" in progress.failures[0]
+    with pytest.raises(PolyclinicError, match="P301"):
+        run_rounds(replace(plan, endures=False), federation.engine)
+
+
+def test_a_site_that_breaks_down_alone_leaves_the_others_alone() -> None:
+    wild = Attack("wrong_scaling", {"factor": 1e38, "fraction": 1.0, "features": None}, ("Bonn",))
+    federation = Federation(table_sites(), ["single"], model={"mlp": {"hidden": [4]}}, training={"rounds": 3})
+    outcome = runner(federation, wild).run(Job((federation.method(),), 0, 0, attacked=True), federation.fold)
+    (honest,) = federation.outcome().models.values()
+    (found,) = outcome.models.values()
+    assert any("Bonn broke down in round" in warning for warning in outcome.warnings)
+    for name, tensor in found.items():
+        assert name.startswith("Bonn/") or torch.equal(tensor, honest[name])
 
 
 def test_a_missing_class_lowers_the_weight_of_the_site() -> None:
