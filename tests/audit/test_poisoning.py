@@ -38,7 +38,9 @@ from polyclinic.errors import PolyclinicError, StudyError
 from polyclinic.options import EntryError, describe_options
 from polyclinic.rounds import Checkpoint, run_rounds
 from polyclinic.server.rules import Update
-from polyclinic.study.jobs import Job, JobRunner
+from polyclinic.study.declaration import KINDS_OF_RUN
+from polyclinic.study.display import Display
+from polyclinic.study.jobs import ATTACKED, UNSEEN, Job, JobRunner
 from polyclinic.study.report_attack import attacked, verdict
 from polyclinic.study.report_folder import Folder
 
@@ -591,6 +593,13 @@ def test_an_attack_that_does_not_fit_the_data_gets_its_sentence(
     assert sentence in str(caught.value)
 
 
+def test_a_label_can_not_look_like_that_of_an_attacked_method(tmp_path: Path) -> None:
+    entries = write_table_study(tmp_path, {"Aachen": 20})
+    assert set(KINDS_OF_RUN) == {UNSEEN, ATTACKED}
+    with pytest.raises(StudyError, match="P102 .*methods.*'fedavg \\(attacked\\)'"):
+        Study.of({**entries, "methods": [{"fedavg": {"label": "fedavg (attacked)"}}]}, tmp_path)
+
+
 def test_the_line_of_a_wrong_site_is_told(tmp_path: Any) -> None:
     import yaml
 
@@ -646,7 +655,8 @@ def test_every_method_is_run_with_and_without(finished: Any) -> None:
 
 
 def test_sites_that_learn_alone_are_not_hurt_by_others(finished: Any) -> None:
-    rows = finished.results[finished.results["metric"] == "auc"].set_index(["method", "seed", "fold", "tested_on"])
+    rows = finished.results[finished.results["metric"] == "auc"]
+    rows = rows.set_index(["method", "seed", "fold", "tested_on"]).sort_index()
     clean, bad = rows.loc["single", "value"], rows.loc["single (attacked)", "value"]
     for site in ("Aachen", "Bonn"):
         assert clean.xs(site, level="tested_on").equals(bad.xs(site, level="tested_on"))
@@ -706,7 +716,7 @@ def test_verdicts() -> None:
     assert verdict(["A"], ["A", "B"]) == "right, but only 1 of 2"
 
 
-def test_false_updates_spare_methods_without_a_server_and_a_stopped_study_goes_on(tmp_path: Any) -> None:
+def test_false_updates_spare_methods_without_a_server(tmp_path: Any) -> None:
     entries = write_table_study(tmp_path, {"Aachen": 40, "Bonn": 40, "Celle": 40})
     entries |= {"methods": ["single", "fedavg"], "attack": {"sites": 1, "alie": {}}}
     results = Study.of(entries, tmp_path).run(tmp_path / "out")
@@ -714,10 +724,9 @@ def test_false_updates_spare_methods_without_a_server_and_a_stopped_study_goes_o
     assert any("single is not attacked" in warning for warning in results.warnings)
     assert any("z = 0" in warning for warning in results.warnings)
     assert int(results.sites["corrupt"].sum()) == 1
-    again = Study.of(entries, tmp_path).run(tmp_path / "again")
+    Study.of(entries, tmp_path).run(tmp_path / "again")
     for name in ("results.csv", "predictions.csv", "summary.csv"):
         assert (tmp_path / "out" / name).read_bytes() == (tmp_path / "again" / name).read_bytes()
-    assert again.folder != results.folder
 
 
 def test_a_backdoor_opens_where_it_was_built_in(tmp_path: Any) -> None:
@@ -753,6 +762,53 @@ def test_masks_go_through_a_whole_study(attack: dict[str, Any], tmp_path: Any) -
     values = results.results.set_index("method")["value"]
     assert not np.allclose(values["fedavg"], values["fedavg (attacked)"])
     assert attacked(Folder(results.folder)) is not None
+
+
+def small_study(folder: Path) -> dict[str, Any]:
+    entries = write_table_study(folder, {"Aachen": 24, "Bonn": 20})
+    entries |= {"methods": ["single", "mix", "fedavg"], "attack": {"sites": ["Bonn"], "swapped_labels": {}}}
+    return entries
+
+
+def written(folder: Path) -> list[bytes]:
+    return [(folder / name).read_bytes() for name in ("results.csv", "predictions.csv", "summary.csv", "sites.csv")]
+
+
+class Stopped(BaseException):
+    """Stands for a kill."""
+
+
+class Stopping(Display):
+    """Stops the study in a round of an attacked training."""
+
+    def job(self, number: int, title: str, done: bool) -> None:
+        self.title = title
+
+    def round(self, done: int, total: int) -> None:
+        if self.title == "fedavg (attacked)" and done == 1:
+            raise Stopped
+
+
+def test_a_study_that_was_stopped_goes_on_with_its_corrupt_sites(tmp_path: Path) -> None:
+    entries = small_study(tmp_path)
+    Study.of(entries, tmp_path).run(tmp_path / "whole")
+    with pytest.raises(Stopped):
+        Study.of(entries, tmp_path).run(tmp_path / "stopped", display=Stopping())
+    assert (tmp_path / "stopped" / "jobs" / "fedavg-seed0-fold0-attacked.part").is_dir()
+    Study.of(entries, tmp_path).run(tmp_path / "stopped", resume=True)
+    assert written(tmp_path / "stopped") == written(tmp_path / "whole")
+    # The study file with every default filled in is the same study.
+    again = Study.read(tmp_path / "stopped" / "study.yaml").declaration
+    assert again.corrupted_by == Attack("swapped_labels", {"fraction": 1.0}, ("Bonn",))
+
+
+@pytest.mark.long
+def test_worker_processes_have_the_same_corrupt_sites(tmp_path: Path) -> None:
+    entries = small_study(tmp_path)
+    Study.of(entries, tmp_path).run(tmp_path / "here")
+    entries["engine"] = {"threads": 1, "mode": "processes", "workers": 2}
+    Study.of(entries, tmp_path).run(tmp_path / "elsewhere")
+    assert written(tmp_path / "here") == written(tmp_path / "elsewhere")
 
 
 # The documentation ----------------------------------------------------------------------------------------------------
