@@ -23,6 +23,7 @@ STUDIES = Path(__file__).resolve().parents[1] / "studies"
 COUNTS = {
     "mri-quality": (17, 1101, 1101, 1101),
     "heart-disease": (4, 920, 740, 740),
+    "corrupt-sites": (4, 920, 740, 740),
     "autism-volumes": (16, 806, 806, 806),
     "sex-volumes": (16, 806, 806, 806),
     "sex-volumes-common-scale": (16, 806, 806, 806),

@@ -54,6 +54,8 @@ class Plan:
         participation: who takes part in a round, applied one after another.
         topology: in which order sites are asked.
         corrupt: changes the updates of corrupt sites before the server sees them (a simulated attack).
+        endures: whether a model that breaks down, with values that are not numbers, ends training instead of being a
+            failure (a simulated attack, whose result that is).
     """
 
     declaration: dict[str, Any]
@@ -77,6 +79,11 @@ class Plan:
     participation: Sequence[Participation] = ()
     topology: Topology = field(default_factory=Star)
     corrupt: Callable[[int, Tensor, Sequence[Update]], Sequence[Update]] | None = None
+    endures: bool = False
+
+
+class _BrokenDown(Exception):  # noqa: N818 - it is no error
+    """A simulated attack has driven the model to values that are not numbers."""
 
 
 @dataclass
@@ -139,7 +146,11 @@ def run_rounds(
     total = len(plan.learning_rates)
     while progress.done < total and len(progress.stopped) < (1 if plan.together else len(plan.sites)):
         silent: set[str] = set()
-        new = _round(plan, engine, progress, silent, announced)
+        try:
+            new = _round(plan, engine, progress, silent, announced)
+        except _BrokenDown as broken:
+            progress.failures.append(f"Training broke down in round {progress.done + 1} and ended there. {broken}")
+            break
         if plan.validate and new:  # after a round that was skipped there is nothing new to look at
             _choose(plan, engine, progress, new, silent)
         elif not plan.validate:
@@ -311,6 +322,13 @@ def _is_quorum(
         consequence = f"went on without {', '.join(failures)}" if enough else "changed nothing, with too few answers"
         progress.failures.append(f"Round {progress.done + 1} {consequence}. {causes}")
         return enough
+    if plan.endures and all(error.code == "P301" for error in failures.values()):
+        if plan.together and answered < needed:
+            raise _BrokenDown(causes)
+        if not plan.together:  # the others have their own models and go on
+            progress.stopped += failures
+            progress.failures.append(f"{', '.join(failures)} broke down in round {progress.done + 1}. {causes}")
+            return answered > 0
     if len(failures) == 1 and needed >= asked:
         raise next(iter(failures.values()))
     if answered < needed or not plan.together:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -32,11 +34,13 @@ from polyclinic.data.spec import Patch
 from polyclinic.data.splits import Parts
 from polyclinic.data.volumes.store import Volumes
 from polyclinic.engine import LocalEngine
-from polyclinic.errors import StudyError
-from polyclinic.options import EntryError
+from polyclinic.errors import PolyclinicError, StudyError
+from polyclinic.options import EntryError, describe_options
 from polyclinic.rounds import Checkpoint, run_rounds
 from polyclinic.server.rules import Update
-from polyclinic.study.jobs import Job, JobRunner
+from polyclinic.study.declaration import KINDS_OF_RUN
+from polyclinic.study.display import Display
+from polyclinic.study.jobs import ATTACKED, UNSEEN, Job, JobRunner
 from polyclinic.study.report_attack import attacked, verdict
 from polyclinic.study.report_folder import Folder
 
@@ -434,6 +438,31 @@ def test_a_run_that_was_interrupted_goes_on_as_if_nothing_had_happened(attack: A
     assert torch.equal(whole, resumed)
 
 
+def test_a_model_that_breaks_down_is_a_result_and_not_a_failure() -> None:
+    huge = Attack("scaling", {"scale": 1e30}, ("Bonn",))
+    federation = Federation(table_sites(), model={"mlp": {"hidden": [4]}}, training={"rounds": 4})
+    job = Job((federation.method(),), 0, 0, attacked=True)
+    plan = runner(federation, huge).plan(job, federation.fold, federation.fold.training_sites)
+    progress, rows = run_rounds(plan, federation.engine)
+    assert progress.done < 4
+    assert {row["round"] for row in rows} == set(range(progress.done))
+    assert f"broke down in round {progress.done + 1} and ended there" in progress.failures[0]
+    assert "P301" in progress.failures[0]
+    with pytest.raises(PolyclinicError, match="P301"):
+        run_rounds(replace(plan, endures=False), federation.engine)
+
+
+def test_a_site_that_breaks_down_alone_leaves_the_others_alone() -> None:
+    wild = Attack("wrong_scaling", {"factor": 1e38, "fraction": 1.0, "features": None}, ("Bonn",))
+    federation = Federation(table_sites(), ["single"], model={"mlp": {"hidden": [4]}}, training={"rounds": 3})
+    outcome = runner(federation, wild).run(Job((federation.method(),), 0, 0, attacked=True), federation.fold)
+    (honest,) = federation.outcome().models.values()
+    (found,) = outcome.models.values()
+    assert any("Bonn broke down in round" in warning for warning in outcome.warnings)
+    for name, tensor in found.items():
+        assert name.startswith("Bonn/") or torch.equal(tensor, honest[name])
+
+
 def test_a_missing_class_lowers_the_weight_of_the_site() -> None:
     federation = Federation(table_sites({"Aachen": 31, "Bonn": 10}), training=TRAINING)
     attack = Attack("missing_class", {"label": 1}, ("Aachen",))
@@ -564,6 +593,13 @@ def test_an_attack_that_does_not_fit_the_data_gets_its_sentence(
     assert sentence in str(caught.value)
 
 
+def test_a_label_can_not_look_like_that_of_an_attacked_method(tmp_path: Path) -> None:
+    entries = write_table_study(tmp_path, {"Aachen": 20})
+    assert set(KINDS_OF_RUN) == {UNSEEN, ATTACKED}
+    with pytest.raises(StudyError, match="P102 .*methods.*'fedavg \\(attacked\\)'"):
+        Study.of({**entries, "methods": [{"fedavg": {"label": "fedavg (attacked)"}}]}, tmp_path)
+
+
 def test_the_line_of_a_wrong_site_is_told(tmp_path: Any) -> None:
     import yaml
 
@@ -619,7 +655,8 @@ def test_every_method_is_run_with_and_without(finished: Any) -> None:
 
 
 def test_sites_that_learn_alone_are_not_hurt_by_others(finished: Any) -> None:
-    rows = finished.results[finished.results["metric"] == "auc"].set_index(["method", "seed", "fold", "tested_on"])
+    rows = finished.results[finished.results["metric"] == "auc"]
+    rows = rows.set_index(["method", "seed", "fold", "tested_on"]).sort_index()
     clean, bad = rows.loc["single", "value"], rows.loc["single (attacked)", "value"]
     for site in ("Aachen", "Bonn"):
         assert clean.xs(site, level="tested_on").equals(bad.xs(site, level="tested_on"))
@@ -679,7 +716,7 @@ def test_verdicts() -> None:
     assert verdict(["A"], ["A", "B"]) == "right, but only 1 of 2"
 
 
-def test_false_updates_spare_methods_without_a_server_and_a_stopped_study_goes_on(tmp_path: Any) -> None:
+def test_false_updates_spare_methods_without_a_server(tmp_path: Any) -> None:
     entries = write_table_study(tmp_path, {"Aachen": 40, "Bonn": 40, "Celle": 40})
     entries |= {"methods": ["single", "fedavg"], "attack": {"sites": 1, "alie": {}}}
     results = Study.of(entries, tmp_path).run(tmp_path / "out")
@@ -687,10 +724,9 @@ def test_false_updates_spare_methods_without_a_server_and_a_stopped_study_goes_o
     assert any("single is not attacked" in warning for warning in results.warnings)
     assert any("z = 0" in warning for warning in results.warnings)
     assert int(results.sites["corrupt"].sum()) == 1
-    again = Study.of(entries, tmp_path).run(tmp_path / "again")
+    Study.of(entries, tmp_path).run(tmp_path / "again")
     for name in ("results.csv", "predictions.csv", "summary.csv"):
         assert (tmp_path / "out" / name).read_bytes() == (tmp_path / "again" / name).read_bytes()
-    assert again.folder != results.folder
 
 
 def test_a_backdoor_opens_where_it_was_built_in(tmp_path: Any) -> None:
@@ -726,3 +762,74 @@ def test_masks_go_through_a_whole_study(attack: dict[str, Any], tmp_path: Any) -
     values = results.results.set_index("method")["value"]
     assert not np.allclose(values["fedavg"], values["fedavg (attacked)"])
     assert attacked(Folder(results.folder)) is not None
+
+
+def small_study(folder: Path) -> dict[str, Any]:
+    entries = write_table_study(folder, {"Aachen": 24, "Bonn": 20})
+    entries |= {"methods": ["single", "mix", "fedavg"], "attack": {"sites": ["Bonn"], "swapped_labels": {}}}
+    return entries
+
+
+def written(folder: Path) -> list[bytes]:
+    return [(folder / name).read_bytes() for name in ("results.csv", "predictions.csv", "summary.csv", "sites.csv")]
+
+
+class Stopped(BaseException):
+    """Stands for a kill."""
+
+
+class Stopping(Display):
+    """Stops the study in a round of an attacked training."""
+
+    def job(self, number: int, title: str, done: bool) -> None:
+        self.title = title
+
+    def round(self, done: int, total: int) -> None:
+        if self.title == "fedavg (attacked)" and done == 1:
+            raise Stopped
+
+
+def test_a_study_that_was_stopped_goes_on_with_its_corrupt_sites(tmp_path: Path) -> None:
+    entries = small_study(tmp_path)
+    Study.of(entries, tmp_path).run(tmp_path / "whole")
+    with pytest.raises(Stopped):
+        Study.of(entries, tmp_path).run(tmp_path / "stopped", display=Stopping())
+    assert (tmp_path / "stopped" / "jobs" / "fedavg-seed0-fold0-attacked.part").is_dir()
+    Study.of(entries, tmp_path).run(tmp_path / "stopped", resume=True)
+    assert written(tmp_path / "stopped") == written(tmp_path / "whole")
+    # The study file with every default filled in is the same study.
+    again = Study.read(tmp_path / "stopped" / "study.yaml").declaration
+    assert again.corrupted_by == Attack("swapped_labels", {"fraction": 1.0}, ("Bonn",))
+
+
+@pytest.mark.long
+def test_worker_processes_have_the_same_corrupt_sites(tmp_path: Path) -> None:
+    entries = small_study(tmp_path)
+    Study.of(entries, tmp_path).run(tmp_path / "here")
+    entries["engine"] = {"threads": 1, "mode": "processes", "workers": 2}
+    Study.of(entries, tmp_path).run(tmp_path / "elsewhere")
+    assert written(tmp_path / "here") == written(tmp_path / "elsewhere")
+
+
+# The documentation ----------------------------------------------------------------------------------------------------
+
+
+def test_every_kind_stands_in_the_page_of_the_study_file_with_its_options() -> None:
+    page = (Path(__file__).resolve().parents[2] / "docs" / "study-file.md").read_text(encoding="utf-8")
+    section = page.split("## `attack`\n")[1].split("\n## ")[0]
+    rows = [line.strip("| ").split(" | ") for line in section.splitlines() if line.startswith("| `")]
+    told = {row[0].strip("`"): re.findall(r"`([^`]+)`", row[1]) for row in rows}
+    assert told == {name: list(describe_options(ATTACKS[name])) for name in ATTACKS}
+    for row in rows:
+        if row[0].strip("`") in CORRUPTIONS:
+            part = CORRUPTIONS[row[0].strip("`")]
+            assert row[2] == ("images" if part.images else "classification" if len(part.tasks) == 1 else "all")
+    for name in ATTACKS:
+        assert f"`{name}`" in (Path(__file__).resolve().parents[2] / "docs" / "corrupt-sites.md").read_text("utf-8")
+
+
+def test_the_columns_of_a_study_with_corrupt_sites_stand_in_the_page_of_results() -> None:
+    page = (Path(__file__).resolve().parents[2] / "docs" / "results-files.md").read_text(encoding="utf-8")
+    assert "` (attacked)`" in page
+    for column in ("`corrupt`", "`share`", "`cases`", "`opened`", "`backdoor.csv`"):
+        assert column in page

@@ -33,6 +33,8 @@ COMPOSED = ("share", "personal", "server", "local", "topology")
 #: An entry that is planned from the images of all sites.
 AUTO = "auto"
 Fraction = Annotated[float, Field(ge=0, lt=1)]
+#: Endings of labels by which results tell how a method was run; see `polyclinic.study.jobs`.
+KINDS_OF_RUN = (" (unseen site)", " (attacked)")
 
 
 class _Part(BaseModel):
@@ -424,6 +426,9 @@ class Declaration(_Part):
         if not isinstance(label, str) or not re.fullmatch(r"[\w .,=()+\-:/\[\]]{1,80}", label):
             message = f"got the label {label!r}; expected up to 80 letters, digits, blanks or . , = ( ) + - : /."
             raise EntryError("P102", message, place=(*inner, "label"))
+        if label.endswith(KINDS_OF_RUN):
+            message = f"got the label {label!r}; the results put such an ending after a label themselves."
+            raise EntryError("P102", message, "Choose another label.", place=(*inner, "label"))
         filled = {"label": label, **own}
         if method.scope == "federation":
             own_rules = len(METHODS[name](**own).local)

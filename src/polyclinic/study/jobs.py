@@ -266,6 +266,7 @@ class JobRunner:
             participation=build_participation(training) if method.scope == "federation" else [],
             topology=TOPOLOGIES[method.topology](),
             corrupt=None if attack is None else attack.on_updates(selection.trainable, job.seed),
+            endures=attack is not None,
         )
 
     def _attack(self, job: Job) -> Attack | None:
