@@ -18,9 +18,8 @@ COLUMNS = ["method", "seed", "fold", "round", "site", "bytes_up", "bytes_down", 
 
 
 def folder_of(tmp_path, rows, sites=("A", "B")):
-    results = pd.DataFrame([["m", 0, 0, "federation", "all", "auc", 0.5]],
-                           columns=["method", "seed", "fold", "trained_on", "tested_on", "metric", "value"])  # fmt: skip
-    write_table(tmp_path / "results.csv", results)
+    line = {"method": "m", "seed": 0, "fold": 0, "trained_on": "federation", "tested_on": "all", "metric": "auc"}
+    write_table(tmp_path / "results.csv", pd.DataFrame([line | {"value": 0.5}]))
     frame = pd.DataFrame(rows, columns=COLUMNS).assign(seconds=0.1, examples=5, loss=0.5)
     write_table(tmp_path / "rounds.csv", frame)
     write_table(tmp_path / "sites.csv", pd.DataFrame({"site": sites, "found": 5, "used": 5, "rejected": 0}))

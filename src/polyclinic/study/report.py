@@ -27,7 +27,7 @@ from polyclinic.study.report_harmonisation import harmonised
 
 TEMPLATES = Path(__file__).parent / "templates"
 #: Options of a method that are not worth a word.
-PLAIN = {"share": "all", "server": [{"mean": {}}], "local": [], "topology": "star", "personal": None}
+PLAIN: dict[str, Any] = {"share": "all", "server": [{"mean": {}}], "local": [], "topology": "star", "personal": None}
 #: Sections in the order of the page; one without anything to show is left out.
 SECTIONS = {
     "answer": "The answer in short",

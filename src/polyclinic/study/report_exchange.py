@@ -83,8 +83,7 @@ def exchanged(folder: Folder) -> Exchanged | None:
     methods = ordered(folder.methods, table["method"].unique())
     if not methods:
         return None
-    sites = [site for site in folder.sites if site in set(table["site"])]
-    sites += [site for site in table["site"].unique() if site not in sites]
+    sites = list(dict.fromkeys([*folder.sites, *table["site"]]))
     lines = [_exchange(method, table[table["method"] == method]) for method in methods]
     presence = [_presence(method, table[table["method"] == method], sites) for method in methods]
     return Exchanged(lines, sites, [one for one in presence if one is not None])
