@@ -80,6 +80,21 @@ def test_the_version(command):
     assert command("--version") == (0, f"polyclinic {__version__}\n", "")
 
 
+def test_methods_lists_every_part_with_its_options(command, monkeypatch):
+    from polyclinic.client.rules import LOCAL_RULES
+    from polyclinic.communication.topology import TOPOLOGIES
+    from polyclinic.server import SERVER_RULES
+    from polyclinic.server.selection import PARTICIPATION
+
+    monkeypatch.setattr("polyclinic.cli.output.width", 200)
+    status, out, _ = command("methods", "--parts")
+    assert status == 0
+    for catalogue in (LOCAL_RULES, SERVER_RULES, TOPOLOGIES, PARTICIPATION):
+        assert all(name in out for name in catalogue), catalogue.kind
+    assert "seconds = (required)" in out
+    assert "SCAFFOLD: each step goes along g − c_k + c" in out
+
+
 def test_methods_lists_every_method_with_its_source(command):
     from polyclinic.methods import ABOUT, METHODS
 

@@ -22,8 +22,10 @@ from pydantic import BaseModel
 from helpers import Federation, table_site, table_sites, write_image_study, write_table_study
 from polyclinic import Study, cli
 from polyclinic.client.optimizers import resolve_optimizer, resolve_schedule
+from polyclinic.client.personal import PERSONAL
 from polyclinic.client.rules import LOCAL_RULES
 from polyclinic.communication.message import Message
+from polyclinic.communication.topology import TOPOLOGIES
 from polyclinic.data.augmentation import INTENSITY, SPATIAL
 from polyclinic.data.catalogue import ENTRIES, find_entry
 from polyclinic.data.catalogue.page import catalogue_page
@@ -35,8 +37,9 @@ from polyclinic.errors import TITLES, PolyclinicError
 from polyclinic.files import write_error
 from polyclinic.methods import ABOUT, METHODS, SHARES
 from polyclinic.models.catalogue import MODELS
-from polyclinic.options import describe_options
+from polyclinic.options import Catalogue, describe_options
 from polyclinic.server import SERVER_RULES
+from polyclinic.server.selection import PARTICIPATION
 from polyclinic.site import Site, Workspace
 from polyclinic.site.evaluation import MASK_THRESHOLDS
 from polyclinic.study.declaration import Declaration, EngineOptions, Evaluation, ReportOptions, Search, Training
@@ -111,7 +114,7 @@ def test_every_entry_of_the_study_file_stands_in_its_page_with_its_default(headi
 
 def test_every_name_that_a_study_file_may_use_stands_in_its_page() -> None:
     page = set(names(text_of("study-file.md")))
-    for catalogue in (METHODS, MODELS, LOCAL_RULES, SERVER_RULES):
+    for catalogue in (METHODS, MODELS, LOCAL_RULES, SERVER_RULES, PERSONAL, TOPOLOGIES, PARTICIPATION):
         assert not [name for name in catalogue if name not in page], catalogue.kind
     assert page >= {*SPATIAL, *INTENSITY, *METRICS, *(share for share in SHARES if share != "none")}
     for task in TASKS.values():
@@ -122,6 +125,16 @@ def test_models_stand_in_the_page_with_their_options() -> None:
     table = {cells[0].strip("`"): cells[1] for cells in rows(sections(text_of("study-file.md"))["Models"])}
     table.pop("name")
     assert {name: names(cell) for name, cell in table.items()} == {n: list(describe_options(MODELS[n])) for n in MODELS}
+
+
+@pytest.mark.parametrize("kind", [LOCAL_RULES, SERVER_RULES, PARTICIPATION], ids=lambda kind: kind.kind)
+def test_parts_stand_in_the_page_with_their_options(kind: Catalogue[Any]) -> None:
+    told: dict[str, set[str]] = {}
+    for cells in rows(text_of("study-file.md")):
+        for name in names(cells[0]):
+            told.setdefault(name, set()).update(names(cells[1]) if len(cells) == 3 else [])
+    for name in kind:
+        assert set(describe_options(kind[name])) <= told[name], name
 
 
 def test_losses_and_metrics_stand_in_the_page_in_their_order() -> None:

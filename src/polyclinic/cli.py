@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
@@ -103,9 +103,15 @@ def check(
 
 
 @app.command()
-def methods() -> None:
+def methods(
+    parts: Annotated[bool, typer.Option("--parts", help="List the parts that methods are made of instead.")] = False,
+) -> None:
     """List the methods: name, place in the survey, what it does, options and source."""
     from rich.table import Table
+
+    if parts:
+        _print_parts()
+        return
 
     from polyclinic.methods import ABOUT, METHODS
     from polyclinic.options import describe_options
@@ -115,6 +121,34 @@ def methods() -> None:
         about = ABOUT[name]
         table.add_row(name, about.place, about.summary, ", ".join(describe_options(METHODS[name])), about.citation)
     output.print(table)
+
+
+def _print_parts() -> None:
+    """The catalogues of parts, with the first sentence of what each says of itself, and its options."""
+    from inspect import getdoc
+
+    from rich.table import Table
+
+    from polyclinic.client.personal import PERSONAL
+    from polyclinic.client.rules import LOCAL_RULES
+    from polyclinic.communication.topology import TOPOLOGIES
+    from polyclinic.options import Catalogue, describe_options
+    from polyclinic.server import SERVER_RULES
+    from polyclinic.server.selection import PARTICIPATION
+
+    catalogues: dict[str, Catalogue[Any]] = {
+        "Rules of local training (local)": LOCAL_RULES,
+        "Parts of the server rule (server)": SERVER_RULES,
+        "Personal models (personal)": PERSONAL,
+        "Order of the sites (topology)": TOPOLOGIES,
+        "Who takes part (training: participation)": PARTICIPATION,
+    }
+    for title, catalogue in catalogues.items():
+        table = Table("part", "what it does", "options", title=title, title_justify="left", header_style="bold")
+        for name in catalogue:
+            said = " ".join((getdoc(catalogue[name]) or "").split("\n\n")[0].split())
+            table.add_row(name, _escape(said), _escape(", ".join(describe_options(catalogue[name]))))
+        output.print(table)
 
 
 @app.command()

@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from helpers import Federation, plain_module, recorded, table_sites
+from polyclinic.client.rules import LOCAL_RULES, LocalRule
 from polyclinic.rounds import run_rounds
 from polyclinic.server import ServerRule
 from polyclinic.server.mean import Mean
@@ -118,3 +119,25 @@ def test_fednova_sends_one_number_and_fedavg_nothing():
 def test_every_fact_says_what_it_could_reveal_without_the_separator_of_the_column(fact):
     assert len(FACTS[fact].reveals.split()) > 5
     assert ";" not in FACTS[fact].reveals
+
+
+def test_what_sites_announce_stands_in_their_first_row(monkeypatch):
+    """Bonn first takes part in the second round; what it said at the start stands there."""
+
+    class Announcing(LocalRule):
+        announces = {"counts": "how many cases of each class there are; at the site"}  # noqa: RUF012
+
+        def announce(self, site):
+            return {"counts": torch.ones(3)}
+
+    monkeypatch.setitem(LOCAL_RULES._parts, "announcing", Announcing)
+    federation = Federation(
+        table_sites({"Aachen": 12, "Bonn": 9}), [{"fedavg": {"local": ["announcing"]}}],
+        training={"rounds": 3, "participation": {"availability": {"absent": {"Bonn": [1]}}}},
+    )  # fmt: skip
+    _, rows = federation.rounds()
+    said = "announcing/counts [3] 12 bytes: how many cases of each class there are, at the site"
+    assert [(row["site"], row["extra_up"]) for row in rows] == [
+        ("Aachen", said), ("Aachen", ""), ("Bonn", said), ("Aachen", ""), ("Bonn", ""),
+    ]  # fmt: skip
+    assert rows[0]["bytes_up"] == rows[1]["bytes_up"] + 12

@@ -144,8 +144,8 @@ def test_rounds_tell_what_every_site_did(finished):
     _, _, results = finished
     table = results.rounds
     assert list(table.columns) == [
-        "method", "seed", "fold", "round", "site", "seconds", "bytes_up", "bytes_down", "examples", "loss",
-        "validation_loss", "validation_auc",
+        "method", "seed", "fold", "round", "site", "seconds", "bytes_up", "bytes_down", "examples", "steps",
+        "loss", "extra_up", "extra_down", "share", "validation_loss", "validation_auc",
     ]  # fmt: skip
     counts = table.groupby(["method", "seed", "fold"])["round"].agg(["size", "nunique"])
     assert (counts["nunique"] == 3).all()
@@ -157,6 +157,10 @@ def test_rounds_tell_what_every_site_did(finished):
     for method, numbers in shared.items():
         rows = table[table["method"] == method]
         assert set(rows["bytes_up"]) == set(rows["bytes_down"]) == {4 * numbers}
+    assert set(table["extra_up"]) | set(table["extra_down"]) == {""}
+    shares = table[table["method"].isin(["fedavg", "fedbn", "fedadam"])].groupby(["method", "seed", "fold", "round"])
+    assert shares["share"].sum().tolist() == pytest.approx([1.0] * len(shares))
+    assert (table["steps"] > 0).all()
     assert (table["seconds"] > 0).all()
     rows = table.query("method == 'fedavg' and seed == 0 and fold == 0 and round == 0")
     assert list(rows["site"]) == list(SIZES)

@@ -83,8 +83,7 @@ def exchanged(folder: Folder) -> Exchanged | None:
     methods = ordered(folder.methods, table["method"].unique())
     if not methods:
         return None
-    sites = [site for site in folder.sites if site in set(table["site"])]
-    sites += [site for site in table["site"].unique() if site not in sites]
+    sites = list(dict.fromkeys([*folder.sites, *table["site"]]))
     lines = [_exchange(method, table[table["method"] == method]) for method in methods]
     presence = [_presence(method, table[table["method"] == method], sites) for method in methods]
     return Exchanged(lines, sites, [one for one in presence if one is not None])
@@ -96,18 +95,16 @@ def _exchange(method: str, rows: pd.DataFrame) -> Exchange:
         found: dict[tuple[str, str], list[tuple[str, int]]] = {}
         besides = []
         for text in rows[f"extra_{way}"]:
-            sent = [one for one in map(_PAYLOAD.match, text.split("; ")) if one is not None]
-            besides.append(sum(int(one["size"]) for one in sent))
-            for one in sent:
+            payload = [one for one in map(_PAYLOAD.match, text.split("; ")) if one is not None]
+            besides.append(sum(int(one["size"]) for one in payload))
+            for one in payload:
                 found.setdefault((one["name"], one["reveals"]), []).append((one["shape"], int(one["size"])))
         sizes.append(_range(rows[f"bytes_{way}"].to_numpy(dtype=float) - besides))
-        payloads += [
-            Payload(
-                name, words, " or ".join(dict.fromkeys(_shape(shape) for shape, _ in sent)),
-                _range(np.array([size for _, size in sent], dtype=float)), reveals, _often(len(sent), rows),
-            )
-            for (name, reveals), sent in found.items()
-        ]  # fmt: skip
+        for (name, reveals), sent in found.items():
+            shapes = " or ".join(dict.fromkeys(_shape(shape) for shape, _ in sent))
+            size = _range(np.array([size for _, size in sent], dtype=float))
+            plain = name.rpartition("/")[2].replace("_", " ")
+            payloads.append(Payload(plain, words, shapes, size, reveals, _often(len(sent), rows)))
     return Exchange(method, sizes[0], sizes[1], payloads)
 
 
@@ -124,6 +121,8 @@ def _range(sizes: NDArray[np.float64]) -> str:
 def _often(times: int, rows: pd.DataFrame) -> str:
     if times == len(rows):
         return "in every round"
+    if times == int((rows["round"] > 0).sum()):
+        return "in every round but the first"
     once = len(rows.groupby(["seed", "fold", "site"]))
     return "once, at the start" if times == once else f"in {100 * times / len(rows):.0f}\u00a0% of the exchanges"
 

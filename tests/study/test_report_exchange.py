@@ -1,0 +1,118 @@
+"""The report's section on what was exchanged: read from rounds.csv as the loop writes it."""
+
+import pandas as pd
+import pytest
+
+from helpers import write_table_study
+from polyclinic.client.rules import LOCAL_RULES
+from polyclinic.communication.exchange import Extras
+from polyclinic.server import SERVER_RULES
+from polyclinic.site.facts import FACTS
+from polyclinic.study.report import render
+from polyclinic.study.report_exchange import Payload, Presence, exchanged
+from polyclinic.study.report_folder import Folder
+from polyclinic.study.results import write_table
+from polyclinic.study.study import Study
+
+COLUMNS = ["method", "seed", "fold", "round", "site", "bytes_up", "bytes_down", "extra_up", "extra_down"]
+
+
+def folder_of(tmp_path, rows, sites=("A", "B")):
+    line = {"method": "m", "seed": 0, "fold": 0, "trained_on": "federation", "tested_on": "all", "metric": "auc"}
+    write_table(tmp_path / "results.csv", pd.DataFrame([line | {"value": 0.5}]))
+    frame = pd.DataFrame(rows, columns=COLUMNS).assign(seconds=0.1, examples=5, loss=0.5)
+    write_table(tmp_path / "rounds.csv", frame)
+    write_table(tmp_path / "sites.csv", pd.DataFrame({"site": sites, "found": 5, "used": 5, "rejected": 0}))
+    return Folder(tmp_path)
+
+
+def row(method, number, site, up=400, down=400, extra_up="", extra_down=""):
+    return [method, 0, 0, number, site, up, down, extra_up, extra_down]
+
+
+def test_the_model_is_what_is_left_without_the_extras(tmp_path):
+    up = "rule/change [2, 3] 24 bytes: a change; path [] 8 bytes: a number"
+    rows = [row("m", n, s, up=432, down=400 if n == 0 else 424, extra_up=up,
+                extra_down="" if n == 0 else "rule/mean [6] 24 bytes: a mean: of all")
+            for n in range(2) for s in "AB"]  # fmt: skip
+    (one,) = exchanged(folder_of(tmp_path, rows)).methods
+    assert (one.up, one.down) == ("400 bytes", "400 bytes")
+    assert one.payloads == [
+        Payload("change", "to the server", "2 × 3 numbers", "24 bytes", "a change", "in every round"),
+        Payload("path", "to the server", "one number", "8 bytes", "a number", "in every round"),
+        Payload("mean", "to the site", "6 numbers", "24 bytes", "a mean: of all", "in every round but the first"),
+    ]
+
+
+def test_what_is_announced_once_says_so(tmp_path):
+    rows = [row("m", n, s, up=416 if n == 0 else 400, extra_up="labels/counts [2] 16 bytes: counts" if n == 0 else "")
+            for n in range(3) for s in "AB"]  # fmt: skip
+    (one,) = exchanged(folder_of(tmp_path, rows)).methods
+    assert [(p.name, p.often) for p in one.payloads] == [("counts", "once, at the start")]
+
+
+def test_who_took_part_is_shown_where_somebody_did_not(tmp_path):
+    """Of five rounds the third has no row; B is missing in the second, too."""
+    rows = [row("all", n, s) for n in range(5) for s in "AB"]
+    rows += [row("some", n, s) for n, sites in enumerate(["AB", "A", "", "AB", "AB"]) for s in sites]
+    found = exchanged(folder_of(tmp_path, rows))
+    assert found.sites == ["A", "B"]
+    assert found.presence == [Presence("some", "5", "1", ["4 (80\u00a0%)", "3 (60\u00a0%)"])]
+
+
+def test_a_site_that_never_took_part_is_shown_all_the_same(tmp_path):
+    found = exchanged(folder_of(tmp_path, [row("some", n, "A") for n in range(2)]))
+    assert (found.sites, found.presence[0].sites) == (["A", "B"], ["2 (100\u00a0%)", "0 (0\u00a0%)"])
+
+
+def test_sites_alone_and_the_pool_exchange_nothing(tmp_path):
+    rows = [row("single", 0, "A", 0, 0), row("mix", 0, "pool")]
+    folder = folder_of(tmp_path, rows)
+    assert exchanged(folder) is None
+    assert "What was exchanged" not in render(folder)
+
+
+def test_results_of_before_there_were_these_columns_can_be_read(tmp_path):
+    folder_of(tmp_path, [row("m", 0, "A")])
+    frame = pd.read_csv(tmp_path / "rounds.csv").drop(columns=["extra_up", "extra_down"])
+    write_table(tmp_path / "rounds.csv", frame)
+    assert exchanged(Folder(tmp_path)) is None
+
+
+def test_a_study_shows_what_its_methods_exchange(tmp_path):
+    entries = write_table_study(tmp_path, {"Aachen": 24, "Bonn": 20})
+    entries["data"]["table"] = str(tmp_path / "cases.csv")
+    entries["training"] |= {"rounds": 2}
+    entries["methods"] = ["mix", "fedavg", "scaffold", {"fednova": {
+        "training": {"participation": {"availability": {"absent": {"Bonn": [2]}}}}, "label": "nova"}}]  # fmt: skip
+    Study.of(entries).run(tmp_path / "out")
+    found = exchanged(Folder(tmp_path / "out"))
+    assert [(one.method, [p.name for p in one.payloads]) for one in found.methods] == [
+        ("fedavg", []), ("scaffold", ["control change", "control"]), ("nova", ["path"]),
+    ]  # fmt: skip
+    assert found.presence == [Presence("nova", "4", "0", ["4 (100\u00a0%)", "2 (50\u00a0%)"])]
+    page = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
+    assert "the mean gradient of all sites: like a second global model" in page
+    assert "Who took part" in page
+
+
+def test_every_payload_can_be_read_back_from_its_words():
+    """What parts declare has no semicolon that would cut their words short."""
+    import torch
+
+    declared = {name: fact.reveals for name, fact in FACTS.items()}
+    for name in LOCAL_RULES:
+        rule = LOCAL_RULES[name]
+        for part in (rule.announces, rule.sends, rule.receives):
+            declared |= {f"{name}/{key}": words for key, words in part.items()}
+    for name in SERVER_RULES:
+        declared |= dict(SERVER_RULES[name].sends)
+    text = Extras(declared).describe({name: torch.zeros(2) for name in declared}, {})
+    assert len(text.split("; ")) == len(declared)
+    assert all(len(words.split()) >= 4 for words in declared.values()), "says what it could reveal"
+
+
+@pytest.mark.parametrize("text", ["", "nonsense"])
+def test_a_text_that_is_no_payload_is_passed_over(text, tmp_path):
+    (one,) = exchanged(folder_of(tmp_path, [row("m", 0, s, extra_up=text) for s in "AB"])).methods
+    assert (one.up, one.payloads) == ("400 bytes", [])
