@@ -596,7 +596,7 @@ def test_an_attack_that_does_not_fit_the_data_gets_its_sentence(
 def test_a_label_can_not_look_like_that_of_an_attacked_method(tmp_path: Path) -> None:
     entries = write_table_study(tmp_path, {"Aachen": 20})
     assert set(KINDS_OF_RUN) == {UNSEEN, ATTACKED}
-    with pytest.raises(StudyError, match="P102 .*methods.*'fedavg \\(attacked\\)'"):
+    with pytest.raises(StudyError, match=r"P102 .*methods.*'fedavg \(attacked\)'"):
         Study.of({**entries, "methods": [{"fedavg": {"label": "fedavg (attacked)"}}]}, tmp_path)
 
 
