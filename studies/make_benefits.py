@@ -23,7 +23,7 @@ from scipy import stats
 from polyclinic import PolyclinicError, Results, Study
 from polyclinic.study.display import RichDisplay
 from polyclinic.study.intervals import holm
-from polyclinic.study.jobs import UNSEEN
+from polyclinic.study.jobs import ATTACKED, UNSEEN
 
 HERE = Path(__file__).resolve().parent
 STUDIES = HERE / "benefits"
@@ -31,7 +31,6 @@ PAGE = HERE.parent / "docs" / "benefits.md"
 BASELINE = "fedavg"
 #: Shown for orientation; no methods to be compared with fedavg.
 REFERENCES = ("single", "mix")
-ATTACKED = " (attacked)"
 
 
 @dataclass(frozen=True)
@@ -182,9 +181,8 @@ def result(question: Question, results: Results) -> pd.Series:
     """The value of each method in one repeat: method -> value."""
     table, metric = results.results, declared(results)["evaluation"]["metrics"][0]
     table = table[table["metric"] == metric]
-    plain = ~table["method"].str.endswith((UNSEEN, ATTACKED))
     if question.over == "all":
-        table = table[plain & (table["tested_on"] == "all")]
+        table = table[(table["tested_on"] == "all") & _is_plain(table)]
         return table.groupby("method", sort=False)["value"].mean()
     scored = results.sites.loc[results.sites["scored"], "site"].astype(str)
     table = table[table["tested_on"].astype(str).isin(scored)]
@@ -196,9 +194,14 @@ def result(question: Question, results: Results) -> pd.Series:
         table = table[table["method"].str.endswith(UNSEEN)]
         table = table.assign(method=table["method"].str.removesuffix(UNSEEN))
     else:
-        table = table[plain]
+        table = table[_is_plain(table)]
     groups = table.groupby("method", sort=False)["value"]
     return groups.min() if question.over == "worst" else groups.mean()
+
+
+def _is_plain(table: pd.DataFrame) -> pd.Series:
+    """Rows of methods as they are: neither attacked nor at an unseen site."""
+    return ~table["method"].str.endswith((UNSEEN, ATTACKED))
 
 
 def declared(results: Results) -> dict[str, Any]:

@@ -32,6 +32,7 @@ PAGE = HERE.parent / "docs" / "results.md"
 NAMES = (
     "mri-quality",
     "heart-disease",
+    "heart-disease-protocol",
     "corrupt-sites",
     "autism-volumes",
     "sex-volumes",

@@ -1,0 +1,89 @@
+"""The page that says whether methods help: its arithmetic by hand, its studies, and a small run of the whole."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import pandas as pd
+import pytest
+import yaml
+
+from polyclinic import Study
+
+STUDIES = Path(__file__).resolve().parents[1] / "studies"
+
+
+@pytest.fixture
+def benefits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    """The script, writing its page into a folder of its own."""
+    spec = importlib.util.spec_from_file_location("make_benefits", STUDIES / "make_benefits.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, "make_benefits", module)
+    spec.loader.exec_module(module)
+    monkeypatch.setattr(module, "PAGE", tmp_path / "benefits.md")
+    return module
+
+
+def test_every_study_is_asked_about_and_compares_with_fedavg(benefits: ModuleType, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("POLYCLINIC_DATA", "/data")
+    paths = {path.stem: path for path in (STUDIES / "benefits").glob("*.yaml")}
+    assert set(paths) == {question.name for question in benefits.QUESTIONS}
+    for path in paths.values():
+        declaration = Study.read(path).declaration
+        assert "fedavg" in {method.label for method in declaration.study_methods}
+        assert declaration.metrics[0] == "auc"
+
+
+def test_an_effect_by_hand(benefits: ModuleType):
+    """Differences 0.1, 0.2, 0.3: mean 0.2, deviation 0.1, standard error 0.1 / sqrt(3) = 0.0577, t(0.975, 2) = 4.303."""
+    values = pd.DataFrame({"fedavg": [0.5, 0.6, 0.7], "fedprox": [0.6, 0.8, 1.0], "single": [0.5, 0.6, 0.7]})
+    fedavg, fedprox, single = benefits.effects(values)
+    assert (fedavg.mean, fedavg.effect) == (pytest.approx(0.6), 0.0)
+    assert fedprox.mean == pytest.approx(0.8)
+    assert fedprox.effect == pytest.approx(0.2)
+    assert fedprox.low == pytest.approx(0.2 - 4.303 * 0.05774, abs=1e-4)
+    assert fedprox.high == pytest.approx(0.2 + 4.303 * 0.05774, abs=1e-4)
+    assert fedprox.p == pytest.approx(0.0742, abs=1e-4)  # t = 3.4641 with 2 degrees of freedom
+    assert np.isnan(fedavg.p)
+    assert np.isnan(single.p), "a reference is not compared"
+
+
+def test_verdicts_are_corrected_for_the_number_of_methods(benefits: ModuleType):
+    def effect(change: float, p: float) -> object:
+        return benefits.Effect("method", 0.5, change, 0.0, 0.0, p)
+
+    nan = float("nan")
+    found = [effect(0.0, nan), effect(0.1, 0.01), effect(-0.1, 0.02), effect(0.1, 0.2)]
+    assert benefits.verdicts(found) == ["", "helps", "hurts", "no clear effect"]  # adjusted 0.03, 0.04, 0.2
+    found = [effect(0.0, nan), *(effect(0.1, 0.02) for _ in range(3))]
+    assert benefits.verdicts(found) == ["", *["no clear effect"] * 3]  # adjusted 0.06
+
+
+def test_a_page_is_made_of_a_small_study(
+    benefits: ModuleType, data_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("POLYCLINIC_DATA", str(data_folder))
+    small = tmp_path / "studies"
+    small.mkdir()
+    for name in ("unequal-work", "unseen-sites"):
+        content = yaml.safe_load((STUDIES / "benefits" / f"{name}.yaml").read_text(encoding="utf-8"))
+        del content["search"]
+        content["training"]["rounds"] = 2
+        content["methods"] = ["mix", "fedavg", "fedprox"]
+        (small / f"{name}.yaml").write_text(yaml.safe_dump(content), encoding="utf-8")
+    monkeypatch.setattr(benefits, "STUDIES", small)
+    benefits.main(only=["unequal-work", "unseen-sites"], out=tmp_path / "results", repeats=2, write=True)
+    page = (tmp_path / "benefits.md").read_text(encoding="utf-8")
+    assert "| Method | unequal-work | unseen-sites |" in page
+    assert page.count("| fedprox |") == 3
+    assert "Not run yet: label-skew" in page
+    seeds = [
+        yaml.safe_load((tmp_path / "results" / f"unequal-work-{r}" / "study.yaml").read_text())["seeds"] for r in (0, 1)
+    ]
+    assert seeds == [[0], [1]]
