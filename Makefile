@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 MADE := .venv/made
 
-.PHONY: demo test test-long check benchmark results clean
+.PHONY: demo test test-long check benchmark results benefits clean
 
 demo: $(MADE)
 	$(BIN)/polyclinic demo
@@ -23,11 +23,16 @@ check: $(MADE)
 
 benchmark: $(MADE)
 	$(BIN)/python benchmarks/rounds.py
+	$(BIN)/python benchmarks/methods.py
 	$(BIN)/python benchmarks/data.py
 
 # docs/results.md from the studies; needs POLYCLINIC_DATA.
 results: $(MADE)
 	$(BIN)/python studies/make_results.py
+
+# docs/benefits.md from the studies in studies/benefits; needs POLYCLINIC_DATA.
+benefits: $(MADE)
+	$(BIN)/python studies/make_benefits.py
 
 $(MADE): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Polyclinic needs Python 3.11 or newer, this is $$($(PYTHON) --version); call make PYTHON=/path/to/python3.11" >&2; exit 1; }
