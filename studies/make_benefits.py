@@ -269,8 +269,8 @@ def matrix(overview: Sequence[tuple[str, Effect, str]]) -> list[str]:
 
 
 def _finished(out: Path, name: str) -> list[Path]:
-    folders = sorted(out.glob(f"{name}-[0-9]*"))
-    return [folder for folder in folders if Results(folder).provenance.get("status") == "finished"]
+    found = [folder for folder in sorted(out.glob(f"{name}-[0-9]*")) if (folder / "results.csv").is_file()]
+    return [folder for folder in found if Results(folder).provenance.get("status") == "finished"]
 
 
 if __name__ == "__main__":
