@@ -143,13 +143,14 @@ def run_rounds(
         _restore(plan, checkpoint.memory if checkpoint else {})
         if plan.save and progress.done:
             engine.ask("restore", dict.fromkeys(plan.sites, Message({"round": progress.done})))
-    total = len(plan.learning_rates)
+    total, broke_down = len(plan.learning_rates), False
     while progress.done < total and len(progress.stopped) < (1 if plan.together else len(plan.sites)):
         silent: set[str] = set()
         try:
             new = _round(plan, engine, progress, silent, announced)
         except _BrokenDown as broken:
             progress.failures.append(f"Training broke down in round {progress.done + 1} and ended there. {broken}")
+            broke_down = True
             break
         if plan.validate and new:  # after a round that was skipped there is nothing new to look at
             _choose(plan, engine, progress, new, silent)
@@ -163,7 +164,7 @@ def run_rounds(
             checkpoint.write(progress, _memory(plan), new)
         if report:
             report(progress.done, total)
-    if not rows:
+    if not rows and not broke_down and not progress.stopped:
         raise SiteError(
             "P402", f"None of {total} rounds changed the model: in each too few sites were there or in time.",
             "Give `training: {participation: ...}` that more sites meet, or a lower `training: {quorum: ...}`.",

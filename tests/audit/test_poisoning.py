@@ -452,6 +452,24 @@ def test_a_model_that_breaks_down_is_a_result_and_not_a_failure() -> None:
         run_rounds(replace(plan, endures=False), federation.engine)
 
 
+@pytest.mark.parametrize("method", ["fedavg", "mix", "single"])
+def test_a_model_that_breaks_down_in_its_first_round_stays_as_it_was(method: str) -> None:
+    wild = Attack("wrong_scaling", {"factor": 1e38, "fraction": 1.0, "features": None}, ("Bonn",))
+    bonn = {"Bonn": table_site("Bonn", 10)}
+    work = {"rounds": 1, "local_epochs": 10}
+    federation = Federation(bonn, [method], model={"mlp": {"hidden": [4]}}, training=work)
+    job = Job((federation.method(),), 0, 0, attacked=True)
+    run = runner(federation, wild)
+    outcome = run.run(job, federation.fold)
+    assert outcome.rounds == []
+    assert "broke down in round 1" in outcome.warnings[0]
+    (found,) = outcome.models.values()
+    start = federation.template.layout.split(run.initial(0))
+    assert found
+    for name, tensor in found.items():
+        assert torch.equal(tensor, start[name.split("/")[-1]])
+
+
 def test_a_site_that_breaks_down_alone_leaves_the_others_alone() -> None:
     wild = Attack("wrong_scaling", {"factor": 1e38, "fraction": 1.0, "features": None}, ("Bonn",))
     federation = Federation(table_sites(), ["single"], model={"mlp": {"hidden": [4]}}, training={"rounds": 3})
