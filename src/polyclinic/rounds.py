@@ -352,6 +352,8 @@ def _choose(plan: Plan, engine: Engine, progress: Progress, rows: list[Row], sil
     request = Message({"metric": plan.metric}, {"state": progress.state})
     found = {site: reply.fields for site, reply in engine.ask("evaluate", dict.fromkeys(active, request)).items()}
     for row in rows:
+        if row["site"] not in found:  # it answered in one of its turns and failed in another
+            continue
         row["validation_loss"] = found[row["site"]]["loss"]
         row[f"validation_{plan.metric}"] = found[row["site"]]["metric"]
     groups = {"federation": active} if plan.together else {site: [site] for site in active}
