@@ -275,12 +275,22 @@ def _exchange(
             plan.server.add(update)
     if failures and not _is_quorum(plan, progress, failures, len(rows), len(group), alone=alone):
         return []
-    progress.state = plan.server.finish()
+    progress.state = _finish(plan)
     for counterpart in plan.counterparts.values():
         counterpart.finish()
     for row in rows:
         row["share"] = plan.server.shares.get(row["site"], 0.0)
     return rows
+
+
+def _finish(plan: Plan) -> Tensor:
+    """What the server rule makes of the answers ``[Q]``."""
+    try:
+        return plan.server.finish()
+    except PolyclinicError as error:
+        if plan.endures and error.code == "P301":  # a site's loss, for example, which the rule goes by
+            raise _BrokenDown(str(error)) from None
+        raise
 
 
 def _row(
