@@ -97,7 +97,7 @@ class Progress:
         best: group ("federation" or a site) -> (score to be lowered, round).
         stopped: groups that have lost patience.
         failures: sentences about rounds in which a site was left out.
-        losses: training loss that each site reported last.
+        losses: training loss that each site reported last, in a round that counts.
     """
 
     done: int
@@ -215,7 +215,7 @@ def _round(
             f"{needed} are needed."
         )
         return []
-    rows, before = list[Row](), progress.state
+    rows, before, losses = list[Row](), progress.state, dict(progress.losses)
     groups = plan.topology.groups(progress.done, len(plan.learning_rates), active)
     for group in groups:
         earlier = [row["site"] for row in rows]
@@ -226,7 +226,7 @@ def _round(
         if silent:
             raise SiteError("P402", text, "Mend the sites that failed, or set a lower `training: {quorum: ...}`.")
         progress.failures.append(f"{text} It changed nothing.")
-        progress.state = before
+        progress.state, progress.losses = before, losses
         return []
     return rows
 
@@ -268,7 +268,6 @@ def _exchange(
         for name, counterpart in plan.counterparts.items():
             counterpart.add(site, plan.weights[site] / sum(plan.weights.values()), _named(reply.tensors, name))
         once = {} if site in progress.losses else announced[site]
-        progress.losses[site] = reply.fields["loss"]
         rows.append(_row(progress.done, site, requests[site], reply, extras, once))
     if plan.corrupt is not None:
         for update in plan.corrupt(progress.done, progress.state, updates):
@@ -279,6 +278,7 @@ def _exchange(
     for counterpart in plan.counterparts.values():
         counterpart.finish()
     for row in rows:
+        progress.losses[row["site"]] = row["loss"]
         row["share"] = plan.server.shares.get(row["site"], 0.0)
     return rows
 

@@ -145,6 +145,29 @@ def test_what_sites_announce_stands_in_their_first_row(monkeypatch):
     assert rows[0]["bytes_up"] == rows[1]["bytes_up"] + 12
 
 
+@pytest.mark.parametrize("topology", ["star", "cyclic"])
+def test_what_sites_announce_is_told_in_the_first_round_that_counts(topology, monkeypatch):
+    """In the first round Bonn is away and Celle too late, so that Aachen's answer alone changes nothing."""
+
+    class Announcing(LocalRule):
+        announces = {"counts": "how many cases of each class there are"}  # noqa: RUF012
+
+        def announce(self, site):
+            return {"counts": torch.ones(3)}
+
+    monkeypatch.setitem(LOCAL_RULES._parts, "announcing", Announcing)
+    federation = Federation(
+        table_sites({"Aachen": 12, "Bonn": 9, "Celle": 8}),
+        [{"fedavg": {"local": ["announcing"], "topology": topology}}],
+        training={"rounds": 2, "quorum": 2, "step_seconds": {"Celle": 10}, "participation": [
+            {"availability": {"absent": {"Bonn": [1]}}}, {"deadline": {"seconds": 5}}]},
+    )  # fmt: skip
+    progress, rows = federation.rounds()
+    assert [(row["round"], row["site"]) for row in rows] == [(1, "Aachen"), (1, "Bonn")]
+    assert all("announcing/counts [3] 12 bytes" in row["extra_up"] for row in rows)
+    assert progress.losses == {row["site"]: row["loss"] for row in rows}
+
+
 def test_a_site_keeps_nothing_of_a_round_whose_facts_it_cannot_measure():
     method = {"fedbn": {"server": ["loss_weights"], "local": ["control_variates"]}}
     federation = Federation(table_sites({"Aachen": 12, "Bonn": 9}), [method], model=NORM_MLP)
