@@ -146,6 +146,24 @@ def test_a_cycle_passes_a_site_by_that_fails_where_the_quorum_allows_it():
     assert progress.failures == ["Round 1 went on without Bonn. Bonn: P401 Site Bonn is asleep."]
 
 
+def test_a_site_may_answer_in_one_of_its_turns_and_fail_in_another():
+    federation = Federation(
+        table_sites(SMALL, part=None), ["incremental"], training={"rounds": 2, "quorum": 1},
+        evaluation={"folds": 3, "validation": 0.3, "best_round": "loss"},
+    )  # fmt: skip
+    original = federation.engine.members["Aachen"]._functions["train"]
+
+    def train(request):
+        if request.fields.get("turn"):
+            raise SiteError("P401", "Site Aachen is asleep.", site="Aachen")
+        return original(request)
+
+    federation.engine.members["Aachen"]._functions["train"] = train
+    progress, rows = federation.rounds()
+    assert [(row["site"], "validation_loss" in row) for row in rows[:2]] == [("Aachen", False), ("Bonn", True)]
+    assert progress.failures == ["Round 1 went on without Aachen. Aachen: P401 Site Aachen is asleep."]
+
+
 def test_a_cycle_stops_below_the_quorum():
     federation = Federation(table_sites(SMALL), ["cyclic"], training={"rounds": 2, "quorum": 3})
     asleep(federation, "Bonn", 2)

@@ -97,7 +97,7 @@ class Progress:
         best: group ("federation" or a site) -> (score to be lowered, round).
         stopped: groups that have lost patience.
         failures: sentences about rounds in which a site was left out.
-        losses: training loss that each site reported last.
+        losses: training loss that each site reported last, in a round that counts.
     """
 
     done: int
@@ -143,13 +143,14 @@ def run_rounds(
         _restore(plan, checkpoint.memory if checkpoint else {})
         if plan.save and progress.done:
             engine.ask("restore", dict.fromkeys(plan.sites, Message({"round": progress.done})))
-    total = len(plan.learning_rates)
+    total, broke_down = len(plan.learning_rates), False
     while progress.done < total and len(progress.stopped) < (1 if plan.together else len(plan.sites)):
         silent: set[str] = set()
         try:
             new = _round(plan, engine, progress, silent, announced)
         except _BrokenDown as broken:
             progress.failures.append(f"Training broke down in round {progress.done + 1} and ended there. {broken}")
+            broke_down = True
             break
         if plan.validate and new:  # after a round that was skipped there is nothing new to look at
             _choose(plan, engine, progress, new, silent)
@@ -163,7 +164,7 @@ def run_rounds(
             checkpoint.write(progress, _memory(plan), new)
         if report:
             report(progress.done, total)
-    if not rows:
+    if not rows and not broke_down and not progress.stopped:
         raise SiteError(
             "P402", f"None of {total} rounds changed the model: in each too few sites were there or in time.",
             "Give `training: {participation: ...}` that more sites meet, or a lower `training: {quorum: ...}`.",
@@ -214,7 +215,7 @@ def _round(
             f"{needed} are needed."
         )
         return []
-    rows, before = list[Row](), progress.state
+    rows, before, losses = list[Row](), progress.state, dict(progress.losses)
     groups = plan.topology.groups(progress.done, len(plan.learning_rates), active)
     for group in groups:
         earlier = [row["site"] for row in rows]
@@ -225,7 +226,7 @@ def _round(
         if silent:
             raise SiteError("P402", text, "Mend the sites that failed, or set a lower `training: {quorum: ...}`.")
         progress.failures.append(f"{text} It changed nothing.")
-        progress.state = before
+        progress.state, progress.losses = before, losses
         return []
     return rows
 
@@ -267,19 +268,29 @@ def _exchange(
         for name, counterpart in plan.counterparts.items():
             counterpart.add(site, plan.weights[site] / sum(plan.weights.values()), _named(reply.tensors, name))
         once = {} if site in progress.losses else announced[site]
-        progress.losses[site] = reply.fields["loss"]
         rows.append(_row(progress.done, site, requests[site], reply, extras, once))
     if plan.corrupt is not None:
         for update in plan.corrupt(progress.done, progress.state, updates):
             plan.server.add(update)
     if failures and not _is_quorum(plan, progress, failures, len(rows), len(group), alone=alone):
         return []
-    progress.state = plan.server.finish()
+    progress.state = _finish(plan)
     for counterpart in plan.counterparts.values():
         counterpart.finish()
     for row in rows:
+        progress.losses[row["site"]] = row["loss"]
         row["share"] = plan.server.shares.get(row["site"], 0.0)
     return rows
+
+
+def _finish(plan: Plan) -> Tensor:
+    """What the server rule makes of the answers ``[Q]``."""
+    try:
+        return plan.server.finish()
+    except PolyclinicError as error:
+        if plan.endures and error.code == "P301":  # a site's loss, for example, which the rule goes by
+            raise _BrokenDown(str(error)) from None
+        raise
 
 
 def _row(
@@ -351,6 +362,8 @@ def _choose(plan: Plan, engine: Engine, progress: Progress, rows: list[Row], sil
     request = Message({"metric": plan.metric}, {"state": progress.state})
     found = {site: reply.fields for site, reply in engine.ask("evaluate", dict.fromkeys(active, request)).items()}
     for row in rows:
+        if row["site"] not in found:  # it answered in one of its turns and failed in another
+            continue
         row["validation_loss"] = found[row["site"]]["loss"]
         row[f"validation_{plan.metric}"] = found[row["site"]]["metric"]
     groups = {"federation": active} if plan.together else {site: [site] for site in active}

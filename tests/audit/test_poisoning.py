@@ -37,7 +37,9 @@ from polyclinic.engine import LocalEngine
 from polyclinic.errors import PolyclinicError, StudyError
 from polyclinic.options import EntryError, describe_options
 from polyclinic.rounds import Checkpoint, run_rounds
-from polyclinic.server.rules import Update
+from polyclinic.server.mean import Mean
+from polyclinic.server.rules import ServerRule, Update
+from polyclinic.server.weights import reported
 from polyclinic.study.declaration import KINDS_OF_RUN
 from polyclinic.study.display import Display
 from polyclinic.study.jobs import ATTACKED, UNSEEN, Job, JobRunner
@@ -448,6 +450,41 @@ def test_a_model_that_breaks_down_is_a_result_and_not_a_failure() -> None:
     assert {row["round"] for row in rows} == set(range(progress.done))
     assert f"broke down in round {progress.done + 1} and ended there" in progress.failures[0]
     assert "P301" in progress.failures[0]
+    with pytest.raises(PolyclinicError, match="P301"):
+        run_rounds(replace(plan, endures=False), federation.engine)
+
+
+@pytest.mark.parametrize("method", ["fedavg", "mix", "single"])
+def test_a_model_that_breaks_down_in_its_first_round_stays_as_it_was(method: str) -> None:
+    wild = Attack("wrong_scaling", {"factor": 1e38, "fraction": 1.0, "features": None}, ("Bonn",))
+    bonn = {"Bonn": table_site("Bonn", 10)}
+    work = {"rounds": 1, "local_epochs": 10}
+    federation = Federation(bonn, [method], model={"mlp": {"hidden": [4]}}, training=work)
+    job = Job((federation.method(),), 0, 0, attacked=True)
+    run = runner(federation, wild)
+    outcome = run.run(job, federation.fold)
+    assert outcome.rounds == []
+    assert "broke down in round 1" in outcome.warnings[0]
+    (found,) = outcome.models.values()
+    start = federation.template.layout.split(run.initial(0))
+    assert found
+    for name, tensor in found.items():
+        assert torch.equal(tensor, start[name.split("/")[-1]])
+
+
+def test_a_model_breaks_down_where_the_server_is_told_no_finite_number() -> None:
+    class Told(Mean):
+        def finish(self) -> Tensor:
+            reported([Update("Bonn", self.now.state, 1.0, {"end_loss": math.inf})], "end_loss")
+            return super().finish()
+
+    federation = Federation(table_sites(), training={"rounds": 2})
+    job = Job((federation.method(),), 0, 0, attacked=True)
+    plan = runner(federation, PUSH).plan(job, federation.fold, federation.fold.training_sites)
+    plan = replace(plan, server=ServerRule(Told()))
+    progress, rows = run_rounds(plan, federation.engine)
+    assert (progress.done, rows) == (0, [])
+    assert "broke down in round 1 and ended there. P301 The server rule needs end_loss" in progress.failures[0]
     with pytest.raises(PolyclinicError, match="P301"):
         run_rounds(replace(plan, endures=False), federation.engine)
 

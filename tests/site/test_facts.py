@@ -8,6 +8,8 @@ import torch.nn.functional as F
 
 from helpers import Federation, plain_module, recorded, table_sites
 from polyclinic.client.rules import LOCAL_RULES, LocalRule
+from polyclinic.client.train import train
+from polyclinic.communication.message import Message
 from polyclinic.rounds import run_rounds
 from polyclinic.server import ServerRule
 from polyclinic.server.mean import Mean
@@ -141,3 +143,66 @@ def test_what_sites_announce_stands_in_their_first_row(monkeypatch):
         ("Aachen", said), ("Aachen", ""), ("Bonn", said), ("Aachen", ""), ("Bonn", ""),
     ]  # fmt: skip
     assert rows[0]["bytes_up"] == rows[1]["bytes_up"] + 12
+
+
+@pytest.mark.parametrize("topology", ["star", "cyclic"])
+def test_what_sites_announce_is_told_in_the_first_round_that_counts(topology, monkeypatch):
+    """In the first round Bonn is away and Celle too late, so that Aachen's answer alone changes nothing."""
+
+    class Announcing(LocalRule):
+        announces = {"counts": "how many cases of each class there are"}  # noqa: RUF012
+
+        def announce(self, site):
+            return {"counts": torch.ones(3)}
+
+    monkeypatch.setitem(LOCAL_RULES._parts, "announcing", Announcing)
+    federation = Federation(
+        table_sites({"Aachen": 12, "Bonn": 9, "Celle": 8}),
+        [{"fedavg": {"local": ["announcing"], "topology": topology}}],
+        training={"rounds": 2, "quorum": 2, "step_seconds": {"Celle": 10}, "participation": [
+            {"availability": {"absent": {"Bonn": [1]}}}, {"deadline": {"seconds": 5}}]},
+    )  # fmt: skip
+    progress, rows = federation.rounds()
+    assert [(row["round"], row["site"]) for row in rows] == [(1, "Aachen"), (1, "Bonn")]
+    assert all("announcing/counts [3] 12 bytes" in row["extra_up"] for row in rows)
+    assert progress.losses == {row["site"]: row["loss"] for row in rows}
+
+
+def test_a_site_keeps_nothing_of_a_round_whose_facts_it_cannot_measure():
+    method = {"fedbn": {"server": ["loss_weights"], "local": ["control_variates"]}}
+    federation = Federation(table_sites({"Aachen": 12, "Bonn": 9}), [method], model=NORM_MLP)
+    federation.rounds()
+    site = federation.engine.members["Aachen"]
+    before = {name: tensor.clone() for name, tensor in site.run.memory().items()}
+    work = site.begin_training(
+        Message({"round": 1, "learning_rate": 0.1}, {"state": site.run.shared.take(federation.initial(0))})
+    )
+    work.took(train(site.run.model, site.run.task, work.work(0), work.job(0)))
+
+    def fail(vector, index):
+        raise ValueError("out of order")
+
+    with pytest.raises(ValueError, match="out of order"):
+        work.finish(0.0, fail)
+    assert before.keys() == site.run.memory().keys()
+    for name, tensor in site.run.memory().items():
+        assert torch.equal(tensor, before[name]), name
+
+
+def test_the_model_without_a_site_is_measured_with_what_the_site_had_before_the_round():
+    federation = Federation(table_sites({"Aachen": 12, "Bonn": 9}), [{"fedbn": {"server": ["fedce"]}}], model=NORM_MLP)
+    federation.rounds()
+    run = federation.engine.members["Aachen"].run
+    sent = run.shared.take(federation.initial(1))
+    expected = run.shared_model(sent)
+    work = run.jobs(Message({"round": 1, "learning_rate": 0.1}, {"state": sent, LEAVE_ONE_OUT: sent}))
+    work.took(train(run.model, run.task, work.work(0), work.job(0)))
+    seen = []
+
+    def measure(vector, index):
+        seen.append(vector)
+        return {"loss": 1.0, "accuracy": 1.0}
+
+    work.finish(0.0, measure)
+    assert torch.equal(seen[0], expected)
+    assert not torch.equal(run.own, run.private.take(expected))

@@ -230,6 +230,8 @@ BAD = [
      "'proximl' is no local rule. Did you mean 'proximal'?"),
     ("[fedavg]", "[{fedavg: {share: heads}}]", "P103", 15, "methods[1].fedavg.share",
      "'heads' can't be shared. Did you mean 'head'?"),
+    ("[fedavg]", "[{fedavg: {share: [head]}}]", "P103", 15, "methods[1].fedavg.share",
+     "['head'] can't be shared. Did you mean 'head'?"),
     ("batch_size: 8", "loss: focall", "P103", 11, "training.loss",
      "'focall' is no loss of classification. Did you mean 'focal'?"),
     ("batch_size: 8", "schedule: exponental", "P103", 11, "training.schedule",

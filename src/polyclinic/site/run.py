@@ -302,14 +302,14 @@ class Round:
         kept = run.personal.end(run.personal_memory, personal, self.companion)
         for tensor in kept.values():
             check_finite(LocalResult(tensor, 0, shared.loss), run.site)
+        steps = {number: result.steps for number, result in enumerate(results) if run.teaches(number)}
+        facts = self._facts(shared.vector, steps, measure)  # may fail, and is of what the site had in the round
         for number, job in enumerate(self._jobs):
             run.optimizer_states[number] = job.optimizer_state if run.phases[number].work.keep_optimizer else {}
-        steps = {number: result.steps for number, result in enumerate(results) if run.teaches(number)}
         answer = {"state": run.shared.take(shared.vector), **self._end_rules(shared.vector, steps)}
         run.personal_memory = kept
         if run.private.size:
             run.own = run.private.take(shared.vector).clone()
-        facts = self._facts(shared.vector, steps, measure)
         fields = {
             "examples": len(self._jobs[0].index), "steps": sum(result.steps for result in results),
             "loss": shared.loss, "seconds": seconds, **({"facts": facts} if facts else {}),

@@ -452,8 +452,8 @@ def _composed(name: str, method: Method, common: dict[str, Any], place: Place) -
         hint = "Use a federated method such as fedavg."
         raise EntryError("P104", f"{name} has no server, so `{key}` means nothing.", hint, place=(*place, key))
     if "share" in parts:
-        if parts["share"] not in SHARES or parts["share"] == "none":
-            valid = [share for share in SHARES if share != "none"]
+        valid = [share for share in SHARES if share != "none"]
+        if parts["share"] not in valid:  # a list: what is given need not be hashable
             hint = (
                 "To share nothing, use the method single."
                 if parts["share"] == "none"
