@@ -105,6 +105,17 @@ def test_sites_that_are_not_there_are_refused(training, key, tmp_path):
     )
 
 
+def test_a_trusted_site_that_is_not_there_is_refused_before_anything_is_trained(tmp_path):
+    entries = write_table_study(tmp_path, {"Aachen": 20, "Bonn": 20})
+    entries["methods"] = ["single", {"fltrust": {"trusted": "Aachn"}}]
+    with pytest.raises(StudyError) as caught:
+        Study.of({**entries, "data": {**entries["data"], "table": str(tmp_path / "cases.csv")}}).run(tmp_path / "out")
+    assert str(caught.value) == (
+        "P103 `fltrust(trusted=Aachn)` names the site 'Aachn', which is not there. Did you mean 'Aachen'?"
+    )
+    assert not (tmp_path / "out" / "jobs").exists()
+
+
 def test_a_budget_by_the_clock_is_not_stacked(tmp_path):
     entries = write_table_study(tmp_path, {"Aachen": 20, "Bonn": 20})
     entries["training"] |= {"time_budget": 5}

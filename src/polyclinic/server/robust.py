@@ -306,7 +306,7 @@ class FLTrust(Collected):
     """
 
     def __init__(self, *, trusted: str) -> None:
-        self.trusted = trusted
+        self.trusted, self.named = trusted, (trusted,)
 
     def begin(self, now: ServerRound) -> None:
         """Begin a round.

@@ -63,11 +63,13 @@ class ServerPart(ABC):  # noqa: B024 - its kinds are below
         sends: what it sends to sites besides the state: name -> what that could reveal to them.
         undoes: whether its ``result`` undoes what its ``update`` did, so that it must come before others that change
             the result.
+        named: sites that its options name.
     """
 
     facts: ClassVar[tuple[str, ...]] = ()
     sends: ClassVar[Mapping[str, str]] = {}
     undoes: ClassVar[bool] = False
+    named: Sequence[str] = ()
 
     def begin(self, now: ServerRound) -> None:
         """Begin a round."""

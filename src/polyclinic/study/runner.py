@@ -23,6 +23,7 @@ from polyclinic.files import write_atomic
 from polyclinic.models import build_model
 from polyclinic.models.bundle import load_weights
 from polyclinic.options import EntryError
+from polyclinic.server import build_server
 from polyclinic.site.run import build_work, not_stackable
 from polyclinic.state import FlatModule
 from polyclinic.study.declaration import StudyMethod, build_participation
@@ -211,18 +212,20 @@ class _Runner:
         return [one.method for method in declaration.study_methods for one in declaration.candidates(method)]
 
     def _check_site_names(self) -> None:
-        """Training options that differ between sites must name sites that there are."""
+        """Options that differ between sites, or trust one, must name sites that there are."""
         for method in self._configurations():
             for key in ("local_epochs", "local_steps", "time_budget", "step_seconds"):
                 named = getattr(method.training, key)
-                self._check_named(key, named if isinstance(named, dict) else ())
+                self._check_named(f"training: {{{key}: ...}}", named if isinstance(named, dict) else ())
             for part in build_participation(method.training):
-                self._check_named("participation", part.named)
+                self._check_named("training: {participation: ...}", part.named)
+            for server_part in build_server(method.method.server).parts:
+                self._check_named(method.label, server_part.named)
 
-    def _check_named(self, key: str, named: Iterable[str]) -> None:
+    def _check_named(self, what: str, named: Iterable[str]) -> None:
         for site in named:
             if site not in self.opened.sites:
-                raise StudyError("P103", f"`training: {{{key}: ...}}` names the site {site!r}, which is not there.",
+                raise StudyError("P103", f"`{what}` names the site {site!r}, which is not there.",
                                  nearest(site, list(self.opened.sites)))  # fmt: skip
 
     def _check_shares(self, template: FlatModule) -> None:
