@@ -274,7 +274,10 @@ def _exchange(
             plan.server.add(update)
     if failures and not _is_quorum(plan, progress, failures, len(rows), len(group), alone=alone):
         return []
-    progress.state = _finish(plan)
+    state = _finish(plan, progress)
+    if state is None:
+        return []
+    progress.state = state
     for counterpart in plan.counterparts.values():
         counterpart.finish()
     for row in rows:
@@ -283,11 +286,15 @@ def _exchange(
     return rows
 
 
-def _finish(plan: Plan) -> Tensor:
-    """What the server rule makes of the answers ``[Q]``."""
+def _finish(plan: Plan, progress: Progress) -> Tensor | None:
+    """What the server rule makes of the answers ``[Q]``; None if these were too few for it, which happens where not all
+    sites take part in each round."""
     try:
         return plan.server.finish()
     except PolyclinicError as error:
+        if plan.participation and error.code == "P402":
+            progress.failures.append(f"Round {progress.done + 1} changed nothing. {error}")
+            return None
         if plan.endures and error.code == "P301":  # a site's loss, for example, which the rule goes by
             raise _BrokenDown(str(error)) from None
         raise

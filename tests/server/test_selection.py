@@ -266,3 +266,17 @@ def test_a_deadline_without_declared_speeds_goes_by_the_time_measured():
     assert not progress.failures
     with pytest.raises(SiteError, match="P402 None of 1 rounds"):
         federation({"deadline": {"seconds": 1e-9}}, rounds=1).rounds()
+
+
+def test_a_round_without_the_site_that_the_rule_goes_by_changes_nothing():
+    """FLTrust can't do without the site it trusts; with sampling that is no failure of the study."""
+    training = {"rounds": 6, "participation": {"uniform": {"sites": 2}}}
+    federation = Federation(table_sites(), [{"fltrust": {"trusted": "Bonn"}}], training=training)
+    progress, rows = federation.rounds()
+    took_part = {number: {row["site"] for row in rows if row["round"] == number} for number in range(6)}
+    counted = {number for number, sites in took_part.items() if sites}
+    assert 0 < len(counted) < 6
+    assert all("Bonn" in took_part[number] for number in counted)
+    assert sum("changed nothing" in sentence and "Bonn" in sentence for sentence in progress.failures) == 6 - len(
+        counted
+    )

@@ -85,6 +85,15 @@ def _order(method: Method, local: Local) -> Refusal | None:
     return None
 
 
+def _returned(method: Method, local: Local) -> Refusal | None:
+    returning = [name for name, _ in method.server if SERVER_RULES[name].sends]
+    undoing = [name for name, _ in method.server if SERVER_RULES[name].undoes]
+    if returning and undoing:
+        return Refusal(f"{returning[0]} sends sites what others sent, and with {undoing[0]} that is no model.",
+                       f"Leave {undoing[0]} out, or choose another aggregation.", "server")  # fmt: skip
+    return None
+
+
 def _gradient_at_start(method: Method, local: Local) -> Refusal | None:
     idle = [name for name, _ in method.local if LOCAL_RULES[name].zero_at_start]
     if method.work == "gradient" and idle:
@@ -181,5 +190,6 @@ def _plain(options: Mapping[str, Any]) -> str:
 
 
 _CHECKS: tuple[Callable[[Method, Local], Refusal | None], ...] = (
-    _twice, _one_aggregation, _order, _gradient_at_start, _linear_steps, _partners, _task, _one_by_one, _personal,
+    _twice, _one_aggregation, _order, _returned, _gradient_at_start, _linear_steps, _partners, _task, _one_by_one,
+    _personal,
 )  # fmt: skip

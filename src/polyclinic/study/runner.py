@@ -221,6 +221,10 @@ class _Runner:
                 self._check_named("training: {participation: ...}", part.named)
             for server_part in build_server(method.method.server).parts:
                 self._check_named(method.label, server_part.named)
+            quorum, sites = method.training.quorum, len(self.opened.sites)
+            if quorum is not None and quorum > sites:
+                raise StudyError("P104", f"`training: {{quorum: {quorum}}}` wants more sites than the {sites} of the "
+                                 "study.", "Lower the quorum.")  # fmt: skip
 
     def _check_named(self, what: str, named: Iterable[str]) -> None:
         for site in named:
