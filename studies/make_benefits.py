@@ -69,6 +69,8 @@ QUESTIONS = (
              "Three of fifteen equal sites have their labels the wrong way round. The mean over the other sites."),
     Question("corrupt-sign-flip", "honest",
              "Three of fifteen equal sites send their changes with the wrong sign."),
+    Question("corrupt-loud-sign-flip", "honest",
+             "Three of fifteen equal sites send ten times their changes, with the wrong sign."),
     Question("corrupt-gaussian-noise", "honest",
              "Three of fifteen equal sites send noise."),
     Question("corrupt-alie", "honest",
@@ -85,7 +87,7 @@ is written by `python studies/make_benefits.py`; no number on it is typed by han
 
 How it is done:
 
-- Every study is repeated {repeats} times, each time with other simulated sites (where sites are simulated), another
+- Every study is repeated up to {repeats} times, each time with other simulated sites (where sites are simulated), another
   split of the patients, and another initial model. All methods of a repeat see the same sites, patients and initial
   model. The *effect* is the mean difference to `fedavg` in the same repeat, with its 95 % interval (Student's t over
   the repeats). It speaks of these data sets with other splits and initial models, not of other hospitals.
@@ -95,7 +97,8 @@ How it is done:
   number of trials for every method; test patients play no part (`search:` in the study files). Studies of corrupt
   sites have no search: a federation that does not know of them could not search with them.
 - {metric} is the area under the ROC curve. `single` (each site alone) and `mix` (all data in one place) are there for
-  orientation. A method that is in several tables may help in one and hurt in another.
+  orientation; over all cases together `single` profits from knowing each site's share of the classes. A method that is
+  in several tables may help in one and hurt in another.
 """
 
 Only = Annotated[list[str] | None, typer.Option(help="Run this study only; may be repeated.")]

@@ -419,8 +419,8 @@ BAD = [
     ("[fedavg]", "[{fedprox: {local: [proximal]}}]", "P104", 15, "methods[1].fedprox.local",
      "The local rule proximal is there twice. Name it once."),
     ("[fedavg]", "[{fedce: {server: [fedce, normalised]}}]", "P104", 15, "methods[1].fedce.server",
-     "fedce sends sites what others sent, and with normalised that is no model. Leave normalised out, or choose another "
-     "aggregation."),
+     "fedce sends sites what others sent, and with normalised that is no model. Leave normalised out, or choose "
+     "another aggregation."),
     ("[fedavg]", "[{fedavg: {share: none}}]", "P103", 15, "methods[1].fedavg.share",
      "'none' can't be shared. To share nothing, use the method single."),
     ("methods: [fedavg]", "engine: {mode: stacked, precision: mixed}", "P104", 15, "engine.precision",
