@@ -220,8 +220,10 @@ class _Runner:
                 self._check_named("participation", part.named)
             quorum, sites = method.training.quorum, len(self.opened.sites)
             if quorum is not None and quorum > sites:
-                raise StudyError("P104", f"`training: {{quorum: {quorum}}}` wants more sites than the {sites} of the study.",
-                                 "Lower the quorum.")  # fmt: skip
+                raise StudyError(
+                    "P104", f"`training: {{quorum: {quorum}}}` wants more sites than the {sites} there are.",
+                    "Lower the quorum.",
+                )  # fmt: skip
 
     def _check_named(self, key: str, named: Iterable[str]) -> None:
         for site in named:
