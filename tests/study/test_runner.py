@@ -925,3 +925,35 @@ def test_a_study_can_be_run_without_a_folder(tmp_path):
     assert len(results.table()) == 4
     del results
     assert not folder.exists()
+
+
+@pytest.mark.parametrize(
+    ("method", "changes", "message"),
+    [
+        ({"krum": {}}, {}, "krum needs the answers of 5 sites in each round, and 3 take part."),
+        ({"trimmed_mean": {"trim": 2}}, {}, "needs the answers of 5 sites"),
+        (
+            {"trimmed_mean": {}},
+            {"unseen_sites": True},
+            "of 3 sites in each round, and 2 take part where one is left out",
+        ),
+        (
+            {"trimmed_mean": {"training": {"participation": {"uniform": {"sites": 2}}}}},
+            {},
+            "of 3 sites in each round, and 2",
+        ),
+    ],
+)
+def test_a_rule_that_needs_more_sites_is_refused_before_anything_is_trained(tmp_path, method, changes, message):
+    entries = write_table_study(tmp_path, {"Aachen": 12, "Bonn": 12, "Celle": 12})
+    entries |= {"methods": ["fedavg", method], "evaluation": entries["evaluation"] | changes}
+    with pytest.raises(StudyError, match=f"P104 .*{message}"):
+        Study.of(entries, tmp_path).run(tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_quorum_of_more_sites_than_there_are_is_refused(tmp_path):
+    entries = write_table_study(tmp_path, {"Aachen": 12, "Bonn": 12})
+    entries["training"]["quorum"] = 3
+    with pytest.raises(StudyError, match=r"P104 .*quorum: 3.* wants more sites than the 2 there are"):
+        Study.of(entries, tmp_path).run(tmp_path / "out")

@@ -81,7 +81,7 @@ class TrimmedMean(Trimming):
     """
 
     def __init__(self, *, trim: NonNegativeInt = 1) -> None:
-        self.trim = trim
+        self.trim, self.least = trim, 2 * trim + 1
 
     def trimmed(self, sites: int) -> int:
         """``trim``.
@@ -89,7 +89,7 @@ class TrimmedMean(Trimming):
         Raises:
             SiteError: P402 if no value would be left.
         """
-        need_sites(f"trimmed_mean with trim {self.trim}", sites, 2 * self.trim + 1, "a smaller `trim`")
+        need_sites(f"trimmed_mean with trim {self.trim}", sites, self.least, "a smaller `trim`")
         return self.trim
 
 
@@ -112,6 +112,7 @@ class MultiKrum(Weighting):
 
     def __init__(self, *, corrupt: NonNegativeInt = 1, keep: PositiveInt | None = None) -> None:
         self.corrupt, self.keep = corrupt, keep
+        self.least = max(2 * corrupt + 3, keep or 0)
 
     def weights(self, updates: Sequence[Update]) -> Tensor:
         """1 for those that are kept, 0 for the others.
@@ -157,7 +158,7 @@ class Bulyan(Collected):
     """
 
     def __init__(self, *, corrupt: NonNegativeInt = 1) -> None:
-        self.corrupt = corrupt
+        self.corrupt, self.least = corrupt, 4 * corrupt + 3
 
     def combine(self, updates: Sequence[Update]) -> Tensor:
         """The mean of the values closest to the median of those chosen.
@@ -165,7 +166,7 @@ class Bulyan(Collected):
         Raises:
             SiteError: P402 for fewer than 4 f + 3 sites.
         """
-        need_sites(f"bulyan with corrupt {self.corrupt}", len(updates), 4 * self.corrupt + 3, "a smaller `corrupt`")
+        need_sites(f"bulyan with corrupt {self.corrupt}", len(updates), self.least, "a smaller `corrupt`")
         chosen = [updates[index] for index in self.choose(squared_distances(changes_gram(updates, self.now)))]
         count = len(chosen) - 2 * self.corrupt
         rows = sample(chosen, self.now)

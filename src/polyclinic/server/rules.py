@@ -64,12 +64,14 @@ class ServerPart(ABC):  # noqa: B024 - its kinds are below
         undoes: whether its ``result`` undoes what its ``update`` did, so that it must come before others that change
             the result.
         named: sites that its options name.
+        least: with fewer answers it can't work.
     """
 
     facts: ClassVar[tuple[str, ...]] = ()
     sends: ClassVar[Mapping[str, str]] = {}
     undoes: ClassVar[bool] = False
     named: Sequence[str] = ()
+    least: int = 1
 
     def begin(self, now: ServerRound) -> None:
         """Begin a round."""

@@ -149,6 +149,7 @@ class _Runner:
         engine, local = self._engines(plan)
         folds = {number: self._prepare(engine, local, number) for number in range(self.declaration.folds or 1)}
         self._check_left_cases(folds)
+        self._check_enough_sites(folds)
         self.search.check(folds)
         harmonised = self._describe(engine)
         self.folder.begin(plan, self.opened.fingerprint)  # not before study and data are known to fit
@@ -223,8 +224,26 @@ class _Runner:
                 self._check_named(method.label, server_part.named)
             quorum, sites = method.training.quorum, len(self.opened.sites)
             if quorum is not None and quorum > sites:
-                raise StudyError("P104", f"`training: {{quorum: {quorum}}}` wants more sites than the {sites} of the "
-                                 "study.", "Lower the quorum.")  # fmt: skip
+                raise StudyError(
+                    "P104", f"`training: {{quorum: {quorum}}}` wants more sites than the {sites} there are.",
+                    "Lower the quorum.",
+                )  # fmt: skip
+
+    def _check_enough_sites(self, folds: dict[int, Fold]) -> None:
+        """Rules that must outvote some sites need enough of them: better said now than in the middle of a study."""
+        there = min(len(fold.training_sites) for fold in folds.values())
+        for method in self._configurations():
+            if method.method.scope != "federation":
+                continue
+            sites = there - 1 if self.declaration.is_unseen(method) else there
+            sites = min(sites, *(part.most or sites for part in build_participation(method.training)), sites)
+            for part in build_server(method.method.server).parts:
+                if part.least > sites:
+                    raise StudyError(
+                        "P104", f"{method.label} needs the answers of {part.least} sites in each round, and {sites} "
+                        "take part" + (" where one is left out." if sites < there else "."),
+                        "Give its rule smaller numbers, or choose `median`, `geometric_median` or `dos`.",
+                    )  # fmt: skip
 
     def _check_named(self, what: str, named: Iterable[str]) -> None:
         for site in named:
