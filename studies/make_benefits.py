@@ -87,10 +87,10 @@ is written by `python studies/make_benefits.py`; no number on it is typed by han
 
 How it is done:
 
-- Every study is repeated up to {repeats} times, each time with other simulated sites (where sites are simulated), another
-  split of the patients, and another initial model. All methods of a repeat see the same sites, patients and initial
-  model. The *effect* is the mean difference to `fedavg` in the same repeat, with its 95 % interval (Student's t over
-  the repeats). It speaks of these data sets with other splits and initial models, not of other hospitals.
+- Every study is repeated up to {repeats} times, each time with other simulated sites (where sites are simulated),
+  another split of the patients, and another initial model. All methods of a repeat see the same sites, patients and
+  initial model. The *effect* is the mean difference to `fedavg` in the same repeat, with its 95 % interval (Student's t
+  over the repeats). It speaks of these data sets with other splits and initial models, not of other hospitals.
 - *helps* and *hurts* stand where the difference is significant at 5 % after Holm's correction for the methods of a
   table; otherwise there is no clear effect. With {repeats} repeats small effects can't be told from chance.
 - Learning rates and the methods' own options are chosen by search on validation patients of each repeat, with the same
