@@ -144,9 +144,11 @@ def test_the_data_are_counted_as_described(name: str):
 @pytest.mark.usefixtures("data")
 def test_a_short_version_runs_to_its_report(name: str, tmp_path: Path):
     content = content_of(name)
-    results = Study.of(content, STUDIES).run(tmp_path / "results")
-    methods = [method if isinstance(method, str) else next(iter(method)) for method in content["methods"]]
-    assert [label.partition("(")[0] for label in results.table().index] == methods
+    study = Study.of(content, STUDIES)
+    results = study.run(tmp_path / "results")
+    labels = [method.label for method in study.declaration.study_methods]
+    attacked = [f"{label} (attacked)" for label in labels] if "attack" in content else []
+    assert list(results.table().index) == [*labels, *attacked]
     assert (tmp_path / "results" / "report.html").is_file()
 
 
