@@ -1,6 +1,6 @@
 """What methods cost. Run it on a machine that does nothing else:
 
-python benchmarks/methods.py [--only NAME] [--threads N]
+python benchmarks/methods.py [--only NAME] [--method NAME ...] [--threads N]
 
 Each line compares work of Polyclinic with something plain on the same data, taking turns in the same process. Numbers
 are medians over repeats; the ratio is what counts.
@@ -13,8 +13,9 @@ import json
 import statistics
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from rounds import Ours, study, synthetic
@@ -27,10 +28,11 @@ from polyclinic.server import ServerRule, build_server
 from polyclinic.server.distances import gram
 from polyclinic.server.robust import NormBound
 from polyclinic.server.rules import ServerRound, Update
+from polyclinic.study.declaration import Declaration
 
 REPEATS = 5
-#: Rounds of a run, and runs of each method, in the section on rounds.
-ROUNDS, TURNS = 12, 4
+#: Runs of each method in the section on rounds.
+TURNS = 4
 GRADIENT_RULES = {name for name in LOCAL_RULES if issubclass(LOCAL_RULES[name], GradientRule)}
 
 Work = Callable[[], object]
@@ -115,49 +117,74 @@ def robust_rules() -> None:
 OPTIONS: dict[str, dict[str, object]] = {"fltrust": {"trusted": "site00"}}
 
 
-def rounds_of_methods() -> None:
+class Network(NamedTuple):
+    """What is trained in the section on rounds: eight sites, batches of 32.
+
+    Attributes:
+        title: for the output.
+        model: as in a study file.
+        shape: of a case.
+        cases: of each site.
+        rounds: of a run.
+    """
+
+    title: str
+    model: dict[str, object]
+    shape: tuple[int, ...]
+    cases: int
+    rounds: int
+
+
+NETWORKS = (
+    Network("MLP 90-64-2 (batch norm)", {"mlp": {"hidden": [64], "norm": "batch"}}, (90,), 640, 12),
+    Network("CNN, 28x28", {"cnn": {"channels": [16, 32, 64]}}, (1, 28, 28), 160, 5),
+)
+
+
+def rounds_of_methods(only: Sequence[str] = ()) -> None:
     """A round of each method over one of fedavg on the same work, and its traffic a site and round over fedavg's."""
-    networks: dict[str, tuple[dict[str, object], int, tuple[int, ...], int]] = {
-        "MLP 90-64-2 (batch norm)": ({"mlp": {"hidden": [64], "norm": "batch"}}, 8, (90,), 160),
-        "CNN, 28x28": ({"cnn": {"channels": [16, 32, 64]}}, 8, (1, 28, 28), 160),
-    }
-    for title, (model, sites, shape, cases) in networks.items():
-        data = synthetic(sites, cases, shape)
+    for network in NETWORKS:
+        data = synthetic(8, network.cases, network.shape)
         with tempfile.TemporaryDirectory() as folder:
-            plain = Ours(study(model, "classification", 32, ROUNDS), data, Path(folder))
-            for name in METHODS:
-                if METHODS[name](**OPTIONS.get(name, {})).scope != "federation" or name == "fedavg":
+
+            def trained(name: str, network: Network = network) -> Declaration:
+                method = {name: OPTIONS.get(name, {})}
+                return study(network.model, "classification", 32, network.rounds, method)
+
+            plain = Ours(trained("fedavg"), data, Path(folder))
+            for name in only or METHODS:
+                method = METHODS[name](**OPTIONS.get(name, {}))
+                if method.scope != "federation" or name == "fedavg":
                     continue
-                declaration = study(model, "classification", 32, ROUNDS, {name: OPTIONS.get(name, {})})
-                own = Ours(declaration, data, Path(folder))
+                own = Ours(trained(name), data, Path(folder))
                 ours, theirs = [], []
                 for _ in range(TURNS):
                     ours += own.rounds()
                     theirs += plain.rounds()
                 times = statistics.median(ours), statistics.median(theirs)
                 up, down = (mine / fedavgs for mine, fedavgs in zip(own.traffic, plain.traffic, strict=True))
-                gradient_rules = {rule for rule, _ in METHODS[name](**OPTIONS.get(name, {})).local}
-                budget = 1.05 if gradient_rules & GRADIENT_RULES else None
+                budget = 1.05 if {rule for rule, _ in method.local} & GRADIENT_RULES else None
                 show(name, *times, f"fedavg ({own.plan.mode})", budget)
-                print(f"{'':<26} up {up:.2f}, down {down:.2f}   {title}", flush=True)
+                print(f"{'':<26} up {up:.2f}, down {down:.2f}   {network.title}", flush=True)
                 own.engine.close()
             plain.engine.close()
-
-
-SECTIONS: dict[str, Work] = {"robust_rules": robust_rules, "rounds": rounds_of_methods}
 
 
 def main() -> None:
     """Run all sections, or one."""
     parser = argparse.ArgumentParser(description="What methods cost.")
-    parser.add_argument("--only", choices=list(SECTIONS), help="run this section alone")
+    parser.add_argument("--only", choices=("robust_rules", "rounds"), help="run this section alone")
+    parser.add_argument("--method", nargs="+", choices=list(METHODS), help="rounds of these methods alone")
     parser.add_argument("--threads", type=int, default=2, help="threads of PyTorch")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     print(json.dumps({"torch": torch.__version__, "threads": torch.get_num_threads()}), flush=True)
-    for name in [arguments.only] if arguments.only else SECTIONS:
-        print(f"-- {SECTIONS[name].__doc__}", flush=True)
-        SECTIONS[name]()
+    if arguments.only != "rounds" and not arguments.method:
+        print(f"-- {robust_rules.__doc__}", flush=True)
+        robust_rules()
+    if arguments.only != "robust_rules":
+        print(f"-- {rounds_of_methods.__doc__}", flush=True)
+        rounds_of_methods(arguments.method or ())
 
 
 if __name__ == "__main__":

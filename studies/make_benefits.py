@@ -65,6 +65,15 @@ QUESTIONS = (
              "Seventeen real sites. What counts is the site with the lowest result."),
     Question("unseen-sites", "unseen",
              "Four real hospitals; each is left out of training in turn and tested."),
+    Question("skin-sources", "sites",
+             "Dermatoscopic images from four real sources, with unlike cameras and unlike shares of cancer; nothing is "
+             "done about it beforehand. The mean over the sources."),
+    Question("retina-cameras", "sites",
+             "Pictures of the retina by three real cameras, in which vessels are segmented; nothing is done about the "
+             "differences beforehand. The mean over the cameras."),
+    Question("few-take-part", "sites",
+             "Four of seventeen real sites take part in a round: with fedavg four at random, in the other rows as they "
+             "say. The mean over the sites that have enough cases of each class."),
     Question("corrupt-label-flip", "honest",
              "Three of fifteen equal sites have their labels the wrong way round. The mean over the other sites."),
     Question("corrupt-sign-flip", "honest",

@@ -140,10 +140,10 @@ def test_blocks_cover_all_coordinates(monkeypatch):
     values = vectors(5, 103)
     whole = middle_mean(list(values), 1), nearest_mean(list(values), 3), gram(list(values), values[0])
     monkeypatch.setattr(order, "BLOCK", 10)
-    monkeypatch.setattr("polyclinic.server.distances.PAIR_BLOCK", 10)
+    monkeypatch.setattr("polyclinic.server.distances.BLOCK", 10)
     assert torch.equal(middle_mean(list(values), 1), whole[0])
     assert torch.equal(nearest_mean(list(values), 3), whole[1])
-    assert compare(values[1], values[0], values[2])[0] == pytest.approx(float(whole[2][1, 1]), rel=1e-12)
+    assert compare(values[1], values[0], values[2])[0] == pytest.approx(float(whole[2][1, 1]), rel=1e-7)
 
 
 # Distances ------------------------------------------------------------------------------------------------------------
@@ -158,7 +158,20 @@ def test_distances_are_scipys():
 
     np.testing.assert_allclose(squared_distances(products), cdist(changes, changes, "sqeuclidean"), rtol=1e-10)
     np.testing.assert_allclose(cosine_distances(products), cdist(changes, changes, "cosine"), atol=2e-12)
-    assert norm(states[2], origin) == pytest.approx(np.linalg.norm(changes[2]), rel=1e-12)
+    assert norm(states[2], origin) == pytest.approx(np.linalg.norm(changes[2]), rel=1e-7)
+
+
+@pytest.mark.parametrize("size", [1e30, 3e38, 1e-30, 1e-42])
+def test_lengths_whose_squares_float32_cannot_hold(size):
+    """(3, 4) and (5, 12) times ``size``: lengths 5 and 13, product 15 + 48 = 63, cosine 63 / 65."""
+    origin, direction = torch.zeros(2), torch.tensor([5.0, 12.0])
+    size = float(torch.tensor(size / 4))  # the nearest number that float32 knows
+    state = torch.tensor([3.0, 4.0]) * size
+    exact = state.double()
+    square, product = compare(state, origin, direction * size)
+    assert square == pytest.approx(float(exact @ exact), rel=1e-12)
+    assert square == pytest.approx((5 * size) ** 2, rel=0.05)  # 1e-42 is a few steps of float32
+    assert product == pytest.approx(float(exact @ (direction * size).double()), rel=1e-12)
 
 
 def test_distances_of_similar_states_are_not_lost_in_their_size():

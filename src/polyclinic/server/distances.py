@@ -1,8 +1,9 @@
 """Inner products and distances of the sites' changes Δ_k = w_k - w.
 
-All are in float64: a corrupt site may send values whose squares float32 can't hold, and distances between similar
-changes are small differences of large products. Each Δ_k is taken from the round's own state, never from another
-site's, so that nothing a site sends can change the distances between others.
+A corrupt site may send values whose squares float32 can't hold; such blocks are computed in float64. So are all
+products of changes with each other, because distances between similar changes are small differences of them. Each Δ_k
+is taken from the round's own state, never from another site's, so that nothing a site sends can change the distances
+between others.
 """
 
 from __future__ import annotations
@@ -15,11 +16,11 @@ from torch import Tensor
 
 from polyclinic.server.order import BLOCK, blocks
 
-#: Coordinates at a time where no more than two vectors are read together.
-PAIR_BLOCK = 4 * BLOCK
-
 #: Squared distances below this share of the squared norms are rounding, and count as 0.
 ROUNDING = 1e-14
+
+#: Below this square of a block's length float32 may have lost some of the single squares.
+SMALLEST = 1e-20
 
 
 def gram(states: Sequence[Tensor], origin: Tensor) -> Tensor:
@@ -63,13 +64,21 @@ def norm(state: Tensor, origin: Tensor) -> float:
 
 
 def compare(state: Tensor, origin: Tensor, direction: Tensor | None = None) -> tuple[float, float]:
-    """‖Δ‖² and ⟨Δ, ``direction``⟩ (0 without one) of Δ = ``state`` - ``origin``, all ``[T]``, in one reading."""
-    buffer = torch.empty(2, min(PAIR_BLOCK, len(origin)), dtype=torch.float64)
+    """‖Δ‖² and ⟨Δ, ``direction``⟩ (0 without one) of Δ = ``state`` - ``origin``, all ``[T]``, in one reading.
+
+    Single differences and the sums within a block are in the states' own precision, as long as it can hold them.
+    """
+    buffer = torch.empty(min(BLOCK, len(origin)), dtype=origin.dtype)
     square = product = 0.0
-    for block in blocks(len(origin), PAIR_BLOCK):
-        change, other = buffer[:, : block.stop - block.start]
-        torch.sub(state[block], origin[block], out=change)
-        square += float(change.dot(change))
-        if direction is not None:
-            product += float(change.dot(other.copy_(direction[block])))
+    for block in blocks(len(origin), BLOCK):
+        change = torch.sub(state[block], origin[block], out=buffer[: block.stop - block.start])
+        towards = None if direction is None else direction[block]
+        found = _products(change, towards)
+        if not (SMALLEST < found[0] < math.inf and abs(found[1]) < math.inf):
+            found = _products(state[block].double() - origin[block], None if towards is None else towards.double())
+        square, product = square + found[0], product + found[1]
     return square, product
+
+
+def _products(change: Tensor, direction: Tensor | None) -> tuple[float, float]:
+    return float(change.dot(change)), 0.0 if direction is None else float(change.dot(direction))
