@@ -31,6 +31,8 @@ PAGE = HERE.parent / "docs" / "benefits.md"
 BASELINE = "fedavg"
 #: Shown for orientation; no methods to be compared with fedavg.
 REFERENCES = ("single", "mix")
+#: Of a table, by the metric that comes first in its study.
+HEADINGS = {"auc": "AUC", "dice": "Dice"}
 
 
 @dataclass(frozen=True)
@@ -105,9 +107,9 @@ How it is done:
 - Learning rates and the methods' own options are chosen by search on validation patients of each repeat, with the same
   number of trials for every method; test patients play no part (`search:` in the study files). Studies of corrupt
   sites have no search: a federation that does not know of them could not search with them.
-- {metric} is the area under the ROC curve. `single` (each site alone) and `mix` (all data in one place) are there for
-  orientation; over all cases together `single` profits from knowing each site's share of the classes. A method that is
-  in several tables may help in one and hurt in another.
+- AUC is the area under the ROC curve; Dice is the overlap of two segmentations. For both 1 is perfect. `single` (each
+  site alone) and `mix` (all data in one place) are there for orientation; over all cases together `single` profits from
+  knowing each site's share of the classes. A method that is in several tables may help in one and hurt in another.
 """
 
 Only = Annotated[list[str] | None, typer.Option(help="Run this study only; may be repeated.")]
@@ -232,10 +234,11 @@ def page(out: Path, repeats: int) -> str:
             continue
         values = pd.DataFrame([result(question, results) for results in finished])
         found = effects(values)
-        sections.append(section(question, found, len(finished)))
+        metric = HEADINGS[declared(finished[0])["evaluation"]["metrics"][0]]
+        sections.append(section(question, found, metric, len(finished)))
         overview += [(question.name, effect, verdict) for effect, verdict in zip(found, verdicts(found), strict=True)]
     note = f"\nNot run yet: {', '.join(missing)}.\n" if missing else ""
-    introduction = INTRODUCTION.format(hours="an hour", repeats=repeats, metric="AUC")
+    introduction = INTRODUCTION.format(hours="three hours", repeats=repeats)
     return "\n".join([introduction, "## In short\n", *matrix(overview), "", *sections]) + note
 
 
@@ -254,10 +257,10 @@ def verdicts(found: Sequence[Effect]) -> list[str]:
     return words
 
 
-def section(question: Question, found: Sequence[Effect], repeats: int) -> str:
+def section(question: Question, found: Sequence[Effect], metric: str, repeats: int) -> str:
     """One question's section in Markdown."""
     lines = [f"## {question.name}", "", f"{question.about} {repeats} repeats.", "",
-             "| Method | AUC | Effect (95 % interval) | |", "|---|---|---|---|"]  # fmt: skip
+             f"| Method | {metric} | Effect (95 % interval) | |", "|---|---|---|---|"]  # fmt: skip
     for effect, word in zip(found, verdicts(found), strict=True):
         change = "" if effect.method == BASELINE else f"{effect.effect:+.3f} ({effect.low:+.3f} to {effect.high:+.3f})"
         lines.append(f"| {effect.method} | {effect.mean:.3f} | {change} | {word} |")
