@@ -105,8 +105,9 @@ How it is done:
 - *helps* and *hurts* stand where the difference is significant at 5 % after Holm's correction for the methods of a
   table; otherwise there is no clear effect. With {repeats} repeats small effects can't be told from chance.
 - Learning rates and the methods' own options are chosen by search on validation patients of each repeat, with the same
-  number of trials for every method; test patients play no part (`search:` in the study files). Studies of corrupt
-  sites have no search: a federation that does not know of them could not search with them.
+  number of trials for every method (fewer only where all values were tried); test patients play no part (`search:` in
+  the study files). Studies of corrupt sites have no search: a federation that does not know of them could not search
+  with them.
 - AUC is the area under the ROC curve; Dice is the overlap of two segmentations. For both 1 is perfect. `single` (each
   site alone) and `mix` (all data in one place) are there for orientation; over all cases together `single` profits from
   knowing each site's share of the classes. A method that is in several tables may help in one and hurt in another.
