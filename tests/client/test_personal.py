@@ -532,8 +532,13 @@ def test_personal_models_go_with_every_local_rule(personal, local, topology):
 def test_a_network_that_was_lent_is_given_back_even_where_something_fails():
     model = Federation(table_sites(), model=BATCH).network(0)
     before = {name: buffer.clone() for name, buffer in model.module.state_dict().items()}
-    with pytest.raises(ZeroDivisionError), _lent(model):
-        model.vector.fill_(7.0)
-        model.module.get_buffer("1.num_batches_tracked").fill_(3)
-        raise ZeroDivisionError
+
+    def fail():
+        with _lent(model):
+            model.vector.fill_(7.0)
+            model.module.get_buffer("1.num_batches_tracked").fill_(3)
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        fail()
     assert all(torch.equal(buffer, before[name]) for name, buffer in model.module.state_dict().items())
