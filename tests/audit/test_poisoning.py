@@ -15,8 +15,8 @@ import torch
 from scipy.stats import norm
 from torch import Tensor
 
+import helpers
 from helpers import (
-    Federation,
     image_site,
     recorded,
     site_of,
@@ -27,6 +27,7 @@ from helpers import (
 )
 from polyclinic import Study
 from polyclinic.audit.poisoning import ATTACKS, Attack, CorruptUpdates, UpdateAttack, largest_z, read_attack
+from polyclinic.communication.message import Message
 from polyclinic.data.cases import SiteData
 from polyclinic.data.corruption import CORRUPTIONS, Backdoor, ChangedVolumes, change_cases, corrupted
 from polyclinic.data.dataset import Dataset
@@ -35,6 +36,7 @@ from polyclinic.data.spec import Patch
 from polyclinic.data.splits import Parts
 from polyclinic.data.volumes.store import Volumes
 from polyclinic.engine import LocalEngine
+from polyclinic.engine.processes import ProcessEngine
 from polyclinic.errors import PolyclinicError, SiteError, StudyError
 from polyclinic.options import EntryError, describe_options
 from polyclinic.rounds import Checkpoint, run_rounds
@@ -463,7 +465,14 @@ def test_a_forged_control_variate_reaches_the_others() -> None:
 # Training -------------------------------------------------------------------------------------------------------------
 
 
-def runner(federation: Federation, attack: Attack) -> JobRunner:
+class Federation(helpers.Federation):
+    """A federation whose sites may be told to be corrupt."""
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **({} if "engine" in options else {"corruptible": True}), **options)
+
+
+def runner(federation: helpers.Federation, attack: Attack) -> JobRunner:
     mine = federation.runner
     return JobRunner(
         federation.declaration, federation.engine, federation.local, federation.template, federation.initial,
@@ -471,7 +480,9 @@ def runner(federation: Federation, attack: Attack) -> JobRunner:
     )  # fmt: skip
 
 
-def trained(federation: Federation, attack: Attack, *, checkpoint: Checkpoint | None = None, rounds: int = 0) -> Tensor:
+def trained(
+    federation: helpers.Federation, attack: Attack, *, checkpoint: Checkpoint | None = None, rounds: int = 0
+) -> Tensor:
     job = Job((federation.method(),), 0, federation.fold.number, attacked=True)
     plan = runner(federation, attack).plan(job, federation.fold, federation.fold.training_sites)
     if rounds:
@@ -638,7 +649,7 @@ def test_a_method_without_a_server_sends_no_false_updates() -> None:
 
 def test_sites_are_corrupt_for_one_training_only() -> None:
     """The start of the next training makes them honest again; validation cases are corrupt as long."""
-    engine = LocalEngine({"Bonn": image_site("Bonn", 10)})
+    engine = LocalEngine({"Bonn": image_site("Bonn", 10)}, corruptible=True)
     federation = Federation({"Bonn": image_site("Bonn", 10)}, engine=engine, model={"cnn": {"channels": [4]}},
                             evaluation={"folds": 2, "validation": 0.4})  # fmt: skip
     site, attack = engine.members["Bonn"], Attack("label_flip", {"fraction": 1.0}, ("Bonn",))
@@ -650,6 +661,45 @@ def test_sites_are_corrupt_for_one_training_only() -> None:
     assert torch.equal(site.run.dataset.targets[site.parts.test], site.dataset.targets[site.parts.test])
     runner(federation, attack).run(replace(job, attacked=False), federation.fold)
     assert site.run.dataset is site.dataset
+
+
+def test_an_ordinary_site_obeys_no_attack() -> None:
+    federation = helpers.Federation(table_sites())
+    job = Job((federation.method(),), 0, 0, attacked=True)
+    with pytest.raises(SiteError, match="P401 Site Aachen was asked for 'corrupt', which only sites of a simulated"):
+        runner(federation, FLIP).run(job, federation.fold)
+    federation.outcome()
+    site = federation.engine.members["Bonn"]
+    before = site.run.dataset
+    mark = Message({"threshold": 0.5, "mark": {"target": 1, "features": {"0": 99.0}}}, {"state": federation.initial(0)})
+    with pytest.raises(SiteError, match="P401 Site Bonn was asked for 'mark'"):
+        site.handle("predict", mark)
+    assert site.run.dataset is before is site.dataset
+    # Not even where such a message gets past the check.
+    assert site.cases({"corrupt": {"Bonn": ["label_flip", {"fraction": 1.0}]}})[0] is site.dataset
+    assert site.tested(mark) is site.run
+
+
+def test_sites_in_processes_of_their_own_obey_no_attack_either() -> None:
+    data = table_sites({"Aachen": 12})
+    engine = ProcessEngine(data, workers=1, threads=1, folders={"Aachen": None})
+    try:
+        with pytest.raises(PolyclinicError, match="P401 Site Aachen was asked for 'corrupt'"):
+            engine.ask("start", {"Aachen": Message({"corrupt": {}})})
+    finally:
+        engine.close()
+
+
+def test_the_pool_of_one_corrupt_site_is_corrupt_once() -> None:
+    """Flipped twice, the labels would be right again."""
+    attack = Attack("label_flip", {"fraction": 1.0}, ("Bonn",))
+    data = table_sites({"Bonn": 10})
+    wrong = {"Bonn": replace(data["Bonn"], targets=1 - data["Bonn"].targets)}
+    federation = Federation(data, ["mix"], training=TRAINING)
+    job = Job((federation.method(),), 0, 0, attacked=True)
+    (found,) = runner(federation, attack).run(job, federation.fold).models.values()
+    (expected,) = Federation(wrong, ["mix"], training=TRAINING).outcome().models.values()
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in found.items())
 
 
 # The study file -------------------------------------------------------------------------------------------------------

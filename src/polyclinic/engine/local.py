@@ -18,7 +18,7 @@ from polyclinic.data.splits import Parts
 from polyclinic.engine.base import Engine, Reply
 from polyclinic.errors import PolyclinicError
 from polyclinic.seeds import derive_seed
-from polyclinic.site import Site, Workspace
+from polyclinic.site import CorruptibleSite, Site, Workspace
 from polyclinic.site.run import Round
 
 log = logging.getLogger(__name__)
@@ -33,6 +33,7 @@ class LocalEngine(Engine):
         folder: the sites' own folders are made in here; None keeps nothing on disk.
         stacked: train sites together with `torch.func.vmap`.
         serialise: turn every message into bytes and back, as a network would.
+        corruptible: whether messages may make the sites corrupt: for studies with an attack.
     """
 
     def __init__(
@@ -43,10 +44,12 @@ class LocalEngine(Engine):
         folder: Path | None = None,
         stacked: bool = False,
         serialise: bool = False,
+        corruptible: bool = False,
     ) -> None:
         self.workspace = Workspace(device)
+        kind = CorruptibleSite if corruptible else Site
         self.members = {
-            name: Site(cases, self.workspace, folder / _folder_name(name) if folder else None)
+            name: kind(cases, self.workspace, folder / _folder_name(name) if folder else None)
             for name, cases in data.items()
         }
         self.sites = list(self.members)
@@ -137,10 +140,16 @@ class LocalEngine(Engine):
         engine.workspace = self.workspace
         nothing = SiteData(name, torch.empty(0), torch.empty(0), [], [], None, Counts())
         folder = members[0].folder.parent / "pool" if members[0].folder else None
-        site = Site(nothing, self.workspace, folder)
+        site = _Pool(nothing, self.workspace, folder)
         site.adopt(dataset, Parts(parts["train"], parts["validation"], parts["test"], ""), members[0].fold)
         engine.members, engine.sites = {name: site}, [name]
         return engine
+
+
+class _Pool(Site):
+    """The cases of several sites, adopted as they are: those that are to be corrupt are so already."""
+
+    refused = frozenset()
 
 
 def _folder_name(site: str) -> str:
