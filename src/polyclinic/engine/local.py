@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from polyclinic.client.stacked import StackedTrainer
+from polyclinic.client.stacked import StackedCases, StackedTrainer
 from polyclinic.communication.message import Message
 from polyclinic.data.cases import Counts, SiteData
 from polyclinic.data.dataset import Dataset
@@ -22,6 +22,10 @@ from polyclinic.site import CorruptibleSite, Site, Workspace
 from polyclinic.site.run import Round
 
 log = logging.getLogger(__name__)
+
+
+#: How many trainers are kept at most: one for each phase and each set of sites that has trained together.
+MOST_TRAINERS = 16
 
 
 class LocalEngine(Engine):
@@ -54,12 +58,17 @@ class LocalEngine(Engine):
         }
         self.sites = list(self.members)
         self.stacked, self.serialise = stacked, serialise
+        self._forget()
+
+    def _forget(self) -> None:
+        """Trainers and the cases that they train on are made anew."""
         self._trainers: dict[tuple[int | str, ...], StackedTrainer] = {}
+        self._cases = StackedCases(self.workspace.device)
 
     def call(self, function: str, requests: Mapping[str, Message]) -> Iterator[Reply]:
         """See `Engine.call`."""
         if function == "start":
-            self._trainers.clear()
+            self._forget()
         if self.serialise:
             requests = {site: Message.from_bytes(request.to_bytes()) for site, request in requests.items()}
         chosen = {site: requests[site] for site in self.sites if site in requests}
@@ -89,7 +98,7 @@ class LocalEngine(Engine):
                 self._train_phase(works, phase, failed)
         except Exception:  # one after another, so that the site that fails is named and the others answer
             log.info("Training the sites together failed; they are trained one after another.")
-            self._trainers.clear()
+            self._forget()
             yield from self._each("train", requests)
             return
         seconds = (time.perf_counter() - started) / len(works)
@@ -112,9 +121,9 @@ class LocalEngine(Engine):
         key: tuple[int | str, ...] = (phase, *going)
         if key not in self._trainers:
             run = self.members[going[0]].run
-            # Trainers of other sets of sites go: each holds a copy of its sites' cases.
-            self._trainers = {k: trainer for k, trainer in self._trainers.items() if k[1:] == key[1:]}
-            self._trainers[key] = StackedTrainer(run.model, run.task, works[going[0]].work(phase), jobs)
+            if len(self._trainers) == MOST_TRAINERS:
+                del self._trainers[next(iter(self._trainers))]
+            self._trainers[key] = StackedTrainer(run.model, run.task, works[going[0]].work(phase), jobs, self._cases)
         for site, result in zip(going, self._trainers[key].train(jobs), strict=True):
             if isinstance(result, PolyclinicError):
                 failed[site] = result
