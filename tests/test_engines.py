@@ -11,9 +11,10 @@ import torch
 from hypothesis import given, settings
 from torch import nn
 
-from helpers import Federation, image_sites, recorded, scaling_steps, table_site, table_sites
+from helpers import SIZES, Federation, image_sites, recorded, scaling_steps, table_site, table_sites
 from polyclinic.client.work import Work
 from polyclinic.communication.message import Message
+from polyclinic.data.dataset import Dataset
 from polyclinic.engine import LocalEngine
 from polyclinic.engine.planner import choose_device, choose_plan
 from polyclinic.engine.processes import ProcessEngine, share_out
@@ -284,6 +285,51 @@ def test_a_loss_that_is_not_a_number_names_the_site(stacked):
 
 
 @pytest.mark.parametrize("stacked", [False, True])
+def test_a_value_that_is_not_a_number_harms_its_own_site_alone(stacked):
+    """Aachen has the most steps and the widest ones, so that all others are padded."""
+    data = table_sites({"Aachen": 32, "Bonn": 10, "Celle": 5})
+    data["Aachen"].inputs[0, 0] = float("inf")
+    engine = Federation(data, stacked=stacked).engine
+    federation = Federation(data, training={"quorum": 2}, engine=engine)
+    progress, rows = federation.rounds()
+    assert [row["site"] for row in rows] == ["Bonn", "Celle"]
+    assert progress.state.isfinite().all()
+
+
+@pytest.mark.parametrize("method", ["fedavg", "fedrep"])
+def test_sets_of_sites_that_change_are_trained_stacked_as_anew(method, monkeypatch):
+    """Cases are read once a site, also where there is room for three trainers only."""
+    training = {"rounds": 12, "participation": {"uniform": {"sites": 2}}}
+    model = {"mlp": {"hidden": [4], "norm": "batch"}}
+
+    class Anew(LocalEngine):
+        def call(self, function, requests):
+            self._forget()
+            return super().call(function, requests)
+
+    read = []
+    batch = Dataset.batch
+
+    def noted(self, index, **options):
+        read.append(len(index))
+        return batch(self, index, **options)
+
+    expected = Federation(table_sites(), [method], model=model, training=training,
+                          engine=Anew(table_sites(), stacked=True)).state(method)  # fmt: skip
+    for most in (16, 3):
+        monkeypatch.setattr("polyclinic.engine.local.MOST_TRAINERS", most)
+        federation = Federation(table_sites(), [method], model=model, training=training, stacked=True)
+        with monkeypatch.context() as patch:
+            patch.setattr(Dataset, "batch", noted)
+            read.clear()
+            progress, rows = federation.rounds(method)
+        assert torch.equal(progress.state, expected)
+        assert len({tuple(r["site"] for r in rows if r["round"] == number) for number in range(12)}) > 3
+        assert sorted(read) == sorted(SIZES.values()), "each site's cases once"
+        assert len(federation.engine._trainers) <= most
+
+
+@pytest.mark.parametrize("stacked", [False, True])
 def test_a_learning_rate_far_too_high_is_told(stacked):
     training = {"rounds": 20, "optimizer": {"sgd": {"lr": 1e6}}}
     with pytest.raises(TrainingError, match=r"P301 Training at site \w+ gave a loss or weights that are not"):
@@ -299,7 +345,7 @@ def test_a_failed_round_leaves_no_trace_in_the_optimiser_that_a_site_keeps(stack
     member = federation.engine.members["Celle"]
     kept = {name: value.clone() for name, value in member.run.optimizer_states[0].items()}
     member.dataset._inputs[0, 0] = float("inf")
-    federation.engine._trainers.clear()  # which hold copies of the cases
+    federation.engine._forget()  # copies of the cases
     request = Message({"round": 1, "learning_rate": 0.1}, {"state": federation.initial(0)})
     replies = dict(federation.engine.call("train", dict.fromkeys(data, request)))
     assert isinstance(replies["Celle"], TrainingError)

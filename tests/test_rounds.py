@@ -235,6 +235,18 @@ def test_where_every_site_has_its_own_model_none_may_be_missing():
         run_rounds(plan_for(engine, 1, together=False, quorum=1), engine)
 
 
+def test_a_site_that_fails_is_not_taken_for_a_late_one_whatever_its_error_is():
+    class Failing(Scripted):
+        def call(self, function, requests):
+            for site, reply in super().call(function, requests):
+                late = isinstance(reply, PolyclinicError)
+                yield site, SiteError("P402", "its own sites did not answer.", site=site) if late else reply
+
+    engine = Failing({"A": [1], "B": [1]}, silent=[("B", 0)])
+    with pytest.raises(SiteError, match="its own sites did not answer"):
+        run_rounds(plan_for(engine, 1, quorum=None), engine)
+
+
 # Interruptions --------------------------------------------------------------------------------------------------------
 
 METHODS = ["fedavg", "fedsgd", "fedbn", "silobn", "fedavgm", "fedadam", "single", "mix", "scaffold", "feddyn",

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from polyclinic.communication.topology import Star, Topology
 from polyclinic.engine.base import Engine
 from polyclinic.errors import PolyclinicError, ResultsError, SiteError
 from polyclinic.files import write_atomic, write_error
-from polyclinic.server.rules import ServerRound, ServerRule, Update
+from polyclinic.server.rules import Answer, ServerRound, ServerRule, Update
 from polyclinic.server.selection import Candidates, Participation
 from polyclinic.state import Selection
 
@@ -53,7 +53,8 @@ class Plan:
         reveals: what is exchanged besides the state -> what it could reveal.
         participation: who takes part in a round, applied one after another.
         topology: in which order sites are asked.
-        corrupt: changes the updates of corrupt sites before the server sees them (a simulated attack).
+        corrupt: changes the answers of corrupt sites before the coordinator sees them (a simulated attack): from the
+            rounds done before, the state that sites were sent, and the answers of an exchange.
         endures: whether a model that breaks down, with values that are not numbers, ends training instead of being a
             failure (a simulated attack, whose result that is).
     """
@@ -78,7 +79,7 @@ class Plan:
     reveals: Mapping[str, str] = field(default_factory=dict)
     participation: Sequence[Participation] = ()
     topology: Topology = field(default_factory=Star)
-    corrupt: Callable[[int, Tensor, Sequence[Update]], Sequence[Update]] | None = None
+    corrupt: Callable[[int, Tensor, Sequence[Answer]], Sequence[Answer]] | None = None
     endures: bool = False
 
 
@@ -145,7 +146,7 @@ def run_rounds(
             engine.ask("restore", dict.fromkeys(plan.sites, Message({"round": progress.done})))
     total, broke_down = len(plan.learning_rates), False
     while progress.done < total and len(progress.stopped) < (1 if plan.together else len(plan.sites)):
-        silent: set[str] = set()
+        silent: dict[str, PolyclinicError] = {}
         try:
             new = _round(plan, engine, progress, silent, announced)
         except _BrokenDown as broken:
@@ -197,12 +198,12 @@ Announced = Mapping[str, Mapping[str, Tensor]]
 
 
 def _round(
-    plan: Plan, engine: Engine, progress: Progress, silent: set[str], announced: Announced
+    plan: Plan, engine: Engine, progress: Progress, silent: dict[str, PolyclinicError], announced: Announced
 ) -> list[Row]:  # fmt: skip
     """One round of training; moves ``progress.state`` on and returns a row for each site that took part.
 
-    Sites that could not answer are added to ``silent``. What sites ``announced`` at the start is told in the first row
-    of each.
+    Sites that could not answer are added to ``silent``, with the cause. What sites ``announced`` at the start is told
+    in the first row of each.
     """
     active = [site for site in plan.sites if site not in progress.stopped]
     needed = min(plan.quorum or 1, len(active))
@@ -223,17 +224,19 @@ def _round(
     answered = len({row["site"] for row in rows})
     if len(groups) > 1 and answered < min(needed, len({site for group in groups for site in group})):
         text = f"In round {progress.done + 1} {answered} of {len(active)} sites answered, {needed} are needed."
+        progress.state, progress.losses = before, losses
+        if silent and _broke_down(plan, silent.values()):
+            raise _BrokenDown(f"{text} {_causes(silent)}")
         if silent:
             raise SiteError("P402", text, "Mend the sites that failed, or set a lower `training: {quorum: ...}`.")
         progress.failures.append(f"{text} It changed nothing.")
-        progress.state, progress.losses = before, losses
         return []
     return rows
 
 
 def _exchange(
-    plan: Plan, engine: Engine, progress: Progress, group: list[str], before: list[str], silent: set[str],
-    announced: Announced, *, alone: bool,
+    plan: Plan, engine: Engine, progress: Progress, group: list[str], before: list[str],
+    silent: dict[str, PolyclinicError], announced: Announced, *, alone: bool,
 ) -> list[Row]:  # fmt: skip
     """Send the model to some sites and make the next one of their answers; ``alone`` if there are other exchanges."""
     fields = {"round": progress.done, "learning_rate": plan.learning_rates[progress.done]}
@@ -249,30 +252,31 @@ def _exchange(
         counterpart.begin()
     extras = Extras(plan.reveals)
     rows: list[Row] = []
-    updates: list[Update] = []
+    answers: list[Answer] = []
     failures: dict[str, PolyclinicError] = {}
+    late: set[str] = set()
     for site, reply in engine.call("train", requests):
         if isinstance(reply, PolyclinicError):
-            failures[site] = reply
-            silent.add(site)
+            failures[site] = silent[site] = reply
             continue
-        late = _too_late(plan, site, reply)
-        if late is not None:
-            failures[site] = late
+        lateness = _too_late(plan, site, reply)
+        if lateness is not None:
+            failures[site] = lateness
+            late.add(site)
             continue
         update = Update(site, reply.tensors["state"], plan.weights[site], reply.fields.get("facts", {}))
+        sent = {name: tensor for name, tensor in reply.tensors.items() if name != "state"}
+        answer = Answer(update, sent, before.count(site))
         if plan.corrupt is None:
-            plan.server.add(update)
+            _take(plan, answer)
         else:
-            updates.append(update)
-        for name, counterpart in plan.counterparts.items():
-            counterpart.add(site, plan.weights[site] / sum(plan.weights.values()), _named(reply.tensors, name))
+            answers.append(answer)
         once = {} if site in progress.losses else announced[site]
         rows.append(_row(progress.done, site, requests[site], reply, extras, once))
     if plan.corrupt is not None:
-        for update in plan.corrupt(progress.done, progress.state, updates):
-            plan.server.add(update)
-    if failures and not _is_quorum(plan, progress, failures, len(rows), len(group), alone=alone):
+        for answer in plan.corrupt(progress.done, progress.state, answers):
+            _take(plan, answer)
+    if failures and not _is_quorum(plan, progress, failures, late, len(rows), len(group), alone=alone):
         return []
     state = _finish(plan, progress)
     if state is None:
@@ -284,6 +288,14 @@ def _exchange(
         progress.losses[row["site"]] = row["loss"]
         row["share"] = plan.server.shares.get(row["site"], 0.0)
     return rows
+
+
+def _take(plan: Plan, answer: Answer) -> None:
+    """Give an answer to the server rule and to the counterparts."""
+    update = answer.update
+    plan.server.add(update)
+    for name, counterpart in plan.counterparts.items():
+        counterpart.add(update.site, update.weight / sum(plan.weights.values()), _named(answer.extras, name))
 
 
 def _finish(plan: Plan, progress: Progress) -> Tensor | None:
@@ -314,7 +326,7 @@ def _row(
 
 
 def _too_late(plan: Plan, site: str, reply: Message) -> SiteError | None:
-    """Why an answer does not count any more."""
+    """Why an answer does not count any more; the site is not told, and keeps what it has learned."""
     speed = plan.declaration.get("work", {}).get("own", {}).get(site, {}).get("step_seconds")
     seconds = reply.fields["seconds"] if speed is None else speed * reply.fields["steps"]
     if all(part.in_time(site, seconds) for part in plan.participation):
@@ -323,32 +335,34 @@ def _too_late(plan: Plan, site: str, reply: Message) -> SiteError | None:
 
 
 def _is_quorum(
-    plan: Plan, progress: Progress, failures: dict[str, PolyclinicError], answered: int, asked: int, *, alone: bool
-) -> bool:
-    """Whether enough sites answered; too few because of a deadline is noted, because of failures it is an error.
+    plan: Plan, progress: Progress, failures: Mapping[str, PolyclinicError], late: set[str], answered: int, asked: int,
+    *, alone: bool,
+) -> bool:  # fmt: skip
+    """Whether enough sites answered; too few because some were ``late``, which the study file allows, is noted, because
+    of failures it is an error.
 
     Where sites are asked ``alone``, the model passes one by, and they are counted at the end of the round.
     """
-    causes = "; ".join(f"{site}: {error}" for site, error in failures.items())
+    failed = {site: error for site, error in failures.items() if site not in late}
+    causes = _causes(failures)
     needed = min(plan.quorum or asked, asked)
-    late = all(error.code == "P402" for error in failures.values())  # which the study file allows
-    if alone and (late or plan.quorum is not None):
+    if alone and (not failed or plan.quorum is not None):
         progress.failures.append(f"Round {progress.done + 1} went on without {', '.join(failures)}. {causes}")
         return answered > 0
-    if late:
+    if not failed:
         enough = answered >= max(1, min(plan.quorum or 1, asked))
         consequence = f"went on without {', '.join(failures)}" if enough else "changed nothing, with too few answers"
         progress.failures.append(f"Round {progress.done + 1} {consequence}. {causes}")
         return enough
-    if plan.endures and all(error.code == "P301" for error in failures.values()):
+    if _broke_down(plan, failed.values()):
         if plan.together and answered < needed:
             raise _BrokenDown(causes)
         if not plan.together:  # the others have their own models and go on
-            progress.stopped += failures
-            progress.failures.append(f"{', '.join(failures)} broke down in round {progress.done + 1}. {causes}")
+            progress.stopped += failed
+            progress.failures.append(f"{', '.join(failed)} broke down in round {progress.done + 1}. {causes}")
             return answered > 0
     if len(failures) == 1 and needed >= asked:
-        raise next(iter(failures.values()))
+        raise next(iter(failed.values()))
     if answered < needed or not plan.together:
         raise SiteError(
             "P402",
@@ -361,7 +375,16 @@ def _is_quorum(
     return True
 
 
-def _choose(plan: Plan, engine: Engine, progress: Progress, rows: list[Row], silent: set[str]) -> None:
+def _causes(failures: Mapping[str, PolyclinicError]) -> str:
+    return "; ".join(f"{site}: {error}" for site, error in failures.items())
+
+
+def _broke_down(plan: Plan, failures: Iterable[PolyclinicError]) -> bool:
+    """Whether sites failed because a simulated attack has driven the model to values that are not numbers."""
+    return plan.endures and all(error.code == "P301" for error in failures)
+
+
+def _choose(plan: Plan, engine: Engine, progress: Progress, rows: list[Row], silent: Container[str]) -> None:
     """Measure validation data, add it to the round's rows, and remember the round if it is the best so far."""
     took_part = list(dict.fromkeys(row["site"] for row in rows))
     # Of a common model everybody's opinion counts, so that rounds with different sites can be compared.

@@ -15,9 +15,10 @@ import torch
 from scipy.stats import norm
 from torch import Tensor
 
+import helpers
 from helpers import (
-    Federation,
     image_site,
+    recorded,
     site_of,
     table_site,
     table_sites,
@@ -26,6 +27,7 @@ from helpers import (
 )
 from polyclinic import Study
 from polyclinic.audit.poisoning import ATTACKS, Attack, CorruptUpdates, UpdateAttack, largest_z, read_attack
+from polyclinic.communication.message import Message
 from polyclinic.data.cases import SiteData
 from polyclinic.data.corruption import CORRUPTIONS, Backdoor, ChangedVolumes, change_cases, corrupted
 from polyclinic.data.dataset import Dataset
@@ -34,11 +36,12 @@ from polyclinic.data.spec import Patch
 from polyclinic.data.splits import Parts
 from polyclinic.data.volumes.store import Volumes
 from polyclinic.engine import LocalEngine
-from polyclinic.errors import PolyclinicError, StudyError
+from polyclinic.engine.processes import ProcessEngine
+from polyclinic.errors import PolyclinicError, SiteError, StudyError
 from polyclinic.options import EntryError, describe_options
 from polyclinic.rounds import Checkpoint, run_rounds
 from polyclinic.server.mean import Mean
-from polyclinic.server.rules import ServerRule, Update
+from polyclinic.server.rules import Answer, ServerRule, Update
 from polyclinic.server.weights import reported
 from polyclinic.study.declaration import KINDS_OF_RUN
 from polyclinic.study.display import Display
@@ -294,7 +297,8 @@ def sent(attack: str, *sites: str, number: int = 0, seed: int = 0, **options: An
     part = ATTACKS[attack](**options)
     assert isinstance(part, UpdateAttack)
     before = [update.state.clone() for update in UPDATES]
-    found = CorruptUpdates(part, frozenset(sites), 2, seed)(number, STATE, UPDATES)
+    answers = [Answer(update) for update in UPDATES]
+    found = [one.update for one in CorruptUpdates(part, frozenset(sites), 2, seed)(number, STATE, answers)]
     assert [(u.site, u.weight, u.facts) for u in found] == [(u.site, u.weight, u.facts) for u in UPDATES]
     assert all(torch.equal(update.state, state) for update, state in zip(UPDATES, before, strict=True))
     for update, mine in zip(UPDATES, found, strict=True):
@@ -313,17 +317,17 @@ def test_scaling_by_the_inverse_of_its_share_replaces_the_model() -> None:
     still = [replace(update, state=STATE) if update.site != "B" else update for update in UPDATES]
     part = ATTACKS["scaling"](scale=5.0)
     assert isinstance(part, UpdateAttack)
-    found = CorruptUpdates(part, frozenset("B"), 2, 0)(0, STATE, still)
+    found = [one.update for one in CorruptUpdates(part, frozenset("B"), 2, 0)(0, STATE, list(map(Answer, still)))]
     mean = sum((update.weight / 100 * update.state for update in found), torch.zeros(3))  # B has a fifth of the weight
     assert torch.allclose(mean[:2], UPDATES[1].state[:2])
 
 
 def test_noise_is_as_wide_as_told_and_a_function_of_names() -> None:
     change = torch.full((20_000,), 0.25)
-    updates = [Update("A", change + 1, 1.0), Update("B", change, 1.0)]
+    updates = [Answer(Update("A", change + 1, 1.0)), Answer(Update("B", change, 1.0))]
     part = ATTACKS["gaussian_noise"](deviation=4.0)
     assert isinstance(part, UpdateAttack)
-    noise = CorruptUpdates(part, frozenset("B"), 20_000, 0)(0, torch.zeros(20_000), updates)[1].state
+    noise = CorruptUpdates(part, frozenset("B"), 20_000, 0)(0, torch.zeros(20_000), updates)[1].update.state
     assert abs(float(noise.std()) - 1.0) < 0.03  # 4 · 0.25
     assert abs(float(noise.mean())) < 0.03
     first = sent("gaussian_noise", "A", "B")
@@ -371,13 +375,104 @@ def test_inner_products_by_hand() -> None:
 def test_an_exchange_without_corrupt_sites_is_left_alone() -> None:
     part = ATTACKS["sign_flip"]()
     assert isinstance(part, UpdateAttack)
-    assert CorruptUpdates(part, frozenset({"Z"}), 2, 0)(0, STATE, UPDATES) is UPDATES
+    answers = [Answer(update) for update in UPDATES]
+    assert CorruptUpdates(part, frozenset({"Z"}), 2, 0)(0, STATE, answers) is answers
+
+
+@pytest.mark.parametrize(
+    ("attack", "options", "expected"),
+    [
+        ("sign_flip", {"scale": 2.0}, (2.0, -6.0)),  # −2 (−1, 3)
+        ("scaling", {"scale": 3.0}, (-3.0, 9.0)),
+        ("inner_product", {"epsilon": 0.5}, (-1.0, -1.0)),  # −0.5 · mean of (1, 0) and (3, 4)
+        ("alie", {"z": 1.0}, (1 + math.sqrt(8 / 3), 7 / 3 + math.sqrt(26 / 9))),  # of all, since only one is corrupt
+    ],
+)
+def test_what_goes_with_an_update_is_forged_in_the_same_way(
+    attack: str, options: dict[str, float], expected: tuple[float, float]
+) -> None:
+    """A and B are honest with (1, 0) and (3, 4), C with (−1, 3) is not.
+
+    Means are 1 and 7/3; squared deviations (0 + 4 + 4) / 3 = 8/3 and (49 + 25 + 4) / 27 = 26/9.
+    """
+    extras = {"A": t(1, 0), "B": t(3, 4), "C": t(-1, 3)}
+    answers = [
+        Answer(Update(site, STATE, 1.0), {"rule/x": extra.view(2, 1), "rule/n": torch.tensor([3])})
+        for site, extra in extras.items()
+    ]
+    part = ATTACKS[attack](**options)
+    assert isinstance(part, UpdateAttack)
+    a, b, c = CorruptUpdates(part, frozenset("C"), 2, 0)(0, STATE, answers)
+    assert (a, b) == tuple(answers[:2])
+    assert c.extras["rule/x"].shape == (2, 1)
+    assert c.extras["rule/x"].flatten().tolist() == pytest.approx(expected)
+    assert c.extras["rule/n"].tolist() == [3]  # a count stays honest
+    assert extras["C"].tolist() == [-1, 3]
+
+
+def test_noise_in_what_goes_with_an_update_is_noise_of_its_own() -> None:
+    change = torch.full((20_000,), 0.25)
+    part = ATTACKS["gaussian_noise"](deviation=4.0)
+    assert isinstance(part, UpdateAttack)
+    (sent,) = CorruptUpdates(part, frozenset("A"), 20_000, 0)(
+        0, torch.zeros(20_000), [Answer(Update("A", change, 1.0), {"rule/x": 2 * change})]
+    )
+    assert abs(float(sent.extras["rule/x"].std()) - 2.0) < 0.06  # 4 · 0.5
+    assert abs(float((sent.extras["rule/x"] * sent.update.state).mean())) < 0.06
+
+
+def test_each_turn_of_a_round_has_noise_of_its_own() -> None:
+    part = ATTACKS["gaussian_noise"]()
+    assert isinstance(part, UpdateAttack)
+    forge = CorruptUpdates(part, frozenset("B"), 2, 0)
+    sent = [forge(0, STATE, [Answer(UPDATES[1], turn=turn)])[0].update.state[:2].tolist() for turn in (0, 1, 2, 1)]
+    assert sent[0] != sent[1] != sent[2] != sent[0]
+    assert sent[3] == sent[1]
+
+
+def test_a_site_sends_other_noise_in_each_of_its_turns() -> None:
+    """Of two rounds with two turns each, Aachen has those of the first."""
+    attack = Attack("gaussian_noise", {"deviation": 1.0}, ("Aachen",))
+    federation = Federation(table_sites({"Aachen": 30, "Bonn": 10}), ["incremental"], training={"rounds": 2})
+    job = Job((federation.method(),), 0, 0, attacked=True)
+    plan = runner(federation, attack).plan(job, federation.fold, ["Aachen", "Bonn"])
+    forge, directions = plan.corrupt, list[Tensor]()
+    assert isinstance(forge, CorruptUpdates)
+
+    def noted(number: int, state: Tensor, answers: Any) -> Any:
+        found = forge(number, state, answers)
+        if number == 0:
+            directions.append((found[0].update.state - state)[: forge.trainable])
+        return found
+
+    run_rounds(replace(plan, corrupt=noted), federation.engine)
+    first, second = directions
+    assert abs(float(torch.cosine_similarity(first, second, dim=0))) < 0.9
+
+
+def test_a_forged_control_variate_reaches_the_others() -> None:
+    """c is Σ p_k times what the sites sent; Bonn, with a quarter of the cases, sends −2 times the honest tensor."""
+    federation = Federation(table_sites({"Aachen": 30, "Bonn": 10}), ["scaffold"])
+    job = Job((federation.method(),), 0, 0, attacked=True)
+    plan = runner(federation, PUSH).plan(job, federation.fold, ["Aachen", "Bonn"])
+    with recorded(federation.engine) as said:
+        run_rounds(plan, federation.engine)
+    sent = {site: reply.tensors["control_variates/control_change"] for f, site, _, reply in said if f == "train"}
+    control = plan.counterparts["control_variates"].send()["control"]
+    assert torch.allclose(control, 0.75 * sent["Aachen"] - 2 * 0.25 * sent["Bonn"], atol=1e-6)
 
 
 # Training -------------------------------------------------------------------------------------------------------------
 
 
-def runner(federation: Federation, attack: Attack) -> JobRunner:
+class Federation(helpers.Federation):
+    """A federation whose sites may be told to be corrupt."""
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **({} if "engine" in options else {"corruptible": True}), **options)
+
+
+def runner(federation: helpers.Federation, attack: Attack) -> JobRunner:
     mine = federation.runner
     return JobRunner(
         federation.declaration, federation.engine, federation.local, federation.template, federation.initial,
@@ -385,7 +480,9 @@ def runner(federation: Federation, attack: Attack) -> JobRunner:
     )  # fmt: skip
 
 
-def trained(federation: Federation, attack: Attack, *, checkpoint: Checkpoint | None = None, rounds: int = 0) -> Tensor:
+def trained(
+    federation: helpers.Federation, attack: Attack, *, checkpoint: Checkpoint | None = None, rounds: int = 0
+) -> Tensor:
     job = Job((federation.method(),), 0, federation.fold.number, attacked=True)
     plan = runner(federation, attack).plan(job, federation.fold, federation.fold.training_sites)
     if rounds:
@@ -472,6 +569,25 @@ def test_a_model_that_breaks_down_in_its_first_round_stays_as_it_was(method: str
         assert torch.equal(tensor, start[name.split("/")[-1]])
 
 
+@pytest.mark.parametrize("quorum", [1, 2, 3])
+def test_a_cycle_breaks_down_where_every_site_left_fails_with_the_model_it_gets(quorum: int) -> None:
+    """Aachen's model is nothing but infinities, so that of three sites the two after it can't train."""
+    huge = Attack("scaling", {"scale": 1e38}, ("Aachen",))
+    federation = Federation(
+        table_sites({"Aachen": 12, "Bonn": 9, "Celle": 8}), ["cyclic"], model={"mlp": {"hidden": [4]}},
+        training={"rounds": 3, "quorum": quorum},
+    )  # fmt: skip
+    job = Job((federation.method(),), 0, 0, attacked=True)
+    plan = runner(federation, huge).plan(job, federation.fold, federation.fold.training_sites)
+    progress, rows = run_rounds(plan, federation.engine)
+    assert progress.done == (1 if quorum == 1 else 0)
+    assert {row["site"] for row in rows} <= {"Aachen"}
+    assert f"broke down in round {progress.done + 1} and ended there" in progress.failures[-1]
+    assert "Celle: P301" in progress.failures[-1]
+    with pytest.raises(SiteError, match="P402"):
+        run_rounds(replace(plan, endures=False), federation.engine)
+
+
 def test_a_model_breaks_down_where_the_server_is_told_no_finite_number() -> None:
     class Told(Mean):
         def finish(self) -> Tensor:
@@ -533,7 +649,7 @@ def test_a_method_without_a_server_sends_no_false_updates() -> None:
 
 def test_sites_are_corrupt_for_one_training_only() -> None:
     """The start of the next training makes them honest again; validation cases are corrupt as long."""
-    engine = LocalEngine({"Bonn": image_site("Bonn", 10)})
+    engine = LocalEngine({"Bonn": image_site("Bonn", 10)}, corruptible=True)
     federation = Federation({"Bonn": image_site("Bonn", 10)}, engine=engine, model={"cnn": {"channels": [4]}},
                             evaluation={"folds": 2, "validation": 0.4})  # fmt: skip
     site, attack = engine.members["Bonn"], Attack("label_flip", {"fraction": 1.0}, ("Bonn",))
@@ -545,6 +661,45 @@ def test_sites_are_corrupt_for_one_training_only() -> None:
     assert torch.equal(site.run.dataset.targets[site.parts.test], site.dataset.targets[site.parts.test])
     runner(federation, attack).run(replace(job, attacked=False), federation.fold)
     assert site.run.dataset is site.dataset
+
+
+def test_an_ordinary_site_obeys_no_attack() -> None:
+    federation = helpers.Federation(table_sites())
+    job = Job((federation.method(),), 0, 0, attacked=True)
+    with pytest.raises(SiteError, match="P401 Site Aachen was asked for 'corrupt', which only sites of a simulated"):
+        runner(federation, FLIP).run(job, federation.fold)
+    federation.outcome()
+    site = federation.engine.members["Bonn"]
+    before = site.run.dataset
+    mark = Message({"threshold": 0.5, "mark": {"target": 1, "features": {"0": 99.0}}}, {"state": federation.initial(0)})
+    with pytest.raises(SiteError, match="P401 Site Bonn was asked for 'mark'"):
+        site.handle("predict", mark)
+    assert site.run.dataset is before is site.dataset
+    # Not even where such a message gets past the check.
+    assert site.cases({"corrupt": {"Bonn": ["label_flip", {"fraction": 1.0}]}})[0] is site.dataset
+    assert site.tested(mark) is site.run
+
+
+def test_sites_in_processes_of_their_own_obey_no_attack_either() -> None:
+    data = table_sites({"Aachen": 12})
+    engine = ProcessEngine(data, workers=1, threads=1, folders={"Aachen": None})
+    try:
+        with pytest.raises(PolyclinicError, match="P401 Site Aachen was asked for 'corrupt'"):
+            engine.ask("start", {"Aachen": Message({"corrupt": {}})})
+    finally:
+        engine.close()
+
+
+def test_the_pool_of_one_corrupt_site_is_corrupt_once() -> None:
+    """Flipped twice, the labels would be right again."""
+    attack = Attack("label_flip", {"fraction": 1.0}, ("Bonn",))
+    data = table_sites({"Bonn": 10})
+    wrong = {"Bonn": replace(data["Bonn"], targets=1 - data["Bonn"].targets)}
+    federation = Federation(data, ["mix"], training=TRAINING)
+    job = Job((federation.method(),), 0, 0, attacked=True)
+    (found,) = runner(federation, attack).run(job, federation.fold).models.values()
+    (expected,) = Federation(wrong, ["mix"], training=TRAINING).outcome().models.values()
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in found.items())
 
 
 # The study file -------------------------------------------------------------------------------------------------------

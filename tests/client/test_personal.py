@@ -19,6 +19,7 @@ from helpers import (
     table_sites,
     write_table_study,
 )
+from polyclinic.client.personal import _lent
 from polyclinic.client.stacked import StackedTrainer
 from polyclinic.client.train import train
 from polyclinic.communication.message import Message
@@ -526,3 +527,18 @@ def test_personal_models_go_with_every_local_rule(personal, local, topology):
     federation, progress = trained(method, model=BATCH, training={"rounds": 2})
     assert progress.done == 2
     assert all(model.isfinite().all() for model in models_of(federation, progress).values())
+
+
+def test_a_network_that_was_lent_is_given_back_even_where_something_fails():
+    model = Federation(table_sites(), model=BATCH).network(0)
+    before = {name: buffer.clone() for name, buffer in model.module.state_dict().items()}
+
+    def fail():
+        with _lent(model):
+            model.vector.fill_(7.0)
+            model.module.get_buffer("1.num_batches_tracked").fill_(3)
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        fail()
+    assert all(torch.equal(buffer, before[name]) for name, buffer in model.module.state_dict().items())

@@ -349,6 +349,17 @@ def test_the_median_bound_is_that_of_the_round_before():
         assert run(each, [[9.0], [0.0], [0.0]])[0].tolist() == [pytest.approx(3.0)]
 
 
+def test_a_round_that_was_given_up_leaves_no_bound():
+    """Lengths 1, 4, 5; then 100, 100, 100 in a round that is never finished: the next bound is still 4."""
+    rule = part("norm_bound", bound="median")
+    run(rule, [[1.0], [4.0], [5.0]])
+    rule.begin(ServerRound(1, torch.zeros(1), 1, 3.0))
+    for name in NAMES[:3]:
+        rule.add(Update(name, torch.tensor([100.0]), 1.0))
+    assert rule.memory()["0/norms"].tolist() == [1.0, 4.0, 5.0]
+    assert run(rule, [[8.0], [-8.0], [2.0]])[0].tolist() == [pytest.approx((4 - 4 + 2) / 3)]
+
+
 # Identities -----------------------------------------------------------------------------------------------------------
 
 

@@ -5,6 +5,7 @@ import torch
 
 from helpers import Federation, recorded, table_sites
 from polyclinic.errors import PolyclinicError, SiteError, StudyError
+from polyclinic.rounds import run_rounds
 from polyclinic.server.selection import PARTICIPATION, Candidates
 
 SITES = ["Aachen", "Bonn", "Celle", "Dresden", "Essen"]
@@ -249,6 +250,22 @@ def test_a_deadline_goes_by_the_declared_speed():
     others = {site: cases for site, cases in SMALL.items() if site != "Aachen"}
     alone = Federation(table_sites(others), training={"rounds": 2, "batch_size": 4})
     torch.testing.assert_close(progress.state, alone.state(), msg="as if Aachen were not there")
+
+
+def test_a_site_that_is_too_late_keeps_what_it_learned_and_the_coordinator_knows_nothing_of_it():
+    """Three steps with 0.1: Aachen's control variate is (w - w_k) / 0.3, the others' alone make the common one."""
+    training = {"rounds": 1, "batch_size": 4, "step_seconds": {"Aachen": 1.0},
+                "participation": {"deadline": {"seconds": 2}}}  # fmt: skip
+    made = Federation(table_sites(SMALL), ["scaffold"], training=training)
+    plan = made.plan()
+    with recorded(made.engine) as said:
+        _, rows = run_rounds(plan, made.engine)
+    assert took_part(rows, 1) == [["Bonn", "Celle"]]
+    replies = {site: reply.tensors for function, site, _, reply in said if function == "train"}
+    kept = {site: member.run.rule_memory[0]["control"] for site, member in made.engine.members.items()}
+    torch.testing.assert_close(kept["Aachen"], (plan.initial - replies["Aachen"]["state"]) / 0.3)
+    common = plan.counterparts["control_variates"].send()["control"]
+    torch.testing.assert_close(common, 9 / 29 * kept["Bonn"] + 8 / 29 * kept["Celle"])
 
 
 def test_too_few_answers_in_time_leave_the_state():

@@ -6,6 +6,7 @@ import pytest
 import yaml
 
 from polyclinic.methods import METHODS
+from polyclinic.options import EntryError
 from polyclinic.study.declaration import Declaration, optimizer_of, schedule_of
 
 TABLE = {"table": "cases.csv", "site": "site", "label": "label", "features": "x*"}
@@ -25,6 +26,8 @@ STUDIES = {
             {"fedavg": {"share": "no_norm", "server": {"fedadam": {"lr": 0.1}}, "local": [{"proximal": {"mu": 0.5}}]}},
             {"fedprox": {"mu": 0.1, "server": "fedyogi", "training": {"rounds": 7, "local_steps": 3}}},
             {"single": {"label": "alone", "training": {"optimizer": {"adam": {"lr": 1e-3}}}}},
+            {"ditto": {"personal": None}},
+            {"fedrep": {"personal": None}},
         ]
     },
     "steps": {"training": {"local_steps": 5, "schedule": {"cosine_annealing": {"T_max": 10}}, "clip": 1, "quorum": 2}},
@@ -108,11 +111,32 @@ def test_the_example_of_the_design_is_accepted():
         ({"fedavg": {"server": {"fedadam": {"lr": 0.1, "tau": 0.01}}}}, "fedavg(server=fedadam(lr=0.1, tau=0.01))"),
         ({"fedavg": {"local": [{"proximal": {"mu": 2}}]}}, "fedavg(local=proximal(mu=2))"),
         ({"fedavg": {"label": "mine", "share": "body"}}, "mine"),
+        ({"fedbn": {"personal": None}}, "fedbn"),
+        ({"ditto": {"personal": None}}, "ditto(personal=shared_model)"),
     ],
 )
 def test_labels_say_what_is_different(entry, label):
     (method,) = declared(methods=[entry]).study_methods
     assert method.label == label
+
+
+@pytest.mark.parametrize("name", ["ditto", "apfl", "fedrep"])
+def test_the_own_model_of_a_method_can_be_taken_out(name):
+    with_it, without = declared(methods=[name, {name: {"personal": None}}]).study_methods
+    assert with_it.method.personal is not None
+    assert without.method == replace(with_it.method, personal=None)
+
+
+def test_a_long_label_made_of_options_tells_how_to_give_another():
+    entry = {"fedavg": {"local": [{"proximal": {"mu": 0.123456789}}], "server": {"fedadam": {
+        "lr": 0.123456789, "beta1": 0.123456789, "beta2": 0.123456789}}}}  # fmt: skip
+    with pytest.raises(EntryError, match="give a shorter one with `label:`"):
+        declared(methods=[entry])
+    entry["fedavg"]["label"] = "adam"
+    assert declared(methods=[entry]).study_methods[0].label == "adam"
+    with pytest.raises(EntryError) as caught:
+        declared(methods=[{"fedavg": {"label": "a" * 81}}])
+    assert "`label:`" not in str(caught.value), "who gave a label knows that there is one"
 
 
 def test_a_method_may_have_a_training_of_its_own():

@@ -1,16 +1,17 @@
 """Corrupt sites in a simulation: which sites are turned bad, and how.
 
 An attack either changes the cases that a corrupt site trains on (`polyclinic.data.corruption`), by mistake or on
-purpose, or what it sends (here, always on purpose). Updates are changed after all sites of an exchange have answered,
-so that corrupt sites may know what the others sent. Only weights are changed: statistics of normalisation layers, which
-must keep their signs, are sent as they are.
+purpose, or what it sends (here, always on purpose). Answers are changed after all sites of an exchange have answered,
+so that corrupt sites may know what the others sent. Changed are weights, and each tensor that a local rule sends with
+them (SCAFFOLD's control variates, for example). Statistics of normalisation layers, which must keep their signs, single
+numbers such as losses, and what sites say once at the start are sent as they are.
 """
 
 from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
@@ -23,7 +24,7 @@ from polyclinic.data.corruption import CORRUPTIONS, Corruption
 from polyclinic.errors import nearest
 from polyclinic.options import Catalogue, EntryError, Place
 from polyclinic.seeds import generator
-from polyclinic.server.rules import Update
+from polyclinic.server.rules import Answer
 
 #: Where the attack stands in a study file.
 PLACE: Place = ("attack",)
@@ -31,19 +32,20 @@ PLACE: Place = ("attack",)
 
 @dataclass(frozen=True)
 class Exchange:
-    """What corrupt sites know when they choose what to send; changes are those of the trainable weights, w_k − w.
+    """What corrupt sites know when they choose what to send.
+
+    It is about the changes of the trainable weights, w_k − w, or about one tensor that a local rule sends besides:
+    such a tensor is taken as a change from zero, with all its values in a row.
 
     Attributes:
         seed: of the training.
-        number: rounds done before.
-        sites: names of the corrupt sites that take part, M.
+        names: for each of the M corrupt sites that take part, what its random numbers are a function of besides.
         own: the changes that they would send if they were honest ``[M, T]``.
         others: the changes of the honest sites ``[H, T]``.
     """
 
     seed: int
-    number: int
-    sites: Sequence[str]
+    names: Sequence[Sequence[str | int]]
     own: Tensor
     others: Tensor
 
@@ -131,7 +133,7 @@ class GaussianNoise(UpdateAttack):
 
     def forge(self, now: Exchange) -> Tensor:
         """See `UpdateAttack.forge`."""
-        sources = [generator(now.seed, "gaussian_noise", now.number, site) for site in now.sites]
+        sources = [generator(now.seed, "gaussian_noise", *names) for names in now.names]
         noise = torch.stack([torch.randn(now.own.shape[1], generator=source) for source in sources])
         return self.deviation * now.own.square().mean(dim=1, keepdim=True).sqrt() * noise
 
@@ -209,7 +211,7 @@ class InnerProduct(UpdateAttack):
 
 @dataclass(frozen=True)
 class CorruptUpdates:
-    """Changes the updates of corrupt sites before the server sees them; the ``corrupt`` of a plan.
+    """Changes the answers of corrupt sites before the coordinator sees them; the ``corrupt`` of a plan.
 
     Attributes:
         attack: what they send.
@@ -223,28 +225,54 @@ class CorruptUpdates:
     trainable: int
     seed: int
 
-    def __call__(self, number: int, state: Tensor, updates: Sequence[Update]) -> Sequence[Update]:
-        """The updates that the server gets.
+    def __call__(self, number: int, state: Tensor, answers: Sequence[Answer]) -> Sequence[Answer]:
+        """The answers that the coordinator gets.
 
         Args:
             number: rounds done before.
             state: the global state that sites were sent ``[Q]``.
-            updates: honest ones of all sites of an exchange; not written to.
+            answers: honest ones of all sites of an exchange; not written to.
         """
-        corrupt = [update for update in updates if update.site in self.sites]
-        if not corrupt:
-            return updates
         start = state[: self.trainable]
-        changes = {update.site: update.state[: self.trainable] - start for update in updates}
-        own = torch.stack([changes[update.site] for update in corrupt])
-        honest = [changes[update.site] for update in updates if update.site not in self.sites]
-        others = torch.stack(honest) if honest else own[:0]
-        forged = self.attack.forge(Exchange(self.seed, number, [update.site for update in corrupt], own, others))
-        states = {
-            update.site: torch.cat([start + change, update.state[self.trainable :]])
-            for update, change in zip(corrupt, forged, strict=True)
-        }
-        return [replace(one, state=states[one.site]) if one.site in states else one for one in updates]
+        weights = self._forged(number, [(one, one.update.state[: self.trainable] - start) for one in answers])
+        if not weights:
+            return answers
+        extras: dict[str, dict[str, Tensor]] = {site: {} for site in weights}
+        kinds = [(name, t.shape) for one in answers for name, t in one.extras.items() if t.is_floating_point()]
+        for name, shape in dict.fromkeys(kinds):  # a tensor of another shape tells a corrupt site nothing for its own
+            found = [(one, one.extras[name]) for one in answers if name in one.extras]
+            alike = [(one, tensor.flatten()) for one, tensor in found if tensor.shape == shape]
+            for site, tensor in self._forged(number, alike, name).items():
+                extras[site][name] = tensor.reshape(shape)
+        sent = list(answers)
+        for position, answer in enumerate(answers):
+            site = answer.update.site
+            if site in weights:
+                sent[position] = self._with(answer, start + weights[site], extras[site])
+        return sent
+
+    def _forged(self, number: int, honest: Sequence[tuple[Answer, Tensor]], *name: str) -> dict[str, Tensor]:
+        """What each corrupt site sends in place of the change ``[T]`` that goes with its answer.
+
+        Args:
+            number: rounds done before.
+            honest: of all sites.
+            name: of what is changed, if it is not the weights.
+        """
+        corrupt = [answer for answer, _ in honest if answer.update.site in self.sites]
+        if not corrupt:
+            return {}
+        own = torch.stack([change for answer, change in honest if answer.update.site in self.sites])
+        others = [change for answer, change in honest if answer.update.site not in self.sites]
+        turns = [(f"turn {answer.turn}",) if answer.turn else () for answer in corrupt]
+        names = [(number, answer.update.site, *turn, *name) for answer, turn in zip(corrupt, turns, strict=True)]
+        forged = self.attack.forge(Exchange(self.seed, names, own, torch.stack(others) if others else own[:0]))
+        return {answer.update.site: change for answer, change in zip(corrupt, forged, strict=True)}
+
+    def _with(self, answer: Answer, weights: Tensor, extras: Mapping[str, Tensor]) -> Answer:
+        """``answer`` with other weights ``[T]`` and extras."""
+        state = torch.cat([weights, answer.update.state[self.trainable :]])
+        return replace(answer, update=replace(answer.update, state=state), extras={**answer.extras, **extras})
 
 
 @dataclass(frozen=True)

@@ -37,7 +37,8 @@ class ControlVariates(GradientRule):
     """SCAFFOLD: each step goes along g − c_k + c, where c_k estimates the site's own gradient and c everybody's.
 
     After a round c_k ← c_k − c + (w − w_k) / (‖a‖₁ η), and c moves by the sites' mean change of c_k, weighted as their
-    updates are; a site that sat the round out counts with no change.
+    updates are; a site that sat the round out counts with no change. So does one whose answer came too late, but it has
+    moved its own c_k and does not know, so that c is no longer the mean of all c_k.
 
     Source: Karimireddy et al., SCAFFOLD: stochastic controlled averaging for federated learning, ICML 2020, algorithm 1
     with option II. ‖a‖₁ is the number of steps for plain SGD, as there; with momentum it is what makes (w − w_k) /

@@ -260,8 +260,10 @@ def _lent(model: FlatModule) -> Iterator[None]:
     """Another model may be put into ``model``; afterwards it is as before, and so are random numbers."""
     kept, device = model.vector.clone(), model.vector.device
     counters = [(buffer, buffer.clone()) for buffer in model.module.buffers() if not buffer.is_floating_point()]
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        yield
-    model.vector.copy_(kept)
-    for buffer, count in counters:
-        buffer.copy_(count)
+    try:
+        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+            yield
+    finally:
+        model.vector.copy_(kept)
+        for buffer, count in counters:
+            buffer.copy_(count)

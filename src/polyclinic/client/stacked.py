@@ -84,6 +84,38 @@ class _Schedule:
         return cls(sizes, width, share.view(-1).nonzero()[:, 0], share, padded)
 
 
+class StackedCases:
+    """The training cases of sites one after another, each site's once, for trainers of any sets of these sites.
+
+    Attributes:
+        inputs: ``[N, ...]``.
+        targets: ``[N, ...]``.
+        first: site -> position of its first training case.
+    """
+
+    inputs: Tensor
+    targets: Tensor
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.first: dict[str, int] = {}
+
+    def add(self, jobs: Sequence[LocalJob]) -> None:
+        """Take in the cases of those sites that are not there yet."""
+        new = [job for job in jobs if job.site not in self.first]
+        pairs = [job.dataset.batch(job.index) for job in new]
+        if not pairs:
+            return
+        before = [(self.inputs, self.targets)] if self.first else []
+        total = len(self.targets) if self.first else 0
+        for job in new:
+            self.first[job.site] = total
+            total += len(job.index)
+        together = [*before, *((inputs.to(self.device), targets.to(self.device)) for inputs, targets in pairs)]
+        self.inputs = torch.cat([inputs for inputs, _ in together])
+        self.targets = torch.cat([targets for _, targets in together])
+
+
 class StackedTrainer:
     """Trains the same set of sites round after round.
 
@@ -92,12 +124,15 @@ class StackedTrainer:
         task: loss.
         work: local work.
         jobs: the sites of the first round; later rounds bring the same sites in the same order.
+        cases: where the sites' cases are, or are put if they are not there; by default a place of their own.
 
     Raises:
         ValueError: these sites can't be trained together.
     """
 
-    def __init__(self, model: FlatModule, task: Task, work: Work, jobs: Sequence[LocalJob]) -> None:
+    def __init__(
+        self, model: FlatModule, task: Task, work: Work, jobs: Sequence[LocalJob], cases: StackedCases | None = None
+    ) -> None:
         obstacle = reason_not_stackable(model, work)
         if obstacle or any(job.companion is not None for job in jobs):
             raise ValueError(obstacle or "a second model is trained beside the first")
@@ -118,12 +153,9 @@ class StackedTrainer:
         self.pieces = whole if trained is None else trained.within(total).slices
         self.frozen = None if trained is None else trained.others(total)
         self.augments = any(job.dataset.augments for job in jobs)
+        self.cases = StackedCases(self.device) if cases is None else cases
         if not self.augments:
-            pairs = [jobs[job].dataset.batch(jobs[job].index) for job in self.by_steps]
-            self.inputs = torch.cat([inputs for inputs, _ in pairs]).to(self.device)
-            self.targets = torch.cat([targets for _, targets in pairs]).to(self.device)
-            lengths = [len(targets) for _, targets in pairs]
-            self.offsets = torch.tensor([0, *lengths[:-1]]).cumsum(0).tolist()
+            self.cases.add(jobs)
 
     def train(self, jobs: Sequence[LocalJob]) -> list[LocalResult | PolyclinicError]:
         """One round for each of ``jobs``; the results are in the same order."""
@@ -170,14 +202,15 @@ class StackedTrainer:
         clip_gradient(gradient, self.work.clip)
 
     def _positions(self, rows: list[LocalJob]) -> Tensor:
-        """Which case stands where, ``[S, steps, B]``; padding repeats case 0 and has no weight."""
+        """Which case stands where, ``[S, steps, B]``; padding repeats the step's first case and has no weight."""
         orders = []
-        for row, (job, sizes) in enumerate(zip(rows, self.schedule.sizes, strict=True)):
+        for job, sizes in zip(rows, self.schedule.sizes, strict=True):
             order = case_order(job, sizes) if self.work.kind == "train" else torch.arange(len(job.index))
-            orders.append(order if self.augments else order + self.offsets[row])
+            orders.append(order if self.augments else order + self.cases.first[job.site])
         positions = torch.zeros(self.schedule.share.shape, dtype=torch.int64)
         positions.view(-1)[self.schedule.slots] = torch.cat(orders)
-        return positions
+        # Not any case: no weight, times a value of another site that is not a number, is not a number.
+        return torch.where(self.schedule.share > 0, positions, positions[:, :, :1])
 
     def _mini_batches(
         self, rows: list[LocalJob], weights: Tensor, statistics: Tensor, start: Tensor, positions: Tensor
@@ -247,8 +280,8 @@ class StackedTrainer:
             inputs, targets = self._augmented(rows[:active], positions, step)
         else:
             chosen = positions[:active, step].reshape(-1).to(self.device)
-            inputs = self.inputs.index_select(0, chosen).view(active, width, *self.inputs.shape[1:])
-            targets = self.targets.index_select(0, chosen)
+            found = self.cases.inputs.index_select(0, chosen)
+            inputs, targets = found.view(active, width, *found.shape[1:]), self.cases.targets.index_select(0, chosen)
         mask = share.sign() if self.schedule.padded[step] else None
         outputs = self._outputs(weights, statistics, inputs, mask)
         losses = self.task.loss(outputs.flatten(0, 1), targets)

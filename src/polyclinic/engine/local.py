@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from polyclinic.client.stacked import StackedTrainer
+from polyclinic.client.stacked import StackedCases, StackedTrainer
 from polyclinic.communication.message import Message
 from polyclinic.data.cases import Counts, SiteData
 from polyclinic.data.dataset import Dataset
@@ -18,10 +18,14 @@ from polyclinic.data.splits import Parts
 from polyclinic.engine.base import Engine, Reply
 from polyclinic.errors import PolyclinicError
 from polyclinic.seeds import derive_seed
-from polyclinic.site import Site, Workspace
+from polyclinic.site import CorruptibleSite, Site, Workspace
 from polyclinic.site.run import Round
 
 log = logging.getLogger(__name__)
+
+
+#: How many trainers are kept at most: one for each phase and each set of sites that has trained together.
+MOST_TRAINERS = 16
 
 
 class LocalEngine(Engine):
@@ -33,6 +37,7 @@ class LocalEngine(Engine):
         folder: the sites' own folders are made in here; None keeps nothing on disk.
         stacked: train sites together with `torch.func.vmap`.
         serialise: turn every message into bytes and back, as a network would.
+        corruptible: whether messages may make the sites corrupt: for studies with an attack.
     """
 
     def __init__(
@@ -43,20 +48,27 @@ class LocalEngine(Engine):
         folder: Path | None = None,
         stacked: bool = False,
         serialise: bool = False,
+        corruptible: bool = False,
     ) -> None:
         self.workspace = Workspace(device)
+        kind = CorruptibleSite if corruptible else Site
         self.members = {
-            name: Site(cases, self.workspace, folder / _folder_name(name) if folder else None)
+            name: kind(cases, self.workspace, folder / _folder_name(name) if folder else None)
             for name, cases in data.items()
         }
         self.sites = list(self.members)
         self.stacked, self.serialise = stacked, serialise
+        self._forget()
+
+    def _forget(self) -> None:
+        """Trainers and the cases that they train on are made anew."""
         self._trainers: dict[tuple[int | str, ...], StackedTrainer] = {}
+        self._cases = StackedCases(self.workspace.device)
 
     def call(self, function: str, requests: Mapping[str, Message]) -> Iterator[Reply]:
         """See `Engine.call`."""
         if function == "start":
-            self._trainers.clear()
+            self._forget()
         if self.serialise:
             requests = {site: Message.from_bytes(request.to_bytes()) for site, request in requests.items()}
         chosen = {site: requests[site] for site in self.sites if site in requests}
@@ -86,7 +98,7 @@ class LocalEngine(Engine):
                 self._train_phase(works, phase, failed)
         except Exception:  # one after another, so that the site that fails is named and the others answer
             log.info("Training the sites together failed; they are trained one after another.")
-            self._trainers.clear()
+            self._forget()
             yield from self._each("train", requests)
             return
         seconds = (time.perf_counter() - started) / len(works)
@@ -109,9 +121,9 @@ class LocalEngine(Engine):
         key: tuple[int | str, ...] = (phase, *going)
         if key not in self._trainers:
             run = self.members[going[0]].run
-            # Trainers of other sets of sites go: each holds a copy of its sites' cases.
-            self._trainers = {k: trainer for k, trainer in self._trainers.items() if k[1:] == key[1:]}
-            self._trainers[key] = StackedTrainer(run.model, run.task, works[going[0]].work(phase), jobs)
+            if len(self._trainers) == MOST_TRAINERS:
+                del self._trainers[next(iter(self._trainers))]
+            self._trainers[key] = StackedTrainer(run.model, run.task, works[going[0]].work(phase), jobs, self._cases)
         for site, result in zip(going, self._trainers[key].train(jobs), strict=True):
             if isinstance(result, PolyclinicError):
                 failed[site] = result
@@ -137,10 +149,16 @@ class LocalEngine(Engine):
         engine.workspace = self.workspace
         nothing = SiteData(name, torch.empty(0), torch.empty(0), [], [], None, Counts())
         folder = members[0].folder.parent / "pool" if members[0].folder else None
-        site = Site(nothing, self.workspace, folder)
+        site = _Pool(nothing, self.workspace, folder)
         site.adopt(dataset, Parts(parts["train"], parts["validation"], parts["test"], ""), members[0].fold)
         engine.members, engine.sites = {name: site}, [name]
         return engine
+
+
+class _Pool(Site):
+    """The cases of several sites, adopted as they are: those that are to be corrupt are so already."""
+
+    refused = frozenset()
 
 
 def _folder_name(site: str) -> str:

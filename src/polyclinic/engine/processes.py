@@ -33,11 +33,12 @@ class ProcessEngine(Engine):
         threads: arithmetic threads of each.
         device: where networks run.
         folders: each site's own folder, or None.
+        corruptible: whether messages may make the sites corrupt: for studies with an attack.
     """
 
     def __init__(
         self, data: Mapping[str, SiteData], *, workers: int, threads: int, device: str = "cpu",
-        folders: Mapping[str, Path | None],
+        folders: Mapping[str, Path | None], corruptible: bool = False,
     ) -> None:  # fmt: skip
         self.sites = list(data)
         self._workers = [_Worker(threads, device) for _ in range(workers)]
@@ -45,7 +46,7 @@ class ProcessEngine(Engine):
         self._pool = ThreadPoolExecutor(workers)
         try:
             for site, cases in data.items():
-                self._home[site].load(cases, folders[site])
+                self._home[site].load(cases, folders[site], corruptible=corruptible)
         except PolyclinicError:
             self.close()
             raise
@@ -99,10 +100,10 @@ class _Worker:
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._errors, start_new_session=True
         )
 
-    def load(self, data: SiteData, folder: Path | None) -> None:
+    def load(self, data: SiteData, folder: Path | None, *, corruptible: bool = False) -> None:
         """Send a site's cases; volumes stay where they are, the worker maps the same files."""
         fields: Fields = {"subjects": data.subjects, "cases": data.cases, "parts": data.parts, "spacing": data.spacing,
-                  "folder": None if folder is None else str(folder)}  # fmt: skip
+                  "folder": None if folder is None else str(folder), "corruptible": corruptible}  # fmt: skip
         pixels = {"inputs": data.inputs, "targets": data.targets}
         mapped = {name: found for name, found in pixels.items() if isinstance(found, Volumes)}
         fields["volumes"] = {name: [[str(file) for file in v.files], v.about] for name, v in mapped.items()}

@@ -17,7 +17,7 @@ from polyclinic.data.cases import Counts, SiteData
 from polyclinic.data.volumes.store import Volumes
 from polyclinic.engine.processes import read_frame, write_frame
 from polyclinic.errors import PolyclinicError
-from polyclinic.site import Site, Workspace
+from polyclinic.site import CorruptibleSite, Site, Workspace
 
 
 def serve(threads: int, device: str) -> None:
@@ -57,7 +57,8 @@ def _load(name: str, request: Message, workspace: Workspace) -> Site:
         name, pixels["inputs"], pixels["targets"], fields["subjects"], fields["cases"], fields["parts"], Counts(),
         None if fields["spacing"] is None else tuple(fields["spacing"]), request.tensors.get("covariates"),
     )  # fmt: skip
-    return Site(data, workspace, Path(fields["folder"]) if fields["folder"] else None)
+    kind = CorruptibleSite if fields["corruptible"] else Site
+    return kind(data, workspace, Path(fields["folder"]) if fields["folder"] else None)
 
 
 if __name__ == "__main__":

@@ -215,7 +215,7 @@ class FedCE(Remembering):
     a_k ∝ g_k + e_k or g_k e_k, starting at 1/K. Cosines are over the weights without statistics.
 
     The last model of each site is kept until the next round, so that memory and checkpoints grow with the number of
-    sites.
+    sites. It can't be less: the leave-one-out models of K sites are K vectors of which none follows from the others.
 
     Args:
         mode: ``plus`` or ``times``: how the two contributions are put together.

@@ -361,8 +361,9 @@ class NormBound(Change):
     rounds, and it holds as long as fewer than half the sites are corrupt.
 
     Args:
-        bound: c; or ``median``, the median length, before they were shortened, of the changes in the round before. The
-            first round is then without a bound, and so is one after a round in which most sites changed nothing.
+        bound: c; or ``median``, the median length, before they were shortened, of the changes in the last round that
+            counted. The first round is then without a bound, and so is one after a round in which most sites changed
+            nothing.
     """
 
     def __init__(self, *, bound: PositiveFloat | Literal["median"] = "median") -> None:
@@ -370,29 +371,34 @@ class NormBound(Change):
         self._norms: list[float] = []
 
     def begin(self, now: ServerRound) -> None:
-        """Begin a round: the lengths seen in the last one become its bound."""
+        """Begin a round: the lengths of the last one that counted become its bound."""
         super().begin(now)
+        self._seen: list[float] = []
         if self.bound == "median":
             norms = torch.tensor(self._norms, dtype=torch.float64)
             self._limit = float(norms.quantile(0.5)) if self._norms else 0.0
         else:
             self._limit = float(self.bound)
-        self._norms = []
 
     def update(self, update: Update) -> Update:
         """The update, shortened if its change is too long."""
         trainable = self.now.trainable
         weights, origin = update.state[:trainable], self.now.state[:trainable]
         length = norm(weights, origin)
-        self._norms.append(length)
+        self._seen.append(length)
         if not 0 < self._limit < length:
             return update
         state = update.state.clone()
         torch.lerp(origin, weights, self._limit / length, out=state[:trainable])
         return Update(update.site, state, update.weight, update.facts)
 
+    def result(self, state: Tensor) -> Tensor:
+        """The state as it is; only now the round counts."""
+        self._norms = self._seen
+        return state
+
     def memory(self) -> dict[str, Tensor]:
-        """The lengths seen in the last round, float64 ``[K]``."""
+        """The lengths seen in the last round that counted, float64 ``[K]``."""
         if self.bound != "median":
             return {}
         return {"norms": torch.tensor(self._norms, dtype=torch.float64)}

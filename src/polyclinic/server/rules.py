@@ -55,6 +55,21 @@ class Update:
     facts: Mapping[str, float] = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class Answer:
+    """All that one site sent at the end of its work.
+
+    Attributes:
+        update: for the server rule.
+        extras: for the counterparts of local rules: ``rule/name`` -> tensor; not written to.
+        turn: how often the site had its turn in this round before.
+    """
+
+    update: Update
+    extras: Mapping[str, Tensor] = field(default_factory=dict)
+    turn: int = 0
+
+
 class ServerPart(ABC):  # noqa: B024 - its kinds are below
     """A part of a server rule.
 

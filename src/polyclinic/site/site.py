@@ -6,9 +6,8 @@ import logging
 import re
 import time
 import traceback
-from copy import copy
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -17,7 +16,6 @@ from polyclinic.client.train import train
 from polyclinic.communication.message import Message
 from polyclinic.data.augmentation import Augmentation
 from polyclinic.data.cases import SiteData
-from polyclinic.data.corruption import Backdoor, corrupted
 from polyclinic.data.dataset import Dataset
 from polyclinic.data.preparation import Prepared, SharedStep, build_steps
 from polyclinic.data.scaling import summarise
@@ -61,7 +59,13 @@ class Site:
         data: the site's cases.
         workspace: the process's device and networks.
         folder: the site's own folder for checkpoints, pseudonyms and its log; None keeps nothing on disk.
+
+    Attributes:
+        refused: what no message may ask for: what belongs to simulated attacks, see
+            `polyclinic.site.corruptible.CorruptibleSite`.
     """
+
+    refused: ClassVar[frozenset[str]] = frozenset({"corrupt", "mark"})
 
     def __init__(self, data: SiteData, workspace: Workspace, folder: Path | None = None) -> None:
         self.name, self.data, self.workspace, self.folder = data.site, data, workspace, folder
@@ -81,9 +85,18 @@ class Site:
             PolyclinicError: with a message that names no patient, path or value; the site's log has everything.
         """
         try:
+            self._check(request)
             return self._functions[function](request)
         except Exception as error:
             raise self.failure(function, error) from error
+
+    def _check(self, request: Message) -> None:
+        asked = sorted(self.refused & request.fields.keys())
+        if asked:
+            raise SiteError(
+                "P401", f"Site {self.name} was asked for {asked[0]!r}, which only sites of a simulated attack obey.",
+                "Leave `attack` out of the study file.", site=self.name,
+            )  # fmt: skip
 
     def failure(self, function: str, error: Exception) -> PolyclinicError:
         """``error`` as it may leave the site."""
@@ -188,12 +201,8 @@ class Site:
         self.dataset, self.parts, self.fold = dataset, parts, fold
 
     def cases(self, declaration: dict[str, Any]) -> tuple[Dataset, Parts]:
-        """The site's prepared cases, corrupted where the declaration makes this site a bad one (a simulation)."""
-        corruption = declaration.get("corrupt", {}).get(self.name)
-        if corruption is None:
-            return self.dataset, self.parts
-        names = (declaration["seed"], self.name, declaration["fold"])
-        return corrupted(self.dataset, self.parts, corruption, declaration["classes"], names)
+        """The site's prepared cases, for a training."""
+        return self.dataset, self.parts
 
     # Training -----------------------------------------------------------------------------------------------------
 
@@ -239,11 +248,12 @@ class Site:
         counts = evaluation.threshold_evidence(self.run, self._vectors(request), self.run.parts.validation)
         return Message({}, {"counts": counts})
 
+    def tested(self, request: Message) -> Run:
+        """The run whose test cases are predicted."""
+        return self.run
+
     def _predict(self, request: Message) -> Message:
-        index, run = self.parts.test, self.run
-        if "mark" in request.fields:
-            run = copy(run)
-            run.dataset = Backdoor(**request.fields["mark"]).marked(run.dataset, index)
+        index, run = self.parts.test, self.tested(request)
         fields, tensors = evaluation.predict(run, self._vectors(request), index, request.fields["threshold"])
         names = [self.pseudonyms[position] for position in index.tolist()]
         return Message({**fields, "subject": [n[0] for n in names], "case": [n[1] for n in names]}, tensors)

@@ -425,7 +425,8 @@ class Declaration(_Part):
         label = common.get("label", f"{name}({options})" if options else name)
         if not isinstance(label, str) or not re.fullmatch(r"[\w .,=()+\-:/\[\]]{1,80}", label):
             message = f"got the label {label!r}; expected up to 80 letters, digits, blanks or . , = ( ) + - : /."
-            raise EntryError("P102", message, place=(*inner, "label"))
+            hint = "" if "label" in common else "It is made of the method's options; give a shorter one with `label:`."
+            raise EntryError("P102", message, hint, place=(*inner, "label"))
         if label.endswith(KINDS_OF_RUN):
             message = f"got the label {label!r}; the results put such an ending after a label themselves."
             raise EntryError("P102", message, "Choose another label.", place=(*inner, "label"))
@@ -463,8 +464,12 @@ def _composed(name: str, method: Method, common: dict[str, Any], place: Place) -
         method = replace(method, share=parts["share"])
     if "server" in parts:
         method = replace(method, server=_parts(parts["server"], SERVER_RULES, (*place, "server")))
-    if parts.get("personal") is not None:
-        method = replace(method, personal=PERSONAL.resolve(parts["personal"], (*place, "personal")))
+    if "personal" in parts:
+        taken_out = parts["personal"] is None
+        if taken_out and method.personal is not None:
+            parts["personal"] = "shared_model"  # as the label has it
+        own = None if taken_out else PERSONAL.resolve(parts["personal"], (*place, "personal"))
+        method = replace(method, personal=own)
     if "local" in parts:
         if not isinstance(parts["local"], list):
             raise EntryError("P102", f"got {parts['local']!r}; expected a list of rules.", place=(*place, "local"))

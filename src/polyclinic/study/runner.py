@@ -332,13 +332,16 @@ class _Runner:
     def _engines(self, plan: EnginePlan) -> tuple[Engine, LocalEngine]:
         """The engine that trains, and the same sites in this process."""
         sites = self.folder.site_folder()
-        local = LocalEngine(self.opened.sites, device=plan.device, folder=sites, stacked=plan.mode == "stacked")
+        attacked = self.attack is not None
+        local = LocalEngine(
+            self.opened.sites, device=plan.device, folder=sites, stacked=plan.mode == "stacked", corruptible=attacked
+        )
         engine: Engine = local
         if plan.mode == "processes":
             folders = {name: site.folder for name, site in local.members.items()}
             engine = ProcessEngine(
                 self.opened.sites, workers=plan.workers, threads=plan.worker_threads, device=plan.device,
-                folders=folders,
+                folders=folders, corruptible=attacked,
             )  # fmt: skip
         self.engines = [engine]
         return engine, local
