@@ -248,7 +248,7 @@ class Maker:
 class Page(HTMLParser):
     """What a browser would make of the page: elements that are not closed, links, what is loaded, what has no words."""
 
-    VOID = ("meta", "br", "img")
+    VOID = ("meta", "br", "wbr", "img")
 
     def __init__(self, text):
         super().__init__(convert_charrefs=True)

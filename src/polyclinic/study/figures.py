@@ -126,7 +126,13 @@ def _drawn(figure: Figure, title: str, kind: str, words: str) -> Panel:
 
 
 def forest(
-    site: str, rows: Sequence[tuple[str, Estimate, bool]], *, axis: str, limits: tuple[float, float], line: float
+    site: str,
+    rows: Sequence[tuple[str, Estimate, bool]],
+    *,
+    axis: str,
+    limits: tuple[float, float],
+    line: float,
+    name: str = "forest",
 ) -> Panel:
     """One metric at one site: a row a method, the mean as a mark and the interval as a bar.
 
@@ -136,6 +142,7 @@ def forest(
         axis: what the horizontal axis shows.
         limits: ends of the horizontal axis, the same for all sites.
         line: a value to draw as a dashed line through all rows (NaN: none).
+        name: what sets this panel apart from others of the same site.
     """
     left = 0.16 + 0.075 * max(len(shorten(label)) for label, _, _ in rows)
     with _panel(3.9, 0.62 + 0.2 * len(rows), left, 0.46) as (figure, axes):
@@ -158,7 +165,7 @@ def forest(
         axes.grid(axis="x")
         axes.set_axisbelow(True)
         words = f"{axis}: " + "; ".join(f"{label} {_words(estimate)}" for label, estimate, _ in rows) + "."
-        return _drawn(figure, site, "forest", words)
+        return _drawn(figure, site, name, words)
 
 
 def _words(estimate: Estimate) -> str:
@@ -374,7 +381,7 @@ def site_shares(before: Numbers, after: Numbers, chance: float) -> Panel:
         axes.set_ylabel("Explained by site")
         axes.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True, steps=[1, 2, 5, 10]))
         axes.yaxis.set_major_locator(MaxNLocator(nbins=5))
-        axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0 if top > 0.08 else 1))
+        axes.yaxis.set_major_formatter(PercentFormatter(1.0, 0 if top > 0.08 else 1, "\u00a0%"))
         axes.grid(axis="y")
         axes.legend(loc="upper right", frameon=False, fontsize=FONT_SIZE - 1)
         words = (
