@@ -647,7 +647,7 @@ def test_empty_masks_and_predictions_are_drawn(tmp_path):
 
 def test_numbers_as_words():
     assert [seconds_text(x) for x in (0.0123, 5.25, 42.4, 300, 9000, np.nan)] == [
-        "0.012 s", "5.2 s", "42 s", "5 min", "2.5 h", "–",
+        "12 ms", "5.2 s", "42 s", "5 min", "2.5 h", "–",
     ]  # fmt: skip
     assert [bytes_text(x) for x in (0, 999, 1500, 123_456, 5e6, 2e9, np.nan)] == [
         "0 bytes", "999 bytes", "1.5 kB", "123 kB", "5 MB", "2 GB", "–",

@@ -308,17 +308,21 @@ def convergence(
     """Curves over rounds: a panel a method, the mean over folds and seeds with ± 1 deviation as a band.
 
     Args:
-        rounds: columns ``method``, ``seed``, ``fold``, ``round`` and one per curve, a row a run and round.
+        rounds: columns ``method``, ``seed``, ``fold``, ``round`` (from 0; drawn from 1) and one per curve, a row a run
+            and round.
         methods: which methods, in order.
         curves: column and label of each curve: the first is drawn solid, the second dashed.
         axis: what the vertical axis shows, for the alternative text.
         name: what sets these panels apart from others of the same methods.
     """
     columns = [column for column, _ in curves]
+    rounds = rounds.assign(round=rounds["round"] + 1)
     grouped = rounds.groupby(["method", "round"], sort=True)[columns]
     means, deviations = grouped.mean(), grouped.std(ddof=0)
     shown = means.to_numpy()[np.isfinite(means.to_numpy())]
-    low, high = float(shown.min()), float(shown.max())
+    # One method that runs away would press all others flat: its panel says how far it goes.
+    tops = means.groupby("method").max().max(axis=1)
+    low, high = float(shown.min()), float(min(shown.max(), np.inf if shown.min() < 0 else 3 * tops.median()))
     margin = 0.06 * (high - low) or 0.1
     panels = []
     for method in methods:
@@ -341,6 +345,9 @@ def convergence(
             if not words:
                 continue
             axes.set(ylim=(low - margin, high + margin), xlabel="Round")
+            if tops[method] > high:
+                axes.text(0.5, 1.0, f"up to {tops[method]:.3g} ↑", transform=axes.transAxes, va="top", ha="center")
+                words.append(f"cut off, its highest value is {tops[method]:.3g}")
             axes.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True, steps=[1, 2, 5, 10]))
             axes.grid()
             if len(curves) > 1:

@@ -367,6 +367,16 @@ def _card(folder: Folder) -> Card:
     )
 
 
+def _warnings(folder: Folder) -> list[str]:
+    """The warnings; what is said of several methods in the same words is said once."""
+    said: dict[str, list[str]] = {}
+    for sentence in folder.warnings:
+        method, colon, rest = sentence.partition(": ")
+        is_method = bool(colon) and method in folder.methods
+        said.setdefault(rest if is_method else sentence, []).extend([method] if is_method else [])
+    return [f"{', '.join(dict.fromkeys(of))}: {words}" if of else words for words, of in said.items()]
+
+
 def _provenance(folder: Folder) -> dict[str, Any]:
     rows = report_tables.nested_rows(folder.provenance)
     return {"rows": rows, "study": folder.study_text} if rows or folder.study_text else {}
@@ -391,7 +401,7 @@ CONTENT: dict[str, Callable[[Folder], Any]] = {
     "convergence": _convergence,
     "costs": report_tables.costs,
     "exchanged": exchanged,
-    "warnings": lambda folder: folder.warnings,
+    "warnings": _warnings,
     "card": _card,
     "provenance": _provenance,
 }

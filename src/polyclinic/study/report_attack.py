@@ -170,7 +170,7 @@ def _opened(backdoor: pd.DataFrame, method: str, corrupt: list[str]) -> str:
 
 
 def _answer(folder: Folder, before: pd.DataFrame, after: pd.DataFrame, losses: dict[str, Estimate]) -> Markup:
-    """Which federated method lost least, and which most."""
+    """Which federated method lost least, which most, and which was the best with corrupt sites."""
     metric = folder.primary
     federated = [one for one in losses if not is_reference(folder, one) and np.isfinite(losses[one].mean)]
     if not federated:
@@ -187,6 +187,9 @@ def _answer(folder: Folder, before: pd.DataFrame, after: pd.DataFrame, losses: d
     most, least = max(federated, key=lambda one: losses[one].mean), min(federated, key=lambda one: losses[one].mean)
     if len(federated) == 1:
         return Markup("{} at the honest sites: {}.").format(metric.title, told(most))
-    return Markup("{} at the honest sites: most was lost by {}, least by {}.").format(
-        metric.title, told(most), told(least)
-    )
+    sign = 1 if metric.higher_is_better else -1
+    best = max(federated, key=lambda one: sign * float(after[one].mean()))
+    return Markup(
+        "{} at the honest sites: most was lost by {}, least by {}. With corrupt sites the best was "
+        "<strong>{}</strong> with {}."
+    ).format(metric.title, told(most), told(least), best, metric.text(after[best].mean()))

@@ -244,6 +244,8 @@ def seconds_text(seconds: float) -> str:
     """A duration in the unit a person would choose."""
     if not np.isfinite(seconds):
         return "–"
+    if seconds < 0.1:
+        return f"{1000 * seconds:.2g} ms"
     if seconds < 120:
         return f"{seconds:.2g} s" if seconds < 10 else f"{seconds:.0f} s"
     minutes = seconds / 60
