@@ -722,9 +722,6 @@ def test_the_report_tells_what_was_lost_at_the_honest_sites(finished: Any) -> No
     assert (rows["single"].lost, rows["single"].named, rows["single"].verdict) == ("0.000", None, "–")
     page = (finished.folder / "report.html").read_text(encoding="utf-8")
     assert 'id="attack"' in page
-    best = max((name for name in rows if name not in ("single", "mix")), key=lambda name: values[f"{name} (attacked)"])
-    said = f"With corrupt sites the best was {best} with {rows[best].attacked}."
-    assert section.answer.striptags().endswith(said)
     assert "<strong>Celle</strong>" in page
     assert "turned into its opposite" in page
     assert "(attacked)" not in page.split("study.yaml with every default")[0].split('id="card"')[0]

@@ -2,14 +2,18 @@
 
 import json
 import re
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
+import pytest
 import yaml
 
+from polyclinic.cli import _print_results
 from polyclinic.study import figures
 from polyclinic.study.report import CONTENT, render
 from polyclinic.study.report_answer import answer
+from polyclinic.study.report_attack import attacked
 from polyclinic.study.report_folder import Folder
 from polyclinic.study.report_methods import featured, is_reference, method_lines
 
@@ -132,3 +136,27 @@ def test_a_method_that_runs_away_does_not_flatten_the_others():
     assert c.words == "Loss: training went from 1.00 to 9.00; cut off, its highest value is 9."
     assert "up to 9 ↑" in c.picture
     assert "up to" not in a.picture
+
+
+def test_the_best_with_corrupt_sites_is_named_too(tmp_path):
+    """Krum loses least, as it had least to lose; the median is better with corrupt sites."""
+    scores = {"fedavg": 0.9, "median": 0.85, "krum": 0.7}
+    scores |= {"fedavg (attacked)": 0.4, "median (attacked)": 0.8, "krum (attacked)": 0.69}
+    folder = folder_of(tmp_path, scores)
+    sites = pd.DataFrame({"site": ["A", "B"], "found": 9, "used": 9, "rejected": 0, "corrupt": [False, True]})
+    sites.to_csv(tmp_path / "sites.csv", index=False)
+    said = attacked(Folder(folder.path)).answer.striptags()
+    assert "most was lost by fedavg (from 0.900 to 0.400" in said
+    assert "least by krum (from 0.700 to 0.690" in said
+    assert said.endswith("With corrupt sites the best was median with 0.800.")
+
+
+@pytest.mark.parametrize(("scored", "words"), [("TF", "1 site has too few cases"), ("FF", "2 sites have too few")])
+def test_one_site_and_several_are_spoken_of_as_such(tmp_path, capsys, scored, words):
+    folder = folder_of(tmp_path, {"fedavg": 0.8})
+    sites = pd.DataFrame({"site": ["A", "B"], "scored": [letter == "T" for letter in scored]})
+    results = SimpleNamespace(summary=folder.summary, sites=sites, warnings=["odd"] * 6, folder=tmp_path)
+    _print_results(results, ["auc"])
+    printed = " ".join("".join(capsys.readouterr()).split())
+    assert words in printed
+    assert "1 more note is in the report." in printed
