@@ -37,7 +37,7 @@ def test_options_are_told_once(tmp_path):
     """The label tells ``corrupt`` and the name tells the server rule; another server rule is told."""
     common = {"share": "all", "personal": None, "local": [], "topology": "star"}
     krum = {"label": "krum(corrupt=3)", "corrupt": 3, "server": [{"krum": {"corrupt": 3}}], **common}
-    mine = {"label": "ours", "corrupt": 3, "server": [{"krum": {"corrupt": 3}}], **common}
+    mine = {"label": "ours", "corrupt": 3, "server": {"krum": {"corrupt": 3}}, **common}
     other = {"label": "fedprox(mu=0.1, server=median)", "mu": 0.1, "server": [{"median": {}}], **common}
     norm = {"label": "fedbn", "server": [{"mean": {}}], **common, "share": "no_norm"}
     cyclic = {"label": "cyclic", "server": [{"mean": {}}], **common, "topology": "cyclic"}

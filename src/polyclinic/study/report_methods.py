@@ -66,7 +66,7 @@ def is_reference(folder: Folder, label: str) -> bool:
 
 def featured(folder: Folder) -> list[str]:
     """The methods whose panels are shown at first: all if they are few, else the compared and the best of the rest."""
-    if len(folder.methods) <= SHOWN:
+    if len(folder.methods) <= SHOWN + 1:  # to fold a single one would save nothing
         return folder.methods
 
     def merit(label: str) -> float:
@@ -83,11 +83,12 @@ def _untold(label: str, name: str, options: dict[str, Any]) -> dict[str, Any]:
     """Options without the parts that the method has anyway, and without those that its label spells out."""
     usual = _parts(name, options)
     told = set(re.split(r"[(),] *", label))
-    return {
-        key: value
-        for key, value in options.items()
-        if value not in (None, []) and f"{key}={value}" not in told and (key not in usual or value != usual[key])
-    }
+
+    def is_told(key: str, value: Any) -> bool:
+        has_it_anyway = key in usual and usual[key] in (value, [value])
+        return value in (None, []) or has_it_anyway or f"{key}={value}" in told
+
+    return {key: value for key, value in options.items() if not is_told(key, value)}
 
 
 def _parts(name: str, options: dict[str, Any]) -> dict[str, Any]:
