@@ -581,8 +581,10 @@ def test_costs_are_those_of_one_fold_and_seed(tmp_path):
         for step in (1, 2)
         for site, seconds in (("A", 1.0), ("B", 3.0))
     ]
+    rows.append(("mix", 0, 0, 1, "pool", 5.0, 800, 800, 20, 0.5))
     pd.DataFrame(rows, columns=ROUNDS).to_csv(folder / "rounds.csv", index=False)
-    (cost,) = costs(Folder(folder))
+    cost, pooled = costs(Folder(folder))
+    assert (pooled.seconds, pooled.up, pooled.down) == ("5 s", "–", "–")  # nothing is sent to anybody
     assert (cost.rounds, cost.seconds, cost.seconds_per_round, cost.slowest) == ("2", "8 s", "4 s", "3 s")
     assert (cost.up, cost.down) == ("2 MB", "1 MB")
 

@@ -319,10 +319,10 @@ def convergence(
     rounds = rounds.assign(round=rounds["round"] + 1)
     grouped = rounds.groupby(["method", "round"], sort=True)[columns]
     means, deviations = grouped.mean(), grouped.std(ddof=0)
-    shown = means.to_numpy()[np.isfinite(means.to_numpy())]
     # One method that runs away would press all others flat: its panel says how far it goes.
     tops = means.groupby("method").max().max(axis=1)
-    low, high = float(shown.min()), float(min(shown.max(), np.inf if shown.min() < 0 else 3 * tops.median()))
+    limit = 3 * tops.median() if means.min().min() >= 0 else np.inf
+    low, high = float((means - deviations).min().min()), float(min((means + deviations).max().max(), limit))
     margin = 0.06 * (high - low) or 0.1
     panels = []
     for method in methods:

@@ -210,7 +210,7 @@ def _site_results(folder: Folder) -> SiteResults | None:
         return None
     ends = np.array([[one.mean, one.low, one.high] for site in scored for _, one in table[site]])
     low, high = float(np.nanmin(ends)), float(np.nanmax(ends))
-    margin = 0.03 * (high - low) or 0.05
+    margin = 0.05 * (high - low) or 0.05
     limits = (low - margin, high + margin)
 
     def panels(unseen: bool) -> list[Panel]:

@@ -188,8 +188,9 @@ def _answer(folder: Folder, before: pd.DataFrame, after: pd.DataFrame, losses: d
     if len(federated) == 1:
         return Markup("{} at the honest sites: {}.").format(metric.title, told(most))
     sign = 1 if metric.higher_is_better else -1
-    best = max(federated, key=lambda one: sign * float(after[one].mean()))
+    reached = {one: float(after[one].mean()) for one in federated}
+    best = max(federated, key=lambda one: sign * reached[one])
     return Markup(
         "{} at the honest sites: most was lost by {}, least by {}. With corrupt sites the best was "
         "<strong>{}</strong> with {}."
-    ).format(metric.title, told(most), told(least), best, metric.text(after[best].mean()))
+    ).format(metric.title, told(most), told(least), best, metric.text(reached[best]))

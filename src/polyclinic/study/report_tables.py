@@ -220,7 +220,8 @@ def costs(folder: Folder) -> list[Cost]:
         mine = table[table["method"] == method]
         runs = mine.groupby(["seed", "fold"])
         rounds = mine.groupby(["seed", "fold", "round"])["seconds"]
-        sites = mine.groupby(["seed", "fold", "site"])
+        # The pool of all data sends no model to anybody.
+        sites = mine[mine["site"] != "pool"].groupby(["seed", "fold", "site"])
         rows.append(
             Cost(
                 method=method,
