@@ -244,7 +244,10 @@ def _print_results(results: Results, metrics: list[str]) -> None:
 
     summary, sites = results.summary, results.sites
     scored = int((sites["scored"].astype(str) == "True").sum())
-    for over, title in (("sites", f"Mean over the {scored} sites that can be scored"), ("all", "All cases together")):
+    for over, title in (
+        ("sites", f"Mean over the {scored} site{'' if scored == 1 else 's'} that can be scored"),
+        ("all", "All cases together"),
+    ):
         rows = summary[summary["over"] == over]
         table = Table(title=title, title_justify="left", header_style="bold", box=SIMPLE, pad_edge=False)
         table.add_column("method", no_wrap=True)
@@ -258,8 +261,11 @@ def _print_results(results: Results, metrics: list[str]) -> None:
             table.add_row(method, *cells)
         output.print(table)
     _print_warnings(results.warnings)
-    if scored < len(sites):
-        console.print(f"{len(sites) - scored} sites have too few cases to be scored by themselves: see the report.")
+    few = len(sites) - scored
+    if few == 1:
+        console.print("1 site has too few cases to be scored by itself: see the report.")
+    elif few:
+        console.print(f"{few} sites have too few cases to be scored by themselves: see the report.")
     print(f"Report: {(results.folder / 'report.html').resolve()}")
 
 
@@ -268,7 +274,8 @@ def _print_warnings(warnings: list[str], *, every: bool = False) -> None:
     for warning in shown:
         console.print(f"[yellow]Note:[/yellow] {_escape(warning)}")
     if len(shown) < len(warnings):
-        console.print(f"{len(warnings) - len(shown)} more notes are in the report.")
+        more = len(warnings) - len(shown)
+        console.print(f"{more} more {'note is' if more == 1 else 'notes are'} in the report.")
 
 
 def _sites_table(sites: pd.DataFrame) -> object:

@@ -248,7 +248,7 @@ class Maker:
 class Page(HTMLParser):
     """What a browser would make of the page: elements that are not closed, links, what is loaded, what has no words."""
 
-    VOID = ("meta", "br", "img")
+    VOID = ("meta", "br", "wbr", "img")
 
     def __init__(self, text):
         super().__init__(convert_charrefs=True)
@@ -581,8 +581,10 @@ def test_costs_are_those_of_one_fold_and_seed(tmp_path):
         for step in (1, 2)
         for site, seconds in (("A", 1.0), ("B", 3.0))
     ]
+    rows.append(("mix", 0, 0, 1, "pool", 5.0, 800, 800, 20, 0.5))
     pd.DataFrame(rows, columns=ROUNDS).to_csv(folder / "rounds.csv", index=False)
-    (cost,) = costs(Folder(folder))
+    cost, pooled = costs(Folder(folder))
+    assert (pooled.seconds, pooled.up, pooled.down) == ("5 s", "–", "–")  # nothing is sent to anybody
     assert (cost.rounds, cost.seconds, cost.seconds_per_round, cost.slowest) == ("2", "8 s", "4 s", "3 s")
     assert (cost.up, cost.down) == ("2 MB", "1 MB")
 
@@ -647,7 +649,7 @@ def test_empty_masks_and_predictions_are_drawn(tmp_path):
 
 def test_numbers_as_words():
     assert [seconds_text(x) for x in (0.0123, 5.25, 42.4, 300, 9000, np.nan)] == [
-        "0.012 s", "5.2 s", "42 s", "5 min", "2.5 h", "–",
+        "12 ms", "5.2 s", "42 s", "5 min", "2.5 h", "–",
     ]  # fmt: skip
     assert [bytes_text(x) for x in (0, 999, 1500, 123_456, 5e6, 2e9, np.nan)] == [
         "0 bytes", "999 bytes", "1.5 kB", "123 kB", "5 MB", "2 GB", "–",

@@ -88,7 +88,7 @@ class RichDisplay(Display):
         self.console.print(
             f"Data: {len(sites)} sites, {total['found']} cases found, {total['used']} used, "
             f"{total['rejected']} rejected"
-            + (f"; {len(warnings)} notes" if warnings else "") + "."
+            + (f"; {len(warnings)} note{'' if len(warnings) == 1 else 's'}" if warnings else "") + "."
         )  # fmt: skip
 
     def planned(self, plan: EnginePlan, jobs: int) -> None:

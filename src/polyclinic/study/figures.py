@@ -126,7 +126,13 @@ def _drawn(figure: Figure, title: str, kind: str, words: str) -> Panel:
 
 
 def forest(
-    site: str, rows: Sequence[tuple[str, Estimate, bool]], *, axis: str, limits: tuple[float, float], line: float
+    site: str,
+    rows: Sequence[tuple[str, Estimate, bool]],
+    *,
+    axis: str,
+    limits: tuple[float, float],
+    line: float,
+    name: str = "forest",
 ) -> Panel:
     """One metric at one site: a row a method, the mean as a mark and the interval as a bar.
 
@@ -136,6 +142,7 @@ def forest(
         axis: what the horizontal axis shows.
         limits: ends of the horizontal axis, the same for all sites.
         line: a value to draw as a dashed line through all rows (NaN: none).
+        name: what sets this panel apart from others of the same site.
     """
     left = 0.16 + 0.075 * max(len(shorten(label)) for label, _, _ in rows)
     with _panel(3.9, 0.62 + 0.2 * len(rows), left, 0.46) as (figure, axes):
@@ -158,7 +165,7 @@ def forest(
         axes.grid(axis="x")
         axes.set_axisbelow(True)
         words = f"{axis}: " + "; ".join(f"{label} {_words(estimate)}" for label, estimate, _ in rows) + "."
-        return _drawn(figure, site, "forest", words)
+        return _drawn(figure, site, name, words)
 
 
 def _words(estimate: Estimate) -> str:
@@ -301,17 +308,21 @@ def convergence(
     """Curves over rounds: a panel a method, the mean over folds and seeds with ± 1 deviation as a band.
 
     Args:
-        rounds: columns ``method``, ``seed``, ``fold``, ``round`` and one per curve, a row a run and round.
+        rounds: columns ``method``, ``seed``, ``fold``, ``round`` (from 0; drawn from 1) and one per curve, a row a run
+            and round.
         methods: which methods, in order.
         curves: column and label of each curve: the first is drawn solid, the second dashed.
         axis: what the vertical axis shows, for the alternative text.
         name: what sets these panels apart from others of the same methods.
     """
     columns = [column for column, _ in curves]
+    rounds = rounds.assign(round=rounds["round"] + 1)
     grouped = rounds.groupby(["method", "round"], sort=True)[columns]
     means, deviations = grouped.mean(), grouped.std(ddof=0)
-    shown = means.to_numpy()[np.isfinite(means.to_numpy())]
-    low, high = float(shown.min()), float(shown.max())
+    # One method that runs away would press all others flat: its panel says how far it goes.
+    tops = means.groupby("method").max().max(axis=1)
+    limit = 3 * tops.median() if means.min().min() >= 0 else np.inf
+    low, high = float((means - deviations).min().min()), float(min((means + deviations).max().max(), limit))
     margin = 0.06 * (high - low) or 0.1
     panels = []
     for method in methods:
@@ -334,6 +345,9 @@ def convergence(
             if not words:
                 continue
             axes.set(ylim=(low - margin, high + margin), xlabel="Round")
+            if tops[method] > high:
+                axes.text(0.5, 1.0, f"up to {tops[method]:.3g} ↑", transform=axes.transAxes, va="top", ha="center")
+                words.append(f"cut off, its highest value is {tops[method]:.3g}")
             axes.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True, steps=[1, 2, 5, 10]))
             axes.grid()
             if len(curves) > 1:
@@ -374,7 +388,7 @@ def site_shares(before: Numbers, after: Numbers, chance: float) -> Panel:
         axes.set_ylabel("Explained by site")
         axes.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True, steps=[1, 2, 5, 10]))
         axes.yaxis.set_major_locator(MaxNLocator(nbins=5))
-        axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0 if top > 0.08 else 1))
+        axes.yaxis.set_major_formatter(PercentFormatter(1.0, 0 if top > 0.08 else 1, "\u00a0%"))
         axes.grid(axis="y")
         axes.legend(loc="upper right", frameon=False, fontsize=FONT_SIZE - 1)
         words = (

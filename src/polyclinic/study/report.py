@@ -16,20 +16,20 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from polyclinic.files import write_atomic
-from polyclinic.methods import ABOUT
 from polyclinic.study import figures, report_tables
 from polyclinic.study.figures import Panel
 from polyclinic.study.jobs import UNSEEN
 from polyclinic.study.report_answer import ALPHA, answer, headline
 from polyclinic.study.report_attack import attacked
 from polyclinic.study.report_exchange import exchanged
-from polyclinic.study.report_folder import Folder, Overlay
+from polyclinic.study.report_folder import Folder, Measure, Overlay
 from polyclinic.study.report_harmonisation import harmonised
+from polyclinic.study.report_methods import SHOWN, featured, is_reference, method_lines
 from polyclinic.study.report_search import searched
 
 TEMPLATES = Path(__file__).parent / "templates"
-#: Options of a method that are not worth a word.
-PLAIN: dict[str, Any] = {"share": "all", "server": [{"mean": {}}], "local": [], "topology": "star", "personal": None}
+#: Methods whose differences are marked, in words.
+COMPARED_WITH = {"single": "single (each site alone)", "fedavg": "fedavg"}
 #: Sections in the order of the page; one without anything to show is left out.
 SECTIONS = {
     "answer": "The answer in short",
@@ -93,9 +93,20 @@ def render(folder: Folder) -> str:
         sections=sections,
         alpha=ALPHA,
         colours=_colours(folder),
+        featured=featured(folder),
+        most=SHOWN,
+        runs=len(folder.results[["seed", "fold"]].drop_duplicates()),
+        heads=[_head(one) for one in folder.metrics],
+        baselines=[(name[0].upper(), words) for name, words in COMPARED_WITH.items() if name in folder.methods],
         volumes=any(one.planes for one in folder.overlays()),
         **content,
     )
+
+
+def _head(metric: Measure) -> Markup:
+    """A metric as the head of a column."""
+    lower = "" if metric.higher_is_better else Markup('<br><span class="soft">lower is better</span>')
+    return Markup("{}{}").format(metric.label, lower)
 
 
 # --- what each section shows ------------------------------------------------------------------------------------------
@@ -135,7 +146,7 @@ def _split(folder: Folder) -> str:
     if evaluation.get("split"):
         how = f"split fixed by the column {evaluation['split']}"
     elif evaluation.get("holdout"):
-        how = f"{evaluation['holdout']:.0%} of each site's patients held out for the test"
+        how = f"{100 * evaluation['holdout']:.0f}\u00a0% of each site's patients held out for the test"
     else:
         how = f"{evaluation.get('folds') or '?'}-fold cross-validation, all cases of a patient in one fold"
     unseen = "; also at sites left out of training" if any(name.endswith(UNSEEN) for name in folder.methods) else ""
@@ -153,51 +164,6 @@ def _kept_round(folder: Folder) -> str:
 def _threshold(evaluation: dict[str, Any]) -> object:
     threshold = evaluation.get("threshold")
     return "chosen on validation data" if threshold == "validation" else threshold
-
-
-@dataclass(frozen=True)
-class MethodLine:
-    """What is said of one method: its options are those that differ from the plain method."""
-
-    label: str
-    summary: str
-    citation: str
-    options: str
-
-
-def _entries(folder: Folder) -> dict[str, tuple[str, dict[str, Any]]]:
-    """Label -> name in the catalogue and options of each method of the study file."""
-    entries = {}
-    for entry in folder.study.get("methods") or []:
-        name, options = next(iter(entry.items())) if isinstance(entry, dict) and entry else (str(entry), None)
-        options = dict(options) if isinstance(options, dict) else {}
-        entries[str(options.pop("label", name))] = (str(name), options)
-    return entries
-
-
-def _methods(folder: Folder) -> list[MethodLine]:
-    entries = _entries(folder)
-    lines = []
-    for label in folder.methods:
-        if not label.endswith(UNSEEN):
-            name, options = entries.get(label, (label, {}))
-            about = ABOUT.get(name)
-            changed = {key: value for key, value in options.items() if value != PLAIN.get(key)}
-            lines.append(
-                MethodLine(
-                    label=label,
-                    summary=about.summary if about else "",
-                    citation=about.citation if about else "",
-                    options=report_tables.plain(changed) if changed else "",
-                )
-            )
-    return lines
-
-
-def _is_reference(folder: Folder, label: str) -> bool:
-    """Whether a method is there to be compared with (single, ensemble, mix), not a federation."""
-    about = ABOUT.get(_entries(folder).get(label, (label, {}))[0])
-    return about is not None and about.place == ABOUT["single"].place
 
 
 def _results(folder: Folder) -> list[tuple[str, str, Any]]:
@@ -225,9 +191,15 @@ class SiteResults:
     """Panels of the sites, the numbers behind them, and the sites that can't be scored."""
 
     panels: list[Panel]
+    unseen: list[Panel]
+    """The same sites, when they took no part in training."""
     methods: list[str]
     rows: list[tuple[str, list[str]]]
     left_out: list[str]
+    references: bool
+    """Whether a method is a reference."""
+    alone: bool
+    """Whether the sites were trained alone."""
 
 
 def _site_results(folder: Folder) -> SiteResults | None:
@@ -238,16 +210,30 @@ def _site_results(folder: Folder) -> SiteResults | None:
         return None
     ends = np.array([[one.mean, one.low, one.high] for site in scored for _, one in table[site]])
     low, high = float(np.nanmin(ends)), float(np.nanmax(ends))
-    margin = 0.03 * (high - low) or 0.05
-    references = {method for method in methods if _is_reference(folder, method)}
-    panels = []
-    for site in scored:
-        rows = [(method, one, method in references) for method, one in table[site]]
-        line = next((one.mean for method, one in table[site] if method == "single"), np.nan)
-        limits = (low - margin, high + margin)
-        panels.append(figures.forest(site, rows, axis=folder.primary.label, limits=limits, line=line))
-    cells = [(site, [_interval(folder, one) for _, one in table[site]]) for site in scored]
-    return SiteResults(panels, methods, cells, [site for site in folder.sites if site not in scored])
+    margin = 0.05 * (high - low) or 0.05
+    limits = (low - margin, high + margin)
+
+    def panels(unseen: bool) -> list[Panel]:
+        shown = []
+        for site in scored:
+            known = [(method, one) for method, one in table[site] if method.endswith(UNSEEN) == unseen]
+            rows = [(method.removesuffix(UNSEEN), one, is_reference(folder, method)) for method, one in known]
+            line = folder.estimate("single", site).mean
+            name = "unseen" if unseen else "forest"
+            if rows:
+                label = folder.primary.label
+                shown.append(figures.forest(site, rows, axis=label, limits=limits, line=line, name=name))
+        return shown
+
+    return SiteResults(
+        panels=panels(False),
+        unseen=panels(True),
+        methods=methods,
+        rows=[(site, [_interval(folder, one) for _, one in table[site]]) for site in scored],
+        left_out=[site for site in folder.sites if site not in scored],
+        references=any(is_reference(folder, method) for method in methods),
+        alone="single" in methods,
+    )
 
 
 def _interval(folder: Folder, one: figures.Estimate) -> str:
@@ -381,6 +367,16 @@ def _card(folder: Folder) -> Card:
     )
 
 
+def _warnings(folder: Folder) -> list[str]:
+    """The warnings; what is said of several methods in the same words is said once."""
+    said: dict[str, list[str]] = {}
+    for sentence in folder.warnings:
+        method, colon, rest = sentence.partition(": ")
+        is_method = bool(colon) and method in folder.methods
+        said.setdefault(rest if is_method else sentence, []).extend([method] if is_method else [])
+    return [f"{', '.join(dict.fromkeys(of))}: {words}" if of else words for words, of in said.items()]
+
+
 def _provenance(folder: Folder) -> dict[str, Any]:
     rows = report_tables.nested_rows(folder.provenance)
     return {"rows": rows, "study": folder.study_text} if rows or folder.study_text else {}
@@ -389,7 +385,7 @@ def _provenance(folder: Folder) -> dict[str, Any]:
 CONTENT: dict[str, Callable[[Folder], Any]] = {
     "answer": answer,
     "question": _question,
-    "methods": _methods,
+    "methods": method_lines,
     "sites": report_tables.site_rows,
     "harmonisation": harmonised,
     "results": _results,
@@ -405,7 +401,7 @@ CONTENT: dict[str, Callable[[Folder], Any]] = {
     "convergence": _convergence,
     "costs": report_tables.costs,
     "exchanged": exchanged,
-    "warnings": lambda folder: folder.warnings,
+    "warnings": _warnings,
     "card": _card,
     "provenance": _provenance,
 }

@@ -65,14 +65,21 @@ def answer(folder: Folder) -> list[Markup]:
         *_range(folder, best),
         *_site_by_site(folder, best, private),
     ]
-    unseen = find_best(folder, [method for method in folder.methods if method.endswith(UNSEEN)])
-    if unseen is not None:
-        sentences.append(
-            Markup("At sites that took no part in training, the best was <strong>{}</strong> with {}{}.").format(
-                unseen.method.removesuffix(UNSEEN), *_value(metric, unseen.row)
-            )
-        )
-    return sentences
+    return [*sentences, *_unseen(folder)]
+
+
+def _unseen(folder: Folder) -> Iterator[Markup]:
+    """The best method at sites that took no part in training, and what pooling the data gave there."""
+    methods = [method for method in folder.methods if method.endswith(UNSEEN)]
+    pooled = f"mix{UNSEEN}"
+    best = find_best(folder, [method for method in methods if method != pooled]) or find_best(folder, methods)
+    if best is None:
+        return
+    mix = folder.line(pooled, folder.primary.name, best.over) if best.method != pooled else None
+    against = f"; mix reached {folder.primary.text(mix['mean'])} there" if mix is not None else ""
+    yield Markup("At sites that took no part in training, the best was <strong>{}</strong> with {}{}{}.").format(
+        best.method.removesuffix(UNSEEN), *_value(folder.primary, best.row), against
+    )
 
 
 def _value(metric: Measure, row: Line) -> tuple[str, str]:

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import pandas as pd
 from markupsafe import Markup
 
 from polyclinic.audit.poisoning import ATTACKS
-from polyclinic.methods import ABOUT
 from polyclinic.study import report_tables
 from polyclinic.study.figures import Estimate
 from polyclinic.study.report_answer import signed
 from polyclinic.study.report_folder import Folder, estimate
+from polyclinic.study.report_methods import entry, is_reference
 
 RUN = ["seed", "fold"]
 
@@ -77,8 +76,8 @@ def attacked(folder: Folder) -> Attacked | None:
     is_corrupt = folder.site_table["corrupt"].str.lower() == "true"
     corrupt = list(folder.site_table["site"][is_corrupt])
     honest = [site for site in folder.scored if site not in corrupt]
-    entry = folder.study.get("attack") or {}
-    name = next((key for key in entry if key != "sites"), "")
+    attack = folder.study.get("attack") or {}
+    name = next((key for key in attack if key != "sites"), "")
     before = _scores(folder, folder.results, honest)
     after = _scores(folder, folder.attacked.results, honest)
     methods = [method for method in folder.methods if method in after.columns]
@@ -89,7 +88,7 @@ def attacked(folder: Folder) -> Attacked | None:
         corrupt=corrupt,
         honest=honest,
         words=ATTACKS[name].words if name in ATTACKS else "they were corrupted",
-        options=report_tables.plain(entry.get(name) or {}),
+        options=report_tables.plain(attack.get(name) or {}),
         answer=_answer(folder, before, after, losses),
         rows=rows,
         backdoor=not folder.backdoor.empty,
@@ -150,8 +149,8 @@ def named_sites(folder: Folder, rounds: pd.DataFrame, method: str) -> list[str] 
     names anybody.
     """
     rows = rounds[rounds["method"] == method]
-    options = _entry(folder, method)[1]
-    if rows.empty or "share" not in rows or _is_reference(folder, method):
+    options = entry(folder, method)[1]
+    if rows.empty or "share" not in rows or is_reference(folder, method):
         return None
     training = {**(folder.study.get("training") or {}), **(options.get("training") or {})}
     weight = rows["examples"] if training.get("weights", "cases") == "cases" else rows["examples"] * 0 + 1
@@ -163,16 +162,6 @@ def named_sites(folder: Folder, rounds: pd.DataFrame, method: str) -> list[str] 
     return [site for site in folder.sites if site in low.index and low[site]]
 
 
-def _entry(folder: Folder, label: str) -> tuple[str, dict[str, Any]]:
-    """Name in the catalogue and options of a method of the study file."""
-    for entry in folder.study.get("methods") or []:
-        name, options = next(iter(entry.items())) if isinstance(entry, dict) and entry else (str(entry), None)
-        options = options if isinstance(options, dict) else {}
-        if options.get("label", name) == label:
-            return str(name), options
-    return label, {}
-
-
 def _opened(backdoor: pd.DataFrame, method: str, corrupt: list[str]) -> str:
     """How many of the marked test cases of honest sites were predicted as the target, in percent."""
     rows = backdoor[(backdoor["method"] == method) & ~backdoor["tested_on"].isin(corrupt)]
@@ -181,9 +170,9 @@ def _opened(backdoor: pd.DataFrame, method: str, corrupt: list[str]) -> str:
 
 
 def _answer(folder: Folder, before: pd.DataFrame, after: pd.DataFrame, losses: dict[str, Estimate]) -> Markup:
-    """Which federated method lost least, and which most."""
+    """Which federated method lost least, which most, and which was the best with corrupt sites."""
     metric = folder.primary
-    federated = [one for one in losses if not _is_reference(folder, one) and np.isfinite(losses[one].mean)]
+    federated = [one for one in losses if not is_reference(folder, one) and np.isfinite(losses[one].mean)]
     if not federated:
         return Markup("")
 
@@ -198,12 +187,10 @@ def _answer(folder: Folder, before: pd.DataFrame, after: pd.DataFrame, losses: d
     most, least = max(federated, key=lambda one: losses[one].mean), min(federated, key=lambda one: losses[one].mean)
     if len(federated) == 1:
         return Markup("{} at the honest sites: {}.").format(metric.title, told(most))
-    return Markup("{} at the honest sites: most was lost by {}, least by {}.").format(
-        metric.title, told(most), told(least)
-    )
-
-
-def _is_reference(folder: Folder, method: str) -> bool:
-    """Whether a method has no server (single, ensemble, mix)."""
-    name = _entry(folder, method)[0]
-    return name in ABOUT and ABOUT[name].place == ABOUT["single"].place
+    sign = 1 if metric.higher_is_better else -1
+    reached = {one: float(after[one].mean()) for one in federated}
+    best = max(federated, key=lambda one: sign * reached[one])
+    return Markup(
+        "{} at the honest sites: most was lost by {}, least by {}. With corrupt sites the best was "
+        "<strong>{}</strong> with {}."
+    ).format(metric.title, told(most), told(least), best, metric.text(reached[best]))

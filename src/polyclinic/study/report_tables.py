@@ -220,7 +220,8 @@ def costs(folder: Folder) -> list[Cost]:
         mine = table[table["method"] == method]
         runs = mine.groupby(["seed", "fold"])
         rounds = mine.groupby(["seed", "fold", "round"])["seconds"]
-        sites = mine.groupby(["seed", "fold", "site"])
+        # The pool of all data sends no model to anybody.
+        sites = mine[mine["site"] != "pool"].groupby(["seed", "fold", "site"])
         rows.append(
             Cost(
                 method=method,
@@ -244,6 +245,8 @@ def seconds_text(seconds: float) -> str:
     """A duration in the unit a person would choose."""
     if not np.isfinite(seconds):
         return "–"
+    if seconds < 0.1:
+        return f"{1000 * seconds:.2g} ms"
     if seconds < 120:
         return f"{seconds:.2g} s" if seconds < 10 else f"{seconds:.0f} s"
     minutes = seconds / 60

@@ -1,0 +1,106 @@
+"""What the report says of the methods: what each is, which are references, and which are shown first."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from polyclinic.methods import ABOUT, METHODS
+from polyclinic.study.jobs import UNSEEN
+from polyclinic.study.report_folder import Folder
+from polyclinic.study.report_tables import plain
+
+#: Figures with a panel a method show so many at first; the others are folded.
+SHOWN = 6
+#: Methods to compare with, which are among those shown.
+COMPARED = ("single", "mix", "fedavg")
+
+
+@dataclass(frozen=True)
+class MethodLine:
+    """What is said of one method: its options are those that neither its name nor its label tells."""
+
+    label: str
+    summary: str
+    citation: str
+    options: str
+
+
+def method_lines(folder: Folder) -> list[MethodLine]:
+    """A line a method, without those tested at unseen sites."""
+    lines = []
+    for label in folder.methods:
+        if not label.endswith(UNSEEN):
+            name, options = entry(folder, label)
+            about = ABOUT.get(name)
+            untold = _untold(label, name, options)
+            lines.append(
+                MethodLine(
+                    label=label,
+                    summary=about.summary if about else "",
+                    citation=about.citation if about else "",
+                    options=plain(untold) if untold else "",
+                )
+            )
+    return lines
+
+
+def entry(folder: Folder, label: str) -> tuple[str, dict[str, Any]]:
+    """Name in the catalogue and options of a method of the study file."""
+    for one in folder.study.get("methods") or []:
+        name, options = next(iter(one.items())) if isinstance(one, dict) and one else (str(one), None)
+        options = dict(options) if isinstance(options, dict) else {}
+        if options.pop("label", name) == label:
+            return str(name), options
+    return label, {}
+
+
+def is_reference(folder: Folder, label: str) -> bool:
+    """Whether a method is there to be compared with (single, ensemble, mix), not a federation."""
+    about = ABOUT.get(entry(folder, label.removesuffix(UNSEEN))[0])
+    return about is not None and about.place == ABOUT["single"].place
+
+
+def featured(folder: Folder) -> list[str]:
+    """The methods whose panels are shown at first: all if they are few, else the compared and the best of the rest."""
+    if len(folder.methods) <= SHOWN + 1:  # to fold a single one would save nothing
+        return folder.methods
+
+    def merit(label: str) -> float:
+        lines = (folder.line(label, folder.primary.name, over) for over in ("all", "sites"))
+        sign = 1 if folder.primary.higher_is_better else -1
+        return next((sign * float(line["mean"]) for line in lines if line is not None), -np.inf)
+
+    known = [label for label in folder.methods if not label.endswith(UNSEEN)]
+    chosen = sorted(known, key=lambda label: (label not in COMPARED, -merit(label)))[:SHOWN]
+    return [label for label in known if label in chosen]
+
+
+def _untold(label: str, name: str, options: dict[str, Any]) -> dict[str, Any]:
+    """Options without the parts that the method has anyway, and without those that its label spells out."""
+    usual = _parts(name, options)
+    told = set(re.split(r"[(),] *", label))
+
+    def is_told(key: str, value: Any) -> bool:
+        has_it_anyway = key in usual and usual[key] in (value, [value])
+        return value in (None, []) or has_it_anyway or f"{key}={value}" in told
+
+    return {key: value for key, value in options.items() if not is_told(key, value)}
+
+
+def _parts(name: str, options: dict[str, Any]) -> dict[str, Any]:
+    """The parts of a method of the catalogue with these options, as the study file has them."""
+    general = ("share", "personal", "server", "local", "topology", "training")
+    try:
+        method = METHODS[name](**{key: value for key, value in options.items() if key not in general})
+    except (KeyError, TypeError):  # of another version
+        return {}
+    return {
+        "share": method.share,
+        "personal": None if method.personal is None else {method.personal[0]: dict(method.personal[1])},
+        "server": [{part: dict(own)} for part, own in method.server],
+        "topology": method.topology,
+    }

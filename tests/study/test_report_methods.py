@@ -1,0 +1,162 @@
+"""What the report says of many methods: their options, which are references, which are shown first."""
+
+import json
+import re
+from types import SimpleNamespace
+
+import numpy as np
+import pandas as pd
+import pytest
+import yaml
+
+from polyclinic.cli import _print_results
+from polyclinic.study import figures
+from polyclinic.study.report import CONTENT, render
+from polyclinic.study.report_answer import answer
+from polyclinic.study.report_attack import attacked
+from polyclinic.study.report_folder import Folder
+from polyclinic.study.report_methods import featured, is_reference, method_lines
+
+UNSEEN = " (unseen site)"
+
+
+def folder_of(tmp_path, scores, *, methods=None, warnings=()):
+    """A folder with a row for each method, by its score."""
+    rows = [(label, 0, 0, "federation", "A", "auc", score) for label, score in scores.items()]
+    columns = ["method", "seed", "fold", "trained_on", "tested_on", "metric", "value"]
+    pd.DataFrame(rows, columns=columns).to_csv(tmp_path / "results.csv", index=False)
+    summary = [(label, "auc", "all", score, np.nan, np.nan, np.nan) for label, score in scores.items()]
+    columns = ["method", "metric", "over", "mean", "deviation", "low", "high"]
+    pd.DataFrame(summary, columns=columns).to_csv(tmp_path / "summary.csv", index=False)
+    (tmp_path / "study.yaml").write_text(yaml.safe_dump({"methods": methods or []}))
+    (tmp_path / "warnings.json").write_text(json.dumps(list(warnings)))
+    return Folder(tmp_path)
+
+
+def test_options_are_told_once(tmp_path):
+    """The label tells ``corrupt`` and the name tells the server rule; another server rule is told."""
+    common = {"share": "all", "personal": None, "local": [], "topology": "star"}
+    krum = {"label": "krum(corrupt=3)", "corrupt": 3, "server": [{"krum": {"corrupt": 3}}], **common}
+    mine = {"label": "ours", "corrupt": 3, "server": {"krum": {"corrupt": 3}}, **common}
+    other = {"label": "fedprox(mu=0.1, server=median)", "mu": 0.1, "server": [{"median": {}}], **common}
+    norm = {"label": "fedbn", "server": [{"mean": {}}], **common, "share": "no_norm"}
+    cyclic = {"label": "cyclic", "server": [{"mean": {}}], **common, "topology": "cyclic"}
+    entries = [{"krum": krum}, {"krum": mine}, {"fedprox": other}, {"fedbn": norm}, {"cyclic": cyclic}]
+    folder = folder_of(tmp_path, {next(iter(one.values()))["label"]: 0.8 for one in entries}, methods=entries)
+    assert {line.label: line.options for line in method_lines(folder)} == {
+        "krum(corrupt=3)": "",
+        "ours": "corrupt: 3",
+        "fedprox(mu=0.1, server=median)": "server: median",
+        "fedbn": "",
+        "cyclic": "",
+    }
+
+
+def test_a_method_of_another_version_is_told_with_all_its_options(tmp_path):
+    entry = {"fedprox": {"label": "a", "gone": 1, "mu": 0.5}}
+    (line,) = method_lines(folder_of(tmp_path, {"a": 0.8}, methods=[entry]))
+    assert line.options == "gone: 1, mu: 0.5"
+
+
+def test_a_reference_is_one_at_unseen_sites_too(tmp_path):
+    entries = [{"mix": {"label": "pool"}}, {"fedavg": {"label": "mean"}}]
+    folder = folder_of(tmp_path, {"pool": 0.9, "mean": 0.8}, methods=entries)
+    assert [is_reference(folder, label + end) for label in ("pool", "mean") for end in ("", UNSEEN)] == [
+        True, True, False, False,
+    ]  # fmt: skip
+
+
+MANY = {"single": 0.1, "a": 0.6, "b": 0.9, "mix": 0.2, "fedavg": 0.3, "c": 0.8, "d": 0.7, "a" + UNSEEN: 0.99}
+
+
+def test_of_many_methods_the_compared_and_the_best_are_shown_first(tmp_path):
+    assert featured(folder_of(tmp_path, MANY)) == ["single", "b", "mix", "fedavg", "c", "d"]
+
+
+def test_few_methods_are_all_shown(tmp_path):
+    few = {label: MANY[label] for label in ("a", "single", "a" + UNSEEN)}
+    assert featured(folder_of(tmp_path, few)) == ["a", "single", "a" + UNSEEN]
+
+
+def test_curves_of_the_other_methods_are_folded_and_none_is_lost(tmp_path):
+    folder = folder_of(tmp_path, MANY)
+    rows = [(m, 0, 0, "A", k, k % 2, s * (k % 2)) for m, s in MANY.items() for k in range(8)]
+    columns = ["method", "seed", "fold", "site", "subject", "label", "score"]
+    pd.DataFrame(rows, columns=columns).to_csv(folder.path / "predictions.csv", index=False)
+    text = render(Folder(folder.path))
+    section = text[text.index('<h2 id="curves">') : text.index("<h3>Calibration")]
+    shown, folded = section.split("<details>")
+    assert re.findall("<h4>(.*)</h4>", shown) == ["single", "b", "mix", "fedavg", "c", "d"]
+    assert re.findall("<h4>(.*)</h4>", folded) == ["a", "a" + UNSEEN]
+    assert f"<summary>2 more: a, a{UNSEEN}</summary>" in folded
+
+
+def test_results_at_unseen_sites_have_figures_and_tables_of_their_own(tmp_path):
+    folder = folder_of(tmp_path, {"mix": 0.9, "fedavg": 0.8, "mix" + UNSEEN: 0.7, "fedavg" + UNSEEN: 0.6})
+    results = CONTENT["site_results"](folder)
+    assert "mix 0.90; fedavg 0.80." in results.panels[0].words
+    assert "mix 0.70; fedavg 0.60." in results.unseen[0].words
+    # References are grey, federated methods blue: one of each in both panels.
+    for panel in (results.panels[0], results.unseen[0]):
+        assert all(colour.lower() in panel.picture for colour in (figures.GREY, figures.BLUE))
+    assert "<details open><summary>Tested at sites that took no part in training</summary>" in render(folder)
+
+
+def test_the_best_at_unseen_sites_leaves_the_data_at_the_sites(tmp_path):
+    folder = folder_of(tmp_path, {"fedavg": 0.8, "mix" + UNSEEN: 0.7, "fedavg" + UNSEEN: 0.6})
+    assert answer(folder)[-1].striptags() == (
+        "At sites that took no part in training, the best was fedavg with 0.600; mix reached 0.700 there."
+    )
+
+
+def test_long_labels_break_before_parentheses_only(tmp_path):
+    text = render(folder_of(tmp_path, {"trimmed_mean(trim=3)": 0.8}))
+    assert '<th scope="row">trimmed_mean<wbr>(trim=3)</th>' in text
+
+
+def test_the_same_warning_of_several_methods_is_given_once(tmp_path):
+    warnings = ["fedavg: Round 1 was skipped.", "Site A: 1 row is odd.", "median: Round 1 was skipped."]
+    folder = folder_of(tmp_path, {"fedavg": 0.8, "median": 0.7}, warnings=warnings)
+    assert CONTENT["warnings"](folder) == ["fedavg, median: Round 1 was skipped.", "Site A: 1 row is odd."]
+
+
+def test_nothing_is_said_of_deviations_where_there_was_one_run(tmp_path):
+    text = render(folder_of(tmp_path, {"fedavg": 0.8, "median": 0.7}))
+    assert "deviation" not in text
+    assert "Each method was run once" in text
+
+
+def test_a_method_that_runs_away_does_not_flatten_the_others():
+    """Highest losses 1, 1 and 9: the axes end at three times their median, and the third panel says where it goes."""
+    rows = [(m, 0, 0, n, loss) for m, ends in {"a": (1, 0), "b": (1, 0.5), "c": (1, 9)}.items()
+            for n, loss in enumerate(ends)]  # fmt: skip
+    table = pd.DataFrame(rows, columns=["method", "seed", "fold", "round", "loss"])
+    a, _, c = figures.convergence(table, ["a", "b", "c"], [("loss", "training")], axis="Loss", name="loss")
+    assert a.words == "Loss: training went from 1.00 to 0.00."
+    assert c.words == "Loss: training went from 1.00 to 9.00; cut off, its highest value is 9."
+    assert "up to 9 ↑" in c.picture
+    assert "up to" not in a.picture
+
+
+def test_the_best_with_corrupt_sites_is_named_too(tmp_path):
+    """Krum loses least, as it had least to lose; the median is better with corrupt sites."""
+    scores = {"fedavg": 0.9, "median": 0.85, "krum": 0.7}
+    scores |= {"fedavg (attacked)": 0.4, "median (attacked)": 0.8, "krum (attacked)": 0.69}
+    folder = folder_of(tmp_path, scores)
+    sites = pd.DataFrame({"site": ["A", "B"], "found": 9, "used": 9, "rejected": 0, "corrupt": [False, True]})
+    sites.to_csv(tmp_path / "sites.csv", index=False)
+    said = attacked(Folder(folder.path)).answer.striptags()
+    assert "most was lost by fedavg (from 0.900 to 0.400" in said
+    assert "least by krum (from 0.700 to 0.690" in said
+    assert said.endswith("With corrupt sites the best was median with 0.800.")
+
+
+@pytest.mark.parametrize(("scored", "words"), [("TF", "1 site has too few cases"), ("FF", "2 sites have too few")])
+def test_one_site_and_several_are_spoken_of_as_such(tmp_path, capsys, scored, words):
+    folder = folder_of(tmp_path, {"fedavg": 0.8})
+    sites = pd.DataFrame({"site": ["A", "B"], "scored": [letter == "T" for letter in scored]})
+    results = SimpleNamespace(summary=folder.summary, sites=sites, warnings=["odd"] * 6, folder=tmp_path)
+    _print_results(results, ["auc"])
+    printed = " ".join("".join(capsys.readouterr()).split())
+    assert words in printed
+    assert "1 more note is in the report." in printed
