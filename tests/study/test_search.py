@@ -228,7 +228,7 @@ BAD = [
      "Write training.batch_size."),
     (SHARED, "mu: [4]", "P103", 7, "'mu' is no entry of `training`, which all methods have. Options of one method "
      "stand under `search: {methods: ...}`."),
-    (SHARED, "training.batch_size: [4, 0]", "P102", 7, "fedavg with training.batch_size = 0: got 0; expected a number "),
+    (SHARED, "training.batch_size: [4, 0]", "P102", 7, "fedavg with training.batch_size = 0: got 0; expected a "),
     (SHARED, "training.batch_size: [4, 4]", "P102", 7, "the value 4 is there twice"),
     (SHARED, "training.batch_size: []", "P102", 7, "got []; expected a list of values, {uniform: [low, high]} or"),
     (SHARED, "training.batch_size: 4", "P102", 7, "got 4; expected a list of values"),
