@@ -109,7 +109,7 @@ def test_a_cycle_goes_on_past_a_site_that_is_too_late():
     progress, rows = federation.rounds()
     assert [row["site"] for row in rows] == ["Aachen", "Celle"]
     assert progress.failures == [
-        "Round 1 went on without Bonn. Bonn: P402 its answer came after 10 s, too late.",
+        "Round 1 went on without Bonn. Bonn: its answer took 10 s, longer than the deadline allows.",
     ]
 
 

@@ -319,7 +319,12 @@ def _too_late(plan: Plan, site: str, reply: Message) -> SiteError | None:
     seconds = reply.fields["seconds"] if speed is None else speed * reply.fields["steps"]
     if all(part.in_time(site, seconds) for part in plan.participation):
         return None
-    return SiteError("P402", f"its answer came after {seconds:.3g} s, too late.", site=site)
+    return SiteError("P402", f"its answer took {seconds:.3g} s, longer than the deadline allows.", site=site)
+
+
+def _cause(error: PolyclinicError) -> str:
+    """What a note says of a failure: a late answer is none, so it has no number."""
+    return (error.message if error.code == "P402" else str(error)).removesuffix(".")
 
 
 def _is_quorum(
@@ -329,7 +334,7 @@ def _is_quorum(
 
     Where sites are asked ``alone``, the model passes one by, and they are counted at the end of the round.
     """
-    causes = "; ".join(f"{site}: {error}" for site, error in failures.items())
+    causes = "; ".join(f"{site}: {_cause(error)}" for site, error in failures.items()) + "."
     needed = min(plan.quorum or asked, asked)
     late = all(error.code == "P402" for error in failures.values())  # which the study file allows
     if alone and (late or plan.quorum is not None):
