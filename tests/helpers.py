@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import copy
+import importlib.util
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -187,6 +190,16 @@ def scaling_steps(scaling: str, imputation: str = "mean") -> list[Any]:
     if scaling == "federated":
         return [["common_scaling", {}]]
     return [["own_scaling", {"standardise": scaling == "per_site", "imputation": imputation}]]
+
+
+def script(path: Path) -> ModuleType:
+    """A Python file that belongs to no package, imported."""
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    if spec is None or spec.loader is None:
+        raise ImportError(str(path))
+    module = sys.modules[path.stem] = importlib.util.module_from_spec(spec)  # dataclasses look for it there
+    spec.loader.exec_module(module)
+    return module
 
 
 def declare(**entries: Any) -> Declaration:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
-import sys
 from pathlib import Path
 from types import ModuleType
 
@@ -12,6 +10,7 @@ import pandas as pd
 import pytest
 import yaml
 
+from helpers import script
 from polyclinic import Study
 
 STUDIES = Path(__file__).resolve().parents[1] / "studies"
@@ -20,12 +19,7 @@ STUDIES = Path(__file__).resolve().parents[1] / "studies"
 @pytest.fixture
 def benefits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     """The script, writing its page into a folder of its own."""
-    spec = importlib.util.spec_from_file_location("make_benefits", STUDIES / "make_benefits.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    monkeypatch.setitem(sys.modules, "make_benefits", module)
-    spec.loader.exec_module(module)
+    module = script(STUDIES / "make_benefits.py")
     monkeypatch.setattr(module, "PAGE", tmp_path / "benefits.md")
     return module
 

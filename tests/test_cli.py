@@ -6,6 +6,7 @@ import sys
 
 import pytest
 import yaml
+from rich.cells import cell_len
 
 from helpers import write_table_study
 from polyclinic import __version__, cli
@@ -101,10 +102,25 @@ def test_methods_lists_every_method_with_its_source(command):
     status, out, _ = command("methods")
     assert status == 0
     for name in METHODS:
-        assert f" {name} " in out
+        assert re.search(rf"^{name} ", out, re.MULTILINE)
     text = " ".join(out.split())
     assert "mu = 0.01" in text
     assert set(ABOUT) == set(METHODS)
+
+
+@pytest.mark.parametrize("width", [80, 120])
+@pytest.mark.parametrize("options", [[], ["--parts"]], ids=["methods", "parts"])
+def test_lists_fit_the_terminal_and_lose_nothing(command, monkeypatch, width, options):
+    from polyclinic.methods import ABOUT
+
+    wide = " ".join(command("methods", *options)[1].split())
+    monkeypatch.setattr(cli, "output", cli.Console(highlight=False, width=width))
+    _, out, _ = command("methods", *options)
+    assert max(map(cell_len, out.splitlines())) <= width
+    assert " ".join(out.split()) == wide
+    assert not set("`…│┃") & set(out)
+    if not options:
+        assert all(text in wide for about in ABOUT.values() for text in (about.place, about.summary, about.citation))
 
 
 def test_check_counts_and_trains_nothing(command, study_file, monkeypatch):
@@ -215,7 +231,7 @@ def test_training_that_fails_has_status_1(command, study_file, tmp_path):
     status, _, err = command("run", study_file, "--out", tmp_path / "out")
     assert status == 1
     expected = (
-        r"Error P402 In round \d 0 of 2 sites answered, 2 are needed\. Aachen: P301 Training at site Aachen gave a loss"
+        r"Error P402 In round \d, 0 of 2 sites answered \(2 needed\)\. Aachen: P301 Training at site Aachen gave a loss"
     )
     assert re.search(expected, plain(err))
 

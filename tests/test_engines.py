@@ -270,7 +270,7 @@ def test_below_the_quorum_the_study_stops_and_names_every_cause(stacked):
     with pytest.raises(SiteError) as caught:
         federation.rounds()
     assert caught.value.code == "P402"
-    assert caught.value.message.startswith("In round 1 2 of 4 sites answered, 3 are needed. Bonn: P401 Site Bonn ")
+    assert caught.value.message.startswith("In round 1, 2 of 4 sites answered (3 needed). Bonn: P401 Site Bonn ")
     assert "Celle: P401 Site Celle failed during 'train': ZeroDivisionError" in caught.value.message
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.metadata
-import importlib.util
 import json
 import re
 from pathlib import Path
@@ -14,6 +13,7 @@ import pytest
 import yaml
 from rich.console import Console
 
+from helpers import script
 from polyclinic import Results, Study
 from polyclinic.data.phantom.request import survey_request
 from polyclinic.data.phantom.write import write_phantom
@@ -52,11 +52,7 @@ SURVEY = ["single", "cross", "mix", "fedavg", "fedsgd", "fedprox"]
 @pytest.fixture
 def make_results(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     """The script, writing its page into a folder of its own."""
-    spec = importlib.util.spec_from_file_location("make_results", STUDIES / "make_results.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    module = script(STUDIES / "make_results.py")
     monkeypatch.setattr(module, "PAGE", tmp_path / "results.md")
     return module
 

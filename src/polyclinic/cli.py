@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -106,9 +106,7 @@ def check(
 def methods(
     parts: Annotated[bool, typer.Option("--parts", help="List the parts that methods are made of instead.")] = False,
 ) -> None:
-    """List the methods: name, place in the survey, what it does, options and source."""
-    from rich.table import Table
-
+    """List the methods by their place in the survey: name, what it does, options and source."""
     if parts:
         _print_parts()
         return
@@ -116,18 +114,30 @@ def methods(
     from polyclinic.methods import ABOUT, METHODS
     from polyclinic.options import describe_options
 
-    table = Table("method", "place in the survey", "what it does", "options", "source", header_style="bold")
-    for name in METHODS:
-        about = ABOUT[name]
-        table.add_row(name, about.place, about.summary, ", ".join(describe_options(METHODS[name])), about.citation)
+    for place in dict.fromkeys(about.place for about in ABOUT.values()):
+        output.print(f"\n[bold]{_escape(place)}[/bold]")
+        entries = [(name, ABOUT[name].summary, describe_options(METHODS[name]), ABOUT[name].citation)
+                   for name in METHODS if ABOUT[name].place == place]  # fmt: skip
+        _print_entries(entries)
+
+
+def _print_entries(entries: Iterable[tuple[str, str, Iterable[str], str]]) -> None:
+    """Name, what it does, options and source of methods or parts: narrow enough for any terminal."""
+    from rich.table import Table
+
+    table = Table(box=None, show_header=False, pad_edge=False, padding=(0, 1))
+    table.add_column(width=22, no_wrap=True)  # the same in all tables, so that they stand in line
+    for name, summary, options, source in entries:
+        lines = [_escape(summary.replace("`", ""))]
+        lines += [f"[cyan]{_escape(text)}[/cyan]" for text in [", ".join(options)] if text]
+        lines += [f"[dim]{_escape(source)}[/dim]"] * bool(source)
+        table.add_row(f"[bold]{_escape(name)}[/bold]", "\n".join(lines))
     output.print(table)
 
 
 def _print_parts() -> None:
     """The catalogues of parts, with the first sentence of what each says of itself, and its options."""
     from inspect import getdoc
-
-    from rich.table import Table
 
     from polyclinic.client.personal import PERSONAL
     from polyclinic.client.rules import LOCAL_RULES
@@ -144,11 +154,9 @@ def _print_parts() -> None:
         "Who takes part (training: participation)": PARTICIPATION,
     }
     for title, catalogue in catalogues.items():
-        table = Table("part", "what it does", "options", title=title, title_justify="left", header_style="bold")
-        for name in catalogue:
-            said = " ".join((getdoc(catalogue[name]) or "").split("\n\n")[0].split())
-            table.add_row(name, _escape(said), _escape(", ".join(describe_options(catalogue[name]))))
-        output.print(table)
+        output.print(f"\n[bold]{_escape(title)}[/bold]")
+        said = {name: " ".join((getdoc(catalogue[name]) or "").split("\n\n")[0].split()) for name in catalogue}
+        _print_entries((name, said[name], describe_options(catalogue[name]), "") for name in catalogue)
 
 
 @app.command()

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import inspect
-import re
 import typing
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Any, Generic, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError, create_model
+from pydantic_core import ErrorDetails
 
 from polyclinic.errors import StudyError, nearest
 
@@ -83,26 +83,37 @@ def split_entry(entry: object, place: Place, kind: str) -> tuple[str, dict[str, 
         if isinstance(name, str) and (given is None or isinstance(given, dict)):
             return name, dict(given or {})
     raise EntryError(
-        "P102", f"got {entry!r}; expected the name of a {kind}, or {{name: {{option: value}}}}.", place=place
-    )
+        "P102", f"got {entry!r}; expected the name of {'an' if kind[0] in 'aeio' else 'a'} {kind}, or "
+        "{name: {option: value}}.", place=place,
+    )  # fmt: skip
 
 
-def check_options(part: Callable[..., Any], given: dict[str, Any], place: Place, name: str) -> dict[str, Any]:
+def check_options(
+    part: Callable[..., Any], given: dict[str, Any], place: Place, name: str, without: Collection[str] | None = None
+) -> dict[str, Any]:
     """``given`` checked against the keyword-only arguments of ``part``, with defaults filled in.
+
+    Args:
+        part: a class or function.
+        given: what the study file says.
+        place: of ``given`` in the study file.
+        name: of the part.
+        without: for parts of other libraries: all arguments but these are options, and no defaults are filled in.
 
     Raises:
         EntryError: P102 for a wrong type or value, P103 for an option that the part does not have.
     """
-    model = _options_model(part)
+    model = _options_model(part, without)
     unknown = [key for key in given if key not in model.model_fields]
     if unknown:
         fields = list(model.model_fields)
         hint = nearest(str(unknown[0]), fields) if fields else f"{name} has no options."
         raise EntryError("P103", f"{name} has no option {unknown[0]!r}.", hint, place=(*place, unknown[0]))
     try:
-        return model.model_validate(given).model_dump()
+        checked = model.model_validate(given)
     except ValidationError as error:
         raise first_entry_error(error, given, place) from None
+    return checked.model_dump() if without is None else checked.model_dump(mode="json", exclude_unset=True)
 
 
 def first_entry_error(error: ValidationError, content: object, place: Place = ()) -> EntryError:
@@ -121,11 +132,38 @@ def first_entry_error(error: ValidationError, content: object, place: Place = ()
     found = alternatives[0]
     if found["type"] == "missing" and isinstance(found["loc"][-1], str):
         return EntryError("P102", f"the entry {found['loc'][-1]!r} is missing.", place=(*place, *found["loc"]))
-    got = f"got {found['input']!r}; " if not isinstance(found["input"], (dict, BaseModel)) else ""
-    messages = dict.fromkeys(_plain(found["msg"]) for found in alternatives)
-    return EntryError(
-        "P102", f"{got}{', or '.join(messages).replace(', or expected', ', or')}.", place=(*place, *where)
-    )
+    given = "no value" if found["input"] is None else repr(found["input"])
+    got = f"got {given}; " if not isinstance(found["input"], (dict, BaseModel)) else ""
+    return EntryError("P102", f"{got}{_expected(alternatives)}.", place=(*place, *where))
+
+
+#: What pydantic calls a finding -> what was expected, in plain words.
+_EXPECTED = {
+    "greater_than": "a number above {gt:g}",
+    "greater_than_equal": "a number of at least {ge:g}",
+    "less_than": "a number below {lt:g}",
+    "less_than_equal": "a number of at most {le:g}",
+    "finite_number": "a finite number",
+    **dict.fromkeys(("int_type", "int_parsing", "int_from_float"), "a whole number"),
+    **dict.fromkeys(("float_type", "float_parsing"), "a number"),
+    **dict.fromkeys(("bool_type", "bool_parsing"), "true or false"),
+    "string_type": "a text",
+    "literal_error": "{expected}",
+    **dict.fromkeys(("list_type", "tuple_type"), "a list"),
+    **dict.fromkeys(("dict_type", "model_type"), "entries {{name: value}}"),
+    "missing": "one more value",
+}
+
+
+def _expected(alternatives: Sequence[ErrorDetails]) -> str:
+    """What an entry should be that may be one of several things."""
+    in_files = [one for one in alternatives if one["type"] != "is_instance_of"]  # that no study file can give
+    said = dict.fromkeys(
+        f"expected {_EXPECTED[one['type']].format(**one.get('ctx', {}))}" if one["type"] in _EXPECTED
+        else one["msg"].removeprefix("Value error, ").replace("Input should", "expected to").replace("to be ", "")
+        for one in in_files
+    )  # fmt: skip
+    return ", or ".join(said).replace(", or expected", ", or")
 
 
 def _place(loc: Place, content: object) -> Place:
@@ -139,21 +177,18 @@ def _place(loc: Place, content: object) -> Place:
     return tuple(where)
 
 
-def _plain(message: str) -> str:
-    message = message.removeprefix("Value error, ").replace("Input should be", "expected")
-    message = message.replace("a valid tuple", "a list").replace("a valid list", "a list")
-    return re.sub(r" or instance of \w+", "", message).replace("Field required", "a value is missing")
-
-
-def _options_model(part: Callable[..., Any]) -> type[BaseModel]:
+def _options_model(part: Callable[..., Any], without: Collection[str] | None = None) -> type[BaseModel]:
     target = part.__init__ if inspect.isclass(part) else part
-    hints = typing.get_type_hints(target, include_extras=True)
+    others = None if without is None else {"Iterable": list, "Callable": Callable}  # PyTorch imports them for mypy only
+    hints = typing.get_type_hints(target, localns=others, include_extras=True)
     fields: dict[str, Any] = {}
     for parameter in inspect.signature(target).parameters.values():
-        if parameter.kind is inspect.Parameter.KEYWORD_ONLY:
+        own = parameter.kind is inspect.Parameter.KEYWORD_ONLY
+        if own if without is None else parameter.name not in {"self", *without}:
             default = ... if parameter.default is inspect.Parameter.empty else parameter.default
             fields[parameter.name] = (hints[parameter.name], default)
-    return create_model("Options", __config__=ConfigDict(extra="forbid", allow_inf_nan=False), **fields)
+    config = ConfigDict(extra="forbid", allow_inf_nan=False, arbitrary_types_allowed=True)
+    return create_model("Options", __config__=config, **fields)
 
 
 def describe_options(part: Callable[..., Any]) -> Sequence[str]:

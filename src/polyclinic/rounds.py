@@ -212,8 +212,8 @@ def _round(
         active = part.choose(active, known)
     if len(active) < needed:
         progress.failures.append(
-            f"Round {progress.done + 1} was skipped: {len(active)} of {len(plan.sites)} sites were there, "
-            f"{needed} are needed."
+            f"Round {progress.done + 1} was skipped with {len(active)} of {len(plan.sites)} sites there "
+            f"({needed} needed)."
         )
         return []
     rows, before, losses = list[Row](), progress.state, dict(progress.losses)
@@ -223,7 +223,7 @@ def _round(
         rows += _exchange(plan, engine, progress, group, earlier, silent, announced, alone=len(groups) > 1)
     answered = len({row["site"] for row in rows})
     if len(groups) > 1 and answered < min(needed, len({site for group in groups for site in group})):
-        text = f"In round {progress.done + 1} {answered} of {len(active)} sites answered, {needed} are needed."
+        text = f"In round {progress.done + 1}, {answered} of {len(active)} sites answered ({needed} needed)."
         progress.state, progress.losses = before, losses
         if silent and _broke_down(plan, silent.values()):
             raise _BrokenDown(f"{text} {_causes(silent)}")
@@ -331,7 +331,7 @@ def _too_late(plan: Plan, site: str, reply: Message) -> SiteError | None:
     seconds = reply.fields["seconds"] if speed is None else speed * reply.fields["steps"]
     if all(part.in_time(site, seconds) for part in plan.participation):
         return None
-    return SiteError("P402", f"its answer came after {seconds:.3g} s, too late.", site=site)
+    return SiteError("P402", f"its answer took {seconds:.3g} s, longer than the deadline allows.", site=site)
 
 
 def _is_quorum(
@@ -366,7 +366,7 @@ def _is_quorum(
     if answered < needed or not plan.together:
         raise SiteError(
             "P402",
-            f"In round {progress.done + 1} {answered} of {asked} sites answered, {needed} are needed. "
+            f"In round {progress.done + 1}, {answered} of {asked} sites answered ({needed} needed). "
             f"{causes}",
             "Mend the sites named, or set a lower `training: {quorum: ...}`.",
             causes=[error.code for error in failures.values()],
@@ -376,7 +376,9 @@ def _is_quorum(
 
 
 def _causes(failures: Mapping[str, PolyclinicError]) -> str:
-    return "; ".join(f"{site}: {error}" for site, error in failures.items())
+    """What a note says of failures; a late answer is none, so it has no number."""
+    causes = {site: error.message if error.code == "P402" else str(error) for site, error in failures.items()}
+    return "; ".join(f"{site}: {cause.removesuffix('.')}" for site, cause in causes.items()) + "."
 
 
 def _broke_down(plan: Plan, failures: Iterable[PolyclinicError]) -> bool:

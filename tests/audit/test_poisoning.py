@@ -725,7 +725,7 @@ def test_an_entry_is_filled_in() -> None:
         ({"sites": ["A", "A"], "alie": {}}, "classification", False, "P102", ("sites", 1), "A is there twice"),
         ({"label_flip": {"fraction": 2}}, "classification", False, "P102", ("label_flip", "fraction"), "got 2"),
         ({"label_flip": {"share": 1}}, "classification", False, "P103", ("label_flip", "share"), "no option 'share'"),
-        ({"alie": {"z": 0}}, "classification", False, "P102", ("alie", "z"), "greater than 0"),
+        ({"alie": {"z": 0}}, "classification", False, "P102", ("alie", "z"), "a number above 0"),
         ({"label_flip": {}}, "segmentation", True, "P104", ("label_flip",), "Use swapped_labels"),
         ({"label_flip": {}}, "regression", False, "P104", ("label_flip",), "each other's numbers"),
         ({"missing_class": {}}, "classification", False, "P102", ("missing_class", "label"), "'label' is missing"),

@@ -172,8 +172,8 @@ def test_a_round_without_sites_is_skipped_and_noted():
                   ("train", "Bonn")]  # fmt: skip
     assert took_part(rows) == [list(SMALL), [], [], list(SMALL)]
     assert progress.failures == [
-        "Round 2 was skipped: 0 of 3 sites were there, 1 are needed.",
-        "Round 3 was skipped: 0 of 3 sites were there, 1 are needed.",
+        "Round 2 was skipped with 0 of 3 sites there (1 needed).",
+        "Round 3 was skipped with 0 of 3 sites there (1 needed).",
     ]
     once = federation({"availability": {"absent": {}}}, rounds=1).state()
     assert torch.equal(states[1], once), "round 4 starts from what round 1 gave"
@@ -183,7 +183,7 @@ def test_a_round_below_the_quorum_is_skipped():
     absent = {"Aachen": [1, 2], "Bonn": [2, 3]}
     progress, rows = federation({"availability": {"absent": absent}}, quorum=2).rounds()
     assert took_part(rows) == [["Bonn", "Celle"], [], ["Aachen", "Celle"], list(SMALL)]
-    assert progress.failures == ["Round 2 was skipped: 1 of 3 sites were there, 2 are needed."]
+    assert progress.failures == ["Round 2 was skipped with 1 of 3 sites there (2 needed)."]
 
 
 def test_a_training_in_which_every_round_is_skipped_is_an_error():
@@ -245,7 +245,8 @@ def test_a_deadline_goes_by_the_declared_speed():
     assert took_part(rows, 2) == [["Bonn", "Celle"]] * 2
     assert [row["share"] for row in rows[:2]] == pytest.approx([9 / 17, 8 / 17])
     assert progress.failures == [
-        f"Round {number} went on without Aachen. Aachen: P402 its answer came after 3 s, too late." for number in (1, 2)
+        f"Round {number} went on without Aachen. Aachen: its answer took 3 s, longer than the deadline allows."
+        for number in (1, 2)
     ]
     others = {site: cases for site, cases in SMALL.items() if site != "Aachen"}
     alone = Federation(table_sites(others), training={"rounds": 2, "batch_size": 4})

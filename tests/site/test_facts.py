@@ -123,14 +123,17 @@ def test_every_fact_says_what_it_could_reveal_without_the_separator_of_the_colum
     assert ";" not in FACTS[fact].reveals
 
 
+class Announcing(LocalRule):
+    """Says something at the start."""
+
+    announces = {"counts": "how many cases of each class there are; at the site"}  # noqa: RUF012
+
+    def announce(self, site):
+        return {"counts": torch.ones(3)}
+
+
 def test_what_sites_announce_stands_in_their_first_row(monkeypatch):
     """Bonn first takes part in the second round; what it said at the start stands there."""
-
-    class Announcing(LocalRule):
-        announces = {"counts": "how many cases of each class there are; at the site"}  # noqa: RUF012
-
-        def announce(self, site):
-            return {"counts": torch.ones(3)}
 
     monkeypatch.setitem(LOCAL_RULES._parts, "announcing", Announcing)
     federation = Federation(
@@ -148,12 +151,6 @@ def test_what_sites_announce_stands_in_their_first_row(monkeypatch):
 @pytest.mark.parametrize("topology", ["star", "cyclic"])
 def test_what_sites_announce_is_told_in_the_first_round_that_counts(topology, monkeypatch):
     """In the first round Bonn is away and Celle too late, so that Aachen's answer alone changes nothing."""
-
-    class Announcing(LocalRule):
-        announces = {"counts": "how many cases of each class there are"}  # noqa: RUF012
-
-        def announce(self, site):
-            return {"counts": torch.ones(3)}
 
     monkeypatch.setitem(LOCAL_RULES._parts, "announcing", Announcing)
     federation = Federation(

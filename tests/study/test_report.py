@@ -223,7 +223,7 @@ class Maker:
                 row |= {f"class: {name}": int((self.labels[site] == k).sum()) for k, name in enumerate(self.names)}
             few = site in self.empty
             row |= {"missing": 3 * place, "duplicates": 0, "scored": not few}
-            rows.append(row | {"note": "can't be scored by itself: only 0 of 'exclude'" if few else ""})
+            rows.append(row | {"note": "can't be scored by itself: 0 of 'exclude'" if few else ""})
         pd.DataFrame(rows).to_csv(self.folder / "sites.csv", index=False)
 
     def rest(self):

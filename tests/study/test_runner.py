@@ -761,7 +761,7 @@ def test_a_site_with_a_single_class_is_not_scored_but_counts_in_the_whole(tmp_pa
     assert auc.count().to_dict() == {"Aachen": 2, "Bonn": 0, "Celle": 2, "all": 2}
     sites = results.sites.set_index("site")
     assert sites["scored"].to_dict() == {"Aachen": True, "Bonn": False, "Celle": True}
-    assert sites["note"]["Bonn"] == "can't be scored by itself: only 0 of 'kind 1' (at least 5 needed)"
+    assert sites["note"]["Bonn"] == "can't be scored by itself: 0 of 'kind 1' (at least 5 needed)"
     assert set(results.predictions["site"]) == set(SIZES)
 
 

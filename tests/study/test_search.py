@@ -220,7 +220,7 @@ search:
 """
 SHARED = "training.batch_size: [4, 8]"
 BAD = [
-    ("trials: 3", "trials: 0", "P102", 5, "got 0; expected greater than 0"),
+    ("trials: 3", "trials: 0", "P102", 5, "got 0; expected a number above 0"),
     ("trials: 3", "trails: 3", "P103", 5, "`search` has no entry 'trails'. Did you mean 'trials'?"),
     (SHARED, "training.batchsize: [4]", "P103", 7,
      "fedavg with training.batchsize = 4: `training` has no entry 'batchsize'. Did you mean 'batch_size'?"),
@@ -228,12 +228,12 @@ BAD = [
      "Write training.batch_size."),
     (SHARED, "mu: [4]", "P103", 7, "'mu' is no entry of `training`, which all methods have. Options of one method "
      "stand under `search: {methods: ...}`."),
-    (SHARED, "training.batch_size: [4, 0]", "P102", 7, "fedavg with training.batch_size = 0: got 0; expected greater "),
+    (SHARED, "training.batch_size: [4, 0]", "P102", 7, "fedavg with training.batch_size = 0: got 0; expected a "),
     (SHARED, "training.batch_size: [4, 4]", "P102", 7, "the value 4 is there twice"),
     (SHARED, "training.batch_size: []", "P102", 7, "got []; expected a list of values, {uniform: [low, high]} or"),
     (SHARED, "training.batch_size: 4", "P102", 7, "got 4; expected a list of values"),
     (SHARED, "training.batch_size.x: [4]", "P104", 7, "`batch_size` is 32, which has no parts"),
-    (SHARED, "training.batch_size: {uniform: [1, 9.5]}", "P102", 7, "got 9.5; expected a valid integer"),
+    (SHARED, "training.batch_size: {uniform: [1, 9.5]}", "P102", 7, "got 9.5; expected a whole number"),
     (SHARED, "training.clip: {log: [0, 1]}", "P102", 7, "got [0, 1]; expected two numbers above 0, the smaller"),
     (SHARED, "training.clip: {uniform: [2, 1]}", "P102", 7, "got [2, 1]; expected two numbers, the smaller one first"),
     (SHARED, "training.clip: {normal: [2, 1]}", "P102", 7, "got {'normal': [2, 1]}; expected a list of values"),
@@ -245,7 +245,7 @@ BAD = [
     (SHARED, "training.local_epochs: [2]\n    training.local_steps: [2]", "P102", 4, "exclude each other"),
     (SHARED, f"training.optimizer: [adam]\n    {LR}: [1]", "P104", 8, f"{LR} is part of training.optimizer"),
     ("mu: [0.1, 1]", "nu: [0.1]", "P103", 10, "fedprox with nu = 0.1: fedprox has no option 'nu'. Valid: mu."),
-    ("mu: [0.1, 1]", "mu: [0.1, -1]", "P102", 10, "fedprox with mu = -1: got -1; expected greater than or equal to 0"),
+    ("mu: [0.1, 1]", "mu: [0.1, -1]", "P102", 10, "fedprox with mu = -1: got -1; expected a number of at least 0"),
     ("mu: [0.1, 1]", "label: [a]", "P104", 10, "`label` can't be searched as a whole"),
     ("mu: [0.1, 1]", "server.fedadam.lr: [1]", "P104", 10, "its `server` has mean, not fedadam"),
     ("mu: [0.1, 1]", "local.other.mu: [1]", "P104", 10, "its `local` has no parts, not other"),

@@ -32,6 +32,8 @@ class ModelContrastive(LossRule):
         temperature: T.
     """
 
+    needs_body = True
+
     def __init__(self, *, mu: NonNegativeFloat = 1.0, temperature: PositiveFloat = 0.5) -> None:
         self.mu, self.temperature = mu, temperature
 

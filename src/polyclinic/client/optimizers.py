@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from polyclinic.errors import nearest
-from polyclinic.options import EntryError, Place, split_entry
+from polyclinic.options import EntryError, Place, check_options, split_entry
 
 #: Not usable on one flat vector: they need a closure, matrices, or sparse gradients.
 _UNSUITABLE = {"LBFGS", "Muon", "SparseAdam", "Optimizer"}
@@ -17,6 +17,8 @@ _UNSUITABLE = {"LBFGS", "Muon", "SparseAdam", "Optimizer"}
 ELEMENTWISE = {"SGD", "Adam", "AdamW", "Adamax", "NAdam", "RAdam", "RMSprop", "Adagrad", "Adadelta"}
 _UNSUITABLE_SCHEDULES = {"LRScheduler", "ReduceLROnPlateau", "LambdaLR", "MultiplicativeLR", "ChainedScheduler",
                          "SequentialLR"}  # fmt: skip
+#: Arguments that are given, that no study file can give, or that are for going on with a schedule.
+_NO_OPTIONS = {"params", "optimizer", "scale_fn", "last_epoch"}
 
 Named = tuple[str, dict[str, Any]]
 
@@ -44,17 +46,28 @@ def _resolve(entry: object, kind: str, known: dict[str, type], place: Place) -> 
     name, options = split_entry(entry, place, kind)
     if _plain(name) not in known:
         raise EntryError("P103", f"{name!r} is no {kind}.", nearest(_plain(name), sorted(known)), place=place)
-    valid = [p for p in inspect.signature(known[_plain(name)]).parameters if p not in {"params", "optimizer"}]
-    for option in options:
-        if option not in valid:
-            hint = nearest(option, valid)
-            raise EntryError("P103", f"{name} has no option {option!r}.", hint, place=(*place, name, option))
-    return _plain(name), options
+    part = known[_plain(name)]
+    given = check_options(part, options, (*place, name), name, without=_NO_OPTIONS)
+    defaults = inspect.signature(part).parameters
+    for option, value in given.items():
+        least = 1 if isinstance(value, int) else 0  # whole numbers are steps and rounds
+        below_zero = isinstance(default := defaults[option].default, (int, float)) and default < 0
+        if isinstance(value, (int, float)) and not isinstance(value, bool) and value < least and not below_zero:
+            raise EntryError(
+                "P102", f"got {value:g}; expected a number of at least {least}.", place=(*place, name, option)
+            )
+    return _plain(name), given
 
 
-def _unfit(named: Named, error: Exception, place: Place) -> EntryError:
+def _unfit(named: Named, kind: type, error: Exception, place: Place) -> EntryError:
+    """What only PyTorch knows: limits of values, and options that need or exclude each other."""
     options = ", ".join(f"{name}: {value!r}" for name, value in named[1].items())
-    return EntryError("P102", f"{named[0]} does not work with {{{options}}}: {error}.", place=(*place, named[0]))
+    said = str(error).removesuffix(".")
+    return EntryError(
+        "P102", f"{named[0]} can't be used with {{{options}}}: {said}.",
+        f"See torch.optim.{'lr_scheduler.' * kind.__name__.endswith('LR')}{kind.__name__} for what it takes.",
+        place=(*place, named[0]),
+    )  # fmt: skip
 
 
 def resolve_optimizer(entry: object, place: Place) -> Named:
@@ -66,22 +79,22 @@ def resolve_optimizer(entry: object, place: Place) -> Named:
     named = _resolve(entry, "optimizer", _optimizers(), place)
     try:
         build_optimizer(named, nn.Parameter(torch.zeros(1)))
-    except (ValueError, TypeError) as error:
-        raise _unfit(named, error, place) from None
+    except (ValueError, TypeError, RuntimeError, ArithmeticError) as error:
+        raise _unfit(named, _optimizers()[named[0]], error, place) from None
     return named
 
 
-def resolve_schedule(entry: object, optimizer: Named, place: Place) -> Named:
-    """Name and options of a schedule entry such as ``{cosine_annealing: {T_max: 50}}``.
+def resolve_schedule(entry: object, optimizer: Named, place: Place, rounds: int = 1) -> Named:
+    """Name and options of a schedule entry such as ``{cosine_annealing: {T_max: 50}}``; checked for so many rounds.
 
     Raises:
         EntryError: P103 for an unknown name or option, P102 for a value that the schedule refuses.
     """
     named = _resolve(entry, "learning-rate schedule", _schedules(), place)
     try:
-        learning_rates(optimizer, named, 1)
-    except (ValueError, TypeError) as error:
-        raise _unfit(named, error, place) from None
+        learning_rates(optimizer, named, rounds)
+    except (ValueError, TypeError, RuntimeError, ArithmeticError) as error:
+        raise _unfit(named, _schedules()[named[0]], error, place) from None
     return named
 
 

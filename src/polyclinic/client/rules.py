@@ -98,6 +98,7 @@ class LocalRule(ABC):  # noqa: B024 - its three kinds are below
         receives: what it is sent every round: name -> what that could reveal to the site.
         not_stackable: why sites with this rule can't be trained together; empty where they can.
         zero_at_start: whether it changes nothing at the weights that a round starts from.
+        needs_body: whether it changes nothing where no weights are trained before the head.
         needs_sgd: whether it reads gradients off the way that SGD went.
         partner: the part of the server rule, with the same options, without which it makes no sense; or "".
         tasks: what it is for; empty for all tasks.
@@ -108,6 +109,7 @@ class LocalRule(ABC):  # noqa: B024 - its three kinds are below
     receives: ClassVar[Mapping[str, str]] = {}
     not_stackable: ClassVar[str] = ""
     zero_at_start: ClassVar[bool] = False
+    needs_body: ClassVar[bool] = False
     needs_sgd: ClassVar[bool] = False
     partner: ClassVar[str] = ""
     tasks: ClassVar[tuple[str, ...]] = ()

@@ -39,10 +39,12 @@ class Participation(ABC):  # noqa: B024 - each part does one of the two
 
     Attributes:
         most: the largest number of sites that it ever leaves; None for no limit.
+        wanted: how many sites its options speak of, which must be there; None for any number.
         named: sites that its options name.
     """
 
     most: int | None = None
+    wanted: int | None = None
     named: Sequence[str] = ()
 
     def choose(self, sites: Sequence[str], known: Candidates) -> list[str]:
@@ -72,7 +74,7 @@ class Uniform(Participation):
     def __init__(self, *, sites: PositiveInt | None = None, fraction: Share | None = None) -> None:
         if (sites is None) == (fraction is None):
             raise StudyError("P102", "uniform takes either `sites` or `fraction`.", "Give one of them.")
-        self.sites, self.fraction, self.most = sites, fraction, sites
+        self.sites, self.fraction, self.most, self.wanted = sites, fraction, sites, sites
 
     def choose(self, sites: Sequence[str], known: Candidates) -> list[str]:
         """A random subset."""
@@ -119,7 +121,7 @@ class HighestLoss(Participation):
         if candidates is not None and candidates < sites:
             raise StudyError("P102", f"highest_loss chooses {sites} sites from {candidates} candidates.",
                              "Give at least as many `candidates` as `sites`.")  # fmt: skip
-        self.sites, self.candidates, self.most = sites, candidates, sites
+        self.sites, self.candidates, self.most, self.wanted = sites, candidates, sites, candidates or sites
 
     def choose(self, sites: Sequence[str], known: Candidates) -> list[str]:
         """The candidates with the highest losses."""

@@ -618,7 +618,7 @@ def _check_training(training: Training, task: str, place: Place) -> None:
     _check_participation(training, place)
     optimizer = resolve_optimizer(training.optimizer, (*place, "optimizer"))
     if training.schedule is not None:
-        resolve_schedule(training.schedule, optimizer, (*place, "schedule"))
+        resolve_schedule(training.schedule, optimizer, (*place, "schedule"), training.rounds)
 
 
 def _check_participation(training: Training, place: Place) -> None:

@@ -316,9 +316,7 @@ class JobRunner:
             return None
         if training.class_weights != "balanced":
             return list(training.class_weights)
-        counts = [fold.classes[site] for site in fold.training_sites if site != without]
-        totals = np.asarray(counts).sum(axis=0)
-        return [float(totals.sum() / (len(totals) * max(count, 1))) for count in totals]
+        return balanced_weights([fold.classes[site] for site in fold.training_sites if site != without])
 
     @staticmethod
     def _target_scale(fold: Fold, without: str | None) -> list[float] | None:
@@ -356,6 +354,12 @@ def _few(sentences: Sequence[str], most: int = 3) -> list[str]:
     left = len(sentences) - most
     more = [f"{left} more notes like these; rounds.csv tells who took part in each round."] if left > 0 else []
     return [*sentences[:most], *more]
+
+
+def balanced_weights(counts: Sequence[Sequence[int]]) -> list[float]:
+    """Weights of classes by the inverse of their number over some sites, each with its ``counts`` of cases."""
+    totals = np.asarray(counts).sum(axis=0)
+    return [float(totals.sum() / (len(totals) * max(count, 1))) for count in totals]
 
 
 def work_fields(

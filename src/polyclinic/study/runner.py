@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,20 +17,20 @@ from polyclinic.data.scaling import Summary
 from polyclinic.engine import Engine, LocalEngine
 from polyclinic.engine.planner import EnginePlan, choose_device, choose_plan
 from polyclinic.engine.processes import ProcessEngine
-from polyclinic.errors import DataError, PolyclinicError, StudyError, nearest
+from polyclinic.errors import DataError, PolyclinicError, StudyError
 from polyclinic.files import write_atomic
 from polyclinic.models import build_model
 from polyclinic.models.bundle import load_weights
-from polyclinic.options import EntryError
 from polyclinic.server import build_server
 from polyclinic.site.run import build_work, not_stackable
 from polyclinic.state import FlatModule
 from polyclinic.study.declaration import StudyMethod, build_participation
 from polyclinic.study.display import Display
+from polyclinic.study.fit import check_fit, configurations
 from polyclinic.study.folder import Folder
 from polyclinic.study.jobs import ATTACKED, UNSEEN, Fold, Job, JobRunner, result_rows, work_fields
+from polyclinic.study.notes import diverged, idle_parts, spared
 from polyclinic.study.preparing import describe, prepare
-from polyclinic.study.reading import located
 from polyclinic.study.report import write_report
 from polyclinic.study.results import write_table
 from polyclinic.study.search import Searching
@@ -54,11 +53,12 @@ def run_study(study: Study, out: Path, *, resume: bool = False, display: Display
         write_report(out)
         return
     opened = study.open(display.images)
-    sites = site_table(study, opened)
+    attack = check_fit(study, opened)
+    sites = site_table(study, opened, attack)
     display.opened(sites, opened.warnings)
     if study.plan is not None:
         display.note(f"Planned: {study.plan.reason}.")
-    runner = _Runner(study, opened, folder, display)
+    runner = _Runner(study, opened, folder, display, attack)
     status: dict[str, Any] = {"status": "failed", "reason": "interrupted"}
     try:
         runner.run(sites)
@@ -75,7 +75,7 @@ def run_study(study: Study, out: Path, *, resume: bool = False, display: Display
     write_report(out)
 
 
-def site_table(study: Study, opened: Opened) -> pd.DataFrame:
+def site_table(study: Study, opened: Opened, attack: Attack | None) -> pd.DataFrame:
     """A row a site: cases found, used and rejected, classes, and whether it can be scored by itself."""
     declaration = study.declaration
     frame = check_frame(opened, declaration.data)
@@ -93,42 +93,26 @@ def site_table(study: Study, opened: Opened) -> pd.DataFrame:
         rare = [f"{n} of {name!r}" for name, n in zip(opened.classes, counts, strict=False) if n < least]
         enough = len(counts) - len(rare) >= 2 or not counts
         scored.append(enough)
-        few = f"can't be scored by itself: only {' and '.join(rare)} (at least {least} needed)"
+        few = f"can't be scored by itself: {' and '.join(rare)} (at least {least} needed)"
         notes.append("" if enough else few)
     frame["scored"], frame["note"] = scored, notes
-    attack = study_attack(study, opened)
     if attack is not None:
         frame["corrupt"] = frame["site"].isin(attack.names)
     return frame
 
 
-def study_attack(study: Study, opened: Opened) -> Attack | None:
-    """What the study does to which sites.
-
-    Raises:
-        StudyError: P103 or P104 with the entry of the study file that does not fit the data.
-    """
-    declaration = study.declaration
-    if declaration.corrupted_by is None:
-        return None
-    try:
-        return declaration.corrupted_by.on(
-            list(opened.sites), opened.classes, opened.features, declaration.all_seeds[0]
-        )
-    except EntryError as error:
-        raise located(error, study.name, study.text) from None
-
-
 class _Runner:
     """The jobs of one study."""
 
-    def __init__(self, study: Study, opened: Opened, folder: Folder, display: Display) -> None:
+    def __init__(
+        self, study: Study, opened: Opened, folder: Folder, display: Display, attack: Attack | None
+    ) -> None:  # fmt: skip
         self.study, self.opened, self.folder, self.display = study, opened, folder, display
         self.declaration = study.declaration
         self.engines: list[Engine] = []
         self.steps = name_steps(self.declaration.data, opened.features, opened.covariates)
         self.split_notes: list[str] = []
-        self.attack = study_attack(study, opened)
+        self.attack = attack
         metric = "dice" if self.declaration.task == "segmentation" else self.declaration.metrics[0]
         self.search = Searching(self.declaration, folder, metric)
 
@@ -139,8 +123,6 @@ class _Runner:
 
     def run(self, sites: pd.DataFrame) -> None:
         """Run all jobs and write all tables."""
-        self._check_class_weights()
-        self._check_site_names()
         template = self._template(choose_device(self.declaration.engine.device))
         self._check_shares(template)
         plan = self.folder.plan(self._plan(template), self.opened.fingerprint)
@@ -160,7 +142,10 @@ class _Runner:
             site.write_pseudonyms()
         jobs = self._jobs(folds)
         self.display.planned(plan, len(jobs))
-        self.method_notes = [*self._same_as_shared(template), *self._attack_notes()]
+        self.method_notes = [
+            *idle_parts(self.declaration, template.layout),
+            *spared(self.declaration, self.attack, len(self.opened.sites)),
+        ]
         runner = JobRunner(self.declaration, engine, local, template, self._initial, self.opened.classes, self.attack)
         prepared: tuple[int, str | None] = (len(folds) - 1, None)
         for number, job in enumerate(jobs):
@@ -197,42 +182,10 @@ class _Runner:
         """Whether a site's cases are prepared with summaries of others, so that leaving one out changes them."""
         return any(isinstance(step, SharedStep) for step in build_steps(self.steps))
 
-    def _check_class_weights(self) -> None:
-        classes = self.opened.classes
-        for method in self._configurations():
-            weights = method.training.class_weights
-            if not isinstance(weights, str) and len(weights) != len(classes):
-                raise StudyError(
-                    "P102", f"`training: {{class_weights: ...}}` has {len(weights)} numbers, but there are "
-                    f"{len(classes)} classes: {', '.join(classes)}.", "Give one number for each class, in this order.",
-                )  # fmt: skip
-
-    def _configurations(self) -> list[StudyMethod]:
-        """Everything that may be trained: the methods, and what a search tries of them."""
-        declaration = self.declaration
-        return [one.method for method in declaration.study_methods for one in declaration.candidates(method)]
-
-    def _check_site_names(self) -> None:
-        """Options that differ between sites, or trust one, must name sites that there are."""
-        for method in self._configurations():
-            for key in ("local_epochs", "local_steps", "time_budget", "step_seconds"):
-                named = getattr(method.training, key)
-                self._check_named(f"training: {{{key}: ...}}", named if isinstance(named, dict) else ())
-            for part in build_participation(method.training):
-                self._check_named("training: {participation: ...}", part.named)
-            for server_part in build_server(method.method.server).parts:
-                self._check_named(method.label, server_part.named)
-            quorum, sites = method.training.quorum, len(self.opened.sites)
-            if quorum is not None and quorum > sites:
-                raise StudyError(
-                    "P104", f"`training: {{quorum: {quorum}}}` wants more sites than the {sites} there are.",
-                    "Lower the quorum.",
-                )  # fmt: skip
-
     def _check_enough_sites(self, folds: dict[int, Fold]) -> None:
         """Rules that must outvote some sites need enough of them: better said now than in the middle of a study."""
         there = min(len(fold.training_sites) for fold in folds.values())
-        for method in self._configurations():
+        for method in configurations(self.declaration):
             if method.method.scope != "federation":
                 continue
             sites = there - 1 if self.declaration.is_unseen(method) else there
@@ -244,12 +197,6 @@ class _Runner:
                         "take part" + (" where one is left out." if sites < there else "."),
                         "Give its rule smaller numbers, or choose `median`, `geometric_median` or `dos`.",
                     )  # fmt: skip
-
-    def _check_named(self, what: str, named: Iterable[str]) -> None:
-        for site in named:
-            if site not in self.opened.sites:
-                raise StudyError("P103", f"`{what}` names the site {site!r}, which is not there.",
-                                 nearest(site, list(self.opened.sites)))  # fmt: skip
 
     def _check_shares(self, template: FlatModule) -> None:
         """A method that shares a part which the model has not would be training alone under another name."""
@@ -273,26 +220,6 @@ class _Runner:
                     "Choose another site or class.",
                 )  # fmt: skip
 
-    def _attack_notes(self) -> list[str]:
-        """What the reader should know of the attack."""
-        if self.attack is None:
-            return []
-        spared = [m.label for m in self.declaration.study_methods if not self.attack.applies_to(m.method.scope)]
-        words = (
-            f"{', '.join(spared)} {'is' if len(spared) == 1 else 'are'} not attacked: {self.attack.name} changes what "
-            "sites send to a server, and there is none."
-        )
-        return [*([words] if spared else []), *filter(None, [self.attack.note(len(self.opened.sites))])]
-
-    def _same_as_shared(self, template: FlatModule) -> list[str]:
-        """Notes on methods that mean to keep something private where the model has nothing of the kind."""
-        name = self.declaration.model_part[0]
-        return [
-            f"{m.label} shares the whole model here: {name} has no layers of the kind that it would keep at the sites."
-            for m in self.declaration.study_methods
-            if m.method.share != "all" and m.method.selection(template.layout).everything
-        ]
-
     def _template(self, device: str) -> FlatModule:
         task = build_task(self.declaration.task, len(self.opened.classes), TASKS[self.declaration.task].losses[0])
         name, options = self.declaration.model_part
@@ -315,7 +242,7 @@ class _Runner:
 
     def _plan(self, template: FlatModule) -> EnginePlan:
         options, training = self.declaration.engine, self.declaration.training
-        methods = self._configurations()
+        methods = configurations(self.declaration)
         mixed = options.precision == "mixed"
         sites = list(self.opened.sites)
         fields = [work_fields(m.method, m.training, sites, mixed=mixed) for m in methods]
@@ -424,15 +351,17 @@ class _Runner:
         scored = dict(zip(sites["site"], sites["scored"], strict=True))
         summary = self._summary(results, predictions, scored)
         paths = [self.folder.jobs / self.folder.job_name(job) / "warnings.json" for job in jobs]
+        rounds = ordered(self.folder.gather(jobs, "rounds.csv"))
         noted = [json.loads(path.read_text(encoding="utf-8")) for path in paths]
         warnings = [
             *self.opened.warnings,
             *self.method_notes,
+            *diverged(declaration, rounds[~rounds["method"].str.endswith(ATTACKED)], list(folds.values())),
             *self.split_notes,
             *(warning for found in noted for warning in found),
         ]
         write_table(out / "predictions.csv", predictions)
-        write_table(out / "rounds.csv", ordered(self.folder.gather(jobs, "rounds.csv")))
+        write_table(out / "rounds.csv", rounds)
         write_table(out / "sites.csv", sites)
         write_table(out / "summary.csv", summary)
         backdoor = self.folder.gather(jobs, "backdoor.csv")

@@ -125,12 +125,13 @@ class Study:
         Args:
             progress: called with the number of images read, and of all images.
         """
+        from polyclinic.study.fit import check_fit
         from polyclinic.study.runner import site_table
 
         study = self.planned(progress)
         opened = study.open(progress)
         notes = [f"Planned: {study.plan.reason}."] if study.plan else []
-        return site_table(study, opened), [*notes, *opened.warnings]
+        return site_table(study, opened, check_fit(study, opened)), [*notes, *opened.warnings]
 
     def run(self, out: str | Path | None = None, *, resume: bool = False, display: Display | None = None) -> Results:
         """Run everything.

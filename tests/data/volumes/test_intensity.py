@@ -79,7 +79,7 @@ def test_every_normalisation_keeps_shape_and_gives_numbers(name):
     [
         ("zscor", "'zscor' is no intensity normalisation"),
         ({"window": {"lower": 100, "upper": 0}}, "`lower` is 100 and `upper` 0"),
-        ({"percentile": {"lower": -1}}, "got -1; expected greater than or equal to 0"),
+        ({"percentile": {"lower": -1}}, "got -1; expected a number of at least 0"),
         ({"zscore": {"mask": "otsu"}}, "mask"),
     ],
 )

@@ -1,0 +1,89 @@
+"""Sentences for the reader of results: methods that are not what their name says here, and training gone wrong."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from polyclinic.audit.poisoning import Attack
+from polyclinic.client.rules import LOCAL_RULES
+from polyclinic.methods import SHARES
+from polyclinic.state import Layout
+from polyclinic.study.declaration import Declaration, StudyMethod
+from polyclinic.study.jobs import Fold, balanced_weights
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+#: A training loss is far too high above so many times that of a model that guesses.
+_FAR = 20
+
+
+def idle_parts(declaration: Declaration, layout: Layout) -> list[str]:
+    """On parts of methods that find nothing to work on, so that the method is the same as another."""
+    name, notes = declaration.model_part[0], list[str]()
+    body = layout.select(SHARES["body"]).trainable
+    for study in declaration.study_methods:
+        method = study.method
+        if method.share != "all" and method.selection(layout).everything:
+            notes.append(
+                f"{study.label} shares the whole model here: {name} has no layers of the kind that it would keep at "
+                "the sites."
+            )
+        for rule, _ in method.local:
+            if LOCAL_RULES[rule].needs_body and not body:
+                why = f"{name} has no layers before its head"
+            elif LOCAL_RULES[rule].zero_at_start and study.training.local_steps == 1:
+                why = "it is zero in the first local step of a round, and there is no other"
+            else:
+                continue
+            notes.append(f"{study.label} is the same as without its rule {rule} here: {why}.")
+    return notes
+
+
+def spared(declaration: Declaration, attack: Attack | None, sites: int) -> list[str]:
+    """On methods that the attack does not reach, and on the attack itself."""
+    if attack is None:
+        return []
+    labels = [m.label for m in declaration.study_methods if not attack.applies_to(m.method.scope)]
+    words = (
+        f"{', '.join(labels)} {'is' if len(labels) == 1 else 'are'} not attacked: {attack.name} changes what "
+        "sites send to a server, and there is none."
+    )
+    return [*([words] if labels else []), *filter(None, [attack.note(sites)])]
+
+
+def diverged(declaration: Declaration, rounds: pd.DataFrame, folds: Sequence[Fold]) -> list[str]:
+    """On methods whose training loss ends far above that of a model that guesses.
+
+    Args:
+        declaration: the study.
+        rounds: a row a round and site.
+        folds: the sites' parts.
+    """
+    runs = rounds.groupby(["method", "seed", "fold", "site"])["round"]
+    last = rounds[rounds["round"] == runs.transform("max")]
+    found = []
+    for study in declaration.study_methods:
+        for worst in last[last["method"] == study.label].nlargest(1, "loss").to_dict("records"):
+            if worst["loss"] > _FAR * _guess(study, folds):
+                where = f"site {worst['site']}, round {worst['round'] + 1}"
+                found.append(f"{worst['loss']:.3g} for {study.label} ({where})")
+    if not found:
+        return []
+    return [
+        f"Training diverged: its loss ends far above that of a model that guesses, at {', '.join(found)}. Lower the "
+        "learning rate (`training: {optimizer: ...}`), or set `training: {clip: 1.0}`."
+    ]
+
+
+def _guess(study: StudyMethod, folds: Sequence[Fold]) -> float:
+    """About the highest loss that a model has at a site if it predicts the same for all cases."""
+    weights, counts = study.training.class_weights, [list(fold.classes.values()) for fold in folds]
+    if weights == "balanced":
+        heaviest = max(max(balanced_weights(sites)) for sites in counts)
+    else:
+        heaviest = 1.0 if weights == "none" else max(weights)
+    classes = max((len(site) for sites in counts for site in sites), default=0)
+    return heaviest * max(1.0, math.log(max(classes, 1)))
