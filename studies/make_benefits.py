@@ -94,7 +94,7 @@ INTRODUCTION = """\
 # Does a method help where its paper says so?
 
 For each kind of difference between sites, the methods that were made for it against `fedavg`, on real data. This page
-is written by `python studies/make_benefits.py`; no number on it is typed by hand. It takes about {hours} on two cores.
+is written by `python studies/make_benefits.py`; no number on it is typed by hand. It takes a few hours on two cores.
 
 How it is done:
 
@@ -239,7 +239,7 @@ def page(out: Path, repeats: int) -> str:
         sections.append(section(question, found, metric, len(finished)))
         overview += [(question.name, effect, verdict) for effect, verdict in zip(found, verdicts(found), strict=True)]
     note = f"\nNot run yet: {', '.join(missing)}.\n" if missing else ""
-    introduction = INTRODUCTION.format(hours="three hours", repeats=repeats)
+    introduction = INTRODUCTION.format(repeats=repeats)
     return "\n".join([introduction, "## In short\n", *matrix(overview), "", *sections]) + note
 
 

@@ -23,6 +23,7 @@ from polyclinic.data.phantom.request import survey_request
 from polyclinic.data.phantom.write import write_phantom
 from polyclinic.study.display import RichDisplay
 from polyclinic.study.report_answer import answer, p_text
+from polyclinic.study.report_attack import attacked
 from polyclinic.study.report_folder import Folder
 from polyclinic.tasks.metrics import METRICS
 
@@ -61,7 +62,8 @@ How to read the tables:
   is what a hospital may expect for itself. *All cases together*: one value for the predictions of all sites.
 - Brackets hold the 95 % interval for other patients of the same sites.
 - *p* belongs to the first metric: a paired test against `single` (each site alone) and against `fedavg`, corrected for
-  the number of methods compared (Holm). A dash means that there is nothing to test, or too few sites for a test.
+  the number of methods compared (Holm). A dash means that there is nothing to test, or too few sites for a test; a
+  column of dashes is left out.
 - `mix` trains on all data in one place, which federated learning avoids; it is there for comparison. A method marked
   *(unseen site)* was trained without the site on which it was tested.
 
@@ -135,7 +137,7 @@ def page(out: Path) -> str:
 
 def section(study_file: Path, results: Results) -> str:
     """One study's section in Markdown."""
-    name = study_file.stem
+    name, folder = study_file.stem, Folder(results.folder)
     lines = [
         f"## {name}",
         "",
@@ -144,8 +146,9 @@ def section(study_file: Path, results: Results) -> str:
         _sites(results),
         "",
         *_tables(results),
-        _text(" ".join(answer(Folder(results.folder)))),
+        _text(" ".join(answer(folder))),
         "",
+        *_attack(folder),
         *_notes(results.warnings),
         f"{_machine(results)} Command: `polyclinic run studies/{name}.yaml --out results/{name}`.",
         "",
@@ -192,14 +195,34 @@ def _tables(results: Results) -> Iterator[str]:
         metrics = list(dict.fromkeys(rows["metric"]))
         yield f"{title}:"
         yield ""
-        yield _row(["method", *(_heading(metric) for metric in metrics), "p vs single", "p vs fedavg"])
-        yield _row(["---", *["---:"] * (len(metrics) + 2)])
+        tested = {name: f"p_{name}_adjusted" for name in ("single", "fedavg")}
+        tested = {name: column for name, column in tested.items() if rows[column].notna().any()}
+        yield _row(["method", *(_heading(metric) for metric in metrics), *(f"p vs {name}" for name in tested)])
+        yield _row(["---", *["---:"] * (len(metrics) + len(tested))])
         for method in dict.fromkeys(rows["method"]):
             mine = rows[rows["method"] == method].set_index("metric")
-            first = mine.loc[metrics[0]]
-            tests = [_p(first["p_single_adjusted"]), _p(first["p_fedavg_adjusted"])]
+            tests = [_p(mine.loc[metrics[0], column]) for column in tested.values()]
             yield _row([method, *(_value(mine.loc[metric]) for metric in metrics), *tests])
         yield ""
+
+
+def _attack(folder: Folder) -> Iterator[str]:
+    """What the corrupt sites did, where a study has some: in words, and whom the server counted as good as nothing."""
+    found = attacked(folder)
+    if found is None:
+        return
+    who = (
+        f"the site {found.corrupt[0]} was" if len(found.corrupt) == 1 else f"the sites {', '.join(found.corrupt)} were"
+    )
+    yield f"*(attacked)*: {who} corrupt. {_text(found.answer)}"
+    yield ""
+    yield _row(["method", f"{_heading(folder.primary.name)} lost at the honest sites", "whom the server counts little"])
+    yield _row(["---", "---:", "---"])
+    for row in found.rows:
+        interval = f" ({row.interval})" if row.interval else ""
+        named = f"{row.verdict}: {', '.join(row.named)}" if row.named else row.verdict
+        yield _row([row.method, row.lost + interval, named])
+    yield ""
 
 
 def _row(cells: list[str]) -> str:
