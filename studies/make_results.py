@@ -22,9 +22,9 @@ from polyclinic import PolyclinicError, Results, Study
 from polyclinic.data.phantom.request import survey_request
 from polyclinic.data.phantom.write import write_phantom
 from polyclinic.study.display import RichDisplay
-from polyclinic.study.report_answer import answer, p_text
-from polyclinic.study.report_attack import attacked
-from polyclinic.study.report_folder import Folder
+from polyclinic.study.report.answer import answer, p_text
+from polyclinic.study.report.attack import attacked
+from polyclinic.study.report.folder import Folder
 from polyclinic.tasks.metrics import METRICS
 
 HERE = Path(__file__).resolve().parent

@@ -165,7 +165,7 @@ def report(
     out: Annotated[Path | None, typer.Option(help="HTML file to write; default DIR/report.html.")] = None,
 ) -> None:
     """Write the report of a finished study again."""
-    from polyclinic.study.report import write_report
+    from polyclinic.study.report.page import write_report
 
     print(write_report(folder, out))
 

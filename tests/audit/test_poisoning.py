@@ -46,8 +46,8 @@ from polyclinic.server.weights import reported
 from polyclinic.study.declaration import KINDS_OF_RUN
 from polyclinic.study.display import Display
 from polyclinic.study.jobs import ATTACKED, UNSEEN, Job, JobRunner
-from polyclinic.study.report_attack import attacked, verdict
-from polyclinic.study.report_folder import Folder
+from polyclinic.study.report.attack import attacked, verdict
+from polyclinic.study.report.folder import Folder
 
 
 def t(*values: float) -> Tensor:

@@ -358,7 +358,7 @@ def test_the_filled_study_file_says_the_same(entries, tmp_path, given):
 
 
 def test_the_report_says_what_the_site_explained(entries, tmp_path):
-    from polyclinic.study.report import write_report
+    from polyclinic.study.report.page import write_report
 
     results = run(entries, tmp_path)
     page = write_report(results.folder).read_text()
@@ -375,7 +375,7 @@ def test_the_report_says_what_the_site_explained(entries, tmp_path):
 
 
 def test_a_report_without_harmonisation_has_no_such_section(entries, tmp_path):
-    from polyclinic.study.report import write_report
+    from polyclinic.study.report.page import write_report
 
     entries["data"]["harmonisation"] = "none"
     results = run(entries, tmp_path)

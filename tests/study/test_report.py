@@ -14,11 +14,11 @@ from safetensors.numpy import save_file
 from scipy.stats import t as student
 
 from polyclinic.errors import ResultsError
-from polyclinic.study.figures import heat, shorten
-from polyclinic.study.report import write_report
-from polyclinic.study.report_answer import answer, p_text
-from polyclinic.study.report_folder import Folder, estimate
-from polyclinic.study.report_tables import (
+from polyclinic.study.report.answer import answer, p_text
+from polyclinic.study.report.figures import heat, shorten
+from polyclinic.study.report.folder import Folder, estimate
+from polyclinic.study.report.page import write_report
+from polyclinic.study.report.tables import (
     bytes_text,
     confusion,
     costs,

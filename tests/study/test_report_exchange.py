@@ -8,9 +8,9 @@ from polyclinic.client.rules import LOCAL_RULES
 from polyclinic.communication.exchange import Extras
 from polyclinic.server import SERVER_RULES
 from polyclinic.site.facts import FACTS
-from polyclinic.study.report import render
-from polyclinic.study.report_exchange import Payload, Presence, exchanged
-from polyclinic.study.report_folder import Folder
+from polyclinic.study.report.exchange import Payload, Presence, exchanged
+from polyclinic.study.report.folder import Folder
+from polyclinic.study.report.page import render
 from polyclinic.study.results import write_table
 from polyclinic.study.study import Study
 

@@ -10,12 +10,12 @@ import pytest
 import yaml
 
 from polyclinic.cli import _print_results
-from polyclinic.study import figures
-from polyclinic.study.report import CONTENT, render
-from polyclinic.study.report_answer import answer
-from polyclinic.study.report_attack import attacked
-from polyclinic.study.report_folder import Folder
-from polyclinic.study.report_methods import featured, is_reference, method_lines
+from polyclinic.study.report import figures
+from polyclinic.study.report.answer import answer
+from polyclinic.study.report.attack import attacked
+from polyclinic.study.report.folder import Folder
+from polyclinic.study.report.methods import featured, is_reference, method_lines
+from polyclinic.study.report.page import CONTENT, render
 
 UNSEEN = " (unseen site)"
 

@@ -67,7 +67,7 @@ def finished(tmp_path_factory):
     entries = write_table_study(folder, SIZES)
     entries = changed(entries, evaluation={"unseen_sites": ["fedbn", "mix"]}, seeds=[0, 7])
     results = run(entries, folder)
-    from polyclinic.study.report import write_report
+    from polyclinic.study.report.page import write_report
 
     write_report(results.folder)
     return folder, entries, results

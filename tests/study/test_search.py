@@ -22,7 +22,7 @@ from polyclinic.study.candidates import Choices, Interval
 from polyclinic.study.declaration import COMPOSED, Declaration
 from polyclinic.study.display import Display
 from polyclinic.study.jobs import JobRunner, best_score
-from polyclinic.study.report import write_report
+from polyclinic.study.report.page import write_report
 from polyclinic.study.study import Study
 
 SIZES = {"Aachen": 24, "Bonn": 16, "Celle": 20}

@@ -114,6 +114,6 @@ class Results:
 
     def report(self, out: str | Path | None = None) -> Path:
         """Write the report as one HTML file; default ``report.html`` in the folder."""
-        from polyclinic.study.report import write_report
+        from polyclinic.study.report.page import write_report
 
         return write_report(self.folder, None if out is None else Path(out))

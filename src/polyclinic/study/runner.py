@@ -31,7 +31,7 @@ from polyclinic.study.folder import Folder
 from polyclinic.study.jobs import ATTACKED, UNSEEN, Fold, Job, JobRunner, result_rows, work_fields
 from polyclinic.study.notes import diverged, idle_parts, spared
 from polyclinic.study.preparing import describe, prepare
-from polyclinic.study.report import write_report
+from polyclinic.study.report.page import write_report
 from polyclinic.study.results import write_table
 from polyclinic.study.search import Searching
 from polyclinic.study.statistics import summarise

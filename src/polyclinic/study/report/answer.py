@@ -9,7 +9,7 @@ import numpy as np
 from markupsafe import Markup
 
 from polyclinic.study.jobs import UNSEEN
-from polyclinic.study.report_folder import Folder, Line, Measure
+from polyclinic.study.report.folder import Folder, Line, Measure
 
 #: A difference is called beyond chance where its corrected p value is below this.
 ALPHA = 0.05

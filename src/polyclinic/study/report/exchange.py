@@ -10,8 +10,8 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from polyclinic.study.jobs import UNSEEN
-from polyclinic.study.report_folder import Folder
-from polyclinic.study.report_tables import bytes_text, count_text, ordered
+from polyclinic.study.report.folder import Folder
+from polyclinic.study.report.tables import bytes_text, count_text, ordered
 
 #: One extra payload as `polyclinic.communication.exchange` describes it.
 _PAYLOAD = re.compile(r"^(?P<name>.+?) (?P<shape>\[[\d, ]*\]) (?P<size>\d+) bytes: (?P<reveals>.*)$")

@@ -10,8 +10,8 @@ import numpy as np
 
 from polyclinic.methods import ABOUT, METHODS
 from polyclinic.study.jobs import UNSEEN
-from polyclinic.study.report_folder import Folder
-from polyclinic.study.report_tables import plain
+from polyclinic.study.report.folder import Folder
+from polyclinic.study.report.tables import plain
 
 #: Figures with a panel a method show so many at first; the others are folded.
 SHOWN = 6

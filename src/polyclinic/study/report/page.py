@@ -16,16 +16,16 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from polyclinic.files import write_atomic
-from polyclinic.study import figures, report_tables
-from polyclinic.study.figures import Panel
 from polyclinic.study.jobs import UNSEEN
-from polyclinic.study.report_answer import ALPHA, answer, headline
-from polyclinic.study.report_attack import attacked
-from polyclinic.study.report_exchange import exchanged
-from polyclinic.study.report_folder import Folder, Measure, Overlay
-from polyclinic.study.report_harmonisation import harmonised
-from polyclinic.study.report_methods import SHOWN, featured, is_reference, method_lines
-from polyclinic.study.report_search import searched
+from polyclinic.study.report import figures, tables
+from polyclinic.study.report.answer import ALPHA, answer, headline
+from polyclinic.study.report.attack import attacked
+from polyclinic.study.report.exchange import exchanged
+from polyclinic.study.report.figures import Panel
+from polyclinic.study.report.folder import Folder, Measure, Overlay
+from polyclinic.study.report.harmonisation import harmonised
+from polyclinic.study.report.methods import SHOWN, featured, is_reference, method_lines
+from polyclinic.study.report.search import searched
 
 TEMPLATES = Path(__file__).parent / "templates"
 #: Methods whose differences are marked, in words.
@@ -129,12 +129,12 @@ def _question(folder: Folder) -> list[tuple[str, str]]:
         "Corrupt sites": study.get("attack"),
         "Judged by": f"{folder.primary.title} ({folder.primary.name})",
     }
-    return [(name, report_tables.plain(value)) for name, value in lines.items() if value not in (None, {}, [], "")]
+    return [(name, tables.plain(value)) for name, value in lines.items() if value not in (None, {}, [], "")]
 
 
 def _cases(folder: Folder) -> str:
     sites = f"{len(folder.sites)} sites" if len(folder.sites) != 1 else "1 site"
-    rows = report_tables.site_rows(folder)
+    rows = tables.site_rows(folder)
     if not rows or not rows[-1].used:
         return sites
     patients = f", from {rows[-1].patients} patients" if rows[-1].patients else ""
@@ -168,7 +168,7 @@ def _threshold(evaluation: dict[str, Any]) -> object:
 
 def _results(folder: Folder) -> list[tuple[str, str, Any]]:
     """Title, caption and groups of the two main tables."""
-    tables = (
+    kinds = (
         (
             "All sites together",
             "The test predictions of all sites are put together, so a large site counts more. Differences are tested "
@@ -182,7 +182,7 @@ def _results(folder: Folder) -> list[tuple[str, str, Any]]:
             "sites",
         ),
     )
-    found = [(title, caption, report_tables.main_table(folder, over)) for title, caption, over in tables]
+    found = [(title, caption, tables.main_table(folder, over)) for title, caption, over in kinds]
     return [table for table in found if table[2]]
 
 
@@ -243,7 +243,7 @@ def _interval(folder: Folder, one: figures.Estimate) -> str:
 
 def _curves(folder: Folder) -> dict[str, list[Panel]]:
     """ROC and calibration panels of a binary classification."""
-    rows = report_tables.own_predictions(folder)
+    rows = tables.own_predictions(folder)
     if folder.task == "regression" or not {"label", "score"} <= set(rows.columns) or "score_0" in rows.columns:
         return {}
     rows = rows.dropna(subset=["label", "score"])
@@ -256,7 +256,7 @@ def _curves(folder: Folder) -> dict[str, list[Panel]]:
 
 def _scatter(folder: Folder) -> list[tuple[str, list[Panel]]]:
     """Predicted against true numbers: a panel a method, and a panel a site of the best one."""
-    rows = report_tables.own_predictions(folder)
+    rows = tables.own_predictions(folder)
     if folder.task != "regression" or not {"label", "score"} <= set(rows.columns):
         return []
     rows = rows.dropna(subset=["label", "score"])
@@ -273,7 +273,7 @@ def _scatter(folder: Folder) -> list[tuple[str, list[Panel]]]:
 
 def _confusion(folder: Folder) -> tuple[str, Any] | None:
     best = headline(folder)
-    cells = report_tables.confusion(folder, best.method) if best else None
+    cells = tables.confusion(folder, best.method) if best else None
     return (best.method, cells) if best and cells else None
 
 
@@ -328,7 +328,7 @@ def _convergence(folder: Folder) -> list[tuple[str, str, list[Panel]]]:
     keys = [table[name] for name in run]
     means = weighted.groupby(keys).sum(min_count=1) / weights.groupby(keys).sum()
     means = means.join(table.groupby(run)[scores[:1]].mean()).reset_index()
-    methods = report_tables.ordered(folder.methods, table["method"].unique())
+    methods = tables.ordered(folder.methods, table["method"].unique())
     names = {"loss": "training", "validation_loss": "validation"}
     shown = []
     if losses:
@@ -358,10 +358,10 @@ class Card:
 def _card(folder: Folder) -> Card:
     versions = folder.provenance.get("versions")
     return Card(
-        model=report_tables.plain(folder.study.get("model") or {}),
-        training=report_tables.plain(folder.study.get("training") or {}),
-        files=[(name, report_tables.bytes_text(size)) for name, size in folder.models],
-        size=report_tables.bytes_text(sum(size for _, size in folder.models)),
+        model=tables.plain(folder.study.get("model") or {}),
+        training=tables.plain(folder.study.get("training") or {}),
+        files=[(name, tables.bytes_text(size)) for name, size in folder.models],
+        size=tables.bytes_text(sum(size for _, size in folder.models)),
         version=str(versions.get("polyclinic", "")) if isinstance(versions, dict) else "",
         unscored=[site for site in folder.sites if site not in folder.scored],
     )
@@ -378,7 +378,7 @@ def _warnings(folder: Folder) -> list[str]:
 
 
 def _provenance(folder: Folder) -> dict[str, Any]:
-    rows = report_tables.nested_rows(folder.provenance)
+    rows = tables.nested_rows(folder.provenance)
     return {"rows": rows, "study": folder.study_text} if rows or folder.study_text else {}
 
 
@@ -386,20 +386,20 @@ CONTENT: dict[str, Callable[[Folder], Any]] = {
     "answer": answer,
     "question": _question,
     "methods": method_lines,
-    "sites": report_tables.site_rows,
+    "sites": tables.site_rows,
     "harmonisation": harmonised,
     "results": _results,
     "attack": attacked,
-    "structures": report_tables.structure_tables,
+    "structures": tables.structure_tables,
     "site_results": _site_results,
-    "cross": report_tables.cross_matrix,
+    "cross": tables.cross_matrix,
     "curves": _curves,
     "scatter": _scatter,
     "confusion": _confusion,
     "overlays": _overlays,
     "search": searched,
     "convergence": _convergence,
-    "costs": report_tables.costs,
+    "costs": tables.costs,
     "exchanged": exchanged,
     "warnings": _warnings,
     "card": _card,

@@ -15,9 +15,9 @@ import yaml
 from numpy.typing import NDArray
 
 from polyclinic.errors import ResultsError
-from polyclinic.study.figures import Estimate
 from polyclinic.study.jobs import ATTACKED, UNSEEN
 from polyclinic.study.preparing import DESCRIBED
+from polyclinic.study.report.figures import Estimate
 from polyclinic.study.search import AFTER, BEFORE
 from polyclinic.study.statistics import CROSS
 from polyclinic.tasks.metrics import DISTANCES, METRICS, split_metric, value_range

@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from polyclinic.study import figures
-from polyclinic.study.figures import Cell
 from polyclinic.study.jobs import UNSEEN
-from polyclinic.study.report_answer import ALPHA, p_text, signed
-from polyclinic.study.report_folder import CLASS, Folder, Measure
+from polyclinic.study.report import figures
+from polyclinic.study.report.answer import ALPHA, p_text, signed
+from polyclinic.study.report.figures import Cell
+from polyclinic.study.report.folder import CLASS, Folder, Measure
 from polyclinic.study.statistics import BASELINES, CROSS
 from polyclinic.tasks.metrics import class_metric
 

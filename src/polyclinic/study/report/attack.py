@@ -9,11 +9,11 @@ import pandas as pd
 from markupsafe import Markup
 
 from polyclinic.audit.poisoning import ATTACKS
-from polyclinic.study import report_tables
-from polyclinic.study.figures import Estimate
-from polyclinic.study.report_answer import signed
-from polyclinic.study.report_folder import Folder, estimate
-from polyclinic.study.report_methods import entry, is_reference
+from polyclinic.study.report import tables
+from polyclinic.study.report.answer import signed
+from polyclinic.study.report.figures import Estimate
+from polyclinic.study.report.folder import Folder, estimate
+from polyclinic.study.report.methods import entry, is_reference
 
 RUN = ["seed", "fold"]
 
@@ -88,7 +88,7 @@ def attacked(folder: Folder) -> Attacked | None:
         corrupt=corrupt,
         honest=honest,
         words=ATTACKS[name].words if name in ATTACKS else "they were corrupted",
-        options=report_tables.plain(attack.get(name) or {}),
+        options=tables.plain(attack.get(name) or {}),
         answer=_answer(folder, before, after, losses),
         rows=rows,
         backdoor=not folder.backdoor.empty,

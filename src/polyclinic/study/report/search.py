@@ -8,9 +8,9 @@ from typing import Any
 
 import pandas as pd
 
-from polyclinic.study import report_tables
 from polyclinic.study.jobs import UNSEEN
-from polyclinic.study.report_folder import Folder
+from polyclinic.study.report import tables
+from polyclinic.study.report.folder import Folder
 from polyclinic.study.search import AFTER, BEFORE
 from polyclinic.tasks.metrics import METRICS
 
@@ -127,7 +127,7 @@ def _words(folder: Folder) -> list[str]:
     if not evaluation.get("split"):
         folds = asked.get("folds") or 1
         words.append(
-            f"One search, on {report_tables.count_text(folds)} fold{'' if folds == 1 else 's'}, serves all folds. Its "
+            f"One search, on {tables.count_text(folds)} fold{'' if folds == 1 else 's'}, serves all folds. Its "
             "validation patients are test patients of other folds, so results may be a little too good; with nested: "
             "true each fold has a search of its own."
         )
