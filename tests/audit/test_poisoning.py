@@ -877,6 +877,7 @@ def test_the_report_tells_what_was_lost_at_the_honest_sites(finished: Any) -> No
     assert (rows["single"].lost, rows["single"].named, rows["single"].verdict) == ("0.000", None, "–")
     page = (finished.folder / "report.html").read_text(encoding="utf-8")
     assert 'id="attack"' in page
+    assert "All this is with honest sites. When " in page.split("What was asked</h2>")[0]
     assert "<strong>Celle</strong>" in page
     assert "turned into its opposite" in page
     assert "(attacked)" not in page.split("study.yaml with every default")[0].split('id="card"')[0]
