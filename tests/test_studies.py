@@ -162,6 +162,26 @@ def test_the_page_has_the_numbers_of_the_results(name: str, tmp_path: Path, make
     assert "Not run yet: " + ", ".join(other for other in make_results.NAMES if other != name) in page
 
 
+@pytest.mark.parametrize("name", ["corrupt-sites"])
+@pytest.mark.usefixtures("data")
+def test_the_page_says_what_corrupt_sites_did(name: str, tmp_path: Path, make_results: ModuleType):
+    content = content_of(name, methods=["mix", "fedavg", "geometric_median"])
+    results = Study.of(content, STUDIES).run(tmp_path / name)
+    page = make_results.page(tmp_path)
+    assert (
+        "*(attacked)*: the site hungarian was corrupt. Area under the ROC curve at the honest sites: most was" in page
+    )
+    values = results.results[lambda rows: (rows["metric"] == "auc") & rows["tested_on"].isin(["cleveland", "va"])]
+    means = values.groupby("method")["value"].mean()
+    rows = page.split("| auc lost at the honest sites |")[1].split("Notes of the run")[0]
+    for method in ("mix", "fedavg", "geometric_median"):
+        lost = float(re.search(rf"^\| {method} \| (\S+)", rows, re.M)[1].replace("−", "-"))  # type: ignore[index]
+        assert lost == pytest.approx(means[method] - means[f"{method} (attacked)"], abs=6e-4)
+    assert re.search(r"^\| mix \| .* \| – \|$", rows, re.M)
+    assert "| p vs fedavg |" in page
+    assert "p vs single |" not in page  # not one of the methods
+
+
 @pytest.mark.parametrize("name", ["heart-disease"])
 @pytest.mark.usefixtures("data")
 def test_finished_results_are_taken_and_changed_ones_refused(

@@ -344,7 +344,7 @@ def _is_quorum(
     Where sites are asked ``alone``, the model passes one by, and they are counted at the end of the round.
     """
     failed = {site: error for site, error in failures.items() if site not in late}
-    causes = _causes(failures)
+    causes = _causes(failures, late)
     needed = min(plan.quorum or asked, asked)
     if alone and (not failed or plan.quorum is not None):
         progress.failures.append(f"Round {progress.done + 1} went on without {', '.join(failures)}. {causes}")
@@ -375,9 +375,9 @@ def _is_quorum(
     return True
 
 
-def _causes(failures: Mapping[str, PolyclinicError]) -> str:
-    """What a note says of failures; a late answer is none, so it has no number."""
-    causes = {site: error.message if error.code == "P402" else str(error) for site, error in failures.items()}
+def _causes(failures: Mapping[str, PolyclinicError], late: Container[str] = ()) -> str:
+    """What a note says of failures; a ``late`` answer is none, so it has no number."""
+    causes = {site: error.message if site in late else str(error) for site, error in failures.items()}
     return "; ".join(f"{site}: {cause.removesuffix('.')}" for site, cause in causes.items()) + "."
 
 
