@@ -269,14 +269,23 @@ def test_a_failed_write_is_told(number: int, sentence: str, tmp_path: Path, monk
 # The page -------------------------------------------------------------------------------------------------------------
 
 
-def test_the_page_names_every_option_and_effect():
+def test_the_page_names_every_option_and_effect(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
     page = (Path(__file__).resolve().parents[3] / "docs" / "phantom.md").read_text(encoding="utf-8")
     command = get_command(cli.app)
     for name in ("phantom", "regions"):
         options = [option for parameter in command.commands[name].params for option in parameter.opts]  # type: ignore[attr-defined]
         assert not [option for option in options if option not in page and option not in {"--help", "--out"}]
     assert not [effect for effect in EFFECTS if f"| `{effect}` |" not in page]
-    (code,) = re.findall(r"^```python\n(.*?)^```", page, flags=re.MULTILINE | re.DOTALL)
+    code, grey_matter = re.findall(r"^```python\n(.*?)^```", page, flags=re.MULTILINE | re.DOTALL)
     found: dict[str, object] = {}
     exec(code, found)  # noqa: S102
     assert isinstance(found["subject"], PhantomSubject)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "survey").mkdir()
+    people = "site,diagnosis,brain_volume,left_01,right_01\nA,control,9,1,2\nA,control,9,3,4\nA,disease,9,90,90\n"
+    for table in ("regions", "truth"):
+        (tmp_path / "survey" / f"{table}.csv").write_text(people, encoding="utf-8")
+    exec(grey_matter, {})  # noqa: S102
+    assert re.findall(r"^A +(\S+)$", capsys.readouterr().out, re.MULTILINE) == ["5.0", "5.0"]
