@@ -124,10 +124,8 @@ def check() -> None:
                 function()
                 found.append(time.perf_counter() - began)
     hashed, prepared = (statistics.median(found) for found in times.values())
-    size = cases * np.prod(shape) * 2 / 1e6
-    print(
-        f"check: hashing {100 * hashed / prepared:.1f} % of preparing {cases} volumes of {size / cases:.0f} MB (goal 10 %)"
-    )
+    share, size = 100 * hashed / prepared, np.prod(shape) * 2e-6
+    print(f"check: hashing takes {share:.1f} % of preparing {cases} volumes of {size:.0f} MB (goal 10 %)")
 
 
 def epoch() -> None:
