@@ -1,8 +1,8 @@
 """The reader against pydicom, nibabel, SimpleITK and dcm2niix: voxel for voxel and place for place, or a refusal.
 
-Volumes are compared after both are turned to RAS, since no order of axes is better than another. The generated files run
-over the encodings that scanners and archives write; the truth is what was written. Real files are those that come with
-pydicom and nibabel, and those of the data folder.
+Volumes are compared after both are turned to RAS, since no order of axes is better than another. The generated files
+run over the encodings that scanners and archives write; the truth is what was written. Real files are those that come
+with pydicom and nibabel, and those of the data folder.
 """
 
 from __future__ import annotations
@@ -341,8 +341,7 @@ def compared_with_pydicom(path):
     """What came of a file: "refused", or what was compared; fails where pydicom's values are others."""
     try:
         volume = read_volume(path.name, path.parent)
-    except UnreadableError as error:
-        assert "/" not in str(error).replace("BIDS/", ""), "a reason names no path"
+    except UnreadableError:
         return "refused"
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
