@@ -143,3 +143,9 @@ def ct() -> dict[str, object]:
 def patient() -> tuple[str, ...]:
     """Texts that no output may hold."""
     return "Quixote", "Alonso", NUMBER, "7731902", BIRTH
+
+
+@pytest.fixture(scope="session")
+def dataset() -> Callable[..., FileDataset]:
+    """``make_dataset``."""
+    return make_dataset
