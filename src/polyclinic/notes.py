@@ -32,6 +32,7 @@ TITLES: dict[str, str] = {
     "N401": "Masks have no foreground",
     "N402": "A structure is missing at a site",
     "N501": "DICOM images were mended",
+    "N610": "Images have no place in space",
     "N701": "A part of the mask lies outside the grid",
     "N801": "A site is too small for the split",
     "N802": "Harmonisation has few cases to go by",

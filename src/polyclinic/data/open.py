@@ -16,6 +16,7 @@ from torch import Tensor
 from polyclinic.data.cases import Counts, Opened, SiteData, reasons_text
 from polyclinic.data.check import quality_warnings
 from polyclinic.data.features import encode_covariates, encode_features
+from polyclinic.data.image_notes import volume_notes
 from polyclinic.data.images import ImageFiles, decode_images
 from polyclinic.data.labels import encode_labels, encode_numbers
 from polyclinic.data.masks import MaskClasses
@@ -95,6 +96,7 @@ def open_data(
     if not sites:
         raise DataError("P205", "No site has a usable case. " + " ".join(warnings), "Mend the images or their paths.")
     warnings += quality_warnings(sites, features, classes, subjects_named=spec.subject is not None)
+    warnings += volume_notes(sites)
     _check_reference(spec, list(sites))
     fingerprint = _fingerprint(sites, features, classes)
     return Opened(sites, features, classes, warnings, fingerprint, covariate_names)

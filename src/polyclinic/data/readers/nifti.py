@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from polyclinic.data.readers.volume import UnreadableError, Volume
+from polyclinic.notes import Note
 
 if TYPE_CHECKING:
     import nibabel as nib
@@ -37,6 +38,7 @@ class NiftiHeader:
         spacing: voxel sizes in millimetres.
         orientation: code such as ``RAS``: towards which side of the body each axis runs.
         dtype: type of the stored voxels.
+        notes: as in ``Volume``.
     """
 
     shape: tuple[int, ...]
@@ -44,6 +46,7 @@ class NiftiHeader:
     spacing: tuple[float, float, float]
     orientation: str
     dtype: np.dtype[Any]
+    notes: tuple[Note, ...] = ()
 
 
 def is_nifti(path: Path) -> bool:
@@ -69,6 +72,14 @@ def nifti_header(path: Path) -> NiftiHeader:
     image = _open(path)
     _check_length(path, image)
     return _describe(image)
+
+
+def header_findings(path: Path) -> tuple[str, tuple[Note, ...]]:
+    """Why the file can't be used as far as its header tells ("" where it can), and what should be known of it."""
+    try:
+        return "", nifti_header(path).notes
+    except UnreadableError as error:
+        return str(error), ()
 
 
 def read_nifti(path: Path) -> Volume:
@@ -108,7 +119,7 @@ def read_nifti(path: Path) -> Volume:
     values = values.astype(values.dtype.newbyteorder("="), copy=False)
     if values.dtype.kind == "f" and not np.isfinite(values).any():
         raise UnreadableError("image has no finite value")
-    return Volume(_three_axes(values), header.affine, scanner_facts(path))
+    return Volume(_three_axes(values), header.affine, scanner_facts(path), header.notes)
 
 
 logger = logging.getLogger(__name__)
@@ -195,7 +206,10 @@ def _describe(image: nib.Nifti1Image) -> NiftiHeader:
         orientation = "".join(code or "?" for code in nib.aff2axcodes(affine))
     except Exception:
         raise UnreadableError("affine is singular") from None
-    return NiftiHeader(shape, affine, (x, y, z), orientation, dtype)
+    notes = []
+    if not image.header["sform_code"] and not image.header["qform_code"]:
+        notes.append(Note("N610", "without a place in space (both codes are 0): axes and sides are a guess."))
+    return NiftiHeader(shape, affine, (x, y, z), orientation, dtype, tuple(notes))
 
 
 def _check_length(path: Path, image: nib.Nifti1Image) -> None:

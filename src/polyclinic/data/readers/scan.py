@@ -11,6 +11,7 @@ from typing import Literal
 import pandas as pd
 
 from polyclinic.data.cases import Counts
+from polyclinic.data.image_notes import count_notes
 from polyclinic.data.readers.bids import SITE_COLUMNS, is_bids, scan_bids
 from polyclinic.data.readers.dicom import read_built_series
 from polyclinic.data.readers.dicom_folders import scan_dicom
@@ -23,6 +24,7 @@ from polyclinic.data.readers.read import read_volume
 from polyclinic.data.readers.volume import UnreadableError
 from polyclinic.errors import DataError
 from polyclinic.files import write_atomic
+from polyclinic.notes import Note
 
 SiteFrom = Literal["folder", "column"]
 _MOST_LOOKS = 5
@@ -189,9 +191,18 @@ def _warnings(images: Sequence[FoundImage], folder: Path) -> list[str]:
             "screen captures whose header does not deny it): look for names."
         )
     warnings += _face_warning(used, folder)
-    mended = Counter(note for image in used for note in image.notes)
-    warnings += [f"{_images(count)} mended: {note}." for note, count in sorted(mended.items())]
-    return warnings
+    return warnings + _image_notes(used)
+
+
+def _image_notes(used: Sequence[FoundImage]) -> list[Note]:
+    """What readers noted on images and masks, counted; a site each where there are several."""
+    sites = sorted({image.site for image in used})
+    notes = []
+    for site in sites:
+        for is_mask, things in ((False, ("image", "images")), (True, ("mask", "masks"))):
+            mine = [(image.where, image.notes) for image in used if (image.site, image.is_mask) == (site, is_mask)]
+            notes += count_notes(mine, site=site if len(sites) > 1 else "", things=things)
+    return notes
 
 
 def _face_warning(used: Sequence[FoundImage], folder: Path) -> list[str]:
