@@ -39,6 +39,8 @@ TITLES: dict[str, str] = {
     "N614": "A scale of the values was left out",
     "N615": "Philips MR images lack the scanner's own scale",
     "N616": "Voxel sizes are below zero",
+    "N617": "CT values may not be Hounsfield units",
+    "N618": "A header does not say whether values have a sign",
     "N701": "A part of the mask lies outside the grid",
     "N801": "A site is too small for the split",
     "N802": "Harmonisation has few cases to go by",

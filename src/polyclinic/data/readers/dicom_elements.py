@@ -37,6 +37,8 @@ _SHORT_VRS = frozenset((
 _SYNTAX = 0x00020010
 _INTEGER_PIXELS = 0x7FE00010
 _IS_THERE = b"sequence"
+_SEQUENCES = frozenset((0x00283000, 0x52009229, 0x52009230))
+"""Modality LUT, shared and per-frame functional groups: of these it is only told that they are there."""
 _EXPLICIT_ELEMENT = struct.Struct("<I2sH").unpack_from
 _LENGTH = struct.Struct("<I").unpack_from
 
@@ -46,8 +48,8 @@ class Elements:
     """What was taken from a file.
 
     Attributes:
-        values: tag (group × 65536 + element) -> the element's bytes as stored; for a sequence of undefined length only
-            that it is there.
+        values: tag (group × 65536 + element) -> the element's bytes as stored; for a sequence of undefined length, and
+            for functional groups, only that it is there.
         syntax: transfer syntax UID as the file states it, "" where it states none.
         little_endian: byte order of ``values``.
         pixels: whether the file has pixel data.
@@ -178,6 +180,9 @@ def _walk_file(buffer: bytes, size: int, wanted: Collection[int]) -> Elements:
                 continue
             offset = body + length
             if tag in stored:
+                if stored[tag] in _SEQUENCES:
+                    values[stored[tag]] = _IS_THERE
+                    continue
                 if offset > len(buffer):
                     raise _ShortError
                 values[stored[tag]] = buffer[body:offset]
@@ -263,7 +268,9 @@ def _read_with_pydicom(path: Path, wanted: Collection[int]) -> Elements:
             values = {}
             for tag in wanted:
                 element = data.get_item(tag) if tag in data else None
-                if isinstance(element, RawDataElement) and isinstance(element.value, bytes):
+                if element is not None and tag in _SEQUENCES:
+                    values[tag] = _IS_THERE
+                elif isinstance(element, RawDataElement) and isinstance(element.value, bytes):
                     values[tag] = element.value
         except UnreadableError:
             raise

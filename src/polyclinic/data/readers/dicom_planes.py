@@ -11,7 +11,9 @@ import numpy.typing as npt
 
 from polyclinic.data.readers.dicom_elements import quiet
 from polyclinic.data.readers.dicom_header import Header
+from polyclinic.data.readers.dicom_values import frame_scale
 from polyclinic.data.readers.volume import UnreadableError
+from polyclinic.notes import Note
 
 if TYPE_CHECKING:
     from pydicom import Dataset
@@ -33,6 +35,7 @@ class Plane:
         slope, intercept: from stored to real values.
         kind: what else must agree for planes to be of one image (image type, echo), as text.
         time: sorts planes at the same place.
+        notes: as in ``Volume``.
     """
 
     header: Header
@@ -45,6 +48,7 @@ class Plane:
     intercept: float
     kind: str
     time: tuple[int, ...]
+    notes: tuple[Note, ...] = ()
 
     @property
     def size(self) -> tuple[int, int]:
@@ -81,6 +85,8 @@ def find_planes(header: Header) -> list[Plane]:
         return _frames(header)
     if header.frames > 1 and header.modality in ("NM", "PT"):
         raise UnreadableError("frames of nuclear medicine have no positions of their own")
+    if header.frames > 1 and header.modality in ("CT", "MR"):
+        raise UnreadableError("frames have no positions of their own")
     return [_as_frame(_plain(header), index) for index in range(header.frames)]
 
 
@@ -101,6 +107,7 @@ def _plain(header: Header) -> Plane:
         header.intercept,
         "\\".join((*header.image_type, header.echo)),
         (header.temporal, header.instance, header.acquisition, 0),
+        notes=header.notes,
     )
 
 
@@ -189,8 +196,7 @@ def _frame(header: Header, index: int, shared: Dataset | None, group: Dataset) -
 
     spacing = _floats(find("PixelMeasuresSequence", "PixelSpacing"), 2)
     gap = find("PixelMeasuresSequence", "SpacingBetweenSlices") or find("PixelMeasuresSequence", "SliceThickness")
-    slope = _floats(find("PixelValueTransformationSequence", "RescaleSlope"), 1)
-    intercept = _floats(find("PixelValueTransformationSequence", "RescaleIntercept"), 1)
+    scale = frame_scale(find, (group, shared), header.modality, header.vendor, header.scanner_scale)
     types = ("MRImageFrameTypeSequence", "CTImageFrameTypeSequence", "PETFrameTypeSequence")
     kinds = [str(kind) for kind in (find(name, "FrameType") for name in types) if kind]
     echo = find("MREchoSequence", "EffectiveEchoTime")
@@ -202,10 +208,11 @@ def _frame(header: Header, index: int, shared: Dataset | None, group: Dataset) -
         _floats(find("PlanePositionSequence", "ImagePositionPatient"), 3),
         spacing if spacing and min(spacing) > 0 else None,
         float(str(gap)) if gap else None,
-        slope[0] if slope and slope[0] else 1.0,
-        intercept[0] if intercept else 0.0,
+        scale.slope,
+        scale.intercept,
         "\\".join((*(kinds or header.image_type), f"{echo or ''}")),
         (int(str(temporal or 0)), index),
+        notes=header.notes + scale.notes,
     )
 
 

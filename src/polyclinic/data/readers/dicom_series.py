@@ -60,6 +60,13 @@ class Series:
         return *self.planes[0][0].size, len(self.planes), len(self.planes[0])
 
     @property
+    def all_notes(self) -> tuple[Note, ...]:
+        """The notes on the series and on its planes, each once."""
+        noted = dict.fromkeys(plane.notes for column in self.planes for plane in column)
+        found = [*self.notes, *(note for notes in noted for note in notes)]
+        return tuple({(note.number, str(note)): note for note in found}.values())
+
+    @property
     def files(self) -> list[Header]:
         """Headers of the files with its planes, each once."""
         return list({plane.header.path: plane.header for column in self.planes for plane in column}.values())
