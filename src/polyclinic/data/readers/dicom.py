@@ -48,4 +48,5 @@ def read_built_series(series: Series) -> Volume:
     Raises:
         UnreadableError: the pixels can't be read.
     """
-    return Volume(read_pixels(series), series.affine, series.header.about, series.all_notes)
+    values, notes = read_pixels(series)
+    return Volume(values, series.affine, series.header.about, series.all_notes + notes)

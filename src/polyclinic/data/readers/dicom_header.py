@@ -39,6 +39,7 @@ ALLOWED = {
     "gap": 0x00180088,
     "protocol": 0x00181030,
     "imager_spacing": 0x00181164,
+    "scanned_spacing": 0x00182010,
     "siemens_creator": 0x00190010,
     "siemens_tiles": 0x0019100A,
     "study": 0x0020000D,
@@ -231,6 +232,12 @@ ENHANCED = frozenset((
 ))  # fmt: skip
 """Enhanced and legacy converted CT, MR, PET; enhanced US volume; parametric map: without functional groups they have no
 place."""
+VOLUMES = ENHANCED | frozenset((
+    "1.2.840.10008.5.1.4.1.1.13.1.1", "1.2.840.10008.5.1.4.1.1.13.1.2", "1.2.840.10008.5.1.4.1.1.13.1.3",
+    "1.2.840.10008.5.1.4.1.1.77.1.5.4",
+))  # fmt: skip
+"""These, 3D X-ray (angiography, craniofacial, breast tomosynthesis) and optical coherence tomography: frames of all of
+them are slices, never times alone."""
 
 
 def read_header(path: Path, *, salt: str = "", root: Path | None = None) -> Header:
@@ -286,9 +293,11 @@ def read_header(path: Path, *, salt: str = "", root: Path | None = None) -> Head
         signed=texts.short("signed") == 1,
         photometric=texts.text("photometric"),
         image_type=tuple(word.strip() for word in texts.text("image_type").split("\\")),
-        orientation=_unit_axes(texts.numbers("orientation", 6)),
+        orientation=unit_axes(texts.numbers("orientation", 6)),
         position=texts.numbers("position", 3),
-        spacing=_positive(texts.numbers("spacing", 2)) or _positive(texts.numbers("imager_spacing", 2)),
+        spacing=_positive(texts.numbers("spacing", 2))
+        or _positive(texts.numbers("imager_spacing", 2))
+        or _positive(texts.numbers("scanned_spacing", 2)),
         gap=_gap(texts),
         slope=scale.slope,
         intercept=scale.intercept,
@@ -401,8 +410,8 @@ def _positive(found: tuple[float, ...] | None) -> tuple[float, ...] | None:
     return found if found and min(found) > 0 else None
 
 
-def _unit_axes(found: tuple[float, ...] | None) -> tuple[float, ...] | None:
-    """Two unit vectors at right angles, else None."""
+def unit_axes(found: tuple[float, ...] | None) -> tuple[float, ...] | None:
+    """Two unit vectors at right angles (six numbers), else None."""
     if not found:
         return None
     row, column = found[:3], found[3:]

@@ -101,6 +101,8 @@ def frame_scale(
         # Parametric maps have no other scale: their unit stands beside this one.
         kind = "RealWorldValueMappingSequence"
         slope, intercept = (_number(_text(find(kind, f"RealWorldValue{name}"))) for name in ("Slope", "Intercept"))
+    elif slope is None and intercept is None and find("RealWorldValueMappingSequence", "RealWorldValueLUTData"):
+        raise UnreadableError("real world values are in a table")
     own = None
     if modality == "MR":
         own = next(filter(None, map(_frame_scale, filter(None, groups))), scanner)
