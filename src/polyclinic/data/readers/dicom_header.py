@@ -15,6 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from polyclinic.data.pseudonyms import pseudonym
+from polyclinic.data.readers.dicom_contrast import TAGS as CONTRAST_TAGS
+from polyclinic.data.readers.dicom_contrast import header_contrast
 from polyclinic.data.readers.dicom_elements import Elements, read_elements
 from polyclinic.data.readers.dicom_values import TAGS as VALUE_TAGS
 from polyclinic.data.readers.dicom_values import header_scale
@@ -68,6 +70,7 @@ ALLOWED = {
     "united_tiles": 0x00651050,
     "shared_groups": 0x52009229,
     "frame_groups": 0x52009230,
+    **CONTRAST_TAGS,
     **VALUE_TAGS,
 }
 """Name -> tag of every element that scanning and reading may look at (the standard's names: PS3.6)."""
@@ -115,23 +118,6 @@ _VENDORS = {
     "bruker": "Bruker",
     "hologic": "Hologic",
 }
-_CONTRASTS = (
-    (r"locali[sz]er|scout|survey|topogram|surview", "localizer"),
-    (r"flair|tirm", "FLAIR"),
-    (r"\badc\b", "ADC"),
-    (r"dwi|dti|diff|trace", "DWI"),
-    (r"swi|swan|suscept", "SWI"),
-    (r"bold|fmri|rest\b|task", "bold"),
-    (r"\basl\b|pcasl", "asl"),
-    (r"angio|\btof\b|mra\b", "angio"),
-    (r"t2\s*(\*|star|s\b)|t2_?star|gre\b|hemo", "T2star"),
-    (r"t1.*(gd|gad|\bce\b|_ce|post|\+c|km\b|contrast)|(gd|post).*t1", "T1ce"),
-    (r"t1|mprage|mp2rage|spgr|bravo|ir-?fspgr|tfe", "T1w"),
-    (r"t2|space\b|cube", "T2w"),
-    (r"\bpd|proton", "PDw"),
-    (r"epi", "bold"),
-)
-_COMPILED = tuple((re.compile(pattern), name) for pattern, name in _CONTRASTS)
 _HEAD = re.compile(r"head|brain|skull|face|schaedel|schädel|kopf|hirn|cerveau|crane|neuro|mprage|cerebr")
 _NOT_NAMES = frozenset(("anon", "anonymous", "anonymized", "patient", "phantom", "removed", "test", "unknown", "none"))
 
@@ -306,7 +292,7 @@ def read_header(path: Path, *, salt: str = "", root: Path | None = None) -> Head
         temporal=texts.whole("temporal"),
         acquisition=texts.whole("acquisition"),
         instance=texts.whole("instance"),
-        contrast=_contrast(modality, free_text, texts.text("image_type")),
+        contrast=header_contrast(texts, modality),
         head=bool(_HEAD.search(f"{texts.text('body_part').lower()} {free_text}")),
         face_removed="deface" in free_text or recognizable == "NO",
         burned_in={"YES": True, "NO": False}.get(texts.word("burned_in")),
@@ -442,14 +428,6 @@ def _tiles(texts: _Texts) -> int:
 def _echo(texts: _Texts) -> str:
     time = texts.numbers("echo_time", 1)
     return f"{texts.text('echo_number')}/{time[0]:.1f}" if time else texts.text("echo_number")
-
-
-def _contrast(modality: str, free_text: str, image_type: str) -> str:
-    if "LOCALIZER" in image_type:
-        return "localizer"
-    if modality != "MR":
-        return re.sub(r"[^A-Z0-9]", "", modality) or "image"
-    return next((name for pattern, name in _COMPILED if pattern.search(free_text)), "MR")
 
 
 def _named(path: Path, root: Path, name: str, number: str) -> bool:
