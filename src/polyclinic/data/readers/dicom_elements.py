@@ -14,6 +14,7 @@ import warnings
 from collections.abc import Collection
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 from polyclinic.data.readers.volume import UnreadableError
@@ -156,7 +157,7 @@ def _walk_file(buffer: bytes, size: int, wanted: Collection[int]) -> Elements:
         explicit = buffer[offset + 4 : offset + 6] in _SHORT_VRS | _LONG_VRS
     values: dict[int, bytes] = {}
     # This loop runs hundreds of times a file: it is written out, and compares tags as they are stored.
-    stored = {_swapped(tag): tag for tag in (*wanted, *PIXELS)}
+    stored = _as_stored(frozenset(wanted))
     try:
         while offset < size:
             tag, kind, length = _EXPLICIT_ELEMENT(buffer, offset)
@@ -193,9 +194,10 @@ def _walk_file(buffer: bytes, size: int, wanted: Collection[int]) -> Elements:
     return Elements(values, syntax, True, False)
 
 
-def _swapped(tag: int) -> int:
-    """Group and element in the order in which a little endian file has them."""
-    return (tag & 0xFFFF) << 16 | tag >> 16
+@lru_cache(maxsize=8)
+def _as_stored(wanted: frozenset[int]) -> dict[int, int]:
+    """Tags by group and element in the order in which a little endian file has them."""
+    return {(tag & 0xFFFF) << 16 | tag >> 16: tag for tag in (*wanted, *PIXELS)}
 
 
 def _walk_meta(buffer: bytes, offset: int) -> tuple[str, int]:

@@ -124,9 +124,10 @@ def _combined(slope: float | None, intercept: float | None, scanner: float | Non
 
 
 def _classic_scale(texts: Texts, block: int) -> float | None:
-    if texts.text(f"philips_creator_{block:x}") != _PHILIPS:
+    found = texts.raw(f"philips_scale_{block:x}")
+    if found is None or texts.text(f"philips_creator_{block:x}") != _PHILIPS:
         return None
-    return _usable(texts.raw(f"philips_scale_{block:x}"), texts.order)
+    return _usable(found, texts.order)
 
 
 def _frame_scale(group: Dataset) -> float | None:

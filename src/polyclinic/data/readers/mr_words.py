@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from functools import lru_cache
 from typing import NamedTuple
 
 
@@ -127,6 +128,7 @@ class Words(NamedTuple):
     resting: bool
 
 
+@lru_cache(maxsize=64)  # the slices of a series have one text
 def read_words(text: str) -> Words:
     """Look for words that tell what an image shows."""
     tokens = _tokens(text)
