@@ -16,6 +16,7 @@ from torch import Tensor
 from polyclinic.data.cases import Counts, Opened, SiteData, reasons_text
 from polyclinic.data.check import quality_notes
 from polyclinic.data.features import encode_covariates, encode_features
+from polyclinic.data.image_notes import volume_notes
 from polyclinic.data.images import ImageFiles, decode_images
 from polyclinic.data.labels import encode_labels, encode_numbers
 from polyclinic.data.masks import MaskClasses
@@ -97,6 +98,7 @@ def open_data(
     if not sites:
         raise DataError("P205", "No site has a usable case. " + " ".join(notes), "Mend the images or their paths.")
     notes += quality_notes(sites, features, classes, subjects_named=spec.subject is not None)
+    notes += volume_notes(sites)
     _check_reference(spec, list(sites))
     fingerprint = _fingerprint(sites, features, classes)
     return Opened(sites, features, classes, notes, fingerprint, covariate_names)

@@ -12,8 +12,7 @@ import pandas as pd
 
 from polyclinic.data.pseudonyms import pseudonym
 from polyclinic.data.readers.found import Findings, FoundImage, Tick, relative
-from polyclinic.data.readers.nifti import is_nifti, names_patient, nifti_header, scanner_facts, stem
-from polyclinic.data.readers.volume import UnreadableError
+from polyclinic.data.readers.nifti import header_findings, is_nifti, names_patient, scanner_facts, stem
 from polyclinic.data.table import read_cells
 from polyclinic.errors import DataError
 from polyclinic.notes import Note
@@ -100,6 +99,7 @@ def scan_bids(
         if subject not in visits:
             visits[subject] = _sessions(bids / f"sub-{subject}" / f"sub-{subject}_sessions.tsv")
         derived = "derivatives" in path.relative_to(bids).parts
+        reason, notes = header_findings(path)
         findings.images.append(
             FoundImage(
                 site=sites.get(subject, site),
@@ -108,11 +108,12 @@ def scan_bids(
                 column=columns[path],
                 where=relative(path, folder),
                 is_mask=name.is_mask,
-                reason=_reason(path),
+                reason=reason,
                 about={} if name.is_mask else scanner_facts(path),
                 covariates=people.get(subject, {}) | visits[subject].get(session, {}),
                 head=not derived and name.suffix in _HEADS and "deface" not in path.name.lower(),
                 named=names_patient(path),
+                notes=notes,
             )
         )
         tick()
@@ -132,14 +133,6 @@ def _columns(named: Sequence[tuple[Path, BidsName]], bids: Path) -> dict[Path, s
         else name.column()
         for path, name in named
     }
-
-
-def _reason(path: Path) -> str:
-    try:
-        nifti_header(path)
-    except UnreadableError as error:
-        return str(error)
-    return ""
 
 
 def _participants(table: Path, *, site_column: bool) -> tuple[dict[str, dict[str, str]], dict[str, str], list[Note]]:

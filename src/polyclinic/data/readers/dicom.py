@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -10,8 +9,6 @@ from polyclinic.data.readers.dicom_header import read_header
 from polyclinic.data.readers.dicom_pixels import read_pixels
 from polyclinic.data.readers.dicom_series import Series, build_series, group_planes
 from polyclinic.data.readers.volume import UnreadableError, Volume
-
-logger = logging.getLogger(__name__)
 
 
 def read_series(files: Iterable[Path]) -> Volume:
@@ -51,6 +48,5 @@ def read_built_series(series: Series) -> Volume:
     Raises:
         UnreadableError: the pixels can't be read.
     """
-    for note in series.notes:
-        logger.debug("%s: %s", series.header.path.parent, note)
-    return Volume(read_pixels(series), series.affine, series.header.about)
+    values, notes = read_pixels(series)
+    return Volume(values, series.affine, series.header.about, series.all_notes + notes)

@@ -14,6 +14,7 @@ import warnings
 from collections.abc import Collection
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 from polyclinic.data.readers.volume import UnreadableError
@@ -37,6 +38,8 @@ _SHORT_VRS = frozenset((
 _SYNTAX = 0x00020010
 _INTEGER_PIXELS = 0x7FE00010
 _IS_THERE = b"sequence"
+_SEQUENCES = frozenset((0x00283000, 0x52009229, 0x52009230))
+"""Modality LUT, shared and per-frame functional groups: of these it is only told that they are there."""
 _EXPLICIT_ELEMENT = struct.Struct("<I2sH").unpack_from
 _LENGTH = struct.Struct("<I").unpack_from
 
@@ -46,8 +49,8 @@ class Elements:
     """What was taken from a file.
 
     Attributes:
-        values: tag (group × 65536 + element) -> the element's bytes as stored; for a sequence of undefined length only
-            that it is there.
+        values: tag (group × 65536 + element) -> the element's bytes as stored; for a sequence of undefined length, and
+            for functional groups, only that it is there.
         syntax: transfer syntax UID as the file states it, "" where it states none.
         little_endian: byte order of ``values``.
         pixels: whether the file has pixel data.
@@ -154,7 +157,7 @@ def _walk_file(buffer: bytes, size: int, wanted: Collection[int]) -> Elements:
         explicit = buffer[offset + 4 : offset + 6] in _SHORT_VRS | _LONG_VRS
     values: dict[int, bytes] = {}
     # This loop runs hundreds of times a file: it is written out, and compares tags as they are stored.
-    stored = {_swapped(tag): tag for tag in (*wanted, *PIXELS)}
+    stored = _as_stored(frozenset(wanted))
     try:
         while offset < size:
             tag, kind, length = _EXPLICIT_ELEMENT(buffer, offset)
@@ -178,6 +181,9 @@ def _walk_file(buffer: bytes, size: int, wanted: Collection[int]) -> Elements:
                 continue
             offset = body + length
             if tag in stored:
+                if stored[tag] in _SEQUENCES:
+                    values[stored[tag]] = _IS_THERE
+                    continue
                 if offset > len(buffer):
                     raise _ShortError
                 values[stored[tag]] = buffer[body:offset]
@@ -188,9 +194,10 @@ def _walk_file(buffer: bytes, size: int, wanted: Collection[int]) -> Elements:
     return Elements(values, syntax, True, False)
 
 
-def _swapped(tag: int) -> int:
-    """Group and element in the order in which a little endian file has them."""
-    return (tag & 0xFFFF) << 16 | tag >> 16
+@lru_cache(maxsize=8)
+def _as_stored(wanted: frozenset[int]) -> dict[int, int]:
+    """Tags by group and element in the order in which a little endian file has them."""
+    return {(tag & 0xFFFF) << 16 | tag >> 16: tag for tag in (*wanted, *PIXELS)}
 
 
 def _walk_meta(buffer: bytes, offset: int) -> tuple[str, int]:
@@ -263,7 +270,9 @@ def _read_with_pydicom(path: Path, wanted: Collection[int]) -> Elements:
             values = {}
             for tag in wanted:
                 element = data.get_item(tag) if tag in data else None
-                if isinstance(element, RawDataElement) and isinstance(element.value, bytes):
+                if element is not None and tag in _SEQUENCES:
+                    values[tag] = _IS_THERE
+                elif isinstance(element, RawDataElement) and isinstance(element.value, bytes):
                     values[tag] = element.value
         except UnreadableError:
             raise

@@ -81,7 +81,7 @@ def _image(group: Group, places: _Places, visits: dict[tuple[str, str], str], si
         head=head,
         burned_in=header.burned_in is True or (header.burned_in is None and screen),
         named=any(file.named_in_path for file in files),
-        notes=series.notes if series else (),
+        notes=series.all_notes if series else (),
         series=series if head else None,
     )
 

@@ -15,8 +15,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from polyclinic.data.pseudonyms import pseudonym
+from polyclinic.data.readers.dicom_contrast import TAGS as CONTRAST_TAGS
+from polyclinic.data.readers.dicom_contrast import header_contrast
 from polyclinic.data.readers.dicom_elements import Elements, read_elements
+from polyclinic.data.readers.dicom_values import TAGS as VALUE_TAGS
+from polyclinic.data.readers.dicom_values import header_scale
 from polyclinic.data.readers.volume import UnreadableError
+from polyclinic.notes import Note
 
 ALLOWED = {
     "image_type": 0x00080008,
@@ -36,6 +41,7 @@ ALLOWED = {
     "gap": 0x00180088,
     "protocol": 0x00181030,
     "imager_spacing": 0x00181164,
+    "scanned_spacing": 0x00182010,
     "siemens_creator": 0x00190010,
     "siemens_tiles": 0x0019100A,
     "study": 0x0020000D,
@@ -62,8 +68,10 @@ ALLOWED = {
     "modality_table": 0x00283000,
     "united_creator": 0x00650010,
     "united_tiles": 0x00651050,
-    "philips_creator": 0x20050010,
-    "philips_scale": 0x2005100E,
+    "shared_groups": 0x52009229,
+    "frame_groups": 0x52009230,
+    **CONTRAST_TAGS,
+    **VALUE_TAGS,
 }
 """Name -> tag of every element that scanning and reading may look at (the standard's names: PS3.6)."""
 _TAGS = frozenset(ALLOWED.values())
@@ -110,23 +118,6 @@ _VENDORS = {
     "bruker": "Bruker",
     "hologic": "Hologic",
 }
-_CONTRASTS = (
-    (r"locali[sz]er|scout|survey|topogram|surview", "localizer"),
-    (r"flair|tirm", "FLAIR"),
-    (r"\badc\b", "ADC"),
-    (r"dwi|dti|diff|trace", "DWI"),
-    (r"swi|swan|suscept", "SWI"),
-    (r"bold|fmri|rest\b|task", "bold"),
-    (r"\basl\b|pcasl", "asl"),
-    (r"angio|\btof\b|mra\b", "angio"),
-    (r"t2\s*(\*|star|s\b)|t2_?star|gre\b|hemo", "T2star"),
-    (r"t1.*(gd|gad|\bce\b|_ce|post|\+c|km\b|contrast)|(gd|post).*t1", "T1ce"),
-    (r"t1|mprage|mp2rage|spgr|bravo|ir-?fspgr|tfe", "T1w"),
-    (r"t2|space\b|cube", "T2w"),
-    (r"\bpd|proton", "PDw"),
-    (r"epi", "bold"),
-)
-_COMPILED = tuple((re.compile(pattern), name) for pattern, name in _CONTRASTS)
 _HEAD = re.compile(r"head|brain|skull|face|schaedel|schädel|kopf|hirn|cerveau|crane|neuro|mprage|cerebr")
 _NOT_NAMES = frozenset(("anon", "anonymous", "anonymized", "patient", "phantom", "removed", "test", "unknown", "none"))
 
@@ -153,6 +144,10 @@ class Header:
         named_in_path: whether the patient's name or number occurs in the file's path.
         truncated: whether the file ends before its pixels do.
         pixel_start: where plain numbers of pixels begin in the file; -1 where they must be decoded.
+        high_bit: the highest of the stored bits, counted from 0.
+        grouped: whether there are functional groups.
+        scanner_scale: Philips' scale slope, see `polyclinic.data.readers.dicom_values`.
+        notes: as in ``Volume``.
     """
 
     path: Path
@@ -193,11 +188,15 @@ class Header:
     named_in_path: bool
     truncated: bool
     pixel_start: int
+    high_bit: int
+    grouped: bool
+    scanner_scale: float | None
+    notes: tuple[Note, ...]
 
     @property
     def has_functional_groups(self) -> bool:
         """Whether the geometry stands in functional groups, a set for each frame (enhanced multi-frame objects)."""
-        return self.sop_class in ENHANCED
+        return self.grouped or self.sop_class in ENHANCED
 
     @property
     def about(self) -> dict[str, str | float]:
@@ -217,7 +216,14 @@ ENHANCED = frozenset((
     "1.2.840.10008.5.1.4.1.1.6.2", "1.2.840.10008.5.1.4.1.1.30",
     "1.2.840.10008.5.1.4.1.1.128.1", "1.2.840.10008.5.1.4.1.1.130",
 ))  # fmt: skip
-"""Enhanced and legacy converted CT, MR, PET; enhanced US volume; parametric map."""
+"""Enhanced and legacy converted CT, MR, PET; enhanced US volume; parametric map: without functional groups they have no
+place."""
+VOLUMES = ENHANCED | frozenset((
+    "1.2.840.10008.5.1.4.1.1.13.1.1", "1.2.840.10008.5.1.4.1.1.13.1.2", "1.2.840.10008.5.1.4.1.1.13.1.3",
+    "1.2.840.10008.5.1.4.1.1.77.1.5.4",
+))  # fmt: skip
+"""These, 3D X-ray (angiography, craniofacial, breast tomosynthesis) and optical coherence tomography: frames of all of
+them are slices, never times alone."""
 
 
 def read_header(path: Path, *, salt: str = "", root: Path | None = None) -> Header:
@@ -246,7 +252,11 @@ def read_header(path: Path, *, salt: str = "", root: Path | None = None) -> Head
         expected = expected * 2 // 3
     free_text = " ".join((texts.text("series_description"), texts.text("protocol"))).lower()
     modality = texts.word("modality")
-    slope, intercept = texts.rescale(modality)
+    vendor = _vendor(texts.text("manufacturer"))
+    grouped = any(texts.raw(name) is not None for name in ("shared_groups", "frame_groups"))
+    scale = header_scale(texts, modality, vendor, grouped=grouped)
+    if elements.pixel_bytes >= max(2 * expected, 2):
+        raise UnreadableError("pixels don't fit the size in the header")
     recognizable = texts.word("recognizable")
     return Header(
         path=path,
@@ -257,7 +267,7 @@ def read_header(path: Path, *, salt: str = "", root: Path | None = None) -> Head
         study=texts.text("study"),
         series=texts.text("series"),
         modality=modality,
-        vendor=_vendor(texts.text("manufacturer")),
+        vendor=vendor,
         model=texts.text("model"),
         field_strength=_tesla(texts.numbers("field_strength", 1)),
         rows=rows,
@@ -269,24 +279,30 @@ def read_header(path: Path, *, salt: str = "", root: Path | None = None) -> Head
         signed=texts.short("signed") == 1,
         photometric=texts.text("photometric"),
         image_type=tuple(word.strip() for word in texts.text("image_type").split("\\")),
-        orientation=_unit_axes(texts.numbers("orientation", 6)),
+        orientation=unit_axes(texts.numbers("orientation", 6)),
         position=texts.numbers("position", 3),
-        spacing=_positive(texts.numbers("spacing", 2)) or _positive(texts.numbers("imager_spacing", 2)),
+        spacing=_positive(texts.numbers("spacing", 2))
+        or _positive(texts.numbers("imager_spacing", 2))
+        or _positive(texts.numbers("scanned_spacing", 2)),
         gap=_gap(texts),
-        slope=slope,
-        intercept=intercept,
+        slope=scale.slope,
+        intercept=scale.intercept,
         tiles=_tiles(texts),
         echo=_echo(texts),
         temporal=texts.whole("temporal"),
         acquisition=texts.whole("acquisition"),
         instance=texts.whole("instance"),
-        contrast=_contrast(modality, free_text, texts.text("image_type")),
+        contrast=header_contrast(texts, modality),
         head=bool(_HEAD.search(f"{texts.text('body_part').lower()} {free_text}")),
         face_removed="deface" in free_text or recognizable == "NO",
         burned_in={"YES": True, "NO": False}.get(texts.word("burned_in")),
         named_in_path=root is not None and _named(path, root, texts.text("patient_name"), texts.text("patient_id")),
         truncated=0 <= elements.pixel_bytes < expected,
         pixel_start=elements.pixel_start if _plain_numbers(texts, samples, bits) else -1,
+        high_bit=_high_bit(texts, bits),
+        grouped=grouped,
+        scanner_scale=scale.scanner,
+        notes=scale.notes,
     )
 
 
@@ -333,18 +349,9 @@ class _Texts:
         value = self.values.get(ALLOWED[name], b"")
         return int(struct.unpack(self.order + "H", value[:2])[0]) if len(value) >= 2 else 0
 
-    def rescale(self, modality: str) -> tuple[float, float]:
-        """Slope and intercept; for Philips MR those of the scanner's own scale, which scans of one patient share."""
-        slopes, intercepts = self.numbers("slope", 1), self.numbers("intercept", 1)
-        slope = slopes[0] if slopes and slopes[0] else 1.0
-        intercept = intercepts[0] if intercepts else 0.0
-        scale = self.values.get(ALLOWED["philips_scale"], b"")
-        if modality == "MR" and len(scale) == 4 and self.text("philips_creator") == "Philips MR Imaging DD 001":
-            (factor,) = struct.unpack(self.order + "f", scale)
-            if math.isfinite(factor) and factor > 0:
-                # Chenevert et al., Translational Oncology 7:65-71, 2014: stored / scale + intercept / (slope scale).
-                return 1.0 / factor, intercept / (slope * factor)
-        return slope, intercept
+    def raw(self, name: str) -> bytes | None:
+        """The bytes of an element, None where it is missing."""
+        return self.values.get(ALLOWED[name])
 
 
 def _refuse_other_objects(texts: _Texts) -> None:
@@ -363,8 +370,14 @@ def _plain_numbers(texts: _Texts, samples: int, bits: int) -> bool:
     """Whether stored numbers are pixels as they stand, if they are not compressed."""
     grey = texts.text("photometric") in ("MONOCHROME1", "MONOCHROME2") and samples == 1
     stored = texts.short("bits_stored")
-    lowest_bits = 0 < stored <= bits and texts.short("high_bit") == stored - 1
-    return grey and bits in (8, 16, 32) and lowest_bits and ALLOWED["modality_table"] not in texts.values
+    return grey and bits in (8, 16, 32) and 0 < stored <= bits and texts.raw("modality_table") is None
+
+
+def _high_bit(texts: _Texts, bits: int) -> int:
+    """HighBit, where it can be true; else that of pixels whose stored bits are the lowest."""
+    lowest = (texts.short("bits_stored") or bits) - 1
+    stated = texts.short("high_bit")
+    return stated if lowest <= stated < bits else lowest
 
 
 def _vendor(manufacturer: str) -> str:
@@ -383,8 +396,8 @@ def _positive(found: tuple[float, ...] | None) -> tuple[float, ...] | None:
     return found if found and min(found) > 0 else None
 
 
-def _unit_axes(found: tuple[float, ...] | None) -> tuple[float, ...] | None:
-    """Two unit vectors at right angles, else None."""
+def unit_axes(found: tuple[float, ...] | None) -> tuple[float, ...] | None:
+    """Two unit vectors at right angles (six numbers), else None."""
     if not found:
         return None
     row, column = found[:3], found[3:]
@@ -415,14 +428,6 @@ def _tiles(texts: _Texts) -> int:
 def _echo(texts: _Texts) -> str:
     time = texts.numbers("echo_time", 1)
     return f"{texts.text('echo_number')}/{time[0]:.1f}" if time else texts.text("echo_number")
-
-
-def _contrast(modality: str, free_text: str, image_type: str) -> str:
-    if "LOCALIZER" in image_type:
-        return "localizer"
-    if modality != "MR":
-        return re.sub(r"[^A-Z0-9]", "", modality) or "image"
-    return next((name for pattern, name in _COMPILED if pattern.search(free_text)), "MR")
 
 
 def _named(path: Path, root: Path, name: str, number: str) -> bool:

@@ -7,11 +7,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from polyclinic.data.readers.dicom_elements import EXPLICIT, IMPLICIT, quiet
+from polyclinic.data.readers.dicom_elements import BIG_ENDIAN, DEFLATED, EXPLICIT, IMPLICIT, quiet
 from polyclinic.data.readers.dicom_header import Header
 from polyclinic.data.readers.dicom_planes import tile_grid
 from polyclinic.data.readers.dicom_series import Series
+from polyclinic.data.readers.dicom_tables import apply_modality_table, apply_palette
 from polyclinic.data.readers.volume import UnreadableError
+from polyclinic.notes import Note
 
 if TYPE_CHECKING:
     from pydicom import Dataset
@@ -25,7 +27,14 @@ _PIXEL_TAGS = [
     "SegmentedGreenPaletteColorLookupTableData", "SegmentedBluePaletteColorLookupTableData",
     "ExtendedOffsetTable", "ExtendedOffsetTableLengths", "PixelData", "FloatPixelData", "DoubleFloatPixelData",
 ]  # fmt: skip
+_OVERLAY_TAGS = [0x60000102 | group << 16 for group in range(0, 32, 2)]
 _MOST_BYTES = 8 * 2**30
+_RLE = "1.2.840.10008.1.2.5"
+_FORMS = ("", "MONOCHROME1", "MONOCHROME2", "PALETTE COLOR", "RGB", "YBR_FULL", "YBR_FULL_422", "YBR_ICT", "YBR_RCT")
+"""What PhotometricInterpretation may say; older forms (YBR_PARTIAL_422, HSV, ARGB, CMYK) are not decoded right."""
+_UNUSED_BITS = Note(
+    "N619", "whose pixels use bits beyond those that the header says are stored: these bits were left out."
+)
 _JPEG_EXTENDED = "1.2.840.10008.1.2.4.51"
 _TWELVE_BITS = "12-bit lossy JPEG can't be decoded: unpack the file first (for example with DCMTK's dcmdjpeg)"
 _LUMINANCE = np.array((0.299, 0.587, 0.114))
@@ -54,12 +63,13 @@ def missing_decoder(header: Header) -> str:
     return ""
 
 
-def read_pixels(series: Series) -> npt.NDArray[np.generic]:
-    """Values of a series, ``[X, Y, Z]``, ``[X, Y, Z, T]``, or ``[X, Y, Z, 3]`` (8-bit red, green, blue).
+def read_pixels(series: Series) -> tuple[npt.NDArray[np.generic], tuple[Note, ...]]:
+    """Values of a series, ``[X, Y, Z]``, ``[X, Y, Z, T]``, or ``[X, Y, Z, 3]`` (red, green, blue), and notes on them.
 
     Integers stay integers where slope and intercept are whole (8 bits as stored, else the narrowest of int16, int32 and
     int64 that holds them); otherwise float32.
-    Frames in colour of a film become luminance, so that the fourth axis has one meaning.
+    Frames in colour of a film become luminance, so that the fourth axis has one meaning. Colours are as stored (8 bits
+    in most files); those of finer palettes are float32 from 0 to 255.
 
     Raises:
         UnreadableError: pixels are missing, truncated, damaged or too many, or a decoder is missing.
@@ -72,6 +82,7 @@ def read_pixels(series: Series) -> npt.NDArray[np.generic]:
     whole = all(_whole(plane.slope) and _whole(plane.intercept) for plane in planes)
     plain = all(plane.slope == 1 and plane.intercept == 0 for plane in planes)
     decoded: dict[object, npt.NDArray[np.generic]] = {}
+    notes: dict[Note, None] = {}
     remaining: dict[object, int] = {}
     for plane in planes:
         remaining[plane.header.path] = remaining.get(plane.header.path, 0) + 1
@@ -79,7 +90,7 @@ def read_pixels(series: Series) -> npt.NDArray[np.generic]:
     for number, plane in enumerate(planes):
         path = plane.header.path
         if path not in decoded:
-            decoded[path] = _decode(plane.header)
+            decoded[path] = _decode(plane.header, notes)
         picture = _tile(decoded[path], plane.header, plane.index)
         remaining[path] -= 1
         if not remaining[path]:
@@ -96,10 +107,12 @@ def read_pixels(series: Series) -> npt.NDArray[np.generic]:
                 raise UnreadableError("image is larger than 8 GiB")
             kind = picture.dtype if plain or picture.dtype.kind == "f" or colour else np.dtype(np.int64)
             out = np.zeros((len(planes), height, width, *channels), dtype=kind)
+        if not np.can_cast(picture.dtype, out.dtype):  # files of one series may differ in sign and width
+            out = out.astype(np.result_type(picture.dtype, out.dtype))
         out[number] = picture
     if out is None:
         raise UnreadableError("DICOM object has no image")
-    return _arrange(out, slices, times)
+    return _arrange(out, slices, times), tuple(notes)
 
 
 def _arrange(out: npt.NDArray[np.generic], slices: int, times: int) -> npt.NDArray[np.generic]:
@@ -122,21 +135,26 @@ def _is_colour(header: Header) -> bool:
     return header.samples == 3 or header.photometric == "PALETTE COLOR"
 
 
-def _decode(header: Header) -> npt.NDArray[np.generic]:
-    """Stored values ``[F, Y, X]`` of all frames, or 8-bit (or wider) colours ``[F, Y, X, 3]``."""
+def _decode(header: Header, notes: dict[Note, None]) -> npt.NDArray[np.generic]:
+    """Values ``[F, Y, X]`` of all frames before slope and intercept, or colours ``[F, Y, X, 3]``."""
+    if header.photometric not in _FORMS:
+        raise UnreadableError("colours are in a form that is not read (PhotometricInterpretation)")
     size = header.rows * header.columns * header.frames * header.samples * max(header.bits_allocated // 8, 1)
     if size > _MOST_BYTES:
         raise UnreadableError("image is larger than 8 GiB")
-    pixels = _plain(header) if header.pixel_start >= 0 else _decoded(header)
+    bits = header.bits_stored
+    if header.pixel_start >= 0:
+        pixels = _stored_bits(_plain(header), header, notes)
+    else:
+        pixels, bits = _decoded(header, notes)
     channels = (3,) if _is_colour(header) else ()
     if pixels.size != header.frames * header.rows * header.columns * (3 if channels else 1):
         raise UnreadableError("pixels don't fit the size in the header")
     pixels = pixels.reshape(header.frames, header.rows, header.columns, *channels)
-    if header.photometric == "MONOCHROME1" and header.modality not in _PHYSICAL:
-        # Bright and dark are swapped within the range that the stored bits can hold.
-        highest = 2 ** (header.bits_stored - 1) - 1 if header.signed else 2**header.bits_stored - 1
-        lowest = -highest - 1 if header.signed else 0
-        pixels = lowest + highest - pixels.astype(np.int64)
+    if header.photometric == "MONOCHROME1" and header.modality not in _PHYSICAL and pixels.dtype.kind != "f":
+        # Bright and dark are swapped within the range that the bits can hold.
+        ends = -1 if pixels.dtype.kind == "i" else 2**bits - 1
+        pixels = ends - pixels.astype(np.int64)
     return pixels.astype(pixels.dtype.newbyteorder("="), copy=False)
 
 
@@ -150,32 +168,66 @@ def _plain(header: Header) -> npt.NDArray[np.generic]:
         raise UnreadableError("file may not be read") from None
     if pixels.size < count:
         raise UnreadableError("pixels are truncated")
-    unused = header.bits_allocated - header.bits_stored
-    # Bits above those stored may hold overlays; shifting to the right repeats the sign.
-    return (pixels << unused) >> unused if unused else pixels  # type: ignore[operator]
+    return pixels
 
 
-def _decoded(header: Header) -> npt.NDArray[np.generic]:
-    """Pixels decoded by pydicom and its plug-ins."""
+def _stored_bits(pixels: npt.NDArray[Any], header: Header, notes: dict[Note, None]) -> npt.NDArray[np.generic]:
+    """The numbers in the bits from HighBit down; the others may hold overlays, and are noted where they don't."""
+    pixels = pixels.astype(pixels.dtype.newbyteorder("="), copy=False)
+    low, width = header.high_bit + 1 - header.bits_stored, 8 * pixels.dtype.itemsize
+    above = width - 1 - header.high_bit
+    if above < 0 or (low == 0 and (above == 0 or not pixels.size or _within(pixels, header.bits_stored))):
+        return pixels
+    numbers: npt.NDArray[Any] = (pixels << above) >> (above + low)  # to the right repeats the sign
+    if above:
+        # Zeros there are as good as the sign repeated.
+        used = (pixels.view(f"u{width // 8}") >> (header.high_bit + 1) != 0) & (numbers != pixels >> low)
+        if used.any() and not _has_overlay(header):
+            notes[_UNUSED_BITS] = None
+    return numbers
+
+
+def _within(pixels: npt.NDArray[np.generic], bits: int) -> bool:
+    signed = pixels.dtype.kind == "i"
+    lowest, highest = (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1) if signed else (0, 2**bits - 1)
+    return lowest <= int(pixels.min()) and int(pixels.max()) <= highest
+
+
+def _has_overlay(header: Header) -> bool:
+    """Whether the header says that an overlay lies in bits of the pixels (OverlayBitPosition)."""
+    import pydicom
+
+    with quiet:
+        try:
+            data = pydicom.dcmread(header.path, stop_before_pixels=True, specific_tags=_OVERLAY_TAGS, force=True)
+            return any(data[tag].value for tag in _OVERLAY_TAGS if tag in data)
+        except Exception:
+            raise UnreadableError("DICOM file is damaged") from None
+
+
+def _decoded(header: Header, notes: dict[Note, None]) -> tuple[npt.NDArray[np.generic], int]:
+    """Pixels decoded by pydicom and its plug-ins, through the tables of the file; and the bits that they may have."""
     reason = missing_decoder(header)
     if reason:
         raise UnreadableError(reason)
+    packed = header.syntax not in (IMPLICIT, EXPLICIT, BIG_ENDIAN, DEFLATED, _RLE, "")
+    if packed and header.high_bit != header.bits_stored - 1 and header.samples == 1:
+        raise UnreadableError("compressed pixels whose stored bits are not the lowest")
     data = _with_pixels(header)
     with quiet:
         try:
             pixels = np.asarray(data.pixel_array)
+            if header.samples == 1 and pixels.dtype.kind in "iu":
+                pixels = _stored_bits(pixels, header, notes)
             if header.photometric == "PALETTE COLOR":
-                from pydicom.pixels import apply_color_lut
-
-                pixels = np.asarray(apply_color_lut(pixels, data))[..., :3]
-                pixels = (pixels >> 8).astype(np.uint8) if pixels.dtype == np.uint16 else pixels
-            elif data.get("ModalityLUTSequence"):
-                from pydicom.pixels import apply_modality_lut
-
-                pixels = np.asarray(apply_modality_lut(pixels, data))
+                return apply_palette(pixels, data, signed=header.signed), header.bits_stored
+            if data.get("ModalityLUTSequence"):
+                return apply_modality_table(pixels, data, signed=header.signed)
+        except UnreadableError:
+            raise
         except Exception as error:
             raise UnreadableError(_true_reason(header, error)) from None
-    return pixels
+    return pixels, header.bits_stored
 
 
 def _with_pixels(header: Header) -> Dataset:
@@ -186,6 +238,9 @@ def _with_pixels(header: Header) -> Dataset:
             data = pydicom.dcmread(header.path, specific_tags=_PIXEL_TAGS, force=True)
             if "TransferSyntaxUID" not in data.file_meta:
                 data.file_meta.TransferSyntaxUID = IMPLICIT if data.original_encoding[0] else EXPLICIT
+            if "PixelRepresentation" not in data:
+                data.PixelRepresentation = int(header.signed)
+            data.pixel_array_options(correct_unused_bits=False)  # done here, with HighBit
         except PermissionError:
             raise UnreadableError("file may not be read") from None
         except Exception:
@@ -202,8 +257,6 @@ def _true_reason(header: Header, error: Exception) -> str:
         return _TWELVE_BITS
     if isinstance(error, MemoryError):
         return "image is too large for the memory"
-    if header.photometric == "PALETTE COLOR" and "Palette" in text:
-        return "colour table is missing or damaged"
     return "pixels are damaged"
 
 

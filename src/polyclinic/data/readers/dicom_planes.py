@@ -10,8 +10,11 @@ import numpy as np
 import numpy.typing as npt
 
 from polyclinic.data.readers.dicom_elements import quiet
-from polyclinic.data.readers.dicom_header import Header
+from polyclinic.data.readers.dicom_header import ENHANCED, VOLUMES, Header, unit_axes
+from polyclinic.data.readers.dicom_ultrasound import REGIONS, ULTRASOUND, region_spacing
+from polyclinic.data.readers.dicom_values import frame_scale
 from polyclinic.data.readers.volume import UnreadableError
+from polyclinic.notes import Note
 
 if TYPE_CHECKING:
     from pydicom import Dataset
@@ -19,7 +22,10 @@ if TYPE_CHECKING:
 _SHARED, _PER_FRAME = 0x52009229, 0x52009230
 _SIEMENS_CREATOR, _SIEMENS_IMAGE = 0x00290010, 0x00291010
 _UNITED_CREATOR, _UNITED_FRAMES = 0x00650010, 0x00651051
+_SLIDE = "1.2.840.10008.5.1.4.1.1.77.1.6"
 _MOST_FRAMES = 100_000
+_OF_DEVICE = Note("N621", "whose place in space is that of the device: which side is left is not known.")
+_NO_SIZE = Note("N620", "without a size of their pixels, which was taken for 1 mm.")
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +39,7 @@ class Plane:
         slope, intercept: from stored to real values.
         kind: what else must agree for planes to be of one image (image type, echo), as text.
         time: sorts planes at the same place.
+        notes: as in ``Volume``.
     """
 
     header: Header
@@ -45,6 +52,7 @@ class Plane:
     intercept: float
     kind: str
     time: tuple[int, ...]
+    notes: tuple[Note, ...] = ()
 
     @property
     def size(self) -> tuple[int, int]:
@@ -81,7 +89,12 @@ def find_planes(header: Header) -> list[Plane]:
         return _frames(header)
     if header.frames > 1 and header.modality in ("NM", "PT"):
         raise UnreadableError("frames of nuclear medicine have no positions of their own")
-    return [_as_frame(_plain(header), index) for index in range(header.frames)]
+    if header.frames > 1 and header.modality in ("CT", "MR"):
+        raise UnreadableError("frames have no positions of their own")
+    if header.frames > 1 and header.sop_class == _SLIDE:
+        raise UnreadableError("frames are tiles of a slide")
+    plain = _sized(_plain(header))
+    return [_as_frame(plain, index) for index in range(header.frames)]
 
 
 def _as_frame(plane: Plane, index: int) -> Plane:
@@ -101,7 +114,25 @@ def _plain(header: Header) -> Plane:
         header.intercept,
         "\\".join((*header.image_type, header.echo)),
         (header.temporal, header.instance, header.acquisition, 0),
+        notes=header.notes,
     )
+
+
+def _sized(plane: Plane) -> Plane:
+    """The plane with the size of its pixels, or with a note that nobody knows it."""
+    header = plane.header
+    if plane.spacing is None and header.modality in ULTRASOUND:
+        data = _dataset(header, [REGIONS])
+        try:
+            with quiet:
+                plane = replace(plane, spacing=region_spacing(data))
+        except Exception:  # damaged sequences raise many types
+            raise UnreadableError("regions in the header of the ultrasound picture are damaged") from None
+    # Photographs have no size in millimetres, and images with a place are refused without one.
+    measured = header.samples == 1 or header.modality in ULTRASOUND
+    if plane.spacing is None and measured and (plane.position is None or plane.orientation is None):
+        plane = replace(plane, notes=(*plane.notes, _NO_SIZE))
+    return plane
 
 
 def _siemens_tiles(header: Header) -> list[Plane]:
@@ -165,14 +196,22 @@ def _united_tiles(header: Header) -> list[Plane]:
 
 def _frames(header: Header) -> list[Plane]:
     """Frames of an enhanced object: what all share stands in one functional group, what differs in one a frame."""
+    from pydicom import Dataset
+
     data = _dataset(header, [_SHARED, _PER_FRAME])
     try:
         with quiet:
             shared = data[_SHARED].value[0] if _SHARED in data and data[_SHARED].value else None
             groups = list(data[_PER_FRAME].value) if _PER_FRAME in data else []
+            if not groups and header.sop_class not in ENHANCED:
+                groups = [Dataset()] * header.frames
             if len(groups) != header.frames:
                 raise UnreadableError("functional groups don't fit the number of frames")
-            return [_frame(header, index, shared, group) for index, group in enumerate(groups)]
+            planes = [_sized(_frame(header, index, shared, group)) for index, group in enumerate(groups)]
+            places = [plane.position is not None and plane.orientation is not None for plane in planes]
+            if header.frames > 1 and not all(places) and (any(places) or header.sop_class in VOLUMES):
+                raise UnreadableError("positions of the frames are missing from the functional groups")
+            return planes
     except UnreadableError:
         raise
     except Exception:
@@ -188,9 +227,16 @@ def _frame(header: Header, index: int, shared: Dataset | None, group: Dataset) -
         return None
 
     spacing = _floats(find("PixelMeasuresSequence", "PixelSpacing"), 2)
+    scale = frame_scale(find, (group, shared), header.modality, header.vendor, header.scanner_scale)
+    orientation = find("PlaneOrientationSequence", "ImageOrientationPatient") or find(
+        "PlaneOrientationVolumeSequence", "ImageOrientationVolume"
+    )
+    position = find("PlanePositionSequence", "ImagePositionPatient")
+    notes = header.notes + scale.notes
+    if position is None:
+        position = find("PlanePositionVolumeSequence", "ImagePositionVolume")
+        notes += () if position is None else (_OF_DEVICE,)
     gap = find("PixelMeasuresSequence", "SpacingBetweenSlices") or find("PixelMeasuresSequence", "SliceThickness")
-    slope = _floats(find("PixelValueTransformationSequence", "RescaleSlope"), 1)
-    intercept = _floats(find("PixelValueTransformationSequence", "RescaleIntercept"), 1)
     types = ("MRImageFrameTypeSequence", "CTImageFrameTypeSequence", "PETFrameTypeSequence")
     kinds = [str(kind) for kind in (find(name, "FrameType") for name in types) if kind]
     echo = find("MREchoSequence", "EffectiveEchoTime")
@@ -198,14 +244,15 @@ def _frame(header: Header, index: int, shared: Dataset | None, group: Dataset) -
     return Plane(
         header,
         index,
-        _floats(find("PlaneOrientationSequence", "ImageOrientationPatient"), 6),
-        _floats(find("PlanePositionSequence", "ImagePositionPatient"), 3),
-        spacing if spacing and min(spacing) > 0 else None,
+        unit_axes(_floats(orientation, 6)) or (header.orientation if orientation is None else None),
+        _floats(position, 3) or (header.position if header.frames == 1 else None),
+        spacing if spacing and min(spacing) > 0 else header.spacing,
         float(str(gap)) if gap else None,
-        slope[0] if slope and slope[0] else 1.0,
-        intercept[0] if intercept else 0.0,
+        scale.slope,
+        scale.intercept,
         "\\".join((*(kinds or header.image_type), f"{echo or ''}")),
         (int(str(temporal or 0)), index),
+        notes=notes,
     )
 
 

@@ -21,6 +21,7 @@ import numpy.typing as npt
 from polyclinic.data.readers.dicom_header import Header, natural_key
 from polyclinic.data.readers.dicom_planes import Plane, find_planes
 from polyclinic.data.readers.volume import UnreadableError
+from polyclinic.notes import Note
 
 _SAME_PLACE = 0.01
 """Slices closer than this (mm) are at the same place."""
@@ -40,13 +41,13 @@ class Series:
         key: identifies the image within an export (holds UIDs: never leaves the site).
         planes: ``planes[z][t]``, Z slices of T time points (or frames).
         affine: float64 ``[4, 4]`` from (column, row, slice) to millimetres in RAS+.
-        notes: what was mended ("1 doubled slice was dropped").
+        notes: what was mended, or should be known; see `polyclinic.data.image_notes`.
     """
 
     key: str
     planes: tuple[tuple[Plane, ...], ...]
     affine: npt.NDArray[np.float64]
-    notes: tuple[str, ...] = ()
+    notes: tuple[Note, ...] = ()
 
     @property
     def header(self) -> Header:
@@ -57,6 +58,13 @@ class Series:
     def shape(self) -> tuple[int, int, int, int]:
         """Columns, rows, slices, time points."""
         return *self.planes[0][0].size, len(self.planes), len(self.planes[0])
+
+    @property
+    def all_notes(self) -> tuple[Note, ...]:
+        """The notes on the series and on its planes, each once."""
+        noted = dict.fromkeys(plane.notes for column in self.planes for plane in column)
+        found = [*self.notes, *(note for notes in noted for note in notes)]
+        return tuple({(note.number, str(note)): note for note in found}.values())
 
     @property
     def files(self) -> list[Header]:
@@ -114,14 +122,14 @@ def build_series(group: Group) -> Series:
         return _without_places(group)
     unique = {(plane.header.sop_instance or str(plane.header.path), plane.index): plane for plane in planes}
     if len(unique) < len(planes):
-        notes.append("doubled files dropped")
+        notes.append(Note("N501", "mended: doubled files dropped."))
         planes = list(unique.values())
     columns = _by_place(planes)
     if len({len(column) for column in columns}) > 1:
         smallest = min(len(column) for column in columns)
         trimmed = [_without_copies(column) if len(column) > smallest else column for column in columns]
         if sum(map(len, trimmed)) < sum(map(len, columns)):
-            notes.append("doubled slices dropped")
+            notes.append(Note("N501", "mended: doubled slices dropped."))
         columns = trimmed
     if len({len(column) for column in columns}) > 1:
         raise UnreadableError("slices are missing")

@@ -36,7 +36,7 @@ class FoundImage:
         head: whether it is a head MRI in which a face may be seen.
         burned_in: whether text may be burnt into it.
         named: whether an identifier of the patient stands in its path or in a file beside it.
-        notes: what was mended.
+        notes: what was mended, or should be known of it; see `polyclinic.data.image_notes`.
         series: its slices, if it is DICOM and may be looked at for a face.
     """
 
@@ -53,7 +53,7 @@ class FoundImage:
     head: bool = False
     burned_in: bool = False
     named: bool = False
-    notes: tuple[str, ...] = ()
+    notes: tuple[Note, ...] = ()
     series: Series | None = None
 
 

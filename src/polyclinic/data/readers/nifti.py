@@ -4,51 +4,48 @@ from __future__ import annotations
 
 import gzip
 import json
-import logging
 import zlib
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import BinaryIO
 
 import numpy as np
 import numpy.typing as npt
 
+from polyclinic.data.readers.nifti_header import HEADER_BYTES, NiftiHeader, is_nifti_start, parse_header
 from polyclinic.data.readers.volume import UnreadableError, Volume
-
-if TYPE_CHECKING:
-    import nibabel as nib
+from polyclinic.notes import Note
 
 ENDINGS = (".nii", ".nii.gz")
-_HEADER_BYTES = 540  # NIfTI-2's; NIfTI-1's has 348
+_PAIR = (".hdr", ".img")
 _MOST_BYTES = 8 * 2**30
+_CHUNK = 2**24
 _VENDORS = {
     "siemens": "Siemens", "ge": "GE", "philips": "Philips", "canon": "Canon",
     "toshiba": "Canon", "uih": "United Imaging",
 }  # fmt: skip
 
 
-@dataclass(frozen=True, eq=False)
-class NiftiHeader:
-    """What a NIfTI header says.
-
-    Attributes:
-        shape: as stored, one to seven axes.
-        affine: float64 ``[4, 4]`` to RAS+ millimetres, by nibabel's rules (sform, else qform, else pixel sizes).
-        spacing: voxel sizes in millimetres.
-        orientation: code such as ``RAS``: towards which side of the body each axis runs.
-        dtype: type of the stored voxels.
-    """
-
-    shape: tuple[int, ...]
-    affine: npt.NDArray[np.float64]
-    spacing: tuple[float, float, float]
-    orientation: str
-    dtype: np.dtype[Any]
-
-
 def is_nifti(path: Path) -> bool:
-    """Whether the file's name ends as NIfTI names do (``my.nifti.image.nii`` too)."""
-    return path.name.lower().endswith(ENDINGS)
+    """Whether the file's name ends as NIfTI names do (``my.nifti.image.nii`` too), or it is the header of a pair."""
+    name = path.name.lower()
+    if not name.endswith(_PAIR[0]):
+        return name.endswith(ENDINGS)
+    try:
+        with path.open("rb") as file:
+            return is_nifti_start(file.read(HEADER_BYTES))
+    except OSError:
+        return False
+
+
+def pair_of(path: Path) -> tuple[Path, ...]:
+    """Header and voxels of the pair (``.hdr`` and ``.img``) to which a file belongs; the file alone if to none."""
+    if path.suffix.lower() not in _PAIR:
+        return (path,)
+    found = []
+    for ending in _PAIR:
+        endings = (ending, ending.upper())
+        found += [place for place in map(path.with_suffix, endings) if place.is_file()][:1]
+    return tuple(found) if len(found) == 2 else (path,)
 
 
 def stem(path: Path) -> str:
@@ -66,177 +63,180 @@ def nifti_header(path: Path) -> NiftiHeader:
     Raises:
         UnreadableError: as for ``read_nifti``, as far as it shows without reading the voxels.
     """
-    image = _open(path)
-    _check_length(path, image)
-    return _describe(image)
+    header = _header(path)
+    place = _voxel_file(path, header)
+    try:
+        _check_length(place, _start(place, header) + header.voxel_bytes)
+    except OSError as error:
+        raise UnreadableError(_os_reason(error)) from None
+    return header
+
+
+def header_findings(path: Path) -> tuple[str, tuple[Note, ...]]:
+    """Why the file can't be used as far as its header tells ("" where it can), and what should be known of it."""
+    try:
+        return "", nifti_header(path).notes
+    except UnreadableError as error:
+        return str(error), ()
 
 
 def read_nifti(path: Path) -> Volume:
-    """The image with its scale (scl_slope, scl_inter) applied.
+    """The image with its scale (scl_slope, scl_inter) applied, and its place in millimetres.
 
     Integers stay integers where the header asks for no scale; otherwise float32. Axes of length one at the end are
     dropped, a fourth axis stays; ``about`` is what an accompanying JSON file (BIDS) says of the scanner.
 
     Args:
-        path: a ``.nii`` or ``.nii.gz`` file.
+        path: a ``.nii`` or ``.nii.gz`` file, or one of a pair (``.hdr`` and ``.img``).
 
     Raises:
         UnreadableError: the file is missing, empty, no NIfTI, truncated or damaged; its voxels are complex numbers or
             colours; it has more than four axes; its affine or spacing is no usable number.
     """
-    image = _open(path)
-    header = _describe(image)
-    if int(np.prod(header.shape)) * max(header.dtype.itemsize, 4) > _MOST_BYTES:
-        raise UnreadableError("image is larger than 8 GiB")
-    slope, intercept = image.dataobj.slope, image.dataobj.inter
-    if not (np.isfinite(slope) and np.isfinite(intercept)):
-        raise UnreadableError("scale in the NIfTI header is no number")
-    try:
-        values = np.asarray(image.dataobj.get_unscaled())
-    except MemoryError:
-        raise UnreadableError("image is too large for the memory") from None
-    except (EOFError, ValueError) as error:
-        logger.debug("%s", error)
-        raise UnreadableError("NIfTI file is truncated") from None
-    except OSError as error:
-        raise UnreadableError(_os_reason(error)) from None
-    except Exception:  # zlib.error and others on damaged files
-        raise UnreadableError("NIfTI file is damaged") from None
-    if slope != 1 or intercept != 0:
+    header = _header(path)
+    values = _voxels(_voxel_file(path, header), header)
+    if header.slope != 1 or header.intercept != 0:
         with np.errstate(all="ignore"):
-            values = (values.astype(np.float64) * slope + intercept).astype(np.float32)
+            values = (values.astype(np.float64) * header.slope + header.intercept).astype(np.float32)
     values = values.astype(values.dtype.newbyteorder("="), copy=False)
     if values.dtype.kind == "f" and not np.isfinite(values).any():
         raise UnreadableError("image has no finite value")
-    return Volume(_three_axes(values), header.affine, scanner_facts(path))
+    solid = values.reshape(*values.shape, *(1,) * (3 - values.ndim))
+    return Volume(solid, header.affine, scanner_facts(path), header.notes)
 
 
-logger = logging.getLogger(__name__)
-
-
-def _three_axes(values: npt.NDArray[np.generic]) -> npt.NDArray[np.generic]:
-    while values.ndim > 3 and values.shape[-1] == 1:
-        values = values[..., 0]
-    return values.reshape(*values.shape, *(1,) * (3 - values.ndim))
-
-
-def _open(path: Path) -> nib.Nifti1Image:
-    import nibabel as nib
-    from nibabel.filebasedimages import ImageFileError
-
+def _header(path: Path) -> NiftiHeader:
     try:
-        start = _first_bytes(path)
-        if not start:
-            raise UnreadableError("file is empty")
-        if start[344:348] not in (b"n+1\0", b"ni1\0") and start[4:8] not in (b"n+2\0", b"ni2\0"):
-            raise UnreadableError("file is no NIfTI" if len(start) >= 348 else "NIfTI file is truncated")
-        kind = nib.Nifti2Image if start[4:8] in (b"n+2\0", b"ni2\0") else nib.Nifti1Image
-        logging.getLogger("nibabel.global").disabled = True
-        return kind.from_filename(str(path), mmap=False)
-    except UnreadableError:
-        raise
+        start = _first_bytes(pair_of(path)[0])
     except FileNotFoundError:
         raise UnreadableError("file is missing") from None
-    except (EOFError, ImageFileError):
-        raise UnreadableError("NIfTI file is damaged") from None
     except OSError as error:
         raise UnreadableError(_os_reason(error)) from None
-    except Exception:  # header fields without sense raise many types
-        raise UnreadableError("NIfTI header is damaged") from None
-    finally:
-        logging.getLogger("nibabel.global").disabled = False
+    if not start:
+        raise UnreadableError("file is empty")
+    return parse_header(start)
+
+
+def _voxel_file(path: Path, header: NiftiHeader) -> Path:
+    place = pair_of(path)[-1]
+    if header.pair == (place.suffix.lower() == _PAIR[1]):
+        return place
+    if header.pair:
+        raise UnreadableError("NIfTI header says that the voxels are in another file (.img), which is not beside it")
+    raise UnreadableError("NIfTI header does not belong to a pair of .hdr and .img files")
+
+
+def _start(path: Path, header: NiftiHeader) -> int:
+    """Where the voxels begin. A header that does not say it means: behind the header, which ends at 352 (or 544).
+
+    Some programs leave out the last four bytes, which tell of extensions: then the file is just so much shorter.
+    """
+    if header.offset or header.pair:
+        return header.offset
+    behind = 352 if header.version == 1 else 544
+    if _length(path) == (behind - 4 + header.voxel_bytes) % 2**32:
+        return behind - 4
+    if header.extended:  # and nothing says where the extensions end
+        raise UnreadableError("NIfTI header does not say where the voxels begin")
+    return behind
+
+
+def _length(path: Path) -> int:
+    """Bytes of the file as it is unpacked, modulo 2^32: gzip ends with this number (RFC 1952), of its last part."""
+    with path.open("rb") as file:
+        size = file.seek(0, 2)
+        if not _is_packed(file):
+            return size % 2**32
+        file.seek(max(size - 4, 0))
+        return int.from_bytes(file.read(4), "little")
+
+
+def _voxels(path: Path, header: NiftiHeader) -> npt.NDArray[np.generic]:
+    """The stored numbers. A packed file is read to its end, where its checksum is."""
+    if header.voxel_bytes * max(4 / header.dtype.itemsize, 1) > _MOST_BYTES:
+        raise UnreadableError("image is larger than 8 GiB")
+    try:
+        start = _start(path, header)
+        buffer = np.empty(header.voxel_bytes, dtype=np.uint8)
+        with path.open("rb") as file:
+            if _is_packed(file):
+                _unpack(file, start, buffer)
+            else:
+                file.seek(start)
+                if file.readinto(buffer.data) < len(buffer):
+                    raise UnreadableError("NIfTI file is truncated")
+    except MemoryError:
+        raise UnreadableError("image is too large for the memory") from None
+    except OSError as error:
+        raise UnreadableError(_os_reason(error)) from None
+    return buffer.view(header.dtype).reshape(header.shape, order="F")
+
+
+def _unpack(file: BinaryIO, start: int, buffer: npt.NDArray[np.uint8] | int) -> None:
+    """Fill the buffer (or step over so many bytes) from ``start`` on, and go to the end.
+
+    Raises:
+        UnreadableError: the file ends before, or its checksum tells of changed bytes.
+    """
+    found, wanted = 0, buffer if isinstance(buffer, int) else len(buffer)
+    try:
+        with gzip.GzipFile(fileobj=file) as unpacked:
+            while start and (passed := len(unpacked.read(min(start, _CHUNK)))):
+                start -= passed
+            while found < wanted and (part := unpacked.read(min(wanted - found, _CHUNK))):
+                if not isinstance(buffer, int):
+                    buffer[found : found + len(part)] = np.frombuffer(part, dtype=np.uint8)
+                found += len(part)
+            while unpacked.read(_CHUNK):
+                pass
+    except EOFError:
+        raise UnreadableError("NIfTI file is truncated") from None
+    except (zlib.error, gzip.BadGzipFile) as error:
+        # What follows the last part and is no further one was appended by others: gzip itself ignores it.
+        if found < wanted or not str(error).startswith("Not a gzipped file"):
+            raise UnreadableError("NIfTI file is damaged") from None
+    if found < wanted:
+        raise UnreadableError("NIfTI file is truncated")
+
+
+def _is_packed(file: BinaryIO) -> bool:
+    file.seek(0)
+    packed = file.read(2) == b"\x1f\x8b"
+    file.seek(0)
+    return packed
 
 
 def _first_bytes(path: Path) -> bytes:
     with path.open("rb") as file:
-        packed = file.read(2) == b"\x1f\x8b"
-        file.seek(0)
-        if not packed:
+        if not _is_packed(file):
             if path.name.lower().endswith(".gz") and file.read(1):
                 raise UnreadableError("file ends in .gz but is not compressed by gzip")
             file.seek(0)
-            return file.read(_HEADER_BYTES)
+            return file.read(HEADER_BYTES)
         if not path.name.lower().endswith(".gz"):
             raise UnreadableError("file is compressed by gzip but its name does not end in .gz")
         try:
             with gzip.GzipFile(fileobj=file) as unpacked:
-                return unpacked.read(_HEADER_BYTES)
+                return unpacked.read(HEADER_BYTES)
         except EOFError:
             raise UnreadableError("NIfTI file is truncated") from None
         except (zlib.error, OSError):
             raise UnreadableError("NIfTI file is damaged") from None
 
 
-def _describe(image: nib.Nifti1Image) -> NiftiHeader:
-    import nibabel as nib
-
-    shape = tuple(int(length) for length in image.shape)
-    while len(shape) > 3 and shape[-1] == 1:
-        shape = shape[:-1]
-    if not shape or min(shape) < 1:
-        raise UnreadableError("image has no voxels")
-    if len(shape) > 4:
-        raise UnreadableError(f"image has {len(shape)} axes, at most 4 can be read")
-    dtype = image.get_data_dtype()
-    if dtype.kind == "c":
-        raise UnreadableError("voxels are complex numbers")
-    if dtype.kind == "V":
-        raise UnreadableError("voxels are colours (RGB)")
-    affine = np.asarray(image.affine, dtype=np.float64)
-    if not np.isfinite(affine).all():
-        raise UnreadableError("affine is not finite")
-    spacing = np.linalg.norm(affine[:3, :3], axis=0)
-    if spacing.min() <= 0:
-        raise UnreadableError("voxel size is zero")
-    if abs(np.linalg.det(affine[:3, :3] / spacing)) < 1e-4:
-        raise UnreadableError("affine is singular")
-    x, y, z = spacing.tolist()
-    try:
-        orientation = "".join(code or "?" for code in nib.aff2axcodes(affine))
-    except Exception:
-        raise UnreadableError("affine is singular") from None
-    return NiftiHeader(shape, affine, (x, y, z), orientation, dtype)
-
-
-def _check_length(path: Path, image: nib.Nifti1Image) -> None:
-    """Compare the bytes that the voxels need with those that are there."""
-    needed = int(image.dataobj.offset) + int(np.prod(image.shape)) * image.get_data_dtype().itemsize
-    try:
-        with path.open("rb") as file:
-            size = file.seek(0, 2)
-            if file.seek(0) == 0 and file.read(2) != b"\x1f\x8b":
-                if size < needed:
-                    raise UnreadableError("NIfTI file is truncated")
-                return
-            file.seek(-4, 2)
-            # gzip ends with the unpacked length modulo 2^32 (RFC 1952), unless the file has several parts.
-            if int.from_bytes(file.read(4), "little") == needed % 2**32:
-                return
-        _unpack_all(path, needed)
-    except OSError as error:
-        raise UnreadableError(_os_reason(error)) from None
-
-
-def _unpack_all(path: Path, needed: int) -> None:
-    found = 0
-    try:
-        with gzip.open(path) as file:
-            while chunk := file.read(2**20):
-                found += len(chunk)
-                if found >= needed:
-                    return
-    except EOFError:
-        raise UnreadableError("NIfTI file is truncated") from None
-    except (zlib.error, gzip.BadGzipFile):
-        raise UnreadableError("NIfTI file is damaged") from None
-    raise UnreadableError("NIfTI file is truncated")
+def _check_length(path: Path, needed: int) -> None:
+    """Compare the bytes that are needed with those that are there, without unpacking where that can be helped."""
+    with path.open("rb") as file:
+        if not _is_packed(file):
+            if file.seek(0, 2) < needed:
+                raise UnreadableError("NIfTI file is truncated")
+        elif _length(path) != needed % 2**32:
+            file.seek(0)
+            _unpack(file, 0, needed)
 
 
 def _os_reason(error: OSError) -> str:
-    if isinstance(error, PermissionError | IsADirectoryError):
-        return "file may not be read"
-    text = str(error)
-    return "NIfTI file is truncated" if "Expected" in text or "end of" in text else "NIfTI file is damaged"
+    return "file may not be read" if isinstance(error, PermissionError | IsADirectoryError) else "NIfTI file is damaged"
 
 
 def scanner_facts(path: Path) -> dict[str, str | float]:

@@ -15,8 +15,7 @@ from pathlib import Path
 
 from polyclinic.data.pseudonyms import pseudonym
 from polyclinic.data.readers.found import Findings, FoundImage, Tick, relative
-from polyclinic.data.readers.nifti import names_patient, nifti_header, scanner_facts, stem
-from polyclinic.data.readers.volume import UnreadableError
+from polyclinic.data.readers.nifti import header_findings, names_patient, scanner_facts, stem
 
 _SHOWS = {
     "t1": "T1w", "t1w": "T1w", "t1n": "T1w", "mprage": "T1w", "t1ce": "T1ce", "t1c": "T1ce", "t1gd": "T1ce",
@@ -66,6 +65,7 @@ def scan_nifti(files: Sequence[Path], top: Path, folder: Path, site: str, salt: 
     names = _name_masks(_join_masks(_tell_apart(_by_folder([_parse(path, top) for path in files]))))
     for named in names:
         lowered = f"{top.name}/{relative(named.path, top)}".lower()
+        reason, notes = header_findings(named.path)
         findings.images.append(
             FoundImage(
                 site=site,
@@ -74,10 +74,11 @@ def scan_nifti(files: Sequence[Path], top: Path, folder: Path, site: str, salt: 
                 column=named.shows or ("mask" if named.is_mask else "image"),
                 where=relative(named.path, folder),
                 is_mask=named.is_mask,
-                reason=_reason(named.path),
+                reason=reason,
                 about={} if named.is_mask else scanner_facts(named.path),
                 head=not named.is_mask and named.shows in _HEAD_IMAGES and not any(w in lowered for w in _NO_FACE),
                 named=names_patient(named.path),
+                notes=notes,
             )
         )
         tick()
@@ -172,11 +173,3 @@ def _name_masks(names: Sequence[_Named]) -> list[_Named]:
         else named
         for named in names
     ]
-
-
-def _reason(path: Path) -> str:
-    try:
-        nifti_header(path)
-    except UnreadableError as error:
-        return str(error)
-    return ""

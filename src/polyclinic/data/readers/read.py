@@ -16,7 +16,7 @@ from polyclinic.data.readers.dicom import read_built_series, read_series
 from polyclinic.data.readers.dicom_header import Header, read_header
 from polyclinic.data.readers.dicom_series import Group, build_series, group_planes
 from polyclinic.data.readers.files import list_files, maybe_dicom
-from polyclinic.data.readers.nifti import is_nifti, read_nifti
+from polyclinic.data.readers.nifti import is_nifti, pair_of, read_nifti
 from polyclinic.data.readers.volume import UnreadableError, Volume
 
 logger = logging.getLogger(__name__)
@@ -46,7 +46,7 @@ def read_volume(where: str, root: Path, allowed: Sequence[Path] = ()) -> Volume:
         return _read_named(path, name)
     if path.is_dir():
         return read_series(file for file in list_files(path) if maybe_dicom(file))
-    if is_nifti(path):
+    if is_nifti(path) or len(pair_of(path)) == 2:
         return read_nifti(path)
     if path.suffix.lower() in _PICTURES:
         return _read_picture(path)

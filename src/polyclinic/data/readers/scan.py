@@ -11,6 +11,7 @@ from typing import Literal
 import pandas as pd
 
 from polyclinic.data.cases import Counts
+from polyclinic.data.image_notes import count_notes
 from polyclinic.data.readers.bids import SITE_COLUMNS, is_bids, scan_bids
 from polyclinic.data.readers.dicom import read_built_series
 from polyclinic.data.readers.dicom_folders import scan_dicom
@@ -192,8 +193,17 @@ def _notes(images: Sequence[FoundImage], folder: Path) -> list[Note]:
         )
         notes.append(Note("N304", text))
     notes += _face_note(used, folder)
-    mended = Counter(note for image in used for note in image.notes)
-    notes += [Note("N501", f"{_images(count)} mended: {what}.") for what, count in sorted(mended.items())]
+    return notes + _image_notes(used)
+
+
+def _image_notes(used: Sequence[FoundImage]) -> list[Note]:
+    """What readers noted on images and masks, counted; a site each where there are several."""
+    sites = sorted({image.site for image in used})
+    notes = []
+    for site in sites:
+        for is_mask, things in ((False, ("image", "images")), (True, ("mask", "masks"))):
+            mine = [(image.where, image.notes) for image in used if (image.site, image.is_mask) == (site, is_mask)]
+            notes += count_notes(mine, site=site if len(sites) > 1 else "", things=things)
     return notes
 
 

@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
+from polyclinic.notes import Note
+
 
 class UnreadableError(Exception):
     """An image that can't be used. The message is the reason and names no file, patient or value of a header."""
@@ -23,11 +25,13 @@ class Volume:
             as in nibabel.
         about: what the headers say of the scanner: ``modality``, ``vendor``, ``model``, ``field_strength`` (tesla);
             never anything of the patient.
+        notes: what a person should know of the image, though it can be used; see `polyclinic.data.image_notes`.
     """
 
     values: npt.NDArray[np.generic]
     affine: npt.NDArray[np.float64]
     about: dict[str, str | float] = field(default_factory=dict)
+    notes: tuple[Note, ...] = ()
 
     @property
     def spacing(self) -> tuple[float, float, float]:

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import xxhash
 
+from polyclinic.data.readers.nifti import pair_of
 from polyclinic.data.volumes.preprocessing import Prepared
 from polyclinic.files import draft_of, write_atomic, write_error
 
@@ -125,7 +126,9 @@ class Cache:
 
 
 def source_files(path: Path) -> list[Path]:
-    """The files of one image: itself, or all files of its folder in the order of their names; none if there is none."""
+    """The files of one image: itself (two if they are a pair of `.hdr` and `.img`), or all files of its folder in the
+    order of their names; none if there is none.
+    """
     if path.is_dir():
         return sorted(file for file in path.rglob("*") if file.is_file())
-    return [path] if path.is_file() else []
+    return list(pair_of(path)) if path.is_file() else []

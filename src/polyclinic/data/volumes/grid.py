@@ -46,7 +46,7 @@ def oriented(volume: Volume, codes: str) -> Volume:
     change = nibabel.orientations.ornt_transform(now, nibabel.orientations.axcodes2ornt(tuple(codes)))
     values = nibabel.orientations.apply_orientation(volume.values, change)
     affine = volume.affine @ nibabel.orientations.inv_ornt_aff(change, volume.values.shape[:3])
-    return Volume(values, affine, volume.about)
+    return Volume(values, affine, volume.about, volume.notes)
 
 
 def target_grid(

@@ -14,6 +14,7 @@ from polyclinic.data.readers.volume import UnreadableError, Volume
 from polyclinic.data.spec import Preprocessing
 from polyclinic.data.volumes.grid import Grid, oriented, resample, target_grid
 from polyclinic.data.volumes.intensity import INTENSITIES, foreground_of, landmarks_of
+from polyclinic.notes import Note
 from polyclinic.options import split_entry
 
 #: Images and mask of a case may differ by so much of a voxel in where they lie.
@@ -29,7 +30,8 @@ class Prepared:
         mask: uint8 ``[1, D, H, W]`` of class indices, or None.
         about: what was found, as JSON values: ``facts`` of the first image as it was read (see `VolumeFacts`),
             ``grid_spacing`` in mm, ``grid_orientation`` (axis codes), ``labels`` (voxels of each class in the prepared
-            mask), ``lost`` (share of the mask's foreground that lies outside the grid), ``landmarks`` ``[C][11]``.
+            mask), ``lost`` (share of the mask's foreground that lies outside the grid), ``landmarks`` ``[C][11]``,
+            ``notes`` (number, text, and ``of``: "image" or "mask"; see `polyclinic.data.image_notes`).
     """
 
     image: npt.NDArray[np.floating]
@@ -88,13 +90,20 @@ def prepare_case(
         "grid_spacing": list(grid.spacing),
         "grid_orientation": spec.orientation,
         "landmarks": marks,
+        "notes": [note.to_json() | {"of": "image"} for note in _notes(images)],
     }
     prepared_mask = None
-    if turned_mask is not None:
+    if mask is not None and turned_mask is not None:
         _check_place(turned_mask, single[0], "mask and image")
         prepared_mask, found = _prepare_mask(turned_mask, grid, classes)
         about |= found
+        about["notes"] += [note.to_json() | {"of": "mask"} for note in _notes([mask])]
     return Prepared(stacked if name == "none" else stacked.astype(np.float16), prepared_mask, about)
+
+
+def _notes(volumes: Sequence[Volume]) -> list[Note]:
+    """The notes on all channels of a case, each once."""
+    return [*{(note.number, str(note)): note for volume in volumes for note in volume.notes}.values()]
 
 
 def single_frame(volume: Volume, frames: str, *, kind: str = "image") -> Volume:
@@ -114,7 +123,7 @@ def single_frame(volume: Volume, frames: str, *, kind: str = "image") -> Volume:
         raise UnreadableError(f"{kind} has several frames")
     if values.ndim != 3 or 0 in values.shape:
         raise UnreadableError(f"{kind} has {values.ndim} axes" if values.ndim != 3 else f"{kind} is empty")
-    return Volume(values, volume.affine, volume.about)
+    return Volume(values, volume.affine, volume.about, volume.notes)
 
 
 def _check_values(images: Sequence[Volume]) -> None:
