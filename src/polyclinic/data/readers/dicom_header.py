@@ -14,8 +14,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from polyclinic.data.pseudonyms import pseudonym
 from polyclinic.data.readers.dicom_elements import Elements, read_elements
+from polyclinic.data.readers.dicom_facts import TAGS, Facts, read_facts, unpack_number
+from polyclinic.data.readers.dicom_patients import PATIENT_TAGS, Person, read_person, subject_of
 from polyclinic.data.readers.volume import UnreadableError
 
 ALLOWED = {
@@ -64,6 +65,8 @@ ALLOWED = {
     "united_tiles": 0x00651050,
     "philips_creator": 0x20050010,
     "philips_scale": 0x2005100E,
+    **TAGS,
+    **PATIENT_TAGS,
 }
 """Name -> tag of every element that scanning and reading may look at (the standard's names: PS3.6)."""
 _TAGS = frozenset(ALLOWED.values())
@@ -153,6 +156,8 @@ class Header:
         named_in_path: whether the patient's name or number occurs in the file's path.
         truncated: whether the file ends before its pixels do.
         pixel_start: where plain numbers of pixels begin in the file; -1 where they must be decoded.
+        facts: what tells the images within a series apart.
+        person: what tells patients apart who share a number; keyed hashes alone.
     """
 
     path: Path
@@ -193,6 +198,8 @@ class Header:
     named_in_path: bool
     truncated: bool
     pixel_start: int
+    facts: Facts
+    person: Person
 
     @property
     def has_functional_groups(self) -> bool:
@@ -250,7 +257,7 @@ def read_header(path: Path, *, salt: str = "", root: Path | None = None) -> Head
     recognizable = texts.word("recognizable")
     return Header(
         path=path,
-        subject=pseudonym(texts.text("patient_id"), salt, "sub") if salt and texts.text("patient_id") else "",
+        subject=subject_of(texts.text("patient_id"), salt),
         sop_class=texts.text("sop_class"),
         sop_instance=texts.text("sop_instance"),
         syntax=elements.syntax,
@@ -287,6 +294,8 @@ def read_header(path: Path, *, salt: str = "", root: Path | None = None) -> Head
         named_in_path=root is not None and _named(path, root, texts.text("patient_name"), texts.text("patient_id")),
         truncated=0 <= elements.pixel_bytes < expected,
         pixel_start=elements.pixel_start if _plain_numbers(texts, samples, bits) else -1,
+        facts=read_facts(texts, modality),
+        person=read_person(texts, salt),
     )
 
 
@@ -332,6 +341,10 @@ class _Texts:
     def short(self, name: str) -> int:
         value = self.values.get(ALLOWED[name], b"")
         return int(struct.unpack(self.order + "H", value[:2])[0]) if len(value) >= 2 else 0
+
+    def binary(self, name: str) -> float | None:
+        """A binary number of 32 or 64 bits with a fraction, or one in digits; else None."""
+        return unpack_number(self.values.get(ALLOWED[name], b""), self.order)
 
     def rescale(self, modality: str) -> tuple[float, float]:
         """Slope and intercept; for Philips MR those of the scanner's own scale, which scans of one patient share."""

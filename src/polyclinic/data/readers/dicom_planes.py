@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from polyclinic.data.readers.dicom_elements import quiet
+from polyclinic.data.readers.dicom_facts import Facts, frame_facts
 from polyclinic.data.readers.dicom_header import Header
 from polyclinic.data.readers.volume import UnreadableError
 
@@ -31,8 +32,8 @@ class Plane:
         index: number of the frame or tile in the file, from 0.
         orientation, position, spacing, gap: as in ``Header``, of this plane.
         slope, intercept: from stored to real values.
-        kind: what else must agree for planes to be of one image (image type, echo), as text.
-        time: sorts planes at the same place.
+        kind: image type and echo as text, for the image's name.
+        facts: what tells it from other planes of its series.
     """
 
     header: Header
@@ -44,7 +45,7 @@ class Plane:
     slope: float
     intercept: float
     kind: str
-    time: tuple[int, ...]
+    facts: Facts
 
     @property
     def size(self) -> tuple[int, int]:
@@ -86,7 +87,7 @@ def find_planes(header: Header) -> list[Plane]:
 
 def _as_frame(plane: Plane, index: int) -> Plane:
     """The same plane as another frame of its file."""
-    return replace(plane, index=index, time=(*plane.time[:-1], index))
+    return replace(plane, index=index) if index else plane
 
 
 def _plain(header: Header) -> Plane:
@@ -100,7 +101,7 @@ def _plain(header: Header) -> Plane:
         header.slope,
         header.intercept,
         "\\".join((*header.image_type, header.echo)),
-        (header.temporal, header.instance, header.acquisition, 0),
+        header.facts,
     )
 
 
@@ -194,7 +195,6 @@ def _frame(header: Header, index: int, shared: Dataset | None, group: Dataset) -
     types = ("MRImageFrameTypeSequence", "CTImageFrameTypeSequence", "PETFrameTypeSequence")
     kinds = [str(kind) for kind in (find(name, "FrameType") for name in types) if kind]
     echo = find("MREchoSequence", "EffectiveEchoTime")
-    temporal = find("FrameContentSequence", "TemporalPositionIndex")
     return Plane(
         header,
         index,
@@ -205,7 +205,7 @@ def _frame(header: Header, index: int, shared: Dataset | None, group: Dataset) -
         slope[0] if slope and slope[0] else 1.0,
         intercept[0] if intercept else 0.0,
         "\\".join((*(kinds or header.image_type), f"{echo or ''}")),
-        (int(str(temporal or 0)), index),
+        frame_facts(header.facts, find, kinds),
     )
 
 
