@@ -20,23 +20,23 @@ _MANY = 2.5
 """Steps of instance numbers from which on more than every second slice is missing."""
 
 
-def missing_slices(stack: Sequence[Plane], instances: frozenset[int], *, times: int) -> list[Note]:
+def missing_slices(columns: Sequence[Sequence[Plane]], instances: frozenset[int]) -> list[Note]:
     """What makes a person doubt that the stack is complete.
 
     Args:
-        stack: a plane of each place, in order.
+        columns: the planes of each place, in order of the places.
         instances: InstanceNumbers of all files of the series.
-        times: planes at each place.
 
     Raises:
         UnreadableError: slices are missing for certain.
     """
+    stack, times = [column[0] for column in columns], len(columns[0])
     first = stack[0]
     if first.header.modality not in _STACKS:
         return []
     _refuse_fewer(stack, instances)
     if len(stack) == 1:
-        return _single(first, times)
+        return _single(first, times, instances)
     along = positions_of(stack) @ normal_of(first)
     step = float(np.median(np.diff(along)))
     facts = first.facts
@@ -46,7 +46,8 @@ def missing_slices(stack: Sequence[Plane], instances: frozenset[int], *, times: 
     if _numbered(stack):
         numbers = [plane.facts.instance for plane in stack]
         jump = float(np.median(np.abs(np.diff(numbers))))
-        absent = set(range(min(numbers), max(numbers))) - instances
+        every = [plane.facts.instance for column in columns for plane in column]
+        absent = set(range(min(every), max(every))) - instances
         if jump >= 2 and len(absent) >= len(stack) // 2 and not whole and (facts.thickness or len(stack) == 2):
             raise UnreadableError("every second slice is missing" if jump < _MANY else "slices are missing")
         if absent:
@@ -58,14 +59,16 @@ def missing_slices(stack: Sequence[Plane], instances: frozenset[int], *, times: 
         _refuse_repeated(numbers, step, first)
     if facts.thickness and not whole and step >= 1.9 * facts.thickness and not _states(step, facts.between):
         notes.append(Note("N512", "whose slices lie twice as far apart as they are thick, or further."))
-    stated = facts.stated_slices or facts.stated_images
-    if len(stack) * times < stated:
+    if max(len(stack) * times, len(instances)) < facts.stated_images:
         notes.append(Note("N513", "with fewer slices than the header says."))
     return notes
 
 
-def _single(plane: Plane, times: int) -> list[Note]:
-    if times > 1 or plane.header.frames > 1 or plane.header.modality == "MR":
+def _single(plane: Plane, times: int, instances: frozenset[int]) -> list[Note]:
+    if times > 1 or plane.header.frames > 1:
+        return []
+    # One slice is a usual thing in MR, unless it is the fifth.
+    if plane.header.modality == "MR" and not (instances == {plane.facts.instance} and plane.facts.instance > 1):
         return []
     return [Note("N515", "of a single slice: the rest of its stack may be missing.")]
 

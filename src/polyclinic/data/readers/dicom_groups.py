@@ -1,8 +1,8 @@
 """Which planes make one image.
 
 Planes of one series, patient, matrix and kind of picture are told apart by orientation, pixel size and echo time, which
-are compared with tolerances: numbers that differ in their last digits belong together, on whichever side of an edge they
-would be rounded. What else differs within a series is judged by where the slices lie (``dicom_passes``).
+are compared with tolerances: numbers that differ in their last digits belong together, on whichever side of an edge
+they would be rounded. What else differs within a series is judged by where the slices lie (``dicom_passes``).
 """
 
 from __future__ import annotations

@@ -31,6 +31,7 @@ Labels = Callable[[Sequence[Plane]], Sequence[Hashable]]
 _DAY = 86_400.0
 _PAUSE = 15.0
 """Seconds without a slice that end a pass."""
+_LONG_PAUSE = 60.0
 _MOST_PHASES = 4
 """CT with more passes over the same places is a dynamic scan (perfusion) and stays one image with a fourth axis."""
 _ROTATIONS = 4
@@ -71,11 +72,14 @@ def _part(
             yield planes, notes, str(error)
             return
         if apart:
-            notes = notes if is_kind and how.shared else (*notes, _filled(_APART, what))
-            for part in parts:
-                yield from _part(part, notes, list(kinds), list(passes))
+            # Another kind of picture of the same slices is nothing that a person should look at.
+            usual = is_kind and (how.same or how.within)
+            notes = notes if usual else (*notes, _filled(_APART, what))
+            for part, joined in _halves_joined(parts) if is_kind else [(part, False) for part in parts]:
+                more = (_filled(_JOINED, what),) if joined else ()
+                yield from _part(part, (*notes, *more), list(kinds), list(passes))
             return
-        if is_kind:
+        if is_kind or (how.even and not how.interleaved and _follow_oddly(parts, what)):
             notes = (*notes, _filled(_JOINED, what))
     yield planes, notes, ""
 
@@ -108,6 +112,20 @@ def _kinds_differ(parts: Sequence[Sequence[Plane]], how: Arrangement) -> bool:
     return how.each_even and how.gap > _FAR * how.step > 0
 
 
+def _halves_joined(parts: Sequence[list[Plane]]) -> list[tuple[list[Plane], bool]]:
+    """Those of several sets that fill each other's gaps or go on where another ends as one, and whether they are."""
+    found: list[tuple[list[Plane], bool]] = []
+    for part in parts:
+        for number, (other, _) in enumerate(found):
+            how = arrange([other, part])
+            if how.even and not _kinds_differ([other, part], how):
+                found[number] = [*other, *part], True
+                break
+        else:
+            found.append((part, False))
+    return found
+
+
 def _passes_differ(parts: Sequence[Sequence[Plane]], how: Arrangement, what: str) -> bool:
     """Whether sets of different numbers or times are several images.
 
@@ -115,16 +133,20 @@ def _passes_differ(parts: Sequence[Sequence[Plane]], how: Arrangement, what: str
         UnreadableError: nobody can tell.
     """
     facts, modality = parts[0][0].facts, parts[0][0].header.modality
+    if what == "b-values" and not how.shared:
+        return True
     if how.most <= 2 or float(np.median([len(part) for part in parts])) <= 2:
         return False  # a number or time for each slice
     if how.beside:
+        return True
+    if what == "temporal positions" and not how.shared:
         return True
     if how.shared:
         if how.same or how.within:
             return modality == "CT" and len(parts) <= _MOST_PHASES and not _is_dynamic(parts)
         return how.each_even
     if not how.interleaved:
-        return modality == "CT" and what in _STATIONS and _are_stations(parts, how)
+        return modality == "CT" and what in _STATIONS and _are_stations(parts, how, _STATIONS[what])
     if not how.even:
         return how.each_even
     if not how.each_even:
@@ -133,7 +155,17 @@ def _passes_differ(parts: Sequence[Sequence[Plane]], how: Arrangement, what: str
         if modality == "CT":
             return True
         raise UnreadableError(_UNCLEAR)
-    return whole_alone(how.step, facts) or (modality == "CT" and _longest_pause(parts) > _PAUSE)
+    return whole_alone(how.step, facts) or (modality == "CT" and not whole_alone(how.together, facts))
+
+
+def _follow_oddly(parts: Sequence[Sequence[Plane]], what: str) -> bool:
+    """Whether a person should know that sets which follow each other were taken for one stack."""
+    modality = parts[0][0].header.modality
+    if what == "acquisition numbers":
+        return modality == "MR" and len(parts) < _ROTATIONS
+    if what == "content times":
+        return modality == "CT" and _longest_pause(parts, lambda plane: plane.facts.content) > _LONG_PAUSE
+    return what == "trigger times" and len(parts) < _ROTATIONS
 
 
 def _is_dynamic(parts: Sequence[Sequence[Plane]]) -> bool:
@@ -142,13 +174,13 @@ def _is_dynamic(parts: Sequence[Sequence[Plane]]) -> bool:
     return len({fact.temporal for fact in facts}) > 1 or len({fact.trigger for fact in facts}) > 1
 
 
-def _are_stations(parts: Sequence[Sequence[Plane]], how: Arrangement) -> bool:
+def _are_stations(parts: Sequence[Sequence[Plane]], how: Arrangement, pause: float) -> bool:
     """Whether sets of CT slices that follow each other were scanned one by one, and not in steps of one scan."""
     if how.most <= _FEW_SLICES and len(parts) >= _ROTATIONS:
         return False
     if not how.even and how.gap <= _FAR * how.step:
         return False  # slices are lost between them
-    return _longest_pause(parts) > _PAUSE
+    return _longest_pause(parts, lambda plane: plane.facts.acquired) > pause
 
 
 def _over_midnight(times: Sequence[float | None]) -> Sequence[float | None]:
@@ -159,9 +191,9 @@ def _over_midnight(times: Sequence[float | None]) -> Sequence[float | None]:
     return [time + _DAY if time is not None and time < _DAY / 2 else time for time in times]
 
 
-def _longest_pause(parts: Sequence[Sequence[Plane]]) -> float:
+def _longest_pause(parts: Sequence[Sequence[Plane]], time: Callable[[Plane], float | None]) -> float:
     """Seconds between the end of one set and the start of the next; infinite where times are missing."""
-    times = _over_midnight([plane.facts.acquired for part in parts for plane in part])
+    times = _over_midnight([time(plane) for part in parts for plane in part])
     known = [time for time in times if time is not None]
     if len(known) < len(times):
         return np.inf
@@ -197,7 +229,7 @@ def _linked(values: Sequence[float | None], tolerance: float) -> Sequence[Hashab
 
 
 def _runs(planes: Sequence[Plane]) -> Sequence[Hashable]:
-    """A label for each run through the body: in the order of instance numbers, until the table goes back or changes its step."""
+    """A label for each run through the body in the order of instance numbers: to where the step changes or turns."""
     numbers = [plane.facts.instance for plane in planes]
     if 0 in numbers or len(set(numbers)) < len(numbers):
         return [0] * len(planes)
@@ -227,10 +259,11 @@ _KINDS: dict[str, Labels] = {
 _PASSES: dict[str, Labels] = {
     "acquisition numbers": _each(lambda plane: plane.facts.acquisition),
     "temporal positions": _each(lambda plane: plane.facts.temporal),
-    "b-values": _each(lambda plane: plane.facts.b_value),
+    "b-values": _each(lambda plane: None if plane.facts.b_value is None else round(plane.facts.b_value)),
     "trigger times": _each(lambda plane: plane.facts.trigger),
     "acquisition times": _times(lambda plane: plane.facts.acquired),
     "content times": _times(lambda plane: plane.facts.content),
     "order of instance numbers": _runs,
 }
-_STATIONS = ("acquisition numbers", "acquisition times")
+_STATIONS = {"acquisition numbers": _PAUSE, "acquisition times": _LONG_PAUSE}
+"""Seconds of a pause from which on CT slices that follow each other are two scans and not steps of one."""

@@ -35,6 +35,7 @@ class Arrangement:
         even: all slices together are evenly spaced.
         each_even: the slices of each set are.
         step: distance of slices in the sets, the largest of them; 0 where no set has two slices.
+        together: distance of all slices.
         gap: largest distance of a set from the next one, where they are not interleaved.
         fewest, most: number of places in the smallest and in the largest set.
     """
@@ -47,6 +48,7 @@ class Arrangement:
     even: bool
     each_even: bool
     step: float
+    together: float
     gap: float
     fewest: int
     most: int
@@ -109,25 +111,26 @@ def arrange(parts: Sequence[Sequence[Plane]]) -> Arrangement:
     """Compare two or more sets of slices whose planes are parallel."""
     planes = [plane for part in parts for plane in part]
     numbers, levels = levels_of(planes)
-    sets: list[set[int]] = []
+    sets: list[frozenset[int]] = []
     start = 0
     for part in parts:
-        sets.append(set(numbers[start : start + len(part)]))
+        sets.append(frozenset(numbers[start : start + len(part)]))
         start += len(part)
     own = [levels[sorted(found)] for found in sets]
     order = sorted(own, key=lambda found: float(found[0]))
     gaps = [float(after[0] - before[-1]) for before, after in pairwise(order)]
     steps = [float(np.median(np.diff(found))) for found in own if len(found) > 1]
-    shared = sum(map(len, sets)) > len(levels)
+    shared, distinct = sum(map(len, sets)) > len(levels), set(sets)
     return Arrangement(
         shared=shared,
-        same=all(found == sets[0] for found in sets),
-        within=any(one < other for one in sets for other in sets),
+        same=len(distinct) == 1,
+        within=any(one < other for one in distinct for other in distinct),
         beside=shared and any(lie_beside(column) for column in by_level(planes)),
         interleaved=any(gap <= 0 for gap in gaps),
         even=is_even(levels),
         each_even=all(map(is_even, own)),
         step=max(steps, default=0.0),
+        together=float(np.median(np.diff(levels))) if len(levels) > 1 else 0.0,
         gap=max(gaps),
         fewest=min(map(len, sets)),
         most=max(map(len, sets)),

@@ -80,9 +80,8 @@ def build_series(group: Group) -> Series:
     if any(lie_beside(column) for column in columns):
         raise UnreadableError("slices at one level lie beside each other")
     ordered = tuple(map(tuple, in_time(columns)))
-    stack = [column[0] for column in ordered]
-    affine = _affine(stack)
-    notes = missing_slices(stack, group.instances, times=len(ordered[0]))
+    affine = _affine([column[0] for column in ordered])
+    notes = missing_slices(ordered, group.instances)
     return Series(group.key, ordered, affine, (*group.notes, *notes), frames_of(ordered))
 
 
