@@ -14,6 +14,7 @@ import warnings
 from collections.abc import Collection
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 from polyclinic.data.readers.volume import UnreadableError
@@ -154,7 +155,7 @@ def _walk_file(buffer: bytes, size: int, wanted: Collection[int]) -> Elements:
         explicit = buffer[offset + 4 : offset + 6] in _SHORT_VRS | _LONG_VRS
     values: dict[int, bytes] = {}
     # This loop runs hundreds of times a file: it is written out, and compares tags as they are stored.
-    stored = {_swapped(tag): tag for tag in (*wanted, *PIXELS)}
+    stored = _as_stored(frozenset(wanted))
     try:
         while offset < size:
             tag, kind, length = _EXPLICIT_ELEMENT(buffer, offset)
@@ -186,6 +187,12 @@ def _walk_file(buffer: bytes, size: int, wanted: Collection[int]) -> Elements:
     if offset > size:
         raise UnreadableError("DICOM header is truncated")
     return Elements(values, syntax, True, False)
+
+
+@lru_cache(maxsize=8)
+def _as_stored(wanted: frozenset[int]) -> dict[int, int]:
+    """Tags as a little endian file has them -> tags, pixels' own among them."""
+    return {_swapped(tag): tag for tag in (*wanted, *PIXELS)}
 
 
 def _swapped(tag: int) -> int:

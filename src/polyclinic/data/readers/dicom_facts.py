@@ -11,7 +11,7 @@ import struct
 from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol
 
-TAGS = {
+FACT_TAGS = {
     "acquisition_time": 0x00080032,
     "content_time": 0x00080033,
     "complex_component": 0x00089208,
@@ -66,6 +66,7 @@ _MEANINGS = {
 _MEANING_OF = {word: meaning for meaning, words in _MEANINGS.items() for word in words}
 _MAGNITUDE = frozenset(("M", "MAG", "MAGNITUDE", "MIXED"))
 _GE_COMPLEX = {1: "phase", 2: "real", 3: "imaginary"}
+_GE = "GEMS_PARM_01"
 _TIME = re.compile(r"(\d\d):?(\d\d):?(\d\d(?:\.\d*)?)")
 
 
@@ -197,7 +198,7 @@ def _component(texts: Texts) -> frozenset[str]:
     word = texts.text("complex_component").upper()
     if word in _MEANING_OF:
         return frozenset((_MEANING_OF[word],))
-    if texts.text("ge_creator") == "GEMS_PARM_01":
+    if texts.text("ge_creator") == _GE:
         part = _GE_COMPLEX.get(texts.short("ge_complex"))
         return frozenset((part,)) if part else frozenset()
     return frozenset()
@@ -212,7 +213,7 @@ def _b_value(texts: Texts) -> float | None:
         value = texts.binary("philips_b_value")
     if value is None and texts.text("united_creator") == "Image Private Header":
         value = texts.binary("united_mr_b_value")
-    if value is None and texts.text("ge_creator") == "GEMS_PARM_01":
+    if value is None and texts.text("ge_creator") == _GE:
         first = texts.text("ge_b_value").split("\\")[0].strip()
         # GE adds 10⁹ to say that the number is exact.
         value = float(int(first) % 100_000) if first.isdecimal() and first.isascii() else None

@@ -1,8 +1,9 @@
 """What is read of a DICOM header: an allow-list of tags, and what they mean.
 
-Of the patient only two elements are looked at, in ``read_header`` alone, and neither is kept: PatientID becomes a
-pseudonym, and PatientName is compared with the file's path. Free texts (series description, protocol) are turned into
-words of a fixed vocabulary at once.
+Of the patient only four elements are looked at, in ``read_header`` alone, and none is kept: PatientID becomes a
+pseudonym, PatientName is compared with the file's path, and name, birth date and sex become keyed hashes that tell
+apart patients who share a number (``dicom_patients``). Free texts (series description, protocol) are turned into words
+of a fixed vocabulary at once.
 """
 
 from __future__ import annotations
@@ -15,11 +16,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from polyclinic.data.readers.dicom_elements import Elements, read_elements
-from polyclinic.data.readers.dicom_facts import TAGS, Facts, read_facts, unpack_number
+from polyclinic.data.readers.dicom_facts import FACT_TAGS, Facts, read_facts, unpack_number
 from polyclinic.data.readers.dicom_patients import PATIENT_TAGS, Person, read_person, subject_of
 from polyclinic.data.readers.volume import UnreadableError
 
 ALLOWED = {
+    **FACT_TAGS,
+    **PATIENT_TAGS,
     "image_type": 0x00080008,
     "sop_class": 0x00080016,
     "sop_instance": 0x00080018,
@@ -65,8 +68,6 @@ ALLOWED = {
     "united_tiles": 0x00651050,
     "philips_creator": 0x20050010,
     "philips_scale": 0x2005100E,
-    **TAGS,
-    **PATIENT_TAGS,
 }
 """Name -> tag of every element that scanning and reading may look at (the standard's names: PS3.6)."""
 _TAGS = frozenset(ALLOWED.values())
@@ -149,6 +150,8 @@ class Header:
         gap: distance of slices as the header states it (SpacingBetweenSlices, else SliceThickness).
         slope, intercept: from stored to real values.
         tiles: number of slices laid out in one picture (mosaic); 0 where there is one.
+        facts: what tells the images within a series apart.
+        person: what tells patients apart who share a number; keyed hashes alone.
         contrast: word of a fixed vocabulary for what was measured (``T1w``, ``FLAIR``, ``CT``, ...).
         head: whether the header says that this is a head.
         face_removed: whether the header says that the face was removed.
@@ -156,8 +159,6 @@ class Header:
         named_in_path: whether the patient's name or number occurs in the file's path.
         truncated: whether the file ends before its pixels do.
         pixel_start: where plain numbers of pixels begin in the file; -1 where they must be decoded.
-        facts: what tells the images within a series apart.
-        person: what tells patients apart who share a number; keyed hashes alone.
     """
 
     path: Path
@@ -191,6 +192,8 @@ class Header:
     temporal: int
     acquisition: int
     instance: int
+    facts: Facts
+    person: Person
     contrast: str
     head: bool
     face_removed: bool
@@ -198,8 +201,6 @@ class Header:
     named_in_path: bool
     truncated: bool
     pixel_start: int
-    facts: Facts
-    person: Person
 
     @property
     def has_functional_groups(self) -> bool:
@@ -287,6 +288,8 @@ def read_header(path: Path, *, salt: str = "", root: Path | None = None) -> Head
         temporal=texts.whole("temporal"),
         acquisition=texts.whole("acquisition"),
         instance=texts.whole("instance"),
+        facts=read_facts(texts, modality),
+        person=read_person(texts, salt),
         contrast=_contrast(modality, free_text, texts.text("image_type")),
         head=bool(_HEAD.search(f"{texts.text('body_part').lower()} {free_text}")),
         face_removed="deface" in free_text or recognizable == "NO",
@@ -294,8 +297,6 @@ def read_header(path: Path, *, salt: str = "", root: Path | None = None) -> Head
         named_in_path=root is not None and _named(path, root, texts.text("patient_name"), texts.text("patient_id")),
         truncated=0 <= elements.pixel_bytes < expected,
         pixel_start=elements.pixel_start if _plain_numbers(texts, samples, bits) else -1,
-        facts=read_facts(texts, modality),
-        person=read_person(texts, salt),
     )
 
 
@@ -313,14 +314,18 @@ class _Texts:
         self.order = "<" if elements.little_endian else ">"
 
     def text(self, name: str) -> str:
-        return self.values.get(ALLOWED[name], b"").decode("latin-1").strip(" \0")
+        value = self.values.get(ALLOWED[name])
+        return value.decode("latin-1").strip(" \0") if value else ""
 
     def word(self, name: str) -> str:
         return self.text(name).upper()
 
     def numbers(self, name: str, count: int) -> tuple[float, ...] | None:
+        text = self.text(name)
+        if not text:
+            return None
         try:
-            found = tuple(float(part) for part in self.text(name).split("\\"))
+            found = tuple(float(part) for part in text.split("\\"))
         except ValueError:
             return None
         return found if len(found) == count and all(map(math.isfinite, found)) else None
@@ -328,6 +333,10 @@ class _Texts:
     def whole(self, name: str) -> int:
         found = self.numbers(name, 1)
         return int(found[0]) if found else 0
+
+    def binary(self, name: str) -> float | None:
+        """A binary number of 32 or 64 bits with a fraction, or one in digits; else None."""
+        return unpack_number(self.values.get(ALLOWED[name], b""), self.order)
 
     def count(self, name: str) -> int:
         """A number of things, 1 where the element is missing or empty."""
@@ -341,10 +350,6 @@ class _Texts:
     def short(self, name: str) -> int:
         value = self.values.get(ALLOWED[name], b"")
         return int(struct.unpack(self.order + "H", value[:2])[0]) if len(value) >= 2 else 0
-
-    def binary(self, name: str) -> float | None:
-        """A binary number of 32 or 64 bits with a fraction, or one in digits; else None."""
-        return unpack_number(self.values.get(ALLOWED[name], b""), self.order)
 
     def rescale(self, modality: str) -> tuple[float, float]:
         """Slope and intercept; for Philips MR those of the scanner's own scale, which scans of one patient share."""

@@ -31,6 +31,7 @@ _NOBODY = frozenset((
 _NO_BIRTH = frozenset(("00010101", "17760704", "18000101", "19000101", "19010101", "19700101", "99991231"))
 _PROCESS_KEY = secrets.token_bytes(16)
 _MANY_VISITS = 5
+_SIGNS = re.compile(r"[\W_]+")
 
 
 class Person(NamedTuple):
@@ -91,7 +92,7 @@ def is_nobody(text: str) -> bool:
     >>> [is_nobody(text) for text in ("ANONYMOUS", "0000", "no id", "", "***", "1", "Anon-17")]
     [True, True, True, True, True, False, False]
     """
-    letters = re.sub(r"[\W_]+", "", text.casefold())
+    letters = _SIGNS.sub("", text.casefold())
     return letters in _NOBODY or set(letters) <= {"0"} or set(letters) == {"x"}
 
 
@@ -117,7 +118,7 @@ def read_person(texts: Texts, salt: str) -> Person:
 
 def _name_parts(name: str) -> list[str]:
     plain = unicodedata.normalize("NFKD", name.casefold())
-    parts = re.split(r"[\W_]+", "".join(letter for letter in plain if not unicodedata.combining(letter)))
+    parts = _SIGNS.split("".join(letter for letter in plain if not unicodedata.combining(letter)))
     return [part for part in parts if len(part) > 1 and not is_nobody(part)]
 
 

@@ -123,14 +123,14 @@ def _has_copies(column: Sequence[Plane]) -> bool:
 
 
 def _distinct(column: Sequence[Plane]) -> list[Plane]:
-    """The planes without those that have the pixels and the scale of an earlier one."""
+    """The planes without those that have the pixels, the scale and the place of an earlier one."""
     kept: dict[object, Plane] = {}
     for plane in column:
         try:
             digest = _pixel_digest(plane)
         except UnreadableError:
             return list(column)
-        kept.setdefault((digest, plane.slope, plane.intercept), plane)
+        kept.setdefault((digest, plane.slope, plane.intercept, plane.position), plane)
     return list(kept.values())
 
 
