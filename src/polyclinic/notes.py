@@ -39,6 +39,7 @@ TITLES: dict[str, str] = {
     "N514": "The first slices may be missing",
     "N515": "A single slice was found",
     "N516": "Instance numbers have gaps",
+    "N517": "An image may be a part of a stack",
     "N520": "DICOM studies have no patient's number",
     "N521": "One PatientID stands for several persons",
     "N522": "A PatientID has several spellings",

@@ -143,6 +143,17 @@ def test_kinds_of_picture_part_even_where_they_would_make_one_stack(dicom, tmp_p
     assert [image.files for image in images] == [6, 6]
 
 
+@pytest.mark.parametrize("other", [{"PixelSpacing": ["1.1", "1.1"]}, {"EchoTime": "9"}, word("P")])
+@pytest.mark.parametrize("slices", [range(0, 12, 2), range(6)])
+def test_images_that_may_be_parts_of_one_are_noted(dicom, tmp_path, other, slices):
+    rest = [z for z in range(12) if z not in slices]
+    series(dicom, tmp_path, slices=slices, EchoTime="5")
+    series(dicom, tmp_path, slices=rest, **({"EchoTime": "5"} | other))
+    images, notes = scanned(tmp_path)
+    assert [image.files for image in images] == [6, 6]
+    assert "N517" in notes
+
+
 def test_parts_of_a_ge_image_without_words(dicom, tmp_path):
     import pydicom
 

@@ -50,7 +50,7 @@ def scan_dicom(files: Sequence[Path], folder: Path, site: str, salt: str, tick: 
     groups = group_planes(headers)
     places = _Places(groups, unusable, folder, salt)
     patients, notes = settle_patients(headers, salt)
-    findings.warnings += [Note(note.number, f"Site {site}: {note}") if site else note for note in notes]
+    findings.warnings += [Note(note.number, f"Site {site}: {note}", note.cases) if site else note for note in notes]
     visits = _visits(headers, patients, salt)
     findings.images += [_image(group, places, patients, visits, site, salt) for group in groups]
     return findings

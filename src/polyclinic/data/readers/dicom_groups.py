@@ -9,12 +9,14 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import combinations
 
 import numpy as np
 
 from polyclinic.data.readers.dicom_header import Header, natural_key
 from polyclinic.data.readers.dicom_passes import part_planes
+from polyclinic.data.readers.dicom_places import arrange, normal_of
 from polyclinic.data.readers.dicom_planes import Plane, find_planes
 from polyclinic.data.readers.dicom_times import without_copies
 from polyclinic.data.readers.volume import UnreadableError
@@ -30,6 +32,12 @@ _SAME_SIZE = 0.001
 """Share of the pixel size by which it may differ."""
 _SAME_ECHO = 0.05
 """Milliseconds."""
+_MOST_IMAGES = 20
+"""Series with more images are not searched for parts of one stack."""
+_STACK = 3
+"""Slices that make a stack."""
+
+_CUT = Note("N517", "that another image of the series would complete to an even stack: it may be a part of one.")
 
 
 @dataclass(frozen=True)
@@ -58,18 +66,19 @@ def group_planes(headers: Iterable[Header]) -> list[Group]:
 
     The files' names and order make no difference, except where headers lack the UIDs that tell files apart.
     """
-    series: dict[tuple[str, str, str], list[Header]] = defaultdict(list)
+    series: dict[tuple[str, str], dict[str, list[Header]]] = defaultdict(lambda: defaultdict(list))
     for header in headers:
-        series[_series_of(header)].append(header)
+        # Exporters that give all files one UID are known, so study and patient count, too.
+        series[header.series or str(header.path), header.study][header.person.owner].append(header)
     groups = []
     for place in sorted(series, key=lambda place: (natural_key(place[0]), place)):
-        groups += _series_groups(sorted(series[place], key=_order))
-    return _with_own_keys(groups)
-
-
-def _series_of(header: Header) -> tuple[str, str, str]:
-    """Exporters that give all files one UID are known, so study and patient count, too."""
-    return header.series or str(header.path), header.study, header.person.owner
+        owned = sorted(
+            (sorted(files, key=_order) for files in series[place].values()), key=lambda files: _order(files[0])
+        )
+        for files in owned:
+            mark = files[0].sop_instance if len(owned) > 1 else ""
+            groups += _with_own_keys(_noted_cuts(_series_groups(files)), mark)
+    return groups
 
 
 def _order(header: Header) -> tuple[object, ...]:
@@ -199,7 +208,15 @@ def _spread(planes: Sequence[Plane]) -> float:
 
 def _key(plane: Plane) -> str:
     header = plane.header
-    parts: list[object] = [header.series, header.rows, header.columns, header.tiles, header.samples, plane.kind]
+    parts: list[object] = [
+        header.study,
+        header.series,
+        header.rows,
+        header.columns,
+        header.tiles,
+        header.samples,
+        plane.kind,
+    ]
     if plane.position is not None and plane.orientation is not None:
         parts.append([round(value * 500 + 0.25) for value in plane.orientation])
         parts.append([round(value, 3) for value in plane.spacing or ()])
@@ -208,13 +225,39 @@ def _key(plane: Plane) -> str:
     return "|".join(map(str, parts))
 
 
-def _with_own_keys(groups: list[Group]) -> list[Group]:
-    """Number the keys that several groups would share."""
+def _with_own_keys(groups: list[Group], mark: str) -> list[Group]:
+    """Number the keys that several groups of a series share; ``mark`` tells apart patients with one series."""
     seen: dict[str, int] = defaultdict(int)
     own = []
     for group in groups:
         seen[group.key] += 1
-        number = seen[group.key]
-        key = group.key if number == 1 else f"{group.key}|{number}"
-        own.append(Group(key, group.header, group.planes, group.reason, group.notes, group.instances))
+        ends = [mark] if mark else []
+        ends += [str(seen[group.key])] if seen[group.key] > 1 else []
+        own.append(replace(group, key="|".join((group.key, *ends))))
     return own
+
+
+def _noted_cuts(groups: list[Group]) -> list[Group]:
+    """A note on images that another one of their series would complete to an even stack."""
+    cut: set[int] = set()
+    for one, other in combinations(range(len(groups)), 2):
+        pair = groups[one], groups[other]
+        if len(groups) <= _MOST_IMAGES and all(map(_may_be_cut, pair)) and _complete_each_other(*pair):
+            cut |= {one, other}
+    return [
+        replace(group, notes=(*group.notes, _CUT)) if number in cut else group for number, group in enumerate(groups)
+    ]
+
+
+def _may_be_cut(group: Group) -> bool:
+    placed = bool(group.planes) and group.planes[0].position is not None and group.planes[0].orientation is not None
+    told = group.header.contrast == "localizer" or any(note.number == "N511" for note in group.notes)
+    return placed and not told and not group.reason
+
+
+def _complete_each_other(one: Group, other: Group) -> bool:
+    across = float(normal_of(one.planes[0]) @ normal_of(other.planes[0]))
+    if across < 1 - _DIRECTIONS**2:
+        return False
+    how = arrange([one.planes, other.planes])
+    return how.even and not how.shared and how.most >= _STACK

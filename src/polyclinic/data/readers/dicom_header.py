@@ -2,7 +2,7 @@
 
 Of the patient only four elements are looked at, in ``read_header`` alone, and none is kept: PatientID becomes a
 pseudonym, PatientName is compared with the file's path, and name, birth date and sex become keyed hashes that tell
-apart patients who share a number (``dicom_patients``). Free texts (series description, protocol) are turned into words
+apart patients who share a number (``dicom_person``). Free texts (series description, protocol) are turned into words
 of a fixed vocabulary at once.
 """
 
@@ -17,7 +17,7 @@ from pathlib import Path
 
 from polyclinic.data.readers.dicom_elements import Elements, read_elements
 from polyclinic.data.readers.dicom_facts import FACT_TAGS, Facts, read_facts, unpack_number
-from polyclinic.data.readers.dicom_patients import PATIENT_TAGS, Person, read_person, subject_of
+from polyclinic.data.readers.dicom_person import PATIENT_TAGS, Person, read_person, subject_of
 from polyclinic.data.readers.volume import UnreadableError
 
 ALLOWED = {
