@@ -236,3 +236,19 @@ def test_slices_beside_each_other_are_no_frames(dicom, tmp_path):
     images, notes = scanned(tmp_path)
     assert [image.files for image in images] == [12, 12]
     assert notes == {"N511"}
+
+
+def test_reconstructions_of_different_thickness(dicom, tmp_path):
+    series(dicom, tmp_path, slices=range(0, 12, 2), SliceThickness="4")
+    series(dicom, tmp_path)
+    images, notes = scanned(tmp_path)
+    assert sorted(image.files for image in images) == [6, 12]
+    assert not notes
+
+
+def test_a_slice_with_another_matrix_is_noted(dicom, tmp_path):
+    series(dicom, tmp_path)
+    dicom(tmp_path / "other", np.ones((5, 5), np.uint16), ImagePositionPatient=[0, 0, 41], InstanceNumber=13)
+    images, notes = scanned(tmp_path)
+    assert sorted(image.files for image in images) == [1, 12]
+    assert notes == {"N515"}

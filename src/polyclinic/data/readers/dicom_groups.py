@@ -34,10 +34,11 @@ _SAME_ECHO = 0.05
 """Milliseconds."""
 _MOST_IMAGES = 20
 """Series with more images are not searched for parts of one stack."""
-_STACK = 3
-"""Slices that make a stack."""
+_STACK, _LARGE = 3, 8
+"""Slices that make a stack, and one that single slices may come from."""
 
 _CUT = Note("N517", "that another image of the series would complete to an even stack: it may be a part of one.")
+_LONE = Note("N515", "of a single slice: the rest of its stack may be missing.")
 
 
 @dataclass(frozen=True)
@@ -238,15 +239,19 @@ def _with_own_keys(groups: list[Group], mark: str) -> list[Group]:
 
 
 def _noted_cuts(groups: list[Group]) -> list[Group]:
-    """A note on images that another one of their series would complete to an even stack."""
+    """Notes on images that another one of their series would complete, and on single slices beside a stack."""
     cut: set[int] = set()
     for one, other in combinations(range(len(groups)), 2):
         pair = groups[one], groups[other]
         if len(groups) <= _MOST_IMAGES and all(map(_may_be_cut, pair)) and _complete_each_other(*pair):
             cut |= {one, other}
-    return [
-        replace(group, notes=(*group.notes, _CUT)) if number in cut else group for number, group in enumerate(groups)
-    ]
+    largest = max((len(group.planes) for group in groups), default=0)
+    noted = []
+    for number, group in enumerate(groups):
+        lone = len(group.planes) == 1 and largest >= _LARGE and group.header.modality == "MR"
+        more = (*((_CUT,) if number in cut else ()), *((_LONE,) if lone else ()))
+        noted.append(replace(group, notes=(*group.notes, *more)) if more else group)
+    return noted
 
 
 def _may_be_cut(group: Group) -> bool:
@@ -256,7 +261,7 @@ def _may_be_cut(group: Group) -> bool:
 
 
 def _complete_each_other(one: Group, other: Group) -> bool:
-    across = float(normal_of(one.planes[0]) @ normal_of(other.planes[0]))
+    across = abs(float(normal_of(one.planes[0]) @ normal_of(other.planes[0])))
     if across < 1 - _DIRECTIONS**2:
         return False
     how = arrange([one.planes, other.planes])

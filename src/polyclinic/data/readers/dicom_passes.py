@@ -254,6 +254,7 @@ _KINDS: dict[str, Labels] = {
     "inversion time": _near(lambda plane: plane.facts.inversion_time, 0.5),
     "flip angle": _near(lambda plane: plane.facts.flip_angle, 0.1),
     "reconstruction kernel": _each(lambda plane: plane.facts.kernel),
+    "slice thickness": _near(lambda plane: plane.facts.thickness, 0.05),
     "tube voltage": _near(lambda plane: plane.facts.kilovolts, 1.0),
 }
 _PASSES: dict[str, Labels] = {

@@ -1,7 +1,7 @@
 """Who is one patient, where numbers of patients can't be trusted.
 
-A PatientID may be missing or a placeholder (``ANONYMOUS``), stand for many persons (an anonymiser's setting, a scanner's
-test number), or be spelt in several ways.
+A PatientID may be missing or a placeholder (``ANONYMOUS``), stand for many persons (an anonymiser's setting, a
+scanner's test number), or be spelt in several ways.
 """
 
 from __future__ import annotations
@@ -99,8 +99,8 @@ def _note_unnumbered(names: list[str]) -> list[Note]:
         return []
     text = (
         f"{_studies(len(names))} without a PatientID, or with a placeholder such as ANONYMOUS or 0: each is taken for "
-        "a patient of its own. Several visits of one person would be several patients, in training and test data: export "
-        "them with a number for each."
+        "a patient of its own. Several visits of one person would be several patients, in training and test data: "
+        "export them with a number for each."
     )
     return [Note("N520", text, names)]
 
@@ -213,8 +213,8 @@ def _note_spellings(joined: list[list[str]], apart: list[list[str]]) -> list[Not
     if apart:
         text = (
             f"{_patients(len(apart), 'PatientID', 'PatientIDs')} more than one spelling (capital letters, blanks, "
-            "leading zeros), and nothing says that they are one person: the spellings are taken for different patients. Mend "
-            "the numbers if they are not."
+            "leading zeros), and nothing says that they are one person: the spellings are taken for different "
+            "patients. Mend the numbers if they are not."
         )
         notes.append(Note("N523", text, chain.from_iterable(apart)))
     return notes

@@ -1,7 +1,7 @@
 """What a DICOM header says of the patient, as keyed hashes.
 
-Name, birth date and sex tell apart persons who share a number. None is kept: they become hashes when the header is read,
-which are compared with each other (``dicom_patients``) and written nowhere.
+Name, birth date and sex tell apart persons who share a number. None is kept: they become hashes when the header is
+read, which are compared with each other (``dicom_patients``) and written nowhere.
 """
 
 from __future__ import annotations
