@@ -82,8 +82,8 @@ def scan_bids(
         site_column: whether ``participants.tsv`` names the site (columns ``SITE_COLUMNS``).
     """
     findings = Findings("BIDS data set")
-    people, sites, notes = _participants(bids / "participants.tsv", site_column=site_column)
-    findings.notes += notes
+    people, sites, told = _participants(bids / "participants.tsv", site_column=site_column)
+    findings.notes += told
     named: list[tuple[Path, BidsName]] = []
     for path in files:
         name = BidsName.parse(stem(path)) if is_nifti(path) else None

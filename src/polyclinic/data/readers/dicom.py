@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path
 
+from polyclinic.data.readers.dicom_groups import group_planes
 from polyclinic.data.readers.dicom_header import read_header
 from polyclinic.data.readers.dicom_pixels import read_pixels
-from polyclinic.data.readers.dicom_series import Series, build_series, group_planes
+from polyclinic.data.readers.dicom_series import Series, build_series
 from polyclinic.data.readers.volume import UnreadableError, Volume
 
 
@@ -33,12 +34,14 @@ def read_series(files: Iterable[Path]) -> Volume:
             reasons.append(str(error))
     groups = group_planes(headers)
     if not groups:
-        raise UnreadableError(reasons[0] if reasons else "folder has no DICOM file")
+        raise UnreadableError(min(reasons) if reasons else "folder has no DICOM file")
     damaged = [reason for reason in reasons if not reason.startswith("DICOM object")]
     if damaged:  # a slice is lost, even where those that are left make a stack
-        raise UnreadableError(damaged[0])
+        raise UnreadableError(min(damaged))
     if len(groups) > 1:
-        raise UnreadableError(f"files hold {len(groups)} DICOM images, not one")
+        passes = any(note.number == "N511" for group in groups for note in group.notes)
+        what = "DICOM images (several passes over the patient)" if passes else "DICOM images"
+        raise UnreadableError(f"files hold {len(groups)} {what}, not one")
     return read_built_series(build_series(groups[0]))
 
 
@@ -49,4 +52,4 @@ def read_built_series(series: Series) -> Volume:
         UnreadableError: the pixels can't be read.
     """
     values, notes = read_pixels(series)
-    return Volume(values, series.affine, series.header.about, series.all_notes + notes)
+    return Volume(values, series.affine, series.header.about, series.all_notes + notes, series.frames)

@@ -196,8 +196,13 @@ def _walk_file(buffer: bytes, size: int, wanted: Collection[int]) -> Elements:
 
 @lru_cache(maxsize=8)
 def _as_stored(wanted: frozenset[int]) -> dict[int, int]:
-    """Tags by group and element in the order in which a little endian file has them."""
-    return {(tag & 0xFFFF) << 16 | tag >> 16: tag for tag in (*wanted, *PIXELS)}
+    """Tags as a little endian file has them -> tags, pixels' own among them."""
+    return {_swapped(tag): tag for tag in (*wanted, *PIXELS)}
+
+
+def _swapped(tag: int) -> int:
+    """Group and element in the order in which a little endian file has them."""
+    return (tag & 0xFFFF) << 16 | tag >> 16
 
 
 def _walk_meta(buffer: bytes, offset: int) -> tuple[str, int]:

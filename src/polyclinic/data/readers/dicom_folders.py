@@ -8,12 +8,15 @@ from pathlib import Path
 
 from polyclinic.data.pseudonyms import pseudonym
 from polyclinic.data.readers.dicom_elements import NO_DICOM
+from polyclinic.data.readers.dicom_groups import Group, group_planes
 from polyclinic.data.readers.dicom_header import Header, read_header
+from polyclinic.data.readers.dicom_patients import Place, place_of, settle_patients
 from polyclinic.data.readers.dicom_pixels import missing_decoder
-from polyclinic.data.readers.dicom_series import Group, Series, build_series, group_planes
+from polyclinic.data.readers.dicom_series import Series, build_series
 from polyclinic.data.readers.found import Findings, FoundImage, Tick, relative
 from polyclinic.data.readers.read import series_name
 from polyclinic.data.readers.volume import UnreadableError
+from polyclinic.notes import Note
 
 _SCREENS = ("US", "SC", "OT", "XC", "ES", "GM")
 """Modalities whose pictures often show the patient's name, unless the header denies it."""
@@ -46,12 +49,21 @@ def scan_dicom(files: Sequence[Path], folder: Path, site: str, salt: str, tick: 
         tick()
     groups = group_planes(headers)
     places = _Places(groups, unusable, folder, salt)
-    visits = _visits(headers, salt)
-    findings.images += [_image(group, places, visits, site, salt) for group in groups]
+    patients, notes = settle_patients(headers, salt)
+    findings.notes += [Note(note.number, f"Site {site}: {note}", note.cases) if site else note for note in notes]
+    visits = _visits(headers, patients, salt)
+    findings.images += [_image(group, places, patients, visits, site, salt) for group in groups]
     return findings
 
 
-def _image(group: Group, places: _Places, visits: dict[tuple[str, str], str], site: str, salt: str) -> FoundImage:
+def _image(
+    group: Group,
+    places: _Places,
+    patients: dict[Place, str],
+    visits: dict[tuple[str, str], str],
+    site: str,
+    salt: str,
+) -> FoundImage:
     header = group.header
     reason, series = group.reason, None
     if header.contrast == "localizer":
@@ -62,7 +74,8 @@ def _image(group: Group, places: _Places, visits: dict[tuple[str, str], str], si
             reason = missing_decoder(header)
         except UnreadableError as error:
             reason = str(error)
-    subject = header.subject
+    subject = patients.get(place_of(header), "")
+    visit = visits.get((subject, header.study), "")
     if not subject and not reason:
         # Without a PatientID a study is a patient of its own: rather two names for one person than one for two.
         subject = pseudonym(header.study or header.series or str(header.path), salt, "sub")
@@ -72,7 +85,7 @@ def _image(group: Group, places: _Places, visits: dict[tuple[str, str], str], si
     return FoundImage(
         site=site,
         subject=subject,
-        session=visits.get((header.subject, header.study), ""),
+        session=visit,
         column=header.contrast,
         where="" if reason else places.cell(group),
         reason=reason,
@@ -90,11 +103,11 @@ def _is_volume(series: Series | None) -> bool:
     return series is not None and series.shape[2] >= 16
 
 
-def _visits(headers: Sequence[Header], salt: str) -> dict[tuple[str, str], str]:
+def _visits(headers: Sequence[Header], patients: dict[Place, str], salt: str) -> dict[tuple[str, str], str]:
     """(patient, study) -> pseudonym of the visit, for patients with several studies."""
     studies: dict[str, set[str]] = defaultdict(set)
     for header in headers:
-        studies[header.subject].add(header.study)
+        studies[patients.get(place_of(header), "")].add(header.study)
     return {
         (subject, study): pseudonym(study, salt, "ses")
         for subject, found in studies.items()

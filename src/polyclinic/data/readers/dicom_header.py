@@ -1,8 +1,9 @@
 """What is read of a DICOM header: an allow-list of tags, and what they mean.
 
-Of the patient only two elements are looked at, in ``read_header`` alone, and neither is kept: PatientID becomes a
-pseudonym, and PatientName is compared with the file's path. Free texts (series description, protocol) are turned into
-words of a fixed vocabulary at once.
+Of the patient only four elements are looked at, in ``read_header`` alone, and none is kept: PatientID becomes a
+pseudonym, PatientName is compared with the file's path, and name, birth date and sex become keyed hashes that tell
+apart patients who share a number (``dicom_person``). Free texts (series description, protocol) are turned into words
+of a fixed vocabulary at once.
 """
 
 from __future__ import annotations
@@ -14,16 +15,19 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from polyclinic.data.pseudonyms import pseudonym
 from polyclinic.data.readers.dicom_contrast import TAGS as CONTRAST_TAGS
 from polyclinic.data.readers.dicom_contrast import header_contrast
 from polyclinic.data.readers.dicom_elements import Elements, read_elements
+from polyclinic.data.readers.dicom_facts import FACT_TAGS, Facts, read_facts, unpack_number
+from polyclinic.data.readers.dicom_person import PATIENT_TAGS, Person, read_person, subject_of
 from polyclinic.data.readers.dicom_values import TAGS as VALUE_TAGS
 from polyclinic.data.readers.dicom_values import header_scale
 from polyclinic.data.readers.volume import UnreadableError
 from polyclinic.notes import Note
 
 ALLOWED = {
+    **FACT_TAGS,
+    **PATIENT_TAGS,
     "image_type": 0x00080008,
     "sop_class": 0x00080016,
     "sop_instance": 0x00080018,
@@ -137,6 +141,8 @@ class Header:
         gap: distance of slices as the header states it (SpacingBetweenSlices, else SliceThickness).
         slope, intercept: from stored to real values.
         tiles: number of slices laid out in one picture (mosaic); 0 where there is one.
+        facts: what tells the images within a series apart.
+        person: what tells patients apart who share a number; keyed hashes alone.
         contrast: word of a fixed vocabulary for what was measured (``T1w``, ``FLAIR``, ``CT``, ...).
         head: whether the header says that this is a head.
         face_removed: whether the header says that the face was removed.
@@ -181,6 +187,8 @@ class Header:
     temporal: int
     acquisition: int
     instance: int
+    facts: Facts
+    person: Person
     contrast: str
     head: bool
     face_removed: bool
@@ -260,7 +268,7 @@ def read_header(path: Path, *, salt: str = "", root: Path | None = None) -> Head
     recognizable = texts.word("recognizable")
     return Header(
         path=path,
-        subject=pseudonym(texts.text("patient_id"), salt, "sub") if salt and texts.text("patient_id") else "",
+        subject=subject_of(texts.text("patient_id"), salt),
         sop_class=texts.text("sop_class"),
         sop_instance=texts.text("sop_instance"),
         syntax=elements.syntax,
@@ -293,6 +301,8 @@ def read_header(path: Path, *, salt: str = "", root: Path | None = None) -> Head
         acquisition=texts.whole("acquisition"),
         instance=texts.whole("instance"),
         contrast=header_contrast(texts, modality),
+        facts=read_facts(texts, modality),
+        person=read_person(texts, salt),
         head=bool(_HEAD.search(f"{texts.text('body_part').lower()} {free_text}")),
         face_removed="deface" in free_text or recognizable == "NO",
         burned_in={"YES": True, "NO": False}.get(texts.word("burned_in")),
@@ -320,14 +330,18 @@ class _Texts:
         self.order = "<" if elements.little_endian else ">"
 
     def text(self, name: str) -> str:
-        return self.values.get(ALLOWED[name], b"").decode("latin-1").strip(" \0")
+        value = self.values.get(ALLOWED[name])
+        return value.decode("latin-1").strip(" \0") if value else ""
 
     def word(self, name: str) -> str:
         return self.text(name).upper()
 
     def numbers(self, name: str, count: int) -> tuple[float, ...] | None:
+        text = self.text(name)
+        if not text:
+            return None
         try:
-            found = tuple(float(part) for part in self.text(name).split("\\"))
+            found = tuple(float(part) for part in text.split("\\"))
         except ValueError:
             return None
         return found if len(found) == count and all(map(math.isfinite, found)) else None
@@ -335,6 +349,10 @@ class _Texts:
     def whole(self, name: str) -> int:
         found = self.numbers(name, 1)
         return int(found[0]) if found else 0
+
+    def binary(self, name: str) -> float | None:
+        """A binary number of 32 or 64 bits with a fraction, or one in digits; else None."""
+        return unpack_number(self.values.get(ALLOWED[name], b""), self.order)
 
     def count(self, name: str) -> int:
         """A number of things, 1 where the element is missing or empty."""

@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from polyclinic.data.readers.dicom_elements import quiet
+from polyclinic.data.readers.dicom_facts import Facts, frame_facts
 from polyclinic.data.readers.dicom_header import ENHANCED, VOLUMES, Header, unit_axes
 from polyclinic.data.readers.dicom_ultrasound import REGIONS, ULTRASOUND, region_spacing
 from polyclinic.data.readers.dicom_values import frame_scale
@@ -37,8 +38,8 @@ class Plane:
         index: number of the frame or tile in the file, from 0.
         orientation, position, spacing, gap: as in ``Header``, of this plane.
         slope, intercept: from stored to real values.
-        kind: what else must agree for planes to be of one image (image type, echo), as text.
-        time: sorts planes at the same place.
+        kind: image type and echo as text, for the image's name.
+        facts: what tells it from other planes of its series.
         notes: as in ``Volume``.
     """
 
@@ -51,7 +52,7 @@ class Plane:
     slope: float
     intercept: float
     kind: str
-    time: tuple[int, ...]
+    facts: Facts
     notes: tuple[Note, ...] = ()
 
     @property
@@ -99,7 +100,7 @@ def find_planes(header: Header) -> list[Plane]:
 
 def _as_frame(plane: Plane, index: int) -> Plane:
     """The same plane as another frame of its file."""
-    return replace(plane, index=index, time=(*plane.time[:-1], index))
+    return replace(plane, index=index) if index else plane
 
 
 def _plain(header: Header) -> Plane:
@@ -113,7 +114,7 @@ def _plain(header: Header) -> Plane:
         header.slope,
         header.intercept,
         "\\".join((*header.image_type, header.echo)),
-        (header.temporal, header.instance, header.acquisition, 0),
+        header.facts,
         notes=header.notes,
     )
 
@@ -240,7 +241,6 @@ def _frame(header: Header, index: int, shared: Dataset | None, group: Dataset) -
     types = ("MRImageFrameTypeSequence", "CTImageFrameTypeSequence", "PETFrameTypeSequence")
     kinds = [str(kind) for kind in (find(name, "FrameType") for name in types) if kind]
     echo = find("MREchoSequence", "EffectiveEchoTime")
-    temporal = find("FrameContentSequence", "TemporalPositionIndex")
     return Plane(
         header,
         index,
@@ -251,7 +251,7 @@ def _frame(header: Header, index: int, shared: Dataset | None, group: Dataset) -
         scale.slope,
         scale.intercept,
         "\\".join((*(kinds or header.image_type), f"{echo or ''}")),
-        (int(str(temporal or 0)), index),
+        frame_facts(header.facts, find, kinds),
         notes=notes,
     )
 

@@ -13,8 +13,9 @@ import numpy as np
 
 from polyclinic.data.images import FORMATS, resolve
 from polyclinic.data.readers.dicom import read_built_series, read_series
+from polyclinic.data.readers.dicom_groups import Group, group_planes
 from polyclinic.data.readers.dicom_header import Header, read_header
-from polyclinic.data.readers.dicom_series import Group, build_series, group_planes
+from polyclinic.data.readers.dicom_series import build_series
 from polyclinic.data.readers.files import list_files, maybe_dicom
 from polyclinic.data.readers.nifti import is_nifti, pair_of, read_nifti
 from polyclinic.data.readers.volume import UnreadableError, Volume

@@ -26,12 +26,14 @@ class Volume:
         about: what the headers say of the scanner: ``modality``, ``vendor``, ``model``, ``field_strength`` (tesla);
             never anything of the patient.
         notes: what a person should know of the image, though it can be used; see `polyclinic.data.image_notes`.
+        frames: what the fourth axis holds (time points, diffusion weightings), "" where there is none or nobody knows.
     """
 
     values: npt.NDArray[np.generic]
     affine: npt.NDArray[np.float64]
     about: dict[str, str | float] = field(default_factory=dict)
     notes: tuple[Note, ...] = ()
+    frames: str = ""
 
     @property
     def spacing(self) -> tuple[float, float, float]:

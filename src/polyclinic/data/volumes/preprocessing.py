@@ -120,7 +120,7 @@ def single_frame(volume: Volume, frames: str, *, kind: str = "image") -> Volume:
     if values.ndim == 4 and frames != "reject":
         values = values[..., 0] if frames == "first" else values.mean(axis=3, dtype=np.float64)
     if values.ndim == 4:
-        raise UnreadableError(f"{kind} has several frames")
+        raise UnreadableError(f"{kind} has several frames" + (f" ({volume.frames})" if volume.frames else ""))
     if values.ndim != 3 or 0 in values.shape:
         raise UnreadableError(f"{kind} has {values.ndim} axes" if values.ndim != 3 else f"{kind} is empty")
     return Volume(values, volume.affine, volume.about, volume.notes)
