@@ -120,7 +120,7 @@ def test_philips_images_without_the_scanners_scale_are_noted(dicom, enhanced, tm
         np.testing.assert_array_equal(volume.values, (2 * STORED + 1).transpose(2, 1, 0))
         assert [note.number for note in volume.notes] == ["N615"]
     # A scan counts them with the same words.
-    warnings = scan_folder(tmp_path / "c", salt="s").warnings
+    warnings = scan_folder(tmp_path / "c", salt="s").notes
     assert f"1 image {one.notes[0]}" in warnings
 
 
