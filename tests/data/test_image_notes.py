@@ -55,7 +55,7 @@ def test_an_opened_study_counts_them_a_site_whether_prepared_now_or_before(tmp_p
     )  # fmt: skip
     for _ in ("prepared", "from the cache"):
         opened = open_data(spec, tmp_path, "classification")
-        found = numbered(opened.warnings, "N610")
+        found = numbered(opened.notes, "N610")
         assert [str(note).split(" without")[0] for note in found] == ["Site A: 2 images", "Site B: 1 image"]
         assert found[0].cases == tuple(opened.sites["A"].cases[1:])
         assert "p2" not in found[0]
@@ -65,12 +65,12 @@ def test_a_scan_counts_them_and_names_sites_where_there_are_several(tmp_path):
     write(tmp_path / "A" / "p1.nii.gz", None)
     write(tmp_path / "B" / "p2.nii.gz", None)
     write(tmp_path / "B" / "p2_mask.nii.gz", None)
-    found = numbered(scan_folder(tmp_path, site_from="folder", salt="s").warnings, "N610")
+    found = numbered(scan_folder(tmp_path, site_from="folder", salt="s").notes, "N610")
     assert [str(note).split(" without")[0] for note in found] == [
         "Site A: 1 image",
         "Site B: 1 image",
         "Site B: 1 mask",
     ]
     assert found[2].cases == ("B/p2_mask.nii.gz",)
-    one = numbered(scan_folder(tmp_path / "A", site="A", salt="s").warnings, "N610")
+    one = numbered(scan_folder(tmp_path / "A", site="A", salt="s").notes, "N610")
     assert str(one[0]).startswith("1 image without")

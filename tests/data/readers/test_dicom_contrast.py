@@ -155,6 +155,8 @@ USUAL = [
     ("SAG T1", times(4000, 105, **TSE), "MR"),
     ("T2 SAG", times(500, 10), "MR"),
     ("MoCoSeries", {"protocol": "ep2d_bold_rest"}, "bold"),
+    ("Series 5", {"protocol": "ep2d_diff_tra"}, "DWI"),
+    ("Series 5", {"protocol": "t1 post contrast"}, "T1w"),
     ("Processed Images", {"protocol": "t1_mprage"}, "T1w"),
     ("MR Brain", {"stated": "FLUID_ATTENUATED"}, "FLAIR"),
     ("MR Brain", {"stated": "T1", "agent": "Dotarem"}, "T1ce"),

@@ -118,6 +118,11 @@ def test_tiles_of_slides_are_no_slices(dicom, tmp_path):
     slide = {"SOPClassUID": "1.2.840.10008.5.1.4.1.1.77.1.6", "Modality": "SM", "ImagePositionPatient": None}
     tiles = np.zeros((4, 8, 8, 3), np.uint8)
     assert rejected(dicom(tmp_path / "a.dcm", tiles, **slide)) == "frames are tiles of a slide"
+    grouped = change(
+        dicom(tmp_path / "c.dcm", tiles, **slide),
+        lambda data: setattr(data, "PerFrameFunctionalGroupsSequence", [Dataset() for _ in tiles]),
+    )
+    assert rejected(grouped) == "frames are tiles of a slide"
     assert read_series([dicom(tmp_path / "b.dcm", tiles[0], **slide)]).values.shape == (8, 8, 1, 3)
 
 

@@ -99,7 +99,7 @@ def scan_bids(
         if subject not in visits:
             visits[subject] = _sessions(bids / f"sub-{subject}" / f"sub-{subject}_sessions.tsv")
         derived = "derivatives" in path.relative_to(bids).parts
-        reason, notes = header_findings(path)
+        reason, noted = header_findings(path)
         findings.images.append(
             FoundImage(
                 site=sites.get(subject, site),
@@ -113,7 +113,7 @@ def scan_bids(
                 covariates=people.get(subject, {}) | visits[subject].get(session, {}),
                 head=not derived and name.suffix in _HEADS and "deface" not in path.name.lower(),
                 named=names_patient(path),
-                notes=notes,
+                notes=noted,
             )
         )
         tick()

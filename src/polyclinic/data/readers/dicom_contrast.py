@@ -135,13 +135,10 @@ def contrast_of(facts: SequenceFacts) -> str:
     'STIR'
     """
     words, measured = read_words(facts.description), _stated(facts) or _measured(facts)
-    kind = _certain(facts, words)
-    if kind is None and words.weighting is None and not measured:
+    if words.technique is None and words.weighting is None and not measured:
         protocol = read_words(facts.protocol)
-        words = words._replace(
-            weighting=protocol.weighting, inverted=protocol.inverted, resting=words.resting or protocol.resting
-        )
-        kind = _certain(facts, protocol) if words.technique is None else None
+        words = protocol._replace(agent=words.agent, resting=words.resting or protocol.resting)
+    kind = _certain(facts, words)
     if kind is None:
         kind = words.technique
     if kind is None and words.resting and "EP" in facts.sequence:

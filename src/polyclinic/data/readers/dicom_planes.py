@@ -86,14 +86,14 @@ def find_planes(header: Header) -> list[Plane]:
         return _united_tiles(header)
     if header.tiles:
         return _siemens_tiles(header)
+    if header.frames > 1 and header.sop_class == _SLIDE:
+        raise UnreadableError("frames are tiles of a slide")
     if header.has_functional_groups:
         return _frames(header)
     if header.frames > 1 and header.modality in ("NM", "PT"):
         raise UnreadableError("frames of nuclear medicine have no positions of their own")
     if header.frames > 1 and header.modality in ("CT", "MR"):
         raise UnreadableError("frames have no positions of their own")
-    if header.frames > 1 and header.sop_class == _SLIDE:
-        raise UnreadableError("frames are tiles of a slide")
     plain = _sized(_plain(header))
     return [_as_frame(plain, index) for index in range(header.frames)]
 
