@@ -46,6 +46,7 @@ def export(stack, dicom, tmp_path_factory):
         dicom(
             folder / f"7{z}", np.full((4, 4), z, np.int16), SeriesInstanceUID="1.7", ImagePositionPatient=[0, 0, 3 * z],
             ImageType=["ORIGINAL", "PRIMARY"] + ["X"] * (z % 2), SliceThickness="3", InstanceNumber=4 - z,
+            SeriesDescription=f"t{1 + z % 2} tra",
         )  # fmt: skip
     return folder
 
