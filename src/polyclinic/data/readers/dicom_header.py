@@ -189,9 +189,6 @@ class Header:
     intercept: float
     tiles: int
     echo: str
-    temporal: int
-    acquisition: int
-    instance: int
     facts: Facts
     person: Person
     contrast: str
@@ -285,9 +282,6 @@ def read_header(path: Path, *, salt: str = "", root: Path | None = None) -> Head
         intercept=intercept,
         tiles=_tiles(texts),
         echo=_echo(texts),
-        temporal=texts.whole("temporal"),
-        acquisition=texts.whole("acquisition"),
-        instance=texts.whole("instance"),
         facts=read_facts(texts, modality),
         person=read_person(texts, salt),
         contrast=_contrast(modality, free_text, texts.text("image_type")),
