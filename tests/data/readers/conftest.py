@@ -136,7 +136,8 @@ def enhanced() -> Callable[..., Path]:
 @pytest.fixture(scope="session")
 def ct() -> dict[str, object]:
     """Elements of a CT slice."""
-    return {"SOPClassUID": CTImageStorage, "Modality": "CT", "MagneticFieldStrength": None}
+    hounsfield = {"RescaleSlope": "1", "RescaleIntercept": "0"}
+    return {"SOPClassUID": CTImageStorage, "Modality": "CT", "MagneticFieldStrength": None, **hounsfield}
 
 
 @pytest.fixture(scope="session")

@@ -180,7 +180,7 @@ def test_more_pixels_than_the_header_says_are_refused(dicom, tmp_path):
 def test_padding_is_a_value_like_others(dicom, ct, tmp_path):
     pixels = SIGNED.copy()
     pixels[0] = -2000
-    path = dicom(tmp_path / "a.dcm", pixels, **ct, PixelPaddingValue=-2000, RescaleSlope="1", RescaleIntercept="-1024")
+    path = dicom(tmp_path / "a.dcm", pixels, **ct | {"PixelPaddingValue": -2000, "RescaleIntercept": "-1024"})
     np.testing.assert_array_equal(read(path), pixels - 1024)
 
 

@@ -76,6 +76,7 @@ def test_few_slices_are_left(outcome, places, numbers, elements):
         ([0], [57], {}, ["N515"]),
         ([0], [57], MR, ["N515"]),
         (every(5), ODD, {}, ["N516"]),
+        (every(5), [1_000_000_000 * (k % 3) + k for k in range(1, 11)], {}, ["N516"]),
         (every(5), [1, 2, 3, 4, 5, 8, 9, 10, 11, 12], {}, ["N516"]),
     ],
 )

@@ -240,7 +240,7 @@ def test_slices_beside_each_other_are_no_frames(dicom, tmp_path):
 
 def test_reconstructions_of_different_thickness(dicom, tmp_path):
     series(dicom, tmp_path, slices=range(0, 12, 2), SliceThickness="4")
-    series(dicom, tmp_path)
+    series(dicom, tmp_path, values=SLICES + 1000)
     images, notes = scanned(tmp_path)
     assert sorted(image.files for image in images) == [6, 12]
     assert not notes

@@ -115,7 +115,7 @@ def test_ct_is_rescaled_slice_by_slice(dicom, ct, tmp_path):
     pixels = np.full((3, 4), 100, np.uint16)
     common = ct | {"RescaleType": "HU"}
     files = [
-        dicom(tmp_path / f"{z}.dcm", pixels, ImagePositionPatient=[0, 0, z], InstanceNumber=z, **common, **scale)
+        dicom(tmp_path / f"{z}.dcm", pixels, ImagePositionPatient=[0, 0, z], InstanceNumber=z, **common | scale)
         for z, scale in enumerate(
             [
                 {"RescaleSlope": "1", "RescaleIntercept": "-1024"},
@@ -127,8 +127,10 @@ def test_ct_is_rescaled_slice_by_slice(dicom, ct, tmp_path):
     assert volume.values.dtype == np.int16
     assert volume.values[0, 0].tolist() == [-924, -800]
     half = [
-        dicom(tmp_path / f"h{z}.dcm", pixels, ImagePositionPatient=[0, 0, z], RescaleSlope=f"{0.5 + z}",
-              RescaleIntercept="1", **ct)
+        dicom(
+            tmp_path / f"h{z}.dcm", pixels, ImagePositionPatient=[0, 0, z],
+            **ct | {"RescaleSlope": f"{0.5 + z}", "RescaleIntercept": "1"},
+        )
         for z in range(2)
     ]  # fmt: skip
     assert read_series(half).values[0, 0].tolist() == [51.0, 151.0]

@@ -47,8 +47,9 @@ def missing_slices(columns: Sequence[Sequence[Plane]], instances: frozenset[int]
         numbers = [plane.facts.instance for plane in stack]
         jump = float(np.median(np.abs(np.diff(numbers))))
         every = [plane.facts.instance for column in columns for plane in column]
-        absent = set(range(min(every), max(every))) - instances
-        if jump >= 2 and len(absent) >= len(stack) // 2 and not whole and (facts.thickness or len(stack) == 2):
+        low, high = min(every), max(every)
+        absent = high - low + 1 - sum(low <= number <= high for number in instances)
+        if jump >= 2 and absent >= len(stack) // 2 and not whole and (facts.thickness or len(stack) == 2):
             raise UnreadableError("every second slice is missing" if jump < _MANY else "slices are missing")
         if absent:
             notes.append(

@@ -184,9 +184,6 @@ class Header:
     intercept: float
     tiles: int
     echo: str
-    temporal: int
-    acquisition: int
-    instance: int
     facts: Facts
     person: Person
     contrast: str
@@ -297,9 +294,6 @@ def read_header(path: Path, *, salt: str = "", root: Path | None = None) -> Head
         intercept=scale.intercept,
         tiles=_tiles(texts),
         echo=_echo(texts),
-        temporal=texts.whole("temporal"),
-        acquisition=texts.whole("acquisition"),
-        instance=texts.whole("instance"),
         contrast=header_contrast(texts, modality),
         facts=read_facts(texts, modality),
         person=read_person(texts, salt),
