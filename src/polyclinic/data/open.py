@@ -76,6 +76,7 @@ def open_data(
         covariates, covariate_names = encode_covariates(used.cells, spec.harmonisation.combat)
     tick = _ticker(progress, len(used))
     sites: dict[str, SiteData] = {}
+    left_out: dict[str, Counts] = {}
     for site in _site_names(rows, spec):
         here = np.flatnonzero(used.origin["site"] == site)
         counts = rows.counts(site)
@@ -85,6 +86,7 @@ def open_data(
         else:
             pixels, masks, here = _read_images(site, used, here, spec, folder, task, counts, tick)
         if pixels is None or not len(here):
+            left_out[site] = counts
             why = reasons_text(counts.rejected) or "it has no rows"
             text = f"Site {site} is left out: none of its {counts.found} cases can be used ({why})."
             notes.append(Note("N208", text))
@@ -99,7 +101,7 @@ def open_data(
     notes += quality_notes(sites, features, classes, subjects_named=spec.subject is not None)
     _check_reference(spec, list(sites))
     fingerprint = _fingerprint(sites, features, classes)
-    return Opened(sites, features, classes, notes, fingerprint, covariate_names)
+    return Opened(sites, features, classes, notes, fingerprint, covariate_names, left_out)
 
 
 def _rows_of_sites(
@@ -165,8 +167,9 @@ def _read_images(
             "`polyclinic check --verbose` names them.",
         )
     if failures:
-        counts.used -= len(failures)
-        counts.rejected.update(failures.values())
+        cases = rows.origin["case"].iloc[here].tolist()
+        for place, reason in failures.items():
+            counts.reject(str(cases[place]), reason)
         keep = np.setdiff1d(np.arange(len(mine)), list(failures))
         here = here[keep]
         if isinstance(images, Tensor):  # volumes that can't be used are left out already

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -73,9 +72,12 @@ class Rows:
 
     def counts(self, site: str) -> Counts:
         """Found, used and rejected rows of a site."""
-        reasons = self.reasons[(self.origin["site"] == site).to_numpy()]
-        rejected = Counter(str(reason) for reason in reasons if reason)
-        return Counts(found=len(reasons), used=len(reasons) - rejected.total(), rejected=rejected)
+        here = (self.origin["site"] == site).to_numpy()
+        counts = Counts(found=int(here.sum()), used=int(here.sum()))
+        for case, reason in zip(self.origin["case"][here], self.reasons[here], strict=True):
+            if reason:
+                counts.reject(str(case), str(reason))
+        return counts
 
 
 def read_rows(spec: DataSpec, folder: Path, split: str | None) -> Rows:

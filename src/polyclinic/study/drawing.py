@@ -111,6 +111,12 @@ def structure_colour(index: int) -> str:
     return STRUCTURE_COLOURS[index % len(STRUCTURE_COLOURS)]
 
 
+def edge_length(mask: NDArray[np.uint8]) -> int:
+    """Length of the outline of a mask ``[H, W]``, in sides of pixels."""
+    inside = mask > 0
+    return int((inside[1:] != inside[:-1]).sum() + (inside[:, 1:] != inside[:, :-1]).sum())
+
+
 def jpeg(pixels: NDArray[np.uint8], quality: int = 85) -> str:
     """A picture ``[H, W, 3]`` or ``[H, W]`` as a data URI."""
     return _data(pixels, "jpeg", quality=quality, subsampling=0)
@@ -118,7 +124,7 @@ def jpeg(pixels: NDArray[np.uint8], quality: int = 85) -> str:
 
 def png(pixels: NDArray[np.uint8]) -> str:
     """A picture ``[H, W, 3 or 4]`` as a data URI, without loss."""
-    return _data(pixels, "png", optimize=True)
+    return _data(pixels, "png", compress_level=3)
 
 
 def _data(pixels: NDArray[np.uint8], kind: str, **options: int) -> str:

@@ -28,6 +28,7 @@ from polyclinic.study.drawing import (
     Numbers,
     Panel,
     as_panel,
+    edge_length,
     jpeg,
     plot,
     shorten,
@@ -377,7 +378,7 @@ def overlay(
     """
     height, width = mask.shape
     # Around fine structures such as vessels, thick lines would hide what they surround.
-    fine = max(_edges(mask), _edges(prediction)) > 6 * (height + width)
+    fine = max(edge_length(mask), edge_length(prediction)) > 6 * (height + width)
     pixels, thickness = (560, 1.0) if fine else (400, 2.0)
     if planes:
         pixels, thickness = 1000, 2.2
@@ -438,12 +439,6 @@ def _marked(mask: NDArray[np.uint8], prediction: NDArray[np.uint8], structures: 
         for index, name in enumerate(structures, start=1)
     ]
     return f"Marked by the reference and by the model, of the {where}: {', '.join(each)}."
-
-
-def _edges(mask: NDArray[np.uint8]) -> int:
-    """Length of the outline of a mask ``[H, W]``, in sides of pixels."""
-    inside = mask > 0
-    return int((inside[1:] != inside[:-1]).sum() + (inside[:, 1:] != inside[:, :-1]).sum())
 
 
 def _luminance(*colour: float) -> float:
