@@ -177,7 +177,7 @@ def rows_of_sites(table: pd.DataFrame, classes: list[str], scored: list[str]) ->
     rows = [_site_row(row["site"], row, classes, known) for _, row in table.iterrows()]
     if len(table) > 1:
         total = table.select_dtypes("number").sum(min_count=1)
-        for column in ("foreground", "label mean", "label deviation"):
+        for column in ("foreground", "label mean", "label deviation", "missing"):
             total[column] = np.nan
         rows.append(_site_row(ALL_SITES, total, classes, known))
     return rows

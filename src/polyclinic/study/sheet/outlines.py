@@ -47,8 +47,9 @@ def draw(image: NDArray[np.uint8], mask: NDArray[np.uint8] | None, structures: i
 def outlines(mask: NDArray[np.uint8], structures: int, factor: int = 1) -> NDArray[np.uint8]:
     """The outlines of all structures, each in its colour, on a transparent ground.
 
-    A line lies within its structure, along its edge and along the edge of the image; it is two pixels wide, or one
-    where the structures are as fine as vessels. A dark rim lies around it. Voxels to be ignored are hatched in grey.
+    A line lies within its structure, along its edge and along the edge of the image; it is two pixels wide, or one in
+    small pictures. A dark rim lies around it, unless the structures are as fine as vessels. Voxels to be ignored are
+    hatched in grey.
 
     Args:
         mask: class indices ``[H, W]``.
@@ -66,7 +67,7 @@ def outlines(mask: NDArray[np.uint8], structures: int, factor: int = 1) -> NDArr
     for index in range(1, structures + 1):
         area = large == index
         inside = area
-        for _ in range(1 if fine or max(large.shape) < SIDE // 2 else 2):
+        for _ in range(1 if max(large.shape) < SIDE else 2):
             inside = ~_grown(~inside, edge=True)
         colour = [round(255 * part) for part in to_rgb(structure_colour(index - 1))]
         canvas[area & ~inside] = (*colour, 255)

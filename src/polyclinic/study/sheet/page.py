@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from markupsafe import Markup
+from markupsafe import Markup, escape
 
 from polyclinic.data.cases import Opened
 from polyclinic.errors import ResultsError
@@ -105,6 +105,7 @@ def render(study: Study, opened: Opened, sites: pd.DataFrame, notes: Sequence[No
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    environment.filters["marked"] = _marked
     content = _content(study, opened, sites, notes)
     styles = report.TEMPLATES / "report.css", TEMPLATES / "sheet.css"
     style = "".join(path.read_text(encoding="utf-8") for path in styles)
@@ -114,6 +115,13 @@ def render(study: Study, opened: Opened, sites: pd.DataFrame, notes: Sequence[No
         sections={name: title for name, title in SECTIONS.items() if content[name]},
         **content,
     )
+
+
+def _marked(text: str) -> Markup:
+    """Text in which what stands between backticks is code."""
+    parts = [escape(part) if place % 2 == 0 else Markup("<code>{}</code>").format(part)
+             for place, part in enumerate(str(text).split("`"))]  # fmt: skip
+    return Markup("").join(parts)
 
 
 def _content(study: Study, opened: Opened, sites: pd.DataFrame, notes: Sequence[Note]) -> dict[str, Any]:
@@ -146,7 +154,7 @@ def _content(study: Study, opened: Opened, sites: pd.DataFrame, notes: Sequence[
         "read": tables.as_read(study, opened, sites, sources),
         "preparation": _preparation(study),
         "plan": "" if study.plan is None else study.plan.reason,
-        "made": tables.facts(study, opened, sources, now()),
+        "made": tables.facts(study, opened, sources, f"{now()[:16].replace('T', ' ')} UTC"),
         "versions": nested_rows(machinery),
         "text": study.text,
         "short": _short(study, opened, sites),

@@ -42,6 +42,11 @@ class Names:
     names: list[str]
     more: int
 
+    @property
+    def count(self) -> int:
+        """How many cases there are."""
+        return len(self.names) + self.more
+
     @classmethod
     def of(cls, title: str, names: list[str]) -> Names:
         """The first `MOST_NAMES`, and how many there are besides."""
@@ -61,14 +66,17 @@ def _left_out(site: str, counts: Counts) -> dict[str, object]:
             "reasons": reasons_text(counts.rejected), "note": "left out: no case can be used"}  # fmt: skip
 
 
-def rejected(opened: Opened) -> list[Names]:
-    """The rejected cases by site and reason."""
+def rejected(opened: Opened) -> dict[str, list[Names]]:
+    """Site -> its rejected cases by reason, the most frequent reason first."""
     every = {site: data.counts for site, data in opened.sites.items()} | opened.left_out
-    return [
-        Names.of(f"{site}: {reason} ({len(cases)})", cases)
+    return {
+        site: [
+            Names.of(reason, counts.cases[reason])
+            for reason in sorted(counts.cases, key=lambda r: -len(counts.cases[r]))
+        ]
         for site, counts in every.items()
-        for reason, cases in counts.cases.items()
-    ]
+        if counts.cases
+    }
 
 
 def patients(opened: Opened) -> Table:
@@ -176,7 +184,10 @@ def far_values(opened: Opened) -> Table | None:
                 found.append((float(reach[case]), row))
     found.sort(key=lambda item: -item[0])
     rows = [row for _, row in found[:MOST_FAR]]
-    return Table(["Feature", "Site", "Case", "Patient", "Value", "Half of the site's values"], rows) if rows else None
+    heads = ["Feature", "Site", "Case", "Patient", "Value", "Half of the site's values"]
+    if all(row[2] == row[3] for row in rows):  # no column names the patients
+        rows, heads = [[*row[:3], *row[4:]] for row in rows], [*heads[:3], *heads[4:]]
+    return Table(heads, rows) if rows else None
 
 
 def facts(study: Study, opened: Opened, sources: Sources, made: str) -> list[tuple[str, str]]:

@@ -6,16 +6,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
 from polyclinic.data.cases import Opened, SiteData
 from polyclinic.data.volumes.store import Volumes
-from polyclinic.study.drawing import BLUE, GREY, Numbers, Panel, as_panel, plot, shorten
+from polyclinic.study.drawing import Numbers, Panel
+from polyclinic.study.sheet.ridges import ridges
 
 #: Images of a site, and values of each image, that are looked at; features that are drawn.
 MOST_IMAGES, MOST_VALUES, MOST_FEATURES = 60, 5_000, 12
-_BINS = 64
 
 
 @dataclass(frozen=True)
@@ -119,73 +118,3 @@ def _reach(values: Numbers) -> float:
     known = values[np.isfinite(values)]
     low, middle, high = np.percentile(known, (25, 50, 75)) if len(known) else (np.nan,) * 3
     return float(np.abs(known - middle).max() / (high - low)) if len(known) and high > low else float("nan")
-
-
-def ridges(title: str, rows: Mapping[str, Numbers], *, limits: tuple[float, float] | None = None, kind: str) -> Panel:
-    """Histograms of the sites, one above the other on one axis.
-
-    Each is scaled to its own height, so that small sites are seen as well as large ones. A line marks the median.
-    Without ``limits`` the axis leaves out far values; the panel's words count them.
-
-    Args:
-        title: of the panel.
-        rows: site -> values; those that are not finite are left out.
-        limits: ends of the axis.
-        kind: what sets this panel apart from others of the same title.
-    """
-    rows = {site: values[np.isfinite(values)] for site, values in rows.items()}
-    pooled = np.concatenate(list(rows.values()))
-    edges = _edges(pooled, limits)
-    left = 0.16 + 0.075 * max(len(shorten(site)) for site in rows)
-    words = []
-    with plot(3.9, 0.5 + 0.36 * len(rows), left, 0.3) as (figure, axes):
-        for place, (site, values) in enumerate(rows.items()):
-            base = len(rows) - 1 - place
-            axes.axhline(base, color=GREY, linewidth=0.6, zorder=2 * place)
-            if not len(values):
-                axes.text(edges[0], base + 0.15, " no value", color=GREY, style="italic")
-                words.append(f"{site}: no value")
-                continue
-            heights = _heights(values, edges)
-            axes.stairs(base + 0.92 * heights, edges, baseline=base, fill=True, color="#CFE3F1", zorder=2 * place)
-            axes.stairs(base + 0.92 * heights, edges, baseline=base, color=BLUE, linewidth=0.9, zorder=2 * place + 1)
-            middle = float(np.median(values))
-            if edges[0] <= middle <= edges[-1]:
-                axes.plot([middle, middle], [base, base + 0.5], color="#16202a", linewidth=1.4, zorder=2 * place + 1)
-            words.append(f"{site}: median {middle:.4g}{_beyond(values, edges)}")
-        axes.set(xlim=(edges[0], edges[-1]), ylim=(-0.08, len(rows) + 0.05))
-        axes.set_yticks(range(len(rows)), [shorten(site) for site in reversed(rows)], va="bottom")
-        axes.tick_params(axis="y", length=0)
-        axes.spines["left"].set_visible(False)
-        axes.xaxis.set_major_locator(MaxNLocator(nbins=5))
-        axes.ticklabel_format(axis="x", useOffset=False, scilimits=(-4, 6))
-        return as_panel(figure, title, kind, "; ".join(words) + ".")
-
-
-def _edges(values: Numbers, limits: tuple[float, float] | None) -> Numbers:
-    """Edges of the cells of a histogram: one a value for few whole numbers, else even ones."""
-    if limits is None and not len(values):
-        limits = (0.0, 1.0)
-    if limits is None:
-        low, high = float(values.min()), float(values.max())
-        if (values == np.rint(values)).all() and high - low <= _BINS / 2:
-            return np.arange(low - 0.5, high + 1)
-        inner = np.percentile(values, (1, 99))
-        reach = 1.5 * (inner[1] - inner[0])
-        limits = (max(low, inner[0] - reach), min(high, inner[1] + reach)) if reach > 0 else (low, high)
-    width = limits[1] - limits[0] or abs(limits[0]) * 1e-3 or 1.0
-    return np.linspace(limits[0], limits[0] + width, min(_BINS, max(12, int(np.sqrt(len(values)) * 2))) + 1)
-
-
-def _heights(values: Numbers, edges: Numbers) -> Numbers:
-    """Heights from 0 to 1. A peak far above all others is cut off, so that the others can be seen."""
-    counts = np.histogram(values, edges)[0].astype(float)
-    ordered = np.sort(counts)[::-1]
-    top = min(ordered[0], 3 * ordered[2]) if len(ordered) > 2 and ordered[2] > 0 else ordered[0]
-    heights: Numbers = np.minimum(counts / max(top, 1.0), 1.0)
-    return heights
-
-
-def _beyond(values: Numbers, edges: Numbers) -> str:
-    outside = int(((values < edges[0]) | (values > edges[-1])).sum())
-    return f" ({outside} beyond the axis)" if outside else ""
