@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -11,6 +11,8 @@ from matplotlib.ticker import MaxNLocator, PercentFormatter
 from polyclinic.study.drawing import BLUE, GREY, INK, Numbers, Panel, as_panel, plot, shorten
 
 _TINT, _BINS, NO_VALUE = "#CFE3F1", 64, "no value"
+#: The axis leaves out values farther from the median of their site than so many widths of most of its values.
+_FAR = 3.0
 
 
 def ridges(title: str, rows: Mapping[str, Numbers], *, limits: tuple[float, float] | None = None, kind: str) -> Panel:
@@ -28,7 +30,7 @@ def ridges(title: str, rows: Mapping[str, Numbers], *, limits: tuple[float, floa
     rows = {site: values[np.isfinite(values)] for site, values in rows.items()}
     pooled = np.concatenate(list(rows.values()))
     two = np.unique(pooled) if limits is None else pooled
-    edges = np.array([0.0, 1.0]) if len(two) == 2 else _edges(pooled, limits, len(rows))
+    edges = np.array([0.0, 1.0]) if len(two) == 2 else _edges(rows.values(), limits)
     left = 0.16 + 0.075 * max(len(shorten(site)) for site in rows)
     with plot(3.9, 0.5 + 0.36 * len(rows), left, 0.3) as (figure, axes):
         for place, values in enumerate(rows.values()):
@@ -48,8 +50,9 @@ def ridges(title: str, rows: Mapping[str, Numbers], *, limits: tuple[float, floa
         axes.ticklabel_format(axis="x", useOffset=False, scilimits=(-4, 6))
         if len(two) == 2:
             axes.xaxis.set_major_formatter(PercentFormatter(1.0, 0, "\u00a0%"))
-            shares = {site: _mean(100.0 * (values == two[1])) for site, values in rows.items()}
-            words = _range(f"Share of the value {two[1]:.4g}", shares, "\u00a0%")
+            axes.set(xlim=(0, 1.06), xticks=[0, 0.25, 0.5, 0.75, 1])
+            shares = {site: _mean((values == two[1]).astype(float)) for site, values in rows.items()}
+            words = _range(f"Share of the value {two[1]:.4g}", shares, ".1%")
         else:
             outside = int(((pooled < edges[0]) | (pooled > edges[-1])).sum())
             beyond = f" {outside} of {len(pooled)} values lie beyond the axis." if outside else ""
@@ -68,7 +71,7 @@ def _ridge(axes: Axes, values: Numbers, edges: Numbers, base: int) -> None:
         axes.plot([middle, middle], [base, base + 0.5], color=INK, linewidth=1.4)
 
 
-def _range(what: str, middles: Mapping[str, float], unit: str = "") -> str:
+def _range(what: str, middles: Mapping[str, float], form: str = ".4g") -> str:
     """The lowest and the highest of the sites' values in words, and the sites without one (NaN)."""
     known = {site: value for site, value in middles.items() if np.isfinite(value)}
     lost = [site for site in middles if site not in known]
@@ -77,27 +80,42 @@ def _range(what: str, middles: Mapping[str, float], unit: str = "") -> str:
         return end.strip()
     low, high = min(known, key=lambda site: known[site]), max(known, key=lambda site: known[site])
     if len(known) == 1:
-        return f"{what}: {known[low]:.4g}{unit}.{end}"
-    return f"{what}: from {known[low]:.4g}{unit} ({low}) to {known[high]:.4g}{unit} ({high}).{end}"
+        return f"{what}: {known[low]:{form}}.{end}"
+    return f"{what}: from {known[low]:{form}} ({low}) to {known[high]:{form}} ({high}).{end}"
 
 
 def _whole(values: Numbers) -> bool:
     return bool((values == np.rint(values)).all())
 
 
-def _edges(values: Numbers, limits: tuple[float, float] | None, sites: int) -> Numbers:
-    """Edges of the cells of a histogram: one a value for few whole numbers, else even ones."""
-    if limits is None and not len(values):
-        limits = (0.0, 1.0)
+def _edges(rows: Collection[Numbers], limits: tuple[float, float] | None) -> Numbers:
+    """Edges of the cells of a histogram: one a value for few whole numbers, else even ones.
+
+    Without ``limits`` they reach over what is usual at each of the sites, so that no site lies beyond them.
+    """
+    rows = [values for values in rows if len(values)]
+    if not rows:
+        return np.array([0.0, 1.0])
     if limits is None:
-        low, high = float(values.min()), float(values.max())
-        if _whole(values) and high - low <= _BINS / 2:
+        low, high = _ends(rows)
+        if all(_whole(values) for values in rows) and high - low <= _BINS / 2:
             return np.arange(low - 0.5, high + 1)
-        inner = np.percentile(values, (1, 99))
-        reach = 1.5 * (inner[1] - inner[0])
-        limits = (max(low, inner[0] - reach), min(high, inner[1] + reach)) if reach > 0 else (low, high)
+        limits = (low, high)
     width = limits[1] - limits[0] or abs(limits[0]) * 1e-3 or 1.0
-    return np.linspace(limits[0], limits[0] + width, min(_BINS, max(12, int(2 * np.sqrt(len(values) / sites)))) + 1)
+    cases = np.mean([len(values) for values in rows])
+    return np.linspace(limits[0], limits[0] + width, min(_BINS, max(12, int(2 * np.sqrt(cases)))) + 1)
+
+
+def _ends(rows: Collection[Numbers]) -> tuple[float, float]:
+    """From the lowest to the highest value of all sites, without those far from the others of their site."""
+    ends = []
+    for values in rows:
+        reach = max(_FAR * (np.percentile(values, share) - np.percentile(values, 100 - share)) for share in (75, 90))
+        middle = np.median(values)
+        near = values[np.abs(values - middle) <= reach] if reach > 0 else values
+        ends.append((near.min(), near.max()))
+    lows, highs = zip(*ends, strict=True)
+    return float(min(lows)), float(max(highs))
 
 
 def _heights(values: Numbers, edges: Numbers) -> Numbers:

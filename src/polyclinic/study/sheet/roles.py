@@ -51,8 +51,7 @@ def _people(study: Study, opened: Opened, sources: Sources) -> Iterator[Role]:
     if spec.subject is None:
         yield Role("Patient", [], "no column: every row is taken for a patient of its own")
     else:
-        homes = ["_site", "_subject"] if spec.partition is None else ["_subject"]
-        people = len(cells[homes].dropna().drop_duplicates())
+        people = sum(len(set(data.subjects)) for data in opened.sites.values())
         pattern = ""
         if spec.subject_pattern is not None:
             shown = example(cells[spec.subject], cells["_subject"])

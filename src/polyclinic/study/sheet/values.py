@@ -96,16 +96,22 @@ def feature_panels(opened: Opened) -> list[Panel]:
 
 
 def explained(values: Numbers, home: NDArray[np.int64]) -> float:
-    """Share of the variance of the values' ranks that lies between the sites; NaN where all are alike.
+    """How far the sites differ in a feature, in place or in spread, from 0 to 1; NaN where all values are alike.
 
-    Ranks, so that one extreme value can't hide a difference in units.
+    The greater of two shares: of the variance of the values' ranks, and of the ranks of their distances from the
+    median, that lies between the sites. Ranks, so that one extreme value can't hide a difference in units.
     """
-    from scipy.stats import rankdata
-
     known = np.isfinite(values)
     if not known.any():
         return float("nan")
-    ranks, home = rankdata(values[known]), home[known]
+    values, home = values[known], home[known]
+    return max(_between(values, home), _between(np.abs(values - np.median(values)), home))
+
+
+def _between(values: Numbers, home: NDArray[np.int64]) -> float:
+    from scipy.stats import rankdata
+
+    ranks = rankdata(values)
     ranks -= ranks.mean()
     total = float((ranks**2).sum())
     sums, counts = np.bincount(home, ranks), np.bincount(home)
