@@ -306,6 +306,20 @@ def test_volumes_in_three_planes_with_several_structures(tmp_path):
     assert "shell = 1; core = 2" in page.text("roles")
 
 
+def test_voxels_that_play_no_part_are_in_the_legend_and_not_in_sizes(tmp_path, monkeypatch):
+    content = write_image_study(tmp_path, {"Aachen": 3})
+    study = Study.of(content, tmp_path)
+    opened = study.open()
+    opened.sites["Aachen"].targets[:, :, :8] = 255
+    opened.sites["Aachen"].targets[:, :, 8:] = 0
+    opened.sites["Aachen"].targets[:, :, 8, :4] = 1
+    monkeypatch.setattr(Study, "open", lambda *_: opened)
+    page = sheet(content, tmp_path)
+    assert "foreground ignored" in page.text("pictures")
+    assert "foreground 3.1 %" in page.text("pictures")
+    assert "Aachen 3 3.12 (3.12–3.12) %" in page.text("structures")
+
+
 def test_every_contrast_of_a_volume_is_shown(tmp_path):
     page = sheet(volumes(tmp_path, contrasts=2), tmp_path)
     assert len(page.images) == 10

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from polyclinic.data.cases import SiteData
 from polyclinic.data.volumes.store import Volumes
@@ -22,8 +23,13 @@ def cases_of_each(sites: int) -> int:
     return int(np.clip(TOGETHER // max(sites, 1), LEAST, MOST))
 
 
-def measures(data: SiteData) -> dict[tuple[str, str], Numbers]:
-    """Numbers ``[N]`` by which cases may be extreme, under the words for the lowest and the highest."""
+def measures(data: SiteData, classes: int) -> dict[tuple[str, str], Numbers]:
+    """Numbers ``[N]`` by which cases may be extreme, under the words for the lowest and the highest.
+
+    Args:
+        data: images.
+        classes: how many classes masks have; what is above them plays no part.
+    """
     found: dict[tuple[str, str], Numbers] = {}
     if isinstance(data.inputs, Volumes):
         low, middle, high = np.array([about["facts"]["quantiles"] for about in data.inputs.about], dtype=float).T
@@ -34,7 +40,7 @@ def measures(data: SiteData) -> dict[tuple[str, str], Numbers]:
         found["darkest", "brightest"] = bright
         found["least contrast", "most contrast"] = spread
     if data.labels is None:
-        found["smallest mask", "largest mask"] = marked_shares(data)
+        found["smallest mask", "largest mask"] = marked_shares(data, classes)
     return found
 
 
@@ -45,11 +51,19 @@ def _brightness(images: torch.Tensor) -> tuple[Numbers, Numbers]:
     return pixels.mean(axis=1, dtype=np.float64), pixels.std(axis=1, dtype=np.float64)
 
 
-def marked_shares(data: SiteData) -> Numbers:
-    """Share of each mask that is not background."""
+def marked_shares(data: SiteData, classes: int) -> Numbers:
+    """Share of each mask that is one of the structures."""
+    counts = [class_voxels(data, place, classes) for place in range(len(data))]
+    return np.array([each[1:].sum() / max(each.sum(), 1) for each in counts])
+
+
+def class_voxels(data: SiteData, place: int, classes: int) -> NDArray[np.int64]:
+    """Number of voxels of each class in one mask ``[classes]``; those that play no part are left out."""
     if isinstance(data.targets, Volumes):
-        return np.array([sum(about["labels"][1:]) / sum(about["labels"]) for about in data.targets.about])
-    return (data.targets != 0).flatten(1).double().mean(dim=1).numpy()
+        counts = np.asarray(data.targets.about[place]["labels"], dtype=np.int64)
+    else:
+        counts = np.bincount(data.targets[place].numpy().reshape(-1))
+    return np.pad(counts[:classes], (0, max(classes - len(counts), 0)))
 
 
 def choose(found: Mapping[tuple[str, str], Numbers], cases: int, most: int) -> dict[int, list[str]]:

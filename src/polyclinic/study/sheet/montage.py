@@ -8,12 +8,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from polyclinic.data.cases import Opened, SiteData
 from polyclinic.data.volumes.store import Volumes
 from polyclinic.site.pictures import PLANES, case_pictures
-from polyclinic.study.sheet.choice import cases_of_each, choose, measures
+from polyclinic.study.sheet.choice import cases_of_each, choose, class_voxels, measures
 from polyclinic.study.sheet.outlines import Picture, draw
 from polyclinic.study.sheet.values import Window
 
@@ -64,7 +63,7 @@ def montage(opened: Opened, windows: Sequence[Window]) -> dict[str, list[Shown]]
     most = cases_of_each(len(opened.sites))
     shown = {}
     for site, data in opened.sites.items():
-        chosen = choose(measures(data), len(data), most)
+        chosen = choose(measures(data, len(opened.classes)), len(data), most)
         shown[site] = [_shown(opened, data, place, tags, windows) for place, tags in chosen.items()]
     return shown
 
@@ -117,16 +116,7 @@ def _structure_sizes(opened: Opened, data: SiteData, place: int) -> list[str]:
         f"{100 * count / counts.sum():.2g}\u00a0%" if millilitres is None else f"{count * millilitres:.3g}\u00a0ml"
         for count in counts[1:]
     ]
-    return [f"{name} {size}" for name, size in zip(opened.classes[1:], sizes, strict=False)]
-
-
-def class_voxels(data: SiteData, place: int, classes: int) -> NDArray[np.int64]:
-    """Number of voxels of each class in one mask; those to be ignored come last."""
-    if isinstance(data.targets, Volumes):
-        counts = np.asarray(data.targets.about[place]["labels"], dtype=np.int64)
-    else:
-        counts = np.bincount(data.targets[place].numpy().reshape(-1))
-    return np.pad(counts, (0, max(classes - len(counts), 0)))
+    return [f"{name} {size}" for name, size in zip(opened.classes[1:], sizes, strict=True)]
 
 
 def voxel_volume(data: SiteData, place: int) -> float | None:

@@ -24,6 +24,8 @@ class Picture:
     outlines: str
     width: int
     height: int
+    ignored: bool
+    """Whether the mask has voxels that play no part."""
 
 
 def draw(image: NDArray[np.uint8], mask: NDArray[np.uint8] | None, structures: int = 1) -> Picture:
@@ -41,7 +43,8 @@ def draw(image: NDArray[np.uint8], mask: NDArray[np.uint8] | None, structures: i
     pixels = image[:3].transpose(1, 2, 0) if len(image) >= 3 else image[0]
     shown = enlarged(np.ascontiguousarray(pixels), factor)
     drawn = png(outlines(mask, structures, factor)) if mask is not None and mask.any() else ""
-    return Picture(jpeg(shown), drawn, shown.shape[1], shown.shape[0])
+    ignored = mask is not None and bool((mask > structures).any())
+    return Picture(jpeg(shown), drawn, shown.shape[1], shown.shape[0], ignored)
 
 
 def outlines(mask: NDArray[np.uint8], structures: int, factor: int = 1) -> NDArray[np.uint8]:

@@ -7,7 +7,7 @@ alone.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,7 +25,7 @@ from polyclinic.study.report import page as report
 from polyclinic.study.report.tables import nested_rows, plain
 from polyclinic.study.results import write_table
 from polyclinic.study.sheet import tables, values
-from polyclinic.study.sheet.montage import class_voxels, montage
+from polyclinic.study.sheet.montage import Shown, montage
 from polyclinic.study.sheet.roles import roles
 from polyclinic.study.sheet.sources import Sources
 from polyclinic.study.sheet.tables import Names
@@ -145,7 +145,7 @@ def _content(study: Study, opened: Opened, sites: pd.DataFrame, notes: Sequence[
         "patients": tables.patients(opened) if spec.subject else None,
         "colours": colours,
         "volumes": spec.preprocessing is not None,
-        "ignored": masked and _has_ignored(opened),
+        "ignored": _any_ignored(content["pictures"] or {}),
         "structures": tables.structures(opened),
         "labels": values.number_panel(opened, str(spec.label)),
         "numbers": tables.numbers(opened),
@@ -161,13 +161,9 @@ def _content(study: Study, opened: Opened, sites: pd.DataFrame, notes: Sequence[
     }
 
 
-def _has_ignored(opened: Opened) -> bool:
-    """Whether masks have voxels that are to be ignored."""
-    return any(
-        class_voxels(data, place, len(opened.classes))[len(opened.classes) :].any()
-        for data in opened.sites.values()
-        for place in range(len(data))
-    )
+def _any_ignored(pictures: Mapping[str, Sequence[Shown]]) -> bool:
+    """Whether a picture shows voxels that play no part."""
+    return any(picture.ignored for cases in pictures.values() for one in cases for _, picture in one.layers)
 
 
 def _short(study: Study, opened: Opened, sites: pd.DataFrame) -> str:

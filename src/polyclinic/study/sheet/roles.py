@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from polyclinic.data.cases import Opened
 from polyclinic.study.report.tables import count_text, plain
@@ -66,9 +66,13 @@ def _people(study: Study, opened: Opened, sources: Sources) -> Iterator[Role]:
 def _targets(study: Study, opened: Opened, sources: Sources) -> Iterator[Role]:
     spec, task = study.declaration.data, study.declaration.task
     if task == "segmentation":
-        named = spec.mask_classes
-        words = "everything that is not zero is foreground" if named is None else _structures(named)
-        yield Role("Mask", [spec.mask] if spec.mask else [], words)
+        given = spec.model_dump(mode="json")
+        mask, named = given["mask"], given["mask_classes"]
+        meaning = {"column": mask} if isinstance(mask, str) else {**mask}
+        column = meaning.pop("column")
+        said = {name: value for name, value in meaning.items() if value not in (None, [])}
+        words = "what is not background is foreground" if named is None else _structures(named)
+        yield Role("Mask", [column], "; ".join(filter(None, (words, plain(said)))))
         return
     label = [spec.label] if spec.label else []
     if task == "regression":
@@ -76,13 +80,13 @@ def _targets(study: Study, opened: Opened, sources: Sources) -> Iterator[Role]:
         return
     words = ", ".join(opened.classes)
     if spec.positive is not None:
-        given = spec.positive if isinstance(spec.positive, list) else [spec.positive]
-        words = f"positive: {', '.join(map(str, given))}; all others negative"
+        values = spec.positive if isinstance(spec.positive, list) else [spec.positive]
+        words = f"positive: {', '.join(map(str, values))}; all others negative"
     texts = Counter(str(cell) for cell in sources.cells[spec.label].dropna()) if spec.label else Counter[str]()
     yield Role("Label", label, f"{words}. In the table: {frequent(texts, 8)}")
 
 
-def _structures(named: dict[str, int | list[int]] | list[str]) -> str:
+def _structures(named: dict[str, Any] | list[str]) -> str:
     pairs = named.items() if isinstance(named, dict) else zip(named, range(1, len(named) + 1), strict=True)
     return "; ".join(f"{name} = {plain(value)}" for name, value in pairs)
 

@@ -12,7 +12,8 @@ import pandas as pd
 from polyclinic.data.cases import Counts, Opened, SiteData, reasons_text
 from polyclinic.study.drawing import Numbers
 from polyclinic.study.report.tables import SiteRow, count_text, rows_of_sites
-from polyclinic.study.sheet.montage import class_voxels, voxel_volume
+from polyclinic.study.sheet.choice import class_voxels
+from polyclinic.study.sheet.montage import voxel_volume
 from polyclinic.study.sheet.sources import Sources
 
 if TYPE_CHECKING:
@@ -107,7 +108,7 @@ def _sizes(data: SiteData, classes: int) -> tuple[Numbers, str]:
     for place in range(len(data)):
         counts, voxel = class_voxels(data, place, classes), voxel_volume(data, place)
         unit = "%" if voxel is None else "ml"
-        rows.append(counts[1:classes] * (100 / counts.sum() if voxel is None else voxel))
+        rows.append(counts[1:] * (100 / max(counts.sum(), 1) if voxel is None else voxel))
     return np.array(rows), unit
 
 
