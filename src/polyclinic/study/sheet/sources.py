@@ -16,7 +16,7 @@ from polyclinic.data.cases import SiteData
 from polyclinic.data.images import FORMATS, resolve
 from polyclinic.data.readers.read import place_and_series
 from polyclinic.data.rows import read_rows, reject_rows
-from polyclinic.data.table import locate, read_cells
+from polyclinic.data.table import locate
 
 if TYPE_CHECKING:
     from polyclinic.study.study import Study
@@ -47,13 +47,12 @@ class Sources:
         spec = study.declaration.data
         names = list(spec.tables.values()) if spec.tables is not None else [str(spec.table)]
         tables = [locate(name, study.folder) for name in names]
-        columns = [str(name) for table in tables for name in read_cells(table, spec.columns).columns]
         rows = read_rows(spec, study.folder, study.declaration.evaluation.split)
         reject_rows(rows, spec, study.declaration.task, study.declaration.evaluation.split)
         about = {f"_{name}": rows.origin[name] for name in ("site", "case", "subject", "folder")}
         if spec.root is not None:
             about["_folder"] = pd.Series(str(study.folder / spec.root), index=rows.origin.index)
-        return cls(tables, list(dict.fromkeys(columns)), rows.cells.assign(**about), study.folder)
+        return cls(tables, rows.available, rows.cells.assign(**about), study.folder)
 
     def images(self, column: str) -> Iterator[Path]:
         """The files or folders of a column of images; cells that lead nowhere are left out."""

@@ -164,25 +164,23 @@ def features(opened: Opened) -> Table:
 def far_values(opened: Opened) -> Table | None:
     """The values that lie farthest from their site's others; None where none lies far.
 
-    Distance is from the median in widths of the middle half of the site's values; features with two values or fewer
-    have none.
+    Distance is from the median, in widths of the middle half of the site's values, or in deviations where that has no
+    width. Features with two values have none far.
     """
     found: list[tuple[float, list[str]]] = []
     for site, data in opened.sites.items():
         values = data.table.double().numpy()
-        for place, name in enumerate(opened.features):
-            column = values[:, place]
-            known = column[np.isfinite(column)]
-            if len(np.unique(known)) < 3:
-                continue
-            low, middle, high = np.percentile(known, (25, 50, 75))
-            if high == low:
-                continue
-            reach = np.nan_to_num(np.abs(column - middle) / (high - low))
-            for case in np.flatnonzero(reach > FAR)[np.argsort(-reach[reach > FAR], kind="stable")][:MOST_FAR]:
-                half = f"{low:.4g} to {high:.4g}"
-                row = [name, site, data.cases[case], data.subjects[case], f"{column[case]:.6g}", half]
-                found.append((float(reach[case]), row))
+        frame = pd.DataFrame(values)
+        low, middle, high = frame.quantile([0.25, 0.5, 0.75]).to_numpy()
+        several = ((frame > frame.min()) & (frame < frame.max())).any().to_numpy()
+        width = np.where(high > low, high - low, frame.std(ddof=0))
+        reach = np.nan_to_num(np.abs(values - middle) / np.where(several & (width > 0), width, np.nan))
+        for place in np.argsort(-reach, axis=None, kind="stable")[:MOST_FAR].tolist():
+            case, feature = divmod(place, values.shape[1])
+            if reach[case, feature] > FAR:
+                half = f"{low[feature]:.4g} to {high[feature]:.4g}"
+                row = [opened.features[feature], site, data.cases[case], data.subjects[case]]
+                found.append((float(reach[case, feature]), [*row, f"{values[case, feature]:.6g}", half]))
     found.sort(key=lambda item: -item[0])
     rows = [row for _, row in found[:MOST_FAR]]
     heads = ["Feature", "Site", "Case", "Patient", "Value", "Half of the site's values"]
