@@ -32,7 +32,8 @@ def ridges(title: str, rows: Mapping[str, Numbers], *, limits: tuple[float, floa
     two = np.unique(pooled) if limits is None else pooled
     edges = np.array([0.0, 1.0]) if len(two) == 2 else _edges(rows.values(), limits)
     left = 0.16 + 0.075 * max(len(shorten(site)) for site in rows)
-    with plot(3.9, 0.5 + 0.36 * len(rows), left, 0.3) as (figure, axes):
+    height = 0.36 if len(rows) <= 8 else 0.26
+    with plot(3.9, 0.5 + height * len(rows), left, 0.3) as (figure, axes):
         for place, values in enumerate(rows.values()):
             base = len(rows) - 1 - place
             axes.axhline(base, color=GREY, linewidth=0.6)
@@ -81,7 +82,7 @@ def _range(what: str, middles: Mapping[str, float], form: str = ".4g") -> str:
     low, high = min(known, key=lambda site: known[site]), max(known, key=lambda site: known[site])
     if len(known) == 1:
         return f"{what}: {known[low]:{form}}.{end}"
-    return f"{what}: from {known[low]:{form}} ({low}) to {known[high]:{form}} ({high}).{end}"
+    return f"{what}: from {known[low]:{form}} ({shorten(low)}) to {known[high]:{form}} ({shorten(high)}).{end}"
 
 
 def _whole(values: Numbers) -> bool:
@@ -103,7 +104,7 @@ def _edges(rows: Collection[Numbers], limits: tuple[float, float] | None) -> Num
         limits = (low, high)
     width = limits[1] - limits[0] or abs(limits[0]) * 1e-3 or 1.0
     cases = np.mean([len(values) for values in rows])
-    return np.linspace(limits[0], limits[0] + width, min(_BINS, max(12, int(2 * np.sqrt(cases)))) + 1)
+    return np.linspace(limits[0], limits[0] + width, min(_BINS, max(20, int(2 * np.sqrt(cases)))) + 1)
 
 
 def _ends(rows: Collection[Numbers]) -> tuple[float, float]:
