@@ -34,6 +34,7 @@ class Sources:
         columns: names of all their columns, in order.
         cells: texts of the columns that the study uses, a row a case found, with ``_site``, ``_case``, ``_subject`` and
             ``_folder`` (to which paths are relative).
+        allowed: the study file's folder, in which images may lie as well.
     """
 
     tables: list[Path]

@@ -118,7 +118,8 @@ def _spread(sizes: Numbers, unit: str) -> str:
         return "in no mask"
     low, middle, high = there.min(), np.median(there), there.max()
     where = "" if len(there) == len(sizes) else f"in {len(there)}: "
-    return f"{where}{middle:.3g} ({low:.3g}–{high:.3g})\u00a0{unit}"
+    ends = f" ({low:.3g}–{high:.3g})" if high > low else ""
+    return f"{where}{middle:.3g}{ends}\u00a0{unit}"
 
 
 def as_read(study: Study, opened: Opened, sites: pd.DataFrame, sources: Sources) -> Table | None:
