@@ -37,6 +37,7 @@ from polyclinic.errors import TITLES, PolyclinicError
 from polyclinic.files import write_error
 from polyclinic.methods import ABOUT, METHODS, SHARES
 from polyclinic.models.catalogue import MODELS
+from polyclinic.notes import TITLES as NOTES
 from polyclinic.options import Catalogue, describe_options
 from polyclinic.server import SERVER_RULES
 from polyclinic.server.selection import PARTICIPATION
@@ -197,6 +198,20 @@ def test_every_error_has_a_section() -> None:
     for heading, text in found.items():
         assert "*What it means.*" in text, heading
         assert "*How to resolve it.*" in text, heading
+
+
+def test_every_note_has_a_section() -> None:
+    found = sections(text_of("notes.md"))
+    assert list(found) == [f"{number}: {title}" for number, title in NOTES.items()]
+    for heading, text in found.items():
+        paragraphs = text.strip().split("\n\n")
+        assert [part.split("*")[1] for part in paragraphs] == ["What it means.", "What to do."], heading
+
+
+def test_every_note_arises_somewhere() -> None:
+    titles = ROOT / "src" / "polyclinic" / "notes.py"
+    source = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "src").rglob("*.py") if path != titles)
+    assert not [number for number in NOTES if f'"{number}"' not in source]
 
 
 def test_every_message_stands_in_the_architecture_with_its_tensors(

@@ -77,6 +77,9 @@ def demo(
 @app.command()
 def check(
     study: StudyFile,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder for a page that shows what was read; it stays at the site.")
+    ] = None,
     verbose: Annotated[bool, typer.Option("--verbose", help="Name the files that can't be read.")] = False,
 ) -> None:
     """Open the data of a study and count what training would use; trains nothing."""
@@ -90,7 +93,7 @@ def check(
         logging.getLogger("polyclinic").setLevel(logging.DEBUG)
     found = Study.read(study)
     with RichDisplay(console) as display:
-        sites, notes = found.check(display.images)
+        sites, notes = found.check(display.images, out)
     counts, images = sites.drop(columns=list(IMAGE_COLUMNS), errors="ignore"), sites.filter(items=IMAGE_COLUMNS)
     output.print(_sites_table(counts))
     if len(images.columns):
@@ -102,6 +105,12 @@ def check(
     _print_notes(notes, every=True)
     total = sites[["found", "used", "rejected"]].sum()
     print(f"{len(sites)} sites; {total['found']} cases found, {total['used']} used, {total['rejected']} rejected.")
+    if out is None:
+        console.print("To look at the images, values and notes: the same command with --out DIR.")
+    else:
+        from polyclinic.study.sheet.page import PAGE
+
+        print(f"Data sheet: {out / PAGE}")
 
 
 @app.command()

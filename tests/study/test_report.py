@@ -15,8 +15,9 @@ from scipy.stats import t as student
 
 from polyclinic.errors import ResultsError
 from polyclinic.notes import Note
+from polyclinic.study.drawing import shorten
 from polyclinic.study.report.answer import answer, p_text
-from polyclinic.study.report.figures import heat, shorten
+from polyclinic.study.report.figures import heat
 from polyclinic.study.report.folder import Folder, estimate
 from polyclinic.study.report.page import write_report
 from polyclinic.study.report.tables import (

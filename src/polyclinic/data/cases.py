@@ -19,6 +19,14 @@ class Counts:
     used: int = 0
     rejected: Counter[str] = field(default_factory=Counter)
     """Reason -> number of cases. Reasons name columns and kinds of failure, never a patient or a path."""
+    cases: dict[str, list[str]] = field(default_factory=dict)
+    """Reason -> names of the rejected cases. They are shown at the site alone."""
+
+    def reject(self, case: str, reason: str) -> None:
+        """A case that seemed usable is not."""
+        self.used -= 1
+        self.rejected[reason] += 1
+        self.cases.setdefault(reason, []).append(case)
 
 
 @dataclass
@@ -83,6 +91,7 @@ class Opened:
         notes: for the report (the same patient at two sites, duplicated rows, constant columns...).
         fingerprint: SHA-256 of everything that was read, hex.
         covariates: for each column of the table that is a covariate, the names of the columns made of it.
+        left_out: sites without a usable case -> what became of their cases.
     """
 
     sites: dict[str, SiteData]
@@ -91,6 +100,7 @@ class Opened:
     notes: list[Note]
     fingerprint: str
     covariates: dict[str, list[str]] = field(default_factory=dict)
+    left_out: dict[str, Counts] = field(default_factory=dict)
 
 
 def reasons_text(rejected: Counter[str]) -> str:

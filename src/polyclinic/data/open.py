@@ -77,6 +77,7 @@ def open_data(
         covariates, covariate_names = encode_covariates(used.cells, spec.harmonisation.combat)
     tick = _ticker(progress, len(used))
     sites: dict[str, SiteData] = {}
+    left_out: dict[str, Counts] = {}
     for site in _site_names(rows, spec):
         here = np.flatnonzero(used.origin["site"] == site)
         counts = rows.counts(site)
@@ -86,6 +87,7 @@ def open_data(
         else:
             pixels, masks, here = _read_images(site, used, here, spec, folder, task, counts, tick)
         if pixels is None or not len(here):
+            left_out[site] = counts
             why = reasons_text(counts.rejected) or "it has no rows"
             text = f"Site {site} is left out: none of its {counts.found} cases can be used ({why})."
             notes.append(Note("N208", text))
@@ -101,7 +103,7 @@ def open_data(
     notes += volume_notes(sites)
     _check_reference(spec, list(sites))
     fingerprint = _fingerprint(sites, features, classes)
-    return Opened(sites, features, classes, notes, fingerprint, covariate_names)
+    return Opened(sites, features, classes, notes, fingerprint, covariate_names, left_out)
 
 
 def _rows_of_sites(
@@ -167,8 +169,9 @@ def _read_images(
             "`polyclinic check --verbose` names them.",
         )
     if failures:
-        counts.used -= len(failures)
-        counts.rejected.update(failures.values())
+        cases = rows.origin["case"].iloc[here].tolist()
+        for place, reason in failures.items():
+            counts.reject(str(cases[place]), reason)
         keep = np.setdiff1d(np.arange(len(mine)), list(failures))
         here = here[keep]
         if isinstance(images, Tensor):  # volumes that can't be used are left out already

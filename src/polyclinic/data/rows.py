@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
@@ -43,12 +42,14 @@ class Rows:
             ``subject`` and ``part`` (None without a split column).
         reasons: object ``[N]``: why a row can't be used, "" while it can. A row's first reason stays.
         chosen: the columns of ``cells`` that are features.
+        available: all columns of the tables.
     """
 
     cells: pd.DataFrame
     origin: pd.DataFrame
     reasons: npt.NDArray[np.object_]
     chosen: list[str]
+    available: list[str] = field(default_factory=list)
 
     def __len__(self) -> int:
         return len(self.cells)
@@ -61,7 +62,7 @@ class Rows:
     def where(self, kept: npt.NDArray[np.bool_]) -> Rows:
         """The rows that ``kept`` marks."""
         cells, origin = self.cells[kept].reset_index(drop=True), self.origin[kept].reset_index(drop=True)
-        return Rows(cells, origin, self.reasons[kept], self.chosen)
+        return Rows(cells, origin, self.reasons[kept], self.chosen, self.available)
 
     def reject(self, unusable: npt.NDArray[np.bool_], reason: str) -> None:
         """Mark rows that can't be used; rows that are marked already keep their reason."""
@@ -73,9 +74,12 @@ class Rows:
 
     def counts(self, site: str) -> Counts:
         """Found, used and rejected rows of a site."""
-        reasons = self.reasons[(self.origin["site"] == site).to_numpy()]
-        rejected = Counter(str(reason) for reason in reasons if reason)
-        return Counts(found=len(reasons), used=len(reasons) - rejected.total(), rejected=rejected)
+        here = (self.origin["site"] == site).to_numpy()
+        counts = Counts(found=int(here.sum()), used=int(here.sum()))
+        for case, reason in zip(self.origin["case"][here], self.reasons[here], strict=True):
+            if reason:
+                counts.reject(str(case), str(reason))
+        return counts
 
 
 def read_rows(spec: DataSpec, folder: Path, split: str | None) -> Rows:
@@ -110,7 +114,7 @@ def read_rows(spec: DataSpec, folder: Path, split: str | None) -> Rows:
         parts.append(part)
         origins.append(origin)
     cells = pd.concat(parts, ignore_index=True)
-    rows = Rows(cells, pd.concat(origins, ignore_index=True), np.full(len(cells), "", dtype=object), chosen)
+    rows = Rows(cells, pd.concat(origins, ignore_index=True), np.full(len(cells), "", dtype=object), chosen, available)
     for column, wanted in spec.where.items():
         rows = rows.where(matches(rows.cells[column], wanted))
     if not len(rows):

@@ -67,12 +67,17 @@ def window(values: Tensor) -> Tensor:
 
 
 def _places(mask: NDArray[np.uint8], prediction: NDArray[np.uint8]) -> list[int]:
-    """For each axis the slice with the most disagreement, else the most of the mask, else the middle one."""
+    """For each axis the slice with the most disagreement, else the most of the mask, else the middle one.
+
+    Of several structures a slice has the more, the larger its share of each is: a small one counts like a large one.
+    """
+    structures = [(mask == index, np.count_nonzero(mask == index)) for index in np.unique(mask) if index]
     places = []
     for axis, size in enumerate(mask.shape):
         others = tuple(other for other in range(3) if other != axis)
-        counts = [area.sum(axis=others) for area in (mask != prediction, mask > 0)]
-        places.append(next((int(count.argmax()) for count in counts if count.any()), size // 2))
+        apart = (mask != prediction).sum(axis=others)
+        there = sum((area.sum(axis=others) / total for area, total in structures), np.zeros(size))
+        places.append(next((int(count.argmax()) for count in (apart, there) if count.any()), size // 2))
     return places
 
 

@@ -120,19 +120,32 @@ class Study:
         spec, split = self.declaration.data, self.declaration.evaluation.split
         return open_data(spec, self.folder, self.declaration.task, split, progress)
 
-    def check(self, progress: Callable[[int, int], None] | None = None) -> tuple[pd.DataFrame, list[Note]]:
+    def check(
+        self, progress: Callable[[int, int], None] | None = None, out: str | Path | None = None
+    ) -> tuple[pd.DataFrame, list[Note]]:
         """Open the data and count: a table with a row a site, and notes. Trains nothing.
 
         Args:
             progress: called with the number of images read, and of all images.
+            out: folder for a page that shows a person what was read, ``data-sheet.html``. It shows patients, so it
+                stays at the site.
+
+        Raises:
+            PolyclinicError: what is wrong with the data, or P501, the folder can't be used.
         """
         from polyclinic.study.fit import check_fit
         from polyclinic.study.runner import site_table
+        from polyclinic.study.sheet.page import check_out, write_sheet
 
+        if out is not None:
+            check_out(Path(out))
         study = self.planned(progress)
         opened = study.open(progress)
-        notes = [Note("N101", f"Planned: {study.plan.reason}.")] if study.plan else []
-        return site_table(study, opened, check_fit(study, opened)), [*notes, *opened.notes]
+        planned = [Note("N101", f"Planned: {study.plan.reason}.")] if study.plan else []
+        sites, notes = site_table(study, opened, check_fit(study, opened)), [*planned, *opened.notes]
+        if out is not None:
+            write_sheet(study, opened, sites, notes, Path(out))
+        return sites, notes
 
     def run(self, out: str | Path | None = None, *, resume: bool = False, display: Display | None = None) -> Results:
         """Run everything.

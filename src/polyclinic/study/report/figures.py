@@ -1,17 +1,11 @@
-"""The figures of the report: small panels, each one inline SVG, that the page lays out side by side or in a column.
+"""The figures of the report: small panels, that the page lays out side by side or in a column.
 
-Panels are drawn about as wide as a phone, so that their text keeps its size on every screen. What tells things apart
-is always a shape, a line style or a label too, never colour alone. Colours are of the Okabe-Ito palette (Okabe and Ito
-2008, "Color universal design"). The same values give the same bytes.
+What tells things apart is always a shape, a line style or a label too, never colour alone.
 """
 
 from __future__ import annotations
 
-import base64
-import io
-import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,44 +19,21 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 from numpy.typing import NDArray
 
-Numbers = NDArray[np.float64]
-
-BLUE, ORANGE, GREY, INK = "#0072B2", "#D55E00", "#8A939C", "#27313B"
-FONT_SIZE = 9.0
-#: Labels longer than this are shortened in the middle, so that the plot keeps its room.
-LONGEST_LABEL = 26
-
-STYLE = {
-    "svg.fonttype": "none",
-    "font.family": "DejaVu Sans",
-    "font.size": FONT_SIZE,
-    "axes.edgecolor": GREY,
-    "axes.labelcolor": INK,
-    "axes.labelsize": FONT_SIZE,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.linewidth": 0.8,
-    "text.color": INK,
-    "xtick.color": INK,
-    "ytick.color": INK,
-    "xtick.labelsize": FONT_SIZE,
-    "ytick.labelsize": FONT_SIZE,
-    "xtick.major.size": 3,
-    "ytick.major.size": 3,
-    "grid.color": "#E3E7EB",
-    "grid.linewidth": 0.7,
-    "lines.linewidth": 1.8,
-    "text.parse_math": False,
-}
-
-
-@dataclass(frozen=True)
-class Panel:
-    """One small figure: its title, its picture (SVG, or an ``img`` with a data URI) and the same in plain words."""
-
-    title: str
-    picture: Markup
-    words: str
+from polyclinic.study.drawing import (
+    BLUE,
+    FONT_SIZE,
+    GREY,
+    INK,
+    ORANGE,
+    Numbers,
+    Panel,
+    as_panel,
+    edge_length,
+    jpeg,
+    plot,
+    shorten,
+    structure_colour,
+)
 
 
 @dataclass(frozen=True)
@@ -81,48 +52,6 @@ class Estimate:
     mean: float
     low: float
     high: float
-
-
-def shorten(label: str) -> str:
-    """``label`` with its middle left out if it is longer than ``LONGEST_LABEL``."""
-    if len(label) <= LONGEST_LABEL:
-        return label
-    half = (LONGEST_LABEL - 1) // 2
-    return f"{label[:half]}…{label[-half:]}"
-
-
-@contextmanager
-def _panel(width: float, height: float, left: float, bottom: float = 0.5) -> Iterator[tuple[Figure, Axes]]:
-    """A figure of ``width`` × ``height`` inches with one plot in it, ``left`` and ``bottom`` inches from the edges."""
-    with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(width, height))
-        FigureCanvasAgg(figure)
-        size = [left / width, bottom / height, (width - left - 0.14) / width, (height - bottom - 0.1) / height]
-        yield figure, figure.add_axes((size[0], size[1], size[2], size[3]))
-
-
-def _drawn(figure: Figure, title: str, kind: str, words: str) -> Panel:
-    """The figure as a panel whose ``svg`` scales with the page, uses the page's fonts, and is read out as ``words``.
-
-    ``kind`` and ``title`` together are unlike those of any other figure, so that the identifiers inside the elements
-    of a page differ.
-    """
-    stream = io.StringIO()
-    with matplotlib.rc_context({"svg.hashsalt": f"{kind} {title}"}):
-        figure.savefig(stream, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
-    text = stream.getvalue()
-    text = text[text.index("<svg") :]
-    text = re.sub(r"\s*<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
-    text = re.sub(r' id="[A-Za-z0-9.]+_\d+"', "", text)
-    text = re.sub(r"'DejaVu Sans'", "inherit", text)
-    text = re.sub(r' d="[^"]*"', lambda match: re.sub(r"(\.\d)\d+", r"\1", match[0]), text)
-    text = re.sub(r"\s*<style.*?</style>", "", text, flags=re.DOTALL)
-    box = re.search(r'viewBox="([^"]*)"', text)
-    if box is None:
-        raise ValueError("matplotlib wrote an SVG without a viewBox")
-    inside = text[text.index(">", text.index("<svg")) + 1 :]
-    start = Markup('<svg viewBox="{}" role="img" aria-label="{}">').format(box[1], f"{title}. {words}")
-    return Panel(title, start + Markup(inside), words)  # noqa: S704 (matplotlib escapes all text)
 
 
 def forest(
@@ -145,7 +74,7 @@ def forest(
         name: what sets this panel apart from others of the same site.
     """
     left = 0.16 + 0.075 * max(len(shorten(label)) for label, _, _ in rows)
-    with _panel(3.9, 0.62 + 0.2 * len(rows), left, 0.46) as (figure, axes):
+    with plot(3.9, 0.62 + 0.2 * len(rows), left, 0.46) as (figure, axes):
         for place, (_, estimate, reference) in enumerate(rows):
             if not np.isfinite(estimate.mean):
                 axes.text(limits[0], place, " can't be scored", va="center", color=GREY, style="italic")
@@ -165,7 +94,7 @@ def forest(
         axes.grid(axis="x")
         axes.set_axisbelow(True)
         words = f"{axis}: " + "; ".join(f"{label} {_words(estimate)}" for label, estimate, _ in rows) + "."
-        return _drawn(figure, site, name, words)
+        return as_panel(figure, site, name, words)
 
 
 def _words(estimate: Estimate) -> str:
@@ -190,7 +119,7 @@ def roc(predictions: pd.DataFrame, methods: Sequence[str], reference: str | None
         if curve is None:
             continue
         mean, deviation = curve
-        with _panel(3.1, 2.9, 0.64) as (figure, axes):
+        with plot(3.1, 2.9, 0.64) as (figure, axes):
             axes.plot([0, 1], [0, 1], color=GREY, linewidth=0.8, linestyle=(0, (1, 2)))
             axes.fill_between(GRID, np.clip(mean - deviation, 0, 1), np.clip(mean + deviation, 0, 1), color="#CFE3F1")
             other = curves.get(reference) if reference not in (None, method) else None
@@ -204,7 +133,7 @@ def roc(predictions: pd.DataFrame, methods: Sequence[str], reference: str | None
             axes.legend(loc="lower right", frameon=False, fontsize=FONT_SIZE - 1)
             at_tenth = float(np.interp(0.1, GRID, mean))
             words = f"At 10\u00a0% false alarms it finds {100 * at_tenth:.0f}\u00a0% of the positive cases."
-            panels.append(_drawn(figure, method, "roc", words))
+            panels.append(as_panel(figure, method, "roc", words))
     return panels
 
 
@@ -242,7 +171,7 @@ def calibration(predictions: pd.DataFrame, methods: Sequence[str]) -> list[Panel
         if rows["label"].nunique() != 2 or not rows["score"].between(0, 1).all():
             continue
         observed, expected = calibration_curve(rows["label"], rows["score"], n_bins=10, strategy="quantile")
-        with _panel(3.1, 2.9, 0.64) as (figure, axes):
+        with plot(3.1, 2.9, 0.64) as (figure, axes):
             axes.plot([0, 1], [0, 1], color=GREY, linewidth=0.8, linestyle=(0, (1, 2)))
             axes.plot(expected, observed, "o-", color=BLUE, markersize=4.5, linewidth=1.4)
             axes.set(xlim=(0, 1), ylim=(0, 1), xlabel="Predicted probability", ylabel="Share that was positive")
@@ -255,7 +184,7 @@ def calibration(predictions: pd.DataFrame, methods: Sequence[str]) -> list[Panel
                 f"Predicted {100 * rows['score'].mean():.0f}\u00a0% positive on average, "
                 f"{100 * rows['label'].mean():.0f}\u00a0% were."
             )
-            panels.append(_drawn(figure, method, "calibration", words))
+            panels.append(as_panel(figure, method, "calibration", words))
     return panels
 
 
@@ -283,7 +212,7 @@ def scatter(groups: Mapping[str, pd.DataFrame], name: str) -> list[Panel]:
             continue
         few = frame.iloc[np.unique(np.linspace(0, len(frame) - 1, MOST_POINTS).round().astype(int))]
         alpha = float(np.clip(40 / np.sqrt(len(few)) / 10, 0.15, 0.6))
-        with _panel(3.1, 2.9, 0.64) as (figure, axes):
+        with plot(3.1, 2.9, 0.64) as (figure, axes):
             axes.plot(limits, limits, color=GREY, linewidth=0.9, linestyle=(0, (3, 2)), zorder=1)
             axes.plot(few["label"], few["score"], "o", color=BLUE, markersize=3.5, alpha=alpha, markeredgewidth=0)
             axes.set(xlim=limits, ylim=limits, xlabel=f"True {shorten(name)}", ylabel=f"Predicted {shorten(name)}")
@@ -298,7 +227,7 @@ def scatter(groups: Mapping[str, pd.DataFrame], name: str) -> list[Panel]:
                 f"{len(frame)} predictions; on average {abs(error.mean()):.3g} too {side}, and "
                 f"{error.abs().mean():.3g} away from the truth.{drawn}"
             )
-            panels.append(_drawn(figure, title, "scatter", words))
+            panels.append(as_panel(figure, title, "scatter", words))
     return panels
 
 
@@ -330,7 +259,7 @@ def convergence(
             continue
         mean, deviation = means.loc[method], deviations.loc[method]
         words = []
-        with _panel(3.0, 2.2, 0.48) as (figure, axes):
+        with plot(3.0, 2.2, 0.48) as (figure, axes):
             for (column, label), colour, tint, style in zip(
                 curves, (BLUE, ORANGE), ("#CFE3F1", "#F6DCCB"), ("-", (0, (4, 1.5))), strict=False
             ):
@@ -352,20 +281,13 @@ def convergence(
             axes.grid()
             if len(curves) > 1:
                 axes.legend(loc="best", frameon=False, fontsize=FONT_SIZE - 1)
-            panels.append(_drawn(figure, method, name, f"{axis}: " + "; ".join(words) + "."))
+            panels.append(as_panel(figure, method, name, f"{axis}: " + "; ".join(words) + "."))
     return panels
 
 
-#: Colours of the outlines of several structures, told apart on grey: Okabe-Ito without black and grey, brightened.
-STRUCTURE_COLOURS = ("#56D3FF", "#FFB000", "#3DF0B0", "#FF7AC6", "#F7F052", "#FF6B3D", "#B7A6FF")
 #: Colours of reference and prediction where there is one structure.
 REFERENCE, PREDICTION = "#56D3FF", "#FFB000"
 _DASHED = (0, (2.5, 1.5))
-
-
-def structure_colour(index: int) -> str:
-    """Colour of a structure's outlines, by its position in the study; seven differ, then they come again."""
-    return STRUCTURE_COLOURS[index % len(STRUCTURE_COLOURS)]
 
 
 def site_shares(before: Numbers, after: Numbers, chance: float) -> Panel:
@@ -376,7 +298,7 @@ def site_shares(before: Numbers, after: Numbers, chance: float) -> Panel:
         after: ``[F]``.
         chance: the share to be expected if sites did not matter.
     """
-    with _panel(3.9, 2.5, 0.62) as (figure, axes):
+    with plot(3.9, 2.5, 0.62) as (figure, axes):
         place = np.arange(1, len(before) + 1)
         axes.vlines(place, after, before, color="#D5DADF", linewidth=1.0, zorder=1)
         size = 4.5 if len(before) <= 30 else 3.0
@@ -395,7 +317,7 @@ def site_shares(before: Numbers, after: Numbers, chance: float) -> Panel:
             f"On average {100 * before.mean():.1f}\u00a0% before, {100 * after.mean():.1f}\u00a0% after; "
             f"{100 * chance:.1f}\u00a0% would be expected by chance."
         )
-        return _drawn(figure, "Share of variance explained by the site", "harmonisation", words)
+        return as_panel(figure, "Share of variance explained by the site", "harmonisation", words)
 
 
 def site_distributions(feature: str, rows: pd.DataFrame, sites: Sequence[str]) -> Panel:
@@ -410,7 +332,7 @@ def site_distributions(feature: str, rows: pd.DataFrame, sites: Sequence[str]) -
     shown = [site for site in sites if site in set(rows["site"])]
     left = 0.16 + 0.075 * max(len(shorten(site)) for site in shown)
     medians: dict[str, list[float]] = {}
-    with _panel(3.9, 0.7 + 0.27 * len(shown), left, 0.3) as (figure, axes):
+    with plot(3.9, 0.7 + 0.27 * len(shown), left, 0.3) as (figure, axes):
         for stage, colour, shift, marker, face in (
             ("before", ORANGE, -0.17, "s", "white"), ("after", BLUE, 0.17, "o", BLUE)
         ):  # fmt: skip
@@ -431,7 +353,7 @@ def site_distributions(feature: str, rows: pd.DataFrame, sites: Sequence[str]) -
         axes.legend(loc="upper right", ncols=2, frameon=False, fontsize=FONT_SIZE - 1, borderaxespad=0.0)
         ends = {stage: f"{low:.3g} to {high:.3g}" for stage, (low, high) in medians.items()}
         words = f"Medians of the sites from {ends['before']} before, from {ends['after']} after."
-        return _drawn(figure, feature, "distribution", words)
+        return as_panel(figure, feature, "distribution", words)
 
 
 def overlay(
@@ -454,11 +376,9 @@ def overlay(
         structures: names of the structures, where there are several; each has a colour of its own.
         planes: widths of the axial, coronal and sagittal slice of a volume, which stand side by side.
     """
-    from PIL import Image
-
     height, width = mask.shape
     # Around fine structures such as vessels, thick lines would hide what they surround.
-    fine = max(_edges(mask), _edges(prediction)) > 6 * (height + width)
+    fine = max(edge_length(mask), edge_length(prediction)) > 6 * (height + width)
     pixels, thickness = (560, 1.0) if fine else (400, 2.0)
     if planes:
         pixels, thickness = 1000, 2.2
@@ -475,11 +395,9 @@ def overlay(
     _name_planes(axes, planes)
     axes.set(xlim=(-0.5, width - 0.5), ylim=(height - 0.5, -0.5))
     canvas.draw()
-    stream = io.BytesIO()
-    Image.fromarray(np.asarray(canvas.buffer_rgba())[..., :3]).save(stream, "JPEG", quality=85, subsampling=0)
-    data = base64.b64encode(stream.getvalue()).decode()
+    data = jpeg(np.asarray(canvas.buffer_rgba())[..., :3])
     marked = _marked(mask, prediction, structures, "slices" if planes else "image")
-    picture = Markup('<img src="data:image/jpeg;base64,{}" alt="{}">').format(data, f"{words} {marked}")
+    picture = Markup('<img src="{}" alt="{}">').format(data, f"{words} {marked}")
     return Panel(title, picture, marked)
 
 
@@ -521,12 +439,6 @@ def _marked(mask: NDArray[np.uint8], prediction: NDArray[np.uint8], structures: 
         for index, name in enumerate(structures, start=1)
     ]
     return f"Marked by the reference and by the model, of the {where}: {', '.join(each)}."
-
-
-def _edges(mask: NDArray[np.uint8]) -> int:
-    """Length of the outline of a mask ``[H, W]``, in sides of pixels."""
-    inside = mask > 0
-    return int((inside[1:] != inside[:-1]).sum() + (inside[:, 1:] != inside[:, :-1]).sum())
 
 
 def _luminance(*colour: float) -> float:

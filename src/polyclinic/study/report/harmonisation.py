@@ -10,9 +10,9 @@ import torch
 
 from polyclinic.data.scaling import Summary
 from polyclinic.data.statistics import explained_by_site
+from polyclinic.study.drawing import Panel
 from polyclinic.study.preparing import STAGES
 from polyclinic.study.report import figures
-from polyclinic.study.report.figures import Panel
 from polyclinic.study.report.folder import Folder
 
 #: So many features are shown site by site: those that depended most on the site.

@@ -17,12 +17,12 @@ from markupsafe import Markup
 
 from polyclinic.files import write_atomic
 from polyclinic.notes import Note
+from polyclinic.study.drawing import Panel, structure_colour
 from polyclinic.study.jobs import UNSEEN
 from polyclinic.study.report import figures, tables
 from polyclinic.study.report.answer import ALPHA, answer, headline
 from polyclinic.study.report.attack import attacked
 from polyclinic.study.report.exchange import exchanged
-from polyclinic.study.report.figures import Panel
 from polyclinic.study.report.folder import Folder, Measure, Overlay
 from polyclinic.study.report.harmonisation import harmonised
 from polyclinic.study.report.methods import SHOWN, featured, is_reference, method_lines
@@ -293,7 +293,7 @@ def _overlays(folder: Folder) -> list[tuple[str, list[tuple[str, list[Panel]]]]]
 
 def _colours(folder: Folder) -> list[tuple[str, str]]:
     """Name and colour of each of several structures in the overlays."""
-    return [(name, figures.structure_colour(index)) for index, name in enumerate(folder.structures)]
+    return [(name, structure_colour(index)) for index, name in enumerate(folder.structures)]
 
 
 def _by_site(found: list[Overlay], method: str) -> dict[str, list[Overlay]]:

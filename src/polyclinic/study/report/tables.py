@@ -160,20 +160,31 @@ class SiteRow:
 
 def site_rows(folder: Folder) -> list[SiteRow]:
     """A row a site and one for all sites together."""
-    table = folder.site_table
+    return rows_of_sites(folder.site_table, folder.classes, folder.scored)
+
+
+def rows_of_sites(table: pd.DataFrame, classes: list[str], scored: list[str]) -> list[SiteRow]:
+    """A row a site and one for all sites together, of a table like ``sites.csv``.
+
+    Args:
+        table: a row a site, with a column ``class: NAME`` for each of ``classes``.
+        classes: names of the classes, where cases have one.
+        scored: the sites that can be scored by themselves.
+    """
     if table.empty:
         return []
-    rows = [_site_row(folder, row["site"], row) for _, row in table.iterrows()]
+    known = (*scored, ALL_SITES)
+    rows = [_site_row(row["site"], row, classes, known) for _, row in table.iterrows()]
     if len(table) > 1:
         total = table.select_dtypes("number").sum(min_count=1)
-        for column in ("foreground", "label mean", "label deviation"):
+        for column in ("foreground", "label mean", "label deviation", "missing"):
             total[column] = np.nan
-        rows.append(_site_row(folder, ALL_SITES, total))
+        rows.append(_site_row(ALL_SITES, total, classes, known))
     return rows
 
 
-def _site_row(folder: Folder, name: str, row: pd.Series[Any]) -> SiteRow:
-    counts = [row[CLASS + label] for label in folder.classes]
+def _site_row(name: str, row: pd.Series[Any], classes: list[str], scored: tuple[str, ...]) -> SiteRow:
+    counts = [row[CLASS + label] for label in classes]
     total = float(np.nansum(counts)) or 1.0
     share, mean = row.get("foreground", np.nan), row.get("label mean", np.nan)
     return SiteRow(
@@ -185,7 +196,7 @@ def _site_row(folder: Folder, name: str, row: pd.Series[Any]) -> SiteRow:
         label=f"{mean:.3g} ± {row['label deviation']:.3g}" if np.isfinite(mean) else "",
         missing=count_text(row.get("missing", np.nan)),
         duplicates=count_text(row.get("duplicates", np.nan)),
-        note=row.get("note", "") or ("" if name in (*folder.scored, ALL_SITES) else "can't be scored by itself"),
+        note=row.get("note", "") or ("" if name in scored else "can't be scored by itself"),
     )
 
 
