@@ -38,6 +38,10 @@ class FoundImage:
         named: whether an identifier of the patient stands in its path or in a file beside it.
         notes: what was mended.
         series: its slices, if it is DICOM and may be looked at for a face.
+        run: which of several images of its kind in the visit: images and masks with the same run share a row.
+        layout: its path with ``{subject}``, ``{session}``, ``{run}``, ``{contrast}`` and ``{mask}`` for words that were
+            taken for it; "" for DICOM, of which headers tell.
+        example: its path without the patient's words and the visit's digits.
     """
 
     site: str
@@ -55,6 +59,9 @@ class FoundImage:
     named: bool = False
     notes: tuple[str, ...] = ()
     series: Series | None = None
+    run: str = ""
+    layout: str = ""
+    example: str = ""
 
 
 @dataclass
@@ -83,7 +90,8 @@ def make_manifest(images: Sequence[FoundImage]) -> pd.DataFrame:
     """A row for each visit: site, subject, session, a column for each kind of image and mask, covariates, scanner.
 
     A single kind of image is called ``image``, a single kind of mask ``mask``. Where a visit has several images of one
-    kind, further rows hold them. Rows are sorted; cells are texts, "" where there is nothing.
+    kind, further rows hold them, each with the masks of the same run; what has no run stands in the first row. Rows are
+    sorted; cells are texts, "" where there is nothing.
     """
     usable = _plain_names([image for image in images if not image.reason])
     visits: dict[tuple[str, str, str], list[FoundImage]] = defaultdict(list)
@@ -100,17 +108,21 @@ def make_manifest(images: Sequence[FoundImage]) -> pd.DataFrame:
 
 
 def _visit_rows(images: Sequence[FoundImage]) -> list[dict[str, str]]:
-    cells: dict[str, list[str]] = defaultdict(list)
-    for image in images:
-        cells[image.column].append(image.where)
     scanner = next((image.about for image in images if image.about), {})
     fixed = {"site": images[0].site, "subject": images[0].subject, "session": images[0].session}
     fixed |= {name: _text(scanner.get(name, "")) for name in _SCANNER}
     fixed |= {name: text for image in images for name, text in image.covariates.items() if name not in fixed}
-    return [
-        fixed | {column: places[number] for column, places in cells.items() if number < len(places)}
-        for number in range(max(map(len, cells.values())))
-    ]
+    rows: list[dict[str, str]] = []
+    for run in sorted({image.run for image in images if image.run}) or [""]:
+        mine = [image for image in images if image.run == run or (not image.run and not rows)]
+        cells: dict[str, list[str]] = defaultdict(list)
+        for image in mine:
+            cells[image.column].append(image.where)
+        rows += [
+            fixed | {column: places[number] for column, places in cells.items() if number < len(places)}
+            for number in range(max(map(len, cells.values())))
+        ]
+    return rows
 
 
 def _text(value: str | float) -> str:
