@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -79,6 +79,48 @@ class Findings:
     images: list[FoundImage] = field(default_factory=list)
     others: Counter[str] = field(default_factory=Counter)
     notes: list[Note] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Taken:
+    """What was taken for patient, visit and contrast in files whose names are alike.
+
+    Attributes:
+        layout: path with ``{subject}``, ``{session}``, ``{contrast}`` ...; "" for DICOM.
+        example: one path without the patient's words; "" for DICOM.
+        images, masks: numbers of them.
+        patients, visits: numbers of different ones.
+        shows: contrast, or what masks mark -> number.
+    """
+
+    layout: str
+    example: str
+    images: int
+    masks: int
+    patients: int
+    visits: int
+    shows: Counter[str]
+
+
+def what_was_taken(images: Iterable[FoundImage]) -> list[Taken]:
+    """For each layout what was taken for patient, visit and contrast, the layout with most images first."""
+    alike: dict[str, list[FoundImage]] = defaultdict(list)
+    for image in images:
+        if image.subject and image.column:
+            alike[image.layout].append(image)
+    found = [
+        Taken(
+            layout=layout,
+            example=min(mine, key=lambda image: image.where).example,
+            images=sum(not image.is_mask for image in mine),
+            masks=sum(image.is_mask for image in mine),
+            patients=len({(image.site, image.subject) for image in mine}),
+            visits=len({(image.site, image.subject, image.session) for image in mine}),
+            shows=Counter(image.column for image in mine),
+        )
+        for layout, mine in alike.items()
+    ]
+    return sorted(found, key=lambda taken: (-taken.images - taken.masks, taken.layout))
 
 
 def relative(path: Path, folder: Path) -> str:

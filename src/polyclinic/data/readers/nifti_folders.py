@@ -6,15 +6,19 @@ from a pattern that a person gives, and ``places`` gives them their cells in the
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TypedDict
 
 from polyclinic.data.pseudonyms import pseudonym
 from polyclinic.data.readers.found import Findings, FoundImage, Tick, relative
 from polyclinic.data.readers.layout import tell
 from polyclinic.data.readers.nifti import names_patient, nifti_header, scanner_facts, stem
 from polyclinic.data.readers.pattern import Fit, Pattern
-from polyclinic.data.readers.places import Place, place
+from polyclinic.data.readers.people import People
+from polyclinic.data.readers.places import Place, Placed, place
 from polyclinic.data.readers.volume import UnreadableError
 from polyclinic.notes import Note
 
@@ -27,50 +31,114 @@ _HINT = (
 )
 
 
+class _About(TypedDict):
+    column: str
+    is_mask: bool
+    reason: str
+    about: dict[str, str | float]
+    head: bool
+    named: bool
+    run: str
+    example: str
+
+
+@dataclass(frozen=True)
+class ScanOptions:
+    """How the names of a site's NIfTI files are read.
+
+    Attributes:
+        home: what tells patients of this site from those of others with the same names; "" where there is one site.
+        site_column: whether ``participants.tsv`` may name the site.
+        patterns: ways to read paths; by default they are told from all paths together.
+    """
+
+    home: str = ""
+    site_column: bool = False
+    patterns: Sequence[Pattern] = ()
+
+
 def scan_nifti(
-    files: Sequence[Path],
-    top: Path,
-    folder: Path,
-    site: str,
-    salt: str,
-    tick: Tick,
-    *,
-    home: str = "",
-    patterns: Sequence[Pattern] = (),
+    files: Sequence[Path], top: Path, folder: Path, site: str, salt: str, tick: Tick, options: ScanOptions
 ) -> Findings:
     """The images and masks among NIfTI files.
 
     Args:
         files: the NIfTI files.
-        top: the site's folder.
+        top: the site's folder; a ``participants.tsv`` in it tells of patients, as in BIDS.
         folder: the folder to which cells of the manifest are relative.
-        site: name of the site, where no pattern tells it.
+        site: name of the site, where no pattern or table tells it.
         salt: for pseudonyms.
         tick: called after each file.
-        home: what tells patients of this site from those of others with the same names; "" where there is one site.
-        patterns: ways to read the paths; by default they are told from all paths together.
+        options: how names are read.
     """
     findings = Findings(KIND)
-    sites: dict[Path, str] = {}
-    if patterns:
-        found = [(path, fit) for path in files for fit in [_fit(patterns, path, top)] if fit is not None]
-        files = [path for path, _ in found]
-        placed = place([fit.named for _, fit in found])
-        sites = {path: fit.site for path, fit in found}
-        layouts = [fit.layout for _, fit in found]
-        certain, split = True, 0
+    if options.patterns:
+        read = _by_pattern(files, top, options.patterns, findings, folder, tick)
     else:
         told = tell([(*path.parent.relative_to(top).parts, stem(path)) for path in files])
         placed = place(told.files)
         layouts = [one.layout + _ending(path) for path, one in zip(files, placed.places, strict=True)]
-        certain, split = told.certain, told.split
-    for path, one, layout in zip(files, placed.places, layouts, strict=True):
-        here = sites.get(path) or site
-        owner = sites.get(path) or home
-        findings.images.append(_image(path, top, folder, here, owner, salt, one, layout))
+        read = [_Read(*three, "") for three in zip(files, placed.places, layouts, strict=True)]
+        findings.notes += _notes(site, placed, certain=told.certain, split=told.split)
+    visits: dict[str, set[str]] = defaultdict(set)
+    for one in read:
+        if not one.place.is_mask:
+            visits[one.place.subject].add(one.place.session)
+    people = People(top, visits, site_column=options.site_column)
+    findings.notes += people.notes
+    for one in read:
+        name, session = one.place.subject, one.place.session
+        listed = None if one.site else people.site(name, session)
+        owner = "/".join(part for part in (one.site or options.home, name or top.name) if part)
+        findings.images.append(
+            FoundImage(
+                site=one.site or (site if listed is None else listed),
+                subject=pseudonym(owner, salt, "sub"),
+                session=session,
+                covariates=people.covariates(name, session),
+                where=relative(one.path, folder),
+                layout=one.layout,
+                **_about(one.path, one.place, top),
+            )
+        )
         tick()
-    findings.notes += _notes(site, certain=certain, split=split, crowded=placed.crowded, strangers=placed.strangers)
     return findings
+
+
+@dataclass(frozen=True)
+class _Read:
+    path: Path
+    place: Place
+    layout: str
+    site: str
+
+
+def _by_pattern(
+    files: Sequence[Path], top: Path, patterns: Sequence[Pattern], findings: Findings, folder: Path, tick: Tick
+) -> list[_Read]:
+    found = [(path, fit) for path in files for fit in [_fit(patterns, path, top)] if fit is not None]
+    fitting = {path for path, _ in found}
+    others = [path for path in files if path not in fitting]
+    reason = "path does not fit the pattern"
+    for path in others:
+        findings.images.append(FoundImage("", "", "", "", relative(path, folder), reason=reason))
+        tick()
+    if others:
+        text = (
+            f"{_count(len(others), 'NIfTI file')} of {len(files)} do not fit the pattern in just one way, and were "
+            "left out: give `--pattern` once more for them, or name the separators within names "
+            '("P_{subject}_{contrast}.nii.gz").'
+        )
+        findings.notes.append(Note("N314", text, [relative(path, folder) for path in others]))
+    by_site: dict[str, list[tuple[Path, Fit]]] = defaultdict(list)
+    for path, fit in found:
+        by_site[fit.site].append((path, fit))
+    read = []
+    for site, mine in by_site.items():
+        placed = place([fit.named for _, fit in mine])
+        findings.notes += _notes(site or top.name, placed)
+        read += [_Read(path, one, fit.layout, site) for (path, fit), one in zip(mine, placed.places, strict=True)]
+    return read
 
 
 def _fit(patterns: Sequence[Pattern], path: Path, top: Path) -> Fit | None:
@@ -82,37 +150,33 @@ def _ending(path: Path) -> str:
     return path.name[len(stem(path)) :]
 
 
-def _image(
-    path: Path, top: Path, folder: Path, site: str, home: str, salt: str, place: Place, layout: str
-) -> FoundImage:
-    name = place.subject or top.name
+def _about(path: Path, place: Place, top: Path) -> _About:
     lowered = f"{top.name}/{relative(path, top)}".lower()
-    return FoundImage(
-        site=site,
-        subject=pseudonym(f"{home}/{name}" if home else name, salt, "sub"),
-        session=place.session,
-        column=place.column,
-        where=relative(path, folder),
-        is_mask=place.is_mask,
-        reason=_reason(path) or place.reason,
-        about={} if place.is_mask else scanner_facts(path),
-        head=not place.is_mask and place.column.split("_")[0] in _HEAD_IMAGES and not any(word in lowered for word in _NO_FACE),
-        named=names_patient(path),
-        run=place.run,
-        layout=layout,
-        example=place.example + _ending(path),
-    )
+    head = place.column.split("_")[0] in _HEAD_IMAGES and not any(word in lowered for word in _NO_FACE)
+    return {
+        "column": place.column,
+        "is_mask": place.is_mask,
+        "reason": _reason(path) or place.reason,
+        "about": {} if place.is_mask else scanner_facts(path),
+        "head": head and not place.is_mask,
+        "named": names_patient(path),
+        "run": place.run,
+        "example": place.example + _ending(path),
+    }
 
 
-def _notes(site: str, *, certain: bool, split: int, crowded: int, strangers: int) -> list[Note]:
+def _notes(site: str, placed: Placed, *, certain: bool = True, split: int = 0) -> list[Note]:
+    crowded, strangers = placed.crowded, placed.strangers
     notes = []
     if not certain:
-        text = f"{site}: names of files and folders do not tell for certain which of their words are the patients: {_HINT}"
+        text = (
+            f"{site}: names of files and folders do not tell for certain which of their words are the patients: {_HINT}"
+        )
         notes.append(Note("N310", text))
     if split:
         text = (
-            f"{site}: the names of {_count(split, 'patient')} stand in two parts (such as train and test), with the same "
-            "images in both: they were taken for two persons each. Where they are one, merge the parts."
+            f"{site}: the names of {_count(split, 'patient')} stand in two parts (such as train and test), with the "
+            "same images in both: they were taken for two persons each. Where they are one, merge the parts."
         )
         notes.append(Note("N311", text))
     if crowded:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import pairwise
 
-from polyclinic.data.readers.layout import Named
+from polyclinic.data.readers.named import Named
 from polyclinic.data.readers.words import Role, cut
 from polyclinic.errors import DataError
 
@@ -101,13 +102,11 @@ def _check(text: str, plain: str, pieces: list[str]) -> None:
     if "subject" not in fields:
         raise refuse("which has no {subject}")
     wild = [piece.startswith(("{", "*")) and not piece.endswith("/") for piece in pieces]
-    if any(one and other for one, other in zip(wild, wild[1:], strict=False)):
+    if any(one and other for one, other in pairwise(wild)):
         raise refuse("with nothing between two fields or wildcards")
 
 
-def _compile(
-    pieces: list[str], field: Callable[[str], str], star: Callable[[str], str], stars: str
-) -> re.Pattern[str]:
+def _compile(pieces: list[str], field: Callable[[str], str], star: Callable[[str], str], stars: str) -> re.Pattern[str]:
     seen: set[str] = set()
     parts = []
     for number, piece in enumerate(pieces):

@@ -1,4 +1,4 @@
-"""From what names say to the cells of a manifest: a column for each contrast, a row for each visit, masks beside images."""
+"""From what names say to the cells of a manifest: columns for contrasts, rows for visits, masks beside their images."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from polyclinic.data.readers.layout import Named, visit_key
+from polyclinic.data.readers.named import Named, visit_key
 from polyclinic.data.readers.words import Word
 
 AMBIGUOUS = "mask may belong to several images of its patient"
@@ -24,8 +24,8 @@ class Place:
         column: what it shows, or what it marks.
         is_mask: whether voxels are labels.
         reason: why it can't be used.
-        layout: its path with ``{subject}``, ``{session}``, ``{run}``, ``{contrast}`` and ``{mask}`` for what was told, and
-            ``*`` for words that say nothing.
+        layout: its path with ``{subject}``, ``{session}``, ``{run}``, ``{contrast}`` and ``{mask}`` for what was told,
+            and ``*`` for words that say nothing.
         example: its path with ``***`` for the patient and ``#`` for letters and digits of visits.
     """
 
@@ -101,7 +101,7 @@ def _session_texts(files: Sequence[Named]) -> dict[str, str]:
 
 
 def _find_visits(masks: Sequence[_Row], images: Sequence[_Row]) -> int:
-    """Give masks whose name tells less, or more, than the images' the only visit that fits; count those that fit none."""
+    """Give masks whose name tells less, or more, than images' the only visit that fits; count those that fit none."""
     visits: dict[tuple[str, ...], set[tuple[str, ...]]] = defaultdict(set)
     for image in images:
         visits[image.named.subject].add(image.session)

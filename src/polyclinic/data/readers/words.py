@@ -1,8 +1,8 @@
 """The words of file and folder names, and which of them say what an image shows, marks, or when it was taken.
 
 A name is cut at ``_``, ``-``, ``.`` and blanks. Words of fixed lists say what is shown (``t1``), that voxels are labels
-(``seg``), which visit (dates, ``week-000``, ``ses-1``) or repetition (``run2``) it is, or nothing (``images``). All other
-words have no role: ``layout`` finds out from all files together which of them are the patient.
+(``seg``), which visit (dates, ``week-000``, ``ses-1``) or repetition (``run2``) it is, or nothing (``images``). All
+other words have no role: ``layout`` finds out from all files together which of them are the patient.
 """
 
 from __future__ import annotations
@@ -56,10 +56,11 @@ _NUMBERED_VISITS = (
 )  # fmt: skip
 _RUNS = ("run", "rep", "repeat", "repetition", "acq", "acquisition", "take")
 _SITES = re.compile(
-    r"(site|hospital|hosp|clinic|klinik|center|centre|zentrum|institut\w*|cohort|vendor|scanner|ward|university|uni)\d*", re.I
+    r"(site|hospital|hosp|clinic|klinik|center|centre|zentrum|institut\w*|cohort|vendor|scanner|ward|university|uni)\d*",
+    re.I,
 )
 _PATIENTS = re.compile(r"(p|pat|patient|pt|sub|subj|subject|case|participant|proband|id|mrn)\d*", re.I)
-_MONTHS = "jan feb mar apr may jun jul aug sep oct nov dec".split()
+_MONTHS = ("jan", "feb", "mar", "apr", "may", "jun", "jul", "aug", "sep", "oct", "nov", "dec")
 _DATE = re.compile(
     r"(?<![0-9A-Za-z])(?:"
     r"(?P<y>(?:19|20)\d\d)(?P<s>[-_.]?)(?P<m>\d\d)(?P=s)(?P<d>\d\d)"
@@ -131,7 +132,10 @@ def cut(name: str) -> tuple[Word, ...]:
         if word is not None and word.start >= place:
             words.append(word)
             place = word.end
-    if len(words) == 1 and words[0].text.lower() in ("n3", "n4"):  # by itself a patient, else a correction of the bias field
+    if len(words) == 1 and words[0].text.lower() in (
+        "n3",
+        "n4",
+    ):  # by itself a patient, else a correction of the bias field
         return tuple(words)
     return tuple(word if word.role or word in taken else _with_role(word) for word in words)
 
@@ -158,7 +162,9 @@ def _dates(name: str) -> list[Word]:
             year, month, day = (match.group(f"{part}{number}") for part in "ymd")
             if year and _is_date(year, month, day):
                 text = match[0]
-                found.append(Word(text, match.start(), match.end(), Role.VISIT, glued=text.isdigit() and len(text) == 8))
+                found.append(
+                    Word(text, match.start(), match.end(), Role.VISIT, glued=text.isdigit() and len(text) == 8)
+                )
     return found
 
 
@@ -194,9 +200,9 @@ def _join(name: str, words: list[Word]) -> list[Word]:
         role, value = Role.NONE, ""
         if before is None or before.role:
             pass
-        elif last in _NUMBERED_VISITS and re.fullmatch(r"[a-z]{0,2}\d{1,4}[a-z]?", key):
-            role = Role.VISIT
-        elif last in ("ses", "session", "visit", "timepoint", "tp") and (len(key) == 1 or key in _VISITS):
+        elif (last in _NUMBERED_VISITS and re.fullmatch(r"[a-z]{0,2}\d{1,4}[a-z]?", key)) or (
+            last in ("ses", "session", "visit", "timepoint", "tp") and (len(key) == 1 or key in _VISITS)
+        ):
             role = Role.VISIT
         elif last in _RUNS and re.fullmatch(r"\d{1,4}", key):
             role = Role.RUN
