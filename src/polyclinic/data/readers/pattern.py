@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -46,9 +45,7 @@ class Pattern:
     """
 
     text: str
-    _strict: re.Pattern[str]
-    _first: re.Pattern[str]
-    _last: re.Pattern[str]
+    _ways: tuple[tuple[re.Pattern[str], re.Pattern[str]], ...]
 
     @classmethod
     def parse(cls, text: str) -> Pattern:
@@ -62,12 +59,10 @@ class Pattern:
         _check(text, plain, pieces)
         if not re.search(r"\.nii(\.gz)?$|\*$", plain):
             pieces.append("\0")
-        return cls(
-            plain,
-            _compile(pieces, lambda beside: f"[^/{beside}]+", lambda beside: f"[^/{beside}]*", ".*?"),
-            _compile(pieces, lambda _: "[^/]+?", lambda _: "[^/]*?", ".*?"),
-            _compile(pieces, lambda _: "[^/]+", lambda _: "[^/]*", ".*"),
-        )
+        ways = [
+            (_compile(pieces, strict, greedy=False), _compile(pieces, strict, greedy=True)) for strict in (True, False)
+        ]
+        return cls(plain, tuple(ways))
 
     @property
     def tells_site(self) -> bool:
@@ -76,11 +71,10 @@ class Pattern:
 
     def fit(self, path: str) -> Fit | None:
         """What the pattern says of a path with ``/`` between folders; None where it does not fit in just one way."""
-        match = self._strict.fullmatch(path)
-        if match is None:
-            match, other = self._first.fullmatch(path), self._last.fullmatch(path)
-            if match is None or other is None or match.groupdict() != other.groupdict():
-                return None
+        found = [(first.fullmatch(path), last.fullmatch(path)) for first, last in self._ways]
+        match, other = next((pair for pair in found if pair[0]), (None, None))
+        if match is None or other is None or match.groupdict() != other.groupdict():
+            return None
         fields = {name: text.strip() for name, text in match.groupdict().items()}
         if not all(fields.values()):
             return None
@@ -106,20 +100,24 @@ def _check(text: str, plain: str, pieces: list[str]) -> None:
         raise refuse("with nothing between two fields or wildcards")
 
 
-def _compile(pieces: list[str], field: Callable[[str], str], star: Callable[[str], str], stars: str) -> re.Pattern[str]:
+def _compile(pieces: list[str], strict: bool, *, greedy: bool) -> re.Pattern[str]:
+    """The pattern as an expression that takes as little as it can from the left, or (``greedy``) as much."""
+    lazy = "" if greedy else "?"
     seen: set[str] = set()
     parts = []
     for number, piece in enumerate(pieces):
         if piece.startswith("{"):
             name = piece[1:-1]
-            parts.append(f"(?P={name})" if name in seen else f"(?P<{name}>{field(_beside(pieces, number))})")
+            parts.append(
+                f"(?P={name})" if name in seen else f"(?P<{name}>[^/{_beside(pieces, number, strict)}]+{lazy})"
+            )
             seen.add(name)
         elif piece == "**/":
-            parts.append(f"(?:{stars}/)?")
+            parts.append(f"(?:.*{lazy}/)?{lazy}")
         elif piece == "**":
-            parts.append(stars)
+            parts.append(f".*{lazy}")
         elif piece == "*":
-            parts.append(star(_beside(pieces, number)))
+            parts.append(f"[^/{_beside(pieces, number, strict)}]*{lazy}")
         elif piece == "\0":
             parts.append(r"\.[nN][iI][iI](?:\.[gG][zZ])?")
         else:
@@ -127,8 +125,10 @@ def _compile(pieces: list[str], field: Callable[[str], str], star: Callable[[str
     return re.compile("".join(parts), re.S)
 
 
-def _beside(pieces: list[str], number: int) -> str:
+def _beside(pieces: list[str], number: int, strict: bool) -> str:
     """The separators that stand beside fields and wildcards of the same name as piece ``number``, for a set."""
+    if not strict:
+        return ""
     first = max((n for n in range(number) if "/" in pieces[n]), default=0)
     last = min((n for n in range(number + 1, len(pieces)) if "/" in pieces[n]), default=len(pieces) - 1)
     found = set()
