@@ -42,6 +42,12 @@ def test_paths_that_can_be_taken_apart_in_several_ways_do_not_fit():
     assert fields("**/{subject}/**/{contrast}.nii", "a/b/c/T1.nii") is None
 
 
+def test_a_star_may_hold_separators_where_fields_do_not():
+    assert fields("{subject}/*_{contrast}.nii", "P1/P1_2019_T1.nii") == ("", "P1", "", "T1w", False)
+    assert fields("{subject}_*.nii", "P1_a_b.nii")[1] == "P1"
+    assert fields("*_{subject}_*.nii", "a_P1_b_c.nii") is None
+
+
 def test_what_does_not_fit():
     for path in ("P1/T1.nii.gz", "P1/v1/T1.mnc", "P1/v1/x/T1.nii.gz", "/v1/T1.nii.gz", "P1/v1/ .nii.gz"):
         assert fields("{subject}/{session}/{contrast}.nii.gz", path) is None, path

@@ -135,7 +135,7 @@ def make_manifest(images: Sequence[FoundImage]) -> pd.DataFrame:
     kind, further rows hold them, each with the masks of the same run; what has no run stands in the first row. Rows are
     sorted; cells are texts, "" where there is nothing.
     """
-    usable = _plain_names([image for image in images if not image.reason])
+    usable = _free_names(_plain_names([image for image in images if not image.reason]))
     visits: dict[tuple[str, str, str], list[FoundImage]] = defaultdict(list)
     for image in usable:
         visits[image.site, image.subject, image.session].append(image)
@@ -169,6 +169,22 @@ def _visit_rows(images: Sequence[FoundImage]) -> list[dict[str, str]]:
 
 def _text(value: str | float) -> str:
     return value if isinstance(value, str) else f"{value:.3g}"
+
+
+def _free_names(images: Sequence[FoundImage]) -> list[FoundImage]:
+    """The images with covariates renamed whose names are those of images: a cell is a path, or it is none."""
+    taken = {image.column for image in images}
+    return [
+        replace(
+            image,
+            covariates={
+                f"{name}_covariate" if name in taken else name: text for name, text in image.covariates.items()
+            },
+        )
+        if taken & image.covariates.keys()
+        else image
+        for image in images
+    ]
 
 
 def _plain_names(images: Sequence[FoundImage]) -> list[FoundImage]:

@@ -39,7 +39,6 @@ class _About(TypedDict):
     head: bool
     named: bool
     run: str
-    example: str
 
 
 @dataclass(frozen=True)
@@ -77,8 +76,10 @@ def scan_nifti(
     else:
         told = tell([(*path.parent.relative_to(top).parts, stem(path)) for path in files])
         placed = place(told.files)
-        layouts = [one.layout + _ending(path) for path, one in zip(files, placed.places, strict=True)]
-        read = [_Read(*three, "") for three in zip(files, placed.places, layouts, strict=True)]
+        read = [
+            _Read(path, one, one.layout + _ending(path), one.example + _ending(path))
+            for path, one in zip(files, placed.places, strict=True)
+        ]
         findings.notes += _notes(site, placed, certain=told.certain, split=told.split)
     visits: dict[str, set[str]] = defaultdict(set)
     for one in read:
@@ -98,6 +99,7 @@ def scan_nifti(
                 covariates=people.covariates(name, session),
                 where=relative(one.path, folder),
                 layout=one.layout,
+                example=one.example,
                 **_about(one.path, one.place, top),
             )
         )
@@ -110,7 +112,8 @@ class _Read:
     path: Path
     place: Place
     layout: str
-    site: str
+    example: str = ""
+    site: str = ""
 
 
 def _by_pattern(
@@ -137,7 +140,7 @@ def _by_pattern(
     for site, mine in by_site.items():
         placed = place([fit.named for _, fit in mine])
         findings.notes += _notes(site or top.name, placed)
-        read += [_Read(path, one, fit.layout, site) for (path, fit), one in zip(mine, placed.places, strict=True)]
+        read += [_Read(path, one, fit.layout, site=site) for (path, fit), one in zip(mine, placed.places, strict=True)]
     return read
 
 
@@ -161,7 +164,6 @@ def _about(path: Path, place: Place, top: Path) -> _About:
         "head": head and not place.is_mask,
         "named": names_patient(path),
         "run": place.run,
-        "example": place.example + _ending(path),
     }
 
 

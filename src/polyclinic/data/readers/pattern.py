@@ -39,9 +39,9 @@ class Fit:
 class Pattern:
     """A pattern of paths relative to a site's folder.
 
-    A field matches letters within one name. First it is tried without the separators that stand beside fields
-    (``{subject}_{contrast}`` takes ``P1_T1`` apart in one way); then with them, and a path that can be taken apart in
-    several ways (``P_1_T1``) does not fit. A field that stands twice means the same letters.
+    A field matches letters within one name. First fields and stars are tried without the separators that stand beside
+    them (``{subject}_{contrast}`` takes ``P1_T1`` apart in one way), then fields alone, then with separators in both. A
+    path that can be taken apart in several ways (``P_1_T1``) does not fit. A field that stands twice means the same.
     """
 
     text: str
@@ -60,7 +60,8 @@ class Pattern:
         if not re.search(r"\.nii(\.gz)?$|\*$", plain):
             pieces.append("\0")
         ways = [
-            (_compile(pieces, strict, greedy=False), _compile(pieces, strict, greedy=True)) for strict in (True, False)
+            (_compile(pieces, plain_fields, plain_stars, greedy=False), _compile(pieces, plain_fields, plain_stars))
+            for plain_fields, plain_stars in ((True, True), (True, False), (False, False))
         ]
         return cls(plain, tuple(ways))
 
@@ -100,8 +101,11 @@ def _check(text: str, plain: str, pieces: list[str]) -> None:
         raise refuse("with nothing between two fields or wildcards")
 
 
-def _compile(pieces: list[str], strict: bool, *, greedy: bool) -> re.Pattern[str]:
-    """The pattern as an expression that takes as little as it can from the left, or (``greedy``) as much."""
+def _compile(pieces: list[str], plain_fields: bool, plain_stars: bool, *, greedy: bool = True) -> re.Pattern[str]:
+    """The pattern as an expression whose pieces take as much as they can, or as little (``greedy`` is false).
+
+    Plain fields and stars hold none of the separators that stand beside them.
+    """
     lazy = "" if greedy else "?"
     seen: set[str] = set()
     parts = []
@@ -117,7 +121,7 @@ def _compile(pieces: list[str], strict: bool, *, greedy: bool) -> re.Pattern[str
         elif piece == "**":
             parts.append(f".*{lazy}")
         elif piece == "*":
-            parts.append(f"[^/{_beside(pieces, number, strict)}]*{lazy}")
+            parts.append(f"[^/{_beside(pieces, number, plain_stars)}]*{lazy}")
         elif piece == "\0":
             parts.append(r"\.[nN][iI][iI](?:\.[gG][zZ])?")
         else:
@@ -125,9 +129,9 @@ def _compile(pieces: list[str], strict: bool, *, greedy: bool) -> re.Pattern[str
     return re.compile("".join(parts), re.S)
 
 
-def _beside(pieces: list[str], number: int, strict: bool) -> str:
+def _beside(pieces: list[str], number: int, plain: bool) -> str:
     """The separators that stand beside fields and wildcards of the same name as piece ``number``, for a set."""
-    if not strict:
+    if not plain:
         return ""
     first = max((n for n in range(number) if "/" in pieces[n]), default=0)
     last = min((n for n in range(number + 1, len(pieces)) if "/" in pieces[n]), default=len(pieces) - 1)
@@ -140,7 +144,8 @@ def _beside(pieces: list[str], number: int, strict: bool) -> str:
 
 def _named(path: str, fields: dict[str, str], text: str) -> Named:
     """The fields, with words of ``{contrast}`` and ``{mask}`` read as everywhere."""
-    named = Named(tuple(re.sub(r"\.nii(\.gz)?$", "", path, flags=re.I).split("/")), [])
+    levels = tuple(re.sub(r"\.nii(\.gz)?$", "", path, flags=re.I).split("/"))
+    named = Named(levels, [()] * len(levels))
     named.subject = (fields["subject"],)
     named.parts = [fields["session"]] if "session" in fields else []
     named.run = fields.get("run", "")
