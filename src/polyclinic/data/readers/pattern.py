@@ -113,7 +113,7 @@ def _compile(pieces: list[str], plain_fields: bool, plain_stars: bool, *, greedy
         if piece.startswith("{"):
             name = piece[1:-1]
             parts.append(
-                f"(?P={name})" if name in seen else f"(?P<{name}>[^/{_beside(pieces, number, strict)}]+{lazy})"
+                f"(?P={name})" if name in seen else f"(?P<{name}>[^/{_beside(pieces, number, plain_fields)}]+{lazy})"
             )
             seen.add(name)
         elif piece == "**/":
