@@ -100,7 +100,8 @@ def scan_bids(
         if name is not None and "sourcedata" not in path.relative_to(bids).parts:
             named.append((path, name))
         else:
-            findings.others[path.suffix.lower() or "no ending"] += 1
+            kind = "NIfTI file without a name of BIDS" if is_nifti(path) else path.suffix.lower()
+            findings.others[kind or "no ending"] += 1
             tick()
     visits: dict[str, set[str]] = defaultdict(set)
     for path, name in named:

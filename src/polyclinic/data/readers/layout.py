@@ -18,11 +18,12 @@ from polyclinic.data.readers.roles import (
     cut_endings,
     dates_alone,
     drop_repeated,
+    find_channels,
     find_time_points,
     read_roles,
     unmake_dates,
 )
-from polyclinic.data.readers.words import SPLITS, Role, Word, cut
+from polyclinic.data.readers.words import SPLITS, Role, Word, cut, weak_visit
 
 
 @dataclass(frozen=True)
@@ -46,6 +47,7 @@ def tell(paths: Sequence[Levels]) -> Told:
     unmake_dates(files)
     find_time_points(files)
     certain = not cut_endings(files)
+    find_channels(files)
     for file in files:
         read_roles(file)
     if files and all(file.is_mask for file in files):
@@ -93,15 +95,16 @@ def _rest_role(images: Sequence[Named], place: int, words: set[str]) -> str:
     if not numbered(words):
         return "contrast"
     here = [image for image in images if place < len(image.row)]
-    if all(re.fullmatch(r"00\d\d", word) for word in words) and all(
-        image.row[place][0] == len(image.levels) - 1 for image in here
-    ):
+    in_file = all(image.row[place][0] == len(image.levels) - 1 for image in here)
+    if in_file and all(re.fullmatch(r"00\d\d", word) for word in words) and all(len(i.words[-1]) > 1 for i in here):
         return "channel"
     if all(_follows_contrast(image, place) for image in here):
         return "series"  # T1_1 and T1_2
     seen = Counter((image.subject, image.signature, tuple(image.parts)) for image in images)
     if sum(seen.values()) - len(seen) <= 0.05 * len(images) and all(image.shows for image in images):
         return "series"  # numbers that part nothing
+    if in_file and not all(weak_visit(word) or re.fullmatch(r"[\d.]+", word) for word in words):
+        return "contrast"  # c1T1
     each: dict[tuple[object, ...], set[str]] = defaultdict(set)
     for image in here:
         each[image.subject, tuple(image.parts), image.texts[place]].add(image.shows)
@@ -132,7 +135,7 @@ def _take_rest(image: Named, level: int, word: Word, role: str, *, rare: bool) -
         # A word that one patient alone has may be a name, and columns are shown.
         image.details.append("other" if rare else word.text)
         image.label(level, word, "contrast")
-    elif not image.shows and not word.numbered and level == len(image.levels) - 1:
+    elif not image.shows and not rare and not word.numbered and level == len(image.levels) - 1:
         image.details.append(word.text)
 
 

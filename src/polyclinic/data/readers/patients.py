@@ -124,7 +124,11 @@ def _judge(
     weak = all(weak_visit(word) for word in several)
     if inner_numbered and count > children:
         return "divides", weak or count >= 2 * children
-    if inner_numbered and outer_numbered and weak and count == children:
+    if (
+        inner_numbered
+        and outer_numbered
+        and ((weak and count == children) or _files_in_folders(images, split_by[-1], place))
+    ):
         return "divides", False
     return "finer", False
 
@@ -138,6 +142,13 @@ def _speaks(images: Sequence[Named], place: int, says: Callable[[str], bool]) ->
             if any(map(says, [word.text, *before])):
                 return True
     return False
+
+
+def _files_in_folders(images: Sequence[Named], outer: int, inner: int) -> bool:
+    """Whether words at ``outer`` stand in folders, and those at ``inner`` in names of files."""
+    return all(
+        image.row[outer][0] < len(image.levels) - 1 == image.row[inner][0] for image in images if inner < len(image.row)
+    )
 
 
 def numbered(words: Iterable[str]) -> bool:

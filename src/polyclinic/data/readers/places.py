@@ -124,10 +124,14 @@ def _find_visits(masks: Sequence[_Row], images: Sequence[_Row]) -> int:
 
 def _name_images(images: Sequence[_Row]) -> None:
     """What a word says alone, where that tells a visit's images apart, else with further words of the name."""
+    known = any(image.named.shows for image in images)
     for image in images:
-        image.column = image.named.shows
+        # Beside contrasts that are known, an image of another kind is not just an image.
+        image.column = image.named.shows or "_".join(dict.fromkeys(image.named.details * known))
     for base in _clashing(images):
-        mine = [image for image in images if image.column == base]
+        mine = [image for image in images if image.column == base and (not base or image.named.shows)]
+        if not mine:
+            continue
         same = set.intersection(*({*image.named.details} for image in mine))
         for image in mine:
             apart = [word for word in image.named.details if not base or word not in same]
@@ -242,4 +246,4 @@ def _shown(what: str, word: Word) -> str:
         return "***"
     if what in ("session", "run"):
         return re.sub(r"\d" if word.role else r"\w", "#", word.text)
-    return word.text
+    return word.text if word.role or not what else "***"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 
 from polyclinic.data.readers.named import Named, visit_key
 from polyclinic.data.readers.words import Role, Word
@@ -97,6 +98,28 @@ def cut_endings(files: Sequence[Named]) -> bool:
     return bool(cut_kinds)
 
 
+def find_channels(files: Sequence[Named]) -> None:
+    """``_0000`` at the end of names in ``imagesTr`` is a channel, but not if the masks' names have it, too.
+
+    Where there is no mask, it is one if there are not more such numbers than names without them.
+    """
+    masks = {file.levels[-1].lower() for file in files if any(w.role == Role.MASK for ws in file.words for w in ws)}
+    ending = []
+    for file in files:
+        words = file.words[-1]
+        inside = {"imagestr", "imagests", "imagesva"} & {name.lower() for name in file.levels}
+        if inside and len(words) > 1 and not words[-1].role and re.fullmatch(r"\d{4}", words[-1].text):
+            ending.append((file, file.levels[-1][: words[-1].start - 1].lower()))
+    bare = sum(stem in masks for _, stem in ending)
+    whole = sum(file.levels[-1].lower() in masks for file, _ in ending)
+    names, numbers = {stem for _, stem in ending}, {file.words[-1][-1].text for file, _ in ending}
+    if bare > whole or (bare == whole and len(numbers) <= len(names)):
+        for file, _ in ending:
+            word = file.words[-1][-1]
+            channel = replace(word, role=Role.CONTRAST, value=f"channel_{int(word.text)}")
+            file.words[-1] = (*file.words[-1][:-1], channel)
+
+
 def read_roles(file: Named) -> None:
     """Take what words with a meaning of their own say, and leave the others in ``file.row``."""
     last = len(file.words) - 1
@@ -120,12 +143,7 @@ def read_roles(file: Named) -> None:
                 file.details.append(word.text)
                 file.label(level, word, "contrast")
             elif not word.role:
-                channel = re.fullmatch(r"\d{4}", word.text) and level == last and word is words[-1] and len(words) > 1
-                if channel and {"imagestr", "imagests"} & {name.lower() for name in file.levels}:
-                    file.shows = f"channel_{int(word.text)}"
-                    file.label(level, word, "contrast")
-                else:
-                    row.append((level, word))
+                row.append((level, word))
     file.row = tuple(sorted(row, key=lambda item: not item[1].patient))
     _read_contrast(file)
 

@@ -11,13 +11,13 @@ from typing import Literal
 import pandas as pd
 
 from polyclinic.data.cases import Counts
-from polyclinic.data.readers.bids import is_bids, is_derivative, scan_bids
+from polyclinic.data.readers.bids import BidsName, is_bids, is_derivative, scan_bids
 from polyclinic.data.readers.dicom import read_built_series
 from polyclinic.data.readers.dicom_folders import scan_dicom
 from polyclinic.data.readers.faces import shows_face
 from polyclinic.data.readers.files import list_files, maybe_dicom
 from polyclinic.data.readers.found import Findings, FoundImage, make_manifest
-from polyclinic.data.readers.nifti import is_nifti
+from polyclinic.data.readers.nifti import is_nifti, stem
 from polyclinic.data.readers.nifti_folders import KIND, ScanOptions, scan_nifti
 from polyclinic.data.readers.pattern import Pattern
 from polyclinic.data.readers.people_tables import SITE_COLUMNS
@@ -214,6 +214,11 @@ class _Site:
         return {root: "/".join(part for part in (self.home, inner) if part) for root, inner in homes.items()}
 
 
+def _has_names(home: Path, files: Sequence[Path]) -> bool:
+    """Whether an image has a name of BIDS: folders ``sub-01/ses-1`` with names of other kinds are no BIDS."""
+    return any(is_nifti(path) and BidsName.parse(stem(path)) for path in files if path.is_relative_to(home))
+
+
 def _shared_names(roots: Sequence[Path], homes: dict[Path, str]) -> list[Note]:
     """Patients whose name stands in several data sets of a site that are not known to be of the same people."""
     owners: dict[str, set[str]] = {}
@@ -237,7 +242,7 @@ def _bids_roots(top: Path, files: Sequence[Path]) -> list[Path]:
     homes = {top} | {path.parent for path in files if path.name in marks}
     roots: list[Path] = []
     for home in sorted(homes, key=lambda home: len(home.parts)):
-        if not any(home.is_relative_to(root) for root in roots) and is_bids(home):
+        if not any(home.is_relative_to(root) for root in roots) and is_bids(home) and _has_names(home, files):
             roots.append(home)
     return roots
 

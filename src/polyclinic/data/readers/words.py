@@ -75,6 +75,11 @@ _NUMBERS = re.compile(r"(?<![0-9A-Za-z])(?:\d{3}_S_\d{4,5}|TCGA-\w\w-\w{4})(?![0
 #: UK Biobank: participant, field, instance (visit), array.
 _BIOBANK = re.compile(r"(?<![0-9A-Za-z])(\d{7})_(202\d\d)_([0-9])_(\d+)(?![0-9A-Za-z])")
 _FIELDS = {"20252": "T1w", "20253": "FLAIR", "20251": "SWI", "20250": "DWI", "20249": "bold", "20227": "bold"}
+#: Numbers that are unique in the world, as names: of DICOM, and of computers.
+_UNIQUE = re.compile(
+    r"(?<![0-9A-Za-z.])(?:\d+(?:\.\d+){4,}|[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12})(?![0-9A-Za-z])",
+    re.I,
+)
 _WORD = re.compile(r"[^-_.\s+~@,;=()\[\]{}]+")
 _WEAK_VISIT = re.compile(r"(?:v|m|w|d|y|mr|tp|t|s|e|scan|mri|pre|post|bl|fu)\d{1,4}|\d{1,3}", re.I)
 
@@ -122,14 +127,18 @@ class Word:
 @lru_cache(maxsize=65536)
 def cut(name: str) -> tuple[Word, ...]:
     """The words of one file's or folder's name (without ending), with roles."""
-    taken = sorted([*_dates(name), *_archive_numbers(name)], key=lambda word: word.start)
+    unique = [Word(match[0], *match.span()) for match in _UNIQUE.finditer(name)]
+    found = [*unique, *_archive_numbers(name), *_dates(name)]
+    taken = sorted(
+        (word for number, word in enumerate(found) if not any(_overlap(word, other) for other in found[:number])),
+        key=lambda word: word.start,
+    )
     words: list[Word] = []
     place = 0
     for word in [*taken, None]:
         end = len(name) if word is None else word.start
-        plain = [Word(found[0], *found.span()) for found in _WORD.finditer(name, place, end)]
-        words += _join(name, plain)
-        if word is not None and word.start >= place:
+        words += _join(name, [part for found in _WORD.finditer(name, place, end) for part in _parts(found)])
+        if word is not None:
             words.append(word)
             place = word.end
     if len(words) == 1 and words[0].text.lower() in (
@@ -138,6 +147,10 @@ def cut(name: str) -> tuple[Word, ...]:
     ):  # by itself a patient, else a correction of the bias field
         return tuple(words)
     return tuple(word if word.role or word in taken else _with_role(word) for word in words)
+
+
+def _overlap(word: Word, other: Word) -> bool:
+    return word.start < other.end and other.start < word.end
 
 
 def weak_visit(text: str) -> bool:
@@ -198,11 +211,11 @@ def _join(name: str, words: list[Word]) -> list[Word]:
         before = joined[-1] if joined else None
         key, last = word.text.lower(), before.text.lower() if before else ""
         role, value = Role.NONE, ""
-        if before is None or before.role:
+        if before is not None and key in ("fu", "bl"):  # by themselves they may be a name
+            word = replace(word, role=Role.VISIT)
+        elif before is None or before.role:
             pass
-        elif (last in _NUMBERED_VISITS and re.fullmatch(r"[a-z]{0,2}\d{1,4}[a-z]?", key)) or (
-            last in ("ses", "session", "visit", "timepoint", "tp") and (len(key) == 1 or key in _VISITS)
-        ):
+        elif _counts_visit(last, key):
             role = Role.VISIT
         elif last in _RUNS and re.fullmatch(r"\d{1,4}", key):
             role = Role.RUN
@@ -221,6 +234,24 @@ def _join(name: str, words: list[Word]) -> list[Word]:
     return joined
 
 
+def _parts(found: re.Match[str]) -> list[Word]:
+    """A word; a contrast with the number of its repetition (``MPR1``, ``bold2``) is two."""
+    counted = re.fullmatch(r"(mpr|mprage|flair|bold|dwi|t1w|t2w)(\d{1,2})", found[0], re.I)
+    if not counted:
+        return [Word(found[0], *found.span())]
+    middle = found.start() + len(counted[1])
+    return [Word(counted[1], found.start(), middle), Word(counted[2], middle, found.end(), Role.RUN)]
+
+
+def _counts_visit(word: str, number: str) -> bool:
+    """Whether two words count a visit: ``week 12``, ``ses M06``, ``visit B``; ``baseline T1`` do not."""
+    if number in SHOWS or word in ("baseline", "bl"):
+        return False
+    if word in ("ses", "session", "visit", "timepoint", "tp"):
+        return re.fullmatch(r"[a-z]{0,2}\d{1,4}[a-z]?|[a-z]", number) is not None or number in _VISITS
+    return word in _NUMBERED_VISITS and re.fullmatch(r"\d{1,4}[a-z]?", number) is not None
+
+
 def _with_role(word: Word) -> Word:
     key = word.text.lower()
     if key in SHOWS:
@@ -230,7 +261,7 @@ def _with_role(word: Word) -> Word:
     if key in MARKS or re.fullmatch(r"(mask|seg|label|roi|lesion|annotation|gt)\d{1,2}", key):
         return replace(word, role=Role.MASK, value=key if key[-1].isdigit() else "")
     if (glued := re.fullmatch(r"([a-z]{0,8}?)[-]?(seg|masks?|segmentation)", key)) and not key.startswith(("un", "no")):
-        return replace(word, role=Role.MASK, value=glued[1])
+        return replace(word, role=Role.MASK, value=glued[1] if len(glued[1]) > 1 else key)
     if key in _VISITS or re.fullmatch(r"\d+(months?|mths?|mo|weeks?|wks?|days?|years?|yrs?)", key):
         return replace(word, role=Role.VISIT)
     if re.fullmatch(rf"({'|'.join(_NUMBERED_VISITS)})\d{{1,4}}[a-z]?", key) or re.fullmatch(
