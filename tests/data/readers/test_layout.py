@@ -98,8 +98,39 @@ LAYOUTS = {
     ),
     "sites-with-equal-numbers": (
         [f"{site}/P{n}/visit{v}/T1" for site in ("north", "south") for n in (1, 2, 3) for v in (1, 2)],
-        (6, 12, ["T1w"], [], True),
+        (6, 12, ["T1w"], [], False),
     ),
+    "classes-with-equal-numbers": (
+        [f"{group}/{n:03}" for group in ("AD", "CN") for n in range(1, 9)],
+        (16, 16, ["image"], [], False),
+    ),
+    "maps-of-the-same-patients": (
+        [f"{kind}/{n:03}" for kind in ("ktrans", "vp") for n in (3, 17, 22, 40, 56)],
+        (5, 5, ["ktrans", "vp"], [], False),
+    ),
+    "groups": (
+        [f"{group}/{group[:3]}{n:02}/T1" for group in ("controls", "patients") for n in range(1, 4)],
+        (6, 6, ["T1w"], [], True),
+    ),
+    "initials": (
+        [f"{name}/{kind}" for name in ("AB", "CD", "PD", "JS", "KL", "MN", "XY") for kind in ("T1", "FLAIR")],
+        (7, 7, ["FLAIR", "T1w"], [], True),
+    ),
+    "amos": (
+        [f"{kind}/amos_{n:04}" for n in range(6) for kind in ("imagesTr", "labelsTr")],
+        (6, 6, ["image"], ["mask"], True),
+    ),
+    "numbered-frames": (
+        [f"{1000 + n}/{frame:04}" for n in range(3) for frame in range(10)],
+        (3, 30, ["image"], [], False),
+    ),
+    "follow-up": (
+        each("{p}_baseline_T1", "{p}_follow-up_T1", "{p}_follow-up_T1_seg"),
+        (6, 12, ["T1w"], ["mask"], True),
+    ),
+    "repetitions-in-words": (each("{p}/x_T1w_MPR1", "{p}/x_T1w_MPR2"), (6, 6, ["T1w"], [], True)),
+    "tissues": (each("{p}/c1T1", "{p}/c2T1", "{p}/T1"), (6, 6, ["T1w", "c1T1", "c2T1"], [], True)),
+    "unique-numbers": ([f"1.2.840.113.{n}.{n * 7}/T1" for n in range(5)], (5, 5, ["T1w"], [], True)),
     "biobank": (
         [f"{1000000 + n}_2025{field}_{visit}_0" for n in range(6) for field in (2, 3) for visit in (2, 3)],
         (6, 12, ["FLAIR", "T1w"], [], True),

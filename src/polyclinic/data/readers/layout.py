@@ -21,6 +21,7 @@ from polyclinic.data.readers.roles import (
     find_channels,
     find_time_points,
     read_roles,
+    restore_names,
     unmake_dates,
 )
 from polyclinic.data.readers.words import SPLITS, Role, Word, cut, weak_visit
@@ -50,6 +51,7 @@ def tell(paths: Sequence[Levels]) -> Told:
     find_channels(files)
     for file in files:
         read_roles(file)
+    restore_names(files)
     if files and all(file.is_mask for file in files):
         for file in files:  # nothing but masks: what they mark can't be told from what an image shows
             file.is_mask = False

@@ -9,6 +9,7 @@ alike this can't be known: the result says so. Nothing depends on the order of t
 
 from __future__ import annotations
 
+import re
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -107,11 +108,11 @@ def _judge(
     recurring = sum(inner.count(word) > 1 for word in several) / len(several)
     if _speaks(images, split_by[-1], site_word):
         return "finer", True
-    if recurring == 1 and children >= 2 * count and not outer_numbered and not any(image.shows for image in images):
+    if recurring == 1 and children >= 2 * count and not outer_numbered and not _counted_anew(several):
         return "outer shows", False
     people = _speaks(images, split_by[-1], patient_word), _speaks(images, place, patient_word)
     if people == (False, True):
-        return "finer", True
+        return "finer", recurring < _RECUR
     if recurring < _RECUR:
         if not inner_numbered or not outer_numbered:
             return "finer", not (outer_numbered and not inner_numbered)
@@ -142,6 +143,12 @@ def _speaks(images: Sequence[Named], place: int, says: Callable[[str], bool]) ->
             if any(map(says, [word.text, *before])):
                 return True
     return False
+
+
+def _counted_anew(words: Iterable[str]) -> bool:
+    """Whether words count from 0 or 1 without a gap: two folders may have the same without having the same patients."""
+    numbers = sorted(int(found[0]) for found in (re.findall(r"\d+$", word) for word in set(words)) if found)
+    return len(numbers) == len(set(words)) and numbers in (list(range(len(numbers))), list(range(1, len(numbers) + 1)))
 
 
 def _files_in_folders(images: Sequence[Named], outer: int, inner: int) -> bool:

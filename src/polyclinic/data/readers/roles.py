@@ -11,6 +11,7 @@ from polyclinic.data.readers.named import Named, visit_key
 from polyclinic.data.readers.words import Role, Word
 
 _STEM = -1
+_GROUPS = ("patients", "subjects", "cases", "participants")
 _ENDED = re.compile(r"(.*\d)([LR]|[A-Da-d]|[A-Za-z]{1,2}\d{1,2})", re.I)
 
 
@@ -45,13 +46,15 @@ def unmake_dates(files: Sequence[Named]) -> None:
 def find_time_points(files: Sequence[Named]) -> None:
     """Folders ``T0``, ``T1``, ``T2`` are time points where ``T0`` or ``T3`` is among them or files say what they show.
 
-    ``pre`` and ``post`` are visits as folders side by side, ``test`` and ``retest`` wherever both stand.
+    ``patients`` is a group where ``controls`` stands beside it. ``pre`` and ``post`` are visits as folders side by side,
+    ``test`` and ``retest`` wherever both stand.
     """
     alone: dict[int, set[str]] = defaultdict(set)
     for file in files:
         for _, depth, words in _places(file):
             if depth != _STEM and len(words) == 1:
                 alone[depth].add(words[0].text.lower())
+    unknown = {depth for file in files for _, depth, words in _places(file) if len(words) == 1 and not words[0].role}
     every = {word.text.lower() for file in files for _, _, words in _places(file) for word in words}
     for file in files:
         own = any(word.role == Role.CONTRAST for word in file.words[-1])
@@ -62,7 +65,9 @@ def find_time_points(files: Sequence[Named]) -> None:
                 timed = re.fullmatch(r"t\d", key) and (own or any(re.fullmatch(r"t[03-9]", name) for name in beside))
                 paired = key in ("pre", "post") and {"pre", "post"} <= beside
                 tested = key in ("test", "retest") and {"test", "retest"} <= every
-                if (timed and depth != _STEM and beside) or paired or tested:
+                if key in _GROUPS and depth in unknown and len(words) == 1:
+                    _change(file, level, word, Role.NONE)  # beside ``controls``
+                elif (timed and depth != _STEM and beside) or paired or tested:
                     _change(file, level, word, Role.VISIT)
 
 
@@ -165,6 +170,23 @@ def _date_of(text: str) -> str:
         return text[:8]
     long = re.match(r"(?:19|20)\d\d[-_.]\d\d[-_.]\d\d|\d\d?[-_.]\d\d?[-_.](?:19|20)\d\d", text)
     return long[0] if long else text
+
+
+def restore_names(files: Sequence[Named]) -> None:
+    """A folder among many that are patients is a patient, too, though its name has a meaning (``PD``, ``Norm``)."""
+    images = [file for file in files if not file.is_mask]
+    for folder in range(max((len(file.levels) for file in images), default=0) - 1):
+        named = [file for file in images if any(level == folder for level, _ in file.row)]
+        for file in images:
+            if file.row or folder >= len(file.words) - 1 or len(named) < 0.8 * len(images):
+                continue
+            words = file.words[folder]
+            own = any(word.role == Role.CONTRAST for word in file.words[-1])
+            if len(words) == 1 and (words[0].role == Role.DETAIL or (words[0].role == Role.CONTRAST and own)):
+                _change(file, folder, words[0], Role.NONE)
+                file.row = ((folder, file.words[folder][0]),)
+                file.labels.pop((folder, words[0].start), None)
+                file.details = [word for word in file.details if word != words[0].text]
 
 
 def dates_alone(files: Sequence[Named]) -> bool:

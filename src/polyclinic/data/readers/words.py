@@ -81,6 +81,16 @@ _UNIQUE = re.compile(
     re.I,
 )
 _WORD = re.compile(r"[^-_.\s+~@,;=()\[\]{}]+")
+_COUNTED = re.compile(r"(mpr|mprage|flair|bold|dwi|t1w|t2w)(\d{1,2})", re.I)
+_PHASED = re.compile(r"(t1|t1w|t2|t2w|flair)[-+]?(pre|post)(?:contrast)?")
+_COUNTED_MARK = re.compile(r"(mask|seg|label|roi|lesion|annotation|gt)\d{1,2}")
+_GLUED_MARK = re.compile(r"([a-z]{0,8}?)(seg|masks?|segmentation)")
+_VISIT = re.compile(
+    rf"\d+(months?|mths?|mo|weeks?|wks?|days?|years?|yrs?)|({'|'.join(_NUMBERED_VISITS)})\d{{1,4}}[a-z]?"
+    r"|(session|ses|visit|timepoint)[a-e]"
+)
+_RUN = re.compile(rf"({'|'.join(_RUNS)})\d{{1,4}}")
+_ECHO = re.compile(r"echo\d{1,2}")
 _WEAK_VISIT = re.compile(r"(?:v|m|w|d|y|mr|tp|t|s|e|scan|mri|pre|post|bl|fu)\d{1,4}|\d{1,3}", re.I)
 
 
@@ -141,11 +151,8 @@ def cut(name: str) -> tuple[Word, ...]:
         if word is not None:
             words.append(word)
             place = word.end
-    if len(words) == 1 and words[0].text.lower() in (
-        "n3",
-        "n4",
-    ):  # by itself a patient, else a correction of the bias field
-        return tuple(words)
+    if len(words) == 1 and words[0].text.lower() in ("n3", "n4"):
+        return tuple(words)  # a patient: corrections of the bias field stand behind other words
     return tuple(word if word.role or word in taken else _with_role(word) for word in words)
 
 
@@ -236,7 +243,7 @@ def _join(name: str, words: list[Word]) -> list[Word]:
 
 def _parts(found: re.Match[str]) -> list[Word]:
     """A word; a contrast with the number of its repetition (``MPR1``, ``bold2``) is two."""
-    counted = re.fullmatch(r"(mpr|mprage|flair|bold|dwi|t1w|t2w)(\d{1,2})", found[0], re.I)
+    counted = _COUNTED.fullmatch(found[0])
     if not counted:
         return [Word(found[0], *found.span())]
     middle = found.start() + len(counted[1])
@@ -253,25 +260,27 @@ def _counts_visit(word: str, number: str) -> bool:
 
 
 def _with_role(word: Word) -> Word:
-    key = word.text.lower()
+    role, value = _meaning(word.text.lower())
+    return Word(word.text, word.start, word.end, role, value) if role else word
+
+
+@lru_cache(maxsize=65536)
+def _meaning(key: str) -> tuple[Role, str]:
+    """What a word in small letters says by itself."""
     if key in SHOWS:
-        return replace(word, role=Role.CONTRAST, value=SHOWS[key])
-    if glued := re.fullmatch(r"(t1|t1w|t2|t2w|flair)[-+]?(pre|post)(?:contrast)?", key):
-        return replace(word, role=Role.CONTRAST, value=f"{SHOWS[glued[1]]}_{glued[2]}")
-    if key in MARKS or re.fullmatch(r"(mask|seg|label|roi|lesion|annotation|gt)\d{1,2}", key):
-        return replace(word, role=Role.MASK, value=key if key[-1].isdigit() else "")
-    if (glued := re.fullmatch(r"([a-z]{0,8}?)[-]?(seg|masks?|segmentation)", key)) and not key.startswith(("un", "no")):
-        return replace(word, role=Role.MASK, value=glued[1] if len(glued[1]) > 1 else key)
-    if key in _VISITS or re.fullmatch(r"\d+(months?|mths?|mo|weeks?|wks?|days?|years?|yrs?)", key):
-        return replace(word, role=Role.VISIT)
-    if re.fullmatch(rf"({'|'.join(_NUMBERED_VISITS)})\d{{1,4}}[a-z]?", key) or re.fullmatch(
-        r"(session|ses|visit|timepoint)[a-e]", key
-    ):
-        return replace(word, role=Role.VISIT)
-    if re.fullmatch(rf"({'|'.join(_RUNS)})\d{{1,4}}", key):
-        return replace(word, role=Role.RUN)
-    if key in _DETAILS or key in _PHASES or re.fullmatch(r"echo\d{1,2}", key):
-        return replace(word, role=Role.DETAIL)
+        return Role.CONTRAST, SHOWS[key]
+    if glued := _PHASED.fullmatch(key):
+        return Role.CONTRAST, f"{SHOWS[glued[1]]}_{glued[2]}"
+    if key in MARKS or _COUNTED_MARK.fullmatch(key):
+        return Role.MASK, key if key[-1].isdigit() else ""
+    if (glued := _GLUED_MARK.fullmatch(key)) and not key.startswith(("un", "no")):
+        return Role.MASK, glued[1] if len(glued[1]) > 1 else key
+    if key in _VISITS or _VISIT.fullmatch(key):
+        return Role.VISIT, ""
+    if _RUN.fullmatch(key):
+        return Role.RUN, ""
+    if key in _DETAILS or key in _PHASES or _ECHO.fullmatch(key):
+        return Role.DETAIL, ""
     if key in _GENERIC or key in SPLITS:
-        return replace(word, role=Role.GENERIC)
-    return word
+        return Role.GENERIC, ""
+    return Role.NONE, ""
