@@ -219,10 +219,23 @@ def test_masks_stand_beside_their_images():
     )
 
 
+def test_runs_share_a_row_and_series_numbers_do_not_tear_it():
+    names = ("T1_run1", "T1_run2", "FLAIR_run2", "FLAIR_run2_seg", "T2", "T2_seg")
+    assert rows([f"{p}/{name}" for p in ("A1", "B2") for name in names]) == sorted(
+        [f"{p}/{name}" for name in row]
+        for p in ("A1", "B2")
+        for row in (["T1_run1"], ["FLAIR_run2", "FLAIR_run2_seg", "T1_run2"], ["T2", "T2_seg"])
+    )
+    _, placed = look([f"{p}/{name}" for p in ("A1", "B2", "C3") for name in ("3_t1", "4_flair", "7_t1")])
+    assert {one.column: one.run for one in placed.places if one.column == "FLAIR"} == {"FLAIR": ""}
+    assert {one.run for one in placed.places} == {"", "3", "7"}
+
+
 def test_a_mask_that_may_belong_to_several_images_is_refused():
     for paths in (
         each("{p}/v1/T1", "{p}/v2/T1", "masks/{p}_mask"),
         each("{p}/T1_run1", "{p}/T1_run2", "{p}/T1_seg"),
+        each("{p}/T1_run1", "{p}/T1_run2", "{p}/FLAIR", "{p}/lesion"),
         each("{p}/a/T1", "{p}/T1 (1)", "{p}/T1 (2)", "{p}/lesion"),
     ):
         _, placed = look(paths)

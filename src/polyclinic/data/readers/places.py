@@ -152,12 +152,14 @@ def _clashing(rows: Sequence[_Row], *, runs: bool = True) -> list[str]:
 def _number_images(images: Sequence[_Row]) -> int:
     """Repetitions count where a visit has several images of a column; where no word counts them, their order does."""
     several = Counter((*_visit(image), image.column) for image in images)
+    repeated = [image for image in images if several[*_visit(image), image.column] > 1]
+    counted = {(*_visit(image), image.run) for image in repeated}
     alike: dict[tuple[object, ...], list[_Row]] = defaultdict(list)
+    for image in repeated:
+        alike[*_visit(image), image.run, image.column].append(image)
     for image in images:
-        if several[*_visit(image), image.column] == 1:
+        if (*_visit(image), image.run) not in counted:
             image.run = ""
-        else:
-            alike[*_visit(image), image.run, image.column].append(image)
     crowded = set()
     for found in alike.values():
         if len(found) > 1:
@@ -181,7 +183,7 @@ def _find_runs(masks: Sequence[_Row], images: Sequence[_Row]) -> None:
             mask.run = ""
         elif any(image.rivals for image in beside) or mask.run not in runs:
             _find_rival(mask, beside)
-        elif not mask.run and mask.named.shows and all(i.run for i in beside if i.named.shows == mask.named.shows):
+        elif not mask.run and not any(not i.run and i.named.shows == mask.named.shows for i in beside):
             mask.reason = AMBIGUOUS
 
 

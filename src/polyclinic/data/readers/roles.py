@@ -46,8 +46,8 @@ def unmake_dates(files: Sequence[Named]) -> None:
 def find_time_points(files: Sequence[Named]) -> None:
     """Folders ``T0``, ``T1``, ``T2`` are time points where ``T0`` or ``T3`` is among them or files say what they show.
 
-    ``patients`` is a group where ``controls`` stands beside it. ``pre`` and ``post`` are visits as folders side by side,
-    ``test`` and ``retest`` wherever both stand.
+    ``patients`` is a group where ``controls`` stands beside it. ``pre`` and ``post`` are visits as folders side by
+    side, ``test`` and ``retest`` wherever both stand.
     """
     alone: dict[int, set[str]] = defaultdict(set)
     for file in files:
