@@ -18,6 +18,9 @@ data_app = typer.Typer(help="Find out what a folder of images is, and prepare kn
 console = Console(stderr=True, highlight=False)
 output = Console(highlight=False)
 
+_MOST_LAYOUTS = 12
+_MOST_CONTRASTS = 8
+
 DataSet = Annotated[str, typer.Argument(metavar="NAME", help="A data set; `polyclinic data list` shows all.")]
 
 
@@ -36,6 +39,14 @@ def scan(
         typer.Option(help="Each folder in FOLDER is a site, or a column of participants.tsv tells the site."),
     ] = None,
     salt: Annotated[str | None, typer.Option(help="Secret for pseudonyms; default: random, kept beside OUT.")] = None,
+    pattern: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="PATH",
+            help='How paths of NIfTI files tell patient and visit: "{subject}/{session}/{contrast}.nii.gz". Fields: '
+            "site, subject, session, contrast, run, mask; wildcards: * and **. Several may be given.",
+        ),
+    ] = None,
 ) -> None:
     """Find out what a folder of images is, and write a manifest with pseudonymous patients."""
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -52,6 +63,7 @@ def scan(
             site=site,
             site_from=None if site_from is None else site_from.value,
             salt=secret,
+            patterns=pattern or (),
             progress=lambda done, total: progress.update(task, completed=done, total=total),
         )
     write_manifest(found, out)
@@ -77,6 +89,7 @@ def _print_scan(found: Scan, folder: Path, out: Path, salt: Path) -> None:
         numbers = here["subject"].nunique(), len(here), counts.found, counts.used, counts.rejected.total()
         table.add_row(escape(site), *map(str, numbers))
     output.print(table)
+    _print_taken(found)
     shown = Table(header_style="bold", box=SIMPLE, pad_edge=False)
     shown.add_column("column")
     shown.add_column("filled rows", justify="right")
@@ -92,6 +105,35 @@ def _print_scan(found: Scan, folder: Path, out: Path, salt: Path) -> None:
         console.print(f"[yellow]Note {note.number}:[/yellow] {escape(note)}", soft_wrap=True)
     print(f"Manifest: {out} ({len(manifest)} rows); in a study file set `root: {folder.resolve()}`.")
     print(f"The salt in {salt} and the manifest must stay at this site.")
+
+
+def _print_taken(found: Scan) -> None:
+    """What was taken for patient, visit and contrast: a person sees at once whether that is right."""
+    from rich.box import SIMPLE
+    from rich.markup import escape
+    from rich.table import Table
+
+    from polyclinic.data.readers.found import what_was_taken
+
+    rows = what_was_taken(found.images)
+    table = Table(header_style="bold", box=SIMPLE, pad_edge=False)
+    for name in ("names", "images", "masks", "patients", "visits"):
+        table.add_column(name, justify="right", no_wrap=True)
+    table.add_column("contrasts", overflow="fold")
+    for number, row in enumerate(rows[:_MOST_LAYOUTS], 1):
+        shown = [f"{what} ({count})" for what, count in row.shows.most_common(_MOST_CONTRASTS)]
+        more = [f"{len(row.shows) - len(shown)} more"] * (len(row.shows) > len(shown))
+        numbers = map(str, (number, row.images, row.masks, row.patients, row.visits))
+        table.add_row(*numbers, escape(", ".join(shown + more)))
+    if rows:
+        print("What was taken for patient, visit and contrast:")
+        output.print(table)
+    for number, row in enumerate(rows[:_MOST_LAYOUTS], 1):
+        print(f"  names {number}: {row.layout or 'DICOM, told by headers'}")
+        if row.example:
+            print(f"    such as {row.example}")
+    if len(rows) > _MOST_LAYOUTS:
+        print(f"... and {len(rows) - _MOST_LAYOUTS} other ways in which files are named.")
 
 
 @data_app.command("list")

@@ -248,6 +248,111 @@ def test_folders_as_sites(tmp_path):
     assert sorted(frame["site"]) == ["north", "south"]
 
 
+def test_a_mask_stands_in_the_row_of_its_image(tmp_path):
+    for name in ("P1", "P2", "P3"):
+        for run in (1, 2):
+            nifti(tmp_path / f"{name}/T1_run{run}.nii")
+        nifti(tmp_path / f"{name}/T1_run2_seg.nii")
+        nifti(tmp_path / f"{name}/FLAIR.nii")
+    frame = manifest(tmp_path)
+    assert frame["subject"].nunique() == 3
+    assert sorted(cells(frame, "T1w", "FLAIR", "mask")) == [
+        [f"{p}/T1_run{run}.nii", f"{p}/FLAIR.nii" * (run == 1), f"{p}/T1_run2_seg.nii" * (run == 2)]
+        for p in ("P1", "P2", "P3")
+        for run in (1, 2)
+    ]
+
+
+def test_two_hospitals_with_the_same_names(tmp_path):
+    for home in ("a", "b"):
+        nifti(tmp_path / f"plain/{home}/P1/T1.nii")
+        nifti(tmp_path / f"plain/{home}/P2/T1.nii")
+        nifti(tmp_path / f"bids/{home}/sub-01/anat/sub-01_T1w.nii")
+    for kind in ("plain", "bids"):
+        frame = manifest(tmp_path / kind, site_from="folder")
+        assert frame["subject"].nunique() == len(frame) == (4 if kind == "plain" else 2)
+    text(tmp_path / "bids/a/dataset_description.json", "{}")
+    text(tmp_path / "bids/b/dataset_description.json", "{}")
+    scan = scan_folder(tmp_path / "bids", salt="salt")
+    assert scan.manifest["subject"].nunique() == 2
+    assert "N326" in {note.number for note in scan.notes}
+
+
+def test_pseudonyms_stay_when_data_sets_are_added(tmp_path):
+    text(tmp_path / "one/dataset_description.json", "{}")
+    nifti(tmp_path / "one/sub-01/anat/sub-01_T1w.nii")
+    before = manifest(tmp_path)
+    text(tmp_path / "two/dataset_description.json", "{}")
+    nifti(tmp_path / "two/sub-02/anat/sub-02_T1w.nii")
+    after = manifest(tmp_path)
+    assert set(before["subject"]) < set(after["subject"])
+    alone = manifest(tmp_path / "one", site="north")
+    assert set(alone["subject"]) == set(manifest(tmp_path / "one", site="south")["subject"])
+
+
+def test_derivatives_beside_the_data_set_are_of_the_same_people(tmp_path):
+    text(tmp_path / "raw/dataset_description.json", "{}")
+    nifti(tmp_path / "raw/sub-01/anat/sub-01_T1w.nii")
+    text(tmp_path / "made/dataset_description.json", json.dumps({"DatasetType": "derivative"}))
+    nifti(tmp_path / "made/sub-01/anat/sub-01_label-lesion_mask.nii")
+    assert cells(manifest(tmp_path), "image", "mask") == [
+        ["raw/sub-01/anat/sub-01_T1w.nii", "made/sub-01/anat/sub-01_label-lesion_mask.nii"]
+    ]
+
+
+def test_pattern(tmp_path):
+    for home, patient, visit in (("n", "1", "9"), ("n", "2", "9"), ("s", "1", "8"), ("s", "1", "9")):
+        nifti(tmp_path / f"{visit}/x{home}{patient}/{home}-{patient}-t1.nii.gz")
+        nifti(tmp_path / f"{visit}/x{home}{patient}/{home}-{patient}-t1-seg.nii.gz")
+    nifti(tmp_path / "atlas.nii")
+    scan = scan_folder(
+        tmp_path,
+        salt="salt",
+        patterns=["{session}/*/{site}-{subject}-t1.nii.gz", "{session}/*/{site}-{subject}-t1-{mask}.nii.gz"],
+    )
+    frame = scan.manifest
+    assert frame["subject"].nunique() == 3
+    assert sorted(cells(frame, "site", "session")) == [["n", "9"], ["n", "9"], ["s", "8"], ["s", "9"]]
+    assert all(mask == image.replace(".nii", "-seg.nii") for image, mask in cells(frame, "image", "mask"))
+    assert scan.counts()["(no site)"].rejected == {"path does not fit the pattern": 1}
+    (note,) = (note for note in scan.notes if note.number == "N314")
+    assert note.startswith("1 NIfTI file of 9 do not fit the pattern")
+    with pytest.raises(DataError, match=r"P203 `--pattern` fits none of 9 NIfTI files"):
+        scan_folder(tmp_path, salt="salt", patterns=["{subject}/x.nii"])
+    with pytest.raises(DataError, match=r"P203 `--pattern` has {site}"):
+        scan_folder(tmp_path, salt="salt", site="n", patterns=["{site}/{subject}.nii"])
+
+
+def test_participants_of_a_plain_folder(tmp_path):
+    for name in ("sub-01", "sub-02"):
+        nifti(tmp_path / f"{name}_T1.nii")
+    text(tmp_path / "participants.tsv", "participant_id\tage\tsite\n1\t61\tnorth\n2\t62\tsouth\n")
+    assert sorted(cells(manifest(tmp_path), "site", "age")) == [["north", "61"], ["south", "62"]]
+
+
+def test_what_was_taken_is_shown(stack, tmp_path):
+    for name in ("Quixote", "Sancho", "Panza"):
+        for day in ("20190301", "20200411"):
+            nifti(tmp_path / f"in/{name}/{day}/{name}_{day}_T1.nii.gz")
+        nifti(tmp_path / f"in/{name}/20190301/{name}_lesion_seg.nii.gz")
+    stack(tmp_path / "in/Panza/pacs", CUBE, AFFINE, SeriesDescription="FLAIR tra")
+    arguments = ["data", "scan", str(tmp_path / "in"), "--out", str(tmp_path / "m.csv"), "--site", "north"]
+    result = CliRunner().invoke(app, arguments)
+    assert result.exit_code == 0, result.output
+    assert [word for word in ("Quixote", "Sancho", "Panza", "2019", "0411") if word in result.output] == []
+    lines = [re.sub(r"\s+", " ", line).strip() for line in result.output.splitlines()]
+    assert lines[lines.index("What was taken for patient, visit and contrast:") + 2].startswith("names images masks")
+    assert "1 6 0 3 6 T1w (6)" in lines
+    assert "2 0 3 3 3 mask (3)" in lines
+    assert "names 1: {subject}/{session}/{subject}_{session}_{contrast}.nii.gz" in lines
+    assert "such as ***/########/***_########_T1.nii.gz" in lines
+    assert "names 3: DICOM, told by headers" in lines
+    result = CliRunner().invoke(app, [*arguments, "--pattern", "{subject}/{session}/*_{contrast}.nii.gz"])
+    assert "names 1: {subject}/{session}/*_{contrast}.nii.gz" in result.output
+    result = CliRunner().invoke(app, [*arguments, "--pattern", "{patient}.nii"])
+    assert isinstance(result.exception, DataError)
+
+
 # BIDS
 
 
@@ -376,3 +481,28 @@ def test_nothing_of_the_patient_is_seen(stack, dicom, patient, tmp_path, caplog)
     assert "Rejected at north: " in flat
     assert "slices are missing (1)" in flat
     assert "must stay at this site" in flat
+
+
+def test_one_patient_missing_from_participants(bids):
+    text(bids / "participants.tsv", "participant_id\tsite\nsub-01\tnorth\n")
+    scan = scan_folder(bids, salt="salt")
+    assert set(scan.manifest["site"]) == {"north"}
+    assert "N321" in {note.number for note in scan.notes}
+
+
+def test_covariates_do_not_hide_images(tmp_path):
+    for name in ("1", "2"):
+        nifti(tmp_path / f"sub-{name}/anat/sub-{name}_T1w.nii")
+    nifti(tmp_path / "sub-1/anat/sub-1_T2w.nii")
+    text(tmp_path / "participants.tsv", "participant_id\tT2w\tage\nsub-1\tyes\t60\nsub-2\tno\t61\n")
+    frame = manifest(tmp_path)
+    assert sorted(cells(frame, "T2w", "T2w_covariate", "age")) == [
+        ["", "no", "61"],
+        ["sub-1/anat/sub-1_T2w.nii", "yes", "60"],
+    ]
+
+
+def test_a_derived_mask_without_the_only_visit(tmp_path):
+    nifti(tmp_path / "sub-1/ses-a/anat/sub-1_ses-a_T1w.nii")
+    nifti(tmp_path / "derivatives/manual/sub-1/sub-1_label-lesion_mask.nii")
+    assert len(manifest(tmp_path)) == 1

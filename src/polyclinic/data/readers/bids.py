@@ -2,31 +2,21 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import pandas as pd
-
 from polyclinic.data.pseudonyms import pseudonym
 from polyclinic.data.readers.found import Findings, FoundImage, Tick, relative
 from polyclinic.data.readers.nifti import header_findings, is_nifti, names_patient, scanner_facts, stem
-from polyclinic.data.table import read_cells
-from polyclinic.errors import DataError
-from polyclinic.notes import Note
+from polyclinic.data.readers.people import People
 
-SITE_COLUMNS = (
-    "site", "site_id", "siteid", "center", "centre", "institution", "institution_name", "hospital", "scanner",
-)  # fmt: skip
 _DATATYPES = ("anat", "func", "dwi", "perf", "pet", "fmap", "swi", "ct", "ses-")
 _MASKS = ("mask", "dseg")
 _HEADS = ("T1w", "T2w", "FLAIR", "PDw", "T2starw", "inplaneT1", "inplaneT2", "UNIT1", "MP2RAGE")
-_MISSING = ("", "n/a", "N/A", "NA", "nan", "NaN")
-_IDENTIFIES = re.compile(
-    r"name|birth|dob\b|address|phone|mail|mrn|patient|insurance|ssn|zip|post_?code|date|initials", re.I
-)
 
 
 @dataclass(frozen=True)
@@ -67,8 +57,28 @@ def is_bids(folder: Path) -> bool:
     )
 
 
+def is_derivative(folder: Path) -> bool:
+    """Whether a data set says that it was made from another one, whose patients it shares."""
+    try:
+        content = json.loads((folder / "dataset_description.json").read_text(encoding="utf-8-sig"))
+    except (OSError, ValueError, RecursionError):
+        return False
+    if not isinstance(content, dict):
+        return False
+    kind = str(content.get("DatasetType", "")).lower()
+    return kind == "derivative" or bool(content.get("GeneratedBy") or content.get("PipelineDescription"))
+
+
 def scan_bids(
-    files: Sequence[Path], bids: Path, folder: Path, site: str, salt: str, tick: Tick, *, site_column: bool
+    files: Sequence[Path],
+    bids: Path,
+    folder: Path,
+    site: str,
+    salt: str,
+    tick: Tick,
+    *,
+    site_column: bool,
+    home: str = "",
 ) -> Findings:
     """The images and masks of a BIDS data set and its derivatives.
 
@@ -80,115 +90,84 @@ def scan_bids(
         salt: for pseudonyms.
         tick: called after each file.
         site_column: whether ``participants.tsv`` names the site (columns ``SITE_COLUMNS``).
+        home: what tells ``sub-01`` of this data set from ``sub-01`` of others; "" where there is one.
     """
     findings = Findings("BIDS data set")
-    people, sites, told = _participants(bids / "participants.tsv", site_column=site_column)
-    findings.notes += told
     named: list[tuple[Path, BidsName]] = []
     for path in files:
         name = BidsName.parse(stem(path)) if is_nifti(path) else None
         if name is not None and "sourcedata" not in path.relative_to(bids).parts:
             named.append((path, name))
         else:
-            findings.others[path.suffix.lower() or "no ending"] += 1
+            kind = "NIfTI file without a name of BIDS" if is_nifti(path) else path.suffix.lower()
+            findings.others[kind or "no ending"] += 1
             tick()
+    visits: dict[str, set[str]] = defaultdict(set)
+    for path, name in named:
+        if not name.is_mask and not _derived(path, bids):
+            visits[name.entities["sub"]].add(name.entities.get("ses", ""))
+    for _, name in named:
+        visits[name.entities["sub"]] = visits[name.entities["sub"]] or {name.entities.get("ses", "")}
+    people = People(bids, visits, site_column=site_column)
+    findings.notes += people.notes
     columns = _columns(named, bids)
-    visits: dict[str, dict[str, dict[str, str]]] = {}
     for path, name in named:
         subject, session = name.entities["sub"], name.entities.get("ses", "")
-        if subject not in visits:
-            visits[subject] = _sessions(bids / f"sub-{subject}" / f"sub-{subject}_sessions.tsv")
-        derived = "derivatives" in path.relative_to(bids).parts
+        if name.is_mask and not session and len(visits[subject]) == 1:
+            (session,) = visits[subject]  # masks are often drawn once, in names without the only visit
+        where = people.site(subject, session)
         reason, noted = header_findings(path)
         findings.images.append(
             FoundImage(
-                site=sites.get(subject, site),
-                subject=pseudonym(subject, salt, "sub"),
+                site=site if where is None else where,
+                subject=pseudonym(f"{home}/{subject}" if home else subject, salt, "sub"),
                 session=f"ses-{session}" if session else "",
                 column=columns[path],
                 where=relative(path, folder),
                 is_mask=name.is_mask,
                 reason=reason,
-                about={} if name.is_mask else scanner_facts(path),
-                covariates=people.get(subject, {}) | visits[subject].get(session, {}),
-                head=not derived and name.suffix in _HEADS and "deface" not in path.name.lower(),
-                named=names_patient(path),
                 notes=noted,
+                about={} if name.is_mask else scanner_facts(path),
+                covariates=people.covariates(subject, session),
+                head=not _derived(path, bids) and name.suffix in _HEADS and "deface" not in path.name.lower(),
+                named=names_patient(path),
+                layout=_layout(name, path, bids),
+                example=_example(_layout(name, path, bids), columns[path]),
             )
         )
         tick()
     return findings
 
 
+def _derived(path: Path, bids: Path) -> bool:
+    return "derivatives" in path.relative_to(bids).parts
+
+
+def _layout(name: BidsName, path: Path, bids: Path) -> str:
+    """The path by the rules of BIDS, with fields; other folders are ``*``."""
+    levels = []
+    for level in path.parent.relative_to(bids).parts:
+        key = level.partition("-")[0]
+        field = {"sub": "sub-{subject}", "ses": "ses-{session}"}.get(key)
+        levels.append(field or (level if level in (*_DATATYPES, "derivatives") else "*"))
+    session = "_ses-{session}" if "ses" in name.entities else ""
+    what = "{mask}" if name.is_mask else "{contrast}"
+    return "/".join([*levels, f"sub-{{subject}}{session}_{what}{path.name[len(stem(path)) :]}"])
+
+
+def _example(layout: str, column: str) -> str:
+    example = layout.replace("{subject}", "***").replace("{session}", "###")
+    return re.sub(r"\{contrast\}|\{mask\}", lambda _: column, example)
+
+
 def _columns(named: Sequence[tuple[Path, BidsName]], bids: Path) -> dict[Path, str]:
     """The suffix alone where no visit has two such images, else with the entities that tell them apart."""
     counts: dict[str, Counter[tuple[str, str]]] = defaultdict(Counter)
     for path, name in named:
-        if "derivatives" not in path.relative_to(bids).parts:
+        if not _derived(path, bids):
             counts[name.suffix][name.entities["sub"], name.entities.get("ses", "")] += 1
     single = {suffix for suffix, visits in counts.items() if max(visits.values()) == 1}
     return {
-        path: name.suffix
-        if name.suffix in single and "derivatives" not in path.relative_to(bids).parts
-        else name.column()
+        path: name.suffix if name.suffix in single and not _derived(path, bids) else name.column()
         for path, name in named
     }
-
-
-def _participants(table: Path, *, site_column: bool) -> tuple[dict[str, dict[str, str]], dict[str, str], list[Note]]:
-    """Covariates and site of each subject, and notes on columns that were left out."""
-    if not table.is_file():
-        return {}, {}, []
-    try:
-        cells = read_cells(table)
-    except DataError:
-        return {}, {}, [Note("N302", "participants.tsv can't be read: its covariates and sites are missing.")]
-    if "participant_id" not in cells or cells.columns.duplicated().any():
-        text = "participants.tsv has no column participant_id, or has a column twice: it was not used."
-        return {}, {}, [Note("N302", text)]
-    keys = cells.pop("participant_id").str.removeprefix("sub-").tolist()
-    home = next((str(name) for wanted in SITE_COLUMNS for name in cells if str(name).lower() == wanted), None)
-    sites: dict[str, str] = {}
-    if site_column and home is not None:
-        texts = cells.pop(home).tolist()
-        sites = {key: text for key, text in zip(keys, texts, strict=True) if text not in _MISSING}
-    dropped = [name for name in cells if _identifies(str(name), cells[name])]
-    covariates = _covariates(keys, cells.drop(columns=dropped))
-    notes = []
-    if dropped:
-        are = "1 column is" if len(dropped) == 1 else f"{len(dropped)} columns are"
-        text = f"{are} left out of participants.tsv: their names or values may identify patients."
-        notes.append(Note("N301", text))
-    return covariates, sites, notes
-
-
-def _covariates(keys: Sequence[str], cells: pd.DataFrame) -> dict[str, dict[str, str]]:
-    """Key -> column -> text of each row, "" where missing."""
-    rows = cells.replace(list(_MISSING), "").to_dict("records")
-    return {key: {str(name): str(text) for name, text in row.items()} for key, row in zip(keys, rows, strict=True)}
-
-
-def _identifies(name: str, cells: pd.Series[str]) -> bool:
-    """Whether a column's name is one of an identifier, or its texts are dates or differ for all of many patients."""
-    if _IDENTIFIES.search(name):
-        return True
-    texts = cells[~cells.isin(_MISSING)]
-    if texts.empty or pd.to_numeric(texts, errors="coerce").notna().all():
-        return False
-    return bool(texts.str.fullmatch(r"\d{4}-\d\d-\d\d.*|\d\d?[./]\d\d?[./]\d{2,4}").any()) or (
-        len(texts) >= 5 and texts.nunique() == len(texts)
-    )
-
-
-def _sessions(table: Path) -> dict[str, dict[str, str]]:
-    """Covariates of each visit of a patient, by the same rules as those of patients."""
-    if not table.is_file():
-        return {}
-    try:
-        cells = read_cells(table)
-    except DataError:
-        return {}
-    if "session_id" not in cells or cells.columns.duplicated().any():
-        return {}
-    keys = cells.pop("session_id").str.removeprefix("ses-").tolist()
-    return _covariates(keys, cells.drop(columns=[name for name in cells if _identifies(str(name), cells[name])]))

@@ -1,175 +1,199 @@
-"""Folders of NIfTI files without a standard: one file a subject, or one folder a subject with images and masks.
+"""Folders of NIfTI files without a standard: whatever files and folders are called.
 
-What a file shows is told by words of its name (``t1``, ``flair``, ``seg``) or of its folder's (``labelsTr``, ``T1``);
-what is left of the name is the subject, or the folder is. Names as in the Medical Segmentation Decathlon and nnU-Net
-(imagesTr/labelsTr, ``_0000`` for channels) and BraTS (a folder a subject, ``NAME_t1ce``) are understood.
+``layout`` tells from all names together which words are the patient, the visit and the contrast, ``pattern`` takes them
+from a pattern that a person gives, and ``places`` gives them their cells in the manifest.
 """
 
 from __future__ import annotations
 
-import re
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TypedDict
 
 from polyclinic.data.pseudonyms import pseudonym
 from polyclinic.data.readers.found import Findings, FoundImage, Tick, relative
+from polyclinic.data.readers.layout import tell
 from polyclinic.data.readers.nifti import header_findings, names_patient, scanner_facts, stem
+from polyclinic.data.readers.pattern import Fit, Pattern
+from polyclinic.data.readers.people import People
+from polyclinic.data.readers.places import Place, Placed, place
+from polyclinic.notes import Note
 
-_SHOWS = {
-    "t1": "T1w", "t1w": "T1w", "t1n": "T1w", "mprage": "T1w", "t1ce": "T1ce", "t1c": "T1ce", "t1gd": "T1ce",
-    "t2": "T2w", "t2w": "T2w", "flair": "FLAIR", "t2f": "FLAIR", "t2flair": "FLAIR", "pd": "PDw", "pdw": "PDw",
-    "t2s": "T2star", "t2star": "T2star", "t2starw": "T2star", "dwi": "DWI", "dti": "DWI", "adc": "ADC", "swi": "SWI",
-    "bold": "bold", "fmri": "bold", "mra": "angio", "tof": "angio", "ct": "CT", "cta": "CT", "pet": "PET",
-}  # fmt: skip
-_MARKS = frozenset((
-    "annotation", "contour", "dseg", "gt", "groundtruth", "label", "labels", "lesion", "lesions", "manual", "mask",
-    "masks", "roi", "seg", "segmentation", "segmentations", "truth",
-))  # fmt: skip
-_MASK_FOLDERS = frozenset(("labelstr", "labelsts", "groundtruths", "seg", "segs", *_MARKS))
-_GENERIC = frozenset((
-    "anat", "data", "dwi", "func", "image", "images", "imagestr", "imagests", "mri", "nifti", "nii", "scans", "train",
-    "test", "val",
-))  # fmt: skip
-_VISIT = re.compile(r"(ses|session|visit|tp|timepoint|baseline|bl|followup|fu|month|year)[-_]?\w{0,6}", re.I)
-_HEAD_IMAGES = frozenset(("T1w", "T1ce", "T2w", "FLAIR", "PDw", "T2star"))
+KIND = "NIfTI files"
+_HEAD_IMAGES = ("T1w", "T1ce", "T2w", "FLAIR", "PDw", "T2star")
 _NO_FACE = ("deface", "brain", "bet", "strip", "spine", "prostate", "knee", "heart", "cardiac", "abdomen")
+_HINT = (
+    "look at the table of what was taken for patient, visit and contrast, and where it is wrong, give "
+    '`--pattern`, such as "{subject}/{session}/{contrast}.nii.gz".'
+)
+
+
+class _About(TypedDict):
+    column: str
+    is_mask: bool
+    reason: str
+    notes: tuple[Note, ...]
+    about: dict[str, str | float]
+    head: bool
+    named: bool
+    run: str
 
 
 @dataclass(frozen=True)
-class _Named:
-    """A file, and what its name says: subject and visit as written, what it shows, and the words that are left."""
+class ScanOptions:
+    """How the names of a site's NIfTI files are read.
 
-    path: Path
-    subject: str
-    session: str
-    shows: str
-    is_mask: bool
-    rest: str
-    by_folder: bool
+    Attributes:
+        home: what tells patients of this site from those of others with the same names; "" where there is one site.
+        site_column: whether ``participants.tsv`` may name the site.
+        patterns: ways to read paths; by default they are told from all paths together.
+    """
+
+    home: str = ""
+    site_column: bool = False
+    patterns: Sequence[Pattern] = ()
 
 
-def scan_nifti(files: Sequence[Path], top: Path, folder: Path, site: str, salt: str, tick: Tick) -> Findings:
+def scan_nifti(
+    files: Sequence[Path], top: Path, folder: Path, site: str, salt: str, tick: Tick, options: ScanOptions
+) -> Findings:
     """The images and masks among NIfTI files.
 
     Args:
         files: the NIfTI files.
-        top: the site's folder.
+        top: the site's folder; a ``participants.tsv`` in it tells of patients, as in BIDS.
         folder: the folder to which cells of the manifest are relative.
-        site: name of the site.
+        site: name of the site, where no pattern or table tells it.
         salt: for pseudonyms.
         tick: called after each file.
+        options: how names are read.
     """
-    findings = Findings("NIfTI files")
-    names = _name_masks(_join_masks(_tell_apart(_by_folder([_parse(path, top) for path in files]))))
-    for named in names:
-        lowered = f"{top.name}/{relative(named.path, top)}".lower()
-        reason, notes = header_findings(named.path)
+    findings = Findings(KIND)
+    if options.patterns:
+        read = _by_pattern(files, top, options.patterns, findings, folder, tick)
+    else:
+        told = tell([(*path.parent.relative_to(top).parts, stem(path)) for path in files])
+        placed = place(told.files)
+        read = [
+            _Read(path, one, one.layout + _ending(path), one.example + _ending(path))
+            for path, one in zip(files, placed.places, strict=True)
+        ]
+        findings.notes += _notes(site, placed, certain=told.certain, split=told.split)
+    visits: dict[str, set[str]] = defaultdict(set)
+    for one in read:
+        if not one.place.is_mask:
+            visits[one.place.subject].add(one.place.session)
+    people = People(top, visits, site_column=options.site_column)
+    findings.notes += people.notes
+    for one in read:
+        name, session = one.place.subject, one.place.session
+        listed = None if one.site else people.site(name, session)
+        owner = "/".join(part for part in (one.site or options.home, name or top.name) if part)
         findings.images.append(
             FoundImage(
-                site=site,
-                subject=pseudonym(named.subject, salt, "sub"),
-                session=named.session,
-                column=named.shows or ("mask" if named.is_mask else "image"),
-                where=relative(named.path, folder),
-                is_mask=named.is_mask,
-                reason=reason,
-                about={} if named.is_mask else scanner_facts(named.path),
-                head=not named.is_mask and named.shows in _HEAD_IMAGES and not any(w in lowered for w in _NO_FACE),
-                named=names_patient(named.path),
-                notes=notes,
+                site=one.site or (site if listed is None else listed),
+                subject=pseudonym(owner, salt, "sub"),
+                session=session,
+                covariates=people.covariates(name, session),
+                where=relative(one.path, folder),
+                layout=one.layout,
+                example=one.example,
+                **_about(one.path, one.place, top),
             )
         )
         tick()
     return findings
 
 
-def _parse(path: Path, top: Path) -> _Named:
-    words = [word for word in re.split(r"[_.\s]+|(?<=[a-zA-Z0-9])-(?=[a-zA-Z]+$)", stem(path)) if word]
-    folders = list(path.parent.relative_to(top).parts)
-    lowered = [name.lower() for name in folders]
-    shows, is_mask, rest = "", bool(_MASK_FOLDERS.intersection(lowered)), []
-    for number, word in enumerate(words):
-        key = word.lower()
-        if key in _SHOWS and not shows:
-            shows = _SHOWS[key]
-        elif any(part in _MARKS or (len(part) <= 8 and part.endswith(("seg", "mask"))) for part in key.split("-")):
-            is_mask = True
-        elif re.fullmatch(r"\d{4}", word) and number == len(words) - 1 and number and "imagests" in _nnunet(lowered):
-            shows = f"channel_{int(word)}"
-        else:
-            rest.append(word)
-    begins_with_content = bool(words) and (words[0].lower() in _SHOWS or words[0].lower() in _MARKS)
-    if not shows and lowered and lowered[-1] in _SHOWS:
-        shows = _SHOWS[folders.pop().lower()]
-    session = next((name for name in reversed(folders) if _VISIT.fullmatch(name)), "")
-    by_folder = begins_with_content or not rest
-    subject = _subject_folder(folders, top) if by_folder else "_".join(rest)
-    return _Named(path, subject, session, shows, is_mask, "_".join(rest), by_folder)
+@dataclass(frozen=True)
+class _Read:
+    path: Path
+    place: Place
+    layout: str
+    example: str = ""
+    site: str = ""
 
 
-def _nnunet(folders: Sequence[str]) -> set[str]:
-    return {"imagests" if name in ("imagestr", "imagests") else name for name in folders}
+def _by_pattern(
+    files: Sequence[Path], top: Path, patterns: Sequence[Pattern], findings: Findings, folder: Path, tick: Tick
+) -> list[_Read]:
+    found = [(path, fit) for path in files for fit in [_fit(patterns, path, top)] if fit is not None]
+    fitting = {path for path, _ in found}
+    others = [path for path in files if path not in fitting]
+    reason = "path does not fit the pattern"
+    for path in others:
+        findings.images.append(FoundImage("", "", "", "", relative(path, folder), reason=reason))
+        tick()
+    if others:
+        text = (
+            f"{_count(len(others), 'NIfTI file')} of {len(files)} do not fit the pattern in just one way, and were "
+            "left out: give `--pattern` once more for them, or name the separators within names "
+            '("P_{subject}_{contrast}.nii.gz").'
+        )
+        findings.notes.append(Note("N314", text, [relative(path, folder) for path in others]))
+    by_site: dict[str, list[tuple[Path, Fit]]] = defaultdict(list)
+    for path, fit in found:
+        by_site[fit.site].append((path, fit))
+    read = []
+    for site, mine in by_site.items():
+        placed = place([fit.named for _, fit in mine])
+        findings.notes += _notes(site or top.name, placed)
+        read += [_Read(path, one, fit.layout, site=site) for (path, fit), one in zip(mine, placed.places, strict=True)]
+    return read
 
 
-def _subject_folder(folders: Sequence[str], top: Path) -> str:
-    """The nearest folder that is neither a visit nor named for what all subjects have."""
-    for name in reversed(folders):
-        lowered = name.lower()
-        if lowered not in _GENERIC | _MASK_FOLDERS and lowered not in _SHOWS and not _VISIT.fullmatch(name):
-            return name
-    return top.name
+def _fit(patterns: Sequence[Pattern], path: Path, top: Path) -> Fit | None:
+    fits = (pattern.fit(relative(path, top)) for pattern in patterns)
+    return next((fit for fit in fits if fit is not None), None)
 
 
-def _by_folder(names: Sequence[_Named]) -> list[_Named]:
-    """Where one name stands in several subjects' folders (``P1/scan.nii``, ``P2/scan.nii``), folders are subjects."""
-    homes: dict[tuple[str, str, bool, str], set[Path]] = defaultdict(set)
-    for named in names:
-        homes[named.subject, named.shows, named.is_mask, named.session].add(named.path.parent)
-    mended = []
-    for named in names:
-        places = homes[named.subject, named.shows, named.is_mask, named.session]
-        owners = {_subject_folder(place.parts[1:], place) for place in places}
-        if not named.by_folder and len(owners) > 1:
-            owner = _subject_folder(named.path.parent.parts[1:], named.path.parent)
-            shows = named.shows or ("" if named.is_mask else named.rest)
-            named = replace(named, subject=owner, shows=shows, by_folder=True)
-        mended.append(named)
-    return mended
+def _ending(path: Path) -> str:
+    return path.name[len(stem(path)) :]
 
 
-def _tell_apart(names: Sequence[_Named]) -> list[_Named]:
-    """Where a subject would have many ``T1w`` (``T1_001``, ``T1_002``), what is left of the name is the subject."""
-    counts = Counter((named.subject, named.session, named.shows, named.is_mask) for named in names if named.by_folder)
-    crowded = {subject for (subject, *_), count in counts.items() if count > 1}
-    return [
-        replace(named, subject=named.rest) if named.by_folder and named.rest and named.subject in crowded else named
-        for named in names
-    ]
+def _about(path: Path, place: Place, top: Path) -> _About:
+    lowered = f"{top.name}/{relative(path, top)}".lower()
+    head = place.column.split("_")[0] in _HEAD_IMAGES and not any(word in lowered for word in _NO_FACE)
+    reason, noted = header_findings(path)
+    return {
+        "column": place.column,
+        "is_mask": place.is_mask,
+        "reason": reason or place.reason,
+        "notes": noted,
+        "about": {} if place.is_mask else scanner_facts(path),
+        "head": head and not place.is_mask,
+        "named": names_patient(path),
+        "run": place.run,
+    }
 
 
-def _join_masks(names: Sequence[_Named]) -> list[_Named]:
-    """A mask ``P1_hippocampus`` belongs to the subject ``P1`` of an image, if no image has the mask's whole name."""
-    subjects = {named.subject for named in names if not named.is_mask}
-    joined = []
-    for named in names:
-        words = named.subject.split("_")
-        parts = (("_".join(words[:end]), "_".join(words[end:])) for end in range(len(words) - 1, 0, -1))
-        owner, what = next(((owner, what) for owner, what in parts if owner in subjects), ("", ""))
-        if named.is_mask and named.subject not in subjects and owner:
-            named = replace(named, subject=owner, shows=what)
-        joined.append(named)
-    return joined
+def _notes(site: str, placed: Placed, *, certain: bool = True, split: int = 0) -> list[Note]:
+    crowded, strangers = placed.crowded, placed.strangers
+    notes = []
+    if not certain:
+        text = (
+            f"{site}: names of files and folders do not tell for certain which of their words are the patients: {_HINT}"
+        )
+        notes.append(Note("N310", text))
+    if split:
+        text = (
+            f"{site}: the names of {_count(split, 'patient')} stand in two parts (such as train and test), with the "
+            "same images in both: they were taken for two persons each. Where they are one, merge the parts."
+        )
+        notes.append(Note("N311", text))
+    if crowded:
+        text = (
+            f"{site}: {_count(crowded, 'visit')} with several images of one kind that no word tells apart: each has a "
+            f"row of its own; {_HINT}"
+        )
+        notes.append(Note("N312", text))
+    if strangers:
+        text = f"{site}: {_count(strangers, 'mask')} whose patient or visit has no image: compare the names; {_HINT}"
+        notes.append(Note("N313", text))
+    return notes
 
 
-def _name_masks(names: Sequence[_Named]) -> list[_Named]:
-    """Masks are ``mask`` where each visit has one, else they are named for the image that they belong to."""
-    counts = Counter((named.subject, named.session) for named in names if named.is_mask)
-    several = bool(counts) and max(counts.values()) > 1
-    return [
-        replace(named, shows=f"{named.shows or named.rest}_mask".lstrip("_") if several else "mask")
-        if named.is_mask
-        else named
-        for named in names
-    ]
+def _count(number: int, what: str) -> str:
+    return f"1 {what}" if number == 1 else f"{number} {what}s"

@@ -12,14 +12,16 @@ import pandas as pd
 
 from polyclinic.data.cases import Counts
 from polyclinic.data.image_notes import count_notes
-from polyclinic.data.readers.bids import SITE_COLUMNS, is_bids, scan_bids
+from polyclinic.data.readers.bids import BidsName, is_bids, is_derivative, scan_bids
 from polyclinic.data.readers.dicom import read_built_series
 from polyclinic.data.readers.dicom_folders import scan_dicom
 from polyclinic.data.readers.faces import shows_face
 from polyclinic.data.readers.files import list_files, maybe_dicom
 from polyclinic.data.readers.found import Findings, FoundImage, make_manifest
-from polyclinic.data.readers.nifti import is_nifti
-from polyclinic.data.readers.nifti_folders import scan_nifti
+from polyclinic.data.readers.nifti import is_nifti, stem
+from polyclinic.data.readers.nifti_folders import KIND, ScanOptions, scan_nifti
+from polyclinic.data.readers.pattern import Pattern
+from polyclinic.data.readers.people_tables import SITE_COLUMNS
 from polyclinic.data.readers.read import read_volume
 from polyclinic.data.readers.volume import UnreadableError
 from polyclinic.errors import DataError
@@ -69,6 +71,7 @@ def scan_folder(
     site: str | None = None,
     site_from: SiteFrom | None = None,
     salt: str,
+    patterns: Sequence[str] = (),
     progress: Callable[[int, int], None] | None = None,
 ) -> Scan:
     """Find out what a folder is, from file names and headers alone.
@@ -81,16 +84,22 @@ def scan_folder(
         site: name of the site for all images; by default the folder's name, or what ``site_from`` says.
         site_from: ``folder``: each folder within ``folder`` is a site; ``column``: participants.tsv tells the site.
         salt: for pseudonyms of patients and visits.
+        patterns: how the paths of NIfTI files (relative to their site's folder) tell patient, visit and contrast, such
+            as ``{subject}/{session}/{contrast}.nii.gz``, see ``Pattern``; the first that fits a path counts. By default
+            the names of all files tell.
         progress: called with the number of files looked at, and of all files.
 
     Raises:
         DataError: P201 when the folder is missing or has no image, P202 when no column tells the site, P203 when
-            ``site`` and ``site_from`` are both given.
+            ``site`` and ``site_from`` are both given, or a pattern can't be read or fits no file.
     """
     if not folder.is_dir():
         raise DataError("P201", f"The folder {folder.name!r} can't be found.", "Give a folder with images.")
     if site and site_from:
         raise DataError("P203", "`--site` and `--site-from` were both given.", "Give one of them.")
+    parsed = [Pattern.parse(text) for text in patterns]
+    if any(pattern.tells_site for pattern in parsed) and (site or site_from):
+        raise DataError("P203", "`--pattern` has {site}, and `--site` or `--site-from` was given.", "Give one of them.")
     files = list(list_files(folder))
     done = 0
 
@@ -102,7 +111,10 @@ def scan_folder(
 
     found: list[Findings] = []
     for top, name, mine in _sites(folder, files, site, site_from):
-        found += _scan_site(top, name, mine, folder, salt, tick, site_column=site is None and site_from != "folder")
+        column = site is None and site_from != "folder"
+        home = name if site_from == "folder" else ""
+        found += _Site(top, name, folder, salt, home, parsed).scan(mine, tick, site_column=column)
+    _check_fit(parsed, found)
     images = [image for findings in found for image in findings.images]
     if site_from == "column" and not any(image.site for image in images):
         message = f"No participants.tsv has a column that tells the site ({', '.join(SITE_COLUMNS)})."
@@ -143,25 +155,86 @@ def _sites(
     return [(folder / name, name, mine) for name, mine in homes.items()]
 
 
-def _scan_site(
-    top: Path, name: str, files: list[Path], folder: Path, salt: str, tick: Callable[[], None], *, site_column: bool
-) -> list[Findings]:
-    found = []
-    for root in _bids_roots(top, files):
-        mine = [path for path in files if path.is_relative_to(root)]
-        found.append(scan_bids(mine, root, folder, name, salt, tick, site_column=site_column))
-        files = [path for path in files if not path.is_relative_to(root)]
-    niftis = [path for path in files if is_nifti(path)]
-    if niftis:
-        found.append(scan_nifti(niftis, top, folder, name, salt, tick))
-    rest = [path for path in files if not is_nifti(path)]
-    candidates = [path for path in rest if maybe_dicom(path)]
-    found.append(scan_dicom(candidates, folder, name, salt, tick))
-    for path in rest:
-        if not maybe_dicom(path):
-            found[-1].others[path.suffix.lower() or "no ending"] += 1
-            tick()
-    return found
+def _check_fit(patterns: Sequence[Pattern], found: Sequence[Findings]) -> None:
+    images = [image for findings in found if findings.kind == KIND for image in findings.images]
+    if patterns and not any(image.layout for image in images):
+        message = f"`--pattern` fits none of {len(images)} NIfTI files in just one way."
+        hint = (
+            "It is relative to FOLDER (with `--site-from folder` to the folder of each site), with / between folders."
+        )
+        raise DataError("P203", message, hint)
+
+
+@dataclass(frozen=True)
+class _Site:
+    """Where the files of one site are, and how they are named."""
+
+    top: Path
+    name: str
+    folder: Path
+    salt: str
+    home: str
+    patterns: Sequence[Pattern]
+
+    def scan(self, files: list[Path], tick: Callable[[], None], *, site_column: bool) -> list[Findings]:
+        """All kinds of data."""
+        where = (self.folder, self.name, self.salt, tick)
+        found = []
+        roots = [] if self.patterns else _bids_roots(self.top, files)
+        homes = self._homes(roots)
+        for root in roots:
+            mine = [path for path in files if path.is_relative_to(root)]
+            found.append(scan_bids(mine, root, *where, site_column=site_column, home=homes[root]))
+            files = [path for path in files if not path.is_relative_to(root)]
+        if found:
+            found[0].notes += _shared_names(roots, homes)
+        niftis = [path for path in files if is_nifti(path)]
+        if niftis:
+            options = ScanOptions(home=self.home, site_column=site_column, patterns=self.patterns)
+            found.append(scan_nifti(niftis, self.top, *where, options))
+        rest = [path for path in files if not is_nifti(path)]
+        candidates = [path for path in rest if maybe_dicom(path)]
+        found.append(scan_dicom(candidates, *where))
+        for path in rest:
+            if not maybe_dicom(path):
+                found[-1].others[path.suffix.lower() or "no ending"] += 1
+                tick()
+        return found
+
+    def _homes(self, roots: Sequence[Path]) -> dict[Path, str]:
+        """What tells patients of each data set from others of the same name.
+
+        Data sets made from another share its patients, if there is one other; and a data set that is the site's whole
+        folder needs its site alone. A data set's name does not depend on the others, so that later scans keep names.
+        """
+        origins = [root for root in roots if not is_derivative(root)]
+        homes = {root: root.relative_to(self.top).as_posix().removeprefix(".") for root in roots}
+        if len(origins) <= 1:
+            shared = homes[origins[0]] if origins else ""
+            homes = dict.fromkeys(roots, shared)
+        return {root: "/".join(part for part in (self.home, inner) if part) for root, inner in homes.items()}
+
+
+def _has_names(home: Path, files: Sequence[Path]) -> bool:
+    """Whether an image has a name of BIDS: folders ``sub-01/ses-1`` with names of other kinds are no BIDS."""
+    return any(is_nifti(path) and BidsName.parse(stem(path)) for path in files if path.is_relative_to(home))
+
+
+def _shared_names(roots: Sequence[Path], homes: dict[Path, str]) -> list[Note]:
+    """Patients whose name stands in several data sets of a site that are not known to be of the same people."""
+    owners: dict[str, set[str]] = {}
+    for root in roots:
+        for path in root.glob("sub-*"):
+            owners.setdefault(path.name, set()).add(homes[root])
+    shared = sum(len(names) > 1 for names in owners.values())
+    if not shared:
+        return []
+    who = "The name of 1 patient stands" if shared == 1 else f"The names of {shared} patients stand"
+    text = (
+        f"{who} in several data sets: they were taken for a person in each. Where they are the same persons, put "
+        "the data sets into one, or give the same `subject` in the manifest."
+    )
+    return [Note("N326", text)]
 
 
 def _bids_roots(top: Path, files: Sequence[Path]) -> list[Path]:
@@ -170,7 +243,7 @@ def _bids_roots(top: Path, files: Sequence[Path]) -> list[Path]:
     homes = {top} | {path.parent for path in files if path.name in marks}
     roots: list[Path] = []
     for home in sorted(homes, key=lambda home: len(home.parts)):
-        if not any(home.is_relative_to(root) for root in roots) and is_bids(home):
+        if not any(home.is_relative_to(root) for root in roots) and is_bids(home) and _has_names(home, files):
             roots.append(home)
     return roots
 
