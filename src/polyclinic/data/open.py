@@ -15,6 +15,7 @@ from torch import Tensor
 
 from polyclinic.data.cases import Counts, Opened, SiteData, reasons_text
 from polyclinic.data.check import quality_warnings
+from polyclinic.data.doubts import column_notes
 from polyclinic.data.features import encode_covariates, encode_features
 from polyclinic.data.images import ImageFiles, decode_images
 from polyclinic.data.labels import encode_labels, encode_numbers
@@ -94,6 +95,7 @@ def open_data(
         sites[site] = SiteData(site, pixels, targets, subjects, cases, split_parts, counts, steps, own)
     if not sites:
         raise DataError("P205", "No site has a usable case. " + " ".join(warnings), "Mend the images or their paths.")
+    warnings += column_notes(used.cells, spec, task, features, matrix)
     warnings += quality_warnings(sites, features, classes, subjects_named=spec.subject is not None)
     _check_reference(spec, list(sites))
     fingerprint = _fingerprint(sites, features, classes)
