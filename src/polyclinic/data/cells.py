@@ -18,6 +18,8 @@ import pandas as pd
 
 from polyclinic.errors import DataError
 
+#: The cells of a row. Tuples of texts are nothing that Python's collector of garbage has to look through.
+Row = tuple[str, ...]
 SEPARATORS = {",": "comma", "\t": "tab", ";": "semicolon", "|": "vertical bar"}
 _SEPARATOR_LINE = re.compile(r'"?sep=(.)"?[,;\t| ]*', re.IGNORECASE)
 #: Characters without a width, which str.strip leaves.
@@ -57,7 +59,7 @@ def parse_cells(content: bytes, name: str, columns: list[str] | None = None) -> 
     """The cells of a file's content; see ``read_cells``. ``name`` is the file's, for messages."""
     table = _Table(_decoded(content, name), name, columns)
     rows = table.rows()
-    first = columns if columns is not None else rows.pop(0)
+    first = columns if columns is not None else list(rows.pop(0))
     table.check_rows(first, rows)
     cells = np.array(rows, dtype=object).reshape(len(rows), len(first))
     return pd.DataFrame(cells, columns=pd.Index(first), dtype="str")
@@ -71,10 +73,16 @@ def _decoded(content: bytes, name: str) -> str:
         text = content.decode("utf-8-sig")
     except UnicodeDecodeError:
         raise DataError("P201", f"The table {name!r} is not UTF-8 text.", "Save it as CSV in UTF-8.") from None
+    start = text[:200].lstrip().lower()
+    if start.startswith(("<!doctype html", "<html", "<?xml")):
+        raise DataError("P201", f"The table {name!r} is a web page or XML.", "Download or export the table itself.")
+    if start.startswith("version https://git-lfs"):
+        hint = "Fetch the file itself, for example with git lfs pull."
+        raise DataError("P201", f"The table {name!r} is a pointer of Git LFS to a file elsewhere.", hint)
     if "\0" in text:
         hint = "The file is damaged, or is no CSV in UTF-8: write it again."
         raise DataError("P201", f"The table {name!r} has NUL characters, which no text has.", hint)
-    return text
+    return text.rstrip("\x1a")  # old programs end a file with it
 
 
 class _Table:
@@ -105,8 +113,8 @@ class _Table:
         separator = self._separator(lines[comments:] or lines[start:])
         # A first line with a name such as `#IID` looks like a comment, but has the cells of the lines below.
         while comments > start and comments < len(lines):
-            above, below = (list(csv.reader([lines[at]], delimiter=separator)) for at in (comments - 1, comments))
-            if not above[0] or len(above[0]) != len(below[0]) or len(above[0]) == 1:
+            width = _width(lines[comments - 1], separator)
+            if width < 2 or width != _width(lines[comments], separator):
                 break
             if self.columns is not None:
                 hint = "Take the line out if it is a comment; else let no first cell begin with #."
@@ -117,8 +125,11 @@ class _Table:
     def _separator(self, lines: list[str]) -> str:
         fits: dict[str, tuple[float, int]] = {}
         for separator in SEPARATORS:
-            reader = csv.reader((f"{line}\n" for line in lines), delimiter=separator, skipinitialspace=True)
-            widths = [len(row) for row in islice((row for row in reader if row), _SAMPLE)]
+            try:
+                reader = csv.reader((f"{line}\n" for line in lines), delimiter=separator, skipinitialspace=True)
+                widths = [len(row) for row in islice((row for row in reader if row), _SAMPLE)]
+            except csv.Error:  # said with its line when the rows are read
+                continue
             if widths and widths[0] > 1:
                 fits[separator] = (widths.count(widths[0]) / len(widths), widths[0])
         if self.columns is not None:  # a first line without names has decimal commas as well
@@ -139,18 +150,18 @@ class _Table:
 
     # The rows ---------------------------------------------------------------------------------------------------------
 
-    def _records(self, *, strict: bool) -> tuple[list[list[str]], list[int]]:
+    def _records(self, *, strict: bool) -> tuple[list[Row], list[int]]:
         """Cells without surrounding blanks, and the line in which each row begins; rows without any cell left out."""
         file = io.StringIO(self.text, newline="")
         for _ in range(self.skipped):
             next(file)
         reader = csv.reader(file, delimiter=self.separator, skipinitialspace=True, strict=strict)
-        rows: list[list[str]] = []
+        rows: list[Row] = []
         lines: list[int] = []
         before = self.skipped + 1
         try:
             for row in reader:
-                cells = [cell.strip() for cell in row]
+                cells = tuple(map(str.strip, row))
                 if cells and (len(cells) > 1 or cells[0]):
                     rows.append(cells)
                     lines.append(before)
@@ -164,11 +175,11 @@ class _Table:
             raise self.refuse(f"has a cell that can't be read in line {before}: {error}.", "Mend this line.") from None
         return rows, lines
 
-    def rows(self) -> list[list[str]]:
+    def rows(self) -> list[Row]:
         """All rows with the same number of cells, the header among them."""
         rows, lines = self._records(strict=True)
         if any(mark in self.text for mark in _INVISIBLE):
-            rows = [[cell.strip(_INVISIBLE).strip() for cell in row] for row in rows]
+            rows = [tuple(cell.strip(_INVISIBLE).strip() for cell in row) for row in rows]
         if not rows:
             raise self.refuse("is empty.", "Give a file with a row for each case.")
         if '"' in self.text:
@@ -194,10 +205,10 @@ class _Table:
         if short or long:
             raise self._ragged(width, {line: rows[lines.index(line)] for line in {*short, *long}}, short, long)
         for place in odd:
-            del rows[place][width:]
+            rows[place] = rows[place][:width]
         return rows
 
-    def _check_quotes(self, rows: list[list[str]], lines: list[int]) -> None:
+    def _check_quotes(self, rows: list[Row], lines: list[int]) -> None:
         """A quote that is not closed swallows rows up to the next one."""
         for row, line in zip(rows, lines, strict=True):
             for cell in row:
@@ -207,7 +218,7 @@ class _Table:
                     hint = "Is a quote not closed there? Close it; if it is one text, take its line breaks out."
                     raise self.refuse(what, hint)
 
-    def _ragged(self, width: int, rows: dict[int, list[str]], short: list[int], long: list[int]) -> DataError:
+    def _ragged(self, width: int, rows: dict[int, Row], short: list[int], long: list[int]) -> DataError:
         parts = [
             f"{_rows(len(found))} with too {much} cells ({_lines(found)})"
             for found, much in ((short, "few"), (long, "many"))
@@ -232,7 +243,7 @@ class _Table:
 
     # What is no row of a case -----------------------------------------------------------------------------------------
 
-    def check_rows(self, names: list[str], rows: list[list[str]]) -> None:
+    def check_rows(self, names: Sequence[str], rows: list[Row]) -> None:
         """Stop at a second header, a row of units, or a last number that seems to be cut off.
 
         Raises:
@@ -248,12 +259,25 @@ class _Table:
                     raise self.refuse("has a first line with the names that `columns` gives.", hint)
                 what = f"repeats the names of its columns ({_lines([lines[place] for place in again])})."
                 raise self.refuse(what, "Were tables joined? Take these lines out; compare the order of the columns.")
+        if len(names) == 1:
+            self._check_one_column(names[0], [row[0] for row in rows])
+        if len(names) > 2 and sum(name != "" for name in names) == 1 and all(any(row[1:]) for row in rows):
+            what = "has a first line with one text, which names no columns."
+            raise self.refuse(what, "If it is a title, take it out, so that the first line names the columns.")
         if self.columns is None and len(rows) > 3:
             self._check_units(names, rows)
         if rows and not self.text.endswith(("\n", "\r")):
             self._check_end(rows)
 
-    def _check_units(self, names: list[str], rows: list[list[str]]) -> None:
+    def _check_one_column(self, name: str, cells: list[str]) -> None:
+        """One column may be several that were not told apart."""
+        for separator, word in SEPARATORS.items():
+            count = name.count(separator)
+            if count and cells and all(cell.count(separator) == count for cell in cells):
+                what = f"has one column only, in which every cell has the same number of {word}s."
+                raise self.refuse(what, "Are whole rows in quotes, or is the line sep= above them wrong? Mend it.")
+
+    def _check_units(self, names: Sequence[str], rows: list[Row]) -> None:
         second, others = rows[0], rows[1 : _SAMPLE + 1]
         if any(_NUMBER.fullmatch(cell) for cell in second):
             return
@@ -262,16 +286,24 @@ class _Table:
                 continue
             below = [row[column] for row in others if row[column].lower() not in _NO_UNITS]
             if len(below) > 2 and all(map(_NUMBER.fullmatch, below)):
-                what = f"has a second line that is no case: {names[column]!r} is {cell!r} there and a number below."
+                what = f"has a second line that is no case: {names[column]!r} is a text there and a number below."
                 raise self.refuse(what, "If this line holds units or explanations, take it out.")
 
-    def _check_end(self, rows: list[list[str]]) -> None:
+    def _check_end(self, rows: list[Row]) -> None:
         """The last row has all its cells; but is its last number whole?"""
         decimals = [len(row[-1].partition(".")[2]) for row in rows if _NUMBER.fullmatch(row[-1])]
         whole = _NUMBER.fullmatch(rows[-1][-1]) is not None
         if whole and len(decimals) > _ENOUGH and decimals[-1] < min(decimals[:-1]):
             what = "does not end with a line end, and its last number has fewer decimals than all others of its column."
             raise self.refuse(what, "Its copy may be cut off: copy it again; if it is whole, end it with a line end.")
+
+
+def _width(line: str, separator: str) -> int:
+    """Number of cells of one line; 1 where it is none of a table."""
+    try:
+        return max(1, sum(len(row) for row in csv.reader([line], delimiter=separator)))
+    except csv.Error:
+        return 1
 
 
 def _rows(count: int) -> str:

@@ -16,7 +16,7 @@ import pandas as pd
 from polyclinic.data.codes import alike, equals, likeness, scalar_text
 from polyclinic.data.numbers import parse_numbers
 from polyclinic.data.spec import DataSpec, Scalar
-from polyclinic.data.table import comparison
+from polyclinic.data.table import comparison, matches
 from polyclinic.notes import Note
 
 #: Numbers that stand for a missing value in many data sets, where they are far from all others.
@@ -25,6 +25,8 @@ _SENTINELS = np.array([sign * number for number in _FAR for sign in (1, -1)], dt
 #: The same, where they are the only numbers below 0 beside many others.
 _BELOW_ZERO = np.array([-1, -2, -3, -7, -8, -9], dtype=np.float32)
 _MANY = 10
+#: Texts that mean yes, whatever their capital letters.
+_YES = ("1", "true", "t", "yes", "y", "on", "positive", "pos", "+")
 _SHORTENED = re.compile(r"[0-9](\.[0-9]+)?E\+1[1-9]|[0-9](\.[0-9]+)?E\+[2-9][0-9]")
 
 
@@ -51,6 +53,8 @@ def column_notes(
     combat = spec.harmonisation.combat
     label = [spec.label] if task == "classification" and spec.label is not None else []
     compared = spec.positive is not None and not isinstance(spec.positive, list) and comparison(spec.positive)
+    if label and spec.positive is not None and not compared:
+        notes += _also_positive(str(spec.label), cells[spec.label], spec.positive)
     codes = dict.fromkeys([*([] if compared else label), *spec.categorical, *(combat.groups if combat else [])])
     for name in codes:
         notes += _spellings(name, cells[name])
@@ -86,6 +90,21 @@ def where_notes(column: str, cells: pd.Series[str], wanted: Scalar | Sequence[Sc
             hint = "such as capital letters or leading zeros, and are not taken for it: write them alike, or list all."
             notes.append(Note("N212", f"Column {column!r}: {words}, {hint}"))
     return notes
+
+
+def _also_positive(name: str, cells: pd.Series[str], positive: Scalar | list[Scalar]) -> list[Note]:
+    """A label that is 1 in one row and yes in another."""
+    wanted = positive if isinstance(positive, list) else [positive]
+    if not any(scalar_text(value).casefold() in _YES for value in wanted):
+        return []
+    others = cells[~matches(cells, positive)].dropna()
+    found = sorted(text for text in others.unique() if text.casefold() in _YES)
+    count = int(others.isin(found).sum())
+    if not count:
+        return []
+    listed = ", ".join(map(repr, found))
+    hint = "if they mean the same, list them all under `positive`."
+    return [Note("N212", f"Column {name!r}: {_cells(count)} hold {listed}, not what `positive` names: {hint}")]
 
 
 def _sentinels(name: str, values: npt.NDArray[np.floating]) -> list[Note]:

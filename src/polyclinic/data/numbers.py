@@ -38,7 +38,7 @@ _NOTATIONS = (
         r"\d{4}-\d\d?-\d\d?([T ].*)?|\d\d?[./-]\d\d?[./-]\d{2,4}",
         "Dates are no numbers: turn them into an age or into days since a common event, or take the column out.",
     ),
-    (rf"{_N}\s*[^\W\d]+[\w/.³²^*]*", "Write the unit into the column's name, not into its cells."),
+    (rf"{_N}\s*[a-zA-Zµμ°][a-zA-Z0-9µμ°/.³²^*]*", "Write the unit into the column's name, not into its cells."),
 )
 #: Texts that mean a missing value somewhere.
 _MISSING = re.compile(r"-+|\.+|none|null|na|n\.a\.|nan|nat|<na>|missing|unknown|not (done|known|available)|\?+", re.I)
@@ -132,13 +132,13 @@ def require_decimals(cells: pd.Series[str], numbers: npt.NDArray[np.float64], us
             f"{_DIGITS} digits, which are codes: as numbers they would be rounded.",
             f"Name the column under `{'groups' if use == 'covariates' else 'categorical'}`, or take it out.",
         )  # fmt: skip
-    if not broken.any() or size[broken].max() >= 1000 or size[broken].min() < 1:
+    if broken.any() and (size[broken].max() >= 1000 or size[broken].min() < 1):
         return
-    with_point = cells.notna() & cells.str.contains(".", regex=False)
-    if with_point.all() or not cells[with_point].str.fullmatch(_POINTS).all():
+    texts = cells.fillna("").tolist()
+    if not all(_POINTS.fullmatch(text) for text in texts if "." in text):
         return
-    whole = np.where(with_point.to_numpy(dtype=bool), 1000, 1) * size
-    if _spread(whole) < _spread(size):
+    with_point = np.array(["." in text for text in texts], dtype=np.bool_)
+    if _spread(np.where(with_point, 1000, 1) * size) < _spread(size):
         count = int(with_point.sum())
         raise DataError(
             "P203", f"The column {name!r} (`{use}`) has {count} {'cell' if count == 1 else 'cells'} in which a point "
