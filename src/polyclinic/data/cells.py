@@ -10,24 +10,22 @@ import csv
 import io
 import re
 from collections.abc import Sequence
-from itertools import islice
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
+from polyclinic.data.separators import SEPARATORS, find_layout
 from polyclinic.errors import DataError
 
 #: The cells of a row. Tuples of texts are nothing that Python's collector of garbage has to look through.
 Row = tuple[str, ...]
-SEPARATORS = {",": "comma", "\t": "tab", ";": "semicolon", "|": "vertical bar"}
-_SEPARATOR_LINE = re.compile(r'"?sep=(.)"?[,;\t| ]*', re.IGNORECASE)
 #: Characters without a width, which str.strip leaves.
 _INVISIBLE = "\u200b\u200c\u200d\u200e\u200f\u2060\ufeff"
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
 #: Texts that stand for a missing value somewhere, so that they are no units.
 _NO_UNITS = {"", "na", "n/a", "nan", "null", "none", "?", ".", "-"}
-#: So many records decide on the separator.
+#: So many rows tell whether a column holds numbers.
 _SAMPLE = 50
 #: A number may be cut off if so many others, and all, have more decimals.
 _ENOUGH = 10
@@ -90,63 +88,10 @@ class _Table:
 
     def __init__(self, text: str, name: str, columns: Sequence[str] | None) -> None:
         self.text, self.name, self.columns = text, name, columns
-        self.separator, self.skipped = self._layout()
+        self.separator, self.skipped = find_layout(text, columns, self.refuse)
 
     def refuse(self, what: str, hint: str) -> DataError:
         return DataError("P201", f"The table {self.name!r} {what}", hint)
-
-    # The layout -------------------------------------------------------------------------------------------------------
-
-    def _layout(self) -> tuple[str, int]:
-        """The separator, and how many lines stand above the table."""
-        lines = [line.rstrip("\r\n") for line in islice(io.StringIO(self.text, newline=""), 20 * _SAMPLE)]
-        filled = [position for position, line in enumerate(lines) if line.strip()]
-        if not filled:
-            raise self.refuse("is empty.", "Give a file with a row for each case.")
-        start = filled[0]
-        named = _SEPARATOR_LINE.fullmatch(lines[start])
-        if named is not None:
-            return named[1], start + 1
-        comments = start
-        while comments < len(lines) and (lines[comments].startswith("#") or not lines[comments].strip()):
-            comments += 1
-        separator = self._separator(lines[comments:] or lines[start:])
-        # A first line with a name such as `#IID` looks like a comment, but has the cells of the lines below.
-        while comments > start and comments < len(lines):
-            width = _width(lines[comments - 1], separator)
-            if width < 2 or width != _width(lines[comments], separator):
-                break
-            if self.columns is not None:
-                hint = "Take the line out if it is a comment; else let no first cell begin with #."
-                raise self.refuse(f"has a line {comments} that is a comment or a case: it begins with #.", hint)
-            comments -= 1
-        return separator, comments
-
-    def _separator(self, lines: list[str]) -> str:
-        fits: dict[str, tuple[float, int]] = {}
-        for separator in SEPARATORS:
-            try:
-                reader = csv.reader((f"{line}\n" for line in lines), delimiter=separator, skipinitialspace=True)
-                widths = [len(row) for row in islice((row for row in reader if row), _SAMPLE)]
-            except csv.Error:  # said with its line when the rows are read
-                continue
-            if widths and widths[0] > 1:
-                fits[separator] = (widths.count(widths[0]) / len(widths), widths[0])
-        if self.columns is not None:  # a first line without names has decimal commas as well
-            fits = {key: fit for key, fit in fits.items() if fit[1] == len(self.columns)} or fits
-        if not fits:
-            words = {len(line.split()) for line in lines if line.strip()}
-            if len(words) == 1 and words.pop() > 2:
-                hint = "Separate the columns by commas, tabs, semicolons or vertical bars."
-                raise self.refuse("seems to separate its columns by blanks, which cells may hold, too.", hint)
-            return ","
-        best = max(fits.values())
-        found = [separator for separator, fit in fits.items() if fit == best]
-        if len(found) > 1:
-            names = " or ".join(SEPARATORS[separator] for separator in found)
-            hint = "Say it in a line above the first one, such as sep=; - or put texts with this character in quotes."
-            raise self.refuse(f"does not tell how its columns are separated: by {names}.", hint)
-        return found[0]
 
     # The rows ---------------------------------------------------------------------------------------------------------
 
@@ -234,7 +179,9 @@ class _Table:
         if any(row[0].startswith("#") for row in rows.values()):
             return self.refuse(what, "Comments (#) may stand above the first line only: take the others out.")
         if not short and all(len(row) == width + 1 for row in rows.values()) and len(rows) > 2:
-            hint = "The names of the rows seem to have no name of their own: in R write it with row.names = FALSE."
+            hint = (
+                "Are there decimal commas? Or has R written names of rows, without a name for them (row.names = FALSE)?"
+            )
             return self.refuse(what, hint)
         if not short and all(len(row) > width + 1 for row in rows.values()):
             return self.refuse(what, "If the first line is a title and not the names of the columns, take it out.")
@@ -296,14 +243,6 @@ class _Table:
         if whole and len(decimals) > _ENOUGH and decimals[-1] < min(decimals[:-1]):
             what = "does not end with a line end, and its last number has fewer decimals than all others of its column."
             raise self.refuse(what, "Its copy may be cut off: copy it again; if it is whole, end it with a line end.")
-
-
-def _width(line: str, separator: str) -> int:
-    """Number of cells of one line; 1 where it is none of a table."""
-    try:
-        return max(1, sum(len(row) for row in csv.reader([line], delimiter=separator)))
-    except csv.Error:
-        return 1
 
 
 def _rows(count: int) -> str:

@@ -43,6 +43,8 @@ _NOTATIONS = (
 #: Texts that mean a missing value somewhere.
 _MISSING = re.compile(r"-+|\.+|none|null|na|n\.a\.|nan|nat|<na>|missing|unknown|not (done|known|available)|\?+", re.I)
 _POINTS = re.compile(r"[+-]?[1-9]\d{0,2}\.\d{3}")
+#: Fewer points than this may stand before three digits by chance.
+_SOME = 3
 #: A float64 holds so many decimal digits for sure.
 _DIGITS = 15
 
@@ -138,8 +140,9 @@ def require_decimals(cells: pd.Series[str], numbers: npt.NDArray[np.float64], us
     if not all(_POINTS.fullmatch(text) for text in texts if "." in text):
         return
     with_point = np.array(["." in text for text in texts], dtype=np.bool_)
-    if _spread(np.where(with_point, 1000, 1) * size) < _spread(size):
-        count = int(with_point.sum())
+    count = int(with_point.sum())
+    clearly = 1 if count >= _SOME else 10
+    if clearly * _spread(np.where(with_point, 1000, 1) * size) < _spread(size):
         raise DataError(
             "P203", f"The column {name!r} (`{use}`) has {count} {'cell' if count == 1 else 'cells'} in which a point "
             "seems to separate thousands (such as 1.234 for 1234), beside numbers without one.",

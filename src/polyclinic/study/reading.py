@@ -1,6 +1,6 @@
 """Reading study files: YAML with places, so that an error can say where.
 
-Values of a table, column names, and names of sites are read as they are written: ``010`` is a code, ``no`` is a word. An
+Values of a table, names of columns and of sites are read as they are written: ``010`` is a code, ``no`` is a word. An
 entry that YAML 1.1 would turn into something else anywhere else is refused (see `polyclinic.study.scalars`).
 """
 
