@@ -16,7 +16,7 @@ def rows(text, columns=None):
 
 
 def refusal(text, columns=None):
-    with pytest.raises(DataError, match="P201 The table 't.csv'") as caught:
+    with pytest.raises(DataError, match=r"P201 The table 't\.csv'") as caught:
         rows(text, columns)
     return str(caught.value).removeprefix("P201 The table 't.csv' ")
 

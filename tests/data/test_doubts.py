@@ -87,11 +87,24 @@ def test_one_value_in_two_spellings(opened):
 
 def test_a_label_that_is_1_and_yes(opened):
     labels = ["1", "yes", "0", "no"] * 10
-    result = opened(columns={"y": labels}, positive=1)
-    expected = "Column 'y': 10 cells hold 'yes', not what `positive` names: if they mean the same, list them all under"
-    assert [note[: len(expected)] for _, note in found(result, "N212")] == [expected]
-    assert not found(opened(columns={"y": labels}, positive=[1, "yes"]), "N212")
-    assert not found(opened(columns={"y": labels}, positive=True), "N212")
+    with pytest.raises(
+        DataError, match=r"P203 The column 'y' .* has 10 cells with 'yes', which `positive` \(1\) does not"
+    ):
+        opened(columns={"y": labels}, positive=1)
+    for positive, count in (([1, "yes"], 20), (True, 20), ("== 1", 10), ("== no", 10), ([0, "no"], 20)):
+        result = opened(columns={"y": labels}, positive=positive)
+        assert sum(data.targets.sum().item() for data in result.sites.values()) == count
+    with pytest.raises(DataError, match=r"has 10 cells with '0', which `positive` \(no\) does not name"):
+        opened(columns={"y": labels}, positive="no")
+    with pytest.raises(DataError, match=r"has 10 cells with 'Yes', which `positive` \(yes\) does not name"):
+        opened(columns={"y": ["yes", "Yes", "no", "no"] * 10}, positive="yes")
+
+
+def test_codes_that_count_as_one_number(opened):
+    result = opened(columns={"icd": ["250.0", "250.00", "250.1", "7"] * 10}, categorical=["icd"])
+    assert result.features == ["x", "icd=7", "icd=250", "icd=250.1"]
+    assert "takes as one number what codes may tell apart: '250.0', '250.00'." in found(result, "N212")[0][1]
+    assert not found(opened(columns={"icd": ["1", "1.0", "2.0"] * 13 + ["2"]}, categorical=["icd"]), "N212")
 
 
 def test_codes_that_a_spreadsheet_has_rounded(opened):
@@ -120,7 +133,7 @@ def test_long_codes_stay_apart_in_every_use(opened):
     assert sum(len(data) for data in opened(columns={"code": codes}, where={"code": codes[0]}).sites.values()) == 10
     assert len(opened(columns={"site": codes}).sites) == 3
     assert len(set(opened(columns={"id": codes}).sites["A"].subjects)) == 3
-    with pytest.raises(DataError, match="P203 The column 'code' .*more than 15 digits, which are codes"):
+    with pytest.raises(DataError, match=r"P203 The column 'code' .*more than 15 digits, which are codes"):
         opened(columns={"code": codes}, features=["x", "code"])
 
 

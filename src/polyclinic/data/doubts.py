@@ -7,16 +7,18 @@ one value in two spellings, and codes that a spreadsheet program has rounded.
 from __future__ import annotations
 
 import re
+from collections import defaultdict
 from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from polyclinic.data.codes import alike, equals, likeness, scalar_text
+from polyclinic.data.codes import alike, equals, likeness, plain_number, scalar_text
 from polyclinic.data.numbers import parse_numbers
 from polyclinic.data.spec import DataSpec, Scalar
 from polyclinic.data.table import comparison, matches
+from polyclinic.errors import DataError
 from polyclinic.notes import Note
 
 #: Numbers that stand for a missing value in many data sets, where they are far from all others.
@@ -25,8 +27,11 @@ _SENTINELS = np.array([sign * number for number in _FAR for sign in (1, -1)], dt
 #: The same, where they are the only numbers below 0 beside many others.
 _BELOW_ZERO = np.array([-1, -2, -3, -7, -8, -9], dtype=np.float32)
 _MANY = 10
-#: Texts that mean yes, whatever their capital letters.
-_YES = ("1", "true", "t", "yes", "y", "on", "positive", "pos", "+")
+#: Texts that mean yes, and texts that mean no, whatever their capital letters.
+_WORDS = (
+    ("1", "true", "t", "yes", "y", "on", "positive", "pos", "+"),
+    ("0", "false", "f", "no", "n", "off", "negative", "neg", "-"),
+)
 _SHORTENED = re.compile(r"[0-9](\.[0-9]+)?E\+1[1-9]|[0-9](\.[0-9]+)?E\+[2-9][0-9]")
 
 
@@ -53,8 +58,6 @@ def column_notes(
     combat = spec.harmonisation.combat
     label = [spec.label] if task == "classification" and spec.label is not None else []
     compared = spec.positive is not None and not isinstance(spec.positive, list) and comparison(spec.positive)
-    if label and spec.positive is not None and not compared:
-        notes += _also_positive(str(spec.label), cells[spec.label], spec.positive)
     codes = dict.fromkeys([*([] if compared else label), *spec.categorical, *(combat.groups if combat else [])])
     for name in codes:
         notes += _spellings(name, cells[name])
@@ -62,6 +65,32 @@ def column_notes(
     for name in dict.fromkeys(named):
         notes += _shortened(name, cells[name])
     return notes
+
+
+def require_all_positive(cells: pd.Series[str], spec: DataSpec) -> None:
+    """Stop where rows that mean positive as well would count as negative: a label that is 1 in one row, yes in another.
+
+    Args:
+        cells: labels of all used rows of all sites.
+        spec: the ``data:`` part of the study file.
+
+    Raises:
+        DataError: P203 with the texts that `positive` does not name.
+    """
+    if spec.positive is None or (not isinstance(spec.positive, list) and comparison(spec.positive)):
+        return
+    wanted = [scalar_text(value) for value in (spec.positive if isinstance(spec.positive, list) else [spec.positive])]
+    likes = {likeness(text) for text in wanted}
+    same = {word for words in _WORDS if any(text.casefold() in words for text in wanted) for word in words}
+    others = cells[~matches(cells, spec.positive)].dropna()
+    found = sorted(text for text in others.unique() if likeness(text) in likes or text.casefold() in same)
+    if found:
+        listed = ", ".join(map(repr, found))
+        raise DataError(
+            "P203", f"The column {spec.label!r} (`label`) has {_cells(int(others.isin(found).sum()))} with {listed}, "
+            f"which `positive` ({', '.join(wanted)}) does not name, so that they would count as negative.",
+            f"List all that mean positive; if they don't, name the one that does: positive: '== {wanted[0]}'.",
+        )  # fmt: skip
 
 
 def where_notes(column: str, cells: pd.Series[str], wanted: Scalar | Sequence[Scalar]) -> list[Note]:
@@ -90,21 +119,6 @@ def where_notes(column: str, cells: pd.Series[str], wanted: Scalar | Sequence[Sc
             hint = "such as capital letters or leading zeros, and are not taken for it: write them alike, or list all."
             notes.append(Note("N212", f"Column {column!r}: {words}, {hint}"))
     return notes
-
-
-def _also_positive(name: str, cells: pd.Series[str], positive: Scalar | list[Scalar]) -> list[Note]:
-    """A label that is 1 in one row and yes in another."""
-    wanted = positive if isinstance(positive, list) else [positive]
-    if not any(scalar_text(value).casefold() in _YES for value in wanted):
-        return []
-    others = cells[~matches(cells, positive)].dropna()
-    found = sorted(text for text in others.unique() if text.casefold() in _YES)
-    count = int(others.isin(found).sum())
-    if not count:
-        return []
-    listed = ", ".join(map(repr, found))
-    hint = "if they mean the same, list them all under `positive`."
-    return [Note("N212", f"Column {name!r}: {_cells(count)} hold {listed}, not what `positive` names: {hint}")]
 
 
 def _sentinels(name: str, values: npt.NDArray[np.floating]) -> list[Note]:
@@ -147,17 +161,29 @@ def _padded(name: str, cells: pd.Series[str], values: npt.NDArray[np.float32]) -
 
 
 def _spellings(name: str, cells: pd.Series[str]) -> list[Note]:
-    groups = alike(cells.dropna().unique().tolist())
-    if not groups:
-        return []
+    texts = cells.dropna().unique().tolist()
+    notes = []
+    if apart := alike(texts):
+        words = f"tells apart what differs in spelling only: {_groups(apart)}. If they mean the same, write them alike."
+        notes.append(Note("N212", f"Column {name!r} {words}"))
+    if one := _merged(texts):
+        words = f"takes as one number what codes may tell apart: {_groups(one)}. If they differ, add a letter to them."
+        notes.append(Note("N212", f"Column {name!r} {words}"))
+    return notes
+
+
+def _merged(texts: Sequence[str]) -> list[list[str]]:
+    """Spellings of one number that both have a point, as the codes 250.0 and 250.00 of a catalogue of diseases."""
+    groups: dict[str | None, list[str]] = defaultdict(list)
+    for text in sorted(texts):
+        if "." in text:
+            groups[plain_number(text)].append(text)
+    return [group for number, group in groups.items() if number is not None and len(group) > 1]
+
+
+def _groups(groups: Sequence[Sequence[str]]) -> str:
     listed = "; ".join(", ".join(map(repr, group[:4])) for group in groups[:3])
-    listed += f" and {len(groups) - 3} more" if len(groups) > 3 else ""
-    return [
-        Note(
-            "N212", f"Column {name!r} tells apart what differs in spelling only: {listed}. If they mean the same, "
-            "write them alike.",
-        )
-    ]  # fmt: skip
+    return f"{listed} and {len(groups) - 3} more" if len(groups) > 3 else listed
 
 
 def _shortened(name: str, cells: pd.Series[str]) -> list[Note]:
