@@ -85,21 +85,6 @@ def test_one_value_in_two_spellings(opened):
     )]  # fmt: skip
 
 
-def test_a_label_that_is_1_and_yes(opened):
-    labels = ["1", "yes", "0", "no"] * 10
-    with pytest.raises(
-        DataError, match=r"P203 The column 'y' .* has 10 cells with 'yes', which `positive` \(1\) does not"
-    ):
-        opened(columns={"y": labels}, positive=1)
-    for positive, count in (([1, "yes"], 20), (True, 20), ("== 1", 10), ("== no", 10), ([0, "no"], 20)):
-        result = opened(columns={"y": labels}, positive=positive)
-        assert sum(data.targets.sum().item() for data in result.sites.values()) == count
-    with pytest.raises(DataError, match=r"has 10 cells with '0', which `positive` \(no\) does not name"):
-        opened(columns={"y": labels}, positive="no")
-    with pytest.raises(DataError, match=r"has 10 cells with 'Yes', which `positive` \(yes\) does not name"):
-        opened(columns={"y": ["yes", "Yes", "no", "no"] * 10}, positive="yes")
-
-
 def test_codes_that_count_as_one_number(opened):
     result = opened(columns={"icd": ["250.0", "250.00", "250.1", "7"] * 10}, categorical=["icd"])
     assert result.features == ["x", "icd=7", "icd=250", "icd=250.1"]

@@ -17,8 +17,7 @@ import pandas as pd
 from polyclinic.data.codes import alike, equals, likeness, plain_number, scalar_text
 from polyclinic.data.numbers import parse_numbers
 from polyclinic.data.spec import DataSpec, Scalar
-from polyclinic.data.table import comparison, matches
-from polyclinic.errors import DataError
+from polyclinic.data.table import comparison
 from polyclinic.notes import Note
 
 #: Numbers that stand for a missing value in many data sets, where they are far from all others.
@@ -27,11 +26,6 @@ _SENTINELS = np.array([sign * number for number in _FAR for sign in (1, -1)], dt
 #: The same, where they are the only numbers below 0 beside many others.
 _BELOW_ZERO = np.array([-1, -2, -3, -7, -8, -9], dtype=np.float32)
 _MANY = 10
-#: Texts that mean yes, and texts that mean no, whatever their capital letters.
-_WORDS = (
-    ("1", "true", "t", "yes", "y", "on", "positive", "pos", "+"),
-    ("0", "false", "f", "no", "n", "off", "negative", "neg", "-"),
-)
 _SHORTENED = re.compile(r"[0-9](\.[0-9]+)?E\+1[1-9]|[0-9](\.[0-9]+)?E\+[2-9][0-9]")
 
 
@@ -58,39 +52,15 @@ def column_notes(
     combat = spec.harmonisation.combat
     label = [spec.label] if task == "classification" and spec.label is not None else []
     compared = spec.positive is not None and not isinstance(spec.positive, list) and comparison(spec.positive)
-    codes = dict.fromkeys([*([] if compared else label), *spec.categorical, *(combat.groups if combat else [])])
-    for name in codes:
+    groups = dict.fromkeys([*spec.categorical, *(combat.groups if combat else [])])
+    for name in groups:
         notes += _spellings(name, cells[name])
-    named = [name for name in (spec.site, spec.subject, *label, *codes) if name is not None and name in cells]
+    for name in dict.fromkeys([*([] if compared else label), *groups]):
+        notes += _merged(name, cells[name])
+    named = [name for name in (spec.site, spec.subject, *label, *groups) if name is not None and name in cells]
     for name in dict.fromkeys(named):
         notes += _shortened(name, cells[name])
     return notes
-
-
-def require_all_positive(cells: pd.Series[str], spec: DataSpec) -> None:
-    """Stop where rows that mean positive as well would count as negative: a label that is 1 in one row, yes in another.
-
-    Args:
-        cells: labels of all used rows of all sites.
-        spec: the ``data:`` part of the study file.
-
-    Raises:
-        DataError: P203 with the texts that `positive` does not name.
-    """
-    if spec.positive is None or (not isinstance(spec.positive, list) and comparison(spec.positive)):
-        return
-    wanted = [scalar_text(value) for value in (spec.positive if isinstance(spec.positive, list) else [spec.positive])]
-    likes = {likeness(text) for text in wanted}
-    same = {word for words in _WORDS if any(text.casefold() in words for text in wanted) for word in words}
-    others = cells[~matches(cells, spec.positive)].dropna()
-    found = sorted(text for text in others.unique() if likeness(text) in likes or text.casefold() in same)
-    if found:
-        listed = ", ".join(map(repr, found))
-        raise DataError(
-            "P203", f"The column {spec.label!r} (`label`) has {_cells(int(others.isin(found).sum()))} with {listed}, "
-            f"which `positive` ({', '.join(wanted)}) does not name, so that they would count as negative.",
-            f"List all that mean positive; if they don't, name the one that does: positive: '== {wanted[0]}'.",
-        )  # fmt: skip
 
 
 def where_notes(column: str, cells: pd.Series[str], wanted: Scalar | Sequence[Scalar]) -> list[Note]:
@@ -161,24 +131,24 @@ def _padded(name: str, cells: pd.Series[str], values: npt.NDArray[np.float32]) -
 
 
 def _spellings(name: str, cells: pd.Series[str]) -> list[Note]:
-    texts = cells.dropna().unique().tolist()
-    notes = []
-    if apart := alike(texts):
-        words = f"tells apart what differs in spelling only: {_groups(apart)}. If they mean the same, write them alike."
-        notes.append(Note("N212", f"Column {name!r} {words}"))
-    if one := _merged(texts):
-        words = f"takes as one number what codes may tell apart: {_groups(one)}. If they differ, add a letter to them."
-        notes.append(Note("N212", f"Column {name!r} {words}"))
-    return notes
+    apart = alike(cells.dropna().unique().tolist())
+    if not apart:
+        return []
+    words = f"tells apart what differs in spelling only: {_groups(apart)}. If they mean the same, write them alike."
+    return [Note("N212", f"Column {name!r} {words}")]
 
 
-def _merged(texts: Sequence[str]) -> list[list[str]]:
+def _merged(name: str, cells: pd.Series[str]) -> list[Note]:
     """Spellings of one number that both have a point, as the codes 250.0 and 250.00 of a catalogue of diseases."""
     groups: dict[str | None, list[str]] = defaultdict(list)
-    for text in sorted(texts):
+    for text in sorted(cells.dropna().unique()):
         if "." in text:
             groups[plain_number(text)].append(text)
-    return [group for number, group in groups.items() if number is not None and len(group) > 1]
+    one = [group for number, group in groups.items() if number is not None and len(group) > 1]
+    if not one:
+        return []
+    words = f"takes as one number what codes may tell apart: {_groups(one)}. If they differ, add a letter to them."
+    return [Note("N212", f"Column {name!r} {words}")]
 
 
 def _groups(groups: Sequence[Sequence[str]]) -> str:

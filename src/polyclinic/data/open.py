@@ -15,7 +15,7 @@ from torch import Tensor
 
 from polyclinic.data.cases import Counts, Opened, SiteData, reasons_text
 from polyclinic.data.check import quality_notes
-from polyclinic.data.doubts import column_notes, require_all_positive
+from polyclinic.data.doubts import column_notes
 from polyclinic.data.features import encode_covariates, encode_features
 from polyclinic.data.images import ImageFiles, decode_images
 from polyclinic.data.labels import encode_labels, encode_numbers
@@ -124,7 +124,6 @@ def _rows_of_sites(
     classes = list(MaskClasses.of(spec).names)
     if task == "classification" and spec.label is not None:
         labels, classes = encode_labels(used.cells[spec.label], spec)
-        require_all_positive(used.cells[spec.label], spec)
     if task == "regression" and spec.label is not None:
         labels, classes = encode_numbers(used.cells[spec.label], spec), []
     if spec.partition is not None:
