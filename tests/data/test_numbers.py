@@ -86,6 +86,11 @@ def test_decimals_are_read(cells):
     assert to_numbers(column(*cells), "features").tolist() == [float(cell) for cell in cells]
 
 
+def test_a_column_with_three_decimals_throughout():
+    texts = [f"{4 + (37 * i % 101) / 13:.3f}" for i in range(200)]
+    assert to_numbers(column(*texts), "features").tolist() == [float(text) for text in texts]
+
+
 def test_long_codes_are_no_numbers():
     assert "has 2 cells with more than 15 digits, which are codes" in refusal(
         "999000011000000103", "-1234567890123456", "1"
