@@ -4,7 +4,7 @@ import pandas as pd
 import pytest
 from hypothesis import given
 
-from polyclinic.data.table import canonical, comparison, levels, locate, matches, read_cells, to_numbers
+from polyclinic.data.table import canonical, comparison, is_missing, levels, locate, matches, read_cells, to_numbers
 from polyclinic.errors import DataError
 
 
@@ -37,7 +37,7 @@ def test_file_without_header(write_table):
 
 def test_surplus_cells_are_no_index(write_table):
     folder = write_table("a,b\n1,2,3\n")
-    with pytest.raises(DataError, match=r"P201 .*rows that do not fit together: Expected 2 fields in line 2, saw 3\."):
+    with pytest.raises(DataError, match=r"P201 .* has 1 row with too many cells \(line 2\)"):
         read_cells(folder / "table.csv")
 
 
@@ -144,6 +144,12 @@ def test_levels_in_order():
     assert levels(column("b", "10", "9")) == ["10", "9", "b"]
     assert canonical(column("1.0", "2", "0.50", np.nan)).tolist()[:3] == ["1", "2", "0.5"]
     assert canonical(column("1.0", "x")).tolist() == ["1.0", "x"]
+
+
+def test_a_missing_number_is_meant_however_it_is_written():
+    cells = pd.DataFrame({"x": ["-999", "-999.0", "-999.00", "-9990", "999", "", "NA", "0999"]})
+    assert is_missing(cells, ["-999", "NA"])["x"].tolist() == [True, True, True, False, False, True, True, False]
+    assert is_missing(cells.replace("-999", "99.90"), ["99.9"])["x"].tolist()[:2] == [True, False]
 
 
 @given(st.lists(st.integers(-1000, 1000), min_size=1))

@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
+from polyclinic.data.numbers import notation, require_decimals
 from polyclinic.data.spec import ComBatOptions, DataSpec
 from polyclinic.data.table import canonical, levels, parse_numbers, require_column, to_numbers
 from polyclinic.errors import DataError, StudyError, nearest
@@ -108,11 +109,18 @@ def encode_covariates(
     for name in dict.fromkeys([*combat.covariates, *combat.groups]):
         numbers = parse_numbers(cells[name])
         texts = int(np.isnan(numbers).sum())
-        if name not in combat.groups and texts < len(numbers):
+        other = notation(cells[name][np.isnan(numbers)]) if texts else ""
+        if name not in combat.groups and (other or texts < len(numbers)):
             if texts:
                 raise DataError(
                     "P203", f"The covariate {name!r} has {len(numbers) - texts} numbers and {texts} other values.",
-                    "Add the other values to `missing`, or name the column under `groups`.",
+                    other or "Add the other values to `missing`, or name the column under `groups`.",
+                )  # fmt: skip
+            require_decimals(cells[name], numbers, "covariates")
+            if cells[name].str.match(r"0\d").any():
+                raise DataError(
+                    "P203", f"The covariate {name!r} has numbers that begin with a 0, as codes do.",
+                    "Name the column under `groups`; for a number leave out the zeros in front.",
                 )  # fmt: skip
             values.append(numbers)
             names[name] = [name]

@@ -6,8 +6,18 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
+from polyclinic.data.numbers import require_points
 from polyclinic.data.spec import DataSpec, Scalar
-from polyclinic.data.table import OPPOSITE, canonical, comparison, levels, matches, parse_numbers, scalar_text
+from polyclinic.data.table import (
+    OPPOSITE,
+    canonical,
+    comparison,
+    levels,
+    matches,
+    parse_numbers,
+    scalar_text,
+    to_numbers,
+)
 from polyclinic.errors import DataError, StudyError
 
 #: More different labels than this, without a list of `classes`, are a mistake (an age, an identifier), not classes.
@@ -24,8 +34,13 @@ def label_reasons(cells: pd.Series[str], spec: DataSpec) -> npt.NDArray[np.objec
 
 
 def number_reasons(cells: pd.Series[str], spec: DataSpec) -> npt.NDArray[np.object_]:
-    """Why a row's number can't be used, "" where it can: object ``[N]``."""
+    """Why a row's number can't be used, "" where it can: object ``[N]``.
+
+    Raises:
+        DataError: P203 when numbers have decimal commas or separators of thousands.
+    """
     reasons = np.full(len(cells), "", dtype=object)
+    require_points(cells, "label")
     reasons[np.isnan(parse_numbers(cells))] = f"{spec.label} is not a number"
     reasons[cells.isna().to_numpy()] = f"{spec.label} is missing"
     return reasons
@@ -39,9 +54,9 @@ def encode_numbers(cells: pd.Series[str], spec: DataSpec) -> npt.NDArray[np.floa
         spec: the ``data:`` part of the study file.
 
     Raises:
-        DataError: P203 when all numbers are the same, so that there is nothing to learn.
+        DataError: P203 when all numbers are the same, so that there is nothing to learn, or they are codes.
     """
-    numbers = parse_numbers(cells).astype(np.float32)
+    numbers = to_numbers(cells, "label").astype(np.float32)
     if numbers.min() == numbers.max():
         raise DataError(
             "P203",

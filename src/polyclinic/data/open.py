@@ -15,6 +15,7 @@ from torch import Tensor
 
 from polyclinic.data.cases import Counts, Opened, SiteData, reasons_text
 from polyclinic.data.check import quality_notes
+from polyclinic.data.doubts import column_notes
 from polyclinic.data.features import encode_covariates, encode_features
 from polyclinic.data.image_notes import volume_notes
 from polyclinic.data.images import ImageFiles, decode_images
@@ -99,6 +100,7 @@ def open_data(
         sites[site] = SiteData(site, pixels, targets, subjects, cases, split_parts, counts, steps, own)
     if not sites:
         raise DataError("P205", "No site has a usable case. " + " ".join(notes), "Mend the images or their paths.")
+    notes += column_notes(used.cells, spec, task, features, matrix)
     notes += quality_notes(sites, features, classes, subjects_named=spec.subject is not None)
     notes += volume_notes(sites)
     _check_reference(spec, list(sites))

@@ -13,6 +13,7 @@ import pandas as pd
 from nibabel.affines import apply_affine
 from nibabel.filebasedimages import ImageFileError
 
+from polyclinic.data.cells import read_cells
 from polyclinic.data.readers.volume import Volume
 from polyclinic.errors import DataError, nearest
 
@@ -160,9 +161,13 @@ def _read(path: Path, what: str) -> Volume:
 
 def _read_cells(path: Path, what: str) -> pd.DataFrame:
     try:
-        return pd.read_csv(path, dtype=str, sep="\t" if path.suffix == ".tsv" else ",", keep_default_na=False)
-    except (OSError, UnicodeDecodeError, pd.errors.ParserError, pd.errors.EmptyDataError):
-        raise DataError("P201", f"{what} {path.name} can't be read as a table.", "Give a CSV or TSV file.") from None
+        cells = read_cells(path)
+    except DataError as error:
+        hint = f"{error.message} {error.hint}".strip()
+        raise DataError("P201", f"{what} {path.name} can't be read as a table.", hint) from None
+    if cells.columns.duplicated().any():
+        raise DataError("P202", f"{what} {path.name} has a column twice.", "Rename one of them.")
+    return cells
 
 
 def _read_names(path: Path) -> dict[int, str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -11,10 +12,11 @@ import numpy.typing as npt
 import pandas as pd
 
 from polyclinic.data.cases import Counts
+from polyclinic.data.doubts import where_notes
 from polyclinic.data.features import choose_features
 from polyclinic.data.labels import label_reasons, number_reasons
 from polyclinic.data.spec import DataSpec
-from polyclinic.data.table import locate, matches, read_cells, require_column, to_numbers
+from polyclinic.data.table import is_missing, locate, matches, read_cells, require_column, to_numbers
 from polyclinic.errors import DataError
 from polyclinic.notes import Note
 
@@ -43,6 +45,7 @@ class Rows:
         reasons: object ``[N]``: why a row can't be used, "" while it can. A row's first reason stays.
         chosen: the columns of ``cells`` that are features.
         available: all columns of the tables.
+        notes: on how the rows were selected.
     """
 
     cells: pd.DataFrame
@@ -50,6 +53,7 @@ class Rows:
     reasons: npt.NDArray[np.object_]
     chosen: list[str]
     available: list[str] = field(default_factory=list)
+    notes: list[Note] = field(default_factory=list)
 
     def __len__(self) -> int:
         return len(self.cells)
@@ -62,7 +66,7 @@ class Rows:
     def where(self, kept: npt.NDArray[np.bool_]) -> Rows:
         """The rows that ``kept`` marks."""
         cells, origin = self.cells[kept].reset_index(drop=True), self.origin[kept].reset_index(drop=True)
-        return Rows(cells, origin, self.reasons[kept], self.chosen, self.available)
+        return Rows(cells, origin, self.reasons[kept], self.chosen, self.available, self.notes)
 
     def reject(self, unusable: npt.NDArray[np.bool_], reason: str) -> None:
         """Mark rows that can't be used; rows that are marked already keep their reason."""
@@ -107,7 +111,7 @@ def read_rows(spec: DataSpec, folder: Path, split: str | None) -> Rows:
         for column in chosen:
             require_column(table.columns.tolist(), column, "features", titles[site])
         texts = table[list(dict.fromkeys([*needed, *chosen]))]
-        part = texts.mask(texts.isin(["", *spec.missing]))
+        part = texts.mask(is_missing(texts, spec.missing))
         origin = pd.DataFrame({"case": [f"row {number}" for number in range(1, len(part) + 1)]}, index=part.index)
         origin["site"] = part[spec.site] if spec.site is not None else site or paths[site].stem
         origin["folder"] = str(paths[site].parent)
@@ -116,6 +120,7 @@ def read_rows(spec: DataSpec, folder: Path, split: str | None) -> Rows:
     cells = pd.concat(parts, ignore_index=True)
     rows = Rows(cells, pd.concat(origins, ignore_index=True), np.full(len(cells), "", dtype=object), chosen, available)
     for column, wanted in spec.where.items():
+        rows.notes += where_notes(column, rows.cells[column], wanted)
         rows = rows.where(matches(rows.cells[column], wanted))
     if not len(rows):
         raise DataError("P205", "No row is selected.", "Compare `where` with the table." if spec.where else "")
@@ -129,7 +134,7 @@ def reject_rows(rows: Rows, spec: DataSpec, task: Task, split: str | None) -> li
         DataError: P203 when ``divide_by`` or a compared label is not a number.
     """
     cells, origin = rows.cells, rows.origin
-    notes: list[Note] = []
+    notes: list[Note] = list(rows.notes)
     homeless = int(origin["site"].isna().sum())
     if homeless:
         are = "row names no site and is" if homeless == 1 else "rows name no site and are"

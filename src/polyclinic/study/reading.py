@@ -1,4 +1,8 @@
-"""Reading study files: YAML with places, so that an error can say where."""
+"""Reading study files: YAML with places, so that an error can say where.
+
+Values of a table, names of columns and of sites are read as they are written: ``010`` is a code, ``no`` is a word. An
+entry that YAML 1.1 would turn into something else anywhere else is refused (see `polyclinic.study.scalars`).
+"""
 
 from __future__ import annotations
 
@@ -11,10 +15,16 @@ import yaml
 
 from polyclinic.errors import StudyError
 from polyclinic.options import EntryError, Place
+from polyclinic.study.scalars import MisreadError, as_written
 
 
 class _Loader(yaml.SafeLoader):
-    """Safe YAML that reads ``1e-3`` as a number and refuses a key given twice."""
+    """Safe YAML that reads ``1e-3`` as a number, refuses a key given twice, and changes no code or name."""
+
+    def get_single_node(self) -> yaml.Node | None:
+        """The whole file, with a tag for each scalar that says what it is read as."""
+        node = super().get_single_node()
+        return node if node is None else as_written(node)
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         keys = [self.construct_object(key, deep=True) for key, _ in node.value]
@@ -34,7 +44,7 @@ def read_yaml(path: Path) -> tuple[dict[str, Any], str]:
     """Content and text of a study file.
 
     Raises:
-        StudyError: P101 if there is no such file or it is not a YAML mapping.
+        StudyError: P101 if there is no such file or it is not a YAML mapping; P102 if YAML would misread a value.
     """
     try:
         text = path.read_text(encoding="utf-8")
@@ -45,6 +55,9 @@ def read_yaml(path: Path) -> tuple[dict[str, Any], str]:
         raise StudyError("P101", f"{path} can't be read: {reason}.", "Give the path of a study file (YAML).") from None
     try:
         content = yaml.load(text, Loader=_Loader)  # noqa: S506 - a safe loader
+    except MisreadError as error:
+        where = f"{path.name}, line {error.line}"
+        raise StudyError("P102", f"{where}: {error.message}", error.hint) from None
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f", line {mark.line + 1}" if mark else ""

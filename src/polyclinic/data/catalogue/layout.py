@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import gzip
 import os
 import re
+import zlib
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import pandas as pd
 
-from polyclinic.data.table import read_cells
+from polyclinic.data.cells import parse_cells, read_cells
 from polyclinic.errors import DataError, nearest
 
 #: Cell texts that mean a missing value in one or another of the published tables.
@@ -71,9 +73,10 @@ def read_table(path: Path, *missing: str) -> pd.DataFrame:
         table = _read_excel(path)
     elif path.suffix == ".gz":
         try:
-            table = pd.read_csv(path, dtype=str, na_filter=False, encoding="utf-8-sig")
-        except (OSError, EOFError, UnicodeDecodeError, pd.errors.ParserError, pd.errors.EmptyDataError):
+            content = gzip.decompress(path.read_bytes())
+        except (OSError, EOFError, zlib.error):
             raise DataError("P201", f"The table {path.name!r} is damaged.", "Download it again.") from None
+        table = parse_cells(content, path.name)
     else:
         table = read_cells(path)
     table = pd.DataFrame({name: table[name].str.strip() for name in table.columns if str(name)})
