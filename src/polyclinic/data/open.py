@@ -20,12 +20,16 @@ from polyclinic.data.images import ImageFiles, decode_images
 from polyclinic.data.labels import encode_labels, encode_numbers
 from polyclinic.data.masks import MaskClasses
 from polyclinic.data.partition import check_partition, partition_rows, site_names
+from polyclinic.data.quality.classes import label_notes
+from polyclinic.data.quality.patients import check_site_names, patient_notes
+from polyclinic.data.quality.tables import image_notes, table_notes
 from polyclinic.data.rows import Rows, Task, read_rows, reject_rows
 from polyclinic.data.spec import DataSpec
 from polyclinic.data.volumes.fingerprint import SiteFingerprint
 from polyclinic.data.volumes.prepare import VolumeFiles, check_volumes, fingerprint_volumes, prepare_volumes
 from polyclinic.data.volumes.store import Volumes
 from polyclinic.errors import DataError, StudyError, nearest
+from polyclinic.notes import Note
 
 Pixels = Tensor | Volumes
 Labels = npt.NDArray[np.int64] | npt.NDArray[np.float32]
@@ -95,6 +99,7 @@ def open_data(
     if not sites:
         raise DataError("P205", "No site has a usable case. " + " ".join(warnings), "Mend the images or their paths.")
     warnings += quality_warnings(sites, features, classes, subjects_named=spec.subject is not None)
+    warnings += image_notes(sites) if spec.image else table_notes(sites, features, used.chosen, spec)
     _check_reference(spec, list(sites))
     fingerprint = _fingerprint(sites, features, classes)
     return Opened(sites, features, classes, warnings, fingerprint, covariate_names)
@@ -122,11 +127,21 @@ def _rows_of_sites(
         labels, classes = encode_labels(used.cells[spec.label], spec)
     if task == "regression" and spec.label is not None:
         labels, classes = encode_numbers(used.cells[spec.label], spec), []
+    warnings += _row_notes(used, labels, classes, spec, task)
     if spec.partition is not None:
         known = None if task == "segmentation" else labels
         notes = partition_rows(rows, kept, known, spec.partition, subjects_named=spec.subject is not None)
         return rows, rows.where(kept), labels, classes, notes + warnings
     return rows, used, labels, classes, warnings
+
+
+def _row_notes(used: Rows, labels: Labels, classes: list[str], spec: DataSpec, task: Task) -> list[Note]:
+    """Notes on patients and labels of the used rows, by the sites that the tables name."""
+    known = labels if task == "classification" else None
+    notes = patient_notes(used.origin, known, named=spec.subject is not None)
+    if known is not None and spec.label is not None:
+        notes += label_notes(used.cells[spec.label], known.astype(np.int64), used.origin["site"], spec, classes)
+    return notes
 
 
 def _read_images(
@@ -254,6 +269,7 @@ def _site_names(rows: Rows, spec: DataSpec) -> list[str]:
     if spec.partition is not None:
         return site_names(spec.partition)
     names = list(spec.tables) if spec.tables is not None else sorted(rows.origin["site"].dropna().unique().tolist())
+    check_site_names(names)
     for name in names:
         if name in RESERVED_SITES:
             raise DataError("P203", f"A site can't be called {name!r}: the results use this name.", "Rename the site.")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
@@ -14,9 +14,11 @@ import pandas as pd
 from polyclinic.data.cases import Counts
 from polyclinic.data.features import choose_features
 from polyclinic.data.labels import label_reasons, number_reasons
+from polyclinic.data.quality.counters import LEFT_OUT, counter_notes, find_counters
 from polyclinic.data.spec import DataSpec
 from polyclinic.data.table import locate, matches, read_cells, require_column, to_numbers
 from polyclinic.errors import DataError
+from polyclinic.notes import Note
 
 Task = Literal["classification", "segmentation", "regression"]
 
@@ -42,12 +44,14 @@ class Rows:
             ``subject`` and ``part`` (None without a split column).
         reasons: object ``[N]``: why a row can't be used, "" while it can. A row's first reason stays.
         chosen: the columns of ``cells`` that are features.
+        notes: on the choice of columns.
     """
 
     cells: pd.DataFrame
     origin: pd.DataFrame
     reasons: npt.NDArray[np.object_]
     chosen: list[str]
+    notes: list[Note] = field(default_factory=list)
 
     def __len__(self) -> int:
         return len(self.cells)
@@ -60,7 +64,7 @@ class Rows:
     def where(self, kept: npt.NDArray[np.bool_]) -> Rows:
         """The rows that ``kept`` marks."""
         cells, origin = self.cells[kept].reset_index(drop=True), self.origin[kept].reset_index(drop=True)
-        return Rows(cells, origin, self.reasons[kept], self.chosen)
+        return Rows(cells, origin, self.reasons[kept], self.chosen, self.notes)
 
     def reject(self, unusable: npt.NDArray[np.bool_], reason: str) -> None:
         """Mark rows that can't be used; rows that are marked already keep their reason."""
@@ -96,7 +100,9 @@ def read_rows(spec: DataSpec, folder: Path, split: str | None) -> Rows:
     available = list(dict.fromkeys(name for table in tables.values() for name in table.columns))
     title = next(iter(titles.values())) if len(titles) == 1 else "None of the tables"
     taken = {column for column, use in needed.items() if use != "where"}
-    chosen = [] if spec.image else choose_features(spec, available, taken, title)
+    chosen, notes = [], list[Note]()
+    if not spec.image:
+        chosen, notes = _choose_features(spec, list(tables.values()), available, taken, title)
     parts, origins = [], []
     for site, table in tables.items():
         for column in chosen:
@@ -109,12 +115,24 @@ def read_rows(spec: DataSpec, folder: Path, split: str | None) -> Rows:
         parts.append(part)
         origins.append(origin)
     cells = pd.concat(parts, ignore_index=True)
-    rows = Rows(cells, pd.concat(origins, ignore_index=True), np.full(len(cells), "", dtype=object), chosen)
+    rows = Rows(cells, pd.concat(origins, ignore_index=True), np.full(len(cells), "", dtype=object), chosen, notes)
     for column, wanted in spec.where.items():
         rows = rows.where(matches(rows.cells[column], wanted))
     if not len(rows):
         raise DataError("P205", "No row is selected.", "Compare `where` with the table." if spec.where else "")
     return rows
+
+
+def _choose_features(
+    spec: DataSpec, tables: list[pd.DataFrame], available: list[str], taken: set[str], title: str
+) -> tuple[list[str], list[Note]]:
+    """The feature columns, without those that a glob takes though they only number the rows; and notes on these."""
+    all_of_them = choose_features(spec, available, taken, title)
+    kinds = find_counters(tables, all_of_them, spec.site, spec.missing)
+    counters = {name for name, kind in kinds.items() if kind in LEFT_OUT}
+    chosen = choose_features(spec, available, taken, title, counters) if counters else all_of_them
+    left_out = {name: kind for name, kind in kinds.items() if name not in chosen}
+    return chosen, counter_notes(left_out, {name: kind for name, kind in kinds.items() if name in chosen})
 
 
 def reject_rows(rows: Rows, spec: DataSpec, task: Task, split: str | None) -> list[str]:
@@ -124,7 +142,7 @@ def reject_rows(rows: Rows, spec: DataSpec, task: Task, split: str | None) -> li
         DataError: P203 when ``divide_by`` or a compared label is not a number.
     """
     cells, origin = rows.cells, rows.origin
-    warnings: list[str] = []
+    warnings: list[str] = [*rows.notes]
     homeless = int(origin["site"].isna().sum())
     if homeless:
         are = "row names no site and is" if homeless == 1 else "rows name no site and are"
