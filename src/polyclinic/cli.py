@@ -17,6 +17,7 @@ from polyclinic.errors import PolyclinicError
 if TYPE_CHECKING:
     import pandas as pd
 
+    from polyclinic.notes import Note
     from polyclinic.study.results import Results
 
 app = typer.Typer(
@@ -88,7 +89,7 @@ def check(
         logging.getLogger("polyclinic").setLevel(logging.DEBUG)
     found = Study.read(study)
     with RichDisplay(console) as display:
-        sites, warnings = found.check(display.images)
+        sites, notes = found.check(display.images)
     counts, images = sites.drop(columns=list(IMAGE_COLUMNS), errors="ignore"), sites.filter(items=IMAGE_COLUMNS)
     output.print(_sites_table(counts))
     if len(images.columns):
@@ -97,7 +98,7 @@ def check(
     for site, reasons in zip(sites["site"], sites["reasons"], strict=True):
         if reasons:
             output.print(f"Rejected at {_escape(site)}: {_escape(reasons)}.")
-    _print_warnings(warnings, every=True)
+    _print_notes(notes, every=True)
     total = sites[["found", "used", "rejected"]].sum()
     print(f"{len(sites)} sites; {total['found']} cases found, {total['used']} used, {total['rejected']} rejected.")
 
@@ -268,7 +269,7 @@ def _print_results(results: Results, metrics: list[str]) -> None:
             cells = [f"{mine['mean'][name]:.3f}" + f" ± {mine['deviation'][name]:.3f}" * wide for name in metrics]
             table.add_row(method, *cells)
         output.print(table)
-    _print_warnings(results.warnings)
+    _print_notes(results.notes)
     few = len(sites) - scored
     if few == 1:
         console.print("1 site has too few cases to be scored by itself: see the report.")
@@ -277,12 +278,12 @@ def _print_results(results: Results, metrics: list[str]) -> None:
     print(f"Report: {(results.folder / 'report.html').resolve()}")
 
 
-def _print_warnings(warnings: list[str], *, every: bool = False) -> None:
-    shown = warnings if every else warnings[:5]
-    for warning in shown:
-        console.print(f"[yellow]Note:[/yellow] {_escape(warning)}")
-    if len(shown) < len(warnings):
-        more = len(warnings) - len(shown)
+def _print_notes(notes: list[Note], *, every: bool = False) -> None:
+    shown = notes if every else notes[:5]
+    for note in shown:
+        console.print(f"[yellow]Note {note.number}:[/yellow] {_escape(note)}")
+    if len(shown) < len(notes):
+        more = len(notes) - len(shown)
         console.print(f"{more} more {'note is' if more == 1 else 'notes are'} in the report.")
 
 

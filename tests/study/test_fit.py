@@ -118,8 +118,8 @@ def test_a_whole_study_that_diverges_says_so(tmp_path):
     table["diagnosis"] = table["diagnosis"].sample(frac=1, random_state=0).to_numpy()  # nothing to be learned
     table.to_csv(tmp_path / "cases.csv", index=False)
     entries |= {"model": "logistic", "methods": ["fedavg"]}
-    assert not Study.of(entries, tmp_path).run(tmp_path / "fine").warnings
+    assert not Study.of(entries, tmp_path).run(tmp_path / "fine").notes
     entries["training"]["optimizer"] = {"sgd": {"lr": 1e3}}
-    found = Study.of(entries, tmp_path).run(tmp_path / "out").warnings
+    found = Study.of(entries, tmp_path).run(tmp_path / "out").notes
     assert [note.split(":")[0] for note in found] == ["Training diverged"]
     assert "Training diverged" in (tmp_path / "out" / "report.html").read_text(encoding="utf-8")

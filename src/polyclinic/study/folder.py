@@ -157,7 +157,7 @@ class Folder:
         write_table(draft / "rounds.csv", pd.DataFrame(outcome.rounds))
         if outcome.backdoor:
             write_table(draft / "backdoor.csv", pd.DataFrame(outcome.backdoor))
-        write_atomic(draft / "warnings.json", json.dumps(outcome.warnings))
+        write_atomic(draft / "notes.json", json.dumps([note.to_json() for note in outcome.notes]))
         if outcome.overlays:
             dice = {"dice": json.dumps(outcome.overlay_dice)}
             write_atomic(draft / "overlays.safetensors", save(outcome.overlays, dice))

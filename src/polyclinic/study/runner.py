@@ -21,6 +21,7 @@ from polyclinic.errors import DataError, PolyclinicError, StudyError
 from polyclinic.files import write_atomic
 from polyclinic.models import build_model
 from polyclinic.models.bundle import load_weights
+from polyclinic.notes import Note
 from polyclinic.server import build_server
 from polyclinic.site.run import build_work, not_stackable
 from polyclinic.state import FlatModule
@@ -55,7 +56,7 @@ def run_study(study: Study, out: Path, *, resume: bool = False, display: Display
     opened = study.open(display.images)
     attack = check_fit(study, opened)
     sites = site_table(study, opened, attack)
-    display.opened(sites, opened.warnings)
+    display.opened(sites, opened.notes)
     if study.plan is not None:
         display.note(f"Planned: {study.plan.reason}.")
     runner = _Runner(study, opened, folder, display, attack)
@@ -111,7 +112,7 @@ class _Runner:
         self.declaration = study.declaration
         self.engines: list[Engine] = []
         self.steps = name_steps(self.declaration.data, opened.features, opened.covariates)
-        self.split_notes: list[str] = []
+        self.split_notes: list[Note] = []
         self.attack = attack
         metric = "dice" if self.declaration.task == "segmentation" else self.declaration.metrics[0]
         self.search = Searching(self.declaration, folder, metric)
@@ -350,15 +351,15 @@ class _Runner:
         sites = sites.assign(scored=sites["scored"] & tested)
         scored = dict(zip(sites["site"], sites["scored"], strict=True))
         summary = self._summary(results, predictions, scored)
-        paths = [self.folder.jobs / self.folder.job_name(job) / "warnings.json" for job in jobs]
+        paths = [self.folder.jobs / self.folder.job_name(job) / "notes.json" for job in jobs]
         rounds = ordered(self.folder.gather(jobs, "rounds.csv"))
         noted = [json.loads(path.read_text(encoding="utf-8")) for path in paths]
-        warnings = [
-            *self.opened.warnings,
+        notes = [
+            *self.opened.notes,
             *self.method_notes,
             *diverged(declaration, rounds[~rounds["method"].str.endswith(ATTACKED)], list(folds.values())),
             *self.split_notes,
-            *(warning for found in noted for warning in found),
+            *(Note.from_json(one) for found in noted for one in found),
         ]
         write_table(out / "predictions.csv", predictions)
         write_table(out / "rounds.csv", rounds)
@@ -367,7 +368,7 @@ class _Runner:
         backdoor = self.folder.gather(jobs, "backdoor.csv")
         if len(backdoor):
             write_table(out / "backdoor.csv", ordered(backdoor))
-        write_atomic(out / "warnings.json", json.dumps(list(dict.fromkeys(warnings)), indent=2) + "\n")
+        write_atomic(out / "notes.json", json.dumps([note.to_json() for note in dict.fromkeys(notes)], indent=2) + "\n")
         self._write_overlays(jobs)
         write_table(out / "results.csv", results)
         if segmented and all(data.spacing is not None for data in self.opened.sites.values()):

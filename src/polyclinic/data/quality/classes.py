@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import defaultdict
 
 import numpy as np
@@ -17,16 +18,18 @@ from polyclinic.notes import Note
 _MOST_VALUES = 50
 #: A class of this chance to be missing at a site, if sites were alike, is missing for another reason.
 _CHANCE = 0.01
-_UNKNOWN = frozenset(
-    "?,.,--,n/a,n.a.,na,nan,null,unknown,unk,unclear,undetermined,indeterminate,missing,tbd,pending,not available,"
-    "not known,not done,not applicable,not assessed,not given,unbekannt,-9,-99,-999,-9999,99,999,9999,99999".split(",")
+#: What is written where a label is not known, `folded`.
+_UNKNOWN = re.compile(
+    r"[?.]|--|n[./]?a\.?|nan|null|unk(nown)?|unclear|undetermined|indeterminate|missing|tbd|pending|unbekannt|"
+    r"not (available|known|done|applicable|assessed|given)|-9+|99+"
 )
 #: What `positive: true` and `positive: false` understand, so that numbers and words may stand side by side.
 _YES_NO = frozenset(("true", "yes", "on", "1", "false", "no", "off", "0"))
 
 
-def label_notes(cells: pd.Series[str], classes: npt.NDArray[np.int64], sites: pd.Series[str], spec: DataSpec,
-                names: list[str]) -> list[Note]:  # fmt: skip
+def label_notes(
+    cells: pd.Series[str], classes: npt.NDArray[np.int64], sites: pd.Series[str], spec: DataSpec, names: list[str]
+) -> list[Note]:
     """What is said of the labels of a classification.
 
     Args:
@@ -36,46 +39,53 @@ def label_notes(cells: pd.Series[str], classes: npt.NDArray[np.int64], sites: pd
         spec: the ``data:`` part of the study file.
         names: names of the classes.
     """
-    label, compared = str(spec.label), isinstance(spec.positive, str) and comparison(spec.positive) is not None
-    notes = _single_class(classes, sites, names)
-    texts = _one_by_one(cells)
-    table = pd.DataFrame({"text": texts.to_numpy(), "site": sites.to_numpy(), "class": classes})
-    notes += _spellings(label, table.assign(text=cells.to_numpy()), names)
+    label = str(spec.label)
+    rows = pd.DataFrame({"text": cells.to_numpy(), "site": sites.to_numpy(), "class": classes})
+    table = rows.groupby(["site", "text", "class"], as_index=False, sort=True).size()
+    notes = _single_class(table, names) + _spellings(label, table, names)
+    table["text"] = _one_by_one(table["text"])
     if table["text"].nunique() > _MOST_VALUES:
         return notes
+    compared = isinstance(spec.positive, str) and comparison(spec.positive) is not None
     understood = isinstance(spec.positive, bool) and set(table["text"].map(folded)) <= _YES_NO
     if not understood and not compared:  # a comparison takes numbers only
         words = _words_beside_numbers(table, spec)
         notes += _mixed(label, words, table, names)
-        listed = isinstance(spec.positive, list) and len(spec.positive) > 1 and not _single_class(classes, sites, names)
-        if not listed:
+        several = isinstance(spec.positive, list) and len(spec.positive) > 1
+        if not (several and table.groupby("site")["class"].nunique().min() > 1):  # each site's own writing is listed
             notes += _different_values(label, table.drop(words.index))
     return notes + (_unknown(label, table, names) if spec.classes is None else [])
 
 
-def _one_by_one(cells: pd.Series[str]) -> pd.Series[str]:
-    """Each cell that is a number as this number is usually written, so that ``1.0`` is ``1``, also beside texts."""
-    numbers = parse_numbers(cells)
-    return cells.where(np.isnan(numbers), [number_text(number) if number == number else "" for number in numbers])
+def _one_by_one(texts: pd.Series[str]) -> pd.Series[str]:
+    """Each text that is a number as this number is usually written, so that ``1.0`` is ``1``, also beside words."""
+    numbers = parse_numbers(texts).tolist()
+    return pd.Series(
+        [text if number != number else number_text(number) for text, number in zip(texts, numbers, strict=True)],
+        index=texts.index, dtype="str",
+    )  # fmt: skip
 
 
-def _single_class(classes: npt.NDArray[np.int64], sites: pd.Series[str], names: list[str]) -> list[Note]:
-    if len(names) != 2 or sites.nunique() < 2:
+def _single_class(table: pd.DataFrame, names: list[str]) -> list[Note]:
+    """A note on sites that lack one of two classes, where they have too many cases for that to be chance."""
+    counts = table.pivot_table(index="site", columns="class", values="size", aggfunc="sum", fill_value=0)
+    if len(names) != 2 or counts.shape[1] != 2 or len(counts) < 2:
         return []
-    shares = pd.Series(classes).groupby(sites.to_numpy()).agg(["min", "max"])
-    only = {names[index]: shares.index[(shares["min"] == index) & (shares["max"] == index)] for index in (0, 1)}
-    said = [
-        f"{counted(len(found), 'site has', 'sites have')} cases of {name!r} only ({some(map(str, found))})"
-        for name, found in only.items()
-        if len(found)
-    ]
+    said = []
+    for only, other in ((0, 1), (1, 0)):
+        lacking, there = counts[counts[other] == 0], counts[counts[other] > 0]
+        share = there[other].sum() / there.to_numpy().sum()
+        found = lacking.index[(1 - share) ** lacking[only] < _CHANCE].tolist()
+        if found:
+            have = counted(len(found), "site has", "sites have")
+            said.append(f"{have} cases of {names[only]!r} only ({some(map(str, found))})")
     if not said:
         return []
     return [
         Note(
             "N225",
-            f"{'; '.join(said)}. Look whether the label is written there as at the other sites. If it is, nothing can be "
-            "learned there alone, and there is no AUC.",
+            f"{'; '.join(said)}. Look whether the label is written there as at the other sites. If it is, nothing can "
+            "be learned there alone, and there is no AUC.",
         )
     ]
 
@@ -110,21 +120,21 @@ def _mixed(label: str, words: pd.DataFrame, table: pd.DataFrame, names: list[str
     if not len(words):
         return []
     sites = words["site"].unique().tolist()
-    total = int(table["site"].isin(sites).sum())
+    total = int(table["size"][table["site"].isin(sites)].sum())
     return [
         Note(
             "N227",
             f"The label {label!r} has words beside numbers at {counted(len(sites), 'site', 'sites')} "
-            f"({some(map(str, sites))}): {len(words)} of {total} labels there are words, and count as these classes: "
-            f"{_values(words, names)}. Write each class in one way, or list all its values under `positive`.",
+            f"({some(map(str, sites))}): {words['size'].sum()} of {total} labels there are words, and count as these "
+            f"classes: {_values(words, names)}. Write each class in one way, or list all its values under `positive`.",
         )
     ]
 
 
 def _different_values(label: str, table: pd.DataFrame) -> list[Note]:
     """A note where a value stands at some sites only, and its absence from the others is no chance."""
-    keys = table["text"].map(folded)
-    counts = pd.crosstab(table["site"], keys)
+    keyed = table.assign(key=table["text"].map(folded))
+    counts = keyed.pivot_table(index="site", columns="key", values="size", aggfunc="sum", fill_value=0)
     if len(counts) < 2 or counts.shape[1] < 3:  # two values are two classes: that a site lacks one is told already
         return []
     totals, there = counts.sum(axis=1), counts > 0
@@ -151,14 +161,14 @@ def _different_values(label: str, table: pd.DataFrame) -> list[Note]:
 
 
 def _values(rows: pd.DataFrame, names: list[str]) -> str:
-    """The values of some rows, each with the number of rows and the class."""
-    groups = rows.groupby("text")["class"]
-    return some(f"{text!r} ({len(found)}: {names[found.iloc[0]]})" for text, found in groups)
+    """The values of some rows of the counted table, each with the number of rows and the class."""
+    groups = rows.groupby("text")
+    return some(f"{text!r} ({found['size'].sum()}: {names[found['class'].iloc[0]]})" for text, found in groups)
 
 
 def _unknown(label: str, table: pd.DataFrame, names: list[str]) -> list[Note]:
     """A note on values that usually mean that the label is not known."""
-    suspicious = table["text"].map(folded).isin(_UNKNOWN).to_numpy()
+    suspicious = np.array([_UNKNOWN.fullmatch(folded(text)) is not None for text in table["text"]], dtype=bool)
     numbers = np.abs(parse_numbers(table["text"]))
     usual = numbers[~suspicious & ~np.isnan(numbers)]
     # 99 among 97 and 98 is a number like others.

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Literal
 
 import numpy as np
@@ -54,13 +56,16 @@ def find_counters(
     groups = np.concatenate([_groups(number, len(table), owners[number]) for number, table in enumerate(tables)])
     whole = np.repeat(np.arange(len(tables)), [len(table) for table in tables])
     blank = {"", *missing}
+    places = [Counter(table.columns) for table in tables]
     found: dict[str, Kind] = {}
     for name in names:
         if _NAMELESS.fullmatch(name.strip()):
             found[name] = "nameless"
             continue
-        columns = [table[name] for table in tables if list(table.columns).count(name) == 1]
-        if len(columns) < len(tables) or not _worth_a_look(_without(columns[0].head(_LOOK), blank)):
+        if any(count[name] != 1 for count in places):
+            continue
+        columns = [table[name] for table in tables]
+        if not _worth_a_look([text for text in columns[0].head(_LOOK).tolist() if text not in blank]):
             continue
         cells = pd.concat(columns, ignore_index=True)
         kind = _kind(name, cells.mask(cells.isin(blank)), (whole, groups))
@@ -144,17 +149,15 @@ def _kind(name: str, cells: pd.Series[str], groupings: Sequence[npt.NDArray[np.i
     return "identifier" if padded or long or (known.sum() >= 2 * _LEAST and span <= 2 * known.sum()) else None
 
 
-def _without(cells: pd.Series[str], blank: set[str]) -> pd.Series[str]:
-    return cells[~cells.isin(blank)]
-
-
-def _worth_a_look(cells: pd.Series[str]) -> bool:
+def _worth_a_look(texts: list[str]) -> bool:
     """Whether the first cells are whole numbers, numbers in order, or texts that are all different."""
-    numbers = parse_numbers(cells)
-    if np.isnan(numbers).any():
-        return bool(cells.is_unique)
-    # Sites may take turns, and each may have a counter of its own: so steps are looked at in `_even`, not here.
-    return bool((numbers % 1 == 0).all() or np.unique(np.sign(np.diff(numbers))).size <= 1)
+    try:
+        numbers = [float(text) for text in texts]
+    except ValueError:
+        return len(set(texts)) == len(texts)
+    # Sites may take turns, each with a counter of its own: whether steps are even is looked at in `_even`, not here.
+    rising = {first < second for first, second in pairwise(numbers)}
+    return all(number.is_integer() for number in numbers) or len(rising) < 2
 
 
 def _even(numbers: npt.NDArray[np.float64], groups: npt.NDArray[np.int64]) -> bool:

@@ -23,7 +23,7 @@ _CHANCE = 1e-3
 _MOST_VALUES = 50
 #: A site speaks for itself with so many cases of each class.
 _MANY = 20
-#: Almost perfect: this AUC at each site with so many cases of each class. The first look takes no more cases than _LOOK.
+#: Almost perfect: this AUC at each site with so many cases of each class. A first look takes _LOOK cases of a site.
 _ALMOST, _SOME, _LOOK = 0.99, 10, 400
 #: A correlation with a number to be predicted that rounding alone keeps from 1.
 _SAME = 0.9999
@@ -135,7 +135,7 @@ def _separation_notes(
         notes.append(Note("N222", _separated(found, "at every site that has its values and several classes")))
     by_name: dict[str, list[str]] = {}
     for site, perfect in alone.items():
-        for position in np.flatnonzero(perfect & ~everywhere):
+        for position in np.flatnonzero(perfect & ~everywhere).tolist():
             by_name.setdefault(columns[position].name, []).append(site)
     for name, found in by_name.items():
         where = f"at {len(found)} of {len(names)} sites ({some(found)})"
@@ -219,7 +219,9 @@ def _auc(values: Matrix, positive: npt.NDArray[np.bool_]) -> npt.NDArray[np.floa
     return np.where(np.isnan(values).any(axis=0), 0.5, auc)
 
 
-def _number_notes(values: Matrix, numbers: npt.NDArray[np.float32], columns: Sequence[Column], label: str) -> list[Note]:
+def _number_notes(
+    values: Matrix, numbers: npt.NDArray[np.float32], columns: Sequence[Column], label: str
+) -> list[Note]:
     """A note on features that are the number to be predicted, in another unit or on another scale."""
     singles = [column for column in columns if len(column.places) == 1]
     if len(numbers) < 2 * _SOME or not singles:

@@ -13,13 +13,11 @@ from polyclinic.errors import DataError
 from polyclinic.notes import Note
 
 #: What is written where a patient's name was taken away or never known; `folded`, letters and figures only.
-_NOBODY = frozenset(
-    "anon anonym anonymous anonymized anonymised anonymize anonymise anonymisiert anonyme anonimo anonymouspatient "
-    "deidentified deid deident unknown unknownpatient unbekannt inconnu desconocido unk none null nil nan na noname "
-    "nameless noid nopatientid nopatientname notavailable notapplicable notgiven missing empty blank removed redacted "
-    "masked hidden withheld confidential dummy test testpatient patient patientid patientname subject subjectid sub "
-    "participant id name xxx xx x 0 00 000 0000 00000 000000 9999 99999 999999".split()
-)  # fmt: skip
+_NOBODY = re.compile(
+    r"|anon(ym.*)?|deid(ent.*)?|unk|unknown.*|unbekannt|inconnue?|desconocid[oa]|none|null|nil|nan?|no(patient)?(name|id)|"
+    r"nameless|not(available|applicable|given|known)|missing|empty|blank|removed|redacted|masked|hidden|withheld|"
+    r"confidential|dummy|test(patient)?|(patient|subject|participant)?(id|name)?|sub|x+|0+|99999*"
+)
 #: A patient with more than this share of a site's rows is pointed out, where the site has so many rows.
 _SHARE, _LEAST_ROWS = 0.5, 10
 #: A number such as 0 may be a patient like others; with so many times the usual number of rows it is not.
@@ -84,25 +82,24 @@ def _site_notes(site: str, mine: pd.DataFrame) -> list[Note]:
 def _one_for_many(site: str, mine: pd.DataFrame, counts: pd.Series[int]) -> list[Note]:
     """A note where many rows of a site have one patient's name, or one that says that there is none."""
     usual = float(counts.median()) if len(counts) > 2 else 1.0
+    several = [(str(name), int(count)) for name, count in counts.items() if count > 1]
     nobody = {
-        name
-        for name, count in counts.items()
-        if _is_nobody(str(name)) and count > 1 and (not str(name).isdigit() or count >= _UNUSUAL * usual)
+        name: count for name, count in several if _is_nobody(name) and (not name.isdigit() or count >= _UNUSUAL * usual)
     }
     if nobody:
-        rows = int(counts[list(nobody)].sum())
+        rows = sum(nobody.values())
         text = (
             f"Site {site}: {rows} of {len(mine)} rows have a patient's name that stands for an unknown one (such as "
-            f"ANONYMOUS, unknown or 0), and count as {counted(len(nobody), 'patient', 'patients')}. If they are several "
-            "people, give each a name; if it is not known who they are, add that text to `missing`."
+            f"ANONYMOUS, unknown or 0), and count as {counted(len(nobody), 'patient', 'patients')}. If they are "
+            "several people, give each a name; if it is not known who they are, add that text to `missing`."
         )
-        return [Note("N231", text, _cases(mine, nobody))]
+        return [Note("N231", text, _cases(mine, set(nobody)))]
     if len(mine) >= _LEAST_ROWS and counts.iloc[0] > _SHARE * len(mine):
         text = (
-            f"Site {site}: {counts.iloc[0]} of {len(mine)} rows have the same patient's name, and count as one patient. "
-            "Look whether `subject` (and `subject_pattern`) name the patient."
+            f"Site {site}: {counts.iloc[0]} of {len(mine)} rows have the same patient's name, and count as one "
+            "patient. Look whether `subject` (and `subject_pattern`) name the patient."
         )
-        return [Note("N231", text, _cases(mine, {counts.index[0]}))]
+        return [Note("N231", text, _cases(mine, {str(counts.index[0])}))]
     return []
 
 
@@ -133,8 +130,8 @@ def _written_at_several(rows: pd.DataFrame) -> list[Note]:
         return []
     text = (
         f"{counted(len(known), 'patient name stands', 'patient names stand')} at more than one site in different "
-        "writing (capitals, blanks, Unicode form, leading zeros or `.0`): if they mean the same person, that one may be "
-        "in training and test data."
+        "writing (capitals, blanks, Unicode form, leading zeros or `.0`): if they mean the same person, that one may "
+        "be in training and test data."
     )
     return [Note("N230", text, homes["case"][keys.isin(known)])]
 
@@ -145,9 +142,10 @@ def _torn(rows: pd.DataFrame, labels: np.ndarray) -> list[Note]:
     frame = pd.DataFrame({"patient": codes, "label": labels})
     kinds = frame.groupby("patient")["label"].nunique()
     torn = kinds.index[kinds > 1]
-    if not len(torn):
-        return []
     several = int((frame["patient"].value_counts() > 1).sum())
+    # Where most patients have cases of several classes, the label belongs to the case: an eye, a lesion, a visit.
+    if not 0 < len(torn) <= several / 2:
+        return []
     text = (
         f"{len(torn)} of {counted(several, 'patient', 'patients')} with several cases "
         f"{'has' if len(torn) == 1 else 'have'} cases of different classes. That is right where the label can change "
@@ -158,7 +156,7 @@ def _torn(rows: pd.DataFrame, labels: np.ndarray) -> list[Note]:
 
 def _is_nobody(name: str) -> bool:
     letters = "".join(letter for letter in folded(name) if letter.isalnum())
-    return letters in _NOBODY or not letters
+    return _NOBODY.fullmatch(letters) is not None
 
 
 def _cases(mine: pd.DataFrame, names: set[str]) -> list[str]:

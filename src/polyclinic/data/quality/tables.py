@@ -16,7 +16,9 @@ from polyclinic.data.volumes.store import Volumes
 from polyclinic.notes import Note
 
 
-def table_notes(sites: dict[str, SiteData], features: Sequence[str], chosen: Sequence[str], spec: DataSpec) -> list[Note]:
+def table_notes(
+    sites: dict[str, SiteData], features: Sequence[str], chosen: Sequence[str], spec: DataSpec
+) -> list[Note]:
     """Notes on the features of a table: copies, leaks of the label, values that can't be true.
 
     Args:

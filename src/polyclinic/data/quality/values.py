@@ -16,14 +16,16 @@ Values = npt.NDArray[np.float64]
 
 #: A value is far out so many robust deviations from the site's median, and for positive features also on a log scale.
 _FAR, _FAR_LOG = 20.0, 10.0
-#: Or so many times the median, whatever the deviation.
+#: Or so many times the median, whatever the deviation on a log scale.
 _TIMES = 1e6
+#: Values below this part of the median may be too small.
+_TINY = 8.0
 #: Fewer values of a site than this have no usual range.
 _LEAST = 10
 #: A robust deviation: the median absolute deviation of a normal distribution times this.
 _NORMAL = 1.4826
-#: Sites' medians so far apart, on a log10 scale, are looked at; and how far from a power of ten they may be.
-_APART, _SLACK = 0.8, 0.2
+#: How far sites' medians may be from a power of ten of each other, on a log10 scale.
+_SLACK = 0.2
 #: Where values scatter by more than this share of the median, sites' medians differ for other reasons than units.
 _TIGHT = 0.5
 #: Numbers that mean "not measured" in many tables.
@@ -45,11 +47,12 @@ def value_notes(sites: dict[str, SiteData], features: Sequence[str], label: str 
     together = np.concatenate(list(tables.values()))
     measured = np.array([_is_measured(column) for column in together.T], dtype=bool)
     codes = _code_columns(together, measured)
-    without_codes = {site: _blanked(table, codes) for site, table in tables.items()}
+    blanked = {site: _blanked(table, codes) for site, table in tables.items()}
+    usual = {site: _robust(table) for site, table in blanked.items()}
     return [
-        *_extreme(sites, without_codes, names, measured),
+        *_extreme(sites, blanked, usual, names, measured),
         *_code_notes(tables, names, codes),
-        *_units(without_codes, names, measured),
+        *_units(usual, names, measured),
     ]
 
 
@@ -64,11 +67,18 @@ def _is_measured(column: Values) -> bool:
     return len(np.unique(column[:: max(1, len(column) // 1000)])) >= _LEAST or len(np.unique(column)) >= _LEAST
 
 
-def _extreme(sites: dict[str, SiteData], tables: dict[str, Values], names: list[str], measured: npt.NDArray[np.bool_]) -> list[Note]:  # fmt: skip
+def _extreme(
+    sites: dict[str, SiteData],
+    tables: dict[str, Values],
+    usual: dict[str, tuple[Values, Values]],
+    names: list[str],
+    measured: npt.NDArray[np.bool_],
+) -> list[Note]:
+    """A note on values that are far from the site's median."""
     found: dict[str, dict[str, int]] = defaultdict(dict)
     cases = []
     for site, table in tables.items():
-        far = _far(table) & measured
+        far = _far(table, *usual[site]) & measured
         for place in np.flatnonzero(far.any(axis=0)):
             found[names[place]][site] = int(far[:, place].sum())
         cases += [f"{site}: {sites[site].cases[row]}" for row in np.flatnonzero(far.any(axis=1))]
@@ -83,47 +93,54 @@ def _extreme(sites: dict[str, SiteData], tables: dict[str, Values], names: list[
     total = sum(sum(counts.values()) for counts in found.values())
     features = counted(len(found), "column", "columns")
     text = (
-        f"{counted(total, 'value is', 'values are')} far from all others of the site, in {features}: {listed}. One such "
-        "value can spoil scaling and training: look for failed measurements and wrong units, and leave such rows out "
-        'with `where` (`{volume: "> 800"}`) or mend them.'
+        f"{counted(total, 'value is', 'values are')} far from the usual values of the site, in {features}: {listed}. "
+        "One such value can spoil scaling and training: look for failed measurements and wrong units, and leave such "
+        'rows out with `where` (`{volume: "> 800"}`) or mend them.'
     )
     return [Note("N234", text, cases)]
 
 
-def _far(table: Values) -> npt.NDArray[np.bool_]:
+def _far(values: Values, centre: Values, spread: Values) -> npt.NDArray[np.bool_]:
     """Which values are far from the median of their column."""
-    far = np.zeros(table.shape, dtype=bool)
-    enough = np.flatnonzero((~np.isnan(table)).sum(axis=0) >= _LEAST)
-    if not len(enough):
-        return far
-    values = table[:, enough]
-    centre, spread = _robust(values)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        distance = np.abs(values - centre)
-        hits = (distance > _FAR * spread) & (spread > 0)
-        positive = np.nanmin(values, axis=0) >= 0
-        logs = np.log(np.where(positive & (values != 0), values, np.where(positive, np.nan, 1.0)))
-        middle, width = _robust(logs)
-        # A skewed column, such as a volume of lesions, is judged by orders of magnitude.
-        hits &= ~positive | (np.abs(logs - middle) > _FAR_LOG * width)
-        hits |= (np.abs(values) > _TIMES * np.abs(centre)) & (centre != 0) & (distance > _FAR * spread)
-    far[:, enough] = hits
+    far = (np.abs(values - centre) > _FAR * spread) & (spread > 0)
+    small = (values > 0) & (values < centre / _TINY)
+    struck = np.flatnonzero((far | small).any(axis=0))
+    far[:, struck] = _far_in_size(values[:, struck], far[:, struck], small[:, struck], centre[struck])
     return far
 
 
+def _far_in_size(
+    values: Values, far: npt.NDArray[np.bool_], small: npt.NDArray[np.bool_], centre: Values
+) -> npt.NDArray[np.bool_]:
+    """Which values of columns without negative numbers are far from the median on a log scale, too.
+
+    A skewed column, such as the volume of lesions, has values far above its median that are no mistakes; and in any
+    column a value far too small is near the median as a difference.
+    """
+    signed = (values < 0).any(axis=0)
+    logs = np.log(np.where(values > 0, values, np.nan))
+    middle, width = _robust(logs)
+    in_size = (np.abs(logs - middle) > _FAR_LOG * width) & (width > 0)
+    return np.where(signed, far, (far | small) & (in_size | (values > _TIMES * centre)))
+
+
 def _robust(values: Values) -> tuple[Values, Values]:
-    """Median and robust deviation of each column; where most values are equal, from the middle four fifths."""
+    """Median and robust deviation of each column, NaN where there are few values.
+
+    Where most values are equal, the deviation comes from the middle four fifths.
+    """
     centre = _quantile(values, 0.5)
     spread = _NORMAL * _quantile(np.abs(values - centre), 0.5)
     flat = np.flatnonzero(spread == 0)
     if len(flat):
         spread[flat] = (_quantile(values[:, flat], 0.9) - _quantile(values[:, flat], 0.1)) / 2.56
-    return centre, spread
+    few = (~np.isnan(values)).sum(axis=0) < _LEAST
+    return np.where(few, np.nan, centre), np.where(few, np.nan, spread)
 
 
 def _quantile(values: Values, share: float) -> Values:
     """Quantile of each column without its missing values, NaN where there are none."""
-    ordered = np.sort(values, axis=0)  # missing values last
+    ordered = np.sort(np.ascontiguousarray(values.T), axis=1).T  # missing values last
     last = np.maximum((~np.isnan(values)).sum(axis=0) - 1, 0)
     place = share * last
     low, high = np.floor(place).astype(np.int64), np.ceil(place).astype(np.int64)
@@ -138,7 +155,9 @@ def _code_columns(together: Values, measured: npt.NDArray[np.bool_]) -> dict[int
     for code in _CODES:
         hits = together == code
         for place in np.flatnonzero((hits.sum(axis=0) >= 2) & measured):
-            others = together[~hits[:, place] & ~np.isnan(together[:, place]) & ~np.isin(together[:, place], _CODES), place]
+            others = together[
+                ~hits[:, place] & ~np.isnan(together[:, place]) & ~np.isin(together[:, place], _CODES), place
+            ]
             if len(others) >= _LEAST and _stands_apart(code, others):
                 found.setdefault(int(place), []).append(code)
     return found
@@ -176,37 +195,41 @@ def _code_notes(tables: dict[str, Values], names: list[str], codes: dict[int, li
     return [Note("N236", text)]
 
 
-def _units(tables: dict[str, Values], names: list[str], measured: npt.NDArray[np.bool_]) -> list[Note]:
+def _units(usual: dict[str, tuple[Values, Values]], names: list[str], measured: npt.NDArray[np.bool_]) -> list[Note]:
     """A note on sites whose values are a power of ten times those of the others, in centre and in spread."""
-    if len(tables) < 2:
-        return []
-    sites = list(tables)
-    centres, spreads = (np.full((len(sites), len(names)), np.nan) for _ in range(2))
-    for row, table in enumerate(tables.values()):
-        enough = (~np.isnan(table)).sum(axis=0) >= _LEAST
-        if enough.any():
-            centres[row, enough], spreads[row, enough] = _robust(table[:, enough])
-    with np.errstate(divide="ignore", invalid="ignore"):
-        logs = np.where(centres != 0, np.log10(np.abs(centres)), np.nan)
-        tight = spreads < _TIGHT * np.abs(centres)
+    sites = list(usual)
+    centres, spreads = (np.stack([found[part] for found in usual.values()]) for part in (0, 1))
     notes: dict[tuple[str, ...], list[str]] = defaultdict(list)
-    for place in np.flatnonzero(measured):
-        known = np.flatnonzero(~np.isnan(logs[:, place]) & tight[:, place] & (spreads[:, place] > 0))
-        if len(known) < 2 or len(np.unique(np.sign(centres[known, place]))) > 1:
-            continue
-        middle = known[np.argsort(logs[known, place])[(len(known) - 1) // 2]]
-        shifts = logs[known, place] - logs[middle, place]
-        stretched = np.log10(spreads[known, place]) - np.log10(spreads[middle, place])
-        odd = (np.abs(shifts) > _APART) & (np.abs(shifts - shifts.round()) < _SLACK)
-        odd &= np.abs(stretched - shifts.round()) < 0.5
-        if odd.any():
-            where = tuple(f"{sites[site]} {10.0 ** shift.round():g} times" for site, shift in zip(known[odd], shifts[odd], strict=True))  # fmt: skip
-            notes[where].append(names[place])
+    for place in np.flatnonzero(measured).tolist():
+        shifts = _shifts(centres[:, place], spreads[:, place])
+        if any(shifts):
+            where = (f"{10.0**shift:g} times at {site}" for site, shift in zip(sites, shifts, strict=True) if shift)
+            notes[tuple(where)].append(names[place])
     if not notes:
         return []
     said = "; ".join(f"{some(columns)} ({some(where)})" for where, columns in list(notes.items())[:MOST_NAMES])
     text = (
-        f"Values of a column differ between sites like a change of unit (mm for cm, g for kg), compared with the other "
-        f"sites: {said}. Bring all sites to one unit."
+        "Values differ between sites as if the unit did (mm for cm, g for kg), compared with the site in the middle: "
+        f"{said}. Bring all sites to one unit."
     )
     return [Note("N235", text)]
+
+
+def _shifts(centres: Values, spreads: Values) -> list[int]:
+    """For each site by which power of ten its values differ from those of the site in the middle.
+
+    0 where a site has no usual range, where the sign differs from site to site, and where sites lie in between, too:
+    then the column differs from scanner to scanner, or from population to population.
+    """
+    shifts = np.zeros(len(centres), dtype=np.int64)
+    known = np.flatnonzero((spreads > 0) & (spreads < _TIGHT * np.abs(centres)))
+    if len(known) < 2 or len(np.unique(np.sign(centres[known]))) > 1:
+        return shifts.tolist()
+    sizes, widths = np.log10(np.abs(centres[known])), np.log10(spreads[known])
+    middle = np.argsort(sizes, kind="stable")[(len(known) - 1) // 2]
+    sizes, widths = sizes - sizes[middle], widths - widths[middle]
+    powers = sizes.round()
+    fits = (np.abs(sizes - powers) < _SLACK) & (np.abs(widths - powers) < 2.5 * _SLACK)
+    if fits.all():
+        shifts[known] = powers.astype(np.int64)
+    return shifts.tolist()

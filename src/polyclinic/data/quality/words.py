@@ -34,6 +34,8 @@ def folded(text: str) -> str:
     These are capitals, the Unicode form (``é`` as one character or as two, full-width letters), blanks, dashes,
     characters that can't be seen, and underscores for blanks.
     """
+    if text.isascii():
+        return " ".join(text.lower().replace("_", " ").split())
     plain = unicodedata.normalize("NFKC", _DASHES.sub("-", _UNSEEN.sub("", text)))
     return " ".join(unicodedata.normalize("NFKC", plain.casefold()).replace("_", " ").split())
 
