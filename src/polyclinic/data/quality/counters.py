@@ -171,7 +171,8 @@ def _even(numbers: npt.NDArray[np.float64], groups: npt.NDArray[np.int64]) -> bo
     if len(rises) < _LEAST / 2:
         return False
     steps = rises / runs
-    step, rounding = steps[0], 1e-15 * np.abs(values).max()
+    step, largest = steps[0], np.abs(values).max()
+    rounding = 0.0 if (values % 1 == 0).all() and largest < _EXACT else 1e-15 * largest
     return bool(abs(step) > 10 * rounding and np.allclose(steps, step, rtol=1e-4, atol=10 * rounding))
 
 

@@ -106,7 +106,8 @@ def _one_for_many(site: str, mine: pd.DataFrame, counts: pd.Series[int]) -> list
 def _visits(site: str, mine: pd.DataFrame, names: list[str]) -> list[Note]:
     """A note where names differ only in an ending such as ``_MR2``, ``_ses-02`` or ``_L``."""
     stems = {name: _ENDING.sub("", folded(name).replace(" ", "_")) for name in names}
-    several = Counter(stem for stem in stems.values() if stem)
+    # Two writings of one name are no visits.
+    several = Counter(stem for stem, _ in {(stem, folded_name(name)) for name, stem in stems.items()} if stem)
     shared = {name for name, stem in stems.items() if several[stem] > 1}
     # Where the same beginning stands before most names it is that of the site, not of a patient.
     if not shared or (len(names) > 2 and max(several.values()) > _SHARE * len(names)):

@@ -121,7 +121,7 @@ def _far_in_size(
     logs = np.log(np.where(values > 0, values, np.nan))
     middle, width = _robust(logs)
     in_size = (np.abs(logs - middle) > _FAR_LOG * width) & (width > 0)
-    return np.where(signed, far, (far | small) & (in_size | (values > _TIMES * centre)))
+    return np.where(signed, far, (far | small) & (in_size | ((values > _TIMES * centre) & (centre > 0))))
 
 
 def _robust(values: Values) -> tuple[Values, Values]:
