@@ -42,6 +42,7 @@ TITLES: dict[str, str] = {
     "N234": "Values are extreme",
     "N235": "A feature has another unit at a site",
     "N236": "Numbers look as if they meant that the value is missing",
+    "N237": "Rows of a table are the same at several sites",
     "N301": "Columns of participants.tsv were left out",
     "N302": "participants.tsv was not used",
     "N303": "Patients' names or numbers stand in paths",

@@ -53,7 +53,7 @@ def copied_rows(sites: dict[str, SiteData], columns: Sequence[Column]) -> list[N
         f"{some(counts)}): the same person may be in training and test data."
     )
     where = [f"{names[home[row]]}: {cases[row]}" for row in np.flatnonzero(twins)]
-    notes = [Note("N203", text, where)]
+    notes = [Note("N237", text, where)]
     labels = [label for data in sites.values() if data.labels is not None for label in data.labels.tolist()]
     torn = _torn(whole[twins].tolist(), [labels[row] for row in np.flatnonzero(twins)])
     if torn:
