@@ -43,6 +43,8 @@ TITLES: dict[str, str] = {
     "N235": "A feature has another unit at a site",
     "N236": "Numbers look as if they meant that the value is missing",
     "N237": "Rows of a table are the same at several sites",
+    "N238": "A column may name patients, and no subject is given",
+    "N239": "Values that the study names stand in no row, or in other writing",
     "N301": "Columns of participants.tsv were left out",
     "N302": "participants.tsv was not used",
     "N303": "Patients' names or numbers stand in paths",

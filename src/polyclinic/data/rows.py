@@ -15,6 +15,7 @@ from polyclinic.data.cases import Counts
 from polyclinic.data.features import choose_features
 from polyclinic.data.labels import label_reasons, number_reasons
 from polyclinic.data.quality.counters import LEFT_OUT, counter_notes, find_counters
+from polyclinic.data.quality.named import patient_column_notes, unmatched_notes
 from polyclinic.data.spec import DataSpec
 from polyclinic.data.table import locate, matches, read_cells, require_column, to_numbers
 from polyclinic.errors import DataError
@@ -103,6 +104,8 @@ def read_rows(spec: DataSpec, folder: Path, split: str | None) -> Rows:
     chosen, notes = list[str](), list[Note]()
     if not spec.image:
         chosen, notes = _choose_features(spec, list(tables.values()), available, taken, title)
+    if spec.subject is None:
+        notes += patient_column_notes(list(tables.values()), taken)
     parts, origins = [], []
     for site, table in tables.items():
         for column in chosen:
@@ -117,7 +120,9 @@ def read_rows(spec: DataSpec, folder: Path, split: str | None) -> Rows:
     cells = pd.concat(parts, ignore_index=True)
     rows = Rows(cells, pd.concat(origins, ignore_index=True), np.full(len(cells), "", dtype=object), chosen, notes)
     for column, wanted in spec.where.items():
-        rows = rows.where(matches(rows.cells[column], wanted))
+        kept = matches(rows.cells[column], wanted)
+        notes += unmatched_notes("where", rows.cells[column], wanted, kept)
+        rows = rows.where(kept)
     if not len(rows):
         raise DataError("P205", "No row is selected.", "Compare `where` with the table." if spec.where else "")
     return rows

@@ -86,6 +86,25 @@ def test_words_that_only_end_like_such_a_name(name):
     assert kind(shuffled(np.arange(3, 23) ** 2), name=name) is None
 
 
+@pytest.mark.parametrize(
+    ("name", "found"), [("patient_id", "index"), ("PID", "index"), ("volume", None), ("bid", None)]
+)
+def test_numbers_of_patients_with_several_rows(name, found):
+    assert kind(np.repeat(shuffled(np.arange(100, 900, 37)), 3), name=name) == found
+
+
+@pytest.mark.parametrize("name", ["site_id", "scanner id", "case", "no"])
+def test_names_of_groups(name):
+    assert kind(np.tile([1, 2, 3, 7], 20), name=name) is None
+
+
+def test_dates_without_separators(opened, noise):
+    days = np.random.default_rng(0).integers(0, 1000, 80)
+    frame = noise().assign(f9=(pd.Timestamp("2018-01-31") + pd.to_timedelta(days, "D")).strftime("%Y%m%d"))
+    found = opened(frame)
+    assert "The feature 'f9' has dates that are written as numbers" in note(found, "N221")
+
+
 def test_rows_were_taken_out_before():
     """Whole numbers in order, at uneven steps: perhaps a counter, perhaps ages by which the table is sorted."""
     assert kind(np.cumsum(np.random.default_rng(0).integers(1, 4, 40))) == "sorted"

@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
+from polyclinic.data.quality.named import unmatched_notes
 from polyclinic.data.quality.words import MOST_NAMES, alike, counted, folded, some
 from polyclinic.data.spec import DataSpec
 from polyclinic.data.table import comparison, number_text, parse_numbers
@@ -43,6 +44,9 @@ def label_notes(
     rows = pd.DataFrame({"text": cells.to_numpy(), "site": sites.to_numpy(), "class": classes})
     table = rows.groupby(["site", "text", "class"], as_index=False, sort=True).size()
     notes = _single_class(table, names) + _spellings(label, table, names)
+    if isinstance(spec.positive, list):
+        told = any(note.number == "N226" for note in notes)
+        notes += unmatched_notes("positive", cells, spec.positive, (classes == 1) | told)
     table["text"] = _one_by_one(table["text"])
     if table["text"].nunique() > _MOST_VALUES:
         return notes
@@ -163,7 +167,9 @@ def _different_values(label: str, table: pd.DataFrame) -> list[Note]:
 def _values(rows: pd.DataFrame, names: list[str]) -> str:
     """The values of some rows of the counted table, each with the number of rows and the class."""
     groups = rows.groupby("text")
-    return some(f"{text!r} ({found['size'].sum()}: {names[found['class'].iloc[0]]})" for text, found in groups)
+    return some(
+        f"{str(text)[:30]!r} ({found['size'].sum()}: {names[found['class'].iloc[0]]})" for text, found in groups
+    )
 
 
 def _unknown(label: str, table: pd.DataFrame, names: list[str]) -> list[Note]:

@@ -17,8 +17,8 @@ from polyclinic.data.table import parse_numbers
 from polyclinic.notes import Note
 
 #: What a column is: without a name; numbers at even steps in the rows' order; numbers that are all different under a
-#: name for such numbers; whole numbers in the rows' order at uneven steps; numbers that look like a case's number.
-Kind = Literal["nameless", "counter", "index", "sorted", "identifier"]
+#: name for such numbers; whole numbers in the rows' order at uneven steps; numbers like those of cases; dates.
+Kind = Literal["nameless", "counter", "index", "sorted", "identifier", "date"]
 #: These are no measurements for sure, so that a glob does not take them.
 LEFT_OUT: tuple[Kind, ...] = ("nameless", "counter", "index")
 
@@ -35,6 +35,7 @@ _INDEX = re.compile(
     r"#|(index|idx|ids?|uid|pid|mrn|rn|nr|no|nummer|row|case|record|subject|patient|participant|accession|lfd)"
     r"([ _.-]?(id|ids|no|nr|num|number|name|names|index|idx)\.?)?|.*[ _.-](id|idx|uid|mrn)|.*[a-z](ID|Id|UID)"
 )  # fmt: skip
+_ID = re.compile(r"(?i:^|[ _.-])(?i:id|uid|mrn|pid)$|[a-z](ID|Id|UID)$")
 
 
 def find_counters(
@@ -95,6 +96,7 @@ def counter_notes(left_out: dict[str, Kind], kept: dict[str, Kind]) -> list[Note
         "index": "a number of its own for each row, as its name says",
         "sorted": "whole numbers that are all different and stand in the order of the rows",
         "identifier": "a value of its own for each row, like the number of a case",
+        "date": "dates that are written as numbers (20190312), which are no measurements",
     }
     for kind, saying in sayings.items():
         names = [name for name, found in kept.items() if found == kind]
@@ -134,11 +136,14 @@ def _kind(name: str, cells: pd.Series[str], groupings: Sequence[npt.NDArray[np.i
         return None
     values = numbers[known] if np.abs(numbers[known]).max() < _EXACT else texts
     different = [groups for groups in groupings if _different(values, groups[known])]
-    if not different:
-        return None
-    if _INDEX.fullmatch(name.strip()) or _INDEX.fullmatch(name.strip().lower()):
+    if different and (_INDEX.fullmatch(name.strip()) or _INDEX.fullmatch(name.strip().lower())):
         return "index"
-    if known.sum() < _LEAST:
+    # A number of a patient with a few rows each repeats.
+    if _ID.search(name.strip()) and _LEAST <= known.sum() <= 4 * len(np.unique(values)):
+        return "index"
+    if known.sum() >= _LEAST and _dates(numbers[known]):
+        return "date"
+    if not different or known.sum() < _LEAST:
         return None
     if any(_in_order(numbers[known], groups[known]) for groups in different):
         return "sorted"
@@ -158,6 +163,13 @@ def _worth_a_look(texts: list[str]) -> bool:
     # Sites may take turns, each with a counter of its own: whether steps are even is looked at in `_even`, not here.
     rising = {first < second for first, second in pairwise(numbers)}
     return all(number.is_integer() for number in numbers) or len(rising) < 2
+
+
+def _dates(numbers: npt.NDArray[np.float64]) -> bool:
+    """Whether all numbers are dates without separators, on several days."""
+    months, days = numbers // 100 % 100, numbers % 100
+    inside = (numbers >= 19000101) & (numbers <= 20991231) & (months >= 1) & (months <= 12) & (days >= 1) & (days <= 31)
+    return bool(inside.all()) and len(np.unique(numbers)) > 1
 
 
 def _even(numbers: npt.NDArray[np.float64], groups: npt.NDArray[np.int64]) -> bool:

@@ -93,6 +93,7 @@ def _codes(values: Matrix, classes: Classes, columns: Sequence[Column]) -> list[
     if present < 2:
         return []
     different = pd.DataFrame(values).nunique().to_numpy()
+    gaps: npt.NDArray[np.bool_] = np.asarray(np.isnan(values).any(axis=0))
     found = []
     for column in columns:
         if len(column.places) > 1:
@@ -100,6 +101,8 @@ def _codes(values: Matrix, classes: Classes, columns: Sequence[Column]) -> list[
             codes = np.where(np.isnan(block).any(axis=1), len(column.places), block.argmax(axis=1))
         elif different[column.places[0]] <= _MOST_VALUES:
             codes = pd.factorize(values[:, column.places[0]], use_na_sentinel=False)[0]
+        elif not gaps[column.places[0]]:
+            continue
         else:  # only whether it is missing may tell the class
             codes = np.isnan(values[:, column.places[0]]).astype(np.int64)
         counts = np.bincount(codes * kinds + classes, minlength=(int(codes.max()) + 1) * kinds).reshape(-1, kinds)

@@ -200,7 +200,9 @@ def _units(usual: dict[str, tuple[Values, Values]], names: list[str], measured: 
     sites = list(usual)
     centres, spreads = (np.stack([found[part] for found in usual.values()]) for part in (0, 1))
     notes: dict[tuple[str, ...], list[str]] = defaultdict(list)
-    for place in np.flatnonzero(measured).tolist():
+    sizes = np.where(np.isnan(centres), 0.0, np.abs(centres))
+    known = np.where(sizes > 0, sizes, np.inf).min(axis=0)
+    for place in np.flatnonzero(measured & (sizes.max(axis=0) > 5 * known)).tolist():
         shifts = _shifts(centres[:, place], spreads[:, place])
         if any(shifts):
             where = (f"{10.0**shift:g} times at {site}" for site, shift in zip(sites, shifts, strict=True) if shift)
