@@ -121,6 +121,7 @@ def test_rows_were_taken_out_before():
         np.full(60, 3),
         np.repeat([0, 1], 30),
         range(6),  # few rows
+        np.random.default_rng(0).normal(1e32, 1e31, 60),
         ["NA"] * 40,
     ],
 )

@@ -75,9 +75,10 @@ def test_a_pattern_that_takes_the_same_of_all(opened, noise):
     assert numbers(found).count("N231") == 2
 
 
-def test_patient_0_is_a_patient_like_others(opened, noise):
+@pytest.mark.parametrize("form", ["{}", "{}.0", "{:03}"])
+def test_patient_0_is_a_patient_like_others(opened, noise, form):
     frame = noise()
-    frame["pid"] = [str(row // 2) for row in range(80)]
+    frame["pid"] = [form.format(row // 2) for row in range(80)]
     frame = frame.assign(y=[row // 2 % 2 for row in range(80)])
     assert "N231" not in numbers(opened(frame))
 

@@ -26,8 +26,8 @@ LEFT_OUT: tuple[Kind, ...] = ("nameless", "counter", "index")
 _LEAST = 10
 #: A quick look at so many rows rules out most columns.
 _LOOK = 64
-#: Whole numbers from here on are no measurements but numbers of cases.
-_LONG = 1e8
+#: Whole numbers of so many figures are no measurements but numbers of cases.
+_LONG = r"\d{9,}(\.0+)?"
 #: Larger whole numbers are not told apart as floating-point numbers.
 _EXACT = 2.0**53
 _NAMELESS = re.compile(r"|unnamed: ?\d+(_level_\d+)?(\.\d+)?|\.\.\.\d+|level_\d+", re.IGNORECASE)
@@ -149,7 +149,7 @@ def _kind(name: str, cells: pd.Series[str], groupings: Sequence[npt.NDArray[np.i
         return "sorted"
     padded = cells[known].str.fullmatch(r"0\d+").any()
     span = numbers[known].max() - numbers[known].min() + 1
-    long = np.abs(numbers[known]).min() >= _LONG
+    long = cells[known].str.fullmatch(_LONG).all()
     # Measurements within so narrow a span would repeat.
     return "identifier" if padded or long or (known.sum() >= 2 * _LEAST and span <= 2 * known.sum()) else None
 

@@ -84,7 +84,9 @@ def _one_for_many(site: str, mine: pd.DataFrame, counts: pd.Series[int]) -> list
     usual = float(counts.median()) if len(counts) > 2 else 1.0
     several = [(str(name), int(count)) for name, count in counts.items() if count > 1]
     nobody = {
-        name: count for name, count in several if _is_nobody(name) and (not name.isdigit() or count >= _UNUSUAL * usual)
+        name: count
+        for name, count in several
+        if _is_nobody(name) and (not _letters(name).isdigit() or count >= _UNUSUAL * usual)
     }
     if nobody:
         rows = sum(nobody.values())
@@ -156,8 +158,11 @@ def _torn(rows: pd.DataFrame, labels: np.ndarray) -> list[Note]:
 
 
 def _is_nobody(name: str) -> bool:
-    letters = "".join(letter for letter in folded(name) if letter.isalnum())
-    return _NOBODY.fullmatch(letters) is not None
+    return _NOBODY.fullmatch(_letters(name)) is not None
+
+
+def _letters(name: str) -> str:
+    return "".join(letter for letter in folded(name) if letter.isalnum())
 
 
 def _cases(mine: pd.DataFrame, names: set[str]) -> list[str]:

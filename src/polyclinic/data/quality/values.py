@@ -205,7 +205,9 @@ def _units(usual: dict[str, tuple[Values, Values]], names: list[str], measured: 
     for place in np.flatnonzero(measured & (sizes.max(axis=0) > 5 * known)).tolist():
         shifts = _shifts(centres[:, place], spreads[:, place])
         if any(shifts):
-            where = (f"{10.0**shift:g} times at {site}" for site, shift in zip(sites, shifts, strict=True) if shift)
+            where = (
+                f"about {10.0**shift:g} times at {site}" for site, shift in zip(sites, shifts, strict=True) if shift
+            )
             notes[tuple(where)].append(names[place])
     if not notes:
         return []
