@@ -152,7 +152,7 @@ def _different_values(label: str, table: pd.DataFrame) -> list[Note]:
         return []
     groups: dict[tuple[str, ...], list[str]] = defaultdict(list)
     for site, mine in table.groupby("site"):
-        groups[tuple(sorted(mine["text"].unique()))].append(str(site))
+        groups[tuple(sorted(str(text)[:30] for text in mine["text"].unique()))].append(str(site))
     listed = [f"{', '.join(values[:MOST_NAMES])}{', ...' if len(values) > MOST_NAMES else ''} at {some(found)}"
               for values, found in groups.items()]  # fmt: skip
     return [

@@ -44,8 +44,8 @@ def find_counters(
     """Which of the columns ``names`` number rows or cases.
 
     Whole tables are looked at, also the rows that a study does not use, since a counter counts them all. Numbers are
-    all different, or in order, over a whole table or within each site. Columns of texts are only
-    told from each other where each row has another text.
+    all different, or in order, over a whole table or within each site. Of texts only those are found that differ from
+    row to row.
 
     Args:
         tables: cells as texts.
@@ -93,7 +93,7 @@ def counter_notes(left_out: dict[str, Kind], kept: dict[str, Kind]) -> list[Note
     sayings = {
         "nameless": "no name",
         "counter": "numbers that only count the rows",
-        "index": "a number of its own for each row, as its name says",
+        "index": "numbers of cases or patients, as the name says",
         "sorted": "whole numbers that are all different and stand in the order of the rows",
         "identifier": "a value of its own for each row, like the number of a case",
         "date": "dates that are written as numbers (20190312), which are no measurements",
