@@ -211,4 +211,5 @@ def test_copies_are_told(study, write_image):
         "Site A: 1 image repeats an earlier one of the same site under another patient's name: "
         "both may be in training and test data.",
         "1 image is the same, pixel for pixel, at more than one site.",
+        "1 image that stands several times has different labels: one of them is wrong, or they are different cases.",
     ]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from fnmatch import fnmatchcase
 
 import numpy as np
@@ -15,31 +15,42 @@ from polyclinic.data.table import canonical, levels, parse_numbers, require_colu
 from polyclinic.errors import DataError, StudyError, nearest
 
 
-def choose_features(spec: DataSpec, available: Sequence[str], taken: set[str], table: str) -> list[str]:
+def choose_features(
+    spec: DataSpec, available: Sequence[str], taken: set[str], table: str, counters: Collection[str] = ()
+) -> list[str]:
     """Names of the feature columns, in the order of the study file, then of the table.
 
     An entry of ``features`` or ``exclude`` is a column's name or a glob. A glob never takes a column that has another
-    part in the study (``taken``: site, subject, label, split, ...), so that ``"*"`` can't leak the label. Columns under
-    ``categorical`` are features too.
+    part in the study (``taken``: site, subject, label, split, ...), so that ``"*"`` can't leak the label, nor one of
+    ``counters``, which give away the order of the rows. Columns under ``categorical`` are features too.
 
     Args:
         spec: the ``data:`` part of the study file.
         available: names of the table's columns.
         taken: columns with another part in the study.
         table: what to call the table in a message.
+        counters: columns that number the rows; they are features only where their own name stands in the study.
 
     Raises:
         DataError: P202 when an entry matches no column, or nothing is left.
         StudyError: P104 when the label is also a feature.
     """
     wanted = _expand(spec.features, "features", available, taken, table)
+    named = {spec.features} if isinstance(spec.features, str) else set(spec.features or [])
+    wanted = [name for name in wanted if name in named or name not in counters]
     wanted += spec.categorical
     excluded = set(_expand(spec.exclude, "exclude", available, set(), table))
     chosen = [name for name in dict.fromkeys(wanted) if name not in excluded]
     if spec.label in chosen:
         raise StudyError("P104", f"The label {spec.label!r} is also among the features.", "Take it out of `features`.")
-    if not chosen:
+    if not chosen and wanted:
         raise DataError("P202", "No feature is left after `exclude`.", "Exclude fewer columns.")
+    if not chosen:
+        raise DataError(
+            "P202",
+            "No feature is left: the columns that `features` takes have no name or only number the rows.",
+            "Name the columns with the measurements.",
+        )
     for name in chosen:
         require_column(available, name, "categorical" if name in spec.categorical else "features", table)
     return chosen

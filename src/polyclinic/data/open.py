@@ -22,6 +22,9 @@ from polyclinic.data.images import ImageFiles, decode_images
 from polyclinic.data.labels import encode_labels, encode_numbers
 from polyclinic.data.masks import MaskClasses
 from polyclinic.data.partition import check_partition, partition_rows, site_names
+from polyclinic.data.quality.classes import label_notes
+from polyclinic.data.quality.patients import check_site_names, patient_notes
+from polyclinic.data.quality.tables import image_notes, table_notes
 from polyclinic.data.rows import Rows, Task, read_rows, reject_rows
 from polyclinic.data.spec import DataSpec
 from polyclinic.data.volumes.fingerprint import SiteFingerprint
@@ -103,6 +106,7 @@ def open_data(
     notes += column_notes(used.cells, spec, task, features, matrix)
     notes += quality_notes(sites, features, classes, subjects_named=spec.subject is not None)
     notes += volume_notes(sites)
+    notes += image_notes(sites) if spec.image else table_notes(sites, features, used.chosen, spec)
     _check_reference(spec, list(sites))
     fingerprint = _fingerprint(sites, features, classes)
     return Opened(sites, features, classes, notes, fingerprint, covariate_names, left_out)
@@ -130,11 +134,21 @@ def _rows_of_sites(
         labels, classes = encode_labels(used.cells[spec.label], spec)
     if task == "regression" and spec.label is not None:
         labels, classes = encode_numbers(used.cells[spec.label], spec), []
+    notes += _row_notes(used, labels, classes, spec, task)
     if spec.partition is not None:
         known = None if task == "segmentation" else labels
         told = partition_rows(rows, kept, known, spec.partition, subjects_named=spec.subject is not None)
         return rows, rows.where(kept), labels, classes, told + notes
     return rows, used, labels, classes, notes
+
+
+def _row_notes(used: Rows, labels: Labels, classes: list[str], spec: DataSpec, task: Task) -> list[Note]:
+    """Notes on patients and labels of the used rows, by the sites that the tables name."""
+    known = labels if task == "classification" else None
+    notes = patient_notes(used.origin, known, named=spec.subject is not None)
+    if known is not None and spec.label is not None:
+        notes += label_notes(used.cells[spec.label], known.astype(np.int64), used.origin["site"], spec, classes)
+    return notes
 
 
 def _read_images(
@@ -263,6 +277,7 @@ def _site_names(rows: Rows, spec: DataSpec) -> list[str]:
     if spec.partition is not None:
         return site_names(spec.partition)
     names = list(spec.tables) if spec.tables is not None else sorted(rows.origin["site"].dropna().unique().tolist())
+    check_site_names(names)
     for name in names:
         if name in RESERVED_SITES:
             raise DataError("P203", f"A site can't be called {name!r}: the results use this name.", "Rename the site.")

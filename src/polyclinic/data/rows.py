@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -15,6 +14,8 @@ from polyclinic.data.cases import Counts
 from polyclinic.data.doubts import where_notes
 from polyclinic.data.features import choose_features
 from polyclinic.data.labels import label_reasons, number_reasons
+from polyclinic.data.quality.counters import LEFT_OUT, counter_notes, find_counters
+from polyclinic.data.quality.named import patient_column_notes, unmatched_notes
 from polyclinic.data.spec import DataSpec
 from polyclinic.data.table import is_missing, locate, matches, read_cells, require_column, to_numbers
 from polyclinic.errors import DataError
@@ -105,7 +106,11 @@ def read_rows(spec: DataSpec, folder: Path, split: str | None) -> Rows:
     available = list(dict.fromkeys(name for table in tables.values() for name in table.columns))
     title = next(iter(titles.values())) if len(titles) == 1 else "None of the tables"
     taken = {column for column, use in needed.items() if use != "where"}
-    chosen = [] if spec.image else choose_features(spec, available, taken, title)
+    chosen, notes = list[str](), list[Note]()
+    if not spec.image:
+        chosen, notes = _choose_features(spec, list(tables.values()), available, taken, title)
+    if spec.subject is None:
+        notes += patient_column_notes(list(tables.values()), taken)
     parts, origins = [], []
     for site, table in tables.items():
         for column in chosen:
@@ -118,13 +123,29 @@ def read_rows(spec: DataSpec, folder: Path, split: str | None) -> Rows:
         parts.append(part)
         origins.append(origin)
     cells = pd.concat(parts, ignore_index=True)
-    rows = Rows(cells, pd.concat(origins, ignore_index=True), np.full(len(cells), "", dtype=object), chosen, available)
+    rows = Rows(
+        cells, pd.concat(origins, ignore_index=True), np.full(len(cells), "", dtype=object), chosen, available, notes
+    )
     for column, wanted in spec.where.items():
-        rows.notes += where_notes(column, rows.cells[column], wanted)
-        rows = rows.where(matches(rows.cells[column], wanted))
+        kept = matches(rows.cells[column], wanted)
+        notes += unmatched_notes("where", rows.cells[column], wanted, kept)
+        notes += where_notes(column, rows.cells[column], wanted)
+        rows = rows.where(kept)
     if not len(rows):
         raise DataError("P205", "No row is selected.", "Compare `where` with the table." if spec.where else "")
     return rows
+
+
+def _choose_features(
+    spec: DataSpec, tables: list[pd.DataFrame], available: list[str], taken: set[str], title: str
+) -> tuple[list[str], list[Note]]:
+    """The feature columns, without those that a glob takes though they only number the rows; and notes on these."""
+    all_of_them = choose_features(spec, available, taken, title)
+    kinds = find_counters(tables, all_of_them, spec.site, spec.missing)
+    counters = {name for name, kind in kinds.items() if kind in LEFT_OUT}
+    chosen = choose_features(spec, available, taken, title, counters) if counters else all_of_them
+    left_out = {name: kind for name, kind in kinds.items() if name not in chosen}
+    return chosen, counter_notes(left_out, {name: kind for name, kind in kinds.items() if name in chosen})
 
 
 def reject_rows(rows: Rows, spec: DataSpec, task: Task, split: str | None) -> list[Note]:
@@ -134,7 +155,7 @@ def reject_rows(rows: Rows, spec: DataSpec, task: Task, split: str | None) -> li
         DataError: P203 when ``divide_by`` or a compared label is not a number.
     """
     cells, origin = rows.cells, rows.origin
-    notes: list[Note] = list(rows.notes)
+    notes: list[Note] = [*rows.notes]
     homeless = int(origin["site"].isna().sum())
     if homeless:
         are = "row names no site and is" if homeless == 1 else "rows name no site and are"

@@ -1,0 +1,74 @@
+"""What a study file names and the tables write otherwise: values that no row has, patients whom no key names."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+
+from polyclinic.data.quality.words import counted, folded_name, some
+from polyclinic.data.spec import Scalar
+from polyclinic.data.table import comparison, matches, scalar_text
+from polyclinic.notes import Note
+
+_PATIENT = re.compile(r"(patient|subject|participant|person|pid|mrn|sub)s?([ _.-]?(id|name|no|nr|num|number|key))?")
+
+
+def unmatched_notes(
+    use: str, cells: pd.Series[str], wanted: Scalar | Sequence[Scalar], chosen: npt.NDArray[np.bool_]
+) -> list[Note]:
+    """Notes on values of ``where`` or ``positive`` that no row has, and on rows that have them in other writing.
+
+    Args:
+        use: the key of the study file.
+        cells: texts of the column, NaN where missing.
+        wanted: what the study asks for. Comparisons, and true and false, are left alone.
+        chosen: bool ``[N]``, which rows have it.
+    """
+    values = [wanted] if isinstance(wanted, str) or not isinstance(wanted, Sequence) else list(wanted)
+    values = [value for value in values if not isinstance(value, bool)]
+    if any(isinstance(value, str) and comparison(value) for value in values):
+        return []
+    column, names = str(cells.name), {folded_name(scalar_text(value)) for value in values}
+    others = cells[~chosen & cells.notna().to_numpy()]
+    counts = others.value_counts()
+    alike = {str(text): int(count) for text, count in counts.items() if folded_name(str(text)) in names}
+    notes = []
+    if alike:
+        total, writings = sum(alike.values()), some(f"{text[:30]!r} ({count})" for text, count in alike.items())
+        text = (
+            f"`{use}` names values of {column!r} that {counted(total, 'more row has', 'more rows have')} in other "
+            f"writing, and these rows do not count as such: {writings}. Write them alike in the tables, or list all."
+        )
+        notes.append(Note("N239", text))
+    absent = [scalar_text(value) for value in values if not matches(cells, value).any()]
+    if absent and chosen.any():
+        stand = "stands" if len(absent) == 1 else "stand"
+        text = f"`{use}` names values of {column!r}, of which {some(map(repr, absent))} {stand} in no row."
+        notes.append(Note("N239", text))
+    return notes
+
+
+def patient_column_notes(tables: Sequence[pd.DataFrame], taken: set[str]) -> list[Note]:
+    """A note on a column that seems to name patients with several rows, in a study without ``subject``.
+
+    Args:
+        tables: cells as texts.
+        taken: columns with a part in the study.
+    """
+    for name in dict.fromkeys(str(column) for table in tables for column in table.columns):
+        if name in taken or _PATIENT.fullmatch(name.strip().lower()) is None:
+            continue
+        found = [table[name] for table in tables if list(table.columns).count(name) == 1]
+        repeats = sum(int(cells[cells != ""].duplicated().sum()) for cells in found)
+        if repeats and max((cells.nunique() for cells in found), default=0) > 2:  # two values are groups of people
+            again = counted(repeats, "row repeats", "rows repeat")
+            text = (
+                f"No `subject` is given, so each row counts as a patient; but {again} a value of the column {name!r}. "
+                f"If it names patients, say `subject: {name}`, so that none is in training and test data."
+            )
+            return [Note("N238", text)]
+    return []

@@ -1,0 +1,55 @@
+"""Values that the study file names and the tables write otherwise; patients whom no key names."""
+
+import pytest
+
+from note_helpers import note, numbers
+
+
+def test_rows_left_out_for_their_writing(opened, noise):
+    frame = noise().assign(scanner="Skyra")
+    frame.loc[[3, 4, 50], "scanner"] = "skyra "
+    frame.loc[5, "scanner"] = "Prisma"
+    found = opened(frame, where={"scanner": "Skyra"})
+    assert numbers(found) == ["N239"]
+    assert "`where` names values of 'scanner' that 3 more rows have in other writing" in note(found, "N239")
+    assert "'skyra' (3)" in note(found, "N239")
+    assert numbers(opened(frame, where={"scanner": ["Skyra", "skyra"]})) == []
+
+
+def test_a_value_that_no_row_has(opened, noise):
+    frame = noise().assign(scanner="Skyra")
+    found = opened(frame, where={"scanner": ["Skyra", "Pisma"]})
+    assert "of which 'Pisma' stands in no row" in note(found, "N239")
+
+
+@pytest.mark.parametrize("wanted", [1, "1", "< 5", True, "!= 7"])
+def test_comparisons_and_numbers(opened, noise, wanted):
+    assert numbers(opened(noise().assign(scanner=1), where={"scanner": wanted})) == []
+
+
+def test_a_class_that_is_written_otherwise(opened, noise):
+    """`akiec` is listed as positive and written in capitals: all of it would count as negative."""
+    frame = noise()
+    frame["y"] = [["nv", "bkl", "mel", "AKIEC"][row * 7 % 4] for row in range(80)]
+    found = opened(frame, positive=["mel", "akiec"])
+    assert numbers(found) == ["N239", "N239"]
+    assert "20 more rows have in other writing, and these rows do not count as such: 'AKIEC' (20)" in found.notes[0]
+    assert "of which 'akiec' stands in no row" in found.notes[1]
+    assert numbers(opened(frame, positive=["mel", "AKIEC"])) == []
+
+
+@pytest.mark.parametrize("name", ["patient", "Subject ID", "participant_id", "PID"])
+def test_a_column_of_patients_and_no_subject(opened, noise, name):
+    frame = noise().drop(columns="pid")
+    frame[name] = [f"P{row // 2}" for row in range(80)]
+    found = opened(frame, subject=None)
+    assert f"40 rows repeat a value of the column {name!r}" in note(found, "N238")
+    assert numbers(opened(frame, subject=name)) in ([], ["N233"])
+
+
+def test_a_column_of_patients_with_a_row_each(opened, noise):
+    assert numbers(opened(noise().rename(columns={"pid": "patient"}), subject=None)) == []
+
+
+def test_patient_or_control_is_a_group(opened, noise):
+    assert numbers(opened(noise().assign(patient=[row // 3 % 2 for row in range(80)]), subject=None)) == []
