@@ -539,9 +539,8 @@ def _check_data(data: DataSpec, task: str) -> None:
     for key in ("positive", "classes"):
         if task == "regression" and getattr(data, key) is not None:
             refuse(key, f"a number has no classes, so `{key}` means nothing.", "Use `task: classification`.")
-    if data.mask_classes is not None:
-        if task != "segmentation":
-            refuse("mask_classes", f"`mask_classes` is for segmentation, and the task is {task}.")
+    if data.mask_classes is not None and task != "segmentation":
+        refuse("mask_classes", f"`mask_classes` is for segmentation, and the task is {task}.")
     if task == "segmentation":
         from polyclinic.data.masks import MaskClasses
 
