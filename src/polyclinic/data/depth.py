@@ -66,10 +66,11 @@ class DeepPictures:
 
     def to_bytes(self) -> dict[int, npt.NDArray[np.uint8]]:
         """All pictures with the same white, uint8 ``[H, W]``."""
-        white = float((1 << self.depth) - 1)
+        # With all 16 bits, levels are cut off (bilinear weights are rounded: a hair below a level is that level).
+        up = 1e-3 if self.depth == 16 else 0.5
+        factor = 255.0 / ((1 << self.depth) - 1)
         return {
-            # Bilinear weights are rounded: a hair below a level is that level.
-            position: np.clip(np.floor(values * (255.0 / white) + 1e-3), 0, 255).astype(np.uint8)
+            position: np.clip(np.floor(values * factor + up), 0, 255).astype(np.uint8)
             for position, values in self.pictures.items()
         }
 
@@ -102,12 +103,17 @@ def is_deep(picture: Image.Image) -> bool:
     return picture.mode == "F" or picture.mode.startswith("I")
 
 
-def check_colour_depth(picture: Image.Image, path: Path, kind: str) -> None:
-    """Stop where 16 bits a colour were cut to 8 and what counts may have been in the lower ones.
+def check_bits(picture: Image.Image, path: Path, kind: str) -> None:
+    """Stop where Pillow gives other values than the file has.
+
+    It cuts 16 bits a colour to 8, and what counts may have been in the lower ones; and of a BMP file with two colours
+    it takes eight pixels for one byte, whatever the file says.
 
     Raises:
-        UnreadableError: it is a mask, or a picture of at most 14 bits.
+        UnreadableError: it is such a BMP, a mask of 16 bits a colour, or a picture of them with at most 14 bits.
     """
+    if picture.format == "BMP" and picture.mode == "1" and _bytes_at(path, 28, 2) != b"\x01\x00":
+        raise UnreadableError(f"{kind} file is a BMP of two colours that can't be read: save it as PNG")
     if picture.mode not in ("RGB", "RGBA", "LA") or not _sixteen_bits(picture, path):
         return
     if kind == "mask":
@@ -119,11 +125,15 @@ def check_colour_depth(picture: Image.Image, path: Path, kind: str) -> None:
 
 def _sixteen_bits(picture: Image.Image, path: Path) -> bool:
     if picture.format == "PNG":
-        with path.open("rb") as file:
-            start = file.read(25)
-        return len(start) == 25 and start[24] == 16
+        return _bytes_at(path, 24, 1) == b"\x10"
     tags = getattr(picture, "tag_v2", {})
     return 16 in tags.get(_BITS_PER_SAMPLE, ())
+
+
+def _bytes_at(path: Path, start: int, count: int) -> bytes:
+    with path.open("rb") as file:
+        file.seek(start)
+        return file.read(count)
 
 
 def too_large(error: Exception, kind: str) -> str:

@@ -16,7 +16,7 @@ import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
-from polyclinic.data.depth import DeepPictures, check_colour_depth, is_deep, too_large
+from polyclinic.data.depth import DeepPictures, check_bits, is_deep, too_large
 from polyclinic.data.mask_pictures import is_lossy, read_mask
 from polyclinic.data.masks import MaskClasses, MaskFacts
 from polyclinic.data.readers.volume import UnreadableError
@@ -183,7 +183,7 @@ def _upright(name: str, root: Path, allowed: Sequence[Path], kind: str) -> tuple
             raise UnreadableError(f"{kind} file has several frames")
         image.load()
         turned = image.getexif().get(_ORIENTATION, 1)
-        check_colour_depth(image, path, kind)
+        check_bits(image, path, kind)
         ImageOps.exif_transpose(image, in_place=True)
     except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
         logger.debug("%s file missing: %s", kind, name)

@@ -55,7 +55,7 @@ def whole_numbers(values: npt.NDArray[Any]) -> npt.NDArray[Any]:
         UnreadableError: some are not.
     """
     if values.dtype.kind == "b":
-        return values.view(np.uint8)
+        return np.where(values, np.uint8(1), np.uint8(0))  # Pillow's truth may be another byte than 1
     if values.dtype.kind in "iu":
         return values
     if values.dtype.kind != "f":

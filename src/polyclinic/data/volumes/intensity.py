@@ -48,7 +48,8 @@ def otsu_threshold(values: Floats32) -> float:
     low, high = float(values.min()), float(values.max())
     if low == high:
         return low
-    counts, edges = np.histogram(values, bins=256, range=(low, high))
+    near = high - low < 512 * np.spacing(np.float32(max(abs(low), abs(high))))  # no 256 steps between them in 32 bits
+    counts, edges = np.histogram(values.astype(np.float64) if near else values, bins=256, range=(low, high))
     middles = (edges[:-1] + edges[1:]) / 2
     below = np.cumsum(counts)
     sums = np.cumsum(counts * middles)
