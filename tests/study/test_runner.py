@@ -584,7 +584,7 @@ def test_a_folder_that_may_not_be_written(tmp_path, monkeypatch):
         original(path, *args, **kwargs)
 
     monkeypatch.setattr(Path, "mkdir", refuse)
-    with pytest.raises(ResultsError, match=r"P501 study\.yaml could not be written to .*\(Permission denied\)"):
+    with pytest.raises(ResultsError, match=r"P501 \.lock could not be written to .*\(Permission denied\)"):
         run(entries, tmp_path)
 
 

@@ -287,7 +287,7 @@ class JobRunner:
     def declare(self, job: Job, fold: Fold, training: Training) -> dict[str, Any]:
         """What every site is told when the training starts: JSON values only."""
         method = job.methods[0].method
-        mixed = self.declaration.engine.precision == "mixed"
+        mixed = self.declaration.engine.mixed_on(str(self.template.vector.device))
         weights = self._class_weights(training, fold, job.without)
         return {
             "run": f"{slug(job.methods[0].label)}-seed{job.seed}-fold{job.fold}{job.suffix}",

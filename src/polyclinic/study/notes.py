@@ -21,6 +21,13 @@ if TYPE_CHECKING:
 _FAR = 20
 
 
+def full_precision(declaration: Declaration, device: str) -> list[Note]:
+    """On mixed precision that was asked for, but not on this device."""
+    if declaration.engine.precision == "float32" or declaration.engine.mixed_on(device):
+        return []
+    return [Note("N105", "Mixed precision is for GPUs: on this machine's processor training was in float32.")]
+
+
 def idle_parts(declaration: Declaration, layout: Layout) -> list[Note]:
     """On parts of methods that find nothing to work on, so that the method is the same as another."""
     name, notes = declaration.model_part[0], list[Note]()

@@ -30,7 +30,8 @@ from polyclinic.study.display import Display
 from polyclinic.study.fit import check_fit, configurations
 from polyclinic.study.folder import Folder
 from polyclinic.study.jobs import ATTACKED, UNSEEN, Fold, Job, JobRunner, result_rows, work_fields
-from polyclinic.study.notes import diverged, idle_parts, spared
+from polyclinic.study.lock import locked
+from polyclinic.study.notes import diverged, full_precision, idle_parts, spared
 from polyclinic.study.preparing import describe, prepare
 from polyclinic.study.report.page import write_report
 from polyclinic.study.results import write_table
@@ -46,7 +47,11 @@ if TYPE_CHECKING:
 
 def run_study(study: Study, out: Path, *, resume: bool = False, display: Display | None = None) -> None:
     """Run a study into a folder; see `polyclinic.study.study.Study.run`."""
-    display = display or Display()
+    with locked(out):
+        _run_alone(study, out, resume, display or Display())
+
+
+def _run_alone(study: Study, out: Path, resume: bool, display: Display) -> None:
     study = study.planned(display.images)
     folder = Folder(out, study)
     folder.check(resume)
@@ -144,6 +149,7 @@ class _Runner:
         jobs = self._jobs(folds)
         self.display.planned(plan, len(jobs))
         self.method_notes = [
+            *full_precision(self.declaration, plan.device),
             *idle_parts(self.declaration, template.layout),
             *spared(self.declaration, self.attack, len(self.opened.sites)),
         ]
@@ -244,7 +250,7 @@ class _Runner:
     def _plan(self, template: FlatModule) -> EnginePlan:
         options, training = self.declaration.engine, self.declaration.training
         methods = configurations(self.declaration)
-        mixed = options.precision == "mixed"
+        mixed = options.mixed_on(str(template.vector.device))
         sites = list(self.opened.sites)
         fields = [work_fields(m.method, m.training, sites, mixed=mixed) for m in methods]
         works = [build_work(f, False, list(m.method.local)) for f, m in zip(fields, methods, strict=True)]
