@@ -100,7 +100,7 @@ class MaskClasses:
             colours = colours or any(colour for _, _, colour in read)
         background = background or [0]
         _check_values(values or [], background, ignore)
-        if meaning.above is not None and (given is not None or colours or meaning.background not in ([], ["nan"])):
+        if meaning.above is not None and (given is not None or colours or meaning.background not in ([0], ["nan"])):
             raise StudyError(
                 "P104", "`above` of `mask` makes two classes, and goes with no other values or colours.",
                 "Take out `above`, or `mask_classes` and `background`.",
@@ -259,7 +259,7 @@ def _check_colours(background: Sequence[int | str], ignore: Sequence[int | str],
     for values in given.values() if isinstance(given, dict) else []:
         named += [values] if isinstance(values, int | str) else values
     hint = 'Give all of them as numbers, or all as colours such as "#ff0000".'
-    numbers = [value for value in named if isinstance(value, int)]
+    numbers = [value for value in named if isinstance(value, int) and value]  # black is 0 either way
     _need(not numbers and not isinstance(given, list), "Values of masks are numbers and colours.", hint)
     _need(spec.preprocessing is None, "Masks of volumes have numbers, not colours.", "Give the numbers of structures.")
     _need("nan" not in named, "A colour is always a number: `nan` means nothing here.", "Take it out.")

@@ -78,8 +78,8 @@ class Mask(BaseModel):
     """Column with the path of a mask."""
     above: float | None = None
     """What is larger is foreground: for probabilities, interpolated edges and JPEG files. Not with ``mask_classes``."""
-    background: list[int | str] = []
-    """Value or values of the background, instead of 0; ``nan`` is background besides 0."""
+    background: list[int | str] = [0]
+    """Value or values of the background; ``nan`` is background besides 0."""
     ignore: list[int | str] = []
     """Value or values of voxels that play no part in training and metrics."""
     palette: Literal["colour", "index"] | None = None
