@@ -35,7 +35,7 @@ TITLES: dict[str, str] = {
     "N410": "Masks have several values",
     "N411": "Masks cover everything",
     "N412": "Masks cover more than half of every image",
-    "N413": "Sites write masks differently",
+    "N413": "Masks are written differently",
     "N414": "Transparency has a part in masks",
     "N415": "Image and mask were turned differently",
     "N416": "Masks run another way than their images",

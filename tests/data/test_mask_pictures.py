@@ -212,6 +212,9 @@ def test_sites_that_write_masks_differently(tmp_path):
     notes = site_notes(tmp_path, {"A": [grey(DISC, 1)], "B": [grey(DISC), grey(BOX)]})
     text = "Sites write the foreground of masks as different values: 1 at A; 255 at B. All of them count as foreground."
     assert notes == [("N413", text, ())]
+    (note,) = site_notes(tmp_path, {"A": [grey(DISC, 1), grey(BOX, 2)]})
+    text = "Site A: masks write the foreground as different values: 1, 2. Each of them counts as foreground."
+    assert note == ("N413", text, ())
     with pytest.raises(DataError, match=r"Site C: 1 of 1 .*none is the background"):
         site_notes(tmp_path, {"B": [grey(DISC)], "C": [Image.fromarray((DISC + 1).astype(np.uint8))]})
 

@@ -93,6 +93,21 @@ def test_one_number_besides_zero_is_the_foreground(value, kind):
     assert (facts.values, facts.count, facts.share) == ((value,), 1, pytest.approx(BALL.mean()))
 
 
+@pytest.mark.parametrize("kind", ["int8", "int16", "uint16", "int32", "uint32", "int64", "uint64"])
+def test_all_types_of_numbers(kind):
+    ends = np.iinfo(kind)
+    values = np.array([0, 1, ends.max, max(ends.min, -7)], dtype=kind)
+    found = meaning({"a": [1, 7], "b": int(min(ends.max, 2**62))}, ignore=-7).encode(values)
+    assert found.tolist() == [0, 1, 2 if ends.max < 2**62 else 0, IGNORED if ends.min else 0]
+    with pytest.raises(UnreadableError, match="not of plain numbers"):
+        meaning(above=0.5).encode(np.zeros(3, complex))
+
+
+def test_large_masks_are_read_in_parts():
+    values = (np.arange(3_000_001) % 3).astype(np.int16)[::-1]
+    assert np.array_equal(meaning(["a", "b"]).encode(values), values)
+
+
 def test_several_numbers_are_foreground_and_are_told():
     found, facts = meaning().read(np.array([0, 1, 2, 4], np.uint8))
     assert found.tolist() == [0, 1, 1, 1]

@@ -24,7 +24,7 @@ def mask_notes(sites: Mapping[str, SiteData], *, named: bool) -> list[Note]:
     notes: list[Note] = []
     seen = {site: _Masks(site, data) for site, data in sites.items() if data.mask_facts}
     for masks in seen.values():
-        notes += [note for note in (masks.several(), *masks.places()) if note is not None]
+        notes += [note for note in (masks.several(), masks.spellings(), *masks.places()) if note is not None]
         if not named:
             notes += masks.coverage()
     return [*notes, *_spellings(seen)]
@@ -63,6 +63,15 @@ class _Masks:
         text += "foreground: name structures in `mask_classes`"
         text += "." if coloured else ", or say `mask: {above: 0}` if that is meant."
         return Note("N410", text, cases)
+
+    def spellings(self) -> Note | None:
+        """Masks with one value besides the background, and not the same in all."""
+        written = sorted({facts.values[0] for facts in self.facts if facts.count == 1})
+        if len(written) < 2:
+            return None
+        coloured = any(facts.coloured for facts in self.facts)
+        text = f"Site {self.site}: masks write the foreground as different values: "
+        return Note("N413", text + f"{_listed(written, coloured=coloured)}. Each of them counts as foreground.")
 
     def coverage(self) -> list[Note]:
         """All masks of the site cover everything, or more than half."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +17,7 @@ Integers = npt.NDArray[np.int64]
 _ROUNDED = 1e-3
 #: Values in so small a range are counted without sorting.
 _RANGE = 1 << 17
+_PART = 1 << 20
 #: A mask with more values than this, which are not numbered 1, 2, ..., is no mask of one foreground.
 _MOST_VALUES = 16
 #: Numbers of structures are below, grey values of a soft mask reach beyond, and the last bytes mark what is unknown.
@@ -44,8 +46,11 @@ class Table:
         if self.low is not None:
             table = np.zeros(int(self.values[-1]) - self.low + 1, dtype=np.uint8)
             table[self.values - self.low] = classes
-        found: npt.NDArray[np.uint8] = table[self.places]
-        return found
+        flat = self.places.reshape(-1)
+        found = np.empty(len(flat), dtype=np.uint8)
+        for part in _parts(len(flat)):
+            found[part] = table[flat[part]]
+        return found.reshape(self.places.shape)
 
 
 def whole_numbers(values: npt.NDArray[Any]) -> npt.NDArray[Any]:
@@ -58,8 +63,6 @@ def whole_numbers(values: npt.NDArray[Any]) -> npt.NDArray[Any]:
         return np.where(values, np.uint8(1), np.uint8(0))  # Pillow's truth may be another byte than 1
     if values.dtype.kind in "iu":
         return values
-    if values.dtype.kind != "f":
-        raise UnreadableError("mask is not of plain numbers")
     if not np.isfinite(values).all() or (np.abs(values) >= 2**53).any():
         raise UnreadableError("mask has infinite or far too large values")
     whole = np.rint(values)
@@ -80,10 +83,18 @@ def tabulate(values: npt.NDArray[Any]) -> Table:
     if values.dtype.kind == "u" and values.dtype.itemsize <= 2:
         low, places = 0, values
     else:
-        places = values.astype(np.int64) - low
-    counts = np.bincount(places.reshape(-1))
+        wide = values.astype(np.int32) if values.dtype.itemsize < 4 else values
+        places = (wide - wide.dtype.type(low)).astype(np.int32, copy=False)
+    flat, counts = places.reshape(-1), np.zeros(high - low + 1, dtype=np.int64)
+    for part in _parts(len(flat)):
+        counts += np.bincount(flat[part], minlength=len(counts))
     there = np.flatnonzero(counts)
     return Table(there + low, counts[there], places, low)
+
+
+def _parts(length: int) -> Iterator[slice]:
+    """A long array in parts, because NumPy makes eight bytes of each index."""
+    return (slice(start, start + _PART) for start in range(0, length, _PART))
 
 
 def check_foreground(values: Integers, *, background: bool, coloured: bool, lossy: bool) -> None:

@@ -145,6 +145,8 @@ class MaskClasses:
             UnreadableError: the values are no whole numbers, negative, or others than a mask has; one of them belongs
                 to no structure and must; or nothing is left to learn from.
         """
+        if values.dtype.kind not in "biuf":
+            raise UnreadableError("mask is not of plain numbers")
         missing: npt.NDArray[np.bool_] | None = None
         if values.dtype.kind == "f":
             missing = np.isnan(values)
