@@ -31,8 +31,8 @@ class Table:
     Attributes:
         values: int64 ``[V]``, rising.
         counts: int64 ``[V]``, how often each is there.
-        places: for each element its place: in ``values``, or (with ``low``) the value less the least one.
-        low: whether ``places`` are values.
+        places: what each element is: its value less ``low``, or its place in ``values``.
+        low: the value that ``places`` count from; None where they are places in ``values``.
     """
 
     values: Integers
@@ -63,10 +63,10 @@ def whole_numbers(values: npt.NDArray[Any]) -> npt.NDArray[Any]:
         return np.where(values, np.uint8(1), np.uint8(0))  # Pillow's truth may be another byte than 1
     if values.dtype.kind in "iu":
         return values
-    if not np.isfinite(values).all() or (np.abs(values) >= 2**53).any():
+    if not max(abs(float(values.min())), abs(float(values.max()))) < 2**53:
         raise UnreadableError("mask has infinite or far too large values")
     whole = np.rint(values)
-    if np.abs(values - whole).max(initial=0) > _ROUNDED:
+    if not np.array_equal(whole, values) and np.abs(values - whole).max() > _ROUNDED:
         raise UnreadableError(
             "mask has values that are no whole numbers: probabilities or interpolated edges need `mask: {above: 0.5}`"
         )

@@ -148,16 +148,13 @@ class MaskClasses:
         if values.dtype.kind not in "biuf":
             raise UnreadableError("mask is not of plain numbers")
         missing: npt.NDArray[np.bool_] | None = None
-        if values.dtype.kind == "f":
+        if values.dtype.kind == "f" and np.isnan(values.min()):
+            if not self.nan:
+                raise UnreadableError(
+                    "mask has values that are no whole numbers (NaN): say `mask: {background: nan}` if they are"
+                )
             missing = np.isnan(values)
-            if not missing.any():
-                missing = None
-            else:
-                if not self.nan:
-                    raise UnreadableError(
-                        "mask has values that are no whole numbers (NaN): say `mask: {background: nan}` if they are"
-                    )
-                values = np.where(missing, values.dtype.type(0), values)
+            values = np.where(missing, values.dtype.type(0), values)
         if self.above is not None:
             found, counts, seen = self._compared(values), None, np.zeros(0, dtype=np.int64)
         else:
