@@ -63,14 +63,16 @@ def whole_numbers(values: npt.NDArray[Any]) -> npt.NDArray[Any]:
         return np.where(values, np.uint8(1), np.uint8(0))  # Pillow's truth may be another byte than 1
     if values.dtype.kind in "iu":
         return values
-    if not max(abs(float(values.min())), abs(float(values.max()))) < 2**53:
+    low, high = float(values.min()), float(values.max())
+    if not max(-low, high) < 2**53:
         raise UnreadableError("mask has infinite or far too large values")
     whole = np.rint(values)
     if not np.array_equal(whole, values) and np.abs(values - whole).max() > _ROUNDED:
         raise UnreadableError(
             "mask has values that are no whole numbers: probabilities or interpolated edges need `mask: {above: 0.5}`"
         )
-    numbers: npt.NDArray[np.int64] = whole.astype(np.int64)
+    small = np.uint8 if low > -0.5 and high < 255.5 else np.int32 if max(-low, high) < 2**31 - 1 else np.int64
+    numbers: npt.NDArray[Any] = whole.astype(small)
     return numbers
 
 
@@ -84,7 +86,7 @@ def tabulate(values: npt.NDArray[Any]) -> Table:
         low, places = 0, values
     else:
         wide = values.astype(np.int32) if values.dtype.itemsize < 4 else values
-        places = (wide - wide.dtype.type(low)).astype(np.int32, copy=False)
+        places = (wide - wide.dtype.type(low) if low else wide).astype(np.int32, copy=False)
     flat, counts = places.reshape(-1), np.zeros(high - low + 1, dtype=np.int64)
     for part in _parts(len(flat)):
         counts += np.bincount(flat[part], minlength=len(counts))
