@@ -291,3 +291,14 @@ def test_as_a_process_of_its_own(study_file):
     assert done.stdout == ""
     assert "Traceback" not in done.stderr
     assert "'fedavgg' is no method. Did you mean 'fedavg'?" in " ".join(done.stderr.replace("\n", " ").split())
+
+
+@pytest.mark.parametrize(
+    ("share", "text"),
+    [
+        (0.0, "0 %"), (0.0005, "0.05 %"), (0.00001234, "0.0012 %"), (0.0249, "2.5 %"), (0.11, "11 %"),
+        (0.994, "99 %"), (0.997, "99.7 %"), (0.99996, "100 %"), (1.0, "100 %"),
+    ],
+)  # fmt: skip
+def test_shares_are_told_with_digits_that_count(share, text):
+    assert cli._cell_text("foreground", share) == text

@@ -30,7 +30,7 @@ from polyclinic.data.augmentation import INTENSITY, SPATIAL
 from polyclinic.data.catalogue import ENTRIES, find_entry
 from polyclinic.data.catalogue.page import catalogue_page
 from polyclinic.data.labels import MOST_CLASSES
-from polyclinic.data.spec import DataSpec, Partition, Patch, Preprocessing
+from polyclinic.data.spec import DataSpec, Mask, Partition, Patch, Preprocessing
 from polyclinic.engine.planner import PROCESSES_ABOVE, STACK_BELOW
 from polyclinic.engine.processes import _Worker
 from polyclinic.errors import TITLES, PolyclinicError
@@ -54,6 +54,7 @@ DOCS = ROOT / "docs"
 PARTS: dict[str, type[BaseModel]] = {
     "The file as a whole": Declaration,
     "`data`": DataSpec,
+    "`mask`": Mask,
     "`partition`": Partition,
     "`preprocessing`": Preprocessing,
     "`patch`": Patch,

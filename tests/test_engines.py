@@ -19,6 +19,7 @@ from polyclinic.engine import LocalEngine
 from polyclinic.engine.planner import choose_device, choose_plan
 from polyclinic.engine.processes import ProcessEngine, share_out
 from polyclinic.errors import SiteError, StudyError, TrainingError
+from polyclinic.ignored import IGNORED
 from polyclinic.models import build_model
 
 FEDREP = {"fedrep": {"head_epochs": 2, "local": ["proximal"]}}
@@ -134,6 +135,14 @@ def test_stacked_agrees_for_segmentation():
         image_sites({"Aachen": 9, "Bonn": 4}, masks=True), "fedavg", task="segmentation",
         model={"unet": {"channels": [2, 4], "residual_units": 1}}, training={"rounds": 2, "batch_size": 4},
     )  # fmt: skip
+
+
+def test_stacked_agrees_where_pixels_are_ignored():
+    sites = image_sites({"Aachen": 9, "Bonn": 4}, masks=True)
+    for site in sites.values():
+        site.targets[::2, :, :3] = IGNORED
+    options = {"task": "segmentation", "model": {"unet": {"channels": [2, 4], "residual_units": 1}}}
+    agree(sites, "fedavg", **options, training={"rounds": 2, "batch_size": 4})
 
 
 def test_stacked_agrees_for_three_classes():

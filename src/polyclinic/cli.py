@@ -331,8 +331,21 @@ def _sites_table(sites: pd.DataFrame) -> object:
 
 def _cell_text(name: str, cell: object) -> str:
     if isinstance(cell, float):
-        return f"{100 * cell:.2g} %" if name == "foreground" else f"{cell:.1f}"
+        return _percent(cell) if name == "foreground" else f"{cell:.1f}"
     return _escape(str(cell))
+
+
+def _percent(share: float) -> str:
+    """Two digits that count: 0.05 %, 11 %; more where 100 % would say that nothing is left."""
+    from numpy import format_float_positional
+
+    value = 100 * share
+    text = ""
+    for digits in (2, 3, 4):
+        text = format_float_positional(value, precision=digits, unique=False, fractional=False, trim="-")
+        if text != "100" or value == 100:
+            break
+    return f"{text} %"
 
 
 def _escape(text: str) -> str:

@@ -15,11 +15,12 @@ def classes(given):
     return MaskClasses.of(DataSpec(mask_classes=given))
 
 
-def test_without_names_everything_that_is_not_zero_is_foreground():
+def test_without_names_one_number_besides_zero_is_foreground():
     plain = MaskClasses.of(DataSpec())
     assert plain.names == ("background", "foreground")
     assert not plain.several
-    assert plain.encode(np.array([0.0, 0.2, 255.0])).tolist() == [0, 1, 1]
+    assert plain.encode(np.array([0.0, 255.0, 0.0004])).tolist() == [0, 1, 0]
+    assert plain.encode(np.array([True, False])).tolist() == [1, 0]
 
 
 def test_values_named_are_structures_and_others_background():
@@ -51,7 +52,7 @@ def test_names_alone_are_the_values_from_one_and_no_other_value_may_be_there():
         ({"a": 0}, "`mask_classes` has the value 0. Values are above 0, which is the background."),
         (["a[1]"], "`mask_classes` has the name 'a[1]'. Give a name without brackets and commas."),
         (["background"], "`mask_classes` has the name 'background'. Give a name without brackets and commas."),
-        ([str(n) for n in range(256)], "`mask_classes` has 256 structures. Up to 255."),
+        ([str(n) for n in range(255)], "`mask_classes` has 255 structures. Up to 254."),
     ],
 )
 def test_mistakes(given, message):

@@ -106,7 +106,7 @@ def test_kinds_of_masks(tmp_path, write_image):
     expected = [[0, 1], [1, 0]]
     array = np.array(expected, np.uint8)
     palette = Image.fromarray(array, "P")
-    palette.putpalette([255, 255, 255, 0, 0, 0])  # index 1 is black, and foreground all the same
+    palette.putpalette([0, 0, 0, 9, 9, 200])
     palette.save(tmp_path / "palette.png")
     Image.fromarray(array.astype(bool)).save(tmp_path / "bit.png")
     opaque = np.full((2, 2), 255, np.uint8)

@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import nn
 
+from polyclinic.ignored import IGNORED
 from polyclinic.site import evaluation
 from polyclinic.state import FlatModule
 from polyclinic.tasks import build_task
@@ -147,3 +148,44 @@ def test_no_cases_give_empty_answers():
     numbers = SimpleNamespace(task=build_task("regression", 0, "mse"), dataset=run.dataset)
     found = evaluation.predict(numbers, vectors, none, 0.5)[1]
     assert {name: tuple(tensor.shape) for name, tensor in found.items()} == {"predictions": (0,), "labels": (0,)}
+
+
+@pytest.mark.parametrize("classes", [2, 3])
+def test_ignored_voxels_count_nowhere(classes):
+    names = ("dice", "hd95", "sen", "pre", "nsd", "lesion_sen", "lesion_f1")
+
+    def measured(marked, truth):
+        """Everything that a site says, with ``marked`` as the grey value and ``truth`` as the mask in some voxels."""
+        run, vectors, index = volume_run(classes, (1.0, 1.0, 1.0), names)
+        there = torch.zeros(SIZE, dtype=torch.bool)
+        there[3:6, 4:8] = True  # within a structure, and beside it
+        if marked is not None:
+            run.dataset.inputs[:, :, there] = marked
+        run.dataset.targets[:, :, there] = truth
+        fields, pictures = evaluation.overlays(run, vectors, index, 0.5)
+        score = evaluation.score(run, vectors, index, "dice")
+        values = evaluation.predict(run, vectors, index, 0.5)[1]["values"]
+        marks = {name: picture for name, picture in pictures.items() if not name.endswith("/image")}
+        right, decided = (run.dataset.targets != IGNORED), np.digitize(run.dataset.inputs, [1.5, 2.5][: classes - 1])
+        dice = [
+            np.mean([_dice((decided == part)[case][right[case]], (run.dataset.targets == part)[case][right[case]])
+                     for part in range(1, classes)])
+            for case in range(len(index))
+        ]  # fmt: skip
+        return (
+            values, dice, score["metric"], score["loss"], evaluation.threshold_evidence(run, vectors, index),
+            torch.tensor(list(fields.values())), marks,
+        )  # fmt: skip
+
+    plain, background, foreground = (measured(marked, IGNORED) for marked in (None, 1.0, 2.0))
+    for other in (background, foreground):
+        torch.testing.assert_close(plain, other, rtol=0, atol=0, equal_nan=True)
+    assert plain[0][:, 0].tolist() == pytest.approx(plain[1])  # Dice by hand, over the other voxels
+    assert max(int(picture.max()) for name, picture in plain[-1].items() if "planes" not in name) < IGNORED
+    # The same voxels as background, or as foreground, would have counted.
+    assert not torch.equal(measured(2.0, 0)[0], plain[0])
+
+
+def _dice(one, other):
+    one, other = np.asarray(one), np.asarray(other)
+    return 2 * (one & other).sum() / (one.sum() + other.sum())

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
+from polyclinic.data.masks import MaskFacts
 from polyclinic.data.volumes.store import Volumes
 from polyclinic.notes import Note
 
@@ -38,7 +39,7 @@ class SiteData:
         inputs: float32 ``[N, F]`` features (missing values are NaN), uint8 ``[N, C, H, W]`` images, or volumes
             ``[N, C, D, H, W]``.
         targets: int64 ``[N]`` class indices, float32 ``[N]`` numbers (regression), or uint8 masks ``[N, 1, H, W]``
-            (volumes: ``[N, 1, D, H, W]``) of class indices, 0 for the background.
+            (volumes: ``[N, 1, D, H, W]``) of class indices, 0 for the background, ``IGNORED`` for what plays no part.
         subjects: patient of each case, N names.
         cases: name of each case (table row or image file), N names.
         parts: ``train``, ``validation`` or ``test`` for each case where a column fixes the split, else None.
@@ -46,6 +47,7 @@ class SiteData:
         spacing: size of a pixel or voxel along each axis of an image in millimetres, the same for all; None where it is
             not known: then distances are in pixels.
         covariates: float64 ``[N, K]`` without missing values, where the study names covariates, else None.
+        mask_facts: what was seen in each case's mask, or None.
     """
 
     site: str
@@ -57,6 +59,7 @@ class SiteData:
     counts: Counts
     spacing: tuple[float, ...] | None = None
     covariates: Tensor | None = None
+    mask_facts: list[MaskFacts] | None = None
 
     def __len__(self) -> int:
         return len(self.subjects)

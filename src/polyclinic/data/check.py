@@ -12,9 +12,11 @@ import torch
 from torch import Tensor
 
 from polyclinic.data.cases import Opened, SiteData, reasons_text
+from polyclinic.data.mask_notes import mask_notes
 from polyclinic.data.readers.describe import VolumeFacts, facts_row
 from polyclinic.data.spec import DataSpec
 from polyclinic.data.volumes.store import Volumes
+from polyclinic.ignored import IGNORED
 from polyclinic.notes import Note
 
 _MOST_NAMES = 5
@@ -104,6 +106,7 @@ def quality_notes(
             elsewhere = [name for index, name in enumerate(classes) if index and index not in there]
             if elsewhere and len(classes) > 2:
                 notes.append(Note("N402", f"Site {site}: no mask has {_some(elsewhere)}."))
+        notes += mask_notes(sites, named=classes[1:] != ["foreground"])
     return notes
 
 
@@ -114,10 +117,11 @@ def class_counts(labels: Tensor, classes: int) -> list[int]:
 
 
 def _foreground(masks: Tensor | Volumes) -> list[float]:
-    """Share of each mask that is foreground."""
+    """Share of each mask that is foreground, of what counts."""
     if isinstance(masks, Volumes):
         return [sum(record["labels"][1:]) / sum(record["labels"]) for record in masks.about]
-    shares: list[float] = (masks != 0).flatten(1).double().mean(dim=1).tolist()
+    known = (masks != IGNORED).flatten(1).sum(1)
+    shares: list[float] = (((masks != 0) & (masks != IGNORED)).flatten(1).sum(1) / known).tolist()
     return shares
 
 
@@ -125,7 +129,7 @@ def _classes_there(masks: Tensor | Volumes) -> set[int]:
     """The classes that some mask has."""
     if isinstance(masks, Volumes):
         return {index for record in masks.about for index, count in enumerate(record["labels"]) if count}
-    return set(masks.unique().tolist())
+    return set(masks.unique().tolist()) - {IGNORED}
 
 
 def _cut_off(data: SiteData) -> list[Note]:

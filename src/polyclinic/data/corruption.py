@@ -20,6 +20,7 @@ from polyclinic.data.dataset import Dataset
 from polyclinic.data.splits import Parts
 from polyclinic.data.volumes.store import Volumes
 from polyclinic.errors import nearest
+from polyclinic.ignored import IGNORED
 from polyclinic.options import Catalogue, EntryError, Place
 from polyclinic.seeds import generator
 
@@ -407,7 +408,8 @@ def _counted(volumes: ChangedVolumes, positions: Collection[int]) -> ChangedVolu
     for position in positions if volumes.dtype == torch.uint8 else ():
         noted = volumes.about[position].get("labels")
         if noted:
-            labels = torch.bincount(volumes[position].flatten().long(), minlength=len(noted)).tolist()
+            known = volumes[position].flatten().long()
+            labels = torch.bincount(known[known != IGNORED], minlength=len(noted)).tolist()
             volumes.about[position] = {**volumes.about[position], "labels": labels}
     return volumes
 

@@ -6,7 +6,7 @@ import logging
 import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
@@ -16,14 +16,19 @@ import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
-from polyclinic.data.masks import MaskClasses
+from polyclinic.data.depth import DeepPictures, check_bits, is_deep, too_large
+from polyclinic.data.mask_pictures import is_lossy, read_mask
+from polyclinic.data.masks import MaskClasses, MaskFacts
 from polyclinic.data.readers.volume import UnreadableError
+from polyclinic.ignored import IGNORED
+from polyclinic.notes import Note
 
 logger = logging.getLogger(__name__)
 
 #: Other formats of Pillow are left out: some of them run outside programs on the file.
 FORMATS = ("PNG", "JPEG", "TIFF", "BMP", "GIF")
 _MOST_THREADS = 4
+_ORIENTATION = 0x0112  # EXIF
 
 
 @dataclass(frozen=True)
@@ -46,18 +51,39 @@ class ImageFiles:
         return len(self.images)
 
 
+@dataclass
+class Seen:
+    """What was seen while pictures were decoded.
+
+    Attributes:
+        masks: position of the case -> its mask.
+        deep: pictures with 16-bit grey values.
+        notes: what a person should know.
+    """
+
+    masks: dict[int, MaskFacts] = field(default_factory=dict)
+    deep: DeepPictures = field(default_factory=DeepPictures)
+    notes: list[Note] = field(default_factory=list)
+
+    @property
+    def mask_facts(self) -> list[MaskFacts] | None:
+        """Masks of the cases that can be used, in order; None without masks."""
+        return [self.masks[position] for position in sorted(self.masks)] or None
+
+
 def decode_images(
     files: ImageFiles,
     size: tuple[int, int],
     channels: Literal["rgb", "grey"],
     done: Callable[[], None] = lambda: None,
     classes: MaskClasses = MaskClasses(),  # noqa: B008 - frozen
+    seen: Seen | None = None,
 ) -> tuple[Tensor, Tensor | None, dict[int, str]]:
     """Decode all images, in a few threads, and bring them to one size.
 
     Images are turned upright by their EXIF orientation and resized bilinearly with antialiasing; 16-bit grey images are
-    brought to 8 bits over the whole 16-bit range (65535 becomes 255). Masks are resized by nearest neighbour; what is
-    not zero is foreground unless ``classes`` says otherwise.
+    brought to 8 bits, with as many bits for white as the brightest of them needs, see `DeepPictures`. Masks are resized
+    by nearest neighbour; see `read_mask`.
 
     Args:
         files: where the images are.
@@ -65,6 +91,7 @@ def decode_images(
         channels: ``rgb`` (3 channels) or ``grey`` (1 channel).
         done: called after each case, in the calling thread.
         classes: which values of a mask are which structure.
+        seen: is given what was seen.
 
     Returns:
         uint8 images ``[N, C, H, W]``, uint8 masks ``[N, 1, H, W]`` of class indices (None without masks), and the
@@ -73,9 +100,11 @@ def decode_images(
     images = np.zeros((len(files), 3 if channels == "rgb" else 1, *size), dtype=np.uint8)
     masks = None if files.masks is None else np.zeros((len(files), 1, *size), dtype=np.uint8)
 
+    seen = Seen() if seen is None else seen
+
     def decode(position: int) -> str:
         try:
-            _decode_case(files, position, images[position], None if masks is None else masks[position], classes)
+            _decode_case(files, position, images[position], None if masks is None else masks[position], classes, seen)
         except UnreadableError as error:
             return str(error)
         return ""
@@ -85,7 +114,12 @@ def decode_images(
         for position, reason in enumerate(threads.map(decode, range(len(files)))):
             if reason:
                 failures[position] = reason
+                seen.deep.drop(position)
+                seen.masks.pop(position, None)
             done()
+    for position, picture in seen.deep.to_bytes().items():
+        images[position] = picture
+    seen.deep.pictures.clear()
     return torch.from_numpy(images), None if masks is None else torch.from_numpy(masks), failures
 
 
@@ -106,27 +140,38 @@ def _decode_case(
     image_out: npt.NDArray[np.uint8],
     mask_out: npt.NDArray[np.uint8] | None,
     classes: MaskClasses,
+    seen: Seen,
 ) -> None:
     root = files.roots[position]
-    with _upright(files.images[position], root, files.allowed, "image") as image:
+    image, turned = _upright(files.images[position], root, files.allowed, "image")
+    with image:
         full_size = image.size
-        eight_bits = _eight_bits(image).convert("RGB" if len(image_out) == 3 else "L")
-        pixels = np.asarray(eight_bits.resize(_width_height(image_out), Image.Resampling.BILINEAR))
-        image_out[...] = pixels.transpose(2, 0, 1) if pixels.ndim == 3 else pixels
+        if is_deep(image):
+            seen.deep.add(position, image, _width_height(image_out))
+        else:
+            eight_bits = image.convert("RGB" if len(image_out) == 3 else "L")
+            pixels = np.asarray(eight_bits.resize(_width_height(image_out), Image.Resampling.BILINEAR))
+            image_out[...] = pixels.transpose(2, 0, 1) if pixels.ndim == 3 else pixels
     if files.masks is None or mask_out is None:
         return
-    with _upright(files.masks[position], root, files.allowed, "mask") as mask:
+    mask, mask_turned = _upright(files.masks[position], root, files.allowed, "mask")
+    with mask:
         if mask.size != full_size:
             raise UnreadableError("mask and image differ in size")
         try:
-            indices = Image.fromarray(_mask_indices(mask, classes))
+            found, facts = read_mask(mask, classes, lossy=is_lossy(mask))
         except UnreadableError as error:
             logger.debug("%s: %s", error, files.masks[position])
             raise
-        mask_out[...] = np.asarray(indices.resize(_width_height(mask_out), Image.Resampling.NEAREST))
+        seen.masks[position] = replace(facts, turned="exif" if turned != mask_turned else "")
+        indices = Image.fromarray(found).resize(_width_height(mask_out), Image.Resampling.NEAREST)
+        mask_out[...] = np.asarray(indices)
+        if (mask_out == IGNORED).all():
+            raise UnreadableError("mask leaves out everything (`ignore`)")
 
 
-def _upright(name: str, root: Path, allowed: Sequence[Path], kind: str) -> Image.Image:
+def _upright(name: str, root: Path, allowed: Sequence[Path], kind: str) -> tuple[Image.Image, int]:
+    """The picture as it is to be looked at, and the EXIF orientation that it had (1: upright already)."""
     path = resolve(name, root, allowed)
     if path is None:
         logger.debug("%s outside the image folder: %s", kind, name)
@@ -136,8 +181,10 @@ def _upright(name: str, root: Path, allowed: Sequence[Path], kind: str) -> Image
         # Cameras append previews to a JPEG (format MPO); its first frame is the picture.
         if image.format != "MPO" and getattr(image, "n_frames", 1) > 1:
             raise UnreadableError(f"{kind} file has several frames")
-        ImageOps.exif_transpose(image, in_place=True)
         image.load()
+        turned = image.getexif().get(_ORIENTATION, 1)
+        check_bits(image, path, kind)
+        ImageOps.exif_transpose(image, in_place=True)
     except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
         logger.debug("%s file missing: %s", kind, name)
         raise UnreadableError(f"{kind} file is missing") from None
@@ -147,33 +194,19 @@ def _upright(name: str, root: Path, allowed: Sequence[Path], kind: str) -> Image
     except UnidentifiedImageError:
         logger.debug("%s file of an unknown format: %s", kind, name)
         raise UnreadableError(f"{kind} file is no {', '.join(FORMATS[:-1])} or {FORMATS[-1]}") from None
-    except UnreadableError:
-        logger.debug("%s file has several frames: %s", kind, name)
+    except UnreadableError as error:
+        logger.debug("%s: %s", error, name)
         raise
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        logger.debug("%s file too large: %s", kind, name)
+        raise UnreadableError(too_large(error, kind)) from None
+    except MemoryError:
+        logger.debug("%s file too large: %s", kind, name)
+        raise UnreadableError(f"{kind} file is too large for the memory") from None
     except Exception as error:  # Pillow's decoders raise many types on damaged files
         logger.debug("%s file damaged: %s (%s)", kind, name, error)
         raise UnreadableError(f"{kind} file is damaged") from None
-    return image
-
-
-def _eight_bits(image: Image.Image) -> Image.Image:
-    if image.mode != "F" and not image.mode.startswith("I"):
-        return image
-    values = np.asarray(image)
-    if image.mode == "F" or values.min() < 0 or values.max() > 65535:
-        raise UnreadableError("image file has 32-bit pixels")
-    return Image.fromarray((values // 257).astype(np.uint8))
-
-
-def _mask_indices(mask: Image.Image, classes: MaskClasses) -> npt.NDArray[np.uint8]:
-    """Class indices ``[H, W]``. Palette masks count by index; an alpha channel does not count."""
-    values = np.asarray(mask.convert(mask.mode.rstrip("A")) if mask.mode in ("LA", "RGBA") else mask)
-    channels = values.reshape(*values.shape[:2], -1)
-    if classes.values is None:
-        return classes.encode(np.asarray((channels != 0).any(axis=2)))
-    if (channels != channels[..., :1]).any():
-        raise UnreadableError("mask has colours, not one value for each structure")
-    return classes.encode(channels[..., 0].astype(np.int64))
+    return image, turned if turned in range(2, 9) else 1
 
 
 def _width_height(out: npt.NDArray[np.uint8]) -> tuple[int, int]:

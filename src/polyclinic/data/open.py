@@ -15,12 +15,13 @@ from torch import Tensor
 
 from polyclinic.data.cases import Counts, Opened, SiteData, reasons_text
 from polyclinic.data.check import quality_notes
+from polyclinic.data.depth import DeepPictures
 from polyclinic.data.doubts import column_notes
 from polyclinic.data.features import encode_covariates, encode_features
 from polyclinic.data.image_notes import volume_notes
-from polyclinic.data.images import ImageFiles, decode_images
+from polyclinic.data.images import ImageFiles, Seen, decode_images
 from polyclinic.data.labels import encode_labels, encode_numbers
-from polyclinic.data.masks import MaskClasses
+from polyclinic.data.masks import MaskClasses, MaskFacts
 from polyclinic.data.partition import check_partition, partition_rows, site_names
 from polyclinic.data.quality.classes import label_notes
 from polyclinic.data.quality.patients import check_site_names, patient_notes
@@ -88,8 +89,10 @@ def open_data(
         if spec.image is None:
             pixels: Pixels | None = torch.from_numpy(matrix[here])
             masks: Pixels | None = None
+            seen = Seen()
         else:
-            pixels, masks, here = _read_images(site, used, here, spec, folder, task, counts, tick)
+            pixels, masks, here, seen = _read_images(site, used, here, spec, folder, task, counts, tick)
+            notes += seen.notes
         if pixels is None or not len(here):
             left_out[site] = counts
             why = reasons_text(counts.rejected) or "it has no rows"
@@ -101,6 +104,7 @@ def open_data(
         split_parts, steps = None if split is None else parts, _spacing(pixels)
         own = None if covariates is None else torch.from_numpy(covariates[here])
         sites[site] = SiteData(site, pixels, targets, subjects, cases, split_parts, counts, steps, own)
+        sites[site].mask_facts = seen.mask_facts
     if not sites:
         raise DataError("P205", "No site has a usable case. " + " ".join(notes), "Mend the images or their paths.")
     notes += column_notes(used.cells, spec, task, features, matrix)
@@ -160,8 +164,9 @@ def _read_images(
     task: Task,
     counts: Counts,
     tick: Callable[[], None],
-) -> tuple[Pixels | None, Pixels | None, npt.NDArray[np.intp]]:
-    """Pixels of the rows ``here``, their masks (segmentation), and the rows that could be read; None without any.
+) -> tuple[Pixels | None, Pixels | None, npt.NDArray[np.intp], Seen]:
+    """Pixels of the rows ``here``, their masks (segmentation), and the rows that could be read; None without any. And
+    what was seen in them.
 
     Raises:
         DataError: P204 when more than ``max_unreadable`` of the site's cases can't be read.
@@ -170,12 +175,16 @@ def _read_images(
     files = _files(rows, here, spec, folder, task)
     images: Pixels | None
     masks: Pixels | None
+    seen = Seen(deep=DeepPictures(spec.bits))
     if spec.preprocessing is not None:
         images, masks, failures = prepare_volumes(files, spec, folder / spec.cache, tick)
+        if isinstance(masks, Volumes):
+            seen.masks = dict(enumerate(MaskFacts(**record["mask"]) for record in masks.about))
     else:
         pictures = ImageFiles([cells[0] for cells in files.images], files.masks, files.roots, files.allowed)
         size, classes = spec.size or (0, 0), MaskClasses.of(spec)
-        images, masks, failures = decode_images(pictures, size, spec.channels, tick, classes)
+        images, masks, failures = decode_images(pictures, size, spec.channels, tick, classes, seen)
+    seen.notes = seen.deep.notes(site, rows.origin["case"].iloc[here].tolist())
     if failures and len(failures) / len(mine) > spec.max_unreadable:
         raise DataError(
             "P204",
@@ -192,14 +201,14 @@ def _read_images(
         here = here[keep]
         if isinstance(images, Tensor):  # volumes that can't be used are left out already
             images, masks = images[keep], masks[keep] if isinstance(masks, Tensor) else None
-    return images, masks, here
+    return images, masks, here, seen
 
 
 def _files(rows: Rows, here: npt.NDArray[np.intp], spec: DataSpec, folder: Path, task: Task) -> VolumeFiles:
     """Where the images and masks of the rows ``here`` are."""
     mine = rows.cells.iloc[here]
     roots = [Path(table) if spec.root is None else folder / spec.root for table in rows.origin["folder"].iloc[here]]
-    masks = mine[spec.mask].tolist() if task == "segmentation" else None
+    masks = mine[spec.mask_column].tolist() if task == "segmentation" else None
     return VolumeFiles(mine[spec.image_columns].to_numpy().tolist(), masks, roots, allowed=(folder,))
 
 

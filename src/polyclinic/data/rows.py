@@ -185,7 +185,7 @@ def reject_rows(rows: Rows, spec: DataSpec, task: Task, split: str | None) -> li
     if spec.divide_by is not None:
         rows.reject_missing(spec.divide_by)
         rows.reject(to_numbers(cells[spec.divide_by], "divide_by") <= 0, f"{spec.divide_by} is not positive")
-    for column in (*spec.image_columns, *([spec.mask] if spec.mask and task == "segmentation" else [])):
+    for column in (*spec.image_columns, *([spec.mask_column] if spec.mask_column and task == "segmentation" else [])):
         rows.reject_missing(column)
     combat = spec.harmonisation.combat
     for column in [*combat.covariates, *combat.groups] if combat else []:
@@ -213,7 +213,7 @@ def _needed_columns(spec: DataSpec, split: str | None) -> dict[str, str]:
         "subject": spec.subject,
         "label": spec.label,
         "divide_by": spec.divide_by,
-        "mask": spec.mask,
+        "mask": spec.mask_column,
         "split": split,
     }
     combat = spec.harmonisation.combat

@@ -10,6 +10,7 @@ from pydantic import (
     Field,
     PositiveFloat,
     PositiveInt,
+    field_validator,
     model_serializer,
     model_validator,
 )
@@ -63,6 +64,35 @@ class Patch(BaseModel):
     """Share of the boxes whose middle is a voxel of the mask."""
     overlap: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.25
     """By how much windows overlap when a whole volume is predicted."""
+
+
+class Mask(BaseModel):
+    """What the values of masks mean, where it is not plain (0 is the background, one other number the foreground).
+
+    Values are whole numbers, ``nan`` for what is no number, or colours of pictures: ``"#ff0000"``, ``red``.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    column: str = "mask"
+    """Column with the path of a mask."""
+    above: float | None = None
+    """What is larger is foreground: for probabilities, interpolated edges and JPEG files. Not with ``mask_classes``."""
+    background: list[int | str] = [0]
+    """Value or values of the background; ``nan`` is background besides 0."""
+    ignore: list[int | str] = []
+    """Value or values of voxels that play no part in training and metrics."""
+    palette: Literal["colour", "index"] | None = None
+    """What counts of a picture with a palette: colours, or the numbers that stand for them."""
+    grid: Literal["voxels", "header"] | None = None
+    """What counts where image and mask have the same voxels, but headers with different places in space."""
+
+    @field_validator("background", "ignore", mode="before")
+    @classmethod
+    def _as_list(cls, given: Any) -> Any:
+        """One value is a list of one, and YAML's ``.nan`` is ``nan``."""
+        values = given if isinstance(given, list) else [given]
+        return ["nan" if isinstance(value, float) and value != value else value for value in values]
 
 
 class ComBatOptions(BaseModel):
@@ -211,15 +241,19 @@ class DataSpec(BaseModel):
     image: str | list[str] | None = None
     """Column with the path of an image: PNG or JPG; with ``preprocessing`` NIfTI or DICOM, or several columns, which
     become the channels."""
-    mask: str | None = None
-    """Column with the path of a mask image (segmentation); non-zero is foreground unless ``mask_classes`` is given."""
-    mask_classes: dict[str, int | list[int]] | list[str] | None = None
-    """Structures in the masks: ``{name: value or values}``, or names for the values 1, 2, ... in this order."""
+    mask: str | Mask | None = None
+    """Column with the path of a mask image (segmentation), in which 0 is the background and another number the
+    foreground; or ``{column: COLUMN, above: 0.5}`` and other entries of `Mask` that say what is meant."""
+    mask_classes: dict[str, int | str | list[int | str]] | list[str] | None = None
+    """Structures in the masks: ``{name: value or values}``, or names for the values 1, 2, ... in this order. Colours of
+    pictures (``"#ff0000"``) are values, too."""
     root: str | None = None
     """Folder to which image paths are relative; default: the table's folder."""
     size: tuple[int, int] | None = None
     """Height and width in pixels to which images are brought; needed for PNG and JPG images."""
     channels: Literal["rgb", "grey"] = "rgb"
+    bits: Annotated[int, Field(ge=8, le=16)] | None = None
+    """How many bits white has in pictures of 16 bits; default: what the brightest picture of a site needs."""
 
     preprocessing: Preprocessing | None = None
     """For volumes: the grid and the intensities to which they are brought."""
@@ -259,6 +293,16 @@ class DataSpec(BaseModel):
         """Whether something of the volumes is to be planned."""
         preparation = self.preprocessing
         return preparation is not None and "auto" in (preparation.spacing, preparation.size, self.patch)
+
+    @property
+    def mask_column(self) -> str | None:
+        """The column with the paths of masks."""
+        return self.mask.column if isinstance(self.mask, Mask) else self.mask
+
+    @property
+    def mask_meaning(self) -> Mask:
+        """What the values of masks mean."""
+        return self.mask if isinstance(self.mask, Mask) else Mask()
 
     @property
     def box(self) -> Patch | None:

@@ -14,6 +14,7 @@ from polyclinic.site.run import Run
 from polyclinic.tasks import Segmentation, Task, build_task
 from polyclinic.tasks.metrics import auc, classification_metrics, threshold_counts
 from polyclinic.tasks.regression_metrics import regression_metrics
+from polyclinic.tasks.segmentation import without_ignored
 from polyclinic.tasks.segmentation_metrics import metric_columns, segmentation_case, segmentation_classes
 
 #: Thresholds tried for segmentation; each site answers with the summed Dice at each.
@@ -162,7 +163,8 @@ def _predict_masks(
     rows = []
     for chunk in _chunks(run, index):
         predicted, targets = probabilities(run, vectors, chunk)
-        for mask, target in zip(task.decide(predicted, threshold).numpy(), targets[:, 0].numpy(), strict=True):
+        found_masks, wanted = without_ignored(task.decide(predicted, threshold), targets)
+        for mask, target in zip(found_masks.numpy(), wanted.numpy(), strict=True):
             if task.several:
                 found = segmentation_classes(mask, target, names, classes, spacing, asked["tolerance"])
             else:
@@ -190,8 +192,11 @@ def overlays(
         case = index[position : position + 1]
         predicted, targets = probabilities(run, vectors, case)
         fields[rank] = float(torch.cat(scores)[position])
-        marks = targets[0, 0].to(torch.uint8), task.decide(predicted, threshold)[0]
-        shown = case_pictures(run.dataset.picture(int(case)), *marks, run.dataset.spacing, run.dataset.orientation)
+        marked, wanted = without_ignored(task.decide(predicted, threshold), targets)
+        shown = case_pictures(
+            run.dataset.picture(int(case)), wanted[0].to(torch.uint8), marked[0],
+            run.dataset.spacing, run.dataset.orientation,
+        )  # fmt: skip
         tensors |= {f"{rank}/{name}": picture for name, picture in shown.items()}
     return fields, tensors
 
@@ -204,6 +209,7 @@ def _chunks(run: Run, index: Tensor) -> Sequence[Tensor]:
 
 def _dice(task: Segmentation, decided: Tensor, targets: Tensor) -> Tensor:
     """Dice of each case ``[B]``, mean over the structures; 1 for a structure that is in neither mask."""
+    decided, targets = without_ignored(decided, targets)
     scores = []
     for structure in range(1, max(task.classes, 2)):
         mask, target = (decided == structure).flatten(1), (targets == structure).flatten(1)

@@ -544,15 +544,16 @@ def _check_data(data: DataSpec, task: str) -> None:
     for key in ("positive", "classes"):
         if task == "regression" and getattr(data, key) is not None:
             refuse(key, f"a number has no classes, so `{key}` means nothing.", "Use `task: classification`.")
-    if data.mask_classes is not None:
-        if task != "segmentation":
-            refuse("mask_classes", f"`mask_classes` is for segmentation, and the task is {task}.")
+    if data.mask_classes is not None and task != "segmentation":
+        refuse("mask_classes", f"`mask_classes` is for segmentation, and the task is {task}.")
+    if task == "segmentation":
         from polyclinic.data.masks import MaskClasses
 
         try:
             MaskClasses.of(data)
         except StudyError as error:
-            raise EntryError(error.code, error.message, error.hint, place=("data", "mask_classes")) from None
+            key = "mask_classes" if "`mask`" not in error.message else "mask"
+            raise EntryError(error.code, error.message, error.hint, place=("data", key)) from None
     if task == "segmentation" and (data.mask is None or data.image is None):
         refuse("mask", "segmentation needs `image` and `mask`: columns with image and mask files.")
     if data.imputation == "median" and data.scaling == "federated":

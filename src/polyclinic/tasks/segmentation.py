@@ -8,16 +8,20 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from polyclinic.ignored import IGNORED
 from polyclinic.tasks.base import Task
 from polyclinic.tasks.metrics import SEGMENTATION
+
+#: A logit that is as good as infinite, but in half precision, too.
+_SURE = 1e4
 
 
 class Segmentation(Task):
     """A mask a case, in two or three dimensions.
 
     One structure: outputs are logits ``[B, 1, H, W]`` or ``[B, 1, D, H, W]``. Several: one channel a class, background
-    first, ``[B, C, ...]``. Targets are class indices ``[B, 1, ...]``, uint8. A network in training may give several
-    heads, ``[B, heads, C, ...]``, the finest first (deep supervision).
+    first, ``[B, C, ...]``. Targets are class indices ``[B, 1, ...]``, uint8; pixels of the index ``IGNORED`` play no
+    part. A network in training may give several heads, ``[B, heads, C, ...]``, the finest first (deep supervision).
     """
 
     name = "segmentation"
@@ -64,16 +68,31 @@ class Segmentation(Task):
         return self._loss(outputs, targets)
 
     def _loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        ignored = targets == IGNORED
+        if not ignored.any():
+            return self._whole_loss(outputs, targets).sum(0)
+        # Where the answer is background and the network is sure of it, neither losses nor gradients have anything: then
+        # only the means have to be taken over fewer pixels.
+        background = outputs.new_full((1, outputs.shape[1], *[1] * (outputs.dim() - 2)), -_SURE)
+        if self.several:
+            background[:, 0] = 0.0
+        sure = torch.where(ignored, background, outputs)
+        dice, others = self._whole_loss(sure, targets.masked_fill(ignored, 0))
+        pixels = ignored[0].numel()
+        total: Tensor = dice + others * (pixels / (pixels - ignored.flatten(1).sum(1)).clamp_min(1))
+        return total
+
+    def _whole_loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """The parts of the loss ``[2, B]``: soft Dice, and the means over pixels."""
         wanted = targets.to(outputs.dtype)
         total = outputs.new_zeros(outputs.shape[0])
-        if "dice" in self.loss_name:
-            total = total + self._dice(outputs, wanted).flatten(1).mean(1)
+        dice = self._dice(outputs, wanted).flatten(1).mean(1) if "dice" in self.loss_name else total
         if "cross_entropy" in self.loss_name:
             total = total + self._pixel_entropy(outputs, targets, wanted).flatten(1).mean(1)
         if "focal" in self.loss_name:
             # Of the classes' maps only that of the true class is not zero.
             total = total + self._focal(outputs, wanted).sum(1).flatten(1).mean(1)
-        return total
+        return torch.stack([dice, total])
 
     def _pixel_entropy(self, outputs: Tensor, targets: Tensor, wanted: Tensor) -> Tensor:
         if self.several:
@@ -95,3 +114,19 @@ class Segmentation(Task):
         if self.several:
             return probabilities.argmax(dim=1).to(torch.uint8)
         return (probabilities[:, 0] >= threshold).to(torch.uint8)
+
+
+def without_ignored(decided: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    """Predicted and true class indices with background wherever the truth is ``IGNORED``, so that nothing is counted
+    there.
+
+    Args:
+        decided: ``[B, ...]``.
+        targets: ``[B, 1, ...]``.
+
+    Returns:
+        both ``[B, ...]``.
+    """
+    truth = targets[:, 0]
+    ignored = truth == IGNORED
+    return decided.masked_fill(ignored, 0), truth.masked_fill(ignored, 0)

@@ -37,7 +37,8 @@ def test_ham10000_as_published(tree, prepared):
     )
     for number in (6, 7, 8):
         tree.image(f"HAM10000_images_part_1/ISIC_002430{number}.jpg", picture(number))
-        tree.image(f"HAM10000_segmentations_lesion_tschandl/ISIC_002430{number}_segmentation.png", picture(0, (12, 16)))
+        outline = (picture(0, (12, 16)) > 127).astype(np.uint8) * 255
+        tree.image(f"HAM10000_segmentations_lesion_tschandl/ISIC_002430{number}_segmentation.png", outline)
     result = prepared("ham10000")
     assert result.reasons == {"image is missing": 1}
     assert result.manifest["malignant"].tolist() == ["yes", "yes", "no"]

@@ -15,7 +15,7 @@ from polyclinic.data.volumes.intensity import (
     landmarks_of,
     otsu_threshold,
 )
-from polyclinic.options import EntryError
+from polyclinic.options import EntryError, split_entry
 
 
 def test_zscore_by_hand():
@@ -86,3 +86,44 @@ def test_every_normalisation_keeps_shape_and_gives_numbers(name):
 def test_a_wrong_entry_gets_its_sentence(entry, sentence):
     with pytest.raises(EntryError, match=sentence):
         check_intensity(entry)
+
+
+#: Values that are not round in 32 bits, of which one fills the volume: masks as images, saturated and painted images.
+FLAT = {
+    "two values": [1000.1, 0.0],
+    "large": [60_000.7, -60_000.3],
+    "tiny difference": [1000.1, 1000.1001],
+    "one voxel": [0.1, 3e8],
+    "one value": [70_000.1],
+}
+
+
+@pytest.mark.parametrize("entry", [
+    *INTENSITIES, *({name: {"foreground": how}} for name in ("zscore", "percentile", "nyul")
+                    for how in ("otsu", "nonzero", "all")),
+])  # fmt: skip
+@pytest.mark.parametrize("values", FLAT.values(), ids=FLAT)
+@pytest.mark.parametrize("rare", [0, 1])
+def test_a_foreground_of_one_value_stays_finite(entry, values, rare):
+    name, options = split_entry(entry, (), "")
+    if name == "none":  # kept in 32 bits
+        return
+    volume = np.full((11, 12, 13), values[rare % len(values)], dtype=np.float32)
+    volume[5, 5:8, 5] = values[0 if rare else -1]
+    normalise = INTENSITIES[name](**options)
+    inside = foreground_of(volume, normalise.foreground)
+    found = normalise(volume, inside)
+    assert np.isfinite(found.astype(np.float16)).all()
+    assert np.isfinite(landmarks_of(found, inside)).all()
+    emptied = name == "window" or entry == {"zscore": {"foreground": "nonzero"}}
+    if abs(values[0] - values[-1]) > 1 and not emptied:
+        assert found.max() > found.min()  # what differs still does
+
+
+def test_what_is_not_flat_is_normalised_as_before():
+    volume = np.random.default_rng(0).normal(1000, 1, (8, 8, 8)).astype(np.float32)
+    volume[0, 0, 0] = 0
+    scaled = ZScore(foreground="nonzero")(volume, foreground_of(volume, "nonzero"))
+    inside = scaled[volume != 0]
+    assert abs(inside.mean()) < 1e-3
+    assert inside.std() == pytest.approx(1, rel=1e-3)

@@ -6,9 +6,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from polyclinic.data.corruption import change_cases
 from polyclinic.data.spec import Patch
 from polyclinic.data.volumes.patches import patch_corners
 from polyclinic.data.volumes.store import Volumes
+from polyclinic.ignored import IGNORED
 
 SHAPE = (10, 12, 9)
 
@@ -54,3 +56,15 @@ def test_the_same_seed_gives_the_same_boxes(masks):
     index = torch.tensor([0, 1, 0, 1])
     assert patch_corners(masks, index, patch, 5) == patch_corners(masks, index, patch, 5)
     assert patch_corners(masks, index, patch, 5) != patch_corners(masks, index, patch, 6)
+
+
+def test_ignored_voxels_are_no_class_to_cut_boxes_around(tmp_path):
+    mask = np.full((1, *SHAPE), IGNORED, np.uint8)
+    mask[0, 7, 2, 8], mask[0, 0] = 1, 0
+    np.save(tmp_path / "0.npy", mask)
+    masks = Volumes([tmp_path / "0.npy"], [{"labels": [108, 1]}])
+    patch = Patch(size=(3, 3, 3), foreground=1.0)
+    assert set(patch_corners(masks, torch.zeros(50, dtype=torch.int64), patch, 3)) == {(6, 1, 6)}
+    # Masks that an attack changes are counted anew, without them.
+    changed = change_cases(masks, [0], lambda case: case.clone())
+    assert changed.about[0]["labels"] == [108, 1]

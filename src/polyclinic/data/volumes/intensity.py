@@ -18,6 +18,8 @@ Percent = Annotated[float, Field(ge=0.0, le=100.0)]
 #: Source: Shah et al., Evaluating intensity normalization on MRIs of human brain with multiple sclerosis, 2011.
 LANDMARKS = (1.0, 10.0, 20.0, 30.0, 40.0, 50.0, 60.0, 70.0, 80.0, 90.0, 99.0)
 
+#: Differences below this share of all differences in an image are rounding: a foreground of one value.
+_NOTHING = 1e-5
 
 #: Ways of normalising by the name used under ``preprocessing: {intensity: ...}``.
 INTENSITIES: Catalogue[Any] = Catalogue("intensity normalisation")
@@ -46,7 +48,8 @@ def otsu_threshold(values: Floats32) -> float:
     low, high = float(values.min()), float(values.max())
     if low == high:
         return low
-    counts, edges = np.histogram(values, bins=256, range=(low, high))
+    near = high - low < 512 * np.spacing(np.float32(max(abs(low), abs(high))))  # no 256 steps between them in 32 bits
+    counts, edges = np.histogram(values.astype(np.float64) if near else values, bins=256, range=(low, high))
     middles = (edges[:-1] + edges[1:]) / 2
     below = np.cumsum(counts)
     sums = np.cumsum(counts * middles)
@@ -79,10 +82,12 @@ class ZScore:
         self.foreground = foreground
 
     def __call__(self, values: Floats32, foreground: Booleans) -> Floats32:
-        """(x - mean) / deviation; a constant foreground becomes 0."""
-        inside = values[foreground]
-        mean, deviation = (float(inside.mean()), float(inside.std())) if inside.size else (0.0, 0.0)
-        scaled: Floats32 = (values - np.float32(mean)) / np.float32(deviation or 1.0)
+        """(x - mean) / deviation; a constant foreground becomes 0, and the rest has the deviation of the whole."""
+        inside = values[foreground] if foreground.any() else values
+        mean, deviation = float(inside.mean(dtype=np.float64)), float(inside.std(dtype=np.float64))
+        if deviation <= _NOTHING * _range(values):
+            deviation = float(values.std(dtype=np.float64)) or 1.0
+        scaled: Floats32 = (values - np.float32(mean)) / np.float32(deviation)
         if self.foreground == "nonzero":
             scaled[~foreground] = 0.0
         return scaled
@@ -106,9 +111,7 @@ class Percentile:
 
     def __call__(self, values: Floats32, foreground: Booleans) -> Floats32:
         """Scale and cut."""
-        inside = values[foreground]
-        low, high = np.percentile(inside, [self.lower, self.upper]) if inside.size else (0.0, 1.0)
-        return _stretch(values, float(low), float(high))
+        return _stretch(values, *_ends(values, foreground, self.lower, self.upper))
 
 
 @INTENSITIES.add("window")
@@ -149,10 +152,8 @@ class Nyul:
 
     def __call__(self, values: Floats32, foreground: Booleans) -> Floats32:
         """Scale without cutting: bright vessels stay brighter than the 99th percentile."""
-        inside = values[foreground]
-        low, high = np.percentile(inside, [LANDMARKS[0], LANDMARKS[-1]]) if inside.size else (0.0, 1.0)
-        width = float(high - low) or 1.0
-        scaled: Floats32 = (values - np.float32(low)) / np.float32(width)
+        low, high = _ends(values, foreground, LANDMARKS[0], LANDMARKS[-1])
+        scaled: Floats32 = (values - np.float32(low)) / np.float32(high - low)
         return scaled
 
 
@@ -176,7 +177,19 @@ def landmarks_of(values: Floats32, foreground: Booleans) -> list[float]:
     return found
 
 
+def _range(values: Floats32) -> float:
+    return float(values.max()) - float(values.min())
+
+
+def _ends(values: Floats32, foreground: Booleans, lower: float, upper: float) -> tuple[float, float]:
+    """Two percentiles of the foreground; the ends of all values where these are as good as the same."""
+    inside = values[foreground] if foreground.any() else values
+    low, high = np.percentile(inside, [lower, upper]).tolist()
+    if high - low <= _NOTHING * _range(values):
+        low, high = float(values.min()), float(values.max())
+    return low, high if high > low else low + 1.0
+
+
 def _stretch(values: Floats32, low: float, high: float) -> Floats32:
-    width = np.float32(high - low) or np.float32(1.0)
-    stretched: Floats32 = np.clip((values - np.float32(low)) / width, 0.0, 1.0)
+    stretched: Floats32 = np.clip((values - np.float32(low)) / np.float32(high - low), 0.0, 1.0)
     return stretched

@@ -6,19 +6,22 @@ import logging
 import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
+
 from polyclinic.data.images import resolve
-from polyclinic.data.masks import MaskClasses
+from polyclinic.data.masks import MaskClasses, MaskFacts
 from polyclinic.data.readers.read import place_and_series, read_volume
-from polyclinic.data.readers.volume import UnreadableError
-from polyclinic.data.spec import DataSpec
+from polyclinic.data.readers.volume import UnreadableError, Volume
+from polyclinic.data.spec import DataSpec, Mask, Preprocessing
 from polyclinic.data.volumes.cache import Cache, source_files
 from polyclinic.data.volumes.fingerprint import SiteFingerprint, Triple, fingerprint, measure
 from polyclinic.data.volumes.intensity import check_intensity
-from polyclinic.data.volumes.preprocessing import prepare_case
+from polyclinic.data.volumes.preprocessing import Prepared, prepare_case
 from polyclinic.data.volumes.store import Volumes
 from polyclinic.options import EntryError
 
@@ -70,7 +73,7 @@ def prepare_volumes(
     classes = MaskClasses.of(spec)
     settings = spec.preprocessing.model_dump(mode="json")
     if files.masks is not None:
-        settings["mask_values"] = [classes.values, classes.complete]
+        settings["mask"] = [asdict(classes), spec.mask_meaning.grid]
     cache = Cache(cache_folder, settings)
     preprocessing = spec.preprocessing
 
@@ -85,7 +88,7 @@ def prepare_volumes(
             if record is None:
                 volumes = [_read(cell, kind, root, files.allowed) for cell, kind in zip(cells, kinds, strict=False)]
                 mask = volumes.pop() if files.masks is not None else None
-                record = cache.store(key, prepare_case(volumes, mask, preprocessing, classes.encode))
+                record = cache.store(key, _prepare(volumes, mask, preprocessing, classes, spec.mask_meaning))
         except UnreadableError as error:
             logger.debug("%s: %s", cells[0], error)
             return str(error)
@@ -161,7 +164,13 @@ def check_volumes(spec: DataSpec, task: str) -> None:
     def refuse(key: str, message: str, hint: str, code: str = "P102", place: str = "preprocessing") -> None:
         raise EntryError(code, message, hint, place=("data", place, key) if key else ("data", place))
 
-    preparation, patch = spec.preprocessing, spec.patch
+    preparation, patch, mask = spec.preprocessing, spec.patch, spec.mask_meaning
+    if preparation is None and mask.grid is not None:
+        refuse("grid", "`grid` is for volumes: pictures have no place in space.", "Take it out.", "P104", place="mask")
+    if preparation is not None and mask.palette is not None:
+        refuse("palette", "`palette` is for pictures; volumes have none.", "Take it out.", "P104", place="mask")
+    if spec.bits is not None and (preparation is not None or spec.image is None):
+        refuse("", "`bits` is for pictures (PNG, TIFF).", "Take it out.", "P104", place="bits")
     if preparation is None:
         if patch is not None:
             refuse("", "`patch` is for volumes.", "Say with `preprocessing` how volumes are prepared.", place="patch")
@@ -206,6 +215,23 @@ def _sources(cell: str, kind: str, root: Path, allowed: Sequence[Path]) -> tuple
     if not found:
         raise UnreadableError(f"{kind} file is missing")
     return found, series
+
+
+def _prepare(
+    images: Sequence[Volume], mask: Volume | None, preprocessing: Preprocessing, classes: MaskClasses, meaning: Mask
+) -> Prepared:
+    """The case on the grid, with what was seen in its mask under ``mask``."""
+    seen: list[MaskFacts] = []
+
+    def encode(values: npt.NDArray[np.generic]) -> npt.NDArray[np.uint8]:
+        indices, facts = classes.read(values)
+        seen.append(facts)
+        return indices
+
+    prepared = prepare_case(images, mask, preprocessing, encode, meaning.grid)
+    for facts in seen:
+        prepared.about["mask"] = asdict(replace(facts, **prepared.about.pop("place")))
+    return prepared
 
 
 def _read(cell: str, kind: str, root: Path, allowed: Sequence[Path]) -> Any:

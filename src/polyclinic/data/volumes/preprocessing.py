@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -14,11 +14,10 @@ from polyclinic.data.readers.volume import UnreadableError, Volume
 from polyclinic.data.spec import Preprocessing
 from polyclinic.data.volumes.grid import Grid, oriented, resample, target_grid
 from polyclinic.data.volumes.intensity import INTENSITIES, foreground_of, landmarks_of
+from polyclinic.data.volumes.mask_place import APART, place_mask, share_inside
+from polyclinic.ignored import IGNORED
 from polyclinic.notes import Note
 from polyclinic.options import split_entry
-
-#: Images and mask of a case may differ by so much of a voxel in where they lie.
-_APART = 0.5
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,8 +29,9 @@ class Prepared:
         mask: uint8 ``[1, D, H, W]`` of class indices, or None.
         about: what was found, as JSON values: ``facts`` of the first image as it was read (see `VolumeFacts`),
             ``grid_spacing`` in mm, ``grid_orientation`` (axis codes), ``labels`` (voxels of each class in the prepared
-            mask), ``lost`` (share of the mask's foreground that lies outside the grid), ``landmarks`` ``[C][11]``,
-            ``notes`` (number, text, and ``of``: "image" or "mask"; see `polyclinic.data.image_notes`).
+            mask, without ignored ones), ``lost`` (share of the mask's foreground that lies outside the grid), ``place``
+            (see `place_mask`), ``landmarks`` ``[C][11]``, ``notes`` (number, text, and ``of``: "image" or "mask"; see
+            `polyclinic.data.image_notes`).
     """
 
     image: npt.NDArray[np.floating]
@@ -44,16 +44,19 @@ def prepare_case(
     mask: Volume | None,
     spec: Preprocessing,
     classes: Callable[[npt.NDArray[np.generic]], npt.NDArray[np.uint8]],
+    mask_grid: Literal["voxels", "header"] | None = None,
 ) -> Prepared:
     """Bring a case to the study's grid.
 
-    The first image gives the grid; further images and the mask are brought to it by their own place in space.
+    The first image gives the grid; further images and the mask are brought to it by their own place in space. For where
+    a mask lies see `place_mask`.
 
     Args:
         images: one volume a channel.
         mask: where the classes are, or None.
         spec: how to prepare.
         classes: turns values of the mask into class indices.
+        mask_grid: what counts where image and mask have the same voxels, but other headers; see `place_mask`.
 
     Raises:
         UnreadableError: the case can't be used, and why.
@@ -62,11 +65,12 @@ def prepare_case(
         if image.values.dtype.kind not in "biuf":
             raise UnreadableError("image is not of plain numbers")
     facts = volume_facts(images[0])
-    single = [oriented(single_frame(image, spec.frames), spec.orientation) for image in images]
+    frames = [single_frame(image, spec.frames) for image in images]
+    single = [oriented(image, spec.orientation) for image in frames]
     _check_values(single)
-    turned_mask = None
+    placed = None
     if mask is not None:
-        turned_mask = oriented(single_frame(mask, "reject", kind="mask"), spec.orientation)
+        placed = place_mask(single_frame(mask, "reject", kind="mask"), frames[0], spec.orientation, mask_grid)
     middle = _middle(single[0], spec.centre)
     if spec.sides is None:
         raise ValueError("the grid is not planned yet")
@@ -93,10 +97,15 @@ def prepare_case(
         "notes": [note.to_json() | {"of": "image"} for note in _notes(images)],
     }
     prepared_mask = None
-    if mask is not None and turned_mask is not None:
+    if mask is not None and placed is not None:
+        turned_mask, turned, resampled = placed
         _check_place(turned_mask, single[0], "mask and image")
-        prepared_mask, found = _prepare_mask(turned_mask, grid, classes)
-        about |= found
+        indices = classes(turned_mask.values)
+        inside = (
+            share_inside((indices != 0) & (indices != IGNORED), turned_mask.affine, single[0]) if resampled else 1.0
+        )
+        prepared_mask, found = _prepare_mask(Volume(indices, turned_mask.affine), grid)
+        about |= found | {"place": {"turned": turned, "resampled": resampled, "inside": inside}}
         about["notes"] += [note.to_json() | {"of": "mask"} for note in _notes([mask])]
     return Prepared(stacked if name == "none" else stacked.astype(np.float16), prepared_mask, about)
 
@@ -138,7 +147,7 @@ def _check_place(one: Volume, other: Volume, what: str) -> None:
     """Stop where two volumes of a case do not overlap in space."""
     boxes = []
     for volume in (one, other):
-        ends = np.array(np.meshgrid(*[(-_APART, side - _APART) for side in volume.values.shape])).reshape(3, -1)
+        ends = np.array(np.meshgrid(*[(-APART, side - APART) for side in volume.values.shape])).reshape(3, -1)
         corners = volume.affine[:3, :3] @ ends + volume.affine[:3, 3:]
         boxes.append((corners.min(axis=1), corners.max(axis=1)))
     if (np.minimum(boxes[0][1], boxes[1][1]) <= np.maximum(boxes[0][0], boxes[1][0])).any():
@@ -158,20 +167,17 @@ def _middle(volume: Volume, centre: str) -> list[float]:
     return [(side - 1) / 2 for side in volume.values.shape]
 
 
-def _prepare_mask(
-    mask: Volume, grid: Grid, classes: Callable[[npt.NDArray[np.generic]], npt.NDArray[np.uint8]]
-) -> tuple[npt.NDArray[np.uint8], dict[str, Any]]:
-    """The mask on the grid, its voxels of each class, and how much of the foreground the grid leaves out."""
-    indices = classes(mask.values)
-    prepared = resample(Volume(indices, mask.affine), grid, order=0).astype(np.uint8, copy=False)
-    counts = np.bincount(prepared.reshape(-1)).tolist()
-    voxel = float(abs(np.linalg.det(mask.affine[:3, :3])))
-    before = float(np.count_nonzero(indices)) * voxel
+def _prepare_mask(mask: Volume, grid: Grid) -> tuple[npt.NDArray[np.uint8], dict[str, Any]]:
+    """Class indices on the grid, their voxels of each class, and how much of the foreground the grid leaves out."""
+    prepared = resample(mask, grid, order=0).astype(np.uint8, copy=False)
+    counts = np.bincount(prepared[prepared != IGNORED]).tolist()
+    if not counts:
+        raise UnreadableError("mask leaves out everything in the grid (`ignore`)")
     corners = np.linalg.inv(grid.affine) @ mask.affine
-    places = np.argwhere(indices)
+    places = np.argwhere((mask.values != 0) & (mask.values != IGNORED))
     outside = 0.0
     if len(places):
         where = places @ corners[:3, :3].T + corners[:3, 3]
-        beyond = ((where < -_APART) | (where > np.array(grid.size) - _APART)).any(axis=1)
-        outside = float(np.count_nonzero(beyond)) * voxel / before
+        beyond = ((where < -APART) | (where > np.array(grid.size) - APART)).any(axis=1)
+        outside = float(np.count_nonzero(beyond)) / len(places)
     return prepared[None], {"labels": counts, "lost": round(outside, 4)}

@@ -1,0 +1,175 @@
+"""Masks whose header puts them elsewhere than their image, and masks of other voxels."""
+
+import nibabel
+import numpy as np
+import pytest
+
+from polyclinic.data.open import open_data
+from polyclinic.data.readers.volume import UnreadableError, Volume
+from polyclinic.data.spec import DataSpec, Preprocessing
+from polyclinic.data.volumes.preprocessing import prepare_case
+from polyclinic.errors import DataError
+
+SHAPE = (32, 32, 24)
+AFFINE = np.array([[1.2, 0, 0, -19], [0, 1.2, 0, -19], [0, 0, 1.5, -18], [0, 0, 0, 1.0]])
+BALL = np.linalg.norm((np.moveaxis(np.indices(SHAPE), 0, -1) - (9, 20, 10)), axis=-1) <= 6
+REVERSED = AFFINE @ np.array([[1, 0, 0, 0], [0, -1, 0, 31], [0, 0, 1, 0], [0, 0, 0, 1.0]])
+
+
+def moved(x):
+    shifted = AFFINE.copy()
+    shifted[0, 3] += x
+    return shifted
+
+
+HEADERS = {
+    "identity": np.eye(4),
+    "lps as ras": np.diag([-1, -1, 1, 1]) @ AFFINE,
+    "origin lost": np.diag([1.2, 1.2, 1.5, 1]),
+    "shifted by 8 mm": moved(8),
+    "shifted by a voxel": moved(1.2),
+    "scale lost": np.array([[1, 0, 0, -19], [0, 1, 0, -19], [0, 0, 1, -18], [0, 0, 0, 1.0]]),
+}
+SAME = {
+    "right": AFFINE,
+    "rounded": np.round(AFFINE, 2) + 1e-4,
+    "a third of a voxel": moved(0.4),
+    "float32": AFFINE * (1 + 1e-7),
+}
+
+
+def image(affine=AFFINE):
+    noise = np.random.default_rng(0).normal(100, 10, SHAPE)
+    return Volume((noise + 300 * BALL).astype(np.float32), affine)
+
+
+def prepared(mask, affine, grid=None, own=AFFINE):
+    spec = Preprocessing(size=SHAPE, intensity="none")
+    encode = lambda values: (values != 0).astype(np.uint8)  # noqa: E731
+    return prepare_case([image(own)], Volume(mask.astype(np.uint8), affine), spec, encode, grid)
+
+
+def dice(case):
+    bright = case.image[0] > 250
+    return 2 * (bright & (case.mask[0] > 0)).sum() / (bright.sum() + case.mask.sum())
+
+
+@pytest.mark.parametrize("affine", SAME.values(), ids=SAME)
+@pytest.mark.parametrize("grid", [None, "voxels", "header"])
+def test_headers_that_agree_but_for_rounding(affine, grid):
+    case = prepared(BALL, affine, grid)
+    assert dice(case) == 1.0
+    assert case.about["place"] == {"turned": "", "resampled": False, "inside": 1.0}
+
+
+@pytest.mark.parametrize("affine", HEADERS.values(), ids=HEADERS)
+def test_the_same_voxels_elsewhere_are_refused_until_the_study_says_what_counts(affine):
+    with pytest.raises(UnreadableError, match=r"mask and image lie apart .* but have the same voxels.*grid: voxels"):
+        prepared(BALL, affine)
+    assert dice(prepared(BALL, affine, "voxels")) == 1.0
+    with pytest.raises(UnreadableError, match="lie apart"):  # and the other way round: the image's header was lost
+        prepared(BALL, AFFINE, own=affine)
+    assert dice(prepared(BALL, AFFINE, "voxels", own=affine)) == 1.0
+
+
+def test_headers_that_are_trusted():
+    shifted = np.roll(BALL, -2, axis=0)
+    case = prepared(shifted, moved(2.4), "header")
+    assert dice(case) == 1.0
+    assert case.about["place"] == {"turned": "", "resampled": True, "inside": 1.0}
+    with pytest.raises(UnreadableError, match="mask and image lie apart in space"):
+        prepared(BALL, moved(500.0), "header")
+    with pytest.raises(UnreadableError, match="most of the mask lies outside of the image"):
+        prepared(BALL, moved(-19.0), "header")
+
+
+def test_rows_that_run_another_way_in_the_same_place_go_by_the_header():
+    case = prepared(BALL[:, ::-1], REVERSED)
+    assert dice(case) == 1.0
+    assert case.about["place"]["turned"] == "axes"
+    assert prepared(BALL[:, ::-1], REVERSED, "header").about["place"]["turned"] == ""
+    assert dice(prepared(BALL, REVERSED, "voxels")) == 1.0
+    swapped = prepared(BALL.swapaxes(0, 1), AFFINE @ np.eye(4)[[1, 0, 2, 3]])
+    assert dice(swapped) == 1.0
+    assert swapped.about["place"]["turned"] == "axes"
+    # Axes in another order: other numbers of voxels, so that only the header can be meant.
+    turned = nibabel.Nifti1Image(BALL.astype(np.uint8), AFFINE).as_reoriented([[2, 1], [0, -1], [1, 1]])
+    case = prepared(np.asarray(turned.dataobj), turned.affine)
+    assert dice(case) == 1.0
+    assert case.about["place"] == {"turned": "", "resampled": False, "inside": 1.0}
+
+
+def test_masks_of_other_voxels():
+    fine = np.kron(BALL, np.ones((2, 2, 2), bool))
+    affine = AFFINE @ np.array([[0.5, 0, 0, -0.25], [0, 0.5, 0, -0.25], [0, 0, 0.5, -0.25], [0, 0, 0, 1]])
+    case = prepared(fine, affine)
+    assert dice(case) == 1.0
+    assert case.about["place"] == {"turned": "", "resampled": True, "inside": 1.0}
+    with pytest.raises(UnreadableError, match="mask and image differ in size"):
+        prepared(fine, affine, "voxels")
+    with pytest.raises(UnreadableError, match="no place in space"):
+        prepared(fine, np.eye(4))
+    far = affine.copy()
+    far[0, 3] -= 16.0
+    with pytest.raises(UnreadableError, match="most of the mask lies outside"):
+        prepared(fine, far)
+
+
+# Studies --------------------------------------------------------------------------------------------------------------
+
+
+def opened(folder, masks, **data):
+    """A site with an image for each ``(mask, affine)``; the notes on its masks."""
+    rows = ["site,image,mask"]
+    for number, (mask, affine) in enumerate(masks):
+        nibabel.save(nibabel.Nifti1Image(image().values + number, AFFINE), folder / f"i{number}.nii.gz")
+        nibabel.save(nibabel.Nifti1Image(mask, affine), folder / f"m{number}.nii.gz")
+        rows.append(f"A,i{number}.nii.gz,m{number}.nii.gz")
+    (folder / "t.csv").write_text("\n".join(rows) + "\n")
+    base = {"table": "t.csv", "site": "site", "image": "image", "mask": "mask", "preprocessing": {"size": SHAPE}}
+    found = open_data(DataSpec.model_validate(base | data), folder, "segmentation")
+    return found.sites["A"], [(note.number, str(note), note.cases) for note in found.notes if note.number[:2] == "N4"]
+
+
+def test_notes_tell_how_masks_lie(tmp_path):
+    mask = BALL.astype(np.uint8)
+    fine = np.kron(mask, np.ones((2, 2, 2), np.uint8))
+    affine = AFFINE @ np.array([[0.5, 0, 0, -0.25], [0, 0.5, 0, -0.25], [0, 0, 0.5, -0.25], [0, 0, 0, 1]])
+    _, notes = opened(tmp_path, [(mask, AFFINE), (mask[:, ::-1], REVERSED), (fine, affine)])
+    assert [number for number, _, _ in notes] == ["N416", "N417"]
+    assert notes[0][1].startswith(
+        "Site A: 1 of 3 masks has rows or columns that run another way than those of the image"
+    )
+    assert notes[1][1] == (
+        "Site A: 1 of 3 masks has other voxels than the image, to which headers brought them; at least 100 % of the "
+        "foreground lies in the image."
+    )
+    assert notes[1][2] == ("i2.nii.gz",)
+
+
+def test_ignored_voxels_are_no_class(tmp_path):
+    mask = BALL.astype(np.uint8)
+    mask[:, :, 15:] = 255
+    with pytest.raises(DataError, match="ignore: 255"):
+        opened(tmp_path, [(mask, AFFINE)])
+    site, notes = opened(tmp_path, [(mask, AFFINE)], mask={"ignore": 255})
+    assert notes == []
+    (record,) = site.targets.about
+    assert record["labels"] == [int((mask == 0).sum()), int((mask == 1).sum())]
+    assert set(np.unique(site.targets[0])) == {0, 1, 255}
+    with pytest.raises(DataError, match="leaves out everything in the grid"):
+        opened(
+            tmp_path, [(np.where(np.arange(32)[:, None, None] < 1, BALL, 255).astype(np.uint8) , AFFINE)],
+            mask={"ignore": 255}, preprocessing={"size": (16, 16, 16)},
+        )  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", ["nan", "soft"])
+def test_masks_of_statistical_tools(tmp_path, kind):
+    values = np.where(BALL, 1, np.nan) if kind == "nan" else np.clip(BALL * 0.9 + 1e-6, 0, 1)
+    with pytest.raises(DataError, match=r"Site A: 2 of 2 cases can't be read .*no whole numbers"):
+        opened(tmp_path, [(values.astype(np.float32), AFFINE)] * 2)
+    said = {"background": "nan"} if kind == "nan" else {"above": 0.5}
+    site, notes = opened(tmp_path, [(values.astype(np.float32), AFFINE)] * 2, mask=said)
+    assert notes == []
+    assert np.array_equal(site.targets[0][0], BALL)
