@@ -14,6 +14,7 @@ from torch import Tensor
 from polyclinic.data.cases import Opened, SiteData, reasons_text
 from polyclinic.data.readers.describe import VolumeFacts, facts_row
 from polyclinic.data.spec import DataSpec
+from polyclinic.data.volumes.notes import grid_notes
 from polyclinic.data.volumes.store import Volumes
 
 _MOST_NAMES = 5
@@ -81,6 +82,9 @@ def quality_warnings(
             are = "patient name stands" if shared == 1 else "patient names stand"
             warnings.append(f"{shared} {are} at more than one site: the same person may be in training and test data.")
     warnings += _copies(sites, subjects_named=subjects_named)
+    for site, data in sites.items():
+        if isinstance(data.inputs, Volumes):
+            warnings += grid_notes(site, data.inputs.about, data.cases)
     first = next(iter(sites.values()))
     if first.inputs.ndim == 2:
         warnings += _poor_features(sites, features)

@@ -53,4 +53,7 @@ def read_built_series(series: Series) -> Volume:
     """
     for note in series.notes:
         logger.debug("%s: %s", series.header.path.parent, note)
-    return Volume(read_pixels(series), series.affine, series.header.about)
+    values = read_pixels(series)
+    # Films in colour become luminance, so that only a single picture has colours.
+    colour = values.ndim == 4 and series.shape[3] == 1
+    return Volume(values, series.affine, series.header.about, colour)

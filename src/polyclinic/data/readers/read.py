@@ -122,4 +122,4 @@ def _read_picture(path: Path) -> Volume:
     except Exception:  # Pillow's decoders raise many types on damaged files
         raise UnreadableError("picture is damaged") from None
     values = pixels.swapaxes(0, 1)[:, :, None]
-    return Volume(np.ascontiguousarray(values), np.diag((-1.0, -1.0, 1.0, 1.0)))
+    return Volume(np.ascontiguousarray(values), np.diag((-1.0, -1.0, 1.0, 1.0)), colour=values.ndim == 4)

@@ -23,11 +23,13 @@ class Volume:
             as in nibabel.
         about: what the headers say of the scanner: ``modality``, ``vendor``, ``model``, ``field_strength`` (tesla);
             never anything of the patient.
+        colour: whether the fourth axis is red, green and blue, 8 bits each; else it is frames or channels.
     """
 
     values: npt.NDArray[np.generic]
     affine: npt.NDArray[np.float64]
     about: dict[str, str | float] = field(default_factory=dict)
+    colour: bool = False
 
     @property
     def spacing(self) -> tuple[float, float, float]:

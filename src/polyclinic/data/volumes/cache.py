@@ -17,7 +17,7 @@ from polyclinic.errors import ResultsError
 from polyclinic.files import write_atomic, write_error
 
 #: Counted up when prepared volumes change for the same files and settings.
-VERSION = 1
+VERSION = 2
 _CHUNK = 1 << 20
 
 
