@@ -36,6 +36,7 @@ TITLES: dict[str, str] = {
     "N710": "Axes are not at right angles",
     "N711": "Little of the image lies inside the grid",
     "N712": "The image fills little of the grid",
+    "N713": "Grey values of DICOM pictures come from windows in part",
     "N801": "A site is too small for the split",
     "N802": "Harmonisation has few cases to go by",
     "N803": "A round went wrong",

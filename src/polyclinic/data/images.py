@@ -16,6 +16,7 @@ import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
+from polyclinic.data.dicom_pictures import is_scan, open_scan
 from polyclinic.data.masks import MaskClasses
 from polyclinic.data.readers.volume import UnreadableError
 
@@ -126,13 +127,13 @@ def _decode_case(
         mask_out[...] = np.asarray(indices.resize(_width_height(mask_out), Image.Resampling.NEAREST))
 
 
-def _upright(name: str, root: Path, allowed: Sequence[Path], kind: str) -> Image.Image:
+def _upright(name: str, root: Path, allowed: Sequence[Path], kind: Literal["image", "mask"]) -> Image.Image:
     path = resolve(name, root, allowed)
     if path is None:
         logger.debug("%s outside the image folder: %s", kind, name)
         raise UnreadableError(f"{kind} path lies outside the image folder")
     try:
-        image = Image.open(path, formats=FORMATS)
+        image = open_scan(path, kind) if is_scan(path) else Image.open(path, formats=FORMATS)
         # Cameras append previews to a JPEG (format MPO); its first frame is the picture.
         if image.format != "MPO" and getattr(image, "n_frames", 1) > 1:
             raise UnreadableError(f"{kind} file has several frames")

@@ -15,8 +15,9 @@ from torch import Tensor
 
 from polyclinic.data.cases import Counts, Opened, SiteData, reasons_text
 from polyclinic.data.check import quality_warnings
+from polyclinic.data.dicom_pictures import level_notes
 from polyclinic.data.features import encode_covariates, encode_features
-from polyclinic.data.images import ImageFiles, decode_images
+from polyclinic.data.images import ImageFiles, decode_images, resolve
 from polyclinic.data.labels import encode_labels, encode_numbers
 from polyclinic.data.masks import MaskClasses
 from polyclinic.data.partition import check_partition, partition_rows, site_names
@@ -26,6 +27,7 @@ from polyclinic.data.volumes.fingerprint import SiteFingerprint
 from polyclinic.data.volumes.prepare import VolumeFiles, check_volumes, fingerprint_volumes, prepare_volumes
 from polyclinic.data.volumes.store import Volumes
 from polyclinic.errors import DataError, StudyError, nearest
+from polyclinic.notes import Note
 
 Pixels = Tensor | Volumes
 Labels = npt.NDArray[np.int64] | npt.NDArray[np.float32]
@@ -83,6 +85,7 @@ def open_data(
             masks: Pixels | None = None
         else:
             pixels, masks, here = _read_images(site, used, here, spec, folder, task, counts, tick)
+            warnings += _picture_notes(site, _files(used, here, spec, folder, task), spec)
         if pixels is None or not len(here):
             why = reasons_text(counts.rejected) or "it has no rows"
             warnings.append(f"Site {site} is left out: none of its {counts.found} cases can be used ({why}).")
@@ -170,6 +173,15 @@ def _read_images(
         if isinstance(images, Tensor):  # volumes that can't be used are left out already
             images, masks = images[keep], masks[keep] if isinstance(masks, Tensor) else None
     return images, masks, here
+
+
+def _picture_notes(site: str, files: VolumeFiles, spec: DataSpec) -> list[Note]:
+    """Notes on the pictures of a site; none on volumes, which have their own."""
+    if spec.preprocessing is not None:
+        return []
+    return level_notes(
+        site, [resolve(cell[0], root, files.allowed) for cell, root in zip(files.images, files.roots, strict=True)]
+    )
 
 
 def _files(rows: Rows, here: npt.NDArray[np.intp], spec: DataSpec, folder: Path, task: Task) -> VolumeFiles:

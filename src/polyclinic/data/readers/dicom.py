@@ -15,7 +15,12 @@ logger = logging.getLogger(__name__)
 
 
 def read_series(files: Iterable[Path]) -> Volume:
-    """The one image that the files hold.
+    """The voxels of the one image that the files hold; see ``find_one``."""
+    return read_built_series(find_one(files))
+
+
+def find_one(files: Iterable[Path]) -> Series:
+    """The one image that the files hold, without its voxels.
 
     Slices are sorted by position along their normal; several time points at each position become the fourth axis.
     Rescale slope and intercept are applied (Philips MR: the scanner's own scale), MONOCHROME1 is inverted except in CT
@@ -42,7 +47,7 @@ def read_series(files: Iterable[Path]) -> Volume:
         raise UnreadableError(damaged[0])
     if len(groups) > 1:
         raise UnreadableError(f"files hold {len(groups)} DICOM images, not one")
-    return read_built_series(build_series(groups[0]))
+    return build_series(groups[0])
 
 
 def read_built_series(series: Series) -> Volume:
