@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 MADE := .venv/made
 
-.PHONY: demo test test-long check benchmark results benefits clean
+.PHONY: demo test test-long test-processors check benchmark results benefits clean
 
 demo: $(MADE)
 	$(BIN)/polyclinic demo
@@ -13,6 +13,10 @@ test: $(MADE)
 
 test-long: $(MADE)
 	$(BIN)/python -m pytest -n auto -m long
+
+# The numeric tests with fewer instructions and with two threads, as other processors would run them.
+test-processors: $(MADE)
+	$(BIN)/python tests/processors.py
 
 # Style, types and import rules.
 check: $(MADE)

@@ -21,6 +21,7 @@ from rich.progress import Progress
 from polyclinic import PolyclinicError, Results, Study
 from polyclinic.data.phantom.request import survey_request
 from polyclinic.data.phantom.write import write_phantom
+from polyclinic.notes import Note
 from polyclinic.study.display import RichDisplay
 from polyclinic.study.report.answer import answer, p_text
 from polyclinic.study.report.attack import attacked
@@ -149,7 +150,7 @@ def section(study_file: Path, results: Results) -> str:
         _text(" ".join(answer(folder))),
         "",
         *_attack(folder),
-        *_notes(results.warnings),
+        *_notes(results.notes),
         f"{_machine(results)} Command: `polyclinic run studies/{name}.yaml --out results/{name}`.",
         "",
     ]
@@ -253,14 +254,14 @@ def _text(marked: str) -> str:
     return html.unescape(marked.replace("<strong>", "**").replace("</strong>", "**"))
 
 
-def _notes(warnings: list[str]) -> Iterator[str]:
-    if not warnings:
+def _notes(notes: list[Note]) -> Iterator[str]:
+    if not notes:
         return
     yield "Notes of the run:"
     yield ""
-    yield from (f"- {warning}" for warning in warnings[:MOST_NOTES])
-    if len(warnings) > MOST_NOTES:
-        yield f"- {len(warnings) - MOST_NOTES} more in the report."
+    yield from (f"- {note}" for note in notes[:MOST_NOTES])
+    if len(notes) > MOST_NOTES:
+        yield f"- {len(notes) - MOST_NOTES} more in the report."
     yield ""
 
 

@@ -15,12 +15,16 @@ hypothesis.settings.register_profile("polyclinic", deadline=None)
 hypothesis.settings.load_profile("polyclinic")
 
 
+#: tests/processors.py repeats the numeric tests with two.
+THREADS = int(os.environ.get("POLYCLINIC_TEST_THREADS", "1"))
+
+
 @pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
+def few_threads() -> Iterator[None]:
     """One arithmetic thread: tiny networks are fastest so, and a study that sets another number must not leak it."""
-    torch.set_num_threads(1)
+    torch.set_num_threads(THREADS)
     yield
-    torch.set_num_threads(1)
+    torch.set_num_threads(THREADS)
 
 
 @pytest.fixture(scope="session")

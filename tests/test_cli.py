@@ -1,12 +1,18 @@
 """The command line: what it prints, what it imports, and how it says what went wrong."""
 
+import json
 import re
 import subprocess
 import sys
+import time
+from pathlib import Path
+from types import SimpleNamespace
 
+import pandas as pd
 import pytest
 import yaml
 from rich.cells import cell_len
+from rich.console import Console
 
 from helpers import write_table_study
 from polyclinic import __version__, cli
@@ -226,6 +232,45 @@ def test_an_interruption_says_how_to_go_on(command, study_file, tmp_path, monkey
     assert plain(err).endswith("Stopped. Finished rounds are saved: run the same command with --resume to go on.")
 
 
+def test_a_cluster_that_ends_a_job_gets_the_same_words(study_file, tmp_path):
+    """SIGTERM in the midst of training; afterwards the study goes on."""
+    study_file.write_text(re.sub(r"rounds: \d+", "rounds: 3000", study_file.read_text()))
+    out = tmp_path / "out"
+    command = [sys.executable, "-m", "polyclinic", "run", str(study_file), "--out", str(out)]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        deadline = time.monotonic() + 120
+        while not list(out.glob("jobs/*.part")) and time.monotonic() < deadline:
+            time.sleep(0.05)
+        process.terminate()
+        _, err = process.communicate(timeout=60)
+    assert process.returncode == 143
+    assert "Traceback" not in err
+    assert plain(err).endswith("Stopped. Finished rounds are saved: run the same command with --resume to go on.")
+    assert json.loads((out / "provenance.json").read_text())["status"] == "failed"
+    assert not (out / ".lock").exists()
+
+
+@pytest.mark.parametrize("width", [40, 80, 300])
+def test_no_number_of_the_results_is_cut_off(width, monkeypatch, capsys):
+    """Eleven metrics and a long label at any width of the terminal."""
+    metrics = [f"metric{number:02}" for number in range(11)]
+    rows = [
+        {"method": method, "over": over, "metric": name, "mean": 0.123 + number / 1000, "deviation": 0.045}
+        for method in ("fedavg", "a label of many words and more, which is very long")
+        for over in ("sites", "all")
+        for number, name in enumerate(metrics)
+    ]
+    sites = pd.DataFrame({"site": ["A", "B"], "scored": ["True", "True"]})
+    results = SimpleNamespace(summary=pd.DataFrame(rows), sites=sites, notes=[], folder=Path("out"))
+    monkeypatch.setattr("polyclinic.cli.output", Console(width=width, highlight=False))
+    cli._print_results(results, metrics)
+    shown = capsys.readouterr().out
+    assert "…" not in shown
+    for number, name in enumerate(metrics):
+        assert shown.count(name.upper()) >= 2
+        assert shown.count(f"{0.123 + number / 1000:.3f}") == 4
+
+
 def test_training_that_fails_has_status_1(command, study_file, tmp_path):
     study_file.write_text(study_file.read_text().replace("lr: 0.1", "lr: 1.0e+30"))
     status, _, err = command("run", study_file, "--out", tmp_path / "out")
@@ -240,7 +285,7 @@ def test_as_a_process_of_its_own(study_file):
     """The installed command and its exit status."""
     study_file.write_text(study_file.read_text().replace("fedavg", "fedavgg"))
     done = subprocess.run(
-        [sys.executable, "-m", "polyclinic.cli", "check", str(study_file)], capture_output=True, text=True, check=False
+        [sys.executable, "-m", "polyclinic", "check", str(study_file)], capture_output=True, text=True, check=False
     )
     assert done.returncode == 2
     assert done.stdout == ""

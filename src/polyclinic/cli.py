@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -17,6 +18,7 @@ from polyclinic.errors import PolyclinicError
 if TYPE_CHECKING:
     import pandas as pd
 
+    from polyclinic.notes import Note
     from polyclinic.study.results import Results
 
 app = typer.Typer(
@@ -88,7 +90,7 @@ def check(
         logging.getLogger("polyclinic").setLevel(logging.DEBUG)
     found = Study.read(study)
     with RichDisplay(console) as display:
-        sites, warnings = found.check(display.images)
+        sites, notes = found.check(display.images)
     counts, images = sites.drop(columns=list(IMAGE_COLUMNS), errors="ignore"), sites.filter(items=IMAGE_COLUMNS)
     output.print(_sites_table(counts))
     if len(images.columns):
@@ -97,7 +99,7 @@ def check(
     for site, reasons in zip(sites["site"], sites["reasons"], strict=True):
         if reasons:
             output.print(f"Rejected at {_escape(site)}: {_escape(reasons)}.")
-    _print_warnings(warnings, every=True)
+    _print_notes(notes, every=True)
     total = sites[["found", "used", "rejected"]].sum()
     print(f"{len(sites)} sites; {total['found']} cases found, {total['used']} used, {total['rejected']} rejected.")
 
@@ -240,9 +242,9 @@ def _run(study: object, out: Path, resume: bool) -> None:
     try:
         with RichDisplay(console) as display:
             results = study.run(out, resume=resume, display=display)
-    except KeyboardInterrupt:  # caught here, because typer would leave without a word
+    except (KeyboardInterrupt, Terminated) as stop:  # caught here, because typer would leave without a word
         console.print("Stopped. Finished rounds are saved: run the same command with --resume to go on.")
-        raise typer.Exit(130) from None
+        raise typer.Exit(_exit_status(stop)) from None
     _print_results(results, study.declaration.metrics)
 
 
@@ -257,18 +259,25 @@ def _print_results(results: Results, metrics: list[str]) -> None:
         ("all", "All cases together"),
     ):
         rows = summary[summary["over"] == over]
-        table = Table(title=title, title_justify="left", header_style="bold", box=SIMPLE, pad_edge=False)
-        table.add_column("method", no_wrap=True)
-        for name in metrics:
-            table.add_column(name.upper(), no_wrap=True, justify="right")
+        cells = {
+            (row.method, row.metric): (f"{row.mean:.3f}", f"{row.mean:.3f} ± {row.deviation:.3f}")
+            for row in rows.itertuples()
+        }
+        names = list(dict.fromkeys(rows["method"]))
         # A narrow terminal shows the means alone; everything is in summary.csv and the report.
-        wide = output.width >= 24 + 16 * len(metrics)
-        for method in dict.fromkeys(rows["method"]):
-            mine = rows[rows["method"] == method].set_index("metric")
-            cells = [f"{mine['mean'][name]:.3f}" + f" ± {mine['deviation'][name]:.3f}" * wide for name in metrics]
-            table.add_row(method, *cells)
-        output.print(table)
-    _print_warnings(results.warnings)
+        short = {name: max(len(name), *(len(cells[method, name][0]) for method in names)) + 2 for name in metrics}
+        full = {name: max(len(name), *(len(cells[method, name][1]) for method in names)) + 2 for name in metrics}
+        first = max(len("method"), *(len(method) for method in names)) + 3
+        wide = first + sum(full.values()) <= output.width
+        for part in _parts(full if wide else short, output.width - first):
+            table = Table(title=title, title_justify="left", header_style="bold", box=SIMPLE, pad_edge=False)
+            table.add_column("method", overflow="fold")
+            for name in part:
+                table.add_column(name.upper(), no_wrap=True, justify="right", min_width=short[name] - 2)
+            for method in names:
+                table.add_row(_escape(method), *(cells[method, name][wide] for name in part))
+            output.print(table)
+    _print_notes(results.notes)
     few = len(sites) - scored
     if few == 1:
         console.print("1 site has too few cases to be scored by itself: see the report.")
@@ -277,12 +286,24 @@ def _print_results(results: Results, metrics: list[str]) -> None:
     print(f"Report: {(results.folder / 'report.html').resolve()}")
 
 
-def _print_warnings(warnings: list[str], *, every: bool = False) -> None:
-    shown = warnings if every else warnings[:5]
-    for warning in shown:
-        console.print(f"[yellow]Note:[/yellow] {_escape(warning)}")
-    if len(shown) < len(warnings):
-        more = len(warnings) - len(shown)
+def _parts(widths: dict[str, int], room: int) -> Iterator[list[str]]:
+    """The columns in order, as many at a time as there is room for, and at least one."""
+    part: list[str] = []
+    for name, width in widths.items():
+        if part and sum(widths[one] for one in part) + width > room:
+            yield part
+            part = []
+        part.append(name)
+    if part:
+        yield part
+
+
+def _print_notes(notes: list[Note], *, every: bool = False) -> None:
+    shown = notes if every else notes[:5]
+    for note in shown:
+        console.print(f"[yellow]Note {note.number}:[/yellow] {_escape(note)}")
+    if len(shown) < len(notes):
+        more = len(notes) - len(shown)
         console.print(f"{more} more {'note is' if more == 1 else 'notes are'} in the report.")
 
 
@@ -323,10 +344,29 @@ def _plain_errors() -> Iterator[None]:
         sys.exit(error.exit_status)
 
 
+class Terminated(BaseException):
+    """The process was asked to end (SIGTERM), as a cluster does when a job's time is over."""
+
+
+def _exit_status(stop: BaseException) -> int:
+    """128 and the number of the signal, as shells have it."""
+    return 128 + (signal.SIGTERM if isinstance(stop, Terminated) else signal.SIGINT)
+
+
+def _terminate(*_: object) -> None:
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a second one must not cut off what is being saved
+    raise Terminated
+
+
 def main() -> None:
     """Entry point of the ``polyclinic`` command."""
+    signal.signal(signal.SIGTERM, _terminate)
     with _plain_errors():
-        app()
+        try:
+            app()
+        except Terminated as stop:
+            console.print("Stopped.")
+            sys.exit(_exit_status(stop))
 
 
 if __name__ == "__main__":

@@ -88,8 +88,8 @@ def _print_scan(found: Scan, folder: Path, out: Path, salt: Path) -> None:
             output.print(f"Rejected at {escape(site)}: {escape(reasons_text(counts.rejected))}.", soft_wrap=True)
     if found.others:
         print("Files that are no images: " + ", ".join(f"{kind} ({n})" for kind, n in found.others.most_common()))
-    for warning in found.warnings:
-        console.print(f"[yellow]Note:[/yellow] {escape(warning)}", soft_wrap=True)
+    for note in found.notes:
+        console.print(f"[yellow]Note {note.number}:[/yellow] {escape(note)}", soft_wrap=True)
     print(f"Manifest: {out} ({len(manifest)} rows); in a study file set `root: {folder.resolve()}`.")
     print(f"The salt in {salt} and the manifest must stay at this site.")
 

@@ -2,26 +2,41 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
+import itertools
 import os
 from pathlib import Path
 
 from polyclinic.errors import ResultsError
 
+_NUMBERS = itertools.count()
+#: Ending of files that are not whole yet; a process that was killed may leave one.
+DRAFT = ".tmp"
 
-def write_atomic(path: Path, content: bytes | str, *, durable: bool = True) -> None:
+
+def draft_of(path: Path) -> Path:
+    """A file beside ``path`` to be written first.
+
+    Its name is short, since that of ``path`` may be as long as can be, and no other process or thread writes the same.
+    """
+    return path.with_name(f".{os.getpid():x}-{next(_NUMBERS):x}{DRAFT}")
+
+
+def write_atomic(path: Path, content: bytes | str, *, durable: bool = True, choose: str = "with --out") -> None:
     """Replace ``path`` by ``content`` in one step.
 
     Args:
         path: file to write; its folder is made if missing.
         content: bytes, or text written as UTF-8.
         durable: also outlive a power failure (waits for the disk); without it, only the death of this process.
+        choose: how another folder is chosen, for the message.
 
     Raises:
         ResultsError: P502 if the disk is full, P501 if the folder can't be written.
     """
     data = content.encode() if isinstance(content, str) else content
-    temporary = path.with_name(f".{path.name}.tmp")
+    temporary = draft_of(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with temporary.open("wb") as file:
@@ -31,11 +46,13 @@ def write_atomic(path: Path, content: bytes | str, *, durable: bool = True) -> N
                 os.fsync(file.fileno())
         temporary.replace(path)
     except OSError as error:
-        raise write_error(path, error) from error
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        raise write_error(path, error, choose) from error
 
 
-def write_error(path: Path, error: OSError) -> ResultsError:
-    """The sentence for a failed write."""
+def write_error(path: Path, error: OSError, choose: str = "with --out") -> ResultsError:
+    """The sentence for a failed write; ``choose`` says how another folder is chosen."""
     if error.errno in {errno.ENOSPC, errno.EDQUOT}:
         return ResultsError(
             "P502",
@@ -45,5 +62,5 @@ def write_error(path: Path, error: OSError) -> ResultsError:
     return ResultsError(
         "P501",
         f"{path.name} could not be written to {path.parent} ({error.strerror or error}).",
-        "Choose a folder that you may write to with --out.",
+        f"Choose a folder that you may write to {choose}.",
     )

@@ -1,7 +1,7 @@
 """Notes: what a person should know of the data or of a run, though nothing was stopped.
 
-Every kind of note has a number, as errors have, and the number has a section in ``docs/notes.md`` that says what it means
-and what to do. A note is its sentence; number and cases go with it.
+Every kind of note has a number, as errors have, and the number has a section in ``docs/notes.md`` that says what it
+means and what to do. A note is its sentence; number and cases go with it.
 """
 
 from __future__ import annotations
@@ -9,13 +9,14 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-#: Number -> title. The hundreds tell where to look: 1 the study, 2 tables, patients and labels, 3 folders and file names,
-#: 4 masks, 5 DICOM series, 6 values and units, 7 the grid of volumes, 8 training and sites.
+#: Number -> title. The hundreds tell where to look: 1 the study, 2 tables, patients and labels, 3 folders and names of
+#: files, 4 masks, 5 DICOM series, 6 values and units, 7 the grid of volumes, 8 training and sites.
 TITLES: dict[str, str] = {
     "N101": "Volumes were planned",
     "N102": "Sites are simulated",
     "N103": "A part of a method has nothing to work on",
     "N104": "An attack does not reach a method, or does nothing",
+    "N105": "Mixed precision was not used",
     "N201": "A patient's name stands at more than one site",
     "N202": "Cases repeat within a site",
     "N203": "Cases repeat at several sites",

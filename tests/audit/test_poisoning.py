@@ -561,7 +561,7 @@ def test_a_model_that_breaks_down_in_its_first_round_stays_as_it_was(method: str
     run = runner(federation, wild)
     outcome = run.run(job, federation.fold)
     assert outcome.rounds == []
-    assert "broke down in round 1" in outcome.warnings[0]
+    assert "broke down in round 1" in outcome.notes[0]
     (found,) = outcome.models.values()
     start = federation.template.layout.split(run.initial(0))
     assert found
@@ -611,7 +611,7 @@ def test_a_site_that_breaks_down_alone_leaves_the_others_alone() -> None:
     outcome = runner(federation, wild).run(Job((federation.method(),), 0, 0, attacked=True), federation.fold)
     (honest,) = federation.outcome().models.values()
     (found,) = outcome.models.values()
-    assert any("Bonn broke down in round" in warning for warning in outcome.warnings)
+    assert any("Bonn broke down in round" in warning for warning in outcome.notes)
     for name, tensor in found.items():
         assert name.startswith("Bonn/") or torch.equal(tensor, honest[name])
 
@@ -914,8 +914,8 @@ def test_false_updates_spare_methods_without_a_server(tmp_path: Any) -> None:
     entries |= {"methods": ["single", "fedavg"], "attack": {"sites": 1, "alie": {}}}
     results = Study.of(entries, tmp_path).run(tmp_path / "out")
     assert list(results.results["method"].unique()) == ["single", "fedavg", "fedavg (attacked)"]
-    assert any("single is not attacked" in warning for warning in results.warnings)
-    assert any("z = 0" in warning for warning in results.warnings)
+    assert any("single is not attacked" in warning for warning in results.notes)
+    assert any("z = 0" in warning for warning in results.notes)
     assert int(results.sites["corrupt"].sum()) == 1
     Study.of(entries, tmp_path).run(tmp_path / "again")
     for name in ("results.csv", "predictions.csv", "summary.csv"):

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from polyclinic.data.cases import Counts, Opened, SiteData
-from polyclinic.data.check import check_frame, quality_warnings, reasons_text
+from polyclinic.data.check import check_frame, quality_notes, reasons_text
 from polyclinic.data.spec import DataSpec
 
 NAN = float("nan")
@@ -56,12 +56,12 @@ def test_features_constant_within_a_site_are_listed_once(make_site):
         "A": make_site([0, 1], inputs=torch.tensor([[1.0, 1.0], [1.0, 2.0]])),
         "B": make_site([0, 1], inputs=torch.tensor([[2.0, 5.0], [3.0, 5.0]])),
     }
-    assert quality_warnings(sites, ["x", "y"], ["0", "1"], subjects_named=False) == [
+    assert quality_notes(sites, ["x", "y"], ["0", "1"], subjects_named=False) == [
         "Features that are constant within a site, though not over all: A 1, B 1."
     ]
 
 
 def test_long_lists_are_cut(make_site):
     sites = {"A": make_site([0, 1], inputs=torch.zeros(2, 7))}
-    warnings = quality_warnings(sites, list("abcdefg"), ["0", "1"], subjects_named=False)
+    warnings = quality_notes(sites, list("abcdefg"), ["0", "1"], subjects_named=False)
     assert "7 features are constant over all sites: a, b, c, d, e and 2 more." in warnings

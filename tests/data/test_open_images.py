@@ -67,7 +67,7 @@ def test_masks(study):
 
 def test_a_mask_without_foreground_is_told(study, write_image):
     write_image("m/2.png", np.zeros((4, 6), np.uint8))
-    assert opened(study, "segmentation").warnings == ["Site A: 1 mask has no foreground."]
+    assert opened(study, "segmentation").notes == ["Site A: 1 mask has no foreground."]
 
 
 def test_resizing(tmp_path, write_image):
@@ -190,7 +190,7 @@ def test_sites_without_any_image(study):
     result = opened(study, max_unreadable=1.0)
     assert list(result.sites) == ["A"]
     left_out = "Site B is left out: none of its 1 cases can be used (image file is missing (1))."
-    assert result.warnings == [left_out]
+    assert result.notes == [left_out]
     (study / "i/1.png").unlink()
     (study / "i/2.png").unlink()
     with pytest.raises(DataError, match="P205 No site has a usable case"):
@@ -207,7 +207,7 @@ def test_empty_cells_are_no_unreadable_files(study, write_table):
 def test_copies_are_told(study, write_image):
     for number in (2, 3):
         write_image(f"i/{number}.png", RED)
-    assert opened(study).warnings == [
+    assert opened(study).notes == [
         "Site A: 1 image repeats an earlier one of the same site under another patient's name: "
         "both may be in training and test data.",
         "1 image is the same, pixel for pixel, at more than one site.",

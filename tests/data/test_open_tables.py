@@ -43,7 +43,7 @@ def test_a_plain_table(write_table):
     assert north.cases == ["row 1", "row 2", "row 3"]
     assert north.parts is None
     assert rejected(result, "north") == Counter()
-    assert result.warnings == []
+    assert result.notes == []
 
 
 def test_star_takes_no_column_with_another_part(write_table):
@@ -141,7 +141,7 @@ def test_every_row_is_accounted_for(write_table):
         }
     )
     assert result.sites["A"].counts.found == 8
-    assert result.warnings[:2] == [
+    assert result.notes[:2] == [
         "1 row names no site and is left out (column 'site').",
         "Site B is left out: none of its 1 cases can be used (dx is missing (1)).",
     ]
@@ -185,7 +185,7 @@ def test_order_of_classes(write_table):
     assert result.sites["north"].targets.tolist() == [0, 1, 0]
     assert opened(write_table(TABLE), label="age", features="head").classes == ["30", "40", "50", "60", "70"]
     empty = opened(write_table(TABLE), classes=[0, 1, 2])
-    assert empty.warnings == ["No case of class 2."]
+    assert empty.notes == ["No case of class 2."]
 
 
 def test_a_measurement_is_no_label(write_table):
@@ -235,7 +235,7 @@ def test_subject_pattern(write_table):
     result = opened(folder, subject_pattern=r"(eye_\d+)[LR]")
     assert result.sites["north"].subjects == ["eye_1", "eye_1", "009"]
     warning = "`subject_pattern` does not fit 3 of 5 'id' cells: there the whole cell names the patient."
-    assert result.warnings == [warning]
+    assert result.notes == [warning]
 
 
 def test_warnings(write_table):
@@ -245,7 +245,7 @@ def test_warnings(write_table):
         "p1,B,3,5,?,?,0\np5,B,3,5,?,?,1\np6,B,4,5,?,?,0\n"
     )
     result = opened(folder, site="site", features=["a", "b", "c", "d"])
-    assert result.warnings == [
+    assert result.notes == [
         "1 patient name stands at more than one site: the same person may be in training and test data.",
         "Site A: 1 row repeats an earlier one of the same site under another patient's name: "
         "both may be in training and test data.",
@@ -255,9 +255,9 @@ def test_warnings(write_table):
         "2 features are constant over all sites: b, d.",
         "Site B: 1 feature is missing in every case: d.",
     ]
-    assert not any(name in warning for warning in result.warnings for name in ("p1", "p5"))
+    assert not any(name in warning for warning in result.notes for name in ("p1", "p5"))
     unnamed = opened(folder, site="site", subject=None, features=["a", "b", "c", "d"])
-    assert unnamed.warnings[0] == "Site A: 1 row repeats an earlier one of the same site."
+    assert unnamed.notes[0] == "Site A: 1 row repeats an earlier one of the same site."
 
 
 def test_fingerprint_depends_on_what_is_used(write_table):

@@ -201,7 +201,7 @@ def test_patients_of_a_table_stay_whole_and_every_row_is_counted_once(write_tabl
     assert rejected == {site: (site == home) + 3 * (site == "Site 1") for site in found}  # a row of p3, all of p5
     skew = f"{kind.replace('_', ' ')} (Dirichlet 2, seed 0)"
     how = "even shares (seed 0)" if kind == "even" else skew
-    assert result.warnings[:2] == [
+    assert result.notes[:2] == [
         f"Sites are simulated: 23 patients of 2 sites were shared out among 3 with {how}.",
         "2 rows name no site and are left out (column 'hospital').",
     ]
@@ -234,7 +234,7 @@ def test_a_column_that_fixes_the_split_goes_with_the_patient(write_table):
 
 def test_a_table_without_sites_is_enough(write_table):
     result = opened(visits(write_table), **VISITS, partition={"sites": 2, "even": None, "seed": 7})
-    assert result.warnings[0] == ("Sites are simulated: 24 patients were shared out among 2 with even shares (seed 7).")
+    assert result.notes[0] == ("Sites are simulated: 24 patients were shared out among 2 with even shares (seed 7).")
 
 
 def test_the_same_name_at_two_sites_is_one_person(write_table):
@@ -244,10 +244,10 @@ def test_the_same_name_at_two_sites_is_one_person(write_table):
     entries = VISITS | {"site": "hospital", "partition": {"sites": 2, "even": {}, "least": 3}}
     result = opened(write_table(text), **entries)
     assert [len(found) for found in people(result).values()] == [3, 3]
-    assert result.warnings[1] == (
+    assert result.notes[1] == (
         "6 patient names stand at more than one site of the data: each was taken for one person."
     )
-    assert not [warning for warning in result.warnings[2:] if "patient name" in warning]
+    assert not [warning for warning in result.notes[2:] if "patient name" in warning]
 
 
 def test_rows_of_several_tables_are_patients_of_their_own(write_table):
@@ -257,7 +257,7 @@ def test_rows_of_several_tables_are_patients_of_their_own(write_table):
     result = opened(folder, **entries, partition={"sites": 2, "quantity_skew": {"alpha": 1}, "least": 5})
     names = [name for data in result.sites.values() for name in data.subjects]
     assert sorted(names) == sorted(f"{table}, row {row}" for table in "ab" for row in range(1, 13))
-    assert result.warnings[0].startswith("Sites are simulated: 24 cases of 2 sites were shared out among 2 with")
+    assert result.notes[0].startswith("Sites are simulated: 24 cases of 2 sites were shared out among 2 with")
 
 
 def test_sites_stand_in_the_order_of_their_numbers(write_table):
@@ -362,7 +362,7 @@ def test_four_hospitals_as_eight_simulated_sites(data_folder):
     assert min(c.used for c in counts) >= 10
     shares = [float(data.targets.double().mean()) for data in result.sites.values()]
     assert max(shares) - min(shares) > 0.5
-    assert result.warnings[0] == (
+    assert result.notes[0] == (
         "Sites are simulated: 740 cases of 4 sites were shared out among 8 with label skew (Dirichlet 0.3, seed 0)."
     )
 
@@ -393,7 +393,7 @@ def test_a_study_of_simulated_sites_runs_and_goes_on(tmp_path):
     study = simulated(tmp_path)
     results = study.run(tmp_path / "out")
     assert set(results.results["tested_on"]) >= {"Site 1", "Site 2", "Site 3", "Site 4"}
-    assert results.warnings[0].startswith("Sites are simulated: 60 patients of 3 sites")
+    assert results.notes[0].startswith("Sites are simulated: 60 patients of 3 sites")
     predictions = results.predictions.query("method == 'fedavg'")
     assert len(predictions) == 60
     assert (predictions.groupby(["site", "subject"]).size() == 1).all()

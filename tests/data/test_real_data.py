@@ -66,7 +66,7 @@ def test_scan_quality(data_folder: Path):
 def test_partly_rated_scans(data_folder: Path):
     opened, _ = read(data_folder, table="mriqc-iqm/abide.csv", **QUALITY | {"label": "rater_1"})
     found = {site: data.counts for site, data in opened.sites.items()}
-    left_out = [warning for warning in opened.warnings if "is left out" in warning]
+    left_out = [warning for warning in opened.notes if "is left out" in warning]
     assert len(found) + len(left_out) == 17
     assert all(counts.found == counts.used + counts.rejected["rater_1 is missing"] for counts in found.values())
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from polyclinic.errors import PolyclinicError, SiteError, StudyError
 from polyclinic.options import check_options
 from polyclinic.server import SERVER_RULES, build_server, order
-from polyclinic.server.distances import compare, cosine_distances, gram, norm, squared_distances
+from polyclinic.server.distances import compare, cosine_distances, distances_to_mean, gram, norm, squared_distances
 from polyclinic.server.order import (
     Comparator,
     apply_network,
@@ -401,6 +401,25 @@ def test_equal_sites_are_the_result(name):
         shares_are(shares, [1] + [0] * 10)
     elif name not in ("multi_krum", "bulyan"):
         shares_are(shares, [1 / 11] * 11, 1e-12)
+
+
+@settings(deadline=None, max_examples=50)
+@given(seed=st.integers(0, 10**6), length=st.floats(1e-3, 1e6))
+def test_rounding_gives_no_site_more_pull(seed, length):
+    """Inner products of equal changes as another processor may round them: each a little off."""
+    rng = np.random.default_rng(seed)
+    noise = rng.integers(-8, 9, size=(11, 11)) * 2.0**-53
+    products = torch.from_numpy(length**2 * (1 + noise + noise.T))
+    weights = torch.from_numpy(rng.dirichlet(np.ones(11)))
+    assert not distances_to_mean(products, weights).any()
+    assert not squared_distances(products).any()
+
+
+def test_distances_to_the_mean_by_hand():
+    """Changes (0, 3) and (4, 0) with weights 3/4 and 1/4: the mean is (1, 9/4)."""
+    changes = torch.tensor([[0.0, 3.0], [4.0, 0.0]], dtype=torch.float64)
+    found = distances_to_mean(changes @ changes.T, torch.tensor([0.75, 0.25], dtype=torch.float64))
+    close(found, [1 + 9 / 16, 9 + 81 / 16], 1e-15)
 
 
 def test_without_a_bound_nothing_changes():

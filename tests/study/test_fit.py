@@ -118,8 +118,18 @@ def test_a_whole_study_that_diverges_says_so(tmp_path):
     table["diagnosis"] = table["diagnosis"].sample(frac=1, random_state=0).to_numpy()  # nothing to be learned
     table.to_csv(tmp_path / "cases.csv", index=False)
     entries |= {"model": "logistic", "methods": ["fedavg"]}
-    assert not Study.of(entries, tmp_path).run(tmp_path / "fine").warnings
+    assert not Study.of(entries, tmp_path).run(tmp_path / "fine").notes
     entries["training"]["optimizer"] = {"sgd": {"lr": 1e3}}
-    found = Study.of(entries, tmp_path).run(tmp_path / "out").warnings
+    found = Study.of(entries, tmp_path).run(tmp_path / "out").notes
     assert [note.split(":")[0] for note in found] == ["Training diverged"]
     assert "Training diverged" in (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
+
+
+def test_mixed_precision_on_a_processor_is_float32_and_said(tmp_path, monkeypatch):
+    monkeypatch.setattr("polyclinic.study.runner.write_report", lambda folder: folder)
+    entries = write_table_study(tmp_path, {"A": 12, "B": 12}) | {"methods": ["fedavg"]}
+    plain = Study.of(entries, tmp_path).run(tmp_path / "plain")
+    engine = {**entries["engine"], "precision": "mixed", "device": "cpu"}
+    mixed = Study.of(entries | {"engine": engine}, tmp_path).run(tmp_path / "mixed")
+    assert [note.number for note in mixed.notes] == ["N105"]
+    pd.testing.assert_frame_equal(mixed.results, plain.results)

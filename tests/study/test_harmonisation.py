@@ -246,7 +246,7 @@ def test_sites_with_few_cases_or_small_groups_are_named(entries, tmp_path):
     table.loc[aachen, "sex"] = np.where(np.arange(len(aachen)) < 4, "F", "M")
     table = table[(table["site"] != "Celle") | (table.groupby("site").cumcount() < 4)]
     table.to_csv(tmp_path / "cases.csv", index=False)
-    notes = {note.split()[2]: note for note in run(entries, tmp_path).warnings if note.startswith("ComBat: site")}
+    notes = {note.split()[2]: note for note in run(entries, tmp_path).notes if note.startswith("ComBat: site")}
     assert "fewer than 5 training cases of a group that a covariate names" in notes["Aachen"]
     assert "fewer than 5 training cases. It shares no summary" in notes["Celle"]
 

@@ -14,6 +14,7 @@ from safetensors.numpy import save_file
 from scipy.stats import t as student
 
 from polyclinic.errors import ResultsError
+from polyclinic.notes import Note
 from polyclinic.study.report.answer import answer, p_text
 from polyclinic.study.report.figures import heat, shorten
 from polyclinic.study.report.folder import Folder, estimate
@@ -227,8 +228,11 @@ class Maker:
         pd.DataFrame(rows).to_csv(self.folder / "sites.csv", index=False)
 
     def rest(self):
-        warnings = ["Column size_x is constant at 4 sites.", "2 rows are duplicates of others."]
-        (self.folder / "warnings.json").write_text(json.dumps(warnings))
+        notes = [
+            Note("N204", "Column size_x is constant at 4 sites."),
+            Note("N202", "2 rows are duplicates of others."),
+        ]
+        (self.folder / "notes.json").write_text(json.dumps([note.to_json() for note in notes]))
         provenance = {
             "versions": {"polyclinic": "0.1.0", "torch": "2.13.0", "python": "3.11.9"},
             "seeds": list(self.seeds),
@@ -337,7 +341,7 @@ def test_page_has_every_section(page):
     for title in (
         "The answer in short", "What was asked", "Sites and cases", "Results site by site",
         "Each site's model at the other sites", "ROC and calibration", "Training over the rounds", "Time and traffic",
-        "Warnings", "Model card", "Provenance and study file",
+        "Notes", "Model card", "Provenance and study file",
     ):  # fmt: skip
         assert page.text.count(title) >= 2  # once in the contents, once as a heading
     assert "Which classes are mixed up" not in page.text
@@ -369,7 +373,7 @@ def test_same_folder_gives_same_bytes(little, tmp_path):
     [
         {
             "study.yaml": "study.yaml with every default",
-            "warnings.json": "Column size_x",
+            "notes.json": "Column size_x",
             "provenance.json": "versions › torch",
         },
         {"summary.csv": "Underlined bold", "rounds.csv": "Training over the rounds"},

@@ -10,6 +10,7 @@ import pytest
 import yaml
 
 from polyclinic.cli import _print_results
+from polyclinic.notes import Note
 from polyclinic.study.report import figures
 from polyclinic.study.report.answer import answer
 from polyclinic.study.report.attack import attacked
@@ -20,7 +21,7 @@ from polyclinic.study.report.page import CONTENT, render
 UNSEEN = " (unseen site)"
 
 
-def folder_of(tmp_path, scores, *, methods=None, warnings=()):
+def folder_of(tmp_path, scores, *, methods=None, notes=()):
     """A folder with a row for each method, by its score."""
     rows = [(label, 0, 0, "federation", "A", "auc", score) for label, score in scores.items()]
     columns = ["method", "seed", "fold", "trained_on", "tested_on", "metric", "value"]
@@ -29,7 +30,7 @@ def folder_of(tmp_path, scores, *, methods=None, warnings=()):
     columns = ["method", "metric", "over", "mean", "deviation", "low", "high"]
     pd.DataFrame(summary, columns=columns).to_csv(tmp_path / "summary.csv", index=False)
     (tmp_path / "study.yaml").write_text(yaml.safe_dump({"methods": methods or []}))
-    (tmp_path / "warnings.json").write_text(json.dumps(list(warnings)))
+    (tmp_path / "notes.json").write_text(json.dumps([note.to_json() for note in notes]))
     return Folder(tmp_path)
 
 
@@ -115,9 +116,15 @@ def test_long_labels_break_before_parentheses_only(tmp_path):
 
 
 def test_the_same_warning_of_several_methods_is_given_once(tmp_path):
-    warnings = ["fedavg: Round 1 was skipped.", "Site A: 1 row is odd.", "median: Round 1 was skipped."]
-    folder = folder_of(tmp_path, {"fedavg": 0.8, "median": 0.7}, warnings=warnings)
-    assert CONTENT["warnings"](folder) == ["fedavg, median: Round 1 was skipped.", "Site A: 1 row is odd."]
+    notes = [
+        Note("N803", "fedavg: Round 1 was skipped."),
+        Note("N202", "Site A: 1 row is odd."),
+        Note("N803", "median: Round 1 was skipped."),
+    ]
+    folder = folder_of(tmp_path, {"fedavg": 0.8, "median": 0.7}, notes=notes)
+    found = CONTENT["notes"](folder)
+    assert found == ["fedavg, median: Round 1 was skipped.", "Site A: 1 row is odd."]
+    assert [note.number for note in found] == ["N803", "N202"]
 
 
 def test_nothing_is_said_of_deviations_where_there_was_one_run(tmp_path):
@@ -155,7 +162,7 @@ def test_the_best_with_corrupt_sites_is_named_too(tmp_path):
 def test_one_site_and_several_are_spoken_of_as_such(tmp_path, capsys, scored, words):
     folder = folder_of(tmp_path, {"fedavg": 0.8})
     sites = pd.DataFrame({"site": ["A", "B"], "scored": [letter == "T" for letter in scored]})
-    results = SimpleNamespace(summary=folder.summary, sites=sites, warnings=["odd"] * 6, folder=tmp_path)
+    results = SimpleNamespace(summary=folder.summary, sites=sites, notes=[Note("N202", "odd")] * 6, folder=tmp_path)
     _print_results(results, ["auc"])
     printed = " ".join("".join(capsys.readouterr()).split())
     assert words in printed

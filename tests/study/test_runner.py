@@ -55,7 +55,7 @@ def run(entries, folder, out="out", **options):
 
 def contents(out, *names):
     """Bytes of the files that must be the same in every run."""
-    names = names or ("results.csv", "predictions.csv", "summary.csv", "sites.csv", "study.yaml", "warnings.json")
+    names = names or ("results.csv", "predictions.csv", "summary.csv", "sites.csv", "study.yaml", "notes.json")
     files = [out / name for name in names] + sorted((out / "models").glob("*"))
     return {path.name: path.read_bytes() for path in files}
 
@@ -80,7 +80,7 @@ def test_the_folder_holds_what_it_should(finished):
     _, _, results = finished
     names = {path.name for path in results.folder.iterdir()}
     assert names == {
-        "results.csv", "rounds.csv", "predictions.csv", "summary.csv", "sites.csv", "warnings.json", "study.yaml",
+        "results.csv", "rounds.csv", "predictions.csv", "summary.csv", "sites.csv", "notes.json", "study.yaml",
         "provenance.json", "models", "sites", "report.html",
     }  # fmt: skip
     assert not [path for path in results.folder.rglob("*") if path.name.endswith((".tmp", ".part", ".draft"))]
@@ -584,7 +584,7 @@ def test_a_folder_that_may_not_be_written(tmp_path, monkeypatch):
         original(path, *args, **kwargs)
 
     monkeypatch.setattr(Path, "mkdir", refuse)
-    with pytest.raises(ResultsError, match=r"P501 study\.yaml could not be written to .*\(Permission denied\)"):
+    with pytest.raises(ResultsError, match=r"P501 \.lock could not be written to .*\(Permission denied\)"):
         run(entries, tmp_path)
 
 
@@ -726,7 +726,7 @@ def test_sites_too_small_to_split_are_trained_on_and_not_tested(tmp_path):
     results = run(entries, tmp_path)
     assert set(results.results["tested_on"]) == {"Aachen", "Celle", "all"}
     assert set(results.rounds.query("method == 'fedavg'")["site"]) == {"Aachen", "Bonn", "Celle"}
-    assert "Site Bonn has 4 patients, too few for 5 folds: used for training only." in results.warnings
+    assert "Site Bonn has 4 patients, too few for 5 folds: used for training only." in results.notes
 
 
 def test_sites_too_small_to_split_can_be_left_out(tmp_path):
@@ -734,7 +734,7 @@ def test_sites_too_small_to_split_can_be_left_out(tmp_path):
     entries = changed(entries, evaluation={"folds": 5, "small_sites": "drop"}, methods=["fedavg", "mix", "fedbn"])
     results = run(entries, tmp_path)
     assert set(results.rounds.query("method == 'fedavg'")["site"]) == {"Aachen", "Celle"}
-    assert "Site Bonn has 4 patients, too few for 5 folds: left out." in results.warnings
+    assert "Site Bonn has 4 patients, too few for 5 folds: left out." in results.notes
 
 
 def test_sites_too_small_to_split_can_stop_the_study(tmp_path):

@@ -352,7 +352,7 @@ def run(entries, folder, out="out", **options):
 
 def contents(out):
     """Bytes of the files that must be the same in every run."""
-    names = ("results.csv", "predictions.csv", "summary.csv", "sites.csv", "study.yaml", "warnings.json", "search.csv")
+    names = ("results.csv", "predictions.csv", "summary.csv", "sites.csv", "study.yaml", "notes.json", "search.csv")
     files = [out / name for name in names] + sorted((out / "models").glob("*"))
     return {path.name: path.read_bytes() for path in files}
 

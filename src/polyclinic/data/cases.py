@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from torch import Tensor
 
 from polyclinic.data.volumes.store import Volumes
+from polyclinic.notes import Note
 
 
 @dataclass
@@ -79,7 +80,7 @@ class Opened:
         classes: names of the classes in index order; for segmentation the background first
             (``["background", "foreground"]`` unless the study names structures); empty for regression. In a binary task
             index 1 is the positive class.
-        warnings: sentences for the report (the same patient at two sites, duplicated rows, constant columns...).
+        notes: for the report (the same patient at two sites, duplicated rows, constant columns...).
         fingerprint: SHA-256 of everything that was read, hex.
         covariates: for each column of the table that is a covariate, the names of the columns made of it.
     """
@@ -87,7 +88,7 @@ class Opened:
     sites: dict[str, SiteData]
     features: list[str]
     classes: list[str]
-    warnings: list[str]
+    notes: list[Note]
     fingerprint: str
     covariates: dict[str, list[str]] = field(default_factory=dict)
 

@@ -16,6 +16,7 @@ from polyclinic.data.readers.describe import VolumeFacts, facts_row
 from polyclinic.data.spec import DataSpec
 from polyclinic.data.volumes.notes import grid_notes
 from polyclinic.data.volumes.store import Volumes
+from polyclinic.notes import Note
 
 _MOST_NAMES = 5
 #: A mask may lose this share of its foreground before a person is told.
@@ -63,10 +64,10 @@ def check_frame(opened: Opened, spec: DataSpec) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def quality_warnings(
+def quality_notes(
     sites: dict[str, SiteData], features: list[str], classes: list[str], *, subjects_named: bool
-) -> list[str]:
-    """Sentences about what looks wrong in the data but does not stop a study. They hold counts, never identifiers.
+) -> list[Note]:
+    """What looks wrong in the data but does not stop a study.
 
     Args:
         sites: the usable cases.
@@ -74,37 +75,40 @@ def quality_warnings(
         classes: names of the classes.
         subjects_named: whether a column names the patients, so that equal names mean the same person.
     """
-    warnings: list[str] = []
+    notes: list[Note] = []
     if subjects_named:
         homes = Counter(subject for data in sites.values() for subject in set(data.subjects))
         shared = sum(count > 1 for count in homes.values())
         if shared:
             are = "patient name stands" if shared == 1 else "patient names stand"
-            warnings.append(f"{shared} {are} at more than one site: the same person may be in training and test data.")
-    warnings += _copies(sites, subjects_named=subjects_named)
+            text = f"{shared} {are} at more than one site: the same person may be in training and test data."
+            notes.append(Note("N201", text, [name for name, count in homes.items() if count > 1]))
+    notes += _copies(sites, subjects_named=subjects_named)
     for site, data in sites.items():
         if isinstance(data.inputs, Volumes):
-            warnings += grid_notes(site, data.inputs.about, data.cases)
+            notes += grid_notes(site, data.inputs.about, data.cases)
     first = next(iter(sites.values()))
     if first.inputs.ndim == 2:
-        warnings += _poor_features(sites, features)
+        notes += _poor_features(sites, features)
     labels = [data.labels for data in sites.values() if data.labels is not None]
     if labels and classes:
         counts = [class_counts(found, len(classes)) for found in labels]
         empty = [name for name, of_sites in zip(classes, zip(*counts, strict=True), strict=True) if not any(of_sites)]
         if empty:
-            warnings.append(f"No case of class {_some(empty)}.")
+            notes.append(Note("N205", f"No case of class {_some(empty)}."))
     elif not labels:
         for site, data in sites.items():
-            blank = sum(share == 0 for share in _foreground(data.targets))
+            shares = zip(data.cases, _foreground(data.targets), strict=True)
+            blank = [case for case, share in shares if share == 0]
             if blank:
-                warnings.append(f"Site {site}: {blank} {'mask has' if blank == 1 else 'masks have'} no foreground.")
-            warnings += _cut_off(site, data.targets)
+                have = "mask has" if len(blank) == 1 else "masks have"
+                notes.append(Note("N401", f"Site {site}: {len(blank)} {have} no foreground.", blank))
+            notes += _cut_off(data)
             there = _classes_there(data.targets)
             elsewhere = [name for index, name in enumerate(classes) if index and index not in there]
             if elsewhere and len(classes) > 2:
-                warnings.append(f"Site {site}: no mask has {_some(elsewhere)}.")
-    return warnings
+                notes.append(Note("N402", f"Site {site}: no mask has {_some(elsewhere)}."))
+    return notes
 
 
 def class_counts(labels: Tensor, classes: int) -> list[int]:
@@ -128,22 +132,24 @@ def _classes_there(masks: Tensor | Volumes) -> set[int]:
     return set(masks.unique().tolist())
 
 
-def _cut_off(site: str, masks: Tensor | Volumes) -> list[str]:
-    """A warning where the grid of volumes leaves out a part of what is to be found."""
-    if not isinstance(masks, Volumes):
+def _cut_off(data: SiteData) -> list[Note]:
+    """A note where the grid of volumes leaves out a part of what is to be found."""
+    if not isinstance(data.targets, Volumes):
         return []
-    lost = [record["lost"] for record in masks.about if record["lost"] > _LOST]
+    records = zip(data.cases, data.targets.about, strict=True)
+    lost = {case: record["lost"] for case, record in records if record["lost"] > _LOST}
     if not lost:
         return []
-    return [
-        f"Site {site}: in {len(lost)} of {len(masks)} cases a part of the mask lies outside `size` (up to "
-        f"{100 * max(lost):.0f} % of the foreground): use a larger `size`, or `centre: foreground`."
-    ]
+    text = (
+        f"Site {data.site}: in {len(lost)} of {len(data)} cases a part of the mask lies outside `size` (up to "
+        f"{100 * max(lost.values()):.0f} % of the foreground): use a larger `size`, or `centre: foreground`."
+    )
+    return [Note("N701", text, lost)]
 
 
-def _copies(sites: dict[str, SiteData], *, subjects_named: bool) -> list[str]:
-    """Warnings about cases with the same inputs, within a site and (images) at several sites."""
-    warnings: list[str] = []
+def _copies(sites: dict[str, SiteData], *, subjects_named: bool) -> list[Note]:
+    """Notes on cases with the same inputs, within a site and (images) at several sites."""
+    notes: list[Note] = []
     homes: dict[bytes, set[str]] = defaultdict(set)
     for site, data in sites.items():
         digests = _digests(data)
@@ -158,38 +164,45 @@ def _copies(sites: dict[str, SiteData], *, subjects_named: bool) -> list[str]:
         what = what if copies == 1 else what.replace(" repeats", "s repeat")
         apart = subjects_named and any(len(people) > 1 for people in owners.values())
         risk = " under another patient's name: both may be in training and test data" if apart else ""
-        warnings.append(f"Site {site}: {copies} {what} an earlier one of the same site{risk}.")
+        text = f"Site {site}: {copies} {what} an earlier one of the same site{risk}."
+        notes.append(Note("N202", text, _repeated(data.cases, digests)))
     if next(iter(sites.values())).inputs.ndim > 2:
         travelled = sum(len(names) > 1 for names in homes.values())
         if travelled:
             are = "image is" if travelled == 1 else "images are"
-            warnings.append(f"{travelled} {are} the same, pixel for pixel, at more than one site.")
-    return warnings
+            notes.append(Note("N203", f"{travelled} {are} the same, pixel for pixel, at more than one site."))
+    return notes
 
 
-def _poor_features(sites: dict[str, SiteData], features: list[str]) -> list[str]:
-    """Warnings about features that are constant or wholly missing, everywhere or at a site."""
-    warnings: list[str] = []
+def _repeated(cases: list[str], digests: list[bytes]) -> list[str]:
+    """The cases whose digest stands at others, too."""
+    counts = Counter(digests)
+    return [case for case, digest in zip(cases, digests, strict=True) if counts[digest] > 1]
+
+
+def _poor_features(sites: dict[str, SiteData], features: list[str]) -> list[Note]:
+    """Notes on features that are constant or wholly missing, everywhere or at a site."""
+    notes: list[Note] = []
     together = _feature_states(torch.cat([data.table for data in sites.values()]).numpy())
     for state, word in (("missing", "missing in every case"), ("constant", "constant over all sites")):
         names = [name for name, found in zip(features, together, strict=True) if found == state]
         if names:
-            warnings.append(f"{_of_features(names)} {word}: {_some(names)}.")
+            notes.append(Note("N204", f"{_of_features(names)} {word}: {_some(names)}."))
     if len(sites) == 1:
-        return warnings
+        return notes
     constant: dict[str, int] = {}
     for site, data in sites.items():
         states = _feature_states(data.table.numpy())
         here = [state if state != everywhere else "" for state, everywhere in zip(states, together, strict=True)]
         names = [name for name, state in zip(features, here, strict=True) if state == "missing"]
         if names:
-            warnings.append(f"Site {site}: {_of_features(names)} missing in every case: {_some(names)}.")
+            notes.append(Note("N204", f"Site {site}: {_of_features(names)} missing in every case: {_some(names)}."))
         if "constant" in here:
             constant[site] = here.count("constant")
     if constant:
         listed = ", ".join(f"{site} {count}" for site, count in constant.items())
-        warnings.append(f"Features that are constant within a site, though not over all: {listed}.")
-    return warnings
+        notes.append(Note("N204", f"Features that are constant within a site, though not over all: {listed}."))
+    return notes
 
 
 def _feature_states(values: np.ndarray[tuple[int, int], np.dtype[np.float32]]) -> list[str]:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from polyclinic.data.cases import Counts, Opened, SiteData, reasons_text
-from polyclinic.data.check import quality_warnings
+from polyclinic.data.check import quality_notes
 from polyclinic.data.dicom_pictures import level_notes
 from polyclinic.data.features import encode_covariates, encode_features
 from polyclinic.data.images import ImageFiles, decode_images, resolve
@@ -62,13 +62,13 @@ def open_data(
         progress: called with the number of images decoded and the number of all images, after each image.
 
     Returns:
-        the cases of each site, with counts and warnings.
+        the cases of each site, with counts and notes.
 
     Raises:
         StudyError: P102 or P104 when the entries of ``spec`` do not go together.
         DataError: P201 to P206 and P503, when a file, a column, a value, an image or a site is not as ``spec`` says.
     """
-    rows, used, labels, classes, warnings = _rows_of_sites(spec, folder, task, split)
+    rows, used, labels, classes, notes = _rows_of_sites(spec, folder, task, split)
     matrix, features = np.empty(0, dtype=np.float32), _channels(spec)
     if spec.image is None:
         matrix, features = encode_features(used.cells, used.chosen, spec)
@@ -85,10 +85,11 @@ def open_data(
             masks: Pixels | None = None
         else:
             pixels, masks, here = _read_images(site, used, here, spec, folder, task, counts, tick)
-            warnings += _picture_notes(site, _files(used, here, spec, folder, task), spec)
+            notes += _picture_notes(site, _files(used, here, spec, folder, task), spec)
         if pixels is None or not len(here):
             why = reasons_text(counts.rejected) or "it has no rows"
-            warnings.append(f"Site {site} is left out: none of its {counts.found} cases can be used ({why}).")
+            text = f"Site {site} is left out: none of its {counts.found} cases can be used ({why})."
+            notes.append(Note("N208", text))
             continue
         targets = torch.from_numpy(labels[here]) if masks is None else masks
         subjects, cases, parts = (used.origin[column].iloc[here].tolist() for column in ("subject", "case", "part"))
@@ -96,17 +97,17 @@ def open_data(
         own = None if covariates is None else torch.from_numpy(covariates[here])
         sites[site] = SiteData(site, pixels, targets, subjects, cases, split_parts, counts, steps, own)
     if not sites:
-        raise DataError("P205", "No site has a usable case. " + " ".join(warnings), "Mend the images or their paths.")
-    warnings += quality_warnings(sites, features, classes, subjects_named=spec.subject is not None)
+        raise DataError("P205", "No site has a usable case. " + " ".join(notes), "Mend the images or their paths.")
+    notes += quality_notes(sites, features, classes, subjects_named=spec.subject is not None)
     _check_reference(spec, list(sites))
     fingerprint = _fingerprint(sites, features, classes)
-    return Opened(sites, features, classes, warnings, fingerprint, covariate_names)
+    return Opened(sites, features, classes, notes, fingerprint, covariate_names)
 
 
 def _rows_of_sites(
     spec: DataSpec, folder: Path, task: Task, split: str | None
-) -> tuple[Rows, Rows, Labels, list[str], list[str]]:
-    """All rows and those that are used, each with its site; the labels of the latter, names of classes, and warnings.
+) -> tuple[Rows, Rows, Labels, list[str], list[Note]]:
+    """All rows and those that are used, each with its site; the labels of the latter, names of classes, and notes.
 
     Raises:
         StudyError: P102 or P104 when the entries of ``spec`` do not go together.
@@ -114,7 +115,7 @@ def _rows_of_sites(
     """
     _check_spec(spec, task)
     rows = read_rows(spec, folder, split)
-    warnings = reject_rows(rows, spec, task, split)
+    notes = reject_rows(rows, spec, task, split)
     kept = rows.usable & rows.origin["site"].notna().to_numpy()
     used = rows.where(kept)
     if not len(used):
@@ -127,9 +128,9 @@ def _rows_of_sites(
         labels, classes = encode_numbers(used.cells[spec.label], spec), []
     if spec.partition is not None:
         known = None if task == "segmentation" else labels
-        notes = partition_rows(rows, kept, known, spec.partition, subjects_named=spec.subject is not None)
-        return rows, rows.where(kept), labels, classes, notes + warnings
-    return rows, used, labels, classes, warnings
+        told = partition_rows(rows, kept, known, spec.partition, subjects_named=spec.subject is not None)
+        return rows, rows.where(kept), labels, classes, told + notes
+    return rows, used, labels, classes, notes
 
 
 def _read_images(

@@ -25,6 +25,7 @@ from polyclinic.data.rows import Rows
 from polyclinic.data.spec import DataSpec, Partition
 from polyclinic.data.splits import patient_cases, patient_classes
 from polyclinic.errors import DataError
+from polyclinic.notes import Note
 from polyclinic.options import EntryError
 from polyclinic.seeds import derive_seed
 
@@ -57,8 +58,8 @@ def partition_rows(
     partition: Partition,
     *,
     subjects_named: bool,
-) -> list[str]:
-    """Give every row a simulated site, in place, and return sentences for the report.
+) -> list[Note]:
+    """Give every row a simulated site, in place, and return notes.
 
     All rows of a patient go to one site; equal names are one patient, whatever table or site they come from. Patients
     of whom no row can be used are dealt in turn, so that their rows are still counted once. Rows that name no site
@@ -83,11 +84,13 @@ def partition_rows(
     found[strays] = pd.factorize(origin["subject"].fillna(origin["case"])[strays])[0] % partition.sites
     names = np.array(site_names(partition), dtype=object)
     origins = used.groupby("subject")["site"].nunique()
-    notes = [_sentence(partition, len(home), used["site"].nunique(), subjects_named=subjects_named)]
+    said = _sentence(partition, len(home), used["site"].nunique(), subjects_named=subjects_named)
+    notes = [Note("N102", said)]
     shared = int((origins > 1).sum())
     if shared:
         are = "patient name stands" if shared == 1 else "patient names stand"
-        notes.append(f"{shared} {are} at more than one site of the data: each was taken for one person.")
+        text = f"{shared} {are} at more than one site of the data: each was taken for one person."
+        notes.append(Note("N201", text, origins.index[origins > 1]))
     origin.loc[placed, "site"] = names[found[placed].astype(np.int64)]
     return notes
 

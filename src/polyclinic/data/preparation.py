@@ -146,15 +146,15 @@ class ComBat(SharedStep):
         reference = self.reference_site if self.reference_site in sites else None
         found, unusable = combat.estimate(sites, self.covariates, reference)
         names = [name for name, left in zip(self.features, unusable.tolist(), strict=True) if left]
-        warnings = []
+        notes = []
         if names:
             are, listed = ("is", "it is") if len(names) == 1 else ("are", "they are")
             more = f" and {len(names) - 5} more" if len(names) > 5 else ""
-            warnings.append(
+            notes.append(
                 f"ComBat: {', '.join(names[:5])}{more} {are} not harmonised, because {listed} constant (perhaps once "
                 "the covariates are taken into account) or known of too few cases."
             )
-        return {**found.to_tensors(), "has_reference": torch.tensor(reference is not None)}, warnings
+        return {**found.to_tensors(), "has_reference": torch.tensor(reference is not None)}, notes
 
     def apply(self, prepared: Prepared, merged: Tensors) -> Prepared:
         """See `Step.apply`."""

@@ -17,6 +17,7 @@ from polyclinic.data.labels import label_reasons, number_reasons
 from polyclinic.data.spec import DataSpec
 from polyclinic.data.table import locate, matches, read_cells, require_column, to_numbers
 from polyclinic.errors import DataError
+from polyclinic.notes import Note
 
 Task = Literal["classification", "segmentation", "regression"]
 
@@ -117,18 +118,18 @@ def read_rows(spec: DataSpec, folder: Path, split: str | None) -> Rows:
     return rows
 
 
-def reject_rows(rows: Rows, spec: DataSpec, task: Task, split: str | None) -> list[str]:
-    """Mark the rows that can't be used, set each row's case, subject and part, and return warnings.
+def reject_rows(rows: Rows, spec: DataSpec, task: Task, split: str | None) -> list[Note]:
+    """Mark the rows that can't be used, set each row's case, subject and part, and return notes.
 
     Raises:
         DataError: P203 when ``divide_by`` or a compared label is not a number.
     """
     cells, origin = rows.cells, rows.origin
-    warnings: list[str] = []
+    notes: list[Note] = []
     homeless = int(origin["site"].isna().sum())
     if homeless:
         are = "row names no site and is" if homeless == 1 else "rows name no site and are"
-        warnings.append(f"{homeless} {are} left out (column {spec.site!r}).")
+        notes.append(Note("N206", f"{homeless} {are} left out (column {spec.site!r})."))
     if spec.image is not None:
         origin["case"] = cells[spec.image_columns[0]]
     if spec.partition is not None and spec.tables is not None:  # row 1 of one table is not row 1 of another
@@ -140,7 +141,8 @@ def reject_rows(rows: Rows, spec: DataSpec, task: Task, split: str | None) -> li
         origin["subject"], whole = _subjects(cells[spec.subject], spec.subject_pattern)
         if whole:
             of_rows = f"{whole} of {len(rows)} {spec.subject!r} cells"
-            warnings.append(f"`subject_pattern` does not fit {of_rows}: there the whole cell names the patient.")
+            text = f"`subject_pattern` does not fit {of_rows}: there the whole cell names the patient."
+            notes.append(Note("N207", text))
     if task != "segmentation" and spec.label is not None:
         reasons = (label_reasons if task == "classification" else number_reasons)(cells[spec.label], spec)
         for reason in dict.fromkeys(reasons[reasons != ""]):
@@ -160,7 +162,7 @@ def reject_rows(rows: Rows, spec: DataSpec, task: Task, split: str | None) -> li
         rows.reject_missing(column)
     for column in rows.chosen if spec.imputation == "drop" else []:
         rows.reject_missing(column)
-    return warnings
+    return notes
 
 
 def _subjects(cells: pd.Series[str], pattern: str | None) -> tuple[pd.Series[str], int]:

@@ -162,5 +162,6 @@ class _Pool(Site):
 
 
 def _folder_name(site: str) -> str:
-    safe = "".join(c if c.isalnum() or c in "-_" else "_" for c in site)
+    # File systems take 255 bytes; of those a letter may need four.
+    safe = "".join(c if c.isalnum() or c in "-_" else "_" for c in site)[:60]
     return safe if safe == site else f"{safe}-{derive_seed(site) % 16**6:06x}"

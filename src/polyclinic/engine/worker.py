@@ -6,6 +6,7 @@ Run as ``python -m polyclinic.engine.worker THREADS DEVICE`` by `polyclinic.engi
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from pathlib import Path
 
@@ -22,6 +23,8 @@ from polyclinic.site import CorruptibleSite, Site, Workspace
 
 def serve(threads: int, device: str) -> None:
     """Answer until the coordinator closes the pipe."""
+    # Who stops a job on a cluster tells all its processes. This one ends when the coordinator has said what there is.
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
     requests = sys.stdin.buffer
     # Whatever prints in this process must not end up between two answers.
     answers = os.fdopen(os.dup(1), "wb")

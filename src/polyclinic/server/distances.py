@@ -51,6 +51,15 @@ def squared_distances(products: Tensor) -> Tensor:
     return distances.fill_diagonal_(0.0)
 
 
+def distances_to_mean(products: Tensor, weights: Tensor) -> Tensor:
+    """‖Δ_k - Σ q_j Δ_j‖² ``[K]`` from a Gram matrix and weights q ``[K]`` with sum 1; exactly 0 for equal changes."""
+    towards = products @ weights
+    sums = products.diagonal() + weights @ towards
+    distances = sums - 2 * towards
+    # Which side of 0 rounding falls on differs from one processor to the next; no change may gain by it.
+    return distances.masked_fill(distances <= ROUNDING * sums, 0.0)
+
+
 def cosine_distances(products: Tensor) -> Tensor:
     """1 - cos(Δ_i, Δ_j) ``[K, K]`` from a Gram matrix; 1 for a change of zero, which has no direction."""
     norms = products.diagonal().sqrt()

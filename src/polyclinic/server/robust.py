@@ -16,7 +16,7 @@ from pydantic import NonNegativeInt, PositiveFloat, PositiveInt
 from torch import Tensor
 
 from polyclinic.errors import SiteError, StudyError, nearest
-from polyclinic.server.distances import compare, cosine_distances, gram, norm, squared_distances
+from polyclinic.server.distances import compare, cosine_distances, distances_to_mean, gram, norm, squared_distances
 from polyclinic.server.order import middle_mean, nearest_mean, nearest_rows, sorted_rows
 from polyclinic.server.rules import (
     SERVER_RULES,
@@ -227,9 +227,8 @@ class GeometricMedian(Weighting):
         products, declared = changes_gram(updates, self.now), declared_shares(updates)
         weights = declared
         for _ in range(self.steps):
-            sums = products @ weights  # ⟨Δ_k, z⟩
-            squares = products.diagonal() - 2 * sums + weights @ sums
-            pulls = declared / squares.clamp(min=0.0).sqrt().clamp(min=self.smoothing)
+            squares = distances_to_mean(products, weights)
+            pulls = declared / squares.sqrt().clamp(min=self.smoothing)
             before, weights = weights, pulls / pulls.sum()
             step = weights - before
             if float(step @ products @ step) <= (self.tolerance / float(pulls.sum())) ** 2:

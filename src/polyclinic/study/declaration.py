@@ -136,10 +136,15 @@ class EngineOptions(_Part):
     mode: Literal["auto", "sequential", "stacked", "processes"] = "auto"
     device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?|mps)$")] = "auto"
     precision: Literal["float32", "mixed"] = "float32"
+    """``mixed`` trains in half precision where that is safe, on a GPU; a processor, which gains nothing, does not."""
     threads: PositiveInt | None = None
     """Threads of the arithmetic libraries; default: one for each core, at most 8."""
     workers: PositiveInt | None = None
     """Worker processes in ``processes`` mode; default: one for each core, at most one a site."""
+
+    def mixed_on(self, device: str) -> bool:
+        """Whether training on ``device`` is in mixed precision."""
+        return self.precision == "mixed" and device != "cpu"
 
 
 class ReportOptions(_Part):

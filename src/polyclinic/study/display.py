@@ -17,6 +17,8 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from polyclinic.notes import Note
+
 if TYPE_CHECKING:
     import pandas as pd
 
@@ -29,7 +31,7 @@ class Display:
     def images(self, done: int, total: int) -> None:
         """Image files decoded so far."""
 
-    def opened(self, sites: pd.DataFrame, warnings: list[str]) -> None:
+    def opened(self, sites: pd.DataFrame, notes: list[Note]) -> None:
         """The data is read."""
 
     def planned(self, plan: EnginePlan, jobs: int) -> None:
@@ -82,13 +84,13 @@ class RichDisplay(Display):
             self._images = self.progress.add_task("reading images", total=total)
         self.progress.update(self._images, completed=done, visible=done < total)
 
-    def opened(self, sites: pd.DataFrame, warnings: list[str]) -> None:
+    def opened(self, sites: pd.DataFrame, notes: list[Note]) -> None:
         """Counts of the data."""
         total = sites[["found", "used", "rejected"]].sum()
         self.console.print(
             f"Data: {len(sites)} sites, {total['found']} cases found, {total['used']} used, "
             f"{total['rejected']} rejected"
-            + (f"; {len(warnings)} note{'' if len(warnings) == 1 else 's'}" if warnings else "") + "."
+            + (f"; {len(notes)} note{'' if len(notes) == 1 else 's'}" if notes else "") + "."
         )  # fmt: skip
 
     def planned(self, plan: EnginePlan, jobs: int) -> None:

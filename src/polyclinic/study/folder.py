@@ -13,9 +13,10 @@ import yaml
 
 from polyclinic.engine.planner import EnginePlan
 from polyclinic.errors import ResultsError
-from polyclinic.files import write_atomic
+from polyclinic.files import DRAFT, write_atomic
 from polyclinic.rounds import Checkpoint
 from polyclinic.study.jobs import Job, Outcome, slug
+from polyclinic.study.lock import LOCK
 from polyclinic.study.provenance import machine, now
 from polyclinic.study.results import read_table, write_table
 
@@ -68,7 +69,7 @@ class Folder:
     def _never_begun(self) -> bool:
         """Whether the folder is empty, or this study was killed while it wrote its first files."""
         names = {path.name for path in self.path.iterdir()}
-        if names - {"study.yaml", ".study.yaml.tmp", ".provenance.json.tmp"}:
+        if {name for name in names if not name.endswith(DRAFT)} - {"study.yaml", LOCK}:
             return False
         text = (self.path / "study.yaml").read_text(encoding="utf-8") if "study.yaml" in names else self._text()
         return text == self._text()
@@ -112,6 +113,8 @@ class Folder:
             planned = self.study.plan
             self.note({} if planned is None else {"volumes": planned.as_json()})
         else:
+            for draft in self.path.rglob(f".*{DRAFT}"):  # of a run that was killed
+                draft.unlink()
             self.note({"status": "running", "reason": "", "resumed": now()})
 
     def note(self, entries: dict[str, Any]) -> None:
@@ -157,7 +160,7 @@ class Folder:
         write_table(draft / "rounds.csv", pd.DataFrame(outcome.rounds))
         if outcome.backdoor:
             write_table(draft / "backdoor.csv", pd.DataFrame(outcome.backdoor))
-        write_atomic(draft / "warnings.json", json.dumps(outcome.warnings))
+        write_atomic(draft / "notes.json", json.dumps([note.to_json() for note in outcome.notes]))
         if outcome.overlays:
             dice = {"dice": json.dumps(outcome.overlay_dice)}
             write_atomic(draft / "overlays.safetensors", save(outcome.overlays, dice))

@@ -20,6 +20,7 @@ from polyclinic.communication.topology import TOPOLOGIES
 from polyclinic.data.scaling import Scaler, Summary, merge
 from polyclinic.engine import Engine, LocalEngine
 from polyclinic.methods import SHARES, Method
+from polyclinic.notes import Note
 from polyclinic.rounds import Checkpoint, Plan, Progress, Row, run_rounds, validation_score
 from polyclinic.seeds import derive_seed
 from polyclinic.server import ServerRule, build_server
@@ -135,7 +136,7 @@ class Outcome:
         overlays: name -> picture (segmentation).
         overlay_dice: ``METHOD/SITE/RANK`` -> Dice.
         backdoor: a row a model and site: test cases with the mark of a backdoor, and how many of them it opened.
-        warnings: sentences.
+        notes: what went wrong in rounds.
     """
 
     predictions: list[pd.DataFrame] = field(default_factory=list)
@@ -144,7 +145,7 @@ class Outcome:
     overlays: dict[str, Tensor] = field(default_factory=dict)
     overlay_dice: dict[str, float] = field(default_factory=dict)
     backdoor: list[Row] = field(default_factory=list)
-    warnings: list[str] = field(default_factory=list)
+    notes: list[Note] = field(default_factory=list)
 
 
 class JobRunner:
@@ -183,7 +184,7 @@ class JobRunner:
         if pooled:
             self._start_everywhere(plan)
         progress, rows = run_rounds(plan, engine, checkpoint=checkpoint, report=report)
-        outcome = Outcome(warnings=[f"{job.title}: {failure}" for failure in _few(progress.failures)])
+        outcome = Outcome(notes=[Note("N803", f"{job.title}: {failure}") for failure in _few(progress.failures)])
         models = self._models(plan, engine, progress)
         tester = Tester(self.engine, self.declaration, self.classes, job, fold, self.attack)
         for method in job.methods:
@@ -286,7 +287,7 @@ class JobRunner:
     def declare(self, job: Job, fold: Fold, training: Training) -> dict[str, Any]:
         """What every site is told when the training starts: JSON values only."""
         method = job.methods[0].method
-        mixed = self.declaration.engine.precision == "mixed"
+        mixed = self.declaration.engine.mixed_on(str(self.template.vector.device))
         weights = self._class_weights(training, fold, job.without)
         return {
             "run": f"{slug(job.methods[0].label)}-seed{job.seed}-fold{job.fold}{job.suffix}",

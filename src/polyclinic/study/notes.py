@@ -1,4 +1,4 @@
-"""Sentences for the reader of results: methods that are not what their name says here, and training gone wrong."""
+"""Notes for the reader of results: methods that are not what their name says here, and training gone wrong."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from polyclinic.audit.poisoning import Attack
 from polyclinic.client.rules import LOCAL_RULES
 from polyclinic.methods import SHARES
+from polyclinic.notes import Note
 from polyclinic.state import Layout
 from polyclinic.study.declaration import Declaration, StudyMethod
 from polyclinic.study.jobs import Fold, balanced_weights
@@ -20,17 +21,25 @@ if TYPE_CHECKING:
 _FAR = 20
 
 
-def idle_parts(declaration: Declaration, layout: Layout) -> list[str]:
+def full_precision(declaration: Declaration, device: str) -> list[Note]:
+    """On mixed precision that was asked for, but not on this device."""
+    if declaration.engine.precision == "float32" or declaration.engine.mixed_on(device):
+        return []
+    return [Note("N105", "Mixed precision is for GPUs: on this machine's processor training was in float32.")]
+
+
+def idle_parts(declaration: Declaration, layout: Layout) -> list[Note]:
     """On parts of methods that find nothing to work on, so that the method is the same as another."""
-    name, notes = declaration.model_part[0], list[str]()
+    name, notes = declaration.model_part[0], list[Note]()
     body = layout.select(SHARES["body"]).trainable
     for study in declaration.study_methods:
         method = study.method
         if method.share != "all" and method.selection(layout).everything:
-            notes.append(
+            text = (
                 f"{study.label} shares the whole model here: {name} has no layers of the kind that it would keep at "
                 "the sites."
             )
+            notes.append(Note("N103", text))
         for rule, _ in method.local:
             if LOCAL_RULES[rule].needs_body and not body:
                 why = f"{name} has no layers before its head"
@@ -38,11 +47,11 @@ def idle_parts(declaration: Declaration, layout: Layout) -> list[str]:
                 why = "it is zero in the first local step of a round, and there is no other"
             else:
                 continue
-            notes.append(f"{study.label} is the same as without its rule {rule} here: {why}.")
+            notes.append(Note("N103", f"{study.label} is the same as without its rule {rule} here: {why}."))
     return notes
 
 
-def spared(declaration: Declaration, attack: Attack | None, sites: int) -> list[str]:
+def spared(declaration: Declaration, attack: Attack | None, sites: int) -> list[Note]:
     """On methods that the attack does not reach, and on the attack itself."""
     if attack is None:
         return []
@@ -51,10 +60,10 @@ def spared(declaration: Declaration, attack: Attack | None, sites: int) -> list[
         f"{', '.join(labels)} {'is' if len(labels) == 1 else 'are'} not attacked: {attack.name} changes what "
         "sites send to a server, and there is none."
     )
-    return [*([words] if labels else []), *filter(None, [attack.note(sites)])]
+    return [Note("N104", text) for text in (words if labels else "", attack.note(sites)) if text]
 
 
-def diverged(declaration: Declaration, rounds: pd.DataFrame, folds: Sequence[Fold]) -> list[str]:
+def diverged(declaration: Declaration, rounds: pd.DataFrame, folds: Sequence[Fold]) -> list[Note]:
     """On methods whose training loss ends far above that of a model that guesses.
 
     Args:
@@ -72,10 +81,11 @@ def diverged(declaration: Declaration, rounds: pd.DataFrame, folds: Sequence[Fol
                 found.append(f"{worst['loss']:.3g} for {study.label} ({where})")
     if not found:
         return []
-    return [
+    text = (
         f"Training diverged: its loss ends far above that of a model that guesses, at {', '.join(found)}. Lower the "
         "learning rate (`training: {optimizer: ...}`), or set `training: {clip: 1.0}`."
-    ]
+    )
+    return [Note("N804", text)]
 
 
 def _guess(study: StudyMethod, folds: Sequence[Fold]) -> float:

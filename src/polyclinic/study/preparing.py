@@ -13,6 +13,7 @@ from polyclinic.data.preparation import SharedStep, build_steps
 from polyclinic.data.scaling import Summary, merge
 from polyclinic.data.statistics import Sketch, agreed_edges
 from polyclinic.engine import Engine
+from polyclinic.notes import Note
 
 #: Columns of ``harmonisation.csv``.
 DESCRIBED = ["site", "feature", "stage", "count", "mean", "deviation", "low", "median", "high"]
@@ -25,11 +26,11 @@ class Preparation:
 
     Attributes:
         replies: the sites' answers to ``prepare``: sizes of their parts.
-        notes: sentences for the report.
+        notes: for the report.
     """
 
     replies: dict[str, Message]
-    notes: list[str]
+    notes: list[Note]
 
 
 def prepare(engine: Engine, request: dict[str, Any], without: str | None = None) -> Preparation:
@@ -46,15 +47,16 @@ def prepare(engine: Engine, request: dict[str, Any], without: str | None = None)
     """
     replies = engine.ask("prepare", dict.fromkeys(engine.sites, Message(request)))
     members = [site for site, reply in replies.items() if reply.fields["train"] and site != without]
-    notes = [reply.fields["note"] for reply in replies.values() if reply.fields["note"]]
+    notes = [Note("N801", reply.fields["note"]) for reply in replies.values() if reply.fields["note"]]
     for step in build_steps(request["steps"]):
         # Without training cases anywhere there is nothing to merge; the caller says so.
         if not isinstance(step, SharedStep) or not members:
             continue
         shared = engine.ask("share", dict.fromkeys(members, Message()))
-        merged, warnings = step.merge({site: reply.tensors for site, reply in shared.items()})
+        merged, said = step.merge({site: reply.tensors for site, reply in shared.items()})
         applied = engine.ask("apply", dict.fromkeys(engine.sites, Message({}, merged)))
-        notes += warnings + [note for reply in applied.values() for note in reply.fields["notes"]]
+        said += [sentence for reply in applied.values() for sentence in reply.fields["notes"]]
+        notes += [Note("N802", sentence) for sentence in said]
     return Preparation(replies, list(dict.fromkeys(notes)))
 
 

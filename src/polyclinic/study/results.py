@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from polyclinic.errors import ResultsError
 from polyclinic.files import write_atomic
+from polyclinic.notes import Note
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -94,10 +95,9 @@ class Results:
         return read_table(self.folder / "sites.csv")
 
     @cached_property
-    def warnings(self) -> list[str]:
+    def notes(self) -> list[Note]:
         """What the reader should know."""
-        found: list[str] = json.loads((self.folder / "warnings.json").read_text(encoding="utf-8"))
-        return found
+        return [Note.from_json(one) for one in json.loads((self.folder / "notes.json").read_text(encoding="utf-8"))]
 
     @cached_property
     def provenance(self) -> dict[str, Any]:

@@ -21,6 +21,7 @@ from polyclinic.errors import DataError, PolyclinicError, StudyError
 from polyclinic.files import write_atomic
 from polyclinic.models import build_model
 from polyclinic.models.bundle import load_weights
+from polyclinic.notes import Note
 from polyclinic.server import build_server
 from polyclinic.site.run import build_work, not_stackable
 from polyclinic.state import FlatModule
@@ -29,7 +30,8 @@ from polyclinic.study.display import Display
 from polyclinic.study.fit import check_fit, configurations, input_shape
 from polyclinic.study.folder import Folder
 from polyclinic.study.jobs import ATTACKED, UNSEEN, Fold, Job, JobRunner, result_rows, work_fields
-from polyclinic.study.notes import diverged, idle_parts, spared
+from polyclinic.study.lock import locked
+from polyclinic.study.notes import diverged, full_precision, idle_parts, spared
 from polyclinic.study.preparing import describe, prepare
 from polyclinic.study.report.page import write_report
 from polyclinic.study.results import write_table
@@ -45,7 +47,11 @@ if TYPE_CHECKING:
 
 def run_study(study: Study, out: Path, *, resume: bool = False, display: Display | None = None) -> None:
     """Run a study into a folder; see `polyclinic.study.study.Study.run`."""
-    display = display or Display()
+    with locked(out):
+        _run_alone(study, out, resume, display or Display())
+
+
+def _run_alone(study: Study, out: Path, resume: bool, display: Display) -> None:
     study = study.planned(display.images)
     folder = Folder(out, study)
     folder.check(resume)
@@ -55,7 +61,7 @@ def run_study(study: Study, out: Path, *, resume: bool = False, display: Display
     opened = study.open(display.images)
     attack = check_fit(study, opened)
     sites = site_table(study, opened, attack)
-    display.opened(sites, opened.warnings)
+    display.opened(sites, opened.notes)
     if study.plan is not None:
         display.note(f"Planned: {study.plan.reason}.")
     runner = _Runner(study, opened, folder, display, attack)
@@ -111,7 +117,7 @@ class _Runner:
         self.declaration = study.declaration
         self.engines: list[Engine] = []
         self.steps = name_steps(self.declaration.data, opened.features, opened.covariates)
-        self.split_notes: list[str] = []
+        self.split_notes: list[Note] = []
         self.attack = attack
         metric = "dice" if self.declaration.task == "segmentation" else self.declaration.metrics[0]
         self.search = Searching(self.declaration, folder, metric)
@@ -143,6 +149,7 @@ class _Runner:
         jobs = self._jobs(folds)
         self.display.planned(plan, len(jobs))
         self.method_notes = [
+            *full_precision(self.declaration, plan.device),
             *idle_parts(self.declaration, template.layout),
             *spared(self.declaration, self.attack, len(self.opened.sites)),
         ]
@@ -241,7 +248,7 @@ class _Runner:
     def _plan(self, template: FlatModule) -> EnginePlan:
         options, training = self.declaration.engine, self.declaration.training
         methods = configurations(self.declaration)
-        mixed = options.precision == "mixed"
+        mixed = options.mixed_on(str(template.vector.device))
         sites = list(self.opened.sites)
         fields = [work_fields(m.method, m.training, sites, mixed=mixed) for m in methods]
         works = [build_work(f, False, list(m.method.local)) for f, m in zip(fields, methods, strict=True)]
@@ -348,15 +355,15 @@ class _Runner:
         sites = sites.assign(scored=sites["scored"] & tested)
         scored = dict(zip(sites["site"], sites["scored"], strict=True))
         summary = self._summary(results, predictions, scored)
-        paths = [self.folder.jobs / self.folder.job_name(job) / "warnings.json" for job in jobs]
+        paths = [self.folder.jobs / self.folder.job_name(job) / "notes.json" for job in jobs]
         rounds = ordered(self.folder.gather(jobs, "rounds.csv"))
         noted = [json.loads(path.read_text(encoding="utf-8")) for path in paths]
-        warnings = [
-            *self.opened.warnings,
+        notes = [
+            *self.opened.notes,
             *self.method_notes,
             *diverged(declaration, rounds[~rounds["method"].str.endswith(ATTACKED)], list(folds.values())),
             *self.split_notes,
-            *(warning for found in noted for warning in found),
+            *(Note.from_json(one) for found in noted for one in found),
         ]
         write_table(out / "predictions.csv", predictions)
         write_table(out / "rounds.csv", rounds)
@@ -365,7 +372,7 @@ class _Runner:
         backdoor = self.folder.gather(jobs, "backdoor.csv")
         if len(backdoor):
             write_table(out / "backdoor.csv", ordered(backdoor))
-        write_atomic(out / "warnings.json", json.dumps(list(dict.fromkeys(warnings)), indent=2) + "\n")
+        write_atomic(out / "notes.json", json.dumps([note.to_json() for note in dict.fromkeys(notes)], indent=2) + "\n")
         self._write_overlays(jobs)
         write_table(out / "results.csv", results)
         if segmented and all(data.spacing is not None for data in self.opened.sites.values()):

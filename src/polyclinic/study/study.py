@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from polyclinic.errors import StudyError, nearest
 from polyclinic.methods import METHODS
+from polyclinic.notes import Note
 from polyclinic.options import EntryError
 from polyclinic.study.declaration import Declaration
 from polyclinic.study.reading import expand_variables, located, read_yaml
@@ -119,8 +120,8 @@ class Study:
         spec, split = self.declaration.data, self.declaration.evaluation.split
         return open_data(spec, self.folder, self.declaration.task, split, progress)
 
-    def check(self, progress: Callable[[int, int], None] | None = None) -> tuple[pd.DataFrame, list[str]]:
-        """Open the data and count: a table with a row a site, and warnings. Trains nothing.
+    def check(self, progress: Callable[[int, int], None] | None = None) -> tuple[pd.DataFrame, list[Note]]:
+        """Open the data and count: a table with a row a site, and notes. Trains nothing.
 
         Args:
             progress: called with the number of images read, and of all images.
@@ -130,8 +131,8 @@ class Study:
 
         study = self.planned(progress)
         opened = study.open(progress)
-        notes = [f"Planned: {study.plan.reason}."] if study.plan else []
-        return site_table(study, opened, check_fit(study, opened)), [*notes, *opened.warnings]
+        notes = [Note("N101", f"Planned: {study.plan.reason}.")] if study.plan else []
+        return site_table(study, opened, check_fit(study, opened)), [*notes, *opened.notes]
 
     def run(self, out: str | Path | None = None, *, resume: bool = False, display: Display | None = None) -> Results:
         """Run everything.

@@ -122,7 +122,7 @@ def test_identity_warnings(stack, dicom, tmp_path):
     stack(tmp_path / "mrn-7731902 scans", CUBE, AFFINE, SeriesInstanceUID="3", PatientName="Doe")
     stack(tmp_path / "clean", CUBE, AFFINE, SeriesInstanceUID="4", BurnedInAnnotation="YES")
     dicom(tmp_path / "no.dcm", CUBE[:, :, 0].copy(), Modality="US", BurnedInAnnotation="NO", SeriesInstanceUID="5")
-    warnings = scan_folder(tmp_path, salt="salt").warnings
+    warnings = scan_folder(tmp_path, salt="salt").notes
     assert len(warnings) == 2
     assert warnings[0].startswith("2 images with the patient's name or number in a file or folder name")
     assert warnings[1].startswith("2 images that may have text burnt into the picture")
@@ -143,7 +143,7 @@ def test_faces_in_head_mri(stack, tmp_path):
     turned = np.diag((-4.0, -4, 4, 1))
     for number, face in ((1, True), (2, False)):
         stack(tmp_path / f"dicom/{number}", head(face)[::-1, ::-1], turned, SeriesInstanceUID=f"{number}")
-    (warning,) = scan_folder(tmp_path / "dicom", salt="salt").warnings
+    (warning,) = scan_folder(tmp_path / "dicom", salt="salt").notes
     assert warning.startswith("1 of 2 head MRI looked at (of 2) seem to show a face")
 
 
@@ -153,7 +153,7 @@ def test_faces_in_bids(tmp_path):
         image = nib.load(path)
         turned = image.as_reoriented(nib.orientations.axcodes2ornt("PIR"))
         nib.save(turned, path)
-    (warning,) = scan_folder(tmp_path, salt="salt").warnings
+    (warning,) = scan_folder(tmp_path, salt="salt").notes
     assert warning.startswith("1 of 2 head MRI looked at (of 2) seem to show a face")
 
 
@@ -288,7 +288,7 @@ def test_bids(bids):
         ["south", "ses-a", "", "60", "Siemens"],
         ["south", "ses-b", "", "61", "Siemens"],
     ]
-    assert "1 column is left out of participants.tsv" in scan.warnings[0]
+    assert "1 column is left out of participants.tsv" in scan.notes[0]
     assert "Ann" not in frame.to_csv()
     for cell in frame[images + masks].to_numpy().flatten():
         assert np.array_equal(read_volume(cell, bids).values, CUBE)
@@ -321,7 +321,7 @@ def test_identifying_columns_are_left_out(tmp_path):
     text(tmp_path / "participants.tsv", "\n".join(lines) + "\n")
     scan = scan_folder(tmp_path, salt="salt")
     assert list(scan.manifest.columns) == ["site", "subject", "image", "age", "group"]
-    assert scan.warnings[0].startswith("3 columns are left out")
+    assert scan.notes[0].startswith("3 columns are left out")
 
 
 def test_damaged_participants_table(tmp_path):
@@ -329,7 +329,7 @@ def test_damaged_participants_table(tmp_path):
     text(tmp_path / "participants.tsv", "a\tb\n1\t2\t3\n")
     scan = scan_folder(tmp_path, salt="salt")
     assert len(scan.manifest) == 1
-    assert scan.warnings[0] == "participants.tsv can't be read: its covariates and sites are missing."
+    assert scan.notes[0] == "participants.tsv can't be read: its covariates and sites are missing."
 
 
 # Writing, the command, privacy

@@ -159,7 +159,7 @@ def test_a_check_says_what_lies_beside_the_grid(tmp_path):
         "model": {"cnn": {"channels": [4]}}, "evaluation": {"folds": 2},
     }  # fmt: skip
     opened = Study.of(study, tmp_path).open()
-    found = [(note.number, note.cases) for note in opened.warnings if getattr(note, "number", "") in ("N711", "N712")]
+    found = [(note.number, note.cases) for note in opened.notes if note.number in ("N711", "N712")]
     assert ("N711", ("7.nii.gz",)) in found
     assert ("N712", ("0.nii.gz", "1.nii.gz", "2.nii.gz", "3.nii.gz")) in found
     # Nothing vanished.

@@ -16,6 +16,7 @@ from polyclinic.data.readers.nifti import is_nifti, names_patient, nifti_header,
 from polyclinic.data.readers.volume import UnreadableError
 from polyclinic.data.table import read_cells
 from polyclinic.errors import DataError
+from polyclinic.notes import Note
 
 SITE_COLUMNS = (
     "site", "site_id", "siteid", "center", "centre", "institution", "institution_name", "hospital", "scanner",
@@ -82,8 +83,8 @@ def scan_bids(
         site_column: whether ``participants.tsv`` names the site (columns ``SITE_COLUMNS``).
     """
     findings = Findings("BIDS data set")
-    people, sites, warnings = _participants(bids / "participants.tsv", site_column=site_column)
-    findings.warnings += warnings
+    people, sites, notes = _participants(bids / "participants.tsv", site_column=site_column)
+    findings.notes += notes
     named: list[tuple[Path, BidsName]] = []
     for path in files:
         name = BidsName.parse(stem(path)) if is_nifti(path) else None
@@ -141,16 +142,17 @@ def _reason(path: Path) -> str:
     return ""
 
 
-def _participants(table: Path, *, site_column: bool) -> tuple[dict[str, dict[str, str]], dict[str, str], list[str]]:
-    """Covariates and site of each subject, and warnings about columns that were left out."""
+def _participants(table: Path, *, site_column: bool) -> tuple[dict[str, dict[str, str]], dict[str, str], list[Note]]:
+    """Covariates and site of each subject, and notes on columns that were left out."""
     if not table.is_file():
         return {}, {}, []
     try:
         cells = read_cells(table)
     except DataError:
-        return {}, {}, ["participants.tsv can't be read: its covariates and sites are missing."]
+        return {}, {}, [Note("N302", "participants.tsv can't be read: its covariates and sites are missing.")]
     if "participant_id" not in cells or cells.columns.duplicated().any():
-        return {}, {}, ["participants.tsv has no column participant_id, or has a column twice: it was not used."]
+        text = "participants.tsv has no column participant_id, or has a column twice: it was not used."
+        return {}, {}, [Note("N302", text)]
     keys = cells.pop("participant_id").str.removeprefix("sub-").tolist()
     home = next((str(name) for wanted in SITE_COLUMNS for name in cells if str(name).lower() == wanted), None)
     sites: dict[str, str] = {}
@@ -159,11 +161,12 @@ def _participants(table: Path, *, site_column: bool) -> tuple[dict[str, dict[str
         sites = {key: text for key, text in zip(keys, texts, strict=True) if text not in _MISSING}
     dropped = [name for name in cells if _identifies(str(name), cells[name])]
     covariates = _covariates(keys, cells.drop(columns=dropped))
-    warnings = []
+    notes = []
     if dropped:
         are = "1 column is" if len(dropped) == 1 else f"{len(dropped)} columns are"
-        warnings.append(f"{are} left out of participants.tsv: their names or values may identify patients.")
-    return covariates, sites, warnings
+        text = f"{are} left out of participants.tsv: their names or values may identify patients."
+        notes.append(Note("N301", text))
+    return covariates, sites, notes
 
 
 def _covariates(keys: Sequence[str], cells: pd.DataFrame) -> dict[str, dict[str, str]]:

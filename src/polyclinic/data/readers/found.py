@@ -10,6 +10,7 @@ from pathlib import Path
 import pandas as pd
 
 from polyclinic.data.readers.dicom_series import Series
+from polyclinic.notes import Note
 
 Tick = Callable[[], None]
 """Called after each file looked at."""
@@ -64,13 +65,13 @@ class Findings:
         kind: "BIDS data set", "DICOM" or "NIfTI files".
         images: used and rejected ones.
         others: kind of file -> number of files that belong to no image.
-        warnings: sentences with counts.
+        notes: with counts.
     """
 
     kind: str
     images: list[FoundImage] = field(default_factory=list)
     others: Counter[str] = field(default_factory=Counter)
-    warnings: list[str] = field(default_factory=list)
+    notes: list[Note] = field(default_factory=list)
 
 
 def relative(path: Path, folder: Path) -> str:

@@ -23,6 +23,7 @@ from polyclinic.data.readers.read import read_volume
 from polyclinic.data.readers.volume import UnreadableError
 from polyclinic.errors import DataError
 from polyclinic.files import write_atomic
+from polyclinic.notes import Note
 
 SiteFrom = Literal["folder", "column"]
 _MOST_LOOKS = 5
@@ -39,7 +40,7 @@ class Scan:
         images: every image found, used or rejected.
         others: ending -> number of files that belong to no image.
         files: number of all files.
-        warnings: sentences with counts; they name no patient and no file.
+        notes: with counts; they name no patient and no file.
     """
 
     kinds: list[str]
@@ -47,7 +48,7 @@ class Scan:
     images: list[FoundImage]
     others: Counter[str]
     files: int
-    warnings: list[str]
+    notes: list[Note]
 
     def counts(self) -> dict[str, Counts]:
         """For each site the images found and used, and those rejected with reasons."""
@@ -109,9 +110,9 @@ def scan_folder(
         raise DataError("P201", f"The folder {folder.name!r} has no DICOM or NIfTI file.", "Give a folder with images.")
     images = [_with_site(image) for image in images]
     others = sum((findings.others for findings in found), Counter[str]())
-    warnings = [warning for findings in found for warning in findings.warnings] + _warnings(images, folder)
+    notes = [note for findings in found for note in findings.notes] + _notes(images, folder)
     kinds = list(dict.fromkeys(findings.kind for findings in found if findings.images))
-    return Scan(kinds, make_manifest(images), images, others, len(files), list(dict.fromkeys(warnings)))
+    return Scan(kinds, make_manifest(images), images, others, len(files), list(dict.fromkeys(notes)))
 
 
 def write_manifest(scan: Scan, out: Path) -> None:
@@ -173,28 +174,30 @@ def _bids_roots(top: Path, files: Sequence[Path]) -> list[Path]:
     return roots
 
 
-def _warnings(images: Sequence[FoundImage], folder: Path) -> list[str]:
+def _notes(images: Sequence[FoundImage], folder: Path) -> list[Note]:
     used = [image for image in images if not image.reason]
-    warnings = []
+    notes = []
     named = sum(image.named for image in images)
     if named:
-        warnings.append(
+        text = (
             f"{_images(named)} with the patient's name or number in a file or folder name, or in a JSON file beside: "
             "rename or clean them, since paths stand in the manifest."
         )
+        notes.append(Note("N303", text))
     burned = sum(image.burned_in for image in used)
     if burned:
-        warnings.append(
+        text = (
             f"{_images(burned)} that may have text burnt into the picture (stated by the header, or ultrasound or "
             "screen captures whose header does not deny it): look for names."
         )
-    warnings += _face_warning(used, folder)
+        notes.append(Note("N304", text))
+    notes += _face_note(used, folder)
     mended = Counter(note for image in used for note in image.notes)
-    warnings += [f"{_images(count)} mended: {note}." for note, count in sorted(mended.items())]
-    return warnings
+    notes += [Note("N501", f"{_images(count)} mended: {what}.") for what, count in sorted(mended.items())]
+    return notes
 
 
-def _face_warning(used: Sequence[FoundImage], folder: Path) -> list[str]:
+def _face_note(used: Sequence[FoundImage], folder: Path) -> list[Note]:
     heads = [image for image in used if image.head]
     if not heads:
         return []
@@ -211,10 +214,11 @@ def _face_warning(used: Sequence[FoundImage], folder: Path) -> list[str]:
             continue
     if not faces:
         return []
-    return [
+    text = (
         f"{faces} of {looked} head MRI looked at (of {len(heads)}) seem to show a face: a person can be recognised "
         "from it. Remove faces (for example with pydeface or mri_deface) where your rules ask for it."
-    ]
+    )
+    return [Note("N305", text)]
 
 
 def _images(count: int) -> str:

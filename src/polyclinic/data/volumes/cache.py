@@ -2,31 +2,30 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import xxhash
 
 from polyclinic.data.volumes.preprocessing import Prepared
-from polyclinic.errors import ResultsError
-from polyclinic.files import write_atomic, write_error
+from polyclinic.files import draft_of, write_atomic, write_error
 
 #: Counted up when prepared volumes change for the same files and settings.
-VERSION = 2
+VERSION = 3
 _CHUNK = 1 << 20
+_CHOOSE = "with `data: {cache: FOLDER}`"
 
 
 class Cache:
     """A folder of prepared cases.
 
     A case's key is a hash of the bytes of its files and of the settings; a renamed or copied file is therefore found
-    again, a changed one is not. Hashing reads whole files, so the hash of a file is remembered by its path, size and
-    time of change.
+    again, a changed one is not, whatever its size and time say. So each file is read each time, once for all images in
+    it, with a hash (XXH3) that is faster than disks are.
 
     Args:
         folder: made when first needed.
@@ -36,6 +35,7 @@ class Cache:
     def __init__(self, folder: Path, settings: dict[str, Any]) -> None:
         self.folder = folder
         self._settings = json.dumps({"version": VERSION, **settings}, sort_keys=True)
+        self._contents: dict[Path, bytes] = {}
 
     def key(self, sources: Sequence[Sequence[Path]], series: Sequence[str]) -> str:
         """The case's key.
@@ -76,8 +76,8 @@ class Cache:
             if prepared.mask is not None:
                 self._write(self.mask(key), prepared.mask)
         except OSError as error:
-            raise write_error(self.image(key), error) from error
-        write_atomic(self._path(key, ".json"), json.dumps(record), durable=False)
+            raise write_error(self.image(key), error, _CHOOSE) from error
+        write_atomic(self._path(key, ".json"), json.dumps(record), durable=False, choose=_CHOOSE)
         return record
 
     def note(self, key: str) -> Any:
@@ -89,7 +89,7 @@ class Cache:
 
     def remember(self, key: str, value: Any) -> None:
         """Keep a JSON value."""
-        write_atomic(self._path(key, ".note.json"), json.dumps(value), durable=False)
+        write_atomic(self._path(key, ".note.json"), json.dumps(value), durable=False, choose=_CHOOSE)
 
     def image(self, key: str) -> Path:
         """The file of a case's image ``[C, D, H, W]``."""
@@ -107,27 +107,21 @@ class Cache:
         ignore = self.folder / ".gitignore"
         if not ignore.exists():  # images of patients must not end up in a repository beside the study file
             ignore.write_text("*\n", encoding="ascii")
-        part = path.with_name(f"{path.name}.{os.getpid()}.part")
-        with part.open("wb") as file:
+        draft = draft_of(path)
+        with draft.open("wb") as file:
             np.save(file, array, allow_pickle=False)
-        part.replace(path)
+        draft.replace(path)
 
     def _content(self, file: Path) -> bytes:
-        """SHA-256 of a file's bytes."""
-        stat = file.stat()
-        what = f"{file.resolve()}|{stat.st_size}|{stat.st_mtime_ns}"
-        known = self._path(hashlib.sha256(what.encode()).hexdigest(), ".sha256")
-        try:
-            return bytes.fromhex(known.read_text(encoding="ascii"))
-        except (OSError, ValueError):
-            pass
-        digest = hashlib.sha256()
-        with file.open("rb") as stream:
-            while block := stream.read(_CHUNK):
-                digest.update(block)
-        with contextlib.suppress(ResultsError):  # a folder that can't be written shows when the case is stored
-            write_atomic(known, digest.hexdigest(), durable=False)
-        return digest.digest()
+        """Hash of a file's bytes."""
+        known = self._contents.get(file)
+        if known is None:
+            digest = xxhash.xxh3_128()
+            with file.open("rb") as stream:
+                while block := stream.read(_CHUNK):
+                    digest.update(block)
+            known = self._contents[file] = digest.digest()
+        return known
 
 
 def source_files(path: Path) -> list[Path]:

@@ -15,6 +15,7 @@ import yaml
 from numpy.typing import NDArray
 
 from polyclinic.errors import ResultsError
+from polyclinic.notes import Note
 from polyclinic.study.jobs import ATTACKED, UNSEEN
 from polyclinic.study.preparing import DESCRIBED
 from polyclinic.study.report.figures import Estimate
@@ -138,7 +139,7 @@ class Folder:
             )
         self.study_text = self._read("study.yaml", _text) or ""
         self.study = _mapping(self._read("study.yaml", lambda file: yaml.safe_load(_text(file))))
-        self.warnings: list[str] = list(self._read("warnings.json", lambda file: json.loads(_text(file))) or [])
+        self.notes: list[Note] = self._read("notes.json", _notes) or []
         self.provenance = _mapping(self._read("provenance.json", lambda file: json.loads(_text(file))))
 
     def _read(self, name: str, read: Callable[[Path], Read]) -> Read | None:
@@ -310,6 +311,10 @@ def _parted(table: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
     with_corrupt = table["method"].astype(str).str.endswith(ATTACKED)
     attacked = table[with_corrupt]
     return table[~with_corrupt], attacked.assign(method=attacked["method"].str.removesuffix(ATTACKED))
+
+
+def _notes(file: Path) -> list[Note]:
+    return [Note.from_json(one) for one in json.loads(_text(file))]
 
 
 def _text(file: Path) -> str:

@@ -16,6 +16,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from polyclinic.files import write_atomic
+from polyclinic.notes import Note
 from polyclinic.study.jobs import UNSEEN
 from polyclinic.study.report import figures, tables
 from polyclinic.study.report.answer import ALPHA, answer, headline
@@ -49,7 +50,7 @@ SECTIONS = {
     "convergence": "Training over the rounds",
     "costs": "Time and traffic",
     "exchanged": "What was exchanged",
-    "warnings": "Warnings",
+    "notes": "Notes",
     "card": "Model card",
     "provenance": "Provenance and study file",
 }
@@ -367,14 +368,17 @@ def _card(folder: Folder) -> Card:
     )
 
 
-def _warnings(folder: Folder) -> list[str]:
-    """The warnings; what is said of several methods in the same words is said once."""
-    said: dict[str, list[str]] = {}
-    for sentence in folder.warnings:
-        method, colon, rest = sentence.partition(": ")
+def _notes(folder: Folder) -> list[Note]:
+    """The notes; what is said of several methods in the same words is said once."""
+    said: dict[tuple[str, str], list[str]] = {}
+    for note in folder.notes:
+        method, colon, rest = note.partition(": ")
         is_method = bool(colon) and method in folder.methods
-        said.setdefault(rest if is_method else sentence, []).extend([method] if is_method else [])
-    return [f"{', '.join(dict.fromkeys(of))}: {words}" if of else words for words, of in said.items()]
+        said.setdefault((note.number, rest if is_method else str(note)), []).extend([method] if is_method else [])
+    return [
+        Note(number, f"{', '.join(dict.fromkeys(of))}: {words}" if of else words)
+        for (number, words), of in said.items()
+    ]
 
 
 def _provenance(folder: Folder) -> dict[str, Any]:
@@ -401,7 +405,7 @@ CONTENT: dict[str, Callable[[Folder], Any]] = {
     "convergence": _convergence,
     "costs": tables.costs,
     "exchanged": exchanged,
-    "warnings": _warnings,
+    "notes": _notes,
     "card": _card,
     "provenance": _provenance,
 }

@@ -1,0 +1,46 @@
+"""The numeric tests as other processors would run them: with fewer instructions, and with one and two threads.
+
+Results may differ in their last bits from one processor to another; tests may not. So tolerances follow from the
+arithmetic, and this command shows it: ``python tests/processors.py``.
+"""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import torch
+
+TESTS = (
+    "tests/server", "tests/client", "tests/tasks", "tests/test_engines.py", "tests/test_methods.py",
+    "tests/test_rounds.py", "tests/test_state.py",
+)  # fmt: skip
+#: Sets of instructions that PyTorch has kernels for, the smallest first.
+CAPABILITIES = ("default", "avx2", "avx512")
+
+
+def main() -> int:
+    """Run the tests for each set that this processor has; the first failure stops."""
+    own = torch.backends.cpu.get_cpu_capability().lower()
+    known = CAPABILITIES[: CAPABILITIES.index(own) + 1] if own in CAPABILITIES else ("default",)
+    for capability in known:
+        for threads in ("1", "2"):
+            if (capability, threads) == (own, "1"):
+                continue  # what `make test` runs
+            print(f"Numeric tests with ATEN_CPU_CAPABILITY={capability} and {threads} threads", flush=True)
+            settings = {
+                "ATEN_CPU_CAPABILITY": capability,
+                "OMP_NUM_THREADS": threads,
+                "POLYCLINIC_TEST_THREADS": threads,
+            }
+            # Two processes with two threads each would wait for each other on two cores.
+            workers = ["-n", "auto"] if threads == "1" else []
+            command = [sys.executable, "-m", "pytest", *workers, *TESTS]
+            done = subprocess.run(command, cwd=Path(__file__).parents[1], env=os.environ | settings, check=False)
+            if done.returncode:
+                return done.returncode
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
