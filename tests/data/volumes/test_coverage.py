@@ -119,6 +119,22 @@ def test_what_vanishes_or_overflows_on_the_way_is_refused():
     assert whole.image.max() == 1e9
 
 
+def test_an_image_in_another_unit_of_length_is_not_a_dot_in_the_grid():
+    metres = image((40, 40, 40), (0.001, 0.001, 0.001))
+    with pytest.raises(UnreadableError, match="image is smaller than 8 voxels of the grid"):
+        prepare_case([metres], None, Preprocessing(size=(16, 16, 16), spacing=1), nonzero)
+    # What it is in its own voxels, or on a grid as small, is fine.
+    for spec in (Preprocessing(size=(16, 16, 16)), Preprocessing(size=(1, 1, 2), spacing=0.03, intensity="none")):
+        assert prepare_case([metres], None, spec, nonzero).about["filled"] > 0
+
+
+def test_values_beyond_single_precision_are_refused():
+    huge = Volume(image((8, 8, 8)).values.astype(np.float64) * 1e200, np.eye(4))
+    for centre in ("image", "foreground"):
+        with pytest.raises(UnreadableError, match="values that are too large"):
+            prepare_case([huge], None, Preprocessing(size=(8, 8, 8), centre=centre), nonzero)
+
+
 def test_a_second_channel_beside_the_planes_of_the_grid_is_refused():
     beside = np.eye(4)
     beside[2, 3] = 3.0

@@ -22,10 +22,12 @@ class Coverage:
     Attributes:
         filled: share of the grid in which there is image.
         inside: share of the image's foreground that lies inside the grid, estimated from voxels spread evenly.
+        voxels: size of the whole image in voxels of the grid, at least one along each axis.
     """
 
     filled: float
     inside: float
+    voxels: float
 
 
 def coverage(volume: Volume, grid: Grid) -> Coverage:
@@ -44,7 +46,8 @@ def coverage(volume: Volume, grid: Grid) -> Coverage:
     if not len(places):
         places = np.argwhere(np.ones(sample.shape, dtype=np.bool_)) * step
     inside = float(_within(places @ to_grid[:3, :3].T + to_grid[:3, 3], grid.size).mean())
-    return Coverage(round(filled, 4), round(inside, 4))
+    spans = np.abs(to_grid[:3, :3]) @ np.array(sides)
+    return Coverage(filled, inside, float(np.maximum(spans, 1.0).prod()))
 
 
 def _share_within(change: Floats, sides: tuple[int, ...], others: tuple[int, ...]) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -13,13 +14,15 @@ from polyclinic.data.readers.axes import shear_angle
 from polyclinic.data.readers.describe import volume_facts
 from polyclinic.data.readers.volume import UnreadableError, Volume
 from polyclinic.data.spec import Preprocessing
-from polyclinic.data.volumes.coverage import coverage
+from polyclinic.data.volumes.coverage import Coverage, coverage
 from polyclinic.data.volumes.grid import Grid, box_of, oriented, resample, target_grid, to_right_angles
 from polyclinic.data.volumes.intensity import INTENSITIES, foreground_of, landmarks_of
 from polyclinic.options import split_entry
 
 #: Images and mask of a case may differ by so much of a voxel in where they lie.
 _APART = 0.5
+#: An image of which fewer voxels of the grid are left shows nothing.
+_FEWEST_VOXELS = 8
 #: Red, green and blue of a grey picture may differ by so much: compression rounds.
 _GREY = 2
 
@@ -80,9 +83,8 @@ def prepare_case(
     channels, marks, shares = [], [], []
     for image in single:
         _check_place(image, single[0], "images")
-        values = resample(image, grid, order=1).astype(np.float32, copy=False)
         shares.append(coverage(image, grid))
-        _check_prepared(values, "inside the grid" if shares[-1].filled else "since nothing of it lies in the grid")
+        values = _on_grid(image, grid, shares[-1])
         if name == "none":
             channels.append(values)
             continue
@@ -96,8 +98,8 @@ def prepare_case(
         "facts": asdict(facts),
         "grid_spacing": list(grid.spacing),
         "grid_orientation": spec.orientation,
-        "filled": min(share.filled for share in shares),
-        "inside": min(share.inside for share in shares),
+        "filled": round(min(share.filled for share in shares), 6),
+        "inside": round(min(share.inside for share in shares), 4),
         "sheared": round(shear_angle(single[0].affine), 2),
         "landmarks": marks,
     }
@@ -144,8 +146,19 @@ def _check_values(images: Sequence[Volume]) -> None:
     for image in images:
         if image.values.dtype.kind == "f" and not np.isfinite(image.values).all():
             raise UnreadableError("image has values that are not finite numbers")
+        if image.values.dtype == np.float64 and np.abs(image.values).max() > np.finfo(np.float32).max:
+            raise UnreadableError("image has values that are too large")
         if image.values.min() == image.values.max():
             raise UnreadableError("image is the same everywhere")
+
+
+def _on_grid(image: Volume, grid: Grid, share: Coverage) -> npt.NDArray[np.float32]:
+    """The image's values on the grid, if there is something to be seen of it."""
+    if share.voxels < min(_FEWEST_VOXELS, math.prod(grid.size)):
+        raise UnreadableError(f"image is smaller than {_FEWEST_VOXELS} voxels of the grid (look at its unit of length)")
+    values: npt.NDArray[np.float32] = resample(image, grid, order=1).astype(np.float32, copy=False)
+    _check_prepared(values, "inside the grid" if share.filled else "since nothing of it lies in the grid")
+    return values
 
 
 def _check_prepared(values: npt.NDArray[np.floating], where: str) -> None:
