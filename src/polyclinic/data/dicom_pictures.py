@@ -39,7 +39,7 @@ _UNITS = ("CT", "PT")
 _LEVEL_TAGS = [
     "WindowCenter", "WindowWidth", "VOILUTFunction", "VOILUTSequence", "ModalityLUTSequence", "PixelRepresentation",
 ]  # fmt: skip
-#: An image of so many grey values may not become one of less than half of them.
+#: An image that spans so many grey values may not become one of less than half as many.
 _FEWEST_LEVELS = 64
 _INSTEAD = "use `preprocessing` with `size: [columns, rows, 1]` instead of `size`"
 
@@ -68,7 +68,7 @@ def open_scan(path: Path, kind: Literal["image", "mask"]) -> Image.Image:
     Raises:
         UnreadableError: with the reason: it can't be read, is a volume or a film, or loses its grey values at 8 bits.
     """
-    from polyclinic.data.readers.read import find_series  # imports where pictures are found, as this module's users do
+    from polyclinic.data.readers.read import find_series  # which imports the pictures' module itself
 
     if is_nifti(path):
         raise UnreadableError(f"{kind} is a NIfTI file: {_INSTEAD}")
@@ -182,10 +182,11 @@ def _window(levels: Dataset) -> tuple[float, float] | None:
     found = []
     for name in ("WindowCenter", "WindowWidth"):
         value = levels.get(name)
-        several = (isinstance(value, Sequence) and not isinstance(value, str)) or hasattr(value, "__iter__")
+        if isinstance(value, Sequence) and not isinstance(value, str):
+            value = next(iter(value), None)
         try:
-            found.append(float(next(iter(value)) if several and not isinstance(value, str) else value))
-        except (TypeError, ValueError, StopIteration):
+            found.append(float(value))
+        except (TypeError, ValueError):
             return None
     centre, width = found
     return (centre, width) if math.isfinite(centre) and math.isfinite(width) and width >= 1 else None
