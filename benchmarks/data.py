@@ -5,6 +5,7 @@ python benchmarks/data.py [NAME ...]
 
 from __future__ import annotations
 
+import shutil
 import statistics
 import sys
 import tempfile
@@ -13,8 +14,10 @@ from collections.abc import Callable
 from io import BytesIO
 from pathlib import Path
 
+import nibabel as nib
 import numpy as np
 import torch
+from pydantic import TypeAdapter
 from pydicom.dataset import Dataset as Header
 from pydicom.dataset import FileDataset, FileMetaDataset
 from pydicom.uid import ExplicitVRLittleEndian, MRImageStorage
@@ -23,6 +26,9 @@ from polyclinic.data.cases import Counts, SiteData
 from polyclinic.data.dataset import Dataset
 from polyclinic.data.readers.scan import scan_folder
 from polyclinic.data.scaling import Scaler
+from polyclinic.data.spec import DataSpec
+from polyclinic.data.volumes.cache import Cache
+from polyclinic.data.volumes.prepare import VolumeFiles, prepare_volumes
 from polyclinic.data.volumes.store import Volumes
 
 SERIES, SLICES = 100, 100
@@ -90,6 +96,38 @@ def scan() -> None:
     )
 
 
+def check() -> None:
+    """What knowing files by their content adds to opening a study: all volumes are hashed, then read and prepared."""
+    cases, shape = 12, (160, 192, 160)
+    source = np.random.default_rng(0)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        for case in range(cases):
+            image = nib.Nifti1Image(source.integers(0, 4000, shape).astype(np.int16), np.eye(4))
+            nib.save(image, folder / f"{case}.nii.gz")
+        spec = TypeAdapter(DataSpec).validate_python({"image": "image", "preprocessing": {"size": [96, 96, 96]}})
+        files = VolumeFiles([[f"{case}.nii.gz"] for case in range(cases)], None, [folder] * cases)
+
+        def hashing() -> None:
+            cache = Cache(folder / "unused", {})
+            for case in range(cases):
+                cache.key([[folder / f"{case}.nii.gz"]], [""])
+
+        def preparing() -> None:
+            shutil.rmtree(folder / "cache", ignore_errors=True)
+            prepare_volumes(files, spec, folder / "cache")
+
+        times: dict[Callable[[], None], list[float]] = {hashing: [], preparing: []}
+        for _ in range(5):
+            for function, found in times.items():
+                began = time.perf_counter()
+                function()
+                found.append(time.perf_counter() - began)
+    hashed, prepared = (statistics.median(found) for found in times.values())
+    share, size = 100 * hashed / prepared, np.prod(shape) * 2e-6
+    print(f"check: hashing takes {share:.1f} % of preparing {cases} volumes of {size:.0f} MB (goal 10 %)")
+
+
 def epoch() -> None:
     """An epoch over prepared volumes from the cache on disk against one over tensors in memory, both in batches."""
     cases, shape, batch = 60, (1, 96, 112, 96), 4
@@ -127,7 +165,7 @@ def epoch() -> None:
     )
 
 
-BENCHMARKS: dict[str, Callable[[], None]] = {"scan": scan, "epoch": epoch}
+BENCHMARKS: dict[str, Callable[[], None]] = {"scan": scan, "check": check, "epoch": epoch}
 
 
 def main(names: list[str]) -> None:
