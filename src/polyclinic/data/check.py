@@ -15,6 +15,7 @@ from polyclinic.data.cases import Opened, SiteData, reasons_text
 from polyclinic.data.mask_notes import mask_notes
 from polyclinic.data.readers.describe import VolumeFacts, facts_row
 from polyclinic.data.spec import DataSpec
+from polyclinic.data.volumes.notes import grid_notes
 from polyclinic.data.volumes.store import Volumes
 from polyclinic.ignored import IGNORED
 from polyclinic.notes import Note
@@ -85,6 +86,9 @@ def quality_notes(
             text = f"{shared} {are} at more than one site: the same person may be in training and test data."
             notes.append(Note("N201", text, [name for name, count in homes.items() if count > 1]))
     notes += _copies(sites, subjects_named=subjects_named)
+    for site, data in sites.items():
+        if isinstance(data.inputs, Volumes):
+            notes += grid_notes(site, data.inputs.about, data.cases)
     first = next(iter(sites.values()))
     if first.inputs.ndim == 2:
         notes += _poor_features(sites, features)

@@ -17,6 +17,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from polyclinic.data.depth import DeepPictures, check_bits, is_deep, too_large
+from polyclinic.data.dicom_pictures import is_scan, open_scan
 from polyclinic.data.mask_pictures import is_lossy, read_mask
 from polyclinic.data.masks import MaskClasses, MaskFacts
 from polyclinic.data.readers.volume import UnreadableError
@@ -170,14 +171,14 @@ def _decode_case(
             raise UnreadableError("mask leaves out everything (`ignore`)")
 
 
-def _upright(name: str, root: Path, allowed: Sequence[Path], kind: str) -> tuple[Image.Image, int]:
+def _upright(name: str, root: Path, allowed: Sequence[Path], kind: Literal["image", "mask"]) -> tuple[Image.Image, int]:
     """The picture as it is to be looked at, and the EXIF orientation that it had (1: upright already)."""
     path = resolve(name, root, allowed)
     if path is None:
         logger.debug("%s outside the image folder: %s", kind, name)
         raise UnreadableError(f"{kind} path lies outside the image folder")
     try:
-        image = Image.open(path, formats=FORMATS)
+        image = open_scan(path, kind) if is_scan(path) else Image.open(path, formats=FORMATS)
         # Cameras append previews to a JPEG (format MPO); its first frame is the picture.
         if image.format != "MPO" and getattr(image, "n_frames", 1) > 1:
             raise UnreadableError(f"{kind} file has several frames")

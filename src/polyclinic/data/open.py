@@ -16,10 +16,11 @@ from torch import Tensor
 from polyclinic.data.cases import Counts, Opened, SiteData, reasons_text
 from polyclinic.data.check import quality_notes
 from polyclinic.data.depth import DeepPictures
+from polyclinic.data.dicom_pictures import level_notes
 from polyclinic.data.doubts import column_notes
 from polyclinic.data.features import encode_covariates, encode_features
 from polyclinic.data.image_notes import volume_notes
-from polyclinic.data.images import ImageFiles, Seen, decode_images
+from polyclinic.data.images import ImageFiles, Seen, decode_images, resolve
 from polyclinic.data.labels import encode_labels, encode_numbers
 from polyclinic.data.masks import MaskClasses, MaskFacts
 from polyclinic.data.partition import check_partition, partition_rows, site_names
@@ -93,6 +94,7 @@ def open_data(
         else:
             pixels, masks, here, seen = _read_images(site, used, here, spec, folder, task, counts, tick)
             notes += seen.notes
+            notes += _picture_notes(site, _files(used, here, spec, folder, task), spec)
         if pixels is None or not len(here):
             left_out[site] = counts
             why = reasons_text(counts.rejected) or "it has no rows"
@@ -202,6 +204,15 @@ def _read_images(
         if isinstance(images, Tensor):  # volumes that can't be used are left out already
             images, masks = images[keep], masks[keep] if isinstance(masks, Tensor) else None
     return images, masks, here, seen
+
+
+def _picture_notes(site: str, files: VolumeFiles, spec: DataSpec) -> list[Note]:
+    """Notes on the pictures of a site; none on volumes, which have their own."""
+    if spec.preprocessing is not None:
+        return []
+    return level_notes(
+        site, [resolve(cell[0], root, files.allowed) for cell, root in zip(files.images, files.roots, strict=True)]
+    )
 
 
 def _files(rows: Rows, here: npt.NDArray[np.intp], spec: DataSpec, folder: Path, task: Task) -> VolumeFiles:

@@ -81,15 +81,21 @@ def cnn(
     norm: Literal["none", "batch", "group"] = "batch",
     dropout: Share = 0.0,
 ) -> Built:
-    """Small network: 3×3 convolution, normalisation, ReLU and 2×2 pooling a stage, mean pooling and the head."""
+    """Small network: 3×3 convolution, normalisation, ReLU and 2×2 pooling a stage, mean pooling and the head.
+
+    Axes of a thin image are pooled until a single voxel is left.
+    """
     layers: list[nn.Module] = []
     flat = len(shape) == 3
+    sides = shape[1:]
     convolution, batch_norm = (nn.Conv2d, nn.BatchNorm2d) if flat else (nn.Conv3d, nn.BatchNorm3d)
     for before, after in pairwise([_image(shape, "cnn"), *channels]):
         layers.append(convolution(before, after, 3, padding=1, bias=norm == "none"))
         if norm != "none":
             layers.append(batch_norm(after) if norm == "batch" else nn.GroupNorm(min(8, after), after))
-        layers += [nn.ReLU(), nn.MaxPool2d(2) if flat else nn.MaxPool3d(2)]
+        pool = tuple(min(2, side) for side in sides)
+        sides = tuple(side // step for side, step in zip(sides, pool, strict=True))
+        layers += [nn.ReLU(), nn.MaxPool2d(pool) if flat else nn.MaxPool3d(pool)]
     head = nn.Linear(channels[-1], outputs)
     layers += [
         nn.AdaptiveAvgPool2d(1) if flat else nn.AdaptiveAvgPool3d(1),
@@ -185,9 +191,9 @@ def unet(
     """MONAI U-Net (Ronneberger 2015; Kerfoot 2019): each stage halves the image; the last convolution is the head."""
     from monai.networks.nets import UNet
 
-    _divisible(shape, len(channels) - 1, "unet", instance=norm == "instance")
     net = UNet(
-        len(shape) - 1, _image(shape, "unet"), outputs, channels, [2] * (len(channels) - 1),
+        len(shape) - 1, _image(shape, "unet"), outputs, channels,
+        _strides(shape, len(channels) - 1, "unet", instance=norm == "instance"),
         num_res_units=residual_units, norm=norm, dropout=dropout,
     )  # fmt: skip
     return net, [net.model[-1]]
@@ -198,8 +204,8 @@ def segresnet(shape: tuple[int, ...], outputs: int, *, filters: PositiveInt = 8,
     """MONAI SegResNet (Myronenko 2018), with group normalisation."""
     from monai.networks.nets import SegResNet
 
-    _divisible(shape, 3, "segresnet")
     channels = _image(shape, "segresnet")
+    _divisible(shape, 3, "segresnet")
     net = SegResNet(len(shape) - 1, filters, channels, outputs, dropout_prob=dropout or None)
     return net, [net.conv_final]
 
@@ -215,10 +221,10 @@ def attention_unet(
     """MONAI Attention U-Net (Oktay 2018), with batch normalisation: each stage but the last halves the image."""
     from monai.networks.nets import AttentionUnet
 
-    _divisible(shape, len(channels) - 1, "attention_unet", instance=True)
     net = AttentionUnet(
-        len(shape) - 1, _image(shape, "attention_unet"), outputs, channels, [2] * (len(channels) - 1), dropout=dropout
-    )
+        len(shape) - 1, _image(shape, "attention_unet"), outputs, channels,
+        _strides(shape, len(channels) - 1, "attention_unet", instance=True), dropout=dropout,
+    )  # fmt: skip
     return net, [net.model[-1]]
 
 
@@ -240,12 +246,12 @@ def dynunet(
     """
     from monai.networks.nets import DynUNet
 
-    halvings = len(filters) - 1
-    _divisible(shape, halvings, "dynunet", instance=norm == "instance")
+    channels = _image(shape, "dynunet")
+    strides = _strides(shape, len(filters) - 1, "dynunet", instance=norm == "instance")
     net = DynUNet(
-        len(shape) - 1, _image(shape, "dynunet"), outputs, [3] * len(filters), [1] + [2] * halvings, [2] * halvings,
+        len(shape) - 1, channels, outputs, [3] * len(filters), [1, *strides], strides,
         filters=filters, norm_name=(norm.upper(), {"affine": True}), res_block=residual, dropout=dropout or None,
-        deep_supervision=deep_supervision, deep_supr_num=halvings - 1,
+        deep_supervision=deep_supervision, deep_supr_num=len(strides) - 1,
     )  # fmt: skip
     net.register_forward_hook(_forget_heads)
     return net, [net.output_block, *(net.deep_supervision_heads if deep_supervision else [])]
@@ -342,6 +348,27 @@ def _head(net: nn.Module, name: str, network: str) -> nn.Module:
 def bundle(shape: tuple[int, ...], outputs: int, *, path: str, weights: bool = True, head: str = "last") -> Built:
     """The network of a MONAI bundle; it is read with the study and becomes ``monai`` with its arguments."""
     raise ValueError(f"the bundle {path!r} was not read with the study")
+
+
+def _strides(shape: tuple[int, ...], halvings: int, name: str, *, instance: bool) -> list[Any]:
+    """Strides of the stages: 2, but along an axis too short to be halved so often 1 once it is odd.
+
+    Raises:
+        ValueError: a longer axis can't be halved so often, or one pixel is left for `instance` normalisation.
+    """
+    sides, strides = list(shape[1:]), []
+    short = [side < 2**halvings for side in sides]
+    if not any(short):
+        _divisible(shape, halvings, name, instance=instance)
+        return [2] * halvings
+    _divisible((shape[0], *(side for side, thin in zip(sides, short, strict=True) if not thin)), halvings, name)
+    for _ in range(halvings):
+        stride = [1 if thin and side % 2 else 2 for side, thin in zip(sides, short, strict=True)]
+        sides = [side // step for side, step in zip(sides, stride, strict=True)]
+        strides.append(stride)
+    if instance and max(sides) == 1:
+        _divisible((1, *[2**halvings] * len(sides)), halvings, name, instance=True)
+    return strides
 
 
 def _divisible(shape: tuple[int, ...], halvings: int, name: str, *, instance: bool = False) -> None:

@@ -7,10 +7,12 @@ from typing import TYPE_CHECKING
 
 from polyclinic.audit.poisoning import PLACE, Attack
 from polyclinic.errors import StudyError, nearest
+from polyclinic.models.trial import try_network
 from polyclinic.options import EntryError
 from polyclinic.server import build_server
 from polyclinic.study.declaration import Declaration, StudyMethod, build_participation
 from polyclinic.study.reading import located
+from polyclinic.tasks import TASKS, build_task
 
 if TYPE_CHECKING:
     from polyclinic.data.cases import Opened
@@ -18,22 +20,34 @@ if TYPE_CHECKING:
 
 
 def check_fit(study: Study, opened: Opened) -> Attack | None:
-    """Check what a study says of sites and classes against its data; trains nothing.
+    """Check what a study says of sites, classes and its network against its data; trains nothing.
 
     Returns:
         What the study does to which sites.
 
     Raises:
         StudyError: P102, P103 or P104 with what does not fit.
+        TrainingError: P302, the network can't work on the inputs, P503, it needs a package that is missing.
     """
     declaration, sites = study.declaration, list(opened.sites)
     for method in configurations(declaration):
         _check_class_weights(method, opened.classes)
         _check_sites(method, sites)
     try:
-        return _attack(declaration, opened)
+        attack = _attack(declaration, opened)
     except EntryError as error:
         raise located(error, study.name, study.text) from None
+    name, options = declaration.model_part
+    task = build_task(declaration.task, len(opened.classes), TASKS[declaration.task].losses[0])
+    masks = declaration.task == "segmentation"
+    try_network(name, options, input_shape(declaration, opened), task.outputs, masks=masks)
+    return attack
+
+
+def input_shape(declaration: Declaration, opened: Opened) -> tuple[int, ...]:
+    """Shape of one input as the network is trained on it."""
+    shape, patch = next(iter(opened.sites.values())).inputs.shape[1:], declaration.data.box
+    return tuple(shape) if patch is None else (shape[0], *patch.size)
 
 
 def configurations(declaration: Declaration) -> list[StudyMethod]:

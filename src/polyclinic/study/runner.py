@@ -27,7 +27,7 @@ from polyclinic.site.run import build_work, not_stackable
 from polyclinic.state import FlatModule
 from polyclinic.study.declaration import StudyMethod, build_participation
 from polyclinic.study.display import Display
-from polyclinic.study.fit import check_fit, configurations
+from polyclinic.study.fit import check_fit, configurations, input_shape
 from polyclinic.study.folder import Folder
 from polyclinic.study.jobs import ATTACKED, UNSEEN, Fold, Job, JobRunner, result_rows, work_fields
 from polyclinic.study.lock import locked
@@ -243,9 +243,7 @@ class _Runner:
         return model
 
     def _shape(self) -> tuple[int, ...]:
-        """Shape of one input as the network is trained on it."""
-        shape, patch = next(iter(self.opened.sites.values())).inputs.shape[1:], self.declaration.data.box
-        return tuple(shape) if patch is None else (shape[0], *patch.size)
+        return input_shape(self.declaration, self.opened)
 
     def _plan(self, template: FlatModule) -> EnginePlan:
         options, training = self.declaration.engine, self.declaration.training

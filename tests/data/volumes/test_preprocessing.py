@@ -66,9 +66,9 @@ def test_how_much_of_the_mask_is_cut_off():
 
 def test_centre_on_the_foreground():
     values = np.zeros((20, 20, 20), np.float32)
-    values[14:18, 2:6, 10:14] = 100.0
+    values[14:18, 2:6, 10:14] = 100.0 + np.arange(4)
     prepared = prepare_case([Volume(values, np.eye(4))], None, spec(size=(4, 4, 4), centre="foreground"), binary)
-    assert (prepared.image == 100.0).all()
+    np.testing.assert_array_equal(prepared.image[0], values[14:18, 2:6, 10:14])
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from polyclinic.data.readers.axes import true_spacing
 from polyclinic.data.readers.volume import Volume
 
 _QUANTILES = (0.01, 0.5, 0.99)
@@ -21,7 +22,7 @@ class VolumeFacts:
 
     Attributes:
         shape: columns, rows, slices (and time points or channels).
-        spacing: voxel sizes in millimetres.
+        spacing: voxel sizes in millimetres; of tilted slices their distance along the normal.
         orientation: code such as ``RAS``.
         quantiles: values below which 1, 50 and 99 % of the voxels are.
         vendor, field_strength: of the scanner; "" and None where not known.
@@ -46,7 +47,7 @@ def volume_facts(volume: Volume) -> VolumeFacts:
     strength = volume.about.get("field_strength")
     return VolumeFacts(
         shape=volume.values.shape,
-        spacing=volume.spacing,
+        spacing=true_spacing(volume.affine),
         orientation="".join(code or "?" for code in nib.aff2axcodes(volume.affine)),
         quantiles=(low, middle, high),
         vendor=str(volume.about.get("vendor", "")),

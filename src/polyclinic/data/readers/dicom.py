@@ -13,7 +13,12 @@ from polyclinic.data.readers.volume import UnreadableError, Volume
 
 
 def read_series(files: Iterable[Path]) -> Volume:
-    """The one image that the files hold.
+    """The voxels of the one image that the files hold; see ``find_one``."""
+    return read_built_series(find_one(files))
+
+
+def find_one(files: Iterable[Path]) -> Series:
+    """The one image that the files hold, without its voxels.
 
     Slices are sorted by position along their normal; several time points at each position become the fourth axis.
     Rescale slope and intercept are applied (Philips MR: the scanner's own scale), MONOCHROME1 is inverted except in CT
@@ -42,7 +47,7 @@ def read_series(files: Iterable[Path]) -> Volume:
         passes = any(note.number == "N511" for group in groups for note in group.notes)
         what = "DICOM images (several passes over the patient)" if passes else "DICOM images"
         raise UnreadableError(f"files hold {len(groups)} {what}, not one")
-    return read_built_series(build_series(groups[0]))
+    return build_series(groups[0])
 
 
 def read_built_series(series: Series) -> Volume:
@@ -52,4 +57,7 @@ def read_built_series(series: Series) -> Volume:
         UnreadableError: the pixels can't be read.
     """
     values, notes = read_pixels(series)
-    return Volume(values, series.affine, series.header.about, series.all_notes + notes, series.frames)
+    # Films in colour become luminance, so that only a single picture has colours.
+    colour = values.ndim == 4 and series.shape[3] == 1
+    told = series.all_notes + notes
+    return Volume(values, series.affine, series.header.about, told, series.frames, colour=colour)

@@ -12,10 +12,10 @@ from pathlib import Path
 import numpy as np
 
 from polyclinic.data.images import FORMATS, resolve
-from polyclinic.data.readers.dicom import read_built_series, read_series
+from polyclinic.data.readers.dicom import find_one, read_built_series
 from polyclinic.data.readers.dicom_groups import Group, group_planes
 from polyclinic.data.readers.dicom_header import Header, read_header
-from polyclinic.data.readers.dicom_series import build_series
+from polyclinic.data.readers.dicom_series import Series, build_series
 from polyclinic.data.readers.files import list_files, maybe_dicom
 from polyclinic.data.readers.nifti import is_nifti, pair_of, read_nifti
 from polyclinic.data.readers.volume import UnreadableError, Volume
@@ -43,15 +43,31 @@ def read_volume(where: str, root: Path, allowed: Sequence[Path] = ()) -> Volume:
         path = _inside(place, root, allowed)
     if not path.exists():
         raise UnreadableError("file is missing")
-    if name:
-        return _read_named(path, name)
-    if path.is_dir():
-        return read_series(file for file in list_files(path) if maybe_dicom(file))
-    if is_nifti(path) or len(pair_of(path)) == 2:
+    if path.is_file() and (is_nifti(path) or len(pair_of(path)) == 2):
         return read_nifti(path)
-    if path.suffix.lower() in _PICTURES:
+    if path.is_file() and path.suffix.lower() in _PICTURES:
         return _read_picture(path)
-    return read_series([path])
+    return read_built_series(_series(path, name))
+
+
+def find_series(path: Path) -> Series:
+    """The DICOM image that a path names (a file, a folder with one image, ``FOLDER#SERIES``), without its voxels.
+
+    Raises:
+        UnreadableError: with the reason, which names no file.
+    """
+    place, name = place_and_series(path)
+    if not place.exists():
+        raise UnreadableError("file is missing")
+    return _series(place, name)
+
+
+def _series(path: Path, name: str) -> Series:
+    if name:
+        return _named_series(path, name)
+    if path.is_dir():
+        return find_one(file for file in list_files(path) if maybe_dicom(file))
+    return find_one([path])
 
 
 def _inside(where: str, root: Path, allowed: Sequence[Path]) -> Path:
@@ -86,13 +102,13 @@ def _within(key: str, study: str) -> str:
     return hmac.new(study.encode(), key.encode(), hashlib.sha256).hexdigest()[:12]
 
 
-def _read_named(folder: Path, name: str) -> Volume:
+def _named_series(folder: Path, name: str) -> Series:
     study, _, wanted = name.partition("-")
     if not folder.is_dir():
         raise UnreadableError("file is missing")
     for group in _folder_groups(folder, folder.stat().st_mtime):
         if _within(group.key, study) == wanted:
-            return read_built_series(build_series(group))
+            return build_series(group)
     raise UnreadableError("DICOM series is missing from its folder")
 
 
@@ -123,4 +139,4 @@ def _read_picture(path: Path) -> Volume:
     except Exception:  # Pillow's decoders raise many types on damaged files
         raise UnreadableError("picture is damaged") from None
     values = pixels.swapaxes(0, 1)[:, :, None]
-    return Volume(np.ascontiguousarray(values), np.diag((-1.0, -1.0, 1.0, 1.0)))
+    return Volume(np.ascontiguousarray(values), np.diag((-1.0, -1.0, 1.0, 1.0)), colour=values.ndim == 4)

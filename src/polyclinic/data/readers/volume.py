@@ -27,6 +27,7 @@ class Volume:
             never anything of the patient.
         notes: what a person should know of the image, though it can be used; see `polyclinic.data.image_notes`.
         frames: what the fourth axis holds (time points, diffusion weightings), "" where there is none or nobody knows.
+        colour: whether the fourth axis is red, green and blue, 8 bits each; else it is frames or channels.
     """
 
     values: npt.NDArray[np.generic]
@@ -34,6 +35,7 @@ class Volume:
     about: dict[str, str | float] = field(default_factory=dict)
     notes: tuple[Note, ...] = ()
     frames: str = ""
+    colour: bool = False
 
     @property
     def spacing(self) -> tuple[float, float, float]:

@@ -16,9 +16,10 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
+from polyclinic.data.readers.axes import true_spacing
 from polyclinic.data.readers.volume import Volume
 from polyclinic.data.spec import Preprocessing
-from polyclinic.data.volumes.grid import oriented
+from polyclinic.data.volumes.grid import box_of, oriented
 from polyclinic.data.volumes.intensity import foreground_of
 from polyclinic.data.volumes.preprocessing import single_frame
 
@@ -77,12 +78,10 @@ def measure(volume: Volume, spec: Preprocessing) -> tuple[Triple, Triple]:
     """Voxel sizes and extent of the foreground of one image, in mm, along the axes of the study's orientation."""
     turned = oriented(single_frame(volume, spec.frames), spec.orientation)
     inside = foreground_of(turned.values.astype(np.float32, copy=False), "otsu")
-    spans = []
-    for axis in range(3):
-        there = np.flatnonzero(inside.any(axis=tuple({0, 1, 2} - {axis})))
-        spans.append(float(there[-1] - there[0] + 1) if len(there) else float(inside.shape[axis]))
-    x, y, z = (span * step for span, step in zip(spans, turned.spacing, strict=True))
-    return turned.spacing, (x, y, z)
+    first, last = box_of(turned, inside)
+    spacing = true_spacing(turned.affine)
+    x, y, z = ((last - first + 1) * spacing).tolist()
+    return spacing, (x, y, z)
 
 
 def fingerprint(measured: Sequence[tuple[Sequence[float], Sequence[float]]]) -> SiteFingerprint:
@@ -117,7 +116,7 @@ def make_plan(
     step = np.array(spacing) if spacing is not None else _weighted_median([s.spacing for s in sites], weights)
     if task != "segmentation" and spacing is None:
         step = step * max(1.0, (float(np.prod(extent / step)) / voxels) ** (1 / 3))
-    step = np.round(step, 2)
+    step = _rounded(step)
     sides = np.ceil(extent / step - 1e-9)
     boxes = _shrunk(sides, voxels) if task == "segmentation" else sides
     halvings = _halvings(boxes)
@@ -133,6 +132,11 @@ def make_plan(
         + f", {halvings} halvings"
     )
     return VolumePlan(_triple(step), size, patch, model, 2 if task == "segmentation" else 4, reason)
+
+
+def _rounded(step: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """To hundredths of a millimetre; what is finer, as under a microscope, to three digits."""
+    return np.array([round(size, 2) if size >= 0.1 else float(f"{size:.3g}") for size in step.tolist()])
 
 
 def _weighted_median(values: Sequence[Triple], weights: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:

@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy import ndimage
 
+from polyclinic.data.readers.axes import right_angled
 from polyclinic.data.readers.volume import UnreadableError, Volume
 
 Floats = npt.NDArray[np.float64]
@@ -49,29 +50,65 @@ def oriented(volume: Volume, codes: str) -> Volume:
     return Volume(values, affine, volume.about, volume.notes)
 
 
+def to_right_angles(volume: Volume) -> Floats:
+    """From the volume's voxels to those that it would have with axes at right angles: ``[4, 4]``, mostly 1."""
+    axes = right_angled(volume.affine)
+    return np.eye(4) if axes is volume.affine else np.linalg.inv(axes) @ volume.affine
+
+
+def box_of(volume: Volume, inside: npt.NDArray[np.bool_]) -> tuple[Floats, Floats]:
+    """First and last voxel of what is ``inside``, along axes at right angles; of the whole volume if that is nothing.
+
+    Args:
+        volume: ``[X, Y, Z]``.
+        inside: of the same shape.
+    """
+    if not inside.any():
+        inside = np.ones_like(inside)
+    change = to_right_angles(volume)
+    if np.array_equal(change, np.eye(4)):
+        found = [np.flatnonzero(inside.any(axis=tuple({0, 1, 2} - {axis}))) for axis in range(3)]
+        return np.array([float(one[0]) for one in found]), np.array([float(one[-1]) for one in found])
+    # What is farthest along a straight direction is the first or the last of its column.
+    columns = np.argwhere(inside.any(axis=2))
+    voxels = inside[columns[:, 0], columns[:, 1]]
+    ends = [voxels.argmax(axis=1), voxels.shape[1] - 1 - voxels[:, ::-1].argmax(axis=1)]
+    places = np.concatenate([np.column_stack([columns, end]) for end in ends]) @ change[:3, :3].T + change[:3, 3]
+    return places.min(axis=0), places.max(axis=0)
+
+
 def target_grid(
     volume: Volume, spacing: Sequence[float] | None, size: tuple[int, int, int], middle: Sequence[float]
 ) -> Grid:
-    """The grid of ``size`` voxels along the axes of ``volume`` whose middle is the volume's voxel ``middle``.
+    """The grid of ``size`` voxels along the axes of ``volume`` whose middle is ``middle``.
 
-    Where the spacing stays as it is, the grid falls onto the volume's own voxels, so that no value is interpolated.
+    Where the spacing stays as it is, the grid falls onto the volume's own voxels, so that no value is interpolated. A
+    volume whose axes are not at right angles (a tilted gantry) gets a grid whose axes are; see `right_angled`.
 
     Args:
         volume: turned to the wanted orientation already.
         spacing: voxel sizes in mm along the three axes; None keeps those of the volume.
         size: voxels along the three axes.
-        middle: voxel coordinates that come to lie in the middle.
+        middle: what comes to lie in the middle, in the volume's voxels along axes at right angles.
+
+    Raises:
+        UnreadableError: the axes lie nearly in one plane.
     """
-    own = np.array(volume.spacing)
+    axes = right_angled(volume.affine)
+    own = np.linalg.norm(axes[:3, :3], axis=0)
     wanted = own if spacing is None else np.asarray(spacing, dtype=np.float64)
     step = np.where(np.abs(wanted - own) <= _SAME * own, 1.0, wanted / own)
-    corner = np.asarray(middle, dtype=np.float64) - step * (np.array(size) - 1) / 2
+    place, sides = np.asarray(middle, dtype=np.float64), np.array(size)
+    corner = place - step * (sides - 1) / 2
+    # An image thinner than a step of the grid would lie between two planes of it: one is put onto the middle.
+    span = np.abs(to_right_angles(volume)[:3, :3]) @ (np.array(volume.values.shape[:3]) - 1.0)
+    corner = np.where(step > span, place - step * (sides // 2), corner)
     # Half a voxel up, so that ties fall alike whatever the rounding of the middle.
-    corner = np.where(step == 1.0, np.floor(corner + 0.5 - 1e-6), corner)
+    corner = np.where(step == 1.0, np.floor(place - (sides - 1) / 2 + 0.5 - 1e-6), corner)
     within = np.eye(4)
     within[:3, :3] = np.diag(step)
     within[:3, 3] = corner
-    return Grid(volume.affine @ within, size)
+    return Grid(axes @ within, size)
 
 
 def resample(volume: Volume, grid: Grid, *, order: Literal[0, 1]) -> npt.NDArray[Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
@@ -9,15 +10,22 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
+from polyclinic.data.readers.axes import shear_angle
 from polyclinic.data.readers.describe import volume_facts
 from polyclinic.data.readers.volume import UnreadableError, Volume
 from polyclinic.data.spec import Preprocessing
-from polyclinic.data.volumes.grid import Grid, oriented, resample, target_grid
+from polyclinic.data.volumes.coverage import Coverage, coverage
+from polyclinic.data.volumes.grid import Grid, box_of, oriented, resample, target_grid, to_right_angles
 from polyclinic.data.volumes.intensity import INTENSITIES, foreground_of, landmarks_of
 from polyclinic.data.volumes.mask_place import APART, place_mask, share_inside
 from polyclinic.ignored import IGNORED
 from polyclinic.notes import Note
 from polyclinic.options import split_entry
+
+#: An image of which fewer voxels of the grid are left shows nothing.
+_FEWEST_VOXELS = 8
+#: Red, green and blue of a grey picture may differ by so much: compression rounds.
+_GREY = 2
 
 
 @dataclass(frozen=True, eq=False)
@@ -28,10 +36,11 @@ class Prepared:
         image: float16 ``[C, D, H, W]`` (float32 where intensities stay as they are).
         mask: uint8 ``[1, D, H, W]`` of class indices, or None.
         about: what was found, as JSON values: ``facts`` of the first image as it was read (see `VolumeFacts`),
-            ``grid_spacing`` in mm, ``grid_orientation`` (axis codes), ``labels`` (voxels of each class in the prepared
-            mask, without ignored ones), ``lost`` (share of the mask's foreground that lies outside the grid), ``place``
-            (see `place_mask`), ``landmarks`` ``[C][11]``, ``notes`` (number, text, and ``of``: "image" or "mask"; see
-            `polyclinic.data.image_notes`).
+            ``grid_spacing`` in mm, ``grid_orientation`` (axis codes), ``filled`` and ``inside`` (see `Coverage`, the
+            least of the channels), ``sheared`` (by how many degrees the axes of the first image were not at right
+            angles), ``labels`` (voxels of each class in the prepared mask, without ignored ones), ``lost`` (share of
+            the mask's foreground that lies outside the grid), ``place`` (see `place_mask`), ``landmarks`` ``[C][11]``,
+            ``notes`` (number, text, and ``of``: "image" or "mask"; see `polyclinic.data.image_notes`).
     """
 
     image: npt.NDArray[np.floating]
@@ -77,22 +86,27 @@ def prepare_case(
     grid = target_grid(single[0], spec.steps, spec.sides, middle)
     name, options = split_entry(spec.intensity, (), "intensity normalisation")
     normalise = INTENSITIES[name](**options)
-    channels, marks = [], []
+    channels, marks, shares = [], [], []
     for image in single:
         _check_place(image, single[0], "images")
-        values = resample(image, grid, order=1).astype(np.float32, copy=False)
+        shares.append(coverage(image, grid))
+        values = _on_grid(image, grid, shares[-1])
         if name == "none":
             channels.append(values)
             continue
         normalised = normalise(values, foreground_of(values, normalise.foreground))
         if name == "nyul":
             marks.append(landmarks_of(normalised, foreground_of(values, normalise.foreground)))
-        channels.append(normalised)
-    stacked = np.stack(channels)
+        with np.errstate(over="ignore"):
+            channels.append(normalised.astype(np.float16))
+        _check_prepared(channels[-1], f"after `intensity: {name}`")
     about: dict[str, Any] = {
         "facts": asdict(facts),
         "grid_spacing": list(grid.spacing),
         "grid_orientation": spec.orientation,
+        "filled": round(min(share.filled for share in shares), 6),
+        "inside": round(min(share.inside for share in shares), 4),
+        "sheared": round(shear_angle(single[0].affine), 2),
         "landmarks": marks,
         "notes": [note.to_json() | {"of": "image"} for note in _notes(images)],
     }
@@ -107,7 +121,7 @@ def prepare_case(
         prepared_mask, found = _prepare_mask(Volume(indices, turned_mask.affine), grid)
         about |= found | {"place": {"turned": turned, "resampled": resampled, "inside": inside}}
         about["notes"] += [note.to_json() | {"of": "mask"} for note in _notes([mask])]
-    return Prepared(stacked if name == "none" else stacked.astype(np.float16), prepared_mask, about)
+    return Prepared(np.stack(channels), prepared_mask, about)
 
 
 def _notes(volumes: Sequence[Volume]) -> list[Note]:
@@ -119,11 +133,14 @@ def single_frame(volume: Volume, frames: str, *, kind: str = "image") -> Volume:
     """The volume with three axes.
 
     Raises:
-        UnreadableError: it has several frames and ``frames`` is ``reject``, or it has more axes or none.
+        UnreadableError: it is in colour, it has several frames and ``frames`` is ``reject``, or it has more axes or
+            none.
     """
     values = volume.values
     if values.ndim == 2:
         values = values[:, :, None]
+    if volume.colour:
+        values = _grey(values, kind)
     if values.ndim > 3 and values.size == int(np.prod(values.shape[:3])):
         values = values.reshape(values.shape[:3])
     if values.ndim == 4 and frames != "reject":
@@ -135,12 +152,39 @@ def single_frame(volume: Volume, frames: str, *, kind: str = "image") -> Volume:
     return Volume(values, volume.affine, volume.about, volume.notes)
 
 
+def _grey(values: npt.NDArray[Any], kind: str) -> npt.NDArray[Any]:
+    """The grey values of a picture that is stored in colour (many captures of ultrasound are)."""
+    if int((values.max(axis=3).astype(np.int64) - values.min(axis=3)).max()) > _GREY:
+        raise UnreadableError(f"{kind} is in colour: pictures in colour need `size` instead of `preprocessing`")
+    grey: npt.NDArray[Any] = values[..., 1]
+    return grey
+
+
 def _check_values(images: Sequence[Volume]) -> None:
     for image in images:
         if image.values.dtype.kind == "f" and not np.isfinite(image.values).all():
             raise UnreadableError("image has values that are not finite numbers")
+        if image.values.dtype == np.float64 and np.abs(image.values).max() > np.finfo(np.float32).max:
+            raise UnreadableError("image has values that are too large")
         if image.values.min() == image.values.max():
             raise UnreadableError("image is the same everywhere")
+
+
+def _on_grid(image: Volume, grid: Grid, share: Coverage) -> npt.NDArray[np.float32]:
+    """The image's values on the grid, if there is something to be seen of it."""
+    if share.voxels < min(_FEWEST_VOXELS, math.prod(grid.size)):
+        raise UnreadableError(f"image is smaller than {_FEWEST_VOXELS} voxels of the grid (look at its unit of length)")
+    values: npt.NDArray[np.float32] = resample(image, grid, order=1).astype(np.float32, copy=False)
+    _check_prepared(values, "inside the grid" if share.filled else "since nothing of it lies in the grid")
+    return values
+
+
+def _check_prepared(values: npt.NDArray[np.floating], where: str) -> None:
+    """What was sound as it was read may be lost on the way."""
+    if not np.isfinite(values).all():
+        raise UnreadableError(f"image has values that are not finite or too large {where}")
+    if values.min() == values.max():
+        raise UnreadableError(f"image is the same everywhere {where}")
 
 
 def _check_place(one: Volume, other: Volume, what: str) -> None:
@@ -158,13 +202,15 @@ def _check_place(one: Volume, other: Volume, what: str) -> None:
 
 
 def _middle(volume: Volume, centre: str) -> list[float]:
-    """Voxel coordinates of what comes to lie in the middle."""
+    """What comes to lie in the middle, in voxels along axes at right angles."""
     if centre == "foreground":
         inside = foreground_of(volume.values.astype(np.float32, copy=False), "otsu")
-        if inside.any():
-            spans = [np.flatnonzero(inside.any(axis=tuple({0, 1, 2} - {axis}))) for axis in range(3)]
-            return [float(span[0] + span[-1]) / 2 for span in spans]
-    return [(side - 1) / 2 for side in volume.values.shape]
+        first, last = box_of(volume, inside)
+        middle: list[float] = ((first + last) / 2).tolist()
+        return middle
+    change = to_right_angles(volume)
+    found: list[float] = (change[:3, :3] @ ((np.array(volume.values.shape) - 1) / 2) + change[:3, 3]).tolist()
+    return found
 
 
 def _prepare_mask(mask: Volume, grid: Grid) -> tuple[npt.NDArray[np.uint8], dict[str, Any]]:
