@@ -116,7 +116,7 @@ def test_without_a_header_the_names_tell_the_separator():
         ("a,b\n1,2\n".encode("utf-16"), "is not UTF-8 text. Save it as CSV in UTF-8."),
         ("a,Köln\n1,2\n".encode("latin-1"), "is not UTF-8 text. Save it as CSV in UTF-8."),
         (b"PK\x03\x04 ...", "is not UTF-8 text. It is a spreadsheet or an archive"),
-        (gzip.compress(b"a,b\n1,2\n"), "is not UTF-8 text."),
+        (gzip.compress(b"a,b\n1,2\n", mtime=0), "is not UTF-8 text."),
         ("<!DOCTYPE html>\n<html>404, not found</html>\n", "is a web page or XML."),
         ("version https://git-lfs.github.com/spec/v1\noid sha256:ab\nsize 3\n", "is a pointer of Git LFS"),
         ("a,b\n1," + "x" * 200_000 + "\n", "has a cell that can't be read in line 2"),

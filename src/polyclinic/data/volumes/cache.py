@@ -16,7 +16,7 @@ from polyclinic.data.volumes.preprocessing import Prepared
 from polyclinic.files import draft_of, write_atomic, write_error
 
 #: Counted up when prepared volumes change for the same files and settings.
-VERSION = 3
+VERSION = 4
 _CHUNK = 1 << 20
 _CHOOSE = "with `data: {cache: FOLDER}`"
 
