@@ -121,7 +121,7 @@ def read_rows(spec: DataSpec, folder: Path, split: str | None) -> Rows:
     rows = Rows(cells, pd.concat(origins, ignore_index=True), np.full(len(cells), "", dtype=object), chosen, notes)
     for column, wanted in spec.where.items():
         kept = matches(rows.cells[column], wanted)
-        notes += unmatched_notes("where", rows.cells[column], wanted, kept)
+        notes += unmatched_notes("where", rows.cells[column], wanted, kept, identifies=column == spec.subject)
         rows = rows.where(kept)
     if not len(rows):
         raise DataError("P205", "No row is selected.", "Compare `where` with the table." if spec.where else "")
