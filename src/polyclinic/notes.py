@@ -25,7 +25,6 @@ TITLES: dict[str, str] = {
     "N206": "Rows name no site",
     "N207": "A pattern does not fit the patients' names",
     "N208": "A site is left out",
-    "N210": "A number seems to stand for a missing value",
     "N211": "A column of numbers is written like codes",
     "N212": "One value seems to be spelt in several ways",
     "N213": "Codes seem to be rounded by a spreadsheet program",

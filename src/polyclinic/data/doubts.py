@@ -14,9 +14,9 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from polyclinic.data.codes import alike, equals, likeness, plain_number, scalar_text
+from polyclinic.data.codes import alike, plain_number
 from polyclinic.data.numbers import parse_numbers
-from polyclinic.data.spec import DataSpec, Scalar
+from polyclinic.data.spec import DataSpec
 from polyclinic.data.table import comparison
 from polyclinic.notes import Note
 
@@ -45,10 +45,10 @@ def column_notes(
     for place, name in enumerate(features if matrix.ndim == 2 else ()):
         if name in cells and name not in spec.categorical:
             values = matrix[:, place]
-            notes += _sentinels(name, values if spec.divide_by is None else parse_numbers(cells[name]))
+            # What is measured, and not divided by anything, is looked at in `polyclinic.data.quality.values`.
+            if spec.divide_by is not None or len(np.unique(values[~np.isnan(values)])) < _MANY:
+                notes += _sentinels(name, parse_numbers(cells[name]))
             notes += _padded(name, cells[name], values)
-    if task == "regression" and spec.label is not None:
-        notes += _sentinels(spec.label, parse_numbers(cells[spec.label]))
     combat = spec.harmonisation.combat
     label = [spec.label] if task == "classification" and spec.label is not None else []
     compared = spec.positive is not None and not isinstance(spec.positive, list) and comparison(spec.positive)
@@ -60,34 +60,6 @@ def column_notes(
     named = [name for name in (spec.site, spec.subject, *label, *groups) if name is not None and name in cells]
     for name in dict.fromkeys(named):
         notes += _shortened(name, cells[name])
-    return notes
-
-
-def where_notes(column: str, cells: pd.Series[str], wanted: Scalar | Sequence[Scalar]) -> list[Note]:
-    """Notes on cells that ``where`` tells from the value that it names, and that a person may mean by it.
-
-    Args:
-        column: name of the column.
-        cells: its texts before rows are selected, NaN where missing.
-        wanted: what the study file asks for.
-    """
-    values = [wanted] if isinstance(wanted, str) or not isinstance(wanted, Sequence) else list(wanted)
-    values = [value for value in values if not isinstance(value, bool)]
-    compared = [comparison(value) for value in values]
-    texts = [scalar_text(value) if sign is None else sign[1] for value, sign in zip(values, compared, strict=True)
-             if sign is None or sign[0] in ("==", "!=")]  # fmt: skip
-    likes = {text: likeness(text) for text in cells.dropna().unique()}
-    taken = np.zeros(len(cells), dtype=np.bool_)
-    for text in texts:
-        taken |= equals(cells, text)
-    notes = []
-    for text in dict.fromkeys(texts):
-        wanted_like = likeness(text)
-        count = int((cells.isin([other for other, like in likes.items() if like == wanted_like]) & ~taken).sum())
-        if count:
-            words = f"{_cells(count)} differ from {text!r} (`where`) in their spelling only"
-            hint = "such as capital letters or leading zeros, and are not taken for it: write them alike, or list all."
-            notes.append(Note("N212", f"Column {column!r}: {words}, {hint}"))
     return notes
 
 
@@ -108,7 +80,7 @@ def _sentinels(name: str, values: npt.NDArray[np.floating]) -> list[Note]:
         found.append(float(below[0]))
     return [
         Note(
-            "N210", f"Column {name!r}: {_cells(int((there == np.float32(value)).sum()))} hold {value:g}, far from all "
+            "N236", f"Column {name!r}: {_cells(int((there == np.float32(value)).sum()))} hold {value:g}, far from all "
             "others: if that means a missing value, add it to `missing`.",
         )
         for value in sorted(found)

@@ -11,7 +11,6 @@ import numpy.typing as npt
 import pandas as pd
 
 from polyclinic.data.cases import Counts
-from polyclinic.data.doubts import where_notes
 from polyclinic.data.features import choose_features
 from polyclinic.data.labels import label_reasons, number_reasons
 from polyclinic.data.quality.counters import LEFT_OUT, counter_notes, find_counters
@@ -128,8 +127,7 @@ def read_rows(spec: DataSpec, folder: Path, split: str | None) -> Rows:
     )
     for column, wanted in spec.where.items():
         kept = matches(rows.cells[column], wanted)
-        notes += unmatched_notes("where", rows.cells[column], wanted, kept)
-        notes += where_notes(column, rows.cells[column], wanted)
+        notes += unmatched_notes("where", rows.cells[column], wanted, kept, identifies=column == spec.subject)
         rows = rows.where(kept)
     if not len(rows):
         raise DataError("P205", "No row is selected.", "Compare `where` with the table." if spec.where else "")

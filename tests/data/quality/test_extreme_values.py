@@ -51,7 +51,8 @@ def test_codes_for_not_measured(opened, noise, code):
     found = opened(frame)
     assert numbers(found) == ["N236"]
     assert f"f1 {code} (3)" in note(found, "N236")
-    assert numbers(opened(frame, missing=[f"{code}.0"])) == []
+    if code:  # which is a label, too
+        assert numbers(opened(frame, missing=[f"{code}.0"])) == []
 
 
 def test_zero_among_small_numbers_is_a_number(opened, noise):

@@ -22,6 +22,14 @@ def test_a_value_that_no_row_has(opened, noise):
     assert "of which 'Pisma' stands in no row" in note(found, "N239")
 
 
+def test_patients_are_not_quoted(opened, noise):
+    frame = noise()
+    chosen = [f"A{row:03}" for row in range(30)] + [f"B{row:03}" for row in range(30)]
+    found = opened(frame, where={"pid": [*chosen[:-1], "b029", "Z9"]})
+    assert "1 more row has in other writing, and these rows do not count as such. Write" in found.notes[0]
+    assert "of which 2 stand in no row" in found.notes[1]
+
+
 @pytest.mark.parametrize("wanted", [1, "1", "< 5", True, "!= 7"])
 def test_comparisons_and_numbers(opened, noise, wanted):
     assert numbers(opened(noise().assign(scanner=1), where={"scanner": wanted})) == []

@@ -153,7 +153,7 @@ def test_folders_series_and_names_without_an_ending(dicom, tmp_path):
     dicom(tmp_path / "two" / "b", RAMP[::-1], **DX, SOPInstanceUID="1.2.3.2")
     assert reason(tmp_path, "two") == "files hold 2 DICOM images, not one"
     from polyclinic.data.readers.dicom_header import read_header
-    from polyclinic.data.readers.dicom_series import group_planes
+    from polyclinic.data.readers.dicom_groups import group_planes
 
     keys = [group.key for group in group_planes([read_header(tmp_path / "two" / "b")])]
     np.testing.assert_array_equal(shown(tmp_path, f"two#{series_name(keys[0], 'salt')}"), expected[::-1])
@@ -168,12 +168,12 @@ def test_folders_series_and_names_without_an_ending(dicom, tmp_path):
 def test_masks_in_dicom_keep_their_numbers(dicom, tmp_path):
     dicom(tmp_path / "x.dcm", RAMP, **DX)
     marks = np.zeros((16, 16), np.uint8)
-    marks[4:8, 4:8], marks[9:12, 9:12] = 1, 255
+    marks[4:8, 4:8], marks[9:12, 9:12] = 1, 2
     dicom(tmp_path / "m.dcm", marks, **SKIN)
     _, masks, failures = decode(tmp_path, "x.dcm", masks=["m.dcm"])
     assert failures == {}
     np.testing.assert_array_equal(masks[0, 0].numpy(), marks > 0)
-    two = MaskClasses(("background", "a", "b"), ((1,), (255,)), complete=True)
+    two = MaskClasses(("background", "a", "b"), ((1,), (2,)), complete=True)
     _, masks, _ = decode(tmp_path, "x.dcm", masks=["m.dcm"], classes=two)
     assert masks.unique().tolist() == [0, 1, 2]
     dicom(tmp_path / "r.dcm", marks, **SKIN | {"PhotometricInterpretation": "MONOCHROME1"})

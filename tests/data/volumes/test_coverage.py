@@ -195,5 +195,5 @@ def test_no_real_dicom_image_vanishes(data_folder):
             continue
         prepared = prepare_case([volume], None, spec, nonzero)
         used += 1
-        assert prepared.image.astype(np.float32).std() > 0.01, cell
+        assert np.ptp(prepared.image.astype(np.float32)) > 0.1, cell
     assert used >= 15

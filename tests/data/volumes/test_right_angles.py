@@ -127,8 +127,8 @@ def test_a_mask_at_right_angles_fits_a_tilted_image_and_the_other_way_round():
     )
     other, other_mask = ball(straight)
     spec = Preprocessing(spacing=2, size=(44, 44, 44), intensity={"window": {"lower": -100, "upper": 600}})
-    check_ball(prepare_case([image], other_mask, spec, nonzero))
-    check_ball(prepare_case([other], mask, spec, nonzero))
+    check_ball(prepare_case([image], other_mask, spec, nonzero, "header"))
+    check_ball(prepare_case([other], mask, spec, nonzero, "header"))
 
 
 @pytest.mark.parametrize("centre", ["image", "foreground"])

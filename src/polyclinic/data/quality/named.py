@@ -18,7 +18,12 @@ _PATIENT = re.compile(r"(patient|subject|participant|person|pid|mrn|sub)s?([ _.-
 
 
 def unmatched_notes(
-    use: str, cells: pd.Series[str], wanted: Scalar | Sequence[Scalar], chosen: npt.NDArray[np.bool_]
+    use: str,
+    cells: pd.Series[str],
+    wanted: Scalar | Sequence[Scalar],
+    chosen: npt.NDArray[np.bool_],
+    *,
+    identifies: bool = False,
 ) -> list[Note]:
     """Notes on values of ``where`` or ``positive`` that no row has, and on rows that have them in other writing.
 
@@ -27,6 +32,7 @@ def unmatched_notes(
         cells: texts of the column, NaN where missing.
         wanted: what the study asks for. Comparisons, and true and false, are left alone.
         chosen: bool ``[N]``, which rows have it.
+        identifies: whether the column names patients: then no value is quoted.
     """
     values = [wanted] if isinstance(wanted, str) or not isinstance(wanted, Sequence) else list(wanted)
     values = [value for value in values if not isinstance(value, bool)]
@@ -39,15 +45,17 @@ def unmatched_notes(
     notes = []
     if alike:
         total, writings = sum(alike.values()), some(f"{text[:30]!r} ({count})" for text, count in alike.items())
+        writings = "" if identifies else f": {writings}"
         text = (
             f"`{use}` names values of {column!r} that {counted(total, 'more row has', 'more rows have')} in other "
-            f"writing, and these rows do not count as such: {writings}. Write them alike in the tables, or list all."
+            f"writing, and these rows do not count as such{writings}. Write them alike in the tables, or list all."
         )
         notes.append(Note("N239", text))
     absent = [scalar_text(value) for value in values if not matches(cells, value).any()]
     if absent and chosen.any():
+        which = str(len(absent)) if identifies else some(map(repr, absent))
         stand = "stands" if len(absent) == 1 else "stand"
-        text = f"`{use}` names values of {column!r}, of which {some(map(repr, absent))} {stand} in no row."
+        text = f"`{use}` names values of {column!r}, of which {which} {stand} in no row."
         notes.append(Note("N239", text))
     return notes
 

@@ -29,7 +29,11 @@ _SLACK = 0.2
 #: Where values scatter by more than this share of the median, sites' medians differ for other reasons than units.
 _TIGHT = 0.5
 #: Numbers that mean "not measured" in many tables.
-_CODES = (-9999.0, -999.0, -99.0, -9.0, -1.0, 0.0, 99.0, 999.0, 9999.0, 99999.0)
+_CODES = (
+    0.0, -1.0, -2.0, -3.0, -7.0, -8.0, -9.0,
+    *(sign * float(np.float32(code)) for sign in (1, -1) for code in
+      (77, 88, 99, 777, 888, 999, 7777, 8888, 9999, 99999, 999999, 99.9, 999.9, 9999.9, 99.99, 999.99)),
+)  # fmt: skip
 
 
 def value_notes(sites: dict[str, SiteData], features: Sequence[str], label: str | None) -> list[Note]:
@@ -169,8 +173,10 @@ def _stands_apart(code: float, others: Values) -> bool:
         return False
     first, third = np.quantile(others, [0.25, 0.75])
     gap = low - code if code < low else code - high
-    # Beyond the largest gap that the values leave among themselves, and by more than the usual range.
-    return bool(gap > (third - first) and gap > 2 * np.diff(np.sort(others)).max())
+    # Beyond the largest gap that the values leave among themselves, and by more than the usual range; a small positive
+    # number may well be an age or a score, and must be further out.
+    reach = high - low if 0 < code < 100 else third - first
+    return bool(gap > reach and gap > 2 * np.diff(np.sort(others)).max())
 
 
 def _blanked(table: Values, codes: dict[int, list[float]]) -> Values:
