@@ -19,7 +19,7 @@ def opened(write_table):
             "site": ["A"] * 20 + ["B"] * 20,
             "id": [f"p{i}" for i in range(40)],
             "y": [str(i // 4 % 2) for i in range(40)],
-            "x": [str(20 + 7 * i % 13) for i in range(40)],
+            "x": [str(20 + 7 * i % 37) for i in range(40)],
         } | (columns or {})
         lines = [",".join(table), *(",".join(row) for row in zip(*table.values(), strict=True))]
         return open_data(DataSpec.model_validate(ENTRIES | entries), write_table("\n".join(lines) + "\n"), task)
@@ -32,7 +32,8 @@ def found(result, *numbers):
 
 
 def test_a_plain_table_has_no_notes(opened):
-    assert opened().notes == []
+    ages = np.random.default_rng(0).normal(60, 9, 40).round(4)
+    assert opened(columns={"x": ages.astype(str).tolist()}).notes == []
 
 
 @pytest.mark.parametrize(

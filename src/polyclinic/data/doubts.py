@@ -114,7 +114,7 @@ def _merged(name: str, cells: pd.Series[str]) -> list[Note]:
     """Spellings of one number that both have a point, as the codes 250.0 and 250.00 of a catalogue of diseases."""
     groups: dict[str | None, list[str]] = defaultdict(list)
     for text in sorted(cells.dropna().unique()):
-        if "." in text:
+        if "." in text and not text.lstrip("+-").startswith("."):  # no code begins with a point
             groups[plain_number(text)].append(text)
     one = [group for number, group in groups.items() if number is not None and len(group) > 1]
     if not one:

@@ -152,8 +152,8 @@ def test_folders_series_and_names_without_an_ending(dicom, tmp_path):
     dicom(tmp_path / "two" / "a", RAMP, **DX, SOPInstanceUID="1.2.3.1")
     dicom(tmp_path / "two" / "b", RAMP[::-1], **DX, SOPInstanceUID="1.2.3.2")
     assert reason(tmp_path, "two") == "files hold 2 DICOM images, not one"
-    from polyclinic.data.readers.dicom_header import read_header
     from polyclinic.data.readers.dicom_groups import group_planes
+    from polyclinic.data.readers.dicom_header import read_header
 
     keys = [group.key for group in group_planes([read_header(tmp_path / "two" / "b")])]
     np.testing.assert_array_equal(shown(tmp_path, f"two#{series_name(keys[0], 'salt')}"), expected[::-1])

@@ -127,3 +127,14 @@ def test_what_is_not_flat_is_normalised_as_before():
     inside = scaled[volume != 0]
     assert abs(inside.mean()) < 1e-3
     assert inside.std() == pytest.approx(1, rel=1e-3)
+
+
+@pytest.mark.parametrize("name", ["percentile", "nyul"])
+def test_a_hot_voxel_does_not_flatten_an_image(name):
+    """Percentiles are there for this: the others are spread as they are without it."""
+    values = np.random.default_rng(2).normal(500, 100, (20, 20, 20)).astype(np.float32)
+    hot = values.copy()
+    hot[3, 4, 5] = 1e9
+    scaled, expected = (INTENSITIES[name]()(image, np.ones(image.shape, dtype=bool)) for image in (hot, values))
+    others = hot != 1e9
+    np.testing.assert_allclose(scaled[others], expected[others], atol=0.01)

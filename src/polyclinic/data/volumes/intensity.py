@@ -18,8 +18,9 @@ Percent = Annotated[float, Field(ge=0.0, le=100.0)]
 #: Source: Shah et al., Evaluating intensity normalization on MRIs of human brain with multiple sclerosis, 2011.
 LANDMARKS = (1.0, 10.0, 20.0, 30.0, 40.0, 50.0, 60.0, 70.0, 80.0, 90.0, 99.0)
 
-#: Differences below this share of all differences in an image are rounding: a foreground of one value.
-_NOTHING = 1e-5
+#: Differences below this share of the values are rounding: a foreground of one value. A share of all differences in the
+#: image would not do, since one hot voxel would make a foreground of any image.
+_NOTHING = 1e-6
 
 #: Ways of normalising by the name used under ``preprocessing: {intensity: ...}``.
 INTENSITIES: Catalogue[Any] = Catalogue("intensity normalisation")
@@ -85,7 +86,7 @@ class ZScore:
         """(x - mean) / deviation; a constant foreground becomes 0, and the rest has the deviation of the whole."""
         inside = values[foreground] if foreground.any() else values
         mean, deviation = float(inside.mean(dtype=np.float64)), float(inside.std(dtype=np.float64))
-        if deviation <= _NOTHING * _range(values):
+        if deviation <= _NOTHING * abs(mean):
             deviation = float(values.std(dtype=np.float64)) or 1.0
         scaled: Floats32 = (values - np.float32(mean)) / np.float32(deviation)
         if self.foreground == "nonzero":
@@ -177,15 +178,11 @@ def landmarks_of(values: Floats32, foreground: Booleans) -> list[float]:
     return found
 
 
-def _range(values: Floats32) -> float:
-    return float(values.max()) - float(values.min())
-
-
 def _ends(values: Floats32, foreground: Booleans, lower: float, upper: float) -> tuple[float, float]:
     """Two percentiles of the foreground; the ends of all values where these are as good as the same."""
     inside = values[foreground] if foreground.any() else values
     low, high = np.percentile(inside, [lower, upper]).tolist()
-    if high - low <= _NOTHING * _range(values):
+    if high - low <= _NOTHING * max(abs(low), abs(high)):
         low, high = float(values.min()), float(values.max())
     return low, high if high > low else low + 1.0
 
