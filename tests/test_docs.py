@@ -29,8 +29,8 @@ from polyclinic.communication.topology import TOPOLOGIES
 from polyclinic.data.augmentation import INTENSITY, SPATIAL
 from polyclinic.data.catalogue import ENTRIES, find_entry
 from polyclinic.data.catalogue.page import catalogue_page
-from polyclinic.data.labels import MOST_CLASSES
 from polyclinic.data.spec import DataSpec, Mask, Partition, Patch, Preprocessing
+from polyclinic.data.tables.labels import MOST_CLASSES
 from polyclinic.engine.planner import PROCESSES_ABOVE, STACK_BELOW
 from polyclinic.engine.processes import _Worker
 from polyclinic.errors import TITLES, PolyclinicError

@@ -274,9 +274,9 @@ def _print_results(results: Results, metrics: list[str]) -> None:
         }
         names = list(dict.fromkeys(rows["method"]))
         # A narrow terminal shows the means alone; everything is in summary.csv and the report.
-        short = {name: max(len(name), *(len(cells[method, name][0]) for method in names)) + 2 for name in metrics}
-        full = {name: max(len(name), *(len(cells[method, name][1]) for method in names)) + 2 for name in metrics}
-        first = max(len("method"), *(len(method) for method in names)) + 3
+        short = {name: max([len(name), *(len(cells[method, name][0]) for method in names)]) + 2 for name in metrics}
+        full = {name: max([len(name), *(len(cells[method, name][1]) for method in names)]) + 2 for name in metrics}
+        first = max([len("method"), *(len(method) for method in names)]) + 3
         wide = first + sum(full.values()) <= output.width
         for part in _parts(full if wide else short, output.width - first):
             table = Table(title=title, title_justify="left", header_style="bold", box=SIMPLE, pad_edge=False)

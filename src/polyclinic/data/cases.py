@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
-from polyclinic.data.masks import MaskFacts
+from polyclinic.data.masks.classes import MaskFacts
 from polyclinic.data.volumes.store import Volumes
 from polyclinic.notes import Note
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from polyclinic.data.cases import Opened, SiteData, reasons_text
-from polyclinic.data.mask_notes import mask_notes
+from polyclinic.data.masks.notes import mask_notes
 from polyclinic.data.readers.describe import VolumeFacts, facts_row
 from polyclinic.data.spec import DataSpec
 from polyclinic.data.volumes.notes import grid_notes

@@ -15,20 +15,20 @@ from torch import Tensor
 
 from polyclinic.data.cases import Counts, Opened, SiteData, reasons_text
 from polyclinic.data.check import quality_notes
-from polyclinic.data.depth import DeepPictures
-from polyclinic.data.dicom_pictures import level_notes
-from polyclinic.data.doubts import column_notes
-from polyclinic.data.features import encode_covariates, encode_features
 from polyclinic.data.image_notes import volume_notes
-from polyclinic.data.images import ImageFiles, Seen, decode_images, resolve
-from polyclinic.data.labels import encode_labels, encode_numbers
-from polyclinic.data.masks import MaskClasses, MaskFacts
+from polyclinic.data.masks.classes import MaskClasses, MaskFacts
 from polyclinic.data.partition import check_partition, partition_rows, site_names
+from polyclinic.data.pictures.decode import ImageFiles, Seen, decode_images, resolve
+from polyclinic.data.pictures.depth import DeepPictures
+from polyclinic.data.pictures.dicom import level_notes
 from polyclinic.data.quality.classes import label_notes
+from polyclinic.data.quality.doubts import column_notes
 from polyclinic.data.quality.patients import check_site_names, patient_notes
 from polyclinic.data.quality.tables import image_notes, table_notes
-from polyclinic.data.rows import Rows, Task, read_rows, reject_rows
 from polyclinic.data.spec import DataSpec
+from polyclinic.data.tables.features import encode_covariates, encode_features
+from polyclinic.data.tables.labels import encode_labels, encode_numbers
+from polyclinic.data.tables.rows import Rows, Task, read_rows, reject_rows
 from polyclinic.data.volumes.fingerprint import SiteFingerprint
 from polyclinic.data.volumes.prepare import VolumeFiles, check_volumes, fingerprint_volumes, prepare_volumes
 from polyclinic.data.volumes.store import Volumes

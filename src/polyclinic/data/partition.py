@@ -21,9 +21,9 @@ import numpy.typing as npt
 import pandas as pd
 import torch
 
-from polyclinic.data.rows import Rows
 from polyclinic.data.spec import DataSpec, Partition
 from polyclinic.data.splits import patient_cases, patient_classes
+from polyclinic.data.tables.rows import Rows
 from polyclinic.errors import DataError
 from polyclinic.notes import Note
 from polyclinic.options import EntryError

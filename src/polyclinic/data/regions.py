@@ -13,8 +13,8 @@ import pandas as pd
 from nibabel.affines import apply_affine
 from nibabel.filebasedimages import ImageFileError
 
-from polyclinic.data.cells import read_cells
 from polyclinic.data.readers.volume import Volume
+from polyclinic.data.tables.cells import read_cells
 from polyclinic.errors import DataError, nearest
 
 #: Columns of a manifest that may hold the maps, in this order.

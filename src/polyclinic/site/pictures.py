@@ -10,6 +10,8 @@ from nibabel.orientations import apply_orientation, axcodes2ornt, ornt_transform
 from numpy.typing import NDArray
 from torch import Tensor
 
+from polyclinic.ignored import IGNORED
+
 #: Grey values below and above these percentiles become black and white.
 WINDOW = (1.0, 99.0)
 #: The axis that each slice of a volume stands on, in the order in which they are shown.
@@ -71,7 +73,8 @@ def _places(mask: NDArray[np.uint8], prediction: NDArray[np.uint8]) -> list[int]
 
     Of several structures a slice has the more, the larger its share of each is: a small one counts like a large one.
     """
-    structures = [(mask == index, np.count_nonzero(mask == index)) for index in np.unique(mask) if index]
+    there = np.setdiff1d(mask, (0, IGNORED))
+    structures = [(mask == index, np.count_nonzero(mask == index)) for index in there]
     places = []
     for axis, size in enumerate(mask.shape):
         others = tuple(other for other in range(3) if other != axis)

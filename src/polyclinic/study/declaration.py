@@ -547,7 +547,7 @@ def _check_data(data: DataSpec, task: str) -> None:
     if data.mask_classes is not None and task != "segmentation":
         refuse("mask_classes", f"`mask_classes` is for segmentation, and the task is {task}.")
     if task == "segmentation":
-        from polyclinic.data.masks import MaskClasses
+        from polyclinic.data.masks.classes import MaskClasses
 
         try:
             MaskClasses.of(data)

@@ -12,7 +12,7 @@ from pydicom.uid import (
     RLELossless,
 )
 
-from polyclinic.data.readers.dicom import read_series
+from polyclinic.data.readers.dicom.read import read_series
 from polyclinic.data.readers.volume import UnreadableError
 
 RNG = np.random.default_rng(0)

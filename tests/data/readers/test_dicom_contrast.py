@@ -7,8 +7,8 @@ where the description leaves it open.
 import numpy as np
 import pytest
 
-from polyclinic.data.readers.dicom_contrast import SequenceFacts, contrast_of
-from polyclinic.data.readers.dicom_header import read_header
+from polyclinic.data.readers.dicom.contrast import SequenceFacts, contrast_of
+from polyclinic.data.readers.dicom.header import read_header
 
 SE, TSE, GR = {"sequence": frozenset(("SE",))}, {"sequence": frozenset(("SE",)), "echo_train": 15}, frozenset(("GR",))
 IR, EPI, EPSE = frozenset(("SE", "IR")), frozenset(("EP", "GR")), frozenset(("EP", "SE"))

@@ -5,7 +5,7 @@ import pydicom
 import pytest
 from pydicom.dataset import Dataset
 
-from polyclinic.data.readers.dicom import read_series
+from polyclinic.data.readers.dicom.read import read_series
 from polyclinic.data.readers.scan import scan_folder
 from polyclinic.data.readers.volume import UnreadableError
 

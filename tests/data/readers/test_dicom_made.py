@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pydicom.uid import BasicTextSRStorage, UltrasoundImageStorage, generate_uid
 
-from polyclinic.data.readers.dicom import read_series
+from polyclinic.data.readers.dicom.read import read_series
 from polyclinic.data.readers.volume import UnreadableError
 
 CUBE = np.arange(4 * 5 * 6, dtype=np.int16).reshape(4, 5, 6)

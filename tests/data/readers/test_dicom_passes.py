@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from polyclinic.data.readers.dicom import read_series
+from polyclinic.data.readers.dicom.read import read_series
 from polyclinic.data.readers.read import read_volume
 from polyclinic.data.readers.scan import scan_folder
 from polyclinic.data.readers.volume import UnreadableError

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from polyclinic.data.readers.dicom_header import read_header
+from polyclinic.data.readers.dicom.header import read_header
 from polyclinic.data.readers.scan import scan_folder
 
 PICTURE = np.arange(42, dtype=np.int16).reshape(6, 7)

@@ -9,9 +9,9 @@ from PIL import Image
 from pydicom.dataset import Dataset
 
 from polyclinic import Study
-from polyclinic.data.dicom_pictures import is_scan, level_notes, open_scan
-from polyclinic.data.images import ImageFiles, decode_images
-from polyclinic.data.masks import MaskClasses
+from polyclinic.data.masks.classes import MaskClasses
+from polyclinic.data.pictures.decode import ImageFiles, decode_images
+from polyclinic.data.pictures.dicom import is_scan, level_notes, open_scan
 from polyclinic.data.readers.read import read_volume
 from polyclinic.data.readers.volume import UnreadableError
 from polyclinic.data.spec import Preprocessing
@@ -152,8 +152,8 @@ def test_folders_series_and_names_without_an_ending(dicom, tmp_path):
     dicom(tmp_path / "two" / "a", RAMP, **DX, SOPInstanceUID="1.2.3.1")
     dicom(tmp_path / "two" / "b", RAMP[::-1], **DX, SOPInstanceUID="1.2.3.2")
     assert reason(tmp_path, "two") == "files hold 2 DICOM images, not one"
-    from polyclinic.data.readers.dicom_groups import group_planes
-    from polyclinic.data.readers.dicom_header import read_header
+    from polyclinic.data.readers.dicom.groups import group_planes
+    from polyclinic.data.readers.dicom.header import read_header
 
     keys = [group.key for group in group_planes([read_header(tmp_path / "two" / "b")])]
     np.testing.assert_array_equal(shown(tmp_path, f"two#{series_name(keys[0], 'salt')}"), expected[::-1])

@@ -4,9 +4,9 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from polyclinic.data.readers.dicom import read_series
-from polyclinic.data.readers.dicom_elements import read_elements
-from polyclinic.data.readers.dicom_header import ALLOWED
+from polyclinic.data.readers.dicom.elements import read_elements
+from polyclinic.data.readers.dicom.header import ALLOWED
+from polyclinic.data.readers.dicom.read import read_series
 from polyclinic.data.readers.read import read_volume
 from polyclinic.data.readers.volume import UnreadableError
 

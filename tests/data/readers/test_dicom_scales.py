@@ -6,7 +6,7 @@ import pytest
 from pydicom.dataset import Dataset
 from pydicom.sequence import Sequence
 
-from polyclinic.data.readers.dicom import read_series
+from polyclinic.data.readers.dicom.read import read_series
 from polyclinic.data.readers.scan import scan_folder
 from polyclinic.data.readers.volume import UnreadableError
 

@@ -28,7 +28,7 @@ from pydicom.uid import (
     RLELossless,
 )
 
-from polyclinic.data.readers.nifti import read_nifti
+from polyclinic.data.readers.nifti.read import read_nifti
 from polyclinic.data.readers.read import read_volume
 from polyclinic.data.readers.volume import UnreadableError
 

@@ -4,8 +4,8 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from polyclinic.data.readers.dicom import read_series
-from polyclinic.data.readers.nifti import nifti_header, read_nifti
+from polyclinic.data.readers.dicom.read import read_series
+from polyclinic.data.readers.nifti.read import nifti_header, read_nifti
 from polyclinic.data.readers.scan import scan_folder
 from polyclinic.data.readers.volume import UnreadableError
 
@@ -96,7 +96,7 @@ def test_threads_may_be_quiet_together():
     from concurrent.futures import ThreadPoolExecutor
     from time import sleep
 
-    from polyclinic.data.readers.dicom_elements import quiet
+    from polyclinic.data.readers.dicom.elements import quiet
 
     def work(number):
         with quiet:

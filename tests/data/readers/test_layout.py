@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from polyclinic.data.readers.layout import tell
-from polyclinic.data.readers.places import AMBIGUOUS, place
-from polyclinic.data.readers.words import Role, cut, site_word
+from polyclinic.data.readers.names.layout import tell
+from polyclinic.data.readers.names.places import AMBIGUOUS, place
+from polyclinic.data.readers.names.words import Role, cut, site_word
 
 PEOPLE = [f"P{number:03}" for number in range(1, 7)]
 DATES = ("2019-03-01", "2020-04-11")

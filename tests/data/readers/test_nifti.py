@@ -7,7 +7,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from polyclinic.data.readers.nifti import nifti_header, read_nifti, stem
+from polyclinic.data.readers.nifti.read import nifti_header, read_nifti, stem
 from polyclinic.data.readers.volume import UnreadableError
 
 VALUES = np.arange(24, dtype=np.int16).reshape(2, 3, 4)

@@ -8,7 +8,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from polyclinic.data.readers.nifti import header_findings, is_nifti, nifti_header, read_nifti
+from polyclinic.data.readers.nifti.read import header_findings, is_nifti, nifti_header, read_nifti
 from polyclinic.data.readers.read import read_volume
 from polyclinic.data.readers.volume import UnreadableError
 from polyclinic.data.volumes.cache import source_files

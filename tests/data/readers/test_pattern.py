@@ -2,7 +2,7 @@
 
 import pytest
 
-from polyclinic.data.readers.pattern import Pattern
+from polyclinic.data.readers.names.pattern import Pattern
 from polyclinic.errors import DataError
 
 

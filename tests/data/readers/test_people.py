@@ -2,8 +2,8 @@
 
 import pytest
 
-from polyclinic.data.readers.matching import match_names
-from polyclinic.data.readers.people import People
+from polyclinic.data.readers.people.matching import match_names
+from polyclinic.data.readers.people.people import People
 
 ONE = {name: {""} for name in ("01", "02", "03", "10")}
 TWO = {name: {"1", "2"} for name in ("01", "02")}

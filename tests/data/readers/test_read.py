@@ -2,8 +2,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from polyclinic.data.readers.dicom_groups import group_planes
-from polyclinic.data.readers.dicom_header import read_header
+from polyclinic.data.readers.dicom.groups import group_planes
+from polyclinic.data.readers.dicom.header import read_header
 from polyclinic.data.readers.read import read_volume, series_name
 from polyclinic.data.readers.volume import UnreadableError
 

@@ -6,7 +6,7 @@ import pandas as pd
 
 from polyclinic.data.catalogue.entry import Draft, Entry, Label, Request
 from polyclinic.data.catalogue.layout import MISSING, LayoutError, find_tables, what_is_there
-from polyclinic.data.table import read_cells
+from polyclinic.data.tables.table import read_cells
 
 COLUMNS = [
     "age", "sex", "cp", "trestbps", "chol", "fbs", "restecg", "thalach", "exang", "oldpeak", "slope", "ca", "thal",

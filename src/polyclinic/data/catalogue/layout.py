@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from polyclinic.data.cells import parse_cells, read_cells
+from polyclinic.data.tables.cells import parse_cells, read_cells
 from polyclinic.errors import DataError, nearest
 
 #: Cell texts that mean a missing value in one or another of the published tables.

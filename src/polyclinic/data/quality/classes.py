@@ -12,7 +12,7 @@ import pandas as pd
 from polyclinic.data.quality.named import unmatched_notes
 from polyclinic.data.quality.words import MOST_NAMES, alike, counted, folded, some
 from polyclinic.data.spec import DataSpec
-from polyclinic.data.table import comparison, number_text, parse_numbers
+from polyclinic.data.tables.table import comparison, number_text, parse_numbers
 from polyclinic.notes import Note
 
 #: A label with more different values than this is a measurement that `positive` cuts, not a list of classes.

@@ -13,7 +13,7 @@ import numpy.typing as npt
 import pandas as pd
 
 from polyclinic.data.quality.words import counted, some
-from polyclinic.data.table import parse_numbers
+from polyclinic.data.tables.table import parse_numbers
 from polyclinic.notes import Note
 
 #: What a column is: without a name; numbers at even steps in the rows' order; numbers that are all different under a

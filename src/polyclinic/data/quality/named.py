@@ -11,7 +11,7 @@ import pandas as pd
 
 from polyclinic.data.quality.words import counted, folded_name, some
 from polyclinic.data.spec import Scalar
-from polyclinic.data.table import comparison, matches, scalar_text
+from polyclinic.data.tables.table import comparison, matches, scalar_text
 from polyclinic.notes import Note
 
 _PATIENT = re.compile(r"(patient|subject|participant|person|pid|mrn|sub)s?([ _.-]?(id|name|no|nr|num|number|key))?")

@@ -11,8 +11,8 @@ from pathlib import Path
 
 from polyclinic.data.pseudonyms import pseudonym
 from polyclinic.data.readers.found import Findings, FoundImage, Tick, relative
-from polyclinic.data.readers.nifti import header_findings, is_nifti, names_patient, scanner_facts, stem
-from polyclinic.data.readers.people import People
+from polyclinic.data.readers.nifti.read import header_findings, is_nifti, names_patient, scanner_facts, stem
+from polyclinic.data.readers.people.people import People
 
 _DATATYPES = ("anat", "func", "dwi", "perf", "pet", "fmap", "swi", "ct", "ses-")
 _MASKS = ("mask", "dseg")

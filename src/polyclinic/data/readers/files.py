@@ -6,8 +6,8 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from polyclinic.data.readers.dicom_header import natural_key
-from polyclinic.data.readers.nifti import is_nifti
+from polyclinic.data.readers.dicom.header import natural_key
+from polyclinic.data.readers.nifti.read import is_nifti
 
 _OTHERS = frozenset((
     ".bmp", ".bval", ".bvec", ".csv", ".gif", ".gz", ".html", ".htm", ".ini", ".jpeg", ".jpg", ".js", ".json", ".log",

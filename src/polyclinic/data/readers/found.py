@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from polyclinic.data.readers.dicom_series import Series
+from polyclinic.data.readers.dicom.series import Series
 from polyclinic.notes import Note
 
 Tick = Callable[[], None]

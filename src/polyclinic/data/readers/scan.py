@@ -13,15 +13,15 @@ import pandas as pd
 from polyclinic.data.cases import Counts
 from polyclinic.data.image_notes import count_notes
 from polyclinic.data.readers.bids import BidsName, is_bids, is_derivative, scan_bids
-from polyclinic.data.readers.dicom import read_built_series
-from polyclinic.data.readers.dicom_folders import scan_dicom
+from polyclinic.data.readers.dicom.folders import scan_dicom
+from polyclinic.data.readers.dicom.read import read_built_series
 from polyclinic.data.readers.faces import shows_face
 from polyclinic.data.readers.files import list_files, maybe_dicom
 from polyclinic.data.readers.found import Findings, FoundImage, make_manifest
-from polyclinic.data.readers.nifti import is_nifti, stem
-from polyclinic.data.readers.nifti_folders import KIND, ScanOptions, scan_nifti
-from polyclinic.data.readers.pattern import Pattern
-from polyclinic.data.readers.people_tables import SITE_COLUMNS
+from polyclinic.data.readers.names.nifti_folders import KIND, ScanOptions, scan_nifti
+from polyclinic.data.readers.names.pattern import Pattern
+from polyclinic.data.readers.nifti.read import is_nifti, stem
+from polyclinic.data.readers.people.tables import SITE_COLUMNS
 from polyclinic.data.readers.read import read_volume
 from polyclinic.data.readers.volume import UnreadableError
 from polyclinic.errors import DataError

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import xxhash
 
-from polyclinic.data.readers.nifti import pair_of
+from polyclinic.data.readers.nifti.read import pair_of
 from polyclinic.data.volumes.preprocessing import Prepared
 from polyclinic.files import draft_of, write_atomic, write_error
 

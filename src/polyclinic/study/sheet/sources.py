@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING
 import pandas as pd
 
 from polyclinic.data.cases import SiteData
-from polyclinic.data.images import FORMATS, resolve
+from polyclinic.data.pictures.decode import FORMATS, resolve
 from polyclinic.data.readers.read import place_and_series
-from polyclinic.data.rows import read_rows, reject_rows
-from polyclinic.data.table import locate
+from polyclinic.data.tables.rows import read_rows, reject_rows
+from polyclinic.data.tables.table import locate
 
 if TYPE_CHECKING:
     from polyclinic.study.study import Study

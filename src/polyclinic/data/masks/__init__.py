@@ -1,0 +1,1 @@
+"""Masks: what their values mean, in pictures and volumes."""

@@ -1,0 +1,1 @@
+"""Pictures (PNG, JPEG, TIFF, single DICOM images) as compact arrays."""

@@ -1,0 +1,1 @@
+"""DICOM: headers, slices grouped into images, pixels as real values."""

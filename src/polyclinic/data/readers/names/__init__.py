@@ -1,0 +1,1 @@
+"""Patients, visits and contrasts from the names of files and folders."""

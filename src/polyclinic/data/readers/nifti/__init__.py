@@ -1,0 +1,1 @@
+"""NIfTI: header, place in space, values."""

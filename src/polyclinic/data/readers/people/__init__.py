@@ -1,0 +1,1 @@
+"""Tables about patients and visits beside images."""

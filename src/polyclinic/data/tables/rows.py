@@ -1,0 +1,220 @@
+"""The rows of a study's tables: which belong to it, which of them can be used, and why the others can't."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+
+from polyclinic.data.cases import Counts
+from polyclinic.data.quality.counters import LEFT_OUT, counter_notes, find_counters
+from polyclinic.data.quality.named import patient_column_notes, unmatched_notes
+from polyclinic.data.spec import DataSpec
+from polyclinic.data.tables.features import choose_features
+from polyclinic.data.tables.labels import label_reasons, number_reasons
+from polyclinic.data.tables.table import is_missing, locate, matches, read_cells, require_column, to_numbers
+from polyclinic.errors import DataError
+from polyclinic.notes import Note
+
+Task = Literal["classification", "segmentation", "regression"]
+
+#: Texts in a split column -> part.
+PARTS = {
+    "train": "train",
+    "training": "train",
+    "validation": "validation",
+    "val": "validation",
+    "valid": "validation",
+    "dev": "validation",
+    "test": "test",
+}
+
+
+@dataclass
+class Rows:
+    """Rows of all tables, one after another.
+
+    Attributes:
+        cells: texts of the columns that the study uses, NaN where missing.
+        origin: aligned with ``cells``: ``site`` (NaN where the row names none), ``folder`` of the table, ``case``,
+            ``subject`` and ``part`` (None without a split column).
+        reasons: object ``[N]``: why a row can't be used, "" while it can. A row's first reason stays.
+        chosen: the columns of ``cells`` that are features.
+        available: all columns of the tables.
+        notes: on how the rows were selected.
+    """
+
+    cells: pd.DataFrame
+    origin: pd.DataFrame
+    reasons: npt.NDArray[np.object_]
+    chosen: list[str]
+    available: list[str] = field(default_factory=list)
+    notes: list[Note] = field(default_factory=list)
+
+    def __len__(self) -> int:
+        return len(self.cells)
+
+    @property
+    def usable(self) -> npt.NDArray[np.bool_]:
+        """Bool ``[N]``."""
+        return np.asarray(self.reasons == "", dtype=np.bool_)
+
+    def where(self, kept: npt.NDArray[np.bool_]) -> Rows:
+        """The rows that ``kept`` marks."""
+        cells, origin = self.cells[kept].reset_index(drop=True), self.origin[kept].reset_index(drop=True)
+        return Rows(cells, origin, self.reasons[kept], self.chosen, self.available, self.notes)
+
+    def reject(self, unusable: npt.NDArray[np.bool_], reason: str) -> None:
+        """Mark rows that can't be used; rows that are marked already keep their reason."""
+        self.reasons[unusable & self.usable] = reason
+
+    def reject_missing(self, column: str) -> None:
+        """Mark rows with a missing cell in ``column``."""
+        self.reject(self.cells[column].isna().to_numpy(), f"{column} is missing")
+
+    def counts(self, site: str) -> Counts:
+        """Found, used and rejected rows of a site."""
+        here = (self.origin["site"] == site).to_numpy()
+        counts = Counts(found=int(here.sum()), used=int(here.sum()))
+        for case, reason in zip(self.origin["case"][here], self.reasons[here], strict=True):
+            if reason:
+                counts.reject(str(case), str(reason))
+        return counts
+
+
+def read_rows(spec: DataSpec, folder: Path, split: str | None) -> Rows:
+    """The rows that ``where`` selects, of one table or of one table for each site.
+
+    Raises:
+        DataError: P201 to P203 and P503 when a file, a column or a value of ``where`` is not as ``spec`` says.
+    """
+    entries: dict[str | None, str] = {None: str(spec.table)}
+    if spec.tables is not None:
+        entries = dict(spec.tables.items())
+    paths = {site: locate(name, folder) for site, name in entries.items()}
+    tables = {site: read_cells(path, spec.columns) for site, path in paths.items()}
+    titles = {site: f"The table {path.name!r}" for site, path in paths.items()}
+    needed = _needed_columns(spec, split)
+    for site, table in tables.items():
+        for column, use in needed.items():
+            require_column(table.columns.tolist(), column, use, titles[site])
+    available = list(dict.fromkeys(name for table in tables.values() for name in table.columns))
+    title = next(iter(titles.values())) if len(titles) == 1 else "None of the tables"
+    taken = {column for column, use in needed.items() if use != "where"}
+    chosen, notes = list[str](), list[Note]()
+    if not spec.image:
+        chosen, notes = _choose_features(spec, list(tables.values()), available, taken, title)
+    if spec.subject is None:
+        notes += patient_column_notes(list(tables.values()), taken)
+    parts, origins = [], []
+    for site, table in tables.items():
+        for column in chosen:
+            require_column(table.columns.tolist(), column, "features", titles[site])
+        texts = table[list(dict.fromkeys([*needed, *chosen]))]
+        part = texts.mask(is_missing(texts, spec.missing))
+        origin = pd.DataFrame({"case": [f"row {number}" for number in range(1, len(part) + 1)]}, index=part.index)
+        origin["site"] = part[spec.site] if spec.site is not None else site or paths[site].stem
+        origin["folder"] = str(paths[site].parent)
+        parts.append(part)
+        origins.append(origin)
+    cells = pd.concat(parts, ignore_index=True)
+    rows = Rows(
+        cells, pd.concat(origins, ignore_index=True), np.full(len(cells), "", dtype=object), chosen, available, notes
+    )
+    for column, wanted in spec.where.items():
+        kept = matches(rows.cells[column], wanted)
+        notes += unmatched_notes("where", rows.cells[column], wanted, kept, identifies=column == spec.subject)
+        rows = rows.where(kept)
+    if not len(rows):
+        raise DataError("P205", "No row is selected.", "Compare `where` with the table." if spec.where else "")
+    return rows
+
+
+def _choose_features(
+    spec: DataSpec, tables: list[pd.DataFrame], available: list[str], taken: set[str], title: str
+) -> tuple[list[str], list[Note]]:
+    """The feature columns, without those that a glob takes though they only number the rows; and notes on these."""
+    all_of_them = choose_features(spec, available, taken, title)
+    kinds = find_counters(tables, all_of_them, spec.site, spec.missing)
+    counters = {name for name, kind in kinds.items() if kind in LEFT_OUT}
+    chosen = choose_features(spec, available, taken, title, counters) if counters else all_of_them
+    left_out = {name: kind for name, kind in kinds.items() if name not in chosen}
+    return chosen, counter_notes(left_out, {name: kind for name, kind in kinds.items() if name in chosen})
+
+
+def reject_rows(rows: Rows, spec: DataSpec, task: Task, split: str | None) -> list[Note]:
+    """Mark the rows that can't be used, set each row's case, subject and part, and return notes.
+
+    Raises:
+        DataError: P203 when ``divide_by`` or a compared label is not a number.
+    """
+    cells, origin = rows.cells, rows.origin
+    notes: list[Note] = [*rows.notes]
+    homeless = int(origin["site"].isna().sum())
+    if homeless:
+        are = "row names no site and is" if homeless == 1 else "rows name no site and are"
+        notes.append(Note("N206", f"{homeless} {are} left out (column {spec.site!r})."))
+    if spec.image is not None:
+        origin["case"] = cells[spec.image_columns[0]]
+    if spec.partition is not None and spec.tables is not None:  # row 1 of one table is not row 1 of another
+        origin["case"] = origin["site"] + ", " + origin["case"]
+    if spec.subject is None:
+        origin["subject"] = origin["case"]
+    else:
+        rows.reject_missing(spec.subject)
+        origin["subject"], whole = _subjects(cells[spec.subject], spec.subject_pattern)
+        if whole:
+            of_rows = f"{whole} of {len(rows)} {spec.subject!r} cells"
+            text = f"`subject_pattern` does not fit {of_rows}: there the whole cell names the patient."
+            notes.append(Note("N207", text))
+    if task != "segmentation" and spec.label is not None:
+        reasons = (label_reasons if task == "classification" else number_reasons)(cells[spec.label], spec)
+        for reason in dict.fromkeys(reasons[reasons != ""]):
+            rows.reject(reasons == reason, reason)
+    origin["part"] = None
+    if split is not None:
+        origin["part"] = cells[split].str.lower().map(PARTS)
+        rows.reject_missing(split)
+        rows.reject(origin["part"].isna().to_numpy(), f"{split} is not train, validation or test")
+    if spec.divide_by is not None:
+        rows.reject_missing(spec.divide_by)
+        rows.reject(to_numbers(cells[spec.divide_by], "divide_by") <= 0, f"{spec.divide_by} is not positive")
+    for column in (*spec.image_columns, *([spec.mask_column] if spec.mask_column and task == "segmentation" else [])):
+        rows.reject_missing(column)
+    combat = spec.harmonisation.combat
+    for column in [*combat.covariates, *combat.groups] if combat else []:
+        rows.reject_missing(column)
+    for column in rows.chosen if spec.imputation == "drop" else []:
+        rows.reject_missing(column)
+    return notes
+
+
+def _subjects(cells: pd.Series[str], pattern: str | None) -> tuple[pd.Series[str], int]:
+    """The patient of each row, and how many cells the pattern does not fit."""
+    if pattern is None:
+        return cells, 0
+    found = cells.str.extract(pattern, expand=True)[0]
+    # Sites name their patients in different ways, so a pattern made for one of them need not fit the others.
+    unfit = found.isna() & cells.notna()
+    return found.where(~unfit, cells), int(unfit.sum())
+
+
+def _needed_columns(spec: DataSpec, split: str | None) -> dict[str, str]:
+    """Columns with a part in the study besides features -> the key that names them."""
+    named = {
+        "where": None,
+        "site": spec.site,
+        "subject": spec.subject,
+        "label": spec.label,
+        "divide_by": spec.divide_by,
+        "mask": spec.mask_column,
+        "split": split,
+    }
+    combat = spec.harmonisation.combat
+    covariates = dict.fromkeys([*combat.covariates, *combat.groups] if combat else [], "covariates")
+    others = covariates | {name: use for use, name in named.items() if name is not None}
+    return dict.fromkeys(spec.where, "where") | others | dict.fromkeys(spec.image_columns, "image")
