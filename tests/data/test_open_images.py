@@ -8,7 +8,8 @@ import torch
 from PIL import Image
 
 from polyclinic.data.open import open_data
-from polyclinic.data.pictures.decode import ImageFiles, decode_images, resolve
+from polyclinic.data.pictures.decode import ImageFiles, decode_images
+from polyclinic.data.readers.files import resolve
 from polyclinic.data.spec import DataSpec
 from polyclinic.errors import DataError
 

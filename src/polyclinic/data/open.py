@@ -18,13 +18,14 @@ from polyclinic.data.check import quality_notes
 from polyclinic.data.image_notes import volume_notes
 from polyclinic.data.masks.classes import MaskClasses, MaskFacts
 from polyclinic.data.partition import check_partition, partition_rows, site_names
-from polyclinic.data.pictures.decode import ImageFiles, Seen, decode_images, resolve
+from polyclinic.data.pictures.decode import ImageFiles, Seen, decode_images
 from polyclinic.data.pictures.depth import DeepPictures
 from polyclinic.data.pictures.dicom import level_notes
 from polyclinic.data.quality.classes import label_notes
 from polyclinic.data.quality.doubts import column_notes
 from polyclinic.data.quality.patients import check_site_names, patient_notes
 from polyclinic.data.quality.tables import image_notes, table_notes
+from polyclinic.data.readers.files import resolve
 from polyclinic.data.spec import DataSpec
 from polyclinic.data.tables.features import encode_covariates, encode_features
 from polyclinic.data.tables.labels import encode_labels, encode_numbers

@@ -20,14 +20,13 @@ from polyclinic.data.masks.classes import MaskClasses, MaskFacts
 from polyclinic.data.masks.pictures import is_lossy, read_mask
 from polyclinic.data.pictures.depth import DeepPictures, check_bits, is_deep, too_large
 from polyclinic.data.pictures.dicom import is_scan, open_scan
+from polyclinic.data.readers.files import FORMATS, resolve
 from polyclinic.data.readers.volume import UnreadableError
 from polyclinic.ignored import IGNORED
 from polyclinic.notes import Note
 
 logger = logging.getLogger(__name__)
 
-#: Other formats of Pillow are left out: some of them run outside programs on the file.
-FORMATS = ("PNG", "JPEG", "TIFF", "BMP", "GIF")
 _MOST_THREADS = 4
 _ORIENTATION = 0x0112  # EXIF
 
@@ -122,17 +121,6 @@ def decode_images(
         images[position] = picture
     seen.deep.pictures.clear()
     return torch.from_numpy(images), None if masks is None else torch.from_numpy(masks), failures
-
-
-def resolve(name: str, root: Path, allowed: Sequence[Path] = ()) -> Path | None:
-    """The file that a table's cell names, or None where it lies outside ``root`` and all ``allowed`` folders.
-
-    Relative paths start at ``root``; absolute ones are fine under one of the folders. A table thus reaches nothing that
-    the study file doesn't name (``../../etc``), while a link inside the folder, which its owner made, is followed.
-    """
-    path = Path(os.path.normpath(root.absolute() / name))
-    inside = any(path.is_relative_to(os.path.normpath(folder.absolute())) for folder in (root, *allowed))
-    return path if inside else None
 
 
 def _decode_case(

@@ -22,6 +22,7 @@ from polyclinic.data.readers.dicom.header import Header
 from polyclinic.data.readers.dicom.pixels import read_pixels
 from polyclinic.data.readers.dicom.series import Series
 from polyclinic.data.readers.nifti.read import is_nifti
+from polyclinic.data.readers.read import find_series
 from polyclinic.data.readers.volume import UnreadableError
 from polyclinic.notes import Note
 
@@ -68,8 +69,6 @@ def open_scan(path: Path, kind: Literal["image", "mask"]) -> Image.Image:
     Raises:
         UnreadableError: with the reason: it can't be read, is a volume or a film, or loses its grey values at 8 bits.
     """
-    from polyclinic.data.readers.read import find_series  # which imports the pictures' module itself
-
     if is_nifti(path):
         raise UnreadableError(f"{kind} is a NIfTI file: {_INSTEAD}")
     try:
@@ -108,8 +107,6 @@ def level_notes(site: str, paths: Sequence[Path | None]) -> list[Note]:
         site: its name.
         paths: of its images.
     """
-    from polyclinic.data.readers.read import find_series
-
     windowed: list[bool] = []
     for path in paths:
         if path is None or not is_scan(path) or is_nifti(path):

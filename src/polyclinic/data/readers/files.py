@@ -1,13 +1,16 @@
-"""The files of a folder."""
+"""The files of a folder, and those that a table names."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from polyclinic.data.readers.dicom.header import natural_key
 from polyclinic.data.readers.nifti.read import is_nifti
+
+#: Other formats of Pillow are left out: some of them run outside programs on the file.
+FORMATS = ("PNG", "JPEG", "TIFF", "BMP", "GIF")
 
 _OTHERS = frozenset((
     ".bmp", ".bval", ".bvec", ".csv", ".gif", ".gz", ".html", ".htm", ".ini", ".jpeg", ".jpg", ".js", ".json", ".log",
@@ -15,6 +18,17 @@ _OTHERS = frozenset((
     ".tsv", ".txt", ".xls", ".xlsx", ".xml", ".yaml", ".yml", ".zip",
 ))  # fmt: skip
 """Endings of files that are no DICOM; all others are looked into."""
+
+
+def resolve(name: str, root: Path, allowed: Sequence[Path] = ()) -> Path | None:
+    """The file that a table's cell names, or None where it lies outside ``root`` and all ``allowed`` folders.
+
+    Relative paths start at ``root``; absolute ones are fine under one of the folders. A table thus reaches nothing that
+    the study file doesn't name (``../../etc``), while a link inside the folder, which its owner made, is followed.
+    """
+    path = Path(os.path.normpath(root.absolute() / name))
+    inside = any(path.is_relative_to(os.path.normpath(folder.absolute())) for folder in (root, *allowed))
+    return path if inside else None
 
 
 def list_files(folder: Path) -> Iterator[Path]:

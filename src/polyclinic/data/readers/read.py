@@ -11,12 +11,11 @@ from pathlib import Path
 
 import numpy as np
 
-from polyclinic.data.pictures.decode import FORMATS, resolve
 from polyclinic.data.readers.dicom.groups import Group, group_planes
 from polyclinic.data.readers.dicom.header import Header, read_header
 from polyclinic.data.readers.dicom.read import find_one, read_built_series
 from polyclinic.data.readers.dicom.series import Series, build_series
-from polyclinic.data.readers.files import list_files, maybe_dicom
+from polyclinic.data.readers.files import FORMATS, list_files, maybe_dicom, resolve
 from polyclinic.data.readers.nifti.read import is_nifti, pair_of, read_nifti
 from polyclinic.data.readers.volume import UnreadableError, Volume
 

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from polyclinic.data.masks.classes import MaskClasses, MaskFacts
-from polyclinic.data.pictures.decode import resolve
+from polyclinic.data.readers.files import resolve
 from polyclinic.data.readers.read import place_and_series, read_volume
 from polyclinic.data.readers.volume import UnreadableError, Volume
 from polyclinic.data.spec import DataSpec, Mask, Preprocessing

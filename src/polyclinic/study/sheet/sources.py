@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import pandas as pd
 
 from polyclinic.data.cases import SiteData
-from polyclinic.data.pictures.decode import FORMATS, resolve
+from polyclinic.data.readers.files import FORMATS, resolve
 from polyclinic.data.readers.read import place_and_series
 from polyclinic.data.tables.rows import read_rows, reject_rows
 from polyclinic.data.tables.table import locate
