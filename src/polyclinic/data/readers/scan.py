@@ -194,7 +194,7 @@ class _Site:
             found.append(scan_nifti(niftis, self.top, *where, options))
         rest = [path for path in files if not is_nifti(path)]
         candidates = [path for path in rest if maybe_dicom(path)]
-        found.append(scan_dicom(candidates, *where))
+        found.append(scan_dicom(candidates, *where, home=self.home))
         for path in rest:
             if not maybe_dicom(path):
                 found[-1].others[path.suffix.lower() or "no ending"] += 1

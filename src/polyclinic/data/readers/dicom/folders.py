@@ -24,7 +24,7 @@ _SECONDARY_CAPTURE = "1.2.840.10008.5.1.4.1.1.7"
 _NAMED_DICOM = (".dcm", ".ima", ".dicom")
 
 
-def scan_dicom(files: Sequence[Path], folder: Path, site: str, salt: str, tick: Tick) -> Findings:
+def scan_dicom(files: Sequence[Path], folder: Path, site: str, salt: str, tick: Tick, *, home: str = "") -> Findings:
     """The images of DICOM files, read from their headers alone.
 
     Args:
@@ -33,11 +33,12 @@ def scan_dicom(files: Sequence[Path], folder: Path, site: str, salt: str, tick: 
         site: name of the site.
         salt: for pseudonyms.
         tick: called after each file.
+        home: what tells patients of this site from those of others with the same numbers; "" where there is one site.
     """
     findings, headers, unusable = Findings("DICOM"), [], []
     for path in files:
         try:
-            headers.append(read_header(path, salt=salt, root=folder))
+            headers.append(read_header(path, salt=salt, root=folder, home=home))
         except UnreadableError as error:
             reason = str(error)
             if reason == NO_DICOM and path.suffix.lower() not in _NAMED_DICOM:
@@ -49,10 +50,10 @@ def scan_dicom(files: Sequence[Path], folder: Path, site: str, salt: str, tick: 
         tick()
     groups = group_planes(headers)
     places = _Places(groups, unusable, folder, salt)
-    patients, notes = settle_patients(headers, salt)
+    patients, notes = settle_patients(headers, salt, home)
     findings.notes += [Note(note.number, f"Site {site}: {note}", note.cases) if site else note for note in notes]
     visits = _visits(headers, patients, salt)
-    findings.images += [_image(group, places, patients, visits, site, salt) for group in groups]
+    findings.images += [_image(group, places, patients, visits, site, salt, home) for group in groups]
     return findings
 
 
@@ -63,6 +64,7 @@ def _image(
     visits: dict[tuple[str, str], str],
     site: str,
     salt: str,
+    home: str,
 ) -> FoundImage:
     header = group.header
     reason, series = group.reason, None
@@ -78,7 +80,8 @@ def _image(
     visit = visits.get((subject, header.study), "")
     if not subject and not reason:
         # Without a PatientID a study is a patient of its own: rather two names for one person than one for two.
-        subject = pseudonym(header.study or header.series or str(header.path), salt, "sub")
+        own = header.study or header.series or str(header.path)
+        subject = pseudonym(f"{home}/{own}" if home else own, salt, "sub")
     screen = header.modality in _SCREENS or header.sop_class.startswith(_SECONDARY_CAPTURE)
     head = header.modality == "MR" and header.head and not header.face_removed and _is_volume(series)
     files = {plane.header for plane in group.planes} or {header}

@@ -13,7 +13,7 @@ from polyclinic.data.readers.dicom.elements import quiet
 from polyclinic.data.readers.dicom.facts import Facts, frame_facts
 from polyclinic.data.readers.dicom.header import ENHANCED, VOLUMES, Header, unit_axes
 from polyclinic.data.readers.dicom.ultrasound import REGIONS, ULTRASOUND, region_spacing
-from polyclinic.data.readers.dicom.values import frame_scale
+from polyclinic.data.readers.dicom.values import Scale, frame_scale
 from polyclinic.data.readers.volume import UnreadableError
 from polyclinic.notes import Note
 
@@ -228,7 +228,8 @@ def _frame(header: Header, index: int, shared: Dataset | None, group: Dataset) -
         return None
 
     spacing = _floats(find("PixelMeasuresSequence", "PixelSpacing"), 2)
-    scale = frame_scale(find, (group, shared), header.modality, header.vendor, header.scanner_scale)
+    outer = Scale(header.slope, header.intercept, header.scanner_scale, ())
+    scale = frame_scale(find, (group, shared), header.modality, header.vendor, outer)
     orientation = find("PlaneOrientationSequence", "ImageOrientationPatient") or find(
         "PlaneOrientationVolumeSequence", "ImageOrientationVolume"
     )
