@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from polyclinic.data.pseudonyms import pseudonym
+from polyclinic.data.readers.dicom.contrast import frames_contrast
 from polyclinic.data.readers.dicom.elements import NO_DICOM
 from polyclinic.data.readers.dicom.groups import Group, group_planes
 from polyclinic.data.readers.dicom.header import Header, read_header
@@ -89,7 +90,7 @@ def _image(
         site=site,
         subject=subject,
         session=visit,
-        column=header.contrast,
+        column=_column(group),
         where="" if reason else places.cell(group),
         reason=reason,
         about=header.about,
@@ -100,6 +101,13 @@ def _image(
         notes=series.all_notes if series else (),
         series=series if head else None,
     )
+
+
+def _column(group: Group) -> str:
+    contrast = group.header.contrast
+    if group.header.modality != "MR" or not group.planes:
+        return contrast
+    return frames_contrast(contrast, group.planes[0].facts.meanings)
 
 
 def _is_volume(series: Series | None) -> bool:
