@@ -36,7 +36,7 @@ def scan_dicom(files: Sequence[Path], folder: Path, site: str, salt: str, tick: 
         tick: called after each file.
         home: what tells patients of this site from those of others with the same numbers; "" where there is one site.
     """
-    findings, headers, unusable = Findings("DICOM"), [], []
+    findings, headers, unusable = Findings("DICOM"), [], {}
     for path in files:
         try:
             headers.append(read_header(path, salt=salt, root=folder, home=home))
@@ -47,7 +47,7 @@ def scan_dicom(files: Sequence[Path], folder: Path, site: str, salt: str, tick: 
             else:
                 findings.images.append(FoundImage(site, "", "", "", "", reason=reason))
                 if not reason.startswith("DICOM object"):
-                    unusable.append(path)
+                    unusable[path] = reason
         tick()
     groups = group_planes(headers)
     places = _Places(groups, unusable, folder, salt)
@@ -68,7 +68,7 @@ def _image(
     home: str,
 ) -> FoundImage:
     header = group.header
-    reason, series = group.reason, None
+    reason, series = group.reason or places.damage(group), None
     if header.contrast == "localizer":
         reason = reason or "image is a localizer"
     if not reason:
@@ -130,16 +130,28 @@ def _visits(headers: Sequence[Header], patients: dict[Place, str], salt: str) ->
 class _Places:
     """Finds the shortest cell that means one image: its file, a folder that holds nothing else, or FOLDER#SERIES."""
 
-    def __init__(self, groups: Sequence[Group], unusable: Sequence[Path], folder: Path, salt: str) -> None:
+    def __init__(self, groups: Sequence[Group], unusable: dict[Path, str], folder: Path, salt: str) -> None:
         self.folder, self.salt = folder, salt
         self.files_of = {
             group.key: {plane.header.path for plane in group.planes} or {group.header.path} for group in groups
         }
+        self.damaged = {path.parent: reason for path, reason in sorted(unusable.items(), reverse=True)}
+        self.stacks = Counter(
+            parent for files in self.files_of.values() if len(files) > 1 for parent in {path.parent for path in files}
+        )
         self.groups_of_file = Counter(path for files in self.files_of.values() for path in files)
         self.images_below: Counter[Path] = Counter()
         for files in [*self.files_of.values(), *({path} for path in unusable)]:
             for place in {parent for path in files for parent in path.parents}:
                 self.images_below[place] += 1
+
+    def damage(self, group: Group) -> str:
+        """Why a file beside the only stack of a folder can't be read: it may be one of its slices; "" for none."""
+        files = self.files_of[group.key]
+        parents = {path.parent for path in files} if len(files) > 1 else set()
+        return min(
+            (self.damaged[parent] for parent in parents & {*self.damaged} if self.stacks[parent] == 1), default=""
+        )
 
     def cell(self, group: Group) -> str:
         """The manifest's cell for an image."""
