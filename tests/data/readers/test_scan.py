@@ -82,6 +82,12 @@ def test_a_slice_too_damaged_to_tell_its_series_is_not_done_without(stack, tmp_p
     assert sorted(scan.manifest["image"]) == ["a/deeper", "b"]
 
 
+def test_files_that_name_no_series_are_images_of_their_own(stack, tmp_path):
+    stack(tmp_path, CUBE, AFFINE, SeriesInstanceUID=None)
+    frame = manifest(tmp_path)
+    assert sorted(frame["image"]) == sorted(path.name for path in tmp_path.iterdir())
+
+
 def test_visits_of_a_patient(stack, tmp_path):
     for visit in (1, 2):
         stack(tmp_path / f"{visit}", CUBE, AFFINE, StudyInstanceUID=f"1.{visit}", SeriesInstanceUID=f"2.{visit}")

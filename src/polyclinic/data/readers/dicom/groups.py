@@ -211,7 +211,7 @@ def _key(plane: Plane) -> str:
     header = plane.header
     parts: list[object] = [
         header.study,
-        header.series,
+        header.series or header.sop_instance or header.path,
         header.rows,
         header.columns,
         header.tiles,

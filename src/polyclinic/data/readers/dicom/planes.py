@@ -92,7 +92,7 @@ def find_planes(header: Header) -> list[Plane]:
         return _frames(header)
     if header.frames > 1 and header.modality in ("NM", "PT"):
         raise UnreadableError("frames of nuclear medicine have no positions of their own")
-    if header.frames > 1 and header.modality in ("CT", "MR"):
+    if header.frames > 1 and (header.modality in ("CT", "MR") or header.sop_class in VOLUMES):
         raise UnreadableError("frames have no positions of their own")
     plain = _sized(_plain(header))
     return [_as_frame(plain, index) for index in range(header.frames)]
