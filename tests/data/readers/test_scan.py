@@ -88,6 +88,18 @@ def test_files_that_name_no_series_are_images_of_their_own(stack, tmp_path):
     assert sorted(frame["image"]) == sorted(path.name for path in tmp_path.iterdir())
 
 
+def test_nifti_masks_of_dicom_images_are_masks(stack, tmp_path):
+    for number in ("P1", "P2"):
+        uids = {"SeriesInstanceUID": f"1.{number[1]}", "StudyInstanceUID": f"2.{number[1]}"}
+        for site in ("north", "south"):
+            stack(tmp_path / site / number, CUBE, AFFINE, PatientID=number, **uids)
+            nib.save(nib.Nifti1Image((CUBE > 60).astype(np.uint8), AFFINE), tmp_path / site / f"{number}_seg.nii.gz")
+    frame = manifest(tmp_path, site_from="folder")
+    expected = [[site, f"{site}/{n}", f"{site}/{n}_seg.nii.gz"] for site in ("north", "south") for n in ("P1", "P2")]
+    assert sorted(cells(frame, "site", "image", "mask")) == expected
+    assert frame["subject"].nunique() == 4
+
+
 def test_visits_of_a_patient(stack, tmp_path):
     for visit in (1, 2):
         stack(tmp_path / f"{visit}", CUBE, AFFINE, StudyInstanceUID=f"1.{visit}", SeriesInstanceUID=f"2.{visit}")
