@@ -5,10 +5,14 @@ where the description leaves it open.
 """
 
 import numpy as np
+import pydicom
 import pytest
+from pydicom.dataset import Dataset
 
 from polyclinic.data.readers.dicom.contrast import SequenceFacts, contrast_of
 from polyclinic.data.readers.dicom.header import read_header
+from polyclinic.data.readers.read import read_volume
+from polyclinic.data.readers.scan import scan_folder
 
 SE, TSE, GR = {"sequence": frozenset(("SE",))}, {"sequence": frozenset(("SE",)), "echo_train": 15}, frozenset(("GR",))
 IR, EPI, EPSE = frozenset(("SE", "IR")), frozenset(("EP", "GR")), frozenset(("EP", "SE"))
@@ -47,6 +51,17 @@ USUAL = [
     ("AX T1", {"protocol": "BRAIN WITH AND WITHOUT CONTRAST"}, "T1w"),
     ("AX T1 BRAIN W/WO CONTRAST", {}, "T1w"),
     ("T1 POST FOSSA", {}, "T1w"),
+    ("T1 TSE post op", {}, "T1w"),
+    ("MPRAGE postop", {}, "T1w"),
+    ("AX T1 POST-SURGERY", {}, "T1w"),
+    ("AX T1 POST RT", {}, "T1w"),
+    ("t1_post_treatment", {}, "T1w"),
+    ("AX T1 PRE OP", {"agent": "Gadovist"}, "T1ce"),
+    ("AX T1 POST OP +C", {}, "T1ce"),
+    ("AX T1 POST OBLIQUE", {}, "T1ce"),
+    ("Apparent Diffusion Coefficient (mm2/s)", {}, "ADC"),
+    ("Exponential Apparent Diffusion Coefficient", {}, "MR"),
+    ("DTI Fractional Anisotropy", {}, "MR"),
     ("Axial", times(500, 12), "T1w"),
     # T1 after an agent
     ("t1_se_tra_post_gad", times(600, 14), "T1ce"),
@@ -209,3 +224,30 @@ def test_no_word_of_a_description_is_kept(dicom, tmp_path):
     texts = {"SeriesDescription": "T1 Quixote", "ContrastBolusAgent": "Quixote", "ProtocolName": "Quixote"}
     path = dicom(tmp_path / "a.dcm", np.zeros((2, 2), np.uint16), **texts)
     assert "Quixote" not in repr(read_header(path))
+
+
+def test_phase_frames_and_ge_s_parts_of_complex_images_are_no_t1w(tmp_path, enhanced, dicom):
+    frames = np.random.default_rng(4).integers(0, 500, (6, 5, 4)).astype(np.uint16)
+    path = enhanced(tmp_path / "both.dcm", frames, [([0, 0, 3 * (z % 3)], 1) for z in range(6)])
+    data = pydicom.dcmread(path)
+    for number, group in enumerate(data.PerFrameFunctionalGroupsSequence):
+        kind = Dataset()
+        kind.FrameType = ["ORIGINAL", "PRIMARY", "M" if number < 3 else "P", "NONE"]
+        group.MRImageFrameTypeSequence = [kind]
+    data.save_as(path)
+    for part in (0, 1, 2, 3):
+        data = pydicom.dcmread(
+            dicom(tmp_path / "ge" / f"{part}.dcm", frames[0] + part, Manufacturer="GE MEDICAL SYSTEMS")
+        )
+        data.SeriesInstanceUID = "1.9"
+        block = data.private_block(0x0043, "GEMS_PARM_01", create=True)
+        block.add_new(0x2F, "SS", part)
+        data.save_as(tmp_path / "ge" / f"{part}.dcm")
+    found = scan_folder(tmp_path, site="s", salt="salt").images
+    values = {
+        image.where: (image.column, int(read_volume(image.where, tmp_path).values[0, 0, 0].item())) for image in found
+    }
+    first, phase = int(frames[0, 0, 0]), int(frames[3, 0, 0])
+    assert sorted(values.values()) == sorted(
+        [("T1w", first), ("MR", phase), ("T1w", first), ("MR", first + 1), ("MR", first + 2), ("MR", first + 3)]
+    )

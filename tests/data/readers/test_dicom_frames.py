@@ -164,3 +164,14 @@ def test_the_size_of_scanned_films(dicom, tmp_path):
     np.testing.assert_allclose(read_series([path]).spacing[:2], (0.1, 0.2))
     without = dicom(tmp_path / "b.dcm", FRAMES[0], **nowhere)
     assert [note.number for note in read_series([without]).notes] == ["N620"]
+
+
+@pytest.mark.parametrize("end", ["13.1.1", "13.1.2", "13.1.3", "77.1.5.4"])
+def test_volumes_without_any_functional_groups_are_no_films(tmp_path, dicom, end):
+    elements = {"SOPClassUID": f"1.2.840.10008.5.1.4.1.1.{end}", "Modality": "OT"}
+    dicom(tmp_path / "a.dcm", np.arange(60, dtype=np.uint16).reshape(3, 4, 5), **elements)
+    assert rejected(tmp_path / "a.dcm") == "frames have no positions of their own"
+    dicom(
+        tmp_path / "b.dcm", np.arange(20, dtype=np.uint16).reshape(4, 5), **elements
+    )  # a single picture has one place
+    assert read_series([tmp_path / "b.dcm"]).values.shape == (5, 4, 1)

@@ -96,6 +96,11 @@ def test_uneven_and_crooked_stacks(dicom, tmp_path):
     within = read_series(series("tolerated", [(0, 0, z) for z in (0, 3, 6.1, 9)]))
     assert within.spacing[2] == pytest.approx(3)
     assert rejected(series("uneven", [(0, 0, z) for z in (0, 3, 7, 10)])) == "slices are unevenly spaced"
+    head = [(0, 0, z) for z in (0, 2.5, 5, 7.5, 10, 17.5, 25, 32.5, 40)]  # narrow at the base, wide above
+    assert rejected(series("head", head)) == "slices are unevenly spaced"
+    assert (
+        rejected(series("two lost", [(0, 0, z) for z in (0, 2.5, 5, 7.5, 12.5, 15, 17.5, 25)])) == "slices are missing"
+    )
     assert rejected(series("crooked", [(0, 0, 0), (1.5, 0, 3), (2.9, 0, 5.8), (9, 0, 6)])).startswith("slices")
 
 

@@ -253,3 +253,30 @@ def test_frames_of_an_enhanced_object_by_kind(enhanced, tmp_path):
     data.save_as(path)
     volumes, _, _ = scanned(tmp_path)
     assert sorted(volume.values[0, 0].tolist() for volume in volumes) == [[0, 1, 2], [3, 4, 5]]
+
+
+@pytest.mark.parametrize("first", [TEN, TEN + 200])
+def test_a_pass_keeps_its_name_when_another_one_is_added(tmp_path, stack, ct, first):
+    """And a name that meant all of them is refused."""
+
+    def add(number, bottom):
+        affine = np.diag((-1.0, -1.0, 5.0, 1.0))
+        affine[2, 3] = bottom
+        values = np.full((6, 5, 10), 100 * number, np.int16) + np.arange(10, dtype=np.int16)
+        elements = ct | {"AcquisitionNumber": number, "AcquisitionTime": f"10{number:02d}00", "SliceThickness": "5"}
+        stack(tmp_path / "all" / f"pass{number}", values, affine, **elements)
+
+    def cells():
+        where = scan_folder(tmp_path, site="s", salt="salt").manifest["image"]
+        return {where: int(read_volume(where, tmp_path).values.min()) for where in where}
+
+    add(2, float(first[0]))
+    stack(tmp_path / "all" / "other", np.ones((6, 5, 4), np.int16), np.eye(4), **ct | {"SeriesInstanceUID": "1.9"})
+    add(3, float(first[0]) + 2.5)
+    two = cells()
+    assert sorted(two.values()) == [1, 200, 300]
+    add(1, 100.0 - 2.5)
+    three = cells()
+    for where, value in two.items():
+        assert int(read_volume(where, tmp_path).values.min()) == value
+    assert sorted(three.values()) == [1, 100, 200, 300]

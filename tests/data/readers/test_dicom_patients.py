@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from polyclinic.data.pseudonyms import pseudonym
 from polyclinic.data.readers.dicom.header import read_header
 from polyclinic.data.readers.scan import scan_folder
 
@@ -147,3 +148,20 @@ def test_nothing_of_the_person_is_kept(dicom, patient, tmp_path):
     assert read_header(path, salt="salt").person.birth == header.person.birth != ""
     assert read_header(path, salt="another").person.birth != header.person.birth
     assert read_header(path).person.birth == ""
+
+
+def test_one_number_at_two_hospitals_stands_for_two_persons(tmp_path, dicom):
+    pixels = np.arange(12, dtype=np.uint16).reshape(3, 4)
+    for study, number in (("1", "0042"), ("2", "ANONYMOUS")):
+        for site in ("north", "south"):  # which have the same UIDs, too
+            for visit in ("1", "2"):
+                uids = {"StudyInstanceUID": f"1.2.{study}.{visit}", "SeriesInstanceUID": f"1.3.{study}.{visit}"}
+                dicom(tmp_path / site / number / f"{visit}.dcm", pixels, PatientID=number, **uids)
+    frame = scan_folder(tmp_path, site_from="folder", salt="salt").manifest
+    owners = frame.groupby("subject")["site"].unique()
+    assert all(len(sites) == 1 for sites in owners)
+    assert sorted(frame[frame["image"].str.contains("0042")].groupby("site")["subject"].nunique()) == [1, 1]
+    assert len(owners) == 6  # a number at each site, and two studies without one at each
+    alone = scan_folder(tmp_path / "north", site="north", salt="salt").manifest
+    assert pseudonym("0042", "salt", "sub") in set(alone["subject"])  # names of a site by itself stay as they were
+    assert pseudonym("north/0042", "salt", "sub") in set(owners.index)  # as NIfTI files of that name

@@ -7,6 +7,7 @@ from pydicom.dataset import Dataset
 from pydicom.sequence import Sequence
 
 from polyclinic.data.readers.dicom.read import read_series
+from polyclinic.data.readers.read import read_volume
 from polyclinic.data.readers.scan import scan_folder
 from polyclinic.data.readers.volume import UnreadableError
 
@@ -207,3 +208,37 @@ def test_a_table_stands_instead_of_a_slope(dicom, tmp_path):
     # Inverted within the table's 12 bits, not the pixels' 16.
     inverted = dicom(tmp_path / "b.dcm", pixels, **common, PhotometricInterpretation="MONOCHROME1")
     assert read_series([inverted]).values[..., 0].T.tolist() == [[3995, 3995], [3895, 95]]
+
+
+@pytest.mark.parametrize(
+    "empty", ["SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence", "ModalityLUTSequence"]
+)
+@pytest.mark.parametrize("undefined", [False, True])
+def test_a_sequence_without_items_takes_no_scale_away(tmp_path, dicom, ct, empty, undefined):
+    pixels = np.arange(12, dtype=np.uint16).reshape(3, 4)
+    path = dicom(tmp_path / "a.dcm", pixels, **ct | {"RescaleSlope": "2", "RescaleIntercept": "-1024", empty: []})
+    if undefined:
+        data = pydicom.dcmread(path)
+        data[empty].is_undefined_length = True
+        data.save_as(path)
+    assert read_volume("a.dcm", tmp_path).values[..., 0].T.tolist() == (pixels.astype(int) * 2 - 1024).tolist()
+
+
+def test_an_empty_sequence_in_deflated_files(tmp_path, dicom, ct):
+    pixels = np.arange(12, dtype=np.uint16).reshape(3, 4)
+    path = dicom(tmp_path / "a.dcm", pixels, **ct | {"RescaleIntercept": "-1024", "SharedFunctionalGroupsSequence": []})
+    data = pydicom.dcmread(path)
+    data.file_meta.TransferSyntaxUID = pydicom.uid.DeflatedExplicitVRLittleEndian
+    data.save_as(path)
+    assert read_volume("a.dcm", tmp_path).values[..., 0].T.tolist() == (pixels.astype(int) - 1024).tolist()
+
+
+def test_a_scale_outside_of_the_functional_groups_counts_where_they_have_none(tmp_path, enhanced):
+    frames = np.random.default_rng(5).integers(0, 900, (4, 6, 5)).astype(np.uint16)
+    places = [([0, 0, 3 * z], 1) for z in range(4)]
+    outer = {"RescaleSlope": "2", "RescaleIntercept": "-7"}
+    enhanced(tmp_path / "outer.dcm", frames, places, **outer)
+    enhanced(tmp_path / "inner.dcm", frames, places, slopes=["3", "4", "5", "6"], **outer)
+    expected = frames.transpose(2, 1, 0).astype(int)
+    assert np.array_equal(read_volume("outer.dcm", tmp_path).values, expected * 2 - 7)
+    assert np.array_equal(read_volume("inner.dcm", tmp_path).values, expected * np.array([3, 4, 5, 6]))

@@ -69,6 +69,37 @@ def test_series_mixed_in_one_folder_are_named(stack, tmp_path):
     assert not set(other["subject"]) & set(frame["subject"])
 
 
+@pytest.mark.parametrize("left", [300, 0])
+def test_a_slice_too_damaged_to_tell_its_series_is_not_done_without(stack, tmp_path, left):
+    """Neither where it lies beside a stack, nor where other stacks lie below."""
+    last = max(stack(tmp_path / "a", CUBE, AFFINE), key=lambda path: read_volume(path.name, path.parent).affine[2, 3])
+    last.write_bytes(last.read_bytes()[:left])
+    stack(tmp_path / "a" / "deeper", CUBE, AFFINE, SeriesInstanceUID="1.2")
+    stack(tmp_path / "b", CUBE, AFFINE, SeriesInstanceUID="1.3")
+    scan = scan_folder(tmp_path, site="s", salt="salt")
+    reason = "DICOM header is truncated" if left else "file is empty"
+    assert scan.counts()["s"].rejected == {reason: 2}
+    assert sorted(scan.manifest["image"]) == ["a/deeper", "b"]
+
+
+def test_files_that_name_no_series_are_images_of_their_own(stack, tmp_path):
+    stack(tmp_path, CUBE, AFFINE, SeriesInstanceUID=None)
+    frame = manifest(tmp_path)
+    assert sorted(frame["image"]) == sorted(path.name for path in tmp_path.iterdir())
+
+
+def test_nifti_masks_of_dicom_images_are_masks(stack, tmp_path):
+    for number in ("P1", "P2"):
+        uids = {"SeriesInstanceUID": f"1.{number[1]}", "StudyInstanceUID": f"2.{number[1]}"}
+        for site in ("north", "south"):
+            stack(tmp_path / site / number, CUBE, AFFINE, PatientID=number, **uids)
+            nib.save(nib.Nifti1Image((CUBE > 60).astype(np.uint8), AFFINE), tmp_path / site / f"{number}_seg.nii.gz")
+    frame = manifest(tmp_path, site_from="folder")
+    expected = [[site, f"{site}/{n}", f"{site}/{n}_seg.nii.gz"] for site in ("north", "south") for n in ("P1", "P2")]
+    assert sorted(cells(frame, "site", "image", "mask")) == expected
+    assert frame["subject"].nunique() == 4
+
+
 def test_visits_of_a_patient(stack, tmp_path):
     for visit in (1, 2):
         stack(tmp_path / f"{visit}", CUBE, AFFINE, StudyInstanceUID=f"1.{visit}", SeriesInstanceUID=f"2.{visit}")

@@ -73,12 +73,14 @@ class Findings:
         images: used and rejected ones.
         others: kind of file -> number of files that belong to no image.
         notes: with counts.
+        only_masks: all files have names of masks, and were read as if they were images.
     """
 
     kind: str
     images: list[FoundImage] = field(default_factory=list)
     others: Counter[str] = field(default_factory=Counter)
     notes: list[Note] = field(default_factory=list)
+    only_masks: bool = False
 
 
 @dataclass(frozen=True)

@@ -194,7 +194,10 @@ class _Site:
             found.append(scan_nifti(niftis, self.top, *where, options))
         rest = [path for path in files if not is_nifti(path)]
         candidates = [path for path in rest if maybe_dicom(path)]
-        found.append(scan_dicom(candidates, *where))
+        found.append(scan_dicom(candidates, *where, home=self.home))
+        if niftis and found[-2].only_masks and any(not image.reason for image in found[-1].images):
+            # Of DICOM images beside them, as drawn in another program.
+            found[-2].images = [replace(image, is_mask=True) for image in found[-2].images]
         for path in rest:
             if not maybe_dicom(path):
                 found[-1].others[path.suffix.lower() or "no ending"] += 1

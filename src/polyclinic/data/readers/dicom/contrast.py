@@ -10,6 +10,7 @@ The limits are those of routine protocols at 1.5 and 3 tesla, with gaps between 
 from __future__ import annotations
 
 import re
+from collections.abc import Set
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -43,6 +44,11 @@ _NO_TISSUE = frozenset((
     "FAT", "FAT_FRACTION", "MTT", "TTP", "RCBV", "RCBF", "CBV", "TMAX", "STD_DEVIATION",
 ))  # fmt: skip
 """Words of ImageType for what shows no tissue in a usual weighting."""
+_MEANS_NO_TISSUE = frozenset((
+    "phase", "real", "imaginary", "fat", "fat fraction", "exponential ADC", "anisotropy", "tensor", "difference",
+    "deviation", "T1 map", "T2 map", "T2* map", "R2* map", "field map", "perfusion",
+))  # fmt: skip
+"""The same, as ``Facts.meanings`` has it."""
 _PARTS_OF_COMPLEX = ("P", "R", "I")
 _NO_AGENT = re.compile(r"\W*(?:|no|none|nil|ohne|sans|without|w/o|n/?a|unknown|0(?:\.0*)?\s*(?:ml|cc)?)\W*", re.I)
 _DIFFUSION_NAME = re.compile(r"(?:ep|re|resolve)\w*_b\d|diff|dwi|dti", re.I)
@@ -147,6 +153,21 @@ def contrast_of(facts: SequenceFacts) -> str:
         return kind or UNKNOWN
     weighting = _agreed(words, measured, facts.inversion)
     return "T1ce" if weighting == "T1w" and _after_agent(facts, words) else weighting or UNKNOWN
+
+
+def frames_contrast(contrast: str, meanings: Set[str]) -> str:
+    """The contrast of images whose frames or private elements say what they show, which the header's words do not.
+
+    Args:
+        contrast: as the header has it, of MR.
+        meanings: as in ``Facts``.
+
+    >>> frames_contrast("T1w", {"phase"}), frames_contrast("DWI", {"ADC"}), frames_contrast("T1w", {"water"})
+    ('MR', 'ADC', 'T1w')
+    """
+    if contrast == "localizer":
+        return contrast
+    return "ADC" if "ADC" in meanings else UNKNOWN if meanings & _MEANS_NO_TISSUE else contrast
 
 
 def _certain(facts: SequenceFacts, words: Words) -> str | None:

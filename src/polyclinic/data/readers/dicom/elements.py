@@ -38,8 +38,10 @@ _SHORT_VRS = frozenset((
 _SYNTAX = 0x00020010
 _INTEGER_PIXELS = 0x7FE00010
 _IS_THERE = b"sequence"
+_NO_ITEM = b"\xfe\xff\xdd\xe0"
+"""What ends a sequence, as it is stored."""
 _SEQUENCES = frozenset((0x00283000, 0x52009229, 0x52009230))
-"""Modality LUT, shared and per-frame functional groups: of these it is only told that they are there."""
+"""Modality LUT, shared and per-frame functional groups: it is only told that they are there and not empty."""
 _EXPLICIT_ELEMENT = struct.Struct("<I2sH").unpack_from
 _LENGTH = struct.Struct("<I").unpack_from
 
@@ -175,14 +177,15 @@ def _walk_file(buffer: bytes, size: int, wanted: Collection[int]) -> Elements:
                 start = body if stored[tag] == _INTEGER_PIXELS else -1
                 return Elements(values, syntax, True, True, start, min(size - body, length))
             if length == _UNDEFINED:
-                if tag in stored:
+                if tag in stored and buffer[body : body + 4] != _NO_ITEM:
                     values[stored[tag]] = _IS_THERE
                 offset = _skip_sequence(buffer, body, nested_explicit, 0)
                 continue
             offset = body + length
             if tag in stored:
                 if stored[tag] in _SEQUENCES:
-                    values[stored[tag]] = _IS_THERE
+                    if length:
+                        values[stored[tag]] = _IS_THERE
                     continue
                 if offset > len(buffer):
                     raise _ShortError
@@ -276,6 +279,8 @@ def _read_with_pydicom(path: Path, wanted: Collection[int]) -> Elements:
             for tag in wanted:
                 element = data.get_item(tag) if tag in data else None
                 if element is not None and tag in _SEQUENCES:
+                    if not data[tag].value:
+                        continue
                     values[tag] = _IS_THERE
                 elif isinstance(element, RawDataElement) and isinstance(element.value, bytes):
                     values[tag] = element.value

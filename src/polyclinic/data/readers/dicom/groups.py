@@ -7,7 +7,7 @@ they would be rounded. What else differs within a series is judged by where the 
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
@@ -211,7 +211,7 @@ def _key(plane: Plane) -> str:
     header = plane.header
     parts: list[object] = [
         header.study,
-        header.series,
+        header.series or header.sop_instance or header.path,
         header.rows,
         header.columns,
         header.tiles,
@@ -227,15 +227,30 @@ def _key(plane: Plane) -> str:
 
 
 def _with_own_keys(groups: list[Group], mark: str) -> list[Group]:
-    """Number the keys that several groups of a series share; ``mark`` tells apart patients with one series."""
-    seen: dict[str, int] = defaultdict(int)
+    """Tell apart keys that several groups of a series share; ``mark`` tells apart patients with one series.
+
+    Such groups are named by one of their own files, never by their number: a pass that is exported later must not take
+    the name of another one.
+    """
+    shared = Counter(group.key for group in groups)
+    seen: set[str] = set()
     own = []
     for group in groups:
-        seen[group.key] += 1
         ends = [mark] if mark else []
-        ends += [str(seen[group.key])] if seen[group.key] > 1 else []
-        own.append(replace(group, key="|".join((group.key, *ends))))
+        ends += [_first_frame(group)] if shared[group.key] > 1 else []
+        key = "|".join((group.key, *ends))
+        while key in seen:  # headers without UIDs
+            key += "|"
+        seen.add(key)
+        own.append(replace(group, key=key))
     return own
+
+
+def _first_frame(group: Group) -> str:
+    """Names the group by what no other one has: its first file, and the first of its frames there."""
+    header = group.header
+    first = min(plane.index for plane in group.planes if plane.header.path == header.path) if group.planes else 0
+    return f"{header.sop_instance or header.path.name}/{first}"
 
 
 def _noted_cuts(groups: list[Group]) -> list[Group]:

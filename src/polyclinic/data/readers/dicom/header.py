@@ -231,13 +231,14 @@ VOLUMES = ENHANCED | frozenset((
 them are slices, never times alone."""
 
 
-def read_header(path: Path, *, salt: str = "", root: Path | None = None) -> Header:
+def read_header(path: Path, *, salt: str = "", root: Path | None = None, home: str = "") -> Header:
     """Read what is allowed of a file's header.
 
     Args:
         path: the file.
         salt: makes the patient's pseudonym; without it the patient is not looked at.
         root: with it, the path below this folder is searched for the patient's name and number.
+        home: as in `subject_of`.
 
     Raises:
         UnreadableError: the file can't be read, is no DICOM, is not an image, or lacks what an image needs.
@@ -265,7 +266,7 @@ def read_header(path: Path, *, salt: str = "", root: Path | None = None) -> Head
     recognizable = texts.word("recognizable")
     return Header(
         path=path,
-        subject=subject_of(texts.text("patient_id"), salt),
+        subject=subject_of(texts.text("patient_id"), salt, home),
         sop_class=texts.text("sop_class"),
         sop_instance=texts.text("sop_instance"),
         syntax=elements.syntax,

@@ -74,11 +74,20 @@ _POST = _words(
 _PRE = _words("nativ native natif noncontrast ohnekm pre precon precontrast pregad pregd unenhanced vorkm wo")
 
 _AGENT = r"[\s._-]*(?:iv\s+)?(?:contraste?|kontrast(?:mittel)?|km|gd|gad|gado|gadolinium|inj|injection|iv|ic|pdc|c)\b"
+_EVENT = (
+    r"(?:op\b|oper|surg|treat|tx\b|rt\b|rtx\b|crt\b|radi|chemo|ther|biops|ictal|process|mortem|partum|trauma|resec|void"
+    r"|exercis|stress|transplant|embol|interv)"
+)
 _WITH, _WITHOUT = r"(?:w/?|with|mit|avec)", r"(?:w\s*/?\s*o|without|ohne|sans)"
 _REPLACED = tuple(
     (re.compile(pattern), word)
     for pattern, word in (
         (r"\bpost(?:erior)?\.?\s+fossa", " "),
+        # After something else than an agent.
+        (rf"\b(?:pre|post)[\s.-]*{_EVENT}\w*", " "),
+        (r"\bexponential apparent diffusion coeff\w*", " eadc "),
+        (r"\bapparent diffusion coeff\w*", " adc "),
+        (r"\bfractional aniso\w*", " colfa "),
         (r"\bphase[ -]?contrast|\bcontraste?[ -]de[ -]phase|\bphasenkontrast", " phasecontrast "),
         # With and without an agent: the whole examination, not the series.
         (rf"(?:\b{_WITH}\s*(?:and|und|et|or|&|/|\+)?\s*{_WITHOUT}\b|\+/-)(?:{_AGENT})?", " "),

@@ -42,10 +42,15 @@ def place_of(header: Imaged) -> Place:
     return header.subject, header.study, header.person.owner
 
 
-def settle_patients(headers: Sequence[Imaged], salt: str) -> tuple[dict[Place, str], list[Note]]:
+def settle_patients(headers: Sequence[Imaged], salt: str, home: str = "") -> tuple[dict[Place, str], list[Note]]:
     """Who each study's patient is.
 
     Rather two names for one person than one for two: the second puts one person's images into training and test data.
+
+    Args:
+        headers: of one hospital's files.
+        salt: of the study.
+        home: as in `subject_of`.
 
     Returns:
         `place_of` the headers -> pseudonym of the patient, for all that have a number or a study; and notes on numbers
@@ -58,7 +63,7 @@ def settle_patients(headers: Sequence[Imaged], salt: str) -> tuple[dict[Place, s
     settled = {place: place[0] for place in numbered}
     shared = _part_persons(numbered, settled, salt)
     joined, apart = _join_spellings(numbered, settled, shared)
-    notes = _note_unnumbered(_settle_unnumbered(people, settled, salt))
+    notes = _note_unnumbered(_settle_unnumbered(people, settled, salt, home))
     notes += _note_shared(shared) + _note_spellings(joined, apart)
     studies, names = len({place[1] for place in people}), sorted(set(settled.values()))
     nameless = not any(person.names or person.birth for person in people.values())
@@ -72,7 +77,7 @@ def settle_patients(headers: Sequence[Imaged], salt: str) -> tuple[dict[Place, s
     return settled, notes
 
 
-def _settle_unnumbered(people: dict[Place, Person], settled: dict[Place, str], salt: str) -> list[str]:
+def _settle_unnumbered(people: dict[Place, Person], settled: dict[Place, str], salt: str, home: str) -> list[str]:
     """Name the patients of files without a number; the names that are new.
 
     They belong to the one patient whom other files of their study name, else to one of their own.
@@ -89,7 +94,7 @@ def _settle_unnumbered(people: dict[Place, Person], settled: dict[Place, str], s
             settled[place] = names.pop()
             continue
         own = place[1] if unnumbered[place[1]] == 1 else _order(place, people)
-        settled[place] = pseudonym(own, salt, "sub")
+        settled[place] = pseudonym(f"{home}/{own}" if home else own, salt, "sub")
         new.append(settled[place])
     return sorted(set(new))
 

@@ -56,9 +56,15 @@ class Texts(Protocol):
         """The element as text, "" where it is missing."""
 
 
-def subject_of(number: str, salt: str) -> str:
-    """Pseudonym of a patient; "" without a salt, without a number, and where the number is a placeholder."""
-    return pseudonym(number, salt, "sub") if salt and not is_nobody(number) else ""
+def subject_of(number: str, salt: str, home: str = "") -> str:
+    """Pseudonym of a patient; "" without a salt, without a number, and where the number is a placeholder.
+
+    Args:
+        number: PatientID.
+        salt: of the study.
+        home: the folder of the hospital, where numbers of several stand side by side; else "".
+    """
+    return pseudonym(f"{home}/{number}" if home else number, salt, "sub") if salt and not is_nobody(number) else ""
 
 
 def is_nobody(text: str) -> bool:

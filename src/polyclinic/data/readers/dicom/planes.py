@@ -13,7 +13,7 @@ from polyclinic.data.readers.dicom.elements import quiet
 from polyclinic.data.readers.dicom.facts import Facts, frame_facts
 from polyclinic.data.readers.dicom.header import ENHANCED, VOLUMES, Header, unit_axes
 from polyclinic.data.readers.dicom.ultrasound import REGIONS, ULTRASOUND, region_spacing
-from polyclinic.data.readers.dicom.values import frame_scale
+from polyclinic.data.readers.dicom.values import Scale, frame_scale
 from polyclinic.data.readers.volume import UnreadableError
 from polyclinic.notes import Note
 
@@ -92,7 +92,7 @@ def find_planes(header: Header) -> list[Plane]:
         return _frames(header)
     if header.frames > 1 and header.modality in ("NM", "PT"):
         raise UnreadableError("frames of nuclear medicine have no positions of their own")
-    if header.frames > 1 and header.modality in ("CT", "MR"):
+    if header.frames > 1 and (header.modality in ("CT", "MR") or header.sop_class in VOLUMES):
         raise UnreadableError("frames have no positions of their own")
     plain = _sized(_plain(header))
     return [_as_frame(plain, index) for index in range(header.frames)]
@@ -228,7 +228,8 @@ def _frame(header: Header, index: int, shared: Dataset | None, group: Dataset) -
         return None
 
     spacing = _floats(find("PixelMeasuresSequence", "PixelSpacing"), 2)
-    scale = frame_scale(find, (group, shared), header.modality, header.vendor, header.scanner_scale)
+    outer = Scale(header.slope, header.intercept, header.scanner_scale, ())
+    scale = frame_scale(find, (group, shared), header.modality, header.vendor, outer)
     orientation = find("PlaneOrientationSequence", "ImageOrientationPatient") or find(
         "PlaneOrientationVolumeSequence", "ImageOrientationVolume"
     )

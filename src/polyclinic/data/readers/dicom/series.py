@@ -27,6 +27,8 @@ from polyclinic.notes import Note
 
 _FARTHEST = 1e6
 """Millimetres within which every patient lies."""
+_PART = 3
+"""Distances that make a part of a stack."""
 _LPS_TO_RAS = np.diag((-1.0, -1.0, 1.0, 1.0))
 
 
@@ -130,10 +132,17 @@ def _affine(planes: Sequence[Plane]) -> npt.NDArray[np.float64]:
     return _LPS_TO_RAS @ affine
 
 
+def _two_parts(wide: npt.NDArray[np.bool_]) -> bool:
+    """Whether slices lie close in one part and far apart in the rest, as in CT of the head: none is missing there."""
+    runs = np.split(wide, np.flatnonzero(np.diff(wide)) + 1)
+    return len(runs) == 2 and min(map(len, runs)) >= _PART
+
+
 def _check_stack(places: npt.NDArray[np.float64], step: npt.NDArray[np.float64]) -> None:
     steps = np.linalg.norm(np.diff(places, axis=0), axis=1)
     usual = float(np.median(steps))
-    if steps.max() > 1.5 * steps.min() and steps.max() > 1.5 * usual:
+    wide = steps > 1.5 * steps.min()
+    if wide.any() and steps.max() > 1.5 * usual and not _two_parts(wide):
         raise UnreadableError("slices are missing")
     tolerance = max(UNEVEN * usual, SAME_PLACE)
     if np.abs(steps - usual).max() > tolerance:

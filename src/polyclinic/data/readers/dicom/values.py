@@ -78,14 +78,16 @@ def header_scale(texts: Texts, modality: str, vendor: str, *, grouped: bool) -> 
         scanner = next(filter(None, (_classic_scale(texts, block) for block in _BLOCKS)), None)
     grey = texts.short("samples") <= 1
     notes = (_NO_SIGN,) if grey and texts.raw("signed") is None and texts.short("bits_allocated") > 8 else ()
-    if grouped or table:  # which stand instead of a slope
+    if table:  # which stands instead of a slope
         return Scale(1.0, 0.0, scanner, notes)
+    if grouped:  # whose own slope counts, where they have one
+        return Scale(slope or 1.0, intercept or 0.0, scanner, notes)
     scale = _combined(slope, intercept, scanner, modality, vendor)
     return scale._replace(notes=(*notes, *scale.notes) if grey else ())
 
 
 def frame_scale(
-    find: Callable[[str, str], Any], groups: Iterable[Dataset | None], modality: str, vendor: str, scanner: float | None
+    find: Callable[[str, str], Any], groups: Iterable[Dataset | None], modality: str, vendor: str, outer: Scale
 ) -> Scale:
     """The scale of one frame of an object with functional groups.
 
@@ -93,7 +95,7 @@ def frame_scale(
         find: looks up an attribute in a functional group, first in the frame's own.
         groups: the frame's functional groups, then those that all frames share.
         modality, vendor: of the object.
-        scanner: Philips' scale slope as it stands outside of the groups.
+        outer: what stands outside of the groups, for what they leave open.
     """
     kind = "PixelValueTransformationSequence"
     slope, intercept = (_number(_text(find(kind, f"Rescale{name}"))) for name in ("Slope", "Intercept"))
@@ -103,9 +105,11 @@ def frame_scale(
         slope, intercept = (_number(_text(find(kind, f"RealWorldValue{name}"))) for name in ("Slope", "Intercept"))
     elif slope is None and intercept is None and find("RealWorldValueMappingSequence", "RealWorldValueLUTData"):
         raise UnreadableError("real world values are in a table")
+    if slope is None and intercept is None and (outer.slope, outer.intercept) != (1.0, 0.0):
+        slope, intercept = outer.slope, outer.intercept
     own = None
     if modality == "MR":
-        own = next(filter(None, map(_frame_scale, filter(None, groups))), scanner)
+        own = next(filter(None, map(_frame_scale, filter(None, groups))), outer.scanner)
     return _combined(slope, intercept, own, modality, vendor)
 
 

@@ -35,11 +35,13 @@ class Told:
         files: one a path, in the same order.
         certain: whether nothing had to be guessed.
         split: number of patients whose name stands in two parts of a challenge (``train`` and ``test``).
+        only_masks: all names are those of masks, and were read as if they were images.
     """
 
     files: list[Named]
     certain: bool
     split: int
+    only_masks: bool
 
 
 def tell(paths: Sequence[Levels]) -> Told:
@@ -52,7 +54,8 @@ def tell(paths: Sequence[Levels]) -> Told:
     for file in files:
         read_roles(file)
     restore_names(files)
-    if files and all(file.is_mask for file in files):
+    only_masks = bool(files) and all(file.is_mask for file in files)
+    if only_masks:
         for file in files:  # nothing but masks: what they mark can't be told from what an image shows
             file.is_mask = False
     certain &= dates_alone(files)
@@ -63,7 +66,7 @@ def tell(paths: Sequence[Levels]) -> Told:
         file.subject = patient.of(file.texts)
     _read_rest(images, patient)
     _match_masks([file for file in files if file.is_mask], images, patient)
-    return Told(files, certain and patient.certain, _keep_splits_apart(files))
+    return Told(files, certain and patient.certain, _keep_splits_apart(files), only_masks)
 
 
 # What is left of the row

@@ -76,6 +76,7 @@ def scan_nifti(
     else:
         told = tell([(*path.parent.relative_to(top).parts, stem(path)) for path in files])
         placed = place(told.files)
+        findings.only_masks = told.only_masks
         read = [
             _Read(path, one, one.layout + _ending(path), one.example + _ending(path))
             for path, one in zip(files, placed.places, strict=True)
