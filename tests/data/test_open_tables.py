@@ -7,6 +7,7 @@ import torch
 from polyclinic.data.open import open_data
 from polyclinic.data.spec import DataSpec
 from polyclinic.errors import DataError, StudyError
+from polyclinic.study.study import Study
 
 TABLE = """id,hospital,age,sex,head,dx,part,wing
 007,north,50,M,2,1,train,a
@@ -268,3 +269,13 @@ def test_fingerprint_depends_on_what_is_used(write_table):
     for old, new in (("50", "51"), ("007", "07"), ("south", "sou"), ("M,2,1,", "M,2,0,")):
         assert opened(write_table(TABLE.replace(old, new))).fingerprint != first
     assert opened(write_table(TABLE), split="part").fingerprint != first
+
+
+def test_groups_alone_are_features(write_table, tmp_path):
+    rows = [f"p{row},{'AB'[row % 2]},{'FM'[row // 3 % 2]},{row // 2 % 2}" for row in range(24)]
+    write_table("\n".join(["id,site,sex,dx", *rows]) + "\n")
+    (tmp_path / "study.yaml").write_text(
+        "data: {table: table.csv, site: site, label: dx, positive: 1, categorical: [sex]}\nmodel: logistic\n"
+    )
+    frame, _ = Study.read(tmp_path / "study.yaml").check()
+    assert frame["used"].tolist() == [12, 12]

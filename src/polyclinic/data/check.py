@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter, defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import pandas as pd
@@ -13,6 +13,8 @@ from torch import Tensor
 
 from polyclinic.data.cases import Opened, SiteData, reasons_text
 from polyclinic.data.masks.notes import mask_notes
+from polyclinic.data.quality.copies import equal_by_chance
+from polyclinic.data.quality.leaks import Column
 from polyclinic.data.readers.describe import VolumeFacts, facts_row
 from polyclinic.data.spec import DataSpec
 from polyclinic.data.volumes.notes import grid_notes
@@ -67,7 +69,12 @@ def check_frame(opened: Opened, spec: DataSpec) -> pd.DataFrame:
 
 
 def quality_notes(
-    sites: dict[str, SiteData], features: list[str], classes: list[str], *, subjects_named: bool
+    sites: dict[str, SiteData],
+    features: list[str],
+    classes: list[str],
+    *,
+    subjects_named: bool,
+    columns: Sequence[Column] = (),
 ) -> list[Note]:
     """What looks wrong in the data but does not stop a study.
 
@@ -76,6 +83,7 @@ def quality_notes(
         features: names of the feature columns or image channels.
         classes: names of the classes.
         subjects_named: whether a column names the patients, so that equal names mean the same person.
+        columns: which of the features are one column of the table; by default each is.
     """
     notes: list[Note] = []
     if subjects_named:
@@ -85,13 +93,14 @@ def quality_notes(
             are = "patient name stands" if shared == 1 else "patient names stand"
             text = f"{shared} {are} at more than one site: the same person may be in training and test data."
             notes.append(Note("N201", text, [name for name, count in homes.items() if count > 1]))
-    notes += _copies(sites, subjects_named=subjects_named)
+    columns = columns or [Column(name, [place]) for place, name in enumerate(features)]
+    notes += _copies(sites, columns, subjects_named=subjects_named)
     for site, data in sites.items():
         if isinstance(data.inputs, Volumes):
             notes += grid_notes(site, data.inputs.about, data.cases)
     first = next(iter(sites.values()))
     if first.inputs.ndim == 2:
-        notes += _poor_features(sites, features)
+        notes += _poor_features(sites, columns)
     labels = [data.labels for data in sites.values() if data.labels is not None]
     if labels and classes:
         counts = [class_counts(found, len(classes)) for found in labels]
@@ -151,7 +160,7 @@ def _cut_off(data: SiteData) -> list[Note]:
     return [Note("N701", text, lost)]
 
 
-def _copies(sites: dict[str, SiteData], *, subjects_named: bool) -> list[Note]:
+def _copies(sites: dict[str, SiteData], columns: Sequence[Column], *, subjects_named: bool) -> list[Note]:
     """Notes on cases with the same inputs, within a site and (images) at several sites."""
     notes: list[Note] = []
     homes: dict[bytes, set[str]] = defaultdict(set)
@@ -162,7 +171,7 @@ def _copies(sites: dict[str, SiteData], *, subjects_named: bool) -> list[Note]:
             homes[digest].add(site)
             owners[digest].add(subject)
         copies = len(digests) - len(owners)
-        if not copies:
+        if not copies or (data.inputs.ndim == 2 and equal_by_chance(data.table.numpy(), columns)):
             continue
         what = "row repeats" if data.inputs.ndim == 2 else "image repeats"
         what = what if copies == 1 else what.replace(" repeats", "s repeat")
@@ -184,10 +193,11 @@ def _repeated(cases: list[str], digests: list[bytes]) -> list[str]:
     return [case for case, digest in zip(cases, digests, strict=True) if counts[digest] > 1]
 
 
-def _poor_features(sites: dict[str, SiteData], features: list[str]) -> list[Note]:
+def _poor_features(sites: dict[str, SiteData], columns: Sequence[Column]) -> list[Note]:
     """Notes on features that are constant or wholly missing, everywhere or at a site."""
     notes: list[Note] = []
-    together = _feature_states(torch.cat([data.table for data in sites.values()]).numpy())
+    features = [column.name for column in columns]
+    together = _feature_states(torch.cat([data.table for data in sites.values()]).numpy(), columns)
     for state, word in (("missing", "missing in every case"), ("constant", "constant over all sites")):
         names = [name for name, found in zip(features, together, strict=True) if found == state]
         if names:
@@ -196,7 +206,7 @@ def _poor_features(sites: dict[str, SiteData], features: list[str]) -> list[Note
         return notes
     constant: dict[str, int] = {}
     for site, data in sites.items():
-        states = _feature_states(data.table.numpy())
+        states = _feature_states(data.table.numpy(), columns)
         here = [state if state != everywhere else "" for state, everywhere in zip(states, together, strict=True)]
         names = [name for name, state in zip(features, here, strict=True) if state == "missing"]
         if names:
@@ -209,10 +219,15 @@ def _poor_features(sites: dict[str, SiteData], features: list[str]) -> list[Note
     return notes
 
 
-def _feature_states(values: np.ndarray[tuple[int, int], np.dtype[np.float32]]) -> list[str]:
-    """``missing``, ``constant`` or "" for each column of ``[N, F]``; one case alone makes no constant."""
-    different = pd.DataFrame(values).nunique()
-    return ["missing" if count == 0 else "constant" if count == 1 and len(values) > 1 else "" for count in different]
+def _feature_states(values: np.ndarray[tuple[int, int], np.dtype[np.float32]], columns: Sequence[Column]) -> list[str]:
+    """``missing``, ``constant`` or "" for each column of the table that ``[N, F]`` comes from.
+
+    One case alone makes no constant. A group that a site does not have is nothing to be told: a column of groups is
+    constant where all have the same.
+    """
+    different = pd.DataFrame(values).nunique().to_numpy()
+    most = [int(different[column.places].max()) for column in columns]
+    return ["missing" if count == 0 else "constant" if count == 1 and len(values) > 1 else "" for count in most]
 
 
 def _digests(data: SiteData) -> list[bytes]:

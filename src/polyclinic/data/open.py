@@ -23,6 +23,7 @@ from polyclinic.data.pictures.depth import DeepPictures
 from polyclinic.data.pictures.dicom import level_notes
 from polyclinic.data.quality.classes import label_notes
 from polyclinic.data.quality.doubts import column_notes
+from polyclinic.data.quality.leaks import columns_of
 from polyclinic.data.quality.patients import check_site_names, patient_notes
 from polyclinic.data.quality.tables import image_notes, table_notes
 from polyclinic.data.readers.files import resolve
@@ -110,8 +111,14 @@ def open_data(
         sites[site].mask_facts = seen.mask_facts
     if not sites:
         raise DataError("P205", "No site has a usable case. " + " ".join(notes), "Mend the images or their paths.")
-    notes += column_notes(used.cells, spec, task, features, matrix)
-    notes += quality_notes(sites, features, classes, subjects_named=spec.subject is not None)
+    notes += column_notes(used.cells, spec, task, features, matrix, used.counting)
+    notes += quality_notes(
+        sites,
+        features,
+        classes,
+        subjects_named=spec.subject is not None,
+        columns=columns_of(features, used.chosen, spec.categorical),
+    )
     notes += volume_notes(sites)
     notes += image_notes(sites) if spec.image else table_notes(sites, features, used.chosen, spec)
     _check_reference(spec, list(sites))

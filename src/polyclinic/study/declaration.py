@@ -521,7 +521,7 @@ def _check_data(data: DataSpec, task: str) -> None:
         )
     if data.tables is not None and data.site is not None:
         refuse("site", "with `tables` the sites are its keys; leave `site` out.")
-    if data.image is None and data.features is None:
+    if data.image is None and data.features is None and not data.categorical:
         refuse("features", "give `features` (columns of the table) or `image` (column with image files).")
     if data.image is not None and data.features is not None:
         refuse("features", "a study has either `features` or `image`, not both.")

@@ -193,3 +193,23 @@ def test_any_counter_is_found(start, step, sign, rows, form):
 def test_numbers_that_repeat_are_never_left_out(values):
     """Forty whole numbers below thirty repeat."""
     assert kind(values) is None
+
+
+@pytest.mark.parametrize("change", [{5: 999}, {7: 6, 60: 59}, {0: 50, 30: 2, 79: 3}])
+def test_a_counter_with_a_few_rows_changed(opened, noise, change):
+    """Sorted by the label, it gives it away like the counter that it was."""
+    frame = noise(features=2).sort_values("y", ignore_index=True)
+    frame["f9"] = [change.get(row, row) for row in range(80)]
+    assert "'f9' has numbers that only count the rows, but for a few" in note(opened(frame), "N221")
+
+
+def test_ages_in_order_are_no_counter(opened, noise):
+    frame = noise(features=2)
+    frame["f9"] = np.sort(np.random.default_rng(0).integers(40, 90, 80))
+    assert numbers(opened(frame)) == []
+
+
+def test_codes_that_number_the_cases_are_told_once(opened, noise):
+    frame = noise(features=2)
+    frame["f9"] = [f"0{1000 + row * 37 % 80 * 9}" for row in range(80)]
+    assert numbers(opened(frame)) == ["N221"]

@@ -73,12 +73,14 @@ def test_groups_with_a_number_for_missing(opened):
 
 
 def test_codes_that_count_as_numbers(opened):
-    result = opened(columns={"x": [f"{i:03}" for i in range(40)]})
+    result = opened(columns={"x": [f"{7 * i % 10:03}" for i in range(40)]})
     assert found(result, "N211") == [(
         "N211", "Column 'x': 40 cells begin with a 0, as codes do, and count as numbers: if they are codes, name the "
         "column under `categorical`.",
     )]  # fmt: skip
-    assert result.sites["A"].inputs[:, 0].tolist() == list(range(20))
+    assert result.sites["A"].inputs[:, 0].tolist() == [7 * i % 10 for i in range(20)]
+    counted = opened(columns={"x": [f"{i:03}" for i in range(40)]})  # what numbers the rows is told by N221
+    assert [number for number, _ in found(counted, "N211", "N221")] == ["N221"]
     assert not found(opened(columns={"x": [f"0.{i:03}" for i in range(40)]}), "N211")
 
 

@@ -88,3 +88,13 @@ def test_sites_that_differ_otherwise(opened, noise):
 
 def test_simulated_sites_have_no_units(opened, noise):
     assert "N235" not in numbers(opened(noise(), partition={"sites": 2, "even": {}}))
+
+
+def test_a_score_of_nine_values_with_a_code_and_gaps_is_told_once(opened, noise):
+    frame = noise()
+    frame["f9"] = [float(row % 8) for row in range(80)]
+    frame.loc[:9, "f9"] = -999
+    frame.loc[20:25, "f9"] = None
+    found = opened(frame)
+    assert numbers(found) == ["N236"]
+    assert "10 cells hold -999" in note(found, "N236")

@@ -132,3 +132,16 @@ def test_simulated_sites_are_judged_by_the_sites_of_the_table(opened, noise):
 def test_numbers_to_predict_are_no_classes(opened, noise):
     frame = noise().assign(y=np.random.default_rng(5).normal(size=80))
     assert numbers(opened(frame, "regression", positive=None)) == []
+
+
+@pytest.mark.parametrize("positive", [1, None])
+def test_an_unknown_label_is_told_once(opened, noise, positive):
+    frame = noise().astype({"y": object})
+    frame.loc[[3, 7, 12], "y"] = "unknown"
+    found = opened(frame, positive=positive)
+    assert numbers(found) == ["N228"]
+    frame.loc[20, "y"] = "yes"
+    found = opened(frame, positive=positive)
+    assert numbers(found) == ["N227", "N228"]
+    assert "1 of 40 labels there are words" in note(found, "N227")
+    assert "'unknown' (3" in note(found, "N228")

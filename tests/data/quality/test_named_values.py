@@ -61,3 +61,20 @@ def test_a_column_of_patients_with_a_row_each(opened, noise):
 
 def test_patient_or_control_is_a_group(opened, noise):
     assert numbers(opened(noise().assign(patient=[row // 3 % 2 for row in range(80)]), subject=None)) == []
+
+
+def test_a_value_to_be_left_out_that_is_written_otherwise(opened, noise):
+    """`!= A003` keeps the row of a003, `!= 999` leaves out nothing and nobody minds."""
+    frame = noise()
+    frame.loc[3, "pid"] = "a003"
+    found = opened(frame, where={"pid": "!= A003"})
+    assert sum(site.counts.found for site in found.sites.values()) == 80
+    assert "`where` names values of 'pid' that 1 more row has in other writing" in note(found, "N239")
+
+
+@pytest.mark.parametrize("wanted", [["!= 1", "!= 2"], ["> 1", "< 3"]])
+def test_a_list_of_comparisons_that_every_row_fulfils(opened, noise, wanted):
+    frame = noise().assign(scanner=[row % 4 for row in range(80)])
+    found = opened(frame, where={"scanner": wanted})
+    assert "2 comparisons for 'scanner', of which one is enough, and every row" in note(found, "N239")
+    assert numbers(opened(frame, where={"scanner": ["< 1", "> 2"]})) == []

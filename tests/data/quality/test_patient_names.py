@@ -124,3 +124,11 @@ def test_where_the_label_belongs_to_the_case(opened, noise):
     frame["pid"] = [f"Q{row // 2:02}" for row in range(80)]
     frame["y"] = [row % 2 for row in range(80)]
     assert numbers(opened(frame)) == []
+
+
+def test_rounded_names_are_told_once(opened, noise):
+    frame = noise()
+    frame["pid"] = ["9.99E+17" if row % 8 and row < 40 else f"P{row}" for row in range(80)]
+    found = opened(frame)
+    assert numbers(found) == ["N213"]
+    assert "35 cells look like long codes" in note(found, "N213")

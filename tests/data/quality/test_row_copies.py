@@ -101,3 +101,27 @@ def test_copies_among_people_with_equal_rows(opened):
 def test_one_site_has_no_other(opened, noise):
     frame = noise("A", cases=80)
     assert "N237" not in numbers(opened(pd.concat([frame, frame.assign(pid=[f"Z{row}" for row in range(80)])])))
+
+
+def test_equal_rows_of_few_groups_within_a_site(opened, noise):
+    """Four people in a hundred share sex, smoking and stage; rows with six measures that are equal are copies."""
+    rng = np.random.default_rng(0)
+    frame = noise(cases=60, features=0)
+    for place, groups in enumerate(["MF", "yn", "abc"]):
+        frame[f"f{place}"] = rng.choice(list(groups), len(frame))
+    assert numbers(opened(frame, categorical=["f0", "f1", "f2"])) == []
+    frame = noise(features=6)
+    measures = [f"f{place}" for place in range(6)]
+    frame.loc[[5, 6], measures] = frame.loc[[1, 2], measures].to_numpy()
+    found = opened(frame)
+    assert numbers(found) == ["N202"]
+    assert "Site A: 2 rows repeat an earlier one" in note(found, "N202")
+
+
+def test_groups_that_a_site_does_not_have_are_no_constant_features(opened, noise):
+    frame = noise(features=3)
+    frame["f8"] = [f"{'B' if row in (50, 51) else 'A'}{row % 3}" for row in range(80)]
+    assert numbers(opened(frame, categorical=["f8"])) == []
+    frame.loc[frame["site"] == "B", "f8"] = "A0"
+    found = opened(frame, categorical=["f8"])
+    assert note(found, "N204") == "Features that are constant within a site, though not over all: B 1."

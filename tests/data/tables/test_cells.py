@@ -150,3 +150,18 @@ def test_the_first_case_is_not_taken_for_units():
     assert len(rows("id,site,x\n1,A,?\n2,A,2\n3,B,3\n4,B,4\n")) == 5
     assert len(rows("id,site,x\na,A,NA\nb,A,2\nc,B,3\nd,B,4\n")) == 5
     assert len(rows("id,site,x\na,A,b\nb,A,2\nc,B,c\nd,B,4\n")) == 5
+
+
+@pytest.mark.parametrize(
+    "last",
+    ["Total,,10,", "mean,,2.5,", "A,Total,10,2", "B,Mean ± SD,2.5,", "Summe,,10,", ",Total,10,"],
+)
+def test_a_line_that_sums_up_the_others_is_no_case(last):
+    table = "site,pid,x,y\nA,P1,1,0\nA,P2,2,1\nB,P3,3,0\nB,P4,4,1\n"
+    assert "has a last line that is no case" in refusal(table + last + "\n")
+
+
+@pytest.mark.parametrize("last", ["B,P5,total,1", "A,Totaro,10,1"])
+def test_a_last_case_with_such_a_word_is_one(last):
+    table = "site,pid,surgery,y\nA,P1,partial,0\nA,P2,total,1\nB,P3,partial,0\nB,P4,partial,1\n"
+    assert len(rows(table + last + "\n")) == 1 + 5

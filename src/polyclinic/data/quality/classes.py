@@ -54,10 +54,12 @@ def label_notes(
     understood = isinstance(spec.positive, bool) and set(table["text"].map(folded)) <= _YES_NO
     if not understood and not compared:  # a comparison takes numbers only
         words = _words_beside_numbers(table, spec)
-        notes += _mixed(label, words, table, names)
+        # What N228 says is not said again.
+        unknown = _is_unknown(table) & (spec.classes is None)
+        notes += _mixed(label, words[~unknown[words.index]], table, names)
         several = isinstance(spec.positive, list) and len(spec.positive) > 1
         if not (several and table.groupby("site")["class"].nunique().min() > 1):  # each site's own writing is listed
-            notes += _different_values(label, table.drop(words.index))
+            notes += _different_values(label, table[~unknown].drop(words.index, errors="ignore"))
     return notes + (_unknown(label, table, names) if spec.classes is None else [])
 
 
@@ -172,14 +174,19 @@ def _values(rows: pd.DataFrame, names: list[str]) -> str:
     )
 
 
-def _unknown(label: str, table: pd.DataFrame, names: list[str]) -> list[Note]:
-    """A note on values that usually mean that the label is not known."""
+def _is_unknown(table: pd.DataFrame) -> pd.Series[bool]:
+    """Which rows of the counted table have a value that usually means that the label is not known."""
     suspicious = np.array([_UNKNOWN.fullmatch(folded(text)) is not None for text in table["text"]], dtype=bool)
     numbers = np.abs(parse_numbers(table["text"]))
     usual = numbers[~suspicious & ~np.isnan(numbers)]
     # 99 among 97 and 98 is a number like others.
     odd = np.isnan(numbers) | (numbers > 3 * usual.max(initial=0.0) + 5)
-    rows = table[suspicious & odd]
+    return pd.Series(suspicious & odd, index=table.index, dtype=bool)
+
+
+def _unknown(label: str, table: pd.DataFrame, names: list[str]) -> list[Note]:
+    """A note on values that usually mean that the label is not known."""
+    rows = table[_is_unknown(table)]
     if not len(rows):
         return []
     return [

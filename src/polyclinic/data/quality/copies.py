@@ -17,6 +17,8 @@ Codes = npt.NDArray[np.uint64]
 
 #: Into so many parts the features are put, to see how often cases agree in all but one of them.
 _PARTS = 16
+#: Fewer rows of a site than this tell nothing of chance.
+_LEAST = 20
 
 
 def copied_rows(sites: dict[str, SiteData], columns: Sequence[Column]) -> list[Note]:
@@ -59,6 +61,25 @@ def copied_rows(sites: dict[str, SiteData], columns: Sequence[Column]) -> list[N
     if torn:
         notes.append(Note("N229", _torn_text(torn, "row")))
     return notes
+
+
+def equal_by_chance(values: npt.NDArray[np.float32], columns: Sequence[Column]) -> bool:
+    """Whether equal rows of a site may be different people, by the rule of ``copied_rows``.
+
+    Args:
+        values: the features of the site, ``[N, F]``.
+        columns: the columns of the table that they come from.
+    """
+    if len(values) < _LEAST:
+        return False
+    parts = _part_codes(values, columns)
+    whole = parts.sum(axis=0, dtype=np.uint64)
+    own = np.arange(len(whole))
+    equal = _others(whole, own)
+    near = np.zeros(len(whole), dtype=bool)
+    for part in parts:
+        near |= _others(whole - part, own) > equal
+    return bool(near.sum() > (equal > 0).sum() / 2)
 
 
 def copied_images(sites: dict[str, SiteData], digests: dict[str, list[bytes]]) -> list[Note]:

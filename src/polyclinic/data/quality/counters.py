@@ -17,13 +17,16 @@ from polyclinic.data.tables.table import parse_numbers
 from polyclinic.notes import Note
 
 #: What a column is: without a name; numbers at even steps in the rows' order; numbers that are all different under a
-#: name for such numbers; whole numbers in the rows' order at uneven steps; numbers like those of cases; dates.
-Kind = Literal["nameless", "counter", "index", "sorted", "identifier", "date"]
+#: name for such numbers; numbers at even steps but for a few rows; whole numbers in the rows' order at uneven steps;
+#: numbers like those of cases; dates.
+Kind = Literal["nameless", "counter", "index", "nearly", "sorted", "identifier", "date"]
 #: These are no measurements for sure, so that a glob does not take them.
 LEFT_OUT: tuple[Kind, ...] = ("nameless", "counter", "index")
 
 #: Fewer rows than this don't tell a counter from a measurement, unless the name does.
 _LEAST = 10
+#: Of so many steps all but one in ten are even in a counter of which a few rows were changed.
+_MOSTLY = 0.9
 #: A quick look at so many rows rules out most columns.
 _LOOK = 64
 #: Whole numbers of so many figures are no measurements but numbers of cases.
@@ -94,6 +97,7 @@ def counter_notes(left_out: dict[str, Kind], kept: dict[str, Kind]) -> list[Note
         "nameless": "no name",
         "counter": "numbers that only count the rows",
         "index": "numbers of cases or patients, as the name says",
+        "nearly": "numbers that only count the rows, but for a few of them",
         "sorted": "whole numbers that are all different and stand in the order of the rows",
         "identifier": "a value of its own for each row, like the number of a case",
         "date": "dates that are written as numbers (20190312), which are no measurements",
@@ -143,10 +147,12 @@ def _kind(name: str, cells: pd.Series[str], groupings: Sequence[npt.NDArray[np.i
         return "index"
     if known.sum() >= _LEAST and _dates(numbers[known]):
         return "date"
+    if any(_in_order(numbers[known], groups[known]) for groups in different) and known.sum() >= _LEAST:
+        return "sorted"
+    if any(_nearly_even(numbers[known], groups[known]) for groups in groupings):
+        return "nearly"
     if not different or known.sum() < _LEAST:
         return None
-    if any(_in_order(numbers[known], groups[known]) for groups in different):
-        return "sorted"
     padded = cells[known].str.fullmatch(r"0\d+").any()
     span = numbers[known].max() - numbers[known].min() + 1
     long = cells[known].str.fullmatch(_LONG).all()
@@ -186,6 +192,16 @@ def _even(numbers: npt.NDArray[np.float64], groups: npt.NDArray[np.int64]) -> bo
     step, largest = steps[0], np.abs(values).max()
     rounding = 0.0 if (values % 1 == 0).all() and largest < _EXACT else 1e-15 * largest
     return bool(abs(step) > 10 * rounding and np.allclose(steps, step, rtol=1e-4, atol=10 * rounding))
+
+
+def _nearly_even(numbers: npt.NDArray[np.float64], groups: npt.NDArray[np.int64]) -> bool:
+    """Whether nine of ten whole numbers are the one before plus the same step, as where a few rows were mended."""
+    order = np.argsort(groups, kind="stable")
+    steps = np.diff(numbers[order])[np.diff(groups[order]) == 0]
+    if len(steps) < 2 * _LEAST:
+        return False
+    step = np.median(steps)
+    return bool(step != 0 and (steps == step).mean() >= _MOSTLY)
 
 
 def _different(numbers: npt.NDArray[np.float64], groups: npt.NDArray[np.int64]) -> bool:

@@ -6,14 +6,15 @@ one value in two spellings, and codes that a spreadsheet program has rounded.
 
 from __future__ import annotations
 
-import re
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
+from polyclinic.data.quality.values import is_measured
+from polyclinic.data.quality.words import is_shortened
 from polyclinic.data.spec import DataSpec
 from polyclinic.data.tables.codes import alike, plain_number
 from polyclinic.data.tables.numbers import parse_numbers
@@ -26,11 +27,15 @@ _SENTINELS = np.array([sign * number for number in _FAR for sign in (1, -1)], dt
 #: The same, where they are the only numbers below 0 beside many others.
 _BELOW_ZERO = np.array([-1, -2, -3, -7, -8, -9], dtype=np.float32)
 _MANY = 10
-_SHORTENED = re.compile(r"[0-9](\.[0-9]+)?E\+1[1-9]|[0-9](\.[0-9]+)?E\+[2-9][0-9]")
 
 
 def column_notes(
-    cells: pd.DataFrame, spec: DataSpec, task: str, features: Sequence[str], matrix: npt.NDArray[np.float32]
+    cells: pd.DataFrame,
+    spec: DataSpec,
+    task: str,
+    features: Sequence[str],
+    matrix: npt.NDArray[np.float32],
+    counting: Collection[str] = (),
 ) -> list[Note]:
     """Notes on the columns of the used rows of all sites.
 
@@ -40,15 +45,17 @@ def column_notes(
         task: what the cases are for.
         features: names of the columns of ``matrix``.
         matrix: the features ``[N, F]`` (empty for images).
+        counting: features of which another note says that they may number the rows.
     """
     notes = []
     for place, name in enumerate(features if matrix.ndim == 2 else ()):
         if name in cells and name not in spec.categorical:
             values = matrix[:, place]
             # What is measured, and not divided by anything, is looked at in `polyclinic.data.quality.values`.
-            if spec.divide_by is not None or len(np.unique(values[~np.isnan(values)])) < _MANY:
+            if spec.divide_by is not None or not is_measured(values):
                 notes += _sentinels(name, parse_numbers(cells[name]))
-            notes += _padded(name, cells[name], values)
+            if name not in counting:
+                notes += _padded(name, cells[name], values)
     combat = spec.harmonisation.combat
     label = [spec.label] if task == "classification" and spec.label is not None else []
     compared = spec.positive is not None and not isinstance(spec.positive, list) and comparison(spec.positive)
@@ -129,7 +136,7 @@ def _groups(groups: Sequence[Sequence[str]]) -> str:
 
 
 def _shortened(name: str, cells: pd.Series[str]) -> list[Note]:
-    count = sum("E+" in text and _SHORTENED.fullmatch(text) is not None for text in cells.dropna().tolist())
+    count = sum(is_shortened(text) for text in cells.dropna().tolist())
     if not count:
         return []
     return [

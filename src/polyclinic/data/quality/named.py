@@ -30,16 +30,28 @@ def unmatched_notes(
     Args:
         use: the key of the study file.
         cells: texts of the column, NaN where missing.
-        wanted: what the study asks for. Comparisons, and true and false, are left alone.
+        wanted: what the study asks for. True and false are left alone, and so are comparisons but for ``==``, ``!=``
+            and lists that every row fulfils.
         chosen: bool ``[N]``, which rows have it.
         identifies: whether the column names patients: then no value is quoted.
     """
     values = [wanted] if isinstance(wanted, str) or not isinstance(wanted, Sequence) else list(wanted)
     values = [value for value in values if not isinstance(value, bool)]
-    if any(isinstance(value, str) and comparison(value) for value in values):
+    column, known = str(cells.name), cells.notna().to_numpy()
+    compared = [found for value in values if isinstance(value, str) and (found := comparison(value))]
+    if len(compared) > 1 and chosen[known].all():
+        text = (
+            f"`{use}` lists {len(compared)} comparisons for {column!r}, of which one is enough, and every row that has "
+            "a value fulfils one of them. List the values that are wanted instead."
+        )
+        return [Note("N239", text)]
+    if len(values) == 1 and compared and compared[0][0] in ("==", "!="):
+        sign, right = compared[0]
+        values, chosen = [right], chosen if sign == "==" else known & ~chosen
+    elif compared:
         return []
-    column, names = str(cells.name), {folded_name(scalar_text(value)) for value in values}
-    others = cells[~chosen & cells.notna().to_numpy()]
+    names = {folded_name(scalar_text(value)) for value in values}
+    others = cells[~chosen & known]
     counts = others.value_counts()
     alike = {str(text): int(count) for text, count in counts.items() if folded_name(str(text)) in names}
     notes = []

@@ -8,7 +8,7 @@ from collections import Counter
 import numpy as np
 import pandas as pd
 
-from polyclinic.data.quality.words import alike, counted, folded, folded_name, some
+from polyclinic.data.quality.words import alike, counted, folded, folded_name, is_shortened, some
 from polyclinic.errors import DataError
 from polyclinic.notes import Note
 
@@ -96,7 +96,8 @@ def _one_for_many(site: str, mine: pd.DataFrame, counts: pd.Series[int]) -> list
             "several people, give each a name; if it is not known who they are, add that text to `missing`."
         )
         return [Note("N231", text, _cases(mine, set(nobody)))]
-    if len(mine) >= _LEAST_ROWS and counts.iloc[0] > _SHARE * len(mine):
+    rounded = is_shortened(str(counts.index[0]))  # of which another note speaks
+    if len(mine) >= _LEAST_ROWS and counts.iloc[0] > _SHARE * len(mine) and not rounded:
         text = (
             f"Site {site}: {counts.iloc[0]} of {len(mine)} rows have the same patient's name, and count as one "
             "patient. Look whether `subject` (and `subject_pattern`) name the patient."

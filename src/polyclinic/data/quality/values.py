@@ -49,7 +49,7 @@ def value_notes(sites: dict[str, SiteData], features: Sequence[str], label: str 
     names = [*features, *([] if label is None else [f"{label} (the label)"])]
     tables = {site: _table(data, with_label=label is not None) for site, data in sites.items()}
     together = np.concatenate(list(tables.values()))
-    measured = np.array([_is_measured(column) for column in together.T], dtype=bool)
+    measured = np.array([is_measured(column) for column in together.T], dtype=bool)
     codes = _code_columns(together, measured)
     blanked = {site: _blanked(table, codes) for site, table in tables.items()}
     usual = {site: _robust(table) for site, table in blanked.items()}
@@ -67,8 +67,11 @@ def _table(data: SiteData, *, with_label: bool) -> Values:
     return table
 
 
-def _is_measured(column: Values) -> bool:
-    return len(np.unique(column[:: max(1, len(column) // 1000)])) >= _LEAST or len(np.unique(column)) >= _LEAST
+def is_measured(column: npt.NDArray[np.floating]) -> bool:
+    """Whether a column has so many different values, missing ones left out, that it is no list of groups."""
+    return any(
+        len(np.unique(part[~np.isnan(part)])) >= _LEAST for part in (column[:: max(1, len(column) // 1000)], column)
+    )
 
 
 def _extreme(

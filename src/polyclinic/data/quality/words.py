@@ -13,6 +13,7 @@ MOST_NAMES = 5
 _UNSEEN = re.compile("[\u00ad\u200b-\u200f\u202a-\u202e\u2060\ufeff]")
 _DASHES = re.compile("[\u2010-\u2015\u2212]")
 _WHOLE = re.compile(r"(?<![\d.])0+(?=\d)")
+_SHORTENED = re.compile(r"[0-9](\.[0-9]+)?E\+(1[1-9]|[2-9][0-9])")
 _POINT_ZERO = re.compile(r"(?<=\d)\.0+$")
 
 
@@ -26,6 +27,11 @@ def some(names: Iterable[str]) -> str:
 def counted(number: int, one: str, several: str) -> str:
     """``1 row is`` or ``3 rows are``."""
     return f"{number} {one if number == 1 else several}"
+
+
+def is_shortened(text: str) -> bool:
+    """Whether a spreadsheet program writes a long code so: ``1.23E+17``."""
+    return "E+" in text and _SHORTENED.fullmatch(text) is not None
 
 
 def folded(text: str) -> str:

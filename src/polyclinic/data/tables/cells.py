@@ -25,6 +25,11 @@ _INVISIBLE = "\u200b\u200c\u200d\u200e\u200f\u2060\ufeff"
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
 #: Texts that stand for a missing value somewhere, so that they are no units.
 _NO_UNITS = {"", "na", "n/a", "nan", "null", "none", "?", ".", "-"}
+#: What stands in front of a line that sums up the others, in small letters.
+_SUMS = re.compile(
+    r"(grand |sub-?)?totals?:?|sums?:?|means?:?|averages?:?|median:?|std\.?( ?dev\.?)?:?|s\.?d\.?:?|n ?=.*|"
+    r"mean ?(±|\+/-) ?sd|summe:?|gesamt:?|mittelwert:?|moyenne:?|somme:?|suma:?|media:?|promedio:?"
+)
 #: So many rows tell whether a column holds numbers.
 _SAMPLE = 50
 #: A number may be cut off if so many others, and all, have more decimals.
@@ -213,6 +218,8 @@ class _Table:
             raise self.refuse(what, "If it is a title, take it out, so that the first line names the columns.")
         if self.columns is None and len(rows) > 3:
             self._check_units(names, rows)
+        if len(rows) > 3:
+            self._check_sums(names, rows)
         if rows and not self.text.endswith(("\n", "\r")):
             self._check_end(rows)
 
@@ -235,6 +242,18 @@ class _Table:
             if len(below) > 2 and all(map(_NUMBER.fullmatch, below)):
                 what = f"has a second line that is no case: {names[column]!r} is a text there and a number below."
                 raise self.refuse(what, "If this line holds units or explanations, take it out.")
+
+    def _check_sums(self, names: Sequence[str], rows: list[Row]) -> None:
+        """The last row may be the sum or the mean of the others: a first cell, or a name among names, says so."""
+        last, others = rows[-1], rows[:-1]
+        first = next(column for column, cell in enumerate(last) if cell)
+        for column, cell in enumerate(last):
+            if _SUMS.fullmatch(cell.lower()) is None:
+                continue
+            above = [row[column] for row in others]
+            if cell not in above and (column == first or len(set(above)) == len(above)):
+                what = f"has a last line that is no case: {cell!r} stands there in {names[column]!r}."
+                raise self.refuse(what, "Take lines that sum up the others out of the table.")
 
     def _check_end(self, rows: list[Row]) -> None:
         """The last row has all its cells; but is its last number whole?"""

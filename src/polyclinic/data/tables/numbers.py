@@ -38,7 +38,10 @@ _NOTATIONS = (
         r"\d{4}-\d\d?-\d\d?([T ].*)?|\d\d?[./-]\d\d?[./-]\d{2,4}",
         "Dates are no numbers: turn them into an age or into days since a common event, or take the column out.",
     ),
-    (rf"{_N}\s*[a-zA-Zµμ°][a-zA-Z0-9µμ°/.³²^*]*", "Write the unit into the column's name, not into its cells."),
+    (
+        rf"(?!0[xX]){_N}\s*[a-zA-Zµμ°][a-zA-Z0-9µμ°/.³²^*]*",
+        "Write the unit into the column's name, not into its cells.",
+    ),
 )
 #: Texts that mean a missing value somewhere.
 _MISSING = re.compile(r"-+|\.+|none|null|na|n\.a\.|nan|nat|<na>|missing|unknown|not (done|known|available)|\?+", re.I)

@@ -46,6 +46,7 @@ class Rows:
         chosen: the columns of ``cells`` that are features.
         available: all columns of the tables.
         notes: on how the rows were selected.
+        counting: features that seem to number the rows, of which ``notes`` has one.
     """
 
     cells: pd.DataFrame
@@ -54,6 +55,7 @@ class Rows:
     chosen: list[str]
     available: list[str] = field(default_factory=list)
     notes: list[Note] = field(default_factory=list)
+    counting: frozenset[str] = frozenset()
 
     def __len__(self) -> int:
         return len(self.cells)
@@ -66,7 +68,7 @@ class Rows:
     def where(self, kept: npt.NDArray[np.bool_]) -> Rows:
         """The rows that ``kept`` marks."""
         cells, origin = self.cells[kept].reset_index(drop=True), self.origin[kept].reset_index(drop=True)
-        return Rows(cells, origin, self.reasons[kept], self.chosen, self.available, self.notes)
+        return Rows(cells, origin, self.reasons[kept], self.chosen, self.available, self.notes, self.counting)
 
     def reject(self, unusable: npt.NDArray[np.bool_], reason: str) -> None:
         """Mark rows that can't be used; rows that are marked already keep their reason."""
@@ -105,9 +107,9 @@ def read_rows(spec: DataSpec, folder: Path, split: str | None) -> Rows:
     available = list(dict.fromkeys(name for table in tables.values() for name in table.columns))
     title = next(iter(titles.values())) if len(titles) == 1 else "None of the tables"
     taken = {column for column, use in needed.items() if use != "where"}
-    chosen, notes = list[str](), list[Note]()
+    chosen, notes, counting = list[str](), list[Note](), frozenset[str]()
     if not spec.image:
-        chosen, notes = _choose_features(spec, list(tables.values()), available, taken, title)
+        chosen, notes, counting = _choose_features(spec, list(tables.values()), available, taken, title)
     if spec.subject is None:
         notes += patient_column_notes(list(tables.values()), taken)
     parts, origins = [], []
@@ -122,9 +124,8 @@ def read_rows(spec: DataSpec, folder: Path, split: str | None) -> Rows:
         parts.append(part)
         origins.append(origin)
     cells = pd.concat(parts, ignore_index=True)
-    rows = Rows(
-        cells, pd.concat(origins, ignore_index=True), np.full(len(cells), "", dtype=object), chosen, available, notes
-    )
+    reasons = np.full(len(cells), "", dtype=object)
+    rows = Rows(cells, pd.concat(origins, ignore_index=True), reasons, chosen, available, notes, counting)
     for column, wanted in spec.where.items():
         kept = matches(rows.cells[column], wanted)
         notes += unmatched_notes("where", rows.cells[column], wanted, kept, identifies=column == spec.subject)
@@ -136,14 +137,16 @@ def read_rows(spec: DataSpec, folder: Path, split: str | None) -> Rows:
 
 def _choose_features(
     spec: DataSpec, tables: list[pd.DataFrame], available: list[str], taken: set[str], title: str
-) -> tuple[list[str], list[Note]]:
-    """The feature columns, without those that a glob takes though they only number the rows; and notes on these."""
+) -> tuple[list[str], list[Note], frozenset[str]]:
+    """The feature columns, without those that a glob takes though they only number the rows; notes on these; and
+    features that may number the rows as well."""
     all_of_them = choose_features(spec, available, taken, title)
     kinds = find_counters(tables, all_of_them, spec.site, spec.missing)
     counters = {name for name, kind in kinds.items() if kind in LEFT_OUT}
     chosen = choose_features(spec, available, taken, title, counters) if counters else all_of_them
     left_out = {name: kind for name, kind in kinds.items() if name not in chosen}
-    return chosen, counter_notes(left_out, {name: kind for name, kind in kinds.items() if name in chosen})
+    kept = {name: kind for name, kind in kinds.items() if name in chosen}
+    return chosen, counter_notes(left_out, kept), frozenset(kept)
 
 
 def reject_rows(rows: Rows, spec: DataSpec, task: Task, split: str | None) -> list[Note]:
