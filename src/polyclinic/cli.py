@@ -13,6 +13,7 @@ import typer
 from rich.console import Console
 
 from polyclinic.cli_data import data_app
+from polyclinic.cli_tables import parts, tables_that_fit
 from polyclinic.errors import PolyclinicError
 
 if TYPE_CHECKING:
@@ -95,10 +96,10 @@ def check(
     with RichDisplay(console) as display:
         sites, notes = found.check(display.images, out)
     counts, images = sites.drop(columns=list(IMAGE_COLUMNS), errors="ignore"), sites.filter(items=IMAGE_COLUMNS)
-    output.print(_sites_table(counts))
+    _print_sites(counts)
     if len(images.columns):
         output.print("Images as they were read:")
-        output.print(_sites_table(images.assign(site=sites["site"])[["site", *images.columns]]))
+        _print_sites(images.assign(site=sites["site"])[["site", *images.columns]])
     for site, reasons in zip(sites["site"], sites["reasons"], strict=True):
         if reasons:
             output.print(f"Rejected at {_escape(site)}: {_escape(reasons)}.")
@@ -274,15 +275,15 @@ def _print_results(results: Results, metrics: list[str]) -> None:
         }
         names = list(dict.fromkeys(rows["method"]))
         # A narrow terminal shows the means alone; everything is in summary.csv and the report.
-        short = {name: max([len(name), *(len(cells[method, name][0]) for method in names)]) + 2 for name in metrics}
-        full = {name: max([len(name), *(len(cells[method, name][1]) for method in names)]) + 2 for name in metrics}
+        short = {name: max([len(name), *(len(cells[method, name][0]) for method in names)]) + 3 for name in metrics}
+        full = {name: max([len(name), *(len(cells[method, name][1]) for method in names)]) + 3 for name in metrics}
         first = max([len("method"), *(len(method) for method in names)]) + 3
         wide = first + sum(full.values()) <= output.width
-        for part in _parts(full if wide else short, output.width - first):
+        for part in parts(full if wide else short, output.width - first):
             table = Table(title=title, title_justify="left", header_style="bold", box=SIMPLE, pad_edge=False)
             table.add_column("method", overflow="fold")
             for name in part:
-                table.add_column(name.upper(), no_wrap=True, justify="right", min_width=short[name] - 2)
+                table.add_column(name.upper(), no_wrap=True, justify="right", min_width=short[name] - 3)
             for method in names:
                 table.add_row(_escape(method), *(cells[method, name][wide] for name in part))
             output.print(table)
@@ -295,18 +296,6 @@ def _print_results(results: Results, metrics: list[str]) -> None:
     print(f"Report: {(results.folder / 'report.html').resolve()}")
 
 
-def _parts(widths: dict[str, int], room: int) -> Iterator[list[str]]:
-    """The columns in order, as many at a time as there is room for, and at least one."""
-    part: list[str] = []
-    for name, width in widths.items():
-        if part and sum(widths[one] for one in part) + width > room:
-            yield part
-            part = []
-        part.append(name)
-    if part:
-        yield part
-
-
 def _print_notes(notes: list[Note], *, every: bool = False) -> None:
     shown = notes if every else notes[:5]
     for note in shown:
@@ -316,23 +305,20 @@ def _print_notes(notes: list[Note], *, every: bool = False) -> None:
         console.print(f"{more} more {'note is' if more == 1 else 'notes are'} in the report.")
 
 
-def _sites_table(sites: pd.DataFrame) -> object:
-    from rich.box import SIMPLE
-    from rich.table import Table
-
+def _print_sites(sites: pd.DataFrame) -> None:
     shown = [name for name in sites.columns if name not in {"scored", "note", "reasons"}]
-    heads = (name.removeprefix("class: ") for name in shown)
-    table = Table(*heads, header_style="bold", box=SIMPLE, pad_edge=False, collapse_padding=True)
-    for row in sites[shown].itertuples(index=False):
-        cells = zip(shown, row, strict=True)
-        table.add_row(*(_cell_text(name, cell) for name, cell in cells))
-    return table
+    rows = [
+        [_cell_text(name, cell) for name, cell in zip(shown, row, strict=True)]
+        for row in sites[shown].itertuples(index=False)
+    ]
+    for table in tables_that_fit([name.removeprefix("class: ") for name in shown], rows, output.width):
+        output.print(table)
 
 
 def _cell_text(name: str, cell: object) -> str:
     if isinstance(cell, float):
         return _percent(cell) if name == "foreground" else f"{cell:.1f}"
-    return _escape(str(cell))
+    return str(cell)
 
 
 def _percent(share: float) -> str:

@@ -247,7 +247,8 @@ def test_warnings(write_table):
     )
     result = opened(folder, site="site", features=["a", "b", "c", "d"])
     assert result.notes == [
-        "1 patient name stands at more than one site: the same person may be in training and test data.",
+        "1 patient name stands at more than one site: the same person may be in training and test data. If these are "
+        "different people (each site counts from 1), put the site in front of the names.",
         "Site A: 1 row repeats an earlier one of the same site under another patient's name: "
         "both may be in training and test data.",
         "Site B: 1 row repeats an earlier one of the same site under another patient's name: "

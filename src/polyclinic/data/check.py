@@ -91,7 +91,10 @@ def quality_notes(
         shared = sum(count > 1 for count in homes.values())
         if shared:
             are = "patient name stands" if shared == 1 else "patient names stand"
-            text = f"{shared} {are} at more than one site: the same person may be in training and test data."
+            text = (
+                f"{shared} {are} at more than one site: the same person may be in training and test data. If these are "
+                "different people (each site counts from 1), put the site in front of the names."
+            )
             notes.append(Note("N201", text, [name for name, count in homes.items() if count > 1]))
     columns = columns or [Column(name, [place]) for place, name in enumerate(features)]
     notes += _copies(sites, columns, subjects_named=subjects_named)

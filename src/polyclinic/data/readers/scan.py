@@ -120,7 +120,11 @@ def scan_folder(
         message = f"No participants.tsv has a column that tells the site ({', '.join(SITE_COLUMNS)})."
         raise DataError("P202", message, "Use `--site NAME`.")
     if not images:
-        raise DataError("P201", f"The folder {folder.name!r} has no DICOM or NIfTI file.", "Give a folder with images.")
+        raise DataError(
+            "P201",
+            f"The folder {folder.name!r} has no DICOM or NIfTI file.",
+            "Give a folder with such images. Pictures (PNG, JPEG, TIFF) need no scan: name them in a table.",
+        )
     images = [_with_site(image) for image in images]
     others = sum((findings.others for findings in found), Counter[str]())
     notes = [note for findings in found for note in findings.notes] + _notes(images, folder)
