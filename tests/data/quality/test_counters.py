@@ -213,3 +213,11 @@ def test_codes_that_number_the_cases_are_told_once(opened, noise):
     frame = noise(features=2)
     frame["f9"] = [f"0{1000 + row * 37 % 80 * 9}" for row in range(80)]
     assert numbers(opened(frame)) == ["N221"]
+
+
+@pytest.mark.parametrize("visits", [10, 20, 40])
+def test_visits_of_each_patient_are_no_counter(opened, noise, visits):
+    frame = noise(cases=80, features=2)
+    frame["pid"] = [f"{site}{row // visits}" for row, site in enumerate(frame["site"])]
+    frame["f9"] = np.arange(160) % visits
+    assert "N221" not in numbers(opened(frame))

@@ -195,10 +195,13 @@ def _even(numbers: npt.NDArray[np.float64], groups: npt.NDArray[np.int64]) -> bo
 
 
 def _nearly_even(numbers: npt.NDArray[np.float64], groups: npt.NDArray[np.int64]) -> bool:
-    """Whether nine of ten whole numbers are the one before plus the same step, as where a few rows were mended."""
+    """Whether nine of ten whole numbers are the one before plus the same step, as where a few rows were mended.
+
+    Visits that are counted for each patient repeat, and are none.
+    """
     order = np.argsort(groups, kind="stable")
     steps = np.diff(numbers[order])[np.diff(groups[order]) == 0]
-    if len(steps) < 2 * _LEAST:
+    if len(steps) < 2 * _LEAST or len(np.unique(np.stack([groups, numbers]), axis=1).T) < _MOSTLY * len(numbers):
         return False
     step = np.median(steps)
     return bool(step != 0 and (steps == step).mean() >= _MOSTLY)
