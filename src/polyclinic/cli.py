@@ -105,7 +105,8 @@ def check(
             output.print(f"Rejected at {_escape(site)}: {_escape(reasons)}.")
     _print_notes(notes, every=True)
     total = sites[["found", "used", "rejected"]].sum()
-    print(f"{len(sites)} sites; {total['found']} cases found, {total['used']} used, {total['rejected']} rejected.")
+    of = f"{len(sites)} site{'' if len(sites) == 1 else 's'}"
+    print(f"{of}; {total['found']} cases found, {total['used']} used, {total['rejected']} rejected.")
     if out is None:
         console.print("To look at the images, values and notes: the same command with --out DIR.")
     else:

@@ -39,7 +39,7 @@ def tables_that_fit(heads: list[str], rows: list[list[str]], width: int) -> Iter
     room = width - first - _BETWEEN
     for part in parts({str(number): wide + _BETWEEN for number, wide in enumerate(least) if number}, room):
         table = Table(header_style="bold", box=SIMPLE, pad_edge=False, collapse_padding=True)
-        table.add_column(escape(heads[0]), overflow="fold", min_width=first)
+        table.add_column(escape(heads[0]), overflow="fold", min_width=first, max_width=first)
         numbers = [int(name) for name in part]
         for number in numbers:
             table.add_column(escape(heads[number]), min_width=min(least[number], room), overflow="fold")

@@ -57,7 +57,17 @@ def test_features_constant_within_a_site_are_listed_once(make_site):
         "B": make_site([0, 1], inputs=torch.tensor([[2.0, 5.0], [3.0, 5.0]])),
     }
     assert quality_notes(sites, ["x", "y"], ["0", "1"], subjects_named=False) == [
-        "Features that are constant within a site, though not over all: A 1, B 1."
+        "Features that are constant within a site, though not over all: A (x), B (y)."
+    ]
+
+
+def test_many_constant_features_are_counted(make_site):
+    sites = {
+        "A": make_site([0, 1], inputs=torch.tensor([[1.0] * 6 + [1.0], [1.0] * 6 + [2.0]])),
+        "B": make_site([0, 1], inputs=torch.tensor([[2.0] * 7, [3.0] * 7])),
+    }
+    assert quality_notes(sites, list("tuvwxyz"), ["0", "1"], subjects_named=False) == [
+        "Features that are constant within a site, though not over all: A (6)."
     ]
 
 

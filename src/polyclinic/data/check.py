@@ -207,7 +207,7 @@ def _poor_features(sites: dict[str, SiteData], columns: Sequence[Column]) -> lis
             notes.append(Note("N204", f"{_of_features(names)} {word}: {_some(names)}."))
     if len(sites) == 1:
         return notes
-    constant: dict[str, int] = {}
+    constant: dict[str, list[str]] = {}
     for site, data in sites.items():
         states = _feature_states(data.table.numpy(), columns)
         here = [state if state != everywhere else "" for state, everywhere in zip(states, together, strict=True)]
@@ -215,9 +215,11 @@ def _poor_features(sites: dict[str, SiteData], columns: Sequence[Column]) -> lis
         if names:
             notes.append(Note("N204", f"Site {site}: {_of_features(names)} missing in every case: {_some(names)}."))
         if "constant" in here:
-            constant[site] = here.count("constant")
+            constant[site] = [name for name, state in zip(features, here, strict=True) if state == "constant"]
     if constant:
-        listed = ", ".join(f"{site} {count}" for site, count in constant.items())
+        # Names where they fit into a line; many sites or features are counted.
+        few = sum(map(len, constant.values())) <= _MOST_NAMES
+        listed = ", ".join(f"{site} ({', '.join(names) if few else len(names)})" for site, names in constant.items())
         notes.append(Note("N204", f"Features that are constant within a site, though not over all: {listed}."))
     return notes
 

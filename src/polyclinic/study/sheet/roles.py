@@ -106,7 +106,8 @@ def _inputs(study: Study, opened: Opened) -> Iterator[Role]:
     columns = list(dict.fromkeys(_column(name, spec.categorical) for name in opened.features))
     words = f"{count_text(len(columns))} column{'' if len(columns) == 1 else 's'}"
     if spec.categorical:
-        words += f", of which {count_text(len(spec.categorical))} are encoded by value"
+        are = "is" if len(spec.categorical) == 1 else "are"
+        words += f", of which {count_text(len(spec.categorical))} {are} encoded by value"
     yield Role("Features", columns, words)
     if spec.divide_by is not None:
         yield Role("Divided by", [spec.divide_by], "every feature that is a number is divided by this column")
