@@ -104,6 +104,7 @@ TITLES: dict[str, str] = {
     "N620": "The size of pixels is not known",
     "N621": "A place in space is that of the device",
     "N701": "A part of the mask lies outside the grid",
+    "N702": "Structures are too small for the grid",
     "N710": "Axes are not at right angles",
     "N711": "Little of the image lies inside the grid",
     "N712": "The image fills little of the grid",

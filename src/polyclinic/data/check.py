@@ -112,13 +112,14 @@ def quality_notes(
             notes.append(Note("N205", f"No case of class {_some(empty)}."))
     elif not labels:
         for site, data in sites.items():
-            shares = zip(data.cases, _foreground(data.targets), strict=True)
-            blank = [case for case, share in shares if share == 0]
+            shares, gone = enumerate(_foreground(data.targets)), _vanished(data)
+            blank = [data.cases[position] for position, share in shares if share == 0 and position not in gone]
             if blank:
                 have = "mask has" if len(blank) == 1 else "masks have"
                 notes.append(Note("N401", f"Site {site}: {len(blank)} {have} no foreground.", blank))
             notes += _cut_off(data)
-            there = _classes_there(data.targets)
+            notes += _too_small(data, classes, gone)
+            there = _classes_there(data.targets).union(*gone.values())
             elsewhere = [name for index, name in enumerate(classes) if index and index not in there]
             if elsewhere and len(classes) > 2:
                 notes.append(Note("N402", f"Site {site}: no mask has {_some(elsewhere)}."))
@@ -146,6 +147,23 @@ def _classes_there(masks: Tensor | Volumes) -> set[int]:
     if isinstance(masks, Volumes):
         return {index for record in masks.about for index, count in enumerate(record["labels"]) if count}
     return set(masks.unique().tolist()) - {IGNORED}
+
+
+def _vanished(data: SiteData) -> dict[int, Sequence[int]]:
+    """Positions of cases of whose mask file a class is not left in the mask that is used, with these classes."""
+    return {position: facts.vanished for position, facts in enumerate(data.mask_facts or []) if facts.vanished}
+
+
+def _too_small(data: SiteData, classes: list[str], gone: dict[int, Sequence[int]]) -> list[Note]:
+    """A note where something that masks mark is not left at the size in which images are used."""
+    if not gone:
+        return []
+    volumes = isinstance(data.targets, Volumes)
+    what = _some([classes[index] for index in sorted({index for found in gone.values() for index in found})])
+    where = "on the grid: it is smaller than the voxels, or outside" if volumes else "in `size`: it is too small"
+    do = "a smaller `spacing`, or a larger `size`" if volumes else "a larger `size`"
+    text = f"Site {data.site}: in {len(gone)} of {len(data)} cases nothing of {what} is left {where}. Use {do}."
+    return [Note("N702", text, [data.cases[position] for position in gone])]
 
 
 def _cut_off(data: SiteData) -> list[Note]:

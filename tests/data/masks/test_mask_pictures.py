@@ -184,7 +184,12 @@ def test_everything_ignored_leaves_nothing(tmp_path):
 
 
 def site_notes(folder, masks, images=None, **data):
-    """Numbers and texts of the notes on masks of sites: ``{site: [mask, ...]}``."""
+    """Numbers, texts and cases of the notes on masks of sites: ``{site: [mask, ...]}``."""
+    return [note for note in all_notes(folder, masks, images, **data) if note[0].startswith("N4")]
+
+
+def all_notes(folder, masks, images=None, **data):
+    """The same of all notes."""
     rows = ["site,image,mask"]
     for site, pictures in masks.items():
         for number, picture in enumerate(pictures):
@@ -197,7 +202,7 @@ def site_notes(folder, masks, images=None, **data):
     (folder / "t.csv").write_text("\n".join(rows) + "\n")
     base = {"table": "t.csv", "site": "site", "image": "image", "mask": "mask", "size": SIZE}
     opened = open_data(DataSpec.model_validate(base | data), folder, "segmentation")
-    return [(note.number, str(note), note.cases) for note in opened.notes if note.number.startswith("N4")]
+    return [(note.number, str(note), note.cases) for note in opened.notes]
 
 
 def grey(where, value=255):
@@ -271,3 +276,26 @@ def test_ignored_pixels_are_no_foreground_for_check(tmp_path):
     assert site_notes(tmp_path, {"A": [mask]}, mask={"ignore": 255}) == []
     (note,) = site_notes(tmp_path, {"A": [Image.fromarray((255 * rim).astype(np.uint8))]}, mask={"ignore": 255})
     assert note[0] == "N401"
+
+
+def test_what_the_size_leaves_nothing_of_is_told_and_is_no_mask_without_foreground(tmp_path):
+    speck = np.zeros(SIZE)
+    speck[1, 1] = 1  # the nearest pixels of a picture of half the size are others
+    empty = grey(np.zeros(SIZE))
+    found = all_notes(tmp_path, {"A": [grey(speck), empty, grey(DISC)]}, size=[6, 6])
+    notes = {number: (text, cases) for number, text, cases in found}
+    assert notes["N702"][0] == (
+        "Site A: in 1 of 3 cases nothing of foreground is left in `size`: it is too small. Use a larger `size`."
+    )
+    assert notes["N702"][1] == ("A0.png",)
+    assert notes["N401"] == ("Site A: 1 mask has no foreground.", ("A1.png",))
+
+
+def test_a_structure_that_the_size_loses_is_not_said_to_be_missing_at_the_site(tmp_path):
+    rim = np.where(DISC, 1, 0)
+    rim[1, 1] = 2
+    masks = {"A": [grey(rim, 1)], "B": [grey(np.where(DISC, 1, 0) + 2 * BOX, 1)]}
+    found = all_notes(tmp_path, masks, size=[6, 6], mask_classes=["disc", "box"])
+    assert [(number, text[:50]) for number, text, _ in found if number in ("N402", "N702")] == [
+        ("N702", "Site A: in 1 of 1 cases nothing of box is left in ")
+    ]

@@ -60,3 +60,13 @@ def test_a_folder_that_can_not_be_written_names_the_entry(tmp_path):
         prepared(tmp_path, "file/cache")
     assert caught.value.code == "P501"
     assert caught.value.hint == "Choose a folder that you may write to with `data: {cache: FOLDER}`."
+
+
+def test_what_a_corrected_json_file_says_of_the_scanner_is_not_taken_from_the_cache(tmp_path):
+    write(tmp_path / "image.nii", np.arange(216, dtype=np.float32).reshape(6, 6, 6))
+    spec = TypeAdapter(DataSpec).validate_python(SPEC)
+    for vendor, tesla in (("Siemens", 1.5), ("GE", 3.0)):
+        (tmp_path / "image.json").write_text(f'{{"Manufacturer": "{vendor}", "MagneticFieldStrength": {tesla}}}')
+        images, *_ = prepare_volumes(VolumeFiles([["image.nii"]], None, [tmp_path]), spec, tmp_path / "cache")
+        facts = images.about[0]["facts"]
+        assert (facts["vendor"], facts["field_strength"]) == (vendor, tesla)

@@ -173,3 +173,45 @@ def test_masks_of_statistical_tools(tmp_path, kind):
     site, notes = opened(tmp_path, [(values.astype(np.float32), AFFINE)] * 2, mask=said)
     assert notes == []
     assert np.array_equal(site.targets[0][0], BALL)
+
+
+TURNED = AFFINE @ np.array([[0.8, -0.6, 0, 3], [0.6, 0.8, 0, -4], [0, 0, 1, 2], [0, 0, 0, 1.0]])
+
+
+@pytest.mark.parametrize("lost", ["identity", "lps as ras", "origin lost"])
+def test_a_second_contrast_without_its_header_is_refused(lost):
+    spec = Preprocessing(size=SHAPE, intensity="none")
+    encode = lambda values: values.astype(np.uint8)  # noqa: E731
+    for own, other in ((AFFINE, HEADERS[lost]), (HEADERS[lost], AFFINE)):
+        with pytest.raises(UnreadableError, match="images of the case have the same voxels, but lie apart"):
+            prepare_case([image(own), image(other)], None, spec, encode)
+
+
+@pytest.mark.parametrize("affine", [*SAME.values(), REVERSED, moved(-8), TURNED])
+def test_a_second_contrast_that_was_taken_elsewhere_lies_where_its_header_says(affine):
+    spec = Preprocessing(size=SHAPE, intensity="none")
+    x, y, z = np.linalg.inv(affine)[:3] @ AFFINE @ (9, 20, 10, 1)  # where the ball of the first image is
+    ball = np.linalg.norm(np.moveaxis(np.indices(SHAPE), 0, -1) - (x, y, z), axis=-1) <= 6
+    second = Volume((100 + 300 * ball).astype(np.float32), affine)
+    case = prepare_case([image(), second], None, spec, lambda values: values.astype(np.uint8))
+    first, other = case.image > 250
+    assert 2 * (first & other).sum() / (first.sum() + other.sum()) > 0.9
+
+
+def test_a_structure_thinner_than_a_step_of_the_grid_is_told(tmp_path):
+    rows = ["site,image,mask"]
+    for number in range(3):
+        speck = np.zeros(SHAPE, np.uint8)
+        speck[10:12, 11:13, 9] = number != 2
+        nibabel.save(nibabel.Nifti1Image(image().values + 10 * number, AFFINE), tmp_path / f"{number}.nii")
+        nibabel.save(nibabel.Nifti1Image(speck, AFFINE), tmp_path / f"{number}m.nii")
+        rows.append(f"A,{number}.nii,{number}m.nii")
+    (tmp_path / "t.csv").write_text("\n".join(rows) + "\n")
+    spec = DataSpec(
+        table="t.csv", site="site", image="image", mask="mask", preprocessing=Preprocessing(spacing=6, size=(8, 8, 8))
+    )
+    for _ in range(2):  # the second time from the cache
+        notes = {note.number: note for note in open_data(spec, tmp_path, "segmentation").notes}
+        assert str(notes["N702"]).startswith("Site A: in 2 of 3 cases nothing of foreground is left on the grid")
+        assert notes["N702"].cases == ("0.nii", "1.nii")
+        assert (str(notes["N401"]), notes["N401"].cases) == ("Site A: 1 mask has no foreground.", ("2.nii",))

@@ -37,6 +37,7 @@ class MaskFacts:
             ``axes`` where rows run another way in a volume, else "".
         resampled: whether the mask of a volume has other voxels than its image.
         inside: share of the foreground that lies in the image.
+        vanished: classes that the file has, and of which the mask that is used has nothing left.
     """
 
     values: Sequence[int] = ()
@@ -47,6 +48,7 @@ class MaskFacts:
     turned: str = ""
     resampled: bool = False
     inside: float = 1.0
+    vanished: Sequence[int] = ()
 
 
 @dataclass(frozen=True)
@@ -202,6 +204,14 @@ class MaskClasses:
                 raise UnreadableError(f"mask has a {what} that is none of `mask_classes`{lost}")
         indices[ignored] = IGNORED
         return indices, distinct[rest] if self.values is None else distinct[:0]
+
+
+def vanished(found: npt.NDArray[Any], used: npt.NDArray[np.uint8]) -> list[int]:
+    """Classes of the foreground that ``found`` (a mask as it was read) has and ``used`` has not."""
+    there = np.bincount(found.reshape(-1), minlength=256)[1:IGNORED] > 0
+    left = np.bincount(used.reshape(-1), minlength=256)[1:IGNORED] > 0
+    gone: list[int] = (np.flatnonzero(there & ~left) + 1).tolist()
+    return gone
 
 
 def _read(given: int | str | Sequence[int | str], where: str) -> tuple[list[int], bool, bool]:

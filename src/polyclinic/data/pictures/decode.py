@@ -16,7 +16,7 @@ import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
-from polyclinic.data.masks.classes import MaskClasses, MaskFacts
+from polyclinic.data.masks.classes import MaskClasses, MaskFacts, vanished
 from polyclinic.data.masks.pictures import is_lossy, read_mask
 from polyclinic.data.pictures.depth import DeepPictures, check_bits, is_deep, too_large
 from polyclinic.data.pictures.dicom import is_scan, open_scan
@@ -152,9 +152,10 @@ def _decode_case(
         except UnreadableError as error:
             logger.debug("%s: %s", error, files.masks[position])
             raise
-        seen.masks[position] = replace(facts, turned="exif" if turned != mask_turned else "")
         indices = Image.fromarray(found).resize(_width_height(mask_out), Image.Resampling.NEAREST)
         mask_out[...] = np.asarray(indices)
+        turned_alone = "exif" if turned != mask_turned else ""
+        seen.masks[position] = replace(facts, turned=turned_alone, vanished=vanished(found, mask_out))
         if (mask_out == IGNORED).all():
             raise UnreadableError("mask leaves out everything (`ignore`)")
 

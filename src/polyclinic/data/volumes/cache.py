@@ -16,7 +16,7 @@ from polyclinic.data.volumes.preprocessing import Prepared
 from polyclinic.files import draft_of, write_atomic, write_error
 
 #: Counted up when prepared volumes change for the same files and settings.
-VERSION = 4
+VERSION = 5
 _CHUNK = 1 << 20
 _CHOOSE = "with `data: {cache: FOLDER}`"
 
@@ -38,17 +38,19 @@ class Cache:
         self._settings = json.dumps({"version": VERSION, **settings}, sort_keys=True)
         self._contents: dict[Path, bytes] = {}
 
-    def key(self, sources: Sequence[Sequence[Path]], series: Sequence[str]) -> str:
+    def key(self, sources: Sequence[Sequence[Path]], series: Sequence[str], beside: object = None) -> str:
         """The case's key.
 
         Args:
             sources: files of each image and of the mask.
             series: which image is meant in the files of each, "" where there is no choice.
+            beside: JSON values from other files that are kept with the case.
 
         Raises:
             OSError: a file can't be read.
         """
         digest = hashlib.sha256(self._settings.encode())
+        digest.update(json.dumps(beside, sort_keys=True).encode() if beside else b"")
         for files, name in zip(sources, series, strict=True):
             digest.update(f"image {len(files)} {name}\n".encode())
             for file in files:

@@ -62,6 +62,44 @@ def place_mask(
     return turned, "", True
 
 
+def check_channel(image: Volume, first: Volume, orientation: str) -> None:
+    """Stop where a further image of a case has a header that seems lost.
+
+    Images of several contrasts may lie apart: a patient moves, and headers tell. But the same voxels beside a header
+    without a place, without an origin, or with left and right swapped are an image that was saved without its header,
+    which lies where the first one does, or anywhere.
+
+    Args:
+        image: as it was read, three axes.
+        first: the case's first image, likewise.
+        orientation: axis codes.
+
+    Raises:
+        UnreadableError: it seems lost, or the first one's does.
+    """
+    if image.values.shape != first.values.shape or _distance(image, first) <= APART:
+        return
+    turned, wanted = oriented(image, orientation), oriented(first, orientation)
+    if turned.values.shape == wanted.values.shape and _distance(turned, wanted) <= APART:
+        return
+    one, other = image.affine, first.affine
+    swapped = np.allclose(np.diag((-1.0, -1.0, 1.0, 1.0)) @ one, other, atol=1e-3)
+    moved = np.allclose(one[:3, :3], other[:3, :3], atol=1e-3)
+    origins = [bool(np.allclose(affine[:3, 3], 0.0)) for affine in (one, other)]
+    if swapped or _placeless(image) != _placeless(first) or (moved and any(origins)):
+        raise UnreadableError(
+            "images of the case have the same voxels, but lie apart by their headers, and one of these seems lost (no "
+            "place, no origin, or left and right swapped): write the right one into the file"
+        )
+
+
+def _placeless(volume: Volume) -> bool:
+    """Whether the header has no place in space: none at all, or voxel sizes alone with the corner as origin."""
+    sizes = np.diag(volume.affine)
+    plain = np.allclose(volume.affine, np.diag(sizes), atol=1e-3) and (sizes > 0).all()
+    return bool(plain) or any(note.number == "N610" for note in volume.notes)
+
+
 def share_inside(mask: npt.NDArray[np.bool_], affine: Floats, image: Volume) -> float:
     """Share of the foreground of ``mask`` that lies within the voxels of ``image``; 1 without any.
 

@@ -15,6 +15,7 @@ import numpy.typing as npt
 
 from polyclinic.data.masks.classes import MaskClasses, MaskFacts
 from polyclinic.data.readers.files import resolve
+from polyclinic.data.readers.nifti.read import is_nifti, scanner_facts
 from polyclinic.data.readers.read import place_and_series, read_volume
 from polyclinic.data.readers.volume import UnreadableError, Volume
 from polyclinic.data.spec import DataSpec, Mask, Preprocessing
@@ -83,7 +84,8 @@ def prepare_volumes(
         root = files.roots[position]
         try:
             sources = [_sources(cell, kind, root, files.allowed) for cell, kind in zip(cells, kinds, strict=False)]
-            key = cache.key([found for found, _ in sources], [series for _, series in sources])
+            beside = _beside(sources[0][0])
+            key = cache.key([found for found, _ in sources], [series for _, series in sources], beside)
             record = cache.load(key)
             if record is None:
                 volumes = [_read(cell, kind, root, files.allowed) for cell, kind in zip(cells, kinds, strict=False)]
@@ -217,6 +219,11 @@ def _sources(cell: str, kind: str, root: Path, allowed: Sequence[Path]) -> tuple
     return found, series
 
 
+def _beside(files: Sequence[Path]) -> dict[str, str | float]:
+    """What a JSON file beside the first image says of the scanner, since that is kept with the case."""
+    return scanner_facts(files[0]) if is_nifti(files[0]) else {}
+
+
 def _prepare(
     images: Sequence[Volume], mask: Volume | None, preprocessing: Preprocessing, classes: MaskClasses, meaning: Mask
 ) -> Prepared:
@@ -230,7 +237,8 @@ def _prepare(
 
     prepared = prepare_case(images, mask, preprocessing, encode, meaning.grid)
     for facts in seen:
-        prepared.about["mask"] = asdict(replace(facts, **prepared.about.pop("place")))
+        place = {**prepared.about.pop("place"), "vanished": prepared.about.pop("vanished")}
+        prepared.about["mask"] = asdict(replace(facts, **place))
     return prepared
 
 

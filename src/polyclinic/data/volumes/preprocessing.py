@@ -10,6 +10,7 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
+from polyclinic.data.masks.classes import vanished
 from polyclinic.data.readers.axes import shear_angle
 from polyclinic.data.readers.describe import volume_facts
 from polyclinic.data.readers.volume import UnreadableError, Volume
@@ -17,7 +18,7 @@ from polyclinic.data.spec import Preprocessing
 from polyclinic.data.volumes.coverage import Coverage, coverage
 from polyclinic.data.volumes.grid import Grid, box_of, oriented, resample, target_grid, to_right_angles
 from polyclinic.data.volumes.intensity import INTENSITIES, foreground_of, landmarks_of
-from polyclinic.data.volumes.mask_place import APART, place_mask, share_inside
+from polyclinic.data.volumes.mask_place import APART, check_channel, place_mask, share_inside
 from polyclinic.ignored import IGNORED
 from polyclinic.notes import Note
 from polyclinic.options import split_entry
@@ -39,7 +40,8 @@ class Prepared:
             ``grid_spacing`` in mm, ``grid_orientation`` (axis codes), ``filled`` and ``inside`` (see `Coverage`, the
             least of the channels), ``sheared`` (by how many degrees the axes of the first image were not at right
             angles), ``labels`` (voxels of each class in the prepared mask, without ignored ones), ``lost`` (share of
-            the mask's foreground that lies outside the grid), ``place`` (see `place_mask`), ``landmarks`` ``[C][11]``,
+            the mask's foreground that lies outside the grid), ``place`` (see `place_mask`), ``vanished`` (classes that
+            the grid leaves nothing of), ``landmarks`` ``[C][11]``,
             ``notes`` (number, text, and ``of``: "image" or "mask"; see `polyclinic.data.image_notes`).
     """
 
@@ -77,6 +79,8 @@ def prepare_case(
     frames = [single_frame(image, spec.frames) for image in images]
     single = [oriented(image, spec.orientation) for image in frames]
     _check_values(single)
+    for frame in frames[1:]:
+        check_channel(frame, frames[0], spec.orientation)
     placed = None
     if mask is not None:
         placed = place_mask(single_frame(mask, "reject", kind="mask"), frames[0], spec.orientation, mask_grid)
@@ -226,4 +230,4 @@ def _prepare_mask(mask: Volume, grid: Grid) -> tuple[npt.NDArray[np.uint8], dict
         where = places @ corners[:3, :3].T + corners[:3, 3]
         beyond = ((where < -APART) | (where > np.array(grid.size) - APART)).any(axis=1)
         outside = float(np.count_nonzero(beyond)) / len(places)
-    return prepared[None], {"labels": counts, "lost": round(outside, 4)}
+    return prepared[None], {"labels": counts, "lost": round(outside, 4), "vanished": vanished(mask.values, prepared)}
