@@ -124,4 +124,4 @@ def test_groups_that_a_site_does_not_have_are_no_constant_features(opened, noise
     assert numbers(opened(frame, categorical=["f8"])) == []
     frame.loc[frame["site"] == "B", "f8"] = "A0"
     found = opened(frame, categorical=["f8"])
-    assert note(found, "N204") == "Features that are constant within a site, though not over all: B 1."
+    assert note(found, "N204") == "Features that are constant within a site, though not over all: B (f8)."
