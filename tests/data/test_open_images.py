@@ -172,7 +172,7 @@ def test_unreadable_images_stop_a_site_unless_allowed(study, caplog):
     with caplog.at_level(logging.DEBUG), pytest.raises(DataError, match="P204") as caught:
         opened(study)
     expected = (
-        "P204 Site A: 1 of 2 cases can't be read (the first: image file is missing), and `max_unreadable` allows 0 %."
+        "P204 Site A: 1 of 2 cases can't be read: image file is missing (1). `max_unreadable` allows 0 %."
     )
     assert str(caught.value).startswith(expected)
     assert "2.png" not in str(caught.value)

@@ -196,10 +196,11 @@ def _read_images(
         images, masks, failures = decode_images(pictures, size, spec.channels, tick, classes, seen)
     seen.notes = seen.deep.notes(site, rows.origin["case"].iloc[here].tolist())
     if failures and len(failures) / len(mine) > spec.max_unreadable:
+        reasons = reasons_text(Counter(failures.values()))
         raise DataError(
             "P204",
-            f"Site {site}: {len(failures)} of {len(mine)} cases can't be read (the first: "
-            f"{next(iter(failures.values()))}), and `max_unreadable` allows {100 * spec.max_unreadable:g} %.",
+            f"Site {site}: {len(failures)} of {len(mine)} cases can't be read: {reasons}. "
+            f"`max_unreadable` allows {100 * spec.max_unreadable:g} %.",
             "Mend the files or their paths (`root`), or raise `max_unreadable`. "
             "`polyclinic check --verbose` names them.",
         )

@@ -37,7 +37,8 @@ def locked(folder: Path) -> Iterator[None]:
         raise ResultsError(
             "P501",
             f"Another run is writing into {folder}.",
-            f"Wait until it has ended, or choose another folder with --out. If there is none, delete {folder / LOCK}.",
+            "Wait until it has ended, or choose another folder with --out. On a network drive a run that was killed "
+            f"may hold the folder: if no run is alive, delete {folder / LOCK}.",
         ) from None
     except OSError as error:
         raise write_error(folder / LOCK, error) from error

@@ -55,7 +55,7 @@ def value_notes(sites: dict[str, SiteData], features: Sequence[str], label: str 
     usual = {site: _robust(table) for site, table in blanked.items()}
     return [
         *_extreme(sites, blanked, usual, names, measured),
-        *_code_notes(tables, names, codes),
+        *_code_notes(sites, tables, names, codes),
         *_units(usual, names, measured),
     ]
 
@@ -189,19 +189,23 @@ def _blanked(table: Values, codes: dict[int, list[float]]) -> Values:
     return table
 
 
-def _code_notes(tables: dict[str, Values], names: list[str], codes: dict[int, list[float]]) -> list[Note]:
-    said = []
+def _code_notes(
+    sites: dict[str, SiteData], tables: dict[str, Values], names: list[str], codes: dict[int, list[float]]
+) -> list[Note]:
+    said, cases = [], dict[str, None]()
     for place, values in sorted(codes.items()):
         for code in values:
-            count = sum(int((table[:, place] == code).sum()) for table in tables.values())
-            said.append(f"{names[place]} {code:g} ({count})")
+            hits = {site: np.flatnonzero(table[:, place] == code).tolist() for site, table in tables.items()}
+            said.append(f"{names[place]} {code:g} ({sum(map(len, hits.values()))})")
+            cases |= {f"{site}, {sites[site].cases[row]}": None for site, rows in hits.items() for row in rows}
     if not said:
         return []
+    them = "it" if len(said) == 1 else "them"
     text = (
         f"{counted(len(said), 'number stands', 'numbers stand')} apart from all other values and may mean that "
-        f"nothing was measured: {some(said)}. If so, add them to `missing`, or leave the rows out with `where`."
+        f"nothing was measured: {some(said)}. If so, add {them} to `missing`, or leave the rows out with `where`."
     )
-    return [Note("N236", text)]
+    return [Note("N236", text, cases)]
 
 
 def _units(usual: dict[str, tuple[Values, Values]], names: list[str], measured: npt.NDArray[np.bool_]) -> list[Note]:

@@ -79,7 +79,7 @@ class Cache:
             if prepared.mask is not None:
                 self._write(self.mask(key), prepared.mask)
         except OSError as error:
-            raise write_error(self.image(key), error, _CHOOSE) from error
+            raise write_error(self.folder, error, _CHOOSE) from error
         write_atomic(self._path(key, ".json"), json.dumps(record), durable=False, choose=_CHOOSE)
         return record
 
