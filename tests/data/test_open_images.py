@@ -171,9 +171,7 @@ def test_unreadable_images_stop_a_site_unless_allowed(study, caplog):
     (study / "i/2.png").unlink()
     with caplog.at_level(logging.DEBUG), pytest.raises(DataError, match="P204") as caught:
         opened(study)
-    expected = (
-        "P204 Site A: 1 of 2 cases can't be read: image file is missing (1). `max_unreadable` allows 0 %."
-    )
+    expected = "P204 Site A: 1 of 2 cases can't be read: image file is missing (1). `max_unreadable` allows 0 %."
     assert str(caught.value).startswith(expected)
     assert "2.png" not in str(caught.value)
     assert "2.png" in caplog.text
