@@ -167,7 +167,7 @@ def test_ignored_voxels_are_no_class(tmp_path):
 @pytest.mark.parametrize("kind", ["nan", "soft"])
 def test_masks_of_statistical_tools(tmp_path, kind):
     values = np.where(BALL, 1, np.nan) if kind == "nan" else np.clip(BALL * 0.9 + 1e-6, 0, 1)
-    with pytest.raises(DataError, match=r"Site A: 2 of 2 cases can't be read .*no whole numbers"):
+    with pytest.raises(DataError, match=r"Site A: 2 of 2 cases can't be read: .*no whole numbers"):
         opened(tmp_path, [(values.astype(np.float32), AFFINE)] * 2)
     said = {"background": "nan"} if kind == "nan" else {"above": 0.5}
     site, notes = opened(tmp_path, [(values.astype(np.float32), AFFINE)] * 2, mask=said)
