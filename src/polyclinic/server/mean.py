@@ -4,40 +4,42 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from polyclinic.server.rules import SERVER_RULES, Aggregation, ServerRound, Update
+from polyclinic.parts import SERVER_PARTS, Aggregation, Now, ServerPart, Step, Update
 
 
-@SERVER_RULES.add("mean")
-class Mean(Aggregation):
-    """FedAvg: w ← Σ p_k w_k with p_k the site's share of the weights.
+@SERVER_PARTS.add("mean")
+class Mean(ServerPart, Aggregation):
+    """FedAvg: w ← w + Σ p_k Δ_k with p_k the site's share of the weights.
 
-    A running sum: memory does not grow with the number of sites. With one site the result is that site's state exactly.
+    A running sum: memory does not grow with the number of sites.
 
     Source: McMahan et al., Communication-efficient learning of deep networks from decentralized data, AISTATS 2017.
     """
 
-    def begin(self, now: ServerRound) -> None:
-        """Begin with a sum of zero."""
+    def begin(self, now: Now) -> None:
+        """Begin with a sum of nothing."""
         super().begin(now)
-        self._sum: Tensor | None = None
+        self._change: Tensor | None = None
         self._weights: dict[str, float] = {}
 
     def add(self, update: Update) -> None:
         """Add ``weight / total_weight`` of the update."""
         share = update.weight / self.now.total_weight
-        if self._sum is None:
-            self._sum = update.state * share
+        if self._change is None:
+            self._change, self._statistics = update.change * share, update.statistics * share
         else:
-            self._sum.add_(update.state, alpha=share)
-        self._weights[update.site] = update.weight
+            self._change.add_(update.change, alpha=share)
+            self._statistics.add_(update.statistics, alpha=share)
+        self._weights[update.site] = self._weights.get(update.site, 0.0) + update.weight
 
-    def finish(self) -> Tensor:
+    def done(self) -> Step:
         """The mean over the sites that answered."""
+        if self._change is None:
+            raise ValueError("a mean of no updates")
         added = sum(self._weights.values())
-        self.shares = {site: weight / added for site, weight in self._weights.items()}
-        if self._sum is None:
-            return self.now.state.clone()
         if added != self.now.total_weight:  # a site did not answer
-            self._sum.mul_(self.now.total_weight / added)
-        result, self._sum = self._sum, None
-        return result
+            self._change.mul_(self.now.total_weight / added)
+            self._statistics.mul_(self.now.total_weight / added)
+        step = Step(self._change, self._statistics, {site: w / added for site, w in self._weights.items()})
+        self._change = None
+        return step

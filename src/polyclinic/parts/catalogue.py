@@ -1,0 +1,62 @@
+"""What a part is, and the catalogues in which parts have their names."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import ClassVar
+
+from polyclinic.options import Catalogue
+from polyclinic.parts.server_end import ServerEnd
+from polyclinic.parts.site_end import SiteEnd
+
+
+class Part:
+    """A part of a method; its keyword-only arguments are the options that a study file may give.
+
+    A part is built anew for every training at a site, and for every model at the server.
+
+    Attributes:
+        reveals: what its ends send each other: name -> what that could reveal. Other names are refused.
+        needs_sgd: whether it reads gradients off the way that plain steps of SGD went.
+        needs_accuracy: whether it asks for the accuracy of models, which a number to be predicted has not.
+        undoes: whether its ``finish`` undoes what its ``take`` did, so that it comes before others that change steps.
+        returns: whether it sends sites what other sites sent.
+        tasks: kinds of tasks that it is for; empty for all.
+    """
+
+    reveals: ClassVar[Mapping[str, str]] = {}
+    needs_sgd: bool = False
+    needs_accuracy: bool = False
+    undoes: ClassVar[bool] = False
+    returns: ClassVar[bool] = False
+    tasks: ClassVar[tuple[str, ...]] = ()
+
+    def at_site(self) -> SiteEnd:
+        """The end at a site."""
+        return SiteEnd()
+
+    def at_server(self) -> ServerEnd:
+        """The end at the server."""
+        return ServerEnd()
+
+
+class SitePart(Part, SiteEnd):
+    """A part that is its own end at a site."""
+
+    def at_site(self) -> SiteEnd:
+        """Itself."""
+        return self
+
+
+class ServerPart(Part, ServerEnd):
+    """A part that is its own end at the server."""
+
+    def at_server(self) -> ServerEnd:
+        """Itself."""
+        return self
+
+
+#: Parts by the name used under ``local:``, ``channel:`` and ``server:`` in a study file. All names differ.
+LOCAL_PARTS: Catalogue[type[Part]] = Catalogue("local rule")
+CHANNEL_PARTS: Catalogue[type[Part]] = Catalogue("channel step")
+SERVER_PARTS: Catalogue[type[Part]] = Catalogue("server rule")

@@ -1,0 +1,152 @@
+"""A part's end at the server: what it sends, how it changes updates, and what comes out of a round.
+
+A round at the server is a chain: every update passes the chain's parts, one aggregation puts the updates together, and
+the step that comes out passes the parts again. ``[norm_bound, trimmed_mean, fedadam]`` shortens each update, takes the
+trimmed mean, and gives that to Adam.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+from torch import Tensor
+
+from polyclinic.errors import PolyclinicError
+from polyclinic.parts.site_end import Memory
+
+#: ``(verb, site -> what is asked)`` -> answers in site order; why a site can't answer stands in its place.
+Ask = Callable[[str, Mapping[str, Memory]], Iterator[tuple[str, Memory | PolyclinicError]]]
+
+
+@dataclass(frozen=True)
+class Now:
+    """What is known when a round begins.
+
+    Attributes:
+        number: rounds done before.
+        rounds: of the whole training.
+        learning_rate: of the sites in this round.
+        weights: of the model that the sites were sent ``[T]``; not written to.
+        statistics: its other coordinates, such as running means of normalisation layers ``[S]``; not written to.
+        total_weight: sum of the weights of the sites that were asked.
+        everyone: weight of each site of the federation, whether or not it takes part in this round.
+    """
+
+    number: int
+    rounds: int
+    learning_rate: float
+    weights: Tensor
+    statistics: Tensor
+    total_weight: float
+    everyone: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Update:
+    """What one site's work gave.
+
+    Attributes:
+        site: its name.
+        change: of the weights, end minus start ``[T]``; not written to.
+        statistics: of normalisation layers at the end ``[S]``; not written to. They are never subtracted: beside a
+            variance of 1e8 one of 1e-3 would be lost.
+        weight: declared weight of the site (usually its number of training cases).
+        sent: part -> what its end at the site sent.
+        lag: steps that the server has taken since it sent what the site started from.
+    """
+
+    site: str
+    change: Tensor
+    statistics: Tensor
+    weight: float
+    sent: Mapping[str, Mapping[str, Tensor]] = field(default_factory=dict)
+    lag: int = 0
+
+
+@dataclass(frozen=True)
+class Step:
+    """What comes of a round.
+
+    Attributes:
+        change: to be added to the weights ``[T]``, a vector of its own, which may be written to.
+        statistics: the next ones ``[S]``, likewise.
+        shares: how much each site counted: 1 / K for each where all count the same.
+    """
+
+    change: Tensor
+    statistics: Tensor
+    shares: Mapping[str, float]
+
+
+class ServerEnd:
+    """A part's end at the server. Every hook is optional.
+
+    Attributes:
+        name: of the part.
+        ask: asks sites something (``part/verb``), which the part's end there answers.
+        needs_each: whether it needs the single updates, so that a sum of them is not enough.
+        only_sums: whether it hides single updates, so that nothing but their sum means anything.
+        least: with fewer updates it can't work.
+        named: sites that its options name.
+    """
+
+    name: str = ""
+    ask: Ask
+    needs_each: ClassVar[bool] = False
+    only_sums: ClassVar[bool] = False
+    least: int = 1
+    named: Sequence[str] = ()
+
+    def meet(self, announced: Mapping[str, Memory], everyone: Mapping[str, float]) -> None:
+        """Called once, when training starts.
+
+        Args:
+            announced: site -> what the part's end there told.
+            everyone: weight of each site.
+        """
+
+    def begin(self, now: Now) -> None:
+        """Begin a round. Whatever is left of one that was given up does not count any more."""
+        self.now = now
+
+    def send(self, site: str) -> Memory:
+        """What to send a site in the round that begins; names are keys of the part's ``reveals``."""
+        return {}
+
+    def open(self, packed: Memory) -> Memory:
+        """Undo what the end at the site did in ``close``."""
+        return packed
+
+    def take(self, update: Update) -> Update:
+        """The update as it goes on. Updates come in site order."""
+        return update
+
+    def finish(self, step: Step) -> Step:
+        """The step as it goes on; what is kept between rounds changes only here (and in ``Aggregation.done``)."""
+        return step
+
+    def memory(self) -> Memory:
+        """What is kept between rounds, for checkpoints."""
+        return {}
+
+    def restore(self, memory: Memory) -> None:
+        """Take back what ``memory`` gave."""
+
+    def sent(self, update: Update) -> Mapping[str, Tensor]:
+        """What the part's end at the site sent with an update."""
+        return update.sent.get(self.name, {})
+
+
+class Aggregation(ServerEnd):
+    """Puts the updates of a round together."""
+
+    @abstractmethod
+    def add(self, update: Update) -> None:
+        """Take in an update."""
+
+    @abstractmethod
+    def done(self) -> Step:
+        """What the updates of the round give; there is at least one."""

@@ -1,0 +1,224 @@
+"""A part's end at a site: hooks of local training, what is kept there, and what is sent."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from polyclinic.errors import SiteError
+
+if TYPE_CHECKING:
+    from polyclinic.state import FlatModule, Layout
+    from polyclinic.tasks import Task
+
+Memory = dict[str, Tensor]
+#: Which of a site's cases.
+PartOfCases = Literal["train", "validation", "unlabelled"]
+
+
+class SiteView(ABC):
+    """What a part may see of its site. Of all this nothing leaves the site but what the part itself sends.
+
+    Attributes:
+        name: the site's name.
+        vector: the whole model ``[P]``: at the start the first one, in a round as the site received it, with whatever
+            stays at the site. Not written to.
+        layout: names, shapes, places and roles of its tensors.
+        trainable: its first T coordinates are weights.
+        class_counts: training cases of each class, float64 ``[C]``; None where targets are not classes.
+        number: rounds done before.
+        learning_rate: of the round.
+        model: the network that does all work of this process. A part may load any vector into it.
+        task: loss and measures.
+    """
+
+    name: str
+    vector: Tensor
+    layout: Layout
+    trainable: int
+    class_counts: Tensor | None
+    number: int
+    learning_rate: float
+    model: FlatModule
+    task: Task
+
+    @abstractmethod
+    def count(self, part: PartOfCases = "train") -> int:
+        """How many cases there are in this fold."""
+
+    @abstractmethod
+    def cases(self, index: Tensor | None = None, part: PartOfCases = "train") -> tuple[Tensor, Tensor]:
+        """Inputs ``[n, ...]`` and targets ``[n, ...]`` of some cases, without augmentation.
+
+        Args:
+            index: positions ``[n]`` in the part; None for all of it, in its order.
+            part: targets of unlabelled cases mean nothing.
+        """
+
+    @abstractmethod
+    def measure(self, vector: Tensor, part: Literal["train", "validation"] = "train") -> Mapping[str, float]:
+        """``loss`` (mean) and ``accuracy`` (share of right classes, or Dice) of a model ``[P]``.
+
+        A site without validation cases is measured on its training cases.
+        """
+
+    @abstractmethod
+    def features(self, vector: Tensor, part: PartOfCases = "train") -> Tensor:
+        """What the head of a model ``[P]`` is given in evaluation, averaged over places ``[n, G]``.
+
+        Raises:
+            TrainingError: P302 if the model has no head.
+        """
+
+    @abstractmethod
+    def whole(self, state: Tensor) -> Tensor:
+        """A model ``[P]`` from shared coordinates ``[Q]``, with what stays at the site."""
+
+    @abstractmethod
+    def shared(self, vector: Tensor) -> Tensor:
+        """The shared coordinates ``[Q]`` of a model ``[P]``."""
+
+    @abstractmethod
+    def generator(self, *names: str | int) -> torch.Generator:
+        """Random numbers of this training, site and round, apart from all others by ``names``."""
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One batch in training.
+
+    Attributes:
+        inputs: ``[B, ...]``, on the model's device.
+        targets: ``[B, ...]``.
+        model: the network in the middle of a step; its weights are the site's current ones.
+        received: whole state of the model that the site received ``[P]``, on the model's device; not written to.
+        seed: of this step, for a part's own random numbers.
+        outputs: of the network ``[B, ...]``, with gradient; empty before the network has run.
+        features: what the head was given, averaged over places ``[B, G]``, with gradient; only where a part
+            ``needs_features``.
+    """
+
+    inputs: Tensor
+    targets: Tensor
+    model: FlatModule
+    received: Tensor
+    seed: int
+    outputs: Tensor
+    features: Tensor
+
+
+@dataclass(frozen=True)
+class Ended:
+    """A site's round, for a part to learn from.
+
+    Attributes:
+        view: the site, with the model that it received.
+        start: shared and private weights that the round started from ``[T]``.
+        end: weights at its end ``[T]``; those that stay at the site are as in ``start``, so that a part learns and
+            tells nothing of them.
+        vector: whole state at its end ``[P]``, also of what stays at the site.
+        steps: optimiser steps taken with the weights that are shared.
+        path: gives the length ‖a‖₁ of these steps' weights: how far, in units of the learning rate, a constant
+            gradient of 1 moves the weights in these steps. For plain SGD it is the number of steps.
+    """
+
+    view: SiteView
+    start: Tensor
+    end: Tensor
+    vector: Tensor
+    steps: int
+    path: Callable[[], float]
+
+
+class SiteEnd:
+    """A part's end at a site. Every hook is optional, and a hook that is not overridden costs nothing.
+
+    A part that overrides neither ``batch`` nor ``loss`` can be trained for many sites at once. Its ``gradient`` is
+    written with broadcasting, so that it serves one site (``[T]``) and many (``[S, T]``) alike, and what ``begin`` gives
+    must have the same shapes at all sites.
+
+    Attributes:
+        name: of the part.
+        kept: what is kept at the site between rounds; it is saved with checkpoints. A hook that changes it puts new
+            tensors into a new dictionary: what a round has left there counts only once the server says that the round
+            counted, and is else as it was before.
+        needs_features: whether ``loss`` reads the features of a batch.
+        needs_body: whether the part changes nothing where no weights are trained before the head.
+        zero_at_start: whether it changes nothing at the weights that a round starts from.
+    """
+
+    name: str = ""
+    needs_features: ClassVar[bool] = False
+    needs_body: ClassVar[bool] = False
+    zero_at_start: ClassVar[bool] = False
+    _kept: Memory | None = None
+
+    @property
+    def kept(self) -> Memory:
+        """See above."""
+        if self._kept is None:
+            self._kept = {}
+        return self._kept
+
+    @kept.setter
+    def kept(self, kept: Memory) -> None:
+        self._kept = kept
+
+    def meet(self, view: SiteView) -> Memory:
+        """Called once, when training starts: what to tell the server. What ``kept`` starts with is put there now."""
+        return {}
+
+    def answer(self, verb: str, asked: Memory, view: SiteView) -> Memory:
+        """Answer what the part's end at the server asks in between.
+
+        Raises:
+            SiteError: P401 if there is no such question.
+        """
+        raise SiteError("P401", f"The part {self.name} answers no {verb!r}.", site=view.name)
+
+    def begin(self, view: SiteView, received: Memory) -> Memory:
+        """What the steps of this round are given; ``received`` is what the end at the server sent."""
+        return {}
+
+    def class_weights(self, given: Memory) -> Tensor | None:
+        """Weight of each class's cases in the loss ``[C]``, on top of the study's own; None leaves them alone."""
+        return None
+
+    def batch(self, batch: Batch, given: Memory) -> Batch:
+        """The batch as the network shall see it."""
+        return batch
+
+    def loss(self, batch: Batch, given: Memory) -> Tensor | None:
+        """A term to add to the mean loss of the batch, a scalar with gradient."""
+        return None
+
+    def gradient(self, gradient: Tensor, weights: Tensor, start: Tensor, given: Memory) -> None:
+        """Change ``gradient`` in place.
+
+        Args:
+            gradient: of the loss at ``weights``, ``[T]`` or ``[S, T]``.
+            weights: the site's current weights, same shape.
+            start: the weights of the received model, same shape or broadcastable to it.
+            given: what ``begin`` gave, tensors ``[T]`` or ``[S, T]``.
+        """
+
+    def end(self, ended: Ended, given: Memory) -> Memory:
+        """What to send with the update; names are keys of the part's ``reveals``."""
+        return {}
+
+    def close(self, packed: Memory) -> Memory:
+        """What leaves the site, from ``change [T]``, ``statistics [S]`` and what parts send (``part/name``).
+
+        Parts close in order, and the server opens in the reverse order.
+        """
+        return packed
+
+
+def overrides(end: SiteEnd, hook: str) -> bool:
+    """Whether an end at a site does anything in a hook."""
+    return getattr(type(end), hook) is not getattr(SiteEnd, hook)
