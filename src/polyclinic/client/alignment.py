@@ -1,21 +1,18 @@
-"""Rules that align what the sites' models make of their cases."""
+"""Parts that align what the sites' models make of their cases."""
 
 from __future__ import annotations
-
-from collections.abc import Mapping
 
 import torch
 import torch.nn.functional as F
 from pydantic import NonNegativeFloat, PositiveFloat
 from torch import Tensor
-from torch.func import functional_call
 
-from polyclinic.client.rules import LOCAL_RULES, Batch, Ended, LossRule, Memory, SiteFacts, mean_over_places
-from polyclinic.state import FlatModule
+from polyclinic.client.features import frozen_features
+from polyclinic.parts import LOCAL_PARTS, Batch, Ended, Memory, SitePart, SiteView
 
 
-@LOCAL_RULES.add("model_contrastive")
-class ModelContrastive(LossRule):
+@LOCAL_PARTS.add("model_contrastive")
+class ModelContrastive(SitePart):
     """MOON: features shall be like the received model's and unlike those of the site's own model of its last round.
 
     Adds μ · mean of −log(e^{cos(z, z_glob)/T} / (e^{cos(z, z_glob)/T} + e^{cos(z, z_prev)/T})), where z is the features
@@ -32,18 +29,20 @@ class ModelContrastive(LossRule):
         temperature: T.
     """
 
+    needs_features = True
     needs_body = True
 
     def __init__(self, *, mu: NonNegativeFloat = 1.0, temperature: PositiveFloat = 0.5) -> None:
         self.mu, self.temperature = mu, temperature
 
-    def initial(self, site: SiteFacts) -> Memory:
+    def meet(self, view: SiteView) -> Memory:
         """The first model."""
-        return {"previous": site.vector.clone()}
+        self.kept = {"previous": view.vector.clone()}
+        return {}
 
-    def begin(self, start: Tensor, memory: Memory, received: Mapping[str, Tensor]) -> Memory:
+    def begin(self, view: SiteView, received: Memory) -> Memory:
         """The site's model of its last round ``[P]``."""
-        return memory
+        return self.kept
 
     def loss(self, batch: Batch, given: Memory) -> Tensor:
         """The term."""
@@ -52,26 +51,7 @@ class ModelContrastive(LossRule):
         logits = torch.stack(similarities, dim=1) / self.temperature
         return self.mu * F.cross_entropy(logits, logits.new_zeros(len(logits), dtype=torch.int64))
 
-    def end(self, ended: Ended, memory: Memory) -> tuple[Memory, Memory]:
-        """The model that the site ended with, also of what stays at the site."""
-        return {"previous": ended.vector.clone()}, {}
-
-
-def frozen_features(model: FlatModule, vector: Tensor, inputs: Tensor) -> Tensor:
-    """What the head is given in evaluation with the state ``vector [P]``, averaged over places ``[B, G]``.
-
-    ``model`` lends its network, which may be in the middle of a step: its own state is not touched.
-
-    Raises:
-        TrainingError: P302 if the model has no head.
-    """
-    found: list[Tensor] = []
-    hook = model.record_features(found)
-    model.module.eval()
-    try:
-        with torch.no_grad():
-            functional_call(model.module, model.layout.split(vector), (inputs,))
-    finally:
-        model.module.train()
-        hook.remove()
-    return mean_over_places(found[0]).float()
+    def end(self, ended: Ended, given: Memory) -> Memory:
+        """Keep the model that the site ended with, also of what stays at the site."""
+        self.kept = {"previous": ended.vector.clone()}
+        return {}

@@ -1,19 +1,30 @@
-"""Rules against client drift: local models that move away from each other because the sites' data differ."""
+"""Parts against client drift: local models that move away from each other because the sites' data differ."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import ClassVar
 
 import torch
 from pydantic import NonNegativeFloat, PositiveFloat
 from torch import Tensor
 
-from polyclinic.client.rules import LOCAL_RULES, Counterpart, Ended, GradientRule, Memory, SiteFacts
+from polyclinic.parts import (
+    LOCAL_PARTS,
+    Ended,
+    Memory,
+    Now,
+    Part,
+    ServerEnd,
+    SiteEnd,
+    SitePart,
+    SiteView,
+    Step,
+    Update,
+)
 
 
-@LOCAL_RULES.add("proximal")
-class Proximal(GradientRule):
+@LOCAL_PARTS.add("proximal")
+class Proximal(SitePart):
     """FedProx: adds μ/2 ‖w' − w‖² to the local loss, so μ (w' − w) to its gradient.
 
     Source: Li et al., Federated optimization in heterogeneous networks, MLSys 2020, equation 2.
@@ -32,113 +43,168 @@ class Proximal(GradientRule):
         gradient.add_(weights, alpha=self.mu).sub_(start, alpha=self.mu)
 
 
-@LOCAL_RULES.add("control_variates")
-class ControlVariates(GradientRule):
+@LOCAL_PARTS.add("control_variates")
+class ControlVariates(Part):
     """SCAFFOLD: each step goes along g − c_k + c, where c_k estimates the site's own gradient and c everybody's.
 
     After a round c_k ← c_k − c + (w − w_k) / (‖a‖₁ η), and c moves by the sites' mean change of c_k, weighted as their
-    updates are; a site that sat the round out counts with no change. So does one whose answer came too late, but it has
-    moved its own c_k and does not know, so that c is no longer the mean of all c_k.
+    updates are; a site that sat the round out, or whose answer did not count, counts with no change, and keeps its c_k.
+    With equal weights c stays the mean of all c_k.
 
     Source: Karimireddy et al., SCAFFOLD: stochastic controlled averaging for federated learning, ICML 2020, algorithm 1
     with option II. ‖a‖₁ is the number of steps for plain SGD, as there; with momentum it is what makes (w − w_k) /
     (‖a‖₁ η) the mean gradient again. The paper weights all sites alike (`training: {weights: uniform}`).
     """
 
-    sends: ClassVar = {"control_change": "the change of the site's mean gradient in the round: like a second update"}
-    receives: ClassVar = {"control": "the mean gradient of all sites: like a second global model"}
+    reveals: ClassVar = {
+        "control_change": "the change of the site's mean gradient in the round: like a second update",
+        "control": "the mean gradient of all sites: like a second global model",
+    }
     needs_sgd = True
 
-    def counterpart(self) -> Counterpart:
+    def at_site(self) -> SiteEnd:
+        """Keeps c_k."""
+        return _OwnControl()
+
+    def at_server(self) -> ServerEnd:
         """Keeps c."""
-        return MeanControl()
+        return _MeanControl()
 
-    def initial(self, site: SiteFacts) -> Memory:
+
+class _OwnControl(SiteEnd):
+    def meet(self, view: SiteView) -> Memory:
         """c_k = 0."""
-        return {"control": torch.zeros(site.trainable)}
+        self.kept = {"control": torch.zeros(view.trainable)}
+        return {}
 
-    def begin(self, start: Tensor, memory: Memory, received: Mapping[str, Tensor]) -> Memory:
-        """c − c_k."""
-        if "control" not in received:  # before the first round c = 0
-            return {"correction": -memory["control"]}
-        return {"correction": received["control"] - memory["control"]}
+    def begin(self, view: SiteView, received: Memory) -> Memory:
+        """c − c_k; before the first round c = 0, which is not sent."""
+        self._control, own = received.get("control"), self.kept["control"]
+        return {"correction": -own if self._control is None else self._control - own}
 
     def gradient(self, gradient: Tensor, weights: Tensor, start: Tensor, given: Memory) -> None:
         """Add c − c_k."""
         gradient.add_(given["correction"])
 
-    def end(self, ended: Ended, memory: Memory) -> tuple[Memory, Memory]:
+    def end(self, ended: Ended, given: Memory) -> Memory:
         """c_k⁺, and its change."""
-        change = (ended.start - ended.end).div_(ended.path * ended.learning_rate)
-        if "control" in ended.received:
-            change.sub_(ended.received["control"])
-        return {"control": memory["control"] + change}, {"control_change": change}
+        change = (ended.start - ended.end).div_(ended.path() * ended.view.learning_rate)
+        if self._control is not None:
+            change.sub_(self._control)
+        self.kept = {"control": self.kept["control"] + change}
+        return {"control_change": change}
 
 
-class MeanControl(Counterpart):
-    """c ← c + Σ p_k (c_k⁺ − c_k)."""
+class _MeanControl(ServerEnd):
+    """c ← c + Σ p_k (c_k⁺ − c_k), with p_k the site's share of the whole federation."""
 
     def __init__(self) -> None:
         self._control: Tensor | None = None
+
+    def begin(self, now: Now) -> None:
+        """Begin with no change."""
+        super().begin(now)
         self._change: Tensor | None = None
 
-    def send(self) -> Memory:
+    def send(self, site: str) -> Memory:
         """c; nothing as long as it is zero."""
         return {} if self._control is None else {"control": self._control}
 
-    def begin(self) -> None:
-        """Begin with no change."""
-        self._change = None
-
-    def add(self, site: str, share: float, sent: Memory) -> None:
+    def take(self, update: Update) -> Update:
         """Add a site's change."""
-        change = sent["control_change"]
+        change, share = self.sent(update)["control_change"], update.weight / sum(self.now.everyone.values())
         self._change = change * share if self._change is None else self._change.add_(change, alpha=share)
+        return update
 
-    def finish(self) -> None:
+    def finish(self, step: Step) -> Step:
         """Move c."""
         if self._change is not None:
             self._control = self._change if self._control is None else self._control + self._change
-        self._change = None
+        return step
 
     def memory(self) -> Memory:
         """c."""
-        return self.send()
+        return {} if self._control is None else {"control": self._control}
 
     def restore(self, memory: Memory) -> None:
         """Take back c."""
         self._control = memory.get("control")
 
 
-@LOCAL_RULES.add("dynamic_regularisation")
-class DynamicRegularisation(GradientRule):
-    """FedDyn at the site: adds α/2 ‖w' − w‖² − ⟨h_k, w'⟩ to the local loss; after a round h_k ← h_k − α Δ_k.
+@LOCAL_PARTS.add("dynamic_regularisation")
+class DynamicRegularisation(Part):
+    """FedDyn: at the site adds α/2 ‖w' − w‖² − ⟨h_k, w'⟩ to the local loss, and after a round h_k ← h_k − α Δ_k; at the
+    server h ← h − α Σ p_k Δ_k over the sites that took part, and w ← w̄ − h / α, with w̄ what the aggregation gave.
 
-    The server's part is the server rule ``feddyn`` with the same α.
-
-    Source: Acar et al., Federated learning based on dynamic regularization, ICLR 2021, algorithm 1.
+    Source: Acar et al., Federated learning based on dynamic regularization, ICLR 2021, algorithm 1, where all sites
+    weigh the same (`training: {weights: uniform}`).
 
     Args:
         alpha: α.
     """
 
-    partner = "feddyn"
-
     def __init__(self, *, alpha: PositiveFloat = 0.01) -> None:
         self.alpha = alpha
 
-    def initial(self, site: SiteFacts) -> Memory:
-        """h_k = 0."""
-        return {"gradient": torch.zeros(site.trainable)}
+    def at_site(self) -> SiteEnd:
+        """Keeps h_k."""
+        return _OwnGradient(self.alpha)
 
-    def begin(self, start: Tensor, memory: Memory, received: Mapping[str, Tensor]) -> Memory:
+    def at_server(self) -> ServerEnd:
+        """Keeps h."""
+        return _MeanGradient(self.alpha)
+
+
+class _OwnGradient(SiteEnd):
+    def __init__(self, alpha: float) -> None:
+        self.alpha = alpha
+
+    def meet(self, view: SiteView) -> Memory:
+        """h_k = 0."""
+        self.kept = {"gradient": torch.zeros(view.trainable)}
+        return {}
+
+    def begin(self, view: SiteView, received: Memory) -> Memory:
         """h_k + α w, so that a step adds two vectors only."""
-        return {"offset": memory["gradient"].add(start, alpha=self.alpha)}
+        return {"offset": self.kept["gradient"].add(view.vector[: view.trainable], alpha=self.alpha)}
 
     def gradient(self, gradient: Tensor, weights: Tensor, start: Tensor, given: Memory) -> None:
         """Add α (w' − w) − h_k."""
         gradient.add_(weights, alpha=self.alpha).sub_(given["offset"])
 
-    def end(self, ended: Ended, memory: Memory) -> tuple[Memory, Memory]:
+    def end(self, ended: Ended, given: Memory) -> Memory:
         """h_k − α Δ_k."""
-        return {"gradient": memory["gradient"].sub(ended.end - ended.start, alpha=self.alpha)}, {}
+        self.kept = {"gradient": self.kept["gradient"].sub(ended.end - ended.start, alpha=self.alpha)}
+        return {}
+
+
+class _MeanGradient(ServerEnd):
+    def __init__(self, alpha: float) -> None:
+        self.alpha = alpha
+        self._gradient: Tensor | None = None
+
+    def begin(self, now: Now) -> None:
+        """Begin a round."""
+        super().begin(now)
+        self._weight = 0.0
+
+    def take(self, update: Update) -> Update:
+        """Count who took part."""
+        self._weight += update.weight
+        return update
+
+    def finish(self, step: Step) -> Step:
+        """w̄ − h / α; statistics stay as aggregated."""
+        share = self._weight / sum(self.now.everyone.values())
+        before = torch.zeros_like(step.change) if self._gradient is None else self._gradient
+        self._gradient = before.sub(step.change, alpha=self.alpha * share)
+        step.change.sub_(self._gradient, alpha=1.0 / self.alpha)
+        return step
+
+    def memory(self) -> Memory:
+        """h ``[T]``."""
+        return {} if self._gradient is None else {"gradient": self._gradient}
+
+    def restore(self, memory: Memory) -> None:
+        """Take back h."""
+        self._gradient = memory.get("gradient")

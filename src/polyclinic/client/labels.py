@@ -1,4 +1,4 @@
-"""Rules about labels that are not spread evenly over the sites."""
+"""Parts about labels that are not spread evenly over the sites."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from polyclinic.client.rules import LOCAL_RULES, Counterpart, Memory, SiteFacts, WeightingRule
+from polyclinic.parts import LOCAL_PARTS, Memory, Part, ServerEnd, SiteEnd, SiteView
 
 
-@LOCAL_RULES.add("label_shares")
-class LabelShares(WeightingRule):
+@LOCAL_PARTS.add("label_shares")
+class LabelShares(Part):
     """FedSLD: each case is weighted by p(y) / p_k(y): how frequent its class is in the federation and at the site.
 
     A class that a site does not have gets no weight there, so the site's mean weight is the share of the federation's
@@ -23,40 +23,47 @@ class LabelShares(WeightingRule):
     the former is an estimate, so that sites with equal shares train as without the rule.
     """
 
-    announces: ClassVar = {"counts": "how many training cases of each class the site has"}
-    receives: ClassVar = {"shares": "the share of each class in all sites together: with two sites, the other's"}
+    reveals: ClassVar = {
+        "counts": "how many training cases of each class the site has",
+        "shares": "the share of each class in all sites together: with two sites, the other's",
+    }
     tasks = ("classification",)
 
-    def counterpart(self) -> Counterpart:
+    def at_site(self) -> SiteEnd:
+        """Tells the site's counts once, and weights its cases."""
+        return _OwnCounts()
+
+    def at_server(self) -> ServerEnd:
         """Puts the counts together."""
-        return _Counts()
+        return _AllCounts()
 
-    def announce(self, site: SiteFacts) -> Memory:
+
+class _OwnCounts(SiteEnd):
+    def meet(self, view: SiteView) -> Memory:
         """The site's counts ``[C]``."""
-        return self.initial(site)
+        self._counts = view.class_counts
+        return {} if self._counts is None else {"counts": self._counts}
 
-    def initial(self, site: SiteFacts) -> Memory:
-        """The site's counts ``[C]``."""
-        return {} if site.class_counts is None else {"counts": site.class_counts}
+    def begin(self, view: SiteView, received: Memory) -> Memory:
+        """p ``[C]``."""
+        return {"shares": received["shares"]}
 
-    def class_weights(self, memory: Memory, received: Mapping[str, Tensor]) -> Tensor:
+    def class_weights(self, given: Memory) -> Tensor | None:
         """p / p_k ``[C]``; 0 for classes that the site does not have."""
-        counts = memory["counts"]
-        weights = received["shares"] * counts.sum() / counts
-        return torch.where(counts > 0, weights, torch.zeros_like(weights))
+        if self._counts is None:
+            return None
+        weights = given["shares"] * self._counts.sum() / self._counts
+        return torch.where(self._counts > 0, weights, torch.zeros_like(weights))
 
 
-class _Counts(Counterpart):
+class _AllCounts(ServerEnd):
     """Σ n_k(y) / Σ n_k over all sites that train."""
 
-    def __init__(self) -> None:
-        self._counts: Tensor | None = None
+    def meet(self, announced: Mapping[str, Memory], everyone: Mapping[str, float]) -> None:
+        """Add up all counts."""
+        counts = torch.stack([told["counts"] for told in announced.values()]).sum(0)
+        self._shares = counts / counts.sum()
 
-    def announced(self, site: str, weight: float, announced: Memory) -> None:
-        """Add a site's counts."""
-        counts = announced["counts"]
-        self._counts = counts.clone() if self._counts is None else self._counts + counts
-
-    def send(self) -> Memory:
+    def send(self, site: str) -> Memory:
         """p ``[C]``."""
-        return {} if self._counts is None else {"shares": self._counts / self._counts.sum()}
+        return {"shares": self._shares}

@@ -14,10 +14,10 @@ from torch import Tensor, nn
 
 from polyclinic.client.drift import Proximal
 from polyclinic.client.optimizers import build_optimizer
-from polyclinic.client.rules import Memory, SiteFacts
 from polyclinic.client.work import Work, clip_gradient, with_learning_rate
 from polyclinic.errors import TrainingError
 from polyclinic.options import Catalogue
+from polyclinic.parts import Memory, SiteEnd, SiteView
 from polyclinic.state import FlatModule, Layout, Role, Selection
 
 
@@ -47,6 +47,7 @@ class Phase:
         trained: the coordinates that are trained; None for all weights.
         declared: whether its length is what the study declares, which may give each site its own; otherwise it is what
             ``work`` says.
+        ends: what changes its steps; None for the parts of the method.
     """
 
     work: Work
@@ -54,6 +55,7 @@ class Phase:
     gives: Literal["shared", "personal"] = "shared"
     trained: Selection | None = None
     declared: bool = True
+    ends: Sequence[SiteEnd] | None = None
 
 
 class Personal(ABC):  # noqa: B024 - each changes some of it
@@ -75,7 +77,7 @@ class Personal(ABC):  # noqa: B024 - each changes some of it
     mixed_precision: ClassVar[bool] = True
     shares: ClassVar[tuple[str, ...]] = ()
 
-    def initial(self, site: SiteFacts) -> Memory:
+    def initial(self, view: SiteView) -> Memory:
         """What is kept before the first round."""
         return {}
 
@@ -128,16 +130,18 @@ class Ditto(Personal):
     def __init__(self, *, weight: NonNegativeFloat = 0.1, epochs: PositiveInt | None = None) -> None:
         self.weight, self.epochs = weight, epochs
 
-    def initial(self, site: SiteFacts) -> Memory:
+    def initial(self, view: SiteView) -> Memory:
         """v_k is the first model."""
-        return {"model": site.vector.clone()}
+        return {"model": view.vector.clone()}
 
     def phases(self, work: Work, layout: Layout) -> Sequence[Phase]:
         """The shared model, then the personal one."""
-        own = replace(work, rules=(Proximal(mu=self.weight),))
-        if self.epochs is not None:
-            own = replace(own, epochs=self.epochs, steps=None)
-        return [Phase(work), Phase(own, start="personal", gives="personal", declared=self.epochs is None)]
+        own = work if self.epochs is None else replace(work, epochs=self.epochs, steps=None)
+        near = [Proximal(mu=self.weight)]
+        return [
+            Phase(work),
+            Phase(own, start="personal", gives="personal", declared=self.epochs is None, ends=near),
+        ]
 
     def model(self, shared: Tensor, memory: Memory) -> Tensor:
         """v_k, with its own statistics."""
@@ -201,9 +205,9 @@ class AdaptiveMixture(Personal):
     def __init__(self, *, mixture: Annotated[float, Field(ge=0, le=1)] = 0.5, learn_mixture: bool = True) -> None:
         self.mixture, self.learn_mixture = mixture, learn_mixture
 
-    def initial(self, site: SiteFacts) -> Memory:
+    def initial(self, view: SiteView) -> Memory:
         """v is the first model."""
-        weights, statistics = site.vector[: site.trainable], site.vector[site.trainable :]
+        weights, statistics = view.vector[: view.trainable], view.vector[view.trainable :]
         mixture = torch.tensor(self.mixture, dtype=torch.float64)
         return {"weights": weights.clone(), "statistics": statistics.clone(), "mixture": mixture}
 

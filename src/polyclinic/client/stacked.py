@@ -8,7 +8,7 @@ all its steps is left alone while the others go on. The results agree with `poly
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 
@@ -18,7 +18,6 @@ from torch.func import functional_call, vmap
 
 from polyclinic.client.batched import batch_norm, batched_layers
 from polyclinic.client.optimizers import build_optimizer, is_elementwise, restore_state, state_of
-from polyclinic.client.rules import GradientRule
 from polyclinic.client.work import (
     LocalJob,
     LocalResult,
@@ -32,6 +31,7 @@ from polyclinic.client.work import (
 )
 from polyclinic.errors import PolyclinicError
 from polyclinic.models import has_random_layers
+from polyclinic.parts.site_end import SiteEnd, overrides
 from polyclinic.state import FlatModule
 from polyclinic.tasks import Task
 
@@ -44,15 +44,19 @@ def reason_not_stackable(model: FlatModule, work: Work) -> str:
         return f"the optimiser {work.optimizer[0]} does not treat every coordinate on its own"
     if work.mixed_precision:
         return "mixed precision is on"
-    reasons = [rule.not_stackable for rule in work.rules if rule.not_stackable]
-    if reasons:
-        return reasons[0]
     for layer in model.module.modules():
         if isinstance(layer, nn.modules.instancenorm._InstanceNorm) and layer.track_running_stats:
             return "instance normalisation keeps running statistics"
         if isinstance(layer, nn.modules.batchnorm._BatchNorm) and (layer.momentum is None or not layer.affine):
             return "batch normalisation keeps cumulative averages or has no scale"
     return ""
+
+
+def parts_not_stackable(ends: Iterable[SiteEnd]) -> str:
+    """Why sites with these parts can't be trained together; empty if they can."""
+    changing = {"batch": "changes the cases of each batch", "loss": "adds to the loss of each batch"}
+    found = [f"a part {what}" for end in ends for hook, what in changing.items() if overrides(end, hook)]
+    return found[0] if found else ""
 
 
 @dataclass(frozen=True)
@@ -133,7 +137,7 @@ class StackedTrainer:
     def __init__(
         self, model: FlatModule, task: Task, work: Work, jobs: Sequence[LocalJob], cases: StackedCases | None = None
     ) -> None:
-        obstacle = reason_not_stackable(model, work)
+        obstacle = reason_not_stackable(model, work) or parts_not_stackable(end for end, _ in jobs[0].ends)
         if obstacle or any(job.companion is not None for job in jobs):
             raise ValueError(obstacle or "a second model is trained beside the first")
         self.task, self.work, self.layout = task, work, model.layout
@@ -180,23 +184,21 @@ class StackedTrainer:
         return results
 
     def _begin(self, rows: list[LocalJob]) -> None:
-        """Stack what rules are given, and class weights, where sites have their own."""
-        self.given: list[tuple[GradientRule, dict[str, Tensor]]] = []
-        for number, rule in enumerate(self.work.rules):
-            if isinstance(rule, GradientRule):
-                found = [row.given[number] for row in rows] if rows[0].given else [{}]
-                together = {name: torch.stack([one[name] for one in found]).to(self.device) for name in found[0]}
-                self.given.append((rule, together))
-        common = self.work.class_weights
-        own = [row.class_weights if row.class_weights is not None else common for row in rows]
-        known = [weights for weights in own if weights is not None]
+        """Stack what parts are given, and class weights, where sites have their own."""
+        self.given: list[tuple[SiteEnd, dict[str, Tensor]]] = []
+        for number, (end, first) in enumerate(rows[0].ends):
+            if overrides(end, "gradient"):
+                found = [row.ends[number][1] for row in rows]
+                together = {name: torch.stack([one[name] for one in found]).to(self.device) for name in first}
+                self.given.append((end, together))
+        known = [row.class_weights for row in rows if row.class_weights is not None]
         self.class_weights = torch.stack(known).to(self.device) if known else None
 
     def _change(self, gradient: Tensor, weights: Tensor, start: Tensor) -> None:
-        """Let the rules change the gradient of the active sites; frozen weights have no part in its norm."""
+        """Let the parts change the gradient of the active sites; frozen weights have no part in its norm."""
         active = len(gradient)
-        for rule, given in self.given:
-            rule.gradient(gradient, weights, start[:active], {n: tensor[:active] for n, tensor in given.items()})
+        for end, given in self.given:
+            end.gradient(gradient, weights, start[:active], {n: tensor[:active] for n, tensor in given.items()})
         if self.frozen is not None:
             self.frozen.fill(gradient, 0.0)
         clip_gradient(gradient, self.work.clip)

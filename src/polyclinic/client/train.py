@@ -5,12 +5,13 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
+from polyclinic.client.features import mean_over_places
 from polyclinic.client.optimizers import build_optimizer, restore_state, state_of
-from polyclinic.client.rules import Batch, GradientRule, LossRule, mean_over_places
 from polyclinic.client.work import (
     LocalJob,
     LocalResult,
@@ -23,6 +24,7 @@ from polyclinic.client.work import (
     with_learning_rate,
 )
 from polyclinic.models import has_batch_norm, has_random_layers
+from polyclinic.parts.site_end import Batch, overrides
 from polyclinic.seeds import derive_seed
 from polyclinic.state import FlatModule
 from polyclinic.tasks import Task
@@ -51,14 +53,14 @@ def _mini_batches(model: FlatModule, task: Task, work: Work, job: LocalJob) -> t
     scaler = _loss_scaler(model, work)
     begun = time.monotonic()
     total, done = torch.zeros((), device=model.vector.device), 0
-    with _Rules(model, work, job) as rules:
+    with _Hooks(model, work, job) as hooks:
         for step, index in enumerate(job.index[case_order(job, sizes)].split(sizes)):
             if job.seconds is not None and step and time.monotonic() - begun > job.seconds:
                 break
             batch = _batch(model, job, index, step)
 
-            def backward(batch: tuple[Tensor, Tensor] = batch) -> Tensor:
-                loss = rules.mean_loss(task, *batch)
+            def backward(batch: tuple[Tensor, Tensor] = batch, step: int = step) -> Tensor:
+                loss = hooks.mean_loss(task, *batch, step)
                 model.gradient.zero_()
                 scaler.scale(loss).backward()
                 return loss.detach()
@@ -67,7 +69,7 @@ def _mini_batches(model: FlatModule, task: Task, work: Work, job: LocalJob) -> t
                 job.companion.step(model, backward)
             total += backward()
             scaler.unscale_(optimizer)
-            rules.change(model.gradient)
+            hooks.change(model.gradient)
             if frozen is not None:
                 frozen.fill(model.gradient, 0.0)
             clip_gradient(model.gradient, work.clip)
@@ -88,12 +90,12 @@ def _full_gradient(model: FlatModule, task: Task, work: Work, job: LocalJob) -> 
     model.gradient.zero_()
     total = 0.0
     size = len(job.index) if has_batch_norm(model.module) or job.dataset.augments else work.batch_size
-    with _Rules(model, work, job) as rules:
-        for index in job.index.split(size):
-            loss = rules.mean_loss(task, *_batch(model, job, index, 0)) * (len(index) / len(job.index))
+    with _Hooks(model, work, job) as hooks:
+        for number, index in enumerate(job.index.split(size)):
+            loss = hooks.mean_loss(task, *_batch(model, job, index, 0), number) * (len(index) / len(job.index))
             loss.backward()
             total += float(loss.detach())
-        rules.change(model.gradient)
+        hooks.change(model.gradient)
     clip_gradient(model.gradient, work.clip)
     model.weights.detach().sub_(model.gradient, alpha=job.learning_rate)
     return total, 1
@@ -106,48 +108,63 @@ def _batch(model: FlatModule, job: LocalJob, index: Tensor, step: int) -> tuple[
     return inputs.to(device, non_blocking=True), targets.to(device, non_blocking=True)
 
 
-class _Rules:
-    """A job's rules at work; within ``with``, features are recorded if a rule wants them."""
+class _Hooks:
+    """A job's parts at work; within ``with``, features are recorded if a part wants them."""
 
     def __init__(self, model: FlatModule, work: Work, job: LocalJob) -> None:
         device = model.vector.device
-        given = [{name: tensor.to(device) for name, tensor in found.items()} for found in job.given]
-        pairs = list(zip(work.rules, given or [{}] * len(work.rules), strict=True))
-        self.gradient = [(rule, found) for rule, found in pairs if isinstance(rule, GradientRule)]
-        self.loss = [(rule, found) for rule, found in pairs if isinstance(rule, LossRule)]
-        self.model, self.work = model, work
+        ends = [(end, {name: tensor.to(device) for name, tensor in given.items()}) for end, given in job.ends]
+        self._batch, self._loss, self._gradient = (
+            [(end, given) for end, given in ends if overrides(end, hook)] for hook in ("batch", "loss", "gradient")
+        )
+        self.model, self.work, self.seed = model, work, job.seed
         self.received = (job.start if job.anchor is None else job.anchor).to(device)
         self.anchor, self.weights = self.received[: model.layout.trainable], model.weights.detach()
-        weights = work.class_weights if job.class_weights is None else job.class_weights
-        self.class_weights = None if weights is None else weights.to(device)
+        self.class_weights = None if job.class_weights is None else job.class_weights.to(device)
         self._features: list[Tensor] = []
+        self._records = any(end.needs_features for end, _ in self._loss)
 
-    def __enter__(self) -> _Rules:
-        self._hook = self.model.record_features(self._features) if self.loss else None
+    def __enter__(self) -> _Hooks:
+        self._hook = self.model.record_features(self._features) if self._records else None
         return self
 
     def __exit__(self, *exception: object) -> None:
         if self._hook is not None:
             self._hook.remove()
 
-    def mean_loss(self, task: Task, inputs: Tensor, targets: Tensor) -> Tensor:
-        """Mean loss of a batch with the terms of all rules."""
-        self._features.clear()
+    def mean_loss(self, task: Task, inputs: Tensor, targets: Tensor, step: int) -> Tensor:
+        """Mean loss of a batch with the terms of all parts."""
+        if self._batch or self._loss:
+            return self._changed_loss(task, inputs, targets, step)
+        return self._mean_loss(task, inputs, targets)[0]
+
+    def _mean_loss(self, task: Task, inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         with torch.autocast(inputs.device.type, enabled=self.work.mixed_precision):
             outputs = self.model.module(inputs)
             losses = task.loss(outputs, targets)
         if self.class_weights is not None:
             losses = losses * self.class_weights[targets]
-        loss = losses.mean()
-        for rule, given in self.loss:
-            features = mean_over_places(self._features[0])
-            loss = loss + rule.loss(Batch(self.model, inputs, targets, features, outputs, self.received), given)
+        return losses.mean(), outputs
+
+    def _changed_loss(self, task: Task, inputs: Tensor, targets: Tensor, step: int) -> Tensor:
+        nothing = inputs.new_empty(0)
+        seed = derive_seed(*self.seed, "parts", step)
+        batch = Batch(inputs, targets, self.model, self.received, seed, nothing, nothing)
+        for end, given in self._batch:
+            batch = end.batch(batch, given)
+        self._features.clear()
+        loss, outputs = self._mean_loss(task, batch.inputs, batch.targets)
+        features = mean_over_places(self._features[0]) if self._records else nothing
+        batch = replace(batch, outputs=outputs, features=features)
+        for end, given in self._loss:
+            term = end.loss(batch, given)
+            loss = loss if term is None else loss + term
         return loss
 
     def change(self, gradient: Tensor) -> None:
-        """Let the rules change the gradient of a step."""
-        for rule, given in self.gradient:
-            rule.gradient(gradient, self.weights, self.anchor, given)
+        """Let the parts change the gradient of a step."""
+        for end, given in self._gradient:
+            end.gradient(gradient, self.weights, self.anchor, given)
 
 
 def _loss_scaler(model: FlatModule, work: Work) -> torch.amp.GradScaler:

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
+import pydantic.dataclasses
 import torch
+from pydantic import ConfigDict, NonNegativeFloat, PositiveFloat, PositiveInt
 from torch import Tensor, nn
 
 from polyclinic.client.optimizers import Named, build_optimizer
-from polyclinic.client.rules import GradientRule, LocalRule, Memory
 from polyclinic.data.dataset import Dataset
 from polyclinic.errors import TrainingError
+from polyclinic.parts.site_end import Memory, SiteEnd, overrides
 from polyclinic.seeds import derive_seed, generator
 from polyclinic.state import Selection
 
@@ -21,9 +23,29 @@ if TYPE_CHECKING:
     from polyclinic.client.personal import Companion
 
 
-@dataclass(frozen=True)
+_DECLARED = ConfigDict(extra="forbid", allow_inf_nan=False)
+
+
+@pydantic.dataclasses.dataclass(frozen=True, config=_DECLARED)
+class OwnWork:
+    """What holds for one site only; None is what holds for all.
+
+    Attributes:
+        epochs: passes over its training cases.
+        steps: optimiser steps.
+        seconds: time budget.
+        step_seconds: declared time of a step, by which the budget is then kept instead of the clock.
+    """
+
+    epochs: PositiveInt | None = None
+    steps: PositiveInt | None = None
+    seconds: PositiveFloat | None = None
+    step_seconds: PositiveFloat | None = None
+
+
+@pydantic.dataclasses.dataclass(frozen=True, config=_DECLARED)
 class Work:
-    """Local work of one round.
+    """Local work of one round, as the coordinator declares it and a site does it.
 
     Attributes:
         kind: ``train`` (mini-batch steps) or ``gradient`` (one full-batch gradient, followed by w − η g).
@@ -33,21 +55,25 @@ class Work:
         optimizer: name and options of the torch.optim optimiser.
         keep_optimizer: whether its state stays at the site for the next round.
         clip: largest Euclidean norm of the gradient, or None.
-        class_weights: weight of each class's cases in the loss ``[C]``, or None.
+        class_weights: weight of each class's cases in the loss, C numbers, or None.
         mixed_precision: autocast to half precision on a GPU.
-        rules: applied in this order.
+        own: what holds for single sites, by name.
     """
 
-    kind: str
-    epochs: int | None
-    steps: int | None
-    batch_size: int
-    optimizer: Named
+    kind: Literal["train", "gradient"]
+    epochs: PositiveInt | None
+    steps: PositiveInt | None
+    batch_size: PositiveInt
+    optimizer: tuple[str, dict[str, Any]]
     keep_optimizer: bool = False
-    clip: float | None = None
-    class_weights: Tensor | None = None
+    clip: PositiveFloat | None = None
+    class_weights: tuple[NonNegativeFloat, ...] | None = None
     mixed_precision: bool = False
-    rules: tuple[LocalRule, ...] = ()
+    own: Mapping[str, OwnWork] = field(default_factory=dict)
+
+    def of(self, site: str) -> OwnWork:
+        """What holds for one site only."""
+        return self.own.get(site, OwnWork())
 
 
 @dataclass
@@ -63,8 +89,8 @@ class LocalJob:
         learning_rate: of this round.
         optimizer_state: tensors of the optimiser kept from the round before; replaced when kept again.
         anchor: the received state ``[P]``, whose weights rules measure distances from; None for ``start``.
-        given: for each of the work's rules, what it is given in this round.
-        class_weights: weight of each class's cases at this site ``[C]``; None for the work's.
+        ends: the parts at the site, each with what it is given in this round.
+        class_weights: weight of each class's cases at this site ``[C]``, or None.
         steps: the site's own number of steps; None for the work's.
         seconds: stop after so much time by the clock, but not before one step; None for no limit.
         trained: the coordinates that are trained; None for all weights. An optimiser of its own, which is not kept.
@@ -79,7 +105,7 @@ class LocalJob:
     learning_rate: float
     optimizer_state: dict[str, Tensor] = field(default_factory=dict)
     anchor: Tensor | None = None
-    given: Sequence[Memory] = ()
+    ends: Sequence[tuple[SiteEnd, Memory]] = ()
     class_weights: Tensor | None = None
     steps: int | None = None
     seconds: float | None = None
@@ -154,12 +180,12 @@ def with_learning_rate(named: Named, rate: float) -> tuple[str, dict[str, Any]]:
     return named[0], {**named[1], "lr": rate}
 
 
-def path_length(work: Work, steps: int, learning_rate: float) -> float:
+def path_length(work: Work, ends: Sequence[SiteEnd], steps: int, learning_rate: float) -> float:
     """‖a‖₁: how far, in units of the learning rate, a constant gradient of 1 moves weights in so many steps.
 
-    It is measured on a single weight with the work's own optimiser and gradient rules (which may pull towards the
-    start), so it holds for momentum, Nesterov's momentum, dampening and proximal terms alike. Weight decay counts as
-    part of the loss.
+    It is measured on a single weight with the work's own optimiser and the gradient hooks of parts (which may pull
+    towards the start), so it holds for momentum, Nesterov's momentum, dampening and proximal terms alike. Weight decay
+    counts as part of the loss.
 
     Source: Wang et al., Tackling the objective inconsistency problem in heterogeneous federated optimization, NeurIPS
     2020, section 4, where it is given in closed form for momentum and for the proximal term.
@@ -173,22 +199,22 @@ def path_length(work: Work, steps: int, learning_rate: float) -> float:
     if work.kind == "gradient":
         return 1.0
     momentum = tuple((key, options[key]) for key in ("momentum", "dampening", "nesterov") if key in options)
-    pulling = tuple(rule for rule in work.rules if isinstance(rule, GradientRule) and _pulls(rule))
+    pulling = tuple(end for end in ends if overrides(end, "gradient") and _pulls(end))
     if pulling:
         return _simulated_path(momentum, pulling, steps, learning_rate)
     return _simulated_path(momentum, (), steps, 1.0) if momentum else float(steps)
 
 
-def _pulls(rule: GradientRule) -> bool:
-    """Whether what the rule adds depends on where the weights are."""
+def _pulls(end: SiteEnd) -> bool:
+    """Whether what the part adds depends on where the weights are."""
     gradient = torch.zeros(1, dtype=torch.float64)
-    rule.gradient(gradient, torch.ones_like(gradient), torch.zeros_like(gradient), _Zeros())
+    end.gradient(gradient, torch.ones_like(gradient), torch.zeros_like(gradient), _Zeros())
     return bool(gradient.any())
 
 
 @lru_cache(maxsize=64)
 def _simulated_path(
-    momentum: tuple[tuple[str, Any], ...], rules: tuple[GradientRule, ...], steps: int, learning_rate: float
+    momentum: tuple[tuple[str, Any], ...], ends: tuple[SiteEnd, ...], steps: int, learning_rate: float
 ) -> float:
     weight = nn.Parameter(torch.zeros(1, dtype=torch.float64))
     start = torch.zeros(1, dtype=torch.float64)
@@ -196,15 +222,15 @@ def _simulated_path(
     optimizer = build_optimizer(("sgd", {**dict(momentum), "lr": learning_rate}), weight)
     for _ in range(steps):
         gradient = torch.ones(1, dtype=torch.float64)
-        for rule in rules:
-            rule.gradient(gradient, weight.detach(), start, nothing)
+        for end in ends:
+            end.gradient(gradient, weight.detach(), start, nothing)
         weight.grad = gradient
         optimizer.step()
     return -float(weight.detach()) / learning_rate
 
 
 class _Zeros(dict[str, Tensor]):
-    """A rule's tensors where all of them are zero."""
+    """What a part is given where all of it is zero."""
 
     def __missing__(self, name: str) -> Tensor:
         return torch.zeros(1, dtype=torch.float64)

@@ -1,54 +1,28 @@
-"""In which order sites and server meet within a round."""
+"""Orders in which the model goes from site to site within a round."""
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from collections.abc import Sequence
 
-from polyclinic.options import Catalogue
-
-
-class Topology(ABC):
-    """Divides a round into exchanges: the model goes to a group of sites, and their answers make the next model."""
-
-    @abstractmethod
-    def groups(self, number: int, rounds: int, sites: Sequence[str]) -> list[list[str]]:
-        """The groups of a round, one after another.
-
-        Args:
-            number: rounds done before.
-            rounds: of the whole training.
-            sites: who takes part, in site order.
-        """
-
-
-#: Topologies by name.
-TOPOLOGIES: Catalogue[type[Topology]] = Catalogue("topology")
-
-
-@TOPOLOGIES.add("star")
-class Star(Topology):
-    """All sites at once, with a server between them."""
-
-    def groups(self, number: int, rounds: int, sites: Sequence[str]) -> list[list[str]]:
-        """One group."""
-        return [list(sites)]
+from polyclinic.parts.grouping import FEDERATION, TOPOLOGIES, Grouping, Groups, Turn
 
 
 @TOPOLOGIES.add("cyclic")
-class Cyclic(Topology):
+class Cyclic(Grouping):
     """Cyclic weight transfer: the model goes from site to site; a round is one cycle.
 
     Source: Chang et al., Distributed deep learning networks among institutions for medical imaging, JAMIA 2018.
     """
 
-    def groups(self, number: int, rounds: int, sites: Sequence[str]) -> list[list[str]]:
+    one_by_one = True
+
+    def stages(self, turn: Turn) -> Sequence[Groups]:
         """Site after site."""
-        return [[site] for site in sites]
+        return [{FEDERATION: [site]} for site in turn.sites]
 
 
 @TOPOLOGIES.add("incremental")
-class Incremental(Topology):
+class Incremental(Grouping):
     """Institutional incremental learning: each site trains to its end before the next one, and never again.
 
     Every site does the local work of all rounds, one site after the other, so that it trains as long as in the other
@@ -57,6 +31,10 @@ class Incremental(Topology):
     Source: Sheller et al., Multi-institutional deep learning modeling without sharing patient data, BrainLes 2018.
     """
 
-    def groups(self, number: int, rounds: int, sites: Sequence[str]) -> list[list[str]]:
+    one_by_one = True
+
+    def stages(self, turn: Turn) -> Sequence[Groups]:
         """The site whose turn it is, again and again."""
-        return [[sites[(number * len(sites) + turn) // rounds]] for turn in range(len(sites))]
+        sites = turn.sites
+        order = [sites[(turn.number * len(sites) + place) // turn.rounds] for place in range(len(sites))]
+        return [{FEDERATION: [site]} for site in order]

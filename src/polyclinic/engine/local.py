@@ -6,7 +6,6 @@ import logging
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -19,6 +18,7 @@ from polyclinic.engine.base import Engine, Reply
 from polyclinic.errors import PolyclinicError
 from polyclinic.seeds import derive_seed
 from polyclinic.site import CorruptibleSite, Site, Workspace
+from polyclinic.site.messages import Start
 from polyclinic.site.run import Round
 
 log = logging.getLogger(__name__)
@@ -107,7 +107,7 @@ class LocalEngine(Engine):
                 yield site, failed[site]
                 continue
             try:
-                answer: Reply = site, self.members[site].finish_training(work, seconds)
+                answer: Reply = site, work.finish(seconds)
             except Exception as error:  # told as the site's failure, like one in its training
                 answer = site, self.members[site].failure("train", error)
             yield answer
@@ -130,13 +130,13 @@ class LocalEngine(Engine):
             else:
                 works[site].took(result)
 
-    def pool(self, name: str, sites: list[str], declaration: dict[str, Any] | None = None) -> LocalEngine:
+    def pool(self, name: str, sites: list[str], asked: Start | None = None) -> LocalEngine:
         """One site that has the prepared cases of ``sites`` (inside one process: the reference without privacy).
 
-        They are the cases that the sites have under ``declaration``, which may make some of them corrupt.
+        They are the cases that the sites have in a training that ``asked`` declares, which may make some of them corrupt.
         """
         members = [self.members[site] for site in sites]
-        cases = [member.cases(declaration or {}) for member in members]
+        cases = [(member.dataset, member.parts) if asked is None else member.cases(asked) for member in members]
         dataset = Dataset.pool([dataset for dataset, _ in cases], name)
         offsets = [0]
         for member in members:

@@ -5,10 +5,25 @@ server; most parts need only one of them. Neither the loop of rounds nor a site 
 """
 
 from polyclinic.parts.catalogue import CHANNEL_PARTS, LOCAL_PARTS, SERVER_PARTS, Part, ServerPart, SitePart
+from polyclinic.parts.building import PLACES, build_part, part_class
+from polyclinic.parts.grouping import FEDERATION, TOPOLOGIES, Grouping, Groups, Turn
+from polyclinic.parts.procedure import PROCEDURES, Answered, Procedure, Stage
 from polyclinic.parts.server_end import Aggregation, Ask, Now, ServerEnd, Step, Update
 from polyclinic.parts.site_end import Batch, Ended, Memory, SiteEnd, SiteView
 
 __all__ = [
+    "FEDERATION",
+    "PLACES",
+    "PROCEDURES",
+    "TOPOLOGIES",
+    "Answered",
+    "Grouping",
+    "Groups",
+    "Procedure",
+    "Stage",
+    "Turn",
+    "build_part",
+    "part_class",
     "CHANNEL_PARTS",
     "LOCAL_PARTS",
     "SERVER_PARTS",

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from copy import copy
-from typing import Any, ClassVar
+from typing import ClassVar
 
-from polyclinic.communication.message import Message
 from polyclinic.data.corruption import Backdoor, corrupted
 from polyclinic.data.dataset import Dataset
 from polyclinic.data.splits import Parts
+from polyclinic.site.messages import Start, Predict
 from polyclinic.site.run import Run
 from polyclinic.site.site import Site
 
@@ -22,18 +22,17 @@ class CorruptibleSite(Site):
 
     refused: ClassVar[frozenset[str]] = frozenset()
 
-    def cases(self, declaration: dict[str, Any]) -> tuple[Dataset, Parts]:
-        """The site's prepared cases, corrupted where the declaration makes this site a bad one."""
-        corruption = declaration.get("corrupt", {}).get(self.name)
+    def cases(self, asked: Start) -> tuple[Dataset, Parts]:
+        """The site's prepared cases, corrupted where the message makes this site a bad one."""
+        corruption = asked.corrupt.get(self.name)
         if corruption is None:
-            return super().cases(declaration)
-        names = (declaration["seed"], self.name, declaration["fold"])
-        return corrupted(self.dataset, self.parts, corruption, declaration["classes"], names)
+            return super().cases(asked)
+        return corrupted(self.dataset, self.parts, corruption, asked.classes, (asked.seed, self.name, asked.fold))
 
-    def tested(self, request: Message) -> Run:
+    def tested(self, asked: Predict) -> Run:
         """The run, with the mark of a backdoor on its test cases where one is asked for."""
-        run = super().tested(request)
-        if "mark" in request.fields:
+        run = super().tested(asked)
+        if asked.mark is not None:
             run = copy(run)
-            run.dataset = Backdoor(**request.fields["mark"]).marked(run.dataset, run.parts.test)
+            run.dataset = Backdoor(**asked.mark).marked(run.dataset, run.parts.test)
         return run

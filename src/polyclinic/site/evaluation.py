@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from polyclinic.site.messages import Start
 from polyclinic.site.pictures import case_pictures
 from polyclinic.site.run import Run
 from polyclinic.tasks import Segmentation, Task, build_task
@@ -21,10 +22,9 @@ from polyclinic.tasks.segmentation_metrics import metric_columns, segmentation_c
 MASK_THRESHOLDS = tuple(round(0.05 * step, 2) for step in range(1, 20))
 
 
-def task_of(declaration: dict[str, Any]) -> Task:
+def task_of(asked: Start) -> Task:
     """The task that a ``start`` message declares."""
-    mean, deviation = declaration.get("target_scale") or (0.0, 1.0)
-    return build_task(declaration["task"], declaration["classes"], declaration["loss"], (mean, deviation))
+    return build_task(asked.task, asked.classes, asked.loss, asked.target_scale or (0.0, 1.0))
 
 
 def outputs(run: Run, vector: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
@@ -157,8 +157,8 @@ def predict(
 def _predict_masks(
     run: Run, task: Segmentation, vectors: list[Tensor], index: Tensor, threshold: float
 ) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    asked = run.declaration["metrics"]
-    names, classes, spacing = asked["names"], asked["classes"], run.dataset.spacing
+    asked = run.declared.metrics
+    names, classes, spacing = asked.names, asked.classes, run.dataset.spacing
     columns = metric_columns(names, classes)
     rows = []
     for chunk in _chunks(run, index):
@@ -166,9 +166,9 @@ def _predict_masks(
         found_masks, wanted = without_ignored(task.decide(predicted, threshold), targets)
         for mask, target in zip(found_masks.numpy(), wanted.numpy(), strict=True):
             if task.several:
-                found = segmentation_classes(mask, target, names, classes, spacing, asked["tolerance"])
+                found = segmentation_classes(mask, target, names, classes, spacing, asked.tolerance)
             else:
-                found = segmentation_case(mask, target, names, spacing, asked["tolerance"])
+                found = segmentation_case(mask, target, names, spacing, asked.tolerance)
             rows.append([found[name] for name in columns])
     return {"metrics": columns}, {"values": torch.tensor(rows, dtype=torch.float64).view(-1, len(columns))}
 

@@ -4,53 +4,57 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
-from typing import Any
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 
-from polyclinic.client.personal import PERSONAL, Phase
-from polyclinic.client.rules import LOCAL_RULES, Ended, Memory, SiteFacts, WeightingRule
-from polyclinic.client.stacked import reason_not_stackable
+from polyclinic.client.personal import PERSONAL, Personal, Phase
+from polyclinic.client.stacked import parts_not_stackable, reason_not_stackable
 from polyclinic.client.work import LocalJob, LocalResult, Work, batch_sizes, check_finite, path_length
 from polyclinic.communication.message import Message
 from polyclinic.data.dataset import Dataset
 from polyclinic.data.splits import Parts
 from polyclinic.errors import TrainingError
 from polyclinic.models import has_batch_norm
-from polyclinic.site.facts import FACTS, LEAVE_ONE_OUT, models_needed
+from polyclinic.parts import Ended, Memory, SiteEnd, build_part
+from polyclinic.site.messages import Start, Train, Trained
+from polyclinic.site.view import View
 from polyclinic.state import FlatModule, Layout, Role
 from polyclinic.tasks import Task
 
-
-def build_work(fields: dict[str, Any], keep_optimizer: bool, local: list[tuple[str, dict[str, Any]]]) -> Work:
-    """Local work as the coordinator declared it."""
-    weights = fields["class_weights"]
-    return Work(
-        kind=fields["kind"],
-        epochs=fields["epochs"],
-        steps=fields["steps"],
-        batch_size=fields["batch_size"],
-        optimizer=(fields["optimizer"][0], dict(fields["optimizer"][1])),
-        keep_optimizer=keep_optimizer,
-        clip=fields["clip"],
-        class_weights=None if weights is None else torch.tensor(weights, dtype=torch.float32),
-        mixed_precision=fields["mixed_precision"],
-        rules=tuple(LOCAL_RULES[name](**options) for name, options in local),
-    )
+#: ``(run, vector [P], index [n]) -> {"loss": ..., "accuracy": ...}``.
+Measure = Callable[["Run", Tensor, Tensor], Mapping[str, float]]
 
 
-def not_stackable(personal: Sequence[Any] | None, own: Mapping[str, Mapping[str, float]]) -> str:
-    """Why sites can't be trained together, besides what network and local work say; empty if they can.
+def not_stackable(personal: type[Personal] | None, work: Work, ends: Sequence[SiteEnd]) -> str:
+    """Why sites can't be trained together, besides what their network says; empty if they can.
 
     Args:
-        personal: name and options of the way to a personal model, or None.
-        own: what holds for single sites, as in a declaration's work.
+        personal: the way to a personal model, or None.
+        work: local work.
+        ends: the parts at the sites.
     """
-    if any("seconds" in found and "step_seconds" not in found for found in own.values()):
+    if any(own.seconds is not None and own.step_seconds is None for own in work.own.values()):
         return "a time budget is kept by the clock"
-    return PERSONAL[personal[0]].not_stackable if personal else ""
+    return (personal.not_stackable if personal else "") or parts_not_stackable(ends)
+
+
+@dataclass
+class Kept:
+    """What a site keeps between rounds; tensors in it are replaced, never written to.
+
+    Attributes:
+        own: the coordinates that are not shared ``[P - Q]``.
+        personal: of the personal model.
+        parts: of each part.
+        optimizers: state of the optimiser of each phase.
+    """
+
+    own: Tensor
+    personal: Memory
+    parts: dict[str, Memory]
+    optimizers: list[Memory] = field(default_factory=list)
 
 
 class Run:
@@ -58,53 +62,57 @@ class Run:
 
     Args:
         site: the site's name.
-        declaration: what the coordinator sent with ``start``.
+        declared: what the coordinator sent with ``start``.
         initial: first model state ``[P]``.
         model: the process's network of this kind.
         task: the study's task.
         dataset: the site's cases.
         parts: its training, validation and test cases.
+        measure: gives loss and accuracy of a model on some of the site's cases.
     """
 
     def __init__(
-        self, site: str, declaration: dict[str, Any], initial: Tensor, model: FlatModule, task: Task,
-        dataset: Dataset, parts: Parts,
+        self, site: str, declared: Start, initial: Tensor, model: FlatModule, task: Task, dataset: Dataset,
+        parts: Parts, measure: Measure,
     ) -> None:  # fmt: skip
-        self.site, self.model, self.task, self.dataset, self.parts = site, model, task, dataset, parts
-        self.declaration = declaration
-        self.work = build_work(declaration["work"], declaration["keep_optimizer"], declaration["local"])
-        name, options = declaration["personal"] or ("shared_model", {})
+        self.site, self.declared, self.work = site, declared, declared.work
+        self.model, self.task, self.dataset, self.parts, self._measure = model, task, dataset, parts, measure
+        name, options = declared.personal or ("shared_model", {})
         self.personal = PERSONAL[name](**options)
         self.phases = list(self.personal.phases(self.work, model.layout))
         layout: Layout = model.layout
-        shared = {Role(role) for role in declaration["share"]}
-        self.shared, self.private = layout.select(shared), layout.select(set(Role) - shared)
-        self.about = SiteFacts(initial, layout.trainable, self._class_counts())
-        self.own = self.private.take(initial).clone()
-        self.rule_memory: list[Memory] = [rule.initial(self.about) for rule in self.work.rules]
-        self.personal_memory = self.personal.initial(self.about)
+        roles = {Role(role) for role in declared.share}
+        self.shared, self.private = layout.select(roles), layout.select(set(Role) - roles)
+        self.ends = {name: build_part(name, options).at_site() for name, options in declared.parts}
+        for name, end in self.ends.items():
+            end.name = name
+        first = self.view(initial)
+        self.announced = {f"{n}/{key}": t for n, end in self.ends.items() for key, t in end.meet(first).items()}
+        self.kept = Kept(
+            self.private.take(initial).clone(), self.personal.initial(first),
+            {name: end.kept for name, end in self.ends.items()}, [{} for _ in self.phases],
+        )  # fmt: skip
+        self._left: tuple[int, Kept] | None = None
         self.keep()
-        self.optimizer_states: list[dict[str, Tensor]] = [{} for _ in self.phases]
         self._check_batches()
 
-    def _class_counts(self) -> Tensor | None:
-        targets = self.dataset.targets
-        if self.task.name != "classification" or not isinstance(targets, Tensor):
-            return None
-        return torch.bincount(targets[self.parts.train], minlength=self.task.classes).double()
+    def view(self, vector: Tensor, number: int = 0, learning_rate: float = 0.0) -> View:
+        """What the parts see of the site."""
+        seed = (self.declared.seed, "parts", self.site, self.declared.fold)
+        return View(
+            self.site, vector, self.model, self.task, self.dataset, self.parts, self.shared, seed, self.measure, number,
+            learning_rate,
+        )  # fmt: skip
 
-    def announce(self) -> dict[str, Tensor]:
-        """What the rules say of the site once, when training starts."""
-        return {
-            f"{name}/{key}": tensor
-            for (name, _), rule in zip(self.declaration["local"], self.work.rules, strict=True)
-            for key, tensor in rule.announce(self.about).items()
-        }
+    def measure(self, vector: Tensor, index: Tensor) -> Mapping[str, float]:
+        """Loss and accuracy of a model ``[P]`` on some of the site's cases."""
+        return self._measure(self, vector, index)
 
     @property
     def not_stackable(self) -> str:
         """Why sites can't be trained together with this method; empty if they can."""
-        general = not_stackable(self.declaration["personal"], self.declaration["work"].get("own", {}))
+        personal = None if self.declared.personal is None else type(self.personal)
+        general = not_stackable(personal, self.work, list(self.ends.values()))
         return general or next(filter(None, (reason_not_stackable(self.model, p.work) for p in self.phases)), "")
 
     def _check_batches(self) -> None:
@@ -124,12 +132,12 @@ class Run:
             return state
         vector = torch.empty(self.shared.total, device=state.device)
         self.shared.put(vector, state)
-        self.private.put(vector, self.best if best else self.own)
+        self.private.put(vector, (self.best if best else self.kept).own)
         return vector
 
     def vector(self, state: Tensor, *, best: bool = False) -> Tensor:
         """The site's model for its own cases ``[P]`` from the shared ``state [Q]`` (of the best round, if asked)."""
-        memory = self.best_personal if best else self.personal_memory
+        memory = (self.best if best else self.kept).personal
         return self.personal.model(self.shared_model(state, best=best), memory)
 
     def steps(self, phase: Phase, done: int = 0) -> int | None:
@@ -139,57 +147,79 @@ class Run:
             phase: of the method.
             done: steps that the site did in this round before.
         """
-        own, work = self.declaration["work"].get("own", {}).get(self.site, {}), phase.work
-        steps: int | None = own.get("steps") if phase.declared else None
-        if "epochs" in own and phase.declared:
-            steps = own["epochs"] * len(batch_sizes(len(self.parts.train), replace(work, epochs=1, steps=None)))
-        budget, speed = own.get("seconds"), own.get("step_seconds")
-        if budget is not None and speed is not None:
+        own, work = self.work.of(self.site), phase.work
+        steps = own.steps if phase.declared else None
+        if own.epochs is not None and phase.declared:
+            steps = own.epochs * len(batch_sizes(len(self.parts.train), replace(work, epochs=1, steps=None)))
+        if own.seconds is not None and own.step_seconds is not None:
             declared = len(batch_sizes(len(self.parts.train), work, steps))
-            steps = max(1, min(declared, int(budget / speed + 1e-9) - done))
+            steps = max(1, min(declared, int(own.seconds / own.step_seconds + 1e-9) - done))
         return steps
 
     def teaches(self, number: int) -> bool:
-        """Whether a phase trains weights that are shared, so that rules and server learn from its steps."""
+        """Whether a phase trains weights that are shared, so that parts learn from its steps."""
         phase = self.phases[number]
         if phase.gives != "shared" or phase.trained is None:
             return phase.gives == "shared"
         trained = torch.zeros(self.shared.total)
-        phase.trained.within(self.about.trainable).fill(trained, 1.0)
+        phase.trained.within(self.model.layout.trainable).fill(trained, 1.0)
         return bool(self.shared.take(trained).any())
 
-    def jobs(self, request: Message) -> Round:
+    def round(self, request: Train, tensors: Memory) -> Round:
         """The local work that a ``train`` message asks for, in as many jobs as the method has phases."""
-        return Round(self, request)
+        return Round(self, request, tensors)
+
+    def answer(self, name: str, verb: str, asked: Memory, state: Tensor | None) -> Memory:
+        """What a part answers to its end at the server; what it keeps then is kept at once."""
+        end = self.ends[name]
+        end.kept = self.kept.parts[name]
+        found = end.answer(verb, asked, self.view(torch.empty(0) if state is None else self.shared_model(state)))
+        self.kept.parts[name] = end.kept
+        return found
+
+    # What is kept -------------------------------------------------------------------------------------------------
+
+    def leave(self, exchange: int, kept: Kept) -> None:
+        """What an exchange left; it is not kept before the coordinator says that the exchange counted."""
+        self._left = (exchange, kept)
+
+    def settle(self, counted: int | None) -> None:
+        """Keep what the last exchange left if it is the one that ``counted``, or forget it; None says nothing."""
+        if counted is None or self._left is None:
+            return
+        exchange, kept = self._left
+        if exchange == counted:
+            self.kept = kept
+        self._left = None
 
     def keep(self) -> None:
         """The round just done is the best so far."""
-        self.best = self.own.clone()
-        self.best_personal = {name: tensor.clone() for name, tensor in self.personal_memory.items()}
+        self.best = self.kept
 
     @property
     def keeps_memory(self) -> bool:
         """Whether the site must remember something between rounds (plain SGD has no state even where it is kept)."""
         return bool(self.memory()) or self.work.keep_optimizer
 
-    def memory(self) -> dict[str, Tensor]:
+    def memory(self) -> Memory:
         """What a checkpoint at the site must hold."""
-        kept = {"own": self.own, "best": self.best} if self.private.size else {}
-        groups = {"personal": self.personal_memory, "best_personal": self.best_personal}
-        groups |= {f"rule{number}": memory for number, memory in enumerate(self.rule_memory)}
-        groups |= {f"optimizer{number}": state for number, state in enumerate(self.optimizer_states)}
+        kept = {"own": self.kept.own, "best": self.best.own} if self.private.size else {}
+        groups = {"personal": self.kept.personal, "best_personal": self.best.personal}
+        groups |= {f"part {name}": memory for name, memory in self.kept.parts.items()}
+        groups |= {f"optimizer{number}": state for number, state in enumerate(self.kept.optimizers)}
         return kept | {f"{group}/{name}": tensor for group, found in groups.items() for name, tensor in found.items()}
 
-    def restore(self, memory: dict[str, Tensor]) -> None:
+    def restore(self, memory: Memory) -> None:
         """Take back what ``memory`` gave."""
 
-        def group(name: str) -> dict[str, Tensor]:
+        def group(name: str) -> Memory:
             return {key.removeprefix(f"{name}/"): t for key, t in memory.items() if key.startswith(f"{name}/")}
 
-        self.own, self.best = memory.get("own", self.own), memory.get("best", self.best)
-        self.personal_memory, self.best_personal = group("personal"), group("best_personal")
-        self.rule_memory = [group(f"rule{number}") for number in range(len(self.rule_memory))]
-        self.optimizer_states = [group(f"optimizer{number}") for number in range(len(self.optimizer_states))]
+        parts = {name: group(f"part {name}") for name in self.ends}
+        optimizers = [group(f"optimizer{number}") for number in range(len(self.phases))]
+        best = replace(self.best, own=memory.get("best", self.best.own), personal=group("best_personal"))
+        self.kept = Kept(memory.get("own", self.kept.own), group("personal"), parts, optimizers)
+        self.best, self._left = best, None
 
 
 class Round:
@@ -198,16 +228,24 @@ class Round:
     Args:
         run: the method at the site.
         request: the ``train`` message.
+        tensors: its tensors.
     """
 
-    def __init__(self, run: Run, request: Message) -> None:
+    def __init__(self, run: Run, request: Train, tensors: Memory) -> None:
         self.run, self.request = run, request
-        self.received = run.shared_model(request.tensors["state"])
-        self.rate = request.fields["learning_rate"]
-        self.companion = run.personal.companion(run.personal_memory, run.work, self.rate)
+        self.received = run.shared_model(tensors["state"])
+        self.rate = request.learning_rate
+        self.view = run.view(self.received, request.round, self.rate)
+        self.companion = run.personal.companion(run.kept.personal, run.work, self.rate)
+        self._given = {name: self._begin(name, end, tensors) for name, end in run.ends.items()}
         self._jobs: list[LocalJob] = []
         self._results: list[LocalResult] = []
         self._begun = time.monotonic()
+
+    def _begin(self, name: str, end: SiteEnd, tensors: Memory) -> Memory:
+        end.kept = self.run.kept.parts[name]
+        received = {key.removeprefix(f"{name}/"): t for key, t in tensors.items() if key.startswith(f"{name}/")}
+        return end.begin(self.view, received)
 
     @property
     def phases(self) -> int:
@@ -220,24 +258,23 @@ class Round:
 
     def job(self, number: int) -> LocalJob:
         """The job of a phase; the jobs before it must be done."""
-        run, phase = self.run, self.run.phases[number]
-        declared = run.declaration
+        run, phase, declared = self.run, self.run.phases[number], self.run.declared
+        ends = self._ends(phase)
         job = LocalJob(
             site=run.site,
             dataset=run.dataset,
             index=run.parts.train,
             start=self._start(phase),
-            seed=(declared["seed"], "train", run.site, declared["fold"], self.request.fields["round"],
-                  *self._turn(number)),
+            seed=(declared.seed, "train", run.site, declared.fold, self.request.round, *self._turn(number)),
             learning_rate=self.rate,
-            optimizer_state=run.optimizer_states[number],
-            given=self._given(phase.work),
-            class_weights=self._class_weights(phase.work),
+            optimizer_state=run.kept.optimizers[number],
+            ends=ends,
+            class_weights=self._class_weights(phase.work, ends),
             steps=run.steps(phase, sum(result.steps for result in self._results)),
             seconds=self._seconds(),
             trained=phase.trained,
             companion=None if number else self.companion,
-        )  # fmt: skip
+        )
         if phase.start != "received":
             job.anchor = self.received
         self._jobs.append(job)
@@ -248,118 +285,86 @@ class Round:
 
         A phase that starts elsewhere sees the same batches as the first one.
         """
-        turn, further = self.request.fields.get("turn", 0), self.run.phases[phase].start == "before"
+        turn, further = self.request.turn, self.run.phases[phase].start == "before"
         return [f"{kind} {number}" for kind, number in (("turn", turn), ("phase", phase * further)) if number]
 
     def _start(self, phase: Phase) -> Tensor:
         if phase.start == "before":
             return self._results[-1].vector
-        return self.run.personal_memory["model"] if phase.start == "personal" else self.received
+        return self.run.kept.personal["model"] if phase.start == "personal" else self.received
 
     def _seconds(self) -> float | None:
-        own = self.run.declaration["work"].get("own", {}).get(self.run.site, {})
-        if "seconds" not in own or "step_seconds" in own:
+        own = self.run.work.of(self.run.site)
+        if own.seconds is None or own.step_seconds is not None:
             return None
-        return max(0.0, float(own["seconds"]) - (time.monotonic() - self._begun if self._results else 0.0))
+        return max(0.0, own.seconds - (time.monotonic() - self._begun if self._results else 0.0))
 
-    def _received(self, number: int) -> dict[str, Tensor]:
-        """What the counterpart of a rule sent."""
-        prefix = self.run.declaration["local"][number][0] + "/"
-        return {name.removeprefix(prefix): t for name, t in self.request.tensors.items() if name.startswith(prefix)}
+    def _ends(self, phase: Phase) -> list[tuple[SiteEnd, Memory]]:
+        """The parts with what they are given; a phase with parts of its own has none that are given anything."""
+        if phase.ends is not None:
+            return [(end, {}) for end in phase.ends]
+        return [(end, self._given[name]) for name, end in self.run.ends.items()]
 
-    def _given(self, work: Work) -> list[Memory]:
-        """What the rules are given; a phase with rules of its own has none that remember anything."""
-        run, start = self.run, self.received[: self.run.model.layout.trainable]
-        if work.rules is not run.work.rules:
-            return []
-        return [
-            rule.begin(start, run.rule_memory[number], self._received(number)) for number, rule in enumerate(work.rules)
-        ]
-
-    def _class_weights(self, work: Work) -> Tensor | None:
-        weights = work.class_weights
-        for number, rule in enumerate(work.rules):
-            if isinstance(rule, WeightingRule):
-                own = rule.class_weights(self.run.rule_memory[number], self._received(number)).float()
-                weights = own if weights is None else weights * own
+    @staticmethod
+    def _class_weights(work: Work, ends: Sequence[tuple[SiteEnd, Memory]]) -> Tensor | None:
+        weights = None if work.class_weights is None else torch.tensor(work.class_weights, dtype=torch.float32)
+        for end, given in ends:
+            own = end.class_weights(given)
+            if own is not None:
+                weights = own.float() if weights is None else weights * own.float()
         return weights
 
     def took(self, result: LocalResult) -> None:
         """Take in what came of the job of the phase that comes next."""
         self._results.append(result)
 
-    def finish(self, seconds: float, measure: Measure) -> Message:
-        """Keep what stays at the site; the rest is the answer. The round only counts from here on.
-
-        Args:
-            seconds: that the jobs took.
-            measure: gives the loss or accuracy of a model on some of the site's cases.
-        """
+    def finish(self, seconds: float) -> Message:
+        """What the site answers after so many ``seconds`` of work; what it leaves is kept once the round counts."""
         run, results = self.run, self._results
         last = {phase.gives: number for number, phase in enumerate(run.phases)}
         shared = results[last["shared"]]
         personal = results[last["personal"]].vector if "personal" in last else None
-        kept = run.personal.end(run.personal_memory, personal, self.companion)
+        kept = run.personal.end(run.kept.personal, personal, self.companion)
         for tensor in kept.values():
             check_finite(LocalResult(tensor, 0, shared.loss), run.site)
-        steps = {number: result.steps for number, result in enumerate(results) if run.teaches(number)}
-        facts = self._facts(shared.vector, steps, measure)  # may fail, and is of what the site had in the round
-        for number, job in enumerate(self._jobs):
-            run.optimizer_states[number] = job.optimizer_state if run.phases[number].work.keep_optimizer else {}
-        answer = {"state": run.shared.take(shared.vector), **self._end_rules(shared.vector, steps)}
-        run.personal_memory = kept
-        if run.private.size:
-            run.own = run.private.take(shared.vector).clone()
-        fields = {
-            "examples": len(self._jobs[0].index), "steps": sum(result.steps for result in results),
-            "loss": shared.loss, "seconds": seconds, **({"facts": facts} if facts else {}),
-        }  # fmt: skip
-        return Message(fields, answer)
+        packed = self._packed(shared.vector)
+        optimizers = [
+            job.optimizer_state if phase.work.keep_optimizer else {}
+            for job, phase in zip(self._jobs, run.phases, strict=True)
+        ]
+        own = run.private.take(shared.vector).clone() if run.private.size else run.kept.own
+        parts = {name: end.kept for name, end in run.ends.items()}
+        run.leave(self.request.exchange, Kept(own, kept, parts, optimizers))
+        said = Trained(
+            examples=len(self._jobs[0].index), steps=sum(result.steps for result in results), loss=shared.loss,
+            seconds=seconds,
+        )  # fmt: skip
+        return Message(said.fields(), packed)
 
-    def _path(self, steps: Mapping[int, int]) -> float:
-        """‖a‖₁ over phases with so many steps each; every phase has an optimiser that starts anew."""
-        return sum(path_length(self.run.phases[number].work, count, self.rate) for number, count in steps.items())
+    def _packed(self, trained: Tensor) -> Memory:
+        """What leaves the site: the change of the weights, the statistics, and what the parts send."""
+        run, size = self.run, self.run.shared.trainable
+        state, before = run.shared.take(trained), run.shared.take(self.received)
+        packed = {"change": state[:size] - before[:size], "statistics": state[size:].clone()}
+        ended = self._ended(trained)
+        for name, end in run.ends.items():
+            packed |= {f"{name}/{key}": tensor for key, tensor in end.end(ended, self._given[name]).items()}
+        for end in run.ends.values():
+            packed = end.close(packed)
+        return packed
 
-    def _end_rules(self, vector: Tensor, steps: Mapping[int, int]) -> dict[str, Tensor]:
-        """Let the rules learn from the phases that train what is shared (phase -> its steps); what they send."""
+    def _ended(self, vector: Tensor) -> Ended:
+        """What the parts learn from: the phases that train what is shared."""
         run, trainable = self.run, self.run.model.layout.trainable
-        if not any(run.rule_memory) and not any(rule.sends for rule in run.work.rules):
-            return {}
-        sent: dict[str, Tensor] = {}
-        linear = any(rule.needs_sgd for rule in run.work.rules)
-        count = sum(steps.values())
-        path = self._path(steps) if linear else float(count)
+        steps = {number: result.steps for number, result in enumerate(self._results) if run.teaches(number)}
         start, end = self.received[:trainable], vector[:trainable]
         private = run.private.within(trainable)
         if private.size:
             end = end.clone()
             private.put(end, private.take(start))
-        for number, rule in enumerate(run.work.rules):
-            received = self._received(number)
-            ended = Ended(start, end, vector, count, self.rate, path, received)
-            run.rule_memory[number], found = rule.end(ended, run.rule_memory[number])
-            sent |= {f"{run.declaration['local'][number][0]}/{name}": tensor for name, tensor in found.items()}
-        return sent
 
-    def _facts(self, trained: Tensor, steps: Mapping[int, int], measure: Measure) -> dict[str, float]:
-        """The numbers that the server rule asks for."""
-        wanted: list[str] = self.run.declaration["facts"]
-        found = {}
-        models = models_needed(wanted, self.received, trained, self._sent())
-        for name, vector in models.items():
-            validation = FACTS[name].part == "validation" and len(self.run.parts.validation)
-            index = self.run.parts.validation if validation else self.run.parts.train
-            found[name] = measure(vector, index)[FACTS[name].value]
-        if "steps" in wanted:
-            found["steps"] = float(sum(steps.values()))
-        if "path" in wanted:
-            found["path"] = self._path(steps)
-        return found
+        def path() -> float:  # every phase has an optimiser that starts anew
+            ends = list(run.ends.values())
+            return sum(path_length(run.phases[n].work, ends, count, self.rate) for n, count in steps.items())
 
-    def _sent(self) -> Tensor | None:
-        state = self.request.tensors.get(LEAVE_ONE_OUT)
-        return None if state is None else self.run.shared_model(state)
-
-
-#: ``(vector [P], index [n]) -> {"loss": ..., "accuracy": ...}``.
-Measure = Callable[[Tensor, Tensor], Mapping[str, float]]
+        return Ended(self.view, start, end, vector, sum(steps.values()), path)

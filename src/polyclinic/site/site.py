@@ -6,6 +6,7 @@ import logging
 import re
 import time
 import traceback
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -27,10 +28,26 @@ from polyclinic.files import write_atomic, write_error
 from polyclinic.models import build_model
 from polyclinic.seeds import generator
 from polyclinic.site import evaluation
+from polyclinic.site.messages import (
+    ASKED,
+    Body,
+    Checkpointed,
+    During,
+    Evaluate,
+    Nothing,
+    Prepare,
+    Start,
+    Started,
+    Predict,
+    Train,
+    read_body,
+)
 from polyclinic.site.run import Round, Run
 from polyclinic.state import FlatModule
 
 log = logging.getLogger(__name__)
+
+Tensors = dict[str, Tensor]
 
 
 class Workspace:
@@ -43,11 +60,11 @@ class Workspace:
         self.device = torch.device(device)
         self._models: dict[str, FlatModule] = {}
 
-    def model(self, declaration: dict[str, Any], shape: tuple[int, ...], outputs: int) -> FlatModule:
-        """The network that ``declaration["model"]`` names."""
-        key = repr((declaration["model"], shape, outputs))
+    def model(self, named: tuple[str, dict[str, Any]], shape: tuple[int, ...], outputs: int) -> FlatModule:
+        """The network of a name with options."""
+        key = repr((named, shape, outputs))
         if key not in self._models:
-            name, options = declaration["model"]
+            name, options = named
             self._models = {key: build_model(name, options, shape, outputs, device=self.device)}
         return self._models[key]
 
@@ -71,7 +88,7 @@ class Site:
         self.name, self.data, self.workspace, self.folder = data.site, data, workspace, folder
         self.pseudonyms = _pseudonyms(data)
         self._described: Tensor | None = None
-        self._functions = {
+        self._functions: dict[str, Callable[[Any, Tensors], Message]] = {
             "prepare": self._prepare, "share": self._share, "apply": self._apply, "describe": self._describe,
             "start": self._start, "train": self._train, "evaluate": self._evaluate, "predict": self._predict,
             "threshold": self._threshold, "overlays": self._overlays, "keep": self._keep, "model": self._model,
@@ -85,10 +102,28 @@ class Site:
             PolyclinicError: with a message that names no patient, path or value; the site's log has everything.
         """
         try:
-            self._check(request)
-            return self._functions[function](request)
+            if "/" in function:
+                return self._answer(*function.split("/", 1), request)
+            return self._functions[function](self.read(function, request), request.tensors)
         except Exception as error:
             raise self.failure(function, error) from error
+
+    def read(self, function: str, request: Message) -> Body:
+        """The fields of a message, checked; what an earlier exchange left at the site is kept or forgotten.
+
+        Raises:
+            SiteError: P401, fields are not as they should be, or only a site of a simulated attack obeys them.
+        """
+        self._check(request)
+        asked = read_body(ASKED[function], request.fields, function, self.name)
+        if isinstance(asked, During):
+            self.run.settle(asked.counted)
+        return asked
+
+    def _answer(self, part: str, verb: str, request: Message) -> Message:
+        """A part's own question, which its end here answers."""
+        tensors = {name: tensor for name, tensor in request.tensors.items() if name != "state"}
+        return Message({}, self.run.answer(part, verb, tensors, request.tensors.get("state")))
 
     def _check(self, request: Message) -> None:
         asked = sorted(self.refused & request.fields.keys())
@@ -120,31 +155,29 @@ class Site:
 
     # Data ---------------------------------------------------------------------------------------------------------
 
-    def _prepare(self, request: Message) -> Message:
+    def _prepare(self, ask: Prepare, tensors: Tensors) -> Message:
         """Split for one fold, and go along the chain of preparation up to the first step that needs all sites."""
-        ask = request.fields
-        self.fold = ask["fold"]
+        self.fold = ask.fold
         self.parts = split(
-            self.data, folds=ask["folds"], fold=ask["fold"], validation=ask["validation"], seed=ask["split_seed"],
-            small_sites=ask["small_sites"], holdout=ask.get("holdout"),
+            self.data, folds=ask.folds, fold=ask.fold, validation=ask.validation, seed=ask.split_seed,
+            small_sites=ask.small_sites, holdout=ask.holdout,
         )  # fmt: skip
-        box = ask.get("patch")
-        self._patch = None if box is None else Patch(**box)
+        self._patch = None if ask.patch is None else Patch(**ask.patch)
         size = tuple(self.data.inputs.shape[2:]) if self._patch is None else self._patch.size
-        self._augmentation = Augmentation(ask["augmentation"], size) if ask["augmentation"] else None
-        self._steps = build_steps(ask["steps"])
+        self._augmentation = Augmentation(ask.augmentation, size) if ask.augmentation else None
+        self._steps = build_steps(ask.steps)
         self._prepared = Prepared(self.data, self.parts.train)
         self._advance()
         sizes = {part: len(getattr(self.parts, part)) for part in ("train", "validation", "test")}
         classes: list[int] = []
-        tensors: dict[str, Tensor] = {}
+        found: Tensors = {}
         labels = self.data.labels
         if labels is not None and labels.is_floating_point():
             summary = summarise(labels[:, None], self.parts.train).to_tensors()
-            tensors = {f"target_{name}": value for name, value in summary.items()}
+            found = {f"target_{name}": value for name, value in summary.items()}
         elif labels is not None:
-            classes = torch.bincount(labels[self.parts.train], minlength=ask["classes"]).tolist()
-        return Message({**sizes, "classes": classes, "note": self.parts.note}, tensors)
+            classes = torch.bincount(labels[self.parts.train], minlength=ask.classes).tolist()
+        return Message({**sizes, "classes": classes, "note": self.parts.note}, found)
 
     def _advance(self) -> None:
         """Apply steps that need no other site; at the end of the chain the cases are ready."""
@@ -165,20 +198,20 @@ class Site:
                 self._described = torch.full_like(harmonised, torch.nan)
             self._described[self.parts.test] = harmonised[self.parts.test]
 
-    def _share(self, request: Message) -> Message:
+    def _share(self, ask: Nothing, tensors: Tensors) -> Message:
         """Summaries of the training cases for the step of the chain that comes next."""
         step = self._steps[0]
         if not isinstance(step, SharedStep):
             raise ValueError("the next step needs no other site")
         return Message({}, step.share(self._prepared))
 
-    def _apply(self, request: Message) -> Message:
+    def _apply(self, ask: Nothing, tensors: Tensors) -> Message:
         """Apply the next step with what all sites' summaries gave, and go on."""
-        self._prepared = self._steps.pop(0).apply(self._prepared, request.tensors)
+        self._prepared = self._steps.pop(0).apply(self._prepared, tensors)
         self._advance()
         return Message({"notes": list(self._prepared.notes)})
 
-    def _describe(self, request: Message) -> Message:
+    def _describe(self, ask: Nothing, tensors: Tensors) -> Message:
         """Summaries of the features before and after harmonisation, or sketches of them over the grids that are sent.
 
         They are of all cases that were a test case in a fold; nothing is said of features with few values.
@@ -188,7 +221,7 @@ class Site:
         tested = (~self._described.isnan()).any(dim=1).nonzero().flatten()
         answer: dict[str, Tensor] = {}
         for stage, values in (("before", self.data.table), ("after", self._described)):
-            edges = request.tensors.get(stage)
+            edges = tensors.get(stage)
             if edges is None:
                 found = withhold(summarise(values, tested)).to_tensors()
             else:
@@ -200,101 +233,97 @@ class Site:
         """Take over prepared cases (the pool of several sites, inside one process only)."""
         self.dataset, self.parts, self.fold = dataset, parts, fold
 
-    def cases(self, declaration: dict[str, Any]) -> tuple[Dataset, Parts]:
+    def cases(self, asked: Start) -> tuple[Dataset, Parts]:
         """The site's prepared cases, for a training."""
         return self.dataset, self.parts
 
     # Training -----------------------------------------------------------------------------------------------------
 
-    def _start(self, request: Message) -> Message:
-        declaration = request.fields
-        task = evaluation.task_of(declaration)
-        model = self.workspace.model(declaration, self.dataset.training_shape, task.outputs)
-        dataset, parts = self.cases(declaration)
-        self.run = Run(self.name, declaration, request.tensors["initial"], model, task, dataset, parts)
-        self._log(f"start {declaration['run']}: shares {', '.join(declaration['share']) or 'nothing'}")
-        return Message({"train": len(parts.train), "validation": len(parts.validation)}, self.run.announce())
+    def _start(self, asked: Start, tensors: Tensors) -> Message:
+        task = evaluation.task_of(asked)
+        model = self.workspace.model(asked.model, self.dataset.training_shape, task.outputs)
+        dataset, parts = self.cases(asked)
+        self.run = Run(self.name, asked, tensors["initial"], model, task, dataset, parts, evaluation.measure)
+        self._log(f"start {asked.run}: shares {', '.join(asked.share) or 'nothing'}")
+        sizes = Started(train=len(parts.train), validation=len(parts.validation))
+        return Message(sizes.fields(), self.run.announced)
 
-    def _train(self, request: Message) -> Message:
+    def _train(self, asked: Train, tensors: Tensors) -> Message:
         started = time.perf_counter()
-        work = self.run.jobs(request)
+        work = self.run.round(asked, tensors)
         for phase in range(work.phases):
             work.took(train(self.run.model, self.run.task, work.work(phase), work.job(phase)))
-        return self.finish_training(work, time.perf_counter() - started)
+        return work.finish(time.perf_counter() - started)
 
     def begin_training(self, request: Message) -> Round:
-        """First part of ``train``, for an engine that trains several sites together."""
-        return self.run.jobs(request)
+        """First part of ``train``, for an engine that trains several sites together; `Round.finish` is the last."""
+        asked = self.read("train", request)
+        if not isinstance(asked, Train):
+            raise TypeError("not a message to train")
+        return self.run.round(asked, request.tensors)
 
-    def finish_training(self, work: Round, seconds: float) -> Message:
-        """Last part of ``train``, when all jobs of the round are done."""
-        return work.finish(seconds, lambda vector, index: evaluation.measure(self.run, vector, index))
-
-    def _keep(self, request: Message) -> Message:
+    def _keep(self, asked: During, tensors: Tensors) -> Message:
         self.run.keep()
         return Message()
 
-    def _model(self, request: Message) -> Message:
+    def _model(self, asked: During, tensors: Tensors) -> Message:
         """The shared model of the best round with what the site does not share ``[P]``; personal models stay here."""
-        return Message({}, {"model": self.run.shared_model(request.tensors["state"], best=True)})
+        return Message({}, {"model": self.run.shared_model(tensors["state"], best=True)})
 
     # Evaluation ---------------------------------------------------------------------------------------------------
 
-    def _evaluate(self, request: Message) -> Message:
-        vectors = [self.run.vector(request.tensors["state"])]
-        return Message(evaluation.score(self.run, vectors, self.run.parts.validation, request.fields["metric"]))
+    def _evaluate(self, asked: Evaluate, tensors: Tensors) -> Message:
+        vectors = [self.run.vector(tensors["state"])]
+        return Message(evaluation.score(self.run, vectors, self.run.parts.validation, asked.metric))
 
-    def _threshold(self, request: Message) -> Message:
-        counts = evaluation.threshold_evidence(self.run, self._vectors(request), self.run.parts.validation)
+    def _threshold(self, asked: During, tensors: Tensors) -> Message:
+        counts = evaluation.threshold_evidence(self.run, self._vectors(tensors), self.run.parts.validation)
         return Message({}, {"counts": counts})
 
-    def tested(self, request: Message) -> Run:
+    def tested(self, asked: Predict) -> Run:
         """The run whose test cases are predicted."""
         return self.run
 
-    def _predict(self, request: Message) -> Message:
-        index, run = self.parts.test, self.tested(request)
-        fields, tensors = evaluation.predict(run, self._vectors(request), index, request.fields["threshold"])
+    def _predict(self, asked: Predict, tensors: Tensors) -> Message:
+        index, run = self.parts.test, self.tested(asked)
+        fields, found = evaluation.predict(run, self._vectors(tensors), index, asked.threshold)
         names = [self.pseudonyms[position] for position in index.tolist()]
-        return Message({**fields, "subject": [n[0] for n in names], "case": [n[1] for n in names]}, tensors)
+        return Message({**fields, "subject": [n[0] for n in names], "case": [n[1] for n in names]}, found)
 
-    def _overlays(self, request: Message) -> Message:
-        fields, tensors = evaluation.overlays(
-            self.run, self._vectors(request), self.parts.test, request.fields["threshold"]
-        )
-        return Message(fields, tensors)
+    def _overlays(self, asked: Predict, tensors: Tensors) -> Message:
+        return Message(*evaluation.overlays(self.run, self._vectors(tensors), self.parts.test, asked.threshold))
 
-    def _vectors(self, request: Message) -> list[torch.Tensor]:
+    def _vectors(self, tensors: Tensors) -> list[torch.Tensor]:
         """Models to average: those sent whole, or the shared state with the site's own part of the best round."""
-        whole = [request.tensors[name] for name in sorted(request.tensors) if name.startswith("model")]
-        return whole or [self.run.vector(request.tensors["state"], best=True)]
+        whole = [tensors[name] for name in sorted(tensors) if name.startswith("model")]
+        return whole or [self.run.vector(tensors["state"], best=True)]
 
     # Its own folder -----------------------------------------------------------------------------------------------
 
-    def _save(self, request: Message) -> Message:
+    def _save(self, asked: Checkpointed, tensors: Tensors) -> Message:
         """Write what the site must remember of this round; the round before is kept as well."""
         if self.folder is None or not self.run.keeps_memory:
             return Message()
-        done = request.fields["round"]
+        done = asked.round
         content = Message({}, self.run.memory()).to_bytes()
         write_atomic(self._checkpoint(done), content, durable=False)
         self._checkpoint(done - 2).unlink(missing_ok=True)
         return Message()
 
-    def _restore(self, request: Message) -> Message:
+    def _restore(self, asked: Checkpointed, tensors: Tensors) -> Message:
         if self.folder is None or not self.run.keeps_memory:
             return Message()
-        path = self._checkpoint(request.fields["round"])
+        path = self._checkpoint(asked.round)
         if not path.is_file():
             raise SiteError(
-                "P401", f"Site {self.name} has no checkpoint of round {request.fields['round']}.",
+                "P401", f"Site {self.name} has no checkpoint of round {asked.round}.",
                 "Run the study without --resume, in a new folder.", site=self.name,
             )  # fmt: skip
         self.run.restore(Message.from_bytes(path.read_bytes()).tensors)
         return Message()
 
     def _checkpoint(self, done: int) -> Path:
-        return (self.folder or Path()) / f"{self.run.declaration['run']}.round{done}.safetensors"
+        return (self.folder or Path()) / f"{self.run.declared.run}.round{done}.safetensors"
 
     def write_pseudonyms(self) -> None:
         """The site's own list of who is who, which stays in its folder."""

@@ -1,0 +1,35 @@
+"""What a network makes of cases before its head."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.func import functional_call
+
+from polyclinic.state import FlatModule
+
+
+def mean_over_places(features: Tensor) -> Tensor:
+    """Features of cases ``[B, G]`` from features of places in them ``[B, G, ...]``."""
+    return features.flatten(2).mean(2) if features.dim() > 2 else features
+
+
+def frozen_features(model: FlatModule, vector: Tensor, inputs: Tensor) -> Tensor:
+    """What the head is given in evaluation with the state ``vector [P]``, averaged over places ``[B, G]``.
+
+    ``model`` lends its network, which may be in the middle of a step: its own state is not touched.
+
+    Raises:
+        TrainingError: P302 if the model has no head.
+    """
+    found: list[Tensor] = []
+    hook = model.record_features(found)
+    training = model.module.training
+    model.module.eval()
+    try:
+        with torch.no_grad():
+            functional_call(model.module, model.layout.split(vector), (inputs,))
+    finally:
+        model.module.train(training)
+        hook.remove()
+    return mean_over_places(found[0]).float()

@@ -1,0 +1,101 @@
+"""What happens between the server and a stage's sites until their updates are there."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+
+from torch import Tensor
+
+from polyclinic.errors import PolyclinicError
+from polyclinic.options import Catalogue
+from polyclinic.parts.catalogue import Part
+from polyclinic.parts.server_end import Ask
+from polyclinic.parts.site_end import Memory
+
+if TYPE_CHECKING:
+    from polyclinic.state import FlatModule
+    from polyclinic.tasks import Task
+
+
+@dataclass(frozen=True)
+class Answered:
+    """What came of a site's work.
+
+    Attributes:
+        site: its name.
+        packed: what left the site, ``change [T]`` and ``statistics [S]`` at least; or why nothing came.
+        said: ``examples``, ``steps``, ``loss`` and ``seconds`` of its work.
+        lag: steps that the server has taken since it sent what the site started from.
+    """
+
+    site: str
+    packed: Memory | PolyclinicError
+    said: Mapping[str, Any] = field(default_factory=dict)
+    lag: int = 0
+
+
+class Stage(Protocol):
+    """What a procedure has to work with.
+
+    Attributes:
+        number: rounds done before.
+        rounds: of the whole training.
+        learning_rate: of the round.
+        sites: who takes part, in site order.
+        speeds: site -> declared seconds of a local step, where the study declares them.
+        network: the server's own network of the study's kind, as a place to compute in.
+        task: loss and measures.
+        ask: asks the sites something, which the procedure's end there answers (``answer``).
+    """
+
+    number: int
+    rounds: int
+    learning_rate: float
+    sites: Sequence[str]
+    speeds: Mapping[str, float]
+    network: FlatModule
+    task: Task
+    ask: Ask
+
+    def state(self, site: str) -> Tensor:
+        """The model that a site shares, now ``[Q]``; its first T coordinates are weights."""
+
+    def train(self, states: Mapping[str, Tensor]) -> Iterator[Answered]:
+        """Ask sites to train, each from a state ``[Q]``; answers come in site order."""
+
+
+class Procedure(Part):
+    """Gets the updates of a stage.
+
+    Attributes:
+        trains: whether sites train by themselves, by the message ``train``; parts at the sites have their hooks there.
+    """
+
+    trains: ClassVar[bool] = True
+
+    @abstractmethod
+    def updates(self, stage: Stage) -> Iterator[Answered]:
+        """What came of the sites' work, in the order in which the server takes it in."""
+
+    def memory(self) -> Memory:
+        """What is kept between rounds, for checkpoints."""
+        return {}
+
+    def restore(self, memory: Memory) -> None:
+        """Take back what ``memory`` gave."""
+
+
+#: Procedures by the name used under ``procedure:`` in a study file.
+PROCEDURES: Catalogue[type[Procedure]] = Catalogue("procedure")
+
+
+@PROCEDURES.add("local")
+class Local(Procedure):
+    """Every site trains once, from the model as it is now."""
+
+    def updates(self, stage: Stage) -> Iterator[Answered]:
+        """One message to each."""
+        return stage.train({site: stage.state(site) for site in stage.sites})

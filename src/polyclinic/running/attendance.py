@@ -1,0 +1,183 @@
+"""Who takes part, who is late, and whether those that answer suffice: judged here and nowhere else."""
+
+from __future__ import annotations
+
+from collections.abc import Container, Iterable, Mapping, Sequence
+
+from polyclinic.communication.message import Message
+from polyclinic.engine.base import Engine
+from polyclinic.errors import PolyclinicError, SiteError
+from polyclinic.parts import Answered, Groups
+from polyclinic.running.plan import Plan
+from polyclinic.running.progress import Progress
+from polyclinic.server.selection import Candidates
+
+_MEND = "Mend the sites named, or set a lower `training: {quorum: ...}`."
+
+
+class BrokenDown(Exception):  # noqa: N818 - it is no error
+    """A simulated attack has driven the model to values that are not numbers."""
+
+
+class Attendance:
+    """Judges one round.
+
+    Args:
+        plan: says what is asked of the sites.
+        progress: where the training is; notes are added to its ``failures``.
+
+    Attributes:
+        silent: sites that failed in this round, with the cause.
+    """
+
+    def __init__(self, plan: Plan, progress: Progress) -> None:
+        self.plan, self.progress = plan, progress
+        self.silent: dict[str, PolyclinicError] = {}
+        self._active = [site for site in plan.sites if site not in progress.stopped]
+        self._needed = min(plan.quorum or 1, len(self._active))
+        self._failures: dict[str, PolyclinicError] = {}
+        self._late: set[str] = set()
+
+    @property
+    def _round(self) -> str:
+        return f"ound {self.progress.done + 1}"
+
+    def note(self, text: str) -> None:
+        """Something that happened to the training."""
+        self.progress.failures.append(text)
+
+    def chosen(self) -> list[str]:
+        """Who takes part in the round; nobody if too few are there."""
+        progress, plan = self.progress, self.plan
+        known = Candidates(progress.done, plan.start.seed, plan.weights, progress.losses)
+        for part in plan.participation:
+            self._active = part.choose(self._active, known)
+        if len(self._active) >= self._needed:
+            return self._active
+        self.note(
+            f"R{self._round} was skipped with {len(self._active)} of {len(plan.sites)} sites there "
+            f"({self._needed} needed)."
+        )
+        return []
+
+    def counts(self, answered: Answered) -> bool:
+        """Whether an answer of a stage counts: there is one, and it is in time."""
+        site, found = answered.site, answered.packed
+        if isinstance(found, PolyclinicError):
+            self._failures[site] = self.silent[site] = found
+            return False
+        own = self.plan.start.work.of(site)
+        said, speed = answered.said, own.step_seconds
+        seconds = said["seconds"] if speed is None else speed * said["steps"]
+        if all(part.in_time(site, seconds) for part in self.plan.participation):
+            return True
+        text = f"its answer took {seconds:.3g} s, longer than the deadline allows."
+        self._failures[site] = SiteError("P402", text, site=site)
+        self._late.add(site)
+        return False
+
+    def suffices(self, answered: int, asked: int, *, alone: bool) -> bool:
+        """Whether a stage in which so many of those asked answered changes anything. Too few because some were late,
+        which the study file allows, is noted; because of failures it is an error.
+
+        Where sites are asked ``alone``, one after another, the model passes one by, and they are counted at the end of
+        the round.
+        """
+        failures, late, plan = self._failures, self._late, self.plan
+        self._failures, self._late = {}, set()
+        if not failures:
+            return True
+        failed = {site: error for site, error in failures.items() if site not in late}
+        causes, names = causes_of(failures, late), ", ".join(failures)
+        needed = min(plan.quorum or asked, asked)
+        if alone and (not failed or plan.quorum is not None):
+            self.note(f"R{self._round} went on without {names}. {causes}")
+            return answered > 0
+        if not failed:
+            enough = answered >= max(1, min(plan.quorum or 1, asked))
+            consequence = f"went on without {names}" if enough else "changed nothing, with too few answers"
+            self.note(f"R{self._round} {consequence}. {causes}")
+            return enough
+        if self._broke_down(failed.values()):
+            if plan.together and answered < needed:
+                raise BrokenDown(causes)
+            if not plan.together:  # the others have their own models and go on
+                self.progress.stopped += failed
+                self.note(f"{', '.join(failed)} broke down in r{self._round}. {causes}")
+                return answered > 0
+        if len(failures) == 1 and needed >= asked:
+            raise next(iter(failed.values()))
+        if answered < needed or not plan.together:
+            raise _too_few(f"In r{self._round}", answered, asked, needed, failures, late)
+        self.note(f"R{self._round} went on without {names}. {causes}")
+        return True
+
+    def counts_in_all(self, answered: Sequence[str], stages: Sequence[Groups]) -> bool:
+        """Whether enough sites answered in a round of several stages."""
+        asked = {site for groups in stages for sites in groups.values() for site in sites}
+        if len(set(answered)) >= min(self._needed, len(asked)):
+            return True
+        text = f"In r{self._round}, {len(set(answered))} of {len(self._active)} sites answered ({self._needed} needed)."
+        if self.silent and self._broke_down(self.silent.values()):
+            raise BrokenDown(f"{text} {causes_of(self.silent)}")
+        if self.silent:
+            raise SiteError("P402", text, "Mend the sites that failed, or set a lower `training: {quorum: ...}`.")
+        self.note(f"{text} It changed nothing.")
+        return False
+
+    def excuses(self, error: PolyclinicError) -> bool:
+        """Whether a round whose parts at the server failed with ``error`` simply changes nothing: sites do not all take
+        part in each round, and these were too few for the parts."""
+        if self.plan.participation and error.code == "P402":
+            self.note(f"R{self._round} changed nothing. {error}")
+            return True
+        if self.plan.endures and error.code == "P301":  # a site's loss, for example, which a part goes by
+            raise BrokenDown(str(error)) from None
+        return False
+
+    def _broke_down(self, failures: Iterable[PolyclinicError]) -> bool:
+        """Whether sites failed because a simulated attack has driven the model to values that are not numbers."""
+        return self.plan.endures and all(error.code == "P301" for error in failures)
+
+
+def gather(
+    engine: Engine, function: str, requests: Mapping[str, Message], plan: Plan, notes: list[str]
+) -> dict[str, Message]:
+    """The answers to a message, of all sites or of as many as the quorum wants; those that failed are noted.
+
+    Raises:
+        SiteError: P402 if fewer sites than the quorum answered.
+        PolyclinicError: a site failed, and all must answer.
+    """
+    answers: dict[str, Message] = {}
+    failures: dict[str, PolyclinicError] = {}
+    for site, reply in engine.call(function, requests):
+        if isinstance(reply, PolyclinicError):
+            failures[site] = reply
+        else:
+            answers[site] = reply
+    if not failures:
+        return answers
+    needed = min(plan.quorum or len(requests), len(requests))
+    if len(answers) < needed or not plan.together or (needed == len(requests) == 1):
+        if len(failures) == 1 and needed >= len(requests):
+            raise next(iter(failures.values()))
+        raise _too_few(f"When asked to {function}", len(answers), len(requests), needed, failures)
+    notes.append(f"When asked to {function}, {', '.join(failures)} did not answer. {causes_of(failures)}")
+    return answers
+
+
+def _too_few(
+    when: str, answered: int, asked: int, needed: int, failures: Mapping[str, PolyclinicError],
+    late: Container[str] = (),
+) -> SiteError:  # fmt: skip
+    return SiteError(
+        "P402", f"{when}, {answered} of {asked} sites answered ({needed} needed). {causes_of(failures, late)}", _MEND,
+        causes=[error.code for error in failures.values()],
+    )  # fmt: skip
+
+
+def causes_of(failures: Mapping[str, PolyclinicError], late: Container[str] = ()) -> str:
+    """What a note says of failures; a ``late`` answer is none, so it has no number."""
+    causes = {site: error.message if site in late else str(error) for site, error in failures.items()}
+    return "; ".join(f"{site}: {cause.removesuffix('.')}" for site, cause in causes.items()) + "."

@@ -1,0 +1,74 @@
+"""The coordinator's side of a training: its sites have been told of it, its parts have met, and both can be saved."""
+
+from __future__ import annotations
+
+from polyclinic.communication.message import Message
+from polyclinic.engine.base import Engine
+from polyclinic.parts import Memory
+from polyclinic.running.attendance import gather
+from polyclinic.running.plan import Plan
+from polyclinic.running.progress import Checkpoint, Progress, Row
+from polyclinic.running.stage import asking
+from polyclinic.server.chain import Chain, named
+from polyclinic.site.messages import Checkpointed
+
+
+class Federation:
+    """Starts a training at all sites.
+
+    Args:
+        plan: what to run.
+        engine: who runs the sites.
+
+    Attributes:
+        progress: where the training is.
+        announced: site -> what its parts told at the start (``part/name``).
+    """
+
+    def __init__(self, plan: Plan, engine: Engine) -> None:
+        self.plan, self.engine = plan, engine
+        self.progress = Progress(0, plan.selection.take(plan.initial).clone())
+        started = Message(plan.start.fields(), {"initial": plan.initial})
+        said = engine.ask("start", dict.fromkeys(engine.sites, started))
+        self.announced = {site: said[site].tensors for site in plan.sites}
+        self._chains: dict[str, Chain] = {}
+
+    def chain(self, model: str) -> Chain:
+        """The server's ends of the parts for one model."""
+        if model not in self._chains:
+            chain = self._chains[model] = self.plan.chain()
+            told = {s: {name: named(t, name) for name in chain.ends} for s, t in self.announced.items()}
+            chain.meet(told, self.plan.weights, {name: asking(self.engine, name) for name in chain.ends})
+        return self._chains[model]
+
+    def _memory(self) -> Memory:
+        """What the parts keep at the coordinator."""
+        found = {f"grouping/{key}": tensor for key, tensor in self.plan.grouping[1].memory().items()}
+        found |= {f"procedure/{key}": tensor for key, tensor in self.plan.procedure[1].memory().items()}
+        for model, chain in self._chains.items():
+            found |= {f"model {model}/{key}": tensor for key, tensor in chain.memory().items()}
+        return found
+
+    def save(self, checkpoint: Checkpoint, rows: list[Row]) -> None:
+        """Write a checkpoint, here and at the sites."""
+        plan, progress = self.plan, self.progress
+        if plan.save:
+            counted = {site: progress.counted.get(site, 0) for site in plan.sites}
+            asked = {s: Message(Checkpointed(round=progress.done, counted=n).fields()) for s, n in counted.items()}
+            gather(self.engine, "save", asked, plan, progress.failures)
+        checkpoint.write(progress, self._memory(), rows)
+
+    def resume(self, checkpoint: Checkpoint) -> list[Row]:
+        """Go on from a checkpoint, if there is one; its rows."""
+        saved = checkpoint.read(self.progress.first)
+        if saved is None:
+            return []
+        self.progress, rows = saved
+        self.plan.grouping[1].restore(named(checkpoint.memory, "grouping"))
+        self.plan.procedure[1].restore(named(checkpoint.memory, "procedure"))
+        for model in self.progress.models:
+            self.chain(model).restore(named(checkpoint.memory, f"model {model}"))
+        if self.plan.save and self.progress.done:
+            asked = Message(Checkpointed(round=self.progress.done).fields())
+            self.engine.ask("restore", dict.fromkeys(self.plan.sites, asked))
+        return rows

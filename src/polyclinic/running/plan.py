@@ -1,0 +1,87 @@
+"""What a training is given."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+
+from torch import Tensor
+
+from polyclinic.parts import Grouping, Part, Procedure
+from polyclinic.parts.grouping import Star
+from polyclinic.parts.procedure import Local
+from polyclinic.server.chain import Chain
+from polyclinic.server.selection import Participation
+from polyclinic.site.messages import Start
+from polyclinic.state import FlatModule, Selection
+from polyclinic.tasks import Task
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What to run.
+
+    Attributes:
+        start: what every site is told at the start.
+        initial: first model state ``[P]``.
+        selection: the shared coordinates.
+        parts: builds the parts of the method at the server anew, by name, in the order in which steps pass them.
+        sites: who trains, in site order.
+        weights: weight of each site's update.
+        learning_rates: local learning rate of each round; its length is the number of rounds.
+        network: the server's own network, as a place to compute in.
+        task: loss and measures.
+        together: whether there is one best round; otherwise each site has its own.
+        metric: reported on validation data each round.
+        choose_by: ``loss`` or ``metric``: what the best round is chosen by (validation data only).
+        higher_is_better: for ``metric``.
+        validate: False trains all rounds and takes the last.
+        patience: stop after so many rounds without a better one; None never stops early.
+        quorum: least number of sites that must answer; None for all that are asked.
+        save: whether sites keep state that must be saved with a checkpoint.
+        keeps: whether sites keep a part of their model, or a model, of the best round.
+        participation: who takes part in a round, applied one after another.
+        grouping: name and grouping.
+        procedure: name and procedure.
+        endures: whether a model that breaks down, with values that are not numbers, ends training instead of being a
+            failure (a simulated attack, whose result that is).
+    """
+
+    start: Start
+    initial: Tensor
+    selection: Selection
+    sites: list[str]
+    weights: dict[str, float]
+    learning_rates: list[float]
+    network: FlatModule
+    task: Task
+    parts: Callable[[], dict[str, Part]] = dict
+    together: bool = True
+    metric: str = "auc"
+    choose_by: str = "loss"
+    higher_is_better: bool = True
+    validate: bool = True
+    patience: int | None = None
+    quorum: int | None = 1
+    save: bool = False
+    keeps: bool = False
+    participation: Sequence[Participation] = ()
+    grouping: tuple[str, Grouping] = field(default_factory=lambda: ("star", Star()))
+    procedure: tuple[str, Procedure] = field(default_factory=lambda: ("local", Local()))
+    endures: bool = False
+
+    @property
+    def rounds(self) -> int:
+        """How many rounds there are at most."""
+        return len(self.learning_rates)
+
+    def chain(self) -> Chain:
+        """The server's ends of the parts, for one model."""
+        return Chain({name: part.at_server() for name, part in self.parts().items()})
+
+    @cached_property
+    def reveals(self) -> dict[str, str]:
+        """``part/name`` of what is exchanged besides the model -> what it could reveal."""
+        parts = {**self.parts(), self.grouping[0]: self.grouping[1], self.procedure[0]: self.procedure[1]}
+        return {f"{name}/{key}": text for name, part in parts.items() for key, text in part.reveals.items()}

@@ -1,0 +1,132 @@
+"""Where a training is, and its checkpoint on disk."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from polyclinic.communication.message import Message
+from polyclinic.errors import ResultsError
+from polyclinic.files import write_atomic, write_error
+from polyclinic.parts import FEDERATION
+from polyclinic.server.chain import named
+
+Row = dict[str, Any]
+Models = dict[str, Tensor]
+
+
+@dataclass
+class Progress:
+    """Everything a checkpoint holds besides the rows and what parts keep.
+
+    Attributes:
+        done: rounds done.
+        first: the shared coordinates of the first state ``[Q]``.
+        models: model -> its state now ``[Q]``; all sites share one, called "federation", unless the method has groups.
+        homes: site -> the model that it shares.
+        best_models, best_homes: those of the best round.
+        best: group ("federation" or a site) -> (score to be lowered, round).
+        stopped: groups that have lost patience.
+        failures: sentences about rounds in which a site was left out.
+        losses: training loss that each site reported last, in a round that counts.
+        exchanges: how many times a site was asked to train.
+        counted: site -> number of its last exchange that counted.
+    """
+
+    done: int
+    first: Tensor
+    models: Models = field(default_factory=dict)
+    homes: dict[str, str] = field(default_factory=dict)
+    best_models: Models = field(default_factory=dict)
+    best_homes: dict[str, str] = field(default_factory=dict)
+    best: dict[str, tuple[float, int]] = field(default_factory=dict)
+    stopped: list[str] = field(default_factory=list)
+    failures: list[str] = field(default_factory=list)
+    losses: dict[str, float] = field(default_factory=dict)
+    exchanges: int = 0
+    counted: dict[str, int] = field(default_factory=dict)
+
+    def state(self, site: str) -> Tensor:
+        """The model that a site shares, now ``[Q]``."""
+        return self.model(self.homes.get(site, FEDERATION))
+
+    def model(self, name: str) -> Tensor:
+        """A model now ``[Q]``; the first state if it has not been trained yet."""
+        return self.models.get(name, self.first)
+
+    def best_state(self, site: str) -> Tensor:
+        """The model of the best round that a site shares ``[Q]``."""
+        return self.best_models.get(self.best_homes.get(site, FEDERATION), self.first)
+
+    def now(self) -> tuple[Models, dict[str, float], dict[str, int]]:
+        """What a round changes, so that it can be taken back."""
+        return dict(self.models), dict(self.losses), dict(self.counted)
+
+    def go_back(self, before: tuple[Models, dict[str, float], dict[str, int]]) -> None:
+        """The round did not count: all is as it was when ``now`` gave ``before``."""
+        self.models, self.losses, self.counted = before
+
+    def is_best(self) -> None:
+        """The models as they are now are the best so far."""
+        self.best_models, self.best_homes = dict(self.models), dict(self.homes)
+
+
+class Checkpoint:
+    """A training's progress on disk, replaced in one step after every round.
+
+    The rows of finished rounds are appended to a file of their own; the checkpoint says how much of it counts.
+
+    Args:
+        folder: where the two files are.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.path, self.rows = folder / "checkpoint.safetensors", folder / "rounds.jsonl"
+        self.memory: dict[str, Tensor] = {}
+        self._length = 0
+
+    def write(self, progress: Progress, memory: Mapping[str, Tensor], rows: list[Row]) -> None:
+        """Add a round; ``memory`` is what the coordinator's ends of parts keep."""
+        text = "".join(json.dumps(row) + "\n" for row in rows).encode()
+        self.rows.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with self.rows.open("r+b" if self.rows.exists() else "wb") as file:
+                file.seek(self._length)
+                file.truncate()
+                file.write(text)
+        except OSError as error:
+            raise write_error(self.rows, error) from error
+        self._length += len(text)
+        tensors = {f"memory/{name}": tensor for name, tensor in memory.items()}
+        tensors |= {f"model/{name}": model for name, model in progress.models.items()}
+        changed = {name: m for name, m in progress.best_models.items() if m is not progress.models.get(name)}
+        tensors |= {f"best/{name}": model for name, model in changed.items()}
+        kept = ("done", "homes", "best_homes", "best", "stopped", "failures", "losses", "exchanges", "counted")
+        fields = {name: getattr(progress, name) for name in kept}
+        fields |= {"length": self._length, "best_models": list(progress.best_models)}
+        write_atomic(self.path, Message(fields, tensors).to_bytes(), durable=False)
+
+    def read(self, first: Tensor) -> tuple[Progress, list[Row]] | None:
+        """The progress saved, with all its rows, or None if there is none; ``first`` is the first state ``[Q]``."""
+        if not self.path.is_file():
+            return None
+        try:
+            message = Message.from_bytes(self.path.read_bytes())
+        except ValueError as error:
+            raise ResultsError(
+                "P501", f"{self.path} is damaged ({error}).",
+                f"Delete the folder {self.path.parent.name}, so that this training starts anew, and use --resume.",
+            ) from None  # fmt: skip
+        fields, tensors = dict(message.fields), message.tensors
+        self._length = fields.pop("length")
+        self.memory = named(tensors, "memory")
+        lines = self.rows.read_bytes()[: self._length].decode().splitlines() if self._length else []
+        models, others = named(tensors, "model"), named(tensors, "best")
+        fields["best_models"] = {name: others.get(name, models.get(name)) for name in fields["best_models"]}
+        fields["best"] = {group: (score, done) for group, (score, done) in fields["best"].items()}
+        return Progress(first=first, models=models, **fields), [json.loads(line) for line in lines]

@@ -1,0 +1,102 @@
+"""What the parts of a method may see of a site; see `polyclinic.parts.site_end.SiteView`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from polyclinic.client.features import frozen_features
+from polyclinic.data.dataset import Dataset
+from polyclinic.data.splits import Parts
+from polyclinic.parts.site_end import PartOfCases, SiteView
+from polyclinic.seeds import generator
+from polyclinic.state import FlatModule, Selection
+from polyclinic.tasks import Task
+
+#: ``(vector [P], index [n]) -> {"loss": ..., "accuracy": ...}``.
+Measure = Callable[[Tensor, Tensor], Mapping[str, float]]
+
+
+class View(SiteView):
+    """A site's cases and models, for parts.
+
+    Args:
+        name: the site's.
+        vector: whole model ``[P]``.
+        model: the process's network of this kind.
+        task: the study's.
+        dataset: the site's cases.
+        parts: its training, validation and test cases.
+        shared: the coordinates that are shared.
+        seed: names that randomness of the training at this site derives from.
+        measure: gives loss and accuracy of a model on some of the site's cases.
+        number: rounds done before.
+        learning_rate: of the round.
+    """
+
+    def __init__(
+        self, name: str, vector: Tensor, model: FlatModule, task: Task, dataset: Dataset, parts: Parts,
+        shared: Selection, seed: tuple[str | int, ...], measure: Measure, number: int = 0, learning_rate: float = 0.0,
+    ) -> None:  # fmt: skip
+        self.name, self.vector, self.model, self.task = name, vector, model, task
+        self.layout, self.trainable = model.layout, model.layout.trainable
+        self.number, self.learning_rate = number, learning_rate
+        self.class_counts = _class_counts(task, dataset, parts)
+        self._dataset, self._parts, self._selection, self._seed = dataset, parts, shared, seed
+        self._measure = measure
+        self._measured: dict[tuple[int, str], Mapping[str, float]] = {}
+
+    def count(self, part: PartOfCases = "train") -> int:
+        """See `SiteView`."""
+        return len(self._index(part))
+
+    def cases(self, index: Tensor | None = None, part: PartOfCases = "train") -> tuple[Tensor, Tensor]:
+        """See `SiteView`."""
+        found = self._index(part)
+        return self._dataset.batch(found if index is None else found[index])
+
+    def measure(self, vector: Tensor, part: Literal["train", "validation"] = "train") -> Mapping[str, float]:
+        """See `SiteView`."""
+        key = (vector.data_ptr(), part)
+        if key not in self._measured:
+            index = self._index(part)
+            self._measured[key] = self._measure(vector, index if len(index) else self._index("train"))
+        return self._measured[key]
+
+    def features(self, vector: Tensor, part: PartOfCases = "train") -> Tensor:
+        """See `SiteView`."""
+        device = self.model.vector.device
+        on_device, found = vector.to(device), list[Tensor]()
+        for index in self._index(part).split(256 if len(self._dataset.shape) == 1 else 8):
+            found.append(frozen_features(self.model, on_device, self._dataset.batch(index)[0].to(device)).cpu())
+        return torch.cat(found)
+
+    def whole(self, state: Tensor) -> Tensor:
+        """See `SiteView`."""
+        if self._selection.everything:
+            return state
+        vector = self.vector.clone()
+        self._selection.put(vector, state)
+        return vector
+
+    def shared(self, vector: Tensor) -> Tensor:
+        """See `SiteView`."""
+        return self._selection.take(vector)
+
+    def generator(self, *names: str | int) -> torch.Generator:
+        """See `SiteView`."""
+        return generator(*self._seed, self.number, *names)
+
+    def _index(self, part: PartOfCases) -> Tensor:
+        found: Tensor = getattr(self._parts, part)
+        return found
+
+
+def _class_counts(task: Task, dataset: Dataset, parts: Parts) -> Tensor | None:
+    targets = dataset.targets
+    if task.name != "classification" or not isinstance(targets, Tensor):
+        return None
+    return torch.bincount(targets[parts.train], minlength=task.classes).double()
