@@ -5,20 +5,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from polyclinic.client.companion import Companion
 from polyclinic.client.optimizers import Named, build_optimizer
 from polyclinic.client.rules import GradientRule, LocalRule, Memory
 from polyclinic.data.dataset import Dataset
 from polyclinic.errors import TrainingError
 from polyclinic.seeds import derive_seed, generator
 from polyclinic.state import Selection
-
-if TYPE_CHECKING:
-    from polyclinic.client.personal import Companion
 
 
 @dataclass(frozen=True)

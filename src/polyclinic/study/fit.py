@@ -3,23 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import TYPE_CHECKING
 
 from polyclinic.audit.poisoning import PLACE, Attack
+from polyclinic.data.cases import Opened
 from polyclinic.errors import StudyError, nearest
 from polyclinic.models.trial import try_network
 from polyclinic.options import EntryError
 from polyclinic.server import build_server
-from polyclinic.study.declaration import Declaration, StudyMethod, build_participation
+from polyclinic.study.checked import CheckedStudy
+from polyclinic.study.declaration import Declaration
+from polyclinic.study.method_entries import StudyMethod, build_participation
 from polyclinic.study.reading import located
 from polyclinic.tasks import TASKS, build_task
 
-if TYPE_CHECKING:
-    from polyclinic.data.cases import Opened
-    from polyclinic.study.study import Study
 
-
-def check_fit(study: Study, opened: Opened) -> Attack | None:
+def check_fit(study: CheckedStudy, opened: Opened) -> Attack | None:
     """Check what a study says of sites, classes and its network against its data; trains nothing.
 
     Returns:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import hashlib
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pandas as pd
 import torch
 
 from polyclinic.audit.poisoning import Attack
+from polyclinic.data.cases import Opened
 from polyclinic.data.check import check_frame, class_counts
 from polyclinic.data.preparation import SharedStep, build_steps, name_steps
 from polyclinic.data.scaling import Summary
@@ -25,33 +26,31 @@ from polyclinic.notes import Note
 from polyclinic.server import build_server
 from polyclinic.site.run import build_work, not_stackable
 from polyclinic.state import FlatModule
-from polyclinic.study.declaration import StudyMethod, build_participation
+from polyclinic.study.checked import CheckedStudy
+from polyclinic.study.columns import ATTACKED, UNSEEN
 from polyclinic.study.display import Display
 from polyclinic.study.fit import check_fit, configurations, input_shape
 from polyclinic.study.folder import Folder
-from polyclinic.study.jobs import ATTACKED, UNSEEN, Fold, Job, JobRunner, result_rows, work_fields
+from polyclinic.study.jobs import Fold, Job, JobRunner, result_rows, work_fields
 from polyclinic.study.lock import locked
+from polyclinic.study.method_entries import StudyMethod, build_participation
 from polyclinic.study.notes import diverged, full_precision, idle_parts, spared
 from polyclinic.study.preparing import describe, prepare
 from polyclinic.study.report.page import write_report
-from polyclinic.study.results import write_table
 from polyclinic.study.search import Searching
 from polyclinic.study.statistics import summarise
+from polyclinic.study.table_files import write_table
 from polyclinic.tasks import TASKS, build_task
 from polyclinic.tasks.segmentation_metrics import metric_columns
 
-if TYPE_CHECKING:
-    from polyclinic.data.cases import Opened
-    from polyclinic.study.study import Study
 
-
-def run_study(study: Study, out: Path, *, resume: bool = False, display: Display | None = None) -> None:
+def run_study(study: CheckedStudy, out: Path, *, resume: bool = False, display: Display | None = None) -> None:
     """Run a study into a folder; see `polyclinic.study.study.Study.run`."""
     with locked(out):
         _run_alone(study, out, resume, display or Display())
 
 
-def _run_alone(study: Study, out: Path, resume: bool, display: Display) -> None:
+def _run_alone(study: CheckedStudy, out: Path, resume: bool, display: Display) -> None:
     study = study.planned(display.images)
     folder = Folder(out, study)
     folder.check(resume)
@@ -81,7 +80,7 @@ def _run_alone(study: Study, out: Path, resume: bool, display: Display) -> None:
     write_report(out)
 
 
-def site_table(study: Study, opened: Opened, attack: Attack | None) -> pd.DataFrame:
+def site_table(study: CheckedStudy, opened: Opened, attack: Attack | None) -> pd.DataFrame:
     """A row a site: cases found, used and rejected, classes, and whether it can be scored by itself."""
     declaration = study.declaration
     frame = check_frame(opened, declaration.data)
@@ -111,7 +110,7 @@ class _Runner:
     """The jobs of one study."""
 
     def __init__(
-        self, study: Study, opened: Opened, folder: Folder, display: Display, attack: Attack | None
+        self, study: CheckedStudy, opened: Opened, folder: Folder, display: Display, attack: Attack | None
     ) -> None:  # fmt: skip
         self.study, self.opened, self.folder, self.display = study, opened, folder, display
         self.declaration = study.declaration

@@ -10,8 +10,8 @@ import torch
 
 from polyclinic.data.scaling import Summary
 from polyclinic.data.statistics import explained_by_site
+from polyclinic.study.columns import STAGES
 from polyclinic.study.drawing import Panel
-from polyclinic.study.preparing import STAGES
 from polyclinic.study.report import figures
 from polyclinic.study.report.folder import Folder
 
