@@ -30,8 +30,8 @@ def imports(source):
                 named |= {alias.name for alias in node.names}
             elif isinstance(node, ast.ImportFrom):
                 assert not node.level, f"{module} has a relative import"
-                inner = {f"{node.module}.{alias.name}" for alias in node.names}
-                named |= (inner & files.keys()) or {node.module}
+                inner = (f"{node.module}.{alias.name}" for alias in node.names)
+                named |= {name if name in files else str(node.module) for name in inner}
         graph[module] = named & files.keys() - {module}
     return graph
 

@@ -9,13 +9,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
-from polyclinic.options import Catalogue
-from polyclinic.server.optimizers import Decay
-from polyclinic.state import Layout, Role, Selection
+from polyclinic.options import Catalogue, Decay
+from polyclinic.roles import Role
+
+if TYPE_CHECKING:
+    from polyclinic.state import Layout, Selection
 
 #: Name -> the roles that are shared; the rest stays at the site.
 SHARES: dict[str, frozenset[Role]] = {

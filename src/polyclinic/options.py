@@ -5,15 +5,17 @@ from __future__ import annotations
 import inspect
 import typing
 from collections.abc import Callable, Collection, Iterator, Sequence
-from typing import Any, Generic, TypeVar
+from typing import Annotated, Any, Generic, TypeVar
 
-from pydantic import BaseModel, ConfigDict, ValidationError, create_model
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
 from pydantic_core import ErrorDetails
 
 from polyclinic.errors import StudyError, nearest
 
 Part = TypeVar("Part", bound=Callable[..., Any])
 Place = tuple[str | int, ...]
+#: An option: how much of the past is kept in each step.
+Decay = Annotated[float, Field(ge=0, lt=1)]
 
 
 class EntryError(StudyError):
