@@ -36,8 +36,8 @@ class Study(CheckedStudy):
             PolyclinicError: what is wrong with the data, or P501, the folder can't be used.
         """
         from polyclinic.study.fit import check_fit
-        from polyclinic.study.runner import site_table
         from polyclinic.study.sheet.page import check_out, write_sheet
+        from polyclinic.study.site_table import site_table
 
         if out is not None:
             check_out(Path(out))

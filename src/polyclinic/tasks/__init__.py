@@ -4,23 +4,29 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+__all__ = ["TASKS", "Classification", "Regression", "Segmentation", "Task", "build_task"]
+
+_HOME = {
+    "TASKS": "catalogue",
+    "build_task": "catalogue",
+    "Task": "base",
+    "Classification": "classification",
+    "Regression": "regression",
+    "Segmentation": "segmentation",
+}
+
 if TYPE_CHECKING:
     from polyclinic.tasks.base import Task
     from polyclinic.tasks.catalogue import TASKS, build_task
+    from polyclinic.tasks.classification import Classification
+    from polyclinic.tasks.regression import Regression
+    from polyclinic.tasks.segmentation import Segmentation
+else:  # not seen by type checkers, which would take any name for one of these
 
-__all__ = ["TASKS", "Task", "build_task"]
+    def __getattr__(name: str) -> Any:
+        """What needs PyTorch is imported when it is first used, so that metrics can be had without it."""
+        if name not in _HOME:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        from importlib import import_module
 
-_HOME = {
-    "TASKS": "polyclinic.tasks.catalogue",
-    "build_task": "polyclinic.tasks.catalogue",
-    "Task": "polyclinic.tasks.base",
-}
-
-
-def __getattr__(name: str) -> Any:
-    """What needs PyTorch is imported when it is first used, so that metrics can be had without it."""
-    if name not in _HOME:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from importlib import import_module
-
-    return getattr(import_module(_HOME[name]), name)
+        return getattr(import_module(f"{__name__}.{_HOME[name]}"), name)
