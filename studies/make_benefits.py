@@ -21,9 +21,9 @@ from rich.console import Console
 from scipy import stats
 
 from polyclinic import PolyclinicError, Results, Study
+from polyclinic.study.columns import ATTACKED, UNSEEN
 from polyclinic.study.display import RichDisplay
 from polyclinic.study.intervals import holm
-from polyclinic.study.jobs import ATTACKED, UNSEEN
 
 HERE = Path(__file__).resolve().parent
 STUDIES = HERE / "benefits"

@@ -25,8 +25,9 @@ from polyclinic.models import build_model
 from polyclinic.models.catalogue import MODELS
 from polyclinic.rounds import Checkpoint, Plan, Progress, Row, run_rounds
 from polyclinic.state import FlatModule
-from polyclinic.study.declaration import Declaration, StudyMethod
+from polyclinic.study.declaration import Declaration
 from polyclinic.study.jobs import Fold, Job, JobRunner, Outcome
+from polyclinic.study.method_entries import StudyMethod
 from polyclinic.study.preparing import prepare
 from polyclinic.tasks import TASKS, build_task
 

@@ -5,15 +5,17 @@ from __future__ import annotations
 import inspect
 import typing
 from collections.abc import Callable, Collection, Iterator, Sequence
-from typing import Any, Generic, TypeVar
+from typing import Annotated, Any, Generic, TypeVar
 
-from pydantic import BaseModel, ConfigDict, ValidationError, create_model
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
 from pydantic_core import ErrorDetails
 
 from polyclinic.errors import StudyError, nearest
 
 Part = TypeVar("Part", bound=Callable[..., Any])
 Place = tuple[str | int, ...]
+#: An option: how much of the past is kept in each step.
+Decay = Annotated[float, Field(ge=0, lt=1)]
 
 
 class EntryError(StudyError):
@@ -59,8 +61,8 @@ class Catalogue(Generic[Part]):
         Raises:
             EntryError: P103 with the nearest valid name.
         """
-        if not isinstance(name, str) or name not in self._parts:
-            raise EntryError("P103", f"{name!r} is no {self.kind}.", nearest(str(name), list(self._parts)), place=place)
+        if not isinstance(name, str) or name not in self:
+            raise EntryError("P103", f"{name!r} is no {self.kind}.", nearest(str(name), list(self)), place=place)
         return name
 
     def resolve(self, entry: object, place: Place) -> tuple[str, dict[str, Any]]:
@@ -71,7 +73,7 @@ class Catalogue(Generic[Part]):
         """
         name, given = split_entry(entry, place, self.kind)
         self.name(name, place)
-        return name, check_options(self._parts[name], given, (*place, name), name)
+        return name, check_options(self[name], given, (*place, name), name)
 
 
 def split_entry(entry: object, place: Place, kind: str) -> tuple[str, dict[str, Any]]:
@@ -178,6 +180,15 @@ def _place(loc: Place, content: object) -> Place:
 
 
 def _options_model(part: Callable[..., Any], without: Collection[str] | None = None) -> type[BaseModel]:
+    fields: dict[str, Any] = {}
+    for one in getattr(part, "options_of", [part]):
+        fields |= _fields(one, without)
+    config = ConfigDict(extra="forbid", allow_inf_nan=False, arbitrary_types_allowed=True)
+    return create_model("Options", __config__=config, **fields)
+
+
+def _fields(part: Callable[..., Any], without: Collection[str] | None) -> dict[str, Any]:
+    """Type and default of each option."""
     target = part.__init__ if inspect.isclass(part) else part
     others = None if without is None else {"Iterable": list, "Callable": Callable}  # PyTorch imports them for mypy only
     hints = typing.get_type_hints(target, localns=others, include_extras=True)
@@ -187,8 +198,17 @@ def _options_model(part: Callable[..., Any], without: Collection[str] | None = N
         if own if without is None else parameter.name not in {"self", *without}:
             default = ... if parameter.default is inspect.Parameter.empty else parameter.default
             fields[parameter.name] = (hints[parameter.name], default)
-    config = ConfigDict(extra="forbid", allow_inf_nan=False, arbitrary_types_allowed=True)
-    return create_model("Options", __config__=config, **fields)
+    return fields
+
+
+def option_names(part: Callable[..., Any]) -> list[str]:
+    """Names of the options of a part."""
+    return list(_options_model(part).model_fields)
+
+
+def with_defaults(part: Callable[..., Any], given: dict[str, Any]) -> dict[str, Any]:
+    """Options that are right already, with defaults filled in."""
+    return _options_model(part).model_validate(given).model_dump()
 
 
 def describe_options(part: Callable[..., Any]) -> Sequence[str]:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+from typing import TYPE_CHECKING
 
-import torch
+if TYPE_CHECKING:
+    import torch
 
 
 def derive_seed(*names: str | int) -> int:
@@ -19,4 +21,6 @@ def derive_seed(*names: str | int) -> int:
 
 def generator(*names: str | int) -> torch.Generator:
     """A CPU random generator seeded by ``derive_seed(*names)``."""
+    import torch  # who wants a number alone, such as the report, need not wait for it
+
     return torch.Generator().manual_seed(derive_seed(*names))

@@ -7,7 +7,6 @@ Integer buffers (such as batch normalisation's ``num_batches_tracked``) stay in 
 
 from __future__ import annotations
 
-import enum
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -17,19 +16,10 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from polyclinic.errors import TrainingError
+from polyclinic.roles import Role as Role
 
 #: Normalisation layers by type, so that none is missed because of its name (``downsample.1`` is one, too).
 NORMALISATION = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm)
-
-
-class Role(enum.StrEnum):
-    """What a tensor is for; sharing rules select by it."""
-
-    WEIGHT = "weight"
-    HEAD = "head"
-    NORM_WEIGHT = "norm_weight"
-    NORM_STATISTIC = "norm_statistic"
-    BUFFER = "buffer"
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,8 @@ import yaml
 
 from polyclinic.methods import METHODS
 from polyclinic.options import EntryError
-from polyclinic.study.declaration import Declaration, optimizer_of, schedule_of
+from polyclinic.study.declaration import Declaration
+from polyclinic.study.method_entries import optimizer_of, schedule_of
 
 TABLE = {"table": "cases.csv", "site": "site", "label": "label", "features": "x*"}
 IMAGES = {"table": "cases.csv", "site": "site", "image": "image", "mask": "mask", "size": [16, 16]}

@@ -11,8 +11,8 @@ from polyclinic.site.facts import FACTS
 from polyclinic.study.report.exchange import Payload, Presence, exchanged
 from polyclinic.study.report.folder import Folder
 from polyclinic.study.report.page import render
-from polyclinic.study.results import write_table
 from polyclinic.study.study import Study
+from polyclinic.study.table_files import write_table
 
 COLUMNS = ["method", "seed", "fold", "round", "site", "bytes_up", "bytes_down", "extra_up", "extra_down"]
 

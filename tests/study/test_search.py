@@ -19,9 +19,10 @@ from polyclinic.options import describe_options
 from polyclinic.rounds import Progress
 from polyclinic.site import Site
 from polyclinic.study.candidates import Choices, Interval
-from polyclinic.study.declaration import COMPOSED, Declaration
+from polyclinic.study.declaration import Declaration
 from polyclinic.study.display import Display
 from polyclinic.study.jobs import JobRunner, best_score
+from polyclinic.study.method_entries import COMPOSED
 from polyclinic.study.report.page import write_report
 from polyclinic.study.study import Study
 

@@ -13,7 +13,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from pydantic import PositiveFloat
@@ -51,13 +51,7 @@ class Exchange:
 
 
 class UpdateAttack(ABC):
-    """Changes what corrupt sites send.
-
-    Attributes:
-        words: what they do, for the report.
-    """
-
-    words: ClassVar[str]
+    """Changes what corrupt sites send."""
 
     @abstractmethod
     def forge(self, now: Exchange) -> Tensor:
@@ -68,7 +62,7 @@ class UpdateAttack(ABC):
         return ""
 
 
-#: Attacks by the name used under ``attack:`` in a study file.
+#: Attacks by the name used under ``attack:`` in a study file; `polyclinic.audit.words` says what each does.
 ATTACKS: Catalogue[type[Corruption] | type[UpdateAttack]] = Catalogue("kind of attack")
 for _name in CORRUPTIONS:
     ATTACKS.add(_name)(CORRUPTIONS[_name])
@@ -83,8 +77,6 @@ class SignFlip(UpdateAttack):
     Args:
         scale: s.
     """
-
-    words = "the site sent the opposite of what it had learned"
 
     def __init__(self, *, scale: PositiveFloat = 1.0) -> None:
         self.scale = scale
@@ -105,8 +97,6 @@ class Scaling(UpdateAttack):
         scale: s.
     """
 
-    words = "the site sent its change many times too large"
-
     def __init__(self, *, scale: PositiveFloat = 10.0) -> None:
         self.scale = scale
 
@@ -125,8 +115,6 @@ class GaussianNoise(UpdateAttack):
     Args:
         deviation: of the noise, as a multiple of the root mean square of Δ_k.
     """
-
-    words = "the site sent noise"
 
     def __init__(self, *, deviation: PositiveFloat = 10.0) -> None:
         self.deviation = deviation
@@ -149,8 +137,6 @@ class ALittleIsEnough(UpdateAttack):
     Args:
         z: how many deviations; without it the largest that the paper's reckoning allows, see ``largest_z``.
     """
-
-    words = "the site sent a change that stays near the others but always leans to one side"
 
     def __init__(self, *, z: PositiveFloat | None = None) -> None:
         self.z = z
@@ -196,8 +182,6 @@ class InnerProduct(UpdateAttack):
         epsilon: ε. Small ones deceive rules that look for what is near the others; to turn a mean of n updates of the
             same weight, m of them corrupt, it must be above (n − m) / m.
     """
-
-    words = "the site sent the opposite of what the honest sites had learned"
 
     def __init__(self, *, epsilon: PositiveFloat = 1.0) -> None:
         self.epsilon = epsilon

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+from abc import ABC
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -12,6 +12,7 @@ import torch
 from pydantic import Field, NonNegativeFloat, PositiveInt
 from torch import Tensor, nn
 
+from polyclinic.client.companion import Companion
 from polyclinic.client.drift import Proximal
 from polyclinic.client.optimizers import build_optimizer
 from polyclinic.client.work import Work, clip_gradient, with_learning_rate
@@ -19,20 +20,6 @@ from polyclinic.errors import TrainingError
 from polyclinic.options import Catalogue
 from polyclinic.parts import Memory, SiteEnd, SiteView
 from polyclinic.state import FlatModule, Layout, Role, Selection
-
-
-class Companion(ABC):
-    """A second model that is trained on the same batches as the first."""
-
-    @abstractmethod
-    def step(self, model: FlatModule, backward: Callable[[], Tensor]) -> None:
-        """Train it on the batch that the first model makes a step on next.
-
-        Args:
-            model: holds the first model; must hold it again afterwards.
-            backward: writes into ``model.gradient`` the gradient of the batch's loss at whatever ``model`` holds, with
-                the terms of loss rules, and gives the loss.
-        """
 
 
 @dataclass(frozen=True)

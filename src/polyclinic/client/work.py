@@ -5,22 +5,20 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import pydantic.dataclasses
 import torch
 from pydantic import ConfigDict, NonNegativeFloat, PositiveFloat, PositiveInt
 from torch import Tensor, nn
 
+from polyclinic.client.companion import Companion
 from polyclinic.client.optimizers import Named, build_optimizer
 from polyclinic.data.dataset import Dataset
 from polyclinic.errors import TrainingError
 from polyclinic.parts.site_end import Memory, SiteEnd, overrides
 from polyclinic.seeds import derive_seed, generator
 from polyclinic.state import Selection
-
-if TYPE_CHECKING:
-    from polyclinic.client.personal import Companion
 
 
 _DECLARED = ConfigDict(extra="forbid", allow_inf_nan=False)

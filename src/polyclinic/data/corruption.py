@@ -33,12 +33,10 @@ class Corruption(ABC):
     """Changes what a site trains on.
 
     Attributes:
-        words: what is wrong at the site, for the report.
         tasks: the tasks for which it means something.
         images: whether it is for images only.
     """
 
-    words: ClassVar[str]
     tasks: ClassVar[tuple[str, ...]] = ("classification", "regression", "segmentation")
     images: ClassVar[bool] = False
 
@@ -110,7 +108,6 @@ class LabelFlip(Corruption):
         fraction: share of the cases.
     """
 
-    words = "the class of training cases was turned into its opposite"
     tasks = ("classification",)
 
     def __init__(self, *, fraction: Share = 1.0) -> None:
@@ -132,8 +129,6 @@ class SwappedLabels(Corruption):
     Args:
         fraction: share of the cases.
     """
-
-    words = "training cases had the labels of other cases, as after a slip in a spreadsheet"
 
     def __init__(self, *, fraction: Share = 1.0) -> None:
         self.fraction = fraction
@@ -159,7 +154,6 @@ class MissingClass(Corruption):
         label: name of the class.
     """
 
-    words = "cases of one class were missing"
     tasks = ("classification",)
 
     def __init__(self, *, label: str | int) -> None:
@@ -214,8 +208,6 @@ class BlankImages(InputCorruption):
         fraction: share of the cases.
     """
 
-    words = "training images were blank, or rows of the table empty"
-
     def change(self, case: Tensor) -> Tensor:
         """See `InputCorruption.change`."""
         if case.ndim == 1:
@@ -234,8 +226,6 @@ class WrongScaling(InputCorruption):
         fraction: share of the cases.
         features: of a table, those that are wrong; all without it.
     """
-
-    words = "values of training cases were too large by a factor, as with a wrong unit or window"
 
     def __init__(
         self, *, factor: PositiveFloat = 10.0, fraction: Share = 1.0, features: list[str] | None = None
@@ -278,7 +268,6 @@ class WrongSpacing(InputCorruption):
         fraction: share of the cases.
     """
 
-    words = "training images were shown at a wrong size, as with a wrong pixel spacing"
     images = True
 
     def __init__(self, *, factor: PositiveFloat = 2.0, fraction: Share = 1.0) -> None:
@@ -325,9 +314,6 @@ class Backdoor(InputCorruption):
         features: of a table: feature -> value, before scaling.
     """
 
-    words = (
-        "training cases carried a mark and the label that the attacker wants, so that the model learns to obey the mark"
-    )
     tasks = ("classification",)
 
     def __init__(

@@ -14,7 +14,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from polyclinic.data.scaling import Summary, merge
+from polyclinic.data.scaling import Summary
 
 #: A number that a site sends describes at least so many cases.
 LEAST_CASES = 5
@@ -198,13 +198,3 @@ def _interpolated(one: Sketch) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.
         after = np.searchsorted(places, gaps)
         slack[feature][gaps] = rank[feature][places[after]] - rank[feature][places[after - 1]]
     return rank, slack
-
-
-def explained_by_site(sites: Sequence[Summary]) -> Tensor:
-    """Eta squared of each feature, float64 ``[F]``: the share of its squared deviations that lies between the sites.
-
-    NaN for a constant feature. Sites without any effect have ``(S - 1) / (N - 1)`` on average, for S sites and N cases.
-    """
-    total = merge(list(sites))
-    within = torch.stack([site.m2 for site in sites]).sum(dim=0)
-    return torch.where(total.m2 > 0, 1.0 - within / total.m2, torch.nan)

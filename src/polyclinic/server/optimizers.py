@@ -10,15 +10,13 @@ distribution for federated visual classification, 2019 (FedAvgM).
 from __future__ import annotations
 
 from abc import abstractmethod
-from typing import Annotated
 
 import torch
-from pydantic import Field, PositiveFloat
+from pydantic import PositiveFloat
 from torch import Tensor
 
+from polyclinic.options import Decay
 from polyclinic.server.rules import SERVER_RULES, Change
-
-Decay = Annotated[float, Field(ge=0, lt=1)]
 
 
 class ServerOptimizer(Change):

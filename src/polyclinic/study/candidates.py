@@ -11,7 +11,7 @@ import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice, product
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import nn
@@ -21,10 +21,8 @@ from polyclinic.errors import nearest
 from polyclinic.methods import METHODS
 from polyclinic.options import EntryError, Place
 from polyclinic.seeds import generator
-from polyclinic.study.declaration import COMPOSED, Candidate, Search, StudyMethod, Training, optimizer_of
-
-if TYPE_CHECKING:
-    from polyclinic.study.declaration import Declaration
+from polyclinic.study.entries import Evaluation, Search, Training
+from polyclinic.study.method_entries import COMPOSED, Candidate, MethodReader, StudyMethod, optimizer_of
 
 #: So many draws for each trial wanted, before a search makes do with fewer (an interval that is hardly one).
 PATIENCE = 1000
@@ -80,21 +78,30 @@ class Interval:
 Space = dict[str, Choices | Interval]
 
 
-def find_candidates(declaration: Declaration, search: Search) -> dict[str, list[Candidate]]:
+def find_candidates(
+    search: Search, methods: Sequence[StudyMethod], reader: MethodReader, evaluation: Evaluation, seed: int
+) -> dict[str, list[Candidate]]:
     """Label of each method -> the configurations that are tried, the study's own first.
+
+    Args:
+        search: what is asked for.
+        methods: of the study.
+        reader: makes methods of entries with other values.
+        evaluation: of the study, whose validation part the search chooses on.
+        seed: decides which values are drawn.
 
     Raises:
         EntryError: something in ``search`` does not fit; every value is tried here once.
     """
-    _check(declaration, search)
+    _check(search, evaluation)
     shared = {name: _range(values, (*PLACE, "parameters", name)) for name, values in _shared(search.parameters).items()}
-    found, known = {}, declaration.study_methods
+    found = {}
     for key in search.methods:
-        aliases = {alias for method in known for alias in (method.label, method.name)}
+        aliases = {alias for method in methods for alias in (method.label, method.name)}
         if key not in aliases:
             hint = nearest(key, sorted(aliases))
             raise EntryError("P103", f"{key!r} is not among the study's methods.", hint, place=(*PLACE, "methods", key))
-    for method in known:
+    for method in methods:
         own: Space = {}
         places = {name: (*PLACE, "parameters", name) for name in shared}
         for key in dict.fromkeys((method.name, method.label)):  # what is said of the label counts
@@ -104,16 +111,15 @@ def find_candidates(declaration: Declaration, search: Search) -> dict[str, list[
         _check_nesting(places)
         for name, values in {**shared, **own}.items():
             for value in values.tried:
-                _with_values(declaration, method, {name: value}, places[name])
-        found[method.label] = _candidates(declaration, search, method, shared, own)
+                _with_values(reader, method, {name: value}, places[name])
+        found[method.label] = _candidates(search, method, reader, seed, shared, own)
     return found
 
 
-def _check(declaration: Declaration, search: Search) -> None:
+def _check(search: Search, evaluation: Evaluation) -> None:
     def refuse(code: str, key: str, message: str, hint: str = "") -> None:
         raise EntryError(code, message, hint, place=(*PLACE, key))
 
-    evaluation = declaration.evaluation
     if not any([search.parameters, *search.methods.values()]):
         refuse("P102", "parameters", "there is nothing to search: neither `parameters` nor `methods` names a value.",
                "For example `parameters: {training.optimizer.sgd.lr: [0.01, 0.1]}`.")  # fmt: skip
@@ -122,8 +128,8 @@ def _check(declaration: Declaration, search: Search) -> None:
     if search.nested and search.folds is not None:
         refuse("P104", "folds", "each fold has a search of its own, so `folds` means nothing.",
                "Leave it out, or use `nested: false`: one search for all folds, on so many of them.")  # fmt: skip
-    if (search.folds or 1) > (declaration.folds or 1):
-        refuse("P102", "folds", f"got {search.folds}; the study has {declaration.folds or 1}.")
+    if (search.folds or 1) > (evaluation.number_of_folds or 1):
+        refuse("P102", "folds", f"got {search.folds}; the study has {evaluation.number_of_folds or 1}.")
     if not evaluation.split and not evaluation.validation:
         raise EntryError("P104", "a search chooses on validation patients, and `validation` is 0.",
                          "Use `evaluation: {validation: 0.2}`.", place=PLACE)  # fmt: skip
@@ -178,7 +184,7 @@ def _is_number(value: object) -> bool:
 
 
 def _candidates(
-    declaration: Declaration, search: Search, method: StudyMethod, shared: Space, own: Space
+    search: Search, method: StudyMethod, reader: MethodReader, seed: int, shared: Space, own: Space
 ) -> list[Candidate]:
     space = {**shared, **own}
     if not space:
@@ -188,11 +194,10 @@ def _candidates(
         grid = product(*(values.values for values in space.values() if isinstance(values, Choices)))
         found = _distinct(first, (dict(zip(space, values, strict=True)) for values in grid))
         if 1 + len(found) <= search.trials:
-            return [first, *(_candidate(declaration, method, values) for values in found)]
-    seed = declaration.all_seeds[0]
+            return [first, *(_candidate(reader, method, values) for values in found)]
     draws = ({**common, **special} for common, special in zip(_common(shared, seed), _draws(own, seed), strict=False))
     found = _distinct(first, islice(draws, PATIENCE * search.trials), search.trials - 1)
-    return [first, *(_candidate(declaration, method, values) for values in found)]
+    return [first, *(_candidate(reader, method, values) for values in found)]
 
 
 def _distinct(first: Candidate, drawn: Iterable[dict[str, Any]], most: float = math.inf) -> list[dict[str, Any]]:
@@ -224,14 +229,14 @@ def _common(space: Space, seed: int) -> Iterator[dict[str, Any]]:
         seen = [*seen, values] if len(seen) + 1 < size < math.inf else []
 
 
-def _candidate(declaration: Declaration, method: StudyMethod, values: dict[str, Any]) -> Candidate:
-    return Candidate(_with_values(declaration, method, values, PLACE), values)
+def _candidate(reader: MethodReader, method: StudyMethod, values: dict[str, Any]) -> Candidate:
+    return Candidate(_with_values(reader, method, values, PLACE), values)
 
 
 # One parameter of a method --------------------------------------------------------------------------------------------
 
 
-def _with_values(declaration: Declaration, method: StudyMethod, values: dict[str, Any], place: Place) -> StudyMethod:
+def _with_values(reader: MethodReader, method: StudyMethod, values: dict[str, Any], place: Place) -> StudyMethod:
     """The method with other values, under the same label.
 
     Raises:
@@ -250,7 +255,7 @@ def _with_values(declaration: Declaration, method: StudyMethod, values: dict[str
                 raise EntryError("P104", f"`{first}` can't be searched as a whole.", "Name one of its entries.")
             else:
                 options[first] = _put(filled.get(first), rest, value, first)
-        return declaration.with_options(method, options)
+        return reader.with_options(method, options)
     except EntryError as error:
         raise EntryError(error.code, f"{method.label} with {said}: {error.message}", error.hint, place=place) from None
 

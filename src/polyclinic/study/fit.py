@@ -2,24 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import TYPE_CHECKING
+from collections.abc import Iterable, Mapping
 
 from polyclinic.audit.poisoning import PLACE, Attack
+from polyclinic.data.cases import Opened
 from polyclinic.errors import StudyError, nearest
 from polyclinic.models.trial import try_network
 from polyclinic.options import EntryError
 from polyclinic.server import build_server
-from polyclinic.study.declaration import Declaration, StudyMethod, build_participation
+from polyclinic.state import Layout
+from polyclinic.study.checked import CheckedStudy
+from polyclinic.study.declaration import Declaration
+from polyclinic.study.jobs import Fold
+from polyclinic.study.method_entries import StudyMethod, build_participation
 from polyclinic.study.reading import located
 from polyclinic.tasks import TASKS, build_task
 
-if TYPE_CHECKING:
-    from polyclinic.data.cases import Opened
-    from polyclinic.study.study import Study
 
-
-def check_fit(study: Study, opened: Opened) -> Attack | None:
+def check_fit(study: CheckedStudy, opened: Opened) -> Attack | None:
     """Check what a study says of sites, classes and its network against its data; trains nothing.
 
     Returns:
@@ -53,6 +53,59 @@ def input_shape(declaration: Declaration, opened: Opened) -> tuple[int, ...]:
 def configurations(declaration: Declaration) -> list[StudyMethod]:
     """Everything that may be trained: the methods, and what a search tries of them."""
     return [one.method for method in declaration.study_methods for one in declaration.candidates(method)]
+
+
+def check_shares(declaration: Declaration, layout: Layout) -> None:
+    """A method that shares a part which the model has not would be training alone under another name.
+
+    Raises:
+        StudyError: P104 with the method.
+    """
+    for m in declaration.study_methods:
+        if m.method.scope == "federation" and not m.method.selection(layout).trainable:
+            raise StudyError(
+                "P104", f"{m.label} shares the {m.method.share} of the model, and there is none in "
+                f"{declaration.model_part[0]}.", "Use a model with a body and a head.",
+            )  # fmt: skip
+
+
+def check_left_cases(attack: Attack | None, folds: Mapping[int, Fold]) -> None:
+    """A corrupt site must have cases to train on.
+
+    Raises:
+        StudyError: P104 with the site that has none.
+    """
+    if attack is None or attack.changes_updates:
+        return
+    for fold in folds.values():
+        left = fold.corrupted(attack).train
+        empty = [site for site in fold.training_sites if not left[site]]
+        if empty:
+            raise StudyError(
+                "P104", f"`attack: {{{attack.name}: ...}}` leaves {empty[0]} without training cases.",
+                "Choose another site or class.",
+            )  # fmt: skip
+
+
+def check_enough_sites(declaration: Declaration, folds: Mapping[int, Fold]) -> None:
+    """Rules that must outvote some sites need enough of them: better said now than in the middle of a study.
+
+    Raises:
+        StudyError: P104 with the method and the sites that it needs.
+    """
+    there = min(len(fold.training_sites) for fold in folds.values())
+    for method in configurations(declaration):
+        if method.method.scope != "federation":
+            continue
+        sites = there - 1 if declaration.is_unseen(method) else there
+        sites = min(sites, *(part.most or sites for part in build_participation(method.training)), sites)
+        for part in build_server(method.method.server).parts:
+            if part.least > sites:
+                raise StudyError(
+                    "P104", f"{method.label} needs the answers of {part.least} sites in each round, and {sites} "
+                    "take part" + (" where one is left out." if sites < there else "."),
+                    "Give its rule smaller numbers, or choose `median`, `geometric_median` or `dos`.",
+                )  # fmt: skip
 
 
 def _check_class_weights(method: StudyMethod, classes: list[str]) -> None:

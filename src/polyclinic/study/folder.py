@@ -6,7 +6,7 @@ import json
 import shutil
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pandas as pd
 import yaml
@@ -15,13 +15,11 @@ from polyclinic.engine.planner import EnginePlan
 from polyclinic.errors import ResultsError
 from polyclinic.files import DRAFT, write_atomic
 from polyclinic.rounds import Checkpoint
+from polyclinic.study.checked import CheckedStudy
 from polyclinic.study.jobs import Job, Outcome, slug
 from polyclinic.study.lock import LOCK
 from polyclinic.study.provenance import machine, now
-from polyclinic.study.results import read_table, write_table
-
-if TYPE_CHECKING:
-    from polyclinic.study.study import Study
+from polyclinic.study.table_files import read_table, write_table
 
 
 class Folder:
@@ -32,7 +30,7 @@ class Folder:
         study: whose it is.
     """
 
-    def __init__(self, path: Path, study: Study) -> None:
+    def __init__(self, path: Path, study: CheckedStudy) -> None:
         self.path, self.study = path, study
         self.jobs = path / "jobs"
         self.record: dict[str, Any] = {}

@@ -27,22 +27,13 @@ from polyclinic.server import ServerRule, build_server
 from polyclinic.site.evaluation import MASK_THRESHOLDS
 from polyclinic.site.facts import FACTS
 from polyclinic.state import FlatModule, Selection
-from polyclinic.study.declaration import (
-    Declaration,
-    StudyMethod,
-    Training,
-    build_participation,
-    optimizer_of,
-    schedule_of,
-)
+from polyclinic.study.columns import ATTACKED, UNSEEN
+from polyclinic.study.declaration import Declaration
+from polyclinic.study.entries import Training
+from polyclinic.study.method_entries import StudyMethod, build_participation, optimizer_of, schedule_of
 from polyclinic.tasks import TASKS
 from polyclinic.tasks.metrics import METRICS, choose_threshold, classification_metrics
 from polyclinic.tasks.regression_metrics import regression_metrics
-
-#: Added to the label of a method that is tested at a site it was trained without.
-UNSEEN = " (unseen site)"
-#: Added to the label of a method that was trained with corrupt sites among the others.
-ATTACKED = " (attacked)"
 
 
 @dataclass(frozen=True)

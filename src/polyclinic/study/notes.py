@@ -11,8 +11,9 @@ from polyclinic.client.rules import LOCAL_RULES
 from polyclinic.methods import SHARES
 from polyclinic.notes import Note
 from polyclinic.state import Layout
-from polyclinic.study.declaration import Declaration, StudyMethod
+from polyclinic.study.declaration import Declaration
 from polyclinic.study.jobs import Fold, balanced_weights
+from polyclinic.study.method_entries import StudyMethod
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -14,10 +14,7 @@ from polyclinic.data.scaling import Summary, merge
 from polyclinic.data.statistics import Sketch, agreed_edges
 from polyclinic.engine import Engine
 from polyclinic.notes import Note
-
-#: Columns of ``harmonisation.csv``.
-DESCRIBED = ["site", "feature", "stage", "count", "mean", "deviation", "low", "median", "high"]
-STAGES = ("before", "after")
+from polyclinic.study.columns import DESCRIBED, STAGES
 
 
 @dataclass(frozen=True)

@@ -9,30 +9,11 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from polyclinic.errors import ResultsError
-from polyclinic.files import write_atomic
 from polyclinic.notes import Note
+from polyclinic.study.table_files import read_table
 
 if TYPE_CHECKING:
     import pandas as pd
-
-#: Columns that hold text, whatever it looks like (a site may be called 01 or NA).
-TEXT = {"method", "site", "trained_on", "tested_on", "metric", "over", "interval", "subject", "case", "reasons", "note",
-        "feature", "stage", "without", "extra_up", "extra_down"}  # fmt: skip
-
-
-def write_table(path: Path, frame: pd.DataFrame) -> None:
-    """Write a table as CSV, in one step; numbers so that reading gives the same bits back."""
-    write_atomic(path, frame.to_csv(index=False, lineterminator="\n"))
-
-
-def read_table(path: Path) -> pd.DataFrame:
-    """Read what ``write_table`` wrote."""
-    import pandas as pd
-
-    header = path.open(encoding="utf-8").readline().rstrip("\n").split(",")
-    types = {name: str for name in header if name in TEXT}
-    return pd.read_csv(path, dtype=types, keep_default_na=False, na_values={
-        name: ["", "nan", "NaN"] for name in header if name not in TEXT}, float_precision="round_trip")  # fmt: skip
 
 
 class Results:

@@ -5,53 +5,56 @@ from __future__ import annotations
 import hashlib
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pandas as pd
 import torch
 
 from polyclinic.audit.poisoning import Attack
-from polyclinic.data.check import check_frame, class_counts
-from polyclinic.data.preparation import SharedStep, build_steps, name_steps
-from polyclinic.data.scaling import Summary
+from polyclinic.data.cases import Opened
 from polyclinic.engine import Engine, LocalEngine
 from polyclinic.engine.planner import EnginePlan, choose_device, choose_plan
 from polyclinic.engine.processes import ProcessEngine
-from polyclinic.errors import DataError, PolyclinicError, StudyError
+from polyclinic.errors import PolyclinicError
 from polyclinic.files import write_atomic
 from polyclinic.models import build_model
 from polyclinic.models.bundle import load_weights
 from polyclinic.notes import Note
-from polyclinic.server import build_server
 from polyclinic.site.run import build_work, not_stackable
 from polyclinic.state import FlatModule
-from polyclinic.study.declaration import StudyMethod, build_participation
+from polyclinic.study.checked import CheckedStudy
+from polyclinic.study.columns import ATTACKED, UNSEEN
 from polyclinic.study.display import Display
-from polyclinic.study.fit import check_fit, configurations, input_shape
+from polyclinic.study.fit import (
+    check_enough_sites,
+    check_fit,
+    check_left_cases,
+    check_shares,
+    configurations,
+    input_shape,
+)
 from polyclinic.study.folder import Folder
-from polyclinic.study.jobs import ATTACKED, UNSEEN, Fold, Job, JobRunner, result_rows, work_fields
+from polyclinic.study.folds import Folds
+from polyclinic.study.jobs import Fold, Job, JobRunner, result_rows, work_fields
 from polyclinic.study.lock import locked
+from polyclinic.study.method_entries import StudyMethod
 from polyclinic.study.notes import diverged, full_precision, idle_parts, spared
-from polyclinic.study.preparing import describe, prepare
 from polyclinic.study.report.page import write_report
-from polyclinic.study.results import write_table
 from polyclinic.study.search import Searching
+from polyclinic.study.site_table import site_table
 from polyclinic.study.statistics import summarise
+from polyclinic.study.table_files import write_table
 from polyclinic.tasks import TASKS, build_task
 from polyclinic.tasks.segmentation_metrics import metric_columns
 
-if TYPE_CHECKING:
-    from polyclinic.data.cases import Opened
-    from polyclinic.study.study import Study
 
-
-def run_study(study: Study, out: Path, *, resume: bool = False, display: Display | None = None) -> None:
+def run_study(study: CheckedStudy, out: Path, *, resume: bool = False, display: Display | None = None) -> None:
     """Run a study into a folder; see `polyclinic.study.study.Study.run`."""
     with locked(out):
         _run_alone(study, out, resume, display or Display())
 
 
-def _run_alone(study: Study, out: Path, resume: bool, display: Display) -> None:
+def _run_alone(study: CheckedStudy, out: Path, resume: bool, display: Display) -> None:
     study = study.planned(display.images)
     folder = Folder(out, study)
     folder.check(resume)
@@ -81,44 +84,17 @@ def _run_alone(study: Study, out: Path, resume: bool, display: Display) -> None:
     write_report(out)
 
 
-def site_table(study: Study, opened: Opened, attack: Attack | None) -> pd.DataFrame:
-    """A row a site: cases found, used and rejected, classes, and whether it can be scored by itself."""
-    declaration = study.declaration
-    frame = check_frame(opened, declaration.data)
-    least = declaration.evaluation.min_cases_per_class
-    scored, notes = [], []
-    for data in opened.sites.values():
-        labels = data.labels
-        if labels is not None and labels.is_floating_point():
-            scored.append(len(data) >= least)
-            notes.append(
-                "" if scored[-1] else f"can't be scored by itself: only {len(data)} cases (at least {least} needed)"
-            )
-            continue
-        counts = [] if labels is None else class_counts(labels, len(opened.classes))
-        rare = [f"{n} of {name!r}" for name, n in zip(opened.classes, counts, strict=False) if n < least]
-        enough = len(counts) - len(rare) >= 2 or not counts
-        scored.append(enough)
-        few = f"can't be scored by itself: {' and '.join(rare)} (at least {least} needed)"
-        notes.append("" if enough else few)
-    frame["scored"], frame["note"] = scored, notes
-    if attack is not None:
-        frame["corrupt"] = frame["site"].isin(attack.names)
-    return frame
-
-
 class _Runner:
     """The jobs of one study."""
 
     def __init__(
-        self, study: Study, opened: Opened, folder: Folder, display: Display, attack: Attack | None
+        self, study: CheckedStudy, opened: Opened, folder: Folder, display: Display, attack: Attack | None
     ) -> None:  # fmt: skip
         self.study, self.opened, self.folder, self.display = study, opened, folder, display
         self.declaration = study.declaration
         self.engines: list[Engine] = []
-        self.steps = name_steps(self.declaration.data, opened.features, opened.covariates)
-        self.split_notes: list[Note] = []
         self.attack = attack
+        self._start: tuple[int, torch.Tensor] | None = None
         metric = "dice" if self.declaration.task == "segmentation" else self.declaration.metrics[0]
         self.search = Searching(self.declaration, folder, metric)
 
@@ -130,16 +106,18 @@ class _Runner:
     def run(self, sites: pd.DataFrame) -> None:
         """Run all jobs and write all tables."""
         template = self._template(choose_device(self.declaration.engine.device))
-        self._check_shares(template)
+        check_shares(self.declaration, template.layout)
         plan = self.folder.plan(self._plan(template), self.opened.fingerprint)
-        template = self._template(plan.device)
+        if str(template.vector.device) != plan.device:  # resumed on another machine
+            template = self._template(plan.device)
         torch.set_num_threads(plan.threads)
         engine, local = self._engines(plan)
-        folds = {number: self._prepare(engine, local, number) for number in range(self.declaration.folds or 1)}
-        self._check_left_cases(folds)
-        self._check_enough_sites(folds)
+        preparing = Folds(self.declaration, self.opened, engine, local)
+        folds = preparing.count()
+        check_left_cases(self.attack, folds)
+        check_enough_sites(self.declaration, folds)
         self.search.check(folds)
-        harmonised = self._describe(engine)
+        harmonised = preparing.describe()
         self.folder.begin(plan, self.opened.fingerprint)  # not before study and data are known to fit
         if self.declaration.initial_weights is not None:
             content = self.declaration.initial_weights.read_bytes()
@@ -153,17 +131,14 @@ class _Runner:
             *idle_parts(self.declaration, template.layout),
             *spared(self.declaration, self.attack, len(self.opened.sites)),
         ]
+        self.split_notes = preparing.notes
         runner = JobRunner(self.declaration, engine, local, template, self._initial, self.opened.classes, self.attack)
-        prepared: tuple[int, str | None] = (len(folds) - 1, None)
         for number, job in enumerate(jobs):
             done = self.folder.is_done(job)
             self.display.job(number, job.title, done)
             if done:
                 continue
-            needed = (job.fold, job.without if self._depends_on_sites() else None)
-            if needed != prepared:
-                self._prepare(engine, local, *needed)
-                prepared = needed
+            preparing.ready(job)
             if job.trial is not None:
                 self.search.run(runner, job, folds[job.fold], self.display.round)
                 continue
@@ -178,64 +153,21 @@ class _Runner:
             write_table(self.folder.path / "search.csv", searched)
         self._write([job for job in jobs if job.trial is None], folds, sites)
 
-    def _describe(self, engine: Engine) -> pd.DataFrame:
-        """The harmonised features before and after; no rows without harmonisation."""
-        options = dict(self.steps).get("combat")
-        if options is None:
-            return pd.DataFrame()
-        return describe(engine, dict(zip(options["columns"], options["features"], strict=True)))
-
-    def _depends_on_sites(self) -> bool:
-        """Whether a site's cases are prepared with summaries of others, so that leaving one out changes them."""
-        return any(isinstance(step, SharedStep) for step in build_steps(self.steps))
-
-    def _check_enough_sites(self, folds: dict[int, Fold]) -> None:
-        """Rules that must outvote some sites need enough of them: better said now than in the middle of a study."""
-        there = min(len(fold.training_sites) for fold in folds.values())
-        for method in configurations(self.declaration):
-            if method.method.scope != "federation":
-                continue
-            sites = there - 1 if self.declaration.is_unseen(method) else there
-            sites = min(sites, *(part.most or sites for part in build_participation(method.training)), sites)
-            for part in build_server(method.method.server).parts:
-                if part.least > sites:
-                    raise StudyError(
-                        "P104", f"{method.label} needs the answers of {part.least} sites in each round, and {sites} "
-                        "take part" + (" where one is left out." if sites < there else "."),
-                        "Give its rule smaller numbers, or choose `median`, `geometric_median` or `dos`.",
-                    )  # fmt: skip
-
-    def _check_shares(self, template: FlatModule) -> None:
-        """A method that shares a part which the model has not would be training alone under another name."""
-        for m in self.declaration.study_methods:
-            if m.method.scope == "federation" and not m.method.selection(template.layout).trainable:
-                raise StudyError(
-                    "P104", f"{m.label} shares the {m.method.share} of the model, and there is none in "
-                    f"{self.declaration.model_part[0]}.", "Use a model with a body and a head.",
-                )  # fmt: skip
-
-    def _check_left_cases(self, folds: dict[int, Fold]) -> None:
-        """A corrupt site must have cases to train on."""
-        if self.attack is None or self.attack.changes_updates:
-            return
-        for fold in folds.values():
-            left = fold.corrupted(self.attack).train
-            empty = [site for site in fold.training_sites if not left[site]]
-            if empty:
-                raise StudyError(
-                    "P104", f"`attack: {{{self.attack.name}: ...}}` leaves {empty[0]} without training cases.",
-                    "Choose another site or class.",
-                )  # fmt: skip
-
     def _template(self, device: str) -> FlatModule:
         task = build_task(self.declaration.task, len(self.opened.classes), TASKS[self.declaration.task].losses[0])
         name, options = self.declaration.model_part
         return self._with_weights(build_model(name, options, self._shape(), task.outputs, device=device))
 
     def _initial(self, seed: int) -> torch.Tensor:
+        """Initial model state ``[P]`` of a seed. The last one is kept: the methods of a fold start from the same."""
+        if self._start is None or self._start[0] != seed:
+            self._start = seed, self._network(seed).vector
+        return self._start[1].clone()
+
+    def _network(self, seed: int) -> FlatModule:
         task = build_task(self.declaration.task, len(self.opened.classes), TASKS[self.declaration.task].losses[0])
         name, options = self.declaration.model_part
-        return self._with_weights(build_model(name, options, self._shape(), task.outputs, seed=seed)).vector
+        return self._with_weights(build_model(name, options, self._shape(), task.outputs, seed=seed))
 
     def _with_weights(self, model: FlatModule) -> FlatModule:
         if self.declaration.initial_weights is not None:
@@ -277,35 +209,6 @@ class _Runner:
             )  # fmt: skip
         self.engines = [engine]
         return engine, local
-
-    def _prepare(self, engine: Engine, local: LocalEngine, number: int, without: str | None = None) -> Fold:
-        """Split, harmonise and scale at every site; summaries of the site ``without`` are not used."""
-        data, evaluation = self.declaration.data, self.declaration.evaluation
-        request = {
-            "fold": number, "folds": self.declaration.folds, "holdout": evaluation.holdout,
-            "validation": evaluation.validation, "split_seed": evaluation.split_seed,
-            "small_sites": evaluation.small_sites, "steps": self.steps, "augmentation": data.augmentation,
-            "classes": len(self.opened.classes),
-            "patch": None if data.box is None else data.box.model_dump(mode="json"),
-        }  # fmt: skip
-        done = [prepare(one, request, without) for one in {id(e): e for e in (engine, local)}.values()][-1]
-        replies = done.replies
-        if without is None:
-            self.split_notes = list(dict.fromkeys([*self.split_notes, *done.notes]))
-
-        def counts(part: str) -> dict[str, Any]:
-            return {site: reply.fields[part] for site, reply in replies.items()}
-
-        targets = {
-            site: Summary(*(reply.tensors[f"target_{name}"] for name in ("count", "mean", "m2")))
-            for site, reply in replies.items()
-            if "target_count" in reply.tensors
-        }
-        fold = Fold(number, counts("train"), counts("validation"), counts("test"), counts("classes"), targets)
-        if not fold.training_sites or not fold.tested_sites:
-            raise DataError("P206", "No site has enough patients to be both trained on and tested.",
-                            "Use fewer `evaluation: {folds: ...}`, or more data.")  # fmt: skip
-        return fold
 
     def _jobs(self, folds: dict[int, Fold]) -> list[Job]:
         """All trainings; the trials of a search come before what is tested with the values that it chooses."""

@@ -16,13 +16,13 @@ from typing import Any
 import pandas as pd
 
 from polyclinic.errors import DataError, PolyclinicError, TrainingError
-from polyclinic.study.declaration import Candidate, Declaration, StudyMethod
+from polyclinic.study.columns import AFTER, BEFORE, UNSEEN
+from polyclinic.study.declaration import Declaration
 from polyclinic.study.folder import Folder
-from polyclinic.study.jobs import UNSEEN, Fold, Job, JobRunner
+from polyclinic.study.jobs import Fold, Job, JobRunner
+from polyclinic.study.method_entries import Candidate, StudyMethod
 from polyclinic.tasks.metrics import METRICS
 
-#: Columns of ``search.csv`` before and after those of the parameters.
-BEFORE, AFTER = ["method", "fold", "without", "trial"], ["score", "chosen", "note"]
 #: Label of a method, fold and site left out; without ``nested`` the last two are None.
 Key = tuple[str, int | None, str | None]
 

@@ -2,23 +2,31 @@
 
 from __future__ import annotations
 
-from polyclinic.tasks.base import Task
-from polyclinic.tasks.classification import Classification
-from polyclinic.tasks.regression import Regression
-from polyclinic.tasks.segmentation import Segmentation
+from typing import TYPE_CHECKING, Any
 
 __all__ = ["TASKS", "Classification", "Regression", "Segmentation", "Task", "build_task"]
 
-TASKS: dict[str, type[Task]] = {
-    "classification": Classification,
-    "segmentation": Segmentation,
-    "regression": Regression,
+_HOME = {
+    "TASKS": "catalogue",
+    "build_task": "catalogue",
+    "Task": "base",
+    "Classification": "classification",
+    "Regression": "regression",
+    "Segmentation": "segmentation",
 }
 
+if TYPE_CHECKING:
+    from polyclinic.tasks.base import Task
+    from polyclinic.tasks.catalogue import TASKS, build_task
+    from polyclinic.tasks.classification import Classification
+    from polyclinic.tasks.regression import Regression
+    from polyclinic.tasks.segmentation import Segmentation
+else:  # not seen by type checkers, which would take any name for one of these
 
-def build_task(name: str, classes: int, loss: str, scale: tuple[float, float] = (0.0, 1.0)) -> Task:
-    """The task ``name`` for a number of classes, with the named loss (one of the task's ``losses``).
+    def __getattr__(name: str) -> Any:
+        """What needs PyTorch is imported when it is first used, so that metrics can be had without it."""
+        if name not in _HOME:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        from importlib import import_module
 
-    ``scale`` is the mean and deviation of the target of a regression.
-    """
-    return TASKS[name](classes, loss, scale)
+        return getattr(import_module(f"{__name__}.{_HOME[name]}"), name)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from markupsafe import Markup
 
-from polyclinic.study.jobs import UNSEEN
+from polyclinic.study.columns import UNSEEN
 from polyclinic.study.report.folder import Folder, Line, Measure
 
 #: A difference is called beyond chance where its corrected p value is below this.

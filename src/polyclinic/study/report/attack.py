@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 from markupsafe import Markup
 
-from polyclinic.audit.poisoning import ATTACKS
+from polyclinic.audit.words import WORDS
 from polyclinic.study.report import tables
 from polyclinic.study.report.answer import signed
 from polyclinic.study.report.figures import Estimate
@@ -87,7 +87,7 @@ def attacked(folder: Folder) -> Attacked | None:
     return Attacked(
         corrupt=corrupt,
         honest=honest,
-        words=ATTACKS[name].words if name in ATTACKS else "they were corrupted",
+        words=WORDS.get(name, "they were corrupted"),
         options=tables.plain(attack.get(name) or {}),
         answer=_answer(folder, before, after, losses),
         rows=rows,

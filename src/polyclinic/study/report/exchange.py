@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from polyclinic.study.jobs import UNSEEN
+from polyclinic.study.columns import UNSEEN
 from polyclinic.study.report.folder import Folder
 from polyclinic.study.report.tables import bytes_text, count_text, ordered
 

@@ -16,10 +16,8 @@ from numpy.typing import NDArray
 
 from polyclinic.errors import ResultsError
 from polyclinic.notes import Note
-from polyclinic.study.jobs import ATTACKED, UNSEEN
-from polyclinic.study.preparing import DESCRIBED
+from polyclinic.study.columns import AFTER, ATTACKED, BEFORE, DESCRIBED, UNSEEN
 from polyclinic.study.report.figures import Estimate
-from polyclinic.study.search import AFTER, BEFORE
 from polyclinic.study.statistics import CROSS
 from polyclinic.tasks.metrics import DISTANCES, METRICS, split_metric, value_range
 

@@ -6,12 +6,9 @@ from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
-import torch
 
-from polyclinic.data.scaling import Summary
-from polyclinic.data.statistics import explained_by_site
-from polyclinic.study.drawing import Panel
-from polyclinic.study.preparing import STAGES
+from polyclinic.study.columns import STAGES
+from polyclinic.study.drawing import Numbers, Panel
 from polyclinic.study.report import figures
 from polyclinic.study.report.folder import Folder
 
@@ -73,13 +70,32 @@ def harmonised(folder: Folder) -> Harmonised | None:
 def _explained(rows: pd.DataFrame) -> pd.Series[float]:
     """Eta squared of each feature, from the sites' counts, means and deviations."""
     features = list(dict.fromkeys(rows["feature"]))
-    sites = []
-    for _, own in rows.groupby("site", sort=False):
-        own = own.set_index("feature").reindex(features)
-        count = own["count"].fillna(0.0).to_numpy(dtype=float)
-        mean, deviation = (own[name].fillna(0.0).to_numpy(dtype=float) for name in ("mean", "deviation"))
-        sites.append(Summary(*map(torch.tensor, (count, mean, count * np.square(deviation)))))
-    return pd.Series(explained_by_site(sites).numpy(), index=features)
+    sites = [own.set_index("feature").reindex(features) for _, own in rows.groupby("site", sort=False)]
+    count, mean, deviation = (
+        np.array([own[name].fillna(0.0) for own in sites], dtype=float) for name in ("count", "mean", "deviation")
+    )
+    return pd.Series(explained_by_site(count, mean, deviation), index=features)
+
+
+def explained_by_site(count: Numbers, mean: Numbers, deviation: Numbers) -> Numbers:
+    """Eta squared of each feature ``[F]``: the share of its squared deviations that lies between the sites.
+
+    NaN for a constant feature. Sites without any effect have ``(S - 1) / (N - 1)`` on average, for S sites and N cases.
+
+    Args:
+        count: number of values of each site ``[S, F]``; 0 where nothing is known.
+        mean: of these values ``[S, F]``.
+        deviation: of these values from their mean ``[S, F]``, that of the population.
+    """
+    # Measured from the largest site's mean: sites with the same mean are then no rounding error apart.
+    largest = np.take_along_axis(mean, count.argmax(axis=0)[None], axis=0)
+    away = np.where(count > 0, mean - largest, 0.0)
+    centre = (count * away).sum(axis=0) / np.maximum(count.sum(axis=0), 1.0)
+    between = (count * np.square(away - centre)).sum(axis=0)
+    within = (count * np.square(deviation)).sum(axis=0)
+    total = between + within
+    shares: Numbers = 1.0 - np.divide(within, total, out=np.full_like(total, np.nan), where=total > 0)
+    return shares
 
 
 def _words(folder: Folder) -> str:

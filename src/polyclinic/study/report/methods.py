@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from polyclinic.methods import ABOUT, METHODS
-from polyclinic.study.jobs import UNSEEN
+from polyclinic.study.columns import UNSEEN
 from polyclinic.study.report.folder import Folder
 from polyclinic.study.report.tables import plain
 

@@ -17,8 +17,8 @@ from markupsafe import Markup
 
 from polyclinic.files import write_atomic
 from polyclinic.notes import Note
+from polyclinic.study.columns import UNSEEN
 from polyclinic.study.drawing import Panel, structure_colour
-from polyclinic.study.jobs import UNSEEN
 from polyclinic.study.report import figures, tables
 from polyclinic.study.report.answer import ALPHA, answer, headline
 from polyclinic.study.report.attack import attacked

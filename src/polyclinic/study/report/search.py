@@ -8,10 +8,9 @@ from typing import Any
 
 import pandas as pd
 
-from polyclinic.study.jobs import UNSEEN
+from polyclinic.study.columns import AFTER, BEFORE, UNSEEN
 from polyclinic.study.report import tables
 from polyclinic.study.report.folder import Folder
-from polyclinic.study.search import AFTER, BEFORE
 from polyclinic.tasks.metrics import METRICS
 
 

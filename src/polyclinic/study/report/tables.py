@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from polyclinic.study.jobs import UNSEEN
+from polyclinic.study.columns import UNSEEN
 from polyclinic.study.report import figures
 from polyclinic.study.report.answer import ALPHA, p_text, signed
 from polyclinic.study.report.figures import Cell

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pandas as pd
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
@@ -19,19 +19,17 @@ from polyclinic.data.cases import Opened
 from polyclinic.errors import ResultsError
 from polyclinic.files import write_atomic
 from polyclinic.notes import TITLES, Note
+from polyclinic.study.checked import CheckedStudy
 from polyclinic.study.drawing import structure_colour
 from polyclinic.study.provenance import machine, now
 from polyclinic.study.report import page as report
 from polyclinic.study.report.tables import nested_rows, plain
-from polyclinic.study.results import write_table
 from polyclinic.study.sheet import tables, values
 from polyclinic.study.sheet.montage import Shown, montage
 from polyclinic.study.sheet.roles import roles
 from polyclinic.study.sheet.sources import Sources
 from polyclinic.study.sheet.tables import Names
-
-if TYPE_CHECKING:
-    from polyclinic.study.study import Study
+from polyclinic.study.table_files import write_table
 
 TEMPLATES = Path(__file__).parent / "templates"
 PAGE, NOTES, SITES = "data-sheet.html", "notes.json", "sites.csv"
@@ -68,7 +66,7 @@ def check_out(out: Path) -> None:
         raise ResultsError("P501", f"{out} has a file {others[0]} that is of no data sheet.", hint)
 
 
-def write_sheet(study: Study, opened: Opened, sites: pd.DataFrame, notes: Sequence[Note], out: Path) -> Path:
+def write_sheet(study: CheckedStudy, opened: Opened, sites: pd.DataFrame, notes: Sequence[Note], out: Path) -> Path:
     """Write the data sheet, and its notes and counts for other programs (without names of cases).
 
     Args:
@@ -96,7 +94,7 @@ def write_sheet(study: Study, opened: Opened, sites: pd.DataFrame, notes: Sequen
     return out / PAGE
 
 
-def render(study: Study, opened: Opened, sites: pd.DataFrame, notes: Sequence[Note]) -> str:
+def render(study: CheckedStudy, opened: Opened, sites: pd.DataFrame, notes: Sequence[Note]) -> str:
     """The page as text."""
     environment = Environment(
         loader=FileSystemLoader([TEMPLATES, report.TEMPLATES]),
@@ -124,7 +122,7 @@ def _marked(text: str) -> Markup:
     return Markup("").join(parts)
 
 
-def _content(study: Study, opened: Opened, sites: pd.DataFrame, notes: Sequence[Note]) -> dict[str, Any]:
+def _content(study: CheckedStudy, opened: Opened, sites: pd.DataFrame, notes: Sequence[Note]) -> dict[str, Any]:
     sources = Sources.read(study)
     spec, machinery = study.declaration.data, machine()
     content: dict[str, Any] = dict.fromkeys(SECTIONS)
@@ -166,14 +164,14 @@ def _any_ignored(pictures: Mapping[str, Sequence[Shown]]) -> bool:
     return any(picture.ignored for cases in pictures.values() for one in cases for _, picture in one.layers)
 
 
-def _short(study: Study, opened: Opened, sites: pd.DataFrame) -> str:
+def _short(study: CheckedStudy, opened: Opened, sites: pd.DataFrame) -> str:
     total = sites[["found", "used", "rejected", "patients"]].sum()
     people = f" of {total['patients']} patients" if study.declaration.data.subject else ""
     count = "1 site" if len(opened.sites) == 1 else f"{len(opened.sites)} sites"
     return f"{count}, {total['used']} cases{people} used, {total['rejected']} rejected · {study.declaration.task}"
 
 
-def _preparation(study: Study) -> list[tuple[str, str]]:
+def _preparation(study: CheckedStudy) -> list[tuple[str, str]]:
     """Entries of the study that say what becomes of the data."""
     spec = study.declaration.data
     names = ("preprocessing", "patch", "size", "channels", "scaling", "imputation", "harmonisation", "augmentation")

@@ -5,14 +5,12 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from polyclinic.data.cases import Opened
+from polyclinic.study.checked import CheckedStudy
 from polyclinic.study.report.tables import count_text, plain
 from polyclinic.study.sheet.sources import Sources, example, frequent, is_visit
-
-if TYPE_CHECKING:
-    from polyclinic.study.study import Study
 
 
 @dataclass(frozen=True)
@@ -24,7 +22,7 @@ class Role:
     words: str
 
 
-def roles(study: Study, opened: Opened, sources: Sources) -> list[Role]:
+def roles(study: CheckedStudy, opened: Opened, sources: Sources) -> list[Role]:
     """What was taken for site, patient, visit, contrast, unit, label and so on, and which columns have no part."""
     found = [*_people(study, opened, sources), *_targets(study, opened, sources), *_inputs(study, opened)]
     used = {column for role in found for column in role.columns}
@@ -37,7 +35,7 @@ def roles(study: Study, opened: Opened, sources: Sources) -> list[Role]:
     return [*found, Role("Left out", left, words if left else "Every column has a part in the study.")]
 
 
-def _people(study: Study, opened: Opened, sources: Sources) -> Iterator[Role]:
+def _people(study: CheckedStudy, opened: Opened, sources: Sources) -> Iterator[Role]:
     spec, cells = study.declaration.data, sources.cells
     sites = "1 site" if len(opened.sites) == 1 else f"{len(opened.sites)} sites"
     if spec.where:
@@ -63,7 +61,7 @@ def _people(study: Study, opened: Opened, sources: Sources) -> Iterator[Role]:
         yield Role("Part of the study", [study.declaration.evaluation.split], frequent(parts))
 
 
-def _targets(study: Study, opened: Opened, sources: Sources) -> Iterator[Role]:
+def _targets(study: CheckedStudy, opened: Opened, sources: Sources) -> Iterator[Role]:
     spec, task = study.declaration.data, study.declaration.task
     if task == "segmentation":
         given = spec.model_dump(mode="json")
@@ -91,7 +89,7 @@ def _structures(named: dict[str, Any] | list[str]) -> str:
     return "; ".join(f"{name} = {plain(value)}" for name, value in pairs)
 
 
-def _inputs(study: Study, opened: Opened) -> Iterator[Role]:
+def _inputs(study: CheckedStudy, opened: Opened) -> Iterator[Role]:
     spec = study.declaration.data
     if spec.image is not None:
         if spec.preprocessing is not None:

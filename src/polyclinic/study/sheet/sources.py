@@ -8,7 +8,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import pandas as pd
 
@@ -17,9 +16,7 @@ from polyclinic.data.readers.files import FORMATS, resolve
 from polyclinic.data.readers.read import place_and_series
 from polyclinic.data.tables.rows import read_rows, reject_rows
 from polyclinic.data.tables.table import locate
-
-if TYPE_CHECKING:
-    from polyclinic.study.study import Study
+from polyclinic.study.checked import CheckedStudy
 
 #: Of how many pictures of a site the header is read.
 MOST_HEADERS = 200
@@ -43,7 +40,7 @@ class Sources:
     allowed: Path
 
     @classmethod
-    def read(cls, study: Study) -> Sources:
+    def read(cls, study: CheckedStudy) -> Sources:
         """Read the tables of a study whose data could be opened."""
         spec = study.declaration.data
         names = list(spec.tables.values()) if spec.tables is not None else [str(spec.table)]

@@ -4,20 +4,17 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
 
 from polyclinic.data.cases import Counts, Opened, SiteData, reasons_text
+from polyclinic.study.checked import CheckedStudy
 from polyclinic.study.drawing import Numbers
 from polyclinic.study.report.tables import SiteRow, count_text, rows_of_sites
 from polyclinic.study.sheet.choice import class_voxels
 from polyclinic.study.sheet.montage import voxel_volume
 from polyclinic.study.sheet.sources import Sources
-
-if TYPE_CHECKING:
-    from polyclinic.study.study import Study
 
 #: Columns of the sites' table that tell what volumes were like as they were read.
 AS_READ = ("shapes", "spacing", "orientations", "intensity", "vendors", "field strengths")
@@ -122,7 +119,7 @@ def _spread(sizes: Numbers, unit: str) -> str:
     return f"{where}{middle:.3g}{ends}\u00a0{unit}"
 
 
-def as_read(study: Study, opened: Opened, sites: pd.DataFrame, sources: Sources) -> Table | None:
+def as_read(study: CheckedStudy, opened: Opened, sites: pd.DataFrame, sources: Sources) -> Table | None:
     """What the images of each site were like as they were read; None for tables."""
     spec = study.declaration.data
     if spec.image is None:
@@ -190,7 +187,7 @@ def far_values(opened: Opened) -> Table | None:
     return Table(heads, rows) if rows else None
 
 
-def facts(study: Study, opened: Opened, sources: Sources, made: str) -> list[tuple[str, str]]:
+def facts(study: CheckedStudy, opened: Opened, sources: Sources, made: str) -> list[tuple[str, str]]:
     """When the page was made, by what, from which files."""
     spec = study.declaration.data
     days = sources.changed(spec.image_columns)

@@ -1,0 +1,24 @@
+"""A second model that a site trains beside the first."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+
+from torch import Tensor
+
+from polyclinic.state import FlatModule
+
+
+class Companion(ABC):
+    """A second model that is trained on the same batches as the first."""
+
+    @abstractmethod
+    def step(self, model: FlatModule, backward: Callable[[], Tensor]) -> None:
+        """Train it on the batch that the first model makes a step on next.
+
+        Args:
+            model: holds the first model; must hold it again afterwards.
+            backward: writes into ``model.gradient`` the gradient of the batch's loss at whatever ``model`` holds, with
+                the terms of loss rules, and gives the loss.
+        """

@@ -1,0 +1,106 @@
+"""The folds of a study: who splits and prepares which sites, and when."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pandas as pd
+
+from polyclinic.data.cases import Opened
+from polyclinic.data.preparation import SharedStep, build_steps, name_steps
+from polyclinic.data.scaling import Summary
+from polyclinic.engine import Engine, LocalEngine
+from polyclinic.errors import DataError
+from polyclinic.notes import Note
+from polyclinic.study.declaration import Declaration
+from polyclinic.study.jobs import Fold, Job
+from polyclinic.study.preparing import Preparation, describe, prepare
+
+
+class Folds:
+    """Prepares the sites for one fold after another, and only those that the next job works on.
+
+    Args:
+        declaration: the study.
+        opened: its data.
+        engine: who runs the sites.
+        local: the same sites in this process; may be ``engine`` itself.
+
+    Attributes:
+        notes: what was said of the sites when their folds were counted, in the order of the folds.
+    """
+
+    def __init__(self, declaration: Declaration, opened: Opened, engine: Engine, local: LocalEngine) -> None:
+        self.declaration, self.engine, self.local = declaration, engine, local
+        self.classes = len(opened.classes)
+        self.steps = name_steps(declaration.data, opened.features, opened.covariates)
+        self.notes: list[Note] = []
+        # Whether a site's cases are prepared with summaries of others, so that leaving one out changes them.
+        self._depends_on_sites = any(isinstance(step, SharedStep) for step in build_steps(self.steps))
+        self._stand: dict[Engine, tuple[int, str | None]] = {}
+
+    def count(self) -> dict[int, Fold]:
+        """What is known of the sites in each fold.
+
+        Raises:
+            DataError: P206, no site can be both trained on and tested; or what preparation finds wrong with the data.
+        """
+        found: dict[int, Fold] = {}
+        notes: list[Note] = []
+        for number in reversed(range(self.declaration.folds or 1)):  # the first one last: the first jobs are in it
+            done = self._prepare(self.engine, number, None)
+            found[number], notes = self._fold(number, done), [*done.notes, *notes]
+        self.notes = list(dict.fromkeys(notes))
+        return dict(sorted(found.items()))
+
+    def ready(self, job: Job) -> None:
+        """Prepare the sites that a job works on, where they are not as it needs them.
+
+        A job on the pool of all sites trains on those in this process; unless it is a trial, it is tested at all sites.
+        """
+        needed = (job.fold, job.without if self._depends_on_sites else None)
+        pooled = job.methods[0].method.scope == "pool"
+        wanted: dict[Engine, bool] = {self.engine: not pooled or job.trial is None}
+        wanted[self.local] = pooled or wanted.get(self.local, False)
+        for engine, works in wanted.items():
+            if works and self._stand.get(engine) != needed:
+                self._prepare(engine, *needed)
+
+    def describe(self) -> pd.DataFrame:
+        """The harmonised features before and after, once all folds are counted; no rows without harmonisation."""
+        options = dict(self.steps).get("combat")
+        if options is None:
+            return pd.DataFrame()
+        return describe(self.engine, dict(zip(options["columns"], options["features"], strict=True)))
+
+    def _prepare(self, engine: Engine, number: int, without: str | None) -> Preparation:
+        """Split, harmonise and scale at every site; summaries of the site ``without`` are not used."""
+        data, evaluation = self.declaration.data, self.declaration.evaluation
+        request = {
+            "fold": number, "folds": self.declaration.folds, "holdout": evaluation.holdout,
+            "validation": evaluation.validation, "split_seed": evaluation.split_seed,
+            "small_sites": evaluation.small_sites, "steps": self.steps, "augmentation": data.augmentation,
+            "classes": self.classes,
+            "patch": None if data.box is None else data.box.model_dump(mode="json"),
+        }  # fmt: skip
+        self._stand.pop(engine, None)
+        done = prepare(engine, request, without)
+        self._stand[engine] = number, without
+        return done
+
+    def _fold(self, number: int, done: Preparation) -> Fold:
+        replies = done.replies
+
+        def counts(part: str) -> dict[str, Any]:
+            return {site: reply.fields[part] for site, reply in replies.items()}
+
+        targets = {
+            site: Summary(*(reply.tensors[f"target_{name}"] for name in ("count", "mean", "m2")))
+            for site, reply in replies.items()
+            if "target_count" in reply.tensors
+        }
+        fold = Fold(number, counts("train"), counts("validation"), counts("test"), counts("classes"), targets)
+        if not fold.training_sites or not fold.tested_sites:
+            raise DataError("P206", "No site has enough patients to be both trained on and tested.",
+                            "Use fewer `evaluation: {folds: ...}`, or more data.")  # fmt: skip
+        return fold

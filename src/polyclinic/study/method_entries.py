@@ -1,0 +1,264 @@
+"""The methods of a study file: which composition of parts each entry is, and how it is trained."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, replace
+from typing import Any
+
+from pydantic import ValidationError
+
+from polyclinic.client.optimizers import Named, resolve_optimizer, resolve_schedule
+from polyclinic.client.personal import PERSONAL
+from polyclinic.client.rules import LOCAL_RULES
+from polyclinic.communication.topology import TOPOLOGIES
+from polyclinic.errors import StudyError, nearest
+from polyclinic.methods import METHODS, SHARES, Method
+from polyclinic.options import Catalogue, EntryError, Place, check_options, first_entry_error, split_entry
+from polyclinic.server import SERVER_RULES
+from polyclinic.server.selection import PARTICIPATION, Participation
+from polyclinic.study.columns import KINDS_OF_RUN
+from polyclinic.study.compatibility import Local, refusal
+from polyclinic.study.entries import Training, check_keys
+from polyclinic.tasks import TASKS
+
+#: Parts that any federated method may be given instead of its own, or besides.
+COMPOSED = ("share", "personal", "server", "local", "topology")
+
+
+@dataclass(frozen=True)
+class StudyMethod:
+    """A method as the study asks for it.
+
+    Attributes:
+        label: name in all results.
+        name: name in the catalogue.
+        method: its parts.
+        training: the study's training with the method's own changes.
+        entry: the entry with every default filled in.
+    """
+
+    label: str
+    name: str
+    method: Method
+    training: Training
+    entry: dict[str, Any]
+
+    @property
+    def course(self) -> str:
+        """Methods with the same text are trained in the same way, so that one training serves them all."""
+        return repr((replace(self.method, tests="own"), self.training))
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A configuration of a method that a search tries.
+
+    Attributes:
+        method: the method with these values.
+        values: name of each parameter -> its value.
+    """
+
+    method: StudyMethod
+    values: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class MethodReader:
+    """Reads the entries of ``methods:``.
+
+    Attributes:
+        task: of the study.
+        training: of the study; a method may change any of it.
+        mixed: whether the study trains in mixed precision.
+    """
+
+    task: str
+    training: Training
+    mixed: bool
+
+    def read(self, entry: object, place: Place) -> StudyMethod:
+        """The method that an entry asks for.
+
+        Args:
+            entry: a name, or a name with options.
+            place: of the entry in the study file.
+
+        Raises:
+            EntryError: with the place of what does not fit.
+        """
+        name, given = split_entry(entry, place, "method")
+        METHODS.name(name, place)
+        inner = (*place, name)
+        general = ("label", *COMPOSED, "training")
+        common: dict[str, Any] = {key: given.pop(key) for key in general if key in given}
+        own = check_options(METHODS[name], given, inner, name)
+        method = METHODS[name](**own)
+        method, parts = _composed(name, method, common, inner)
+        training = self.training
+        if "training" in common:
+            training = _override(training, common["training"], (*inner, "training"))
+            check_training(training, self.task, (*inner, "training"))
+        keeps = method.keep_optimizer or training.optimizer_state == "keep"
+        chosen = bool(training.participation)
+        refused = refusal(method, Local(self.task, optimizer_of(training)[0], keeps, self.mixed, chosen))
+        if refused is not None:
+            raise EntryError("P104", refused.message, refused.hint, place=(*inner, *refused.place(common)))
+        options = ", ".join(f"{key}={_short(value)}" for key, value in {**given, **parts}.items())
+        label = common.get("label", f"{name}({options})" if options else name)
+        if not isinstance(label, str) or not re.fullmatch(r"[\w .,=()+\-:/\[\]]{1,80}", label):
+            message = f"got the label {label!r}; expected up to 80 letters, digits, blanks or . , = ( ) + - : /."
+            hint = "" if "label" in common else "It is made of the method's options; give a shorter one with `label:`."
+            raise EntryError("P102", message, hint, place=(*inner, "label"))
+        if label.endswith(KINDS_OF_RUN):
+            message = f"got the label {label!r}; the results put such an ending after a label themselves."
+            raise EntryError("P102", message, "Choose another label.", place=(*inner, "label"))
+        filled = {"label": label, **own}
+        if method.scope == "federation":
+            own_rules = len(METHODS[name](**own).local)
+            filled |= {
+                "share": method.share,
+                "personal": None if method.personal is None else {method.personal[0]: dict(method.personal[1])},
+                "server": [{part: dict(options)} for part, options in method.server],
+                "local": [{rule: dict(options)} for rule, options in method.local[own_rules:]],
+                "topology": method.topology,
+            }
+        if "training" in common:
+            filled["training"] = common["training"]
+        return StudyMethod(label, name, method, training, {name: filled})
+
+    def with_options(self, method: StudyMethod, options: dict[str, Any]) -> StudyMethod:
+        """A method of the study with other options (all of its entry), under the same label.
+
+        Raises:
+            EntryError: an option does not fit.
+        """
+        return self.read({method.name: {**options, "label": method.label}}, ("methods",))
+
+
+def _composed(name: str, method: Method, common: dict[str, Any], place: Place) -> tuple[Method, dict[str, Any]]:
+    """The method with other parts, and those parts for its label."""
+    parts = {key: common[key] for key in COMPOSED if key in common}
+    if parts and method.scope != "federation":
+        key = next(iter(parts))
+        hint = "Use a federated method such as fedavg."
+        raise EntryError("P104", f"{name} has no server, so `{key}` means nothing.", hint, place=(*place, key))
+    if "share" in parts:
+        valid = [share for share in SHARES if share != "none"]
+        if parts["share"] not in valid:  # a list: what is given need not be hashable
+            hint = (
+                "To share nothing, use the method single."
+                if parts["share"] == "none"
+                else nearest(str(parts["share"]), valid)
+            )
+            raise EntryError("P103", f"{parts['share']!r} can't be shared.", hint, place=(*place, "share"))
+        method = replace(method, share=parts["share"])
+    if "server" in parts:
+        method = replace(method, server=_parts(parts["server"], SERVER_RULES, (*place, "server")))
+    if "personal" in parts:
+        taken_out = parts["personal"] is None
+        if taken_out and method.personal is not None:
+            parts["personal"] = "shared_model"  # as the label has it
+        own = None if taken_out else PERSONAL.resolve(parts["personal"], (*place, "personal"))
+        method = replace(method, personal=own)
+    if "local" in parts:
+        if not isinstance(parts["local"], list):
+            raise EntryError("P102", f"got {parts['local']!r}; expected a list of rules.", place=(*place, "local"))
+        method = replace(method, local=[*method.local, *_parts(parts["local"], LOCAL_RULES, (*place, "local"))])
+    if "topology" in parts:
+        topology = TOPOLOGIES.name(parts["topology"], (*place, "topology"))
+        method = replace(method, topology=topology)
+    return method, {k: v for k, v in parts.items() if v not in ([], "all", "star", None)}
+
+
+def _parts(entry: object, catalogue: Catalogue[Any], place: Place) -> list[Named]:
+    """An entry, or a list of entries, of a catalogue."""
+    if not isinstance(entry, list):
+        return [catalogue.resolve(entry, place)]
+    return [catalogue.resolve(one, (*place, position)) for position, one in enumerate(entry)]
+
+
+def check_training(training: Training, task: str, place: Place) -> None:
+    """Check what a training says against the task.
+
+    Raises:
+        EntryError: with the place of what does not fit.
+    """
+    if training.local_epochs and isinstance(training.local_steps, int):
+        message = "`local_epochs` and `local_steps` exclude each other; give one."
+        raise EntryError("P102", message, place=(*place, "local_steps"))
+    if isinstance(training.local_epochs, dict) and isinstance(training.local_steps, dict):
+        both = [site for site in training.local_steps if site in training.local_epochs]
+        if both:
+            message = f"{both[0]} has both `local_epochs` and `local_steps`; give one."
+            raise EntryError("P102", message, place=(*place, "local_steps", both[0]))
+    valid = list(TASKS[task].losses)
+    if training.loss is not None and training.loss not in valid:
+        hint = nearest(training.loss, valid)
+        raise EntryError("P103", f"{training.loss!r} is no loss of {task}.", hint, place=(*place, "loss"))
+    if training.class_weights != "none" and task != "classification":
+        raise EntryError("P104", f"{task} has no class weights.", place=(*place, "class_weights"))
+    _check_participation(training, place)
+    optimizer = resolve_optimizer(training.optimizer, (*place, "optimizer"))
+    if training.schedule is not None:
+        resolve_schedule(training.schedule, optimizer, (*place, "schedule"), training.rounds)
+
+
+def _check_participation(training: Training, place: Place) -> None:
+    most = [part.most for part in build_participation(training, place) if part.most is not None]
+    if most and training.quorum is not None and training.quorum > min(most):
+        raise EntryError(
+            "P104", f"`participation` leaves {min(most)} sites and `quorum` wants {training.quorum}, so every round "
+            "would be skipped.", "Lower the quorum, or let more sites take part.", place=(*place, "quorum"),
+        )  # fmt: skip
+
+
+def optimizer_of(training: Training) -> Named:
+    """Name and options of the local optimiser."""
+    return resolve_optimizer(training.optimizer, ("training", "optimizer"))
+
+
+def build_participation(training: Training, place: Place = ("training",)) -> list[Participation]:
+    """Who takes part in a round."""
+    place = (*place, "participation")
+    entries = [] if training.participation is None else _parts(training.participation, PARTICIPATION, place)
+    try:
+        return [PARTICIPATION[name](**options) for name, options in entries]
+    except StudyError as error:
+        raise EntryError(error.code, error.message, error.hint, place=place) from None
+
+
+def schedule_of(training: Training) -> Named | None:
+    """Name and options of the schedule, if there is one."""
+    if training.schedule is None:
+        return None
+    return resolve_schedule(training.schedule, optimizer_of(training), ("training", "schedule"))
+
+
+def _override(training: Training, changes: object, place: Place) -> Training:
+    if not isinstance(changes, dict):
+        raise EntryError("P102", f"got {changes!r}; expected entries of `training`.", place=place)
+    check_keys(Training, changes, place)
+    content = training.model_dump()
+    if changes.keys() & {"local_epochs", "local_steps"}:
+        content |= {"local_epochs": None, "local_steps": None}
+    try:
+        return Training.model_validate({**content, **changes})
+    except ValidationError as error:
+        raise first_entry_error(error, changes, place) from None
+
+
+def filled_training(training: Training, task: str) -> dict[str, Any]:
+    """Entries of a training whose defaults depend on others, or on the task."""
+    epochs = None if isinstance(training.local_steps, int) else training.local_epochs or 1
+    name, options = optimizer_of(training)
+    return {"local_epochs": epochs, "loss": training.loss or TASKS[task].losses[0], "optimizer": {name: options}}
+
+
+def _short(value: object) -> str:
+    if isinstance(value, dict) and len(value) == 1:
+        name, options = next(iter(value.items()))
+        return f"{name}" if not options else f"{name}({', '.join(f'{k}={_short(v)}' for k, v in options.items())})"
+    if isinstance(value, list):
+        return "+".join(map(_short, value))
+    return str(value)
