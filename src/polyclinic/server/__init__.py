@@ -1,12 +1,12 @@
 """Server end: how the updates of the sites become the next global state."""
 
+from polyclinic.parts import SERVER_PARTS
 from polyclinic.server import drift, fairness, mean, optimizers, robust, selection, similarity
-from polyclinic.server.rules import SERVER_RULES, ServerRule, build_server
+from polyclinic.server.chain import Chain
 
 __all__ = [
-    "SERVER_RULES",
-    "ServerRule",
-    "build_server",
+    "SERVER_PARTS",
+    "Chain",
     "drift",
     "fairness",
     "mean",

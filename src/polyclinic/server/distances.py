@@ -1,9 +1,7 @@
-"""Inner products and distances of the sites' changes Δ_k = w_k - w.
+"""Inner products and distances of the sites' changes Δ_k.
 
 A corrupt site may send values whose squares float32 can't hold; such blocks are computed in float64. So are all
-products of changes with each other, because distances between similar changes are small differences of them. Each Δ_k
-is taken from the round's own state, never from another site's, so that nothing a site sends can change the distances
-between others.
+products of changes with each other, because distances between similar changes are small differences of them.
 """
 
 from __future__ import annotations
@@ -23,22 +21,17 @@ ROUNDING = 1e-14
 SMALLEST = 1e-20
 
 
-def gram(states: Sequence[Tensor], origin: Tensor) -> Tensor:
-    """⟨Δ_i, Δ_j⟩ with Δ_k = w_k - ``origin``, float64 ``[K, K]``, reading every state once.
-
-    Args:
-        states: w_k ``[K]`` x ``[T]``.
-        origin: w ``[T]``.
-    """
-    count = len(states)
+def gram(changes: Sequence[Tensor]) -> Tensor:
+    """⟨Δ_i, Δ_j⟩ of changes ``[K]`` x ``[T]``, float64 ``[K, K]``, reading each once."""
+    count, length = len(changes), len(changes[0])
     size = max(1024, min(BLOCK, 2**20 // count))
-    buffer = torch.empty(count, min(size, len(origin)), dtype=torch.float64)
+    buffer = torch.empty(count, min(size, length), dtype=torch.float64)
     products = torch.zeros(count, count, dtype=torch.float64)
-    for block in blocks(len(origin), size):
-        changes = buffer[:, : block.stop - block.start]
-        for change, state in zip(changes, states, strict=True):
-            torch.sub(state[block], origin[block], out=change)
-        products += changes @ changes.T
+    for block in blocks(length, size):
+        rows = buffer[:, : block.stop - block.start]
+        for row, change in zip(rows, changes, strict=True):
+            row.copy_(change[block])
+        products += rows @ rows.T
     return (products + products.T) / 2
 
 
@@ -67,27 +60,22 @@ def cosine_distances(products: Tensor) -> Tensor:
     return (1 - cosines).clamp(0.0, 2.0).round(decimals=12).fill_diagonal_(0.0)
 
 
-def norm(state: Tensor, origin: Tensor) -> float:
-    """‖w_k - ``origin``‖."""
-    return math.sqrt(compare(state, origin)[0])
+def norm(change: Tensor) -> float:
+    """‖Δ‖ of a change ``[T]``, reading it once."""
+    return math.sqrt(sum(dot(change[block]) for block in blocks(len(change), BLOCK)))
 
 
-def compare(state: Tensor, origin: Tensor, direction: Tensor | None = None) -> tuple[float, float]:
-    """‖Δ‖² and ⟨Δ, ``direction``⟩ (0 without one) of Δ = ``state`` - ``origin``, all ``[T]``, in one reading.
-
-    Single differences and the sums within a block are in the states' own precision, as long as it can hold them.
-    """
-    buffer = torch.empty(min(BLOCK, len(origin)), dtype=origin.dtype)
-    square = product = 0.0
-    for block in blocks(len(origin), BLOCK):
-        change = torch.sub(state[block], origin[block], out=buffer[: block.stop - block.start])
-        towards = None if direction is None else direction[block]
-        found = _products(change, towards)
-        if not (SMALLEST < found[0] < math.inf and abs(found[1]) < math.inf):
-            found = _products(state[block].double() - origin[block], None if towards is None else towards.double())
-        square, product = square + found[0], product + found[1]
-    return square, product
+def lengths_and_products(changes: Sequence[Tensor], direction: Tensor) -> tuple[Tensor, Tensor]:
+    """‖Δ_k‖ and ⟨Δ_k, ``direction``⟩, float64 ``[K]``, of changes ``[K]`` x ``[T]``, reading each once."""
+    found = torch.zeros(2, len(changes), dtype=torch.float64)
+    for block in blocks(len(direction), BLOCK):
+        towards = direction[block]
+        found += torch.tensor([[dot(change[block]) for change in changes],
+                               [dot(change[block], towards) for change in changes]], dtype=torch.float64)  # fmt: skip
+    return found[0].sqrt(), found[1]
 
 
-def _products(change: Tensor, direction: Tensor | None) -> tuple[float, float]:
-    return float(change.dot(change)), 0.0 if direction is None else float(change.dot(direction))
+def dot(first: Tensor, second: Tensor | None = None) -> float:
+    """⟨``first``, ``second``⟩ of two blocks ``[B]``, or of one with itself."""
+    second = first if second is None else second
+    return float(first.double().dot(second.double()))

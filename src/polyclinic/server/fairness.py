@@ -2,32 +2,39 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Literal
 
 import torch
-from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
+from pydantic import Field, NonNegativeFloat
 from torch import Tensor
 
-from polyclinic.server.rules import SERVER_RULES, Collected, Update, Weighting, declared_shares, weighted_sum
+from polyclinic.parts import SERVER_PARTS, Memory, SiteEnd, Step, Update
+from polyclinic.parts.measures import Measuring, revealed
+from polyclinic.server.distances import ROUNDING, gram, norm
+from polyclinic.server.rules import Collected, Weighting, declared_shares, weighted_sum
 from polyclinic.server.weights import (
+    Measured,
     Remembering,
     carry_over,
     inverse,
     normalised,
     project_to_simplex,
-    reported,
 )
 
 #: Added to losses in q-FedAvg, whose powers of a loss of 0 need not be finite.
 LEAST_LOSS = 1e-10
 
-#: Least contribution of a site in FedCE, so that none is left out for good.
-LEAST_CONTRIBUTION = 1e-6
+#: Least share of a site in each contribution of FedCE, so that none is left out for good.
+LEAST_CONTRIBUTION = 1e-3
+
+#: 1 - cos of changes that differ by rounding alone.
+SAME_DIRECTION = 1e-12
 
 
-@SERVER_RULES.add("loss_weights")
-class LossWeights(Weighting):
+@SERVER_PARTS.add("loss_weights")
+class LossWeights(Measured, Weighting):
     """Sites whose trained model fits their own cases badly count less: a_k ∝ p_k / F_k(w_k).
 
     Sites with a loss of 0 share everything, in proportion to p_k. Equal losses give FedAvg.
@@ -36,14 +43,14 @@ class LossWeights(Weighting):
     Recognition 151, 2024. Differs: no formula is given there; the inverse of the training loss is the plainest one.
     """
 
-    facts = ("end_loss",)
+    reveals = revealed("end_loss")
 
     def weights(self, updates: Sequence[Update]) -> Tensor:
         """p_k / F_k."""
-        return declared_shares(updates) * inverse(reported(updates, "end_loss"))
+        return declared_shares(updates) * inverse(self.reported(updates, "end_loss"))
 
 
-@SERVER_RULES.add("fedcostwavg")
+@SERVER_PARTS.add("fedcostwavg")
 class FedCostWAvg(Remembering):
     """Sites whose cost fell most count more: w ← Σ (α p_k + (1 − α) r_k / Σ r) w_k, r_k = c_k before / c_k now.
 
@@ -58,7 +65,7 @@ class FedCostWAvg(Remembering):
     (FeTS 2021), with α = 0.5. The paper does not say what the ratio of the first round is.
     """
 
-    facts = ("end_loss",)
+    reveals = revealed("end_loss")
 
     def __init__(self, *, alpha: Annotated[float, Field(ge=0, le=1)] = 0.5) -> None:
         super().__init__()
@@ -66,7 +73,7 @@ class FedCostWAvg(Remembering):
 
     def weights(self, updates: Sequence[Update]) -> Tensor:
         """α p_k + (1 − α) r_k / Σ r."""
-        declared, now = declared_shares(updates), reported(updates, "end_loss")
+        declared, now = declared_shares(updates), self.reported(updates, "end_loss")
         last = self.recall("cost")
         self.keep("cost", {update.site: cost for update, cost in zip(updates, now.tolist(), strict=True)})
         known = torch.tensor([update.site in last for update in updates])
@@ -79,47 +86,56 @@ class FedCostWAvg(Remembering):
         return self.alpha * declared + (1 - self.alpha) * normalised(ratios)
 
 
-@SERVER_RULES.add("qfedavg")
-class QFedAvg(Collected):
+@SERVER_PARTS.add("qfedavg")
+class QFedAvg(Measured, Collected):
     """Steps towards a more even loss over the sites: minimises Σ F_k^{q+1} / (q + 1).
 
-    With L = 1 / lr and Δ_k = w_k − w: w ← w + Σ F_k^q L Δ_k / Σ (q F_k^{q−1} ‖L Δ_k‖² + L F_k^q), F_k the mean loss of
-    the received model over the site's training cases. Sites with a high loss count more, the more so the larger q; with
-    q > 0 the step is shorter than a mean's. Statistics of normalisation layers are averaged with shares ∝ F_k^q.
+    With Δ_k = w_k − w: w ← w + Σ F_k^q L Δ_k / Σ (q F_k^{q−1} ‖L Δ_k‖² + L F_k^q), F_k the mean loss of the received
+    model over the site's training cases. Sites with a high loss count more, the more so the larger q; with q > 0 the
+    step is shorter than a mean's. Statistics of normalisation layers are averaged with shares ∝ F_k^q.
+
+    L stands for the Lipschitz constant of the gradients, of which the paper takes 1/L as the step of local training.
+    So L is 1 / learning rate of the round, and L Δ_k the sum of the gradients along the site's way, however many steps
+    it took. Where steps are longer or shorter than the learning rate, as with momentum or a proximal term, 1/L is their
+    mean length: learning rate x Σ ‖a_k‖₁ / Σ τ_k, for τ_k steps of path ‖a_k‖₁ (see `normalised`).
 
     Args:
         q: 0 is the mean with equal weights; the paper tries 0.001 to 15.
-        lr: learning rate of the sites' training, whose inverse stands for the Lipschitz constant L of their gradients.
 
     Source: Li et al., Fair resource allocation in federated learning, ICLR 2020, algorithm 2 (q-FedAvg). As in the
-    authors' program, 10⁻¹⁰ is added to losses. Differs: the paper draws the sites of a round with probability p_k; here
-    who takes part is settled elsewhere, so that p_k does not enter.
+    authors' program, 10⁻¹⁰ is added to losses, and 1/L is the sites' learning rate. Differs: the paper draws the sites
+    of a round with probability p_k; here who takes part is settled elsewhere, so that p_k does not enter. The paper
+    knows no momentum.
     """
 
-    facts = ("start_loss",)
+    reveals = revealed("start_loss", "steps", "path")
+    needs_sgd = True
 
-    def __init__(self, *, q: NonNegativeFloat = 1.0, lr: PositiveFloat = 0.01) -> None:
-        self.q, self.lr = q, lr
+    def __init__(self, *, q: NonNegativeFloat = 1.0) -> None:
+        self.q = q
 
-    def combine(self, updates: Sequence[Update]) -> Tensor:
+    def combine(self, updates: Sequence[Update]) -> Step:
         """The step, with every term divided by L times the greatest F^q so that powers stay between 0 and 1."""
-        trainable, before = self.now.trainable, self.now.state
-        losses = reported(updates, "start_loss") + LEAST_LOSS
+        losses = self.reported(updates, "start_loss") + LEAST_LOSS
         powers = (losses / losses.max()) ** self.q
-        norms = torch.stack(
-            [(update.state - before)[:trainable].square().sum(dtype=torch.float64) for update in updates]
-        )
-        curvature = powers * (1 + self.q * norms / (self.lr * losses))
+        squares = torch.tensor([norm(update.change) ** 2 for update in updates], dtype=torch.float64)
+        # A schedule may end at a rate of 0, where nothing changes.
+        growth = (self.q * squares / (self.mean_step(updates) * losses)).nan_to_num(0.0, math.inf)
         shares = normalised(powers)
-        self.shares = {update.site: float(share) for update, share in zip(updates, shares, strict=True)}
-        state = weighted_sum([update.state for update in updates], shares)
-        length = float(powers.sum() / curvature.sum())
-        if length < 1:
-            state[:trainable].sub_(before[:trainable]).mul_(length).add_(before[:trainable])
-        return state
+        length = float(powers.sum() / (powers * (1 + growth)).sum())
+        return Step(
+            weighted_sum([update.change for update in updates], shares * length),
+            weighted_sum([update.statistics for update in updates], shares),
+            dict(zip((update.site for update in updates), shares.tolist(), strict=True)),
+        )
+
+    def mean_step(self, updates: Sequence[Update]) -> float:
+        """1/L: how far a constant gradient of 1 moves the weights in a local step, in the mean over all steps."""
+        steps, path = (float(self.reported(updates, name).sum()) for name in ("steps", "path"))
+        return self.now.learning_rate * (path / steps if steps else 1.0)
 
 
-@SERVER_RULES.add("afl")
+@SERVER_PARTS.add("afl")
 class AgnosticFL(Remembering):
     """Agnostic federated learning: the best model for the worst mixture of sites.
 
@@ -134,7 +150,7 @@ class AgnosticFL(Remembering):
     one, and the result is the last w instead of the mean over all rounds.
     """
 
-    facts = ("start_loss",)
+    reveals = revealed("start_loss")
 
     def __init__(self, *, lr: NonNegativeFloat = 0.1) -> None:
         super().__init__()
@@ -145,40 +161,39 @@ class AgnosticFL(Remembering):
         shares = carry_over(self.recall("share"), self.now.everyone)
         weights = torch.tensor([shares[update.site] for update in updates], dtype=torch.float64)
         total = float(weights.sum())
-        moved = project_to_simplex(weights + self.lr * reported(updates, "start_loss", signed=True), total)
+        moved = project_to_simplex(weights + self.lr * self.reported(updates, "start_loss", signed=True), total)
         new = zip(updates, moved.tolist(), strict=True)
         self.keep("share", shares | {update.site: share for update, share in new})
         return weights if total > 0 else declared_shares(updates)
 
 
-@SERVER_RULES.add("feddg_ga")
+@SERVER_PARTS.add("feddg_ga")
 class GeneralizationAdjustment(Remembering):
     """Sites at which the common model is worse than their own count more.
 
     The gap of a site is G_k = F_k(w) − F_k(w_k): validation loss of the aggregated model minus that of the model which
     the site had put in. a_k ← max(0, a_k + d (G_k − Ḡ) / max |G_j − Ḡ|), brought to a sum of 1, with
-    d = step (1 − r / rounds) after r rounds. a_k starts at 1/K. A gap is known one round later, of the sites that take
+    d = step (1 − r / R) after r of R rounds. a_k starts at 1/K. A gap is known one round later, of the sites that take
     part in both; where it is not known, a_k stays.
 
     Args:
         step: d before any decay.
-        rounds: rounds until the step is 0, as a rule those of the study; without it the step stays as it is.
 
     Source: Zhang et al., Federated domain generalization with generalization adjustment, CVPR 2023.
-    Differs: sites may miss rounds. The authors' program leaves out Ḡ and divides the step by the number of sites; this
-    is the paper's rule.
+    Differs: sites may miss rounds. The authors' program leaves out Ḡ, divides the step by the number of sites and is
+    two rounds behind in its decay; this is the paper's rule.
     """
 
-    facts = ("start_validation_loss", "end_validation_loss")
+    reveals = revealed("start_validation_loss", "end_validation_loss")
 
-    def __init__(self, *, step: Annotated[float, Field(ge=0, lt=1)] = 0.2, rounds: PositiveInt | None = None) -> None:
+    def __init__(self, *, step: Annotated[float, Field(ge=0, lt=1)] = 0.2) -> None:
         super().__init__()
-        self.step, self.rounds = step, rounds
+        self.step = step
 
     def weights(self, updates: Sequence[Update]) -> Tensor:
         """a_k, moved by the gaps of the last round's model."""
         shares = carry_over(self.recall("share"), dict.fromkeys(self.now.everyone, 1.0))
-        received, trained = (reported(updates, fact, signed=True).tolist() for fact in self.facts)
+        received, trained = (self.reported(updates, name, signed=True).tolist() for name in self.reveals)
         own = self.recall("own")
         gaps = {
             update.site: loss - own[update.site]
@@ -197,15 +212,13 @@ class GeneralizationAdjustment(Remembering):
         largest = max((abs(gap - mean) for gap in gaps.values()), default=0.0)
         if largest <= 1e-12 * max(map(abs, gaps.values()), default=0.0):  # gaps that differ by rounding are equal
             return shares
-        decay = 1.0 if self.rounds is None else max(0.0, 1 - self.now.number / self.rounds)
-        shares = shares | {
-            site: max(0.0, shares[site] + self.step * decay * (gap - mean) / largest) for site, gap in gaps.items()
-        }
+        step = self.step * max(0.0, 1 - self.now.number / self.now.rounds)
+        shares = shares | {site: max(0.0, shares[site] + step * (gap - mean) / largest) for site, gap in gaps.items()}
         total = sum(shares.values())
         return {site: share / total for site, share in shares.items()}
 
 
-@SERVER_RULES.add("fedce")
+@SERVER_PARTS.add("fedce")
 class FedCE(Remembering):
     """Sites count as much as they contribute, in the space of gradients and in that of data.
 
@@ -221,22 +234,27 @@ class FedCE(Remembering):
         mode: ``plus`` or ``times``: how the two contributions are put together.
 
     Source: Jiang et al., Fair federated medical image segmentation via client contribution estimation, CVPR 2023,
-    and the authors' program, whose least contribution before it is normalised, 10⁻⁶, is taken over. Differs: the error
-    of the leave-one-out model is its validation loss, where the paper takes 1 − Dice, the same thing for a Dice loss;
-    in the first round, which has no leave-one-out model, e_k is equal for all and does not enter the means; sites that
-    miss a round keep their weight, and there is no leave-one-out model for them in the next.
+    and the authors' program, in which g_k, e_k and a_k are at least 10⁻³ after they were normalised. (There a_k may
+    then add up to a little more than 1; here they are normalised again.) Differs: the error of the leave-one-out model
+    is its validation loss, where the paper takes 1 − Dice, the same thing for a Dice loss; in the first round, which
+    has no leave-one-out model, e_k is equal for all and does not enter the means; sites that miss a round keep their
+    weight, and there is no leave-one-out model for them in the next.
     """
 
-    facts = ("leave_one_out_loss",)
-    sends: ClassVar[Mapping[str, str]] = {
+    reveals = revealed("leave_one_out_loss") | {
         "leave_one_out": "the mean of the other sites' models of the last round: with two sites, the other site's model"
     }
+    returns = True
 
     def __init__(self, *, mode: Literal["plus", "times"] = "plus") -> None:
         super().__init__()
         self.mode = mode
 
-    def send(self, site: str) -> dict[str, Tensor]:
+    def at_site(self) -> SiteEnd:
+        """Measures the model that leaves the site out."""
+        return Measuring("leave_one_out_loss", sent="leave_one_out")
+
+    def send(self, site: str) -> Memory:
         """The leave-one-out model of a site that took part in the last round with others."""
         states, shares = self.kept.get("state", {}), self.recall("share")
         others = [other for other in states if other != site]
@@ -252,31 +270,30 @@ class FedCE(Remembering):
         last = torch.tensor([shares[update.site] for update in updates], dtype=torch.float64)
         new_cosines = self.cosines(updates, last)
         cosines = self.mean_so_far("cosine", {u.site: c for u, c in zip(updates, new_cosines, strict=True)})
-        answered = [update for update in updates if "leave_one_out_loss" in update.facts]
-        losses = reported(answered, "leave_one_out_loss").tolist()
+        answered = [update for update in updates if "leave_one_out_loss" in self.sent(update)]
+        losses = self.reported(answered, "leave_one_out_loss").tolist()
         errors = self.mean_so_far("error", {u.site: loss for u, loss in zip(answered, losses, strict=True)})
         known = [errors[update.site] for update in updates if update.site in errors]
         typical = sum(known) / len(known) if known else 1.0  # of sites that have not answered yet
-        gradient = contributions([1 - cosines[update.site] for update in updates])
+        gradient = contributions([max(1 - cosines[update.site], SAME_DIRECTION) for update in updates])
         data = contributions([errors.get(update.site, typical) for update in updates])
-        weights = normalised(gradient + data if self.mode == "plus" else gradient * data)
+        weights = gradient + data if self.mode == "plus" else gradient * data
+        weights = normalised(normalised(weights).clamp_min(LEAST_CONTRIBUTION))
         new = (weights * last.sum()).tolist()
         self.keep("share", shares | {update.site: share for update, share in zip(updates, new, strict=True)})
-        self.kept["state"] = {update.site: update.state for update in updates}
+        before = self.now.weights
+        self.kept["state"] = {u.site: torch.cat([before + u.change, u.statistics]) for u in updates}
         return weights
 
     def cosines(self, updates: Sequence[Update], weights: Tensor) -> list[float]:
         """cos(Δ_k, Δ_−k) of each update; 0 where one of them is zero."""
-        trainable = self.now.trainable
-        before = self.now.state[:trainable]
-        changes = weighted_sum_of_changes(updates, before, weights)
-        found = []
-        for update, weight in zip(updates, weights.tolist(), strict=True):
-            own = (update.state[:trainable] - before).double()
-            others = changes - weight * own
-            norms = float(own.norm() * others.norm())
-            found.append(float(own @ others) / norms if norms > 0 else 0.0)
-        return found
+        products = gram([update.change for update in updates])
+        others = weights.repeat(len(updates), 1).fill_diagonal_(0.0)
+        squares = (others @ products * others).sum(1)
+        # Changes of the others that cancel leave nothing but rounding.
+        squares[squares <= ROUNDING * (others.square() @ products.diagonal())] = 0.0
+        norms = (products.diagonal() * squares).sqrt()
+        return ((others * products).sum(1) / norms).nan_to_num(0.0, 0.0, 0.0).tolist()
 
     def mean_so_far(self, name: str, values: Mapping[str, float]) -> dict[str, float]:
         """Mean of each site's values over all rounds, this one's included."""
@@ -286,14 +303,6 @@ class FedCE(Remembering):
         return {site: float(total / count) for site, (total, count) in kept.items()}
 
 
-def weighted_sum_of_changes(updates: Sequence[Update], before: Tensor, weights: Tensor) -> Tensor:
-    """Σ a_k (w_k − w) over the first coordinates that ``before`` has, as float64."""
-    total = torch.zeros_like(before, dtype=torch.float64)
-    for update, weight in zip(updates, weights.tolist(), strict=True):
-        total.add_((update.state[: len(before)] - before).double(), alpha=weight)
-    return total
-
-
 def contributions(values: Sequence[float]) -> Tensor:
     """Shares of contributions ``[K]``, each at least a little."""
-    return normalised(torch.tensor(values, dtype=torch.float64).clamp_min(LEAST_CONTRIBUTION))
+    return normalised(torch.tensor(values, dtype=torch.float64)).clamp_min(LEAST_CONTRIBUTION)

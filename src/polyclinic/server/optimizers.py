@@ -4,37 +4,36 @@ Only weights are optimised; statistics of normalisation layers are taken as aggr
 
 Source: Reddi et al., Adaptive federated optimization, ICLR 2021, algorithm 2 (FedAdagrad, FedAdam, FedYogi; without
 bias correction and with the second moment started at τ²); Hsu et al., Measuring the effects of non-identical data
-distribution for federated visual classification, 2019 (FedAvgM).
+distribution for federated visual classification, 2019 (FedAvgM). The second moment is of the round's own Δ and not of
+its exponential mean m, as Flower reads the paper, too.
 """
 
 from __future__ import annotations
 
 from abc import abstractmethod
+from dataclasses import replace
 
 import torch
 from pydantic import PositiveFloat
 from torch import Tensor
 
 from polyclinic.options import Decay
-from polyclinic.server.rules import SERVER_RULES, Change
+from polyclinic.parts import SERVER_PARTS, Memory, ServerPart, Step
 
 
-class ServerOptimizer(Change):
-    """Takes the change from the round's state to the aggregated one as the negative of a gradient."""
+class ServerOptimizer(ServerPart):
+    """Takes the aggregated change as the negative of a gradient."""
 
-    def result(self, state: Tensor) -> Tensor:
-        """The state after the server's step."""
-        trainable = self.now.trainable
-        before, weights = self.now.state[:trainable], state[:trainable]
-        weights.copy_(before + self.step(weights - before))
-        return state
+    def finish(self, step: Step) -> Step:
+        """The server's step."""
+        return replace(step, change=self.step(step.change))
 
     @abstractmethod
     def step(self, change: Tensor) -> Tensor:
-        """What to add to the weights for the sites' aggregated change Δ ``[T]``."""
+        """What to add to the weights for the sites' aggregated change Δ ``[T]``, which is not kept."""
 
 
-@SERVER_RULES.add("fedavgm")
+@SERVER_PARTS.add("fedavgm")
 class FedAvgM(ServerOptimizer):
     """v ← β v + Δ; w ← w + η v. With β = 0 and η = 1 it is FedAvg.
 
@@ -52,11 +51,11 @@ class FedAvgM(ServerOptimizer):
         self._velocity = change.clone() if self._velocity is None else self._velocity.mul_(self.momentum).add_(change)
         return self.lr * self._velocity
 
-    def memory(self) -> dict[str, Tensor]:
+    def memory(self) -> Memory:
         """The velocity v ``[T]``."""
         return {} if self._velocity is None else {"velocity": self._velocity}
 
-    def restore(self, memory: dict[str, Tensor]) -> None:
+    def restore(self, memory: Memory) -> None:
         """Take back v."""
         self._velocity = memory.get("velocity")
 
@@ -90,16 +89,16 @@ class Adaptive(ServerOptimizer):
     def second_moment(self, second: Tensor, square: Tensor) -> None:
         """Update v in place from Δ²."""
 
-    def memory(self) -> dict[str, Tensor]:
+    def memory(self) -> Memory:
         """The moments m and v ``[T]``."""
         return {} if self._first is None or self._second is None else {"first": self._first, "second": self._second}
 
-    def restore(self, memory: dict[str, Tensor]) -> None:
+    def restore(self, memory: Memory) -> None:
         """Take back m and v."""
         self._first, self._second = memory.get("first"), memory.get("second")
 
 
-@SERVER_RULES.add("fedadam")
+@SERVER_PARTS.add("fedadam")
 class FedAdam(Adaptive):
     """v ← β₂ v + (1 − β₂) Δ²."""
 
@@ -108,7 +107,7 @@ class FedAdam(Adaptive):
         second.mul_(self.beta2).add_(square, alpha=1 - self.beta2)
 
 
-@SERVER_RULES.add("fedyogi")
+@SERVER_PARTS.add("fedyogi")
 class FedYogi(Adaptive):
     """v ← v − (1 − β₂) Δ² sign(v − Δ²)."""
 
@@ -117,7 +116,7 @@ class FedYogi(Adaptive):
         second.addcmul_(square, (second - square).sign(), value=-(1 - self.beta2))
 
 
-@SERVER_RULES.add("fedadagrad")
+@SERVER_PARTS.add("fedadagrad")
 class FedAdagrad(Adaptive):
     """v ← v + Δ²; β₁ = 0 in the paper's experiments."""
 

@@ -1,14 +1,17 @@
 """Server rules that hold when some sites send corrupt updates, by mistake or on purpose.
 
-Distances and norms are those of the changes Δ_k = w_k - w of the weights ``[T]``; the statistics of normalisation
-layers follow the choice that was made for the weights, or the same rule for each coordinate. Except where it says so, a
-rule takes all sites as equal and not by their declared weights, which a corrupt site could choose.
+Distances and norms are those of the changes Δ_k of the weights ``[T]``. They say nothing of the statistics of
+normalisation layers: a site with honest weights may send false statistics. So rules for each coordinate take the
+statistics as they take the weights, and all others the median of each statistic over all sites of the round, which
+holds as long as fewer than half of them are corrupt. Except where it says so, a rule takes all sites as equal and not
+by their declared weights, which a corrupt site could choose.
 """
 
 from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Literal
 
 import torch
@@ -16,18 +19,17 @@ from pydantic import NonNegativeInt, PositiveFloat, PositiveInt
 from torch import Tensor
 
 from polyclinic.errors import SiteError, StudyError, nearest
-from polyclinic.server.distances import compare, cosine_distances, distances_to_mean, gram, norm, squared_distances
-from polyclinic.server.order import middle_mean, nearest_mean, nearest_rows, sorted_rows
-from polyclinic.server.rules import (
-    SERVER_RULES,
-    Change,
-    Collected,
-    ServerRound,
-    Update,
-    Weighting,
-    declared_shares,
-    weighted_sum,
+from polyclinic.parts import SERVER_PARTS, Memory, Now, ServerPart, Step, Update
+from polyclinic.server.distances import (
+    cosine_distances,
+    distances_to_mean,
+    gram,
+    lengths_and_products,
+    norm,
+    squared_distances,
 )
+from polyclinic.server.order import middle_mean, nearest_mean, nearest_rows, sorted_rows
+from polyclinic.server.rules import Collected, Weighting, declared_shares, weighted_sum
 
 #: How many coordinates at most are looked at to tell how much each site counted in a rule for each coordinate.
 SAMPLE = 65_536
@@ -43,20 +45,21 @@ class Trimming(Collected):
     share them), estimated from at most 65,536 evenly spaced weights.
     """
 
-    def combine(self, updates: Sequence[Update]) -> Tensor:
+    def combine(self, updates: Sequence[Update]) -> Step:
         """The mean of what is left of each coordinate."""
         trim = self.trimmed(len(updates))
-        rows = sample(updates, self.now)
+        rows = sample(updates)
         ranked = sorted_rows(rows)
-        self.shares = counted(updates, rows, ranked[trim], ranked[len(rows) - trim - 1])
-        return middle_mean([update.state for update in updates], trim)
+        shares = counted(updates, rows, ranked[trim], ranked[len(rows) - trim - 1])
+        change = middle_mean([update.change for update in updates], trim)
+        return Step(change, middle_mean([update.statistics for update in updates], trim), shares)
 
     @abstractmethod
     def trimmed(self, sites: int) -> int:
         """How many values to leave out at each end."""
 
 
-@SERVER_RULES.add("median")
+@SERVER_PARTS.add("median")
 class Median(Trimming):
     """The median of each coordinate; of an even number of sites the mean of the two values in the middle.
 
@@ -69,7 +72,7 @@ class Median(Trimming):
         return (sites - 1) // 2
 
 
-@SERVER_RULES.add("trimmed_mean")
+@SERVER_PARTS.add("trimmed_mean")
 class TrimmedMean(Trimming):
     """The mean of each coordinate without its ``trim`` smallest and ``trim`` largest values; with 0 the uniform mean.
 
@@ -96,8 +99,16 @@ class TrimmedMean(Trimming):
 # Chosen by distance ---------------------------------------------------------------------------------------------------
 
 
-@SERVER_RULES.add("multi_krum")
-class MultiKrum(Weighting):
+class RobustWeighting(Weighting):
+    """A weighted mean of changes, and the median of each statistic."""
+
+    def statistics(self, updates: Sequence[Update], weights: Tensor) -> Tensor:
+        """Their medians over all sites, whatever these weigh."""
+        return median_statistics([update.statistics for update in updates])
+
+
+@SERVER_PARTS.add("multi_krum")
+class MultiKrum(RobustWeighting):
     """The uniform mean of the ``keep`` updates with the lowest Krum score.
 
     The score of an update is the sum of the squared distances to its K - f - 2 nearest others, see `krum_order`.
@@ -124,11 +135,11 @@ class MultiKrum(Weighting):
         keep = sites - self.corrupt if self.keep is None else self.keep
         need_sites(f"Krum with corrupt {self.corrupt}", sites, 2 * self.corrupt + 3, "a smaller `corrupt`")
         need_sites(f"multi_krum with keep {keep}", sites, keep, "a smaller `keep`")
-        best = krum_order(squared_distances(changes_gram(updates, self.now)), self.corrupt)[:keep]
+        best = krum_order(squared_distances(changes_gram(updates)), self.corrupt)[:keep]
         return torch.zeros(sites).index_fill(0, torch.tensor(best), 1.0)
 
 
-@SERVER_RULES.add("krum")
+@SERVER_PARTS.add("krum")
 class Krum(MultiKrum):
     """The one update with the lowest Krum score: multi-Krum with ``keep`` 1.
 
@@ -143,7 +154,7 @@ class Krum(MultiKrum):
         super().__init__(corrupt=corrupt, keep=1)
 
 
-@SERVER_RULES.add("bulyan")
+@SERVER_PARTS.add("bulyan")
 class Bulyan(Collected):
     """Krum chooses θ = K - 2 f updates one by one; of each coordinate the mean of the θ - 2 f closest to their median.
 
@@ -160,19 +171,20 @@ class Bulyan(Collected):
     def __init__(self, *, corrupt: NonNegativeInt = 1) -> None:
         self.corrupt, self.least = corrupt, 4 * corrupt + 3
 
-    def combine(self, updates: Sequence[Update]) -> Tensor:
+    def combine(self, updates: Sequence[Update]) -> Step:
         """The mean of the values closest to the median of those chosen.
 
         Raises:
             SiteError: P402 for fewer than 4 f + 3 sites.
         """
         need_sites(f"bulyan with corrupt {self.corrupt}", len(updates), self.least, "a smaller `corrupt`")
-        chosen = [updates[index] for index in self.choose(squared_distances(changes_gram(updates, self.now)))]
+        chosen = [updates[index] for index in self.choose(squared_distances(changes_gram(updates)))]
         count = len(chosen) - 2 * self.corrupt
-        rows = sample(chosen, self.now)
+        rows = sample(chosen)
         used = nearest_rows(sorted_rows(rows), count)
-        self.shares = dict.fromkeys((update.site for update in updates), 0.0) | counted(chosen, rows, used[0], used[-1])
-        return nearest_mean([update.state for update in chosen], count)
+        shares = dict.fromkeys((update.site for update in updates), 0.0) | counted(chosen, rows, used[0], used[-1])
+        change = nearest_mean([update.change for update in chosen], count)
+        return Step(change, median_statistics([update.statistics for update in updates]), shares)
 
     def choose(self, distances: Tensor) -> list[int]:
         """Indices of the K - 2 f updates that Krum chooses, each without those before it, in rising order."""
@@ -199,8 +211,8 @@ def krum_order(distances: Tensor, corrupt: int) -> list[int]:
 # Weighted by distance -------------------------------------------------------------------------------------------------
 
 
-@SERVER_RULES.add("geometric_median")
-class GeometricMedian(Weighting):
+@SERVER_PARTS.add("geometric_median")
+class GeometricMedian(RobustWeighting):
     """RFA: the point z with the least Σ p_k ‖z - w_k‖, with p_k the site's share of the declared weights.
 
     Smoothed Weiszfeld steps from the weighted mean: z ← Σ β_k w_k / Σ β_k with β_k = p_k / max(ν, ‖z - w_k‖). z is
@@ -224,7 +236,7 @@ class GeometricMedian(Weighting):
 
     def weights(self, updates: Sequence[Update]) -> Tensor:
         """β_k / Σ β_k of the last step."""
-        products, declared = changes_gram(updates, self.now), declared_shares(updates)
+        products, declared = changes_gram(updates), declared_shares(updates)
         weights = declared
         for _ in range(self.steps):
             squares = distances_to_mean(products, weights)
@@ -236,8 +248,8 @@ class GeometricMedian(Weighting):
         return weights
 
 
-@SERVER_RULES.add("dos")
-class DOS(Weighting):
+@SERVER_PARTS.add("dos")
+class DOS(RobustWeighting):
     """Distance-based outlier suppression: weights are softmax(-r_k), r_k how much an outlier the distances are.
 
     Row k of the matrix of Euclidean distances between the updates is an observation of site k, and so is row k of the
@@ -252,7 +264,7 @@ class DOS(Weighting):
 
     def weights(self, updates: Sequence[Update]) -> Tensor:
         """softmax(-r)."""
-        products = changes_gram(updates, self.now)
+        products = changes_gram(updates)
         euclidean = squared_distances(products).sqrt()
         # In float32 because COPOD goes by ranks: distances that differ by rounding alone must be equal.
         euclidean = (euclidean / euclidean.max().clamp(min=1e-300)).float().double()
@@ -289,12 +301,13 @@ def shares_below(columns: Tensor) -> Tensor:
 # A trusted site -------------------------------------------------------------------------------------------------------
 
 
-@SERVER_RULES.add("fltrust")
+@SERVER_PARTS.add("fltrust")
 class FLTrust(Collected):
     """Changes are brought to the length of a trusted site's change Δ_0 and weighted by max(0, cos(Δ_k, Δ_0)).
 
-    w ← w + Σ t_k (‖Δ_0‖ / ‖Δ_k‖) Δ_k / Σ t_k with trust t_k = max(0, cos(Δ_k, Δ_0)). Statistics, which have no
-    direction, are the mean with weights t_k / Σ t_k.
+    w ← w + Σ t_k (‖Δ_0‖ / ‖Δ_k‖) Δ_k / Σ t_k with trust t_k = max(0, cos(Δ_k, Δ_0)). So the step is never longer than
+    ‖Δ_0‖, whatever other sites send. Statistics have no direction: they are medians over all sites, so that a network
+    with such layers is safe against fewer than half of the sites only.
 
     Source: Cao et al., FLTrust: Byzantine-robust federated learning via trust bootstrapping, NDSS 2021, algorithm 2
     (with its global rate at 1). There the server has a small clean data set of its own, and its change is not itself
@@ -308,7 +321,7 @@ class FLTrust(Collected):
     def __init__(self, *, trusted: str) -> None:
         self.trusted, self.named = trusted, (trusted,)
 
-    def begin(self, now: ServerRound) -> None:
+    def begin(self, now: Now) -> None:
         """Begin a round.
 
         Raises:
@@ -319,7 +332,7 @@ class FLTrust(Collected):
             hint = nearest(self.trusted, list(now.everyone))
             raise StudyError("P103", f"fltrust is to trust {self.trusted!r}, which is no site of the study.", hint)
 
-    def combine(self, updates: Sequence[Update]) -> Tensor:
+    def combine(self, updates: Sequence[Update]) -> Step:
         """The mean of the changes of equal length.
 
         Raises:
@@ -331,33 +344,33 @@ class FLTrust(Collected):
                 f"fltrust goes by the update of {self.trusted}, which did not answer in round {self.now.number + 1}."
             )
             raise SiteError("P402", message, "Mend that site, or trust another.", site=self.trusted)
-        trainable = self.now.trainable
-        origin, states = self.now.state[:trainable], [update.state[:trainable] for update in updates]
         reference = sites.index(self.trusted)
-        direction = states[reference] - origin
-        found = torch.tensor([compare(state, origin, direction) for state in states], dtype=torch.float64)
-        norms, products = found[:, 0].sqrt(), found[:, 1]
-        trust = (products / (norms * norms[reference])).nan_to_num(0.0).clamp(0.0, 1.0)
+        changes = [update.change for update in updates]
+        lengths, products = lengths_and_products(changes, changes[reference])
+        trust = (products / lengths / lengths[reference]).nan_to_num(0.0, 0.0).clamp(0.0, 1.0)
         trust[reference] = 1.0  # also of a change of zero, which has no direction
         trust /= trust.sum()
-        scaled = trust * torch.where(trust > 0, norms[reference] / norms, 0.0).nan_to_num(0.0)
-        self.shares = dict(zip(sites, trust.tolist(), strict=True))
-        weights = weighted_sum(states, scaled).add_(origin, alpha=1 - float(scaled.sum()))
-        return torch.cat([weights, weighted_sum([update.state[trainable:] for update in updates], trust)])
+        scaled = torch.where(trust > 0, trust * (lengths[reference] / lengths), 0.0).nan_to_num(0.0, 0.0)
+        return Step(
+            weighted_sum(changes, scaled),
+            median_statistics([update.statistics for update in updates]),
+            dict(zip(sites, trust.tolist(), strict=True)),
+        )
 
 
 # Bounded --------------------------------------------------------------------------------------------------------------
 
 
-@SERVER_RULES.add("norm_bound")
-class NormBound(Change):
+@SERVER_PARTS.add("norm_bound")
+class NormBound(ServerPart):
     """Changes of the weights longer than a bound c are shortened to it: Δ_k ← Δ_k min(1, c / ‖Δ_k‖).
 
-    Statistics are left as they are. Shares are those of the aggregation, before which this comes.
+    Statistics have no length to go by: in place of what the aggregation made of them stands the median of each over
+    all sites. Shares are those of the aggregation, before which this comes.
 
     Source: Sun et al., Can you really backdoor federated learning?, 2019, section 4 (norm thresholding). The bound
     ``median`` is our own: no length need be known beforehand, it follows the changes as they get shorter over the
-    rounds, and it holds as long as fewer than half the sites are corrupt.
+    rounds, and it holds as long as fewer than half the sites are corrupt. So are the medians of the statistics.
 
     Args:
         bound: c; or ``median``, the median length, before they were shortened, of the changes in the last round that
@@ -365,46 +378,45 @@ class NormBound(Change):
             nothing.
     """
 
+    needs_each = True
+
     def __init__(self, *, bound: PositiveFloat | Literal["median"] = "median") -> None:
         self.bound = bound
-        self._norms: list[float] = []
+        self._lengths: list[float] = []
 
-    def begin(self, now: ServerRound) -> None:
+    def begin(self, now: Now) -> None:
         """Begin a round: the lengths of the last one that counted become its bound."""
         super().begin(now)
         self._seen: list[float] = []
+        self._statistics: list[Tensor] = []
         if self.bound == "median":
-            norms = torch.tensor(self._norms, dtype=torch.float64)
-            self._limit = float(norms.quantile(0.5)) if self._norms else 0.0
+            lengths = torch.tensor(self._lengths, dtype=torch.float64)
+            self._limit = float(lengths.quantile(0.5)) if self._lengths else 0.0
         else:
             self._limit = float(self.bound)
 
-    def update(self, update: Update) -> Update:
+    def take(self, update: Update) -> Update:
         """The update, shortened if its change is too long."""
-        trainable = self.now.trainable
-        weights, origin = update.state[:trainable], self.now.state[:trainable]
-        length = norm(weights, origin)
+        length = norm(update.change)
         self._seen.append(length)
+        self._statistics.append(update.statistics.clone())  # what is kept must not hold on to the whole update
         if not 0 < self._limit < length:
             return update
-        state = update.state.clone()
-        torch.lerp(origin, weights, self._limit / length, out=state[:trainable])
-        return Update(update.site, state, update.weight, update.facts)
+        factor = torch.tensor([self._limit / length], dtype=torch.float64)
+        return replace(update, change=weighted_sum([update.change], factor))
 
-    def result(self, state: Tensor) -> Tensor:
-        """The state as it is; only now the round counts."""
-        self._norms = self._seen
-        return state
+    def finish(self, step: Step) -> Step:
+        """The step with the medians of the statistics; only now the round counts."""
+        self._lengths = self._seen
+        return replace(step, statistics=median_statistics(self._statistics))
 
-    def memory(self) -> dict[str, Tensor]:
+    def memory(self) -> Memory:
         """The lengths seen in the last round that counted, float64 ``[K]``."""
-        if self.bound != "median":
-            return {}
-        return {"norms": torch.tensor(self._norms, dtype=torch.float64)}
+        return {"norms": torch.tensor(self._lengths, dtype=torch.float64)} if self.bound == "median" else {}
 
-    def restore(self, memory: dict[str, Tensor]) -> None:
+    def restore(self, memory: Memory) -> None:
         """Take back the lengths."""
-        self._norms = memory["norms"].tolist() if "norms" in memory else []
+        self._lengths = memory["norms"].tolist() if "norms" in memory else []
 
 
 # Shared by the rules --------------------------------------------------------------------------------------------------
@@ -424,15 +436,20 @@ def need_sites(rule: str, answered: int, needed: int, mend: str) -> None:
         )
 
 
-def changes_gram(updates: Sequence[Update], now: ServerRound) -> Tensor:
+def changes_gram(updates: Sequence[Update]) -> Tensor:
     """Gram matrix of the changes of the weights, float64 ``[K, K]``."""
-    return gram([update.state[: now.trainable] for update in updates], now.state[: now.trainable])
+    return gram([update.change for update in updates])
 
 
-def sample(updates: Sequence[Update], now: ServerRound) -> list[Tensor]:
+def median_statistics(statistics: Sequence[Tensor]) -> Tensor:
+    """The median over the sites ``[K]`` of each statistic ``[S]``."""
+    return middle_mean(statistics, (len(statistics) - 1) // 2)
+
+
+def sample(updates: Sequence[Update]) -> list[Tensor]:
     """At most 65,536 evenly spaced weights of each update; statistics in a model that has no weights."""
-    count = now.trainable or len(now.state)
-    return [update.state[: count : -(-count // SAMPLE)].contiguous() for update in updates]
+    vectors = [update.change if len(update.change) else update.statistics for update in updates]
+    return [vector[:: -(-len(vector) // SAMPLE)].contiguous() for vector in vectors]
 
 
 def counted(updates: Sequence[Update], rows: Sequence[Tensor], low: Tensor, high: Tensor) -> dict[str, float]:

@@ -12,6 +12,10 @@ import torch
 from torch import Tensor
 
 from polyclinic.parts import Aggregation, Now, ServerPart, Step, Update
+from polyclinic.server.order import BLOCK, blocks
+
+#: Between these float32 has all its digits.
+SMALLEST_WEIGHT, LARGEST_WEIGHT = 1e-37, 1e38
 
 
 class Collected(ServerPart, Aggregation):
@@ -70,9 +74,17 @@ def equal_shares(updates: Sequence[Update]) -> dict[str, float]:
 
 
 def weighted_sum(vectors: Sequence[Tensor], weights: Tensor) -> Tensor:
-    """Σ a_k v_k as a running sum; vectors with weight 0 are not read, so that they may hold anything."""
+    """Σ a_k v_k, reading each vector once; vectors with weight 0 are not read, so that they may hold anything.
+
+    Weights beyond what float32 can hold are applied in float64, so that the product is right where it can be held.
+    """
     total = torch.zeros_like(vectors[0])
-    for vector, weight in zip(vectors, weights.tolist(), strict=True):
-        if weight:
-            total.add_(vector, alpha=weight)
+    used = [(vector, weight) for vector, weight in zip(vectors, weights.tolist(), strict=True) if weight]
+    for block in blocks(len(total), BLOCK):
+        part = total[block]
+        for vector, weight in used:
+            if SMALLEST_WEIGHT < abs(weight) < LARGEST_WEIGHT:
+                part.add_(vector[block], alpha=weight)
+            else:
+                part.add_(vector[block].double().mul_(weight))
     return total

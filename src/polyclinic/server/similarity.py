@@ -4,23 +4,19 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Annotated, Literal
 
 import torch
 from pydantic import Field
 from torch import Tensor
 
+from polyclinic.parts import SERVER_PARTS, Now, Step, Update
+from polyclinic.parts.measures import revealed
 from polyclinic.server.mean import Mean
-from polyclinic.server.rules import (
-    SERVER_RULES,
-    Collected,
-    ServerRound,
-    Update,
-    Weighting,
-    declared_shares,
-    weighted_sum,
-)
-from polyclinic.server.weights import inverse, reported
+from polyclinic.server.order import blocks
+from polyclinic.server.rules import Collected, Weighting, declared_shares, weighted_sum
+from polyclinic.server.weights import Measured, inverse
 
 #: ε of SimAgg and RegAgg: how near counts as equal.
 NEAR = 1e-5
@@ -29,9 +25,10 @@ NEAR = 1e-5
 BLOCK = 2**18
 
 
-@SERVER_RULES.add("ida")
-class IDA(Weighting):
-    """Sites far from the mean model count less: a_k ∝ 1 / ‖w̄ − w_k‖₁, with w̄ = (1/K) Σ w_k.
+@SERVER_PARTS.add("ida")
+class IDA(Measured, Weighting):
+    """Sites far from the mean model count less: a_k ∝ 1 / ‖w̄ − w_k‖₁, with w̄ = (1/K) Σ w_k over the K sites of the
+    round.
 
     Sites at distance 0 share everything (the limit of the rule), so that equal models count the same. Distances are
     over the weights; statistics of normalisation layers are averaged with the same a_k.
@@ -42,43 +39,51 @@ class IDA(Weighting):
             that sites which fit their own cases too well count less.
 
     Source: Yeganeh et al., Inverse distance aggregation for federated learning with non-IID data, DART at MICCAI 2020.
-    Differs: distances are over the weights only, and a distance of 0 has the limit of the rule.
+    Differs: distances are over the weights only, and a distance of 0 has the limit of the rule. K is read as the number
+    of sites that answered, also in the floor of the accuracy.
     """
 
     def __init__(self, *, times: Literal["none", "cases", "accuracy"] = "none") -> None:
         self.times = times
-        self.facts = ("end_accuracy",) if times == "accuracy" else ()  # type: ignore[misc]
+        self.needs_accuracy = times == "accuracy"
+        if times == "accuracy":
+            self.reveals = revealed("end_accuracy")  # type: ignore[misc]
 
     def weights(self, updates: Sequence[Update]) -> Tensor:
         """1 / distance, times the factor that was asked for."""
-        trainable = self.now.trainable
-        states = [update.state[:trainable] for update in updates]
-        mean = weighted_sum(states, torch.full((len(states),), 1.0 / len(states), dtype=torch.float64))
-        near = inverse(torch.stack([(state - mean).abs().sum(dtype=torch.float64) for state in states]))
+        changes = [update.change for update in updates]
+        mean = weighted_sum(changes, torch.full((len(changes),), 1.0 / len(changes), dtype=torch.float64))
+        near = inverse(torch.stack([(change - mean).abs().sum(dtype=torch.float64) for change in changes]))
         if self.times == "cases":
             return near * declared_shares(updates)
         if self.times == "accuracy":
-            return near / reported(updates, "end_accuracy").clamp_min(1.0 / len(updates))
+            return near / self.reported(updates, "end_accuracy").clamp_min(1.0 / len(updates))
         return near
 
 
 class PerParameter(Collected):
     """A weighted mean with weights of its own for each parameter."""
 
-    def combine(self, updates: Sequence[Update]) -> Tensor:
-        """The mean of each parameter; ``shares`` are means over the parameters."""
+    def combine(self, updates: Sequence[Update]) -> Step:
+        """The mean of each parameter and each statistic; ``shares`` are means over all of them."""
         declared = declared_shares(updates)[:, None]
-        result = torch.empty_like(updates[0].state)
-        totals = torch.zeros(len(updates), dtype=torch.float64)
-        for start in range(0, len(result), BLOCK):
-            block = torch.stack([update.state[start : start + BLOCK] for update in updates]).double()
+        change, counted = self.mean([update.change for update in updates], declared)
+        statistics, also = self.mean([update.statistics for update in updates], declared)
+        shares = (counted + also) / (len(change) + len(statistics))
+        return Step(change, statistics, dict(zip((update.site for update in updates), shares.tolist(), strict=True)))
+
+    def mean(self, vectors: Sequence[Tensor], declared: Tensor) -> tuple[Tensor, Tensor]:
+        """The mean of ``[K]`` vectors, and over its elements the sum of each vector's weights ``[K]``."""
+        result = torch.empty_like(vectors[0])
+        totals = torch.zeros(len(vectors), dtype=torch.float64)
+        for part in blocks(len(result), BLOCK):
+            block = torch.stack([vector[part] for vector in vectors]).double()
             similarity = 1 / ((block - block.mean(0)).abs() + NEAR)
             weights = self.mix(similarity / similarity.sum(0), declared)
             weights = weights / weights.sum(0)
-            result[start : start + BLOCK] = (weights * block).sum(0)
+            result[part] = (weights * block).sum(0)
             totals += weights.sum(1)
-        self.shares = {update.site: float(total) / len(result) for update, total in zip(updates, totals, strict=True)}
-        return result
+        return result, totals
 
     @abstractmethod
     def mix(self, similarity: Tensor, declared: Tensor) -> Tensor:
@@ -90,7 +95,7 @@ class PerParameter(Collected):
         """
 
 
-@SERVER_RULES.add("simagg")
+@SERVER_PARTS.add("simagg")
 class SimAgg(PerParameter):
     """For each parameter, the mean of p_k and of how near the site's value is to the sites' mean.
 
@@ -108,7 +113,7 @@ class SimAgg(PerParameter):
         return similarity + declared
 
 
-@SERVER_RULES.add("regagg")
+@SERVER_PARTS.add("regagg")
 class RegAgg(PerParameter):
     """For each parameter, p_k times how near the site's value is to the sites' mean.
 
@@ -122,7 +127,7 @@ class RegAgg(PerParameter):
         return similarity * declared
 
 
-@SERVER_RULES.add("guided_gradient")
+@SERVER_PARTS.add("guided_gradient")
 class GuidedGradient(Mean):
     """FedAvg's step, taken only by those weights on whose direction the sites agree; the others stay.
 
@@ -140,27 +145,25 @@ class GuidedGradient(Mean):
     their soft weights below the threshold.
     """
 
+    needs_each = True
+
     def __init__(self, *, threshold: Annotated[float, Field(ge=0, le=1)] = 0.5) -> None:
         self.threshold = threshold
 
-    def begin(self, now: ServerRound) -> None:
+    def begin(self, now: Now) -> None:
         """Begin with no votes."""
         super().begin(now)
-        self._votes = torch.zeros(now.trainable, dtype=torch.int16)
+        self._votes, self._voters = torch.zeros(len(now.weights), dtype=torch.int16), 0
 
     def add(self, update: Update) -> None:
         """Add the update and the site's votes."""
         super().add(update)
-        trainable = self.now.trainable
-        self._votes += (update.state[:trainable] - self.now.state[:trainable]).sign().to(torch.int16)
+        self._votes += update.change.sign().to(torch.int16)
+        self._voters += 1
 
-    def finish(self) -> Tensor:
-        """The mean where the sites agree, the round's state elsewhere."""
-        state = super().finish()
-        sites, trainable = len(self.shares), self.now.trainable
-        if sites:
-            # Votes are compared as whole numbers, since 3/5 as a float32 is less than 0.6.
-            enough = next(votes for votes in range(sites + 1) if votes / sites >= self.threshold)
-            agreed = self._votes.abs() >= enough
-            state[:trainable] = torch.where(agreed, state[:trainable], self.now.state[:trainable])
-        return state
+    def done(self) -> Step:
+        """The mean where the sites agree, nothing elsewhere."""
+        step = super().done()
+        # Votes are compared as whole numbers, since 3/5 as a float32 is less than 0.6.
+        enough = next(votes for votes in range(self._voters + 1) if votes / self._voters >= self.threshold)
+        return replace(step, change=step.change.masked_fill_(self._votes.abs() < enough, 0.0))

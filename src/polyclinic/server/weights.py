@@ -9,10 +9,48 @@ import torch
 from torch import Tensor
 
 from polyclinic.errors import StudyError, TrainingError
-from polyclinic.server.rules import Update, Weighting
+from polyclinic.parts import Memory, ServerPart, SiteEnd, Update
+from polyclinic.parts.measures import Measuring
+from polyclinic.server.rules import Weighting
 
 
-class Remembering(Weighting):
+class Measured(ServerPart):
+    """A part whose end at a site measures what it ``reveals``, and sends nothing else."""
+
+    def at_site(self) -> SiteEnd:
+        """Measures those numbers."""
+        return Measuring(*self.reveals) if self.reveals else SiteEnd()
+
+    def reported(self, updates: Sequence[Update], name: str, *, signed: bool = False) -> Tensor:
+        """A number that every site sent with its update, float64 ``[K]``.
+
+        Args:
+            updates: of the round.
+            name: of the number.
+            signed: whether it may be negative.
+
+        Raises:
+            TrainingError: P301 if a site's number is not finite.
+            StudyError: P104 if a site's number is negative though it must not be.
+        """
+        numbers = [float(self.sent(update)[name]) for update in updates]
+        for update, number in zip(updates, numbers, strict=True):
+            if not math.isfinite(number):
+                raise TrainingError(
+                    "P301",
+                    f"The server rule needs {name} of site {update.site} as a finite number; got {number}.",
+                    "Lower the learning rate, or set `training: {clip: 1.0}`.",
+                )
+            if number < 0 and not signed:
+                raise StudyError(
+                    "P104",
+                    f"The server rule needs {name} to be at least 0; site {update.site} reported {number:g}.",
+                    "Choose a loss that is never negative, or another server rule.",
+                )
+        return torch.tensor(numbers, dtype=torch.float64)
+
+
+class Remembering(Measured, Weighting):
     """A weighting that keeps something of each site between rounds.
 
     Attributes:
@@ -20,7 +58,7 @@ class Remembering(Weighting):
     """
 
     def __init__(self) -> None:
-        self.kept: dict[str, dict[str, Tensor]] = {}
+        self.kept: dict[str, Memory] = {}
 
     def keep(self, name: str, values: Mapping[str, float]) -> None:
         """Keep a number of each site; other sites keep what they have."""
@@ -31,45 +69,16 @@ class Remembering(Weighting):
         """The numbers that were kept."""
         return {site: float(value) for site, value in self.kept.get(name, {}).items()}
 
-    def memory(self) -> dict[str, Tensor]:
+    def memory(self) -> Memory:
         """Everything kept, as ``name/site``."""
         return {f"{name}/{site}": value for name, sites in self.kept.items() for site, value in sites.items()}
 
-    def restore(self, memory: dict[str, Tensor]) -> None:
+    def restore(self, memory: Memory) -> None:
         """Take back what was kept."""
         self.kept = {}
         for key, value in memory.items():
             name, site = key.split("/", maxsplit=1)
             self.kept.setdefault(name, {})[site] = value
-
-
-def reported(updates: Sequence[Update], fact: str, *, signed: bool = False) -> Tensor:
-    """A number that every site added to its update, float64 ``[K]``.
-
-    Args:
-        updates: of the round.
-        fact: name of the number.
-        signed: whether it may be negative.
-
-    Raises:
-        TrainingError: P301 if a site's number is not finite.
-        StudyError: P104 if a site's number is negative though it must not be.
-    """
-    numbers = torch.tensor([update.facts[fact] for update in updates], dtype=torch.float64)
-    for update, number in zip(updates, numbers.tolist(), strict=True):
-        if not math.isfinite(number):
-            raise TrainingError(
-                "P301",
-                f"The server rule needs {fact} of site {update.site} as a finite number; got {number}.",
-                "Lower the learning rate, or set `training: {clip: 1.0}`.",
-            )
-        if number < 0 and not signed:
-            raise StudyError(
-                "P104",
-                f"The server rule needs {fact} to be at least 0; site {update.site} reported {number:g}.",
-                "Choose a loss that is never negative, or another server rule.",
-            )
-    return numbers
 
 
 def normalised(values: Tensor) -> Tensor:
