@@ -40,6 +40,7 @@ class Plan:
         sites: who trains, in site order.
         weights: weight of each site's update.
         learning_rates: local learning rate of each round; its length is the number of rounds.
+        cycled: other options of the local optimiser in each round, where the schedule cycles them; or empty.
         together: whether the sites make one model, so that one best round is chosen; otherwise each site has its own.
         metric: reported on validation data each round.
         choose_by: ``loss`` or ``metric``: what the best round is chosen by (validation data only).
@@ -66,6 +67,7 @@ class Plan:
     sites: list[str]
     weights: dict[str, float]
     learning_rates: list[float]
+    cycled: Sequence[dict[str, Any]] = ()
     together: bool = True
     metric: str = "auc"
     choose_by: str = "loss"
@@ -239,7 +241,9 @@ def _exchange(
     silent: dict[str, PolyclinicError], announced: Announced, *, alone: bool,
 ) -> list[Row]:  # fmt: skip
     """Send the model to some sites and make the next one of their answers; ``alone`` if there are other exchanges."""
-    fields = {"round": progress.done, "learning_rate": plan.learning_rates[progress.done]}
+    fields: dict[str, Any] = {"round": progress.done, "learning_rate": plan.learning_rates[progress.done]}
+    if plan.cycled and plan.cycled[progress.done]:
+        fields["optimizer"] = plan.cycled[progress.done]
     common = {f"{name}/{key}": t for name, part in plan.counterparts.items() for key, t in part.send().items()}
     requests = {}
     for site in group:

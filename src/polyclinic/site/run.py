@@ -13,7 +13,15 @@ from torch import Tensor
 from polyclinic.client.personal import PERSONAL, Phase
 from polyclinic.client.rules import LOCAL_RULES, Ended, Memory, SiteFacts, WeightingRule
 from polyclinic.client.stacked import reason_not_stackable
-from polyclinic.client.work import LocalJob, LocalResult, Work, batch_sizes, check_finite, path_length
+from polyclinic.client.work import (
+    LocalJob,
+    LocalResult,
+    Work,
+    batch_sizes,
+    check_finite,
+    path_length,
+    with_learning_rate,
+)
 from polyclinic.communication.message import Message
 from polyclinic.data.dataset import Dataset
 from polyclinic.data.splits import Parts
@@ -105,7 +113,8 @@ class Run:
     def not_stackable(self) -> str:
         """Why sites can't be trained together with this method; empty if they can."""
         general = not_stackable(self.declaration["personal"], self.declaration["work"].get("own", {}))
-        return general or next(filter(None, (reason_not_stackable(self.model, p.work) for p in self.phases)), "")
+        shape = self.dataset.training_shape
+        return general or next(filter(None, (reason_not_stackable(self.model, p.work, shape) for p in self.phases)), "")
 
     def _check_batches(self) -> None:
         cases = len(self.parts.train)
@@ -148,6 +157,12 @@ class Run:
             declared = len(batch_sizes(len(self.parts.train), work, steps))
             steps = max(1, min(declared, int(budget / speed + 1e-9) - done))
         return steps
+
+    def steps_in_round(self, phase: Phase, done: int) -> int:
+        """Steps of a phase in each round, after those ``done`` before (at most: a budget may be kept by the clock)."""
+        if phase.work.kind == "gradient":
+            return 1
+        return len(batch_sizes(len(self.parts.train), phase.work, self.steps(phase, done)))
 
     def teaches(self, number: int) -> bool:
         """Whether a phase trains weights that are shared, so that rules and server learn from its steps."""
@@ -204,7 +219,9 @@ class Round:
         self.run, self.request = run, request
         self.received = run.shared_model(request.tensors["state"])
         self.rate = request.fields["learning_rate"]
-        self.companion = run.personal.companion(run.personal_memory, run.work, self.rate)
+        self.cycled: dict[str, Any] = request.fields.get("optimizer", {})
+        own = replace(run.work, optimizer=with_learning_rate(run.work.optimizer, self.rate, self.cycled))
+        self.companion = run.personal.companion(run.personal_memory, own, self.rate)
         self._jobs: list[LocalJob] = []
         self._results: list[LocalResult] = []
         self._begun = time.monotonic()
@@ -230,6 +247,8 @@ class Round:
             seed=(declared["seed"], "train", run.site, declared["fold"], self.request.fields["round"],
                   *self._turn(number)),
             learning_rate=self.rate,
+            batches=self._batches(number),
+            cycled=self.cycled,
             optimizer_state=run.optimizer_states[number],
             given=self._given(phase.work),
             class_weights=self._class_weights(phase.work),
@@ -242,6 +261,16 @@ class Round:
             job.anchor = self.received
         self._jobs.append(job)
         return job
+
+    def _batches(self, number: int) -> int:
+        """Steps that the state was trained for at the site before this phase, see `LocalJob.batches`."""
+        phases, start = self.run.phases, self.run.phases[number].start
+        steps: list[int] = []
+        for phase in phases:
+            steps.append(self.run.steps_in_round(phase, sum(steps)))
+        chain = [i for i, phase in enumerate(phases) if (phase.start == "personal") is (start == "personal")]
+        before = sum(steps[i] for i in chain if i < number) if start == "before" else 0
+        return int(self.request.fields["round"]) * sum(steps[i] for i in chain) + before
 
     def _turn(self, phase: int) -> list[str]:
         """Names that make the seeds of a second turn in a round, or of a phase that goes on from another, others.
@@ -318,7 +347,8 @@ class Round:
 
     def _path(self, steps: Mapping[int, int]) -> float:
         """‖a‖₁ over phases with so many steps each; every phase has an optimiser that starts anew."""
-        return sum(path_length(self.run.phases[number].work, count, self.rate) for number, count in steps.items())
+        works = {number: self.run.phases[number].work for number in steps}
+        return sum(path_length(works[number], count, self.rate, self.cycled) for number, count in steps.items())
 
     def _end_rules(self, vector: Tensor, steps: Mapping[int, int]) -> dict[str, Tensor]:
         """Let the rules learn from the phases that train what is shared (phase -> its steps); what they send."""

@@ -106,6 +106,14 @@ def _gradient_at_start(method: Method, local: Local) -> Refusal | None:
     return None
 
 
+def _gradient_step(method: Method, local: Local) -> Refusal | None:
+    if method.work != "gradient" or local.optimizer == "sgd":
+        return None
+    return Refusal(f"fedsgd takes one full-batch gradient step, for which a learning rate of {local.optimizer} is none "
+                   "(a step of it does not grow with the gradient).",
+                   "Give the method `training: {optimizer: {sgd: {lr: ...}}}`.", "training")  # fmt: skip
+
+
 def _linear_steps(method: Method, local: Local) -> Refusal | None:
     wanting = [(name, "local") for name, _ in method.local if LOCAL_RULES[name].needs_sgd]
     wanting += [(name, "server") for name, options in method.server if "path" in SERVER_RULES[name](**options).facts]
@@ -190,6 +198,6 @@ def _plain(options: Mapping[str, Any]) -> str:
 
 
 _CHECKS: tuple[Callable[[Method, Local], Refusal | None], ...] = (
-    _twice, _one_aggregation, _order, _returned, _gradient_at_start, _linear_steps, _partners, _task, _one_by_one,
-    _personal,
+    _twice, _one_aggregation, _order, _returned, _gradient_at_start, _gradient_step, _linear_steps, _partners, _task,
+    _one_by_one, _personal,
 )  # fmt: skip
