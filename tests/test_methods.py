@@ -348,7 +348,7 @@ def test_the_next_round_starts_from_the_shared_part_and_the_own_part(method):
 
 
 @pytest.mark.parametrize("method", ["fedavg", "silobn", "fedbn"])
-def test_integer_buffers_never_travel_and_start_anew(method):
+def test_integer_buffers_never_travel_and_are_not_added_up_over_sites(method):
     federation = norm_federation(method)
     with recorded(federation.engine) as said:
         federation.rounds()
@@ -357,7 +357,7 @@ def test_integer_buffers_never_travel_and_start_anew(method):
     model = federation.engine.members["Aachen"].run.model
     steps = model.module[1].num_batches_tracked
     assert steps.dtype == torch.int64
-    assert steps == 2 * 3, "two epochs of three batches at Dresden, who trained last; not added up over rounds or sites"
+    assert steps == 2 * 2 * 3, "two rounds of two epochs of three batches at Dresden, who trained last, and no others"
 
 
 def test_frozen_parameters_and_plain_buffers_are_shared_but_not_trained():

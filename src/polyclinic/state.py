@@ -194,6 +194,8 @@ class FlatModule:
         self.weights = nn.Parameter(self.vector[: self.layout.trainable])
         self.weights.grad = self.gradient
         self._integers = [(b, b.clone()) for b in module.buffers() if not b.is_floating_point()]
+        norms = [layer for layer in module.modules() if isinstance(layer, nn.modules.batchnorm._NormBase)]
+        self._counters = [norm.num_batches_tracked for norm in norms if norm.num_batches_tracked is not None]
 
     def parameters_of(self, chosen: Selection | None) -> list[nn.Parameter]:
         """What an optimiser is given to train the chosen weights only, or all for None: views with their gradients."""
@@ -217,8 +219,16 @@ class FlatModule:
                                 "Choose another model, or name its `head`.")  # fmt: skip
         return self.head[0].register_forward_pre_hook(lambda layer, inputs: found.append(inputs[0]))
 
-    def load(self, vector: Tensor) -> None:
-        """Copy ``vector [P]`` into the network; integer buffers return to their initial values."""
+    def load(self, vector: Tensor, batches: int = 0) -> None:
+        """Copy ``vector [P]`` into the network; integer buffers return to their initial values.
+
+        Args:
+            vector: of the state.
+            batches: of how many batches the state's normalisation statistics are; with ``momentum: null`` the next
+                batch counts for 1 / (batches + 1) in them.
+        """
         self.vector.copy_(vector)
         for buffer, initial in self._integers:
             buffer.copy_(initial)
+        for counter in self._counters:
+            counter += batches

@@ -19,6 +19,12 @@ _UNSUITABLE_SCHEDULES = {"LRScheduler", "ReduceLROnPlateau", "LambdaLR", "Multip
                          "SequentialLR"}  # fmt: skip
 #: Arguments that are given, that no study file can give, or that are for going on with a schedule.
 _NO_OPTIONS = {"params", "optimizer", "scale_fn", "last_epoch"}
+#: Options of PyTorch that no study can give -> why.
+_REFUSED = {
+    "maximize": "training makes the loss smaller",
+    **dict.fromkeys(("foreach", "fused", "capturable", "differentiable"),
+                    "it says how PyTorch computes a step, which is chosen for each engine, and not what is trained"),
+}  # fmt: skip
 
 Named = tuple[str, dict[str, Any]]
 
@@ -47,6 +53,11 @@ def _resolve(entry: object, kind: str, known: dict[str, type], place: Place) -> 
     if _plain(name) not in known:
         raise EntryError("P103", f"{name!r} is no {kind}.", nearest(_plain(name), sorted(known)), place=place)
     part = known[_plain(name)]
+    for option in _REFUSED.keys() & options.keys() & inspect.signature(part).parameters.keys():
+        raise EntryError(
+            "P104", f"`{option}` is no choice of a study: {_REFUSED[option]}.", "Leave it out.",
+            place=(*place, name, option),
+        )  # fmt: skip
     given = check_options(part, options, (*place, name), name, without=_NO_OPTIONS)
     defaults = inspect.signature(part).parameters
     for option, value in given.items():
@@ -92,8 +103,8 @@ def resolve_schedule(entry: object, optimizer: Named, place: Place, rounds: int 
     """
     named = _resolve(entry, "learning-rate schedule", _schedules(), place)
     try:
-        learning_rates(optimizer, named, rounds)
-    except (ValueError, TypeError, RuntimeError, ArithmeticError) as error:
+        scheduled(optimizer, named, rounds)
+    except (ValueError, TypeError, RuntimeError, ArithmeticError, LookupError) as error:
         raise _unfit(named, _schedules()[named[0]], error, place) from None
     return named
 
@@ -110,18 +121,41 @@ def is_elementwise(named: Named) -> bool:
     return _optimizers()[named[0]].__name__ in ELEMENTWISE
 
 
-def learning_rates(optimizer: Named, schedule: Named | None, rounds: int) -> list[float]:
-    """Learning rate of each round; the schedule is stepped once a round."""
-    built = build_optimizer(optimizer, nn.Parameter(torch.zeros(1)))
-    if schedule is None:
-        return [float(built.param_groups[0]["lr"])] * rounds
-    stepper = _schedules()[schedule[0]](built, **schedule[1])
-    rates = []
+def scheduled(optimizer: Named, schedule: Named | None, rounds: int) -> list[dict[str, Any]]:
+    """The options of the optimiser that the schedule sets, in each round; it is stepped once a round.
+
+    These are ``lr``, and of a schedule that cycles momentum, as `CyclicLR` and `OneCycleLR` do unless told otherwise,
+    ``momentum`` or ``betas``. All are JSON values.
+
+    Raises:
+        ValueError, TypeError, RuntimeError, ArithmeticError, LookupError: the schedule can't be used so.
+    """
+    parameter = nn.Parameter(torch.zeros(1))
+    parameter.grad = torch.zeros(1)
+    built = build_optimizer(optimizer, parameter)
+    group, own = built.param_groups[0], {name: built.param_groups[0][name] for name in _MOVED & built.defaults.keys()}
+    stepper = None if schedule is None else _schedules()[schedule[0]](built, **schedule[1])
+    found = []
     for _ in range(rounds):
-        rates.append(float(built.param_groups[0]["lr"]))
+        found.append({name: group[name] for name in own})
         built.step()
-        stepper.step()
-    return rates
+        if stepper is not None:
+            stepper.step()
+    cycled = {name for name in own if name == "lr" or any(options[name] != own[name] for options in found)}
+    return [{name: _json(value) for name, value in options.items() if name in cycled} for options in found]
+
+
+#: What PyTorch's schedules set.
+_MOVED = {"lr", "momentum", "betas"}
+
+
+def _json(value: Any) -> float | list[float]:
+    return [float(one) for one in value] if isinstance(value, (tuple, list)) else float(value)
+
+
+def learning_rates(optimizer: Named, schedule: Named | None, rounds: int) -> list[float]:
+    """Learning rate of each round; see `scheduled`."""
+    return [options["lr"] for options in scheduled(optimizer, schedule, rounds)]
 
 
 def state_of(optimizer: torch.optim.Optimizer, parameter: nn.Parameter) -> dict[str, Tensor]:

@@ -19,6 +19,7 @@ from polyclinic.client.work import Work, clip_gradient, with_learning_rate
 from polyclinic.errors import TrainingError
 from polyclinic.options import Catalogue
 from polyclinic.parts import Memory, SiteEnd, SiteView
+from polyclinic.randomness import kept_randomness
 from polyclinic.state import FlatModule, Layout, Role, Selection
 
 
@@ -249,10 +250,10 @@ class _Mixture(Companion):
 @contextmanager
 def _lent(model: FlatModule) -> Iterator[None]:
     """Another model may be put into ``model``; afterwards it is as before, and so are random numbers."""
-    kept, device = model.vector.clone(), model.vector.device
+    kept = model.vector.clone()
     counters = [(buffer, buffer.clone()) for buffer in model.module.buffers() if not buffer.is_floating_point()]
     try:
-        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        with kept_randomness(model.vector.device):
             yield
     finally:
         model.vector.copy_(kept)

@@ -7,17 +7,16 @@ all its steps is left alone while the others go on. The results agree with `poly
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call, vmap
 
-from polyclinic.client.batched import batch_norm, batched_layers
 from polyclinic.client.optimizers import build_optimizer, is_elementwise, restore_state, state_of
+from polyclinic.client.stackable import network_obstacle
+from polyclinic.client.stacked_network import StackedNetwork
 from polyclinic.client.work import (
     LocalJob,
     LocalResult,
@@ -27,29 +26,22 @@ from polyclinic.client.work import (
     case_order,
     check_finite,
     clip_gradient,
+    gradient_step,
     with_learning_rate,
 )
 from polyclinic.errors import PolyclinicError
-from polyclinic.models import has_random_layers
 from polyclinic.parts.site_end import SiteEnd, overrides
 from polyclinic.state import FlatModule
 from polyclinic.tasks import Task
 
 
-def reason_not_stackable(model: FlatModule, work: Work) -> str:
-    """Why these sites can't be trained stacked; empty if they can."""
-    if has_random_layers(model.module):
-        return "the network has dropout, whose random numbers would differ"
+def reason_not_stackable(model: FlatModule, work: Work, shape: tuple[int, ...]) -> str:
+    """Why these sites can't be trained stacked, with inputs of ``shape``; empty if they can."""
     if work.kind == "train" and not is_elementwise(work.optimizer):
         return f"the optimiser {work.optimizer[0]} does not treat every coordinate on its own"
     if work.mixed_precision:
         return "mixed precision is on"
-    for layer in model.module.modules():
-        if isinstance(layer, nn.modules.instancenorm._InstanceNorm) and layer.track_running_stats:
-            return "instance normalisation keeps running statistics"
-        if isinstance(layer, nn.modules.batchnorm._BatchNorm) and (layer.momentum is None or not layer.affine):
-            return "batch normalisation keeps cumulative averages or has no scale"
-    return ""
+    return network_obstacle(model, shape)
 
 
 def parts_not_stackable(ends: Iterable[SiteEnd]) -> str:
@@ -137,14 +129,13 @@ class StackedTrainer:
     def __init__(
         self, model: FlatModule, task: Task, work: Work, jobs: Sequence[LocalJob], cases: StackedCases | None = None
     ) -> None:
-        obstacle = reason_not_stackable(model, work) or parts_not_stackable(end for end, _ in jobs[0].ends)
+        shape = jobs[0].dataset.training_shape
+        obstacle = reason_not_stackable(model, work, shape) or parts_not_stackable(end for end, _ in jobs[0].ends)
         if obstacle or any(job.companion is not None for job in jobs):
             raise ValueError(obstacle or "a second model is trained beside the first")
         self.task, self.work, self.layout = task, work, model.layout
         self.device = model.vector.device
-        self.module = copy.deepcopy(model.module).train()
-        self.layers = batched_layers(self.module, jobs[0].dataset.shape)
-        self.mask = _replace_batch_norm(self.module)
+        self.network = StackedNetwork(model, shape)
         train = work.kind == "train"
         sizes = [batch_sizes(len(job.index), work, job.steps) if train else [len(job.index)] for job in jobs]
         #: Jobs by falling number of steps, so that the active ones are always the first rows.
@@ -219,7 +210,7 @@ class StackedTrainer:
     ) -> Tensor:
         groups = self._groups(rows, weights)
         optimizer = build_optimizer(
-            with_learning_rate(self.work.optimizer, rows[0].learning_rate),
+            with_learning_rate(self.work.optimizer, rows[0].learning_rate, rows[0].cycled),
             [parameter for _, _, pieces in groups for parameter in pieces],
         )
         if self.work.keep_optimizer:
@@ -269,7 +260,9 @@ class StackedTrainer:
         losses = self._losses(rows, leaf, statistics, positions, 0)
         gradient = torch.autograd.grad(losses.sum(), leaf)[0]
         self._change(gradient, weights, start)
-        weights.sub_(gradient, alpha=rows[0].learning_rate)
+        parameter = nn.Parameter(weights)
+        parameter.grad = gradient
+        build_optimizer(gradient_step(self.work.optimizer, rows[0].learning_rate), parameter).step()
         return losses.detach()
 
     def _losses(
@@ -285,7 +278,7 @@ class StackedTrainer:
             found = self.cases.inputs.index_select(0, chosen)
             inputs, targets = found.view(active, width, *found.shape[1:]), self.cases.targets.index_select(0, chosen)
         mask = share.sign() if self.schedule.padded[step] else None
-        outputs = self._outputs(weights, statistics, inputs, mask)
+        outputs = self.network.outputs(weights, statistics, inputs, mask)
         losses = self.task.loss(outputs.flatten(0, 1), targets)
         if self.class_weights is not None:
             own = self.class_weights[:active].repeat_interleave(width, dim=0)
@@ -302,67 +295,6 @@ class StackedTrainer:
             targets.append(torch.cat([y, y[:1].expand(padding, *y.shape[1:])]))
         return torch.stack(inputs).to(self.device), torch.cat(targets).to(self.device)
 
-    def _outputs(self, weights: Tensor, statistics: Tensor, inputs: Tensor, mask: Tensor | None) -> Tensor:
-        """Network outputs ``[A, B, ...]`` of all active sites."""
-        if self.layers is None:
-            run = vmap(self._one_site, in_dims=(0, 0, 0, None if mask is None else 0))
-            outputs: Tensor = run(weights, statistics, inputs, mask)
-            return outputs
-        tensors = self._tensors(weights, statistics)
-        for names, layer in self.layers:
-            inputs = layer(inputs, {own: tensors[name] for own, name in names.items()}, mask)
-        return inputs
-
-    def _one_site(self, weights: Tensor, statistics: Tensor, inputs: Tensor, mask: Tensor | None) -> Tensor:
-        self.mask.clear()
-        if mask is not None:
-            self.mask.append(mask)
-        outputs: Tensor = functional_call(self.module, self._tensors(weights, statistics), (inputs,))
-        return outputs
-
-    def _tensors(self, weights: Tensor, statistics: Tensor) -> dict[str, Tensor]:
-        """The model's tensors by name from ``[..., T]`` and ``[..., P - T]``."""
-        parts = [*weights.split(self._sizes(True), -1), *statistics.split(self._sizes(False), -1)]
-        named = zip(self.layout.entries, parts, strict=True)
-        return {entry.name: part.view(*part.shape[:-1], *entry.shape) for entry, part in named}
-
-    def _sizes(self, trainable: bool) -> list[int]:
-        return [entry.size for entry in self.layout.entries if entry.trainable is trainable]
-
 
 def _anchor(job: LocalJob, start: Tensor) -> Tensor:
     return start if job.anchor is None else job.anchor[: len(start)].to(start.device)
-
-
-class _MaskedBatchNorm(nn.Module):
-    """Batch normalisation under `torch.func.vmap` whose statistics leave masked cases out.
-
-    Args:
-        norm: the layer it stands for; parameters and buffers keep their names.
-        mask: holds the mask ``[B]`` of the current step, or nothing where no case is masked.
-    """
-
-    def __init__(self, norm: nn.modules.batchnorm._BatchNorm, mask: list[Tensor]) -> None:
-        super().__init__()
-        self.momentum, self.eps, self.mask = float(norm.momentum or 0.0), norm.eps, mask
-        for name in ("weight", "bias"):
-            self.register_parameter(name, getattr(norm, name))
-        for name in ("running_mean", "running_var"):
-            self.register_buffer(name, getattr(norm, name))
-
-    def forward(self, inputs: Tensor) -> Tensor:
-        """Normalise ``[B, C, ...]``."""
-        names = ("weight", "bias", "running_mean", "running_var")
-        tensors = {name: getattr(self, name).unsqueeze(0) for name in names}
-        mask = self.mask[0].unsqueeze(0) if self.mask else None
-        return batch_norm(inputs.unsqueeze(0), tensors, mask, self.momentum, self.eps).squeeze(0)
-
-
-def _replace_batch_norm(module: nn.Module) -> list[Tensor]:
-    """Put a masked layer in the place of each batch normalisation; returns the holder of the mask."""
-    mask: list[Tensor] = []
-    for layer in list(module.modules()):
-        for name, child in list(layer.named_children()):
-            if isinstance(child, nn.modules.batchnorm._BatchNorm):
-                setattr(layer, name, _MaskedBatchNorm(child, mask))
-    return mask

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import time
-from collections.abc import Iterator
 from dataclasses import replace
 
 import torch
@@ -21,10 +19,12 @@ from polyclinic.client.work import (
     case_order,
     check_finite,
     clip_gradient,
+    gradient_step,
     with_learning_rate,
 )
-from polyclinic.models import has_batch_norm, has_random_layers
+from polyclinic.models import keeps_statistics
 from polyclinic.parts.site_end import Batch, overrides
+from polyclinic.randomness import own_randomness
 from polyclinic.seeds import derive_seed
 from polyclinic.state import FlatModule
 from polyclinic.tasks import Task
@@ -36,9 +36,9 @@ def train(model: FlatModule, task: Task, work: Work, job: LocalJob) -> LocalResu
     Raises:
         TrainingError: P301 if the loss or the weights are not finite.
     """
-    model.load(job.start)
+    model.load(job.start, job.batches)
     model.module.train()
-    with _own_randomness(model, job):
+    with own_randomness(*job.seed, "layers", device=model.vector.device):  # dropout, stochastic depth
         loss, steps = (_full_gradient if work.kind == "gradient" else _mini_batches)(model, task, work, job)
     return check_finite(LocalResult(model.vector.to("cpu", copy=True), steps, loss), job.site)
 
@@ -46,7 +46,7 @@ def train(model: FlatModule, task: Task, work: Work, job: LocalJob) -> LocalResu
 def _mini_batches(model: FlatModule, task: Task, work: Work, job: LocalJob) -> tuple[float, int]:
     sizes = batch_sizes(len(job.index), work, job.steps)
     parameters = model.parameters_of(job.trained)
-    optimizer = build_optimizer(with_learning_rate(work.optimizer, job.learning_rate), parameters)
+    optimizer = build_optimizer(with_learning_rate(work.optimizer, job.learning_rate, job.cycled), parameters)
     if work.keep_optimizer and job.optimizer_state:
         restore_state(optimizer, model.weights, job.optimizer_state)
     frozen = None if job.trained is None else job.trained.others(model.layout.trainable)
@@ -82,14 +82,14 @@ def _mini_batches(model: FlatModule, task: Task, work: Work, job: LocalJob) -> t
 
 
 def _full_gradient(model: FlatModule, task: Task, work: Work, job: LocalJob) -> tuple[float, int]:
-    """One step w − η ∇F with the mean gradient over all training cases.
+    """One step w − η ∇F with the mean gradient over all training cases, and with the study's weight decay.
 
-    It is added up in batches to bound memory, unless batch normalisation or augmentation makes it depend on which cases
-    are together.
+    It is added up in batches to bound memory, unless normalisation that keeps statistics or augmentation makes it
+    depend on which cases are together.
     """
     model.gradient.zero_()
     total = 0.0
-    size = len(job.index) if has_batch_norm(model.module) or job.dataset.augments else work.batch_size
+    size = len(job.index) if keeps_statistics(model.module) or job.dataset.augments else work.batch_size
     with _Hooks(model, work, job) as hooks:
         for number, index in enumerate(job.index.split(size)):
             loss = hooks.mean_loss(task, *_batch(model, job, index, 0), number) * (len(index) / len(job.index))
@@ -97,7 +97,7 @@ def _full_gradient(model: FlatModule, task: Task, work: Work, job: LocalJob) -> 
             total += float(loss.detach())
         hooks.change(model.gradient)
     clip_gradient(model.gradient, work.clip)
-    model.weights.detach().sub_(model.gradient, alpha=job.learning_rate)
+    build_optimizer(gradient_step(work.optimizer, job.learning_rate), model.weights).step()
     return total, 1
 
 
@@ -170,15 +170,3 @@ class _Hooks:
 def _loss_scaler(model: FlatModule, work: Work) -> torch.amp.GradScaler:
     """Scales the loss where half precision would underflow; does nothing in float32."""
     return torch.amp.GradScaler(model.vector.device.type, enabled=work.mixed_precision)
-
-
-@contextlib.contextmanager
-def _own_randomness(model: FlatModule, job: LocalJob) -> Iterator[None]:
-    """Dropout draws from PyTorch's global generators: seed them for this job and put them back."""
-    if not has_random_layers(model.module):
-        yield
-        return
-    device = model.vector.device
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        torch.manual_seed(derive_seed(*job.seed, "layers"))
-        yield

@@ -85,6 +85,12 @@ class LocalJob:
         start: model state that it starts from ``[P]``; not written to.
         seed: names from which the round's randomness is derived.
         learning_rate: of this round.
+        batches: of how many batches the normalisation statistics of ``start`` are. It only matters where a network
+            averages them over all batches (``momentum: null``): a site that does k steps a round has done r k before
+            round r, and so the received statistics, whoever's they are, stand for as many of its batches. What one
+            site trains by itself is thereby the plain average over all rounds, and what many sites train is the mean
+            of theirs.
+        cycled: other options of the optimiser in this round, where the schedule cycles them (momentum or betas).
         optimizer_state: tensors of the optimiser kept from the round before; replaced when kept again.
         anchor: the received state ``[P]``, whose weights rules measure distances from; None for ``start``.
         ends: the parts at the site, each with what it is given in this round.
@@ -101,6 +107,8 @@ class LocalJob:
     start: Tensor
     seed: tuple[str | int, ...]
     learning_rate: float
+    batches: int = 0
+    cycled: Mapping[str, Any] = field(default_factory=dict)
     optimizer_state: dict[str, Tensor] = field(default_factory=dict)
     anchor: Tensor | None = None
     ends: Sequence[tuple[SiteEnd, Memory]] = ()
@@ -173,12 +181,26 @@ def check_finite(result: LocalResult, site: str) -> LocalResult:
     return result
 
 
-def with_learning_rate(named: Named, rate: float) -> tuple[str, dict[str, Any]]:
-    """The optimiser with this round's learning rate."""
-    return named[0], {**named[1], "lr": rate}
+def with_learning_rate(named: Named, rate: float, cycled: Mapping[str, Any] | None = None) -> Named:
+    """The optimiser with this round's learning rate and whatever else its schedule ``cycled``."""
+    return named[0], {**named[1], **(cycled or {}), "lr": rate}
 
 
-def path_length(work: Work, ends: Sequence[SiteEnd], steps: int, learning_rate: float) -> float:
+def gradient_step(named: Named, rate: float) -> Named:
+    """The optimiser of one full-batch step: plain SGD with the weight decay of the study's and without its momentum.
+
+    Raises:
+        ValueError: the study's is not SGD, whose rate says nothing about a step along the gradient.
+    """
+    name, options = named
+    if name != "sgd":
+        raise ValueError(f"a full-batch gradient step is a step of sgd, not of {name}")
+    return name, {"lr": rate, "weight_decay": options.get("weight_decay", 0.0)}
+
+
+def path_length(
+    work: Work, ends: Sequence[SiteEnd], steps: int, learning_rate: float, cycled: Mapping[str, Any] | None = None
+) -> float:
     """‖a‖₁: how far, in units of the learning rate, a constant gradient of 1 moves weights in so many steps.
 
     It is measured on a single weight with the work's own optimiser and the gradient hooks of parts (which may pull
@@ -188,10 +210,16 @@ def path_length(work: Work, ends: Sequence[SiteEnd], steps: int, learning_rate: 
     Source: Wang et al., Tackling the objective inconsistency problem in heterogeneous federated optimization, NeurIPS
     2020, section 4, where it is given in closed form for momentum and for the proximal term.
 
+    Args:
+        work: local work.
+        steps: optimiser steps.
+        learning_rate: of the round.
+        cycled: other options of the optimiser in the round.
+
     Raises:
         ValueError: the optimiser is not SGD, so steps are no linear combination of gradients.
     """
-    name, options = work.optimizer
+    name, options = with_learning_rate(work.optimizer, learning_rate, cycled)
     if name != "sgd" and work.kind == "train":
         raise ValueError(f"{name} is not a linear combination of gradients")
     if work.kind == "gradient":

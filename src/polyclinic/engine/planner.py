@@ -95,9 +95,10 @@ def choose_plan(
     count = min(workers or cores(), max(len(cases), 1))
     per_case = 3 * forward_operations(model, shape)  # backward costs about twice as much as forward
     step, total = per_case * min(max(work.batch_size for work in works), max(cases)), per_case * sum(cases) * passes
-    own = obstacles or [""] * len(works)
-    reasons = [reason or reason_not_stackable(model, work) for reason, work in zip(own, works, strict=True)]
-    obstacle, none_can = next(filter(None, reasons), ""), all(reasons)
+    own = list(obstacles) or [""] * len(works)
+    if mode == "stacked" or step < STACK_BELOW:  # otherwise it does not matter, and the network may be large
+        own = [reason or reason_not_stackable(model, work, shape) for reason, work in zip(own, works, strict=True)]
+    obstacle, none_can = next(filter(None, own), ""), all(own)
 
     def plan(chosen: Mode, reason: str) -> EnginePlan:
         # Operators of stacked training are so short that handing them to a second thread costs more than it saves.

@@ -10,10 +10,10 @@ from torch import nn
 
 from polyclinic.errors import TrainingError
 from polyclinic.models.catalogue import MODELS
-from polyclinic.seeds import derive_seed
+from polyclinic.randomness import own_randomness
 from polyclinic.state import FlatModule
 
-__all__ = ["MODELS", "build_model", "has_batch_norm", "has_random_layers"]
+__all__ = ["MODELS", "build_model", "has_batch_norm", "keeps_statistics"]
 
 
 def build_model(
@@ -30,8 +30,7 @@ def build_model(
     Raises:
         TrainingError: P302 if the network can't be built for this shape, P503 if it needs a package that is missing.
     """
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(derive_seed(seed, "initial weights"))
+    with own_randomness(seed, "initial weights"):
         try:
             module, head = MODELS[name](tuple(shape), outputs, **options)
         except (ValueError, TypeError, RuntimeError) as error:
@@ -43,11 +42,12 @@ def build_model(
     return FlatModule(module, head, device)
 
 
-def has_random_layers(module: nn.Module) -> bool:
-    """Whether the network draws random numbers in training (dropout)."""
-    return any(isinstance(layer, nn.modules.dropout._DropoutNd) and layer.p > 0 for layer in module.modules())
-
-
 def has_batch_norm(module: nn.Module) -> bool:
     """Whether a case's output in training depends on the other cases of its batch."""
     return any(isinstance(layer, nn.modules.batchnorm._BatchNorm) for layer in module.modules())
+
+
+def keeps_statistics(module: nn.Module) -> bool:
+    """Whether it matters to normalisation which cases are in a batch: for their outputs or its running statistics."""
+    norms = (layer for layer in module.modules() if isinstance(layer, nn.modules.batchnorm._NormBase))
+    return has_batch_norm(module) or any(norm.track_running_stats for norm in norms)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Any
 
 from torch import Tensor
 
@@ -30,6 +31,7 @@ class Plan:
         sites: who trains, in site order.
         weights: weight of each site's update.
         learning_rates: local learning rate of each round; its length is the number of rounds.
+        cycled: other options of the local optimiser in each round, where the schedule cycles them; or empty.
         network: the server's own network, as a place to compute in.
         task: loss and measures.
         together: whether there is one best round; otherwise each site has its own.
@@ -57,6 +59,7 @@ class Plan:
     network: FlatModule
     task: Task
     parts: Callable[[], dict[str, Part]] = dict
+    cycled: Sequence[dict[str, Any]] = ()
     together: bool = True
     metric: str = "auc"
     choose_by: str = "loss"

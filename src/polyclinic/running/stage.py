@@ -71,6 +71,7 @@ class ModelStage:
         asked = Train(
             round=self.number, exchange=self.progress.exchanges, turn=self.turns.count(site),
             learning_rate=self.learning_rate, counted=self.progress.counted.get(site, 0),
+            optimizer=self.plan.cycled[self.number] if self.plan.cycled else {},
         )  # fmt: skip
         return Message(asked.fields(), {"state": state, **self.chains[self.homes[site]].send(site)})
 

@@ -95,12 +95,14 @@ class Train(During):
         exchange: number of this exchange.
         turn: how often the site had its turn in this round before.
         learning_rate: of this round.
+        optimizer: other options of the optimiser in this round, where the schedule cycles them.
     """
 
     round: NonNegativeInt
     exchange: PositiveInt
     turn: NonNegativeInt = 0
     learning_rate: NonNegativeFloat
+    optimizer: dict[str, Any] = {}
 
 
 class Trained(Body):

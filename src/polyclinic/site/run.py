@@ -11,7 +11,15 @@ from torch import Tensor
 
 from polyclinic.client.personal import PERSONAL, Personal, Phase
 from polyclinic.client.stacked import parts_not_stackable, reason_not_stackable
-from polyclinic.client.work import LocalJob, LocalResult, Work, batch_sizes, check_finite, path_length
+from polyclinic.client.work import (
+    LocalJob,
+    LocalResult,
+    Work,
+    batch_sizes,
+    check_finite,
+    path_length,
+    with_learning_rate,
+)
 from polyclinic.communication.message import Message
 from polyclinic.data.dataset import Dataset
 from polyclinic.data.splits import Parts
@@ -113,7 +121,8 @@ class Run:
         """Why sites can't be trained together with this method; empty if they can."""
         personal = None if self.declared.personal is None else type(self.personal)
         general = not_stackable(personal, self.work, list(self.ends.values()))
-        return general or next(filter(None, (reason_not_stackable(self.model, p.work) for p in self.phases)), "")
+        shape = self.dataset.training_shape
+        return general or next(filter(None, (reason_not_stackable(self.model, p.work, shape) for p in self.phases)), "")
 
     def _check_batches(self) -> None:
         cases = len(self.parts.train)
@@ -155,6 +164,12 @@ class Run:
             declared = len(batch_sizes(len(self.parts.train), work, steps))
             steps = max(1, min(declared, int(own.seconds / own.step_seconds + 1e-9) - done))
         return steps
+
+    def steps_in_round(self, phase: Phase, done: int) -> int:
+        """Steps of a phase in each round, after those ``done`` before (at most: a budget may be kept by the clock)."""
+        if phase.work.kind == "gradient":
+            return 1
+        return len(batch_sizes(len(self.parts.train), phase.work, self.steps(phase, done)))
 
     def teaches(self, number: int) -> bool:
         """Whether a phase trains weights that are shared, so that parts learn from its steps."""
@@ -236,7 +251,8 @@ class Round:
         self.received = run.shared_model(tensors["state"])
         self.rate = request.learning_rate
         self.view = run.view(self.received, request.round, self.rate)
-        self.companion = run.personal.companion(run.kept.personal, run.work, self.rate)
+        own = replace(run.work, optimizer=with_learning_rate(run.work.optimizer, self.rate, request.optimizer))
+        self.companion = run.personal.companion(run.kept.personal, own, self.rate)
         self._given = {name: self._begin(name, end, tensors) for name, end in run.ends.items()}
         self._jobs: list[LocalJob] = []
         self._results: list[LocalResult] = []
@@ -267,6 +283,8 @@ class Round:
             start=self._start(phase),
             seed=(declared.seed, "train", run.site, declared.fold, self.request.round, *self._turn(number)),
             learning_rate=self.rate,
+            batches=self._batches(number),
+            cycled=self.request.optimizer,
             optimizer_state=run.kept.optimizers[number],
             ends=ends,
             class_weights=self._class_weights(phase.work, ends),
@@ -279,6 +297,16 @@ class Round:
             job.anchor = self.received
         self._jobs.append(job)
         return job
+
+    def _batches(self, number: int) -> int:
+        """Steps that the state was trained for at the site before this phase, see `LocalJob.batches`."""
+        phases, start = self.run.phases, self.run.phases[number].start
+        steps: list[int] = []
+        for phase in phases:
+            steps.append(self.run.steps_in_round(phase, sum(steps)))
+        chain = [i for i, phase in enumerate(phases) if (phase.start == "personal") is (start == "personal")]
+        before = sum(steps[i] for i in chain if i < number) if start == "before" else 0
+        return self.request.round * sum(steps[i] for i in chain) + before
 
     def _turn(self, phase: int) -> list[str]:
         """Names that make the seeds of a second turn in a round, or of a phase that goes on from another, others.
@@ -364,7 +392,7 @@ class Round:
             private.put(end, private.take(start))
 
         def path() -> float:  # every phase has an optimiser that starts anew
-            ends = list(run.ends.values())
-            return sum(path_length(run.phases[n].work, ends, count, self.rate) for n, count in steps.items())
+            ends, cycled = list(run.ends.values()), self.request.optimizer
+            return sum(path_length(run.phases[n].work, ends, count, self.rate, cycled) for n, count in steps.items())
 
         return Ended(self.view, start, end, vector, sum(steps.values()), path)

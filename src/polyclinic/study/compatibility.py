@@ -8,10 +8,8 @@ from itertools import pairwise
 from typing import Any
 
 from polyclinic.client.personal import PERSONAL
-from polyclinic.client.rules import LOCAL_RULES
 from polyclinic.methods import Method
-from polyclinic.server import SERVER_RULES
-from polyclinic.server.rules import Change, is_aggregation
+from polyclinic.parts import PROCEDURES, TOPOLOGIES, Aggregation, Part, ServerEnd, SiteEnd, build_part
 
 
 @dataclass(frozen=True)
@@ -58,16 +56,16 @@ def refusal(method: Method, local: Local) -> Refusal | None:
 
 
 def _twice(method: Method, local: Local) -> Refusal | None:
-    for key, what, parts in (("local", "local rule", method.local), ("server", "server part", method.server)):
-        names = [name for name, _ in parts]
-        twice = [name for name in names if names.count(name) > 1]
+    names = [name for name, _ in method.parts]
+    for key, entries in (("local", method.local), ("server", method.server), ("channel", method.channel)):
+        twice = [name for name, _ in entries if names.count(name) > 1]
         if twice:
-            return Refusal(f"The {what} {twice[0]} is there twice.", "Name it once.", key)
+            return Refusal(f"The part {twice[0]} is there twice.", "Name it once.", key)
     return None
 
 
 def _one_aggregation(method: Method, local: Local) -> Refusal | None:
-    found = [name for name, _ in method.server if is_aggregation(name)]
+    found = [name for name, part in _built(method) if isinstance(part.at_server(), Aggregation)]
     if len(found) < 2:
         return None
     return Refusal(f"{found[0]} and {found[1]} both put the updates together.",
@@ -76,26 +74,35 @@ def _one_aggregation(method: Method, local: Local) -> Refusal | None:
 
 
 def _order(method: Method, local: Local) -> Refusal | None:
-    changes = [(name, part) for name, _ in method.server if issubclass(part := SERVER_RULES[name], Change)]
-    changing = [name for name, part in changes if part.result is not Change.result]
-    for before, name in pairwise(changing):
-        if SERVER_RULES[name].undoes and not SERVER_RULES[before].undoes:
+    ends = [(name, part, part.at_server()) for name, part in _built(method)]
+    changing = [(name, part) for name, part, end in ends if type(end).finish is not ServerEnd.finish]
+    for (before, first), (name, part) in pairwise(changing):
+        if part.undoes and not first.undoes:
             return Refusal(f"{before} comes before {name}, so it would be given updates that {name} has changed and "
                            "not yet changed back.", f"Name {name} before {before}.", "server")  # fmt: skip
     return None
 
 
 def _returned(method: Method, local: Local) -> Refusal | None:
-    returning = [name for name, _ in method.server if SERVER_RULES[name].sends]
-    undoing = [name for name, _ in method.server if SERVER_RULES[name].undoes]
+    returning = [name for name, part in _built(method) if part.returns]
+    undoing = [name for name, part in _built(method) if part.undoes]
     if returning and undoing:
         return Refusal(f"{returning[0]} sends sites what others sent, and with {undoing[0]} that is no model.",
                        f"Leave {undoing[0]} out, or choose another aggregation.", "server")  # fmt: skip
     return None
 
 
+def _hidden(method: Method, local: Local) -> Refusal | None:
+    ends = [(name, part.at_server()) for name, part in _built(method)]
+    hiding, needing = ([n for n, end in ends if getattr(end, fact)] for fact in ("only_sums", "needs_each"))
+    if hiding and needing:
+        return Refusal(f"{needing[0]} needs each site's update, and {hiding[0]} shows the server nothing but their sum.",
+                       f"Leave out {hiding[0]}, or use the mean.", "server")  # fmt: skip
+    return None
+
+
 def _gradient_at_start(method: Method, local: Local) -> Refusal | None:
-    idle = [name for name, _ in method.local if LOCAL_RULES[name].zero_at_start]
+    idle = [name for name, part in _built(method) if part.at_site().zero_at_start]
     if method.work == "gradient" and idle:
         what = "the proximal term" if idle[0] == "proximal" else f"what {idle[0]} adds"
         return Refusal(f"fedsgd takes its one gradient at the global state, where {what} is zero.",
@@ -106,9 +113,16 @@ def _gradient_at_start(method: Method, local: Local) -> Refusal | None:
     return None
 
 
+def _gradient_step(method: Method, local: Local) -> Refusal | None:
+    if method.work != "gradient" or local.optimizer == "sgd":
+        return None
+    return Refusal(f"fedsgd takes one full-batch gradient step, for which a learning rate of {local.optimizer} is none "
+                   "(a step of it does not grow with the gradient).",
+                   "Give the method `training: {optimizer: {sgd: {lr: ...}}}`.", "training")  # fmt: skip
+
+
 def _linear_steps(method: Method, local: Local) -> Refusal | None:
-    wanting = [(name, "local") for name, _ in method.local if LOCAL_RULES[name].needs_sgd]
-    wanting += [(name, "server") for name, options in method.server if "path" in SERVER_RULES[name](**options).facts]
+    wanting = [(name, key) for key, name, part in _placed(method) if part.needs_sgd]
     if not wanting or method.work == "gradient":
         return None
     name, key = wanting[0]
@@ -123,51 +137,45 @@ def _linear_steps(method: Method, local: Local) -> Refusal | None:
     return None
 
 
-def _partners(method: Method, local: Local) -> Refusal | None:
-    rules, server = dict(method.local), dict(method.server)
-    for name, options in rules.items():
-        partner = LOCAL_RULES[name].partner
-        if partner and server.get(partner) != options:
-            return Refusal(f"The local rule {name} needs the server part {partner} with the same options.",
-                           f"Add {partner} with {_plain(options)} to `server`, or use the method {partner}.",
-                           "server")  # fmt: skip
-    partners = {LOCAL_RULES[name].partner: name for name in LOCAL_RULES if LOCAL_RULES[name].partner}
-    for name, options in server.items():
-        if name in partners and partners[name] not in rules:
-            return Refusal(f"The server part {name} needs the local rule {partners[name]} with the same options.",
-                           f"Add {partners[name]} with {_plain(options)} to `local`, or use the method {name}.",
-                           "server")  # fmt: skip
-    return None
-
-
 def _task(method: Method, local: Local) -> Refusal | None:
-    for name, _ in method.local:
-        tasks = LOCAL_RULES[name].tasks
-        if tasks and local.task not in tasks:
-            return Refusal(f"{name} is for {' and '.join(tasks)}, and the task is {local.task}.",
-                           "Leave it out.", "local")  # fmt: skip
-    if local.task == "regression":
-        for name, options in method.server:
-            if "end_accuracy" in SERVER_RULES[name](**options).facts:
-                return Refusal(f"{name} asks for the accuracy of each site's model, and a number has none.",
-                               "Choose another variant of it.", "server")  # fmt: skip
+    for key, name, part in _placed(method):
+        if part.tasks and local.task not in part.tasks:
+            return Refusal(f"{name} is for {' and '.join(part.tasks)}, and the task is {local.task}.",
+                           "Leave it out.", key)  # fmt: skip
+        if local.task == "regression" and part.needs_accuracy:
+            return Refusal(f"{name} asks for the accuracy of each site's model, and a number has none.",
+                           "Choose another variant of it.", key)  # fmt: skip
     return None
 
 
 def _one_by_one(method: Method, local: Local) -> Refusal | None:
-    if method.topology == "star":
+    name = method.topology[0]
+    if not TOPOLOGIES[name].one_by_one:
         return None
-    if method.topology == "incremental" and local.chosen:
+    if name == "incremental" and local.chosen:
         return Refusal("In the topology incremental each site has one turn, and `participation` chooses sites anew "
                        "each round.", "Leave out `participation`, or use `topology: cyclic`.", "topology")  # fmt: skip
-    exchanging = [name for name, options in method.local if LOCAL_RULES[name](**options).counterpart() is not None]
-    if exchanging:
-        return Refusal(f"{exchanging[0]} needs a server between the sites; in the topology {method.topology} the model "
-                       "goes from site to site.", "Use `topology: star`.", "topology")  # fmt: skip
-    others = [name for name, _ in method.server if name != "mean"]
-    if others:
-        return Refusal(f"{others[0]} puts several answers together; in the topology {method.topology} there is only "
-                       "one at a time.", "Use `topology: star`.", "topology")  # fmt: skip
+    for key, part_name, part in _placed(method):
+        if key == "server" and part_name != "mean":
+            return Refusal(f"{part_name} puts several answers together; in the topology {name} there is only "
+                           "one at a time.", "Use `topology: star`.", "topology")  # fmt: skip
+        if key in ("local", "channel") and type(part.at_server()) is not ServerEnd:
+            return Refusal(f"{part_name} needs a server between the sites; in the topology {name} the model "
+                           "goes from site to site.", "Use `topology: star`.", "topology")  # fmt: skip
+    return None
+
+
+def _procedure(method: Method, local: Local) -> Refusal | None:
+    name = method.procedure[0]
+    if PROCEDURES[name].trains:
+        return None
+    idle = [part for part, built in _built(method) if type(built.at_site()) is not SiteEnd]
+    if idle or method.personal is not None:
+        what = idle[0] if idle else method.personal[0] if method.personal else ""
+        return Refusal(f"In the procedure {name} the sites do not train by themselves, so {what} has nothing to change.",
+                       "Use `procedure: local`.", "procedure")  # fmt: skip
+    if local.keeps_optimizer:
+        return Refusal(f"In the procedure {name} no optimiser is kept.", "Use `optimizer_state: reset`.", "procedure")
     return None
 
 
@@ -185,11 +193,18 @@ def _personal(method: Method, local: Local) -> Refusal | None:
     return None
 
 
-def _plain(options: Mapping[str, Any]) -> str:
-    return ", ".join(f"{key}: {value}" for key, value in options.items()) or "its defaults"
+def _placed(method: Method) -> list[tuple[str, str, Part]]:
+    """Entry of the method, name, and part, of all parts that change what is trained."""
+    places = (("channel", reversed(method.channel)), ("local", method.local), ("server", method.server))
+    return [(key, name, build_part(name, options)) for key, entries in places for name, options in entries]
+
+
+def _built(method: Method) -> list[tuple[str, Part]]:
+    """Name and part, in the order in which steps pass them at the server."""
+    return [(name, part) for _, name, part in _placed(method)]
 
 
 _CHECKS: tuple[Callable[[Method, Local], Refusal | None], ...] = (
-    _twice, _one_aggregation, _order, _returned, _gradient_at_start, _linear_steps, _partners, _task, _one_by_one,
-    _personal,
+    _twice, _one_aggregation, _order, _returned, _hidden, _gradient_at_start, _gradient_step, _linear_steps, _task,
+    _one_by_one, _procedure, _personal,
 )  # fmt: skip

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from polyclinic.audit.poisoning import Attack
-from polyclinic.client.optimizers import learning_rates
+from polyclinic.client.optimizers import scheduled
 from polyclinic.client.rules import LOCAL_RULES, LocalRule
 from polyclinic.communication.message import Message
 from polyclinic.communication.topology import TOPOLOGIES
@@ -235,6 +235,7 @@ class JobRunner:
         keeps = not selection.everything or method.personal is not None
         cases = {site: float(fold.train.get(site, 1)) for site in sites}
         metric = "dice" if self.declaration.task == "segmentation" else self.primary
+        schedule = scheduled(optimizer_of(training), schedule_of(training), training.rounds)
         validation = sum(fold.validation.get(site, 0) for site in (fold.train if method.scope == "pool" else sites))
         return Plan(
             declaration=self.declare(job, fold, training),
@@ -243,7 +244,8 @@ class JobRunner:
             server=server,
             sites=sites,
             weights=cases if training.weights == "cases" else dict.fromkeys(sites, 1.0),
-            learning_rates=learning_rates(optimizer_of(training), schedule_of(training), training.rounds),
+            learning_rates=[options["lr"] for options in schedule],
+            cycled=[{name: value for name, value in options.items() if name != "lr"} for options in schedule],
             together=method.scope != "sites",
             metric=metric,
             choose_by=evaluation.best_round if evaluation.best_round != "last" else "loss",

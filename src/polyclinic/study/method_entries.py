@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -10,12 +11,11 @@ from pydantic import ValidationError
 
 from polyclinic.client.optimizers import Named, resolve_optimizer, resolve_schedule
 from polyclinic.client.personal import PERSONAL
-from polyclinic.client.rules import LOCAL_RULES
-from polyclinic.communication.topology import TOPOLOGIES
+from polyclinic.composition import METHODS
 from polyclinic.errors import StudyError, nearest
-from polyclinic.methods import METHODS, SHARES, Method
+from polyclinic.methods import SHARES, Method, PartEntry
 from polyclinic.options import Catalogue, EntryError, Place, check_options, first_entry_error, split_entry
-from polyclinic.server import SERVER_RULES
+from polyclinic.parts import PLACES
 from polyclinic.server.selection import PARTICIPATION, Participation
 from polyclinic.study.columns import KINDS_OF_RUN
 from polyclinic.study.compatibility import Local, refusal
@@ -23,7 +23,7 @@ from polyclinic.study.entries import Training, check_keys
 from polyclinic.tasks import TASKS
 
 #: Parts that any federated method may be given instead of its own, or besides.
-COMPOSED = ("share", "personal", "server", "local", "topology")
+COMPOSED = ("share", "personal", "channel", "server", "local", "topology", "procedure")
 
 
 @dataclass(frozen=True)
@@ -115,14 +115,7 @@ class MethodReader:
             raise EntryError("P102", message, "Choose another label.", place=(*inner, "label"))
         filled = {"label": label, **own}
         if method.scope == "federation":
-            own_rules = len(METHODS[name](**own).local)
-            filled |= {
-                "share": method.share,
-                "personal": None if method.personal is None else {method.personal[0]: dict(method.personal[1])},
-                "server": [{part: dict(options)} for part, options in method.server],
-                "local": [{rule: dict(options)} for rule, options in method.local[own_rules:]],
-                "topology": method.topology,
-            }
+            filled |= composed_entry(method, METHODS[name](**own))
         if "training" in common:
             filled["training"] = common["training"]
         return StudyMethod(label, name, method, training, {name: filled})
@@ -153,22 +146,44 @@ def _composed(name: str, method: Method, common: dict[str, Any], place: Place) -
             )
             raise EntryError("P103", f"{parts['share']!r} can't be shared.", hint, place=(*place, "share"))
         method = replace(method, share=parts["share"])
-    if "server" in parts:
-        method = replace(method, server=_parts(parts["server"], SERVER_RULES, (*place, "server")))
     if "personal" in parts:
         taken_out = parts["personal"] is None
         if taken_out and method.personal is not None:
             parts["personal"] = "shared_model"  # as the label has it
         own = None if taken_out else PERSONAL.resolve(parts["personal"], (*place, "personal"))
         method = replace(method, personal=own)
-    if "local" in parts:
-        if not isinstance(parts["local"], list):
-            raise EntryError("P102", f"got {parts['local']!r}; expected a list of rules.", place=(*place, "local"))
-        method = replace(method, local=[*method.local, *_parts(parts["local"], LOCAL_RULES, (*place, "local"))])
-    if "topology" in parts:
-        topology = TOPOLOGIES.name(parts["topology"], (*place, "topology"))
-        method = replace(method, topology=topology)
-    return method, {k: v for k, v in parts.items() if v not in ([], "all", "star", None)}
+    for key in ("local", "channel", "server"):
+        if key in parts:
+            if key != "server" and not isinstance(parts[key], list):
+                raise EntryError("P102", f"got {parts[key]!r}; expected a list of parts.", place=(*place, key))
+            found = _parts(parts[key], PLACES[key], (*place, key))
+            before = () if key == "server" else getattr(method, key)
+            method = replace(method, **{key: [*before, *found]})
+    for key in ("topology", "procedure"):
+        if key in parts:
+            method = replace(method, **{key: PLACES[key].resolve(parts[key], (*place, key))})
+    usual = ([], "all", "star", "local", None)
+    return method, {k: v for k, v in parts.items() if v not in usual}
+
+
+def composed_entry(method: Method, plain: Method) -> dict[str, Any]:
+    """The parts of a method as entries of a study file; of lists that a method adds to, those that ``plain`` lacks."""
+
+    def entry(part: PartEntry) -> str | dict[str, Any]:
+        return {part[0]: dict(part[1])} if part[1] else part[0]
+
+    def each(parts: Sequence[PartEntry]) -> list[dict[str, Any]]:
+        return [{name: dict(options)} for name, options in parts]
+
+    return {
+        "share": method.share,
+        "personal": None if method.personal is None else {method.personal[0]: dict(method.personal[1])},
+        "channel": each(method.channel[len(plain.channel) :]),
+        "server": each(method.server),
+        "local": each(method.local[len(plain.local) :]),
+        "topology": entry(method.topology),
+        "procedure": entry(method.procedure),
+    }
 
 
 def _parts(entry: object, catalogue: Catalogue[Any], place: Place) -> list[Named]:
