@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.nn.functional import affine_grid, grid_sample
 
 from polyclinic.data.dataset import Dataset
+from polyclinic.data.spec import Target
 from polyclinic.data.splits import Parts
 from polyclinic.data.volumes.store import Volumes
 from polyclinic.errors import nearest
@@ -34,12 +35,12 @@ class Corruption(ABC):
 
     Attributes:
         words: what is wrong at the site, for the report.
-        tasks: the tasks for which it means something.
+        targets: what may be predicted of the cases for it to mean something.
         images: whether it is for images only.
     """
 
     words: ClassVar[str]
-    tasks: ClassVar[tuple[str, ...]] = ("classification", "regression", "segmentation")
+    targets: ClassVar[tuple[Target, ...]] = ("labels", "numbers", "masks")
     images: ClassVar[bool] = False
 
     @classmethod
@@ -111,7 +112,7 @@ class LabelFlip(Corruption):
     """
 
     words = "the class of training cases was turned into its opposite"
-    tasks = ("classification",)
+    targets = ("labels",)
 
     def __init__(self, *, fraction: Share = 1.0) -> None:
         self.fraction = fraction
@@ -160,7 +161,7 @@ class MissingClass(Corruption):
     """
 
     words = "cases of one class were missing"
-    tasks = ("classification",)
+    targets = ("labels",)
 
     def __init__(self, *, label: str | int) -> None:
         self.label = label
@@ -328,7 +329,7 @@ class Backdoor(InputCorruption):
     words = (
         "training cases carried a mark and the label that the attacker wants, so that the model learns to obey the mark"
     )
-    tasks = ("classification",)
+    targets = ("labels",)
 
     def __init__(
         self, *, target: str | int, fraction: Share = 0.5, size: Share = 0.15, features: dict[str, float] | None = None

@@ -89,7 +89,7 @@ class Run:
 
     def _class_counts(self) -> Tensor | None:
         targets = self.dataset.targets
-        if self.task.name != "classification" or not isinstance(targets, Tensor):
+        if self.task.target != "labels" or not isinstance(targets, Tensor):
             return None
         return torch.bincount(targets[self.parts.train], minlength=self.task.classes).double()
 

@@ -12,6 +12,7 @@ from polyclinic.client.rules import LOCAL_RULES
 from polyclinic.methods import Method
 from polyclinic.server import SERVER_RULES
 from polyclinic.server.rules import Change, is_aggregation
+from polyclinic.tasks import TASKS
 
 
 @dataclass(frozen=True)
@@ -146,10 +147,10 @@ def _task(method: Method, local: Local) -> Refusal | None:
         if tasks and local.task not in tasks:
             return Refusal(f"{name} is for {' and '.join(tasks)}, and the task is {local.task}.",
                            "Leave it out.", "local")  # fmt: skip
-    if local.task == "regression":
+    if not TASKS[local.task].has_accuracy:
         for name, options in method.server:
             if "end_accuracy" in SERVER_RULES[name](**options).facts:
-                return Refusal(f"{name} asks for the accuracy of each site's model, and a number has none.",
+                return Refusal(f"{name} asks for the accuracy of each site's model, and {local.task} has none.",
                                "Choose another variant of it.", "server")  # fmt: skip
     return None
 

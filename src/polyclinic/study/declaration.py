@@ -7,7 +7,16 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, PrivateAttr, ValidationError
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    PositiveFloat,
+    PositiveInt,
+    PrivateAttr,
+    ValidationError,
+    field_validator,
+)
 
 from polyclinic.audit.poisoning import Attack, read_attack
 from polyclinic.client.optimizers import Named, resolve_optimizer, resolve_schedule
@@ -15,7 +24,7 @@ from polyclinic.client.personal import PERSONAL
 from polyclinic.client.rules import LOCAL_RULES
 from polyclinic.communication.topology import TOPOLOGIES
 from polyclinic.data.partition import check_partition
-from polyclinic.data.spec import DataSpec
+from polyclinic.data.spec import DataSpec, Target
 from polyclinic.data.volumes.fingerprint import VolumePlan
 from polyclinic.data.volumes.prepare import check_volumes
 from polyclinic.errors import StudyError, nearest
@@ -196,7 +205,7 @@ class Declaration(_Part):
 
     study: str = "Federated study"
     data: DataSpec
-    task: Literal["classification", "segmentation", "regression"] = "classification"
+    task: str = "classification"
     model: Entry
     training: Training = Training()
     evaluation: Evaluation = Evaluation()
@@ -215,6 +224,14 @@ class Declaration(_Part):
     _model: tuple[str, dict[str, Any]] = PrivateAttr(default=("", {}))
     _network: tuple[str, dict[str, Any]] | None = PrivateAttr(default=None)
     _weights: Path | None = PrivateAttr(default=None)
+
+    @field_validator("task")
+    @classmethod
+    def _known_task(cls, name: str) -> str:
+        if name not in TASKS:
+            *others, last = map(repr, TASKS)
+            raise ValueError(f"expected {', '.join(others)} or {last}")
+        return name
 
     @classmethod
     def check(cls, content: dict[str, Any]) -> Declaration:
@@ -282,9 +299,23 @@ class Declaration(_Part):
         self._network, self._weights = ("monai", arguments), found.weights
 
     @property
+    def target(self) -> Target:
+        """What is predicted of each case: labels, numbers or masks."""
+        return TASKS[self.task].target
+
+    @property
     def metrics(self) -> list[str]:
         """The metrics asked for; the first is the primary one."""
         return self.evaluation.metrics or list(TASKS[self.task].default_metrics)
+
+    @property
+    def validation_metric(self) -> str:
+        """The metric that is measured on validation cases."""
+        return TASKS[self.task].validation_metric(self.metrics[0])
+
+    def loss_of(self, training: Training) -> str:
+        """The loss of a training of this study."""
+        return training.loss or TASKS[self.task].losses[0]
 
     @property
     def folds(self) -> int | None:
@@ -383,7 +414,7 @@ class Declaration(_Part):
             hint = "Use `mode: sequential`, or `precision: float32`."
             raise EntryError("P104", "Stacked training has no mixed precision.", hint, place=("engine", "precision"))
         if self.attack is not None:
-            self._attack = read_attack(self.attack, self.task, self.data.image is not None)
+            self._attack = read_attack(self.attack, self.target, self.data.image is not None)
         methods = [self._method(entry, ("methods", i)) for i, entry in enumerate(self.methods)]
         labels = [method.label for method in methods]
         for position, label in enumerate(labels):
@@ -508,6 +539,8 @@ def _check_keys(model: type[BaseModel], content: object, place: Place) -> None:
 
 
 def _check_data(data: DataSpec, task: str) -> None:
+    target = TASKS[task].target
+
     def refuse(key: str, message: str, hint: str = "") -> None:
         raise EntryError("P102", message, hint, place=("data", key))
 
@@ -525,8 +558,8 @@ def _check_data(data: DataSpec, task: str) -> None:
         refuse("features", "give `features` (columns of the table) or `image` (column with image files).")
     if data.image is not None and data.features is not None:
         refuse("features", "a study has either `features` or `image`, not both.")
-    check_volumes(data, task)
-    check_partition(data, task)
+    check_volumes(data, target)
+    check_partition(data, target)
     if data.image is not None and data.preprocessing is None:
         if data.size is None:
             refuse(
@@ -537,16 +570,16 @@ def _check_data(data: DataSpec, task: str) -> None:
             refuse("image", "several image columns are channels of volumes, which need `preprocessing`.")
     if data.size is not None and min(data.size) < 8:
         refuse("size", f"got {list(data.size)}; expected at least 8 pixels each way.")
-    if task == "classification" and data.label is None:
+    if target == "labels" and data.label is None:
         refuse("label", "the entry 'label' is missing: the column with the class to predict.")
-    if task == "regression" and data.label is None:
+    if target == "numbers" and data.label is None:
         refuse("label", "the entry 'label' is missing: the column with the number to predict.")
     for key in ("positive", "classes"):
-        if task == "regression" and getattr(data, key) is not None:
+        if target == "numbers" and getattr(data, key) is not None:
             refuse(key, f"a number has no classes, so `{key}` means nothing.", "Use `task: classification`.")
-    if data.mask_classes is not None and task != "segmentation":
+    if data.mask_classes is not None and target != "masks":
         refuse("mask_classes", f"`mask_classes` is for segmentation, and the task is {task}.")
-    if task == "segmentation":
+    if target == "masks":
         from polyclinic.data.masks.classes import MaskClasses
 
         try:
@@ -554,7 +587,7 @@ def _check_data(data: DataSpec, task: str) -> None:
         except StudyError as error:
             key = "mask_classes" if "`mask`" not in error.message else "mask"
             raise EntryError(error.code, error.message, error.hint, place=("data", key)) from None
-    if task == "segmentation" and (data.mask is None or data.image is None):
+    if target == "masks" and (data.mask is None or data.image is None):
         refuse("mask", "segmentation needs `image` and `mask`: columns with image and mask files.")
     if data.imputation == "median" and data.scaling == "federated":
         refuse(
@@ -619,7 +652,7 @@ def _check_training(training: Training, task: str, place: Place) -> None:
     if training.loss is not None and training.loss not in valid:
         hint = nearest(training.loss, valid)
         raise EntryError("P103", f"{training.loss!r} is no loss of {task}.", hint, place=(*place, "loss"))
-    if training.class_weights != "none" and task != "classification":
+    if training.class_weights != "none" and TASKS[task].target != "labels":
         raise EntryError("P104", f"{task} has no class weights.", place=(*place, "class_weights"))
     _check_participation(training, place)
     optimizer = resolve_optimizer(training.optimizer, (*place, "optimizer"))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from polyclinic.audit.poisoning import PLACE, Attack
@@ -38,10 +38,33 @@ def check_fit(study: Study, opened: Opened) -> Attack | None:
     except EntryError as error:
         raise located(error, study.name, study.text) from None
     name, options = declaration.model_part
-    task = build_task(declaration.task, len(opened.classes), TASKS[declaration.task].losses[0])
-    masks = declaration.task == "segmentation"
-    try_network(name, options, input_shape(declaration, opened), task.outputs, masks=masks)
+    outputs = network_outputs(declaration, opened.classes)
+    masks = declaration.target == "masks"
+    try_network(name, options, input_shape(declaration, opened), outputs, masks=masks)
     return attack
+
+
+def network_outputs(declaration: Declaration, classes: Sequence[str]) -> int:
+    """How many outputs the study's network has: all methods train the same network.
+
+    Raises:
+        StudyError: P104, a loss is not for so many classes, or losses of several methods want different networks.
+    """
+    kind, wanted = TASKS[declaration.task], dict[int, tuple[str, str]]()
+    for method in configurations(declaration):
+        loss = declaration.loss_of(method.training)
+        unfit = kind.unfit(loss, len(classes))
+        if unfit:
+            raise StudyError("P104", f"{method.label}: {unfit}.", "Choose another `training: {loss: ...}`.")
+        wanted.setdefault(build_task(declaration.task, len(classes), loss).outputs, (loss, method.label))
+    if len(wanted) > 1:
+        (some, (loss, label)), (others, (other, its)) = list(wanted.items())[:2]
+        raise StudyError(
+            "P104", f"All methods of a study train the same network, and `{loss}` ({label}) wants one with {some} "
+            f"output{'s' * (some != 1)}, `{other}` ({its}) one with {others}.",
+            "Give all methods losses that go together, or compare them in two studies.",
+        )  # fmt: skip
+    return next(iter(wanted))
 
 
 def input_shape(declaration: Declaration, opened: Opened) -> tuple[int, ...]:

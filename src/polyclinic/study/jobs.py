@@ -1,4 +1,4 @@
-"""One job of a study: train one composition on one fold with one seed, and test it as each method asks."""
+"""One job of a study: train one composition on one fold with one seed; `polyclinic.study.testing` tests it."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import torch
 from torch import Tensor
 
 from polyclinic.audit.poisoning import Attack
@@ -24,9 +23,8 @@ from polyclinic.notes import Note
 from polyclinic.rounds import Checkpoint, Plan, Progress, Row, run_rounds, validation_score
 from polyclinic.seeds import derive_seed
 from polyclinic.server import ServerRule, build_server
-from polyclinic.site.evaluation import MASK_THRESHOLDS
 from polyclinic.site.facts import FACTS
-from polyclinic.state import FlatModule, Selection
+from polyclinic.state import FlatModule
 from polyclinic.study.declaration import (
     Declaration,
     StudyMethod,
@@ -35,9 +33,8 @@ from polyclinic.study.declaration import (
     optimizer_of,
     schedule_of,
 )
-from polyclinic.tasks import TASKS
-from polyclinic.tasks.metrics import METRICS, choose_threshold, classification_metrics
-from polyclinic.tasks.regression_metrics import regression_metrics
+from polyclinic.study.testing import Tester
+from polyclinic.tasks.metrics import METRICS
 
 #: Added to the label of a method that is tested at a site it was trained without.
 UNSEEN = " (unseen site)"
@@ -52,8 +49,8 @@ class Fold:
     Attributes:
         number: which fold.
         train, validation, test: number of cases of each site.
-        classes: training cases of each class, by site; empty lists for segmentation and regression.
-        targets: count, mean and sum of squared deviations of the training cases' numbers, by site; regression only.
+        classes: training cases of each class, by site; empty lists where targets are no classes.
+        targets: count, mean and sum of squared deviations of the training cases' numbers, by site; for numbers only.
     """
 
     number: int
@@ -133,7 +130,7 @@ class Outcome:
         predictions: a row a test case, method and model.
         rounds: a row a round and site.
         models: file stem -> tensors by name.
-        overlays: name -> picture (segmentation).
+        overlays: name -> picture, where there are any.
         overlay_dice: ``METHOD/SITE/RANK`` -> Dice.
         backdoor: a row a model and site: test cases with the mark of a backdoor, and how many of them it opened.
         notes: what went wrong in rounds.
@@ -167,7 +164,6 @@ class JobRunner:
     ) -> None:  # fmt: skip
         self.declaration, self.engine, self.local, self.attack = declaration, engine, local, attack
         self.template, self.initial, self.classes = template, initial, classes
-        self.primary = declaration.metrics[0]
 
     def run(
         self, job: Job, fold: Fold, *, checkpoint: Checkpoint | None = None,
@@ -243,7 +239,7 @@ class JobRunner:
         rules = {name: LOCAL_RULES[name](**options) for name, options in method.local}
         keeps = not selection.everything or method.personal is not None
         cases = {site: float(fold.train.get(site, 1)) for site in sites}
-        metric = "dice" if self.declaration.task == "segmentation" else self.primary
+        metric = self.declaration.validation_metric
         validation = sum(fold.validation.get(site, 0) for site in (fold.train if method.scope == "pool" else sites))
         return Plan(
             declaration=self.declare(job, fold, training),
@@ -293,7 +289,7 @@ class JobRunner:
             "run": f"{slug(job.methods[0].label)}-seed{job.seed}-fold{job.fold}{job.suffix}",
             "task": self.declaration.task,
             "classes": len(self.classes),
-            "loss": training.loss or TASKS[self.declaration.task].losses[0],
+            "loss": self.declaration.loss_of(training),
             "target_scale": self._target_scale(fold, job.without),
             "metrics": {
                 "names": self.declaration.metrics,
@@ -407,155 +403,6 @@ def _reveals(rules: Mapping[str, LocalRule], server: ServerRule) -> dict[str, st
     return found | server.sends | {fact: FACTS[fact].reveals for fact in server.facts}
 
 
-@dataclass(frozen=True)
-class Trial:
-    """One model, or models to be averaged, and who measures it.
-
-    Attributes:
-        trained_on: as in ``results.csv``.
-        validate: what is sent to the sites whose validation cases choose the threshold.
-        test: what is sent to the sites that test.
-    """
-
-    trained_on: str
-    validate: dict[str, dict[str, Tensor]]
-    test: dict[str, dict[str, Tensor]]
-
-
-class Tester:
-    """Tests what a job trained.
-
-    Args:
-        engine: who runs the sites.
-        declaration: the study.
-        classes: names of the classes.
-        job: what was trained.
-        fold: the sites' parts.
-        attack: the attack of the study; for a backdoor it is tested whether it opens.
-    """
-
-    def __init__(
-        self, engine: Engine, declaration: Declaration, classes: Sequence[str], job: Job, fold: Fold,
-        attack: Attack | None = None,
-    ) -> None:  # fmt: skip
-        self.engine, self.declaration, self.classes, self.job, self.fold = engine, declaration, classes, job, fold
-        self.attack = attack if attack is not None and attack.name == "backdoor" and job.without is None else None
-
-    def test(
-        self, study: StudyMethod, models: dict[str, Tensor], selection: Selection, state: Tensor, outcome: Outcome
-    ) -> None:
-        """Test as ``study`` asks; adds predictions, and overlays where there are any, to ``outcome``.
-
-        Args:
-            study: the method.
-            models: whole model of each site that trained, or ``{"federation": model}``.
-            selection: the shared coordinates.
-            state: shared state of the best round ``[Q]``.
-            outcome: is added to.
-        """
-        label = self.job.label(study)
-        for trial in self._trials(study.method, models, selection, state):
-            threshold = self._threshold(trial)
-            requests = {site: Message({"threshold": threshold}, sent) for site, sent in trial.test.items()}
-            for site, reply in self.engine.ask("predict", requests).items():
-                frame = self._frame(reply, threshold)
-                frame.insert(0, "method", label)
-                frame.insert(1, "seed", self.job.seed)
-                frame.insert(2, "fold", self.job.fold)
-                frame.insert(3, "site", site)
-                frame["trained_on"] = trial.trained_on
-                outcome.predictions.append(frame)
-            if self.attack is not None:
-                outcome.backdoor += self._backdoor(self.attack, label, trial, threshold)
-            if self._wants_overlays(study.method):
-                for site, reply in self.engine.ask("overlays", requests).items():
-                    outcome.overlays |= {f"{label}/{site}/{name}": tensor for name, tensor in reply.tensors.items()}
-                    outcome.overlay_dice |= {f"{label}/{site}/{rank}": v for rank, v in reply.fields.items()}
-
-    def _backdoor(self, attack: Attack, label: str, trial: Trial, threshold: float) -> list[Row]:
-        """Of the test cases of other classes than the target, with the mark: how many are predicted as the target."""
-        fields = {"threshold": threshold, "mark": attack.options}
-        requests = {site: Message(fields, sent) for site, sent in trial.test.items()}
-        rows: list[Row] = []
-        for site, reply in self.engine.ask("predict", requests).items():
-            predicted = reply.tensors["probabilities"]
-            decided = (predicted[:, 1] >= threshold).long() if len(self.classes) == 2 else predicted.argmax(1)
-            others = reply.tensors["labels"] != attack.options["target"]
-            rows.append({
-                "method": label, "seed": self.job.seed, "fold": self.job.fold, "trained_on": trial.trained_on,
-                "tested_on": site, "cases": int(others.sum()),
-                "opened": int((decided[others] == attack.options["target"]).sum()),
-            })  # fmt: skip
-        return rows
-
-    def _trials(self, method: Method, models: dict[str, Tensor], selection: Selection, state: Tensor) -> list[Trial]:
-        tested, without = self.fold.tested_sites, self.job.without
-        trained = [site for site in self.fold.training_sites if site != without]
-        together = {f"model{position:05d}": model for position, model in enumerate(models.values())}
-        if without is not None:
-            # The site left out has no part of its own: it gets the mean of the predictions of all models.
-            own = {site: {"model": models.get(site, state)} for site in trained}
-            return [Trial("federation", own, {without: together} if without in tested else {})]
-        if method.scope == "pool":
-            return [Trial("pool", dict.fromkeys(trained, together), dict.fromkeys(tested, together))]
-        if method.tests == "ensemble":
-            return [Trial("federation", dict.fromkeys(trained, together), dict.fromkeys(tested, together))]
-        if method.scope == "federation":
-            # A site without training cases has no part of its own either.
-            sent = {"state": state}
-            test = {site: sent if site in trained else together for site in tested}
-            return [Trial("federation", dict.fromkeys(trained, sent), test)]
-        trials = []
-        for source in trained:
-            sent = {"model": models.get(source, state)}
-            home = method.tests == "own"
-            others = [site for site in tested if (site == source) is home]
-            trials.append(Trial(source, {source: sent}, dict.fromkeys(others, sent)))
-        return trials
-
-    def _threshold(self, trial: Trial) -> float:
-        """The decision threshold, chosen on validation cases by sums that the sites answer."""
-        fixed = self.declaration.evaluation.threshold
-        if fixed != "validation":
-            return fixed
-        if not trial.test or len(self.classes) != 2:
-            return 0.5
-        requests = {site: Message({}, sent) for site, sent in trial.validate.items()}
-        evidence = [reply.tensors["counts"] for reply in self.engine.ask("threshold", requests).values()]
-        total = torch.stack(evidence).sum(0)
-        if self.declaration.task == "classification":
-            return choose_threshold(total.numpy())
-        if not total[1, 0]:
-            return 0.5
-        return MASK_THRESHOLDS[int((total[0] / total[1]).argmax())]
-
-    def _frame(self, reply: Message, threshold: float) -> pd.DataFrame:
-        """Predictions of one site as a table."""
-        frame = pd.DataFrame({"subject": reply.fields["subject"], "case": reply.fields["case"]}, dtype=str)
-        if self.declaration.task == "segmentation":
-            for column, name in enumerate(reply.fields["metrics"]):
-                frame[name] = reply.tensors["values"][:, column].numpy()
-            return frame
-        frame["label"] = reply.tensors["labels"].numpy()
-        if self.declaration.task == "regression":
-            frame["score"] = reply.tensors["predictions"].numpy()
-            return frame
-        predicted = reply.tensors["probabilities"].numpy()
-        if len(self.classes) == 2:
-            frame["score"] = predicted[:, 1]
-        else:
-            frame["score"] = predicted.max(axis=1) if len(predicted) else predicted[:, 0]
-            for column in range(predicted.shape[1]):
-                frame[f"score_{column}"] = predicted[:, column]
-        frame["threshold"] = threshold
-        return frame
-
-    def _wants_overlays(self, method: Method) -> bool:
-        first = self.job == replace(self.job, seed=self.declaration.all_seeds[0], fold=0, without=None, attacked=False)
-        shown = self.declaration.task == "segmentation" and self.declaration.report.overlays
-        return first and shown and method.tests == "own"
-
-
 def best_score(plan: Plan, progress: Progress, rows: Sequence[Row], cases: Mapping[str, int]) -> float | None:
     """The validation score of the best round, to be lowered; where each site has its own, the mean over all cases.
 
@@ -570,39 +417,6 @@ def best_score(plan: Plan, progress: Progress, rows: Sequence[Row], cases: Mappi
     column = f"validation_{plan.metric if plan.choose_by == 'metric' else 'loss'}"
     best = [row for row in rows if row["round"] == progress.best[row["site"]][1]]
     return validation_score(plan, [{"cases": cases[row["site"]], plan.choose_by: row[column]} for row in best])
-
-
-def result_rows(predictions: pd.DataFrame, task: str, names: Sequence[str], classes: int) -> pd.DataFrame:
-    """The results table: every metric for each model and tested site, and over all sites together.
-
-    ``all`` is over the predictions of all sites together; for `single`, where every site has a model of its own, its
-    ``trained_on`` is ``own``.
-    """
-    rows: list[tuple[object, ...]] = []
-    for (method, seed, fold), found in predictions.groupby(["method", "seed", "fold"], sort=False):
-        for (trained_on, site), cases in found.groupby(["trained_on", "site"], sort=False):
-            values = measure(cases, task, names, classes)
-            rows += [(method, seed, fold, trained_on, site, name, value) for name, value in values.items()]
-        own = (found["trained_on"] == found["site"]).all()
-        groups = [("own", found)] if own else found.groupby("trained_on", sort=False)
-        for trained_on, cases in groups:
-            values = measure(cases, task, names, classes)
-            rows += [(method, seed, fold, trained_on, "all", name, value) for name, value in values.items()]
-    return pd.DataFrame(rows, columns=["method", "seed", "fold", "trained_on", "tested_on", "metric", "value"])
-
-
-def measure(cases: pd.DataFrame, task: str, names: Sequence[str], classes: int) -> dict[str, float]:
-    """The metrics of some predictions; for segmentation ``names`` are columns of ``cases``."""
-    if task == "segmentation":
-        return {name: float(cases[name].mean()) for name in names}
-    if task == "regression":
-        return regression_metrics(cases["label"].to_numpy(), cases["score"].to_numpy(), names)
-    if classes == 2:
-        score = cases["score"].to_numpy()
-        predicted = np.stack([1 - score, score], axis=1)
-    else:
-        predicted = cases[[f"score_{column}" for column in range(classes)]].to_numpy()
-    return classification_metrics(cases["label"].to_numpy(), predicted, names, cases["threshold"].to_numpy())
 
 
 def slug(text: str) -> str:

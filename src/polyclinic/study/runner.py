@@ -27,9 +27,9 @@ from polyclinic.site.run import build_work, not_stackable
 from polyclinic.state import FlatModule
 from polyclinic.study.declaration import StudyMethod, build_participation
 from polyclinic.study.display import Display
-from polyclinic.study.fit import check_fit, configurations, input_shape
+from polyclinic.study.fit import check_fit, configurations, input_shape, network_outputs
 from polyclinic.study.folder import Folder
-from polyclinic.study.jobs import ATTACKED, UNSEEN, Fold, Job, JobRunner, result_rows, work_fields
+from polyclinic.study.jobs import ATTACKED, UNSEEN, Fold, Job, JobRunner, work_fields
 from polyclinic.study.lock import locked
 from polyclinic.study.notes import diverged, full_precision, idle_parts, spared
 from polyclinic.study.preparing import describe, prepare
@@ -37,8 +37,8 @@ from polyclinic.study.report.page import write_report
 from polyclinic.study.results import write_table
 from polyclinic.study.search import Searching
 from polyclinic.study.statistics import summarise
-from polyclinic.tasks import TASKS, build_task
-from polyclinic.tasks.segmentation_metrics import metric_columns
+from polyclinic.study.testing import result_rows
+from polyclinic.tasks import build_task
 
 if TYPE_CHECKING:
     from polyclinic.data.cases import Opened
@@ -115,12 +115,12 @@ class _Runner:
     ) -> None:  # fmt: skip
         self.study, self.opened, self.folder, self.display = study, opened, folder, display
         self.declaration = study.declaration
+        self.outputs = network_outputs(self.declaration, opened.classes)
         self.engines: list[Engine] = []
         self.steps = name_steps(self.declaration.data, opened.features, opened.covariates)
         self.split_notes: list[Note] = []
         self.attack = attack
-        metric = "dice" if self.declaration.task == "segmentation" else self.declaration.metrics[0]
-        self.search = Searching(self.declaration, folder, metric)
+        self.search = Searching(self.declaration, folder, self.declaration.validation_metric)
 
     def close(self) -> None:
         """End worker processes."""
@@ -228,14 +228,12 @@ class _Runner:
                 )  # fmt: skip
 
     def _template(self, device: str) -> FlatModule:
-        task = build_task(self.declaration.task, len(self.opened.classes), TASKS[self.declaration.task].losses[0])
         name, options = self.declaration.model_part
-        return self._with_weights(build_model(name, options, self._shape(), task.outputs, device=device))
+        return self._with_weights(build_model(name, options, self._shape(), self.outputs, device=device))
 
     def _initial(self, seed: int) -> torch.Tensor:
-        task = build_task(self.declaration.task, len(self.opened.classes), TASKS[self.declaration.task].losses[0])
         name, options = self.declaration.model_part
-        return self._with_weights(build_model(name, options, self._shape(), task.outputs, seed=seed)).vector
+        return self._with_weights(build_model(name, options, self._shape(), self.outputs, seed=seed)).vector
 
     def _with_weights(self, model: FlatModule) -> FlatModule:
         if self.declaration.initial_weights is not None:
@@ -348,9 +346,8 @@ class _Runner:
 
         predictions = ordered(self.folder.gather(jobs, "predictions.csv"))
         classes = self.opened.classes
-        segmented = declaration.task == "segmentation"
-        metrics = metric_columns(declaration.metrics, classes) if segmented else declaration.metrics
-        results = result_rows(predictions, declaration.task, metrics, len(classes))
+        task = build_task(declaration.task, len(classes))
+        results = result_rows(predictions, task, task.result_metrics(declaration.metrics, classes))
         tested = sites["site"].map(lambda site: any(fold.test[site] for fold in folds.values()))
         sites = sites.assign(scored=sites["scored"] & tested)
         scored = dict(zip(sites["site"], sites["scored"], strict=True))
@@ -375,7 +372,7 @@ class _Runner:
         write_atomic(out / "notes.json", json.dumps([note.to_json() for note in dict.fromkeys(notes)], indent=2) + "\n")
         self._write_overlays(jobs)
         write_table(out / "results.csv", results)
-        if segmented and all(data.spacing is not None for data in self.opened.sites.values()):
+        if declaration.target == "masks" and all(data.spacings is not None for data in self.opened.sites.values()):
             self.folder.note({"distances": "mm"})
 
     def _summary(self, results: pd.DataFrame, predictions: pd.DataFrame, scored: dict[str, bool]) -> pd.DataFrame:

@@ -101,9 +101,9 @@ class Study:
         from polyclinic.engine.planner import choose_device
 
         spec, split = declaration.data, declaration.evaluation.split
-        sites = fingerprint_data(spec, self.folder, declaration.task, split, progress)
+        sites = fingerprint_data(spec, self.folder, declaration.target, split, progress)
         spacing = spec.preprocessing.steps if spec.preprocessing else None
-        plan = make_plan(list(sites.values()), declaration.task, choose_device(declaration.engine.device), spacing)
+        plan = make_plan(list(sites.values()), declaration.target, choose_device(declaration.engine.device), spacing)
         try:
             return replace(self, declaration=declaration.planned(plan), plan=plan)
         except EntryError as error:
@@ -118,7 +118,7 @@ class Study:
         from polyclinic.data.open import open_data
 
         spec, split = self.declaration.data, self.declaration.evaluation.split
-        return open_data(spec, self.folder, self.declaration.task, split, progress)
+        return open_data(spec, self.folder, self.declaration.target, split, progress)
 
     def check(
         self, progress: Callable[[int, int], None] | None = None, out: str | Path | None = None

@@ -1,24 +1,24 @@
-"""Tasks: what a network's output means, its loss, its predictions and its metrics."""
+"""Tasks: what a network's output means, its loss, its predictions and its metrics. Each file of this folder with a
+registered task is one.
+"""
 
 from __future__ import annotations
 
-from polyclinic.tasks.base import Task
-from polyclinic.tasks.classification import Classification
-from polyclinic.tasks.regression import Regression
-from polyclinic.tasks.segmentation import Segmentation
+from importlib import import_module
+from pkgutil import iter_modules
 
-__all__ = ["TASKS", "Classification", "Regression", "Segmentation", "Task", "build_task"]
+from polyclinic.tasks.base import TASKS, Task, register
 
-TASKS: dict[str, type[Task]] = {
-    "classification": Classification,
-    "segmentation": Segmentation,
-    "regression": Regression,
-}
+__all__ = ["TASKS", "Task", "build_task", "register"]
+
+for _module in iter_modules(__path__):
+    import_module(f"{__name__}.{_module.name}")
 
 
-def build_task(name: str, classes: int, loss: str, scale: tuple[float, float] = (0.0, 1.0)) -> Task:
-    """The task ``name`` for a number of classes, with the named loss (one of the task's ``losses``).
+def build_task(name: str, classes: int, loss: str | None = None, scale: tuple[float, float] = (0.0, 1.0)) -> Task:
+    """The task ``name`` for a number of classes, with the named loss, one of the task's ``losses``.
 
-    ``scale`` is the mean and deviation of the target of a regression.
+    The default loss is the first. ``scale`` is the mean and deviation of the target of a regression.
     """
-    return TASKS[name](classes, loss, scale)
+    task = TASKS[name]
+    return task(classes, loss or task.losses[0], scale)
