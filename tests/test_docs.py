@@ -42,12 +42,12 @@ from polyclinic.options import Catalogue, describe_options
 from polyclinic.server import SERVER_RULES
 from polyclinic.server.selection import PARTICIPATION
 from polyclinic.site import Site, Workspace
-from polyclinic.site.evaluation import MASK_THRESHOLDS
 from polyclinic.study.declaration import Declaration
 from polyclinic.study.entries import EngineOptions, Evaluation, ReportOptions, Search, Training
 from polyclinic.study.statistics import LEAST_SITES
 from polyclinic.tasks import TASKS
 from polyclinic.tasks.metrics import METRICS, threshold_grid
+from polyclinic.tasks.segmentation import MASK_THRESHOLDS
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCS = ROOT / "docs"

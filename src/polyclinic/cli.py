@@ -124,13 +124,14 @@ def methods(
         _print_parts()
         return
 
-    from polyclinic.methods import ABOUT, METHODS
+    from polyclinic.composition import METHODS
+    from polyclinic.methods import PUBLISHED
     from polyclinic.options import describe_options
 
-    for place in dict.fromkeys(about.place for about in ABOUT.values()):
+    for place in dict.fromkeys(one.place for one in PUBLISHED.values()):
         output.print(f"\n[bold]{_escape(place)}[/bold]")
-        entries = [(name, ABOUT[name].summary, describe_options(METHODS[name]), ABOUT[name].citation)
-                   for name in METHODS if ABOUT[name].place == place]  # fmt: skip
+        entries = [(name, one.summary, describe_options(METHODS[name]), one.citation)
+                   for name, one in PUBLISHED.items() if one.place == place]  # fmt: skip
         _print_entries(entries)
 
 
@@ -153,17 +154,18 @@ def _print_parts() -> None:
     from inspect import getdoc
 
     from polyclinic.client.personal import PERSONAL
-    from polyclinic.client.rules import LOCAL_RULES
-    from polyclinic.communication.topology import TOPOLOGIES
+    from polyclinic.composition import METHODS  # noqa: F401 - the parts enter their catalogues
     from polyclinic.options import Catalogue, describe_options
-    from polyclinic.server import SERVER_RULES
+    from polyclinic.parts import CHANNEL_PARTS, LOCAL_PARTS, PROCEDURES, SERVER_PARTS, TOPOLOGIES
     from polyclinic.server.selection import PARTICIPATION
 
     catalogues: dict[str, Catalogue[Any]] = {
-        "Rules of local training (local)": LOCAL_RULES,
-        "Parts of the server rule (server)": SERVER_RULES,
+        "Rules of local training (local)": LOCAL_PARTS,
         "Personal models (personal)": PERSONAL,
-        "Order of the sites (topology)": TOPOLOGIES,
+        "Steps of the channel (channel)": CHANNEL_PARTS,
+        "Parts of the server rule (server)": SERVER_PARTS,
+        "Groups and order of the sites (topology)": TOPOLOGIES,
+        "Ways to the sites' updates (procedure)": PROCEDURES,
         "Who takes part (training: participation)": PARTICIPATION,
     }
     for title, catalogue in catalogues.items():

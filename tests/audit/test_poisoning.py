@@ -705,34 +705,34 @@ def test_the_pool_of_one_corrupt_site_is_corrupt_once() -> None:
 
 
 def test_an_entry_is_filled_in() -> None:
-    attack = read_attack({"label_flip": None}, "classification", False)
+    attack = read_attack({"label_flip": None}, "labels", False)
     assert attack == Attack("label_flip", {"fraction": 1.0}, 1)
     assert attack.entry() == {"sites": 1, "label_flip": {"fraction": 1.0}}
-    assert read_attack({"sites": ["B", 7], "alie": {"z": 2}}, "segmentation", True).sites == ("B", "7")
+    assert read_attack({"sites": ["B", 7], "alie": {"z": 2}}, "masks", True).sites == ("B", "7")
 
 
 @pytest.mark.parametrize(
     ("entry", "task", "images", "code", "place", "sentence"),
     [
-        ("label_flip", "classification", False, "P102", (), "expected `sites` and a kind of attack"),
-        ({"sites": 1}, "classification", False, "P102", (), "names no kind of attack"),
-        ({"label_flip": {}, "alie": {}}, "classification", False, "P102", ("alie",), "several kinds: label_flip, alie"),
-        ({"label_flop": {}}, "classification", False, "P103", ("label_flop",), "Did you mean 'label_flip'?"),
-        ({"site": 1, "alie": {}}, "classification", False, "P103", ("site",), "Did you mean 'sites'?"),
-        ({"sites": 0, "alie": {}}, "classification", False, "P102", ("sites",), "a list of sites, or how many"),
-        ({"sites": [], "alie": {}}, "classification", False, "P102", ("sites",), "a list of sites, or how many"),
-        ({"sites": ["A", "A"], "alie": {}}, "classification", False, "P102", ("sites", 1), "A is there twice"),
-        ({"label_flip": {"fraction": 2}}, "classification", False, "P102", ("label_flip", "fraction"), "got 2"),
-        ({"label_flip": {"share": 1}}, "classification", False, "P103", ("label_flip", "share"), "no option 'share'"),
-        ({"alie": {"z": 0}}, "classification", False, "P102", ("alie", "z"), "a number above 0"),
-        ({"label_flip": {}}, "segmentation", True, "P104", ("label_flip",), "Use swapped_labels"),
-        ({"label_flip": {}}, "regression", False, "P104", ("label_flip",), "each other's numbers"),
-        ({"missing_class": {}}, "classification", False, "P102", ("missing_class", "label"), "'label' is missing"),
-        ({"wrong_spacing": {}}, "classification", False, "P104", ("wrong_spacing",), "for images"),
-        ({"backdoor": {"target": 1}}, "classification", False, "P102", ("backdoor",), "'features' is missing"),
-        ({"backdoor": {"target": 1, "features": {"a": 1}}}, "classification", True, "P104", ("backdoor", "features"),
+        ("label_flip", "labels", False, "P102", (), "expected `sites` and a kind of attack"),
+        ({"sites": 1}, "labels", False, "P102", (), "names no kind of attack"),
+        ({"label_flip": {}, "alie": {}}, "labels", False, "P102", ("alie",), "several kinds: label_flip, alie"),
+        ({"label_flop": {}}, "labels", False, "P103", ("label_flop",), "Did you mean 'label_flip'?"),
+        ({"site": 1, "alie": {}}, "labels", False, "P103", ("site",), "Did you mean 'sites'?"),
+        ({"sites": 0, "alie": {}}, "labels", False, "P102", ("sites",), "a list of sites, or how many"),
+        ({"sites": [], "alie": {}}, "labels", False, "P102", ("sites",), "a list of sites, or how many"),
+        ({"sites": ["A", "A"], "alie": {}}, "labels", False, "P102", ("sites", 1), "A is there twice"),
+        ({"label_flip": {"fraction": 2}}, "labels", False, "P102", ("label_flip", "fraction"), "got 2"),
+        ({"label_flip": {"share": 1}}, "labels", False, "P103", ("label_flip", "share"), "no option 'share'"),
+        ({"alie": {"z": 0}}, "labels", False, "P102", ("alie", "z"), "a number above 0"),
+        ({"label_flip": {}}, "masks", True, "P104", ("label_flip",), "Use swapped_labels"),
+        ({"label_flip": {}}, "numbers", False, "P104", ("label_flip",), "each other's numbers"),
+        ({"missing_class": {}}, "labels", False, "P102", ("missing_class", "label"), "'label' is missing"),
+        ({"wrong_spacing": {}}, "labels", False, "P104", ("wrong_spacing",), "for images"),
+        ({"backdoor": {"target": 1}}, "labels", False, "P102", ("backdoor",), "'features' is missing"),
+        ({"backdoor": {"target": 1, "features": {"a": 1}}}, "labels", True, "P104", ("backdoor", "features"),
          "for tables"),
-        ({"backdoor": {"target": 1}}, "segmentation", True, "P104", ("backdoor",), "masks have no class"),
+        ({"backdoor": {"target": 1}}, "masks", True, "P104", ("backdoor",), "masks have no class"),
     ],
 )  # fmt: skip
 def test_an_entry_that_does_not_fit_gets_its_sentence(
@@ -1014,7 +1014,7 @@ def test_every_kind_stands_in_the_page_of_the_study_file_with_its_options() -> N
     for row in rows:
         if row[0].strip("`") in CORRUPTIONS:
             part = CORRUPTIONS[row[0].strip("`")]
-            assert row[2] == ("images" if part.images else "classification" if len(part.tasks) == 1 else "all")
+            assert row[2] == ("images" if part.images else "classification" if len(part.targets) == 1 else "all")
     for name in ATTACKS:
         assert f"`{name}`" in (Path(__file__).resolve().parents[2] / "docs" / "corrupt-sites.md").read_text("utf-8")
 

@@ -54,7 +54,7 @@ def test_an_opened_study_counts_them_a_site_whether_prepared_now_or_before(tmp_p
         }
     )  # fmt: skip
     for _ in ("prepared", "from the cache"):
-        opened = open_data(spec, tmp_path, "classification")
+        opened = open_data(spec, tmp_path, "labels")
         found = numbered(opened.notes, "N610")
         assert [str(note).split(" without")[0] for note in found] == ["Site A: 2 images", "Site B: 1 image"]
         assert found[0].cases == tuple(opened.sites["A"].cases[1:])

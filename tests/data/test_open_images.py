@@ -19,11 +19,11 @@ HALF = np.zeros((4, 6), np.uint8)
 HALF[:, :3] = 200
 
 
-def opened(folder: Path, task="classification", **entries):
+def opened(folder: Path, target="labels", **entries):
     base = {"table": "t.csv", "site": "site", "subject": "who", "image": "file", "mask": "outline", "size": [4, 6]}
     progress = entries.pop("progress", None)
-    spec = DataSpec.model_validate(base | ({"label": "dx"} if task == "classification" else {}) | entries)
-    return open_data(spec, folder, task, progress=progress)
+    spec = DataSpec.model_validate(base | ({"label": "dx"} if target == "labels" else {}) | entries)
+    return open_data(spec, folder, target, progress=progress)
 
 
 @pytest.fixture
@@ -56,7 +56,7 @@ def test_images_and_labels(study):
 
 
 def test_masks(study):
-    result = opened(study, "segmentation", channels="grey")
+    result = opened(study, "masks", channels="grey")
     assert result.features == ["grey"]
     assert result.classes == ["background", "foreground"]
     targets = result.sites["B"].targets
@@ -68,7 +68,7 @@ def test_masks(study):
 
 def test_a_mask_without_foreground_is_told(study, write_image):
     write_image("m/2.png", np.zeros((4, 6), np.uint8))
-    assert opened(study, "segmentation").notes == ["Site A: 1 mask has no foreground."]
+    assert opened(study, "masks").notes == ["Site A: 1 mask has no foreground."]
 
 
 def test_resizing(tmp_path, write_image):
@@ -200,7 +200,7 @@ def test_empty_cells_are_no_unreadable_files(study, write_table):
     write_table(TABLE.replace("i/2.png", ""), "t.csv")
     assert opened(study).sites["A"].counts.rejected == Counter({"file is missing": 1})
     write_table(TABLE.replace("m/2.png", "NA"), "t.csv")
-    assert opened(study, "segmentation").sites["A"].counts.rejected == Counter({"outline is missing": 1})
+    assert opened(study, "masks").sites["A"].counts.rejected == Counter({"outline is missing": 1})
 
 
 def test_copies_are_told(study, write_image):

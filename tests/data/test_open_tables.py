@@ -19,8 +19,8 @@ TABLE = """id,hospital,age,sex,head,dx,part,wing
 BASE = {"table": "table.csv", "site": "hospital", "subject": "id", "label": "dx", "features": ["age", "head"]}
 
 
-def opened(folder: Path, split=None, task="classification", **entries):
-    return open_data(DataSpec.model_validate(BASE | entries), folder, task, split)
+def opened(folder: Path, split=None, target="labels", **entries):
+    return open_data(DataSpec.model_validate(BASE | entries), folder, target, split)
 
 
 def rejected(result, site):
@@ -110,7 +110,7 @@ def test_entries_that_do_not_go_together(write_table, entries, message):
 
 def test_segmentation_needs_image_and_mask(write_table):
     with pytest.raises(StudyError, match="P102 Segmentation needs `image` and `mask`"):
-        opened(write_table(TABLE), task="segmentation")
+        opened(write_table(TABLE), target="masks")
 
 
 def test_every_row_is_accounted_for(write_table):

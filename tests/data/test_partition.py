@@ -38,8 +38,8 @@ def table_of(classes, home, sites):
     return table
 
 
-def opened(folder, task="classification", split=None, progress=None, **entries):
-    return open_data(DataSpec.model_validate(entries), folder, task, split, progress)
+def opened(folder, target="labels", split=None, progress=None, **entries):
+    return open_data(DataSpec.model_validate(entries), folder, target, split, progress)
 
 
 def people(result):
@@ -267,7 +267,7 @@ def test_sites_stand_in_the_order_of_their_numbers(write_table):
 
 def test_numbers_are_shared_out_alike(tmp_path):
     entries = write_number_study(tmp_path, {"Aachen": 60, "Bonn": 40})["data"]
-    result = opened(tmp_path, "regression", **entries, partition={"sites": 2, "even": {}})
+    result = opened(tmp_path, "numbers", **entries, partition={"sites": 2, "even": {}})
     means = [float(data.targets.mean()) for data in result.sites.values()]
     assert [len(data) for data in result.sites.values()] == [50, 50]
     # Ages deviate by 13 years; the mean of 50 drawn at random deviates by 1.9, so two of them differ by 2.6.
@@ -282,12 +282,12 @@ def test_the_fingerprint_tells_partitions_apart(write_table):
     assert prints[0] != opened(folder, **VISITS).fingerprint
 
 
-@pytest.mark.parametrize("task", ["regression", "segmentation"])
-def test_label_skew_is_for_classes(task, tmp_path):
-    study = write_number_study(tmp_path, SIZES) if task == "regression" else write_image_study(tmp_path, SIZES)
+@pytest.mark.parametrize("target", ["numbers", "masks"])
+def test_label_skew_is_for_classes(target, tmp_path):
+    study = write_number_study(tmp_path, SIZES) if target == "numbers" else write_image_study(tmp_path, SIZES)
     study["data"]["partition"] = {"sites": 2, "label_skew": {"alpha": 1}}
     message = (
-        f"P104 study, data.partition.label_skew: label skew shares out classes, and {task} has none. "
+        f"P104 study, data.partition.label_skew: label skew shares out classes, and {target} have none. "
         "Use `quantity_skew` or `even`."
     )
     with pytest.raises(StudyError) as caught:
@@ -310,14 +310,14 @@ def test_the_study_file_with_all_defaults_says_the_same(kind, tmp_path):
 
 def test_images_go_with_their_patient_and_are_read_once(tmp_path):
     entries = write_image_study(tmp_path, SIZES)["data"]
-    real = opened(tmp_path, "segmentation", **entries)
+    real = opened(tmp_path, "masks", **entries)
     pictures = {
         name: (image, mask)
         for data in real.sites.values()
         for name, image, mask in zip(data.subjects, data.inputs, data.targets, strict=True)
     }
     ticks = []
-    result = opened(tmp_path, "segmentation", None, lambda done, total: ticks.append((done, total)), **entries,
+    result = opened(tmp_path, "masks", None, lambda done, total: ticks.append((done, total)), **entries,
                     partition={"sites": 4, "quantity_skew": {"alpha": 2}})  # fmt: skip
     assert ticks == [(number, 60) for number in range(1, 61)]
     assert set.union(*people(result).values()) == set(pictures)
@@ -339,11 +339,11 @@ def test_volumes_and_their_plan_have_the_simulated_sites(tmp_path):
         "table": "table.csv", "label": "dx", "image": "image",
         "preprocessing": {"size": [8, 8, 8], "intensity": "none"}, "partition": {"sites": 2, "even": {}, "least": 3},
     })  # fmt: skip
-    result = open_data(spec, tmp_path, "classification")
+    result = open_data(spec, tmp_path, "labels")
     assert set.union(*people(result).values()) == {f"{number}.nii" for number in range(6)}
     for data in result.sites.values():
         assert [int(data.inputs[position].min()) for position in range(3)] == [int(name[0]) for name in data.subjects]
-    assert list(fingerprint_data(spec, tmp_path, "classification")) == ["Site 1", "Site 2"]
+    assert list(fingerprint_data(spec, tmp_path, "labels")) == ["Site 1", "Site 2"]
 
 
 # Real data ------------------------------------------------------------------------------------------------------------

@@ -28,7 +28,7 @@ QUALITY = {
 EXCLUDED_SCANS = [1, 0, 5, 1, 9, 7, 0, 10, 2, 1, 17, 27, 6, 14, 50, 3, 3]
 
 
-def read(folder, task="classification", split_column=None, **entries):
+def read(folder, task="labels", split_column=None, **entries):
     spec = DataSpec.model_validate(entries)
     return open_data(spec, folder, task, split_column), spec
 
@@ -154,13 +154,13 @@ def test_retina_vessels(data_folder: Path):
         "mask": "mask",
         "size": [128, 128],
     }
-    opened, spec = read(data_folder, "segmentation", **entries)
+    opened, spec = read(data_folder, "masks", **entries)
     assert used(opened) == {"chasedb1": 28, "drive": 40, "stare": 20}
     frame = check_frame(opened, spec).set_index("site")
     assert frame["patients"].tolist() == [14, 40, 20]
     # mean vessel shares of the description: 7.6, 9.2 and 8.3 %
     assert frame["foreground"].tolist() == pytest.approx([0.076, 0.092, 0.083], abs=0.002)
-    drive, _ = read(data_folder, "segmentation", "orig_split", **entries | {"where": {"site": "drive"}})
+    drive, _ = read(data_folder, "masks", "orig_split", **entries | {"where": {"site": "drive"}})
     assert Counter(drive.sites["drive"].parts) == Counter(train=20, test=20)
     parts = split(drive.sites["drive"], folds=None, fold=0, validation=0.2, seed=0)
     assert (len(parts.train), len(parts.validation), len(parts.test)) == (16, 4, 20)

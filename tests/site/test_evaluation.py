@@ -11,6 +11,7 @@ from polyclinic.ignored import IGNORED
 from polyclinic.site import evaluation
 from polyclinic.state import FlatModule
 from polyclinic.tasks import build_task
+from polyclinic.tasks.segmentation import MASK_THRESHOLDS
 from polyclinic.tasks.segmentation_metrics import hausdorff95, segmentation_classes
 
 SIZE = (8, 10, 6)
@@ -30,7 +31,7 @@ class _Volumes:
         if classes > 2:
             self.targets[:, :, 5:7, 7:9, 4:] = 2
         self.inputs = 1 + self.targets.float() + 0.3 * torch.randn(self.targets.shape, generator=random)
-        self.shape, self.spacing = (1, *SIZE), spacing
+        self.shape, self.spacings = (1, *SIZE), None if spacing is None else [spacing] * cases
 
     def batch(self, index, *, augment=None):
         assert len(index) == 1, "volumes are measured one by one"
@@ -108,9 +109,9 @@ def test_validation_of_volumes_is_the_mean_over_cases(classes):
 def test_thresholds_of_volumes_with_one_structure():
     run, vectors, index = volume_run(2)
     evidence = evaluation.threshold_evidence(run, vectors, index)
-    assert evidence.shape == (2, len(evaluation.MASK_THRESHOLDS))
-    assert evidence[1].tolist() == [4.0] * len(evaluation.MASK_THRESHOLDS)
-    best = evaluation.MASK_THRESHOLDS[int(evidence[0].argmax())]
+    assert evidence.shape == (2, len(MASK_THRESHOLDS))
+    assert evidence[1].tolist() == [4.0] * len(MASK_THRESHOLDS)
+    best = MASK_THRESHOLDS[int(evidence[0].argmax())]
     for threshold in (0.05, 0.95):
         values = [evaluation.predict(run, vectors, index, t)[1]["values"][:, 0].mean() for t in (best, threshold)]
         assert values[0] >= values[1]
@@ -145,7 +146,7 @@ def test_no_cases_give_empty_answers():
     assert evaluation.score(run, vectors, none, "dice") == {"cases": 0, "loss": None, "metric": None}
     assert evaluation.predict(run, vectors, none, 0.5)[1]["values"].shape == (0, 6)
     assert evaluation.overlays(run, vectors, none, 0.5) == ({}, {})
-    numbers = SimpleNamespace(task=build_task("regression", 0, "mse"), dataset=run.dataset)
+    numbers = SimpleNamespace(task=build_task("regression", 0, "mse"), dataset=run.dataset, declaration=run.declaration)
     found = evaluation.predict(numbers, vectors, none, 0.5)[1]
     assert {name: tuple(tensor.shape) for name, tensor in found.items()} == {"predictions": (0,), "labels": (0,)}
 

@@ -6,7 +6,8 @@ import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 
-from polyclinic.tasks import TASKS, Segmentation, build_task
+from polyclinic.tasks import TASKS, build_task
+from polyclinic.tasks.segmentation import Segmentation
 
 
 def outputs_and_masks(classes, shape, cases=3):

@@ -21,6 +21,7 @@ from scipy.stats import norm
 from torch import Tensor
 
 from polyclinic.data.corruption import CORRUPTIONS, Corruption
+from polyclinic.data.spec import Target
 from polyclinic.errors import nearest
 from polyclinic.options import Catalogue, EntryError, Place
 from polyclinic.seeds import generator
@@ -354,12 +355,12 @@ class Attack:
         return part.note(sites, len(self.names)) if isinstance(part, UpdateAttack) else ""
 
 
-def read_attack(entry: object, task: str, images: bool) -> Attack:
+def read_attack(entry: object, target: Target, images: bool) -> Attack:
     """The ``attack:`` part of a study file.
 
     Args:
         entry: its content.
-        task: of the study.
+        target: what the study predicts of each case.
         images: whether the cases are images; else they are rows of a table.
 
     Raises:
@@ -381,7 +382,7 @@ def read_attack(entry: object, task: str, images: bool) -> Attack:
     name, options = ATTACKS.resolve({kinds[0]: given[kinds[0]]}, PLACE)
     part = ATTACKS[name]
     if issubclass(part, Corruption):
-        _check_cases(part, name, options, task, images)
+        _check_cases(part, name, options, target, images)
     return Attack(name, options, _read_sites(given.get("sites", 1)))
 
 
@@ -398,11 +399,11 @@ def _read_sites(given: object) -> tuple[str, ...] | int:
     return tuple(names)
 
 
-def _check_cases(part: type[Corruption], name: str, options: dict[str, Any], task: str, images: bool) -> None:
+def _check_cases(part: type[Corruption], name: str, options: dict[str, Any], target: Target, images: bool) -> None:
     """Whether the cases can be corrupted in this way."""
     place = (*PLACE, name)
-    if task not in part.tasks:
-        what = {"segmentation": "masks have no class of their own", "regression": "numbers have no classes"}[task]
+    if target not in part.targets:
+        what = "masks have no class of their own" if target == "masks" else "numbers have no classes"
         hint = "Use swapped_labels, which gives cases each other's " + ("masks." if images else "numbers.")
         raise EntryError("P104", f"{name} is for classification: {what}.", hint, place=place)
     if part.images and not images:

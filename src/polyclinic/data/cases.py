@@ -44,7 +44,7 @@ class SiteData:
         cases: name of each case (table row or image file), N names.
         parts: ``train``, ``validation`` or ``test`` for each case where a column fixes the split, else None.
         counts: found, used and rejected with reasons.
-        spacing: size of a pixel or voxel along each axis of an image in millimetres, the same for all; None where it is
+        spacings: size of a voxel along each axis of each case's image in millimetres, N of them; None where they are
             not known: then distances are in pixels.
         covariates: float64 ``[N, K]`` without missing values, where the study names covariates, else None.
         mask_facts: what was seen in each case's mask, or None.
@@ -57,7 +57,7 @@ class SiteData:
     cases: list[str]
     parts: list[str] | None
     counts: Counts
-    spacing: tuple[float, ...] | None = None
+    spacings: list[tuple[float, ...]] | None = None
     covariates: Tensor | None = None
     mask_facts: list[MaskFacts] | None = None
 

@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.nn.functional import affine_grid, grid_sample
 
 from polyclinic.data.dataset import Dataset
+from polyclinic.data.spec import Target
 from polyclinic.data.splits import Parts
 from polyclinic.data.volumes.store import Volumes
 from polyclinic.errors import nearest
@@ -33,11 +34,11 @@ class Corruption(ABC):
     """Changes what a site trains on.
 
     Attributes:
-        tasks: the tasks for which it means something.
+        targets: what may be predicted of the cases for it to mean something.
         images: whether it is for images only.
     """
 
-    tasks: ClassVar[tuple[str, ...]] = ("classification", "regression", "segmentation")
+    targets: ClassVar[tuple[Target, ...]] = ("labels", "numbers", "masks")
     images: ClassVar[bool] = False
 
     @classmethod
@@ -108,7 +109,7 @@ class LabelFlip(Corruption):
         fraction: share of the cases.
     """
 
-    tasks = ("classification",)
+    targets = ("labels",)
 
     def __init__(self, *, fraction: Share = 1.0) -> None:
         self.fraction = fraction
@@ -154,7 +155,7 @@ class MissingClass(Corruption):
         label: name of the class.
     """
 
-    tasks = ("classification",)
+    targets = ("labels",)
 
     def __init__(self, *, label: str | int) -> None:
         self.label = label
@@ -314,7 +315,7 @@ class Backdoor(InputCorruption):
         features: of a table: feature -> value, before scaling.
     """
 
-    tasks = ("classification",)
+    targets = ("labels",)
 
     def __init__(
         self, *, target: str | int, fraction: Share = 0.5, size: Share = 0.15, features: dict[str, float] | None = None

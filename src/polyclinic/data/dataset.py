@@ -26,7 +26,7 @@ class Dataset:
             ``[N, 1, D, H, W]``).
         augments: whether training batches are changed at random (augmentation, or boxes cut from volumes).
         patch: the boxes on which a network is trained, or None for whole images.
-        spacing: size of a pixel along each axis in millimetres, or None; see ``SiteData``.
+        spacings: voxel sizes of each case in millimetres, or None; see ``SiteData``.
         unscaled: the inputs before scaling, see ``SiteData``; not of a pool.
 
     Args:
@@ -46,7 +46,7 @@ class Dataset:
         self.site = data.site
         self.targets = data.targets
         self.augments = augmentation is not None or patch is not None
-        self.patch, self.spacing = patch, data.spacing
+        self.patch, self.spacings = patch, data.spacings
         self._standard = standard
         self._landmarks = None if standard is None else landmarks(data.inputs)
         self._scaler = scaler
@@ -84,6 +84,8 @@ class Dataset:
             return pooled
         pooled.augments = any(dataset.augments for dataset in datasets)
         pooled.targets = concatenate([dataset.targets for dataset in datasets])
+        known = [dataset.spacings for dataset in datasets if dataset.spacings is not None]
+        pooled.spacings = [one for spacings in known for one in spacings] if len(known) == len(datasets) else None
         if len(datasets[0].shape) == 1:
             pooled._inputs = concatenate([dataset._inputs for dataset in datasets])
         else:

@@ -27,10 +27,10 @@ from polyclinic.data.quality.leaks import columns_of
 from polyclinic.data.quality.patients import check_site_names, patient_notes
 from polyclinic.data.quality.tables import image_notes, table_notes
 from polyclinic.data.readers.files import resolve
-from polyclinic.data.spec import DataSpec
+from polyclinic.data.spec import DataSpec, Target
 from polyclinic.data.tables.features import encode_covariates, encode_features
 from polyclinic.data.tables.labels import encode_labels, encode_numbers
-from polyclinic.data.tables.rows import Rows, Task, read_rows, reject_rows
+from polyclinic.data.tables.rows import Rows, read_rows, reject_rows
 from polyclinic.data.volumes.fingerprint import SiteFingerprint
 from polyclinic.data.volumes.prepare import VolumeFiles, check_volumes, fingerprint_volumes, prepare_volumes
 from polyclinic.data.volumes.store import Volumes
@@ -47,7 +47,7 @@ RESERVED_SITES = ("all", "pool", "federation")
 def open_data(
     spec: DataSpec,
     folder: Path,
-    task: Task,
+    target: Target,
     split: str | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Opened:
@@ -65,7 +65,7 @@ def open_data(
     Args:
         spec: the ``data:`` part of the study file, environment variables expanded.
         folder: the study file's folder.
-        task: what the cases are for.
+        target: what is to be predicted of each case.
         split: column that fixes the part of each case: train, validation (val, valid, dev) or test.
         progress: called with the number of images decoded and the number of all images, after each image.
 
@@ -76,7 +76,7 @@ def open_data(
         StudyError: P102 or P104 when the entries of ``spec`` do not go together.
         DataError: P201 to P206 and P503, when a file, a column, a value, an image or a site is not as ``spec`` says.
     """
-    rows, used, labels, classes, notes = _rows_of_sites(spec, folder, task, split)
+    rows, used, labels, classes, notes = _rows_of_sites(spec, folder, target, split)
     matrix, features = np.empty(0, dtype=np.float32), _channels(spec)
     if spec.image is None:
         matrix, features = encode_features(used.cells, used.chosen, spec)
@@ -94,9 +94,9 @@ def open_data(
             masks: Pixels | None = None
             seen = Seen()
         else:
-            pixels, masks, here, seen = _read_images(site, used, here, spec, folder, task, counts, tick)
+            pixels, masks, here, seen = _read_images(site, used, here, spec, folder, target, counts, tick)
             notes += seen.notes
-            notes += _picture_notes(site, _files(used, here, spec, folder, task), spec)
+            notes += _picture_notes(site, _files(used, here, spec, folder, target), spec)
         if pixels is None or not len(here):
             left_out[site] = counts
             why = reasons_text(counts.rejected) or "it has no rows"
@@ -105,13 +105,13 @@ def open_data(
             continue
         targets = torch.from_numpy(labels[here]) if masks is None else masks
         subjects, cases, parts = (used.origin[column].iloc[here].tolist() for column in ("subject", "case", "part"))
-        split_parts, steps = None if split is None else parts, _spacing(pixels)
+        split_parts, steps = None if split is None else parts, _spacings(pixels)
         own = None if covariates is None else torch.from_numpy(covariates[here])
         sites[site] = SiteData(site, pixels, targets, subjects, cases, split_parts, counts, steps, own)
         sites[site].mask_facts = seen.mask_facts
     if not sites:
         raise DataError("P205", "No site has a usable case. " + " ".join(notes), "Mend the images or their paths.")
-    notes += column_notes(used.cells, spec, task, features, matrix, used.counting)
+    notes += column_notes(used.cells, spec, target, features, matrix, used.counting)
     notes += quality_notes(
         sites,
         features,
@@ -127,7 +127,7 @@ def open_data(
 
 
 def _rows_of_sites(
-    spec: DataSpec, folder: Path, task: Task, split: str | None
+    spec: DataSpec, folder: Path, target: Target, split: str | None
 ) -> tuple[Rows, Rows, Labels, list[str], list[Note]]:
     """All rows and those that are used, each with its site; the labels of the latter, names of classes, and notes.
 
@@ -135,30 +135,30 @@ def _rows_of_sites(
         StudyError: P102 or P104 when the entries of ``spec`` do not go together.
         DataError: P201 to P203, P205, P206 and P503, when a file, a column or a value is not as ``spec`` says.
     """
-    _check_spec(spec, task)
+    _check_spec(spec, target)
     rows = read_rows(spec, folder, split)
-    notes = reject_rows(rows, spec, task, split)
+    notes = reject_rows(rows, spec, target, split)
     kept = rows.usable & rows.origin["site"].notna().to_numpy()
     used = rows.where(kept)
     if not len(used):
         raise DataError("P205", f"No row can be used: {_all_reasons(rows)}.", "Mend the table or the `data:` part.")
     labels: Labels = np.empty(0, dtype=np.int64)
     classes = list(MaskClasses.of(spec).names)
-    if task == "classification" and spec.label is not None:
+    if target == "labels" and spec.label is not None:
         labels, classes = encode_labels(used.cells[spec.label], spec)
-    if task == "regression" and spec.label is not None:
+    if target == "numbers" and spec.label is not None:
         labels, classes = encode_numbers(used.cells[spec.label], spec), []
-    notes += _row_notes(used, labels, classes, spec, task)
+    notes += _row_notes(used, labels, classes, spec, target)
     if spec.partition is not None:
-        known = None if task == "segmentation" else labels
+        known = None if target == "masks" else labels
         told = partition_rows(rows, kept, known, spec.partition, subjects_named=spec.subject is not None)
         return rows, rows.where(kept), labels, classes, told + notes
     return rows, used, labels, classes, notes
 
 
-def _row_notes(used: Rows, labels: Labels, classes: list[str], spec: DataSpec, task: Task) -> list[Note]:
+def _row_notes(used: Rows, labels: Labels, classes: list[str], spec: DataSpec, target: Target) -> list[Note]:
     """Notes on patients and labels of the used rows, by the sites that the tables name."""
-    known = labels if task == "classification" else None
+    known = labels if target == "labels" else None
     notes = patient_notes(used.origin, known, named=spec.subject is not None)
     if known is not None and spec.label is not None:
         notes += label_notes(used.cells[spec.label], known.astype(np.int64), used.origin["site"], spec, classes)
@@ -171,7 +171,7 @@ def _read_images(
     here: npt.NDArray[np.intp],
     spec: DataSpec,
     folder: Path,
-    task: Task,
+    target: Target,
     counts: Counts,
     tick: Callable[[], None],
 ) -> tuple[Pixels | None, Pixels | None, npt.NDArray[np.intp], Seen]:
@@ -182,7 +182,7 @@ def _read_images(
         DataError: P204 when more than ``max_unreadable`` of the site's cases can't be read.
     """
     mine = rows.cells.iloc[here]
-    files = _files(rows, here, spec, folder, task)
+    files = _files(rows, here, spec, folder, target)
     images: Pixels | None
     masks: Pixels | None
     seen = Seen(deep=DeepPictures(spec.bits))
@@ -224,26 +224,26 @@ def _picture_notes(site: str, files: VolumeFiles, spec: DataSpec) -> list[Note]:
     )
 
 
-def _files(rows: Rows, here: npt.NDArray[np.intp], spec: DataSpec, folder: Path, task: Task) -> VolumeFiles:
+def _files(rows: Rows, here: npt.NDArray[np.intp], spec: DataSpec, folder: Path, target: Target) -> VolumeFiles:
     """Where the images and masks of the rows ``here`` are."""
     mine = rows.cells.iloc[here]
     roots = [Path(table) if spec.root is None else folder / spec.root for table in rows.origin["folder"].iloc[here]]
-    masks = mine[spec.mask_column].tolist() if task == "segmentation" else None
+    masks = mine[spec.mask_column].tolist() if target == "masks" else None
     return VolumeFiles(mine[spec.image_columns].to_numpy().tolist(), masks, roots, allowed=(folder,))
 
 
 def fingerprint_data(
-    spec: DataSpec, folder: Path, task: Task, split: str | None = None,
+    spec: DataSpec, folder: Path, target: Target, split: str | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> dict[str, SiteFingerprint]:  # fmt: skip
     """What each site says of its volumes, for a plan; see ``open_data`` for the arguments and errors."""
-    rows, used, *_ = _rows_of_sites(spec, folder, task, split)
+    rows, used, *_ = _rows_of_sites(spec, folder, target, split)
     tick = _ticker(progress, len(used))
     found = {}
     for site in _site_names(rows, spec):
         here = np.flatnonzero(used.origin["site"] == site)
         if len(here):
-            found[site] = fingerprint_volumes(_files(used, here, spec, folder, task), spec, folder / spec.cache, tick)
+            found[site] = fingerprint_volumes(_files(used, here, spec, folder, target), spec, folder / spec.cache, tick)
     known = {site: one for site, one in found.items() if one is not None}
     if not known:
         raise DataError("P205", "No image can be read, so that nothing can be planned.", "Mend the images' paths.")
@@ -256,13 +256,13 @@ def _channels(spec: DataSpec) -> list[str]:
     return ["red", "green", "blue"] if spec.channels == "rgb" else ["grey"]
 
 
-def _spacing(pixels: Pixels) -> tuple[float, ...] | None:
-    """Voxel sizes of volumes, in mm; that of the first where images keep their own."""
-    return tuple(pixels.about[0]["grid_spacing"]) if isinstance(pixels, Volumes) else None
+def _spacings(pixels: Pixels) -> list[tuple[float, ...]] | None:
+    """Voxel sizes of each volume, in mm: images may keep their own."""
+    return [tuple(record["grid_spacing"]) for record in pixels.about] if isinstance(pixels, Volumes) else None
 
 
-def _check_spec(spec: DataSpec, task: Task) -> None:
-    """Stop where entries of the ``data:`` part contradict each other or the task."""
+def _check_spec(spec: DataSpec, target: Target) -> None:
+    """Stop where entries of the ``data:`` part contradict each other or what is to be predicted."""
 
     def need(fulfilled: object, message: str, hint: str, code: str = "P102") -> None:
         if not fulfilled:
@@ -280,17 +280,17 @@ def _check_spec(spec: DataSpec, task: Task) -> None:
                  "Name one column, or say with `preprocessing` how volumes are to be prepared.")  # fmt: skip
             need(spec.size and min(spec.size) > 0, "Images need a `size`.",
                  "Give height and width: size: [128, 128]; or `preprocessing` for NIfTI and DICOM.")  # fmt: skip
-    check_volumes(spec, task)
-    check_partition(spec, task)
-    if task == "segmentation":
+    check_volumes(spec, target)
+    check_partition(spec, target)
+    if target == "masks":
         need(spec.image and spec.mask, "Segmentation needs `image` and `mask`.", "Name the columns with their paths.")
     else:
-        kind, goal = ("Classification", "class") if task == "classification" else ("Regression", "number")
+        kind, goal = ("Classification", "class") if target == "labels" else ("Regression", "number")
         need(spec.label, f"{kind} needs a `label`.", f"Name the column with the {goal} to predict.")
         hint = 'Name the feature columns (features: "*" takes all that have no other part) or the image column.'
         need(spec.image or spec.features or spec.categorical, f"{kind} needs `features` or `image`.", hint)
         need(spec.mask_classes is None, "`mask_classes` is for segmentation.", "Take it out.", "P104")
-    if task == "regression":
+    if target == "numbers":
         need(spec.positive is None and spec.classes is None, "A number has no classes.",
              "Take out `positive` and `classes`, or use `task: classification`.", "P104")  # fmt: skip
     if spec.subject_pattern is not None:

@@ -21,7 +21,7 @@ import numpy.typing as npt
 import pandas as pd
 import torch
 
-from polyclinic.data.spec import DataSpec, Partition
+from polyclinic.data.spec import DataSpec, Partition, Target
 from polyclinic.data.splits import patient_cases, patient_classes
 from polyclinic.data.tables.rows import Rows
 from polyclinic.errors import DataError
@@ -33,15 +33,15 @@ from polyclinic.seeds import derive_seed
 MOST_DRAWS = 1000
 
 
-def check_partition(spec: DataSpec, task: str) -> None:
-    """Stop where the partition does not suit the task.
+def check_partition(spec: DataSpec, target: Target) -> None:
+    """Stop where the partition does not suit what is to be predicted.
 
     Raises:
         EntryError: P104, label skew without classes.
     """
-    if spec.partition is not None and spec.partition.label_skew is not None and task != "classification":
+    if spec.partition is not None and spec.partition.label_skew is not None and target != "labels":
         raise EntryError(
-            "P104", f"label skew shares out classes, and {task} has none.", "Use `quantity_skew` or `even`.",
+            "P104", f"label skew shares out classes, and {target} have none.", "Use `quantity_skew` or `even`.",
             place=("data", "partition", "label_skew"),
         )  # fmt: skip
 
@@ -68,7 +68,7 @@ def partition_rows(
     Args:
         rows: all rows, with their patients.
         kept: bool ``[N]``, which of them are used.
-        labels: classes or numbers of the rows used, in their order; None for segmentation.
+        labels: classes or numbers of the rows used, in their order; None for masks.
         partition: what the study file asks for.
         subjects_named: whether a column names the patients; without one each row is a patient.
 

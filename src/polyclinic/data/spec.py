@@ -15,6 +15,8 @@ from pydantic import (
     model_validator,
 )
 
+#: What is to be predicted of each case: one of several classes, a number, or a mask.
+Target = Literal["labels", "numbers", "masks"]
 Scalar = bool | int | float | str
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
 #: In what simulated sites may differ.

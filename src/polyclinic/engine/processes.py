@@ -102,8 +102,11 @@ class _Worker:
 
     def load(self, data: SiteData, folder: Path | None, *, corruptible: bool = False) -> None:
         """Send a site's cases; volumes stay where they are, the worker maps the same files."""
-        fields: Fields = {"subjects": data.subjects, "cases": data.cases, "parts": data.parts, "spacing": data.spacing,
-                  "folder": None if folder is None else str(folder), "corruptible": corruptible}  # fmt: skip
+        fields: Fields = {
+            "subjects": data.subjects, "cases": data.cases, "parts": data.parts,
+            "spacings": None if data.spacings is None else [list(one) for one in data.spacings],
+            "folder": None if folder is None else str(folder), "corruptible": corruptible,
+        }  # fmt: skip
         pixels = {"inputs": data.inputs, "targets": data.targets}
         mapped = {name: found for name, found in pixels.items() if isinstance(found, Volumes)}
         fields["volumes"] = {name: [[str(file) for file in v.files], v.about] for name, v in mapped.items()}

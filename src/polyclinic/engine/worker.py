@@ -58,7 +58,8 @@ def _load(name: str, request: Message, workspace: Workspace) -> Site:
     pixels: dict[str, Tensor | Volumes] = {**request.tensors, **mapped}
     data = SiteData(
         name, pixels["inputs"], pixels["targets"], fields["subjects"], fields["cases"], fields["parts"], Counts(),
-        None if fields["spacing"] is None else tuple(fields["spacing"]), request.tensors.get("covariates"),
+        None if fields["spacings"] is None else [tuple(one) for one in fields["spacings"]],
+        request.tensors.get("covariates"),
     )  # fmt: skip
     kind = CorruptibleSite if fields["corruptible"] else Site
     return kind(data, workspace, Path(fields["folder"]) if fields["folder"] else None)

@@ -141,9 +141,9 @@ class Attendance:
 
 
 def gather(
-    engine: Engine, function: str, requests: Mapping[str, Message], plan: Plan, notes: list[str]
+    engine: Engine, function: str, requests: Mapping[str, Message], quorum: int | None, notes: list[str]
 ) -> dict[str, Message]:
-    """The answers to a message, of all sites or of as many as the quorum wants; those that failed are noted.
+    """The answers to a message, of all sites, or of as many as the quorum wants; those that failed are noted.
 
     Raises:
         SiteError: P402 if fewer sites than the quorum answered.
@@ -158,12 +158,14 @@ def gather(
             answers[site] = reply
     if not failures:
         return answers
-    needed = min(plan.quorum or len(requests), len(requests))
-    if len(answers) < needed or not plan.together or (needed == len(requests) == 1):
-        if len(failures) == 1 and needed >= len(requests):
-            raise next(iter(failures.values()))
+    needed = min(quorum or len(requests), len(requests))
+    if len(failures) == 1 and needed >= len(requests):
+        raise next(iter(failures.values()))
+    if len(answers) < needed:
         raise _too_few(f"When asked to {function}", len(answers), len(requests), needed, failures)
-    notes.append(f"When asked to {function}, {', '.join(failures)} did not answer. {causes_of(failures)}")
+    text = f"When asked to {function}, {', '.join(failures)} did not answer. {causes_of(failures)}"
+    if text not in notes:
+        notes.append(text)
     return answers
 
 

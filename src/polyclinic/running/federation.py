@@ -55,7 +55,7 @@ class Federation:
         if plan.save:
             counted = {site: progress.counted.get(site, 0) for site in plan.sites}
             asked = {s: Message(Checkpointed(round=progress.done, counted=n).fields()) for s, n in counted.items()}
-            gather(self.engine, "save", asked, plan, progress.failures)
+            gather(self.engine, "save", asked, plan.quorum, progress.failures)
         checkpoint.write(progress, self._memory(), rows)
 
     def resume(self, checkpoint: Checkpoint) -> list[Row]:

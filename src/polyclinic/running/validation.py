@@ -21,7 +21,7 @@ def choose(plan: Plan, engine: Engine, progress: Progress, rows: list[Row], sile
     # Of a common model everybody's opinion counts, so that rounds with different sites can be compared.
     active = [site for site in plan.sites if site not in silent] if plan.together else took_part
     requests = {site: evaluate(plan, progress, site) for site in active}
-    found = {s: r.fields for s, r in gather(engine, "evaluate", requests, plan, progress.failures).items()}
+    found = {s: r.fields for s, r in gather(engine, "evaluate", requests, plan.quorum, progress.failures).items()}
     for row in rows:
         if row["site"] not in found:  # it answered in one of its turns and failed in another
             continue
@@ -52,7 +52,7 @@ def evaluate(plan: Plan, progress: Progress, site: str) -> Message:
 def keep(plan: Plan, engine: Engine, progress: Progress, sites: Iterable[str]) -> None:
     """Let sites remember their private part as that of the best round."""
     asked = {site: Message(During(counted=progress.counted.get(site, 0)).fields()) for site in sites}
-    gather(engine, "keep", asked, plan, progress.failures)
+    gather(engine, "keep", asked, plan.quorum, progress.failures)
 
 
 def validation_score(plan: Plan, found: Iterable[dict[str, Any]]) -> float | None:

@@ -1,25 +1,22 @@
-"""Measuring models on a site's cases."""
+"""Measuring models on a site's cases: networks are run here, and what is made of their outputs is the task's."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterator
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from polyclinic.site.messages import Start
 from polyclinic.site.pictures import case_pictures
 from polyclinic.site.run import Run
-from polyclinic.tasks import Segmentation, Task, build_task
-from polyclinic.tasks.metrics import auc, classification_metrics, threshold_counts
-from polyclinic.tasks.regression_metrics import regression_metrics
-from polyclinic.tasks.segmentation import without_ignored
-from polyclinic.tasks.segmentation_metrics import metric_columns, segmentation_case, segmentation_classes
+from polyclinic.tasks import Task, build_task
+from polyclinic.tasks.base import Asked, Batch
 
-#: Thresholds tried for segmentation; each site answers with the summed Dice at each.
-MASK_THRESHOLDS = tuple(round(0.05 * step, 2) for step in range(1, 20))
+#: Images whose predictions are measured at once where cases are measured one by one.
+IMAGES_AT_ONCE = 32
 
 
 def task_of(asked: Start) -> Task:
@@ -79,140 +76,67 @@ def score(run: Run, vectors: list[Tensor], index: Tensor, metric: str) -> dict[s
     """Mean loss and one metric over ``index``; the loss is not weighted by class."""
     if not len(index):
         return {"cases": 0, "loss": None, "metric": None}
-    if isinstance(run.task, Segmentation):
-        return _score_masks(run, run.task, vectors[0], index)
-    found, targets = outputs(run, vectors[0], index)
-    loss = float(run.task.loss(found, targets).mean())
-    predicted = run.task.probabilities(found)
-    if run.task.name == "regression":
-        value = regression_metrics(targets.numpy(), predicted[:, 0].numpy(), [metric])[metric]
-    elif metric == "auc" and run.task.classes == 2:
-        value = auc(targets.numpy(), predicted[:, 1].numpy())
-    else:
-        value = classification_metrics(targets.numpy(), predicted.numpy(), [metric])[metric]
-    return {"cases": len(index), "loss": loss, "metric": None if np.isnan(value) else value}
+    found = run.task.score(_batches(run, vectors[0], index), metric)
+    return {"cases": len(index), "loss": found.loss, "metric": None if math.isnan(found.value) else found.value}
 
 
 def measure(run: Run, vector: Tensor, index: Tensor) -> dict[str, float]:
     """Mean loss of a model over some cases, and its accuracy: share of right classes, or mean Dice of masks."""
-    if isinstance(run.task, Segmentation):
-        found = _score_masks(run, run.task, vector, index)
-        return {"loss": found["loss"], "accuracy": found["metric"]}
-    predicted, targets = outputs(run, vector, index)
-    right = float("nan")
-    if run.task.name == "classification":
-        right = float((run.task.probabilities(predicted).argmax(1) == targets).double().mean())
-    return {"loss": float(run.task.loss(predicted, targets).mean()), "accuracy": right}
-
-
-def _score_masks(run: Run, task: Segmentation, vector: Tensor, index: Tensor) -> dict[str, Any]:
-    losses, scores = [], []
-    for chunk in [index] if len(run.dataset.shape) == 3 else index.split(1):
-        found, targets = outputs(run, vector, chunk)
-        losses.append(task.loss(found, targets))
-        scores.append(_dice(task, task.decide(task.probabilities(found), 0.5), targets))
-    value = torch.cat(scores).mean().item()
-    return {"cases": len(index), "loss": float(torch.cat(losses).mean()), "metric": value}
+    found = run.task.accuracy(_batches(run, vector, index))
+    return {"loss": found.loss, "accuracy": found.value}
 
 
 def threshold_evidence(run: Run, vectors: list[Tensor], index: Tensor) -> Tensor:
-    """What a site sends so that a threshold can be chosen: sums over its cases, not scores.
-
-    Returns:
-        classification: int64 ``[2, T + 1]``, see `polyclinic.tasks.metrics.threshold_counts`;
-        segmentation: float64 ``[2, T]``, summed Dice and number of cases at each of ``MASK_THRESHOLDS``.
-    """
-    if isinstance(run.task, Segmentation):
-        evidence = torch.zeros(2, len(MASK_THRESHOLDS), dtype=torch.float64)
-        for chunk in _chunks(run, index):
-            predicted, targets = probabilities(run, vectors, chunk)
-            for column, threshold in enumerate(MASK_THRESHOLDS):
-                evidence[0, column] += _dice(run.task, run.task.decide(predicted, threshold), targets).double().sum()
-            evidence[1] += len(chunk)
-        return evidence
-    if not len(index):
-        return torch.from_numpy(threshold_counts(np.zeros(0, dtype=np.int64), np.zeros(0)))
-    predicted, targets = probabilities(run, vectors, index)
-    return torch.from_numpy(threshold_counts(targets.numpy(), predicted[:, 1].numpy()))
+    """What a site sends so that a threshold can be chosen: sums over its cases, not scores; see `Task.evidence`."""
+    return run.task.evidence(_predicted(run, vectors, index))
 
 
 def predict(
     run: Run, vectors: list[Tensor], index: Tensor, threshold: float
 ) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """Predictions for ``index``: probabilities and labels, numbers and labels, or metrics of each case for masks."""
-    if isinstance(run.task, Segmentation):
-        return _predict_masks(run, run.task, vectors, index, threshold)
-    if run.task.name == "regression":
-        if not len(index):
-            return {}, dict.fromkeys(("predictions", "labels"), torch.zeros(0, dtype=torch.float64))
-        predicted, targets = probabilities(run, vectors, index)
-        return {}, {"predictions": predicted[:, 0].contiguous(), "labels": targets.double()}
-    if not len(index):
-        empty = torch.zeros(0, run.task.classes, dtype=torch.float64)
-        return {}, {"probabilities": empty, "labels": torch.zeros(0, dtype=torch.int64)}
-    predicted, targets = probabilities(run, vectors, index)
-    return {}, {"probabilities": predicted, "labels": targets}
-
-
-def _predict_masks(
-    run: Run, task: Segmentation, vectors: list[Tensor], index: Tensor, threshold: float
-) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """What is sent of the cases ``index``, such as probabilities and labels; see `Task.rows`."""
     asked = run.declared.metrics
-    names, classes, spacing = asked.names, asked.classes, run.dataset.spacing
-    columns = metric_columns(names, classes)
-    rows = []
-    for chunk in _chunks(run, index):
-        predicted, targets = probabilities(run, vectors, chunk)
-        found_masks, wanted = without_ignored(task.decide(predicted, threshold), targets)
-        for mask, target in zip(found_masks.numpy(), wanted.numpy(), strict=True):
-            if task.several:
-                found = segmentation_classes(mask, target, names, classes, spacing, asked.tolerance)
-            else:
-                found = segmentation_case(mask, target, names, spacing, asked.tolerance)
-            rows.append([found[name] for name in columns])
-    return {"metrics": columns}, {"values": torch.tensor(rows, dtype=torch.float64).view(-1, len(columns))}
+    return run.task.rows(
+        _predicted(run, vectors, index), threshold, Asked(asked.names, asked.classes, asked.tolerance)
+    )
 
 
 def overlays(
     run: Run, vectors: list[Tensor], index: Tensor, threshold: float
 ) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """Pictures of the best, median and worst case by Dice; see `polyclinic.site.pictures.case_pictures`."""
-    task = run.task
-    if not len(index) or not isinstance(task, Segmentation):
+    """Pictures of the best, median and worst case; see `polyclinic.site.pictures.case_pictures`."""
+    scores = run.task.case_scores(_predicted(run, vectors, index), threshold) if len(index) else None
+    if scores is None:
         return {}, {}
-    scores = []
-    for chunk in _chunks(run, index):
-        predicted, targets = probabilities(run, vectors, chunk)
-        scores.append(_dice(task, task.decide(predicted, threshold), targets))
-    order = torch.cat(scores).argsort(stable=True)
+    order = scores.argsort(stable=True)
     chosen = {"worst": order[0], "median": order[len(order) // 2], "best": order[-1]}
     fields: dict[str, Any] = {}
     tensors: dict[str, Tensor] = {}
     for rank, position in chosen.items():
         case = index[position : position + 1]
-        predicted, targets = probabilities(run, vectors, case)
-        fields[rank] = float(torch.cat(scores)[position])
-        marked, wanted = without_ignored(task.decide(predicted, threshold), targets)
+        fields[rank] = float(scores[position])
+        marked, wanted = run.task.shown(Batch(*probabilities(run, vectors, case)), threshold)
+        spacings = run.dataset.spacings
         shown = case_pictures(
             run.dataset.picture(int(case)), wanted[0].to(torch.uint8), marked[0],
-            run.dataset.spacing, run.dataset.orientation,
+            None if spacings is None else spacings[int(case)], run.dataset.orientation,
         )  # fmt: skip
         tensors |= {f"{rank}/{name}": picture for name, picture in shown.items()}
     return fields, tensors
 
 
-def _chunks(run: Run, index: Tensor) -> Sequence[Tensor]:
-    """Cases measured at once: many images, or volumes one by one, so that memory is bounded."""
-    chunks: Sequence[Tensor] = index.split(32 if len(run.dataset.shape) == 3 else 1)
-    return chunks if len(index) else []
+def _batches(run: Run, vector: Tensor, index: Tensor) -> Iterator[Batch]:
+    """Outputs of one model: all at once, or of volumes measured case by case one by one, so that memory is bounded."""
+    for chunk in index.split(1) if run.task.case_by_case and len(run.dataset.shape) == 4 else [index]:
+        yield Batch(*outputs(run, vector, chunk))
 
 
-def _dice(task: Segmentation, decided: Tensor, targets: Tensor) -> Tensor:
-    """Dice of each case ``[B]``, mean over the structures; 1 for a structure that is in neither mask."""
-    decided, targets = without_ignored(decided, targets)
-    scores = []
-    for structure in range(1, max(task.classes, 2)):
-        mask, target = (decided == structure).flatten(1), (targets == structure).flatten(1)
-        overlap, total = (mask & target).sum(1), mask.sum(1) + target.sum(1)
-        scores.append(torch.where(total > 0, 2 * overlap / total.clamp_min(1), torch.ones(())))
-    return torch.stack(scores).mean(0)
+def _predicted(run: Run, vectors: list[Tensor], index: Tensor) -> Iterator[Batch]:
+    """Probabilities, mean over the models: all at once, or case by case many images or one volume. None without cases."""
+    if not len(index):
+        return
+    chunks = index.split(IMAGES_AT_ONCE if len(run.dataset.shape) == 3 else 1) if run.task.case_by_case else [index]
+    spacings = run.dataset.spacings
+    for chunk in chunks:
+        own = None if spacings is None else [spacings[position] for position in chunk.tolist()]
+        yield Batch(*probabilities(run, vectors, chunk), own)

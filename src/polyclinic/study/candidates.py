@@ -18,7 +18,7 @@ from torch import nn
 
 from polyclinic.client.optimizers import build_optimizer
 from polyclinic.errors import nearest
-from polyclinic.methods import METHODS
+from polyclinic.composition import METHODS
 from polyclinic.options import EntryError, Place
 from polyclinic.seeds import generator
 from polyclinic.study.entries import Evaluation, Search, Training
@@ -266,7 +266,9 @@ def _stated(method: StudyMethod) -> dict[str, Any]:
     own = {name: value for name, value in options.items() if name not in (*COMPOSED, "label", "training")}
     plain = METHODS[method.name](**own)
     following = [
-        part for part in COMPOSED if part != "local" and _same(getattr(plain, part), getattr(method.method, part))
+        part
+        for part in COMPOSED
+        if part not in ("local", "channel") and _same(getattr(plain, part), getattr(method.method, part))
     ]
     return {name: value for name, value in options.items() if name not in following}
 

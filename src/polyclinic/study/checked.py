@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from polyclinic.errors import StudyError, nearest
-from polyclinic.methods import METHODS
+from polyclinic.composition import METHODS
 from polyclinic.options import EntryError
 from polyclinic.study.declaration import Declaration
 from polyclinic.study.reading import expand_variables, located, read_yaml
@@ -93,9 +93,9 @@ class CheckedStudy:
         from polyclinic.engine.planner import choose_device
 
         spec, split = declaration.data, declaration.evaluation.split
-        sites = fingerprint_data(spec, self.folder, declaration.task, split, progress)
+        sites = fingerprint_data(spec, self.folder, declaration.target, split, progress)
         spacing = spec.preprocessing.steps if spec.preprocessing else None
-        plan = make_plan(list(sites.values()), declaration.task, choose_device(declaration.engine.device), spacing)
+        plan = make_plan(list(sites.values()), declaration.target, choose_device(declaration.engine.device), spacing)
         try:
             return replace(self, declaration=declaration.planned(plan), plan=plan)
         except EntryError as error:
@@ -110,7 +110,7 @@ class CheckedStudy:
         from polyclinic.data.open import open_data
 
         spec, split = self.declaration.data, self.declaration.evaluation.split
-        return open_data(spec, self.folder, self.declaration.task, split, progress)
+        return open_data(spec, self.folder, self.declaration.target, split, progress)
 
 
 def _searched(content: dict[str, Any], entries: Sequence[Any]) -> dict[str, Any]:

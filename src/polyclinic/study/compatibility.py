@@ -10,6 +10,7 @@ from typing import Any
 from polyclinic.client.personal import PERSONAL
 from polyclinic.methods import Method
 from polyclinic.parts import PROCEDURES, TOPOLOGIES, Aggregation, Part, ServerEnd, SiteEnd, build_part
+from polyclinic.tasks import TASKS
 
 
 @dataclass(frozen=True)
@@ -142,8 +143,8 @@ def _task(method: Method, local: Local) -> Refusal | None:
         if part.tasks and local.task not in part.tasks:
             return Refusal(f"{name} is for {' and '.join(part.tasks)}, and the task is {local.task}.",
                            "Leave it out.", key)  # fmt: skip
-        if local.task == "regression" and part.needs_accuracy:
-            return Refusal(f"{name} asks for the accuracy of each site's model, and a number has none.",
+        if part.needs_accuracy and not TASKS[local.task].has_accuracy:
+            return Refusal(f"{name} asks for the accuracy of each site's model, and {local.task} has none.",
                            "Choose another variant of it.", key)  # fmt: skip
     return None
 

@@ -9,6 +9,7 @@ from polyclinic.data.spec import DataSpec
 from polyclinic.data.volumes.prepare import check_volumes
 from polyclinic.errors import StudyError
 from polyclinic.options import EntryError, Place
+from polyclinic.tasks import TASKS
 
 
 def check_data(data: DataSpec, task: str) -> None:
@@ -17,6 +18,7 @@ def check_data(data: DataSpec, task: str) -> None:
     Raises:
         EntryError: with the place of what does not fit.
     """
+    target = TASKS[task].target
 
     def refuse(key: str, message: str, hint: str = "") -> None:
         raise EntryError("P102", message, hint, place=("data", key))
@@ -35,8 +37,8 @@ def check_data(data: DataSpec, task: str) -> None:
         refuse("features", "give `features` (columns of the table) or `image` (column with image files).")
     if data.image is not None and data.features is not None:
         refuse("features", "a study has either `features` or `image`, not both.")
-    check_volumes(data, task)
-    check_partition(data, task)
+    check_volumes(data, target)
+    check_partition(data, target)
     if data.image is not None and data.preprocessing is None:
         if data.size is None:
             refuse(
@@ -47,16 +49,16 @@ def check_data(data: DataSpec, task: str) -> None:
             refuse("image", "several image columns are channels of volumes, which need `preprocessing`.")
     if data.size is not None and min(data.size) < 8:
         refuse("size", f"got {list(data.size)}; expected at least 8 pixels each way.")
-    if task == "classification" and data.label is None:
+    if target == "labels" and data.label is None:
         refuse("label", "the entry 'label' is missing: the column with the class to predict.")
-    if task == "regression" and data.label is None:
+    if target == "numbers" and data.label is None:
         refuse("label", "the entry 'label' is missing: the column with the number to predict.")
     for key in ("positive", "classes"):
-        if task == "regression" and getattr(data, key) is not None:
+        if target == "numbers" and getattr(data, key) is not None:
             refuse(key, f"a number has no classes, so `{key}` means nothing.", "Use `task: classification`.")
-    if data.mask_classes is not None and task != "segmentation":
+    if data.mask_classes is not None and target != "masks":
         refuse("mask_classes", f"`mask_classes` is for segmentation, and the task is {task}.")
-    if task == "segmentation":
+    if target == "masks":
         from polyclinic.data.masks.classes import MaskClasses
 
         try:
@@ -64,7 +66,7 @@ def check_data(data: DataSpec, task: str) -> None:
         except StudyError as error:
             key = "mask_classes" if "`mask`" not in error.message else "mask"
             raise EntryError(error.code, error.message, error.hint, place=("data", key)) from None
-    if task == "segmentation" and (data.mask is None or data.image is None):
+    if target == "masks" and (data.mask is None or data.image is None):
         refuse("mask", "segmentation needs `image` and `mask`: columns with image and mask files.")
     if data.imputation == "median" and data.scaling == "federated":
         refuse(

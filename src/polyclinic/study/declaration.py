@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field, PrivateAttr, ValidationError
+from pydantic import Field, PrivateAttr, ValidationError, field_validator
 
 from polyclinic.audit.poisoning import Attack, read_attack
-from polyclinic.data.spec import DataSpec
+from polyclinic.data.spec import DataSpec, Target
 from polyclinic.data.volumes.fingerprint import VolumePlan
 from polyclinic.errors import StudyError, nearest
 from polyclinic.models.catalogue import MODELS
@@ -37,7 +37,7 @@ class Declaration(Part):
 
     study: str = "Federated study"
     data: DataSpec
-    task: Literal["classification", "segmentation", "regression"] = "classification"
+    task: str = "classification"
     model: Entry
     training: Training = Training()
     evaluation: Evaluation = Evaluation()
@@ -56,6 +56,14 @@ class Declaration(Part):
     _model: tuple[str, dict[str, Any]] = PrivateAttr(default=("", {}))
     _network: tuple[str, dict[str, Any]] | None = PrivateAttr(default=None)
     _weights: Path | None = PrivateAttr(default=None)
+
+    @field_validator("task")
+    @classmethod
+    def _known_task(cls, name: str) -> str:
+        if name not in TASKS:
+            *others, last = map(repr, TASKS)
+            raise ValueError(f"expected {', '.join(others)} or {last}")
+        return name
 
     @classmethod
     def check(cls, content: dict[str, Any]) -> Declaration:
@@ -115,9 +123,23 @@ class Declaration(Part):
         self._network, self._weights = ("monai", arguments), found.weights
 
     @property
+    def target(self) -> Target:
+        """What is predicted of each case: labels, numbers or masks."""
+        return TASKS[self.task].target
+
+    @property
     def metrics(self) -> list[str]:
         """The metrics asked for; the first is the primary one."""
         return self.evaluation.metrics or list(TASKS[self.task].default_metrics)
+
+    @property
+    def validation_metric(self) -> str:
+        """The metric that is measured on validation cases."""
+        return TASKS[self.task].validation_metric(self.metrics[0])
+
+    def loss_of(self, training: Training) -> str:
+        """The loss of a training of this study."""
+        return training.loss or TASKS[self.task].losses[0]
 
     @property
     def folds(self) -> int | None:
@@ -216,7 +238,7 @@ class Declaration(Part):
             hint = "Use `mode: sequential`, or `precision: float32`."
             raise EntryError("P104", "Stacked training has no mixed precision.", hint, place=("engine", "precision"))
         if self.attack is not None:
-            self._attack = read_attack(self.attack, self.task, self.data.image is not None)
+            self._attack = read_attack(self.attack, self.target, self.data.image is not None)
         reader = MethodReader(self.task, self.training, self.engine.precision == "mixed")
         methods = [reader.read(entry, ("methods", i)) for i, entry in enumerate(self.methods)]
         labels = [method.label for method in methods]

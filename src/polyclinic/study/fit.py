@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 from polyclinic.audit.poisoning import PLACE, Attack
 from polyclinic.data.cases import Opened
 from polyclinic.errors import StudyError, nearest
 from polyclinic.models.trial import try_network
 from polyclinic.options import EntryError
-from polyclinic.server import build_server
+from polyclinic.parts import build_part
 from polyclinic.state import Layout
 from polyclinic.study.checked import CheckedStudy
 from polyclinic.study.declaration import Declaration
-from polyclinic.study.jobs import Fold
+from polyclinic.study.job import Fold
 from polyclinic.study.method_entries import StudyMethod, build_participation
 from polyclinic.study.reading import located
 from polyclinic.tasks import TASKS, build_task
@@ -38,10 +38,33 @@ def check_fit(study: CheckedStudy, opened: Opened) -> Attack | None:
     except EntryError as error:
         raise located(error, study.name, study.text) from None
     name, options = declaration.model_part
-    task = build_task(declaration.task, len(opened.classes), TASKS[declaration.task].losses[0])
-    masks = declaration.task == "segmentation"
-    try_network(name, options, input_shape(declaration, opened), task.outputs, masks=masks)
+    outputs = network_outputs(declaration, opened.classes)
+    masks = declaration.target == "masks"
+    try_network(name, options, input_shape(declaration, opened), outputs, masks=masks)
     return attack
+
+
+def network_outputs(declaration: Declaration, classes: Sequence[str]) -> int:
+    """How many outputs the study's network has: all methods train the same network.
+
+    Raises:
+        StudyError: P104, a loss is not for so many classes, or losses of several methods want different networks.
+    """
+    kind, wanted = TASKS[declaration.task], dict[int, tuple[str, str]]()
+    for method in configurations(declaration):
+        loss = declaration.loss_of(method.training)
+        unfit = kind.unfit(loss, len(classes))
+        if unfit:
+            raise StudyError("P104", f"{method.label}: {unfit}.", "Choose another `training: {loss: ...}`.")
+        wanted.setdefault(build_task(declaration.task, len(classes), loss).outputs, (loss, method.label))
+    if len(wanted) > 1:
+        (some, (loss, label)), (others, (other, its)) = list(wanted.items())[:2]
+        raise StudyError(
+            "P104", f"All methods of a study train the same network, and `{loss}` ({label}) wants one with {some} "
+            f"output{'s' * (some != 1)}, `{other}` ({its}) one with {others}.",
+            "Give all methods losses that go together, or compare them in two studies.",
+        )  # fmt: skip
+    return next(iter(wanted))
 
 
 def input_shape(declaration: Declaration, opened: Opened) -> tuple[int, ...]:
@@ -99,10 +122,11 @@ def check_enough_sites(declaration: Declaration, folds: Mapping[int, Fold]) -> N
             continue
         sites = there - 1 if declaration.is_unseen(method) else there
         sites = min(sites, *(part.most or sites for part in build_participation(method.training)), sites)
-        for part in build_server(method.method.server).parts:
-            if part.least > sites:
+        for name, options in method.method.server_parts:
+            least = build_part(name, options).at_server().least
+            if least > sites:
                 raise StudyError(
-                    "P104", f"{method.label} needs the answers of {part.least} sites in each round, and {sites} "
+                    "P104", f"{method.label} needs the answers of {least} sites in each round, and {sites} "
                     "take part" + (" where one is left out." if sites < there else "."),
                     "Give its rule smaller numbers, or choose `median`, `geometric_median` or `dos`.",
                 )  # fmt: skip
@@ -130,8 +154,8 @@ def _check_sites(method: StudyMethod, sites: list[str]) -> None:
                 "P104", f"`training: {{participation: ...}}` chooses among {part.wanted} sites in each round, "
                 f"and there are {len(sites)}: {', '.join(sites)}.", f"Give a number of at most {len(sites)}.",
             )  # fmt: skip
-    for server_part in build_server(method.method.server).parts:
-        _check_named(method.label, server_part.named, sites)
+    for name, options in method.method.server_parts:
+        _check_named(method.label, build_part(name, options).at_server().named, sites)
     if training.quorum is not None and training.quorum > len(sites):
         raise StudyError(
             "P104", f"`training: {{quorum: {training.quorum}}}` wants more sites than the {len(sites)} there are.",

@@ -14,9 +14,9 @@ import yaml
 from polyclinic.engine.planner import EnginePlan
 from polyclinic.errors import ResultsError
 from polyclinic.files import DRAFT, write_atomic
-from polyclinic.rounds import Checkpoint
+from polyclinic.running.progress import Checkpoint
 from polyclinic.study.checked import CheckedStudy
-from polyclinic.study.jobs import Job, Outcome, slug
+from polyclinic.study.job import Job, Outcome, slug
 from polyclinic.study.lock import LOCK
 from polyclinic.study.provenance import machine, now
 from polyclinic.study.table_files import read_table, write_table

@@ -13,7 +13,7 @@ from polyclinic.engine import Engine, LocalEngine
 from polyclinic.errors import DataError
 from polyclinic.notes import Note
 from polyclinic.study.declaration import Declaration
-from polyclinic.study.jobs import Fold, Job
+from polyclinic.study.job import Fold, Job
 from polyclinic.study.preparing import Preparation, describe, prepare
 
 

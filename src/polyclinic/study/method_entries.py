@@ -211,7 +211,7 @@ def check_training(training: Training, task: str, place: Place) -> None:
     if training.loss is not None and training.loss not in valid:
         hint = nearest(training.loss, valid)
         raise EntryError("P103", f"{training.loss!r} is no loss of {task}.", hint, place=(*place, "loss"))
-    if training.class_weights != "none" and task != "classification":
+    if training.class_weights != "none" and TASKS[task].target != "labels":
         raise EntryError("P104", f"{task} has no class weights.", place=(*place, "class_weights"))
     _check_participation(training, place)
     optimizer = resolve_optimizer(training.optimizer, (*place, "optimizer"))

@@ -7,12 +7,13 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from polyclinic.audit.poisoning import Attack
-from polyclinic.client.rules import LOCAL_RULES
 from polyclinic.methods import SHARES
 from polyclinic.notes import Note
+from polyclinic.parts import build_part
 from polyclinic.state import Layout
 from polyclinic.study.declaration import Declaration
-from polyclinic.study.jobs import Fold, balanced_weights
+from polyclinic.study.job import Fold
+from polyclinic.study.planning import balanced_weights
 from polyclinic.study.method_entries import StudyMethod
 
 if TYPE_CHECKING:
@@ -41,10 +42,11 @@ def idle_parts(declaration: Declaration, layout: Layout) -> list[Note]:
                 "the sites."
             )
             notes.append(Note("N103", text))
-        for rule, _ in method.local:
-            if LOCAL_RULES[rule].needs_body and not body:
+        for rule, options in method.local:
+            end = build_part(rule, options).at_site()
+            if end.needs_body and not body:
                 why = f"{name} has no layers before its head"
-            elif LOCAL_RULES[rule].zero_at_start and study.training.local_steps == 1:
+            elif end.zero_at_start and study.training.local_steps == 1:
                 why = "it is zero in the first local step of a round, and there is no other"
             else:
                 continue

@@ -20,7 +20,11 @@ from polyclinic.files import write_atomic
 from polyclinic.models import build_model
 from polyclinic.models.bundle import load_weights
 from polyclinic.notes import Note
-from polyclinic.site.run import build_work, not_stackable
+from polyclinic.client.personal import PERSONAL
+from polyclinic.client.work import Work
+from polyclinic.methods import Method
+from polyclinic.parts import build_part
+from polyclinic.site.run import not_stackable
 from polyclinic.state import FlatModule
 from polyclinic.study.checked import CheckedStudy
 from polyclinic.study.columns import ATTACKED, UNSEEN
@@ -32,20 +36,23 @@ from polyclinic.study.fit import (
     check_shares,
     configurations,
     input_shape,
+    network_outputs,
 )
 from polyclinic.study.folder import Folder
 from polyclinic.study.folds import Folds
-from polyclinic.study.jobs import Fold, Job, JobRunner, result_rows, work_fields
+from polyclinic.study.job import Fold, Job
+from polyclinic.study.jobs import JobRunner
 from polyclinic.study.lock import locked
 from polyclinic.study.method_entries import StudyMethod
+from polyclinic.study.planning import work_of
 from polyclinic.study.notes import diverged, full_precision, idle_parts, spared
 from polyclinic.study.report.page import write_report
 from polyclinic.study.search import Searching
 from polyclinic.study.site_table import site_table
 from polyclinic.study.statistics import summarise
 from polyclinic.study.table_files import write_table
-from polyclinic.tasks import TASKS, build_task
-from polyclinic.tasks.segmentation_metrics import metric_columns
+from polyclinic.study.testing import result_rows
+from polyclinic.tasks import build_task
 
 
 def run_study(study: CheckedStudy, out: Path, *, resume: bool = False, display: Display | None = None) -> None:
@@ -92,11 +99,11 @@ class _Runner:
     ) -> None:  # fmt: skip
         self.study, self.opened, self.folder, self.display = study, opened, folder, display
         self.declaration = study.declaration
+        self.outputs = network_outputs(self.declaration, opened.classes)
         self.engines: list[Engine] = []
         self.attack = attack
         self._start: tuple[int, torch.Tensor] | None = None
-        metric = "dice" if self.declaration.task == "segmentation" else self.declaration.metrics[0]
-        self.search = Searching(self.declaration, folder, metric)
+        self.search = Searching(self.declaration, folder, self.declaration.validation_metric)
 
     def close(self) -> None:
         """End worker processes."""
@@ -154,9 +161,8 @@ class _Runner:
         self._write([job for job in jobs if job.trial is None], folds, sites)
 
     def _template(self, device: str) -> FlatModule:
-        task = build_task(self.declaration.task, len(self.opened.classes), TASKS[self.declaration.task].losses[0])
         name, options = self.declaration.model_part
-        return self._with_weights(build_model(name, options, self._shape(), task.outputs, device=device))
+        return self._with_weights(build_model(name, options, self._shape(), self.outputs, device=device))
 
     def _initial(self, seed: int) -> torch.Tensor:
         """Initial model state ``[P]`` of a seed. The last one is kept: the methods of a fold start from the same."""
@@ -165,9 +171,8 @@ class _Runner:
         return self._start[1].clone()
 
     def _network(self, seed: int) -> FlatModule:
-        task = build_task(self.declaration.task, len(self.opened.classes), TASKS[self.declaration.task].losses[0])
         name, options = self.declaration.model_part
-        return self._with_weights(build_model(name, options, self._shape(), task.outputs, seed=seed))
+        return self._with_weights(build_model(name, options, self._shape(), self.outputs, seed=seed))
 
     def _with_weights(self, model: FlatModule) -> FlatModule:
         if self.declaration.initial_weights is not None:
@@ -182,9 +187,8 @@ class _Runner:
         methods = configurations(self.declaration)
         mixed = options.mixed_on(str(template.vector.device))
         sites = list(self.opened.sites)
-        fields = [work_fields(m.method, m.training, sites, mixed=mixed) for m in methods]
-        works = [build_work(f, False, list(m.method.local)) for f, m in zip(fields, methods, strict=True)]
-        obstacles = [not_stackable(m.method.personal, f["own"]) for m, f in zip(methods, fields, strict=True)]
+        works = [work_of(m.method, m.training, sites, mixed=mixed) for m in methods]
+        obstacles = [_obstacle(m.method, work) for m, work in zip(methods, works, strict=True)]
         epochs = training.local_epochs if isinstance(training.local_epochs, int) else 1
         passes = training.rounds * epochs * len(methods) * (self.declaration.folds or 1) * (2 if self.attack else 1)
         return choose_plan(
@@ -251,9 +255,8 @@ class _Runner:
 
         predictions = ordered(self.folder.gather(jobs, "predictions.csv"))
         classes = self.opened.classes
-        segmented = declaration.task == "segmentation"
-        metrics = metric_columns(declaration.metrics, classes) if segmented else declaration.metrics
-        results = result_rows(predictions, declaration.task, metrics, len(classes))
+        task = build_task(declaration.task, len(classes))
+        results = result_rows(predictions, task, task.result_metrics(declaration.metrics, classes))
         tested = sites["site"].map(lambda site: any(fold.test[site] for fold in folds.values()))
         sites = sites.assign(scored=sites["scored"] & tested)
         scored = dict(zip(sites["site"], sites["scored"], strict=True))
@@ -278,7 +281,7 @@ class _Runner:
         write_atomic(out / "notes.json", json.dumps([note.to_json() for note in dict.fromkeys(notes)], indent=2) + "\n")
         self._write_overlays(jobs)
         write_table(out / "results.csv", results)
-        if segmented and all(data.spacing is not None for data in self.opened.sites.values()):
+        if declaration.target == "masks" and all(data.spacings is not None for data in self.opened.sites.values()):
             self.folder.note({"distances": "mm"})
 
     def _summary(self, results: pd.DataFrame, predictions: pd.DataFrame, scored: dict[str, bool]) -> pd.DataFrame:
@@ -312,3 +315,9 @@ class _Runner:
                 dice |= json.loads(file.metadata()["dice"])
         if tensors:
             write_atomic(self.folder.path / "overlays.safetensors", save(tensors, {"dice": json.dumps(dice)}))
+
+
+def _obstacle(method: Method, work: Work) -> str:
+    """Why sites can't be trained together with a method, besides what its network says; empty if they can."""
+    personal = None if method.personal is None else PERSONAL[method.personal[0]]
+    return not_stackable(personal, work, [build_part(name, options).at_site() for name, options in method.parts])

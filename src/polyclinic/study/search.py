@@ -19,7 +19,8 @@ from polyclinic.errors import DataError, PolyclinicError, TrainingError
 from polyclinic.study.columns import AFTER, BEFORE, UNSEEN
 from polyclinic.study.declaration import Declaration
 from polyclinic.study.folder import Folder
-from polyclinic.study.jobs import Fold, Job, JobRunner
+from polyclinic.study.job import Fold, Job
+from polyclinic.study.jobs import JobRunner
 from polyclinic.study.method_entries import Candidate, StudyMethod
 from polyclinic.tasks.metrics import METRICS
 

@@ -6,7 +6,7 @@ Two questions are asked of every metric. ``over`` = ``all``: how good is the met
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import chain
 from typing import Any, NamedTuple, cast
 
@@ -25,13 +25,11 @@ from polyclinic.study.intervals import (
     normal_p,
     patient_weights,
 )
-from polyclinic.tasks.metrics import CLASSIFICATION, REGRESSION, value_range, weighted_metrics
-from polyclinic.tasks.regression_metrics import weighted_regression_metrics
+from polyclinic.tasks import build_task
+from polyclinic.tasks.metrics import value_range
 
 Floats = NDArray[np.float64]
 Rows = NDArray[np.intp]
-#: Rows of a group [n] and weights [n, B] -> values of all metrics [M, B].
-Measure = Callable[[Rows, Floats], Floats]
 
 BASELINES = ("single", "fedavg")
 #: The method whose every case is predicted by the models of all other sites.
@@ -83,11 +81,9 @@ def summarise(
 
     Args:
         results: method, seed, fold, trained_on, tested_on, metric, value. For ``cross`` trained_on names the model.
-        predictions: method, seed, fold, trained_on, site, subject, case, and for classification label, score (two
-            classes: probability of class 1), score_0, score_1, ... (more classes), threshold; for regression label and
-            score; for segmentation a column for each metric. May be empty: then there are no intervals and no tests on
-            cases.
-        task: ``classification``, ``regression``, or a task whose cases are scored one by one.
+        predictions: method, seed, fold, trained_on, site, subject, case, and the columns of the task, see
+            `polyclinic.tasks.Task.columns`. May be empty: then there are no intervals and no tests on cases.
+        task: name of the task.
         classes: names of the classes.
         scored: site -> whether it has enough cases of each class.
         seed: of the bootstrap.
@@ -152,7 +148,7 @@ class _Cases:
         patients: column site, [P] patients, those of a site together.
         patient: row of ``patients`` for each prediction, [N].
         identity: a number for each seed, fold and case, [N].
-        measure: see ``Measure``.
+        measure: see `polyclinic.tasks.Task.measure`.
         independent: methods that score one case of each patient, once, so that DeLong's variance holds.
     """
 
@@ -167,17 +163,12 @@ class _Cases:
         self.patient = self.frame.groupby(["site", "subject"], dropna=False).ngroup().to_numpy()
         self.patients = self.frame[["site"]].groupby(self.patient).first()
         self.identity = self.frame.groupby(["seed", "fold", "site", "case"], dropna=False).ngroup().to_numpy()
-        if task == "classification":
-            self.names = [name for name in metrics if name in CLASSIFICATION]
-            self.measure = _classification_measure(self.frame, classes, self.names)
-        elif task == "regression":
-            self.names = [name for name in metrics if name in REGRESSION]
-            self.measure = _regression_measure(self.frame, self.names)
-        else:
-            self.names = [name for name in metrics if name in self.frame]
-            self.measure = _case_mean_measure(self.frame[self.names].to_numpy(np.float64))
-        if task == "classification" and classes == 2:
-            self.labels, self.scores = self.frame["label"].to_numpy(), self.frame["score"].to_numpy(np.float64)
+        kind = build_task(task, classes)
+        self.names = kind.known(metrics, self.frame)
+        self.measure = kind.measure(self.frame, self.names)
+        ranked = kind.ranked(self.frame)
+        if ranked is not None:
+            self.labels, self.scores = ranked
             repeated = self.frame.assign(patient=self.patient).duplicated(["method", "seed", "fold", "patient"])
             self.independent = set(self.rows) - {CROSS} - set(self.frame["method"][repeated])
 
@@ -202,43 +193,6 @@ def _places(frame: pd.DataFrame, columns: list[str]) -> Iterator[tuple[tuple[Any
     """Each combination of values in ``columns`` (two or more), with the places of its rows."""
     for key, places in frame.groupby(columns).indices.items():
         yield cast("tuple[Any, ...]", key), np.asarray(places)
-
-
-def _classification_measure(frame: pd.DataFrame, classes: int, names: Sequence[str]) -> Measure:
-    labels = frame["label"].to_numpy()
-    if classes == 2:
-        score, thresholds = frame["score"].to_numpy(np.float64), frame["threshold"].to_numpy(np.float64)
-        probabilities = np.stack([1 - score, score], axis=1)
-    else:
-        probabilities = frame[[f"score_{k}" for k in range(classes)]].to_numpy(np.float64)
-        thresholds = np.full(len(frame), np.nan)  # the most probable class needs none
-
-    def measure(rows: Rows, weights: Floats) -> Floats:
-        values = weighted_metrics(labels[rows], probabilities[rows], weights, names, thresholds[rows])
-        return np.stack([values[name] for name in names])
-
-    return measure
-
-
-def _regression_measure(frame: pd.DataFrame, names: Sequence[str]) -> Measure:
-    labels, scores = frame["label"].to_numpy(np.float64), frame["score"].to_numpy(np.float64)
-
-    def measure(rows: Rows, weights: Floats) -> Floats:
-        values = weighted_regression_metrics(labels[rows], scores[rows], weights, names)
-        return np.stack([values[name] for name in names])
-
-    return measure
-
-
-def _case_mean_measure(values: Floats) -> Measure:
-    """Mean over cases of values [N, M] that each case has already, leaving out NaN."""
-
-    def measure(rows: Rows, weights: Floats) -> Floats:
-        known = ~np.isnan(values[rows])
-        totals = np.where(known, values[rows], 0.0).T @ weights
-        return _divide(totals, known.T.astype(np.float64) @ weights)
-
-    return measure
 
 
 def _divide(totals: Floats, counts: Floats) -> Floats:

@@ -1,26 +1,18 @@
-"""Tasks: what a network's output means, its loss, its predictions and its metrics."""
+"""Tasks: what a network's output means, its loss, its predictions and its metrics. Each file of this folder with a
+registered task is one.
+"""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-__all__ = ["TASKS", "Classification", "Regression", "Segmentation", "Task", "build_task"]
+__all__ = ["TASKS", "Task", "build_task", "register"]
 
-_HOME = {
-    "TASKS": "catalogue",
-    "build_task": "catalogue",
-    "Task": "base",
-    "Classification": "classification",
-    "Regression": "regression",
-    "Segmentation": "segmentation",
-}
+_HOME = {"TASKS": "catalogue", "build_task": "catalogue", "Task": "base", "register": "base"}
 
 if TYPE_CHECKING:
-    from polyclinic.tasks.base import Task
+    from polyclinic.tasks.base import Task, register
     from polyclinic.tasks.catalogue import TASKS, build_task
-    from polyclinic.tasks.classification import Classification
-    from polyclinic.tasks.regression import Regression
-    from polyclinic.tasks.segmentation import Segmentation
 else:  # not seen by type checkers, which would take any name for one of these
 
     def __getattr__(name: str) -> Any:

@@ -1,11 +1,62 @@
-"""What every task offers."""
+"""What every task offers, and the catalogue of tasks.
+
+A task is a file of this folder with a class that `register` enters. It says what a network's outputs mean, and it owns
+its scoring: what a site measures on its cases, what it sends of its test cases, and what the coordinator makes of that.
+Nothing outside this folder knows a task by its name.
+"""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import ClassVar
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, ClassVar, Literal, NamedTuple
 
+import numpy as np
+import pandas as pd
+import torch
+from numpy.typing import NDArray
 from torch import Tensor
+
+Floats = NDArray[np.float64]
+#: Rows of a group [n] and weights [n, B] -> values of all metrics [M, B].
+Measure = Callable[[NDArray[np.intp], Floats], Floats]
+#: What a site sends of its test cases: named values and tensors, see `polyclinic.communication.message`.
+Sent = tuple[dict[str, Any], dict[str, Tensor]]
+
+
+class Batch(NamedTuple):
+    """Some cases that were predicted at once.
+
+    Attributes:
+        found: network outputs ``[B, ...]``, or what ``Task.probabilities`` made of them (a mean over several models).
+        targets: as the task has them.
+        spacings: voxel sizes of each case in millimetres, B of them; None where they are not known.
+    """
+
+    found: Tensor
+    targets: Tensor
+    spacings: Sequence[tuple[float, ...]] | None = None
+
+
+class Asked(NamedTuple):
+    """What is measured of each case where a task does so at the site.
+
+    Attributes:
+        names: names of the metrics.
+        classes: names of the classes, background first.
+        tolerance: of surface Dice, in the unit of the spacing.
+    """
+
+    names: Sequence[str]
+    classes: Sequence[str]
+    tolerance: float
+
+
+class Score(NamedTuple):
+    """Mean loss and one metric over some cases; NaN where it is not defined."""
+
+    loss: float
+    value: float
 
 
 class Task(ABC):
@@ -18,17 +69,25 @@ class Task(ABC):
     """
 
     name: ClassVar[str]
+    #: What is to be predicted: one of several classes, a number, or a mask of each case.
+    target: ClassVar[Literal["labels", "numbers", "masks"]]
     #: Names of the losses; the first is the default.
     losses: ClassVar[tuple[str, ...]]
-    #: Names of the metrics.
+    #: Names of the metrics, each of them in `polyclinic.tasks.metrics.METRICS`.
     metrics: ClassVar[tuple[str, ...]]
     #: Those that are reported where the study names none; the first is the default primary metric.
     default_metrics: ClassVar[tuple[str, ...]]
+    #: Whether ``accuracy`` is defined, which some server rules ask for.
+    has_accuracy: ClassVar[bool] = False
+    #: Whether cases are measured one by one, so that a few at a time are predicted, to bound memory.
+    case_by_case: ClassVar[bool] = False
 
     def __init__(self, classes: int, loss: str, scale: tuple[float, float] = (0.0, 1.0)) -> None:
         self.classes = classes
         self.loss_name = loss
         self.scale = scale
+
+    # Training -----------------------------------------------------------------------------------------------------
 
     @property
     @abstractmethod
@@ -42,3 +101,128 @@ class Task(ABC):
     @abstractmethod
     def probabilities(self, outputs: Tensor) -> Tensor:
         """Predicted probabilities from network outputs; where targets are numbers, the predicted numbers."""
+
+    @classmethod
+    def unfit(cls, loss: str, classes: int) -> str:
+        """Why ``loss`` can't be used for so many classes; empty if it can."""
+        return ""
+
+    # At a site ----------------------------------------------------------------------------------------------------
+
+    @classmethod
+    def validation_metric(cls, primary: str) -> str:
+        """The metric that is measured on validation cases, given the study's primary one."""
+        return primary
+
+    @abstractmethod
+    def score(self, batches: Iterable[Batch], metric: str) -> Score:
+        """Mean loss and ``metric`` over one or more batches of network outputs; the loss is not weighted by class."""
+
+    def accuracy(self, batches: Iterable[Batch]) -> Score:
+        """Mean loss, and how many answers are right (a share, or an overlap), over batches of network outputs."""
+        return Score(self._mean_loss(batches), float("nan"))
+
+    def evidence(self, batches: Iterable[Batch]) -> Tensor:
+        """What a site sends so that a threshold can be chosen: sums over its cases, not scores.
+
+        Args:
+            batches: of probabilities; none where there are no cases.
+
+        Returns:
+            counts that can be added over sites.
+        """
+        raise TypeError(f"{self.name} has no threshold")
+
+    @abstractmethod
+    def rows(self, batches: Iterable[Batch], threshold: float, asked: Asked) -> Sent:
+        """What a site sends of its test cases.
+
+        Args:
+            batches: of probabilities; none where there are no cases.
+            threshold: of decision.
+            asked: what is measured at the site.
+        """
+
+    def case_scores(self, batches: Iterable[Batch], threshold: float) -> Tensor | None:
+        """How good the prediction of each case is ``[N]``, to choose pictures; None where there is nothing to show."""
+        return None
+
+    def shown(self, batch: Batch, threshold: float) -> tuple[Tensor, Tensor]:
+        """What pictures show of the cases: predicted and true class indices, both ``[B, ...]``."""
+        raise TypeError(f"{self.name} has no pictures")
+
+    def _mean_loss(self, batches: Iterable[Batch]) -> float:
+        return float(torch.cat([self.loss(batch.found, batch.targets) for batch in batches]).mean())
+
+    # At the coordinator -------------------------------------------------------------------------------------------
+
+    @property
+    def has_threshold(self) -> bool:
+        """Whether answers depend on a threshold."""
+        return False
+
+    @property
+    def has_pictures(self) -> bool:
+        """Whether cases can be shown with what was predicted; see ``case_scores`` and ``shown``."""
+        return type(self).case_scores is not Task.case_scores
+
+    def choose_threshold(self, evidence: Tensor) -> float:
+        """The decision threshold from the ``evidence`` of all sites, added."""
+        return 0.5
+
+    @abstractmethod
+    def columns(self, fields: Mapping[str, Any], tensors: Mapping[str, Tensor], threshold: float) -> dict[str, Any]:
+        """Columns of ``predictions.csv`` with a value a case, from what a site sent (see ``rows``)."""
+
+    def decided(self, tensors: Mapping[str, Tensor], threshold: float) -> Tensor:
+        """The predicted class of each case ``[N]``, from what a site sent (see ``rows``)."""
+        raise TypeError(f"{self.name} does not predict classes")
+
+    def result_metrics(self, names: Sequence[str], classes: Sequence[str]) -> list[str]:
+        """The metrics of ``results.csv``, from those asked for and the names of the classes."""
+        return list(names)
+
+    def known(self, names: Iterable[str], cases: pd.DataFrame) -> list[str]:
+        """Those of ``names`` that can be computed from rows of predictions."""
+        return [name for name in names if name in self.metrics]
+
+    @abstractmethod
+    def measure(self, cases: pd.DataFrame, names: Sequence[str]) -> Measure:
+        """How ``names`` are computed from some rows of ``predictions.csv`` under B sets of case weights.
+
+        Args:
+            cases: the predictions.
+            names: as ``known`` gives them.
+        """
+
+    def values(self, cases: pd.DataFrame, names: Sequence[str]) -> dict[str, float]:
+        """The metrics of some rows of predictions, each counted once; NaN where a metric is not defined."""
+        found = self.measure(cases, names)(np.arange(len(cases)), np.ones((len(cases), 1)))
+        return {name: float(value[0]) for name, value in zip(names, found, strict=True)}
+
+    def ranked(self, cases: pd.DataFrame) -> tuple[NDArray[Any], Floats] | None:
+        """Labels of 0 and 1 and scores, both [n], where the area under the ROC curve has a meaning; else None."""
+        return None
+
+
+#: The tasks by name.
+TASKS: dict[str, type[Task]] = {}
+
+
+def register(task: type[Task]) -> type[Task]:
+    """Decorator that enters a task under its ``name``."""
+    TASKS[task.name] = task
+    return task
+
+
+def joined(batches: Iterable[Batch]) -> Batch | None:
+    """All batches as one; None without any."""
+    found = list(batches)
+    if len(found) < 2:
+        return found[0] if found else None
+    return Batch(torch.cat([batch.found for batch in found]), torch.cat([batch.targets for batch in found]))
+
+
+def stacked(values: Mapping[str, Floats], names: Sequence[str]) -> Floats:
+    """Name -> [B] values as one array [M, B], in the order of ``names``."""
+    return np.stack([values[name] for name in names])

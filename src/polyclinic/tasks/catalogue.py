@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-from polyclinic.tasks.base import Task
-from polyclinic.tasks.classification import Classification
-from polyclinic.tasks.regression import Regression
-from polyclinic.tasks.segmentation import Segmentation
+from importlib import import_module
+from pathlib import Path
+from pkgutil import iter_modules
 
-#: Tasks by the name used under ``task:`` in a study file.
-TASKS: dict[str, type[Task]] = {
-    "classification": Classification,
-    "segmentation": Segmentation,
-    "regression": Regression,
-}
+from polyclinic.tasks.base import TASKS, Task
+
+__all__ = ["TASKS", "build_task"]
+
+for _module in iter_modules([str(Path(__file__).parent)]):
+    import_module(f"polyclinic.tasks.{_module.name}")
 
 
-def build_task(name: str, classes: int, loss: str, scale: tuple[float, float] = (0.0, 1.0)) -> Task:
-    """The task ``name`` for a number of classes, with the named loss (one of the task's ``losses``).
+def build_task(name: str, classes: int, loss: str | None = None, scale: tuple[float, float] = (0.0, 1.0)) -> Task:
+    """The task ``name`` for a number of classes, with the named loss, one of the task's ``losses``.
 
-    ``scale`` is the mean and deviation of the target of a regression.
+    The default loss is the first. ``scale`` is the mean and deviation of the target of a regression.
     """
-    return TASKS[name](classes, loss, scale)
+    task = TASKS[name]
+    return task(classes, loss or task.losses[0], scale)

@@ -2,35 +2,157 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, ClassVar
 
+import numpy as np
+import pandas as pd
+import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor
 
-from polyclinic.tasks.base import Task
-from polyclinic.tasks.metrics import CLASSIFICATION
+from polyclinic.tasks.base import Asked, Batch, Floats, Measure, Score, Sent, Task, joined, register, stacked
+from polyclinic.tasks.metrics import (
+    CLASSIFICATION,
+    auc,
+    choose_threshold,
+    classification_metrics,
+    threshold_counts,
+    weighted_metrics,
+)
+
+#: The loss that wants one output for a binary label.
+ONE_OUTPUT = "binary_cross_entropy"
 
 
+@register
 class Classification(Task):
-    """One label a case. Outputs are logits ``[B, C]``, targets class indices ``[B]``."""
+    """One label a case, targets class indices ``[B]``.
+
+    Outputs are logits ``[B, C]``; with ``binary_cross_entropy`` one logit ``[B, 1]``, that of class 1 of two. Both are
+    the same model: the logit is the difference of the two. But a step of gradient descent on two logits changes their
+    difference twice as much, so a learning rate means half as much with one.
+    """
 
     name = "classification"
-    losses: ClassVar[tuple[str, ...]] = ("cross_entropy", "focal")
+    target = "labels"
+    losses: ClassVar[tuple[str, ...]] = ("cross_entropy", "focal", ONE_OUTPUT)
     metrics: ClassVar[tuple[str, ...]] = CLASSIFICATION
     default_metrics: ClassVar[tuple[str, ...]] = CLASSIFICATION
+    has_accuracy = True
 
     @property
     def outputs(self) -> int:
-        """One logit a class (two for a binary label)."""
-        return self.classes
+        """One logit a class (two for a binary label); one in all with ``binary_cross_entropy``."""
+        return 1 if self.loss_name == ONE_OUTPUT else self.classes
+
+    @classmethod
+    def unfit(cls, loss: str, classes: int) -> str:
+        """``binary_cross_entropy`` is for two classes."""
+        if loss != ONE_OUTPUT or classes == 2:
+            return ""
+        return f"`{ONE_OUTPUT}` is for two classes, and there are {classes}"
 
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """Cross-entropy of each case ``[B]``; ``focal`` scales it by (1 - p)² (Lin 2017, equation 4, gamma 2)."""
+        if self.loss_name == ONE_OUTPUT:
+            return F.binary_cross_entropy_with_logits(outputs[:, 0], targets.to(outputs.dtype), reduction="none")
         losses = F.cross_entropy(outputs, targets, reduction="none")
         if self.loss_name == "focal":
             losses = (1 - (-losses).exp()) ** 2 * losses
         return losses
 
     def probabilities(self, outputs: Tensor) -> Tensor:
-        """Softmax over classes ``[B, C]``, in double precision so that close scores keep their order."""
+        """Softmax over classes ``[B, C]``, in double precision so that close scores keep their order.
+
+        One logit gives ``[B, 2]``, too, by the sigmoid.
+        """
+        if self.loss_name == ONE_OUTPUT:
+            return torch.cat([-outputs, outputs], dim=1).double().sigmoid()
         return outputs.double().softmax(dim=1)
+
+    def score(self, batches: Iterable[Batch], metric: str) -> Score:
+        """See `Task.score`."""
+        outputs, targets, _ = _all(batches)
+        predicted = self.probabilities(outputs)
+        if metric == "auc" and self.classes == 2:
+            value = auc(targets.numpy(), predicted[:, 1].numpy())
+        else:
+            value = classification_metrics(targets.numpy(), predicted.numpy(), [metric])[metric]
+        return Score(float(self.loss(outputs, targets).mean()), value)
+
+    def accuracy(self, batches: Iterable[Batch]) -> Score:
+        """Mean loss, and the share of right classes."""
+        outputs, targets, _ = _all(batches)
+        right = (self.probabilities(outputs).argmax(1) == targets).double().mean()
+        return Score(float(self.loss(outputs, targets).mean()), float(right))
+
+    def evidence(self, batches: Iterable[Batch]) -> Tensor:
+        """int64 ``[2, T + 1]``, see `polyclinic.tasks.metrics.threshold_counts`."""
+        batch = joined(batches)
+        if batch is None:
+            return torch.from_numpy(threshold_counts(np.zeros(0, dtype=np.int64), np.zeros(0)))
+        return torch.from_numpy(threshold_counts(batch.targets.numpy(), batch.found[:, 1].numpy()))
+
+    def rows(self, batches: Iterable[Batch], threshold: float, asked: Asked) -> Sent:
+        """``probabilities`` float64 ``[N, C]`` and ``labels`` int64 ``[N]``."""
+        batch = joined(batches)
+        if batch is None:
+            empty = torch.zeros(0, self.classes, dtype=torch.float64)
+            return {}, {"probabilities": empty, "labels": torch.zeros(0, dtype=torch.int64)}
+        return {}, {"probabilities": batch.found, "labels": batch.targets}
+
+    @property
+    def has_threshold(self) -> bool:
+        """Of two classes; of more the most probable one is taken."""
+        return self.classes == 2
+
+    def choose_threshold(self, evidence: Tensor) -> float:
+        """The highest balanced accuracy, see `polyclinic.tasks.metrics.choose_threshold`."""
+        return choose_threshold(evidence.numpy())
+
+    def columns(self, fields: Mapping[str, Any], tensors: Mapping[str, Tensor], threshold: float) -> dict[str, Any]:
+        """``label``, ``score`` (of class 1 of two, else the highest), ``score_0`` ... (more classes), ``threshold``."""
+        predicted = tensors["probabilities"].numpy()
+        found: dict[str, Any] = {"label": tensors["labels"].numpy()}
+        if self.classes == 2:
+            found["score"] = predicted[:, 1]
+        else:
+            found["score"] = predicted.max(axis=1) if len(predicted) else predicted[:, 0]
+            found |= {f"score_{column}": predicted[:, column] for column in range(predicted.shape[1])}
+        return found | {"threshold": np.full(len(predicted), threshold)}
+
+    def decided(self, tensors: Mapping[str, Tensor], threshold: float) -> Tensor:
+        """The predicted class of each case ``[N]``."""
+        predicted = tensors["probabilities"]
+        return (predicted[:, 1] >= threshold).long() if self.classes == 2 else predicted.argmax(1)
+
+    def measure(self, cases: pd.DataFrame, names: Sequence[str]) -> Measure:
+        """See `Task.measure` and `polyclinic.tasks.metrics.weighted_metrics`."""
+        labels, thresholds = cases["label"].to_numpy(), cases["threshold"].to_numpy(np.float64)
+        if self.classes == 2:
+            score = cases["score"].to_numpy(np.float64)
+            predicted = np.stack([1 - score, score], axis=1)
+        else:
+            predicted = cases[[f"score_{column}" for column in range(self.classes)]].to_numpy(np.float64)
+            thresholds = np.full(len(cases), np.nan)  # the most probable class needs none
+
+        def measure(rows: NDArray[np.intp], weights: Floats) -> Floats:
+            values = weighted_metrics(labels[rows], predicted[rows], weights, names, thresholds[rows])
+            return stacked(values, names)
+
+        return measure
+
+    def ranked(self, cases: pd.DataFrame) -> tuple[NDArray[Any], Floats] | None:
+        """Labels and scores of two classes."""
+        if self.classes != 2:
+            return None
+        return cases["label"].to_numpy(), cases["score"].to_numpy(np.float64)
+
+
+def _all(batches: Iterable[Batch]) -> Batch:
+    batch = joined(batches)
+    if batch is None:
+        raise ValueError("no case to measure")
+    return batch

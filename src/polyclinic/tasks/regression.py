@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, ClassVar
 
+import numpy as np
+import pandas as pd
+import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor
 
-from polyclinic.tasks.base import Task
+from polyclinic.tasks.base import Asked, Batch, Floats, Measure, Score, Sent, Task, joined, register, stacked
 from polyclinic.tasks.metrics import REGRESSION
+from polyclinic.tasks.regression_metrics import regression_metrics, weighted_regression_metrics
 
 
+@register
 class Regression(Task):
     """One number a case. Outputs are ``[B, 1]`` in standardised units, targets float32 ``[B]`` in their own unit.
 
@@ -19,6 +26,7 @@ class Regression(Task):
     """
 
     name = "regression"
+    target = "numbers"
     losses: ClassVar[tuple[str, ...]] = ("mse", "mae", "huber")
     metrics: ClassVar[tuple[str, ...]] = REGRESSION
     default_metrics: ClassVar[tuple[str, ...]] = REGRESSION
@@ -41,3 +49,33 @@ class Regression(Task):
         """The predicted numbers ``[B, 1]`` in the unit of the targets."""
         mean, deviation = self.scale
         return outputs.double() * deviation + mean
+
+    def score(self, batches: Iterable[Batch], metric: str) -> Score:
+        """See `Task.score`."""
+        batch = joined(batches)
+        if batch is None:
+            raise ValueError("no case to measure")
+        predicted = self.probabilities(batch.found)[:, 0]
+        value = regression_metrics(batch.targets.numpy(), predicted.numpy(), [metric])[metric]
+        return Score(float(self.loss(batch.found, batch.targets).mean()), value)
+
+    def rows(self, batches: Iterable[Batch], threshold: float, asked: Asked) -> Sent:
+        """``predictions`` and ``labels``, both float64 ``[N]``."""
+        batch = joined(batches)
+        if batch is None:
+            return {}, dict.fromkeys(("predictions", "labels"), torch.zeros(0, dtype=torch.float64))
+        return {}, {"predictions": batch.found[:, 0].contiguous(), "labels": batch.targets.double()}
+
+    def columns(self, fields: Mapping[str, Any], tensors: Mapping[str, Tensor], threshold: float) -> dict[str, Any]:
+        """``label`` and ``score``: the true and the predicted number."""
+        return {"label": tensors["labels"].numpy(), "score": tensors["predictions"].numpy()}
+
+    def measure(self, cases: pd.DataFrame, names: Sequence[str]) -> Measure:
+        """See `Task.measure` and `polyclinic.tasks.regression_metrics.weighted_regression_metrics`."""
+        labels, scores = cases["label"].to_numpy(np.float64), cases["score"].to_numpy(np.float64)
+
+        def measure(rows: NDArray[np.intp], weights: Floats) -> Floats:
+            values = weighted_regression_metrics(labels[rows], scores[rows], weights, names)
+            return stacked(values, names)
+
+        return measure

@@ -2,20 +2,33 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from collections.abc import Iterable, Mapping, Sequence
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, ClassVar
 
+import numpy as np
+import pandas as pd
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor
 
 from polyclinic.ignored import IGNORED
-from polyclinic.tasks.base import Task
+from polyclinic.tasks.base import Asked, Batch, Floats, Measure, Score, Sent, Task, register
 from polyclinic.tasks.metrics import SEGMENTATION
+from polyclinic.tasks.segmentation_metrics import metric_columns, segmentation_case, segmentation_classes
+
+if TYPE_CHECKING:
+    from monai.losses import DiceLoss, FocalLoss
+
+#: Thresholds tried on validation cases; each site answers with the summed Dice at each.
+MASK_THRESHOLDS = tuple(round(0.05 * step, 2) for step in range(1, 20))
 
 #: A logit that is as good as infinite, but in half precision, too.
 _SURE = 1e4
 
 
+@register
 class Segmentation(Task):
     """A mask a case, in two or three dimensions.
 
@@ -25,23 +38,27 @@ class Segmentation(Task):
     """
 
     name = "segmentation"
+    target = "masks"
     losses: ClassVar[tuple[str, ...]] = ("dice_cross_entropy", "dice", "cross_entropy", "dice_focal", "focal")
     metrics: ClassVar[tuple[str, ...]] = SEGMENTATION
     default_metrics: ClassVar[tuple[str, ...]] = ("dice", "hd95", "sen", "pre")
 
-    def __init__(self, classes: int, loss: str, scale: tuple[float, float] = (0.0, 1.0)) -> None:
-        super().__init__(classes, loss, scale)
-        from monai.losses import DiceLoss, FocalLoss
-        from torch.nn import BCEWithLogitsLoss
+    has_accuracy = True
+    case_by_case = True
 
-        several = self.several
-        self._dice = (
-            DiceLoss(softmax=True, to_onehot_y=True, include_background=False, reduction="none")
-            if several
-            else DiceLoss(sigmoid=True, reduction="none")
-        )
-        self._focal = FocalLoss(gamma=2.0, use_softmax=several, to_onehot_y=several, reduction="none")
-        self._cross_entropy = BCEWithLogitsLoss(reduction="none")
+    @cached_property
+    def _dice(self) -> DiceLoss:
+        from monai.losses import DiceLoss
+
+        if self.several:
+            return DiceLoss(softmax=True, to_onehot_y=True, include_background=False, reduction="none")
+        return DiceLoss(sigmoid=True, reduction="none")
+
+    @cached_property
+    def _focal(self) -> FocalLoss:
+        from monai.losses import FocalLoss
+
+        return FocalLoss(gamma=2.0, use_softmax=self.several, to_onehot_y=self.several, reduction="none")
 
     @property
     def several(self) -> bool:
@@ -97,8 +114,7 @@ class Segmentation(Task):
     def _pixel_entropy(self, outputs: Tensor, targets: Tensor, wanted: Tensor) -> Tensor:
         if self.several:
             return F.cross_entropy(outputs, targets[:, 0].long(), reduction="none")
-        entropy: Tensor = self._cross_entropy(outputs, wanted)
-        return entropy
+        return F.binary_cross_entropy_with_logits(outputs, wanted, reduction="none")
 
     def probabilities(self, outputs: Tensor) -> Tensor:
         """Probability of foreground ``[B, 1, ...]``, or of each class ``[B, C, ...]``."""
@@ -114,6 +130,105 @@ class Segmentation(Task):
         if self.several:
             return probabilities.argmax(dim=1).to(torch.uint8)
         return (probabilities[:, 0] >= threshold).to(torch.uint8)
+
+    @classmethod
+    def validation_metric(cls, primary: str) -> str:
+        """Dice, whatever is reported: it is always defined, and quick."""
+        return "dice"
+
+    def score(self, batches: Iterable[Batch], metric: str) -> Score:
+        """Mean loss and mean Dice at a threshold of one half."""
+        losses, scores = [], []
+        for outputs, targets, _ in batches:
+            losses.append(self.loss(outputs, targets))
+            scores.append(self._overlap(self.decide(self.probabilities(outputs), 0.5), targets))
+        return Score(float(torch.cat(losses).mean()), torch.cat(scores).mean().item())
+
+    def accuracy(self, batches: Iterable[Batch]) -> Score:
+        """Mean loss and mean Dice."""
+        return self.score(batches, "dice")
+
+    def evidence(self, batches: Iterable[Batch]) -> Tensor:
+        """float64 ``[2, T]``: summed Dice and number of cases at each of ``MASK_THRESHOLDS``."""
+        evidence = torch.zeros(2, len(MASK_THRESHOLDS), dtype=torch.float64)
+        for predicted, targets, _ in batches:
+            for column, threshold in enumerate(MASK_THRESHOLDS):
+                evidence[0, column] += self._overlap(self.decide(predicted, threshold), targets).double().sum()
+            evidence[1] += len(targets)
+        return evidence
+
+    def rows(self, batches: Iterable[Batch], threshold: float, asked: Asked) -> Sent:
+        """Names of the ``metrics``, and their ``values`` float64 ``[N, M]``; distances by each case's own spacing."""
+        columns = metric_columns(asked.names, asked.classes)
+        rows = []
+        for batch in batches:
+            masks, wanted = (one.numpy() for one in self.shown(batch, threshold))
+            for place, (mask, target) in enumerate(zip(masks, wanted, strict=True)):
+                spacing = None if batch.spacings is None else batch.spacings[place]
+                if self.several:
+                    found = segmentation_classes(mask, target, asked.names, asked.classes, spacing, asked.tolerance)
+                else:
+                    found = segmentation_case(mask, target, asked.names, spacing, asked.tolerance)
+                rows.append([found[name] for name in columns])
+        return {"metrics": columns}, {"values": torch.tensor(rows, dtype=torch.float64).view(-1, len(columns))}
+
+    def case_scores(self, batches: Iterable[Batch], threshold: float) -> Tensor:
+        """Dice of each case ``[N]``."""
+        return torch.cat([self._overlap(self.decide(one.found, threshold), one.targets) for one in batches])
+
+    def shown(self, batch: Batch, threshold: float) -> tuple[Tensor, Tensor]:
+        """Predicted and true masks, with background where the truth is ``IGNORED``."""
+        return without_ignored(self.decide(batch.found, threshold), batch.targets)
+
+    def _overlap(self, decided: Tensor, targets: Tensor) -> Tensor:
+        """Dice of each case ``[B]``, mean over the structures; 1 for a structure that is in neither mask."""
+        decided, targets = without_ignored(decided, targets)
+        scores = []
+        for structure in range(1, max(self.classes, 2)):
+            mask, target = (decided == structure).flatten(1), (targets == structure).flatten(1)
+            overlap, total = (mask & target).sum(1), mask.sum(1) + target.sum(1)
+            scores.append(torch.where(total > 0, 2 * overlap / total.clamp_min(1), torch.ones(())))
+        return torch.stack(scores).mean(0)
+
+    @property
+    def has_threshold(self) -> bool:
+        """Of one structure; of several the most probable one is taken."""
+        return not self.several
+
+    def choose_threshold(self, evidence: Tensor) -> float:
+        """The highest mean Dice."""
+        if not evidence[1, 0]:
+            return 0.5
+        return MASK_THRESHOLDS[int((evidence[0] / evidence[1]).argmax())]
+
+    def columns(self, fields: Mapping[str, Any], tensors: Mapping[str, Tensor], threshold: float) -> dict[str, Any]:
+        """A column for each metric."""
+        return {name: tensors["values"][:, column].numpy() for column, name in enumerate(fields["metrics"])}
+
+    def result_metrics(self, names: Sequence[str], classes: Sequence[str]) -> list[str]:
+        """With several structures also each metric of each structure, see `metric_columns`."""
+        return metric_columns(names, classes)
+
+    def known(self, names: Iterable[str], cases: pd.DataFrame) -> list[str]:
+        """Those that each case has."""
+        return [name for name in names if name in cases]
+
+    def values(self, cases: pd.DataFrame, names: Sequence[str]) -> dict[str, float]:
+        """Mean over the cases, leaving out NaN."""
+        return {name: float(cases[name].mean()) for name in names}
+
+    def measure(self, cases: pd.DataFrame, names: Sequence[str]) -> Measure:
+        """Mean over the cases of values that each case has already, leaving out NaN."""
+        values = cases[list(names)].to_numpy(np.float64)
+
+        def measure(rows: NDArray[np.intp], weights: Floats) -> Floats:
+            known = ~np.isnan(values[rows])
+            totals = np.where(known, values[rows], 0.0).T @ weights
+            counts = known.T.astype(np.float64) @ weights
+            means: Floats = np.divide(totals, counts, out=np.full(totals.shape, np.nan), where=counts > 0)
+            return means
+
+        return measure
 
 
 def without_ignored(decided: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:

@@ -201,7 +201,7 @@ def all_notes(folder, masks, images=None, **data):
             rows.append(f"{site},{name}.png,{name}m.png")
     (folder / "t.csv").write_text("\n".join(rows) + "\n")
     base = {"table": "t.csv", "site": "site", "image": "image", "mask": "mask", "size": SIZE}
-    opened = open_data(DataSpec.model_validate(base | data), folder, "segmentation")
+    opened = open_data(DataSpec.model_validate(base | data), folder, "masks")
     return [(note.number, str(note), note.cases) for note in opened.notes]
 
 

@@ -19,7 +19,7 @@ def opened(folder, pictures, **data):
     (folder / "t.csv").write_text("\n".join(rows) + "\n")
     base = {"table": "t.csv", "site": "site", "image": "image", "label": "label", "size": (16, 16), "channels": "grey",
             "classes": [0, 1]}  # fmt: skip
-    found = open_data(DataSpec.model_validate(base | data), folder, "classification")
+    found = open_data(DataSpec.model_validate(base | data), folder, "labels")
     return found.sites, [(note.number, str(note)) for note in found.notes if note.number in ("N419", "N420")]
 
 

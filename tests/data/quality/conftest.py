@@ -18,12 +18,12 @@ BASE = {"table": "table.csv", "site": "site", "subject": "pid", "label": "y", "p
 
 @pytest.fixture
 def opened(tmp_path: Path) -> Callable[..., Opened]:
-    """``opened(frame, task=..., **entries)``: the frame written as CSV and opened."""
+    """``opened(frame, target=..., **entries)``: the frame written as CSV and opened."""
 
-    def open_it(frame: pd.DataFrame, task: str = "classification", **entries: object) -> Opened:
+    def open_it(frame: pd.DataFrame, target: str = "labels", **entries: object) -> Opened:
         frame.to_csv(tmp_path / "table.csv", index=False)
         spec = DataSpec.model_validate({key: value for key, value in (BASE | entries).items() if value is not None})
-        return open_data(spec, tmp_path, task)
+        return open_data(spec, tmp_path, target)
 
     return open_it
 

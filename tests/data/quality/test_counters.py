@@ -42,7 +42,7 @@ def test_row_numbers_of_two_exports(tmp_path, noise):
     noise().to_csv(tmp_path / "once.csv")
     pd.read_csv(tmp_path / "once.csv").to_csv(tmp_path / "table.csv")
     entries = {"table": "table.csv", "site": "site", "subject": "pid", "label": "y", "positive": 1, "features": "*"}
-    found = open_data(DataSpec(**entries), tmp_path, "classification")
+    found = open_data(DataSpec(**entries), tmp_path, "labels")
     assert found.features == ["f0", "f1", "f2", "f3"]
     assert "2 columns are left out" in note(found, "N220")
 

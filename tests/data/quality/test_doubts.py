@@ -14,7 +14,7 @@ ENTRIES = {"table": "table.csv", "site": "site", "subject": "id", "label": "y", 
 def opened(write_table):
     """Write a table of 40 rows with these columns besides site, id, y and x, and open it."""
 
-    def write(task="classification", columns=None, **entries):
+    def write(target="labels", columns=None, **entries):
         table = {
             "site": ["A"] * 20 + ["B"] * 20,
             "id": [f"p{i}" for i in range(40)],
@@ -22,7 +22,7 @@ def opened(write_table):
             "x": [str(20 + 7 * i % 37) for i in range(40)],
         } | (columns or {})
         lines = [",".join(table), *(",".join(row) for row in zip(*table.values(), strict=True))]
-        return open_data(DataSpec.model_validate(ENTRIES | entries), write_table("\n".join(lines) + "\n"), task)
+        return open_data(DataSpec.model_validate(ENTRIES | entries), write_table("\n".join(lines) + "\n"), target)
 
     return write
 
@@ -57,7 +57,7 @@ def test_numbers_that_stand_for_missing(opened, values, noted):
     assert [code for code in codes if f"x {code} (" in told] == noted
     if noted:
         assert not found(opened(columns={"x": cells}, missing=[str(cell) for cell in noted]), "N236")
-        assert found(opened("regression", columns={"z": cells}, label="z"), "N236")
+        assert found(opened("numbers", columns={"z": cells}, label="z"), "N236")
 
 
 def test_divided_numbers_are_looked_at_before(opened):
@@ -147,13 +147,13 @@ def test_covariates_in_another_notation(opened):
 
 def test_numbers_to_predict_with_decimal_commas(opened):
     with pytest.raises(DataError, match=r"P203 The column 'z' \(`label`\) has 20 cells"):
-        opened("regression", columns={"z": ['"1,5"', "2"] * 20}, label="z")
+        opened("numbers", columns={"z": ['"1,5"', "2"] * 20}, label="z")
 
 
 def test_lost_cells_are_not_filled_with_the_mean(opened, write_table):
     folder = write_table("site,id,y,x,z\n" + "".join(f"A,p{i},{i % 2},{i}{',5' if i % 9 else ''}\n" for i in range(40)))
     with pytest.raises(DataError, match=r"P201 .* has 5 rows with too few cells \(lines 2, 11, 20, 29 and 38\)"):
-        open_data(DataSpec.model_validate(ENTRIES), folder, "classification")
+        open_data(DataSpec.model_validate(ENTRIES), folder, "labels")
 
 
 def test_notes_hold_no_patient(opened):

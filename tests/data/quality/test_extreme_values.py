@@ -30,7 +30,7 @@ def test_a_number_to_predict(opened, noise):
     frame = noise()
     frame["y"] = np.random.default_rng(1).normal(60, 8, 80).round(1)
     frame.loc[50, "y"] = 6e6
-    assert "y (the label) (B 1)" in note(opened(frame, "regression", positive=None), "N234")
+    assert "y (the label) (B 1)" in note(opened(frame, "numbers", positive=None), "N234")
 
 
 @pytest.mark.parametrize("seed", range(5))

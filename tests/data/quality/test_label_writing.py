@@ -131,7 +131,7 @@ def test_simulated_sites_are_judged_by_the_sites_of_the_table(opened, noise):
 
 def test_numbers_to_predict_are_no_classes(opened, noise):
     frame = noise().assign(y=np.random.default_rng(5).normal(size=80))
-    assert numbers(opened(frame, "regression", positive=None)) == []
+    assert numbers(opened(frame, "numbers", positive=None)) == []
 
 
 @pytest.mark.parametrize("positive", [1, None])

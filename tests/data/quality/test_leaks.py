@@ -108,7 +108,7 @@ def test_the_number_to_predict_in_another_unit(opened, noise, made):
     frame = noise()
     frame["y"] = np.random.default_rng(1).uniform(1, 90, 80).round(2)
     frame["f9"] = made(frame["y"])
-    found = opened(frame, "regression", positive=None)
+    found = opened(frame, "numbers", positive=None)
     assert "1 feature is the label 'y' in another unit or on another scale: f9" in note(found, "N223")
 
 
@@ -117,7 +117,7 @@ def test_a_good_predictor_of_a_number(opened, noise):
     rng = np.random.default_rng(1)
     frame["y"] = rng.uniform(1, 90, 80).round(2)
     frame["f9"] = frame["y"] + rng.normal(0, 3, 80)
-    assert numbers(opened(frame, "regression", positive=None)) == []
+    assert numbers(opened(frame, "numbers", positive=None)) == []
 
 
 def test_columns_behind_a_matrix():

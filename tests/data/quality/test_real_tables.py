@@ -13,7 +13,7 @@ VOLUMES = {"site": "site", "subject": "subject_id", "features": ["lh_*", "rh_*",
 
 
 def read(folder: Path, **entries: object):
-    return open_data(DataSpec.model_validate(entries), folder, "classification")
+    return open_data(DataSpec.model_validate(entries), folder, "labels")
 
 
 @pytest.mark.parametrize("categorical", [["cp", "restecg"], HEART])

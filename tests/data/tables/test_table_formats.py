@@ -82,7 +82,7 @@ def study(folder, content):
     """What a study takes from a table: for each site its patients with features and labels; names; or the refusal."""
     (folder / "t.csv").write_bytes(content)
     try:
-        opened = open_data(DataSpec.model_validate(SPEC), folder, "classification")
+        opened = open_data(DataSpec.model_validate(SPEC), folder, "labels")
     except DataError as error:
         return error
     sites = {

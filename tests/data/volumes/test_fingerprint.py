@@ -28,7 +28,7 @@ def test_a_fingerprint_by_hand():
 def test_a_plan_by_hand():
     small = SiteFingerprint(10, (1, 1, 1), (120, 150, 100))
     large = SiteFingerprint(30, (2, 2, 4), (160, 190, 160))
-    plan = make_plan([small, large], "segmentation", "cpu")
+    plan = make_plan([small, large], "masks", "cpu")
     # The weighted median follows the larger site; the grid holds its body: 80 x 95 x 40 voxels, in eights.
     assert plan.spacing == (2.0, 2.0, 4.0)
     assert plan.size == (80, 96, 40)
@@ -36,8 +36,8 @@ def test_a_plan_by_hand():
     assert plan.patch == (80, 80, 40)
     assert plan.model == {"unet": {"channels": [16, 32, 64, 128]}}
     assert "40 images of 2 sites" in plan.reason
-    assert make_plan([small, large], "segmentation", "cuda").patch is None
-    assert make_plan([small, large], "segmentation", "cpu", (4, 4, 4)).spacing == (4.0, 4.0, 4.0)
+    assert make_plan([small, large], "masks", "cuda").patch is None
+    assert make_plan([small, large], "masks", "cpu", (4, 4, 4)).spacing == (4.0, 4.0, 4.0)
 
 
 @settings(max_examples=60, deadline=None)
@@ -52,7 +52,7 @@ def test_a_plan_by_hand():
         min_size=1,
         max_size=5,
     ),
-    task=st.sampled_from(["segmentation", "classification", "regression"]),
+    task=st.sampled_from(["masks", "labels", "numbers"]),
 )
 def test_plans_fit(sites, task):
     plan = make_plan(sites, task, "cpu")
@@ -72,10 +72,10 @@ def test_plans_fit(sites, task):
 def test_one_scanner_with_odd_images_does_not_decide():
     usual = [SiteFingerprint(20, (1, 1, 1), (160, 190, 150))] * 4
     odd = SiteFingerprint(5, (0.4, 0.4, 6), (160, 190, 150))
-    assert make_plan([*usual, odd], "segmentation", "cpu").spacing == (1.0, 1.0, 1.0)
+    assert make_plan([*usual, odd], "masks", "cpu").spacing == (1.0, 1.0, 1.0)
 
 
-@pytest.mark.parametrize("task", ["classification", "regression"])
+@pytest.mark.parametrize("task", ["labels", "numbers"])
 def test_a_label_of_the_whole_image_gets_larger_voxels(task):
     plan = make_plan([SiteFingerprint(10, (1, 1, 1), (160, 190, 150))], task, "cpu")
     assert plan.patch is None

@@ -127,7 +127,7 @@ def opened(folder, masks, **data):
         rows.append(f"A,i{number}.nii.gz,m{number}.nii.gz")
     (folder / "t.csv").write_text("\n".join(rows) + "\n")
     base = {"table": "t.csv", "site": "site", "image": "image", "mask": "mask", "preprocessing": {"size": SHAPE}}
-    found = open_data(DataSpec.model_validate(base | data), folder, "segmentation")
+    found = open_data(DataSpec.model_validate(base | data), folder, "masks")
     return found.sites["A"], [(note.number, str(note), note.cases) for note in found.notes if note.number[:2] == "N4"]
 
 
@@ -211,7 +211,7 @@ def test_a_structure_thinner_than_a_step_of_the_grid_is_told(tmp_path):
         table="t.csv", site="site", image="image", mask="mask", preprocessing=Preprocessing(spacing=6, size=(8, 8, 8))
     )
     for _ in range(2):  # the second time from the cache
-        notes = {note.number: note for note in open_data(spec, tmp_path, "segmentation").notes}
+        notes = {note.number: note for note in open_data(spec, tmp_path, "masks").notes}
         assert str(notes["N702"]).startswith("Site A: in 2 of 3 cases nothing of foreground is left on the grid")
         assert notes["N702"].cases == ("0.nii", "1.nii")
         assert (str(notes["N401"]), notes["N401"].cases) == ("Site A: 1 mask has no foreground.", ("2.nii",))

@@ -15,7 +15,7 @@ import pandas as pd
 
 from polyclinic.data.quality.values import is_measured
 from polyclinic.data.quality.words import is_shortened
-from polyclinic.data.spec import DataSpec
+from polyclinic.data.spec import DataSpec, Target
 from polyclinic.data.tables.codes import alike, plain_number
 from polyclinic.data.tables.numbers import parse_numbers
 from polyclinic.data.tables.table import comparison
@@ -32,7 +32,7 @@ _MANY = 10
 def column_notes(
     cells: pd.DataFrame,
     spec: DataSpec,
-    task: str,
+    target: Target,
     features: Sequence[str],
     matrix: npt.NDArray[np.float32],
     counting: Collection[str] = (),
@@ -42,7 +42,7 @@ def column_notes(
     Args:
         cells: texts, NaN where missing.
         spec: the ``data:`` part of the study file.
-        task: what the cases are for.
+        target: what is to be predicted of each case.
         features: names of the columns of ``matrix``.
         matrix: the features ``[N, F]`` (empty for images).
         counting: features of which another note says that they may number the rows.
@@ -57,7 +57,7 @@ def column_notes(
             if name not in counting:
                 notes += _padded(name, cells[name], values)
     combat = spec.harmonisation.combat
-    label = [spec.label] if task == "classification" and spec.label is not None else []
+    label = [spec.label] if target == "labels" and spec.label is not None else []
     compared = spec.positive is not None and not isinstance(spec.positive, list) and comparison(spec.positive)
     groups = dict.fromkeys([*spec.categorical, *(combat.groups if combat else [])])
     for name in groups:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -13,14 +12,12 @@ import pandas as pd
 from polyclinic.data.cases import Counts
 from polyclinic.data.quality.counters import LEFT_OUT, counter_notes, find_counters
 from polyclinic.data.quality.named import patient_column_notes, unmatched_notes
-from polyclinic.data.spec import DataSpec
+from polyclinic.data.spec import DataSpec, Target
 from polyclinic.data.tables.features import choose_features
 from polyclinic.data.tables.labels import label_reasons, number_reasons
 from polyclinic.data.tables.table import is_missing, locate, matches, read_cells, require_column, to_numbers
 from polyclinic.errors import DataError
 from polyclinic.notes import Note
-
-Task = Literal["classification", "segmentation", "regression"]
 
 #: Texts in a split column -> part.
 PARTS = {
@@ -149,7 +146,7 @@ def _choose_features(
     return chosen, counter_notes(left_out, kept), frozenset(kept)
 
 
-def reject_rows(rows: Rows, spec: DataSpec, task: Task, split: str | None) -> list[Note]:
+def reject_rows(rows: Rows, spec: DataSpec, target: Target, split: str | None) -> list[Note]:
     """Mark the rows that can't be used, set each row's case, subject and part, and return notes.
 
     Raises:
@@ -174,8 +171,8 @@ def reject_rows(rows: Rows, spec: DataSpec, task: Task, split: str | None) -> li
             of_rows = f"{whole} of {len(rows)} {spec.subject!r} cells"
             text = f"`subject_pattern` does not fit {of_rows}: there the whole cell names the patient."
             notes.append(Note("N207", text))
-    if task != "segmentation" and spec.label is not None:
-        reasons = (label_reasons if task == "classification" else number_reasons)(cells[spec.label], spec)
+    if target != "masks" and spec.label is not None:
+        reasons = (label_reasons if target == "labels" else number_reasons)(cells[spec.label], spec)
         for reason in dict.fromkeys(reasons[reasons != ""]):
             rows.reject(reasons == reason, reason)
     origin["part"] = None
@@ -186,7 +183,7 @@ def reject_rows(rows: Rows, spec: DataSpec, task: Task, split: str | None) -> li
     if spec.divide_by is not None:
         rows.reject_missing(spec.divide_by)
         rows.reject(to_numbers(cells[spec.divide_by], "divide_by") <= 0, f"{spec.divide_by} is not positive")
-    for column in (*spec.image_columns, *([spec.mask_column] if spec.mask_column and task == "segmentation" else [])):
+    for column in (*spec.image_columns, *([spec.mask_column] if spec.mask_column and target == "masks" else [])):
         rows.reject_missing(column)
     combat = spec.harmonisation.combat
     for column in [*combat.covariates, *combat.groups] if combat else []:

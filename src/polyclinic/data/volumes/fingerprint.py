@@ -11,14 +11,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from polyclinic.data.readers.axes import true_spacing
 from polyclinic.data.readers.volume import Volume
-from polyclinic.data.spec import Preprocessing
+from polyclinic.data.spec import Preprocessing, Target
 from polyclinic.data.volumes.grid import box_of, oriented
 from polyclinic.data.volumes.intensity import foreground_of
 from polyclinic.data.volumes.preprocessing import single_frame
@@ -94,7 +94,7 @@ def fingerprint(measured: Sequence[tuple[Sequence[float], Sequence[float]]]) -> 
 
 def make_plan(
     sites: Sequence[SiteFingerprint],
-    task: Literal["classification", "segmentation", "regression"],
+    target: Target,
     device: str,
     spacing: Sequence[float] | None = None,
 ) -> VolumePlan:
@@ -106,7 +106,7 @@ def make_plan(
 
     Args:
         sites: the fingerprints.
-        task: what is to be learned.
+        target: what is to be predicted of each case.
         device: ``cpu`` or ``cuda``.
         spacing: voxel sizes that the study fixes.
     """
@@ -114,24 +114,24 @@ def make_plan(
     weights = np.array([site.cases for site in sites], dtype=np.float64)
     extent = np.max([site.extent for site in sites], axis=0)
     step = np.array(spacing) if spacing is not None else _weighted_median([s.spacing for s in sites], weights)
-    if task != "segmentation" and spacing is None:
+    if target != "masks" and spacing is None:
         step = step * max(1.0, (float(np.prod(extent / step)) / voxels) ** (1 / 3))
     step = _rounded(step)
     sides = np.ceil(extent / step - 1e-9)
-    boxes = _shrunk(sides, voxels) if task == "segmentation" else sides
+    boxes = _shrunk(sides, voxels) if target == "masks" else sides
     halvings = _halvings(boxes)
     unit = 2**halvings
     size = _whole(np.ceil(sides / unit) * unit)
     patch = _whole(np.maximum(np.floor(boxes / unit) * unit, unit)) if (boxes < sides).any() else None
     channels = [_FIRST_CHANNELS * 2**level for level in range(halvings + 1)]
-    model = {"unet": {"channels": channels}} if task == "segmentation" else {"cnn": {"channels": channels}}
+    model = {"unet": {"channels": channels}} if target == "masks" else {"cnn": {"channels": channels}}
     reason = (
         f"{int(weights.sum())} images of {len(sites)} sites: voxels of {_by(step)} mm (median of all images), "
         f"a grid of {_by(size)} (the foreground takes up to {_by(np.round(extent).astype(int))} mm), "
         + (f"trained on boxes of {_by(patch)}" if patch else "trained on whole images")
         + f", {halvings} halvings"
     )
-    return VolumePlan(_triple(step), size, patch, model, 2 if task == "segmentation" else 4, reason)
+    return VolumePlan(_triple(step), size, patch, model, 2 if target == "masks" else 4, reason)
 
 
 def _rounded(step: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:

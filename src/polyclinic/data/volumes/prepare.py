@@ -18,7 +18,7 @@ from polyclinic.data.readers.files import resolve
 from polyclinic.data.readers.nifti.read import is_nifti, scanner_facts
 from polyclinic.data.readers.read import place_and_series, read_volume
 from polyclinic.data.readers.volume import UnreadableError, Volume
-from polyclinic.data.spec import DataSpec, Mask, Preprocessing
+from polyclinic.data.spec import DataSpec, Mask, Preprocessing, Target
 from polyclinic.data.volumes.cache import Cache, source_files
 from polyclinic.data.volumes.fingerprint import SiteFingerprint, Triple, fingerprint, measure
 from polyclinic.data.volumes.intensity import check_intensity
@@ -156,8 +156,8 @@ def fingerprint_volumes(
     return fingerprint(measured) if measured else None
 
 
-def check_volumes(spec: DataSpec, task: str) -> None:
-    """Stop where entries about volumes contradict each other or the task.
+def check_volumes(spec: DataSpec, target: Target) -> None:
+    """Stop where entries about volumes contradict each other or what is to be predicted.
 
     Raises:
         EntryError: P102 to P104 with the place of the entry.
@@ -193,7 +193,7 @@ def check_volumes(spec: DataSpec, task: str) -> None:
     check_intensity(preparation.intensity)
     if patch is None:
         return
-    if task != "segmentation":
+    if target != "masks":
         hint = "Take it out, or use a smaller `preprocessing: {size: ...}`."
         refuse("", "`patch` is for segmentation: a label belongs to the whole volume.", hint, "P104", place="patch")
     if patch == "auto" or preparation.size == "auto":

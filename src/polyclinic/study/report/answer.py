@@ -125,7 +125,7 @@ def _site_by_site(folder: Folder, best: Best, private: list[str]) -> Iterator[Ma
         ).format(
             other.method,
             *_value(folder.primary, other.row),
-            "the mean" if folder.task == "regression" else "how frequent the finding is",
+            "the mean" if folder.target == "numbers" else "how frequent the finding is",
         )
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from polyclinic.methods import ABOUT, METHODS
+from polyclinic.methods import PUBLISHED
 from polyclinic.study.columns import UNSEEN
 from polyclinic.study.report.folder import Folder
 from polyclinic.study.report.tables import plain
@@ -35,7 +35,7 @@ def method_lines(folder: Folder) -> list[MethodLine]:
     for label in folder.methods:
         if not label.endswith(UNSEEN):
             name, options = entry(folder, label)
-            about = ABOUT.get(name)
+            about = PUBLISHED.get(name)
             untold = _untold(label, name, options)
             lines.append(
                 MethodLine(
@@ -60,8 +60,8 @@ def entry(folder: Folder, label: str) -> tuple[str, dict[str, Any]]:
 
 def is_reference(folder: Folder, label: str) -> bool:
     """Whether a method is there to be compared with (single, ensemble, mix), not a federation."""
-    about = ABOUT.get(entry(folder, label.removesuffix(UNSEEN))[0])
-    return about is not None and about.place == ABOUT["single"].place
+    about = PUBLISHED.get(entry(folder, label.removesuffix(UNSEEN))[0])
+    return about is not None and about.place == PUBLISHED["single"].place
 
 
 def featured(folder: Folder) -> list[str]:
@@ -81,7 +81,7 @@ def featured(folder: Folder) -> list[str]:
 
 def _untold(label: str, name: str, options: dict[str, Any]) -> dict[str, Any]:
     """Options without the parts that the method has anyway, and without those that its label spells out."""
-    usual = _parts(name, options)
+    usual = _usual_parts(name, options)
     told = set(re.split(r"[(),] *", label))
 
     def is_told(key: str, value: Any) -> bool:
@@ -91,16 +91,25 @@ def _untold(label: str, name: str, options: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in options.items() if not is_told(key, value)}
 
 
-def _parts(name: str, options: dict[str, Any]) -> dict[str, Any]:
-    """The parts of a method of the catalogue with these options, as the study file has them."""
-    general = ("share", "personal", "server", "local", "topology", "training")
-    try:
-        method = METHODS[name](**{key: value for key, value in options.items() if key not in general})
-    except (KeyError, TypeError):  # of another version
+def _usual_parts(name: str, options: dict[str, Any]) -> dict[str, Any]:
+    """The parts of a published method with its options, as the study file has them."""
+    if name not in PUBLISHED:  # of another version
         return {}
+    method = PUBLISHED[name].method
+
+    def usual(part: tuple[str, Any], given: Any) -> Any:
+        # Options of a method are those of its parts; what the study file says of a part is compared with them.
+        own = given.get(part[0], {}) if isinstance(given, dict) else {}
+        named = {key: options[key] for key in own if key in options}
+        return {part[0]: named} if isinstance(given, dict) else part[0]
+
+    def each(parts: Any, given: Any) -> list[Any]:
+        return [usual(part, one) for part, one in zip(parts, given, strict=False)] if isinstance(given, list) else []
+
     return {
         "share": method.share,
-        "personal": None if method.personal is None else {method.personal[0]: dict(method.personal[1])},
-        "server": [{part: dict(own)} for part, own in method.server],
-        "topology": method.topology,
+        "personal": None if method.personal is None else usual(method.personal, options.get("personal")),
+        "server": each(method.server, options.get("server")),
+        "topology": usual(method.topology, options.get("topology")),
+        "procedure": usual(method.procedure, options.get("procedure")),
     }

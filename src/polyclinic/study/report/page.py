@@ -245,7 +245,7 @@ def _interval(folder: Folder, one: figures.Estimate) -> str:
 def _curves(folder: Folder) -> dict[str, list[Panel]]:
     """ROC and calibration panels of a binary classification."""
     rows = tables.own_predictions(folder)
-    if folder.task == "regression" or not {"label", "score"} <= set(rows.columns) or "score_0" in rows.columns:
+    if folder.target == "numbers" or not {"label", "score"} <= set(rows.columns) or "score_0" in rows.columns:
         return {}
     rows = rows.dropna(subset=["label", "score"])
     if set(rows["label"]) != {0, 1}:
@@ -258,7 +258,7 @@ def _curves(folder: Folder) -> dict[str, list[Panel]]:
 def _scatter(folder: Folder) -> list[tuple[str, list[Panel]]]:
     """Predicted against true numbers: a panel a method, and a panel a site of the best one."""
     rows = tables.own_predictions(folder)
-    if folder.task != "regression" or not {"label", "score"} <= set(rows.columns):
+    if folder.target != "numbers" or not {"label", "score"} <= set(rows.columns):
         return []
     rows = rows.dropna(subset=["label", "score"])
     name = str((folder.study.get("data") or {}).get("label") or "Label")

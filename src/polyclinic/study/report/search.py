@@ -98,7 +98,7 @@ def _mean(scores: pd.Series[str]) -> str:
 def _measure(folder: Folder) -> str:
     if _asked(folder).get("choose_by") != "metric":
         return "loss"
-    return METRICS["dice" if folder.task == "segmentation" else folder.primary.name][0]
+    return METRICS[folder.validation_metric][0]
 
 
 def _asked(folder: Folder) -> dict[str, Any]:

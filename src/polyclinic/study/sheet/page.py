@@ -132,7 +132,7 @@ def _content(study: CheckedStudy, opened: Opened, sites: pd.DataFrame, notes: Se
         found = {site: values.image_values(data) for site, data in opened.sites.items()}
         content["intensity"] = values.intensity_panels(opened, found)
         content["pictures"] = montage(opened, values.windows(found))
-    masked = study.declaration.task == "segmentation"
+    masked = study.declaration.target == "masks"
     colours = [(name, structure_colour(index)) for index, name in enumerate(opened.classes[1:])] if masked else []
     return content | {
         "notes": [(note, TITLES[note.number], Names.of("", list(note.cases))) for note in notes],

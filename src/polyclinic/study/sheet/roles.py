@@ -62,8 +62,8 @@ def _people(study: CheckedStudy, opened: Opened, sources: Sources) -> Iterator[R
 
 
 def _targets(study: CheckedStudy, opened: Opened, sources: Sources) -> Iterator[Role]:
-    spec, task = study.declaration.data, study.declaration.task
-    if task == "segmentation":
+    spec, target = study.declaration.data, study.declaration.target
+    if target == "masks":
         given = spec.model_dump(mode="json")
         mask, named = given["mask"], given["mask_classes"]
         meaning = {"column": mask} if isinstance(mask, str) else {**mask}
@@ -73,7 +73,7 @@ def _targets(study: CheckedStudy, opened: Opened, sources: Sources) -> Iterator[
         yield Role("Mask", [column], "; ".join(filter(None, (words, plain(said)))))
         return
     label = [spec.label] if spec.label else []
-    if task == "regression":
+    if target == "numbers":
         yield Role("Number to predict", label, "in the unit of its column")
         return
     words = ", ".join(opened.classes)

@@ -46,7 +46,7 @@ class Sources:
         names = list(spec.tables.values()) if spec.tables is not None else [str(spec.table)]
         tables = [locate(name, study.folder) for name in names]
         rows = read_rows(spec, study.folder, study.declaration.evaluation.split)
-        reject_rows(rows, spec, study.declaration.task, study.declaration.evaluation.split)
+        reject_rows(rows, spec, study.declaration.target, study.declaration.evaluation.split)
         about = {f"_{name}": rows.origin[name] for name in ("site", "case", "subject", "folder")}
         if spec.root is not None:
             about["_folder"] = pd.Series(str(study.folder / spec.root), index=rows.origin.index)

@@ -1,0 +1,125 @@
+"""What a job of a study is, what it is given, and what it finds."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+
+import pandas as pd
+from torch import Tensor
+
+from polyclinic.audit.poisoning import Attack
+from polyclinic.data.scaling import Summary
+from polyclinic.notes import Note
+from polyclinic.running.progress import Row
+from polyclinic.seeds import derive_seed
+from polyclinic.study.columns import ATTACKED, UNSEEN
+from polyclinic.study.method_entries import StudyMethod
+
+
+@dataclass(frozen=True)
+class Fold:
+    """What is known of the sites after a split.
+
+    Attributes:
+        number: which fold.
+        train, validation, test: number of cases of each site.
+        classes: training cases of each class, by site; empty lists where targets are no classes.
+        targets: count, mean and sum of squared deviations of the training cases' numbers, by site; for numbers only.
+    """
+
+    number: int
+    train: dict[str, int]
+    validation: dict[str, int]
+    test: dict[str, int]
+    classes: dict[str, list[int]]
+    targets: dict[str, Summary] = field(default_factory=dict)
+
+    def corrupted(self, attack: Attack) -> Fold:
+        """What is known where the training cases of some sites are corrupt: a class may be missing there."""
+        left = attack.corruption().left
+        classes = {site: left(counts) if site in attack.names else counts for site, counts in self.classes.items()}
+        train = {site: cases - sum(self.classes[site]) + sum(classes[site]) for site, cases in self.train.items()}
+        return replace(self, train=train, classes=classes)
+
+    @property
+    def training_sites(self) -> list[str]:
+        """Sites that have training cases."""
+        return [site for site, cases in self.train.items() if cases]
+
+    @property
+    def tested_sites(self) -> list[str]:
+        """Sites that have test cases."""
+        return [site for site, cases in self.test.items() if cases]
+
+
+@dataclass(frozen=True)
+class Job:
+    """One training.
+
+    Attributes:
+        methods: what the training serves (single, cross and ensemble share one).
+        seed: model seed.
+        fold: number of the fold.
+        without: the site left out, for an unseen-site run.
+        attacked: whether the study's corrupt sites are corrupt in this training.
+        trial: number of the configuration that a search tries; None for what is tested.
+        trials: how many are tried.
+    """
+
+    methods: tuple[StudyMethod, ...]
+    seed: int
+    fold: int
+    without: str | None = None
+    attacked: bool = False
+    trial: int | None = None
+    trials: int = 0
+
+    @property
+    def title(self) -> str:
+        """For progress displays."""
+        names = " + ".join(method.label for method in self.methods)
+        if self.attacked:
+            names += ATTACKED
+        what = f"{names} without {self.without}" if self.without else names
+        return what if self.trial is None else f"search: {what}, trial {self.trial + 1} of {self.trials}"
+
+    @property
+    def suffix(self) -> str:
+        """Ending of the names of this job's files."""
+        if self.attacked:
+            return "-attacked"
+        without = f"-without-{slug(self.without)}" if self.without is not None else ""
+        return without if self.trial is None else f"{without}-trial{self.trial}"
+
+    def label(self, method: StudyMethod) -> str:
+        """Name of the method in the results."""
+        return method.label + (ATTACKED if self.attacked else UNSEEN if self.without is not None else "")
+
+
+@dataclass
+class Outcome:
+    """Everything a job found.
+
+    Attributes:
+        predictions: a row a test case, method and model.
+        rounds: a row a round and site.
+        models: file stem -> tensors by name.
+        overlays: name -> picture, where there are any.
+        overlay_dice: ``METHOD/SITE/RANK`` -> Dice.
+        backdoor: a row a model and site: test cases with the mark of a backdoor, and how many of them it opened.
+        notes: what went wrong in rounds.
+    """
+
+    predictions: list[pd.DataFrame] = field(default_factory=list)
+    rounds: list[Row] = field(default_factory=list)
+    models: dict[str, dict[str, Tensor]] = field(default_factory=dict)
+    overlays: dict[str, Tensor] = field(default_factory=dict)
+    overlay_dice: dict[str, float] = field(default_factory=dict)
+    backdoor: list[Row] = field(default_factory=list)
+    notes: list[Note] = field(default_factory=list)
+
+
+def slug(text: str) -> str:
+    """``text`` as part of a file name: letters, digits, dots and dashes; different texts stay different."""
+    plain = "".join(c if c.isascii() and (c.isalnum() or c in "-.") else "_" for c in text)[:60]
+    return plain if plain == text else f"{plain}-{derive_seed(text) % 16**6:06x}"

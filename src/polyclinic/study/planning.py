@@ -1,0 +1,176 @@
+"""From a job of a study to what the loop of rounds is given."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from polyclinic.audit.poisoning import Attack
+from polyclinic.client.optimizers import scheduled
+from polyclinic.client.work import OwnWork, Work
+from polyclinic.data.scaling import Scaler, merge
+from polyclinic.methods import SHARES, Method
+from polyclinic.parts import PROCEDURES, TOPOLOGIES, Part, build_part
+from polyclinic.running.plan import Plan
+from polyclinic.site.messages import MetricNames, Start
+from polyclinic.state import FlatModule
+from polyclinic.study.declaration import Declaration
+from polyclinic.study.entries import Training
+from polyclinic.study.job import Fold, Job, slug
+from polyclinic.study.method_entries import build_participation, optimizer_of, schedule_of
+from polyclinic.tasks import build_task
+from polyclinic.tasks.metrics import METRICS
+
+
+class Planner:
+    """Plans the trainings of a study.
+
+    Args:
+        declaration: the study.
+        template: a network of the study's kind.
+        classes: names of the classes.
+        attack: what is done in jobs that are attacked, see `Attack.on`.
+    """
+
+    def __init__(
+        self, declaration: Declaration, template: FlatModule, classes: Sequence[str], attack: Attack | None = None
+    ) -> None:
+        self.declaration, self.template, self.classes, self.attack = declaration, template, classes, attack
+
+    def plan(self, job: Job, fold: Fold, sites: list[str], initial: Tensor) -> Plan:
+        """What the loop is given for a job that is trained at ``sites`` from ``initial [P]``."""
+        study, attack = job.methods[0], self.attack if job.attacked else None
+        method, training, evaluation = study.method, study.training, self.declaration.evaluation
+        if attack is not None and not attack.changes_updates:
+            fold = fold.corrupted(attack)
+        selection = method.selection(self.template.layout)
+        keeps = not selection.everything or method.personal is not None
+        cases = {site: float(fold.train.get(site, 1)) for site in sites}
+        metric = self.declaration.validation_metric
+        schedule = scheduled(optimizer_of(training), schedule_of(training), training.rounds)
+        validation = sum(fold.validation.get(site, 0) for site in (fold.train if method.scope == "pool" else sites))
+        start = self.start(job, fold, training)
+        return Plan(
+            start=start,
+            initial=initial,
+            selection=selection,
+            parts=lambda: _built(method),
+            sites=sites,
+            weights=cases if training.weights == "cases" else dict.fromkeys(sites, 1.0),
+            learning_rates=[options["lr"] for options in schedule],
+            cycled=[{name: value for name, value in options.items() if name != "lr"} for options in schedule],
+            network=self.template,
+            task=build_task(start.task, start.classes, start.loss, start.target_scale or (0.0, 1.0)),
+            together=method.scope != "sites",
+            metric=metric,
+            choose_by=evaluation.best_round if evaluation.best_round != "last" else "loss",
+            higher_is_better=METRICS[metric].higher_is_better,
+            validate=evaluation.best_round != "last" and validation > 0,
+            patience=training.early_stopping,
+            quorum=None if training.quorum is None else min(training.quorum, len(sites)),
+            save=bool(keeps or method.local or method.channel or start.work.keep_optimizer or _has_site_ends(method)),
+            keeps=keeps,
+            participation=build_participation(training) if method.scope == "federation" else [],
+            grouping=(method.topology[0], TOPOLOGIES[method.topology[0]](**method.topology[1])),
+            procedure=(method.procedure[0], PROCEDURES[method.procedure[0]](**method.procedure[1])),
+            endures=attack is not None,
+        )
+
+    def start(self, job: Job, fold: Fold, training: Training) -> Start:
+        """What every site is told when the training starts."""
+        method, attack = job.methods[0].method, self.attack if job.attacked else None
+        mixed = self.declaration.engine.mixed_on(str(self.template.vector.device))
+        corrupt = attack.names if attack is not None and not attack.changes_updates else ()
+        return Start(
+            run=f"{slug(job.methods[0].label)}-seed{job.seed}-fold{job.fold}{job.suffix}",
+            task=self.declaration.task,
+            classes=len(self.classes),
+            loss=self.declaration.loss_of(training),
+            target_scale=_target_scale(fold, job.without),
+            metrics=MetricNames(
+                names=self.declaration.metrics,
+                classes=list(self.classes),
+                tolerance=self.declaration.evaluation.surface_tolerance,
+            ),
+            model=self.declaration.model_part,
+            share=sorted(SHARES[method.share]),
+            parts=method.parts,
+            personal=method.personal,
+            seed=job.seed,
+            fold=job.fold,
+            work=work_of(
+                method, training, list(fold.train), mixed=mixed, class_weights=_class_weights(training, fold, job)
+            ),
+            corrupt={site: (attack.name, attack.options) for site in corrupt} if attack else {},
+        )
+
+
+def _built(method: Method) -> dict[str, Part]:
+    return {name: build_part(name, options) for name, options in method.server_parts}
+
+
+def _has_site_ends(method: Method) -> bool:
+    """Whether a part that stands with the server, or a topology or procedure, does something at the sites."""
+    others = [*method.server, method.topology, method.procedure]
+    return any(type(build_part(name, options)).at_site is not Part.at_site for name, options in others)
+
+
+def _class_weights(training: Training, fold: Fold, job: Job) -> list[float] | None:
+    if training.class_weights == "none":
+        return None
+    if training.class_weights != "balanced":
+        return list(training.class_weights)
+    return balanced_weights([fold.classes[site] for site in fold.training_sites if site != job.without])
+
+
+def _target_scale(fold: Fold, without: str | None) -> tuple[float, float] | None:
+    """Mean and deviation of the numbers to be predicted, over the training cases of all training sites."""
+    summaries = [fold.targets[site] for site in fold.training_sites if site != without and site in fold.targets]
+    if not summaries:
+        return None
+    scaler = Scaler.from_summary(merge(summaries))
+    return scaler.mean.item(), scaler.deviation.item()
+
+
+def balanced_weights(counts: Sequence[Sequence[int]]) -> list[float]:
+    """Weights of classes by the inverse of their number over some sites, each with its ``counts`` of cases."""
+    totals = np.asarray(counts).sum(axis=0)
+    return [float(totals.sum() / (len(totals) * max(count, 1))) for count in totals]
+
+
+def work_of(
+    method: Method, training: Training, sites: Sequence[str], *, mixed: bool, class_weights: list[float] | None = None
+) -> Work:
+    """The local work of a training; ``own`` is what holds for single ``sites`` only."""
+    epochs, steps = training.local_epochs, training.local_steps
+    common_steps = steps if isinstance(steps, int) else None
+    common_epochs = epochs if isinstance(epochs, int) else 1
+    found = {site: _own_work(training, site) for site in sites}
+    return Work(
+        kind=method.work,
+        epochs=None if common_steps else common_epochs,
+        steps=common_steps,
+        batch_size=training.batch_size,
+        optimizer=optimizer_of(training),
+        keep_optimizer=method.keep_optimizer or training.optimizer_state == "keep",
+        clip=training.clip,
+        class_weights=None if class_weights is None else tuple(class_weights),
+        mixed_precision=mixed,
+        own={site: own for site, own in found.items() if own != OwnWork()},
+    )
+
+
+def _own_work(training: Training, site: str) -> OwnWork:
+    """What holds for one site only."""
+    given = {
+        "epochs": training.local_epochs, "steps": training.local_steps, "seconds": training.time_budget,
+        "step_seconds": training.step_seconds,
+    }  # fmt: skip
+    own: dict[str, Any] = {key: value for key, value in given.items() if isinstance(value, float)}
+    for key, value in given.items():
+        if isinstance(value, dict) and site in value:
+            own[key] = value[site]
+    return OwnWork(**own)
