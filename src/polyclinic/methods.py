@@ -117,59 +117,263 @@ def publish(
     PUBLISHED[name] = Published(place, summary, citation, method)
 
 
-_FRAME = 'comparison'
-_SURVEY = 'Guan et al., Pattern Recognition 151 (2024)'
-_MCMAHAN = 'McMahan et al., AISTATS 2017'
-_REDDI = 'Reddi et al., ICLR 2021'
-_SHIFT = 'client end: domain shift'
-_PERSONAL = 'client end: personalisation'
-_AGGREGATION = 'server end: aggregation'
-_OPTIMISATION = 'server end: optimisation'
-_FAIRNESS = 'server end: fairness'
-_CORRUPT = 'server end: corrupt sites'
-_TOPOLOGY = 'communication: topology'
+_FRAME = "comparison"
+_SURVEY = "Guan et al., Pattern Recognition 151 (2024)"
+_MCMAHAN = "McMahan et al., AISTATS 2017"
+_REDDI = "Reddi et al., ICLR 2021"
+_SHIFT = "client end: domain shift"
+_PERSONAL = "client end: personalisation"
+_AGGREGATION = "server end: aggregation"
+_OPTIMISATION = "server end: optimisation"
+_FAIRNESS = "server end: fairness"
+_CORRUPT = "server end: corrupt sites"
+_TOPOLOGY = "communication: topology"
 
-publish('single', _FRAME, 'Each site trains alone and is tested on its own held-out part.', _SURVEY, scope='sites', share='none', keep_optimizer=True)
-publish('cross', _FRAME, 'The model of each site is tested on every other site.', _SURVEY, scope='sites', share='none', tests='cross', keep_optimizer=True)
-publish('ensemble', _FRAME, 'Mean of the probabilities that the models of all sites predict.', _SURVEY, scope='sites', share='none', tests='ensemble', keep_optimizer=True)
-publish('mix', _FRAME, 'All training parts pooled in one place: the reference that gives up privacy.', _SURVEY, scope='pool', keep_optimizer=True)
-publish('fedsgd', 'communication: optimisation', 'One full-batch gradient a site and round.', _MCMAHAN, work='gradient')
-publish('fedavg', _AGGREGATION, 'Local training, then the mean of the models.', _MCMAHAN)
-publish('fedprox', _SHIFT, 'Local models are held near the global one.', 'Li et al., MLSys 2020', local=['proximal'])
-publish('fedbn', _SHIFT, 'Normalisation layers stay at the site.', 'Li et al., ICLR 2021', share='no_norm')
-publish('silobn', _SHIFT, 'Normalisation statistics stay at the site; scale and shift are shared.', 'Andreux et al., DART 2020', share='no_norm_statistics')
-publish('fedper', _PERSONAL, 'Each site has a head of its own on a shared body.', 'Arivazhagan et al., 2019', share='body')
-publish('lg_fedavg', _PERSONAL, 'Each site has a body of its own under a shared head.', 'Liang et al., 2020', share='head')
-publish('fedrep', _PERSONAL, "Heads of the sites' own and a shared body are trained in turn.", 'Collins et al., ICML 2021', share='body', personal='head_then_body')
-publish('ditto', _PERSONAL, 'Each site trains a model of its own near the shared one.', 'Li et al., ICML 2021', personal='ditto')
-publish('apfl', _PERSONAL, 'Each site mixes a model of its own with the shared one.', 'Deng et al., arXiv 2003.13461', personal='apfl')
-publish('moon', _SHIFT, "Features are held near the shared model's, away from the last local ones.", 'Li et al., CVPR 2021', local=['model_contrastive'])
-publish('fedsld', _SHIFT, 'Cases count so that each class has the weight it has in the federation.', 'Luo and Wu, ISBI 2022', local=['label_shares'])
-publish('scaffold', _SHIFT, 'Control variates take the drift out of each local step.', 'Karimireddy et al., ICML 2020', local=['control_variates'])
-publish('feddyn', _SHIFT, 'Local losses are bent so that their optima agree.', 'Acar et al., ICLR 2021', local=['dynamic_regularisation'])
-publish('fednova', 'client end: unequal computation', 'Updates count by their direction, not by their number of steps.', 'Wang et al., NeurIPS 2020', server=['normalised'])
-publish('cyclic', _TOPOLOGY, 'The model goes from site to site, again and again.', 'Chang et al., JAMIA 2018', topology="cyclic")
-publish('incremental', _TOPOLOGY, 'The model goes from site to site once.', 'Sheller et al., BrainLes 2018', topology="incremental")
-publish('fedavgm', _OPTIMISATION, 'The server adds momentum to the mean change.', 'Hsu et al., 2019', server=['fedavgm'])
-publish('fedadam', _OPTIMISATION, 'The server uses the mean change as a gradient for Adam.', _REDDI, server=['fedadam'])
-publish('fedyogi', _OPTIMISATION, 'The server uses the mean change as a gradient for Yogi.', _REDDI, server=['fedyogi'])
-publish('fedadagrad', _OPTIMISATION, 'The server treats the mean change as a gradient for Adagrad.', _REDDI, server=['fedadagrad'])
-publish('ida', _AGGREGATION, 'Sites whose model is far from the mean model count less.', 'Yeganeh et al., DART at MICCAI 2020', server=['ida'])
-publish('simagg', _AGGREGATION, "Each weight is averaged by size and by nearness to the sites' mean.", 'Khan et al., BrainLes at MICCAI 2021', server=['simagg'])
-publish('regagg', _AGGREGATION, "Each weight is averaged by size times nearness to the sites' mean.", 'Khan et al., BrainLes at MICCAI 2021', server=['regagg'])
-publish('loss_weights', _AGGREGATION, 'Sites whose trained model has a high loss count less.', 'Li et al., 2021, as told by Guan et al., 2024', server=['loss_weights'])
-publish('fedcostwavg', _AGGREGATION, 'Sites whose cost fell most since their last round count more.', 'Mächler et al., BrainLes at MICCAI 2021', server=['fedcostwavg'])
-publish('guided_gradient', 'server end: domain shift', 'Only weights on whose direction the sites agree are moved.', 'Fan et al., IJCNN 2021; agreement as in Tenison et al., TMLR 2023', server=['guided_gradient'])
-publish('feddg_ga', 'server end: domain shift', 'Sites where the common model is worse than their own count more.', 'Zhang et al., CVPR 2023', server=['feddg_ga'])
-publish('qfedavg', _FAIRNESS, 'Sites with a high loss count more, for more even performance.', 'Li et al., ICLR 2020', server=['qfedavg'])
-publish('afl', _FAIRNESS, 'Weights move towards the sites with the highest loss.', 'Mohri et al., ICML 2019', server=['afl'])
-publish('fedce', _FAIRNESS, 'Sites count as much as they contribute to the model.', 'Jiang et al., CVPR 2023', server=['fedce'])
-publish('median', _CORRUPT, "Every weight is the median of the sites' values.", 'Yin et al., ICML 2018', server=['median'])
-publish('trimmed_mean', _CORRUPT, 'Every weight is the mean without the highest and lowest values.', 'Yin et al., ICML 2018', server=['trimmed_mean'])
-publish('krum', _CORRUPT, 'The one model that is nearest to most others.', 'Blanchard et al., NeurIPS 2017', server=['krum'])
-publish('multi_krum', _CORRUPT, 'The mean of the models that are nearest to most others.', 'Blanchard et al., NeurIPS 2017', server=['multi_krum'])
-publish('bulyan', _CORRUPT, 'Krum again and again, then a trimmed mean of those chosen.', 'El Mhamdi et al., ICML 2018', server=['bulyan'])
-publish('geometric_median', _CORRUPT, 'The point with the smallest sum of distances to all models.', 'Pillutla et al., IEEE TSP 2022', server=['geometric_median'])
-publish('dos', _CORRUPT, 'Sites that are outliers by distance count less.', 'Alkhunaizi et al., MICCAI 2022', server=['dos'])
-publish('fltrust', _CORRUPT, 'Sites count by how far they go the way of a trusted site.', 'Cao et al., NDSS 2021', server=['fltrust'])
-publish('norm_bound', _CORRUPT, 'Changes longer than a bound are shortened.', 'Sun et al., 2019', server=['norm_bound'])
+publish(
+    "single",
+    _FRAME,
+    "Each site trains alone and is tested on its own held-out part.",
+    _SURVEY,
+    scope="sites",
+    share="none",
+    keep_optimizer=True,
+)
+publish(
+    "cross",
+    _FRAME,
+    "The model of each site is tested on every other site.",
+    _SURVEY,
+    scope="sites",
+    share="none",
+    tests="cross",
+    keep_optimizer=True,
+)
+publish(
+    "ensemble",
+    _FRAME,
+    "Mean of the probabilities that the models of all sites predict.",
+    _SURVEY,
+    scope="sites",
+    share="none",
+    tests="ensemble",
+    keep_optimizer=True,
+)
+publish(
+    "mix",
+    _FRAME,
+    "All training parts pooled in one place: the reference that gives up privacy.",
+    _SURVEY,
+    scope="pool",
+    keep_optimizer=True,
+)
+publish("fedsgd", "communication: optimisation", "One full-batch gradient a site and round.", _MCMAHAN, work="gradient")
+publish("fedavg", _AGGREGATION, "Local training, then the mean of the models.", _MCMAHAN)
+publish("fedprox", _SHIFT, "Local models are held near the global one.", "Li et al., MLSys 2020", local=["proximal"])
+publish("fedbn", _SHIFT, "Normalisation layers stay at the site.", "Li et al., ICLR 2021", share="no_norm")
+publish(
+    "silobn",
+    _SHIFT,
+    "Normalisation statistics stay at the site; scale and shift are shared.",
+    "Andreux et al., DART 2020",
+    share="no_norm_statistics",
+)
+publish(
+    "fedper", _PERSONAL, "Each site has a head of its own on a shared body.", "Arivazhagan et al., 2019", share="body"
+)
+publish(
+    "lg_fedavg", _PERSONAL, "Each site has a body of its own under a shared head.", "Liang et al., 2020", share="head"
+)
+publish(
+    "fedrep",
+    _PERSONAL,
+    "Heads of the sites' own and a shared body are trained in turn.",
+    "Collins et al., ICML 2021",
+    share="body",
+    personal="head_then_body",
+)
+publish(
+    "ditto",
+    _PERSONAL,
+    "Each site trains a model of its own near the shared one.",
+    "Li et al., ICML 2021",
+    personal="ditto",
+)
+publish(
+    "apfl",
+    _PERSONAL,
+    "Each site mixes a model of its own with the shared one.",
+    "Deng et al., arXiv 2003.13461",
+    personal="apfl",
+)
+publish(
+    "moon",
+    _SHIFT,
+    "Features are held near the shared model's, away from the last local ones.",
+    "Li et al., CVPR 2021",
+    local=["model_contrastive"],
+)
+publish(
+    "fedsld",
+    _SHIFT,
+    "Cases count so that each class has the weight it has in the federation.",
+    "Luo and Wu, ISBI 2022",
+    local=["label_shares"],
+)
+publish(
+    "scaffold",
+    _SHIFT,
+    "Control variates take the drift out of each local step.",
+    "Karimireddy et al., ICML 2020",
+    local=["control_variates"],
+)
+publish(
+    "feddyn",
+    _SHIFT,
+    "Local losses are bent so that their optima agree.",
+    "Acar et al., ICLR 2021",
+    local=["dynamic_regularisation"],
+)
+publish(
+    "fednova",
+    "client end: unequal computation",
+    "Updates count by their direction, not by their number of steps.",
+    "Wang et al., NeurIPS 2020",
+    server=["normalised"],
+)
+publish(
+    "cyclic",
+    _TOPOLOGY,
+    "The model goes from site to site, again and again.",
+    "Chang et al., JAMIA 2018",
+    topology="cyclic",
+)
+publish(
+    "incremental",
+    _TOPOLOGY,
+    "The model goes from site to site once.",
+    "Sheller et al., BrainLes 2018",
+    topology="incremental",
+)
+publish(
+    "fedavgm", _OPTIMISATION, "The server adds momentum to the mean change.", "Hsu et al., 2019", server=["fedavgm"]
+)
+publish("fedadam", _OPTIMISATION, "The server uses the mean change as a gradient for Adam.", _REDDI, server=["fedadam"])
+publish("fedyogi", _OPTIMISATION, "The server uses the mean change as a gradient for Yogi.", _REDDI, server=["fedyogi"])
+publish(
+    "fedadagrad",
+    _OPTIMISATION,
+    "The server treats the mean change as a gradient for Adagrad.",
+    _REDDI,
+    server=["fedadagrad"],
+)
+publish(
+    "ida",
+    _AGGREGATION,
+    "Sites whose model is far from the mean model count less.",
+    "Yeganeh et al., DART at MICCAI 2020",
+    server=["ida"],
+)
+publish(
+    "simagg",
+    _AGGREGATION,
+    "Each weight is averaged by size and by nearness to the sites' mean.",
+    "Khan et al., BrainLes at MICCAI 2021",
+    server=["simagg"],
+)
+publish(
+    "regagg",
+    _AGGREGATION,
+    "Each weight is averaged by size times nearness to the sites' mean.",
+    "Khan et al., BrainLes at MICCAI 2021",
+    server=["regagg"],
+)
+publish(
+    "loss_weights",
+    _AGGREGATION,
+    "Sites whose trained model has a high loss count less.",
+    "Li et al., 2021, as told by Guan et al., 2024",
+    server=["loss_weights"],
+)
+publish(
+    "fedcostwavg",
+    _AGGREGATION,
+    "Sites whose cost fell most since their last round count more.",
+    "Mächler et al., BrainLes at MICCAI 2021",
+    server=["fedcostwavg"],
+)
+publish(
+    "guided_gradient",
+    "server end: domain shift",
+    "Only weights on whose direction the sites agree are moved.",
+    "Fan et al., IJCNN 2021; agreement as in Tenison et al., TMLR 2023",
+    server=["guided_gradient"],
+)
+publish(
+    "feddg_ga",
+    "server end: domain shift",
+    "Sites where the common model is worse than their own count more.",
+    "Zhang et al., CVPR 2023",
+    server=["feddg_ga"],
+)
+publish(
+    "qfedavg",
+    _FAIRNESS,
+    "Sites with a high loss count more, for more even performance.",
+    "Li et al., ICLR 2020",
+    server=["qfedavg"],
+)
+publish(
+    "afl", _FAIRNESS, "Weights move towards the sites with the highest loss.", "Mohri et al., ICML 2019", server=["afl"]
+)
+publish(
+    "fedce",
+    _FAIRNESS,
+    "Sites count as much as they contribute to the model.",
+    "Jiang et al., CVPR 2023",
+    server=["fedce"],
+)
+publish(
+    "median", _CORRUPT, "Every weight is the median of the sites' values.", "Yin et al., ICML 2018", server=["median"]
+)
+publish(
+    "trimmed_mean",
+    _CORRUPT,
+    "Every weight is the mean without the highest and lowest values.",
+    "Yin et al., ICML 2018",
+    server=["trimmed_mean"],
+)
+publish(
+    "krum", _CORRUPT, "The one model that is nearest to most others.", "Blanchard et al., NeurIPS 2017", server=["krum"]
+)
+publish(
+    "multi_krum",
+    _CORRUPT,
+    "The mean of the models that are nearest to most others.",
+    "Blanchard et al., NeurIPS 2017",
+    server=["multi_krum"],
+)
+publish(
+    "bulyan",
+    _CORRUPT,
+    "Krum again and again, then a trimmed mean of those chosen.",
+    "El Mhamdi et al., ICML 2018",
+    server=["bulyan"],
+)
+publish(
+    "geometric_median",
+    _CORRUPT,
+    "The point with the smallest sum of distances to all models.",
+    "Pillutla et al., IEEE TSP 2022",
+    server=["geometric_median"],
+)
+publish(
+    "dos", _CORRUPT, "Sites that are outliers by distance count less.", "Alkhunaizi et al., MICCAI 2022", server=["dos"]
+)
+publish(
+    "fltrust",
+    _CORRUPT,
+    "Sites count by how far they go the way of a trusted site.",
+    "Cao et al., NDSS 2021",
+    server=["fltrust"],
+)
+publish("norm_bound", _CORRUPT, "Changes longer than a bound are shortened.", "Sun et al., 2019", server=["norm_bound"])

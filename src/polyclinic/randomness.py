@@ -1,35 +1,36 @@
-"""Global random generators, from which code of other libraries draws."""
+"""PyTorch's global random generators, from which networks draw."""
 
 from __future__ import annotations
 
-import random
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-import numpy as np
 import torch
 
 from polyclinic.seeds import derive_seed
 
 
+
 @contextmanager
 def kept_randomness(device: torch.device | None = None) -> Iterator[None]:
-    """Afterwards the global random generators are as before: Python's, NumPy's, PyTorch's and that of ``device``."""
-    python, numpy = random.getstate(), np.random.get_state()
-    try:
-        with torch.random.fork_rng(devices=[device] if device is not None and device.type == "cuda" else []):
-            yield
-    finally:
-        random.setstate(python)
-        np.random.set_state(numpy)
+    """Afterwards PyTorch's global random generators are as before, that of the processor and that of ``device``."""
+    with torch.random.fork_rng(devices=[device] if device is not None and device.type == "cuda" else []):
+        yield
 
 
 @contextmanager
 def own_randomness(*names: str | int, device: torch.device | None = None) -> Iterator[None]:
-    """Code of other libraries draws from global random generators: seed them by ``names``, and put them back."""
+    """Networks draw from PyTorch's global random generators: seed them by ``names``, and put them back afterwards.
+
+    The generator of the processor and that of ``device`` give the numbers that they give after `torch.manual_seed`,
+    which takes longer than a step of a small network. (No network of MONAI draws from Python or NumPy.)
+    """
     with kept_randomness(device):
         seed = derive_seed(*names)
-        random.seed(seed)
-        np.random.seed(seed % 2**32)
-        torch.manual_seed(seed)
+        torch.default_generator.manual_seed(seed)
+        if device is not None and device.type == "cuda":
+            number = torch.cuda.current_device() if device.index is None else device.index
+            torch.cuda.default_generators[number].manual_seed(seed)
+        elif device is not None and device.type == "mps":
+            torch.mps.manual_seed(seed)
         yield

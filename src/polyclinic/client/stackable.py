@@ -9,6 +9,7 @@ from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 
 from polyclinic.client.stacked_network import StackedNetwork
 from polyclinic.randomness import own_randomness
@@ -18,7 +19,7 @@ from polyclinic.state import FlatModule
 #: Cases of the trial: of two sites, where the second may have one case less and be padded.
 _CASES = 4
 #: Largest difference that is rounding, as a share of the largest number compared.
-_ROUNDING = 1e-3
+_ROUNDING = {torch.float64: 1e-6, torch.float32: 1e-3}
 
 _found: WeakKeyDictionary[FlatModule, dict[tuple[int, ...], str]] = WeakKeyDictionary()
 
@@ -48,72 +49,91 @@ def network_obstacle(model: FlatModule, shape: tuple[int, ...]) -> str:
 
 @dataclass
 class _Run:
-    """What came of running a network on a site's cases, by what it is for people."""
+    """What came of running a network on a site's cases."""
 
     outputs: Tensor
     gradients: Tensor
-    statistics: Tensor
+    running_statistics: Tensor
 
     def difference(self, other: _Run) -> str:
-        """The first thing that differs by more than rounding, or ""."""
+        """What differs first by more than rounding, for people, or ""."""
         for name, own in vars(self).items():
             given = getattr(other, name)
             largest = max(float(own.abs().max()), 1e-12) if own.numel() else 0.0
-            if own.shape != given.shape or not bool(((own - given).abs() <= _ROUNDING * largest).all()):
-                return name if name != "statistics" else "running statistics"
+            if own.shape != given.shape or not bool(((own - given).abs() <= _ROUNDING[own.dtype] * largest).all()):
+                return str(name).replace("_", " ")
         return ""
 
 
 def _try(model: FlatModule, shape: tuple[int, ...]) -> str:
-    source = generator("trial of a network")
-    one = FlatModule(copy.deepcopy(model.module).to("cpu"))  # on the processor no rounding is hidden by TF32
-    trainable = one.layout.trainable
-    states = one.vector.repeat(2, 1)
-    states[:, :trainable] += 0.1 * torch.randn(states[:, :trainable].shape, generator=source)
-    states[:, trainable:] *= 1 + 0.1 * torch.rand(states[:, trainable:].shape, generator=source)
-    inputs = torch.randn(2, _CASES, *shape, generator=source)
-    network = StackedNetwork(one, shape)
-    if _alone(one, states[0], inputs[0], 1).difference(_alone(one, states[0], inputs[0], 2)):
+    trial = _Trial(model, shape)
+    if trial.alone(0, _CASES, seed=1).difference(trial.alone(0, _CASES, seed=2)):
         return _known_obstacle(model.module, "the network draws random numbers in training, which would differ")
     for second, where in ((_CASES, ""), (_CASES - 1, ", where one has fewer cases")):
-        together = _together(network, states, inputs, second)
+        together = trial.together(second)
         for site, cases in enumerate((_CASES, second)):
-            what = _alone(one, states[site], inputs[site, :cases], 1).difference(together[site])
+            what = trial.alone(site, cases).difference(together[site])
             if what:
                 text = f"the network has other {what} when it is run for several sites at once{where}"
                 return _known_obstacle(model.module, text)
     return ""
 
 
+class _Trial:
+    """Two sites' states ``[2, P]`` and cases ``[2, B, ...]``, and the network; all on the processor."""
+
+    def __init__(self, model: FlatModule, shape: tuple[int, ...]) -> None:
+        source = generator("trial of a network")
+        self.layout, trainable = model.layout, model.layout.trainable
+        states = model.vector.cpu().repeat(2, 1)
+        states[:, :trainable] += 0.1 * torch.randn(states[:, :trainable].shape, generator=source)
+        states[:, trainable:] *= 1 + 0.1 * torch.rand(states[:, trainable:].shape, generator=source)
+        inputs = torch.randn(2, _CASES, *shape, generator=source)
+        self.module, kind = _precise(copy.deepcopy(model.module).cpu().train(), inputs[0])
+        self.network = StackedNetwork(self.module, self.layout, shape)
+        self.states, self.inputs = states.to(kind), inputs.to(kind)
+
+    def _parts(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+        weights, statistics = rows[..., : self.layout.trainable], rows[..., self.layout.trainable :]
+        return weights.clone().requires_grad_(), statistics.clone()
+
+    def alone(self, site: int, cases: int, seed: int = 1) -> _Run:
+        """A site's first ``cases`` by themselves."""
+        weights, statistics = self._parts(self.states[site])
+        tensors = self.network.tensors(weights, statistics)
+        with own_randomness("trial of a network", seed):
+            outputs = functional_call(self.module, tensors, (self.inputs[site, :cases],))
+        gradient = torch.autograd.grad(_loss(outputs).sum(), weights)[0]
+        return _Run(outputs.detach(), gradient, statistics)
+
+    def together(self, second: int) -> list[_Run]:
+        """Both sites at once, of the second only its first ``second`` cases."""
+        weights, statistics = self._parts(self.states)
+        mask = torch.ones_like(self.inputs.flatten(2)[..., 0])
+        mask[1, second:] = 0
+        padded = self.inputs.clone()
+        padded[1, second:] = padded[1, 0]
+        outputs = self.network.outputs(weights, statistics, padded, None if second == _CASES else mask)
+        losses = _loss(outputs.flatten(0, 1)).view(mask.shape)
+        gradient = torch.autograd.grad((losses * mask).sum(), weights)[0]
+        sizes = (_CASES, second)
+        return [_Run(outputs[i, :size].detach(), gradient[i], statistics[i]) for i, size in enumerate(sizes)]
+
+
+def _precise(module: nn.Module, inputs: Tensor) -> tuple[nn.Module, torch.dtype]:
+    """The network in float64, where rounding can't be taken for a difference, if it can be run in that."""
+    try:
+        precise = copy.deepcopy(module).double()
+        precise(inputs.double())
+    except Exception:  # it makes float32 tensors of its own
+        return module, torch.float32
+    return precise, torch.float64
+
+
 def _loss(outputs: Tensor) -> Tensor:
-    """For each case a number that depends on all of its outputs ``[B, ...]``, each in its own way."""
+    """For each case ``[B]`` a number that depends on each of its outputs ``[B, ...]`` in a way of its own."""
     flat = outputs.flatten(1)
-    return (flat * torch.linspace(1.0, 2.0, flat.shape[1])).sum(1).tanh() + flat.square().mean(1)
-
-
-def _alone(model: FlatModule, state: Tensor, inputs: Tensor, seed: int) -> _Run:
-    model.load(state)
-    model.module.train()
-    model.gradient.zero_()
-    with own_randomness("trial of a network", seed):
-        outputs = model.module(inputs)
-    _loss(outputs).sum().backward()
-    trainable = model.layout.trainable
-    return _Run(outputs.detach(), model.gradient.clone(), model.vector[trainable:].clone())
-
-
-def _together(network: StackedNetwork, states: Tensor, inputs: Tensor, second: int) -> list[_Run]:
-    """Both sites at once, of the second only its first ``second`` cases."""
-    trainable, sizes = network.layout.trainable, (inputs.shape[1], second)
-    weights, statistics = states[:, :trainable].clone().requires_grad_(), states[:, trainable:].clone()
-    mask = torch.ones(inputs.shape[:2])
-    mask[1, second:] = 0
-    padded = inputs.clone()
-    padded[1, second:] = inputs[1, 0]
-    outputs = network.outputs(weights, statistics, padded, None if second == inputs.shape[1] else mask)
-    losses = _loss(outputs.flatten(0, 1)).view(mask.shape)
-    gradient = torch.autograd.grad((losses * mask).sum(), weights)[0]
-    return [_Run(outputs[site, :size].detach(), gradient[site], statistics[site]) for site, size in enumerate(sizes)]
+    return (flat * torch.linspace(1.0, 2.0, flat.shape[1], dtype=flat.dtype)).sum(1).tanh() + flat.square().mean(1)
 
 
 def _known_obstacle(module: nn.Module, otherwise: str) -> str:

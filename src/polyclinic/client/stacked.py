@@ -135,7 +135,7 @@ class StackedTrainer:
             raise ValueError(obstacle or "a second model is trained beside the first")
         self.task, self.work, self.layout = task, work, model.layout
         self.device = model.vector.device
-        self.network = StackedNetwork(model, shape)
+        self.network = StackedNetwork(model.module, model.layout, shape)
         train = work.kind == "train"
         sizes = [batch_sizes(len(job.index), work, job.steps) if train else [len(job.index)] for job in jobs]
         #: Jobs by falling number of steps, so that the active ones are always the first rows.

@@ -8,20 +8,21 @@ from torch import Tensor, nn
 from torch.func import functional_call, vmap
 
 from polyclinic.client.batched import batch_norm, batched_layers
-from polyclinic.state import FlatModule
+from polyclinic.state import Layout
 
 
 class StackedNetwork:
     """A network in training for many sites.
 
     Args:
-        model: used as a template, its own state is not touched.
+        module: used as a template, its own state is not touched.
+        layout: of its state.
         shape: of one input.
     """
 
-    def __init__(self, model: FlatModule, shape: tuple[int, ...]) -> None:
-        self.layout = model.layout
-        self.module = copy.deepcopy(model.module).train()
+    def __init__(self, module: nn.Module, layout: Layout, shape: tuple[int, ...]) -> None:
+        self.layout = layout
+        self.module = copy.deepcopy(module).train()
         self.layers = batched_layers(self.module, shape)
         self.mask = _replace_batch_norm(self.module)
 
@@ -38,7 +39,7 @@ class StackedNetwork:
             run = vmap(self._one_site, in_dims=(0, 0, 0, None if mask is None else 0))
             outputs: Tensor = run(weights, statistics, inputs, mask)
             return outputs
-        tensors = self._tensors(weights, statistics)
+        tensors = self.tensors(weights, statistics)
         for names, layer in self.layers:
             inputs = layer(inputs, {own: tensors[name] for own, name in names.items()}, mask)
         return inputs
@@ -47,10 +48,10 @@ class StackedNetwork:
         self.mask.clear()
         if mask is not None:
             self.mask.append(mask)
-        outputs: Tensor = functional_call(self.module, self._tensors(weights, statistics), (inputs,))
+        outputs: Tensor = functional_call(self.module, self.tensors(weights, statistics), (inputs,))
         return outputs
 
-    def _tensors(self, weights: Tensor, statistics: Tensor) -> dict[str, Tensor]:
+    def tensors(self, weights: Tensor, statistics: Tensor) -> dict[str, Tensor]:
         """The model's tensors by name from ``[..., T]`` and ``[..., P - T]``."""
         parts = [*weights.split(self._sizes(True), -1), *statistics.split(self._sizes(False), -1)]
         named = zip(self.layout.entries, parts, strict=True)

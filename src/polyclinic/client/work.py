@@ -20,7 +20,6 @@ from polyclinic.parts.site_end import Memory, SiteEnd, overrides
 from polyclinic.seeds import derive_seed, generator
 from polyclinic.state import Selection
 
-
 _DECLARED = ConfigDict(extra="forbid", allow_inf_nan=False)
 
 

@@ -4,41 +4,41 @@ A part is named in a study file, under ``local``, ``channel`` or ``server``. It 
 server; most parts need only one of them. Neither the loop of rounds nor a site knows any part: they call the hooks.
 """
 
-from polyclinic.parts.catalogue import CHANNEL_PARTS, LOCAL_PARTS, SERVER_PARTS, Part, ServerPart, SitePart
 from polyclinic.parts.building import PLACES, build_part, part_class
+from polyclinic.parts.catalogue import CHANNEL_PARTS, LOCAL_PARTS, SERVER_PARTS, Part, ServerPart, SitePart
 from polyclinic.parts.grouping import FEDERATION, TOPOLOGIES, Grouping, Groups, Turn
 from polyclinic.parts.procedure import PROCEDURES, Answered, Procedure, Stage
 from polyclinic.parts.server_end import Aggregation, Ask, Now, ServerEnd, Step, Update
 from polyclinic.parts.site_end import Batch, Ended, Memory, SiteEnd, SiteView
 
 __all__ = [
+    "CHANNEL_PARTS",
     "FEDERATION",
+    "LOCAL_PARTS",
     "PLACES",
     "PROCEDURES",
-    "TOPOLOGIES",
-    "Answered",
-    "Grouping",
-    "Groups",
-    "Procedure",
-    "Stage",
-    "Turn",
-    "build_part",
-    "part_class",
-    "CHANNEL_PARTS",
-    "LOCAL_PARTS",
     "SERVER_PARTS",
+    "TOPOLOGIES",
     "Aggregation",
+    "Answered",
     "Ask",
     "Batch",
     "Ended",
+    "Grouping",
+    "Groups",
     "Memory",
     "Now",
     "Part",
+    "Procedure",
     "ServerEnd",
     "ServerPart",
     "SiteEnd",
     "SitePart",
     "SiteView",
+    "Stage",
     "Step",
+    "Turn",
     "Update",
+    "build_part",
+    "part_class",
 ]

@@ -32,4 +32,3 @@ def part_class(name: str) -> type[Part]:
 def build_part(name: str, options: dict[str, Any]) -> Part:
     """A part with its options."""
     return part_class(name)(**options)
-

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from polyclinic.options import Catalogue
 from polyclinic.parts.server_end import ServerEnd

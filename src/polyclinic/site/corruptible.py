@@ -8,7 +8,7 @@ from typing import ClassVar
 from polyclinic.data.corruption import Backdoor, corrupted
 from polyclinic.data.dataset import Dataset
 from polyclinic.data.splits import Parts
-from polyclinic.site.messages import Start, Predict
+from polyclinic.site.messages import Predict, Start
 from polyclinic.site.run import Run
 from polyclinic.site.site import Site
 

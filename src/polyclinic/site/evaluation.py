@@ -96,9 +96,7 @@ def predict(
 ) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """What is sent of the cases ``index``, such as probabilities and labels; see `Task.rows`."""
     asked = run.declared.metrics
-    return run.task.rows(
-        _predicted(run, vectors, index), threshold, Asked(asked.names, asked.classes, asked.tolerance)
-    )
+    return run.task.rows(_predicted(run, vectors, index), threshold, Asked(asked.names, asked.classes, asked.tolerance))
 
 
 def overlays(

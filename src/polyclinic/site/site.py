@@ -35,10 +35,10 @@ from polyclinic.site.messages import (
     During,
     Evaluate,
     Nothing,
+    Predict,
     Prepare,
     Start,
     Started,
-    Predict,
     Train,
     read_body,
 )

@@ -17,8 +17,8 @@ import torch
 from torch import nn
 
 from polyclinic.client.optimizers import build_optimizer
-from polyclinic.errors import nearest
 from polyclinic.composition import METHODS
+from polyclinic.errors import nearest
 from polyclinic.options import EntryError, Place
 from polyclinic.seeds import generator
 from polyclinic.study.entries import Evaluation, Search, Training

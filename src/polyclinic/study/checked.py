@@ -7,8 +7,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
-from polyclinic.errors import StudyError, nearest
 from polyclinic.composition import METHODS
+from polyclinic.errors import StudyError, nearest
 from polyclinic.options import EntryError
 from polyclinic.study.declaration import Declaration
 from polyclinic.study.reading import expand_variables, located, read_yaml

@@ -13,8 +13,8 @@ from polyclinic.parts import build_part
 from polyclinic.state import Layout
 from polyclinic.study.declaration import Declaration
 from polyclinic.study.job import Fold
-from polyclinic.study.planning import balanced_weights
 from polyclinic.study.method_entries import StudyMethod
+from polyclinic.study.planning import balanced_weights
 
 if TYPE_CHECKING:
     import pandas as pd

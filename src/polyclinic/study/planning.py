@@ -104,7 +104,7 @@ class Planner:
             work=work_of(
                 method, training, list(fold.train), mixed=mixed, class_weights=_class_weights(training, fold, job)
             ),
-            corrupt={site: (attack.name, attack.options) for site in corrupt} if attack else {},
+            corrupt=dict.fromkeys(corrupt, (attack.name, attack.options)) if attack else {},
         )
 
 

@@ -11,18 +11,18 @@ import pandas as pd
 import torch
 
 from polyclinic.audit.poisoning import Attack
+from polyclinic.client.personal import PERSONAL
+from polyclinic.client.work import Work
 from polyclinic.data.cases import Opened
 from polyclinic.engine import Engine, LocalEngine
 from polyclinic.engine.planner import EnginePlan, choose_device, choose_plan
 from polyclinic.engine.processes import ProcessEngine
 from polyclinic.errors import PolyclinicError
 from polyclinic.files import write_atomic
+from polyclinic.methods import Method
 from polyclinic.models import build_model
 from polyclinic.models.bundle import load_weights
 from polyclinic.notes import Note
-from polyclinic.client.personal import PERSONAL
-from polyclinic.client.work import Work
-from polyclinic.methods import Method
 from polyclinic.parts import build_part
 from polyclinic.site.run import not_stackable
 from polyclinic.state import FlatModule
@@ -44,8 +44,8 @@ from polyclinic.study.job import Fold, Job
 from polyclinic.study.jobs import JobRunner
 from polyclinic.study.lock import locked
 from polyclinic.study.method_entries import StudyMethod
-from polyclinic.study.planning import work_of
 from polyclinic.study.notes import diverged, full_precision, idle_parts, spared
+from polyclinic.study.planning import work_of
 from polyclinic.study.report.page import write_report
 from polyclinic.study.search import Searching
 from polyclinic.study.site_table import site_table

@@ -79,7 +79,6 @@ class Tester:
         """Test as ``study`` asks; adds predictions, and overlays where there are any, to ``outcome``."""
         label = self.job.label(study)
 
-
         def ask(function: str, requests: Mapping[str, Message]) -> dict[str, Message]:
             return gather(self.engine, function, requests, study.training.quorum, trained.progress.failures)
 
