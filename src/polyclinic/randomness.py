@@ -10,7 +10,6 @@ import torch
 from polyclinic.seeds import derive_seed
 
 
-
 @contextmanager
 def kept_randomness(device: torch.device | None = None) -> Iterator[None]:
     """Afterwards PyTorch's global random generators are as before, that of the processor and that of ``device``."""

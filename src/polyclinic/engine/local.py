@@ -133,7 +133,7 @@ class LocalEngine(Engine):
     def pool(self, name: str, sites: list[str], asked: Start | None = None) -> LocalEngine:
         """One site that has the prepared cases of ``sites`` (inside one process: the reference without privacy).
 
-        They are the cases that the sites have in a training that ``asked`` declares, which may make some of them corrupt.
+        They are the cases that the sites have in the training that ``asked`` declares, which may make some of them bad.
         """
         members = [self.members[site] for site in sites]
         cases = [(member.dataset, member.parts) if asked is None else member.cases(asked) for member in members]

@@ -1,7 +1,7 @@
 """Parts with two ends: what a method is made of, and what a plug-in adds.
 
-A part is named in a study file, under ``local``, ``channel`` or ``server``. It has an end at every site and an end at the
-server; most parts need only one of them. Neither the loop of rounds nor a site knows any part: they call the hooks.
+A part is named in a study file, under ``local``, ``channel`` or ``server``. It has an end at every site and an end at
+the server; most parts need only one of them. Neither the loop of rounds nor a site knows any part: they call the hooks.
 """
 
 from polyclinic.parts.building import PLACES, build_part, part_class

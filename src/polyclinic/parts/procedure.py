@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from abc import abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from torch import Tensor
 
@@ -37,7 +37,7 @@ class Answered:
     lag: int = 0
 
 
-class Stage(Protocol):
+class Stage(ABC):
     """What a procedure has to work with.
 
     Attributes:
@@ -54,15 +54,17 @@ class Stage(Protocol):
     number: int
     rounds: int
     learning_rate: float
-    sites: Sequence[str]
-    speeds: Mapping[str, float]
+    sites: list[str]
+    speeds: dict[str, float]
     network: FlatModule
     task: Task
     ask: Ask
 
+    @abstractmethod
     def state(self, site: str) -> Tensor:
         """The model that a site shares, now ``[Q]``; its first T coordinates are weights."""
 
+    @abstractmethod
     def train(self, states: Mapping[str, Tensor]) -> Iterator[Answered]:
         """Ask sites to train, each from a state ``[Q]``; answers come in site order."""
 

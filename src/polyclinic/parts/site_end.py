@@ -139,8 +139,8 @@ class SiteEnd:
     """A part's end at a site. Every hook is optional, and a hook that is not overridden costs nothing.
 
     A part that overrides neither ``batch`` nor ``loss`` can be trained for many sites at once. Its ``gradient`` is
-    written with broadcasting, so that it serves one site (``[T]``) and many (``[S, T]``) alike, and what ``begin`` gives
-    must have the same shapes at all sites.
+    written with broadcasting, so that it serves one site (``[T]``) and many (``[S, T]``) alike, and what ``begin``
+    gives must have the same shapes at all sites.
 
     Attributes:
         name: of the part.

@@ -11,14 +11,14 @@ from polyclinic.communication.exchange import describe
 from polyclinic.communication.message import Message
 from polyclinic.engine.base import Engine
 from polyclinic.errors import PolyclinicError
-from polyclinic.parts import Answered, Ask, Groups, Memory, Now
+from polyclinic.parts import Answered, Ask, Groups, Memory, Now, Stage
 from polyclinic.running.plan import Plan
 from polyclinic.running.progress import Progress, Row
 from polyclinic.server.chain import Chain
 from polyclinic.site.messages import Train
 
 
-class ModelStage:
+class ModelStage(Stage):
     """What a procedure works with; see `polyclinic.parts.procedure.Stage`.
 
     Args:

@@ -103,7 +103,8 @@ class Site:
         """
         try:
             if "/" in function:
-                return self._answer(*function.split("/", 1), request)
+                part, verb = function.split("/", 1)
+                return self._answer(part, verb, request)
             return self._functions[function](self.read(function, request), request.tensors)
         except Exception as error:
             raise self.failure(function, error) from error

@@ -97,7 +97,7 @@ def _hidden(method: Method, local: Local) -> Refusal | None:
     ends = [(name, part.at_server()) for name, part in _built(method)]
     hiding, needing = ([n for n, end in ends if getattr(end, fact)] for fact in ("only_sums", "needs_each"))
     if hiding and needing:
-        return Refusal(f"{needing[0]} needs each site's update, and {hiding[0]} shows the server nothing but their sum.",
+        return Refusal(f"{needing[0]} needs each site's update, and {hiding[0]} shows the server their sum alone.",
                        f"Leave out {hiding[0]}, or use the mean.", "server")  # fmt: skip
     return None
 
@@ -173,7 +173,7 @@ def _procedure(method: Method, local: Local) -> Refusal | None:
     idle = [part for part, built in _built(method) if type(built.at_site()) is not SiteEnd]
     if idle or method.personal is not None:
         what = idle[0] if idle else method.personal[0] if method.personal else ""
-        return Refusal(f"In the procedure {name} the sites do not train by themselves, so {what} has nothing to change.",
+        return Refusal(f"In the procedure {name} sites do not train by themselves, so {what} has nothing to change.",
                        "Use `procedure: local`.", "procedure")  # fmt: skip
     if local.keeps_optimizer:
         return Refusal(f"In the procedure {name} no optimiser is kept.", "Use `optimizer_state: reset`.", "procedure")

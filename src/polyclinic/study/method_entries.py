@@ -152,17 +152,19 @@ def _composed(name: str, method: Method, common: dict[str, Any], place: Place) -
             parts["personal"] = "shared_model"  # as the label has it
         own = None if taken_out else PERSONAL.resolve(parts["personal"], (*place, "personal"))
         method = replace(method, personal=own)
+    changed: dict[str, Any] = {}
     for key in ("local", "channel", "server"):
         if key in parts:
             if key != "server" and not isinstance(parts[key], list):
                 raise EntryError("P102", f"got {parts[key]!r}; expected a list of parts.", place=(*place, key))
             found = _parts(parts[key], PLACES[key], (*place, key))
             before = () if key == "server" else getattr(method, key)
-            method = replace(method, **{key: [*before, *found]})
+            changed[key] = [*before, *found]
     for key in ("topology", "procedure"):
         if key in parts:
-            method = replace(method, **{key: PLACES[key].resolve(parts[key], (*place, key))})
-    usual = ([], "all", "star", "local", None)
+            changed[key] = PLACES[key].resolve(parts[key], (*place, key))
+    method = replace(method, **changed)
+    usual: tuple[Any, ...] = ([], "all", "star", "local", None)
     return method, {k: v for k, v in parts.items() if v not in usual}
 
 
