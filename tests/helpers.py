@@ -23,10 +23,13 @@ from polyclinic.data.scaling import Summary
 from polyclinic.engine import Engine, LocalEngine
 from polyclinic.models import build_model
 from polyclinic.models.catalogue import MODELS
-from polyclinic.rounds import Checkpoint, Plan, Progress, Row, run_rounds
+from polyclinic.rounds import run_rounds
+from polyclinic.running.plan import Plan
+from polyclinic.running.progress import Checkpoint, Progress, Row
 from polyclinic.state import FlatModule
 from polyclinic.study.declaration import Declaration
-from polyclinic.study.jobs import Fold, Job, JobRunner, Outcome
+from polyclinic.study.job import Fold, Job, Outcome
+from polyclinic.study.jobs import JobRunner
 from polyclinic.study.method_entries import StudyMethod
 from polyclinic.study.preparing import prepare
 from polyclinic.tasks import TASKS, build_task
@@ -178,7 +181,7 @@ class Federation:
 
     def state(self, label: str | None = None, seed: int = 0) -> Tensor:
         """The shared state after all rounds."""
-        return self.rounds(label, seed)[0].state
+        return self.rounds(label, seed)[0].model("federation")
 
     def outcome(self, *labels: str, seed: int = 0) -> Outcome:
         """Train and test, as one job for all ``labels``."""

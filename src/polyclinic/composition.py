@@ -6,9 +6,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
-import polyclinic.client
-import polyclinic.communication.topology
-import polyclinic.server  # noqa: F401 - the parts enter their catalogues
+import polyclinic.catalogues  # noqa: F401 - the parts enter their catalogues
 from polyclinic.client.personal import PERSONAL
 from polyclinic.methods import PUBLISHED, Method, PartEntry
 from polyclinic.options import Catalogue, option_names, with_defaults

@@ -25,6 +25,7 @@ from polyclinic.data.spec import Target
 from polyclinic.errors import nearest
 from polyclinic.options import Catalogue, EntryError, Place
 from polyclinic.seeds import generator
+
 Answer = Any
 
 #: Where the attack stands in a study file.

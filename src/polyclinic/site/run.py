@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
+import polyclinic.catalogues  # noqa: F401 - the parts enter their catalogues
 from polyclinic.client.personal import PERSONAL, Personal, Phase
 from polyclinic.client.stacked import parts_not_stackable, reason_not_stackable
 from polyclinic.client.work import (
@@ -218,11 +219,17 @@ class Run:
 
     def memory(self) -> Memory:
         """What a checkpoint at the site must hold."""
-        kept = {"own": self.kept.own, "best": self.best.own} if self.private.size else {}
-        groups = {"personal": self.kept.personal, "best_personal": self.best.personal}
+        groups = {"personal": self.kept.personal}
         groups |= {f"part {name}": memory for name, memory in self.kept.parts.items()}
         groups |= {f"optimizer{number}": state for number, state in enumerate(self.kept.optimizers)}
-        return kept | {f"{group}/{name}": tensor for group, found in groups.items() for name, tensor in found.items()}
+        kept = {f"{group}/{name}": tensor for group, found in groups.items() for name, tensor in found.items()}
+        if self.private.size:
+            kept["own"] = self.kept.own
+        if self.best is not self.kept:  # else it is what is kept now
+            best = {f"best_personal/{name}": tensor for name, tensor in self.best.personal.items()}
+            best |= {"best": self.best.own} if self.private.size else {}
+            kept |= {name: tensor.clone() for name, tensor in best.items()}  # may be a tensor that is kept, too
+        return kept
 
     def restore(self, memory: Memory) -> None:
         """Take back what ``memory`` gave."""
@@ -232,9 +239,11 @@ class Run:
 
         parts = {name: group(f"part {name}") for name in self.ends}
         optimizers = [group(f"optimizer{number}") for number in range(len(self.phases))]
-        best = replace(self.best, own=memory.get("best", self.best.own), personal=group("best_personal"))
         self.kept = Kept(memory.get("own", self.kept.own), group("personal"), parts, optimizers)
-        self.best, self._left = best, None
+        best = {"own": memory.get("best", self.kept.own), "personal": group("best_personal") or self.kept.personal}
+        differs = any(name.startswith("best") for name in memory)
+        self.best = replace(self.kept, **best) if differs else self.kept
+        self._left = None
 
 
 class Round:
