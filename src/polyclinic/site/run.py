@@ -240,9 +240,10 @@ class Run:
         parts = {name: group(f"part {name}") for name in self.ends}
         optimizers = [group(f"optimizer{number}") for number in range(len(self.phases))]
         self.kept = Kept(memory.get("own", self.kept.own), group("personal"), parts, optimizers)
-        best = {"own": memory.get("best", self.kept.own), "personal": group("best_personal") or self.kept.personal}
-        differs = any(name.startswith("best") for name in memory)
-        self.best = replace(self.kept, **best) if differs else self.kept
+        self.best = self.kept
+        if any(name.startswith("best") for name in memory):
+            own, personal = memory.get("best", self.kept.own), group("best_personal") or self.kept.personal
+            self.best = replace(self.kept, own=own, personal=personal)
         self._left = None
 
 
