@@ -1,6 +1,8 @@
 """How the package is built: no circles of imports, and what is loaded for what."""
 
 import ast
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -8,6 +10,8 @@ import pytest
 from scipy.sparse.csgraph import connected_components
 
 import polyclinic
+from helpers import write_image_study, write_table_study
+from polyclinic.study.study import Study
 
 SOURCE = Path(polyclinic.__file__).parent
 
@@ -71,3 +75,74 @@ def test_a_circle_is_found_wherever_its_imports_stand(tmp_path, line):
     assert circles(imports(source)) == [["made.a", "made.b", "made.c"]]
     (source / "c.py").write_text("import os")
     assert circles(imports(source)) == []
+
+
+#: Runs what stands after it, and tells on the error stream which of these packages are loaded at the end.
+TELL = """
+import sys
+try:
+    exec(sys.argv.pop(1))
+finally:
+    heavy = ["matplotlib", "monai", "pandas", "polyclinic.engine", "scipy", "sklearn", "torch"]
+    print("loaded:", *[name for name in heavy if name in sys.modules], file=sys.stderr)
+"""
+COMMAND = "from polyclinic.cli import main; main()"
+
+
+def loaded(code, *arguments):
+    """Which heavy packages a new process has loaded when it has run ``code``."""
+    done = subprocess.run(
+        [sys.executable, "-c", TELL, code, *map(str, arguments)], capture_output=True, text=True, encoding="utf-8"
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stderr.splitlines()[-1].split()[1:]
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    """Results folders with everything that a report can show."""
+    table, images = tmp_path_factory.mktemp("table"), tmp_path_factory.mktemp("images")
+    entries = write_table_study(table, {"Aachen": 24, "Bonn": 20, "Celle": 22})
+    entries["data"] |= {"harmonisation": {"combat": {}}}
+    entries["training"] |= {"rounds": 1}
+    entries["evaluation"] |= {"unseen_sites": True, "bootstrap": 10}
+    entries |= {
+        "model": "logistic",
+        "methods": ["single", "cross", "mix", {"scaffold": {}}],
+        "search": {"trials": 2, "parameters": {"training.batch_size": [8, 4]}},
+        "attack": {"backdoor": {"target": "kind 1", "features": {"x0": 9.0}}, "sites": ["Bonn"]},
+    }
+    segmented = write_image_study(images, {"Aachen": 6, "Bonn": 6}) | {"methods": ["single", "fedavg"]}
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr("polyclinic.study.runner.write_report", lambda folder, out=None: folder)
+        found = [Study.of(one, folder).run(folder / "out").folder for one, folder in
+                 ((entries, table), (segmented, images))]  # fmt: skip
+    shown = {path.name for folder in found for path in folder.iterdir()}
+    assert {"harmonisation.csv", "backdoor.csv", "search.csv", "overlays.safetensors"} <= shown
+    return found
+
+
+def test_the_report_needs_no_torch(folders):
+    for folder in folders:
+        assert {"matplotlib", "pandas"} <= set(found := loaded(COMMAND, "report", folder))
+        assert not {"torch", "monai", "polyclinic.engine"} & set(found)
+        assert (folder / "report.html").stat().st_size > 10_000
+
+
+def test_tables_of_results_need_pandas_alone(folders):
+    code = "import polyclinic, sys; found = polyclinic.Results(sys.argv[1]); found.table(); found.search; found.notes"
+    assert loaded(code, folders[0]) == ["pandas"]
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["--version"], ["run", "--help"], ["methods"]])
+def test_what_says_something_of_the_program_needs_nothing_heavy(arguments):
+    assert loaded(COMMAND, *arguments) == []
+
+
+def test_the_package_itself_loads_nothing():
+    assert loaded("import polyclinic; polyclinic.PolyclinicError") == []
+
+
+def test_a_study_loads_torch():
+    """So that the tests above can fail."""
+    assert "torch" in loaded("import polyclinic; polyclinic.Study")

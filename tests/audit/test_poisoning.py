@@ -27,6 +27,7 @@ from helpers import (
 )
 from polyclinic import Study
 from polyclinic.audit.poisoning import ATTACKS, Attack, CorruptUpdates, UpdateAttack, largest_z, read_attack
+from polyclinic.audit.words import WORDS
 from polyclinic.communication.message import Message
 from polyclinic.data.cases import SiteData
 from polyclinic.data.corruption import CORRUPTIONS, Backdoor, ChangedVolumes, change_cases, corrupted
@@ -1024,3 +1025,7 @@ def test_the_columns_of_a_study_with_corrupt_sites_stand_in_the_page_of_results(
     assert "` (attacked)`" in page
     for column in ("`corrupt`", "`share`", "`cases`", "`opened`", "`backdoor.csv`"):
         assert column in page
+
+
+def test_the_report_has_words_for_every_kind_of_attack() -> None:
+    assert set(WORDS) == set(ATTACKS)

@@ -14,6 +14,7 @@ from polyclinic.engine import LocalEngine
 from polyclinic.engine.processes import ProcessEngine
 from polyclinic.errors import DataError, StudyError
 from polyclinic.study.preparing import describe, prepare
+from polyclinic.study.report.harmonisation import explained_by_site
 from polyclinic.study.results import Results
 from polyclinic.study.study import Study
 
@@ -381,3 +382,15 @@ def test_a_report_without_harmonisation_has_no_such_section(entries, tmp_path):
     results = run(entries, tmp_path)
     assert not (results.folder / "harmonisation.csv").exists()
     assert "Differences between sites" not in write_report(results.folder).read_text()
+
+
+def test_the_share_that_the_site_explains_by_hand():
+    """Sites A: 1, 3 (mean 2, deviation 1) and B: 8, 8, 8, 8 (mean 8); the mean of all six is 6.
+
+    Between: 2 (2 − 6)² + 4 (8 − 6)² = 48, within: 2, so 48 / 50. At a site of which nothing is known a feature counts
+    as if the site were not there; one that is the same everywhere has no share.
+    """
+    count = np.array([[2.0, 2.0, 3.0], [4.0, 4.0, 3.0], [0.0, 0.0, 3.0]])
+    mean = np.array([[2.0, 0.1, 5.0], [8.0, 0.1, 5.0], [0.0, 0.0, 5.0]])
+    deviation = np.array([[1.0, 0.0, 2.0], [0.0, 0.0, 1.0], [0.0, 0.0, 3.0]])
+    assert explained_by_site(count, mean, deviation) == pytest.approx([48 / 50, np.nan, 0.0], nan_ok=True)

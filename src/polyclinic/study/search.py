@@ -100,7 +100,7 @@ class Searching:
                 trials.append([Job(tried, seed, number, without, trial=trial, trials=count) for seed, number in runs])
             self._trials |= {(method.label, fold, without): trials for method in methods}
             planned += [job for jobs in trials for job in jobs]
-        return planned
+        return sorted(planned, key=lambda job: job.fold)  # the sites are prepared for one fold at a time
 
     def _short(self, method: StudyMethod) -> StudyMethod:
         """The method with no more rounds than a trial has."""
