@@ -207,8 +207,17 @@ class FlatModule:
         norms = [layer for layer in module.modules() if isinstance(layer, nn.modules.batchnorm._NormBase)]
         self._counters = [norm.num_batches_tracked for norm in norms if norm.num_batches_tracked is not None]
 
-    def parameters_of(self, chosen: Selection | None) -> list[nn.Parameter]:
-        """What an optimiser is given to train the chosen weights only, or all for None: views with their gradients."""
+    def parameters_of(self, chosen: Selection | None, *, whole: bool = False) -> list[nn.Parameter]:
+        """What an optimiser is given to train the chosen weights only, or all for None: views with their gradients.
+
+        They are as few as possible, or for an optimiser that looks at ``whole`` tensors, the network's own parameters.
+        """
+        if whole:
+            tensors, places = dict(self.module.named_parameters()), ((0, self.layout.trainable),)
+            places = places if chosen is None else chosen.slices
+            inside = [any(start <= entry.offset < stop for start, stop in places) for entry in self.layout.entries]
+            found = zip(self.layout.entries, inside, strict=True)
+            return [tensors[entry.name] for entry, chosen_too in found if entry.trainable and chosen_too]
         if chosen is None:
             return [self.weights]
         parameters = []

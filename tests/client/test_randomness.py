@@ -65,3 +65,16 @@ def test_own_randomness_gives_what_manual_seed_gives_and_is_put_back():
     with pytest.raises(KeyError), own_randomness(1, "a"):
         raise KeyError
     assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+def test_on_a_gpu_too():
+    device = torch.device("cuda")
+    before = torch.cuda.get_rng_state(device)
+    with own_randomness(1, "a", device=device):
+        drawn = torch.rand(4, device=device)
+    assert torch.equal(torch.cuda.get_rng_state(device), before)
+    with kept_randomness(device):
+        torch.manual_seed(derive_seed(1, "a"))
+        assert torch.equal(torch.rand(4, device=device), drawn)
+    assert torch.equal(torch.cuda.get_rng_state(device), before)

@@ -68,7 +68,7 @@ def between(layer):
 @pytest.mark.parametrize(
     ("layer", "reason"),
     [
-        (Centred(), "the network has other outputs when it is run for several sites at once, where one has fewer cases"),
+        (Centred(), "the network has other outputs when it is run for several sites at once, where one has fewer"),
         (Sized(), "the network has other outputs when it is run for several sites at once, where one has fewer cases"),
         (Moving(), "the network has other running statistics when it is run for several sites at once, where one has"),
         (Noisy(), "the network draws random numbers in training, which would differ"),
