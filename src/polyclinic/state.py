@@ -213,11 +213,10 @@ class FlatModule:
         They are as few as possible, or for an optimiser that looks at ``whole`` tensors, the network's own parameters.
         """
         if whole:
-            tensors, places = dict(self.module.named_parameters()), ((0, self.layout.trainable),)
-            places = places if chosen is None else chosen.slices
-            inside = [any(start <= entry.offset < stop for start, stop in places) for entry in self.layout.entries]
-            found = zip(self.layout.entries, inside, strict=True)
-            return [tensors[entry.name] for entry, chosen_too in found if entry.trainable and chosen_too]
+            tensors = dict(self.module.named_parameters())
+            places = [(0, self.layout.trainable)] if chosen is None else chosen.slices
+            trained = [entry for entry in self.layout.entries if entry.trainable]
+            return [tensors[one.name] for one in trained if any(start <= one.offset < stop for start, stop in places)]
         if chosen is None:
             return [self.weights]
         parameters = []
