@@ -528,6 +528,7 @@ REFUSED: list[tuple[str, dict[str, Any]]] = [
     ("P103", {"methods": [{"fedavg": {"share": "none"}}]}),
     ("P104", {"methods": [{"fedprox": {"local": ["proximal"]}}]}),
     ("P104", {"methods": [{"fedsgd": {"local": ["proximal"]}}]}),
+    ("P104", {"methods": ["fedsgd"], "training": {"optimizer": "adam"}}),
     ("P104", {"methods": ["scaffold"], "training": {"optimizer": "adam"}}),
     ("P104", {"methods": [{"fedavg": {"local": ["dynamic_regularisation"]}}]}),
     ("P104", {"methods": [{"cyclic": {"server": "median"}}]}),

@@ -197,8 +197,16 @@ class FlatModule:
         norms = [layer for layer in module.modules() if isinstance(layer, nn.modules.batchnorm._NormBase)]
         self._counters = [norm.num_batches_tracked for norm in norms if norm.num_batches_tracked is not None]
 
-    def parameters_of(self, chosen: Selection | None) -> list[nn.Parameter]:
-        """What an optimiser is given to train the chosen weights only, or all for None: views with their gradients."""
+    def parameters_of(self, chosen: Selection | None, *, whole: bool = False) -> list[nn.Parameter]:
+        """What an optimiser is given to train the chosen weights only, or all for None: views with their gradients.
+
+        They are as few as possible, or for an optimiser that looks at ``whole`` tensors, the network's own parameters.
+        """
+        if whole:
+            tensors = dict(self.module.named_parameters())
+            places = [(0, self.layout.trainable)] if chosen is None else chosen.slices
+            trained = [entry for entry in self.layout.entries if entry.trainable]
+            return [tensors[one.name] for one in trained if any(start <= one.offset < stop for start, stop in places)]
         if chosen is None:
             return [self.weights]
         parameters = []

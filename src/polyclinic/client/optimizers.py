@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -158,13 +159,21 @@ def learning_rates(optimizer: Named, schedule: Named | None, rounds: int) -> lis
     return [options["lr"] for options in scheduled(optimizer, schedule, rounds)]
 
 
-def state_of(optimizer: torch.optim.Optimizer, parameter: nn.Parameter) -> dict[str, Tensor]:
-    """The optimiser's tensors for one parameter, by name."""
-    return {name: value for name, value in optimizer.state[parameter].items() if isinstance(value, Tensor)}
+def state_of(optimizer: torch.optim.Optimizer, parameters: Sequence[nn.Parameter]) -> dict[str, Tensor]:
+    """The optimiser's tensors by name, after the first parameter ``number/name``."""
+    return {
+        f"{number}/{name}" if number else name: value
+        for number, parameter in enumerate(parameters)
+        for name, value in optimizer.state[parameter].items()
+        if isinstance(value, Tensor)
+    }
 
 
-def restore_state(optimizer: torch.optim.Optimizer, parameter: nn.Parameter, state: dict[str, Tensor]) -> None:
+def restore_state(
+    optimizer: torch.optim.Optimizer, parameters: Sequence[nn.Parameter], state: Mapping[str, Tensor]
+) -> None:
     """Give an optimiser copies of the tensors that ``state_of`` returned; step counters stay on the processor."""
-    optimizer.state[parameter].update({
-        name: value.to(parameter.device, copy=True) if value.dim() else value.clone() for name, value in state.items()
-    })  # fmt: skip
+    for key, value in state.items():
+        number, _, name = key.rpartition("/")
+        parameter = parameters[int(number or 0)]
+        optimizer.state[parameter][name] = value.to(parameter.device, copy=True) if value.dim() else value.clone()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 
 from polyclinic.client.companion import Companion
 from polyclinic.client.drift import Proximal
-from polyclinic.client.optimizers import build_optimizer
+from polyclinic.client.optimizers import build_optimizer, is_elementwise
 from polyclinic.client.work import Work, clip_gradient, with_learning_rate
 from polyclinic.errors import TrainingError
 from polyclinic.options import Catalogue
@@ -221,24 +222,38 @@ class _Mixture(Companion):
         self.weights, self.statistics = nn.Parameter(memory["weights"].clone()), memory["statistics"].clone()
         self.mixture = float(memory["mixture"])
         self.optimizer: torch.optim.Optimizer | None = None
+        self.parameters: list[nn.Parameter] = []
+        self.shapes: list[tuple[int, ...]] = []
 
     def step(self, model: FlatModule, backward: Callable[[], Tensor]) -> None:
         """One step of v and, in the first step of a round, of α."""
         first = self.optimizer is None
         if self.optimizer is None:
             self.weights.data, self.statistics = self.weights.to(model.vector), self.statistics.to(model.vector)
-            self.optimizer = build_optimizer(with_learning_rate(self.work.optimizer, self.learning_rate), self.weights)
+            named = with_learning_rate(self.work.optimizer, self.learning_rate)
+            self.shapes = [(model.layout.trainable,)]
+            if not is_elementwise(named):  # it looks at whole tensors
+                self.shapes = [entry.shape for entry in model.layout.entries if entry.trainable]
+            self.parameters = [nn.Parameter(part) for part in self._parts(self.weights.detach())]
+            self.optimizer = build_optimizer(named, self.parameters)
         shared, own = model.weights.detach().clone(), self.weights.detach()
         with _lent(model):
             model.vector.copy_(torch.cat([shared.lerp(own, self.mixture), self.statistics]))
             backward()
             self.statistics = model.vector[len(own) :].clone()
         slope = float((own - shared) @ model.gradient)
-        self.weights.grad = model.gradient * self.mixture
-        clip_gradient(self.weights.grad, self.work.clip)
+        gradient = model.gradient * self.mixture
+        clip_gradient(gradient, self.work.clip)
+        for parameter, part in zip(self.parameters, self._parts(gradient), strict=True):
+            parameter.grad = part
         self.optimizer.step()
         if self.learn and first:
             self.mixture = min(max(self.mixture - self.learning_rate * slope, 0.0), 1.0)
+
+    def _parts(self, vector: Tensor) -> list[Tensor]:
+        """What the optimiser is given of a vector ``[T]``, as views."""
+        parts = vector.split([math.prod(shape) for shape in self.shapes])
+        return [part.view(shape) for part, shape in zip(parts, self.shapes, strict=True)]
 
     def memory(self) -> Memory:
         """See `AdaptiveMixture.initial`."""

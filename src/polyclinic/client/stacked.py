@@ -220,7 +220,7 @@ class StackedTrainer:
                     name: torch.stack([state[name] for state in states]) if value.dim() else value
                     for name, value in states[0].items()
                 }
-                restore_state(optimizer, parameter, together)
+                restore_state(optimizer, [parameter], together)
         total = torch.zeros(len(rows), device=self.device)
         for step, active in enumerate(self.active):
             leaf = weights[:active].requires_grad_()
@@ -234,7 +234,7 @@ class StackedTrainer:
             total[:active] += losses.detach()
         if self.work.keep_optimizer:
             for first, stop, (parameter, *_) in groups:
-                kept = state_of(optimizer, parameter).items()
+                kept = state_of(optimizer, [parameter]).items()
                 for row in range(first, stop):  # a dictionary of its own: it counts only if the round does
                     rows[row].optimizer_state = {n: (v[row - first] if v.dim() else v).clone() for n, v in kept}
         return total

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from polyclinic.client.features import mean_over_places
-from polyclinic.client.optimizers import build_optimizer, restore_state, state_of
+from polyclinic.client.optimizers import build_optimizer, is_elementwise, restore_state, state_of
 from polyclinic.client.work import (
     LocalJob,
     LocalResult,
@@ -45,10 +45,10 @@ def train(model: FlatModule, task: Task, work: Work, job: LocalJob) -> LocalResu
 
 def _mini_batches(model: FlatModule, task: Task, work: Work, job: LocalJob) -> tuple[float, int]:
     sizes = batch_sizes(len(job.index), work, job.steps)
-    parameters = model.parameters_of(job.trained)
+    parameters = model.parameters_of(job.trained, whole=not is_elementwise(work.optimizer))
     optimizer = build_optimizer(with_learning_rate(work.optimizer, job.learning_rate, job.cycled), parameters)
     if work.keep_optimizer and job.optimizer_state:
-        restore_state(optimizer, model.weights, job.optimizer_state)
+        restore_state(optimizer, parameters, job.optimizer_state)
     frozen = None if job.trained is None else job.trained.others(model.layout.trainable)
     scaler = _loss_scaler(model, work)
     begun = time.monotonic()
@@ -77,7 +77,7 @@ def _mini_batches(model: FlatModule, task: Task, work: Work, job: LocalJob) -> t
             scaler.update()
             done += 1
     if work.keep_optimizer:
-        job.optimizer_state = {name: value.clone() for name, value in state_of(optimizer, model.weights).items()}
+        job.optimizer_state = {name: value.clone() for name, value in state_of(optimizer, parameters).items()}
     return float(total) / done, done
 
 
