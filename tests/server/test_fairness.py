@@ -234,7 +234,7 @@ def test_qfedavg_steps_start_where_the_round_started():
 
 
 def algorithm_2(changes, losses, q, rate):
-    """Li et al.: Δ_k = F_k^q L (w − w_k), h_k = q F_k^{q−1} ‖L (w − w_k)‖² + L F_k^q; w − Σ Δ_k / Σ h_k, with L = 1 / rate."""
+    """Li et al.: g_k = L (w − w_k) with L = 1 / rate, h_k = q F_k^{q−1} ‖g_k‖² + L F_k^q; −Σ F_k^q g_k / Σ h_k."""
     changes, losses = torch.tensor(changes).double(), torch.tensor(losses).double() + 1e-10
     gradients = -changes / rate
     deltas = losses[:, None] ** q * gradients
@@ -459,8 +459,8 @@ def test_fedce_sends_whole_shared_models_with_their_statistics():
 def test_fedce_leaves_no_site_out(mode):
     """A contributes nothing in either space: its shares there are 10⁻³, and B's and C's are a half of the rest.
 
-    A goes the way of B + C, and its loss is 0. With ``plus`` it has (2 · 10⁻³) / (2 + 2 · 10⁻³) of the sum; with ``times``
-    10⁻⁶ / (1/2 + 10⁻⁶), which is less than 10⁻³ and so becomes that, before all are brought to a sum of 1.
+    A goes the way of B + C, and its loss is 0. With ``plus`` it has (2 · 10⁻³) / (2 + 2 · 10⁻³) of the sum; with
+    ``times`` 10⁻⁶ / (1/2 + 10⁻⁶), which is less than 10⁻³ and so becomes that, before all are brought to a sum of 1.
     """
     part = rule("fedce", mode=mode)
     states = {"A": [1.0, 0.0], "B": [1.0, 1.0], "C": [1.0, -1.0]}
@@ -474,10 +474,12 @@ def test_fedce_leaves_no_site_out(mode):
 
 
 def test_fedce_equal_changes_contribute_the_same_whatever_their_rounding():
-    """1 − cos of changes that are the same up to rounding is rounding, too, and must not be taken for a contribution."""
+    """1 − cos of changes that are the same up to rounding is rounding, too, and no contribution."""
     generator = torch.Generator().manual_seed(5)
     common = torch.randn(2000, generator=generator)
-    updates = [update(site, (common * factor).tolist()) for site, factor in zip("ABC", (1.0, 1 / 3, 1 / 7), strict=True)]
+    updates = [
+        update(site, (common * factor).tolist()) for site, factor in zip("ABC", (1.0, 1 / 3, 1 / 7), strict=True)
+    ]
     part = rule("fedce", mode="times")
     play(part, updates)
     close(part.shares, shares(1 / 3, 1 / 3, 1 / 3), 1e-9)

@@ -349,7 +349,9 @@ class FLTrust(Collected):
         norms = [norm(change) for change in changes]
         towards = torch.tensor(products(changes, norms, reference), dtype=torch.float64)
         lengths = torch.tensor(norms, dtype=torch.float64)
-        trust = (towards / lengths / lengths[reference]).nan_to_num(0.0, 0.0).clamp(0.0, 1.0)
+        # Cosines over that of the reference with itself, so that equal changes are trusted alike to the last digit.
+        trust = towards / towards[reference] * (lengths[reference] / lengths)
+        trust = trust.nan_to_num(0.0, 0.0, 0.0).clamp(0.0, 1.0)
         trust[reference] = 1.0  # also of a change of zero, which has no direction
         trust /= trust.sum()
         scaled = torch.where(trust > 0, trust * (lengths[reference] / lengths), 0.0).nan_to_num(0.0, 0.0)
