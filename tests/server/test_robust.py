@@ -15,8 +15,9 @@ from torch import Tensor
 
 from polyclinic.errors import PolyclinicError, SiteError, StudyError
 from polyclinic.options import check_options
-from polyclinic.server import SERVER_RULES, build_server, order
-from polyclinic.server.distances import compare, cosine_distances, distances_to_mean, gram, norm, squared_distances
+from polyclinic.parts import SERVER_PARTS
+from polyclinic.server import order
+from polyclinic.server.distances import cosine_distances, distances_to_mean, gram, norm, products, squared_distances
 from polyclinic.server.order import (
     Comparator,
     apply_network,
@@ -27,7 +28,8 @@ from polyclinic.server.order import (
     sorting_network,
 )
 from polyclinic.server.robust import copod
-from polyclinic.server.rules import ServerRound, Update
+from polyclinic.server.rules import weighted_sum
+from server_exchange import Rule, Sent, away_from_zero, play
 
 NAMES = [f"site{number:02}" for number in range(40)]
 #: A rule of each kind, with the numbers of sites that it can do with.
@@ -37,25 +39,17 @@ RULES = {
 }  # fmt: skip
 
 
-def run(rule, states, *, start=None, trainable=None, weights=None, names=NAMES):
-    """The result and the shares of one round."""
-    states = [torch.as_tensor(state, dtype=torch.float32) for state in states]
-    start = torch.zeros_like(states[0]) if start is None else torch.as_tensor(start, dtype=torch.float32)
-    weights = [1.0] * len(states) if weights is None else weights
-    before = [state.clone() for state in (*states, start)]
-    everyone = dict(zip(names, weights, strict=False))
-    trainable = len(start) if trainable is None else trainable
-    rule.begin(ServerRound(0, start, trainable, sum(weights), everyone))
-    for name, state, weight in zip(names, states, weights, strict=False):
-        rule.add(Update(name, state, weight))
-    result = rule.finish()
-    assert all(torch.equal(state, copy) for state, copy in zip((*states, start), before, strict=True))
-    assert all(result.data_ptr() != state.data_ptr() for state in (*states, start)), "not a vector of its own"
+def run(rule, values, *, start=None, trainable=None, weights=None, names=NAMES):
+    """The result and the shares of one round; without ``start`` values are changes, see `server_exchange.play`."""
+    values = [torch.as_tensor(value, dtype=torch.float32) for value in values]
+    weights = [1.0] * len(values) if weights is None else weights
+    rows = zip(names, values, weights, strict=False)
+    result = play(rule, [Sent(name, value, weight, {}) for name, value, weight in rows], start, trainable=trainable)
     return result, rule.shares
 
 
 def part(name, **options):
-    return build_server([(name, check_options(SERVER_RULES[name], options, (), name))])
+    return Rule((name, check_options(SERVER_PARTS[name], options, (), name)))
 
 
 def close(found, expected, tolerance=1e-6):
@@ -138,73 +132,105 @@ def test_the_nearest_mean_is_that_of_the_values_sorted_by_distance_from_the_medi
 
 def test_blocks_cover_all_coordinates(monkeypatch):
     values = vectors(5, 103)
-    whole = middle_mean(list(values), 1), nearest_mean(list(values), 3), gram(list(values), values[0])
+    whole = middle_mean(list(values), 1), nearest_mean(list(values), 3)
+    matrix, weights = gram(list(values)), torch.arange(5).double()
+    total = weighted_sum(list(values), weights)
     monkeypatch.setattr(order, "BLOCK", 10)
-    monkeypatch.setattr("polyclinic.server.distances.BLOCK", 10)
+    for name in ("distances.BLOCK", "distances.WIDE_BLOCK", "distances.ROW", "rules.BLOCK"):
+        monkeypatch.setattr(f"polyclinic.server.{name}", 10)
     assert torch.equal(middle_mean(list(values), 1), whole[0])
     assert torch.equal(nearest_mean(list(values), 3), whole[1])
-    assert compare(values[1], values[0], values[2])[0] == pytest.approx(float(whole[2][1, 1]), rel=1e-7)
+    assert torch.equal(weighted_sum(list(values), weights), total)
+    lengths = [norm(value) for value in values]
+    assert lengths == pytest.approx(matrix.diagonal().sqrt().tolist(), rel=1e-7)
+    for index in range(5):
+        assert products(list(values), lengths, index) == pytest.approx(matrix[index].tolist(), rel=1e-6, abs=1e-5)
+    np.testing.assert_allclose(gram(list(values)), matrix, rtol=1e-13, atol=1e-13)
 
 
 # Distances ------------------------------------------------------------------------------------------------------------
 
 
 def test_distances_are_scipys():
-    states, origin = vectors(7, 3001, scale=0.1), vectors(1, 3001, seed=1)[0]
-    changes = (states - origin).double().numpy()
-    products = gram(list(states), origin)
-    np.testing.assert_allclose(products, changes @ changes.T, rtol=1e-12, atol=1e-12)
+    changes = vectors(7, 3001, scale=0.1)
+    exact, matrix = changes.double().numpy(), gram(list(changes))
+    np.testing.assert_allclose(matrix, exact @ exact.T, rtol=1e-12, atol=1e-12)
     from scipy.spatial.distance import cdist
 
-    np.testing.assert_allclose(squared_distances(products), cdist(changes, changes, "sqeuclidean"), rtol=1e-10)
-    np.testing.assert_allclose(cosine_distances(products), cdist(changes, changes, "cosine"), atol=2e-12)
-    assert norm(states[2], origin) == pytest.approx(np.linalg.norm(changes[2]), rel=1e-7)
+    np.testing.assert_allclose(squared_distances(matrix), cdist(exact, exact, "sqeuclidean"), rtol=1e-10)
+    np.testing.assert_allclose(cosine_distances(matrix), cdist(exact, exact, "cosine"), atol=2e-12)
+    lengths = [norm(change) for change in changes]
+    np.testing.assert_allclose(lengths, np.linalg.norm(exact, axis=1), rtol=1e-7)
+    np.testing.assert_allclose(products(list(changes), lengths, 2), exact @ exact[2], rtol=1e-6, atol=1e-6)
 
 
-@pytest.mark.parametrize("size", [1e30, 3e38, 1e-30, 1e-42])
-def test_lengths_whose_squares_float32_cannot_hold(size):
-    """(3, 4) and (5, 12) times ``size``: lengths 5 and 13, product 15 + 48 = 63, cosine 63 / 65."""
-    origin, direction = torch.zeros(2), torch.tensor([5.0, 12.0])
-    size = float(torch.tensor(size / 4))  # the nearest number that float32 knows
-    state = torch.tensor([3.0, 4.0]) * size
-    exact = state.double()
-    square, product = compare(state, origin, direction * size)
-    assert square == pytest.approx(float(exact @ exact), rel=1e-12)
-    assert square == pytest.approx((5 * size) ** 2, rel=0.05)  # 1e-42 is a few steps of float32
-    assert product == pytest.approx(float(exact @ (direction * size).double()), rel=1e-12)
+@pytest.mark.parametrize("count", [2, 1000])
+@pytest.mark.parametrize("size", [1e30, 3e38, 1e-16, 1e-30, 1e-42])
+def test_lengths_whose_squares_float32_cannot_hold(size, count):
+    """(3, 4) and (5, 12) times ``size``: lengths 5 and 13, product 15 + 48 = 63; and the same many times over."""
+    size = float(torch.tensor(size / 12))  # the nearest number that float32 knows
+    changes = [torch.tensor(pair * (count // 2)) * size for pair in ([3.0, 4.0], [5.0, 12.0])]
+    exact = [change.double() for change in changes]
+    lengths = [norm(change) for change in changes]
+    assert lengths == pytest.approx([float(change.norm()) for change in exact], rel=1e-12)
+    times = math.sqrt(count / 2) * size
+    assert lengths == pytest.approx([5 * times, 13 * times], rel=0.05)  # 1e-42 is a few steps of float32
+    found = products(changes, lengths, 1)
+    assert found == pytest.approx([float(change @ exact[1]) for change in exact], rel=1e-12)
+    assert found == pytest.approx([63 * times**2, 169 * times**2], rel=0.1)
 
 
-def test_distances_of_similar_states_are_not_lost_in_their_size():
-    """States of norm about 1e5 that differ by 1 in one weight."""
-    origin = torch.full((10_000,), 1000.0)
-    states = [origin.clone() for _ in range(3)]
-    states[1][0] += 1
-    states[2][0] -= 1
+@pytest.mark.parametrize("value", [0.1, 1e-4, 3.0])
+def test_lengths_of_long_changes_keep_seven_digits(value):
+    """Equal numbers are the worst case of summing in float32."""
+    change = torch.full((1_000_003,), value)
+    exact = float(change[0].double()) * math.sqrt(len(change))
+    assert norm(change) == pytest.approx(exact, rel=2e-7)
+    assert products([change], [exact], 0)[0] == pytest.approx(exact**2, rel=2e-7)
+
+
+def test_the_length_of_no_change_is_0():
+    assert norm(torch.zeros(1000)) == 0
+    assert norm(torch.zeros(0)) == 0
+
+
+@pytest.mark.parametrize("weight", [1e-42, 1e-30, 1.0, 1e30, 1e42])
+def test_weights_beyond_float32_are_applied_where_the_product_can_be_held(weight):
+    vector = torch.tensor([1.0, -2.0, 0.5]) * float(torch.tensor(1 / weight if weight > 1 else min(1 / weight, 1e38)))
+    found = weighted_sum([vector, torch.full((3,), torch.inf)], torch.tensor([weight, 0.0], dtype=torch.float64))
+    close(found.double(), vector.double() * weight, 1e-6)
+
+
+def test_distances_of_similar_changes_are_not_lost_in_their_size():
+    """Changes of norm about 1e5 that differ by 1 in one weight."""
+    changes = [torch.full((10_000,), 1000.0) for _ in range(3)]
+    changes[1][0] += 1
+    changes[2][0] -= 1
     expected = torch.tensor([[0.0, 1, 1], [1, 0, 4], [1, 4, 0]], dtype=torch.float64)
-    assert torch.equal(squared_distances(gram(states, origin)), expected)
+    assert torch.equal(squared_distances(gram(changes)), expected)
 
 
 def test_a_huge_update_does_not_change_the_distances_of_others():
-    states, origin = vectors(4, 100), torch.zeros(100)
-    alone = squared_distances(gram(list(states[:3]), origin))
-    states[3] = 1e30
-    together = squared_distances(gram(list(states), origin))
+    changes = vectors(4, 100)
+    alone = squared_distances(gram(list(changes[:3])))
+    changes[3] = 1e30
+    together = squared_distances(gram(list(changes)))
     np.testing.assert_allclose(together[:3, :3], alone, rtol=1e-13)
     assert (together[3, :3] > 1e61).all()
     assert together.isfinite().all()
 
 
 def test_equal_updates_have_distance_zero_and_a_change_of_zero_has_no_direction():
-    states = torch.cat([vectors(1, 5000).expand(3, -1), torch.zeros(1, 5000)])
-    products = gram(list(states), torch.zeros(5000))
-    assert torch.equal(squared_distances(products)[:3, :3], torch.zeros(3, 3, dtype=torch.float64))
+    changes = torch.cat([vectors(1, 5000).expand(3, -1), torch.zeros(1, 5000)])
+    matrix = gram(list(changes))
+    assert torch.equal(squared_distances(matrix)[:3, :3], torch.zeros(3, 3, dtype=torch.float64))
     expected = torch.tensor([[0.0, 0, 0, 1], [0, 0, 0, 1], [0, 0, 0, 1], [1, 1, 1, 0]], dtype=torch.float64)
-    assert torch.equal(cosine_distances(products), expected)
+    assert torch.equal(cosine_distances(matrix), expected)
 
 
 def test_distances_that_are_rounding_alone_are_zero():
-    products = torch.tensor([[1.0, 1 - 1e-15, 1 - 1e-12], [1 - 1e-15, 1, 0], [1 - 1e-12, 0, 1]], dtype=torch.float64)
-    distances = squared_distances(products)
+    matrix = torch.tensor([[1.0, 1 - 1e-15, 1 - 1e-12], [1 - 1e-15, 1, 0], [1 - 1e-12, 0, 1]], dtype=torch.float64)
+    distances = squared_distances(matrix)
     assert distances[0, 1] == 0
     assert distances[0, 2] == pytest.approx(2e-12, rel=1e-3)
 
@@ -319,16 +345,19 @@ def test_dos_by_hand():
 def test_fltrust_by_hand():
     """From (1, 1): the trusted change is (3, 4); (8, 6) has cosine 0.96 and twice its length; (-3, -4) counts nothing.
 
-    Σ t Δ / Σ t = ((3, 4) + 0.96 (4, 3)) / 1.96. The statistic, the last coordinate, is (10 + 0.96 · 20) / 1.96.
+    Σ t Δ / Σ t = ((3, 4) + 0.96 (4, 3)) / 1.96. The statistic, the last number, is the median of 20, 10 and 1e30.
     """
     states = [(9.0, 7.0, 20.0), (4.0, 5.0, 10.0), (-2.0, -3.0, 1e30)]
     result, shares = run(part("fltrust", trusted="site01"), states, start=(1.0, 1.0, 0.0), trainable=2)
-    close(result, [1 + (3 + 0.96 * 4) / 1.96, 1 + (4 + 0.96 * 3) / 1.96, (10 + 0.96 * 20) / 1.96])
+    close(result, [1 + (3 + 0.96 * 4) / 1.96, 1 + (4 + 0.96 * 3) / 1.96, 20.0])
     shares_are(shares, [0.96 / 1.96, 1 / 1.96, 0])
 
 
 def test_norm_bound_by_hand():
-    """From (1, 1): (3, 4) has length 5 and is halved to a bound of 2.5; (0, 2) is short enough. Statistics stay."""
+    """From (1, 1): (3, 4) has length 5 and is halved to a bound of 2.5; (0, 2) is short enough.
+
+    The statistic is the median of 9 and 1, whatever the sites weigh.
+    """
     states = [(4.0, 5.0, 9.0), (1.0, 3.0, 1.0)]
     rule = part("norm_bound", bound=2.5)
     result, shares = run(rule, states, start=(1.0, 1.0, 0.0), trainable=2)
@@ -353,10 +382,10 @@ def test_a_round_that_was_given_up_leaves_no_bound():
     """Lengths 1, 4, 5; then 100, 100, 100 in a round that is never finished: the next bound is still 4."""
     rule = part("norm_bound", bound="median")
     run(rule, [[1.0], [4.0], [5.0]])
-    rule.begin(ServerRound(1, torch.zeros(1), 1, 3.0))
+    rule.begin(away_from_zero(1), torch.zeros(0), dict.fromkeys(NAMES[:3], 1.0), number=1)
     for name in NAMES[:3]:
-        rule.add(Update(name, torch.tensor([100.0]), 1.0))
-    assert rule.memory()["0/norms"].tolist() == [1.0, 4.0, 5.0]
+        rule.take(name, torch.tensor([100.0]), torch.zeros(0), 1.0, {})
+    assert rule.memory()["norm_bound/norms"].tolist() == [1.0, 4.0, 5.0]
     assert run(rule, [[8.0], [-8.0], [2.0]])[0].tolist() == [pytest.approx((4 - 4 + 2) / 3)]
 
 
@@ -409,10 +438,10 @@ def test_rounding_gives_no_site_more_pull(seed, length):
     """Inner products of equal changes as another processor may round them: each a little off."""
     rng = np.random.default_rng(seed)
     noise = rng.integers(-8, 9, size=(11, 11)) * 2.0**-53
-    products = torch.from_numpy(length**2 * (1 + noise + noise.T))
+    matrix = torch.from_numpy(length**2 * (1 + noise + noise.T))
     weights = torch.from_numpy(rng.dirichlet(np.ones(11)))
-    assert not distances_to_mean(products, weights).any()
-    assert not squared_distances(products).any()
+    assert not distances_to_mean(matrix, weights).any()
+    assert not squared_distances(matrix).any()
 
 
 def test_distances_to_the_mean_by_hand():
@@ -430,20 +459,17 @@ def test_without_a_bound_nothing_changes():
 
 def test_a_bound_comes_before_the_aggregation_of_its_chain():
     """Changes 1, 2, 30, 3 and 40 bound to 2.5 have the median 2.5; unbound it is 3."""
-    chain = build_server([("norm_bound", {"bound": 2.5}), ("median", {})])
+    chain = Rule(("norm_bound", {"bound": 2.5}), ("median", {}))
     assert run(chain, [[1.0], [2.0], [30.0], [3.0], [40.0]])[0].tolist() == [2.5]
     assert run(part("median"), [[1.0], [2.0], [30.0], [3.0], [40.0]])[0].tolist() == [3.0]
 
 
 @pytest.mark.parametrize("name", list(RULES))
-def test_without_updates_the_state_stays(name):
-    start = torch.tensor([1.0, 2.0])
+def test_a_round_without_updates_gives_nothing(name):
     rule = part(name, **RULES[name])
-    rule.begin(ServerRound(0, start, 2, 1.0))
-    result = rule.finish()
-    assert torch.equal(result, start)
-    assert result.data_ptr() != start.data_ptr()
-    assert rule.shares == {}
+    rule.begin(torch.tensor([1.0, 2.0]), torch.zeros(0), {"site00": 1.0})
+    assert rule.finish() is None
+    assert rule.memory() == {}
 
 
 # Properties -----------------------------------------------------------------------------------------------------------
@@ -516,6 +542,42 @@ def test_fltrust_bounds_what_corrupt_sites_do(seed, factor):
         shares_are({site: shares[site] for site in NAMES[3:6]}, [0, 0, 0])
 
 
+@pytest.mark.parametrize("size", [1e-10, 1e-15, 1e-20, 1e-30, 1e-38, 1e-42, 1e15, 1e30])
+def test_fltrust_brings_changes_of_any_size_to_the_trusted_length(size):
+    """From weights of hundreds: the trusted change is (3, 4), and the other (4, 3) times ``size`` has cosine 0.96."""
+    other = torch.tensor([4.0, 3.0]) * size
+    found, shares = run(part("fltrust", trusted="site01"), [other, (3.0, 4.0)])
+    tolerance = 1e-6 if size > 1e-38 else 5e-3  # where float32 has few digits left
+    close(found, [(3 + 0.96 * 4) / 1.96, (4 + 0.96 * 3) / 1.96], tolerance)
+    shares_are(shares, [0.96 / 1.96, 1 / 1.96], tolerance)
+
+
+sizes = st.sampled_from([0.0, 1e-45, 1e-42, 1e-38, 1e-30, 1e-15, 1e-10, 1.0, 1e10, 1e30, 1e37])
+
+
+@settings(deadline=None, max_examples=100)
+@given(
+    seed=st.integers(0, 10**6), factors=st.lists(sizes, min_size=2, max_size=6), count=st.sampled_from([1, 30, 3000])
+)
+def test_fltrust_never_steps_farther_than_the_trusted_site(seed, factors, count):
+    """Whatever the others send, and however little the trusted site did."""
+    values = vectors(len(factors), count, seed) * torch.tensor(factors)[:, None]
+    if seed % 2:
+        values = values.abs()  # of one mind
+    found, _ = run(part("fltrust", trusted="site00"), values)
+    smallest = 1.5e-45 * math.sqrt(count)  # the smallest step of float32 in every weight
+    assert float(found.double().norm()) <= float(values[0].double().norm()) * (1 + 1e-6) + smallest
+
+
+@settings(deadline=None, max_examples=20)
+@given(value=st.floats(1e-3, 10), size=st.sampled_from([1e-12, 1e-3, 1.0, 1e3, 1e20]))
+def test_fltrust_is_bounded_where_summing_is_hardest(value, size):
+    """Long changes of equal numbers, and one that is the same in another order of magnitude."""
+    trusted = torch.full((100_001,), value)
+    found, _ = run(part("fltrust", trusted="site00"), [trusted, trusted * size, vectors(1, 100_001)[0].abs()])
+    assert float(found.double().norm()) <= float(trusted.double().norm()) * (1 + 1e-6)
+
+
 @SMALL
 @given(seed=st.integers(0, 10**6), kind=st.sampled_from(["noise", "scaled", "turned"]))
 def test_dos_suppresses_outliers(seed, kind):
@@ -529,11 +591,45 @@ def test_dos_suppresses_outliers(seed, kind):
     assert shares[NAMES[corrupt]] < 1e-2
 
 
-def test_statistics_go_with_the_choice_made_for_the_weights():
-    """The last coordinate would make the third site the closest of all; it is a statistic."""
-    states = [(0.0, 50.0), (1.0, 60.0), (3.0, 0.0), (7.0, 0.0), (100.0, 0.0)]
-    assert run(part("krum", corrupt=1), states, trainable=1)[0].tolist() == [1.0, 60.0]
+#: All robust rules, also those around another aggregation.
+ALL = [((name, options),) for name, options in RULES.items()] + [
+    (("norm_bound", {}),), (("norm_bound", {"bound": 0.5}), ("loss_weights", {})),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("rule", ALL, ids=lambda named: named[0][0] + ("" if len(named) == 1 else " around another"))
+@pytest.mark.parametrize("false", [1e6, 1e30, -1e6, -3e38])
+@SMALL
+@given(seed=st.integers(0, 10**6))
+def test_false_statistics_of_a_site_with_honest_weights_do_nothing(rule, false, seed):
+    """One of twelve says that its running variances are something else; the others' are between 0.5 and 2."""
+    rng = np.random.default_rng(seed)
+    weights, statistics = vectors(12, 20, seed, 0.1), torch.from_numpy(rng.uniform(0.5, 2.0, (12, 6))).float()
+    corrupt = int(rng.integers(12))
+    honest = statistics[[site for site in range(12) if site != corrupt]]
+    statistics[corrupt] = false
+    weights[corrupt] = weights[0]  # not even the farthest
+    values = torch.cat([weights, statistics], dim=1)
+    sent = [Sent(name, value, 1.0, {"end_loss": 0.01 if name == NAMES[corrupt] else 1.0})
+            for name, value in zip(NAMES, values, strict=False)]  # fmt: skip
+    found = play(Rule(*rule), sent, trainable=20)[20:]
+    assert (found >= honest.min(dim=0).values).all()
+    assert (found <= honest.max(dim=0).values).all()
+
+
+def test_statistics_are_the_median_over_all_sites_where_weights_are_chosen():
+    """Of 50, 60, 0, 20, 0 that is 20, whichever site Krum takes. The last number is a statistic and no distance."""
+    states = [(0.0, 50.0), (1.0, 60.0), (3.0, 0.0), (7.0, 20.0), (100.0, 0.0)]
+    assert run(part("krum", corrupt=1), states, trainable=1)[0].tolist() == [1.0, 20.0]
+    states[3] = (7.0, 0.0)  # as weights, these would make the third site the closest of all
     assert run(part("krum", corrupt=1), states)[0].tolist() == [3.0, 0.0]
+
+
+def test_statistics_are_trimmed_where_weights_are():
+    """Of 50, 60, 0, 20, 9 without 60 and 0: 79 / 3; of four sites the median is a mean of two."""
+    states = [(0.0, 50.0), (1.0, 60.0), (3.0, 0.0), (7.0, 20.0), (100.0, 9.0)]
+    close(run(part("trimmed_mean", trim=1), states, trainable=1)[0], [11 / 3, 79 / 3])
+    assert run(part("median"), states[:4], trainable=1)[0].tolist() == [2.0, 35.0]
 
 
 # Against others -------------------------------------------------------------------------------------------------------
@@ -614,8 +710,8 @@ def test_fltrust_needs_its_trusted_site():
     with pytest.raises(StudyError, match=r"P103 fltrust is to trust 'site7', which is no site.* Did you mean 'site07'"):
         run(part("fltrust", trusted="site7"), vectors(9, 5))
     rule = part("fltrust", trusted="site01")
-    rule.begin(ServerRound(4, torch.zeros(2), 2, 2.0, {"site00": 1.0, "site01": 1.0}))
-    rule.add(Update("site00", torch.ones(2), 1.0))
+    rule.begin(torch.zeros(2), torch.zeros(0), {"site00": 1.0, "site01": 1.0}, number=4)
+    rule.take("site00", torch.ones(2), torch.zeros(0), 1.0, {})
     with pytest.raises(SiteError, match=r"P402 fltrust goes by .* site01, which did not answer in round 5"):
         rule.finish()
 

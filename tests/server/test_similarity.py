@@ -6,8 +6,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from polyclinic.errors import TrainingError
-from polyclinic.server import SERVER_RULES, build_server, similarity
-from server_exchange import close, play, rule, update
+from polyclinic.parts import SERVER_PARTS
+from polyclinic.parts.measures import Measuring
+from polyclinic.server import similarity
+from server_exchange import away_from_zero, close, play, rule, update
 
 RULES = [
     ("ida", {}),
@@ -30,8 +32,10 @@ def shares(*values):
 def test_one_site_gives_its_state(name, options):
     part = rule(name, **options)
     result = play(part, [update("A", [0.3, -7.1, 2.5], 12, end_accuracy=0.4)], [1.0, 1.0, 1.0], trainable=2)
-    assert torch.equal(result, torch.tensor([0.3, -7.1, 2.5]))
+    close(result, [0.3, -7.1, 2.5])
     assert part.shares == {"A": 1.0}
+    result = play(part, [update("A", [0.3, -7.1, 2.5], 12, end_accuracy=0.4)], trainable=2)
+    assert torch.equal(result, torch.tensor([0.3, -7.1, 2.5]))
 
 
 @pytest.mark.parametrize(("name", "options"), RULES)
@@ -53,12 +57,10 @@ def test_equal_sites_of_different_size_count_by_their_size(name, options):
 def test_a_round_without_answers_changes_nothing(name, options):
     part = rule(name, **options)
     play(part, [update("A", [5.0, 5.0], end_accuracy=1.0)])
-    before = part.now.state.fill_(3.0)
-    part.begin(part.now)
-    result = part.finish()
-    assert torch.equal(result, before)
-    assert result is not before
+    part.begin(away_from_zero(2), torch.zeros(0), {"A": 1.0})
+    assert part.finish() is None
     assert part.shares == {}
+    assert part.memory() == {}
 
 
 def test_guided_gradient_with_threshold_0_is_the_mean():
@@ -95,8 +97,13 @@ def test_ida_times_accuracy_by_hand():
 
 
 def test_ida_asks_for_the_accuracy_only_where_it_uses_it():
-    asked = [build_server([("ida", {"times": times})]).facts for times in ("none", "cases", "accuracy")]
-    assert asked == [[], [], ["end_accuracy"]]
+    for times in ("none", "cases", "accuracy"):
+        (part,) = rule("ida", times=times).parts.values()
+        measuring = part.at_site()
+        assert list(part.reveals) == (["end_accuracy"] if times == "accuracy" else [])
+        assert isinstance(measuring, Measuring) == part.needs_accuracy == (times == "accuracy")
+        assert part.needs_each
+    assert part.at_site().names == ("end_accuracy",)
     with pytest.raises(TrainingError, match=r"P301.*end_accuracy of site B"):
         play(rule("ida", times="accuracy"), triangle((0.5, float("nan"), 0.5)))
 
@@ -224,10 +231,10 @@ def test_shares_sum_to_1_and_the_result_is_between_the_sites(which, rows, before
     assert set(part.shares) == {each.site for each in updates}
     assert sum(part.shares.values()) == pytest.approx(1, abs=1e-9)
     assert min(part.shares.values()) >= 0
-    states = [each.state for each in updates] + ([torch.tensor(before)] if name == "guided_gradient" else [])
+    states = [each.numbers for each in updates] + ([torch.tensor(before)] if name == "guided_gradient" else [])
     low, high = torch.stack(states).min(0).values, torch.stack(states).max(0).values
     assert ((result >= low - 1e-4) & (result <= high + 1e-4)).all()
 
 
 def test_catalogue_has_the_rules():
-    assert {"ida", "simagg", "regagg", "guided_gradient"} <= set(SERVER_RULES)
+    assert {"ida", "simagg", "regagg", "guided_gradient"} <= set(SERVER_PARTS)

@@ -1,6 +1,6 @@
 """Inner products and distances of the sites' changes Δ_k.
 
-A corrupt site may send values whose squares float32 can't hold; such blocks are computed in float64. So are all
+A corrupt site may send values whose squares float32 can't hold; such changes are computed in float64. So are all
 products of changes with each other, because distances between similar changes are small differences of them.
 """
 
@@ -17,8 +17,14 @@ from polyclinic.server.order import BLOCK, blocks
 #: Squared distances below this share of the squared norms are rounding, and count as 0.
 ROUNDING = 1e-14
 
-#: Below this square of a block's length float32 may have lost some of the single squares.
-SMALLEST = 1e-20
+#: Between these lengths of changes float32 loses no product of their elements that matters, and holds them all.
+SHORT, LONG = 1e-10, 1e15
+
+#: So many squares are summed in float32, which keeps its digits; the sums of rows are summed in float64.
+ROW = 256
+
+#: Coordinates at a time where a few operations follow each other.
+WIDE_BLOCK = 2**18
 
 
 def gram(changes: Sequence[Tensor]) -> Tensor:
@@ -62,20 +68,38 @@ def cosine_distances(products: Tensor) -> Tensor:
 
 def norm(change: Tensor) -> float:
     """‖Δ‖ of a change ``[T]``, reading it once."""
-    return math.sqrt(sum(dot(change[block]) for block in blocks(len(change), BLOCK)))
+    rows = change[: len(change) // ROW * ROW].view(-1, ROW)
+    squares = torch.linalg.vector_norm(rows, dim=1).double().square().sum() + square(change[rows.numel() :])
+    length = math.sqrt(squares)
+    if SHORT < length < LONG:
+        return length
+    return math.sqrt(sum(square(change[block]) for block in blocks(len(change), BLOCK)))
 
 
-def lengths_and_products(changes: Sequence[Tensor], direction: Tensor) -> tuple[Tensor, Tensor]:
-    """‖Δ_k‖ and ⟨Δ_k, ``direction``⟩, float64 ``[K]``, of changes ``[K]`` x ``[T]``, reading each once."""
-    found = torch.zeros(2, len(changes), dtype=torch.float64)
-    for block in blocks(len(direction), BLOCK):
+def square(block: Tensor) -> float:
+    """‖Δ‖² of part of a change, computed in float64."""
+    wide = block.double()
+    return float(wide.dot(wide))
+
+
+def products(changes: Sequence[Tensor], lengths: Sequence[float], index: int) -> list[float]:
+    """⟨Δ_k, Δ_i⟩ of all changes ``[K]`` x ``[T]`` with one of them, reading each once.
+
+    Args:
+        changes: Δ_k.
+        lengths: ‖Δ_k‖.
+        index: i.
+    """
+    direction = changes[index]
+    buffer = torch.empty(min(WIDE_BLOCK, len(direction)), dtype=direction.dtype)
+    found = [0.0] * len(changes)
+    narrow = [SHORT < length < LONG and SHORT < lengths[index] < LONG for length in lengths]
+    for block in blocks(len(direction), WIDE_BLOCK):
         towards = direction[block]
-        found += torch.tensor([[dot(change[block]) for change in changes],
-                               [dot(change[block], towards) for change in changes]], dtype=torch.float64)  # fmt: skip
-    return found[0].sqrt(), found[1]
-
-
-def dot(first: Tensor, second: Tensor | None = None) -> float:
-    """⟨``first``, ``second``⟩ of two blocks ``[B]``, or of one with itself."""
-    second = first if second is None else second
-    return float(first.double().dot(second.double()))
+        for number, change in enumerate(changes):
+            if narrow[number]:
+                product = torch.mul(change[block], towards, out=buffer[: len(towards)])
+            else:
+                product = change[block].double() * towards.double()
+            found[number] += float(product.sum())
+    return found

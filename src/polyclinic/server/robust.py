@@ -24,8 +24,8 @@ from polyclinic.server.distances import (
     cosine_distances,
     distances_to_mean,
     gram,
-    lengths_and_products,
     norm,
+    products,
     squared_distances,
 )
 from polyclinic.server.order import middle_mean, nearest_mean, nearest_rows, sorted_rows
@@ -236,14 +236,14 @@ class GeometricMedian(RobustWeighting):
 
     def weights(self, updates: Sequence[Update]) -> Tensor:
         """β_k / Σ β_k of the last step."""
-        products, declared = changes_gram(updates), declared_shares(updates)
+        matrix, declared = changes_gram(updates), declared_shares(updates)
         weights = declared
         for _ in range(self.steps):
-            squares = distances_to_mean(products, weights)
+            squares = distances_to_mean(matrix, weights)
             pulls = declared / squares.sqrt().clamp(min=self.smoothing)
             before, weights = weights, pulls / pulls.sum()
             step = weights - before
-            if float(step @ products @ step) <= (self.tolerance / float(pulls.sum())) ** 2:
+            if float(step @ matrix @ step) <= (self.tolerance / float(pulls.sum())) ** 2:
                 break
         return weights
 
@@ -264,11 +264,11 @@ class DOS(RobustWeighting):
 
     def weights(self, updates: Sequence[Update]) -> Tensor:
         """softmax(-r)."""
-        products = changes_gram(updates)
-        euclidean = squared_distances(products).sqrt()
+        matrix = changes_gram(updates)
+        euclidean = squared_distances(matrix).sqrt()
         # In float32 because COPOD goes by ranks: distances that differ by rounding alone must be equal.
         euclidean = (euclidean / euclidean.max().clamp(min=1e-300)).float().double()
-        return torch.softmax(-(copod(euclidean) + copod(cosine_distances(products))) / 2, dim=0)
+        return torch.softmax(-(copod(euclidean) + copod(cosine_distances(matrix))) / 2, dim=0)
 
 
 def copod(observations: Tensor) -> Tensor:
@@ -346,8 +346,12 @@ class FLTrust(Collected):
             raise SiteError("P402", message, "Mend that site, or trust another.", site=self.trusted)
         reference = sites.index(self.trusted)
         changes = [update.change for update in updates]
-        lengths, products = lengths_and_products(changes, changes[reference])
-        trust = (products / lengths / lengths[reference]).nan_to_num(0.0, 0.0).clamp(0.0, 1.0)
+        norms = [norm(change) for change in changes]
+        towards = torch.tensor(products(changes, norms, reference), dtype=torch.float64)
+        lengths = torch.tensor(norms, dtype=torch.float64)
+        # Cosines over that of the reference with itself, so that equal changes are trusted alike to the last digit.
+        trust = towards / towards[reference] * (lengths[reference] / lengths)
+        trust = trust.nan_to_num(0.0, 0.0, 0.0).clamp(0.0, 1.0)
         trust[reference] = 1.0  # also of a change of zero, which has no direction
         trust /= trust.sum()
         scaled = torch.where(trust > 0, trust * (lengths[reference] / lengths), 0.0).nan_to_num(0.0, 0.0)

@@ -12,7 +12,10 @@ import torch
 from torch import Tensor
 
 from polyclinic.parts import Aggregation, Now, ServerPart, Step, Update
-from polyclinic.server.order import BLOCK, blocks
+from polyclinic.server.order import blocks
+
+#: Coordinates at a time: the sum of a block stays in the cache while all vectors are added to it.
+BLOCK = 2**18
 
 #: Between these float32 has all its digits.
 SMALLEST_WEIGHT, LARGEST_WEIGHT = 1e-37, 1e38
