@@ -386,12 +386,22 @@ def workers():
 
 @pytest.mark.parametrize("method", ["fedbn", "single", "mix", "ensemble", "ditto", "apfl", "moon", "fedsld", FEDREP])
 def test_processes_give_the_same_bytes(workers, method):
-    data, engine = workers
+    compare_processes(*workers, method, [6])
+
+
+@pytest.mark.parametrize("method", ["fedavg", "scaffold", "ditto", "moon", "fedbn"])
+def test_processes_give_the_same_bytes_with_models_in_shared_memory(workers, method):
+    compare_processes(*workers, method, [260, 260])
+    assert workers[1]._lender._count > 0
+    assert workers[1].notes == []
+
+
+def compare_processes(data, engine, method, hidden):
     torch.set_num_threads(1)  # as many as the workers have
     found = []
     for chosen in (engine, LocalEngine(data)):
         federation = Federation(
-            data, [method], engine=chosen, model={"mlp": {"hidden": [6], "norm": "batch", "dropout": 0.2}},
+            data, [method], engine=chosen, model={"mlp": {"hidden": hidden, "norm": "batch", "dropout": 0.2}},
             training={"rounds": 3, "optimizer": OPTIMIZERS["momentum"]},
             evaluation={"folds": 2, "validation": 0.3, "best_round": "loss"},
             preparation={"steps": scaling_steps("federated")},

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 
 from polyclinic.communication.message import Message
 from polyclinic.errors import PolyclinicError
+from polyclinic.notes import Note
 
 #: A site's name and its answer, or why it could not answer.
 Reply = tuple[str, Message | PolyclinicError]
@@ -40,6 +41,11 @@ class Engine(ABC):
                 raise reply
             answers[site] = reply
         return answers
+
+    @property
+    def notes(self) -> list[Note]:
+        """What a person should know of how messages went."""
+        return []
 
     def close(self) -> None:  # noqa: B027 - most engines have nothing to end
         """End processes and connections."""

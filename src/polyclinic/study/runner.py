@@ -363,6 +363,7 @@ class _Runner:
             *self.method_notes,
             *diverged(declaration, rounds[~rounds["method"].str.endswith(ATTACKED)], list(folds.values())),
             *self.split_notes,
+            *(note for engine in self.engines for note in engine.notes),
             *(Note.from_json(one) for found in noted for one in found),
         ]
         write_table(out / "predictions.csv", predictions)
