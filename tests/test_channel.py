@@ -270,15 +270,16 @@ def test_answers_of_all_rounds_stay_as_they_were() -> None:
 
 
 def test_memory_does_not_grow_with_rounds() -> None:
+    """An answer whose block were never written again would take two files in each of 24 rounds at two sites or more."""
     with federation() as found:
         initial = started(found)
         assert isinstance(found.engine, ProcessEngine)
         counts = []
-        for number in range(12):
+        for number in range(24):
             ask(found, initial + number)
             counts.append([len(opened(worker._process.pid)) for worker in found.engine._workers])
-        assert max(map(max, counts)) > 0 or not Path("/proc").is_dir()
-        assert counts[-1] == counts[5]
+    assert max(map(max, counts)) > 0 or not Path("/proc").is_dir()
+    assert max(map(max, counts)) < 40
 
 
 def test_nothing_is_left_when_a_worker_or_the_engine_ends() -> None:
