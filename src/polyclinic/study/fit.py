@@ -7,9 +7,11 @@ from typing import TYPE_CHECKING
 
 from polyclinic.audit.poisoning import PLACE, Attack
 from polyclinic.errors import StudyError, nearest
+from polyclinic.models import build_model
 from polyclinic.models.trial import try_network
 from polyclinic.options import EntryError
 from polyclinic.server import build_server
+from polyclinic.state import Layout, Role
 from polyclinic.study.declaration import Declaration, StudyMethod, build_participation
 from polyclinic.study.reading import located
 from polyclinic.tasks import TASKS, build_task
@@ -40,7 +42,13 @@ def check_fit(study: Study, opened: Opened) -> Attack | None:
     name, options = declaration.model_part
     task = build_task(declaration.task, len(opened.classes), TASKS[declaration.task].losses[0])
     masks = declaration.task == "segmentation"
-    try_network(name, options, input_shape(declaration, opened), task.outputs, masks=masks)
+    shape = input_shape(declaration, opened)
+    try_network(name, options, shape, task.outputs, masks=masks)
+    if attack is not None:
+        try:
+            _check_reached(attack, declaration, build_model(name, options, shape, task.outputs).layout)
+        except EntryError as error:
+            raise located(error, study.name, study.text) from None
     return attack
 
 
@@ -103,3 +111,18 @@ def _attack(declaration: Declaration, opened: Opened) -> Attack | None:
             f"{labels}.", "Add a federated method such as fedavg, or take `attack` out.", place=(*PLACE, attack.name),
         )  # fmt: skip
     return attack.on(list(opened.sites), opened.classes, opened.features, declaration.all_seeds[0])
+
+
+def _check_reached(attack: Attack, declaration: Declaration, layout: Layout) -> None:
+    """An attack needs something to change in what a method sends."""
+    methods = [m for m in declaration.study_methods if attack.applies_to(m.method.scope)]
+    lacking = [attack.lacks(layout, method.method.selection(layout)) for method in methods]
+    if not all(lacking):
+        return
+    what = f"{attack.name} changes {lacking[0]}"
+    if attack.lacks(layout, layout.select(set(Role))):
+        message, hint = f"{what}, and the model {declaration.model_part[0]} has none.", "Give it `norm: batch`"
+    else:
+        labels = ", ".join(method.label for method in methods)
+        message, hint = f"{what}, which no method of this study shares: {labels}.", "Add a method such as fedavg"
+    raise EntryError("P104", message, f"{hint}, or choose another attack.", place=(*PLACE, attack.name))

@@ -266,7 +266,7 @@ class JobRunner:
             reveals=_reveals(rules, server),
             participation=build_participation(training) if method.scope == "federation" else [],
             topology=TOPOLOGIES[method.topology](),
-            corrupt=None if attack is None else attack.on_updates(selection.trainable, job.seed),
+            corrupt=None if attack is None else attack.on_updates(self.template.layout, selection, job.seed),
             endures=attack is not None,
         )
 

@@ -151,7 +151,7 @@ class _Runner:
         self.method_notes = [
             *full_precision(self.declaration, plan.device),
             *idle_parts(self.declaration, template.layout),
-            *spared(self.declaration, self.attack, len(self.opened.sites)),
+            *spared(self.declaration, self.attack, len(self.opened.sites), template.layout),
         ]
         runner = JobRunner(self.declaration, engine, local, template, self._initial, self.opened.classes, self.attack)
         prepared: tuple[int, str | None] = (len(folds) - 1, None)
