@@ -423,6 +423,37 @@ def test_processes_answer_in_site_order(workers):
     assert answers == ["Aachen", "Bonn", "Celle"]
 
 
+def posted(engine, data, plan):
+    """What comes when each site is asked for its loss, a site once more in between, and one for what there is not."""
+    engine.ask("start", dict.fromkeys(data, Message(plan.declaration, {"initial": plan.initial})))
+    found = []
+    for site in ("Celle", "Aachen", "Bonn"):
+        engine.post(site, "evaluate", Message({"metric": "auc"}, {"state": plan.initial}))
+    for site, reply in engine.replies():
+        found.append((site, reply.code if isinstance(reply, SiteError) else round(reply.fields["loss"], 6)))
+        if site == "Celle" and len([one for one, _ in found if one == "Celle"]) == 1:
+            engine.post(
+                "Celle", "evaluate", Message({"metric": "auc"}, {"state": torch.arange(float(len(plan.initial)))})
+            )
+            engine.post("Celle", "nothing", Message())
+    return found
+
+
+def test_sites_that_are_asked_one_by_one_answer_as_they_are_ready(workers):
+    """Simulated ones as they were asked; those in workers in any order, but each site's answers as it was asked."""
+    data, engine = workers
+    local = LocalEngine(data)
+    plans = [
+        Federation(data, engine=chosen, evaluation={"folds": 2, "validation": 0.3}).plan() for chosen in (engine, local)
+    ]
+    here, there = (posted(chosen, data, plan) for chosen, plan in zip((local, engine), plans, strict=True))
+    assert [site for site, _ in here] == ["Celle", "Aachen", "Bonn", "Celle", "Celle"]
+    assert here[0][1] != here[3][1]
+    assert here[4][1] == "P401"
+    assert sorted(there, key=lambda one: one[0]) == sorted(here, key=lambda one: one[0])  # keeps each site's own order
+    assert list(engine.replies()) == list(local.replies()) == []
+
+
 def test_an_error_in_a_worker_arrives_as_what_it_was(workers):
     data, engine = workers
     training = {"optimizer": {"sgd": {"lr": 1e30}}, "rounds": 3}

@@ -15,6 +15,7 @@ import tempfile
 from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from queue import SimpleQueue
 from typing import IO
 
 from torch import Tensor
@@ -50,7 +51,8 @@ class ProcessEngine(Engine):
         self._lender = Lender(most)
         self._workers = [_Worker(threads, device, most) for _ in range(workers)]
         self._home = {site: self._workers[number] for site, number in share_out(data, workers).items()}
-        self._pool = ThreadPoolExecutor(workers)
+        self._arrived: SimpleQueue[tuple[str, Future[Message]]] = SimpleQueue()
+        self._missing = 0
         try:
             for site, cases in data.items():
                 self._home[site].load(cases, folders[site], self._lender.lend, corruptible=corruptible)
@@ -60,18 +62,24 @@ class ProcessEngine(Engine):
 
     def call(self, function: str, requests: Mapping[str, Message]) -> Iterator[Reply]:
         """See `Engine.call`."""
-        waiting: dict[str, Future[Message]] = {site: Future() for site in self.sites if site in requests}
-        shared = OncePerCall(self._lender, (t for site in waiting for t in requests[site].tensors.values()))
-        for worker in self._workers:
-            members = [site for site in waiting if self._home[site] is worker]
-            if members:
-                asked = {site: (requests[site], waiting[site]) for site in members}
-                self._pool.submit(_serve, worker, function, asked, shared.lend)
-        for site in list(waiting):
-            try:
-                yield site, waiting.pop(site).result()
-            except PolyclinicError as error:
-                yield site, error
+        chosen = [site for site in self.sites if site in requests]
+        shared = OncePerCall(self._lender, (t for site in chosen for t in requests[site].tensors.values()))
+        waiting = {site: self._home[site].submit(function, site, requests[site], shared.lend) for site in chosen}
+        for site in chosen:
+            yield site, _result(waiting.pop(site))
+
+    def post(self, site: str, function: str, request: Message) -> None:
+        """See `Engine.post`."""
+        self._missing += 1
+        answer = self._home[site].submit(function, site, request, self._lender.lend)
+        answer.add_done_callback(lambda done: self._arrived.put((site, done)))
+
+    def replies(self) -> Iterator[Reply]:
+        """See `Engine.replies`."""
+        while self._missing:
+            site, answer = self._arrived.get()
+            self._missing -= 1
+            yield site, _result(answer)
 
     @property
     def notes(self) -> list[Note]:
@@ -86,7 +94,6 @@ class ProcessEngine(Engine):
         """End the workers."""
         for worker in self._workers:
             worker.close()
-        self._pool.shutdown(cancel_futures=True)
 
 
 def share_out(data: Mapping[str, SiteData], workers: int) -> dict[str, int]:
@@ -99,15 +106,11 @@ def share_out(data: Mapping[str, SiteData], workers: int) -> dict[str, int]:
     return homes
 
 
-def _serve(
-    worker: _Worker, function: str, requests: Mapping[str, tuple[Message, Future[Message]]], lend: Lend
-) -> None:  # fmt: skip
-    """Ask one worker for its sites one after another."""
-    for site, (request, answer) in requests.items():
-        try:
-            answer.set_result(worker.ask(function, site, request, lend))
-        except BaseException as error:
-            answer.set_exception(error)
+def _result(answer: Future[Message]) -> Message | PolyclinicError:
+    try:
+        return answer.result()
+    except PolyclinicError as error:
+        return error
 
 
 class _Worker:
@@ -119,6 +122,7 @@ class _Worker:
 
     def __init__(self, threads: int, device: str, most: int) -> None:
         self.reason = ""
+        self._turns = ThreadPoolExecutor(1)  # one message after another
         self._errors: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 - lives as long as the worker
         ours, theirs = _pair()
         self._files = ours
@@ -145,6 +149,10 @@ class _Worker:
         if data.covariates is not None:
             tensors["covariates"] = data.covariates
         self.ask("load", data.site, Message(fields, tensors), lend)
+
+    def submit(self, function: str, site: str, request: Message, lend: Lend) -> Future[Message]:
+        """Like ``ask``, after what was submitted before."""
+        return self._turns.submit(self.ask, function, site, request, lend)
 
     def ask(self, function: str, site: str, request: Message, lend: Lend) -> Message:
         """Send a message and wait for the answer.
@@ -194,6 +202,7 @@ class _Worker:
         self._errors.close()
         if self._files is not None:
             self._files.close()
+        self._turns.shutdown(cancel_futures=True)
 
 
 def _pair() -> tuple[socket.socket | None, socket.socket | None]:
