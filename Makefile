@@ -27,6 +27,7 @@ check: $(MADE)
 
 benchmark: $(MADE)
 	$(BIN)/python benchmarks/rounds.py
+	$(BIN)/python benchmarks/engines.py
 	$(BIN)/python benchmarks/methods.py
 	$(BIN)/python benchmarks/data.py
 

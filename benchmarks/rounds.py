@@ -27,8 +27,9 @@ from torch import Tensor, nn
 from polyclinic.communication.message import Message
 from polyclinic.data.cases import Counts, SiteData
 from polyclinic.engine import Engine, LocalEngine
+from polyclinic.engine.channel import read_frame, write_frame
 from polyclinic.engine.planner import choose_plan
-from polyclinic.engine.processes import ProcessEngine, read_frame, write_frame
+from polyclinic.engine.processes import ProcessEngine
 from polyclinic.models import build_model
 from polyclinic.rounds import Checkpoint, run_rounds
 from polyclinic.server.mean import Mean

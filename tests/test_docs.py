@@ -464,10 +464,10 @@ def out_of_memory() -> None:
 
 
 def killed_worker() -> None:
-    worker = _Worker(1, "cpu")
+    worker = _Worker(1, "cpu", 1)
     worker._process.kill()
     try:
-        worker.ask("train", "north", Message())
+        worker.ask("train", "north", Message(), lambda tensor: None)
     finally:
         worker.close()
 

@@ -388,12 +388,22 @@ def workers():
 
 @pytest.mark.parametrize("method", ["fedbn", "single", "mix", "ensemble", "ditto", "apfl", "moon", "fedsld", FEDREP])
 def test_processes_give_the_same_bytes(workers, method):
-    data, engine = workers
+    compare_processes(*workers, method, [6])
+
+
+@pytest.mark.parametrize("method", ["fedavg", "scaffold", "ditto", "moon", "fedbn"])
+def test_processes_give_the_same_bytes_with_models_in_shared_memory(workers, method):
+    compare_processes(*workers, method, [260, 260])
+    assert workers[1]._lender._count > 0
+    assert workers[1].notes == []
+
+
+def compare_processes(data, engine, method, hidden):
     torch.set_num_threads(1)  # as many as the workers have
     found = []
     for chosen in (engine, LocalEngine(data)):
         federation = Federation(
-            data, [method], engine=chosen, model={"mlp": {"hidden": [6], "norm": "batch", "dropout": 0.2}},
+            data, [method], engine=chosen, model={"mlp": {"hidden": hidden, "norm": "batch", "dropout": 0.2}},
             training={"rounds": 3, "optimizer": OPTIMIZERS["momentum"]},
             evaluation={"folds": 2, "validation": 0.3, "best_round": "loss"},
             preparation={"steps": scaling_steps("federated")},
@@ -413,6 +423,37 @@ def test_processes_answer_in_site_order(workers):
     request = Message(federation.plan().declaration, {"initial": federation.initial(0)})
     answers = [site for site, _ in engine.call("start", dict.fromkeys(["Celle", "Bonn", "Aachen"], request))]
     assert answers == ["Aachen", "Bonn", "Celle"]
+
+
+def posted(engine, data, plan):
+    """What comes when each site is asked for its loss, a site once more in between, and one for what there is not."""
+    engine.ask("start", dict.fromkeys(data, Message(plan.declaration, {"initial": plan.initial})))
+    found = []
+    for site in ("Celle", "Aachen", "Bonn"):
+        engine.post(site, "evaluate", Message({"metric": "auc"}, {"state": plan.initial}))
+    for site, reply in engine.replies():
+        found.append((site, reply.code if isinstance(reply, SiteError) else round(reply.fields["loss"], 6)))
+        if site == "Celle" and len([one for one, _ in found if one == "Celle"]) == 1:
+            engine.post(
+                "Celle", "evaluate", Message({"metric": "auc"}, {"state": torch.arange(float(len(plan.initial)))})
+            )
+            engine.post("Celle", "nothing", Message())
+    return found
+
+
+def test_sites_that_are_asked_one_by_one_answer_as_they_are_ready(workers):
+    """Simulated ones as they were asked; those in workers in any order, but each site's answers as it was asked."""
+    data, engine = workers
+    local = LocalEngine(data)
+    plans = [
+        Federation(data, engine=chosen, evaluation={"folds": 2, "validation": 0.3}).plan() for chosen in (engine, local)
+    ]
+    here, there = (posted(chosen, data, plan) for chosen, plan in zip((local, engine), plans, strict=True))
+    assert [site for site, _ in here] == ["Celle", "Aachen", "Bonn", "Celle", "Celle"]
+    assert here[0][1] != here[3][1]
+    assert here[4][1] == "P401"
+    assert sorted(there, key=lambda one: one[0]) == sorted(here, key=lambda one: one[0])  # keeps each site's own order
+    assert list(engine.replies()) == list(local.replies()) == []
 
 
 def test_an_error_in_a_worker_arrives_as_what_it_was(workers):

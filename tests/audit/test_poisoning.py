@@ -12,7 +12,6 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from scipy.stats import norm
 from torch import Tensor
 
 import helpers
@@ -26,8 +25,8 @@ from helpers import (
     write_table_study,
 )
 from polyclinic import Study
-from polyclinic.audit.poisoning import ATTACKS, Attack, CorruptUpdates, UpdateAttack, largest_z, read_attack
-from polyclinic.audit.words import WORDS
+from polyclinic.audit.forging import CorruptUpdates
+from polyclinic.audit.poisoning import ATTACKS, Attack, read_attack
 from polyclinic.communication.message import Message
 from polyclinic.data.cases import SiteData
 from polyclinic.data.corruption import CORRUPTIONS, Backdoor, ChangedVolumes, change_cases, corrupted
@@ -42,10 +41,11 @@ from polyclinic.errors import PolyclinicError, SiteError, StudyError
 from polyclinic.options import EntryError, describe_options
 from polyclinic.rounds import Checkpoint, run_rounds
 from polyclinic.server.mean import Mean
-from polyclinic.server.rules import Answer, ServerRule, Update
+from polyclinic.server.rules import ServerRule, Update
 from polyclinic.server.weights import reported
+from polyclinic.study.declaration import KINDS_OF_RUN
 from polyclinic.study.display import Display
-from polyclinic.study.jobs import Job, JobRunner
+from polyclinic.study.jobs import ATTACKED, UNSEEN, Job, JobRunner
 from polyclinic.study.report.attack import attacked, verdict
 from polyclinic.study.report.folder import Folder
 
@@ -281,153 +281,7 @@ def test_test_cases_are_never_touched_and_nothing_is_written_to(kind: str, name:
     assert not all(same) or len(parts.train) < 4
 
 
-# Updates --------------------------------------------------------------------------------------------------------------
-
-
-#: The state that sites were sent; the last coordinate is a statistic.
-STATE = t(1.0, 2.0, 50.0)
-#: What four sites end with: changes (1, 0), (0, 2), (2, 2) and (−1, 4), and their statistics.
-UPDATES = [
-    Update("A", t(2, 2, 51), 10.0), Update("B", t(1, 4, 52), 20.0, {"steps": 3.0}), Update("C", t(3, 4, 53), 30.0),
-    Update("D", t(0, 6, 54), 40.0),
-]  # fmt: skip
-
-
-def sent(attack: str, *sites: str, number: int = 0, seed: int = 0, **options: Any) -> dict[str, list[float]]:
-    part = ATTACKS[attack](**options)
-    assert isinstance(part, UpdateAttack)
-    before = [update.state.clone() for update in UPDATES]
-    answers = [Answer(update) for update in UPDATES]
-    found = [one.update for one in CorruptUpdates(part, frozenset(sites), 2, seed)(number, STATE, answers)]
-    assert [(u.site, u.weight, u.facts) for u in found] == [(u.site, u.weight, u.facts) for u in UPDATES]
-    assert all(torch.equal(update.state, state) for update, state in zip(UPDATES, before, strict=True))
-    for update, mine in zip(UPDATES, found, strict=True):
-        assert update.site in sites or mine is update
-        assert mine.state[2] == update.state[2]  # statistics are sent as they are
-    return {update.site: update.state[:2].tolist() for update in found}
-
-
-def test_signs_are_flipped_and_changes_made_larger() -> None:
-    assert sent("sign_flip", "C")["C"] == [-1.0, 0.0]  # (1, 2) - (2, 2)
-    assert sent("sign_flip", "C", "D", scale=2.0) == {**sent("sign_flip"), "C": [-3.0, -2.0], "D": [3.0, -6.0]}
-    assert sent("scaling", "B", scale=5.0)["B"] == [1.0, 12.0]  # (1, 2) + 5 (0, 2)
-
-
-def test_scaling_by_the_inverse_of_its_share_replaces_the_model() -> None:
-    still = [replace(update, state=STATE) if update.site != "B" else update for update in UPDATES]
-    part = ATTACKS["scaling"](scale=5.0)
-    assert isinstance(part, UpdateAttack)
-    found = [one.update for one in CorruptUpdates(part, frozenset("B"), 2, 0)(0, STATE, list(map(Answer, still)))]
-    mean = sum((update.weight / 100 * update.state for update in found), torch.zeros(3))  # B has a fifth of the weight
-    assert torch.allclose(mean[:2], UPDATES[1].state[:2])
-
-
-def test_noise_is_as_wide_as_told_and_a_function_of_names() -> None:
-    change = torch.full((20_000,), 0.25)
-    updates = [Answer(Update("A", change + 1, 1.0)), Answer(Update("B", change, 1.0))]
-    part = ATTACKS["gaussian_noise"](deviation=4.0)
-    assert isinstance(part, UpdateAttack)
-    noise = CorruptUpdates(part, frozenset("B"), 20_000, 0)(0, torch.zeros(20_000), updates)[1].update.state
-    assert abs(float(noise.std()) - 1.0) < 0.03  # 4 · 0.25
-    assert abs(float(noise.mean())) < 0.03
-    first = sent("gaussian_noise", "A", "B")
-    assert first == sent("gaussian_noise", "A", "B")
-    assert first["A"] != sent("gaussian_noise", "A", "B", number=1)["A"] != sent("gaussian_noise", "A", seed=1)["A"]
-
-
-@pytest.mark.parametrize(
-    ("sites", "corrupt", "share"),
-    [
-        (50, 24, 24 / 26),  # the paper's example: ⌊26⌋ − 24 = 2 supporters, (50 − 24 − 2) / 26
-        (10, 4, 4 / 6),  # ⌊6⌋ − 4 = 2, (10 − 4 − 2) / 6
-        (5, 2, 2 / 3),  # ⌊3.5⌋ − 2 = 1, (5 − 2 − 1) / 3
-    ],
-)
-def test_how_far_corrupt_sites_may_stray(sites: int, corrupt: int, share: float) -> None:
-    assert math.isclose(largest_z(sites, corrupt), norm.ppf(share))
-
-
-def test_small_federations_leave_no_room() -> None:
-    assert largest_z(4, 1) == 0.0  # (4 − 1 − 2) / 3 is below a half
-    assert largest_z(2, 1) == largest_z(1, 1) == 0.0
-    attack = Attack("alie", {"z": None}, ("A",))
-    assert "z = 0" in attack.note(4)
-    assert Attack("alie", {"z": 1.0}, ("A",)).note(4) == Attack("alie", {"z": None}, ("A", "B")).note(5) == ""
-
-
-def test_a_little_is_enough_by_hand() -> None:
-    found = sent("alie", "A", "C", z=2.0)
-    assert found["A"] == found["C"] == [3.5, 5.0]  # (1, 2) + mean (1.5, 1) + 2 · deviation (0.5, 1)
-    alone = sent("alie", "A", z=1.0)["A"]  # one site has no deviation: all four are known to it
-    changes = np.array([[1, 0], [0, 2], [2, 2], [-1, 4]])
-    assert np.allclose(alone, np.array([1, 2]) + changes.mean(0) + changes.std(0))
-    reckoned = sent("alie", "A", "B")["A"]  # ⌊3⌋ − 2 = 1 supporter: (4 − 2 − 1) / 2, z = 0
-    assert reckoned == [1.5, 3.0]
-
-
-def test_inner_products_by_hand() -> None:
-    assert sent("inner_product", "A", epsilon=2.0)["A"] == pytest.approx([1 - 2 / 3, 2 - 2 * 8 / 3])
-    together = sent("inner_product", "A", "B")
-    assert together["A"] == together["B"] == [0.5, -1.0]  # −((2, 2) + (−1, 4)) / 2
-    assert sent("inner_product", "A", "B", "C", "D")["A"] == [0.0, 2.0]  # no honest site: −(1, 0)
-
-
-def test_an_exchange_without_corrupt_sites_is_left_alone() -> None:
-    part = ATTACKS["sign_flip"]()
-    assert isinstance(part, UpdateAttack)
-    answers = [Answer(update) for update in UPDATES]
-    assert CorruptUpdates(part, frozenset({"Z"}), 2, 0)(0, STATE, answers) is answers
-
-
-@pytest.mark.parametrize(
-    ("attack", "options", "expected"),
-    [
-        ("sign_flip", {"scale": 2.0}, (2.0, -6.0)),  # −2 (−1, 3)
-        ("scaling", {"scale": 3.0}, (-3.0, 9.0)),
-        ("inner_product", {"epsilon": 0.5}, (-1.0, -1.0)),  # −0.5 · mean of (1, 0) and (3, 4)
-        ("alie", {"z": 1.0}, (1 + math.sqrt(8 / 3), 7 / 3 + math.sqrt(26 / 9))),  # of all, since only one is corrupt
-    ],
-)
-def test_what_goes_with_an_update_is_forged_in_the_same_way(
-    attack: str, options: dict[str, float], expected: tuple[float, float]
-) -> None:
-    """A and B are honest with (1, 0) and (3, 4), C with (−1, 3) is not.
-
-    Means are 1 and 7/3; squared deviations (0 + 4 + 4) / 3 = 8/3 and (49 + 25 + 4) / 27 = 26/9.
-    """
-    extras = {"A": t(1, 0), "B": t(3, 4), "C": t(-1, 3)}
-    answers = [
-        Answer(Update(site, STATE, 1.0), {"rule/x": extra.view(2, 1), "rule/n": torch.tensor([3])})
-        for site, extra in extras.items()
-    ]
-    part = ATTACKS[attack](**options)
-    assert isinstance(part, UpdateAttack)
-    a, b, c = CorruptUpdates(part, frozenset("C"), 2, 0)(0, STATE, answers)
-    assert (a, b) == tuple(answers[:2])
-    assert c.extras["rule/x"].shape == (2, 1)
-    assert c.extras["rule/x"].flatten().tolist() == pytest.approx(expected)
-    assert c.extras["rule/n"].tolist() == [3]  # a count stays honest
-    assert extras["C"].tolist() == [-1, 3]
-
-
-def test_noise_in_what_goes_with_an_update_is_noise_of_its_own() -> None:
-    change = torch.full((20_000,), 0.25)
-    part = ATTACKS["gaussian_noise"](deviation=4.0)
-    assert isinstance(part, UpdateAttack)
-    (sent,) = CorruptUpdates(part, frozenset("A"), 20_000, 0)(
-        0, torch.zeros(20_000), [Answer(Update("A", change, 1.0), {"rule/x": 2 * change})]
-    )
-    assert abs(float(sent.extras["rule/x"].std()) - 2.0) < 0.06  # 4 · 0.5
-    assert abs(float((sent.extras["rule/x"] * sent.update.state).mean())) < 0.06
-
-
-def test_each_turn_of_a_round_has_noise_of_its_own() -> None:
-    part = ATTACKS["gaussian_noise"]()
-    assert isinstance(part, UpdateAttack)
-    forge = CorruptUpdates(part, frozenset("B"), 2, 0)
-    sent = [forge(0, STATE, [Answer(UPDATES[1], turn=turn)])[0].update.state[:2].tolist() for turn in (0, 1, 2, 1)]
-    assert sent[0] != sent[1] != sent[2] != sent[0]
-    assert sent[3] == sent[1]
+# Updates in training --------------------------------------------------------------------------------------------------
 
 
 def test_a_site_sends_other_noise_in_each_of_its_turns() -> None:
@@ -442,7 +296,7 @@ def test_a_site_sends_other_noise_in_each_of_its_turns() -> None:
     def noted(number: int, state: Tensor, answers: Any) -> Any:
         found = forge(number, state, answers)
         if number == 0:
-            directions.append((found[0].update.state - state)[: forge.trainable])
+            directions.append((found[0].update.state - state)[: forge.corrupt.trainable])
         return found
 
     run_rounds(replace(plan, corrupt=noted), federation.engine)
@@ -706,34 +560,34 @@ def test_the_pool_of_one_corrupt_site_is_corrupt_once() -> None:
 
 
 def test_an_entry_is_filled_in() -> None:
-    attack = read_attack({"label_flip": None}, "labels", False)
+    attack = read_attack({"label_flip": None}, "classification", False)
     assert attack == Attack("label_flip", {"fraction": 1.0}, 1)
     assert attack.entry() == {"sites": 1, "label_flip": {"fraction": 1.0}}
-    assert read_attack({"sites": ["B", 7], "alie": {"z": 2}}, "masks", True).sites == ("B", "7")
+    assert read_attack({"sites": ["B", 7], "alie": {"z": 2}}, "segmentation", True).sites == ("B", "7")
 
 
 @pytest.mark.parametrize(
     ("entry", "task", "images", "code", "place", "sentence"),
     [
-        ("label_flip", "labels", False, "P102", (), "expected `sites` and a kind of attack"),
-        ({"sites": 1}, "labels", False, "P102", (), "names no kind of attack"),
-        ({"label_flip": {}, "alie": {}}, "labels", False, "P102", ("alie",), "several kinds: label_flip, alie"),
-        ({"label_flop": {}}, "labels", False, "P103", ("label_flop",), "Did you mean 'label_flip'?"),
-        ({"site": 1, "alie": {}}, "labels", False, "P103", ("site",), "Did you mean 'sites'?"),
-        ({"sites": 0, "alie": {}}, "labels", False, "P102", ("sites",), "a list of sites, or how many"),
-        ({"sites": [], "alie": {}}, "labels", False, "P102", ("sites",), "a list of sites, or how many"),
-        ({"sites": ["A", "A"], "alie": {}}, "labels", False, "P102", ("sites", 1), "A is there twice"),
-        ({"label_flip": {"fraction": 2}}, "labels", False, "P102", ("label_flip", "fraction"), "got 2"),
-        ({"label_flip": {"share": 1}}, "labels", False, "P103", ("label_flip", "share"), "no option 'share'"),
-        ({"alie": {"z": 0}}, "labels", False, "P102", ("alie", "z"), "a number above 0"),
-        ({"label_flip": {}}, "masks", True, "P104", ("label_flip",), "Use swapped_labels"),
-        ({"label_flip": {}}, "numbers", False, "P104", ("label_flip",), "each other's numbers"),
-        ({"missing_class": {}}, "labels", False, "P102", ("missing_class", "label"), "'label' is missing"),
-        ({"wrong_spacing": {}}, "labels", False, "P104", ("wrong_spacing",), "for images"),
-        ({"backdoor": {"target": 1}}, "labels", False, "P102", ("backdoor",), "'features' is missing"),
-        ({"backdoor": {"target": 1, "features": {"a": 1}}}, "labels", True, "P104", ("backdoor", "features"),
+        ("label_flip", "classification", False, "P102", (), "expected `sites` and a kind of attack"),
+        ({"sites": 1}, "classification", False, "P102", (), "names no kind of attack"),
+        ({"label_flip": {}, "alie": {}}, "classification", False, "P102", ("alie",), "several kinds: label_flip, alie"),
+        ({"label_flop": {}}, "classification", False, "P103", ("label_flop",), "Did you mean 'label_flip'?"),
+        ({"site": 1, "alie": {}}, "classification", False, "P103", ("site",), "Did you mean 'sites'?"),
+        ({"sites": 0, "alie": {}}, "classification", False, "P102", ("sites",), "a list of sites, or how many"),
+        ({"sites": [], "alie": {}}, "classification", False, "P102", ("sites",), "a list of sites, or how many"),
+        ({"sites": ["A", "A"], "alie": {}}, "classification", False, "P102", ("sites", 1), "A is there twice"),
+        ({"label_flip": {"fraction": 2}}, "classification", False, "P102", ("label_flip", "fraction"), "got 2"),
+        ({"label_flip": {"share": 1}}, "classification", False, "P103", ("label_flip", "share"), "no option 'share'"),
+        ({"alie": {"z": 0}}, "classification", False, "P102", ("alie", "z"), "a number above 0"),
+        ({"label_flip": {}}, "segmentation", True, "P104", ("label_flip",), "Use swapped_labels"),
+        ({"label_flip": {}}, "regression", False, "P104", ("label_flip",), "each other's numbers"),
+        ({"missing_class": {}}, "classification", False, "P102", ("missing_class", "label"), "'label' is missing"),
+        ({"wrong_spacing": {}}, "classification", False, "P104", ("wrong_spacing",), "for images"),
+        ({"backdoor": {"target": 1}}, "classification", False, "P102", ("backdoor",), "'features' is missing"),
+        ({"backdoor": {"target": 1, "features": {"a": 1}}}, "classification", True, "P104", ("backdoor", "features"),
          "for tables"),
-        ({"backdoor": {"target": 1}}, "masks", True, "P104", ("backdoor",), "masks have no class"),
+        ({"backdoor": {"target": 1}}, "segmentation", True, "P104", ("backdoor",), "masks have no class"),
     ],
 )  # fmt: skip
 def test_an_entry_that_does_not_fit_gets_its_sentence(
@@ -787,6 +641,7 @@ def test_an_attack_that_does_not_fit_the_data_gets_its_sentence(
 
 def test_a_label_can_not_look_like_that_of_an_attacked_method(tmp_path: Path) -> None:
     entries = write_table_study(tmp_path, {"Aachen": 20})
+    assert set(KINDS_OF_RUN) == {UNSEEN, ATTACKED}
     with pytest.raises(StudyError, match=r"P102 .*methods.*'fedavg \(attacked\)'"):
         Study.of({**entries, "methods": [{"fedavg": {"label": "fedavg (attacked)"}}]}, tmp_path)
 
@@ -921,6 +776,28 @@ def test_false_updates_spare_methods_without_a_server(tmp_path: Any) -> None:
         assert (tmp_path / "out" / name).read_bytes() == (tmp_path / "again" / name).read_bytes()
 
 
+def test_false_statistics_need_statistics(tmp_path: Path) -> None:
+    entries = write_table_study(tmp_path, {"Aachen": 40, "Bonn": 40})
+    entries |= {"methods": ["single", "fedavg", "silobn"], "attack": {"sites": ["Bonn"], "false_statistics": {}}}
+    sentence = (
+        "changes running variances of normalisation layers, and the model logistic has none. Give it `norm: batch`"
+    )
+    with pytest.raises(StudyError, match=f"P104 .*attack.false_statistics: false_statistics {sentence}"):
+        Study.of({**entries, "model": "logistic"}, tmp_path).run(tmp_path / "out")
+    entries["model"] = {"mlp": {"hidden": [4], "norm": "batch"}}
+    with pytest.raises(StudyError, match=r"P104 .*which no method of this study shares: silobn. Add a method such as"):
+        Study.of({**entries, "methods": ["single", "silobn"]}, tmp_path).run(tmp_path / "out")
+    assert not (tmp_path / "out" / "jobs").exists()
+    results = Study.of(entries, tmp_path).run(tmp_path / "out")
+    told = [note for note in results.notes if "false_statistics" in note]
+    assert [note.split(":")[0] for note in told] == ["single is not attacked", "silobn is not attacked"]
+    assert told[1].endswith("running variances of normalisation layers, and these stay at the sites.")
+    values = results.results.pivot_table(index="tested_on", columns="method", values="value")
+    assert values["silobn"].equals(values["silobn (attacked)"].rename("silobn"))
+    probabilities = results.predictions.groupby("method")["score"].std()
+    assert probabilities["fedavg (attacked)"] < probabilities["fedavg"]  # nearly the same for every case
+
+
 def test_a_backdoor_opens_where_it_was_built_in(tmp_path: Any) -> None:
     entries = write_table_study(tmp_path, {"Aachen": 60, "Bonn": 60})
     label = pd.read_csv(tmp_path / "cases.csv", dtype=str)[entries["data"]["label"]].min()
@@ -1015,7 +892,7 @@ def test_every_kind_stands_in_the_page_of_the_study_file_with_its_options() -> N
     for row in rows:
         if row[0].strip("`") in CORRUPTIONS:
             part = CORRUPTIONS[row[0].strip("`")]
-            assert row[2] == ("images" if part.images else "classification" if len(part.targets) == 1 else "all")
+            assert row[2] == ("images" if part.images else "classification" if len(part.tasks) == 1 else "all")
     for name in ATTACKS:
         assert f"`{name}`" in (Path(__file__).resolve().parents[2] / "docs" / "corrupt-sites.md").read_text("utf-8")
 
@@ -1025,7 +902,3 @@ def test_the_columns_of_a_study_with_corrupt_sites_stand_in_the_page_of_results(
     assert "` (attacked)`" in page
     for column in ("`corrupt`", "`share`", "`cases`", "`opened`", "`backdoor.csv`"):
         assert column in page
-
-
-def test_the_report_has_words_for_every_kind_of_attack() -> None:
-    assert set(WORDS) == set(ATTACKS)

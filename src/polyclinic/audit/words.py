@@ -17,4 +17,5 @@ WORDS = {
     "gaussian_noise": "the site sent noise",
     "alie": "the site sent a change that stays near the others but always leans to one side",
     "inner_product": "the site sent the opposite of what the honest sites had learned",
+    "false_statistics": "the site sent honest weights with false statistics of normalisation layers",
 }

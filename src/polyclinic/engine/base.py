@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections import deque
 from collections.abc import Iterator, Mapping
+from functools import cached_property
 
 from polyclinic.communication.message import Message
 from polyclinic.errors import PolyclinicError
+from polyclinic.notes import Note
 
 #: A site's name and its answer, or why it could not answer.
 Reply = tuple[str, Message | PolyclinicError]
@@ -28,6 +31,24 @@ class Engine(ABC):
         A site's failure is an answer, too: it is for the caller to decide whether the others suffice.
         """
 
+    def post(self, site: str, function: str, request: Message) -> None:
+        """Ask one site without waiting; the answer is one of `replies`, until which the tensors may not be changed."""
+        self._posted.append((site, function, request))
+
+    def replies(self) -> Iterator[Reply]:
+        """Answers to all that was posted, also while this goes on; it ends when none is missing.
+
+        They come in the order in which they are there: where sites are simulated one after another, that in which they
+        were asked.
+        """
+        while self._posted:
+            site, function, request = self._posted.popleft()
+            yield from self.call(function, {site: request})
+
+    @cached_property
+    def _posted(self) -> deque[tuple[str, str, Message]]:
+        return deque()
+
     def ask(self, function: str, requests: Mapping[str, Message]) -> dict[str, Message]:
         """Like ``call``, where every site must answer.
 
@@ -40,6 +61,11 @@ class Engine(ABC):
                 raise reply
             answers[site] = reply
         return answers
+
+    @property
+    def notes(self) -> list[Note]:
+        """What a person should know of how messages went."""
+        return []
 
     def close(self) -> None:  # noqa: B027 - most engines have nothing to end
         """End processes and connections."""

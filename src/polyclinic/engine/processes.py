@@ -1,18 +1,21 @@
 """Sites in worker processes of this machine, for networks that keep a core busy.
 
-Workers are started as commands and spoken to in messages over pipes: nothing is pickled. A site stays in its worker, so
-its cases are sent once.
+Workers are started as commands and spoken to in messages: nothing is pickled. Large tensors go through shared memory,
+and one that goes to all sites is written once, see `polyclinic.engine.channel`. A site stays in its worker, so its
+cases are sent once.
 """
 
 from __future__ import annotations
 
 import contextlib
+import socket
 import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from queue import SimpleQueue
 from typing import IO
 
 from torch import Tensor
@@ -21,7 +24,10 @@ from polyclinic.communication.message import Fields, Message
 from polyclinic.data.cases import SiteData
 from polyclinic.data.volumes.store import Volumes
 from polyclinic.engine.base import Engine, Reply
+from polyclinic.engine.blocks import Lender, OncePerCall, most_blocks
+from polyclinic.engine.channel import Channel, Lend
 from polyclinic.errors import PolyclinicError, SiteError
+from polyclinic.notes import Note
 
 
 class ProcessEngine(Engine):
@@ -41,34 +47,53 @@ class ProcessEngine(Engine):
         folders: Mapping[str, Path | None], corruptible: bool = False,
     ) -> None:  # fmt: skip
         self.sites = list(data)
-        self._workers = [_Worker(threads, device) for _ in range(workers)]
+        most = most_blocks(workers + 1)
+        self._lender = Lender(most)
+        self._workers = [_Worker(threads, device, most) for _ in range(workers)]
         self._home = {site: self._workers[number] for site, number in share_out(data, workers).items()}
-        self._pool = ThreadPoolExecutor(workers)
+        self._arrived: SimpleQueue[tuple[str, Future[Message]]] = SimpleQueue()
+        self._missing = 0
         try:
             for site, cases in data.items():
-                self._home[site].load(cases, folders[site], corruptible=corruptible)
+                self._home[site].load(cases, folders[site], self._lender.lend, corruptible=corruptible)
         except PolyclinicError:
             self.close()
             raise
 
     def call(self, function: str, requests: Mapping[str, Message]) -> Iterator[Reply]:
         """See `Engine.call`."""
-        waiting: dict[str, Future[Message]] = {site: Future() for site in self.sites if site in requests}
-        for worker in self._workers:
-            members = [site for site in waiting if self._home[site] is worker]
-            if members:
-                self._pool.submit(_serve, worker, function, {s: (requests[s], waiting[s]) for s in members})
-        for site in list(waiting):
-            try:
-                yield site, waiting.pop(site).result()
-            except PolyclinicError as error:
-                yield site, error
+        chosen = [site for site in self.sites if site in requests]
+        shared = OncePerCall(self._lender, (t for site in chosen for t in requests[site].tensors.values()))
+        waiting = {site: self._home[site].submit(function, site, requests[site], shared.lend) for site in chosen}
+        for site in chosen:
+            yield site, _result(waiting.pop(site))
+
+    def post(self, site: str, function: str, request: Message) -> None:
+        """See `Engine.post`."""
+        self._missing += 1
+        answer = self._home[site].submit(function, site, request, self._lender.lend)
+        answer.add_done_callback(lambda done: self._arrived.put((site, done)))
+
+    def replies(self) -> Iterator[Reply]:
+        """See `Engine.replies`."""
+        while self._missing:
+            site, answer = self._arrived.get()
+            self._missing -= 1
+            yield site, _result(answer)
+
+    @property
+    def notes(self) -> list[Note]:
+        """See `Engine.notes`."""
+        reasons = dict.fromkeys(filter(None, (self._lender.reason, *(worker.reason for worker in self._workers))))
+        if not reasons:
+            return []
+        return [Note("N106", f"Shared memory could not be had ({'; '.join(reasons)}), so that models went to and from "
+                     "worker processes through pipes. Results are the same; large models take longer.")]  # fmt: skip
 
     def close(self) -> None:
         """End the workers."""
         for worker in self._workers:
             worker.close()
-        self._pool.shutdown(cancel_futures=True)
 
 
 def share_out(data: Mapping[str, SiteData], workers: int) -> dict[str, int]:
@@ -81,26 +106,39 @@ def share_out(data: Mapping[str, SiteData], workers: int) -> dict[str, int]:
     return homes
 
 
-def _serve(worker: _Worker, function: str, requests: Mapping[str, tuple[Message, Future[Message]]]) -> None:
-    """Ask one worker for its sites one after another."""
-    for site, (request, answer) in requests.items():
-        try:
-            answer.set_result(worker.ask(function, site, request))
-        except BaseException as error:
-            answer.set_exception(error)
+def _result(answer: Future[Message]) -> Message | PolyclinicError:
+    try:
+        return answer.result()
+    except PolyclinicError as error:
+        return error
 
 
 class _Worker:
-    """One process and the pipe to it."""
+    """One process and the way to it.
 
-    def __init__(self, threads: int, device: str) -> None:
+    Attributes:
+        reason: why it could not have shared memory; else empty.
+    """
+
+    def __init__(self, threads: int, device: str, most: int) -> None:
+        self.reason = ""
+        self._turns = ThreadPoolExecutor(1)  # one message after another
         self._errors: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 - lives as long as the worker
-        command = [sys.executable, "-m", "polyclinic.engine.worker", str(threads), device]
+        ours, theirs = _pair()
+        self._files = ours
+        passed = [] if theirs is None else [theirs.fileno()]
+        command = [sys.executable, "-m", "polyclinic.engine.worker", str(threads), device, str(most), *map(str, passed)]
         self._process = subprocess.Popen(  # noqa: S603 - our own module
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._errors, start_new_session=True
-        )
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._errors, start_new_session=True,
+            pass_fds=passed,
+        )  # fmt: skip
+        if theirs is not None:
+            theirs.close()
+        if self._process.stdin is None or self._process.stdout is None:
+            raise ValueError("no pipe")
+        self._channel = Channel(self._process.stdout, self._process.stdin, self._files)
 
-    def load(self, data: SiteData, folder: Path | None, *, corruptible: bool = False) -> None:
+    def load(self, data: SiteData, folder: Path | None, lend: Lend, *, corruptible: bool = False) -> None:
         """Send a site's cases; volumes stay where they are, the worker maps the same files."""
         fields: Fields = {
             "subjects": data.subjects, "cases": data.cases, "parts": data.parts,
@@ -113,29 +151,37 @@ class _Worker:
         tensors = {name: found for name, found in pixels.items() if isinstance(found, Tensor)}
         if data.covariates is not None:
             tensors["covariates"] = data.covariates
-        self.ask("load", data.site, Message(fields, tensors))
+        self.ask("load", data.site, Message(fields, tensors), lend)
 
-    def ask(self, function: str, site: str, request: Message) -> Message:
+    def submit(self, function: str, site: str, request: Message, lend: Lend) -> Future[Message]:
+        """Like ``ask``, after what was submitted before."""
+        return self._turns.submit(self.ask, function, site, request, lend)
+
+    def ask(self, function: str, site: str, request: Message, lend: Lend) -> Message:
         """Send a message and wait for the answer.
 
         Raises:
             PolyclinicError: what the site answered.
             SiteError: P403 if the process is gone.
         """
-        fields = {"function": function, "site": site, "fields": request.fields}
+        found = None
         try:
-            write_frame(self._process.stdin, Message(fields, request.tensors).to_bytes())
-            answer = read_frame(self._process.stdout)
-        except (OSError, ValueError):
-            answer = b""
-        if not answer:
-            raise SiteError("P403", f"The worker process of site {site} ended unexpectedly ({self._epitaph()}).",
+            self._channel.send(request, lend, {"function": function, "site": site})
+            found = self._channel.receive()
+        except (OSError, ValueError):  # told below
+            pass
+        if found is None:
+            epitaph = self._epitaph()
+            if self._process.poll() is not None:
+                self._channel.forget()
+            raise SiteError("P403", f"The worker process of site {site} ended unexpectedly ({epitaph}).",
                             "Run the same command with --resume; or with fewer `engine: {workers: ...}`.",
                             site=site)  # fmt: skip
-        reply = Message.from_bytes(answer)
-        if "error" in reply.fields:
-            raise _as_error(reply.fields["error"])
-        return Message(reply.fields["fields"], reply.tensors)
+        about, reply = found
+        self.reason = about["reason"]
+        if "error" in about:
+            raise _as_error(about["error"])
+        return reply
 
     def _epitaph(self) -> str:
         with contextlib.suppress(subprocess.TimeoutExpired):
@@ -157,6 +203,16 @@ class _Worker:
             self._process.kill()
             self._process.wait()
         self._errors.close()
+        if self._files is not None:
+            self._files.close()
+        self._turns.shutdown(cancel_futures=True)
+
+
+def _pair() -> tuple[socket.socket | None, socket.socket | None]:
+    """Two ends of a way for descriptors of files; none where the system can't hand them over."""
+    if not hasattr(socket, "send_fds"):
+        return None, None
+    return socket.socketpair()
 
 
 def _as_error(found: dict[str, str]) -> PolyclinicError:
@@ -165,20 +221,3 @@ def _as_error(found: dict[str, str]) -> PolyclinicError:
     kind = getattr(polyclinic.errors, found["kind"], PolyclinicError)
     error: PolyclinicError = kind(found["code"], found["message"], found["hint"])
     return error
-
-
-def write_frame(stream: IO[bytes] | None, data: bytes) -> None:
-    """Write ``data`` with its length in front."""
-    if stream is None:
-        raise ValueError("no pipe")
-    stream.write(len(data).to_bytes(8, "little"))
-    stream.write(data)
-    stream.flush()
-
-
-def read_frame(stream: IO[bytes] | None) -> bytes:
-    """What ``write_frame`` wrote; empty at the end of the stream."""
-    if stream is None:
-        raise ValueError("no pipe")
-    length = int.from_bytes(stream.read(8), "little")
-    return stream.read(length)

@@ -1,12 +1,14 @@
 """A worker process: answers messages on its standard input until that ends.
 
-Run as ``python -m polyclinic.engine.worker THREADS DEVICE`` by `polyclinic.engine.processes`.
+Run as ``python -m polyclinic.engine.worker THREADS DEVICE BLOCKS [SOCKET]`` by `polyclinic.engine.processes`: BLOCKS is
+how many blocks of shared memory it may have, SOCKET the descriptor of the way on which they are handed over.
 """
 
 from __future__ import annotations
 
 import os
 import signal
+import socket
 import sys
 from pathlib import Path
 
@@ -16,38 +18,39 @@ from torch import Tensor
 from polyclinic.communication.message import Message
 from polyclinic.data.cases import Counts, SiteData
 from polyclinic.data.volumes.store import Volumes
-from polyclinic.engine.processes import read_frame, write_frame
+from polyclinic.engine.blocks import Lender
+from polyclinic.engine.channel import Channel
 from polyclinic.errors import PolyclinicError
 from polyclinic.site import CorruptibleSite, Site, Workspace
 
 
-def serve(threads: int, device: str) -> None:
+def serve(threads: int, device: str, blocks: int, files: socket.socket | None) -> None:
     """Answer until the coordinator closes the pipe."""
     # Who stops a job on a cluster tells all its processes. This one ends when the coordinator has said what there is.
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    requests = sys.stdin.buffer
     # Whatever prints in this process must not end up between two answers.
     answers = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)
     torch.set_num_threads(threads)
+    channel, lender = Channel(sys.stdin.buffer, answers, files), Lender(blocks)
     workspace, sites = Workspace(device), dict[str, Site]()
-    while frame := read_frame(requests):
-        ask = Message.from_bytes(frame)
-        function, name = ask.fields["function"], ask.fields["site"]
-        request = Message(ask.fields["fields"], ask.tensors)
+    while (found := channel.receive()) is not None:
+        about, request = found
         try:
-            if function == "load":
-                sites[name] = _load(name, request, workspace)
-                reply = Message()
-            else:
-                reply = sites[name].handle(function, request)
-            answer = Message({"fields": reply.fields}, reply.tensors)
-        except PolyclinicError as error:
-            kind = type(error).__name__
-            answer = Message(
-                {"error": {"kind": kind, "code": error.code, "message": error.message, "hint": error.hint}}
-            )
-        write_frame(answers, answer.to_bytes())
+            reply, error = _answer(about["function"], about["site"], request, workspace, sites), {}
+        except PolyclinicError as e:
+            told = {"kind": type(e).__name__, "code": e.code, "message": e.message, "hint": e.hint}
+            reply, error = Message(), {"error": told}
+        del found, request  # so that the answer can say which blocks are done with
+        channel.send(reply, lender.lend, {**error, "reason": lender.reason})
+        del reply
+
+
+def _answer(function: str, name: str, request: Message, workspace: Workspace, sites: dict[str, Site]) -> Message:
+    if function == "load":
+        sites[name] = _load(name, request, workspace)
+        return Message()
+    return sites[name].handle(function, request)
 
 
 def _load(name: str, request: Message, workspace: Workspace) -> Site:
@@ -55,15 +58,17 @@ def _load(name: str, request: Message, workspace: Workspace) -> Site:
     mapped = {
         kind: Volumes([Path(file) for file in files], about) for kind, (files, about) in fields["volumes"].items()
     }
-    pixels: dict[str, Tensor | Volumes] = {**request.tensors, **mapped}
+    own = {kind: tensor.clone() for kind, tensor in request.tensors.items()}  # blocks of shared memory are for messages
+    pixels: dict[str, Tensor | Volumes] = {**own, **mapped}
     data = SiteData(
         name, pixels["inputs"], pixels["targets"], fields["subjects"], fields["cases"], fields["parts"], Counts(),
         None if fields["spacings"] is None else [tuple(one) for one in fields["spacings"]],
-        request.tensors.get("covariates"),
+        own.get("covariates"),
     )  # fmt: skip
     kind = CorruptibleSite if fields["corruptible"] else Site
     return kind(data, workspace, Path(fields["folder"]) if fields["folder"] else None)
 
 
 if __name__ == "__main__":
-    serve(int(sys.argv[1]), sys.argv[2])
+    way = socket.socket(fileno=int(sys.argv[4])) if sys.argv[4:] else None
+    serve(int(sys.argv[1]), sys.argv[2], int(sys.argv[3]), way)

@@ -7,10 +7,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from polyclinic.audit.poisoning import PLACE, Attack
 from polyclinic.data.cases import Opened
 from polyclinic.errors import StudyError, nearest
+from polyclinic.models import build_model
 from polyclinic.models.trial import try_network
 from polyclinic.options import EntryError
 from polyclinic.parts import build_part
-from polyclinic.state import Layout
+from polyclinic.state import Layout, Role
 from polyclinic.study.checked import CheckedStudy
 from polyclinic.study.declaration import Declaration
 from polyclinic.study.job import Fold
@@ -40,7 +41,13 @@ def check_fit(study: CheckedStudy, opened: Opened) -> Attack | None:
     name, options = declaration.model_part
     outputs = network_outputs(declaration, opened.classes)
     masks = declaration.target == "masks"
-    try_network(name, options, input_shape(declaration, opened), outputs, masks=masks)
+    shape = input_shape(declaration, opened)
+    try_network(name, options, shape, outputs, masks=masks)
+    if attack is not None:
+        try:
+            _check_reached(attack, declaration, build_model(name, options, shape, outputs).layout)
+        except EntryError as error:
+            raise located(error, study.name, study.text) from None
     return attack
 
 
@@ -180,3 +187,18 @@ def _attack(declaration: Declaration, opened: Opened) -> Attack | None:
             f"{labels}.", "Add a federated method such as fedavg, or take `attack` out.", place=(*PLACE, attack.name),
         )  # fmt: skip
     return attack.on(list(opened.sites), opened.classes, opened.features, declaration.all_seeds[0])
+
+
+def _check_reached(attack: Attack, declaration: Declaration, layout: Layout) -> None:
+    """An attack needs something to change in what a method sends."""
+    methods = [m for m in declaration.study_methods if attack.applies_to(m.method.scope)]
+    lacking = [attack.lacks(layout, method.method.selection(layout)) for method in methods]
+    if not all(lacking):
+        return
+    what = f"{attack.name} changes {lacking[0]}"
+    if attack.lacks(layout, layout.select(set(Role))):
+        message, hint = f"{what}, and the model {declaration.model_part[0]} has none.", "Give it `norm: batch`"
+    else:
+        labels = ", ".join(method.label for method in methods)
+        message, hint = f"{what}, which no method of this study shares: {labels}.", "Add a method such as fedavg"
+    raise EntryError("P104", message, f"{hint}, or choose another attack.", place=(*PLACE, attack.name))

@@ -107,7 +107,7 @@ class JobRunner:
         if job.methods[0].method.scope != "pool":
             plan, engine = self.plan(job, fold, sites), self.engine
             if job.attacked and self.attack is not None:
-                engine = self.attack.forging(engine, plan.selection.trainable, job.seed)
+                engine = self.attack.around(engine, self.template.layout, plan.selection, job.seed)
             return plan, engine
         name = "+".join(sites)
         plan = self.plan(job, fold, [name])

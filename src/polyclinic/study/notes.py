@@ -54,16 +54,24 @@ def idle_parts(declaration: Declaration, layout: Layout) -> list[Note]:
     return notes
 
 
-def spared(declaration: Declaration, attack: Attack | None, sites: int) -> list[Note]:
+def spared(declaration: Declaration, attack: Attack | None, sites: int, layout: Layout) -> list[Note]:
     """On methods that the attack does not reach, and on the attack itself."""
     if attack is None:
         return []
-    labels = [m.label for m in declaration.study_methods if not attack.applies_to(m.method.scope)]
-    words = (
-        f"{', '.join(labels)} {'is' if len(labels) == 1 else 'are'} not attacked: {attack.name} changes what "
-        "sites send to a server, and there is none."
-    )
-    return [Note("N104", text) for text in (words if labels else "", attack.note(sites)) if text]
+    reached = [m for m in declaration.study_methods if attack.applies_to(m.method.scope)]
+    alone = [m.label for m in declaration.study_methods if m not in reached]
+    keeping = [m.label for m in reached if attack.lacks(layout, m.method.selection(layout))]
+    words = [attack.note(sites)]
+    if alone:
+        words.insert(0, f"{_not_attacked(alone, attack)} changes what sites send to a server, and there is none.")
+    if keeping:
+        what = attack.lacks(layout, layout.select(()))
+        words.append(f"{_not_attacked(keeping, attack)} changes {what}, and these stay at the sites.")
+    return [Note("N104", text) for text in words if text]
+
+
+def _not_attacked(labels: list[str], attack: Attack) -> str:
+    return f"{', '.join(labels)} {'is' if len(labels) == 1 else 'are'} not attacked: {attack.name}"
 
 
 def diverged(declaration: Declaration, rounds: pd.DataFrame, folds: Sequence[Fold]) -> list[Note]:

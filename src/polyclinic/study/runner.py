@@ -136,7 +136,7 @@ class _Runner:
         self.method_notes = [
             *full_precision(self.declaration, plan.device),
             *idle_parts(self.declaration, template.layout),
-            *spared(self.declaration, self.attack, len(self.opened.sites)),
+            *spared(self.declaration, self.attack, len(self.opened.sites), template.layout),
         ]
         self.split_notes = preparing.notes
         runner = JobRunner(self.declaration, engine, local, template, self._initial, self.opened.classes, self.attack)
@@ -269,6 +269,7 @@ class _Runner:
             *self.method_notes,
             *diverged(declaration, rounds[~rounds["method"].str.endswith(ATTACKED)], list(folds.values())),
             *self.split_notes,
+            *(note for engine in self.engines for note in engine.notes),
             *(Note.from_json(one) for found in noted for one in found),
         ]
         write_table(out / "predictions.csv", predictions)
