@@ -14,6 +14,7 @@ from polyclinic.data.spec import Patch
 from polyclinic.data.volumes.patches import patch_corners
 from polyclinic.data.volumes.standardisation import landmarks, standardise
 from polyclinic.data.volumes.store import Volumes, concatenate
+from polyclinic.ignored import IGNORED
 from polyclinic.seeds import derive_seed
 
 
@@ -24,6 +25,8 @@ class Dataset:
         site: the site's name, or the pool's.
         targets: int64 ``[N]`` classes, float32 ``[N]`` numbers, or uint8 masks ``[N, 1, H, W]`` (volumes
             ``[N, 1, D, H, W]``).
+        labelled: bool ``[N]``, which cases have a label or mask; None where all have. The targets of the others are -1,
+            NaN, or ``IGNORED`` everywhere.
         augments: whether training batches are changed at random (augmentation, or boxes cut from volumes).
         patch: the boxes on which a network is trained, or None for whole images.
         spacing: size of a pixel along each axis in millimetres, or None; see ``SiteData``.
@@ -44,7 +47,7 @@ class Dataset:
         if augmentation is not None and data.inputs.ndim == 2:
             raise ValueError("augmentation is for images")
         self.site = data.site
-        self.targets = data.targets
+        self.targets, self.labelled = data.targets, data.labelled
         self.augments = augmentation is not None or patch is not None
         self.patch, self.spacing = patch, data.spacing
         self._standard = standard
@@ -84,6 +87,8 @@ class Dataset:
             return pooled
         pooled.augments = any(dataset.augments for dataset in datasets)
         pooled.targets = concatenate([dataset.targets for dataset in datasets])
+        if any(dataset.labelled is not None for dataset in datasets):
+            pooled.labelled = torch.cat([dataset.known for dataset in datasets])
         if len(datasets[0].shape) == 1:
             pooled._inputs = concatenate([dataset._inputs for dataset in datasets])
         else:
@@ -92,6 +97,11 @@ class Dataset:
 
     def __len__(self) -> int:
         return len(self.targets)
+
+    @property
+    def known(self) -> Tensor:
+        """Which cases have a label or mask: bool ``[N]``."""
+        return torch.ones(len(self), dtype=torch.bool) if self.labelled is None else self.labelled
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -127,6 +137,8 @@ class Dataset:
         if augment is not None and self._augmentation is not None:
             masks = targets if targets.ndim > 1 else None
             images, masks = self._augmentation(images, masks, augment)
+            if masks is not None and self.labelled is not None:  # what is moved in from outside counts as background
+                masks[~self.labelled[index]] = IGNORED
             targets = targets if masks is None else masks
         return self._scaler.apply(images) if self._scaler.changes else images, targets
 

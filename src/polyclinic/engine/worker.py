@@ -59,6 +59,7 @@ def _load(name: str, request: Message, workspace: Workspace) -> Site:
     data = SiteData(
         name, pixels["inputs"], pixels["targets"], fields["subjects"], fields["cases"], fields["parts"], Counts(),
         None if fields["spacing"] is None else tuple(fields["spacing"]), request.tensors.get("covariates"),
+        labelled=request.tensors.get("labelled"),
     )  # fmt: skip
     kind = CorruptibleSite if fields["corruptible"] else Site
     return kind(data, workspace, Path(fields["folder"]) if fields["folder"] else None)

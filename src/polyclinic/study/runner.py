@@ -88,11 +88,11 @@ def site_table(study: Study, opened: Opened, attack: Attack | None) -> pd.DataFr
     least = declaration.evaluation.min_cases_per_class
     scored, notes = [], []
     for data in opened.sites.values():
-        labels = data.labels
+        labels = data.with_labels().labels
         if labels is not None and labels.is_floating_point():
-            scored.append(len(data) >= least)
+            scored.append(len(labels) >= least)
             notes.append(
-                "" if scored[-1] else f"can't be scored by itself: only {len(data)} cases (at least {least} needed)"
+                "" if scored[-1] else f"can't be scored by itself: only {len(labels)} cases (at least {least} needed)"
             )
             continue
         counts = [] if labels is None else class_counts(labels, len(opened.classes))
@@ -258,7 +258,8 @@ class _Runner:
         return choose_plan(
             mode=options.mode, device=str(template.vector.device), threads=options.threads, workers=options.workers,
             model=template, works=works, obstacles=obstacles, shape=self._shape(),
-            cases=[len(d) for d in self.opened.sites.values()], passes=passes * len(self.declaration.all_seeds),
+            cases=[int(data.known.sum()) for data in self.opened.sites.values()],
+            passes=passes * len(self.declaration.all_seeds),
         )  # fmt: skip
 
     def _engines(self, plan: EnginePlan) -> tuple[Engine, LocalEngine]:

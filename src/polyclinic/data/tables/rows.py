@@ -43,6 +43,7 @@ class Rows:
         origin: aligned with ``cells``: ``site`` (NaN where the row names none), ``folder`` of the table, ``case``,
             ``subject`` and ``part`` (None without a split column).
         reasons: object ``[N]``: why a row can't be used, "" while it can. A row's first reason stays.
+        labelled: bool ``[N]``: whether a row has a label or mask; all rows do, unless the study uses the others, too.
         chosen: the columns of ``cells`` that are features.
         available: all columns of the tables.
         notes: on how the rows were selected.
@@ -52,6 +53,7 @@ class Rows:
     cells: pd.DataFrame
     origin: pd.DataFrame
     reasons: npt.NDArray[np.object_]
+    labelled: npt.NDArray[np.bool_]
     chosen: list[str]
     available: list[str] = field(default_factory=list)
     notes: list[Note] = field(default_factory=list)
@@ -68,7 +70,8 @@ class Rows:
     def where(self, kept: npt.NDArray[np.bool_]) -> Rows:
         """The rows that ``kept`` marks."""
         cells, origin = self.cells[kept].reset_index(drop=True), self.origin[kept].reset_index(drop=True)
-        return Rows(cells, origin, self.reasons[kept], self.chosen, self.available, self.notes, self.counting)
+        reasons, labelled = self.reasons[kept], self.labelled[kept]
+        return Rows(cells, origin, reasons, labelled, self.chosen, self.available, self.notes, self.counting)
 
     def reject(self, unusable: npt.NDArray[np.bool_], reason: str) -> None:
         """Mark rows that can't be used; rows that are marked already keep their reason."""
@@ -125,7 +128,8 @@ def read_rows(spec: DataSpec, folder: Path, split: str | None) -> Rows:
         origins.append(origin)
     cells = pd.concat(parts, ignore_index=True)
     reasons = np.full(len(cells), "", dtype=object)
-    rows = Rows(cells, pd.concat(origins, ignore_index=True), reasons, chosen, available, notes, counting)
+    origin, labelled = pd.concat(origins, ignore_index=True), np.ones(len(cells), dtype=np.bool_)
+    rows = Rows(cells, origin, reasons, labelled, chosen, available, notes, counting)
     for column, wanted in spec.where.items():
         kept = matches(rows.cells[column], wanted)
         notes += unmatched_notes("where", rows.cells[column], wanted, kept, identifies=column == spec.subject)
@@ -174,8 +178,12 @@ def reject_rows(rows: Rows, spec: DataSpec, task: Task, split: str | None) -> li
             of_rows = f"{whole} of {len(rows)} {spec.subject!r} cells"
             text = f"`subject_pattern` does not fit {of_rows}: there the whole cell names the patient."
             notes.append(Note("N207", text))
+    target = target_column(spec, task)
+    if spec.unlabelled == "use":
+        rows.labelled = cells[target].notna().to_numpy()
     if task != "segmentation" and spec.label is not None:
         reasons = (label_reasons if task == "classification" else number_reasons)(cells[spec.label], spec)
+        reasons[~rows.labelled] = ""
         for reason in dict.fromkeys(reasons[reasons != ""]):
             rows.reject(reasons == reason, reason)
     origin["part"] = None
@@ -183,17 +191,25 @@ def reject_rows(rows: Rows, spec: DataSpec, task: Task, split: str | None) -> li
         origin["part"] = cells[split].str.lower().map(PARTS)
         rows.reject_missing(split)
         rows.reject(origin["part"].isna().to_numpy(), f"{split} is not train, validation or test")
+        rows.reject(~rows.labelled & (origin["part"] != "train").to_numpy(), f"{target} is missing")  # no use elsewhere
     if spec.divide_by is not None:
         rows.reject_missing(spec.divide_by)
         rows.reject(to_numbers(cells[spec.divide_by], "divide_by") <= 0, f"{spec.divide_by} is not positive")
-    for column in (*spec.image_columns, *([spec.mask_column] if spec.mask_column and task == "segmentation" else [])):
+    for column in spec.image_columns:
         rows.reject_missing(column)
+    if task == "segmentation" and spec.unlabelled == "reject":
+        rows.reject_missing(target)
     combat = spec.harmonisation.combat
     for column in [*combat.covariates, *combat.groups] if combat else []:
         rows.reject_missing(column)
     for column in rows.chosen if spec.imputation == "drop" else []:
         rows.reject_missing(column)
     return notes
+
+
+def target_column(spec: DataSpec, task: Task) -> str:
+    """The column with the label, or with the path of the mask."""
+    return str(spec.mask_column if task == "segmentation" else spec.label)
 
 
 def _subjects(cells: pd.Series[str], pattern: str | None) -> tuple[pd.Series[str], int]:
