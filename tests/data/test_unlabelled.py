@@ -151,6 +151,25 @@ def test_a_site_without_any_label_is_left_out_with_a_sentence(write_table: Any) 
     )
 
 
+def test_groups_that_no_labelled_case_has_make_no_columns(write_table: Any) -> None:
+    text = (
+        "site,who,age,dx,kind,sex,scan\nA,p1,1,0,x,f,1\nA,p2,2,1,y,m,2\nA,p3,3,,z,f,1\nA,p4,4,,x,d,1\nA,p5,5,,y,m,3\n"
+        "A,p6,6,,,f,2\nB,p7,7,,w,f,1\n"
+    )
+    harmonisation = {"combat": {"covariates": ["sex", "age"], "groups": ["scan"]}}
+    entries = {"features": ["age", "kind"], "categorical": ["kind"], "harmonisation": harmonisation}
+    found, others = opened(write_table(text), **entries), opened(write_table(text), unlabelled="reject", **entries)
+    assert found.features == others.features == ["age", "kind=x", "kind=y"]
+    assert found.covariates == others.covariates == {"sex": ["sex=m"], "age": ["age"], "scan": ["scan=2"]}
+    site = found.sites["A"]
+    assert site.subjects == ["p1", "p2", "p6"]
+    assert site.counts.rejected == Counter(
+        {f"{column} has a group that no case with a label has": 1 for column in ("kind", "sex", "scan")}
+    )
+    assert site.table[2].isnan().tolist() == [False, True, True]
+    assert found.left_out["B"].rejected == Counter({"dx is missing": 1})
+
+
 def test_a_study_without_any_label_stops(write_table: Any) -> None:
     with pytest.raises(DataError, match=r"P205.*No row can be used: dx is missing \(2\)\."):
         opened(write_table("site,who,age,dx\nA,p1,1,\nA,p2,2,\n"))

@@ -30,7 +30,7 @@ from polyclinic.data.readers.files import resolve
 from polyclinic.data.spec import DataSpec
 from polyclinic.data.tables.features import encode_covariates, encode_features
 from polyclinic.data.tables.labels import encode_labels, encode_numbers
-from polyclinic.data.tables.rows import Rows, Task, read_rows, reject_rows, target_column
+from polyclinic.data.tables.rows import Rows, Task, missing_target, read_rows, reject_alone, reject_rows
 from polyclinic.data.volumes.fingerprint import SiteFingerprint
 from polyclinic.data.volumes.prepare import VolumeFiles, check_volumes, fingerprint_volumes, prepare_volumes
 from polyclinic.data.volumes.store import Volumes
@@ -102,9 +102,10 @@ def open_data(
         known = used.labelled[here]
         if pixels is None or not known.any():
             for case in used.origin["case"].iloc[here]:
-                counts.reject(str(case), f"{target_column(spec, task)} is missing")
+                counts.reject(str(case), missing_target(spec, task))
             left_out[site] = counts
-            notes.append(_left_out_note(site, counts, alone=len(here) > 0))
+            alone = spec.unlabelled == "use" and missing_target(spec, task) in counts.rejected
+            notes.append(_left_out_note(site, counts, alone=alone))
             continue
         counts.unlabelled = int(len(here) - known.sum())
         targets = torch.from_numpy(labels[here]) if masks is None else masks
@@ -146,9 +147,11 @@ def _rows_of_sites(
     _check_spec(spec, task)
     rows = read_rows(spec, folder, split)
     notes = reject_rows(rows, spec, task, split)
+    if spec.unlabelled == "use":
+        reject_alone(rows, spec, task)
     kept = rows.usable & rows.origin["site"].notna().to_numpy()
     if not (kept & rows.labelled).any():
-        rows.reject(~rows.labelled, f"{target_column(spec, task)} is missing")
+        rows.reject(~rows.labelled, missing_target(spec, task))
         raise DataError("P205", f"No row can be used: {_all_reasons(rows)}.", "Mend the table or the `data:` part.")
     used = rows.where(kept)
     labels: Labels = np.empty(0, dtype=np.int64)
@@ -183,7 +186,7 @@ def _row_notes(used: Rows, labels: Labels, classes: list[str], spec: DataSpec, t
 
 
 def _left_out_note(site: str, counts: Counts, *, alone: bool) -> Note:
-    """Why a site has no part in the study; ``alone``: it has usable cases, but none of them has a label."""
+    """Why a site has no part in the study; ``alone``: it has cases without a label, and no other that can be used."""
     why = reasons_text(counts.rejected) or "it has no rows"
     text = f"Site {site} is left out: none of its {counts.found} cases can be used ({why})."
     if alone:

@@ -16,7 +16,16 @@ from polyclinic.data.quality.named import patient_column_notes, unmatched_notes
 from polyclinic.data.spec import DataSpec
 from polyclinic.data.tables.features import choose_features
 from polyclinic.data.tables.labels import label_reasons, number_reasons
-from polyclinic.data.tables.table import is_missing, locate, matches, read_cells, require_column, to_numbers
+from polyclinic.data.tables.numbers import parse_numbers
+from polyclinic.data.tables.table import (
+    canonical,
+    is_missing,
+    locate,
+    matches,
+    read_cells,
+    require_column,
+    to_numbers,
+)
 from polyclinic.errors import DataError
 from polyclinic.notes import Note
 
@@ -191,7 +200,7 @@ def reject_rows(rows: Rows, spec: DataSpec, task: Task, split: str | None) -> li
         origin["part"] = cells[split].str.lower().map(PARTS)
         rows.reject_missing(split)
         rows.reject(origin["part"].isna().to_numpy(), f"{split} is not train, validation or test")
-        rows.reject(~rows.labelled & (origin["part"] != "train").to_numpy(), f"{target} is missing")  # no use elsewhere
+        rows.reject(~rows.labelled & (origin["part"] != "train").to_numpy(), missing_target(spec, task))
     if spec.divide_by is not None:
         rows.reject_missing(spec.divide_by)
         rows.reject(to_numbers(cells[spec.divide_by], "divide_by") <= 0, f"{spec.divide_by} is not positive")
@@ -205,6 +214,32 @@ def reject_rows(rows: Rows, spec: DataSpec, task: Task, split: str | None) -> li
     for column in rows.chosen if spec.imputation == "drop" else []:
         rows.reject_missing(column)
     return notes
+
+
+def reject_alone(rows: Rows, spec: DataSpec, task: Task) -> None:
+    """Mark rows without a label that don't fit those that have one.
+
+    They are at a site where no row has a label, or a categorical feature or covariate has a group there that no
+    labelled row has: it would become a column of its own, and change what the others train.
+    """
+    site, without = rows.origin["site"], ~rows.labelled
+    known = rows.usable & rows.labelled & site.notna().to_numpy()
+    if spec.partition is None:
+        rows.reject(without & ~site.isin(site[known].unique()).to_numpy(), missing_target(spec, task))
+    combat = spec.harmonisation.combat
+    covariates = dict.fromkeys(combat.covariates if combat else [])
+    for column in dict.fromkeys([*spec.categorical, *(combat.groups if combat else []), *covariates]):
+        named = column in spec.categorical or (combat is not None and column in combat.groups)
+        if not named and not np.isnan(parse_numbers(rows.cells[column][known])).all():
+            continue  # a covariate that is a number
+        groups = canonical(rows.cells[column])
+        other = groups.notna() & ~groups.isin(groups[known].dropna().unique())
+        rows.reject(without & other.to_numpy(), f"{column} has a group that no case with a label has")
+
+
+def missing_target(spec: DataSpec, task: Task) -> str:
+    """Why a row without a label or mask is rejected."""
+    return f"{target_column(spec, task)} is missing"
 
 
 def target_column(spec: DataSpec, task: Task) -> str:
