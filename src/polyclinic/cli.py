@@ -86,7 +86,7 @@ def check(
     """Open the data of a study and count what training would use; trains nothing."""
     import logging
 
-    from polyclinic.study.display import RichDisplay
+    from polyclinic.study.display import RichDisplay, counts_text
     from polyclinic.study.study import Study
 
     if verbose:
@@ -104,9 +104,8 @@ def check(
         if reasons:
             output.print(f"Rejected at {_escape(site)}: {_escape(reasons)}.")
     _print_notes(notes, every=True)
-    total = sites[["found", "used", "rejected"]].sum()
     of = f"{len(sites)} site{'' if len(sites) == 1 else 's'}"
-    print(f"{of}; {total['found']} cases found, {total['used']} used, {total['rejected']} rejected.")
+    print(f"{of}; {counts_text(sites)}.")
     if out is None:
         console.print("To look at the images, values and notes: the same command with --out DIR.")
     else:

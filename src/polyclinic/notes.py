@@ -26,6 +26,7 @@ TITLES: dict[str, str] = {
     "N206": "Rows name no site",
     "N207": "A pattern does not fit the patients' names",
     "N208": "A site is left out",
+    "N209": "Cases have no label",
     "N211": "A column of numbers is written like codes",
     "N212": "One value seems to be spelt in several ways",
     "N213": "Codes seem to be rounded by a spreadsheet program",

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
+import torch
 from torch import Tensor
 
 from polyclinic.data.masks.classes import MaskFacts
 from polyclinic.data.volumes.store import Volumes
 from polyclinic.notes import Note
+
+#: The class index of a case without a label.
+NO_CLASS = -1
 
 
 @dataclass
@@ -22,6 +26,8 @@ class Counts:
     """Reason -> number of cases. Reasons name columns and kinds of failure, never a patient or a path."""
     cases: dict[str, list[str]] = field(default_factory=dict)
     """Reason -> names of the rejected cases. They are shown at the site alone."""
+    unlabelled: int = 0
+    """How many of those used have no label or mask."""
 
     def reject(self, case: str, reason: str) -> None:
         """A case that seemed usable is not."""
@@ -40,6 +46,7 @@ class SiteData:
             ``[N, C, D, H, W]``.
         targets: int64 ``[N]`` class indices, float32 ``[N]`` numbers (regression), or uint8 masks ``[N, 1, H, W]``
             (volumes: ``[N, 1, D, H, W]``) of class indices, 0 for the background, ``IGNORED`` for what plays no part.
+            Of a case without a label -1, NaN, or a mask that is ``IGNORED`` everywhere.
         subjects: patient of each case, N names.
         cases: name of each case (table row or image file), N names.
         parts: ``train``, ``validation`` or ``test`` for each case where a column fixes the split, else None.
@@ -47,7 +54,9 @@ class SiteData:
         spacings: size of a voxel along each axis of each case's image in millimetres, N of them; None where they are
             not known: then distances are in pixels.
         covariates: float64 ``[N, K]`` without missing values, where the study names covariates, else None.
-        mask_facts: what was seen in each case's mask, or None.
+        mask_facts: what was seen in each case's mask (nothing where a case has none), or None.
+        labelled: bool ``[N]``, which cases have a label or mask; None where all have. Nobody but a method that learns
+            without labels may look at the others; ``with_labels`` leaves them out.
     """
 
     site: str
@@ -60,14 +69,39 @@ class SiteData:
     spacings: list[tuple[float, ...]] | None = None
     covariates: Tensor | None = None
     mask_facts: list[MaskFacts] | None = None
+    labelled: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.subjects)
 
     @property
     def labels(self) -> Tensor | None:
-        """Classes or numbers ``[N]``; None where targets are masks."""
+        """Classes or numbers ``[N]``, -1 or NaN for cases without a label; None where targets are masks."""
         return self.targets if isinstance(self.targets, Tensor) and self.targets.ndim == 1 else None
+
+    @property
+    def known(self) -> Tensor:
+        """Which cases have a label or mask: bool ``[N]``."""
+        return torch.ones(len(self), dtype=torch.bool) if self.labelled is None else self.labelled
+
+    def with_labels(self) -> SiteData:
+        """The cases that have a label or mask, in their order. Nothing is copied where they come before the others, as
+        they do in what ``open_data`` gives."""
+        if self.labelled is None:
+            return self
+        index = self.labelled.nonzero().flatten()
+        places = index.tolist()
+        return replace(
+            self,
+            inputs=_chosen(self.inputs, index),
+            targets=_chosen(self.targets, index),
+            subjects=[self.subjects[place] for place in places],
+            cases=[self.cases[place] for place in places],
+            parts=None if self.parts is None else [self.parts[place] for place in places],
+            covariates=None if self.covariates is None else self.covariates[index],
+            mask_facts=None if self.mask_facts is None else [self.mask_facts[place] for place in places],
+            labelled=None,
+        )
 
     @property
     def table(self) -> Tensor:
@@ -79,6 +113,14 @@ class SiteData:
         if isinstance(self.inputs, Tensor) and self.inputs.ndim == 2:
             return self.inputs
         raise ValueError("the cases are images")
+
+
+def _chosen(pixels: Tensor | Volumes, index: Tensor) -> Tensor | Volumes:
+    """The cases ``index [n]``, in rising order."""
+    places = index.tolist()
+    if isinstance(pixels, Volumes):
+        return Volumes([pixels.files[place] for place in places], [pixels.about[place] for place in places])
+    return pixels[: len(places)] if places == list(range(len(places))) else pixels[index]
 
 
 @dataclass

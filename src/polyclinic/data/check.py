@@ -30,29 +30,33 @@ _LOST = 0.01
 def check_frame(opened: Opened, spec: DataSpec) -> pd.DataFrame:
     """A row for each site, for ``polyclinic check`` and the report.
 
-    Columns: ``site``; ``found``, ``used`` and ``rejected`` cases with ``reasons`` (text); ``patients`` among the used
-    cases; a column ``class: NAME`` with the number of cases of each class, ``foreground`` with the mean share of
-    foreground pixels (0 to 1) for segmentation, or ``label mean`` and ``label deviation`` for regression; ``missing``
-    (percent of all feature values); ``duplicates`` (cases whose inputs repeat those of an earlier case of the site);
-    for volumes what the images were like as they were read, ``shapes`` to ``field strengths``, see `facts_row`.
+    Columns: ``site``; ``found``, ``used`` and ``rejected`` cases with ``reasons`` (text); ``unlabelled``, how many of
+    those used have no label or mask, if there are any at some site; ``patients`` among the used cases; a column
+    ``class: NAME`` with the number of cases of each class, ``foreground`` with the mean share of foreground pixels (0
+    to 1) for segmentation, or ``label mean`` and ``label deviation`` for regression; ``missing`` (percent of all
+    feature values); ``duplicates`` (cases whose inputs repeat those of an earlier case of the site); for volumes what
+    the images were like as they were read, ``shapes`` to ``field strengths``, see `facts_row`.
 
     Args:
         opened: the data.
         spec: the ``data:`` part of the study file. Without ``subject`` each case counts as a patient.
     """
     rows = []
+    some_unlabelled = any(data.counts.unlabelled for data in opened.sites.values())
     for site, data in opened.sites.items():
+        known = data.with_labels()
         row: dict[str, object] = {
             "site": site,
             "found": data.counts.found,
             "used": data.counts.used,
+            **({"unlabelled": data.counts.unlabelled} if some_unlabelled else {}),
             "rejected": data.counts.rejected.total(),
             "reasons": reasons_text(data.counts.rejected),
             "patients": len(set(data.subjects)) if spec.subject else len(data),
         }
-        labels = data.labels
+        labels = known.labels
         if labels is None:
-            shares = _foreground(data.targets)
+            shares = _foreground(known.targets)
             row["foreground"] = sum(shares) / len(shares)
         elif labels.is_floating_point():
             numbers = labels.double()
@@ -104,14 +108,15 @@ def quality_notes(
     first = next(iter(sites.values()))
     if first.inputs.ndim == 2:
         notes += _poor_features(sites, columns)
-    labels = [data.labels for data in sites.values() if data.labels is not None]
+    known = {site: data.with_labels() for site, data in sites.items()}
+    labels = [data.labels for data in known.values() if data.labels is not None]
     if labels and classes:
         counts = [class_counts(found, len(classes)) for found in labels]
         empty = [name for name, of_sites in zip(classes, zip(*counts, strict=True), strict=True) if not any(of_sites)]
         if empty:
             notes.append(Note("N205", f"No case of class {_some(empty)}."))
     elif not labels:
-        for site, data in sites.items():
+        for site, data in known.items():
             shares, gone = enumerate(_foreground(data.targets)), _vanished(data)
             blank = [data.cases[position] for position, share in shares if share == 0 and position not in gone]
             if blank:
@@ -123,7 +128,7 @@ def quality_notes(
             elsewhere = [name for index, name in enumerate(classes) if index and index not in there]
             if elsewhere and len(classes) > 2:
                 notes.append(Note("N402", f"Site {site}: no mask has {_some(elsewhere)}."))
-        notes += mask_notes(sites, named=classes[1:] != ["foreground"])
+        notes += mask_notes(known, named=classes[1:] != ["foreground"])
     return notes
 
 

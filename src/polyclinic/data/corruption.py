@@ -1,7 +1,8 @@
 """What goes wrong with the cases of a site, by mistake or on purpose, done to it in a simulation.
 
 A corruption changes training and validation cases: nobody but the site sees that they are wrong, so the site would
-measure itself by them. Test cases are never touched: they stand for the truth. Inputs are changed as they were
+measure itself by them. What is wrong with inputs is wrong with those of cases without a label, too; these have no label
+that could be changed. Test cases are never touched: they stand for the truth. Inputs are changed as they were
 prepared, before they are scaled, and the scales are those of the unchanged cases.
 """
 
@@ -9,6 +10,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Sequence
+from dataclasses import replace
 from typing import Annotated, Any, ClassVar, Literal
 
 import torch
@@ -95,6 +97,13 @@ def chosen(parts: Parts, fraction: float, source: torch.Generator) -> Tensor:
     return index[order[: max(1, round(fraction * len(index)))]]
 
 
+def chosen_inputs(parts: Parts, fraction: float, source: torch.Generator) -> Tensor:
+    """What ``chosen`` gives, then the same share of the cases without a label."""
+    index = chosen(parts, fraction, source)
+    order = torch.randperm(len(parts.unlabelled), generator=source)
+    return torch.cat([index, parts.unlabelled[order[: round(fraction * len(order))]]])
+
+
 # Labels ---------------------------------------------------------------------------------------------------------------
 
 
@@ -175,7 +184,7 @@ class MissingClass(Corruption):
         """See `Corruption.apply`."""
         there = _labels(dataset) != int(self.label)
         train, validation = (index[there[index]] for index in (parts.train, parts.validation))
-        return dataset, Parts(train, validation, parts.test, parts.note)
+        return dataset, replace(parts, train=train, validation=validation)
 
 
 # Inputs ---------------------------------------------------------------------------------------------------------------
@@ -197,7 +206,7 @@ class InputCorruption(Corruption):
 
     def apply(self, dataset: Dataset, parts: Parts, classes: int, source: torch.Generator) -> tuple[Dataset, Parts]:
         """See `Corruption.apply`."""
-        index = chosen(parts, self.fraction, source).tolist()
+        index = chosen_inputs(parts, self.fraction, source).tolist()
         return dataset.changed(inputs=change_cases(dataset.unscaled, index, self.change)), parts
 
 
@@ -282,11 +291,11 @@ class WrongSpacing(InputCorruption):
 
     def apply(self, dataset: Dataset, parts: Parts, classes: int, source: torch.Generator) -> tuple[Dataset, Parts]:
         """See `Corruption.apply`."""
-        index = chosen(parts, self.fraction, source).tolist()
-        inputs = change_cases(dataset.unscaled, index, self.change)
+        index = chosen_inputs(parts, self.fraction, source)
+        inputs = change_cases(dataset.unscaled, index.tolist(), self.change)
         if dataset.targets.ndim == 1:
             return dataset.changed(inputs=inputs), parts
-        masks = change_cases(dataset.targets, index, self._change_mask)
+        masks = change_cases(dataset.targets, index[dataset.known[index]].tolist(), self._change_mask)
         return dataset.changed(inputs=inputs, targets=masks), parts
 
     def _change_mask(self, mask: Tensor) -> Tensor:

@@ -14,6 +14,7 @@ from polyclinic.data.spec import Patch
 from polyclinic.data.volumes.patches import patch_corners
 from polyclinic.data.volumes.standardisation import landmarks, standardise
 from polyclinic.data.volumes.store import Volumes, concatenate
+from polyclinic.ignored import IGNORED
 from polyclinic.seeds import derive_seed
 
 
@@ -24,6 +25,8 @@ class Dataset:
         site: the site's name, or the pool's.
         targets: int64 ``[N]`` classes, float32 ``[N]`` numbers, or uint8 masks ``[N, 1, H, W]`` (volumes
             ``[N, 1, D, H, W]``).
+        labelled: bool ``[N]``, which cases have a label or mask; None where all have. The targets of the others are -1,
+            NaN, or ``IGNORED`` everywhere.
         augments: whether training batches are changed at random (augmentation, or boxes cut from volumes).
         patch: the boxes on which a network is trained, or None for whole images.
         spacings: voxel sizes of each case in millimetres, or None; see ``SiteData``.
@@ -44,7 +47,7 @@ class Dataset:
         if augmentation is not None and data.inputs.ndim == 2:
             raise ValueError("augmentation is for images")
         self.site = data.site
-        self.targets = data.targets
+        self.targets, self.labelled = data.targets, data.labelled
         self.augments = augmentation is not None or patch is not None
         self.patch, self.spacings = patch, data.spacings
         self._standard = standard
@@ -86,6 +89,8 @@ class Dataset:
         pooled.targets = concatenate([dataset.targets for dataset in datasets])
         known = [dataset.spacings for dataset in datasets if dataset.spacings is not None]
         pooled.spacings = [one for spacings in known for one in spacings] if len(known) == len(datasets) else None
+        if any(dataset.labelled is not None for dataset in datasets):
+            pooled.labelled = torch.cat([dataset.known for dataset in datasets])
         if len(datasets[0].shape) == 1:
             pooled._inputs = concatenate([dataset._inputs for dataset in datasets])
         else:
@@ -94,6 +99,11 @@ class Dataset:
 
     def __len__(self) -> int:
         return len(self.targets)
+
+    @property
+    def known(self) -> Tensor:
+        """Which cases have a label or mask: bool ``[N]``."""
+        return torch.ones(len(self), dtype=torch.bool) if self.labelled is None else self.labelled
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -129,6 +139,8 @@ class Dataset:
         if augment is not None and self._augmentation is not None:
             masks = targets if targets.ndim > 1 else None
             images, masks = self._augmentation(images, masks, augment)
+            if masks is not None and self.labelled is not None:  # what is moved in from outside counts as background
+                masks[~self.labelled[index]] = IGNORED
             targets = targets if masks is None else masks
         return self._scaler.apply(images) if self._scaler.changes else images, targets
 

@@ -13,7 +13,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from polyclinic.data.cases import Counts, Opened, SiteData, reasons_text
+from polyclinic.data.cases import NO_CLASS, Counts, Opened, SiteData, reasons_text
 from polyclinic.data.check import quality_notes
 from polyclinic.data.image_notes import volume_notes
 from polyclinic.data.masks.classes import MaskClasses, MaskFacts
@@ -24,13 +24,13 @@ from polyclinic.data.pictures.dicom import level_notes
 from polyclinic.data.quality.classes import label_notes
 from polyclinic.data.quality.doubts import column_notes
 from polyclinic.data.quality.leaks import columns_of
-from polyclinic.data.quality.patients import check_site_names, patient_notes
+from polyclinic.data.quality.patients import check_site_names, patient_notes, torn_notes
 from polyclinic.data.quality.tables import image_notes, table_notes
 from polyclinic.data.readers.files import resolve
 from polyclinic.data.spec import DataSpec, Target
 from polyclinic.data.tables.features import encode_covariates, encode_features
 from polyclinic.data.tables.labels import encode_labels, encode_numbers
-from polyclinic.data.tables.rows import Rows, read_rows, reject_rows
+from polyclinic.data.tables.rows import Rows, missing_target, read_rows, reject_alone, reject_rows
 from polyclinic.data.volumes.fingerprint import SiteFingerprint
 from polyclinic.data.volumes.prepare import VolumeFiles, check_volumes, fingerprint_volumes, prepare_volumes
 from polyclinic.data.volumes.store import Volumes
@@ -54,13 +54,14 @@ def open_data(
     """Read tables and images, and keep what can be used.
 
     Rows that ``where`` does not select are not part of the study and are not counted. Every other row is used or
-    rejected with a reason: a missing patient or label, a label outside ``classes``, an unknown part in the split
-    column, a ``divide_by`` that is missing or not positive, a missing feature (only with ``imputation: drop``), an
-    image that is missing or can't be read. Rows that name no site belong to none: a warning counts them. An empty cell
-    is always missing. Where ``subject_pattern`` does not fit, the whole cell is the patient, and a warning counts such
-    rows. Without ``site`` a table is one site with the name of its file. With ``partition`` the patients are shared out
-    among simulated sites before any image is read; see `polyclinic.data.partition`. Image paths are relative to
-    ``root`` and may not leave it or the study file's folder.
+    rejected with a reason: a missing patient or label (unless ``unlabelled: use`` keeps cases without a label, which
+    then come after the others of their site), a label outside ``classes``, an unknown part in the split column, a
+    ``divide_by`` that is missing or not positive, a missing feature (only with ``imputation: drop``), an image that is
+    missing or can't be read. Rows that name no site belong to none: a warning counts them. An empty cell is always
+    missing. Where ``subject_pattern`` does not fit, the whole cell is the patient, and a warning counts such rows.
+    Without ``site`` a table is one site with the name of its file. With ``partition`` the patients are shared out among
+    simulated sites before any image is read; see `polyclinic.data.partition`. Image paths are relative to ``root`` and
+    may not leave it or the study file's folder.
 
     Args:
         spec: the ``data:`` part of the study file, environment variables expanded.
@@ -88,6 +89,7 @@ def open_data(
     left_out: dict[str, Counts] = {}
     for site in _site_names(rows, spec):
         here = np.flatnonzero(used.origin["site"] == site)
+        here = here[np.argsort(~used.labelled[here], kind="stable")]
         counts = rows.counts(site)
         if spec.image is None:
             pixels: Pixels | None = torch.from_numpy(matrix[here])
@@ -97,20 +99,27 @@ def open_data(
             pixels, masks, here, seen = _read_images(site, used, here, spec, folder, target, counts, tick)
             notes += seen.notes
             notes += _picture_notes(site, _files(used, here, spec, folder, target), spec)
-        if pixels is None or not len(here):
+        known = used.labelled[here]
+        if pixels is None or not known.any():
+            for case in used.origin["case"].iloc[here]:
+                counts.reject(str(case), missing_target(spec, target))
             left_out[site] = counts
-            why = reasons_text(counts.rejected) or "it has no rows"
-            text = f"Site {site} is left out: none of its {counts.found} cases can be used ({why})."
-            notes.append(Note("N208", text))
+            alone = spec.unlabelled == "use" and missing_target(spec, target) in counts.rejected
+            notes.append(_left_out_note(site, counts, alone=alone))
             continue
+        counts.unlabelled = int(len(here) - known.sum())
         targets = torch.from_numpy(labels[here]) if masks is None else masks
         subjects, cases, parts = (used.origin[column].iloc[here].tolist() for column in ("subject", "case", "part"))
         split_parts, steps = None if split is None else parts, _spacings(pixels)
         own = None if covariates is None else torch.from_numpy(covariates[here])
         sites[site] = SiteData(site, pixels, targets, subjects, cases, split_parts, counts, steps, own)
-        sites[site].mask_facts = seen.mask_facts
+        if seen.mask_facts is not None:
+            sites[site].mask_facts = [*seen.mask_facts, *[MaskFacts()] * counts.unlabelled]
+        if counts.unlabelled:
+            sites[site].labelled = torch.from_numpy(known)
     if not sites:
         raise DataError("P205", "No site has a usable case. " + " ".join(notes), "Mend the images or their paths.")
+    notes += _unlabelled_notes(sites)
     notes += column_notes(used.cells, spec, target, features, matrix, used.counting)
     notes += quality_notes(
         sites,
@@ -138,16 +147,25 @@ def _rows_of_sites(
     _check_spec(spec, target)
     rows = read_rows(spec, folder, split)
     notes = reject_rows(rows, spec, target, split)
+    if spec.unlabelled == "use":
+        reject_alone(rows, spec, target)
     kept = rows.usable & rows.origin["site"].notna().to_numpy()
-    used = rows.where(kept)
-    if not len(used):
+    if not (kept & rows.labelled).any():
+        rows.reject(~rows.labelled, missing_target(spec, target))
         raise DataError("P205", f"No row can be used: {_all_reasons(rows)}.", "Mend the table or the `data:` part.")
+    used = rows.where(kept)
     labels: Labels = np.empty(0, dtype=np.int64)
     classes = list(MaskClasses.of(spec).names)
-    if target == "labels" and spec.label is not None:
-        labels, classes = encode_labels(used.cells[spec.label], spec)
-    if target == "numbers" and spec.label is not None:
-        labels, classes = encode_numbers(used.cells[spec.label], spec), []
+    if target != "masks" and spec.label is not None:
+        cells = used.cells[spec.label][used.labelled].reset_index(drop=True)
+        found: Labels
+        if target == "labels":
+            found, classes = encode_labels(cells, spec)
+            labels = np.full(len(used), NO_CLASS, dtype=found.dtype)
+        else:
+            found, classes = encode_numbers(cells, spec), []
+            labels = np.full(len(used), np.nan, dtype=found.dtype)
+        labels[used.labelled] = found
     notes += _row_notes(used, labels, classes, spec, target)
     if spec.partition is not None:
         known = None if target == "masks" else labels
@@ -158,11 +176,37 @@ def _rows_of_sites(
 
 def _row_notes(used: Rows, labels: Labels, classes: list[str], spec: DataSpec, target: Target) -> list[Note]:
     """Notes on patients and labels of the used rows, by the sites that the tables name."""
-    known = labels if target == "labels" else None
-    notes = patient_notes(used.origin, known, named=spec.subject is not None)
-    if known is not None and spec.label is not None:
-        notes += label_notes(used.cells[spec.label], known.astype(np.int64), used.origin["site"], spec, classes)
-    return notes
+    named = spec.subject is not None
+    notes = patient_notes(used.origin, named=named)
+    if target != "labels" or spec.label is None:
+        return notes
+    known, found = used.where(used.labelled), labels[used.labelled].astype(np.int64)
+    notes += torn_notes(known.origin, found, named=named)
+    return notes + label_notes(known.cells[spec.label], found, known.origin["site"], spec, classes)
+
+
+def _left_out_note(site: str, counts: Counts, *, alone: bool) -> Note:
+    """Why a site has no part in the study; ``alone``: it has cases without a label, and no other that can be used."""
+    why = reasons_text(counts.rejected) or "it has no rows"
+    text = f"Site {site} is left out: none of its {counts.found} cases can be used ({why})."
+    if alone:
+        text += " Cases without a label or mask are used only at sites where other cases have one."
+    return Note("N208", text)
+
+
+def _unlabelled_notes(sites: dict[str, SiteData]) -> list[Note]:
+    """A note that counts the cases without a label."""
+    found = {site: data.counts.unlabelled for site, data in sites.items() if data.counts.unlabelled}
+    if not found:
+        return []
+    total = sum(data.counts.used for data in sites.values())
+    masks = all(data.labels is None for data in sites.values())
+    text = (
+        f"{sum(found.values())} of {total} cases used have no {'mask' if masks else 'label'} "
+        f"({', '.join(f'{site} {count}' for site, count in found.items())}). Only methods that learn without labels "
+        "train on them; nothing is fitted, validated or tested on them."
+    )
+    return [Note("N209", text)]
 
 
 def _read_images(
@@ -189,7 +233,8 @@ def _read_images(
     if spec.preprocessing is not None:
         images, masks, failures = prepare_volumes(files, spec, folder / spec.cache, tick)
         if isinstance(masks, Volumes):
-            seen.masks = dict(enumerate(MaskFacts(**record["mask"]) for record in masks.about))
+            noted = enumerate(record.get("mask") for record in masks.about)
+            seen.masks = {position: MaskFacts(**facts) for position, facts in noted if facts is not None}
     else:
         pictures = ImageFiles([cells[0] for cells in files.images], files.masks, files.roots, files.allowed)
         size, classes = spec.size or (0, 0), MaskClasses.of(spec)
@@ -228,7 +273,10 @@ def _files(rows: Rows, here: npt.NDArray[np.intp], spec: DataSpec, folder: Path,
     """Where the images and masks of the rows ``here`` are."""
     mine = rows.cells.iloc[here]
     roots = [Path(table) if spec.root is None else folder / spec.root for table in rows.origin["folder"].iloc[here]]
-    masks = mine[spec.mask_column].tolist() if target == "masks" else None
+    masks = None
+    if target == "masks":
+        cells = mine[spec.mask_column].tolist()
+        masks = [cell if known else None for cell, known in zip(cells, rows.labelled[here], strict=True)]
     return VolumeFiles(mine[spec.image_columns].to_numpy().tolist(), masks, roots, allowed=(folder,))
 
 
@@ -236,8 +284,12 @@ def fingerprint_data(
     spec: DataSpec, folder: Path, target: Target, split: str | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> dict[str, SiteFingerprint]:  # fmt: skip
-    """What each site says of its volumes, for a plan; see ``open_data`` for the arguments and errors."""
+    """What each site says of its volumes, for a plan; see ``open_data`` for the arguments and errors.
+
+    Cases without a label or mask have no part in the plan.
+    """
     rows, used, *_ = _rows_of_sites(spec, folder, target, split)
+    used = used.where(used.labelled)
     tick = _ticker(progress, len(used))
     found = {}
     for site in _site_names(rows, spec):

@@ -62,7 +62,8 @@ def partition_rows(
     """Give every row a simulated site, in place, and return notes.
 
     All rows of a patient go to one site; equal names are one patient, whatever table or site they come from. Patients
-    of whom no row can be used are dealt in turn, so that their rows are still counted once. Rows that name no site
+    of whom no row can be used are dealt in turn, so that their rows are still counted once. So are those of whom no
+    case has a label, in an order of their own: the others are dealt as if they were not there. Rows that name no site
     belong to none, as without a partition.
 
     Args:
@@ -77,14 +78,20 @@ def partition_rows(
     """
     origin = rows.origin
     used, placed = origin[kept], origin["site"].notna().to_numpy()
-    classes = patient_classes(patient_cases(used["subject"].tolist()), None if labels is None else torch.tensor(labels))
-    home = share_out(classes, partition)
+    known = rows.labelled[kept]
+    positions = patient_cases(used["subject"][known].tolist())
+    home = share_out(patient_classes(positions, None if labels is None else torch.tensor(labels[known])), partition)
+    others = sorted(set(used["subject"]) - set(home))
+    home |= _in_turn(others, partition)
     found = origin["subject"].map(home).to_numpy(dtype=np.float64, na_value=np.nan, copy=True)
     strays = np.isnan(found) & placed
     found[strays] = pd.factorize(origin["subject"].fillna(origin["case"])[strays])[0] % partition.sites
     names = np.array(site_names(partition), dtype=object)
     origins = used.groupby("subject")["site"].nunique()
-    said = _sentence(partition, len(home), used["site"].nunique(), subjects_named=subjects_named)
+    said = _sentence(partition, len(home) - len(others), used["site"].nunique(), subjects_named=subjects_named)
+    if others:
+        people = "patients" if subjects_named else "cases"
+        said += f" {len(others)} {people} without a label were dealt in turn."
     notes = [Note("N102", said)]
     shared = int((origins > 1).sum())
     if shared:
@@ -134,6 +141,12 @@ def share_out(classes: dict[str, int], partition: Partition) -> dict[str, int]:
         f"{len(classes)} patients.",
         "Raise `alpha` of `partition`, or lower its `least` or `sites`.",
     )
+
+
+def _in_turn(names: list[str], partition: Partition) -> dict[str, int]:
+    """Patient -> number of the site, for patients without a label, in sorted order."""
+    random = np.random.default_rng(derive_seed(partition.seed, "partition", "unlabelled"))
+    return {names[place]: turn % partition.sites for turn, place in enumerate(random.permutation(len(names)).tolist())}
 
 
 def draw_shares(partition: Partition, classes: int, random: np.random.Generator) -> npt.NDArray[np.float64]:

@@ -230,6 +230,9 @@ class DataSpec(BaseModel):
     """Makes the label binary: the value, values, or comparison (``"< 1"``) that means positive."""
     classes: list[Scalar] | None = None
     """Order of the classes; rows with another label are rejected. Default: sorted labels found."""
+    unlabelled: Literal["reject", "use"] = "reject"
+    """What becomes of cases whose cell of the label, or of the mask, is empty: ``use`` keeps them for training without
+    labels. They are never validated or tested, and nothing is fitted on them."""
 
     features: str | list[str] | None = None
     """Feature columns of a table study: names or globs (``vol_*``)."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import torch
@@ -22,13 +22,15 @@ _MOST_GROUPS, _LEAST_IN_GROUP = 10, 5
 class Parts:
     """Which cases of a site are for what: sorted int64 indices ``[N_train]``, ``[N_validation]``, ``[N_test]``.
 
-    No patient is in two parts. ``note`` is a sentence for the report, or "".
+    No patient is in two of these parts. ``note`` is a sentence for the report, or "". ``unlabelled [N_unlabelled]`` are
+    cases without a label from which training may learn; none is of a patient in the validation or the test part.
     """
 
     train: Tensor
     validation: Tensor
     test: Tensor
     note: str = ""
+    unlabelled: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.int64))
 
 
 def split(
@@ -56,6 +58,10 @@ def split(
     Where a column fixes the parts (``data.parts``), it decides; only a validation part that it does not name is taken
     from its training part. The dealing depends on the patients' names, classes and the seed, not on the order of cases.
 
+    Cases without a label are in none of these parts, and the others are dealt as if they were not there. Where the site
+    has training cases, those may join them whose patient has no case in the validation or the test part (and, where a
+    column fixes the parts, which it calls training cases).
+
     Args:
         data: the site's cases.
         folds: number of folds, 2 or more; None where a column fixes the parts, or with ``holdout``.
@@ -71,6 +77,29 @@ def split(
     """
     if not 0 <= validation < 1:
         raise DataError("P206", f"The validation share is {validation}.", "Give a share from 0 to below 1.")
+    parts = _split(data.with_labels(), folds, fold, validation, seed, small_sites, holdout)
+    return parts if data.labelled is None else _with_unlabelled(data, data.labelled, parts)
+
+
+def _with_unlabelled(data: SiteData, labelled: Tensor, parts: Parts) -> Parts:
+    """``parts`` of the labelled cases as parts of all cases of the site."""
+    known = labelled.nonzero().flatten()
+    train, validation, test = (known[index] for index in (parts.train, parts.validation, parts.test))
+    held_out = {data.subjects[place] for place in [*validation.tolist(), *test.tolist()]}
+    free = [
+        place
+        for place in (~labelled).nonzero().flatten().tolist()
+        if data.subjects[place] not in held_out and (data.parts is None or data.parts[place] == "train")
+    ]
+    unlabelled = torch.tensor(free if len(train) else [], dtype=torch.int64)
+    return replace(parts, train=train, validation=validation, test=test, unlabelled=unlabelled)
+
+
+def _split(
+    data: SiteData, folds: int | None, fold: int, validation: float, seed: int,
+    small_sites: Literal["train", "drop", "stop"], holdout: float | None,
+) -> Parts:  # fmt: skip
+    """See ``split``; all cases have a label."""
     subjects = _Subjects(data, seed)
     if data.parts is not None:
         return _column_parts(data, data.parts, subjects, fold, validation)

@@ -143,14 +143,15 @@ class LocalEngine(Engine):
             offsets.append(offsets[-1] + len(member.data))
         parts = {
             part: torch.cat([getattr(own, part) + offset for (_, own), offset in zip(cases, offsets, strict=False)])
-            for part in ("train", "validation", "test")
+            for part in ("train", "validation", "test", "unlabelled")
         }
         engine = LocalEngine({}, device=str(self.workspace.device))
         engine.workspace = self.workspace
         nothing = SiteData(name, torch.empty(0), torch.empty(0), [], [], None, Counts())
         folder = members[0].folder.parent / "pool" if members[0].folder else None
         site = _Pool(nothing, self.workspace, folder)
-        site.adopt(dataset, Parts(parts["train"], parts["validation"], parts["test"], ""), members[0].fold)
+        pooled = Parts(parts["train"], parts["validation"], parts["test"], unlabelled=parts["unlabelled"])
+        site.adopt(dataset, pooled, members[0].fold)
         engine.members, engine.sites = {name: site}, [name]
         return engine
 

@@ -151,6 +151,8 @@ class _Worker:
         tensors = {name: found for name, found in pixels.items() if isinstance(found, Tensor)}
         if data.covariates is not None:
             tensors["covariates"] = data.covariates
+        if data.labelled is not None:
+            tensors["labelled"] = data.labelled
         self.ask("load", data.site, Message(fields, tensors), lend)
 
     def submit(self, function: str, site: str, request: Message, lend: Lend) -> Future[Message]:

@@ -64,6 +64,7 @@ def _load(name: str, request: Message, workspace: Workspace) -> Site:
         name, pixels["inputs"], pixels["targets"], fields["subjects"], fields["cases"], fields["parts"], Counts(),
         None if fields["spacings"] is None else [tuple(one) for one in fields["spacings"]],
         own.get("covariates"),
+        labelled=own.get("labelled"),
     )  # fmt: skip
     kind = CorruptibleSite if fields["corruptible"] else Site
     return kind(data, workspace, Path(fields["folder"]) if fields["folder"] else None)

@@ -178,7 +178,8 @@ class Site:
             found = {f"target_{name}": value for name, value in summary.items()}
         elif labels is not None:
             classes = torch.bincount(labels[self.parts.train], minlength=ask.classes).tolist()
-        return Message({**sizes, "classes": classes, "note": self.parts.note}, found)
+        further = {"unlabelled": len(self.parts.unlabelled)} if len(self.parts.unlabelled) else {}
+        return Message({**sizes, **further, "classes": classes, "note": self.parts.note}, found)
 
     def _advance(self) -> None:
         """Apply steps that need no other site; at the end of the chain the cases are ready."""
@@ -351,10 +352,15 @@ def _quoted(text: str) -> str:
 
 
 def _pseudonyms(data: SiteData) -> list[tuple[str, str]]:
-    """Patient and case names that say nothing: numbers in an order drawn from the site's name."""
-    subjects = sorted(set(data.subjects))
-    order = torch.randperm(len(subjects), generator=generator("pseudonyms", data.site)).tolist()
-    number = {subject: position + 1 for subject, position in zip(subjects, order, strict=True)}
+    """Patient and case names that say nothing: numbers in an order drawn from the site's name.
+
+    Patients without a labelled case come last, so that the others have the names that they have without them.
+    """
+    number: dict[str, int] = {}
+    for people, further in ((data.with_labels().subjects, []), (data.subjects, ["unlabelled"])):
+        subjects = sorted(set(people) - set(number))
+        order = torch.randperm(len(subjects), generator=generator("pseudonyms", data.site, *further)).tolist()
+        number |= {subject: len(number) + 1 + place for subject, place in zip(subjects, order, strict=True)}
     seen: dict[str, int] = {}
     names = []
     for subject in data.subjects:

@@ -25,6 +25,14 @@ if TYPE_CHECKING:
     from polyclinic.engine.planner import EnginePlan
 
 
+def counts_text(sites: pd.DataFrame) -> str:
+    """``"920 cases found, 740 used (12 of them without a label), 180 rejected"``, of a table like ``sites.csv``."""
+    total = sites.select_dtypes("number").sum()
+    without = f" ({total['unlabelled']:.0f} of them without a label)" if total.get("unlabelled") else ""
+    found, used, rejected = (f"{total[column]:.0f}" for column in ("found", "used", "rejected"))
+    return f"{found} cases found, {used} used{without}, {rejected} rejected"
+
+
 class Display:
     """Shows a person what is going on; this one shows nothing."""
 
@@ -86,10 +94,8 @@ class RichDisplay(Display):
 
     def opened(self, sites: pd.DataFrame, notes: list[Note]) -> None:
         """Counts of the data."""
-        total = sites[["found", "used", "rejected"]].sum()
         self.console.print(
-            f"Data: {len(sites)} sites, {total['found']} cases found, {total['used']} used, "
-            f"{total['rejected']} rejected"
+            f"Data: {len(sites)} sites, {counts_text(sites)}"
             + (f"; {len(notes)} note{'' if len(notes) == 1 else 's'}" if notes else "") + "."
         )  # fmt: skip
 

@@ -194,7 +194,8 @@ class _Runner:
         return choose_plan(
             mode=options.mode, device=str(template.vector.device), threads=options.threads, workers=options.workers,
             model=template, works=works, obstacles=obstacles, shape=self._shape(),
-            cases=[len(d) for d in self.opened.sites.values()], passes=passes * len(self.declaration.all_seeds),
+            cases=[int(data.known.sum()) for data in self.opened.sites.values()],
+            passes=passes * len(self.declaration.all_seeds),
         )  # fmt: skip
 
     def _engines(self, plan: EnginePlan) -> tuple[Engine, LocalEngine]:

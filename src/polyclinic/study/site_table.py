@@ -17,11 +17,11 @@ def site_table(study: CheckedStudy, opened: Opened, attack: Attack | None) -> pd
     least = declaration.evaluation.min_cases_per_class
     scored, notes = [], []
     for data in opened.sites.values():
-        labels = data.labels
+        labels = data.with_labels().labels
         if labels is not None and labels.is_floating_point():
-            scored.append(len(data) >= least)
+            scored.append(len(labels) >= least)
             notes.append(
-                "" if scored[-1] else f"can't be scored by itself: only {len(data)} cases (at least {least} needed)"
+                "" if scored[-1] else f"can't be scored by itself: only {len(labels)} cases (at least {least} needed)"
             )
             continue
         counts = [] if labels is None else class_counts(labels, len(opened.classes))

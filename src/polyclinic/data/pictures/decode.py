@@ -37,13 +37,13 @@ class ImageFiles:
 
     Attributes:
         images: path of each case's image as the table has it.
-        masks: path of each case's mask, or None for classification.
+        masks: path of each case's mask (None for a case without one), or None for classification.
         roots: for each case, the folder to which its paths are relative.
         allowed: folders, besides a case's own root, under which a file may lie.
     """
 
     images: Sequence[str]
-    masks: Sequence[str] | None
+    masks: Sequence[str | None] | None
     roots: Sequence[Path]
     allowed: Sequence[Path] = ()
 
@@ -94,8 +94,9 @@ def decode_images(
         seen: is given what was seen.
 
     Returns:
-        uint8 images ``[N, C, H, W]``, uint8 masks ``[N, 1, H, W]`` of class indices (None without masks), and the
-        position of each case that can't be used with the reason; its pixels are undefined.
+        uint8 images ``[N, C, H, W]``, uint8 masks ``[N, 1, H, W]`` of class indices (None without masks; of a case
+        without one ``IGNORED`` everywhere), and the position of each case that can't be used with the reason; its
+        pixels are undefined.
     """
     images = np.zeros((len(files), 3 if channels == "rgb" else 1, *size), dtype=np.uint8)
     masks = None if files.masks is None else np.zeros((len(files), 1, *size), dtype=np.uint8)
@@ -143,14 +144,18 @@ def _decode_case(
             image_out[...] = pixels.transpose(2, 0, 1) if pixels.ndim == 3 else pixels
     if files.masks is None or mask_out is None:
         return
-    mask, mask_turned = _upright(files.masks[position], root, files.allowed, "mask")
+    name = files.masks[position]
+    if name is None:
+        mask_out[...] = IGNORED
+        return
+    mask, mask_turned = _upright(name, root, files.allowed, "mask")
     with mask:
         if mask.size != full_size:
             raise UnreadableError("mask and image differ in size")
         try:
             found, facts = read_mask(mask, classes, lossy=is_lossy(mask))
         except UnreadableError as error:
-            logger.debug("%s: %s", error, files.masks[position])
+            logger.debug("%s: %s", error, name)
             raise
         indices = Image.fromarray(found).resize(_width_height(mask_out), Image.Resampling.NEAREST)
         mask_out[...] = np.asarray(indices)

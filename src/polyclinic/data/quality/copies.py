@@ -57,7 +57,8 @@ def copied_rows(sites: dict[str, SiteData], columns: Sequence[Column]) -> list[N
     where = [f"{names[home[row]]}: {cases[row]}" for row in np.flatnonzero(twins)]
     notes = [Note("N237", text, where)]
     labels = [label for data in sites.values() if data.labels is not None for label in data.labels.tolist()]
-    torn = _torn(whole[twins].tolist(), [labels[row] for row in np.flatnonzero(twins)])
+    known = np.flatnonzero(twins & np.concatenate([data.known.numpy() for data in sites.values()]))
+    torn = _torn(whole[known].tolist(), [labels[row] for row in known])
     if torn:
         notes.append(Note("N229", _torn_text(torn, "row")))
     return notes
@@ -89,8 +90,14 @@ def copied_images(sites: dict[str, SiteData], digests: dict[str, list[bytes]]) -
         sites: the usable cases.
         digests: equal for images that are equal, a list for each site.
     """
-    labels = [label for data in sites.values() if data.labels is not None for label in data.labels.tolist()]
-    flat = [digest for site in sites for digest in digests[site]]
+    known = {site: data.with_labels().labels for site, data in sites.items()}
+    labels = [label for found in known.values() if found is not None for label in found.tolist()]
+    flat = [
+        digest
+        for site, data in sites.items()
+        for digest, labelled in zip(digests[site], data.known.tolist(), strict=True)
+        if labelled
+    ]
     torn = _torn(flat, labels) if len(labels) == len(flat) else 0
     return [Note("N229", _torn_text(torn, "image"))] if torn else []
 

@@ -64,8 +64,9 @@ def leak_notes(sites: dict[str, SiteData], columns: Sequence[Column], label: str
         columns: the columns of the table that are features.
         label: name of the label's column.
     """
-    tables = [data.table.numpy() for data in sites.values()]
-    labels = [data.labels for data in sites.values()]
+    labelled = [data.with_labels() for data in sites.values()]
+    tables = [data.table.numpy() for data in labelled]
+    labels = [data.labels for data in labelled]
     if any(one is None for one in labels):
         return []
     targets = [one.numpy() for one in labels if one is not None]

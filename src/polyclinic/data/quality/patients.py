@@ -46,21 +46,28 @@ def check_site_names(sites: list[str]) -> None:
         )
 
 
-def patient_notes(rows: pd.DataFrame, labels: np.ndarray | None, *, named: bool) -> list[Note]:
+def patient_notes(rows: pd.DataFrame, *, named: bool) -> list[Note]:
     """What is said of the patients' names.
 
     Args:
         rows: ``site``, ``subject`` and ``case`` of each used row.
-        labels: class of each row, int ``[N]``; None without classes.
         named: whether a column names the patients.
     """
     if not named:
         return []
     notes = [note for site, mine in rows.groupby("site", sort=False) for note in _site_notes(str(site), mine)]
-    notes += _written_at_several(rows)
-    if labels is not None and labels.dtype.kind == "i":
-        notes += _torn(rows, labels)
-    return notes
+    return notes + _written_at_several(rows)
+
+
+def torn_notes(rows: pd.DataFrame, labels: np.ndarray, *, named: bool) -> list[Note]:
+    """A note on patients whose cases have different labels.
+
+    Args:
+        rows: ``site``, ``subject`` and ``case`` of each used row that has a label.
+        labels: class of each row, int ``[N]``.
+        named: whether a column names the patients.
+    """
+    return _torn(rows, labels) if named else []
 
 
 def _site_notes(site: str, mine: pd.DataFrame) -> list[Note]:

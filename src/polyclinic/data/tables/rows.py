@@ -15,7 +15,16 @@ from polyclinic.data.quality.named import patient_column_notes, unmatched_notes
 from polyclinic.data.spec import DataSpec, Target
 from polyclinic.data.tables.features import choose_features
 from polyclinic.data.tables.labels import label_reasons, number_reasons
-from polyclinic.data.tables.table import is_missing, locate, matches, read_cells, require_column, to_numbers
+from polyclinic.data.tables.numbers import parse_numbers
+from polyclinic.data.tables.table import (
+    canonical,
+    is_missing,
+    locate,
+    matches,
+    read_cells,
+    require_column,
+    to_numbers,
+)
 from polyclinic.errors import DataError
 from polyclinic.notes import Note
 
@@ -40,6 +49,7 @@ class Rows:
         origin: aligned with ``cells``: ``site`` (NaN where the row names none), ``folder`` of the table, ``case``,
             ``subject`` and ``part`` (None without a split column).
         reasons: object ``[N]``: why a row can't be used, "" while it can. A row's first reason stays.
+        labelled: bool ``[N]``: whether a row has a label or mask; all rows do, unless the study uses the others, too.
         chosen: the columns of ``cells`` that are features.
         available: all columns of the tables.
         notes: on how the rows were selected.
@@ -49,6 +59,7 @@ class Rows:
     cells: pd.DataFrame
     origin: pd.DataFrame
     reasons: npt.NDArray[np.object_]
+    labelled: npt.NDArray[np.bool_]
     chosen: list[str]
     available: list[str] = field(default_factory=list)
     notes: list[Note] = field(default_factory=list)
@@ -65,7 +76,8 @@ class Rows:
     def where(self, kept: npt.NDArray[np.bool_]) -> Rows:
         """The rows that ``kept`` marks."""
         cells, origin = self.cells[kept].reset_index(drop=True), self.origin[kept].reset_index(drop=True)
-        return Rows(cells, origin, self.reasons[kept], self.chosen, self.available, self.notes, self.counting)
+        reasons, labelled = self.reasons[kept], self.labelled[kept]
+        return Rows(cells, origin, reasons, labelled, self.chosen, self.available, self.notes, self.counting)
 
     def reject(self, unusable: npt.NDArray[np.bool_], reason: str) -> None:
         """Mark rows that can't be used; rows that are marked already keep their reason."""
@@ -122,7 +134,8 @@ def read_rows(spec: DataSpec, folder: Path, split: str | None) -> Rows:
         origins.append(origin)
     cells = pd.concat(parts, ignore_index=True)
     reasons = np.full(len(cells), "", dtype=object)
-    rows = Rows(cells, pd.concat(origins, ignore_index=True), reasons, chosen, available, notes, counting)
+    origin, labelled = pd.concat(origins, ignore_index=True), np.ones(len(cells), dtype=np.bool_)
+    rows = Rows(cells, origin, reasons, labelled, chosen, available, notes, counting)
     for column, wanted in spec.where.items():
         kept = matches(rows.cells[column], wanted)
         notes += unmatched_notes("where", rows.cells[column], wanted, kept, identifies=column == spec.subject)
@@ -171,8 +184,12 @@ def reject_rows(rows: Rows, spec: DataSpec, target: Target, split: str | None) -
             of_rows = f"{whole} of {len(rows)} {spec.subject!r} cells"
             text = f"`subject_pattern` does not fit {of_rows}: there the whole cell names the patient."
             notes.append(Note("N207", text))
+    column = target_column(spec, target)
+    if spec.unlabelled == "use":
+        rows.labelled = cells[column].notna().to_numpy()
     if target != "masks" and spec.label is not None:
         reasons = (label_reasons if target == "labels" else number_reasons)(cells[spec.label], spec)
+        reasons[~rows.labelled] = ""
         for reason in dict.fromkeys(reasons[reasons != ""]):
             rows.reject(reasons == reason, reason)
     origin["part"] = None
@@ -180,17 +197,51 @@ def reject_rows(rows: Rows, spec: DataSpec, target: Target, split: str | None) -
         origin["part"] = cells[split].str.lower().map(PARTS)
         rows.reject_missing(split)
         rows.reject(origin["part"].isna().to_numpy(), f"{split} is not train, validation or test")
+        rows.reject(~rows.labelled & (origin["part"] != "train").to_numpy(), missing_target(spec, target))
     if spec.divide_by is not None:
         rows.reject_missing(spec.divide_by)
         rows.reject(to_numbers(cells[spec.divide_by], "divide_by") <= 0, f"{spec.divide_by} is not positive")
-    for column in (*spec.image_columns, *([spec.mask_column] if spec.mask_column and target == "masks" else [])):
+    for column in spec.image_columns:
         rows.reject_missing(column)
+    if target == "masks" and spec.unlabelled == "reject":
+        rows.reject_missing(target)
     combat = spec.harmonisation.combat
     for column in [*combat.covariates, *combat.groups] if combat else []:
         rows.reject_missing(column)
     for column in rows.chosen if spec.imputation == "drop" else []:
         rows.reject_missing(column)
     return notes
+
+
+def reject_alone(rows: Rows, spec: DataSpec, target: Target) -> None:
+    """Mark rows without a label that don't fit those that have one.
+
+    They are at a site where no row has a label, or a categorical feature or covariate has a group there that no
+    labelled row has: it would become a column of its own, and change what the others train.
+    """
+    site, without = rows.origin["site"], ~rows.labelled
+    known = rows.usable & rows.labelled & site.notna().to_numpy()
+    if spec.partition is None:
+        rows.reject(without & ~site.isin(site[known].unique()).to_numpy(), missing_target(spec, target))
+    combat = spec.harmonisation.combat
+    covariates = dict.fromkeys(combat.covariates if combat else [])
+    for column in dict.fromkeys([*spec.categorical, *(combat.groups if combat else []), *covariates]):
+        named = column in spec.categorical or (combat is not None and column in combat.groups)
+        if not named and not np.isnan(parse_numbers(rows.cells[column][known])).all():
+            continue  # a covariate that is a number
+        groups = canonical(rows.cells[column])
+        other = groups.notna() & ~groups.isin(groups[known].dropna().unique())
+        rows.reject(without & other.to_numpy(), f"{column} has a group that no case with a label has")
+
+
+def missing_target(spec: DataSpec, target: Target) -> str:
+    """Why a row without a label or mask is rejected."""
+    return f"{target_column(spec, target)} is missing"
+
+
+def target_column(spec: DataSpec, target: Target) -> str:
+    """The column with the label, or with the path of the mask."""
+    return str(spec.mask_column if target == "masks" else spec.label)
 
 
 def _subjects(cells: pd.Series[str], pattern: str | None) -> tuple[pd.Series[str], int]:

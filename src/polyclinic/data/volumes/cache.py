@@ -14,6 +14,7 @@ import xxhash
 from polyclinic.data.readers.nifti.read import pair_of
 from polyclinic.data.volumes.preprocessing import Prepared
 from polyclinic.files import draft_of, write_atomic, write_error
+from polyclinic.ignored import IGNORED
 
 #: Counted up when prepared volumes change for the same files and settings.
 VERSION = 5
@@ -101,6 +102,20 @@ class Cache:
     def mask(self, key: str) -> Path:
         """The file of a case's mask ``[1, D, H, W]``."""
         return self._path(key, ".mask.npy")
+
+    def blank(self, shape: Sequence[int]) -> Path:
+        """The file of a mask ``[1, D, H, W]`` of this shape that is ``IGNORED`` everywhere, for cases without one.
+
+        Raises:
+            ResultsError: P502, the disk is full, or P501, the folder can't be written.
+        """
+        path = self.folder / f"blank.{'x'.join(map(str, shape))}.mask.npy"
+        if not path.is_file():
+            try:
+                self._write(path, np.full(tuple(shape), IGNORED, dtype=np.uint8))
+            except OSError as error:
+                raise write_error(self.folder, error, _CHOOSE) from error
+        return path
 
     def _path(self, key: str, ending: str) -> Path:
         return self.folder / key[:2] / f"{key}{ending}"

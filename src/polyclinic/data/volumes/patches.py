@@ -33,7 +33,7 @@ def patch_corners(masks: Volumes, index: Tensor, patch: Patch, seed: int) -> lis
     corners = []
     for position in index.tolist():
         on_foreground = float(torch.rand((), generator=source)) < patch.foreground
-        counts = masks.about[position]["labels"][1:]
+        counts = masks.about[position].get("labels", [])[1:]  # a case without a mask has none
         there = [number for number, count in enumerate(counts, start=1) if count]
         if on_foreground and there:
             wanted = there[int(torch.randint(len(there), (), generator=source))]

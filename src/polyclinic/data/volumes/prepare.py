@@ -37,13 +37,13 @@ class VolumeFiles:
 
     Attributes:
         images: for each case its image cells, one a channel.
-        masks: the mask cell of each case, or None.
+        masks: the mask cell of each case (None for a case without a mask), or None.
         roots: for each case, the folder to which its paths are relative.
         allowed: folders, besides a case's own root, under which a file may lie.
     """
 
     images: Sequence[Sequence[str]]
-    masks: Sequence[str] | None
+    masks: Sequence[str | None] | None
     roots: Sequence[Path]
     allowed: Sequence[Path] = ()
 
@@ -66,8 +66,9 @@ def prepare_volumes(
         done: called after each case, in the calling thread.
 
     Returns:
-        images and masks of the cases that can be used, in order (None without any, masks None without masks), and the
-        position of each case that can't be used, with the reason.
+        images and masks of the cases that can be used, in order (None without any, masks None without masks; the mask
+        of a case without one is ``IGNORED`` everywhere), and the position of each case that can't be used, with the
+        reason.
     """
     if spec.preprocessing is None:
         raise ValueError("volumes need `preprocessing`")
@@ -79,7 +80,8 @@ def prepare_volumes(
     preprocessing = spec.preprocessing
 
     def prepare(position: int) -> dict[str, Any] | str:
-        cells = [*files.images[position], *([files.masks[position]] if files.masks is not None else [])]
+        marked = None if files.masks is None else files.masks[position]
+        cells = [*files.images[position], *([] if marked is None else [marked])]
         kinds = ["image"] * len(files.images[position]) + ["mask"]
         root = files.roots[position]
         try:
@@ -89,7 +91,7 @@ def prepare_volumes(
             record = cache.load(key)
             if record is None:
                 volumes = [_read(cell, kind, root, files.allowed) for cell, kind in zip(cells, kinds, strict=False)]
-                mask = volumes.pop() if files.masks is not None else None
+                mask = volumes.pop() if marked is not None else None
                 record = cache.store(key, _prepare(volumes, mask, preprocessing, classes, spec.mask_meaning))
         except UnreadableError as error:
             logger.debug("%s: %s", cells[0], error)
@@ -113,7 +115,10 @@ def prepare_volumes(
     images = Volumes([cache.image(record["key"]) for record in records], records)
     masks = None
     if files.masks is not None:
-        masks = Volumes([cache.mask(record["key"]) for record in records], records)
+        shape = (1, *images.shape[2:])
+        masks = Volumes(
+            [cache.mask(record["key"]) if record["masked"] else cache.blank(shape) for record in records], records
+        )
     return images, masks, failures
 
 

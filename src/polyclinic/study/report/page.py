@@ -139,7 +139,8 @@ def _cases(folder: Folder) -> str:
     if not rows or not rows[-1].used:
         return sites
     patients = f", from {rows[-1].patients} patients" if rows[-1].patients else ""
-    return f"{sites}, {rows[-1].used} of {rows[-1].found} cases used{patients}"
+    without = f", {rows[-1].unlabelled} of them without a label" if rows[-1].unlabelled else ""
+    return f"{sites}, {rows[-1].used} of {rows[-1].found} cases used{without}{patients}"
 
 
 def _split(folder: Folder) -> str:

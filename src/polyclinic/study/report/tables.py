@@ -144,6 +144,8 @@ class SiteRow:
     site: str
     found: str
     used: str
+    unlabelled: str
+    """How many of those used have no label or mask; empty where all have one."""
     rejected: str
     reasons: str
     patients: str
@@ -190,6 +192,7 @@ def _site_row(name: str, row: pd.Series[Any], classes: list[str], scored: tuple[
     return SiteRow(
         site=name,
         **{column: count_text(row.get(column, np.nan)) for column in ("found", "used", "rejected", "patients")},
+        unlabelled=count_text(row.get("unlabelled", np.nan) or np.nan),
         reasons=row.get("reasons", ""),
         classes=[(count_text(count), float(count) / total if np.isfinite(count) else 0.0) for count in counts],
         foreground=f"{100 * share:.1f}\u00a0%" if np.isfinite(share) else "",

@@ -52,9 +52,10 @@ def _brightness(images: torch.Tensor) -> tuple[Numbers, Numbers]:
 
 
 def marked_shares(data: SiteData, classes: int) -> Numbers:
-    """Share of each mask that is one of the structures."""
-    counts = [class_voxels(data, place, classes) for place in range(len(data))]
-    return np.array([each[1:].sum() / max(each.sum(), 1) for each in counts])
+    """Share of each mask that is one of the structures; NaN for a case without a mask."""
+    known = data.known.tolist()
+    counts = [class_voxels(data, place, classes) if known[place] else None for place in range(len(data))]
+    return np.array([np.nan if each is None else each[1:].sum() / max(each.sum(), 1) for each in counts])
 
 
 def class_voxels(data: SiteData, place: int, classes: int) -> NDArray[np.int64]:

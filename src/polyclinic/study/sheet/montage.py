@@ -74,10 +74,10 @@ def _shown(opened: Opened, data: SiteData, place: int, tags: list[str], windows:
     if volume:
         layers, slices = _volume(opened, data, place, windows, structures)
     else:
-        mask = None if data.labels is not None else data.targets[place][0].numpy()
+        mask = data.targets[place][0].numpy() if _masked(data, place) else None
         layers, slices = [("", draw(data.inputs[place].numpy(), mask, structures))], []
     what = "three slices" if volume else "picture"
-    words = f"Case {data.cases[place]} of {data.site}: {what}{' with outlines' if data.labels is None else ''}."
+    words = f"Case {data.cases[place]} of {data.site}: {what}{' with outlines' if _masked(data, place) else ''}."
     subject = data.subjects[place] if data.subjects[place] != data.cases[place] else ""
     return Shown(data.cases[place], subject, tags, _facts(opened, data, place), layers, slices, words)
 
@@ -86,23 +86,30 @@ def _volume(
     opened: Opened, data: SiteData, place: int, windows: Sequence[Window], structures: int
 ) -> tuple[list[tuple[str, Picture]], list[Slice]]:
     image = data.inputs[place]
-    mask = torch.zeros(image.shape[1:], dtype=torch.uint8) if data.labels is not None else data.targets[place][0]
+    mask = data.targets[place][0] if _masked(data, place) else torch.zeros(image.shape[1:], dtype=torch.uint8)
     about: dict[str, Any] = data.inputs.about[place] if isinstance(data.inputs, Volumes) else {}
     layers, planes = [], np.zeros(0)
     for channel in range(min(len(image), _MOST_CHANNELS)):
         grey = torch.from_numpy(windows[channel].grey(image[channel].float().numpy()))[None]
         found = case_pictures(grey, mask, mask, about["grid_spacing"], about["grid_orientation"])
         name = opened.features[channel] if len(image) > 1 else ""
-        drawn = None if data.labels is not None else found["mask"].numpy()
+        drawn = found["mask"].numpy() if _masked(data, place) else None
         layers.append((name, draw(found["image"].numpy(), drawn, structures)))
         planes = found["planes"].numpy()
     starts = 100 * (np.cumsum(planes) - planes) / planes.sum()
     return layers, [Slice(round(float(left), 2), name, _LEFT[name]) for left, name in zip(starts, PLANES, strict=True)]
 
 
+def _masked(data: SiteData, place: int) -> bool:
+    """Whether a case has a mask."""
+    return data.labels is None and bool(data.known[place])
+
+
 def _facts(opened: Opened, data: SiteData, place: int) -> list[str]:
     facts = [] if data.parts is None else [data.parts[place]]
     labels = data.labels
+    if not data.known[place]:
+        return ["no mask" if labels is None else "no label", *facts]
     if labels is None:
         return [*facts, *_structure_sizes(opened, data, place)]
     label = labels[place].item()

@@ -166,9 +166,11 @@ def _any_ignored(pictures: Mapping[str, Sequence[Shown]]) -> bool:
 
 def _short(study: CheckedStudy, opened: Opened, sites: pd.DataFrame) -> str:
     total = sites[["found", "used", "rejected", "patients"]].sum()
+    without = sites["unlabelled"].sum() if "unlabelled" in sites else 0
+    less = f" ({without} of them without a label)" if without else ""
     people = f" of {total['patients']} patients" if study.declaration.data.subject else ""
     count = "1 site" if len(opened.sites) == 1 else f"{len(opened.sites)} sites"
-    return f"{count}, {total['used']} cases{people} used, {total['rejected']} rejected · {study.declaration.task}"
+    return f"{count}, {total['used']} cases{people} used{less}, {total['rejected']} rejected · {study.declaration.task}"
 
 
 def _preparation(study: CheckedStudy) -> list[tuple[str, str]]:

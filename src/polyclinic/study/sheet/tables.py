@@ -91,7 +91,8 @@ def patients(opened: Opened) -> Table:
 def structures(opened: Opened) -> Table | None:
     """In how many masks each structure is, and how large it is there; None without masks."""
     names, rows = opened.classes[1:], []
-    for site, data in opened.sites.items():
+    for site, every in opened.sites.items():
+        data = every.with_labels()
         if data.labels is not None:
             return None
         sizes, unit = _sizes(data, len(opened.classes))
@@ -139,9 +140,10 @@ def numbers(opened: Opened) -> Table | None:
     """The numbers to be predicted; None where there are none."""
     rows = []
     for site, data in opened.sites.items():
-        if data.labels is None or not data.labels.is_floating_point():
+        labels = data.with_labels().labels
+        if labels is None or not labels.is_floating_point():
             return None
-        values = data.labels.double().numpy()
+        values = labels.double().numpy()
         ends = (values.min(), *np.percentile(values, (25, 50, 75)), values.max())
         rows.append([site, count_text(len(values)), *(f"{value:.4g}" for value in ends)])
     return Table(["Site", "Cases", "Least", "25 %", "Median", "75 %", "Greatest"], rows)

@@ -73,10 +73,11 @@ def intensity_panels(opened: Opened, values: Mapping[str, Sequence[Numbers]]) ->
 
 def number_panel(opened: Opened, name: str) -> Panel | None:
     """How the numbers to be predicted are distributed at each site."""
+    labels = {site: data.with_labels().labels for site, data in opened.sites.items()}
     rows = {
-        site: data.labels.double().numpy()
-        for site, data in opened.sites.items()
-        if data.labels is not None and data.labels.is_floating_point()
+        site: numbers.double().numpy()
+        for site, numbers in labels.items()
+        if numbers is not None and numbers.is_floating_point()
     }
     return ridges(name, rows, kind="label") if rows else None
 
