@@ -126,6 +126,7 @@ class _Runner:
         self.search.check(folds)
         harmonised = preparing.describe()
         self.folder.begin(plan, self.opened.fingerprint)  # not before study and data are known to fit
+        self.folder.note({"target": self.declaration.target})
         if self.declaration.initial_weights is not None:
             content = self.declaration.initial_weights.read_bytes()
             self.folder.note({"weights_sha256": hashlib.sha256(content).hexdigest()})

@@ -19,8 +19,7 @@ from polyclinic.notes import Note
 from polyclinic.study.columns import AFTER, ATTACKED, BEFORE, DESCRIBED, UNSEEN
 from polyclinic.study.report.figures import Estimate
 from polyclinic.study.statistics import CROSS
-from polyclinic.tasks import TASKS, Task
-from polyclinic.tasks.metrics import DISTANCES, METRICS, split_metric, value_range
+from polyclinic.tasks.metrics import DISTANCES, METRICS, REGRESSION, split_metric, value_range
 
 #: Columns that hold text; pandas would take a site called "NA" for a missing value.
 TEXT = {"method", "site", "trained_on", "tested_on", "metric", "over", "interval", "reasons", "note", "scored",
@@ -193,19 +192,16 @@ class Folder:
         return list(dict.fromkeys(filter(None, (split_metric(name)[1] for name in self.results["metric"].unique()))))
 
     @property
-    def _task(self) -> type[Task] | None:
-        """None where there is no study file, or one of a task that this version has not."""
-        return TASKS.get(str(self.study.get("task") or ""))
-
-    @property
     def target(self) -> str:
-        """What the study predicts, labels, numbers or masks; empty where that is not known."""
-        return self._task.target if self._task else ""
+        """What the study predicts: labels, numbers or masks."""
+        told = self.provenance.get("target")  # results of earlier versions do not say
+        return str(told or ("numbers" if self.primary.name in REGRESSION else "labels"))
 
     @property
     def validation_metric(self) -> str:
         """The metric that was measured on validation cases."""
-        return self._task.validation_metric(self.primary.name) if self._task else self.primary.name
+        measured = [name.removeprefix("validation_") for name in self.rounds if name.startswith("validation_")]
+        return next((name for name in measured if name != "loss"), self.primary.name)
 
     @property
     def primary(self) -> Measure:
