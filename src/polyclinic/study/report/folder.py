@@ -200,7 +200,8 @@ class Folder:
     @property
     def validation_metric(self) -> str:
         """The metric that was measured on validation cases."""
-        measured = [name.removeprefix("validation_") for name in self.rounds if name.startswith("validation_")]
+        columns = self.rounds.columns.astype(str)
+        measured = [name.removeprefix("validation_") for name in columns if name.startswith("validation_")]
         return next((name for name in measured if name != "loss"), self.primary.name)
 
     @property
