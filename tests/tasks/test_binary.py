@@ -1,4 +1,4 @@
-"""Binary classification with one output: the same model as softmax over two, with another meaning of a learning rate."""
+"""Binary classification with one output: the same model as softmax over two, but a learning rate means half."""
 
 from __future__ import annotations
 
