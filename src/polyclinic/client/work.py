@@ -33,8 +33,8 @@ class Work:
         optimizer: name and options of the torch.optim optimiser.
         keep_optimizer: whether its state stays at the site for the next round.
         clip: largest Euclidean norm of the gradient, or None.
-        class_weights: weight of each class's cases in the loss ``[C]``, or None. The loss of a batch is the mean over its
-            cases of weight x loss, not divided by the sum of the weights as in PyTorch's ``CrossEntropyLoss(weight)``.
+        class_weights: weight of each class's cases in the loss ``[C]``, or None. A batch's loss is the mean over its
+            cases of weight x loss, not divided by the sum of weights as in PyTorch's ``CrossEntropyLoss(weight)``.
         mixed_precision: autocast to half precision on a GPU.
         rules: applied in this order.
     """
