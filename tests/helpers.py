@@ -32,7 +32,7 @@ from polyclinic.study.job import Fold, Job, Outcome
 from polyclinic.study.jobs import JobRunner
 from polyclinic.study.method_entries import StudyMethod
 from polyclinic.study.preparing import prepare
-from polyclinic.tasks import TASKS, build_task
+from polyclinic.tasks import build_task
 
 #: With batches of 8: a single case left over, two cases more than a batch, smaller than a batch, several batches.
 SIZES = {"Aachen": 33, "Bonn": 10, "Celle": 5, "Dresden": 20}
@@ -129,7 +129,7 @@ class Federation:
         )
         self.data, self.classes = data, classes
         self.shape = tuple(next(iter(data.values())).inputs.shape[1:])
-        self.outputs = build_task(task, classes, TASKS[task].losses[0]).outputs
+        self.outputs = build_task(task, classes, self.declaration.loss_of(self.declaration.training)).outputs
         self.engine = engine or LocalEngine(data, **options)
         self.local = self.engine if isinstance(self.engine, LocalEngine) else LocalEngine(data)
         self.preparation = {

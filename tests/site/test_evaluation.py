@@ -82,6 +82,20 @@ def test_volumes_are_scored_with_their_spacing(classes):
     assert tensors["values"].shape == (4, len(fields["metrics"]))
 
 
+def test_each_volume_is_scored_and_shown_with_its_own_spacing():
+    run, vectors, index = volume_run(2, (1.0, 1.0, 1.0))
+    own = [(1.0, 1.0, 1.0), (1.0, 1.0, 4.0), (2.0, 1.0, 1.0), (1.0, 3.0, 1.0)]
+    run.dataset.spacings = own
+    _, tensors = evaluation.predict(run, vectors, index.flip(0), 0.5)
+    for case, found in zip(index.flip(0).tolist(), tensors["values"][:, 1].tolist(), strict=True):
+        decided, target = run.dataset.inputs[case, 0].numpy() >= 1.5, run.dataset.targets[case, 0].numpy() == 1
+        assert found == hausdorff95(decided, target, own[case])
+    for case, height, widths in ((0, 10, [8, 8, 10]), (1, 24, [8, 8, 10]), (3, 30, [8, 8, 30])):
+        _, pictures = evaluation.overlays(run, vectors, index[case : case + 1], 0.5)
+        assert pictures["best/planes"].tolist() == widths
+        assert pictures["best/mask"].shape[0] == height
+
+
 def test_only_the_metrics_asked_for_are_computed(monkeypatch):
     from polyclinic.tasks import segmentation_metrics
 

@@ -86,6 +86,25 @@ def test_distances_are_in_millimetres(balls, tmp_path):
         np.testing.assert_allclose(cases["hd95"], np.sqrt(3) * 32)
 
 
+@pytest.mark.parametrize(("mode", "backwards"), [("sequential", False), ("sequential", True), ("processes", False)])
+def test_each_case_is_measured_with_its_own_voxel_size(balls, tmp_path, mode, backwards):
+    # Without `spacing` every image keeps its own; here each site has images of three kinds. Nothing is marked: the
+    # distance is the diagonal of the case's own grid.
+    table = pd.read_csv(balls / "manifest.csv")
+    table["site"] = ["A" if number % 2 else "B" for number in range(len(table))]
+    table[:: -1 if backwards else 1].to_csv(balls / "mixed.csv", index=False)
+    study = content(table="mixed.csv", preprocessing={"size": [16, 12, 8], "intensity": "percentile"})
+    study["evaluation"] |= {"metrics": ["dice", "hd95"], "threshold": 0.9999999}
+    study["training"] |= {"rounds": 1, "optimizer": {"sgd": {"lr": 1e-6}}}
+    study["engine"] = {"mode": mode, "workers": 2, "threads": 1}
+    results = run(balls, tmp_path / "out", study)
+    for site, rows in results.predictions.groupby("site"):
+        names = pd.read_csv(tmp_path / "out" / "sites" / site / "subjects.csv").set_index("pseudonym")["subject"]
+        kinds = [SITES[names[subject].split("-")[0]][1] for subject in rows["subject"]]
+        assert len(set(kinds)) == 3
+        np.testing.assert_allclose(rows["hd95"], np.linalg.norm(np.array(kinds) * [16, 12, 8], axis=1))
+
+
 def test_several_structures_and_two_channels(balls, tmp_path):
     study = content(mask_classes=["rim", "core"], image=["image", "image"], patch=[8, 8, 8])
     results = run(balls, tmp_path / "out", study)

@@ -52,7 +52,8 @@ class Work:
         optimizer: name and options of the torch.optim optimiser.
         keep_optimizer: whether its state stays at the site for the next round.
         clip: largest Euclidean norm of the gradient, or None.
-        class_weights: weight of each class's cases in the loss, C numbers, or None.
+        class_weights: weight of each class's cases in the loss C numbers, or None. A batch's loss is the mean over its
+            cases of weight x loss, not divided by the sum of weights as in PyTorch's ``CrossEntropyLoss(weight)``.
         mixed_precision: autocast to half precision on a GPU.
         own: what holds for single sites, by name.
     """

@@ -130,7 +130,7 @@ def _batches(run: Run, vector: Tensor, index: Tensor) -> Iterator[Batch]:
 
 
 def _predicted(run: Run, vectors: list[Tensor], index: Tensor) -> Iterator[Batch]:
-    """Probabilities, mean over the models: all at once, or case by case many images or a volume. None without cases."""
+    """Probabilities, mean over the models: all cases at once, or many images or one volume; nothing without cases."""
     if not len(index):
         return
     chunks = index.split(IMAGES_AT_ONCE if len(run.dataset.shape) == 3 else 1) if run.task.case_by_case else [index]

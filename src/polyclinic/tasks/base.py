@@ -154,7 +154,7 @@ class Task(ABC):
     def _mean_loss(self, batches: Iterable[Batch]) -> float:
         return float(torch.cat([self.loss(batch.found, batch.targets) for batch in batches]).mean())
 
-    # At the coordinator -------------------------------------------------------------------------------------------
+    # At the coordinator: none of this depends on the loss -----------------------------------------------------------
 
     @property
     def has_threshold(self) -> bool:

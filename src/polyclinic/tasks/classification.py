@@ -130,9 +130,9 @@ class Classification(Task):
 
     def measure(self, cases: pd.DataFrame, names: Sequence[str]) -> Measure:
         """See `Task.measure` and `polyclinic.tasks.metrics.weighted_metrics`."""
-        labels, thresholds = cases["label"].to_numpy(), cases["threshold"].to_numpy(np.float64)
+        labels = cases["label"].to_numpy()
         if self.classes == 2:
-            score = cases["score"].to_numpy(np.float64)
+            score, thresholds = cases["score"].to_numpy(np.float64), cases["threshold"].to_numpy(np.float64)
             predicted = np.stack([1 - score, score], axis=1)
         else:
             predicted = cases[[f"score_{column}" for column in range(self.classes)]].to_numpy(np.float64)

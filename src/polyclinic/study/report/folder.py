@@ -70,7 +70,8 @@ class Measure:
 def _measure(name: str, millimetres: bool) -> Measure:
     if name not in METRICS:
         return Measure(name, name, "", True, "")
-    measure = Measure(name, *METRICS[name])
+    known = METRICS[name]
+    measure = Measure(name, known.title, known.meaning, known.higher_is_better, known.unit)
     return replace(measure, unit="mm") if millimetres and name in DISTANCES else measure
 
 
