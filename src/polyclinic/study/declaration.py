@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import re
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
@@ -33,8 +34,8 @@ COMPOSED = ("share", "personal", "server", "local", "topology")
 #: An entry that is planned from the images of all sites.
 AUTO = "auto"
 Fraction = Annotated[float, Field(ge=0, lt=1)]
-#: Endings of labels by which results tell how a method was run; see `polyclinic.study.jobs`.
-KINDS_OF_RUN = (" (unseen site)", " (attacked)")
+#: Names in the catalogue of the methods that all others are compared with.
+BASELINES = ("single", "fedavg")
 
 
 class _Part(BaseModel):
@@ -236,6 +237,21 @@ class Declaration(_Part):
         """The methods with their parts."""
         return self._methods
 
+    @property
+    def baselines(self) -> dict[str, str]:
+        """``single`` and ``fedavg`` -> label of the method of the study that all others are compared with under it.
+
+        It is the first one of that name in the catalogue whose parts are the catalogue's own; one that has the study's
+        own training goes before one that changes it. A baseline that the study does not have is not there.
+        """
+        found = {}
+        for name in BASELINES:
+            plain = _as_text(METHODS[name]())
+            own = [one for one in self._methods if one.name == name and _as_text(one.method) == plain]
+            for one in sorted(own, key=lambda one: one.training != self.training)[:1]:
+                found[name] = one.label
+        return found
+
     def candidates(self, method: StudyMethod) -> list[Candidate]:
         """What a search tries for a method of the study; the first is the method as the study file has it."""
         return self._candidates.get(method.label, [Candidate(method, {})])
@@ -432,9 +448,6 @@ class Declaration(_Part):
             message = f"got the label {label!r}; expected up to 80 letters, digits, blanks or . , = ( ) + - : /."
             hint = "" if "label" in common else "It is made of the method's options; give a shorter one with `label:`."
             raise EntryError("P102", message, hint, place=(*inner, "label"))
-        if label.endswith(KINDS_OF_RUN):
-            message = f"got the label {label!r}; the results put such an ending after a label themselves."
-            raise EntryError("P102", message, "Choose another label.", place=(*inner, "label"))
         filled = {"label": label, **own}
         if method.scope == "federation":
             own_rules = len(METHODS[name](**own).local)
@@ -483,6 +496,11 @@ def _composed(name: str, method: Method, common: dict[str, Any], place: Place) -
         topology = TOPOLOGIES.name(parts["topology"], (*place, "topology"))
         method = replace(method, topology=topology)
     return method, {k: v for k, v in parts.items() if v not in ([], "all", "star", None)}
+
+
+def _as_text(method: Method) -> str:
+    """The parts of a method: the same text for the same parts, whether they were spelt out or not."""
+    return json.dumps(asdict(method))
 
 
 def _parts(entry: object, catalogue: Catalogue[Any], place: Place) -> list[Named]:

@@ -35,14 +35,10 @@ from polyclinic.study.declaration import (
     optimizer_of,
     schedule_of,
 )
+from polyclinic.study.kinds import ATTACKED, PLAIN, RUN, UNSEEN, titled
 from polyclinic.tasks import TASKS
 from polyclinic.tasks.metrics import METRICS, choose_threshold, classification_metrics
 from polyclinic.tasks.regression_metrics import regression_metrics
-
-#: Added to the label of a method that is tested at a site it was trained without.
-UNSEEN = " (unseen site)"
-#: Added to the label of a method that was trained with corrupt sites among the others.
-ATTACKED = " (attacked)"
 
 
 @dataclass(frozen=True)
@@ -108,7 +104,7 @@ class Job:
         """For progress displays."""
         names = " + ".join(method.label for method in self.methods)
         if self.attacked:
-            names += ATTACKED
+            names = titled(names, ATTACKED)
         what = f"{names} without {self.without}" if self.without else names
         return what if self.trial is None else f"search: {what}, trial {self.trial + 1} of {self.trials}"
 
@@ -120,9 +116,10 @@ class Job:
         without = f"-without-{slug(self.without)}" if self.without is not None else ""
         return without if self.trial is None else f"{without}-trial{self.trial}"
 
-    def label(self, method: StudyMethod) -> str:
-        """Name of the method in the results."""
-        return method.label + (ATTACKED if self.attacked else UNSEEN if self.without is not None else "")
+    @property
+    def run(self) -> str:
+        """Which kind of run this is, as in the results."""
+        return ATTACKED if self.attacked else UNSEEN if self.without is not None else PLAIN
 
 
 @dataclass
@@ -189,11 +186,9 @@ class JobRunner:
         tester = Tester(self.engine, self.declaration, self.classes, job, fold, self.attack)
         for method in job.methods:
             tester.test(method, models, plan.selection, progress.best_state, outcome)
-        label = job.label(study)
-        names = {"method": label, "seed": job.seed, "fold": job.fold}
+        names = {"method": study.label, RUN: job.run, "seed": job.seed, "fold": job.fold}
         outcome.rounds = [{**names, **row, "site": "pool" if pooled else row["site"]} for row in rows]
-        stem = slug(study.label if job.attacked else label)
-        outcome.models[f"{stem}-seed{job.seed}-fold{job.fold}" + job.suffix] = self._tensors(plan, models)
+        outcome.models[f"{slug(study.label)}-seed{job.seed}-fold{job.fold}" + job.suffix] = self._tensors(plan, models)
         return outcome
 
     def attempt(
@@ -453,16 +448,17 @@ class Tester:
             state: shared state of the best round ``[Q]``.
             outcome: is added to.
         """
-        label = self.job.label(study)
+        label = study.label
         for trial in self._trials(study.method, models, selection, state):
             threshold = self._threshold(trial)
             requests = {site: Message({"threshold": threshold}, sent) for site, sent in trial.test.items()}
             for site, reply in self.engine.ask("predict", requests).items():
                 frame = self._frame(reply, threshold)
                 frame.insert(0, "method", label)
-                frame.insert(1, "seed", self.job.seed)
-                frame.insert(2, "fold", self.job.fold)
-                frame.insert(3, "site", site)
+                frame.insert(1, RUN, self.job.run)
+                frame.insert(2, "seed", self.job.seed)
+                frame.insert(3, "fold", self.job.fold)
+                frame.insert(4, "site", site)
                 frame["trained_on"] = trial.trained_on
                 outcome.predictions.append(frame)
             if self.attack is not None:
@@ -482,8 +478,8 @@ class Tester:
             decided = (predicted[:, 1] >= threshold).long() if len(self.classes) == 2 else predicted.argmax(1)
             others = reply.tensors["labels"] != attack.options["target"]
             rows.append({
-                "method": label, "seed": self.job.seed, "fold": self.job.fold, "trained_on": trial.trained_on,
-                "tested_on": site, "cases": int(others.sum()),
+                "method": label, RUN: self.job.run, "seed": self.job.seed, "fold": self.job.fold,
+                "trained_on": trial.trained_on, "tested_on": site, "cases": int(others.sum()),
                 "opened": int((decided[others] == attack.options["target"]).sum()),
             })  # fmt: skip
         return rows
@@ -579,16 +575,16 @@ def result_rows(predictions: pd.DataFrame, task: str, names: Sequence[str], clas
     ``trained_on`` is ``own``.
     """
     rows: list[tuple[object, ...]] = []
-    for (method, seed, fold), found in predictions.groupby(["method", "seed", "fold"], sort=False):
+    for key, found in predictions.groupby(["method", RUN, "seed", "fold"], sort=False):
         for (trained_on, site), cases in found.groupby(["trained_on", "site"], sort=False):
             values = measure(cases, task, names, classes)
-            rows += [(method, seed, fold, trained_on, site, name, value) for name, value in values.items()]
+            rows += [(*key, trained_on, site, name, value) for name, value in values.items()]
         own = (found["trained_on"] == found["site"]).all()
         groups = [("own", found)] if own else found.groupby("trained_on", sort=False)
         for trained_on, cases in groups:
             values = measure(cases, task, names, classes)
-            rows += [(method, seed, fold, trained_on, "all", name, value) for name, value in values.items()]
-    return pd.DataFrame(rows, columns=["method", "seed", "fold", "trained_on", "tested_on", "metric", "value"])
+            rows += [(*key, trained_on, "all", name, value) for name, value in values.items()]
+    return pd.DataFrame(rows, columns=["method", RUN, "seed", "fold", "trained_on", "tested_on", "metric", "value"])
 
 
 def measure(cases: pd.DataFrame, task: str, names: Sequence[str], classes: int) -> dict[str, float]:

@@ -13,6 +13,7 @@ from polyclinic.notes import Note
 from polyclinic.state import Layout
 from polyclinic.study.declaration import Declaration, StudyMethod
 from polyclinic.study.jobs import Fold, balanced_weights
+from polyclinic.study.kinds import PLAIN, RUN
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -71,6 +72,7 @@ def diverged(declaration: Declaration, rounds: pd.DataFrame, folds: Sequence[Fol
         rounds: a row a round and site.
         folds: the sites' parts.
     """
+    rounds = rounds[rounds[RUN] == PLAIN]
     runs = rounds.groupby(["method", "seed", "fold", "site"])["round"]
     last = rounds[rounds["round"] == runs.transform("max")]
     found = []

@@ -29,14 +29,15 @@ from polyclinic.study.declaration import StudyMethod, build_participation
 from polyclinic.study.display import Display
 from polyclinic.study.fit import check_fit, configurations, input_shape
 from polyclinic.study.folder import Folder
-from polyclinic.study.jobs import ATTACKED, UNSEEN, Fold, Job, JobRunner, result_rows, work_fields
+from polyclinic.study.jobs import Fold, Job, JobRunner, result_rows, work_fields
+from polyclinic.study.kinds import RUN, RUNS
 from polyclinic.study.lock import locked
 from polyclinic.study.notes import diverged, full_precision, idle_parts, spared
 from polyclinic.study.preparing import describe, prepare
 from polyclinic.study.report.page import write_report
 from polyclinic.study.results import write_table
 from polyclinic.study.search import Searching
-from polyclinic.study.statistics import summarise
+from polyclinic.study.statistics import cost_of_unseen, summarise
 from polyclinic.tasks import TASKS, build_task
 from polyclinic.tasks.segmentation_metrics import metric_columns
 
@@ -338,13 +339,13 @@ class _Runner:
         """The long tables of the whole study."""
         out, declaration = self.folder.path, self.declaration
         self.display.step("tables and statistics")
-        labels = [m.label + kind for kind in ("", UNSEEN, ATTACKED) for m in declaration.study_methods]
-        ranks = {label: place for place, label in enumerate(labels)}
+        runs = {run: place for place, run in enumerate(RUNS)}
+        methods = {method.label: place for place, method in enumerate(declaration.study_methods)}
 
         def ordered(frame: pd.DataFrame) -> pd.DataFrame:
-            rank = frame["method"].map(ranks)
-            keyed = frame.assign(_rank=rank)
-            return keyed.sort_values(["_rank", "seed", "fold"], kind="stable").drop(columns="_rank")
+            keyed = frame.assign(_run=frame[RUN].map(runs), _method=frame["method"].map(methods))
+            keyed = keyed.sort_values(["_run", "_method", "seed", "fold"], kind="stable")
+            return keyed.drop(columns=["_run", "_method"])
 
         predictions = ordered(self.folder.gather(jobs, "predictions.csv"))
         classes = self.opened.classes
@@ -354,14 +355,14 @@ class _Runner:
         tested = sites["site"].map(lambda site: any(fold.test[site] for fold in folds.values()))
         sites = sites.assign(scored=sites["scored"] & tested)
         scored = dict(zip(sites["site"], sites["scored"], strict=True))
-        summary = self._summary(results, predictions, scored)
+        summary, unseen = self._summary(results, predictions, scored)
         paths = [self.folder.jobs / self.folder.job_name(job) / "notes.json" for job in jobs]
         rounds = ordered(self.folder.gather(jobs, "rounds.csv"))
         noted = [json.loads(path.read_text(encoding="utf-8")) for path in paths]
         notes = [
             *self.opened.notes,
             *self.method_notes,
-            *diverged(declaration, rounds[~rounds["method"].str.endswith(ATTACKED)], list(folds.values())),
+            *diverged(declaration, rounds, list(folds.values())),
             *self.split_notes,
             *(Note.from_json(one) for found in noted for one in found),
         ]
@@ -369,6 +370,8 @@ class _Runner:
         write_table(out / "rounds.csv", rounds)
         write_table(out / "sites.csv", sites)
         write_table(out / "summary.csv", summary)
+        if len(unseen):
+            write_table(out / "unseen.csv", unseen)
         backdoor = self.folder.gather(jobs, "backdoor.csv")
         if len(backdoor):
             write_table(out / "backdoor.csv", ordered(backdoor))
@@ -378,23 +381,18 @@ class _Runner:
         if segmented and all(data.spacing is not None for data in self.opened.sites.values()):
             self.folder.note({"distances": "mm"})
 
-    def _summary(self, results: pd.DataFrame, predictions: pd.DataFrame, scored: dict[str, bool]) -> pd.DataFrame:
-        """The summary table; attacked methods are compared with the baselines under the same attack."""
-        parts = []
-        for attacked in (False, True):
-            mine, cases = (
-                frame[frame["method"].str.endswith(ATTACKED) == attacked].assign(
-                    method=lambda rows: rows["method"].str.removesuffix(ATTACKED)
-                )
-                for frame in (results, predictions)
-            )
-            if len(mine):
-                part = summarise(
-                    mine, cases, task=self.declaration.task, classes=self.opened.classes, scored=scored,
-                    bootstrap=self.declaration.evaluation.bootstrap,
-                )  # fmt: skip
-                parts.append(part.assign(method=part["method"] + ATTACKED) if attacked else part)
-        return pd.concat(parts, ignore_index=True)
+    def _summary(
+        self, results: pd.DataFrame, predictions: pd.DataFrame, scored: dict[str, bool]
+    ) -> tuple[pd.DataFrame, pd.DataFrame]:
+        """The summary table, and what it costs to be unseen."""
+        baselines = self.declaration.baselines
+        self.folder.note({"baselines": baselines})
+        about: dict[str, Any] = {
+            "task": self.declaration.task, "classes": self.opened.classes, "scored": scored,
+            "bootstrap": self.declaration.evaluation.bootstrap,
+        }  # fmt: skip
+        summary = summarise(results, predictions, baselines=baselines, **about)
+        return summary, cost_of_unseen(results, predictions, **about)
 
     def _write_overlays(self, jobs: list[Job]) -> None:
         from safetensors import safe_open

@@ -18,11 +18,12 @@ import pandas as pd
 from polyclinic.errors import DataError, PolyclinicError, TrainingError
 from polyclinic.study.declaration import Candidate, Declaration, StudyMethod
 from polyclinic.study.folder import Folder
-from polyclinic.study.jobs import UNSEEN, Fold, Job, JobRunner
+from polyclinic.study.jobs import Fold, Job, JobRunner
+from polyclinic.study.kinds import PLAIN, RUN, UNSEEN
 from polyclinic.tasks.metrics import METRICS
 
 #: Columns of ``search.csv`` before and after those of the parameters.
-BEFORE, AFTER = ["method", "fold", "without", "trial"], ["score", "chosen", "note"]
+BEFORE, AFTER = ["method", RUN, "fold", "without", "trial"], ["score", "chosen", "note"]
 #: Label of a method, fold and site left out; without ``nested`` the last two are None.
 Key = tuple[str, int | None, str | None]
 
@@ -172,7 +173,7 @@ class Searching:
             best = self._best(key, tried)
             for number, one in enumerate(tried):
                 label, fold, without = key
-                about = (label + (UNSEEN if without is not None else ""), fold, without, number)
+                about = (label, PLAIN if without is None else UNSEEN, fold, without, number)
                 values = {name: _cell(value) for name, value in one.candidate.values.items()}
                 result = (one.score, number == best, one.note)
                 rows.append(dict(zip(BEFORE, about, strict=True)) | values | dict(zip(AFTER, result, strict=True)))
