@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
@@ -129,13 +130,17 @@ def combine(parts: Sequence[tuple[int, float, float]]) -> tuple[float, float]:
     Folds have different patients, so their variances add; seeds have the same, so theirs are averaged. Folds without
     an estimate are left out.
     """
-    frame = pd.DataFrame(parts, columns=["seed", "estimate", "variance"]).dropna(subset="estimate")
-    by_seed = frame.groupby("seed")["variance"]
-    variances = by_seed.agg(lambda variance: variance.sum(skipna=False)) / by_seed.size() ** 2
-    return float(frame["estimate"].mean()), float(variances.mean(skipna=False))
+    known = [part for part in parts if not np.isnan(part[1])]
+    if not known:
+        return float("nan"), float("nan")
+    by_seed: dict[int, list[float]] = {}
+    for seed, _, variance in known:
+        by_seed.setdefault(seed, []).append(variance)
+    variances = [sum(of_folds) / len(of_folds) ** 2 for of_folds in by_seed.values()]
+    return float(np.mean([estimate for _, estimate, _ in known])), float(np.mean(variances))
 
 
-def expected_variance(area: float, positives: int, negatives: int) -> float:
+def expected_variance(area: float, positives: ArrayLike, negatives: ArrayLike) -> Floats:
     """Variance of an area under the curve that a true area and numbers of cases lead to expect.
 
     Hanley & McNeil 1982, "The meaning and use of the area under a receiver operating characteristic (ROC) curve",
@@ -143,9 +148,10 @@ def expected_variance(area: float, positives: int, negatives: int) -> float:
     larger of the two variances is taken.
     """
     both_above, both_below = area / (2 - area) - area**2, 2 * area**2 / (1 + area) - area**2
-    most, least = max(positives, negatives) - 1, min(positives, negatives) - 1
+    most, least = np.maximum(positives, negatives) - 1, np.minimum(positives, negatives) - 1
     spread = most * max(both_above, both_below) + least * min(both_above, both_below)
-    return (area * (1 - area) + spread) / (positives * negatives)
+    variance: Floats = (area * (1 - area) + spread) / np.multiply(positives, negatives)
+    return variance
 
 
 def area_interval(areas: Sequence[Area]) -> tuple[float, float]:
@@ -168,15 +174,15 @@ def area_interval(areas: Sequence[Area]) -> tuple[float, float]:
     if not areas:
         return float("nan"), float("nan")
     mean, found = combine([area[:3] for area in areas])
-    folds = pd.Series([area.seed for area in areas]).value_counts()
+    folds = Counter(area.seed for area in areas)
+    positives, negatives = (np.array(counts, float) for counts in zip(*(area[3:] for area in areas), strict=True))
+    shares = np.array([1 / folds[area.seed] ** 2 for area in areas]) / len(folds)
     mean = 1.0 if mean > 1 - TINY else 0.0 if mean < TINY else mean
 
     def expected(area: float) -> float:
-        parts = [expected_variance(area, one.positives, one.negatives) / folds[one.seed] ** 2 for one in areas]
-        return float(np.sum(parts)) / len(folds)
+        return float(expected_variance(area, positives, negatives) @ shares)
 
-    positives, negatives = (sum(counts) / len(folds) for counts in zip(*(area[3:] for area in areas), strict=True))
-    patients = min(positives, negatives)
+    patients = float(min(positives.sum(), negatives.sum())) / len(folds)
     ratio = 1.0
     if 0 < mean < 1 and not np.isnan(found):
         ratio = found / expected(mean)
