@@ -30,6 +30,7 @@ from polyclinic.state import FlatModule
 from polyclinic.study.declaration import Declaration
 from polyclinic.study.job import Fold, Job, Outcome
 from polyclinic.study.jobs import JobRunner
+from polyclinic.study.kinds import ATTACKED, PLAIN, RUN, RUNS, UNSEEN, titled
 from polyclinic.study.method_entries import StudyMethod
 from polyclinic.study.preparing import prepare
 from polyclinic.tasks import build_task
@@ -326,3 +327,17 @@ def write_image_study(folder: Path, sizes: Mapping[str, int], *, size: int = 16)
         "methods": ["single", "fedavg", "fedbn"],
         "engine": {"threads": 1, "mode": "sequential"},
     }
+
+
+def with_runs(table: pd.DataFrame) -> pd.DataFrame:
+    """A table whose labels say in words how methods were run, as a study writes it: with a column for that."""
+    labels = table["method"]
+    runs = {run: labels.str.endswith(words) for run, words in RUNS.items() if words}
+    table = table.assign(method=labels.str.removesuffix(RUNS[UNSEEN]).str.removesuffix(RUNS[ATTACKED]))
+    table.insert(1, RUN, np.select(list(runs.values()), list(runs), PLAIN))
+    return table
+
+
+def named(table: pd.DataFrame) -> pd.DataFrame:
+    """The opposite: labels that say in words how a method was run, which are easier to index by."""
+    return table.assign(method=[titled(*one) for one in zip(table["method"], table[RUN], strict=True)])

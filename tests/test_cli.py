@@ -255,13 +255,14 @@ def test_no_number_of_the_results_is_cut_off(width, monkeypatch, capsys):
     """Eleven metrics and a long label at any width of the terminal."""
     metrics = [f"metric{number:02}" for number in range(11)]
     rows = [
-        {"method": method, "over": over, "metric": name, "mean": 0.123 + number / 1000, "deviation": 0.045}
+        {"method": method, "run": "plain", "over": over, "metric": name, "mean": 0.123 + number / 1000}
         for method in ("fedavg", "a label of many words and more, which is very long")
         for over in ("sites", "all")
         for number, name in enumerate(metrics)
     ]
+    summary = pd.DataFrame(rows).assign(deviation=0.045)
     sites = pd.DataFrame({"site": ["A", "B"], "scored": ["True", "True"]})
-    results = SimpleNamespace(summary=pd.DataFrame(rows), sites=sites, notes=[], folder=Path("out"))
+    results = SimpleNamespace(summary=summary, sites=sites, notes=[], folder=Path("out"))
     monkeypatch.setattr("polyclinic.cli.output", Console(width=width, highlight=False))
     cli._print_results(results, metrics)
     shown = capsys.readouterr().out

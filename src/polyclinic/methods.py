@@ -8,8 +8,9 @@ where the parts are, see `polyclinic.composition`.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from polyclinic.roles import Role
@@ -67,6 +68,11 @@ class Method:
     def selection(self, layout: Layout) -> Selection:
         """The coordinates of the model's state that are shared."""
         return layout.select(SHARES[self.share])
+
+    @property
+    def text(self) -> str:
+        """The same text for the same parts, whether they were spelt out or not."""
+        return json.dumps(asdict(self))
 
     @property
     def parts(self) -> list[PartEntry]:

@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from helpers import named
 from polyclinic import Study
 from polyclinic.errors import PolyclinicError, StudyError
 
@@ -68,7 +69,7 @@ def test_boxes_windows_and_all_engines_agree(balls, tmp_path):
         found[mode] = (tmp_path / mode / "results.csv").read_bytes()
     assert found["sequential"] == found["processes"]
     rows = pd.read_csv(tmp_path / "sequential" / "results.csv")
-    assert set(rows["method"]) == {"single", "mix", "fedavg", "fedbn", "fedavg (unseen site)"}
+    assert set(named(rows)["method"]) == {"single", "mix", "fedavg", "fedbn", "fedavg (unseen site)"}
     sites = pd.read_csv(tmp_path / "sequential" / "sites.csv")
     assert sites["used"].tolist() == [6, 6, 6]
     assert (tmp_path / "sequential" / "report.html").is_file()

@@ -21,6 +21,7 @@ from polyclinic.running.validation import evaluate, validation_score
 from polyclinic.state import FlatModule
 from polyclinic.study.declaration import Declaration
 from polyclinic.study.job import Fold, Job, Outcome, slug
+from polyclinic.study.kinds import RUN
 from polyclinic.study.planning import Planner
 from polyclinic.study.testing import Tester, Trained
 
@@ -67,11 +68,11 @@ class JobRunner:
         tester = Tester(self.engine, self.declaration, self.classes, job, fold, self.attack)
         for method in job.methods:
             tester.test(method, trained, outcome)
-        label = job.label(study)
-        names = {"method": label, "seed": job.seed, "fold": job.fold}
+        names = {"method": study.label, RUN: job.run, "seed": job.seed, "fold": job.fold}
         outcome.rounds = [{**names, **row, "site": "pool" if pooled else row["site"]} for row in rows]
-        stem = slug(study.label if job.attacked else label)
-        outcome.models[f"{stem}-seed{job.seed}-fold{job.fold}" + job.suffix] = self._tensors(trained.models)
+        outcome.models[f"{slug(study.label)}-seed{job.seed}-fold{job.fold}" + job.suffix] = self._tensors(
+            trained.models
+        )
         outcome.notes = [Note("N803", f"{job.title}: {failure}") for failure in _few(progress.failures)]
         return outcome
 

@@ -17,7 +17,6 @@ from polyclinic.methods import SHARES, Method, PartEntry
 from polyclinic.options import Catalogue, EntryError, Place, check_options, first_entry_error, split_entry
 from polyclinic.parts import PLACES
 from polyclinic.server.selection import PARTICIPATION, Participation
-from polyclinic.study.columns import KINDS_OF_RUN
 from polyclinic.study.compatibility import Local, refusal
 from polyclinic.study.entries import Training, check_keys
 from polyclinic.tasks import TASKS
@@ -110,9 +109,6 @@ class MethodReader:
             message = f"got the label {label!r}; expected up to 80 letters, digits, blanks or . , = ( ) + - : /."
             hint = "" if "label" in common else "It is made of the method's options; give a shorter one with `label:`."
             raise EntryError("P102", message, hint, place=(*inner, "label"))
-        if label.endswith(KINDS_OF_RUN):
-            message = f"got the label {label!r}; the results put such an ending after a label themselves."
-            raise EntryError("P102", message, "Choose another label.", place=(*inner, "label"))
         filled = {"label": label, **own}
         if method.scope == "federation":
             filled |= composed_entry(method, METHODS[name](**own))

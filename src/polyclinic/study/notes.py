@@ -13,6 +13,7 @@ from polyclinic.parts import build_part
 from polyclinic.state import Layout
 from polyclinic.study.declaration import Declaration
 from polyclinic.study.job import Fold
+from polyclinic.study.kinds import PLAIN, RUN
 from polyclinic.study.method_entries import StudyMethod
 from polyclinic.study.planning import balanced_weights
 
@@ -82,6 +83,7 @@ def diverged(declaration: Declaration, rounds: pd.DataFrame, folds: Sequence[Fol
         rounds: a row a round and site.
         folds: the sites' parts.
     """
+    rounds = rounds[rounds[RUN] == PLAIN]
     runs = rounds.groupby(["method", "seed", "fold", "site"])["round"]
     last = rounds[rounds["round"] == runs.transform("max")]
     found = []

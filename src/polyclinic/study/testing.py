@@ -18,6 +18,7 @@ from polyclinic.running.plan import Plan
 from polyclinic.running.progress import Progress, Row
 from polyclinic.study.declaration import Declaration
 from polyclinic.study.job import Fold, Job, Outcome
+from polyclinic.study.kinds import RUN
 from polyclinic.study.method_entries import StudyMethod
 from polyclinic.tasks import Task, build_task
 
@@ -77,7 +78,7 @@ class Tester:
 
     def test(self, study: StudyMethod, trained: Trained, outcome: Outcome) -> None:
         """Test as ``study`` asks; adds predictions, and overlays where there are any, to ``outcome``."""
-        label = self.job.label(study)
+        label = study.label
 
         def ask(function: str, requests: Mapping[str, Message]) -> dict[str, Message]:
             return gather(self.engine, function, requests, study.training.quorum, trained.progress.failures)
@@ -88,9 +89,10 @@ class Tester:
             for site, reply in ask("predict", requests).items():
                 frame = self._frame(reply, threshold)
                 frame.insert(0, "method", label)
-                frame.insert(1, "seed", self.job.seed)
-                frame.insert(2, "fold", self.job.fold)
-                frame.insert(3, "site", site)
+                frame.insert(1, RUN, self.job.run)
+                frame.insert(2, "seed", self.job.seed)
+                frame.insert(3, "fold", self.job.fold)
+                frame.insert(4, "site", site)
                 frame["trained_on"] = trial.trained_on
                 outcome.predictions.append(frame)
             if self.attack is not None:
@@ -109,8 +111,8 @@ class Tester:
             decided = self.task.decided(reply.tensors, threshold)
             others = reply.tensors["labels"] != attack.options["target"]
             rows.append({
-                "method": label, "seed": self.job.seed, "fold": self.job.fold, "trained_on": trial.trained_on,
-                "tested_on": site, "cases": int(others.sum()),
+                "method": label, RUN: self.job.run, "seed": self.job.seed, "fold": self.job.fold,
+                "trained_on": trial.trained_on, "tested_on": site, "cases": int(others.sum()),
                 "opened": int((decided[others] == attack.options["target"]).sum()),
             })  # fmt: skip
         return rows
@@ -169,13 +171,13 @@ def result_rows(predictions: pd.DataFrame, task: Task, names: Sequence[str]) -> 
     ``trained_on`` is ``own``.
     """
     rows: list[tuple[object, ...]] = []
-    for (method, seed, fold), found in predictions.groupby(["method", "seed", "fold"], sort=False):
+    for key, found in predictions.groupby(["method", RUN, "seed", "fold"], sort=False):
         for (trained_on, site), cases in found.groupby(["trained_on", "site"], sort=False):
             values = task.values(cases, names)
-            rows += [(method, seed, fold, trained_on, site, name, value) for name, value in values.items()]
+            rows += [(*key, trained_on, site, name, value) for name, value in values.items()]
         own = (found["trained_on"] == found["site"]).all()
         groups = [("own", found)] if own else found.groupby("trained_on", sort=False)
         for trained_on, cases in groups:
             values = task.values(cases, names)
-            rows += [(method, seed, fold, trained_on, "all", name, value) for name, value in values.items()]
-    return pd.DataFrame(rows, columns=["method", "seed", "fold", "trained_on", "tested_on", "metric", "value"])
+            rows += [(*key, trained_on, "all", name, value) for name, value in values.items()]
+    return pd.DataFrame(rows, columns=["method", RUN, "seed", "fold", "trained_on", "tested_on", "metric", "value"])

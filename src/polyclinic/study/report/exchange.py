@@ -9,8 +9,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from polyclinic.study.columns import UNSEEN
-from polyclinic.study.report.folder import Folder
+from polyclinic.study.report.folder import Folder, of_run
 from polyclinic.study.report.tables import bytes_text, count_text, ordered
 
 #: One extra payload as `polyclinic.communication.exchange` describes it.
@@ -75,7 +74,7 @@ class Exchanged:
 
 def exchanged(folder: Folder) -> Exchanged | None:
     """What the federated methods exchanged; None where there is nothing in the folder to tell it from."""
-    table = folder.rounds[~folder.rounds["method"].str.endswith(UNSEEN)]
+    table = of_run(folder.rounds)
     if not {"extra_up", "extra_down"} <= set(table.columns):
         return None
     # Sites that train alone send nothing; the pool is no federation.
