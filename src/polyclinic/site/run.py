@@ -95,7 +95,10 @@ class Run:
         self.ends = {name: build_part(name, options).at_site() for name, options in declared.parts}
         for name, end in self.ends.items():
             end.name = name
-        first = self.view(initial)
+        first = self.view = View(
+            site, initial, model, task, dataset, parts, self.shared, (declared.seed, "parts", site, declared.fold),
+            self.measure,
+        )  # fmt: skip
         self.announced = {f"{n}/{key}": t for n, end in self.ends.items() for key, t in end.meet(first).items()}
         self.kept = Kept(
             self.private.take(initial).clone(), self.personal.initial(first),
@@ -104,14 +107,6 @@ class Run:
         self._left: tuple[int, Kept] | None = None
         self.keep()
         self._check_batches()
-
-    def view(self, vector: Tensor, number: int = 0, learning_rate: float = 0.0) -> View:
-        """What the parts see of the site."""
-        seed = (self.declared.seed, "parts", self.site, self.declared.fold)
-        return View(
-            self.site, vector, self.model, self.task, self.dataset, self.parts, self.shared, seed, self.measure, number,
-            learning_rate,
-        )  # fmt: skip
 
     def measure(self, vector: Tensor, index: Tensor) -> Mapping[str, float]:
         """Loss and accuracy of a model ``[P]`` on some of the site's cases."""
@@ -189,7 +184,8 @@ class Run:
         """What a part answers to its end at the server; what it keeps then is kept at once."""
         end = self.ends[name]
         end.kept = self.kept.parts[name]
-        found = end.answer(verb, asked, self.view(torch.empty(0) if state is None else self.shared_model(state)))
+        view = self.view if state is None else self.view.at(self.shared_model(state))
+        found = end.answer(verb, asked, view)
         self.kept.parts[name] = end.kept
         return found
 
@@ -260,7 +256,7 @@ class Round:
         self.run, self.request = run, request
         self.received = run.shared_model(tensors["state"])
         self.rate = request.learning_rate
-        self.view = run.view(self.received, request.round, self.rate)
+        self.view = run.view.at(self.received, request.round, self.rate)
         own = replace(run.work, optimizer=with_learning_rate(run.work.optimizer, self.rate, request.optimizer))
         self.companion = run.personal.companion(run.kept.personal, own, self.rate)
         self._given = {name: self._begin(name, end, tensors) for name, end in run.ends.items()}

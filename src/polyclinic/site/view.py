@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from copy import copy
 from typing import Literal
 
 import torch
@@ -33,21 +34,26 @@ class View(SiteView):
         shared: the coordinates that are shared.
         seed: names that randomness of the training at this site derives from.
         measure: gives loss and accuracy of a model on some of the site's cases.
-        number: rounds done before.
-        learning_rate: of the round.
     """
 
     def __init__(
         self, name: str, vector: Tensor, model: FlatModule, task: Task, dataset: Dataset, parts: Parts,
-        shared: Selection, seed: tuple[str | int, ...], measure: Measure, number: int = 0, learning_rate: float = 0.0,
+        shared: Selection, seed: tuple[str | int, ...], measure: Measure,
     ) -> None:  # fmt: skip
         self.name, self.vector, self.model, self.task = name, vector, model, task
         self.layout, self.trainable = model.layout, model.layout.trainable
-        self.number, self.learning_rate = number, learning_rate
+        self.number, self.learning_rate = 0, 0.0
         self.class_counts = _class_counts(task, dataset, parts)
         self._dataset, self._parts, self._selection, self._seed = dataset, parts, shared, seed
         self._measure = measure
         self._measured: dict[tuple[int, str], Mapping[str, float]] = {}
+
+    def at(self, vector: Tensor, number: int = 0, learning_rate: float = 0.0) -> View:
+        """The same site with another model ``[P]``, in a round."""
+        other = copy(self)
+        other.vector, other.number, other.learning_rate = vector, number, learning_rate
+        other._measured = {}
+        return other
 
     def count(self, part: PartOfCases = "train") -> int:
         """See `SiteView`."""
