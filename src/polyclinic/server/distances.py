@@ -76,11 +76,11 @@ def lengths_and_products(changes: Sequence[Tensor], index: int) -> tuple[Tensor,
     """‖Δ_k‖ and ⟨Δ_k, Δ_i⟩, float64 ``[K]``, of changes ``[K]`` x ``[T]`` with one of them, reading each once."""
     direction, found = changes[index], [[0.0, 0.0] for _ in changes]
     for block in blocks(len(direction), WIDE_BLOCK):
-        towards = direction[block]
+        towards = direction[block].split(BLOCK)
         for sums, change in zip(found, changes, strict=True):
             part = change[block]  # is in the cache when it is read again
             sums[0] += square(part)
-            sums[1] += float(part.dot(towards))
+            sums[1] += sum(float(a.dot(b)) for a, b in zip(part.split(BLOCK), towards, strict=True))
     lengths = [math.sqrt(squares) for squares, _ in found]
     held = [SHORT < length < LONG for length in lengths]
     both = torch.tensor([
