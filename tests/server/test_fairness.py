@@ -483,6 +483,20 @@ def test_fedce_equal_changes_contribute_the_same_whatever_their_rounding(seed):
     close(part.shares, shares(1 / 3, 1 / 3, 1 / 3), 1e-9)
 
 
+def test_fedce_tells_small_angles_apart():
+    """Changes (1, ±δ) and (1, 0): 1 − cos is about (3/2 δ)² / 2 for the outer ones and 0 for the one between them.
+
+    With Δ_−A = (2, −δ) / 3 the angle is δ + δ / 2. Float32 would not know cosines so near to 1.
+    """
+    states = {"A": [1.0, 1e-4], "B": [1.0, 0.0], "C": [1.0, -1e-4]}
+    part = rule("fedce")
+    contribution_round(part, 0, {}, states)
+    gradient = torch.tensor([1 / 2, 1e-3, 1 / 2]).double()
+    close(part.shares, shares(*((gradient + 1 / 3) / (gradient + 1 / 3).sum()).tolist()), 1e-7)
+    kept = [float(cosine[0]) for cosine in part.part.kept["cosine"].values()]
+    assert 1 - kept[0] == pytest.approx(9 / 8 * 1e-8, rel=1e-5)
+
+
 def test_fedce_sites_whose_others_cancel_count_as_new():
     """B, C and D add up to nothing but rounding, so A agrees with nobody; each of the three with what A adds to it."""
     a, b, c = (torch.randn(50, generator=torch.Generator().manual_seed(seed)) for seed in range(3))

@@ -299,7 +299,7 @@ class FedCE(Remembering):
         """Mean of each site's values over all rounds, this one's included."""
         kept = self.kept.setdefault(name, {})
         for site, value in values.items():
-            kept[site] = kept.get(site, torch.zeros(2, dtype=torch.float64)) + torch.tensor([value, 1.0]).double()
+            kept[site] = kept.get(site, torch.zeros(2, dtype=torch.float64)) + torch.tensor([value, 1.0], dtype=torch.float64)
         return {site: float(total / count) for site, (total, count) in kept.items()}
 
 
