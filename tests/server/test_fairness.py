@@ -491,7 +491,8 @@ def test_fedce_tells_small_angles_apart():
     states = {"A": [1.0, 1e-4], "B": [1.0, 0.0], "C": [1.0, -1e-4]}
     part = rule("fedce")
     contribution_round(part, 0, {}, states)
-    gradient = torch.tensor([1 / 2, 1e-3, 1 / 2]).double()
+    outer = (9 / 8 * 1e-8) / (9 / 4 * 1e-8 + 1e-12)
+    gradient = torch.tensor([outer, 1e-3, outer]).double()
     close(part.shares, shares(*((gradient + 1 / 3) / (gradient + 1 / 3).sum()).tolist()), 1e-7)
     kept = [float(cosine[0]) for cosine in part.part.kept["cosine"].values()]
     assert 1 - kept[0] == pytest.approx(9 / 8 * 1e-8, rel=1e-5)
