@@ -298,8 +298,9 @@ class FedCE(Remembering):
     def mean_so_far(self, name: str, values: Mapping[str, float]) -> dict[str, float]:
         """Mean of each site's values over all rounds, this one's included."""
         kept = self.kept.setdefault(name, {})
+        none = torch.zeros(2, dtype=torch.float64)
         for site, value in values.items():
-            kept[site] = kept.get(site, torch.zeros(2, dtype=torch.float64)) + torch.tensor([value, 1.0]).double()
+            kept[site] = kept.get(site, none) + torch.tensor([value, 1.0], dtype=torch.float64)
         return {site: float(total / count) for site, (total, count) in kept.items()}
 
 
