@@ -119,6 +119,11 @@ def methods(
     parts: Annotated[bool, typer.Option("--parts", help="List the parts that methods are made of instead.")] = False,
 ) -> None:
     """List the methods by their place in the survey: name, what it does, options and source."""
+    from polyclinic.catalogues import PLUGINS
+
+    for plugin in PLUGINS:
+        if plugin.problem:
+            console.print(f"[yellow]{_escape(str(plugin))}[/yellow]")
     if parts:
         _print_parts()
         return

@@ -110,7 +110,13 @@ def publish(
     name: str, place: str, summary: str, citation: str, *, local: Sequence[str] = (), server: Sequence[str] = (),
     channel: Sequence[str] = (), personal: str = "", topology: str = "star", procedure: str = "local", **others: Any,
 ) -> None:  # fmt: skip
-    """Enter a method whose options are those of the parts that it names; ``others`` are fields of `Method`."""
+    """Enter a method whose options are those of the parts that it names; ``others`` are fields of `Method`.
+
+    Raises:
+        ValueError: the name is taken.
+    """
+    if name in PUBLISHED:
+        raise ValueError(f"there is a method {name!r} already")
     method = Method(
         local=[(part, {}) for part in local],
         server=[(part, {}) for part in server or ("mean",)],

@@ -83,6 +83,10 @@ class Plan:
         """The server's ends of the parts, for one model."""
         return Chain({name: part.at_server() for name, part in self.parts().items()})
 
+    def cycled_in(self, number: int) -> dict[str, Any]:
+        """Options of the local optimiser that the schedule cycles, in a round."""
+        return self.cycled[number] if self.cycled else {}
+
     @cached_property
     def reveals(self) -> dict[str, str]:
         """``part/name`` of what is exchanged besides the model -> what it could reveal."""

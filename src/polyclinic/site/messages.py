@@ -70,10 +70,11 @@ class Start(Body):
 
 
 class Started(Body):
-    """Sizes of the parts that training uses."""
+    """Sizes of the parts that training uses, and optimiser steps in a round of it."""
 
     train: NonNegativeInt
     validation: NonNegativeInt
+    steps: NonNegativeInt
 
 
 class During(Body):
@@ -101,6 +102,20 @@ class Train(During):
     round: NonNegativeInt
     exchange: PositiveInt
     turn: NonNegativeInt = 0
+    learning_rate: NonNegativeFloat
+    optimizer: dict[str, Any] = {}
+
+
+class Asked(During):
+    """``part/verb``: what the end of a part at the server asks those at the sites.
+
+    Attributes:
+        round: rounds done before.
+        learning_rate: of this round.
+        optimizer: other options of the optimiser in this round, where the schedule cycles them.
+    """
+
+    round: NonNegativeInt
     learning_rate: NonNegativeFloat
     optimizer: dict[str, Any] = {}
 

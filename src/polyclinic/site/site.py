@@ -30,6 +30,7 @@ from polyclinic.seeds import generator
 from polyclinic.site import evaluation
 from polyclinic.site.messages import (
     ASKED,
+    Asked,
     Body,
     Checkpointed,
     During,
@@ -123,8 +124,11 @@ class Site:
 
     def _answer(self, part: str, verb: str, request: Message) -> Message:
         """A part's own question, which its end here answers."""
-        tensors = {name: tensor for name, tensor in request.tensors.items() if name != "state"}
-        return Message({}, self.run.answer(part, verb, tensors, request.tensors.get("state")))
+        asked = read_body(Asked, request.fields, f"{part}/{verb}", self.name)
+        if isinstance(asked, Asked):
+            self.run.settle(asked.counted)
+            return Message({}, self.run.answer(part, verb, asked, request.tensors))
+        raise TypeError("not a question of a part")
 
     def _check(self, request: Message) -> None:
         asked = sorted(self.refused & request.fields.keys())
@@ -247,7 +251,7 @@ class Site:
         dataset, parts = self.cases(asked)
         self.run = Run(self.name, asked, tensors["initial"], model, task, dataset, parts, evaluation.measure)
         self._log(f"start {asked.run}: shares {', '.join(asked.share) or 'nothing'}")
-        sizes = Started(train=len(parts.train), validation=len(parts.validation))
+        sizes = Started(train=len(parts.train), validation=len(parts.validation), steps=self.run.steps_in_all)
         return Message(sizes.fields(), self.run.announced)
 
     def _train(self, asked: Train, tensors: Tensors) -> Message:

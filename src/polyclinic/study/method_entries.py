@@ -100,7 +100,8 @@ class MethodReader:
             check_training(training, self.task, (*inner, "training"))
         keeps = method.keep_optimizer or training.optimizer_state == "keep"
         chosen = bool(training.participation)
-        refused = refusal(method, Local(self.task, optimizer_of(training)[0], keeps, self.mixed, chosen))
+        besides = [*(["precision: mixed"] if self.mixed else []), *_besides(training)]
+        refused = refusal(method, Local(self.task, optimizer_of(training)[0], keeps, self.mixed, chosen, besides))
         if refused is not None:
             raise EntryError("P104", refused.message, refused.hint, place=(*inner, *refused.place(common)))
         options = ", ".join(f"{key}={_short(value)}" for key, value in {**given, **parts}.items())
@@ -239,6 +240,15 @@ def build_participation(training: Training, place: Place = ("training",)) -> lis
         return [PARTICIPATION[name](**options) for name, options in entries]
     except StudyError as error:
         raise EntryError(error.code, error.message, error.hint, place=place) from None
+
+
+def _besides(training: Training) -> list[str]:
+    """Entries that change how a site trains by itself, besides its optimiser and batches."""
+    budget = training.time_budget is not None and training.step_seconds is None
+    given = {
+        "clip": training.clip is not None, "class_weights": training.class_weights != "none", "time_budget": budget,
+    }  # fmt: skip
+    return [name for name, there in given.items() if there]
 
 
 def schedule_of(training: Training) -> Named | None:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from polyclinic.audit.poisoning import Attack
+from polyclinic.catalogues import PLUGINS
 from polyclinic.methods import SHARES
 from polyclinic.notes import Note
 from polyclinic.parts import build_part
@@ -22,6 +23,11 @@ if TYPE_CHECKING:
 
 #: A training loss is far too high above so many times that of a model that guesses.
 _FAR = 20
+
+
+def left_out() -> list[Note]:
+    """On plug-ins that could not be loaded."""
+    return [Note("N107", str(plugin)) for plugin in PLUGINS if plugin.problem]
 
 
 def full_precision(declaration: Declaration, device: str) -> list[Note]:

@@ -44,7 +44,7 @@ from polyclinic.study.jobs import JobRunner
 from polyclinic.study.kinds import RUN, RUNS
 from polyclinic.study.lock import locked
 from polyclinic.study.method_entries import StudyMethod
-from polyclinic.study.notes import diverged, full_precision, idle_parts, spared
+from polyclinic.study.notes import diverged, full_precision, idle_parts, left_out, spared
 from polyclinic.study.planning import work_of
 from polyclinic.study.report.page import write_report
 from polyclinic.study.search import Searching
@@ -135,6 +135,7 @@ class _Runner:
         jobs = self._jobs(folds)
         self.display.planned(plan, len(jobs))
         self.method_notes = [
+            *left_out(),
             *full_precision(self.declaration, plan.device),
             *idle_parts(self.declaration, template.layout),
             *spared(self.declaration, self.attack, len(self.opened.sites), template.layout),
