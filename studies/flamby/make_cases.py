@@ -39,6 +39,7 @@ def cases(source: Path) -> pd.DataFrame:
     for site in SITES:
         table = pd.read_csv(source / f"processed.{site}.data", header=None, names=COLUMNS, na_values="?")
         table = table.drop(columns=LEFT_OUT).dropna().reset_index(drop=True)
+        table = table.astype(dict.fromkeys(CATEGORICAL, int))
         table["label"] = (table.pop("num") > 0).astype(int)
         several = table["label"].value_counts().reindex([0, 1], fill_value=0).min() > 2
         _, tested = train_test_split(
