@@ -78,7 +78,7 @@ def _one_aggregation(method: Method, local: Local) -> Refusal | None:
 
 
 def _order(method: Method, local: Local) -> Refusal | None:
-    ends = [(name, part, part.at_server()) for name, part in _built(method)]
+    ends = [(name, part, part.at_server()) for key, name, part in _placed(method) if key == "server"]
     changing = [(name, part) for name, part, end in ends if type(end).finish is not ServerEnd.finish]
     for (before, first), (name, part) in pairwise(changing):
         if part.undoes and not first.undoes:

@@ -109,7 +109,9 @@ class Planner:
 
 
 def _built(method: Method) -> dict[str, Part]:
-    return {name: build_part(name, options) for name, options in method.server_parts}
+    """The parts at the server; a step first passes those that undo what they did to updates, wherever they are named."""
+    parts = {name: build_part(name, options) for name, options in method.server_parts}
+    return dict(sorted(parts.items(), key=lambda item: not item[1].undoes))
 
 
 def _has_site_ends(method: Method) -> bool:
