@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from helpers import Federation, table_sites
+from polyclinic.parts import Now
 
 
 def ends(method):
@@ -22,12 +23,16 @@ def test_what_was_done_to_updates_is_undone_first_wherever_the_part_is_named(met
     assert ends({method: {"server": ["normalised", "fedavgm"]}})[0] == "normalised"
 
 
-def test_feddyn_with_normalised_updates_of_equal_length_is_feddyn():
-    data = table_sites({"A": 16, "B": 16, "C": 16})
-    training = {"rounds": 3, "local_steps": 4}
-    plain, normalised = (
-        Federation(data, [{"feddyn": {"alpha": 0.1, "server": rule}}], training=training).rounds()[0].state("A")
-        for rule in ("mean", "normalised")
-    )
-    assert float(plain.abs().max()) > 0.01
-    torch.testing.assert_close(normalised, plain, rtol=1e-5, atol=1e-6)
+def test_feddyn_corrects_the_step_after_normalised_updates_were_brought_back():
+    """h ← h − α d and w ← w + d − h / α, with d FedNova's step: paths of both rounds differ, h is of both."""
+    plan = Federation(table_sites({"A": 16, "B": 16}), [{"feddyn": {"alpha": 0.5, "server": "normalised"}}]).plan()
+    chain, before, size = plan.chain(), plan.initial.clone(), plan.selection.trainable
+    for number, (change, path, expected) in enumerate([(2.0, 1.0, 2 + 2), (6.0, 3.0, 6 + 2 + 6)]):
+        chain.begin(Now(number, 2, 0.1, before[:size], before[size:], 2.0, {"A": 1.0, "B": 1.0}))
+        for site in ("A", "B"):
+            packed = {"change": torch.full((size,), change), "statistics": before[size:]}
+            chain.take(site, packed | {"normalised/path": torch.tensor(path, dtype=torch.float64)}, 1.0)
+        result = chain.finish()
+        assert result is not None
+        torch.testing.assert_close(result.state - before, torch.full((size,), float(expected)))
+        before = result.state

@@ -109,7 +109,7 @@ class Planner:
 
 
 def _built(method: Method) -> dict[str, Part]:
-    """The parts at the server; a step first passes those that undo what they did to updates, wherever they are named."""
+    """The parts at the server; a step first passes those that undo what they did, wherever they are named."""
     parts = {name: build_part(name, options) for name, options in method.server_parts}
     return dict(sorted(parts.items(), key=lambda item: not item[1].undoes))
 
