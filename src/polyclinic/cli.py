@@ -175,6 +175,8 @@ def _print_parts() -> None:
     for title, catalogue in catalogues.items():
         output.print(f"\n[bold]{_escape(title)}[/bold]")
         said = {name: " ".join((getdoc(catalogue[name]) or "").split("\n\n")[0].split()) for name in catalogue}
+        if not said:
+            output.print("None in this version; plug-ins can bring some.")
         _print_entries((name, said[name], describe_options(catalogue[name]), "") for name in catalogue)
 
 
