@@ -21,10 +21,9 @@ import torch
 from rounds import Ours, study, synthetic
 from torch import Tensor
 
-from polyclinic.client import LOCAL_RULES
-from polyclinic.client.rules import GradientRule
-from polyclinic.methods import METHODS
-from polyclinic.parts import SERVER_PARTS, Now, Update
+from polyclinic.composition import METHODS
+from polyclinic.parts import LOCAL_PARTS, SERVER_PARTS, Now, Update, build_part
+from polyclinic.parts.site_end import overrides
 from polyclinic.server.chain import Chain
 from polyclinic.server.distances import gram
 from polyclinic.server.robust import NormBound
@@ -32,7 +31,13 @@ from polyclinic.study.declaration import Declaration
 
 #: Turns of each rule, and runs of each method in the section on rounds.
 TURNS = 8
-GRADIENT_RULES = {name for name in LOCAL_RULES if issubclass(LOCAL_RULES[name], GradientRule)}
+#: Weights of a change in the section on server rules.
+SIZE = 10_000_000
+#: Parts that add something to each gradient, and run nothing of their own.
+GRADIENT_PARTS = {
+    name for name in LOCAL_PARTS
+    if overrides(end := build_part(name, {}).at_site(), "gradient") and not overrides(end, "loss")
+}  # fmt: skip
 
 Work = Callable[[], object]
 
@@ -59,7 +64,7 @@ def least(*works: Work, turns: int = TURNS) -> list[float]:
 
 def robust_rules() -> None:
     """Server rules on 16 changes of 10 million weights: against reading each once, sorting them, or a Gram matrix."""
-    sites, size = 16, 10_000_000
+    sites, size = 16, SIZE
     generator = torch.Generator().manual_seed(0)
     start, none = torch.randn(size, generator=generator), torch.zeros(0)
     changes = {f"site{site:02}": 0.01 * torch.randn(size, generator=generator) for site in range(sites)}
@@ -163,7 +168,7 @@ def rounds_of_methods(only: Sequence[str] = ()) -> None:
                 seconds = statistics.median(theirs for _, theirs in turns)
                 times = seconds * statistics.median(ours / theirs for ours, theirs in turns), seconds
                 up, down = (mine / fedavgs for mine, fedavgs in zip(own.traffic, plain.traffic, strict=True))
-                budget = 1.05 if {rule for rule, _ in method.local} & GRADIENT_RULES else None
+                budget = 1.05 if {part for part, _ in method.local} & GRADIENT_PARTS else None
                 show(name, *times, f"fedavg ({own.plan.mode})", budget)
                 print(f"{'':<26} up {up:.2f}, down {down:.2f}   {network.title}", flush=True)
                 own.engine.close()
