@@ -204,11 +204,6 @@ def trained_state(request: Message, reply: Message) -> Tensor:
     return torch.cat([request.tensors["state"][: len(change)] + change, statistics])
 
 
-def same_up_to_rounding(actual: Tensor, expected: Tensor) -> None:
-    """A state that went through sites, which send the rounded difference to what they were sent."""
-    torch.testing.assert_close(actual, expected, rtol=1e-6, atol=1e-6)
-
-
 def training_message(number: int, state: Tensor, *, exchange: int = 99, **tensors: Tensor) -> tuple[Train, Memory]:
     """What `Run.round` is given for a round: fields and tensors."""
     return Train(round=number, exchange=exchange, learning_rate=0.1), {"state": state, **tensors}
@@ -281,6 +276,17 @@ def flat(model: FlatModule, module: nn.Module) -> Tensor:
     """The state of an ordinary module, in the order of ``model``'s layout."""
     tensors = {**dict(module.named_parameters()), **dict(module.named_buffers())}
     return torch.cat([tensors[entry.name].detach().reshape(-1) for entry in model.layout.entries])
+
+
+def exchange(model: FlatModule, module: nn.Module, start: Tensor) -> Tensor:
+    """An ordinary module that trained from ``start [P]`` goes on from what a server has of it: sites send the change of
+    their weights, which is rounded. Returns its state ``[P]``."""
+    end, weights = flat(model, module), model.layout.trainable
+    end[:weights] = start[:weights] + (end[:weights] - start[:weights])
+    tensors = {**dict(module.named_parameters()), **dict(module.named_buffers())}
+    for name, value in model.layout.split(end).items():
+        tensors[name].data.copy_(value)
+    return end
 
 
 def write_table_study(folder: Path, sizes: Mapping[str, int], *, classes: int = 2, features: int = 3) -> dict[str, Any]:

@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from helpers import Federation, flat, plain_module, recorded, same_up_to_rounding, table_sites, trained_state
+from helpers import Federation, exchange, flat, plain_module, recorded, table_sites, trained_state
 from polyclinic.errors import SiteError
 from polyclinic.parts import FEDERATION, TOPOLOGIES, Turn
 from polyclinic.seeds import generator
@@ -28,11 +28,13 @@ def train_by_hand(federation, module, site, seed):
     data = federation.data[site]
     cases = len(data.inputs)
     sizes = {12: [8, 4], 9: [9], 8: [8]}[cases]
-    optimizer = torch.optim.SGD(module.parameters(), lr=0.1)
+    optimizer, network = torch.optim.SGD(module.parameters(), lr=0.1), federation.template
+    start = flat(network, module)
     for batch in torch.randperm(cases, generator=generator(*seed)).split(sizes):
         optimizer.zero_grad()
         F.cross_entropy(module(data.inputs[batch]), data.targets[batch]).backward()
         optimizer.step()
+    exchange(network, module, start)
 
 
 def test_cyclic_is_training_one_model_at_site_after_site():
@@ -43,7 +45,7 @@ def test_cyclic_is_training_one_model_at_site_after_site():
         for site in SMALL:
             train_by_hand(federation, module, site, (0, "train", site, 0, number))
     progress, rows = federation.rounds()
-    same_up_to_rounding(progress.model(FEDERATION), flat(network, module))
+    assert torch.equal(progress.model(FEDERATION), flat(network, module))
     assert [(row["round"], row["site"]) for row in rows] == [(n, site) for n in range(3) for site in SMALL]
     assert {row["share"] for row in rows} == {1.0}
 
@@ -58,7 +60,7 @@ def test_incremental_is_training_at_each_site_to_its_end():
     for site, number, turn in turns:
         train_by_hand(federation, module, site, (0, "train", site, 0, number, *turn))
     progress, rows = federation.rounds()
-    same_up_to_rounding(progress.model(FEDERATION), flat(network, module))
+    assert torch.equal(progress.model(FEDERATION), flat(network, module))
     assert [(row["round"], row["site"]) for row in rows] == [(number, site) for site, number, _ in turns]
 
 
