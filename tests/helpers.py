@@ -23,9 +23,12 @@ from polyclinic.data.scaling import Summary
 from polyclinic.engine import Engine, LocalEngine
 from polyclinic.models import build_model
 from polyclinic.models.catalogue import MODELS
+from polyclinic.parts import FEDERATION, Memory
 from polyclinic.rounds import run_rounds
 from polyclinic.running.plan import Plan
 from polyclinic.running.progress import Checkpoint, Progress, Row
+from polyclinic.site.messages import Train
+from polyclinic.site.run import Kept
 from polyclinic.state import FlatModule
 from polyclinic.study.declaration import Declaration
 from polyclinic.study.job import Fold, Job, Outcome
@@ -182,12 +185,29 @@ class Federation:
 
     def state(self, label: str | None = None, seed: int = 0) -> Tensor:
         """The shared state after all rounds."""
-        return self.rounds(label, seed)[0].model("federation")
+        return self.rounds(label, seed)[0].model(FEDERATION)
+
+    def kept(self, progress: Progress) -> dict[str, Kept]:
+        """What each site keeps after the training that ended with ``progress``, of the rounds that counted."""
+        for site, member in self.local.members.items():
+            member.run.settle(progress.counted.get(site, 0))
+        return {site: member.run.kept for site, member in self.local.members.items()}
 
     def outcome(self, *labels: str, seed: int = 0) -> Outcome:
         """Train and test, as one job for all ``labels``."""
         methods = tuple(self.method(label) for label in labels) or (self.method(),)
         return self.runner.run(Job(methods, seed, self.fold.number), self.fold)
+
+
+def trained_state(request: Message, reply: Message) -> Tensor:
+    """The shared state ``[Q]`` that a site trained, up to the rounding of its change."""
+    change, statistics = reply.tensors["change"], reply.tensors["statistics"]
+    return torch.cat([request.tensors["state"][: len(change)] + change, statistics])
+
+
+def training_message(number: int, state: Tensor, *, exchange: int = 99, **tensors: Tensor) -> tuple[Train, Memory]:
+    """What `Run.round` is given for a round: fields and tensors."""
+    return Train(round=number, exchange=exchange, learning_rate=0.1), {"state": state, **tensors}
 
 
 def scaling_steps(scaling: str, imputation: str = "mean") -> list[Any]:
@@ -257,6 +277,17 @@ def flat(model: FlatModule, module: nn.Module) -> Tensor:
     """The state of an ordinary module, in the order of ``model``'s layout."""
     tensors = {**dict(module.named_parameters()), **dict(module.named_buffers())}
     return torch.cat([tensors[entry.name].detach().reshape(-1) for entry in model.layout.entries])
+
+
+def exchange(model: FlatModule, module: nn.Module, start: Tensor) -> Tensor:
+    """An ordinary module that trained from ``start [P]`` goes on from what a server has of it: sites send the change of
+    their weights, which is rounded. Returns its state ``[P]``."""
+    end, weights = flat(model, module), model.layout.trainable
+    end[:weights] = start[:weights] + (end[:weights] - start[:weights])
+    tensors = {**dict(module.named_parameters()), **dict(module.named_buffers())}
+    for name, value in model.layout.split(end).items():
+        tensors[name].data.copy_(value)
+    return end
 
 
 def write_table_study(folder: Path, sizes: Mapping[str, int], *, classes: int = 2, features: int = 3) -> dict[str, Any]:

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from polyclinic.parts import SERVER_PARTS, Memory, Now, ServerEnd, Step
+from polyclinic.parts import Memory, Now, ServerEnd, Step, build_part
 from polyclinic.server.chain import Chain
 
 
@@ -31,7 +31,7 @@ class Rule:
     """A chain of parts of the catalogue, and what its last round gave."""
 
     def __init__(self, *named: tuple[str, Mapping[str, Any]]) -> None:
-        self.parts = {name: SERVER_PARTS[name](**options) for name, options in named}
+        self.parts = {name: build_part(name, dict(options)) for name, options in named}
         self.last = Last()
         self.chain = Chain({name: part.at_server() for name, part in self.parts.items()} | {"last": self.last})
         self.shares: dict[str, float] = {}

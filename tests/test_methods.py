@@ -11,6 +11,7 @@ from helpers import (
     SIZES,
     Federation,
     catalogued,
+    exchange,
     flat,
     plain_module,
     recorded,
@@ -18,12 +19,13 @@ from helpers import (
     site_of,
     table_site,
     table_sites,
+    trained_state,
+    training_message,
 )
-from polyclinic.client.rules import LOCAL_RULES
 from polyclinic.client.work import Work, batch_sizes, clip_gradient
-from polyclinic.communication.message import Message
-from polyclinic.methods import ABOUT, METHODS
-from polyclinic.rounds import run_rounds
+from polyclinic.composition import METHODS
+from polyclinic.methods import PUBLISHED
+from polyclinic.parts import FEDERATION, LOCAL_PARTS
 from polyclinic.seeds import derive_seed, generator
 from polyclinic.state import Role
 
@@ -59,13 +61,14 @@ def test_fedavg_with_one_site_is_plain_training(model, optimizer, kind):
     site = data["Aachen"]
     for number in range(3):
         plain = kind(module.parameters(), **next(iter(optimizer.values())))
-        source = generator(4, "train", "Aachen", 0, number)
+        start, source = flat(network, module), generator(4, "train", "Aachen", 0, number)
         for _ in range(2):
             order = torch.randperm(33, generator=source)
             for batch in order.split([8, 8, 8, 9]):  # the 33rd case joins the last batch
                 plain.zero_grad()
                 F.cross_entropy(module(site.inputs[batch]), site.targets[batch]).backward()
                 plain.step()
+        exchange(network, module, start)
     assert torch.equal(federation.state(seed=4), flat(network, module))
 
 
@@ -139,8 +142,8 @@ def test_single_trains_on_across_rounds_as_if_there_were_none():
             optimizer.zero_grad()
             F.cross_entropy(module(site.inputs[batch]), site.targets[batch]).backward()
             optimizer.step()
-    federation.rounds()
-    assert torch.equal(federation.engine.members["Aachen"].run.own, flat(network, module))
+    progress, _ = federation.rounds()
+    assert torch.equal(federation.kept(progress)["Aachen"].own, flat(network, module))
 
 
 def test_mix_sees_the_cases_of_all_sites_and_each_with_its_own_scaling():
@@ -191,7 +194,7 @@ def test_fedprox_is_training_with_half_mu_times_the_squared_distance_in_the_loss
 def test_the_proximal_term_serves_one_site_and_many_stacked(shape):
     gradient, weights, start = torch.randn(3, *shape)
     expected = gradient + 0.5 * (weights - start)
-    LOCAL_RULES["proximal"](mu=0.5).gradient(gradient, weights, start, {})
+    LOCAL_PARTS["proximal"](mu=0.5).gradient(gradient, weights, start, {})
     close(gradient, expected)
 
 
@@ -279,8 +282,8 @@ def test_equal_sites_give_what_each_of_them_gives(method):
     alone = Federation({"Aachen": site}, ["fedavg"], model={"mlp": {"hidden": [4]}}, training=training).state()
     if method not in OTHERWISE:
         close(state, alone)
-    assert ABOUT[method].citation
-    assert ABOUT[method].summary.endswith(".")
+    assert PUBLISHED[method].citation
+    assert PUBLISHED[method].summary.endswith(".")
 
 
 # Normalisation layers -------------------------------------------------------------------------------------------------
@@ -313,11 +316,12 @@ def test_what_is_shared_is_averaged_and_what_is_kept_stays(method, kept):
     initial = federation.initial(0)
     with recorded(federation.engine) as said:
         progress, _ = federation.rounds()
-    last = {site: reply for function, site, _, reply in said if function == "train"}
-    shared = torch.stack([reply.tensors["state"] for reply in last.values()])
+    last = {site: trained_state(*exchange) for function, site, *exchange in said if function == "train"}
+    shared = torch.stack(list(last.values()))
     counts = torch.tensor(list(SIZES.values()), dtype=torch.float32)
-    close(progress.state, (shared * (counts / counts.sum())[:, None]).sum(0))
-    models = {name: member.run.vector(progress.state) for name, member in federation.engine.members.items()}
+    close(progress.model(FEDERATION), (shared * (counts / counts.sum())[:, None]).sum(0))
+    federation.kept(progress)
+    models = {name: member.run.vector(progress.model(FEDERATION)) for name, member in federation.engine.members.items()}
     assert {Role.WEIGHT, Role.HEAD, Role.NORM_WEIGHT, Role.NORM_STATISTIC} == {e.role for e in layout.entries}
     for role in (Role.WEIGHT, Role.HEAD, Role.NORM_WEIGHT, Role.NORM_STATISTIC):
         where = coordinates(layout, role)
@@ -333,11 +337,11 @@ def test_the_next_round_starts_from_the_shared_part_and_the_own_part(method):
     federation = norm_federation(method)
     plan = federation.plan()
     layout = federation.template.layout
-    run_rounds(plan, federation.engine)
+    progress, _ = federation.rounds()
     member = federation.engine.members["Bonn"]
-    own = member.run.own.clone()
+    own = federation.kept(progress)["Bonn"].own.clone()
     state = torch.full((plan.selection.size,), 0.25)
-    job = member.run.jobs(Message({"round": 2, "learning_rate": 0.1}, {"state": state})).job(0)
+    job = member.run.round(*training_message(2, state)).job(0)
     expected = torch.empty(layout.size)
     member.run.shared.put(expected, state)
     member.run.private.put(expected, own)

@@ -11,16 +11,23 @@ import torch
 
 from helpers import Federation, declare, table_sites
 from polyclinic.client.personal import PERSONAL
-from polyclinic.client.rules import LOCAL_RULES
-from polyclinic.communication.topology import TOPOLOGIES
 from polyclinic.errors import StudyError
 from polyclinic.methods import SHARES
 from polyclinic.options import describe_options
+from polyclinic.parts import (
+    CHANNEL_PARTS,
+    FEDERATION,
+    LOCAL_PARTS,
+    PROCEDURES,
+    SERVER_PARTS,
+    TOPOLOGIES,
+    Aggregation,
+    build_part,
+)
 from polyclinic.rounds import run_rounds
-from polyclinic.server import SERVER_RULES
-from polyclinic.server.rules import is_aggregation
 from polyclinic.server.selection import PARTICIPATION
-from polyclinic.study.jobs import Job, JobRunner
+from polyclinic.study.job import Job
+from polyclinic.study.jobs import JobRunner
 
 #: Options of the parts that can't do without, or whose defaults suit many sites or rounds.
 OPTIONS = {
@@ -32,17 +39,23 @@ OPTIONS = {
 }
 #: Enough sites for rules that must outvote one (Bulyan needs 4 f + 3), also where one is not chosen.
 SITES = {f"Site {letter}": cases for letter, cases in zip("ABCDEFGH", (7, 6, 5, 4, 6, 5, 4, 7), strict=True)}
-FAMILIES = {
-    "local": [("local", name) for name in LOCAL_RULES],
-    "server": [("server", name) for name in SERVER_RULES],
+ALL = {
+    "local": [("local", name) for name in LOCAL_PARTS],
+    "channel": [("channel", name) for name in CHANNEL_PARTS],
+    "server": [("server", name) for name in SERVER_PARTS],
     "personal": [("personal", name) for name in PERSONAL],
     "share": [("share", name) for name in SHARES if name != "none"],
     "topology": [("topology", name) for name in TOPOLOGIES],
+    "procedure": [("procedure", name) for name in PROCEDURES],
     "participation": [("participation", name) for name in PARTICIPATION],
 }
+FAMILIES = {family: parts for family, parts in ALL.items() if parts}
 CATALOGUES = {
-    "local": LOCAL_RULES, "server": SERVER_RULES, "personal": PERSONAL, "participation": PARTICIPATION,
+    "local": LOCAL_PARTS, "channel": CHANNEL_PARTS, "server": SERVER_PARTS, "personal": PERSONAL,
+    "topology": TOPOLOGIES, "procedure": PROCEDURES, "participation": PARTICIPATION,
 }  # fmt: skip
+#: Entries of a method that are lists.
+LISTS = {"local", "channel", "server"}
 TRAINING = {"rounds": 1, "batch_size": 4, "optimizer": {"sgd": {"lr": 0.05}}}
 MODEL = {"mlp": {"hidden": [3], "norm": "batch"}}
 
@@ -58,18 +71,10 @@ def method_of(*parts):
     for family, name in parts:
         if family == "participation":
             options["training"] = {"participation": entry(family, name)}
-        elif family in {"local", "server"}:
+        elif family in LISTS:
             options.setdefault(family, []).append(entry(family, name))
         else:
             options[family] = entry(family, name)
-    # Parts that belong together come together, unless it is they that are tried.
-    for _, name in parts:
-        partner = LOCAL_RULES[name].partner if name in LOCAL_RULES else ""
-        if partner and ("server", partner) not in parts:
-            options.setdefault("server", []).append(entry("server", partner))
-    for rule in LOCAL_RULES:
-        if ("server", LOCAL_RULES[rule].partner) in parts and ("local", rule) not in parts:
-            options.setdefault("local", []).append(entry("local", rule))
     return {"fedavg": options}
 
 
@@ -92,7 +97,7 @@ class Tried:
         plan = runner.plan(Job((declaration.study_methods[0],), 0, 0), made.fold, made.fold.training_sites)
         progress, rows = run_rounds(plan, made.engine)
         assert rows
-        return progress.state
+        return progress.model(FEDERATION)
 
 
 @pytest.fixture(scope="module")
@@ -117,6 +122,11 @@ def try_pairs(tried, pairs):
             wrong.append(f"{pair}: {type(error).__name__}: {error}")
     assert not wrong, "\n".join(wrong)
     return ran, refused
+
+
+def puts_together(name):
+    """Whether a part is an aggregation."""
+    return isinstance(build_part(name, OPTIONS.get(name, {})).at_server(), Aggregation)
 
 
 def required(family, name):
@@ -151,7 +161,7 @@ def test_parts_of_one_kind_run_together_or_are_refused(tried, family):
     ran, refused = try_pairs(tried, pairs)
     assert ran
     for pair in pairs:
-        if family == "server" and all(is_aggregation(name) for _, name in pair):
+        if family == "server" and all(puts_together(name) for _, name in pair):
             assert pair in refused
 
 

@@ -3,21 +3,28 @@
 import gc
 import json
 import tracemalloc
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
 from helpers import Federation, recorded, table_sites
+from polyclinic.client.work import Work
 from polyclinic.communication.message import Message
 from polyclinic.engine import Engine
 from polyclinic.errors import PolyclinicError, SiteError
 from polyclinic.files import write_atomic
-from polyclinic.rounds import Checkpoint, Plan, run_rounds
-from polyclinic.server import ServerRule, build_server
+from polyclinic.models import build_model
+from polyclinic.parts import FEDERATION, Part
+from polyclinic.rounds import run_rounds
+from polyclinic.running.plan import Plan
+from polyclinic.running.progress import Checkpoint
 from polyclinic.server.mean import Mean
+from polyclinic.site.messages import MetricNames, Start
 from polyclinic.state import Selection
-from polyclinic.study.jobs import Job
+from polyclinic.study.job import Job
+from polyclinic.tasks import build_task
 
 MOMENTUM = {"sgd": {"lr": 0.1, "momentum": 0.9}}
 
@@ -49,7 +56,7 @@ class Scripted(Engine):
                     site,
                     Message(
                         {"seconds": 0.0, "examples": 1, "steps": 1, "loss": 0.5},
-                        {"state": request.tensors["state"] + 1},
+                        {"change": torch.ones_like(request.tensors["state"]), "statistics": torch.zeros(0)},
                     ),
                 )
             elif function == "evaluate":
@@ -64,11 +71,20 @@ class Scripted(Engine):
         return [site for name, site in self.said if name == function]
 
 
+#: What scripted sites are told at the start; they do not read it.
+START = Start(
+    run="scripted", task="classification", classes=2, loss="cross_entropy",
+    metrics=MetricNames(names=["auc"], classes=["no", "yes"], tolerance=1.0), model=("logistic", {}), share=[], seed=0,
+    fold=0, work=Work("train", 1, None, 8, ("sgd", {})),
+)  # fmt: skip
+
+
 def plan_for(engine, rounds, **changes):
     given = {
-        "declaration": {}, "initial": torch.zeros(3), "selection": Selection(((0, 3),), 3, 3, 3),
-        "server": build_server([("mean", {})]), "sites": engine.sites, "weights": dict.fromkeys(engine.sites, 1.0),
-        "learning_rates": [0.1] * rounds, "quorum": len(engine.sites),
+        "start": START, "initial": torch.zeros(3), "selection": Selection(((0, 3),), 3, 3, 3),
+        "sites": engine.sites, "weights": dict.fromkeys(engine.sites, 1.0), "learning_rates": [0.1] * rounds,
+        "quorum": len(engine.sites), "network": build_model("logistic", {}, (1,), 2),
+        "task": build_task("classification", 2),
     }  # fmt: skip
     return Plan(**(given | changes))
 
@@ -76,7 +92,7 @@ def plan_for(engine, rounds, **changes):
 def best_of(engine, rounds, **changes):
     """Number of the round whose state was taken (the state counts the rounds), and the progress."""
     progress, _ = run_rounds(plan_for(engine, rounds, **changes), engine)
-    return int(progress.best_state[0]), progress
+    return int(progress.best_state(engine.sites[0])[0]), progress
 
 
 # The best round -------------------------------------------------------------------------------------------------------
@@ -192,8 +208,7 @@ def test_training_ends_when_all_sites_have_stopped():
 class Noting(Mean):
     """A mean that notes in which order it is given what."""
 
-    def begin(self, now):
-        super().begin(now)
+    def __init__(self):
         self.order = []
 
     def add(self, update):
@@ -206,9 +221,10 @@ def test_updates_are_added_in_site_order(stacked):
     """Site order is that of the data, not that of the plan, of the sites' sizes or of their answers."""
     federation = Federation(table_sites({"Celle": 5, "Aachen": 33, "Dresden": 20, "Bonn": 10}), stacked=stacked)
     plan = federation.plan()
-    server = Noting()
-    run_rounds(Plan(**{**vars(plan), "server": ServerRule(server), "sites": sorted(plan.sites)}), federation.engine)
-    assert server.order == [5.0, 33.0, 20.0, 10.0]
+    mean, part = Noting(), Part()
+    part.at_server = lambda: mean
+    run_rounds(replace(plan, parts=lambda: {"mean": part}, sites=sorted(plan.sites)), federation.engine)
+    assert mean.order == [5.0, 33.0, 20.0, 10.0]
 
 
 def test_a_site_that_does_not_answer_is_left_out_of_the_round():
@@ -216,7 +232,7 @@ def test_a_site_that_does_not_answer_is_left_out_of_the_round():
     progress, rows = run_rounds(plan_for(engine, 2, quorum=2), engine)
     assert [row["site"] for row in rows] == ["A", "C", "A", "B", "C"]
     assert progress.failures == ["Round 1 went on without B. B: P401 Site B is asleep."]
-    assert progress.state.tolist() == [2.0, 2.0, 2.0]
+    assert progress.model(FEDERATION).tolist() == [2.0, 2.0, 2.0]
 
 
 def test_below_the_quorum_it_stops():
@@ -354,7 +370,7 @@ def test_a_kill_at_any_file_leaves_what_can_be_resumed(method, tmp_path, monkeyp
             raise Killed
         original(path, content, **options)
 
-    monkeypatch.setattr("polyclinic.rounds.write_atomic", counting)
+    monkeypatch.setattr("polyclinic.running.progress.write_atomic", counting)
     monkeypatch.setattr("polyclinic.site.site.write_atomic", counting)
     for moment in range(1, 50):
         folder, count = tmp_path / str(moment), moment
@@ -381,7 +397,7 @@ def test_a_run_killed_again_and_again_ends_with_the_same_bytes(tmp_path, monkeyp
         original(path, content, **options)
 
     with monkeypatch.context() as patch:
-        patch.setattr("polyclinic.rounds.write_atomic", second_time_killed)
+        patch.setattr("polyclinic.running.progress.write_atomic", second_time_killed)
         for _ in range(4):
             left = 2
             with pytest.raises(Killed):
@@ -401,7 +417,7 @@ def test_a_checkpoint_is_replaced_in_one_step(tmp_path, monkeypatch):
     assert (tmp_path / "job" / "checkpoint.safetensors").read_bytes() == before
     lines = (tmp_path / "job" / "rounds.jsonl").read_text().splitlines()
     assert len(lines) == 3 * 3, "the third round's rows are there"
-    progress, rows = Checkpoint(tmp_path / "job").read()
+    progress, rows = Checkpoint(tmp_path / "job").read(torch.zeros(0))
     assert (progress.done, len(rows)) == (2, 2 * 3)
     assert [json.loads(line)["round"] for line in lines] == [0, 0, 0, 1, 1, 1, 2, 2, 2]
 
@@ -457,5 +473,7 @@ def test_what_goes_round_is_only_what_is_shared():
     for function, _, request, reply in said:
         if function == "train":
             assert {name: tuple(t.shape) for name, t in request.tensors.items()} == {"state": (plan.selection.size,)}
-            assert {name: tuple(t.shape) for name, t in reply.tensors.items()} == {"state": (plan.selection.size,)}
+            assert {name: tuple(t.shape) for name, t in reply.tensors.items()} == {
+                "change": (plan.selection.trainable,), "statistics": (plan.selection.size - plan.selection.trainable,)
+            }  # fmt: skip
             assert set(reply.fields) == {"examples", "steps", "loss", "seconds"}

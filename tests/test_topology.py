@@ -6,13 +6,21 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from helpers import Federation, flat, plain_module, recorded, table_sites
-from polyclinic.communication.topology import TOPOLOGIES
+from helpers import Federation, exchange, flat, plain_module, recorded, table_sites, trained_state
 from polyclinic.errors import SiteError
+from polyclinic.parts import FEDERATION, TOPOLOGIES, Turn
 from polyclinic.seeds import generator
+from polyclinic.site.messages import Train
 
 SMALL = {"Aachen": 12, "Bonn": 9, "Celle": 8}
 NORM_MLP = {"mlp": {"hidden": [5], "norm": "batch"}}
+
+
+def order_of(name, number, rounds, sites):
+    """The sites of each stage of a round, which share one model."""
+    stages = TOPOLOGIES[name]().stages(Turn(number, rounds, sites, {}, None, 0))
+    assert all(groups.keys() == {FEDERATION} for groups in stages)
+    return [list(groups[FEDERATION]) for groups in stages]
 
 
 def train_by_hand(federation, module, site, seed):
@@ -20,11 +28,13 @@ def train_by_hand(federation, module, site, seed):
     data = federation.data[site]
     cases = len(data.inputs)
     sizes = {12: [8, 4], 9: [9], 8: [8]}[cases]
-    optimizer = torch.optim.SGD(module.parameters(), lr=0.1)
+    optimizer, network = torch.optim.SGD(module.parameters(), lr=0.1), federation.template
+    start = flat(network, module)
     for batch in torch.randperm(cases, generator=generator(*seed)).split(sizes):
         optimizer.zero_grad()
         F.cross_entropy(module(data.inputs[batch]), data.targets[batch]).backward()
         optimizer.step()
+    exchange(network, module, start)
 
 
 def test_cyclic_is_training_one_model_at_site_after_site():
@@ -35,7 +45,7 @@ def test_cyclic_is_training_one_model_at_site_after_site():
         for site in SMALL:
             train_by_hand(federation, module, site, (0, "train", site, 0, number))
     progress, rows = federation.rounds()
-    assert torch.equal(progress.state, flat(network, module))
+    assert torch.equal(progress.model(FEDERATION), flat(network, module))
     assert [(row["round"], row["site"]) for row in rows] == [(n, site) for n in range(3) for site in SMALL]
     assert {row["share"] for row in rows} == {1.0}
 
@@ -50,22 +60,21 @@ def test_incremental_is_training_at_each_site_to_its_end():
     for site, number, turn in turns:
         train_by_hand(federation, module, site, (0, "train", site, 0, number, *turn))
     progress, rows = federation.rounds()
-    assert torch.equal(progress.state, flat(network, module))
+    assert torch.equal(progress.model(FEDERATION), flat(network, module))
     assert [(row["round"], row["site"]) for row in rows] == [(number, site) for site, number, _ in turns]
 
 
 @pytest.mark.parametrize("rounds", [1, 2, 3, 7, 10])
 @pytest.mark.parametrize("sites", [["A"], ["A", "B"], ["A", "B", "C"], list("ABCDEFG")])
 def test_incremental_gives_every_site_the_same_work_and_never_returns(rounds, sites):
-    topology = TOPOLOGIES["incremental"]()
-    asked = [site for number in range(rounds) for (site,) in topology.groups(number, rounds, sites)]
-    assert asked == [site for site in sites for _ in range(rounds)]
-    assert all(len(topology.groups(number, rounds, sites)) == len(sites) for number in range(rounds))
+    found = [order_of("incremental", number, rounds, sites) for number in range(rounds)]
+    assert [site for stages in found for (site,) in stages] == [site for site in sites for _ in range(rounds)]
+    assert all(len(stages) == len(sites) for stages in found)
 
 
 def test_cyclic_and_star_ask_every_site_once_a_round():
-    assert TOPOLOGIES["cyclic"]().groups(3, 5, ["A", "B", "C"]) == [["A"], ["B"], ["C"]]
-    assert TOPOLOGIES["star"]().groups(3, 5, ["A", "B", "C"]) == [["A", "B", "C"]]
+    assert order_of("cyclic", 3, 5, ["A", "B", "C"]) == [["A"], ["B"], ["C"]]
+    assert order_of("star", 3, 5, ["A", "B", "C"]) == [["A", "B", "C"]]
 
 
 def test_turns_of_a_round_have_their_own_randomness():
@@ -77,7 +86,8 @@ def test_turns_of_a_round_have_their_own_randomness():
         double.rounds()
     for function, site, request, _ in said:
         if (function, site) == ("train", "Aachen"):
-            job = double.engine.members[site].run.jobs(request).job(0)
+            asked = Train(**request.fields)
+            job = double.engine.members[site].run.round(asked, request.tensors).job(0)
             orders.append(tuple(torch.randperm(40, generator=generator(*job.seed)).tolist()))
     assert len(orders) == len(set(orders)) == 2
     assert federation.state().isfinite().all()
@@ -95,12 +105,12 @@ def test_cyclic_with_a_private_part_passes_on_the_rest_alone():
         table_sites(SMALL), [{"cyclic": {"share": "no_norm"}}], model=NORM_MLP, training={"rounds": 2}
     )  # fmt: skip
     with recorded(federation.engine) as said:
-        federation.rounds()
-    trained = [(request.tensors["state"], reply.tensors["state"]) for f, _, request, reply in said if f == "train"]
-    for (_, sent_before), (received, _) in pairwise(trained):
-        assert torch.equal(sent_before, received), "each site gets what the one before sent"
-    own = [member.run.own for member in federation.engine.members.values()]
-    assert not torch.equal(own[0], own[1])
+        progress, _ = federation.rounds()
+    trained = [(request, reply) for f, _, request, reply in said if f == "train"]
+    for before, (request, _) in pairwise(trained):
+        assert torch.equal(trained_state(*before), request.tensors["state"]), "each site gets what the one before sent"
+    first, second, _ = (kept.own for kept in federation.kept(progress).values())
+    assert not torch.equal(first, second)
 
 
 def test_a_cycle_goes_on_past_a_site_that_is_too_late():
@@ -126,10 +136,10 @@ def asleep(federation, site, *rounds):
     """From now on ``site`` fails in these rounds (from 1)."""
     original = federation.engine.members[site]._functions["train"]
 
-    def train(request):
-        if request.fields["round"] + 1 in rounds:
+    def train(asked, tensors):
+        if asked.round + 1 in rounds:
             raise SiteError("P401", f"Site {site} is asleep.", site=site)
-        return original(request)
+        return original(asked, tensors)
 
     federation.engine.members[site]._functions["train"] = train
 
@@ -153,10 +163,10 @@ def test_a_site_may_answer_in_one_of_its_turns_and_fail_in_another():
     )  # fmt: skip
     original = federation.engine.members["Aachen"]._functions["train"]
 
-    def train(request):
-        if request.fields.get("turn"):
+    def train(asked, tensors):
+        if asked.turn:
             raise SiteError("P401", "Site Aachen is asleep.", site="Aachen")
-        return original(request)
+        return original(asked, tensors)
 
     federation.engine.members["Aachen"]._functions["train"] = train
     progress, rows = federation.rounds()

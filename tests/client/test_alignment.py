@@ -7,11 +7,12 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from helpers import Federation, catalogued, recorded, site_of, table_site, table_sites
-from polyclinic.client.alignment import ModelContrastive, frozen_features
-from polyclinic.client.rules import Batch
+from helpers import Federation, catalogued, recorded, site_of, table_site, table_sites, trained_state
+from polyclinic.client.alignment import ModelContrastive
+from polyclinic.client.features import frozen_features
 from polyclinic.errors import TrainingError
 from polyclinic.models import build_model
+from polyclinic.parts import FEDERATION, Batch
 from polyclinic.seeds import generator
 from polyclinic.state import FlatModule
 
@@ -43,7 +44,7 @@ def test_the_term_by_hand():
 
     features = torch.tensor([[3.0, 4.0]], requires_grad=True)
     rule = ModelContrastive(mu=2.0, temperature=0.5)
-    batch = Batch(model, x, torch.tensor([0]), features, features, state(0.0, 1.0))
+    batch = Batch(x, torch.tensor([0]), model, state(0.0, 1.0), 0, features, features)
     term = rule.loss(batch, {"previous": state(2.0, 0.0)})
     close(term, 2 * math.log(1 + math.exp(-0.4)))
     close(term, 1.0260304)
@@ -65,7 +66,7 @@ def test_without_its_term_it_is_fedavg_to_the_bit():
 def test_in_the_first_round_the_two_models_are_the_same_so_the_term_is_constant():
     federation = Federation(table_sites(), ["fedavg", {"moon": {"mu": 0.5, "label": "moon"}}], model=BATCH)
     (plain, rows), (moon, more) = federation.rounds("fedavg"), federation.rounds("moon")
-    close(moon.state, plain.state, 1e-5)
+    close(moon.model(FEDERATION), plain.model(FEDERATION), 1e-5)
     for row, other in zip(rows, more, strict=True):
         assert other["loss"] == pytest.approx(row["loss"] + 0.5 * math.log(2), abs=1e-5)
 
@@ -106,13 +107,14 @@ def test_a_site_remembers_the_model_that_it_ended_with_also_when_it_sits_out():
     training = {"rounds": 4, "participation": {"uniform": {"sites": 1}}}
     federation = Federation(table_sites(), [{"moon": {"share": "no_norm"}}], model=BATCH, training=training)
     with recorded(federation.engine) as said:
-        federation.rounds()
-    last = {site: reply.tensors["state"] for function, site, _, reply in said if function == "train"}
+        progress, _ = federation.rounds()
+    last = {site: trained_state(*exchange) for function, site, *exchange in said if function == "train"}
+    kept = federation.kept(progress)
     for name, member in federation.engine.members.items():
-        previous = member.run.rule_memory[0]["previous"]
+        previous = kept[name].parts["model_contrastive"]["previous"]
         if name in last:
-            assert torch.equal(member.run.shared.take(previous), last[name])
-            assert torch.equal(member.run.private.take(previous), member.run.own)
+            close(member.run.shared.take(previous), last[name])
+            assert torch.equal(member.run.private.take(previous), kept[name].own)
         else:
             assert torch.equal(previous, federation.initial(0))
 
@@ -152,7 +154,7 @@ def test_features_end_nearer_to_the_received_model_than_to_the_one_before():
         states: dict[str, list[torch.Tensor]] = {site: [] for site in data}
         for function, site, request, reply in said:
             if function == "train":
-                states[site] += [request.tensors["state"], reply.tensors["state"]]
+                states[site] += [request.tensors["state"], trained_state(request, reply)]
         differences = []
         for site, seen in states.items():
             previous, received, end = (frozen_features(federation.template, v, data[site].inputs) for v in seen[-3:])

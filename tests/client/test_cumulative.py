@@ -5,9 +5,9 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from helpers import Federation, catalogued, flat, plain_module, table_sites
-from polyclinic.communication.message import Message
-from polyclinic.rounds import Checkpoint
+from helpers import Federation, catalogued, flat, plain_module, table_sites, training_message
+from polyclinic.parts import FEDERATION
+from polyclinic.running.progress import Checkpoint
 from polyclinic.seeds import generator
 
 ROUNDS, EPOCHS = 3, 2
@@ -97,7 +97,7 @@ def test_phases_of_a_round_are_counted_one_after_another():
     federation.rounds()
     run = federation.engine.members["Dresden"].run
     state = run.shared.take(federation.initial(0))
-    work = run.jobs(Message({"round": 2, "learning_rate": 0.1}, {"state": state}))
+    work = run.round(*training_message(2, state))
     assert [run.phases[0].start, run.phases[1].start] == ["received", "before"]
     work._results.append(type("Done", (), {"steps": 12, "vector": federation.initial(0)})())
     assert [work.job(0).batches, work.job(1).batches] == [2 * 18, 2 * 18 + 12]
@@ -108,7 +108,7 @@ def test_a_personal_model_counts_its_own_steps():
     federation = Federation(table_sites(), [method], model="cumulative", training=TRAINING)
     federation.rounds()
     run = federation.engine.members["Dresden"].run
-    work = run.jobs(Message({"round": 2, "learning_rate": 0.1}, {"state": run.shared.take(federation.initial(0))}))
+    work = run.round(*training_message(2, run.shared.take(federation.initial(0))))
     assert [work.job(0).batches, work.job(1).batches] == [2 * 6, 2 * 15]
 
 
@@ -130,5 +130,5 @@ def test_a_run_that_is_resumed_counts_on(tmp_path):
 
     with pytest.raises(Stop):
         first.rounds(checkpoint=Checkpoint(folder), report=stop)
-    again = start(ROUNDS).rounds(checkpoint=Checkpoint(folder))[0].state
+    again = start(ROUNDS).rounds(checkpoint=Checkpoint(folder))[0].model(FEDERATION)
     assert torch.equal(again, whole)

@@ -1,6 +1,7 @@
 """SCAFFOLD, FedDyn and FedNova against their papers' algorithms, written down once more in NumPy."""
 
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -8,12 +9,10 @@ import torch
 from torch import nn
 
 from helpers import Federation, catalogued, recorded, site_of, table_site, table_sites
-from polyclinic.client.drift import ControlVariates, DynamicRegularisation, MeanControl, Proximal
-from polyclinic.client.rules import Ended, SiteFacts
+from polyclinic.client.drift import ControlVariates, DynamicRegularisation, Proximal
 from polyclinic.client.work import Work, path_length
-from polyclinic.rounds import run_rounds
-from polyclinic.server import build_server
-from polyclinic.server.rules import ServerRound, Update
+from polyclinic.parts import FEDERATION, Ended, Now, Step, Update
+from server_exchange import Rule, play, rule, update
 
 MLP = {"mlp": {"hidden": [6]}}
 NORM_MLP = {"mlp": {"hidden": [6], "norm": "batch"}}
@@ -74,7 +73,7 @@ class Quadratic:
 
 
 def numpy_state(progress):
-    return progress.state.double().numpy()
+    return progress.model(FEDERATION).double().numpy()
 
 
 @pytest.mark.parametrize("stacked", [False, True])
@@ -99,6 +98,19 @@ def test_scaffold_is_algorithm_1_with_option_2(steps, stacked):
     np.testing.assert_allclose(numpy_state(found), x, rtol=1e-5)
 
 
+def server_end(part, weights):
+    """The end of control variates at the server, of sites with these weights."""
+    end = part.at_server()
+    end.name = "control_variates"
+    end.meet({}, weights)
+    return end
+
+
+def now(weights, number=0):
+    """A round of sites A and B, which weigh the same."""
+    return Now(number, 10, 0.1, weights, torch.zeros(0), 2.0, {"A": 1.0, "B": 1.0})
+
+
 def test_scaffold_by_hand():
     """One weight, losses (w − 1)² at A and (w + 3)² / 2 at B have gradients 2 (w − 1) and w + 3; η = 0.1, one step.
 
@@ -106,23 +118,27 @@ def test_scaffold_by_hand():
     Round 2: g_A = −2.1, w_A = −0.05 − 0.1 (−2.1 + 2 + 0.5) = −0.09; g_B = 2.95, w_B = −0.05 − 0.1 (2.95 − 3 + 0.5) =
     −0.095; w = −0.0925. c_A = −2 − 0.5 + 0.04 / 0.1 = −2.1, c_B = 3 − 0.5 + 0.045 / 0.1 = 2.95: the gradients again.
     """
-    rule, mean = ControlVariates(), MeanControl()
+    part, size = ControlVariates(), torch.zeros(1)
+    mean, sites = server_end(part, {"A": 1.0, "B": 1.0}), {site: part.at_site() for site in "AB"}
     gradients = {"A": lambda w: 2 * (w - 1), "B": lambda w: w + 3}
-    memory = {site: rule.initial(SiteFacts(torch.zeros(1), 1, None)) for site in "AB"}
+    for end in sites.values():
+        end.meet(SimpleNamespace(trainable=1))
     w, seen = torch.zeros(1), []
-    for _ in range(2):
-        received, ends = mean.send(), []
-        mean.begin()
-        for site in "AB":
-            given, gradient = rule.begin(w, memory[site], received), gradients[site](w)
-            rule.gradient(gradient, w, w, given)
-            ends.append(w - 0.1 * gradient)
-            ended = Ended(w, ends[-1], ends[-1], 1, 0.1, 1.0, received)
-            memory[site], sent = rule.end(ended, memory[site])
-            mean.add(site, 0.5, sent)
-        mean.finish()
-        w = (ends[0] + ends[1]) / 2
-        seen.append([float(w), *(float(memory[site]["control"]) for site in "AB"), float(mean.send()["control"])])
+    for number in range(2):
+        mean.begin(now(w, number))
+        ends = {}
+        for site, end in sites.items():
+            view = SimpleNamespace(vector=w, learning_rate=0.1, trainable=1)
+            given, gradient = end.begin(view, mean.send(site)), gradients[site](w)
+            end.gradient(gradient, w, w, given)
+            ends[site] = w - 0.1 * gradient
+            ended = Ended(view, w, ends[site], ends[site], 1, lambda: 1.0)
+            sent = {"control_variates": end.end(ended, given)}
+            mean.take(Update(site, ends[site] - w, torch.zeros(0), 1.0, sent))
+        mean.finish(Step(size, torch.zeros(0), {}))
+        w = (ends["A"] + ends["B"]) / 2
+        controls = [float(end.kept["control"]) for end in sites.values()]
+        seen.append([float(w), *controls, float(mean.send("A")["control"])])
     np.testing.assert_allclose(seen, [[-0.05, -2, 3, 0.5], [-0.0925, -2.1, 2.95, 0.425]], rtol=1e-5)
 
 
@@ -279,8 +295,8 @@ def test_the_controls_are_mean_gradients_with_momentum_too():
         with catalogued("plane", plane):
             federation = Federation(site, ["scaffold"], model="plane",
                                     training={"rounds": 2, "local_steps": 5, "optimizer": optimizer})  # fmt: skip
-            federation.rounds()
-            control = federation.engine.members["A"].run.rule_memory[0]["control"]
+            progress, _ = federation.rounds()
+            control = federation.kept(progress)["A"].parts["control_variates"]["control"]
         close(control, torch.tensor([-2.0]))  # mean of the loss 100 − w x over x = 1 and 3
 
 
@@ -293,16 +309,17 @@ def test_what_stays_at_a_site_is_neither_corrected_nor_sent(method, share):
     )  # fmt: skip
     plan, layout = federation.plan(), federation.template.layout
     with recorded(federation.engine) as said:
-        run_rounds(plan, federation.engine)
+        progress, _ = federation.rounds()
     private = torch.ones(layout.trainable, dtype=torch.bool)
     for start, stop in plan.selection.within(layout.trainable).slices:
         private[start:stop] = False
     assert private.any()
-    found = [t for member in federation.engine.members.values() for t in member.run.rule_memory[0].values()]
+    (part, _), = federation.method().method.local
+    found = [t for kept in federation.kept(progress).values() for t in kept.parts[part].values()]
     found += [
         tensor
         for function, _, request, reply in said if function == "train"
-        for message in (request, reply) for key, tensor in message.tensors.items() if key != "state"
+        for message in (request, reply) for key, tensor in message.tensors.items() if key.startswith(f"{part}/")
     ]  # fmt: skip
     assert len(found) >= 4
     for tensor in found:
@@ -312,13 +329,18 @@ def test_what_stays_at_a_site_is_neither_corrected_nor_sent(method, share):
 
 def test_a_round_given_up_leaves_no_change_behind():
     """The changes of the sites in time must not be added to c with those of the next round."""
-    counterpart = MeanControl()
-    counterpart.begin()
-    counterpart.add("A", 0.5, {"control_change": torch.tensor([8.0])})
-    counterpart.begin()
-    counterpart.add("A", 0.5, {"control_change": torch.tensor([2.0])})
-    counterpart.finish()
-    close(counterpart.send()["control"], torch.tensor([1.0]))
+    mean = server_end(ControlVariates(), {"A": 1.0, "B": 1.0})
+
+    def answer(change):
+        sent = {"control_variates": {"control_change": torch.tensor([change])}}
+        mean.take(Update("A", torch.zeros(1), torch.zeros(0), 1.0, sent))
+
+    mean.begin(now(torch.zeros(1)))
+    answer(8.0)
+    mean.begin(now(torch.zeros(1)))
+    answer(2.0)
+    mean.finish(Step(torch.zeros(1), torch.zeros(0), {}))
+    close(mean.send("A")["control"], torch.tensor([1.0]))
 
 
 def test_scaffold_sends_nothing_before_there_is_something():
@@ -332,8 +354,9 @@ def test_scaffold_sends_nothing_before_there_is_something():
 # The length of a path -------------------------------------------------------------------------------------------------
 
 
-def work(optimizer=None, kind="train", rules=()):
-    return Work(kind, 1, None, 8, ("sgd", optimizer or {}), rules=tuple(rules))
+def path(steps, rate, *, optimizer=None, kind="train", parts=()):
+    ends = [part.at_site() for part in parts]
+    return path_length(Work(kind, 1, None, 8, ("sgd", optimizer or {})), ends, steps, rate)
 
 
 @pytest.mark.parametrize("steps", [1, 2, 7, 40])
@@ -341,7 +364,7 @@ def work(optimizer=None, kind="train", rules=()):
 def test_the_path_with_momentum_is_the_papers_closed_form(steps, rho):
     """Wang 2020, section 4.1: ‖a‖₁ = [τ − ρ (1 − ρ^τ) / (1 − ρ)] / (1 − ρ)."""
     expected = (steps - rho * (1 - rho**steps) / (1 - rho)) / (1 - rho)
-    assert path_length(work({"momentum": rho}), steps, 0.05) == pytest.approx(expected)
+    assert path(steps, 0.05, optimizer={"momentum": rho}) == pytest.approx(expected)
 
 
 @pytest.mark.parametrize("steps", [1, 2, 7, 40])
@@ -349,27 +372,27 @@ def test_the_path_with_momentum_is_the_papers_closed_form(steps, rho):
 def test_the_path_with_a_proximal_term_is_the_papers_closed_form(steps, rate, mu):
     """a = [(1 − η μ)^(τ−1), ..., 1 − η μ, 1], so ‖a‖₁ = (1 − (1 − η μ)^τ) / (η μ)."""
     expected = (1 - (1 - rate * mu) ** steps) / (rate * mu)
-    assert path_length(work(rules=[Proximal(mu=mu)]), steps, rate) == pytest.approx(expected)
+    assert path(steps, rate, parts=[Proximal(mu=mu)]) == pytest.approx(expected)
 
 
 def test_the_path_of_plain_steps_is_their_number():
-    assert path_length(work(), 7, 0.3) == 7
-    assert path_length(work({"weight_decay": 0.1}), 7, 0.3) == 7
-    assert path_length(work(rules=[ControlVariates()]), 7, 0.3) == 7
-    assert path_length(work({"momentum": 0.9}, kind="gradient"), 1, 0.3) == 1
-    assert path_length(work(rules=[DynamicRegularisation(alpha=0.5)]), 3, 0.1) == pytest.approx(1 + 0.95 + 0.95**2)
+    assert path(7, 0.3) == 7
+    assert path(7, 0.3, optimizer={"weight_decay": 0.1}) == 7
+    assert path(7, 0.3, parts=[ControlVariates()]) == 7
+    assert path(1, 0.3, optimizer={"momentum": 0.9}, kind="gradient") == 1
+    assert path(3, 0.1, parts=[DynamicRegularisation(alpha=0.5)]) == pytest.approx(1 + 0.95 + 0.95**2)
 
 
 def test_the_path_with_nesterov_and_dampening():
     """Nesterov: the step is g + ρ v with v = 1, 1.5 for ρ = 0.5: (1 + 0.5) + (1 + 0.75) = 3.25. Dampening 0.5: v = 1,
     then 0.5 · 1 + 0.5 · 1 = 1, so 2."""
-    assert path_length(work({"momentum": 0.5, "nesterov": True}), 2, 0.1) == pytest.approx(3.25)
-    assert path_length(work({"momentum": 0.5, "dampening": 0.5}), 2, 0.1) == pytest.approx(2.0)
+    assert path(2, 0.1, optimizer={"momentum": 0.5, "nesterov": True}) == pytest.approx(3.25)
+    assert path(2, 0.1, optimizer={"momentum": 0.5, "dampening": 0.5}) == pytest.approx(2.0)
 
 
 def test_the_path_of_another_optimiser_is_refused():
     with pytest.raises(ValueError, match="adam is not a linear combination"):
-        path_length(Work("train", 1, None, 8, ("adam", {})), 3, 0.1)
+        path_length(Work("train", 1, None, 8, ("adam", {})), [], 3, 0.1)
 
 
 @pytest.mark.parametrize("optimizer", [{"sgd": {"lr": 0.1}}, MOMENTUM])
@@ -377,13 +400,12 @@ def test_sites_send_their_path_to_fednova(optimizer):
     federation = Federation(table_sites(), ["fednova"], training={"optimizer": optimizer})
     with recorded(federation.engine) as said:
         _, rows = federation.rounds()
-    found = {site: reply.fields["facts"] for function, site, _, reply in said if function == "train"}
+    found = {site: float(reply.tensors["normalised/path"]) for function, site, _, reply in said if function == "train"}
     steps = {"Aachen": 4, "Bonn": 2, "Celle": 1, "Dresden": 3}
     momentum = optimizer["sgd"].get("momentum", 0.0)
     for site, count in steps.items():
-        assert found[site] == {
-            "path": pytest.approx(sum((1 - momentum**k) / (1 - momentum) for k in range(1, count + 1)))
-        }
+        expected = sum((1 - momentum**k) / (1 - momentum) for k in range(1, count + 1))
+        assert found[site] == pytest.approx(expected)
     assert {row["site"]: row["steps"] for row in rows} == steps
 
 
@@ -393,39 +415,35 @@ def test_sites_send_their_path_to_fednova(optimizer):
 def test_normalised_by_hand():
     """w = (1, 1). A (weight 1, path 2) ends at (3, 1), B (weight 3, path 4) at (1, 5): d_A = (1, 0), d_B = (0, 1).
     Their mean is (0.25, 0.75), the mean path 0.25 · 2 + 0.75 · 4 = 3.5: w + (0.875, 2.625). Statistics: plain mean."""
-    rule = build_server([("normalised", {})])
-    rule.begin(ServerRound(0, torch.tensor([1.0, 1.0, 0.0]), 2, 4.0))
-    rule.add(Update("A", torch.tensor([3.0, 1.0, 4.0]), 1.0, {"path": 2.0}))
-    rule.add(Update("B", torch.tensor([1.0, 5.0, 8.0]), 3.0, {"path": 4.0}))
-    close(rule.finish(), torch.tensor([1.875, 3.625, 7.0]))
-    assert rule.facts == ["path"]
+    found = rule("normalised")
+    sent = [update("A", [3.0, 1.0, 4.0], 1.0, path=2.0), update("B", [1.0, 5.0, 8.0], 3.0, path=4.0)]
+    close(play(found, sent, [1.0, 1.0, 0.0], trainable=2), torch.tensor([1.875, 3.625, 7.0]))
+    assert set(found.parts["normalised"].reveals) == {"path"}
 
 
 def test_feddyn_at_the_server_by_hand():
     """α = 0.5, all four sites weigh 1. From w = 1 two of them end at 2 and 4: mean 3, h = −0.5 · (2/4) · 2 = −0.5,
     w = 3 + 0.5 / 0.5 = 4. Then one of them ends at 4 again: h stays, w = 4 + 1 = 5. Statistics are as aggregated."""
-    rule = build_server([("feddyn", {"alpha": 0.5})])
-    everyone = dict.fromkeys("ABCD", 1.0)
-    rule.begin(ServerRound(0, torch.tensor([1.0, 0.0]), 1, 2.0, everyone))
-    rule.add(Update("A", torch.tensor([2.0, 10.0]), 1.0))
-    rule.add(Update("B", torch.tensor([4.0, 20.0]), 1.0))
-    state = rule.finish()
+    found, everyone = dynamic(), dict.fromkeys("ABCD", 1.0)
+    sent = [update("A", [2.0, 10.0]), update("B", [4.0, 20.0])]
+    state = play(found, sent, [1.0, 0.0], trainable=1, everyone=everyone)
     close(state, torch.tensor([4.0, 15.0]))
-    close(rule.memory()["0/gradient"], torch.tensor([-0.5]))
-    again = build_server([("feddyn", {"alpha": 0.5})])
-    again.restore(rule.memory())
-    again.begin(ServerRound(1, state, 1, 1.0, everyone))
-    again.add(Update("C", torch.tensor([4.0, 7.0]), 1.0))
-    close(again.finish(), torch.tensor([5.0, 7.0]))
+    close(found.memory()["dynamic_regularisation/gradient"], torch.tensor([-0.5]))
+    again = dynamic()
+    again.restore(found.memory())
+    close(play(again, [update("C", [4.0, 7.0])], state, trainable=1, everyone=everyone), torch.tensor([5.0, 7.0]))
+
+
+def dynamic():
+    """A chain of FedDyn alone."""
+    return Rule(("dynamic_regularisation", {"alpha": 0.5}))
 
 
 def test_a_chain_normalises_first_and_then_steps():
     """[normalised, fedavgm]: the server's step is taken with FedNova's change, not with the normalised one."""
-    rule = build_server([("normalised", {}), ("fedavgm", {"lr": 0.5, "momentum": 0.0})])
-    rule.begin(ServerRound(0, torch.zeros(1), 1, 2.0))
-    rule.add(Update("A", torch.tensor([2.0]), 1.0, {"path": 2.0}))
-    rule.add(Update("B", torch.tensor([12.0]), 1.0, {"path": 4.0}))
-    close(rule.finish(), torch.tensor([0.5 * 3 * (1 + 3) / 2]))
+    found = Rule(("normalised", {}), ("fedavgm", {"lr": 0.5, "momentum": 0.0}))
+    sent = [update("A", [2.0], path=2.0), update("B", [12.0], path=4.0)]
+    close(play(found, sent, [0.0]), torch.tensor([0.5 * 3 * (1 + 3) / 2]))
 
 
 # Benefit --------------------------------------------------------------------------------------------------------------

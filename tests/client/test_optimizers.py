@@ -10,6 +10,7 @@ from polyclinic.client.optimizers import learning_rates, resolve_optimizer, reso
 from polyclinic.client.work import Work, gradient_step, path_length
 from polyclinic.models import build_model
 from polyclinic.options import EntryError
+from polyclinic.site.messages import Train
 from polyclinic.state import Role
 
 MLP = {"mlp": {"hidden": [6]}}
@@ -139,8 +140,8 @@ def test_options_of_each_round():
 def test_the_way_of_steps_follows_the_rounds_momentum():
     """‖a‖₁ of k steps with momentum ρ is Σ (1 − ρ^i) / (1 − ρ) for i from 1 to k."""
     work = Work("train", 1, None, 8, ("sgd", {"lr": 0.1, "momentum": 0.9}))
-    assert path_length(work, 2, 0.1, {"momentum": 0.5}) == pytest.approx(2.5)
-    assert path_length(work, 2, 0.1) == pytest.approx(2.9)
+    assert path_length(work, [], 2, 0.1, {"momentum": 0.5}) == pytest.approx(2.5)
+    assert path_length(work, [], 2, 0.1) == pytest.approx(2.9)
     training = {"rounds": 5, "local_steps": 2, "batch_size": 100, "optimizer": SGD, "schedule": CYCLIC}
     for method in ("fednova", "scaffold"):
         federation = Federation(table_sites(SITES), [method], training=training)
@@ -149,7 +150,7 @@ def test_the_way_of_steps_follows_the_rounds_momentum():
         momenta = [request.fields["optimizer"]["momentum"] for function, _, request, _ in said if function == "train"]
         assert momenta == pytest.approx([m for m in (0.9, 0.875, 0.85, 0.825, 0.8) for _ in SITES])
         if method == "fednova":
-            paths = [reply.fields["facts"]["path"] for function, _, _, reply in said if function == "train"]
+            paths = [float(reply.tensors["normalised/path"]) for function, _, _, reply in said if function == "train"]
             assert paths == pytest.approx([2 + m for m in momenta])
 
 
@@ -159,12 +160,11 @@ def test_control_variates_are_the_mean_gradient_under_a_cycled_momentum():
     schedule = {"cyclic": {"base_lr": 1e-4, "max_lr": 1e-3, "step_size_up": 4}}
     training = {"rounds": 2, "local_steps": 3, "batch_size": 100, "optimizer": SGD, "schedule": schedule}
     federation = Federation(data, ["scaffold"], model=MLP, training=training)
-    federation.rounds()
-    run = federation.engine.members["Aachen"].run
+    progress, _ = federation.rounds()
     module = plain_module(federation.network(0), federation.initial(0))
     F.cross_entropy(module(data["Aachen"].inputs), data["Aachen"].targets).backward()
     gradient = torch.cat([parameter.grad.flatten() for parameter in module.parameters()])
-    (control,) = [tensor for tensor in run.rule_memory[0].values() if tensor.shape == gradient.shape][:1]
+    control = federation.kept(progress)["Aachen"].parts["control_variates"]["control"]
     torch.testing.assert_close(control, gradient, rtol=5e-3, atol=3e-4)
 
 
@@ -174,7 +174,7 @@ def test_the_mixtures_optimiser_follows_the_rounds_momentum():
     with recorded(federation.engine) as said:
         federation.rounds()
     request = next(r for function, _, r, _ in reversed(said) if function == "train")
-    work = federation.engine.members["Bonn"].run.jobs(request)
+    work = federation.engine.members["Bonn"].run.round(Train(**request.fields), request.tensors)
     assert dict(work.companion.work.optimizer[1])["momentum"] == pytest.approx(0.85)
 
 
@@ -244,8 +244,8 @@ def test_a_mixture_of_the_own_model_alone_is_training_alone(optimizer):
     apfl = {"apfl": {"mixture": 1.0, "learn_mixture": False}}
     federation = Federation(data, [apfl, "fedavg"], model=MLP, training=training)
     alone = federation.state("fedavg")
-    federation.rounds(federation.declaration.study_methods[0].label)
-    close(federation.engine.members["Aachen"].run.personal_memory["weights"], alone)
+    progress, _ = federation.rounds(federation.declaration.study_methods[0].label)
+    close(federation.kept(progress)["Aachen"].personal["weights"], alone)
 
 
 # One full-batch step --------------------------------------------------------------------------------------------------

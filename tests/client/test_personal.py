@@ -17,6 +17,7 @@ from helpers import (
     site_of,
     table_site,
     table_sites,
+    training_message,
     write_table_study,
 )
 from polyclinic.client.personal import _lent
@@ -25,8 +26,9 @@ from polyclinic.client.train import train
 from polyclinic.communication.message import Message
 from polyclinic.errors import StudyError, TrainingError
 from polyclinic.options import EntryError
+from polyclinic.parts import FEDERATION
 from polyclinic.state import Role
-from polyclinic.study.jobs import Job
+from polyclinic.study.job import Job
 
 MOMENTUM = {"sgd": {"lr": 0.1, "momentum": 0.9, "weight_decay": 0.01}}
 BATCH = {"mlp": {"hidden": [6], "norm": "batch"}}
@@ -39,13 +41,21 @@ def close(actual, expected, tolerance=1e-6):
 
 def models_of(federation, progress):
     """Each site's model for its own cases after all rounds."""
-    return {name: member.run.vector(progress.state) for name, member in federation.engine.members.items()}
+    federation.kept(progress)
+    shared = progress.model(FEDERATION)
+    return {name: member.run.vector(shared) for name, member in federation.engine.members.items()}
 
 
 def trained(method, *, data=None, label=None, **options):
     """A federation after its training, and its progress."""
     federation = Federation(data or table_sites(), [method], **options)
     return federation, federation.rounds(label)[0]
+
+
+def own_models(found):
+    """What each site has of its own after a training."""
+    federation, progress = found
+    return {name: kept.own for name, kept in federation.kept(progress).items()}
 
 
 def sigmoid(value):
@@ -86,7 +96,7 @@ def by_hand(method, build=body_and_head, **training):
     """The models of A and B, and the shared state."""
     with catalogued("by_hand", build):
         federation, progress = trained(method, data=hand_sites(), model="by_hand", training=training)
-        return *models_of(federation, progress).values(), progress.state
+        return *models_of(federation, progress).values(), progress.model(FEDERATION)
 
 
 A, B = 0.2 * (1 - sigmoid(2)), -0.4 * sigmoid(4)
@@ -159,10 +169,10 @@ def test_apfl_by_hand(learn):
     with catalogued("by_hand", two_weights):
         method = {"apfl": {"mixture": 0.4, "learn_mixture": learn}}
         federation, progress = trained(method, data=hand_sites(), model="by_hand", training={"rounds": 2})
-    memory = federation.engine.members["A"].run.personal_memory
+    memory = federation.kept(progress)["A"].personal
     close(memory["weights"], [v, -v])
     close(memory["mixture"], torch.tensor(alpha, dtype=torch.float64))
-    expected = alpha * v + (1 - alpha) * progress.state
+    expected = alpha * v + (1 - alpha) * progress.model(FEDERATION)
     close(models_of(federation, progress)["A"][0], expected[0])
 
 
@@ -170,8 +180,8 @@ def test_apfl_by_hand(learn):
 def test_the_mixture_stays_between_0_and_1(start, rate):
     method = {"apfl": {"mixture": start}}
     training = {"rounds": 4, "optimizer": {"sgd": {"lr": rate}}, "clip": 0.01}
-    federation, _ = trained(method, training=training)
-    found = [float(member.run.personal_memory["mixture"]) for member in federation.engine.members.values()]
+    federation, progress = trained(method, training=training)
+    found = [float(kept.personal["mixture"]) for kept in federation.kept(progress).values()]
     assert all(0 <= mixture <= 1 for mixture in found)
     assert {0.0, 1.0} & set(found), "or nothing was clipped"
 
@@ -226,8 +236,8 @@ def test_each_phase_moves_its_own_weights_only(stacked, local):
     training = {"rounds": 2, "optimizer": optimizer, "clip": 0.5}
     federation, progress = trained({"fedrep": {"head_epochs": 2, "local": local}}, model=BATCH, training=training)
     layout = federation.template.layout
-    request = Message({"round": 2, "learning_rate": 0.1}, {"state": progress.state})
-    rounds = [member.run.jobs(request) for member in federation.engine.members.values()]
+    request = training_message(2, progress.model(FEDERATION))
+    rounds = [member.run.round(*request) for member in federation.engine.members.values()]
     task, model = federation.engine.members["Aachen"].run.task, federation.template
     for phase, moved in enumerate((Role.HEAD, Role.WEIGHT)):
         jobs = [one.job(phase) for one in rounds]
@@ -261,20 +271,20 @@ def test_scaffold_learns_from_the_phase_that_trains_what_is_shared():
     method = {"fedrep": {"head_epochs": 3, "local": ["control_variates"]}}
     federation = Federation(table_sites({"Aachen": 16, "Bonn": 16}), [method], model=BATCH)
     with recorded(federation.engine) as said:
-        federation.rounds()
-    layout = federation.template.layout
+        progress, _ = federation.rounds()
+    layout, kept = federation.template.layout, federation.kept(progress)
     for member in federation.engine.members.values():
         sent = next(reply for function, site, _, reply in said if function == "train" and site == member.name)
         assert sent.fields["steps"] == 3 * 2 + 2
         for name, (role, where) in roles(layout).items():
             if where.stop <= layout.trainable and name != "0.bias":  # which has no gradient
-                control = member.run.rule_memory[0]["control"][where]
+                control = kept[member.name].parts["control_variates"]["control"][where]
                 assert bool(control.any()) is (role is not Role.HEAD)
                 assert torch.equal(sent.tensors["control_variates/control_change"][where], control)
     body = roles(layout)["0.weight"][1]
-    state = next(reply for function, *_, reply in said if function == "train").tensors["state"]
-    change = federation.initial(0)[body] - state[body]  # the body comes first, in both
-    close(federation.engine.members["Aachen"].run.rule_memory[0]["control"][body], change / 0.2, 1e-5)
+    change = next(reply for function, *_, reply in said if function == "train").tensors["change"][body]
+    # The body comes first, in both.
+    close(kept["Aachen"].parts["control_variates"]["control"][body], -change / 0.2, 1e-5)
 
 
 def test_a_time_budget_by_the_clock_leaves_every_phase_one_step():
@@ -284,10 +294,12 @@ def test_a_time_budget_by_the_clock_leaves_every_phase_one_step():
 
 
 def test_feddyn_learns_nothing_of_what_stays_at_the_site():
-    federation, _ = trained({"feddyn": {"share": "body"}}, model=BATCH, training={"rounds": 2})
+    federation, progress = trained({"feddyn": {"share": "body"}}, model=BATCH, training={"rounds": 2})
+    kept = federation.kept(progress)
     for member in federation.engine.members.values():
         gradient = torch.zeros(federation.template.layout.size)
-        gradient[: federation.template.layout.trainable] = member.run.rule_memory[0]["gradient"]
+        own = kept[member.name].parts["dynamic_regularisation"]["gradient"]
+        gradient[: federation.template.layout.trainable] = own
         assert gradient.any()
         assert not member.run.private.take(gradient).any()
 
@@ -351,10 +363,9 @@ def test_the_shared_model_is_that_of_fedavg_to_the_bit(name, optimizer):
 def test_ditto_without_its_pull_is_training_alone_to_the_bit(optimizer, state):
     """`single` keeps its optimiser's state, so Ditto must; plain SGD has none."""
     options = {"model": DROPOUT, "training": {"rounds": 3, "optimizer": optimizer, "optimizer_state": state}}
-    alone, _ = trained("single", **options)
-    federation, progress = trained({"ditto": {"weight": 0}}, **options)
-    for name, model in models_of(federation, progress).items():
-        assert torch.equal(model, alone.engine.members[name].run.own)
+    alone = own_models(trained("single", **options))
+    for name, model in models_of(*trained({"ditto": {"weight": 0}}, **options)).items():
+        assert torch.equal(model, alone[name])
 
 
 def test_ditto_with_a_strong_pull_is_the_received_model():
@@ -385,11 +396,13 @@ def test_ditto_over_fedbn():
         table_sites(), ["fedbn", {"ditto": {"share": "no_norm", "label": "ditto"}}], model=BATCH,
         training={"rounds": 3},
     )  # fmt: skip
-    fedbn = federation.state("fedbn")
-    own = {name: member.run.own for name, member in federation.engine.members.items()}
-    assert torch.equal(federation.state("ditto"), fedbn)
+    progress, _ = federation.rounds("fedbn")
+    fedbn, own = progress.model(FEDERATION), own_models((federation, progress))
+    progress, _ = federation.rounds("ditto")
+    assert torch.equal(progress.model(FEDERATION), fedbn)
+    kept = federation.kept(progress)
     for name, member in federation.engine.members.items():
-        assert torch.equal(member.run.own, own[name])
+        assert torch.equal(kept[name].own, own[name])
         assert not torch.equal(member.run.vector(fedbn), member.run.shared_model(fedbn))
 
 
@@ -401,27 +414,27 @@ def test_apfl_with_mixture_0_is_fedavg_and_with_1_is_training_alone():
     federation, progress = trained({"apfl": {"mixture": 0, "learn_mixture": False}}, **options)
     weights = federation.template.layout.trainable
     for model in models_of(federation, progress).values():
-        assert torch.equal(model[:weights], progress.state[:weights])
-        assert not torch.equal(model[weights:], progress.state[weights:]), "statistics are the mixture's own"
-    alone, _ = trained("single", **options)
+        assert torch.equal(model[:weights], progress.model(FEDERATION)[:weights])
+        assert not torch.equal(model[weights:], progress.model(FEDERATION)[weights:]), "statistics are the mixture's own"
+    alone = own_models(trained("single", **options))
     federation, progress = trained({"apfl": {"mixture": 1, "learn_mixture": False}}, **options)
     for name, model in models_of(federation, progress).items():
-        assert torch.equal(model, alone.engine.members[name].run.own)
+        assert torch.equal(model, alone[name])
 
 
 def test_the_mixture_is_learned_only_where_it_shall_be():
     for learn in (False, True):
-        federation, _ = trained({"apfl": {"learn_mixture": learn}}, model=BATCH, training={"rounds": 3})
-        found = {float(member.run.personal_memory["mixture"]) for member in federation.engine.members.values()}
+        federation, progress = trained({"apfl": {"learn_mixture": learn}}, model=BATCH, training={"rounds": 3})
+        found = {float(kept.personal["mixture"]) for kept in federation.kept(progress).values()}
         assert (found == {0.5}) is not learn
 
 
 def test_a_personal_model_that_is_not_finite_names_its_site():
     federation = Federation(table_sites(), ["apfl"])
     plan = federation.plan()
-    federation.engine.ask("start", dict.fromkeys(SIZES, Message(plan.declaration, {"initial": plan.initial})))
-    federation.engine.members["Bonn"].run.personal_memory["weights"][0] = float("nan")
-    request = Message({"round": 0, "learning_rate": 0.1}, {"state": plan.initial})
+    federation.engine.ask("start", dict.fromkeys(SIZES, Message(plan.start.fields(), {"initial": plan.initial})))
+    federation.engine.members["Bonn"].run.kept.personal["weights"][0] = float("nan")
+    request = Message({"round": 0, "exchange": 1, "learning_rate": 0.1}, {"state": plan.initial})
     replies = dict(federation.engine.call("train", dict.fromkeys(SIZES, request)))
     assert isinstance(replies["Bonn"], TrainingError)
     assert "P301 Training at site Bonn" in str(replies["Bonn"])
@@ -476,7 +489,7 @@ def test_who_is_tested_with_what(method, without):
         return
     assert set(frames) == set(data)
     for number, (name, member) in enumerate(members.items()):
-        model = member.run.personal.model(shared[0 if everything else number], member.run.best_personal)
+        model = member.run.personal.model(shared[0 if everything else number], member.run.best.personal)
         close(frames[name], predicted(federation, [model], name), 1e-7)
         if federation.method().method.personal and federation.method().method.personal[0] in ("ditto", "apfl"):
             own = predicted(federation, [shared[0 if everything else number]], name)

@@ -4,8 +4,9 @@ import pytest
 import torch
 from torch import nn
 
-from helpers import Federation, catalogued, recorded, table_sites
-from polyclinic.seeds import derive_seed, kept_randomness, own_randomness
+from helpers import Federation, catalogued, recorded, table_sites, trained_state
+from polyclinic.randomness import kept_randomness, own_randomness
+from polyclinic.seeds import derive_seed
 
 
 def stochastic(shape, outputs):
@@ -18,8 +19,8 @@ def stochastic(shape, outputs):
 def states(federation):
     with recorded(federation.engine) as said:
         federation.rounds()
-    return {(site, number): reply.tensors["state"] for number, (function, site, _, reply) in enumerate(said)
-            if function == "train"}  # fmt: skip
+    return {(site, number): trained_state(request, reply) for number, (function, site, request, reply)
+            in enumerate(said) if function == "train"}  # fmt: skip
 
 
 @pytest.mark.parametrize("method", ["fedavg", "fedsgd", "apfl"])

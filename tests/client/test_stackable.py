@@ -9,14 +9,13 @@ from torch import nn
 from helpers import Federation, catalogued, image_sites, table_sites
 from polyclinic.client import stackable
 from polyclinic.client.stackable import network_obstacle
+from polyclinic.client.work import Work
 from polyclinic.engine.planner import choose_plan
 from polyclinic.errors import StudyError
 from polyclinic.models import build_model
-from polyclinic.site.run import build_work
 from polyclinic.state import FlatModule
 
-WORK = {"kind": "train", "epochs": 1, "steps": None, "batch_size": 8, "optimizer": ["sgd", {"lr": 0.1}], "clip": None,
-        "class_weights": None, "mixed_precision": False}  # fmt: skip
+WORK = Work("train", 1, None, 8, ("sgd", {"lr": 0.1}))
 
 
 class Centred(nn.Module):
@@ -156,18 +155,18 @@ def test_a_network_is_tried_once_for_each_shape(monkeypatch):
 
 def test_the_reason_is_told_where_stacking_was_asked_for():
     options = {"device": "cpu", "threads": 1, "workers": 1, "shape": (5,), "cases": [10, 10], "passes": 1}
-    plan = choose_plan(mode="auto", model=between(Centred()), works=[build_work(WORK, False, [])], **options)
+    plan = choose_plan(mode="auto", model=between(Centred()), works=[WORK], **options)
     assert plan.mode == "sequential"
     assert "other outputs" in plan.reason
     with pytest.raises(StudyError, match=r"P104 `engine: \{mode: stacked\}` is impossible: the network has other outp"):
-        choose_plan(mode="stacked", model=between(Centred()), works=[build_work(WORK, False, [])], **options)
+        choose_plan(mode="stacked", model=between(Centred()), works=[WORK], **options)
 
 
 def test_a_large_network_is_not_tried_where_it_would_not_be_stacked(monkeypatch):
     monkeypatch.setattr(stackable, "_try", lambda model, shape: pytest.fail("tried"))
     model = build_model("mlp", {"hidden": [3000, 3000]}, (5,), 2)
     options = {"device": "cpu", "threads": 1, "workers": 1, "shape": (5,), "cases": [10, 10], "passes": 1}
-    plan = choose_plan(mode="auto", model=model, works=[build_work(WORK, False, [])], **options)
+    plan = choose_plan(mode="auto", model=model, works=[WORK], **options)
     assert plan.mode == "sequential"
 
 

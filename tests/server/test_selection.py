@@ -3,9 +3,10 @@
 import pytest
 import torch
 
-from helpers import Federation, recorded, table_sites
+from helpers import Federation, recorded, table_sites, trained_state
 from polyclinic.errors import PolyclinicError, SiteError, StudyError
-from polyclinic.rounds import run_rounds
+from polyclinic.parts import FEDERATION
+from polyclinic.running.progress import Checkpoint
 from polyclinic.server.selection import PARTICIPATION, Candidates
 
 SITES = ["Aachen", "Bonn", "Celle", "Dresden", "Essen"]
@@ -143,9 +144,9 @@ def test_only_the_chosen_are_asked_and_their_mean_is_taken():
     made = federation({"availability": {"absent": {"Aachen": [1], "Celle": [1]}}}, rounds=1)
     with recorded(made.engine) as said:
         progress, rows = made.rounds()
-    trained = [(site, reply) for function, site, _, reply in said if function == "train"]
-    assert [site for site, _ in trained] == ["Bonn"]
-    assert torch.equal(progress.state, trained[0][1].tensors["state"])
+    ((site, request, reply),) = [(site, *exchange) for function, site, *exchange in said if function == "train"]
+    assert site == "Bonn"
+    assert torch.equal(progress.model(FEDERATION), trained_state(request, reply))
     assert [row["share"] for row in rows] == [1.0]
 
 
@@ -250,22 +251,27 @@ def test_a_deadline_goes_by_the_declared_speed():
     ]
     others = {site: cases for site, cases in SMALL.items() if site != "Aachen"}
     alone = Federation(table_sites(others), training={"rounds": 2, "batch_size": 4})
-    torch.testing.assert_close(progress.state, alone.state(), msg="as if Aachen were not there")
+    torch.testing.assert_close(progress.model(FEDERATION), alone.state(), msg="as if Aachen were not there")
 
 
-def test_a_site_that_is_too_late_keeps_what_it_learned_and_the_coordinator_knows_nothing_of_it():
-    """Three steps with 0.1: Aachen's control variate is (w - w_k) / 0.3, the others' alone make the common one."""
+def test_a_site_that_is_too_late_forgets_what_it_learned_as_the_coordinator_knows_nothing_of_it(tmp_path):
+    """Nothing of Aachen counts, so c_k stays 0 there. Two steps with 0.1 make it (w - w_k) / 0.2 at the others, and c is
+    the mean of all three."""
     training = {"rounds": 1, "batch_size": 4, "step_seconds": {"Aachen": 1.0},
                 "participation": {"deadline": {"seconds": 2}}}  # fmt: skip
     made = Federation(table_sites(SMALL), ["scaffold"], training=training)
-    plan = made.plan()
     with recorded(made.engine) as said:
-        _, rows = run_rounds(plan, made.engine)
+        progress, rows = made.rounds(checkpoint=Checkpoint(tmp_path))
     assert took_part(rows, 1) == [["Bonn", "Celle"]]
-    replies = {site: reply.tensors for function, site, _, reply in said if function == "train"}
-    kept = {site: member.run.rule_memory[0]["control"] for site, member in made.engine.members.items()}
-    torch.testing.assert_close(kept["Aachen"], (plan.initial - replies["Aachen"]["state"]) / 0.3)
-    common = plan.counterparts["control_variates"].send()["control"]
+    changes = {site: reply.tensors["change"] for function, site, _, reply in said if function == "train"}
+    kept = {site: kept.parts["control_variates"]["control"] for site, kept in made.kept(progress).items()}
+    assert not kept["Aachen"].any()
+    assert changes["Aachen"].any()
+    for site in ("Bonn", "Celle"):
+        torch.testing.assert_close(kept[site], changes[site] / -0.2)
+    saved = Checkpoint(tmp_path)
+    saved.read(progress.first)
+    common = saved.memory["model federation/control_variates/control"]
     torch.testing.assert_close(common, 9 / 29 * kept["Bonn"] + 8 / 29 * kept["Celle"])
 
 

@@ -9,6 +9,7 @@ from torch import nn
 
 from polyclinic.ignored import IGNORED
 from polyclinic.site import evaluation
+from polyclinic.site.messages import MetricNames
 from polyclinic.state import FlatModule
 from polyclinic.tasks import build_task
 from polyclinic.tasks.segmentation import MASK_THRESHOLDS
@@ -57,7 +58,7 @@ def volume_run(classes, spacing=None, names=("dice", "hd95"), cases=4):
     run = SimpleNamespace(
         task=task, model=FlatModule(layer, [layer]), dataset=_Volumes(cases, classes, spacing),
         work=SimpleNamespace(batch_size=1),
-        declaration={"metrics": {"names": list(names), "classes": labels, "tolerance": 2.0}},
+        declared=SimpleNamespace(metrics=MetricNames(names=list(names), classes=labels, tolerance=2.0)),
     )  # fmt: skip
     return run, [run.model.vector.clone()], torch.arange(cases)
 
@@ -77,7 +78,7 @@ def test_volumes_are_scored_with_their_spacing(classes):
         assert first["hd95"] != hausdorff95(decided == 1, target == 1)
     else:
         assert fields["metrics"] == ["dice", "hd95", "dice[part 1]", "dice[part 2]", "hd95[part 1]", "hd95[part 2]"]
-        labels = run.declaration["metrics"]["classes"]
+        labels = run.declared.metrics.classes
         assert first == segmentation_classes(decided, target, ["dice", "hd95"], labels, spacing)
     assert tensors["values"].shape == (4, len(fields["metrics"]))
 
@@ -160,7 +161,7 @@ def test_no_cases_give_empty_answers():
     assert evaluation.score(run, vectors, none, "dice") == {"cases": 0, "loss": None, "metric": None}
     assert evaluation.predict(run, vectors, none, 0.5)[1]["values"].shape == (0, 6)
     assert evaluation.overlays(run, vectors, none, 0.5) == ({}, {})
-    numbers = SimpleNamespace(task=build_task("regression", 0, "mse"), dataset=run.dataset, declaration=run.declaration)
+    numbers = SimpleNamespace(task=build_task("regression", 0, "mse"), dataset=run.dataset, declared=run.declared)
     found = evaluation.predict(numbers, vectors, none, 0.5)[1]
     assert {name: tuple(tensor.shape) for name, tensor in found.items()} == {"predictions": (0,), "labels": (0,)}
 

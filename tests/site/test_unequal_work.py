@@ -61,8 +61,8 @@ def test_a_site_stopped_by_the_clock_has_done_the_first_steps_of_its_work():
     with recorded(stopped.engine) as said, recorded(one.engine) as expected:
         stopped.rounds()
         one.rounds()
-    states = [[r.tensors["state"] for f, _, _, r in found if f == "train"] for found in (said, expected)]
-    for first, second in zip(*states, strict=True):
+    changes = [[r.tensors["change"] for f, _, _, r in found if f == "train"] for found in (said, expected)]
+    for first, second in zip(*changes, strict=True):
         assert torch.equal(first, second)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
+from itertools import takewhile
 from typing import Any
 
 from polyclinic.options import Catalogue
@@ -9,6 +11,8 @@ from polyclinic.parts.catalogue import CHANNEL_PARTS, LOCAL_PARTS, SERVER_PARTS,
 from polyclinic.parts.grouping import TOPOLOGIES
 from polyclinic.parts.procedure import PROCEDURES
 
+#: Name and options of a part.
+Entry = tuple[str, dict[str, Any]]
 #: Entry of a study file -> the parts that can be named there.
 PLACES: dict[str, Catalogue[Any]] = {
     "local": LOCAL_PARTS, "server": SERVER_PARTS, "topology": TOPOLOGIES, "procedure": PROCEDURES,
@@ -32,3 +36,17 @@ def part_class(name: str) -> type[Part]:
 def build_part(name: str, options: dict[str, Any]) -> Part:
     """A part with its options."""
     return part_class(name)(**options)
+
+
+def build_chain(channel: Sequence[Entry], local: Iterable[Entry], server: Iterable[Entry]) -> dict[str, Part]:
+    """The parts whose ends at the server make a step, by name, in the order in which it passes them.
+
+    What is done to all that leaves a site comes first. Parts of local training look at the step that comes out, so those
+    at the head of the server rule that undo what they did to updates come before them.
+    """
+    undone, trained, ruled = (
+        [(name, build_part(name, options)) for name, options in entries]
+        for entries in (reversed(channel), local, server)
+    )
+    undoing = list(takewhile(lambda named: named[1].undoes, ruled))
+    return dict([*undone, *undoing, *trained, *ruled[len(undoing) :]])

@@ -9,7 +9,7 @@ from typing import Any
 
 from polyclinic.client.personal import PERSONAL
 from polyclinic.methods import Method
-from polyclinic.parts import PROCEDURES, TOPOLOGIES, Aggregation, Part, ServerEnd, SiteEnd, build_part
+from polyclinic.parts import PROCEDURES, TOPOLOGIES, Aggregation, Part, ServerEnd, SiteEnd, build_chain, build_part
 from polyclinic.parts.site_end import overrides
 from polyclinic.tasks import TASKS
 
@@ -220,7 +220,7 @@ def _all(method: Method) -> list[tuple[str, str, Part]]:
 
 def _built(method: Method) -> list[tuple[str, Part]]:
     """Name and part, in the order in which steps pass them at the server."""
-    return [(name, part) for _, name, part in _placed(method)]
+    return list(build_chain(method.channel, method.local, method.server).items())
 
 
 _CHECKS: tuple[Callable[[Method, Local], Refusal | None], ...] = (

@@ -13,7 +13,7 @@ from polyclinic.client.optimizers import scheduled
 from polyclinic.client.work import OwnWork, Work
 from polyclinic.data.scaling import Scaler, merge
 from polyclinic.methods import SHARES, Method
-from polyclinic.parts import PROCEDURES, TOPOLOGIES, Part, build_part
+from polyclinic.parts import PROCEDURES, TOPOLOGIES, Part, build_chain, build_part
 from polyclinic.running.plan import Plan
 from polyclinic.site.messages import MetricNames, Start
 from polyclinic.state import FlatModule
@@ -109,9 +109,7 @@ class Planner:
 
 
 def _built(method: Method) -> dict[str, Part]:
-    """The parts at the server; a step first passes those that undo what they did, wherever they are named."""
-    parts = {name: build_part(name, options) for name, options in method.server_parts}
-    return dict(sorted(parts.items(), key=lambda item: not item[1].undoes))
+    return build_chain(method.channel, method.local, method.server)
 
 
 def _has_site_ends(method: Method) -> bool:

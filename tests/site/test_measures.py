@@ -6,33 +6,50 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from helpers import Federation, plain_module, recorded, table_sites
-from polyclinic.client.rules import LOCAL_RULES, LocalRule
+from helpers import Federation, plain_module, recorded, table_sites, trained_state, training_message
 from polyclinic.client.train import train
-from polyclinic.communication.message import Message
+from polyclinic.parts import LOCAL_PARTS, Part, SiteEnd
+from polyclinic.parts.measures import MEASURES, PATH, STEPS, Measuring, revealed
 from polyclinic.rounds import run_rounds
-from polyclinic.server import ServerRule
 from polyclinic.server.mean import Mean
-from polyclinic.site.facts import FACTS, LEAVE_ONE_OUT
 
 NORM_MLP = {"mlp": {"hidden": [5], "norm": "batch"}}
+#: Everything that a site can measure.
+NAMES = [*MEASURES, "steps", "path"]
 
 
-class Asking(Mean):
-    """A mean that asks for every fact and keeps what it is told; sends each site a model of its own."""
-
-    facts = tuple(FACTS)
-    sends = {LEAVE_ONE_OUT: "a test"}  # noqa: RUF012
+class AskingMean(Mean):
+    """A mean that keeps what it is told, and sends each site a model of its own."""
 
     def __init__(self, other):
         self.other, self.told = other, {}
 
     def send(self, site):
-        return {LEAVE_ONE_OUT: self.other}
+        return {"other": self.other}
 
     def add(self, update):
         super().add(update)
-        self.told[update.site] = dict(update.facts)
+        self.told[update.site] = {name: float(number) for name, number in self.sent(update).items()}
+
+
+class Asking(Part):
+    """Asks for every number."""
+
+    reveals = {"other": "a test", **revealed(*NAMES)}  # noqa: RUF012
+
+    def __init__(self, server=None):
+        self.server = server
+
+    def at_site(self):
+        return Measuring(*NAMES, sent="other")
+
+    def at_server(self):
+        return self.server
+
+
+@pytest.fixture(autouse=True)
+def asking(monkeypatch):
+    monkeypatch.setitem(LOCAL_PARTS._parts, "asking", Asking)
 
 
 def told_and_said(validation, task_sizes, stacked=False, **training):
@@ -41,11 +58,9 @@ def told_and_said(validation, task_sizes, stacked=False, **training):
     federation = Federation(
         table_sites(task_sizes, part=part), model=NORM_MLP, training=training, evaluation=evaluation, stacked=stacked
     )  # fmt: skip
-    server = Asking(federation.initial(7))
-    plan = federation.plan()
-    plan.declaration["facts"] = list(FACTS)
-    reveals = {LEAVE_ONE_OUT: "a test", **{name: fact.reveals for name, fact in FACTS.items()}}
-    plan = replace(plan, server=ServerRule(server), reveals=reveals)
+    server, plan = AskingMean(federation.initial(7)), federation.plan()
+    start = plan.start.model_copy(update={"parts": [("asking", {})]})
+    plan = replace(plan, start=start, parts=lambda: {"asking": Asking(server)})
     with recorded(federation.engine) as said:
         _, rows = run_rounds(plan, federation.engine)
     return federation, server, [entry for entry in said if entry[0] == "train"], rows
@@ -53,7 +68,7 @@ def told_and_said(validation, task_sizes, stacked=False, **training):
 
 @pytest.mark.parametrize("stacked", [False, True])
 @pytest.mark.parametrize("validation", [False, True])
-def test_each_fact_is_what_the_models_give(validation, stacked):
+def test_each_number_is_what_the_models_give(validation, stacked):
     sizes = {"Aachen": 40, "Bonn": 22}
     federation, server, said, rows = told_and_said(validation, sizes, stacked, local_epochs=2, optimizer=
                                                    {"sgd": {"lr": 0.1, "momentum": 0.5}})  # fmt: skip
@@ -69,9 +84,9 @@ def test_each_fact_is_what_the_models_give(validation, stacked):
         return float(F.cross_entropy(outputs, targets)), float((outputs.argmax(1) == targets).double().mean())
 
     for _, site, request, reply in said:
-        start, end = request.tensors["state"], reply.tensors["state"]
+        start, end = request.tensors["state"], trained_state(request, reply)
         found = server.told[site]
-        assert set(found) == set(FACTS)
+        assert set(found) == set(NAMES)
         assert found["start_loss"] == pytest.approx(measured(start, site, "train")[0], rel=1e-5)
         assert found["end_loss"] == pytest.approx(measured(end, site, "train")[0], rel=1e-5)
         assert found["end_accuracy"] == measured(end, site, "train")[1]
@@ -90,10 +105,12 @@ def test_what_is_exchanged_stands_in_the_rows():
     federation, _, _, rows = told_and_said(False, {"Aachen": 12, "Bonn": 9})
     size = federation.template.layout.size
     for row in rows:
-        assert row["bytes_up"] == 4 * size + 8 * len(FACTS)
+        assert row["bytes_up"] == 4 * size + 8 * len(NAMES)
         assert row["bytes_down"] == 4 * size + 4 * size
-        assert row["extra_down"] == f"leave_one_out [{size}] {4 * size} bytes: a test"
-        assert row["extra_up"].split("; ") == [f"{name} [] 8 bytes: {fact.reveals}" for name, fact in FACTS.items()]
+        assert row["extra_down"] == f"asking/other [{size}] {4 * size} bytes: a test"
+        assert row["extra_up"].split("; ") == [
+            f"asking/{name} [] 8 bytes: {reveals}" for name, reveals in revealed(*NAMES).items()
+        ]
 
 
 def test_what_scaffold_exchanges_stands_in_the_rows():
@@ -113,29 +130,37 @@ def test_fednova_sends_one_number_and_fedavg_nothing():
     federation = Federation(table_sites({"Aachen": 12}), ["fedavg", "fednova"])
     assert {(row["extra_up"], row["extra_down"]) for row in federation.rounds("fedavg")[1]} == {("", "")}
     (row,) = federation.rounds("fednova")[1]
-    assert row["extra_up"] == f"path [] 8 bytes: {FACTS['path'].reveals}"
+    assert row["extra_up"] == f"normalised/path [] 8 bytes: {PATH}"
     assert row["bytes_up"] == 4 * federation.template.layout.size + 8
 
 
-@pytest.mark.parametrize("fact", sorted(FACTS))
-def test_every_fact_says_what_it_could_reveal_without_the_separator_of_the_column(fact):
-    assert len(FACTS[fact].reveals.split()) > 5
-    assert ";" not in FACTS[fact].reveals
+def test_every_number_says_what_it_could_reveal_without_the_separator_of_the_column():
+    said = revealed(*NAMES)
+    assert list(said) == NAMES
+    assert (said["steps"], said["path"]) == (STEPS, PATH)
+    for sentence in said.values():
+        assert len(sentence.split()) > 5
+        assert ";" not in sentence
 
 
-class Announcing(LocalRule):
+class Counting(SiteEnd):
+    def meet(self, view):
+        return {"counts": torch.ones(3)}
+
+
+class Announcing(Part):
     """Says something at the start."""
 
-    announces = {"counts": "how many cases of each class there are; at the site"}  # noqa: RUF012
+    reveals = {"counts": "how many cases of each class there are; at the site"}  # noqa: RUF012
 
-    def announce(self, site):
-        return {"counts": torch.ones(3)}
+    def at_site(self):
+        return Counting()
 
 
 def test_what_sites_announce_stands_in_their_first_row(monkeypatch):
     """Bonn first takes part in the second round; what it said at the start stands there."""
 
-    monkeypatch.setitem(LOCAL_RULES._parts, "announcing", Announcing)
+    monkeypatch.setitem(LOCAL_PARTS._parts, "announcing", Announcing)
     federation = Federation(
         table_sites({"Aachen": 12, "Bonn": 9}), [{"fedavg": {"local": ["announcing"]}}],
         training={"rounds": 3, "participation": {"availability": {"absent": {"Bonn": [1]}}}},
@@ -152,7 +177,7 @@ def test_what_sites_announce_stands_in_their_first_row(monkeypatch):
 def test_what_sites_announce_is_told_in_the_first_round_that_counts(topology, monkeypatch):
     """In the first round Bonn is away and Celle too late, so that Aachen's answer alone changes nothing."""
 
-    monkeypatch.setitem(LOCAL_RULES._parts, "announcing", Announcing)
+    monkeypatch.setitem(LOCAL_PARTS._parts, "announcing", Announcing)
     federation = Federation(
         table_sites({"Aachen": 12, "Bonn": 9, "Celle": 8}),
         [{"fedavg": {"local": ["announcing"], "topology": topology}}],
@@ -165,34 +190,35 @@ def test_what_sites_announce_is_told_in_the_first_round_that_counts(topology, mo
     assert progress.losses == {row["site"]: row["loss"] for row in rows}
 
 
-def test_a_site_keeps_nothing_of_a_round_whose_facts_it_cannot_measure():
+def test_a_site_keeps_nothing_of_a_round_whose_numbers_it_cannot_measure():
     method = {"fedbn": {"server": ["loss_weights"], "local": ["control_variates"]}}
     federation = Federation(table_sites({"Aachen": 12, "Bonn": 9}), [method], model=NORM_MLP)
-    federation.rounds()
-    site = federation.engine.members["Aachen"]
-    before = {name: tensor.clone() for name, tensor in site.run.memory().items()}
-    work = site.begin_training(
-        Message({"round": 1, "learning_rate": 0.1}, {"state": site.run.shared.take(federation.initial(0))})
-    )
-    work.took(train(site.run.model, site.run.task, work.work(0), work.job(0)))
+    federation.kept(federation.rounds()[0])
+    run = federation.engine.members["Aachen"].run
+    before = {name: tensor.clone() for name, tensor in run.memory().items()}
+    work = run.round(*training_message(1, run.shared.take(federation.initial(0)), exchange=9))
+    work.took(train(run.model, run.task, work.work(0), work.job(0)))
 
     def fail(vector, index):
         raise ValueError("out of order")
 
+    work.view._measure = fail
     with pytest.raises(ValueError, match="out of order"):
-        work.finish(0.0, fail)
-    assert before.keys() == site.run.memory().keys()
-    for name, tensor in site.run.memory().items():
+        work.finish(0.0)
+    run.settle(9)
+    assert before.keys() == run.memory().keys()
+    for name, tensor in run.memory().items():
         assert torch.equal(tensor, before[name]), name
 
 
 def test_the_model_without_a_site_is_measured_with_what_the_site_had_before_the_round():
     federation = Federation(table_sites({"Aachen": 12, "Bonn": 9}), [{"fedbn": {"server": ["fedce"]}}], model=NORM_MLP)
-    federation.rounds()
+    federation.kept(federation.rounds()[0])
     run = federation.engine.members["Aachen"].run
     sent = run.shared.take(federation.initial(1))
     expected = run.shared_model(sent)
-    work = run.jobs(Message({"round": 1, "learning_rate": 0.1}, {"state": sent, LEAVE_ONE_OUT: sent}))
+    name = next(name for name in run.ends["fedce"].names if MEASURES[name].model == "sent")
+    work = run.round(*training_message(1, sent, exchange=9, **{f"fedce/{run.ends['fedce'].model_sent}": sent}))
     work.took(train(run.model, run.task, work.work(0), work.job(0)))
     seen = []
 
@@ -200,6 +226,8 @@ def test_the_model_without_a_site_is_measured_with_what_the_site_had_before_the_
         seen.append(vector)
         return {"loss": 1.0, "accuracy": 1.0}
 
-    work.finish(0.0, measure)
+    work.view._measure = measure
+    assert f"fedce/{name}" in work.finish(0.0).tensors
     assert torch.equal(seen[0], expected)
-    assert not torch.equal(run.own, run.private.take(expected))
+    run.settle(9)
+    assert not torch.equal(run.kept.own, run.private.take(expected))
