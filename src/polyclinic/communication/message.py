@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -32,8 +33,7 @@ class Message:
         """The message as a safetensors file; the fields are one JSON text in its header."""
         from safetensors.torch import save
 
-        tensors = {name: tensor.detach().contiguous().cpu() for name, tensor in self.tensors.items()}
-        content: bytes = save(tensors, {"fields": json.dumps(self.fields)})
+        content: bytes = save(_apart(self.tensors), {"fields": json.dumps(self.fields)})
         return content
 
     @classmethod
@@ -56,3 +56,14 @@ class Message:
         if not isinstance(fields, dict):
             raise ValueError(f"not a message: its fields are a {type(fields).__name__}")
         return cls(fields, tensors)
+
+
+def _apart(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors in main memory, none in the memory of another, which safetensors refuses."""
+    found, places = dict[str, Tensor](), set[int]()
+    for name, tensor in tensors.items():
+        own = tensor.detach().contiguous().cpu()
+        place = own.untyped_storage().data_ptr()
+        found[name] = own.clone() if place in places else own
+        places.add(place)
+    return found
