@@ -89,7 +89,6 @@ def test_the_version(command):
 
 def test_methods_lists_every_part_with_its_options(command, monkeypatch):
     from polyclinic.client.rules import LOCAL_RULES
-
     from polyclinic.communication.topology import TOPOLOGIES
     from polyclinic.server import SERVER_RULES
     from polyclinic.server.selection import PARTICIPATION

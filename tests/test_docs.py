@@ -17,13 +17,13 @@ import pandas as pd
 import pytest
 import yaml
 from PIL import Image
-from polyclinic.client.rules import LOCAL_RULES
 from pydantic import BaseModel
 
 from helpers import Federation, table_site, table_sites, write_image_study, write_table_study
 from polyclinic import Study, cli
 from polyclinic.client.optimizers import resolve_optimizer, resolve_schedule
 from polyclinic.client.personal import PERSONAL
+from polyclinic.client.rules import LOCAL_RULES
 from polyclinic.communication.message import Message
 from polyclinic.communication.topology import TOPOLOGIES
 from polyclinic.data.augmentation import INTENSITY, SPATIAL

@@ -5,7 +5,6 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
-from polyclinic.client.rules import LOCAL_RULES
 from torch import nn
 
 from helpers import (
@@ -20,6 +19,7 @@ from helpers import (
     table_site,
     table_sites,
 )
+from polyclinic.client.rules import LOCAL_RULES
 from polyclinic.client.work import Work, batch_sizes, clip_gradient
 from polyclinic.communication.message import Message
 from polyclinic.methods import ABOUT, METHODS

@@ -8,10 +8,10 @@ from itertools import combinations
 
 import pytest
 import torch
-from polyclinic.client.rules import LOCAL_RULES
 
 from helpers import Federation, declare, table_sites
 from polyclinic.client.personal import PERSONAL
+from polyclinic.client.rules import LOCAL_RULES
 from polyclinic.communication.topology import TOPOLOGIES
 from polyclinic.errors import StudyError
 from polyclinic.methods import SHARES

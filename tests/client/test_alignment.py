@@ -5,11 +5,11 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
-from polyclinic.client.rules import Batch
 from torch import nn
 
 from helpers import Federation, catalogued, recorded, site_of, table_site, table_sites
 from polyclinic.client.alignment import ModelContrastive, frozen_features
+from polyclinic.client.rules import Batch
 from polyclinic.errors import TrainingError
 from polyclinic.models import build_model
 from polyclinic.seeds import generator

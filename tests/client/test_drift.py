@@ -5,11 +5,11 @@ import math
 import numpy as np
 import pytest
 import torch
-from polyclinic.client.rules import Ended, SiteFacts
 from torch import nn
 
 from helpers import Federation, catalogued, recorded, site_of, table_site, table_sites
 from polyclinic.client.drift import ControlVariates, DynamicRegularisation, MeanControl, Proximal
+from polyclinic.client.rules import Ended, SiteFacts
 from polyclinic.client.work import Work, path_length
 from polyclinic.rounds import run_rounds
 from polyclinic.server import build_server
