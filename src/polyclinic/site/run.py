@@ -31,6 +31,7 @@ from polyclinic.data.splits import Parts
 from polyclinic.errors import TrainingError
 from polyclinic.models import has_batch_norm
 from polyclinic.parts import Ended, Memory, SiteEnd, build_part
+from polyclinic.parts.site_end import overrides
 from polyclinic.site.messages import Asked, Start, Train, Trained
 from polyclinic.site.view import View
 from polyclinic.state import FlatModule, Layout, Role
@@ -246,8 +247,11 @@ class Run:
 
     @property
     def keeps_memory(self) -> bool:
-        """Whether the site must remember something between rounds (plain SGD has no state even where it is kept)."""
-        return bool(self.memory()) or self.work.keep_optimizer
+        """Whether the site may have to remember something between rounds: plain SGD has no state even where it is kept,
+        and a part may keep something only from some round on."""
+        hooks = ("meet", "answer", "begin", "end", "close")
+        may = any(overrides(end, hook) for end in self.ends.values() for hook in hooks)
+        return may or bool(self.memory()) or self.work.keep_optimizer
 
     def memory(self) -> Memory:
         """What a checkpoint at the site must hold."""
