@@ -5,15 +5,15 @@ from dataclasses import replace
 import pytest
 import torch
 import torch.nn.functional as F
+from polyclinic.client.rules import LOCAL_RULES, LocalRule
+from polyclinic.site.facts import FACTS, LEAVE_ONE_OUT
 
 from helpers import Federation, plain_module, recorded, table_sites
-from polyclinic.client.rules import LOCAL_RULES, LocalRule
 from polyclinic.client.train import train
 from polyclinic.communication.message import Message
 from polyclinic.rounds import run_rounds
 from polyclinic.server import ServerRule
 from polyclinic.server.mean import Mean
-from polyclinic.site.facts import FACTS, LEAVE_ONE_OUT
 
 NORM_MLP = {"mlp": {"hidden": [5], "norm": "batch"}}
 

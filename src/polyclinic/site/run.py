@@ -28,6 +28,7 @@ from polyclinic.errors import TrainingError
 from polyclinic.models import has_batch_norm
 from polyclinic.parts import Ended, Memory, SiteEnd, build_part
 from polyclinic.site.messages import Start, Train, Trained
+from polyclinic.site.schema import Known
 from polyclinic.site.view import View
 from polyclinic.state import FlatModule, Layout, Role
 from polyclinic.tasks import Task
@@ -88,6 +89,7 @@ class Run:
         self.model, self.task, self.dataset, self.parts, self._measure = model, task, dataset, parts, measure
         name, options = declared.personal or ("shared_model", {})
         self.personal = PERSONAL[name](**options)
+        self.known = Known.of(declared, model.layout)
         self.phases = list(self.personal.phases(self.work, model.layout))
         layout: Layout = model.layout
         roles = {Role(role) for role in declared.share}
