@@ -20,14 +20,14 @@ from torch import Tensor, nn
 from polyclinic.communication.message import Message
 from polyclinic.data.cases import Counts, SiteData
 from polyclinic.data.scaling import Summary
-from polyclinic.engine import Engine, LocalEngine
+from polyclinic.engine import CheckedEngine, Engine, LocalEngine
 from polyclinic.models import build_model
 from polyclinic.models.catalogue import MODELS
 from polyclinic.parts import FEDERATION, Memory
 from polyclinic.rounds import run_rounds
 from polyclinic.running.plan import Plan
 from polyclinic.running.progress import Checkpoint, Progress, Row
-from polyclinic.site.messages import Train
+from polyclinic.site.messages import Prepare, Train
 from polyclinic.site.run import Kept
 from polyclinic.state import FlatModule
 from polyclinic.study.declaration import Declaration
@@ -148,7 +148,7 @@ class Federation:
 
     def prepare(self, number: int) -> Fold:
         """Split and scale at every site."""
-        request = {"fold": number, **self.preparation}
+        request = Prepare.model_validate({"fold": number, **self.preparation})
         replies = [prepare(one, request) for one in {id(e): e for e in (self.engine, self.local)}.values()][-1].replies
         parts = ("train", "validation", "test", "classes")
         targets = {
@@ -181,7 +181,8 @@ class Federation:
         self, label: str | None = None, seed: int = 0, *, checkpoint: Checkpoint | None = None, **options: Any
     ) -> tuple[Progress, list[Row]]:
         """Train."""
-        return run_rounds(self.plan(label, seed), self.engine, checkpoint=checkpoint, **options)
+        plan = self.plan(label, seed)
+        return run_rounds(plan, CheckedEngine(self.engine, plan.known), checkpoint=checkpoint, **options)
 
     def state(self, label: str | None = None, seed: int = 0) -> Tensor:
         """The shared state after all rounds."""

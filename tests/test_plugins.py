@@ -3,6 +3,7 @@
 from types import SimpleNamespace
 
 import pytest
+
 from polyclinic import catalogues, options
 from polyclinic.methods import PUBLISHED, publish
 from polyclinic.options import Catalogue, EntryError

@@ -1,4 +1,4 @@
-"""Single numbers that a server rule goes by are sent as they are, though everything else of a corrupt site is forged."""
+"""Single numbers that a server rule goes by are sent as they are, though all else of a corrupt site is forged."""
 
 from __future__ import annotations
 

@@ -2,12 +2,12 @@
 
 import pandas as pd
 import pytest
+from polyclinic.client.rules import LOCAL_RULES
+from polyclinic.site.facts import FACTS
 
 from helpers import write_table_study
-from polyclinic.client.rules import LOCAL_RULES
 from polyclinic.communication.exchange import Extras
 from polyclinic.server import SERVER_RULES
-from polyclinic.site.facts import FACTS
 from polyclinic.study.report.exchange import Payload, Presence, exchanged
 from polyclinic.study.report.folder import Folder
 from polyclinic.study.report.page import render

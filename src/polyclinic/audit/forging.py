@@ -1,7 +1,7 @@
 """False updates on their way: an engine whose corrupt sites send what an attack makes them send.
 
 Answers of ``train`` are changed after all sites of an exchange have answered, so that corrupt sites may know what the
-others sent. Changed are all shared coordinates, and each tensor that a part sends with them (SCAFFOLD's control variates,
+others sent. Changed are all shared coordinates, and each tensor that a part sends with them (control variates,
 for example). Single numbers such as losses, and what sites say once at the start, are sent as they are.
 """
 

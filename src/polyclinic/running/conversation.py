@@ -14,7 +14,7 @@ from polyclinic.errors import PolyclinicError
 from polyclinic.parts import Ask, Memory
 from polyclinic.running.plan import Plan
 from polyclinic.running.progress import Progress
-from polyclinic.site.messages import Asked
+from polyclinic.site.messages import Question
 
 
 class Conversation:
@@ -66,7 +66,7 @@ class Conversation:
     def _about(self, site: str) -> dict[str, object]:
         number = min(self.progress.done, self.plan.rounds - 1)  # parts meet again where all rounds are done
         counted = None if site in self.open else self.progress.counted.get(site, 0)
-        return Asked(
+        return Question(
             round=number, learning_rate=self.plan.learning_rates[number], optimizer=self.plan.cycled_in(number),
             counted=counted,
         ).fields()  # fmt: skip

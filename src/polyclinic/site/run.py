@@ -32,7 +32,8 @@ from polyclinic.errors import TrainingError
 from polyclinic.models import has_batch_norm
 from polyclinic.parts import Ended, Memory, SiteEnd, build_part
 from polyclinic.parts.site_end import overrides
-from polyclinic.site.messages import Asked, Start, Train, Trained
+from polyclinic.site.messages import Question, Start, Train, Trained
+from polyclinic.site.schema import Known
 from polyclinic.site.view import View
 from polyclinic.state import FlatModule, Layout, Role
 from polyclinic.tasks import Task
@@ -93,6 +94,7 @@ class Run:
         self.model, self.task, self.dataset, self.parts, self._measure = model, task, dataset, parts, measure
         name, options = declared.personal or ("shared_model", {})
         self.personal = PERSONAL[name](**options)
+        self.known = Known.of(declared, model.layout)
         self.phases = list(self.personal.phases(self.work, model.layout))
         layout: Layout = model.layout
         roles = {Role(role) for role in declared.share}
@@ -209,7 +211,7 @@ class Run:
         """The local work that a ``train`` message asks for, in as many jobs as the method has phases."""
         return Round(self, request, tensors)
 
-    def answer(self, name: str, verb: str, asked: Asked, tensors: Memory) -> Memory:
+    def answer(self, name: str, verb: str, asked: Question, tensors: Memory) -> Memory:
         """What a part answers to its end at the server, which may send a ``state [Q]`` for the view.
 
         What it keeps then is kept at once; if it is asked before it is known whether an exchange counts, then with what

@@ -16,6 +16,7 @@ from polyclinic.methods import Method
 from polyclinic.running.attendance import gather
 from polyclinic.running.plan import Plan
 from polyclinic.running.progress import Progress, Row
+from polyclinic.site.messages import Predict
 from polyclinic.study.declaration import Declaration
 from polyclinic.study.job import Fold, Job, Outcome
 from polyclinic.study.kinds import RUN
@@ -85,7 +86,7 @@ class Tester:
 
         for trial in self._trials(study.method, trained):
             threshold = self._threshold(trial, ask)
-            requests = {site: Message({"threshold": threshold}, sent) for site, sent in trial.test.items()}
+            requests = {site: Message(Predict(threshold=threshold).fields(), sent) for site, sent in trial.test.items()}
             for site, reply in ask("predict", requests).items():
                 frame = self._frame(reply, threshold)
                 frame.insert(0, "method", label)
@@ -104,7 +105,7 @@ class Tester:
 
     def _backdoor(self, attack: Attack, label: str, trial: Trial, threshold: float, ask: Ask) -> list[Row]:
         """Of the test cases of other classes than the target, with the mark: how many are predicted as the target."""
-        fields = {"threshold": threshold, "mark": attack.options}
+        fields = Predict(threshold=threshold, mark=attack.options).fields()
         requests = {site: Message(fields, sent) for site, sent in trial.test.items()}
         rows: list[Row] = []
         for site, reply in ask("predict", requests).items():
