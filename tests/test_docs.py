@@ -43,8 +43,8 @@ from polyclinic.server import SERVER_RULES
 from polyclinic.server.selection import PARTICIPATION
 from polyclinic.site import Site, Workspace
 from polyclinic.site.evaluation import MASK_THRESHOLDS
+from polyclinic.study.comparisons import LEAST_SITES
 from polyclinic.study.declaration import Declaration, EngineOptions, Evaluation, ReportOptions, Search, Training
-from polyclinic.study.statistics import LEAST_SITES
 from polyclinic.tasks import TASKS
 from polyclinic.tasks.metrics import METRICS, threshold_grid
 
