@@ -21,7 +21,7 @@ from polyclinic.study.intervals import (
     share_interval,
 )
 from polyclinic.study.samples import Cases, draw
-from polyclinic.study.statistics import BOOTSTRAP, COLUMNS, SCORE, EXACT, cost_of_unseen, summarise
+from polyclinic.study.statistics import BOOTSTRAP, COLUMNS, EXACT, SCORE, cost_of_unseen, summarise
 from polyclinic.tasks.metrics import CLASSIFICATION, classification_metrics
 
 METHODS = ("single", "cross", "fedavg", "fedprox(mu=0.1)")
