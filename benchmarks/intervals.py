@@ -7,7 +7,7 @@ exponential, the positives with the longer tail). For each true area and numbers
 the share of intervals that hold the true area and their mean width, without folds and as the mean over five folds; in
 brackets the same for the interval that was used before (DeLong's variance on the logit scale). The least allowed is
 93 %. The sensitivity is that of a threshold, by the bootstrap over patients where it is far from its ends and by
-Wilson's interval where it is near.
+the exact interval where it is near.
 """
 
 from __future__ import annotations

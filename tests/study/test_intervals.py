@@ -119,7 +119,7 @@ def test_delong_without_a_class():
 
 def test_normal_p():
     assert normal_p(1.959963984540054, 1.0) == pytest.approx(0.05)
-    assert normal_p(0.0, 0.0) == 1.0
+    assert normal_p(0.0, 0.0) == normal_p(0.0, float("nan")) == 1.0
     assert math.isnan(normal_p(0.1, 0.0))
     assert math.isnan(normal_p(float("nan"), float("nan")))
     assert delong_paired([0, 1, 0, 1], [1, 2, 3, 4], [1, 2, 3, 4])[2] == 1.0
@@ -208,10 +208,11 @@ def test_areas_that_are_not_known_are_left_out():
 # --- shares
 
 
-def test_wilsons_interval():
-    """Nine of ten, and all of ten: 1 / (1 + 1.96² / 10)."""
-    assert share_interval(0.9, 10) == pytest.approx((0.5958, 0.9821), abs=1e-4)
-    assert share_interval(1.0, 10) == pytest.approx((1 / (1 + 0.1 * 1.959963984540054**2), 1.0))
+def test_exact_interval_of_a_share():
+    """Nine of ten as in the tables of Clopper and Pearson; all of ten have a chance of low**10 = 0.025."""
+    assert share_interval(0.9, 10) == pytest.approx((0.5550, 0.9975), abs=1e-4)
+    assert share_interval(1.0, 10) == pytest.approx((0.025**0.1, 1.0))
+    assert share_interval(0.0, 7.5) == pytest.approx((0.0, 1 - 0.025 ** (1 / 7.5)))
     low, high = share_interval(0.2, 37.5)
     assert (1 - high, 1 - low) == pytest.approx(share_interval(0.8, 37.5))
 

@@ -772,7 +772,7 @@ def test_three_classes(tmp_path):
     entries = write_table_study(tmp_path, SIZES, classes=3)
     results = run(changed(entries, evaluation={"metrics": ["auc", "acc", "bac", "brier"]}), tmp_path)
     table = results.predictions
-    assert list(table.columns) == [*SCORES[:8], "score_0", "score_1", "score_2", "threshold", "trained_on"]
+    assert list(table.columns) == [*SCORES[:9], "score_0", "score_1", "score_2", "threshold", "trained_on"]
     np.testing.assert_allclose(table[["score_0", "score_1", "score_2"]].sum(axis=1), 1.0)
     assert table["score"].equals(table[["score_0", "score_1", "score_2"]].max(axis=1))
     mine = table.query("method == 'fedavg' and fold == 0 and site == 'Aachen'")

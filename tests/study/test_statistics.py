@@ -21,7 +21,7 @@ from polyclinic.study.intervals import (
     share_interval,
 )
 from polyclinic.study.samples import Cases, draw
-from polyclinic.study.statistics import BOOTSTRAP, COLUMNS, SCORE, WILSON, cost_of_unseen, summarise
+from polyclinic.study.statistics import BOOTSTRAP, COLUMNS, EXACT, SCORE, cost_of_unseen, summarise
 from polyclinic.tasks.metrics import CLASSIFICATION, classification_metrics
 
 METHODS = ("single", "cross", "fedavg", "fedprox(mu=0.1)")
@@ -504,11 +504,11 @@ def test_where_all_cases_are_right_the_interval_has_their_number_in_it():
     table = summary(separated(10))
     for over in ("all", "sites"):
         row = table.loc["fedavg", "sen", over]
-        assert (row["mean"], row["interval"]) == (1.0, WILSON)
-        # Ten positives, five in each fold: 1 / (1 + 1.96² / 10).
-        assert (row["low"], row["high"]) == pytest.approx((1 / (1 + 1.959963984540054**2 / 10), 1.0))
+        assert (row["mean"], row["interval"]) == (1.0, EXACT)
+        # Ten positives, five in each fold: all of them are found with a chance of low**10 = 0.025.
+        assert (row["low"], row["high"]) == pytest.approx((0.025 ** (1 / 10), 1.0))
         assert table.loc["fedavg", "spe", over]["low"] == pytest.approx(row["low"])
-        assert table.loc["fedavg", "acc", over]["low"] == pytest.approx(1 / (1 + 1.959963984540054**2 / 20))
+        assert table.loc["fedavg", "acc", over]["low"] == pytest.approx(0.025 ** (1 / 20))
     area = table.loc["fedavg", "auc", "all"]
     assert area["interval"] == SCORE
     assert 0.7 < area["low"] < 0.85
@@ -520,13 +520,13 @@ def test_where_all_cases_are_right_the_interval_has_their_number_in_it():
 
 
 def test_a_share_near_its_end_is_that_of_as_many_cases():
-    """Nine of ten positives found: Wilson's interval of 9 of 10, with the bootstrap's variance, which is 0.009."""
+    """Nine of ten positives found: the exact interval of 9 of 10, with the bootstrap's variance, which is 0.009."""
     predictions = separated(10)
     wrong = predictions.index[(predictions["method"] == "fedavg") & (predictions["label"] == 1)][0]
     predictions.loc[wrong, "score"] = 0.3
     predictions = predictions.assign(fold=0)
     row = summary(predictions, bootstrap=4000).loc["fedavg", "sen", "all"]
-    assert row["interval"] == WILSON
+    assert row["interval"] == EXACT
     assert (row["low"], row["high"]) == pytest.approx(share_interval(0.9, 10), abs=0.02)
 
 
@@ -580,7 +580,7 @@ def trained_twice(rng, seeds, *, spread=0.9, patients=25, sites=8):
 @pytest.mark.parametrize("seeds", [2, 3, 5])
 def test_equal_methods_are_seldom_called_different_where_trainings_differ(seeds):
     """p below 0.05 in about 5 % over all cases and over sites; without the seeds it is far more."""
-    rng, runs, metrics = np.random.default_rng(41), 150, ["auc", "acc", "brier"]
+    rng, runs, metrics = np.random.default_rng(41), 100, ["auc", "acc", "brier"]
     found, patients_alone = [], []
     for run in range(runs):
         predictions = trained_twice(rng, seeds)
@@ -590,7 +590,7 @@ def test_equal_methods_are_seldom_called_different_where_trainings_differ(seeds)
         draws = draw(cases, [], ["fedavg"], run, 150).differences["twin", "fedavg"]
         patients_alone.append([bootstrap_p(one[0], one[1:]) for one in draws])
     share = (pd.DataFrame(found) < 0.05).mean()
-    # Binomial deviation at 0.05 of 150 runs: 0.018.
-    assert (share <= 0.1).all(), share
+    # Binomial deviation at 0.05 of 100 runs: 0.022.
+    assert (share <= 0.11).all(), share
     assert 0.01 <= share.mean() <= 0.07, share
     assert (np.array(patients_alone) < 0.05).mean() > 0.12

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 from scipy.optimize import brentq
-from scipy.stats import norm, rankdata
+from scipy.stats import beta, norm, rankdata
 from scipy.stats import t as student
 
 from polyclinic.seeds import derive_seed
@@ -97,7 +97,7 @@ def variance_by_p(difference: float, p: float) -> float:
 
 def normal_p(difference: float, variance: float) -> float:
     """Two-sided p of a normal difference from nought: 1 for no difference, NaN for one that has no variance."""
-    if difference == 0 and variance >= 0:
+    if difference == 0:
         return 1.0
     if not variance > 0:
         return float("nan")
@@ -261,17 +261,18 @@ def touches_end(draws: Floats, upper: float = 1.0, lower: float = 0.0) -> bool:
 
 
 def share_interval(value: float, count: float) -> tuple[float, float]:
-    """Wilson's 95 % interval of a share that was found among ``count`` cases, which need not be a whole number.
+    """Exact 95 % interval of a share that was found among ``count`` cases, which need not be a whole number.
 
-    Wilson 1927, "Probable inference, the law of succession, and statistical inference", J. American Statistical
-    Association 22(158). By inverting the score test it keeps within 0 and 1, and is no point where all cases agree.
+    Clopper & Pearson 1934, "The use of confidence or fiducial limits illustrated in the case of the binomial",
+    Biometrika 26(4). It is no point where all cases agree.
 
     >>> [round(end, 3) for end in share_interval(1.0, 10)]
-    [0.722, 1.0]
+    [0.692, 1.0]
     """
-    centre = (value + Z95**2 / (2 * count)) / (1 + Z95**2 / count)
-    half = Z95 / (1 + Z95**2 / count) * np.sqrt(value * (1 - value) / count + Z95**2 / (4 * count**2))
-    return float(max(centre - half, 0.0)), float(min(centre + half, 1.0))
+    found, missed = value * count, (1 - value) * count
+    low = 0.0 if value <= 0 else float(beta.ppf(0.025, found, missed + 1))
+    high = 1.0 if value >= 1 else float(beta.ppf(0.975, found + 1, missed))
+    return low, high
 
 
 def bootstrap_p(difference: float, draws: Floats) -> float:

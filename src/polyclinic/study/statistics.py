@@ -23,7 +23,7 @@ from polyclinic.tasks.metrics import METRICS, split_metric, value_range
 
 BOOTSTRAP = "bootstrap over patients within site"
 SCORE = "score test with DeLong's variance"
-WILSON = "Wilson's with the bootstrap's variance"
+EXACT = "exact interval of a share with the bootstrap's variance"
 
 COLUMNS = [
     *("method", RUN, "metric", "over", "mean", "deviation", "low", "high", "interval"),
@@ -56,9 +56,9 @@ def summarise(
       models are taken as they are: chance in training shows in ``deviation``. `SCORE` serves the area under the curve
       of all cases in binary tasks where each patient has one case; see ``area_interval``. Else the bootstrap: every
       patient's cases are drawn together, within the site, and everything that ``mean`` averages is computed anew; see
-      ``bootstrap_interval``. Where the draws of a share reach an end of its range, it is Wilson's interval for as many
-      cases as have the variance of the draws, or, where all agree, for as many patients as there are; see
-      ``share_interval``.
+      ``bootstrap_interval``. Where the draws of a share reach an end of its range, it is the exact interval for as many
+      cases as have the variance of the draws (at most twice as many as there are patients), or, where all agree, for as
+      many patients as there are; see ``share_interval``.
     - ``vs_single``, ``vs_fedavg``: difference to that baseline in runs of the same kind, the mean over what both
       scored: cases in each seed and fold (``all``), or sites (``sites``).
     - ``p_single``, ``p_fedavg``: two-sided paired test of that difference. ``all``: DeLong's test where both intervals
@@ -192,13 +192,11 @@ def _interval(
     if np.isnan(low):
         return low, high, ""
     if _is_share(metric) and touches_end(values[1:]):
-        spread = float(np.nanvar(values[1:]))
-        if 0 < values[0] < 1 and spread > 0:
-            count = float(values[0] * (1 - values[0])) / spread
-        else:
-            rows = cases.rows[method]
-            count = cases.counted(metric, method, cases.groups(rows, None if over == "all" else sites))
-        return (*share_interval(float(values[0]), count), WILSON)
+        groups = cases.groups(cases.rows[method], None if over == "all" else sites)
+        count, spread = cases.counted(metric, method, groups), float(np.nanvar(values[1:]))
+        if 0 < values[0] < 1 and spread > 0:  # of one or two slips the bootstrap sees too little
+            count = min(float(values[0] * (1 - values[0])) / spread, 2 * count)
+        return (*share_interval(float(values[0]), count), EXACT)
     return low, high, BOOTSTRAP
 
 
