@@ -561,9 +561,9 @@ def test_the_examples_of_composition_are_valid() -> None:
     ]  # fmt: skip
 
 
-def test_the_plugin_of_the_architecture_works() -> None:
+def test_the_example_of_a_part_works() -> None:
     """Its step of the channel shortens what leaves the sites; without it changes are longer."""
-    (module,) = blocks(text_of("architecture.md"), "python")
+    (module,) = blocks(text_of("adding-a-part.md"), "python")
     methods = ["fedavg", {"fedavg": {"channel": [{"clipped": {"bound": 0.001}}], "label": "clipped"}}]
     try:
         exec(module, {"__name__": "plugin"})  # noqa: S102 - the page's own example
@@ -571,7 +571,7 @@ def test_the_plugin_of_the_architecture_works() -> None:
         start = federation.initial(0)
         lengths = [float((federation.state(label) - start).norm()) for label in ("fedavg", "clipped")]
     finally:
-        CHANNEL_PARTS._parts.pop("clipped", None)
+        CHANNEL_PARTS.remove("clipped")
     assert lengths[0] > 0.01
     assert lengths[1] == pytest.approx(0.001, rel=1e-4)
 
