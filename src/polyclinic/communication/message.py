@@ -7,9 +7,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import Tensor
 
 Fields = dict[str, Any]
+
+#: Types of numbers and what safetensors files call them.
+_DTYPES = {
+    torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16", torch.int64: "I64",
+    torch.int32: "I32", torch.int16: "I16", torch.int8: "I8", torch.uint8: "U8", torch.bool: "BOOL",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -30,11 +37,26 @@ class Message:
         return sum(tensor.numel() * tensor.element_size() for tensor in self.tensors.values())
 
     def to_bytes(self) -> bytes:
-        """The message as a safetensors file; the fields are one JSON text in its header."""
-        from safetensors.torch import save
+        """The message as a safetensors file; the fields are one JSON text in its header.
 
-        content: bytes = save(_apart(self.tensors), {"fields": json.dumps(self.fields)})
-        return content
+        Written here, since the library copies every tensor twice; it is the library that reads.
+
+        Raises:
+            ValueError: a tensor has numbers of a type that such files don't have.
+        """
+        tensors = {name: tensor.detach().contiguous().cpu() for name, tensor in self.tensors.items()}
+        header: dict[str, Any] = {"__metadata__": {"fields": json.dumps(self.fields)}}
+        parts, end = list[Any](), 0
+        for name, tensor in sorted(tensors.items(), key=lambda item: (-item[1].element_size(), item[0])):
+            if tensor.dtype not in _DTYPES:
+                raise ValueError(f"a message has no tensors of {tensor.dtype}; got one named {name!r}")
+            row = tensor.as_strided((tensor.numel(),), (1,))  # strides of axes of length 1 may be anything
+            parts.append(row.view(torch.uint8).numpy())
+            start, end = end, end + parts[-1].nbytes
+            header[name] = {"dtype": _DTYPES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [start, end]}
+        text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
+        text += b" " * (-len(text) % 8)  # so that all numbers stand at multiples of their size
+        return b"".join([len(text).to_bytes(8, "little"), text, *parts])
 
     @classmethod
     def from_bytes(cls, data: bytes) -> Message:
@@ -56,14 +78,3 @@ class Message:
         if not isinstance(fields, dict):
             raise ValueError(f"not a message: its fields are a {type(fields).__name__}")
         return cls(fields, tensors)
-
-
-def _apart(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors in main memory, none in the memory of another, which safetensors refuses."""
-    found, places = dict[str, Tensor](), set[int]()
-    for name, tensor in tensors.items():
-        own = tensor.detach().contiguous().cpu()
-        place = own.untyped_storage().data_ptr()
-        found[name] = own.clone() if place in places else own
-        places.add(place)
-    return found
