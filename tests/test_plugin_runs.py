@@ -9,9 +9,10 @@ import sys
 from pathlib import Path
 
 import pandas as pd
-import polyclinic
 import pytest
 import yaml
+
+import polyclinic
 from helpers import write_image_study, write_table_study
 from plugin_helpers import PLUGIN
 
