@@ -15,6 +15,7 @@ import yaml
 import polyclinic
 from helpers import write_image_study, write_table_study
 from plugin_helpers import PLUGIN
+from polyclinic.data.spec import DataSpec
 
 SRC = Path(polyclinic.__file__).parents[1]
 
@@ -195,3 +196,20 @@ def test_a_study_of_images_runs_with_every_part(installed, tmp_path):
     run(tmp_path / "study.yaml", tmp_path / "out", lib=installed)
     results = pd.read_csv(tmp_path / "out" / "results.csv")
     assert set(results["method"]) == set(parts)
+
+
+@pytest.mark.skipif("unlabelled" not in DataSpec.model_fields, reason="cases without a label are rejected")
+def test_cases_without_a_label_are_learned_from(installed, tmp_path):
+    """A third of the labels is missing; with no weight the term changes nothing."""
+    losses = {"with": {"weight": 20.0, "noise": 0.5}, "without": {"weight": 0.0}}
+    study = table_study(tmp_path, {name: {"local": [{"consistency": own}]} for name, own in losses.items()})
+    table = pd.read_csv(tmp_path / "cases.csv")
+    table.loc[table.index % 3 == 0, "diagnosis"] = None
+    table.to_csv(tmp_path / "cases.csv", index=False)
+    entries = yaml.safe_load(study.read_text())
+    entries["data"]["unlabelled"] = "use"
+    study.write_text(yaml.safe_dump(entries))
+    run(study, tmp_path / "out", lib=installed)
+    rounds = pd.read_csv(tmp_path / "out" / "rounds.csv").set_index(["method", "fold", "round", "site"])["loss"]
+    assert rounds["without"].equals(rounds["fedavg"])
+    assert (rounds["with"] - rounds["fedavg"]).abs().max() > 0.01

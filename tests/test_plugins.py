@@ -62,10 +62,7 @@ def test_a_plugin_that_fails_brings_nothing(load):
     (lambda: SERVER_PARTS.add("proximal")(part(ServerPart)), "there is a local rule 'proximal' already, and names"),
     (lambda: LOCAL_PARTS.add("a/b")(part()), "'a/b' is no name for a part"),
     (lambda: publish("fedavg", "", "", ""), "there is a method 'fedavg' already"),
-    (
-        lambda: publish("other", "", "", "", local=["absent"]),
-        "the method other has a part 'absent', which is not there",
-    ),
+    (lambda: publish("other", "", "", "", local=["absent"]), "the method other has a part 'absent'"),
 ])  # fmt: skip
 def test_names_that_are_taken_or_wrong_are_refused(load, bring, why):
     own = LOCAL_PARTS["proximal"]

@@ -8,7 +8,7 @@ from polyclinic.parts.building import PLACES, build_chain, build_part, part_clas
 from polyclinic.parts.catalogue import CHANNEL_PARTS, LOCAL_PARTS, SERVER_PARTS, Part, ServerPart, SitePart
 from polyclinic.parts.grouping import FEDERATION, TOPOLOGIES, Grouping, Groups, Turn
 from polyclinic.parts.procedure import PROCEDURES, Answered, Procedure, Stage
-from polyclinic.parts.server_end import Aggregation, Ask, Now, ServerEnd, Step, Update
+from polyclinic.parts.server_end import Aggregation, Ask, Now, ServerEnd, Step, Update, all_answers
 from polyclinic.parts.site_end import Batch, Ended, Memory, SiteEnd, SiteView
 
 __all__ = [
@@ -39,6 +39,7 @@ __all__ = [
     "Step",
     "Turn",
     "Update",
+    "all_answers",
     "build_chain",
     "build_part",
     "part_class",

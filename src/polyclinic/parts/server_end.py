@@ -17,8 +17,23 @@ from torch import Tensor
 from polyclinic.errors import PolyclinicError
 from polyclinic.parts.site_end import Memory
 
-#: ``(verb, site -> what is asked)`` -> answers in site order; why a site can't answer stands in its place.
+#: ``(verb, site -> what is asked)`` -> answers in site order; why a site can't answer stands in its place. Nothing is
+#: asked before answers are taken.
 Ask = Callable[[str, Mapping[str, Memory]], Iterator[tuple[str, Memory | PolyclinicError]]]
+
+
+def all_answers(answers: Iterator[tuple[str, Memory | PolyclinicError]]) -> dict[str, Memory]:
+    """Site -> its answer to what an ``Ask`` asked, where every site must answer.
+
+    Raises:
+        PolyclinicError: the first failure.
+    """
+    found = dict[str, Memory]()
+    for site, answer in answers:
+        if isinstance(answer, PolyclinicError):
+            raise answer
+        found[site] = answer
+    return found
 
 
 @dataclass(frozen=True)

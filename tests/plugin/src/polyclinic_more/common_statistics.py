@@ -43,7 +43,7 @@ class _Moving(SiteEnd):
         self.strength = strength
 
     def meet(self, view: SiteView) -> Memory:
-        count, total, squares = 0, 0.0, 0.0
+        count, total, squares = 0, torch.zeros(()), torch.zeros(())
         for index in torch.arange(view.count()).split(64):
             values = view.cases(index)[0].double().transpose(0, 1).flatten(1)  # [C, n ...]
             count, total, squares = count + values.shape[1], total + values.sum(1), squares + values.square().sum(1)

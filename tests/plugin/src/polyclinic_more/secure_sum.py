@@ -9,8 +9,19 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from polyclinic.errors import PolyclinicError, SiteError, TrainingError
-from polyclinic.parts import CHANNEL_PARTS, Memory, Now, Part, ServerEnd, SiteEnd, SiteView, Step, Update
+from polyclinic.errors import SiteError, TrainingError
+from polyclinic.parts import (
+    CHANNEL_PARTS,
+    Memory,
+    Now,
+    Part,
+    ServerEnd,
+    SiteEnd,
+    SiteView,
+    Step,
+    Update,
+    all_answers,
+)
 
 #: Group 14 of RFC 3526, with 2 as generator.
 PRIME = int("""
@@ -96,7 +107,8 @@ class _Summing(ServerEnd):
     def meet(self, announced: Mapping[str, Memory], everyone: Mapping[str, float]) -> None:
         self._sites = list(everyone)
         keys = torch.stack([announced[site]["key"] for site in self._sites])
-        self._answers("keys", {s: {"keys": keys, "place": torch.tensor(n)} for n, s in enumerate(self._sites)})
+        asked = {site: {"keys": keys, "place": torch.tensor(place)} for place, site in enumerate(self._sites)}
+        all_answers(self.ask("keys", asked))
 
     def begin(self, now: Now) -> None:
         super().begin(now)
@@ -120,7 +132,7 @@ class _Summing(ServerEnd):
             raise SiteError("P402", "A secure sum of one update would show it.", "Let more sites take part.")
         gone = self._among(site for site in self.now.sites if site not in self._came)
         if gone.any():
-            for told in self._answers("unmask", {site: {"there": gone} for site in self._came}):
+            for told in all_answers(self.ask("unmask", {site: {"there": gone} for site in self._came})).values():
                 self._sum -= told["mask"]
         mean = (self._sum.double() * (UNIT / sum(self._came.values()))).float()
         size = len(step.change)
@@ -129,10 +141,3 @@ class _Summing(ServerEnd):
     def _among(self, sites: Iterable[str]) -> Tensor:
         chosen = set(sites)
         return torch.tensor([site in chosen for site in self._sites])
-
-    def _answers(self, verb: str, asked: Mapping[str, Memory]) -> list[Memory]:
-        found = [answer for _, answer in self.ask(verb, asked)]
-        for answer in found:
-            if isinstance(answer, PolyclinicError):
-                raise answer
-        return [answer for answer in found if not isinstance(answer, PolyclinicError)]

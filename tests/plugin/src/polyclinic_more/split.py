@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from polyclinic.errors import PolyclinicError, StudyError
-from polyclinic.parts import PROCEDURES, Answered, Memory, Procedure, SiteEnd, SiteView, Stage
+from polyclinic.parts import PROCEDURES, Answered, Memory, Procedure, SiteEnd, SiteView, Stage, all_answers
 from polyclinic.randomness import own_randomness
 from polyclinic.roles import Role
 
@@ -49,7 +49,7 @@ class Split(Procedure):
 
     def _train(self, stage: Stage, site: str) -> Answered:
         begun, before = time.monotonic(), stage.state(site)
-        network, trainable = stage.network, stage.network.layout.trainable
+        network, trainable, device = stage.network, stage.network.layout.trainable, stage.network.vector.device
         vector, losses, cases = before.clone(), list[float](), 0
         weights = nn.Parameter(vector[:trainable])
         optimizer = stage.optimizer([weights])
@@ -58,12 +58,13 @@ class Split(Procedure):
             network.load(vector)
             network.module.train()
             network.gradient.zero_()
-            features = found["features"].requires_grad_()
-            loss = stage.task.loss(network.head[0](features), found["targets"]).mean()
+            features = found["features"].to(device).requires_grad_()
+            loss = stage.task.loss(network.head[0](features), found["targets"].to(device)).mean()
             loss.backward()
-            weights.grad = network.gradient.clone()
+            weights.grad = network.gradient.cpu().clone()
             optimizer.step()
-            self._ask(stage, site, "backward", {"gradient": features.grad})
+            if features.grad is not None:
+                self._ask(stage, site, "backward", {"gradient": features.grad.cpu()})
             losses, cases = [*losses, float(loss.detach())], cases + len(features)
         end, head = found["state"].clone(), network.layout.select({Role.HEAD})
         head.put(end, head.take(vector))
@@ -72,10 +73,7 @@ class Split(Procedure):
         return Answered(site, {"change": end[:trainable] - before[:trainable], "statistics": end[trainable:]}, said)
 
     def _ask(self, stage: Stage, site: str, verb: str, sent: Memory) -> Memory:
-        ((_, found),) = stage.ask(verb, {site: sent})
-        if isinstance(found, PolyclinicError):
-            raise found
-        return found
+        return all_answers(stage.ask(verb, {site: sent}))[site]
 
 
 class _Body(SiteEnd):
@@ -86,8 +84,8 @@ class _Body(SiteEnd):
             self._optimizer = view.optimizer([self._weights])
             return {}
         if verb == "forward":
-            inputs, targets = next(self._batches, (None, None))
-            return {"state": self._vector} if inputs is None else self._forward(view, inputs, targets)
+            batch = next(self._batches, None)
+            return {"state": self._vector} if batch is None else self._forward(view, *batch)
         if verb == "backward":
             return self._backward(view, asked["gradient"])
         return super().answer(verb, asked, view)
