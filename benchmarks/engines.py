@@ -18,7 +18,8 @@ from rounds import show, study, synthetic
 from polyclinic.communication.message import Message
 from polyclinic.engine.processes import ProcessEngine
 from polyclinic.models import build_model
-from polyclinic.study.jobs import Fold, Job, JobRunner
+from polyclinic.study.job import Fold, Job
+from polyclinic.study.jobs import JobRunner
 
 SITES, TURNS = 4, 7
 #: Weights of the network: 200 MB.
@@ -41,10 +42,8 @@ def transport() -> bool:
     runner = JobRunner(declaration, engine, None, template, lambda seed: template.vector, ["no", "yes"])  # type: ignore[arg-type]
     nothing, cases = dict.fromkeys(data, 0), {site: len(found) for site, found in data.items()}
     method = declaration.study_methods[0]
-    plan = runner.plan(
-        Job((method,), 0, 0), Fold(0, cases, nothing, nothing, {site: [] for site in data}, {}), list(data)
-    )
-    engine.ask("start", dict.fromkeys(data, Message(plan.declaration, {"initial": template.vector})))
+    plan = runner.plan(Job((method,), 0, 0), Fold(0, cases, nothing, nothing, {site: [] for site in data}), list(data))
+    engine.ask("start", dict.fromkeys(data, Message(plan.start.fields(), {"initial": template.vector})))
     state, copy = torch.rand(template.vector.shape), torch.empty_like(template.vector)
     rounds, copies = [], []
     for _ in range(TURNS):

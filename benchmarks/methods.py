@@ -3,7 +3,7 @@
 python benchmarks/methods.py [--only NAME] [--method NAME ...] [--threads N]
 
 Each line compares work of Polyclinic with something plain on the same data, taking turns in the same process. Numbers
-are medians over repeats; the ratio is what counts.
+of rounds are medians over repeats, those of server rules the least; the ratio is what counts.
 """
 
 from __future__ import annotations
@@ -21,32 +21,25 @@ import torch
 from rounds import Ours, study, synthetic
 from torch import Tensor
 
-from polyclinic.client import LOCAL_RULES
-from polyclinic.client.rules import GradientRule
-from polyclinic.methods import METHODS
-from polyclinic.server import ServerRule, build_server
+from polyclinic.composition import METHODS
+from polyclinic.parts import LOCAL_PARTS, SERVER_PARTS, Now, Update, build_part
+from polyclinic.parts.site_end import overrides
+from polyclinic.server.chain import Chain
 from polyclinic.server.distances import gram
 from polyclinic.server.robust import NormBound
-from polyclinic.server.rules import ServerRound, Update
 from polyclinic.study.declaration import Declaration
 
-REPEATS = 5
-#: Runs of each method in the section on rounds.
+#: Turns of each rule, and runs of each method in the section on rounds.
 TURNS = 8
-GRADIENT_RULES = {name for name in LOCAL_RULES if issubclass(LOCAL_RULES[name], GradientRule)}
+#: Weights of a change in the section on server rules.
+SIZE = 10_000_000
+#: Parts that add something to each gradient, and run nothing of their own.
+GRADIENT_PARTS = {
+    name for name in LOCAL_PARTS
+    if overrides(end := build_part(name, {}).at_site(), "gradient") and not overrides(end, "loss")
+}  # fmt: skip
 
 Work = Callable[[], object]
-
-
-def medians(*works: Work, repeats: int = REPEATS) -> list[float]:
-    """Median seconds of each, taking turns; the first turn does not count."""
-    times: list[list[float]] = [[] for _ in works]
-    for _ in range(repeats + 1):
-        for work, found in zip(works, times, strict=True):
-            started = time.perf_counter()
-            work()
-            found.append(time.perf_counter() - started)
-    return [statistics.median(found[1:]) for found in times]
 
 
 def show(name: str, seconds: float, plain: float, of: str, budget: float | None) -> None:
@@ -58,56 +51,71 @@ def show(name: str, seconds: float, plain: float, of: str, budget: float | None)
     )
 
 
-def robust_rules() -> None:
-    """Server rules on 16 updates of 10 million weights: against reading each once, sorting them, or a Gram matrix."""
-    sites, size = 16, 10_000_000
-    generator = torch.Generator().manual_seed(0)
-    start = torch.randn(size, generator=generator)
-    updates = [
-        Update(f"site{site:02}", start + 0.01 * torch.randn(size, generator=generator), 1.0) for site in range(sites)
-    ]
-    now = ServerRound(0, start, size, float(sites), {update.site: 1.0 for update in updates})
+def least(*works: Work, turns: int = TURNS) -> list[float]:
+    """Least seconds of each, taking turns: what the work costs where nothing else is in the way."""
+    times: list[list[float]] = [[] for _ in works]
+    for _ in range(turns):
+        for work, found in zip(works, times, strict=True):
+            started = time.perf_counter()
+            work()
+            found.append(time.perf_counter() - started)
+    return [min(found) for found in times]
 
-    def one_round(rule: ServerRule) -> Tensor:
-        rule.begin(now)
-        for update in updates:
-            rule.add(update)
-        return rule.finish()
+
+def robust_rules() -> None:
+    """Server rules on 16 changes of 10 million weights: against reading each once, sorting them, or a Gram matrix."""
+    sites, size = 16, SIZE
+    generator = torch.Generator().manual_seed(0)
+    start, none = torch.randn(size, generator=generator), torch.zeros(0)
+    changes = {f"site{site:02}": 0.01 * torch.randn(size, generator=generator) for site in range(sites)}
+    now = Now(0, 1, 0.1, start, none, float(sites), dict.fromkeys(changes, 1.0))
+
+    def chain_of(name: str, options: dict[str, object]) -> Chain:
+        return Chain({name: SERVER_PARTS[name](**options).at_server()})
+
+    def one_round(chain: Chain) -> object:
+        chain.begin(now)
+        for site, change in changes.items():
+            chain.take(site, {"change": change, "statistics": none}, 1.0)
+        return chain.finish()
 
     def reading() -> None:
-        for update in updates:
-            update.state.sum()
+        for change in changes.values():
+            change.sum()
 
     def matrix() -> Tensor:
-        return gram([update.state for update in updates], start)
+        return gram(list(changes.values()))
 
-    def against(plain: Work, of: str, budget: float | None, names: dict[str, dict[str, object]]) -> None:
-        for name, options in names.items():
-            rule = build_server([(name, options)])
-            ours, theirs = medians(lambda rule=rule: one_round(rule), plain)  # type: ignore[misc]
+    def against(plain: Work, of: str, names: dict[str, tuple[dict[str, object], float | None]]) -> None:
+        for name, (options, budget) in names.items():
+            chain = chain_of(name, options)
+            ours, theirs = least(lambda chain=chain: one_round(chain), plain)  # type: ignore[misc]
             show(name, ours, theirs, of, budget)
 
-    against(reading, "reading", 2.5, {"mean": {}, "norm_bound": {"bound": 1e9}, "fltrust": {"trusted": "site00"}})
+    against(reading, "reading", {
+        "mean": ({}, 3.2), "norm_bound": ({"bound": 1e9}, 4.0), "fltrust": ({"trusted": "site00"}, 4.0)
+    })  # fmt: skip
     corrupt: dict[str, object] = {"corrupt": 3}
-    against(matrix, "Gram matrix", None, {
-        "geometric_median": {}, "dos": {}, "krum": corrupt, "multi_krum": corrupt, "bulyan": corrupt
+    against(matrix, "Gram matrix", {
+        "geometric_median": ({}, None), "dos": ({}, None), "krum": (corrupt, None), "multi_krum": (corrupt, None),
+        "bulyan": (corrupt, None),
     })  # fmt: skip
 
     def bounding() -> None:
         bound = NormBound(bound=1e9)
         bound.begin(now)
-        for update in updates:
-            bound.update(update)
+        for site, change in changes.items():
+            bound.take(Update(site, change, none, 1.0))
 
     def sorting() -> float:
-        stacked = torch.stack([update.state for update in updates])
-        return medians(lambda: stacked.sort(dim=0), repeats=3)[0]
+        stacked = torch.stack(list(changes.values()))
+        return least(lambda: stacked.sort(dim=0), turns=4)[0]
 
-    show("norm_bound without a mean", *medians(bounding, reading), "reading", None)
+    show("norm_bound without a mean", *least(bounding, reading), "reading", None)
     plain = sorting()
     for name, options in (("median", {}), ("trimmed_mean", {"trim": 1}), ("trimmed_mean", {"trim": 4})):
-        rule = build_server([(name, options)])
-        (ours,) = medians(lambda rule=rule: one_round(rule))  # type: ignore[misc]
+        chain = chain_of(name, options)
+        (ours,) = least(lambda chain=chain: one_round(chain))  # type: ignore[misc]
         show(f"{name} {options.get('trim', '')}", ours, plain, "torch.sort", 0.5)
 
 
@@ -160,7 +168,7 @@ def rounds_of_methods(only: Sequence[str] = ()) -> None:
                 seconds = statistics.median(theirs for _, theirs in turns)
                 times = seconds * statistics.median(ours / theirs for ours, theirs in turns), seconds
                 up, down = (mine / fedavgs for mine, fedavgs in zip(own.traffic, plain.traffic, strict=True))
-                budget = 1.05 if {rule for rule, _ in method.local} & GRADIENT_RULES else None
+                budget = 1.05 if {part for part, _ in method.local} & GRADIENT_PARTS else None
                 show(name, *times, f"fedavg ({own.plan.mode})", budget)
                 print(f"{'':<26} up {up:.2f}, down {down:.2f}   {network.title}", flush=True)
                 own.engine.close()

@@ -24,6 +24,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from polyclinic.client.personal import PERSONAL
 from polyclinic.communication.message import Message
 from polyclinic.data.cases import Counts, SiteData
 from polyclinic.engine import Engine, LocalEngine
@@ -31,12 +32,16 @@ from polyclinic.engine.channel import read_frame, write_frame
 from polyclinic.engine.planner import choose_plan
 from polyclinic.engine.processes import ProcessEngine
 from polyclinic.models import build_model
-from polyclinic.rounds import Checkpoint, run_rounds
+from polyclinic.parts import Now, build_part
+from polyclinic.rounds import run_rounds
+from polyclinic.running.progress import Checkpoint
+from polyclinic.server.chain import Chain
 from polyclinic.server.mean import Mean
-from polyclinic.server.rules import ServerRound, Update
-from polyclinic.site.run import build_work
+from polyclinic.site.run import not_stackable
 from polyclinic.study.declaration import Declaration
-from polyclinic.study.jobs import Fold, Job, JobRunner, work_fields
+from polyclinic.study.job import Fold, Job
+from polyclinic.study.jobs import JobRunner
+from polyclinic.study.planning import work_of
 from polyclinic.tasks import Task, build_task
 
 REPEATS = 5
@@ -64,12 +69,12 @@ class Ours:
         name, options = declaration.model_part
         template = build_model(name, options, shape, outputs)
         method = declaration.study_methods[0]
-        work = build_work(
-            work_fields(method.method, method.training, [], mixed=False), False, list(method.method.local)
-        )
+        work = work_of(method.method, method.training, list(data), mixed=False)
+        personal = PERSONAL[method.method.personal[0]] if method.method.personal else None
+        ends = [build_part(*part).at_site() for part in method.method.parts]
         self.plan = choose_plan(
             mode="auto", device="cpu", threads=None, workers=None, model=template, works=[work], shape=shape,
-            cases=[len(cases) for cases in data.values()], passes=1000,
+            cases=[len(cases) for cases in data.values()], passes=1000, obstacles=[not_stackable(personal, work, ends)],
         )  # fmt: skip
         self.local = LocalEngine(data, stacked=self.plan.mode == "stacked")
         self.engine: Engine = self.local
@@ -293,17 +298,17 @@ def unet() -> None:
 
 
 def adding() -> None:
-    """The mean of 16 updates of 100 MB against reading each of them once."""
+    """The next model from 16 changes of 100 MB against reading each of them once."""
     size = 25_000_000
     updates = [torch.rand(size) for _ in range(16)]
-    state = torch.zeros(size)
+    state, nothing = torch.zeros(size), torch.zeros(0)
+    chain = Chain({"mean": Mean()})
 
     def mean() -> None:
-        rule = Mean()
-        rule.begin(ServerRound(0, state, size, 16.0))
+        chain.begin(Now(0, 1, 0.1, state, nothing, 16.0))
         for number, update in enumerate(updates):
-            rule.add(Update(f"site{number}", update, 1.0))
-        rule.finish()
+            chain.take(f"site{number}", {"change": update, "statistics": nothing}, 1.0)
+        chain.finish()
 
     def read() -> None:
         for update in updates:
@@ -321,29 +326,36 @@ def adding() -> None:
 
 
 def adding_memory() -> None:
-    """Peak memory of the mean when updates come one at a time, in models of 100 MB.
+    """Peak memory at the server when changes come one at a time, in models of 100 MB.
 
     It is what the process holds above its memory just before, to a hundredth of a model.
     """
-    size = 25_000_000
+    size, nothing = 25_000_000, torch.zeros(0)
 
     def arriving() -> Iterator[Tensor]:
         for number in range(16):
             yield torch.full((size,), float(number))
 
-    Mean().begin(ServerRound(0, torch.zeros(8), 8, 1.0))
-    torch.zeros(8).mul(2.0).add_(torch.full((8,), 1.0), alpha=0.5)
+    def one_round(size: int, changes: Iterator[Tensor]) -> None:
+        """A round of 16 changes."""
+        chain = Chain({"mean": Mean()})
+        chain.begin(Now(0, 1, 0.1, torch.zeros(size).fill_(1.0), nothing, 16.0))
+        for change in changes:
+            chain.take("site", {"change": change, "statistics": nothing}, 1.0)
+            del change
+        chain.finish()
+
+    one_round(8, (torch.ones(8) for _ in range(16)))  # loads what is loaded once
     pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
     before = pages * resource.getpagesize() / 1024
-    state = torch.zeros(size).fill_(1.0)
-    rule = Mean()
-    rule.begin(ServerRound(0, state, size, 16.0))
-    for update in arriving():
-        rule.add(Update("site", update, 1.0))
-        del update
-    rule.finish()
+    one_round(size, arriving())
     peak = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024 / (4 * size / 2**20)
-    show("Peak memory of adding, in models", round(peak, 2), 3.0, "global state, running sum and one update")
+    show(
+        "Peak memory of adding, in models",
+        round(peak, 2),
+        3.0,
+        "global model, running sum, and one change or the next model",
+    )
 
 
 BENCHMARKS: dict[str, Callable[[], None]] = {

@@ -21,9 +21,9 @@ from rich.console import Console
 from scipy import stats
 
 from polyclinic import PolyclinicError, Results, Study
-from polyclinic.study.columns import ATTACKED, UNSEEN
 from polyclinic.study.display import RichDisplay
 from polyclinic.study.intervals import holm
+from polyclinic.study.kinds import ATTACKED, PLAIN, RUN, UNSEEN
 
 HERE = Path(__file__).resolve().parent
 STUDIES = HERE / "benefits"
@@ -195,28 +195,17 @@ def effects(values: pd.DataFrame) -> list[Effect]:
 def result(question: Question, results: Results) -> pd.Series:
     """The value of each method in one repeat: method -> value."""
     table, metric = results.results, declared(results)["evaluation"]["metrics"][0]
-    table = table[table["metric"] == metric]
+    run = {"honest": ATTACKED, "unseen": UNSEEN}.get(question.over, PLAIN)
+    table = table[(table["metric"] == metric) & (table[RUN] == run)]
     if question.over == "all":
-        table = table[(table["tested_on"] == "all") & _is_plain(table)]
-        return table.groupby("method", sort=False)["value"].mean()
+        return table[table["tested_on"] == "all"].groupby("method", sort=False)["value"].mean()
     scored = results.sites.loc[results.sites["scored"], "site"].astype(str)
     table = table[table["tested_on"].astype(str).isin(scored)]
     if question.over == "honest":
         corrupt = declared(results)["attack"]["sites"]
-        table = table[table["method"].str.endswith(ATTACKED) & ~table["tested_on"].astype(str).isin(corrupt)]
-        table = table.assign(method=table["method"].str.removesuffix(ATTACKED))
-    elif question.over == "unseen":
-        table = table[table["method"].str.endswith(UNSEEN)]
-        table = table.assign(method=table["method"].str.removesuffix(UNSEEN))
-    else:
-        table = table[_is_plain(table)]
+        table = table[~table["tested_on"].astype(str).isin(corrupt)]
     groups = table.groupby("method", sort=False)["value"]
     return groups.min() if question.over == "worst" else groups.mean()
-
-
-def _is_plain(table: pd.DataFrame) -> pd.Series:
-    """Rows of methods as they are: neither attacked nor at an unseen site."""
-    return ~table["method"].str.endswith((UNSEEN, ATTACKED))
 
 
 def declared(results: Results) -> dict[str, Any]:

@@ -23,6 +23,7 @@ from polyclinic.data.phantom.request import survey_request
 from polyclinic.data.phantom.write import write_phantom
 from polyclinic.notes import Note
 from polyclinic.study.display import RichDisplay
+from polyclinic.study.kinds import RUN, titled
 from polyclinic.study.report.answer import answer, p_text
 from polyclinic.study.report.attack import attacked
 from polyclinic.study.report.folder import Folder
@@ -63,8 +64,8 @@ How to read the tables:
   is what a hospital may expect for itself. *All cases together*: one value for the predictions of all sites.
 - Brackets hold the 95 % interval for other patients of the same sites.
 - *p* belongs to the first metric: a paired test against `single` (each site alone) and against `fedavg`, corrected for
-  the number of methods compared (Holm). A dash means that there is nothing to test, or too few sites for a test; a
-  column of dashes is left out.
+  the number of methods compared in the same kind of run (Holm). A dash means that there is nothing to test, or too few
+  sites for a test; a column of dashes is left out.
 - `mix` trains on all data in one place, which federated learning avoids; it is there for comparison. A method marked
   *(unseen site)* was trained without the site on which it was tested.
 
@@ -200,10 +201,10 @@ def _tables(results: Results) -> Iterator[str]:
         tested = {name: column for name, column in tested.items() if rows[column].notna().any()}
         yield _row(["method", *(_heading(metric) for metric in metrics), *(f"p vs {name}" for name in tested)])
         yield _row(["---", *["---:"] * (len(metrics) + len(tested))])
-        for method in dict.fromkeys(rows["method"]):
-            mine = rows[rows["method"] == method].set_index("metric")
+        for method, run in dict.fromkeys(zip(rows["method"], rows[RUN], strict=True)):
+            mine = rows[(rows["method"] == method) & (rows[RUN] == run)].set_index("metric")
             tests = [_p(mine.loc[metrics[0], column]) for column in tested.values()]
-            yield _row([method, *(_value(mine.loc[metric]) for metric in metrics), *tests])
+            yield _row([titled(method, run), *(_value(mine.loc[metric]) for metric in metrics), *tests])
         yield ""
 
 

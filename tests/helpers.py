@@ -20,22 +20,23 @@ from torch import Tensor, nn
 from polyclinic.communication.message import Message
 from polyclinic.data.cases import Counts, SiteData
 from polyclinic.data.scaling import Summary
-from polyclinic.engine import Engine, LocalEngine
+from polyclinic.engine import CheckedEngine, Engine, LocalEngine
 from polyclinic.models import build_model
 from polyclinic.models.catalogue import MODELS
 from polyclinic.parts import FEDERATION, Memory
 from polyclinic.rounds import run_rounds
 from polyclinic.running.plan import Plan
 from polyclinic.running.progress import Checkpoint, Progress, Row
-from polyclinic.site.messages import Train
+from polyclinic.site.messages import Prepare, Train
 from polyclinic.site.run import Kept
 from polyclinic.state import FlatModule
 from polyclinic.study.declaration import Declaration
 from polyclinic.study.job import Fold, Job, Outcome
 from polyclinic.study.jobs import JobRunner
+from polyclinic.study.kinds import ATTACKED, PLAIN, RUN, RUNS, UNSEEN, titled
 from polyclinic.study.method_entries import StudyMethod
 from polyclinic.study.preparing import prepare
-from polyclinic.tasks import TASKS, build_task
+from polyclinic.tasks import build_task
 
 #: With batches of 8: a single case left over, two cases more than a batch, smaller than a batch, several batches.
 SIZES = {"Aachen": 33, "Bonn": 10, "Celle": 5, "Dresden": 20}
@@ -132,7 +133,7 @@ class Federation:
         )
         self.data, self.classes = data, classes
         self.shape = tuple(next(iter(data.values())).inputs.shape[1:])
-        self.outputs = build_task(task, classes, TASKS[task].losses[0]).outputs
+        self.outputs = build_task(task, classes, self.declaration.loss_of(self.declaration.training)).outputs
         self.engine = engine or LocalEngine(data, **options)
         self.local = self.engine if isinstance(self.engine, LocalEngine) else LocalEngine(data)
         self.preparation = {
@@ -147,7 +148,7 @@ class Federation:
 
     def prepare(self, number: int) -> Fold:
         """Split and scale at every site."""
-        request = {"fold": number, **self.preparation}
+        request = Prepare.model_validate({"fold": number, **self.preparation})
         replies = [prepare(one, request) for one in {id(e): e for e in (self.engine, self.local)}.values()][-1].replies
         parts = ("train", "validation", "test", "classes")
         targets = {
@@ -180,7 +181,8 @@ class Federation:
         self, label: str | None = None, seed: int = 0, *, checkpoint: Checkpoint | None = None, **options: Any
     ) -> tuple[Progress, list[Row]]:
         """Train."""
-        return run_rounds(self.plan(label, seed), self.engine, checkpoint=checkpoint, **options)
+        plan = self.plan(label, seed)
+        return run_rounds(plan, CheckedEngine(self.engine, plan.known), checkpoint=checkpoint, **options)
 
     def state(self, label: str | None = None, seed: int = 0) -> Tensor:
         """The shared state after all rounds."""
@@ -357,3 +359,17 @@ def write_image_study(folder: Path, sizes: Mapping[str, int], *, size: int = 16)
         "methods": ["single", "fedavg", "fedbn"],
         "engine": {"threads": 1, "mode": "sequential"},
     }
+
+
+def with_runs(table: pd.DataFrame) -> pd.DataFrame:
+    """A table whose labels say in words how methods were run, as a study writes it: with a column for that."""
+    labels = table["method"]
+    runs = {run: labels.str.endswith(words) for run, words in RUNS.items() if words}
+    table = table.assign(method=labels.str.removesuffix(RUNS[UNSEEN]).str.removesuffix(RUNS[ATTACKED]))
+    table.insert(1, RUN, np.select(list(runs.values()), list(runs), PLAIN))
+    return table
+
+
+def named(table: pd.DataFrame) -> pd.DataFrame:
+    """The opposite: labels that say in words how a method was run, which are easier to index by."""
+    return table.assign(method=[titled(*one) for one in zip(table["method"], table[RUN], strict=True)])

@@ -88,36 +88,36 @@ def test_the_version(command):
 
 
 def test_methods_lists_every_part_with_its_options(command, monkeypatch):
-    from polyclinic.client.rules import LOCAL_RULES
-    from polyclinic.communication.topology import TOPOLOGIES
-    from polyclinic.server import SERVER_RULES
+    from polyclinic.client.personal import PERSONAL
+    from polyclinic.parts import PLACES
     from polyclinic.server.selection import PARTICIPATION
 
     monkeypatch.setattr("polyclinic.cli.output.width", 200)
     status, out, _ = command("methods", "--parts")
     assert status == 0
-    for catalogue in (LOCAL_RULES, SERVER_RULES, TOPOLOGIES, PARTICIPATION):
-        assert all(name in out for name in catalogue), catalogue.kind
+    for catalogue in (*PLACES.values(), PERSONAL, PARTICIPATION):
+        assert all(re.search(rf"^{name} ", out, re.MULTILINE) for name in catalogue), catalogue.kind
+    assert all(f"({place})" in out for place in PLACES)
     assert "seconds = (required)" in out
     assert "SCAFFOLD: each step goes along g − c_k + c" in out
 
 
 def test_methods_lists_every_method_with_its_source(command):
-    from polyclinic.methods import ABOUT, METHODS
+    from polyclinic.methods import PUBLISHED
 
     status, out, _ = command("methods")
     assert status == 0
-    for name in METHODS:
+    for name in PUBLISHED:
         assert re.search(rf"^{name} ", out, re.MULTILINE)
     text = " ".join(out.split())
     assert "mu = 0.01" in text
-    assert set(ABOUT) == set(METHODS)
+    assert all(one.citation in text for one in PUBLISHED.values())
 
 
-@pytest.mark.parametrize("width", [80, 120])
+@pytest.mark.parametrize("width", [60, 80, 120])
 @pytest.mark.parametrize("options", [[], ["--parts"]], ids=["methods", "parts"])
 def test_lists_fit_the_terminal_and_lose_nothing(command, monkeypatch, width, options):
-    from polyclinic.methods import ABOUT
+    from polyclinic.methods import PUBLISHED
 
     wide = " ".join(command("methods", *options)[1].split())
     monkeypatch.setattr(cli, "output", cli.Console(highlight=False, width=width))
@@ -126,7 +126,8 @@ def test_lists_fit_the_terminal_and_lose_nothing(command, monkeypatch, width, op
     assert " ".join(out.split()) == wide
     assert not set("`…│┃") & set(out)
     if not options:
-        assert all(text in wide for about in ABOUT.values() for text in (about.place, about.summary, about.citation))
+        published = PUBLISHED.values()
+        assert all(text in wide for one in published for text in (one.place, one.summary, one.citation))
 
 
 def test_check_counts_and_trains_nothing(command, study_file, monkeypatch):
@@ -255,13 +256,14 @@ def test_no_number_of_the_results_is_cut_off(width, monkeypatch, capsys):
     """Eleven metrics and a long label at any width of the terminal."""
     metrics = [f"metric{number:02}" for number in range(11)]
     rows = [
-        {"method": method, "over": over, "metric": name, "mean": 0.123 + number / 1000, "deviation": 0.045}
+        {"method": method, "run": "plain", "over": over, "metric": name, "mean": 0.123 + number / 1000}
         for method in ("fedavg", "a label of many words and more, which is very long")
         for over in ("sites", "all")
         for number, name in enumerate(metrics)
     ]
+    summary = pd.DataFrame(rows).assign(deviation=0.045)
     sites = pd.DataFrame({"site": ["A", "B"], "scored": ["True", "True"]})
-    results = SimpleNamespace(summary=pd.DataFrame(rows), sites=sites, notes=[], folder=Path("out"))
+    results = SimpleNamespace(summary=summary, sites=sites, notes=[], folder=Path("out"))
     monkeypatch.setattr("polyclinic.cli.output", Console(width=width, highlight=False))
     cli._print_results(results, metrics)
     shown = capsys.readouterr().out

@@ -23,9 +23,8 @@ from helpers import Federation, table_site, table_sites, write_image_study, writ
 from polyclinic import Study, cli
 from polyclinic.client.optimizers import resolve_optimizer, resolve_schedule
 from polyclinic.client.personal import PERSONAL
-from polyclinic.client.rules import LOCAL_RULES
 from polyclinic.communication.message import Message
-from polyclinic.communication.topology import TOPOLOGIES
+from polyclinic.composition import METHODS
 from polyclinic.data.augmentation import INTENSITY, SPATIAL
 from polyclinic.data.catalogue import ENTRIES, find_entry
 from polyclinic.data.catalogue.page import catalogue_page
@@ -35,16 +34,16 @@ from polyclinic.engine.planner import PROCESSES_ABOVE, STACK_BELOW
 from polyclinic.engine.processes import _Worker
 from polyclinic.errors import TITLES, PolyclinicError
 from polyclinic.files import write_error
-from polyclinic.methods import ABOUT, METHODS, SHARES
+from polyclinic.methods import PUBLISHED, SHARES
 from polyclinic.models.catalogue import MODELS
 from polyclinic.notes import TITLES as NOTES
 from polyclinic.options import Catalogue, describe_options
-from polyclinic.server import SERVER_RULES
+from polyclinic.parts import CHANNEL_PARTS, PLACES
 from polyclinic.server.selection import PARTICIPATION
 from polyclinic.site import Site, Workspace
+from polyclinic.study.comparisons import LEAST_SITES
 from polyclinic.study.declaration import Declaration
 from polyclinic.study.entries import EngineOptions, Evaluation, ReportOptions, Search, Training
-from polyclinic.study.statistics import LEAST_SITES
 from polyclinic.tasks import TASKS
 from polyclinic.tasks.metrics import METRICS, threshold_grid
 from polyclinic.tasks.segmentation import MASK_THRESHOLDS
@@ -117,7 +116,7 @@ def test_every_entry_of_the_study_file_stands_in_its_page_with_its_default(headi
 
 def test_every_name_that_a_study_file_may_use_stands_in_its_page() -> None:
     page = set(names(text_of("study-file.md")))
-    for catalogue in (METHODS, MODELS, LOCAL_RULES, SERVER_RULES, PERSONAL, TOPOLOGIES, PARTICIPATION):
+    for catalogue in (METHODS, MODELS, PERSONAL, PARTICIPATION, *PLACES.values()):
         assert not [name for name in catalogue if name not in page], catalogue.kind
     assert page >= {*SPATIAL, *INTENSITY, *METRICS, *(share for share in SHARES if share != "none")}
     for task in TASKS.values():
@@ -130,7 +129,7 @@ def test_models_stand_in_the_page_with_their_options() -> None:
     assert {name: names(cell) for name, cell in table.items()} == {n: list(describe_options(MODELS[n])) for n in MODELS}
 
 
-@pytest.mark.parametrize("kind", [LOCAL_RULES, SERVER_RULES, PARTICIPATION], ids=lambda kind: kind.kind)
+@pytest.mark.parametrize("kind", [PERSONAL, PARTICIPATION, *PLACES.values()], ids=lambda kind: kind.kind)
 def test_parts_stand_in_the_page_with_their_options(kind: Catalogue[Any]) -> None:
     told: dict[str, set[str]] = {}
     for cells in rows(text_of("study-file.md")):
@@ -150,14 +149,14 @@ def test_losses_and_metrics_stand_in_the_page_in_their_order() -> None:
 
 def test_optimisers_and_schedules_of_the_page_exist() -> None:
     table = {cells[0].strip("`"): cells[2] for cells in rows(sections(text_of("study-file.md"))["`training`"])}
-    optimizers = [name for name in names(table["optimizer"]) if re.fullmatch(r"[a-z]+", name)]
+    optimizers = names(table["optimizer"].partition(", with")[0])[1:]  # the first is `torch.optim`
     assert len(optimizers) == 12
     for name in optimizers:
         resolve_optimizer(name, ())
     needed = {"step": {"step_size": 2}, "multistep": {"milestones": [2]}, "exponential": {"gamma": 0.9},
               "cosine_annealing": {"T_max": 5}, "cosine_annealing_warm_restarts": {"T_0": 5},
               "cyclic": {"base_lr": 0.01, "max_lr": 0.1}, "one_cycle": {"max_lr": 0.1, "total_steps": 5}}  # fmt: skip
-    schedules = [name for name in names(table["schedule"]) if re.fullmatch(r"[a-z_]+", name)]
+    schedules = [name for name in names(table["schedule"].partition(", with")[0]) if re.fullmatch(r"[a-z_]+", name)]
     assert set(needed) < set(schedules)
     for name in schedules:
         resolve_schedule({name: needed.get(name, {})}, ("sgd", {"lr": 0.1, "momentum": 0.9}), ())
@@ -181,8 +180,8 @@ def test_the_table_of_methods_is_the_catalogue() -> None:
     found.pop("name")
     told = {name: (place, says, names(options), source) for name, (place, says, options, source) in found.items()}
     assert told == {
-        name: (ABOUT[name].place, ABOUT[name].summary, list(describe_options(METHODS[name])), ABOUT[name].citation)
-        for name in METHODS
+        name: (about.place, about.summary, list(describe_options(METHODS[name])), about.citation)
+        for name, about in PUBLISHED.items()
     }
 
 
@@ -483,6 +482,9 @@ def full_disk() -> None:
     raise write_error(Path("results/models/fedavg-seed0-fold1.safetensors"), OSError(errno.ENOSPC, ""))
 
 
+#: A message that comes before the site was told of a training.
+TRAIN = {"round": 0, "exchange": 1, "learning_rate": 0.1}
+
 MISTAKES: dict[str, Callable[[], object]] = {
     "P101": lambda: Study.read("studdy.yaml"),
     "P102": lambda: changed("rounds: 2", "rounds: 0"),
@@ -500,7 +502,7 @@ MISTAKES: dict[str, Callable[[], object]] = {
     "P301": lambda: not_finite(["south"]),
     "P302": lambda: changed("model: mlp", "model: cnn").run("results"),
     "P303": out_of_memory,
-    "P401": lambda: Site(table_site("north", 8), Workspace()).handle("train", Message()),
+    "P401": lambda: Site(table_site("north", 8), Workspace()).handle("train", Message(TRAIN)),
     "P402": lambda: not_finite(["south", "west"], quorum=2),
     "P403": killed_worker,
     "P501": used_folder,
@@ -530,7 +532,8 @@ REFUSED: list[tuple[str, dict[str, Any]]] = [
     ("P104", {"methods": [{"fedsgd": {"local": ["proximal"]}}]}),
     ("P104", {"methods": ["fedsgd"], "training": {"optimizer": "adam"}}),
     ("P104", {"methods": ["scaffold"], "training": {"optimizer": "adam"}}),
-    ("P104", {"methods": [{"fedavg": {"local": ["dynamic_regularisation"]}}]}),
+    ("P104", {"methods": [{"fedavg": {"server": ["fedadam", "normalised"]}}]}),
+    ("P104", {"methods": [{"fedce": {"server": ["fedce", "normalised"]}}]}),
     ("P104", {"methods": [{"cyclic": {"server": "median"}}]}),
     ("P104", {"methods": ["fedsld"], "task": "regression"}),
     ("P102", {"methods": ["fedavg", "fedavg"]}),
@@ -556,6 +559,21 @@ def test_the_examples_of_composition_are_valid() -> None:
         "fedavg", "fedavg(share=body)", "near", "fedprox(mu=0.1, share=no_norm, server=fedadam(lr=0.01))", "steps",
         "all three ends", "ditto over fedbn", "fedce(local=proximal)",
     ]  # fmt: skip
+
+
+def test_the_plugin_of_the_architecture_works() -> None:
+    """Its step of the channel shortens what leaves the sites; without it changes are longer."""
+    (module,) = blocks(text_of("architecture.md"), "python")
+    methods = ["fedavg", {"fedavg": {"channel": [{"clipped": {"bound": 0.001}}], "label": "clipped"}}]
+    try:
+        exec(module, {"__name__": "plugin"})  # noqa: S102 - the page's own example
+        federation = Federation(table_sites({"north": 16}), methods)
+        start = federation.initial(0)
+        lengths = [float((federation.state(label) - start).norm()) for label in ("fedavg", "clipped")]
+    finally:
+        CHANNEL_PARTS._parts.pop("clipped", None)
+    assert lengths[0] > 0.01
+    assert lengths[1] == pytest.approx(0.001, rel=1e-4)
 
 
 def test_folders_stand_in_the_order_that_is_enforced() -> None:

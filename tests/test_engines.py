@@ -494,7 +494,9 @@ def test_a_worker_that_is_killed_names_its_site_and_nobody_waits(workers):
         assert isinstance(error, SiteError)
         assert (error.code, error.site) == ("P403", site)
         assert error.message == f"The worker process of site {site} ended unexpectedly (killed by signal 9)."
-    assert engine.ask("start", {"Aachen": Message(plan.start.fields(), {"initial": plan.initial})}), "the other lives on"
+    assert engine.ask("start", {"Aachen": Message(plan.start.fields(), {"initial": plan.initial})}), (
+        "the other lives on"
+    )
 
 
 def test_the_largest_sites_are_shared_out_first():

@@ -13,7 +13,7 @@ import pytest
 import yaml
 from rich.console import Console
 
-from helpers import script
+from helpers import named, script
 from polyclinic import Results, Study
 from polyclinic.data.phantom.request import survey_request
 from polyclinic.data.phantom.write import write_phantom
@@ -143,8 +143,8 @@ def test_a_short_version_runs_to_its_report(name: str, tmp_path: Path):
     study = Study.of(content, STUDIES)
     results = study.run(tmp_path / "results")
     labels = [method.label for method in study.declaration.study_methods]
-    attacked = [f"{label} (attacked)" for label in labels] if "attack" in content else []
-    assert list(results.table().index) == [*labels, *attacked]
+    assert list(results.table().index) == labels
+    assert list(results.table(run="attacked").index) == (labels if "attack" in content else [])
     assert (tmp_path / "results" / "report.html").is_file()
 
 
@@ -172,7 +172,7 @@ def test_the_page_says_what_corrupt_sites_did(name: str, tmp_path: Path, make_re
         "*(attacked)*: the site hungarian was corrupt. Area under the ROC curve at the honest sites: most was" in page
     )
     values = results.results[lambda rows: (rows["metric"] == "auc") & rows["tested_on"].isin(["cleveland", "va"])]
-    means = values.groupby("method")["value"].mean()
+    means = named(values).groupby("method")["value"].mean()
     rows = page.split("| auc lost at the honest sites |")[1].split("Notes of the run")[0]
     for method in ("mix", "fedavg", "geometric_median"):
         lost = float(re.search(rf"^\| {method} \| (\S+)", rows, re.M)[1].replace("−", "-"))  # type: ignore[index]

@@ -119,6 +119,11 @@ def methods(
     parts: Annotated[bool, typer.Option("--parts", help="List the parts that methods are made of instead.")] = False,
 ) -> None:
     """List the methods by their place in the survey: name, what it does, options and source."""
+    from polyclinic.catalogues import PLUGINS
+
+    for plugin in PLUGINS:
+        if plugin.problem:
+            console.print(f"[yellow]{_escape(str(plugin))}[/yellow]")
     if parts:
         _print_parts()
         return
@@ -170,6 +175,8 @@ def _print_parts() -> None:
     for title, catalogue in catalogues.items():
         output.print(f"\n[bold]{_escape(title)}[/bold]")
         said = {name: " ".join((getdoc(catalogue[name]) or "").split("\n\n")[0].split()) for name in catalogue}
+        if not said:
+            output.print("None in this version; plug-ins can bring some.")
         _print_entries((name, said[name], describe_options(catalogue[name]), "") for name in catalogue)
 
 
@@ -264,6 +271,8 @@ def _print_results(results: Results, metrics: list[str]) -> None:
     from rich.box import SIMPLE
     from rich.table import Table
 
+    from polyclinic.study.kinds import RUN, titled
+
     summary, sites = results.summary, results.sites
     scored = int((sites["scored"].astype(str) == "True").sum())
     for over, title in (
@@ -272,14 +281,14 @@ def _print_results(results: Results, metrics: list[str]) -> None:
     ):
         rows = summary[summary["over"] == over]
         cells = {
-            (row.method, row.metric): (f"{row.mean:.3f}", f"{row.mean:.3f} ± {row.deviation:.3f}")
+            ((row.method, row.run), row.metric): (f"{row.mean:.3f}", f"{row.mean:.3f} ± {row.deviation:.3f}")
             for row in rows.itertuples()
         }
-        names = list(dict.fromkeys(rows["method"]))
+        names = list(dict.fromkeys(zip(rows["method"], rows[RUN], strict=True)))
         # A narrow terminal shows the means alone; everything is in summary.csv and the report.
         short = {name: max([len(name), *(len(cells[method, name][0]) for method in names)]) + 3 for name in metrics}
         full = {name: max([len(name), *(len(cells[method, name][1]) for method in names)]) + 3 for name in metrics}
-        first = max([len("method"), *(len(method) for method in names)]) + 3
+        first = max([len("method"), *(len(titled(*method)) for method in names)]) + 3
         wide = first + sum(full.values()) <= output.width
         for part in parts(full if wide else short, output.width - first):
             table = Table(title=title, title_justify="left", header_style="bold", box=SIMPLE, pad_edge=False)
@@ -287,7 +296,7 @@ def _print_results(results: Results, metrics: list[str]) -> None:
             for name in part:
                 table.add_column(name.upper(), no_wrap=True, justify="right", min_width=short[name] - 3)
             for method in names:
-                table.add_row(_escape(method), *(cells[method, name][wide] for name in part))
+                table.add_row(_escape(titled(*method)), *(cells[method, name][wide] for name in part))
             output.print(table)
     _print_notes(results.notes)
     few = len(sites) - scored

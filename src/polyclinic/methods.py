@@ -8,8 +8,9 @@ where the parts are, see `polyclinic.composition`.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from polyclinic.roles import Role
@@ -69,6 +70,11 @@ class Method:
         return layout.select(SHARES[self.share])
 
     @property
+    def text(self) -> str:
+        """The same text for the same parts, whether they were spelt out or not."""
+        return json.dumps(asdict(self))
+
+    @property
     def parts(self) -> list[PartEntry]:
         """All parts with two ends, in the order of their ends at a site: what leaves it passes the channel last."""
         return [*self.local, *self.server, self.topology, self.procedure, *self.channel]
@@ -104,7 +110,13 @@ def publish(
     name: str, place: str, summary: str, citation: str, *, local: Sequence[str] = (), server: Sequence[str] = (),
     channel: Sequence[str] = (), personal: str = "", topology: str = "star", procedure: str = "local", **others: Any,
 ) -> None:  # fmt: skip
-    """Enter a method whose options are those of the parts that it names; ``others`` are fields of `Method`."""
+    """Enter a method whose options are those of the parts that it names; ``others`` are fields of `Method`.
+
+    Raises:
+        ValueError: the name is taken.
+    """
+    if name in PUBLISHED:
+        raise ValueError(f"there is a method {name!r} already")
     method = Method(
         local=[(part, {}) for part in local],
         server=[(part, {}) for part in server or ("mean",)],

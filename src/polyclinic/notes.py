@@ -18,6 +18,7 @@ TITLES: dict[str, str] = {
     "N104": "An attack does not reach a method, or does nothing",
     "N105": "Mixed precision was not used",
     "N106": "Shared memory could not be had",
+    "N107": "A plug-in could not be loaded",
     "N201": "A patient's name stands at more than one site",
     "N202": "Cases repeat within a site",
     "N203": "Cases repeat at several sites",

@@ -18,6 +18,10 @@ Place = tuple[str | int, ...]
 Decay = Annotated[float, Field(ge=0, lt=1)]
 
 
+#: Sentences on plug-ins that could not be loaded: what they would bring may be what a study file names.
+ABSENT: list[str] = []
+
+
 class EntryError(StudyError):
     """An entry of a study file that does not fit; ``place`` is the path of keys to it."""
 
@@ -38,13 +42,23 @@ class Catalogue(Generic[Part]):
         self._parts: dict[str, Part] = {}
 
     def add(self, name: str) -> Callable[[Part], Part]:
-        """Decorator that enters a class or function under ``name``; its keyword-only arguments are the options."""
+        """Decorator that enters a class or function under ``name``; its keyword-only arguments are the options.
+
+        Raises:
+            ValueError: the name is taken.
+        """
 
         def enter(part: Part) -> Part:
+            if name in self._parts:
+                raise ValueError(f"there is a {self.kind} {name!r} already")
             self._parts[name] = part
             return part
 
         return enter
+
+    def remove(self, name: str) -> None:
+        """Take a part out again."""
+        del self._parts[name]
 
     def __getitem__(self, name: str) -> Part:
         return self._parts[name]
@@ -62,7 +76,8 @@ class Catalogue(Generic[Part]):
             EntryError: P103 with the nearest valid name.
         """
         if not isinstance(name, str) or name not in self:
-            raise EntryError("P103", f"{name!r} is no {self.kind}.", nearest(str(name), list(self)), place=place)
+            hint = " ".join([nearest(str(name), list(self)), *ABSENT]).strip()
+            raise EntryError("P103", f"{name!r} is no {self.kind}.", hint, place=place)
         return name
 
     def resolve(self, entry: object, place: Place) -> tuple[str, dict[str, Any]]:

@@ -15,7 +15,7 @@ from polyclinic.running.attendance import Attendance, BrokenDown
 from polyclinic.running.federation import Federation
 from polyclinic.running.plan import Plan
 from polyclinic.running.progress import Checkpoint, Progress, Row
-from polyclinic.running.stage import ModelStage, asking
+from polyclinic.running.stage import ModelStage
 from polyclinic.running.validation import choose, keep
 
 Report = Callable[[int, int], None]
@@ -75,7 +75,8 @@ def _round(federation: Federation, attendance: Attendance) -> list[Row]:
     if not sites:
         return []
     name, grouping = plan.grouping
-    ask = asking(federation.engine, name)
+    federation.conversation.begin()
+    ask = federation.conversation.asking(name)
     stages = grouping.stages(Turn(progress.done, plan.rounds, sites, progress.models, ask, plan.start.seed))
     before, rows = progress.now(), list[Row]()
     for groups in stages:
@@ -91,14 +92,14 @@ def _stage(
 ) -> list[Row]:  # fmt: skip
     """One stage; ``turns`` are the sites that answered in this round before."""
     plan, progress = federation.plan, federation.progress
-    chains = {model: federation.chain(model) for model in groups}
-    stage, rows = ModelStage(plan, federation.engine, progress, groups, chains, turns), list[Row]()
+    federation.conversation.open.clear()
+    stage, rows, asked = ModelStage(federation, groups, turns), list[Row](), 0
     for answered in plan.procedure[1].updates(stage):
+        asked += 1
         if attendance.counts(answered) and not isinstance(answered.packed, PolyclinicError):
-            stage.take(answered, answered.packed)
             once = {} if answered.site in progress.losses else federation.announced[answered.site]
-            rows.append(stage.row(answered, answered.packed, once))
-    if not attendance.suffices(len(rows), len(stage.sites), alone=alone):
+            rows.append(stage.take(answered, answered.packed, once))
+    if not attendance.suffices(len(rows), asked, alone=alone):
         return []
     try:
         stage.finish(rows)

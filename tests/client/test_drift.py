@@ -314,7 +314,7 @@ def test_what_stays_at_a_site_is_neither_corrected_nor_sent(method, share):
     for start, stop in plan.selection.within(layout.trainable).slices:
         private[start:stop] = False
     assert private.any()
-    (part, _), = federation.method().method.local
+    ((part, _),) = federation.method().method.local
     found = [t for kept in federation.kept(progress).values() for t in kept.parts[part].values()]
     found += [
         tensor

@@ -415,7 +415,9 @@ def test_apfl_with_mixture_0_is_fedavg_and_with_1_is_training_alone():
     weights = federation.template.layout.trainable
     for model in models_of(federation, progress).values():
         assert torch.equal(model[:weights], progress.model(FEDERATION)[:weights])
-        assert not torch.equal(model[weights:], progress.model(FEDERATION)[weights:]), "statistics are the mixture's own"
+        assert not torch.equal(model[weights:], progress.model(FEDERATION)[weights:]), (
+            "statistics are the mixture's own"
+        )
     alone = own_models(trained("single", **options))
     federation, progress = trained({"apfl": {"mixture": 1, "learn_mixture": False}}, **options)
     for name, model in models_of(federation, progress).items():

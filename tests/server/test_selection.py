@@ -255,7 +255,7 @@ def test_a_deadline_goes_by_the_declared_speed():
 
 
 def test_a_site_that_is_too_late_forgets_what_it_learned_as_the_coordinator_knows_nothing_of_it(tmp_path):
-    """Nothing of Aachen counts, so c_k stays 0 there. Two steps with 0.1 make it (w - w_k) / 0.2 at the others, and c is
+    """Nothing of Aachen counts, so c_k stays 0 there. Two steps with 0.1 make it (w - w_k) / 0.2 at the others; c is
     the mean of all three."""
     training = {"rounds": 1, "batch_size": 4, "step_seconds": {"Aachen": 1.0},
                 "participation": {"deadline": {"seconds": 2}}}  # fmt: skip

@@ -9,7 +9,7 @@ from torch import nn
 
 from polyclinic.ignored import IGNORED
 from polyclinic.site import evaluation
-from polyclinic.site.messages import MetricNames
+from polyclinic.site.messages import Evaluated, MetricNames, Pictured
 from polyclinic.state import FlatModule
 from polyclinic.tasks import build_task
 from polyclinic.tasks.segmentation import MASK_THRESHOLDS
@@ -83,6 +83,20 @@ def test_volumes_are_scored_with_their_spacing(classes):
     assert tensors["values"].shape == (4, len(fields["metrics"]))
 
 
+def test_each_volume_is_scored_and_shown_with_its_own_spacing():
+    run, vectors, index = volume_run(2, (1.0, 1.0, 1.0))
+    own = [(1.0, 1.0, 1.0), (1.0, 1.0, 4.0), (2.0, 1.0, 1.0), (1.0, 3.0, 1.0)]
+    run.dataset.spacings = own
+    _, tensors = evaluation.predict(run, vectors, index.flip(0), 0.5)
+    for case, found in zip(index.flip(0).tolist(), tensors["values"][:, 1].tolist(), strict=True):
+        decided, target = run.dataset.inputs[case, 0].numpy() >= 1.5, run.dataset.targets[case, 0].numpy() == 1
+        assert found == hausdorff95(decided, target, own[case])
+    for case, height, widths in ((0, 10, [8, 8, 10]), (1, 24, [8, 8, 10]), (3, 30, [8, 8, 30])):
+        _, pictures = evaluation.overlays(run, vectors, index[case : case + 1], 0.5)
+        assert pictures["best/planes"].tolist() == widths
+        assert pictures["best/mask"].shape[0] == height
+
+
 def test_only_the_metrics_asked_for_are_computed(monkeypatch):
     from polyclinic.tasks import segmentation_metrics
 
@@ -100,11 +114,11 @@ def test_validation_of_volumes_is_the_mean_over_cases(classes):
     run, vectors, index = volume_run(classes)
     found = evaluation.score(run, vectors, index, "dice")
     each = [evaluation.score(run, vectors, one, "dice") for one in index.split(1)]
-    assert found["cases"] == 4
-    assert found["metric"] == pytest.approx(np.mean([one["metric"] for one in each]))
-    assert found["loss"] == pytest.approx(np.mean([one["loss"] for one in each]), rel=1e-5)
+    assert found.cases == 4
+    assert found.metric == pytest.approx(np.mean([one.metric for one in each]))
+    assert found.loss == pytest.approx(np.mean([one.loss for one in each]), rel=1e-5)
     _, tensors = evaluation.predict(run, vectors, index, 0.5)
-    assert found["metric"] == pytest.approx(tensors["values"][:, 0].mean().item(), rel=1e-6)
+    assert found.metric == pytest.approx(tensors["values"][:, 0].mean().item(), rel=1e-6)
 
 
 def test_thresholds_of_volumes_with_one_structure():
@@ -121,9 +135,8 @@ def test_thresholds_of_volumes_with_one_structure():
 @pytest.mark.parametrize("classes", [2, 3])
 def test_overlays_of_volumes_are_bytes_of_three_slices(classes):
     run, vectors, index = volume_run(classes, (1.0, 1.0, 2.0))
-    fields, tensors = evaluation.overlays(run, vectors, index, 0.5)
-    assert set(fields) == {"best", "median", "worst"}
-    assert fields["best"] >= fields["median"] >= fields["worst"]
+    shown, tensors = evaluation.overlays(run, vectors, index, 0.5)
+    assert shown.best >= shown.median >= shown.worst
     assert tensors["best/planes"].tolist() == [8, 8, 10]
     assert tensors["best/image"].shape == (1, 12, 26)
     kinds = {name.split("/")[1]: tensor.dtype for name, tensor in tensors.items()}
@@ -144,9 +157,9 @@ def test_the_mean_of_several_models_decides():
 def test_no_cases_give_empty_answers():
     none = torch.zeros(0, dtype=torch.int64)
     run, vectors, _ = volume_run(3)
-    assert evaluation.score(run, vectors, none, "dice") == {"cases": 0, "loss": None, "metric": None}
+    assert evaluation.score(run, vectors, none, "dice") == Evaluated(cases=0, loss=None, metric=None)
     assert evaluation.predict(run, vectors, none, 0.5)[1]["values"].shape == (0, 6)
-    assert evaluation.overlays(run, vectors, none, 0.5) == ({}, {})
+    assert evaluation.overlays(run, vectors, none, 0.5) == (Pictured(), {})
     numbers = SimpleNamespace(task=build_task("regression", 0, "mse"), dataset=run.dataset, declared=run.declared)
     found = evaluation.predict(numbers, vectors, none, 0.5)[1]
     assert {name: tuple(tensor.shape) for name, tensor in found.items()} == {"predictions": (0,), "labels": (0,)}
@@ -164,7 +177,7 @@ def test_ignored_voxels_count_nowhere(classes):
         if marked is not None:
             run.dataset.inputs[:, :, there] = marked
         run.dataset.targets[:, :, there] = truth
-        fields, pictures = evaluation.overlays(run, vectors, index, 0.5)
+        shown, pictures = evaluation.overlays(run, vectors, index, 0.5)
         score = evaluation.score(run, vectors, index, "dice")
         values = evaluation.predict(run, vectors, index, 0.5)[1]["values"]
         marks = {name: picture for name, picture in pictures.items() if not name.endswith("/image")}
@@ -175,8 +188,8 @@ def test_ignored_voxels_count_nowhere(classes):
             for case in range(len(index))
         ]  # fmt: skip
         return (
-            values, dice, score["metric"], score["loss"], evaluation.threshold_evidence(run, vectors, index),
-            torch.tensor(list(fields.values())), marks,
+            values, dice, score.metric, score.loss, evaluation.threshold_evidence(run, vectors, index),
+            torch.tensor(list(shown.fields().values())), marks,
         )  # fmt: skip
 
     plain, background, foreground = (measured(marked, IGNORED) for marked in (None, 1.0, 2.0))

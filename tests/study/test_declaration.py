@@ -176,3 +176,41 @@ def test_optimisers_are_found_by_pytorchs_name_or_a_plain_one(name):
 def test_schedules_are_found_by_pytorchs_name_or_a_plain_one(name):
     training = declared(training={"schedule": {name: {"T_max": 5}}}).training
     assert schedule_of(training) == ("cosineannealing", {"T_max": 5})
+
+
+BASELINES = {
+    "by name": (["single", "fedavg"], {"single": "single", "fedavg": "fedavg"}),
+    "none": (["mix", "fedprox"], {}),
+    "labels tell nothing": (
+        [{"fedprox": {"label": "single"}}, {"mix": {"label": "fedavg"}}, {"fedavg": {"label": "mean"}}],
+        {"fedavg": "mean"},
+    ),
+    "the first with the catalogue's parts": (
+        [{"fedavg": {"server": "median", "label": "fedavg"}}, {"fedavg": {"label": "a"}}, {"fedavg": {"label": "b"}}],
+        {"fedavg": "a"},
+    ),
+    "the study's own training goes before another": (
+        [{"fedavg": {"label": "long", "training": {"rounds": 99}}}, "fedavg"],
+        {"fedavg": "fedavg"},
+    ),
+    "another training, where there is no other": (
+        [{"single": {"label": "long", "training": {"rounds": 99}}}],
+        {"single": "long"},
+    ),
+    "no parts of its own": ([{"fedavg": {"share": "body"}}], {}),
+}
+
+
+@pytest.mark.parametrize(("methods", "found"), BASELINES.values(), ids=BASELINES)
+def test_baselines_are_known_by_their_parts(methods, found):
+    declaration = declared(methods=methods)
+    assert declaration.baselines == found
+    # The study file with every default filled in spells the same parts out.
+    assert Declaration.check(declaration.filled()).baselines == found
+
+
+def test_a_label_may_end_with_anything_but_stands_once():
+    for label in ("fedavg (attacked)", "fedavg (unseen site)", "x (unseen site) (attacked)"):
+        assert declared(methods=["fedavg", {"fedprox": {"label": label}}]).study_methods[1].label == label
+    with pytest.raises(EntryError, match="is there twice"):
+        declared(methods=[{"fedavg": {"label": "a"}}, {"fedprox": {"label": "a"}}])

@@ -84,7 +84,7 @@ def test_methods_without_anything_to_work_on_are_told():
 def rounds(**losses):
     """Rows of rounds.csv: method -> loss at the sites A and B in each round."""
     return pd.DataFrame([
-        {"method": method, "seed": 0, "fold": 0, "round": number, "site": site, "loss": loss}
+        {"method": method, "run": "plain", "seed": 0, "fold": 0, "round": number, "site": site, "loss": loss}
         for method, each in losses.items() for number, pair in enumerate(each)
         for site, loss in zip("AB", pair, strict=True)
     ])  # fmt: skip

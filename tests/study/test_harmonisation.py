@@ -13,6 +13,7 @@ from polyclinic.data.statistics import LEAST_CASES
 from polyclinic.engine import LocalEngine
 from polyclinic.engine.processes import ProcessEngine
 from polyclinic.errors import DataError, StudyError
+from polyclinic.site.messages import Prepare
 from polyclinic.study.preparing import describe, prepare
 from polyclinic.study.report.harmonisation import explained_by_site
 from polyclinic.study.results import Results
@@ -51,10 +52,10 @@ def without_report(monkeypatch):
 def request(study: Study, opened, **changes):
     """The message that prepares sites for the first fold."""
     steps = name_steps(study.declaration.data, opened.features, opened.covariates)
-    return {
+    return Prepare.model_validate({
         "fold": 0, "folds": 2, "validation": 0.2, "split_seed": 0, "small_sites": "train", "steps": steps,
         "augmentation": [], "classes": 2, **changes,
-    }  # fmt: skip
+    })  # fmt: skip
 
 
 def prepared(entries, folder, without=None, engine=None):

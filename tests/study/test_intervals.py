@@ -1,4 +1,4 @@
-"""DeLong against published numbers and the definition, the bootstrap's draws, Holm by hand."""
+"""DeLong against published numbers and the definition, intervals at the ends, the bootstrap's draws, Holm by hand."""
 
 import math
 
@@ -8,16 +8,22 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
+from scipy.stats import t as student
 
 from polyclinic.study.intervals import (
+    Area,
+    area_interval,
     bootstrap_interval,
     bootstrap_p,
     delong,
     delong_paired,
+    expected_variance,
     holm,
-    logit_interval,
     normal_p,
     patient_weights,
+    share_interval,
+    touches_end,
+    variance_by_p,
 )
 from polyclinic.tasks.metrics import auc
 
@@ -113,18 +119,111 @@ def test_delong_without_a_class():
 
 def test_normal_p():
     assert normal_p(1.959963984540054, 1.0) == pytest.approx(0.05)
-    assert normal_p(0.0, 0.0) == 1.0
+    assert normal_p(0.0, 0.0) == normal_p(0.0, float("nan")) == 1.0
     assert math.isnan(normal_p(0.1, 0.0))
     assert math.isnan(normal_p(float("nan"), float("nan")))
     assert delong_paired([0, 1, 0, 1], [1, 2, 3, 4], [1, 2, 3, 4])[2] == 1.0
 
 
-def test_logit_interval():
-    # logit(0.8) = 1.386294; half width 1.959964 x 0.05 / 0.16 = 0.612489.
-    low, high = logit_interval(0.8, 0.05**2)
-    assert low == pytest.approx(1 / (1 + math.exp(-(1.3862943611 - 0.6124887452))), abs=1e-9)
-    assert high == pytest.approx(1 / (1 + math.exp(-(1.3862943611 + 0.6124887452))), abs=1e-9)
-    assert logit_interval(1.0, 0.0) == (1.0, 1.0)
+def test_where_all_cases_agree_on_a_difference_p_is_that_of_the_sign_test():
+    """Three cases of a class that all put the one before the other: 2 / 2**3."""
+    right, wrong = [1, 2, 3, 4, 5, 6, 7], [7, 6, 5, 4, 3, 2, 1]
+    difference, variance, p = delong_paired([0, 0, 0, 1, 1, 1, 1], right, wrong)
+    assert difference == 1
+    assert p == pytest.approx(0.25)
+    assert variance == 0
+    assert normal_p(difference, variance_by_p(difference, p)) == pytest.approx(0.25)
+    assert delong_paired([0, 0, 0, 1, 1, 1, 1], right, right) == (0.0, 0.0, 1.0)  # both perfect
+
+
+def test_several_seeds_are_averaged_before_their_variance():
+    rng = np.random.default_rng(0)
+    labels = rng.integers(0, 2, 60)
+    a, b = rng.normal(size=(2, 5, 60)) + labels
+    difference, variance, _ = delong_paired(labels, a, b)
+    single = [delong_paired(labels, one, other) for one, other in zip(a, b, strict=True)]
+    assert difference == pytest.approx(np.mean([value for value, _, _ in single]))
+    assert variance < 0.5 * np.mean([value for _, value, _ in single])
+    assert delong_paired(labels, a[:1], b[:1]) == delong_paired(labels, a[0], b[0])
+
+
+# --- areas
+
+
+def test_variance_to_be_expected_by_hand():
+    """Hanley & McNeil 1982: an area of 0.9 with 20 + 30 cases; 0.9 / 1.1 - 0.81 and 1.62 / 1.9 - 0.81."""
+    one, other = 0.9 / 1.1 - 0.81, 1.62 / 1.9 - 0.81
+    assert one < other  # the larger goes with the larger class
+    expected = (0.09 + 19 * one + 29 * other) / 600
+    assert expected_variance(0.9, 20, 30) == pytest.approx(expected)
+    assert expected_variance(0.9, 30, 20) == pytest.approx(expected)
+    assert expected_variance(0.1, 20, 30) == pytest.approx(expected)  # turned about, the classes change places
+    assert expected_variance(0.5, 1, 1) == 0.25
+    assert expected_variance(1.0, 5, 5) == expected_variance(0.0, 5, 5) == 0
+
+
+def test_a_perfect_area_has_an_interval_with_the_number_of_cases_in_it():
+    low, high = area_interval([Area(0, 1.0, 0.0, 10, 10)])
+    # The end is where (1 - low)² = t² V(low), with t of 2 (10 - 1) degrees of freedom.
+    reach = student.ppf(0.975, 18) ** 2 * expected_variance(low, 10, 10)
+    assert (1 - low) ** 2 == pytest.approx(reach)
+    assert high == 1
+    assert low == pytest.approx(0.7749, abs=1e-4)
+    assert area_interval([Area(0, 0.0, 0.0, 10, 10)]) == pytest.approx((0.0, 1 - low))
+    ends = [area_interval([Area(0, 1.0, 0.0, n, n)])[0] for n in (5, 10, 50, 500)]
+    assert ends == sorted(ends)
+    assert ends[-1] > 0.99
+    # Five folds of two cases a class are no surer than one of ten.
+    assert area_interval([Area(0, 1.0, 0.0, 2, 2)] * 5)[0] < low
+    # The same patients with another seed are no new patients.
+    assert area_interval([Area(seed, 1.0, 0.0, 10, 10) for seed in (0, 1)]) == pytest.approx((low, 1.0))
+
+
+def test_with_many_cases_the_interval_is_that_of_delong():
+    low, high = area_interval([Area(0, 0.75, 0.0004, 2000, 2000)])
+    # On the logit scale, as the variance is smaller nearer to 1: 1.0986 ± 1.96 x 0.02 / 0.1875.
+    assert (low, high) == pytest.approx((0.70876, 0.78724), abs=1e-3)
+
+
+@given(st.floats(0, 1), st.floats(0, 0.02), st.integers(1, 60), st.integers(1, 60), st.integers(1, 4))
+def test_an_interval_holds_its_area_and_is_a_mirror(area, variance, positives, negatives, folds):
+    low, high = area_interval([Area(0, area, variance, positives, negatives)] * folds)
+    assert 0 <= low <= area + 1e-9
+    assert area - 1e-9 <= high <= 1
+    assert high - low > 0.001
+    turned = area_interval([Area(0, 1 - area, variance, negatives, positives)] * folds)
+    assert (1 - turned[1], 1 - turned[0]) == pytest.approx((low, high), abs=1e-6)
+
+
+def test_areas_that_are_not_known_are_left_out():
+    nan = float("nan")
+    known = Area(0, 0.8, 0.005, 12, 9)
+    assert area_interval([known, Area(0, nan, nan, 7, 0)]) == area_interval([known])
+    assert all(math.isnan(end) for end in area_interval([Area(0, nan, nan, 7, 0)]))
+    alone = area_interval([Area(0, 1.0, nan, 1, 1)])  # of two cases
+    assert alone[0] < 0.3
+    assert alone[1] == 1
+
+
+# --- shares
+
+
+def test_exact_interval_of_a_share():
+    """Nine of ten as in the tables of Clopper and Pearson; all of ten have a chance of low**10 = 0.025."""
+    assert share_interval(0.9, 10) == pytest.approx((0.5550, 0.9975), abs=1e-4)
+    assert share_interval(1.0, 10) == pytest.approx((0.025**0.1, 1.0))
+    assert share_interval(0.0, 7.5) == pytest.approx((0.0, 1 - 0.025 ** (1 / 7.5)))
+    low, high = share_interval(0.2, 37.5)
+    assert (1 - high, 1 - low) == pytest.approx(share_interval(0.8, 37.5))
+
+
+def test_draws_that_touch_an_end():
+    draws = np.append(np.full(30, 1.0), np.full(970, 0.9))
+    assert touches_end(draws)
+    assert not touches_end(np.append(np.full(20, 1.0), np.full(980, 0.9)))
+    assert touches_end(1 - draws)
+    assert not touches_end(np.full(100, 0.5))
+    assert not touches_end(np.full(100, np.nan))
 
 
 # --- bootstrap

@@ -8,6 +8,7 @@ import pytest
 import yaml
 from typer.testing import CliRunner
 
+from helpers import named
 from polyclinic import Study
 from polyclinic.cli import app
 
@@ -35,7 +36,7 @@ def shortened(content):
 def run(content, folder, out):
     Study.of(shortened(content), folder).run(out)
     rows = pd.read_csv(out / "results.csv")
-    assert set(rows["method"]) == {*METHODS, "fedavg (unseen site)"}
+    assert set(named(rows)["method"]) == {*METHODS, "fedavg (unseen site)"}
     assert rows["value"].notna().any()
     assert (out / "report.html").stat().st_size > 50_000
     return rows

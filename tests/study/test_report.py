@@ -13,6 +13,7 @@ from markupsafe import Markup
 from safetensors.numpy import save_file
 from scipy.stats import t as student
 
+from helpers import with_runs
 from polyclinic.errors import ResultsError
 from polyclinic.notes import Note
 from polyclinic.study.drawing import shorten
@@ -31,6 +32,7 @@ from polyclinic.study.report.tables import (
     plain,
     seconds_text,
     site_rows,
+    unseen_tables,
 )
 
 UNSEEN = " (unseen site)"
@@ -43,6 +45,7 @@ ABIDE = {
 
 
 CLASSES = {2: ["accept", "exclude"], 3: ["naevus", "melanoma", "keratosis"]}
+#: Without the kind of run, see `with_runs`.
 RESULTS = ["method", "seed", "fold", "trained_on", "tested_on", "metric", "value"]
 ROUNDS = ["method", "seed", "fold", "round", "site", "seconds", "bytes_up", "bytes_down", "examples", "loss"]
 
@@ -87,8 +90,8 @@ class Maker:
             for trained, cases in [("own", run)] if own else run.groupby("trained_on", sort=False):
                 rows += [(method, seed, fold, trained, "all", *item) for item in self.score(cases).items()]
         self.results = pd.DataFrame(rows, columns=RESULTS)
-        self.results.to_csv(self.folder / "results.csv", index=False)
-        table.to_csv(self.folder / "predictions.csv", index=False)
+        with_runs(self.results).to_csv(self.folder / "results.csv", index=False)
+        with_runs(table).to_csv(self.folder / "predictions.csv", index=False)
         metrics = list(self.results["metric"].unique())
         self.study("classification", metrics)
         self.summary()
@@ -143,7 +146,7 @@ class Maker:
                     tensors |= {f"{prefix}/{part}": value for part, value in pictures.items()}
                     scores[prefix] = f"{0.95 - slip / 60:.4f}"
         self.results = pd.DataFrame(rows, columns=RESULTS)
-        self.results.to_csv(self.folder / "results.csv", index=False)
+        with_runs(self.results).to_csv(self.folder / "results.csv", index=False)
         save_file(tensors, self.folder / "overlays.safetensors", metadata={"dice": json.dumps(scores)})
         self.study("segmentation", ["dice", "hd95"])
         self.summary()
@@ -194,7 +197,7 @@ class Maker:
                     p = np.exp(-abs(difference) * 120)
                     row |= {f"vs_{other}": difference, f"p_{other}": p, f"p_{other}_adjusted": min(1, 4 * p)}
                 rows.append(row | {"n": len(runs)})
-        pd.DataFrame(rows).to_csv(self.folder / "summary.csv", index=False)
+        with_runs(pd.DataFrame(rows)).to_csv(self.folder / "summary.csv", index=False)
 
     def rounds(self, metric):
         rows = []
@@ -211,7 +214,7 @@ class Maker:
                     row = (method, seed, fold, step, site, 0.002 * count / 50, size, size, count, loss)
                     rows.append((*row, loss + 0.06 + step / 600, score))
         table = pd.DataFrame(rows, columns=[*ROUNDS, "validation_loss", f"validation_{metric}"])
-        table.to_csv(self.folder / "rounds.csv", index=False)
+        with_runs(table).to_csv(self.folder / "rounds.csv", index=False)
 
     def site_table(self, *, foreground=False):
         rows = []
@@ -418,10 +421,15 @@ def test_folder_without_results_says_what_to_do(tmp_path):
 @pytest.mark.parametrize(
     ("name", "content", "sentence"),
     [
-        ("results.csv", "method,seed,fold,trained_on,tested_on,metric,value\n", "P501 results.csv has no rows"),
+        ("results.csv", "method,run,seed,fold,trained_on,tested_on,metric,value\n", "P501 results.csv has no rows"),
         ("results.csv", "", "P501 results.csv in the results folder can't be read: No columns to parse"),
-        ("results.csv", "method,seed\nfedavg,0\n", "P501 results.csv .* can't be read: column 'fold' is missing"),
-        ("summary.csv", "method,metric\n", "P501 summary.csv .* can't be read: column 'over' is missing"),
+        (
+            "results.csv",
+            "method,run,seed\nfedavg,plain,0\n",
+            "P501 results.csv .* can't be read: column 'fold' is missing",
+        ),
+        ("results.csv", "method,seed,fold\nfedavg,0,0\n", "P501 .*results.csv has no column `run`: an older version"),
+        ("summary.csv", "method,run,metric\n", "P501 summary.csv .* can't be read: column 'over' is missing"),
         ("provenance.json", "{", "P501 provenance.json .* can't be read: Expecting property name"),
         ("study.yaml", "a: [", "P501 study.yaml .* can't be read: while parsing"),
         ("overlays.safetensors", "no tensors", "P501 overlays.safetensors .* can't be read: "),
@@ -440,10 +448,10 @@ def test_unreadable_file_is_named(tmp_path, name, content, sentence):
 def by_hand(folder, results, summary, metric="auc"):
     """A folder with (method, trained_on, tested_on, value) as results and dictionaries as rows of the summary."""
     rows = [(method, 0, 0, trained, tested, metric, value) for method, trained, tested, value in results]
-    pd.DataFrame(rows, columns=RESULTS).to_csv(folder / "results.csv", index=False)
+    with_runs(pd.DataFrame(rows, columns=RESULTS)).to_csv(folder / "results.csv", index=False)
     if summary is not None:
         plain_row = {"metric": metric, "over": "all", "deviation": 0.01, "low": np.nan, "high": np.nan}
-        pd.DataFrame([plain_row | row for row in summary]).to_csv(folder / "summary.csv", index=False)
+        with_runs(pd.DataFrame([plain_row | row for row in summary])).to_csv(folder / "summary.csv", index=False)
     return folder
 
 
@@ -468,8 +476,82 @@ def test_answer_with_a_difference_beyond_chance_and_one_that_is_not(tmp_path):
         "Each site training alone (single) reached 0.700: the difference of +0.120 is beyond chance (p < 0.001 after "
         "correction for the number of comparisons). Plain federated averaging (fedavg) reached 0.800: the difference "
         "of +0.020 is not beyond chance (p = 0.310 after correction), so this study does not show that fedprox is "
-        "better. Training on all data in one place (mix), which federated learning avoids, reached 0.840."
+        "better. Chance here is which patients there are: each method was trained with one seed, so whether another "
+        "training would come out the same is not known. With several seeds it counts in the tests. Training on all "
+        "data in one place (mix), which federated learning avoids, reached 0.840."
     )
+
+
+def test_answer_says_nothing_of_one_seed_where_there_are_two(tmp_path):
+    summary = [
+        {"method": "single", "mean": 0.7},
+        {"method": "fedavg", "mean": 0.8, "vs_single": 0.1, "p_single_adjusted": 0.01},
+    ]
+    folder = by_hand(tmp_path, [row for row in METHOD_ROWS if row[0] in ("single", "fedavg")], summary)
+    assert "trained with one seed" in said(folder)
+    table = pd.read_csv(folder / "results.csv")
+    pd.concat([table, table.assign(seed=1)]).to_csv(folder / "results.csv", index=False)
+    assert "trained with one seed" not in said(folder)
+
+
+def test_the_report_knows_methods_by_the_study_file_and_not_by_their_labels(tmp_path):
+    """mix is called single, single is called "a (unseen site)", fedavg is called cross, and cross is called mix."""
+    called = {"mix": "single", "single": "a (unseen site)", "fedavg": "cross", "cross": "mix"}
+    results = [("single", "pool", "A", 0.9), ("a (unseen site)", "A", "A", 0.7), ("cross", "federation", "A", 0.8)]
+    results += [("a (unseen site)", "B", "B", 0.6), ("mix", "A", "B", 0.5), ("mix", "B", "A", 0.4)]
+    rows = [(method, "plain", 0, 0, trained, tested, "auc", value) for method, trained, tested, value in results]
+    rows.append(("a", "unseen", 0, 0, "federation", "A", "auc", 0.55))
+    pd.DataFrame(rows, columns=["method", "run", *RESULTS[1:]]).to_csv(tmp_path / "results.csv", index=False)
+    means = {"single": 0.9, "a (unseen site)": 0.65, "cross": 0.8, "mix": 0.45}
+    lines = [(method, "plain", "auc", "all", mean, 0.1, np.nan, np.nan) for method, mean in means.items()]
+    lines.append(("a", "unseen", "auc", "all", 0.55, 0.1, np.nan, np.nan))
+    columns = ["method", "run", "metric", "over", "mean", "deviation", "low", "high"]
+    pd.DataFrame(lines, columns=columns).to_csv(tmp_path / "summary.csv", index=False)
+    entries = [{name: {"label": label}} for name, label in called.items()] + [{"fedprox": {"label": "a"}}]
+    (tmp_path / "study.yaml").write_text(yaml.safe_dump({"methods": entries}))
+    folder = Folder(tmp_path)
+    assert (folder.methods, folder.unseen) == (list(means), ["a"])
+    assert folder.baselines == {"single": "a (unseen site)", "fedavg": "cross"}
+    # Two titles that would be the same are told apart.
+    assert folder.titles["a (unseen site)", "plain"] == "a (unseen site)"
+    assert folder.titles["a", "unseen"] == "a (unseen site) (unseen site)"
+    text = said(tmp_path)
+    assert "cross did best among those that leave the data at the sites." in text
+    assert "Each site training alone (a (unseen site)) reached 0.650" in text
+    assert "Training on all data in one place (single), which federated learning avoids, reached 0.900." in text
+    assert "At sites that took no part in training, the best was a with 0.550." in text
+    cross = cross_matrix(folder)
+    assert [[cell.text for cell in row] for row in cross.cells] == [["0.70", "0.50"], ["0.40", "0.60"]]
+    ((_, plain_rows), (_, unseen_rows)) = main_table(folder, "all")
+    assert [method for method, _ in plain_rows] == list(means)
+    assert [method for method, _ in unseen_rows] == ["a"]
+    assert Page(write_report(tmp_path).read_text(encoding="utf-8")).open == []
+
+
+def test_what_it_costs_to_be_unseen_is_told_and_shown(tmp_path):
+    results = [("fedavg", "federation", "A", 0.9), ("fedavg" + UNSEEN, "federation", "A", 0.8)]
+    summary = [{"method": "fedavg", "mean": 0.9}, {"method": "fedavg" + UNSEEN, "mean": 0.8}]
+    folder = by_hand(tmp_path, results, summary)
+    cost = {"method": "fedavg", "metric": "auc", "over": "all", "seen": 0.9, "unseen": 0.8, "difference": 0.101,
+            "low": 0.04, "high": 0.162, "p": 0.002, "p_adjusted": 0.004}  # fmt: skip
+    other = cost | {"over": "sites", "difference": -0.02, "low": -0.05, "high": 0.01, "p_adjusted": np.nan}
+    pd.DataFrame([cost, other]).to_csv(folder / "unseen.csv", index=False)
+    assert (
+        "the best was fedavg with 0.800. On the same cases it lost 0.101 by not having the site in training, beyond "
+        "chance (p = 0.004 after correction)." in said(folder)
+    )
+    together, over_sites = unseen_tables(Folder(folder))
+    assert together.rows == [("fedavg", "0.900", "0.800", "0.101", "0.040 to 0.162", "0.004")]
+    assert over_sites.rows == [("fedavg", "0.900", "0.800", "−0.020", "−0.050 to 0.010", "–")]
+    page = Page(write_report(folder).read_text(encoding="utf-8"))
+    assert "What it costs to be unseen" in page.text
+    pd.DataFrame([cost | {"difference": -3.0, "low": -4.0, "high": -2.0, "metric": "hd95"}]).to_csv(
+        folder / "unseen.csv", index=False
+    )
+    distances = pd.read_csv(folder / "results.csv").assign(metric="hd95")
+    distances.to_csv(folder / "results.csv", index=False)
+    (table,) = unseen_tables(Folder(folder))  # a longer distance is worse
+    assert table.rows[0][3:5] == ("3.000", "2.000 to 4.000")
 
 
 def test_answer_where_training_alone_is_best_and_no_test_was_possible(tmp_path):
@@ -587,7 +669,7 @@ def test_costs_are_those_of_one_fold_and_seed(tmp_path):
         for site, seconds in (("A", 1.0), ("B", 3.0))
     ]
     rows.append(("mix", 0, 0, 1, "pool", 5.0, 800, 800, 20, 0.5))
-    pd.DataFrame(rows, columns=ROUNDS).to_csv(folder / "rounds.csv", index=False)
+    with_runs(pd.DataFrame(rows, columns=ROUNDS)).to_csv(folder / "rounds.csv", index=False)
     cost, pooled = costs(Folder(folder))
     assert (pooled.seconds, pooled.up, pooled.down) == ("5 s", "–", "–")  # nothing is sent to anybody
     assert (cost.rounds, cost.seconds, cost.seconds_per_round, cost.slowest) == ("2", "8 s", "4 s", "3 s")
@@ -603,7 +685,7 @@ def test_confusion_counts_each_class_by_itself(tmp_path):
     scores = [(0, 0.9, 0.1, 0.0), (0, 0.2, 0.5, 0.3), (1, 0.1, 0.8, 0.1)]
     rows = [("fedavg", 0, 0, "A", "p", k, *score) for k, score in enumerate(scores)]
     columns = ["method", "seed", "fold", "site", "subject", "case", "label", "score_0", "score_1", "score_2"]
-    pd.DataFrame(rows, columns=columns).to_csv(folder / "predictions.csv", index=False)
+    with_runs(pd.DataFrame(rows, columns=columns)).to_csv(folder / "predictions.csv", index=False)
     cells = confusion(Folder(folder), "fedavg")
     assert [[cell.text for cell in row] for row in cells] == [
         ["50\u00a0%", "50\u00a0%", "0\u00a0%"],

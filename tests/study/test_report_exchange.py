@@ -2,23 +2,24 @@
 
 import pandas as pd
 import pytest
+from polyclinic.client.rules import LOCAL_RULES
+from polyclinic.site.facts import FACTS
 
 from helpers import write_table_study
-from polyclinic.client.rules import LOCAL_RULES
 from polyclinic.communication.exchange import Extras
 from polyclinic.server import SERVER_RULES
-from polyclinic.site.facts import FACTS
 from polyclinic.study.report.exchange import Payload, Presence, exchanged
 from polyclinic.study.report.folder import Folder
 from polyclinic.study.report.page import render
 from polyclinic.study.study import Study
 from polyclinic.study.table_files import write_table
 
-COLUMNS = ["method", "seed", "fold", "round", "site", "bytes_up", "bytes_down", "extra_up", "extra_down"]
+COLUMNS = ["method", "run", "seed", "fold", "round", "site", "bytes_up", "bytes_down", "extra_up", "extra_down"]
 
 
 def folder_of(tmp_path, rows, sites=("A", "B")):
-    line = {"method": "m", "seed": 0, "fold": 0, "trained_on": "federation", "tested_on": "all", "metric": "auc"}
+    run = {"method": "m", "run": "plain", "seed": 0, "fold": 0}
+    line = {**run, "trained_on": "federation", "tested_on": "all", "metric": "auc"}
     write_table(tmp_path / "results.csv", pd.DataFrame([line | {"value": 0.5}]))
     frame = pd.DataFrame(rows, columns=COLUMNS).assign(seconds=0.1, examples=5, loss=0.5)
     write_table(tmp_path / "rounds.csv", frame)
@@ -27,7 +28,7 @@ def folder_of(tmp_path, rows, sites=("A", "B")):
 
 
 def row(method, number, site, up=400, down=400, extra_up="", extra_down=""):
-    return [method, 0, 0, number, site, up, down, extra_up, extra_down]
+    return [method, "plain", 0, 0, number, site, up, down, extra_up, extra_down]
 
 
 def test_the_model_is_what_is_left_without_the_extras(tmp_path):

@@ -9,6 +9,7 @@ import pandas as pd
 import pytest
 import yaml
 
+from helpers import with_runs
 from polyclinic.cli import _print_results
 from polyclinic.notes import Note
 from polyclinic.study.report import figures
@@ -25,10 +26,10 @@ def folder_of(tmp_path, scores, *, methods=None, notes=()):
     """A folder with a row for each method, by its score."""
     rows = [(label, 0, 0, "federation", "A", "auc", score) for label, score in scores.items()]
     columns = ["method", "seed", "fold", "trained_on", "tested_on", "metric", "value"]
-    pd.DataFrame(rows, columns=columns).to_csv(tmp_path / "results.csv", index=False)
+    with_runs(pd.DataFrame(rows, columns=columns)).to_csv(tmp_path / "results.csv", index=False)
     summary = [(label, "auc", "all", score, np.nan, np.nan, np.nan) for label, score in scores.items()]
     columns = ["method", "metric", "over", "mean", "deviation", "low", "high"]
-    pd.DataFrame(summary, columns=columns).to_csv(tmp_path / "summary.csv", index=False)
+    with_runs(pd.DataFrame(summary, columns=columns)).to_csv(tmp_path / "summary.csv", index=False)
     (tmp_path / "study.yaml").write_text(yaml.safe_dump({"methods": methods or []}))
     (tmp_path / "notes.json").write_text(json.dumps([note.to_json() for note in notes]))
     return Folder(tmp_path)
@@ -59,11 +60,11 @@ def test_a_method_of_another_version_is_told_with_all_its_options(tmp_path):
     assert line.options == "gone: 1, mu: 0.5"
 
 
-def test_a_reference_is_one_at_unseen_sites_too(tmp_path):
-    entries = [{"mix": {"label": "pool"}}, {"fedavg": {"label": "mean"}}]
-    folder = folder_of(tmp_path, {"pool": 0.9, "mean": 0.8}, methods=entries)
-    assert [is_reference(folder, label + end) for label in ("pool", "mean") for end in ("", UNSEEN)] == [
-        True, True, False, False,
+def test_a_reference_is_one_by_its_name_in_the_catalogue(tmp_path):
+    entries = [{"mix": {"label": "fedavg"}}, {"fedavg": {"label": "mix"}}, {"single": {"label": "x (attacked)"}}]
+    folder = folder_of(tmp_path, {"fedavg": 0.9, "mix": 0.8, "x": 0.7}, methods=entries)
+    assert [is_reference(folder, label) for label in ("fedavg", "mix", "x (attacked)", "x")] == [
+        True, False, True, False,
     ]  # fmt: skip
 
 
@@ -83,7 +84,7 @@ def test_curves_of_the_other_methods_are_folded_and_none_is_lost(tmp_path):
     folder = folder_of(tmp_path, MANY)
     rows = [(m, 0, 0, "A", k, k % 2, s * (k % 2)) for m, s in MANY.items() for k in range(8)]
     columns = ["method", "seed", "fold", "site", "subject", "label", "score"]
-    pd.DataFrame(rows, columns=columns).to_csv(folder.path / "predictions.csv", index=False)
+    with_runs(pd.DataFrame(rows, columns=columns)).to_csv(folder.path / "predictions.csv", index=False)
     text = render(Folder(folder.path))
     section = text[text.index('<h2 id="curves">') : text.index("<h3>Calibration")]
     shown, folded = section.split("<details>")

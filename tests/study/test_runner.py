@@ -17,7 +17,7 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
-from helpers import plain_module, scaling_steps, write_image_study, write_table_study
+from helpers import named, plain_module, scaling_steps, write_image_study, write_table_study
 from polyclinic.communication.message import Message
 from polyclinic.data.dataset import Dataset
 from polyclinic.engine import LocalEngine
@@ -28,7 +28,7 @@ from polyclinic.study.display import Display
 from polyclinic.study.study import Study
 
 SIZES = {"Aachen": 24, "Bonn": 15, "Celle": 18}
-SCORES = ["method", "seed", "fold", "site", "subject", "case", "label", "score", "threshold", "trained_on"]
+SCORES = ["method", "run", "seed", "fold", "site", "subject", "case", "label", "score", "threshold", "trained_on"]
 
 
 def no_report(folder, out=None):
@@ -81,7 +81,7 @@ def test_the_folder_holds_what_it_should(finished):
     names = {path.name for path in results.folder.iterdir()}
     assert names == {
         "results.csv", "rounds.csv", "predictions.csv", "summary.csv", "sites.csv", "notes.json", "study.yaml",
-        "provenance.json", "models", "sites", "report.html",
+        "provenance.json", "models", "sites", "report.html", "unseen.csv",
     }  # fmt: skip
     assert not [path for path in results.folder.rglob("*") if path.name.endswith((".tmp", ".part", ".draft"))]
     assert {path.name for path in (results.folder / "sites").rglob("*") if path.is_file()} == {
@@ -93,7 +93,8 @@ def test_the_folder_holds_what_it_should(finished):
 def test_results_have_a_row_for_each_model_site_and_metric(finished):
     _, _, results = finished
     table = results.results
-    assert list(table.columns) == ["method", "seed", "fold", "trained_on", "tested_on", "metric", "value"]
+    assert list(table.columns) == ["method", "run", "seed", "fold", "trained_on", "tested_on", "metric", "value"]
+    table = named(table)
     assert list(dict.fromkeys(table["method"])) == [
         "single", "cross", "ensemble", "mix", "fedavg", "fedbn", "fedadam", "mix (unseen site)", "fedbn (unseen site)",
     ]  # fmt: skip
@@ -117,6 +118,7 @@ def test_every_case_is_predicted_once_by_each_method_and_seed(finished):
     folder, _, results = finished
     table = results.predictions
     assert list(table.columns) == SCORES
+    table = named(table)
     counts = table[table["method"] != "cross"].groupby(["method", "seed", "site"]).size().unstack()
     assert (counts == pd.Series(SIZES)).all(axis=None)
     for _, rows in table[table["method"] != "cross"].groupby(["method", "seed"]):
@@ -129,8 +131,8 @@ def test_every_case_is_predicted_once_by_each_method_and_seed(finished):
 
 def test_the_results_follow_from_the_predictions(finished):
     _, _, results = finished
-    scores = results.predictions
-    rows = results.results.set_index(["method", "seed", "fold", "trained_on", "tested_on", "metric"])["value"]
+    scores = named(results.predictions)
+    rows = named(results.results).set_index(["method", "seed", "fold", "trained_on", "tested_on", "metric"])["value"]
     mine = scores.query("method == 'fedbn' and seed == 7 and fold == 1 and site == 'Bonn'")
     right = (mine["score"] >= mine["threshold"]) == (mine["label"] == 1)
     assert rows["fedbn", 7, 1, "federation", "Bonn", "acc"] == pytest.approx(right.mean())
@@ -144,9 +146,10 @@ def test_rounds_tell_what_every_site_did(finished):
     _, _, results = finished
     table = results.rounds
     assert list(table.columns) == [
-        "method", "seed", "fold", "round", "site", "seconds", "bytes_up", "bytes_down", "examples", "steps",
+        "method", "run", "seed", "fold", "round", "site", "seconds", "bytes_up", "bytes_down", "examples", "steps",
         "loss", "extra_up", "extra_down", "share", "validation_loss", "validation_auc",
     ]  # fmt: skip
+    table = named(table)
     counts = table.groupby(["method", "seed", "fold"])["round"].agg(["size", "nunique"])
     assert (counts["nunique"] == 3).all()
     assert (counts.loc["fedavg", "size"] == 9).all()
@@ -231,7 +234,7 @@ def test_saved_models_give_the_predictions_again(finished):
             scaled = ((test - train.mean(0)) / train.std(0, correction=0)).float()
             with torch.no_grad():
                 expected = module(scaled).double().softmax(1)[:, 1].numpy()
-            found = scores.query("method == @method and site == @site")["score"].to_numpy()
+            found = scores.query("method == @method and run == 'plain' and site == @site")["score"].to_numpy()
             np.testing.assert_allclose(found, expected, atol=1e-5)
 
 
@@ -769,7 +772,7 @@ def test_three_classes(tmp_path):
     entries = write_table_study(tmp_path, SIZES, classes=3)
     results = run(changed(entries, evaluation={"metrics": ["auc", "acc", "bac", "brier"]}), tmp_path)
     table = results.predictions
-    assert list(table.columns) == [*SCORES[:8], "score_0", "score_1", "score_2", "threshold", "trained_on"]
+    assert list(table.columns) == [*SCORES[:9], "score_0", "score_1", "score_2", "threshold", "trained_on"]
     np.testing.assert_allclose(table[["score_0", "score_1", "score_2"]].sum(axis=1), 1.0)
     assert table["score"].equals(table[["score_0", "score_1", "score_2"]].max(axis=1))
     mine = table.query("method == 'fedavg' and fold == 0 and site == 'Aachen'")
@@ -786,8 +789,8 @@ def test_segmentation(tmp_path):
     )
     results = run(entries, tmp_path)
     table = results.predictions
-    assert list(table.columns) == ["method", "seed", "fold", "site", "subject", "case", "dice", "hd95", "sen", "pre",
-                                   "trained_on"]  # fmt: skip
+    assert list(table.columns) == ["method", "run", "seed", "fold", "site", "subject", "case", "dice", "hd95", "sen",
+                                   "pre", "trained_on"]  # fmt: skip
     assert table[table["method"] == "fedavg"].groupby("site").size().to_dict() == {"Aachen": 8, "Bonn": 6}
     mine = table.query("method == 'fedavg' and fold == 0 and site == 'Bonn'")
     rows = results.results.query("method == 'fedavg' and fold == 0 and tested_on == 'Bonn' and metric == 'dice'")
@@ -808,9 +811,9 @@ def test_the_site_left_out_is_tested_and_not_trained_on(finished):
     _, _, results = finished
     rounds = results.rounds
     for method in ("fedbn", "mix"):
-        rows = results.predictions[results.predictions["method"] == f"{method} (unseen site)"]
+        rows = results.predictions[results.predictions["method"] == method].query("run == 'unseen'")
         assert rows.groupby(["seed", "site"]).size().unstack().eq(pd.Series(SIZES)).all(axis=None)
-    rows = rounds[rounds["method"] == "fedbn (unseen site)"]
+    rows = rounds.query("method == 'fedbn' and run == 'unseen'")
     per_round = rows.groupby(["seed", "fold", "round"])["site"].agg(["size", "nunique"])
     assert (per_round["size"] == 3 * 2).all(), "three sites left out in turn, two train each time"
     names = {path.name for path in (results.folder / "models").iterdir() if "without" in path.name}
@@ -850,7 +853,8 @@ def test_a_personal_model_of_an_unseen_site_is_the_mean_of_the_others(finished):
         module.load_state_dict({**module.state_dict(), **own})
         with torch.no_grad():
             votes.append(module(inputs).double().softmax(1)[:, 1].numpy())
-    found = results.predictions.query("method == 'fedbn (unseen site)' and seed == 0 and fold == 0 and site == 'Celle'")
+    found = results.predictions.query("method == 'fedbn' and run == 'unseen' and seed == 0 and fold == 0")
+    found = found[found["site"] == "Celle"]
     np.testing.assert_allclose(found["score"].to_numpy(), np.mean(votes, axis=0), atol=1e-6)
 
 

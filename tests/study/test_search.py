@@ -12,7 +12,7 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from helpers import Federation, declare, table_sites, write_number_study, write_table_study
+from helpers import Federation, declare, named, table_sites, write_number_study, write_table_study
 from polyclinic.errors import DataError, ResultsError, SiteError, StudyError, TrainingError
 from polyclinic.methods import METHODS
 from polyclinic.options import describe_options
@@ -370,7 +370,7 @@ def finished(tmp_path_factory):
 def test_each_method_and_fold_has_a_search(finished):
     _, _, results = finished
     table = results.search
-    assert list(table.columns) == ["method", "fold", "without", "trial", LR, "mu", "score", "chosen", "note"]
+    assert list(table.columns) == ["method", "run", "fold", "without", "trial", LR, "mu", "score", "chosen", "note"]
     assert list(dict.fromkeys(table["method"])) == ["single", "cross", "mix", "fedbn", "fedprox"]
     for (method, _), rows in table.groupby(["method", "fold"]):
         assert list(rows["trial"]) == [0, 1, 2]
@@ -497,7 +497,8 @@ def test_a_site_that_is_left_out_has_no_part_in_its_own_search(tmp_path, nested)
         assert first["without"].eq("").all()
         assert first["fold"].isna().all()
         return
-    assert set(first["method"]) == {"fedavg", "fedprox", "fedavg (unseen site)"}
+    assert set(named(first)["method"]) == {"fedavg", "fedprox", "fedavg (unseen site)"}
+    assert first["without"].eq("").equals(first["run"] == "plain")
     assert set(first["without"]) == {"", *SIZES}
     same = first["score"] == second["score"]
     assert same.equals(first["without"] == "Bonn")
@@ -586,7 +587,7 @@ def test_no_site_is_corrupt_in_a_search_and_the_attacked_training_has_its_values
     assert row[LR] == 0.3, "or the attacked training would show nothing"
     again = run(with_values(entries, "fedavg", {LR: row[LR], "mu": float("nan")}), tmp_path, "again")
     assert again.predictions.equals(attacked.predictions)
-    assert set(again.predictions["method"]) == {"fedavg", "fedavg (attacked)"}
+    assert set(named(again.predictions)["method"]) == {"fedavg", "fedavg (attacked)"}
 
 
 # Trials that fail -----------------------------------------------------------------------------------------------------

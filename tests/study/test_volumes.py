@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from helpers import named
 from polyclinic import Study
 from polyclinic.errors import PolyclinicError, StudyError
 
@@ -68,7 +69,7 @@ def test_boxes_windows_and_all_engines_agree(balls, tmp_path):
         found[mode] = (tmp_path / mode / "results.csv").read_bytes()
     assert found["sequential"] == found["processes"]
     rows = pd.read_csv(tmp_path / "sequential" / "results.csv")
-    assert set(rows["method"]) == {"single", "mix", "fedavg", "fedbn", "fedavg (unseen site)"}
+    assert set(named(rows)["method"]) == {"single", "mix", "fedavg", "fedbn", "fedavg (unseen site)"}
     sites = pd.read_csv(tmp_path / "sequential" / "sites.csv")
     assert sites["used"].tolist() == [6, 6, 6]
     assert (tmp_path / "sequential" / "report.html").is_file()
@@ -84,6 +85,25 @@ def test_distances_are_in_millimetres(balls, tmp_path):
         cases = pd.read_csv(tmp_path / str(spacing) / "predictions.csv")
         assert (cases["dice"] == 0).all()
         np.testing.assert_allclose(cases["hd95"], np.sqrt(3) * 32)
+
+
+@pytest.mark.parametrize(("mode", "backwards"), [("sequential", False), ("sequential", True), ("processes", False)])
+def test_each_case_is_measured_with_its_own_voxel_size(balls, tmp_path, mode, backwards):
+    # Without `spacing` every image keeps its own; here each site has images of three kinds. Nothing is marked: the
+    # distance is the diagonal of the case's own grid.
+    table = pd.read_csv(balls / "manifest.csv")
+    table["site"] = ["A" if number % 2 else "B" for number in range(len(table))]
+    table[:: -1 if backwards else 1].to_csv(balls / "mixed.csv", index=False)
+    study = content(table="mixed.csv", preprocessing={"size": [16, 12, 8], "intensity": "percentile"})
+    study["evaluation"] |= {"metrics": ["dice", "hd95"], "threshold": 0.9999999}
+    study["training"] |= {"rounds": 1, "optimizer": {"sgd": {"lr": 1e-6}}}
+    study["engine"] = {"mode": mode, "workers": 2, "threads": 1}
+    results = run(balls, tmp_path / "out", study)
+    for site, rows in results.predictions.groupby("site"):
+        names = pd.read_csv(tmp_path / "out" / "sites" / site / "subjects.csv").set_index("pseudonym")["subject"]
+        kinds = [SITES[names[subject].split("-")[0]][1] for subject in rows["subject"]]
+        assert len(set(kinds)) == 3
+        np.testing.assert_allclose(rows["hd95"], np.linalg.norm(np.array(kinds) * [16, 12, 8], axis=1))
 
 
 def test_several_structures_and_two_channels(balls, tmp_path):

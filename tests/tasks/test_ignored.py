@@ -7,8 +7,7 @@ import torch
 
 from polyclinic.ignored import IGNORED
 from polyclinic.tasks import build_task
-from polyclinic.tasks.segmentation import Segmentation
-from polyclinic.tasks.segmentation import without_ignored
+from polyclinic.tasks.segmentation import Segmentation, without_ignored
 
 SHAPES = [(8, 8), (4, 6, 8)]
 

@@ -1,8 +1,8 @@
 """False updates on their way: an engine whose corrupt sites send what an attack makes them send.
 
 Answers of ``train`` are changed after all sites of an exchange have answered, so that corrupt sites may know what the
-others sent. Changed are all shared coordinates, and each tensor that a local rule sends with them (SCAFFOLD's control
-variates, for example). Single numbers such as losses, and what sites say once at the start, are sent as they are.
+others sent. Changed are all shared coordinates, and each tensor that a part sends with them (control variates,
+for example). Single numbers such as losses, and what sites say once at the start, are sent as they are.
 """
 
 from __future__ import annotations
@@ -90,7 +90,7 @@ class Corrupt:
         return torch.where(self.variances, forged.clamp(min=0), forged)
 
     def _extras(self, answers: Sequence[Answered]) -> dict[str, dict[str, Tensor]]:
-        """What corrupt sites send in place of what local rules send."""
+        """What corrupt sites send in place of what parts send."""
         extras: dict[str, dict[str, Tensor]] = {one.site: {} for one in answers}
         if self.attack.honest_weights:
             return extras
@@ -98,7 +98,7 @@ class Corrupt:
             (name, tensor.shape)
             for one in answers
             for name, tensor in one.reply.tensors.items()
-            if name not in MODEL and tensor.is_floating_point()
+            if name not in MODEL and tensor.is_floating_point() and tensor.dim()
         ]
         for name, shape in dict.fromkeys(kinds):  # a tensor of another shape tells a corrupt site nothing for its own
             found = [(one, one.reply.tensors[name]) for one in answers if name in one.reply.tensors]

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from polyclinic.parts import LOCAL_PARTS, Memory, Part, ServerEnd, SiteEnd, SiteView
+from polyclinic.shapes import Shaped
 
 
 @LOCAL_PARTS.add("label_shares")
@@ -27,6 +28,7 @@ class LabelShares(Part):
         "counts": "how many training cases of each class the site has",
         "shares": "the share of each class in all sites together: with two sites, the other's",
     }
+    shapes: ClassVar = {"counts": Shaped("float64", "C", always="start"), "shares": Shaped("float64", "C")}
     tasks = ("classification",)
 
     def at_site(self) -> SiteEnd:

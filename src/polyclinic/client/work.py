@@ -9,17 +9,20 @@ from typing import Any, Literal
 
 import pydantic.dataclasses
 import torch
-from pydantic import ConfigDict, NonNegativeFloat, PositiveFloat, PositiveInt
+from pydantic import ConfigDict
 from torch import Tensor, nn
 
 from polyclinic.client.companion import Companion
 from polyclinic.client.optimizers import Named, build_optimizer
 from polyclinic.data.dataset import Dataset
 from polyclinic.errors import TrainingError
+from polyclinic.limits import AboveZero, NamedPart, NotNegative, Switch, Times
 from polyclinic.parts.site_end import Memory, SiteEnd, overrides
 from polyclinic.seeds import derive_seed, generator
 from polyclinic.state import Selection
 
+#: What to do where training gave values that are not finite numbers.
+NOT_FINITE = "Lower the learning rate, set `training: {clip: 1.0}`, or look for extreme values with `polyclinic check`."
 _DECLARED = ConfigDict(extra="forbid", allow_inf_nan=False)
 
 
@@ -34,10 +37,10 @@ class OwnWork:
         step_seconds: declared time of a step, by which the budget is then kept instead of the clock.
     """
 
-    epochs: PositiveInt | None = None
-    steps: PositiveInt | None = None
-    seconds: PositiveFloat | None = None
-    step_seconds: PositiveFloat | None = None
+    epochs: Times | None = None
+    steps: Times | None = None
+    seconds: AboveZero | None = None
+    step_seconds: AboveZero | None = None
 
 
 @pydantic.dataclasses.dataclass(frozen=True, config=_DECLARED)
@@ -52,20 +55,21 @@ class Work:
         optimizer: name and options of the torch.optim optimiser.
         keep_optimizer: whether its state stays at the site for the next round.
         clip: largest Euclidean norm of the gradient, or None.
-        class_weights: weight of each class's cases in the loss, C numbers, or None.
+        class_weights: weight of each class's cases in the loss C numbers, or None. A batch's loss is the mean over its
+            cases of weight x loss, not divided by the sum of weights as in PyTorch's ``CrossEntropyLoss(weight)``.
         mixed_precision: autocast to half precision on a GPU.
         own: what holds for single sites, by name.
     """
 
     kind: Literal["train", "gradient"]
-    epochs: PositiveInt | None
-    steps: PositiveInt | None
-    batch_size: PositiveInt
-    optimizer: tuple[str, dict[str, Any]]
-    keep_optimizer: bool = False
-    clip: PositiveFloat | None = None
-    class_weights: tuple[NonNegativeFloat, ...] | None = None
-    mixed_precision: bool = False
+    epochs: Times | None
+    steps: Times | None
+    batch_size: Times
+    optimizer: NamedPart
+    keep_optimizer: Switch = False
+    clip: AboveZero | None = None
+    class_weights: tuple[NotNegative, ...] | None = None
+    mixed_precision: Switch = False
     own: Mapping[str, OwnWork] = field(default_factory=dict)
 
     def of(self, site: str) -> OwnWork:
@@ -175,7 +179,7 @@ def check_finite(result: LocalResult, site: str) -> LocalResult:
         raise TrainingError(
             "P301",
             f"Training at site {site} gave a loss or weights that are not finite numbers (loss {result.loss}).",
-            "Lower the learning rate, set `training: {clip: 1.0}`, or look for extreme values with `polyclinic check`.",
+            NOT_FINITE,
         )
     return result
 

@@ -2,23 +2,68 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 
 from torch import Tensor
+
+from polyclinic.errors import SiteError
 
 #: The model itself.
 MODEL = ("state", "change", "statistics")
 
 
-def describe(tensors: Mapping[str, Tensor], reveals: Mapping[str, str]) -> str:
-    """Name, shape, bytes of everything but the model, and what it could reveal; separated by semicolons.
+def check_declared(names: Iterable[str], reveals: Iterable[str], site: str = "") -> None:
+    """Refuse to send what nobody has declared.
 
     Args:
-        tensors: of a message.
-        reveals: name -> what it could reveal.
+        names: of the tensors of a message: the model's, or ``part/name``.
+        reveals: ``part/name`` of what may be sent besides.
+        site: who sends it; none for the server.
+
+    Raises:
+        SiteError: P401 with the first name that is not declared.
     """
-    return "; ".join(
-        f"{name} {list(tensor.shape)} {tensor.numel() * tensor.element_size()} bytes: {reveals[name].replace(';', ',')}"
-        for name, tensor in tensors.items()
-        if name not in MODEL
-    )
+    known = {*MODEL, *reveals}
+    for name in names:
+        if name not in known:
+            part, _, key = name.rpartition("/")
+            who = f"the end of {part} at {f'site {site}' if site else 'the server'}" if part else f"a part at {site}"
+            raise SiteError(
+                "P401", f"What {who} sends as {key!r} is not declared, so it was not sent.",
+                f"Say in the part's `reveals` what {key!r} could reveal; what a channel adds is called `part/name`.",
+                site=site,
+            )  # fmt: skip
+
+
+@dataclass
+class Traffic:
+    """What went one way between the server and a site: how often each tensor of a name, shape and size."""
+
+    sent: Counter[tuple[str, tuple[int, ...], int]] = field(default_factory=Counter)
+
+    def add(self, tensors: Mapping[str, Tensor]) -> None:
+        """Count a message."""
+        self.sent.update((name, tuple(t.shape), t.numel() * t.element_size()) for name, t in tensors.items())
+
+    @property
+    def size(self) -> int:
+        """Bytes in all."""
+        return sum(size * times for (_, _, size), times in self.sent.items())
+
+    def describe(self, reveals: Mapping[str, str]) -> str:
+        """Name, shape (and how often), bytes of everything but the model, and what it could reveal.
+
+        Args:
+            reveals: name -> what it could reveal.
+
+        Returns:
+            One entry a name and shape, separated by semicolons.
+        """
+        return "; ".join(
+            f"{name} {list(shape)}{f' × {times}' if times > 1 else ''} {size * times} bytes: "
+            + reveals[name].replace(";", ",")
+            for (name, shape, size), times in self.sent.items()
+            if name not in MODEL
+        )

@@ -10,7 +10,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -23,8 +23,11 @@ from polyclinic.data.statistics import LEAST_CASES
 from polyclinic.data.volumes.standardisation import landmarks
 from polyclinic.errors import DataError
 from polyclinic.options import split_entry
+from polyclinic.shapes import Shaped
 
 Tensors = dict[str, Tensor]
+#: Count, mean and sum of squared deviations of each feature or channel.
+SUMMARY: Mapping[str, Shaped] = {name: Shaped("float64", "F") for name in ("count", "mean", "m2")}
 #: Name and options of a step, as JSON values.
 Named = tuple[str, dict[str, Any]]
 
@@ -57,7 +60,15 @@ class Step(ABC):
 
 
 class SharedStep(Step):
-    """A step that needs summaries of all sites."""
+    """A step that needs summaries of all sites.
+
+    Attributes:
+        shares: tensors that a site sends.
+        merges: tensors that all sites get.
+    """
+
+    shares: ClassVar[Mapping[str, Shaped]]
+    merges: ClassVar[Mapping[str, Shaped]]
 
     @abstractmethod
     def share(self, prepared: Prepared) -> Tensors:
@@ -98,6 +109,8 @@ class OwnScaling(Step):
 class CommonScaling(SharedStep):
     """All sites standardise by one mean and deviation; a missing feature becomes the mean."""
 
+    shares = merges = SUMMARY
+
     def share(self, prepared: Prepared) -> Tensors:
         """See `SharedStep.share`."""
         return summarise(prepared.data.inputs, prepared.train).to_tensors()
@@ -121,6 +134,15 @@ class ComBat(SharedStep):
         empirical_bayes: whether features of a site borrow strength from each other.
         reference_site: a site that stays as it is, or None.
     """
+
+    shares: ClassVar = {
+        **SUMMARY, "covariate_mean": Shaped("float64", "F", "K"), "cross": Shaped("float64", "F", "K"),
+        "covariate_m2": Shaped("float64", "F", "K", "K"),
+    }  # fmt: skip
+    merges: ClassVar = {
+        "grand_mean": Shaped("float64", "F"), "variance": Shaped("float64", "F"),
+        "coefficients": Shaped("float64", "F", "K"), "has_reference": Shaped("bool"),
+    }  # fmt: skip
 
     def __init__(
         self, *, columns: Sequence[int], features: Sequence[str], covariates: Mapping[str, Sequence[str]],
@@ -190,6 +212,9 @@ class Landmarks(SharedStep):
 
     Source: Nyul, Udupa, Zhang, IEEE TMI 19 (2000) 143-150; see `polyclinic.data.volumes.intensity.Nyul`.
     """
+
+    shares: ClassVar = {"count": Shaped("float64"), "sum": Shaped("float64", "F", "L")}
+    merges: ClassVar = {"standard": Shaped("float64", "F", "L")}
 
     def share(self, prepared: Prepared) -> Tensors:
         """See `SharedStep.share`."""

@@ -41,8 +41,8 @@ def build_part(name: str, options: dict[str, Any]) -> Part:
 def build_chain(channel: Sequence[Entry], local: Iterable[Entry], server: Iterable[Entry]) -> dict[str, Part]:
     """The parts whose ends at the server make a step, by name, in the order in which it passes them.
 
-    What is done to all that leaves a site comes first. Parts of local training look at the step that comes out, so those
-    at the head of the server rule that undo what they did to updates come before them.
+    What is done to all that leaves a site comes first. Parts of local training look at the step that comes out, so
+    those at the head of the server rule that undo what they did to updates come before them.
     """
     undone, trained, ruled = (
         [(name, build_part(name, options)) for name, options in entries]

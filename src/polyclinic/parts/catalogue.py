@@ -8,6 +8,7 @@ from typing import ClassVar
 from polyclinic.options import Catalogue
 from polyclinic.parts.server_end import ServerEnd
 from polyclinic.parts.site_end import SiteEnd
+from polyclinic.shapes import Shaped
 
 
 class Part:
@@ -17,6 +18,8 @@ class Part:
 
     Attributes:
         reveals: what its ends send each other: name -> what that could reveal. Other names are refused.
+        shapes: name -> type and shape of what is sent, of those that are always the same. Of others any tensor is taken
+            that is not too large; the values of all must be finite.
         needs_sgd: whether it reads gradients off the way that plain steps of SGD went.
         needs_accuracy: whether it asks for the accuracy of models, which a number to be predicted has not.
         undoes: whether its ``finish`` undoes what its ``take`` did, so that it comes before others that change steps.
@@ -25,6 +28,7 @@ class Part:
     """
 
     reveals: ClassVar[Mapping[str, str]] = {}
+    shapes: ClassVar[Mapping[str, Shaped]] = {}
     needs_sgd: bool = False
     needs_accuracy: bool = False
     undoes: ClassVar[bool] = False

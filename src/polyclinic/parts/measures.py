@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from polyclinic.parts.site_end import Ended, Memory, SiteEnd, SiteView
+from polyclinic.shapes import Shaped
 
 _MEAN = (
     "a mean over the site's {} cases: how well a model fits them, and where they are few, whether a known one is there"
@@ -50,6 +51,12 @@ PATH = "the number of local steps, weighted by momentum: about how many cases th
 def revealed(*names: str) -> dict[str, str]:
     """What some measures could reveal, by name."""
     return {name: {"steps": STEPS, "path": PATH}.get(name) or MEASURES[name].reveals for name in names}
+
+
+def measured(*names: str) -> dict[str, Shaped]:
+    """What some measures are sent as, by name; one of a model that is ``sent`` is not part of every answer."""
+    sometimes = {name for name, measure in MEASURES.items() if measure.model == "sent"}
+    return {name: Shaped("float64", always="" if name in sometimes else "train") for name in names}
 
 
 class Measuring(SiteEnd):

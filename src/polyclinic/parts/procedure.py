@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from torch import Tensor
+from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from polyclinic.errors import PolyclinicError
 from polyclinic.options import Catalogue
@@ -27,7 +28,8 @@ class Answered:
     Attributes:
         site: its name.
         packed: what left the site, ``change [T]`` and ``statistics [S]`` at least; or why nothing came.
-        said: ``examples``, ``steps``, ``loss`` and ``seconds`` of its work.
+        said: ``examples``, ``steps``, ``loss`` and ``seconds`` of its work; a procedure that does not let sites train
+            by themselves says all four.
         lag: steps that the server has taken since it sent what the site started from.
     """
 
@@ -45,7 +47,7 @@ class Stage(ABC):
         rounds: of the whole training.
         learning_rate: of the round.
         sites: who takes part, in site order.
-        speeds: site -> declared seconds of a local step, where the study declares them.
+        seconds: site -> declared seconds of its local work in a round, where the study declares ``step_seconds``.
         network: the server's own network of the study's kind, as a place to compute in.
         task: loss and measures.
         ask: asks the sites something, which the procedure's end there answers (``answer``).
@@ -55,7 +57,7 @@ class Stage(ABC):
     rounds: int
     learning_rate: float
     sites: list[str]
-    speeds: dict[str, float]
+    seconds: dict[str, float]
     network: FlatModule
     task: Task
     ask: Ask
@@ -65,12 +67,22 @@ class Stage(ABC):
         """The model that a site shares, now ``[Q]``; its first T coordinates are weights."""
 
     @abstractmethod
+    def optimizer(self, parameters: Iterable[nn.Parameter]) -> Optimizer:
+        """An optimiser as the study declares, with the learning rate of the round."""
+
+    @abstractmethod
     def train(self, states: Mapping[str, Tensor]) -> Iterator[Answered]:
-        """Ask sites to train, each from a state ``[Q]``; answers come in site order."""
+        """Ask sites to train, each from a state ``[Q]``; answers come in site order.
+
+        Raises:
+            ValueError: a site was asked in this stage before.
+        """
 
 
 class Procedure(Part):
     """Gets the updates of a stage.
+
+    One procedure serves all groups of a training. Its end at the site answers questions; other hooks are not called.
 
     Attributes:
         trains: whether sites train by themselves, by the message ``train``; parts at the sites have their hooks there.

@@ -33,6 +33,7 @@ class Now:
         statistics: its other coordinates, such as running means of normalisation layers ``[S]``; not written to.
         total_weight: sum of the weights of the sites that were asked.
         everyone: weight of each site of the federation, whether or not it takes part in this round.
+        sites: who shares this model and takes part in the round, in site order.
     """
 
     number: int
@@ -42,6 +43,7 @@ class Now:
     statistics: Tensor
     total_weight: float
     everyone: Mapping[str, float] = field(default_factory=dict)
+    sites: Sequence[str] = ()
 
 
 @dataclass(frozen=True)
@@ -87,8 +89,10 @@ class ServerEnd:
     Attributes:
         name: of the part.
         ask: asks sites something (``part/verb``), which the part's end there answers.
-        needs_each: whether it needs the single updates, so that a sum of them is not enough.
-        only_sums: whether it hides single updates, so that nothing but their sum means anything.
+        needs_each: whether it needs the single updates, so that their sum, each with its declared weight, is not
+            enough. An aggregation does unless it says that it does not.
+        only_sums: whether it hides single updates, so that nothing but that sum means anything. What other parts send
+            with an update could not be hidden, so they are refused beside it.
         least: with fewer updates it can't work.
         named: sites that its options name.
     """
@@ -101,7 +105,7 @@ class ServerEnd:
     named: Sequence[str] = ()
 
     def meet(self, announced: Mapping[str, Memory], everyone: Mapping[str, float]) -> None:
-        """Called once, when training starts.
+        """Called once, before the model's first round, and again where a training goes on from a checkpoint.
 
         Args:
             announced: site -> what the part's end there told.
@@ -117,11 +121,11 @@ class ServerEnd:
         return {}
 
     def open(self, packed: Memory) -> Memory:
-        """Undo what the end at the site did in ``close``."""
+        """Undo what the end at the site did in ``close``, before any ``take``."""
         return packed
 
     def take(self, update: Update) -> Update:
-        """The update as it goes on. Updates come in site order."""
+        """The update as it goes on. Updates come in the order in which the procedure gives them."""
         return update
 
     def finish(self, step: Step) -> Step:
@@ -142,6 +146,8 @@ class ServerEnd:
 
 class Aggregation(ServerEnd):
     """Puts the updates of a round together."""
+
+    needs_each: ClassVar[bool] = True
 
     @abstractmethod
     def add(self, update: Update) -> None:

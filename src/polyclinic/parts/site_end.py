@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from polyclinic.errors import SiteError
 
@@ -27,7 +28,7 @@ class SiteView(ABC):
     Attributes:
         name: the site's name.
         vector: the whole model ``[P]``: at the start the first one, in a round as the site received it, with whatever
-            stays at the site. Not written to.
+            stays at the site; in an answer what the server sent as ``state``, empty if it sent none. Not written to.
         layout: names, shapes, places and roles of its tensors.
         trainable: its first T coordinates are weights.
         class_counts: training cases of each class, float64 ``[C]``; None where targets are not classes.
@@ -53,12 +54,23 @@ class SiteView(ABC):
 
     @abstractmethod
     def cases(self, index: Tensor | None = None, part: PartOfCases = "train") -> tuple[Tensor, Tensor]:
-        """Inputs ``[n, ...]`` and targets ``[n, ...]`` of some cases, without augmentation.
+        """Inputs ``[n, ...]`` and targets ``[n, ...]`` of some cases as the network gets them, without augmentation.
 
         Args:
             index: positions ``[n]`` in the part; None for all of it, in its order.
             part: targets of unlabelled cases mean nothing.
         """
+
+    @abstractmethod
+    def batches(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """Inputs ``[B, ...]`` and targets of each step of the round, augmented: the same that local training takes.
+
+        For procedures in which sites do not train by themselves.
+        """
+
+    @abstractmethod
+    def optimizer(self, parameters: Iterable[nn.Parameter]) -> Optimizer:
+        """An optimiser as the study declares, with the learning rate of the round, likewise."""
 
     @abstractmethod
     def measure(self, vector: Tensor, part: Literal["train", "validation"] = "train") -> Mapping[str, float]:
@@ -176,6 +188,14 @@ class SiteEnd:
     def answer(self, verb: str, asked: Memory, view: SiteView) -> Memory:
         """Answer what the part's end at the server asks in between.
 
+        Args:
+            verb: what is asked.
+            asked: tensors, by keys of the part's ``reveals``.
+            view: the site in this round.
+
+        Returns:
+            Tensors likewise; the shared coordinates ``[Q]`` of a model are called ``state``, both ways.
+
         Raises:
             SiteError: P401 if there is no such question.
         """
@@ -214,7 +234,8 @@ class SiteEnd:
     def close(self, packed: Memory) -> Memory:
         """What leaves the site, from ``change [T]``, ``statistics [S]`` and what parts send (``part/name``).
 
-        Parts close in order, and the server opens in the reverse order.
+        What is added is called ``part/name``, too, with a key of the part's ``reveals``. Parts close in order, and the
+        server opens in the reverse order.
         """
         return packed
 

@@ -6,9 +6,9 @@ from polyclinic.communication.message import Message
 from polyclinic.engine.base import Engine
 from polyclinic.parts import Memory
 from polyclinic.running.attendance import gather
+from polyclinic.running.conversation import Conversation
 from polyclinic.running.plan import Plan
 from polyclinic.running.progress import Checkpoint, Progress, Row
-from polyclinic.running.stage import asking
 from polyclinic.server.chain import Chain, named
 from polyclinic.site.messages import Checkpointed
 
@@ -23,6 +23,8 @@ class Federation:
     Attributes:
         progress: where the training is.
         announced: site -> what its parts told at the start (``part/name``).
+        steps: site -> optimiser steps in a round of its local work.
+        conversation: carries messages of the training.
     """
 
     def __init__(self, plan: Plan, engine: Engine) -> None:
@@ -31,6 +33,8 @@ class Federation:
         started = Message(plan.start.fields(), {"initial": plan.initial})
         said = engine.ask("start", dict.fromkeys(engine.sites, started))
         self.announced = {site: said[site].tensors for site in plan.sites}
+        self.steps: dict[str, int] = {site: said[site].fields.get("steps", 0) for site in plan.sites}
+        self.conversation = Conversation(plan, engine, self.progress)
         self._chains: dict[str, Chain] = {}
 
     def chain(self, model: str) -> Chain:
@@ -38,7 +42,7 @@ class Federation:
         if model not in self._chains:
             chain = self._chains[model] = self.plan.chain()
             told = {s: {name: named(t, name) for name in chain.ends} for s, t in self.announced.items()}
-            chain.meet(told, self.plan.weights, {name: asking(self.engine, name) for name in chain.ends})
+            chain.meet(told, self.plan.weights, {name: self.conversation.asking(name) for name in chain.ends})
         return self._chains[model]
 
     def _memory(self) -> Memory:
@@ -64,6 +68,7 @@ class Federation:
         if saved is None:
             return []
         self.progress, rows = saved
+        self.conversation.progress = self.progress
         self.plan.grouping[1].restore(named(checkpoint.memory, "grouping"))
         self.plan.procedure[1].restore(named(checkpoint.memory, "procedure"))
         for model in self.progress.models:

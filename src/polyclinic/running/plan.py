@@ -15,6 +15,7 @@ from polyclinic.parts.procedure import Local
 from polyclinic.server.chain import Chain
 from polyclinic.server.selection import Participation
 from polyclinic.site.messages import Start
+from polyclinic.site.schema import Known
 from polyclinic.state import FlatModule, Selection
 from polyclinic.tasks import Task
 
@@ -82,6 +83,15 @@ class Plan:
     def chain(self) -> Chain:
         """The server's ends of the parts, for one model."""
         return Chain({name: part.at_server() for name, part in self.parts().items()})
+
+    def cycled_in(self, number: int) -> dict[str, Any]:
+        """Options of the local optimiser that the schedule cycles, in a round."""
+        return self.cycled[number] if self.cycled else {}
+
+    @cached_property
+    def known(self) -> Known:
+        """What is known of the messages of this training."""
+        return Known.of(self.start, self.network.layout)
 
     @cached_property
     def reveals(self) -> dict[str, str]:

@@ -18,6 +18,8 @@ from polyclinic.server.chain import named
 
 Row = dict[str, Any]
 Models = dict[str, Tensor]
+#: Models, homes, losses and the exchanges that counted.
+Before = tuple[Models, dict[str, str], dict[str, float], dict[str, int]]
 
 
 @dataclass
@@ -63,13 +65,13 @@ class Progress:
         """The model of the best round that a site shares ``[Q]``."""
         return self.best_models.get(self.best_homes.get(site, FEDERATION), self.first)
 
-    def now(self) -> tuple[Models, dict[str, float], dict[str, int]]:
+    def now(self) -> Before:
         """What a round changes, so that it can be taken back."""
-        return dict(self.models), dict(self.losses), dict(self.counted)
+        return dict(self.models), dict(self.homes), dict(self.losses), dict(self.counted)
 
-    def go_back(self, before: tuple[Models, dict[str, float], dict[str, int]]) -> None:
+    def go_back(self, before: Before) -> None:
         """The round did not count: all is as it was when ``now`` gave ``before``."""
-        self.models, self.losses, self.counted = before
+        self.models, self.homes, self.losses, self.counted = before
 
     def is_best(self) -> None:
         """The models as they are now are the best so far."""

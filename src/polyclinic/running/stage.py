@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Iterable, Iterator, Mapping
 
-from torch import Tensor
+from torch import Tensor, nn
+from torch.optim import Optimizer
 
-from polyclinic.communication.exchange import describe
+from polyclinic.client.optimizers import build_optimizer
+from polyclinic.client.work import with_learning_rate
+from polyclinic.communication.exchange import Traffic, check_declared
 from polyclinic.communication.message import Message
-from polyclinic.engine.base import Engine
 from polyclinic.errors import PolyclinicError
-from polyclinic.parts import Answered, Ask, Groups, Memory, Now, Stage
-from polyclinic.running.plan import Plan
-from polyclinic.running.progress import Progress, Row
-from polyclinic.server.chain import Chain
+from polyclinic.parts import Answered, Groups, Memory, Now, Stage
+from polyclinic.running.federation import Federation
+from polyclinic.running.progress import Row
 from polyclinic.site.messages import Train
 
 
@@ -22,75 +22,82 @@ class ModelStage(Stage):
     """What a procedure works with; see `polyclinic.parts.procedure.Stage`.
 
     Args:
-        plan: what is run.
-        engine: who runs the sites.
-        progress: where the training is.
+        federation: the training's sites, parts and progress.
         groups: model -> the sites that train it.
-        chains: model -> the server's ends of the parts.
         turns: sites that had a turn in this round before, each as often as it had one.
     """
 
-    def __init__(
-        self, plan: Plan, engine: Engine, progress: Progress, groups: Groups, chains: Mapping[str, Chain],
-        turns: list[str],
-    ) -> None:  # fmt: skip
-        self.plan, self.engine, self.progress, self.chains, self.turns = plan, engine, progress, chains, turns
+    def __init__(self, federation: Federation, groups: Groups, turns: list[str]) -> None:
+        plan, progress = federation.plan, federation.progress
+        self.plan, self.progress, self.turns = plan, progress, turns
+        self.conversation = federation.conversation
+        self.chains = {model: federation.chain(model) for model in groups}
         self.number, self.rounds = progress.done, plan.rounds
         self.learning_rate = plan.learning_rates[progress.done]
         self.homes = {site: model for model, sites in groups.items() for site in sites}
         self.sites = [site for site in plan.sites if site in self.homes]
-        self.speeds = {s: own.step_seconds for s, own in plan.start.work.own.items() if own.step_seconds is not None}
+        speeds = {site: plan.start.work.of(site).step_seconds for site in self.sites}
+        self.seconds = {s: speed * federation.steps[s] for s, speed in speeds.items() if speed is not None}
         self.network, self.task = plan.network, plan.task
-        self.ask = asking(engine, plan.procedure[0])
-        self._requests: dict[str, Message] = {}
+        self.ask = self.conversation.asking(plan.procedure[0])
         self._exchanges: dict[str, int] = {}
         for model, sites in groups.items():
             state, size = progress.model(model), plan.selection.trainable
             total = sum(plan.weights[site] for site in sites)
             weights, statistics = state[:size], state[size:]
-            chains[model].begin(
-                Now(self.number, self.rounds, self.learning_rate, weights, statistics, total, plan.weights)
+            self.chains[model].begin(
+                Now(self.number, self.rounds, self.learning_rate, weights, statistics, total, plan.weights, sites)
             )
 
     def state(self, site: str) -> Tensor:
         """See `Stage`."""
         return self.progress.model(self.homes[site])
 
+    def optimizer(self, parameters: Iterable[nn.Parameter]) -> Optimizer:
+        """See `Stage`."""
+        named = with_learning_rate(self.plan.start.work.optimizer, self.learning_rate, self.plan.cycled_in(self.number))
+        return build_optimizer(named, list(parameters))
+
     def train(self, states: Mapping[str, Tensor]) -> Iterator[Answered]:
         """See `Stage`."""
-        self._requests |= {site: self._request(site, state) for site, state in states.items()}
-        for site, reply in self.engine.call("train", {site: self._requests[site] for site in states}):
+        requests = {site: self._request(site, state) for site, state in states.items()}
+        for site, reply in self.conversation.call("train", requests):
             if isinstance(reply, PolyclinicError):
                 yield Answered(site, reply)
             else:
                 yield Answered(site, reply.tensors, reply.fields)
 
     def _request(self, site: str, state: Tensor) -> Message:
+        if site in self._exchanges:  # what the first exchange left at the site would be lost
+            raise ValueError(f"{site} was asked to train twice in a stage")
+        self.conversation.open.add(site)
         self.progress.exchanges += 1
         self._exchanges[site] = self.progress.exchanges
         asked = Train(
             round=self.number, exchange=self.progress.exchanges, turn=self.turns.count(site),
             learning_rate=self.learning_rate, counted=self.progress.counted.get(site, 0),
-            optimizer=self.plan.cycled[self.number] if self.plan.cycled else {},
+            optimizer=self.plan.cycled_in(self.number),
         )  # fmt: skip
-        return Message(asked.fields(), {"state": state, **self.chains[self.homes[site]].send(site)})
+        sent = self.chains[self.homes[site]].send(site)
+        check_declared(sent, self.plan.reveals)
+        return Message(asked.fields(), {"state": state, **sent})
 
-    def row(self, answered: Answered, packed: Memory, once: Mapping[str, Tensor]) -> Row:
-        """What is written down of a site's answer; ``once`` is what it told when training started."""
-        sent = Message({}, {**once, **packed})
-        asked = self._requests.get(answered.site, Message())
-        said: Mapping[str, Any] = answered.said
-        reveals = self.plan.reveals
-        return {
-            "round": self.number, "site": answered.site, "seconds": said["seconds"], "bytes_up": sent.size,
-            "bytes_down": asked.size, "examples": said["examples"], "steps": said["steps"], "loss": said["loss"],
-            "extra_up": describe(sent.tensors, reveals), "extra_down": describe(asked.tensors, reveals),
-        }  # fmt: skip
+    def take(self, answered: Answered, packed: Memory, once: Mapping[str, Tensor]) -> Row:
+        """Give an answer to the parts at the server.
 
-    def take(self, answered: Answered, packed: Memory) -> None:
-        """Give an answer to the parts at the server."""
-        site = answered.site
+        Returns:
+            What is written down of it; ``once`` is what the site told when training started.
+        """
+        site, said = answered.site, answered.said
         self.chains[self.homes[site]].take(site, packed, self.plan.weights[site], answered.lag)
+        told = Traffic()
+        told.add(once)
+        self.conversation.up[site].sent = told.sent + self.conversation.up[site].sent
+        return {
+            "round": self.number, "site": site, "seconds": said["seconds"], "bytes_up": 0, "bytes_down": 0,
+            "examples": said["examples"], "steps": said["steps"], "loss": said["loss"], "extra_up": "",
+            "extra_down": "",
+        }  # fmt: skip
 
     def finish(self, rows: list[Row]) -> None:
         """Make the next models of what was taken in; only now the answers count."""
@@ -102,17 +109,10 @@ class ModelStage(Stage):
                 shares |= result.shares
         self.progress.homes |= self.homes
         for row in rows:
+            for way, traffic in (("up", self.conversation.up), ("down", self.conversation.down)):
+                said = traffic.pop(row["site"], Traffic())  # also what parts asked just now
+                row[f"bytes_{way}"], row[f"extra_{way}"] = said.size, said.describe(self.plan.reveals)
             self.progress.losses[row["site"]] = row["loss"]
             row["share"] = shares.get(row["site"], 0.0)
             if row["site"] in self._exchanges:
                 self.progress.counted[row["site"]] = self._exchanges[row["site"]]
-
-
-def asking(engine: Engine, part: str) -> Ask:
-    """How a part's end at the server asks those at the sites."""
-
-    def ask(verb: str, requests: Mapping[str, Memory]) -> Iterator[tuple[str, Memory | PolyclinicError]]:
-        for site, reply in engine.call(f"{part}/{verb}", {s: Message({}, dict(t)) for s, t in requests.items()}):
-            yield site, reply if isinstance(reply, PolyclinicError) else reply.tensors
-
-    return ask

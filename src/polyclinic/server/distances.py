@@ -23,7 +23,7 @@ SHORT, LONG = 1e-10, 1e15
 #: So many squares are summed in float32, which keeps its digits; the sums of rows are summed in float64.
 ROW = 256
 
-#: Coordinates at a time where a few operations follow each other.
+#: Coordinates at a time where a block is read twice.
 WIDE_BLOCK = 2**18
 
 
@@ -68,38 +68,39 @@ def cosine_distances(products: Tensor) -> Tensor:
 
 def norm(change: Tensor) -> float:
     """‖Δ‖ of a change ``[T]``, reading it once."""
-    rows = change[: len(change) // ROW * ROW].view(-1, ROW)
-    squares = torch.linalg.vector_norm(rows, dim=1).double().square().sum() + square(change[rows.numel() :])
-    length = math.sqrt(squares)
-    if SHORT < length < LONG:
-        return length
-    return math.sqrt(sum(square(change[block]) for block in blocks(len(change), BLOCK)))
+    length = math.sqrt(square(change))
+    return length if SHORT < length < LONG else exactly(change, change)[0]
 
 
-def square(block: Tensor) -> float:
-    """‖Δ‖² of part of a change, computed in float64."""
-    wide = block.double()
-    return float(wide.dot(wide))
-
-
-def products(changes: Sequence[Tensor], lengths: Sequence[float], index: int) -> list[float]:
-    """⟨Δ_k, Δ_i⟩ of all changes ``[K]`` x ``[T]`` with one of them, reading each once.
-
-    Args:
-        changes: Δ_k.
-        lengths: ‖Δ_k‖.
-        index: i.
-    """
-    direction = changes[index]
-    buffer = torch.empty(min(WIDE_BLOCK, len(direction)), dtype=direction.dtype)
-    found = [0.0] * len(changes)
-    narrow = [SHORT < length < LONG and SHORT < lengths[index] < LONG for length in lengths]
+def lengths_and_products(changes: Sequence[Tensor], index: int) -> tuple[Tensor, Tensor]:
+    """‖Δ_k‖ and ⟨Δ_k, Δ_i⟩, float64 ``[K]``, of changes ``[K]`` x ``[T]`` with one of them, reading each once."""
+    direction, found = changes[index], [[0.0, 0.0] for _ in changes]
     for block in blocks(len(direction), WIDE_BLOCK):
-        towards = direction[block]
-        for number, change in enumerate(changes):
-            if narrow[number]:
-                product = torch.mul(change[block], towards, out=buffer[: len(towards)])
-            else:
-                product = change[block].double() * towards.double()
-            found[number] += float(product.sum())
-    return found
+        towards = direction[block].split(BLOCK)
+        for sums, change in zip(found, changes, strict=True):
+            part = change[block]  # is in the cache when it is read again
+            sums[0] += square(part)
+            sums[1] += sum(float(a.dot(b)) for a, b in zip(part.split(BLOCK), towards, strict=True))
+    lengths = [math.sqrt(squares) for squares, _ in found]
+    held = [SHORT < length < LONG for length in lengths]
+    both = torch.tensor([
+        (length, product) if held[number] and held[index] else exactly(changes[number], direction)
+        for number, (length, (_, product)) in enumerate(zip(lengths, found, strict=True))
+    ], dtype=torch.float64)  # fmt: skip
+    return both[:, 0], both[:, 1]
+
+
+def square(change: Tensor) -> float:
+    """‖Δ‖² of a change or of part of one, with the digits that float32 has."""
+    rows = change[: len(change) // ROW * ROW].view(-1, ROW)
+    total = float(torch.linalg.vector_norm(rows, dim=1).double().square().sum())
+    return total if rows.numel() == len(change) else total + float(change[rows.numel() :].double().square().sum())
+
+
+def exactly(change: Tensor, direction: Tensor) -> tuple[float, float]:
+    """‖Δ‖ and ⟨Δ, ``direction``⟩ of ``[T]`` in float64, which holds whatever float32 can say."""
+    squares = product = 0.0
+    for block in blocks(len(change), BLOCK):
+        wide = change[block].double()
+        squares, product = squares + float(wide.dot(wide)), product + float(wide.dot(direction[block].double()))
+    return math.sqrt(squares), product

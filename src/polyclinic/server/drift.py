@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from polyclinic.parts import SERVER_PARTS, Now, ServerPart, SiteEnd, Step, Update
-from polyclinic.parts.measures import Measuring, revealed
+from polyclinic.parts.measures import Measuring, measured, revealed
 
 
 @SERVER_PARTS.add("normalised")
@@ -21,6 +21,7 @@ class Normalised(ServerPart):
     """
 
     reveals = revealed("path")
+    shapes = measured("path")
     needs_sgd = True
     needs_each = True
     undoes = True

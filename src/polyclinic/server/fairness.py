@@ -11,7 +11,7 @@ from pydantic import Field, NonNegativeFloat
 from torch import Tensor
 
 from polyclinic.parts import SERVER_PARTS, Memory, SiteEnd, Step, Update
-from polyclinic.parts.measures import Measuring, revealed
+from polyclinic.parts.measures import Measuring, measured, revealed
 from polyclinic.server.distances import ROUNDING, gram, norm
 from polyclinic.server.rules import Collected, Weighting, declared_shares, weighted_sum
 from polyclinic.server.weights import (
@@ -22,6 +22,7 @@ from polyclinic.server.weights import (
     normalised,
     project_to_simplex,
 )
+from polyclinic.shapes import Shaped
 
 #: Added to losses in q-FedAvg, whose powers of a loss of 0 need not be finite.
 LEAST_LOSS = 1e-10
@@ -244,6 +245,7 @@ class FedCE(Remembering):
     reveals = revealed("leave_one_out_loss") | {
         "leave_one_out": "the mean of the other sites' models of the last round: with two sites, the other site's model"
     }
+    shapes = measured("leave_one_out_loss") | {"leave_one_out": Shaped("float32", "Q")}
     returns = True
 
     def __init__(self, *, mode: Literal["plus", "times"] = "plus") -> None:
@@ -298,8 +300,9 @@ class FedCE(Remembering):
     def mean_so_far(self, name: str, values: Mapping[str, float]) -> dict[str, float]:
         """Mean of each site's values over all rounds, this one's included."""
         kept = self.kept.setdefault(name, {})
+        none = torch.zeros(2, dtype=torch.float64)
         for site, value in values.items():
-            kept[site] = kept.get(site, torch.zeros(2, dtype=torch.float64)) + torch.tensor([value, 1.0]).double()
+            kept[site] = kept.get(site, none) + torch.tensor([value, 1.0], dtype=torch.float64)
         return {site: float(total / count) for site, (total, count) in kept.items()}
 
 

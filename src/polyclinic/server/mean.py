@@ -16,6 +16,8 @@ class Mean(ServerPart, Aggregation):
     Source: McMahan et al., Communication-efficient learning of deep networks from decentralized data, AISTATS 2017.
     """
 
+    needs_each = False
+
     def begin(self, now: Now) -> None:
         """Begin with a sum of nothing."""
         super().begin(now)

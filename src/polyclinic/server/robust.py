@@ -24,8 +24,8 @@ from polyclinic.server.distances import (
     cosine_distances,
     distances_to_mean,
     gram,
+    lengths_and_products,
     norm,
-    products,
     squared_distances,
 )
 from polyclinic.server.order import middle_mean, nearest_mean, nearest_rows, sorted_rows
@@ -346,9 +346,7 @@ class FLTrust(Collected):
             raise SiteError("P402", message, "Mend that site, or trust another.", site=self.trusted)
         reference = sites.index(self.trusted)
         changes = [update.change for update in updates]
-        norms = [norm(change) for change in changes]
-        towards = torch.tensor(products(changes, norms, reference), dtype=torch.float64)
-        lengths = torch.tensor(norms, dtype=torch.float64)
+        lengths, towards = lengths_and_products(changes, reference)
         # Cosines over that of the reference with itself, so that equal changes are trusted alike to the last digit.
         trust = towards / towards[reference] * (lengths[reference] / lengths)
         trust = trust.nan_to_num(0.0, 0.0, 0.0).clamp(0.0, 1.0)

@@ -166,9 +166,9 @@ class Deadline(Participation):
     """Answers that take too long are left out of the round.
 
     Where the study declares the sites' speed (``training: {step_seconds: ...}``) that decides, so that runs are
-    repeatable; otherwise the time that the site measured. A site that is too late has done its work and, as in a real
-    federation, does not know: what it keeps for itself (a control variate, private layers, a personal model, the state
-    of its optimiser) is that of its last work, whereas the coordinator has seen nothing of it.
+    repeatable; otherwise the time that the site measured. What a late site did is forgotten: the coordinator drops its
+    update, and the site is told with the next message that it did not count. So what it keeps for itself (a control
+    variate, private layers, a personal model, the state of its optimiser) is as it was before.
 
     Args:
         seconds: longest time for a site's local work.

@@ -10,12 +10,14 @@ from torch import Tensor
 
 from polyclinic.errors import StudyError, TrainingError
 from polyclinic.parts import Memory, ServerPart, SiteEnd, Update
-from polyclinic.parts.measures import Measuring
+from polyclinic.parts.measures import MEASURES, Measuring, measured
 from polyclinic.server.rules import Weighting
 
 
 class Measured(ServerPart):
     """A part whose end at a site measures what it ``reveals``, and sends nothing else."""
+
+    shapes = measured(*MEASURES, "steps", "path")
 
     def at_site(self) -> SiteEnd:
         """Measures those numbers."""

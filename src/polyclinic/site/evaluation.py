@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from polyclinic.site.messages import Start
+from polyclinic.site.messages import Evaluated, Pictured, Start
 from polyclinic.site.pictures import case_pictures
 from polyclinic.site.run import Run
 from polyclinic.tasks import Task, build_task
@@ -72,12 +72,12 @@ def probabilities(run: Run, vectors: list[Tensor], index: Tensor) -> tuple[Tenso
     return total.div_(len(vectors)), targets
 
 
-def score(run: Run, vectors: list[Tensor], index: Tensor, metric: str) -> dict[str, Any]:
+def score(run: Run, vectors: list[Tensor], index: Tensor, metric: str) -> Evaluated:
     """Mean loss and one metric over ``index``; the loss is not weighted by class."""
     if not len(index):
-        return {"cases": 0, "loss": None, "metric": None}
+        return Evaluated(cases=0, loss=None, metric=None)
     found = run.task.score(_batches(run, vectors[0], index), metric)
-    return {"cases": len(index), "loss": found.loss, "metric": None if math.isnan(found.value) else found.value}
+    return Evaluated(cases=len(index), loss=found.loss, metric=None if math.isnan(found.value) else found.value)
 
 
 def measure(run: Run, vector: Tensor, index: Tensor) -> dict[str, float]:
@@ -101,18 +101,17 @@ def predict(
 
 def overlays(
     run: Run, vectors: list[Tensor], index: Tensor, threshold: float
-) -> tuple[dict[str, Any], dict[str, Tensor]]:
+) -> tuple[Pictured, dict[str, Tensor]]:  # fmt: skip
     """Pictures of the best, median and worst case; see `polyclinic.site.pictures.case_pictures`."""
     scores = run.task.case_scores(_predicted(run, vectors, index), threshold) if len(index) else None
     if scores is None:
-        return {}, {}
+        return Pictured(), {}
     order = scores.argsort(stable=True)
     chosen = {"worst": order[0], "median": order[len(order) // 2], "best": order[-1]}
-    fields: dict[str, Any] = {}
+    dice = {rank: float(scores[position]) for rank, position in chosen.items()}
     tensors: dict[str, Tensor] = {}
     for rank, position in chosen.items():
         case = index[position : position + 1]
-        fields[rank] = float(scores[position])
         marked, wanted = run.task.shown(Batch(*probabilities(run, vectors, case)), threshold)
         spacings = run.dataset.spacings
         shown = case_pictures(
@@ -120,7 +119,7 @@ def overlays(
             None if spacings is None else spacings[int(case)], run.dataset.orientation,
         )  # fmt: skip
         tensors |= {f"{rank}/{name}": picture for name, picture in shown.items()}
-    return fields, tensors
+    return Pictured(**dice), tensors
 
 
 def _batches(run: Run, vector: Tensor, index: Tensor) -> Iterator[Batch]:
@@ -130,7 +129,7 @@ def _batches(run: Run, vector: Tensor, index: Tensor) -> Iterator[Batch]:
 
 
 def _predicted(run: Run, vectors: list[Tensor], index: Tensor) -> Iterator[Batch]:
-    """Probabilities, mean over the models: all at once, or case by case many images or a volume. None without cases."""
+    """Probabilities, mean over the models: all cases at once, or many images or one volume; nothing without cases."""
     if not len(index):
         return
     chunks = index.split(IMAGES_AT_ONCE if len(run.dataset.shape) == 3 else 1) if run.task.case_by_case else [index]

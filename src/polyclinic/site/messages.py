@@ -1,17 +1,31 @@
 """What a site can be asked, and what it answers: the fields of each message, the same for both ends.
 
-Unknown fields are refused, and so are values of another type. Tensors are described beside them.
+Unknown fields are refused, and so are values of another type. Tensors stand in `polyclinic.site.schema`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, NonNegativeFloat, NonNegativeInt, PositiveInt, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
 from polyclinic.client.work import Work
-from polyclinic.errors import SiteError
+from polyclinic.data.spec import Patch
+from polyclinic.limits import (
+    Classes,
+    Count,
+    FileName,
+    Measured,
+    Name,
+    NamedPart,
+    NotNegative,
+    Number,
+    Options,
+    Positive,
+    Seed,
+    Sentence,
+    Share,
+)
 
 
 class Body(BaseModel):
@@ -28,12 +42,69 @@ class Nothing(Body):
     """No fields."""
 
 
+# Preparation ----------------------------------------------------------------------------------------------------------
+
+
+class Prepare(Body):
+    """``prepare``: a split, and the chain of preparation.
+
+    Attributes:
+        fold, folds: which of how many; None where the cases say which part they are in.
+        holdout: share of the patients that are test cases, instead of folds.
+        validation: share of the other patients whose cases are for validation.
+        split_seed: decides who is in which part.
+        small_sites: what becomes of sites with too few patients.
+        steps: name and options of each step of the chain.
+        augmentation: random changes of training images, as in a study file.
+        classes: number of classes.
+        patch: how boxes are cut from volumes.
+    """
+
+    fold: Count
+    folds: Annotated[int, Field(strict=True, ge=1, le=1000)] | None
+    holdout: Share | None = None
+    validation: Share
+    split_seed: Seed
+    small_sites: Literal["train", "drop", "stop"]
+    steps: list[NamedPart]
+    augmentation: list[Name | Options] = []
+    classes: Classes
+    patch: Patch | None = None
+
+
+class Prepared(Body):
+    """What came of ``prepare``.
+
+    Attributes:
+        train, validation, test: cases in each part.
+        classes: training cases of each class; empty where targets are not classes.
+        note: a sentence for the report if the site is too small; else empty.
+        unlabelled: cases without a label that may be trained on.
+    """
+
+    train: Count
+    validation: Count
+    test: Count
+    classes: list[Count]
+    note: Sentence
+    unlabelled: Count = 0
+
+
+class Applied(Body):
+    """What came of ``apply``: sentences for the report."""
+
+    notes: list[Sentence]
+
+
+# Training -------------------------------------------------------------------------------------------------------------
+
+
 class MetricNames(Body):
     """What is measured on test cases."""
 
-    names: list[str]
-    classes: list[str]
-    tolerance: float
+    names: list[Name]
+    classes: list[Name]
+    tolerance: NotNegative
 
 
 class Start(Body):
@@ -53,27 +124,28 @@ class Start(Body):
         corrupt: in a simulated attack, site -> name and options of what is wrong with its cases.
     """
 
-    run: str
-    task: str
-    classes: NonNegativeInt
-    loss: str
-    target_scale: tuple[float, float] | None = None
+    run: FileName
+    task: Name
+    classes: Classes
+    loss: Name
+    target_scale: tuple[Number, Number] | None = None
     metrics: MetricNames
-    model: tuple[str, dict[str, Any]]
-    share: list[str]
-    parts: list[tuple[str, dict[str, Any]]] = []
-    personal: tuple[str, dict[str, Any]] | None = None
-    seed: int
-    fold: NonNegativeInt
+    model: NamedPart
+    share: list[Name]
+    parts: list[NamedPart] = []
+    personal: NamedPart | None = None
+    seed: Seed
+    fold: Count
     work: Work
-    corrupt: dict[str, tuple[str, dict[str, Any]]] = {}
+    corrupt: dict[Name, NamedPart] = {}
 
 
 class Started(Body):
-    """Sizes of the parts that training uses."""
+    """Sizes of the parts that training uses, and optimiser steps in a round of it."""
 
-    train: NonNegativeInt
-    validation: NonNegativeInt
+    train: Count
+    validation: Count
+    steps: Count
 
 
 class During(Body):
@@ -84,7 +156,7 @@ class During(Body):
             another one after it is forgotten. None says nothing.
     """
 
-    counted: NonNegativeInt | None = None
+    counted: Count | None = None
 
 
 class Train(During):
@@ -98,34 +170,54 @@ class Train(During):
         optimizer: other options of the optimiser in this round, where the schedule cycles them.
     """
 
-    round: NonNegativeInt
-    exchange: PositiveInt
-    turn: NonNegativeInt = 0
-    learning_rate: NonNegativeFloat
-    optimizer: dict[str, Any] = {}
+    round: Count
+    exchange: Positive
+    turn: Count = 0
+    learning_rate: NotNegative
+    optimizer: Options = {}
+
+
+class Question(During):
+    """``part/verb``: what the end of a part at the server asks those at the sites.
+
+    Attributes:
+        round: rounds done before.
+        learning_rate: of this round.
+        optimizer: other options of the optimiser in this round, where the schedule cycles them.
+    """
+
+    round: Count
+    learning_rate: NotNegative
+    optimizer: Options = {}
 
 
 class Trained(Body):
     """What a site says of its work: cases, steps, mean loss, seconds."""
 
-    examples: NonNegativeInt
-    steps: NonNegativeInt
-    loss: float
-    seconds: NonNegativeFloat
+    examples: Count
+    steps: Count
+    loss: Number
+    seconds: NotNegative
 
 
 class Evaluate(During):
     """``evaluate``: a metric on validation cases."""
 
-    metric: str
+    metric: Name
 
 
 class Evaluated(Body):
-    """Number of cases, mean loss and the metric; None where there is nothing to measure."""
+    """Number of cases, mean loss and the metric; None where there is nothing to measure.
 
-    cases: NonNegativeInt
-    loss: float | None
-    metric: float | None
+    The numbers of a model that broke down are not finite: what becomes of that, the loop of rounds decides.
+    """
+
+    cases: Count
+    loss: Measured | None
+    metric: Measured | None
+
+
+# Test -----------------------------------------------------------------------------------------------------------------
 
 
 class Predict(During):
@@ -136,51 +228,26 @@ class Predict(During):
         mark: in a simulated attack, the mark of a backdoor that is put on the cases.
     """
 
-    threshold: float
-    mark: dict[str, Any] | None = None
+    threshold: Number
+    mark: Options | None = None
+
+
+class Predicted(Body):
+    """What came of ``predict``: pseudonyms of N patients and cases; a task may add fields, see `Task.says`."""
+
+    subject: list[Name]
+    case: list[Name]
+
+
+class Pictured(Body):
+    """What came of ``overlays``: how good the predictions are that are shown; None where there is nothing to show."""
+
+    worst: Number | None = None
+    median: Number | None = None
+    best: Number | None = None
 
 
 class Checkpointed(During):
     """``save`` and ``restore``: number of the round."""
 
-    round: NonNegativeInt
-
-
-class Prepare(Body):
-    """``prepare``: a split, and the chain of preparation."""
-
-    fold: NonNegativeInt
-    folds: PositiveInt | None
-    holdout: float | None = None
-    validation: float
-    split_seed: int
-    small_sites: Literal["train", "drop", "stop"]
-    steps: list[tuple[str, dict[str, Any]]]
-    augmentation: list[Any] = []
-    classes: NonNegativeInt
-    patch: dict[str, Any] | None = None
-
-
-#: Function -> the fields that a site is sent.
-ASKED: dict[str, type[Body]] = {
-    "prepare": Prepare, "share": Nothing, "apply": Nothing, "describe": Nothing, "start": Start, "train": Train,
-    "evaluate": Evaluate, "keep": During, "threshold": During, "predict": Predict, "model": During, "overlays": Predict,
-    "save": Checkpointed, "restore": Checkpointed,
-}  # fmt: skip
-
-
-def read_body(kind: type[Body], fields: Mapping[str, Any], function: str, site: str) -> Body:
-    """The fields of a message as what they must be.
-
-    Raises:
-        SiteError: P401 with the first field that is not as it should be.
-    """
-    try:
-        return kind.model_validate(fields)
-    except ValidationError as error:
-        first = error.errors()[0]
-        place = ".".join(map(str, first["loc"]))
-        raise SiteError(
-            "P401", f"A message {function!r} between the server and site {site} is not as it should be: {place}: "
-            f"{first['msg']}.", "Let all sites and the server run the same version of Polyclinic.", site=site,
-        ) from None  # fmt: skip
+    round: Count

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,18 +17,23 @@ from polyclinic.client.work import (
     LocalJob,
     LocalResult,
     Work,
+    augmentation_seed,
     batch_sizes,
+    case_order,
     check_finite,
     path_length,
     with_learning_rate,
 )
+from polyclinic.communication.exchange import check_declared
 from polyclinic.communication.message import Message
 from polyclinic.data.dataset import Dataset
 from polyclinic.data.splits import Parts
 from polyclinic.errors import TrainingError
 from polyclinic.models import has_batch_norm
 from polyclinic.parts import Ended, Memory, SiteEnd, build_part
-from polyclinic.site.messages import Start, Train, Trained
+from polyclinic.parts.site_end import overrides
+from polyclinic.site.messages import Question, Start, Train, Trained
+from polyclinic.site.schema import Known
 from polyclinic.site.view import View
 from polyclinic.state import FlatModule, Layout, Role
 from polyclinic.tasks import Task
@@ -88,15 +94,22 @@ class Run:
         self.model, self.task, self.dataset, self.parts, self._measure = model, task, dataset, parts, measure
         name, options = declared.personal or ("shared_model", {})
         self.personal = PERSONAL[name](**options)
+        self.known = Known.of(declared, model.layout)
         self.phases = list(self.personal.phases(self.work, model.layout))
         layout: Layout = model.layout
         roles = {Role(role) for role in declared.share}
         self.shared, self.private = layout.select(roles), layout.select(set(Role) - roles)
-        self.ends = {name: build_part(name, options).at_site() for name, options in declared.parts}
+        built = {name: build_part(name, options) for name, options in declared.parts}
+        self.reveals = {f"{name}/{key}" for name, part in built.items() for key in part.reveals}
+        self.ends = {name: part.at_site() for name, part in built.items()}
         for name, end in self.ends.items():
             end.name = name
-        first = self.view(initial)
+        first = self.view = View(
+            site, initial, model, task, dataset, parts, self.shared, (declared.seed, "parts", site, declared.fold),
+            self.measure, self.shared_model, self._batches, with_learning_rate(self.work.optimizer, 0.0),
+        )  # fmt: skip
         self.announced = {f"{n}/{key}": t for n, end in self.ends.items() for key, t in end.meet(first).items()}
+        check_declared(self.announced, self.reveals, site)
         self.kept = Kept(
             self.private.take(initial).clone(), self.personal.initial(first),
             {name: end.kept for name, end in self.ends.items()}, [{} for _ in self.phases],
@@ -105,13 +118,18 @@ class Run:
         self.keep()
         self._check_batches()
 
-    def view(self, vector: Tensor, number: int = 0, learning_rate: float = 0.0) -> View:
-        """What the parts see of the site."""
-        seed = (self.declared.seed, "parts", self.site, self.declared.fold)
-        return View(
-            self.site, vector, self.model, self.task, self.dataset, self.parts, self.shared, seed, self.measure, number,
-            learning_rate,
-        )  # fmt: skip
+    def at(self, vector: Tensor, number: int, learning_rate: float, cycled: Mapping[str, Any]) -> View:
+        """What the parts see of the site in a round, with a model ``[P]``."""
+        return self.view.at(vector, number, with_learning_rate(self.work.optimizer, learning_rate, cycled))
+
+    def _batches(self, number: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """The batches that the first phase takes in a round."""
+        index, phase = self.parts.train, self.phases[0]
+        sizes = batch_sizes(len(index), phase.work, self.steps(phase))
+        seed = (self.declared.seed, "train", self.site, self.declared.fold, number)
+        job = LocalJob(self.site, self.dataset, index, torch.empty(0), seed, 0.0)
+        for step, chosen in enumerate(index[case_order(job, sizes)].split(sizes)):
+            yield self.dataset.batch(chosen, augment=augmentation_seed(job, step) if self.dataset.augments else None)
 
     def measure(self, vector: Tensor, index: Tensor) -> Mapping[str, float]:
         """Loss and accuracy of a model ``[P]`` on some of the site's cases."""
@@ -172,6 +190,14 @@ class Run:
             return 1
         return len(batch_sizes(len(self.parts.train), phase.work, self.steps(phase, done)))
 
+    @property
+    def steps_in_all(self) -> int:
+        """Steps of all phases in a round."""
+        done = 0
+        for phase in self.phases if len(self.parts.train) else ():
+            done += self.steps_in_round(phase, done)
+        return done
+
     def teaches(self, number: int) -> bool:
         """Whether a phase trains weights that are shared, so that parts learn from its steps."""
         phase = self.phases[number]
@@ -185,12 +211,21 @@ class Run:
         """The local work that a ``train`` message asks for, in as many jobs as the method has phases."""
         return Round(self, request, tensors)
 
-    def answer(self, name: str, verb: str, asked: Memory, state: Tensor | None) -> Memory:
-        """What a part answers to its end at the server; what it keeps then is kept at once."""
-        end = self.ends[name]
-        end.kept = self.kept.parts[name]
-        found = end.answer(verb, asked, self.view(torch.empty(0) if state is None else self.shared_model(state)))
-        self.kept.parts[name] = end.kept
+    def answer(self, name: str, verb: str, asked: Question, tensors: Memory) -> Memory:
+        """What a part answers to its end at the server, which may send a ``state [Q]`` for the view.
+
+        What it keeps then is kept at once; if it is asked before it is known whether an exchange counts, then with what
+        that exchange left.
+        """
+        end, kept = self.ends[name], self.kept if self._left is None else self._left[1]
+        state = tensors.get("state")
+        vector = torch.empty(0) if state is None else self.shared_model(state)
+        view = self.at(vector, asked.round, asked.learning_rate, asked.optimizer)
+        end.kept = kept.parts[name]
+        given = {key: tensor for key, tensor in tensors.items() if key != "state"}
+        found = end.answer(verb, given, view)
+        check_declared((f"{name}/{key}" for key in found if key != "state"), self.reveals, self.site)
+        kept.parts[name] = end.kept
         return found
 
     # What is kept -------------------------------------------------------------------------------------------------
@@ -214,8 +249,11 @@ class Run:
 
     @property
     def keeps_memory(self) -> bool:
-        """Whether the site must remember something between rounds (plain SGD has no state even where it is kept)."""
-        return bool(self.memory()) or self.work.keep_optimizer
+        """Whether the site may have to remember something between rounds: plain SGD has no state even where it is kept,
+        and a part may keep something only from some round on."""
+        hooks = ("meet", "answer", "begin", "end", "close")
+        may = any(overrides(end, hook) for end in self.ends.values() for hook in hooks)
+        return may or bool(self.memory()) or self.work.keep_optimizer
 
     def memory(self) -> Memory:
         """What a checkpoint at the site must hold."""
@@ -260,7 +298,7 @@ class Round:
         self.run, self.request = run, request
         self.received = run.shared_model(tensors["state"])
         self.rate = request.learning_rate
-        self.view = run.view(self.received, request.round, self.rate)
+        self.view = run.at(self.received, request.round, self.rate, request.optimizer)
         own = replace(run.work, optimizer=with_learning_rate(run.work.optimizer, self.rate, request.optimizer))
         self.companion = run.personal.companion(run.kept.personal, own, self.rate)
         self._given = {name: self._begin(name, end, tensors) for name, end in run.ends.items()}
@@ -389,6 +427,7 @@ class Round:
             packed |= {f"{name}/{key}": tensor for key, tensor in end.end(ended, self._given[name]).items()}
         for end in run.ends.values():
             packed = end.close(packed)
+        check_declared(packed, run.reveals, run.site)
         return packed
 
     def _ended(self, vector: Tensor) -> Ended:

@@ -7,6 +7,7 @@ import re
 import time
 import traceback
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -18,9 +19,9 @@ from polyclinic.communication.message import Message
 from polyclinic.data.augmentation import Augmentation
 from polyclinic.data.cases import SiteData
 from polyclinic.data.dataset import Dataset
-from polyclinic.data.preparation import Prepared, SharedStep, build_steps
+from polyclinic.data.preparation import Prepared as PreparedCases
+from polyclinic.data.preparation import SharedStep, Step, build_steps
 from polyclinic.data.scaling import summarise
-from polyclinic.data.spec import Patch
 from polyclinic.data.splits import Parts, split
 from polyclinic.data.statistics import sketch, withhold
 from polyclinic.errors import PolyclinicError, SiteError, TrainingError
@@ -29,7 +30,7 @@ from polyclinic.models import build_model
 from polyclinic.seeds import generator
 from polyclinic.site import evaluation
 from polyclinic.site.messages import (
-    ASKED,
+    Applied,
     Body,
     Checkpointed,
     During,
@@ -37,17 +38,21 @@ from polyclinic.site.messages import (
     Nothing,
     Predict,
     Prepare,
+    Prepared,
+    Question,
     Start,
     Started,
     Train,
-    read_body,
 )
 from polyclinic.site.run import Round, Run
+from polyclinic.site.schema import Answers, Known, function_of, predicted, read_asked
 from polyclinic.state import FlatModule
 
 log = logging.getLogger(__name__)
 
 Tensors = dict[str, Tensor]
+#: Answers a message with a body of its own kind.
+Answer = Callable[[Any, Tensors], Message]
 
 
 class Workspace:
@@ -88,7 +93,8 @@ class Site:
         self.name, self.data, self.workspace, self.folder = data.site, data, workspace, folder
         self.pseudonyms = _pseudonyms(data)
         self._described: Tensor | None = None
-        self._functions: dict[str, Callable[[Any, Tensors], Message]] = {
+        self._steps: list[Step] = []
+        self._functions: dict[str, Answer] = {
             "prepare": self._prepare, "share": self._share, "apply": self._apply, "describe": self._describe,
             "start": self._start, "train": self._train, "evaluate": self._evaluate, "predict": self._predict,
             "threshold": self._threshold, "overlays": self._overlays, "keep": self._keep, "model": self._model,
@@ -102,29 +108,63 @@ class Site:
             PolyclinicError: with a message that names no patient, path or value; the site's log has everything.
         """
         try:
-            if "/" in function:
-                part, verb = function.split("/", 1)
-                return self._answer(part, verb, request)
-            return self._functions[function](self.read(function, request), request.tensors)
+            known = self._known(function)
+            asked = self.read(function, request)
+            part, question, verb = function.partition("/")
+            answer: Answer = partial(self._answer, part, verb) if question else self._functions[function]
+            reply = answer(asked, request.tensors)
+            return self.leaving(function, request, reply, self.run.known if function == "start" else known)
         except Exception as error:
             raise self.failure(function, error) from error
+
+    def _known(self, function: str) -> Known:
+        """What is known of the messages of a function.
+
+        Raises:
+            SiteError: P401, they belong to a training, and none was started.
+        """
+        if function in ("prepare", "share", "apply", "describe"):
+            step = self._steps[0] if self._steps else None
+            return Known(step=step if isinstance(step, SharedStep) else None)
+        if function == "start":
+            return Known()
+        function_of(function)
+        if not hasattr(self, "run"):
+            text = f"Site {self.name} was asked to {function[:80]!r} before a training was started."
+            raise SiteError("P401", text, "Ask for 'start' first.", site=self.name)
+        return self.run.known
+
+    def leaving(self, function: str, request: Message, reply: Message, known: Known) -> Message:
+        """An answer, as it may leave the site: nothing is in it that the schema of the function does not know.
+
+        Raises:
+            SiteError: P401, something is.
+        """
+        error = Answers(function, known).check(self.name, request, reply)
+        if error is not None:
+            raise error
+        return reply
 
     def read(self, function: str, request: Message) -> Body:
         """The fields of a message, checked; what an earlier exchange left at the site is kept or forgotten.
 
         Raises:
-            SiteError: P401, fields are not as they should be, or only a site of a simulated attack obeys them.
+            SiteError: P401, the message is not as it should be, or only a site of a simulated attack obeys it.
         """
         self._check(request)
-        asked = read_body(ASKED[function], request.fields, function, self.name)
+        asked = read_asked(function, request, self._known(function), self.name)
         if isinstance(asked, During):
             self.run.settle(asked.counted)
         return asked
 
-    def _answer(self, part: str, verb: str, request: Message) -> Message:
+    def _answer(self, part: str, verb: str, asked: Question, tensors: Tensors) -> Message:
         """A part's own question, which its end here answers."""
-        tensors = {name: tensor for name, tensor in request.tensors.items() if name != "state"}
-        return Message({}, self.run.answer(part, verb, tensors, request.tensors.get("state")))
+        if part not in self.run.ends:
+            raise SiteError(
+                "P401", f"Site {self.name} was asked something by a part {part[:80]!r}, which is not in this training.",
+                "Let all sites and the server run the same version of Polyclinic.", site=self.name,
+            )  # fmt: skip
+        return Message({}, self.run.answer(part, verb, asked, tensors))
 
     def _check(self, request: Message) -> None:
         asked = sorted(self.refused & request.fields.keys())
@@ -163,13 +203,12 @@ class Site:
             self.data, folds=ask.folds, fold=ask.fold, validation=ask.validation, seed=ask.split_seed,
             small_sites=ask.small_sites, holdout=ask.holdout,
         )  # fmt: skip
-        self._patch = None if ask.patch is None else Patch(**ask.patch)
+        self._patch = ask.patch
         size = tuple(self.data.inputs.shape[2:]) if self._patch is None else self._patch.size
         self._augmentation = Augmentation(ask.augmentation, size) if ask.augmentation else None
         self._steps = build_steps(ask.steps)
-        self._prepared = Prepared(self.data, self.parts.train)
+        self._prepared = PreparedCases(self.data, self.parts.train)
         self._advance()
-        sizes = {part: len(getattr(self.parts, part)) for part in ("train", "validation", "test")}
         classes: list[int] = []
         found: Tensors = {}
         labels = self.data.labels
@@ -178,8 +217,12 @@ class Site:
             found = {f"target_{name}": value for name, value in summary.items()}
         elif labels is not None:
             classes = torch.bincount(labels[self.parts.train], minlength=ask.classes).tolist()
-        further = {"unlabelled": len(self.parts.unlabelled)} if len(self.parts.unlabelled) else {}
-        return Message({**sizes, **further, "classes": classes, "note": self.parts.note}, found)
+        parts = self.parts
+        answer = Prepared(
+            train=len(parts.train), validation=len(parts.validation), test=len(parts.test), classes=classes,
+            note=parts.note, unlabelled=len(parts.unlabelled),
+        )  # fmt: skip
+        return Message(answer.fields(), found)
 
     def _advance(self) -> None:
         """Apply steps that need no other site; at the end of the chain the cases are ready."""
@@ -211,7 +254,7 @@ class Site:
         """Apply the next step with what all sites' summaries gave, and go on."""
         self._prepared = self._steps.pop(0).apply(self._prepared, tensors)
         self._advance()
-        return Message({"notes": list(self._prepared.notes)})
+        return Message(Applied(notes=list(self._prepared.notes)).fields())
 
     def _describe(self, ask: Nothing, tensors: Tensors) -> Message:
         """Summaries of the features before and after harmonisation, or sketches of them over the grids that are sent.
@@ -244,10 +287,17 @@ class Site:
     def _start(self, asked: Start, tensors: Tensors) -> Message:
         task = evaluation.task_of(asked)
         model = self.workspace.model(asked.model, self.dataset.training_shape, task.outputs)
+        size = len(tensors["initial"])
+        if size != model.layout.size:
+            raise SiteError(
+                "P401", f"Site {self.name} was sent a model of {size} numbers; the network that the message names has "
+                f"{model.layout.size}.", "Let all sites and the server run the same version of Polyclinic.",
+                site=self.name,
+            )  # fmt: skip
         dataset, parts = self.cases(asked)
         self.run = Run(self.name, asked, tensors["initial"], model, task, dataset, parts, evaluation.measure)
         self._log(f"start {asked.run}: shares {', '.join(asked.share) or 'nothing'}")
-        sizes = Started(train=len(parts.train), validation=len(parts.validation))
+        sizes = Started(train=len(parts.train), validation=len(parts.validation), steps=self.run.steps_in_all)
         return Message(sizes.fields(), self.run.announced)
 
     def _train(self, asked: Train, tensors: Tensors) -> Message:
@@ -276,7 +326,7 @@ class Site:
 
     def _evaluate(self, asked: Evaluate, tensors: Tensors) -> Message:
         vectors = [self.run.vector(tensors["state"])]
-        return Message(evaluation.score(self.run, vectors, self.run.parts.validation, asked.metric))
+        return Message(evaluation.score(self.run, vectors, self.run.parts.validation, asked.metric).fields())
 
     def _threshold(self, asked: During, tensors: Tensors) -> Message:
         counts = evaluation.threshold_evidence(self.run, self._vectors(tensors), self.run.parts.validation)
@@ -290,13 +340,22 @@ class Site:
         index, run = self.parts.test, self.tested(asked)
         fields, found = evaluation.predict(run, self._vectors(tensors), index, asked.threshold)
         names = [self.pseudonyms[position] for position in index.tolist()]
-        return Message({**fields, "subject": [n[0] for n in names], "case": [n[1] for n in names]}, found)
+        answer = predicted(type(run.task))(subject=[n[0] for n in names], case=[n[1] for n in names], **fields)
+        return Message(answer.fields(), found)
 
     def _overlays(self, asked: Predict, tensors: Tensors) -> Message:
-        return Message(*evaluation.overlays(self.run, self._vectors(tensors), self.parts.test, asked.threshold))
+        shown, found = evaluation.overlays(self.run, self._vectors(tensors), self.parts.test, asked.threshold)
+        return Message(shown.fields(), found)
 
     def _vectors(self, tensors: Tensors) -> list[torch.Tensor]:
-        """Models to average: those sent whole, or the shared state with the site's own part of the best round."""
+        """Models to average: those sent whole, or the shared state with the site's own part of the best round.
+
+        Raises:
+            SiteError: P401, there is neither.
+        """
+        if not tensors:
+            raise SiteError("P401", f"Site {self.name} was sent no model to predict with.",
+                            "Send a `state` or a `model`.", site=self.name)  # fmt: skip
         whole = [tensors[name] for name in sorted(tensors) if name.startswith("model")]
         return whole or [self.run.vector(tensors["state"], best=True)]
 

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from copy import copy
 from typing import Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from polyclinic.client.features import frozen_features
+from polyclinic.client.optimizers import Named, build_optimizer
 from polyclinic.data.dataset import Dataset
 from polyclinic.data.splits import Parts
 from polyclinic.parts.site_end import PartOfCases, SiteView
@@ -33,21 +36,30 @@ class View(SiteView):
         shared: the coordinates that are shared.
         seed: names that randomness of the training at this site derives from.
         measure: gives loss and accuracy of a model on some of the site's cases.
-        number: rounds done before.
-        learning_rate: of the round.
+        whole: gives a whole model ``[P]`` from shared coordinates ``[Q]``.
+        batches: gives the batches of a round.
+        optimizer: name and options of the local optimiser.
     """
 
     def __init__(
         self, name: str, vector: Tensor, model: FlatModule, task: Task, dataset: Dataset, parts: Parts,
-        shared: Selection, seed: tuple[str | int, ...], measure: Measure, number: int = 0, learning_rate: float = 0.0,
+        shared: Selection, seed: tuple[str | int, ...], measure: Measure, whole: Callable[[Tensor], Tensor],
+        batches: Callable[[int], Iterator[tuple[Tensor, Tensor]]], optimizer: Named,
     ) -> None:  # fmt: skip
         self.name, self.vector, self.model, self.task = name, vector, model, task
         self.layout, self.trainable = model.layout, model.layout.trainable
-        self.number, self.learning_rate = number, learning_rate
+        self.number, self.learning_rate = 0, float(optimizer[1]["lr"])
         self.class_counts = _class_counts(task, dataset, parts)
         self._dataset, self._parts, self._selection, self._seed = dataset, parts, shared, seed
-        self._measure = measure
+        self._measure, self._whole, self._batches, self._optimizer = measure, whole, batches, optimizer
         self._measured: dict[tuple[int, str], Mapping[str, float]] = {}
+
+    def at(self, vector: Tensor, number: int, optimizer: Named) -> View:
+        """The same site with another model ``[P]``, in a round with its own options of the optimiser."""
+        other = copy(self)
+        other.vector, other.number, other.learning_rate = vector, number, float(optimizer[1]["lr"])
+        other._optimizer, other._measured = optimizer, {}
+        return other
 
     def count(self, part: PartOfCases = "train") -> int:
         """See `SiteView`."""
@@ -76,15 +88,19 @@ class View(SiteView):
 
     def whole(self, state: Tensor) -> Tensor:
         """See `SiteView`."""
-        if self._selection.everything:
-            return state
-        vector = self.vector.clone()
-        self._selection.put(vector, state)
-        return vector
+        return self._whole(state)
 
     def shared(self, vector: Tensor) -> Tensor:
         """See `SiteView`."""
         return self._selection.take(vector)
+
+    def batches(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """See `SiteView`."""
+        return self._batches(self.number)
+
+    def optimizer(self, parameters: Iterable[nn.Parameter]) -> Optimizer:
+        """See `SiteView`."""
+        return build_optimizer(self._optimizer, list(parameters))
 
     def generator(self, *names: str | int) -> torch.Generator:
         """See `SiteView`."""

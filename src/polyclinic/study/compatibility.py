@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -10,6 +10,7 @@ from typing import Any
 from polyclinic.client.personal import PERSONAL
 from polyclinic.methods import Method
 from polyclinic.parts import PROCEDURES, TOPOLOGIES, Aggregation, Part, ServerEnd, SiteEnd, build_chain, build_part
+from polyclinic.parts.site_end import overrides
 from polyclinic.tasks import TASKS
 
 
@@ -42,6 +43,7 @@ class Local:
         keeps_optimizer: whether its state stays between rounds.
         mixed_precision: whether the study asks for it.
         chosen: whether sites are chosen anew each round.
+        besides: entries of the training that change how a site trains by itself, besides its optimiser and batches.
     """
 
     task: str
@@ -49,6 +51,7 @@ class Local:
     keeps_optimizer: bool
     mixed_precision: bool
     chosen: bool
+    besides: Sequence[str] = ()
 
 
 def refusal(method: Method, local: Local) -> Refusal | None:
@@ -75,7 +78,7 @@ def _one_aggregation(method: Method, local: Local) -> Refusal | None:
 
 
 def _order(method: Method, local: Local) -> Refusal | None:
-    ends = [(name, part, part.at_server()) for name, part in _built(method)]
+    ends = [(name, part, part.at_server()) for key, name, part in _placed(method) if key == "server"]
     changing = [(name, part) for name, part, end in ends if type(end).finish is not ServerEnd.finish]
     for (before, first), (name, part) in pairwise(changing):
         if part.undoes and not first.undoes:
@@ -99,6 +102,10 @@ def _hidden(method: Method, local: Local) -> Refusal | None:
     if hiding and needing:
         return Refusal(f"{needing[0]} needs each site's update, and {hiding[0]} shows the server their sum alone.",
                        f"Leave out {hiding[0]}, or use the mean.", "server")  # fmt: skip
+    telling = [name for name, part in _built(method) if part.reveals and overrides(part.at_site(), "end")]
+    if hiding and telling:
+        return Refusal(f"{telling[0]} sends something with each update, which {hiding[0]} does not hide.",
+                       "Leave out one of the two.", "channel")  # fmt: skip
     return None
 
 
@@ -123,7 +130,7 @@ def _gradient_step(method: Method, local: Local) -> Refusal | None:
 
 
 def _linear_steps(method: Method, local: Local) -> Refusal | None:
-    wanting = [(name, key) for key, name, part in _placed(method) if part.needs_sgd]
+    wanting = [(name, key) for key, name, part in _all(method) if part.needs_sgd]
     if not wanting or method.work == "gradient":
         return None
     name, key = wanting[0]
@@ -139,7 +146,7 @@ def _linear_steps(method: Method, local: Local) -> Refusal | None:
 
 
 def _task(method: Method, local: Local) -> Refusal | None:
-    for key, name, part in _placed(method):
+    for key, name, part in _all(method):
         if part.tasks and local.task not in part.tasks:
             return Refusal(f"{name} is for {' and '.join(part.tasks)}, and the task is {local.task}.",
                            "Leave it out.", key)  # fmt: skip
@@ -177,6 +184,11 @@ def _procedure(method: Method, local: Local) -> Refusal | None:
                        "Use `procedure: local`.", "procedure")  # fmt: skip
     if local.keeps_optimizer:
         return Refusal(f"In the procedure {name} no optimiser is kept.", "Use `optimizer_state: reset`.", "procedure")
+    if method.work == "gradient":
+        return Refusal(f"In the procedure {name} sites don't send a gradient.", "Use fedavg.", "procedure")
+    if local.besides:
+        return Refusal(f"In the procedure {name} sites do not train alone, so `{local.besides[0]}` means nothing.",
+                       f"Leave `{local.besides[0]}` out, or use `procedure: local`.", "procedure")  # fmt: skip
     return None
 
 
@@ -198,6 +210,12 @@ def _placed(method: Method) -> list[tuple[str, str, Part]]:
     """Entry of the method, name, and part, of all parts that change what is trained."""
     places = (("channel", reversed(method.channel)), ("local", method.local), ("server", method.server))
     return [(key, name, build_part(name, options)) for key, entries in places for name, options in entries]
+
+
+def _all(method: Method) -> list[tuple[str, str, Part]]:
+    """The same, with the topology and the procedure."""
+    others = (("topology", method.topology), ("procedure", method.procedure))
+    return [*_placed(method), *((key, name, build_part(name, options)) for key, (name, options) in others)]
 
 
 def _built(method: Method) -> list[tuple[str, Part]]:

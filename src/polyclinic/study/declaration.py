@@ -8,11 +8,13 @@ from typing import Any, Literal
 from pydantic import Field, PrivateAttr, ValidationError, field_validator
 
 from polyclinic.audit.poisoning import Attack, read_attack
+from polyclinic.composition import METHODS
 from polyclinic.data.spec import DataSpec, Target
 from polyclinic.data.volumes.fingerprint import VolumePlan
 from polyclinic.errors import StudyError, nearest
 from polyclinic.models.catalogue import MODELS
 from polyclinic.options import EntryError, first_entry_error
+from polyclinic.study.baselines import BASELINES
 from polyclinic.study.candidates import find_candidates
 from polyclinic.study.data_entry import check_data
 from polyclinic.study.entries import (
@@ -84,6 +86,21 @@ class Declaration(Part):
     def study_methods(self) -> list[StudyMethod]:
         """The methods with their parts."""
         return self._methods
+
+    @property
+    def baselines(self) -> dict[str, str]:
+        """``single`` and ``fedavg`` -> label of the method of the study that all others are compared with under it.
+
+        It is the first one of that name in the catalogue whose parts are the catalogue's own; one that has the study's
+        own training goes before one that changes it. A baseline that the study does not have is not there.
+        """
+        found = {}
+        for name in BASELINES:
+            plain = METHODS[name]().text
+            own = [one for one in self._methods if one.name == name and one.method.text == plain]
+            for one in sorted(own, key=lambda one: one.training != self.training)[:1]:
+                found[name] = one.label
+        return found
 
     def candidates(self, method: StudyMethod) -> list[Candidate]:
         """What a search tries for a method of the study; the first is the method as the study file has it."""

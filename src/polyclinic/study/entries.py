@@ -41,7 +41,8 @@ class Training(Part):
     loss: str | None = None
     """One of the task's losses; default: its first."""
     class_weights: Literal["none", "balanced"] | list[PositiveFloat] = "none"
-    """``balanced`` weights classes by the inverse of their number over all training sites."""
+    """``balanced`` weights classes by the inverse of their number over all training sites. The loss is the mean over
+    cases of weight x loss, not divided by the sum of weights as in PyTorch's ``CrossEntropyLoss(weight)``."""
     clip: PositiveFloat | None = None
     """Largest norm of a gradient."""
     weights: Literal["cases", "uniform"] = "cases"

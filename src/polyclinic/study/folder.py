@@ -17,8 +17,9 @@ from polyclinic.files import DRAFT, write_atomic
 from polyclinic.running.progress import Checkpoint
 from polyclinic.study.checked import CheckedStudy
 from polyclinic.study.job import Job, Outcome, slug
+from polyclinic.study.kinds import RUN, check_runs
 from polyclinic.study.lock import LOCK
-from polyclinic.study.provenance import machine, now
+from polyclinic.study.provenance import machine, now, plugins
 from polyclinic.study.table_files import read_table, write_table
 
 
@@ -58,6 +59,12 @@ class Folder:
         if content != self._content():
             raise ResultsError("P501", f"The study in {self.path} is not this one: {self._difference(content)}.",
                                "Resume with the study file that it was started with.")  # fmt: skip
+        then, here = self.record.get("plugins", {}), plugins()
+        if then != here and not self.is_finished:
+            before, now_there = (", ".join(found.values()) or "none" for found in (then, here))
+            message = f"The study in {self.path} was started with other plug-ins: {before}. Now there are: {now_there}."
+            hint = "Install those that it was started with, or start anew in another folder with --out."
+            raise ResultsError("P501", message, hint)
 
     @property
     def is_finished(self) -> bool:
@@ -163,7 +170,7 @@ class Folder:
             dice = {"dice": json.dumps(outcome.overlay_dice)}
             write_atomic(draft / "overlays.safetensors", save(outcome.overlays, dice))
         for stem, tensors in outcome.models.items():
-            about = {"model": self.study.declaration.model_part, "method": job.label(job.methods[0])}
+            about = {"model": self.study.declaration.model_part, "method": job.methods[0].label, RUN: job.run}
             # One entry only: safetensors writes several in an order that changes from run to run.
             content = save(tensors, {"about": json.dumps(about)})
             write_atomic(self.path / "models" / f"{stem}.safetensors", content)
@@ -187,7 +194,14 @@ class Folder:
         return found
 
     def gather(self, jobs: list[Job], name: str) -> pd.DataFrame:
-        """One table of all jobs, in the order of the jobs."""
+        """One table of all jobs, in the order of the jobs.
+
+        Raises:
+            ResultsError: P501, an older version wrote one of them, which did not tell kinds of run in a column.
+        """
         paths = [self.jobs / self.job_name(job) / name for job in jobs]
-        tables = [read_table(path) for path in paths if path.is_file() and path.stat().st_size > 1]
+        paths = [path for path in paths if path.is_file() and path.stat().st_size > 1]
+        tables = [read_table(path) for path in paths]
+        for path, table in zip(paths, tables, strict=True):
+            check_runs(path, list(table.columns))
         return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame()

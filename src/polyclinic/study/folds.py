@@ -12,6 +12,7 @@ from polyclinic.data.scaling import Summary
 from polyclinic.engine import Engine, LocalEngine
 from polyclinic.errors import DataError
 from polyclinic.notes import Note
+from polyclinic.site.messages import Prepare
 from polyclinic.study.declaration import Declaration
 from polyclinic.study.job import Fold, Job
 from polyclinic.study.preparing import Preparation, describe, prepare
@@ -76,13 +77,11 @@ class Folds:
     def _prepare(self, engine: Engine, number: int, without: str | None) -> Preparation:
         """Split, harmonise and scale at every site; summaries of the site ``without`` are not used."""
         data, evaluation = self.declaration.data, self.declaration.evaluation
-        request = {
-            "fold": number, "folds": self.declaration.folds, "holdout": evaluation.holdout,
-            "validation": evaluation.validation, "split_seed": evaluation.split_seed,
-            "small_sites": evaluation.small_sites, "steps": self.steps, "augmentation": data.augmentation,
-            "classes": self.classes,
-            "patch": None if data.box is None else data.box.model_dump(mode="json"),
-        }  # fmt: skip
+        request = Prepare(
+            fold=number, folds=self.declaration.folds, holdout=evaluation.holdout, validation=evaluation.validation,
+            split_seed=evaluation.split_seed, small_sites=evaluation.small_sites, steps=self.steps,
+            augmentation=data.augmentation, classes=self.classes, patch=data.box,
+        )  # fmt: skip
         self._stand.pop(engine, None)
         done = prepare(engine, request, without)
         self._stand[engine] = number, without

@@ -1,14 +1,17 @@
-"""How sure a number is: DeLong's variance of the area under the ROC curve, the patient bootstrap, Holm's correction."""
+"""How sure a number is: areas under the ROC curve, shares near their ends, the patient bootstrap, Holm's correction."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike, NDArray
-from scipy.special import expit, logit
-from scipy.stats import norm, rankdata
+from scipy.optimize import brentq
+from scipy.stats import beta, norm, rankdata
+from scipy.stats import t as student
 
 from polyclinic.seeds import derive_seed
 
@@ -16,6 +19,8 @@ Floats = NDArray[np.float64]
 
 #: Two-sided 95 % point of the normal distribution.
 Z95 = float(norm.ppf(0.975))
+#: Areas and shares no further apart are the same but for rounding.
+TINY = 1e-9
 
 
 def _placements(labels: ArrayLike, scores: ArrayLike) -> tuple[Floats, Floats]:
@@ -64,39 +69,137 @@ def delong_paired(labels: ArrayLike, a: ArrayLike, b: ArrayLike) -> tuple[float,
 
     Args:
         labels: [n] of 0 and 1.
-        a: [n] scores of the one.
-        b: [n] scores of the other.
+        a: [n] scores of the one, or [S, n] of the models of S seeds, whose areas are averaged.
+        b: [n] or [S, n] scores of the other.
 
     Returns:
         Area of ``a`` minus area of ``b``, its variance, and the two-sided p of ``normal_p``; NaN as in ``delong``.
+        Where all cases of both classes agree on the difference, nothing is left for a variance to be seen in: p is
+        then that of the sign test over the smaller class.
     """
-    if len(np.unique(np.asarray(labels))) < 2:
+    labels = np.asarray(labels)
+    if len(np.unique(labels)) < 2:
         return float("nan"), float("nan"), float("nan")
-    of_a, of_b = _placements(labels, a), _placements(labels, b)
+    pairs = [
+        [_placements(labels, one) for one in np.atleast_2d(np.asarray(scores, dtype=np.float64))] for scores in (a, b)
+    ]
+    of_a, of_b = ([np.mean(parts, axis=0) for parts in zip(*pair, strict=True)] for pair in pairs)
     difference, variance = _mean_and_variance((of_a[0] - of_b[0], of_a[1] - of_b[1]))
+    if difference and variance < 1e-12 * difference**2:  # nought but for rounding
+        return difference, variance, float(2 * 0.5 ** min(len(of_a[0]), len(of_a[1])))
     return difference, variance, normal_p(difference, variance)
+
+
+def variance_by_p(difference: float, p: float) -> float:
+    """The variance with which ``normal_p`` gives a difference this ``p``."""
+    return float((difference / norm.isf(p / 2)) ** 2)
 
 
 def normal_p(difference: float, variance: float) -> float:
     """Two-sided p of a normal difference from nought: 1 for no difference, NaN for one that has no variance."""
-    if difference == 0 and variance >= 0:
+    if difference == 0:
         return 1.0
     if not variance > 0:
         return float("nan")
     return float(2 * norm.sf(abs(difference) / np.sqrt(variance)))
 
 
-def logit_interval(mean: float, variance: float) -> tuple[float, float]:
-    """95 % interval of a share, symmetrical on the logit scale, so that it stays within 0 and 1.
+# --- areas under the curve --------------------------------------------------------------------------------------------
 
-    A mean of 0 or 1 has no logit: the interval is then that point, as is usual for a perfect area under the curve.
+
+class Area(NamedTuple):
+    """The area under the curve of one seed and fold.
+
+    Attributes:
+        seed: seeds share their patients, folds of a seed do not.
+        value: the area.
+        variance: DeLong's; NaN where a class has one case.
+        positives, negatives: numbers of patients.
     """
-    if not 0 < mean < 1:
-        return mean, mean
-    half = Z95 * np.sqrt(variance) / (mean * (1 - mean))
-    return float(expit(logit(mean) - half)), float(expit(logit(mean) + half))
+
+    seed: int
+    value: float
+    variance: float
+    positives: int
+    negatives: int
 
 
+def combine(parts: Sequence[tuple[int, float, float]]) -> tuple[float, float]:
+    """Mean of (seed, estimate, variance) of each fold, and its variance.
+
+    Folds have different patients, so their variances add; seeds have the same, so theirs are averaged. Folds without
+    an estimate are left out.
+    """
+    known = [part for part in parts if not np.isnan(part[1])]
+    if not known:
+        return float("nan"), float("nan")
+    by_seed: dict[int, list[float]] = {}
+    for seed, _, variance in known:
+        by_seed.setdefault(seed, []).append(variance)
+    variances = [sum(of_folds) / len(of_folds) ** 2 for of_folds in by_seed.values()]
+    return float(np.mean([estimate for _, estimate, _ in known])), float(np.mean(variances))
+
+
+def expected_variance(area: float, positives: ArrayLike, negatives: ArrayLike) -> Floats:
+    """Variance of an area under the curve that a true area and numbers of cases lead to expect.
+
+    Hanley & McNeil 1982, "The meaning and use of the area under a receiver operating characteristic (ROC) curve",
+    Radiology 143(1): equation 1 with the negative exponential model. Which class is the spread one is not known, so the
+    larger of the two variances is taken.
+    """
+    both_above, both_below = area / (2 - area) - area**2, 2 * area**2 / (1 + area) - area**2
+    most, least = np.maximum(positives, negatives) - 1, np.minimum(positives, negatives) - 1
+    spread = most * max(both_above, both_below) + least * min(both_above, both_below)
+    variance: Floats = (area * (1 - area) + spread) / np.multiply(positives, negatives)
+    return variance
+
+
+def area_interval(areas: Sequence[Area]) -> tuple[float, float]:
+    """95 % interval of the mean of areas under the curve over folds and seeds, by inverting a score test.
+
+    It holds each true area θ from which the mean found lies no further than t √V(θ). As in method 5 of Newcombe 2006,
+    "Confidence intervals for an effect size measure based on the Mann-Whitney statistic, part 2", Statistics in
+    Medicine 25(4), V(θ) is the variance to be expected under θ, so the interval of a perfect area is no point: it
+    has the numbers of cases in it. V(θ) is scaled by DeLong's variance over the expected one at the mean found, which
+    is believed the more, the more patients there are (to widen), and the more of them are misplaced (to narrow). t has
+    the degrees of freedom of the smaller class within folds, twice. Coverage: ``benchmarks/intervals.py``.
+
+    Args:
+        areas: of each seed and fold; folds whose area is NaN are left out.
+
+    Returns:
+        Low and high; NaN if there is no area.
+    """
+    areas = [area for area in areas if not np.isnan(area.value)]
+    if not areas:
+        return float("nan"), float("nan")
+    mean, found = combine([area[:3] for area in areas])
+    folds = Counter(area.seed for area in areas)
+    positives, negatives = (np.array(counts, float) for counts in zip(*(area[3:] for area in areas), strict=True))
+    shares = np.array([1 / folds[area.seed] ** 2 for area in areas]) / len(folds)
+    mean = 1.0 if mean > 1 - TINY else 0.0 if mean < TINY else mean
+
+    def expected(area: float) -> float:
+        return float(expected_variance(area, positives, negatives) @ shares)
+
+    patients = float(min(positives.sum(), negatives.sum())) / len(folds)
+    ratio = 1.0
+    if 0 < mean < 1 and not np.isnan(found):
+        ratio = found / expected(mean)
+        evidence = patients if ratio > 1 else patients * min(mean, 1 - mean)
+        ratio = 1 + (ratio - 1) * evidence / (evidence + 5)
+    freedom = 2 * max(patients - len(areas) / len(folds), 2)
+    reach = ratio * float(student.ppf(0.975, freedom)) ** 2
+
+    def outside(area: float) -> float:
+        return (mean - area) ** 2 - reach * expected(area)
+
+    low = 0.0 if mean == 0 else brentq(outside, 0.0, mean - TINY)
+    high = 1.0 if mean == 1 else brentq(outside, mean + TINY, 1.0)
+    return float(low), float(high)
+
+
+# --- the bootstrap ----------------------------------------------------------------------------------------------------
 def patient_weights(
     patients: pd.DataFrame, count: int, seed: int, *, block: int | None = None
 ) -> Iterator[NDArray[np.float64]]:
@@ -143,6 +246,33 @@ def bootstrap_interval(value: float, draws: Floats, upper: float = np.inf, lower
         return float("nan"), float("nan")
     low, high = np.percentile(draws, [2.5, 97.5]) - (draws.mean() - value)
     return float(np.clip(low, lower, upper)), float(np.clip(high, lower, upper))
+
+
+def touches_end(draws: Floats, upper: float = 1.0, lower: float = 0.0) -> bool:
+    """Whether so many bootstrap draws [B] of a share lie at an end of its range that their percentile does.
+
+    Nothing can vary beyond the end, so percentiles are too narrow there, and a point where all draws are at the end.
+    """
+    draws = draws[np.isfinite(draws)]
+    if len(draws) < 2:
+        return False
+    low, high = np.percentile(draws, [2.5, 97.5])
+    return bool(low <= lower + TINY or high >= upper - TINY)
+
+
+def share_interval(value: float, count: float) -> tuple[float, float]:
+    """Exact 95 % interval of a share that was found among ``count`` cases, which need not be a whole number.
+
+    Clopper & Pearson 1934, "The use of confidence or fiducial limits illustrated in the case of the binomial",
+    Biometrika 26(4). It is no point where all cases agree.
+
+    >>> [round(end, 3) for end in share_interval(1.0, 10)]
+    [0.692, 1.0]
+    """
+    found, missed = value * count, (1 - value) * count
+    low = 0.0 if value <= 0 else float(beta.ppf(0.025, found, missed + 1))
+    high = 1.0 if value >= 1 else float(beta.ppf(0.975, found + 1, missed))
+    return low, high
 
 
 def bootstrap_p(difference: float, draws: Floats) -> float:

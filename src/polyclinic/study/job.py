@@ -12,7 +12,7 @@ from polyclinic.data.scaling import Summary
 from polyclinic.notes import Note
 from polyclinic.running.progress import Row
 from polyclinic.seeds import derive_seed
-from polyclinic.study.columns import ATTACKED, UNSEEN
+from polyclinic.study.kinds import ATTACKED, PLAIN, UNSEEN, titled
 from polyclinic.study.method_entries import StudyMethod
 
 
@@ -79,7 +79,7 @@ class Job:
         """For progress displays."""
         names = " + ".join(method.label for method in self.methods)
         if self.attacked:
-            names += ATTACKED
+            names = titled(names, ATTACKED)
         what = f"{names} without {self.without}" if self.without else names
         return what if self.trial is None else f"search: {what}, trial {self.trial + 1} of {self.trials}"
 
@@ -91,9 +91,10 @@ class Job:
         without = f"-without-{slug(self.without)}" if self.without is not None else ""
         return without if self.trial is None else f"{without}-trial{self.trial}"
 
-    def label(self, method: StudyMethod) -> str:
-        """Name of the method in the results."""
-        return method.label + (ATTACKED if self.attacked else UNSEEN if self.without is not None else "")
+    @property
+    def run(self) -> str:
+        """Which kind of run this is, as in the results."""
+        return ATTACKED if self.attacked else UNSEEN if self.without is not None else PLAIN
 
 
 @dataclass

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from polyclinic.audit.poisoning import Attack
 from polyclinic.communication.message import Message
-from polyclinic.engine import Engine, LocalEngine
+from polyclinic.engine import CheckedEngine, Engine, LocalEngine
 from polyclinic.notes import Note
 from polyclinic.parts import FEDERATION
 from polyclinic.rounds import run_rounds
@@ -21,6 +21,7 @@ from polyclinic.running.validation import evaluate, validation_score
 from polyclinic.state import FlatModule
 from polyclinic.study.declaration import Declaration
 from polyclinic.study.job import Fold, Job, Outcome, slug
+from polyclinic.study.kinds import RUN
 from polyclinic.study.planning import Planner
 from polyclinic.study.testing import Tester, Trained
 
@@ -58,20 +59,21 @@ class JobRunner:
         study = job.methods[0]
         pooled = study.method.scope == "pool"
         plan, engine = self._ready(job, fold)
+        sites = CheckedEngine(self.engine, plan.known)
         if pooled:  # sites must know the model to test the pool's on their cases
             started = Message(plan.start.fields(), {"initial": plan.initial})
-            self.engine.ask("start", dict.fromkeys(self.engine.sites, started))
+            sites.ask("start", dict.fromkeys(sites.sites, started))
         progress, rows = run_rounds(plan, engine, checkpoint=checkpoint, report=report)
         outcome = Outcome()
         trained = Trained(plan, progress, self._models(plan, engine, progress))
-        tester = Tester(self.engine, self.declaration, self.classes, job, fold, self.attack)
+        tester = Tester(sites, self.declaration, self.classes, job, fold, self.attack)
         for method in job.methods:
             tester.test(method, trained, outcome)
-        label = job.label(study)
-        names = {"method": label, "seed": job.seed, "fold": job.fold}
+        names = {"method": study.label, RUN: job.run, "seed": job.seed, "fold": job.fold}
         outcome.rounds = [{**names, **row, "site": "pool" if pooled else row["site"]} for row in rows]
-        stem = slug(study.label if job.attacked else label)
-        outcome.models[f"{stem}-seed{job.seed}-fold{job.fold}" + job.suffix] = self._tensors(trained.models)
+        outcome.models[f"{slug(study.label)}-seed{job.seed}-fold{job.fold}" + job.suffix] = self._tensors(
+            trained.models
+        )
         outcome.notes = [Note("N803", f"{job.title}: {failure}") for failure in _few(progress.failures)]
         return outcome
 
@@ -108,10 +110,10 @@ class JobRunner:
             plan, engine = self.plan(job, fold, sites), self.engine
             if job.attacked and self.attack is not None:
                 engine = self.attack.around(engine, self.template.layout, plan.selection, job.seed)
-            return plan, engine
+            return plan, CheckedEngine(engine, plan.known)
         name = "+".join(sites)
         plan = self.plan(job, fold, [name])
-        return plan, self.local.pool(name, sites, plan.start)
+        return plan, CheckedEngine(self.local.pool(name, sites, plan.start), plan.known)
 
     def plan(self, job: Job, fold: Fold, sites: list[str]) -> Plan:
         """What the loop is given for a job trained at ``sites``."""

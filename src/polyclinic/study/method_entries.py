@@ -17,7 +17,6 @@ from polyclinic.methods import SHARES, Method, PartEntry
 from polyclinic.options import Catalogue, EntryError, Place, check_options, first_entry_error, split_entry
 from polyclinic.parts import PLACES
 from polyclinic.server.selection import PARTICIPATION, Participation
-from polyclinic.study.columns import KINDS_OF_RUN
 from polyclinic.study.compatibility import Local, refusal
 from polyclinic.study.entries import Training, check_keys
 from polyclinic.tasks import TASKS
@@ -101,7 +100,8 @@ class MethodReader:
             check_training(training, self.task, (*inner, "training"))
         keeps = method.keep_optimizer or training.optimizer_state == "keep"
         chosen = bool(training.participation)
-        refused = refusal(method, Local(self.task, optimizer_of(training)[0], keeps, self.mixed, chosen))
+        besides = [*(["precision: mixed"] if self.mixed else []), *_besides(training)]
+        refused = refusal(method, Local(self.task, optimizer_of(training)[0], keeps, self.mixed, chosen, besides))
         if refused is not None:
             raise EntryError("P104", refused.message, refused.hint, place=(*inner, *refused.place(common)))
         options = ", ".join(f"{key}={_short(value)}" for key, value in {**given, **parts}.items())
@@ -110,9 +110,6 @@ class MethodReader:
             message = f"got the label {label!r}; expected up to 80 letters, digits, blanks or . , = ( ) + - : /."
             hint = "" if "label" in common else "It is made of the method's options; give a shorter one with `label:`."
             raise EntryError("P102", message, hint, place=(*inner, "label"))
-        if label.endswith(KINDS_OF_RUN):
-            message = f"got the label {label!r}; the results put such an ending after a label themselves."
-            raise EntryError("P102", message, "Choose another label.", place=(*inner, "label"))
         filled = {"label": label, **own}
         if method.scope == "federation":
             filled |= composed_entry(method, METHODS[name](**own))
@@ -243,6 +240,15 @@ def build_participation(training: Training, place: Place = ("training",)) -> lis
         return [PARTICIPATION[name](**options) for name, options in entries]
     except StudyError as error:
         raise EntryError(error.code, error.message, error.hint, place=place) from None
+
+
+def _besides(training: Training) -> list[str]:
+    """Entries that change how a site trains by itself, besides its optimiser and batches."""
+    budget = training.time_budget is not None and training.step_seconds is None
+    given = {
+        "clip": training.clip is not None, "class_weights": training.class_weights != "none", "time_budget": budget,
+    }  # fmt: skip
+    return [name for name, there in given.items() if there]
 
 
 def schedule_of(training: Training) -> Named | None:

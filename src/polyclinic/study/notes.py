@@ -7,12 +7,14 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from polyclinic.audit.poisoning import Attack
+from polyclinic.catalogues import PLUGINS
 from polyclinic.methods import SHARES
 from polyclinic.notes import Note
 from polyclinic.parts import build_part
 from polyclinic.state import Layout
 from polyclinic.study.declaration import Declaration
 from polyclinic.study.job import Fold
+from polyclinic.study.kinds import PLAIN, RUN
 from polyclinic.study.method_entries import StudyMethod
 from polyclinic.study.planning import balanced_weights
 
@@ -21,6 +23,11 @@ if TYPE_CHECKING:
 
 #: A training loss is far too high above so many times that of a model that guesses.
 _FAR = 20
+
+
+def left_out() -> list[Note]:
+    """On plug-ins that could not be loaded."""
+    return [Note("N107", str(plugin)) for plugin in PLUGINS if plugin.problem]
 
 
 def full_precision(declaration: Declaration, device: str) -> list[Note]:
@@ -82,6 +89,7 @@ def diverged(declaration: Declaration, rounds: pd.DataFrame, folds: Sequence[Fol
         rounds: a row a round and site.
         folds: the sites' parts.
     """
+    rounds = rounds[rounds[RUN] == PLAIN]
     runs = rounds.groupby(["method", "seed", "fold", "site"])["round"]
     last = rounds[rounds["round"] == runs.transform("max")]
     found = []

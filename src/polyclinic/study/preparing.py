@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import pandas as pd
 from torch import Tensor
@@ -12,8 +11,10 @@ from polyclinic.communication.message import Message
 from polyclinic.data.preparation import SharedStep, build_steps
 from polyclinic.data.scaling import Summary, merge
 from polyclinic.data.statistics import Sketch, agreed_edges
-from polyclinic.engine import Engine
+from polyclinic.engine import CheckedEngine, Engine
 from polyclinic.notes import Note
+from polyclinic.site.messages import Prepare
+from polyclinic.site.schema import Known
 from polyclinic.study.columns import DESCRIBED, STAGES
 
 
@@ -30,28 +31,30 @@ class Preparation:
     notes: list[Note]
 
 
-def prepare(engine: Engine, request: dict[str, Any], without: str | None = None) -> Preparation:
+def prepare(engine: Engine, request: Prepare, without: str | None = None) -> Preparation:
     """Split every site's cases and go along the chain of preparation.
 
     Args:
         engine: who runs the sites.
-        request: fields of the message ``prepare``; ``steps`` names the chain.
+        request: fields of the message ``prepare``; its ``steps`` name the chain.
         without: a site whose summaries are not used, because it stands for a hospital that joins later. It is prepared
             with what the others found.
 
     Raises:
         PolyclinicError: a site failed, or a step is impossible with these sites.
     """
-    replies = engine.ask("prepare", dict.fromkeys(engine.sites, Message(request)))
+    sites = engine.sites
+    replies = CheckedEngine(engine, Known()).ask("prepare", dict.fromkeys(sites, Message(request.fields())))
     members = [site for site, reply in replies.items() if reply.fields["train"] and site != without]
     notes = [Note("N801", reply.fields["note"]) for reply in replies.values() if reply.fields["note"]]
-    for step in build_steps(request["steps"]):
+    for step in build_steps(request.steps):
         # Without training cases anywhere there is nothing to merge; the caller says so.
         if not isinstance(step, SharedStep) or not members:
             continue
-        shared = engine.ask("share", dict.fromkeys(members, Message()))
+        checked = CheckedEngine(engine, Known(step=step))
+        shared = checked.ask("share", dict.fromkeys(members, Message()))
         merged, said = step.merge({site: reply.tensors for site, reply in shared.items()})
-        applied = engine.ask("apply", dict.fromkeys(engine.sites, Message({}, merged)))
+        applied = checked.ask("apply", dict.fromkeys(sites, Message({}, merged)))
         said += [sentence for reply in applied.values() for sentence in reply.fields["notes"]]
         notes += [Note("N802", sentence) for sentence in said]
     return Preparation(replies, list(dict.fromkeys(notes)))
@@ -71,6 +74,7 @@ def describe(engine: Engine, features: dict[int, str]) -> pd.DataFrame:
         a row a site, feature and stage (before, after): count, mean, deviation and quartiles; the last are missing
         where a site said nothing.
     """
+    engine = CheckedEngine(engine, Known())
     replies = engine.ask("describe", dict.fromkeys(engine.sites, Message()))
     summaries = {
         (site, stage): Summary.from_tensors(_of(reply, stage)) for site, reply in replies.items() for stage in STAGES

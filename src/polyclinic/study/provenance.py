@@ -29,7 +29,15 @@ def machine() -> dict[str, Any]:
             "instructions": torch.backends.cpu.get_cpu_capability(),
             "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         },
+        "plugins": plugins(),
     }  # fmt: skip
+
+
+def plugins() -> dict[str, str]:
+    """Entry point of each plug-in that was loaded -> its package, with its version."""
+    from polyclinic.catalogues import PLUGINS
+
+    return {plugin.name: plugin.package for plugin in PLUGINS if not plugin.problem}
 
 
 def _version(package: str) -> str | None:

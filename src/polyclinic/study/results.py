@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from polyclinic.errors import ResultsError
 from polyclinic.notes import Note
+from polyclinic.study.kinds import PLAIN, RUN, check_runs
 from polyclinic.study.table_files import read_table
 
 if TYPE_CHECKING:
@@ -24,7 +25,7 @@ class Results:
         keeper: keeps a temporary folder alive as long as these results.
 
     Raises:
-        ResultsError: P501 if the folder holds no finished study.
+        ResultsError: P501 if the folder holds no finished study, or one of a version without the column ``run``.
     """
 
     def __init__(self, folder: Path, keeper: TemporaryDirectory[str] | None = None) -> None:
@@ -36,26 +37,45 @@ class Results:
                 f"There are no results in {self.folder}: results.csv is missing.",
                 "Give the folder of a finished study, or finish one with `polyclinic run STUDY --out DIR --resume`.",
             )
+        with (self.folder / "results.csv").open(encoding="utf-8") as file:
+            check_runs(self.folder / "results.csv", file.readline().rstrip("\n").split(","))
 
     @cached_property
     def results(self) -> pd.DataFrame:
-        """method, seed, fold, trained_on, tested_on, metric, value."""
+        """method, run, seed, fold, trained_on, tested_on, metric, value.
+
+        ``run`` is ``plain``, ``unseen`` (tested at a site it was trained without) or ``attacked`` (trained with corrupt
+        sites among the others), here and in the other tables; ``method`` is the label alone.
+        """
         return read_table(self.folder / "results.csv")
 
     @cached_property
     def predictions(self) -> pd.DataFrame:
-        """A row a test case, method and model."""
+        """A row a test case, method, kind of run and model."""
         return read_table(self.folder / "predictions.csv")
 
     @cached_property
     def rounds(self) -> pd.DataFrame:
-        """A row a round and site."""
+        """A row a round and site, for each method and kind of run."""
         return read_table(self.folder / "rounds.csv")
 
     @cached_property
     def summary(self) -> pd.DataFrame:
-        """Mean, deviation, interval and tests for each method and metric."""
+        """Mean, deviation, interval and tests for each method, kind of run and metric."""
         return read_table(self.folder / "summary.csv")
+
+    @cached_property
+    def unseen(self) -> pd.DataFrame:
+        """What each method loses at sites left out of training: paired differences; see docs/results-files.md.
+
+        Raises:
+            ResultsError: P501, no method was run both ways.
+        """
+        path = self.folder / "unseen.csv"
+        if not path.is_file():
+            raise ResultsError("P501", "No method was tested at sites left out of training: there is no unseen.csv.",
+                               "Give its study file `evaluation: {unseen_sites: true}`.")  # fmt: skip
+        return read_table(path)
 
     @cached_property
     def search(self) -> pd.DataFrame:
@@ -86,9 +106,14 @@ class Results:
         found: dict[str, Any] = json.loads((self.folder / "provenance.json").read_text(encoding="utf-8"))
         return found
 
-    def table(self, over: str = "sites") -> pd.DataFrame:
-        """Methods by metrics: mean over the scored sites (``sites``) or over all cases together (``all``)."""
-        rows = self.summary[self.summary["over"] == over]
+    def table(self, over: str = "sites", run: str = PLAIN) -> pd.DataFrame:
+        """Methods by metrics: mean over the scored sites (``sites``) or over all cases together (``all``).
+
+        Args:
+            over: ``sites`` or ``all``.
+            run: the kind of run.
+        """
+        rows = self.summary[(self.summary["over"] == over) & (self.summary[RUN] == run)]
         order = list(dict.fromkeys(rows["method"]))
         metrics = list(dict.fromkeys(rows["metric"]))
         return rows.pivot(index="method", columns="metric", values="mean").loc[order, metrics]

@@ -27,7 +27,6 @@ from polyclinic.parts import build_part
 from polyclinic.site.run import not_stackable
 from polyclinic.state import FlatModule
 from polyclinic.study.checked import CheckedStudy
-from polyclinic.study.columns import ATTACKED, UNSEEN
 from polyclinic.study.display import Display
 from polyclinic.study.fit import (
     check_enough_sites,
@@ -42,14 +41,15 @@ from polyclinic.study.folder import Folder
 from polyclinic.study.folds import Folds
 from polyclinic.study.job import Fold, Job
 from polyclinic.study.jobs import JobRunner
+from polyclinic.study.kinds import RUN, RUNS
 from polyclinic.study.lock import locked
 from polyclinic.study.method_entries import StudyMethod
-from polyclinic.study.notes import diverged, full_precision, idle_parts, spared
+from polyclinic.study.notes import diverged, full_precision, idle_parts, left_out, spared
 from polyclinic.study.planning import work_of
 from polyclinic.study.report.page import write_report
 from polyclinic.study.search import Searching
 from polyclinic.study.site_table import site_table
-from polyclinic.study.statistics import summarise
+from polyclinic.study.statistics import cost_of_unseen, summarise
 from polyclinic.study.table_files import write_table
 from polyclinic.study.testing import result_rows
 from polyclinic.tasks import build_task
@@ -135,6 +135,7 @@ class _Runner:
         jobs = self._jobs(folds)
         self.display.planned(plan, len(jobs))
         self.method_notes = [
+            *left_out(),
             *full_precision(self.declaration, plan.device),
             *idle_parts(self.declaration, template.layout),
             *spared(self.declaration, self.attack, len(self.opened.sites), template.layout),
@@ -247,13 +248,13 @@ class _Runner:
         """The long tables of the whole study."""
         out, declaration = self.folder.path, self.declaration
         self.display.step("tables and statistics")
-        labels = [m.label + kind for kind in ("", UNSEEN, ATTACKED) for m in declaration.study_methods]
-        ranks = {label: place for place, label in enumerate(labels)}
+        runs = {run: place for place, run in enumerate(RUNS)}
+        methods = {method.label: place for place, method in enumerate(declaration.study_methods)}
 
         def ordered(frame: pd.DataFrame) -> pd.DataFrame:
-            rank = frame["method"].map(ranks)
-            keyed = frame.assign(_rank=rank)
-            return keyed.sort_values(["_rank", "seed", "fold"], kind="stable").drop(columns="_rank")
+            keyed = frame.assign(_run=frame[RUN].map(runs), _method=frame["method"].map(methods))
+            keyed = keyed.sort_values(["_run", "_method", "seed", "fold"], kind="stable")
+            return keyed.drop(columns=["_run", "_method"])
 
         predictions = ordered(self.folder.gather(jobs, "predictions.csv"))
         classes = self.opened.classes
@@ -262,14 +263,14 @@ class _Runner:
         tested = sites["site"].map(lambda site: any(fold.test[site] for fold in folds.values()))
         sites = sites.assign(scored=sites["scored"] & tested)
         scored = dict(zip(sites["site"], sites["scored"], strict=True))
-        summary = self._summary(results, predictions, scored)
+        summary, unseen = self._summary(results, predictions, scored)
         paths = [self.folder.jobs / self.folder.job_name(job) / "notes.json" for job in jobs]
         rounds = ordered(self.folder.gather(jobs, "rounds.csv"))
         noted = [json.loads(path.read_text(encoding="utf-8")) for path in paths]
         notes = [
             *self.opened.notes,
             *self.method_notes,
-            *diverged(declaration, rounds[~rounds["method"].str.endswith(ATTACKED)], list(folds.values())),
+            *diverged(declaration, rounds, list(folds.values())),
             *self.split_notes,
             *(note for engine in self.engines for note in engine.notes),
             *(Note.from_json(one) for found in noted for one in found),
@@ -278,6 +279,8 @@ class _Runner:
         write_table(out / "rounds.csv", rounds)
         write_table(out / "sites.csv", sites)
         write_table(out / "summary.csv", summary)
+        if len(unseen):
+            write_table(out / "unseen.csv", unseen)
         backdoor = self.folder.gather(jobs, "backdoor.csv")
         if len(backdoor):
             write_table(out / "backdoor.csv", ordered(backdoor))
@@ -287,23 +290,18 @@ class _Runner:
         if declaration.target == "masks" and all(data.spacings is not None for data in self.opened.sites.values()):
             self.folder.note({"distances": "mm"})
 
-    def _summary(self, results: pd.DataFrame, predictions: pd.DataFrame, scored: dict[str, bool]) -> pd.DataFrame:
-        """The summary table; attacked methods are compared with the baselines under the same attack."""
-        parts = []
-        for attacked in (False, True):
-            mine, cases = (
-                frame[frame["method"].str.endswith(ATTACKED) == attacked].assign(
-                    method=lambda rows: rows["method"].str.removesuffix(ATTACKED)
-                )
-                for frame in (results, predictions)
-            )
-            if len(mine):
-                part = summarise(
-                    mine, cases, task=self.declaration.task, classes=self.opened.classes, scored=scored,
-                    bootstrap=self.declaration.evaluation.bootstrap,
-                )  # fmt: skip
-                parts.append(part.assign(method=part["method"] + ATTACKED) if attacked else part)
-        return pd.concat(parts, ignore_index=True)
+    def _summary(
+        self, results: pd.DataFrame, predictions: pd.DataFrame, scored: dict[str, bool]
+    ) -> tuple[pd.DataFrame, pd.DataFrame]:
+        """The summary table, and what it costs to be unseen."""
+        baselines = self.declaration.baselines
+        self.folder.note({"baselines": baselines})
+        about: dict[str, Any] = {
+            "task": self.declaration.task, "classes": self.opened.classes, "scored": scored,
+            "bootstrap": self.declaration.evaluation.bootstrap,
+        }  # fmt: skip
+        summary = summarise(results, predictions, baselines=baselines, **about)
+        return summary, cost_of_unseen(results, predictions, **about)
 
     def _write_overlays(self, jobs: list[Job]) -> None:
         from safetensors import safe_open

@@ -16,11 +16,12 @@ from typing import Any
 import pandas as pd
 
 from polyclinic.errors import DataError, PolyclinicError, TrainingError
-from polyclinic.study.columns import AFTER, BEFORE, UNSEEN
+from polyclinic.study.columns import AFTER, BEFORE
 from polyclinic.study.declaration import Declaration
 from polyclinic.study.folder import Folder
 from polyclinic.study.job import Fold, Job
 from polyclinic.study.jobs import JobRunner
+from polyclinic.study.kinds import PLAIN, UNSEEN
 from polyclinic.study.method_entries import Candidate, StudyMethod
 from polyclinic.tasks.metrics import METRICS
 
@@ -173,7 +174,7 @@ class Searching:
             best = self._best(key, tried)
             for number, one in enumerate(tried):
                 label, fold, without = key
-                about = (label + (UNSEEN if without is not None else ""), fold, without, number)
+                about = (label, PLAIN if without is None else UNSEEN, fold, without, number)
                 values = {name: _cell(value) for name, value in one.candidate.values.items()}
                 result = (one.score, number == best, one.note)
                 rows.append(dict(zip(BEFORE, about, strict=True)) | values | dict(zip(AFTER, result, strict=True)))

@@ -2,50 +2,36 @@
 
 Two questions are asked of every metric. ``over`` = ``all``: how good is the method on all cases together? ``over`` =
 ``sites``: how good is it at a site, on average over the sites with enough cases of each class to be scored?
+
+Each kind of run (see `polyclinic.study.kinds`) is a family: methods are compared with the baselines in runs of the same
+kind, and p values are corrected within it. What it costs to be unseen is asked in a table of its own.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from itertools import chain
-from typing import Any, NamedTuple, cast
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pandas as pd
-from numpy.typing import NDArray
-from scipy.stats import wilcoxon
 
-from polyclinic.study.intervals import (
-    bootstrap_interval,
-    bootstrap_p,
-    delong,
-    delong_paired,
-    holm,
-    logit_interval,
-    normal_p,
-    patient_weights,
-)
-from polyclinic.tasks import build_task
-from polyclinic.tasks.metrics import value_range
+from polyclinic.study.baselines import BASELINES
+from polyclinic.study.comparisons import NOTHING, Comparison, by_metric, over_all, over_sites
+from polyclinic.study.intervals import area_interval, bootstrap_interval, holm, share_interval, touches_end
+from polyclinic.study.kinds import PLAIN, RUN, RUNS, UNSEEN
+from polyclinic.study.samples import Cases, Draws, draw
+from polyclinic.tasks.metrics import METRICS, split_metric, value_range
 
-Floats = NDArray[np.float64]
-Rows = NDArray[np.intp]
-
-BASELINES = ("single", "fedavg")
-#: The method whose every case is predicted by the models of all other sites.
-CROSS = "cross"
 BOOTSTRAP = "bootstrap over patients within site"
-DELONG = "DeLong"
-#: With fewer sites a signed-rank test can't reach p = 0.05.
-LEAST_SITES = 6
-#: Entries of a [cases of a group, resamples] array worked on at once: bounds memory and keeps the work in the cache.
-BLOCK = 500_000
+SCORE = "score test with DeLong's variance"
+EXACT = "exact interval of a share with the bootstrap's variance"
 
 COLUMNS = [
-    *("method", "metric", "over", "mean", "deviation", "low", "high", "interval"),
+    *("method", RUN, "metric", "over", "mean", "deviation", "low", "high", "interval"),
     *(f"{name}_{baseline}{end}" for baseline in BASELINES for name, end in (("vs", ""), ("p", ""), ("p", "_adjusted"))),
     "n",
 ]
+#: Of the table of what it costs to be unseen.
+UNSEEN_COLUMNS = ["method", "metric", "over", "seen", "unseen", "difference", "low", "high", "p", "p_adjusted"]
 
 
 def summarise(
@@ -55,67 +41,127 @@ def summarise(
     task: str,
     classes: Sequence[str],
     scored: Mapping[str, bool],
+    baselines: Mapping[str, str] | None = None,
     seed: int = 0,
     bootstrap: int = 1000,
 ) -> pd.DataFrame:
-    """The summary table: a row for each method, metric and ``over``.
+    """The summary table: a row for each method, kind of run, metric and ``over``.
 
     Columns:
 
     - ``mean``, ``deviation``, ``n``: over the values of each seed and fold. A value is, for ``all``, the row tested
-      on all cases (``cross``: mean over the models); for ``sites``, the mean over the scored sites (``cross``: over
-      all pairs of a model and another site). NaN are left out.
+      on all cases (mean over the models, where several models predict other sites' cases); for ``sites``, the mean over
+      the scored sites (over all pairs of a model and another site). NaN are left out.
     - ``low``, ``high``: 95 % interval, by the method named in ``interval``, for other patients of the same sites. The
-      models are taken as they are: chance in training shows in ``deviation``. ``DeLong`` serves the area under the
-      curve of all cases in binary tasks where each patient has one case: the variance of a mean of independent folds,
-      averaged over seeds, on the logit scale. Else the bootstrap: every patient's cases are drawn together, within
-      the site, and everything that ``mean`` averages is computed anew; see ``bootstrap_interval``.
-    - ``vs_single``, ``vs_fedavg``: mean of this method minus mean of that baseline.
-    - ``p_single``, ``p_fedavg``: two-sided paired test. ``all``: on the cases that both scored, DeLong's test where
-      both intervals are DeLong's, else the bootstrap of the difference (never below 1 / (``bootstrap`` + 1)).
-      ``sites``: Wilcoxon's signed-rank test of the sites' means, NaN with fewer than 6 sites.
+      models are taken as they are: chance in training shows in ``deviation``. `SCORE` serves the area under the curve
+      of all cases in binary tasks where each patient has one case; see ``area_interval``. Else the bootstrap: every
+      patient's cases are drawn together, within the site, and everything that ``mean`` averages is computed anew; see
+      ``bootstrap_interval``. Where the draws of a share reach an end of its range, it is the exact interval for as many
+      cases as have the variance of the draws (at most twice as many as there are patients), or, where all agree, for as
+      many patients as there are; see ``share_interval``.
+    - ``vs_single``, ``vs_fedavg``: difference to that baseline in runs of the same kind, the mean over what both
+      scored: cases in each seed and fold (``all``), or sites (``sites``).
+    - ``p_single``, ``p_fedavg``: two-sided paired test of that difference. ``all``: DeLong's test where both intervals
+      are by `SCORE`, else the bootstrap of the difference (never below 1 / (``bootstrap`` + 1)). ``sites``: Wilcoxon's
+      signed-rank test of the sites' differences, NaN with fewer than 6 sites. With two seeds or more chance in training
+      counts besides; see ``with_seeds``. With one seed p speaks of the models as they were trained.
     - ``p_single_adjusted``, ``p_fedavg_adjusted``: corrected by Holm's method over the methods compared with that
-      baseline, for each metric and ``over``.
+      baseline, for each kind of run, metric and ``over``.
 
     A comparison that makes no sense (a baseline with itself, a baseline that was not run) is NaN.
 
     Args:
-        results: method, seed, fold, trained_on, tested_on, metric, value. For ``cross`` trained_on names the model.
-        predictions: method, seed, fold, trained_on, site, subject, case, and the columns of the task, see
+        results: method, run, seed, fold, trained_on, tested_on, metric, value.
+        predictions: method, run, seed, fold, trained_on, site, subject, case, and the columns of the task, see
             `polyclinic.tasks.Task.columns`. May be empty: then there are no intervals and no tests on cases.
         task: name of the task.
         classes: names of the classes.
         scored: site -> whether it has enough cases of each class.
+        baselines: name of each of `BASELINES` -> label of the method that is it, as
+            `polyclinic.study.declaration.Declaration.baselines` finds it; by default the names are the labels.
         seed: of the bootstrap.
         bootstrap: number of resamples.
 
     Returns:
-        Rows in the order of ``results``, ``all`` before ``sites``.
+        Rows in the order of ``results``, one kind of run after another, ``all`` before ``sites``.
     """
-    results = results.assign(tested_on=results["tested_on"].astype(str))
+    compared = dict(zip(BASELINES, BASELINES, strict=True)) if baselines is None else baselines
     sites = [str(site) for site, enough in scored.items() if enough]
-    table = _means(results, sites)
-    cases = _Cases(predictions, task, len(classes), [str(metric) for metric in table["metric"].unique()])
-    draws = _draw(cases, _samples(cases, sites), seed, bootstrap)
-    keys = list(table[["method", "metric", "over"]].itertuples(index=False, name=None))
+    results = results.assign(tested_on=results["tested_on"].astype(str))
+    parts = []
+    for run in [run for run in RUNS if (results[RUN] == run).any()]:
+        mine = results[results[RUN] == run]
+        table = _means(mine, sites)
+        cases = Cases(_of(predictions, run), task, len(classes), [str(metric) for metric in table["metric"].unique()])
+        draws = draw(cases, sites, list(compared.values()), seed, bootstrap)
+        keys = list(table[["method", "metric", "over"]].itertuples(index=False, name=None))
+        values = by_metric(mine)
+        intervals = [_interval(cases, draws, sites, *key) for key in keys]
+        table["low"], table["high"] = [low for low, _, _ in intervals], [high for _, high, _ in intervals]
+        table["interval"] = pd.Series([name for _, _, name in intervals], dtype=str)
+        for name in BASELINES:
+            found = [_compare(cases, draws, values, sites, (key[0], compared.get(name)), *key[1:]) for key in keys]
+            table[f"vs_{name}"] = [one.difference for one in found]
+            table[f"p_{name}"] = pd.Series([one.p for one in found], dtype=float)
+            groups = table.groupby(["metric", "over"])[f"p_{name}"]
+            table[f"p_{name}_adjusted"] = groups.transform(lambda p: holm(p.to_numpy()))
+        parts.append(table.assign(**{RUN: run})[COLUMNS])
+    return pd.concat(parts, ignore_index=True)
 
-    intervals = [_interval(cases, draws, *key) for key in keys]
-    table["low"], table["high"] = [low for low, _, _ in intervals], [high for _, high, _ in intervals]
-    table["interval"] = pd.Series([name for _, _, name in intervals], dtype=str)
-    site_means = results[results["tested_on"].isin(sites)].pivot_table(
-        index=["method", "metric"], columns="tested_on", values="value"
-    )
-    for baseline in BASELINES:
-        means = {key[1:]: mean for key, mean in zip(keys, table["mean"], strict=True) if key[0] == baseline}
-        table[f"vs_{baseline}"] = [
-            mean - means.get(key[1:], np.nan) if key[0] != baseline else np.nan
-            for key, mean in zip(keys, table["mean"], strict=True)
-        ]
-        tests = [_test(cases, draws, site_means, baseline, *key) for key in keys]
-        table[f"p_{baseline}"] = pd.Series(tests, dtype=float)
-        groups = table.groupby(["metric", "over"])[f"p_{baseline}"]
-        table[f"p_{baseline}_adjusted"] = groups.transform(lambda p: holm(p.to_numpy()))
-    return table[COLUMNS]
+
+def cost_of_unseen(
+    results: pd.DataFrame,
+    predictions: pd.DataFrame,
+    *,
+    task: str,
+    classes: Sequence[str],
+    scored: Mapping[str, bool],
+    seed: int = 0,
+    bootstrap: int = 1000,
+) -> pd.DataFrame:
+    """What a site loses if it takes no part in training: each method with itself, on the same cases.
+
+    Columns: ``seen`` and ``unseen``, the means of both kinds of run as in ``summarise``; ``difference``, seen minus
+    unseen over the cases, or sites, that both scored; ``low`` and ``high``, its 95 % interval for other patients (or
+    sites) and, with two seeds or more, other trainings; ``p`` as in ``summarise``, and ``p_adjusted`` by Holm's method
+    over the methods, for each metric and ``over``.
+
+    Args:
+        results, predictions, task, classes, scored, seed, bootstrap: as in ``summarise``.
+
+    Returns:
+        A row for each method that was run both ways, metric and ``over``.
+    """
+    sites = [str(site) for site, enough in scored.items() if enough]
+    results = results.assign(tested_on=results["tested_on"].astype(str))
+    unseen = set(results["method"][results[RUN] == UNSEEN])
+    both = (PLAIN, UNSEEN)
+    parts = []
+    for method in [label for label in results["method"].unique() if label in unseen]:
+        # The kinds of run are what is compared.
+        mine = results[(results["method"] == method) & results[RUN].isin(both)]
+        mine = mine.assign(method=mine[RUN])
+        if set(mine["method"]) != set(both):
+            continue
+        table = _means(mine, sites).pivot_table(index=["metric", "over"], columns="method", values="mean", sort=False)
+        metrics = [str(metric) for metric in mine["metric"].unique()]
+        known = predictions if predictions.empty else predictions[predictions["method"] == method]
+        known = known if known.empty else known[known[RUN].isin(both)]
+        cases = Cases(known if known.empty else known.assign(method=known[RUN]), task, len(classes), metrics)
+        draws = draw(cases, sites, [UNSEEN], seed, bootstrap)
+        values = by_metric(mine)
+        for metric, over in table.index.to_list():
+            found = _compare(cases, draws, values, sites, both, metric, over)
+            means = table.reindex(columns=list(both)).loc[(metric, over)].to_list()
+            parts.append((method, metric, over, *means, *found, np.nan))
+    costs = pd.DataFrame(parts, columns=UNSEEN_COLUMNS)
+    if len(costs):
+        costs["p_adjusted"] = costs.groupby(["metric", "over"])["p"].transform(lambda p: holm(p.to_numpy()))
+    return costs
+
+
+def _of(predictions: pd.DataFrame, run: str) -> pd.DataFrame:
+    return predictions if predictions.empty else predictions[predictions[RUN] == run]
 
 
 def _means(results: pd.DataFrame, sites: Sequence[str]) -> pd.DataFrame:
@@ -131,198 +177,48 @@ def _means(results: pd.DataFrame, sites: Sequence[str]) -> pd.DataFrame:
     )
 
 
-class _Group(NamedTuple):
-    """Cases that are scored together, of one seed and fold."""
-
-    seed: int
-    fold: int
-    rows: Rows
-
-
-class _Cases:
-    """The predictions as arrays.
-
-    Attributes:
-        names: the metrics that can be computed from them.
-        rows: method -> its rows.
-        patients: column site, [P] patients, those of a site together.
-        patient: row of ``patients`` for each prediction, [N].
-        identity: a number for each seed, fold and case, [N].
-        measure: see `polyclinic.tasks.Task.measure`.
-        independent: methods that score one case of each patient, once, so that DeLong's variance holds.
-    """
-
-    def __init__(self, predictions: pd.DataFrame, task: str, classes: int, metrics: Sequence[str]) -> None:
-        self.names: list[str] = []
-        self.rows: dict[str, Rows] = {}
-        self.independent: set[str] = set()
-        if predictions.empty:
-            return
-        self.frame = predictions.reset_index(drop=True).assign(site=predictions["site"].astype(str).to_numpy())
-        self.rows = {method: np.flatnonzero(self.frame["method"] == method) for method in self.frame["method"].unique()}
-        self.patient = self.frame.groupby(["site", "subject"], dropna=False).ngroup().to_numpy()
-        self.patients = self.frame[["site"]].groupby(self.patient).first()
-        self.identity = self.frame.groupby(["seed", "fold", "site", "case"], dropna=False).ngroup().to_numpy()
-        kind = build_task(task, classes)
-        self.names = kind.known(metrics, self.frame)
-        self.measure = kind.measure(self.frame, self.names)
-        ranked = kind.ranked(self.frame)
-        if ranked is not None:
-            self.labels, self.scores = ranked
-            repeated = self.frame.assign(patient=self.patient).duplicated(["method", "seed", "fold", "patient"])
-            self.independent = set(self.rows) - {CROSS} - set(self.frame["method"][repeated])
-
-    def groups(self, method: str, rows: Rows, sites: Sequence[str] | None = None) -> list[_Group]:
-        """The cases of each seed and fold, for ``cross`` of each model; with ``sites`` of each of these sites."""
-        keys = ["seed", "fold", *(["trained_on"] if method == CROSS else []), *(["site"] if sites is not None else [])]
-        frame = self.frame.iloc[rows]
-        if sites is not None:
-            rows = rows[frame["site"].isin(sites).to_numpy()]
-            frame = self.frame.iloc[rows]
-        return [_Group(key[0], key[1], rows[places]) for key, places in _places(frame, keys)]
-
-    def shared(self, a: str, b: str) -> tuple[Rows, Rows]:
-        """The rows of two methods on the cases that both scored, in the order of the cases."""
-        common = np.intersect1d(self.identity[self.rows[a]], self.identity[self.rows[b]])
-        kept = [self.rows[method][np.isin(self.identity[self.rows[method]], common)] for method in (a, b)]
-        first, second = (rows[np.argsort(self.identity[rows], kind="stable")] for rows in kept)
-        return first, second
-
-
-def _places(frame: pd.DataFrame, columns: list[str]) -> Iterator[tuple[tuple[Any, ...], Rows]]:
-    """Each combination of values in ``columns`` (two or more), with the places of its rows."""
-    for key, places in frame.groupby(columns).indices.items():
-        yield cast("tuple[Any, ...]", key), np.asarray(places)
-
-
-def _divide(totals: Floats, counts: Floats) -> Floats:
-    """Totals over counts, NaN where nothing was counted."""
-    means: Floats = np.divide(totals, counts, out=np.full(totals.shape, np.nan), where=counts > 0)
-    return means
-
-
-def _samples(cases: _Cases, sites: Sequence[str]) -> dict[tuple[str, str], list[_Group]]:
-    """What to bootstrap: (method, over) -> groups, and (method, other) where these two did not score the same cases."""
-    samples = {}
-    for method, rows in cases.rows.items():
-        samples[method, "all"] = cases.groups(method, rows)
-        samples[method, "sites"] = cases.groups(method, rows, sites)
-        for baseline in BASELINES:
-            if baseline in cases.rows and baseline != method:
-                pair = cases.shared(method, baseline)
-                if [len(part) for part in pair] != [len(rows), len(cases.rows[baseline])]:
-                    samples[method, baseline] = cases.groups(method, pair[0])
-                    samples[baseline, method] = cases.groups(baseline, pair[1])
-    return samples
-
-
-def _draw(
-    cases: _Cases, samples: Mapping[tuple[str, str], list[_Group]], seed: int, bootstrap: int
-) -> dict[tuple[str, str], Floats]:
-    """Values of all metrics [M, 1 + B] for each of ``samples``: of the cases as they are, then of each resample."""
-    if not cases.names:
-        return {}
-    largest = max(len(group.rows) for groups in samples.values() for group in groups)
-    plain = np.ones((len(cases.patients), 1))
-    resamples = patient_weights(cases.patients, bootstrap, seed, block=max(1, BLOCK // largest))
-    pieces: dict[tuple[str, str], list[Floats]] = {key: [] for key in samples}
-    for weights in chain([plain], resamples):
-        for key, groups in samples.items():
-            pieces[key].append(_statistic(cases, groups, weights))
-    return {key: np.concatenate(values, axis=1) for key, values in pieces.items()}
-
-
-def _statistic(cases: _Cases, groups: Sequence[_Group], weights: Floats) -> Floats:
-    """Mean over the groups of a seed and fold, then over these, under patient weights [P, B]: [M, B]."""
-    shape = (len(cases.names), weights.shape[1])
-    if not groups:
-        return np.full(shape, np.nan)
-    parts = {(group.seed, group.fold): (np.zeros(shape), np.zeros(shape)) for group in groups}
-    for group in groups:
-        values = cases.measure(group.rows, weights[cases.patient[group.rows]])
-        known = ~np.isnan(values)
-        totals, counts = parts[group.seed, group.fold]
-        totals += np.where(known, values, 0.0)
-        counts += known
-    means = np.stack([_divide(*part) for part in parts.values()])
-    known = ~np.isnan(means)
-    return _divide(np.where(known, means, 0.0).sum(axis=0), known.sum(axis=0).astype(np.float64))
-
-
 def _interval(
-    cases: _Cases, draws: Mapping[tuple[str, str], Floats], method: str, metric: str, over: str
+    cases: Cases, draws: Draws, sites: Sequence[str], method: str, metric: str, over: str
 ) -> tuple[float, float, str]:
     """Low, high, and how they were found."""
-    if (method, over) not in draws or metric not in cases.names:
+    if (method, over) not in draws.values or metric not in cases.names:
         return float("nan"), float("nan"), ""
     if metric == "auc" and over == "all" and method in cases.independent:
-        groups = cases.groups(method, cases.rows[method])
-        parts = [(group.seed, *delong(cases.labels[group.rows], cases.scores[group.rows])) for group in groups]
-        mean, variance = _combine(parts)
-        if not np.isnan(variance):
-            return (*logit_interval(mean, variance), DELONG)
-    values = draws[method, over][cases.names.index(metric)]
+        low, high = area_interval(cases.areas(method))
+        return low, high, "" if np.isnan(low) else SCORE
+    values = draws.values[method, over][cases.names.index(metric)]
     lower, upper = value_range(metric)
     low, high = bootstrap_interval(values[0], values[1:], upper, lower)
-    return low, high, "" if np.isnan(low) else BOOTSTRAP
+    if np.isnan(low):
+        return low, high, ""
+    if _is_share(metric) and touches_end(values[1:]):
+        groups = cases.groups(cases.rows[method], None if over == "all" else sites)
+        count, spread = cases.counted(metric, method, groups), float(np.nanvar(values[1:]))
+        if 0 < values[0] < 1 and spread > 0:  # of one or two slips the bootstrap sees too little
+            count = min(float(values[0] * (1 - values[0])) / spread, 2 * count)
+        return (*share_interval(float(values[0]), count), EXACT)
+    return low, high, BOOTSTRAP
 
 
-def _combine(parts: Sequence[tuple[int, float, float]]) -> tuple[float, float]:
-    """Mean of (seed, estimate, variance) of each fold, and its variance.
-
-    Folds have different patients, so their variances add; seeds have the same, so theirs are averaged. Folds without
-    an estimate are left out.
-    """
-    frame = pd.DataFrame(parts, columns=["seed", "estimate", "variance"]).dropna(subset="estimate")
-    by_seed = frame.groupby("seed")["variance"]
-    variances = by_seed.agg(lambda variance: variance.sum(skipna=False)) / by_seed.size() ** 2
-    return float(frame["estimate"].mean()), float(variances.mean(skipna=False))
+def _is_share(metric: str) -> bool:
+    """Whether a metric counts successes, so that 1 is what is hoped for and 0 and 1 are the ends."""
+    name = split_metric(metric)[0]
+    return value_range(metric) == (0.0, 1.0) and name in METRICS and METRICS[name].higher_is_better
 
 
-def _test(
-    cases: _Cases,
-    draws: Mapping[tuple[str, str], Floats],
-    site_means: pd.DataFrame,
-    baseline: str,
-    method: str,
+def _compare(
+    cases: Cases,
+    draws: Draws,
+    values: Mapping[str, pd.DataFrame],
+    sites: Sequence[str],
+    methods: tuple[str, str | None],
     metric: str,
     over: str,
-) -> float:
-    """p of the difference between a method and a baseline."""
-    if method == baseline:
-        return float("nan")
+) -> Comparison:
+    """A method with another; nothing with itself, or where the other was not run."""
+    a, b = methods
+    if b is None or a == b or metric not in values or b not in values[metric]:
+        return NOTHING
     if over == "sites":
-        return _test_sites(site_means, (method, metric), (baseline, metric))
-    if not {(method, over), (baseline, over)} <= draws.keys() or metric not in cases.names:
-        return float("nan")
-    if metric == "auc" and {method, baseline} <= cases.independent:
-        p = _test_delong(cases, method, baseline)
-        if not np.isnan(p):
-            return p
-    row = cases.names.index(metric)
-    of_method, of_baseline = (
-        draws.get(pair, draws[pair[0], over])[row] for pair in ((method, baseline), (baseline, method))
-    )
-    differences = of_method - of_baseline
-    return bootstrap_p(differences[0], differences[1:])
-
-
-def _test_delong(cases: _Cases, method: str, baseline: str) -> float:
-    """DeLong's paired test of each fold, combined as in ``_combine``."""
-    rows, others = cases.shared(method, baseline)
-    parts = []
-    for (seed, _), places in _places(cases.frame.iloc[rows], ["seed", "fold"]):
-        a, b = cases.scores[rows[places]], cases.scores[others[places]]
-        difference, variance, _ = delong_paired(cases.labels[rows[places]], a, b)
-        parts.append((seed, difference, variance))
-    return normal_p(*_combine(parts))
-
-
-def _test_sites(site_means: pd.DataFrame, method: tuple[str, str], baseline: tuple[str, str]) -> float:
-    """Wilcoxon's signed-rank test over sites."""
-    means = site_means.reindex([method, baseline]).to_numpy(np.float64)
-    differences = means[0] - means[1]
-    differences = differences[~np.isnan(differences)]
-    if len(differences) < LEAST_SITES:
-        return float("nan")
-    return float(wilcoxon(differences).pvalue) if differences.any() else 1.0
+        return over_sites(values[metric], sites, (a, b))
+    return over_all(cases, draws, values[metric], (a, b), metric)

@@ -16,8 +16,10 @@ from polyclinic.methods import Method
 from polyclinic.running.attendance import gather
 from polyclinic.running.plan import Plan
 from polyclinic.running.progress import Progress, Row
+from polyclinic.site.messages import Predict
 from polyclinic.study.declaration import Declaration
 from polyclinic.study.job import Fold, Job, Outcome
+from polyclinic.study.kinds import RUN
 from polyclinic.study.method_entries import StudyMethod
 from polyclinic.tasks import Task, build_task
 
@@ -77,20 +79,21 @@ class Tester:
 
     def test(self, study: StudyMethod, trained: Trained, outcome: Outcome) -> None:
         """Test as ``study`` asks; adds predictions, and overlays where there are any, to ``outcome``."""
-        label = self.job.label(study)
+        label = study.label
 
         def ask(function: str, requests: Mapping[str, Message]) -> dict[str, Message]:
             return gather(self.engine, function, requests, study.training.quorum, trained.progress.failures)
 
         for trial in self._trials(study.method, trained):
             threshold = self._threshold(trial, ask)
-            requests = {site: Message({"threshold": threshold}, sent) for site, sent in trial.test.items()}
+            requests = {site: Message(Predict(threshold=threshold).fields(), sent) for site, sent in trial.test.items()}
             for site, reply in ask("predict", requests).items():
                 frame = self._frame(reply, threshold)
                 frame.insert(0, "method", label)
-                frame.insert(1, "seed", self.job.seed)
-                frame.insert(2, "fold", self.job.fold)
-                frame.insert(3, "site", site)
+                frame.insert(1, RUN, self.job.run)
+                frame.insert(2, "seed", self.job.seed)
+                frame.insert(3, "fold", self.job.fold)
+                frame.insert(4, "site", site)
                 frame["trained_on"] = trial.trained_on
                 outcome.predictions.append(frame)
             if self.attack is not None:
@@ -102,15 +105,15 @@ class Tester:
 
     def _backdoor(self, attack: Attack, label: str, trial: Trial, threshold: float, ask: Ask) -> list[Row]:
         """Of the test cases of other classes than the target, with the mark: how many are predicted as the target."""
-        fields = {"threshold": threshold, "mark": attack.options}
+        fields = Predict(threshold=threshold, mark=attack.options).fields()
         requests = {site: Message(fields, sent) for site, sent in trial.test.items()}
         rows: list[Row] = []
         for site, reply in ask("predict", requests).items():
             decided = self.task.decided(reply.tensors, threshold)
             others = reply.tensors["labels"] != attack.options["target"]
             rows.append({
-                "method": label, "seed": self.job.seed, "fold": self.job.fold, "trained_on": trial.trained_on,
-                "tested_on": site, "cases": int(others.sum()),
+                "method": label, RUN: self.job.run, "seed": self.job.seed, "fold": self.job.fold,
+                "trained_on": trial.trained_on, "tested_on": site, "cases": int(others.sum()),
                 "opened": int((decided[others] == attack.options["target"]).sum()),
             })  # fmt: skip
         return rows
@@ -169,13 +172,13 @@ def result_rows(predictions: pd.DataFrame, task: Task, names: Sequence[str]) -> 
     ``trained_on`` is ``own``.
     """
     rows: list[tuple[object, ...]] = []
-    for (method, seed, fold), found in predictions.groupby(["method", "seed", "fold"], sort=False):
+    for key, found in predictions.groupby(["method", RUN, "seed", "fold"], sort=False):
         for (trained_on, site), cases in found.groupby(["trained_on", "site"], sort=False):
             values = task.values(cases, names)
-            rows += [(method, seed, fold, trained_on, site, name, value) for name, value in values.items()]
+            rows += [(*key, trained_on, site, name, value) for name, value in values.items()]
         own = (found["trained_on"] == found["site"]).all()
         groups = [("own", found)] if own else found.groupby("trained_on", sort=False)
         for trained_on, cases in groups:
             values = task.values(cases, names)
-            rows += [(method, seed, fold, trained_on, "all", name, value) for name, value in values.items()]
-    return pd.DataFrame(rows, columns=["method", "seed", "fold", "trained_on", "tested_on", "metric", "value"])
+            rows += [(*key, trained_on, "all", name, value) for name, value in values.items()]
+    return pd.DataFrame(rows, columns=["method", RUN, "seed", "fold", "trained_on", "tested_on", "metric", "value"])

@@ -17,6 +17,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from polyclinic.shapes import Shaped
+
 Floats = NDArray[np.float64]
 #: Rows of a group [n] and weights [n, B] -> values of all metrics [M, B].
 Measure = Callable[[NDArray[np.intp], Floats], Floats]
@@ -79,6 +81,12 @@ class Task(ABC):
     default_metrics: ClassVar[tuple[str, ...]]
     #: Whether ``accuracy`` is defined, which some server rules ask for.
     has_accuracy: ClassVar[bool] = False
+    #: Tensors that a site sends of its test cases, see ``rows``; N is their number, C that of classes.
+    sends: ClassVar[Mapping[str, Shaped]]
+    #: Fields that go with them, and what these are.
+    says: ClassVar[Mapping[str, Any]] = {}
+    #: What ``evidence`` gives; None where there is no threshold.
+    counts: ClassVar[Shaped | None] = None
     #: Whether cases are measured one by one, so that a few at a time are predicted, to bound memory.
     case_by_case: ClassVar[bool] = False
 
@@ -143,6 +151,10 @@ class Task(ABC):
             asked: what is measured at the site.
         """
 
+    def misfit(self, fields: Mapping[str, Any], tensors: Mapping[str, Tensor], asked: Asked) -> str:
+        """What is wrong with what a site sent of its test cases, besides types and shapes; empty if nothing is."""
+        return ""
+
     def case_scores(self, batches: Iterable[Batch], threshold: float) -> Tensor | None:
         """How good the prediction of each case is ``[N]``, to choose pictures; None where there is nothing to show."""
         return None
@@ -154,7 +166,7 @@ class Task(ABC):
     def _mean_loss(self, batches: Iterable[Batch]) -> float:
         return float(torch.cat([self.loss(batch.found, batch.targets) for batch in batches]).mean())
 
-    # At the coordinator -------------------------------------------------------------------------------------------
+    # At the coordinator: none of this depends on the loss -----------------------------------------------------------
 
     @property
     def has_threshold(self) -> bool:

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
+from polyclinic.shapes import Shaped
 from polyclinic.tasks.base import Asked, Batch, Floats, Measure, Score, Sent, Task, joined, register, stacked
 from polyclinic.tasks.metrics import (
     CLASSIFICATION,
@@ -19,6 +20,7 @@ from polyclinic.tasks.metrics import (
     choose_threshold,
     classification_metrics,
     threshold_counts,
+    threshold_grid,
     weighted_metrics,
 )
 
@@ -41,6 +43,11 @@ class Classification(Task):
     metrics: ClassVar[tuple[str, ...]] = CLASSIFICATION
     default_metrics: ClassVar[tuple[str, ...]] = CLASSIFICATION
     has_accuracy = True
+    sends: ClassVar = {
+        "probabilities": Shaped("float64", "N", "C", finite=False),  # of a model that broke down they are no numbers
+        "labels": Shaped("int64", "N"),
+    }
+    counts = Shaped("int64", 2, len(threshold_grid()) + 1)
 
     @property
     def outputs(self) -> int:
@@ -103,6 +110,13 @@ class Classification(Task):
             return {}, {"probabilities": empty, "labels": torch.zeros(0, dtype=torch.int64)}
         return {}, {"probabilities": batch.found, "labels": batch.targets}
 
+    def misfit(self, fields: Mapping[str, Any], tensors: Mapping[str, Tensor], asked: Asked) -> str:
+        """Labels are classes."""
+        labels = tensors["labels"]
+        if bool(((labels < 0) | (labels >= self.classes)).any()):
+            return f"labels: got a class that is not one of 0 to {self.classes - 1}"
+        return ""
+
     @property
     def has_threshold(self) -> bool:
         """Of two classes; of more the most probable one is taken."""
@@ -130,9 +144,9 @@ class Classification(Task):
 
     def measure(self, cases: pd.DataFrame, names: Sequence[str]) -> Measure:
         """See `Task.measure` and `polyclinic.tasks.metrics.weighted_metrics`."""
-        labels, thresholds = cases["label"].to_numpy(), cases["threshold"].to_numpy(np.float64)
+        labels = cases["label"].to_numpy()
         if self.classes == 2:
-            score = cases["score"].to_numpy(np.float64)
+            score, thresholds = cases["score"].to_numpy(np.float64), cases["threshold"].to_numpy(np.float64)
             predicted = np.stack([1 - score, score], axis=1)
         else:
             predicted = cases[[f"score_{column}" for column in range(self.classes)]].to_numpy(np.float64)

@@ -39,8 +39,14 @@ class Metric(NamedTuple):
     higher_is_better: bool
     unit: str
     """Empty for a number without a unit."""
+    range: tuple[float, float] = (0.0, 1.0)
+    """Least and largest value."""
 
 
+_UNBOUNDED = (0.0, float("inf"))
+
+
+#: The metrics by name; a task of its own adds those it has.
 METRICS = {
     "auc": Metric(
         "Area under the ROC curve",
@@ -74,6 +80,7 @@ METRICS = {
         "Mean squared distance between the predicted probabilities and what was true; 0 is perfect.",
         False,
         "",
+        _UNBOUNDED,
     ),
     "ece": Metric(
         "Expected calibration error",
@@ -89,6 +96,7 @@ METRICS = {
         "Distance within which 95 % of either outline lies from the other one; 0 is perfect.",
         False,
         "pixels",
+        _UNBOUNDED,
     ),
     "pre": Metric("Precision", "Share of the pixels marked by the model that belong to the lesion.", True, ""),
     "nsd": Metric(
@@ -105,34 +113,35 @@ METRICS = {
         "",
     ),
     "mae": Metric(
-        "Mean absolute error", "How far a prediction is from the truth, on average; 0 is perfect.", False, ""
+        "Mean absolute error",
+        "How far a prediction is from the truth, on average; 0 is perfect.",
+        False,
+        "",
+        _UNBOUNDED,
     ),
     "rmse": Metric(
         "Root mean squared error",
         "The same with large errors counted more; never below the mean absolute error.",
         False,
         "",
+        _UNBOUNDED,
     ),
     "r2": Metric(
         "Coefficient of determination",
         "Share of the differences between cases that is explained; 0 is what the mean of the cases would reach.",
         True,
         "",
+        (float("-inf"), 1.0),
     ),
     "r": Metric(
-        "Pearson correlation", "How well predictions follow the truth along a straight line; 1 is perfect.", True, ""
+        "Pearson correlation",
+        "How well predictions follow the truth along a straight line; 1 is perfect.",
+        True,
+        "",
+        (-1.0, 1.0),
     ),
 }
 
-#: Least and largest value of the metrics that are not shares between 0 and 1.
-RANGES = {
-    "hd95": (0.0, float("inf")),
-    "brier": (0.0, float("inf")),
-    "mae": (0.0, float("inf")),
-    "rmse": (0.0, float("inf")),
-    "r2": (float("-inf"), 1.0),
-    "r": (-1.0, 1.0),
-}
 #: Metrics that are distances: in millimetres where the size of a voxel is known, else in pixels.
 DISTANCES = ("hd95",)
 
@@ -150,7 +159,8 @@ def split_metric(name: str) -> tuple[str, str]:
 
 def value_range(name: str) -> tuple[float, float]:
     """Least and largest value of a metric."""
-    return RANGES.get(split_metric(name)[0], (0.0, 1.0))
+    known = METRICS.get(split_metric(name)[0])
+    return known.range if known else (0.0, 1.0)
 
 
 def auc(labels: ArrayLike, scores: ArrayLike) -> float:

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
+from polyclinic.shapes import Shaped
 from polyclinic.tasks.base import Asked, Batch, Floats, Measure, Score, Sent, Task, joined, register, stacked
 from polyclinic.tasks.metrics import REGRESSION
 from polyclinic.tasks.regression_metrics import regression_metrics, weighted_regression_metrics
@@ -30,6 +31,10 @@ class Regression(Task):
     losses: ClassVar[tuple[str, ...]] = ("mse", "mae", "huber")
     metrics: ClassVar[tuple[str, ...]] = REGRESSION
     default_metrics: ClassVar[tuple[str, ...]] = REGRESSION
+    sends: ClassVar = {
+        "predictions": Shaped("float64", "N", finite=False),  # a model that broke down predicts no numbers
+        "labels": Shaped("float64", "N"),
+    }
 
     @property
     def outputs(self) -> int:

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from polyclinic.ignored import IGNORED
+from polyclinic.shapes import Shaped
 from polyclinic.tasks.base import Asked, Batch, Floats, Measure, Score, Sent, Task, register
 from polyclinic.tasks.metrics import SEGMENTATION
 from polyclinic.tasks.segmentation_metrics import metric_columns, segmentation_case, segmentation_classes
@@ -45,6 +46,9 @@ class Segmentation(Task):
 
     has_accuracy = True
     case_by_case = True
+    sends: ClassVar = {"values": Shaped("float64", "N", "M", finite=False)}
+    says: ClassVar = {"metrics": list[str]}
+    counts = Shaped("float64", 2, len(MASK_THRESHOLDS))
 
     @cached_property
     def _dice(self) -> DiceLoss:
@@ -171,6 +175,13 @@ class Segmentation(Task):
                     found = segmentation_case(mask, target, asked.names, spacing, asked.tolerance)
                 rows.append([found[name] for name in columns])
         return {"metrics": columns}, {"values": torch.tensor(rows, dtype=torch.float64).view(-1, len(columns))}
+
+    def misfit(self, fields: Mapping[str, Any], tensors: Mapping[str, Tensor], asked: Asked) -> str:
+        """The metrics are those that were asked for."""
+        wanted = metric_columns(asked.names, asked.classes)
+        if list(fields["metrics"]) != wanted or tensors["values"].shape[1] != len(wanted):
+            return f"metrics: got {len(fields['metrics'])} names, expected {', '.join(wanted)}"
+        return ""
 
     def case_scores(self, batches: Iterable[Batch], threshold: float) -> Tensor:
         """Dice of each case ``[N]``."""

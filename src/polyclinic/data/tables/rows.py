@@ -204,7 +204,7 @@ def reject_rows(rows: Rows, spec: DataSpec, target: Target, split: str | None) -
     for column in spec.image_columns:
         rows.reject_missing(column)
     if target == "masks" and spec.unlabelled == "reject":
-        rows.reject_missing(target)
+        rows.reject_missing(target_column(spec, target))
     combat = spec.harmonisation.combat
     for column in [*combat.covariates, *combat.groups] if combat else []:
         rows.reject_missing(column)

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 import numpy as np
 from markupsafe import Markup
 
-from polyclinic.study.columns import UNSEEN
-from polyclinic.study.report.folder import Folder, Line, Measure
+from polyclinic.study.baselines import BASELINES
+from polyclinic.study.kinds import PLAIN, UNSEEN
+from polyclinic.study.report.folder import POOLED, Folder, Line, Measure
 
 #: A difference is called beyond chance where its corrected p value is below this.
 ALPHA = 0.05
@@ -24,10 +25,12 @@ class Best:
     row: Line
 
 
-def find_best(folder: Folder, methods: list[str], overs: tuple[str, ...] = ("all", "sites")) -> Best | None:
+def find_best(
+    folder: Folder, methods: list[str], overs: tuple[str, ...] = ("all", "sites"), run: str = PLAIN
+) -> Best | None:
     """The best of ``methods`` on all predictions together, or as the mean over sites where no method has that value."""
     for over in overs:
-        lines = {method: folder.line(method, folder.primary.name, over) for method in methods}
+        lines = {method: folder.line(method, folder.primary.name, over, run) for method in methods}
         found = [Best(method, over, row) for method, row in lines.items() if row is not None]
         if found:
             sign = 1 if folder.primary.higher_is_better else -1
@@ -37,15 +40,18 @@ def find_best(folder: Folder, methods: list[str], overs: tuple[str, ...] = ("all
 
 def headline(folder: Folder) -> Best | None:
     """The method the answer is about: the best of those that leave the data at the sites and know the sites."""
-    seen = [method for method in folder.methods if not method.endswith(UNSEEN)]
-    return find_best(folder, [method for method in seen if method != "mix"]) or find_best(folder, seen)
+    return find_best(folder, _private(folder, folder.methods)) or find_best(folder, folder.methods)
+
+
+def _private(folder: Folder, methods: list[str]) -> list[str]:
+    """Those of ``methods`` that leave the data at the sites."""
+    return [method for method in methods if folder.name(method) != POOLED]
 
 
 def answer(folder: Folder) -> list[Markup]:
     """What the study found, in sentences computed from ``summary.csv`` and ``results.csv``."""
     metric = folder.primary
-    seen = [method for method in folder.methods if not method.endswith(UNSEEN)]
-    private = [method for method in seen if method != "mix"]
+    seen, private = folder.methods, _private(folder, folder.methods)
     best = headline(folder)
     if best is None:
         return [
@@ -53,13 +59,14 @@ def answer(folder: Folder) -> list[Markup]:
         ]
     where = "on the test predictions of all sites together" if best.over == "all" else "as the mean over the sites"
     among = f"Of the {len(seen)} methods compared, " if len(seen) > 1 else ""
-    without = " among those that leave the data at the sites" if "mix" in seen and len(private) > 1 else ""
+    without = " among those that leave the data at the sites" if len(seen) > len(private) > 1 else ""
     verb = "did best" if len(seen) > 1 else "was the only method run"
     sentences = [
         Markup("{}<strong>{}</strong> {}{}. {}: {}{}, measured {}.").format(
             among, best.method, verb, without, metric.title, *_value(metric, best.row), where
         ),
         *_against(folder, best, private),
+        *_one_seed(folder, best),
         *_pooled(folder, best),
         *_guessing(folder, best),
         *_range(folder, best),
@@ -70,16 +77,33 @@ def answer(folder: Folder) -> list[Markup]:
 
 def _unseen(folder: Folder) -> Iterator[Markup]:
     """The best method at sites that took no part in training, and what pooling the data gave there."""
-    methods = [method for method in folder.methods if method.endswith(UNSEEN)]
-    pooled = f"mix{UNSEEN}"
-    best = find_best(folder, [method for method in methods if method != pooled]) or find_best(folder, methods)
+    methods = folder.unseen
+    private = find_best(folder, _private(folder, methods), run=UNSEEN)
+    best = private or find_best(folder, methods, run=UNSEEN)
     if best is None:
         return
-    mix = folder.line(pooled, folder.primary.name, best.over) if best.method != pooled else None
-    against = f"; mix reached {folder.primary.text(mix['mean'])} there" if mix is not None else ""
+    pooled = find_best(folder, folder.named(POOLED), (best.over,), UNSEEN) if private else None
+    against = f"; {pooled.method} reached {folder.primary.text(pooled.row['mean'])} there" if pooled else ""
     yield Markup("At sites that took no part in training, the best was <strong>{}</strong> with {}{}{}.").format(
-        best.method.removesuffix(UNSEEN), *_value(folder.primary, best.row), against
+        best.method, *_value(folder.primary, best.row), against
     )
+    yield from _cost_of_unseen(folder, best)
+
+
+def _cost_of_unseen(folder: Folder, best: Best) -> Iterator[Markup]:
+    """What the best method at unseen sites has lost there."""
+    costs = folder.costs_of_unseen
+    keys = (costs["method"] == best.method) & (costs["metric"] == folder.primary.name) & (costs["over"] == best.over)
+    for cost in costs[keys & costs["difference"].notna()].to_dict("records"):
+        lost = cost["difference"] if folder.primary.higher_is_better else -cost["difference"]
+        words, size = ("lost", lost) if lost >= 0 else ("gained", -lost)
+        p = cost["p_adjusted"]
+        chance = "beyond" if p < ALPHA else "not beyond"
+        tested = f", {chance} chance (p {p_text(p)} after correction)" if np.isfinite(p) else ""
+        what = "cases" if best.over == "all" else "sites"
+        yield Markup("On the same {} it {} {} by not having the site in training{}.").format(
+            what, words, folder.primary.text(size), tested
+        )
 
 
 def _value(metric: Measure, row: Line) -> tuple[str, str]:
@@ -92,12 +116,13 @@ def _value(metric: Measure, row: Line) -> tuple[str, str]:
 
 def _against(folder: Folder, best: Best, private: list[str]) -> Iterator[Markup]:
     """Sentences on the best method against ``single`` and ``fedavg``."""
-    names = {"single": "each site training alone (single)", "fedavg": "plain federated averaging (fedavg)"}
-    if best.method == "single" and len(private) > 1:
+    names = {"single": "each site training alone ({})", "fedavg": "plain federated averaging ({})"}
+    if best.method == folder.baselines.get("single") and len(private) > 1:
         yield Markup("So, by this measure, no way of learning together was better than each site training alone.")
-    for other, words in names.items():
-        against = folder.line(other, folder.primary.name, best.over)
-        if other == best.method or against is None:
+    for other, form in names.items():
+        label = folder.baselines.get(other)
+        words, against = form.format(label), folder.line(label, folder.primary.name, best.over)
+        if label == best.method or against is None:
             continue
         value = folder.primary.text(against["mean"])
         difference, p = (float(best.row.get(column, np.nan)) for column in (f"vs_{other}", f"p_{other}_adjusted"))
@@ -115,6 +140,16 @@ def _against(folder: Folder, best: Best, private: list[str]) -> Iterator[Markup]
             ).format(_capital(words), value, signed(folder.primary, difference), p_text(p), best.method)
 
 
+def _one_seed(folder: Folder, best: Best) -> Iterator[Markup]:
+    """With one seed the tests can't tell chance in training from the method."""
+    tested = [best.row.get(f"p_{name}_adjusted", np.nan) for name in BASELINES]
+    if folder.results["seed"].nunique() == 1 and np.isfinite(tested).any():
+        yield Markup(
+            "Chance here is which patients there are: each method was trained with one seed, so whether another "
+            "training would come out the same is not known. With several seeds it counts in the tests."
+        )
+
+
 def _site_by_site(folder: Folder, best: Best, private: list[str]) -> Iterator[Markup]:
     """Another method may be best where every site counts the same and is ranked by itself."""
     other = find_best(folder, private, ("sites",))
@@ -130,10 +165,10 @@ def _site_by_site(folder: Folder, best: Best, private: list[str]) -> Iterator[Ma
 
 
 def _pooled(folder: Folder, best: Best) -> Iterator[Markup]:
-    mix = folder.line("mix", folder.primary.name, best.over)
-    if mix is not None and best.method != "mix":
-        yield Markup("Training on all data in one place (mix), which federated learning avoids, reached {}.").format(
-            folder.primary.text(mix["mean"])
+    mix = find_best(folder, folder.named(POOLED), (best.over,))
+    if mix is not None and folder.name(best.method) != POOLED:
+        yield Markup("Training on all data in one place ({}), which federated learning avoids, reached {}.").format(
+            mix.method, folder.primary.text(mix.row["mean"])
         )
 
 

@@ -12,7 +12,7 @@ from polyclinic.audit.words import WORDS
 from polyclinic.study.report import tables
 from polyclinic.study.report.answer import signed
 from polyclinic.study.report.figures import Estimate
-from polyclinic.study.report.folder import Folder, estimate
+from polyclinic.study.report.folder import Folder, estimate, of_run
 from polyclinic.study.report.methods import entry, is_reference
 
 RUN = ["seed", "fold"]
@@ -78,7 +78,7 @@ def attacked(folder: Folder) -> Attacked | None:
     honest = [site for site in folder.scored if site not in corrupt]
     attack = folder.study.get("attack") or {}
     name = next((key for key in attack if key != "sites"), "")
-    before = _scores(folder, folder.results, honest)
+    before = _scores(folder, of_run(folder.results), honest)
     after = _scores(folder, folder.attacked.results, honest)
     methods = [method for method in folder.methods if method in after.columns]
     sign = 1 if folder.primary.higher_is_better else -1
@@ -107,7 +107,7 @@ def _row(
 ) -> Loss:
     metric = folder.primary
     named = named_sites(folder, folder.attacked.rounds, method)
-    clean = named_sites(folder, folder.rounds, method) or []
+    clean = named_sites(folder, of_run(folder.rounds), method) or []
     interval = f"{_fall(folder, lost.low)} to {_fall(folder, lost.high)}" if np.isfinite(lost.low) else ""
     return Loss(
         method=method,

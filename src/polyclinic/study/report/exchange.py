@@ -9,12 +9,13 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from polyclinic.study.columns import UNSEEN
-from polyclinic.study.report.folder import Folder
+from polyclinic.study.report.folder import Folder, of_run
 from polyclinic.study.report.tables import bytes_text, count_text, ordered
 
 #: One extra payload as `polyclinic.communication.exchange` describes it.
-_PAYLOAD = re.compile(r"^(?P<name>.+?) (?P<shape>\[[\d, ]*\]) (?P<size>\d+) bytes: (?P<reveals>.*)$")
+_PAYLOAD = re.compile(
+    r"^(?P<name>.+?) (?P<shape>\[[\d, ]*\])(?: × (?P<times>\d+))? (?P<size>\d+) bytes: (?P<reveals>.*)$"
+)
 
 
 @dataclass(frozen=True)
@@ -75,7 +76,7 @@ class Exchanged:
 
 def exchanged(folder: Folder) -> Exchanged | None:
     """What the federated methods exchanged; None where there is nothing in the folder to tell it from."""
-    table = folder.rounds[~folder.rounds["method"].str.endswith(UNSEEN)]
+    table = of_run(folder.rounds)
     if not {"extra_up", "extra_down"} <= set(table.columns):
         return None
     # Sites that train alone send nothing; the pool is no federation.
@@ -92,24 +93,29 @@ def exchanged(folder: Folder) -> Exchanged | None:
 def _exchange(method: str, rows: pd.DataFrame) -> Exchange:
     sizes, payloads = list[str](), list[Payload]()
     for way, words in (("up", "to the server"), ("down", "to the site")):
-        found: dict[tuple[str, str], list[tuple[str, int]]] = {}
+        found: dict[tuple[str, str], dict[int, int]] = {}
+        shapes: dict[tuple[str, str], dict[str, None]] = {}
         besides = []
-        for text in rows[f"extra_{way}"]:
+        for number, text in enumerate(rows[f"extra_{way}"]):
             payload = [one for one in map(_PAYLOAD.match, text.split("; ")) if one is not None]
             besides.append(sum(int(one["size"]) for one in payload))
             for one in payload:
-                found.setdefault((one["name"], one["reveals"]), []).append((one["shape"], int(one["size"])))
+                what = one["name"], one["reveals"]
+                sent = found.setdefault(what, {})
+                sent[number] = sent.get(number, 0) + int(one["size"])
+                shapes.setdefault(what, {})[_shape(one["shape"], one["times"])] = None
         sizes.append(_range(rows[f"bytes_{way}"].to_numpy(dtype=float) - besides))
         for (name, reveals), sent in found.items():
-            shapes = " or ".join(dict.fromkeys(_shape(shape) for shape, _ in sent))
-            size = _range(np.array([size for _, size in sent], dtype=float))
+            size = _range(np.array(list(sent.values()), dtype=float))
             plain = name.rpartition("/")[2].replace("_", " ")
-            payloads.append(Payload(plain, words, shapes, size, reveals, _often(len(sent), rows)))
+            shape = " or ".join(shapes[name, reveals])
+            payloads.append(Payload(plain, words, shape, size, reveals, _often(len(sent), rows)))
     return Exchange(method, sizes[0], sizes[1], payloads)
 
 
-def _shape(text: str) -> str:
-    return "one number" if text == "[]" else text.strip("[]").replace(", ", " × ") + " numbers"
+def _shape(text: str, times: str | None) -> str:
+    shape = "one number" if text == "[]" else text.strip("[]").replace(", ", " × ") + " numbers"
+    return f"{shape}, {times} times" if times else shape
 
 
 def _range(sizes: NDArray[np.float64]) -> str:

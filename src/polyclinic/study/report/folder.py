@@ -16,26 +16,33 @@ from numpy.typing import NDArray
 
 from polyclinic.errors import ResultsError
 from polyclinic.notes import Note
-from polyclinic.study.columns import AFTER, ATTACKED, BEFORE, DESCRIBED, UNSEEN
+from polyclinic.study.baselines import BASELINES
+from polyclinic.study.columns import AFTER, BEFORE, DESCRIBED
+from polyclinic.study.kinds import ATTACKED, PLAIN, RUN, UNSEEN, Entry, check_runs, titled
 from polyclinic.study.report.figures import Estimate
-from polyclinic.study.statistics import CROSS
+from polyclinic.study.statistics import UNSEEN_COLUMNS
 from polyclinic.tasks.metrics import DISTANCES, METRICS, REGRESSION, split_metric, value_range
 
 #: Columns that hold text; pandas would take a site called "NA" for a missing value.
-TEXT = {"method", "site", "trained_on", "tested_on", "metric", "over", "interval", "reasons", "note", "scored",
+TEXT = {"method", "run", "site", "trained_on", "tested_on", "metric", "over", "interval", "reasons", "note", "scored",
         "corrupt", "feature", "stage", "extra_up", "extra_down"}  # fmt: skip
 COLUMNS = {
-    "results.csv": ["method", "seed", "fold", "trained_on", "tested_on", "metric", "value"],
-    "summary.csv": ["method", "metric", "over", "mean", "deviation", "low", "high"],
-    "rounds.csv": ["method", "seed", "fold", "round", "site", "seconds", "bytes_up", "bytes_down", "examples", "loss"],
-    "predictions.csv": ["method", "seed", "fold", "site"],
+    "results.csv": ["method", RUN, "seed", "fold", "trained_on", "tested_on", "metric", "value"],
+    "summary.csv": ["method", RUN, "metric", "over", "mean", "deviation", "low", "high"],
+    "unseen.csv": UNSEEN_COLUMNS,
+    "rounds.csv": [
+        *("method", RUN, "seed", "fold", "round", "site", "seconds", "bytes_up", "bytes_down", "examples", "loss"),
+    ],
+    "predictions.csv": ["method", RUN, "seed", "fold", "site"],
     "harmonisation.csv": DESCRIBED,
-    "backdoor.csv": ["method", "seed", "fold", "trained_on", "tested_on", "cases", "opened"],
+    "backdoor.csv": ["method", RUN, "seed", "fold", "trained_on", "tested_on", "cases", "opened"],
     "search.csv": [*BEFORE, *AFTER],
     "sites.csv": ["site", "found", "used", "rejected"],
 }
 WHICH = ("best", "median", "worst")
 CLASS = "class: "
+#: Name in the catalogue of the method whose models are tested at the other sites, and of the one that pools all data.
+CROSS, POOLED = "cross", "mix"
 #: Column -> value of one row of ``summary.csv``.
 Line = dict[str, Any]
 Read = TypeVar("Read")
@@ -70,7 +77,8 @@ class Measure:
 def _measure(name: str, millimetres: bool) -> Measure:
     if name not in METRICS:
         return Measure(name, name, "", True, "")
-    measure = Measure(name, *METRICS[name])
+    known = METRICS[name]
+    measure = Measure(name, known.title, known.meaning, known.higher_is_better, known.unit)
     return replace(measure, unit="mm") if millimetres and name in DISTANCES else measure
 
 
@@ -92,7 +100,7 @@ class Overlay:
 
 @dataclass(frozen=True)
 class AttackedRows:
-    """Rows of methods that were trained with corrupt sites, under the methods' own labels."""
+    """Rows of methods that were trained with corrupt sites."""
 
     results: pd.DataFrame
     rounds: pd.DataFrame
@@ -106,7 +114,8 @@ class Folder:
         attacked: what was found with corrupt sites; all other tables are without.
 
     Raises:
-        ResultsError: P501, the folder has no usable ``results.csv``, or a file in it can't be read.
+        ResultsError: P501, the folder has no usable ``results.csv``, a file in it can't be read, or an older version
+            wrote it.
     """
 
     def __init__(self, path: Path) -> None:
@@ -124,6 +133,7 @@ class Folder:
         self.predictions = self._table("predictions.csv")
         self.site_table = self._table("sites.csv")
         self.harmonisation = self._table("harmonisation.csv")
+        self.costs_of_unseen = self._table("unseen.csv")
         self.results, results = _parted(self.results)
         self.rounds, rounds = _parted(self.rounds)
         self.backdoor, backdoor = _parted(self._table("backdoor.csv"))
@@ -173,9 +183,49 @@ class Folder:
 
     @cached_property
     def methods(self) -> list[str]:
-        """Methods in the order of the results, those tested at unseen sites last."""
-        names = list(self.results["method"].unique())
-        return sorted(names, key=lambda name: name.endswith(UNSEEN))
+        """Labels of the methods in the order of the results."""
+        return list(of_run(self.results)["method"].unique())
+
+    @cached_property
+    def unseen(self) -> list[str]:
+        """Labels of the methods that were also tested at sites left out of training."""
+        return list(of_run(self.results, UNSEEN)["method"].unique())
+
+    @cached_property
+    def titles(self) -> dict[Entry, str]:
+        """A title of its own for each method and kind of run, those tested at unseen sites last."""
+        titles: dict[Entry, str] = {(label, PLAIN): label for label in self.methods}
+        for label in self.unseen:
+            title = titled(label, UNSEEN)
+            while title in titles.values():  # a method may be called so
+                title = titled(title, UNSEEN)
+            titles[label, UNSEEN] = title
+        return titles
+
+    @cached_property
+    def declared(self) -> dict[str, tuple[str, dict[str, Any]]]:
+        """Label -> name in the catalogue and options of the methods of the study file."""
+        found = {}
+        for one in self.study.get("methods") or []:
+            name, options = next(iter(one.items())) if isinstance(one, dict) and one else (str(one), None)
+            options = dict(options) if isinstance(options, dict) else {}
+            found[str(options.pop("label", name))] = (str(name), options)
+        return found
+
+    def name(self, label: str) -> str:
+        """Name of a method in the catalogue; where there is no study file that tells it, its label."""
+        return self.declared.get(label, ("", {}))[0] if self.declared else label
+
+    def named(self, name: str) -> list[str]:
+        """Labels of the methods that have this name in the catalogue."""
+        return [label for label in dict.fromkeys([*self.methods, *self.unseen]) if self.name(label) == name]
+
+    @cached_property
+    def baselines(self) -> dict[str, str]:
+        """``single`` and ``fedavg`` -> label of the method that the others were compared with under it."""
+        told = _mapping(self.provenance.get("baselines")) if "baselines" in self.provenance else None
+        found = {name: self.named(name)[:1] for name in BASELINES}
+        return {name: labels[0] for name, labels in found.items() if labels} if told is None else told
 
     @cached_property
     def metrics(self) -> list[Measure]:
@@ -212,18 +262,19 @@ class Folder:
     @cached_property
     def at_sites(self) -> pd.DataFrame:
         """Rows of ``results.csv`` with the primary metric at a site that is scored, without the cross matrix."""
-        rows = self.results[(self.results["metric"] == self.primary.name) & (self.results["method"] != CROSS)]
+        crossed = self.results["method"].isin(self.named(CROSS))
+        rows = self.results[(self.results["metric"] == self.primary.name) & ~crossed]
         return rows[rows["tested_on"].isin(self.scored)]
 
-    def estimate(self, method: str, site: str) -> Estimate:
+    def estimate(self, method: str | None, site: str, run: str = PLAIN) -> Estimate:
         """Primary metric of a method at a site over folds and seeds."""
-        return self._estimates.get((method, site), Estimate(np.nan, np.nan, np.nan))
+        return self._estimates.get((method, run, site), Estimate(np.nan, np.nan, np.nan))
 
     @cached_property
-    def _estimates(self) -> dict[tuple[str, str], Estimate]:
-        groups = self.at_sites.groupby(["method", "tested_on"], sort=False)["value"]
+    def _estimates(self) -> dict[tuple[str | None, str, str], Estimate]:
+        groups = self.at_sites.groupby(["method", RUN, "tested_on"], sort=False)["value"]
         limits = value_range(self.primary.name)
-        return {(str(method), str(site)): estimate(values, limits) for (method, site), values in groups}
+        return {(str(method), str(run), str(site)): estimate(values, limits) for (method, run, site), values in groups}
 
     def overlays(self) -> list[Overlay]:
         """Pictures of segmentations, in the order of methods and sites; empty where there are none.
@@ -250,14 +301,14 @@ class Folder:
         """Names of the classes in index order, from the columns of ``sites.csv``; empty where there are none."""
         return [column.removeprefix(CLASS) for column in self.site_table.columns if column.startswith(CLASS)]
 
-    def line(self, method: str, metric: str, over: str) -> Line | None:
+    def line(self, method: str | None, metric: str, over: str, run: str = PLAIN) -> Line | None:
         """Row of ``summary.csv``, or None if there is none with a number."""
-        return self._lines.get((method, metric, over))
+        return self._lines.get((method, run, metric, over))
 
     @cached_property
-    def _lines(self) -> dict[tuple[str, str, str], Line]:
+    def _lines(self) -> dict[tuple[str | None, str, str, str], Line]:
         rows = self.summary[self.summary["mean"].notna()]
-        keys = zip(rows["method"], rows["metric"], rows["over"], strict=True)
+        keys = zip(rows["method"], rows[RUN], rows["metric"], rows["over"], strict=True)
         records = rows.to_dict("records")
         return {key: {str(name): value for name, value in row.items()} for key, row in zip(keys, records, strict=True)}
 
@@ -306,6 +357,8 @@ def _read_cells(file: Path, columns: list[str]) -> pd.DataFrame:
     table = pd.read_csv(
         file, dtype=str, keep_default_na=False, usecols=lambda column: column not in ("subject", "case")
     )
+    if RUN in columns:
+        check_runs(file, list(table.columns))
     missing = [column for column in columns if column not in table.columns]
     if missing:
         raise ValueError(f"column {missing[0]!r} is missing")
@@ -313,10 +366,14 @@ def _read_cells(file: Path, columns: list[str]) -> pd.DataFrame:
 
 
 def _parted(table: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """The rows without corrupt sites, and those with, whose methods get their own labels back."""
-    with_corrupt = table["method"].astype(str).str.endswith(ATTACKED)
-    attacked = table[with_corrupt]
-    return table[~with_corrupt], attacked.assign(method=attacked["method"].str.removesuffix(ATTACKED))
+    """The rows without corrupt sites, and those with."""
+    with_corrupt = table[RUN] == ATTACKED
+    return table[~with_corrupt], table[with_corrupt]
+
+
+def of_run(table: pd.DataFrame, run: str = PLAIN) -> pd.DataFrame:
+    """The rows of one kind of run."""
+    return table[table[RUN] == run]
 
 
 def _notes(file: Path) -> list[Note]:
@@ -334,7 +391,8 @@ def _mapping(value: Any) -> dict[str, Any]:
 def estimate(values: pd.Series[float], limits: tuple[float, float] = (0.0, 1.0)) -> Estimate:
     """Mean and 95 % interval (Student's t) of values that are numbers; no interval from fewer than three.
 
-    Of two values it would be thirteen times as wide as they are apart, which tells nothing.
+    Of two values it would be thirteen times as wide as they are apart, which tells nothing. Nor is there one where all
+    values are at the same end of ``limits``.
 
     The interval is cut off at ``limits`` where all values keep to them.
 
@@ -348,6 +406,8 @@ def estimate(values: pd.Series[float], limits: tuple[float, float] = (0.0, 1.0))
         return Estimate(np.nan, np.nan, np.nan)
     mean = round(float(values.mean()), 12)
     if len(values) < 3:
+        return Estimate(mean, np.nan, np.nan)
+    if values.min() == values.max() and mean in limits:  # where all are perfect, nothing is left to see chance in
         return Estimate(mean, np.nan, np.nan)
     half = float(stats.t.ppf(0.975, len(values) - 1) * values.std(ddof=1) / np.sqrt(len(values)))
     low, high = mean - half, mean + half

@@ -9,13 +9,13 @@ from typing import Any
 import numpy as np
 
 from polyclinic.methods import PUBLISHED
-from polyclinic.study.columns import UNSEEN
+from polyclinic.study.kinds import PLAIN
 from polyclinic.study.report.folder import Folder
 from polyclinic.study.report.tables import plain
 
 #: Figures with a panel a method show so many at first; the others are folded.
 SHOWN = 6
-#: Methods to compare with, which are among those shown.
+#: Methods of the catalogue to compare with, which are among those shown.
 COMPARED = ("single", "mix", "fedavg")
 
 
@@ -30,53 +30,46 @@ class MethodLine:
 
 
 def method_lines(folder: Folder) -> list[MethodLine]:
-    """A line a method, without those tested at unseen sites."""
+    """A line a method."""
     lines = []
     for label in folder.methods:
-        if not label.endswith(UNSEEN):
-            name, options = entry(folder, label)
-            about = PUBLISHED.get(name)
-            untold = _untold(label, name, options)
-            lines.append(
-                MethodLine(
-                    label=label,
-                    summary=about.summary if about else "",
-                    citation=about.citation if about else "",
-                    options=plain(untold) if untold else "",
-                )
+        name, options = entry(folder, label)
+        about = PUBLISHED.get(name)
+        untold = _untold(label, name, options)
+        lines.append(
+            MethodLine(
+                label=label,
+                summary=about.summary if about else "",
+                citation=about.citation if about else "",
+                options=plain(untold) if untold else "",
             )
+        )
     return lines
 
 
 def entry(folder: Folder, label: str) -> tuple[str, dict[str, Any]]:
     """Name in the catalogue and options of a method of the study file."""
-    for one in folder.study.get("methods") or []:
-        name, options = next(iter(one.items())) if isinstance(one, dict) and one else (str(one), None)
-        options = dict(options) if isinstance(options, dict) else {}
-        if options.pop("label", name) == label:
-            return str(name), options
-    return label, {}
+    return folder.declared.get(label, (folder.name(label), {}))
 
 
 def is_reference(folder: Folder, label: str) -> bool:
     """Whether a method is there to be compared with (single, ensemble, mix), not a federation."""
-    about = PUBLISHED.get(entry(folder, label.removesuffix(UNSEEN))[0])
+    about = PUBLISHED.get(folder.name(label))
     return about is not None and about.place == PUBLISHED["single"].place
 
 
 def featured(folder: Folder) -> list[str]:
-    """The methods whose panels are shown at first: all if they are few, else the compared and the best of the rest."""
-    if len(folder.methods) <= SHOWN + 1:  # to fold a single one would save nothing
-        return folder.methods
+    """Titles of the panels shown at first: all if they are few, else the methods compared and the best of the rest."""
+    if len(folder.titles) <= SHOWN + 1:  # to fold a single one would save nothing
+        return list(folder.titles.values())
 
     def merit(label: str) -> float:
         lines = (folder.line(label, folder.primary.name, over) for over in ("all", "sites"))
         sign = 1 if folder.primary.higher_is_better else -1
         return next((sign * float(line["mean"]) for line in lines if line is not None), -np.inf)
 
-    known = [label for label in folder.methods if not label.endswith(UNSEEN)]
-    chosen = sorted(known, key=lambda label: (label not in COMPARED, -merit(label)))[:SHOWN]
-    return [label for label in known if label in chosen]
+    ranked = sorted(folder.methods, key=lambda label: (folder.name(label) not in COMPARED, -merit(label)))
+    return [folder.titles[label, PLAIN] for label in folder.methods if label in ranked[:SHOWN]]
 
 
 def _untold(label: str, name: str, options: dict[str, Any]) -> dict[str, Any]:

@@ -12,25 +12,27 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from polyclinic.files import write_atomic
 from polyclinic.notes import Note
-from polyclinic.study.columns import UNSEEN
+from polyclinic.study.baselines import BASELINES
 from polyclinic.study.drawing import Panel, structure_colour
+from polyclinic.study.kinds import PLAIN, RUN, UNSEEN, titled
 from polyclinic.study.report import figures, tables
 from polyclinic.study.report.answer import ALPHA, answer, headline
 from polyclinic.study.report.attack import attacked
 from polyclinic.study.report.exchange import exchanged
-from polyclinic.study.report.folder import Folder, Measure, Overlay
+from polyclinic.study.report.folder import Folder, Measure, Overlay, of_run
 from polyclinic.study.report.harmonisation import harmonised
 from polyclinic.study.report.methods import SHOWN, featured, is_reference, method_lines
 from polyclinic.study.report.search import searched
 
 TEMPLATES = Path(__file__).parent / "templates"
-#: Methods whose differences are marked, in words.
-COMPARED_WITH = {"single": "single (each site alone)", "fedavg": "fedavg"}
+#: What the baselines are, where the name does not say it.
+COMPARED_WITH = {"single": " (each site alone)"}
 #: Sections in the order of the page; one without anything to show is left out.
 SECTIONS = {
     "answer": "The answer in short",
@@ -98,7 +100,14 @@ def render(folder: Folder) -> str:
         most=SHOWN,
         runs=len(folder.results[["seed", "fold"]].drop_duplicates()),
         heads=[_head(one) for one in folder.metrics],
-        baselines=[(name[0].upper(), words) for name, words in COMPARED_WITH.items() if name in folder.methods],
+        baselines=[
+            (name[0].upper(), folder.baselines[name] + COMPARED_WITH.get(name, ""))
+            for name in BASELINES
+            if folder.baselines.get(name) in folder.methods
+        ],
+        seeds=folder.results["seed"].nunique(),
+        unseen=tables.unseen_tables(folder),
+        alone=folder.baselines.get("single"),
         volumes=any(one.planes for one in folder.overlays()),
         **content,
     )
@@ -151,7 +160,7 @@ def _split(folder: Folder) -> str:
         how = f"{100 * evaluation['holdout']:.0f}\u00a0% of each site's patients held out for the test"
     else:
         how = f"{evaluation.get('folds') or '?'}-fold cross-validation, all cases of a patient in one fold"
-    unseen = "; also at sites left out of training" if any(name.endswith(UNSEEN) for name in folder.methods) else ""
+    unseen = "; also at sites left out of training" if folder.unseen else ""
     return f"{how}; {_kept_round(folder)}; test data is read once{unseen}"
 
 
@@ -190,7 +199,7 @@ def _results(folder: Folder) -> list[tuple[str, str, Any]]:
 
 @dataclass(frozen=True)
 class SiteResults:
-    """Panels of the sites, the numbers behind them, and the sites that can't be scored."""
+    """Panels of the sites, the numbers behind them (a column a title), and the sites that can't be scored."""
 
     panels: list[Panel]
     unseen: list[Panel]
@@ -205,8 +214,11 @@ class SiteResults:
 
 
 def _site_results(folder: Folder) -> SiteResults | None:
-    methods = [method for method in folder.methods if method in set(folder.at_sites["method"])]
-    table = {site: [(method, folder.estimate(method, site)) for method in methods] for site in folder.sites}
+    there = set(zip(folder.at_sites["method"], folder.at_sites[RUN], strict=True))
+    entries = [entry for entry in folder.titles if entry in there]
+    table = {
+        site: [((label, run), folder.estimate(label, site, run)) for label, run in entries] for site in folder.sites
+    }
     scored = [site for site, row in table.items() if any(np.isfinite(one.mean) for _, one in row)]
     if not scored:
         return None
@@ -215,26 +227,26 @@ def _site_results(folder: Folder) -> SiteResults | None:
     margin = 0.05 * (high - low) or 0.05
     limits = (low - margin, high + margin)
 
-    def panels(unseen: bool) -> list[Panel]:
+    def panels(wanted: str) -> list[Panel]:
         shown = []
         for site in scored:
-            known = [(method, one) for method, one in table[site] if method.endswith(UNSEEN) == unseen]
-            rows = [(method.removesuffix(UNSEEN), one, is_reference(folder, method)) for method, one in known]
-            line = folder.estimate("single", site).mean
-            name = "unseen" if unseen else "forest"
+            known = [(label, one) for (label, run), one in table[site] if run == wanted]
+            rows = [(label, one, is_reference(folder, label)) for label, one in known]
+            line = folder.estimate(folder.baselines.get("single"), site).mean
+            name = "unseen" if wanted == UNSEEN else "forest"
             if rows:
                 label = folder.primary.label
                 shown.append(figures.forest(site, rows, axis=label, limits=limits, line=line, name=name))
         return shown
 
     return SiteResults(
-        panels=panels(False),
-        unseen=panels(True),
-        methods=methods,
+        panels=panels(PLAIN),
+        unseen=panels(UNSEEN),
+        methods=[folder.titles[entry] for entry in entries],
         rows=[(site, [_interval(folder, one) for _, one in table[site]]) for site in scored],
         left_out=[site for site in folder.sites if site not in scored],
-        references=any(is_reference(folder, method) for method in methods),
-        alone="single" in methods,
+        references=any(is_reference(folder, label) for label, _ in entries),
+        alone=(folder.baselines.get("single"), PLAIN) in entries,
     )
 
 
@@ -251,9 +263,18 @@ def _curves(folder: Folder) -> dict[str, list[Panel]]:
     rows = rows.dropna(subset=["label", "score"])
     if set(rows["label"]) != {0, 1}:
         return {}
-    methods = [method for method in folder.methods if method in set(rows["method"])]
-    reference = "single" if "single" in methods else None
+    rows = _titled(folder, rows)
+    methods = [title for title in folder.titles.values() if title in set(rows["method"])]
+    alone = folder.baselines.get("single")
+    reference = alone if alone in methods else None
     return {"roc": figures.roc(rows, methods, reference), "calibration": figures.calibration(rows, methods)}
+
+
+def _titled(folder: Folder, rows: pd.DataFrame) -> pd.DataFrame:
+    """``rows`` with the title of method and kind of run in the column ``method``."""
+    return rows.assign(
+        method=[folder.titles.get(one, titled(*one)) for one in zip(rows["method"], rows[RUN], strict=True)]
+    )
 
 
 def _scatter(folder: Folder) -> list[tuple[str, list[Panel]]]:
@@ -263,7 +284,8 @@ def _scatter(folder: Folder) -> list[tuple[str, list[Panel]]]:
         return []
     rows = rows.dropna(subset=["label", "score"])
     name = str((folder.study.get("data") or {}).get("label") or "Label")
-    methods = {method: rows[rows["method"] == method] for method in folder.methods}
+    rows = _titled(folder, rows)
+    methods = {title: rows[rows["method"] == title] for title in folder.titles.values()}
     shown = [("Every method, all sites together", figures.scatter(methods, name))]
     best = headline(folder)
     if best is not None and len(folder.sites) > 1:
@@ -314,8 +336,7 @@ def _overlay(one: Overlay, structures: list[str]) -> Panel:
 
 def _convergence(folder: Folder) -> list[tuple[str, str, list[Panel]]]:
     """Title, caption and panels: loss, and the validation metric."""
-    table = folder.rounds.replace([np.inf, -np.inf], np.nan)
-    table = table[~table["method"].str.endswith(UNSEEN)]
+    table = of_run(folder.rounds).replace([np.inf, -np.inf], np.nan)
     table = table[table.groupby("method")["round"].transform("nunique") > 1]
     if table.empty:
         return []

@@ -8,7 +8,8 @@ from typing import Any
 
 import pandas as pd
 
-from polyclinic.study.columns import AFTER, BEFORE, UNSEEN
+from polyclinic.study.columns import AFTER, BEFORE
+from polyclinic.study.kinds import RUN, titled
 from polyclinic.study.report import tables
 from polyclinic.study.report.folder import Folder
 from polyclinic.tasks.metrics import METRICS
@@ -19,7 +20,7 @@ class SearchLine:
     """One method.
 
     Attributes:
-        method: its label.
+        method: its title.
         tried: configurations, for each search.
         failed: trials without a score, of all searches.
         chosen: for each parameter what was chosen, and how often where searches differ.
@@ -59,13 +60,17 @@ def searched(folder: Folder) -> SearchReport | None:
     if table.empty:
         return None
     names = [name for name in table.columns if name not in (*BEFORE, *AFTER)]
-    methods = list(dict.fromkeys(table["method"]))
+    entries = list(dict.fromkeys(zip(table["method"], table[RUN], strict=True)))
     return SearchReport(
         words=list(_words(folder)),
         names=names,
         score=f"Validation: {_measure(folder)}",
-        lines=[_line(method, table[table["method"] == method], names) for method in methods],
-        without=[m for m in folder.methods if m not in methods and m.removesuffix(UNSEEN) not in methods],
+        lines=[
+            _line(folder.titles.get(entry, titled(*entry)), rows, names)
+            for entry in entries
+            for rows in [table[(table["method"] == entry[0]) & (table[RUN] == entry[1])]]
+        ],
+        without=[method for method in folder.methods if method not in set(table["method"])],
     )
 
 
@@ -115,7 +120,7 @@ def _words(folder: Folder) -> list[str]:
         f"Each configuration was trained on training patients{rounds} and scored on validation patients "
         f"({_measure(folder)}). No test patient was looked at.",
     ]
-    unseen = any(method.endswith(UNSEEN) for method in folder.methods)
+    unseen = bool(folder.unseen)
     if asked.get("nested", True):
         each = "Each fold" + (", and each fold without a site," if unseen else "")
         words.append(

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Hashable
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from polyclinic.study.columns import UNSEEN
+from polyclinic.study.baselines import BASELINES
+from polyclinic.study.kinds import PLAIN, UNSEEN
 from polyclinic.study.report import figures
 from polyclinic.study.report.answer import ALPHA, p_text, signed
 from polyclinic.study.report.figures import Cell
-from polyclinic.study.report.folder import CLASS, Folder, Measure
-from polyclinic.study.statistics import BASELINES, CROSS
+from polyclinic.study.report.folder import CLASS, CROSS, Folder, Measure, of_run
 from polyclinic.tasks.metrics import class_metric
 
 
@@ -34,34 +35,73 @@ class Score:
 def main_table(folder: Folder, over: str) -> list[tuple[str, list[tuple[str, list[Score | None]]]]]:
     """Groups of rows (method, a cell a metric): methods tested at sites they know, and at sites they do not know."""
     groups = []
-    for title, unseen in (("", False), ("Tested at sites that took no part in training", True)):
-        methods = [method for method in folder.methods if method.endswith(UNSEEN) == unseen]
-        scores = {method: [_score(folder, method, one, over, methods) for one in folder.metrics] for method in methods}
-        rows = [(method.removesuffix(UNSEEN), cells) for method, cells in scores.items() if any(cells)]
+    for title, run, methods in (
+        ("", PLAIN, folder.methods),
+        ("Tested at sites that took no part in training", UNSEEN, folder.unseen),
+    ):
+        scores = {m: [_score(folder, m, one, over, methods, run) for one in folder.metrics] for m in methods}
+        rows = [(method, cells) for method, cells in scores.items() if any(cells)]
         if rows:
             groups.append((title, rows))
     return groups
 
 
-def _score(folder: Folder, method: str, metric: Measure, over: str, methods: list[str]) -> Score | None:
-    row = folder.line(method, metric.name, over)
+def _score(
+    folder: Folder, method: str, metric: Measure, over: str, methods: list[str], run: str = PLAIN
+) -> Score | None:
+    row = folder.line(method, metric.name, over, run)
     if row is None:
         return None
-    others = [line["mean"] for other in methods if (line := folder.line(other, metric.name, over)) is not None]
+    others = [line["mean"] for other in methods if (line := folder.line(other, metric.name, over, run))]
     best = len(others) > 1 and row["mean"] == (max(others) if metric.higher_is_better else min(others))
     marks, differences = [], []
     for other in BASELINES:
         letter = other[0].upper()
         difference, p = (float(row.get(column, np.nan)) for column in (f"vs_{other}", f"p_{other}_adjusted"))
-        if method == other or not np.isfinite(difference):
+        if not np.isfinite(difference):
             continue
         differences.append(f"{letter} {signed(metric, difference)} (p {p_text(p) if np.isfinite(p) else 'unknown'})")
         if p < ALPHA:
             sign, word = ("▲", "better") if metric.better(difference) else ("▼", "worse")
-            marks.append((f"{sign}{letter}", f"{word} than {other}, p {p_text(p)}"))
+            marks.append((f"{sign}{letter}", f"{word} than {folder.baselines.get(other, other)}, p {p_text(p)}"))
     deviation = f"± {metric.text(row['deviation'])}" if np.isfinite(row["deviation"]) else ""
     interval = f"{metric.text(row['low'])} to {metric.text(row['high'])}" if np.isfinite(row["low"]) else ""
     return Score(metric.text(row["mean"]), deviation, interval, bool(best), marks, differences)
+
+
+@dataclass(frozen=True)
+class UnseenTable:
+    """What it costs to be unseen, by the primary metric.
+
+    Attributes:
+        title: over what.
+        rows: method, seen, unseen, lost (or gained, with a sign), its interval, and p; texts.
+    """
+
+    title: str
+    rows: list[tuple[str, str, str, str, str, str]]
+
+
+def unseen_tables(folder: Folder) -> list[UnseenTable]:
+    """For all sites together and over the sites: each method with itself, tested at sites it knows and does not."""
+    metric = folder.primary
+    found = []
+    for over, title in (("all", "All sites together"), ("sites", "Mean over sites")):
+        costs = folder.costs_of_unseen
+        costs = costs[(costs["over"] == over) & (costs["metric"] == metric.name) & costs["difference"].notna()]
+        rows = [_unseen_row(metric, row) for row in costs.to_dict("records")]
+        if rows:
+            found.append(UnseenTable(title, rows))
+    return found
+
+
+def _unseen_row(metric: Measure, row: dict[Hashable, Any]) -> tuple[str, str, str, str, str, str]:
+    sign = 1 if metric.higher_is_better else -1
+    ends = sorted(sign * row[end] for end in ("low", "high"))
+    lost, low, high = (signed(metric, value).removeprefix("+") for value in (sign * row["difference"], *ends))
+    interval = f"{low} to {high}" if np.isfinite(row["low"]) else ""
+    p = p_text(row["p_adjusted"]).removeprefix("= ") if np.isfinite(row["p_adjusted"]) else "–"
+    return row["method"], metric.text(row["seen"]), metric.text(row["unseen"]), lost, interval, p
 
 
 @dataclass(frozen=True)
@@ -78,7 +118,7 @@ def structure_tables(folder: Folder) -> list[StructureTable]:
     for metric in folder.metrics if folder.structures else []:
         names = [class_metric(metric.name, structure) for structure in folder.structures]
         measures = [replace(metric, name=name) for name in names]
-        methods = [method for method in folder.methods if not method.endswith(UNSEEN)]
+        methods = folder.methods
         rows = [(method, [_score(folder, method, one, "all", methods) for one in measures]) for method in methods]
         tables.append(StructureTable(metric, [row for row in rows if any(row[1])]))
     return [table for table in tables if table.rows]
@@ -98,9 +138,10 @@ class Cross:
 
 def cross_matrix(folder: Folder) -> Cross | None:
     """Rows: the site a model was trained at; columns: the site it was tested at; None without the method ``cross``."""
-    rows = folder.results[folder.results["metric"] == folder.primary.name]
-    home = (rows["method"] == "single") & (rows["trained_on"] == rows["tested_on"])
-    away = (rows["method"] == CROSS) & (rows["tested_on"] != "all")
+    rows = of_run(folder.results)
+    rows = rows[rows["metric"] == folder.primary.name]
+    home = (rows["method"] == folder.baselines.get("single")) & (rows["trained_on"] == rows["tested_on"])
+    away = rows["method"].isin(folder.named(CROSS)[:1]) & (rows["tested_on"] != "all")
     if not away.any():
         return None
     trained, tested = (
@@ -229,7 +270,7 @@ def costs(folder: Folder) -> list[Cost]:
     Methods tested at unseen sites are left out: their rows hold one training for each site left out.
     """
     rows = []
-    table = folder.rounds[~folder.rounds["method"].str.endswith(UNSEEN)]
+    table = of_run(folder.rounds)
     for method in ordered(folder.methods, table["method"].unique()):
         mine = table[table["method"] == method]
         runs = mine.groupby(["seed", "fold"])
@@ -283,7 +324,7 @@ def confusion(folder: Folder, method: str) -> list[list[Cell]] | None:
 
     A case is called the class with the highest score. Cases of all folds, seeds and sites count together.
     """
-    rows = own_predictions(folder)
+    rows = of_run(own_predictions(folder))
     rows = rows[rows["method"] == method]
     scores = [f"score_{index}" for index in range(len(folder.classes))]
     if len(scores) < 3 or not set(scores) <= set(rows.columns) or rows.empty:
@@ -299,7 +340,7 @@ def confusion(folder: Folder, method: str) -> list[list[Cell]] | None:
 
 def own_predictions(folder: Folder) -> pd.DataFrame:
     """Predictions of each method where it is meant to be used: not those of the cross matrix."""
-    return folder.predictions[folder.predictions["method"] != CROSS]
+    return folder.predictions[~folder.predictions["method"].isin(folder.named(CROSS))]
 
 
 def nested_rows(values: dict[str, Any], before: str = "") -> list[tuple[str, str]]:

@@ -1,0 +1,361 @@
+"""What a message of each function must be, for both ends: a site reads what it is asked and the coordinator what is
+answered by the same rules.
+
+Named dimensions: P coordinates of the model, Q that are shared, T weights and S statistics among these, C classes;
+N cases; F features or channels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, MutableMapping
+from dataclasses import dataclass, field
+from functools import cache
+from typing import Any
+
+from pydantic import ValidationError, create_model
+from pydantic_core import ErrorDetails
+from torch import Tensor
+
+from polyclinic.client.work import NOT_FINITE
+from polyclinic.communication.message import Message
+from polyclinic.data.preparation import SharedStep
+from polyclinic.errors import PolyclinicError, SiteError, TrainingError
+from polyclinic.parts import Part, build_part
+from polyclinic.parts.site_end import overrides
+from polyclinic.shapes import MOST_NUMBERS, Misfit, NotFinite, Shaped
+from polyclinic.site.messages import (
+    Applied,
+    Body,
+    Checkpointed,
+    During,
+    Evaluate,
+    Evaluated,
+    Nothing,
+    Pictured,
+    Predict,
+    Predicted,
+    Prepare,
+    Prepared,
+    Question,
+    Start,
+    Started,
+    Train,
+    Trained,
+)
+from polyclinic.state import Layout, Role
+from polyclinic.tasks import Task, build_task
+from polyclinic.tasks.base import Asked
+
+Shapes = Mapping[str, Shaped]
+#: Lengths of dimensions, by their names.
+Sizes = MutableMapping[str, int]
+
+#: A tensor of a part that does not say what it is.
+ANYTHING = Shaped("", None)
+_SAME = "Let all sites and the server run the same version of Polyclinic."
+#: Dimensions that each site has its own of: cases, and places in pictures.
+_OWN = ("N", "H", "W")
+_NO_METRICS = Asked((), (), 0.0)
+
+
+@dataclass(frozen=True)
+class Known:
+    """What both ends know of the messages to come.
+
+    Attributes:
+        sizes: lengths of dimensions.
+        parts: part of the method -> what its ends may send each other.
+        closed: whether a part changes what leaves a site, so that the change may be of any shape.
+        task: what is learned.
+        asked: what is measured on test cases.
+        step: the step of the preparation that needs all sites.
+    """
+
+    sizes: Mapping[str, int] = field(default_factory=dict)
+    parts: Mapping[str, Shapes] = field(default_factory=dict)
+    closed: bool = False
+    task: Task | None = None
+    asked: Asked = _NO_METRICS
+    step: SharedStep | None = None
+
+    @classmethod
+    def of(cls, start: Start, layout: Layout) -> Known:
+        """In a training that ``start`` declares, of a model with a ``layout``."""
+        shared = layout.select({Role(role) for role in start.share})
+        sizes = {"P": layout.size, "Q": shared.size, "T": shared.trainable, "S": shared.size - shared.trainable}
+        if start.classes:
+            sizes["C"] = start.classes
+        parts = {name: build_part(name, options) for name, options in start.parts}
+        closed = any(overrides(part.at_site(), "close") for part in parts.values())
+        metrics = start.metrics
+        return cls(
+            sizes, {name: _shapes(part) for name, part in parts.items()}, closed,
+            build_task(start.task, start.classes, start.loss), Asked(metrics.names, metrics.classes, metrics.tolerance),
+        )  # fmt: skip
+
+    def sent(self, function: str) -> dict[str, Shaped]:
+        """What parts may add to a message: ``part/name``; some is part of every answer to a ``function``."""
+        return {
+            f"{part}/{name}": _needed(shaped, f"{part}/{name}", function)
+            for part, shapes in self.parts.items()
+            for name, shaped in shapes.items()
+        }
+
+
+def _shapes(part: Part) -> dict[str, Shaped]:
+    return {name: part.shapes.get(name, ANYTHING) for name in part.reveals}
+
+
+def _needed(shaped: Shaped, name: str, function: str) -> Shaped:
+    group = "" if function and shaped.always == function else name
+    return Shaped("|".join(shaped.kinds), *((None,) if shaped.shape is None else shaped.shape), group=group)
+
+
+#: ``(known, what was asked)`` -> the tensors of a message.
+Find = Callable[[Known, Message], Shapes]
+
+
+@dataclass(frozen=True)
+class Function:
+    """What a site is asked, and what it answers.
+
+    Attributes:
+        asked: fields of the question.
+        answered: fields of the answer.
+        asked_tensors: its tensors, or how they follow from what is known; a name may be a pattern that ends in ``*``.
+        answered_tensors: likewise; they may depend on what was asked, too.
+        lists: fields of the answer that have as many values as a dimension is long.
+    """
+
+    asked: type[Body] = Nothing
+    answered: type[Body] | Callable[[Known], type[Body]] = Nothing
+    asked_tensors: Shapes | Find = field(default_factory=dict)
+    answered_tensors: Shapes | Find = field(default_factory=dict)
+    lists: Mapping[str, str] = field(default_factory=dict)
+
+
+# Tensors that depend on something -------------------------------------------------------------------------------------
+
+
+def _trained(known: Known, asked: Message) -> Shapes:
+    sent = known.sent("train")
+    if known.closed:  # only the part that closes the message knows what the update looks like
+        return {"change": Shaped("", None, group="change"), "statistics": Shaped("", None, group="statistics"), **sent}
+    return {"change": Shaped("float32", "T"), "statistics": Shaped("float32", "S"), **sent}
+
+
+def _evidence(known: Known, asked: Message) -> Shapes:
+    return {} if known.task is None or known.task.counts is None else {"counts": known.task.counts}
+
+
+def _rows(known: Known, asked: Message) -> Shapes:
+    return {} if known.task is None else known.task.sends
+
+
+def _described(known: Known, asked: Message) -> Shapes:
+    numbers = {name: Shaped("float64", "F") for name in ("count", "mean", "m2")}
+    ranks = {"rank": Shaped("float64", "F", "E", finite=False)}
+    found = ranks if asked.tensors else numbers
+    return {f"{stage}/{name}": shaped for stage in ("before", "after") for name, shaped in found.items()}
+
+
+def _pictures(known: Known, asked: Message) -> Shapes:
+    found = dict[str, Shaped]()
+    for rank in ("worst", "median", "best"):
+        found[f"{rank}/image"] = Shaped("uint8", "channels", f"H {rank}", f"W {rank}", group="pictures")
+        for name in ("mask", "prediction"):
+            found[f"{rank}/{name}"] = Shaped("uint8", f"H {rank}", f"W {rank}", group="pictures")
+        found[f"{rank}/planes"] = Shaped("int32", 3, group="planes")
+    return found
+
+
+@cache
+def predicted(task: type[Task]) -> type[Predicted]:
+    """The fields of the answer to ``predict``, with those that a task adds."""
+    says: dict[str, Any] = {name: (kind, ...) for name, kind in task.says.items()}
+    return create_model("Predicted", __base__=Predicted, **says) if says else Predicted
+
+
+_STATE = {"state": Shaped("float32", "Q")}
+#: The shared state, or whole models.
+_MODELS = {"state": Shaped("float32", "Q", group="state"), "model*": Shaped("float32", "P", group="model")}
+_NUMBER = Shaped("float64", 1, group="target")
+
+FUNCTIONS: dict[str, Function] = {
+    "prepare": Function(
+        Prepare, Prepared, answered_tensors={f"target_{name}": _NUMBER for name in ("count", "mean", "m2")}
+    ),
+    "share": Function(answered_tensors=lambda known, asked: known.step.shares if known.step else {}),
+    "apply": Function(
+        answered=Applied, asked_tensors=lambda known, asked: known.step.merges if known.step else {}
+    ),
+    "describe": Function(
+        asked_tensors={
+            name: Shaped("float64", "F", "E", finite=False, group="grid") for name in ("before", "after")
+        },
+        answered_tensors=_described,
+    ),
+    "start": Function(
+        Start, Started, {"initial": Shaped("float32", "P")}, lambda known, asked: known.sent("start")
+    ),
+    "train": Function(Train, Trained, lambda known, asked: {**_STATE, **known.sent("")}, _trained),
+    "evaluate": Function(Evaluate, Evaluated, _STATE),
+    "keep": Function(During),
+    "threshold": Function(During, asked_tensors=_MODELS, answered_tensors=_evidence),
+    "predict": Function(
+        Predict, lambda known: Predicted if known.task is None else predicted(type(known.task)), _MODELS, _rows,
+        {"subject": "N", "case": "N"},
+    ),
+    "model": Function(During, Nothing, _STATE, {"model": Shaped("float32", "P")}),
+    "overlays": Function(Predict, Pictured, _MODELS, _pictures),
+    "save": Function(Checkpointed),
+    "restore": Function(Checkpointed),
+}  # fmt: skip
+
+
+def function_of(name: str) -> Function:
+    """A function by its name; a part's own question is called ``part/verb``.
+
+    Raises:
+        SiteError: P401, there is no such function.
+    """
+    part, question, _ = name.partition("/")
+    if question:
+        return _question(part)
+    if name not in FUNCTIONS:
+        raise SiteError("P401", f"A message asks for {name[:80]!r}, which no site does.", _SAME)
+    return FUNCTIONS[name]
+
+
+def _question(part: str) -> Function:
+    state = Shaped("float32", "Q", group="state")
+
+    def tensors(known: Known, asked: Message) -> Shapes:
+        return {"state": state, **{n: _needed(shaped, n, "") for n, shaped in known.parts.get(part, {}).items()}}
+
+    return Function(Question, Nothing, tensors, tensors)
+
+
+# Checking -------------------------------------------------------------------------------------------------------------
+
+
+def read_asked(name: str, request: Message, known: Known, site: str) -> Body:
+    """The fields of what a site is asked; its tensors are checked, too.
+
+    Raises:
+        SiteError: P401 with the first thing that is not as it should be.
+    """
+    function = function_of(name)
+    shapes = _found(function.asked_tensors, known, Message())
+    try:
+        body = _read(function.asked, request.fields)
+        _check_tensors(shapes, request.tensors, dict(known.sizes), known)
+    except Misfit as misfit:
+        raise SiteError(
+            "P401", f"A message {name!r} to site {site} is not as it should be: {misfit}.", _SAME, site=site
+        ) from None
+    return body
+
+
+class Answers:
+    """Checks the answers to one question that several sites are asked.
+
+    Args:
+        name: of the function.
+        known: what is known of the messages.
+    """
+
+    def __init__(self, name: str, known: Known) -> None:
+        self.name, self.known = name, known
+        self._function = function_of(name)
+        self._shapes: Shapes | None = None
+        self._sizes = dict(known.sizes)
+        kind = self._function.answered
+        self._kind = kind if isinstance(kind, type) else kind(known)
+
+    def check(self, site: str, asked: Message, reply: Message) -> PolyclinicError | None:
+        """What is wrong with a site's answer; None if nothing is.
+
+        Args:
+            site: its name.
+            asked: what it was asked: of the same kind at all sites.
+            reply: its answer. What other sites answered before must agree with it in the lengths of dimensions.
+        """
+        if self._shapes is None:
+            self._shapes = _found(self._function.answered_tensors, self.known, asked)
+        sizes = dict(self._sizes)
+        try:
+            _read(self._kind, reply.fields)
+            _check_tensors(self._shapes, reply.tensors, sizes, self.known)
+            self._check_content(reply, sizes)
+        except NotFinite as misfit:
+            text = f"Training at site {site} gave values that are not finite numbers ({misfit})."
+            return TrainingError("P301", text, NOT_FINITE)
+        except Misfit as misfit:
+            text = f"The answer of site {site} to {self.name!r} is not as it should be: {misfit}."
+            return SiteError("P401", text, _SAME, site=site)
+        if len(sizes) > len(self._sizes):
+            self._sizes = {one: length for one, length in sizes.items() if not one.startswith(_OWN)}
+        return None
+
+    def _check_content(self, reply: Message, sizes: Sizes) -> None:
+        for listed, dimension in self._function.lists.items():
+            count = len(reply.fields[listed])
+            if sizes.setdefault(dimension, count) != count:
+                raise Misfit(f"{listed}: got {count} values, expected {dimension} = {sizes[dimension]}")
+        if self.name == "predict" and self.known.task is not None:
+            reason = self.known.task.misfit(reply.fields, reply.tensors, self.known.asked)
+            if reason:
+                raise Misfit(reason)
+
+
+def _found(tensors: Shapes | Find, known: Known, asked: Message) -> Shapes:
+    return tensors(known, asked) if callable(tensors) else tensors
+
+
+def _read(kind: type[Body], fields: Mapping[str, Any]) -> Body:
+    try:
+        return kind.model_validate(fields)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_context=False)[0]
+        text = _told(first)
+        raise (NotFinite if first["type"] == "finite_number" else Misfit)(text) from None
+
+
+def _told(error: ErrorDetails) -> str:
+    """What was got and expected in a field. Texts are not quoted: they may be a person's."""
+    place = ".".join(str(step)[:80] for step in error["loc"])
+    if error["type"] == "extra_forbidden":
+        return f"{place}: got a field that is not known here"
+    if error["type"] == "missing":
+        return f"{place}: it is missing"
+    given = error["input"]
+    got = repr(given) if given is None or isinstance(given, bool | float) else type(given).__name__
+    if type(given) is int:
+        got = str(given) if abs(given) < 10**20 else "a larger number"
+    return f"{place}: got {got}; {error['msg'][:1].lower()}{error['msg'][1:200]}"
+
+
+def _check_tensors(shapes: Shapes, tensors: Mapping[str, Tensor], sizes: Sizes, known: Known) -> None:
+    most = max(4 * known.sizes.get("P", 0), 2**20) if known.sizes else MOST_NUMBERS
+    patterns = [name[:-1] for name in shapes if name.endswith("*")]
+    groups = set[str]()
+    for name, tensor in tensors.items():
+        shaped = shapes.get(name)
+        if shaped is None:
+            pattern = next((one for one in patterns if name.startswith(one) and _is_number(name[len(one) :])), None)
+            if pattern is None:
+                raise Misfit(f"{name[:80]!r}: got a tensor that is not known here")
+            shaped = shapes[f"{pattern}*"]
+        groups.add(shaped.group)
+        try:
+            shaped.check(tensor, sizes, most)
+        except Misfit as misfit:
+            raise type(misfit)(f"{name}: {misfit}") from None
+    for name, shaped in shapes.items():
+        if name not in tensors and not name.endswith("*") and (not shaped.group or shaped.group in groups):
+            raise Misfit(f"{name}: it is missing")
+
+
+def _is_number(text: str) -> bool:
+    return text == "" or (len(text) <= 9 and text.isascii() and text.isdigit())

@@ -1,0 +1,142 @@
+"""Paired comparisons of two methods: the difference over what both scored, how sure it is, and its p value."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+from scipy.stats import t as student
+from scipy.stats import wilcoxon
+
+from polyclinic.study.intervals import Floats, bootstrap_p, combine, normal_p
+from polyclinic.study.samples import Cases, Draws
+
+#: With fewer sites a signed-rank test can't reach p = 0.05.
+LEAST_SITES = 6
+
+
+class Comparison(NamedTuple):
+    """One method compared with another.
+
+    Attributes:
+        difference: mean over what both scored; NaN if there is nothing.
+        low, high: its 95 % interval.
+        p: two-sided; NaN where nothing can be tested.
+    """
+
+    difference: float
+    low: float
+    high: float
+    p: float
+
+
+NOTHING = Comparison(*[float("nan")] * 4)
+
+
+def by_metric(results: pd.DataFrame) -> dict[str, pd.DataFrame]:
+    """For each metric of ``results.csv`` a row a seed, fold and place tested at, and a column a method.
+
+    Where several models were tested at a place it is their mean.
+    """
+    keys = ["seed", "fold", "tested_on"]
+    return {
+        str(metric): rows.pivot_table(index=keys, columns="method", values="value", aggfunc="mean")
+        for metric, rows in results.groupby("metric", sort=False)
+    }
+
+
+def over_all(cases: Cases, draws: Draws, values: pd.DataFrame, methods: tuple[str, str], metric: str) -> Comparison:
+    """Compare two methods on the cases of all sites together.
+
+    The difference is that of each seed and fold on the cases that both scored, averaged. Its variance has two parts.
+    Other patients: DeLong's for the area under the curve where both methods are ``independent``, else that of the
+    bootstrap. Other trainings: with two seeds or more, how far the seeds' differences lie apart; a single training does
+    not tell. See `with_seeds`.
+
+    Args:
+        cases: the predictions.
+        draws: what was resampled.
+        values: table of ``by_metric``, for metrics that can't be computed from predictions.
+        methods: the method and the one that it is compared with.
+        metric: name of the metric.
+    """
+    if methods not in draws.differences or metric not in cases.names:
+        pairs = _paired(values[values.index.get_level_values("tested_on") == "all"], methods)
+        return Comparison(float(pairs["difference"].mean()), *NOTHING[1:])
+    row = cases.names.index(metric)
+    differences, seeds = draws.differences[methods][row], draws.by_seed[methods][:, row]
+    difference, resampled = float(differences[0]), differences[1:][np.isfinite(differences[1:])]
+    variance = float(resampled.var(ddof=1)) if len(resampled) > 1 else float("nan")
+    p = bootstrap_p(difference, differences[1:])
+    if metric == "auc" and set(methods) <= cases.independent:
+        of_areas, by_delong = combine(cases.paired_areas(*methods))
+        if not np.isnan(exact := normal_p(of_areas, by_delong)):
+            variance, p = by_delong, exact
+    return with_seeds(difference, variance, float("inf"), p, seeds)
+
+
+def over_sites(values: pd.DataFrame, sites: Sequence[str], methods: tuple[str, str]) -> Comparison:
+    """Compare two methods over sites that are scored by themselves, each site counting the same.
+
+    A site's difference is the mean over the seeds and folds in which both have a value there. p is that of Wilcoxon's
+    signed-rank test of the sites' differences, NaN with fewer than 6 sites. A model is better or worse at all sites at
+    once, which no comparison of sites can tell from the method, so seeds count as in `over_all`.
+
+    Args:
+        values: a table of ``by_metric``.
+        sites: those that are scored by themselves.
+        methods: the method and the one that it is compared with.
+    """
+    pairs = _paired(values[values.index.get_level_values("tested_on").isin(sites)], methods)
+    if pairs.empty:
+        return NOTHING
+    found = pairs.groupby("tested_on")["difference"].mean().to_numpy(np.float64).round(12)
+    by_seed = pairs.groupby(["seed", "tested_on"])["difference"].mean()
+    seeds = by_seed.groupby("seed").mean().to_numpy(np.float64)
+    difference = float(found.mean())
+    if len(found) < 2:
+        return Comparison(difference, *NOTHING[1:])
+    p = float("nan")
+    if len(found) >= LEAST_SITES:
+        p = float(wilcoxon(found).pvalue) if found.any() else 1.0
+    return with_seeds(difference, float(found.var(ddof=1)) / len(found), len(found) - 1, p, seeds)
+
+
+def with_seeds(difference: float, variance: float, freedom: float, p: float, seeds: Floats) -> Comparison:
+    """A comparison that counts chance in training, where there is more than one seed to see it by.
+
+    The variance between the seeds' differences, over their number, is added to that of other patients (or sites), with
+    degrees of freedom by Satterthwaite 1946, "An approximate distribution of estimates of variance components",
+    Biometrics Bulletin 2(6). p is the larger of the one given and that of Student's t test with both.
+
+    Args:
+        difference: between two methods.
+        variance: of the difference with other patients or sites and the same models.
+        freedom: degrees of freedom of ``variance``.
+        p: for the models as they are.
+        seeds: [S] difference of each seed.
+    """
+    seeds = seeds[np.isfinite(seeds)]
+    trained = float(seeds.var(ddof=1)) / len(seeds) if len(seeds) > 1 else 0.0
+    total = variance + trained
+    if not total > 0:
+        return (
+            Comparison(difference, difference, difference, p)
+            if total == 0
+            else Comparison(difference, *NOTHING[1:3], p)
+        )
+    shares = np.square(variance / total) / freedom + (np.square(trained / total) / (len(seeds) - 1) if trained else 0.0)
+    freedom = 1 / shares if shares else float("inf")
+    half = float(student.ppf(0.975, freedom)) * np.sqrt(total)
+    if trained and not np.isnan(p):
+        p = max(p, float(2 * student.sf(abs(difference) / np.sqrt(total), freedom)))
+    return Comparison(difference, difference - half, difference + half, p)
+
+
+def _paired(values: pd.DataFrame, methods: tuple[str, str]) -> pd.DataFrame:
+    """seed, fold, tested_on and difference, where both methods have a value."""
+    pairs = values.reindex(columns=list(methods)).dropna()
+    difference = pairs[methods[0]] - pairs[methods[1]]
+    return difference.rename("difference").round(12).reset_index()  # rounding must not decide between ties
