@@ -229,7 +229,7 @@ def ask(found: Federation, state: Tensor) -> dict[str, Tensor]:
 
 def started(found: Federation) -> Tensor:
     plan = found.plan()
-    found.engine.ask("start", dict.fromkeys(SITES, Message(plan.declaration, {"initial": plan.initial})))
+    found.engine.ask("start", dict.fromkeys(SITES, Message(plan.start.fields(), {"initial": plan.initial})))
     return plan.initial
 
 

@@ -11,7 +11,7 @@ import torch
 from hypothesis import given, settings
 from torch import nn
 
-from helpers import SIZES, Federation, image_sites, recorded, scaling_steps, table_site, table_sites
+from helpers import SIZES, Federation, image_sites, recorded, scaling_steps, table_site, table_sites, trained_state
 from polyclinic.client.work import Work
 from polyclinic.communication.message import Message
 from polyclinic.data.dataset import Dataset
@@ -21,6 +21,7 @@ from polyclinic.engine.processes import ProcessEngine, share_out
 from polyclinic.errors import SiteError, StudyError, TrainingError
 from polyclinic.ignored import IGNORED
 from polyclinic.models import build_model
+from polyclinic.parts import FEDERATION
 
 FEDREP = {"fedrep": {"head_epochs": 2, "local": ["proximal"]}}
 ALL = ["fedavg", "fedsgd", "fedprox", "fedbn", "silobn", "fedadam", "single", "fedper", "lg_fedavg", "ditto", "apfl",
@@ -32,9 +33,9 @@ def run(data, method, **options):
     federation = Federation(data, [method], **options)
     with recorded(federation.engine) as said:
         progress, rows = federation.rounds()
-    answers = [(site, reply.tensors["state"]) for function, site, _, reply in said if function == "train"]
-    own = [federation.engine.members[site].run.own for site in federation.engine.sites]
-    return answers, own, progress.state, [row["loss"] for row in rows]
+    answers = [(site, trained_state(*exchange)) for function, site, *exchange in said if function == "train"]
+    own = [kept.own for kept in federation.kept(progress).values()]
+    return answers, own, progress.model(FEDERATION), [row["loss"] for row in rows]
 
 
 def agree(data, method, tolerance=1e-5, **options):
@@ -271,7 +272,7 @@ def test_above_the_quorum_the_study_goes_on_without_a_failing_site(stacked):
     ]  # fmt: skip
     others = {name: site for name, site in table_sites().items() if name != "Bonn"}
     expected = Federation(others, training={"rounds": 2}).state()
-    torch.testing.assert_close(progress.state, expected)
+    torch.testing.assert_close(progress.model(FEDERATION), expected)
 
 
 @pytest.mark.parametrize("stacked", [False, True])
@@ -305,7 +306,7 @@ def test_a_value_that_is_not_a_number_harms_its_own_site_alone(stacked):
     federation = Federation(data, training={"quorum": 2}, engine=engine)
     progress, rows = federation.rounds()
     assert [row["site"] for row in rows] == ["Bonn", "Celle"]
-    assert progress.state.isfinite().all()
+    assert progress.model(FEDERATION).isfinite().all()
 
 
 @pytest.mark.parametrize("method", ["fedavg", "fedrep"])
@@ -335,7 +336,7 @@ def test_sets_of_sites_that_change_are_trained_stacked_as_anew(method, monkeypat
             patch.setattr(Dataset, "batch", noted)
             read.clear()
             progress, rows = federation.rounds(method)
-        assert torch.equal(progress.state, expected)
+        assert torch.equal(progress.model(FEDERATION), expected)
         assert len({tuple(r["site"] for r in rows if r["round"] == number) for number in range(12)}) > 3
         assert sorted(read) == sorted(SIZES.values()), "each site's cases once"
         assert len(federation.engine._trainers) <= most
@@ -353,17 +354,19 @@ def test_a_failed_round_leaves_no_trace_in_the_optimiser_that_a_site_keeps(stack
     training = {"rounds": 1, "optimizer": OPTIMIZERS["momentum"], "optimizer_state": "keep", "quorum": 1}
     data = table_sites()
     federation = Federation(data, training=training, stacked=stacked)
-    federation.rounds()
+    progress, _ = federation.rounds()
     member = federation.engine.members["Celle"]
-    kept = {name: value.clone() for name, value in member.run.optimizer_states[0].items()}
+    kept = {name: value.clone() for name, value in federation.kept(progress)["Celle"].optimizers[0].items()}
     member.dataset._inputs[0, 0] = float("inf")
     federation.engine._forget()  # copies of the cases
-    request = Message({"round": 1, "learning_rate": 0.1}, {"state": federation.initial(0)})
+    exchange = progress.exchanges + 1
+    request = Message({"round": 1, "exchange": exchange, "learning_rate": 0.1}, {"state": federation.initial(0)})
     replies = dict(federation.engine.call("train", dict.fromkeys(data, request)))
     assert isinstance(replies["Celle"], TrainingError)
     assert kept
+    member.run.settle(exchange)
     for name, value in kept.items():
-        assert torch.equal(member.run.optimizer_states[0][name], value)
+        assert torch.equal(member.run.kept.optimizers[0][name], value)
 
 
 @pytest.mark.parametrize("stacked", [False, True])
@@ -420,14 +423,14 @@ def compare_processes(data, engine, method, hidden):
 def test_processes_answer_in_site_order(workers):
     data, engine = workers
     federation = Federation(data, engine=engine, evaluation={"folds": 2})
-    request = Message(federation.plan().declaration, {"initial": federation.initial(0)})
+    request = Message(federation.plan().start.fields(), {"initial": federation.initial(0)})
     answers = [site for site, _ in engine.call("start", dict.fromkeys(["Celle", "Bonn", "Aachen"], request))]
     assert answers == ["Aachen", "Bonn", "Celle"]
 
 
 def posted(engine, data, plan):
     """What comes when each site is asked for its loss, a site once more in between, and one for what there is not."""
-    engine.ask("start", dict.fromkeys(data, Message(plan.declaration, {"initial": plan.initial})))
+    engine.ask("start", dict.fromkeys(data, Message(plan.start.fields(), {"initial": plan.initial})))
     found = []
     for site in ("Celle", "Aachen", "Bonn"):
         engine.post(site, "evaluate", Message({"metric": "auc"}, {"state": plan.initial}))
@@ -472,8 +475,8 @@ def test_a_worker_that_is_killed_names_its_site_and_nobody_waits(workers):
     training = {"rounds": 1, "local_steps": 1_000_000, "quorum": 3}
     federation = Federation(data, engine=engine, training=training, evaluation={"folds": 2})
     plan = federation.plan()
-    engine.ask("start", dict.fromkeys(data, Message(plan.declaration, {"initial": plan.initial})))
-    request = Message({"round": 0, "learning_rate": 0.1}, {"state": plan.initial})
+    engine.ask("start", dict.fromkeys(data, Message(plan.start.fields(), {"initial": plan.initial})))
+    request = Message({"round": 0, "exchange": 1, "learning_rate": 0.1}, {"state": plan.initial})
     victim = engine._workers[1]._process.pid
     threading.Timer(0.3, os.kill, (victim, signal.SIGKILL)).start()
     replies: list[tuple[str, SiteError]] = []
@@ -491,7 +494,9 @@ def test_a_worker_that_is_killed_names_its_site_and_nobody_waits(workers):
         assert isinstance(error, SiteError)
         assert (error.code, error.site) == ("P403", site)
         assert error.message == f"The worker process of site {site} ended unexpectedly (killed by signal 9)."
-    assert engine.ask("start", {"Aachen": Message(plan.declaration, {"initial": plan.initial})}), "the other lives on"
+    assert engine.ask("start", {"Aachen": Message(plan.start.fields(), {"initial": plan.initial})}), (
+        "the other lives on"
+    )
 
 
 def test_the_largest_sites_are_shared_out_first():

@@ -165,7 +165,7 @@ def test_messages_that_are_none(data):
 def test_a_damaged_checkpoint_is_told(tmp_path):
     (tmp_path / "checkpoint.safetensors").write_bytes(BYTES[:40])
     with pytest.raises(PolyclinicError) as caught:
-        Checkpoint(tmp_path).read()
+        Checkpoint(tmp_path).read(torch.zeros(0))
     assert caught.value.code == "P501"
     assert "checkpoint.safetensors" in caught.value.message
 

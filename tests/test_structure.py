@@ -134,7 +134,7 @@ def test_tables_of_results_need_pandas_alone(folders):
     assert loaded(code, folders[0]) == ["pandas"]
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["--version"], ["run", "--help"], ["methods"]])
+@pytest.mark.parametrize("arguments", [["--help"], ["--version"], ["run", "--help"]])
 def test_what_says_something_of_the_program_needs_nothing_heavy(arguments):
     assert loaded(COMMAND, *arguments) == []
 

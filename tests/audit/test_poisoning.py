@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -26,26 +27,27 @@ from helpers import (
     write_table_study,
 )
 from polyclinic import Study
-from polyclinic.audit.forging import CorruptUpdates
 from polyclinic.audit.poisoning import ATTACKS, Attack, read_attack
 from polyclinic.communication.message import Message
 from polyclinic.data.cases import SiteData
 from polyclinic.data.corruption import CORRUPTIONS, Backdoor, ChangedVolumes, change_cases, corrupted
 from polyclinic.data.dataset import Dataset
 from polyclinic.data.scaling import Scaler
-from polyclinic.data.spec import Patch
+from polyclinic.data.spec import Patch, Target
 from polyclinic.data.splits import Parts
 from polyclinic.data.volumes.store import Volumes
-from polyclinic.engine import LocalEngine
+from polyclinic.engine import Engine, LocalEngine
 from polyclinic.engine.processes import ProcessEngine
 from polyclinic.errors import PolyclinicError, SiteError, StudyError
 from polyclinic.options import EntryError, describe_options
-from polyclinic.rounds import Checkpoint, run_rounds
-from polyclinic.server.mean import Mean
-from polyclinic.server.rules import ServerRule, Update
-from polyclinic.server.weights import reported
+from polyclinic.parts import FEDERATION, Update
+from polyclinic.rounds import run_rounds
+from polyclinic.running.plan import Plan
+from polyclinic.running.progress import Checkpoint
+from polyclinic.server.fairness import LossWeights
 from polyclinic.study.display import Display
-from polyclinic.study.jobs import Job, JobRunner
+from polyclinic.study.job import Job
+from polyclinic.study.jobs import JobRunner
 from polyclinic.study.report.attack import attacked, verdict
 from polyclinic.study.report.folder import Folder
 
@@ -288,31 +290,23 @@ def test_a_site_sends_other_noise_in_each_of_its_turns() -> None:
     """Of two rounds with two turns each, Aachen has those of the first."""
     attack = Attack("gaussian_noise", {"deviation": 1.0}, ("Aachen",))
     federation = Federation(table_sites({"Aachen": 30, "Bonn": 10}), ["incremental"], training={"rounds": 2})
-    job = Job((federation.method(),), 0, 0, attacked=True)
-    plan = runner(federation, attack).plan(job, federation.fold, ["Aachen", "Bonn"])
-    forge, directions = plan.corrupt, list[Tensor]()
-    assert isinstance(forge, CorruptUpdates)
-
-    def noted(number: int, state: Tensor, answers: Any) -> Any:
-        found = forge(number, state, answers)
-        if number == 0:
-            directions.append((found[0].update.state - state)[: forge.corrupt.trainable])
-        return found
-
-    run_rounds(replace(plan, corrupt=noted), federation.engine)
-    first, second = directions
+    plan, engine = attacked_plan(federation, attack)
+    with recorded(engine) as said:
+        run_rounds(plan, engine)
+    first, second = [reply.tensors["change"] for f, site, _, reply in said if (f, site) == ("train", "Aachen")]
     assert abs(float(torch.cosine_similarity(first, second, dim=0))) < 0.9
 
 
-def test_a_forged_control_variate_reaches_the_others() -> None:
+def test_a_forged_control_variate_reaches_the_others(tmp_path: Path) -> None:
     """c is Σ p_k times what the sites sent; Bonn, with a quarter of the cases, sends −2 times the honest tensor."""
     federation = Federation(table_sites({"Aachen": 30, "Bonn": 10}), ["scaffold"])
-    job = Job((federation.method(),), 0, 0, attacked=True)
-    plan = runner(federation, PUSH).plan(job, federation.fold, ["Aachen", "Bonn"])
+    plan, engine = attacked_plan(federation, PUSH)
     with recorded(federation.engine) as said:
-        run_rounds(plan, federation.engine)
+        progress, _ = run_rounds(plan, engine, checkpoint=Checkpoint(tmp_path))
     sent = {site: reply.tensors["control_variates/control_change"] for f, site, _, reply in said if f == "train"}
-    control = plan.counterparts["control_variates"].send()["control"]
+    saved = Checkpoint(tmp_path)
+    saved.read(progress.first)
+    control = saved.memory["model federation/control_variates/control"]
     assert torch.allclose(control, 0.75 * sent["Aachen"] - 2 * 0.25 * sent["Bonn"], atol=1e-6)
 
 
@@ -334,14 +328,19 @@ def runner(federation: helpers.Federation, attack: Attack) -> JobRunner:
     )  # fmt: skip
 
 
+def attacked_plan(federation: helpers.Federation, attack: Attack) -> tuple[Plan, Engine]:
+    """What an attacked training is given, and who runs it."""
+    job = Job((federation.method(),), 0, federation.fold.number, attacked=True)
+    return runner(federation, attack)._ready(job, federation.fold)
+
+
 def trained(
     federation: helpers.Federation, attack: Attack, *, checkpoint: Checkpoint | None = None, rounds: int = 0
 ) -> Tensor:
-    job = Job((federation.method(),), 0, federation.fold.number, attacked=True)
-    plan = runner(federation, attack).plan(job, federation.fold, federation.fold.training_sites)
+    plan, engine = attacked_plan(federation, attack)
     if rounds:
         plan = replace(plan, learning_rates=plan.learning_rates[:rounds])
-    return run_rounds(plan, federation.engine, checkpoint=checkpoint)[0].state
+    return run_rounds(plan, engine, checkpoint=checkpoint)[0].model(FEDERATION)
 
 
 TRAINING = {"rounds": 3}
@@ -394,15 +393,14 @@ def test_a_run_that_was_interrupted_goes_on_as_if_nothing_had_happened(attack: A
 def test_a_model_that_breaks_down_is_a_result_and_not_a_failure() -> None:
     huge = Attack("scaling", {"scale": 1e30}, ("Bonn",))
     federation = Federation(table_sites(), model={"mlp": {"hidden": [4]}}, training={"rounds": 4})
-    job = Job((federation.method(),), 0, 0, attacked=True)
-    plan = runner(federation, huge).plan(job, federation.fold, federation.fold.training_sites)
-    progress, rows = run_rounds(plan, federation.engine)
+    plan, engine = attacked_plan(federation, huge)
+    progress, rows = run_rounds(plan, engine)
     assert progress.done < 4
     assert {row["round"] for row in rows} == set(range(progress.done))
     assert f"broke down in round {progress.done + 1} and ended there" in progress.failures[0]
     assert "P301" in progress.failures[0]
     with pytest.raises(PolyclinicError, match="P301"):
-        run_rounds(replace(plan, endures=False), federation.engine)
+        run_rounds(replace(plan, endures=False), engine)
 
 
 @pytest.mark.parametrize("method", ["fedavg", "mix", "single"])
@@ -431,32 +429,29 @@ def test_a_cycle_breaks_down_where_every_site_left_fails_with_the_model_it_gets(
         table_sites({"Aachen": 12, "Bonn": 9, "Celle": 8}), ["cyclic"], model={"mlp": {"hidden": [4]}},
         training={"rounds": 3, "quorum": quorum},
     )  # fmt: skip
-    job = Job((federation.method(),), 0, 0, attacked=True)
-    plan = runner(federation, huge).plan(job, federation.fold, federation.fold.training_sites)
-    progress, rows = run_rounds(plan, federation.engine)
+    plan, engine = attacked_plan(federation, huge)
+    progress, rows = run_rounds(plan, engine)
     assert progress.done == (1 if quorum == 1 else 0)
     assert {row["site"] for row in rows} <= {"Aachen"}
     assert f"broke down in round {progress.done + 1} and ended there" in progress.failures[-1]
     assert "Celle: P301" in progress.failures[-1]
     with pytest.raises(SiteError, match="P402"):
-        run_rounds(replace(plan, endures=False), federation.engine)
+        run_rounds(replace(plan, endures=False), engine)
 
 
 def test_a_model_breaks_down_where_the_server_is_told_no_finite_number() -> None:
-    class Told(Mean):
-        def finish(self) -> Tensor:
-            reported([Update("Bonn", self.now.state, 1.0, {"end_loss": math.inf})], "end_loss")
-            return super().finish()
+    class Told(LossWeights):
+        def sent(self, update: Update) -> Mapping[str, Tensor]:
+            return {"end_loss": torch.tensor(math.inf if update.site == "Bonn" else 1.0)}
 
     federation = Federation(table_sites(), training={"rounds": 2})
-    job = Job((federation.method(),), 0, 0, attacked=True)
-    plan = runner(federation, PUSH).plan(job, federation.fold, federation.fold.training_sites)
-    plan = replace(plan, server=ServerRule(Told()))
-    progress, rows = run_rounds(plan, federation.engine)
+    plan, engine = attacked_plan(federation, PUSH)
+    plan = replace(plan, parts=lambda: {"loss_weights": Told()})
+    progress, rows = run_rounds(plan, engine)
     assert (progress.done, rows) == (0, [])
     assert "broke down in round 1 and ended there. P301 The server rule needs end_loss" in progress.failures[0]
     with pytest.raises(PolyclinicError, match="P301"):
-        run_rounds(replace(plan, endures=False), federation.engine)
+        run_rounds(replace(plan, endures=False), engine)
 
 
 def test_a_site_that_breaks_down_alone_leaves_the_others_alone() -> None:
@@ -476,7 +471,6 @@ def test_a_missing_class_lowers_the_weight_of_the_site() -> None:
     job = Job((federation.method(),), 0, 0, attacked=True)
     plan = runner(federation, attack).plan(job, federation.fold, ["Aachen", "Bonn"])
     assert plan.weights == {"Aachen": 16.0, "Bonn": 10.0}  # of 31 cases every second is of class 1
-    assert plan.corrupt is None
 
 
 def test_pooled_training_sees_the_corrupt_cases() -> None:
@@ -560,41 +554,41 @@ def test_the_pool_of_one_corrupt_site_is_corrupt_once() -> None:
 
 
 def test_an_entry_is_filled_in() -> None:
-    attack = read_attack({"label_flip": None}, "classification", False)
+    attack = read_attack({"label_flip": None}, "labels", False)
     assert attack == Attack("label_flip", {"fraction": 1.0}, 1)
     assert attack.entry() == {"sites": 1, "label_flip": {"fraction": 1.0}}
-    assert read_attack({"sites": ["B", 7], "alie": {"z": 2}}, "segmentation", True).sites == ("B", "7")
+    assert read_attack({"sites": ["B", 7], "alie": {"z": 2}}, "masks", True).sites == ("B", "7")
 
 
 @pytest.mark.parametrize(
-    ("entry", "task", "images", "code", "place", "sentence"),
+    ("entry", "target", "images", "code", "place", "sentence"),
     [
-        ("label_flip", "classification", False, "P102", (), "expected `sites` and a kind of attack"),
-        ({"sites": 1}, "classification", False, "P102", (), "names no kind of attack"),
-        ({"label_flip": {}, "alie": {}}, "classification", False, "P102", ("alie",), "several kinds: label_flip, alie"),
-        ({"label_flop": {}}, "classification", False, "P103", ("label_flop",), "Did you mean 'label_flip'?"),
-        ({"site": 1, "alie": {}}, "classification", False, "P103", ("site",), "Did you mean 'sites'?"),
-        ({"sites": 0, "alie": {}}, "classification", False, "P102", ("sites",), "a list of sites, or how many"),
-        ({"sites": [], "alie": {}}, "classification", False, "P102", ("sites",), "a list of sites, or how many"),
-        ({"sites": ["A", "A"], "alie": {}}, "classification", False, "P102", ("sites", 1), "A is there twice"),
-        ({"label_flip": {"fraction": 2}}, "classification", False, "P102", ("label_flip", "fraction"), "got 2"),
-        ({"label_flip": {"share": 1}}, "classification", False, "P103", ("label_flip", "share"), "no option 'share'"),
-        ({"alie": {"z": 0}}, "classification", False, "P102", ("alie", "z"), "a number above 0"),
-        ({"label_flip": {}}, "segmentation", True, "P104", ("label_flip",), "Use swapped_labels"),
-        ({"label_flip": {}}, "regression", False, "P104", ("label_flip",), "each other's numbers"),
-        ({"missing_class": {}}, "classification", False, "P102", ("missing_class", "label"), "'label' is missing"),
-        ({"wrong_spacing": {}}, "classification", False, "P104", ("wrong_spacing",), "for images"),
-        ({"backdoor": {"target": 1}}, "classification", False, "P102", ("backdoor",), "'features' is missing"),
-        ({"backdoor": {"target": 1, "features": {"a": 1}}}, "classification", True, "P104", ("backdoor", "features"),
+        ("label_flip", "labels", False, "P102", (), "expected `sites` and a kind of attack"),
+        ({"sites": 1}, "labels", False, "P102", (), "names no kind of attack"),
+        ({"label_flip": {}, "alie": {}}, "labels", False, "P102", ("alie",), "several kinds: label_flip, alie"),
+        ({"label_flop": {}}, "labels", False, "P103", ("label_flop",), "Did you mean 'label_flip'?"),
+        ({"site": 1, "alie": {}}, "labels", False, "P103", ("site",), "Did you mean 'sites'?"),
+        ({"sites": 0, "alie": {}}, "labels", False, "P102", ("sites",), "a list of sites, or how many"),
+        ({"sites": [], "alie": {}}, "labels", False, "P102", ("sites",), "a list of sites, or how many"),
+        ({"sites": ["A", "A"], "alie": {}}, "labels", False, "P102", ("sites", 1), "A is there twice"),
+        ({"label_flip": {"fraction": 2}}, "labels", False, "P102", ("label_flip", "fraction"), "got 2"),
+        ({"label_flip": {"share": 1}}, "labels", False, "P103", ("label_flip", "share"), "no option 'share'"),
+        ({"alie": {"z": 0}}, "labels", False, "P102", ("alie", "z"), "a number above 0"),
+        ({"label_flip": {}}, "masks", True, "P104", ("label_flip",), "Use swapped_labels"),
+        ({"label_flip": {}}, "numbers", False, "P104", ("label_flip",), "each other's numbers"),
+        ({"missing_class": {}}, "labels", False, "P102", ("missing_class", "label"), "'label' is missing"),
+        ({"wrong_spacing": {}}, "labels", False, "P104", ("wrong_spacing",), "for images"),
+        ({"backdoor": {"target": 1}}, "labels", False, "P102", ("backdoor",), "'features' is missing"),
+        ({"backdoor": {"target": 1, "features": {"a": 1}}}, "labels", True, "P104", ("backdoor", "features"),
          "for tables"),
-        ({"backdoor": {"target": 1}}, "segmentation", True, "P104", ("backdoor",), "masks have no class"),
+        ({"backdoor": {"target": 1}}, "masks", True, "P104", ("backdoor",), "masks have no class"),
     ],
 )  # fmt: skip
 def test_an_entry_that_does_not_fit_gets_its_sentence(
-    entry: Any, task: str, images: bool, code: str, place: tuple[Any, ...], sentence: str
+    entry: Any, target: Target, images: bool, code: str, place: tuple[Any, ...], sentence: str
 ) -> None:
     with pytest.raises(EntryError) as caught:
-        read_attack(entry, task, images)
+        read_attack(entry, target, images)
     assert caught.value.code == code
     assert caught.value.place == ("attack", *place)
     assert sentence in str(caught.value)
@@ -886,7 +880,7 @@ def test_every_kind_stands_in_the_page_of_the_study_file_with_its_options() -> N
     for row in rows:
         if row[0].strip("`") in CORRUPTIONS:
             part = CORRUPTIONS[row[0].strip("`")]
-            assert row[2] == ("images" if part.images else "classification" if len(part.tasks) == 1 else "all")
+            assert row[2] == ("images" if part.images else "classification" if len(part.targets) == 1 else "all")
     for name in ATTACKS:
         assert f"`{name}`" in (Path(__file__).resolve().parents[2] / "docs" / "corrupt-sites.md").read_text("utf-8")
 
