@@ -462,6 +462,21 @@ def out_of_memory() -> None:
     raise Site(table_site("north", 8), Workspace()).failure("train", MemoryError())
 
 
+def unforeseen() -> None:
+    site = Site(table_site("north", 8), Workspace())
+    del site.data
+    fields = {
+        "fold": 0,
+        "folds": 2,
+        "validation": 0.0,
+        "split_seed": 0,
+        "small_sites": "train",
+        "steps": [],
+        "classes": 2,
+    }
+    site.handle("prepare", Message(fields))
+
+
 def killed_worker() -> None:
     worker = _Worker(1, "cpu", 1)
     worker._process.kill()
@@ -482,9 +497,6 @@ def full_disk() -> None:
     raise write_error(Path("results/models/fedavg-seed0-fold1.safetensors"), OSError(errno.ENOSPC, ""))
 
 
-#: A message that comes before the site was told of a training.
-TRAIN = {"round": 0, "exchange": 1, "learning_rate": 0.1}
-
 MISTAKES: dict[str, Callable[[], object]] = {
     "P101": lambda: Study.read("studdy.yaml"),
     "P102": lambda: changed("rounds: 2", "rounds: 0"),
@@ -502,7 +514,7 @@ MISTAKES: dict[str, Callable[[], object]] = {
     "P301": lambda: not_finite(["south"]),
     "P302": lambda: changed("model: mlp", "model: cnn").run("results"),
     "P303": out_of_memory,
-    "P401": lambda: Site(table_site("north", 8), Workspace()).handle("train", Message(TRAIN)),
+    "P401": unforeseen,
     "P402": lambda: not_finite(["south", "west"], quorum=2),
     "P403": killed_worker,
     "P501": used_folder,
