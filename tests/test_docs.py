@@ -38,7 +38,7 @@ from polyclinic.methods import PUBLISHED, SHARES
 from polyclinic.models.catalogue import MODELS
 from polyclinic.notes import TITLES as NOTES
 from polyclinic.options import Catalogue, describe_options
-from polyclinic.parts import CHANNEL_PARTS, PLACES
+from polyclinic.parts import PLACES
 from polyclinic.server.selection import PARTICIPATION
 from polyclinic.site import Site, Workspace
 from polyclinic.study.comparisons import LEAST_SITES
@@ -571,21 +571,6 @@ def test_the_examples_of_composition_are_valid() -> None:
         "fedavg", "fedavg(share=body)", "near", "fedprox(mu=0.1, share=no_norm, server=fedadam(lr=0.01))", "steps",
         "all three ends", "ditto over fedbn", "fedce(local=proximal)",
     ]  # fmt: skip
-
-
-def test_the_example_of_a_part_works() -> None:
-    """Its step of the channel shortens what leaves the sites; without it changes are longer."""
-    (module,) = blocks(text_of("adding-a-part.md"), "python")
-    methods = ["fedavg", {"fedavg": {"channel": [{"clipped": {"bound": 0.001}}], "label": "clipped"}}]
-    try:
-        exec(module, {"__name__": "plugin"})  # noqa: S102 - the page's own example
-        federation = Federation(table_sites({"north": 16}), methods)
-        start = federation.initial(0)
-        lengths = [float((federation.state(label) - start).norm()) for label in ("fedavg", "clipped")]
-    finally:
-        CHANNEL_PARTS.remove("clipped")
-    assert lengths[0] > 0.01
-    assert lengths[1] == pytest.approx(0.001, rel=1e-4)
 
 
 def test_folders_stand_in_the_order_that_is_enforced() -> None:
