@@ -38,7 +38,7 @@ from polyclinic.methods import PUBLISHED, SHARES
 from polyclinic.models.catalogue import MODELS
 from polyclinic.notes import TITLES as NOTES
 from polyclinic.options import Catalogue, describe_options
-from polyclinic.parts import CHANNEL_PARTS, PLACES
+from polyclinic.parts import PLACES
 from polyclinic.server.selection import PARTICIPATION
 from polyclinic.site import Site, Workspace
 from polyclinic.study.comparisons import LEAST_SITES
@@ -462,6 +462,21 @@ def out_of_memory() -> None:
     raise Site(table_site("north", 8), Workspace()).failure("train", MemoryError())
 
 
+def unforeseen() -> None:
+    site = Site(table_site("north", 8), Workspace())
+    del site.data
+    fields = {
+        "fold": 0,
+        "folds": 2,
+        "validation": 0.0,
+        "split_seed": 0,
+        "small_sites": "train",
+        "steps": [],
+        "classes": 2,
+    }
+    site.handle("prepare", Message(fields))
+
+
 def killed_worker() -> None:
     worker = _Worker(1, "cpu", 1)
     worker._process.kill()
@@ -482,9 +497,6 @@ def full_disk() -> None:
     raise write_error(Path("results/models/fedavg-seed0-fold1.safetensors"), OSError(errno.ENOSPC, ""))
 
 
-#: A message that comes before the site was told of a training.
-TRAIN = {"round": 0, "exchange": 1, "learning_rate": 0.1}
-
 MISTAKES: dict[str, Callable[[], object]] = {
     "P101": lambda: Study.read("studdy.yaml"),
     "P102": lambda: changed("rounds: 2", "rounds: 0"),
@@ -502,7 +514,7 @@ MISTAKES: dict[str, Callable[[], object]] = {
     "P301": lambda: not_finite(["south"]),
     "P302": lambda: changed("model: mlp", "model: cnn").run("results"),
     "P303": out_of_memory,
-    "P401": lambda: Site(table_site("north", 8), Workspace()).handle("train", Message(TRAIN)),
+    "P401": unforeseen,
     "P402": lambda: not_finite(["south", "west"], quorum=2),
     "P403": killed_worker,
     "P501": used_folder,
@@ -559,21 +571,6 @@ def test_the_examples_of_composition_are_valid() -> None:
         "fedavg", "fedavg(share=body)", "near", "fedprox(mu=0.1, share=no_norm, server=fedadam(lr=0.01))", "steps",
         "all three ends", "ditto over fedbn", "fedce(local=proximal)",
     ]  # fmt: skip
-
-
-def test_the_example_of_a_part_works() -> None:
-    """Its step of the channel shortens what leaves the sites; without it changes are longer."""
-    (module,) = blocks(text_of("adding-a-part.md"), "python")
-    methods = ["fedavg", {"fedavg": {"channel": [{"clipped": {"bound": 0.001}}], "label": "clipped"}}]
-    try:
-        exec(module, {"__name__": "plugin"})  # noqa: S102 - the page's own example
-        federation = Federation(table_sites({"north": 16}), methods)
-        start = federation.initial(0)
-        lengths = [float((federation.state(label) - start).norm()) for label in ("fedavg", "clipped")]
-    finally:
-        CHANNEL_PARTS.remove("clipped")
-    assert lengths[0] > 0.01
-    assert lengths[1] == pytest.approx(0.001, rel=1e-4)
 
 
 def test_folders_stand_in_the_order_that_is_enforced() -> None:
