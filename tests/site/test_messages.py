@@ -1,6 +1,8 @@
 """The schema of messages at a site: what it is asked is refused with a sentence, or harmless."""
 
 import copy
+import re
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,12 +12,23 @@ from hypothesis import strategies as st
 
 from helpers import Federation, recorded, table_sites
 from polyclinic.communication.message import Message
+from polyclinic.data.preparation import build_steps
 from polyclinic.errors import PolyclinicError, SiteError
 from polyclinic.shapes import Misfit, NotFinite, Shaped
 from polyclinic.site.messages import Body
 from polyclinic.site.schema import FUNCTIONS, Known
+from polyclinic.tasks import TASKS, build_task
 
 SITES = {"Aachen": 24, "Bonn": 17}
+COMBAT: Any = (
+    "combat",
+    {"columns": [0], "features": ["x"], "covariates": {}, "empirical_bayes": True, "reference_site": None},
+)
+#: Fields of answers that the page tells in words: numbers of cases, steps, losses, pseudonyms, sentences.
+SAID_IN_WORDS = {
+    "train", "validation", "test", "classes", "note", "notes", "examples", "steps", "loss", "seconds", "cases",
+    "metric", "metrics", "subject", "case", "worst", "median", "best",
+}  # fmt: skip
 
 
 def said() -> tuple[Federation, list[tuple[str, str, Message, Any]]]:
@@ -156,6 +169,30 @@ def test_whole_numbers_stay_whole_and_no_text_is_a_number() -> None:
             kind.model_validate({**fields, name: value})
     for body in bodies():
         assert body.model_config["extra"] == "forbid"
+
+
+def test_the_architecture_tells_every_function_and_tensor() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "architecture.md").read_text(encoding="utf-8")
+    section = page.split("## Messages between coordinator and site")[1].split("\n## ")[0]
+    rows = [line.strip("| ").split(" | ") for line in section.splitlines() if line.startswith("| `")]
+    told = {name: cells[1:3] for cells in rows for name in re.findall(r"`([^`]+)`", cells[0])}
+    assert set(told) == {*FUNCTIONS, "part/verb"}
+
+    def names(tensors: Any, known: Known, asked: Message) -> set[str]:
+        found = tensors(known, asked) if callable(tensors) else tensors
+        return {name.split("/")[-1].rstrip("*") for name in found}
+
+    knowns = [Known(task=build_task(name, 2, TASKS[name].losses[0])) for name in TASKS]
+    knowns += [Known(step=step) for step in build_steps([("common_scaling", {}), ("landmarks", {}), COMBAT])]
+    for function, schema in FUNCTIONS.items():
+        for known in knowns:
+            for asked in (Message(), Message({}, {"before": torch.zeros(1, 1)})):
+                for cell, tensors in zip(told[function], (schema.asked_tensors, schema.answered_tensors), strict=False):
+                    assert names(tensors, known, asked) <= set(re.findall(r"`(\w+)`", cell)), function
+            fields = schema.answered if isinstance(schema.answered, type) else schema.answered(known)
+            assert fields.model_fields.keys() <= SAID_IN_WORDS | set(re.findall(r"`(\w+)`", told[function][1])), (
+                function
+            )
 
 
 # Shapes ---------------------------------------------------------------------------------------------------------------
