@@ -55,7 +55,8 @@ class Shaped:
             object.__setattr__(self, name, value)
 
     @cached_property
-    def _types(self) -> frozenset[torch.dtype]:
+    def types(self) -> frozenset[torch.dtype]:
+        """The types that the tensor may have."""
         return frozenset(_TYPES[name] for name in self.kinds)
 
     def check(self, tensor: Tensor, sizes: MutableMapping[str, int], most: int = MOST_NUMBERS) -> None:
@@ -69,7 +70,7 @@ class Shaped:
         Raises:
             Misfit: it is not.
         """
-        if tensor.dtype not in self._types:
+        if tensor.dtype not in self.types:
             raise Misfit(f"got {_name(tensor.dtype)}, expected {' or '.join(self.kinds)}")
         if not self._fits(tuple(tensor.shape), sizes):
             raise Misfit(f"got {_of(tuple(tensor.shape))}, expected {self._expected(sizes)}")

@@ -245,16 +245,25 @@ class Site:
 
     def _share(self, ask: Nothing, tensors: Tensors) -> Message:
         """Summaries of the training cases for the step of the chain that comes next."""
-        step = self._steps[0]
-        if not isinstance(step, SharedStep):
-            raise ValueError("the next step needs no other site")
-        return Message({}, step.share(self._prepared))
+        return Message({}, self._shared_step("share").share(self._prepared))
 
     def _apply(self, ask: Nothing, tensors: Tensors) -> Message:
         """Apply the next step with what all sites' summaries gave, and go on."""
-        self._prepared = self._steps.pop(0).apply(self._prepared, tensors)
+        self._prepared = self._shared_step("apply").apply(self._prepared, tensors)
+        self._steps.pop(0)
         self._advance()
         return Message(Applied(notes=list(self._prepared.notes)).fields())
+
+    def _shared_step(self, function: str) -> SharedStep:
+        """The step of the chain that comes next.
+
+        Raises:
+            SiteError: P401, none that needs all sites does.
+        """
+        if self._steps and isinstance(self._steps[0], SharedStep):
+            return self._steps[0]
+        text = f"Site {self.name} was asked to {function!r}, and no step of its preparation waits for other sites."
+        raise SiteError("P401", text, "Ask for 'prepare' first, with such a step.", site=self.name)
 
     def _describe(self, ask: Nothing, tensors: Tensors) -> Message:
         """Summaries of the features before and after harmonisation, or sketches of them over the grids that are sent.
@@ -262,7 +271,8 @@ class Site:
         They are of all cases that were a test case in a fold; nothing is said of features with few values.
         """
         if self._described is None:
-            raise ValueError("nothing was harmonised")
+            raise SiteError("P401", f"Site {self.name} was asked to 'describe', and nothing was harmonised.",
+                            "Ask for 'prepare' first, with ComBat.", site=self.name)  # fmt: skip
         tested = (~self._described.isnan()).any(dim=1).nonzero().flatten()
         answer: dict[str, Tensor] = {}
         for stage, values in (("before", self.data.table), ("after", self._described)):

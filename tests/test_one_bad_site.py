@@ -1,0 +1,185 @@
+"""One site's answer is not as it should be: it is that site's failure, and the quorum decides."""
+
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from helpers import Federation, table_sites
+from polyclinic.communication.message import Message
+from polyclinic.engine import CheckedEngine, Engine, LocalEngine, Reply
+from polyclinic.errors import PolyclinicError, SiteError
+from polyclinic.rounds import run_rounds
+from polyclinic.site.messages import Evaluate
+
+SIZES = {"Aachen": 20, "Bonn": 14, "Celle": 17, "Dresden": 12, "Essen": 9, "Fulda": 11}
+BAD = "Celle"
+NORM = {"mlp": {"hidden": [4], "norm": "batch"}}
+#: Every way to put updates together, and parts that measure something or send more.
+METHODS: dict[str, Any] = {
+    name: {"fedavg": {"server": server}}
+    for name, server in {
+        "mean": [], "median": ["median"], "trimmed_mean": ["trimmed_mean"], "krum": ["krum"], "multi_krum":
+        ["multi_krum"], "geometric_median": ["geometric_median"], "norm_bound": [{"norm_bound": {"bound": 0.5}}],
+        "dos": ["dos"], "fltrust": [{"fltrust": {"trusted": "Aachen"}}], "fedadam": ["fedadam"], "ida": ["ida"],
+        "simagg": ["simagg"], "regagg": ["regagg"], "afl": ["afl"], "qfedavg": ["qfedavg"],
+        "fedcostwavg": ["fedcostwavg"], "fedce": ["fedce"], "normalised": ["normalised"],
+    }.items()
+} | {"scaffold": "scaffold"}  # fmt: skip
+
+
+class Bad(Engine):
+    """An engine in which one site's answers to a function are changed."""
+
+    def __init__(self, inner: Engine, function: str, change: Any, silent: bool = False) -> None:
+        self.inner, self.function, self.change, self.silent, self.sites = inner, function, change, silent, inner.sites
+
+    def call(self, function: str, requests: Mapping[str, Message]) -> Iterator[Reply]:
+        for site, reply in self.inner.call(function, requests):
+            if site != BAD or function != self.function or not isinstance(reply, Message):
+                yield site, reply
+            elif self.silent:
+                yield site, SiteError("P401", "It is silent.", site=site)
+            else:
+                yield site, self.change(reply)
+
+
+def filled(name: str, value: float) -> Any:
+    """One number of a tensor is ``value``."""
+
+    def change(reply: Message) -> Message:
+        tensor = reply.tensors[name].clone()
+        tensor.view(-1)[-1] = value
+        return Message(reply.fields, {**reply.tensors, name: tensor})
+
+    return change
+
+
+def said(**fields: Any) -> Any:
+    return lambda reply: Message({**reply.fields, **fields}, reply.tensors)
+
+
+def tensor_of(name: str, tensor: Tensor) -> Any:
+    return lambda reply: Message(reply.fields, {**reply.tensors, name: tensor})
+
+
+def without(name: str) -> Any:
+    return lambda reply: Message(reply.fields, {key: t for key, t in reply.tensors.items() if key != name})
+
+
+def trained(method: Any, change: Any, *, quorum: int | None, silent: bool = False) -> tuple[Tensor, list[str]]:
+    """The model after two rounds, and the notes."""
+    training = {"rounds": 2, **({} if quorum is None else {"quorum": quorum})}
+    federation = Federation(table_sites(SIZES), [method], model=NORM, training=training)
+    plan = federation.plan()
+    engine = CheckedEngine(Bad(federation.engine, "train", change, silent), plan.known)
+    progress, _ = run_rounds(plan, engine)
+    return progress.model("federation"), progress.failures
+
+
+@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+def test_a_value_that_is_not_finite_is_the_failure_of_its_site_alone(name: str, value: float) -> None:
+    expected, _ = trained(METHODS[name], None, quorum=3, silent=True)
+    for change in (filled("change", value), filled("statistics", value), said(loss=value)):
+        state, notes = trained(METHODS[name], change, quorum=3)
+        assert torch.equal(state, expected)
+        assert len(notes) == 2
+        assert all(BAD in note and "P301" in note and "finite" in note for note in notes)
+        assert not any(other in note for other in SIZES if other != BAD for note in notes)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_without_a_quorum_the_error_names_site_and_field(name: str) -> None:
+    with pytest.raises(PolyclinicError, match=rf"P301 Training at site {BAD} gave values .*change") as caught:
+        trained(METHODS[name], filled("change", float("nan")), quorum=None)
+    assert caught.value.code == "P301"
+
+
+@pytest.mark.parametrize(
+    ("method", "tensor"),
+    [("scaffold", "control_variates/control_change"), ("qfedavg", "q_fair/start_loss"), ("fednova", "normalised/path")],
+)
+def test_what_a_part_sends_is_finite_and_of_its_shape(method: str, tensor: str) -> None:
+    federation = Federation(table_sites(SIZES), [method], model=NORM)
+    known = federation.plan().known.sent("train")
+    (found,) = [name for name in known if name.split("/")[1] == tensor.split("/")[1]]
+    expected, _ = trained(method, None, quorum=3, silent=True)
+    for change, code in [
+        (filled(found, float("nan")), "P301"), (filled(found, float("inf")), "P301"), (without(found), "P401"),
+        (tensor_of(found, torch.zeros(3, 2)), "P401"), (tensor_of(found, torch.zeros(1, dtype=torch.int8)), "P401"),
+    ]:  # fmt: skip
+        state, notes = trained(method, change, quorum=3)
+        assert torch.equal(state, expected)
+        assert all(code in note and found in note for note in notes), notes
+
+
+@pytest.mark.parametrize("name", ["median", "trimmed_mean", "multi_krum", "geometric_median", "norm_bound"])
+def test_robust_rules_stay_finite_where_an_update_is_huge(name: str) -> None:
+    state, notes = trained(METHODS[name], filled("change", 1e30), quorum=None)
+    assert state.isfinite().all()
+    assert notes == []
+    assert state.abs().max() < 100
+
+
+def test_any_other_misfit_is_p401_and_says_what_was_expected() -> None:
+    change = Federation(table_sites(SIZES), model=NORM).plan().known.sizes["T"]
+    for bad, words in {
+        "shape": (tensor_of("change", torch.zeros(3)), f"change: got [3], expected [T] = [{change}]"),
+        "type": (tensor_of("change", torch.zeros(change).double()), "change: got float64, expected float32"),
+        "missing": (without("statistics"), "statistics: it is missing"),
+        "unknown": (tensor_of("../../etc/passwd", torch.zeros(1)), "got a tensor that is not known here"),
+        "text": (said(examples="12"), "examples: got str"),
+        "fraction": (said(examples=12.5), "examples: got 12.5"),
+        "negative": (said(steps=-1), "steps: got -1"),
+        "large": (said(steps=10**30), "steps: got a larger number"),
+        "bool": (said(steps=True), "steps: got True"),
+        "field": (said(note="x"), "note: got a field that is not known here"),
+    }.values():
+        _, notes = trained("fedavg", bad, quorum=3)
+        assert len(notes) == 2
+        assert all(f"The answer of site {BAD} to 'train'" in note and words in note for note in notes), notes
+
+
+def test_answers_to_what_was_posted_are_checked_against_their_own_question() -> None:
+    federation = Federation(table_sites(SIZES), model=NORM)
+    plan = federation.plan()
+    engine = CheckedEngine(Bad(federation.engine, "evaluate", said(cases=-1)), plan.known)
+    engine.ask("start", dict.fromkeys(SIZES, Message(plan.start.fields(), {"initial": plan.initial})))
+    state = {"state": plan.selection.take(plan.initial)}
+    for site in ("Celle", "Aachen", "Celle"):
+        engine.post(site, "model", Message({}, state))
+        engine.post(site, "evaluate", Message(Evaluate(metric="auc").fields(), state))
+    found = Counter((site, isinstance(reply, Message)) for site, reply in engine.replies())
+    assert found == {("Celle", True): 2, ("Celle", False): 2, ("Aachen", True): 2}
+
+
+def test_sites_agree_about_the_number_of_features() -> None:
+    def wide(reply: Message) -> Message:
+        return Message(reply.fields, {name: torch.zeros(9, dtype=torch.float64) for name in reply.tensors})
+
+    data = table_sites(SIZES)
+    with pytest.raises(
+        SiteError, match=rf"P401 The answer of site {BAD} to 'share'.*got \[9\], expected \[F\] = \[5\]"
+    ):
+        Federation(data, engine=Bad(LocalEngine(data), "share", wide), preparation={"steps": [["common_scaling", {}]]})
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (said(subject=["P1"]), "subject: got 1 values, expected N = "),
+        (said(subject=[1, 2]), "subject.0: got 1"),
+        (said(extra=1), "extra: got a field that is not known"),
+        (lambda reply: tensor_of("labels", torch.full_like(reply.tensors["labels"], 7))(reply), "a class that is not"),
+        (lambda reply: tensor_of("labels", reply.tensors["labels"][:-1])(reply), "labels: got"),
+    ],
+)  # fmt: skip
+def test_predictions_are_of_as_many_cases_everywhere(change: Any, words: str) -> None:
+    data = table_sites(SIZES, part=None)
+    federation = Federation(data, engine=Bad(LocalEngine(data), "predict", change), evaluation={"folds": 2})
+    with pytest.raises(SiteError, match=f"P401 The answer of site {BAD} to 'predict' .*{words}"):
+        federation.outcome()
