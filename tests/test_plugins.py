@@ -128,15 +128,19 @@ class Own(SitePart):
 """
 
 
-def test_a_bad_plugin_is_told_and_a_study_goes_on_with_the_same_plugins_only(tmp_path):
-    bad, good = package(tmp_path / "bad", "1.0", "import absent_package"), package(tmp_path / "good", "1.0", OWN)
+def test_a_study_that_names_a_part_of_a_bad_plugin_is_told_why(tmp_path):
+    bad = package(tmp_path / "bad", "1.0", "import absent_package")
     study = table_study(tmp_path, {"own": {"local": ["own"]}})
     unknown = command("run", study, "--out", tmp_path / "out", lib=bad)
     assert unknown.returncode == 2
     said = " ".join(unknown.stderr.split())
     assert "P103" in said
     assert "The plug-in own (own-parts 1.0) could not be loaded: ModuleNotFoundError: No module named" in said
-    command("run", study, "--out", tmp_path / "out", lib=good, dying=3)
+
+
+def test_a_study_goes_on_with_the_same_plugins_only(tmp_path):
+    good, study = package(tmp_path / "good", "1.0", OWN), table_study(tmp_path, {"own": {"local": ["own"]}})
+    command("run", study, "--out", tmp_path / "out", lib=good, dying=1)
     package(good, "1.1", OWN)
     other = command("run", study, "--out", tmp_path / "out", "--resume", lib=good)
     assert other.returncode == 1
