@@ -299,7 +299,7 @@ BAD = [
     ("[fedavg]", "[{fedavgm: {momentum: 1}}]", "P102", 15, "methods[1].fedavgm.momentum",
      "got 1; expected a number below 1."),
     ("[fedavg]", "[{fedavg: {local: proximal}}]", "P102", 15, "methods[1].fedavg.local",
-     "got 'proximal'; expected a list of rules."),
+     "got 'proximal'; expected a list of parts."),
     ("[fedavg]", "[{fedavg: {training: {rounds: 0}}}]", "P102", 15, "methods[1].fedavg.training.rounds",
      "got 0; expected a number above 0."),
     ("[fedavg]", "[{fedavg: {training: 3}}]", "P102", 15, "methods[1].fedavg.training",
@@ -365,19 +365,15 @@ BAD = [
      "The method fedavg is there twice. Give one of them another `label:`."),
     # Parts that can't be combined.
     ("[fedavg]", "[{fedavg: {server: [fedadam, fedadam]}}]", "P104", 15, "methods[1].fedavg.server",
-     "The server part fedadam is there twice. Name it once."),
+     "The part fedadam is there twice. Name it once."),
     ("[fedavg]", "[{fedavg: {server: [fedadam, normalised]}}]", "P104", 15, "methods[1].fedavg.server",
      "fedadam comes before normalised, so it would be given updates that normalised has changed and not yet changed "
      "back. Name normalised before fedadam."),
-    ("[fedavg]", "[{feddyn: {server: mean}}]", "P104", 15, "methods[1].feddyn.server",
-     "The local rule dynamic_regularisation needs the server part feddyn with the same options. Add feddyn with "
-     "alpha: 0.01 to `server`, or use the method feddyn."),
-    ("[fedavg]", "[{fedavg: {local: [dynamic_regularisation], server: {feddyn: {alpha: 1}}}}]", "P104", 15,
-     "methods[1].fedavg.server", "The local rule dynamic_regularisation needs the server part feddyn with the same "
-     "options. Add feddyn with alpha: 0.01 to `server`, or use the method feddyn."),
-    ("[fedavg]", "[{fedavg: {server: feddyn}}]", "P104", 15, "methods[1].fedavg.server",
-     "The server part feddyn needs the local rule dynamic_regularisation with the same options. Add "
-     "dynamic_regularisation with alpha: 0.01 to `local`, or use the method feddyn."),
+    ("[fedavg]", "[{fedavg: {local: [dynamic_regularisation], server: {feddyn: {alpha: 1}}}}]", "P103", 15,
+     "methods[1].fedavg.server", "'feddyn' is no server rule: it is a method. Its parts are "
+     "`local: [dynamic_regularisation]`."),
+    ("[fedavg]", "[{fedavg: {local: [proximal, cyclic]}}]", "P103", 15, "methods[1].fedavg.local[2]",
+     "'cyclic' is no local rule: it is a method. Name a part, or use the method by itself."),
     ("[fedavg]", "[{scaffold: {topology: cyclic}}]", "P104", 15, "methods[1].scaffold.topology",
      "control_variates needs a server between the sites; in the topology cyclic the model goes from site to site. "
      "Use `topology: star`."),
@@ -430,7 +426,7 @@ BAD = [
      "fedsgd takes its one gradient at the global state, where the proximal term is zero. Use a method that "
      "trains locally, such as fedavg."),
     ("[fedavg]", "[{fedprox: {local: [proximal]}}]", "P104", 15, "methods[1].fedprox.local",
-     "The local rule proximal is there twice. Name it once."),
+     "The part proximal is there twice. Name it once."),
     ("[fedavg]", "[{fedce: {server: [fedce, normalised]}}]", "P104", 15, "methods[1].fedce.server",
      "fedce sends sites what others sent, and with normalised that is no model. Leave normalised out, or choose "
      "another aggregation."),

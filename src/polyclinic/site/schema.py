@@ -1,8 +1,8 @@
 """What a message of each function must be, for both ends: a site reads what it is asked and the coordinator what is
 answered by the same rules.
 
-Named dimensions: P coordinates of the model, Q that are shared, T weights and S statistics among these, C classes;
-N cases; F features or channels.
+Named dimensions: P coordinates of the model, W of them weights; Q that are shared, T weights and S statistics among
+these; C classes; N cases; F features or channels.
 """
 
 from __future__ import annotations
@@ -86,6 +86,7 @@ class Known:
         """In a training that ``start`` declares, of a model with a ``layout``."""
         shared = layout.select({Role(role) for role in start.share})
         sizes = {"P": layout.size, "Q": shared.size, "T": shared.trainable, "S": shared.size - shared.trainable}
+        sizes["W"] = layout.trainable
         if start.classes:
             sizes["C"] = start.classes
         parts = {name: build_part(name, options) for name, options in start.parts}

@@ -6,6 +6,8 @@ from polyclinic.study.kinds import RUN
 
 #: Columns of ``search.csv`` before and after those of the parameters.
 BEFORE, AFTER = ["method", RUN, "fold", "without", "trial"], ["score", "chosen", "note"]
+#: Columns of ``unseen.csv``.
+UNSEEN_COLUMNS = ["method", "metric", "over", "seen", "unseen", "difference", "low", "high", "p", "p_adjusted"]
 #: Columns of ``harmonisation.csv``.
 DESCRIBED = ["site", "feature", "stage", "count", "mean", "deviation", "low", "median", "high"]
 STAGES = ("before", "after")

@@ -13,7 +13,7 @@ from polyclinic.client.optimizers import Named, resolve_optimizer, resolve_sched
 from polyclinic.client.personal import PERSONAL
 from polyclinic.composition import METHODS
 from polyclinic.errors import StudyError, nearest
-from polyclinic.methods import SHARES, Method, PartEntry
+from polyclinic.methods import PUBLISHED, SHARES, Method, PartEntry
 from polyclinic.options import Catalogue, EntryError, Place, check_options, first_entry_error, split_entry
 from polyclinic.parts import PLACES
 from polyclinic.server.selection import PARTICIPATION, Participation
@@ -187,9 +187,20 @@ def composed_entry(method: Method, plain: Method) -> dict[str, Any]:
 
 def _parts(entry: object, catalogue: Catalogue[Any], place: Place) -> list[Named]:
     """An entry, or a list of entries, of a catalogue."""
-    if not isinstance(entry, list):
-        return [catalogue.resolve(entry, place)]
-    return [catalogue.resolve(one, (*place, position)) for position, one in enumerate(entry)]
+    entries = [(one, (*place, i)) for i, one in enumerate(entry)] if isinstance(entry, list) else [(entry, place)]
+    for one, where in entries:
+        name, _ = split_entry(one, where, catalogue.kind)
+        if name not in catalogue and name in PUBLISHED:
+            raise EntryError("P103", f"{name!r} is no {catalogue.kind}: it is a method.", _made_of(name), place=where)
+    return [catalogue.resolve(one, where) for one, where in entries]
+
+
+def _made_of(name: str) -> str:
+    """What to name instead of a method where a part is wanted."""
+    method = PUBLISHED[name].method
+    places = {"local": method.local, "channel": method.channel, "server": method.server}
+    parts = [f"`{key}: [{part}]`" for key, entries in places.items() for part, _ in entries if part != "mean"]
+    return f"Its parts are {' and '.join(parts)}." if parts else "Name a part, or use the method by itself."
 
 
 def check_training(training: Training, task: str, place: Place) -> None:

@@ -15,6 +15,7 @@ import numpy as np
 import pandas as pd
 
 from polyclinic.study.baselines import BASELINES
+from polyclinic.study.columns import UNSEEN_COLUMNS
 from polyclinic.study.comparisons import NOTHING, Comparison, by_metric, over_all, over_sites
 from polyclinic.study.intervals import area_interval, bootstrap_interval, holm, share_interval, touches_end
 from polyclinic.study.kinds import PLAIN, RUN, RUNS, UNSEEN
@@ -31,7 +32,6 @@ COLUMNS = [
     "n",
 ]
 #: Of the table of what it costs to be unseen.
-UNSEEN_COLUMNS = ["method", "metric", "over", "seen", "unseen", "difference", "low", "high", "p", "p_adjusted"]
 
 
 def summarise(

@@ -17,10 +17,9 @@ from numpy.typing import NDArray
 from polyclinic.errors import ResultsError
 from polyclinic.notes import Note
 from polyclinic.study.baselines import BASELINES
-from polyclinic.study.columns import AFTER, BEFORE, DESCRIBED
+from polyclinic.study.columns import AFTER, BEFORE, DESCRIBED, UNSEEN_COLUMNS
 from polyclinic.study.kinds import ATTACKED, PLAIN, RUN, UNSEEN, Entry, check_runs, titled
 from polyclinic.study.report.figures import Estimate
-from polyclinic.study.statistics import UNSEEN_COLUMNS
 from polyclinic.tasks.metrics import DISTANCES, METRICS, REGRESSION, split_metric, value_range
 
 #: Columns that hold text; pandas would take a site called "NA" for a missing value.
