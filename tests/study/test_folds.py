@@ -89,7 +89,7 @@ def test_notes_are_in_the_order_of_the_folds(tmp_path, monkeypatch):
     """Though folds are counted from the last to the first; what all of them say is said once."""
 
     def noting(engine, request, without=None):
-        notes = [Note("N801", f"Fold {request['fold']}."), Note("N801", "Any fold.")]
+        notes = [Note("N801", f"Fold {request.fold}."), Note("N801", "Any fold.")]
         return replace(prepare(engine, request, without), notes=notes)
 
     monkeypatch.setattr("polyclinic.study.folds.prepare", noting)
