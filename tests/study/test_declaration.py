@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import yaml
 
-from polyclinic.methods import METHODS
+from polyclinic.composition import METHODS
 from polyclinic.options import EntryError
 from polyclinic.study.declaration import Declaration
 from polyclinic.study.method_entries import optimizer_of, schedule_of

@@ -8,7 +8,7 @@ import pytest
 from helpers import declare, write_table_study
 from polyclinic.errors import StudyError
 from polyclinic.models import build_model
-from polyclinic.study.jobs import Fold
+from polyclinic.study.job import Fold
 from polyclinic.study.notes import diverged, idle_parts
 from polyclinic.study.study import Study
 

@@ -505,7 +505,13 @@ def test_a_study_that_failed_says_why_and_can_go_on(tmp_path, monkeypatch):
             run(entries, tmp_path)
     record = json.loads((tmp_path / "out" / "provenance.json").read_text())
     assert record["status"] == "failed"
-    assert record["reason"].startswith("P401 Site Aachen failed during 'predict': ZeroDivisionError in test_runner.py")
+    assert record["reason"].startswith(
+        "P402 When asked to predict, 0 of 2 sites answered (2 needed). Aachen: P401 Site"
+    )
+    for site in ("Aachen", "Bonn"):
+        assert (
+            f"{site}: P401 Site {site} failed during 'predict': ZeroDivisionError in test_runner.py" in record["reason"]
+        )
     run(entries, tmp_path, resume=True)
     assert json.loads((tmp_path / "out" / "provenance.json").read_text())["status"] == "finished"
 
@@ -604,9 +610,9 @@ def test_each_part_of_the_cases_is_used_for_its_purpose_only(tmp_path, monkeypat
     parts, used, asked = {}, [], ["nothing"]
     original_run, original_batch, original_call = Run.__init__, Dataset.batch, LocalEngine.call
 
-    def start(self, site, declaration, initial, model, task, dataset, own_parts):
+    def start(self, site, declared, initial, model, task, dataset, own_parts, measure):
         parts[id(dataset)] = own_parts
-        original_run(self, site, declaration, initial, model, task, dataset, own_parts)
+        original_run(self, site, declared, initial, model, task, dataset, own_parts, measure)
 
     def batch(self, index, **options):
         own = parts[id(self)]

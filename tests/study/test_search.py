@@ -13,8 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from helpers import Federation, declare, named, table_sites, write_number_study, write_table_study
+from polyclinic.composition import METHODS
 from polyclinic.errors import DataError, ResultsError, SiteError, StudyError, TrainingError
-from polyclinic.methods import METHODS
 from polyclinic.options import describe_options
 from polyclinic.rounds import Progress
 from polyclinic.site import Site

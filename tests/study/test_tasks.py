@@ -13,6 +13,7 @@ from helpers import Federation, number_site, recorded, write_image_study, write_
 from polyclinic import Study
 from polyclinic.data.splits import split
 from polyclinic.errors import DataError, StudyError
+from polyclinic.study.job import Job
 
 SIZES = {"Aachen": 24, "Bonn": 20, "Celle": 18}
 
@@ -72,13 +73,11 @@ def test_the_scale_of_the_numbers_comes_from_all_training_sites_and_no_other():
     sites = {name: number_site(name, cases) for name, cases in SIZES.items()}
     federation = Federation(sites, model="logistic", task="regression", classes=0)
     together = torch.cat([site.targets for site in sites.values()]).double()
-    job = federation.plan().declaration
-    assert job["target_scale"] == pytest.approx([together.mean().item(), together.std(correction=0).item()], rel=1e-6)
-    from polyclinic.study.jobs import Job
-
+    scale = federation.plan().start.target_scale
+    assert scale == pytest.approx([together.mean().item(), together.std(correction=0).item()], rel=1e-6)
     without = federation.runner.plan(Job((federation.method(),), 0, 0, without="Bonn"), federation.fold, ["Aachen"])
     others = torch.cat([sites[name].targets for name in ("Aachen", "Celle")]).double()
-    assert without.declaration["target_scale"][0] == pytest.approx(others.mean().item(), rel=1e-6)
+    assert without.start.target_scale[0] == pytest.approx(others.mean().item(), rel=1e-6)
 
 
 def test_only_sums_of_the_numbers_leave_a_site():

@@ -86,7 +86,7 @@ class Known:
         """In a training that ``start`` declares, of a model with a ``layout``."""
         shared = layout.select({Role(role) for role in start.share})
         sizes = {"P": layout.size, "Q": shared.size, "T": shared.trainable, "S": shared.size - shared.trainable}
-        sizes["W"] = layout.trainable
+        sizes["W"] = layout.trainable  # weights, whether shared or not
         if start.classes:
             sizes["C"] = start.classes
         parts = {name: build_part(name, options) for name, options in start.parts}
