@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from polyclinic.client.personal import PERSONAL
 from polyclinic.communication.message import Message
 from polyclinic.data.cases import Counts, SiteData
-from polyclinic.engine import Engine, LocalEngine
+from polyclinic.engine import CheckedEngine, Engine, LocalEngine
 from polyclinic.engine.channel import read_frame, write_frame
 from polyclinic.engine.planner import choose_plan
 from polyclinic.engine.processes import ProcessEngine
@@ -103,8 +103,9 @@ class Ours:
         threads = torch.get_num_threads()
         torch.set_num_threads(self.plan.threads)
         folder = Path(tempfile.mkdtemp(dir=self.checkpoint.parent))
+        plan = self.make()
         _, rows = run_rounds(
-            self.make(), self.engine, checkpoint=Checkpoint(folder),
+            plan, CheckedEngine(self.engine, plan.known), checkpoint=Checkpoint(folder),
             report=lambda done, total: times.append(time.perf_counter()),
         )  # fmt: skip
         self.traffic = (rows[-1]["bytes_up"], rows[-1]["bytes_down"])
