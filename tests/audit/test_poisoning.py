@@ -780,10 +780,10 @@ def test_false_statistics_need_statistics(tmp_path: Path) -> None:
     told = [note for note in results.notes if "false_statistics" in note]
     assert [note.split(":")[0] for note in told] == ["single is not attacked", "silobn is not attacked"]
     assert told[1].endswith("running variances of normalisation layers, and these stay at the sites.")
-    values = results.results.pivot_table(index="tested_on", columns="method", values="value")
-    assert values["silobn"].equals(values["silobn (attacked)"].rename("silobn"))
-    probabilities = results.predictions.groupby("method")["score"].std()
-    assert probabilities["fedavg (attacked)"] < probabilities["fedavg"]  # nearly the same for every case
+    values = results.results.pivot_table(index="tested_on", columns=["method", "run"], values="value")
+    assert values["silobn", "plain"].equals(values["silobn", "attacked"].rename(("silobn", "plain")))
+    probabilities = results.predictions.groupby(["method", "run"])["score"].std()
+    assert probabilities["fedavg", "attacked"] < probabilities["fedavg", "plain"]  # nearly the same for every case
 
 
 def test_a_backdoor_opens_where_it_was_built_in(tmp_path: Any) -> None:

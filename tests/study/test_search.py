@@ -314,7 +314,7 @@ def row(number, site, loss, auc=None):
 def scored(rows, cases, best, **changes):
     """The score of a plan whose best rounds are ``best``: site -> round."""
     plan = replace(Federation(table_sites()).plan(), together=False, **changes)
-    progress = Progress(2, torch.zeros(1), torch.zeros(1), {site: (0.0, number) for site, number in best.items()})
+    progress = Progress(2, torch.zeros(1), best={site: (0.0, number) for site, number in best.items()})
     return best_score(plan, progress, rows, cases)
 
 
