@@ -77,8 +77,8 @@ def test_the_filled_study_says_everything():
     assert filled["seeds"] == [0]
     assert filled["methods"][4] == {
         "fedavg": {
-            "label": "fedavg", "share": "all", "personal": None, "server": [{"mean": {}}], "local": [],
-            "topology": "star",
+            "label": "fedavg", "share": "all", "personal": None, "channel": [], "server": [{"mean": {}}], "local": [],
+            "topology": "star", "procedure": "local",
         }
     }  # fmt: skip
     assert "seed" not in filled

@@ -2,12 +2,11 @@
 
 import pandas as pd
 import pytest
-from polyclinic.client.rules import LOCAL_RULES
-from polyclinic.site.facts import FACTS
 
 from helpers import write_table_study
-from polyclinic.communication.exchange import Extras
-from polyclinic.server import SERVER_RULES
+from polyclinic.communication.exchange import Traffic
+from polyclinic.composition import METHODS  # noqa: F401 - the parts enter their catalogues
+from polyclinic.parts import PLACES
 from polyclinic.study.report.exchange import Payload, Presence, exchanged
 from polyclinic.study.report.folder import Folder
 from polyclinic.study.report.page import render
@@ -101,14 +100,16 @@ def test_every_payload_can_be_read_back_from_its_words():
     """What parts declare has no semicolon that would cut their words short."""
     import torch
 
-    declared = {name: fact.reveals for name, fact in FACTS.items()}
-    for name in LOCAL_RULES:
-        rule = LOCAL_RULES[name]
-        for part in (rule.announces, rule.sends, rule.receives):
-            declared |= {f"{name}/{key}": words for key, words in part.items()}
-    for name in SERVER_RULES:
-        declared |= dict(SERVER_RULES[name].sends)
-    text = Extras(declared).describe({name: torch.zeros(2) for name in declared}, {})
+    declared = {
+        f"{name}/{key}": words
+        for catalogue in PLACES.values()
+        for name in catalogue
+        for key, words in catalogue[name].reveals.items()
+    }
+    assert {"control_variates/control", "fedce/leave_one_out", "label_shares/counts"} <= declared.keys()
+    traffic = Traffic()
+    traffic.add({name: torch.zeros(2) for name in declared})
+    text = traffic.describe(declared)
     assert len(text.split("; ")) == len(declared)
     assert all(len(words.split()) >= 4 for words in declared.values()), "says what it could reveal"
 

@@ -109,7 +109,7 @@ def study_of(folder: Path, *, classes: int = 2, **training: Any) -> dict[str, An
 def test_a_study_with_one_output_runs_to_its_report(tmp_path: Path) -> None:
     results = Study.of(study_of(tmp_path, loss=ONE), tmp_path).run(tmp_path / "out")
     rows = results.predictions
-    assert list(rows.columns)[6:] == ["label", "score", "threshold", "trained_on"]
+    assert list(rows.columns)[7:] == ["label", "score", "threshold", "trained_on"]
     assert rows["score"].between(0, 1).all()
     assert rows["threshold"].nunique() > 1
     mine = rows[(rows["method"] == "fedavg") & (rows["fold"] == 0)]

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from polyclinic import Results, Study
 from polyclinic.errors import StudyError
+from polyclinic.shapes import Shaped
 from polyclinic.tasks import TASKS, Task, register
 from polyclinic.tasks.base import Asked, Batch, Floats, Measure, Score, Sent, joined
 from polyclinic.tasks.metrics import METRICS, Metric
@@ -29,6 +30,8 @@ class Counts(Task):
     losses: ClassVar[tuple[str, ...]] = ("poisson",)
     metrics: ClassVar[tuple[str, ...]] = ("far", "hits")
     default_metrics: ClassVar[tuple[str, ...]] = ("far", "hits")
+    sends: ClassVar[Mapping[str, Shaped]] = {"rates": Shaped("float64", "N"), "counts": Shaped("float32", "N")}
+    says: ClassVar[Mapping[str, Any]] = {"unit": str}
 
     @property
     def outputs(self) -> int:
@@ -50,7 +53,7 @@ class Counts(Task):
     def rows(self, batches: Iterable[Batch], threshold: float, asked: Asked) -> Sent:
         batch = joined(batches)
         if batch is None:
-            return {}, {"rates": torch.zeros(0), "counts": torch.zeros(0)}
+            return {"unit": "lesions"}, {"rates": torch.zeros(0).double(), "counts": torch.zeros(0)}
         return {"unit": "lesions"}, {"rates": batch.found[:, 0].contiguous(), "counts": batch.targets}
 
     def columns(self, fields: Mapping[str, Any], tensors: Mapping[str, Tensor], threshold: float) -> dict[str, Any]:

@@ -141,9 +141,19 @@ class Attendance:
 
 
 def gather(
-    engine: Engine, function: str, requests: Mapping[str, Message], quorum: int | None, notes: list[str]
-) -> dict[str, Message]:
+    engine: Engine, function: str, requests: Mapping[str, Message], quorum: int | None, notes: list[str],
+    silent: set[str] | None = None, among: Iterable[str] = (),
+) -> dict[str, Message]:  # fmt: skip
     """The answers to a message, of all sites, or of as many as the quorum wants; those that failed are noted.
+
+    Args:
+        engine: who runs the sites.
+        function: what they are asked.
+        requests: site -> the message.
+        quorum: least number of sites that must answer; None for all.
+        notes: is added to.
+        silent: sites that failed before; those that fail now are added.
+        among: all sites that the quorum is about, where they are asked a few at a time; by default those asked now.
 
     Raises:
         SiteError: P402 if fewer sites than the quorum answered.
@@ -158,11 +168,14 @@ def gather(
             answers[site] = reply
     if not failures:
         return answers
-    needed = min(quorum or len(requests), len(requests))
-    if len(failures) == 1 and needed >= len(requests):
-        raise next(iter(failures.values()))
-    if len(answers) < needed:
-        raise _too_few(f"When asked to {function}", len(answers), len(requests), needed, failures)
+    silent = set() if silent is None else silent
+    silent |= failures.keys()
+    everyone = {*requests, *among}
+    needed, left = min(quorum or len(everyone), len(everyone)), len(everyone - silent)
+    if left < needed:
+        if len(failures) == 1 and needed == len(everyone):
+            raise next(iter(failures.values()))
+        raise _too_few(f"When asked to {function}", left, len(everyone), needed, failures)
     text = f"When asked to {function}, {', '.join(failures)} did not answer. {causes_of(failures)}"
     if text not in notes:
         notes.append(text)

@@ -194,8 +194,8 @@ def area_interval(areas: Sequence[Area]) -> tuple[float, float]:
     def outside(area: float) -> float:
         return (mean - area) ** 2 - reach * expected(area)
 
-    low = 0.0 if mean == 0 else brentq(outside, 0.0, mean - TINY)
-    high = 1.0 if mean == 1 else brentq(outside, mean + TINY, 1.0)
+    low = 0.0 if mean == 0 else brentq(outside, 0.0, max(mean - TINY, mean / 2))
+    high = 1.0 if mean == 1 else brentq(outside, min(mean + TINY, (1 + mean) / 2), 1.0)
     return float(low), float(high)
 
 

@@ -79,13 +79,16 @@ class Tester:
 
     def test(self, study: StudyMethod, trained: Trained, outcome: Outcome) -> None:
         """Test as ``study`` asks; adds predictions, and overlays where there are any, to ``outcome``."""
-        label = study.label
+        label, silent = study.label, set[str]()
+        quorum, notes, sites = study.training.quorum, trained.progress.failures, self.fold.tested_sites
 
         def ask(function: str, requests: Mapping[str, Message]) -> dict[str, Message]:
-            return gather(self.engine, function, requests, study.training.quorum, trained.progress.failures)
+            return gather(self.engine, function, requests, quorum, notes, silent, sites)
 
         for trial in self._trials(study.method, trained):
             threshold = self._threshold(trial, ask)
+            if threshold is None:  # nobody answered; a note says so
+                continue
             requests = {site: Message(Predict(threshold=threshold).fields(), sent) for site, sent in trial.test.items()}
             for site, reply in ask("predict", requests).items():
                 frame = self._frame(reply, threshold)
@@ -121,6 +124,8 @@ class Tester:
     def _trials(self, method: Method, found: Trained) -> list[Trial]:
         tested, without, models = self.fold.tested_sites, self.job.without, found.models
         trained = [site for site in self.fold.training_sites if site != without]
+        if not found.plan.selection.everything:  # else the models are those that are shared
+            trained = [site for site in trained if site in models or method.scope == "pool"]
         state = {site: found.progress.best_state(site) for site in trained}
         together = {f"model{position:05d}": model for position, model in enumerate(models.values())}
         if without is not None:
@@ -143,8 +148,8 @@ class Tester:
             trials.append(Trial(source, {source: sent}, dict.fromkeys(others, sent)))
         return trials
 
-    def _threshold(self, trial: Trial, ask: Ask) -> float:
-        """The decision threshold, chosen on validation cases by sums that the sites answer."""
+    def _threshold(self, trial: Trial, ask: Ask) -> float | None:
+        """The decision threshold, chosen on validation cases by sums that the sites answer; None if none does."""
         fixed = self.declaration.evaluation.threshold
         if fixed != "validation":
             return fixed
@@ -152,7 +157,7 @@ class Tester:
             return 0.5
         requests = {site: Message({}, sent) for site, sent in trial.validate.items()}
         evidence = [reply.tensors["counts"] for reply in ask("threshold", requests).values()]
-        return self.task.choose_threshold(torch.stack(evidence).sum(0))
+        return self.task.choose_threshold(torch.stack(evidence).sum(0)) if evidence else None
 
     def _frame(self, reply: Message, threshold: float) -> pd.DataFrame:
         """Predictions of one site as a table."""

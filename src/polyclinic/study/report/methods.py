@@ -97,7 +97,8 @@ def _usual_parts(name: str, options: dict[str, Any]) -> dict[str, Any]:
         return {part[0]: named} if isinstance(given, dict) else part[0]
 
     def each(parts: Any, given: Any) -> list[Any]:
-        return [usual(part, one) for part, one in zip(parts, given, strict=False)] if isinstance(given, list) else []
+        listed = given if isinstance(given, list) else [given]
+        return [usual(part, one) for part, one in zip(parts, listed, strict=False)]
 
     return {
         "share": method.share,
