@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 import polyclinic
 from helpers import recorded, site_of, table_site, table_sites
 from plugin_helpers import failing, federation, plugged_in
+from polyclinic.communication.exchange import Traffic
 from polyclinic.errors import SiteError, StudyError
 from polyclinic.models import build_model
 from polyclinic.options import EntryError
@@ -564,6 +565,19 @@ def test_all_work_where_the_loop_skips_and_leaves_out_sites(name):
     assert all(state.isfinite().all() for state in progress.models.values())
     assert {row["round"] for row in rows} == {0, 1, 2, 3}
     assert "Dresden" in "".join(progress.failures) or name in ("buffered", "split")
+
+
+def test_what_was_sent_is_told_by_name():
+    """Bytes turned back into tensors may bring them in any order."""
+    one, two = {"a/b": torch.zeros(2), "a/a": torch.zeros(1)}, {"a/a": torch.zeros(1), "a/b": torch.zeros(2)}
+    texts = []
+    for first, second in ((one, two), (two, one)):
+        traffic = Traffic()
+        for message in (first, second, {"a/b": torch.zeros(3), "change": torch.zeros(9)}):
+            traffic.add(message)
+        texts.append(traffic.describe({"a/a": "x", "a/b": "y; z"}))
+    assert texts == ["a/a [1] × 2 8 bytes: x; a/b [2] × 2 16 bytes: y, z; a/b [3] 12 bytes: y, z"] * 2
+    assert traffic.size == 2 * 4 + 2 * 8 + 12 + 36
 
 
 def test_what_is_not_declared_does_not_leave_a_site():

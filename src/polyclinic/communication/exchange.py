@@ -59,11 +59,12 @@ class Traffic:
             reveals: name -> what it could reveal.
 
         Returns:
-            One entry a name and shape, separated by semicolons.
+            One entry a name and shape, separated by semicolons, by name: tensors of a message that was bytes come in an
+            order that changes from run to run.
         """
         return "; ".join(
             f"{name} {list(shape)}{f' × {times}' if times > 1 else ''} {size * times} bytes: "
             + reveals[name].replace(";", ",")
-            for (name, shape, size), times in self.sent.items()
+            for (name, shape, size), times in sorted(self.sent.items(), key=lambda item: item[0][0])
             if name not in MODEL
         )
