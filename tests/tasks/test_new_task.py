@@ -110,10 +110,14 @@ def results(counts: None, tmp_path_factory: pytest.TempPathFactory) -> Results:
 
 def test_rows_and_metrics_are_the_task_s_own(results: Results) -> None:
     predictions = results.predictions
-    assert list(predictions.columns)[4:] == ["subject", "case", "count", "rate", "trained_on"]
-    mine = predictions[(predictions["method"] == "fedavg") & (predictions["fold"] == 0)]
+    assert list(predictions.columns)[5:] == ["subject", "case", "count", "rate", "trained_on"]
+    mine = predictions[
+        (predictions["method"] == "fedavg") & (predictions["run"] == "plain") & (predictions["fold"] == 0)
+    ]
     found = results.results
-    found = found[(found["method"] == "fedavg") & (found["fold"] == 0)].set_index(["tested_on", "metric"])["value"]
+    found = found[(found["method"] == "fedavg") & (found["run"] == "plain") & (found["fold"] == 0)].set_index(
+        ["tested_on", "metric"]
+    )["value"]
     assert set(found.index.get_level_values("metric")) == {"far", "hits"}
     for site, cases in [("all", mine), *mine.groupby("site")]:
         assert found[site, "far"] == pytest.approx((cases["count"] - cases["rate"]).abs().mean())
@@ -121,13 +125,14 @@ def test_rows_and_metrics_are_the_task_s_own(results: Results) -> None:
 
 
 def test_the_rate_is_learned(results: Results) -> None:
-    mine = results.predictions[results.predictions["method"] == "fedavg"]
+    mine = results.predictions.query("method == 'fedavg' and run == 'plain'")
     assert (mine["count"] - mine["rate"]).abs().mean() < 0.8 * (mine["count"] - mine["count"].mean()).abs().mean()
 
 
 def test_the_summary_has_intervals_and_tests(results: Results) -> None:
     rows = results.summary[results.summary["metric"] == "far"]
-    assert set(rows["method"]) == {"single", "cross", "mix", "fedavg", "fedavg (unseen site)"}
+    runs = set(rows[["method", "run"]].itertuples(index=False, name=None))
+    assert runs == {*((name, "plain") for name in ("single", "cross", "mix", "fedavg")), ("fedavg", "unseen")}
     together = rows[(rows["over"] == "all") & (rows["method"] == "fedavg")].iloc[0]
     assert together["low"] < together["mean"] < together["high"]
     assert together["p_single"] > 0
