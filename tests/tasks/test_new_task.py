@@ -114,10 +114,8 @@ def test_rows_and_metrics_are_the_task_s_own(results: Results) -> None:
     mine = predictions[
         (predictions["method"] == "fedavg") & (predictions["run"] == "plain") & (predictions["fold"] == 0)
     ]
-    found = results.results
-    found = found[(found["method"] == "fedavg") & (found["run"] == "plain") & (found["fold"] == 0)].set_index(
-        ["tested_on", "metric"]
-    )["value"]
+    found = results.results.query("method == 'fedavg' and run == 'plain' and fold == 0")
+    found = found.set_index(["tested_on", "metric"])["value"]
     assert set(found.index.get_level_values("metric")) == {"far", "hits"}
     for site, cases in [("all", mine), *mine.groupby("site")]:
         assert found[site, "far"] == pytest.approx((cases["count"] - cases["rate"]).abs().mean())

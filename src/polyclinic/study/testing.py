@@ -124,13 +124,16 @@ class Tester:
     def _trials(self, method: Method, found: Trained) -> list[Trial]:
         tested, without, models = self.fold.tested_sites, self.job.without, found.models
         trained = [site for site in self.fold.training_sites if site != without]
-        if not found.plan.selection.everything:  # else the models are those that are shared
-            trained = [site for site in trained if site in models or method.scope == "pool"]
         state = {site: found.progress.best_state(site) for site in trained}
+
+        def whole(site: str) -> Tensor | None:
+            """A site's whole model, or the one that it shares; None if it did not answer when asked for it."""
+            return state[site] if found.plan.selection.everything else models.get(site)
+
         together = {f"model{position:05d}": model for position, model in enumerate(models.values())}
         if without is not None:
             # The site left out has no part of its own: it gets the mean of the predictions of all models.
-            own = {site: {"model": models.get(site, state[site])} for site in trained}
+            own = {site: {"model": model} for site in trained if (model := whole(site)) is not None}
             return [Trial("federation", own, {without: together} if without in tested else {})]
         if method.scope == "pool":
             return [Trial("pool", dict.fromkeys(trained, together), dict.fromkeys(tested, together))]
@@ -142,7 +145,10 @@ class Tester:
             return [Trial("federation", own, {site: own.get(site, together) for site in tested})]
         trials = []
         for source in trained:
-            sent = {"model": models.get(source, state[source])}
+            model = whole(source)
+            if model is None:
+                continue
+            sent = {"model": model}
             home = method.tests == "own"
             others = [site for site in tested if (site == source) is home]
             trials.append(Trial(source, {source: sent}, dict.fromkeys(others, sent)))

@@ -1,0 +1,83 @@
+"""A quorum protects a study from a site that fails in any function, not in training alone."""
+
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+
+from helpers import Federation, image_sites, table_sites
+from polyclinic.errors import PolyclinicError, SiteError
+from polyclinic.running.progress import Checkpoint
+from polyclinic.study.job import Job, Outcome
+
+NORM = {"mlp": {"hidden": [5], "norm": "batch"}}
+#: Training, validation and test cases at all sites.
+PARTS = {"folds": 3, "validation": 0.25, "best_round": "loss"}
+SITES = {"Aachen": 33, "Bonn": 30, "Celle": 27, "Dresden": 30}
+
+
+class Failing:
+    """An engine in which Bonn fails in one function."""
+
+    def __init__(self, engine: Any, function: str) -> None:
+        self.function, self.original = function, engine.call
+        engine.call = self.call
+
+    def call(self, function: str, requests: Any) -> Any:
+        for site, reply in self.original(function, requests):
+            failed = site == "Bonn" and function == self.function
+            yield site, SiteError("P401", f"Bonn failed in {function}.", site=site) if failed else reply
+
+
+def outcome(function: str, method: str, folder: Path, quorum: int | None, **entries: Any) -> Outcome:
+    training = {"rounds": 2, **({} if quorum is None else {"quorum": quorum})}
+    kind = {"model": NORM, **entries}
+    images = kind.get("task") == "segmentation"
+    data = image_sites(SITES, masks=True, part=None) if images else table_sites(SITES, part=None)
+    made = Federation(data, [method], training=training, evaluation=PARTS, folder=folder / "sites", **kind)
+    Failing(made.engine, function)
+    job = Job((made.method(),), 0, made.fold.number)
+    return made.runner.run(job, made.fold, checkpoint=Checkpoint(folder / "job"))
+
+
+def sites_of(found: Outcome) -> set[str]:
+    return set(pd.concat(found.predictions)["site"])
+
+
+CASES = [
+    ("evaluate", "fedavg"), ("threshold", "fedavg"), ("predict", "fedavg"), ("predict", "single"),
+    ("threshold", "single"), ("keep", "fedbn"), ("save", "fedbn"), ("model", "fedbn"), ("model", "single"),
+    ("train", "fedavg"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("function", "method"), CASES)
+def test_the_study_goes_on_without_the_site_and_says_so(function: str, method: str, tmp_path: Path) -> None:
+    found = outcome(function, method, tmp_path, 3)
+    assert any("Bonn" in note and f"Bonn failed in {function}" in note for note in found.notes)
+    missing = (function, method) in (
+        ("predict", "fedavg"),
+        ("predict", "single"),
+        ("threshold", "single"),
+        ("model", "single"),
+    )
+    assert sites_of(found) == set(SITES) - ({"Bonn"} if missing else set())
+
+
+@pytest.mark.parametrize(("function", "method"), CASES)
+def test_without_a_quorum_its_own_error_ends_the_study(function: str, method: str, tmp_path: Path) -> None:
+    with pytest.raises(PolyclinicError, match=f"Bonn failed in {function}"):
+        outcome(function, method, tmp_path, None)
+
+
+@pytest.mark.parametrize(("function", "method"), [("predict", "single"), ("evaluate", "fedavg"), ("model", "fedbn")])
+def test_a_quorum_of_all_sites_lets_none_fail(function: str, method: str, tmp_path: Path) -> None:
+    with pytest.raises(PolyclinicError, match=f"Bonn failed in {function}"):
+        outcome(function, method, tmp_path, 4)
+
+
+def test_pictures_of_other_sites_are_shown(tmp_path: Path) -> None:
+    found = outcome("overlays", "fedavg", tmp_path, 3, model="unet", task="segmentation")
+    assert {name.split("/")[1] for name in found.overlays} == set(SITES) - {"Bonn"}
+    assert sites_of(found) == set(SITES)
