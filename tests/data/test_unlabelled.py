@@ -46,7 +46,7 @@ south,p6,40,sick,train
 BASE = {"table": "table.csv", "site": "site", "subject": "who", "label": "dx", "features": "age"}
 
 
-def opened(folder: Path, task: Any = "classification", split: str | None = None, **entries: Any) -> Opened:
+def opened(folder: Path, task: Any = "labels", split: str | None = None, **entries: Any) -> Opened:
     return open_data(DataSpec.model_validate(BASE | {"unlabelled": "use"} | entries), folder, task, split)
 
 
@@ -105,7 +105,7 @@ def test_where_every_row_has_a_label_nothing_differs(write_table: Any) -> None:
 
 def test_numbers(write_table: Any) -> None:
     text = "site,who,age,y\nA,p1,1,2.5\nA,p2,2,\nA,p3,3,4.5\nA,p4,4,many\n"
-    result = opened(write_table(text), "regression", label="y")
+    result = opened(write_table(text), "numbers", label="y")
     site = result.sites["A"]
     assert site.targets.tolist()[:2] == [2.5, 4.5]
     assert site.targets.isnan().tolist() == [False, False, True]
@@ -248,7 +248,7 @@ def test_images_without_a_label(pictures: Path) -> None:
 
 
 def test_images_without_a_mask(pictures: Path) -> None:
-    result = opened(pictures, "segmentation", label=None, **IMAGES)
+    result = opened(pictures, "masks", label=None, **IMAGES)
     site = result.sites["A"]
     assert site.cases == ["2.png", "3.png", "1.png", "4.png"]
     assert isinstance(site.targets, torch.Tensor)
@@ -264,7 +264,7 @@ def test_images_without_a_mask(pictures: Path) -> None:
 def test_a_mask_that_is_not_where_its_cell_says_is_no_missing_mask(pictures: Path) -> None:
     table = pictures / "t.csv"
     table.write_text(table.read_text().replace("3.png,m.png", "3.png,gone.png"))
-    site = opened(pictures, "segmentation", label=None, max_unreadable=0.5, **IMAGES).sites["A"]
+    site = opened(pictures, "masks", label=None, max_unreadable=0.5, **IMAGES).sites["A"]
     assert site.cases == ["2.png", "1.png", "4.png"]
     assert site.counts.rejected == Counter({"mask file is missing": 1})
     assert site.counts.unlabelled == 2
@@ -275,7 +275,7 @@ def test_a_mask_that_is_not_where_its_cell_says_is_no_missing_mask(pictures: Pat
 def test_a_site_whose_masks_can_not_be_read_is_left_out(pictures: Path) -> None:
     table = pictures / "t.csv"
     table.write_text(table.read_text().replace("m.png", "gone.png") + "B,p9,1.png,m.png,0\n")
-    result = opened(pictures, "segmentation", label=None, max_unreadable=0.5, **IMAGES)
+    result = opened(pictures, "masks", label=None, max_unreadable=0.5, **IMAGES)
     counts = result.left_out["A"]
     assert (counts.found, counts.used) == (4, 0)
     assert counts.rejected == Counter({"mask file is missing": 2, "outline is missing": 2})
@@ -324,14 +324,14 @@ def test_volumes_without_a_mask(tmp_path: Path) -> None:
     (tmp_path / "table.csv").write_text("\n".join(rows) + "\n")
     volumes = {"image": "file", "mask": "outline", "features": None, "label": None}
     grid = {"size": [16, 16, 16], "centre": "foreground"}
-    result = opened(tmp_path, "segmentation", preprocessing=grid, **volumes)
+    result = opened(tmp_path, "masks", preprocessing=grid, **volumes)
     site = result.sites["A"]
     assert site.cases == ["i1.nii.gz", "i2.nii.gz", "i0.nii.gz", "i3.nii.gz"]
     assert isinstance(site.targets, Volumes)
     assert site.targets.shape == (4, 1, 16, 16, 16)
     assert [sorted(site.targets[place].unique().tolist()) for place in range(4)] == [[0, 1], [0, 1], [255], [255]]
     assert check_frame(result, DataSpec.model_validate(BASE))["foreground"].tolist() == [512 / 4096]
-    again = opened(tmp_path, "segmentation", preprocessing=grid, **volumes)  # from the cache
+    again = opened(tmp_path, "masks", preprocessing=grid, **volumes)  # from the cache
     assert again.fingerprint == result.fingerprint
     known = site.with_labels()
     assert known.cases == site.cases[:2]
@@ -346,8 +346,8 @@ def test_volumes_without_a_mask(tmp_path: Path) -> None:
 
     auto = {"preprocessing": {"size": "auto", "spacing": "auto"}}
     spec = DataSpec.model_validate(BASE | volumes | auto | {"unlabelled": "use"})
-    found = fingerprint_data(spec, tmp_path, "segmentation")
-    assert found == fingerprint_data(spec.model_copy(update={"unlabelled": "reject"}), tmp_path, "segmentation")
+    found = fingerprint_data(spec, tmp_path, "masks")
+    assert found == fingerprint_data(spec.model_copy(update={"unlabelled": "reject"}), tmp_path, "masks")
     assert found["A"].cases == 2
 
 

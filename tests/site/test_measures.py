@@ -109,7 +109,7 @@ def test_what_is_exchanged_stands_in_the_rows():
         assert row["bytes_down"] == 4 * size + 4 * size
         assert row["extra_down"] == f"asking/other [{size}] {4 * size} bytes: a test"
         assert row["extra_up"].split("; ") == [
-            f"asking/{name} [] 8 bytes: {reveals}" for name, reveals in revealed(*NAMES).items()
+            f"asking/{name} [] 8 bytes: {reveals}" for name, reveals in sorted(revealed(*NAMES).items())
         ]
 
 

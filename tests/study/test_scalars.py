@@ -2,12 +2,12 @@
 
 import hypothesis.strategies as st
 import pytest
-import yaml
 from hypothesis import given
 
 from polyclinic.errors import StudyError
 from polyclinic.study.reading import read_yaml
 from polyclinic.study.study import Study
+from polyclinic.study.writing import study_text
 
 
 @pytest.fixture
@@ -128,7 +128,7 @@ def test_a_study_file_that_was_written_reads_as_the_same_study(tmp_path_factory,
         "methods": [{"fedavg": {"label": text}}],
     }
     path = tmp_path_factory.mktemp("written") / "s.yaml"
-    path.write_text(yaml.safe_dump(content, sort_keys=False, allow_unicode=True, width=120), encoding="utf-8")
+    path.write_text(study_text(content), encoding="utf-8")
     assert read_yaml(path)[0] == content
 
 

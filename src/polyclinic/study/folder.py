@@ -21,6 +21,7 @@ from polyclinic.study.kinds import RUN, check_runs
 from polyclinic.study.lock import LOCK
 from polyclinic.study.provenance import machine, now, plugins
 from polyclinic.study.table_files import read_table, write_table
+from polyclinic.study.writing import study_text
 
 
 class Folder:
@@ -80,9 +81,7 @@ class Folder:
         return text == self._text()
 
     def _text(self) -> str:
-        content = self.study.declaration.filled()
-        text: str = yaml.safe_dump(content, sort_keys=False, allow_unicode=True, width=120)
-        return text
+        return study_text(self.study.declaration.filled())
 
     def _content(self) -> dict[str, Any]:
         content: dict[str, Any] = yaml.safe_load(yaml.safe_dump(self.study.declaration.filled()))
