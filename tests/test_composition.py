@@ -6,7 +6,7 @@ from helpers import declare
 from polyclinic.composition import METHODS
 from polyclinic.methods import PUBLISHED
 from polyclinic.options import EntryError, describe_options, option_names
-from polyclinic.parts import PLACES
+from polyclinic.parts import PLACES, build_chain
 
 
 @pytest.mark.parametrize("name", sorted(PUBLISHED))
@@ -46,4 +46,5 @@ def test_what_does_not_fit_is_refused(entry: object, message: str) -> None:
 
 def test_feddyn_goes_with_parts_of_the_server() -> None:
     (method,) = declare(methods=[{"feddyn": {"server": ["norm_bound", {"fedadam": {"lr": 0.1}}]}}]).study_methods
-    assert [name for name, _ in method.method.server_parts] == ["dynamic_regularisation", "norm_bound", "fedadam"]
+    chain = build_chain(method.method.channel, method.method.local, method.method.server)
+    assert list(chain) == ["dynamic_regularisation", "norm_bound", "fedadam"]

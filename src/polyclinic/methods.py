@@ -79,11 +79,6 @@ class Method:
         """All parts with two ends, in the order of their ends at a site: what leaves it passes the channel last."""
         return [*self.local, *self.server, self.topology, self.procedure, *self.channel]
 
-    @property
-    def server_parts(self) -> list[PartEntry]:
-        """The parts whose ends at the server make a step, in the order in which it passes them."""
-        return [*reversed(self.channel), *self.local, *self.server]
-
 
 @dataclass(frozen=True)
 class Published:

@@ -10,7 +10,7 @@ from polyclinic.errors import StudyError, nearest
 from polyclinic.models import build_model
 from polyclinic.models.trial import try_network
 from polyclinic.options import EntryError
-from polyclinic.parts import build_part
+from polyclinic.parts import Part, build_chain
 from polyclinic.state import Layout, Role
 from polyclinic.study.checked import CheckedStudy
 from polyclinic.study.declaration import Declaration
@@ -129,8 +129,8 @@ def check_enough_sites(declaration: Declaration, folds: Mapping[int, Fold]) -> N
             continue
         sites = there - 1 if declaration.is_unseen(method) else there
         sites = min(sites, *(part.most or sites for part in build_participation(method.training)), sites)
-        for name, options in method.method.server_parts:
-            least = build_part(name, options).at_server().least
+        for part in _chain(method):
+            least = part.at_server().least
             if least > sites:
                 raise StudyError(
                     "P104", f"{method.label} needs the answers of {least} sites in each round, and {sites} "
@@ -161,8 +161,8 @@ def _check_sites(method: StudyMethod, sites: list[str]) -> None:
                 "P104", f"`training: {{participation: ...}}` chooses among {part.wanted} sites in each round, "
                 f"and there are {len(sites)}: {', '.join(sites)}.", f"Give a number of at most {len(sites)}.",
             )  # fmt: skip
-    for name, options in method.method.server_parts:
-        _check_named(method.label, build_part(name, options).at_server().named, sites)
+    for server_part in _chain(method):
+        _check_named(method.label, server_part.at_server().named, sites)
     if training.quorum is not None and training.quorum > len(sites):
         raise StudyError(
             "P104", f"`training: {{quorum: {training.quorum}}}` wants more sites than the {len(sites)} there are.",
@@ -202,3 +202,8 @@ def _check_reached(attack: Attack, declaration: Declaration, layout: Layout) -> 
         labels = ", ".join(method.label for method in methods)
         message, hint = f"{what}, which no method of this study shares: {labels}.", "Add a method such as fedavg"
     raise EntryError("P104", message, f"{hint}, or choose another attack.", place=(*PLACE, attack.name))
+
+
+def _chain(method: StudyMethod) -> list[Part]:
+    """The parts whose ends at the server make a step."""
+    return list(build_chain(method.method.channel, method.method.local, method.method.server).values())
