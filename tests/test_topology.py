@@ -1,5 +1,6 @@
 """In which order sites and server meet: cyclic and incremental training against plain training by hand."""
 
+from dataclasses import replace
 from itertools import pairwise
 
 import pytest
@@ -8,8 +9,10 @@ import torch.nn.functional as F
 
 from helpers import Federation, exchange, flat, plain_module, recorded, table_sites, trained_state
 from polyclinic.errors import SiteError
-from polyclinic.parts import FEDERATION, TOPOLOGIES, Turn
+from polyclinic.parts import FEDERATION, TOPOLOGIES, Part, ServerEnd, Turn
+from polyclinic.rounds import run_rounds
 from polyclinic.seeds import generator
+from polyclinic.server.selection import Participation
 from polyclinic.site.messages import Train
 
 SMALL = {"Aachen": 12, "Bonn": 9, "Celle": 8}
@@ -121,6 +124,49 @@ def test_a_cycle_goes_on_past_a_site_that_is_too_late():
     assert progress.failures == [
         "Round 1 went on without Bonn. Bonn: its answer took 10 s, longer than the deadline allows.",
     ]
+
+
+class LateInTheFirstRound(Participation):
+    def choose(self, sites, known):
+        self.round = known.number
+        return sites
+
+    def in_time(self, site, seconds):
+        return self.round > 0 or site == "Aachen"
+
+
+class Counting(ServerEnd):
+    """Keeps how often it was finished."""
+
+    def __init__(self):
+        self.times = torch.zeros(1)
+
+    def finish(self, step):
+        self.times += 1
+        return step
+
+    def memory(self):
+        return {"times": self.times}
+
+    def restore(self, memory):
+        self.times = memory.get("times", torch.zeros(1))
+
+
+def test_a_round_of_several_stages_that_does_not_count_leaves_nothing_at_the_server():
+    """With too few answers in time over all stages, what parts kept after the first of them is taken back, too."""
+    federation = Federation(table_sites(SMALL), ["cyclic"], training={"rounds": 2, "quorum": 2})
+    part, ends = Part(), []
+
+    def at_server():
+        ends.append(Counting())
+        return ends[-1]
+
+    part.at_server = at_server
+    plan = replace(federation.plan(), parts=lambda: {"counting": part}, participation=[LateInTheFirstRound()])
+    progress, rows = run_rounds(plan, federation.engine)
+    assert progress.failures[-1] == "In round 1, 1 of 3 sites answered (2 needed). It changed nothing."
+    assert [(row["round"], row["site"]) for row in rows] == [(1, site) for site in SMALL]
+    assert ends[-1].times.item() == 3, "only the three stages of the second round"
 
 
 @pytest.mark.parametrize("method", ["cyclic", "incremental"])

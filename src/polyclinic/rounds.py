@@ -78,11 +78,11 @@ def _round(federation: Federation, attendance: Attendance) -> list[Row]:
     federation.conversation.begin()
     ask = federation.conversation.asking(name)
     stages = grouping.stages(Turn(progress.done, plan.rounds, sites, progress.models, ask, plan.start.seed))
-    before, rows = progress.now(), list[Row]()
+    before, rows = federation.now() if len(stages) > 1 else None, list[Row]()
     for groups in stages:
         rows += _stage(federation, attendance, groups, [row["site"] for row in rows], alone=len(stages) > 1)
-    if len(stages) > 1 and not attendance.counts_in_all([row["site"] for row in rows], stages):
-        progress.go_back(before)
+    if before is not None and not attendance.counts_in_all([row["site"] for row in rows], stages):
+        federation.go_back(before)
         return []
     return rows
 

@@ -8,7 +8,7 @@ from polyclinic.parts import Memory
 from polyclinic.running.attendance import gather
 from polyclinic.running.conversation import Conversation
 from polyclinic.running.plan import Plan
-from polyclinic.running.progress import Checkpoint, Progress, Row
+from polyclinic.running.progress import Before, Checkpoint, Progress, Row
 from polyclinic.server.chain import Chain, named
 from polyclinic.site.messages import Checkpointed
 
@@ -53,6 +53,23 @@ class Federation:
             found |= {f"model {model}/{key}": tensor for key, tensor in chain.memory().items()}
         return found
 
+    def _restore(self, memory: Memory) -> None:
+        self.plan.grouping[1].restore(named(memory, "grouping"))
+        self.plan.procedure[1].restore(named(memory, "procedure"))
+        for model in self.progress.models:
+            self.chain(model).restore(named(memory, f"model {model}"))
+
+    def now(self) -> tuple[Before, Memory]:
+        """What a round changes here, so that it can be taken back."""
+        return self.progress.now(), {name: tensor.clone() for name, tensor in self._memory().items()}
+
+    def go_back(self, before: tuple[Before, Memory]) -> None:
+        """The round did not count: all is as it was when ``now`` gave ``before``."""
+        progress, memory = before
+        self.progress.go_back(progress)
+        self._chains.clear()  # parts may keep more than they write down: they begin anew, as in a run that is resumed
+        self._restore(memory)
+
     def save(self, checkpoint: Checkpoint, rows: list[Row]) -> None:
         """Write a checkpoint, here and at the sites."""
         plan, progress = self.plan, self.progress
@@ -69,10 +86,7 @@ class Federation:
             return []
         self.progress, rows = saved
         self.conversation.progress = self.progress
-        self.plan.grouping[1].restore(named(checkpoint.memory, "grouping"))
-        self.plan.procedure[1].restore(named(checkpoint.memory, "procedure"))
-        for model in self.progress.models:
-            self.chain(model).restore(named(checkpoint.memory, f"model {model}"))
+        self._restore(checkpoint.memory)
         if self.plan.save and self.progress.done:
             asked = Message(Checkpointed(round=self.progress.done).fields())
             self.engine.ask("restore", dict.fromkeys(self.plan.sites, asked))
