@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 from polyclinic.client.companion import Companion
 from polyclinic.client.drift import Proximal
-from polyclinic.client.optimizers import build_optimizer, is_elementwise
-from polyclinic.client.work import Work, clip_gradient, with_learning_rate
+from polyclinic.client.optimizers import Named, build_optimizer, is_elementwise
+from polyclinic.client.work import Work, clip_gradient
 from polyclinic.errors import TrainingError
 from polyclinic.options import Catalogue
 from polyclinic.parts import Memory, SiteEnd, SiteView
@@ -78,8 +78,8 @@ class Personal(ABC):  # noqa: B024 - each changes some of it
         """
         return [Phase(work)]
 
-    def companion(self, memory: Memory, work: Work, learning_rate: float) -> Companion | None:
-        """What is trained beside the shared model in the first phase."""
+    def companion(self, memory: Memory, optimizer: Named, clip: float | None) -> Companion | None:
+        """What is trained beside the shared model in the first phase, with the round's optimiser and clipping."""
         return None
 
     def model(self, shared: Tensor, memory: Memory) -> Tensor:
@@ -200,9 +200,9 @@ class AdaptiveMixture(Personal):
         mixture = torch.tensor(self.mixture, dtype=torch.float64)
         return {"weights": weights.clone(), "statistics": statistics.clone(), "mixture": mixture}
 
-    def companion(self, memory: Memory, work: Work, learning_rate: float) -> Companion | None:
+    def companion(self, memory: Memory, optimizer: Named, clip: float | None) -> Companion | None:
         """Trains v."""
-        return _Mixture(memory, work, learning_rate, learn=self.learn_mixture)
+        return _Mixture(memory, optimizer, clip, learn=self.learn_mixture)
 
     def model(self, shared: Tensor, memory: Memory) -> Tensor:
         """v̄."""
@@ -217,8 +217,8 @@ class AdaptiveMixture(Personal):
 class _Mixture(Companion):
     """Trains v for a round; see `AdaptiveMixture`."""
 
-    def __init__(self, memory: Memory, work: Work, learning_rate: float, *, learn: bool) -> None:
-        self.work, self.learning_rate, self.learn = work, learning_rate, learn
+    def __init__(self, memory: Memory, optimizer: Named, clip: float | None, *, learn: bool) -> None:
+        self.named, self.clip, self.learn = optimizer, clip, learn
         self.weights, self.statistics = nn.Parameter(memory["weights"].clone()), memory["statistics"].clone()
         self.mixture = float(memory["mixture"])
         self.optimizer: torch.optim.Optimizer | None = None
@@ -230,12 +230,11 @@ class _Mixture(Companion):
         first = self.optimizer is None
         if self.optimizer is None:
             self.weights.data, self.statistics = self.weights.to(model.vector), self.statistics.to(model.vector)
-            named = with_learning_rate(self.work.optimizer, self.learning_rate)
             self.shapes = [(model.layout.trainable,)]
-            if not is_elementwise(named):  # it looks at whole tensors
+            if not is_elementwise(self.named):  # it looks at whole tensors
                 self.shapes = [entry.shape for entry in model.layout.entries if entry.trainable]
             self.parameters = [nn.Parameter(part) for part in self._parts(self.weights.detach())]
-            self.optimizer = build_optimizer(named, self.parameters)
+            self.optimizer = build_optimizer(self.named, self.parameters)
         shared, own = model.weights.detach().clone(), self.weights.detach()
         with _lent(model):
             model.vector.copy_(torch.cat([shared.lerp(own, self.mixture), self.statistics]))
@@ -243,12 +242,12 @@ class _Mixture(Companion):
             self.statistics = model.vector[len(own) :].clone()
         slope = float((own - shared) @ model.gradient)
         gradient = model.gradient * self.mixture
-        clip_gradient(gradient, self.work.clip)
+        clip_gradient(gradient, self.clip)
         for parameter, part in zip(self.parameters, self._parts(gradient), strict=True):
             parameter.grad = part
         self.optimizer.step()
         if self.learn and first:
-            self.mixture = min(max(self.mixture - self.learning_rate * slope, 0.0), 1.0)
+            self.mixture = min(max(self.mixture - self.named[1]["lr"] * slope, 0.0), 1.0)
 
     def _parts(self, vector: Tensor) -> list[Tensor]:
         """What the optimiser is given of a vector ``[T]``, as views."""

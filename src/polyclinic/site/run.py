@@ -299,8 +299,8 @@ class Round:
         self.received = run.shared_model(tensors["state"])
         self.rate = request.learning_rate
         self.view = run.at(self.received, request.round, self.rate, request.optimizer)
-        own = replace(run.work, optimizer=with_learning_rate(run.work.optimizer, self.rate, request.optimizer))
-        self.companion = run.personal.companion(run.kept.personal, own, self.rate)
+        named = with_learning_rate(run.work.optimizer, self.rate, request.optimizer)
+        self.companion = run.personal.companion(run.kept.personal, named, run.work.clip)
         self._given = {name: self._begin(name, end, tensors) for name, end in run.ends.items()}
         self._jobs: list[LocalJob] = []
         self._results: list[LocalResult] = []

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from copy import copy
 from typing import Literal
 
 import torch
@@ -56,7 +55,8 @@ class View(SiteView):
 
     def at(self, vector: Tensor, number: int, optimizer: Named) -> View:
         """The same site with another model ``[P]``, in a round with its own options of the optimiser."""
-        other = copy(self)
+        other = object.__new__(View)  # many times faster than a copy, and one is made for each site and round
+        other.__dict__.update(self.__dict__)
         other.vector, other.number, other.learning_rate = vector, number, float(optimizer[1]["lr"])
         other._optimizer, other._measured = optimizer, {}
         return other
