@@ -1,7 +1,8 @@
 """Whether methods help where their papers say so: runs the studies of studies/benefits and writes docs/benefits.md.
 
-``python studies/make_benefits.py`` runs what is missing, goes on with what was interrupted, and writes the page anew
-from all finished results. Each study is repeated with other simulated sites, another split of the patients and another
+``python studies/make_benefits.py`` runs what is missing, goes on with what was interrupted, and writes the page anew:
+what results are there replaces what docs/benefits.csv tells of their studies, and the page is made of that table. Each
+study is repeated with other simulated sites, another split of the patients and another
 initial model; each repeat is a study of its own in ``results/benefits/NAME-REPEAT``. A method's effect is its result
 minus fedavg's in the same repeat.
 """
@@ -33,6 +34,8 @@ BASELINE = "fedavg"
 REFERENCES = ("single", "mix")
 #: Of a table, by the metric that comes first in its study.
 HEADINGS = {"auc": "AUC", "dice": "Dice"}
+#: Of the table from which the page is made.
+COLUMNS = ("study", "finished", "repeats", "measure", "method", "mean", "effect", "low", "high", "verdict")
 
 
 @dataclass(frozen=True)
@@ -94,7 +97,8 @@ INTRODUCTION = """\
 # Does a method help where its paper says so?
 
 For each kind of difference between sites, the methods that were made for it against `fedavg`, on real data. This page
-is written by `python studies/make_benefits.py`; no number on it is typed by hand. It takes a few hours on two cores.
+is written by `python studies/make_benefits.py`; no number on it is typed by hand. It takes some hours on two cores.
+The same numbers are in `benefits.csv`.
 
 How it is done:
 
@@ -140,7 +144,9 @@ def main(
                 failed = True
                 console.print(f"{name}: {error}", markup=False)
     if write:
-        PAGE.write_text(page(out, repeats), encoding="utf-8")
+        table = told(out)
+        table.to_csv(PAGE.with_suffix(".csv"), index=False, lineterminator="\n")
+        PAGE.write_text(page(table, repeats), encoding="utf-8")
         console.print(f"Wrote {PAGE}")
     if failed:
         raise typer.Exit(1)
@@ -214,22 +220,43 @@ def declared(results: Results) -> dict[str, Any]:
     return content
 
 
-def page(out: Path, repeats: int) -> str:
-    """The page, from all questions with at least two finished repeats."""
-    sections, overview, missing = [], [], []
+def told(out: Path) -> pd.DataFrame:
+    """A row for each study and method: of the results in ``out`` where a study has at least two finished repeats, else
+    as the table on disk tells."""
+    path = PAGE.with_suffix(".csv")
+    before = pd.read_csv(path, dtype={"verdict": str}, keep_default_na=False) if path.is_file() else None
+    tables = []
     for question in QUESTIONS:
         finished = [Results(folder) for folder in _finished(out, question.name)]
-        if len(finished) < 2:
-            missing.append(question.name)
-            continue
-        values = pd.DataFrame([result(question, results) for results in finished])
-        found = effects(values)
-        metric = HEADINGS[declared(finished[0])["evaluation"]["metrics"][0]]
-        sections.append(section(question, found, metric, len(finished)))
-        overview += [(question.name, effect, verdict) for effect, verdict in zip(found, verdicts(found), strict=True)]
+        if len(finished) >= 2:
+            tables.append(answer(question, finished))
+        elif before is not None:
+            tables.append(before[before["study"] == question.name])
+    return pd.concat(tables, ignore_index=True)
+
+
+def answer(question: Question, finished: Sequence[Results]) -> pd.DataFrame:
+    """A row for each method of one study."""
+    found = effects(pd.DataFrame([result(question, results) for results in finished]))
+    metric = HEADINGS[declared(finished[0])["evaluation"]["metrics"][0]]
+    last = max(str(results.provenance["finished"])[:10] for results in finished)
+    shared = (question.name, last, len(finished), metric)
+    rows = [
+        (*shared, e.method, round(e.mean, 4), round(e.effect, 4), round(e.low, 4), round(e.high, 4), word)
+        for e, word in zip(found, verdicts(found), strict=True)
+    ]
+    return pd.DataFrame(rows, columns=list(COLUMNS))
+
+
+def page(table: pd.DataFrame, repeats: int) -> str:
+    """The page from the table of all studies and methods."""
+    sections = [
+        section(question, rows) for question in QUESTIONS if len(rows := table[table["study"] == question.name])
+    ]
+    missing = [question.name for question in QUESTIONS if question.name not in set(table["study"])]
     note = f"\nNot run yet: {', '.join(missing)}.\n" if missing else ""
     introduction = INTRODUCTION.format(repeats=repeats)
-    return "\n".join([introduction, "## In short\n", *matrix(overview), "", *sections]) + note
+    return "\n".join([introduction, "## In short\n", *matrix(table), "", *sections]) + note
 
 
 def verdicts(found: Sequence[Effect]) -> list[str]:
@@ -247,27 +274,28 @@ def verdicts(found: Sequence[Effect]) -> list[str]:
     return words
 
 
-def section(question: Question, found: Sequence[Effect], metric: str, repeats: int) -> str:
+def section(question: Question, rows: pd.DataFrame) -> str:
     """One question's section in Markdown."""
-    lines = [f"## {question.name}", "", f"{question.about} {repeats} repeats.", "",
-             f"| Method | {metric} | Effect (95 % interval) | |", "|---|---|---|---|"]  # fmt: skip
-    for effect, word in zip(found, verdicts(found), strict=True):
-        change = "" if effect.method == BASELINE else f"{effect.effect:+.3f} ({effect.low:+.3f} to {effect.high:+.3f})"
-        lines.append(f"| {effect.method} | {effect.mean:.3f} | {change} | {word} |")
+    first = rows.iloc[0]
+    lines = [f"## {question.name}", "",
+             f"{question.about} {first['repeats']} repeats, finished {first['finished']}.", "",
+             f"| Method | {first['measure']} | Effect (95 % interval) | |", "|---|---|---|---|"]  # fmt: skip
+    for row in rows.itertuples():
+        change = "" if row.method == BASELINE else f"{row.effect:+.3f} ({row.low:+.3f} to {row.high:+.3f})"
+        lines.append(f"| {row.method} | {row.mean:.3f} | {change} | {row.verdict} |")
     return "\n".join([*lines, "", f"Study: `studies/benefits/{question.name}.yaml`.", ""])
 
 
-def matrix(overview: Sequence[tuple[str, Effect, str]]) -> list[str]:
+def matrix(table: pd.DataFrame) -> list[str]:
     """Method × heterogeneity: effects, in bold where they are clear."""
-    questions = list(dict.fromkeys(name for name, _, _ in overview))
-    methods = list(dict.fromkeys(e.method for _, e, _ in overview if e.method != BASELINE))
-    cells = {(name, e.method): (e.effect, word) for name, e, word in overview}
+    questions, methods = table["study"].unique(), [one for one in table["method"].unique() if one != BASELINE]
+    cells = {(row.study, row.method): (row.effect, row.verdict) for row in table.itertuples()}
     lines = [f"| Method | {' | '.join(questions)} |", "|---" * (len(questions) + 1) + "|"]
     for method in methods:
         row = []
         for name in questions:
-            effect, word = cells.get((name, method), (float("nan"), ""))
-            text = "" if np.isnan(effect) else f"{effect:+.3f}"
+            effect, word = cells.get((name, method), (None, ""))
+            text = "" if effect is None else f"{effect:+.3f}"
             row.append(f"**{text} {word}**" if word in ("helps", "hurts") else text)
         lines.append(f"| {method} | {' | '.join(row)} |")
     return lines

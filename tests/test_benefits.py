@@ -77,6 +77,7 @@ def test_a_page_is_made_of_a_small_study(
     assert "| Method | unequal-work | unseen-sites |" in page
     assert page.count("| fedprox |") == 3
     assert "Not run yet: label-skew" in page
+    assert benefits.page(benefits.told(tmp_path / "elsewhere"), 2) == page, "what is not run again stays as it was"
     for repeat in (0, 1):
         study = yaml.safe_load((tmp_path / "results" / f"unequal-work-{repeat}" / "study.yaml").read_text("utf-8"))
         assert (study["seeds"], study["evaluation"]["split_seed"]) == ([repeat], repeat)

@@ -175,7 +175,7 @@ def test_the_mixtures_optimiser_follows_the_rounds_momentum():
         federation.rounds()
     request = next(r for function, _, r, _ in reversed(said) if function == "train")
     work = federation.engine.members["Bonn"].run.round(Train(**request.fields), request.tensors)
-    assert dict(work.companion.work.optimizer[1])["momentum"] == pytest.approx(0.85)
+    assert dict(work.companion.named[1])["momentum"] == pytest.approx(0.85)
 
 
 @pytest.mark.parametrize("option", ["maximize", "foreach", "fused", "capturable", "differentiable"])
