@@ -244,7 +244,7 @@ def weighted_metrics(
         threshold: see ``classification_metrics``.
 
     Returns:
-        Name -> [B] values, NaN where it is not defined.
+        Name -> [B] values, NaN where it is not defined; all of them where a probability is NaN.
 
     Raises:
         StudyError: P103, a name is not a classification metric.
@@ -260,7 +260,10 @@ def weighted_metrics(
         if not {"auc", "ap"}.isdisjoint(names):
             values |= _ranking_metrics(truth, probabilities, weights)
         if not {"acc", "bac", "sen", "spe", "f1"}.isdisjoint(names):
-            values |= _decision_metrics(truth, _decide(probabilities, threshold)[:, None] == classes, weights)
+            if np.isnan(probabilities).any():  # of a model that broke down: it has called no case anything
+                values |= dict.fromkeys(("acc", "bac", "sen", "spe", "f1"), np.full(weights.shape[1], np.nan))
+            else:
+                values |= _decision_metrics(truth, _decide(probabilities, threshold)[:, None] == classes, weights)
         if "brier" in names:
             squares = (probabilities - truth) ** 2
             values["brier"] = _mean(squares[:, 1] if len(classes) == 2 else squares.sum(axis=1), weights)
