@@ -198,7 +198,7 @@ class SiteRow:
     missing: str
     duplicates: str
     note: str
-    """Why the site is not scored by itself; empty for a site that is."""
+    """Why the site is not scored by itself, or of which classes it has few; empty for others."""
 
 
 def site_rows(folder: Folder) -> list[SiteRow]:
