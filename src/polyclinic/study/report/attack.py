@@ -82,7 +82,8 @@ def attacked(folder: Folder) -> Attacked | None:
     after = _scores(folder, folder.attacked.results, honest)
     methods = [method for method in folder.methods if method in after.columns]
     sign = 1 if folder.primary.higher_is_better else -1
-    losses = {method: estimate(sign * (before[method] - after[method]), (-np.inf, np.inf)) for method in methods}
+    lost = (sign * (before - after)).groupby(level=folder.repeated_by).mean()
+    losses = {method: estimate(lost[method], (-np.inf, np.inf)) for method in methods}
     rows = [_row(folder, method, before, after, losses[method], corrupt) for method in methods]
     return Attacked(
         corrupt=corrupt,

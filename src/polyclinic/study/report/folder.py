@@ -271,9 +271,32 @@ class Folder:
 
     @cached_property
     def _estimates(self) -> dict[tuple[str | None, str, str], Estimate]:
-        groups = self.at_sites.groupby(["method", RUN, "tested_on"], sort=False)["value"]
+        keys = ["method", RUN, "tested_on"]
+        values = self.at_sites.groupby([*keys, self.repeated_by], sort=False)["value"].mean()
         limits = value_range(self.primary.name)
-        return {(str(method), str(run), str(site)): estimate(values, limits) for (method, run, site), values in groups}
+        return {
+            (str(method), str(run), str(site)): estimate(found, limits)
+            for (method, run, site), found in values.groupby(keys, sort=False)
+        }
+
+    @cached_property
+    def seeds(self) -> int:
+        """How many seeds there are."""
+        return int(self.results["seed"].nunique())
+
+    @cached_property
+    def folds(self) -> int:
+        """How many folds there are."""
+        return int(self.results["fold"].nunique())
+
+    @property
+    def repeated_by(self) -> str:
+        """What makes values of a method repetitions with patients of their own.
+
+        Folds do. Seeds test the same patients, so that the mean over them is one value of a fold; where there is one
+        fold only, they are all there is, and their spread is that of training alone.
+        """
+        return "fold" if self.folds > 1 else "seed"
 
     def overlays(self) -> list[Overlay]:
         """Pictures of segmentations, in the order of methods and sites; empty where there are none.

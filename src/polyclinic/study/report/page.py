@@ -105,12 +105,25 @@ def render(folder: Folder) -> str:
             for name in BASELINES
             if folder.baselines.get(name) in folder.methods
         ],
-        seeds=folder.results["seed"].nunique(),
+        seeds=folder.seeds,
+        repeats=" and ".join(word for word, count in (("folds", folder.folds), ("seeds", folder.seeds)) if count > 1),
+        spread=_spread(folder),
         unseen=tables.unseen_tables(folder),
         alone=folder.baselines.get("single"),
         volumes=any(one.planes for one in folder.overlays()),
         **content,
     )
+
+
+def _spread(folder: Folder) -> str:
+    """What the intervals of repetitions are made of, in words; empty where these are too few."""
+    if folder.folds > 2:
+        means = ", each the mean over the seeds" if folder.seeds > 1 else ""
+        short = "which is a little too short because folds share training patients"
+        return f"over the folds{means} (Student’s t), {short}"
+    if folder.folds == 1 and folder.seeds > 2:
+        return "over the seeds (Student’s t), which tells chance in training and nothing of other patients"
+    return ""
 
 
 def _head(metric: Measure) -> Markup:
