@@ -191,7 +191,11 @@ def _answer(folder: Folder, before: pd.DataFrame, after: pd.DataFrame, losses: d
     sign = 1 if metric.higher_is_better else -1
     reached = {one: float(after[one].mean()) for one in federated}
     best = max(federated, key=lambda one: sign * reached[one])
-    return Markup(
-        "{} at the honest sites: most was lost by {}, least by {}. With corrupt sites the best was "
-        "<strong>{}</strong> with {}."
-    ).format(metric.title, told(most), told(least), best, metric.text(reached[best]))
+    words = Markup("most was lost by {}, least by {}")
+    if losses[least].mean <= 0:
+        words = Markup("most was lost by {}, and {} lost nothing")
+    if losses[most].mean <= 0:  # a method can gain by what is called an attack
+        words = Markup("no method lost anything, neither {} nor {}")
+    return Markup("{} at the honest sites: {}. With corrupt sites the best was <strong>{}</strong> with {}.").format(
+        metric.title, words.format(told(most), told(least)), best, metric.text(reached[best])
+    )

@@ -28,7 +28,7 @@ from polyclinic.study.report.exchange import exchanged
 from polyclinic.study.report.folder import Folder, Measure, Overlay, of_run
 from polyclinic.study.report.harmonisation import harmonised
 from polyclinic.study.report.methods import SHOWN, featured, is_reference, method_lines
-from polyclinic.study.report.search import searched
+from polyclinic.study.report.search import searched, searched_values
 
 TEMPLATES = Path(__file__).parent / "templates"
 #: What the baselines are, where the name does not say it.
@@ -103,7 +103,7 @@ def render(folder: Folder) -> str:
         baselines=[
             (name[0].upper(), folder.baselines[name] + COMPARED_WITH.get(name, ""))
             for name in BASELINES
-            if folder.baselines.get(name) in folder.methods
+            if folder.baselines.get(name) in folder.methods and len(folder.methods) > 1
         ],
         seeds=folder.seeds,
         repeats=" and ".join(word for word, count in (("folds", folder.folds), ("seeds", folder.seeds)) if count > 1),
@@ -145,7 +145,7 @@ def _question(folder: Folder) -> list[tuple[str, str]]:
         "Data": _cases(folder),
         "Model": study.get("model"),
         "Training": study.get("training"),
-        "Hyper-parameters": "searched on validation patients" if not folder.search.empty else None,
+        "Hyper-parameters": searched_values(folder),
         "Test": _split(folder) if evaluation else None,
         "Decision threshold": _threshold(evaluation) if len(folder.classes) == 2 else None,
         "Seeds": seeds,
