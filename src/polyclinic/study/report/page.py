@@ -417,7 +417,8 @@ def _notes(folder: Folder) -> list[Note]:
 
 
 def _provenance(folder: Folder) -> dict[str, Any]:
-    rows = tables.nested_rows(folder.provenance)
+    told = {name: value for name, value in folder.provenance.items() if name != "described"}  # with the methods
+    rows = tables.nested_rows(told)
     return {"rows": rows, "study": folder.study_text} if rows or folder.study_text else {}
 
 
