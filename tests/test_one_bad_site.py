@@ -117,6 +117,39 @@ def test_what_a_part_sends_is_finite_and_of_its_shape(method: str, tensor: str) 
         assert all(code in note and found in note for note in notes), notes
 
 
+@pytest.mark.parametrize(
+    ("method", "tensor"),
+    [
+        ("qfedavg", "start_loss"), ("fedcostwavg", "end_loss"), ("fednova", "path"),
+        ({"fedavg": {"server": ["loss_weights"]}}, "end_loss"),
+        ({"fedavg": {"server": [{"ida": {"times": "accuracy"}}]}}, "end_accuracy"),
+    ],
+)  # fmt: skip
+def test_a_number_below_0_that_can_not_be_is_the_failure_of_its_site(method: Any, tensor: str) -> None:
+    federation = Federation(table_sites(SIZES), [method], model=NORM)
+    (found,) = [name for name in federation.plan().known.sent("train") if name.endswith(f"/{tensor}")]
+    expected, _ = trained(method, None, quorum=3, silent=True)
+    state, notes = trained(method, filled(found, -0.5), quorum=3)
+    assert torch.equal(state, expected)
+    assert len(notes) == 2
+    assert all(f"P401 The answer of site {BAD} to 'train'" in note for note in notes)
+    assert all(f"{found}: got -0.5, expected 0 or more" in note for note in notes)
+
+
+def test_losses_below_0_go_with_rules_for_which_only_differences_count() -> None:
+    for method, tensor in (("afl", "start_loss"), ("feddg_ga", "end_validation_loss")):
+        federation = Federation(table_sites(SIZES), [method], model=NORM)
+        (found,) = [name for name in federation.plan().known.sent("train") if name.endswith(f"/{tensor}")]
+        assert trained(method, filled(found, -0.5), quorum=None)[1] == []
+
+
+def test_counts_of_classes_are_not_below_0() -> None:
+    federation = Federation(table_sites(SIZES), ["fedsld"], model=NORM)
+    engine = Bad(federation.engine, "start", filled("label_shares/counts", -1.0))
+    with pytest.raises(SiteError, match=f"P401 The answer of site {BAD} to 'start'.*got -1, expected 0 or more"):
+        run_rounds(federation.plan(), CheckedEngine(engine, federation.plan().known))
+
+
 @pytest.mark.parametrize("name", ["median", "trimmed_mean", "multi_krum", "geometric_median", "norm_bound"])
 def test_robust_rules_stay_finite_where_an_update_is_huge(name: str) -> None:
     state, notes = trained(METHODS[name], filled("change", 1e30), quorum=None)

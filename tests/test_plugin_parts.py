@@ -19,6 +19,7 @@ from polyclinic.models import build_model
 from polyclinic.options import EntryError
 from polyclinic.parts import LOCAL_PARTS, SERVER_PARTS, Batch, Now, ServerPart, SitePart, Turn, Update, build_part
 from polyclinic.running.progress import Checkpoint
+from polyclinic.study.described import described
 from polyclinic.study.job import Job
 from polyclinic.tasks import build_task
 
@@ -41,6 +42,14 @@ def test_no_part_of_the_plugin_is_known_to_the_package():
     source = "".join(path.read_text() for path in Path(polyclinic.__path__[0]).rglob("*.py"))
     names = ("top_k", "secure_sum", "common_direction", "common_statistics", "consistency:", "clusters", "buffered")
     assert not [name for name in names if f'"{name}"' in source]
+
+
+def test_a_run_writes_down_what_parts_of_a_plugin_say_for_a_report_without_it():
+    (method,) = federation({"procedure": "split"}).declaration.study_methods
+    words, source = described([method])["parts"]["split"]
+    assert words.startswith("Split learning: in each step a site sends features and labels")
+    assert source.startswith("Gupta and Raskar, Distributed learning of deep neural network over multiple agents")
+    assert source.endswith("2018")
 
 
 # A gradient rule ------------------------------------------------------------------------------------------------------

@@ -16,11 +16,12 @@ from polyclinic.engine import Engine
 from polyclinic.errors import PolyclinicError, SiteError
 from polyclinic.files import write_atomic
 from polyclinic.models import build_model
-from polyclinic.parts import FEDERATION, Part
+from polyclinic.parts import FEDERATION, Grouping, Part, build_part
 from polyclinic.rounds import run_rounds
 from polyclinic.running.plan import Plan
 from polyclinic.running.progress import Checkpoint
 from polyclinic.server.mean import Mean
+from polyclinic.server.selection import Availability
 from polyclinic.site.messages import MetricNames, Start
 from polyclinic.state import Selection
 from polyclinic.study.job import Job
@@ -108,6 +109,45 @@ def test_the_round_with_the_lowest_validation_loss_is_taken(losses, best):
 
 def test_a_first_round_without_a_number_does_not_stay_the_best():
     assert best_of(Scripted({"A": [float("nan"), 2.0, 1.0, 3.0]}), 4)[0] == 3
+
+
+@pytest.mark.parametrize("number", [float("nan"), float("inf"), float("-inf")])
+@pytest.mark.parametrize("choose_by", ["loss", "metric"])
+def test_a_site_whose_validation_is_no_number_where_that_of_others_is_has_failed(number, choose_by):
+    """One bad case at one site does not leave all rounds without a score."""
+    finite = [3.0, 2.0, 1.0, 2.0]
+    losses = {"A": finite, "B": [number] * 4, "C": finite}
+    metrics = {site: [-value for value in values] for site, values in losses.items()}
+    options = {"choose_by": choose_by, "higher_is_better": True}
+    best, progress = best_of(Scripted(losses, metrics=metrics), 4, quorum=2, **options)
+    assert (best, progress.best["federation"]) == (3, (1.0, 2))
+    (note,) = progress.failures
+    assert "When asked to evaluate, B did not answer. B: P301 Validation at site B gave values that are not" in note
+    for quorum in (None, 3):
+        with pytest.raises(PolyclinicError, match="P301 Validation at site B gave values that are not finite"):
+            best_of(Scripted(losses, metrics=metrics), 4, quorum=quorum, **options)
+
+
+def test_validation_that_is_no_number_anywhere_is_the_models_fault_and_is_noted():
+    nan = float("nan")
+    engine = Scripted({"A": [nan, 2.0, 1.0], "B": [nan, 2.0, 1.0], "C": [None] * 3}, cases={"C": 0})
+    best, progress = best_of(engine, 3)
+    assert (best, len(progress.failures)) == (3, 1)
+    assert "Validation in round 1 gave values that are not finite numbers at A, B" in progress.failures[0]
+
+
+def test_a_model_of_its_own_that_breaks_down_is_noted_and_not_the_best():
+    engine = Scripted({"A": [float("nan"), 2.0, float("nan")], "B": [3.0, 2.0, 1.0]})
+    none = Selection((), 0, 0, 3)
+    progress, _ = run_rounds(plan_for(engine, 3, selection=none, together=False), engine)
+    assert progress.best == {"A": (2.0, 1), "B": (1.0, 2)}
+    assert ["at A" in note for note in progress.failures] == [True, True]
+
+
+def test_in_a_simulated_attack_it_is_the_model_that_broke_down_where_too_few_are_left():
+    engine = Scripted({"A": [2.0, 2.0], "B": [1.0, float("nan")], "C": [2.0, 2.0]})
+    best, progress = best_of(engine, 2, endures=True)
+    assert (best, len(progress.failures)) == (1, 1)
 
 
 def test_the_loss_is_the_mean_over_the_cases_of_all_sites():
@@ -233,6 +273,32 @@ def test_a_site_that_does_not_answer_is_left_out_of_the_round():
     assert [row["site"] for row in rows] == ["A", "C", "A", "B", "C"]
     assert progress.failures == ["Round 1 went on without B. B: P401 Site B is asleep."]
     assert progress.model(FEDERATION).tolist() == [2.0, 2.0, 2.0]
+
+
+class Halves(Grouping):
+    """Two models of three sites each."""
+
+    def stages(self, turn):
+        groups = {"left": "ABC", "right": "DEF"}
+        return [{model: [site for site in sites if site in turn.sites] for model, sites in groups.items()}]
+
+
+def test_a_model_with_too_few_sites_for_its_rule_stays_and_the_others_go_on():
+    """A is away in round 2, which leaves its model two sites for a mean that is trimmed by one at each end."""
+    engine = Scripted({site: [2.0, 1.0] for site in "ABCDEF"})
+    away = {
+        "participation": [Availability(absent={"A": [2]})],
+        "grouping": ("halves", Halves()),
+        "quorum": 2,
+        "validate": False,
+    }
+    parts = {"parts": lambda: {"trimmed_mean": build_part("trimmed_mean", {"trim": 1})}}
+    progress, rows = run_rounds(plan_for(engine, 2, **away, **parts), engine)
+    assert {name: model.tolist() for name, model in progress.models.items()} == {"left": [1.0] * 3, "right": [2.0] * 3}
+    assert [row["site"] for row in rows] == [*"ABCDEF", *"DEF"]
+    assert progress.counted == {"A": 1, "B": 2, "C": 3, "D": 9, "E": 10, "F": 11}
+    (note,) = progress.failures
+    assert "Round 2 changed nothing in left. P402 trimmed_mean with trim 1 needs the updates of at least 3" in note
 
 
 def test_below_the_quorum_it_stops():

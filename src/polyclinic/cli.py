@@ -155,11 +155,9 @@ def _print_entries(entries: Iterable[tuple[str, str, Iterable[str], str]]) -> No
 
 def _print_parts() -> None:
     """The catalogues of parts, with the first sentence of what each says of itself, and its options."""
-    from inspect import getdoc
-
     from polyclinic.client.personal import PERSONAL
     from polyclinic.composition import METHODS  # noqa: F401 - the parts enter their catalogues
-    from polyclinic.options import Catalogue, describe_options
+    from polyclinic.options import Catalogue, describe_options, first_words
     from polyclinic.parts import CHANNEL_PARTS, LOCAL_PARTS, PROCEDURES, SERVER_PARTS, TOPOLOGIES
     from polyclinic.server.selection import PARTICIPATION
 
@@ -174,10 +172,10 @@ def _print_parts() -> None:
     }
     for title, catalogue in catalogues.items():
         output.print(f"\n[bold]{_escape(title)}[/bold]")
-        said = {name: " ".join((getdoc(catalogue[name]) or "").split("\n\n")[0].split()) for name in catalogue}
-        if not said:
+        if not list(catalogue):
             output.print("None in this version; plug-ins can bring some.")
-        _print_entries((name, said[name], describe_options(catalogue[name]), "") for name in catalogue)
+        entries = [(name, first_words(catalogue[name]), describe_options(catalogue[name]), "") for name in catalogue]
+        _print_entries(entries)
 
 
 @app.command()
@@ -268,10 +266,12 @@ def _run(study: object, out: Path, resume: bool) -> None:
 
 
 def _print_results(results: Results, metrics: list[str]) -> None:
+    import numpy as np
     from rich.box import SIMPLE
     from rich.table import Table
 
     from polyclinic.study.kinds import RUN, titled
+    from polyclinic.tasks.metrics import metric_text
 
     summary, sites = results.summary, results.sites
     scored = int((sites["scored"].astype(str) == "True").sum())
@@ -280,10 +280,11 @@ def _print_results(results: Results, metrics: list[str]) -> None:
         ("all", "All cases together"),
     ):
         rows = summary[summary["over"] == over]
-        cells = {
-            ((row.method, row.run), row.metric): (f"{row.mean:.3f}", f"{row.mean:.3f} ± {row.deviation:.3f}")
-            for row in rows.itertuples()
-        }
+        cells: dict[tuple[tuple[str, str], str], tuple[str, str]] = {}
+        for row in rows.to_dict("records"):
+            mean, deviation = (metric_text(row["metric"], row[name]) for name in ("mean", "deviation"))
+            once = np.isnan(row["deviation"])  # a single run has no deviation
+            cells[(row["method"], row[RUN]), row["metric"]] = (mean, mean if once else f"{mean} ± {deviation}")
         names = list(dict.fromkeys(zip(rows["method"], rows[RUN], strict=True)))
         # A narrow terminal shows the means alone; everything is in summary.csv and the report.
         short = {name: max([len(name), *(len(cells[method, name][0]) for method in names)]) + 3 for name in metrics}

@@ -75,9 +75,21 @@ class Method:
         return json.dumps(asdict(self))
 
     @property
+    def named_parts(self) -> list[tuple[str, str]]:
+        """Place and name of each part, ``("server", "mean")``, those that do not differ from fedavg's among them."""
+        single = [("personal", self.personal), ("topology", self.topology), ("procedure", self.procedure)]
+        places = {"local": self.local, "channel": self.channel, "server": self.server}
+        listed = [(place, name) for place, entries in places.items() for name, _ in entries]
+        return listed + [(place, part[0]) for place, part in single if part is not None]
+
+    @property
     def parts(self) -> list[PartEntry]:
         """All parts with two ends, in the order of their ends at a site: what leaves it passes the channel last."""
         return [*self.local, *self.server, self.topology, self.procedure, *self.channel]
+
+
+#: What a method has whose parts do nothing that fedavg does not.
+PLAIN_PARTS = frozenset({("server", "mean"), ("topology", "star"), ("procedure", "local")})
 
 
 @dataclass(frozen=True)
@@ -384,3 +396,6 @@ publish(
     server=["fltrust"],
 )
 publish("norm_bound", _CORRUPT, "Changes longer than a bound are shortened.", "Sun et al., 2019", server=["norm_bound"])
+
+#: The methods of this package; others are of plug-ins.
+OWN = frozenset(PUBLISHED)

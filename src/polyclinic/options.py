@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import re
 import typing
 from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Annotated, Any, Generic, TypeVar
@@ -224,6 +225,18 @@ def option_names(part: Callable[..., Any]) -> list[str]:
 def with_defaults(part: Callable[..., Any], given: dict[str, Any]) -> dict[str, Any]:
     """Options that are right already, with defaults filled in."""
     return _options_model(part).model_validate(given).model_dump()
+
+
+def first_words(part: Callable[..., Any]) -> str:
+    """What a part does: the first paragraph of what it says of itself."""
+    return " ".join((inspect.getdoc(part) or "").split("\n\n")[0].split())
+
+
+def source_of(part: Callable[..., Any]) -> str:
+    """Where a part is from, to the year: what its documentation says behind ``Source:``; empty if it says nothing."""
+    said = " ".join((inspect.getdoc(part) or "").partition("Source:")[2].split())
+    to_the_year = re.match(r".*?\b(?:19|20)\d\d\b(?!\.\d)", said)
+    return to_the_year[0] if to_the_year else said.partition(". ")[0].removesuffix(".")
 
 
 def describe_options(part: Callable[..., Any]) -> Sequence[str]:

@@ -64,7 +64,7 @@ def run_rounds(
             "P402", f"None of {plan.rounds} rounds changed the model: in each too few sites were there or in time.",
             "Give `training: {participation: ...}` that more sites meet, or a lower `training: {quorum: ...}`.",
         )  # fmt: skip
-    if not plan.validate:
+    if not plan.validate and plan.keeps:
         keep(plan, engine, progress, plan.sites)
     return progress, rows
 
@@ -101,10 +101,4 @@ def _stage(
             rows.append(stage.take(answered, answered.packed, once))
     if not attendance.suffices(len(rows), asked, alone=alone):
         return []
-    try:
-        stage.finish(rows)
-    except PolyclinicError as error:
-        if attendance.excuses(error):
-            return []
-        raise
-    return rows
+    return stage.finish(rows, attendance.excuses)

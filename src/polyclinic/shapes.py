@@ -36,6 +36,7 @@ class Shaped:
         shape: of each dimension its length, or a name. A name that the receiver knows has that length; any other has
             one length in all of a message. None for any shape.
         finite: whether all numbers must be finite.
+        least: the least number that there may be; None for any.
         group: tensors of a group are all there or all missing; those of none must be there.
         always: of a tensor that a part sends: the function, ``train`` or ``start``, whose answers all have it.
     """
@@ -43,15 +44,17 @@ class Shaped:
     kinds: tuple[str, ...]
     shape: tuple[int | str, ...] | None
     finite: bool
+    least: float | None
     group: str
     always: str
 
     def __init__(
-        self, kind: str, *shape: int | str | None, finite: bool = True, group: str = "", always: str = ""
-    ) -> None:
+        self, kind: str, *shape: int | str | None, finite: bool = True, least: float | None = None, group: str = "",
+        always: str = "",
+    ) -> None:  # fmt: skip
         known = None if shape == (None,) else tuple(length for length in shape if length is not None)
-        values = (tuple(filter(None, kind.split("|"))) or tuple(_TYPES), known, finite, group, always)
-        for name, value in zip(("kinds", "shape", "finite", "group", "always"), values, strict=True):
+        values = (tuple(filter(None, kind.split("|"))) or tuple(_TYPES), known, finite, least, group, always)
+        for name, value in zip(("kinds", "shape", "finite", "least", "group", "always"), values, strict=True):
             object.__setattr__(self, name, value)
 
     @cached_property
@@ -78,6 +81,12 @@ class Shaped:
             raise Misfit(f"got {tensor.numel()} numbers, expected {most} at most")
         if self.finite and not finite(tensor):
             raise NotFinite("got values that are not finite numbers")
+        if not self.reaches(tensor):
+            raise Misfit(f"got {float(tensor.min()):g}, expected {self.least:g} or more")
+
+    def reaches(self, tensor: Tensor) -> bool:
+        """Whether no number of a tensor is less than the least that there may be."""
+        return self.least is None or not tensor.numel() or float(tensor.min()) >= self.least
 
     def _fits(self, found: tuple[int, ...], sizes: MutableMapping[str, int]) -> bool:
         if self.shape is None:

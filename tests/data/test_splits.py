@@ -156,6 +156,7 @@ def test_a_third_is_held_out_by_hand():
 def test_a_site_of_two_patients_is_trained_on_where_a_part_is_held_out():
     parts = split(site_of([("p", 0), ("q", 1)]), folds=None, fold=0, validation=0.0, seed=0, holdout=0.3)
     assert (len(parts.train), len(parts.test)) == (2, 0)
+    assert parts.note.endswith("has 2 patients, too few for a part that is held out: used for training only.")
 
 
 def test_small_sites(make_site):

@@ -5,6 +5,8 @@ from typing import Any
 
 import pandas as pd
 import pytest
+import torch
+from torch import Tensor
 
 from helpers import Federation, image_sites, table_sites
 from polyclinic.errors import PolyclinicError, SiteError
@@ -32,10 +34,10 @@ class Failing:
 
 def outcome(function: str, method: str, folder: Path, quorum: int | None, **entries: Any) -> Outcome:
     training = {"rounds": 2, **({} if quorum is None else {"quorum": quorum})}
-    kind = {"model": NORM, **entries}
+    kind = {"model": NORM, "evaluation": PARTS, **entries}
     images = kind.get("task") == "segmentation"
     data = image_sites(SITES, masks=True, part=None) if images else table_sites(SITES, part=None)
-    made = Federation(data, [method], training=training, evaluation=PARTS, folder=folder / "sites", **kind)
+    made = Federation(data, [method], training=training, folder=folder / "sites", **kind)
     Failing(made.engine, function)
     job = Job((made.method(),), 0, made.fold.number)
     return made.runner.run(job, made.fold, checkpoint=Checkpoint(folder / "job"))
@@ -46,9 +48,9 @@ def sites_of(found: Outcome) -> set[str]:
 
 
 CASES = [
-    ("evaluate", "fedavg"), ("threshold", "fedavg"), ("predict", "fedavg"), ("predict", "single"),
-    ("threshold", "single"), ("keep", "fedbn"), ("save", "fedbn"), ("model", "fedbn"), ("model", "single"),
-    ("train", "fedavg"),
+    ("evaluate", "fedavg"), ("evaluate", "single"), ("threshold", "fedavg"), ("predict", "fedavg"),
+    ("predict", "single"), ("threshold", "single"), ("keep", "fedbn"), ("keep", "single"), ("save", "fedbn"),
+    ("model", "fedbn"), ("model", "single"), ("train", "fedavg"),
 ]  # fmt: skip
 
 
@@ -59,6 +61,8 @@ def test_the_study_goes_on_without_the_site_and_says_so(function: str, method: s
     missing = (function, method) in (
         ("predict", "fedavg"),
         ("predict", "single"),
+        ("keep", "fedbn"),
+        ("keep", "single"),
         ("threshold", "single"),
         ("model", "single"),
     )
@@ -75,6 +79,20 @@ def test_without_a_quorum_its_own_error_ends_the_study(function: str, method: st
 def test_a_quorum_of_all_sites_lets_none_fail(function: str, method: str, tmp_path: Path) -> None:
     with pytest.raises(PolyclinicError, match=f"Bonn failed in {function}"):
         outcome(function, method, tmp_path, 4)
+
+
+@pytest.mark.parametrize("method", ["single", "fedbn"])
+def test_a_site_that_can_not_say_how_good_it_is_is_tested_with_what_it_trained(method: str, tmp_path: Path) -> None:
+    """Not with the private part that it started from: that of the last round, or of the best round of the others."""
+
+    def models(name: str, function: str, best: str) -> dict[str, Tensor]:
+        found = outcome(function, method, tmp_path / name, 3, evaluation={**PARTS, "best_round": best})
+        (tensors,) = found.models.values()
+        return {key: tensor for key, tensor in tensors.items() if key.startswith("Bonn/")}
+
+    failed, last = models("failed", "evaluate", "loss"), models("last", "", "last")
+    assert failed
+    assert all(torch.equal(failed[name], last[name]) for name in last)
 
 
 def test_pictures_of_other_sites_are_shown(tmp_path: Path) -> None:

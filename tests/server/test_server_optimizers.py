@@ -10,6 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
+from polyclinic.errors import PolyclinicError
+from polyclinic.options import check_options
+from polyclinic.parts import SERVER_PARTS
 from polyclinic.parts.measures import PATH, Measuring
 from server_exchange import Rule, Sent, away_from_zero, close, play, rule, update
 
@@ -67,7 +70,48 @@ def test_the_second_moment_is_of_the_mean_and_not_the_mean_of_squares():
     """Changes 3 and -1 of sites with weights 1 and 3 have the mean 0: the step is 0, and v decays from τ² alone."""
     part = rule("fedadam", tau=0.1, beta2=0.5)
     assert play(part, [update("A", [3.0], 1.0), update("B", [-1.0], 3.0)]).tolist() == [0.0]
-    close(part.memory()["fedadam/second"], [0.005])
+    close(part.memory()["fedadam/root"], [math.sqrt(0.005)])
+
+
+def moments(name, changes, lr, beta1, beta2, tau):
+    """Steps of one weight by the formulas, in numbers that hold the squares of any float32."""
+    m, v, found = 0.0, tau**2, []
+    for change in changes:
+        m = beta1 * m + (1 - beta1) * change
+        square = change**2
+        if name == "fedyogi":
+            v -= (1 - beta2) * square * ((v > square) - (v < square))
+        else:
+            v = beta2 * v + (1 - beta2) * square if name == "fedadam" else v + square
+        found.append(lr * m / (math.sqrt(v) + tau))
+    return found
+
+
+@pytest.mark.parametrize("name", ["fedadam", "fedyogi", "fedadagrad"])
+@pytest.mark.parametrize("size", [2e-30, 1e-12, 1.0, 1e15, 1e20, 1e30])
+@pytest.mark.parametrize("tau", [1e-30, 1e-3])
+def test_adaptive_rules_hold_changes_of_any_size(name, size, tau):
+    """The square of 1e20 is more than float32 can say, that of 2e-30 less: neither freezes a weight or makes it NaN."""
+    if size / tau > 1e38:  # the formulas' own step
+        return
+    options = {} if name == "fedadagrad" else {"beta2": 0.99}
+    changes = [float(torch.tensor(size * factor)) for factor in (1.0, -3.0, 0.001, 2.0)]
+    found = steps(rule(name, lr=0.01, beta1=0.9, tau=tau, **options), [(change, 0.0) for change in changes])
+    expected = moments(name, changes, 0.01, 0.9, 0.99, tau)
+    assert [float(step[0]) for step in found] == pytest.approx(expected, rel=1e-5)
+    assert [float(step[1]) for step in found] == [0.0] * 4
+
+
+def test_yogis_moment_falls_after_a_large_change_and_stays_where_it_equals_the_square():
+    part = rule("fedyogi", beta2=0.75, tau=0.5)
+    for change, expected in ((0.5, 0.5), (4.0, math.sqrt(0.25 + 4)), (1.0, math.sqrt(4.25 - 0.25))):
+        steps(part, [(change, change)])
+        close(part.memory()["fedyogi/root"], [expected] * 2)
+
+
+def test_a_tau_that_float32_has_not_is_refused():
+    with pytest.raises(PolyclinicError, match="got 1e-40; expected a number of at least 1e-30"):
+        check_options(SERVER_PARTS["fedadam"], {"tau": 1e-40}, (), "fedadam")
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)

@@ -568,7 +568,10 @@ def test_answer_warns_where_guessing_would_do_as_well(tmp_path):
     summary = [{"method": "fedavg", "mean": 0.55, "low": 0.49, "high": 0.61}]
     text = said(by_hand(tmp_path, METHOD_ROWS[2:3], summary))
     assert "fedavg was the only method run. Area under" in text
-    assert "Its interval includes 0.50, the value of guessing: this study does not show that the model tells" in text
+    assert (
+        "The interval of fedavg includes 0.50, the value of guessing: this study does not show that the model tells"
+        in text
+    )
 
 
 def test_answer_takes_the_lowest_where_lower_is_better(tmp_path):
@@ -765,3 +768,73 @@ def test_a_large_study_makes_a_report_that_can_be_mailed(tmp_path):
     assert page.stat().st_size < 5_000_000
     text = page.read_text(encoding="utf-8")
     assert all(site in text for site in ABIDE)
+
+
+def repeated(folder, values, summary=None, metric="auc"):
+    """A folder with (method, seed, fold) -> value at site A."""
+    rows = [(method, seed, fold, "federation", "A", metric, value) for (method, seed, fold), value in values.items()]
+    by_hand(folder, [], summary, metric)
+    with_runs(pd.DataFrame(rows, columns=RESULTS)).to_csv(folder / "results.csv", index=False)
+    return Folder(folder)
+
+
+def test_seeds_do_not_make_patients_of_their_own(tmp_path):
+    """Three folds with seeds that hardly differ: the interval is that of three values, however many seeds there are."""
+    folds = {0: 0.6, 1: 0.7, 2: 0.8}
+    shift = {0: -0.01, 1: 0.0, 2: 0.01}
+    folder = repeated(tmp_path, {("fedavg", s, f): folds[f] + shift[s] for s in shift for f in folds})
+    found, wanted = folder.estimate("fedavg", "A"), estimate(pd.Series(list(folds.values())))
+    assert [found.mean, found.low, found.high] == pytest.approx([wanted.mean, wanted.low, wanted.high])
+    assert found.high - found.low == pytest.approx(2 * student.ppf(0.975, 2) * 0.1 / np.sqrt(3))
+    assert "over the folds, each the mean over the seeds (Student" in write_report(tmp_path).read_text()
+
+
+def test_seeds_of_one_split_tell_of_training_alone(tmp_path):
+    folder = repeated(tmp_path, {("fedavg", seed, 0): 0.6 + 0.1 * seed for seed in range(3)})
+    found = folder.estimate("fedavg", "A")
+    assert found.high - found.low == pytest.approx(2 * student.ppf(0.975, 2) * 0.1 / np.sqrt(3))
+    page = write_report(tmp_path).read_text()
+    assert "over the seeds (Student’s t), which tells chance in training and nothing of other patients" in page
+    assert "folds" not in page[page.index("<main>") :]
+
+
+def test_two_folds_are_too_few_for_an_interval_with_any_number_of_seeds(tmp_path):
+    folder = repeated(tmp_path, {("fedavg", seed, fold): 0.6 + 0.1 * fold for seed in range(5) for fold in range(2)})
+    assert np.isnan(folder.estimate("fedavg", "A").low)
+    assert "A mark is the mean over folds and seeds; two folds are too few" in write_report(tmp_path).read_text()
+
+
+def test_a_difference_that_is_not_that_of_the_means_says_over_what_it_is(tmp_path):
+    """The baseline has no model at one site: 0.80 - 0.70 = 0.10, but on the cases that both scored it is 0.12."""
+    summary = [
+        {"method": "single", "mean": 0.70},
+        {"method": "fedavg", "mean": 0.80, "vs_single": 0.12, "p_single_adjusted": 0.2},
+    ]
+    rows = [row for row in METHOD_ROWS if row[0] in ("single", "fedavg")]
+    assert "reached 0.700: the difference of +0.120 on the cases that both scored is not beyond chance" in said(
+        by_hand(tmp_path, rows, summary)
+    )
+
+
+def test_a_value_that_some_runs_lack_says_so(tmp_path):
+    """Of three folds one has a single class, say, so that the mean is over two."""
+    values = {("fedavg", 0, 0): 0.8, ("fedavg", 0, 1): 0.7, ("fedavg", 0, 2): np.nan}
+    repeated(tmp_path, values, [{"method": "fedavg", "mean": 0.75, "n": 2}])
+    ((_, ((_, (score,)),)),) = main_table(Folder(tmp_path), "all")
+    assert score.runs == "in 2 of 3 runs"
+    assert "in 2 of 3 runs" in write_report(tmp_path).read_text()
+
+
+def test_an_error_in_a_small_unit_is_not_nought(tmp_path):
+    summary = [{"method": "fedavg", "mean": 5.8343e-05, "low": 5.04e-05, "high": 6.7e-05, "deviation": 4.1e-06}]
+    text = said(by_hand(tmp_path, [("fedavg", "federation", "A", 5.8e-05)], summary, "mae"))
+    assert "Mean absolute error: 5.83e-05 (95 % interval 5.04e-05 to 6.7e-05)" in text
+
+
+def test_with_several_classes_nobody_is_diseased(tmp_path):
+    by_hand(tmp_path, [("fedavg", "federation", "A", 0.5)], [{"method": "fedavg", "mean": 0.5}])
+    sites = {"site": ["A"], "found": 9, "used": 9, "rejected": 0, "class: a": 3, "class: b": 3, "class: c": 3}
+    pd.DataFrame(sites).to_csv(tmp_path / "sites.csv", index=False)
+    assert "averaged over the classes" in Folder(tmp_path).primary.meaning
+    pd.DataFrame(sites).drop(columns="class: c").to_csv(tmp_path / "sites.csv", index=False)
+    assert "diseased" in Folder(tmp_path).primary.meaning

@@ -12,6 +12,9 @@ import yaml
 from helpers import with_runs
 from polyclinic.cli import _print_results
 from polyclinic.notes import Note
+from polyclinic.study.described import described
+from polyclinic.study.entries import Training
+from polyclinic.study.method_entries import MethodReader
 from polyclinic.study.report import figures
 from polyclinic.study.report.answer import answer
 from polyclinic.study.report.attack import attacked
@@ -36,7 +39,7 @@ def folder_of(tmp_path, scores, *, methods=None, notes=()):
 
 
 def test_options_are_told_once(tmp_path):
-    """The label tells ``corrupt`` and the name tells the server rule; another server rule is told."""
+    """The label tells ``corrupt`` and the name tells the server rule; other parts have words of their own."""
     common = {"share": "all", "personal": None, "local": [], "topology": "star"}
     krum = {"label": "krum(corrupt=3)", "corrupt": 3, "server": [{"krum": {"corrupt": 3}}], **common}
     mine = {"label": "ours", "corrupt": 3, "server": {"krum": {"corrupt": 3}}, **common}
@@ -48,7 +51,7 @@ def test_options_are_told_once(tmp_path):
     assert {line.label: line.options for line in method_lines(folder)} == {
         "krum(corrupt=3)": "",
         "ours": "corrupt: 3",
-        "fedprox(mu=0.1, server=median)": "server: median",
+        "fedprox(mu=0.1, server=median)": "",
         "fedbn": "",
         "cyclic": "",
     }
@@ -168,3 +171,69 @@ def test_one_site_and_several_are_spoken_of_as_such(tmp_path, capsys, scored, wo
     printed = " ".join("".join(capsys.readouterr()).split())
     assert words in printed
     assert "1 more note is in the report." in printed
+
+
+def test_where_nothing_is_lost_nothing_is_said_to_be(tmp_path):
+    """Corrupt sites can raise a sensitivity: that is no loss, whichever method gains least."""
+    scores = {"fedavg": 0.1, "median": 0.2, "fedavg (attacked)": 0.4, "median (attacked)": 0.3}
+    folder = folder_of(tmp_path, scores)
+    sites = pd.DataFrame({"site": ["A", "B"], "found": 9, "used": 9, "rejected": 0, "corrupt": [False, True]})
+    sites.to_csv(tmp_path / "sites.csv", index=False)
+    said = attacked(Folder(folder.path)).answer.striptags()
+    assert "no method lost anything, neither median (from 0.200 to 0.300" in said
+    folder_of(tmp_path, scores | {"median (attacked)": 0.1})
+    assert "most was lost by median (from 0.200 to 0.100" in attacked(Folder(folder.path)).answer.striptags()
+    assert ", and fedavg (from 0.100 to 0.400" in attacked(Folder(folder.path)).answer.striptags()
+
+
+#: What a study file makes of a method -> summary, parts, sources and options that the report tells.
+TOLD = [
+    ({"fedavg": {"server": [{"mean": {}}], "local": [{"proximal": {"mu": 0.3}}]}},
+     "Local training, then the mean of the models.",
+     [("proximal (mu: 0.3)", "Local models are held near the global one.")],
+     "McMahan et al., AISTATS 2017; Li et al., MLSys 2020", ""),
+    ({"fedavg": {"server": [{"norm_bound": {}}, {"trimmed_mean": {"trim": 1}}]}},
+     "",
+     [("norm_bound", "Changes longer than a bound are shortened."),
+      ("trimmed_mean (trim: 1)", "Every weight is the mean without the highest and lowest values.")],
+     "Sun et al., 2019; Yin et al., ICML 2018", ""),
+    ({"fedprox": {"mu": 0.1, "server": [{"median": {}}]}},
+     "Local models are held near the global one.",
+     [("median", "Every weight is the median of the sites' values.")],
+     "Li et al., MLSys 2020; Yin et al., ICML 2018", "mu: 0.1"),
+    ({"fedadam": {"lr": 0.1, "server": [{"median": {}}]}},
+     "", [("median", "Every weight is the median of the sites' values.")], "Yin et al., ICML 2018", ""),
+    ({"fedbn": {"share": "all"}}, "", [], "", "share: all"),
+    ({"fedavg": {"share": "body", "topology": "cyclic"}},
+     "", [("cyclic", "The model goes from site to site, again and again.")], "Chang et al., JAMIA 2018", "share: body"),
+    ({"fedavg": {"procedure": {"split": {}}, "server": [{"mean": {}}]}},
+     "", [("split", "Features and gradients go to and fro.")], "Gupta and Raskar, 2018", ""),
+    ({"elsewhere": {"server": [{"mean": {}}], "share": "all", "topology": "star", "procedure": "local", "power": 2}},
+     "From a plug-in.", [], "Someone, 2030", "power: 2"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("entry", "summary", "parts", "citation", "options"), TOLD)
+def test_a_method_is_told_by_the_parts_that_it_has(tmp_path, entry, summary, parts, citation, options):
+    (name,) = entry
+    entry[name] |= {"label": "ours", "personal": None, "channel": []}
+    folder = folder_of(tmp_path, {"ours": 0.8}, methods=[entry])
+    described = {
+        "methods": {"elsewhere": ["From a plug-in.", "Someone, 2030"]},
+        "parts": {"split": ["Features and gradients go to and fro.", "Gupta and Raskar, 2018"]},
+    }
+    (tmp_path / "provenance.json").write_text(json.dumps({"described": described}))
+    (line,) = method_lines(Folder(folder.path))
+    assert (line.summary, line.parts, line.citation, line.options) == (summary, parts, citation, options)
+    assert all(name in render(Folder(folder.path)) for name, _ in parts)
+
+
+def test_a_run_writes_down_what_its_parts_say_of_themselves():
+    methods = MethodReader("classification", Training(), mixed=False)
+    plain = methods.read("fedprox", ())
+    mine = methods.read({"fedavg": {"local": [{"proximal": {"mu": 0.3}}], "personal": "apfl"}}, ())
+    assert described([plain]) == {"methods": {}, "parts": {}}
+    found = described([plain, mine])["parts"]
+    assert found["proximal"][0].startswith("FedProx: adds μ/2")
+    assert found["proximal"][1] == "Li et al., Federated optimization in heterogeneous networks, MLSys 2020"
+    assert found["apfl"][1] == "Deng et al., Adaptive personalized federated learning, arXiv 2003.13461, algorithm 1"

@@ -774,6 +774,16 @@ def test_a_site_with_a_single_class_is_not_scored_but_counts_in_the_whole(tmp_pa
     assert set(results.predictions["site"]) == set(SIZES)
 
 
+def test_of_three_classes_a_site_has_two_and_is_scored_by_these(tmp_path):
+    entries = write_table_study(tmp_path, SIZES, classes=3)
+    table = pd.read_csv(tmp_path / "cases.csv")
+    table.loc[(table["site"] == "Bonn") & (table["diagnosis"] == "kind 2"), "diagnosis"] = "kind 0"
+    table.to_csv(tmp_path / "cases.csv", index=False)
+    sites = run(changed(entries, methods=["single"]), tmp_path).sites.set_index("site")
+    assert sites["scored"].all()
+    assert sites["note"]["Bonn"] == "scored by what it has: 0 of 'kind 2' (at least 5 needed)"
+
+
 def test_three_classes(tmp_path):
     entries = write_table_study(tmp_path, SIZES, classes=3)
     results = run(changed(entries, evaluation={"metrics": ["auc", "acc", "bac", "brier"]}), tmp_path)

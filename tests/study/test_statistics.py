@@ -9,6 +9,7 @@ import pytest
 from scipy.stats import t as student
 from scipy.stats import wilcoxon
 
+from polyclinic.study.comparisons import NOTHING, Comparison
 from polyclinic.study.intervals import (
     Area,
     area_interval,
@@ -22,7 +23,7 @@ from polyclinic.study.intervals import (
 )
 from polyclinic.study.samples import Cases, draw
 from polyclinic.study.statistics import BOOTSTRAP, COLUMNS, EXACT, SCORE, cost_of_unseen, summarise
-from polyclinic.tasks.metrics import CLASSIFICATION, classification_metrics
+from polyclinic.tasks.metrics import CLASSIFICATION, classification_metrics, value_range
 
 METHODS = ("single", "cross", "fedavg", "fedprox(mu=0.1)")
 
@@ -595,3 +596,11 @@ def test_equal_methods_are_seldom_called_different_where_trainings_differ(seeds)
     # What a seed's model makes of these very patients is in both variances, so with more seeds p is on the safe side.
     assert (0.01 if seeds < 5 else 0.0) <= share.mean() <= 0.07, share
     assert (np.array(patients_alone) < 0.05).mean() > 0.12
+
+
+def test_no_interval_of_a_difference_leaves_what_differences_can_be():
+    """Two seeds leave one degree of freedom: Student's t goes far, a difference of two shares not beyond 1."""
+    wide = Comparison(-0.03, -1.38, 1.32, 0.84)
+    assert wide.within(value_range("sen")) == (-0.03, -1.0, 1.0, 0.84)
+    assert wide.within(value_range("mae")) == wide.within(value_range("r2")) == wide
+    assert np.isnan(Comparison(0.1, *NOTHING[1:]).within(value_range("sen")).low)

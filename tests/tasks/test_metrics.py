@@ -22,6 +22,7 @@ from polyclinic.tasks.metrics import (
     auc,
     choose_threshold,
     classification_metrics,
+    metric_text,
     threshold_counts,
     threshold_grid,
     weighted_metrics,
@@ -268,3 +269,21 @@ def test_middle_of_the_plateau_nearest_one_half():
     # Classes and scores turned round: the plateaus are 341 ... 540 and 141 ... 240, and the later one is nearer.
     assert choose_threshold(counts[::-1, ::-1]) == grid[440]
     assert choose_threshold(np.zeros((2, 642), dtype=np.int64)) == 0.5
+
+
+@pytest.mark.parametrize("classes", [2, 3])
+def test_a_model_that_gives_no_numbers_has_decided_nothing(classes):
+    """NaN is not below a threshold: to call such cases healthy would make a broken model specific."""
+    probabilities = np.full((3, classes), 1 / classes)
+    probabilities[1] = np.nan
+    values = classification_metrics([0, 1, 0], probabilities, CLASSIFICATION)
+    assert {name for name, value in values.items() if not math.isnan(value)} <= {"auc", "ap"}
+    assert all(math.isnan(values[name]) for name in ("acc", "bac", "sen", "spe", "f1", "brier", "ece"))
+
+
+def test_small_errors_keep_their_digits_and_shares_their_places():
+    texts = [metric_text(name, value) for name, value in
+             [("mae", 5.8343e-05), ("mae", -0.00012345), ("mae", 0.0), ("rmse", 0.0101), ("hd95", 12.34), ("auc", 5e-5),
+              ("brier", 0.0004), ("mae", float("nan"))]]  # fmt: skip
+    assert texts == ["5.83e-05", "-0.000123", "0.000", "0.010", "12.3", "0.000", "0.000", "–"]
+    assert metric_text("mae", 0.051234, 2) == "0.051"

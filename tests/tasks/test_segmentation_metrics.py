@@ -201,3 +201,13 @@ def test_segmentation_bad_input():
         segmentation_case(square(0, 0, 2), square(0, 0, 2, (10, 10)), ["dice"])
     with pytest.raises(StudyError, match=r"P103 There is no metric 'dise' for this task. Did you mean 'dice'\?"):
         segmentation_case(square(0, 0, 2), square(0, 0, 2), ["dise"])
+
+
+@pytest.mark.parametrize(("spacing", "tolerance"), [(1.0, 3.0), (0.1, 0.3), (0.7, 2.1), (float(np.float32(0.4)), 1.2)])
+def test_what_is_just_at_the_tolerance_is_forgiven_in_any_unit(spacing, tolerance):
+    """Of squares three pixels apart no pixel of an outline is further than three from the other outline."""
+    mask = np.zeros((20, 20), bool)
+    mask[5:8, 5:8] = True
+    moved = np.roll(mask, 3, axis=0)
+    assert surface_dice(moved, mask, tolerance, [spacing, spacing]) == 1.0
+    assert surface_dice(moved, mask, 0.999 * tolerance, [spacing, spacing]) == 0.625  # 6 of 16 are three pixels away

@@ -28,7 +28,7 @@ class LabelShares(Part):
         "counts": "how many training cases of each class the site has",
         "shares": "the share of each class in all sites together: with two sites, the other's",
     }
-    shapes: ClassVar = {"counts": Shaped("float64", "C", always="start"), "shares": Shaped("float64", "C")}
+    shapes: ClassVar = {"counts": Shaped("float64", "C", least=0, always="start"), "shares": Shaped("float64", "C")}
     tasks = ("classification",)
 
     def at_site(self) -> SiteEnd:

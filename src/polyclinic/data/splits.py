@@ -116,9 +116,11 @@ def _split(
         )
     if len(subjects.names) < folds:
         patients = "1 patient" if len(subjects.names) == 1 else f"{len(subjects.names)} patients"
-        message = f"Site {data.site} has {patients}, too few for {folds} folds"
+        wanted = f"{folds} folds" if holdout is None else "a part that is held out"
+        message = f"Site {data.site} has {patients}, too few for {wanted}"
         if small_sites == "stop":
-            raise DataError("P206", f"{message}.", "Use fewer folds, or set what becomes of small sites.")
+            fewer = "Use fewer folds, or set" if holdout is None else "Set"
+            raise DataError("P206", f"{message}.", f"{fewer} what becomes of small sites.")
         if small_sites == "drop":
             return Parts(subjects.cases([]), subjects.cases([]), subjects.cases([]), f"{message}: left out.")
         note = f"{message}: used for training only."

@@ -53,10 +53,20 @@ def revealed(*names: str) -> dict[str, str]:
     return {name: {"steps": STEPS, "path": PATH}.get(name) or MEASURES[name].reveals for name in names}
 
 
-def measured(*names: str) -> dict[str, Shaped]:
-    """What some measures are sent as, by name; one of a model that is ``sent`` is not part of every answer."""
-    sometimes = {name for name, measure in MEASURES.items() if measure.model == "sent"}
-    return {name: Shaped("float64", always="" if name in sometimes else "train") for name in names}
+def measured(*names: str, signed: bool = False) -> dict[str, Shaped]:
+    """What some measures are sent as, by name; one of a model that is ``sent`` is not part of every answer.
+
+    Args:
+        names: of the measures.
+        signed: whether losses may be negative. Without it, a site whose loss is has failed.
+    """
+    found = {}
+    for name in names:
+        measure = MEASURES.get(name)
+        always = "" if measure is not None and measure.model == "sent" else "train"
+        loss = measure is not None and measure.value == "loss"
+        found[name] = Shaped("float64", always=always, least=None if signed and loss else 0.0)
+    return found
 
 
 class Measuring(SiteEnd):

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterable, Mapping, Sequence
+from collections.abc import Collection, Container, Iterable, Mapping, Sequence
 
 from polyclinic.communication.message import Message
 from polyclinic.engine.base import Engine
 from polyclinic.errors import PolyclinicError, SiteError
-from polyclinic.parts import Answered, Groups
+from polyclinic.parts import FEDERATION, Answered, Groups
 from polyclinic.running.plan import Plan
 from polyclinic.running.progress import Progress
 from polyclinic.server.selection import Candidates
@@ -125,11 +125,11 @@ class Attendance:
         self.note(f"{text} It changed nothing.")
         return False
 
-    def excuses(self, error: PolyclinicError) -> bool:
-        """Whether a round whose parts at the server failed with ``error`` simply changes nothing: sites do not all take
-        part in each round, and these were too few for the parts."""
+    def excuses(self, error: PolyclinicError, model: str) -> bool:
+        """Whether a round whose parts at the server failed with ``error`` just does not change the ``model``: sites do
+        not all take part in each round, and these were too few for the parts."""
         if self.plan.participation and error.code == "P402":
-            self.note(f"R{self._round} changed nothing. {error}")
+            self.note(f"R{self._round} changed nothing{'' if model == FEDERATION else f' in {model}'}. {error}")
             return True
         if self.plan.endures and error.code == "P301":  # a site's loss, for example, which a part goes by
             raise BrokenDown(str(error)) from None
@@ -166,12 +166,31 @@ def gather(
             failures[site] = reply
         else:
             answers[site] = reply
-    if not failures:
-        return answers
-    silent = set() if silent is None else silent
+    if failures:
+        leave_out(function, failures, {*requests, *among}, quorum, notes, set() if silent is None else silent)
+    return answers
+
+
+def leave_out(
+    function: str, failures: Mapping[str, PolyclinicError], everyone: Collection[str], quorum: int | None,
+    notes: list[str], silent: set[str],
+) -> None:  # fmt: skip
+    """Go on without sites that failed when asked something, if those that are left suffice; see `gather`.
+
+    Args:
+        function: what they were asked.
+        failures: site -> why it has no answer that counts.
+        everyone: all sites that the quorum is about.
+        quorum: least number of sites that must answer; None for all.
+        notes: is added to.
+        silent: sites that failed before; these are added.
+
+    Raises:
+        SiteError: P402 if fewer sites than the quorum are left.
+        PolyclinicError: a site failed, and all must answer.
+    """
     silent |= failures.keys()
-    everyone = {*requests, *among}
-    needed, left = min(quorum or len(everyone), len(everyone)), len(everyone - silent)
+    needed, left = min(quorum or len(everyone), len(everyone)), len(set(everyone) - silent)
     if left < needed:
         if len(failures) == 1 and needed == len(everyone):
             raise next(iter(failures.values()))
@@ -179,7 +198,6 @@ def gather(
     text = f"When asked to {function}, {', '.join(failures)} did not answer. {causes_of(failures)}"
     if text not in notes:
         notes.append(text)
-    return answers
 
 
 def _too_few(

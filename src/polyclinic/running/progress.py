@@ -38,6 +38,7 @@ class Progress:
         losses: training loss that each site reported last, in a round that counts.
         exchanges: how many times a site was asked to train.
         counted: site -> number of its last exchange that counted.
+        lost: sites that did not answer when they should have kept their part of the model of the best round.
     """
 
     done: int
@@ -52,6 +53,7 @@ class Progress:
     losses: dict[str, float] = field(default_factory=dict)
     exchanges: int = 0
     counted: dict[str, int] = field(default_factory=dict)
+    lost: list[str] = field(default_factory=list)
 
     def state(self, site: str) -> Tensor:
         """The model that a site shares, now ``[Q]``."""
@@ -108,7 +110,7 @@ class Checkpoint:
         tensors |= {f"model/{name}": model for name, model in progress.models.items()}
         changed = {name: m for name, m in progress.best_models.items() if m is not progress.models.get(name)}
         tensors |= {f"best/{name}": model for name, model in changed.items()}
-        kept = ("done", "homes", "best_homes", "best", "stopped", "failures", "losses", "exchanges", "counted")
+        kept = ("done", "homes", "best_homes", "best", "stopped", "failures", "losses", "exchanges", "counted", "lost")
         fields = {name: getattr(progress, name) for name in kept}
         fields |= {"length": self._length, "best_models": list(progress.best_models)}
         write_atomic(self.path, Message(fields, tensors).to_bytes(), durable=False)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -99,15 +99,31 @@ class ModelStage(Stage):
             "extra_down": "",
         }  # fmt: skip
 
-    def finish(self, rows: list[Row]) -> None:
-        """Make the next models of what was taken in; only now the answers count."""
-        shares: dict[str, float] = {}
+    def finish(self, rows: list[Row], excuses: Callable[[PolyclinicError, str], bool]) -> list[Row]:
+        """Make the next models of what was taken in; only now the answers count.
+
+        Args:
+            rows: of the answers.
+            excuses: whether a model for which parts at the server failed simply stays as it is.
+
+        Returns:
+            The rows of the answers that count.
+        """
+        shares, still = dict[str, float](), set[str]()
         for model in dict.fromkeys(self.homes.values()):
-            result = self.chains[model].finish()
+            try:
+                result = self.chains[model].finish()
+            except PolyclinicError as error:
+                if not excuses(error, model):
+                    raise
+                still.add(model)
+                continue
             if result is not None:
                 self.progress.models[model] = result.state
                 shares |= result.shares
-        self.progress.homes |= self.homes
+        homes = {site: model for site, model in self.homes.items() if model not in still}
+        self.progress.homes |= homes
+        rows = [row for row in rows if row["site"] in homes]
         for row in rows:
             for way, traffic in (("up", self.conversation.up), ("down", self.conversation.down)):
                 said = traffic.pop(row["site"], Traffic())  # also what parts asked just now
@@ -116,3 +132,4 @@ class ModelStage(Stage):
             row["share"] = shares.get(row["site"], 0.0)
             if row["site"] in self._exchanges:
                 self.progress.counted[row["site"]] = self._exchanges[row["site"]]
+        return rows

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Container, Iterable
+from collections.abc import Container, Iterable, Mapping, Sequence
 from typing import Any
 
+from polyclinic.client.work import NOT_FINITE
 from polyclinic.communication.message import Message
 from polyclinic.engine.base import Engine
+from polyclinic.errors import PolyclinicError, TrainingError
 from polyclinic.parts import FEDERATION
-from polyclinic.running.attendance import gather
+from polyclinic.running.attendance import gather, leave_out
 from polyclinic.running.plan import Plan
 from polyclinic.running.progress import Progress, Row
 from polyclinic.site.messages import During, Evaluate
@@ -20,17 +22,17 @@ def choose(plan: Plan, engine: Engine, progress: Progress, rows: list[Row], sile
     took_part = list(dict.fromkeys(row["site"] for row in rows))
     # Of a common model everybody's opinion counts, so that rounds with different sites can be compared.
     active = [site for site in plan.sites if site not in silent] if plan.together else took_part
-    requests = {site: evaluate(plan, progress, site) for site in active}
-    found = {s: r.fields for s, r in gather(engine, "evaluate", requests, plan.quorum, progress.failures).items()}
+    found = validated(plan, engine, progress, active)
     for row in rows:
         if row["site"] not in found:  # it answered in one of its turns and failed in another
             continue
         row["validation_loss"] = found[row["site"]]["loss"]
         row[f"validation_{plan.metric}"] = found[row["site"]]["metric"]
-    groups = {FEDERATION: list(found)} if plan.together else {site: [site] for site in found}
+    # A site with a model of its own that could not say how good it is goes on with its last one, as without validation.
+    groups = {FEDERATION: active} if plan.together else {site: [site] for site in active}
     better = list[str]()
     for group, members in groups.items():
-        score = validation_score(plan, [found[site] for site in members])
+        score = validation_score(plan, [found[site] for site in members if site in found])
         best = progress.best.get(group)
         if best is None or score is None or score < best[0]:
             progress.best[group] = (float("inf") if score is None else score, progress.done)
@@ -40,7 +42,53 @@ def choose(plan: Plan, engine: Engine, progress: Progress, rows: list[Row], sile
     if better and plan.together:
         progress.is_best()
     if better and plan.keeps:
-        keep(plan, engine, progress, better)
+        # What stays at a site goes with the model of the best round, whether or not the site could say how good it is.
+        keep(plan, engine, progress, plan.sites if plan.together else better)
+
+
+def validated(plan: Plan, engine: Engine, progress: Progress, sites: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """What sites say of the models that they share, on validation cases.
+
+    A site whose numbers are not finite has failed if the model that it shares gives finite numbers elsewhere: else one
+    bad case would leave all rounds without a score. Where a model gives nobody finite numbers, it is the model that
+    broke down: the round has no score, and a note says so.
+
+    Raises:
+        PolyclinicError: as `gather`.
+    """
+    requests, silent = {site: evaluate(plan, progress, site) for site in sites}, set[str]()
+    replies = gather(engine, "evaluate", requests, plan.quorum, progress.failures, silent)
+    found = {site: reply.fields for site, reply in replies.items()}
+    broken = {site: error for site, fields in found.items() if (error := _not_finite(site, fields)) is not None}
+    if not broken:
+        return found
+    sound = {progress.homes.get(s, FEDERATION) for s in found if s not in broken and found[s]["loss"] is not None}
+    failed = {s: error for s, error in broken.items() if plan.together and progress.homes.get(s, FEDERATION) in sound}
+    if failed:
+        try:
+            leave_out("evaluate", failed, sites, plan.quorum, progress.failures, silent)
+        except PolyclinicError:
+            if not plan.endures:  # in a simulated attack it is the model that broke down
+                raise
+        else:
+            found = {site: fields for site, fields in found.items() if site not in failed}
+            broken = {site: error for site, error in broken.items() if site not in failed}
+    if not broken:
+        return found
+    progress.failures.append(
+        f"Validation in round {progress.done + 1} gave values that are not finite numbers at {', '.join(broken)}: "
+        "it is the best round only if no other one has a score either."
+    )
+    return found
+
+
+def _not_finite(site: str, fields: Mapping[str, Any]) -> TrainingError | None:
+    """What is wrong with the numbers of a site; None if they are finite, or not there."""
+    wrong = [f"{name} {fields[name]}" for name in ("loss", "metric") if not math.isfinite(fields[name] or 0.0)]
+    if not wrong:
+        return None
+    text = f"Validation at site {site} gave values that are not finite numbers ({', '.join(wrong)})."
+    return TrainingError("P301", text, NOT_FINITE)
 
 
 def evaluate(plan: Plan, progress: Progress, site: str) -> Message:
@@ -49,10 +97,12 @@ def evaluate(plan: Plan, progress: Progress, site: str) -> Message:
     return Message(asked.fields(), {"state": progress.state(site)})
 
 
-def keep(plan: Plan, engine: Engine, progress: Progress, sites: Iterable[str]) -> None:
+def keep(plan: Plan, engine: Engine, progress: Progress, sites: Sequence[str]) -> None:
     """Let sites remember their private part as that of the best round."""
     asked = {site: Message(During(counted=progress.counted.get(site, 0)).fields()) for site in sites}
-    gather(engine, "keep", asked, plan.quorum, progress.failures)
+    kept = gather(engine, "keep", asked, plan.quorum, progress.failures)
+    lost = {*progress.lost, *sites} - kept.keys()
+    progress.lost = [site for site in plan.sites if site in lost]
 
 
 def validation_score(plan: Plan, found: Iterable[dict[str, Any]]) -> float | None:

@@ -152,6 +152,7 @@ class AgnosticFL(Remembering):
     """
 
     reveals = revealed("start_loss")
+    shapes = measured("start_loss", signed=True)
 
     def __init__(self, *, lr: NonNegativeFloat = 0.1) -> None:
         super().__init__()
@@ -186,6 +187,7 @@ class GeneralizationAdjustment(Remembering):
     """
 
     reveals = revealed("start_validation_loss", "end_validation_loss")
+    shapes = measured("start_validation_loss", "end_validation_loss", signed=True)
 
     def __init__(self, *, step: Annotated[float, Field(ge=0, lt=1)] = 0.2) -> None:
         super().__init__()

@@ -10,15 +10,20 @@ its exponential mean m, as Flower reads the paper, too.
 
 from __future__ import annotations
 
+import math
 from abc import abstractmethod
 from dataclasses import replace
+from typing import Annotated
 
 import torch
-from pydantic import PositiveFloat
+from pydantic import Field, PositiveFloat
 from torch import Tensor
 
 from polyclinic.options import Decay
 from polyclinic.parts import SERVER_PARTS, Memory, ServerPart, Step
+
+#: τ; one that float32 has not would leave weights that do not change without a number.
+Adaptivity = Annotated[float, Field(ge=1e-30)]
 
 
 class ServerOptimizer(ServerPart):
@@ -63,6 +68,8 @@ class FedAvgM(ServerOptimizer):
 class Adaptive(ServerOptimizer):
     """m ← β₁ m + (1 − β₁) Δ; v ← a rule of the subclass; w ← w + η m / (√v + τ).
 
+    What is kept of v is √v, since float32 does not hold the square of a change of 10²⁰.
+
     Args:
         lr: server learning rate η.
         beta1: β₁.
@@ -71,58 +78,62 @@ class Adaptive(ServerOptimizer):
     """
 
     def __init__(
-        self, *, lr: PositiveFloat = 0.01, beta1: Decay = 0.9, beta2: Decay = 0.99, tau: PositiveFloat = 1e-3
+        self, *, lr: PositiveFloat = 0.01, beta1: Decay = 0.9, beta2: Decay = 0.99, tau: Adaptivity = 1e-3
     ) -> None:
         self.lr, self.beta1, self.beta2, self.tau = lr, beta1, beta2, tau
         self._first: Tensor | None = None
-        self._second: Tensor | None = None
+        self._root: Tensor | None = None
 
     def step(self, change: Tensor) -> Tensor:
         """η m / (√v + τ)."""
-        if self._first is None or self._second is None:
-            self._first, self._second = torch.zeros_like(change), torch.full_like(change, self.tau**2)
+        if self._first is None or self._root is None:
+            self._first, self._root = torch.zeros_like(change), torch.full_like(change, self.tau)
         self._first.mul_(self.beta1).add_(change, alpha=1 - self.beta1)
-        self.second_moment(self._second, change.square())
-        return self.lr * self._first / (self._second.sqrt() + self.tau)
+        self._root = self.root(self._root, change)
+        return self.lr * self._first / (self._root + self.tau)
 
     @abstractmethod
-    def second_moment(self, second: Tensor, square: Tensor) -> None:
-        """Update v in place from Δ²."""
+    def root(self, root: Tensor, change: Tensor) -> Tensor:
+        """√v from the one before and Δ."""
 
     def memory(self) -> Memory:
-        """The moments m and v ``[T]``."""
-        return {} if self._first is None or self._second is None else {"first": self._first, "second": self._second}
+        """m and √v ``[T]``."""
+        return {} if self._first is None or self._root is None else {"first": self._first, "root": self._root}
 
     def restore(self, memory: Memory) -> None:
-        """Take back m and v."""
-        self._first, self._second = memory.get("first"), memory.get("second")
+        """Take back m and √v."""
+        self._first, self._root = memory.get("first"), memory.get("root")
 
 
 @SERVER_PARTS.add("fedadam")
 class FedAdam(Adaptive):
     """v ← β₂ v + (1 − β₂) Δ²."""
 
-    def second_moment(self, second: Tensor, square: Tensor) -> None:
-        """Exponential mean of Δ²."""
-        second.mul_(self.beta2).add_(square, alpha=1 - self.beta2)
+    def root(self, root: Tensor, change: Tensor) -> Tensor:
+        """Root of the exponential mean of Δ²."""
+        return torch.hypot(math.sqrt(self.beta2) * root, math.sqrt(1 - self.beta2) * change)
 
 
 @SERVER_PARTS.add("fedyogi")
 class FedYogi(Adaptive):
     """v ← v − (1 − β₂) Δ² sign(v − Δ²)."""
 
-    def second_moment(self, second: Tensor, square: Tensor) -> None:
-        """Moves towards Δ² by an amount that does not depend on v."""
-        second.addcmul_(square, (second - square).sign(), value=-(1 - self.beta2))
+    def root(self, root: Tensor, change: Tensor) -> Tensor:
+        """v moves towards Δ² by an amount that does not depend on v."""
+        length = change.abs()
+        moves = math.sqrt(1 - self.beta2) * length
+        # Where v falls, v - (1 - β₂) Δ² is a product; elsewhere what the square roots give is not used.
+        fallen = (root - moves).clamp_min(0).sqrt() * (root + moves).sqrt()
+        return torch.where(root == length, root, torch.where(root > length, fallen, torch.hypot(root, moves)))
 
 
 @SERVER_PARTS.add("fedadagrad")
 class FedAdagrad(Adaptive):
     """v ← v + Δ²; β₁ = 0 in the paper's experiments."""
 
-    def __init__(self, *, lr: PositiveFloat = 0.01, beta1: Decay = 0.0, tau: PositiveFloat = 1e-3) -> None:
+    def __init__(self, *, lr: PositiveFloat = 0.01, beta1: Decay = 0.0, tau: Adaptivity = 1e-3) -> None:
         super().__init__(lr=lr, beta1=beta1, tau=tau)
 
-    def second_moment(self, second: Tensor, square: Tensor) -> None:
-        """Sum of Δ²."""
-        second.add_(square)
+    def root(self, root: Tensor, change: Tensor) -> Tensor:
+        """Root of the sum of Δ²."""
+        return torch.hypot(root, change)

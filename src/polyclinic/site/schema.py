@@ -48,8 +48,8 @@ from polyclinic.tasks import Task, build_task
 from polyclinic.tasks.base import Asked
 
 Shapes = Mapping[str, Shaped]
-#: Tensor -> type, shape, whether all values must be finite.
-Exact = Mapping[str, tuple[torch.dtype, tuple[int, ...], bool]]
+#: Tensor -> type, shape, and what its numbers must be.
+Exact = Mapping[str, tuple[torch.dtype, tuple[int, ...], Shaped]]
 #: Lengths of dimensions, by their names.
 Sizes = MutableMapping[str, int]
 
@@ -129,7 +129,9 @@ def _of_part(shaped: Shaped, name: str, answered: str) -> Shaped:
     # What the server sends is not finite where a simulated attack has broken the model down: sites see that themselves.
     group = "" if answered and shaped.always == answered else name
     shape = (None,) if shaped.shape is None else shaped.shape
-    return Shaped("|".join(shaped.kinds), *shape, group=group, finite=shaped.finite and answered != "")
+    answer = answered != ""
+    least = shaped.least if answer else None
+    return Shaped("|".join(shaped.kinds), *shape, group=group, finite=shaped.finite and answer, least=least)
 
 
 #: ``(known, what was asked)`` -> the tensors of a message.
@@ -348,13 +350,13 @@ def _found(tensors: Shapes | Find, known: Known, asked: Message) -> Shapes:
 
 
 def _exact(shapes: Shapes, sizes: Mapping[str, int]) -> Exact | None:
-    """Type, shape and whether values must be finite of each tensor, where that is all known; else None."""
+    """Type and shape of each tensor, and what its numbers must be, where that is all known; else None."""
     found = {}
     for name, shaped in shapes.items():
         shape = tuple(sizes.get(one, -1) if isinstance(one, str) else one for one in shaped.shape or (-1,))
         if len(shaped.types) != 1 or min(shape, default=0) < 0 or shaped.group or "*" in name:
             return None
-        found[name] = (next(iter(shaped.types)), shape, shaped.finite)
+        found[name] = (next(iter(shaped.types)), shape, shaped)
     return found
 
 
@@ -366,7 +368,7 @@ def _is_exact(exact: Exact | None, tensors: Mapping[str, Tensor]) -> bool:
         expected = exact.get(name)
         if expected is None or tensor.dtype is not expected[0] or tensor.shape != expected[1]:
             return False
-        if expected[2] and not finite(tensor):
+        if (expected[2].finite and not finite(tensor)) or not expected[2].reaches(tensor):
             return False
     return True
 

@@ -31,6 +31,11 @@ class Comparison(NamedTuple):
     high: float
     p: float
 
+    def within(self, limits: tuple[float, float]) -> Comparison:
+        """The same with an interval that ends where differences do, for a metric between ``limits``."""
+        most = limits[1] - limits[0]
+        return self._replace(low=float(np.clip(self.low, -most, most)), high=float(np.clip(self.high, -most, most)))
+
 
 NOTHING = Comparison(*[float("nan")] * 4)
 

@@ -38,6 +38,7 @@ STYLE = {
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.linewidth": 0.8,
+    "axes.formatter.limits": (-6, 9),  # a power of ten at the end of an axis would stand in its title
     "text.color": INK,
     "xtick.color": INK,
     "ytick.color": INK,

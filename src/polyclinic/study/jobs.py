@@ -17,7 +17,7 @@ from polyclinic.rounds import run_rounds
 from polyclinic.running.attendance import gather
 from polyclinic.running.plan import Plan
 from polyclinic.running.progress import Checkpoint, Progress, Row
-from polyclinic.running.validation import evaluate, validation_score
+from polyclinic.running.validation import validated, validation_score
 from polyclinic.state import FlatModule
 from polyclinic.study.declaration import Declaration
 from polyclinic.study.job import Fold, Job, Outcome, slug
@@ -64,6 +64,11 @@ class JobRunner:
             started = Message(plan.start.fields(), {"initial": plan.initial})
             sites.ask("start", dict.fromkeys(sites.sites, started))
         progress, rows = run_rounds(plan, engine, checkpoint=checkpoint, report=report)
+        if progress.lost:
+            progress.failures.append(
+                f"{', '.join(progress.lost)}: not tested, since what stays there of the model of the best round was "
+                "not kept."
+            )
         outcome = Outcome()
         trained = Trained(plan, progress, self._models(plan, engine, progress))
         tester = Tester(sites, self.declaration, self.classes, job, fold, self.attack)
@@ -96,9 +101,7 @@ class JobRunner:
         if plan.validate:
             score = best_score(plan, progress, rows, fold.validation)
         else:
-            asked = {site: evaluate(plan, progress, site) for site in plan.sites}
-            replies = gather(engine, "evaluate", asked, plan.quorum, progress.failures)
-            score = validation_score(plan, [reply.fields for reply in replies.values()])
+            score = validation_score(plan, validated(plan, engine, progress, plan.sites).values())
         if score is None or not math.isfinite(score):
             return None, progress.failures
         return -score if plan.choose_by == "metric" and plan.higher_is_better else score, progress.failures
@@ -120,10 +123,12 @@ class JobRunner:
         return self.planner.plan(job, fold, sites, self.initial(job.seed))
 
     def _models(self, plan: Plan, engine: Engine, progress: Progress) -> dict[str, Tensor]:
-        """Whole model of the best round ``[P]`` of each site; where everything is shared, the models that are."""
+        """Whole model of the best round ``[P]`` of each site that has it; where everything is shared, the models that
+        are."""
         if plan.selection.everything:
             return progress.best_models or {FEDERATION: progress.first}
-        asked = {site: Message({}, {"state": progress.best_state(site)}) for site in plan.sites}
+        sites = [site for site in plan.sites if site not in progress.lost]
+        asked = {site: Message({}, {"state": progress.best_state(site)}) for site in sites}
         replies = gather(engine, "model", asked, plan.quorum, progress.failures)
         return {site: reply.tensors["model"] for site, reply in replies.items()}
 
@@ -157,4 +162,5 @@ def best_score(plan: Plan, progress: Progress, rows: Sequence[Row], cases: Mappi
         return progress.best["federation"][0]
     column = f"validation_{plan.metric if plan.choose_by == 'metric' else 'loss'}"
     best = [row for row in rows if row["round"] == progress.best[row["site"]][1]]
-    return validation_score(plan, [{"cases": cases[row["site"]], plan.choose_by: row[column]} for row in best])
+    # A site that did not say how good its model is has nothing in that column.
+    return validation_score(plan, [{"cases": cases[row["site"]], plan.choose_by: row.get(column)} for row in best])

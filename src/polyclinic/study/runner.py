@@ -27,6 +27,7 @@ from polyclinic.parts import build_part
 from polyclinic.site.run import not_stackable
 from polyclinic.state import FlatModule
 from polyclinic.study.checked import CheckedStudy
+from polyclinic.study.described import described
 from polyclinic.study.display import Display
 from polyclinic.study.fit import (
     check_enough_sites,
@@ -126,7 +127,7 @@ class _Runner:
         self.search.check(folds)
         harmonised = preparing.describe()
         self.folder.begin(plan, self.opened.fingerprint)  # not before study and data are known to fit
-        self.folder.note({"target": self.declaration.target})
+        self.folder.note({"target": self.declaration.target, "described": described(self.declaration.study_methods)})
         if self.declaration.initial_weights is not None:
             content = self.declaration.initial_weights.read_bytes()
             self.folder.note({"weights_sha256": hashlib.sha256(content).hexdigest()})

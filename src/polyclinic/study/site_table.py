@@ -9,6 +9,8 @@ from polyclinic.data.cases import Opened
 from polyclinic.data.check import check_frame, class_counts
 from polyclinic.study.checked import CheckedStudy
 
+NOT_SCORED = "can't be scored by itself"
+
 
 def site_table(study: CheckedStudy, opened: Opened, attack: Attack | None) -> pd.DataFrame:
     """A row a site: cases found, used and rejected, classes, and whether it can be scored by itself."""
@@ -20,16 +22,15 @@ def site_table(study: CheckedStudy, opened: Opened, attack: Attack | None) -> pd
         labels = data.with_labels().labels
         if labels is not None and labels.is_floating_point():
             scored.append(len(labels) >= least)
-            notes.append(
-                "" if scored[-1] else f"can't be scored by itself: only {len(labels)} cases (at least {least} needed)"
-            )
+            count = f"{len(labels)} case{'s' * (len(labels) != 1)}"
+            notes.append("" if scored[-1] else f"{NOT_SCORED}: only {count} (at least {least} needed)")
             continue
         counts = [] if labels is None else class_counts(labels, len(opened.classes))
         rare = [f"{n} of {name!r}" for name, n in zip(opened.classes, counts, strict=False) if n < least]
         enough = len(counts) - len(rare) >= 2 or not counts
         scored.append(enough)
-        few = f"can't be scored by itself: {' and '.join(rare)} (at least {least} needed)"
-        notes.append("" if enough else few)
+        few = f"{' and '.join(rare)} (at least {least} needed)"
+        notes.append(f"{'scored by what it has' if enough else NOT_SCORED}: {few}" if rare else "")
     frame["scored"], frame["note"] = scored, notes
     if attack is not None:
         frame["corrupt"] = frame["site"].isin(attack.names)

@@ -220,5 +220,7 @@ def _compare(
     if b is None or a == b or metric not in values or b not in values[metric]:
         return NOTHING
     if over == "sites":
-        return over_sites(values[metric], sites, (a, b))
-    return over_all(cases, draws, values[metric], (a, b), metric)
+        found = over_sites(values[metric], sites, (a, b))
+    else:
+        found = over_all(cases, draws, values[metric], (a, b), metric)
+    return found.within(value_range(metric))

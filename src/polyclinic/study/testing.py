@@ -79,7 +79,7 @@ class Tester:
 
     def test(self, study: StudyMethod, trained: Trained, outcome: Outcome) -> None:
         """Test as ``study`` asks; adds predictions, and overlays where there are any, to ``outcome``."""
-        label, silent = study.label, set[str]()
+        label, silent = study.label, set(trained.progress.lost)
         quorum, notes, sites = study.training.quorum, trained.progress.failures, self.fold.tested_sites
 
         def ask(function: str, requests: Mapping[str, Message]) -> dict[str, Message]:
@@ -122,8 +122,9 @@ class Tester:
         return rows
 
     def _trials(self, method: Method, found: Trained) -> list[Trial]:
-        tested, without, models = self.fold.tested_sites, self.job.without, found.models
-        trained = [site for site in self.fold.training_sites if site != without]
+        without, models, lost = self.job.without, found.models, found.progress.lost
+        tested = [site for site in self.fold.tested_sites if site not in lost]
+        trained = [site for site in self.fold.training_sites if site != without and site not in lost]
         state = {site: found.progress.best_state(site) for site in trained}
 
         def whole(site: str) -> Tensor | None:

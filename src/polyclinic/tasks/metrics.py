@@ -80,7 +80,7 @@ METRICS = {
         "Mean squared distance between the predicted probabilities and what was true; 0 is perfect.",
         False,
         "",
-        _UNBOUNDED,
+        (0.0, 2.0),
     ),
     "ece": Metric(
         "Expected calibration error",
@@ -142,6 +142,20 @@ METRICS = {
     ),
 }
 
+#: What those mean where there are more than two classes, none of which is the diseased one.
+SEVERAL_CLASSES = {
+    "auc": "Probability that a case of a class gets a higher score for it than a case of another class, averaged over "
+    "the classes; 0.5 is chance, 1 is perfect.",
+    "sen": "Share of the cases of a class that is found, averaged over the classes (the same as balanced accuracy).",
+    "spe": "Share of the cases of other classes that is not taken for a class, averaged over the classes.",
+    "f1": "Balance between finding the cases of a class and not taking others for it (harmonic mean), averaged over "
+    "the classes.",
+    "ap": "Share of truly its cases among those taken for a class, averaged over thresholds and classes; chance is the "
+    "mean share of a class.",
+    "brier": "Squared distance between the predicted probabilities and what was true, summed over the classes, as the "
+    "mean over the cases; 0 is perfect, 2 the worst.",
+}
+
 #: Metrics that are distances: in millimetres where the size of a voxel is known, else in pixels.
 DISTANCES = ("hd95",)
 
@@ -161,6 +175,22 @@ def value_range(name: str) -> tuple[float, float]:
     """Least and largest value of a metric."""
     known = METRICS.get(split_metric(name)[0])
     return known.range if known else (0.0, 1.0)
+
+
+def metric_text(name: str, value: float, places: int = 3) -> str:
+    """A value of a metric, or a difference of two, for people: a dash where it is not a number.
+
+    It has ``places`` decimals, and one from ten on. What has no upper end depends on a unit, so small values of it keep
+    their first digits: an error of 0.00004 litres is not 0.000, which would be perfect.
+
+    >>> metric_text("auc", 0.00004), metric_text("mae", 0.00004123), metric_text("mae", 12.34)
+    ('0.000', '4.12e-05', '12.3')
+    """
+    if not np.isfinite(value):
+        return "–"
+    if 0 < abs(value) < 10 ** (1 - places) and np.isinf(value_range(name)[1]):
+        return f"{value:.{places}g}"
+    return f"{value:.{places}f}" if abs(value) < 10 else f"{value:.1f}"
 
 
 def auc(labels: ArrayLike, scores: ArrayLike) -> float:
@@ -244,7 +274,7 @@ def weighted_metrics(
         threshold: see ``classification_metrics``.
 
     Returns:
-        Name -> [B] values, NaN where it is not defined.
+        Name -> [B] values, NaN where it is not defined; all of them where a probability is NaN.
 
     Raises:
         StudyError: P103, a name is not a classification metric.
@@ -260,7 +290,10 @@ def weighted_metrics(
         if not {"auc", "ap"}.isdisjoint(names):
             values |= _ranking_metrics(truth, probabilities, weights)
         if not {"acc", "bac", "sen", "spe", "f1"}.isdisjoint(names):
-            values |= _decision_metrics(truth, _decide(probabilities, threshold)[:, None] == classes, weights)
+            if np.isnan(probabilities).any():  # of a model that broke down: it has called no case anything
+                values |= dict.fromkeys(("acc", "bac", "sen", "spe", "f1"), np.full(weights.shape[1], np.nan))
+            else:
+                values |= _decision_metrics(truth, _decide(probabilities, threshold)[:, None] == classes, weights)
         if "brier" in names:
             squares = (probabilities - truth) ** 2
             values["brier"] = _mean(squares[:, 1] if len(classes) == 2 else squares.sum(axis=1), weights)

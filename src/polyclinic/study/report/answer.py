@@ -126,18 +126,22 @@ def _against(folder: Folder, best: Best, private: list[str]) -> Iterator[Markup]
             continue
         value = folder.primary.text(against["mean"])
         difference, p = (float(best.row.get(column, np.nan)) for column in (f"vs_{other}", f"p_{other}_adjusted"))
+        size = signed(folder.primary, difference)
+        if size != signed(folder.primary, round(best.row["mean"] - against["mean"], 12)):
+            what = "cases" if best.over == "all" else "sites"
+            size += f" on the {what} that both scored"
         if not np.isfinite(p):
             yield Markup("{} reached {}; no paired test of the difference was possible.").format(_capital(words), value)
         elif p < ALPHA:
             yield Markup(
                 "{} reached {}: the difference of {} is <strong>beyond chance</strong> "
                 "(p {} after correction for the number of comparisons)."
-            ).format(_capital(words), value, signed(folder.primary, difference), p_text(p))
+            ).format(_capital(words), value, size, p_text(p))
         else:
             yield Markup(
                 "{} reached {}: the difference of {} is <strong>not beyond chance</strong> "
                 "(p {} after correction), so this study does not show that {} is better."
-            ).format(_capital(words), value, signed(folder.primary, difference), p_text(p), best.method)
+            ).format(_capital(words), value, size, p_text(p), best.method)
 
 
 def _one_seed(folder: Folder, best: Best) -> Iterator[Markup]:
@@ -176,15 +180,15 @@ def _guessing(folder: Folder, best: Best) -> Iterator[Markup]:
     """A warning where the interval of the best method includes the value that guessing would give."""
     if folder.primary.name in ("r2", "r") and best.row["low"] <= 0:
         yield Markup(
-            "Its interval includes 0, which giving every case the same number would reach: "
+            "The interval of {} includes 0, which giving every case the same number would reach: "
             "<strong>this study does not show that the model predicts anything</strong>."
-        )
+        ).format(best.method)
     guess = {"auc": 0.5, "bac": 1 / max(len(folder.classes), 2)}.get(folder.primary.name)
     if guess is not None and best.row["low"] <= guess:
         yield Markup(
-            "Its interval includes {:.2f}, the value of guessing: "
+            "The interval of {} includes {:.2f}, the value of guessing: "
             "<strong>this study does not show that the model tells the classes apart</strong>."
-        ).format(guess)
+        ).format(best.method, guess)
 
 
 def _range(folder: Folder, best: Best) -> Iterator[Markup]:

@@ -82,7 +82,8 @@ def attacked(folder: Folder) -> Attacked | None:
     after = _scores(folder, folder.attacked.results, honest)
     methods = [method for method in folder.methods if method in after.columns]
     sign = 1 if folder.primary.higher_is_better else -1
-    losses = {method: estimate(sign * (before[method] - after[method]), (-np.inf, np.inf)) for method in methods}
+    lost = (sign * (before - after)).groupby(level=folder.repeated_by).mean()
+    losses = {method: estimate(lost[method], (-np.inf, np.inf)) for method in methods}
     rows = [_row(folder, method, before, after, losses[method], corrupt) for method in methods]
     return Attacked(
         corrupt=corrupt,
@@ -190,7 +191,11 @@ def _answer(folder: Folder, before: pd.DataFrame, after: pd.DataFrame, losses: d
     sign = 1 if metric.higher_is_better else -1
     reached = {one: float(after[one].mean()) for one in federated}
     best = max(federated, key=lambda one: sign * reached[one])
-    return Markup(
-        "{} at the honest sites: most was lost by {}, least by {}. With corrupt sites the best was "
-        "<strong>{}</strong> with {}."
-    ).format(metric.title, told(most), told(least), best, metric.text(reached[best]))
+    words = Markup("most was lost by {}, least by {}")
+    if losses[least].mean <= 0:
+        words = Markup("most was lost by {}, and {} lost nothing")
+    if losses[most].mean <= 0:  # a method can gain by what is called an attack
+        words = Markup("no method lost anything, neither {} nor {}")
+    return Markup("{} at the honest sites: {}. With corrupt sites the best was <strong>{}</strong> with {}.").format(
+        metric.title, words.format(told(most), told(least)), best, metric.text(reached[best])
+    )

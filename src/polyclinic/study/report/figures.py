@@ -100,8 +100,13 @@ def forest(
 def _words(estimate: Estimate) -> str:
     if not np.isfinite(estimate.mean):
         return "can't be scored"
-    interval = f" ({estimate.low:.2f} to {estimate.high:.2f})" if np.isfinite(estimate.low) else ""
-    return f"{estimate.mean:.2f}{interval}"
+    interval = f" ({_short(estimate.low)} to {_short(estimate.high)})" if np.isfinite(estimate.low) else ""
+    return f"{_short(estimate.mean)}{interval}"
+
+
+def _short(value: float) -> str:
+    """Two decimals, or two digits of what is too small for them."""
+    return f"{value:.2g}" if 0 < abs(value) < 0.01 else f"{value:.2f}"
 
 
 def roc(predictions: pd.DataFrame, methods: Sequence[str], reference: str | None) -> list[Panel]:
@@ -270,7 +275,7 @@ def convergence(
                 axes.fill_between(line.index, line - width, line + width, color=tint, linewidth=0)
                 marker = "o" if len(line) == 1 else ""
                 axes.plot(line.index, line, color=colour, linestyle=style, label=label, marker=marker, markersize=4)
-                words.append(f"{label} went from {line.iloc[0]:.2f} to {line.iloc[-1]:.2f}")
+                words.append(f"{label} went from {_short(line.iloc[0])} to {_short(line.iloc[-1])}")
             if not words:
                 continue
             axes.set(ylim=(low - margin, high + margin), xlabel="Round")

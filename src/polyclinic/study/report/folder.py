@@ -20,7 +20,15 @@ from polyclinic.study.baselines import BASELINES
 from polyclinic.study.columns import AFTER, BEFORE, DESCRIBED, UNSEEN_COLUMNS
 from polyclinic.study.kinds import ATTACKED, PLAIN, RUN, UNSEEN, Entry, check_runs, titled
 from polyclinic.study.report.figures import Estimate
-from polyclinic.tasks.metrics import DISTANCES, METRICS, REGRESSION, split_metric, value_range
+from polyclinic.tasks.metrics import (
+    DISTANCES,
+    METRICS,
+    REGRESSION,
+    SEVERAL_CLASSES,
+    metric_text,
+    split_metric,
+    value_range,
+)
 
 #: Columns that hold text; pandas would take a site called "NA" for a missing value.
 TEXT = {"method", "run", "site", "trained_on", "tested_on", "metric", "over", "interval", "reasons", "note", "scored",
@@ -58,10 +66,8 @@ class Measure:
     unit: str
 
     def text(self, value: float, places: int = 3) -> str:
-        """``value`` with three places, or one where it is ten or more; a dash where it is not a number."""
-        if not np.isfinite(value):
-            return "–"
-        return f"{value:.{places}f}" if abs(value) < 10 else f"{value:.1f}"
+        """``value``, or a difference of two, as `polyclinic.tasks.metrics.metric_text` has it."""
+        return metric_text(self.name, value, places)
 
     @property
     def label(self) -> str:
@@ -73,11 +79,12 @@ class Measure:
         return difference > 0 if self.higher_is_better else difference < 0
 
 
-def _measure(name: str, millimetres: bool) -> Measure:
+def _measure(name: str, millimetres: bool, several_classes: bool) -> Measure:
     if name not in METRICS:
         return Measure(name, name, "", True, "")
     known = METRICS[name]
-    measure = Measure(name, known.title, known.meaning, known.higher_is_better, known.unit)
+    meaning = SEVERAL_CLASSES.get(name, known.meaning) if several_classes else known.meaning
+    measure = Measure(name, known.title, meaning, known.higher_is_better, known.unit)
     return replace(measure, unit="mm") if millimetres and name in DISTANCES else measure
 
 
@@ -233,7 +240,10 @@ class Folder:
         asked = _mapping(self.study.get("evaluation")).get("metrics") or []
         names = [name for name in asked if name in present]
         millimetres = self.provenance.get("distances") == "mm"
-        return [_measure(name, millimetres) for name in names + [name for name in present if name not in names]]
+        several = len(self.classes) > 2 and self.provenance.get("target") != "masks"
+        return [
+            _measure(name, millimetres, several) for name in names + [name for name in present if name not in names]
+        ]
 
     @cached_property
     def structures(self) -> list[str]:
@@ -271,9 +281,32 @@ class Folder:
 
     @cached_property
     def _estimates(self) -> dict[tuple[str | None, str, str], Estimate]:
-        groups = self.at_sites.groupby(["method", RUN, "tested_on"], sort=False)["value"]
+        keys = ["method", RUN, "tested_on"]
+        values = self.at_sites.groupby([*keys, self.repeated_by], sort=False)["value"].mean()
         limits = value_range(self.primary.name)
-        return {(str(method), str(run), str(site)): estimate(values, limits) for (method, run, site), values in groups}
+        return {
+            (str(method), str(run), str(site)): estimate(found, limits)
+            for (method, run, site), found in values.groupby(keys, sort=False)
+        }
+
+    @cached_property
+    def seeds(self) -> int:
+        """How many seeds there are."""
+        return int(self.results["seed"].nunique())
+
+    @cached_property
+    def folds(self) -> int:
+        """How many folds there are."""
+        return int(self.results["fold"].nunique())
+
+    @property
+    def repeated_by(self) -> str:
+        """What makes values of a method repetitions with patients of their own.
+
+        Folds do. Seeds test the same patients, so that the mean over them is one value of a fold; where there is one
+        fold only, they are all there is, and their spread is that of training alone.
+        """
+        return "fold" if self.folds > 1 else "seed"
 
     def overlays(self) -> list[Overlay]:
         """Pictures of segmentations, in the order of methods and sites; empty where there are none.

@@ -28,7 +28,7 @@ from polyclinic.study.report.exchange import exchanged
 from polyclinic.study.report.folder import Folder, Measure, Overlay, of_run
 from polyclinic.study.report.harmonisation import harmonised
 from polyclinic.study.report.methods import SHOWN, featured, is_reference, method_lines
-from polyclinic.study.report.search import searched
+from polyclinic.study.report.search import searched, searched_values
 
 TEMPLATES = Path(__file__).parent / "templates"
 #: What the baselines are, where the name does not say it.
@@ -103,14 +103,27 @@ def render(folder: Folder) -> str:
         baselines=[
             (name[0].upper(), folder.baselines[name] + COMPARED_WITH.get(name, ""))
             for name in BASELINES
-            if folder.baselines.get(name) in folder.methods
+            if folder.baselines.get(name) in folder.methods and len(folder.methods) > 1
         ],
-        seeds=folder.results["seed"].nunique(),
+        seeds=folder.seeds,
+        repeats=" and ".join(word for word, count in (("folds", folder.folds), ("seeds", folder.seeds)) if count > 1),
+        spread=_spread(folder),
         unseen=tables.unseen_tables(folder),
         alone=folder.baselines.get("single"),
         volumes=any(one.planes for one in folder.overlays()),
         **content,
     )
+
+
+def _spread(folder: Folder) -> str:
+    """What the intervals of repetitions are made of, in words; empty where these are too few."""
+    if folder.folds > 2:
+        means = ", each the mean over the seeds" if folder.seeds > 1 else ""
+        short = "which is a little too short because folds share training patients"
+        return f"over the folds{means} (Student’s t), {short}"
+    if folder.folds == 1 and folder.seeds > 2:
+        return "over the seeds (Student’s t), which tells chance in training and nothing of other patients"
+    return ""
 
 
 def _head(metric: Measure) -> Markup:
@@ -132,7 +145,7 @@ def _question(folder: Folder) -> list[tuple[str, str]]:
         "Data": _cases(folder),
         "Model": study.get("model"),
         "Training": study.get("training"),
-        "Hyper-parameters": "searched on validation patients" if not folder.search.empty else None,
+        "Hyper-parameters": searched_values(folder),
         "Test": _split(folder) if evaluation else None,
         "Decision threshold": _threshold(evaluation) if len(folder.classes) == 2 else None,
         "Seeds": seeds,
@@ -404,7 +417,8 @@ def _notes(folder: Folder) -> list[Note]:
 
 
 def _provenance(folder: Folder) -> dict[str, Any]:
-    rows = tables.nested_rows(folder.provenance)
+    told = {name: value for name, value in folder.provenance.items() if name != "described"}  # with the methods
+    rows = tables.nested_rows(told)
     return {"rows": rows, "study": folder.study_text} if rows or folder.study_text else {}
 
 

@@ -59,7 +59,7 @@ def searched(folder: Folder) -> SearchReport | None:
     table = folder.search
     if table.empty:
         return None
-    names = [name for name in table.columns if name not in (*BEFORE, *AFTER)]
+    names = _parameters(table)
     entries = list(dict.fromkeys(zip(table["method"], table[RUN], strict=True)))
     return SearchReport(
         words=list(_words(folder)),
@@ -72,6 +72,18 @@ def searched(folder: Folder) -> SearchReport | None:
         ],
         without=[method for method in folder.methods if method not in set(table["method"])],
     )
+
+
+def searched_values(folder: Folder) -> str | None:
+    """That values were searched, and which; None where none were."""
+    if folder.search.empty:
+        return None
+    names = ", ".join(_parameters(folder.search))
+    return f"searched on validation patients: {names}. What else this section says of these is where the search began"
+
+
+def _parameters(table: pd.DataFrame) -> list[str]:
+    return [str(name) for name in table.columns if name not in (*BEFORE, *AFTER)]
 
 
 def _line(method: str, rows: pd.DataFrame, names: Sequence[str]) -> SearchLine:

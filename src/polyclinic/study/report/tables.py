@@ -25,6 +25,8 @@ class Score:
     mean: str
     deviation: str
     interval: str
+    runs: str
+    """In how many of the runs it has a value, where not in all of them."""
     best: bool
     marks: list[tuple[str, str]]
     """Sign and its meaning, e.g. ``("▲S", "better than single, p = 0.012")``, where the difference is beyond chance."""
@@ -66,7 +68,9 @@ def _score(
             marks.append((f"{sign}{letter}", f"{word} than {folder.baselines.get(other, other)}, p {p_text(p)}"))
     deviation = f"± {metric.text(row['deviation'])}" if np.isfinite(row["deviation"]) else ""
     interval = f"{metric.text(row['low'])} to {metric.text(row['high'])}" if np.isfinite(row["low"]) else ""
-    return Score(metric.text(row["mean"]), deviation, interval, bool(best), marks, differences)
+    runs = len(of_run(folder.results, run)[["seed", "fold"]].drop_duplicates())
+    counted = f"in {row['n']:.0f} of {runs} runs" if row.get("n", runs) < runs else ""
+    return Score(metric.text(row["mean"]), deviation, interval, counted, bool(best), marks, differences)
 
 
 @dataclass(frozen=True)
@@ -198,7 +202,7 @@ class SiteRow:
     missing: str
     duplicates: str
     note: str
-    """Why the site is not scored by itself; empty for a site that is."""
+    """Why the site is not scored by itself, or of which classes it has few; empty for others."""
 
 
 def site_rows(folder: Folder) -> list[SiteRow]:
