@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from helpers import Federation, table_sites
+from polyclinic.client.work import LocalResult, check_finite
 from polyclinic.communication.message import Message
 from polyclinic.engine import CheckedEngine, Engine, LocalEngine, Reply
 from polyclinic.errors import PolyclinicError, SiteError
@@ -216,3 +217,10 @@ def test_predictions_are_of_as_many_cases_everywhere(change: Any, words: str) ->
     federation = Federation(data, engine=Bad(LocalEngine(data), "predict", change), evaluation={"folds": 2})
     with pytest.raises(SiteError, match=f"P401 The answer of site {BAD} to 'predict' .*{words}"):
         federation.outcome()
+
+
+def test_weights_whose_sum_float32_can_not_hold_are_finite() -> None:
+    result = LocalResult(torch.full((4,), 3e38), steps=1, loss=0.5)
+    assert check_finite(result, BAD) is result
+    with pytest.raises(PolyclinicError, match=f"P301 .*{BAD}"):
+        check_finite(LocalResult(torch.tensor([1.0, float("nan")]), steps=1, loss=0.5), BAD)

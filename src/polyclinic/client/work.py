@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -19,6 +20,7 @@ from polyclinic.errors import TrainingError
 from polyclinic.limits import AboveZero, NamedPart, NotNegative, Switch, Times
 from polyclinic.parts.site_end import Memory, SiteEnd, overrides
 from polyclinic.seeds import derive_seed, generator
+from polyclinic.shapes import finite
 from polyclinic.state import Selection
 
 #: What to do where training gave values that are not finite numbers.
@@ -174,8 +176,7 @@ def check_finite(result: LocalResult, site: str) -> LocalResult:
     Raises:
         TrainingError: P301 naming the site.
     """
-    # The sum is not finite if any element is not; it is one pass without a temporary vector.
-    if not (result.loss == result.loss and abs(result.loss) != float("inf")) or not result.vector.sum().isfinite():
+    if not math.isfinite(result.loss) or not finite(result.vector):
         raise TrainingError(
             "P301",
             f"Training at site {site} gave a loss or weights that are not finite numbers (loss {result.loss}).",
