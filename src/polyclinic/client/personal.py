@@ -265,12 +265,9 @@ class _Mixture(Companion):
 @contextmanager
 def _lent(model: FlatModule) -> Iterator[None]:
     """Another model may be put into ``model``; afterwards it is as before, and so are random numbers."""
-    kept = model.vector.clone()
-    counters = [(buffer, buffer.clone()) for buffer in model.module.buffers() if not buffer.is_floating_point()]
+    put_back = model.remember()
     try:
         with kept_randomness(model.vector.device):
             yield
     finally:
-        model.vector.copy_(kept)
-        for buffer, count in counters:
-            buffer.copy_(count)
+        put_back()
