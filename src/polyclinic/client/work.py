@@ -229,7 +229,7 @@ def path_length(
         return 1.0
     momentum = tuple((key, options[key]) for key in ("momentum", "dampening", "nesterov") if key in options)
     pulling = tuple(end for end in ends if overrides(end, "gradient") and _pulls(end))
-    if pulling:
+    if pulling and learning_rate:  # with a rate of 0, which a schedule may reach, nothing pulls: the limit is without
         return _simulated_path(momentum, pulling, steps, learning_rate)
     return _simulated_path(momentum, (), steps, 1.0) if momentum else float(steps)
 
