@@ -78,8 +78,8 @@ class Personal(ABC):  # noqa: B024 - each changes some of it
         """
         return [Phase(work)]
 
-    def companion(self, memory: Memory, work: Work, learning_rate: float) -> Companion | None:
-        """What is trained beside the shared model in the first phase."""
+    def companion(self, memory: Memory, work: Work, learning_rate: float, batches: int) -> Companion | None:
+        """What is trained beside the shared model in the first phase; ``batches`` is on how many it was before."""
         return None
 
     def model(self, shared: Tensor, memory: Memory) -> Tensor:
@@ -200,9 +200,9 @@ class AdaptiveMixture(Personal):
         mixture = torch.tensor(self.mixture, dtype=torch.float64)
         return {"weights": weights.clone(), "statistics": statistics.clone(), "mixture": mixture}
 
-    def companion(self, memory: Memory, work: Work, learning_rate: float) -> Companion | None:
+    def companion(self, memory: Memory, work: Work, learning_rate: float, batches: int) -> Companion | None:
         """Trains v."""
-        return _Mixture(memory, work, learning_rate, learn=self.learn_mixture)
+        return _Mixture(memory, work, learning_rate, batches, learn=self.learn_mixture)
 
     def model(self, shared: Tensor, memory: Memory) -> Tensor:
         """v̄."""
@@ -217,8 +217,8 @@ class AdaptiveMixture(Personal):
 class _Mixture(Companion):
     """Trains v for a round; see `AdaptiveMixture`."""
 
-    def __init__(self, memory: Memory, work: Work, learning_rate: float, *, learn: bool) -> None:
-        self.work, self.learning_rate, self.learn = work, learning_rate, learn
+    def __init__(self, memory: Memory, work: Work, learning_rate: float, batches: int, *, learn: bool) -> None:
+        self.work, self.learning_rate, self.batches, self.learn = work, learning_rate, batches, learn
         self.weights, self.statistics = nn.Parameter(memory["weights"].clone()), memory["statistics"].clone()
         self.mixture = float(memory["mixture"])
         self.optimizer: torch.optim.Optimizer | None = None
@@ -238,8 +238,9 @@ class _Mixture(Companion):
             self.optimizer = build_optimizer(named, self.parameters)
         shared, own = model.weights.detach().clone(), self.weights.detach()
         with _lent(model):
-            model.vector.copy_(torch.cat([shared.lerp(own, self.mixture), self.statistics]))
+            model.load(torch.cat([shared.lerp(own, self.mixture), self.statistics]), self.batches)
             backward()
+            self.batches += 1
             self.statistics = model.vector[len(own) :].clone()
         slope = float((own - shared) @ model.gradient)
         gradient = model.gradient * self.mixture

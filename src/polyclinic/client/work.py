@@ -89,10 +89,11 @@ class LocalJob:
         seed: names from which the round's randomness is derived.
         learning_rate: of this round.
         batches: of how many batches the normalisation statistics of ``start`` are. It only matters where a network
-            averages them over all batches (``momentum: null``): a site that does k steps a round has done r k before
-            round r, and so the received statistics, whoever's they are, stand for as many of its batches. What one
+            averages them over all batches (``momentum: null``): a site that does k steps a round has done r k after r
+            rounds, and so the received statistics, whoever's they are, stand for as many of its batches. What one
             site trains by itself is thereby the plain average over all rounds, and what many sites train is the mean
-            of theirs.
+            of theirs. Where one site trains after another, it is the number of batches of all; statistics that stay at
+            the site are of its own.
         cycled: other options of the optimiser in this round, where the schedule cycles them (momentum or betas).
         optimizer_state: tensors of the optimiser kept from the round before; replaced when kept again.
         anchor: the received state ``[P]``, whose weights rules measure distances from; None for ``start``.
