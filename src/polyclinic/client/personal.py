@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 from polyclinic.client.companion import Companion
 from polyclinic.client.drift import Proximal
-from polyclinic.client.optimizers import build_optimizer, is_elementwise
-from polyclinic.client.work import Work, clip_gradient, with_learning_rate
+from polyclinic.client.optimizers import build_optimizer, is_elementwise, with_learning_rate
+from polyclinic.client.work import Work, clip_gradient
 from polyclinic.errors import TrainingError
 from polyclinic.options import Catalogue
 from polyclinic.parts import Memory, SiteEnd, SiteView

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from polyclinic.client.features import mean_over_places
-from polyclinic.client.optimizers import build_optimizer, is_elementwise, restore_state, state_of
+from polyclinic.client.optimizers import build_optimizer, is_elementwise, restore_state, state_of, with_learning_rate
 from polyclinic.client.work import (
     LocalJob,
     LocalResult,
@@ -22,7 +22,6 @@ from polyclinic.client.work import (
     check_finite,
     clip_gradient,
     gradient_step,
-    with_learning_rate,
 )
 from polyclinic.models import keeps_statistics
 from polyclinic.parts.site_end import Batch, overrides

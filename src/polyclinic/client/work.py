@@ -13,7 +13,7 @@ from pydantic import ConfigDict
 from torch import Tensor, nn
 
 from polyclinic.client.companion import Companion
-from polyclinic.client.optimizers import Named, build_optimizer
+from polyclinic.client.optimizers import Named, build_optimizer, with_learning_rate
 from polyclinic.data.dataset import Dataset
 from polyclinic.errors import TrainingError
 from polyclinic.limits import AboveZero, NamedPart, NotNegative, Switch, Times
@@ -183,11 +183,6 @@ def check_finite(result: LocalResult, site: str) -> LocalResult:
             NOT_FINITE,
         )
     return result
-
-
-def with_learning_rate(named: Named, rate: float, cycled: Mapping[str, Any] | None = None) -> Named:
-    """The optimiser with this round's learning rate and whatever else its schedule ``cycled``."""
-    return named[0], {**named[1], **(cycled or {}), "lr": rate}
 
 
 def gradient_step(named: Named, rate: float) -> Named:

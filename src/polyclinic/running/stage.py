@@ -7,8 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from polyclinic.client.optimizers import build_optimizer
-from polyclinic.client.work import with_learning_rate
+from polyclinic.client.optimizers import build_optimizer, with_learning_rate
 from polyclinic.communication.exchange import Traffic, check_declared
 from polyclinic.communication.message import Message
 from polyclinic.errors import PolyclinicError

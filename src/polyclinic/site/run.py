@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 import polyclinic.catalogues  # noqa: F401 - the parts enter their catalogues
+from polyclinic.client.optimizers import with_learning_rate
 from polyclinic.client.personal import PERSONAL, Personal, Phase
 from polyclinic.client.stacked import parts_not_stackable, reason_not_stackable
 from polyclinic.client.work import (
@@ -22,7 +23,6 @@ from polyclinic.client.work import (
     case_order,
     check_finite,
     path_length,
-    with_learning_rate,
 )
 from polyclinic.communication.exchange import check_declared
 from polyclinic.communication.message import Message
