@@ -548,6 +548,7 @@ REFUSED: list[tuple[str, dict[str, Any]]] = [
     ("P104", {"methods": [{"fedavg": {"server": ["fedadam", "normalised"]}}]}),
     ("P104", {"methods": [{"fedce": {"server": ["fedce", "normalised"]}}]}),
     ("P104", {"methods": [{"cyclic": {"server": "median"}}]}),
+    ("P104", {"methods": ["incremental"], "training": {"early_stopping": 5}}),
     ("P104", {"methods": ["fedsld"], "task": "regression"}),
     ("P102", {"methods": ["fedavg", "fedavg"]}),
     ("P104", {"methods": ["single"], "evaluation": {"unseen_sites": ["single"]}}),

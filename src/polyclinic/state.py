@@ -7,7 +7,7 @@ Integer buffers (such as batch normalisation's ``num_batches_tracked``) stay in 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -226,6 +226,16 @@ class FlatModule:
             raise TrainingError("P302", "The model declares no head, so it has no features before its head.",
                                 "Choose another model, or name its `head`.")  # fmt: skip
         return self.head[0].register_forward_pre_hook(lambda layer, inputs: found.append(inputs[0]))
+
+    def remember(self) -> Callable[[], None]:
+        """Gives what puts weights, statistics and integer buffers back to what they are now."""
+        vector, integers = self.vector.clone(), [(buffer, buffer.clone()) for buffer, _ in self._integers]
+
+        def put_back() -> None:
+            for buffer, value in [(self.vector, vector), *integers]:
+                buffer.copy_(value)
+
+        return put_back
 
     def load(self, vector: Tensor, batches: int = 0) -> None:
         """Copy ``vector [P]`` into the network; integer buffers return to their initial values.

@@ -108,8 +108,8 @@ def test_a_personal_model_counts_its_own_steps():
     federation = Federation(table_sites(), [method], model="cumulative", training=TRAINING)
     federation.rounds()
     run = federation.engine.members["Dresden"].run
-    work = run.round(*training_message(2, run.shared.take(federation.initial(0))))
-    assert [work.job(0).batches, work.job(1).batches] == [2 * 6, 2 * 15]
+    work = run.round(*training_message(ROUNDS, run.shared.take(federation.initial(0))))
+    assert [work.job(0).batches, work.job(1).batches] == [ROUNDS * 6, ROUNDS * 15]
 
 
 def test_a_run_that_is_resumed_counts_on(tmp_path):
@@ -132,3 +132,106 @@ def test_a_run_that_is_resumed_counts_on(tmp_path):
         first.rounds(checkpoint=Checkpoint(folder), report=stop)
     again = start(ROUNDS).rounds(checkpoint=Checkpoint(folder))[0].model(FEDERATION)
     assert torch.equal(again, whole)
+
+
+# With a rate of nearly 0 weights stay as they are, so the running mean is the plain mean of the batches' means.
+STILL = {"rounds": 4, "batch_size": 8, "optimizer": {"sgd": {"lr": 1e-30}}}
+TWO = {"Aachen": 24, "Dresden": 20}  # three batches each
+LATER = {"participation": {"availability": {"absent": {"Dresden": [1, 2]}}}}
+
+
+def batch_means(federation, site, number, *turn):
+    """Of each batch of a site in a round, the mean of what comes to the normalisation."""
+    own, layer = federation.data[site].inputs, plain_module(federation.network(0), federation.initial(0))[0]
+    order = torch.randperm(len(own), generator=generator(0, "train", site, 0, number, *turn))
+    return [layer(own[index]).mean(0).detach() for index in order.split(8)]
+
+
+def running_mean(federation, vector):
+    return federation.template.layout.split(vector)["1.running_mean"]
+
+
+def started(methods, training, **options):
+    return Federation(table_sites(TWO), methods, model="cumulative", training={**STILL, **training}, **options)
+
+
+@pytest.mark.parametrize("method", ["fedbn", "silobn", "lg_fedavg", "ditto", "apfl", "single"])
+@pytest.mark.parametrize("resumed", [False, True])
+def test_what_stays_at_a_site_counts_the_batches_of_that_site(method, resumed, tmp_path):
+    training = {} if method == "single" else LATER
+    federation = started([method], training, folder=tmp_path / "sites")
+    if resumed:
+        interrupted(federation, tmp_path / "progress", after=3)
+        federation = started([method], training, folder=tmp_path / "sites")
+    progress, _ = federation.rounds(checkpoint=Checkpoint(tmp_path / "progress"))
+    federation.kept(progress)
+    run = federation.engine.members["Dresden"].run
+    found = running_mean(federation, run.vector(progress.model(FEDERATION)))
+    rounds = (0, 1, 2, 3) if method == "single" else (2, 3)
+    expected = torch.stack([mean for number in rounds for mean in batch_means(federation, "Dresden", number)])
+    torch.testing.assert_close(found, expected.mean(0), rtol=1e-5, atol=1e-5)
+
+
+class Interrupted(Exception):  # noqa: N818
+    pass
+
+
+def interrupted(federation, folder, after):
+    """Train for so many rounds."""
+
+    def stop(done, total):
+        if done == after:
+            raise Interrupted
+
+    with pytest.raises(Interrupted):
+        federation.rounds(checkpoint=Checkpoint(folder), report=stop)
+
+
+@pytest.mark.parametrize("personal", [None, "ditto"])
+@pytest.mark.parametrize("resumed", [False, True])
+def test_a_model_that_goes_from_site_to_site_counts_the_batches_of_all(personal, resumed, tmp_path):
+    method = {"cyclic": {"personal": personal}}
+    federation = started([method], LATER, folder=tmp_path / "sites")
+    if resumed:
+        interrupted(federation, tmp_path / "progress", after=3)
+        federation = started([method], LATER, folder=tmp_path / "sites")
+    progress, rows = federation.rounds(checkpoint=Checkpoint(tmp_path / "progress"))
+    turns = [(row["site"], row["round"]) for row in rows]
+    assert len(turns) == 6
+    expected = torch.stack([mean for turn in turns for mean in batch_means(federation, *turn)]).mean(0)
+    found = running_mean(federation, progress.model(FEDERATION))
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_every_turn_of_incremental_training_counts():
+    federation = started(["incremental"], {"rounds": 2})
+    turns = [("Aachen", 0), ("Aachen", 0, "turn 1"), ("Dresden", 1), ("Dresden", 1, "turn 1")]
+    expected = torch.stack([mean for turn in turns for mean in batch_means(federation, *turn)]).mean(0)
+    torch.testing.assert_close(running_mean(federation, federation.state()), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_a_round_without_sites_counts_for_nothing():
+    absent = {"participation": {"availability": {"absent": {"Aachen": [1, 3], "Dresden": [1, 3]}}}}
+    federation = started(["fedavg"], absent)
+    found = running_mean(federation, federation.state())
+    means = {site: [m for number in (1, 3) for m in batch_means(federation, site, number)] for site in TWO}
+    expected = sum(cases * torch.stack(means[site]).mean(0) for site, cases in TWO.items()) / sum(TWO.values())
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("share", ["all", "no_norm"])
+def test_a_cycle_that_is_taken_back_counts_for_nothing(share):
+    """Dresden is always late, so that the two answers that are needed come only where Celle is there."""
+    training = {
+        **STILL, "quorum": 2, "step_seconds": {"Aachen": 1, "Celle": 1, "Dresden": 3},
+        "participation": [{"availability": {"absent": {"Celle": [1, 3]}}}, {"deadline": {"seconds": 5}}],
+    }  # fmt: skip
+    federation = Federation(
+        table_sites({**TWO, "Celle": 16}), [{"cyclic": {"share": share}}], model="cumulative", training=training
+    )
+    progress, _ = federation.rounds()
+    federation.kept(progress)
+    turns = [(site, number) for number in (1, 3) for site in ("Aachen", "Celle") if share == "all" or site == "Aachen"]
+    expected = torch.stack([mean for turn in turns for mean in batch_means(federation, *turn)]).mean(0)
+    found = running_mean(federation, federation.engine.members["Aachen"].run.vector(progress.model(FEDERATION)))
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)

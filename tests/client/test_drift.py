@@ -383,6 +383,27 @@ def test_the_path_of_plain_steps_is_their_number():
     assert path(3, 0.1, parts=[DynamicRegularisation(alpha=0.5)]) == pytest.approx(1 + 0.95 + 0.95**2)
 
 
+def test_with_a_learning_rate_of_0_nothing_pulls():
+    """It is the limit of small rates."""
+    for optimizer in ({}, {"momentum": 0.9}):
+        parts = [Proximal(mu=2.0)]
+        assert path(7, 0.0, parts=parts, optimizer=optimizer) == path(7, 0.3, optimizer=optimizer)
+        assert path(7, 1e-9, parts=parts, optimizer=optimizer) == pytest.approx(path(7, 0.3, optimizer=optimizer))
+
+
+@pytest.mark.parametrize("stacked", [False, True])
+@pytest.mark.parametrize("optimizer", [{"sgd": {"lr": 0.1}}, MOMENTUM], ids=["plain", "momentum"])
+@pytest.mark.parametrize(
+    "method", ["scaffold", "fednova", {"fednova": {"local": [{"proximal": {"mu": 0.5}}]}}], ids=str
+)
+def test_a_round_at_a_learning_rate_of_0_changes_nothing(method, optimizer, stacked):
+    """A schedule may fall to 0 and rise again, as cosine annealing does: no site moves, and none learns anything."""
+    without, _ = Quadratic().train(method, stacked, rounds=2, local_steps=3, optimizer=optimizer)
+    schedule = {"cosine_annealing": {"T_max": 1}}  # rates of 0.1, 0 and 0.1
+    found, _ = Quadratic().train(method, stacked, rounds=3, local_steps=3, optimizer=optimizer, schedule=schedule)
+    np.testing.assert_allclose(numpy_state(found), numpy_state(without), rtol=1e-5)
+
+
 def test_the_path_with_nesterov_and_dampening():
     """Nesterov: the step is g + ρ v with v = 1, 1.5 for ρ = 0.5: (1 + 0.5) + (1 + 0.75) = 3.25. Dampening 0.5: v = 1,
     then 0.5 · 1 + 0.5 · 1 = 1, so 2."""

@@ -123,6 +123,64 @@ def test_only_what_is_cycled_is_sent():
             assert (set(fields["optimizer"]) if "optimizer" in fields else None) == wanted
 
 
+@pytest.mark.parametrize("stacked", [False, True])
+@pytest.mark.parametrize("keep", [False, True])
+def test_momentum_may_fall_to_0(keep, stacked):
+    """There is nothing then for Nesterov's to look ahead along; a kept buffer rests meanwhile."""
+    schedule = {"cyclic": {**CYCLIC["cyclic"], "step_size_up": 3, "base_momentum": 0.0}}
+    optimizer = {"sgd": {"lr": 0.1, "momentum": 0.9, "nesterov": True}}
+    data, network = table_sites({"Aachen": 33}), build_model("mlp", {"hidden": [6]}, (5,), 2, seed=0)
+    training = {"rounds": ROUNDS, "local_steps": STEPS, "batch_size": 100, "optimizer": optimizer,
+                "schedule": schedule, "optimizer_state": "keep" if keep else "reset"}  # fmt: skip
+    federation = Federation(data, model=MLP, training=training, stacked=stacked)
+    module, own = plain_module(network, federation.initial(0)), data["Aachen"]
+    local = torch.optim.SGD(module.parameters(), **optimizer["sgd"])
+    stepper = torch.optim.lr_scheduler.CyclicLR(local, **schedule["cyclic"])
+    momenta = []
+    for _ in range(ROUNDS):
+        momenta.append(local.param_groups[0]["momentum"])
+        if not keep:
+            local.state.clear()
+        for _ in range(STEPS):
+            local.zero_grad()
+            F.cross_entropy(module(own.inputs), own.targets).backward()
+            local.step()
+        stepper.step()
+    assert momenta[3] == 0 < momenta[4]
+    close(federation.state(), flat(network, module).detach())
+
+
+@pytest.mark.parametrize("optimizer", [SGD, ADAM], ids=str)
+def test_a_rate_that_falls_to_0_ends_there(optimizer):
+    """PyTorch multiplies its way down: 0.3 x 0.01 in three steps ends at -2e-19."""
+    ((name, options),) = optimizer.items()
+    schedule = {"linear": {"start_factor": 0.3, "end_factor": 0.0, "total_iters": 3}}
+    found = learning_rates((name, {**options, "lr": 0.01}), ("linear", schedule["linear"]), 5)
+    assert found == pytest.approx([0.003, 0.002, 0.001, 0, 0], abs=1e-12)
+    assert min(found) == 0
+    training = {"local_steps": STEPS, "optimizer": {name: {**options, "lr": 0.01}}, "schedule": schedule}
+    three, five = (Federation(table_sites(SITES), training={**training, "rounds": n}).state() for n in (3, 5))
+    assert torch.equal(three, five)
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "options", "said"),
+    [
+        (SGD, {"base_lr": 0.1, "max_lr": 0.01, "mode": "exp_range", "gamma": 1.5}, "Invalid learning rate: -0.1"),
+        (SGD, {"base_lr": 0.01, "max_lr": 0.1, "mode": "exp_range", "gamma": 4.0}, "Invalid momentum value: -0."),
+        (ADAM, {"base_lr": 0.01, "max_lr": 0.1, "base_momentum": 1.0}, "Invalid beta parameter at index 0: 1.0"),
+    ],
+)
+def test_a_schedule_that_leaves_what_the_optimiser_takes_is_refused(optimizer, options, said):
+    """It is so from the third round on only."""
+    ((name, given),) = optimizer.items()
+    schedule = {"cyclic": {**options, "step_size_up": 2}}
+    resolve_schedule(schedule, (name, given), ("schedule",), 2)
+    with pytest.raises(EntryError, match=f"P102 cyclic can't be used with .*{said}") as caught:
+        resolve_schedule(schedule, (name, given), ("schedule",), 3)
+    assert caught.value.place == ("schedule", "cyclic")
+
+
 def test_options_of_each_round():
     """max_momentum 0.9 and base_momentum 0.8 in four steps up: 0.9, 0.875, 0.85, 0.825, 0.8, 0.825 ..."""
     found = scheduled(("sgd", {"lr": 0.1, "momentum": 0.5}), ("cyclic", CYCLIC["cyclic"]), 6)

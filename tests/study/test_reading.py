@@ -383,6 +383,10 @@ BAD = [
     ("[fedavg]", "[{incremental: {training: {participation: poisson}}}]", "P104", 15, "methods[1].incremental",
      "In the topology incremental each site has one turn, and `participation` chooses sites anew each round. "
      "Leave out `participation`, or use `topology: cyclic`."),
+    ("[fedavg]", "[{incremental: {training: {early_stopping: 3}}}]", "P104", 15, "methods[1].incremental",
+     "In the topology incremental each site has one turn, and `early_stopping` would end training before the last "
+     "sites have theirs. Leave out `early_stopping` (for this method alone: `training: {early_stopping: null}`), or "
+     "use `topology: cyclic`."),
     ("[fedavg]", "[{scaffold: {training: {optimizer: adam}}}]", "P104", 15, "methods[1].scaffold",
      "control_variates reads the mean gradient off the way a site went, which works for sgd (also with momentum), "
      "not for adam. Use `optimizer: {sgd: {lr: ...}}`."),

@@ -90,7 +90,10 @@ class _OwnControl(SiteEnd):
 
     def end(self, ended: Ended, given: Memory) -> Memory:
         """c_k⁺, and its change."""
-        change = (ended.start - ended.end).div_(ended.path() * ended.view.learning_rate)
+        length = ended.path() * ended.view.learning_rate
+        if not length:  # a schedule may reach a rate of 0: a site that stays where it is learns nothing of its gradient
+            return {"control_change": torch.zeros_like(ended.start)}
+        change = (ended.start - ended.end).div_(length)
         if self._control is not None:
             change.sub_(self._control)
         self.kept = {"control": self.kept["control"] + change}

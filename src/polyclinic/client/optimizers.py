@@ -117,6 +117,14 @@ def build_optimizer(named: Named, parameters: nn.Parameter | list[nn.Parameter])
     return optimizer
 
 
+def with_learning_rate(named: Named, rate: float, cycled: Mapping[str, Any] | None = None) -> Named:
+    """The optimiser with this round's learning rate and whatever else its schedule ``cycled``."""
+    options = {**named[1], **(cycled or {}), "lr": rate}
+    if cycled and options.get("nesterov") and not options.get("momentum"):
+        options["nesterov"] = False  # there is nothing to look ahead along, and PyTorch refuses to build it so
+    return named[0], options
+
+
 def is_elementwise(named: Named) -> bool:
     """Whether the optimiser treats every coordinate on its own, so that sites can be trained stacked."""
     return _optimizers()[named[0]].__name__ in ELEMENTWISE
@@ -129,7 +137,8 @@ def scheduled(optimizer: Named, schedule: Named | None, rounds: int) -> list[dic
     ``momentum`` or ``betas``. All are JSON values.
 
     Raises:
-        ValueError, TypeError, RuntimeError, ArithmeticError, LookupError: the schedule can't be used so.
+        ValueError, TypeError, RuntimeError, ArithmeticError, LookupError: the schedule can't be used so, or it gives
+            values in some round that the optimiser refuses.
     """
     parameter = nn.Parameter(torch.zeros(1))
     parameter.grad = torch.zeros(1)
@@ -138,7 +147,11 @@ def scheduled(optimizer: Named, schedule: Named | None, rounds: int) -> list[dic
     stepper = None if schedule is None else _schedules()[schedule[0]](built, **schedule[1])
     found = []
     for _ in range(rounds):
-        found.append({name: group[name] for name in own})
+        options = {name: group[name] for name in own}
+        if -1e-9 * own["lr"] < options["lr"] < 0:  # on its way down to 0 a schedule may end below it by rounding
+            options["lr"] = 0.0
+        build_optimizer(with_learning_rate(optimizer, options["lr"], options), parameter)
+        found.append(options)
         built.step()
         if stepper is not None:
             stepper.step()

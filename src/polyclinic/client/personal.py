@@ -78,8 +78,11 @@ class Personal(ABC):  # noqa: B024 - each changes some of it
         """
         return [Phase(work)]
 
-    def companion(self, memory: Memory, optimizer: Named, clip: float | None) -> Companion | None:
-        """What is trained beside the shared model in the first phase, with the round's optimiser and clipping."""
+    def companion(self, memory: Memory, optimizer: Named, clip: float | None, batches: int) -> Companion | None:
+        """What is trained beside the shared model in the first phase, with the round's optimiser and clipping.
+
+        ``batches`` is on how many it was trained before.
+        """
         return None
 
     def model(self, shared: Tensor, memory: Memory) -> Tensor:
@@ -200,9 +203,9 @@ class AdaptiveMixture(Personal):
         mixture = torch.tensor(self.mixture, dtype=torch.float64)
         return {"weights": weights.clone(), "statistics": statistics.clone(), "mixture": mixture}
 
-    def companion(self, memory: Memory, optimizer: Named, clip: float | None) -> Companion | None:
+    def companion(self, memory: Memory, optimizer: Named, clip: float | None, batches: int) -> Companion | None:
         """Trains v."""
-        return _Mixture(memory, optimizer, clip, learn=self.learn_mixture)
+        return _Mixture(memory, optimizer, clip, batches, learn=self.learn_mixture)
 
     def model(self, shared: Tensor, memory: Memory) -> Tensor:
         """v̄."""
@@ -217,8 +220,8 @@ class AdaptiveMixture(Personal):
 class _Mixture(Companion):
     """Trains v for a round; see `AdaptiveMixture`."""
 
-    def __init__(self, memory: Memory, optimizer: Named, clip: float | None, *, learn: bool) -> None:
-        self.named, self.clip, self.learn = optimizer, clip, learn
+    def __init__(self, memory: Memory, optimizer: Named, clip: float | None, batches: int, *, learn: bool) -> None:
+        self.named, self.clip, self.batches, self.learn = optimizer, clip, batches, learn
         self.weights, self.statistics = nn.Parameter(memory["weights"].clone()), memory["statistics"].clone()
         self.mixture = float(memory["mixture"])
         self.optimizer: torch.optim.Optimizer | None = None
@@ -237,8 +240,9 @@ class _Mixture(Companion):
             self.optimizer = build_optimizer(self.named, self.parameters)
         shared, own = model.weights.detach().clone(), self.weights.detach()
         with _lent(model):
-            model.vector.copy_(torch.cat([shared.lerp(own, self.mixture), self.statistics]))
+            model.load(torch.cat([shared.lerp(own, self.mixture), self.statistics]), self.batches)
             backward()
+            self.batches += 1
             self.statistics = model.vector[len(own) :].clone()
         slope = float((own - shared) @ model.gradient)
         gradient = model.gradient * self.mixture
@@ -264,12 +268,9 @@ class _Mixture(Companion):
 @contextmanager
 def _lent(model: FlatModule) -> Iterator[None]:
     """Another model may be put into ``model``; afterwards it is as before, and so are random numbers."""
-    kept = model.vector.clone()
-    counters = [(buffer, buffer.clone()) for buffer in model.module.buffers() if not buffer.is_floating_point()]
+    put_back = model.remember()
     try:
         with kept_randomness(model.vector.device):
             yield
     finally:
-        model.vector.copy_(kept)
-        for buffer, count in counters:
-            buffer.copy_(count)
+        put_back()

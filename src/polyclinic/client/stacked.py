@@ -14,7 +14,7 @@ from itertools import groupby
 import torch
 from torch import Tensor, nn
 
-from polyclinic.client.optimizers import build_optimizer, is_elementwise, restore_state, state_of
+from polyclinic.client.optimizers import build_optimizer, is_elementwise, restore_state, state_of, with_learning_rate
 from polyclinic.client.stackable import network_obstacle
 from polyclinic.client.stacked_network import StackedNetwork
 from polyclinic.client.work import (
@@ -27,7 +27,6 @@ from polyclinic.client.work import (
     check_finite,
     clip_gradient,
     gradient_step,
-    with_learning_rate,
 )
 from polyclinic.errors import PolyclinicError
 from polyclinic.parts.site_end import SiteEnd, overrides

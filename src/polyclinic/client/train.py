@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from polyclinic.client.features import mean_over_places
-from polyclinic.client.optimizers import build_optimizer, is_elementwise, restore_state, state_of
+from polyclinic.client.optimizers import build_optimizer, is_elementwise, restore_state, state_of, with_learning_rate
 from polyclinic.client.work import (
     LocalJob,
     LocalResult,
@@ -20,7 +22,6 @@ from polyclinic.client.work import (
     check_finite,
     clip_gradient,
     gradient_step,
-    with_learning_rate,
 )
 from polyclinic.models import keeps_statistics
 from polyclinic.parts.site_end import Batch, overrides
@@ -50,7 +51,7 @@ def _mini_batches(model: FlatModule, task: Task, work: Work, job: LocalJob) -> t
     if work.keep_optimizer and job.optimizer_state:
         restore_state(optimizer, parameters, job.optimizer_state)
     frozen = None if job.trained is None else job.trained.others(model.layout.trainable)
-    scaler = _loss_scaler(model, work)
+    backward = _Backward(model, work)
     begun = time.monotonic()
     total, done = torch.zeros((), device=model.vector.device), 0
     with _Hooks(model, work, job) as hooks:
@@ -59,22 +60,17 @@ def _mini_batches(model: FlatModule, task: Task, work: Work, job: LocalJob) -> t
                 break
             batch = _batch(model, job, index, step)
 
-            def backward(batch: tuple[Tensor, Tensor] = batch, step: int = step) -> Tensor:
-                loss = hooks.mean_loss(task, *batch, step)
-                model.gradient.zero_()
-                scaler.scale(loss).backward()
-                return loss.detach()
+            def gradient(batch: tuple[Tensor, Tensor] = batch, step: int = step) -> Tensor:
+                return backward(lambda: hooks.mean_loss(task, *batch, step))
 
             if job.companion is not None:
-                job.companion.step(model, backward)
-            total += backward()
-            scaler.unscale_(optimizer)
+                job.companion.step(model, gradient)
+            total += gradient()
             hooks.change(model.gradient)
             if frozen is not None:
                 frozen.fill(model.gradient, 0.0)
             clip_gradient(model.gradient, work.clip)
-            scaler.step(optimizer)
-            scaler.update()
+            optimizer.step()
             done += 1
     if work.keep_optimizer:
         job.optimizer_state = {name: value.clone() for name, value in state_of(optimizer, parameters).items()}
@@ -87,15 +83,15 @@ def _full_gradient(model: FlatModule, task: Task, work: Work, job: LocalJob) -> 
     It is added up in batches to bound memory, unless normalisation that keeps statistics or augmentation makes it
     depend on which cases are together.
     """
-    model.gradient.zero_()
-    total = 0.0
+    total, gradient = 0.0, torch.zeros_like(model.gradient)
+    backward = _Backward(model, work)
     size = len(job.index) if keeps_statistics(model.module) or job.dataset.augments else work.batch_size
     with _Hooks(model, work, job) as hooks:
         for number, index in enumerate(job.index.split(size)):
-            loss = hooks.mean_loss(task, *_batch(model, job, index, 0), number) * (len(index) / len(job.index))
-            loss.backward()
-            total += float(loss.detach())
-        hooks.change(model.gradient)
+            batch, share = _batch(model, job, index, 0), len(index) / len(job.index)
+            total += share * float(backward(partial(hooks.mean_loss, task, *batch, number)))
+            gradient.add_(model.gradient, alpha=share)
+        hooks.change(model.gradient.copy_(gradient))
     clip_gradient(model.gradient, work.clip)
     build_optimizer(gradient_step(work.optimizer, job.learning_rate), model.weights).step()
     return total, 1
@@ -167,6 +163,30 @@ class _Hooks:
             end.gradient(gradient, self.weights, self.anchor, given)
 
 
-def _loss_scaler(model: FlatModule, work: Work) -> torch.amp.GradScaler:
-    """Scales the loss where half precision would underflow; does nothing in float32."""
-    return torch.amp.GradScaler(model.vector.device.type, enabled=work.mixed_precision)
+class _Backward:
+    """Writes the gradient of a batch's loss into ``model.gradient``.
+
+    In half precision the loss is scaled by a power of 2, so that small gradients do not become 0. Where large ones
+    become infinite by that, the same batch is taken again with a smaller scale, and the network's statistics move once:
+    a site does all the steps that it says it did. (`torch.amp.GradScaler` leaves such steps out: in each round the
+    first few, which may be all of them.)
+    """
+
+    def __init__(self, model: FlatModule, work: Work) -> None:
+        self.model, self.scale = model, 2.0**16 if work.mixed_precision else 1.0
+
+    def __call__(self, mean_loss: Callable[[], Tensor]) -> Tensor:
+        """The loss, without its gradient."""
+        put_back = self.model.remember() if self.scale > 1 else None
+        while True:
+            loss = mean_loss()
+            self.model.gradient.zero_()
+            if put_back is None:
+                loss.backward()
+                return loss.detach()
+            (loss * self.scale).backward()
+            self.model.gradient.div_(self.scale)
+            if self.scale == 1 or not loss.isfinite() or self.model.gradient.isfinite().all():
+                return loss.detach()
+            self.scale /= 2
+            put_back()

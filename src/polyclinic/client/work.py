@@ -14,7 +14,7 @@ from pydantic import ConfigDict
 from torch import Tensor, nn
 
 from polyclinic.client.companion import Companion
-from polyclinic.client.optimizers import Named, build_optimizer
+from polyclinic.client.optimizers import Named, build_optimizer, with_learning_rate
 from polyclinic.data.dataset import Dataset
 from polyclinic.errors import TrainingError
 from polyclinic.limits import AboveZero, NamedPart, NotNegative, Switch, Times
@@ -91,10 +91,11 @@ class LocalJob:
         seed: names from which the round's randomness is derived.
         learning_rate: of this round.
         batches: of how many batches the normalisation statistics of ``start`` are. It only matters where a network
-            averages them over all batches (``momentum: null``): a site that does k steps a round has done r k before
-            round r, and so the received statistics, whoever's they are, stand for as many of its batches. What one
+            averages them over all batches (``momentum: null``): a site that does k steps a round has done r k after r
+            rounds, and so the received statistics, whoever's they are, stand for as many of its batches. What one
             site trains by itself is thereby the plain average over all rounds, and what many sites train is the mean
-            of theirs.
+            of theirs. Where one site trains after another, it is the number of batches of all; statistics that stay at
+            the site are of its own.
         cycled: other options of the optimiser in this round, where the schedule cycles them (momentum or betas).
         optimizer_state: tensors of the optimiser kept from the round before; replaced when kept again.
         anchor: the received state ``[P]``, whose weights rules measure distances from; None for ``start``.
@@ -185,11 +186,6 @@ def check_finite(result: LocalResult, site: str) -> LocalResult:
     return result
 
 
-def with_learning_rate(named: Named, rate: float, cycled: Mapping[str, Any] | None = None) -> Named:
-    """The optimiser with this round's learning rate and whatever else its schedule ``cycled``."""
-    return named[0], {**named[1], **(cycled or {}), "lr": rate}
-
-
 def gradient_step(named: Named, rate: float) -> Named:
     """The optimiser of one full-batch step: plain SGD with the weight decay of the study's and without its momentum.
 
@@ -230,7 +226,7 @@ def path_length(
         return 1.0
     momentum = tuple((key, options[key]) for key in ("momentum", "dampening", "nesterov") if key in options)
     pulling = tuple(end for end in ends if overrides(end, "gradient") and _pulls(end))
-    if pulling:
+    if pulling and learning_rate:  # with a rate of 0, which a schedule may reach, nothing pulls: the limit is without
         return _simulated_path(momentum, pulling, steps, learning_rate)
     return _simulated_path(momentum, (), steps, 1.0) if momentum else float(steps)
 

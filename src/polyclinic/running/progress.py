@@ -18,8 +18,8 @@ from polyclinic.server.chain import named
 
 Row = dict[str, Any]
 Models = dict[str, Tensor]
-#: Models, homes, losses and the exchanges that counted.
-Before = tuple[Models, dict[str, str], dict[str, float], dict[str, int]]
+#: Models, homes, losses, the exchanges that counted, and how often models were trained.
+Before = tuple[Models, dict[str, str], dict[str, float], dict[str, int], dict[str, int]]
 
 
 @dataclass
@@ -38,6 +38,7 @@ class Progress:
         losses: training loss that each site reported last, in a round that counts.
         exchanges: how many times a site was asked to train.
         counted: site -> number of its last exchange that counted.
+        trained: model -> in how many rounds it was trained, or on how many batches where one site trains after another.
         lost: sites that did not answer when they should have kept their part of the model of the best round.
     """
 
@@ -53,6 +54,7 @@ class Progress:
     losses: dict[str, float] = field(default_factory=dict)
     exchanges: int = 0
     counted: dict[str, int] = field(default_factory=dict)
+    trained: dict[str, int] = field(default_factory=dict)
     lost: list[str] = field(default_factory=list)
 
     def state(self, site: str) -> Tensor:
@@ -69,11 +71,11 @@ class Progress:
 
     def now(self) -> Before:
         """What a round changes, so that it can be taken back."""
-        return dict(self.models), dict(self.homes), dict(self.losses), dict(self.counted)
+        return dict(self.models), dict(self.homes), dict(self.losses), dict(self.counted), dict(self.trained)
 
     def go_back(self, before: Before) -> None:
         """The round did not count: all is as it was when ``now`` gave ``before``."""
-        self.models, self.homes, self.losses, self.counted = before
+        self.models, self.homes, self.losses, self.counted, self.trained = before
 
     def is_best(self) -> None:
         """The models as they are now are the best so far."""
@@ -110,7 +112,8 @@ class Checkpoint:
         tensors |= {f"model/{name}": model for name, model in progress.models.items()}
         changed = {name: m for name, m in progress.best_models.items() if m is not progress.models.get(name)}
         tensors |= {f"best/{name}": model for name, model in changed.items()}
-        kept = ("done", "homes", "best_homes", "best", "stopped", "failures", "losses", "exchanges", "counted", "lost")
+        kept = ("done", "homes", "best_homes", "best", "stopped", "failures", "losses", "exchanges", "counted",
+                "trained", "lost")  # fmt: skip
         fields = {name: getattr(progress, name) for name in kept}
         fields |= {"length": self._length, "best_models": list(progress.best_models)}
         write_atomic(self.path, Message(fields, tensors).to_bytes(), durable=False)

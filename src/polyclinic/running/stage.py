@@ -7,8 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from polyclinic.client.optimizers import build_optimizer
-from polyclinic.client.work import with_learning_rate
+from polyclinic.client.optimizers import build_optimizer, with_learning_rate
 from polyclinic.communication.exchange import Traffic, check_declared
 from polyclinic.communication.message import Message
 from polyclinic.errors import PolyclinicError
@@ -41,6 +40,7 @@ class ModelStage(Stage):
         self.network, self.task = plan.network, plan.task
         self.ask = self.conversation.asking(plan.procedure[0])
         self._exchanges: dict[str, int] = {}
+        self._batches: dict[str, int] = {}
         for model, sites in groups.items():
             state, size = progress.model(model), plan.selection.trainable
             total = sum(plan.weights[site] for site in sites)
@@ -73,10 +73,12 @@ class ModelStage(Stage):
         self.conversation.open.add(site)
         self.progress.exchanges += 1
         self._exchanges[site] = self.progress.exchanges
+        trained, one_by_one = self.progress.trained.get(self.homes[site], 0), self.plan.grouping[1].one_by_one
         asked = Train(
             round=self.number, exchange=self.progress.exchanges, turn=self.turns.count(site),
             learning_rate=self.learning_rate, counted=self.progress.counted.get(site, 0),
-            optimizer=self.plan.cycled_in(self.number),
+            optimizer=self.plan.cycled_in(self.number), after_rounds=0 if one_by_one else trained,
+            after_batches=trained if one_by_one else 0,
         )  # fmt: skip
         sent = self.chains[self.homes[site]].send(site)
         check_declared(sent, self.plan.reveals)
@@ -90,6 +92,7 @@ class ModelStage(Stage):
         """
         site, said = answered.site, answered.said
         self.chains[self.homes[site]].take(site, packed, self.plan.weights[site], answered.lag)
+        self._batches[self.homes[site]] = self._batches.get(self.homes[site], 0) + said.get("batches", said["steps"])
         told = Traffic()
         told.add(once)
         self.conversation.up[site].sent = told.sent + self.conversation.up[site].sent
@@ -120,6 +123,8 @@ class ModelStage(Stage):
                 continue
             if result is not None:
                 self.progress.models[model] = result.state
+                more = self._batches[model] if self.plan.grouping[1].one_by_one else 1
+                self.progress.trained[model] = self.progress.trained.get(model, 0) + more
                 shares |= result.shares
         homes = {site: model for site, model in self.homes.items() if model not in still}
         self.progress.homes |= homes

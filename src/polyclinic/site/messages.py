@@ -168,6 +168,8 @@ class Train(During):
         turn: how often the site had its turn in this round before.
         learning_rate: of this round.
         optimizer: other options of the optimiser in this round, where the schedule cycles them.
+        after_rounds: in how many rounds the state was trained before; 0 where one site trains after another.
+        after_batches: there, on how many batches of all sites; else 0.
     """
 
     round: Count
@@ -175,6 +177,8 @@ class Train(During):
     turn: Count = 0
     learning_rate: NotNegative
     optimizer: Options = {}
+    after_rounds: Count = 0
+    after_batches: Count = 0
 
 
 class Question(During):
@@ -192,12 +196,17 @@ class Question(During):
 
 
 class Trained(Body):
-    """What a site says of its work: cases, steps, mean loss, seconds."""
+    """What a site says of its work: cases, steps, mean loss, seconds.
+
+    Attributes:
+        batches: steps of the shared model, where others were of a personal one; None for all.
+    """
 
     examples: Count
     steps: Count
     loss: Number
     seconds: NotNegative
+    batches: Count | None = None
 
 
 class Evaluate(During):

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 import polyclinic.catalogues  # noqa: F401 - the parts enter their catalogues
+from polyclinic.client.optimizers import with_learning_rate
 from polyclinic.client.personal import PERSONAL, Personal, Phase
 from polyclinic.client.stacked import parts_not_stackable, reason_not_stackable
 from polyclinic.client.work import (
@@ -22,7 +23,6 @@ from polyclinic.client.work import (
     case_order,
     check_finite,
     path_length,
-    with_learning_rate,
 )
 from polyclinic.communication.exchange import check_declared
 from polyclinic.communication.message import Message
@@ -64,12 +64,14 @@ class Kept:
         personal: of the personal model.
         parts: of each part.
         optimizers: state of the optimiser of each phase.
+        trained: how often all this was trained, in exchanges that counted.
     """
 
     own: Tensor
     personal: Memory
     parts: dict[str, Memory]
     optimizers: list[Memory] = field(default_factory=list)
+    trained: int = 0
 
 
 class Run:
@@ -263,6 +265,8 @@ class Run:
         kept = {f"{group}/{name}": tensor for group, found in groups.items() for name, tensor in found.items()}
         if self.private.size:
             kept["own"] = self.kept.own
+        if self.private.size or self.kept.personal:
+            kept["trained"] = torch.tensor(self.kept.trained)
         if self.best is not self.kept:  # else it is what is kept now
             best = {f"best_personal/{name}": tensor for name, tensor in self.best.personal.items()}
             best |= {"best": self.best.own} if self.private.size else {}
@@ -277,7 +281,8 @@ class Run:
 
         parts = {name: group(f"part {name}") for name in self.ends}
         optimizers = [group(f"optimizer{number}") for number in range(len(self.phases))]
-        self.kept = Kept(memory.get("own", self.kept.own), group("personal"), parts, optimizers)
+        trained = int(memory.get("trained", 0))
+        self.kept = Kept(memory.get("own", self.kept.own), group("personal"), parts, optimizers, trained)
         self.best = self.kept
         if any(name.startswith("best") for name in memory):
             own, personal = memory.get("best", self.kept.own), group("best_personal") or self.kept.personal
@@ -300,7 +305,8 @@ class Round:
         self.rate = request.learning_rate
         self.view = run.at(self.received, request.round, self.rate, request.optimizer)
         named = with_learning_rate(run.work.optimizer, self.rate, request.optimizer)
-        self.companion = run.personal.companion(run.kept.personal, named, run.work.clip)
+        own_batches = run.kept.trained * run.steps_in_round(run.phases[0], 0)
+        self.companion = run.personal.companion(run.kept.personal, named, run.work.clip, own_batches)
         self._given = {name: self._begin(name, end, tensors) for name, end in run.ends.items()}
         self._jobs: list[LocalJob] = []
         self._results: list[LocalResult] = []
@@ -347,14 +353,17 @@ class Round:
         return job
 
     def _batches(self, number: int) -> int:
-        """Steps that the state was trained for at the site before this phase, see `LocalJob.batches`."""
+        """Of how many batches the statistics are that this phase starts from, see `LocalJob.batches`."""
         phases, start = self.run.phases, self.run.phases[number].start
         steps: list[int] = []
         for phase in phases:
             steps.append(self.run.steps_in_round(phase, sum(steps)))
         chain = [i for i, phase in enumerate(phases) if (phase.start == "personal") is (start == "personal")]
         before = sum(steps[i] for i in chain if i < number) if start == "before" else 0
-        return self.request.round * sum(steps[i] for i in chain) + before
+        rounds, batches = self.request.after_rounds, self.request.after_batches
+        if start == "personal" or Role.NORM_STATISTIC not in self.run.declared.share:
+            rounds, batches = self.run.kept.trained, 0  # what stays at the site was trained nowhere else
+        return batches + rounds * sum(steps[i] for i in chain) + before
 
     def _turn(self, phase: int) -> list[str]:
         """Names that make the seeds of a second turn in a round, or of a phase that goes on from another, others.
@@ -410,10 +419,14 @@ class Round:
         ]
         own = run.private.take(shared.vector).clone() if run.private.size else run.kept.own
         parts = {name: end.kept for name, end in run.ends.items()}
-        run.leave(self.request.exchange, Kept(own, kept, parts, optimizers))
+        run.leave(self.request.exchange, Kept(own, kept, parts, optimizers, run.kept.trained + 1))
+        steps = sum(result.steps for result in results)
+        batches = sum(
+            result.steps for result, phase in zip(results, run.phases, strict=True) if phase.gives == "shared"
+        )
         said = Trained(
-            examples=len(self._jobs[0].index), steps=sum(result.steps for result in results), loss=shared.loss,
-            seconds=seconds,
+            examples=len(self._jobs[0].index), steps=steps, loss=shared.loss, seconds=seconds,
+            batches=None if batches == steps else batches,
         )  # fmt: skip
         return Message(said.fields(), packed)
 

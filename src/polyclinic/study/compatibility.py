@@ -43,6 +43,7 @@ class Local:
         keeps_optimizer: whether its state stays between rounds.
         mixed_precision: whether the study asks for it.
         chosen: whether sites are chosen anew each round.
+        stops_early: whether training ends once validation gets no better.
         besides: entries of the training that change how a site trains by itself, besides its optimiser and batches.
     """
 
@@ -51,6 +52,7 @@ class Local:
     keeps_optimizer: bool
     mixed_precision: bool
     chosen: bool
+    stops_early: bool
     besides: Sequence[str] = ()
 
 
@@ -163,6 +165,10 @@ def _one_by_one(method: Method, local: Local) -> Refusal | None:
     if name == "incremental" and local.chosen:
         return Refusal("In the topology incremental each site has one turn, and `participation` chooses sites anew "
                        "each round.", "Leave out `participation`, or use `topology: cyclic`.", "topology")  # fmt: skip
+    if name == "incremental" and local.stops_early:
+        return Refusal("In the topology incremental each site has one turn, and `early_stopping` would end training "
+                       "before the last sites have theirs.", "Leave out `early_stopping` (for this method alone: "
+                       "`training: {early_stopping: null}`), or use `topology: cyclic`.", "topology")  # fmt: skip
     for key, part_name, part in _placed(method):
         if key == "server" and part_name != "mean":
             return Refusal(f"{part_name} puts several answers together; in the topology {name} there is only "

@@ -99,9 +99,12 @@ class MethodReader:
             training = _override(training, common["training"], (*inner, "training"))
             check_training(training, self.task, (*inner, "training"))
         keeps = method.keep_optimizer or training.optimizer_state == "keep"
-        chosen = bool(training.participation)
+        chosen, stops_early = bool(training.participation), training.early_stopping is not None
         besides = [*(["precision: mixed"] if self.mixed else []), *_besides(training)]
-        refused = refusal(method, Local(self.task, optimizer_of(training)[0], keeps, self.mixed, chosen, besides))
+        local = Local(
+            self.task, optimizer_of(training)[0], keeps, self.mixed, chosen, stops_early, besides
+        )  # fmt: skip
+        refused = refusal(method, local)
         if refused is not None:
             raise EntryError("P104", refused.message, refused.hint, place=(*inner, *refused.place(common)))
         options = ", ".join(f"{key}={_short(value)}" for key, value in {**given, **parts}.items())
