@@ -38,7 +38,7 @@ from polyclinic.methods import PUBLISHED, SHARES
 from polyclinic.models.catalogue import MODELS
 from polyclinic.notes import TITLES as NOTES
 from polyclinic.options import Catalogue, describe_options
-from polyclinic.parts import PLACES
+from polyclinic.parts import PLACES, SERVER_PARTS, ServerPart, Step
 from polyclinic.server.selection import PARTICIPATION
 from polyclinic.site import Site, Workspace
 from polyclinic.study.comparisons import LEAST_SITES
@@ -459,6 +459,21 @@ def not_finite(sites: list[str], **training: int) -> None:
     Federation(data, training=training).rounds()
 
 
+class Forgetful(ServerPart):
+    """Gives no step."""
+
+    def finish(self, step: Step) -> None:  # type: ignore[override]
+        """Nothing."""
+
+
+def forgetful_part() -> None:
+    SERVER_PARTS.add("forgetful")(Forgetful)
+    try:
+        Federation(table_sites(), [{"fedavg": {"server": ["forgetful"]}}]).rounds()
+    finally:
+        SERVER_PARTS.remove("forgetful")
+
+
 def out_of_memory() -> None:
     raise Site(table_site("north", 8), Workspace()).failure("train", MemoryError())
 
@@ -515,6 +530,7 @@ MISTAKES: dict[str, Callable[[], object]] = {
     "P301": lambda: not_finite(["south"]),
     "P302": lambda: changed("model: mlp", "model: cnn").run("results"),
     "P303": out_of_memory,
+    "P304": forgetful_part,
     "P401": unforeseen,
     "P402": lambda: not_finite(["south", "west"], quorum=2),
     "P403": killed_worker,

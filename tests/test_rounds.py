@@ -306,7 +306,7 @@ def test_below_the_quorum_it_stops():
     with pytest.raises(SiteError) as caught:
         run_rounds(plan_for(engine, 1, quorum=2), engine)
     assert str(caught.value) == (
-        "P402 In round 1, 1 of 3 sites answered (2 needed). B: P401 Site B is asleep; C: P401 Site C is asleep. "
+        "P402 In round 1, 1 of 3 sites answered (2 needed). B: P401 Site B is asleep; likewise C. "
         "Mend the sites named, or set a lower `training: {quorum: ...}`."
     )
 

@@ -27,6 +27,7 @@ TITLES = {
     "P301": "The loss or the model's state is not a number",
     "P302": "The model does not fit the data",
     "P303": "Out of memory",
+    "P304": "A part does not do what it must",
     "P401": "A site failed",
     "P402": "Too few sites answered",
     "P403": "A worker process ended unexpectedly",
@@ -73,6 +74,10 @@ class DataError(PolyclinicError):
 
 class TrainingError(PolyclinicError):
     """Training went wrong at a site (a loss that is not a number, out of memory)."""
+
+
+class PartError(PolyclinicError):
+    """A part of a method, mostly one of a plug-in, gives something else than it must."""
 
 
 class SiteError(PolyclinicError):

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from polyclinic.engine.base import Engine
 from polyclinic.errors import PolyclinicError, SiteError
 from polyclinic.parts import Groups, Turn
+from polyclinic.parts.checks import stages_of
 from polyclinic.running.attendance import Attendance, BrokenDown
 from polyclinic.running.federation import Federation
 from polyclinic.running.plan import Plan
@@ -61,7 +62,8 @@ def run_rounds(
             report(progress.done, plan.rounds)
     if not rows and not broke_down and not progress.stopped:
         raise SiteError(
-            "P402", f"None of {plan.rounds} rounds changed the model: in each too few sites were there or in time.",
+            "P402", f"None of {plan.rounds} rounds changed the model: in each too few sites were there or in time, or "
+            "none was asked to train.",
             "Give `training: {participation: ...}` that more sites meet, or a lower `training: {quorum: ...}`.",
         )  # fmt: skip
     if not plan.validate and plan.keeps:
@@ -77,7 +79,8 @@ def _round(federation: Federation, attendance: Attendance) -> list[Row]:
     name, grouping = plan.grouping
     federation.conversation.begin()
     ask = federation.conversation.asking(name)
-    stages = grouping.stages(Turn(progress.done, plan.rounds, sites, progress.models, ask, plan.start.seed))
+    turn = Turn(progress.done, plan.rounds, sites, progress.models, ask, plan.start.seed)
+    stages = stages_of(name, grouping.stages(turn), sites)
     before, rows = federation.now() if len(stages) > 1 else None, list[Row]()
     for groups in stages:
         rows += _stage(federation, attendance, groups, [row["site"] for row in rows], alone=len(stages) > 1)
@@ -91,10 +94,10 @@ def _stage(
     federation: Federation, attendance: Attendance, groups: Groups, turns: list[str], *, alone: bool
 ) -> list[Row]:  # fmt: skip
     """One stage; ``turns`` are the sites that answered in this round before."""
-    plan, progress = federation.plan, federation.progress
+    progress = federation.progress
     federation.conversation.open.clear()
     stage, rows, asked = ModelStage(federation, groups, turns), list[Row](), 0
-    for answered in plan.procedure[1].updates(stage):
+    for answered in stage.answers():
         asked += 1
         if attendance.counts(answered) and not isinstance(answered.packed, PolyclinicError):
             once = {} if answered.site in progress.losses else federation.announced[answered.site]

@@ -19,11 +19,13 @@ from polyclinic.client.work import (
     augmentation_seed,
     batch_sizes,
     case_order,
+    change_gradient,
     check_finite,
     clip_gradient,
     gradient_step,
 )
 from polyclinic.models import keeps_statistics
+from polyclinic.parts.checks import kind_of, wrong
 from polyclinic.parts.site_end import Batch, overrides
 from polyclinic.randomness import own_randomness
 from polyclinic.seeds import derive_seed
@@ -113,7 +115,7 @@ class _Hooks:
         self._batch, self._loss, self._gradient = (
             [(end, given) for end, given in ends if overrides(end, hook)] for hook in ("batch", "loss", "gradient")
         )
-        self.model, self.work, self.seed = model, work, job.seed
+        self.model, self.work, self.seed, self.site = model, work, job.seed, job.site
         self.received = (job.start if job.anchor is None else job.anchor).to(device)
         self.anchor, self.weights = self.received[: model.layout.trainable], model.weights.detach()
         self.class_weights = None if job.class_weights is None else job.class_weights.to(device)
@@ -148,19 +150,24 @@ class _Hooks:
         batch = Batch(inputs, targets, self.model, self.received, seed, nothing, nothing)
         for end, given in self._batch:
             batch = end.batch(batch, given)
+            if not isinstance(batch, Batch):
+                raise wrong(end.name, "batch", kind_of(batch), "the batch, or `replace(batch, ...)`", self.site)
         self._features.clear()
         loss, outputs = self._mean_loss(task, batch.inputs, batch.targets)
         features = mean_over_places(self._features[0]) if self._records else nothing
         batch = replace(batch, outputs=outputs, features=features)
         for end, given in self._loss:
             term = end.loss(batch, given)
-            loss = loss if term is None else loss + term
+            if term is not None:
+                if not isinstance(term, Tensor) or term.numel() != 1:
+                    raise wrong(end.name, "loss", kind_of(term), "a tensor of one number, or None", self.site)
+                loss = loss + term.reshape(())
         return loss
 
     def change(self, gradient: Tensor) -> None:
         """Let the parts change the gradient of a step."""
         for end, given in self._gradient:
-            end.gradient(gradient, self.weights, self.anchor, given)
+            change_gradient(end, gradient, self.weights, self.anchor, given, self.site)
 
 
 class _Backward:

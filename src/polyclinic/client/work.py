@@ -18,6 +18,7 @@ from polyclinic.client.optimizers import Named, build_optimizer, with_learning_r
 from polyclinic.data.dataset import Dataset
 from polyclinic.errors import TrainingError
 from polyclinic.limits import AboveZero, NamedPart, NotNegative, Switch, Times
+from polyclinic.parts.checks import kind_of, wrong
 from polyclinic.parts.site_end import Memory, SiteEnd, overrides
 from polyclinic.seeds import derive_seed, generator
 from polyclinic.shapes import finite
@@ -169,6 +170,19 @@ def clip_gradient(gradient: Tensor, largest: float | None) -> None:
     if largest is not None:
         norm = gradient.norm(dim=-1, keepdim=True)
         gradient.mul_((largest / norm.clamp_min(1e-12)).clamp_max(1.0))
+
+
+def change_gradient(
+    end: SiteEnd, gradient: Tensor, weights: Tensor, start: Tensor, given: Memory, site: str = ""
+) -> None:  # fmt: skip
+    """Let a part change a gradient in place.
+
+    Raises:
+        PartError: P304, it gives a gradient instead, which nobody would look at.
+    """
+    found: object = end.gradient(gradient, weights, start, given)  # type: ignore[func-returns-value]
+    if found is not None:
+        raise wrong(end.name, "gradient", kind_of(found), "nothing: it changes `gradient` in place", site)
 
 
 def check_finite(result: LocalResult, site: str) -> LocalResult:

@@ -27,7 +27,8 @@ class Answered:
 
     Attributes:
         site: its name.
-        packed: what left the site, ``change [T]`` and ``statistics [S]`` at least; or why nothing came.
+        packed: what left the site, ``change [T]`` and ``statistics [S]`` at least, or what a channel made of them; or
+            why nothing came.
         said: ``examples``, ``steps``, ``loss`` and ``seconds`` of its work; a procedure that does not let sites train
             by themselves says all four.
         lag: steps that the server has taken since it sent what the site started from.
@@ -75,7 +76,7 @@ class Stage(ABC):
         """Ask sites to train, each from a state ``[Q]``; answers come in site order.
 
         Raises:
-            ValueError: a site was asked in this stage before.
+            PartError: P304, a site was asked in this stage before, or does not belong to it.
         """
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Container, Iterable, Mapping, Sequence
 
 from polyclinic.communication.message import Message
@@ -13,6 +14,7 @@ from polyclinic.running.progress import Progress
 from polyclinic.server.selection import Candidates
 
 _MEND = "Mend the sites named, or set a lower `training: {quorum: ...}`."
+_SAME = "All failed in the same way, so look for the cause in what they have in common: the study, its parts, its data."
 
 
 class BrokenDown(Exception):  # noqa: N818 - it is no error
@@ -204,13 +206,27 @@ def _too_few(
     when: str, answered: int, asked: int, needed: int, failures: Mapping[str, PolyclinicError],
     late: Container[str] = (),
 ) -> SiteError:  # fmt: skip
+    same = answered == 0 and len(failures) > 1 and len(_alike(failures, late)) == 1
     return SiteError(
-        "P402", f"{when}, {answered} of {asked} sites answered ({needed} needed). {causes_of(failures, late)}", _MEND,
+        "P402", f"{when}, {answered} of {asked} sites answered ({needed} needed). {causes_of(failures, late)}",
+        _SAME if same else _MEND,
         causes=[error.code for error in failures.values()],
     )  # fmt: skip
 
 
 def causes_of(failures: Mapping[str, PolyclinicError], late: Container[str] = ()) -> str:
     """What a note says of failures; a ``late`` answer is none, so it has no number."""
-    causes = {site: error.message if site in late else str(error) for site, error in failures.items()}
-    return "; ".join(f"{site}: {cause.removesuffix('.')}" for site, cause in causes.items()) + "."
+    said = []
+    for (first, *others), cause in _alike(failures, late):
+        said.append(f"{first}: {cause.removesuffix('.')}" + (f"; likewise {', '.join(others)}" if others else ""))
+    return "; ".join(said) + "."
+
+
+def _alike(failures: Mapping[str, PolyclinicError], late: Container[str]) -> list[tuple[list[str], str]]:
+    """Sites that failed for the same cause, but for their names, and what it is at the first of them."""
+    found: dict[str, tuple[list[str], str]] = {}
+    for site, error in failures.items():
+        cause = error.message if site in late else str(error)
+        key = re.sub(rf"(?<!\w){re.escape(site)}(?!\w)", "…", cause)
+        found.setdefault(key, ([], cause))[0].append(site)
+    return list(found.values())

@@ -12,6 +12,7 @@ from polyclinic.communication.message import Message
 from polyclinic.engine.base import Engine
 from polyclinic.errors import PolyclinicError
 from polyclinic.parts import Ask, Memory
+from polyclinic.parts.checks import tensors_of, wrong
 from polyclinic.running.plan import Plan
 from polyclinic.running.progress import Progress
 from polyclinic.site.messages import Question
@@ -55,7 +56,10 @@ class Conversation:
         """How the end of a part at the server asks those at the sites."""
 
         def ask(verb: str, requests: Mapping[str, Memory]) -> Iterator[tuple[str, Memory | PolyclinicError]]:
-            for tensors in requests.values():
+            for site, tensors in requests.items():
+                if site not in self.plan.weights:
+                    raise wrong(part, f"ask({verb!r}, ...)", f"{site!r} as a site", "sites of the training")
+                tensors_of(part, f"ask({verb!r}, ...)", tensors)
                 check_declared(_named(tensors, part), self.plan.reveals)
             messages = {site: Message(self._about(site), dict(tensors)) for site, tensors in requests.items()}
             for site, reply in self.call(f"{part}/{verb}", messages):

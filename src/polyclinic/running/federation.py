@@ -5,6 +5,7 @@ from __future__ import annotations
 from polyclinic.communication.message import Message
 from polyclinic.engine.base import Engine
 from polyclinic.parts import Memory
+from polyclinic.parts.checks import tensors_of
 from polyclinic.running.attendance import gather
 from polyclinic.running.conversation import Conversation
 from polyclinic.running.plan import Plan
@@ -47,8 +48,10 @@ class Federation:
 
     def _memory(self) -> Memory:
         """What the parts keep at the coordinator."""
-        found = {f"grouping/{key}": tensor for key, tensor in self.plan.grouping[1].memory().items()}
-        found |= {f"procedure/{key}": tensor for key, tensor in self.plan.procedure[1].memory().items()}
+        found: Memory = {}
+        for place, (name, part) in (("grouping", self.plan.grouping), ("procedure", self.plan.procedure)):
+            kept = tensors_of(name, "memory", part.memory())
+            found |= {f"{place}/{key}": tensor for key, tensor in kept.items()}
         for model, chain in self._chains.items():
             found |= {f"model {model}/{key}": tensor for key, tensor in chain.memory().items()}
         return found

@@ -12,6 +12,7 @@ from polyclinic.communication.exchange import Traffic, check_declared
 from polyclinic.communication.message import Message
 from polyclinic.errors import PolyclinicError
 from polyclinic.parts import Answered, Groups, Memory, Now, Stage
+from polyclinic.parts.checks import kind_of, tensors_of, wrong
 from polyclinic.running.federation import Federation
 from polyclinic.running.progress import Row
 from polyclinic.site.messages import Train
@@ -49,6 +50,30 @@ class ModelStage(Stage):
                 Now(self.number, self.rounds, self.learning_rate, weights, statistics, total, plan.weights, sites)
             )
 
+    def answers(self) -> Iterator[Answered]:
+        """What the procedure gives.
+
+        Raises:
+            PartError: P304, it gives something else than answers of the stage's sites, one each at most.
+        """
+        name, procedure = self.plan.procedure
+        found, seen = procedure.updates(self), set[str]()
+        if not isinstance(found, Iterable):
+            raise wrong(name, "updates", kind_of(found), "to `yield` an `Answered` for each site")
+        for answered in found:
+            if not isinstance(answered, Answered):
+                raise wrong(name, "updates", kind_of(answered), "an `Answered` for each site")
+            if answered.site not in self.homes or answered.site in seen:
+                got = f"an answer of {answered.site!r}" + " again" * (answered.site in seen)
+                raise wrong(name, "updates", got, "one answer at most of each site of `stage.sites`")
+            seen.add(answered.site)
+            if not isinstance(answered.packed, PolyclinicError):
+                tensors_of(name, "updates", answered.packed)
+                missing = [key for key in ("examples", "steps", "loss", "seconds") if key not in answered.said]
+                if missing:
+                    raise wrong(name, "updates", f"an answer that says no {missing[0]!r}", "`said` to have it")
+            yield answered
+
     def state(self, site: str) -> Tensor:
         """See `Stage`."""
         return self.progress.model(self.homes[site])
@@ -60,6 +85,9 @@ class ModelStage(Stage):
 
     def train(self, states: Mapping[str, Tensor]) -> Iterator[Answered]:
         """See `Stage`."""
+        others = [site for site in states if site not in self.homes]
+        if others:
+            raise wrong(self.plan.procedure[0], "updates", f"{others[0]!r} to train", "sites of `stage.sites`")
         requests = {site: self._request(site, state) for site, state in states.items()}
         for site, reply in self.conversation.call("train", requests):
             if isinstance(reply, PolyclinicError):
@@ -69,7 +97,9 @@ class ModelStage(Stage):
 
     def _request(self, site: str, state: Tensor) -> Message:
         if site in self._exchanges:  # what the first exchange left at the site would be lost
-            raise ValueError(f"{site} was asked to train twice in a stage")
+            raise wrong(
+                self.plan.procedure[0], "updates", f"{site} to train again", "each site at most once in a stage"
+            )
         self.conversation.open.add(site)
         self.progress.exchanges += 1
         self._exchanges[site] = self.progress.exchanges

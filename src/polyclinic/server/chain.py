@@ -4,12 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
-from polyclinic.parts import Aggregation, Ask, Memory, Now, ServerEnd, Update
+from polyclinic.errors import PartError
+from polyclinic.parts import Aggregation, Ask, Memory, Now, ServerEnd, Step, Update
+from polyclinic.parts.checks import kind_of, tensors_of, wrong
 from polyclinic.server.mean import Mean
+
+Passed = TypeVar("Passed", Update, Step)
 
 
 @dataclass(frozen=True)
@@ -38,6 +43,7 @@ class Chain:
         if len(found) > 1:
             raise ValueError("a server rule has one aggregation")
         self.aggregation = found[0] if found else Mean()
+        self.aggregation.name = self.aggregation.name or "mean"
         self.others = [end for end in ends.values() if end is not self.aggregation]
 
     def meet(
@@ -50,41 +56,95 @@ class Chain:
 
     def begin(self, now: Now) -> None:
         """Begin a round."""
-        self.now, self._updates = now, 0
+        self.now, self._sites = now, set[str]()
         for end in (*self.others, self.aggregation):
+            end.now = now
             end.begin(now)
 
     def send(self, site: str) -> Memory:
         """What a site is sent besides the state: ``part/name`` -> tensor."""
-        return {f"{name}/{key}": t for name, end in self.ends.items() for key, t in end.send(site).items()}
+        return {
+            f"{name}/{key}": tensor
+            for name, end in self.ends.items()
+            for key, tensor in tensors_of(name, "send", end.send(site)).items()
+        }
 
     def take(self, site: str, packed: Memory, weight: float, lag: int = 0) -> None:
-        """Take in what left a site; answers come in site order."""
-        for end in self.ends.values():
-            packed = end.open(packed)
+        """Take in what left a site; answers come in site order.
+
+        Args:
+            site: its name.
+            packed: what left it.
+            weight: its declared weight.
+            lag: steps that the server has taken since it sent what the site started from.
+
+        Raises:
+            PartError: P304, an end gives something else than it must.
+        """
+        opened = ""
+        for name, end in self.ends.items():
+            if type(end).open is not ServerEnd.open:
+                packed, opened = tensors_of(name, "open", end.open(packed)), name
+        self._check_opened(packed, opened, site)
         sent = {name: named(packed, name) for name in self.ends}
         update = Update(site, packed["change"], packed["statistics"], weight, sent, lag)
         for end in self.others:
-            update = end.take(update)
+            update = self._checked(end, "take", end.take(update), Update)
         self.aggregation.add(update)
-        self._updates += 1
+        self._sites.add(site)
+
+    def _check_opened(self, packed: Memory, opened: str, site: str) -> None:
+        for key, like in (("change", self.now.weights), ("statistics", self.now.statistics)):
+            found = packed.get(key)
+            if found is None or found.shape != like.shape or not found.is_floating_point():
+                got = f"{kind_of(found)} as the {key} of site {site}"
+                if found is not None and not found.is_floating_point():
+                    got = f"{got} with numbers of {str(found.dtype).removeprefix('torch.')}"
+                expected = f"{list(like.shape)} numbers with fractions"
+                if opened:
+                    raise wrong(opened, "open", got, expected)
+                raise PartError(
+                    "P304", f"A part or a procedure gave {got}; expected {expected}.",
+                    "What a part changes in `close` its end at the server has to undo in `open`.",
+                )  # fmt: skip
 
     def finish(self) -> Result | None:
         """The next state; None if there was no update."""
-        if not self._updates:
+        if not self._sites:
             return None
-        step = self.aggregation.done()
+        step = self._checked(self.aggregation, "done", self.aggregation.done(), Step)
         for end in self.others:
-            step = end.finish(step)
+            step = self._checked(end, "finish", end.finish(step), Step)
+        others = [site for site in step.shares if site not in self._sites]
+        if others:
+            raise PartError(
+                "P304", f"A part at the server gave a share of {others[0]!r}, of whom no update came.",
+                "In a `Step` there are shares of those sites only whose updates it is made of.",
+            )  # fmt: skip
         before = self.now.weights
         state = torch.empty(len(before) + len(step.statistics), dtype=before.dtype)
         torch.add(before, step.change, out=state[: len(before)])
         state[len(before) :] = step.statistics
         return Result(state, step.shares)
 
+    def _checked(self, end: ServerEnd, hook: str, found: Passed, kind: type[Passed]) -> Passed:
+        """What a hook gave, if it can go on."""
+        if not isinstance(found, kind):
+            expected = f"a new `{kind.__name__}`, or the one given"
+            raise wrong(end.name, hook, kind_of(found), expected)
+        for key, like in (("change", self.now.weights), ("statistics", self.now.statistics)):
+            values = getattr(found, key)
+            if not isinstance(values, Tensor) or values.shape != like.shape:
+                raise wrong(end.name, hook, f"{kind_of(values)} as {key}", f"a tensor {list(like.shape)}")
+        return found
+
     def memory(self) -> Memory:
         """What all ends keep between rounds, for checkpoints."""
-        return {f"{name}/{key}": tensor for name, end in self.ends.items() for key, tensor in end.memory().items()}
+        return {
+            f"{name}/{key}": tensor
+            for name, end in self.ends.items()
+            for key, tensor in tensors_of(name, "memory", end.memory()).items()
+        }
 
     def restore(self, memory: Memory) -> None:
         """Take back what ``memory`` gave."""

@@ -31,6 +31,7 @@ from polyclinic.data.splits import Parts
 from polyclinic.errors import TrainingError
 from polyclinic.models import has_batch_norm
 from polyclinic.parts import Ended, Memory, SiteEnd, build_part
+from polyclinic.parts.checks import Unwritten, kind_of, tensors_of, wrong
 from polyclinic.parts.site_end import overrides
 from polyclinic.site.messages import Question, Start, Train, Trained
 from polyclinic.site.schema import Known
@@ -110,11 +111,15 @@ class Run:
             site, initial, model, task, dataset, parts, self.shared, (declared.seed, "parts", site, declared.fold),
             self.measure, self.shared_model, self._batches, with_learning_rate(self.work.optimizer, 0.0),
         )  # fmt: skip
-        self.announced = {f"{n}/{key}": t for n, end in self.ends.items() for key, t in end.meet(first).items()}
+        self.announced = {
+            f"{name}/{key}": tensor
+            for name, end in self.ends.items()
+            for key, tensor in tensors_of(name, "meet", end.meet(first), site).items()
+        }
         check_declared(self.announced, self.reveals, site)
         self.kept = Kept(
             self.private.take(initial).clone(), self.personal.initial(first),
-            {name: end.kept for name, end in self.ends.items()}, [{} for _ in self.phases],
+            self.parts_keep(), [{} for _ in self.phases],
         )  # fmt: skip
         self._left: tuple[int, Kept] | None = None
         self.keep()
@@ -223,14 +228,19 @@ class Run:
         state = tensors.get("state")
         vector = torch.empty(0) if state is None else self.shared_model(state)
         view = self.at(vector, asked.round, asked.learning_rate, asked.optimizer)
-        end.kept = kept.parts[name]
+        end.kept, before = dict(kept.parts[name]), Unwritten(kept.parts[name])
         given = {key: tensor for key, tensor in tensors.items() if key != "state"}
-        found = end.answer(verb, given, view)
+        found = tensors_of(name, "answer", end.answer(verb, given, view), self.site)
         check_declared((f"{name}/{key}" for key in found if key != "state"), self.reveals, self.site)
-        kept.parts[name] = end.kept
+        before.check(name, "kept", self.site)
+        kept.parts[name] = tensors_of(name, "kept", end.kept, self.site)
         return found
 
     # What is kept -------------------------------------------------------------------------------------------------
+
+    def parts_keep(self) -> dict[str, Memory]:
+        """What each part keeps now."""
+        return {name: tensors_of(name, "kept", end.kept, self.site) for name, end in self.ends.items()}
 
     def leave(self, exchange: int, kept: Kept) -> None:
         """What an exchange left; it is not kept before the coordinator says that the exchange counted."""
@@ -307,15 +317,19 @@ class Round:
         named = with_learning_rate(run.work.optimizer, self.rate, request.optimizer)
         own_batches = run.kept.trained * run.steps_in_round(run.phases[0], 0)
         self.companion = run.personal.companion(run.kept.personal, named, run.work.clip, own_batches)
+        self._counted = {name: Unwritten(run.kept.parts[name]) for name in run.ends}
+        self._vector = Unwritten({"vector": self.received})
         self._given = {name: self._begin(name, end, tensors) for name, end in run.ends.items()}
         self._jobs: list[LocalJob] = []
         self._results: list[LocalResult] = []
         self._begun = time.monotonic()
 
     def _begin(self, name: str, end: SiteEnd, tensors: Memory) -> Memory:
-        end.kept = self.run.kept.parts[name]
+        end.kept = dict(self.run.kept.parts[name])  # what is set in it by name is of this round only, too
         received = {key.removeprefix(f"{name}/"): t for key, t in tensors.items() if key.startswith(f"{name}/")}
-        return end.begin(self.view, received)
+        given = tensors_of(name, "begin", end.begin(self.view, received), self.run.site)
+        self._vector.check(name, "begin", self.run.site)
+        return given
 
     @property
     def phases(self) -> int:
@@ -390,12 +404,16 @@ class Round:
             return [(end, {}) for end in phase.ends]
         return [(end, self._given[name]) for name, end in self.run.ends.items()]
 
-    @staticmethod
-    def _class_weights(work: Work, ends: Sequence[tuple[SiteEnd, Memory]]) -> Tensor | None:
+    def _class_weights(self, work: Work, ends: Sequence[tuple[SiteEnd, Memory]]) -> Tensor | None:
         weights = None if work.class_weights is None else torch.tensor(work.class_weights, dtype=torch.float32)
         for end, given in ends:
             own = end.class_weights(given)
             if own is not None:
+                expected = (self.run.declared.classes,)
+                if not isinstance(own, Tensor) or own.shape != expected:
+                    raise wrong(
+                        end.name, "class_weights", kind_of(own), f"a tensor {list(expected)} or None", self.run.site
+                    )
                 weights = own.float() if weights is None else weights * own.float()
         return weights
 
@@ -418,8 +436,7 @@ class Round:
             for job, phase in zip(self._jobs, run.phases, strict=True)
         ]
         own = run.private.take(shared.vector).clone() if run.private.size else run.kept.own
-        parts = {name: end.kept for name, end in run.ends.items()}
-        run.leave(self.request.exchange, Kept(own, kept, parts, optimizers, run.kept.trained + 1))
+        run.leave(self.request.exchange, Kept(own, kept, run.parts_keep(), optimizers, run.kept.trained + 1))
         steps = sum(result.steps for result in results)
         batches = sum(
             result.steps for result, phase in zip(results, run.phases, strict=True) if phase.gives == "shared"
@@ -437,9 +454,11 @@ class Round:
         packed = {"change": state[:size] - before[:size], "statistics": state[size:].clone()}
         ended = self._ended(trained)
         for name, end in run.ends.items():
-            packed |= {f"{name}/{key}": tensor for key, tensor in end.end(ended, self._given[name]).items()}
-        for end in run.ends.values():
-            packed = end.close(packed)
+            told = tensors_of(name, "end", end.end(ended, self._given[name]), run.site)
+            self._counted[name].check(name, "kept", run.site)
+            packed |= {f"{name}/{key}": tensor for key, tensor in told.items()}
+        for name, end in run.ends.items():
+            packed = tensors_of(name, "close", end.close(packed), run.site)
         check_declared(packed, run.reveals, run.site)
         return packed
 
