@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from polyclinic.client.optimizers import build_optimizer, is_elementwise, restore_state, state_of, with_learning_rate
 from polyclinic.client.stackable import network_obstacle
 from polyclinic.client.stacked_network import StackedNetwork
+from polyclinic.client.stacked_rules import StackedRule
 from polyclinic.client.work import (
     LocalJob,
     LocalResult,
@@ -158,10 +159,10 @@ class StackedTrainer:
         first = start[:, : self.layout.trainable]
         weights, statistics = first.clone(), start[:, self.layout.trainable :].clone()
         positions = self._positions(rows)
-        self._begin(rows)
         run = self._full_gradient if self.work.kind == "gradient" else self._mini_batches
         anchored = any(row.anchor is not None for row in rows)
         anchors = torch.stack([_anchor(row, first[i]) for i, row in enumerate(rows)]) if anchored else first
+        self._begin(rows, anchors)
         losses = run(rows, weights, statistics, anchors, positions)
         vectors = (torch.cat([weights, statistics], dim=1) if statistics.shape[1] else weights).cpu()
         results: list[LocalResult | PolyclinicError] = [PolyclinicError("P401", "")] * len(rows)
@@ -173,22 +174,17 @@ class StackedTrainer:
                 results[job] = error
         return results
 
-    def _begin(self, rows: list[LocalJob]) -> None:
-        """Stack what parts are given, and class weights, where sites have their own."""
-        self.given: list[tuple[SiteEnd, dict[str, Tensor]]] = []
-        for number, (end, first) in enumerate(rows[0].ends):
-            if overrides(end, "gradient"):
-                found = [row.ends[number][1] for row in rows]
-                together = {name: torch.stack([one[name] for one in found]).to(self.device) for name in first}
-                self.given.append((end, together))
+    def _begin(self, rows: list[LocalJob], start: Tensor) -> None:
+        """Let parts change gradients with what they are given, and stack class weights, where sites have their own."""
         known = [row.class_weights for row in rows if row.class_weights is not None]
         self.class_weights = torch.stack(known).to(self.device) if known else None
+        numbers = [number for number, (end, _) in enumerate(rows[0].ends) if overrides(end, "gradient")]
+        self.rules = [StackedRule([row.ends[number] for row in rows], start) for number in numbers]
 
     def _change(self, gradient: Tensor, weights: Tensor, start: Tensor) -> None:
         """Let the parts change the gradient of the active sites; frozen weights have no part in its norm."""
-        active = len(gradient)
-        for end, given in self.given:
-            end.gradient(gradient, weights, start[:active], {n: tensor[:active] for n, tensor in given.items()})
+        for rule in self.rules:
+            rule.change(gradient, weights, start)
         if self.frozen is not None:
             self.frozen.fill(gradient, 0.0)
         clip_gradient(gradient, self.work.clip)

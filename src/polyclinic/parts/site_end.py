@@ -150,9 +150,9 @@ class Ended:
 class SiteEnd:
     """A part's end at a site. Every hook is optional, and a hook that is not overridden costs nothing.
 
-    A part that overrides neither ``batch`` nor ``loss`` can be trained for many sites at once. Its ``gradient`` is
-    written with broadcasting, so that it serves one site (``[T]``) and many (``[S, T]``) alike, and what ``begin``
-    gives must have the same shapes at all sites.
+    A part that overrides neither ``batch`` nor ``loss`` can be trained for many sites at once. If its ``gradient`` is
+    written with broadcasting, one end changes the gradients of all sites (``[S, T]``), which is fast. It is not if that
+    gives something else than each site's own end gives for its site (``[T]``): then each end is called for its own.
 
     Attributes:
         name: of the part.
