@@ -24,7 +24,9 @@ def load(monkeypatch):
 
     def found(**imports):
         points = [
-            SimpleNamespace(name=name, load=load, dist=SimpleNamespace(name=f"package-{name}", version="1.0"))
+            SimpleNamespace(
+                name=name, load=load, module=name, dist=SimpleNamespace(name=f"package-{name}", version="1.0")
+            )
             for name, load in imports.items()
         ]
         monkeypatch.setattr(catalogues, "entry_points", lambda group: points if group == "polyclinic.parts" else [])

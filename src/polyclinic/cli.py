@@ -54,8 +54,11 @@ def run(
     resume: Annotated[bool, typer.Option("--resume", help="Go on with a study that was interrupted.")] = False,
 ) -> None:
     """Run a study and write results and a report."""
+    from polyclinic.study.provenance import check_plugins
     from polyclinic.study.study import Study
 
+    if resume:
+        check_plugins(out)  # before the file is read: parts of a plug-in that is gone are names that nobody knows
     _run(Study.read(study, method), out, resume)
 
 
@@ -387,6 +390,14 @@ def main() -> None:
         except Terminated as stop:
             console.print("Stopped.")
             sys.exit(_exit_status(stop))
+        except PolyclinicError:
+            raise
+        except Exception as error:
+            if "polyclinic.catalogues" in sys.modules:
+                from polyclinic.catalogues import note_origin
+
+                note_origin(error)
+            raise
 
 
 if __name__ == "__main__":

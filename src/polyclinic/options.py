@@ -131,7 +131,8 @@ def check_options(
         checked = model.model_validate(given)
     except ValidationError as error:
         raise first_entry_error(error, given, place) from None
-    return checked.model_dump() if without is None else checked.model_dump(mode="json", exclude_unset=True)
+    # As JSON has them, which is how sites are told: a part is given the same at both ends, however it is reached.
+    return checked.model_dump(mode="json", exclude_unset=without is not None)
 
 
 def first_entry_error(error: ValidationError, content: object, place: Place = ()) -> EntryError:
@@ -212,6 +213,8 @@ def _fields(part: Callable[..., Any], without: Collection[str] | None) -> dict[s
     for parameter in inspect.signature(target).parameters.values():
         own = parameter.kind is inspect.Parameter.KEYWORD_ONLY
         if own if without is None else parameter.name not in {"self", *without}:
+            if parameter.name not in hints:
+                raise TypeError(f"the option {parameter.name!r} of {target.__qualname__} has no type")
             default = ... if parameter.default is inspect.Parameter.empty else parameter.default
             fields[parameter.name] = (hints[parameter.name], default)
     return fields
@@ -224,7 +227,7 @@ def option_names(part: Callable[..., Any]) -> list[str]:
 
 def with_defaults(part: Callable[..., Any], given: dict[str, Any]) -> dict[str, Any]:
     """Options that are right already, with defaults filled in."""
-    return _options_model(part).model_validate(given).model_dump()
+    return _options_model(part).model_validate(given).model_dump(mode="json")
 
 
 def first_words(part: Callable[..., Any]) -> str:

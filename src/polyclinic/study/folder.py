@@ -19,7 +19,7 @@ from polyclinic.study.checked import CheckedStudy
 from polyclinic.study.job import Job, Outcome, slug
 from polyclinic.study.kinds import RUN, check_runs
 from polyclinic.study.lock import LOCK
-from polyclinic.study.provenance import machine, now, plugins
+from polyclinic.study.provenance import check_plugins, is_finished, machine, now
 from polyclinic.study.table_files import read_table, write_table
 from polyclinic.study.writing import study_text
 
@@ -60,17 +60,12 @@ class Folder:
         if content != self._content():
             raise ResultsError("P501", f"The study in {self.path} is not this one: {self._difference(content)}.",
                                "Resume with the study file that it was started with.")  # fmt: skip
-        then, here = self.record.get("plugins", {}), plugins()
-        if then != here and not self.is_finished:
-            before, now_there = (", ".join(found.values()) or "none" for found in (then, here))
-            message = f"The study in {self.path} was started with other plug-ins: {before}. Now there are: {now_there}."
-            hint = "Install those that it was started with, or start anew in another folder with --out."
-            raise ResultsError("P501", message, hint)
+        check_plugins(self.path)
 
     @property
     def is_finished(self) -> bool:
         """Whether the study was run to its end before, so that nothing is left to resume."""
-        return self.record.get("status") == "finished" and (self.path / "results.csv").is_file()
+        return is_finished(self.path, self.record)
 
     def _never_begun(self) -> bool:
         """Whether the folder is empty, or this study was killed while it wrote its first files."""

@@ -15,7 +15,8 @@ from polyclinic.composition import METHODS
 from polyclinic.errors import StudyError, nearest
 from polyclinic.methods import PUBLISHED, SHARES, Method, PartEntry
 from polyclinic.options import Catalogue, EntryError, Place, check_options, first_entry_error, split_entry
-from polyclinic.parts import PLACES
+from polyclinic.parts import PLACES, ServerEnd, SiteEnd, build_part
+from polyclinic.parts.checks import kind_of, wrong
 from polyclinic.server.selection import PARTICIPATION, Participation
 from polyclinic.study.compatibility import Local, refusal
 from polyclinic.study.entries import Training, check_keys
@@ -98,6 +99,7 @@ class MethodReader:
         if "training" in common:
             training = _override(training, common["training"], (*inner, "training"))
             check_training(training, self.task, (*inner, "training"))
+        _check_built(method, inner)
         keeps = method.keep_optimizer or training.optimizer_state == "keep"
         chosen, stops_early = bool(training.participation), training.early_stopping is not None
         besides = [*(["precision: mixed"] if self.mixed else []), *_besides(training)]
@@ -110,7 +112,7 @@ class MethodReader:
         options = ", ".join(f"{key}={_short(value)}" for key, value in {**given, **parts}.items())
         label = common.get("label", f"{name}({options})" if options else name)
         if not isinstance(label, str) or not re.fullmatch(r"[\w .,=()+\-:/\[\]]{1,80}", label):
-            message = f"got the label {label!r}; expected up to 80 letters, digits, blanks or . , = ( ) + - : /."
+            message = f"got the label {label!r}; expected up to 80 letters, digits, blanks or . , = ( ) [ ] + - : /."
             hint = "" if "label" in common else "It is made of the method's options; give a shorter one with `label:`."
             raise EntryError("P102", message, hint, place=(*inner, "label"))
         filled = {"label": label, **own}
@@ -166,6 +168,32 @@ def _composed(name: str, method: Method, common: dict[str, Any], place: Place) -
     method = replace(method, **changed)
     usual: tuple[Any, ...] = ([], "all", "star", "local", None)
     return method, {k: v for k, v in parts.items() if v not in usual}
+
+
+def _check_built(method: Method, place: Place) -> None:
+    """Whether the parts can be made with their options: a part may look at several of them together.
+
+    Raises:
+        EntryError: P102 with what the part says, or P304 if it has not the ends that a part has.
+    """
+    for name, options in method.parts:
+        try:
+            part = build_part(name, options)
+            ends = (part.at_site(), part.at_server())
+        except StudyError as error:
+            raise EntryError(error.code, error.message, error.hint, place=place) from None
+        except (TypeError, ValueError) as error:
+            raise EntryError("P102", f"{name} can't be made with these options: {error}.", place=place) from None
+        for hook, end, kind in zip(("at_site", "at_server"), ends, (SiteEnd, ServerEnd), strict=True):
+            if not isinstance(end, kind):
+                error = wrong(name, hook, kind_of(end), f"a `{kind.__name__}`")
+                raise EntryError(error.code, error.message, error.hint, place=place)
+    if method.personal is not None:
+        name, options = method.personal
+        try:
+            PERSONAL[name](**options)
+        except (TypeError, ValueError) as error:
+            raise EntryError("P102", f"{name} can't be made with these options: {error}.", place=place) from None
 
 
 def composed_entry(method: Method, plain: Method) -> dict[str, Any]:
@@ -293,9 +321,12 @@ def filled_training(training: Training, task: str) -> dict[str, Any]:
 
 
 def _short(value: object) -> str:
-    if isinstance(value, dict) and len(value) == 1:
-        name, options = next(iter(value.items()))
-        return f"{name}" if not options else f"{name}({', '.join(f'{k}={_short(v)}' for k, v in options.items())})"
+    """A part with its options, or the value of an option, as labels have it."""
+    if isinstance(value, dict):
+        name, options = next(iter(value.items()), ("", None))
+        if len(value) == 1 and (options is None or isinstance(options, dict)):
+            return f"{name}({', '.join(f'{k}={_short(v)}' for k, v in options.items())})" if options else f"{name}"
+        return f"({', '.join(f'{k}: {_short(v)}' for k, v in value.items())})"
     if isinstance(value, list):
         return "+".join(map(_short, value))
     return str(value)

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import datetime
+import json
 import os
 import platform
+from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from typing import Any
+
+from polyclinic.errors import ResultsError
 
 PACKAGES = (
     "polyclinic", "torch", "monai", "numpy", "scipy", "pandas", "scikit-learn", "safetensors", "pydantic", "pillow",
@@ -38,6 +43,30 @@ def plugins() -> dict[str, str]:
     from polyclinic.catalogues import PLUGINS
 
     return {plugin.name: plugin.package for plugin in PLUGINS if not plugin.problem}
+
+
+def is_finished(folder: Path, record: Mapping[str, Any]) -> bool:
+    """Whether the study in a folder was run to its end, so that nothing is left to resume."""
+    return record.get("status") == "finished" and (folder / "results.csv").is_file()
+
+
+def check_plugins(folder: Path) -> None:
+    """See that the study in a folder, if one is there and is not finished, goes on with the plug-ins it began with.
+
+    Raises:
+        ResultsError: P501, there are others now.
+    """
+    try:
+        record = json.loads((folder / "provenance.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):  # the folder is looked at later on
+        return
+    then, here = record.get("plugins", {}), plugins()
+    if then != here and not is_finished(folder, record):
+        before, now_there = (", ".join(found.values()) or "none" for found in (then, here))
+        raise ResultsError(
+            "P501", f"The study in {folder} was started with other plug-ins: {before}. Now there are: {now_there}.",
+            "Install those that it was started with, or start anew in another folder with --out.",
+        )  # fmt: skip
 
 
 def _version(package: str) -> str | None:
