@@ -38,6 +38,9 @@ def test_an_option_reaches_the_part_that_has_it() -> None:
     ({"fedavg": {"procedure": "nothing"}}, "'nothing' is no procedure"),
     ({"fedavg": {"channel": "nothing"}}, "expected a list of parts"),
     ({"single": {"channel": []}}, "single has no server, so `channel` means nothing"),
+    ({"fedadam": {"lr": 0.1, "server": "median"}}, "'lr' is an option of what fedadam has under `server`"),
+    ({"fedadam": {"lr": 0.1, "server": ["median", {"fedadam": {"lr": 0.2}}]}}, "'lr' is an option of what fedadam has"),
+    ({"ditto": {"weight": 2.0, "personal": "apfl"}}, "'weight' is an option of what ditto has under `personal`"),
 ])  # fmt: skip
 def test_what_does_not_fit_is_refused(entry: object, message: str) -> None:
     with pytest.raises(EntryError, match=message):
@@ -48,3 +51,19 @@ def test_feddyn_goes_with_parts_of_the_server() -> None:
     (method,) = declare(methods=[{"feddyn": {"server": ["norm_bound", {"fedadam": {"lr": 0.1}}]}}]).study_methods
     chain = build_chain(method.method.channel, method.method.local, method.method.server)
     assert list(chain) == ["dynamic_regularisation", "norm_bound", "fedadam"]
+
+
+@pytest.mark.parametrize("entry", [
+    *sorted(PUBLISHED.keys() - {"fltrust"}), {"fltrust": {"trusted": "a"}},
+    {"fedadam": {"lr": 0.1, "local": ["proximal"]}},
+    {"fedadam": {"server": "median"}}, {"ditto": {"personal": "apfl"}}, {"fedadam": {"server": ["median", "fedadam"]}},
+], ids=str)  # fmt: skip
+def test_an_entry_with_every_default_filled_in_is_the_same_method(entry: object) -> None:
+    (method,) = declare(methods=[entry]).study_methods
+    (again,) = declare(methods=[method.entry]).study_methods
+    assert again == method
+
+
+def test_options_of_a_part_that_is_gone_are_not_filled_in() -> None:
+    (method,) = declare(methods=[{"fedadam": {"server": "median"}}]).study_methods
+    assert "lr" not in method.entry["fedadam"]

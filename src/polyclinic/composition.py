@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -25,7 +25,7 @@ class Composition:
 
     def __init__(self, name: str) -> None:
         self.method = PUBLISHED[name].method
-        self.options_of = [catalogue[part] for catalogue, part in _places(self.method)]
+        self.options_of = [catalogue[part] for _, catalogue, part in _places(self.method)]
 
     def __call__(self, **options: Any) -> Method:
         """The method; options that are not given have the defaults of the parts."""
@@ -46,15 +46,27 @@ class Composition:
             procedure=filled(PROCEDURES, method.procedure),
         )
 
+    def options_of_others(self, places: Collection[str]) -> dict[str, str]:
+        """Options that mean nothing where other parts stand in these places: option -> the place of its part."""
+        found: dict[str, str] = {}
+        kept = set[str]()
+        for place, catalogue, part in _places(self.method):
+            names = option_names(catalogue[part])
+            if place in places:
+                found |= dict.fromkeys(names, place)
+            else:
+                kept |= set(names)
+        return {name: place for name, place in found.items() if name not in kept}
 
-def _places(method: Method) -> Iterator[tuple[Catalogue[Any], str]]:
-    """Every part that a method names, with the catalogue that has it."""
+
+def _places(method: Method) -> Iterator[tuple[str, Catalogue[Any], str]]:
+    """Every part that a method names, with its place and the catalogue that has it."""
     placed = (
-        (LOCAL_PARTS, method.local), (PERSONAL, [method.personal] if method.personal else []),
-        (CHANNEL_PARTS, method.channel), (SERVER_PARTS, method.server), (TOPOLOGIES, [method.topology]),
-        (PROCEDURES, [method.procedure]),
+        ("local", LOCAL_PARTS, method.local), ("personal", PERSONAL, [method.personal] if method.personal else []),
+        ("channel", CHANNEL_PARTS, method.channel), ("server", SERVER_PARTS, method.server),
+        ("topology", TOPOLOGIES, [method.topology]), ("procedure", PROCEDURES, [method.procedure]),
     )  # fmt: skip
-    return ((catalogue, name) for catalogue, entries in placed for name, _ in entries)
+    return ((place, catalogue, name) for place, catalogue, entries in placed for name, _ in entries)
 
 
 class _Methods(Catalogue[Any]):

@@ -24,6 +24,8 @@ from polyclinic.tasks import TASKS
 
 #: Parts that any federated method may be given instead of its own, or besides.
 COMPOSED = ("share", "personal", "channel", "server", "local", "topology", "procedure")
+#: Those of them that take the place of the method's own.
+_TAKING_PLACE = ("personal", "server", "topology", "procedure")
 
 
 @dataclass(frozen=True)
@@ -95,6 +97,15 @@ class MethodReader:
         own = check_options(METHODS[name], given, inner, name)
         method = METHODS[name](**own)
         method, parts = _composed(name, method, common, inner)
+        unused = _unused(name, own, method, common)
+        for option in given:
+            if option in unused:
+                raise EntryError(
+                    "P104", f"{option!r} is an option of what {name} has under `{unused[option]}`, where other parts "
+                    "are named.", f"Give those parts their options, or name the part of {name} among them.",
+                    place=(*inner, option),
+                )  # fmt: skip
+        own = {option: value for option, value in own.items() if option not in unused}
         training = self.training
         if "training" in common:
             training = _override(training, common["training"], (*inner, "training"))
@@ -168,6 +179,17 @@ def _composed(name: str, method: Method, common: dict[str, Any], place: Place) -
     method = replace(method, **changed)
     usual: tuple[Any, ...] = ([], "all", "star", "local", None)
     return method, {k: v for k, v in parts.items() if v not in usual}
+
+
+def _unused(name: str, own: dict[str, Any], method: Method, common: dict[str, Any]) -> dict[str, str]:
+    """Options of a method whose part is not there any more, or has another value: option -> the place of the part."""
+    given = [options for _, options in (*method.parts, *([method.personal] if method.personal else []))]
+    others = METHODS[name].options_of_others([key for key in _TAKING_PLACE if key in common])
+    return {
+        option: place
+        for option, place in others.items()
+        if not any(option in options and options[option] == own[option] for options in given)
+    }
 
 
 def _check_built(method: Method, place: Place) -> None:
