@@ -64,8 +64,9 @@ How to read the tables:
   is what a hospital may expect for itself. *All cases together*: one value for the predictions of all sites.
 - Brackets hold the 95 % interval for other patients of the same sites.
 - *p* belongs to the first metric: a paired test against `single` (each site alone) and against `fedavg`, corrected for
-  the number of methods compared in the same kind of run (Holm). A dash means that there is nothing to test, or too few
-  sites for a test; a column of dashes is left out.
+  the number of methods compared in the same kind of run (Holm). Over the sites it is that of the differences within
+  sites, by a random-effects meta-analysis, which the answer rests on. A dash means that there is nothing to test; a
+  column of dashes is left out.
 - `mix` trains on all data in one place, which federated learning avoids; it is there for comparison. A method marked
   *(unseen site)* was trained without the site on which it was tested.
 

@@ -41,7 +41,6 @@ from polyclinic.options import Catalogue, describe_options
 from polyclinic.parts import PLACES, SERVER_PARTS, ServerPart, Step
 from polyclinic.server.selection import PARTICIPATION
 from polyclinic.site import Site, Workspace
-from polyclinic.study.comparisons import LEAST_SITES
 from polyclinic.study.declaration import Declaration
 from polyclinic.study.entries import EngineOptions, Evaluation, ReportOptions, Search, Training
 from polyclinic.tasks import TASKS
@@ -605,8 +604,6 @@ def test_numbers_are_those_of_the_program() -> None:
     assert f"more than {PROCESSES_ABOVE / 1e12:g} trillion operations" in text
     assert f"{len(threshold_grid())} thresholds, by class `[2, {len(threshold_grid()) + 1}]`" in text
     assert f"Dice at {len(MASK_THRESHOLDS)} thresholds" in text
-    assert LEAST_SITES == 6
-    assert "(six sites or more)" in text_of("results-files.md")
     assert MOST_CLASSES == 100
     assert "more than a hundred" in text_of("errors.md")
 

@@ -16,11 +16,12 @@ from scipy.stats import t as student
 from helpers import with_runs
 from polyclinic.errors import ResultsError
 from polyclinic.notes import Note
+from polyclinic.study.columns import COMPARED, COMPARED_SITES
 from polyclinic.study.drawing import shorten
-from polyclinic.study.report.answer import answer, p_text
+from polyclinic.study.report.answer import answer, not_better, p_text
 from polyclinic.study.report.figures import heat
 from polyclinic.study.report.folder import Folder, estimate
-from polyclinic.study.report.page import write_report
+from polyclinic.study.report.page import render, write_report
 from polyclinic.study.report.tables import (
     bytes_text,
     confusion,
@@ -476,10 +477,57 @@ def test_answer_with_a_difference_beyond_chance_and_one_that_is_not(tmp_path):
         "Each site training alone (single) reached 0.700: the difference of +0.120 is beyond chance (p < 0.001 after "
         "correction for the number of comparisons). Plain federated averaging (fedavg) reached 0.800: the difference "
         "of +0.020 is not beyond chance (p = 0.310 after correction), so this study does not show that fedprox is "
-        "better. Chance here is which patients there are: each method was trained with one seed, so whether another "
-        "training would come out the same is not known. With several seeds it counts in the tests. Training on all "
-        "data in one place (mix), which federated learning avoids, reached 0.840."
+        "better. All this is about the models as they were trained here, with one seed, and not about the methods: "
+        "whether another training would come out the same is not known. With several seeds chance in training counts. "
+        "Training on all data in one place (mix), which federated learning avoids, reached 0.840."
     )
+
+
+def test_the_answer_rests_on_what_is_found_within_sites(tmp_path):
+    """By the sum of all sites fedavg is best; within sites fedprox is."""
+    summary = [
+        {"method": "fedavg", "mean": 0.95},
+        {"method": "fedprox", "mean": 0.90},
+        {"method": "single", "over": "sites", "mean": 0.70},
+        {"method": "fedavg", "over": "sites", "mean": 0.80},
+        {"method": "fedprox", "over": "sites", "mean": 0.82, "low": 0.78, "high": 0.86, "vs_single": 0.11,
+         "p_single_adjusted": 0.0004, "vs_fedavg": 0.03, "p_fedavg_adjusted": 0.31},
+    ]  # fmt: skip
+    folder = by_hand(tmp_path, [row for row in METHOD_ROWS if row[0] != "mix"], summary)
+    rows = [
+        ("fedprox", "plain", "auc", "single", 3, 0.11, 0.05, 0.17, 0.0002, 0.0004, 0.0, 0.0, 0.02, 0.2),
+        ("fedprox", "plain", "auc", "fedavg", 3, 0.03, -0.04, 0.1, 0.3, 0.31, 0.0025, 0.4, -0.1, 0.16),
+        ("fedavg", "plain", "auc", "fedprox", 3, -0.03, -0.1, 0.04, 0.3, np.nan, 0.0025, 0.4, -0.16, 0.1),
+    ]
+    pd.DataFrame(rows, columns=COMPARED).to_csv(folder / "comparisons.csv", index=False)
+    sites = [("fedprox", "plain", "auc", "fedavg", site, 0.03, 0.02, 1 / 3) for site in "ABC"]
+    pd.DataFrame(sites, columns=COMPARED_SITES).to_csv(folder / "site_comparisons.csv", index=False)
+    assert said(folder) == (
+        "Of the 3 methods compared, fedprox did best. Area under the ROC curve: 0.820 (95 % interval 0.780 to 0.860), "
+        "measured as the mean over the sites. Each site training alone (single) reached 0.700: the difference of "
+        "+0.110 within sites (95 % interval +0.050 to +0.170) is beyond chance (p < 0.001 after correction for the "
+        "number of comparisons). A hospital that is not among these may expect a difference from +0.020 to +0.200. "
+        "Plain federated averaging (fedavg) reached 0.800: the difference of +0.030 within sites (95 % interval −0.040 "
+        "to +0.100) is not beyond chance (p = 0.310 after correction), so this study does not show that fedprox is "
+        "better. A hospital that is not among these may expect a difference from −0.100 to +0.160. The second is "
+        "fedavg with 0.800; that fedprox is not better than it has the probability 0.15. All this is about the "
+        "models as they were trained here, with one seed, and not about the methods: whether another training "
+        "would come out the same is not known. With several seeds chance in training counts. On the predictions of "
+        "all sites put together the order is another: fedavg did best with 0.950. (That also rewards knowing how "
+        "frequent the finding is at each site.)"
+    )
+    page = render(Folder(folder))
+    assert "Differences within sites" in page
+    assert '<span class="mark up">▲</span> +0.110' in page
+    assert "0.050 (40\u00a0%)" in page
+    assert "a new hospital" in page
+
+
+@pytest.mark.parametrize(
+    ("difference", "lower", "expected"), [(0.1, False, 0.1), (-0.1, False, 0.9), (-0.1, True, 0.1)]
+)
+def test_how_probable_it_is_that_the_best_is_not_better(difference, lower, expected):
+    assert not_better({"difference": difference, "p": 0.2}, higher_is_better=not lower) == pytest.approx(expected)
 
 
 def test_answer_says_nothing_of_one_seed_where_there_are_two(tmp_path):
@@ -488,10 +536,10 @@ def test_answer_says_nothing_of_one_seed_where_there_are_two(tmp_path):
         {"method": "fedavg", "mean": 0.8, "vs_single": 0.1, "p_single_adjusted": 0.01},
     ]
     folder = by_hand(tmp_path, [row for row in METHOD_ROWS if row[0] in ("single", "fedavg")], summary)
-    assert "trained with one seed" in said(folder)
+    assert "with one seed" in said(folder)
     table = pd.read_csv(folder / "results.csv")
     pd.concat([table, table.assign(seed=1)]).to_csv(folder / "results.csv", index=False)
-    assert "trained with one seed" not in said(folder)
+    assert "with one seed" not in said(folder)
 
 
 def test_the_report_knows_methods_by_the_study_file_and_not_by_their_labels(tmp_path):

@@ -7,9 +7,10 @@ import numpy as np
 import pandas as pd
 import pytest
 from scipy.stats import t as student
-from scipy.stats import wilcoxon
+from scipy.stats import ttest_1samp
 
 from polyclinic.study.comparisons import NOTHING, Comparison
+from polyclinic.study.evidence import site_evidence
 from polyclinic.study.intervals import (
     Area,
     area_interval,
@@ -23,6 +24,7 @@ from polyclinic.study.intervals import (
 )
 from polyclinic.study.samples import Cases, draw
 from polyclinic.study.statistics import BOOTSTRAP, COLUMNS, EXACT, SCORE, cost_of_unseen, summarise
+from polyclinic.study.within import within_sites
 from polyclinic.tasks.metrics import CLASSIFICATION, classification_metrics, value_range
 
 METHODS = ("single", "cross", "fedavg", "fedprox(mu=0.1)")
@@ -128,7 +130,10 @@ def test_means_by_hand():
     # cross at sites: A -0.1 in both folds, B -0.5 in the first, as single has no value in the second.
     assert list(table["vs_single"]) == pytest.approx([nan, nan, -0.15, -0.3, 0.25], nan_ok=True)
     assert list(table["vs_fedavg"]) == pytest.approx([-0.25, nan, -0.4, nan, nan], nan_ok=True)
-    assert table[["low", "high", "p_single", "p_fedavg", "p_single_adjusted"]].isna().all(axis=None)
+    assert table[["low", "high", "p_fedavg"]].isna().all(axis=None)
+    # Two sites' differences, -0.1 and -0.5, of which nothing else is known: Student's t of one degree of freedom.
+    p = ttest_1samp([-0.1, -0.5], 0).pvalue
+    assert list(table["p_single"]) == pytest.approx([nan, nan, nan, p, nan], nan_ok=True)
     assert (table["interval"] == "").all()
 
 
@@ -296,18 +301,22 @@ def test_summary_is_the_same_every_time_and_in_any_row_order():
 # --- over sites
 
 
-def test_over_sites_by_wilcoxon():
+def test_over_sites_by_a_random_effects_meta_analysis():
     predictions = study(np.random.default_rng(7), sites=7, patients=16)
     results = evaluate(predictions)
     scored = {f"S{k}": k != 3 for k in range(7)}
     table = summary(predictions, results, scored)
-    sites = results[(results["tested_on"] != "all") & (results["tested_on"] != "S3")]
-    means = sites.groupby(["method", "metric", "tested_on"])["value"].mean()
     for method in ("cross", "fedprox(mu=0.1)"):
-        p = wilcoxon(means[method, "brier"] - means["fedavg", "brier"]).pvalue
-        assert table.loc[method, "brier", "sites"]["p_fedavg"] == pytest.approx(p)
-    five = summary(predictions, results, {f"S{k}": k < 5 for k in range(7)})
-    assert five["p_fedavg"].loc[:, :, "sites"].isna().all()
+        evidence = {
+            site: site_evidence(part, "classification", 2, ["brier"], bootstrap=100)["brier"]
+            for site, part in predictions.groupby("site")
+            if scored[site]
+        }
+        found = within_sites(evidence, (method, "fedavg"))
+        row = table.loc[method, "brier", "sites"]
+        assert row["vs_fedavg"] == found.combined.mean
+        assert row["p_fedavg"] == found.combined.p
+        assert len(found.differences) == 6
     none = summary(predictions, results, {f"S{k}": False for k in range(7)})
     assert set(none.index.get_level_values("over")) == {"all"}
 
@@ -383,7 +392,13 @@ def test_a_metric_that_predictions_cannot_give_has_no_interval():
     table = summary(predictions, results)
     assert table.loc["fedavg", "loss", "all"]["interval"] == ""
     assert table.loc["fedavg", "loss", "all"]["mean"] == table.loc["fedavg", "acc", "all"]["mean"]
-    assert table.xs("loss", level="metric")["p_single"].isna().all()
+    tested = table.xs("loss", level="metric")["p_single"].drop(("fedavg", "sites"))
+    assert tested.isna().all()
+    # The sites' values are enough to compare them: three differences, each counting the same.
+    values = results[(results["metric"] == "loss") & (results["tested_on"] != "all")]
+    pairs = values.pivot_table(index=["fold", "tested_on"], columns="method", values="value")
+    apart = (pairs["fedavg"] - pairs["single"]).groupby("tested_on").mean()
+    assert table.loc["fedavg", "loss", "sites"]["p_single"] == pytest.approx(ttest_1samp(apart, 0).pvalue)
 
 
 # --- labels mean nothing, kinds of run are families
@@ -475,10 +490,14 @@ def test_what_it_costs_to_be_unseen_is_paired_with_the_method_itself():
         pairs = values.pivot_table(index=["fold", "tested_on"], columns="run", values="value").dropna()
         sites = (pairs["plain"] - pairs["unseen"]).groupby("tested_on").mean()
         row = costs.loc[method, "acc", "sites"]
-        assert row["difference"] == pytest.approx(sites.mean())
-        assert row["p"] == pytest.approx(wilcoxon(sites).pvalue)
-        half = student.ppf(0.975, 6) * sites.std(ddof=1) / math.sqrt(7)
-        assert (row["low"], row["high"]) == pytest.approx((sites.mean() - half, sites.mean() + half))
+        both = pd.concat([seen, unseen])
+        both = both[both["method"] == method].assign(method=lambda frame: frame["run"])
+        found = within_sites(
+            {site: site_evidence(part, "classification", 2, ["acc"], bootstrap=200)["acc"]
+             for site, part in both.groupby("site")}, ("plain", "unseen"),
+        )  # fmt: skip
+        assert found.differences == pytest.approx(sites.to_dict())
+        assert tuple(row[["difference", "low", "high", "p"]]) == found.comparison
     none = cost_of_unseen(evaluate(seen), seen, **options)
     assert none.empty
     assert list(none.columns) == ["method", *costs.reset_index().columns[1:]]

@@ -8,6 +8,12 @@ from polyclinic.study.kinds import RUN
 BEFORE, AFTER = ["method", RUN, "fold", "without", "trial"], ["score", "chosen", "note"]
 #: Columns of ``unseen.csv``.
 UNSEEN_COLUMNS = ["method", "metric", "over", "seen", "unseen", "difference", "low", "high", "p", "p_adjusted"]
+#: Columns of ``comparisons.csv`` and of ``site_comparisons.csv``.
+COMPARED = [
+    "method", RUN, "metric", "versus", "sites", "difference", "low", "high", "p", "p_adjusted", "between", "unlike",
+    "expected_low", "expected_high",
+]  # fmt: skip
+COMPARED_SITES = ["method", RUN, "metric", "versus", "site", "difference", "error", "weight"]
 #: Columns of ``harmonisation.csv``.
 DESCRIBED = ["site", "feature", "stage", "count", "mean", "deviation", "low", "median", "high"]
 STAGES = ("before", "after")

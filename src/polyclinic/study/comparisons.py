@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 from scipy.stats import t as student
-from scipy.stats import wilcoxon
 
 from polyclinic.study.intervals import Floats, bootstrap_p, combine, normal_p
 from polyclinic.study.samples import Cases, Draws
-
-#: With fewer sites a signed-rank test can't reach p = 0.05.
-LEAST_SITES = 6
 
 
 class Comparison(NamedTuple):
@@ -82,39 +77,10 @@ def over_all(cases: Cases, draws: Draws, values: pd.DataFrame, methods: tuple[st
     return with_seeds(difference, variance, float("inf"), p, seeds)
 
 
-def over_sites(values: pd.DataFrame, sites: Sequence[str], methods: tuple[str, str]) -> Comparison:
-    """Compare two methods over sites that are scored by themselves, each site counting the same.
-
-    A site's difference is the mean over the seeds and folds in which both have a value there. p is that of Wilcoxon's
-    signed-rank test of the sites' differences, NaN with fewer than 6 sites. A model is better or worse at all sites at
-    once, which no comparison of sites can tell from the method, so seeds count as in `over_all`.
-
-    Args:
-        values: a table of ``by_metric``.
-        sites: those that are scored by themselves.
-        methods: the method and the one that it is compared with.
-    """
-    pairs = _paired(values[values.index.get_level_values("tested_on").isin(sites)], methods)
-    if pairs.empty:
-        return NOTHING
-    found = pairs.groupby("tested_on")["difference"].mean().to_numpy(np.float64).round(12)
-    by_seed = pairs.groupby(["seed", "tested_on"])["difference"].mean()
-    seeds = by_seed.groupby("seed").mean().to_numpy(np.float64)
-    difference = float(found.mean())
-    if len(found) < 2:
-        return Comparison(difference, *NOTHING[1:])
-    p = float("nan")
-    if len(found) >= LEAST_SITES:
-        p = float(wilcoxon(found).pvalue) if found.any() else 1.0
-    return with_seeds(difference, float(found.var(ddof=1)) / len(found), len(found) - 1, p, seeds)
-
-
 def with_seeds(difference: float, variance: float, freedom: float, p: float, seeds: Floats) -> Comparison:
     """A comparison that counts chance in training, where there is more than one seed to see it by.
 
-    The variance between the seeds' differences, over their number, is added to that of other patients (or sites), with
-    degrees of freedom by Satterthwaite 1946, "An approximate distribution of estimates of variance components",
-    Biometrics Bulletin 2(6). p is the larger of the one given and that of Student's t test with both.
+    See `with_training`. p is the larger of the one given and that of Student's t test with both.
 
     Args:
         difference: between two methods.
@@ -123,21 +89,41 @@ def with_seeds(difference: float, variance: float, freedom: float, p: float, see
         p: for the models as they are.
         seeds: [S] difference of each seed.
     """
+    total, freedom = with_training(variance, freedom, seeds)
+    if not total > 0:
+        end = difference if total == 0 else float("nan")
+        return Comparison(difference, end, end, p)
+    half = float(student.ppf(0.975, freedom)) * np.sqrt(total)
+    if total > variance and not np.isnan(p):
+        p = max(p, float(2 * student.sf(abs(difference) / np.sqrt(total), freedom)))
+    return Comparison(difference, difference - half, difference + half, p)
+
+
+class Spread(NamedTuple):
+    """The variance of a difference, and its degrees of freedom."""
+
+    variance: float
+    freedom: float
+
+
+def with_training(variance: float, freedom: float, seeds: Floats) -> Spread:
+    """A variance with chance in training added to it, where there are two seeds or more to see it by.
+
+    That of the seeds' differences over their number is added; degrees of freedom by Satterthwaite 1946, "An approximate
+    distribution of estimates of variance components", Biometrics Bulletin 2(6).
+
+    Args:
+        variance: of the difference with other patients or sites and the same models.
+        freedom: its degrees of freedom.
+        seeds: [S] difference of each seed; NaN are left out.
+    """
     seeds = seeds[np.isfinite(seeds)]
     trained = float(seeds.var(ddof=1)) / len(seeds) if len(seeds) > 1 else 0.0
     total = variance + trained
-    if not total > 0:
-        return (
-            Comparison(difference, difference, difference, p)
-            if total == 0
-            else Comparison(difference, *NOTHING[1:3], p)
-        )
-    shares = np.square(variance / total) / freedom + (np.square(trained / total) / (len(seeds) - 1) if trained else 0.0)
-    freedom = 1 / shares if shares else float("inf")
-    half = float(student.ppf(0.975, freedom)) * np.sqrt(total)
-    if trained and not np.isnan(p):
-        p = max(p, float(2 * student.sf(abs(difference) / np.sqrt(total), freedom)))
-    return Comparison(difference, difference - half, difference + half, p)
+    if not total > 0 or not trained:
+        return Spread(total, freedom)
+    shares = np.square(variance / total) / freedom + np.square(trained / total) / (len(seeds) - 1)
+    return Spread(total, 1 / float(shares))
 
 
 def _paired(values: pd.DataFrame, methods: tuple[str, str]) -> pd.DataFrame:

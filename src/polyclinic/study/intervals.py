@@ -23,7 +23,7 @@ Z95 = float(norm.ppf(0.975))
 TINY = 1e-9
 
 
-def _placements(labels: ArrayLike, scores: ArrayLike) -> tuple[Floats, Floats]:
+def placements(labels: ArrayLike, scores: ArrayLike) -> tuple[Floats, Floats]:
     """For each positive the share of negatives below it [m], for each negative the share of positives above it [n].
 
     Computed from mid-ranks in O(n log n): Sun & Xu 2014, "Fast implementation of DeLong's algorithm for comparing the
@@ -61,7 +61,7 @@ def delong(labels: ArrayLike, scores: ArrayLike) -> tuple[float, float]:
     """
     if len(np.unique(np.asarray(labels))) < 2:
         return float("nan"), float("nan")
-    return _mean_and_variance(_placements(labels, scores))
+    return _mean_and_variance(placements(labels, scores))
 
 
 def delong_paired(labels: ArrayLike, a: ArrayLike, b: ArrayLike) -> tuple[float, float, float]:
@@ -81,7 +81,7 @@ def delong_paired(labels: ArrayLike, a: ArrayLike, b: ArrayLike) -> tuple[float,
     if len(np.unique(labels)) < 2:
         return float("nan"), float("nan"), float("nan")
     pairs = [
-        [_placements(labels, one) for one in np.atleast_2d(np.asarray(scores, dtype=np.float64))] for scores in (a, b)
+        [placements(labels, one) for one in np.atleast_2d(np.asarray(scores, dtype=np.float64))] for scores in (a, b)
     ]
     of_a, of_b = ([np.mean(parts, axis=0) for parts in zip(*pair, strict=True)] for pair in pairs)
     difference, variance = _mean_and_variance((of_a[0] - of_b[0], of_a[1] - of_b[1]))

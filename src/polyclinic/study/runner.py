@@ -50,9 +50,10 @@ from polyclinic.study.planning import work_of
 from polyclinic.study.report.page import write_report
 from polyclinic.study.search import Searching
 from polyclinic.study.site_table import site_table
-from polyclinic.study.statistics import cost_of_unseen, summarise
+from polyclinic.study.statistics import all_evidence, cost_of_unseen, summarise
 from polyclinic.study.table_files import write_table
 from polyclinic.study.testing import result_rows
+from polyclinic.study.within import within_tables
 from polyclinic.tasks import build_task
 
 
@@ -301,7 +302,11 @@ class _Runner:
             "task": self.declaration.task, "classes": self.opened.classes, "scored": scored,
             "bootstrap": self.declaration.evaluation.bootstrap,
         }  # fmt: skip
-        summary = summarise(results, predictions, baselines=baselines, **about)
+        evidence = all_evidence(results, predictions, **about)
+        compared, at_sites = within_tables(evidence, baselines, self.declaration.metrics[0])
+        write_table(self.folder.path / "comparisons.csv", compared)
+        write_table(self.folder.path / "site_comparisons.csv", at_sites)
+        summary = summarise(results, predictions, baselines=baselines, evidence=evidence, **about)
         return summary, cost_of_unseen(results, predictions, **about)
 
     def _write_overlays(self, jobs: list[Job]) -> None:

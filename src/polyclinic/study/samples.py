@@ -172,7 +172,7 @@ def _divide(totals: Floats, counts: Floats) -> Floats:
     return means
 
 
-def _mean(values: Floats) -> Floats:
+def mean_of_known(values: Floats) -> Floats:
     """Mean over the first axis, leaving out NaN."""
     known = ~np.isnan(values)
     return _divide(np.where(known, values, 0.0).sum(axis=0), known.sum(axis=0).astype(np.float64))
@@ -221,13 +221,13 @@ def draw(cases: Cases, sites: Sequence[str], others: Sequence[str], seed: int, b
     differences: dict[tuple[str, str], list[Floats]] = {pair: [] for pair in pairs}
     by_seed: dict[tuple[str, str], Floats] = {}
     for weights in chain([plain], resamples):
-        parts = {key: _parts(cases, groups, weights) for key, groups in samples.items()}
+        parts = {key: cell_means(cases, groups, weights) for key, groups in samples.items()}
         shape = (len(cases.names), weights.shape[1])
         for key, kept in values.items():
-            kept.append(_mean(_stacked(parts[key].values(), shape)))
+            kept.append(mean_of_known(_stacked(parts[key].values(), shape)))
         for pair, kept in differences.items():
             found = _differences(parts, *pair)
-            kept.append(_mean(_stacked(found.values(), shape)))
+            kept.append(mean_of_known(_stacked(found.values(), shape)))
             if weights is plain:
                 by_seed[pair] = _seed_means(found, len(cases.names))
     return Draws(
@@ -253,7 +253,7 @@ def _samples(
     return samples
 
 
-def _parts(cases: Cases, groups: Sequence[Group], weights: Floats) -> _Parts:
+def cell_means(cases: Cases, groups: Sequence[Group], weights: Floats) -> _Parts:
     """Mean over the groups of each seed and fold, under patient weights [P, B]."""
     shape = (len(cases.names), weights.shape[1])
     parts = {(group.seed, group.fold): (np.zeros(shape), np.zeros(shape)) for group in groups}
@@ -275,7 +275,7 @@ def _differences(parts: Mapping[tuple[str, ...], _Parts], a: str, b: str) -> _Pa
 def _seed_means(parts: _Parts, metrics: int) -> Floats:
     """Mean over the folds of each seed [S, M], of parts with one resample."""
     seeds = sorted({seed for seed, _ in parts})
-    means = [_mean(np.stack([part for (one, _), part in parts.items() if one == seed]))[:, 0] for seed in seeds]
+    means = [mean_of_known(np.stack([part for (one, _), part in parts.items() if one == seed]))[:, 0] for seed in seeds]
     return np.stack(means) if means else np.empty((0, metrics))
 
 

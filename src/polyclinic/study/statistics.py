@@ -16,10 +16,12 @@ import pandas as pd
 
 from polyclinic.study.baselines import BASELINES
 from polyclinic.study.columns import UNSEEN_COLUMNS
-from polyclinic.study.comparisons import NOTHING, Comparison, by_metric, over_all, over_sites
+from polyclinic.study.comparisons import NOTHING, Comparison, by_metric, over_all
+from polyclinic.study.evidence import Evidence, evidence_of_values, site_evidence
 from polyclinic.study.intervals import area_interval, bootstrap_interval, holm, share_interval, touches_end
 from polyclinic.study.kinds import PLAIN, RUN, RUNS, UNSEEN
 from polyclinic.study.samples import Cases, Draws, draw
+from polyclinic.study.within import within_sites
 from polyclinic.tasks.metrics import METRICS, split_metric, value_range
 
 BOOTSTRAP = "bootstrap over patients within site"
@@ -31,7 +33,8 @@ COLUMNS = [
     *(f"{name}_{baseline}{end}" for baseline in BASELINES for name, end in (("vs", ""), ("p", ""), ("p", "_adjusted"))),
     "n",
 ]
-#: Of the table of what it costs to be unseen.
+#: Kind of run -> metric -> site -> what it says of the methods.
+AllEvidence = Mapping[str, Mapping[str, Mapping[str, Evidence]]]
 
 
 def summarise(
@@ -42,6 +45,7 @@ def summarise(
     classes: Sequence[str],
     scored: Mapping[str, bool],
     baselines: Mapping[str, str] | None = None,
+    evidence: AllEvidence | None = None,
     seed: int = 0,
     bootstrap: int = 1000,
 ) -> pd.DataFrame:
@@ -59,12 +63,13 @@ def summarise(
       ``bootstrap_interval``. Where the draws of a share reach an end of its range, it is the exact interval for as many
       cases as have the variance of the draws (at most twice as many as there are patients), or, where all agree, for as
       many patients as there are; see ``share_interval``.
-    - ``vs_single``, ``vs_fedavg``: difference to that baseline in runs of the same kind, the mean over what both
-      scored: cases in each seed and fold (``all``), or sites (``sites``).
+    - ``vs_single``, ``vs_fedavg``: difference to that baseline in runs of the same kind. ``all``: the mean over the
+      cases that both scored, in each seed and fold. ``sites``: the sites' own differences put together by a
+      random-effects meta-analysis; see ``within_sites``.
     - ``p_single``, ``p_fedavg``: two-sided paired test of that difference. ``all``: DeLong's test where both intervals
-      are by `SCORE`, else the bootstrap of the difference (never below 1 / (``bootstrap`` + 1)). ``sites``: Wilcoxon's
-      signed-rank test of the sites' differences, NaN with fewer than 6 sites. With two seeds or more chance in training
-      counts besides; see ``with_seeds``. With one seed p speaks of the models as they were trained.
+      are by `SCORE`, else the bootstrap of the difference (never below 1 / (``bootstrap`` + 1)). ``sites``: that of the
+      meta-analysis. With two seeds or more chance in training counts besides; see ``with_training``. With one seed p
+      speaks of the models as they were trained.
     - ``p_single_adjusted``, ``p_fedavg_adjusted``: corrected by Holm's method over the methods compared with that
       baseline, for each kind of run, metric and ``over``.
 
@@ -77,6 +82,7 @@ def summarise(
         task: name of the task.
         classes: names of the classes.
         scored: site -> whether it has enough cases of each class.
+        evidence: what ``all_evidence`` gives; by default it is called.
         baselines: name of each of `BASELINES` -> label of the method that is it, as
             `polyclinic.study.declaration.Declaration.baselines` finds it; by default the names are the labels.
         seed: of the bootstrap.
@@ -89,6 +95,10 @@ def summarise(
     sites = [str(site) for site, enough in scored.items() if enough]
     results = results.assign(tested_on=results["tested_on"].astype(str))
     parts = []
+    if evidence is None:
+        evidence = all_evidence(
+            results, predictions, task=task, classes=classes, scored=scored, seed=seed, bootstrap=bootstrap
+        )
     for run in [run for run in RUNS if (results[RUN] == run).any()]:
         mine = results[results[RUN] == run]
         table = _means(mine, sites)
@@ -100,7 +110,9 @@ def summarise(
         table["low"], table["high"] = [low for low, _, _ in intervals], [high for _, high, _ in intervals]
         table["interval"] = pd.Series([name for _, _, name in intervals], dtype=str)
         for name in BASELINES:
-            found = [_compare(cases, draws, values, sites, (key[0], compared.get(name)), *key[1:]) for key in keys]
+            found = [
+                _compare(cases, draws, values, evidence[run], (key[0], compared.get(name)), *key[1:]) for key in keys
+            ]
             table[f"vs_{name}"] = [one.difference for one in found]
             table[f"p_{name}"] = pd.Series([one.p for one in found], dtype=float)
             groups = table.groupby(["metric", "over"])[f"p_{name}"]
@@ -150,14 +162,58 @@ def cost_of_unseen(
         cases = Cases(known if known.empty else known.assign(method=known[RUN]), task, len(classes), metrics)
         draws = draw(cases, sites, [UNSEEN], seed, bootstrap)
         values = by_metric(mine)
+        frame = cases.frame if cases.rows else predictions
+        evidence = _evidence_of_sites(mine, frame, sites, task, len(classes), seed, bootstrap)
         for metric, over in table.index.to_list():
-            found = _compare(cases, draws, values, sites, both, metric, over)
+            found = _compare(cases, draws, values, evidence, both, metric, over)
             means = table.reindex(columns=list(both)).loc[(metric, over)].to_list()
             parts.append((method, metric, over, *means, *found, np.nan))
     costs = pd.DataFrame(parts, columns=UNSEEN_COLUMNS)
     if len(costs):
         costs["p_adjusted"] = costs.groupby(["metric", "over"])["p"].transform(lambda p: holm(p.to_numpy()))
     return costs
+
+
+def all_evidence(
+    results: pd.DataFrame,
+    predictions: pd.DataFrame,
+    *,
+    task: str,
+    classes: Sequence[str],
+    scored: Mapping[str, bool],
+    seed: int = 0,
+    bootstrap: int = 1000,
+) -> AllEvidence:
+    """Kind of run -> metric -> scored site -> what the site says of the methods.
+
+    Args:
+        results, predictions, task, classes, scored, seed, bootstrap: as in ``summarise``.
+    """
+    sites = [str(site) for site, enough in scored.items() if enough]
+    results = results.assign(tested_on=results["tested_on"].astype(str))
+    return {
+        run: _evidence_of_sites(
+            results[results[RUN] == run], _of(predictions, run), sites, task, len(classes), seed, bootstrap
+        )
+        for run in RUNS
+        if (results[RUN] == run).any()
+    }
+
+
+def _evidence_of_sites(
+    results: pd.DataFrame, predictions: pd.DataFrame, sites: Sequence[str], task: str, classes: int, seed: int,
+    bootstrap: int,
+) -> dict[str, dict[str, Evidence]]:  # fmt: skip
+    """Metric -> site -> what the site says of the methods, in one kind of run."""
+    found: dict[str, dict[str, Evidence]] = {str(metric): {} for metric in results["metric"].unique()}
+    for site in sites:
+        known: dict[str, Evidence] = {}
+        mine = predictions if predictions.empty else predictions[predictions["site"].astype(str) == site]
+        if not mine.empty:
+            known = site_evidence(mine, task, classes, list(found), seed=seed, bootstrap=bootstrap)
+        for metric, rows in results[results["tested_on"] == site].groupby("metric", sort=False):
+            found[str(metric)][site] = known.get(str(metric)) or evidence_of_values(rows)
+    return found
 
 
 def _of(predictions: pd.DataFrame, run: str) -> pd.DataFrame:
@@ -210,7 +266,7 @@ def _compare(
     cases: Cases,
     draws: Draws,
     values: Mapping[str, pd.DataFrame],
-    sites: Sequence[str],
+    evidence: Mapping[str, Mapping[str, Evidence]],
     methods: tuple[str, str | None],
     metric: str,
     over: str,
@@ -220,7 +276,7 @@ def _compare(
     if b is None or a == b or metric not in values or b not in values[metric]:
         return NOTHING
     if over == "sites":
-        found = over_sites(values[metric], sites, (a, b))
+        found = within_sites(evidence[metric], (a, b)).comparison
     else:
         found = over_all(cases, draws, values[metric], (a, b), metric)
     return found.within(value_range(metric))

@@ -26,9 +26,9 @@ class Best:
 
 
 def find_best(
-    folder: Folder, methods: list[str], overs: tuple[str, ...] = ("all", "sites"), run: str = PLAIN
+    folder: Folder, methods: list[str], overs: tuple[str, ...] = ("sites", "all"), run: str = PLAIN
 ) -> Best | None:
-    """The best of ``methods`` on all predictions together, or as the mean over sites where no method has that value."""
+    """The best of ``methods`` as the mean over sites, or on all predictions together where no method has that value."""
     for over in overs:
         lines = {method: folder.line(method, folder.primary.name, over, run) for method in methods}
         found = [Best(method, over, row) for method, row in lines.items() if row is not None]
@@ -66,11 +66,12 @@ def answer(folder: Folder) -> list[Markup]:
             among, best.method, verb, without, metric.title, *_value(metric, best.row), where
         ),
         *_against(folder, best, private),
+        *_second(folder, best, private),
         *_one_seed(folder, best),
         *_pooled(folder, best),
         *_guessing(folder, best),
         *_range(folder, best),
-        *_site_by_site(folder, best, private),
+        *_together(folder, best, private),
     ]
     return [*sentences, *_unseen(folder)]
 
@@ -114,6 +115,12 @@ def _value(metric: Measure, row: Line) -> tuple[str, str]:
     return metric.text(row["mean"]) + unit, interval
 
 
+def _interval(metric: Measure, low: float, high: float) -> str:
+    """The interval of a difference in brackets; empty where there is none."""
+    ends = f"{signed(metric, low)} to {signed(metric, high)}"
+    return f" (95 % interval {ends})" if np.isfinite(low) and np.isfinite(high) else ""
+
+
 def _against(folder: Folder, best: Best, private: list[str]) -> Iterator[Markup]:
     """Sentences on the best method against ``single`` and ``fedavg``."""
     names = {"single": "each site training alone ({})", "fedavg": "plain federated averaging ({})"}
@@ -125,14 +132,19 @@ def _against(folder: Folder, best: Best, private: list[str]) -> Iterator[Markup]
         if label == best.method or against is None:
             continue
         value = folder.primary.text(against["mean"])
+        within = folder.compared(best.method, label) if best.over == "sites" else None
         difference, p = (float(best.row.get(column, np.nan)) for column in (f"vs_{other}", f"p_{other}_adjusted"))
+        if within is not None:
+            difference = within["difference"]
         size = signed(folder.primary, difference)
-        if size != signed(folder.primary, round(best.row["mean"] - against["mean"], 12)):
-            what = "cases" if best.over == "all" else "sites"
-            size += f" on the {what} that both scored"
+        if within is not None:
+            size += " within sites" + _interval(folder.primary, within["low"], within["high"])
+        elif size != signed(folder.primary, round(best.row["mean"] - against["mean"], 12)):
+            size += f" on the {'cases' if best.over == 'all' else 'sites'} that both scored"
         if not np.isfinite(p):
             yield Markup("{} reached {}; no paired test of the difference was possible.").format(_capital(words), value)
-        elif p < ALPHA:
+            continue
+        if p < ALPHA:
             yield Markup(
                 "{} reached {}: the difference of {} is <strong>beyond chance</strong> "
                 "(p {} after correction for the number of comparisons)."
@@ -142,6 +154,39 @@ def _against(folder: Folder, best: Best, private: list[str]) -> Iterator[Markup]
                 "{} reached {}: the difference of {} is <strong>not beyond chance</strong> "
                 "(p {} after correction), so this study does not show that {} is better."
             ).format(_capital(words), value, size, p_text(p), best.method)
+        if within is not None and np.isfinite(within["expected_low"]):
+            yield Markup("A hospital that is not among these may expect a difference from {} to {}.").format(
+                *(signed(folder.primary, within[end]) for end in ("expected_low", "expected_high"))
+            )
+
+
+def _second(folder: Folder, best: Best, private: list[str]) -> Iterator[Markup]:
+    """How probable it is that the best method is not better than the second."""
+    others = [method for method in private if method != best.method]
+    second = find_best(folder, others, (best.over,)) if best.over == "sites" else None
+    within = None if second is None else folder.compared(best.method, second.method)
+    if second is None or within is None:
+        return
+    chance = not_better(within, higher_is_better=folder.primary.higher_is_better)
+    if np.isfinite(chance):
+        yield Markup("The second is {} with {}; that {} is not better than it has the probability {}.").format(
+            second.method, folder.primary.text(second.row["mean"]), best.method, share_text(chance)
+        )
+
+
+def not_better(row: Line, *, higher_is_better: bool) -> float:
+    """The probability that a method is not better than the other, from a row of ``comparisons.csv``.
+
+    Half of the two-sided p, if the method was the better one of the two here: without a prior opinion, the probability
+    that the true difference has the other sign.
+    """
+    half = float(row["p"]) / 2
+    return half if (row["difference"] > 0) == higher_is_better else 1 - half
+
+
+def share_text(share: float) -> str:
+    """A probability as text."""
+    return "below 0.01" if share < 0.01 else "above 0.99" if share > 0.99 else f"{share:.2f}"
 
 
 def _one_seed(folder: Folder, best: Best) -> Iterator[Markup]:
@@ -149,23 +194,28 @@ def _one_seed(folder: Folder, best: Best) -> Iterator[Markup]:
     tested = [best.row.get(f"p_{name}_adjusted", np.nan) for name in BASELINES]
     if folder.results["seed"].nunique() == 1 and np.isfinite(tested).any():
         yield Markup(
-            "Chance here is which patients there are: each method was trained with one seed, so whether another "
-            "training would come out the same is not known. With several seeds it counts in the tests."
+            "All this is about the models as they were trained here, with one seed, and not about the methods: whether "
+            "another training would come out the same is not known. With several seeds chance in training counts."
         )
 
 
-def _site_by_site(folder: Folder, best: Best, private: list[str]) -> Iterator[Markup]:
-    """Another method may be best where every site counts the same and is ranked by itself."""
-    other = find_best(folder, private, ("sites",))
-    if best.over == "all" and other is not None and other.method != best.method:
+def _together(folder: Folder, best: Best, private: list[str]) -> Iterator[Markup]:
+    """Another method may be best where the predictions of all sites are put together."""
+    other = find_best(folder, private, ("all",))
+    if best.over == "sites" and other is not None and other.method != best.method:
         yield Markup(
-            "Scored site by site the order is another: <strong>{}</strong> did best with {}{} as the mean over the "
-            "sites. (Putting all sites together also rewards knowing {} at each site.)"
+            "On the predictions of all sites put together the order is another: <strong>{}</strong> did best with {}{}."
+            "{}"
         ).format(
             other.method,
             *_value(folder.primary, other.row),
-            "the mean" if folder.target == "numbers" else "how frequent the finding is",
+            f" (That also rewards knowing {known} at each site.)" if (known := rewarded(folder)) else "",
         )
+
+
+def rewarded(folder: Folder) -> str:
+    """What a method gains by, where cases of several sites are scored together; empty for nothing."""
+    return {"labels": "how frequent the finding is", "numbers": "the mean"}.get(folder.target, "")
 
 
 def _pooled(folder: Folder, best: Best) -> Iterator[Markup]:

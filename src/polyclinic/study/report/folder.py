@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from polyclinic.errors import ResultsError
 from polyclinic.notes import Note
 from polyclinic.study.baselines import BASELINES
-from polyclinic.study.columns import AFTER, BEFORE, DESCRIBED, UNSEEN_COLUMNS
+from polyclinic.study.columns import AFTER, BEFORE, COMPARED, COMPARED_SITES, DESCRIBED, UNSEEN_COLUMNS
 from polyclinic.study.kinds import ATTACKED, PLAIN, RUN, UNSEEN, Entry, check_runs, titled
 from polyclinic.study.report.figures import Estimate
 from polyclinic.tasks.metrics import (
@@ -31,11 +31,13 @@ from polyclinic.tasks.metrics import (
 )
 
 #: Columns that hold text; pandas would take a site called "NA" for a missing value.
-TEXT = {"method", "run", "site", "trained_on", "tested_on", "metric", "over", "interval", "reasons", "note", "scored",
-        "corrupt", "feature", "stage", "extra_up", "extra_down"}  # fmt: skip
+TEXT = {"method", "run", "versus", "site", "trained_on", "tested_on", "metric", "over", "interval", "reasons", "note",
+        "scored", "corrupt", "feature", "stage", "extra_up", "extra_down"}  # fmt: skip
 COLUMNS = {
     "results.csv": ["method", RUN, "seed", "fold", "trained_on", "tested_on", "metric", "value"],
     "summary.csv": ["method", RUN, "metric", "over", "mean", "deviation", "low", "high"],
+    "comparisons.csv": COMPARED,
+    "site_comparisons.csv": COMPARED_SITES,
     "unseen.csv": UNSEEN_COLUMNS,
     "rounds.csv": [
         *("method", RUN, "seed", "fold", "round", "site", "seconds", "bytes_up", "bytes_down", "examples", "loss"),
@@ -140,6 +142,7 @@ class Folder:
         self.site_table = self._table("sites.csv")
         self.harmonisation = self._table("harmonisation.csv")
         self.costs_of_unseen = self._table("unseen.csv")
+        self.comparisons, self.site_comparisons = self._table("comparisons.csv"), self._table("site_comparisons.csv")
         self.results, results = _parted(self.results)
         self.rounds, rounds = _parted(self.rounds)
         self.backdoor, backdoor = _parted(self._table("backdoor.csv"))
@@ -336,6 +339,15 @@ class Folder:
     def line(self, method: str | None, metric: str, over: str, run: str = PLAIN) -> Line | None:
         """Row of ``summary.csv``, or None if there is none with a number."""
         return self._lines.get((method, run, metric, over))
+
+    def compared(self, method: str, versus: str | None, run: str = PLAIN) -> Line | None:
+        """Row of ``comparisons.csv`` for two methods by the primary metric, or None."""
+        return self._compared.get((method, versus, run))
+
+    @cached_property
+    def _compared(self) -> dict[tuple[str, str | None, str], Line]:
+        rows = self.comparisons[self.comparisons["metric"] == self.primary.name].to_dict("records")
+        return {(row["method"], row["versus"], row[RUN]): {str(k): v for k, v in row.items()} for row in rows}
 
     @cached_property
     def _lines(self) -> dict[tuple[str | None, str, str, str], Line]:

@@ -22,13 +22,14 @@ from polyclinic.study.baselines import BASELINES
 from polyclinic.study.drawing import Panel, structure_colour
 from polyclinic.study.kinds import PLAIN, RUN, UNSEEN, titled
 from polyclinic.study.report import figures, tables
-from polyclinic.study.report.answer import ALPHA, answer, headline
+from polyclinic.study.report.answer import ALPHA, answer, headline, rewarded
 from polyclinic.study.report.attack import attacked
 from polyclinic.study.report.exchange import exchanged
 from polyclinic.study.report.folder import Folder, Measure, Overlay, of_run
 from polyclinic.study.report.harmonisation import harmonised
 from polyclinic.study.report.methods import SHOWN, featured, is_reference, method_lines
 from polyclinic.study.report.search import searched, searched_values
+from polyclinic.study.report.within import within
 
 TEMPLATES = Path(__file__).parent / "templates"
 #: What the baselines are, where the name does not say it.
@@ -40,6 +41,7 @@ SECTIONS = {
     "sites": "Sites and cases",
     "harmonisation": "Differences between sites",
     "results": "Results",
+    "within": "Differences within sites",
     "attack": "Corrupt sites",
     "structures": "Structure by structure",
     "site_results": "Results site by site",
@@ -194,20 +196,26 @@ def _results(folder: Folder) -> list[tuple[str, str, Any]]:
     """Title, caption and groups of the two main tables."""
     kinds = (
         (
-            "All sites together",
-            "The test predictions of all sites are put together, so a large site counts more. Differences are tested "
-            "on the same cases.",
-            "all",
-        ),
-        (
             "Mean over sites",
             "Each site is scored by itself, then the mean is taken, so every site counts the same. Differences are "
-            "tested over the sites (Wilcoxon), which needs at least six.",
+            "those within sites, see the next section.",
             "sites",
+        ),
+        (
+            "All sites together",
+            f"The test predictions of all sites are put together, so a large site counts more{_gain(folder)}. "
+            "Differences are tested on the same cases.",
+            "all",
         ),
     )
     found = [(title, caption, tables.main_table(folder, over)) for title, caption, over in kinds]
     return [table for table in found if table[2]]
+
+
+def _gain(folder: Folder) -> str:
+    """What scores of several sites reward besides, where they are compared with each other."""
+    known = rewarded(folder)
+    return f", and a method gains by knowing {known} at each site" if known else ""
 
 
 @dataclass(frozen=True)
@@ -431,6 +439,7 @@ CONTENT: dict[str, Callable[[Folder], Any]] = {
     "results": _results,
     "attack": attacked,
     "structures": tables.structure_tables,
+    "within": within,
     "site_results": _site_results,
     "cross": tables.cross_matrix,
     "curves": _curves,

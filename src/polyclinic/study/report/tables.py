@@ -73,6 +73,11 @@ def _score(
     return Score(metric.text(row["mean"]), deviation, interval, counted, bool(best), marks, differences)
 
 
+def interval_text(metric: Measure, low: float, high: float) -> str:
+    """The interval of a difference; empty where there is none."""
+    return f"{signed(metric, low)} to {signed(metric, high)}" if np.isfinite(low) and np.isfinite(high) else ""
+
+
 @dataclass(frozen=True)
 class UnseenTable:
     """What it costs to be unseen, by the primary metric.
