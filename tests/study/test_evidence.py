@@ -227,9 +227,9 @@ def value_of(frame, metrics):
 @pytest.mark.long
 @pytest.mark.parametrize(("sites", "patients"), [(4, 60), (8, 40), (15, 20)])
 def test_of_equal_methods_one_in_twenty_is_called_different(sites, patients):
-    """1000 studies of two methods of equal skill; the standard error of a share of 0.05 is 0.007."""
+    """500 studies of two methods of equal skill; the standard error of a share of 0.05 is 0.01."""
     below = dict.fromkeys(("auc", "acc", "brier"), 0)
-    for number in range(1000):
+    for number in range(500):
         rng = np.random.default_rng(number)
         of_sites = {}
         for site in range(sites):
@@ -238,4 +238,4 @@ def test_of_equal_methods_one_in_twenty_is_called_different(sites, patients):
         for metric in below:
             found = within_sites({site: one[metric] for site, one in of_sites.items()}, ("a", "b")).combined
             below[metric] += found.p < 0.05
-    assert all(0.015 <= count / 1000 <= 0.07 for count in below.values()), below
+    assert all(0.01 <= count / 500 <= 0.08 for count in below.values()), below
