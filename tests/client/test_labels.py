@@ -85,7 +85,7 @@ def test_counts_are_said_once_and_shares_every_round():
             assert request.tensors["label_shares/shares"].tolist() == [3 / 8, 5 / 8]
             assert set(reply.tensors) == {"change", "statistics"}
     assert set(plan.reveals) >= {"label_shares/counts", "label_shares/shares"}
-    assert all("label_shares/shares [2] 16 bytes: the share of each class" in row["extra_down"] for row in rows)
+    assert all("label_shares/shares [2] 16 bytes" in row["extra_down"] for row in rows)
 
 
 def test_sites_that_do_not_train_do_not_count():

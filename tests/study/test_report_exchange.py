@@ -7,11 +7,13 @@ from helpers import write_table_study
 from polyclinic.communication.exchange import Traffic
 from polyclinic.composition import METHODS  # noqa: F401 - the parts enter their catalogues
 from polyclinic.parts import PLACES
+from polyclinic.study.columns import EXCHANGED
+from polyclinic.study.payloads import payloads
 from polyclinic.study.report.exchange import Payload, Presence, exchanged
 from polyclinic.study.report.folder import Folder
 from polyclinic.study.report.page import render
 from polyclinic.study.study import Study
-from polyclinic.study.table_files import write_table
+from polyclinic.study.table_files import read_table, write_table
 
 COLUMNS = ["method", "run", "seed", "fold", "round", "site", "bytes_up", "bytes_down", "extra_up", "extra_down"]
 
@@ -22,6 +24,8 @@ def folder_of(tmp_path, rows, sites=("A", "B")):
     write_table(tmp_path / "results.csv", pd.DataFrame([line | {"value": 0.5}]))
     frame = pd.DataFrame(rows, columns=COLUMNS).assign(seconds=0.1, examples=5, loss=0.5)
     write_table(tmp_path / "rounds.csv", frame)
+    told = [("m", "rule/change", "a change"), ("m", "rule/mean", "a mean; and more")]
+    write_table(tmp_path / "exchanged.csv", pd.DataFrame(told, columns=EXCHANGED))
     write_table(tmp_path / "sites.csv", pd.DataFrame({"site": sites, "found": 5, "used": 5, "rejected": 0}))
     return Folder(tmp_path)
 
@@ -31,21 +35,21 @@ def row(method, number, site, up=400, down=400, extra_up="", extra_down=""):
 
 
 def test_the_model_is_what_is_left_without_the_extras(tmp_path):
-    up = "rule/change [2, 3] 24 bytes: a change; path [] 8 bytes: a number"
+    up = "rule/change [2, 3] 24 bytes; other/path [] 8 bytes"
     rows = [row("m", n, s, up=432, down=400 if n == 0 else 424, extra_up=up,
-                extra_down="" if n == 0 else "rule/mean [6] 24 bytes: a mean: of all")
+                extra_down="" if n == 0 else "rule/mean [6] 24 bytes")
             for n in range(2) for s in "AB"]  # fmt: skip
     (one,) = exchanged(folder_of(tmp_path, rows)).methods
     assert (one.up, one.down) == ("400 bytes", "400 bytes")
     assert one.payloads == [
         Payload("change", "to the server", "2 × 3 numbers", "24 bytes", "a change", "in every round"),
-        Payload("path", "to the server", "one number", "8 bytes", "a number", "in every round"),
-        Payload("mean", "to the site", "6 numbers", "24 bytes", "a mean: of all", "in every round but the first"),
+        Payload("path", "to the server", "one number", "8 bytes", "", "in every round"),
+        Payload("mean", "to the site", "6 numbers", "24 bytes", "a mean; and more", "in every round but the first"),
     ]
 
 
 def test_what_is_announced_once_says_so(tmp_path):
-    rows = [row("m", n, s, up=416 if n == 0 else 400, extra_up="labels/counts [2] 16 bytes: counts" if n == 0 else "")
+    rows = [row("m", n, s, up=416 if n == 0 else 400, extra_up="labels/counts [2] 16 bytes" if n == 0 else "")
             for n in range(3) for s in "AB"]  # fmt: skip
     (one,) = exchanged(folder_of(tmp_path, rows)).methods
     assert [(p.name, p.often) for p in one.payloads] == [("counts", "once, at the start")]
@@ -91,13 +95,18 @@ def test_a_study_shows_what_its_methods_exchange(tmp_path):
         ("fedavg", []), ("scaffold", ["control change", "control"]), ("nova", ["path"]),
     ]  # fmt: skip
     assert found.presence == [Presence("nova", "4", "0", ["4 (100\u00a0%)", "2 (50\u00a0%)"])]
+    told = read_table(tmp_path / "out" / "exchanged.csv")
+    assert told[["method", "payload"]].to_numpy().tolist() == [
+        ["scaffold", "control_variates/control_change"], ["scaffold", "control_variates/control"],
+        ["nova", "normalised/path"],
+    ]  # fmt: skip
+    assert not any(words in (tmp_path / "out" / "rounds.csv").read_text() for words in told["reveals"])
     page = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
     assert "the mean gradient of all sites: like a second global model" in page
     assert "Who took part" in page
 
 
 def test_every_payload_can_be_read_back_from_its_words():
-    """What parts declare has no semicolon that would cut their words short."""
     import torch
 
     declared = {
@@ -109,8 +118,7 @@ def test_every_payload_can_be_read_back_from_its_words():
     assert {"control_variates/control", "fedce/leave_one_out", "label_shares/counts"} <= declared.keys()
     traffic = Traffic()
     traffic.add({name: torch.zeros(2) for name in declared})
-    text = traffic.describe(declared)
-    assert len(text.split("; ")) == len(declared)
+    assert {found["name"] for found in payloads(traffic.describe())} == declared.keys()
     assert all(len(words.split()) >= 4 for words in declared.values()), "says what it could reveal"
 
 

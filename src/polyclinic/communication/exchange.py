@@ -52,19 +52,14 @@ class Traffic:
         """Bytes in all."""
         return sum(size * times for (_, _, size), times in self.sent.items())
 
-    def describe(self, reveals: Mapping[str, str]) -> str:
-        """Name, shape (and how often), bytes of everything but the model, and what it could reveal.
+    def describe(self) -> str:
+        """Name, shape (and how often) and bytes of everything but the model.
 
-        Args:
-            reveals: name -> what it could reveal.
-
-        Returns:
-            One entry a name and shape, separated by semicolons, by name: tensors of a message that was bytes come in an
-            order that changes from run to run.
+        One entry a name and shape, separated by semicolons, by name: tensors of a message that was bytes come in an
+        order that changes from run to run.
         """
         return "; ".join(
-            f"{name} {list(shape)}{f' × {times}' if times > 1 else ''} {size * times} bytes: "
-            + reveals[name].replace(";", ",")
+            f"{name} {list(shape)}{f' × {times}' if times > 1 else ''} {size * times} bytes"
             for (name, shape, size), times in sorted(self.sent.items(), key=lambda item: item[0][0])
             if name not in MODEL
         )

@@ -162,7 +162,7 @@ class ModelStage(Stage):
         for row in rows:
             for way, traffic in (("up", self.conversation.up), ("down", self.conversation.down)):
                 said = traffic.pop(row["site"], Traffic())  # also what parts asked just now
-                row[f"bytes_{way}"], row[f"extra_{way}"] = said.size, said.describe(self.plan.reveals)
+                row[f"bytes_{way}"], row[f"extra_{way}"] = said.size, said.describe()
             self.progress.losses[row["site"]] = row["loss"]
             row["share"] = shares.get(row["site"], 0.0)
             if row["site"] in self._exchanges:

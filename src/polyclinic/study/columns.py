@@ -14,6 +14,8 @@ COMPARED = [
     "expected_low", "expected_high",
 ]  # fmt: skip
 COMPARED_SITES = ["method", RUN, "metric", "versus", "site", "difference", "error", "weight"]
+#: Columns of ``exchanged.csv``.
+EXCHANGED = ["method", "payload", "reveals"]
 #: Columns of ``harmonisation.csv``.
 DESCRIBED = ["site", "feature", "stage", "count", "mean", "deviation", "low", "median", "high"]
 STAGES = ("before", "after")

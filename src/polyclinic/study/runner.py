@@ -46,6 +46,7 @@ from polyclinic.study.kinds import RUN, RUNS
 from polyclinic.study.lock import locked
 from polyclinic.study.method_entries import StudyMethod
 from polyclinic.study.notes import diverged, full_precision, idle_parts, left_out, spared
+from polyclinic.study.payloads import exchanged_table
 from polyclinic.study.planning import work_of
 from polyclinic.study.report.page import write_report
 from polyclinic.study.search import Searching
@@ -279,6 +280,8 @@ class _Runner:
         ]
         write_table(out / "predictions.csv", predictions)
         write_table(out / "rounds.csv", rounds)
+        reveals = {method.label: self._reveals(method) for method in declaration.study_methods}
+        write_table(out / "exchanged.csv", exchanged_table(rounds, reveals))
         write_table(out / "sites.csv", sites)
         write_table(out / "summary.csv", summary)
         if len(unseen):
@@ -291,6 +294,15 @@ class _Runner:
         write_table(out / "results.csv", results)
         if declaration.target == "masks" and all(data.spacings is not None for data in self.opened.sites.values()):
             self.folder.note({"distances": "mm"})
+
+    def _reveals(self, method: StudyMethod) -> dict[str, str]:
+        """``part/name`` of what a method exchanges besides the model -> what it could reveal."""
+        parts = [entry for one in self.declaration.candidates(method) for entry in one.method.method.parts]
+        return {
+            f"{name}/{key}": words
+            for name, options in parts
+            for key, words in build_part(name, options).reveals.items()
+        }
 
     def _summary(
         self, results: pd.DataFrame, predictions: pd.DataFrame, scored: dict[str, bool]

@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from polyclinic.study.payloads import payloads as sent_in
 from polyclinic.study.report.folder import Folder, of_run
 from polyclinic.study.report.tables import bytes_text, count_text, ordered
-
-#: One extra payload as `polyclinic.communication.exchange` describes it.
-_PAYLOAD = re.compile(
-    r"^(?P<name>.+?) (?P<shape>\[[\d, ]*\])(?: × (?P<times>\d+))? (?P<size>\d+) bytes: (?P<reveals>.*)$"
-)
 
 
 @dataclass(frozen=True)
@@ -85,30 +80,30 @@ def exchanged(folder: Folder) -> Exchanged | None:
     if not methods:
         return None
     sites = list(dict.fromkeys([*folder.sites, *table["site"]]))
-    lines = [_exchange(method, table[table["method"] == method]) for method in methods]
+    lines = [_exchange(folder, method, table[table["method"] == method]) for method in methods]
     presence = [_presence(method, table[table["method"] == method], sites) for method in methods]
     return Exchanged(lines, sites, [one for one in presence if one is not None])
 
 
-def _exchange(method: str, rows: pd.DataFrame) -> Exchange:
+def _exchange(folder: Folder, method: str, rows: pd.DataFrame) -> Exchange:
     sizes, payloads = list[str](), list[Payload]()
     for way, words in (("up", "to the server"), ("down", "to the site")):
-        found: dict[tuple[str, str], dict[int, int]] = {}
-        shapes: dict[tuple[str, str], dict[str, None]] = {}
+        found: dict[str, dict[int, int]] = {}
+        shapes: dict[str, dict[str, None]] = {}
         besides = []
         for number, text in enumerate(rows[f"extra_{way}"]):
-            payload = [one for one in map(_PAYLOAD.match, text.split("; ")) if one is not None]
+            payload = list(sent_in(text))
             besides.append(sum(int(one["size"]) for one in payload))
             for one in payload:
-                what = one["name"], one["reveals"]
-                sent = found.setdefault(what, {})
+                sent = found.setdefault(one["name"], {})
                 sent[number] = sent.get(number, 0) + int(one["size"])
-                shapes.setdefault(what, {})[_shape(one["shape"], one["times"])] = None
+                shapes.setdefault(one["name"], {})[_shape(one["shape"], one["times"])] = None
         sizes.append(_range(rows[f"bytes_{way}"].to_numpy(dtype=float) - besides))
-        for (name, reveals), sent in found.items():
+        for name, sent in found.items():
             size = _range(np.array(list(sent.values()), dtype=float))
             plain = name.rpartition("/")[2].replace("_", " ")
-            shape = " or ".join(shapes[name, reveals])
+            shape = " or ".join(shapes[name])
+            reveals = folder.reveals.get((method, name), "")
             payloads.append(Payload(plain, words, shape, size, reveals, _often(len(sent), rows)))
     return Exchange(method, sizes[0], sizes[1], payloads)
 

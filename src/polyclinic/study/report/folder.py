@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from polyclinic.errors import ResultsError
 from polyclinic.notes import Note
 from polyclinic.study.baselines import BASELINES
-from polyclinic.study.columns import AFTER, BEFORE, COMPARED, COMPARED_SITES, DESCRIBED, UNSEEN_COLUMNS
+from polyclinic.study.columns import AFTER, BEFORE, COMPARED, COMPARED_SITES, DESCRIBED, EXCHANGED, UNSEEN_COLUMNS
 from polyclinic.study.kinds import ATTACKED, PLAIN, RUN, UNSEEN, Entry, check_runs, titled
 from polyclinic.study.report.figures import Estimate
 from polyclinic.tasks.metrics import (
@@ -32,7 +32,7 @@ from polyclinic.tasks.metrics import (
 
 #: Columns that hold text; pandas would take a site called "NA" for a missing value.
 TEXT = {"method", "run", "versus", "site", "trained_on", "tested_on", "metric", "over", "interval", "reasons", "note",
-        "scored", "corrupt", "feature", "stage", "extra_up", "extra_down"}  # fmt: skip
+        "scored", "payload", "reveals", "corrupt", "feature", "stage", "extra_up", "extra_down"}  # fmt: skip
 COLUMNS = {
     "results.csv": ["method", RUN, "seed", "fold", "trained_on", "tested_on", "metric", "value"],
     "summary.csv": ["method", RUN, "metric", "over", "mean", "deviation", "low", "high"],
@@ -43,6 +43,7 @@ COLUMNS = {
         *("method", RUN, "seed", "fold", "round", "site", "seconds", "bytes_up", "bytes_down", "examples", "loss"),
     ],
     "predictions.csv": ["method", RUN, "seed", "fold", "site"],
+    "exchanged.csv": EXCHANGED,
     "harmonisation.csv": DESCRIBED,
     "backdoor.csv": ["method", RUN, "seed", "fold", "trained_on", "tested_on", "cases", "opened"],
     "search.csv": [*BEFORE, *AFTER],
@@ -143,6 +144,8 @@ class Folder:
         self.harmonisation = self._table("harmonisation.csv")
         self.costs_of_unseen = self._table("unseen.csv")
         self.comparisons, self.site_comparisons = self._table("comparisons.csv"), self._table("site_comparisons.csv")
+        rows = self._table("exchanged.csv").to_dict("records")
+        self.reveals = {(str(row["method"]), str(row["payload"])): str(row["reveals"]) for row in rows}
         self.results, results = _parted(self.results)
         self.rounds, rounds = _parted(self.rounds)
         self.backdoor, backdoor = _parted(self._table("backdoor.csv"))
