@@ -24,9 +24,9 @@ def test_the_trials_of_a_vaccine():
     found = combine_sites(*zip(*BCG, strict=True))
     assert found.between == pytest.approx(0.3181, abs=5e-5)
     assert found.mean == pytest.approx(-0.7149703)
-    assert math.sqrt(found.variance) == pytest.approx(0.18089453)
+    assert math.sqrt(found.spreads[0].variance) == pytest.approx(0.18089453)
     assert found.interval == pytest.approx((-1.10910564, -0.32083498))
-    assert (found.freedom, found.sites) == (12, 13)
+    assert (found.spreads[0].freedom, found.sites) == (12, 13)
     assert found.p == pytest.approx(2 * t.sf(0.7149703 / 0.18089453, 12))
     # That of Nagashima et al. with the restricted likelihood's τ² is (-1.87, 0.44) + what is unknown of τ².
     assert found.expected == pytest.approx((-2.1, 0.67), abs=0.12)
@@ -46,7 +46,7 @@ def test_statsmodels_says_the_same():
         compared += 1
         assert ours.between == pytest.approx(theirs.tau2, rel=1e-6)
         assert ours.mean == pytest.approx(theirs.mean_effect_re)
-        assert math.sqrt(ours.variance) == pytest.approx(theirs.sd_eff_w_re_hksj, rel=1e-6)
+        assert math.sqrt(ours.spreads[0].variance) == pytest.approx(theirs.sd_eff_w_re_hksj, rel=1e-6)
     assert compared >= 4
     assert compared >= 4
 
@@ -84,9 +84,9 @@ def test_values_without_errors():
     assert (same.mean, same.interval, same.p) == (0.0, (0.0, 0.0), 1.0)
     sure = combine_sites([0.1, 0.3, 0.2], [0.0, 0.0, 0.0])
     assert sure.mean == pytest.approx(0.2)
-    assert sure.variance == pytest.approx(0.01 / 3, rel=1e-6)
+    assert sure.spreads[0].variance == pytest.approx(0.01 / 3, rel=1e-6)
     unknown = combine_sites([0.1, 0.3, 0.2], [0.5, math.nan, 0.1])
-    assert (unknown.mean, unknown.variance) == pytest.approx((0.2, 0.01 / 3))
+    assert (unknown.mean, unknown.spreads[0].variance) == pytest.approx((0.2, 0.01 / 3))
 
 
 @given(
@@ -104,7 +104,7 @@ def test_moved_scaled_and_shuffled_sites_give_the_same(sites, shift, scale):
     moved = combine_sites(shift + scale * y[order], scale**2 * v[order])
     near = {"rel": 1e-5, "abs": 1e-9 * scale}
     assert moved.mean == pytest.approx(shift + scale * found.mean, rel=1e-6, abs=1e-6 * scale)
-    assert math.sqrt(moved.variance) == pytest.approx(scale * math.sqrt(found.variance), **near)
+    assert math.sqrt(moved.spreads[0].variance) == pytest.approx(scale * math.sqrt(found.spreads[0].variance), **near)
     assert math.sqrt(moved.between) == pytest.approx(scale * math.sqrt(found.between), rel=1e-3, abs=1e-4 * scale)
 
 

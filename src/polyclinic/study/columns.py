@@ -14,6 +14,12 @@ COMPARED = [
     "expected_low", "expected_high",
 ]  # fmt: skip
 COMPARED_SITES = ["method", RUN, "metric", "versus", "site", "difference", "error", "weight"]
+#: Columns of ``calibration.csv`` and of ``decisions.csv``.
+CALIBRATION = [
+    "method", RUN, "site", "cases", "positive", "intercept", "intercept_low", "intercept_high", "slope", "slope_low",
+    "slope_high", "intercept_expected_low", "intercept_expected_high", "slope_expected_low", "slope_expected_high",
+]  # fmt: skip
+DECISIONS = ["method", RUN, "site", "threshold", "net_benefit", "act_on_all"]
 #: Columns of ``exchanged.csv``.
 EXCHANGED = ["method", "payload", "reveals"]
 #: Columns of ``harmonisation.csv``.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -89,13 +90,10 @@ def with_seeds(difference: float, variance: float, freedom: float, p: float, see
         p: for the models as they are.
         seeds: [S] difference of each seed.
     """
-    total, freedom = with_training(variance, freedom, seeds)
-    if not total > 0:
-        end = difference if total == 0 else float("nan")
-        return Comparison(difference, end, end, p)
-    half = float(student.ppf(0.975, freedom)) * np.sqrt(total)
-    if total > variance and not np.isnan(p):
-        p = max(p, float(2 * student.sf(abs(difference) / np.sqrt(total), freedom)))
+    spreads = with_training(Spread(variance, freedom), seeds)
+    half = reach(spreads)
+    if len(spreads) > 1 and not np.isnan(p):
+        p = max(p, tail(difference, spreads))
     return Comparison(difference, difference - half, difference + half, p)
 
 
@@ -106,24 +104,46 @@ class Spread(NamedTuple):
     freedom: float
 
 
-def with_training(variance: float, freedom: float, seeds: Floats) -> Spread:
-    """A variance with chance in training added to it, where there are two seeds or more to see it by.
+def with_training(spread: Spread, seeds: Floats) -> list[Spread]:
+    """What a difference is to be judged by where there are two seeds or more to see chance in training by.
 
-    That of the seeds' differences over their number is added; degrees of freedom by Satterthwaite 1946, "An approximate
-    distribution of estimates of variance components", Biometrics Bulletin 2(6).
+    First, the variance of the seeds' differences over their number is added to that of patients or sites; degrees of
+    freedom by Satterthwaite 1946, "An approximate distribution of estimates of variance components", Biometrics
+    Bulletin 2(6). By that, two seeds that are alike by chance would pass for certainty. So a difference must also be
+    large against how far the seeds alone lie apart, with a degree of freedom less than there are.
 
     Args:
-        variance: of the difference with other patients or sites and the same models.
-        freedom: its degrees of freedom.
+        spread: of the difference with other patients or sites and the same models.
         seeds: [S] difference of each seed; NaN are left out.
+
+    Returns:
+        One or two, all of which hold; see `reach` and `tail`.
     """
     seeds = seeds[np.isfinite(seeds)]
     trained = float(seeds.var(ddof=1)) / len(seeds) if len(seeds) > 1 else 0.0
-    total = variance + trained
-    if not total > 0 or not trained:
-        return Spread(total, freedom)
-    shares = np.square(variance / total) / freedom + np.square(trained / total) / (len(seeds) - 1)
-    return Spread(total, 1 / float(shares))
+    if not trained or not np.isfinite(spread.variance):
+        return [spread]
+    total, alone = spread.variance + trained, Spread(trained, len(seeds) - 1)
+    shares = np.square(spread.variance / total) / spread.freedom + np.square(trained / total) / alone.freedom
+    return [Spread(total, 1 / float(shares)), alone]
+
+
+def reach(spreads: Sequence[Spread]) -> float:
+    """From a difference to the ends of its 95 % interval, the widest by any of the spreads; NaN without a variance."""
+    return max(
+        float(student.ppf(0.975, one.freedom)) * float(np.sqrt(one.variance)) if one.variance else 0.0
+        for one in spreads
+    )
+
+
+def tail(difference: float, spreads: Sequence[Spread]) -> float:
+    """Two-sided p of a difference from nought, the largest by any of the spreads; NaN without a variance."""
+    return max(
+        float(2 * student.sf(abs(difference) / np.sqrt(one.variance), one.freedom))
+        if one.variance
+        else float(difference == 0)
+        for one in spreads
+    )
 
 
 def _paired(values: pd.DataFrame, methods: tuple[str, str]) -> pd.DataFrame:

@@ -9,9 +9,8 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy.optimize import brentq
 from scipy.stats import chi2, norm
-from scipy.stats import t as student
 
-from polyclinic.study.comparisons import with_training
+from polyclinic.study.comparisons import Spread, reach, tail, with_training
 from polyclinic.study.intervals import Floats
 
 NAN = float("nan")
@@ -47,18 +46,17 @@ class Combined:
 
     Attributes:
         mean: over sites, of which the surer count more.
-        variance: of ``mean``, with sites and their patients drawn anew; of one site, with its patients drawn anew.
-        freedom: degrees of freedom of ``variance``.
+        spreads: what ``mean`` is judged by: sites and their patients drawn anew, of one site its patients; and chance
+            in training, where it is seen.
         between: τ², the variance of the true values of sites; NaN for one site.
         unlike: I², the share of the sites' variance that is ``between``, from 0 to 1; NaN for one site.
         weights: of the sites, with sum 1, [K].
         new: what a new site's value may be; None for fewer than three sites.
-        trained: variance by chance in training, which is part of ``variance``.
+        trained: variance by chance in training.
     """
 
     mean: float
-    variance: float
-    freedom: float
+    spreads: tuple[Spread, ...]
     between: float
     unlike: float
     weights: tuple[float, ...]
@@ -72,10 +70,8 @@ class Combined:
 
     @property
     def interval(self) -> tuple[float, float]:
-        """95 % interval of the mean over hospitals such as these."""
-        if not self.variance > 0:
-            return (NAN, NAN) if math.isnan(self.variance) else (self.mean, self.mean)
-        half = float(student.ppf(0.975, self.freedom)) * math.sqrt(self.variance)
+        """95 % interval of the mean over hospitals such as these; NaN where nothing is known of chance."""
+        half = reach(self.spreads)
         return self.mean - half, self.mean + half
 
     @property
@@ -89,17 +85,15 @@ class Combined:
     @property
     def p(self) -> float:
         """Two-sided, of a mean of 0; NaN where nothing can be tested."""
-        if not self.variance > 0:
-            return NAN if math.isnan(self.variance) else float(self.mean == 0)
-        return float(2 * student.sf(abs(self.mean) / math.sqrt(self.variance), self.freedom))
+        return tail(self.mean, self.spreads)
 
     def with_training(self, seeds: Floats) -> Combined:
         """The same with chance in training; see `polyclinic.study.comparisons.with_training`."""
-        variance, freedom = with_training(self.variance, self.freedom, seeds)
-        return replace(self, variance=variance, freedom=freedom, trained=variance - self.variance)
+        spreads = with_training(self.spreads[0], seeds)
+        return replace(self, spreads=tuple(spreads), trained=sum(one.variance for one in spreads[1:]))
 
 
-NOTHING = Combined(NAN, NAN, NAN, NAN, NAN, ())
+NOTHING = Combined(NAN, (Spread(NAN, NAN),), NAN, NAN, ())
 
 
 def combine_sites(values: ArrayLike, variances: ArrayLike) -> Combined:
@@ -123,21 +117,20 @@ def combine_sites(values: ArrayLike, variances: ArrayLike) -> Combined:
     if len(y) == 0:
         return NOTHING
     if len(y) == 1:
-        return Combined(float(y[0]), float(v[0]), math.inf, NAN, NAN, (1.0,))
+        return Combined(float(y[0]), (Spread(float(v[0]), math.inf),), NAN, NAN, (1.0,))
     freedom, alike = float(len(y) - 1), (1 / len(y),) * len(y)
     if not np.isfinite(v).all():
-        return Combined(float(y.mean()), float(y.var(ddof=1)) / len(y), freedom, NAN, NAN, alike)
+        return Combined(float(y.mean()), (Spread(float(y.var(ddof=1)) / len(y), freedom),), NAN, NAN, alike)
     if np.ptp(y) == 0 and not v.all():  # values without an error agree: nothing is left to chance
-        return Combined(float(y[0]), 0.0, freedom, 0.0, 0.0, alike)
+        return Combined(float(y[0]), (Spread(0.0, freedom),), 0.0, 0.0, alike)
     between = _between(y, v)
     weights = 1 / (between + v)
     shares = weights / weights.sum()
     mean = float(shares @ y)
     classical, unlike = 1 / float(weights.sum()), between / (between + _typical(v))
     refined = classical * float(weights @ np.square(y - mean)) / freedom
-    if refined * student.ppf(0.975, freedom) ** 2 < classical * norm.ppf(0.975) ** 2:
-        refined, freedom = classical, math.inf
-    return Combined(mean, refined, freedom, between, unlike, tuple(shares.tolist()), _new_site(y, v))
+    spread = max(Spread(refined, freedom), Spread(classical, math.inf), key=lambda one: reach([one]))
+    return Combined(mean, (spread,), between, unlike, tuple(shares.tolist()), _new_site(y, v))
 
 
 def _new_site(y: Floats, v: Floats) -> Mixture | None:

@@ -26,6 +26,7 @@ from polyclinic.notes import Note
 from polyclinic.parts import build_part
 from polyclinic.site.run import not_stackable
 from polyclinic.state import FlatModule
+from polyclinic.study.calibration import calibration_tables
 from polyclinic.study.checked import CheckedStudy
 from polyclinic.study.described import described
 from polyclinic.study.display import Display
@@ -286,6 +287,12 @@ class _Runner:
         write_table(out / "summary.csv", summary)
         if len(unseen):
             write_table(out / "unseen.csv", unseen)
+        if task.ranked(predictions) is not None:
+            calibration, decisions = calibration_tables(
+                predictions, [site for site, enough in scored.items() if enough]
+            )
+            write_table(out / "calibration.csv", calibration)
+            write_table(out / "decisions.csv", decisions)
         backdoor = self.folder.gather(jobs, "backdoor.csv")
         if len(backdoor):
             write_table(out / "backdoor.csv", ordered(backdoor))

@@ -193,6 +193,50 @@ def calibration(predictions: pd.DataFrame, methods: Sequence[str]) -> list[Panel
     return panels
 
 
+#: Colours and strokes of the methods of a decision curve.
+_STROKES = ((BLUE, "-"), (ORANGE, (0, (4, 1.5))), (INK, (0, (1, 1.2))))
+
+
+def decisions(table: pd.DataFrame, methods: Sequence[str], sites: Sequence[str]) -> list[Panel]:
+    """Net benefit of acting from each threshold on: a panel a site, with acting on all and on nobody.
+
+    Args:
+        table: columns ``method``, ``site``, ``threshold``, ``net_benefit`` and ``act_on_all``.
+        methods: which methods, three at most, in order.
+        sites: which sites, in order.
+    """
+    panels = []
+    for site in sites:
+        mine = table[table["site"].astype(str) == site]
+        curves = {m: mine[mine["method"] == m].set_index("threshold") for m in methods[: len(_STROKES)]}
+        curves = {method: curve for method, curve in curves.items() if len(curve)}
+        if not curves:
+            continue
+        first = next(iter(curves.values()))
+        top = max(float(curve["net_benefit"].max()) for curve in curves.values())
+        top = max(top, float(first["act_on_all"].max()), 0.02)
+        with plot(3.1, 2.4, 0.64) as (figure, axes):
+            axes.axhline(0, color=GREY, linewidth=0.8)
+            axes.plot(first.index, first["act_on_all"], color=GREY, linewidth=1.0, label="act on all")
+            for (method, curve), (colour, stroke) in zip(curves.items(), _STROKES, strict=False):
+                axes.plot(curve.index, curve["net_benefit"], color=colour, linestyle=stroke, label=shorten(method))
+            axes.set(xlim=(0, 1), ylim=(-0.25 * top, 1.1 * top), xlabel="Act from this probability on",
+                     ylabel="Net benefit")  # fmt: skip
+            axes.set_xticks([0, 0.25, 0.5, 0.75, 1], ["0", "0.25", "0.5", "0.75", "1"])
+            axes.grid()
+            axes.legend(loc="upper right", frameon=False, fontsize=FONT_SIZE - 1)
+            method, curve = next(iter(curves.items()))
+            better = curve.index[curve["net_benefit"] > np.maximum(curve["act_on_all"], 0) + 1e-12]
+            words = f"{method} does more good than acting on all or on nobody at no threshold."
+            if len(better):
+                words = (
+                    f"{method} does more good than acting on all or on nobody at {len(better)} of {len(curve)} "
+                    f"thresholds, from {better.min():.2f} to {better.max():.2f}."
+                )
+            panels.append(as_panel(figure, site, "decision", words))
+    return panels
+
+
 #: Points drawn at most in one scatter plot.
 MOST_POINTS = 1500
 

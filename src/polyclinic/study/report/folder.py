@@ -17,7 +17,17 @@ from numpy.typing import NDArray
 from polyclinic.errors import ResultsError
 from polyclinic.notes import Note
 from polyclinic.study.baselines import BASELINES
-from polyclinic.study.columns import AFTER, BEFORE, COMPARED, COMPARED_SITES, DESCRIBED, EXCHANGED, UNSEEN_COLUMNS
+from polyclinic.study.columns import (
+    AFTER,
+    BEFORE,
+    CALIBRATION,
+    COMPARED,
+    COMPARED_SITES,
+    DECISIONS,
+    DESCRIBED,
+    EXCHANGED,
+    UNSEEN_COLUMNS,
+)
 from polyclinic.study.kinds import ATTACKED, PLAIN, RUN, UNSEEN, Entry, check_runs, titled
 from polyclinic.study.report.figures import Estimate
 from polyclinic.tasks.metrics import (
@@ -44,6 +54,8 @@ COLUMNS = {
     ],
     "predictions.csv": ["method", RUN, "seed", "fold", "site"],
     "exchanged.csv": EXCHANGED,
+    "calibration.csv": CALIBRATION,
+    "decisions.csv": DECISIONS,
     "harmonisation.csv": DESCRIBED,
     "backdoor.csv": ["method", RUN, "seed", "fold", "trained_on", "tested_on", "cases", "opened"],
     "search.csv": [*BEFORE, *AFTER],
@@ -144,6 +156,7 @@ class Folder:
         self.harmonisation = self._table("harmonisation.csv")
         self.costs_of_unseen = self._table("unseen.csv")
         self.comparisons, self.site_comparisons = self._table("comparisons.csv"), self._table("site_comparisons.csv")
+        self.calibration, self.decisions = self._table("calibration.csv"), self._table("decisions.csv")
         rows = self._table("exchanged.csv").to_dict("records")
         self.reveals = {(str(row["method"]), str(row["payload"])): str(row["reveals"]) for row in rows}
         self.results, results = _parted(self.results)

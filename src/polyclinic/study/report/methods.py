@@ -148,7 +148,7 @@ def featured(folder: Folder) -> list[str]:
         return list(folder.titles.values())
 
     def merit(label: str) -> float:
-        lines = (folder.line(label, folder.primary.name, over) for over in ("all", "sites"))
+        lines = (folder.line(label, folder.primary.name, over) for over in ("sites", "all"))
         sign = 1 if folder.primary.higher_is_better else -1
         return next((sign * float(line["mean"]) for line in lines if line is not None), -np.inf)
 

@@ -29,6 +29,7 @@ from polyclinic.study.report.folder import Folder, Measure, Overlay, of_run
 from polyclinic.study.report.harmonisation import harmonised
 from polyclinic.study.report.methods import SHOWN, featured, is_reference, method_lines
 from polyclinic.study.report.search import searched, searched_values
+from polyclinic.study.report.trust import trusted
 from polyclinic.study.report.within import within
 
 TEMPLATES = Path(__file__).parent / "templates"
@@ -276,8 +277,8 @@ def _interval(folder: Folder, one: figures.Estimate) -> str:
     return text(one.mean, 2) + (f" ({text(one.low, 2)} to {text(one.high, 2)})" if np.isfinite(one.low) else "")
 
 
-def _curves(folder: Folder) -> dict[str, list[Panel]]:
-    """ROC and calibration panels of a binary classification."""
+def _curves(folder: Folder) -> dict[str, Any]:
+    """ROC and calibration panels of a binary classification, and what is said of each site."""
     rows = tables.own_predictions(folder)
     if folder.target == "numbers" or not {"label", "score"} <= set(rows.columns) or "score_0" in rows.columns:
         return {}
@@ -288,7 +289,11 @@ def _curves(folder: Folder) -> dict[str, list[Panel]]:
     methods = [title for title in folder.titles.values() if title in set(rows["method"])]
     alone = folder.baselines.get("single")
     reference = alone if alone in methods else None
-    return {"roc": figures.roc(rows, methods, reference), "calibration": figures.calibration(rows, methods)}
+    return {
+        "roc": figures.roc(rows, methods, reference),
+        "calibration": figures.calibration(rows, methods),
+        "trusted": trusted(folder),
+    }
 
 
 def _titled(folder: Folder, rows: pd.DataFrame) -> pd.DataFrame:
