@@ -62,7 +62,7 @@ How to read the tables:
 
 - *Mean over the scored sites*: the metric at each site that has enough cases of each class, averaged over sites. This
   is what a hospital may expect for itself. *All cases together*: one value for the predictions of all sites.
-- Brackets hold the 95 % interval for other patients of the same sites.
+- Brackets hold the 95 % interval for other patients of the same sites and, with two seeds or more, other trainings.
 - *p* belongs to the first metric: a paired test against `single` (each site alone) and against `fedavg`, corrected for
   the number of methods compared in the same kind of run (Holm). Over the sites it is that of the differences within
   sites, by a random-effects meta-analysis, which the answer rests on. A dash means that there is nothing to test; a

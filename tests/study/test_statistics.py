@@ -23,7 +23,7 @@ from polyclinic.study.intervals import (
     share_interval,
 )
 from polyclinic.study.samples import Cases, draw
-from polyclinic.study.statistics import BOOTSTRAP, COLUMNS, EXACT, SCORE, cost_of_unseen, summarise
+from polyclinic.study.statistics import BOOTSTRAP, COLUMNS, EXACT, SCORE, cost_of_unseen, summarise, widened
 from polyclinic.study.within import within_sites
 from polyclinic.tasks.metrics import CLASSIFICATION, classification_metrics, value_range
 
@@ -156,13 +156,14 @@ def test_bootstrap_repeats_the_patients_drawn():
             models = ["trained_on"] if method == "cross" else []
             parts = frame.groupby(["seed", "fold", *models])[frame.columns].apply(lambda part: measure(part)["acc"])
             values[method].append(parts.groupby(["seed", "fold"]).mean().mean())
+    seeds = table_of_seeds(predictions, "acc")
     for method in METHODS:
         row = table.loc[method, "acc", "all"]
-        low, high = bootstrap_interval(row["mean"], np.array(values[method]), 1.0)
+        interval = bootstrap_interval(row["mean"], np.array(values[method]), 1.0)
+        low, high = widened(row["mean"], interval, seeds[method].to_numpy(), (0.0, 1.0))
         assert (row["low"], row["high"]) == pytest.approx((low, high), abs=1e-12)
         assert row["interval"] == BOOTSTRAP
         assert table.loc[method, "auc", "all"]["interval"] != SCORE  # two cases of each patient
-    seeds = table_of_seeds(predictions, "acc")
     for method in ("cross", "fedavg"):
         row = table.loc[method, "acc", "all"]
         draws = np.array(values[method]) - np.array(values["single"])
@@ -173,6 +174,18 @@ def test_bootstrap_repeats_the_patients_drawn():
         alone = 2 * student.sf(abs(row["vs_single"]) / math.sqrt(trained), 1)
         p = max(bootstrap_p(row["vs_single"], draws), by_seeds, alone)
         assert row["p_single"] == pytest.approx(p, abs=1e-12)
+
+
+def test_an_interval_takes_in_chance_in_training():
+    """Patients: 0.8 - 0.1 and + 0.05. Seeds 0.78 and 0.82: a variance of 0.0004, of one degree of freedom."""
+    assert widened(0.8, (0.7, 0.85), np.array([0.8]), (0, 1)) == pytest.approx((0.7, 0.85))
+    assert widened(0.8, (0.7, 0.85), np.array([0.8, 0.8]), (0, 1)) == pytest.approx((0.7, 0.85))
+    low, high = widened(0.8, (0.7, 0.85), np.array([0.78, 0.82]), (0, 1))
+    for end, side in ((low, 0.1), (high, 0.05)):
+        total = (side / 1.959964) ** 2 + 0.0004
+        assert abs(end - 0.8) == pytest.approx(student.ppf(0.975, (total / 0.0004) ** 2) * math.sqrt(total), rel=1e-5)
+    assert widened(0.99, (0.95, 1.0), np.array([0.98, 1.0]), (0, 1))[1] == 1.0
+    assert np.isnan(widened(0.8, (math.nan, math.nan), np.array([0.7, 0.9]), (0, 1))).all()
 
 
 def table_of_seeds(predictions, metric):
@@ -201,7 +214,8 @@ def test_area_under_the_curve_by_delong():
         differences.append(difference)
         of_differences.append(of_difference)
     assert row["mean"] == pytest.approx(np.mean(areas))
-    assert (row["low"], row["high"]) == pytest.approx(area_interval(expected))
+    seeds = np.array([np.mean(areas[:3]), np.mean(areas[3:])])
+    assert (row["low"], row["high"]) == pytest.approx(widened(row["mean"], area_interval(expected), seeds, (0, 1)))
     # Three independent folds: the sum of the variances over 9, for each of two seeds.
     patients = sum(of_differences) / 2 / 9
     trained = np.var([np.mean(differences[:3]), np.mean(differences[3:])], ddof=1) / 2

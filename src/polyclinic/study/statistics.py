@@ -16,9 +16,9 @@ import pandas as pd
 
 from polyclinic.study.baselines import BASELINES
 from polyclinic.study.columns import UNSEEN_COLUMNS
-from polyclinic.study.comparisons import NOTHING, Comparison, by_metric, over_all
+from polyclinic.study.comparisons import NOTHING, Comparison, Spread, by_metric, over_all, reach, with_training
 from polyclinic.study.evidence import Evidence, evidence_of_values, site_evidence
-from polyclinic.study.intervals import area_interval, bootstrap_interval, holm, share_interval, touches_end
+from polyclinic.study.intervals import Z95, Floats, area_interval, bootstrap_interval, holm, share_interval, touches_end
 from polyclinic.study.kinds import PLAIN, RUN, RUNS, UNSEEN
 from polyclinic.study.samples import Cases, Draws, draw
 from polyclinic.study.within import within_sites
@@ -56,8 +56,8 @@ def summarise(
     - ``mean``, ``deviation``, ``n``: over the values of each seed and fold. A value is, for ``all``, the row tested
       on all cases (mean over the models, where several models predict other sites' cases); for ``sites``, the mean over
       the scored sites (over all pairs of a model and another site). NaN are left out.
-    - ``low``, ``high``: 95 % interval, by the method named in ``interval``, for other patients of the same sites. The
-      models are taken as they are: chance in training shows in ``deviation``. `SCORE` serves the area under the curve
+    - ``low``, ``high``: 95 % interval, by the method named in ``interval``, for other patients of the same sites and,
+      with two seeds or more, other trainings; see ``widened``. `SCORE` serves the area under the curve
       of all cases in binary tasks where each patient has one case; see ``area_interval``. Else the bootstrap: every
       patient's cases are drawn together, within the site, and everything that ``mean`` averages is computed anew; see
       ``bootstrap_interval``. Where the draws of a share reach an end of its range, it is the exact interval for as many
@@ -107,7 +107,12 @@ def summarise(
         keys = list(table[["method", "metric", "over"]].itertuples(index=False, name=None))
         values = by_metric(mine)
         intervals = [_interval(cases, draws, sites, *key) for key in keys]
-        table["low"], table["high"] = [low for low, _, _ in intervals], [high for _, high, _ in intervals]
+        trained = _by_seed(mine, sites)
+        ends = [
+            widened(mean, (low, high), trained[key], value_range(key[1]))
+            for key, mean, (low, high, _) in zip(keys, table["mean"], intervals, strict=True)
+        ]
+        table["low"], table["high"] = [low for low, _ in ends], [high for _, high in ends]
         table["interval"] = pd.Series([name for _, _, name in intervals], dtype=str)
         for name in BASELINES:
             found = [
@@ -220,11 +225,45 @@ def _of(predictions: pd.DataFrame, run: str) -> pd.DataFrame:
     return predictions if predictions.empty else predictions[predictions[RUN] == run]
 
 
-def _means(results: pd.DataFrame, sites: Sequence[str]) -> pd.DataFrame:
-    """method, metric, over, mean, deviation, n."""
+def widened(
+    mean: float, interval: tuple[float, float], seeds: Floats, limits: tuple[float, float]
+) -> tuple[float, float]:
+    """An interval for other patients made one for other patients and trainings, where there are two seeds or more.
+
+    Each side has a variance of its own, to which that of the seeds is added, as Zou & Donner 2008, "Construction of
+    confidence limits about effect measures", Statistics in Medicine 27(10), do with intervals that are not symmetric.
+    Two seeds that are alike by chance make it too narrow, which no test rests on; see `with_training` for those.
+
+    Args:
+        mean: what it is about.
+        interval: for other patients, and the models as they are.
+        seeds: [S] value of each seed.
+        limits: ends of what the metric can be.
+    """
+    sides = [reach(with_training(Spread(((end - mean) / Z95) ** 2, float("inf")), seeds)[:1]) for end in interval]
+    return max(mean - sides[0], limits[0]), min(mean + sides[1], limits[1])
+
+
+def _by_seed(results: pd.DataFrame, sites: Sequence[str]) -> dict[tuple[str, str, str], Floats]:
+    """(method, metric, over) -> mean of each seed, [S]."""
+    means = _values(results, sites).groupby(["method", "metric", "over", "seed"], sort=False).mean()
+    keys = ["method", "metric", "over"]
+    return {
+        (str(method), str(metric), str(over)): np.asarray(of, dtype=np.float64)
+        for (method, metric, over), of in means.groupby(keys, sort=False)
+    }
+
+
+def _values(results: pd.DataFrame, sites: Sequence[str]) -> pd.Series[float]:
+    """The value of each method, metric, over, seed and fold."""
     parts = {"all": results[results["tested_on"] == "all"], "sites": results[results["tested_on"].isin(sites)]}
     rows = pd.concat([frame.assign(over=over) for over, frame in parts.items()], ignore_index=True)
-    values = rows.groupby(["method", "metric", "over", "seed", "fold"], sort=False)["value"].mean()
+    return rows.groupby(["method", "metric", "over", "seed", "fold"], sort=False)["value"].mean()
+
+
+def _means(results: pd.DataFrame, sites: Sequence[str]) -> pd.DataFrame:
+    """method, metric, over, mean, deviation, n."""
+    values = _values(results, sites)
     table = values.groupby(["method", "metric", "over"], sort=False).agg(mean="mean", deviation="std", n="count")
     order = {name: {key: place for place, key in enumerate(results[name].unique())} for name in ("method", "metric")}
     order["over"] = {"all": 0, "sites": 1}
