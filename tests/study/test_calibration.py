@@ -6,9 +6,12 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from polyclinic.errors import ResultsError
 from polyclinic.study.calibration import THRESHOLDS, calibration_line, calibration_tables, net_benefit
 from polyclinic.study.columns import CALIBRATION, DECISIONS
 from polyclinic.study.meta import combine_sites
+from polyclinic.study.results import Results
+from polyclinic.study.table_files import write_table
 
 
 def cases(rng, count, intercept=0.0, slope=1.0, mean=-0.5):
@@ -132,3 +135,12 @@ def test_labels_of_columns_and_rows_in_any_order():
     pd.testing.assert_frame_equal(
         table.sort_values(keys, ignore_index=True), again.sort_values(keys, ignore_index=True), rtol=1e-9
     )
+
+
+def test_results_give_the_tables_and_say_where_there_is_none(tmp_path):
+    (tmp_path / "results.csv").write_text("method,run,seed,fold,trained_on,tested_on,metric,value\n")
+    with pytest.raises(ResultsError, match=r"P501 There is no calibration\.csv: only binary classification"):
+        _ = Results(tmp_path).calibration
+    table, _ = calibration_tables(study(np.random.default_rng(4)), ["A", "B"])
+    write_table(tmp_path / "calibration.csv", table)
+    pd.testing.assert_frame_equal(Results(tmp_path).calibration, table, check_dtype=False)

@@ -65,6 +65,24 @@ class Results:
         return read_table(self.folder / "summary.csv")
 
     @cached_property
+    def comparisons(self) -> pd.DataFrame:
+        """Each method with others, within sites: the primary comparison; see docs/results-files.md."""
+        return read_table(self.folder / "comparisons.csv")
+
+    @cached_property
+    def calibration(self) -> pd.DataFrame:
+        """Calibration intercept and slope of each method at each site.
+
+        Raises:
+            ResultsError: P501, the study is not a binary classification.
+        """
+        path = self.folder / "calibration.csv"
+        if not path.is_file():
+            raise ResultsError("P501", "There is no calibration.csv: only binary classification has one.",
+                               "Look at `results.summary` instead.")  # fmt: skip
+        return read_table(path)
+
+    @cached_property
     def unseen(self) -> pd.DataFrame:
         """What each method loses at sites left out of training: paired differences; see docs/results-files.md.
 
