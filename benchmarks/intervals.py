@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from scipy.special import expit, logit
 from scipy.stats import norm
 
-from polyclinic.study.intervals import (
+from polyclinic.study.statistics.intervals import (
     Z95,
     Area,
     area_interval,

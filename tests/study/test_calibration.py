@@ -7,10 +7,10 @@ import pandas as pd
 import pytest
 
 from polyclinic.errors import ResultsError
-from polyclinic.study.calibration import THRESHOLDS, calibration_line, calibration_tables, net_benefit
 from polyclinic.study.columns import CALIBRATION, DECISIONS
-from polyclinic.study.meta import combine_sites
 from polyclinic.study.results import Results
+from polyclinic.study.statistics.calibration import THRESHOLDS, calibration_line, calibration_tables, net_benefit
+from polyclinic.study.statistics.meta import combine_sites
 from polyclinic.study.table_files import write_table
 
 

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import norm, t
 
-from polyclinic.study.meta import NOTHING, combine_sites
+from polyclinic.study.statistics.meta import NOTHING, combine_sites
 
 #: Trials of the BCG vaccine against tuberculosis: log risk ratio and its variance (Colditz et al., JAMA 1994).
 BCG = [

@@ -9,9 +9,9 @@ import pytest
 from scipy.stats import t as student
 from scipy.stats import ttest_1samp
 
-from polyclinic.study.comparisons import NOTHING, Comparison
-from polyclinic.study.evidence import site_evidence
-from polyclinic.study.intervals import (
+from polyclinic.study.statistics.comparisons import NOTHING, Comparison
+from polyclinic.study.statistics.evidence import site_evidence
+from polyclinic.study.statistics.intervals import (
     Area,
     area_interval,
     bootstrap_interval,
@@ -22,9 +22,9 @@ from polyclinic.study.intervals import (
     patient_weights,
     share_interval,
 )
-from polyclinic.study.samples import Cases, draw
-from polyclinic.study.statistics import BOOTSTRAP, COLUMNS, EXACT, SCORE, cost_of_unseen, summarise, widened
-from polyclinic.study.within import within_sites
+from polyclinic.study.statistics.samples import Cases, draw
+from polyclinic.study.statistics.summary import BOOTSTRAP, COLUMNS, EXACT, SCORE, cost_of_unseen, summarise, widened
+from polyclinic.study.statistics.within import within_sites
 from polyclinic.tasks.metrics import CLASSIFICATION, classification_metrics, value_range
 
 METHODS = ("single", "cross", "fedavg", "fedprox(mu=0.1)")

@@ -26,7 +26,6 @@ from polyclinic.notes import Note
 from polyclinic.parts import build_part
 from polyclinic.site.run import not_stackable
 from polyclinic.state import FlatModule
-from polyclinic.study.calibration import calibration_tables
 from polyclinic.study.checked import CheckedStudy
 from polyclinic.study.described import described
 from polyclinic.study.display import Display
@@ -53,9 +52,10 @@ from polyclinic.study.report.page import write_report
 from polyclinic.study.search import Searching
 from polyclinic.study.site_table import site_table
 from polyclinic.study.statistics import all_evidence, cost_of_unseen, summarise
+from polyclinic.study.statistics.calibration import calibration_tables
+from polyclinic.study.statistics.within import within_tables
 from polyclinic.study.table_files import write_table
 from polyclinic.study.testing import result_rows
-from polyclinic.study.within import within_tables
 from polyclinic.tasks import build_task
 
 

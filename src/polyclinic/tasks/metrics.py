@@ -4,7 +4,7 @@ Outlines are measured in `polyclinic.tasks.segmentation_metrics`, numbers in `po
 
 Every classification metric has one formula, written for weighted cases and many sets of weights at once
 (``weighted_metrics``): the metric itself is the formula with weights of one, and the bootstrap of
-``polyclinic.study.intervals`` is the same formula with the number of times each patient was drawn.
+``polyclinic.study.statistics.intervals`` is the same formula with the number of times each patient was drawn.
 A metric that is not defined (a class is missing, there are no cases) is NaN, never a warning or an exception.
 """
 

@@ -14,8 +14,8 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from polyclinic.study.intervals import Floats, patient_weights, placements
-from polyclinic.study.samples import BLOCK, Cases, Group, cell_means, mean_of_known
+from polyclinic.study.statistics.intervals import Floats, patient_weights, placements
+from polyclinic.study.statistics.samples import BLOCK, Cases, Group, cell_means, mean_of_known
 
 Booleans = NDArray[np.bool_]
 #: Seed and fold of a training.
@@ -33,7 +33,7 @@ class Evidence:
         differences: of each seed, a method minus another on the folds in which both have a value, [S, M, M].
         variances: with other patients and the same models: of the mean of ``differences`` over the seeds, and on the
             diagonal of ``values``, [M, M].
-        patients: among how many patients a value is found (see `polyclinic.study.samples.Cases.counted`), [M].
+        patients: among how many patients a value is found, [M]; see `Cases.counted`.
     """
 
     methods: Sequence[str]

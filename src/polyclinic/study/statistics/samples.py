@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from polyclinic.study.intervals import Area, Floats, delong, delong_paired, patient_weights, variance_by_p
+from polyclinic.study.statistics.intervals import Area, Floats, delong, delong_paired, patient_weights, variance_by_p
 from polyclinic.tasks import build_task
 
 Rows = NDArray[np.intp]

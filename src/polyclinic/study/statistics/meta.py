@@ -10,8 +10,8 @@ from numpy.typing import ArrayLike
 from scipy.optimize import brentq
 from scipy.stats import chi2, norm
 
-from polyclinic.study.comparisons import Spread, reach, tail, with_training
-from polyclinic.study.intervals import Floats
+from polyclinic.study.statistics.comparisons import Spread, reach, tail, with_training
+from polyclinic.study.statistics.intervals import Floats
 
 NAN = float("nan")
 
@@ -88,7 +88,7 @@ class Combined:
         return tail(self.mean, self.spreads)
 
     def with_training(self, seeds: Floats) -> Combined:
-        """The same with chance in training; see `polyclinic.study.comparisons.with_training`."""
+        """The same with chance in training; see `polyclinic.study.statistics.comparisons.with_training`."""
         spreads = with_training(self.spreads[0], seeds)
         return replace(self, spreads=tuple(spreads), trained=sum(one.variance for one in spreads[1:]))
 

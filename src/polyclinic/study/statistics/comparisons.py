@@ -9,8 +9,8 @@ import numpy as np
 import pandas as pd
 from scipy.stats import t as student
 
-from polyclinic.study.intervals import Floats, bootstrap_p, combine, normal_p
-from polyclinic.study.samples import Cases, Draws
+from polyclinic.study.statistics.intervals import Floats, bootstrap_p, combine, normal_p
+from polyclinic.study.statistics.samples import Cases, Draws
 
 
 class Comparison(NamedTuple):

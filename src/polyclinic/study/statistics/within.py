@@ -13,10 +13,10 @@ import numpy as np
 import pandas as pd
 
 from polyclinic.study.columns import COMPARED, COMPARED_SITES
-from polyclinic.study.comparisons import Comparison
-from polyclinic.study.evidence import Evidence
-from polyclinic.study.intervals import Floats, holm
-from polyclinic.study.meta import NOTHING, Combined, combine_sites
+from polyclinic.study.statistics.comparisons import Comparison
+from polyclinic.study.statistics.evidence import Evidence
+from polyclinic.study.statistics.intervals import Floats, holm
+from polyclinic.study.statistics.meta import NOTHING, Combined, combine_sites
 
 #: How many patients' worth the other sites' evidence has on how sure a site's own difference is.
 BORROWED = 5.0

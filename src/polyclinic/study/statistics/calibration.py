@@ -11,9 +11,9 @@ import pandas as pd
 from numpy.typing import ArrayLike
 
 from polyclinic.study.columns import CALIBRATION, DECISIONS
-from polyclinic.study.intervals import Z95, Floats
 from polyclinic.study.kinds import RUN
-from polyclinic.study.meta import combine_sites
+from polyclinic.study.statistics.intervals import Z95, Floats
+from polyclinic.study.statistics.meta import combine_sites
 
 #: Probabilities are kept so far from 0 and 1, where their logarithm has no end.
 NEAR = 1e-6
@@ -123,7 +123,7 @@ def calibration_tables(predictions: pd.DataFrame, sites: Sequence[str]) -> tuple
     """Calibration of each method at each site and over the sites, and decision curves of each site.
 
     All folds of a seed are taken together, since each patient is tested in one of them; numbers are means over the
-    seeds. Over the sites they are put together by `polyclinic.study.meta.combine_sites`.
+    seeds. Over the sites they are put together by `polyclinic.study.statistics.meta.combine_sites`.
 
     Args:
         predictions: method, run, seed, trained_on, site, subject, label (0 or 1) and score (probability of class 1).

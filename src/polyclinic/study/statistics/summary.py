@@ -16,12 +16,28 @@ import pandas as pd
 
 from polyclinic.study.baselines import BASELINES
 from polyclinic.study.columns import UNSEEN_COLUMNS
-from polyclinic.study.comparisons import NOTHING, Comparison, Spread, by_metric, over_all, reach, with_training
-from polyclinic.study.evidence import Evidence, evidence_of_values, site_evidence
-from polyclinic.study.intervals import Z95, Floats, area_interval, bootstrap_interval, holm, share_interval, touches_end
 from polyclinic.study.kinds import PLAIN, RUN, RUNS, UNSEEN
-from polyclinic.study.samples import Cases, Draws, draw
-from polyclinic.study.within import within_sites
+from polyclinic.study.statistics.comparisons import (
+    NOTHING,
+    Comparison,
+    Spread,
+    by_metric,
+    over_all,
+    reach,
+    with_training,
+)
+from polyclinic.study.statistics.evidence import Evidence, evidence_of_values, site_evidence
+from polyclinic.study.statistics.intervals import (
+    Z95,
+    Floats,
+    area_interval,
+    bootstrap_interval,
+    holm,
+    share_interval,
+    touches_end,
+)
+from polyclinic.study.statistics.samples import Cases, Draws, draw
+from polyclinic.study.statistics.within import within_sites
 from polyclinic.tasks.metrics import METRICS, split_metric, value_range
 
 BOOTSTRAP = "bootstrap over patients within site"
