@@ -196,6 +196,17 @@ def test_a_better_method_is_found_and_what_a_new_site_may_expect_holds_it():
     assert mine["weight"] @ mine["difference"] == pytest.approx(row["difference"])
 
 
+def test_no_interval_reaches_beyond_the_largest_difference():
+    rows = {"A": (0.9, 0.1), "B": (0.2, 0.1)}
+    found = {
+        site: evidence_of_values(pd.DataFrame({"method": ["fedavg", "single"], "seed": 0, "fold": 0, "value": values}))
+        for site, values in rows.items()
+    }
+    assert within_sites(found, ("fedavg", "single")).combined.interval[1] > 4  # Student's t of one degree of freedom
+    table, _ = within_tables({"plain": {"acc": found}}, {"single": "single", "fedavg": "fedavg"}, "acc")
+    assert table[["low", "high"]].to_numpy().tolist() == [[-1.0, 1.0]] * 2
+
+
 def test_chance_in_training_counts_where_it_is_seen():
     """The differences of two seeds are 0.1 and -0.1 at all sites: the patients alone would be sure of 0."""
     frames = {}

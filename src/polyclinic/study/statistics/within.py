@@ -17,6 +17,7 @@ from polyclinic.study.statistics.comparisons import Comparison
 from polyclinic.study.statistics.evidence import Evidence
 from polyclinic.study.statistics.intervals import Floats, holm
 from polyclinic.study.statistics.meta import NOTHING, Combined, combine_sites
+from polyclinic.tasks.metrics import value_range
 
 #: How many patients' worth the other sites' evidence has on how sure a site's own difference is.
 BORROWED = 5.0
@@ -120,6 +121,7 @@ def within_tables(
     rows, at_sites = list[tuple[object, ...]](), list[tuple[object, ...]]()
     for run, by_metric in evidence.items():
         for metric, of_sites in by_metric.items():
+            most = float(np.subtract(*value_range(metric)[::-1]))  # no difference is larger
             methods = list(dict.fromkeys(method for one in of_sites.values() for method in one.methods))
             for versus in methods if metric == primary else [one for one in baselines.values() if one in methods]:
                 found = {method: within_sites(of_sites, (method, versus)) for method in methods if method != versus}
@@ -129,9 +131,10 @@ def within_tables(
                     adjusted = holm([one.combined.p for one in found.values()]).tolist()
                 for (method, one), p in zip(found.items(), adjusted, strict=True):
                     key, combined = (method, run, metric, versus), one.combined
+                    low, high, least, highest = np.clip([*combined.interval, *combined.expected], -most, most).tolist()
                     rows.append((
-                        *key, combined.sites, combined.mean, *combined.interval, combined.p, p, combined.between,
-                        combined.unlike, *combined.expected,
+                        *key, combined.sites, combined.mean, low, high, combined.p, p, combined.between,
+                        combined.unlike, least, highest,
                     ))  # fmt: skip
                     parts = zip(one.differences.items(), one.errors.values(), combined.weights, strict=True)
                     at_sites += [(*key, *difference, error, weight) for difference, error, weight in parts]
