@@ -628,8 +628,9 @@ def test_equal_methods_are_seldom_called_different_where_trainings_differ(seeds)
     share = (pd.DataFrame(found) < 0.05).mean()
     # Binomial deviation at 0.05 of 100 runs: 0.022.
     assert (share <= 0.11).all(), share
-    # What a seed's model makes of these very patients is in both variances, so with more seeds p is on the safe side.
-    assert (0.01 if seeds < 5 else 0.0) <= share.mean() <= 0.07, share
+    # What a seed's model makes of these very patients is in both variances, so with more seeds p is on the safe side;
+    # and so it is with two, which leave one degree of freedom to see chance in training by.
+    assert (0.01 if seeds == 3 else 0.0) <= share.mean() <= 0.07, share
     assert (np.array(patients_alone) < 0.05).mean() > 0.12
 
 
