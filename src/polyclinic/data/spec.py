@@ -240,6 +240,9 @@ class DataSpec(BaseModel):
     """Names or globs taken out of ``features``."""
     categorical: list[str] = []
     """Feature columns to encode one-hot (each value becomes a column of its own)."""
+    categories: dict[str, list[Scalar]] = {}
+    """The values of columns of codes, in order: ``{cp: [1, 2, 3, 4]}``; rows with another value are rejected. Default:
+    sorted values found. Needed where a site does not name values of few cases."""
     divide_by: str | None = None
     """Column by which every numeric feature is divided (e.g. intracranial volume)."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -15,9 +16,7 @@ from polyclinic.data.quality.named import patient_column_notes, unmatched_notes
 from polyclinic.data.spec import DataSpec, Target
 from polyclinic.data.tables.features import choose_features
 from polyclinic.data.tables.labels import label_reasons, number_reasons
-from polyclinic.data.tables.numbers import parse_numbers
 from polyclinic.data.tables.table import (
-    canonical,
     is_missing,
     locate,
     matches,
@@ -77,6 +76,12 @@ class Rows:
         """The rows that ``kept`` marks."""
         cells, origin = self.cells[kept].reset_index(drop=True), self.origin[kept].reset_index(drop=True)
         reasons, labelled = self.reasons[kept], self.labelled[kept]
+        return Rows(cells, origin, reasons, labelled, self.chosen, self.available, self.notes, self.counting)
+
+    def at(self, places: npt.NDArray[np.intp]) -> Rows:
+        """The rows at some places, in their order."""
+        cells, origin = self.cells.iloc[places].reset_index(drop=True), self.origin.iloc[places].reset_index(drop=True)
+        reasons, labelled = self.reasons[places], self.labelled[places]
         return Rows(cells, origin, reasons, labelled, self.chosen, self.available, self.notes, self.counting)
 
     def reject(self, unusable: npt.NDArray[np.bool_], reason: str) -> None:
@@ -208,30 +213,34 @@ def reject_rows(rows: Rows, spec: DataSpec, target: Target, split: str | None) -
     combat = spec.harmonisation.combat
     for column in [*combat.covariates, *combat.groups] if combat else []:
         rows.reject_missing(column)
+    for column, values in spec.categories.items():
+        unlisted = cells[column].notna().to_numpy() & ~matches(cells[column], values)
+        rows.reject(unlisted, f"{column} is not one of its categories")
     for column in rows.chosen if spec.imputation == "drop" else []:
         rows.reject_missing(column)
     return notes
 
 
 def reject_alone(rows: Rows, spec: DataSpec, target: Target) -> None:
-    """Mark rows without a label that don't fit those that have one.
-
-    They are at a site where no row has a label, or a categorical feature or covariate has a group there that no
-    labelled row has: it would become a column of its own, and change what the others train.
-    """
-    site, without = rows.origin["site"], ~rows.labelled
+    """Mark rows without a label at sites where no row has one."""
+    site = rows.origin["site"]
     known = rows.usable & rows.labelled & site.notna().to_numpy()
-    if spec.partition is None:
-        rows.reject(without & ~site.isin(site[known].unique()).to_numpy(), missing_target(spec, target))
-    combat = spec.harmonisation.combat
-    covariates = dict.fromkeys(combat.covariates if combat else [])
-    for column in dict.fromkeys([*spec.categorical, *(combat.groups if combat else []), *covariates]):
-        named = column in spec.categorical or (combat is not None and column in combat.groups)
-        if not named and not np.isnan(parse_numbers(rows.cells[column][known])).all():
-            continue  # a covariate that is a number
-        groups = canonical(rows.cells[column])
-        other = groups.notna() & ~groups.isin(groups[known].dropna().unique())
-        rows.reject(without & other.to_numpy(), f"{column} has a group that no case with a label has")
+    rows.reject(~rows.labelled & ~site.isin(site[known].unique()).to_numpy(), missing_target(spec, target))
+
+
+def reject_strangers(rows: Rows, spellings: Mapping[str, Mapping[str, str]]) -> None:
+    """Mark rows without a label that have a group which no labelled row of any site has.
+
+    It would become a column of its own, and change what the others train.
+
+    Args:
+        rows: the rows.
+        spellings: for each column of codes, the spellings that the sites agreed on.
+    """
+    for column, known in spellings.items():
+        cells = rows.cells[column]
+        other = cells.notna() & ~cells.isin(list(known))
+        rows.reject(~rows.labelled & other.to_numpy(), f"{column} has a group that no case with a label has")
 
 
 def missing_target(spec: DataSpec, target: Target) -> str:
@@ -268,4 +277,5 @@ def _needed_columns(spec: DataSpec, split: str | None) -> dict[str, str]:
     combat = spec.harmonisation.combat
     covariates = dict.fromkeys([*combat.covariates, *combat.groups] if combat else [], "covariates")
     others = covariates | {name: use for use, name in named.items() if name is not None}
+    others = dict.fromkeys(spec.categories, "categories") | others
     return dict.fromkeys(spec.where, "where") | others | dict.fromkeys(spec.image_columns, "image")

@@ -1,7 +1,8 @@
 """Choosing grid, boxes and network once for all sites, from what each site says of its images.
 
-A site answers with a few numbers: how many cases it has, its median voxel size, and how much space the body takes up in
-most of its images. The plan is made from these alone, so that all sites train one network on one grid.
+A site answers with counts: how many of its images have which voxel size, and in how many the body takes up how much
+space. These counts are added over the sites, so the plan is the one that all images in one place would give, and all
+sites train one network on one grid. No single image decides.
 
 Source: the rules follow nnU-Net (Isensee et al., Nature Methods 18 (2021) 203-211), which makes such a plan for one
 data set; here it is made from the fingerprints of all sites.
@@ -9,12 +10,14 @@ data set; here it is made from the fingerprints of all sites.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from pydantic import BaseModel, ConfigDict
 
 from polyclinic.data.readers.axes import true_spacing
 from polyclinic.data.readers.volume import Volume
@@ -22,6 +25,7 @@ from polyclinic.data.spec import Preprocessing, Target
 from polyclinic.data.volumes.grid import box_of, oriented
 from polyclinic.data.volumes.intensity import foreground_of
 from polyclinic.data.volumes.preprocessing import single_frame
+from polyclinic.limits import Count, Name
 
 #: Voxels of one input that train in reasonable time and memory: 64³ on a processor, 128³ on a GPU.
 VOXELS = {"cpu": 64**3, "cuda": 128**3}
@@ -34,19 +38,30 @@ _COVERED = 95
 Triple = tuple[float, float, float]
 
 
-@dataclass(frozen=True)
-class SiteFingerprint:
-    """What a site says of its images.
+#: A length in millimetres, as a text -> number of images.
+Lengths = dict[Name, Count]
+
+
+class SiteFingerprint(BaseModel):
+    """What a site says of its images, along the axes of the study's orientation.
 
     Attributes:
         cases: how many could be read.
-        spacing: median voxel sizes in mm along the axes of the study's orientation.
-        extent: what the foreground takes up along the axes in mm, in all but the largest 5 % of the images.
+        spacings: for each axis the voxel sizes, to hundredths of a millimetre (or three digits, where they are finer).
+        extents: for each axis how much space the foreground takes up, rounded up to steps of about 2 %, see `_step_up`.
     """
 
-    cases: int
-    spacing: Triple
-    extent: Triple
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    cases: Count
+    spacings: tuple[Lengths, Lengths, Lengths]
+    extents: tuple[Lengths, Lengths, Lengths]
+
+    @property
+    def covered(self) -> Triple:
+        """What the foreground takes up in all but the largest 5 % of the images, in mm."""
+        x, y, z = (_quantile(counts, _COVERED) for counts in self.extents)
+        return x, y, z
 
 
 @dataclass(frozen=True)
@@ -87,9 +102,29 @@ def measure(volume: Volume, spec: Preprocessing) -> tuple[Triple, Triple]:
 def fingerprint(measured: Sequence[tuple[Sequence[float], Sequence[float]]]) -> SiteFingerprint:
     """A site's fingerprint from what ``measure`` found for each of its cases."""
     spacings, extents = (np.array(values, dtype=np.float64) for values in zip(*measured, strict=True))
-    return SiteFingerprint(
-        len(measured), _triple(np.median(spacings, axis=0)), _triple(np.percentile(extents, _COVERED, axis=0))
-    )
+
+    def counted(lengths: npt.NDArray[np.float64]) -> Lengths:
+        return {f"{length:.10g}": count for length, count in sorted(Counter(lengths.tolist()).items())}
+
+    sizes, sides = ((counted(axis) for axis in found.T) for found in (_rounded(spacings), _step_up(extents)))
+    return SiteFingerprint(cases=len(measured), spacings=tuple(sizes), extents=tuple(sides))
+
+
+def _step_up(lengths: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """Up to the next step: 5 mm from 100 mm on, 0.5 mm from 10 mm on, and so on. A size of a body, not this body's."""
+    step = 5 * 10.0 ** (np.floor(np.log10(np.maximum(lengths, 1e-9))) - 2)
+    return np.ceil(lengths / step - 1e-6) * step
+
+
+def _quantile(counts: Lengths, percent: float) -> float:
+    """The least length up to which so many percent of the images come."""
+    lengths = sorted((float(text), count) for text, count in counts.items())
+    needed, reached = percent / 100 * sum(count for _, count in lengths), 0
+    for length, count in lengths:
+        reached += count
+        if reached >= needed - 1e-9:
+            return length
+    raise ValueError("there is no image")
 
 
 def make_plan(
@@ -100,7 +135,7 @@ def make_plan(
 ) -> VolumePlan:
     """The plan for all sites.
 
-    Voxel sizes are the median over all cases of the sites' medians; the grid holds the largest site's foreground. A
+    Voxel sizes are the median over the images of all sites; the grid holds the largest site's foreground. A
     segmentation network is trained on boxes where the grid is larger than ``VOXELS``; for a label of the whole image
     voxels are made larger until it fits. The network halves its input while sides stay at least four voxels.
 
@@ -111,12 +146,12 @@ def make_plan(
         spacing: voxel sizes that the study fixes.
     """
     voxels = VOXELS["cuda" if device.startswith("cuda") else "cpu"]
-    weights = np.array([site.cases for site in sites], dtype=np.float64)
-    extent = np.max([site.extent for site in sites], axis=0)
-    step = np.array(spacing) if spacing is not None else _weighted_median([s.spacing for s in sites], weights)
+    extent = np.max([site.covered for site in sites], axis=0)
+    step = np.array(spacing) if spacing is not None else _median(sites)
     if target != "masks" and spacing is None:
         step = step * max(1.0, (float(np.prod(extent / step)) / voxels) ** (1 / 3))
     step = _rounded(step)
+    cases = sum(site.cases for site in sites)
     sides = np.ceil(extent / step - 1e-9)
     boxes = _shrunk(sides, voxels) if target == "masks" else sides
     halvings = _halvings(boxes)
@@ -126,7 +161,7 @@ def make_plan(
     channels = [_FIRST_CHANNELS * 2**level for level in range(halvings + 1)]
     model = {"unet": {"channels": channels}} if target == "masks" else {"cnn": {"channels": channels}}
     reason = (
-        f"{int(weights.sum())} images of {len(sites)} sites: voxels of {_by(step)} mm (median of all images), "
+        f"{cases} images of {len(sites)} sites: voxels of {_by(step)} mm (median of all images), "
         f"a grid of {_by(size)} (the foreground takes up to {_by(np.round(extent).astype(int))} mm), "
         + (f"trained on boxes of {_by(patch)}" if patch else "trained on whole images")
         + f", {halvings} halvings"
@@ -134,18 +169,19 @@ def make_plan(
     return VolumePlan(_triple(step), size, patch, model, 2 if target == "masks" else 4, reason)
 
 
-def _rounded(step: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+def _rounded(sizes: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
     """To hundredths of a millimetre; what is finer, as under a microscope, to three digits."""
-    return np.array([round(size, 2) if size >= 0.1 else float(f"{size:.3g}") for size in step.tolist()])
+    found = [round(size, 2) if size >= 0.1 else float(f"{size:.3g}") for size in sizes.ravel().tolist()]
+    return np.array(found).reshape(sizes.shape)
 
 
-def _weighted_median(values: Sequence[Triple], weights: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    found = []
-    for axis in np.array(values).T:
-        order = np.argsort(axis, kind="stable")
-        reached = np.cumsum(weights[order]) >= weights.sum() / 2
-        found.append(float(axis[order][np.argmax(reached)]))
-    return np.array(found)
+def _median(sites: Sequence[SiteFingerprint]) -> npt.NDArray[np.float64]:
+    """Median voxel size of all images along each axis; of two in the middle the smaller one."""
+    merged: list[Counter[str]] = [Counter(), Counter(), Counter()]
+    for site in sites:
+        for axis, counts in zip(merged, site.spacings, strict=True):
+            axis.update(counts)
+    return np.array([_quantile(axis, 50) for axis in merged])
 
 
 def _shrunk(sides: npt.NDArray[np.float64], voxels: int) -> npt.NDArray[np.float64]:
