@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-
 from polyclinic.data.opening.agreement import agree
 from polyclinic.data.opening.cohort import Cohort, Opened
 from polyclinic.data.opening.entries import check_entries

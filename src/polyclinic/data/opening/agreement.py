@@ -1,16 +1,14 @@
 """What all sites agree on before a case is used: features, values of codes, classes, and how volumes are prepared.
 
 It is made from what each site says of its rows (`polyclinic.data.opening.census`), in a fixed order that does not
-depend on which site has which rows. Where sites do not go together, nothing is guessed: the message names the column and
-the sites.
+depend on which site has which rows. Where sites do not go together, nothing is guessed: the message names the column
+and the sites.
 """
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping
-
-from pydantic import BaseModel, ConfigDict
 
 from polyclinic.data.masks.classes import MaskClasses
 from polyclinic.data.opening.census import Census, code_columns
@@ -19,10 +17,13 @@ from polyclinic.data.spec import DataSpec, Patch, Preprocessing, Target
 from polyclinic.data.tables.codes import in_order, one_text_each, scalar_text
 from polyclinic.data.tables.labels import MOST_CLASSES, binary_names
 from polyclinic.errors import DataError, StudyError, nearest
-from polyclinic.limits import Count, Name
+from polyclinic.limits import Body, Count, Name
+
+#: Fewer labelled cases of a site than this may lack the others' classes by chance.
+_SOME = 10
 
 
-class Agreement(BaseModel):
+class Agreement(Body):
     """What all sites are told.
 
     Attributes:
@@ -34,8 +35,6 @@ class Agreement(BaseModel):
         labels: spelling of the label -> index of the class; None where the study file says what counts.
         preprocessing, patch: how volumes are prepared, with what was planned; None for other data.
     """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     features: list[Name] = []
     values: dict[Name, list[Name]] = {}
@@ -231,7 +230,8 @@ def _classes(censuses: Mapping[str, Census], spec: DataSpec, target: Target) -> 
             f"The column {spec.label!r} (`label`) has {count} {values}, which can't be classes.",
             "Say with `positive` which values are the positive class, or list the `classes`.",
         )
-    _check_shared(censuses, spec, texts)
+    if spec.partition is None:
+        _check_shared(censuses, spec, texts)
     places = {name: place for place, name in enumerate(names)}
     return names, {spelling: places[text] for spelling, text in texts.items()}
 
@@ -264,12 +264,13 @@ def _check_shared(censuses: Mapping[str, Census], spec: DataSpec, texts: Mapping
         DataError: P203 with the sites and their values.
     """
     values = {site: {texts[text] for text in census.labels} for site, census in censuses.items() if census.labels}
-    several = {site: own for site, own in values.items() if len(own) > 1}
+    several = {site: own for site, own in values.items() if len(own) > 1 and censuses[site].labelled >= _SOME}
     for site, own in several.items():
         others = set().union(*(theirs for other, theirs in values.items() if other != site))
         if others and not own & others:
             raise DataError(
                 "P203", f"Site {site} writes the label {spec.label!r} in another way than the others: it has "
                 f"{some(in_order(own))}, and they have {some(in_order(others))}.",
-                "Write the classes alike in all tables, or list with `positive` all values of the positive class.",
+                "Write the classes alike in all tables, or list with `positive` all values of the positive class; if "
+                "the sites do have different classes, list them all with `classes`.",
             )  # fmt: skip

@@ -1,8 +1,8 @@
 """What a site says of its own rows before anything is agreed: counts, names of columns, and values of codes.
 
-Numbers of patients are not among it: of a column of numbers only how many cells are numbers. Values of labels and groups
-are named with their counts, since they become classes and columns of all sites; those of few cases only where the site
-lets them be named.
+Numbers of patients are not among it: of a column of numbers only how many cells are numbers. Values of labels and
+groups are named with their counts, since they become classes and columns of all sites; those of few cases only where
+the site lets them be named.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ from collections.abc import Mapping
 
 import numpy as np
 import pandas as pd
-from pydantic import BaseModel, ConfigDict
 
 from polyclinic.data.spec import DataSpec, Target
 from polyclinic.data.tables.labels import MOST_CLASSES
@@ -19,13 +18,13 @@ from polyclinic.data.tables.numbers import notation
 from polyclinic.data.tables.rows import Rows
 from polyclinic.data.tables.table import comparison, matches, parse_numbers
 from polyclinic.data.volumes.fingerprint import SiteFingerprint
-from polyclinic.limits import Count, Name, Number, Sentence
+from polyclinic.limits import Body, Count, Name, Number, Sentence
 
 #: Spelling -> number of labelled cases.
 Spellings = dict[Name, Count]
 
 
-class Kind(BaseModel):
+class Kind(Body):
     """How a covariate is written.
 
     Attributes:
@@ -34,15 +33,13 @@ class Kind(BaseModel):
         padded: whether numbers begin with a 0, as codes do.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
     numbers: Count
     others: Count
     advice: Sentence = ""
     padded: bool = False
 
 
-class Census(BaseModel):
+class Census(Body):
     """What a site says of its rows.
 
     Attributes:
@@ -59,8 +56,6 @@ class Census(BaseModel):
         withheld: column -> how many of its values are not named, since too few cases have them.
         volumes: voxel sizes and extents of the images, where something is planned from them.
     """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     found: Count
     usable: Count
@@ -116,7 +111,7 @@ def take_census(
             groups[column] = named(column, _spellings(rows, column))
     return Census(
         found=found, usable=len(rows), labelled=int(rows.labelled.sum()), features=rows.chosen, groups=groups,
-        covariates=covariates, withheld=withheld, volumes=volumes, **found_labels,  # type: ignore[arg-type]
+        covariates=covariates, withheld=withheld, volumes=volumes, **found_labels,
     )  # fmt: skip
 
 

@@ -8,21 +8,20 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pandas as pd
-from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 
 from polyclinic.data.cases import Counts, SiteData, reasons_text
 from polyclinic.data.check import class_counts, copies, foreground_shares
 from polyclinic.data.readers.describe import VolumeFacts, facts_row
 from polyclinic.data.volumes.store import Volumes
-from polyclinic.limits import Count, Name, Number, Sentence
+from polyclinic.limits import Body, Count, Name, Number, Sentence
 from polyclinic.notes import Note
 
 #: Number and text of a note.
 Told = tuple[Name, Sentence]
 
 
-class SiteFacts(BaseModel):
+class SiteFacts(Body):
     """What became of a site's cases, and what they are like.
 
     Attributes:
@@ -41,8 +40,6 @@ class SiteFacts(BaseModel):
         fingerprint: SHA-256 of all cases, hex.
         notes: what a person should know of the site's data.
     """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     found: Count
     used: Count = 0

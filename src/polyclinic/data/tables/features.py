@@ -138,7 +138,10 @@ def _indicators(cells: pd.Series[str], name: str, codes: Codes) -> Iterator[tupl
     spellings = codes[1].get(name)
     texts = cells if spellings is None else cells.map(dict(spellings))
     for value in codes[0][name]:
-        yield value, equals(cells, value) if spellings is None else (texts == value).to_numpy(dtype=bool, na_value=False)
+        yield (
+            value,
+            equals(cells, value) if spellings is None else (texts == value).to_numpy(dtype=bool, na_value=False),
+        )
 
 
 def _expand(

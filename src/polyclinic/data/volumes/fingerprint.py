@@ -17,7 +17,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import BaseModel, ConfigDict
 
 from polyclinic.data.readers.axes import true_spacing
 from polyclinic.data.readers.volume import Volume
@@ -25,7 +24,7 @@ from polyclinic.data.spec import Preprocessing, Target
 from polyclinic.data.volumes.grid import box_of, oriented
 from polyclinic.data.volumes.intensity import foreground_of
 from polyclinic.data.volumes.preprocessing import single_frame
-from polyclinic.limits import Count, Name
+from polyclinic.limits import Body, Count, Name
 
 #: Voxels of one input that train in reasonable time and memory: 64³ on a processor, 128³ on a GPU.
 VOXELS = {"cpu": 64**3, "cuda": 128**3}
@@ -42,7 +41,7 @@ Triple = tuple[float, float, float]
 Lengths = dict[Name, Count]
 
 
-class SiteFingerprint(BaseModel):
+class SiteFingerprint(Body):
     """What a site says of its images, along the axes of the study's orientation.
 
     Attributes:
@@ -50,8 +49,6 @@ class SiteFingerprint(BaseModel):
         spacings: for each axis the voxel sizes, to hundredths of a millimetre (or three digits, where they are finer).
         extents: for each axis how much space the foreground takes up, rounded up to steps of about 2 %, see `_step_up`.
     """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     cases: Count
     spacings: tuple[Lengths, Lengths, Lengths]

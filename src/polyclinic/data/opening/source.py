@@ -1,0 +1,44 @@
+"""Where a site's data are, and who reads them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from polyclinic.data.opening.holder import Holder, Progress
+from polyclinic.data.spec import DataSpec, Target
+from polyclinic.notes import Note
+
+
+class Source:
+    """Opens what a study declares, from files below a folder; what was opened last is kept.
+
+    Args:
+        folder: paths of the declaration are relative to it.
+        floor: values of labels and groups that fewer cases have are not named outside the site.
+        progress: called with the number of images read and the number of all images, after each image.
+    """
+
+    def __init__(self, folder: Path, *, floor: int = 1, progress: Progress | None = None) -> None:
+        self.folder, self.floor, self.progress = folder, floor, progress
+        self._last: tuple[str, Holder] | None = None
+
+    def holder(self, spec: DataSpec, target: Target, split: str | None) -> Holder:
+        """Who holds the tables of a declaration; they are read once.
+
+        Raises:
+            DataError: what is wrong with them, see `Holder`.
+        """
+        key = repr((spec.model_dump(mode="json"), target, split))
+        if self._last is None or self._last[0] != key:
+            self._last = key, Holder(spec, self.folder, target, split, self.progress)
+        return self._last[1]
+
+    def notes(self) -> list[Note]:
+        """What a person should know of the cases that were opened last.
+
+        Raises:
+            ValueError: none were.
+        """
+        if self._last is None:
+            raise ValueError("nothing was opened")
+        return self._last[1].notes()
