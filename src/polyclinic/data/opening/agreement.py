@@ -91,6 +91,10 @@ def agree(censuses: Mapping[str, Census], spec: DataSpec, target: Target) -> Agr
         StudyError: P102, ``classes`` names a class twice.
     """
     there = {site: census for site, census in censuses.items() if census.usable}
+    if not any(census.labelled for census in there.values()):
+        found = sum(census.found for census in censuses.values())
+        raise DataError("P205", f"No row can be used: the sites have {found} rows, and none of them is complete.",
+                        "Mend the tables or the `data:` part.")  # fmt: skip
     features = _features(there)
     columns = code_columns(spec, features)
     for column, kinds in _kinds(there).items():
@@ -112,25 +116,32 @@ def agree(censuses: Mapping[str, Census], spec: DataSpec, target: Target) -> Agr
 
 
 def _features(censuses: Mapping[str, Census]) -> list[str]:
-    """The features of the first site, if all have them.
+    """The features of the first site, if all have them, and then those that it took for mere numbers of rows.
+
+    A column is left out as such a number where every site with more than a few rows takes it for one.
 
     Raises:
         DataError: P202 with the site and the column that it lacks.
     """
     if not censuses:
         return []
+    columns = dict.fromkeys(name for one in censuses.values() for name in [*one.features, *one.counters])
+    sure = [one for one in censuses.values() if one.usable >= _SOME] or list(censuses.values())
+    left_out = {name for name in columns if all(name in one.counters for one in sure)}
+    chosen = [name for name in columns if name not in left_out]
     (first, census), *others = censuses.items()
     for site, other in others:
         for here, mine, elsewhere, theirs in ((site, other, first, census), (first, census, site, other)):
-            lacking = [name for name in theirs.features if name not in mine.features]
+            there = {*mine.features, *mine.counters}
+            lacking = [name for name in chosen if name in {*theirs.features, *theirs.counters} - there]
             if lacking:
                 raise DataError(
                     "P202", f"Site {here} has no feature {lacking[0]!r}, which site {elsewhere} has"
                     + (f", and {len(lacking) - 1} more are missing." if len(lacking) > 1 else "."),
-                    f"{nearest(lacking[0], mine.features)} Name the same columns at all sites, or take those out that "
+                    f"{nearest(lacking[0], sorted(there))} Name the same columns at all sites, or take those out that "
                     "one of them lacks (`exclude`).".strip(),
                 )  # fmt: skip
-    return census.features
+    return chosen
 
 
 def _kinds(censuses: Mapping[str, Census]) -> dict[str, dict[str, Census]]:

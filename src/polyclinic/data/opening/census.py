@@ -47,6 +47,7 @@ class Census(Body):
         usable: those that can be used, as far as the table tells.
         labelled: those of them with a label or mask.
         features: columns that are features, in order.
+        counters: further columns that `features` would take, but here they only number the rows.
         labels: each spelling of the label; empty where `positive` or `classes` say what counts, or for other targets.
         different: how many values the label has, where they are too many to be classes; else 0.
         positives: of the labelled cases, how many are positive, where the study says what that is; else None.
@@ -61,6 +62,7 @@ class Census(Body):
     usable: Count
     labelled: Count
     features: list[Name] = []
+    counters: list[Name] = []
     labels: Spellings = {}
     different: Count = 0
     positives: Count | None = None
@@ -110,7 +112,8 @@ def take_census(
         if not kind.numbers and not kind.advice:
             groups[column] = named(column, _spellings(rows, column))
     return Census(
-        found=found, usable=len(rows), labelled=int(rows.labelled.sum()), features=rows.chosen, groups=groups,
+        found=found, usable=len(rows), labelled=int(rows.labelled.sum()), features=rows.chosen,
+        counters=rows.left_out, groups=groups,
         covariates=covariates, withheld=withheld, volumes=volumes, **found_labels,
     )  # fmt: skip
 

@@ -71,6 +71,7 @@ class Holder:
         target: what is to be predicted of each case.
         split: column that fixes the part of each case: train, validation (val, valid, dev) or test.
         progress: called with the number of images read and the number of all images, after each image.
+        only: the one site whose rows are held; None takes those of all that the tables name.
 
     Attributes:
         sites: names of the sites, sorted (tables: study file order).
@@ -80,14 +81,25 @@ class Holder:
     """
 
     def __init__(
-        self, spec: DataSpec, folder: Path, target: Target, split: str | None = None, progress: Progress | None = None
+        self, spec: DataSpec, folder: Path, target: Target, split: str | None = None, progress: Progress | None = None,
+        only: str | None = None,
     ) -> None:  # fmt: skip
+        if only is not None and spec.tables is not None:
+            spec = spec.model_copy(
+                update={"tables": {site: file for site, file in spec.tables.items() if site == only}}
+            )
         self.spec, self.folder, self.target, self.split, self.progress = spec, folder, target, split, progress
         self._rows = read_rows(spec, folder, split)
+        if only is not None:
+            self._rows = self._rows.where((self._rows.origin["site"] == only).to_numpy())
+            if not len(self._rows):
+                raise DataError("P203", f"The table has no row of the site {only!r}.",
+                                "Compare the name of the site with the column `site`.")  # fmt: skip
         self._noted = reject_rows(self._rows, spec, target, split)
         if spec.unlabelled == "use" and spec.partition is None:
             reject_alone(self._rows, spec, target)
-        self._check_usable()
+        if only is None:  # else other sites may have rows
+            self._check_usable()
         self._origin = self._rows.origin["site"].copy()  # as the tables name the sites
         self._dealt: list[Note] = []
         if spec.partition is not None:

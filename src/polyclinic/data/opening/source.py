@@ -14,12 +14,15 @@ class Source:
 
     Args:
         folder: paths of the declaration are relative to it.
+        site: the one site whose data are there; None where they are those of all.
         floor: values of labels and groups that fewer cases have are not named outside the site.
         progress: called with the number of images read and the number of all images, after each image.
     """
 
-    def __init__(self, folder: Path, *, floor: int = 1, progress: Progress | None = None) -> None:
-        self.folder, self.floor, self.progress = folder, floor, progress
+    def __init__(
+        self, folder: Path, *, site: str | None = None, floor: int = 1, progress: Progress | None = None
+    ) -> None:  # fmt: skip
+        self.folder, self.site, self.floor, self.progress = folder, site, floor, progress
         self._last: tuple[str, Holder] | None = None
 
     def holder(self, spec: DataSpec, target: Target, split: str | None) -> Holder:
@@ -30,7 +33,7 @@ class Source:
         """
         key = repr((spec.model_dump(mode="json"), target, split))
         if self._last is None or self._last[0] != key:
-            self._last = key, Holder(spec, self.folder, target, split, self.progress)
+            self._last = key, Holder(spec, self.folder, target, split, self.progress, self.site)
         return self._last[1]
 
     def notes(self) -> list[Note]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -53,6 +53,7 @@ class Rows:
         available: all columns of the tables.
         notes: on how the rows were selected.
         counting: features that seem to number the rows, of which ``notes`` has one.
+        left_out: columns of ``cells`` that `features` would take, but for their numbers, which only count rows.
     """
 
     cells: pd.DataFrame
@@ -63,6 +64,7 @@ class Rows:
     available: list[str] = field(default_factory=list)
     notes: list[Note] = field(default_factory=list)
     counting: frozenset[str] = frozenset()
+    left_out: list[str] = field(default_factory=list)
 
     def __len__(self) -> int:
         return len(self.cells)
@@ -75,14 +77,12 @@ class Rows:
     def where(self, kept: npt.NDArray[np.bool_]) -> Rows:
         """The rows that ``kept`` marks."""
         cells, origin = self.cells[kept].reset_index(drop=True), self.origin[kept].reset_index(drop=True)
-        reasons, labelled = self.reasons[kept], self.labelled[kept]
-        return Rows(cells, origin, reasons, labelled, self.chosen, self.available, self.notes, self.counting)
+        return replace(self, cells=cells, origin=origin, reasons=self.reasons[kept], labelled=self.labelled[kept])
 
     def at(self, places: npt.NDArray[np.intp]) -> Rows:
         """The rows at some places, in their order."""
         cells, origin = self.cells.iloc[places].reset_index(drop=True), self.origin.iloc[places].reset_index(drop=True)
-        reasons, labelled = self.reasons[places], self.labelled[places]
-        return Rows(cells, origin, reasons, labelled, self.chosen, self.available, self.notes, self.counting)
+        return replace(self, cells=cells, origin=origin, reasons=self.reasons[places], labelled=self.labelled[places])
 
     def reject(self, unusable: npt.NDArray[np.bool_], reason: str) -> None:
         """Mark rows that can't be used; rows that are marked already keep their reason."""
@@ -121,16 +121,17 @@ def read_rows(spec: DataSpec, folder: Path, split: str | None) -> Rows:
     available = list(dict.fromkeys(name for table in tables.values() for name in table.columns))
     title = next(iter(titles.values())) if len(titles) == 1 else "None of the tables"
     taken = {column for column, use in needed.items() if use != "where"}
-    chosen, notes, counting = list[str](), list[Note](), frozenset[str]()
+    chosen, left_out, notes, counting = list[str](), list[str](), list[Note](), frozenset[str]()
     if not spec.image:
-        chosen, notes, counting = _choose_features(spec, list(tables.values()), available, taken, title)
+        chosen, left_out, notes, counting = _choose_features(spec, list(tables.values()), available, taken, title)
     if spec.subject is None:
         notes += patient_column_notes(list(tables.values()), taken)
     parts, origins = [], []
     for site, table in tables.items():
         for column in chosen:
             require_column(table.columns.tolist(), column, "features", titles[site])
-        texts = table[list(dict.fromkeys([*needed, *chosen]))]
+        there = [column for column in left_out if table.columns.tolist().count(column) == 1]
+        texts = table[list(dict.fromkeys([*needed, *chosen, *there]))]
         part = texts.mask(is_missing(texts, spec.missing))
         origin = pd.DataFrame({"case": [f"row {number}" for number in range(1, len(part) + 1)]}, index=part.index)
         origin["site"] = part[spec.site] if spec.site is not None else site or paths[site].stem
@@ -140,7 +141,7 @@ def read_rows(spec: DataSpec, folder: Path, split: str | None) -> Rows:
     cells = pd.concat(parts, ignore_index=True)
     reasons = np.full(len(cells), "", dtype=object)
     origin, labelled = pd.concat(origins, ignore_index=True), np.ones(len(cells), dtype=np.bool_)
-    rows = Rows(cells, origin, reasons, labelled, chosen, available, notes, counting)
+    rows = Rows(cells, origin, reasons, labelled, chosen, available, notes, counting, left_out)
     for column, wanted in spec.where.items():
         kept = matches(rows.cells[column], wanted)
         notes += unmatched_notes("where", rows.cells[column], wanted, kept, identifies=column == spec.subject)
@@ -152,8 +153,8 @@ def read_rows(spec: DataSpec, folder: Path, split: str | None) -> Rows:
 
 def _choose_features(
     spec: DataSpec, tables: list[pd.DataFrame], available: list[str], taken: set[str], title: str
-) -> tuple[list[str], list[Note], frozenset[str]]:
-    """The feature columns, without those that a glob takes though they only number the rows; notes on these; and
+) -> tuple[list[str], list[str], list[Note], frozenset[str]]:
+    """The feature columns; those that a glob would take but for their numbers, which only count rows; notes on these; and
     features that may number the rows as well."""
     all_of_them = choose_features(spec, available, taken, title)
     kinds = find_counters(tables, all_of_them, spec.site, spec.missing)
@@ -161,7 +162,7 @@ def _choose_features(
     chosen = choose_features(spec, available, taken, title, counters) if counters else all_of_them
     left_out = {name: kind for name, kind in kinds.items() if name not in chosen}
     kept = {name: kind for name, kind in kinds.items() if name in chosen}
-    return chosen, counter_notes(left_out, kept), frozenset(kept)
+    return chosen, list(left_out), counter_notes(left_out, kept), frozenset(kept)
 
 
 def reject_rows(rows: Rows, spec: DataSpec, target: Target, split: str | None) -> list[Note]:
