@@ -287,8 +287,8 @@ class Holder:
         targets = torch.from_numpy(self._targets[here]) if masks is None else masks
         subjects, cases, parts = (used.origin[column].iloc[here].tolist() for column in ("subject", "case", "part"))
         own = None if self._covariates is None else torch.from_numpy(self._covariates[here])
-        parts = parts if self.split is not None else None
-        data = SiteData(site, pixels, targets, subjects, cases, parts, counts, _spacings(pixels), own)
+        fixed = parts if self.split is not None else None
+        data = SiteData(site, pixels, targets, subjects, cases, fixed, counts, _spacings(pixels), own)
         if facts is not None:
             data.mask_facts = [*facts, *[MaskFacts()] * counts.unlabelled]
         if counts.unlabelled:

@@ -154,8 +154,8 @@ def read_rows(spec: DataSpec, folder: Path, split: str | None) -> Rows:
 def _choose_features(
     spec: DataSpec, tables: list[pd.DataFrame], available: list[str], taken: set[str], title: str
 ) -> tuple[list[str], list[str], list[Note], frozenset[str]]:
-    """The feature columns; those that a glob would take but for their numbers, which only count rows; notes on these; and
-    features that may number the rows as well."""
+    """The feature columns; those that a glob would take but for their numbers, which only count rows; notes on these;
+    and features that may number the rows as well."""
     all_of_them = choose_features(spec, available, taken, title)
     kinds = find_counters(tables, all_of_them, spec.site, spec.missing)
     counters = {name for name, kind in kinds.items() if kind in LEFT_OUT}
