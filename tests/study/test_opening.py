@@ -128,6 +128,17 @@ def test_a_covariate_that_is_a_number_at_one_site_and_a_word_at_another(tmp_path
         opened_elsewhere(tmp_path, entries)
 
 
+def test_other_units_at_a_site(tmp_path):
+    entries = write_table_study(tmp_path, SIZES) | {"methods": ["fedavg"]}
+    change(tmp_path, x1=lambda row: str((50 + row % 12) / (10 if 24 <= row < 39 else 1)))
+    cohort, _ = opened_elsewhere(tmp_path, entries)
+    units = [note for note in cohort.notes if note.number == "N235"]
+    assert len(units) == 1
+    assert "x1 (about 0.1 times at Bonn)" in units[0]
+    assert units[0] in Study.of(entries, tmp_path).open().notes
+    assert cohort.facts["Bonn"].medians[1] == pytest.approx(5.5, abs=0.2)
+
+
 def test_a_class_of_one_site_is_a_class_of_all(tmp_path):
     entries = write_table_study(tmp_path, SIZES) | {"methods": ["fedavg"]}
     change(tmp_path, diagnosis={0: "kind 7", 1: "kind 7", 2: "kind 7"})
@@ -190,6 +201,14 @@ def test_a_site_of_another_name(tmp_path):
     folders = split_table(tmp_path)
     with pytest.raises(DataError, match="P203 The table has no row of the site 'Bern'"):
         ask_open(Study.of(entries, tmp_path), Elsewhere({"Bern": folders["Bonn"]}))
+
+
+@pytest.mark.parametrize("entry", [{"table": "../cases.csv"}, {"cache": "../x"}, {"root": "/"}])
+def test_nothing_outside_the_folder_of_a_site_is_read(tmp_path, entry):
+    entries = write_table_study(tmp_path, SIZES) | {"methods": ["fedavg"]}
+    entries["data"] |= entry
+    with pytest.raises(DataError, match=r"P201 `data: .* names a place outside the folder of site Aachen"):
+        ask_open(Study.of(entries, tmp_path), Elsewhere(split_table(tmp_path)))
 
 
 def test_labels_are_not_told_where_they_are_measurements(tmp_path):

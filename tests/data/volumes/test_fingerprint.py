@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from polyclinic.data.readers.volume import Volume
 from polyclinic.data.spec import Preprocessing
-from polyclinic.data.volumes.fingerprint import VOXELS, SiteFingerprint, fingerprint, make_plan, measure
+from polyclinic.data.volumes.fingerprint import VOXELS, Measured, SiteFingerprint, fingerprint, make_plan, measure
 
 
 def test_measuring_finds_the_body():
@@ -15,20 +15,22 @@ def test_measuring_finds_the_body():
     values[5:15, 3:27, 10:30] = 100.0
     # Stored as left, inferior, posterior: along RAS the sides are 10 x 2 mm, 20 x 4 mm and 24 x 3 mm.
     affine = np.array([[-2.0, 0, 0, 0], [0, 0, -4, 0], [0, -3, 0, 0], [0, 0, 0, 1]])
-    spacing, extent = measure(Volume(values, affine), Preprocessing(size="auto"))
+    spacing, extent, hounsfield = measure(Volume(values, affine), Preprocessing(size="auto"))
+    assert not hounsfield
     assert spacing == (2.0, 4.0, 3.0)
     assert extent == (20.0, 80.0, 72.0)
 
 
 def images(cases, spacing, extent):
     """The fingerprint of so many equal images."""
-    return fingerprint([(spacing, extent)] * cases)
+    return fingerprint([Measured(spacing, extent)] * cases)
 
 
 def test_a_fingerprint_by_hand():
-    one = fingerprint(
-        [((1, 1, 2), (99, 143.1, 9.52)), ((1, 1, 4), (100, 147, 9.5)), ((3.001, 1, 3), (1003, 145, 9.46))]
-    )
+    rows = [
+        ((1, 1, 2), (99, 143.1, 9.52)), ((1, 1, 4), (100, 147, 9.5)), ((3.001, 1, 3), (1003, 145, 9.46)),
+    ]  # fmt: skip
+    one = fingerprint([Measured(*row) for row in rows])
     assert one == SiteFingerprint(
         cases=3,
         spacings=({"1": 2, "3": 1}, {"1": 3}, {"2": 1, "3": 1, "4": 1}),
@@ -39,9 +41,10 @@ def test_a_fingerprint_by_hand():
 
 
 def test_one_image_in_twenty_may_be_larger():
-    many = fingerprint([((1, 1, 1), (100, 100, 100))] * 19 + [((1, 1, 1), (400, 100, 100))])
+    many = fingerprint([Measured((1, 1, 1), (100, 100, 100))] * 19 + [Measured((1, 1, 1), (400, 100, 100))])
     assert many.covered == (100.0, 100.0, 100.0)
-    assert fingerprint([((1, 1, 1), (100, 100, 100))] * 18 + [((1, 1, 1), (400, 100, 100))]).covered[0] == 400.0
+    few = fingerprint([Measured((1, 1, 1), (100, 100, 100))] * 18 + [Measured((1, 1, 1), (400, 100, 100))])
+    assert few.covered[0] == 400.0
 
 
 @settings(max_examples=60, deadline=None)
@@ -53,7 +56,7 @@ def test_one_image_in_twenty_may_be_larger():
     stretch=st.sampled_from([1.0, 3.7]),
 )
 def test_sites_together_say_what_all_images_in_one_place_say(spacings, cut, stretch):
-    measured = [(tuple(stretch * size for size in spacing), (150.0, 150.0, 150.0)) for spacing in spacings]
+    measured = [Measured([stretch * size for size in spacing], (150.0, 150.0, 150.0)) for spacing in spacings]
     parts = [part for part in (measured[:cut], measured[cut:]) if part]
     assert (
         make_plan([fingerprint(part) for part in parts], "masks", "cpu").spacing
@@ -117,3 +120,26 @@ def test_a_label_of_the_whole_image_gets_larger_voxels(task):
     assert plan.patch is None
     assert plan.spacing[0] > 2.5
     assert len(set(plan.spacing)) == 1
+
+
+def scan(place, *, air=-1000.0):
+    """Air around a body whose values go evenly from 0 to 100 units more than ``place``."""
+    values = np.full((20, 20, 20), air, np.float32)
+    values[5:15, 5:15, 5:15] = place + np.linspace(0, 100, 1000, dtype=np.float32).reshape(10, 10, 10)
+    return measure(Volume(values, np.eye(4)), Preprocessing(size="auto"))
+
+
+def test_the_window_of_all_ct_images():
+    low, high = fingerprint([scan(0)] * 3), fingerprint([scan(200)])
+    assert (low.cases, low.hounsfield) == (3, 3)
+    assert sum(low.values.values()) == 3 * sum(high.values.values()) == 30_000
+    plan = make_plan([low, high], "masks", "cpu")
+    # 0.5 % of the lower values, which are three quarters, and 99.5 % of all: in the bins of 10 units that hold these.
+    assert plan.intensity == {"window": {"lower": 0.0, "upper": 300.0}}
+    assert "all are CT" in plan.reason
+    assert make_plan([fingerprint([scan(0)] * 3 + [scan(200)])], "masks", "cpu").intensity == plan.intensity
+
+
+def test_what_is_no_ct_is_scaled_by_its_own_values():
+    assert make_plan([fingerprint([scan(100, air=0.0)])], "masks", "cpu").intensity == "zscore"
+    assert make_plan([fingerprint([scan(0), scan(100, air=0.0)])], "masks", "cpu").intensity == ""

@@ -7,9 +7,12 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+import numpy as np
+
 from polyclinic.data.cases import Counts, SiteData, reasons_text
 from polyclinic.data.opening.agreement import Agreement
 from polyclinic.data.opening.facts import SiteFacts, add_texts
+from polyclinic.data.quality.values import unit_notes
 from polyclinic.data.spec import DataSpec, Target
 from polyclinic.data.tables.rows import missing_target
 from polyclinic.errors import DataError, nearest
@@ -63,6 +66,8 @@ class Cohort:
         features, covariates = agreement.features_encoded(spec), agreement.covariates_encoded(spec)
         _check_shapes(there)
         _check_reference(spec, list(there))
+        if notes is None:
+            own += _units(there, features)
         together = [*(own if notes is None else notes), *said, *_unlabelled(there, target)]
         return cls(
             there, {site: one for site, one in facts.items() if not one.used}, features, agreement.classes, covariates,
@@ -141,6 +146,16 @@ def _unlabelled(facts: Mapping[str, SiteFacts], target: Target) -> list[Note]:
         "train on them; nothing is fitted, validated or tested on them."
     )
     return [Note("N209", text)]
+
+
+def _units(facts: Mapping[str, SiteFacts], features: list[str]) -> list[Note]:
+    """A note on features that seem to have another unit at a site."""
+    usual = {
+        site: (np.array(one.medians, dtype=np.float64), np.array(one.deviations, dtype=np.float64))
+        for site, one in facts.items()
+        if len(one.medians) == len(one.deviations) == len(features)
+    }
+    return unit_notes(usual, features)
 
 
 def _check_shapes(facts: Mapping[str, SiteFacts]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -12,6 +13,7 @@ from torch import Tensor
 
 from polyclinic.data.cases import Counts, SiteData, reasons_text
 from polyclinic.data.check import class_counts, copies, foreground_shares
+from polyclinic.data.quality.values import usual_values
 from polyclinic.data.readers.describe import VolumeFacts, facts_row
 from polyclinic.data.volumes.store import Volumes
 from polyclinic.limits import Body, Count, Name, Number, Sentence
@@ -39,6 +41,9 @@ class SiteFacts(Body):
         in_millimetres: whether voxel sizes are known.
         fingerprint: SHA-256 of all cases, hex.
         notes: what a person should know of the site's data.
+        medians, deviations: usual value of each feature that is measured, and a robust deviation from it; None for
+            groups and where a site has few values. They show other units, and are said where nobody holds the data of
+            all sites.
     """
 
     found: Count
@@ -57,6 +62,8 @@ class SiteFacts(Body):
     in_millimetres: bool = False
     fingerprint: Name = ""
     notes: list[Told] = []
+    medians: list[Number | None] = []
+    deviations: list[Number | None] = []
 
     @classmethod
     def nothing(cls, counts: Counts) -> SiteFacts:
@@ -64,8 +71,11 @@ class SiteFacts(Body):
         return cls(found=counts.found, rejected=dict(counts.rejected))
 
     @classmethod
-    def of(cls, data: SiteData, classes: int, *, subjects_named: bool, notes: Sequence[Note] = ()) -> SiteFacts:
-        """Of a site's cases; without names of patients each case counts as one."""
+    def of(
+        cls, data: SiteData, classes: int, *, subjects_named: bool, notes: Sequence[Note] | None = None
+    ) -> SiteFacts:  # fmt: skip
+        """Of a site's cases; without names of patients each case counts as one. With ``notes`` where nobody else can
+        look at the site's data."""
         known, counts = data.with_labels(), data.counts
         found: dict[str, Any] = {}
         labels = known.labels
@@ -78,6 +88,9 @@ class SiteFacts(Body):
         else:
             found["classes"] = class_counts(labels, classes)
         if data.inputs.ndim == 2:
+            if notes is not None:
+                for name, usual in zip(("medians", "deviations"), usual_values(data), strict=True):
+                    found[name] = [None if math.isnan(value) else value for value in usual.tolist()]
             found["missing"] = 100.0 * data.table.isnan().double().mean().item()
         if isinstance(data.inputs, Volumes):
             found["images"] = facts_row([VolumeFacts(**record["facts"]) for record in data.inputs.about])
@@ -85,7 +98,7 @@ class SiteFacts(Body):
             found=counts.found, used=counts.used, unlabelled=counts.unlabelled, rejected=dict(counts.rejected),
             patients=len(set(data.subjects)) if subjects_named else len(data), labelled=len(known),
             duplicates=copies(data), shape=list(data.inputs.shape[1:]), in_millimetres=data.spacings is not None,
-            fingerprint=_fingerprint(data), notes=[(note.number, str(note)) for note in notes], **found,
+            fingerprint=_fingerprint(data), notes=[(note.number, str(note)) for note in notes or ()], **found,
         )  # fmt: skip
 
 

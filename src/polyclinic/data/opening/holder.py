@@ -190,7 +190,7 @@ class Holder:
         if data is None or self._agreement is None:
             return SiteFacts.nothing(self._counts[site])
         named = self.spec.subject is not None
-        said = self.notes() if notes else []
+        said = self.notes() if notes else None
         return SiteFacts.of(data, len(self._agreement.classes), subjects_named=named, notes=said)
 
     def counts(self, site: str) -> Counts:

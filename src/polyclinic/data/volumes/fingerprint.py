@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -33,6 +33,14 @@ _LEAST_SIDE = 4
 _FIRST_CHANNELS = 16
 #: This share of a site's images has to fit into the grid.
 _COVERED = 95
+#: Hounsfield units: from below air to above bone, and the width of a bin.
+LOWEST, HIGHEST, BIN = -1100, 3100, 10
+#: This share of the voxels of a CT image is air, or is beyond bone.
+_AIR = 0.01
+#: So many voxels of the foreground of each CT image are looked at.
+_VOXELS = 10_000
+#: The percentiles of the foreground between which a window lies, as nnU-Net has them for CT.
+_WINDOW = (0.5, 99.5)
 
 Triple = tuple[float, float, float]
 
@@ -48,11 +56,16 @@ class SiteFingerprint(Body):
         cases: how many could be read.
         spacings: for each axis the voxel sizes, to hundredths of a millimetre (or three digits, where they are finer).
         extents: for each axis how much space the foreground takes up, rounded up to steps of about 2 %, see `_step_up`.
+        hounsfield: how many look like CT in Hounsfield units.
+        values: of these, how many voxels of the foreground have which value: lower end of a bin of `BIN` units ->
+            voxels, as many of each image.
     """
 
     cases: Count
     spacings: tuple[Lengths, Lengths, Lengths]
     extents: tuple[Lengths, Lengths, Lengths]
+    hounsfield: Count = 0
+    values: dict[Name, Count] = {}  # noqa: RUF012 - pydantic copies it
 
     @property
     def covered(self) -> Triple:
@@ -69,6 +82,7 @@ class VolumePlan:
         spacing: voxel sizes in mm.
         size: voxels of the grid.
         patch: voxels of the boxes on which a segmentation network is trained, or None.
+        intensity: an entry for ``intensity:``.
         model: an entry for ``model:``.
         batch_size: cases a step.
         reason: in words.
@@ -77,6 +91,7 @@ class VolumePlan:
     spacing: Triple
     size: tuple[int, int, int]
     patch: tuple[int, int, int] | None
+    intensity: str | dict[str, dict[str, float]]
     model: dict[str, Any]
     batch_size: int
     reason: str
@@ -86,25 +101,57 @@ class VolumePlan:
         return asdict(self)
 
 
-def measure(volume: Volume, spec: Preprocessing) -> tuple[Triple, Triple]:
-    """Voxel sizes and extent of the foreground of one image, in mm, along the axes of the study's orientation."""
+class Measured(NamedTuple):
+    """What one image is like.
+
+    Attributes:
+        spacing, extent: voxel sizes, and what the foreground takes up, in mm along the axes of the study's orientation.
+        values: of an image that looks like CT in Hounsfield units, counts of `_VOXELS` voxels of the foreground in bins
+            of `BIN` units from `LOWEST` on; empty for others.
+    """
+
+    spacing: Sequence[float]
+    extent: Sequence[float]
+    values: Sequence[int] = ()
+
+
+def measure(volume: Volume, spec: Preprocessing) -> Measured:
+    """Measure one image."""
     turned = oriented(single_frame(volume, spec.frames), spec.orientation)
-    inside = foreground_of(turned.values.astype(np.float32, copy=False), "otsu")
+    values = turned.values.astype(np.float32, copy=False)
+    inside = foreground_of(values, "otsu")
     first, last = box_of(turned, inside)
     spacing = true_spacing(turned.affine)
-    x, y, z = ((last - first + 1) * spacing).tolist()
-    return spacing, (x, y, z)
+    return Measured(spacing, _triple((last - first + 1) * spacing), _hounsfield(values, inside))
 
 
-def fingerprint(measured: Sequence[tuple[Sequence[float], Sequence[float]]]) -> SiteFingerprint:
+def _hounsfield(values: npt.NDArray[np.float32], inside: npt.NDArray[np.bool_]) -> list[int]:
+    """Counts of the foreground's values; empty unless an image has air and no values beyond those of CT."""
+    air = ((values >= LOWEST) & (values <= -700)).mean()
+    if air < _AIR or (values > HIGHEST).mean() > _AIR or not inside.any():
+        return []
+    found = values[inside]
+    sample = found[np.linspace(0, found.size - 1, _VOXELS).round().astype(np.int64)]
+    bins = int((HIGHEST - LOWEST) / BIN)
+    places = np.clip((sample - LOWEST) // BIN, 0, bins - 1).astype(np.int64)
+    counts: list[int] = np.bincount(places, minlength=bins).tolist()
+    return counts
+
+
+def fingerprint(measured: Sequence[Measured]) -> SiteFingerprint:
     """A site's fingerprint from what ``measure`` found for each of its cases."""
-    spacings, extents = (np.array(values, dtype=np.float64) for values in zip(*measured, strict=True))
+    spacings, extents = (np.array([one[part] for one in measured], dtype=np.float64) for part in (0, 1))
+    known = [one.values for one in measured if len(one.values)]
+    totals = np.sum(known, axis=0).tolist() if known else []
 
     def counted(lengths: npt.NDArray[np.float64]) -> Lengths:
         return {f"{length:.10g}": count for length, count in sorted(Counter(lengths.tolist()).items())}
 
     sizes, sides = ((counted(axis) for axis in found.T) for found in (_rounded(spacings), _step_up(extents)))
-    return SiteFingerprint(cases=len(measured), spacings=tuple(sizes), extents=tuple(sides))
+    values = {str(LOWEST + BIN * place): count for place, count in enumerate(totals) if count}
+    return SiteFingerprint(
+        cases=len(measured), spacings=tuple(sizes), extents=tuple(sides), hounsfield=len(known), values=values
+    )
 
 
 def _step_up(lengths: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
@@ -156,6 +203,7 @@ def make_plan(
     size = _whole(np.ceil(sides / unit) * unit)
     patch = _whole(np.maximum(np.floor(boxes / unit) * unit, unit)) if (boxes < sides).any() else None
     channels = [_FIRST_CHANNELS * 2**level for level in range(halvings + 1)]
+    intensity = _intensity(sites)
     model = {"unet": {"channels": channels}} if target == "masks" else {"cnn": {"channels": channels}}
     reason = (
         f"{cases} images of {len(sites)} sites: voxels of {_by(step)} mm (median of all images), "
@@ -163,13 +211,32 @@ def make_plan(
         + (f"trained on boxes of {_by(patch)}" if patch else "trained on whole images")
         + f", {halvings} halvings"
     )
-    return VolumePlan(_triple(step), size, patch, model, 2 if target == "masks" else 4, reason)
+    if isinstance(intensity, dict):
+        reason += f"; all are CT, of which {_WINDOW[0]:g} to {_WINDOW[1]:g} % of the foreground lie in the window"
+    return VolumePlan(_triple(step), size, patch, intensity, model, 2 if target == "masks" else 4, reason)
 
 
 def _rounded(sizes: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
     """To hundredths of a millimetre; what is finer, as under a microscope, to three digits."""
     found = [round(size, 2) if size >= 0.1 else float(f"{size:.3g}") for size in sizes.ravel().tolist()]
     return np.array(found).reshape(sizes.shape)
+
+
+def _intensity(sites: Sequence[SiteFingerprint]) -> str | dict[str, dict[str, float]]:
+    """A window for CT, as wide as the values of nearly all of the foreground of all images; else a z-score.
+
+    Empty where some images look like CT and others don't: then a person must say.
+    """
+    known = sum(site.hounsfield for site in sites)
+    if not known:
+        return "zscore"
+    if known < sum(site.cases for site in sites):
+        return ""
+    merged = Counter[str]()
+    for site in sites:
+        merged.update(site.values)
+    lower, upper = (_quantile(merged, percent) for percent in _WINDOW)
+    return {"window": {"lower": lower, "upper": upper + BIN}}
 
 
 def _median(sites: Sequence[SiteFingerprint]) -> npt.NDArray[np.float64]:
