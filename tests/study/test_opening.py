@@ -70,8 +70,7 @@ def test_bytes_give_the_same_cohort(tmp_path):
     for serialise in (False, True):
         study = Study.of(entries, tmp_path)
         engine = local_engine(study, serialise=serialise)
-        study, agreement = ask_open(study, engine)
-        cohorts.append(ask_agree(study, engine, agreement))
+        cohorts.append(ask_agree(ask_open(study, engine), engine))
     assert cohorts[0] == cohorts[1]
     assert cohorts[0] == study.open().cohort
     assert cohorts[0].covariates == {"ward": ["ward=south", "ward=west"], "kind": ["kind=2", "kind=10"]}
@@ -94,8 +93,7 @@ def test_what_needs_all_cases_in_one_place_is_refused(tmp_path):
 
 def opened_elsewhere(tmp_path, entries, floor=1):
     study, engine = Study.of(entries, tmp_path), Elsewhere(split_table(tmp_path), floor=floor)
-    study, agreement = ask_open(study, engine)
-    return ask_agree(study, engine, agreement), engine
+    return ask_agree(ask_open(study, engine), engine), engine
 
 
 def change(folder, **columns):
@@ -236,3 +234,32 @@ def test_a_site_must_open_first(tmp_path):
     for function in ("prepare", "agree", "open"):
         answer = next(iter(engine.call(function, {"A": Message()})))[1]
         assert "P401" in str(answer), function
+
+
+def test_what_sites_say_of_labels_is_put_together(tmp_path):
+    entries = write_table_study(tmp_path, SIZES) | {"methods": ["fedavg"]}
+    change(tmp_path, diagnosis=lambda row: "01"[row % 2] if row < 24 else "12"[row % 2])
+    cohort, _ = opened_elsewhere(tmp_path, entries)
+    together = Study.of(entries, tmp_path).open()
+    told = next(note for note in cohort.notes if note.number == "N224")
+    assert told == next(note for note in together.notes if note.number == "N224")
+    assert "0, 1 at Aachen, 1, 2 at Bonn, Celle" in told
+
+
+@pytest.mark.parametrize("elsewhere", [False, True])
+def test_a_mistake_in_one_table_names_the_site(tmp_path, elsewhere):
+    entries = write_table_study(tmp_path, SIZES) | {"methods": ["fedavg"]}
+    change(tmp_path, x1={30: "2,5", 31: "3,5"})
+    with pytest.raises(DataError, match=r"P203 (Site Bonn: )?The column 'x1' .*2 cells.*\(Site Bonn\.\)"):
+        opened_elsewhere(tmp_path, entries) if elsewhere else Study.of(entries, tmp_path).open()
+
+
+def test_a_site_without_rows_is_left_out(tmp_path):
+    entries = write_table_study(tmp_path, SIZES) | {"methods": ["fedavg"]}
+    folders = split_table(tmp_path)
+    table = folders["Bonn"] / "cases.csv"
+    table.write_text(table.read_text().splitlines()[0] + "\n")
+    engine = Elsewhere(folders)
+    cohort = ask_agree(ask_open(Study.of(entries, tmp_path), engine), engine)
+    assert cohort.sites == ["Aachen", "Celle"]
+    assert any("Site Bonn is left out: none of its 0 cases" in note for note in cohort.notes)

@@ -182,7 +182,8 @@ def _poor_features(sites: dict[str, SiteData], columns: Sequence[Column]) -> lis
     notes: list[Note] = []
     features = [column.name for column in columns]
     together = _feature_states(torch.cat([data.table for data in sites.values()]).numpy(), columns)
-    for state, word in (("missing", "missing in every case"), ("constant", "constant over all sites")):
+    everywhere = "constant over all sites" if len(sites) > 1 else "constant"
+    for state, word in (("missing", "missing in every case"), ("constant", everywhere)):
         names = [name for name, found in zip(features, together, strict=True) if found == state]
         if names:
             notes.append(Note("N204", f"{_of_features(names)} {word}: {_some(names)}."))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 from polyclinic.communication.message import Message
 from polyclinic.data.opening.agreement import Agreement, agree
 from polyclinic.data.opening.census import Census
@@ -10,7 +12,7 @@ from polyclinic.data.opening.facts import SiteFacts
 from polyclinic.data.opening.holder import Progress
 from polyclinic.data.opening.source import Source
 from polyclinic.engine import CheckedEngine, Engine, LocalEngine
-from polyclinic.errors import StudyError
+from polyclinic.errors import PolyclinicError, StudyError
 from polyclinic.notes import Note
 from polyclinic.site.messages import Agree, Open
 from polyclinic.site.schema import Known
@@ -52,8 +54,22 @@ def check_privileges(study: CheckedStudy, engine: Engine) -> None:
                          "Take `attack` out, or run the study where all data are on one machine.")  # fmt: skip
 
 
-def ask_open(study: CheckedStudy, engine: Engine) -> tuple[CheckedStudy, Agreement]:
-    """Ask all sites what they have, and make of it what they agree on; what says ``auto`` is planned.
+class Answered(NamedTuple):
+    """What sites answered when they were asked to open their data.
+
+    Attributes:
+        study: with everything that said ``auto`` planned.
+        agreement: what the sites agree on.
+        censuses: what each said.
+    """
+
+    study: CheckedStudy
+    agreement: Agreement
+    censuses: dict[str, Census]
+
+
+def ask_open(study: CheckedStudy, engine: Engine) -> Answered:
+    """Ask all sites what they have, and make of it what they agree on.
 
     Raises:
         PolyclinicError: a site can't open its tables, or sites do not go together.
@@ -65,14 +81,30 @@ def ask_open(study: CheckedStudy, engine: Engine) -> tuple[CheckedStudy, Agreeme
         plan=declaration.wants_plan,
     )  # fmt: skip
     checked = CheckedEngine(engine, Known())
-    replies = checked.ask("open", dict.fromkeys(engine.sites, Message(asked.fields())))
+    replies = _ask(checked, "open", Message(asked.fields()))
     censuses = {site: Census.model_validate(reply.fields) for site, reply in replies.items()}
     agreement = agree(censuses, declaration.data, declaration.target)
     study = study.planned_from([census.volumes for census in censuses.values() if census.volumes is not None])
-    return study, agreement.planned(study.declaration.data)
+    return Answered(study, agreement.planned(study.declaration.data), censuses)
 
 
-def ask_agree(study: CheckedStudy, engine: Engine, agreement: Agreement) -> Cohort:
+def _ask(engine: Engine, function: str, asked: Message) -> dict[str, Message]:
+    """The answers of all sites.
+
+    Raises:
+        PolyclinicError: the first failure; one that a site elsewhere finds in its own data says which site that is.
+    """
+    answers = {}
+    for site, reply in engine.call(function, dict.fromkeys(engine.sites, asked)):
+        if isinstance(reply, PolyclinicError):
+            if engine.holds_all or site in reply.message:
+                raise reply
+            raise type(reply)(reply.code, f"Site {site}: {reply.message}", reply.hint)
+        answers[site] = reply
+    return answers
+
+
+def ask_agree(answered: Answered, engine: Engine) -> Cohort:
     """Tell all sites what is agreed, and put together what they say of their opened cases.
 
     Sites without a case that can be used leave the engine.
@@ -80,11 +112,12 @@ def ask_agree(study: CheckedStudy, engine: Engine, agreement: Agreement) -> Coho
     Raises:
         PolyclinicError: a site can't open its cases, or none has any.
     """
+    study, agreement, censuses = answered
     declaration = study.declaration
     asked = Agree(agreement=agreement, notes=not engine.holds_all)
-    replies = CheckedEngine(engine, Known()).ask("agree", dict.fromkeys(engine.sites, Message(asked.fields())))
+    replies = _ask(CheckedEngine(engine, Known()), "agree", Message(asked.fields()))
     facts = {site: SiteFacts.model_validate(reply.fields) for site, reply in replies.items()}
-    cohort = Cohort.of(facts, agreement, declaration.data, declaration.target, engine.compared())
+    cohort = Cohort.of(facts, agreement, declaration.data, declaration.target, engine.compared(), censuses)
     if not engine.holds_all:
         text = "The sites' cases were not compared with each other, since they are not in one place: "
         cohort.notes.append(Note("N108", text + "the same patient may be at two sites."))

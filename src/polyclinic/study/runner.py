@@ -78,14 +78,18 @@ def run_study(
 
 
 def _run_alone(study: CheckedStudy, out: Path, resume: bool, display: Display, engine: Engine | None) -> None:
+    # What is wrong with the folder is told before data are looked for; a plan belongs to what is compared there.
+    if not study.declaration.wants_plan and _folder(study, out, resume).is_finished:
+        write_report(out)
+        return
     sites_of_study = engine or local_engine(study, display.images)
-    study, agreement = ask_open(study, sites_of_study)
-    folder = Folder(out, study)
-    folder.check(resume)
+    answered = ask_open(study, sites_of_study)
+    study = answered.study
+    folder = _folder(study, out, resume)
     if folder.is_finished:
         write_report(out)
         return
-    cohort = ask_agree(study, sites_of_study, agreement)
+    cohort = ask_agree(answered, sites_of_study)
     attack = check_fit(study, cohort)
     sites = site_table(study, cohort, attack)
     display.opened(sites, cohort.notes)
@@ -106,6 +110,13 @@ def _run_alone(study: CheckedStudy, out: Path, resume: bool, display: Display, e
     folder.finish(status)
     display.step("report")
     write_report(out)
+
+
+def _folder(study: CheckedStudy, out: Path, resume: bool) -> Folder:
+    """The folder of the results, checked; nothing is written."""
+    folder = Folder(out, study)
+    folder.check(resume)
+    return folder
 
 
 class _Runner:

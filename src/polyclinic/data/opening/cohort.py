@@ -8,10 +8,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
+import pandas as pd
 
 from polyclinic.data.cases import Counts, SiteData, reasons_text
 from polyclinic.data.opening.agreement import Agreement
+from polyclinic.data.opening.census import Census
 from polyclinic.data.opening.facts import SiteFacts, add_texts
+from polyclinic.data.quality.classes import counted_label_notes
 from polyclinic.data.quality.values import unit_notes
 from polyclinic.data.spec import DataSpec, Target
 from polyclinic.data.tables.rows import missing_target
@@ -44,7 +47,7 @@ class Cohort:
     @classmethod
     def of(
         cls, facts: Mapping[str, SiteFacts], agreement: Agreement, spec: DataSpec, target: Target,
-        notes: Sequence[Note] | None = None,
+        notes: Sequence[Note] | None = None, censuses: Mapping[str, Census] | None = None,
     ) -> Cohort:  # fmt: skip
         """Put together what the sites say.
 
@@ -53,7 +56,9 @@ class Cohort:
             agreement: what they agreed on.
             spec: the ``data:`` part of the study file.
             target: what is to be predicted of each case.
-            notes: what was noted of all sites together by who holds the data of all; None takes the sites' own.
+            notes: what was noted of all sites together by who holds the data of all; None takes the sites' own, and
+                those that follow from what the sites say.
+            censuses: what the sites said of their rows, for these.
 
         Raises:
             DataError: P205, no site has a usable case; P207, the reference site of harmonisation is none of them.
@@ -62,12 +67,12 @@ class Cohort:
         said = [Note("N208", _left_out(site, one, spec, target)) for site, one in facts.items() if not one.used]
         if not there:
             raise DataError("P205", "No site has a usable case. " + " ".join(said), "Mend the images or their paths.")
-        own = [Note(number, text) for one in there.values() for number, text in one.notes]
+        own = [Note(number, _of_site(site, text)) for site, one in there.items() for number, text in one.notes]
         features, covariates = agreement.features_encoded(spec), agreement.covariates_encoded(spec)
         _check_shapes(there)
         _check_reference(spec, list(there))
         if notes is None:
-            own += _units(there, features)
+            own += [*_labels(there, agreement, censuses or {}, spec, target), *_units(there, features)]
         together = [*(own if notes is None else notes), *said, *_unlabelled(there, target)]
         return cls(
             there, {site: one for site, one in facts.items() if not one.used}, features, agreement.classes, covariates,
@@ -146,6 +151,28 @@ def _unlabelled(facts: Mapping[str, SiteFacts], target: Target) -> list[Note]:
         "train on them; nothing is fitted, validated or tested on them."
     )
     return [Note("N209", text)]
+
+
+def _of_site(site: str, text: str) -> str:
+    """What a site notes of its own data, with its name."""
+    return text if text.startswith(f"Site {site}") else f"Site {site}: {text}"
+
+
+def _labels(
+    facts: Mapping[str, SiteFacts], agreement: Agreement, censuses: Mapping[str, Census], spec: DataSpec, target: Target
+) -> list[Note]:  # fmt: skip
+    """What is said of the labels of all sites, from counts."""
+    if target != "labels":
+        return []
+    rows: list[tuple[str, str, int, int]] = []
+    for site, one in facts.items():
+        census = censuses.get(site)
+        if census is not None and census.labels and agreement.labels is not None:
+            rows += [(site, text, agreement.labels[text], count) for text, count in census.labels.items()]
+        else:
+            rows += [(site, name, place, one.classes[place]) for place, name in enumerate(agreement.classes)]
+    table = pd.DataFrame([row for row in rows if row[3]], columns=["site", "text", "class", "size"])
+    return counted_label_notes(table, spec, agreement.classes)
 
 
 def _units(facts: Mapping[str, SiteFacts], features: list[str]) -> list[Note]:

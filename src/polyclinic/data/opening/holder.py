@@ -9,9 +9,11 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
+import pandas as pd
 import torch
 
 from polyclinic.data.cases import NO_CLASS, Counts, SiteData, reasons_text
@@ -28,6 +30,7 @@ from polyclinic.data.quality.doubts import column_notes
 from polyclinic.data.quality.leaks import columns_of
 from polyclinic.data.quality.patients import check_site_names, patient_notes, torn_notes
 from polyclinic.data.quality.tables import image_notes, table_notes
+from polyclinic.data.quality.words import some
 from polyclinic.data.spec import DataSpec, Target
 from polyclinic.data.tables.features import Codes, encode_covariates, encode_features
 from polyclinic.data.tables.labels import encode_labels, encode_numbers
@@ -46,6 +49,7 @@ from polyclinic.errors import DataError
 from polyclinic.notes import Note
 
 Labels = npt.NDArray[np.int64] | npt.NDArray[np.float32]
+Number = TypeVar("Number", np.float32, np.float64)
 Progress = Callable[[int, int], None]
 
 #: Names with another meaning in the results.
@@ -89,12 +93,14 @@ class Holder:
                 update={"tables": {site: file for site, file in spec.tables.items() if site == only}}
             )
         self.spec, self.folder, self.target, self.split, self.progress = spec, folder, target, split, progress
-        self._rows = read_rows(spec, folder, split)
+        self._only = only
+        self._rows = read_rows(spec, folder, split, may_be_none=only is not None)
         if only is not None:
-            self._rows = self._rows.where((self._rows.origin["site"] == only).to_numpy())
-            if not len(self._rows):
+            mine = (self._rows.origin["site"] == only).to_numpy()
+            if len(mine) and not mine.any():
                 raise DataError("P203", f"The table has no row of the site {only!r}.",
                                 "Compare the name of the site with the column `site`.")  # fmt: skip
+            self._rows = self._rows.where(mine)
         self._noted = reject_rows(self._rows, spec, target, split)
         if spec.unlabelled == "use" and spec.partition is None:
             reject_alone(self._rows, spec, target)
@@ -144,6 +150,8 @@ class Holder:
             return site_names(self.spec.partition)
         found = self._rows.origin["site"].dropna().unique().tolist()
         names = list(self.spec.tables) if self.spec.tables is not None else sorted(found)
+        if self._only is not None:
+            names = [self._only]
         check_site_names(names)
         for name in names:
             if name in RESERVED_SITES:
@@ -238,12 +246,35 @@ class Holder:
         self._used, self._origin_used = rows.where(kept), self._origin[kept].reset_index(drop=True)
         codes: Codes = (agreement.values, agreement.spellings)
         self._matrix, self._features = np.empty(0, dtype=np.float32), agreement.features_encoded(self.spec)
-        if self.spec.image is None:
-            self._matrix, _ = encode_features(self._used.cells, agreement.features, codes, self.spec)
         combat = self.spec.harmonisation.combat
-        self._covariates = None if combat is None else encode_covariates(self._used.cells, codes, combat)[0]
+        if self.spec.image is None:
+            self._matrix = self._at_sites(lambda mine: encode_features(mine, agreement.features, codes, self.spec)[0])
+        self._covariates = None
+        if combat is not None:
+            self._covariates = self._at_sites(lambda mine: encode_covariates(mine, codes, combat)[0])
         self._targets = self._labels(self._used, agreement)
         self._tick = self._ticker("opened", len(self._used))
+
+    def _at_sites(self, encode: Callable[[pd.DataFrame], npt.NDArray[Number]]) -> npt.NDArray[Number]:
+        """What ``encode`` makes of the cells of all usable rows; where it can't, the sites are named that are to blame.
+
+        Raises:
+            DataError: what ``encode`` raises.
+        """
+        cells, home = self._used.cells, self._used.origin["site"]
+        try:
+            return encode(cells)
+        except DataError as error:
+            blamed = []
+            for site in self.sites:
+                try:
+                    encode(cells[home == site])
+                except DataError as own:
+                    blamed += [site] if own.code == error.code else []
+            if not blamed or (len(blamed) == len(self.sites) and len(blamed) > 1):
+                raise
+            text = f"{error.message} (Site{'s' * (len(blamed) > 1)} {some(blamed)}.)"
+            raise DataError(error.code, text, error.hint) from None
 
     def _labels(self, rows: Rows, agreement: Agreement) -> Labels:
         """Class or number of each row, of those without a label `NO_CLASS` or NaN; nothing for masks."""

@@ -102,8 +102,14 @@ class Rows:
         return counts
 
 
-def read_rows(spec: DataSpec, folder: Path, split: str | None) -> Rows:
+def read_rows(spec: DataSpec, folder: Path, split: str | None, *, may_be_none: bool = False) -> Rows:
     """The rows that ``where`` selects, of one table or of one table for each site.
+
+    Args:
+        spec: the ``data:`` part of the study file.
+        folder: the study file's folder.
+        split: column that fixes the part of each case.
+        may_be_none: whether it is no error if no row is selected.
 
     Raises:
         DataError: P201 to P203 and P503 when a file, a column or a value of ``where`` is not as ``spec`` says.
@@ -146,7 +152,7 @@ def read_rows(spec: DataSpec, folder: Path, split: str | None) -> Rows:
         kept = matches(rows.cells[column], wanted)
         notes += unmatched_notes("where", rows.cells[column], wanted, kept, identifies=column == spec.subject)
         rows = rows.where(kept)
-    if not len(rows):
+    if not len(rows) and not may_be_none:
         raise DataError("P205", "No row is selected.", "Compare `where` with the table." if spec.where else "")
     return rows
 
