@@ -75,4 +75,4 @@ def test_many_constant_features_are_counted(make_site):
 def test_long_lists_are_cut(make_site):
     sites = {"A": make_site([0, 1], inputs=torch.zeros(2, 7))}
     warnings = quality_notes(sites, list("abcdefg"), ["0", "1"], subjects_named=False)
-    assert "7 features are constant over all sites: a, b, c, d, e and 2 more." in warnings
+    assert "7 features are constant: a, b, c, d, e and 2 more." in warnings
