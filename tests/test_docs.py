@@ -479,7 +479,7 @@ def out_of_memory() -> None:
 
 def unforeseen() -> None:
     site = Site(table_site("north", 8), Workspace())
-    del site.data
+    site.data.inputs = None  # type: ignore[assignment]
     fields = {
         "fold": 0,
         "folds": 2,

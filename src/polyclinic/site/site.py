@@ -443,7 +443,9 @@ class Site:
         if self.folder is not None:
             rows = zip(self.pseudonyms, self.data.subjects, self.data.cases, strict=True)
             lines = [",".join(map(_quoted, (p[0], p[1], subject, case))) for p, subject, case in rows]
-            write_atomic(self.folder / "subjects.csv", "\n".join(["pseudonym,case,subject,source", *lines]) + "\n")
+            path, content = self.folder / "subjects.csv", "\n".join(["pseudonym,case,subject,source", *lines]) + "\n"
+            if not path.is_file() or path.read_bytes() != content.encode():  # a resumed study has it
+                write_atomic(path, content)
 
     def _log(self, text: str) -> None:
         if self.folder is None:
