@@ -6,6 +6,7 @@ import re
 
 from polyclinic.data.partition import check_partition
 from polyclinic.data.spec import DataSpec
+from polyclinic.data.tables.features import check_categories
 from polyclinic.data.volumes.prepare import check_volumes
 from polyclinic.errors import StudyError
 from polyclinic.options import EntryError, Place
@@ -39,6 +40,7 @@ def check_data(data: DataSpec, task: str) -> None:
         refuse("features", "a study has either `features` or `image`, not both.")
     check_volumes(data, target)
     check_partition(data, target)
+    check_categories(data)
     if data.image is not None and data.preprocessing is None:
         if data.size is None:
             refuse(

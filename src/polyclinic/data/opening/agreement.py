@@ -29,7 +29,8 @@ class Agreement(Body):
     Attributes:
         features: columns of the table that are features, in order.
         values: for each column of codes its values in order: they become the columns ``COLUMN=VALUE``.
-        spellings: for each column of codes, each spelling and the value that it means.
+        spellings: for each column of codes, each spelling and the value that it means; none for a column whose values
+            the study lists.
         numeric: covariates that are numbers.
         classes: names of the classes in index order; empty for regression.
         labels: spelling of the label -> index of the class; None where the study file says what counts.
@@ -103,7 +104,10 @@ def agree(censuses: Mapping[str, Census], spec: DataSpec, target: Target) -> Agr
     _check_named(there, columns, spec, target)
     values, spellings = dict[str, list[str]](), dict[str, dict[str, str]]()
     for column in columns:
-        values[column], spellings[column] = _codes(column, there, spec)
+        if column in spec.categories:  # the study says which there are, and how they are spelt
+            values[column] = [scalar_text(value) for value in spec.categories[column]]
+            continue
+        values[column], spellings[column] = _codes(column, there)
         if not values[column] and column in spec.categorical:
             raise DataError("P203", f"The column {column!r} (`categorical`) has no value.", "Take it out.")
     combat = spec.harmonisation.combat
@@ -197,11 +201,8 @@ def _check_named(censuses: Mapping[str, Census], columns: Iterable[str], spec: D
             )  # fmt: skip
 
 
-def _codes(column: str, censuses: Mapping[str, Census], spec: DataSpec) -> tuple[list[str], dict[str, str]]:
+def _codes(column: str, censuses: Mapping[str, Census]) -> tuple[list[str], dict[str, str]]:
     """The values of a column of codes in order, and what each spelling means."""
-    if column in spec.categories:
-        listed = [scalar_text(value) for value in spec.categories[column]]
-        return listed, {}
     counts = Counter[str]()
     for census in censuses.values():
         counts.update(census.groups.get(column, {}))

@@ -6,6 +6,7 @@ import re
 
 from polyclinic.data.partition import check_partition
 from polyclinic.data.spec import DataSpec, Target
+from polyclinic.data.tables.features import check_categories
 from polyclinic.data.volumes.prepare import check_volumes
 from polyclinic.errors import StudyError
 
@@ -36,6 +37,7 @@ def check_entries(spec: DataSpec, target: Target) -> None:
                  "Give height and width: size: [128, 128]; or `preprocessing` for NIfTI and DICOM.")  # fmt: skip
     check_volumes(spec, target)
     check_partition(spec, target)
+    check_categories(spec)
     if target == "masks":
         need(spec.image and spec.mask, "Segmentation needs `image` and `mask`.", "Name the columns with their paths.")
     else:

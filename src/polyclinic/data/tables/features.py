@@ -10,9 +10,10 @@ import numpy.typing as npt
 import pandas as pd
 
 from polyclinic.data.spec import ComBatOptions, DataSpec
-from polyclinic.data.tables.codes import equals
+from polyclinic.data.tables.codes import equals, plain_number, scalar_text
 from polyclinic.data.tables.table import parse_numbers, require_column, to_numbers
 from polyclinic.errors import DataError, StudyError, nearest
+from polyclinic.options import EntryError
 
 
 def choose_features(
@@ -54,6 +55,28 @@ def choose_features(
     for name in chosen:
         require_column(available, name, "categorical" if name in spec.categorical else "features", table)
     return chosen
+
+
+def check_categories(spec: DataSpec) -> None:
+    """Stop where the listed values of a column of codes are no list of different values, or nothing takes them.
+
+    Raises:
+        EntryError: P102 with the place.
+    """
+    combat = spec.harmonisation.combat
+    used = {*spec.categorical, *(combat.covariates if combat else []), *(combat.groups if combat else [])}
+    for column, values in spec.categories.items():
+        place = ("data", "categories", column)
+        if column not in used:
+            raise EntryError("P102", f"the column {column!r} is no column of codes in this study.",
+                             "Name it under `categorical` or as a covariate, or take it out.", place=place)  # fmt: skip
+        if any(isinstance(value, bool) for value in values):
+            raise EntryError("P102", f"got {values}; yes, no, true and false without quotes are no texts.",
+                             'Put them in quotes as they stand in the table: ["yes", "no"].', place=place)  # fmt: skip
+        texts = [plain_number(text) or text for text in map(scalar_text, values)]
+        if len(set(texts)) < len(texts) or not texts:
+            raise EntryError("P102", f"got {values}; expected one or more values, each of them once.",
+                             "1, 1.0 and \"1\" are the same.", place=place)  # fmt: skip
 
 
 #: For each column of codes the values in order, and what each spelling means; where the study file lists the values

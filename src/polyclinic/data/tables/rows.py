@@ -14,6 +14,7 @@ from polyclinic.data.cases import Counts
 from polyclinic.data.quality.counters import LEFT_OUT, counter_notes, find_counters
 from polyclinic.data.quality.named import patient_column_notes, unmatched_notes
 from polyclinic.data.spec import DataSpec, Target
+from polyclinic.data.tables.codes import equals
 from polyclinic.data.tables.features import choose_features
 from polyclinic.data.tables.labels import label_reasons, number_reasons
 from polyclinic.data.tables.table import (
@@ -221,7 +222,8 @@ def reject_rows(rows: Rows, spec: DataSpec, target: Target, split: str | None) -
     for column in [*combat.covariates, *combat.groups] if combat else []:
         rows.reject_missing(column)
     for column, values in spec.categories.items():
-        unlisted = cells[column].notna().to_numpy() & ~matches(cells[column], values)
+        listed = np.any([equals(cells[column], value) for value in values], axis=0)  # "> 3" is a code here
+        unlisted = cells[column].notna().to_numpy() & ~listed
         rows.reject(unlisted, f"{column} is not one of its categories")
     for column in rows.chosen if spec.imputation == "drop" else []:
         rows.reject_missing(column)
