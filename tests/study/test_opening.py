@@ -263,3 +263,20 @@ def test_a_site_without_rows_is_left_out(tmp_path):
     cohort = ask_agree(ask_open(Study.of(entries, tmp_path), engine), engine)
     assert cohort.sites == ["Aachen", "Celle"]
     assert any("Site Bonn is left out: none of its 0 cases" in note for note in cohort.notes)
+
+
+def test_rare_labels_do_not_matter_where_the_study_says_what_is_positive(tmp_path):
+    entries = write_table_study(tmp_path, SIZES) | {"methods": ["fedavg"]}
+    change(tmp_path, diagnosis=lambda row: "rare" if row == 30 else "healthy" if 24 <= row < 39 else f"kind {row % 2}")
+    entries["data"] |= {"positive": "kind 1"}
+    cohort, _ = opened_elsewhere(tmp_path, entries, floor=5)  # Bonn has no positive case, and a rare other one
+    assert [facts.classes[1] for facts in cohort.facts.values()] == [12, 0, 9]
+
+
+@pytest.mark.parametrize(("floor", "said"), [(1, 61.5), (5, None)])
+def test_the_number_of_a_few_patients_is_not_said(tmp_path, floor, said):
+    entries = write_number_study(tmp_path, {"Aachen": 24, "Bonn": 3}) | {"methods": ["fedavg"]}
+    change(tmp_path, age=dict.fromkeys((24, 25, 26), "61.5"))
+    answered = ask_open(Study.of(entries, tmp_path), Elsewhere(split_table(tmp_path), floor=floor))
+    assert answered.censuses["Bonn"].one_number == said
+    assert answered.censuses["Aachen"].one_number is None

@@ -189,7 +189,7 @@ def _check_named(censuses: Mapping[str, Census], columns: Iterable[str], spec: D
     """
     for site, census in censuses.items():
         for column, count in census.withheld.items():
-            label = column == spec.label and target == "labels"
+            label = column == spec.label and target == "labels" and spec.positive is None
             if not label and column not in columns:
                 continue
             values = "value has" if count == 1 else "values have"

@@ -98,6 +98,8 @@ def take_census(
     found_labels: dict[str, object] = {}
     if target != "masks" and spec.label is not None:
         found_labels = _labels(rows.cells[spec.label][rows.labelled], spec, target)
+        if rows.labelled.sum() < floor:  # the number of a few patients
+            found_labels.pop("one_number", None)
         if "labels" in found_labels:
             found_labels["labels"] = named(spec.label, found_labels["labels"])  # type: ignore[arg-type]
     groups, covariates = dict[str, Spellings](), dict[str, Kind]()
