@@ -72,6 +72,19 @@ def test_empty_cells_are_missing_numbers_also_under_a_name_with_a_comma(tmp_path
     assert found["site"].tolist() == ["A", ""]
 
 
+def test_a_large_table_is_written_as_if_at_once(tmp_path, monkeypatch):
+    frame = pd.DataFrame(
+        {"site": list("abcdefg"), "value": [0.1, math.nan, 3, 1e300, 1 / 3, 2**60, -0.0]}, range(7, 14)
+    )
+    write_table(tmp_path / "whole.csv", frame)
+    for rows in (1, 3, 7):
+        monkeypatch.setattr("polyclinic.study.table_files.ROWS", rows)
+        write_table(tmp_path / "parts.csv", frame)
+        assert (tmp_path / "parts.csv").read_bytes() == (tmp_path / "whole.csv").read_bytes()
+    write_table(tmp_path / "none.csv", frame[:0])
+    assert (tmp_path / "none.csv").read_text() == "site,value\n"
+
+
 def test_a_parquet_file_says_nothing_of_when_and_where(tmp_path):
     frame = pd.DataFrame({"site": ["A", "B"], "value": [0.1, 0.2]})
     for name in ("one", "two"):

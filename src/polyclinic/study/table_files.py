@@ -7,7 +7,7 @@ A table is called by the name of its CSV file everywhere; as Parquet it stands i
 from __future__ import annotations
 
 import csv
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
 from importlib.util import find_spec
 from io import BytesIO, StringIO
 from pathlib import Path
@@ -25,6 +25,8 @@ TEXT = {"method", "run", "site", "trained_on", "tested_on", "metric", "over", "i
 GROWING = {"results.csv", "predictions.csv", "rounds.csv", "payloads.csv", "site_comparisons.csv", "decisions.csv",
            "calibration.csv", "backdoor.csv", "harmonisation.csv"}  # fmt: skip
 PARQUET = ".parquet"
+#: As many rows of CSV are made at a time.
+ROWS = 100_000
 
 
 def has_parquet() -> bool:
@@ -49,7 +51,7 @@ def write_table(path: Path, frame: pd.DataFrame, *, parquet: bool = False) -> No
         _as_read(frame).to_parquet(buffer, engine="pyarrow", index=False, compression="zstd")
         write_atomic(path.with_suffix(PARQUET), buffer.getvalue())
     else:
-        write_atomic(path, _csv_text(frame))
+        write_atomic(path, _csv_parts(frame))
 
 
 def has_table(path: Path) -> bool:
@@ -109,11 +111,14 @@ def _read_csv(file: Path | StringIO, names: list[str]) -> pd.DataFrame:
         name: ["", "nan", "NaN"] for name in names if name not in TEXT}, float_precision="round_trip")  # fmt: skip
 
 
-def _csv_text(frame: pd.DataFrame) -> str:
-    text: str = frame.to_csv(index=False, lineterminator="\n")
-    if "\r" in text:  # it would end the line when it is read, unless it is in quotes
-        text = frame.to_csv(index=False, lineterminator="\n", quoting=csv.QUOTE_NONNUMERIC)
-    return text
+def _csv_parts(frame: pd.DataFrame) -> Iterator[bytes]:
+    """A frame as CSV, some rows at a time, so that the text of a large one is never in memory as a whole."""
+    for start in range(0, max(len(frame), 1), ROWS):
+        rows, first = frame.iloc[start : start + ROWS], start == 0
+        text = rows.to_csv(index=False, header=first, lineterminator="\n")
+        if "\r" in text:  # it would end the line when it is read, unless it is in quotes
+            text = rows.to_csv(index=False, header=first, lineterminator="\n", quoting=csv.QUOTE_NONNUMERIC)
+        yield text.encode()
 
 
 def _as_read(frame: pd.DataFrame) -> pd.DataFrame:
@@ -127,5 +132,6 @@ def _as_read(frame: pd.DataFrame) -> pd.DataFrame:
             found[name] = column
         else:
             rows = pd.DataFrame({"row": range(len(column)), name: column.array})  # a row by itself may be a blank line
-            found[name] = _read_csv(StringIO(_csv_text(rows)), ["row", str(name)])[name]
+            text = b"".join(_csv_parts(rows)).decode()
+            found[name] = _read_csv(StringIO(text), ["row", str(name)])[name]
     return pd.DataFrame({name: column.reset_index(drop=True) for name, column in found.items()})
