@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from polyclinic.data.cases import Opened
+from polyclinic.data.opening.cohort import Opened
 from polyclinic.notes import Note
 
 

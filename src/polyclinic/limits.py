@@ -1,11 +1,12 @@
-"""Kinds of values in messages, with their limits: whole numbers stay whole, and no text is read as a number."""
+"""Fields of messages, and kinds of values in them with their limits: whole numbers stay whole, and no text is read as a
+number."""
 
 from __future__ import annotations
 
 import math
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, Field, Strict, StringConstraints
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, Strict, StringConstraints
 
 #: Whole numbers from 0 and from 1 on, as far as a float64 has them all.
 Count = Annotated[int, Strict(), Field(ge=0, le=2**53)]
@@ -66,3 +67,17 @@ def _plain(options: dict[str, Any]) -> dict[str, Any]:
 Options = Annotated[dict[str, Any], AfterValidator(_plain)]
 #: Name and options of a part.
 NamedPart = tuple[Name, Options]
+
+
+class Body(BaseModel):
+    """The fields of a message."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    def fields(self) -> dict[str, Any]:
+        """As JSON values; what is not set is left out."""
+        return self.model_dump(mode="json", exclude_defaults=True)
+
+
+class Nothing(Body):
+    """No fields."""

@@ -4,22 +4,23 @@ import pandas as pd
 import pytest
 import torch
 
-from polyclinic.data.cases import Counts, Opened, SiteData
-from polyclinic.data.check import check_frame, quality_notes, reasons_text
-from polyclinic.data.spec import DataSpec
+from polyclinic.data.cases import Counts, SiteData, reasons_text
+from polyclinic.data.check import quality_notes
+from polyclinic.data.opening.facts import SiteFacts, facts_frame
 
 NAN = float("nan")
 
 
-def opened(sites, classes):
-    return Opened({data.site: data for data in sites}, ["x", "y"], classes, [], "")
+def frame_of(sites, classes, *, subjects_named=True):
+    facts = {data.site: SiteFacts.of(data, len(classes), subjects_named=subjects_named) for data in sites}
+    return facts_frame(facts, classes)
 
 
 def test_a_row_for_each_site(make_site):
     first = make_site([0, 1, 1], ["p", "q", "q"], inputs=torch.tensor([[1.0, NAN], [1.0, NAN], [2.0, 3.0]]))
     first.counts = Counts(6, 3, Counter({"x is missing": 2, "dx is missing": 1}))
     second = make_site([0, 0], site="B", inputs=torch.tensor([[1.0, 1.0], [1.0, 2.0]]))
-    frame = check_frame(opened([first, second], ["no", "yes"]), DataSpec(subject="id"))
+    frame = frame_of([first, second], ["no", "yes"])
     expected = pd.DataFrame(
         {
             "site": ["A", "B"],
@@ -42,7 +43,7 @@ def test_segmentation():
     masks[0, 0, 0] = 1
     images = torch.zeros(2, 3, 2, 2, dtype=torch.uint8)
     data = SiteData("A", images, masks, ["p", "q"], ["1", "2"], None, Counts(2, 2))
-    row = check_frame(opened([data], ["background", "foreground"]), DataSpec()).iloc[0]
+    row = frame_of([data], ["background", "foreground"], subjects_named=False).iloc[0]
     assert row["foreground"] == pytest.approx(0.25)
     assert (row["patients"], row["missing"], row["duplicates"]) == (2, 0.0, 1)
 

@@ -12,7 +12,8 @@ from hypothesis import given
 from helpers import write_image_study, write_number_study, write_table_study
 from polyclinic import Study
 from polyclinic.data import partition as module
-from polyclinic.data.open import fingerprint_data, open_data
+from polyclinic.data.open import open_data
+from polyclinic.data.opening.holder import Holder
 from polyclinic.data.partition import draw_shares, share_out
 from polyclinic.data.spec import DataSpec, Partition
 from polyclinic.errors import DataError, ResultsError, StudyError
@@ -343,7 +344,9 @@ def test_volumes_and_their_plan_have_the_simulated_sites(tmp_path):
     assert set.union(*people(result).values()) == {f"{number}.nii" for number in range(6)}
     for data in result.sites.values():
         assert [int(data.inputs[position].min()) for position in range(3)] == [int(name[0]) for name in data.subjects]
-    assert list(fingerprint_data(spec, tmp_path, "labels")) == ["Site 1", "Site 2"]
+    holder = Holder(spec, tmp_path, "labels")
+    assert holder.sites == ["Site 1", "Site 2"]
+    assert all(holder.census(site, plan=True).volumes.cases == 3 for site in holder.sites)
 
 
 # Real data ------------------------------------------------------------------------------------------------------------

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from polyclinic.data.check import check_frame
 from polyclinic.data.open import open_data
+from polyclinic.data.opening.facts import facts_frame
 from polyclinic.data.scaling import Scaler, summarise
 from polyclinic.data.spec import DataSpec
 from polyclinic.data.splits import split
@@ -55,9 +55,9 @@ def test_scan_quality_table_inside_a_package(tmp_path):
 
 
 def test_scan_quality(data_folder: Path):
-    opened, spec = read(data_folder, table="mriqc-iqm/abide.csv", **QUALITY)
+    opened, _ = read(data_folder, table="mriqc-iqm/abide.csv", **QUALITY)
     check_quality(opened)
-    frame = check_frame(opened, spec).set_index("site")
+    frame = facts_frame(opened.cohort.facts, opened.classes).set_index("site")
     assert frame.loc["UM", ["found", "used", "rejected", "patients"]].tolist() == [145, 145, 0, 145]
     rejected_scans, _ = read(data_folder, table="mriqc-iqm/abide.csv", **QUALITY | {"positive": -1})
     assert [int(data.targets.sum()) for data in rejected_scans.sites.values()] == EXCLUDED_SCANS
@@ -94,7 +94,7 @@ def test_regional_volumes(data_folder: Path):
 
 def test_heart_disease_as_flamby_uses_it(data_folder: Path):
     centres = ["cleveland", "hungarian", "switzerland", "va"]
-    opened, spec = read(
+    opened, _ = read(
         data_folder,
         tables={centre: f"heart-disease/processed.{centre}.data" for centre in centres},
         columns=HEART + HEART_LAST,
@@ -116,11 +116,11 @@ def test_heart_disease_as_flamby_uses_it(data_folder: Path):
         *["age", "sex", "cp=1", "cp=2", "cp=3", "cp=4", "trestbps", "chol", "fbs"],
         *["restecg=0", "restecg=1", "restecg=2", "thalach", "exang", "oldpeak"],
     ]
-    assert check_frame(opened, spec)["missing"].tolist() == [0.0] * 4
+    assert facts_frame(opened.cohort.facts, opened.classes)["missing"].tolist() == [0.0] * 4
 
 
 def test_skin_lesions(data_folder: Path):
-    opened, spec = read(
+    opened, _ = read(
         data_folder,
         table="skin-lesions/labels.csv",
         site="site",
@@ -131,7 +131,7 @@ def test_skin_lesions(data_folder: Path):
     )
     assert used(opened) == {"rosendahl": 761, "vidir_modern": 728, "vidir_molemax": 395, "vienna_dias": 285}
     assert opened.classes == ["akiec", "bcc", "bkl", "df", "mel", "nv", "vasc"]
-    frame = check_frame(opened, spec)
+    frame = facts_frame(opened.cohort.facts, opened.classes)
     assert frame["patients"].tolist() == [635, 547, 395, 193]
     assert frame["class: mel"].tolist() == [120, 126, 16, 52]
     data = opened.sites["rosendahl"]
@@ -154,9 +154,9 @@ def test_retina_vessels(data_folder: Path):
         "mask": "mask",
         "size": [128, 128],
     }
-    opened, spec = read(data_folder, "masks", **entries)
+    opened, _ = read(data_folder, "masks", **entries)
     assert used(opened) == {"chasedb1": 28, "drive": 40, "stare": 20}
-    frame = check_frame(opened, spec).set_index("site")
+    frame = facts_frame(opened.cohort.facts, opened.classes).set_index("site")
     assert frame["patients"].tolist() == [14, 40, 20]
     # mean vessel shares of the description: 7.6, 9.2 and 8.3 %
     assert frame["foreground"].tolist() == pytest.approx([0.076, 0.092, 0.083], abs=0.002)

@@ -18,11 +18,13 @@ from hypothesis import given
 from helpers import image_site, scaling_steps, site_of, table_site
 from polyclinic.communication.message import Message
 from polyclinic.data.augmentation import Augmentation
-from polyclinic.data.cases import Counts, Opened, SiteData
-from polyclinic.data.check import check_frame
+from polyclinic.data.cases import Counts, SiteData
 from polyclinic.data.corruption import corrupted
 from polyclinic.data.dataset import Dataset
-from polyclinic.data.open import fingerprint_data, open_data
+from polyclinic.data.open import open_data
+from polyclinic.data.opening.cohort import Opened
+from polyclinic.data.opening.facts import facts_frame
+from polyclinic.data.opening.holder import Holder
 from polyclinic.data.quality.copies import copied_images, copied_rows
 from polyclinic.data.quality.leaks import Column
 from polyclinic.data.scaling import Scaler
@@ -91,7 +93,7 @@ def test_without_the_entry_they_are_rejected_as_ever(write_table: Any) -> None:
     assert result.sites["north"].labelled is None
     assert result.sites["north"].counts.rejected == Counter({"dx is missing": 2})
     assert "N209" not in numbers_of(result)
-    assert "unlabelled" not in check_frame(result, DataSpec.model_validate(BASE))
+    assert "unlabelled" not in facts_frame(result.cohort.facts, result.classes)
 
 
 def test_where_every_row_has_a_label_nothing_differs(write_table: Any) -> None:
@@ -110,13 +112,13 @@ def test_numbers(write_table: Any) -> None:
     assert site.targets.tolist()[:2] == [2.5, 4.5]
     assert site.targets.isnan().tolist() == [False, False, True]
     assert site.counts.rejected == Counter({"y is not a number": 1})
-    frame = check_frame(result, DataSpec.model_validate(BASE))
+    frame = facts_frame(result.cohort.facts, result.classes)
     assert frame[["used", "unlabelled", "label mean", "label deviation"]].iloc[0].tolist() == [3, 1, 3.5, 1.0]
 
 
 def test_the_table_of_sites_counts_them_apart(write_table: Any) -> None:
     result = opened(write_table(TABLE), classes=["well", "sick"])
-    frame = check_frame(result, DataSpec.model_validate(BASE))
+    frame = facts_frame(result.cohort.facts, result.classes)
     columns = ["site", "found", "used", "unlabelled", "rejected", "reasons", "patients", "class: well", "class: sick"]
     expected = pd.DataFrame(
         [["north", 5, 4, 2, 1, "dx is not one of the classes (1)", 3, 1, 1], ["south", 2, 2, 0, 0, "", 2, 1, 1]],
@@ -256,7 +258,7 @@ def test_images_without_a_mask(pictures: Path) -> None:
     assert site.targets[:2].flatten(1).sum(1).tolist() == [32, 32]
     assert site.mask_facts is not None
     assert [facts.share for facts in site.mask_facts] == [0.5, 0.5, 0.0, 0.0]
-    assert check_frame(result, DataSpec.model_validate(BASE))["foreground"].tolist() == [0.5]
+    assert facts_frame(result.cohort.facts, result.classes)["foreground"].tolist() == [0.5]
     assert [number for number in numbers_of(result) if number[:2] == "N4"] == []
     assert any("cases used have no mask (A 2)" in note for note in result.notes)
 
@@ -330,7 +332,7 @@ def test_volumes_without_a_mask(tmp_path: Path) -> None:
     assert isinstance(site.targets, Volumes)
     assert site.targets.shape == (4, 1, 16, 16, 16)
     assert [sorted(site.targets[place].unique().tolist()) for place in range(4)] == [[0, 1], [0, 1], [255], [255]]
-    assert check_frame(result, DataSpec.model_validate(BASE))["foreground"].tolist() == [512 / 4096]
+    assert facts_frame(result.cohort.facts, result.classes)["foreground"].tolist() == [512 / 4096]
     again = opened(tmp_path, "masks", preprocessing=grid, **volumes)  # from the cache
     assert again.fingerprint == result.fingerprint
     known = site.with_labels()
@@ -346,9 +348,10 @@ def test_volumes_without_a_mask(tmp_path: Path) -> None:
 
     auto = {"preprocessing": {"size": "auto", "spacing": "auto"}}
     spec = DataSpec.model_validate(BASE | volumes | auto | {"unlabelled": "use"})
-    found = fingerprint_data(spec, tmp_path, "masks")
-    assert found == fingerprint_data(spec.model_copy(update={"unlabelled": "reject"}), tmp_path, "masks")
-    assert found["A"].cases == 2
+    found = Holder(spec, tmp_path, "masks").census("A", plan=True)
+    others = Holder(spec.model_copy(update={"unlabelled": "reject"}), tmp_path, "masks").census("A", plan=True)
+    assert found.volumes == others.volumes
+    assert found.volumes.cases == 2
 
 
 # Splits ---------------------------------------------------------------------------------------------------------------

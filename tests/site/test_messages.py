@@ -2,9 +2,11 @@
 
 import copy
 import re
+import tempfile
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
@@ -12,10 +14,14 @@ from hypothesis import strategies as st
 
 from helpers import Federation, recorded, table_sites
 from polyclinic.communication.message import Message
+from polyclinic.data.opening.agreement import agree
+from polyclinic.data.opening.census import Census
+from polyclinic.data.opening.source import Source
 from polyclinic.data.preparation import build_steps
+from polyclinic.data.spec import DataSpec
 from polyclinic.errors import PolyclinicError, SiteError
 from polyclinic.shapes import Misfit, NotFinite, Shaped
-from polyclinic.site.messages import Body
+from polyclinic.site.messages import Agree, Body, Open
 from polyclinic.site.schema import FUNCTIONS, Known
 from polyclinic.tasks import TASKS, build_task
 
@@ -48,10 +54,25 @@ def said() -> tuple[Federation, list[tuple[str, str, Message, Any]]]:
     return federation, found
 
 
+def opening(site: Any) -> dict[str, Message]:
+    """What is asked so that a site opens its own cases again; its table is written first."""
+    data, folder = site.data, Path(tempfile.mkdtemp(prefix="polyclinic-messages-"))
+    table = pd.DataFrame(data.table.numpy(), columns=[f"x{place}" for place in range(data.table.shape[1])])
+    table = table.assign(site=data.site, patient=data.subjects, dx=[f"kind {label}" for label in data.labels.tolist()])
+    table.to_csv(folder / "cases.csv", index=False)
+    site.source = Source(folder, site=data.site)
+    spec = DataSpec(table="cases.csv", site="site", subject="patient", label="dx", features="x*")
+    asked = Message(Open(data=spec, target="labels").fields())
+    census = Census.model_validate(site.handle("open", asked).fields)
+    told = Agree(agreement=agree({data.site: census}, spec, "labels"), notes=True)
+    return {"open": asked, "agree": Message(told.fields())}
+
+
 FEDERATION, SAID = said()
 VALID = {function: request for function, site, request, _ in SAID if site == "Bonn"}
+VALID |= opening(FEDERATION.engine.members["Bonn"])  # type: ignore[attr-defined]
 #: A training comes in this order.
-ORDER = [function for function in ("prepare", "share", "apply", "start", "train") if function in VALID]
+ORDER = [function for function in ("open", "agree", "prepare", "share", "apply", "start", "train") if function in VALID]
 
 
 def ready() -> Any:

@@ -10,7 +10,6 @@ from torch import Tensor
 
 from polyclinic.data.masks.classes import MaskFacts
 from polyclinic.data.volumes.store import Volumes
-from polyclinic.notes import Note
 
 #: The class index of a case without a label.
 NO_CLASS = -1
@@ -121,31 +120,6 @@ def _chosen(pixels: Tensor | Volumes, index: Tensor) -> Tensor | Volumes:
     if isinstance(pixels, Volumes):
         return Volumes([pixels.files[place] for place in places], [pixels.about[place] for place in places])
     return pixels[: len(places)] if places == list(range(len(places))) else pixels[index]
-
-
-@dataclass
-class Opened:
-    """Everything that ``open_data`` found.
-
-    Attributes:
-        sites: site name -> its cases, sorted by name (tables: study file order).
-        features: names of the columns of ``inputs`` (after one-hot encoding), or of the image channels.
-        classes: names of the classes in index order; for segmentation the background first
-            (``["background", "foreground"]`` unless the study names structures); empty for regression. In a binary task
-            index 1 is the positive class.
-        notes: for the report (the same patient at two sites, duplicated rows, constant columns...).
-        fingerprint: SHA-256 of everything that was read, hex.
-        covariates: for each column of the table that is a covariate, the names of the columns made of it.
-        left_out: sites without a usable case -> what became of their cases.
-    """
-
-    sites: dict[str, SiteData]
-    features: list[str]
-    classes: list[str]
-    notes: list[Note]
-    fingerprint: str
-    covariates: dict[str, list[str]] = field(default_factory=dict)
-    left_out: dict[str, Counts] = field(default_factory=dict)
 
 
 def reasons_text(rejected: Counter[str]) -> str:

@@ -11,12 +11,10 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from polyclinic.data.cases import Opened, SiteData, reasons_text
+from polyclinic.data.cases import SiteData
 from polyclinic.data.masks.notes import mask_notes
 from polyclinic.data.quality.copies import equal_by_chance
 from polyclinic.data.quality.leaks import Column
-from polyclinic.data.readers.describe import VolumeFacts, facts_row
-from polyclinic.data.spec import DataSpec
 from polyclinic.data.volumes.notes import grid_notes
 from polyclinic.data.volumes.store import Volumes
 from polyclinic.ignored import IGNORED
@@ -25,51 +23,6 @@ from polyclinic.notes import Note
 _MOST_NAMES = 5
 #: A mask may lose this share of its foreground before a person is told.
 _LOST = 0.01
-
-
-def check_frame(opened: Opened, spec: DataSpec) -> pd.DataFrame:
-    """A row for each site, for ``polyclinic check`` and the report.
-
-    Columns: ``site``; ``found``, ``used`` and ``rejected`` cases with ``reasons`` (text); ``unlabelled``, how many of
-    those used have no label or mask, if there are any at some site; ``patients`` among the used cases; a column
-    ``class: NAME`` with the number of cases of each class, ``foreground`` with the mean share of foreground pixels (0
-    to 1) for segmentation, or ``label mean`` and ``label deviation`` for regression; ``missing`` (percent of all
-    feature values); ``duplicates`` (cases whose inputs repeat those of an earlier case of the site); for volumes what
-    the images were like as they were read, ``shapes`` to ``field strengths``, see `facts_row`.
-
-    Args:
-        opened: the data.
-        spec: the ``data:`` part of the study file. Without ``subject`` each case counts as a patient.
-    """
-    rows = []
-    some_unlabelled = any(data.counts.unlabelled for data in opened.sites.values())
-    for site, data in opened.sites.items():
-        known = data.with_labels()
-        row: dict[str, object] = {
-            "site": site,
-            "found": data.counts.found,
-            "used": data.counts.used,
-            **({"unlabelled": data.counts.unlabelled} if some_unlabelled else {}),
-            "rejected": data.counts.rejected.total(),
-            "reasons": reasons_text(data.counts.rejected),
-            "patients": len(set(data.subjects)) if spec.subject else len(data),
-        }
-        labels = known.labels
-        if labels is None:
-            shares = _foreground(known.targets)
-            row["foreground"] = sum(shares) / len(shares)
-        elif labels.is_floating_point():
-            numbers = labels.double()
-            row |= {"label mean": numbers.mean().item(), "label deviation": numbers.std(correction=0).item()}
-        else:
-            counts = class_counts(labels, len(opened.classes))
-            row |= {f"class: {name}": count for name, count in zip(opened.classes, counts, strict=True)}
-        row["missing"] = 100.0 * data.table.isnan().double().mean().item() if data.inputs.ndim == 2 else 0.0
-        row["duplicates"] = sum(count - 1 for count in Counter(_digests(data)).values())
-        if isinstance(data.inputs, Volumes):
-            row |= facts_row([VolumeFacts(**record["facts"]) for record in data.inputs.about])
-        rows.append(row)
-    return pd.DataFrame(rows)
 
 
 def quality_notes(
@@ -117,7 +70,7 @@ def quality_notes(
             notes.append(Note("N205", f"No case of class {_some(empty)}."))
     elif not labels:
         for site, data in known.items():
-            shares, gone = enumerate(_foreground(data.targets)), _vanished(data)
+            shares, gone = enumerate(foreground_shares(data.targets)), _vanished(data)
             blank = [data.cases[position] for position, share in shares if share == 0 and position not in gone]
             if blank:
                 have = "mask has" if len(blank) == 1 else "masks have"
@@ -138,7 +91,12 @@ def class_counts(labels: Tensor, classes: int) -> list[int]:
     return counts
 
 
-def _foreground(masks: Tensor | Volumes) -> list[float]:
+def copies(data: SiteData) -> int:
+    """How many cases have the same inputs as an earlier one."""
+    return sum(count - 1 for count in Counter(_digests(data)).values())
+
+
+def foreground_shares(masks: Tensor | Volumes) -> list[float]:
     """Share of each mask that is foreground, of what counts."""
     if isinstance(masks, Volumes):
         return [sum(record["labels"][1:]) / sum(record["labels"]) for record in masks.about]
@@ -224,7 +182,8 @@ def _poor_features(sites: dict[str, SiteData], columns: Sequence[Column]) -> lis
     notes: list[Note] = []
     features = [column.name for column in columns]
     together = _feature_states(torch.cat([data.table for data in sites.values()]).numpy(), columns)
-    for state, word in (("missing", "missing in every case"), ("constant", "constant over all sites")):
+    everywhere = "constant over all sites" if len(sites) > 1 else "constant"
+    for state, word in (("missing", "missing in every case"), ("constant", everywhere)):
         names = [name for name, found in zip(features, together, strict=True) if found == state]
         if names:
             notes.append(Note("N204", f"{_of_features(names)} {word}: {_some(names)}."))

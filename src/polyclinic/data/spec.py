@@ -38,7 +38,7 @@ class Preprocessing(BaseModel):
     """What comes to lie in the middle: that of the image, or of the box around its foreground."""
     intensity: str | dict[str, dict[str, object]] = "zscore"
     """``none``, ``zscore``, ``percentile``, ``window`` (CT) or ``nyul``, with or without options:
-    ``{window: {lower: -160, upper: 240}}``."""
+    ``{window: {lower: -160, upper: 240}}``; or ``auto``, which is planned."""
     frames: Literal["reject", "first", "mean"] = "reject"
     """What becomes of an image with several frames (a time series)."""
 
@@ -240,6 +240,9 @@ class DataSpec(BaseModel):
     """Names or globs taken out of ``features``."""
     categorical: list[str] = []
     """Feature columns to encode one-hot (each value becomes a column of its own)."""
+    categories: dict[str, list[Scalar]] = {}
+    """The values of columns of codes, in order: ``{cp: [1, 2, 3, 4]}``; rows with another value are rejected. Default:
+    sorted values found. Needed where a site does not name values of few cases."""
     divide_by: str | None = None
     """Column by which every numeric feature is divided (e.g. intracranial volume)."""
 
@@ -297,7 +300,9 @@ class DataSpec(BaseModel):
     def wants_plan(self) -> bool:
         """Whether something of the volumes is to be planned."""
         preparation = self.preprocessing
-        return preparation is not None and "auto" in (preparation.spacing, preparation.size, self.patch)
+        return preparation is not None and "auto" in (
+            preparation.spacing, preparation.size, preparation.intensity, self.patch
+        )  # fmt: skip
 
     @property
     def mask_column(self) -> str | None:

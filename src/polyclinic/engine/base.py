@@ -20,9 +20,12 @@ class Engine(ABC):
 
     Attributes:
         sites: names of all sites, in the order in which answers come.
+        holds_all: whether the data of all sites are in one place: only there can cases be pooled, sites be simulated,
+            and cases of several sites be compared.
     """
 
     sites: list[str]
+    holds_all: bool = False
 
     @abstractmethod
     def call(self, function: str, requests: Mapping[str, Message]) -> Iterator[Reply]:
@@ -61,6 +64,15 @@ class Engine(ABC):
                 raise reply
             answers[site] = reply
         return answers
+
+    def keep(self, sites: list[str]) -> None:
+        """Go on with these sites only."""
+        self.sites = [site for site in self.sites if site in sites]
+
+    def compared(self) -> list[Note] | None:
+        """What is to be said of the opened cases of all sites, compared with each other; None where they are not in one
+        place."""
+        return None
 
     @property
     def notes(self) -> list[Note]:

@@ -25,7 +25,7 @@ class CheckedEngine(Engine):
     """
 
     def __init__(self, inner: Engine, known: Known) -> None:
-        self.inner, self.known, self.sites = inner, known, inner.sites
+        self.inner, self.known, self.sites, self.holds_all = inner, known, inner.sites, inner.holds_all
         self._asked: dict[str, deque[tuple[str, Message]]] = {site: deque() for site in inner.sites}
 
     def call(self, function: str, requests: Mapping[str, Message]) -> Iterator[Reply]:
@@ -44,6 +44,15 @@ class CheckedEngine(Engine):
         for site, reply in self.inner.replies():
             function, request = self._asked[site].popleft()
             yield site, _checked(Answers(function, self.known), site, request, reply)
+
+    def keep(self, sites: list[str]) -> None:
+        """See `Engine.keep`."""
+        self.inner.keep(sites)
+        super().keep(sites)
+
+    def compared(self) -> list[Note] | None:
+        """See `Engine.compared`."""
+        return self.inner.compared()
 
     @property
     def notes(self) -> list[Note]:

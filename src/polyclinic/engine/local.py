@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -13,9 +13,11 @@ from polyclinic.client.stacked import StackedCases, StackedTrainer
 from polyclinic.communication.message import Message
 from polyclinic.data.cases import Counts, SiteData
 from polyclinic.data.dataset import Dataset
+from polyclinic.data.opening.source import Source
 from polyclinic.data.splits import Parts
 from polyclinic.engine.base import Engine, Reply
 from polyclinic.errors import PolyclinicError
+from polyclinic.notes import Note
 from polyclinic.seeds import derive_seed
 from polyclinic.site import CorruptibleSite, Site, Workspace
 from polyclinic.site.messages import Start
@@ -32,7 +34,8 @@ class LocalEngine(Engine):
     """Sites in this process.
 
     Args:
-        data: the sites' cases, by name.
+        data: the sites' cases, by name; or names of sites that open them when they are asked to.
+        source: where these find them.
         device: where networks run.
         folder: the sites' own folders are made in here; None keeps nothing on disk.
         stacked: train sites together with `torch.func.vmap`.
@@ -42,23 +45,40 @@ class LocalEngine(Engine):
 
     def __init__(
         self,
-        data: Mapping[str, SiteData],
+        data: Mapping[str, SiteData] | Sequence[str],
         *,
+        source: Source | None = None,
         device: str = "cpu",
         folder: Path | None = None,
         stacked: bool = False,
         serialise: bool = False,
         corruptible: bool = False,
     ) -> None:
-        self.workspace = Workspace(device)
+        self.workspace, self.source = Workspace(device), source
         kind = CorruptibleSite if corruptible else Site
-        self.members = {
-            name: kind(cases, self.workspace, folder / _folder_name(name) if folder else None)
-            for name, cases in data.items()
-        }
+        found = data if isinstance(data, Mapping) else dict(zip(data, data, strict=True))
+        self.members = {name: kind(cases, self.workspace, source=source) for name, cases in found.items()}
         self.sites = list(self.members)
-        self.stacked, self.serialise = stacked, serialise
+        self.serialise = serialise
+        self.settle(device=device, stacked=stacked, folder=folder)
+
+    holds_all = True
+
+    def settle(self, *, device: str, stacked: bool, folder: Path | None) -> None:
+        """Decide where networks run, whether sites are trained together, and where their own folders are made."""
+        self.stacked, self.workspace.device = stacked, torch.device(device)
+        for name, site in self.members.items():
+            site.folder = folder / _folder_name(name) if folder else None
         self._forget()
+
+    def compared(self) -> list[Note] | None:
+        """See `Engine.compared`."""
+        return None if self.source is None else self.source.notes()
+
+    def keep(self, sites: list[str]) -> None:
+        """See `Engine.keep`."""
+        super().keep(sites)
+        self.members = {site: self.members[site] for site in self.sites}
 
     def _forget(self) -> None:
         """Trainers and the cases that they train on are made anew."""
@@ -145,7 +165,7 @@ class LocalEngine(Engine):
             part: torch.cat([getattr(own, part) + offset for (_, own), offset in zip(cases, offsets, strict=False)])
             for part in ("train", "validation", "test", "unlabelled")
         }
-        engine = LocalEngine({}, device=str(self.workspace.device))
+        engine = LocalEngine([], device=str(self.workspace.device))
         engine.workspace = self.workspace
         nothing = SiteData(name, torch.empty(0), torch.empty(0), [], [], None, Counts())
         folder = members[0].folder.parent / "pool" if members[0].folder else None

@@ -46,7 +46,7 @@ class ProcessEngine(Engine):
         self, data: Mapping[str, SiteData], *, workers: int, threads: int, device: str = "cpu",
         folders: Mapping[str, Path | None], corruptible: bool = False,
     ) -> None:  # fmt: skip
-        self.sites = list(data)
+        self.sites, self.holds_all = list(data), True
         most = most_blocks(workers + 1)
         self._lender = Lender(most)
         self._workers = [_Worker(threads, device, most) for _ in range(workers)]

@@ -7,11 +7,13 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from polyclinic.client.work import Work
-from polyclinic.data.spec import Patch
+from polyclinic.data.opening.agreement import Agreement
+from polyclinic.data.spec import DataSpec, Patch, Target
 from polyclinic.limits import (
+    Body,
     Classes,
     Count,
     FileName,
@@ -25,21 +27,42 @@ from polyclinic.limits import (
     Seed,
     Sentence,
     Share,
+    Switch,
 )
 
+# Opening --------------------------------------------------------------------------------------------------------------
 
-class Body(BaseModel):
-    """The fields of a message."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+class Open(Body):
+    """``open``: what a study declares of its data; a site reads its rows, and answers a `Census`.
+
+    Attributes:
+        data: the part ``data`` of the study file.
+        target: what is to be predicted of each case.
+        split: column that fixes the part of each case.
+        plan: whether images are measured, for a plan.
+    """
+
+    data: DataSpec
+    target: Target
+    split: Name | None = None
+    plan: Switch = False
 
     def fields(self) -> dict[str, Any]:
-        """As JSON values; what is not set is left out."""
-        return self.model_dump(mode="json", exclude_defaults=True)
+        """As JSON values; what is not set is left out, but for the declaration."""
+        return {**super().fields(), "data": self.data.model_dump(mode="json")}
 
 
-class Nothing(Body):
-    """No fields."""
+class Agree(Body):
+    """``agree``: what all sites agreed on; a site opens its cases, and answers `SiteFacts`.
+
+    Attributes:
+        agreement: features, values of codes, classes, and how volumes are prepared.
+        notes: whether the site says what was noted of its data: asked where nobody holds the data of all.
+    """
+
+    agreement: Agreement
+    notes: Switch = False
 
 
 # Preparation ----------------------------------------------------------------------------------------------------------

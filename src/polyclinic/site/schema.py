@@ -19,19 +19,22 @@ from torch import Tensor
 
 from polyclinic.client.work import NOT_FINITE
 from polyclinic.communication.message import Message
+from polyclinic.data.opening.census import Census
+from polyclinic.data.opening.facts import SiteFacts
 from polyclinic.data.preparation import SharedStep
 from polyclinic.errors import PolyclinicError, SiteError, TrainingError
+from polyclinic.limits import Body, Nothing
 from polyclinic.parts import Part, build_part
 from polyclinic.parts.site_end import overrides
 from polyclinic.shapes import MOST_NUMBERS, Misfit, NotFinite, Shaped, finite
 from polyclinic.site.messages import (
+    Agree,
     Applied,
-    Body,
     Checkpointed,
     During,
     Evaluate,
     Evaluated,
-    Nothing,
+    Open,
     Pictured,
     Predict,
     Predicted,
@@ -209,6 +212,8 @@ _MODELS = {
 _NUMBER = Shaped("float64", 1, group="target")
 
 FUNCTIONS: dict[str, Function] = {
+    "open": Function(Open, Census),
+    "agree": Function(Agree, SiteFacts),
     "prepare": Function(
         Prepare, Prepared, answered_tensors={f"target_{name}": _NUMBER for name in ("count", "mean", "m2")}
     ),

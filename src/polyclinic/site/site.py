@@ -19,23 +19,25 @@ from polyclinic.communication.message import Message
 from polyclinic.data.augmentation import Augmentation
 from polyclinic.data.cases import SiteData
 from polyclinic.data.dataset import Dataset
+from polyclinic.data.opening.source import Source
 from polyclinic.data.preparation import Prepared as PreparedCases
 from polyclinic.data.preparation import SharedStep, Step, build_steps
 from polyclinic.data.scaling import summarise
 from polyclinic.data.splits import Parts, split
 from polyclinic.data.statistics import sketch, withhold
-from polyclinic.errors import PolyclinicError, SiteError, TrainingError
+from polyclinic.errors import DataError, PolyclinicError, SiteError, TrainingError
 from polyclinic.files import write_atomic, write_error
+from polyclinic.limits import Body, Nothing
 from polyclinic.models import build_model
 from polyclinic.seeds import generator
 from polyclinic.site import evaluation
 from polyclinic.site.messages import (
+    Agree,
     Applied,
-    Body,
     Checkpointed,
     During,
     Evaluate,
-    Nothing,
+    Open,
     Predict,
     Prepare,
     Prepared,
@@ -78,9 +80,10 @@ class Site:
     """One site's data and state behind a message interface.
 
     Args:
-        data: the site's cases.
+        data: the site's cases; or its name, where it opens them when it is asked to.
         workspace: the process's device and networks.
         folder: the site's own folder for checkpoints, pseudonyms and its log; None keeps nothing on disk.
+        source: where its data are; None where it has its cases already.
 
     Attributes:
         refused: what no message may ask for: what belongs to simulated attacks, see
@@ -89,16 +92,21 @@ class Site:
 
     refused: ClassVar[frozenset[str]] = frozenset({"corrupt", "mark"})
 
-    def __init__(self, data: SiteData, workspace: Workspace, folder: Path | None = None) -> None:
-        self.name, self.data, self.workspace, self.folder = data.site, data, workspace, folder
-        self.pseudonyms = _pseudonyms(data)
-        self._described: Tensor | None = None
+    def __init__(
+        self, data: SiteData | str, workspace: Workspace, folder: Path | None = None, source: Source | None = None
+    ) -> None:  # fmt: skip
+        self.workspace, self.folder, self.source = workspace, folder, source
         self._steps: list[Step] = []
+        if isinstance(data, str):
+            self.name = data
+        else:
+            self._take(data)
         self._functions: dict[str, Answer] = {
-            "prepare": self._prepare, "share": self._share, "apply": self._apply, "describe": self._describe,
-            "start": self._start, "train": self._train, "evaluate": self._evaluate, "predict": self._predict,
-            "threshold": self._threshold, "overlays": self._overlays, "keep": self._keep, "model": self._model,
-            "save": self._save, "restore": self._restore,
+            "open": self._open, "agree": self._agree, "prepare": self._prepare, "share": self._share,
+            "apply": self._apply, "describe": self._describe, "start": self._start, "train": self._train,
+            "evaluate": self._evaluate, "predict": self._predict, "threshold": self._threshold,
+            "overlays": self._overlays, "keep": self._keep, "model": self._model, "save": self._save,
+            "restore": self._restore,
         }  # fmt: skip
 
     def handle(self, function: str, request: Message) -> Message:
@@ -123,7 +131,12 @@ class Site:
         Raises:
             SiteError: P401, they belong to a training, and none was started.
         """
+        if function in ("open", "agree"):
+            return Known()
         if function in ("prepare", "share", "apply", "describe"):
+            if not hasattr(self, "data"):
+                text = f"Site {self.name} was asked to {function!r} before its data were opened."
+                raise SiteError("P401", text, "Ask to 'open' and 'agree' first.", site=self.name)
             step = self._steps[0] if self._steps else None
             return Known(step=step if isinstance(step, SharedStep) else None)
         if function == "start":
@@ -195,6 +208,32 @@ class Site:
         )
 
     # Data ---------------------------------------------------------------------------------------------------------
+
+    def _open(self, ask: Open, tensors: Tensors) -> Message:
+        """Read the site's rows, and say what is there."""
+        if self.source is None:
+            text = f"Site {self.name} was asked to 'open', and was not told where its data are."
+            raise SiteError("P401", text, "Say where they are when the site is started.", site=self.name)
+        self._holder = self.source.holder(ask.data, ask.target, ask.split)
+        if self.name not in self._holder.sites:
+            raise DataError("P203", f"The table has no row of the site {self.name!r}.",
+                            "Compare the name of the site with the column `site`.")  # fmt: skip
+        return Message(self._holder.census(self.name, plan=ask.plan, floor=self.source.floor).fields())
+
+    def _agree(self, ask: Agree, tensors: Tensors) -> Message:
+        """Open the site's cases as all sites agreed, and say what became of them."""
+        if not hasattr(self, "_holder"):
+            text = f"Site {self.name} was asked to 'agree' before its rows were read."
+            raise SiteError("P401", text, "Ask to 'open' first.", site=self.name)
+        data = self._holder.open(self.name, ask.agreement)
+        if data is not None:
+            self._take(data)
+        return Message(self._holder.facts(self.name, notes=ask.notes).fields())
+
+    def _take(self, data: SiteData) -> None:
+        self.name, self.data, self.pseudonyms = data.site, data, _pseudonyms(data)
+        self._named = False
+        self._described: Tensor | None = None
 
     def _prepare(self, ask: Prepare, tensors: Tensors) -> Message:
         """Split for one fold, and go along the chain of preparation up to the first step that needs all sites."""
@@ -306,6 +345,8 @@ class Site:
             )  # fmt: skip
         dataset, parts = self.cases(asked)
         self.run = Run(self.name, asked, tensors["initial"], model, task, dataset, parts, evaluation.measure)
+        if not self._named:
+            self._write_pseudonyms()
         self._log(f"start {asked.run}: shares {', '.join(asked.share) or 'nothing'}")
         sizes = Started(train=len(parts.train), validation=len(parts.validation), steps=self.run.steps_in_all)
         return Message(sizes.fields(), self.run.announced)
@@ -396,8 +437,9 @@ class Site:
     def _checkpoint(self, done: int) -> Path:
         return (self.folder or Path()) / f"{self.run.declared.run}.round{done}.safetensors"
 
-    def write_pseudonyms(self) -> None:
+    def _write_pseudonyms(self) -> None:
         """The site's own list of who is who, which stays in its folder."""
+        self._named = True
         if self.folder is not None:
             rows = zip(self.pseudonyms, self.data.subjects, self.data.cases, strict=True)
             lines = [",".join(map(_quoted, (p[0], p[1], subject, case))) for p, subject, case in rows]

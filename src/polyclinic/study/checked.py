@@ -8,14 +8,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from polyclinic.composition import METHODS
-from polyclinic.errors import StudyError, nearest
+from polyclinic.errors import DataError, StudyError, nearest
 from polyclinic.options import EntryError
 from polyclinic.study.declaration import Declaration
 from polyclinic.study.reading import expand_variables, located, read_yaml
 
 if TYPE_CHECKING:
-    from polyclinic.data.cases import Opened
-    from polyclinic.data.volumes.fingerprint import VolumePlan
+    from polyclinic.data.opening.cohort import Opened
+    from polyclinic.data.volumes.fingerprint import SiteFingerprint, VolumePlan
 
 
 @dataclass(frozen=True)
@@ -88,14 +88,29 @@ class CheckedStudy:
         declaration = self.declaration
         if not declaration.wants_plan:
             return self
-        from polyclinic.data.open import fingerprint_data
+        from polyclinic.data.opening.holder import Holder
+
+        spec, split = declaration.data, declaration.evaluation.split
+        holder = Holder(spec, self.folder, declaration.target, split, progress)
+        found = (holder.census(site, plan=True).volumes for site in holder.sites)
+        return self.planned_from([volumes for volumes in found if volumes is not None])
+
+    def planned_from(self, images: Sequence[SiteFingerprint]) -> Self:
+        """The study with everything that says ``auto`` planned from what sites say of their images; itself without any.
+
+        Raises:
+            DataError: P205, no site has an image that can be read.
+        """
+        declaration = self.declaration
+        if not declaration.wants_plan:
+            return self
         from polyclinic.data.volumes.fingerprint import make_plan
         from polyclinic.engine.planner import choose_device
 
-        spec, split = declaration.data, declaration.evaluation.split
-        sites = fingerprint_data(spec, self.folder, declaration.target, split, progress)
-        spacing = spec.preprocessing.steps if spec.preprocessing else None
-        plan = make_plan(list(sites.values()), declaration.target, choose_device(declaration.engine.device), spacing)
+        if not images:
+            raise DataError("P205", "No image can be read, so that nothing can be planned.", "Mend the images' paths.")
+        spacing = declaration.data.preprocessing.steps if declaration.data.preprocessing else None
+        plan = make_plan(images, declaration.target, choose_device(declaration.engine.device), spacing)
         try:
             return replace(self, declaration=declaration.planned(plan), plan=plan)
         except EntryError as error:

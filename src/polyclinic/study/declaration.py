@@ -198,6 +198,14 @@ class Declaration(Part):
         for key, value in (("spacing", plan.spacing), ("size", plan.size)):
             if data["preprocessing"][key] == AUTO:
                 data["preprocessing"][key] = list(value)
+        if data["preprocessing"]["intensity"] == AUTO:
+            if not plan.intensity:
+                raise EntryError(
+                    "P102", "some images look like CT (air at -1000), and others don't.",
+                    "Say how values are normalised: `window` for CT, `zscore` for MR.",
+                    place=("data", "preprocessing", "intensity"),
+                )  # fmt: skip
+            data["preprocessing"]["intensity"] = plan.intensity
         if data["patch"] == AUTO:
             data["patch"] = None if plan.patch is None else {"size": list(plan.patch)}
         if self.model == AUTO:

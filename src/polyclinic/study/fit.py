@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 
 from polyclinic.audit.poisoning import PLACE, Attack
-from polyclinic.data.cases import Opened
+from polyclinic.data.opening.cohort import Cohort
 from polyclinic.errors import StudyError, nearest
 from polyclinic.models import build_model
 from polyclinic.models.trial import try_network
@@ -20,7 +20,7 @@ from polyclinic.study.reading import located
 from polyclinic.tasks import TASKS, build_task
 
 
-def check_fit(study: CheckedStudy, opened: Opened) -> Attack | None:
+def check_fit(study: CheckedStudy, cohort: Cohort) -> Attack | None:
     """Check what a study says of sites, classes and its network against its data; trains nothing.
 
     Returns:
@@ -30,18 +30,18 @@ def check_fit(study: CheckedStudy, opened: Opened) -> Attack | None:
         StudyError: P102, P103 or P104 with what does not fit.
         TrainingError: P302, the network can't work on the inputs, P503, it needs a package that is missing.
     """
-    declaration, sites = study.declaration, list(opened.sites)
+    declaration, sites = study.declaration, cohort.sites
     for method in configurations(declaration):
-        _check_class_weights(method, opened.classes)
+        _check_class_weights(method, cohort.classes)
         _check_sites(method, sites)
     try:
-        attack = _attack(declaration, opened)
+        attack = _attack(declaration, cohort)
     except EntryError as error:
         raise located(error, study.name, study.text) from None
     name, options = declaration.model_part
-    outputs = network_outputs(declaration, opened.classes)
+    outputs = network_outputs(declaration, cohort.classes)
     masks = declaration.target == "masks"
-    shape = input_shape(declaration, opened)
+    shape = input_shape(declaration, cohort)
     try_network(name, options, shape, outputs, masks=masks)
     if attack is not None:
         try:
@@ -74,10 +74,10 @@ def network_outputs(declaration: Declaration, classes: Sequence[str]) -> int:
     return next(iter(wanted))
 
 
-def input_shape(declaration: Declaration, opened: Opened) -> tuple[int, ...]:
+def input_shape(declaration: Declaration, cohort: Cohort) -> tuple[int, ...]:
     """Shape of one input as the network is trained on it."""
-    shape, patch = next(iter(opened.sites.values())).inputs.shape[1:], declaration.data.box
-    return tuple(shape) if patch is None else (shape[0], *patch.size)
+    shape, patch = cohort.shape, declaration.data.box
+    return shape if patch is None else (shape[0], *patch.size)
 
 
 def configurations(declaration: Declaration) -> list[StudyMethod]:
@@ -176,7 +176,7 @@ def _check_named(what: str, named: Iterable[str], sites: list[str]) -> None:
             raise StudyError("P103", f"`{what}` names the site {site!r}, which is not there.", nearest(site, sites))
 
 
-def _attack(declaration: Declaration, opened: Opened) -> Attack | None:
+def _attack(declaration: Declaration, cohort: Cohort) -> Attack | None:
     attack = declaration.corrupted_by
     if attack is None:
         return None
@@ -186,7 +186,7 @@ def _attack(declaration: Declaration, opened: Opened) -> Attack | None:
             "P104", f"{attack.name} changes what sites send to a server, and no method of this study has one: "
             f"{labels}.", "Add a federated method such as fedavg, or take `attack` out.", place=(*PLACE, attack.name),
         )  # fmt: skip
-    return attack.on(list(opened.sites), opened.classes, opened.features, declaration.all_seeds[0])
+    return attack.on(cohort.sites, cohort.classes, cohort.features, declaration.all_seeds[0])
 
 
 def _check_reached(attack: Attack, declaration: Declaration, layout: Layout) -> None:

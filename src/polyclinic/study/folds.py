@@ -6,7 +6,7 @@ from typing import Any
 
 import pandas as pd
 
-from polyclinic.data.cases import Opened
+from polyclinic.data.opening.cohort import Cohort
 from polyclinic.data.preparation import SharedStep, build_steps, name_steps
 from polyclinic.data.scaling import Summary
 from polyclinic.engine import Engine, LocalEngine
@@ -23,18 +23,19 @@ class Folds:
 
     Args:
         declaration: the study.
-        opened: its data.
+        cohort: what is known of its sites.
         engine: who runs the sites.
-        local: the same sites in this process; may be ``engine`` itself.
+        local: the same sites in this process, for what only one process can do; may be ``engine`` itself, and None
+            where no process has them all.
 
     Attributes:
         notes: what was said of the sites when their folds were counted, in the order of the folds.
     """
 
-    def __init__(self, declaration: Declaration, opened: Opened, engine: Engine, local: LocalEngine) -> None:
+    def __init__(self, declaration: Declaration, cohort: Cohort, engine: Engine, local: LocalEngine | None) -> None:
         self.declaration, self.engine, self.local = declaration, engine, local
-        self.classes = len(opened.classes)
-        self.steps = name_steps(declaration.data, opened.features, opened.covariates)
+        self.classes = len(cohort.classes)
+        self.steps = name_steps(declaration.data, cohort.features, cohort.covariates)
         self.notes: list[Note] = []
         # Whether a site's cases are prepared with summaries of others, so that leaving one out changes them.
         self._depends_on_sites = any(isinstance(step, SharedStep) for step in build_steps(self.steps))
@@ -62,7 +63,8 @@ class Folds:
         needed = (job.fold, job.without if self._depends_on_sites else None)
         pooled = job.methods[0].method.scope == "pool"
         wanted: dict[Engine, bool] = {self.engine: not pooled or job.trial is None}
-        wanted[self.local] = pooled or wanted.get(self.local, False)
+        if self.local is not None:
+            wanted[self.local] = pooled or wanted.get(self.local, False)
         for engine, works in wanted.items():
             if works and self._stand.get(engine) != needed:
                 self._prepare(engine, *needed)

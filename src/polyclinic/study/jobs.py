@@ -32,7 +32,7 @@ class JobRunner:
     Args:
         declaration: the study.
         engine: who runs the sites.
-        local: the same sites in this process, for what only one process can do (pooling).
+        local: the same sites in this process, for what only one process can do (pooling); None where none has them all.
         template: a network of the study's kind, for its layout and initial weights.
         initial: initial model state ``[P]`` of a seed.
         classes: names of the classes.
@@ -40,7 +40,7 @@ class JobRunner:
     """
 
     def __init__(
-        self, declaration: Declaration, engine: Engine, local: LocalEngine, template: FlatModule,
+        self, declaration: Declaration, engine: Engine, local: LocalEngine | None, template: FlatModule,
         initial: Callable[[int], Tensor], classes: Sequence[str], attack: Attack | None = None,
     ) -> None:  # fmt: skip
         self.declaration, self.engine, self.local, self.attack = declaration, engine, local, attack
@@ -114,6 +114,8 @@ class JobRunner:
             if job.attacked and self.attack is not None:
                 engine = self.attack.around(engine, self.template.layout, plan.selection, job.seed)
             return plan, CheckedEngine(engine, plan.known)
+        if self.local is None:
+            raise ValueError("the sites' cases are not in one place")
         name = "+".join(sites)
         plan = self.plan(job, fold, [name])
         return plan, CheckedEngine(self.local.pool(name, sites, plan.start), plan.known)

@@ -13,9 +13,9 @@ import torch
 from polyclinic.audit.poisoning import Attack
 from polyclinic.client.personal import PERSONAL
 from polyclinic.client.work import Work
-from polyclinic.data.cases import Opened
+from polyclinic.data.opening.cohort import Cohort
 from polyclinic.engine import Engine, LocalEngine
-from polyclinic.engine.planner import EnginePlan, choose_device, choose_plan
+from polyclinic.engine.planner import EnginePlan, choose_device, choose_plan, cores
 from polyclinic.engine.processes import ProcessEngine
 from polyclinic.errors import PolyclinicError
 from polyclinic.files import write_atomic
@@ -47,6 +47,7 @@ from polyclinic.study.kinds import RUN, RUNS
 from polyclinic.study.lock import locked
 from polyclinic.study.method_entries import StudyMethod
 from polyclinic.study.notes import diverged, full_precision, idle_parts, left_out, spared
+from polyclinic.study.opening import ask_agree, ask_open, local_engine
 from polyclinic.study.payloads import Numbers, exchanged_table
 from polyclinic.study.planning import work_of
 from polyclinic.study.report.page import write_report
@@ -59,26 +60,42 @@ from polyclinic.study.testing import result_rows
 from polyclinic.tasks import build_task
 
 
-def run_study(study: CheckedStudy, out: Path, *, resume: bool = False, display: Display | None = None) -> None:
-    """Run a study into a folder; see `polyclinic.study.study.Study.run`."""
+def run_study(
+    study: CheckedStudy, out: Path, *, resume: bool = False, display: Display | None = None,
+    engine: Engine | None = None,
+) -> None:  # fmt: skip
+    """Run a study into a folder; see `polyclinic.study.study.Study.run`.
+
+    Args:
+        study: what to run.
+        out: the folder.
+        resume: whether a study that was interrupted goes on.
+        display: shows progress.
+        engine: carries messages to sites elsewhere; by default all data are on this machine, and so are the sites.
+    """
     with locked(out):
-        _run_alone(study, out, resume, display or Display())
+        _run_alone(study, out, resume, display or Display(), engine)
 
 
-def _run_alone(study: CheckedStudy, out: Path, resume: bool, display: Display) -> None:
-    study = study.planned(display.images)
-    folder = Folder(out, study)
-    folder.check(resume)
+def _run_alone(study: CheckedStudy, out: Path, resume: bool, display: Display, engine: Engine | None) -> None:
+    # What is wrong with the folder is told before data are looked for; a plan belongs to what is compared there.
+    if not study.declaration.wants_plan and _folder(study, out, resume).is_finished:
+        write_report(out)
+        return
+    sites_of_study = engine or local_engine(study, display.images)
+    answered = ask_open(study, sites_of_study)
+    study = answered.study
+    folder = _folder(study, out, resume)
     if folder.is_finished:
         write_report(out)
         return
-    opened = study.open(display.images)
-    attack = check_fit(study, opened)
-    sites = site_table(study, opened, attack)
-    display.opened(sites, opened.notes)
+    cohort = ask_agree(answered, sites_of_study)
+    attack = check_fit(study, cohort)
+    sites = site_table(study, cohort, attack)
+    display.opened(sites, cohort.notes)
     if study.plan is not None:
         display.note(f"Planned: {study.plan.reason}.")
-    runner = _Runner(study, opened, folder, display, attack)
+    runner = _Runner(study, cohort, sites_of_study, folder, display, attack)
     status: dict[str, Any] = {"status": "failed", "reason": "interrupted"}
     try:
         runner.run(sites)
@@ -95,15 +112,23 @@ def _run_alone(study: CheckedStudy, out: Path, resume: bool, display: Display) -
     write_report(out)
 
 
+def _folder(study: CheckedStudy, out: Path, resume: bool) -> Folder:
+    """The folder of the results, checked; nothing is written."""
+    folder = Folder(out, study)
+    folder.check(resume)
+    return folder
+
+
 class _Runner:
     """The jobs of one study."""
 
     def __init__(
-        self, study: CheckedStudy, opened: Opened, folder: Folder, display: Display, attack: Attack | None
+        self, study: CheckedStudy, cohort: Cohort, sites: Engine, folder: Folder, display: Display,
+        attack: Attack | None,
     ) -> None:  # fmt: skip
-        self.study, self.opened, self.folder, self.display = study, opened, folder, display
+        self.study, self.cohort, self.sites, self.folder, self.display = study, cohort, sites, folder, display
         self.declaration = study.declaration
-        self.outputs = network_outputs(self.declaration, opened.classes)
+        self.outputs = network_outputs(self.declaration, cohort.classes)
         self.engines: list[Engine] = []
         self.attack = attack
         self._start: tuple[int, torch.Tensor] | None = None
@@ -118,34 +143,32 @@ class _Runner:
         """Run all jobs and write all tables."""
         template = self._template(choose_device(self.declaration.engine.device))
         check_shares(self.declaration, template.layout)
-        plan = self.folder.plan(self._plan(template), self.opened.fingerprint)
+        plan = self.folder.plan(self._plan(template), self.cohort.fingerprint)
         if str(template.vector.device) != plan.device:  # resumed on another machine
             template = self._template(plan.device)
         torch.set_num_threads(plan.threads)
         engine, local = self._engines(plan)
-        preparing = Folds(self.declaration, self.opened, engine, local)
+        preparing = Folds(self.declaration, self.cohort, engine, local)
         folds = preparing.count()
         check_left_cases(self.attack, folds)
         check_enough_sites(self.declaration, folds)
         self.search.check(folds)
         harmonised = preparing.describe()
-        self.folder.begin(plan, self.opened.fingerprint)  # not before study and data are known to fit
+        self.folder.begin(plan, self.cohort.fingerprint)  # not before study and data are known to fit
         self.folder.note({"target": self.declaration.target, "described": described(self.declaration.study_methods)})
         if self.declaration.initial_weights is not None:
             content = self.declaration.initial_weights.read_bytes()
             self.folder.note({"weights_sha256": hashlib.sha256(content).hexdigest()})
-        for site in local.members.values():
-            site.write_pseudonyms()
         jobs = self._jobs(folds)
         self.display.planned(plan, len(jobs))
         self.method_notes = [
             *left_out(),
             *full_precision(self.declaration, plan.device),
             *idle_parts(self.declaration, template.layout),
-            *spared(self.declaration, self.attack, len(self.opened.sites), template.layout),
+            *spared(self.declaration, self.attack, len(self.cohort.sites), template.layout),
         ]
         self.split_notes = preparing.notes
-        runner = JobRunner(self.declaration, engine, local, template, self._initial, self.opened.classes, self.attack)
+        runner = JobRunner(self.declaration, engine, local, template, self._initial, self.cohort.classes, self.attack)
         for number, job in enumerate(jobs):
             done = self.folder.is_done(job)
             self.display.job(number, job.title, done)
@@ -186,13 +209,16 @@ class _Runner:
         return model
 
     def _shape(self) -> tuple[int, ...]:
-        return input_shape(self.declaration, self.opened)
+        return input_shape(self.declaration, self.cohort)
 
     def _plan(self, template: FlatModule) -> EnginePlan:
         options, training = self.declaration.engine, self.declaration.training
+        if not isinstance(self.sites, LocalEngine):
+            threads = options.threads or cores()
+            return EnginePlan("sequential", str(template.vector.device), threads, 0, 1, "each site computes by itself")
         methods = configurations(self.declaration)
         mixed = options.mixed_on(str(template.vector.device))
-        sites = list(self.opened.sites)
+        sites = self.cohort.sites
         works = [work_of(m.method, m.training, sites, mixed=mixed) for m in methods]
         obstacles = [_obstacle(m.method, work) for m, work in zip(methods, works, strict=True)]
         epochs = training.local_epochs if isinstance(training.local_epochs, int) else 1
@@ -200,23 +226,24 @@ class _Runner:
         return choose_plan(
             mode=options.mode, device=str(template.vector.device), threads=options.threads, workers=options.workers,
             model=template, works=works, obstacles=obstacles, shape=self._shape(),
-            cases=[int(data.known.sum()) for data in self.opened.sites.values()],
+            cases=[facts.labelled for facts in self.cohort.facts.values()],
             passes=passes * len(self.declaration.all_seeds),
         )  # fmt: skip
 
-    def _engines(self, plan: EnginePlan) -> tuple[Engine, LocalEngine]:
-        """The engine that trains, and the same sites in this process."""
-        sites = self.folder.site_folder()
-        attacked = self.attack is not None
-        local = LocalEngine(
-            self.opened.sites, device=plan.device, folder=sites, stacked=plan.mode == "stacked", corruptible=attacked
-        )
+    def _engines(self, plan: EnginePlan) -> tuple[Engine, LocalEngine | None]:
+        """The engine that trains, and the same sites in this process if they are here."""
+        local = self.sites
+        if not isinstance(local, LocalEngine):
+            self.engines = [local]
+            return local, None
+        local.settle(device=plan.device, stacked=plan.mode == "stacked", folder=self.folder.site_folder())
         engine: Engine = local
         if plan.mode == "processes":
-            folders = {name: site.folder for name, site in local.members.items()}
             engine = ProcessEngine(
-                self.opened.sites, workers=plan.workers, threads=plan.worker_threads, device=plan.device,
-                folders=folders, corruptible=attacked,
+                {name: site.data for name, site in local.members.items()}, workers=plan.workers,
+                threads=plan.worker_threads, device=plan.device,
+                folders={name: site.folder for name, site in local.members.items()},
+                corruptible=self.attack is not None,
             )  # fmt: skip
         self.engines = [engine]
         return engine, local
@@ -261,7 +288,7 @@ class _Runner:
             return keyed.drop(columns=["_run", "_method"])
 
         predictions = ordered(self.folder.gather(jobs, "predictions.csv"))
-        classes = self.opened.classes
+        classes = self.cohort.classes
         task = build_task(declaration.task, len(classes))
         results = result_rows(predictions, task, task.result_metrics(declaration.metrics, classes))
         tested = sites["site"].map(lambda site: any(fold.test[site] for fold in folds.values()))
@@ -274,7 +301,7 @@ class _Runner:
         rounds = self.folder.gather(first, "rounds.csv", numbers.put)  # in the same order, without sorting rows
         noted = [json.loads(path.read_text(encoding="utf-8")) for path in paths]
         notes = [
-            *self.opened.notes,
+            *self.cohort.notes,
             *self.method_notes,
             *diverged(declaration, rounds, list(folds.values())),
             *self.split_notes,
@@ -304,7 +331,7 @@ class _Runner:
         write_atomic(out / "notes.json", json.dumps([note.to_json() for note in dict.fromkeys(notes)], indent=2) + "\n")
         self._write_overlays(jobs)
         self.folder.write("results.csv", results)
-        if declaration.target == "masks" and all(data.spacings is not None for data in self.opened.sites.values()):
+        if declaration.target == "masks" and all(facts.in_millimetres for facts in self.cohort.facts.values()):
             self.folder.note({"distances": "mm"})
 
     def _reveals(self, method: StudyMethod) -> dict[str, str]:
@@ -323,7 +350,7 @@ class _Runner:
         baselines = self.declaration.baselines
         self.folder.note({"baselines": baselines})
         about: dict[str, Any] = {
-            "task": self.declaration.task, "classes": self.opened.classes, "scored": scored,
+            "task": self.declaration.task, "classes": self.cohort.classes, "scored": scored,
             "bootstrap": self.declaration.evaluation.bootstrap,
         }  # fmt: skip
         evidence = all_evidence(results, predictions, **about)

@@ -5,28 +5,26 @@ from __future__ import annotations
 import pandas as pd
 
 from polyclinic.audit.poisoning import Attack
-from polyclinic.data.cases import Opened
-from polyclinic.data.check import check_frame, class_counts
+from polyclinic.data.opening.cohort import Cohort
+from polyclinic.data.opening.facts import facts_frame
 from polyclinic.study.checked import CheckedStudy
 
 NOT_SCORED = "can't be scored by itself"
 
 
-def site_table(study: CheckedStudy, opened: Opened, attack: Attack | None) -> pd.DataFrame:
+def site_table(study: CheckedStudy, cohort: Cohort, attack: Attack | None) -> pd.DataFrame:
     """A row a site: cases found, used and rejected, classes, and whether it can be scored by itself."""
-    declaration = study.declaration
-    frame = check_frame(opened, declaration.data)
-    least = declaration.evaluation.min_cases_per_class
+    frame = facts_frame(cohort.facts, cohort.classes)
+    least = study.declaration.evaluation.min_cases_per_class
     scored, notes = [], []
-    for data in opened.sites.values():
-        labels = data.with_labels().labels
-        if labels is not None and labels.is_floating_point():
-            scored.append(len(labels) >= least)
-            count = f"{len(labels)} case{'s' * (len(labels) != 1)}"
+    for facts in cohort.facts.values():
+        if facts.numbers is not None:
+            scored.append(facts.labelled >= least)
+            count = f"{facts.labelled} case{'s' * (facts.labelled != 1)}"
             notes.append("" if scored[-1] else f"{NOT_SCORED}: only {count} (at least {least} needed)")
             continue
-        counts = [] if labels is None else class_counts(labels, len(opened.classes))
-        rare = [f"{n} of {name!r}" for name, n in zip(opened.classes, counts, strict=False) if n < least]
+        counts = facts.classes
+        rare = [f"{n} of {name!r}" for name, n in zip(cohort.classes, counts, strict=False) if n < least]
         enough = len(counts) - len(rare) >= 2 or not counts
         scored.append(enough)
         few = f"{' and '.join(rare)} (at least {least} needed)"

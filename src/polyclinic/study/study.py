@@ -44,7 +44,7 @@ class Study(CheckedStudy):
         study = self.planned(progress)
         opened = study.open(progress)
         planned = [Note("N101", f"Planned: {study.plan.reason}.")] if study.plan else []
-        sites, notes = site_table(study, opened, check_fit(study, opened)), [*planned, *opened.notes]
+        sites, notes = site_table(study, opened.cohort, check_fit(study, opened.cohort)), [*planned, *opened.notes]
         if out is not None:
             write_sheet(study, opened, sites, notes, Path(out))
         return sites, notes

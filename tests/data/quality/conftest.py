@@ -9,8 +9,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from polyclinic.data.cases import Opened
 from polyclinic.data.open import open_data
+from polyclinic.data.opening.cohort import Opened
 from polyclinic.data.spec import DataSpec
 
 BASE = {"table": "table.csv", "site": "site", "subject": "pid", "label": "y", "positive": 1, "features": "f*"}

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from note_helpers import note, numbers
+from polyclinic.errors import DataError
 
 WORDS = {"A": ("No", "Yes"), "B": ("no", "yes"), "C": ("NO", "YES")}
 CODES = {"A": ("0", "1"), "B": ("1", "2"), "C": ("healthy", "disease")}
@@ -26,8 +27,12 @@ def test_one_word_in_three_writings(opened, noise):
     assert "'No'" not in note(found, "N226")  # all writings of it are one class
 
 
-def test_each_writing_is_a_class(opened, noise):
-    found = opened(written(noise, WORDS), positive=None)
+def test_each_writing_is_a_class_if_the_study_says_so(opened, noise):
+    with pytest.raises(
+        DataError, match="P203 Site A writes the label 'y' in another way than the others: it has No, Y"
+    ):
+        opened(written(noise, WORDS), positive=None)
+    found = opened(written(noise, WORDS), positive=None, classes=[text for pair in WORDS.values() for text in pair])
     assert len(found.classes) == 6
     assert numbers(found) == ["N226"]
 
@@ -40,7 +45,9 @@ def test_all_writings_are_named(opened, noise, positive):
 
 
 def test_other_numbers_and_words_at_each_site(opened, noise):
-    found = opened(written(noise, CODES), positive=None)
+    with pytest.raises(DataError, match=r"Site C writes the label .* it has disease, healthy, and they have 0, 1, 2"):
+        opened(written(noise, CODES), positive=None)
+    found = opened(written(noise, CODES), positive=None, classes=[0, 1, 2, "disease", "healthy"])
     assert numbers(found) == ["N224"]
     assert "0, 1 at A, 1, 2 at B, disease, healthy at C" in note(found, "N224")
 

@@ -134,7 +134,7 @@ def test_a_mask_at_right_angles_fits_a_tilted_image_and_the_other_way_round():
 @pytest.mark.parametrize("centre", ["image", "foreground"])
 def test_the_foreground_under_a_tilted_gantry_is_measured_and_centred(centre):
     image, mask = ball(tilted(25), shift=(6.0, -4.0, 5.0))
-    spacing, extent = measure(image, Preprocessing(size="auto"))
+    spacing, extent, _ = measure(image, Preprocessing(size="auto"))
     np.testing.assert_allclose(spacing, (1.5, 1.5, 3.0), atol=1e-9)
     np.testing.assert_allclose(extent, (40, 40, 40), atol=3.1)
     spec = Preprocessing(spacing=2, size=(24, 24, 24), centre=centre, intensity="none")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
+from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -40,13 +41,29 @@ def label_notes(
         spec: the ``data:`` part of the study file.
         names: names of the classes.
     """
-    label = str(spec.label)
     rows = pd.DataFrame({"text": cells.to_numpy(), "site": sites.to_numpy(), "class": classes})
     table = rows.groupby(["site", "text", "class"], as_index=False, sort=True).size()
-    notes = _single_class(table, names) + _spellings(label, table, names)
+    unmatched = []
     if isinstance(spec.positive, list):
-        told = any(note.number == "N226" for note in notes)
-        notes += unmatched_notes("positive", cells, spec.positive, (classes == 1) | told)
+        told = len(_spellings(str(spec.label), table, names)) > 0
+        unmatched = unmatched_notes("positive", cells, spec.positive, (classes == 1) | told)
+    return counted_label_notes(table, spec, names, unmatched)
+
+
+def counted_label_notes(
+    table: pd.DataFrame, spec: DataSpec, names: list[str], unmatched: Sequence[Note] = ()
+) -> list[Note]:  # fmt: skip
+    """What is said of the labels of a classification, from counts that sites say.
+
+    Args:
+        table: ``site``, ``text`` of the label, ``class`` that it was taken for, and ``size``, the number of cases.
+        spec: the ``data:`` part of the study file.
+        names: names of the classes.
+        unmatched: notes on values of ``positive`` that no row has.
+    """
+    label = str(spec.label)
+    notes = _single_class(table, names) + _spellings(label, table, names) + list(unmatched)
+    table = table.copy()
     table["text"] = _one_by_one(table["text"])
     if table["text"].nunique() > _MOST_VALUES:
         return notes

@@ -60,6 +60,26 @@ def value_notes(sites: dict[str, SiteData], features: Sequence[str], label: str 
     ]
 
 
+def usual_values(data: SiteData) -> tuple[Values, Values]:
+    """Median and robust deviation of each feature that is measured and has enough values at a site, else NaN; two
+    ``[F]``."""
+    table = data.table.double().numpy()
+    measured = np.array([is_measured(column) for column in table.T], dtype=bool)
+    blanked = _blanked(table, _code_columns(table, measured))
+    centre, spread = _robust(blanked)
+    return np.where(measured, centre, np.nan), np.where(measured, spread, np.nan)
+
+
+def unit_notes(usual: dict[str, tuple[Values, Values]], names: list[str]) -> list[Note]:
+    """A note on features whose values differ between sites as if the unit did.
+
+    Args:
+        usual: site -> median and robust deviation of each feature, NaN where it has none.
+        names: of the features.
+    """
+    return _units(usual, names, np.ones(len(names), dtype=bool)) if len(usual) > 1 and names else []
+
+
 def _table(data: SiteData, *, with_label: bool) -> Values:
     table = data.table.double().numpy()
     if with_label and data.labels is not None:

@@ -67,16 +67,28 @@ def canonical(cells: pd.Series[str]) -> pd.Series[str]:
 
     Where the column holds other texts, too, numbers keep their spelling unless there are several of the same number.
     """
-    spellings = {text: plain_number(text) for text in cells.dropna().unique()}
-    if None in spellings.values():
-        counts = Counter(spellings.values())
-        spellings = {text: number if number and counts[number] > 1 else text for text, number in spellings.items()}
+    spellings = one_text_each(cells.dropna().unique())
     return cells.map(spellings).astype("str") if spellings else cells
 
 
+def one_text_each(spellings: Iterable[str]) -> dict[str, str]:
+    """For each of all spellings in a column, the text that stands for its value; see ``canonical``."""
+    numbers = {text: plain_number(text) for text in spellings}
+    counts = Counter(numbers.values())
+    mixed = None in counts
+    return {
+        text: text if number is None or (mixed and counts[number] < 2) else number for text, number in numbers.items()
+    }
+
+
 def levels(cells: pd.Series[str]) -> list[str]:
-    """The different values of ``canonical`` cells: in numeric order if all are numbers, else in text order."""
-    found = sorted(cells.dropna().unique().tolist())
+    """The different values of ``canonical`` cells, in order."""
+    return in_order(cells.dropna().unique().tolist())
+
+
+def in_order(values: Iterable[str]) -> list[str]:
+    """Values in numeric order if all are numbers, else in text order."""
+    found = sorted(values)
     if all(plain_number(text) is not None for text in found):
         found.sort(key=Decimal)
     return found

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from fnmatch import fnmatchcase
 
 import numpy as np
@@ -10,8 +10,8 @@ import numpy.typing as npt
 import pandas as pd
 
 from polyclinic.data.spec import ComBatOptions, DataSpec
-from polyclinic.data.tables.numbers import notation, require_decimals
-from polyclinic.data.tables.table import canonical, levels, parse_numbers, require_column, to_numbers
+from polyclinic.data.tables.codes import equals
+from polyclinic.data.tables.table import parse_numbers, require_column, to_numbers
 from polyclinic.errors import DataError, StudyError, nearest
 
 
@@ -56,8 +56,13 @@ def choose_features(
     return chosen
 
 
+#: For each column of codes the values in order, and what each spelling means; where the study file lists the values
+#: there are no spellings.
+Codes = tuple[Mapping[str, Sequence[str]], Mapping[str, Mapping[str, str]]]
+
+
 def encode_features(
-    cells: pd.DataFrame, chosen: list[str], spec: DataSpec
+    cells: pd.DataFrame, chosen: Sequence[str], codes: Codes, spec: DataSpec
 ) -> tuple[npt.NDArray[np.float32], list[str]]:
     """The feature matrix and the names of its columns.
 
@@ -66,27 +71,25 @@ def encode_features(
     value its share of the training part. Other features are divided by ``divide_by`` where that is set.
 
     Args:
-        cells: texts of all used rows of all sites, NaN where missing.
+        cells: texts of rows, NaN where missing.
         chosen: feature columns.
+        codes: what the sites agreed on.
         spec: the ``data:`` part of the study file.
 
     Returns:
         float32 ``[N, F]`` with NaN where missing, and F names.
 
     Raises:
-        DataError: P203 when a feature is not a number, or a categorical one has no value at all.
+        DataError: P203 when a feature is not a number.
     """
     divisor = parse_numbers(cells[spec.divide_by]) if spec.divide_by else np.ones(len(cells))
     values: list[npt.NDArray[np.float32]] = []
     names: list[str] = []
     for name in chosen:
         if name in spec.categorical:
-            groups = canonical(cells[name])
-            if groups.isna().all():
-                raise DataError("P203", f"The column {name!r} (`categorical`) has no value.", "Take it out.")
-            for level in levels(groups):
-                values.append(np.where(groups.isna(), np.nan, groups == level).astype(np.float32))
-                names.append(f"{name}={level}")
+            for value, here in _indicators(cells[name], name, codes):
+                values.append(np.where(cells[name].isna(), np.nan, here).astype(np.float32))
+                names.append(f"{name}={value}")
             continue
         numbers = to_numbers(cells[name], "features", identifies=name == spec.subject)
         with np.errstate(over="ignore"):
@@ -98,49 +101,47 @@ def encode_features(
 
 
 def encode_covariates(
-    cells: pd.DataFrame, combat: ComBatOptions
+    cells: pd.DataFrame, codes: Codes, combat: ComBatOptions
 ) -> tuple[npt.NDArray[np.float64], dict[str, list[str]]]:
     """The covariates of harmonisation, and the names of their columns.
 
-    A column of numbers is one column. A column of texts, and each of ``combat.groups``, becomes a column of 0 and 1 for
-    each of its values but the first (values of all sites, in order), so a covariate with one value only has none.
+    A column of numbers is one column. A column of codes becomes a column of 0 and 1 for each of its values but the
+    first (values of all sites, in order), so a covariate with one value only has none.
 
     Args:
-        cells: texts of all used rows of all sites, without missing covariates.
+        cells: texts of rows, without missing covariates.
+        codes: what the sites agreed on; a covariate that is not among them is a number.
         combat: the entry of the study file.
 
     Returns:
         float64 ``[N, K]``, and for each column of the table the names of the columns made of it, K in all.
 
     Raises:
-        DataError: P203 when a covariate has numbers and texts.
+        DataError: P203 when a number is a code, or its points stand for thousands.
     """
     values: list[npt.NDArray[np.float64]] = []
     names: dict[str, list[str]] = {}
     for name in dict.fromkeys([*combat.covariates, *combat.groups]):
-        numbers = parse_numbers(cells[name])
-        texts = int(np.isnan(numbers).sum())
-        other = notation(cells[name][np.isnan(numbers)]) if texts else ""
-        if name not in combat.groups and (other or texts < len(numbers)):
-            if texts:
-                raise DataError(
-                    "P203", f"The covariate {name!r} has {len(numbers) - texts} numbers and {texts} other values.",
-                    other or "Add the other values to `missing`, or name the column under `groups`.",
-                )  # fmt: skip
-            require_decimals(cells[name], numbers, "covariates")
-            if cells[name].str.match(r"0\d").any():
-                raise DataError(
-                    "P203", f"The covariate {name!r} has numbers that begin with a 0, as codes do.",
-                    "Name the column under `groups`; for a number leave out the zeros in front.",
-                )  # fmt: skip
+        if name not in codes[0]:
+            numbers = to_numbers(cells[name], "covariates")
             values.append(numbers)
             names[name] = [name]
             continue
-        groups = canonical(cells[name])
-        others = levels(groups)[1:]
-        values += [np.where(groups == level, 1.0, 0.0) for level in others]
-        names[name] = [f"{name}={level}" for level in others]
+        others = list(_indicators(cells[name], name, codes))[1:]
+        values += [here.astype(np.float64) for _, here in others]
+        names[name] = [f"{name}={value}" for value, _ in others]
     return np.stack(values, axis=1) if values else np.empty((len(cells), 0)), names
+
+
+def _indicators(cells: pd.Series[str], name: str, codes: Codes) -> Iterator[tuple[str, npt.NDArray[np.bool_]]]:
+    """Each value of a column of codes, and which cells have it."""
+    spellings = codes[1].get(name)
+    texts = cells if spellings is None else cells.map(dict(spellings))
+    for value in codes[0][name]:
+        yield (
+            value,
+            equals(cells, value) if spellings is None else (texts == value).to_numpy(dtype=bool, na_value=False),
+        )
 
 
 def _expand(

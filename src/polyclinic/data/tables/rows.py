@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -15,9 +16,7 @@ from polyclinic.data.quality.named import patient_column_notes, unmatched_notes
 from polyclinic.data.spec import DataSpec, Target
 from polyclinic.data.tables.features import choose_features
 from polyclinic.data.tables.labels import label_reasons, number_reasons
-from polyclinic.data.tables.numbers import parse_numbers
 from polyclinic.data.tables.table import (
-    canonical,
     is_missing,
     locate,
     matches,
@@ -54,6 +53,7 @@ class Rows:
         available: all columns of the tables.
         notes: on how the rows were selected.
         counting: features that seem to number the rows, of which ``notes`` has one.
+        left_out: columns of ``cells`` that `features` would take, but for their numbers, which only count rows.
     """
 
     cells: pd.DataFrame
@@ -64,6 +64,7 @@ class Rows:
     available: list[str] = field(default_factory=list)
     notes: list[Note] = field(default_factory=list)
     counting: frozenset[str] = frozenset()
+    left_out: list[str] = field(default_factory=list)
 
     def __len__(self) -> int:
         return len(self.cells)
@@ -76,8 +77,12 @@ class Rows:
     def where(self, kept: npt.NDArray[np.bool_]) -> Rows:
         """The rows that ``kept`` marks."""
         cells, origin = self.cells[kept].reset_index(drop=True), self.origin[kept].reset_index(drop=True)
-        reasons, labelled = self.reasons[kept], self.labelled[kept]
-        return Rows(cells, origin, reasons, labelled, self.chosen, self.available, self.notes, self.counting)
+        return replace(self, cells=cells, origin=origin, reasons=self.reasons[kept], labelled=self.labelled[kept])
+
+    def at(self, places: npt.NDArray[np.intp]) -> Rows:
+        """The rows at some places, in their order."""
+        cells, origin = self.cells.iloc[places].reset_index(drop=True), self.origin.iloc[places].reset_index(drop=True)
+        return replace(self, cells=cells, origin=origin, reasons=self.reasons[places], labelled=self.labelled[places])
 
     def reject(self, unusable: npt.NDArray[np.bool_], reason: str) -> None:
         """Mark rows that can't be used; rows that are marked already keep their reason."""
@@ -97,8 +102,14 @@ class Rows:
         return counts
 
 
-def read_rows(spec: DataSpec, folder: Path, split: str | None) -> Rows:
+def read_rows(spec: DataSpec, folder: Path, split: str | None, *, may_be_none: bool = False) -> Rows:
     """The rows that ``where`` selects, of one table or of one table for each site.
+
+    Args:
+        spec: the ``data:`` part of the study file.
+        folder: the study file's folder.
+        split: column that fixes the part of each case.
+        may_be_none: whether it is no error if no row is selected.
 
     Raises:
         DataError: P201 to P203 and P503 when a file, a column or a value of ``where`` is not as ``spec`` says.
@@ -116,16 +127,17 @@ def read_rows(spec: DataSpec, folder: Path, split: str | None) -> Rows:
     available = list(dict.fromkeys(name for table in tables.values() for name in table.columns))
     title = next(iter(titles.values())) if len(titles) == 1 else "None of the tables"
     taken = {column for column, use in needed.items() if use != "where"}
-    chosen, notes, counting = list[str](), list[Note](), frozenset[str]()
+    chosen, left_out, notes, counting = list[str](), list[str](), list[Note](), frozenset[str]()
     if not spec.image:
-        chosen, notes, counting = _choose_features(spec, list(tables.values()), available, taken, title)
+        chosen, left_out, notes, counting = _choose_features(spec, list(tables.values()), available, taken, title)
     if spec.subject is None:
         notes += patient_column_notes(list(tables.values()), taken)
     parts, origins = [], []
     for site, table in tables.items():
         for column in chosen:
             require_column(table.columns.tolist(), column, "features", titles[site])
-        texts = table[list(dict.fromkeys([*needed, *chosen]))]
+        there = [column for column in left_out if table.columns.tolist().count(column) == 1]
+        texts = table[list(dict.fromkeys([*needed, *chosen, *there]))]
         part = texts.mask(is_missing(texts, spec.missing))
         origin = pd.DataFrame({"case": [f"row {number}" for number in range(1, len(part) + 1)]}, index=part.index)
         origin["site"] = part[spec.site] if spec.site is not None else site or paths[site].stem
@@ -135,28 +147,28 @@ def read_rows(spec: DataSpec, folder: Path, split: str | None) -> Rows:
     cells = pd.concat(parts, ignore_index=True)
     reasons = np.full(len(cells), "", dtype=object)
     origin, labelled = pd.concat(origins, ignore_index=True), np.ones(len(cells), dtype=np.bool_)
-    rows = Rows(cells, origin, reasons, labelled, chosen, available, notes, counting)
+    rows = Rows(cells, origin, reasons, labelled, chosen, available, notes, counting, left_out)
     for column, wanted in spec.where.items():
         kept = matches(rows.cells[column], wanted)
         notes += unmatched_notes("where", rows.cells[column], wanted, kept, identifies=column == spec.subject)
         rows = rows.where(kept)
-    if not len(rows):
+    if not len(rows) and not may_be_none:
         raise DataError("P205", "No row is selected.", "Compare `where` with the table." if spec.where else "")
     return rows
 
 
 def _choose_features(
     spec: DataSpec, tables: list[pd.DataFrame], available: list[str], taken: set[str], title: str
-) -> tuple[list[str], list[Note], frozenset[str]]:
-    """The feature columns, without those that a glob takes though they only number the rows; notes on these; and
-    features that may number the rows as well."""
+) -> tuple[list[str], list[str], list[Note], frozenset[str]]:
+    """The feature columns; those that a glob would take but for their numbers, which only count rows; notes on these;
+    and features that may number the rows as well."""
     all_of_them = choose_features(spec, available, taken, title)
     kinds = find_counters(tables, all_of_them, spec.site, spec.missing)
     counters = {name for name, kind in kinds.items() if kind in LEFT_OUT}
     chosen = choose_features(spec, available, taken, title, counters) if counters else all_of_them
     left_out = {name: kind for name, kind in kinds.items() if name not in chosen}
     kept = {name: kind for name, kind in kinds.items() if name in chosen}
-    return chosen, counter_notes(left_out, kept), frozenset(kept)
+    return chosen, list(left_out), counter_notes(left_out, kept), frozenset(kept)
 
 
 def reject_rows(rows: Rows, spec: DataSpec, target: Target, split: str | None) -> list[Note]:
@@ -208,30 +220,34 @@ def reject_rows(rows: Rows, spec: DataSpec, target: Target, split: str | None) -
     combat = spec.harmonisation.combat
     for column in [*combat.covariates, *combat.groups] if combat else []:
         rows.reject_missing(column)
+    for column, values in spec.categories.items():
+        unlisted = cells[column].notna().to_numpy() & ~matches(cells[column], values)
+        rows.reject(unlisted, f"{column} is not one of its categories")
     for column in rows.chosen if spec.imputation == "drop" else []:
         rows.reject_missing(column)
     return notes
 
 
 def reject_alone(rows: Rows, spec: DataSpec, target: Target) -> None:
-    """Mark rows without a label that don't fit those that have one.
-
-    They are at a site where no row has a label, or a categorical feature or covariate has a group there that no
-    labelled row has: it would become a column of its own, and change what the others train.
-    """
-    site, without = rows.origin["site"], ~rows.labelled
+    """Mark rows without a label at sites where no row has one."""
+    site = rows.origin["site"]
     known = rows.usable & rows.labelled & site.notna().to_numpy()
-    if spec.partition is None:
-        rows.reject(without & ~site.isin(site[known].unique()).to_numpy(), missing_target(spec, target))
-    combat = spec.harmonisation.combat
-    covariates = dict.fromkeys(combat.covariates if combat else [])
-    for column in dict.fromkeys([*spec.categorical, *(combat.groups if combat else []), *covariates]):
-        named = column in spec.categorical or (combat is not None and column in combat.groups)
-        if not named and not np.isnan(parse_numbers(rows.cells[column][known])).all():
-            continue  # a covariate that is a number
-        groups = canonical(rows.cells[column])
-        other = groups.notna() & ~groups.isin(groups[known].dropna().unique())
-        rows.reject(without & other.to_numpy(), f"{column} has a group that no case with a label has")
+    rows.reject(~rows.labelled & ~site.isin(site[known].unique()).to_numpy(), missing_target(spec, target))
+
+
+def reject_strangers(rows: Rows, spellings: Mapping[str, Mapping[str, str]]) -> None:
+    """Mark rows without a label that have a group which no labelled row of any site has.
+
+    It would become a column of its own, and change what the others train.
+
+    Args:
+        rows: the rows.
+        spellings: for each column of codes, the spellings that the sites agreed on.
+    """
+    for column, known in spellings.items():
+        cells = rows.cells[column]
+        other = cells.notna() & ~cells.isin(list(known))
+        rows.reject(~rows.labelled & other.to_numpy(), f"{column} has a group that no case with a label has")
 
 
 def missing_target(spec: DataSpec, target: Target) -> str:
@@ -268,4 +284,5 @@ def _needed_columns(spec: DataSpec, split: str | None) -> dict[str, str]:
     combat = spec.harmonisation.combat
     covariates = dict.fromkeys([*combat.covariates, *combat.groups] if combat else [], "covariates")
     others = covariates | {name: use for use, name in named.items() if name is not None}
+    others = dict.fromkeys(spec.categories, "categories") | others
     return dict.fromkeys(spec.where, "where") | others | dict.fromkeys(spec.image_columns, "image")

@@ -164,6 +164,8 @@ def check_intensity(entry: object) -> None:
     Raises:
         EntryError: P102 or P103, with the place.
     """
+    if entry == "auto":  # planned from the images of all sites
+        return
     name, options = INTENSITIES.resolve(entry, ("data", "preprocessing", "intensity"))
     try:
         INTENSITIES[name](**options)

@@ -20,7 +20,7 @@ from polyclinic.data.readers.read import place_and_series, read_volume
 from polyclinic.data.readers.volume import UnreadableError, Volume
 from polyclinic.data.spec import DataSpec, Mask, Preprocessing, Target
 from polyclinic.data.volumes.cache import Cache, source_files
-from polyclinic.data.volumes.fingerprint import SiteFingerprint, Triple, fingerprint, measure
+from polyclinic.data.volumes.fingerprint import Measured, SiteFingerprint, fingerprint, measure
 from polyclinic.data.volumes.intensity import check_intensity
 from polyclinic.data.volumes.preprocessing import Prepared, prepare_case
 from polyclinic.data.volumes.store import Volumes
@@ -136,9 +136,9 @@ def fingerprint_volumes(
     preprocessing = spec.preprocessing
     if preprocessing is None:
         raise ValueError("volumes need `preprocessing`")
-    cache = Cache(cache_folder, {"measure": [preprocessing.orientation, preprocessing.frames]})
+    cache = Cache(cache_folder, {"measure": [preprocessing.orientation, preprocessing.frames, "values"]})
 
-    def look(position: int) -> list[Triple] | None:
+    def look(position: int) -> Measured | None:
         cell, root = files.images[position][0], files.roots[position]
         try:
             found, series = _sources(cell, "image", root, files.allowed)
@@ -150,13 +150,13 @@ def fingerprint_volumes(
         except (UnreadableError, OSError) as error:
             logger.debug("%s: %s", cell, error)
             return None
-        return [(part[0], part[1], part[2]) for part in known]
+        return Measured(*known)
 
     measured = []
     with ThreadPoolExecutor(min(_MOST_THREADS, os.cpu_count() or 1)) as threads:
         for found in threads.map(look, range(len(files))):
             if found is not None:
-                measured.append((found[0], found[1]))
+                measured.append(found)
             done()
     return fingerprint(measured) if measured else None
 

@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from polyclinic.data.cases import Opened, SiteData
+from polyclinic.data.cases import SiteData
+from polyclinic.data.opening.cohort import Opened
 from polyclinic.data.volumes.store import Volumes
 from polyclinic.site.pictures import PLANES, case_pictures
 from polyclinic.study.sheet.choice import cases_of_each, choose, class_voxels, measures

@@ -15,7 +15,7 @@ import pandas as pd
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup, escape
 
-from polyclinic.data.cases import Opened
+from polyclinic.data.opening.cohort import Opened
 from polyclinic.errors import ResultsError
 from polyclinic.files import write_atomic
 from polyclinic.notes import TITLES, Note

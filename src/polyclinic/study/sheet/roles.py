@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from polyclinic.data.cases import Opened
+from polyclinic.data.opening.cohort import Opened
 from polyclinic.study.checked import CheckedStudy
 from polyclinic.study.report.tables import count_text, plain
 from polyclinic.study.sheet.sources import Sources, example, frequent, is_visit

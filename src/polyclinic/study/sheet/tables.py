@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from polyclinic.data.cases import Counts, Opened, SiteData, reasons_text
+from polyclinic.data.cases import Counts, SiteData, reasons_text
+from polyclinic.data.opening.cohort import Opened
 from polyclinic.study.checked import CheckedStudy
 from polyclinic.study.drawing import Numbers
 from polyclinic.study.report.tables import SiteRow, count_text, rows_of_sites

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from polyclinic.data.cases import Opened, SiteData
+from polyclinic.data.cases import SiteData
+from polyclinic.data.opening.cohort import Opened
 from polyclinic.data.volumes.store import Volumes
 from polyclinic.study.drawing import Numbers, Panel
 from polyclinic.study.sheet.ridges import ridges

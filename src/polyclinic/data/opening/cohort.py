@@ -1,0 +1,218 @@
+"""The sites of a study as its coordinator knows them."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import pandas as pd
+
+from polyclinic.data.cases import Counts, SiteData, reasons_text
+from polyclinic.data.opening.agreement import Agreement
+from polyclinic.data.opening.census import Census
+from polyclinic.data.opening.facts import SiteFacts, add_texts
+from polyclinic.data.quality.classes import counted_label_notes
+from polyclinic.data.quality.values import unit_notes
+from polyclinic.data.spec import DataSpec, Target
+from polyclinic.data.tables.rows import missing_target
+from polyclinic.errors import DataError, nearest
+from polyclinic.notes import Note
+
+
+@dataclass(frozen=True)
+class Cohort:
+    """What is known of all sites.
+
+    Attributes:
+        facts: sites that take part, in order.
+        left_out: sites without a case that can be used.
+        features: names of the columns of the inputs (after one-hot encoding), or of the image channels.
+        classes: names of the classes in index order.
+        covariates: for each column of the table that is a covariate, the names of the columns made of it.
+        notes: for the report.
+        fingerprint: SHA-256 of all that was read, hex.
+    """
+
+    facts: dict[str, SiteFacts]
+    left_out: dict[str, SiteFacts]
+    features: list[str]
+    classes: list[str]
+    covariates: dict[str, list[str]] = field(default_factory=dict)
+    notes: list[Note] = field(default_factory=list)
+    fingerprint: str = ""
+
+    @classmethod
+    def of(
+        cls, facts: Mapping[str, SiteFacts], agreement: Agreement, spec: DataSpec, target: Target,
+        notes: Sequence[Note] | None = None, censuses: Mapping[str, Census] | None = None,
+    ) -> Cohort:  # fmt: skip
+        """Put together what the sites say.
+
+        Args:
+            facts: what each site says, in order.
+            agreement: what they agreed on.
+            spec: the ``data:`` part of the study file.
+            target: what is to be predicted of each case.
+            notes: what was noted of all sites together by who holds the data of all; None takes the sites' own, and
+                those that follow from what the sites say.
+            censuses: what the sites said of their rows, for these.
+
+        Raises:
+            DataError: P205, no site has a usable case; P207, the reference site of harmonisation is none of them.
+        """
+        there = {site: one for site, one in facts.items() if one.used}
+        said = [Note("N208", _left_out(site, one, spec, target)) for site, one in facts.items() if not one.used]
+        if not there:
+            raise DataError("P205", "No site has a usable case. " + " ".join(said), "Mend the images or their paths.")
+        own = [Note(number, _of_site(site, text)) for site, one in there.items() for number, text in one.notes]
+        features, covariates = agreement.features_encoded(spec), agreement.covariates_encoded(spec)
+        _check_shapes(there)
+        _check_reference(spec, list(there))
+        if notes is None:
+            own += [*_labels(there, agreement, censuses or {}, spec, target), *_units(there, features)]
+        together = [*(own if notes is None else notes), *said, *_unlabelled(there, target)]
+        return cls(
+            there, {site: one for site, one in facts.items() if not one.used}, features, agreement.classes, covariates,
+            together, _fingerprint(there, features, agreement.classes),
+        )  # fmt: skip
+
+    @property
+    def sites(self) -> list[str]:
+        """Names of the sites that take part."""
+        return list(self.facts)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of one input, the same at all sites."""
+        return tuple(next(iter(self.facts.values())).shape)
+
+
+@dataclass(frozen=True)
+class Opened:
+    """The cases of all sites in one place.
+
+    Attributes:
+        sites: site name -> its cases, sorted by name (tables: study file order).
+        cohort: what is known of the sites.
+        left_out: sites without a usable case -> what became of their cases.
+    """
+
+    sites: dict[str, SiteData]
+    cohort: Cohort
+    left_out: dict[str, Counts] = field(default_factory=dict)
+
+    @property
+    def features(self) -> list[str]:
+        """See `Cohort`."""
+        return self.cohort.features
+
+    @property
+    def classes(self) -> list[str]:
+        """See `Cohort`."""
+        return self.cohort.classes
+
+    @property
+    def covariates(self) -> dict[str, list[str]]:
+        """See `Cohort`."""
+        return self.cohort.covariates
+
+    @property
+    def notes(self) -> list[Note]:
+        """See `Cohort`."""
+        return self.cohort.notes
+
+    @property
+    def fingerprint(self) -> str:
+        """See `Cohort`."""
+        return self.cohort.fingerprint
+
+
+def _left_out(site: str, facts: SiteFacts, spec: DataSpec, target: Target) -> str:
+    """Why a site has no part in the study."""
+    why = reasons_text(Counter(facts.rejected)) or "it has no rows"
+    text = f"Site {site} is left out: none of its {facts.found} cases can be used ({why})."
+    if spec.unlabelled == "use" and missing_target(spec, target) in facts.rejected:
+        text += " Cases without a label or mask are used only at sites where other cases have one."
+    return text
+
+
+def _unlabelled(facts: Mapping[str, SiteFacts], target: Target) -> list[Note]:
+    """A note that counts the cases without a label."""
+    found = {site: one.unlabelled for site, one in facts.items() if one.unlabelled}
+    if not found:
+        return []
+    total = sum(one.used for one in facts.values())
+    text = (
+        f"{sum(found.values())} of {total} cases used have no {'mask' if target == 'masks' else 'label'} "
+        f"({', '.join(f'{site} {count}' for site, count in found.items())}). Only methods that learn without labels "
+        "train on them; nothing is fitted, validated or tested on them."
+    )
+    return [Note("N209", text)]
+
+
+def _of_site(site: str, text: str) -> str:
+    """What a site notes of its own data, with its name."""
+    return text if text.startswith(f"Site {site}") else f"Site {site}: {text}"
+
+
+def _labels(
+    facts: Mapping[str, SiteFacts], agreement: Agreement, censuses: Mapping[str, Census], spec: DataSpec, target: Target
+) -> list[Note]:  # fmt: skip
+    """What is said of the labels of all sites, from counts."""
+    if target != "labels":
+        return []
+    rows: list[tuple[str, str, int, int]] = []
+    for site, one in facts.items():
+        census = censuses.get(site)
+        if census is not None and census.labels and agreement.labels is not None:
+            rows += [(site, text, agreement.labels[text], count) for text, count in census.labels.items()]
+        else:
+            rows += [(site, name, place, one.classes[place]) for place, name in enumerate(agreement.classes)]
+    table = pd.DataFrame([row for row in rows if row[3]], columns=["site", "text", "class", "size"])
+    return counted_label_notes(table, spec, agreement.classes)
+
+
+def _units(facts: Mapping[str, SiteFacts], features: list[str]) -> list[Note]:
+    """A note on features that seem to have another unit at a site."""
+    usual = {
+        site: (np.array(one.medians, dtype=np.float64), np.array(one.deviations, dtype=np.float64))
+        for site, one in facts.items()
+        if len(one.medians) == len(one.deviations) == len(features)
+    }
+    return unit_notes(usual, features)
+
+
+def _check_shapes(facts: Mapping[str, SiteFacts]) -> None:
+    """One network takes the inputs of all sites.
+
+    Raises:
+        DataError: P203 with two sites whose inputs differ.
+    """
+    (first, one), *others = facts.items()
+    for site, other in others:
+        if other.shape != one.shape:
+            raise DataError(
+                "P203", f"Inputs have the shape {other.shape} at site {site} and {one.shape} at site {first}.",
+                "Let all sites prepare their images in the same way, with the same version of Polyclinic.",
+            )  # fmt: skip
+
+
+def _check_reference(spec: DataSpec, sites: Sequence[str]) -> None:
+    combat = spec.harmonisation.combat
+    if combat is not None and combat.reference_site is not None and combat.reference_site not in sites:
+        raise DataError(
+            "P207", f"The reference site {combat.reference_site!r} is not among the sites.",
+            nearest(combat.reference_site, list(sites)),
+        )  # fmt: skip
+
+
+def _fingerprint(facts: Mapping[str, SiteFacts], features: Sequence[str], classes: Sequence[str]) -> str:
+    """SHA-256 of what each site's fingerprint says, of the features and of the classes."""
+    digest = hashlib.sha256()
+    add_texts(digest, "features", *features, "classes", *classes)
+    for site, one in facts.items():
+        add_texts(digest, "site", site, one.fingerprint)
+    return digest.hexdigest()

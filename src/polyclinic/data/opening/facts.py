@@ -1,0 +1,155 @@
+"""What a site says of its cases once they are opened: counts, shares and means, nothing of a single patient."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import pandas as pd
+from torch import Tensor
+
+from polyclinic.data.cases import Counts, SiteData, reasons_text
+from polyclinic.data.check import class_counts, copies, foreground_shares
+from polyclinic.data.quality.values import usual_values
+from polyclinic.data.readers.describe import VolumeFacts, facts_row
+from polyclinic.data.volumes.store import Volumes
+from polyclinic.limits import Body, Count, Name, Number, Sentence
+from polyclinic.notes import Note
+
+#: Number and text of a note.
+Told = tuple[Name, Sentence]
+
+
+class SiteFacts(Body):
+    """What became of a site's cases, and what they are like.
+
+    Attributes:
+        found, used, unlabelled: cases.
+        rejected: reason -> cases. Reasons name columns and kinds of failure, never a patient or a path.
+        patients: among the cases used.
+        labelled: cases used that have a label or mask.
+        classes: labelled cases of each class; empty where targets are not classes.
+        numbers: mean and deviation of the numbers to be predicted; None for other targets.
+        foreground: mean share of the masks that is foreground; None for other targets.
+        missing: percent of all feature values.
+        duplicates: cases whose inputs repeat those of an earlier case.
+        images: what volumes were like as they were read, in words; see `facts_row`.
+        shape: of one input, ``[F]``, ``[C, H, W]`` or ``[C, D, H, W]``; empty where no case is used.
+        in_millimetres: whether voxel sizes are known.
+        fingerprint: SHA-256 of all cases, hex.
+        notes: what a person should know of the site's data.
+        medians, deviations: usual value of each feature that is measured, and a robust deviation from it; None for
+            groups and where a site has few values. They show other units, and are said where nobody holds the data of
+            all sites.
+    """
+
+    found: Count
+    used: Count = 0
+    unlabelled: Count = 0
+    rejected: dict[Sentence, Count] = {}
+    patients: Count = 0
+    labelled: Count = 0
+    classes: list[Count] = []
+    numbers: tuple[Number, Number] | None = None
+    foreground: Number | None = None
+    missing: Number = 0.0
+    duplicates: Count = 0
+    images: dict[Name, Sentence] = {}
+    shape: list[Count] = []
+    in_millimetres: bool = False
+    fingerprint: Name = ""
+    notes: list[Told] = []
+    medians: list[Number | None] = []
+    deviations: list[Number | None] = []
+
+    @classmethod
+    def nothing(cls, counts: Counts) -> SiteFacts:
+        """Of a site none of whose cases can be used."""
+        return cls(found=counts.found, rejected=dict(counts.rejected))
+
+    @classmethod
+    def of(
+        cls, data: SiteData, classes: int, *, subjects_named: bool, notes: Sequence[Note] | None = None
+    ) -> SiteFacts:  # fmt: skip
+        """Of a site's cases; without names of patients each case counts as one. With ``notes`` where nobody else can
+        look at the site's data."""
+        known, counts = data.with_labels(), data.counts
+        found: dict[str, Any] = {}
+        labels = known.labels
+        if labels is None:
+            shares = foreground_shares(known.targets)
+            found["foreground"] = sum(shares) / len(shares)
+        elif labels.is_floating_point():
+            numbers = labels.double()
+            found["numbers"] = numbers.mean().item(), numbers.std(correction=0).item()
+        else:
+            found["classes"] = class_counts(labels, classes)
+        if data.inputs.ndim == 2:
+            if notes is not None:
+                for name, usual in zip(("medians", "deviations"), usual_values(data), strict=True):
+                    found[name] = [None if math.isnan(value) else value for value in usual.tolist()]
+            found["missing"] = 100.0 * data.table.isnan().double().mean().item()
+        if isinstance(data.inputs, Volumes):
+            found["images"] = facts_row([VolumeFacts(**record["facts"]) for record in data.inputs.about])
+        return cls(
+            found=counts.found, used=counts.used, unlabelled=counts.unlabelled, rejected=dict(counts.rejected),
+            patients=len(set(data.subjects)) if subjects_named else len(data), labelled=len(known),
+            duplicates=copies(data), shape=list(data.inputs.shape[1:]), in_millimetres=data.spacings is not None,
+            fingerprint=_fingerprint(data), notes=[(note.number, str(note)) for note in notes or ()], **found,
+        )  # fmt: skip
+
+
+def facts_frame(facts: Mapping[str, SiteFacts], classes: Sequence[str]) -> pd.DataFrame:
+    """A row for each site, for ``polyclinic check`` and the report.
+
+    Columns: ``site``; ``found``, ``used`` and ``rejected`` cases with ``reasons`` (text); ``unlabelled``, how many of
+    those used have no label or mask, if there are any at some site; ``patients`` among the used cases; a column
+    ``class: NAME`` with the number of cases of each class, ``foreground`` with the mean share of foreground pixels (0
+    to 1) for segmentation, or ``label mean`` and ``label deviation`` for regression; ``missing`` (percent of all
+    feature values); ``duplicates`` (cases whose inputs repeat those of an earlier case of the site); for volumes what
+    the images were like as they were read, ``shapes`` to ``field strengths``, see `facts_row`.
+    """
+    some_unlabelled = any(one.unlabelled for one in facts.values())
+    rows = []
+    for site, one in facts.items():
+        row: dict[str, object] = {
+            "site": site,
+            "found": one.found,
+            "used": one.used,
+            **({"unlabelled": one.unlabelled} if some_unlabelled else {}),
+            "rejected": sum(one.rejected.values()),
+            "reasons": reasons_text(Counter(one.rejected)),
+            "patients": one.patients,
+        }
+        if one.foreground is not None:
+            row["foreground"] = one.foreground
+        elif one.numbers is not None:
+            row |= dict(zip(("label mean", "label deviation"), one.numbers, strict=True))
+        else:
+            row |= {f"class: {name}": count for name, count in zip(classes, one.classes, strict=True)}
+        rows.append({**row, "missing": one.missing, "duplicates": one.duplicates, **one.images})
+    return pd.DataFrame(rows)
+
+
+def _fingerprint(data: SiteData) -> str:
+    """SHA-256 of all tensors and names; every text is preceded by its length, so that no two contents look alike."""
+    digest = hashlib.sha256()
+    add_texts(digest, data.site, *data.subjects, *data.cases, *(data.parts or []))
+    others: list[Tensor] = [] if data.covariates is None else [data.covariates]
+    for pixels in (data.inputs, data.targets, *others):
+        add_texts(digest, str(pixels.dtype), str(tuple(pixels.shape)))
+        if isinstance(pixels, Volumes):
+            add_texts(digest, *(record["key"] for record in pixels.about))
+        else:
+            digest.update(pixels.numpy().data)
+    return digest.hexdigest()
+
+
+def add_texts(digest: hashlib._Hash, *texts: str) -> None:
+    """Add texts to a digest, each with its length."""
+    for text in texts:
+        encoded = text.encode()
+        digest.update(len(encoded).to_bytes(8, "little") + encoded)

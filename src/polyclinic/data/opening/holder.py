@@ -1,0 +1,344 @@
+"""Who holds tables and images of one or several sites, and opens each site's cases from them.
+
+A hospital holds those of its own site. An engine that simulates sites on one machine holds those of all; only it can
+share patients out among simulated sites, pool cases, and compare the sites' cases with each other.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+import torch
+
+from polyclinic.data.cases import NO_CLASS, Counts, SiteData, reasons_text
+from polyclinic.data.check import quality_notes
+from polyclinic.data.image_notes import volume_notes
+from polyclinic.data.masks.classes import MaskFacts
+from polyclinic.data.opening.agreement import Agreement, agree
+from polyclinic.data.opening.census import Census, take_census
+from polyclinic.data.opening.facts import SiteFacts
+from polyclinic.data.opening.images import Pixels, image_files, read_images
+from polyclinic.data.partition import partition_rows, site_names
+from polyclinic.data.quality.classes import label_notes
+from polyclinic.data.quality.doubts import column_notes
+from polyclinic.data.quality.leaks import columns_of
+from polyclinic.data.quality.patients import check_site_names, patient_notes, torn_notes
+from polyclinic.data.quality.tables import image_notes, table_notes
+from polyclinic.data.quality.words import some
+from polyclinic.data.spec import DataSpec, Target
+from polyclinic.data.tables.features import Codes, encode_covariates, encode_features
+from polyclinic.data.tables.labels import encode_labels, encode_numbers
+from polyclinic.data.tables.rows import (
+    Rows,
+    missing_target,
+    read_rows,
+    reject_alone,
+    reject_rows,
+    reject_strangers,
+)
+from polyclinic.data.volumes.fingerprint import SiteFingerprint
+from polyclinic.data.volumes.prepare import fingerprint_volumes
+from polyclinic.data.volumes.store import Volumes
+from polyclinic.errors import DataError
+from polyclinic.notes import Note
+
+Labels = npt.NDArray[np.int64] | npt.NDArray[np.float32]
+Number = TypeVar("Number", np.float32, np.float64)
+Progress = Callable[[int, int], None]
+
+#: Names with another meaning in the results.
+RESERVED_SITES = ("all", "pool", "federation")
+
+
+class Holder:
+    """Tables and images in one place.
+
+    Rows that ``where`` does not select are not part of the study and are not counted. Every other row is used or
+    rejected with a reason: a missing patient or label (unless ``unlabelled: use`` keeps cases without a label, which
+    then come after the others of their site), a label outside ``classes``, a code outside ``categories``, an unknown
+    part in the split column, a ``divide_by`` that is missing or not positive, a missing feature (only with
+    ``imputation: drop``), an image that is missing or can't be read. Rows that name no site belong to none: a warning
+    counts them. An empty cell is always missing. Where ``subject_pattern`` does not fit, the whole cell is the patient,
+    and a warning counts such rows. Without ``site`` a table is one site with the name of its file. With ``partition``
+    the patients are shared out among simulated sites before any image is read; see `polyclinic.data.partition`. Image
+    paths are relative to ``root`` and may not leave it or the study file's folder.
+
+    Args:
+        spec: the ``data:`` part of the study file, environment variables expanded.
+        folder: the study file's folder.
+        target: what is to be predicted of each case.
+        split: column that fixes the part of each case: train, validation (val, valid, dev) or test.
+        progress: called with the number of images read and the number of all images, after each image.
+        only: the one site whose rows are held; None takes those of all that the tables name.
+
+    Attributes:
+        sites: names of the sites, sorted (tables: study file order).
+
+    Raises:
+        DataError: P201 to P203, P205, P206 and P503, when a file, a column, a value or a site is not as ``spec`` says.
+    """
+
+    def __init__(
+        self, spec: DataSpec, folder: Path, target: Target, split: str | None = None, progress: Progress | None = None,
+        only: str | None = None,
+    ) -> None:  # fmt: skip
+        if only is not None and spec.tables is not None:
+            spec = spec.model_copy(
+                update={"tables": {site: file for site, file in spec.tables.items() if site == only}}
+            )
+        self.spec, self.folder, self.target, self.split, self.progress = spec, folder, target, split, progress
+        self._only = only
+        self._rows = read_rows(spec, folder, split, may_be_none=only is not None)
+        if only is not None:
+            mine = (self._rows.origin["site"] == only).to_numpy()
+            if len(mine) and not mine.any():
+                raise DataError("P203", f"The table has no row of the site {only!r}.",
+                                "Compare the name of the site with the column `site`.")  # fmt: skip
+            self._rows = self._rows.where(mine)
+        self._noted = reject_rows(self._rows, spec, target, split)
+        if spec.unlabelled == "use" and spec.partition is None:
+            reject_alone(self._rows, spec, target)
+        if only is None:  # else other sites may have rows
+            self._check_usable()
+        self._origin = self._rows.origin["site"].copy()  # as the tables name the sites
+        self._dealt: list[Note] = []
+        if spec.partition is not None:
+            self._share_out()
+        self.sites = self._names()
+        self._agreement: Agreement | None = None
+        self._found: dict[str, tuple[SiteData | None, list[Note]]] = {}
+
+    # Before anything is agreed ----------------------------------------------------------------------------------------
+
+    def census(self, site: str, *, plan: bool = False, floor: int = 1) -> Census:
+        """What a site says of its rows.
+
+        Args:
+            site: its name.
+            plan: whether its images are measured, for a plan. Cases without a label or mask have no part in it.
+            floor: values of fewer cases are not named.
+        """
+        here = (self._rows.origin["site"] == site).to_numpy()
+        mine = self._rows.where(here & self._rows.usable)
+        volumes = self._fingerprint(mine) if plan and len(mine) else None
+        return take_census(mine, int(here.sum()), self.spec, self.target, floor, volumes)
+
+    def _fingerprint(self, rows: Rows) -> SiteFingerprint | None:
+        known = rows.where(rows.labelled)
+        files = image_files(known, self.spec, self.folder, self.target)
+        total = int((self._rows.usable & self._rows.labelled).sum())
+        tick = self._ticker("measured", total)
+        return fingerprint_volumes(files, self.spec, self.folder / self.spec.cache, tick) if len(known) else None
+
+    def _check_usable(self) -> None:
+        rows = self._rows
+        kept = rows.usable & rows.origin["site"].notna().to_numpy()
+        if not (kept & rows.labelled).any():
+            rows.reject(~rows.labelled, missing_target(self.spec, self.target))
+            reasons = np.where(rows.origin["site"].isna(), "site is missing", rows.reasons)
+            why = reasons_text(Counter(reasons.tolist()))
+            raise DataError("P205", f"No row can be used: {why}.", "Mend the table or the `data:` part.")
+
+    def _names(self) -> list[str]:
+        if self.spec.partition is not None:
+            return site_names(self.spec.partition)
+        found = self._rows.origin["site"].dropna().unique().tolist()
+        names = list(self.spec.tables) if self.spec.tables is not None else sorted(found)
+        if self._only is not None:
+            names = [self._only]
+        check_site_names(names)
+        for name in names:
+            if name in RESERVED_SITES:
+                raise DataError("P203", f"A site can't be called {name!r}: the results use this name.",
+                                "Rename the site.")  # fmt: skip
+        return names
+
+    def _share_out(self) -> None:
+        """Give every row a simulated site: what the real ones would agree on says of which class a patient is."""
+        spec, rows = self.spec, self._rows
+        if spec.partition is None:
+            raise ValueError("no partition")
+        placed = rows.origin["site"].notna().to_numpy()
+        mine = rows.where(placed & rows.usable)
+        agreement = agree({"": take_census(mine, len(rows), spec, self.target)}, spec, self.target)
+        reject_strangers(rows, agreement.spellings)
+        kept = placed & rows.usable
+        labels = None if self.target == "masks" else self._labels(rows.where(kept), agreement)
+        self._dealt = partition_rows(rows, kept, labels, spec.partition, subjects_named=spec.subject is not None)
+
+    # Once it is agreed ------------------------------------------------------------------------------------------------
+
+    def open(self, site: str, agreement: Agreement) -> SiteData | None:
+        """A site's cases, as all sites agreed; None without any that can be used. What became of all of them is in
+        ``facts``.
+
+        Raises:
+            DataError: P203 or P204, values or images are not as they should be.
+        """
+        if self._agreement != agreement:
+            self._agree(agreement)
+        if site not in self._found:
+            self._found[site] = self._open(site)
+        return self._found[site][0]
+
+    def facts(self, site: str, *, notes: bool = False) -> SiteFacts:
+        """What is said of a site's opened cases.
+
+        Args:
+            site: its name.
+            notes: whether what was noted of the data goes with it; see ``notes``.
+        """
+        data = self._found[site][0]
+        if data is None or self._agreement is None:
+            return SiteFacts.nothing(self._counts[site])
+        named = self.spec.subject is not None
+        said = self.notes() if notes else None
+        return SiteFacts.of(data, len(self._agreement.classes), subjects_named=named, notes=said)
+
+    def counts(self, site: str) -> Counts:
+        """What became of every case of a site that was opened."""
+        return self._counts[site]
+
+    def notes(self) -> list[Note]:
+        """What a person should know of the cases of all sites that were opened, which are compared with each other."""
+        if self._agreement is None:
+            raise ValueError("nothing was opened")
+        sites = {site: data for site, (data, _) in self._found.items() if data is not None}
+        spec, used, classes = self.spec, self._used, self._agreement.classes
+        notes = [*self._dealt, *self._noted, *self._row_notes(classes)]
+        notes += [note for _, (_, found) in self._found.items() for note in found]
+        notes += column_notes(used.cells, spec, self.target, self._features, self._matrix, used.counting)
+        columns = columns_of(self._features, used.chosen, spec.categorical)
+        if sites:
+            named = spec.subject is not None
+            notes += quality_notes(sites, self._features, classes, subjects_named=named, columns=columns)
+            notes += volume_notes(sites)
+            notes += image_notes(sites) if spec.image else table_notes(sites, self._features, used.chosen, spec)
+        return notes
+
+    def _row_notes(self, classes: list[str]) -> list[Note]:
+        """Notes on patients and labels of the rows that can be used, by the sites that the tables name."""
+        named, spec = self.spec.subject is not None, self.spec
+        origin = self._used.origin.assign(site=self._origin_used)
+        notes = patient_notes(origin, named=named)
+        if self.target != "labels" or spec.label is None:
+            return notes
+        known = self._used.labelled
+        found = self._targets[known].astype(np.int64)
+        notes += torn_notes(origin[known].reset_index(drop=True), found, named=named)
+        cells = self._used.cells[spec.label][known].reset_index(drop=True)
+        return notes + label_notes(cells, found, origin["site"][known].reset_index(drop=True), spec, classes)
+
+    def _agree(self, agreement: Agreement) -> None:
+        """Rows, features and labels of all sites that are held, as all agreed."""
+        self._agreement, self._found, self._counts = agreement, {}, dict[str, Counts]()
+        self._prepared = agreement.prepared(self.spec)
+        rows = self._rows
+        rows.chosen = list(agreement.features) if self.spec.image is None else rows.chosen
+        reject_strangers(rows, agreement.spellings)
+        kept = rows.usable & rows.origin["site"].notna().to_numpy()
+        self._used, self._origin_used = rows.where(kept), self._origin[kept].reset_index(drop=True)
+        codes: Codes = (agreement.values, agreement.spellings)
+        self._matrix, self._features = np.empty(0, dtype=np.float32), agreement.features_encoded(self.spec)
+        combat = self.spec.harmonisation.combat
+        if self.spec.image is None:
+            self._matrix = self._at_sites(lambda mine: encode_features(mine, agreement.features, codes, self.spec)[0])
+        self._covariates = None
+        if combat is not None:
+            self._covariates = self._at_sites(lambda mine: encode_covariates(mine, codes, combat)[0])
+        self._targets = self._labels(self._used, agreement)
+        self._tick = self._ticker("opened", len(self._used))
+
+    def _at_sites(self, encode: Callable[[pd.DataFrame], npt.NDArray[Number]]) -> npt.NDArray[Number]:
+        """What ``encode`` makes of the cells of all usable rows; where it can't, the sites are named that are to blame.
+
+        Raises:
+            DataError: what ``encode`` raises.
+        """
+        cells, home = self._used.cells, self._used.origin["site"]
+        try:
+            return encode(cells)
+        except DataError as error:
+            blamed = []
+            for site in self.sites:
+                try:
+                    encode(cells[home == site])
+                except DataError as own:
+                    blamed += [site] if own.code == error.code else []
+            if not blamed or (len(blamed) == len(self.sites) and len(blamed) > 1):
+                raise
+            text = f"{error.message} (Site{'s' * (len(blamed) > 1)} {some(blamed)}.)"
+            raise DataError(error.code, text, error.hint) from None
+
+    def _labels(self, rows: Rows, agreement: Agreement) -> Labels:
+        """Class or number of each row, of those without a label `NO_CLASS` or NaN; nothing for masks."""
+        if self.target == "masks" or self.spec.label is None:
+            return np.empty(0, dtype=np.int64)
+        cells = rows.cells[self.spec.label][rows.labelled].reset_index(drop=True)
+        labels: Labels
+        if self.target == "labels":
+            labels = np.full(len(rows), NO_CLASS, dtype=np.int64)
+            labels[rows.labelled] = encode_labels(cells, self.spec, agreement.labels)
+        else:
+            labels = np.full(len(rows), np.nan, dtype=np.float32)
+            labels[rows.labelled] = encode_numbers(cells)
+        return labels
+
+    def _open(self, site: str) -> tuple[SiteData | None, list[Note]]:
+        used, counts = self._used, self._rows.counts(site)
+        self._counts[site] = counts
+        here = np.flatnonzero(used.origin["site"] == site)
+        here = here[np.argsort(~used.labelled[here], kind="stable")]
+        pixels: Pixels | None = None
+        masks: Pixels | None = None
+        facts: list[MaskFacts] | None = None
+        notes: list[Note] = []
+        if self.spec.image is None:
+            pixels = torch.from_numpy(self._matrix[here])
+        elif len(here):
+            rows = used.at(here)
+            pixels, masks, failures, facts, notes = read_images(
+                site, rows, self._prepared, self.folder, self.target, self._tick
+            )
+            for place, reason in failures.items():
+                counts.reject(str(rows.origin["case"].iloc[place]), reason)
+            here = here[np.setdiff1d(np.arange(len(here)), list(failures))]
+        known = used.labelled[here]
+        if pixels is None or not known.any():
+            for case in used.origin["case"].iloc[here]:
+                counts.reject(str(case), missing_target(self.spec, self.target))
+            return None, notes
+        counts.unlabelled = int(len(here) - known.sum())
+        targets = torch.from_numpy(self._targets[here]) if masks is None else masks
+        subjects, cases, parts = (used.origin[column].iloc[here].tolist() for column in ("subject", "case", "part"))
+        own = None if self._covariates is None else torch.from_numpy(self._covariates[here])
+        fixed = parts if self.split is not None else None
+        data = SiteData(site, pixels, targets, subjects, cases, fixed, counts, _spacings(pixels), own)
+        if facts is not None:
+            data.mask_facts = [*facts, *[MaskFacts()] * counts.unlabelled]
+        if counts.unlabelled:
+            data.labelled = torch.from_numpy(known)
+        return data, notes
+
+    def _ticker(self, kind: str, total: int) -> Callable[[], None]:
+        """Counts images; one count for all sites."""
+        if getattr(self, "_counting", None) != kind:
+            self._counting, self._done = kind, 0
+
+        def tick() -> None:
+            self._done += 1
+            if self.progress is not None:
+                self.progress(self._done, total)
+
+        return tick
+
+
+def _spacings(pixels: Pixels) -> list[tuple[float, ...]] | None:
+    """Voxel sizes of each volume, in mm: images may keep their own."""
+    return [tuple(record["grid_spacing"]) for record in pixels.about] if isinstance(pixels, Volumes) else None

@@ -1,0 +1,66 @@
+"""Where a site's data are, and who reads them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from polyclinic.data.opening.holder import Holder, Progress
+from polyclinic.data.spec import DataSpec, Target
+from polyclinic.data.tables.table import PACKAGE
+from polyclinic.errors import DataError
+from polyclinic.notes import Note
+
+
+class Source:
+    """Opens what a study declares, from files below a folder; what was opened last is kept.
+
+    Args:
+        folder: paths of the declaration are relative to it.
+        site: the one site whose data are there, and nothing outside the folder is read or written; None where they are
+            those of all.
+        floor: values of labels and groups that fewer cases have are not named outside the site.
+        progress: called with the number of images read and the number of all images, after each image.
+    """
+
+    def __init__(
+        self, folder: Path, *, site: str | None = None, floor: int = 1, progress: Progress | None = None
+    ) -> None:  # fmt: skip
+        self.folder, self.site, self.floor, self.progress = folder, site, floor, progress
+        self._last: tuple[str, Holder] | None = None
+
+    def holder(self, spec: DataSpec, target: Target, split: str | None) -> Holder:
+        """Who holds the tables of a declaration; they are read once.
+
+        Raises:
+            DataError: what is wrong with them, see `Holder`; P201, the declaration names a place outside the folder.
+        """
+        if self.site is not None:
+            self._check_inside(spec)
+        key = repr((spec.model_dump(mode="json"), target, split))
+        if self._last is None or self._last[0] != key:
+            self._last = key, Holder(spec, self.folder, target, split, self.progress, self.site)
+        return self._last[1]
+
+    def _check_inside(self, spec: DataSpec) -> None:
+        """Who asks may be anyone: a site's own folder bounds what is read for it."""
+        named = {"table": spec.table, "root": spec.root, "cache": spec.cache}
+        named |= {f"tables: {{{self.site}: ...}}": (spec.tables or {}).get(self.site or "")}
+        folder = self.folder.resolve()
+        for key, path in named.items():
+            if (
+                path is not None
+                and not path.startswith(PACKAGE)
+                and not (folder / path).resolve().is_relative_to(folder)
+            ):
+                raise DataError("P201", f"`data: {{{key}: ...}}` names a place outside the folder of site {self.site}.",
+                                "Put the site's data into its folder, and name them from there.")  # fmt: skip
+
+    def notes(self) -> list[Note]:
+        """What a person should know of the cases that were opened last.
+
+        Raises:
+            ValueError: none were.
+        """
+        if self._last is None:
+            raise ValueError("nothing was opened")
+        return self._last[1].notes()
