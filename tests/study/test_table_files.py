@@ -1,6 +1,7 @@
 """The tables of a results folder: the same frame from CSV and from Parquet, to the last bit."""
 
 import math
+import shutil
 import subprocess
 import sys
 
@@ -106,11 +107,15 @@ def test_a_table_in_both_forms_is_refused(tmp_path):
 
 @pytest.fixture
 def no_parquet(monkeypatch):
+    def missing(*_, **__):
+        raise ImportError("Missing optional dependency 'pyarrow'.")
+
+    monkeypatch.setattr(pd.DataFrame, "to_parquet", missing)
     monkeypatch.setattr("polyclinic.study.table_files.find_spec", lambda name: None)
 
 
-def test_reading_parquet_without_pyarrow_says_what_to_install(tmp_path, no_parquet):
-    write_table(tmp_path / "results.csv", pd.DataFrame({"run": ["plain"]}), parquet=True)
+def test_reading_parquet_without_pyarrow_says_what_to_install(both, no_parquet, tmp_path):
+    shutil.copy(both[1].folder / "results.parquet", tmp_path)
     with pytest.raises(ResultsError, match=r"P503 results.parquet needs .* pip install 'polyclinic\[parquet\]'"):
         Results(tmp_path)
 
@@ -120,6 +125,24 @@ def test_asking_for_parquet_without_pyarrow_is_refused_before_anything_is_read(t
     (tmp_path / "cases.csv").unlink()
     with pytest.raises(PolyclinicError, match=r"P503 .*report.tables: .* pip install 'polyclinic\[parquet\]', or use"):
         Study.of(entries, tmp_path)
+
+
+def test_a_package_that_is_there_and_does_not_work_is_found_before_training(tmp_path, monkeypatch):
+    def broken(*_, **__):
+        raise ImportError("DLL load failed while importing _parquet: The specified procedure could not be found.")
+
+    entries = with_form(write_table_study(tmp_path, {"Aachen": 24}), "parquet")
+    monkeypatch.setattr(pd.DataFrame, "to_parquet", broken)
+    with pytest.raises(PolyclinicError, match=r"P503 .*does not work here \(DLL load failed"):
+        Study.of(entries, tmp_path)
+
+
+def test_columns_of_several_kinds_are_of_one_kind_when_they_are_read(tmp_path):
+    """Read in pieces, a long column would hold numbers and texts; Parquet would refuse it after all training."""
+    frame = pd.DataFrame({"value": [1] * 300_000 + ["none"] * 5})
+    for name, form in (("a.csv", False), ("b.csv", True)):
+        write_table(tmp_path / name, frame, parquet=form)
+        assert set(map(type, read_table(tmp_path / name)["value"])) == {str}
 
 
 def test_another_form_is_refused(tmp_path):

@@ -11,6 +11,7 @@ from collections.abc import Callable, Collection, Iterator
 from importlib.util import find_spec
 from io import BytesIO, StringIO
 from pathlib import Path
+from typing import Final
 
 import pandas as pd
 
@@ -25,13 +26,23 @@ TEXT = {"method", "run", "site", "trained_on", "tested_on", "metric", "over", "i
 GROWING = {"results.csv", "predictions.csv", "rounds.csv", "payloads.csv", "site_comparisons.csv", "decisions.csv",
            "calibration.csv", "backdoor.csv", "harmonisation.csv"}  # fmt: skip
 PARQUET = ".parquet"
+COMPRESSION: Final = "zstd"
 #: As many rows of CSV are made at a time.
 ROWS = 100_000
 
 
-def has_parquet() -> bool:
-    """Whether Parquet can be read and written here."""
-    return find_spec("pyarrow") is not None
+def parquet_problem() -> str:
+    """Why Parquet can't be written and read here; empty if it can.
+
+    It is tried, since a package may be there and too old, broken, or built without a part.
+    """
+    try:
+        pd.DataFrame({"site": ["A"]}).to_parquet(BytesIO(), engine="pyarrow", compression=COMPRESSION)
+    except (ImportError, OSError, NotImplementedError, AttributeError) as error:
+        if find_spec("pyarrow") is None:
+            return "the package pyarrow, which is not installed"
+        return f"the package pyarrow, which does not work here ({' '.join(str(error).split())})"
+    return ""
 
 
 def write_table(path: Path, frame: pd.DataFrame, *, parquet: bool = False) -> None:
@@ -48,7 +59,7 @@ def write_table(path: Path, frame: pd.DataFrame, *, parquet: bool = False) -> No
     frame = frame.astype(dict.fromkeys(short, "float64"))
     if parquet:
         buffer = BytesIO()
-        _as_read(frame).to_parquet(buffer, engine="pyarrow", index=False, compression="zstd")
+        _as_read(frame).to_parquet(buffer, engine="pyarrow", index=False, compression=COMPRESSION)
         write_atomic(path.with_suffix(PARQUET), buffer.getvalue())
     else:
         write_atomic(path, _csv_parts(frame))
@@ -71,8 +82,8 @@ def stored(path: Path) -> Path:
     if path.is_file():
         raise ResultsError("P501", f"{path.name} and {other.name} are both in {path.parent}; expected one of them.",
                            "Delete the one that does not belong to this study.")  # fmt: skip
-    if not has_parquet():
-        raise ResultsError("P503", f"{other.name} needs the package pyarrow, which is not installed.",
+    if problem := parquet_problem():
+        raise ResultsError("P503", f"{other.name} needs {problem}.",
                            "Run: pip install 'polyclinic[parquet]'")  # fmt: skip
     return other
 
@@ -106,9 +117,12 @@ def read_table(path: Path, *, without: Collection[str] = ()) -> pd.DataFrame:
 
 def _read_csv(file: Path | StringIO, names: list[str]) -> pd.DataFrame:
     types = {name: str for name in names if name in TEXT}
+    missing = {name: ["", "nan", "NaN"] for name in names if name not in TEXT}
     wanted: Callable[[str], bool] = set(names).__contains__
-    return pd.read_csv(file, dtype=types, usecols=wanted, keep_default_na=False, na_values={
-        name: ["", "nan", "NaN"] for name in names if name not in TEXT}, float_precision="round_trip")  # fmt: skip
+    return pd.read_csv(
+        file, dtype=types, usecols=wanted, keep_default_na=False, na_values=missing, float_precision="round_trip",
+        low_memory=False,  # a column is of one kind, however long it is
+    )  # fmt: skip
 
 
 def _csv_parts(frame: pd.DataFrame) -> Iterator[bytes]:
