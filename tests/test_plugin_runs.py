@@ -92,12 +92,19 @@ def run(study, out, *words, lib, dying=None):
     return found
 
 
+def sent(folder):
+    """What the numbers in the column ``payloads`` of ``rounds.csv`` stand for, as one text."""
+    told = pd.read_csv(folder / "payloads.csv", dtype=str, keep_default_na=False)
+    texts = told.agg(" ".join, axis=1).groupby(told["payloads"]).agg("; ".join)
+    return pd.read_csv(folder / "rounds.csv", dtype=str)["payloads"].map(texts).fillna("")
+
+
 def contents(folder):
     """All results but times, and sizes where keys were exchanged again."""
     rounds = pd.read_csv(folder / "rounds.csv").drop(columns="seconds")
     again = rounds["method"] == "secure_sum"
     rounds.loc[again, ["bytes_up", "bytes_down"]] = 0
-    rounds.loc[again, ["extra_up", "extra_down"]] = ""
+    rounds["payloads"] = sent(folder).where(~again, "")
     models = {path.name: path.read_bytes() for path in sorted((folder / "models").iterdir())}
     return {
         **{name: (folder / name).read_bytes() for name in ("results.csv", "predictions.csv", "summary.csv")},
@@ -140,8 +147,8 @@ def test_the_report_tells_what_was_exchanged(finished, rounds):
     page = " ".join((finished / "report.html").read_text(encoding="utf-8").split())
     for text in ("which weights changed most", "the label of each training case", "how well each model fits them"):
         assert text in page
-    split = rounds[(rounds["method"] == "split") & (rounds["round"] == 1)].iloc[0]
-    assert "split/features [8, 4]" in split["extra_up"]
+    split = sent(finished)[(rounds["method"] == "split") & (rounds["round"] == 1)].iloc[0]
+    assert "up split/features [8, 4]" in split
     assert "8 × 4 numbers or 2 × 4 numbers or" in page, "of several steps"
 
 

@@ -6,6 +6,7 @@ import contextlib
 import errno
 import itertools
 import os
+from collections.abc import Iterable
 from pathlib import Path
 
 from polyclinic.errors import ResultsError
@@ -23,24 +24,28 @@ def draft_of(path: Path) -> Path:
     return path.with_name(f".{os.getpid():x}-{next(_NUMBERS):x}{DRAFT}")
 
 
-def write_atomic(path: Path, content: bytes | str, *, durable: bool = True, choose: str = "with --out") -> None:
+def write_atomic(
+    path: Path, content: bytes | str | Iterable[bytes], *, durable: bool = True, choose: str = "with --out"
+) -> None:
     """Replace ``path`` by ``content`` in one step.
 
     Args:
         path: file to write; its folder is made if missing.
-        content: bytes, or text written as UTF-8.
+        content: bytes, or text written as UTF-8; or parts that are made while they are written.
         durable: also outlive a power failure (waits for the disk); without it, only the death of this process.
         choose: how another folder is chosen, for the message.
 
     Raises:
         ResultsError: P502 if the disk is full, P501 if the folder can't be written.
     """
-    data = content.encode() if isinstance(content, str) else content
+    content = content.encode() if isinstance(content, str) else content
+    parts = [content] if isinstance(content, bytes) else content
     temporary = draft_of(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with temporary.open("wb") as file:
-            file.write(data)
+            for part in parts:
+                file.write(part)
             if durable:
                 file.flush()
                 os.fsync(file.fileno())

@@ -6,9 +6,10 @@ import pytest
 from helpers import write_table_study
 from polyclinic.communication.exchange import Traffic
 from polyclinic.composition import METHODS  # noqa: F401 - the parts enter their catalogues
+from polyclinic.errors import ResultsError
 from polyclinic.parts import PLACES
 from polyclinic.study.columns import EXCHANGED
-from polyclinic.study.payloads import payloads
+from polyclinic.study.payloads import Numbers, read_payloads
 from polyclinic.study.report.exchange import Payload, Presence, exchanged
 from polyclinic.study.report.folder import Folder
 from polyclinic.study.report.page import render
@@ -18,12 +19,16 @@ from polyclinic.study.table_files import read_table, write_table
 COLUMNS = ["method", "run", "seed", "fold", "round", "site", "bytes_up", "bytes_down", "extra_up", "extra_down"]
 
 
-def folder_of(tmp_path, rows, sites=("A", "B")):
+def folder_of(tmp_path, rows, sites=("A", "B"), *, old=False):
+    """A results folder with these rounds; ``old``: as versions wrote it that had the words in every row."""
     run = {"method": "m", "run": "plain", "seed": 0, "fold": 0}
     line = {**run, "trained_on": "federation", "tested_on": "all", "metric": "auc"}
     write_table(tmp_path / "results.csv", pd.DataFrame([line | {"value": 0.5}]))
     frame = pd.DataFrame(rows, columns=COLUMNS).assign(seconds=0.1, examples=5, loss=0.5)
-    write_table(tmp_path / "rounds.csv", frame)
+    numbers = Numbers()
+    write_table(tmp_path / "rounds.csv", frame if old else numbers.put(frame))
+    if not old:
+        write_table(tmp_path / "payloads.csv", numbers.table())
     told = [("m", "rule/change", "a change"), ("m", "rule/mean", "a mean; and more")]
     write_table(tmp_path / "exchanged.csv", pd.DataFrame(told, columns=EXCHANGED))
     write_table(tmp_path / "sites.csv", pd.DataFrame({"site": sites, "found": 5, "used": 5, "rejected": 0}))
@@ -34,12 +39,13 @@ def row(method, number, site, up=400, down=400, extra_up="", extra_down=""):
     return [method, "plain", 0, 0, number, site, up, down, extra_up, extra_down]
 
 
-def test_the_model_is_what_is_left_without_the_extras(tmp_path):
+@pytest.mark.parametrize("old", [False, True])
+def test_the_model_is_what_is_left_without_the_extras(tmp_path, old):
     up = "rule/change [2, 3] 24 bytes; other/path [] 8 bytes"
     rows = [row("m", n, s, up=432, down=400 if n == 0 else 424, extra_up=up,
                 extra_down="" if n == 0 else "rule/mean [6] 24 bytes")
             for n in range(2) for s in "AB"]  # fmt: skip
-    (one,) = exchanged(folder_of(tmp_path, rows)).methods
+    (one,) = exchanged(folder_of(tmp_path, rows, old=old)).methods
     assert (one.up, one.down) == ("400 bytes", "400 bytes")
     assert one.payloads == [
         Payload("change", "to the server", "2 × 3 numbers", "24 bytes", "a change", "in every round"),
@@ -78,7 +84,7 @@ def test_sites_alone_and_the_pool_exchange_nothing(tmp_path):
 
 def test_results_of_before_there_were_these_columns_can_be_read(tmp_path):
     folder_of(tmp_path, [row("m", 0, "A")])
-    frame = pd.read_csv(tmp_path / "rounds.csv").drop(columns=["extra_up", "extra_down"])
+    frame = pd.read_csv(tmp_path / "rounds.csv").drop(columns="payloads")
     write_table(tmp_path / "rounds.csv", frame)
     assert exchanged(Folder(tmp_path)) is None
 
@@ -118,11 +124,31 @@ def test_every_payload_can_be_read_back_from_its_words():
     assert {"control_variates/control", "fedce/leave_one_out", "label_shares/counts"} <= declared.keys()
     traffic = Traffic()
     traffic.add({name: torch.zeros(2) for name in declared})
-    assert {found["name"] for found in payloads(traffic.describe())} == declared.keys()
+    assert {found.name for found in read_payloads(traffic.describe())} == declared.keys()
     assert all(len(words.split()) >= 4 for words in declared.values()), "says what it could reveal"
 
 
-@pytest.mark.parametrize("text", ["", "nonsense"])
-def test_a_text_that_is_no_payload_is_passed_over(text, tmp_path):
-    (one,) = exchanged(folder_of(tmp_path, [row("m", 0, s, extra_up=text) for s in "AB"])).methods
-    assert (one.up, one.payloads) == ("400 bytes", [])
+def test_numbers_that_payloads_csv_does_not_know_are_refused(tmp_path):
+    folder_of(tmp_path, [row("m", n, "A", extra_up="rule/change [6] 24 bytes") for n in range(2)])
+    (tmp_path / "payloads.csv").unlink()
+    with pytest.raises(ResultsError, match=r"payloads.csv .* says nothing of number 1, which rounds.csv has"):
+        Folder(tmp_path)
+
+
+def test_words_of_an_older_version_that_nobody_understands_are_refused(tmp_path):
+    with pytest.raises(ResultsError, match=r"rounds.csv .* got 'nonsense'"):
+        folder_of(tmp_path, [row("m", 0, "A", extra_up="nonsense")], old=True)
+
+
+def test_a_payload_that_varies_between_sites_and_rounds_says_so(tmp_path):
+    """Three shapes in four rows, by hand: 8 to 24 bytes, in three of four exchanges, the model always 400 bytes."""
+    texts = ["rule/change [2] 8 bytes", "rule/change [6] × 1 24 bytes", "", "rule/change [2] × 2 16 bytes"]
+    sizes = [8, 24, 0, 16]
+    rows = [row("m", n, s, up=400 + sizes[2 * n + i], extra_up=texts[2 * n + i])
+            for n in range(2) for i, s in enumerate("AB")]  # fmt: skip
+    (one,) = exchanged(folder_of(tmp_path, rows)).methods
+    shape = "2 numbers or 6 numbers or 2 numbers, 2 times"
+    assert one.up == "400 bytes"
+    assert one.payloads == [
+        Payload("change", "to the server", shape, "8 bytes to 24 bytes", "a change", "in 75\u00a0% of the exchanges")
+    ]

@@ -55,7 +55,9 @@ def run(entries, folder, out="out", **options):
 
 def contents(out, *names):
     """Bytes of the files that must be the same in every run."""
-    names = names or ("results.csv", "predictions.csv", "summary.csv", "sites.csv", "study.yaml", "notes.json")
+    names = names or (
+        "results.csv", "predictions.csv", "payloads.csv", "summary.csv", "sites.csv", "study.yaml", "notes.json",
+    )  # fmt: skip
     files = [out / name for name in names] + sorted((out / "models").glob("*"))
     return {path.name: path.read_bytes() for path in files}
 
@@ -82,7 +84,8 @@ def test_the_folder_holds_what_it_should(finished):
     assert names == {
         "results.csv", "rounds.csv", "predictions.csv", "summary.csv", "sites.csv", "notes.json", "study.yaml",
         "provenance.json", "models", "sites", "report.html", "unseen.csv",
-        "comparisons.csv", "site_comparisons.csv", "exchanged.csv", "calibration.csv", "decisions.csv",
+        "comparisons.csv", "site_comparisons.csv", "exchanged.csv", "payloads.csv", "calibration.csv",
+        "decisions.csv",
     }  # fmt: skip
     assert not [path for path in results.folder.rglob("*") if path.name.endswith((".tmp", ".part", ".draft"))]
     assert {path.name for path in (results.folder / "sites").rglob("*") if path.is_file()} == {
@@ -148,7 +151,7 @@ def test_rounds_tell_what_every_site_did(finished):
     table = results.rounds
     assert list(table.columns) == [
         "method", "run", "seed", "fold", "round", "site", "seconds", "bytes_up", "bytes_down", "examples", "steps",
-        "loss", "extra_up", "extra_down", "share", "validation_loss", "validation_auc",
+        "loss", "payloads", "share", "validation_loss", "validation_auc",
     ]  # fmt: skip
     table = named(table)
     counts = table.groupby(["method", "seed", "fold"])["round"].agg(["size", "nunique"])
@@ -161,7 +164,8 @@ def test_rounds_tell_what_every_site_did(finished):
     for method, numbers in shared.items():
         rows = table[table["method"] == method]
         assert set(rows["bytes_up"]) == set(rows["bytes_down"]) == {4 * numbers}
-    assert set(table["extra_up"]) | set(table["extra_down"]) == {""}
+    assert set(table["payloads"]) == {0}
+    assert results.payloads.empty
     shares = table[table["method"].isin(["fedavg", "fedbn", "fedadam"])].groupby(["method", "seed", "fold", "round"])
     assert shares["share"].sum().tolist() == pytest.approx([1.0] * len(shares))
     assert (table["steps"] > 0).all()

@@ -22,6 +22,9 @@ CALIBRATION = [
 DECISIONS = ["method", RUN, "site", "threshold", "net_benefit", "act_on_all"]
 #: Columns of ``exchanged.csv``.
 EXCHANGED = ["method", "payload", "reveals"]
+#: Columns of ``payloads.csv``; the first of them is also one of ``rounds.csv``.
+PAYLOADS = "payloads"
+PAYLOAD_COLUMNS = [PAYLOADS, "way", "payload", "shape", "times", "bytes"]
 #: Columns of ``harmonisation.csv``.
 DESCRIBED = ["site", "feature", "stage", "count", "mean", "deviation", "low", "median", "high"]
 STAGES = ("before", "after")

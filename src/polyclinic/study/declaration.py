@@ -28,6 +28,7 @@ from polyclinic.study.entries import (
     check_keys,
 )
 from polyclinic.study.method_entries import Candidate, MethodReader, StudyMethod, check_training, filled_training
+from polyclinic.study.table_files import parquet_problem
 from polyclinic.tasks import TASKS
 
 #: An entry that is planned from the images of all sites.
@@ -262,6 +263,10 @@ class Declaration(Part):
         if self.engine.precision == "mixed" and self.engine.mode == "stacked":
             hint = "Use `mode: sequential`, or `precision: float32`."
             raise EntryError("P104", "Stacked training has no mixed precision.", hint, place=("engine", "precision"))
+        if self.report.tables == "parquet" and (problem := parquet_problem()):
+            message = f"Tables as Parquet need {problem}."
+            hint = "Run: pip install 'polyclinic[parquet]', or use `tables: csv`."
+            raise EntryError("P503", message, hint, place=("report", "tables"))
         if self.attack is not None:
             self._attack = read_attack(self.attack, self.target, self.data.image is not None)
         reader = MethodReader(self.task, self.training, self.engine.precision == "mixed")

@@ -136,6 +136,8 @@ class ReportOptions(Part):
 
     overlays: bool = True
     """Whether the report of a segmentation study shows images (they are patients' pixels: only where they may be)."""
+    tables: Literal["csv", "parquet"] = "csv"
+    """The form of the tables that grow with the study: rounds, predictions, results and such."""
 
 
 def check_keys(model: type[BaseModel], content: object, place: Place) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from polyclinic.study.job import Job, Outcome, slug
 from polyclinic.study.kinds import RUN, check_runs
 from polyclinic.study.lock import LOCK
 from polyclinic.study.provenance import check_plugins, is_finished, machine, now
-from polyclinic.study.table_files import read_table, write_table
+from polyclinic.study.table_files import GROWING, read_table, write_table
 from polyclinic.study.writing import study_text
 
 
@@ -187,15 +188,26 @@ class Folder:
         found: dict[str, Any] = json.loads((self.jobs / self.job_name(job) / "trial.json").read_text(encoding="utf-8"))
         return found
 
-    def gather(self, jobs: list[Job], name: str) -> pd.DataFrame:
-        """One table of all jobs, in the order of the jobs.
+    def gather(
+        self, jobs: Sequence[Job], name: str, change: Callable[[pd.DataFrame], pd.DataFrame] | None = None
+    ) -> pd.DataFrame:  # fmt: skip
+        """One table of all jobs, in the order of the jobs; each job's own is changed first, if it is to be changed.
 
         Raises:
             ResultsError: P501, an older version wrote one of them, which did not tell kinds of run in a column.
         """
-        paths = [self.jobs / self.job_name(job) / name for job in jobs]
-        paths = [path for path in paths if path.is_file() and path.stat().st_size > 1]
-        tables = [read_table(path) for path in paths]
-        for path, table in zip(paths, tables, strict=True):
+        tables = list[pd.DataFrame]()
+        for path in (self.jobs / self.job_name(job) / name for job in jobs):
+            if not path.is_file() or path.stat().st_size <= 1:
+                continue
+            table = read_table(path)
             check_runs(path, list(table.columns))
+            tables.append(table if change is None else change(table))
         return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame()
+
+    # The whole study ----------------------------------------------------------------------------------------------
+
+    def write(self, name: str, frame: pd.DataFrame) -> None:
+        """Write a table of the whole study, in the form that the study asks for."""
+        parquet = self.study.declaration.report.tables == "parquet" and name in GROWING
+        write_table(self.path / name, frame, parquet=parquet)

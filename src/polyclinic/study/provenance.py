@@ -12,9 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from polyclinic.errors import ResultsError
+from polyclinic.study.table_files import has_table
 
 PACKAGES = (
     "polyclinic", "torch", "monai", "numpy", "scipy", "pandas", "scikit-learn", "safetensors", "pydantic", "pillow",
+    "pyarrow",
 )  # fmt: skip
 
 
@@ -47,7 +49,7 @@ def plugins() -> dict[str, str]:
 
 def is_finished(folder: Path, record: Mapping[str, Any]) -> bool:
     """Whether the study in a folder was run to its end, so that nothing is left to resume."""
-    return record.get("status") == "finished" and (folder / "results.csv").is_file()
+    return record.get("status") == "finished" and has_table(folder / "results.csv")
 
 
 def check_plugins(folder: Path) -> None:

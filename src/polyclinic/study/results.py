@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 from polyclinic.errors import ResultsError
 from polyclinic.notes import Note
 from polyclinic.study.kinds import PLAIN, RUN, check_runs
-from polyclinic.study.table_files import read_table
+from polyclinic.study.payloads import read_rounds
+from polyclinic.study.table_files import columns_of, has_table, read_table
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -31,14 +32,13 @@ class Results:
     def __init__(self, folder: Path, keeper: TemporaryDirectory[str] | None = None) -> None:
         self.folder = Path(folder)
         self._keeper = keeper
-        if not (self.folder / "results.csv").is_file():
+        if not has_table(self.folder / "results.csv"):
             raise ResultsError(
                 "P501",
                 f"There are no results in {self.folder}: results.csv is missing.",
                 "Give the folder of a finished study, or finish one with `polyclinic run STUDY --out DIR --resume`.",
             )
-        with (self.folder / "results.csv").open(encoding="utf-8") as file:
-            check_runs(self.folder / "results.csv", file.readline().rstrip("\n").split(","))
+        check_runs(self.folder / "results.csv", columns_of(self.folder / "results.csv"))
 
     @cached_property
     def results(self) -> pd.DataFrame:
@@ -56,8 +56,20 @@ class Results:
 
     @cached_property
     def rounds(self) -> pd.DataFrame:
-        """A row a round and site, for each method and kind of run."""
-        return read_table(self.folder / "rounds.csv")
+        """A row a round and site, for each method and kind of run.
+
+        ``payloads`` is the number in `payloads` of what was sent besides the model; 0 is nothing.
+        """
+        return self._sent[0]
+
+    @cached_property
+    def payloads(self) -> pd.DataFrame:
+        """What was sent besides the model: payloads, way, payload, shape, times, bytes."""
+        return self._sent[1]
+
+    @cached_property
+    def _sent(self) -> tuple[pd.DataFrame, pd.DataFrame]:
+        return read_rounds(self.folder / "rounds.csv")
 
     @cached_property
     def summary(self) -> pd.DataFrame:
@@ -77,7 +89,7 @@ class Results:
             ResultsError: P501, the study is not a binary classification.
         """
         path = self.folder / "calibration.csv"
-        if not path.is_file():
+        if not has_table(path):
             raise ResultsError("P501", "There is no calibration.csv: only binary classification has one.",
                                "Look at `results.summary` instead.")  # fmt: skip
         return read_table(path)

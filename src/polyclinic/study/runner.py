@@ -27,6 +27,7 @@ from polyclinic.parts import build_part
 from polyclinic.site.run import not_stackable
 from polyclinic.state import FlatModule
 from polyclinic.study.checked import CheckedStudy
+from polyclinic.study.columns import PAYLOADS
 from polyclinic.study.described import described
 from polyclinic.study.display import Display
 from polyclinic.study.fit import (
@@ -47,7 +48,7 @@ from polyclinic.study.lock import locked
 from polyclinic.study.method_entries import StudyMethod
 from polyclinic.study.notes import diverged, full_precision, idle_parts, left_out, spared
 from polyclinic.study.opening import ask_agree, ask_open, local_engine
-from polyclinic.study.payloads import exchanged_table
+from polyclinic.study.payloads import Numbers, exchanged_table
 from polyclinic.study.planning import work_of
 from polyclinic.study.report.page import write_report
 from polyclinic.study.search import Searching
@@ -55,7 +56,6 @@ from polyclinic.study.site_table import site_table
 from polyclinic.study.statistics import all_evidence, cost_of_unseen, summarise
 from polyclinic.study.statistics.calibration import calibration_tables
 from polyclinic.study.statistics.within import within_tables
-from polyclinic.study.table_files import write_table
 from polyclinic.study.testing import result_rows
 from polyclinic.tasks import build_task
 
@@ -183,10 +183,10 @@ class _Runner:
             outcome = runner.run(settled, folds[job.fold], checkpoint=checkpoint, report=self.display.round)
             self.folder.store(job, outcome)
         if len(harmonised):
-            write_table(self.folder.path / "harmonisation.csv", harmonised)
+            self.folder.write("harmonisation.csv", harmonised)
         searched = self.search.table()
         if len(searched):
-            write_table(self.folder.path / "search.csv", searched)
+            self.folder.write("search.csv", searched)
         self._write([job for job in jobs if job.trial is None], folds, sites)
 
     def _template(self, device: str) -> FlatModule:
@@ -296,7 +296,9 @@ class _Runner:
         scored = dict(zip(sites["site"], sites["scored"], strict=True))
         summary, unseen = self._summary(results, predictions, scored)
         paths = [self.folder.jobs / self.folder.job_name(job) / "notes.json" for job in jobs]
-        rounds = ordered(self.folder.gather(jobs, "rounds.csv"))
+        first = sorted(jobs, key=lambda job: (runs[job.run], methods[job.methods[0].label], job.seed, job.fold))
+        numbers = Numbers()
+        rounds = self.folder.gather(first, "rounds.csv", numbers.put)  # in the same order, without sorting rows
         noted = [json.loads(path.read_text(encoding="utf-8")) for path in paths]
         notes = [
             *self.cohort.notes,
@@ -306,26 +308,29 @@ class _Runner:
             *(note for engine in self.engines for note in engine.notes),
             *(Note.from_json(one) for found in noted for one in found),
         ]
-        write_table(out / "predictions.csv", predictions)
-        write_table(out / "rounds.csv", rounds)
+        self.folder.write("predictions.csv", predictions)
+        self.folder.write("rounds.csv", rounds)
+        payloads = numbers.table()
+        sent = {str(method): mine.unique() for method, mine in rounds.groupby("method")[PAYLOADS]}
+        self.folder.write("payloads.csv", payloads)
         reveals = {method.label: self._reveals(method) for method in declaration.study_methods}
-        write_table(out / "exchanged.csv", exchanged_table(rounds, reveals))
-        write_table(out / "sites.csv", sites)
-        write_table(out / "summary.csv", summary)
+        self.folder.write("exchanged.csv", exchanged_table(sent, payloads, reveals))
+        self.folder.write("sites.csv", sites)
+        self.folder.write("summary.csv", summary)
         if len(unseen):
-            write_table(out / "unseen.csv", unseen)
+            self.folder.write("unseen.csv", unseen)
         if task.ranked(predictions) is not None:
             calibration, decisions = calibration_tables(
                 predictions, [site for site, enough in scored.items() if enough]
             )
-            write_table(out / "calibration.csv", calibration)
-            write_table(out / "decisions.csv", decisions)
+            self.folder.write("calibration.csv", calibration)
+            self.folder.write("decisions.csv", decisions)
         backdoor = self.folder.gather(jobs, "backdoor.csv")
         if len(backdoor):
-            write_table(out / "backdoor.csv", ordered(backdoor))
+            self.folder.write("backdoor.csv", ordered(backdoor))
         write_atomic(out / "notes.json", json.dumps([note.to_json() for note in dict.fromkeys(notes)], indent=2) + "\n")
         self._write_overlays(jobs)
-        write_table(out / "results.csv", results)
+        self.folder.write("results.csv", results)
         if declaration.target == "masks" and all(facts.in_millimetres for facts in self.cohort.facts.values()):
             self.folder.note({"distances": "mm"})
 
@@ -350,8 +355,8 @@ class _Runner:
         }  # fmt: skip
         evidence = all_evidence(results, predictions, **about)
         compared, at_sites = within_tables(evidence, baselines, self.declaration.metrics[0])
-        write_table(self.folder.path / "comparisons.csv", compared)
-        write_table(self.folder.path / "site_comparisons.csv", at_sites)
+        self.folder.write("comparisons.csv", compared)
+        self.folder.write("site_comparisons.csv", at_sites)
         summary = summarise(results, predictions, baselines=baselines, evidence=evidence, **about)
         return summary, cost_of_unseen(results, predictions, **about)
 

@@ -91,14 +91,7 @@ class Tester:
                 continue
             requests = {site: Message(Predict(threshold=threshold).fields(), sent) for site, sent in trial.test.items()}
             for site, reply in ask("predict", requests).items():
-                frame = self._frame(reply, threshold)
-                frame.insert(0, "method", label)
-                frame.insert(1, RUN, self.job.run)
-                frame.insert(2, "seed", self.job.seed)
-                frame.insert(3, "fold", self.job.fold)
-                frame.insert(4, "site", site)
-                frame["trained_on"] = trial.trained_on
-                outcome.predictions.append(frame)
+                outcome.predictions.append(self._frame(label, site, trial, reply, threshold))
             if self.attack is not None:
                 outcome.backdoor += self._backdoor(self.attack, label, trial, threshold, ask)
             if self._wants_overlays(study.method):
@@ -166,10 +159,12 @@ class Tester:
         evidence = [reply.tensors["counts"] for reply in ask("threshold", requests).values()]
         return self.task.choose_threshold(torch.stack(evidence).sum(0)) if evidence else None
 
-    def _frame(self, reply: Message, threshold: float) -> pd.DataFrame:
-        """Predictions of one site as a table."""
-        frame = pd.DataFrame({"subject": reply.fields["subject"], "case": reply.fields["case"]}, dtype=str)
-        return frame.assign(**self.task.columns(reply.fields, reply.tensors, threshold))
+    def _frame(self, label: str, site: str, trial: Trial, reply: Message, threshold: float) -> pd.DataFrame:
+        """Predictions of one site as a table: made in one step, since there are many small ones."""
+        names = {name: pd.Series(reply.fields[name], dtype=str) for name in ("subject", "case")}
+        job = {"method": label, RUN: self.job.run, "seed": self.job.seed, "fold": self.job.fold, "site": site}
+        columns = self.task.columns(reply.fields, reply.tensors, threshold)
+        return pd.DataFrame({**job, **names, **columns, "trained_on": trial.trained_on})
 
     def _wants_overlays(self, method: Method) -> bool:
         first = self.job == replace(self.job, seed=self.declaration.all_seeds[0], fold=0, without=None, attacked=False)

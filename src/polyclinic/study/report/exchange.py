@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import numpy as np
 import pandas as pd
-from numpy.typing import NDArray
 
-from polyclinic.study.payloads import payloads as sent_in
+from polyclinic.study.columns import PAYLOADS
 from polyclinic.study.report.folder import Folder, of_run
 from polyclinic.study.report.tables import bytes_text, count_text, ordered
 
@@ -72,7 +70,7 @@ class Exchanged:
 def exchanged(folder: Folder) -> Exchanged | None:
     """What the federated methods exchanged; None where there is nothing in the folder to tell it from."""
     table = of_run(folder.rounds)
-    if not {"extra_up", "extra_down"} <= set(table.columns):
+    if PAYLOADS not in table.columns:  # an older version did not tell
         return None
     # Sites that train alone send nothing; the pool is no federation.
     table = table[(table["bytes_up"] + table["bytes_down"] > 0) & (table["site"] != "pool")]
@@ -87,35 +85,30 @@ def exchanged(folder: Folder) -> Exchanged | None:
 
 def _exchange(folder: Folder, method: str, rows: pd.DataFrame) -> Exchange:
     sizes, payloads = list[str](), list[Payload]()
+    times = rows[PAYLOADS].value_counts()
+    known = folder.payloads[folder.payloads[PAYLOADS].isin(times.index)]
     for way, words in (("up", "to the server"), ("down", "to the site")):
-        found: dict[str, dict[int, int]] = {}
-        shapes: dict[str, dict[str, None]] = {}
-        besides = []
-        for number, text in enumerate(rows[f"extra_{way}"]):
-            payload = list(sent_in(text))
-            besides.append(sum(int(one["size"]) for one in payload))
-            for one in payload:
-                sent = found.setdefault(one["name"], {})
-                sent[number] = sent.get(number, 0) + int(one["size"])
-                shapes.setdefault(one["name"], {})[_shape(one["shape"], one["times"])] = None
-        sizes.append(_range(rows[f"bytes_{way}"].to_numpy(dtype=float) - besides))
-        for name, sent in found.items():
-            size = _range(np.array(list(sent.values()), dtype=float))
-            plain = name.rpartition("/")[2].replace("_", " ")
-            shape = " or ".join(shapes[name])
-            reveals = folder.reveals.get((method, name), "")
-            payloads.append(Payload(plain, words, shape, size, reveals, _often(len(sent), rows)))
+        sent = known[known["way"] == way]
+        besides = sent.groupby(PAYLOADS)["bytes"].sum()
+        sizes.append(_range(rows[f"bytes_{way}"] - rows[PAYLOADS].map(besides).fillna(0)))
+        for name, found in sent.groupby("payload", sort=False):
+            plain = str(name).rpartition("/")[2].replace("_", " ")
+            shapes = [_shape(shape, often) for shape, often in zip(found["shape"], found["times"], strict=True)]
+            shape = " or ".join(dict.fromkeys(shapes))
+            size = _range(found.groupby(PAYLOADS)["bytes"].sum())
+            often = _often(int(times[found[PAYLOADS].unique()].sum()), rows)
+            payloads.append(Payload(plain, words, shape, size, folder.reveals.get((method, str(name)), ""), often))
     return Exchange(method, sizes[0], sizes[1], payloads)
 
 
-def _shape(text: str, times: str | None) -> str:
+def _shape(text: str, times: int) -> str:
     shape = "one number" if text == "[]" else text.strip("[]").replace(", ", " × ") + " numbers"
-    return f"{shape}, {times} times" if times else shape
+    return f"{shape}, {times} times" if times > 1 else shape
 
 
-def _range(sizes: NDArray[np.float64]) -> str:
+def _range(sizes: pd.Series[float]) -> str:
     """The size, or the smallest and the largest where they differ."""
-    ends = [bytes_text(float(size)) for size in (np.min(sizes), np.max(sizes))]
+    ends = [bytes_text(float(size)) for size in (sizes.min(), sizes.max())]
     return " to ".join(dict.fromkeys(ends))
 
 

@@ -205,10 +205,11 @@ def decisions(table: pd.DataFrame, methods: Sequence[str], sites: Sequence[str])
         methods: which methods, three at most, in order.
         sites: which sites, in order.
     """
-    panels = []
-    for site in sites:
-        mine = table[table["site"].astype(str) == site]
-        curves = {m: mine[mine["method"] == m].set_index("threshold") for m in methods[: len(_STROKES)]}
+    panels, shown = [], list(methods[: len(_STROKES)])
+    of_sites = dict(list(table[table["method"].isin(shown)].groupby("site", sort=False)))
+    for site in [site for site in sites if site in of_sites]:
+        mine = of_sites[site]
+        curves = {method: mine[mine["method"] == method].set_index("threshold") for method in shown}
         curves = {method: curve for method, curve in curves.items() if len(curve)}
         if not curves:
             continue

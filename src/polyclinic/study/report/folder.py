@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 import yaml
 from numpy.typing import NDArray
+from pandas.api.types import is_numeric_dtype
 
 from polyclinic.errors import ResultsError
 from polyclinic.notes import Note
@@ -26,10 +27,13 @@ from polyclinic.study.columns import (
     DECISIONS,
     DESCRIBED,
     EXCHANGED,
+    PAYLOAD_COLUMNS,
     UNSEEN_COLUMNS,
 )
 from polyclinic.study.kinds import ATTACKED, PLAIN, RUN, UNSEEN, Entry, check_runs, titled
+from polyclinic.study.payloads import read_rounds
 from polyclinic.study.report.figures import Estimate
+from polyclinic.study.table_files import TEXT, has_table, read_table
 from polyclinic.tasks.metrics import (
     DISTANCES,
     METRICS,
@@ -40,9 +44,10 @@ from polyclinic.tasks.metrics import (
     value_range,
 )
 
-#: Columns that hold text; pandas would take a site called "NA" for a missing value.
-TEXT = {"method", "run", "versus", "site", "trained_on", "tested_on", "metric", "over", "interval", "reasons", "note",
-        "scored", "payload", "reveals", "corrupt", "feature", "stage", "extra_up", "extra_down"}  # fmt: skip
+#: Columns with a yes or no that are read as text, whoever wrote it.
+WORDS = ("scored", "corrupt")
+#: Columns that are never read.
+HIDDEN = ("subject", "case")
 COLUMNS = {
     "results.csv": ["method", RUN, "seed", "fold", "trained_on", "tested_on", "metric", "value"],
     "summary.csv": ["method", RUN, "metric", "over", "mean", "deviation", "low", "high"],
@@ -140,7 +145,7 @@ class Folder:
     """
 
     def __init__(self, path: Path) -> None:
-        if not (path / "results.csv").is_file():
+        if not has_table(path / "results.csv"):
             raise ResultsError(
                 "P501",
                 f"There is no results.csv in {str(path)!r}, so there is nothing to report.",
@@ -150,7 +155,7 @@ class Folder:
         self.path = path
         self.results = self._table("results.csv")
         self.summary = self._table("summary.csv")
-        self.rounds = self._table("rounds.csv")
+        self.rounds, self.payloads = self._rounds()
         self.predictions = self._table("predictions.csv")
         self.site_table = self._table("sites.csv")
         self.harmonisation = self._table("harmonisation.csv")
@@ -164,7 +169,7 @@ class Folder:
         self.backdoor, backdoor = _parted(self._table("backdoor.csv"))
         self.summary, self.predictions = _parted(self.summary)[0], _parted(self.predictions)[0]
         self.attacked = AttackedRows(results, rounds, backdoor)
-        found = self._read("search.csv", lambda file: _read_cells(file, COLUMNS["search.csv"]))
+        found = self._read("search.csv", _read_search)
         self.search = pd.DataFrame(columns=COLUMNS["search.csv"]) if found is None else found
         if self.results.empty:
             raise ResultsError(
@@ -177,7 +182,7 @@ class Folder:
 
     def _read(self, name: str, read: Callable[[Path], Read]) -> Read | None:
         """What ``read`` makes of a file of the folder; None if it is not there."""
-        if not (self.path / name).is_file():
+        if not has_table(self.path / name):
             return None
         try:
             return read(self.path / name)
@@ -189,8 +194,15 @@ class Folder:
             ) from error
 
     def _table(self, name: str) -> pd.DataFrame:
-        table = self._read(name, lambda file: _read_table(file, COLUMNS[name]))
+        table = self._read(name, lambda file: _checked(read_table(file, without=HIDDEN), file))
         return pd.DataFrame(columns=COLUMNS[name]) if table is None else table
+
+    def _rounds(self) -> tuple[pd.DataFrame, pd.DataFrame]:
+        """What is in ``rounds.csv`` and ``payloads.csv``."""
+        found = self._read("rounds.csv", read_rounds)
+        if found is None:
+            return pd.DataFrame(columns=COLUMNS["rounds.csv"]), pd.DataFrame(columns=PAYLOAD_COLUMNS)
+        return _checked(found[0], self.path / "rounds.csv"), found[1]
 
     @cached_property
     def sites(self) -> list[str]:
@@ -405,23 +417,26 @@ def _number(text: str | None) -> float:
         return float("nan")
 
 
-def _read_table(file: Path, columns: list[str]) -> pd.DataFrame:
-    table = _read_cells(file, columns)
-    for column in table.columns:
-        if column not in TEXT:
-            table[column] = pd.to_numeric(table[column], errors="coerce")
-    return table
-
-
-def _read_cells(file: Path, columns: list[str]) -> pd.DataFrame:
-    table = pd.read_csv(
-        file, dtype=str, keep_default_na=False, usecols=lambda column: column not in ("subject", "case")
-    )
+def _checked(table: pd.DataFrame, file: Path) -> pd.DataFrame:
+    """A table with all columns that it must have, in which what should be numbers are numbers."""
+    columns = COLUMNS[file.name]
     if RUN in columns:
         check_runs(file, list(table.columns))
     missing = [column for column in columns if column not in table.columns]
     if missing:
         raise ValueError(f"column {missing[0]!r} is missing")
+    for name in table.columns:
+        if name in WORDS:
+            table[name] = table[name].astype(str)
+        elif name not in TEXT and not is_numeric_dtype(table[name]):
+            table[name] = pd.to_numeric(table[name], errors="coerce")
+    return table
+
+
+def _read_search(file: Path) -> pd.DataFrame:
+    """The cells of ``search.csv`` as they are written: its columns have the values of any parameter."""
+    table = pd.read_csv(file, dtype=str, keep_default_na=False)
+    check_runs(file, list(table.columns))
     return table
 
 

@@ -29,7 +29,7 @@ from polyclinic.study.sheet.montage import Shown, montage
 from polyclinic.study.sheet.roles import roles
 from polyclinic.study.sheet.sources import Sources
 from polyclinic.study.sheet.tables import Names
-from polyclinic.study.table_files import write_table
+from polyclinic.study.table_files import has_table, write_table
 
 TEMPLATES = Path(__file__).parent / "templates"
 PAGE, NOTES, SITES = "data-sheet.html", "notes.json", "sites.csv"
@@ -59,7 +59,7 @@ def check_out(out: Path) -> None:
     hint = "Choose another folder with --out."
     if out.exists() and not out.is_dir():
         raise ResultsError("P501", f"{out} is a file, not a folder.", hint)
-    if (out / "provenance.json").is_file() or (out / "results.csv").is_file():
+    if (out / "provenance.json").is_file() or has_table(out / "results.csv"):
         raise ResultsError("P501", f"{out} is a results folder, and a data sheet must stay at the site.", hint)
     others = [name for name in (NOTES, SITES) if (out / name).exists()]
     if others and not (out / PAGE).is_file():

@@ -66,7 +66,7 @@ def site_evidence(
     cells = [(int(s), int(f)) for s, f in sorted(set(zip(predictions["seed"], predictions["fold"], strict=True)))]
     groups = {method: cases.groups(rows) for method, rows in cases.rows.items()}
     draws = _drawn(cases, groups, cells, seed, bootstrap)
-    areas = _Areas(cases, methods, cells)
+    areas = _Areas(cases, groups, cells)
     seeds = sorted({seed for seed, _ in cells})
     return {
         metric: Evidence(
@@ -162,15 +162,15 @@ class _Areas:
     small site may have one patient of a class.
     """
 
-    def __init__(self, cases: Cases, methods: Sequence[str], cells: Sequence[Cell]) -> None:
+    def __init__(self, cases: Cases, groups: Mapping[str, Sequence[Group]], cells: Sequence[Cell]) -> None:
         self.cells = cells
         self.found = dict[Cell, list[tuple[Floats, Floats]]]()
         self.names = dict[Cell, list[str]]()
-        self.members = np.array([method in cases.independent for method in methods])
-        known = [method for method in methods if method in cases.independent]
+        self.members = np.array([method in cases.independent for method in groups])
+        known = [method for method in groups if method in cases.independent]
         if "auc" not in cases.names or not known:
             return
-        order = {method: {(g.seed, g.fold): g.rows for g in cases.groups(cases.rows[method])} for method in known}
+        order = {method: {(g.seed, g.fold): g.rows for g in groups[method]} for method in known}
         for cell in cells:
             rows = [order[method].get(cell) for method in known]
             kept = [of[np.argsort(cases.identity[of])] for of in rows if of is not None]

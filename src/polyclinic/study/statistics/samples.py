@@ -33,6 +33,9 @@ class Cases:
     Attributes:
         names: the metrics that can be computed from them.
         rows: method -> its rows.
+        seeds, folds: of each prediction, [N].
+        trained: a number for each seed, fold and model, [N].
+        site, sites: row of ``sites`` for each prediction, [N], and their names.
         patients: column site, [P] patients, those of a site together.
         patient: row of ``patients`` for each prediction, [N].
         identity: a number for each seed, fold and case, [N].
@@ -49,6 +52,9 @@ class Cases:
         self.frame = predictions.reset_index(drop=True).assign(site=predictions["site"].astype(str).to_numpy())
         self.frame["model"] = models(self.frame)
         self.rows = {method: np.flatnonzero(self.frame["method"] == method) for method in self.frame["method"].unique()}
+        self.seeds, self.folds = (self.frame[name].to_numpy() for name in ("seed", "fold"))
+        self.trained = self.frame.groupby(["seed", "fold", "model"]).ngroup().to_numpy()
+        self.site, self.sites = pd.factorize(self.frame["site"], sort=True)
         self.patient = self.frame.groupby(["site", "subject"], dropna=False).ngroup().to_numpy()
         self.patients = self.frame[["site"]].groupby(self.patient).first()
         self.identity = self.frame.groupby(["seed", "fold", "site", "case"], dropna=False).ngroup().to_numpy()
@@ -67,12 +73,14 @@ class Cases:
 
     def groups(self, rows: Rows, sites: Sequence[str] | None = None) -> list[Group]:
         """The cases of each seed, fold and model; with ``sites`` of each of these sites."""
-        keys = ["seed", "fold", "model", *(["site"] if sites is not None else [])]
-        frame = self.frame.iloc[rows]
+        keys = self.trained[rows]
         if sites is not None:
-            rows = rows[frame["site"].isin(sites).to_numpy()]
-            frame = self.frame.iloc[rows]
-        return [Group(key[0], key[1], rows[places]) for key, places in _places(frame, keys)]
+            rows = rows[self.sites.isin(sites)[self.site[rows]]]
+            keys = self.trained[rows] * len(self.sites) + self.site[rows]
+        order = np.argsort(keys, kind="stable")
+        ends = np.flatnonzero(np.diff(keys[order])) + 1
+        parts = np.split(rows[order], ends) if len(rows) else []
+        return [Group(int(self.seeds[one[0]]), int(self.folds[one[0]]), one) for one in parts]
 
     def shared(self, a: str, b: str) -> tuple[Rows, Rows]:
         """The rows of two methods on the cases that both scored, in the order of the cases."""

@@ -227,12 +227,14 @@ def _evidence_of_sites(
 ) -> dict[str, dict[str, Evidence]]:  # fmt: skip
     """Metric -> site -> what the site says of the methods, in one kind of run."""
     found: dict[str, dict[str, Evidence]] = {str(metric): {} for metric in results["metric"].unique()}
+    places = {} if predictions.empty else predictions.groupby(predictions["site"].astype(str)).indices
+    tested = results.groupby("tested_on").indices
     for site in sites:
         known: dict[str, Evidence] = {}
-        mine = predictions if predictions.empty else predictions[predictions["site"].astype(str) == site]
-        if not mine.empty:
+        if site in places:
+            mine = predictions.iloc[places[site]]
             known = site_evidence(mine, task, classes, list(found), seed=seed, bootstrap=bootstrap)
-        for metric, rows in results[results["tested_on"] == site].groupby("metric", sort=False):
+        for metric, rows in results.iloc[tested.get(site, [])].groupby("metric", sort=False):
             found[str(metric)][site] = known.get(str(metric)) or evidence_of_values(rows)
     return found
 

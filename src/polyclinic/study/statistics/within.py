@@ -17,6 +17,7 @@ from polyclinic.study.statistics.comparisons import Comparison
 from polyclinic.study.statistics.evidence import Evidence
 from polyclinic.study.statistics.intervals import Floats, holm
 from polyclinic.study.statistics.meta import NOTHING, Combined, combine_sites
+from polyclinic.study.statistics.samples import mean_of_known
 from polyclinic.tasks.metrics import value_range
 
 #: How many patients' worth the other sites' evidence has on how sure a site's own difference is.
@@ -58,28 +59,36 @@ def within_sites(evidence: Mapping[str, Evidence], methods: tuple[str, str]) -> 
     if not found:
         return Within(NOTHING, {}, {})
     by_seed, variances, patients = zip(*found.values(), strict=True)
-    seeds = pd.concat(by_seed, axis=1)  # [S, K]
-    differences = seeds.mean().to_numpy().round(12)
+    names = sorted({seed for of in by_seed for seed in of})
+    seeds = np.array([[of.get(seed, np.nan) for of in by_seed] for seed in names])  # [S, K]
+    differences = mean_of_known(seeds).round(12)
     steady = steadied(np.array(variances), np.array(patients))
     combined = combine_sites(differences, steady)
-    weights = seeds.notna() * combined.weights
-    of_seeds = (seeds * weights).sum(axis=1) / weights.sum(axis=1)
+    known = np.isfinite(seeds)
+    total = (known * combined.weights).sum(axis=1)
+    of_seeds = np.divide(
+        (np.where(known, seeds, 0.0) * combined.weights).sum(axis=1),
+        total,
+        out=np.full(len(total), np.nan),
+        where=total > 0,
+    )
     return Within(
-        combined.with_training(of_seeds.to_numpy()),
+        combined.with_training(of_seeds),
         dict(zip(found, differences.tolist(), strict=True)),
         dict(zip(found, np.sqrt(steady).tolist(), strict=True)),
     )
 
 
-def _of_site(evidence: Evidence, methods: tuple[str, str]) -> tuple[pd.Series[float], float, float] | None:
+def _of_site(evidence: Evidence, methods: tuple[str, str]) -> tuple[dict[int, float], float, float] | None:
     """Difference of each seed, the variance of their mean, and among how many patients; None where there is none."""
     if not set(methods) <= set(evidence.methods):
         return None
     a, b = (list(evidence.methods).index(method) for method in methods)
-    differences = pd.Series(evidence.differences[:, a, b], list(evidence.seeds))
-    if differences.isna().all():
+    differences = evidence.differences[:, a, b]
+    if np.isnan(differences).all():
         return None
-    return differences, float(evidence.variances[a, b]), float(evidence.patients[[a, b]].min())
+    by_seed = dict(zip(evidence.seeds, differences.tolist(), strict=True))
+    return by_seed, float(evidence.variances[a, b]), float(evidence.patients[[a, b]].min())
 
 
 def steadied(variances: Floats, patients: Floats) -> Floats:
