@@ -80,6 +80,8 @@ class Prepared(Body):
         classes: training cases of each class; empty where targets are not classes.
         note: a sentence for the report if the site is too small; else empty.
         unlabelled: cases without a label that may be trained on.
+        patients: in each of the three parts.
+        validation_classes, test_classes: as ``classes``, of the other two parts.
     """
 
     train: Count
@@ -88,6 +90,9 @@ class Prepared(Body):
     classes: list[Count]
     note: Sentence
     unlabelled: Count = 0
+    patients: list[Count] = []
+    validation_classes: list[Count] = []
+    test_classes: list[Count] = []
 
 
 class Applied(Body):

@@ -19,6 +19,7 @@ from polyclinic.communication.message import Message
 from polyclinic.data.augmentation import Augmentation
 from polyclinic.data.cases import SiteData
 from polyclinic.data.dataset import Dataset
+from polyclinic.data.part_counts import part_classes, part_patients
 from polyclinic.data.preparation import Prepared as PreparedCases
 from polyclinic.data.preparation import SharedStep, Step, build_steps
 from polyclinic.data.scaling import summarise
@@ -209,18 +210,17 @@ class Site:
         self._steps = build_steps(ask.steps)
         self._prepared = PreparedCases(self.data, self.parts.train)
         self._advance()
-        classes: list[int] = []
         found: Tensors = {}
         labels = self.data.labels
         if labels is not None and labels.is_floating_point():
             summary = summarise(labels[:, None], self.parts.train).to_tensors()
             found = {f"target_{name}": value for name, value in summary.items()}
-        elif labels is not None:
-            classes = torch.bincount(labels[self.parts.train], minlength=ask.classes).tolist()
         parts = self.parts
+        classes = part_classes(self.data, parts, ask.classes)
         answer = Prepared(
-            train=len(parts.train), validation=len(parts.validation), test=len(parts.test), classes=classes,
-            note=parts.note, unlabelled=len(parts.unlabelled),
+            train=len(parts.train), validation=len(parts.validation), test=len(parts.test), classes=classes[0],
+            note=parts.note, unlabelled=len(parts.unlabelled), patients=part_patients(self.data, parts),
+            validation_classes=classes[1], test_classes=classes[2],
         )  # fmt: skip
         return Message(answer.fields(), found)
 

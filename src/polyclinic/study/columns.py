@@ -25,3 +25,5 @@ EXCHANGED = ["method", "payload", "reveals"]
 #: Columns of ``harmonisation.csv``.
 DESCRIBED = ["site", "feature", "stage", "count", "mean", "deviation", "low", "median", "high"]
 STAGES = ("before", "after")
+#: Columns of ``flow.csv``.
+FLOW = ["site", "stage", "fold", "what", "cases", "patients"]

@@ -38,6 +38,7 @@ from polyclinic.study.fit import (
     input_shape,
     network_outputs,
 )
+from polyclinic.study.flow import flow_table
 from polyclinic.study.folder import Folder
 from polyclinic.study.folds import Folds
 from polyclinic.study.job import Fold, Job
@@ -164,6 +165,7 @@ class _Runner:
         searched = self.search.table()
         if len(searched):
             write_table(self.folder.path / "search.csv", searched)
+            self.folder.note({"search_seconds": self.search.seconds()})
         self._write([job for job in jobs if job.trial is None], folds, sites)
 
     def _template(self, device: str) -> FlatModule:
@@ -284,6 +286,9 @@ class _Runner:
         reveals = {method.label: self._reveals(method) for method in declaration.study_methods}
         write_table(out / "exchanged.csv", exchanged_table(rounds, reveals))
         write_table(out / "sites.csv", sites)
+        counts = {site: data.counts for site, data in self.opened.sites.items()} | self.opened.left_out
+        write_table(out / "flow.csv", flow_table(counts, dict(zip(sites["site"], sites["patients"], strict=True)),
+                                                 folds, classes if declaration.target == "labels" else []))  # fmt: skip
         write_table(out / "summary.csv", summary)
         if len(unseen):
             write_table(out / "unseen.csv", unseen)

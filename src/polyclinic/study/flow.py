@@ -1,0 +1,56 @@
+"""The table of the flow of cases: what was found at each site, what was rejected and why, and where the rest went."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+
+import pandas as pd
+
+from polyclinic.data.cases import Counts
+from polyclinic.study.columns import FLOW
+from polyclinic.study.job import Fold
+
+#: The parts of a fold in the order of a site's answer.
+PARTS = ("train", "validation", "test")
+
+Row = tuple[object, ...]
+
+
+def flow_table(
+    counts: Mapping[str, Counts], patients: Mapping[str, int], folds: Mapping[int, Fold], classes: Sequence[str]
+) -> pd.DataFrame:
+    """``flow.csv``: where each site's cases went, as whole numbers.
+
+    Args:
+        counts: site -> what became of its cases; also of sites that are left out, since none of their cases is used.
+        patients: site -> patients among the cases used.
+        folds: what is known of the sites in each fold.
+        classes: names of the classes; empty where targets are no classes.
+
+    Returns:
+        Rows with the columns `FLOW`.
+    """
+    rows: list[Row] = []
+    for site, found in counts.items():
+        rows.append((site, "found", None, "", found.found, None))
+        ordered = sorted(found.rejected.items(), key=lambda item: (-item[1], item[0]))
+        rows += [(site, "rejected", None, reason, count, None) for reason, count in ordered]
+        rows.append((site, "used", None, "", found.used, patients.get(site, 0)))
+        if found.unlabelled:
+            rows.append((site, "unlabelled", None, "", found.unlabelled, None))
+        for fold in folds.values():
+            rows += [(site, *row) for row in _of_fold(site, fold, classes)]
+    frame = pd.DataFrame(rows, columns=FLOW)
+    return frame.astype({"fold": "Int64", "cases": "Int64", "patients": "Int64"})
+
+
+def _of_fold(site: str, fold: Fold, classes: Sequence[str]) -> Iterator[Row]:
+    """Stage, fold, class, cases and patients of the three parts: first of all classes, then of each."""
+    if site not in fold.train:
+        return
+    counted = fold.counted.get(site)
+    for place, (part, cases) in enumerate(zip(PARTS, (fold.train, fold.validation, fold.test), strict=True)):
+        patients = counted.patients[place] if counted and counted.patients else None
+        yield part, fold.number, "", cases[site], patients
+        for name, count in zip(classes, counted.classes[place] if counted else [], strict=False):
+            yield part, fold.number, name, count, None
