@@ -26,6 +26,7 @@ from polyclinic.study.columns import (
     DECISIONS,
     DESCRIBED,
     EXCHANGED,
+    FLOW,
     UNSEEN_COLUMNS,
 )
 from polyclinic.study.kinds import ATTACKED, PLAIN, RUN, UNSEEN, Entry, check_runs, titled
@@ -42,7 +43,7 @@ from polyclinic.tasks.metrics import (
 
 #: Columns that hold text; pandas would take a site called "NA" for a missing value.
 TEXT = {"method", "run", "versus", "site", "trained_on", "tested_on", "metric", "over", "interval", "reasons", "note",
-        "scored", "payload", "reveals", "corrupt", "feature", "stage", "extra_up", "extra_down"}  # fmt: skip
+        "scored", "payload", "reveals", "corrupt", "feature", "stage", "extra_up", "extra_down", "what"}  # fmt: skip
 COLUMNS = {
     "results.csv": ["method", RUN, "seed", "fold", "trained_on", "tested_on", "metric", "value"],
     "summary.csv": ["method", RUN, "metric", "over", "mean", "deviation", "low", "high"],
@@ -60,6 +61,7 @@ COLUMNS = {
     "backdoor.csv": ["method", RUN, "seed", "fold", "trained_on", "tested_on", "cases", "opened"],
     "search.csv": [*BEFORE, *AFTER],
     "sites.csv": ["site", "found", "used", "rejected"],
+    "flow.csv": FLOW,
 }
 WHICH = ("best", "median", "worst")
 CLASS = "class: "
@@ -153,6 +155,7 @@ class Folder:
         self.rounds = self._table("rounds.csv")
         self.predictions = self._table("predictions.csv")
         self.site_table = self._table("sites.csv")
+        self.flow = self._table("flow.csv")
         self.harmonisation = self._table("harmonisation.csv")
         self.costs_of_unseen = self._table("unseen.csv")
         self.comparisons, self.site_comparisons = self._table("comparisons.csv"), self._table("site_comparisons.csv")

@@ -1,0 +1,29 @@
+"""Commands on the results folder of a finished study: checklists and exports."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+Results = Annotated[Path, typer.Argument(metavar="DIR", help="Results folder of a study.")]
+
+
+def checklist(
+    folder: Results,
+    name: Annotated[str, typer.Option("--list", help="federated, tripod-ai or claim.")] = "federated",
+    out: Annotated[
+        Path | None, typer.Option(help="File to write (.md or .html); default DIR/checklist-LIST.md.")
+    ] = None,
+) -> None:
+    """Fill a checklist for reporting from a finished study; what a run can't know is left to the authors."""
+    from polyclinic.errors import StudyError, nearest
+    from polyclinic.study.report.checklists import CHECKLISTS
+    from polyclinic.study.report.checklists.writing import write_checklist
+
+    if name not in CHECKLISTS:
+        raise StudyError("P103", f"There is no checklist {name!r}.", nearest(name, list(CHECKLISTS)))
+    target = folder / f"checklist-{name}.md" if out is None else out
+    write_checklist(folder, CHECKLISTS[name], target)
+    print(target)
