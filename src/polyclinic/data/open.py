@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -28,6 +28,7 @@ from polyclinic.data.quality.patients import check_site_names, patient_notes, to
 from polyclinic.data.quality.tables import image_notes, table_notes
 from polyclinic.data.readers.files import resolve
 from polyclinic.data.spec import DataSpec, Target
+from polyclinic.data.subgroups import Subgroup, read_groups
 from polyclinic.data.tables.features import encode_covariates, encode_features
 from polyclinic.data.tables.labels import encode_labels, encode_numbers
 from polyclinic.data.tables.rows import Rows, missing_target, read_rows, reject_alone, reject_rows
@@ -50,6 +51,7 @@ def open_data(
     target: Target,
     split: str | None = None,
     progress: Callable[[int, int], None] | None = None,
+    subgroups: Sequence[Subgroup] = (),
 ) -> Opened:
     """Read tables and images, and keep what can be used.
 
@@ -69,6 +71,7 @@ def open_data(
         target: what is to be predicted of each case.
         split: column that fixes the part of each case: train, validation (val, valid, dev) or test.
         progress: called with the number of images decoded and the number of all images, after each image.
+        subgroups: by what patients are grouped; see `polyclinic.data.subgroups`.
 
     Returns:
         the cases of each site, with counts and notes.
@@ -77,7 +80,9 @@ def open_data(
         StudyError: P102 or P104 when the entries of ``spec`` do not go together.
         DataError: P201 to P206 and P503, when a file, a column, a value, an image or a site is not as ``spec`` says.
     """
-    rows, used, labels, classes, notes = _rows_of_sites(spec, folder, target, split)
+    rows, used, labels, classes, notes = _rows_of_sites(spec, folder, target, split, [one.column for one in subgroups])
+    groups, said = read_groups(used.cells, used.origin["subject"], subgroups)
+    notes += said
     matrix, features = np.empty(0, dtype=np.float32), _channels(spec)
     if spec.image is None:
         matrix, features = encode_features(used.cells, used.chosen, spec)
@@ -117,6 +122,8 @@ def open_data(
             sites[site].mask_facts = [*seen.mask_facts, *[MaskFacts()] * counts.unlabelled]
         if counts.unlabelled:
             sites[site].labelled = torch.from_numpy(known)
+        if groups:
+            sites[site].groups = {name: own[here].tolist() for name, own in groups.items()}
     if not sites:
         raise DataError("P205", "No site has a usable case. " + " ".join(notes), "Mend the images or their paths.")
     notes += _unlabelled_notes(sites)
@@ -136,7 +143,7 @@ def open_data(
 
 
 def _rows_of_sites(
-    spec: DataSpec, folder: Path, target: Target, split: str | None
+    spec: DataSpec, folder: Path, target: Target, split: str | None, subgroups: Sequence[str] = ()
 ) -> tuple[Rows, Rows, Labels, list[str], list[Note]]:
     """All rows and those that are used, each with its site; the labels of the latter, names of classes, and notes.
 
@@ -145,7 +152,7 @@ def _rows_of_sites(
         DataError: P201 to P203, P205, P206 and P503, when a file, a column or a value is not as ``spec`` says.
     """
     _check_spec(spec, target)
-    rows = read_rows(spec, folder, split)
+    rows = read_rows(spec, folder, split, subgroups)
     notes = reject_rows(rows, spec, target, split)
     if spec.unlabelled == "use":
         reject_alone(rows, spec, target)

@@ -247,10 +247,15 @@ class Predict(During):
 
 
 class Predicted(Body):
-    """What came of ``predict``: pseudonyms of N patients and cases; a task may add fields, see `Task.says`."""
+    """What came of ``predict``: pseudonyms of N patients and cases; a task may add fields, see `Task.says`.
+
+    Attributes:
+        groups: column of a subgroup -> the group of each case.
+    """
 
     subject: list[Name]
     case: list[Name]
+    groups: dict[Name, list[Name]] = {}
 
 
 class Pictured(Body):

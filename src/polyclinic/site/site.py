@@ -349,8 +349,12 @@ class Site:
     def _predict(self, asked: Predict, tensors: Tensors) -> Message:
         index, run = self.parts.test, self.tested(asked)
         fields, found = evaluation.predict(run, self._vectors(tensors), index, asked.threshold)
-        names = [self.pseudonyms[position] for position in index.tolist()]
-        answer = predicted(type(run.task))(subject=[n[0] for n in names], case=[n[1] for n in names], **fields)
+        places = index.tolist()
+        names = [self.pseudonyms[position] for position in places]
+        groups = {name: [own[place] for place in places] for name, own in (self.data.groups or {}).items()}
+        answer = predicted(type(run.task))(
+            subject=[n[0] for n in names], case=[n[1] for n in names], groups=groups, **fields
+        )  # fmt: skip
         return Message(answer.fields(), found)
 
     def _overlays(self, asked: Predict, tensors: Tensors) -> Message:

@@ -108,9 +108,11 @@ class CheckedStudy:
             DataError: what is wrong with it.
         """
         from polyclinic.data.open import open_data
+        from polyclinic.data.subgroups import Subgroup
 
-        spec, split = self.declaration.data, self.declaration.evaluation.split
-        return open_data(spec, self.folder, self.declaration.target, split, progress)
+        spec, evaluation = self.declaration.data, self.declaration.evaluation
+        groups = [Subgroup.of(entry) for entry in evaluation.subgroups]
+        return open_data(spec, self.folder, self.declaration.target, evaluation.split, progress, groups)
 
 
 def _searched(content: dict[str, Any], entries: Sequence[Any]) -> dict[str, Any]:

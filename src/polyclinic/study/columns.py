@@ -27,3 +27,10 @@ DESCRIBED = ["site", "feature", "stage", "count", "mean", "deviation", "low", "m
 STAGES = ("before", "after")
 #: Columns of ``flow.csv``.
 FLOW = ["site", "stage", "fold", "what", "cases", "patients"]
+#: What stands before the name of a subgroup in ``predictions.csv``, where the column holds the case's group.
+SUBGROUP = "subgroup: "
+#: Columns of ``subgroups.csv``.
+SUBGROUPS = [
+    "method", RUN, "subgroup", "group", "cases", "patients", "metric", "sites", "value", "low", "high", "gap_sites",
+    "gap", "gap_low", "gap_high", "note",
+]  # fmt: skip

@@ -28,6 +28,7 @@ from polyclinic.study.entries import (
     check_keys,
 )
 from polyclinic.study.method_entries import Candidate, MethodReader, StudyMethod, check_training, filled_training
+from polyclinic.study.subgroup_entries import check_subgroups
 from polyclinic.tasks import TASKS
 
 #: An entry that is planned from the images of all sites.
@@ -236,6 +237,7 @@ class Declaration(Part):
         check_data(self.data, self.task)
         check_training(self.training, self.task, ("training",))
         evaluation = self.evaluation
+        check_subgroups(evaluation, self.data)
         ways = [way for way in ("folds", "split", "holdout") if getattr(evaluation, way)]
         if len(ways) > 1:
             message = f"`{ways[0]}` and `{ways[1]}` exclude each other; give one."

@@ -85,6 +85,10 @@ class Evaluation(Part):
     """Decides the folds; the same for all seeds, so that seeds differ in training only."""
     bootstrap: Annotated[int, Field(ge=0)] = 1000
     """Resamples of patients for confidence intervals."""
+    subgroups: list[str | dict[str, list[float]]] = []
+    """Columns by whose groups results are given besides: ``sex``, or ``{age: [0, 50, 65, 120]}``, cut at edges."""
+    subgroup_patients: PositiveInt = 10
+    """A group with fewer patients has no numbers."""
 
     @property
     def number_of_folds(self) -> int | None:

@@ -54,6 +54,7 @@ from polyclinic.study.search import Searching
 from polyclinic.study.site_table import site_table
 from polyclinic.study.statistics import all_evidence, cost_of_unseen, summarise
 from polyclinic.study.statistics.calibration import calibration_tables
+from polyclinic.study.statistics.subgroups import subgroup_table
 from polyclinic.study.statistics.within import within_tables
 from polyclinic.study.table_files import write_table
 from polyclinic.study.testing import result_rows
@@ -298,6 +299,11 @@ class _Runner:
             )
             write_table(out / "calibration.csv", calibration)
             write_table(out / "decisions.csv", decisions)
+        if declaration.evaluation.subgroups:
+            write_table(out / "subgroups.csv", subgroup_table(
+                predictions, task=declaration.task, classes=classes, metrics=declaration.metrics,
+                least=declaration.evaluation.subgroup_patients, bootstrap=declaration.evaluation.bootstrap,
+            ))  # fmt: skip
         backdoor = self.folder.gather(jobs, "backdoor.csv")
         if len(backdoor):
             write_table(out / "backdoor.csv", ordered(backdoor))

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import csv
 from pathlib import Path
 
 import pandas as pd
 
 from polyclinic.files import write_atomic
+from polyclinic.study.columns import SUBGROUP
 
 #: Columns that hold text, whatever it looks like (a site may be called 01 or NA).
 TEXT = {"method", "run", "site", "trained_on", "tested_on", "metric", "over", "interval", "subject", "case", "reasons",
         "note", "feature", "stage", "without", "extra_up", "extra_down", "payload", "reveals",
-        "versus", "what"}  # fmt: skip
+        "versus", "what", "subgroup", "group"}  # fmt: skip
 
 
 def write_table(path: Path, frame: pd.DataFrame) -> None:
@@ -21,7 +23,8 @@ def write_table(path: Path, frame: pd.DataFrame) -> None:
 
 def read_table(path: Path) -> pd.DataFrame:
     """Read what ``write_table`` wrote."""
-    header = path.open(encoding="utf-8").readline().rstrip("\n").split(",")
-    types = {name: str for name in header if name in TEXT}
-    return pd.read_csv(path, dtype=types, keep_default_na=False, na_values={
-        name: ["", "nan", "NaN"] for name in header if name not in TEXT}, float_precision="round_trip")  # fmt: skip
+    with path.open(encoding="utf-8", newline="") as file:
+        header = next(csv.reader(file), [])
+    texts = {name for name in header if name in TEXT or name.startswith(SUBGROUP)}
+    return pd.read_csv(path, dtype=dict.fromkeys(texts, str), keep_default_na=False, na_values={
+        name: ["", "nan", "NaN"] for name in header if name not in texts}, float_precision="round_trip")  # fmt: skip

@@ -17,6 +17,7 @@ from polyclinic.running.attendance import gather
 from polyclinic.running.plan import Plan
 from polyclinic.running.progress import Progress, Row
 from polyclinic.site.messages import Predict
+from polyclinic.study.columns import SUBGROUP
 from polyclinic.study.declaration import Declaration
 from polyclinic.study.job import Fold, Job, Outcome
 from polyclinic.study.kinds import RUN
@@ -169,7 +170,8 @@ class Tester:
     def _frame(self, reply: Message, threshold: float) -> pd.DataFrame:
         """Predictions of one site as a table."""
         frame = pd.DataFrame({"subject": reply.fields["subject"], "case": reply.fields["case"]}, dtype=str)
-        return frame.assign(**self.task.columns(reply.fields, reply.tensors, threshold))
+        frame = frame.assign(**self.task.columns(reply.fields, reply.tensors, threshold))
+        return frame.assign(**{SUBGROUP + name: own for name, own in reply.fields.get("groups", {}).items()})
 
     def _wants_overlays(self, method: Method) -> bool:
         first = self.job == replace(self.job, seed=self.declaration.all_seeds[0], fold=0, without=None, attacked=False)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -97,8 +98,10 @@ class Rows:
         return counts
 
 
-def read_rows(spec: DataSpec, folder: Path, split: str | None) -> Rows:
+def read_rows(spec: DataSpec, folder: Path, split: str | None, subgroups: Sequence[str] = ()) -> Rows:
     """The rows that ``where`` selects, of one table or of one table for each site.
+
+    The columns of ``subgroups`` are read besides; that makes them no features, nor keeps them from being some.
 
     Raises:
         DataError: P201 to P203 and P503 when a file, a column or a value of ``where`` is not as ``spec`` says.
@@ -109,13 +112,13 @@ def read_rows(spec: DataSpec, folder: Path, split: str | None) -> Rows:
     paths = {site: locate(name, folder) for site, name in entries.items()}
     tables = {site: read_cells(path, spec.columns) for site, path in paths.items()}
     titles = {site: f"The table {path.name!r}" for site, path in paths.items()}
-    needed = _needed_columns(spec, split)
+    needed = _needed_columns(spec, split, subgroups)
     for site, table in tables.items():
         for column, use in needed.items():
             require_column(table.columns.tolist(), column, use, titles[site])
     available = list(dict.fromkeys(name for table in tables.values() for name in table.columns))
     title = next(iter(titles.values())) if len(titles) == 1 else "None of the tables"
-    taken = {column for column, use in needed.items() if use != "where"}
+    taken = {column for column, use in needed.items() if use not in ("where", "subgroups")}
     chosen, notes, counting = list[str](), list[Note](), frozenset[str]()
     if not spec.image:
         chosen, notes, counting = _choose_features(spec, list(tables.values()), available, taken, title)
@@ -254,7 +257,7 @@ def _subjects(cells: pd.Series[str], pattern: str | None) -> tuple[pd.Series[str
     return found.where(~unfit, cells), int(unfit.sum())
 
 
-def _needed_columns(spec: DataSpec, split: str | None) -> dict[str, str]:
+def _needed_columns(spec: DataSpec, split: str | None, subgroups: Sequence[str] = ()) -> dict[str, str]:
     """Columns with a part in the study besides features -> the key that names them."""
     named = {
         "where": None,
@@ -268,4 +271,5 @@ def _needed_columns(spec: DataSpec, split: str | None) -> dict[str, str]:
     combat = spec.harmonisation.combat
     covariates = dict.fromkeys([*combat.covariates, *combat.groups] if combat else [], "covariates")
     others = covariates | {name: use for use, name in named.items() if name is not None}
-    return dict.fromkeys(spec.where, "where") | others | dict.fromkeys(spec.image_columns, "image")
+    read = dict.fromkeys(spec.where, "where") | dict.fromkeys(subgroups, "subgroups")
+    return read | others | dict.fromkeys(spec.image_columns, "image")

@@ -27,6 +27,8 @@ from polyclinic.study.columns import (
     DESCRIBED,
     EXCHANGED,
     FLOW,
+    SUBGROUP,
+    SUBGROUPS,
     UNSEEN_COLUMNS,
 )
 from polyclinic.study.kinds import ATTACKED, PLAIN, RUN, UNSEEN, Entry, check_runs, titled
@@ -43,7 +45,8 @@ from polyclinic.tasks.metrics import (
 
 #: Columns that hold text; pandas would take a site called "NA" for a missing value.
 TEXT = {"method", "run", "versus", "site", "trained_on", "tested_on", "metric", "over", "interval", "reasons", "note",
-        "scored", "payload", "reveals", "corrupt", "feature", "stage", "extra_up", "extra_down", "what"}  # fmt: skip
+        "scored", "payload", "reveals", "corrupt", "feature", "stage", "extra_up", "extra_down", "what",
+        "subgroup", "group"}  # fmt: skip
 COLUMNS = {
     "results.csv": ["method", RUN, "seed", "fold", "trained_on", "tested_on", "metric", "value"],
     "summary.csv": ["method", RUN, "metric", "over", "mean", "deviation", "low", "high"],
@@ -62,6 +65,7 @@ COLUMNS = {
     "search.csv": [*BEFORE, *AFTER],
     "sites.csv": ["site", "found", "used", "rejected"],
     "flow.csv": FLOW,
+    "subgroups.csv": SUBGROUPS,
 }
 WHICH = ("best", "median", "worst")
 CLASS = "class: "
@@ -156,6 +160,7 @@ class Folder:
         self.predictions = self._table("predictions.csv")
         self.site_table = self._table("sites.csv")
         self.flow = self._table("flow.csv")
+        self.subgroups = self._table("subgroups.csv")
         self.harmonisation = self._table("harmonisation.csv")
         self.costs_of_unseen = self._table("unseen.csv")
         self.comparisons, self.site_comparisons = self._table("comparisons.csv"), self._table("site_comparisons.csv")
@@ -411,7 +416,7 @@ def _number(text: str | None) -> float:
 def _read_table(file: Path, columns: list[str]) -> pd.DataFrame:
     table = _read_cells(file, columns)
     for column in table.columns:
-        if column not in TEXT:
+        if column not in TEXT and not str(column).startswith(SUBGROUP):
             table[column] = pd.to_numeric(table[column], errors="coerce")
     return table
 

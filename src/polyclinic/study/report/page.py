@@ -32,6 +32,7 @@ from polyclinic.study.report.folder import Folder, Measure, Overlay, of_run
 from polyclinic.study.report.harmonisation import harmonised
 from polyclinic.study.report.methods import SHOWN, featured, is_reference, method_lines
 from polyclinic.study.report.search import searched, searched_values
+from polyclinic.study.report.subgroups import subgroup_section
 from polyclinic.study.report.trust import trusted
 from polyclinic.study.report.within import within
 
@@ -49,6 +50,7 @@ SECTIONS = {
     "attack": "Corrupt sites",
     "structures": "Structure by structure",
     "site_results": "Results site by site",
+    "subgroups": "Groups of patients",
     "cross": "Each site's model at the other sites",
     "curves": "ROC and calibration",
     "scatter": "Predicted against true",
@@ -456,6 +458,7 @@ CONTENT: dict[str, Callable[[Folder], Any]] = {
     "structures": tables.structure_tables,
     "within": within,
     "site_results": _site_results,
+    "subgroups": subgroup_section,
     "cross": tables.cross_matrix,
     "curves": _curves,
     "scatter": _scatter,
