@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from tempfile import TemporaryDirectory
+
 from polyclinic.errors import ResultsError
 from polyclinic.files import write_atomic, write_error
 from polyclinic.study.crate.contents import (
