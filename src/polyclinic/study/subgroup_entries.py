@@ -50,7 +50,7 @@ def _check_edges(one: Subgroup, place: Place) -> None:
     if len(edges) > MOST_GROUPS + 1:
         raise EntryError("P102", f"got {len(edges) - 1} intervals of {one.column!r}; expected at most {MOST_GROUPS}.",
                          place=place)  # fmt: skip
-    if len(set(one.intervals)) < len(one.intervals):
+    if len({f"{edge:g}" for edge in edges}) < len(edges):
         raise EntryError(
             "P102", f"the edges of {one.column!r} are too close to be told apart in six digits.", place=place
         )
