@@ -39,7 +39,7 @@ def presence(folder: Folder) -> str | None:
         return (
             f"Every site whose updates counted was there in all {total} rounds (over methods, folds and seeds).{apart}"
         )
-    worst = sorted(some, key=lambda site: -some[site])
+    worst = sorted(some, key=lambda site: (-some[site], site))
     each = listed([f"{site} {some[site]}" for site in worst])
     came = f" First answer in a later round than others': {listed(list(late))}." if late else ""
     went = f" No answer in last rounds: {listed(list(left))}." if left else ""
