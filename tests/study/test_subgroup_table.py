@@ -202,6 +202,27 @@ def test_calibration_of_groups_tells_which_one_is_wrong():
     assert slope["low"] < 1.0 < slope["high"]
 
 
+def test_a_group_with_one_class_has_no_area_and_says_so():
+    frames = [predicted(site, list("FFFFMMMM"), [0, 0, 0, 0, 1, 0, 1, 0], [0.2, 0.9, 0.1, 0.3, 0.8, 0.1, 0.7, 0.2])
+              for site in "AB"]  # fmt: skip
+    found = row(subgroup_table(pd.concat(frames), **ASKED | {"bootstrap": 20}), "F", "auc")
+    assert math.isnan(found["value"])
+    assert math.isnan(found["gap"])
+    assert (found["sites"], found["note"]) == (0, "not defined at any site")
+    assert row(subgroup_table(pd.concat(frames), **ASKED), "F", "acc")["value"] == 0.75
+
+
+def test_a_site_where_the_group_has_one_class_does_not_count():
+    rng = np.random.default_rng(12)
+    first = drawn(rng, "A", 60)
+    second = predicted("B", list("FFMM"), [1, 1, 1, 0], [0.1, 0.2, 0.9, 0.1])
+    both, alone = (subgroup_table(pd.concat(frames), **ASKED) for frames in ([first, second], [first]))
+    assert row(both, "F", "auc")["value"] == pytest.approx(row(alone, "F", "auc")["value"])
+    assert row(both, "F", "auc")["sites"] == 1
+    assert row(both, "F", "auc")["gap"] == pytest.approx(row(alone, "F", "auc")["gap"])
+    assert row(both, "F", "acc")["sites"] == 2
+
+
 def test_without_a_subgroup_there_is_no_row():
     frame = drawn(np.random.default_rng(11), "A", 20).drop(columns="subgroup: sex")
     assert subgroup_table(frame, **ASKED).empty
@@ -252,8 +273,23 @@ def test_the_table_and_the_report_follow_from_the_predictions(finished):
     assert (last.group, last.patients, last.cases) == ("not known", "< 10", "–")
     page = render(folder)
     assert 'id="subgroups"' in page
+    assert "<summary>Other metrics</summary>" in page
+    assert "Groups of patients by part" in page
     assert "not adjusted for their number" in page
     assert "groups of patients are not in this report" not in page
+
+
+def test_the_parts_are_counted_by_group(finished):
+    out, table = finished
+    counts = pd.read_csv(out / "characteristics.csv", dtype={"group": str})
+    everyone = counts[(counts["site"] == "all") & (counts["subgroup"] == "a, b") & (counts["stage"] == "test")]
+    size = table["a, b"].astype(str).value_counts()
+    for group, rows in everyone.groupby("group"):
+        assert rows["patients"].sum() == size[group]  # every patient is tested in one of the folds
+    few = counts[counts["note"].notna()]
+    assert len(few)
+    assert few[["cases", "patients"]].isna().all(axis=None)
+    assert (counts["patients"].dropna() >= 10).all()
 
 
 def test_the_tables_are_read_back_as_they_were_written(finished):

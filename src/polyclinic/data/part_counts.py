@@ -28,5 +28,19 @@ def part_classes(data: SiteData, parts: Parts, classes: int) -> list[list[int]]:
     return [torch.bincount(labels[index], minlength=classes).tolist() for index in _three(parts)]
 
 
+def part_groups(data: SiteData, parts: Parts) -> dict[str, dict[str, list[int]]]:
+    """Subgroup -> group -> cases in the training, the validation and the test part, then patients in the same."""
+    return {
+        name: {group: _counts(data, parts, own, group) for group in sorted(set(own))}
+        for name, own in (data.groups or {}).items()
+    }
+
+
+def _counts(data: SiteData, parts: Parts, groups: list[str], group: str) -> list[int]:
+    places = [[place for place in index.tolist() if groups[place] == group] for index in _three(parts)]
+    people = [{data.subjects[place] for place in own} for own in places]
+    return [len(own) for own in [*places, *people]]
+
+
 def _three(parts: Parts) -> tuple[Tensor, Tensor, Tensor]:
     return parts.train, parts.validation, parts.test

@@ -82,6 +82,7 @@ class Prepared(Body):
         unlabelled: cases without a label that may be trained on.
         patients: in each of the three parts.
         validation_classes, test_classes: as ``classes``, of the other two parts.
+        groups: subgroup -> group -> cases in the three parts, then patients.
     """
 
     train: Count
@@ -93,6 +94,7 @@ class Prepared(Body):
     patients: list[Count] = []
     validation_classes: list[Count] = []
     test_classes: list[Count] = []
+    groups: dict[Name, dict[Name, Annotated[list[Count], Field(min_length=6, max_length=6)]]] = {}
 
 
 class Applied(Body):

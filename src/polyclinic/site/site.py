@@ -19,7 +19,7 @@ from polyclinic.communication.message import Message
 from polyclinic.data.augmentation import Augmentation
 from polyclinic.data.cases import SiteData
 from polyclinic.data.dataset import Dataset
-from polyclinic.data.part_counts import part_classes, part_patients
+from polyclinic.data.part_counts import part_classes, part_groups, part_patients
 from polyclinic.data.preparation import Prepared as PreparedCases
 from polyclinic.data.preparation import SharedStep, Step, build_steps
 from polyclinic.data.scaling import summarise
@@ -220,7 +220,7 @@ class Site:
         answer = Prepared(
             train=len(parts.train), validation=len(parts.validation), test=len(parts.test), classes=classes[0],
             note=parts.note, unlabelled=len(parts.unlabelled), patients=part_patients(self.data, parts),
-            validation_classes=classes[1], test_classes=classes[2],
+            validation_classes=classes[1], test_classes=classes[2], groups=part_groups(self.data, parts),
         )  # fmt: skip
         return Message(answer.fields(), found)
 

@@ -34,3 +34,5 @@ SUBGROUPS = [
     "method", RUN, "subgroup", "group", "cases", "patients", "metric", "sites", "value", "low", "high", "gap_sites",
     "gap", "gap_low", "gap_high", "note",
 ]  # fmt: skip
+#: Columns of ``characteristics.csv``.
+CHARACTERISTICS = ["site", "subgroup", "group", "fold", "stage", "cases", "patients", "note"]

@@ -1,4 +1,4 @@
-"""The table of the flow of cases: what was found at each site, what was rejected and why, and where the rest went."""
+"""The tables of the flow of cases: what was found, rejected and used at each site, and who is in which part."""
 
 from __future__ import annotations
 
@@ -7,11 +7,14 @@ from collections.abc import Iterator, Mapping, Sequence
 import pandas as pd
 
 from polyclinic.data.cases import Counts
-from polyclinic.study.columns import FLOW
+from polyclinic.study.columns import CHARACTERISTICS, FLOW
 from polyclinic.study.job import Fold
 
 #: The parts of a fold in the order of a site's answer.
 PARTS = ("train", "validation", "test")
+
+#: Name of the rows in which all sites stand together.
+ALL = "all"
 
 Row = tuple[object, ...]
 
@@ -54,3 +57,34 @@ def _of_fold(site: str, fold: Fold, classes: Sequence[str]) -> Iterator[Row]:
         yield part, fold.number, "", cases[site], patients
         for name, count in zip(classes, counted.classes[place] if counted else [], strict=False):
             yield part, fold.number, name, count, None
+
+
+def characteristics_table(folds: Mapping[int, Fold], least: int) -> pd.DataFrame:
+    """``characteristics.csv``: how many of each group of patients are in each part, at each site and at all together.
+
+    Args:
+        folds: what is known of the sites in each fold.
+        least: a count of fewer patients is not told.
+
+    Returns:
+        Rows with the columns `CHARACTERISTICS`; none where the study has no subgroups.
+    """
+    rows: list[Row] = []
+    for fold in folds.values():
+        counts: dict[tuple[str, str, str], list[int]] = {}
+        for site, counted in fold.counted.items():
+            for name, groups in counted.groups.items():
+                for group, own in groups.items():
+                    counts[site, name, group] = own
+                    total = counts.get((ALL, name, group), [0] * 6)
+                    counts[ALL, name, group] = [a + b for a, b in zip(total, own, strict=True)]
+        for (site, name, group), own in counts.items():
+            for place, part in enumerate(PARTS):
+                cases, patients = own[place], own[place + len(PARTS)]
+                told = (cases, patients, "") if patients >= least else (None, None, f"fewer than {least} patients")
+                rows.append((site, name, group, fold.number, part, *told))
+    frame = pd.DataFrame(rows, columns=CHARACTERISTICS).astype({"cases": "Int64", "patients": "Int64"})
+    keys = {name: {value: place for place, value in enumerate(frame[name].unique())} for name in ("subgroup", "group")}
+    order = frame.assign(_all=frame["site"] == ALL, **{f"_{name}": frame[name].map(of) for name, of in keys.items()})
+    order = order.sort_values(["_all", "site", "_subgroup", "_group", "fold"], kind="stable")
+    return order[CHARACTERISTICS].reset_index(drop=True)

@@ -102,6 +102,7 @@ class Folds:
             site: SiteParts(
                 list(reply.fields.get("patients", [])),
                 [list(reply.fields.get(name, [])) for name in ("classes", "validation_classes", "test_classes")],
+                reply.fields.get("groups", {}),
             )
             for site, reply in replies.items()
         }

@@ -18,13 +18,17 @@ from polyclinic.study.method_entries import StudyMethod
 
 @dataclass(frozen=True)
 class SiteParts:
-    """Patients, and cases of each class, in the training, the validation and the test part of a site.
+    """What is in the training, the validation and the test part of a site.
 
-    ``classes`` are three empty lists where targets are no classes.
+    Attributes:
+        patients: of each part.
+        classes: cases of each class, of each part; three empty lists where targets are no classes.
+        groups: subgroup -> group -> cases in the three parts, then patients.
     """
 
     patients: list[int]
     classes: list[list[int]]
+    groups: dict[str, dict[str, list[int]]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

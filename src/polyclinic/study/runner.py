@@ -38,7 +38,7 @@ from polyclinic.study.fit import (
     input_shape,
     network_outputs,
 )
-from polyclinic.study.flow import flow_table
+from polyclinic.study.flow import characteristics_table, flow_table
 from polyclinic.study.folder import Folder
 from polyclinic.study.folds import Folds
 from polyclinic.study.job import Fold, Job
@@ -304,6 +304,8 @@ class _Runner:
                 predictions, task=declaration.task, classes=classes, metrics=declaration.metrics,
                 least=declaration.evaluation.subgroup_patients, bootstrap=declaration.evaluation.bootstrap,
             ))  # fmt: skip
+            table = characteristics_table(folds, declaration.evaluation.subgroup_patients)
+            write_table(out / "characteristics.csv", table)
         backdoor = self.folder.gather(jobs, "backdoor.csv")
         if len(backdoor):
             write_table(out / "backdoor.csv", ordered(backdoor))

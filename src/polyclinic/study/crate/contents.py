@@ -29,6 +29,7 @@ FILES = {
     "exchanged.csv": "What could be revealed by what was sent besides the model.",
     "sites.csv": "Cases found, used and rejected at each site.",
     "flow.csv": "Where each site's cases went: rejected, training, validation, test.",
+    "characteristics.csv": "How many of each group of patients are in each part.",
     "search.csv": "Every configuration that was tried, and its validation score.",
     "backdoor.csv": "Whether the mark of a backdoor was obeyed.",
     "harmonisation.csv": "Features at each site before and after harmonisation.",

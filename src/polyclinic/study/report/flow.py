@@ -74,6 +74,8 @@ class FlowSection:
     rows: list[FlowRow]
     folds: int
     patients: bool
+    groups: list[tuple[str, str, list[str]]]
+    """Subgroup, group, and its patients in each part, of all sites together."""
 
 
 def flow_section(folder: Folder) -> FlowSection | None:
@@ -98,7 +100,25 @@ def flow_section(folder: Folder) -> FlowSection | None:
         parts=[(PARTS[stage], *_lines(part, named=named)) for stage, part in total.parts.items()],
         folds=folds,
     )
-    return FlowSection(panel, lines, folds, named)
+    return FlowSection(panel, lines, folds, named, group_counts(folder))
+
+
+def group_counts(folder: Folder) -> list[tuple[str, str, list[str]]]:
+    """Subgroup, group, and its patients in the three parts (the least and the largest of the folds), of all sites."""
+    table = folder.characteristics
+    table = table[table["site"] == "all"]
+    found = []
+    for (name, group), rows in table.groupby(["subgroup", "group"], sort=False):
+        texts = []
+        for stage in PARTS:
+            own = rows[rows["stage"] == stage]
+            known = spread(own["patients"].astype(float).to_list())
+            few = [str(note).replace("fewer than ", "< ").replace(" patients", "") for note in own["note"] if note]
+            texts.append(
+                " to ".join([*few[:1], *known.split(" to ")[-1:]]) if few and known else known or "".join(few[:1])
+            )
+        found.append((str(name), str(group), texts))
+    return found
 
 
 def site_flows(folder: Folder) -> list[SiteFlow]:

@@ -21,6 +21,7 @@ from polyclinic.study.columns import (
     AFTER,
     BEFORE,
     CALIBRATION,
+    CHARACTERISTICS,
     COMPARED,
     COMPARED_SITES,
     DECISIONS,
@@ -66,6 +67,7 @@ COLUMNS = {
     "sites.csv": ["site", "found", "used", "rejected"],
     "flow.csv": FLOW,
     "subgroups.csv": SUBGROUPS,
+    "characteristics.csv": CHARACTERISTICS,
 }
 WHICH = ("best", "median", "worst")
 CLASS = "class: "
@@ -160,7 +162,7 @@ class Folder:
         self.predictions = self._table("predictions.csv")
         self.site_table = self._table("sites.csv")
         self.flow = self._table("flow.csv")
-        self.subgroups = self._table("subgroups.csv")
+        self.subgroups, self.characteristics = self._table("subgroups.csv"), self._table("characteristics.csv")
         self.harmonisation = self._table("harmonisation.csv")
         self.costs_of_unseen = self._table("unseen.csv")
         self.comparisons, self.site_comparisons = self._table("comparisons.csv"), self._table("site_comparisons.csv")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +13,7 @@ from polyclinic.study.drawing import Panel
 from polyclinic.study.report import figures
 from polyclinic.study.report.answer import headline, signed
 from polyclinic.study.report.figures import Estimate
-from polyclinic.study.report.folder import Folder, of_run
+from polyclinic.study.report.folder import Folder, Measure, of_run
 from polyclinic.study.report.tables import count_text, interval_text, ordered
 
 #: Names of the rows on calibration, as ``subgroups.csv`` has them.
@@ -36,12 +36,13 @@ class GroupLine:
 
 @dataclass(frozen=True)
 class MethodGroups:
-    """One method: its figures, and for each subgroup its lines."""
+    """One method: its figures, for each subgroup its lines, and for each group its values by the other metrics."""
 
     method: str
     open: bool
     panels: list[Panel]
     tables: list[tuple[str, list[GroupLine]]]
+    others: list[tuple[str, list[tuple[str, str]]]]
 
 
 @dataclass(frozen=True)
@@ -89,7 +90,8 @@ def _method(folder: Folder, table: pd.DataFrame, method: str, first: bool) -> Me
     mine = table[table["method"] == method]
     names = list(dict.fromkeys(mine["subgroup"]))
     tables = [(name, _lines(folder, mine[mine["subgroup"] == name])) for name in names]
-    return MethodGroups(method, first, _panels(folder, mine, names) if first else [], tables)
+    others = [line for name in names for line in _others(folder, name, mine[mine["subgroup"] == name])]
+    return MethodGroups(method, first, _panels(folder, mine, names) if first else [], tables, others)
 
 
 def _panels(folder: Folder, mine: pd.DataFrame, names: Sequence[str]) -> list[Panel]:
@@ -120,6 +122,15 @@ def _panels(folder: Folder, mine: pd.DataFrame, names: Sequence[str]) -> list[Pa
     return [panel for name in names for own, panel in panels if own == name]
 
 
+def _others(folder: Folder, name: str, rows: pd.DataFrame) -> Iterator[tuple[str, list[tuple[str, str]]]]:
+    """Group, and its values with intervals by all metrics but the primary one; without groups that are too small."""
+    for group, own in rows.groupby("group", sort=False):
+        found = {str(row["metric"]): row for row in own.to_dict("records")}
+        values = [_value(one, found[one.name]) for one in folder.metrics[1:] if one.name in found]
+        if any(interval or value != "–" for value, interval in values):
+            yield f"{name}: {group}", values
+
+
 def _lines(folder: Folder, rows: pd.DataFrame) -> list[GroupLine]:
     lines = []
     for group, own in rows.groupby("group", sort=False):
@@ -130,12 +141,12 @@ def _lines(folder: Folder, rows: pd.DataFrame) -> list[GroupLine]:
             count_text(main["patients"]), count_text(main["cases"])
         )  # fmt: skip
         calibration = [_plain(found.get(name)) for name in (INTERCEPT, SLOPE)]
-        lines.append(GroupLine(str(group), *counts, [_value(folder, main), _gap(folder, main), *calibration]))
+        lines.append(GroupLine(str(group), *counts, [_value(folder.primary, main), _gap(folder, main), *calibration]))
     return lines
 
 
-def _value(folder: Folder, row: Row) -> tuple[str, str]:
-    text = folder.primary.text
+def _value(metric: Measure, row: Row) -> tuple[str, str]:
+    text = metric.text
     if not np.isfinite(row["value"]):
         return "–", ""
     return text(row["value"]), f"{text(row['low'])} to {text(row['high'])}" if np.isfinite(row["low"]) else ""

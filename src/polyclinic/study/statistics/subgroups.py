@@ -37,6 +37,8 @@ from polyclinic.tasks.metrics import METRICS, split_metric, value_range
 
 #: Names of the rows on calibration.
 CALIBRATION = ("calibration intercept", "calibration slope")
+#: Why there is no value: at each site a class is missing in the group, say.
+UNDEFINED = "not defined at any site"
 Interval = tuple[float, float]
 #: Site -> which metrics are known there, [M, 1] or [M, b].
 Marks = Mapping[str, NDArray[np.bool_]]
@@ -132,10 +134,12 @@ def _subgroup(
         compared = one.group != NOT_KNOWN and _patients(cases, one.rest) >= least
         counts = (one.group, one.cases, one.patients)
         for place, name in enumerate(cases.names):
-            yield (*counts, name, *_numbers(cases, method, one, sums[one.group], place, compared=compared), "")
+            numbers = _numbers(cases, method, one, sums[one.group], place, compared=compared)
+            yield (*counts, name, *numbers, "" if numbers[0] else UNDEFINED)
         if cases.binary:
             lines = _calibration(cases, one, compared=compared)
-            yield from ((*counts, name, *numbers, "") for name, numbers in zip(CALIBRATION, lines, strict=True))
+            for name, numbers in zip(CALIBRATION, lines, strict=True):
+                yield (*counts, name, *numbers, "" if numbers[0] else UNDEFINED)
 
 
 def _members(cases: Cases, own: Rows, column: str) -> Iterator[Member]:

@@ -66,7 +66,7 @@ CLAIM = Checklist(
         Item("34", _EVALUATION, "Registration of a clinical trial", (), "Give the number, or say that it is no trial."),
         Item("35", _RESULTS, "Numbers included and excluded", (of_data.flow,)),
         Item("36", _RESULTS, "Characteristics of cases in each partition",
-             (of_data.by_part, of_data.classes, of_data.images),
+             (of_data.by_part, of_data.characteristics, of_data.images),
              "Add age, sex and clinical characteristics by site and partition."),
         Item("37", _RESULTS, "Performance with uncertainty", (of_results.performance, of_results.by_site)),
         Item("38", _RESULTS, "Diagnostic performance and its precision", (of_results.precision, of_results.calibrated)),

@@ -6,7 +6,7 @@ import numpy as np
 
 from polyclinic.study.report.checklists.entries import counted, listed, notes_of, part, percent
 from polyclinic.study.report.checklists.items import NotDone
-from polyclinic.study.report.flow import PARTS, SiteFlow, site_flows, spread, together
+from polyclinic.study.report.flow import PARTS, SiteFlow, group_counts, site_flows, spread, together
 from polyclinic.study.report.folder import CLASS, Folder
 from polyclinic.study.report.tables import count_text, plain
 
@@ -265,6 +265,15 @@ def quality(folder: Folder) -> str:
         return "The checks of tables, labels, images and masks on opening gave no note."
     numbers = listed([note.number for note in found])
     return f"The checks on opening gave {counted(len(found), 'note')}: {numbers}; see notes.json."
+
+
+def characteristics(folder: Folder) -> str | None:
+    """Groups of patients in each part, where the study names subgroups."""
+    counts = group_counts(folder)
+    if not counts:
+        return None
+    each = [f"{name} {group}: {', '.join(texts)}" for name, group, texts in counts]
+    return f"Patients in training, validation and test part, of {listed(each)}. Each site: characteristics.csv."
 
 
 def subgroups(folder: Folder) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from polyclinic.study.areas import expected_variance
 from polyclinic.study.kinds import PLAIN, UNSEEN
 from polyclinic.study.report.answer import find_best, headline, p_text, signed
 from polyclinic.study.report.checklists.entries import counted, interval, listed, part, percent
@@ -11,7 +12,9 @@ from polyclinic.study.report.checklists.items import NotDone
 from polyclinic.study.report.flow import site_flows, together
 from polyclinic.study.report.folder import Folder, of_run
 from polyclinic.study.report.tables import interval_text
-from polyclinic.study.statistics.intervals import Z95, expected_variance
+
+#: Standard errors from a number to the ends of its 95 % interval.
+Z95 = 1.96
 
 
 def metrics(folder: Folder) -> str:

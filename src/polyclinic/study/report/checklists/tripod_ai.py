@@ -82,7 +82,7 @@ TRIPOD_AI = Checklist(
         Item("20a", _RESULTS, "Flow of participants", (of_data.flow, of_data.by_part),
              "Add follow-up where there is any."),
         Item("20b", _RESULTS, "Characteristics, by source and overall",
-             (of_data.classes, of_data.images, of_data.subgroups),
+             (of_data.classes, of_data.characteristics, of_data.images),
              "Add dates, ages, sexes and other characteristics of each site."),
         Item("20c", _RESULTS, "Predictors in development against evaluation data", (),
              "Compare the important predictors between these data."),
