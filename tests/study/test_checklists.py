@@ -222,6 +222,18 @@ def test_class_imbalance_follows_the_study_file(finished_study, copied):
     assert "The loss weights classes: balanced." in answer(copied, "13", TRIPOD).found
 
 
+def test_one_search_for_all_folds_is_owned_up_to(finished_study, copied):
+    assert "But one search served all folds" in answer(finished_study, "32", CLAIM).found
+    changed_study(copied, search__nested=True)
+    assert "But one" not in answer(copied, "32", CLAIM).found
+
+
+def test_what_does_not_apply_is_called_so(copied):
+    changed_record(copied, target="numbers")
+    assert answer(copied, "13", TRIPOD).found.startswith("Does not apply")
+    assert answer(copied, "F30").found.startswith("Does not apply")
+
+
 def test_protection_follows_the_methods(finished_study, copied):
     study = yaml.safe_load((copied / "study.yaml").read_text())
     study["methods"][1]["fedavg"]["channel"] = [{"gaussian_noise": {"epsilon": 3.0}}]

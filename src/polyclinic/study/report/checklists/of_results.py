@@ -130,12 +130,15 @@ def external(folder: Folder) -> str:
 def calibrated(folder: Folder) -> str | None:
     """Calibration of the best method over the sites."""
     table, best = of_run(folder.calibration), headline(folder)
-    if best is None:
+    if folder.target != "labels":
+        return "Does not apply: nothing is predicted that is a probability of a case."
+    if len(folder.classes) > 2:
+        return NotDone("Not done: calibration is computed for two classes only.")
+    if best is None or table.empty:
         return None
     rows = table[(table["method"] == best.method) & (table["site"] == "all")].to_dict("records")
     if not rows or not np.isfinite(rows[0]["intercept"]):
-        binary = folder.target == "labels" and len(folder.classes) == 2
-        return NotDone("Not done: too few cases of each class at every site.") if binary and len(table) else None
+        return NotDone("Not done: too few cases of each class at every site.")
     row = rows[0]
     each = [f"intercept {row['intercept']:.2f} ({row['intercept_low']:.2f} to {row['intercept_high']:.2f})"]
     if np.isfinite(row["slope"]):
@@ -228,10 +231,15 @@ def explained(folder: Folder) -> str:
 def internal(folder: Folder) -> str:
     """What the test cases are."""
     runs = of_run(folder.results, PLAIN)[["seed", "fold"]].drop_duplicates()
-    return (
+    words = (
         f"Tested on held-out patients of the sites that trained ({counted(len(runs), 'run')} of seed and fold for each "
         "method); test cases were read once, after all choices."
     )
+    if len(folder.search) and not (folder.study.get("search") or {}).get("nested", True) and folder.folds > 1:
+        words += (
+            " But one search served all folds: patients tested in one had a part in the choice of values by another."
+        )
+    return words
 
 
 def limits(folder: Folder) -> str | None:

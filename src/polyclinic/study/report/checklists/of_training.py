@@ -165,14 +165,16 @@ def ensemble(folder: Folder) -> str:
 
 def imbalance(folder: Folder) -> str | None:
     """What was done about rare classes."""
-    declared = part(folder, "training")
-    if not declared or len(folder.classes) < 2:
+    declared, boxes = part(folder, "training"), part(folder, "data").get("patch")
+    if not declared:
         return None
+    if folder.target == "numbers":
+        return "Does not apply: numbers are predicted, not classes."
     weights = declared.get("class_weights", "none")
+    if weights in (None, "none") and boxes:
+        return f"Classes have the same weight in the loss. Boxes are cut from volumes: {plain(boxes)}."
     if weights in (None, "none"):
-        return NotDone(
-            "Not done: classes have the same weight in the loss, and no case was drawn more often than others."
-        )
+        return NotDone("Not done: classes have the same weight in the loss, and cases are drawn alike.")
     return f"The loss weights classes: {plain(weights)}. Probabilities were not corrected for it."
 
 
