@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 
+from polyclinic import cli_results
 from polyclinic.cli_data import data_app
 from polyclinic.cli_tables import parts, tables_that_fit
 from polyclinic.errors import PolyclinicError
@@ -27,6 +28,8 @@ app = typer.Typer(
     no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
 )  # fmt: skip
 app.add_typer(data_app, name="data")
+app.command()(cli_results.checklist)
+app.command()(cli_results.export)
 #: Messages and progress; standard output is for what a command was asked for.
 console = Console(stderr=True, highlight=False)
 output = Console(highlight=False)

@@ -52,6 +52,7 @@ TITLES: dict[str, str] = {
     "N237": "Rows of a table are the same at several sites",
     "N238": "A column may name patients, and no subject is given",
     "N239": "Values that the study names stand in no row, or in other writing",
+    "N240": "Values are in none of a subgroup's intervals",
     "N301": "Columns of participants.tsv were left out",
     "N302": "participants.tsv was not used",
     "N303": "Patients' names or numbers stand in paths",

@@ -56,6 +56,7 @@ class SiteData:
         mask_facts: what was seen in each case's mask (nothing where a case has none), or None.
         labelled: bool ``[N]``, which cases have a label or mask; None where all have. Nobody but a method that learns
             without labels may look at the others; ``with_labels`` leaves them out.
+        groups: column of a subgroup -> name of each case's group, N names; None where the study asks for none.
     """
 
     site: str
@@ -69,6 +70,7 @@ class SiteData:
     covariates: Tensor | None = None
     mask_facts: list[MaskFacts] | None = None
     labelled: Tensor | None = None
+    groups: dict[str, list[str]] | None = None
 
     def __len__(self) -> int:
         return len(self.subjects)
@@ -100,6 +102,9 @@ class SiteData:
             covariates=None if self.covariates is None else self.covariates[index],
             mask_facts=None if self.mask_facts is None else [self.mask_facts[place] for place in places],
             labelled=None,
+            groups=None
+            if self.groups is None
+            else {name: [own[place] for place in places] for name, own in self.groups.items()},
         )
 
     @property

@@ -118,7 +118,8 @@ def overlays(
             run.dataset.picture(int(case)), wanted[0].to(torch.uint8), marked[0],
             None if spacings is None else spacings[int(case)], run.dataset.orientation,
         )  # fmt: skip
-        tensors |= {f"{rank}/{name}": picture for name, picture in shown.items()}
+        # Of one or two test cases the same one has several ranks, and no file takes tensors that share their memory.
+        tensors |= {f"{rank}/{name}": picture.clone() for name, picture in shown.items()}
     return Pictured(**dice), tensors
 
 

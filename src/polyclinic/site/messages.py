@@ -33,6 +33,10 @@ from polyclinic.limits import (
 # Opening --------------------------------------------------------------------------------------------------------------
 
 
+#: A column, and two edges or more at which its numbers are cut.
+CutAtEdges = Annotated[dict[Name, Annotated[list[Number], Field(min_length=2)]], Field(min_length=1, max_length=1)]
+
+
 class Open(Body):
     """``open``: what a study declares of its data; a site reads its rows, and answers a `Census`.
 
@@ -41,12 +45,14 @@ class Open(Body):
         target: what is to be predicted of each case.
         split: column that fixes the part of each case.
         plan: whether images are measured, for a plan.
+        subgroups: by what patients are grouped: a column, or ``{column: edges}``.
     """
 
     data: DataSpec
     target: Target
     split: Name | None = None
     plan: Switch = False
+    subgroups: list[Name | CutAtEdges] = []
 
     def fields(self) -> dict[str, Any]:
         """As JSON values; what is not set is left out, but for the declaration."""
@@ -103,6 +109,9 @@ class Prepared(Body):
         classes: training cases of each class; empty where targets are not classes.
         note: a sentence for the report if the site is too small; else empty.
         unlabelled: cases without a label that may be trained on.
+        patients: in each of the three parts.
+        validation_classes, test_classes: as ``classes``, of the other two parts.
+        groups: subgroup -> group -> cases in the three parts, then patients.
     """
 
     train: Count
@@ -111,6 +120,10 @@ class Prepared(Body):
     classes: list[Count]
     note: Sentence
     unlabelled: Count = 0
+    patients: list[Count] = []
+    validation_classes: list[Count] = []
+    test_classes: list[Count] = []
+    groups: dict[Name, dict[Name, Annotated[list[Count], Field(min_length=6, max_length=6)]]] = {}
 
 
 class Applied(Body):
@@ -265,10 +278,15 @@ class Predict(During):
 
 
 class Predicted(Body):
-    """What came of ``predict``: pseudonyms of N patients and cases; a task may add fields, see `Task.says`."""
+    """What came of ``predict``: pseudonyms of N patients and cases; a task may add fields, see `Task.says`.
+
+    Attributes:
+        groups: column of a subgroup -> the group of each case.
+    """
 
     subject: list[Name]
     case: list[Name]
+    groups: dict[Name, list[Name]] = {}
 
 
 class Pictured(Body):

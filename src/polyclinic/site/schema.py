@@ -344,6 +344,9 @@ class Answers:
             count = len(reply.fields[listed])
             if sizes.setdefault(dimension, count) != count:
                 raise Misfit(f"{listed}: got {count} values, expected {dimension} = {sizes[dimension]}")
+        for name, groups in reply.fields.get("groups", {}).items():
+            if len(groups) != sizes.get("N"):
+                raise Misfit(f"groups of {name[:80]!r}: got {len(groups)} values, expected N = {sizes.get('N')}")
         if self.name == "predict" and self.known.task is not None:
             reason = self.known.task.misfit(reply.fields, reply.tensors, self.known.asked)
             if reason:

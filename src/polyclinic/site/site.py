@@ -20,6 +20,8 @@ from polyclinic.data.augmentation import Augmentation
 from polyclinic.data.cases import SiteData
 from polyclinic.data.dataset import Dataset
 from polyclinic.data.opening.source import Source
+from polyclinic.data.opening.subgroups import Subgroup
+from polyclinic.data.part_counts import part_classes, part_groups, part_patients
 from polyclinic.data.preparation import Prepared as PreparedCases
 from polyclinic.data.preparation import SharedStep, Step, build_steps
 from polyclinic.data.scaling import summarise
@@ -214,7 +216,7 @@ class Site:
         if self.source is None:
             text = f"Site {self.name} was asked to 'open', and was not told where its data are."
             raise SiteError("P401", text, "Say where they are when the site is started.", site=self.name)
-        self._holder = self.source.holder(ask.data, ask.target, ask.split)
+        self._holder = self.source.holder(ask.data, ask.target, ask.split, list(map(Subgroup.of, ask.subgroups)))
         if self.name not in self._holder.sites:
             raise DataError("P203", f"The table has no row of the site {self.name!r}.",
                             "Compare the name of the site with the column `site`.")  # fmt: skip
@@ -248,18 +250,17 @@ class Site:
         self._steps = build_steps(ask.steps)
         self._prepared = PreparedCases(self.data, self.parts.train)
         self._advance()
-        classes: list[int] = []
         found: Tensors = {}
         labels = self.data.labels
         if labels is not None and labels.is_floating_point():
             summary = summarise(labels[:, None], self.parts.train).to_tensors()
             found = {f"target_{name}": value for name, value in summary.items()}
-        elif labels is not None:
-            classes = torch.bincount(labels[self.parts.train], minlength=ask.classes).tolist()
         parts = self.parts
+        classes = part_classes(self.data, parts, ask.classes)
         answer = Prepared(
-            train=len(parts.train), validation=len(parts.validation), test=len(parts.test), classes=classes,
-            note=parts.note, unlabelled=len(parts.unlabelled),
+            train=len(parts.train), validation=len(parts.validation), test=len(parts.test), classes=classes[0],
+            note=parts.note, unlabelled=len(parts.unlabelled), patients=part_patients(self.data, parts),
+            validation_classes=classes[1], test_classes=classes[2], groups=part_groups(self.data, parts),
         )  # fmt: skip
         return Message(answer.fields(), found)
 
@@ -390,8 +391,12 @@ class Site:
     def _predict(self, asked: Predict, tensors: Tensors) -> Message:
         index, run = self.parts.test, self.tested(asked)
         fields, found = evaluation.predict(run, self._vectors(tensors), index, asked.threshold)
-        names = [self.pseudonyms[position] for position in index.tolist()]
-        answer = predicted(type(run.task))(subject=[n[0] for n in names], case=[n[1] for n in names], **fields)
+        places = index.tolist()
+        names = [self.pseudonyms[position] for position in places]
+        groups = {name: [own[place] for place in places] for name, own in (self.data.groups or {}).items()}
+        answer = predicted(type(run.task))(
+            subject=[n[0] for n in names], case=[n[1] for n in names], groups=groups, **fields
+        )  # fmt: skip
         return Message(answer.fields(), found)
 
     def _overlays(self, asked: Predict, tensors: Tensors) -> Message:

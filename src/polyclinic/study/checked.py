@@ -124,8 +124,8 @@ class CheckedStudy:
         """
         from polyclinic.data.open import open_data
 
-        spec, split = self.declaration.data, self.declaration.evaluation.split
-        return open_data(spec, self.folder, self.declaration.target, split, progress)
+        spec, evaluation = self.declaration.data, self.declaration.evaluation
+        return open_data(spec, self.folder, self.declaration.target, evaluation.split, progress, evaluation.grouped_by)
 
 
 def _searched(content: dict[str, Any], entries: Sequence[Any]) -> dict[str, Any]:

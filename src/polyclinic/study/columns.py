@@ -28,3 +28,14 @@ PAYLOAD_COLUMNS = [PAYLOADS, "way", "payload", "shape", "times", "bytes"]
 #: Columns of ``harmonisation.csv``.
 DESCRIBED = ["site", "feature", "stage", "count", "mean", "deviation", "low", "median", "high"]
 STAGES = ("before", "after")
+#: Columns of ``flow.csv``.
+FLOW = ["site", "stage", "fold", "what", "cases", "patients"]
+#: What stands before the name of a subgroup in ``predictions.csv``, where the column holds the case's group.
+SUBGROUP = "subgroup: "
+#: Columns of ``subgroups.csv``.
+SUBGROUPS = [
+    "method", RUN, "subgroup", "group", "cases", "patients", "metric", "sites", "value", "low", "high", "gap_sites",
+    "gap", "gap_low", "gap_high", "note",
+]  # fmt: skip
+#: Columns of ``characteristics.csv``.
+CHARACTERISTICS = ["site", "subgroup", "group", "fold", "stage", "cases", "patients", "note"]

@@ -28,6 +28,7 @@ from polyclinic.study.entries import (
     check_keys,
 )
 from polyclinic.study.method_entries import Candidate, MethodReader, StudyMethod, check_training, filled_training
+from polyclinic.study.subgroup_entries import check_subgroups
 from polyclinic.study.table_files import parquet_problem
 from polyclinic.tasks import TASKS
 
@@ -245,6 +246,7 @@ class Declaration(Part):
         check_data(self.data, self.task)
         check_training(self.training, self.task, ("training",))
         evaluation = self.evaluation
+        check_subgroups(evaluation, self.data)
         ways = [way for way in ("folds", "split", "holdout") if getattr(evaluation, way)]
         if len(ways) > 1:
             message = f"`{ways[0]}` and `{ways[1]}` exclude each other; give one."

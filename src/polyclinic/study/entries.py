@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt
 
+from polyclinic.data.opening.subgroups import Subgroup
 from polyclinic.errors import nearest
 from polyclinic.options import EntryError, Place
 
@@ -85,11 +86,20 @@ class Evaluation(Part):
     """Decides the folds; the same for all seeds, so that seeds differ in training only."""
     bootstrap: Annotated[int, Field(ge=0)] = 1000
     """Resamples of patients for confidence intervals."""
+    subgroups: list[str | dict[str, list[float]]] = []
+    """Columns by whose groups results are given besides: ``sex``, or ``{age: [0, 50, 65, 120]}``, cut at edges."""
+    subgroup_patients: PositiveInt = 10
+    """A group with fewer patients has no numbers."""
 
     @property
     def number_of_folds(self) -> int | None:
         """Number of folds, or None where a column fixes the split or one part is held out."""
         return None if self.split or self.holdout else self.folds or 5
+
+    @property
+    def grouped_by(self) -> list[Subgroup]:
+        """By what patients are grouped."""
+        return [Subgroup.of(entry) for entry in self.subgroups]
 
 
 class Search(Part):

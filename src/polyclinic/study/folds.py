@@ -14,7 +14,7 @@ from polyclinic.errors import DataError
 from polyclinic.notes import Note
 from polyclinic.site.messages import Prepare
 from polyclinic.study.declaration import Declaration
-from polyclinic.study.job import Fold, Job
+from polyclinic.study.job import Fold, Job, SiteParts
 from polyclinic.study.preparing import Preparation, describe, prepare
 
 
@@ -100,7 +100,15 @@ class Folds:
             for site, reply in replies.items()
             if "target_count" in reply.tensors
         }
-        fold = Fold(number, counts("train"), counts("validation"), counts("test"), counts("classes"), targets)
+        counted = {
+            site: SiteParts(
+                list(reply.fields.get("patients", [])),
+                [list(reply.fields.get(name, [])) for name in ("classes", "validation_classes", "test_classes")],
+                reply.fields.get("groups", {}),
+            )
+            for site, reply in replies.items()
+        }
+        fold = Fold(number, counts("train"), counts("validation"), counts("test"), counts("classes"), targets, counted)
         if not fold.training_sites or not fold.tested_sites:
             raise DataError("P206", "No site has enough patients to be both trained on and tested.",
                             "Use fewer `evaluation: {folds: ...}`, or more data.")  # fmt: skip

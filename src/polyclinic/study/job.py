@@ -17,6 +17,21 @@ from polyclinic.study.method_entries import StudyMethod
 
 
 @dataclass(frozen=True)
+class SiteParts:
+    """What is in the training, the validation and the test part of a site.
+
+    Attributes:
+        patients: of each part.
+        classes: cases of each class, of each part; three empty lists where targets are no classes.
+        groups: subgroup -> group -> cases in the three parts, then patients.
+    """
+
+    patients: list[int]
+    classes: list[list[int]]
+    groups: dict[str, dict[str, list[int]]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
 class Fold:
     """What is known of the sites after a split.
 
@@ -25,6 +40,7 @@ class Fold:
         train, validation, test: number of cases of each site.
         classes: training cases of each class, by site; empty lists where targets are no classes.
         targets: count, mean and sum of squared deviations of the training cases' numbers, by site; for numbers only.
+        counted: patients, and cases of each class, in each part, by site; for the record only.
     """
 
     number: int
@@ -33,6 +49,7 @@ class Fold:
     test: dict[str, int]
     classes: dict[str, list[int]]
     targets: dict[str, Summary] = field(default_factory=dict)
+    counted: dict[str, SiteParts] = field(default_factory=dict)
 
     def corrupted(self, attack: Attack) -> Fold:
         """What is known where the training cases of some sites are corrupt: a class may be missing there."""

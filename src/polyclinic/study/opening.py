@@ -27,7 +27,8 @@ def local_engine(study: CheckedStudy, progress: Progress | None = None, *, seria
     """
     declaration = study.declaration
     source = Source(study.folder, progress=progress)
-    names = source.holder(declaration.data, declaration.target, declaration.evaluation.split).sites
+    evaluation = declaration.evaluation
+    names = source.holder(declaration.data, declaration.target, evaluation.split, evaluation.grouped_by).sites
     corruptible = declaration.corrupted_by is not None
     return LocalEngine(names, source=source, corruptible=corruptible, serialise=serialise)
 
@@ -78,12 +79,12 @@ def ask_open(study: CheckedStudy, engine: Engine) -> Answered:
     declaration = study.declaration
     asked = Open(
         data=declaration.data, target=declaration.target, split=declaration.evaluation.split,
-        plan=declaration.wants_plan,
+        plan=declaration.wants_plan, subgroups=declaration.evaluation.subgroups,
     )  # fmt: skip
     checked = CheckedEngine(engine, Known())
     replies = _ask(checked, "open", Message(asked.fields()))
     censuses = {site: Census.model_validate(reply.fields) for site, reply in replies.items()}
-    agreement = agree(censuses, declaration.data, declaration.target)
+    agreement = agree(censuses, declaration.data, declaration.target, declaration.evaluation.grouped_by)
     study = study.planned_from([census.volumes for census in censuses.values() if census.volumes is not None])
     return Answered(study, agreement.planned(study.declaration.data), censuses)
 

@@ -39,6 +39,7 @@ from polyclinic.study.fit import (
     input_shape,
     network_outputs,
 )
+from polyclinic.study.flow import characteristics_table, flow_table
 from polyclinic.study.folder import Folder
 from polyclinic.study.folds import Folds
 from polyclinic.study.job import Fold, Job
@@ -55,6 +56,7 @@ from polyclinic.study.search import Searching
 from polyclinic.study.site_table import site_table
 from polyclinic.study.statistics import all_evidence, cost_of_unseen, summarise
 from polyclinic.study.statistics.calibration import calibration_tables
+from polyclinic.study.statistics.subgroups import subgroup_table
 from polyclinic.study.statistics.within import within_tables
 from polyclinic.study.testing import result_rows
 from polyclinic.tasks import build_task
@@ -187,6 +189,7 @@ class _Runner:
         searched = self.search.table()
         if len(searched):
             self.folder.write("search.csv", searched)
+            self.folder.note({"search_seconds": self.search.seconds()})
         self._write([job for job in jobs if job.trial is None], folds, sites)
 
     def _template(self, device: str) -> FlatModule:
@@ -316,6 +319,8 @@ class _Runner:
         reveals = {method.label: self._reveals(method) for method in declaration.study_methods}
         self.folder.write("exchanged.csv", exchanged_table(sent, payloads, reveals))
         self.folder.write("sites.csv", sites)
+        named = classes if declaration.target == "labels" else []
+        self.folder.write("flow.csv", flow_table(self.cohort.facts | self.cohort.left_out, folds, named))
         self.folder.write("summary.csv", summary)
         if len(unseen):
             self.folder.write("unseen.csv", unseen)
@@ -325,6 +330,13 @@ class _Runner:
             )
             self.folder.write("calibration.csv", calibration)
             self.folder.write("decisions.csv", decisions)
+        least = declaration.evaluation.subgroup_patients
+        if declaration.evaluation.subgroups:
+            self.folder.write("subgroups.csv", subgroup_table(
+                predictions, task=declaration.task, classes=classes, metrics=declaration.metrics, least=least,
+                bootstrap=declaration.evaluation.bootstrap,
+            ))  # fmt: skip
+            self.folder.write("characteristics.csv", characteristics_table(folds, least))
         backdoor = self.folder.gather(jobs, "backdoor.csv")
         if len(backdoor):
             self.folder.write("backdoor.csv", ordered(backdoor))

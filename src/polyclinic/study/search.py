@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from time import perf_counter
 from typing import Any
 
 import pandas as pd
@@ -115,7 +116,7 @@ class Searching:
         Raises:
             PolyclinicError: a site failed in another way.
         """
-        score, notes = None, list[str]()
+        score, notes, began = None, list[str](), perf_counter()
         try:
             score, notes = runner.attempt(job, fold, checkpoint=self.folder.checkpoint(job), report=report)
         except PolyclinicError as error:
@@ -124,7 +125,8 @@ class Searching:
             notes = [str(error)]
         if score is None and not notes:
             notes = ["The validation score is not a number."]
-        self.folder.store_trial(job, {"score": score, "note": notes[0] if notes else ""})
+        about = {"score": score, "note": notes[0] if notes else "", "seconds": perf_counter() - began}
+        self.folder.store_trial(job, about)
 
     def settled(self, job: Job) -> Job:
         """The job with the values that the search chose for its methods.
@@ -162,6 +164,17 @@ class Searching:
             )  # fmt: skip
         sign = -1 if self.higher_is_better else 1
         return min(scored, key=lambda number: sign * scored[number])
+
+    def seconds(self) -> dict[str, float]:
+        """Method -> time of all its trials; methods that share their trainings are named in one text."""
+        found: dict[str, float] = {}
+        for (label, _, _), trials in self._trials.items():
+            methods = trials[0][0].methods
+            if label == methods[0].label:
+                name = ", ".join(method.label for method in methods)
+                seconds = sum(self.folder.trial(job).get("seconds", 0.0) for jobs in trials for job in jobs)
+                found[name] = round(found.get(name, 0.0) + seconds, 3)
+        return found
 
     def table(self) -> pd.DataFrame:
         """Content of ``search.csv``: a row a method, search and trial; empty without a search."""

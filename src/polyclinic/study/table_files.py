@@ -17,11 +17,12 @@ import pandas as pd
 
 from polyclinic.errors import ResultsError
 from polyclinic.files import write_atomic
+from polyclinic.study.columns import SUBGROUP
 
 #: Columns that hold text, whatever it looks like (a site may be called 01 or NA).
 TEXT = {"method", "run", "site", "trained_on", "tested_on", "metric", "over", "interval", "subject", "case", "reasons",
         "note", "feature", "stage", "without", "extra_up", "extra_down", "way", "payload", "shape", "reveals",
-        "versus"}  # fmt: skip
+        "versus", "what", "subgroup", "group"}  # fmt: skip
 #: Tables with a row for each case, for each site and method, or for each round: these can be Parquet.
 GROWING = {"results.csv", "predictions.csv", "rounds.csv", "payloads.csv", "site_comparisons.csv", "decisions.csv",
            "calibration.csv", "backdoor.csv", "harmonisation.csv"}  # fmt: skip
@@ -29,6 +30,11 @@ PARQUET = ".parquet"
 COMPRESSION: Final = "zstd"
 #: As many rows of CSV are made at a time.
 ROWS = 100_000
+
+
+def is_text(column: str) -> bool:
+    """Whether a column holds text."""
+    return column in TEXT or column.startswith(SUBGROUP)
 
 
 def parquet_problem() -> str:
@@ -116,8 +122,8 @@ def read_table(path: Path, *, without: Collection[str] = ()) -> pd.DataFrame:
 
 
 def _read_csv(file: Path | StringIO, names: list[str]) -> pd.DataFrame:
-    types = {name: str for name in names if name in TEXT}
-    missing = {name: ["", "nan", "NaN"] for name in names if name not in TEXT}
+    types = {name: str for name in names if is_text(name)}
+    missing = {name: ["", "nan", "NaN"] for name in names if not is_text(name)}
     wanted: Callable[[str], bool] = set(names).__contains__
     return pd.read_csv(
         file, dtype=types, usecols=wanted, keep_default_na=False, na_values=missing, float_precision="round_trip",
@@ -140,7 +146,7 @@ def _as_read(frame: pd.DataFrame) -> pd.DataFrame:
     found = {}
     for name in frame.columns:
         column = frame[name]
-        if name in TEXT:
+        if is_text(str(name)):
             found[name] = column.astype(object).where(column.notna(), "").astype(str)
         elif len(column) and column.dtype in ("float64", "int64", "bool"):
             found[name] = column

@@ -17,6 +17,7 @@ from polyclinic.running.attendance import gather
 from polyclinic.running.plan import Plan
 from polyclinic.running.progress import Progress, Row
 from polyclinic.site.messages import Predict
+from polyclinic.study.columns import SUBGROUP
 from polyclinic.study.declaration import Declaration
 from polyclinic.study.job import Fold, Job, Outcome
 from polyclinic.study.kinds import RUN
@@ -164,7 +165,8 @@ class Tester:
         names = {name: pd.Series(reply.fields[name], dtype=str) for name in ("subject", "case")}
         job = {"method": label, RUN: self.job.run, "seed": self.job.seed, "fold": self.job.fold, "site": site}
         columns = self.task.columns(reply.fields, reply.tensors, threshold)
-        return pd.DataFrame({**job, **names, **columns, "trained_on": trial.trained_on})
+        groups = {SUBGROUP + name: own for name, own in reply.fields.get("groups", {}).items()}
+        return pd.DataFrame({**job, **names, **columns, **groups, "trained_on": trial.trained_on})
 
     def _wants_overlays(self, method: Method) -> bool:
         first = self.job == replace(self.job, seed=self.declaration.all_seeds[0], fold=0, without=None, attacked=False)

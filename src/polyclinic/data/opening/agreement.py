@@ -8,10 +8,11 @@ and the sites.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 from polyclinic.data.masks.classes import MaskClasses
 from polyclinic.data.opening.census import Census, code_columns
+from polyclinic.data.opening.subgroups import Subgroup, agree_groups
 from polyclinic.data.quality.words import some
 from polyclinic.data.spec import DataSpec, Patch, Preprocessing, Target
 from polyclinic.data.tables.codes import in_order, one_text_each, scalar_text
@@ -34,6 +35,7 @@ class Agreement(Body):
         numeric: covariates that are numbers.
         classes: names of the classes in index order; empty for regression.
         labels: spelling of the label -> index of the class; None where the study file says what counts.
+        subgroups: for each column of a subgroup, each spelling and the group that it means.
         preprocessing, patch: how volumes are prepared, with what was planned; None for other data.
     """
 
@@ -43,6 +45,7 @@ class Agreement(Body):
     numeric: list[Name] = []
     classes: list[Name] = []
     labels: dict[Name, Count] | None = None
+    subgroups: dict[Name, dict[Name, Name]] = {}
     preprocessing: Preprocessing | None = None
     patch: Patch | None = None
 
@@ -79,13 +82,16 @@ class Agreement(Body):
         return spec.model_copy(update={"preprocessing": self.preprocessing, "patch": self.patch})
 
 
-def agree(censuses: Mapping[str, Census], spec: DataSpec, target: Target) -> Agreement:
+def agree(
+    censuses: Mapping[str, Census], spec: DataSpec, target: Target, subgroups: Sequence[Subgroup] = ()
+) -> Agreement:
     """What all sites agree on.
 
     Args:
         censuses: what each site says, in the order of the sites.
         spec: the ``data:`` part of the study file.
         target: what is to be predicted of each case.
+        subgroups: by what patients are grouped.
 
     Raises:
         DataError: P202, P203 or P205, the sites' columns or values do not go together, or nothing can be learned.
@@ -116,6 +122,10 @@ def agree(censuses: Mapping[str, Census], spec: DataSpec, target: Target) -> Agr
         features=features, values=values, spellings=spellings, classes=classes, labels=labels,
         numeric=[name for name in (combat.covariates if combat else []) if name not in values],
         preprocessing=spec.preprocessing, patch=spec.box,
+        subgroups={
+            one.column: agree_groups(one, [census.subgroups[one.column] for census in there.values()])
+            for one in subgroups
+        },
     )  # fmt: skip
 
 

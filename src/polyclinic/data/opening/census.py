@@ -7,11 +7,12 @@ the site lets them be named.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pandas as pd
 
+from polyclinic.data.opening.subgroups import Grouping, Subgroup, take_grouping
 from polyclinic.data.spec import DataSpec, Target
 from polyclinic.data.tables.labels import MOST_CLASSES
 from polyclinic.data.tables.numbers import notation
@@ -54,6 +55,7 @@ class Census(Body):
         one_number: the number to be predicted, where it is the same in every case; else None.
         groups: for each column of codes its spellings; those that only cases without a label have count 0.
         covariates: for each covariate that may be a number, how it is written.
+        subgroups: for each column of a subgroup, what is said of it.
         withheld: column -> how many of its values are not named, since too few cases have them.
         volumes: voxel sizes and extents of the images, where something is planned from them.
     """
@@ -69,13 +71,15 @@ class Census(Body):
     one_number: Number | None = None
     groups: dict[Name, Spellings] = {}
     covariates: dict[Name, Kind] = {}
+    subgroups: dict[Name, Grouping] = {}
     withheld: dict[Name, Count] = {}
     volumes: SiteFingerprint | None = None
 
 
 def take_census(
-    rows: Rows, found: int, spec: DataSpec, target: Target, floor: int = 1, volumes: SiteFingerprint | None = None
-) -> Census:
+    rows: Rows, found: int, spec: DataSpec, target: Target, floor: int = 1, volumes: SiteFingerprint | None = None,
+    subgroups: Sequence[Subgroup] = (),
+) -> Census:  # fmt: skip
     """What is said of a site's usable rows.
 
     Args:
@@ -85,6 +89,7 @@ def take_census(
         target: what is to be predicted of each case.
         floor: values of fewer cases are not named.
         volumes: what is said of its images.
+        subgroups: by what patients are grouped.
     """
     withheld = dict[str, int]()
 
@@ -115,8 +120,11 @@ def take_census(
             groups[column] = named(column, _spellings(rows, column))
     return Census(
         found=found, usable=len(rows), labelled=int(rows.labelled.sum()), features=rows.chosen,
-        counters=rows.left_out, groups=groups,
-        covariates=covariates, withheld=withheld, volumes=volumes, **found_labels,
+        counters=rows.left_out, groups=groups, covariates=covariates, withheld=withheld, volumes=volumes,
+        subgroups={
+            one.column: take_grouping(one, rows.cells[one.column], rows.origin["subject"], floor) for one in subgroups
+        },
+        **found_labels,
     )  # fmt: skip
 
 

@@ -7,7 +7,7 @@ share patients out among simulated sites, pool cases, and compare the sites' cas
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TypeVar
 
@@ -24,6 +24,7 @@ from polyclinic.data.opening.agreement import Agreement, agree
 from polyclinic.data.opening.census import Census, take_census
 from polyclinic.data.opening.facts import SiteFacts
 from polyclinic.data.opening.images import Pixels, image_files, read_images
+from polyclinic.data.opening.subgroups import Subgroup, assign_groups
 from polyclinic.data.partition import partition_rows, site_names
 from polyclinic.data.quality.classes import label_notes
 from polyclinic.data.quality.doubts import column_notes
@@ -76,6 +77,7 @@ class Holder:
         split: column that fixes the part of each case: train, validation (val, valid, dev) or test.
         progress: called with the number of images read and the number of all images, after each image.
         only: the one site whose rows are held; None takes those of all that the tables name.
+        subgroups: by what patients are grouped.
 
     Attributes:
         sites: names of the sites, sorted (tables: study file order).
@@ -86,15 +88,15 @@ class Holder:
 
     def __init__(
         self, spec: DataSpec, folder: Path, target: Target, split: str | None = None, progress: Progress | None = None,
-        only: str | None = None,
+        only: str | None = None, subgroups: Sequence[Subgroup] = (),
     ) -> None:  # fmt: skip
         if only is not None and spec.tables is not None:
             spec = spec.model_copy(
                 update={"tables": {site: file for site, file in spec.tables.items() if site == only}}
             )
         self.spec, self.folder, self.target, self.split, self.progress = spec, folder, target, split, progress
-        self._only = only
-        self._rows = read_rows(spec, folder, split, may_be_none=only is not None)
+        self._only, self.subgroups = only, subgroups
+        self._rows = read_rows(spec, folder, split, [one.column for one in subgroups], may_be_none=only is not None)
         if only is not None:
             mine = (self._rows.origin["site"] == only).to_numpy()
             if len(mine) and not mine.any():
@@ -127,7 +129,7 @@ class Holder:
         here = (self._rows.origin["site"] == site).to_numpy()
         mine = self._rows.where(here & self._rows.usable)
         volumes = self._fingerprint(mine) if plan and len(mine) else None
-        return take_census(mine, int(here.sum()), self.spec, self.target, floor, volumes)
+        return take_census(mine, int(here.sum()), self.spec, self.target, floor, volumes, self.subgroups)
 
     def _fingerprint(self, rows: Rows) -> SiteFingerprint | None:
         known = rows.where(rows.labelled)
@@ -211,7 +213,7 @@ class Holder:
             raise ValueError("nothing was opened")
         sites = {site: data for site, (data, _) in self._found.items() if data is not None}
         spec, used, classes = self.spec, self._used, self._agreement.classes
-        notes = [*self._dealt, *self._noted, *self._row_notes(classes)]
+        notes = [*self._dealt, *self._noted, *self._row_notes(classes), *self._grouped]
         notes += [note for _, (_, found) in self._found.items() for note in found]
         notes += column_notes(used.cells, spec, self.target, self._features, self._matrix, used.counting)
         columns = columns_of(self._features, used.chosen, spec.categorical)
@@ -253,6 +255,11 @@ class Holder:
         if combat is not None:
             self._covariates = self._at_sites(lambda mine: encode_covariates(mine, codes, combat)[0])
         self._targets = self._labels(self._used, agreement)
+        self._groups, self._grouped = dict[str, npt.NDArray[np.object_]](), list[Note]()
+        for one in self.subgroups:
+            texts, spellings = self._used.cells[one.column], agreement.subgroups.get(one.column, {})
+            self._groups[one.column], notes = assign_groups(one, texts, spellings)
+            self._grouped += notes
         self._tick = self._ticker("opened", len(self._used))
 
     def _at_sites(self, encode: Callable[[pd.DataFrame], npt.NDArray[Number]]) -> npt.NDArray[Number]:
@@ -324,6 +331,8 @@ class Holder:
             data.mask_facts = [*facts, *[MaskFacts()] * counts.unlabelled]
         if counts.unlabelled:
             data.labelled = torch.from_numpy(known)
+        if self._groups:
+            data.groups = {name: own[here].tolist() for name, own in self._groups.items()}
         return data, notes
 
     def _ticker(self, kind: str, total: int) -> Callable[[], None]:

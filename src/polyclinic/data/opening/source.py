@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from polyclinic.data.opening.holder import Holder, Progress
+from polyclinic.data.opening.subgroups import Subgroup
 from polyclinic.data.spec import DataSpec, Target
 from polyclinic.data.tables.table import PACKAGE
 from polyclinic.errors import DataError
@@ -28,7 +30,7 @@ class Source:
         self.folder, self.site, self.floor, self.progress = folder, site, floor, progress
         self._last: tuple[str, Holder] | None = None
 
-    def holder(self, spec: DataSpec, target: Target, split: str | None) -> Holder:
+    def holder(self, spec: DataSpec, target: Target, split: str | None, subgroups: Sequence[Subgroup] = ()) -> Holder:
         """Who holds the tables of a declaration; they are read once.
 
         Raises:
@@ -36,9 +38,9 @@ class Source:
         """
         if self.site is not None:
             self._check_inside(spec)
-        key = repr((spec.model_dump(mode="json"), target, split))
+        key = repr((spec.model_dump(mode="json"), target, split, subgroups))
         if self._last is None or self._last[0] != key:
-            self._last = key, Holder(spec, self.folder, target, split, self.progress, self.site)
+            self._last = key, Holder(spec, self.folder, target, split, self.progress, self.site, subgroups)
         return self._last[1]
 
     def _check_inside(self, spec: DataSpec) -> None:

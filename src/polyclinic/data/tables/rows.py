@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -103,13 +103,16 @@ class Rows:
         return counts
 
 
-def read_rows(spec: DataSpec, folder: Path, split: str | None, *, may_be_none: bool = False) -> Rows:
+def read_rows(
+    spec: DataSpec, folder: Path, split: str | None, subgroups: Sequence[str] = (), *, may_be_none: bool = False
+) -> Rows:
     """The rows that ``where`` selects, of one table or of one table for each site.
 
     Args:
         spec: the ``data:`` part of the study file.
         folder: the study file's folder.
         split: column that fixes the part of each case.
+        subgroups: columns that are read besides; that makes them no features, nor keeps them from being some.
         may_be_none: whether it is no error if no row is selected.
 
     Raises:
@@ -121,13 +124,13 @@ def read_rows(spec: DataSpec, folder: Path, split: str | None, *, may_be_none: b
     paths = {site: locate(name, folder) for site, name in entries.items()}
     tables = {site: read_cells(path, spec.columns) for site, path in paths.items()}
     titles = {site: f"The table {path.name!r}" for site, path in paths.items()}
-    needed = _needed_columns(spec, split)
+    needed = _needed_columns(spec, split, subgroups)
     for site, table in tables.items():
         for column, use in needed.items():
             require_column(table.columns.tolist(), column, use, titles[site])
     available = list(dict.fromkeys(name for table in tables.values() for name in table.columns))
     title = next(iter(titles.values())) if len(titles) == 1 else "None of the tables"
-    taken = {column for column, use in needed.items() if use != "where"}
+    taken = {column for column, use in needed.items() if use not in ("where", "subgroups")}
     chosen, left_out, notes, counting = list[str](), list[str](), list[Note](), frozenset[str]()
     if not spec.image:
         chosen, left_out, notes, counting = _choose_features(spec, list(tables.values()), available, taken, title)
@@ -272,7 +275,7 @@ def _subjects(cells: pd.Series[str], pattern: str | None) -> tuple[pd.Series[str
     return found.where(~unfit, cells), int(unfit.sum())
 
 
-def _needed_columns(spec: DataSpec, split: str | None) -> dict[str, str]:
+def _needed_columns(spec: DataSpec, split: str | None, subgroups: Sequence[str] = ()) -> dict[str, str]:
     """Columns with a part in the study besides features -> the key that names them."""
     named = {
         "where": None,
@@ -287,4 +290,5 @@ def _needed_columns(spec: DataSpec, split: str | None) -> dict[str, str]:
     covariates = dict.fromkeys([*combat.covariates, *combat.groups] if combat else [], "covariates")
     others = covariates | {name: use for use, name in named.items() if name is not None}
     others = dict.fromkeys(spec.categories, "categories") | others
-    return dict.fromkeys(spec.where, "where") | others | dict.fromkeys(spec.image_columns, "image")
+    read = dict.fromkeys(spec.where, "where") | dict.fromkeys(subgroups, "subgroups")
+    return read | others | dict.fromkeys(spec.image_columns, "image")

@@ -22,18 +22,21 @@ from polyclinic.study.columns import (
     AFTER,
     BEFORE,
     CALIBRATION,
+    CHARACTERISTICS,
     COMPARED,
     COMPARED_SITES,
     DECISIONS,
     DESCRIBED,
     EXCHANGED,
+    FLOW,
     PAYLOAD_COLUMNS,
+    SUBGROUPS,
     UNSEEN_COLUMNS,
 )
 from polyclinic.study.kinds import ATTACKED, PLAIN, RUN, UNSEEN, Entry, check_runs, titled
 from polyclinic.study.payloads import read_rounds
 from polyclinic.study.report.figures import Estimate
-from polyclinic.study.table_files import TEXT, has_table, read_table
+from polyclinic.study.table_files import has_table, is_text, read_table
 from polyclinic.tasks.metrics import (
     DISTANCES,
     METRICS,
@@ -65,6 +68,9 @@ COLUMNS = {
     "backdoor.csv": ["method", RUN, "seed", "fold", "trained_on", "tested_on", "cases", "opened"],
     "search.csv": [*BEFORE, *AFTER],
     "sites.csv": ["site", "found", "used", "rejected"],
+    "flow.csv": FLOW,
+    "subgroups.csv": SUBGROUPS,
+    "characteristics.csv": CHARACTERISTICS,
 }
 WHICH = ("best", "median", "worst")
 CLASS = "class: "
@@ -158,6 +164,8 @@ class Folder:
         self.rounds, self.payloads = self._rounds()
         self.predictions = self._table("predictions.csv")
         self.site_table = self._table("sites.csv")
+        self.flow = self._table("flow.csv")
+        self.subgroups, self.characteristics = self._table("subgroups.csv"), self._table("characteristics.csv")
         self.harmonisation = self._table("harmonisation.csv")
         self.costs_of_unseen = self._table("unseen.csv")
         self.comparisons, self.site_comparisons = self._table("comparisons.csv"), self._table("site_comparisons.csv")
@@ -428,7 +436,7 @@ def _checked(table: pd.DataFrame, file: Path) -> pd.DataFrame:
     for name in table.columns:
         if name in WORDS:
             table[name] = table[name].astype(str)
-        elif name not in TEXT and not is_numeric_dtype(table[name]):
+        elif not is_text(str(name)) and not is_numeric_dtype(table[name]):
             table[name] = pd.to_numeric(table[name], errors="coerce")
     return table
 

@@ -24,11 +24,15 @@ from polyclinic.study.kinds import PLAIN, RUN, UNSEEN, titled
 from polyclinic.study.report import figures, tables
 from polyclinic.study.report.answer import ALPHA, answer, headline, rewarded
 from polyclinic.study.report.attack import attacked
+from polyclinic.study.report.checklists import CHECKLISTS
+from polyclinic.study.report.checklists.writing import filled
 from polyclinic.study.report.exchange import exchanged
+from polyclinic.study.report.flow import flow_section
 from polyclinic.study.report.folder import Folder, Measure, Overlay, of_run
 from polyclinic.study.report.harmonisation import harmonised
 from polyclinic.study.report.methods import SHOWN, featured, is_reference, method_lines
 from polyclinic.study.report.search import searched, searched_values
+from polyclinic.study.report.subgroups import subgroup_section
 from polyclinic.study.report.trust import trusted
 from polyclinic.study.report.within import within
 
@@ -46,6 +50,7 @@ SECTIONS = {
     "attack": "Corrupt sites",
     "structures": "Structure by structure",
     "site_results": "Results site by site",
+    "subgroups": "Groups of patients",
     "cross": "Each site's model at the other sites",
     "curves": "ROC and calibration",
     "scatter": "Predicted against true",
@@ -57,6 +62,7 @@ SECTIONS = {
     "exchanged": "What was exchanged",
     "notes": "Notes",
     "card": "Model card",
+    "checklists": "Checklists",
     "provenance": "Provenance and study file",
 }
 
@@ -114,6 +120,7 @@ def render(folder: Folder) -> str:
         unseen=tables.unseen_tables(folder),
         alone=folder.baselines.get("single"),
         volumes=any(one.planes for one in folder.overlays()),
+        flow=flow_section(folder),
         **content,
     )
 
@@ -429,6 +436,11 @@ def _notes(folder: Folder) -> list[Note]:
     ]
 
 
+def _checklists(folder: Folder) -> list[dict[str, object]]:
+    """The checklists, filled as far as the run goes; none where there is no study file to say what was run."""
+    return [filled(one, folder) for one in CHECKLISTS.values()] if folder.study else []
+
+
 def _provenance(folder: Folder) -> dict[str, Any]:
     told = {name: value for name, value in folder.provenance.items() if name != "described"}  # with the methods
     rows = tables.nested_rows(told)
@@ -446,6 +458,7 @@ CONTENT: dict[str, Callable[[Folder], Any]] = {
     "structures": tables.structure_tables,
     "within": within,
     "site_results": _site_results,
+    "subgroups": subgroup_section,
     "cross": tables.cross_matrix,
     "curves": _curves,
     "scatter": _scatter,
@@ -457,5 +470,6 @@ CONTENT: dict[str, Callable[[Folder], Any]] = {
     "exchanged": exchanged,
     "notes": _notes,
     "card": _card,
+    "checklists": _checklists,
     "provenance": _provenance,
 }

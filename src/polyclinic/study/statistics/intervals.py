@@ -14,6 +14,7 @@ from scipy.stats import beta, norm, rankdata
 from scipy.stats import t as student
 
 from polyclinic.seeds import derive_seed
+from polyclinic.study.areas import expected_variance
 
 Floats = NDArray[np.float64]
 
@@ -138,20 +139,6 @@ def combine(parts: Sequence[tuple[int, float, float]]) -> tuple[float, float]:
         by_seed.setdefault(seed, []).append(variance)
     variances = [sum(of_folds) / len(of_folds) ** 2 for of_folds in by_seed.values()]
     return float(np.mean([estimate for _, estimate, _ in known])), float(np.mean(variances))
-
-
-def expected_variance(area: float, positives: ArrayLike, negatives: ArrayLike) -> Floats:
-    """Variance of an area under the curve that a true area and numbers of cases lead to expect.
-
-    Hanley & McNeil 1982, "The meaning and use of the area under a receiver operating characteristic (ROC) curve",
-    Radiology 143(1): equation 1 with the negative exponential model. Which class is the spread one is not known, so the
-    larger of the two variances is taken.
-    """
-    both_above, both_below = area / (2 - area) - area**2, 2 * area**2 / (1 + area) - area**2
-    most, least = np.maximum(positives, negatives) - 1, np.minimum(positives, negatives) - 1
-    spread = most * max(both_above, both_below) + least * min(both_above, both_below)
-    variance: Floats = (area * (1 - area) + spread) / np.multiply(positives, negatives)
-    return variance
 
 
 def area_interval(areas: Sequence[Area]) -> tuple[float, float]:

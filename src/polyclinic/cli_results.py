@@ -1,0 +1,53 @@
+"""Commands on the results folder of a finished study: checklists and exports."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+Results = Annotated[Path, typer.Argument(metavar="DIR", help="Results folder of a study.")]
+
+
+def checklist(
+    folder: Results,
+    name: Annotated[str, typer.Option("--list", help="federated, tripod-ai or claim.")] = "federated",
+    out: Annotated[
+        Path | None, typer.Option(help="File to write (.md or .html); default DIR/checklist-LIST.md.")
+    ] = None,
+) -> None:
+    """Fill a checklist for reporting from a finished study; what a run can't know is left to the authors."""
+    from polyclinic.errors import StudyError, nearest
+    from polyclinic.study.report.checklists import CHECKLISTS
+    from polyclinic.study.report.checklists.writing import write_checklist
+
+    if name not in CHECKLISTS:
+        raise StudyError("P103", f"There is no checklist {name!r}.", nearest(name, list(CHECKLISTS)))
+    target = folder / f"checklist-{name}.md" if out is None else out
+    write_checklist(folder, CHECKLISTS[name], target)
+    print(target)
+
+
+def export(
+    folder: Results,
+    ro_crate: Annotated[Path, typer.Option("--ro-crate", help="Folder or .zip file to write; it is made.")],
+    author: Annotated[list[str] | None, typer.Option(help="Name of an author; may be repeated.")] = None,
+    licence: Annotated[str | None, typer.Option(help="URL of the licence of the whole.")] = None,
+    with_predictions: Annotated[
+        bool, typer.Option("--with-predictions", help="Also the predictions of single cases, under pseudonyms.")
+    ] = False,
+    without_models: Annotated[bool, typer.Option("--without-models", help="Leave out the trained models.")] = False,
+) -> None:
+    """Export a finished study as an RO-Crate, for an archive such as Zenodo."""
+    from rich.console import Console
+
+    from polyclinic.study.crate import export_crate
+
+    made = export_crate(
+        folder, ro_crate, authors=author or (), licence=licence, predictions=with_predictions, models=not without_models
+    )
+    console = Console(stderr=True, highlight=False, markup=False)
+    for sentence in made.told:
+        console.print(sentence)
+    print(made.path)

@@ -1,0 +1,45 @@
+"""Which files of a results folder go into a crate: a list of what is known, so that nothing else slips in."""
+
+from __future__ import annotations
+
+#: Media type of each ending.
+FORMATS = {
+    ".csv": "text/csv",
+    ".html": "text/html",
+    ".json": "application/json",
+    ".md": "text/markdown",
+    ".yaml": "application/yaml",
+    ".safetensors": "application/octet-stream",
+}
+#: The study file: what the run was given.
+STUDY = "study.yaml"
+#: File -> what it holds. All of these may leave the house; see docs/results-files.md.
+FILES = {
+    STUDY: "The study file with every default filled in.",
+    "provenance.json": "Versions, machine, seeds, times and the fingerprint of the data.",
+    "results.csv": "Every metric of every model at every site.",
+    "summary.csv": "Means, intervals and tests.",
+    "comparisons.csv": "Each method with others, within sites.",
+    "site_comparisons.csv": "Each site's own differences between methods.",
+    "calibration.csv": "Calibration intercept and slope at each site.",
+    "decisions.csv": "Decision curves at each site.",
+    "unseen.csv": "What each method loses at sites left out of training.",
+    "subgroups.csv": "Results by groups of patients.",
+    "rounds.csv": "What happened in each round at each site.",
+    "exchanged.csv": "What could be revealed by what was sent besides the model.",
+    "sites.csv": "Cases found, used and rejected at each site.",
+    "flow.csv": "Where each site's cases went: rejected, training, validation, test.",
+    "characteristics.csv": "How many of each group of patients are in each part.",
+    "search.csv": "Every configuration that was tried, and its validation score.",
+    "backdoor.csv": "Whether the mark of a backdoor was obeyed.",
+    "harmonisation.csv": "Features at each site before and after harmonisation.",
+    "notes.json": "Notes for the reader.",
+}
+#: Left out unless it is asked for.
+PREDICTIONS = "predictions.csv"
+ABOUT_PREDICTIONS = "A row for each test case, with pseudonyms: data about single patients."
+REPORT = "report.html"
+ABOUT_REPORT = "The report of the study; opens in a browser without a network."
+MODELS = "models/"
+ABOUT_MODELS = "The trained models: tensors in safetensors files, without code."
+ABOUT_CHECKLIST = "A checklist for reporting, filled as far as the run goes."
