@@ -20,9 +20,12 @@ class Engine(ABC):
 
     Attributes:
         sites: names of all sites, in the order in which answers come.
+        between_machines: whether sites are on machines of their own, so that predictions stay there unless a study says
+            otherwise.
     """
 
     sites: list[str]
+    between_machines: bool = False
 
     @abstractmethod
     def call(self, function: str, requests: Mapping[str, Message]) -> Iterator[Reply]:

@@ -26,6 +26,7 @@ class CheckedEngine(Engine):
 
     def __init__(self, inner: Engine, known: Known) -> None:
         self.inner, self.known, self.sites = inner, known, inner.sites
+        self.between_machines = inner.between_machines
         self._asked: dict[str, deque[tuple[str, Message]]] = {site: deque() for site in inner.sites}
 
     def call(self, function: str, requests: Mapping[str, Message]) -> Iterator[Reply]:

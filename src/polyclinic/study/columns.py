@@ -20,6 +20,9 @@ CALIBRATION = [
     "slope_high", "intercept_expected_low", "intercept_expected_high", "slope_expected_low", "slope_expected_high",
 ]  # fmt: skip
 DECISIONS = ["method", RUN, "site", "threshold", "net_benefit", "act_on_all"]
+#: Columns of ``score_counts.csv`` and of ``confusion.csv``.
+SCORE_COUNTS = ["method", RUN, "seed", "fold", "trained_on", "label", "score", "cases"]
+CONFUSION = ["method", RUN, "seed", "fold", "trained_on", "label", "called", "cases"]
 #: Columns of ``exchanged.csv``.
 EXCHANGED = ["method", "payload", "reveals"]
 #: Columns of ``harmonisation.csv``.

@@ -85,6 +85,12 @@ class Evaluation(Part):
     """Decides the folds; the same for all seeds, so that seeds differ in training only."""
     bootstrap: Annotated[int, Field(ge=0)] = 1000
     """Resamples of patients for confidence intervals."""
+    predictions: Literal["coordinator", "sites"] | None = None
+    """Where predictions of test cases are kept. ``coordinator``: all in ``predictions.csv``. ``sites``: each site keeps
+    its own and answers with metrics, sums and evidence, of no single case. Default: ``sites`` where sites are on
+    machines of their own, else ``coordinator``."""
+    disclosure_floor: Annotated[int, Field(ge=1)] = 5
+    """With ``sites``: of test cases of fewer patients a site says only how many there are."""
 
     @property
     def number_of_folds(self) -> int | None:
