@@ -1,6 +1,5 @@
 """Studies whose sites keep their predictions: the same numbers, and no row of a patient."""
 
-
 import yaml
 
 from helpers import write_image_study, write_number_study, write_table_study

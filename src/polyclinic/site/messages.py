@@ -340,6 +340,30 @@ class Compared(Body):
     several: list[Name] = []
 
 
+class Spread(Body):
+    """``spread``: how far the site's patients lie apart in what they contribute to metrics over all sites' cases.
+
+    The tensor ``shares`` says how much each trial counts in its method's mean, ``totals0``, ``totals1``, ... are the
+    totals of all sites for each trial, as one vector of all that `polyclinic.tasks.Task.totals` gives.
+
+    Attributes:
+        task, classes, metrics, trials, floor: as in `Compare`.
+    """
+
+    task: Name
+    classes: Classes
+    metrics: list[Name]
+    trials: list[KeptTrial]
+    floor: Count
+
+
+class Spreads(Body):
+    """What came of ``spread``, besides the tensors, which are missing where there are too few patients."""
+
+    patients: Count
+    methods: list[Name] = []
+
+
 class Predicted(Body):
     """What came of ``predict``: pseudonyms of N patients and cases; a task may add fields, see `Task.says`."""
 

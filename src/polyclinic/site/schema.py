@@ -40,6 +40,8 @@ from polyclinic.site.messages import (
     Prepare,
     Prepared,
     Question,
+    Spread,
+    Spreads,
     Start,
     Started,
     Test,
@@ -209,6 +211,12 @@ _COMPARED = {
 }
 
 
+_SPREAD = {
+    "covariance": _evident("N metrics", "N methods", "N methods"),
+    "counted": _evident("N metrics", "N methods"),
+}
+
+
 def _described(known: Known, asked: Message) -> Shapes:
     numbers = {name: Shaped("float64", "F") for name in ("count", "mean", "m2")}
     ranks = {"rank": Shaped("float64", "F", "E", finite=False)}
@@ -271,6 +279,11 @@ FUNCTIONS: dict[str, Function] = {
     "compare": Function(
         Compare, Compared, answered_tensors=_COMPARED,
         lists={"metrics": "N metrics", "methods": "N methods", "seeds": "N seeds", "trusted": "N trusted"},
+    ),
+    "spread": Function(
+        Spread, Spreads,
+        {"shares": Shaped("float64", "trials", "metrics", least=0.0), "totals*": Shaped("float64", None)},
+        _SPREAD, {"methods": "N methods"},
     ),
     "model": Function(During, Nothing, _STATE, {"model": Shaped("float32", "P", finite=False)}),
     "overlays": Function(Predict, Pictured, _MODELS, _pictures),

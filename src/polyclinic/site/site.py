@@ -42,6 +42,7 @@ from polyclinic.site.messages import (
     Prepare,
     Prepared,
     Question,
+    Spread,
     Start,
     Started,
     Test,
@@ -102,6 +103,7 @@ class Site:
         self.pseudonyms = _pseudonyms(data)
         self.kept = KeptRows(data.site, None if folder is None else folder / "predictions")
         self._draws: int | None = None
+        self._totals = dict[Trial, bytes]()
         self._described: Tensor | None = None
         self._steps: list[Step] = []
         self._functions: dict[str, Answer] = {
@@ -109,6 +111,7 @@ class Site:
             "start": self._start, "train": self._train, "evaluate": self._evaluate, "predict": self._predict,
             "threshold": self._threshold, "overlays": self._overlays, "keep": self._keep, "model": self._model,
             "save": self._save, "restore": self._restore, "test": self._test, "compare": self._compare,
+            "spread": self._spread,
         }  # fmt: skip
 
     def handle(self, function: str, request: Message) -> Message:
@@ -136,7 +139,7 @@ class Site:
         if function in ("prepare", "share", "apply", "describe"):
             step = self._steps[0] if self._steps else None
             return Known(step=step if isinstance(step, SharedStep) else None)
-        if function in ("start", "compare"):
+        if function in ("start", "compare", "spread"):
             return Known()
         function_of(function)
         if not hasattr(self, "run"):
@@ -391,6 +394,11 @@ class Site:
             raise SiteError("P401", text, "Ask for the same number of draws.", site=self.name)
         self._draws = asked.bootstrap
         said, numbers = testing.compared(self.kept, asked, max(asked.floor, self.floor))
+        return Message(said.fields(), numbers)
+
+    def _spread(self, asked: Spread, tensors: Tensors) -> Message:
+        """How far patients lie apart in what they contribute to metrics over all sites' cases."""
+        said, numbers = testing.spread(self.kept, asked, tensors, max(asked.floor, self.floor), self._totals)
         return Message(said.fields(), numbers)
 
     def _overlays(self, asked: Predict, tensors: Tensors) -> Message:

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, MutableMapping
 
 import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor
 
+from polyclinic.errors import SiteError
 from polyclinic.site.kept import KeptRows, Trial
-from polyclinic.site.messages import Compare, Compared, Tested
+from polyclinic.site.messages import Compare, Compared, Spread, Spreads, Tested
 from polyclinic.statistics.calibration import Trust, site_trust
 from polyclinic.statistics.evidence import Evidence, site_evidence
+from polyclinic.statistics.samples import Cases
 from polyclinic.tasks import Task, build_task
-from polyclinic.tasks.base import Asked
+from polyclinic.tasks.base import Asked, Totals
 
 Tensors = dict[str, Tensor]
 
@@ -65,6 +67,75 @@ def compared(kept: KeptRows, asked: Compare, floor: int) -> tuple[Compared, Tens
         several=[method for method in trust if method not in known],
     )  # fmt: skip
     return said, _evidence_tensors(evidence) | _trust_tensors(known)
+
+
+def spread(
+    kept: KeptRows, asked: Spread, tensors: Tensors, floor: int, seen: MutableMapping[Trial, bytes]
+) -> tuple[Spreads, Tensors]:
+    """Covariance of methods' metrics over all sites' cases, as far as it comes from this site's patients.
+
+    Each patient contributes to each method's mean what its cases do, see `polyclinic.tasks.Task.influence`; patients of
+    a site are drawn as many as there are, so what they contribute varies about its mean.
+
+    Args:
+        kept: the site's predictions.
+        asked: by what and of what.
+        tensors: how much each trial counts, and the totals of all sites.
+        floor: with fewer patients than these only how many there are is said.
+        seen: totals that were sent before; others of the same trial are refused: many would tell of patients.
+
+    Raises:
+        SiteError: P401, the site has not kept some of them, or the totals are none of this task or not the same.
+    """
+    task, methods = build_task(asked.task, asked.classes), list(dict.fromkeys(one.name for one in asked.trials))
+    trials = [Trial(one.run, one.method, one.trained_on) for one in asked.trials]
+    frames = [kept.get(trial) for trial in trials]
+    people = sorted({subject for frame in frames for subject in frame["subject"]})
+    if len(people) < max(floor, 1):
+        return Spreads(patients=len(people)), {}
+    shares = tensors["shares"].numpy()
+    given = np.zeros((len(asked.metrics), len(methods), len(people)))
+    for number, (one, trial, frame) in enumerate(zip(asked.trials, trials, frames, strict=True)):
+        sent = tensors.get(f"totals{number}", torch.zeros(0))
+        totals = _shaped(sent, task.totals(frame, asked.metrics), kept.site)
+        mark = sent.numpy().tobytes()
+        if seen.setdefault(trial, mark) != mark:
+            raise _misfit(kept.site, "other totals than before")
+        places = np.searchsorted(people, frame["subject"].to_numpy(str))
+        found = task.influence(frame, totals, asked.metrics) * shares[number][:, None]
+        found = np.where(shares[number][:, None] > 0, found, 0.0)
+        for metric in range(len(asked.metrics)):
+            np.add.at(given[metric, methods.index(one.name)], places, found[metric])
+    apart = given - given.mean(axis=-1, keepdims=True)
+    covariance = apart @ apart.transpose(0, 2, 1) * len(people) / max(len(people) - 1, 1)
+    rows = pd.concat([f.assign(method=o.name) for f, o in zip(frames, asked.trials, strict=True)], ignore_index=True)
+    cases = Cases(rows, asked.task, asked.classes, asked.metrics)
+    counted = [[cases.counted(metric, m, cases.groups(cases.rows[m])) for m in methods] for metric in asked.metrics]
+    numbers = {"covariance": covariance, "counted": np.array(counted, dtype=np.float64)}
+    return Spreads(patients=len(people), methods=methods), {name: torch.from_numpy(of) for name, of in numbers.items()}
+
+
+def _shaped(sent: Tensor, own: Totals, site: str) -> Totals:
+    """Totals of all sites from one vector, as the site's ``own`` are.
+
+    Raises:
+        SiteError: P401, they are not.
+    """
+    sizes = [values.size for values in own.values()]
+    if not sizes or sent.shape != (sum(sizes),):
+        raise _misfit(site, "totals that are none of this task")
+    parts = np.split(sent.numpy(), np.cumsum(sizes)[:-1])
+    return {
+        name: part.reshape(values.shape).astype(values.dtype)
+        for (name, values), part in zip(own.items(), parts, strict=True)
+    }
+
+
+def _misfit(site: str, what: str) -> SiteError:
+    return SiteError(
+        "P401", f"Site {site} was asked to 'spread' with {what}.",
+        "Let all sites and the server run the same version of Polyclinic, and the study anew.", site=site,
+    )  # fmt: skip
 
 
 def _evidence_tensors(evidence: Mapping[str, Evidence]) -> Tensors:

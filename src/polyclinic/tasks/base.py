@@ -242,6 +242,22 @@ class Task(ABC):
         """
         return dict.fromkeys(names, float("nan"))
 
+    def influence(self, cases: pd.DataFrame, totals: Totals, names: Sequence[str]) -> Floats:
+        """How much the metrics of all cases would grow if a case counted for more: derivatives by its weight, [M, n].
+
+        How far they lie apart among patients is how sure the metrics are: their sum of squares is the variance by the
+        infinitesimal jackknife (Efron 1982, "The jackknife, the bootstrap and other resampling plans", chapter 6).
+
+        Args:
+            cases: some of the cases.
+            totals: of all cases.
+            names: the metrics.
+
+        Returns:
+            NaN for what does not follow from totals.
+        """
+        return np.full((len(names), len(cases)), np.nan)
+
     def margins(self, totals: Totals, names: Sequence[str]) -> dict[str, float]:
         """Of metrics that are ``approximate``: how far ``from_totals`` can be from the value of the cases at most."""
         return {}

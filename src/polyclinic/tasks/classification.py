@@ -14,7 +14,12 @@ from torch import Tensor
 
 from polyclinic.shapes import Shaped
 from polyclinic.tasks.base import Asked, Batch, Floats, Measure, Score, Sent, Task, Totals, joined, register, stacked
-from polyclinic.tasks.classification_totals import classification_totals, margins_of_totals, metrics_of_totals
+from polyclinic.tasks.classification_totals import (
+    classification_totals,
+    influence_on_metrics,
+    margins_of_totals,
+    metrics_of_totals,
+)
 from polyclinic.tasks.metrics import (
     CALIBRATION_BINS,
     CLASSIFICATION,
@@ -179,6 +184,10 @@ class Classification(Task):
     def from_totals(self, totals: Totals, names: Sequence[str]) -> dict[str, float]:
         """See `Task.from_totals`."""
         return metrics_of_totals(totals, names)
+
+    def influence(self, cases: pd.DataFrame, totals: Totals, names: Sequence[str]) -> Floats:
+        """See `polyclinic.tasks.classification_totals.influence_on_metrics`."""
+        return influence_on_metrics(*self._arrays(cases), totals, names)
 
     def margins(self, totals: Totals, names: Sequence[str]) -> dict[str, float]:
         """See `polyclinic.tasks.classification_totals.margins_of_totals`."""

@@ -18,6 +18,7 @@ from polyclinic.tasks.metrics import (
     Integers,
     area_and_precision,
     brier_scores,
+    calibration_cases,
     calibration_gaps,
     decide,
     decision_metrics,
@@ -46,14 +47,18 @@ def classification_totals(labels: Integers, probabilities: Floats, thresholds: F
     known = np.isfinite(probabilities.sum(axis=1))
     labels, kept = labels[known].astype(np.int64), probabilities[known]
     called = decide(kept, thresholds[known])
-    curves = [1] if classes == 2 else range(classes)
     return {
         "confusion": np.bincount(labels * classes + called, minlength=classes**2).reshape(classes, classes),
-        "grid": np.stack([threshold_counts(labels == one, kept[:, one]) for one in curves]),
+        "grid": np.stack([threshold_counts(labels == one, kept[:, one]) for one in _curves(classes)]),
         "squares": np.array([brier_scores(labels, kept).sum()]),
         "gaps": calibration_gaps(labels, kept, np.ones((len(labels), 1)))[:, 0],
         "undefined": np.array([int(np.count_nonzero(~known))]),
     }
+
+
+def _curves(classes: int) -> Sequence[int]:
+    """Classes that have a curve against the rest."""
+    return [1] if classes == 2 else range(classes)
 
 
 def metrics_of_totals(totals: Totals, names: Sequence[str]) -> dict[str, float]:
@@ -79,6 +84,75 @@ def _curve(counts: Integers) -> tuple[float, float]:
     scores, positive = np.tile(np.arange(bins, dtype=np.float64), 2), np.repeat([False, True], bins)
     area, precision = area_and_precision(positive, scores, counts.reshape(-1, 1).astype(np.float64))
     return float(area[0]), float(precision[0])
+
+
+def influence_on_metrics(
+    labels: Integers, probabilities: Floats, thresholds: Floats, totals: Totals, names: Sequence[str]
+) -> Floats:
+    """Derivatives of metrics by the weight of a case, [M, n]; see `polyclinic.tasks.Task.influence`.
+
+    Args:
+        labels, probabilities, thresholds: of some cases, as ``classification_totals`` has them.
+        totals: of all cases.
+        names: the metrics.
+    """
+    total = float(totals["confusion"].sum())
+    if totals["undefined"][0] or not total or not np.isfinite(probabilities).all():
+        return np.full((len(names), len(labels)), np.nan)
+    labels, called = labels.astype(np.int64), decide(probabilities, thresholds)
+    found = {name: of[labels, called] for name, of in _by_confusion(totals, names).items()}
+    value = metrics_of_totals(totals, ["brier", "ece"])
+    found["brier"] = (brier_scores(labels, probabilities) - value["brier"]) / total
+    bins, gaps = calibration_cases(labels, probabilities)
+    found["ece"] = (gaps * np.sign(totals["gaps"])[bins] - value["ece"]) / total
+    curves, parts = _curves(probabilities.shape[1]), list[Floats]()
+    for counts, one in zip(totals["grid"], curves, strict=True):
+        place = threshold_grid().searchsorted(probabilities[:, one], "right")
+        parts.append(_by_counts(counts.astype(np.float64))[:, (labels == one).astype(np.int64), place])
+    with_both = [part for part in parts if np.isfinite(part).all()]
+    found["auc"], found["ap"] = np.mean(with_both, axis=0) if with_both else np.full((2, len(labels)), np.nan)
+    return np.stack([found[name] for name in names])
+
+
+def _by_confusion(totals: Totals, names: Sequence[str]) -> dict[str, Floats]:
+    """Derivatives of metrics of decisions by the entries of the confusion table, each [C, C]."""
+    wanted = [name for name in names if name in ("acc", "bac", "sen", "spe", "f1")]
+    confusion, step = totals["confusion"].astype(np.float64), 1e-3
+    found = {name: np.zeros(confusion.shape) for name in wanted}
+    for true, called in np.ndindex(confusion.shape):
+        if not confusion[true, called]:  # no case is there
+            continue
+        ends = []
+        for sign in (1, -1):
+            moved = confusion.copy()
+            moved[true, called] += sign * step
+            ends.append(metrics_of_totals(totals | {"confusion": moved}, wanted))
+        for name in wanted:
+            found[name][true, called] = (ends[0][name] - ends[1][name]) / (2 * step)
+    return found
+
+
+def _by_counts(counts: Floats) -> Floats:
+    """Derivatives of area under the curve and average precision by ``threshold_counts`` [2, T + 1]: [2, 2, T + 1].
+
+    NaN where a class is missing.
+    """
+    negatives, positives = counts
+    n, m = negatives.sum(), positives.sum()
+    if not n or not m:
+        return np.full((2, *counts.shape), np.nan)
+    below, above = np.cumsum(negatives) - negatives / 2, m - np.cumsum(positives) + positives / 2
+    area = float(positives @ below) / (n * m)
+    of_area = np.stack([(above / m - area) / n, (below / n - area) / m])
+    hits = np.cumsum(positives[::-1])[::-1]
+    passed = hits + np.cumsum(negatives[::-1])[::-1]
+    precision = np.divide(hits, passed, out=np.zeros_like(hits), where=passed > 0)
+    value = float(positives @ precision) / m
+    # A further case in a bin is passed in this bin and in all below it.
+    share = np.divide(positives, passed, out=np.zeros_like(hits), where=passed > 0)
+    alarm = -np.cumsum(share * precision) / m
+    hit = (precision + np.cumsum(share * (1 - precision)) - value) / m
+    return np.stack([of_area, np.stack([alarm, hit])])
 
 
 def margins_of_totals(totals: Totals) -> dict[str, float]:

@@ -411,12 +411,16 @@ def _calibration_error(labels: Integers, probabilities: Floats, weights: Floats)
 
 def calibration_gaps(labels: Integers, probabilities: Floats, weights: Floats) -> Floats:
     """In each bin of confidence the cases that are right minus the sum of their confidence, [bins, B]."""
-    answer = decide(probabilities, 0.5)
+    bins, gaps = calibration_cases(labels, probabilities)
+    found: Floats = ((bins[:, None] == np.arange(CALIBRATION_BINS)) * gaps[:, None]).T @ weights
+    return found
+
+
+def calibration_cases(labels: Integers, probabilities: Floats) -> tuple[Integers, Floats]:
+    """The bin of confidence of each case [n], and 1 or 0 for right or wrong minus its confidence [n]."""
     confidence = probabilities.max(axis=1)
-    bins = np.ceil(confidence * CALIBRATION_BINS) - 1
-    in_bin = np.clip(bins, 0, CALIBRATION_BINS - 1)[:, None] == np.arange(CALIBRATION_BINS)
-    gaps: Floats = (in_bin * ((answer == labels) - confidence)[:, None]).T @ weights
-    return gaps
+    bins = np.clip(np.ceil(confidence * CALIBRATION_BINS) - 1, 0, CALIBRATION_BINS - 1).astype(np.int64)
+    return bins, (decide(probabilities, 0.5) == labels) - confidence
 
 
 @cache

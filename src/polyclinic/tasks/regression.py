@@ -16,6 +16,7 @@ from polyclinic.shapes import Shaped
 from polyclinic.tasks.base import Asked, Batch, Floats, Measure, Score, Sent, Task, Totals, joined, register, stacked
 from polyclinic.tasks.metrics import REGRESSION
 from polyclinic.tasks.regression_metrics import (
+    influence_on_metrics,
     join_totals,
     metrics_of_totals,
     regression_metrics,
@@ -109,3 +110,8 @@ class Regression(Task):
     def from_totals(self, totals: Totals, names: Sequence[str]) -> dict[str, float]:
         """See `Task.from_totals`."""
         return metrics_of_totals(totals, names)
+
+    def influence(self, cases: pd.DataFrame, totals: Totals, names: Sequence[str]) -> Floats:
+        """See `polyclinic.tasks.regression_metrics.influence_on_metrics`."""
+        labels, scores = cases["label"].to_numpy(np.float64), cases["score"].to_numpy(np.float64)
+        return influence_on_metrics(labels, scores, totals, names)

@@ -143,3 +143,27 @@ def metrics_of_totals(totals: Totals, names: Sequence[str]) -> dict[str, float]:
         "r": np.clip(products[0, 1] / np.sqrt(spread[0] * spread[1]), -1, 1),
     }
     return {name: float(values[name]) for name in names}
+
+
+def influence_on_metrics(targets: Floats, predictions: Floats, totals: Totals, names: Sequence[str]) -> Floats:
+    """Derivatives of metrics by the weight of a case, [M, n]; see `polyclinic.tasks.Task.influence`.
+
+    Args:
+        targets: of some cases, [n].
+        predictions: [n].
+        totals: of all cases.
+        names: the metrics.
+    """
+    values = metrics_of_totals(totals, REGRESSION)
+    count, products = float(totals["count"][0]), totals["products"]
+    errors, (true, predicted) = predictions - targets, np.stack([targets, predictions]) - totals["mean"][:, None]
+    with np.errstate(divide="ignore", invalid="ignore"):
+        root = np.sqrt(products[0, 0] * products[1, 1])
+        found = {
+            "mae": (np.abs(errors) - values["mae"]) / count,
+            "rmse": (np.square(errors) - values["rmse"] ** 2) / (2 * values["rmse"] * count),
+            "r2": (totals["errors"][1] / products[0, 0] * np.square(true) - np.square(errors)) / products[0, 0],
+            "r": true * predicted / root
+            - values["r"] / 2 * (np.square(true) / products[0, 0] + np.square(predicted) / products[1, 1]),
+        }
+    return np.stack([np.where(np.isfinite(values[name]), found[name], np.nan) for name in names])

@@ -253,6 +253,13 @@ class Segmentation(Task):
         parts = zip(names, totals["sums"], totals["known"], strict=True)
         return {name: float(total / known) if known else float("nan") for name, total, known in parts}
 
+    def influence(self, cases: pd.DataFrame, totals: Totals, names: Sequence[str]) -> Floats:
+        """See `Task.influence`; a case without a value counts for nothing."""
+        values = cases[list(names)].to_numpy(np.float64).T
+        known = np.maximum(totals["known"], 1)[:, None]
+        found = (values - totals["sums"][:, None] / known) / known
+        return np.where(totals["known"][:, None] > 0, np.where(np.isnan(values), 0.0, found), np.nan)
+
 
 def without_ignored(decided: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
     """Predicted and true class indices with background wherever the truth is ``IGNORED``, so that nothing is counted
