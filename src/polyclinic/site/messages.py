@@ -344,7 +344,7 @@ class Spread(Body):
     """``spread``: how far the site's patients lie apart in what they contribute to metrics over all sites' cases.
 
     The tensor ``shares`` says how much each trial counts in its method's mean, ``totals0``, ``totals1``, ... are the
-    totals of all sites for each trial, as one vector of all that `polyclinic.tasks.Task.totals` gives.
+    totals of all sites for each trial, as one vector of all that `polyclinic.tasks.Task.totalled` names, in that order.
 
     Attributes:
         task, classes, metrics, trials, floor: as in `Compare`.

@@ -385,6 +385,7 @@ class Site:
         metrics = run.declared.metrics
         wanted = Asked(metrics.names, metrics.classes, metrics.tolerance)
         said, numbers = testing.tested(rows, run.task, wanted, max(asked.floor, self.floor))
+        self._log(f"test {asked.method} in {run.declared.run}: {said.cases} cases{', withheld' * said.withheld}")
         return Message(said.fields(), numbers)
 
     def _compare(self, asked: Compare, tensors: Tensors) -> Message:
@@ -394,6 +395,7 @@ class Site:
             raise SiteError("P401", text, "Ask for the same number of draws.", site=self.name)
         self._draws = asked.bootstrap
         said, numbers = testing.compared(self.kept, asked, max(asked.floor, self.floor))
+        self._log(f"compare {len(asked.trials)} models by {', '.join(asked.metrics)}: {said.patients} patients")
         return Message(said.fields(), numbers)
 
     def _spread(self, asked: Spread, tensors: Tensors) -> Message:

@@ -97,7 +97,8 @@ def spread(
     given = np.zeros((len(asked.metrics), len(methods), len(people)))
     for number, (one, trial, frame) in enumerate(zip(asked.trials, trials, frames, strict=True)):
         sent = tensors.get(f"totals{number}", torch.zeros(0))
-        totals = _shaped(sent, task.totals(frame, asked.metrics), kept.site)
+        own = task.totals(frame, asked.metrics)
+        totals = _shaped(sent, {name: own[name] for name in task.totalled}, kept.site)
         mark = sent.numpy().tobytes()
         if seen.setdefault(trial, mark) != mark:
             raise _misfit(kept.site, "other totals than before")

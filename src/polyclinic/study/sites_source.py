@@ -177,8 +177,9 @@ class Sites(Source):
         for number, (_, one) in enumerate(trials):
             models = self._together[one.key]
             trained_on = one.trained_on if one.trained_on in models else OWN
-            flat = np.concatenate([part.ravel().astype(np.float64) for part in models[trained_on].values()])
-            tensors[f"totals{number}"] = torch.from_numpy(flat)
+            totals = models[trained_on]
+            flat = [totals[name].ravel().astype(np.float64) for name in self._task.totalled]
+            tensors[f"totals{number}"] = torch.from_numpy(np.concatenate(flat))
             counts.append(shares[one.key, trained_on])
         return Message(asked.fields(), {"shares": torch.from_numpy(np.stack(counts)), **tensors})
 

@@ -135,8 +135,8 @@ class Tester:
             counts = (reply.fields["cases"], reply.fields["patients"])
             one = TestedSite(self._key(label), trial.trained_on, site, training, *counts, known)
             outcome.tested.sites.append(one)
-            if numbers:
-                found.append((trial.trained_on, site, numbers))
+            if numbers:  # in the order of the task: messages have none
+                found.append((trial.trained_on, site, {name: numbers[name] for name in self.task.totalled}))
         return found
 
     def _backdoor(self, attack: Attack, label: str, trial: Trial, threshold: float, ask: Ask) -> list[Row]:

@@ -23,9 +23,11 @@ from polyclinic.study.columns import (
     CALIBRATION,
     COMPARED,
     COMPARED_SITES,
+    CONFUSION,
     DECISIONS,
     DESCRIBED,
     EXCHANGED,
+    SCORE_COUNTS,
     UNSEEN_COLUMNS,
 )
 from polyclinic.study.kinds import ATTACKED, PLAIN, RUN, UNSEEN, Entry, check_runs, titled
@@ -53,6 +55,8 @@ COLUMNS = {
         *("method", RUN, "seed", "fold", "round", "site", "seconds", "bytes_up", "bytes_down", "examples", "loss"),
     ],
     "predictions.csv": ["method", RUN, "seed", "fold", "site"],
+    "score_counts.csv": SCORE_COUNTS,
+    "confusion.csv": CONFUSION,
     "exchanged.csv": EXCHANGED,
     "calibration.csv": CALIBRATION,
     "decisions.csv": DECISIONS,
@@ -152,6 +156,8 @@ class Folder:
         self.summary = self._table("summary.csv")
         self.rounds = self._table("rounds.csv")
         self.predictions = self._table("predictions.csv")
+        self.score_counts = _parted(self._table("score_counts.csv"))[0]
+        self.confusion = _parted(self._table("confusion.csv"))[0]
         self.site_table = self._table("sites.csv")
         self.harmonisation = self._table("harmonisation.csv")
         self.costs_of_unseen = self._table("unseen.csv")
@@ -274,6 +280,11 @@ class Folder:
         """What the study predicts: labels, numbers or masks."""
         told = self.provenance.get("target")  # results of earlier versions do not say
         return str(told or ("numbers" if self.primary.name in REGRESSION else "labels"))
+
+    @property
+    def kept_at_sites(self) -> bool:
+        """Whether the sites kept their predictions, so that there are none here."""
+        return self.provenance.get("predictions") == "sites"
 
     @property
     def validation_metric(self) -> str:
