@@ -123,7 +123,7 @@ def test_what_could_give_back_patients_is_refused(tmp_path):
     with pytest.raises(ValueError, match="a bootstrap at a site has 100 draws or more, or none"):
         compare(bootstrap=3)
     message = Message({**compare().fields(), "bootstrap": 3})
-    with pytest.raises(SiteError, match="P401 A message 'compare' to site Aachen.*bootstrap: got 3"):
+    with pytest.raises(SiteError, match=r"P401 A message 'compare' to site Aachen.*bootstrap: got 3"):
         federation.engine.members["Aachen"].handle("compare", message)
     ask(federation, "spread", spread_question(), spread_tensors(federation, replies))
     with pytest.raises(SiteError, match="P401 Site Aachen was asked to 'spread' with other totals than before"):

@@ -98,7 +98,7 @@ def test_over_all_sites_values_are_the_same_but_for_what_comes_from_the_grid(bot
 
 def test_over_all_sites_intervals_and_tests_are_nearly_the_same(both):
     """The bootstrap on one side, what the sites' patients contribute on the other."""
-    kind, here, there = both
+    _, here, there = both
     keys = ["method", "run", "metric", "over"]
     table = here.summary.merge(there.summary, on=keys, suffixes=("", "_there"))
     table = table[(table["over"] == "all") & (table["n"] > 1)]
@@ -115,7 +115,7 @@ def test_over_all_sites_intervals_and_tests_are_nearly_the_same(both):
 
 
 def test_predictions_stay_in_the_folders_of_the_sites(both):
-    kind, here, there = both
+    _, here, there = both
     assert not (there.folder / "predictions.csv").exists()
     assert there.provenance["predictions"] == "sites"
     kept = sorted((there.folder / "sites").glob("*/predictions/*.csv"))

@@ -137,3 +137,43 @@ def test_the_area_of_counts_is_delongs_of_binned_scores():
     assert (area.value, area.variance) == pytest.approx(delong(cases["label"], place))
     assert (area.seed, area.positives, area.negatives) == (7, cases["label"].sum(), (cases["label"] == 0).sum())
     assert np.isnan(area_of_grid(0, threshold_counts([1, 1], [0.2, 0.3])).value)
+
+
+def shared_out(kind, classes, cases, sizes):
+    """Metrics from the totals of sites with so many cases each."""
+    task = build_task(kind, classes)
+    names = list(task.metrics)
+    parts = np.split(np.arange(len(cases)), np.cumsum(sizes)[:-1])
+    return task.from_totals(task.joined([task.totals(cases.iloc[part], names) for part in parts]), names)
+
+
+def called(pairs):
+    """Cases of a true class that are surely called another, with how many there are."""
+    rows = [pair[:2] for pair in pairs for _ in range(pair[2])]
+    true, other = np.array(rows).T
+    scores = np.where(other[:, None] == np.arange(3), 0.98, 0.01)
+    return pd.DataFrame({"label": true} | {f"score_{k}": scores[:, k] for k in range(3)})
+
+
+def test_what_went_wrong_elsewhere():
+    """Small inputs of public reports, with the answers worked out there or by hand."""
+    # The mean of the classes' F1, not F1 of the means: 23/35.
+    cases = called([(0, 0, 4), (0, 1, 6), (1, 1, 2), (2, 2, 3)])
+    assert shared_out("classification", 3, cases, [7, 1, 7])["f1"] == pytest.approx(23 / 35)
+    # A class that is in neither the truth nor the answers counts for nothing.
+    assert shared_out("classification", 3, called([(0, 0, 3), (1, 1, 2)]), [2, 3])["f1"] == 1
+    # Who calls all cases negative has an F1 of 0, which is a number.
+    nobody = pd.DataFrame({"label": [0, 0, 0, 1], "score": [0.1, 0.2, 0.1, 0.3], "threshold": 0.5})
+    found = shared_out("classification", 2, nobody, [1, 3])
+    assert (found["f1"], found["bac"], found["acc"]) == (0, 0.5, 0.75)
+    # All cases together are not the mean of the sites: 9 of 10 right at one, none of 2 at the other.
+    uneven = pd.DataFrame({"label": [1] * 12, "score": [0.9] * 9 + [0.1] * 3, "threshold": 0.5})
+    assert shared_out("classification", 2, uneven, [10, 2])["acc"] == 0.75
+    # Numbers that lie far from 0 keep their digits, also where a site has a single case, or nearly equal ones.
+    far = pd.DataFrame({"label": 1e8 + np.arange(5.0), "score": 1e8 + np.arange(5.0)[::-1]})
+    assert shared_out("regression", 0, far, [1, 4])["r"] == pytest.approx(-1)
+    near = pd.DataFrame({
+        "label": [-5.1608, -5.1609, -5.1608, -5.1608, -5.1608, -5.1608],
+        "score": [-3.9865, -5.4648, -5.0238, -4.3899, -5.6672, -4.7336],
+    })  # fmt: skip
+    assert shared_out("regression", 0, near, [1, 2, 3])["r2"] == pytest.approx(-302799876.2, rel=1e-6)  # by fractions
