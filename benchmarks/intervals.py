@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from scipy.special import expit, logit
 from scipy.stats import norm
 
-from polyclinic.study.statistics.intervals import (
+from polyclinic.statistics.intervals import (
     Z95,
     Area,
     area_interval,

@@ -22,9 +22,9 @@ from rich.console import Console
 from scipy import stats
 
 from polyclinic import PolyclinicError, Results, Study
+from polyclinic.statistics.intervals import holm
 from polyclinic.study.display import RichDisplay
 from polyclinic.study.kinds import ATTACKED, PLAIN, RUN, UNSEEN
-from polyclinic.study.statistics.intervals import holm
 
 HERE = Path(__file__).resolve().parent
 STUDIES = HERE / "benefits"

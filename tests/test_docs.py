@@ -223,12 +223,12 @@ def test_every_message_stands_in_the_architecture_with_its_tensors(
     def noted(self: Site, function: str, request: Message) -> Message:
         reply = handle(self, function, request)
         asked, answered = said.setdefault(function, (set(), set()))
-        asked |= {re.sub(r"^model\d+$", "model", name) for name in request.tensors}
+        asked |= {re.sub(r"^(model|totals)\d+$", r"\1", name) for name in request.tensors}
         answered |= {name.split("/")[-1] for name in reply.tensors}
         return reply
 
     monkeypatch.setattr(Site, "handle", noted)
-    folders = tmp_path / "table", tmp_path / "image"
+    folders: tuple[Path, ...] = (tmp_path / "table", tmp_path / "image")
     writers: tuple[Callable[..., dict[str, Any]], ...] = write_table_study, write_image_study
     for folder, write in zip(folders, writers, strict=True):
         folder.mkdir()
@@ -237,6 +237,12 @@ def test_every_message_stands_in_the_architecture_with_its_tensors(
         content["data"]["harmonisation"] = "none" if "image" in content["data"] else "combat"
         content["training"]["rounds"] = 1
         Study.of(content, folder).run(folder / "results")
+    for classes in (2, 3):
+        folders += (tmp_path / f"at sites {classes}",)
+        folders[-1].mkdir()
+        content = write_table_study(folders[-1], {"Aachen": 12, "Bonn": 12}, classes=classes)
+        content["evaluation"]["predictions"] = "sites"
+        Study.of(content | {"methods": ["fedavg"]}, folders[-1]).run(folders[-1] / "results")
     table = rows(sections(text_of("architecture.md"))["Messages between coordinator and site"])
     told = {cells[0].strip("`"): (set(names(cells[1])), set(names(cells[2]))) for cells in table}
     told["save"] = told["restore"] = told.pop("save`, `restore")
@@ -247,8 +253,8 @@ def test_every_message_stands_in_the_architecture_with_its_tensors(
     for function, (asked, answered) in said.items():
         assert asked <= told[function][0], function
         assert answered <= told[function][1], function
-    check_results_folder(folders[0] / "results")
-    check_results_folder(folders[1] / "results")
+    for folder in folders:
+        check_results_folder(folder / "results")
 
 
 def check_results_folder(folder: Path) -> None:

@@ -118,6 +118,10 @@ TITLES: dict[str, str] = {
     "N802": "Harmonisation has few cases to go by",
     "N803": "A round went wrong",
     "N804": "Training diverged",
+    "N805": "Metrics over all sites follow from counts",
+    "N806": "A site has too few patients to say more",
+    "N807": "Some sites did not answer when methods were compared",
+    "N808": "There are no results by groups where predictions stay at the sites",
 }
 
 

@@ -21,7 +21,8 @@ from polyclinic.data.preparation import build_steps
 from polyclinic.data.spec import DataSpec
 from polyclinic.errors import PolyclinicError, SiteError
 from polyclinic.shapes import Misfit, NotFinite, Shaped
-from polyclinic.site.messages import Agree, Body, Open
+from polyclinic.site.messages import Agree, Body, Compare, KeptTrial, Open, Spread
+from polyclinic.site.messages import Test as Asked
 from polyclinic.site.schema import FUNCTIONS, Known
 from polyclinic.tasks import TASKS, build_task
 
@@ -47,6 +48,18 @@ def said() -> tuple[Federation, list[tuple[str, str, Message, Any]]]:
         federation.prepare(0)
         federation.outcome()
         state = {"state": federation.initial(0)}
+        question = Asked(threshold=0.5, method="scaffold", kind="plain", trained_on="federation", floor=5)
+        replies = federation.engine.ask("test", dict.fromkeys(SITES, Message(question.fields(), state)))
+        trial = KeptTrial(run="scaffold-seed0-fold0", method="scaffold", trained_on="federation", name="scaffold")
+        about: Any = {"task": "classification", "classes": 2, "metrics": ["auc", "acc"], "trials": [trial], "floor": 5}
+        compared = Message(Compare(**about, bootstrap=100, trust=True).fields())
+        federation.engine.ask("compare", dict.fromkeys(SITES, compared))
+        totals = [replies["Bonn"].tensors[name] for name in TASKS["classification"].totalled]
+        tensors = {
+            "shares": torch.ones(1, 2, dtype=torch.float64),
+            "totals0": torch.cat([one.double().flatten() for one in totals]),
+        }  # fmt: skip
+        federation.engine.ask("spread", dict.fromkeys(SITES, Message(Spread(**about).fields(), tensors)))
         for function in ("model", "overlays", "keep", "save", "restore"):
             fields = {"overlays": {"threshold": 0.5}, "save": {"round": 1}, "restore": {"round": 1}}.get(function, {})
             asked = Message(fields, state if function in ("model", "overlays") else {})

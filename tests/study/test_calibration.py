@@ -7,10 +7,12 @@ import pandas as pd
 import pytest
 
 from polyclinic.errors import ResultsError
+from polyclinic.statistics.calibration import THRESHOLDS, calibration_line, net_benefit
 from polyclinic.study.columns import CALIBRATION, DECISIONS
 from polyclinic.study.results import Results
-from polyclinic.study.statistics.calibration import THRESHOLDS, calibration_line, calibration_tables, net_benefit
+from polyclinic.study.statistics.calibration import calibration_tables
 from polyclinic.study.statistics.meta import combine_sites
+from polyclinic.study.statistics.source import Rows, of_run
 from polyclinic.study.table_files import write_table
 
 
@@ -106,9 +108,14 @@ def study(rng, sites=("A", "B", "C"), seeds=(0, 1)):
     return pd.concat(frames, ignore_index=True)
 
 
+def tables(predictions, sites):
+    methods = list(predictions["method"].unique())
+    return calibration_tables({"plain": Rows(predictions, "classification", 2).trust(of_run("plain", methods), sites)})
+
+
 def test_tables_have_each_site_and_all_together():
     predictions = study(np.random.default_rng(2))
-    table, decisions = calibration_tables(predictions, ["A", "B"])
+    table, decisions = tables(predictions, ["A", "B"])
     assert list(table.columns) == CALIBRATION
     assert list(decisions.columns) == DECISIONS
     assert set(table["method"]) == {"fedavg", "single"}  # models of other sites predict a case several times
@@ -129,8 +136,8 @@ def test_tables_have_each_site_and_all_together():
 
 def test_labels_of_columns_and_rows_in_any_order():
     predictions = study(np.random.default_rng(3), seeds=(5,))
-    table, _ = calibration_tables(predictions, ["A", "B", "C"])
-    again, _ = calibration_tables(predictions.sample(frac=1, random_state=1), ["A", "B", "C"])
+    table, _ = tables(predictions, ["A", "B", "C"])
+    again, _ = tables(predictions.sample(frac=1, random_state=1), ["A", "B", "C"])
     keys = ["method", "site"]
     pd.testing.assert_frame_equal(
         table.sort_values(keys, ignore_index=True), again.sort_values(keys, ignore_index=True), rtol=1e-9
@@ -141,6 +148,6 @@ def test_results_give_the_tables_and_say_where_there_is_none(tmp_path):
     (tmp_path / "results.csv").write_text("method,run,seed,fold,trained_on,tested_on,metric,value\n")
     with pytest.raises(ResultsError, match=r"P501 There is no calibration\.csv: only binary classification"):
         _ = Results(tmp_path).calibration
-    table, _ = calibration_tables(study(np.random.default_rng(4)), ["A", "B"])
+    table, _ = tables(study(np.random.default_rng(4)), ["A", "B"])
     write_table(tmp_path / "calibration.csv", table)
     pd.testing.assert_frame_equal(Results(tmp_path).calibration, table, check_dtype=False)

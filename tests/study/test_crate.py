@@ -69,7 +69,7 @@ def test_nothing_of_single_patients_is_in_it(crate, finished_study):
     names = {path.name for path in out.rglob("*")}
     assert not names & {"predictions.csv", "subjects.csv", "sites", "site.log", "overlays.safetensors", "jobs"}
     assert (finished_study / "predictions.csv").is_file()
-    assert any("predictions.csv is left out" in sentence for sentence in made.told)
+    assert any("predictions are left out" in sentence for sentence in made.told)
     secrets = b"secret", b"P00001-1"
     for path in out.rglob("*"):
         assert path.is_dir() or not any(secret in path.read_bytes() for secret in secrets), path.name
@@ -213,4 +213,4 @@ def test_the_command_says_what_is_left_out(finished_study, tmp_path, capsys, mon
     assert stop.value.code == 0
     told = capsys.readouterr()
     assert Path(told.out.strip()) == out
-    assert "predictions.csv is left out" in " ".join(told.err.split())
+    assert "predictions are left out" in " ".join(told.err.split())

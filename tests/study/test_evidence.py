@@ -6,9 +6,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from polyclinic.statistics.evidence import evidence_of_values, site_evidence
+from polyclinic.statistics.intervals import delong, delong_paired, patient_weights
 from polyclinic.study.statistics.comparisons import Spread, reach, tail, with_training
-from polyclinic.study.statistics.evidence import evidence_of_values, site_evidence
-from polyclinic.study.statistics.intervals import delong, delong_paired, patient_weights
 from polyclinic.study.statistics.within import BORROWED, steadied, within_sites, within_tables
 from polyclinic.tasks.metrics import classification_metrics
 

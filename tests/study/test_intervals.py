@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from scipy.stats import t as student
 
-from polyclinic.study.statistics.intervals import (
+from polyclinic.statistics.intervals import (
     Area,
     area_interval,
     bootstrap_interval,

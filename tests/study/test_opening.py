@@ -46,7 +46,9 @@ WRITERS = {"table": write_table_study, "numbers": write_number_study, "images": 
 def test_sites_elsewhere_give_the_same_numbers(tmp_path, kind):
     entries = write_coded_study(tmp_path) if kind == "codes" else WRITERS[kind](tmp_path, SIZES)
     entries |= {"methods": ["single", "fedavg", "fedbn"]}
-    entries["evaluation"] |= {"unseen_sites": ["fedavg"]}
+    entries["evaluation"] |= {"unseen_sites": ["fedavg"], "predictions": "coordinator"}
+    if kind == "codes":
+        entries["evaluation"] |= {"subgroups": ["ward", "kind", {"x2": [-9, 0, 9]}], "subgroup_patients": 2}
     folders = split_table(tmp_path)
     if kind == "images":
         for site, folder in folders.items():
@@ -56,6 +58,10 @@ def test_sites_elsewhere_give_the_same_numbers(tmp_path, kind):
     run_study(study, tmp_path / "out", engine=Elsewhere(folders, tmp_path / "sites"))
     for name in TABLES:
         assert (tmp_path / "here" / name).read_bytes() == (tmp_path / "out" / name).read_bytes(), name
+    for name in ("subgroups.csv", "characteristics.csv"):
+        assert (tmp_path / "here" / name).is_file() == (kind == "codes")
+        if kind == "codes":
+            assert (tmp_path / "here" / name).read_bytes() == (tmp_path / "out" / name).read_bytes(), name
     assert "N108" in (tmp_path / "out" / "notes.json").read_text()
     assert (tmp_path / "sites" / "Bonn" / "subjects.csv").is_file()
 

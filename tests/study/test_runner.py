@@ -85,7 +85,7 @@ def test_the_folder_holds_what_it_should(finished):
         "results.csv", "rounds.csv", "predictions.csv", "summary.csv", "sites.csv", "notes.json", "study.yaml",
         "provenance.json", "models", "sites", "report.html", "unseen.csv",
         "comparisons.csv", "site_comparisons.csv", "exchanged.csv", "payloads.csv", "calibration.csv",
-        "decisions.csv",
+        "decisions.csv", "flow.csv",
     }  # fmt: skip
     assert not [path for path in results.folder.rglob("*") if path.name.endswith((".tmp", ".part", ".draft"))]
     assert {path.name for path in (results.folder / "sites").rglob("*") if path.is_file()} == {

@@ -1,6 +1,7 @@
 """The summary table: means by hand, resampling by hand, the choice of tests, and coverage on simulated studies."""
 
 import math
+from itertools import product
 from statistics import NormalDist
 
 import numpy as np
@@ -9,9 +10,8 @@ import pytest
 from scipy.stats import t as student
 from scipy.stats import ttest_1samp
 
-from polyclinic.study.statistics.comparisons import NOTHING, Comparison
-from polyclinic.study.statistics.evidence import site_evidence
-from polyclinic.study.statistics.intervals import (
+from polyclinic.statistics.evidence import site_evidence
+from polyclinic.statistics.intervals import (
     Area,
     area_interval,
     bootstrap_interval,
@@ -22,8 +22,14 @@ from polyclinic.study.statistics.intervals import (
     patient_weights,
     share_interval,
 )
-from polyclinic.study.statistics.samples import Cases, draw
-from polyclinic.study.statistics.summary import BOOTSTRAP, COLUMNS, EXACT, SCORE, cost_of_unseen, summarise, widened
+from polyclinic.statistics.samples import Cases
+from polyclinic.study.statistics.comparisons import NOTHING, Comparison
+from polyclinic.study.statistics.draws import draw
+from polyclinic.study.statistics.over_sites import ADDED
+from polyclinic.study.statistics.over_sites import EXACT as EXACT_SITES
+from polyclinic.study.statistics.source import Rows
+from polyclinic.study.statistics.summary import COLUMNS, cost_of_unseen, summarise, widened
+from polyclinic.study.statistics.together import BOOTSTRAP, EXACT, SCORE
 from polyclinic.study.statistics.within import within_sites
 from polyclinic.tasks.metrics import CLASSIFICATION, classification_metrics, value_range
 
@@ -90,8 +96,13 @@ def study(rng, *, methods=METHODS, seeds=1, folds=2, sites=3, patients=20, signa
 def summary(predictions, results=None, scored=None, metrics=CLASSIFICATION, **options):
     results = evaluate(predictions, metrics) if results is None else results
     scored = dict.fromkeys(predictions["site"].unique(), True) if scored is None else scored
-    options = {"task": "classification", "classes": ["control", "case"], "bootstrap": 100} | options
-    return summarise(results, predictions, scored=scored, **options).set_index(["method", "metric", "over"])
+    return summarised(results, predictions, scored=scored, **options).set_index(["method", "metric", "over"])
+
+
+def summarised(
+    results, predictions, *, task="classification", classes=("a", "b"), scored, seed=0, bootstrap=100, **options
+):
+    return summarise(results, Rows(predictions, task, len(classes), seed=seed, bootstrap=bootstrap), scored, **options)
 
 
 # --- means
@@ -117,7 +128,7 @@ def test_means_by_hand():
     )
     scored = {"A": True, "B": True, "C": False}
     predictions = pd.DataFrame()
-    table = summarise(results, predictions, task="classification", classes=["a", "b"], scored=scored)
+    table = summarised(results, predictions, scored=scored)
     assert list(table.columns) == COLUMNS
     keys = [("single", "all"), ("single", "sites"), ("cross", "all"), ("cross", "sites"), ("fedavg", "all")]
     assert list(zip(table["method"], table["over"], strict=True)) == keys
@@ -481,10 +492,10 @@ def test_what_it_costs_to_be_unseen_is_paired_with_the_method_itself():
     unseen = unseen[~lost]  # as where a site could not be left out
     predictions = pd.concat([seen, unseen])
     results, metrics = evaluate(predictions, ["auc", "acc"]), ["auc", "acc"]
-    options = {"task": "classification", "classes": ["a", "b"], "scored": {f"S{k}": True for k in range(7)}}
-    costs = cost_of_unseen(results, predictions, bootstrap=200, **options).set_index(["method", "metric", "over"])
+    source, scored = Rows(predictions, "classification", 2, bootstrap=200), {f"S{k}": True for k in range(7)}
+    costs = cost_of_unseen(results, source, scored).set_index(["method", "metric", "over"])
     assert list(costs.index.get_level_values("method").unique()) == ["fedavg", "fedprox"]
-    table = summarise(results, predictions, bootstrap=200, **options).set_index(["method", "run", "metric", "over"])
+    table = summarise(results, source, scored).set_index(["method", "run", "metric", "over"])
     keys = ["seed", "fold", "site", "case"]
     for method in ("fedavg", "fedprox"):
         a, b = (part[part["method"] == method].set_index(keys) for part in (seen, unseen))
@@ -514,7 +525,7 @@ def test_what_it_costs_to_be_unseen_is_paired_with_the_method_itself():
         )  # fmt: skip
         assert found.differences == pytest.approx(sites.to_dict())
         assert tuple(row[["difference", "low", "high", "p"]]) == found.comparison
-    none = cost_of_unseen(evaluate(seen), seen, **options)
+    none = cost_of_unseen(evaluate(seen), Rows(seen, "classification", 2), scored)
     assert none.empty
     assert list(none.columns) == ["method", *costs.reset_index().columns[1:]]
 
@@ -540,7 +551,7 @@ def test_where_all_cases_are_right_the_interval_has_their_number_in_it():
     table = summary(separated(10))
     for over in ("all", "sites"):
         row = table.loc["fedavg", "sen", over]
-        assert (row["mean"], row["interval"]) == (1.0, EXACT)
+        assert (row["mean"], row["interval"]) == (1.0, {"all": EXACT, "sites": EXACT_SITES}[over])
         # Ten positives, five in each fold: all of them are found with a chance of low**10 = 0.025.
         assert (row["low"], row["high"]) == pytest.approx((0.025 ** (1 / 10), 1.0))
         assert table.loc["fedavg", "spe", over]["low"] == pytest.approx(row["low"])
@@ -575,18 +586,22 @@ def test_coverage_and_false_alarms_of_simulated_studies():
     signal, noise, runs = 1.5, 0.5, 120
     distance = signal / math.sqrt(1 + noise**2)  # between the classes, in units of the deviation within them
     truth = {"auc": NormalDist().cdf(distance / math.sqrt(2)), "acc": NormalDist().cdf(distance / 2)}
-    held, alarms = dict.fromkeys(truth, 0), dict.fromkeys(truth, 0)
+    held, alarms = dict.fromkeys(product(truth, ("all", "sites")), 0), dict.fromkeys(truth, 0)
     for run in range(runs):
         predictions = study(rng, methods=("single", "fedavg"), patients=40, signal=signal, noise=noise)
-        table = summary(predictions, metrics=list(truth), scored={}, bootstrap=150, seed=run)
-        for metric, value in truth.items():
-            row = table.loc["fedavg", metric, "all"]
-            held[metric] += row["low"] <= value <= row["high"]
-            alarms[metric] += row["p_single"] < 0.05
-    for metric in truth:
-        # Binomial deviation at 0.95 of 120 runs: 0.02.
-        assert 0.89 <= held[metric] / runs <= 0.99, metric
-        assert 0.01 <= alarms[metric] / runs <= 0.11, metric
+        table = summary(predictions, metrics=list(truth), bootstrap=150, seed=run)
+        for metric, over in held:
+            row = table.loc["fedavg", metric, over]
+            held[metric, over] += row["low"] <= truth[metric] <= row["high"]
+            if over == "all":
+                alarms[metric] += row["p_single"] < 0.05
+            else:
+                assert row["interval"] in (ADDED, EXACT_SITES)
+    # Binomial deviation at 0.95 of 120 runs: 0.02.
+    for key, count in held.items():
+        assert 0.89 <= count / runs <= 0.995, key
+    for metric, count in alarms.items():
+        assert 0.01 <= count / runs <= 0.11, metric
 
 
 def trained_twice(rng, seeds, *, spread=0.9, patients=25, sites=8):
@@ -623,7 +638,7 @@ def test_equal_methods_are_seldom_called_different_where_trainings_differ(seeds)
         table = summary(predictions, metrics=metrics, bootstrap=150, seed=run)
         found.append(table.loc["twin"]["p_fedavg"])
         cases = Cases(predictions, "classification", 2, metrics)
-        draws = draw(cases, [], ["fedavg"], run, 150).differences["twin", "fedavg"]
+        draws = draw(cases, ["fedavg"], run, 150).differences["twin", "fedavg"]
         patients_alone.append([bootstrap_p(one[0], one[1:]) for one in draws])
     share = (pd.DataFrame(found) < 0.05).mean()
     # Binomial deviation at 0.05 of 100 runs: 0.022.

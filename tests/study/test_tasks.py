@@ -238,7 +238,7 @@ def test_sites_stacked_learn_structures_as_single_ones_do(tmp_path):
 
 
 def test_the_interval_of_an_error_repeats_the_patients_drawn(ages):
-    from polyclinic.study.statistics.intervals import bootstrap_interval, patient_weights
+    from polyclinic.statistics.intervals import bootstrap_interval, patient_weights
     from polyclinic.tasks.regression_metrics import regression_metrics
 
     predictions = plain(ages.predictions).query("method == 'fedavg'")
@@ -259,7 +259,7 @@ def test_the_interval_of_an_error_repeats_the_patients_drawn(ages):
 
 
 def test_an_interval_of_a_share_explained_may_reach_below_nought():
-    from polyclinic.study.statistics.intervals import bootstrap_interval
+    from polyclinic.statistics.intervals import bootstrap_interval
 
     draws = np.linspace(-0.4, 0.2, 101)
     assert bootstrap_interval(-0.1, draws, 1.0, -np.inf) == pytest.approx((-0.385, 0.185))

@@ -68,7 +68,7 @@ class LocalEngine(Engine):
         """Decide where networks run, whether sites are trained together, and where their own folders are made."""
         self.stacked, self.workspace.device = stacked, torch.device(device)
         for name, site in self.members.items():
-            site.folder = folder / _folder_name(name) if folder else None
+            site.settle(folder / _folder_name(name) if folder else None)
         self._forget()
 
     def compared(self) -> list[Note] | None:

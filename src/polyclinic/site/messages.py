@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import AfterValidator, Field, Strict
 
 from polyclinic.client.work import Work
 from polyclinic.data.opening.agreement import Agreement
@@ -29,6 +29,16 @@ from polyclinic.limits import (
     Share,
     Switch,
 )
+
+#: A bootstrap has so many draws at least, or none.
+LEAST_DRAWS = 100
+
+
+def _enough(draws: int) -> int:
+    if 0 < draws < LEAST_DRAWS:
+        raise ValueError(f"a bootstrap at a site has {LEAST_DRAWS} draws or more, or none")
+    return draws
+
 
 # Opening --------------------------------------------------------------------------------------------------------------
 
@@ -275,6 +285,119 @@ class Predict(During):
 
     threshold: Number
     mark: Options | None = None
+
+
+class Test(Predict):
+    """``test``: test cases are predicted, and the predictions stay at the site.
+
+    Attributes:
+        method: label of the method.
+        kind: kind of run, see `polyclinic.study.kinds`.
+        trained_on: as in ``results.csv``.
+        floor: with test cases of fewer patients the site says only how many there are.
+    """
+
+    method: Name
+    kind: Name
+    trained_on: Name
+    floor: Count
+
+
+class Tested(Body):
+    """What came of ``test``, besides the tensors.
+
+    Attributes:
+        cases, patients: how many were tested; with the mark of a backdoor the cases of other classes than the target.
+        opened: how many of these were predicted as the target; None without a mark.
+        withheld: whether there are too few patients for more to be said.
+    """
+
+    cases: Count
+    patients: Count
+    opened: Count | None = None
+    withheld: Switch = False
+
+
+class KeptTrial(Body):
+    """Predictions that a site kept of one model.
+
+    Attributes:
+        run: name of the training.
+        method, trained_on: as the message ``test`` had them.
+        name: what they are called where they are compared.
+    """
+
+    run: FileName
+    method: Name
+    trained_on: Name
+    name: Name
+
+
+#: Numbers of draws of a bootstrap: from few of them, patients could be told.
+Draws = Annotated[int, Strict(), AfterValidator(_enough), Field(ge=0, le=10**6)]
+
+
+class Compare(Body):
+    """``compare``: what the site's predictions say of several methods, whichever training is going on.
+
+    Attributes:
+        task, classes: what was learned.
+        metrics: by which methods are compared.
+        trials: the predictions.
+        bootstrap: number of draws.
+        floor: with fewer patients than these the site says only how many there are.
+        trust: whether calibration and net benefit are asked for, too.
+    """
+
+    task: Name
+    classes: Classes
+    metrics: list[Name]
+    trials: list[KeptTrial]
+    bootstrap: Draws
+    floor: Count
+    trust: Switch
+
+
+class Compared(Body):
+    """What came of ``compare``, besides the tensors; lists are empty where there are too few patients.
+
+    Attributes:
+        patients: how many there are.
+        methods, metrics, seeds: what the axes of the tensors stand for.
+        trusted: methods whose probabilities something is said of.
+        several: methods of which a case has several predictions, so that nothing is.
+    """
+
+    patients: Count
+    methods: list[Name] = []
+    metrics: list[Name] = []
+    seeds: list[Seed] = []
+    trusted: list[Name] = []
+    several: list[Name] = []
+
+
+class Spread(Body):
+    """``spread``: how far the site's patients lie apart in what they contribute to metrics over all sites' cases.
+
+    The tensor ``shares`` says how much each trial counts in its method's mean, ``totals0``, ``totals1``, ... are the
+    totals of all sites for each trial, as one vector of all that `polyclinic.tasks.Task.totalled` names, in that order.
+
+    Attributes:
+        task, classes, metrics, trials, floor: as in `Compare`.
+    """
+
+    task: Name
+    classes: Classes
+    metrics: list[Name]
+    trials: list[KeptTrial]
+    floor: Count
+
+
+class Spreads(Body):
+    """What came of ``spread``, besides the tensors, which are missing where there are too few patients."""
+
+    patients: Count
+    methods: list[Name] = []
 
 
 class Predicted(Body):

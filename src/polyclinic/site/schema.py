@@ -31,6 +31,8 @@ from polyclinic.site.messages import (
     Agree,
     Applied,
     Checkpointed,
+    Compare,
+    Compared,
     During,
     Evaluate,
     Evaluated,
@@ -41,12 +43,17 @@ from polyclinic.site.messages import (
     Prepare,
     Prepared,
     Question,
+    Spread,
+    Spreads,
     Start,
     Started,
+    Test,
+    Tested,
     Train,
     Trained,
 )
 from polyclinic.state import Layout, Role
+from polyclinic.statistics.calibration import THRESHOLDS
 from polyclinic.tasks import Task, build_task
 from polyclinic.tasks.base import Asked
 
@@ -92,12 +99,13 @@ class Known:
         sizes["W"] = layout.trainable  # weights, whether shared or not
         if start.classes:
             sizes["C"] = start.classes
+        task, metrics = build_task(start.task, start.classes, start.loss), start.metrics
+        sizes["metrics"] = len(task.result_metrics(metrics.names, metrics.classes))
         parts = {name: build_part(name, options) for name, options in start.parts}
         closed = any(overrides(part.at_site(), "close") for part in parts.values())
-        metrics = start.metrics
         return cls(
             sizes, {name: _shapes(part) for name, part in parts.items()}, closed,
-            build_task(start.task, start.classes, start.loss), Asked(metrics.names, metrics.classes, metrics.tolerance),
+            task, Asked(metrics.names, metrics.classes, metrics.tolerance),
         )  # fmt: skip
 
     def sent(self, answered: str = "") -> dict[str, Shaped]:
@@ -178,6 +186,40 @@ def _rows(known: Known, asked: Message) -> Shapes:
     return {} if known.task is None else known.task.sends
 
 
+def _tested(known: Known, asked: Message) -> Shapes:
+    """Values of the metrics and totals, of no single case; both are missing where there are too few patients."""
+    if known.task is None or "mark" in asked.fields:
+        return {}
+    values = Shaped("float64", "metrics", finite=False, group="tested")
+    return {"values": values} | {
+        name: Shaped("|".join(one.kinds), *(one.shape or (None,)), finite=one.finite, least=one.least, group="tested")
+        for name, one in known.task.totalled.items()
+    }
+
+
+def _evident(*shape: str | int, kind: str = "float64", group: str = "compared") -> Shaped:
+    return Shaped(kind, *shape, finite=False, group=group)
+
+
+#: Of M methods and S seeds by K metrics, each of which may be others at each site; of L methods trust in them.
+_COMPARED = {
+    "values": _evident("N metrics", "N methods"),
+    "differences": _evident("N metrics", "N seeds", "N methods", "N methods"),
+    "variances": _evident("N metrics", "N methods", "N methods"),
+    "patients": _evident("N metrics", "N methods"),
+    "counts": _evident("N trusted", 2, kind="int64", group="trust"),
+    "lines": _evident("N trusted", 4, group="trust"),
+    "benefit": _evident("N trusted", len(THRESHOLDS), group="trust"),
+    "everybody": _evident("N trusted", len(THRESHOLDS), group="trust"),
+}
+
+
+_SPREAD = {
+    "covariance": _evident("N metrics", "N methods", "N methods"),
+    "counted": _evident("N metrics", "N methods"),
+}
+
+
 def _described(known: Known, asked: Message) -> Shapes:
     numbers = {name: Shaped("float64", "F") for name in ("count", "mean", "m2")}
     ranks = {"rank": Shaped("float64", "F", "E", finite=False)}
@@ -237,6 +279,16 @@ FUNCTIONS: dict[str, Function] = {
     "predict": Function(
         Predict, lambda known: Predicted if known.task is None else predicted(type(known.task)), _MODELS, _rows,
         {"subject": "N", "case": "N"},
+    ),
+    "test": Function(Test, Tested, _MODELS, _tested),
+    "compare": Function(
+        Compare, Compared, answered_tensors=_COMPARED,
+        lists={"metrics": "N metrics", "methods": "N methods", "seeds": "N seeds", "trusted": "N trusted"},
+    ),
+    "spread": Function(
+        Spread, Spreads,
+        {"shares": Shaped("float64", "trials", "metrics", least=0.0), "totals*": Shaped("float64", None)},
+        _SPREAD, {"methods": "N methods"},
     ),
     "model": Function(During, Nothing, _STATE, {"model": Shaped("float32", "P", finite=False)}),
     "overlays": Function(Predict, Pictured, _MODELS, _pictures),
@@ -341,7 +393,7 @@ class Answers:
 
     def _check_content(self, reply: Message, sizes: Sizes) -> None:
         for listed, dimension in self._function.lists.items():
-            count = len(reply.fields[listed])
+            count = len(reply.fields.get(listed, []))
             if sizes.setdefault(dimension, count) != count:
                 raise Misfit(f"{listed}: got {count} values, expected {dimension} = {sizes[dimension]}")
         for name, groups in reply.fields.get("groups", {}).items():

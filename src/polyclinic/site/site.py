@@ -32,11 +32,13 @@ from polyclinic.files import write_atomic, write_error
 from polyclinic.limits import Body, Nothing
 from polyclinic.models import build_model
 from polyclinic.seeds import generator
-from polyclinic.site import evaluation
+from polyclinic.site import evaluation, testing
+from polyclinic.site.kept import KeptRows, Trial
 from polyclinic.site.messages import (
     Agree,
     Applied,
     Checkpointed,
+    Compare,
     During,
     Evaluate,
     Open,
@@ -44,13 +46,18 @@ from polyclinic.site.messages import (
     Prepare,
     Prepared,
     Question,
+    Spread,
     Start,
     Started,
+    Test,
+    Tested,
     Train,
 )
 from polyclinic.site.run import Round, Run
 from polyclinic.site.schema import Answers, Known, function_of, predicted, read_asked
 from polyclinic.state import FlatModule
+from polyclinic.statistics.rows import opened, prediction_rows
+from polyclinic.tasks.base import Asked
 
 log = logging.getLogger(__name__)
 
@@ -90,26 +97,35 @@ class Site:
     Attributes:
         refused: what no message may ask for: what belongs to simulated attacks, see
             `polyclinic.site.corruptible.CorruptibleSite`.
+        floor: of fewer patients' predictions the site says only how many they are, even if a message asks for less.
     """
 
     refused: ClassVar[frozenset[str]] = frozenset({"corrupt", "mark"})
+    floor = 0
 
     def __init__(
         self, data: SiteData | str, workspace: Workspace, folder: Path | None = None, source: Source | None = None
     ) -> None:  # fmt: skip
-        self.workspace, self.folder, self.source = workspace, folder, source
+        self.workspace, self.source = workspace, source
+        self._draws: int | None = None
+        self._totals = dict[Trial, bytes]()
         self._steps: list[Step] = []
-        if isinstance(data, str):
-            self.name = data
-        else:
+        self.name = data if isinstance(data, str) else data.site
+        self.settle(folder)
+        if not isinstance(data, str):
             self._take(data)
         self._functions: dict[str, Answer] = {
             "open": self._open, "agree": self._agree, "prepare": self._prepare, "share": self._share,
             "apply": self._apply, "describe": self._describe, "start": self._start, "train": self._train,
             "evaluate": self._evaluate, "predict": self._predict, "threshold": self._threshold,
             "overlays": self._overlays, "keep": self._keep, "model": self._model, "save": self._save,
-            "restore": self._restore,
+            "restore": self._restore, "test": self._test, "compare": self._compare, "spread": self._spread,
         }  # fmt: skip
+
+    def settle(self, folder: Path | None) -> None:
+        """Decide where the site keeps what is its own; None keeps it in memory."""
+        self.folder = folder
+        self.kept = KeptRows(self.name, None if folder is None else folder / "predictions")
 
     def handle(self, function: str, request: Message) -> Message:
         """Answer a message.
@@ -141,7 +157,7 @@ class Site:
                 raise SiteError("P401", text, "Ask to 'open' and 'agree' first.", site=self.name)
             step = self._steps[0] if self._steps else None
             return Known(step=step if isinstance(step, SharedStep) else None)
-        if function == "start":
+        if function in ("start", "compare", "spread"):
             return Known()
         function_of(function)
         if not hasattr(self, "run"):
@@ -398,6 +414,43 @@ class Site:
             subject=[n[0] for n in names], case=[n[1] for n in names], groups=groups, **fields
         )  # fmt: skip
         return Message(answer.fields(), found)
+
+    def _test(self, asked: Test, tensors: Tensors) -> Message:
+        """Predict the test cases and keep the predictions; what is answered is of no single case."""
+        index, run = self.parts.test, self.tested(asked)
+        sent = evaluation.predict(run, self._vectors(tensors), index, asked.threshold)
+        if asked.mark is not None:
+            cases, found = opened(run.task, sent[1], asked.threshold, asked.mark["target"])
+            return Message(Tested(cases=cases, patients=0, opened=found).fields())
+        names = [self.pseudonyms[position] for position in index.tolist()]
+        about: dict[str, str | int] = {
+            "method": asked.method, "run": asked.kind, "seed": run.declared.seed, "fold": run.declared.fold,
+            "site": self.name,
+        }  # fmt: skip
+        rows = prediction_rows(
+            run.task, [n[0] for n in names], [n[1] for n in names], sent, asked.threshold, about, asked.trained_on
+        )
+        self.kept.put(Trial(run.declared.run, asked.method, asked.trained_on), rows)
+        metrics = run.declared.metrics
+        wanted = Asked(metrics.names, metrics.classes, metrics.tolerance)
+        said, numbers = testing.tested(rows, run.task, wanted, max(asked.floor, self.floor))
+        self._log(f"test {asked.method} in {run.declared.run}: {said.cases} cases{', withheld' * said.withheld}")
+        return Message(said.fields(), numbers)
+
+    def _compare(self, asked: Compare, tensors: Tensors) -> Message:
+        """What the predictions kept here say of several methods."""
+        if self._draws not in (None, asked.bootstrap):  # what is more in a draw more would be told of patients
+            text = f"Site {self.name} was asked for {asked.bootstrap} draws of a bootstrap, after {self._draws} before."
+            raise SiteError("P401", text, "Ask for the same number of draws.", site=self.name)
+        self._draws = asked.bootstrap
+        said, numbers = testing.compared(self.kept, asked, max(asked.floor, self.floor))
+        self._log(f"compare {len(asked.trials)} models by {', '.join(asked.metrics)}: {said.patients} patients")
+        return Message(said.fields(), numbers)
+
+    def _spread(self, asked: Spread, tensors: Tensors) -> Message:
+        """How far patients lie apart in what they contribute to metrics over all sites' cases."""
+        said, numbers = testing.spread(self.kept, asked, tensors, max(asked.floor, self.floor), self._totals)
+        return Message(said.fields(), numbers)
 
     def _overlays(self, asked: Predict, tensors: Tensors) -> Message:
         shown, found = evaluation.overlays(self.run, self._vectors(tensors), self.parts.test, asked.threshold)

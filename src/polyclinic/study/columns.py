@@ -20,6 +20,9 @@ CALIBRATION = [
     "slope_high", "intercept_expected_low", "intercept_expected_high", "slope_expected_low", "slope_expected_high",
 ]  # fmt: skip
 DECISIONS = ["method", RUN, "site", "threshold", "net_benefit", "act_on_all"]
+#: Columns of ``score_counts.csv`` and of ``confusion.csv``.
+SCORE_COUNTS = ["method", RUN, "seed", "fold", "trained_on", "label", "score", "cases"]
+CONFUSION = ["method", RUN, "seed", "fold", "trained_on", "label", "called", "cases"]
 #: Columns of ``exchanged.csv``.
 EXCHANGED = ["method", "payload", "reveals"]
 #: Columns of ``payloads.csv``; the first of them is also one of ``rounds.csv``.
@@ -30,8 +33,6 @@ DESCRIBED = ["site", "feature", "stage", "count", "mean", "deviation", "low", "m
 STAGES = ("before", "after")
 #: Columns of ``flow.csv``.
 FLOW = ["site", "stage", "fold", "what", "cases", "patients"]
-#: What stands before the name of a subgroup in ``predictions.csv``, where the column holds the case's group.
-SUBGROUP = "subgroup: "
 #: Columns of ``subgroups.csv``.
 SUBGROUPS = [
     "method", RUN, "subgroup", "group", "cases", "patients", "metric", "sites", "value", "low", "high", "gap_sites",

@@ -14,6 +14,7 @@ from polyclinic.data.volumes.fingerprint import VolumePlan
 from polyclinic.errors import StudyError, nearest
 from polyclinic.models.catalogue import MODELS
 from polyclinic.options import EntryError, first_entry_error
+from polyclinic.site.messages import LEAST_DRAWS
 from polyclinic.study.baselines import BASELINES
 from polyclinic.study.candidates import find_candidates
 from polyclinic.study.data_entry import check_data
@@ -231,11 +232,28 @@ class Declaration(Part):
         content["seeds"] = self.all_seeds
         content["training"].update(filled_training(self.training, self.task))
         content["evaluation"].update(folds=self.folds, metrics=self.metrics)
+        if self.evaluation.predictions == "sites":
+            content["report"]["overlays"] = False
         if self.search is None:
             del content["search"]
         else:
             content["search"].update(seeds=self.search_seeds, folds=self.search_folds, choose_by=self.search_by)
         return content
+
+    def _check_predictions(self) -> None:
+        """What does not go with predictions that stay at the sites."""
+        evaluation, report = self.evaluation, self.report
+        if evaluation.predictions != "sites":
+            return
+        if "overlays" in report.model_fields_set and report.overlays:
+            message = "With `predictions: sites` nothing of a single patient leaves a site, and overlays show patients."
+            raise EntryError("P104", message, "Set `overlays: false`, or leave it out.", place=("report", "overlays"))
+        if 0 < evaluation.bootstrap < LEAST_DRAWS:
+            message = (
+                f"With `predictions: sites` a bootstrap has {LEAST_DRAWS} draws or more: few of them tell of patients."
+            )
+            hint = f"Set `bootstrap: 0`, or {LEAST_DRAWS} or more."
+            raise EntryError("P104", message, hint, place=("evaluation", "bootstrap"))
 
     # Checks that need more than one entry -------------------------------------------------------------------------
 
@@ -245,6 +263,7 @@ class Declaration(Part):
             raise EntryError("P104", "`model: auto` is planned from volumes.", "Name a model.", place=("model",))
         check_data(self.data, self.task)
         check_training(self.training, self.task, ("training",))
+        self._check_predictions()
         evaluation = self.evaluation
         check_subgroups(evaluation, self.data)
         ways = [way for way in ("folds", "split", "holdout") if getattr(evaluation, way)]

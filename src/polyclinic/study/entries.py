@@ -90,6 +90,12 @@ class Evaluation(Part):
     """Columns by whose groups results are given besides: ``sex``, or ``{age: [0, 50, 65, 120]}``, cut at edges."""
     subgroup_patients: PositiveInt = 10
     """A group with fewer patients has no numbers."""
+    predictions: Literal["coordinator", "sites"] | None = None
+    """Where predictions of test cases are kept. ``coordinator``: all in ``predictions.csv``. ``sites``: each site keeps
+    its own and answers with metrics, sums and evidence, of no single case. Default: ``sites`` where sites are on
+    machines of their own, else ``coordinator``."""
+    disclosure_floor: Annotated[int, Field(ge=1)] = 5
+    """With ``sites``: of test cases of fewer patients a site says only how many there are."""
 
     @property
     def number_of_folds(self) -> int | None:

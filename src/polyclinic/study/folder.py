@@ -22,6 +22,7 @@ from polyclinic.study.kinds import RUN, check_runs
 from polyclinic.study.lock import LOCK
 from polyclinic.study.provenance import check_plugins, is_finished, machine, now
 from polyclinic.study.table_files import GROWING, read_table, write_table
+from polyclinic.study.tested import Tested
 from polyclinic.study.writing import study_text
 
 
@@ -157,6 +158,8 @@ class Folder:
         shutil.rmtree(draft, ignore_errors=True)
         tables = [frame for frame in outcome.predictions if len(frame)]
         write_table(draft / "predictions.csv", pd.concat(tables) if tables else pd.DataFrame())
+        if outcome.tested.sites:
+            write_atomic(draft / "tested.json", json.dumps(outcome.tested.to_json()))
         write_table(draft / "rounds.csv", pd.DataFrame(outcome.rounds))
         if outcome.backdoor:
             write_table(draft / "backdoor.csv", pd.DataFrame(outcome.backdoor))
@@ -186,6 +189,16 @@ class Folder:
     def trial(self, job: Job) -> dict[str, Any]:
         """What a finished trial found."""
         found: dict[str, Any] = json.loads((self.jobs / self.job_name(job) / "trial.json").read_text(encoding="utf-8"))
+        return found
+
+    def gather_tested(self, jobs: list[Job]) -> Tested:
+        """What sites that keep their predictions said in all jobs, in the order of the jobs."""
+        found = Tested()
+        for path in (self.jobs / self.job_name(job) / "tested.json" for job in jobs):
+            if path.is_file():
+                one = Tested.from_json(json.loads(path.read_text(encoding="utf-8")))
+                found.sites += one.sites
+                found.together += one.together
         return found
 
     def gather(

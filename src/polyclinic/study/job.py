@@ -14,6 +14,7 @@ from polyclinic.running.progress import Row
 from polyclinic.seeds import derive_seed
 from polyclinic.study.kinds import ATTACKED, PLAIN, UNSEEN, titled
 from polyclinic.study.method_entries import StudyMethod
+from polyclinic.study.tested import Tested
 
 
 @dataclass(frozen=True)
@@ -119,7 +120,8 @@ class Outcome:
     """Everything a job found.
 
     Attributes:
-        predictions: a row a test case, method and model.
+        predictions: a row a test case, method and model; none where sites keep them.
+        tested: what sites that keep their predictions said of them.
         rounds: a row a round and site.
         models: file stem -> tensors by name.
         overlays: name -> picture, where there are any.
@@ -129,6 +131,7 @@ class Outcome:
     """
 
     predictions: list[pd.DataFrame] = field(default_factory=list)
+    tested: Tested = field(default_factory=Tested)
     rounds: list[Row] = field(default_factory=list)
     models: dict[str, dict[str, Tensor]] = field(default_factory=dict)
     overlays: dict[str, Tensor] = field(default_factory=dict)

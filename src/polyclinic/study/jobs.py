@@ -23,7 +23,7 @@ from polyclinic.study.declaration import Declaration
 from polyclinic.study.job import Fold, Job, Outcome, slug
 from polyclinic.study.kinds import RUN
 from polyclinic.study.planning import Planner
-from polyclinic.study.testing import Tester, Trained
+from polyclinic.study.testing import Tester, Trained, predictions_at
 
 
 class JobRunner:
@@ -71,7 +71,8 @@ class JobRunner:
             )
         outcome = Outcome()
         trained = Trained(plan, progress, self._models(plan, engine, progress))
-        tester = Tester(sites, self.declaration, self.classes, job, fold, self.attack)
+        at_sites = predictions_at(self.declaration, self.engine) == "sites"
+        tester = Tester(sites, self.declaration, self.classes, job, fold, self.attack, at_sites=at_sites)
         for method in job.methods:
             tester.test(method, trained, outcome)
         names = {"method": study.label, RUN: job.run, "seed": job.seed, "fold": job.fold}

@@ -51,7 +51,15 @@ class Results:
 
     @cached_property
     def predictions(self) -> pd.DataFrame:
-        """A row a test case, method, kind of run and model."""
+        """A row a test case, method, kind of run and model.
+
+        Raises:
+            ResultsError: P501, the sites kept them.
+        """
+        if not (self.folder / "predictions.csv").is_file() and self.provenance.get("predictions") == "sites":
+            raise ResultsError("P501", "There is no predictions.csv: each site kept its own predictions.",
+                               "Look at `results.results`, or use `evaluation: {predictions: coordinator}` where sites "
+                               "may send them.")  # fmt: skip
         return read_table(self.folder / "predictions.csv")
 
     @cached_property

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +43,7 @@ from polyclinic.study.fit import (
 from polyclinic.study.flow import characteristics_table, flow_table
 from polyclinic.study.folder import Folder
 from polyclinic.study.folds import Folds
+from polyclinic.study.found import Found, found_at_sites, found_in_rows
 from polyclinic.study.job import Fold, Job
 from polyclinic.study.jobs import JobRunner
 from polyclinic.study.kinds import RUN, RUNS
@@ -54,12 +56,11 @@ from polyclinic.study.planning import work_of
 from polyclinic.study.report.page import write_report
 from polyclinic.study.search import Searching
 from polyclinic.study.site_table import site_table
-from polyclinic.study.statistics import all_evidence, cost_of_unseen, summarise
+from polyclinic.study.statistics import all_evidence, all_trust, cost_of_unseen, summarise
 from polyclinic.study.statistics.calibration import calibration_tables
 from polyclinic.study.statistics.subgroups import subgroup_table
 from polyclinic.study.statistics.within import within_tables
-from polyclinic.study.testing import result_rows
-from polyclinic.tasks import build_task
+from polyclinic.study.testing import predictions_at
 
 
 def run_study(
@@ -157,6 +158,7 @@ class _Runner:
         self.search.check(folds)
         harmonised = preparing.describe()
         self.folder.begin(plan, self.cohort.fingerprint)  # not before study and data are known to fit
+        self.folder.note({"predictions": predictions_at(self.declaration, engine)})
         self.folder.note({"target": self.declaration.target, "described": described(self.declaration.study_methods)})
         if self.declaration.initial_weights is not None:
             content = self.declaration.initial_weights.read_bytes()
@@ -290,28 +292,28 @@ class _Runner:
             keyed = keyed.sort_values(["_run", "_method", "seed", "fold"], kind="stable")
             return keyed.drop(columns=["_run", "_method"])
 
-        predictions = ordered(self.folder.gather(jobs, "predictions.csv"))
         classes = self.cohort.classes
-        task = build_task(declaration.task, len(classes))
-        results = result_rows(predictions, task, task.result_metrics(declaration.metrics, classes))
+        found = self._found(jobs, ordered)
         tested = sites["site"].map(lambda site: any(fold.test[site] for fold in folds.values()))
         sites = sites.assign(scored=sites["scored"] & tested)
         scored = dict(zip(sites["site"], sites["scored"], strict=True))
-        summary, unseen = self._summary(results, predictions, scored)
+        summary, unseen = self._summary(found, scored)
         paths = [self.folder.jobs / self.folder.job_name(job) / "notes.json" for job in jobs]
         first = sorted(jobs, key=lambda job: (runs[job.run], methods[job.methods[0].label], job.seed, job.fold))
         numbers = Numbers()
         rounds = self.folder.gather(first, "rounds.csv", numbers.put)  # in the same order, without sorting rows
-        noted = [json.loads(path.read_text(encoding="utf-8")) for path in paths]
+        told = [json.loads(path.read_text(encoding="utf-8")) for path in paths]
         notes = [
             *self.cohort.notes,
             *self.method_notes,
             *diverged(declaration, rounds, list(folds.values())),
             *self.split_notes,
             *(note for engine in self.engines for note in engine.notes),
-            *(Note.from_json(one) for found in noted for one in found),
+            *(Note.from_json(one) for of_job in told for one in of_job),
+            *found.notes(),
         ]
-        self.folder.write("predictions.csv", predictions)
+        for name, table in found.tables.items():
+            self.folder.write(name, table)
         self.folder.write("rounds.csv", rounds)
         payloads = numbers.table()
         sent = {str(method): mine.unique() for method, mine in rounds.groupby("method")[PAYLOADS]}
@@ -324,25 +326,21 @@ class _Runner:
         self.folder.write("summary.csv", summary)
         if len(unseen):
             self.folder.write("unseen.csv", unseen)
-        if task.ranked(predictions) is not None:
-            calibration, decisions = calibration_tables(
-                predictions, [site for site, enough in scored.items() if enough]
-            )
-            self.folder.write("calibration.csv", calibration)
-            self.folder.write("decisions.csv", decisions)
         least = declaration.evaluation.subgroup_patients
         if declaration.evaluation.subgroups:
-            self.folder.write("subgroups.csv", subgroup_table(
-                predictions, task=declaration.task, classes=classes, metrics=declaration.metrics, least=least,
-                bootstrap=declaration.evaluation.bootstrap,
-            ))  # fmt: skip
+            predictions = found.tables.get("predictions.csv")
+            if predictions is not None:
+                self.folder.write("subgroups.csv", subgroup_table(
+                    predictions, task=declaration.task, classes=classes, metrics=declaration.metrics, least=least,
+                    bootstrap=declaration.evaluation.bootstrap,
+                ))  # fmt: skip
             self.folder.write("characteristics.csv", characteristics_table(folds, least))
         backdoor = self.folder.gather(jobs, "backdoor.csv")
         if len(backdoor):
             self.folder.write("backdoor.csv", ordered(backdoor))
         write_atomic(out / "notes.json", json.dumps([note.to_json() for note in dict.fromkeys(notes)], indent=2) + "\n")
         self._write_overlays(jobs)
-        self.folder.write("results.csv", results)
+        self.folder.write("results.csv", found.results)
         if declaration.target == "masks" and all(facts.in_millimetres for facts in self.cohort.facts.values()):
             self.folder.note({"distances": "mm"})
 
@@ -355,22 +353,29 @@ class _Runner:
             for key, words in build_part(name, options).reveals.items()
         }
 
-    def _summary(
-        self, results: pd.DataFrame, predictions: pd.DataFrame, scored: dict[str, bool]
-    ) -> tuple[pd.DataFrame, pd.DataFrame]:
+    def _found(self, jobs: list[Job], ordered: Callable[[pd.DataFrame], pd.DataFrame]) -> Found:
+        """What all jobs found."""
+        engine, classes = self.engines[0], self.cohort.classes
+        if predictions_at(self.declaration, engine) == "sites":
+            tested = self.folder.gather_tested(jobs)
+            tested.sort([method.label for method in self.declaration.study_methods])
+            return found_at_sites(tested, engine, self.declaration, classes)
+        return found_in_rows(ordered(self.folder.gather(jobs, "predictions.csv")), self.declaration, classes)
+
+    def _summary(self, found: Found, scored: dict[str, bool]) -> tuple[pd.DataFrame, pd.DataFrame]:
         """The summary table, and what it costs to be unseen."""
-        baselines = self.declaration.baselines
+        declaration, baselines = self.declaration, self.declaration.baselines
         self.folder.note({"baselines": baselines})
-        about: dict[str, Any] = {
-            "task": self.declaration.task, "classes": self.cohort.classes, "scored": scored,
-            "bootstrap": self.declaration.evaluation.bootstrap,
-        }  # fmt: skip
-        evidence = all_evidence(results, predictions, **about)
-        compared, at_sites = within_tables(evidence, baselines, self.declaration.metrics[0])
+        evidence = all_evidence(found.results, found.source, scored)
+        compared, at_sites = within_tables(evidence, baselines, declaration.metrics[0])
         self.folder.write("comparisons.csv", compared)
         self.folder.write("site_comparisons.csv", at_sites)
-        summary = summarise(results, predictions, baselines=baselines, evidence=evidence, **about)
-        return summary, cost_of_unseen(results, predictions, **about)
+        calibration, decisions = calibration_tables(all_trust(found.results, found.source, scored))
+        if len(calibration):
+            self.folder.write("calibration.csv", calibration)
+            self.folder.write("decisions.csv", decisions)
+        summary = summarise(found.results, found.source, scored, baselines=baselines, evidence=evidence)
+        return summary, cost_of_unseen(found.results, found.source, scored)
 
     def _write_overlays(self, jobs: list[Job]) -> None:
         from safetensors import safe_open

@@ -17,7 +17,7 @@ import pandas as pd
 
 from polyclinic.errors import ResultsError
 from polyclinic.files import write_atomic
-from polyclinic.study.columns import SUBGROUP
+from polyclinic.statistics.columns import SUBGROUP
 
 #: Columns that hold text, whatever it looks like (a site may be called 01 or NA).
 TEXT = {"method", "run", "site", "trained_on", "tested_on", "metric", "over", "interval", "subject", "case", "reasons",

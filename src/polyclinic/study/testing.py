@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-import pandas as pd
 import torch
 from torch import Tensor
 
@@ -16,13 +15,14 @@ from polyclinic.methods import Method
 from polyclinic.running.attendance import gather
 from polyclinic.running.plan import Plan
 from polyclinic.running.progress import Progress, Row
-from polyclinic.site.messages import Predict
-from polyclinic.study.columns import SUBGROUP
+from polyclinic.site.messages import Predict, Test
+from polyclinic.statistics.rows import opened, prediction_rows
 from polyclinic.study.declaration import Declaration
 from polyclinic.study.job import Fold, Job, Outcome
-from polyclinic.study.kinds import RUN
 from polyclinic.study.method_entries import StudyMethod
-from polyclinic.tasks import Task, build_task
+from polyclinic.study.tested import Key, TestedSite, TestedTogether, joined
+from polyclinic.tasks import build_task
+from polyclinic.tasks.base import Totals
 
 
 @dataclass(frozen=True)
@@ -68,13 +68,16 @@ class Tester:
         job: what was trained.
         fold: the sites' parts.
         attack: the attack of the study; for a backdoor it is tested whether it opens.
+        at_sites: whether predictions stay at the sites.
     """
 
     def __init__(
         self, engine: Engine, declaration: Declaration, classes: Sequence[str], job: Job, fold: Fold,
-        attack: Attack | None = None,
+        attack: Attack | None = None, *, at_sites: bool = False,
     ) -> None:  # fmt: skip
         self.engine, self.declaration, self.job, self.fold = engine, declaration, job, fold
+        self.at_sites = at_sites
+        self.names = declaration.metrics, list(classes)
         self.task = build_task(declaration.task, len(classes))
         self.attack = attack if attack is not None and attack.name == "backdoor" and job.without is None else None
 
@@ -86,33 +89,75 @@ class Tester:
         def ask(function: str, requests: Mapping[str, Message]) -> dict[str, Message]:
             return gather(self.engine, function, requests, quorum, notes, silent, sites)
 
+        totals = list[tuple[str, str, Totals]]()
         for trial in self._trials(study.method, trained):
             threshold = self._threshold(trial, ask)
             if threshold is None:  # nobody answered; a note says so
                 continue
-            requests = {site: Message(Predict(threshold=threshold).fields(), sent) for site, sent in trial.test.items()}
-            for site, reply in ask("predict", requests).items():
-                outcome.predictions.append(self._frame(label, site, trial, reply, threshold))
+            if self.at_sites:
+                totals += self._test_at_sites(label, trained.plan.start.run, trial, threshold, ask, outcome)
+            else:
+                self._gather_predictions(label, trial, threshold, ask, outcome)
             if self.attack is not None:
                 outcome.backdoor += self._backdoor(self.attack, label, trial, threshold, ask)
             if self._wants_overlays(study.method):
+                requests = _each(trial, Predict(threshold=threshold))
                 for site, reply in ask("overlays", requests).items():
                     outcome.overlays |= {f"{label}/{site}/{name}": tensor for name, tensor in reply.tensors.items()}
                     outcome.overlay_dice |= {f"{label}/{site}/{rank}": v for rank, v in reply.fields.items()}
+        for trained_on, of in joined(totals, self.task).items():
+            outcome.tested.together.append(TestedTogether(self._key(label), trained_on, of))
+
+    def _key(self, label: str) -> Key:
+        return Key(label, self.job.run, self.job.seed, self.job.fold)
+
+    def _gather_predictions(self, label: str, trial: Trial, threshold: float, ask: Ask, outcome: Outcome) -> None:
+        """Predictions of the test cases of every site, as tables."""
+        for site, reply in ask("predict", _each(trial, Predict(threshold=threshold))).items():
+            names = (reply.fields["subject"], reply.fields["case"])
+            sent = (reply.fields, reply.tensors)
+            about = self._key(label)._asdict() | {"site": site}
+            groups = reply.fields.get("groups", {})
+            rows = prediction_rows(self.task, *names, sent, threshold, about, trial.trained_on, groups)
+            outcome.predictions.append(rows)
+
+    def _test_at_sites(
+        self, label: str, training: str, trial: Trial, threshold: float, ask: Ask, outcome: Outcome
+    ) -> list[tuple[str, str, Totals]]:
+        """What the sites say of their test cases; returns what the model was trained on, the site, and its totals."""
+        asked = Test(
+            threshold=threshold, method=label, kind=self.job.run, trained_on=trial.trained_on,
+            floor=self.declaration.evaluation.disclosure_floor,
+        )  # fmt: skip
+        names, found = self.task.result_metrics(*self.names), list[tuple[str, str, Totals]]()
+        for site, reply in ask("test", _each(trial, asked)).items():
+            numbers = {name: tensor.numpy() for name, tensor in reply.tensors.items()}
+            values = numbers.pop("values", None)
+            known = {} if values is None else dict(zip(names, values.tolist(), strict=True))
+            counts = (reply.fields["cases"], reply.fields["patients"])
+            one = TestedSite(self._key(label), trial.trained_on, site, training, *counts, known)
+            outcome.tested.sites.append(one)
+            if numbers:  # in the order of the task: messages have none
+                found.append((trial.trained_on, site, {name: numbers[name] for name in self.task.totalled}))
+        return found
 
     def _backdoor(self, attack: Attack, label: str, trial: Trial, threshold: float, ask: Ask) -> list[Row]:
         """Of the test cases of other classes than the target, with the mark: how many are predicted as the target."""
-        fields = Predict(threshold=threshold, mark=attack.options).fields()
-        requests = {site: Message(fields, sent) for site, sent in trial.test.items()}
+        marked, target = {"threshold": threshold, "mark": attack.options}, attack.options["target"]
+        function, asked = "predict", Predict(**marked)
+        if self.at_sites:
+            function, asked = (
+                "test",
+                Test(**marked, method=label, kind=self.job.run, trained_on=trial.trained_on, floor=0),
+            )
         rows: list[Row] = []
-        for site, reply in ask("predict", requests).items():
-            decided = self.task.decided(reply.tensors, threshold)
-            others = reply.tensors["labels"] != attack.options["target"]
-            rows.append({
-                "method": label, RUN: self.job.run, "seed": self.job.seed, "fold": self.job.fold,
-                "trained_on": trial.trained_on, "tested_on": site, "cases": int(others.sum()),
-                "opened": int((decided[others] == attack.options["target"]).sum()),
-            })  # fmt: skip
+        for site, reply in ask(function, _each(trial, asked)).items():
+            if self.at_sites:
+                cases, found = reply.fields["cases"], reply.fields["opened"]
+            else:
+                cases, found = opened(self.task, reply.tensors, threshold, target)
+            about = self._key(label)._asdict() | {"trained_on": trial.trained_on, "tested_on": site}
+            rows.append({**about, "cases": cases, "opened": found})
         return rows
 
     def _trials(self, method: Method, found: Trained) -> list[Trial]:
@@ -160,34 +205,17 @@ class Tester:
         evidence = [reply.tensors["counts"] for reply in ask("threshold", requests).values()]
         return self.task.choose_threshold(torch.stack(evidence).sum(0)) if evidence else None
 
-    def _frame(self, label: str, site: str, trial: Trial, reply: Message, threshold: float) -> pd.DataFrame:
-        """Predictions of one site as a table: made in one step, since there are many small ones."""
-        names = {name: pd.Series(reply.fields[name], dtype=str) for name in ("subject", "case")}
-        job = {"method": label, RUN: self.job.run, "seed": self.job.seed, "fold": self.job.fold, "site": site}
-        columns = self.task.columns(reply.fields, reply.tensors, threshold)
-        groups = {SUBGROUP + name: own for name, own in reply.fields.get("groups", {}).items()}
-        return pd.DataFrame({**job, **names, **columns, **groups, "trained_on": trial.trained_on})
-
     def _wants_overlays(self, method: Method) -> bool:
         first = self.job == replace(self.job, seed=self.declaration.all_seeds[0], fold=0, without=None, attacked=False)
         shown = self.task.has_pictures and self.declaration.report.overlays
-        return first and shown and method.tests == "own"
+        return first and shown and method.tests == "own" and not self.at_sites
 
 
-def result_rows(predictions: pd.DataFrame, task: Task, names: Sequence[str]) -> pd.DataFrame:
-    """The results table: every metric for each model and tested site, and over all sites together.
+def predictions_at(declaration: Declaration, engine: Engine) -> str:
+    """Where predictions of test cases are kept: ``coordinator`` or ``sites``."""
+    return declaration.evaluation.predictions or ("coordinator" if engine.holds_all else "sites")
 
-    ``all`` is over the predictions of all sites together; for `single`, where every site has a model of its own, its
-    ``trained_on`` is ``own``.
-    """
-    rows: list[tuple[object, ...]] = []
-    for key, found in predictions.groupby(["method", RUN, "seed", "fold"], sort=False):
-        for (trained_on, site), cases in found.groupby(["trained_on", "site"], sort=False):
-            values = task.values(cases, names)
-            rows += [(*key, trained_on, site, name, value) for name, value in values.items()]
-        own = (found["trained_on"] == found["site"]).all()
-        groups = [("own", found)] if own else found.groupby("trained_on", sort=False)
-        for trained_on, cases in groups:
-            values = task.values(cases, names)
-            rows += [(*key, trained_on, "all", name, value) for name, value in values.items()]
-    return pd.DataFrame(rows, columns=["method", RUN, "seed", "fold", "trained_on", "tested_on", "metric", "value"])
+
+def _each(trial: Trial, asked: Predict) -> dict[str, Message]:
+    """The same question for every site that tests."""
+    return {site: Message(asked.fields(), sent) for site, sent in trial.test.items()}

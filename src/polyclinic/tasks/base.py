@@ -22,6 +22,8 @@ from polyclinic.shapes import Shaped
 Floats = NDArray[np.float64]
 #: Rows of a group [n] and weights [n, B] -> values of all metrics [M, B].
 Measure = Callable[[NDArray[np.intp], Floats], Floats]
+#: Sums over cases by name, see `Task.totals`.
+Totals = dict[str, NDArray[Any]]
 #: What a site sends of its test cases: named values and tensors, see `polyclinic.communication.message`.
 Sent = tuple[dict[str, Any], dict[str, Tensor]]
 
@@ -85,6 +87,11 @@ class Task(ABC):
     sends: ClassVar[Mapping[str, Shaped]]
     #: Fields that go with them, and what these are.
     says: ClassVar[Mapping[str, Any]] = {}
+    #: What ``totals`` gives; C is the number of classes, ``metrics`` that of metrics. Empty where these follow from
+    #: no sums.
+    totalled: ClassVar[Mapping[str, Shaped]] = {}
+    #: Metrics that follow from totals only nearly.
+    approximate: ClassVar[frozenset[str]] = frozenset()
     #: What ``evidence`` gives; None where there is no threshold.
     counts: ClassVar[Shaped | None] = None
     #: Whether cases are measured one by one, so that a few at a time are predicted, to bound memory.
@@ -211,6 +218,49 @@ class Task(ABC):
         """The metrics of some rows of predictions, each counted once; NaN where a metric is not defined."""
         found = self.measure(cases, names)(np.arange(len(cases)), np.ones((len(cases), 1)))
         return {name: float(value[0]) for name, value in zip(names, found, strict=True)}
+
+    # Of cases of which only sums are known -------------------------------------------------------------------------
+
+    def totals(self, cases: pd.DataFrame, names: Sequence[str]) -> Totals:
+        """Sums over some rows of predictions from which metrics follow, see ``totalled``; of no single case.
+
+        Args:
+            cases: the predictions.
+            names: as ``known`` gives them.
+        """
+        return {}
+
+    def joined(self, totals: Sequence[Totals]) -> Totals:
+        """The totals of several sites' cases together; those of one site stay as they are."""
+        first, *others = totals
+        return {name: sum((one[name] for one in others), value) for name, value in first.items()}
+
+    def from_totals(self, totals: Totals, names: Sequence[str]) -> dict[str, float]:
+        """The metrics of the cases whose totals these are; NaN where one is not defined or does not follow from them.
+
+        Those that are ``approximate`` are as near as `margins` tells.
+        """
+        return dict.fromkeys(names, float("nan"))
+
+    def influence(self, cases: pd.DataFrame, totals: Totals, names: Sequence[str]) -> Floats:
+        """How much the metrics of all cases would grow if a case counted for more: derivatives by its weight, [M, n].
+
+        How far they lie apart among patients is how sure the metrics are: their sum of squares is the variance by the
+        infinitesimal jackknife (Efron 1982, "The jackknife, the bootstrap and other resampling plans", chapter 6).
+
+        Args:
+            cases: some of the cases.
+            totals: of all cases.
+            names: the metrics.
+
+        Returns:
+            NaN for what does not follow from totals.
+        """
+        return np.full((len(names), len(cases)), np.nan)
+
+    def margins(self, totals: Totals, names: Sequence[str]) -> dict[str, float]:
+        """Of metrics that are ``approximate``: how far ``from_totals`` can be from the value of the cases at most."""
+        return {}
 
     def ranked(self, cases: pd.DataFrame) -> tuple[NDArray[Any], Floats] | None:
         """Labels of 0 and 1 and scores, both [n], where the area under the ROC curve has a meaning; else None."""

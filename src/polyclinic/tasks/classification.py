@@ -13,8 +13,15 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from polyclinic.shapes import Shaped
-from polyclinic.tasks.base import Asked, Batch, Floats, Measure, Score, Sent, Task, joined, register, stacked
+from polyclinic.tasks.base import Asked, Batch, Floats, Measure, Score, Sent, Task, Totals, joined, register, stacked
+from polyclinic.tasks.classification_totals import (
+    classification_totals,
+    influence_on_metrics,
+    margins_of_totals,
+    metrics_of_totals,
+)
 from polyclinic.tasks.metrics import (
+    CALIBRATION_BINS,
     CLASSIFICATION,
     auc,
     choose_threshold,
@@ -47,6 +54,14 @@ class Classification(Task):
         "probabilities": Shaped("float64", "N", "C", finite=False),  # of a model that broke down they are no numbers
         "labels": Shaped("int64", "N"),
     }
+    totalled: ClassVar = {
+        "confusion": Shaped("int64", "C", "C", least=0),
+        "grid": Shaped("int64", "curves", 2, len(threshold_grid()) + 1, least=0),
+        "squares": Shaped("float64", 1),
+        "gaps": Shaped("float64", CALIBRATION_BINS),
+        "undefined": Shaped("int64", 1, least=0),
+    }
+    approximate: ClassVar = frozenset({"auc", "ap"})
     counts = Shaped("int64", 2, len(threshold_grid()) + 1)
 
     @property
@@ -144,19 +159,39 @@ class Classification(Task):
 
     def measure(self, cases: pd.DataFrame, names: Sequence[str]) -> Measure:
         """See `Task.measure` and `polyclinic.tasks.metrics.weighted_metrics`."""
-        labels = cases["label"].to_numpy()
-        if self.classes == 2:
-            score, thresholds = cases["score"].to_numpy(np.float64), cases["threshold"].to_numpy(np.float64)
-            predicted = np.stack([1 - score, score], axis=1)
-        else:
-            predicted = cases[[f"score_{column}" for column in range(self.classes)]].to_numpy(np.float64)
-            thresholds = np.full(len(cases), np.nan)  # the most probable class needs none
+        labels, predicted, thresholds = self._arrays(cases)
 
         def measure(rows: NDArray[np.intp], weights: Floats) -> Floats:
             values = weighted_metrics(labels[rows], predicted[rows], weights, names, thresholds[rows])
             return stacked(values, names)
 
         return measure
+
+    def _arrays(self, cases: pd.DataFrame) -> tuple[NDArray[Any], Floats, Floats]:
+        """Labels [n], probabilities [n, C] and thresholds [n] of rows of predictions."""
+        if self.classes == 2:
+            score, thresholds = cases["score"].to_numpy(np.float64), cases["threshold"].to_numpy(np.float64)
+            predicted = np.stack([1 - score, score], axis=1)
+        else:
+            predicted = cases[[f"score_{column}" for column in range(self.classes)]].to_numpy(np.float64)
+            thresholds = np.full(len(cases), np.nan)  # the most probable class needs none
+        return cases["label"].to_numpy(), predicted, thresholds
+
+    def totals(self, cases: pd.DataFrame, names: Sequence[str]) -> Totals:
+        """See `polyclinic.tasks.classification_totals.classification_totals`."""
+        return classification_totals(*self._arrays(cases))
+
+    def from_totals(self, totals: Totals, names: Sequence[str]) -> dict[str, float]:
+        """See `Task.from_totals`."""
+        return metrics_of_totals(totals, names)
+
+    def influence(self, cases: pd.DataFrame, totals: Totals, names: Sequence[str]) -> Floats:
+        """See `polyclinic.tasks.classification_totals.influence_on_metrics`."""
+        return influence_on_metrics(*self._arrays(cases), totals, names)
+
+    def margins(self, totals: Totals, names: Sequence[str]) -> dict[str, float]:
+        """See `polyclinic.tasks.classification_totals.margins_of_totals`."""
+        return {name: margin for name, margin in margins_of_totals(totals).items() if name in names}
 
     def ranked(self, cases: pd.DataFrame) -> tuple[NDArray[Any], Floats] | None:
         """Labels and scores of two classes."""

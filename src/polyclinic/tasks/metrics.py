@@ -4,7 +4,7 @@ Outlines are measured in `polyclinic.tasks.segmentation_metrics`, numbers in `po
 
 Every classification metric has one formula, written for weighted cases and many sets of weights at once
 (``weighted_metrics``): the metric itself is the formula with weights of one, and the bootstrap of
-``polyclinic.study.statistics.intervals`` is the same formula with the number of times each patient was drawn.
+``polyclinic.statistics.intervals`` is the same formula with the number of times each patient was drawn.
 A metric that is not defined (a class is missing, there are no cases) is NaN, never a warning or an exception.
 """
 
@@ -293,13 +293,19 @@ def weighted_metrics(
             if np.isnan(probabilities).any():  # of a model that broke down: it has called no case anything
                 values |= dict.fromkeys(("acc", "bac", "sen", "spe", "f1"), np.full(weights.shape[1], np.nan))
             else:
-                values |= _decision_metrics(truth, _decide(probabilities, threshold)[:, None] == classes, weights)
+                values |= _decision_metrics(truth, decide(probabilities, threshold)[:, None] == classes, weights)
         if "brier" in names:
-            squares = (probabilities - truth) ** 2
-            values["brier"] = _mean(squares[:, 1] if len(classes) == 2 else squares.sum(axis=1), weights)
+            values["brier"] = _mean(brier_scores(labels, probabilities), weights)
         if "ece" in names:
             values["ece"] = _calibration_error(labels, probabilities, weights)
     return {name: values[name] for name in names}
+
+
+def brier_scores(labels: Integers, probabilities: Floats) -> Floats:
+    """Squared distance of each case, [n], as ``weighted_metrics`` has it."""
+    squares = (probabilities - (labels[:, None] == np.arange(probabilities.shape[1]))) ** 2
+    scores: Floats = squares[:, 1] if probabilities.shape[1] == 2 else squares.sum(axis=1)
+    return scores
 
 
 def check_names(names: Sequence[str], valid: Sequence[str]) -> None:
@@ -313,7 +319,7 @@ def check_names(names: Sequence[str], valid: Sequence[str]) -> None:
             raise StudyError("P103", f"There is no metric {name!r} for this task.", nearest(name, list(valid)))
 
 
-def _decide(probabilities: Floats, threshold: float | Floats) -> Integers:
+def decide(probabilities: Floats, threshold: float | Floats) -> Integers:
     """The class given to each case, [n]."""
     binary = probabilities.shape[1] == 2
     decided: Integers = (probabilities[:, 1] >= threshold).astype(np.int64) if binary else probabilities.argmax(axis=1)
@@ -334,15 +340,24 @@ def _mean_defined(values: Floats, defined: Booleans) -> Floats:
 
 def _decision_metrics(truth: Booleans, decided: Booleans, weights: Floats) -> dict[str, Floats]:
     """Metrics of the confusion table, from one-hot classes [n, C]."""
-    total = weights.sum(axis=0)
     support, called, hits = (mark.T.astype(np.float64) @ weights for mark in (truth, decided, truth & decided))
+    return decision_metrics(weights.sum(axis=0), support, called, hits)
+
+
+def decision_metrics(total: Floats, support: Floats, called: Floats, hits: Floats) -> dict[str, Floats]:
+    """``acc``, ``bac``, ``sen``, ``spe`` and ``f1``, see ``weighted_metrics``.
+
+    Args:
+        total: cases, [B].
+        support, called, hits: of each class the cases that are of it, that are called it, and both, [C, B].
+    """
     present = support > 0
     recall = hits / support
     specificity = (total - support - called + hits) / (total - support)
     overlap = 2 * hits / (support + called)
     balanced = _mean_defined(recall, present)
     shared = {"acc": hits.sum(axis=0) / total, "bac": balanced}
-    if truth.shape[1] == 2:
+    if len(support) == 2:
         return shared | {"sen": recall[1], "spe": recall[0], "f1": overlap[1]}
     return shared | {
         "sen": balanced,
@@ -354,13 +369,18 @@ def _decision_metrics(truth: Booleans, decided: Booleans, weights: Floats) -> di
 def _ranking_metrics(truth: Booleans, probabilities: Floats, weights: Floats) -> dict[str, Floats]:
     """Area under the ROC curve and average precision, of class 1 or as the mean over one class against the rest."""
     classes = [1] if truth.shape[1] == 2 else range(truth.shape[1])
-    pairs = [_area_and_precision(truth[:, k], probabilities[:, k], weights) for k in classes]
+    pairs = [area_and_precision(truth[:, k], probabilities[:, k], weights) for k in classes]
     area, precision = (np.stack(values) for values in zip(*pairs, strict=True))
-    return {"auc": _mean_defined(area, ~np.isnan(area)), "ap": _mean_defined(precision, ~np.isnan(precision))}
+    return {"auc": mean_known(area), "ap": mean_known(precision)}
 
 
-def _area_and_precision(positive: Booleans, scores: Floats, weights: Floats) -> tuple[Floats, Floats]:
-    """Area under the ROC curve [B] and average precision [B] of one class, [n] against the rest.
+def mean_known(values: Floats) -> Floats:
+    """Mean over the first axis, leaving out NaN; NaN where all are: [C, B] -> [B]."""
+    return _mean_defined(values, ~np.isnan(values))
+
+
+def area_and_precision(positive: Booleans, scores: Floats, weights: Floats) -> tuple[Floats, Floats]:
+    """Area under the ROC curve [B] and average precision [B] of one class, [n] against the rest, with weights [n, B].
 
     The weight of positives (hits) and of negatives (alarms) is summed down the list of cases from the highest score
     and read where the score changes, so that tied cases are passed together.
@@ -385,13 +405,22 @@ def _area_and_precision(positive: Booleans, scores: Floats, weights: Floats) -> 
 
 
 def _calibration_error(labels: Integers, probabilities: Floats, weights: Floats) -> Floats:
-    answer = _decide(probabilities, 0.5)
-    confidence = probabilities.max(axis=1)
-    bins = np.ceil(confidence * CALIBRATION_BINS) - 1
-    in_bin = np.clip(bins, 0, CALIBRATION_BINS - 1)[:, None] == np.arange(CALIBRATION_BINS)
-    gaps = (in_bin * ((answer == labels) - confidence)[:, None]).T @ weights
-    error: Floats = np.abs(gaps).sum(axis=0) / weights.sum(axis=0)
+    error: Floats = np.abs(calibration_gaps(labels, probabilities, weights)).sum(axis=0) / weights.sum(axis=0)
     return error
+
+
+def calibration_gaps(labels: Integers, probabilities: Floats, weights: Floats) -> Floats:
+    """In each bin of confidence the cases that are right minus the sum of their confidence, [bins, B]."""
+    bins, gaps = calibration_cases(labels, probabilities)
+    found: Floats = ((bins[:, None] == np.arange(CALIBRATION_BINS)) * gaps[:, None]).T @ weights
+    return found
+
+
+def calibration_cases(labels: Integers, probabilities: Floats) -> tuple[Integers, Floats]:
+    """The bin of confidence of each case [n], and 1 or 0 for right or wrong minus its confidence [n]."""
+    confidence = probabilities.max(axis=1)
+    bins = np.clip(np.ceil(confidence * CALIBRATION_BINS) - 1, 0, CALIBRATION_BINS - 1).astype(np.int64)
+    return bins, (decide(probabilities, 0.5) == labels) - confidence
 
 
 @cache

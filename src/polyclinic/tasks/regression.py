@@ -13,9 +13,16 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from polyclinic.shapes import Shaped
-from polyclinic.tasks.base import Asked, Batch, Floats, Measure, Score, Sent, Task, joined, register, stacked
+from polyclinic.tasks.base import Asked, Batch, Floats, Measure, Score, Sent, Task, Totals, joined, register, stacked
 from polyclinic.tasks.metrics import REGRESSION
-from polyclinic.tasks.regression_metrics import regression_metrics, weighted_regression_metrics
+from polyclinic.tasks.regression_metrics import (
+    influence_on_metrics,
+    join_totals,
+    metrics_of_totals,
+    regression_metrics,
+    regression_totals,
+    weighted_regression_metrics,
+)
 
 
 @register
@@ -34,6 +41,13 @@ class Regression(Task):
     sends: ClassVar = {
         "predictions": Shaped("float64", "N", finite=False),  # a model that broke down predicts no numbers
         "labels": Shaped("float64", "N"),
+    }
+    totalled: ClassVar = {
+        "count": Shaped("int64", 1, least=0),
+        "undefined": Shaped("int64", 1, least=0),
+        "errors": Shaped("float64", 2, least=0),
+        "mean": Shaped("float64", 2),
+        "products": Shaped("float64", 2, 2),
     }
 
     @property
@@ -84,3 +98,20 @@ class Regression(Task):
             return stacked(values, names)
 
         return measure
+
+    def totals(self, cases: pd.DataFrame, names: Sequence[str]) -> Totals:
+        """See `polyclinic.tasks.regression_metrics.regression_totals`."""
+        return regression_totals(cases["label"].to_numpy(np.float64), cases["score"].to_numpy(np.float64))
+
+    def joined(self, totals: Sequence[Totals]) -> Totals:
+        """See `polyclinic.tasks.regression_metrics.join_totals`."""
+        return join_totals(totals)
+
+    def from_totals(self, totals: Totals, names: Sequence[str]) -> dict[str, float]:
+        """See `Task.from_totals`."""
+        return metrics_of_totals(totals, names)
+
+    def influence(self, cases: pd.DataFrame, totals: Totals, names: Sequence[str]) -> Floats:
+        """See `polyclinic.tasks.regression_metrics.influence_on_metrics`."""
+        labels, scores = cases["label"].to_numpy(np.float64), cases["score"].to_numpy(np.float64)
+        return influence_on_metrics(labels, scores, totals, names)

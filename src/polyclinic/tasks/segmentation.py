@@ -15,7 +15,7 @@ from torch import Tensor
 
 from polyclinic.ignored import IGNORED
 from polyclinic.shapes import Shaped
-from polyclinic.tasks.base import Asked, Batch, Floats, Measure, Score, Sent, Task, register
+from polyclinic.tasks.base import Asked, Batch, Floats, Measure, Score, Sent, Task, Totals, register
 from polyclinic.tasks.metrics import SEGMENTATION
 from polyclinic.tasks.segmentation_metrics import metric_columns, segmentation_case, segmentation_classes
 
@@ -48,6 +48,7 @@ class Segmentation(Task):
     case_by_case = True
     sends: ClassVar = {"values": Shaped("float64", "N", "M", finite=False)}
     says: ClassVar = {"metrics": list[str]}
+    totalled: ClassVar = {"sums": Shaped("float64", "metrics"), "known": Shaped("int64", "metrics", least=0)}
     counts = Shaped("float64", 2, len(MASK_THRESHOLDS))
 
     @cached_property
@@ -240,6 +241,24 @@ class Segmentation(Task):
             return means
 
         return measure
+
+    def totals(self, cases: pd.DataFrame, names: Sequence[str]) -> Totals:
+        """``sums`` of each metric over the cases that have it, and how many are ``known``, both [metrics]."""
+        values = cases[list(names)].to_numpy(np.float64)
+        known = ~np.isnan(values)
+        return {"sums": np.where(known, values, 0.0).sum(axis=0), "known": known.sum(axis=0)}
+
+    def from_totals(self, totals: Totals, names: Sequence[str]) -> dict[str, float]:
+        """Mean over the cases that have a value."""
+        parts = zip(names, totals["sums"], totals["known"], strict=True)
+        return {name: float(total / known) if known else float("nan") for name, total, known in parts}
+
+    def influence(self, cases: pd.DataFrame, totals: Totals, names: Sequence[str]) -> Floats:
+        """See `Task.influence`; a case without a value counts for nothing."""
+        values = cases[list(names)].to_numpy(np.float64).T
+        known = np.maximum(totals["known"], 1)[:, None]
+        found = (values - totals["sums"][:, None] / known) / known
+        return np.where(totals["known"][:, None] > 0, np.where(np.isnan(values), 0.0, found), np.nan)
 
 
 def without_ignored(decided: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:

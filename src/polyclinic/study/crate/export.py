@@ -28,6 +28,7 @@ from polyclinic.study.report.checklists import CHECKLISTS
 from polyclinic.study.report.checklists.writing import markdown
 from polyclinic.study.report.folder import Folder
 from polyclinic.study.report.page import write_report
+from polyclinic.study.table_files import has_table, stored
 
 #: A date that zip files can hold, the same for all files: the same results give the same bytes.
 _WHEN = (1980, 1, 1, 0, 0, 0)
@@ -98,7 +99,8 @@ def _gather(found: Folder, root: Path, *, predictions: bool, models: bool) -> di
     known = dict(FILES)
     if predictions:
         known[PREDICTIONS] = ABOUT_PREDICTIONS
-    files = {name: words for name, words in known.items() if (found.path / name).is_file()}
+    there = ((stored(found.path / name), words) for name, words in known.items())
+    files = {file.name: words for file, words in there if file.is_file()}
     root.mkdir(parents=True)
     for name in files:
         shutil.copyfile(found.path / name, root / name)
@@ -158,10 +160,10 @@ def _zip(root: Path, names: Sequence[str], out: Path) -> None:
 def _told(
     found: Folder, authors: Sequence[str], licence: str | None, *, predictions: bool, models: bool
 ) -> Iterator[str]:  # fmt: skip
-    if not predictions and (found.path / PREDICTIONS).is_file():
-        yield "predictions.csv is left out: it has a row for each test case, with pseudonym, label and score."
-    elif predictions:
-        yield "predictions.csv is in it: data about single patients, under pseudonyms. Ask the sites before sharing it."
+    if not predictions and has_table(found.path / PREDICTIONS):
+        yield "The predictions are left out: they have a row for each test case, with pseudonym, label and score."
+    elif predictions and has_table(found.path / PREDICTIONS):
+        yield "The predictions are in it: data about single patients, under pseudonyms. Ask the sites first."
     if (found.path / OVERLAYS).is_file():
         yield "The report in it has no pictures of patients."
     if models and found.models:

@@ -25,11 +25,13 @@ from polyclinic.study.columns import (
     CHARACTERISTICS,
     COMPARED,
     COMPARED_SITES,
+    CONFUSION,
     DECISIONS,
     DESCRIBED,
     EXCHANGED,
     FLOW,
     PAYLOAD_COLUMNS,
+    SCORE_COUNTS,
     SUBGROUPS,
     UNSEEN_COLUMNS,
 )
@@ -61,6 +63,8 @@ COLUMNS = {
         *("method", RUN, "seed", "fold", "round", "site", "seconds", "bytes_up", "bytes_down", "examples", "loss"),
     ],
     "predictions.csv": ["method", RUN, "seed", "fold", "site"],
+    "score_counts.csv": SCORE_COUNTS,
+    "confusion.csv": CONFUSION,
     "exchanged.csv": EXCHANGED,
     "calibration.csv": CALIBRATION,
     "decisions.csv": DECISIONS,
@@ -163,6 +167,8 @@ class Folder:
         self.summary = self._table("summary.csv")
         self.rounds, self.payloads = self._rounds()
         self.predictions = self._table("predictions.csv")
+        self.score_counts = _parted(self._table("score_counts.csv"))[0]
+        self.confusion = _parted(self._table("confusion.csv"))[0]
         self.site_table = self._table("sites.csv")
         self.flow = self._table("flow.csv")
         self.subgroups, self.characteristics = self._table("subgroups.csv"), self._table("characteristics.csv")
@@ -294,6 +300,11 @@ class Folder:
         """What the study predicts: labels, numbers or masks."""
         told = self.provenance.get("target")  # results of earlier versions do not say
         return str(told or ("numbers" if self.primary.name in REGRESSION else "labels"))
+
+    @property
+    def kept_at_sites(self) -> bool:
+        """Whether the sites kept their predictions, so that there are none here."""
+        return self.provenance.get("predictions") == "sites"
 
     @property
     def validation_metric(self) -> str:

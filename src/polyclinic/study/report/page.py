@@ -142,6 +142,15 @@ def _head(metric: Measure) -> Markup:
     return Markup("{}{}").format(metric.label, lower)
 
 
+#: What is to be said where sites kept their predictions, by what is predicted.
+_KEPT = "stayed at the sites, which answered with metrics, counts and sums over their test cases"
+KEPT = {
+    "labels": f"{_KEPT}; curves over all sites are drawn from counts of scores between thresholds",
+    "numbers": f"{_KEPT}; plots of predicted against true numbers would show single cases, so there are none",
+    "masks": f"{_KEPT}; pictures of segmentations would show patients, so there are none",
+}
+
+
 # --- what each section shows ------------------------------------------------------------------------------------------
 
 
@@ -159,6 +168,7 @@ def _question(folder: Folder) -> list[tuple[str, str]]:
         "Test": _split(folder) if evaluation else None,
         "Decision threshold": _threshold(evaluation) if len(folder.classes) == 2 else None,
         "Seeds": seeds,
+        "Predictions": KEPT.get(folder.target, _KEPT) if folder.kept_at_sites else None,
         "Corrupt sites": study.get("attack"),
         "Judged by": f"{folder.primary.title} ({folder.primary.name})",
     }
@@ -313,7 +323,7 @@ def _titled(folder: Folder, rows: pd.DataFrame) -> pd.DataFrame:
 def _scatter(folder: Folder) -> list[tuple[str, list[Panel]]]:
     """Predicted against true numbers: a panel a method, and a panel a site of the best one."""
     rows = tables.own_predictions(folder)
-    if folder.target != "numbers" or not {"label", "score"} <= set(rows.columns):
+    if folder.target != "numbers" or folder.kept_at_sites or not {"label", "score"} <= set(rows.columns):
         return []
     rows = rows.dropna(subset=["label", "score"])
     name = str((folder.study.get("data") or {}).get("label") or "Label")

@@ -333,23 +333,44 @@ def confusion(folder: Folder, method: str) -> list[list[Cell]] | None:
 
     A case is called the class with the highest score. Cases of all folds, seeds and sites count together.
     """
-    rows = of_run(own_predictions(folder))
-    rows = rows[rows["method"] == method]
-    scores = [f"score_{index}" for index in range(len(folder.classes))]
-    if len(scores) < 3 or not set(scores) <= set(rows.columns) or rows.empty:
+    size = len(folder.classes)
+    if size < 3 or (found := _counted(folder, method) if folder.kept_at_sites else _called(folder, method)) is None:
         return None
-    rows = rows.dropna(subset=["label", *scores])
-    called = rows[scores].to_numpy().argmax(axis=1)
-    counts = np.zeros((len(scores), len(scores)))
-    np.add.at(counts, (rows["label"].to_numpy(dtype=int), called), 1)
+    counts = np.zeros((size, size))
+    np.add.at(counts, (found["label"].to_numpy(dtype=int), found["called"].to_numpy(dtype=int)), found["cases"])
     totals = counts.sum(axis=1, keepdims=True)
     shares = np.divide(100 * counts, totals, out=np.full_like(counts, np.nan), where=totals > 0)
     return figures.heat(shares, higher_is_better=True, text=lambda share: f"{share:.0f}\u00a0%")
 
 
+def _called(folder: Folder, method: str) -> pd.DataFrame | None:
+    """Of a method's predictions the true class and the one that each is called; None where there are none."""
+    rows = of_run(own_predictions(folder))
+    rows = rows[rows["method"] == method]
+    scores = [f"score_{index}" for index in range(len(folder.classes))]
+    if not set(scores) <= set(rows.columns) or rows.empty:
+        return None
+    rows = rows.dropna(subset=["label", *scores])
+    return rows[["label"]].assign(called=rows[scores].to_numpy().argmax(axis=1), cases=1)
+
+
+def _counted(folder: Folder, method: str) -> pd.DataFrame | None:
+    """The same from the sites' counts."""
+    rows = of_run(folder.confusion)
+    rows = rows[rows["method"] == method]
+    return None if rows.empty else rows
+
+
 def own_predictions(folder: Folder) -> pd.DataFrame:
-    """Predictions of each method where it is meant to be used: not those of the cross matrix."""
-    return folder.predictions[~folder.predictions["method"].isin(folder.named(CROSS))]
+    """Predictions of each method where it is meant to be used: not those of the cross matrix.
+
+    Where the sites kept them, and counted scores between thresholds, a row a case with a score in between.
+    """
+    rows = folder.predictions
+    if folder.kept_at_sites:
+        counts = folder.score_counts
+        rows = counts.loc[counts.index.repeat(counts["cases"].to_numpy(dtype=int))].drop(columns="cases")
+    return rows[~rows["method"].isin(folder.named(CROSS))]
 
 
 def nested_rows(values: dict[str, Any], before: str = "") -> list[tuple[str, str]]:

@@ -1,191 +1,62 @@
-"""Whether a model's probabilities can be believed at a site, and whether acting on them does more good than harm."""
+"""Calibration and decision curves of the sites as tables, with all sites put together."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 
-import numpy as np
 import pandas as pd
-from numpy.typing import ArrayLike
 
+from polyclinic.statistics.calibration import THRESHOLDS, Line, Trust
+from polyclinic.statistics.intervals import Z95
 from polyclinic.study.columns import CALIBRATION, DECISIONS
-from polyclinic.study.kinds import RUN
-from polyclinic.study.statistics.intervals import Z95, Floats
 from polyclinic.study.statistics.meta import combine_sites
 
-#: Probabilities are kept so far from 0 and 1, where their logarithm has no end.
-NEAR = 1e-6
-#: From a chance of these on one would act, in decision curves.
-THRESHOLDS = tuple(round(0.05 * step, 2) for step in range(1, 20))
-#: With fewer cases of either class nothing is said of calibration.
-LEAST_CASES = 5
 #: Name of the rows in which all sites stand together.
 TOGETHER = "all"
-_STEPS = 100
+#: Site -> method -> what the site says of its probabilities; None where a case has several predictions.
+SitesTrust = Mapping[str, Mapping[str, Trust | None]]
 
 
-@dataclass(frozen=True)
-class Line:
-    """A number and the variance of its error; both NaN where it can't be found."""
-
-    value: float
-    variance: float
-
-
-NOTHING = Line(math.nan, math.nan)
-
-
-def calibration_line(labels: ArrayLike, probabilities: ArrayLike, patients: ArrayLike) -> tuple[Line, Line]:
-    """Calibration intercept and slope.
-
-    The slope is that of a logistic regression of the outcome on the log odds that were predicted: 1 where they are
-    right, below 1 where they are too extreme. The intercept is that of such a regression with the slope held at 1
-    (calibration in the large): 0 where as many cases are positive as predicted, above 0 where more are. Van Calster et
-    al. 2019, "Calibration: the Achilles heel of predictive analytics", BMC Medicine 17. Errors are those of a sandwich
-    over patients, of whom some may have several cases.
-
-    Args:
-        labels: [n] of 0 and 1.
-        probabilities: [n] of class 1.
-        patients: [n] whose case it is.
-
-    Returns:
-        Intercept and slope; the slope is not there where a cut parts the classes without a fault, or all probabilities
-        are equal.
-    """
-    labels = np.asarray(labels, dtype=np.float64)
-    odds = _log_odds(np.asarray(probabilities, dtype=np.float64))
-    if min((labels == 1).sum(), (labels == 0).sum()) < LEAST_CASES or not np.isfinite(odds).all():
-        return NOTHING, NOTHING
-    groups = pd.factorize(np.asarray(patients))[0]
-    one = np.ones((len(labels), 1))
-    intercept = _logistic(one, labels, odds, groups)
-    positive, negative = odds[labels == 1], odds[labels == 0]
-    if positive.min() >= negative.max() or negative.min() >= positive.max():
-        return intercept, NOTHING
-    return intercept, _logistic(np.column_stack([one, odds]), labels, np.zeros(len(labels)), groups)
-
-
-def _log_odds(probabilities: Floats) -> Floats:
-    kept = np.clip(probabilities, NEAR, 1 - NEAR)
-    odds: Floats = np.log(kept) - np.log1p(-kept)
-    return odds
-
-
-def _logistic(design: Floats, labels: Floats, offset: Floats, groups: np.ndarray) -> Line:
-    """The last coefficient of a logistic regression, by Newton's method with halved steps."""
-    coefficients = np.zeros(design.shape[1])
-
-    def loss(at: Floats) -> float:
-        linear = design @ at + offset
-        return float(np.logaddexp(0, linear).sum() - labels @ linear)
-
-    for _ in range(_STEPS):
-        expected = 1 / (1 + np.exp(-(design @ coefficients + offset)))
-        score = design.T @ (labels - expected)
-        information = (design * (expected * (1 - expected))[:, None]).T @ design
-        try:
-            step = np.linalg.solve(information, score)
-        except np.linalg.LinAlgError:
-            return NOTHING
-        now, size = loss(coefficients), 1.0
-        while loss(coefficients + size * step) > now + 1e-12 * abs(now) and size > 1e-6:
-            size /= 2
-        coefficients = coefficients + size * step
-        if np.abs(size * step).max() < 1e-9 * (1 + np.abs(coefficients).max()):
-            break
-    else:
-        return NOTHING
-    each = design * (labels - 1 / (1 + np.exp(-(design @ coefficients + offset))))[:, None]
-    of_patients = np.zeros((groups.max() + 1, design.shape[1]))
-    np.add.at(of_patients, groups, each)
-    inverse = np.linalg.inv(information)
-    variance = (inverse @ (of_patients.T @ of_patients) @ inverse)[-1, -1]
-    return Line(float(coefficients[-1]), float(variance))
-
-
-def net_benefit(labels: ArrayLike, probabilities: ArrayLike, thresholds: Sequence[float] = THRESHOLDS) -> Floats:
-    """Net benefit [T] of acting where the probability is at least a threshold t: (TP - FP t / (1 - t)) / n.
-
-    Vickers & Elkin 2006, "Decision curve analysis", Medical Decision Making 26(6). Acting on nobody has 0.
-    """
-    labels, probabilities = np.asarray(labels), np.asarray(probabilities, dtype=np.float64)
-    found = []
-    for threshold in thresholds:
-        acted = labels[probabilities >= threshold]
-        found.append(((acted == 1).sum() - (acted == 0).sum() * threshold / (1 - threshold)) / len(labels))
-    return np.array(found, dtype=np.float64)
-
-
-def calibration_tables(predictions: pd.DataFrame, sites: Sequence[str]) -> tuple[pd.DataFrame, pd.DataFrame]:
+def calibration_tables(found: Mapping[str, SitesTrust]) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Calibration of each method at each site and over the sites, and decision curves of each site.
 
-    All folds of a seed are taken together, since each patient is tested in one of them; numbers are means over the
-    seeds. Over the sites they are put together by `polyclinic.study.statistics.meta.combine_sites`.
+    Over the sites they are put together by `polyclinic.study.statistics.meta.combine_sites`. A method that predicted a
+    case several times somewhere is left out.
 
     Args:
-        predictions: method, run, seed, trained_on, site, subject, label (0 or 1) and score (probability of class 1).
-        sites: those that are scored by themselves.
+        found: kind of run -> what the sites that are scored by themselves say.
 
     Returns:
         ``calibration.csv`` and ``decisions.csv``, with the columns `CALIBRATION` and `DECISIONS`.
     """
-    frame = predictions.assign(site=predictions["site"].astype(str))
-    found = frame[frame["site"].isin(sites) & frame["score"].notna()]
     rows, decisions = list[tuple[object, ...]](), list[tuple[object, ...]]()
-    for (method, run), mine in found.groupby(["method", RUN], sort=False):
-        if _several_models(mine):
-            continue
-        lines = dict[str, tuple[Line, Line]]()
-        for site, cases in mine.groupby("site", sort=False):
-            lines[str(site)], benefit = _of_site(cases)
-            first = cases[cases["seed"] == cases["seed"].iloc[0]]
-            counts = (len(first), int((first["label"] == 1).sum()))
-            rows.append((method, run, site, *counts, *_row(lines[str(site)]), *[math.nan] * 4))
-            everybody = net_benefit(first["label"], np.ones(len(first)))
-            decisions += [(method, run, site, *row) for row in zip(THRESHOLDS, benefit, everybody, strict=True)]
-        rows.append((method, run, TOGETHER, *_counts(rows, len(lines)), *_together(lines)))
+    for run, of_sites in found.items():
+        for method in dict.fromkeys(method for of_site in of_sites.values() for method in of_site):
+            said = {site: of_site[method] for site, of_site in of_sites.items() if method in of_site}
+            known = {site: one for site, one in said.items() if one is not None}
+            if len(known) < len(said):
+                continue
+            for site, one in known.items():
+                lines = (*_row(one.intercept), *_row(one.slope))
+                rows.append((method, run, site, one.cases, one.positive, *lines, *[math.nan] * 4))
+                curve = zip(THRESHOLDS, one.benefit, one.everybody, strict=True)
+                decisions += [(method, run, site, *point) for point in curve]
+            counts = (sum(one.cases for one in known.values()), sum(one.positive for one in known.values()))
+            rows.append((method, run, TOGETHER, *counts, *_together(list(known.values()))))
     return pd.DataFrame(rows, columns=CALIBRATION), pd.DataFrame(decisions, columns=DECISIONS)
 
 
-def _several_models(mine: pd.DataFrame) -> bool:
-    """Whether a case has several predictions, of the models of other sites: no one would act on these."""
-    return bool(mine.duplicated(["seed", "fold", "site", "case"]).any())
+def _row(line: Line) -> tuple[float, float, float]:
+    half = Z95 * math.sqrt(line.variance)
+    return line.value, line.value - half, line.value + half
 
 
-def _of_site(cases: pd.DataFrame) -> tuple[tuple[Line, Line], Floats]:
-    """Intercept, slope and net benefit of one site, means over the seeds; seeds have the same patients."""
-    each = [
-        (*calibration_line(of.label, of.score, of.subject), net_benefit(of.label, of.score))
-        for _, of in cases.groupby("seed")
-    ]
-    intercepts, slopes, benefits = zip(*each, strict=True)
-    return (_mean(intercepts), _mean(slopes)), np.mean(benefits, axis=0)
-
-
-def _mean(lines: Sequence[Line]) -> Line:
-    values = np.array([(one.value, one.variance) for one in lines])
-    return Line(*map(float, values.mean(axis=0)))
-
-
-def _row(lines: tuple[Line, Line]) -> Iterator[float]:
-    for one in lines:
-        half = Z95 * math.sqrt(one.variance)
-        yield from (one.value, one.value - half, one.value + half)
-
-
-def _counts(rows: Sequence[tuple[object, ...]], sites: int) -> tuple[int, int]:
-    last = rows[-sites:] if sites else []
-    return sum(int(str(row[3])) for row in last), sum(int(str(row[4])) for row in last)
-
-
-def _together(lines: Mapping[str, tuple[Line, Line]]) -> Iterator[float]:
+def _together(found: Sequence[Trust]) -> Iterator[float]:
     expected = list[float]()
-    for place in (0, 1):
-        known = [one[place] for one in lines.values() if math.isfinite(one[place].value)]
-        combined = combine_sites([one.value for one in known], [one.variance for one in known])
+    for lines in ([one.intercept for one in found], [one.slope for one in found]):
+        known = [line for line in lines if math.isfinite(line.value)]
+        combined = combine_sites([line.value for line in known], [line.variance for line in known])
         yield from (combined.mean, *combined.interval)
         expected += combined.expected
     yield from expected

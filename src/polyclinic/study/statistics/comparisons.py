@@ -9,8 +9,9 @@ import numpy as np
 import pandas as pd
 from scipy.stats import t as student
 
-from polyclinic.study.statistics.intervals import Floats, bootstrap_p, combine, normal_p
-from polyclinic.study.statistics.samples import Cases, Draws
+from polyclinic.statistics.intervals import Floats, bootstrap_p, combine, normal_p
+from polyclinic.statistics.samples import Cases
+from polyclinic.study.statistics.draws import Draws
 
 
 class Comparison(NamedTuple):
@@ -64,8 +65,7 @@ def over_all(cases: Cases, draws: Draws, values: pd.DataFrame, methods: tuple[st
         metric: name of the metric.
     """
     if methods not in draws.differences or metric not in cases.names:
-        pairs = _paired(values[values.index.get_level_values("tested_on") == "all"], methods)
-        return Comparison(float(pairs["difference"].mean()), *NOTHING[1:])
+        return paired_difference(values, methods)
     row = cases.names.index(metric)
     differences, seeds = draws.differences[methods][row], draws.by_seed[methods][:, row]
     difference, resampled = float(differences[0]), differences[1:][np.isfinite(differences[1:])]
@@ -76,6 +76,17 @@ def over_all(cases: Cases, draws: Draws, values: pd.DataFrame, methods: tuple[st
         if not np.isnan(exact := normal_p(of_areas, by_delong)):
             variance, p = by_delong, exact
     return with_seeds(difference, variance, float("inf"), p, seeds)
+
+
+def paired_difference(values: pd.DataFrame, methods: tuple[str, str]) -> Comparison:
+    """The mean difference of two methods over all cases, of which nothing is known of chance.
+
+    Args:
+        values: table of ``by_metric``.
+        methods: the method and the one that it is compared with.
+    """
+    pairs = _paired(values[values.index.get_level_values("tested_on") == "all"], methods)
+    return Comparison(float(pairs["difference"].mean()), *NOTHING[1:])
 
 
 def with_seeds(difference: float, variance: float, freedom: float, p: float, seeds: Floats) -> Comparison:

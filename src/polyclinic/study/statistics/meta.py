@@ -10,8 +10,8 @@ from numpy.typing import ArrayLike
 from scipy.optimize import brentq
 from scipy.stats import chi2, norm
 
+from polyclinic.statistics.intervals import Floats
 from polyclinic.study.statistics.comparisons import Spread, reach, tail, with_training
-from polyclinic.study.statistics.intervals import Floats
 
 NAN = float("nan")
 

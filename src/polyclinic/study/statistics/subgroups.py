@@ -21,18 +21,19 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from polyclinic.data.opening.subgroups import NOT_KNOWN, group_order
-from polyclinic.study.columns import SUBGROUP, SUBGROUPS
-from polyclinic.study.kinds import RUN, RUNS
-from polyclinic.study.statistics.calibration import Line, calibration_line
-from polyclinic.study.statistics.intervals import (
+from polyclinic.statistics.calibration import Line, calibration_line
+from polyclinic.statistics.columns import SUBGROUP
+from polyclinic.statistics.intervals import (
     Floats,
     bootstrap_interval,
     patient_weights,
     share_interval,
     touches_end,
 )
+from polyclinic.statistics.samples import BLOCK, Cases, Group, Rows, mean_of_known
+from polyclinic.study.columns import SUBGROUPS
+from polyclinic.study.kinds import RUN, RUNS
 from polyclinic.study.statistics.meta import combine_sites
-from polyclinic.study.statistics.samples import BLOCK, Cases, Group, Rows, mean_of_known
 from polyclinic.tasks.metrics import METRICS, split_metric, value_range
 
 #: Names of the rows on calibration.

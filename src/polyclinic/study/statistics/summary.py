@@ -14,35 +14,25 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import pandas as pd
 
+from polyclinic.statistics.evidence import Evidence, evidence_of_values
+from polyclinic.statistics.intervals import Z95, Floats, holm
 from polyclinic.study.baselines import BASELINES
 from polyclinic.study.columns import UNSEEN_COLUMNS
 from polyclinic.study.kinds import PLAIN, RUN, RUNS, UNSEEN
+from polyclinic.study.statistics.calibration import SitesTrust
 from polyclinic.study.statistics.comparisons import (
     NOTHING,
     Comparison,
     Spread,
     by_metric,
-    over_all,
     reach,
     with_training,
 )
-from polyclinic.study.statistics.evidence import Evidence, evidence_of_values, site_evidence
-from polyclinic.study.statistics.intervals import (
-    Z95,
-    Floats,
-    area_interval,
-    bootstrap_interval,
-    holm,
-    share_interval,
-    touches_end,
-)
-from polyclinic.study.statistics.samples import Cases, Draws, draw
+from polyclinic.study.statistics.over_sites import mean_interval, site_shares
+from polyclinic.study.statistics.source import Family, Source, of_run, seen_and_unseen
+from polyclinic.study.statistics.together import Interval, Together
 from polyclinic.study.statistics.within import within_sites
-from polyclinic.tasks.metrics import METRICS, split_metric, value_range
-
-BOOTSTRAP = "bootstrap over patients within site"
-SCORE = "score test with DeLong's variance"
-EXACT = "exact interval of a share with the bootstrap's variance"
+from polyclinic.tasks.metrics import value_range
 
 COLUMNS = [
     *("method", RUN, "metric", "over", "mean", "deviation", "low", "high", "interval"),
@@ -55,15 +45,11 @@ AllEvidence = Mapping[str, Mapping[str, Mapping[str, Evidence]]]
 
 def summarise(
     results: pd.DataFrame,
-    predictions: pd.DataFrame,
-    *,
-    task: str,
-    classes: Sequence[str],
+    source: Source,
     scored: Mapping[str, bool],
+    *,
     baselines: Mapping[str, str] | None = None,
     evidence: AllEvidence | None = None,
-    seed: int = 0,
-    bootstrap: int = 1000,
 ) -> pd.DataFrame:
     """The summary table: a row for each method, kind of run, metric and ``over``.
 
@@ -73,12 +59,12 @@ def summarise(
       on all cases (mean over the models, where several models predict other sites' cases); for ``sites``, the mean over
       the scored sites (over all pairs of a model and another site). NaN are left out.
     - ``low``, ``high``: 95 % interval, by the method named in ``interval``, for other patients of the same sites and,
-      with two seeds or more, other trainings; see ``widened``. `SCORE` serves the area under the curve
-      of all cases in binary tasks where each patient has one case; see ``area_interval``. Else the bootstrap: every
-      patient's cases are drawn together, within the site, and everything that ``mean`` averages is computed anew; see
-      ``bootstrap_interval``. Where the draws of a share reach an end of its range, it is the exact interval for as many
-      cases as have the variance of the draws (at most twice as many as there are patients), or, where all agree, for as
-      many patients as there are; see ``share_interval``.
+      with two seeds or more, other trainings; see ``widened``. ``sites``: from the sites' own variances, see
+      ``mean_interval``. ``all``: `SCORE` serves the area under the curve in binary tasks where each patient has one
+      case; see ``area_interval``. Else the bootstrap: every patient's cases are drawn together, within the site, and
+      everything that ``mean`` averages is computed anew; see ``bootstrap_interval``. Where the draws of a share reach
+      an end of its range, it is the exact interval for as many cases as have the variance of the draws (at most twice
+      as many as there are patients), or, where all agree, for as many patients as there are; see ``share_interval``.
     - ``vs_single``, ``vs_fedavg``: difference to that baseline in runs of the same kind. ``all``: the mean over the
       cases that both scored, in each seed and fold. ``sites``: the sites' own differences put together by a
       random-effects meta-analysis; see ``within_sites``.
@@ -93,16 +79,11 @@ def summarise(
 
     Args:
         results: method, run, seed, fold, trained_on, tested_on, metric, value.
-        predictions: method, run, seed, fold, trained_on, site, subject, case, and the columns of the task, see
-            `polyclinic.tasks.Task.columns`. May be empty: then there are no intervals and no tests on cases.
-        task: name of the task.
-        classes: names of the classes.
+        source: gives the evidence; where it has none of cases, there are no intervals and no tests on cases.
         scored: site -> whether it has enough cases of each class.
         evidence: what ``all_evidence`` gives; by default it is called.
         baselines: name of each of `BASELINES` -> label of the method that is it, as
             `polyclinic.study.declaration.Declaration.baselines` finds it; by default the names are the labels.
-        seed: of the bootstrap.
-        bootstrap: number of resamples.
 
     Returns:
         Rows in the order of ``results``, one kind of run after another, ``all`` before ``sites``.
@@ -112,18 +93,18 @@ def summarise(
     results = results.assign(tested_on=results["tested_on"].astype(str))
     parts = []
     if evidence is None:
-        evidence = all_evidence(
-            results, predictions, task=task, classes=classes, scored=scored, seed=seed, bootstrap=bootstrap
-        )
-    for run in [run for run in RUNS if (results[RUN] == run).any()]:
+        evidence = all_evidence(results, source, scored)
+    for run in evidence:
         mine = results[results[RUN] == run]
-        table = _means(mine, sites)
-        cases = Cases(_of(predictions, run), task, len(classes), [str(metric) for metric in table["metric"].unique()])
-        draws = draw(cases, sites, list(compared.values()), seed, bootstrap)
+        table, values = _means(mine, sites), by_metric(mine)
+        family, metrics = of_run(run, _unique(mine, "method")), _unique(mine, "metric")
+        together = source.together(family, metrics, list(compared.values()))
         keys = list(table[["method", "metric", "over"]].itertuples(index=False, name=None))
-        values = by_metric(mine)
-        intervals = [_interval(cases, draws, sites, *key) for key in keys]
         trained = _by_seed(mine, sites)
+        intervals = [
+            _interval(together, mine, evidence[run], sites, key, mean)
+            for key, mean in zip(keys, table["mean"], strict=True)
+        ]
         ends = [
             widened(mean, (low, high), trained[key], value_range(key[1]))
             for key, mean, (low, high, _) in zip(keys, table["mean"], intervals, strict=True)
@@ -131,9 +112,7 @@ def summarise(
         table["low"], table["high"] = [low for low, _ in ends], [high for _, high in ends]
         table["interval"] = pd.Series([name for _, _, name in intervals], dtype=str)
         for name in BASELINES:
-            found = [
-                _compare(cases, draws, values, evidence[run], (key[0], compared.get(name)), *key[1:]) for key in keys
-            ]
+            found = [_compare(together, values, evidence[run], (key[0], compared.get(name)), *key[1:]) for key in keys]
             table[f"vs_{name}"] = [one.difference for one in found]
             table[f"p_{name}"] = pd.Series([one.p for one in found], dtype=float)
             groups = table.groupby(["metric", "over"])[f"p_{name}"]
@@ -142,16 +121,7 @@ def summarise(
     return pd.concat(parts, ignore_index=True)
 
 
-def cost_of_unseen(
-    results: pd.DataFrame,
-    predictions: pd.DataFrame,
-    *,
-    task: str,
-    classes: Sequence[str],
-    scored: Mapping[str, bool],
-    seed: int = 0,
-    bootstrap: int = 1000,
-) -> pd.DataFrame:
+def cost_of_unseen(results: pd.DataFrame, source: Source, scored: Mapping[str, bool]) -> pd.DataFrame:
     """What a site loses if it takes no part in training: each method with itself, on the same cases.
 
     Columns: ``seen`` and ``unseen``, the means of both kinds of run as in ``summarise``; ``difference``, seen minus
@@ -160,7 +130,7 @@ def cost_of_unseen(
     over the methods, for each metric and ``over``.
 
     Args:
-        results, predictions, task, classes, scored, seed, bootstrap: as in ``summarise``.
+        results, source, scored: as in ``summarise``.
 
     Returns:
         A row for each method that was run both ways, metric and ``over``.
@@ -177,16 +147,11 @@ def cost_of_unseen(
         if set(mine["method"]) != set(both):
             continue
         table = _means(mine, sites).pivot_table(index=["metric", "over"], columns="method", values="mean", sort=False)
-        metrics = [str(metric) for metric in mine["metric"].unique()]
-        known = predictions if predictions.empty else predictions[predictions["method"] == method]
-        known = known if known.empty else known[known[RUN].isin(both)]
-        cases = Cases(known if known.empty else known.assign(method=known[RUN]), task, len(classes), metrics)
-        draws = draw(cases, sites, [UNSEEN], seed, bootstrap)
-        values = by_metric(mine)
-        frame = cases.frame if cases.rows else predictions
-        evidence = _evidence_of_sites(mine, frame, sites, task, len(classes), seed, bootstrap)
+        family, values = seen_and_unseen(method), by_metric(mine)
+        together = source.together(family, _unique(mine, "metric"), [UNSEEN])
+        evidence = _of_family(mine, source, family, sites)
         for metric, over in table.index.to_list():
-            found = _compare(cases, draws, values, evidence, both, metric, over)
+            found = _compare(together, values, evidence, both, metric, over)
             means = table.reindex(columns=list(both)).loc[(metric, over)].to_list()
             parts.append((method, metric, over, *means, *found, np.nan))
     costs = pd.DataFrame(parts, columns=UNSEEN_COLUMNS)
@@ -195,52 +160,54 @@ def cost_of_unseen(
     return costs
 
 
-def all_evidence(
-    results: pd.DataFrame,
-    predictions: pd.DataFrame,
-    *,
-    task: str,
-    classes: Sequence[str],
-    scored: Mapping[str, bool],
-    seed: int = 0,
-    bootstrap: int = 1000,
-) -> AllEvidence:
+def all_evidence(results: pd.DataFrame, source: Source, scored: Mapping[str, bool]) -> AllEvidence:
     """Kind of run -> metric -> scored site -> what the site says of the methods.
 
     Args:
-        results, predictions, task, classes, scored, seed, bootstrap: as in ``summarise``.
+        results, scored: as in ``summarise``.
+        source: gives the evidence.
     """
     sites = [str(site) for site, enough in scored.items() if enough]
     results = results.assign(tested_on=results["tested_on"].astype(str))
-    return {
-        run: _evidence_of_sites(
-            results[results[RUN] == run], _of(predictions, run), sites, task, len(classes), seed, bootstrap
-        )
-        for run in RUNS
-        if (results[RUN] == run).any()
-    }
-
-
-def _evidence_of_sites(
-    results: pd.DataFrame, predictions: pd.DataFrame, sites: Sequence[str], task: str, classes: int, seed: int,
-    bootstrap: int,
-) -> dict[str, dict[str, Evidence]]:  # fmt: skip
-    """Metric -> site -> what the site says of the methods, in one kind of run."""
-    found: dict[str, dict[str, Evidence]] = {str(metric): {} for metric in results["metric"].unique()}
-    places = {} if predictions.empty else predictions.groupby(predictions["site"].astype(str)).indices
-    tested = results.groupby("tested_on").indices
-    for site in sites:
-        known: dict[str, Evidence] = {}
-        if site in places:
-            mine = predictions.iloc[places[site]]
-            known = site_evidence(mine, task, classes, list(found), seed=seed, bootstrap=bootstrap)
-        for metric, rows in results.iloc[tested.get(site, [])].groupby("metric", sort=False):
-            found[str(metric)][site] = known.get(str(metric)) or evidence_of_values(rows)
+    found = {}
+    for run in RUNS:
+        mine = results[results[RUN] == run]
+        if len(mine):
+            found[run] = _of_family(mine, source, of_run(run, _unique(mine, "method")), sites)
     return found
 
 
-def _of(predictions: pd.DataFrame, run: str) -> pd.DataFrame:
-    return predictions if predictions.empty else predictions[predictions[RUN] == run]
+def all_trust(results: pd.DataFrame, source: Source, scored: Mapping[str, bool]) -> dict[str, SitesTrust]:
+    """Kind of run -> scored site -> method -> what the site says of its probabilities; empty for other tasks.
+
+    Args:
+        results, scored: as in ``summarise``.
+        source: gives the evidence.
+    """
+    sites = [str(site) for site, enough in scored.items() if enough]
+    runs = {run: _unique(results[results[RUN] == run], "method") for run in RUNS}
+    found = {run: source.trust(of_run(run, methods), sites) for run, methods in runs.items() if methods}
+    return {run: one for run, one in found.items() if one is not None}
+
+
+def _unique(results: pd.DataFrame, column: str) -> list[str]:
+    return [str(one) for one in results[column].unique()]
+
+
+def _of_family(
+    results: pd.DataFrame, source: Source, family: Family, sites: Sequence[str]
+) -> dict[str, dict[str, Evidence]]:
+    """Metric -> site -> what the site says of the entries, whose names stand in the column ``method``."""
+    found: dict[str, dict[str, Evidence]] = {metric: {} for metric in _unique(results, "metric")}
+    said = source.evidence(family, sites, list(found))
+    tested = results.groupby("tested_on").indices
+    for site in sites:
+        for metric, rows in results.iloc[tested.get(site, [])].groupby("metric", sort=False):
+            known = said.get(site, {}).get(str(metric))
+            if known is None and not source.complete:
+                continue
+            found[str(metric)][site] = known or evidence_of_values(rows)
+    return found
 
 
 def widened(
@@ -291,43 +258,21 @@ def _means(results: pd.DataFrame, sites: Sequence[str]) -> pd.DataFrame:
 
 
 def _interval(
-    cases: Cases, draws: Draws, sites: Sequence[str], method: str, metric: str, over: str
-) -> tuple[float, float, str]:
-    """Low, high, and how they were found."""
-    if (method, over) not in draws.values or metric not in cases.names:
-        return float("nan"), float("nan"), ""
-    if metric == "auc" and over == "all" and method in cases.independent:
-        low, high = area_interval(cases.areas(method))
-        return low, high, "" if np.isnan(low) else SCORE
-    values = draws.values[method, over][cases.names.index(metric)]
-    lower, upper = value_range(metric)
-    low, high = bootstrap_interval(values[0], values[1:], upper, lower)
-    if np.isnan(low):
-        return low, high, ""
-    if _is_share(metric) and touches_end(values[1:]):
-        groups = cases.groups(cases.rows[method], None if over == "all" else sites)
-        count, spread = cases.counted(metric, method, groups), float(np.nanvar(values[1:]))
-        if 0 < values[0] < 1 and spread > 0:  # of one or two slips the bootstrap sees too little
-            count = min(float(values[0] * (1 - values[0])) / spread, 2 * count)
-        return (*share_interval(float(values[0]), count), EXACT)
-    return low, high, BOOTSTRAP
-
-
-def _is_share(metric: str) -> bool:
-    """Whether a metric counts successes, so that 1 is what is hoped for and 0 and 1 are the ends."""
-    name = split_metric(metric)[0]
-    return value_range(metric) == (0.0, 1.0) and name in METRICS and METRICS[name].higher_is_better
+    together: Together, results: pd.DataFrame, evidence: Mapping[str, Mapping[str, Evidence]], sites: Sequence[str],
+    key: tuple[str, str, str], mean: float,
+) -> Interval:  # fmt: skip
+    """Low, high, and how they were found, for other patients."""
+    method, metric, over = key
+    if over == "all":
+        return together.interval(method, metric)
+    mine = results[(results["method"] == method) & (results["metric"] == metric) & results["tested_on"].isin(sites)]
+    return mean_interval(mean, site_shares(mine), evidence[metric], method, metric)
 
 
 def _compare(
-    cases: Cases,
-    draws: Draws,
-    values: Mapping[str, pd.DataFrame],
-    evidence: Mapping[str, Mapping[str, Evidence]],
-    methods: tuple[str, str | None],
-    metric: str,
-    over: str,
-) -> Comparison:
+    together: Together, values: Mapping[str, pd.DataFrame], evidence: Mapping[str, Mapping[str, Evidence]],
+    methods: tuple[str, str | None], metric: str, over: str,
+) -> Comparison:  # fmt: skip
     """A method with another; nothing with itself, or where the other was not run."""
     a, b = methods
     if b is None or a == b or metric not in values or b not in values[metric]:
@@ -335,5 +280,5 @@ def _compare(
     if over == "sites":
         found = within_sites(evidence[metric], (a, b)).comparison
     else:
-        found = over_all(cases, draws, values[metric], (a, b), metric)
+        found = together.compare(values[metric], (a, b), metric)
     return found.within(value_range(metric))

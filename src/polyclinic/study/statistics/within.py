@@ -12,12 +12,12 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
+from polyclinic.statistics.evidence import Evidence
+from polyclinic.statistics.intervals import Floats, holm
+from polyclinic.statistics.samples import mean_of_known
 from polyclinic.study.columns import COMPARED, COMPARED_SITES
 from polyclinic.study.statistics.comparisons import Comparison
-from polyclinic.study.statistics.evidence import Evidence
-from polyclinic.study.statistics.intervals import Floats, holm
 from polyclinic.study.statistics.meta import NOTHING, Combined, combine_sites
-from polyclinic.study.statistics.samples import mean_of_known
 from polyclinic.tasks.metrics import value_range
 
 #: How many patients' worth the other sites' evidence has on how sure a site's own difference is.

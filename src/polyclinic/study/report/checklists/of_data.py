@@ -126,6 +126,8 @@ def missing(folder: Folder) -> str | None:
 
 def pseudonyms(folder: Folder) -> str | None:
     """How patients are named in what was written."""
+    if folder.kept_at_sites:
+        return "No prediction of a patient left a site; the sites keep theirs under numbers, and the key to these."
     if folder.predictions.empty:
         return None
     return "In predictions.csv patients have numbers within their site, and the key stays in the site's folder."

@@ -81,6 +81,12 @@ def reveals(folder: Folder) -> str | None:
 
 def evidence(folder: Folder) -> str | None:
     """What left the sites of single cases."""
+    if folder.kept_at_sites:
+        least = part(folder, "evaluation").get("disclosure_floor")
+        return (
+            "No row of a test case: sites kept their predictions, and sent metrics, counts of scores between "
+            f"thresholds and sums; nothing of test cases of fewer than {least} patients."
+        )
     if folder.predictions.empty:
         return None
     pictures = " Images of three patients a site are in the report." if folder.overlays() else ""

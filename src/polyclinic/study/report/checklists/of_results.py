@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from polyclinic.study.areas import expected_variance
+from polyclinic.statistics.areas import expected_variance
 from polyclinic.study.kinds import PLAIN, UNSEEN
 from polyclinic.study.report.answer import find_best, headline, p_text, signed
 from polyclinic.study.report.checklists.entries import counted, interval, listed, part, percent
@@ -200,7 +200,7 @@ def failures(folder: Folder) -> str:
     words = []
     if folder.overlays():
         words.append("The report shows each site's worst test case.")
-    if len(folder.classes) > 2 and not folder.predictions.empty:
+    if len(folder.classes) > 2 and not (folder.predictions.empty and folder.confusion.empty):
         words.append("A table of confusions tells which classes are mixed up.")
     if not words:
         return NotDone("Not done: the run counts errors, but shows no single case that was wrong.")
@@ -216,7 +216,7 @@ def robustness(folder: Folder) -> str:
         done.append("sites left out of training")
     if folder.study.get("attack"):
         done.append("corrupt sites")
-    if part(folder, "evaluation").get("subgroups"):
+    if not folder.subgroups.empty:
         done.append("subgroups of patients")
     if not done:
         return NotDone("Not done: one seed, no site left out, no corrupt site, no subgroup.")

@@ -1,17 +1,15 @@
-"""The predictions of a study as arrays, and the metrics of resamples of their patients."""
+"""Predictions as arrays, and their metrics under weights of the patients."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from itertools import chain
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from polyclinic.study.statistics.intervals import Area, Floats, delong, delong_paired, patient_weights, variance_by_p
+from polyclinic.statistics.intervals import Area, Floats, delong, delong_paired, variance_by_p
 from polyclinic.tasks import build_task
 
 Rows = NDArray[np.intp]
@@ -71,12 +69,9 @@ class Cases:
             several = self.frame.groupby(["method", "seed", "fold"])["model"].transform("nunique") > 1
             self.independent = set(self.rows) - set(self.frame["method"][repeated | several])
 
-    def groups(self, rows: Rows, sites: Sequence[str] | None = None) -> list[Group]:
-        """The cases of each seed, fold and model; with ``sites`` of each of these sites."""
+    def groups(self, rows: Rows) -> list[Group]:
+        """The cases of each seed, fold and model."""
         keys = self.trained[rows]
-        if sites is not None:
-            rows = rows[self.sites.isin(sites)[self.site[rows]]]
-            keys = self.trained[rows] * len(self.sites) + self.site[rows]
         order = np.argsort(keys, kind="stable")
         ends = np.flatnonzero(np.diff(keys[order])) + 1
         parts = np.split(rows[order], ends) if len(rows) else []
@@ -186,82 +181,11 @@ def mean_of_known(values: Floats) -> Floats:
     return _divide(np.where(known, values, 0.0).sum(axis=0), known.sum(axis=0).astype(np.float64))
 
 
-# --- resampling -------------------------------------------------------------------------------------------------------
-
 #: (seed, fold) -> mean of all metrics over its groups, [M, B].
-_Parts = dict[tuple[int, int], Floats]
+Parts = dict[tuple[int, int], Floats]
 
 
-@dataclass(frozen=True)
-class Draws:
-    """Metrics of the cases as they are, then of each resample of their patients, [M, 1 + B].
-
-    Attributes:
-        values: (method, ``all`` or ``sites``) -> mean over seeds and folds.
-        differences: (method, other) -> the mean over seeds and folds of the difference between the two, on the cases of
-            all sites that both scored.
-        by_seed: (method, other) -> the same for each seed, of the cases as they are, [S, M].
-    """
-
-    values: dict[tuple[str, str], Floats] = field(default_factory=dict)
-    differences: dict[tuple[str, str], Floats] = field(default_factory=dict)
-    by_seed: dict[tuple[str, str], Floats] = field(default_factory=dict)
-
-
-def draw(cases: Cases, sites: Sequence[str], others: Sequence[str], seed: int, bootstrap: int) -> Draws:
-    """Resample the patients.
-
-    Args:
-        cases: what was predicted.
-        sites: those that are scored by themselves.
-        others: the methods that all are compared with.
-        seed: of the draws.
-        bootstrap: number of resamples B.
-    """
-    if not cases.names:
-        return Draws()
-    pairs = [(method, other) for other in others for method in cases.rows if other in cases.rows and method != other]
-    samples = _samples(cases, sites, pairs)
-    largest = max(len(group.rows) for groups in samples.values() for group in groups)
-    plain = np.ones((len(cases.patients), 1))
-    resamples = patient_weights(cases.patients, bootstrap, seed, block=max(1, BLOCK // largest))
-    values: dict[tuple[str, str], list[Floats]] = {(m, over): [] for m in cases.rows for over in ("all", "sites")}
-    differences: dict[tuple[str, str], list[Floats]] = {pair: [] for pair in pairs}
-    by_seed: dict[tuple[str, str], Floats] = {}
-    for weights in chain([plain], resamples):
-        parts = {key: cell_means(cases, groups, weights) for key, groups in samples.items()}
-        shape = (len(cases.names), weights.shape[1])
-        for key, kept in values.items():
-            kept.append(mean_of_known(_stacked(parts[key].values(), shape)))
-        for pair, kept in differences.items():
-            found = _differences(parts, *pair)
-            kept.append(mean_of_known(_stacked(found.values(), shape)))
-            if weights is plain:
-                by_seed[pair] = _seed_means(found, len(cases.names))
-    return Draws(
-        {key: np.concatenate(kept, axis=1) for key, kept in values.items()},
-        {pair: np.concatenate(kept, axis=1) for pair, kept in differences.items()},
-        by_seed,
-    )
-
-
-def _samples(
-    cases: Cases, sites: Sequence[str], pairs: Sequence[tuple[str, str]]
-) -> Mapping[tuple[str, ...], list[Group]]:
-    """What to measure: (method, over), and (method, other, "shared") where these two did not score the same cases."""
-    samples: dict[tuple[str, ...], list[Group]] = {}
-    for method, rows in cases.rows.items():
-        samples[method, "all"] = cases.groups(rows)
-        samples[method, "sites"] = cases.groups(rows, sites)
-    for a, b in pairs:
-        rows, others = cases.shared(a, b)
-        if [len(rows), len(others)] != [len(cases.rows[a]), len(cases.rows[b])]:
-            samples[a, b, "shared"] = cases.groups(rows)
-            samples[b, a, "shared"] = cases.groups(others)
-    return samples
-
-
-def cell_means(cases: Cases, groups: Sequence[Group], weights: Floats) -> _Parts:
+def cell_means(cases: Cases, groups: Sequence[Group], weights: Floats) -> Parts:
     """Mean over the groups of each seed and fold, under patient weights [P, B]."""
     shape = (len(cases.names), weights.shape[1])
     parts = {(group.seed, group.fold): (np.zeros(shape), np.zeros(shape)) for group in groups}
@@ -272,21 +196,3 @@ def cell_means(cases: Cases, groups: Sequence[Group], weights: Floats) -> _Parts
         totals += np.where(known, values, 0.0)
         counts += known
     return {key: _divide(*part) for key, part in parts.items()}
-
-
-def _differences(parts: Mapping[tuple[str, ...], _Parts], a: str, b: str) -> _Parts:
-    """One method minus another in each seed and fold."""
-    of_a, of_b = (parts.get((*pair, "shared"), parts[pair[0], "all"]) for pair in ((a, b), (b, a)))
-    return {key: part - of_b[key] for key, part in of_a.items() if key in of_b}
-
-
-def _seed_means(parts: _Parts, metrics: int) -> Floats:
-    """Mean over the folds of each seed [S, M], of parts with one resample."""
-    seeds = sorted({seed for seed, _ in parts})
-    means = [mean_of_known(np.stack([part for (one, _), part in parts.items() if one == seed]))[:, 0] for seed in seeds]
-    return np.stack(means) if means else np.empty((0, metrics))
-
-
-def _stacked(parts: Any, shape: tuple[int, int]) -> Floats:
-    parts = list(parts)
-    return np.stack(parts) if parts else np.full((1, *shape), np.nan)

@@ -14,7 +14,7 @@ from scipy.stats import beta, norm, rankdata
 from scipy.stats import t as student
 
 from polyclinic.seeds import derive_seed
-from polyclinic.study.areas import expected_variance
+from polyclinic.statistics.areas import expected_variance
 
 Floats = NDArray[np.float64]
 

@@ -14,8 +14,8 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from polyclinic.study.statistics.intervals import Floats, patient_weights, placements
-from polyclinic.study.statistics.samples import BLOCK, Cases, Group, cell_means, mean_of_known
+from polyclinic.statistics.intervals import Floats, patient_weights, placements
+from polyclinic.statistics.samples import BLOCK, Cases, Group, cell_means, mean_of_known
 
 Booleans = NDArray[np.bool_]
 #: Seed and fold of a training.

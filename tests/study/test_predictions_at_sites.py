@@ -1,0 +1,289 @@
+"""Studies whose sites keep their predictions: the same numbers wherever these are, and no row of a patient."""
+
+import re
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from helpers import write_image_study, write_number_study, write_table_study
+from polyclinic.errors import ResultsError, StudyError
+from polyclinic.study import runner
+from polyclinic.study.report.page import write_report
+from polyclinic.study.study import Study
+from refusing import Refusing, RowFound
+
+SIZES = {"Aachen": 47, "Bonn": 61, "Celle": 53}
+WITHIN = ("comparisons.csv", "site_comparisons.csv", "calibration.csv", "decisions.csv", "backdoor.csv")
+KEYS = ["method", "run", "seed", "fold", "trained_on", "tested_on", "metric"]
+METHODS = ["single", "cross", "mix", "fedavg"]
+#: Kind of study -> changes of its entries.
+KINDS = {
+    "two classes": {"evaluation": {"metrics": ["auc", "acc", "ap", "brier", "ece", "sen"], "unseen_sites": ["fedavg"]}},
+    "three classes": {"evaluation": {"metrics": ["auc", "acc", "spe", "f1"]}, "methods": ["single", "fedavg"]},
+    "numbers": {"methods": ["single", "fedavg"]},
+    "masks": {"methods": ["single", "fedavg"]},
+}
+
+
+def entries(folder, kind, **changes):
+    """A study file of small sites."""
+    write = {"numbers": write_number_study, "masks": write_image_study}.get(kind, write_table_study)
+    sizes = dict.fromkeys(("Aachen", "Bonn"), 13) if kind == "masks" else SIZES
+    found = write(folder, sizes, **({"classes": 3} if kind == "three classes" else {}))
+    found |= {"methods": METHODS, "seeds": [0, 1] if kind == "two classes" else [0]}
+    if kind != "masks":
+        found["model"] = {"two classes": "logistic", "numbers": {"mlp": {"hidden": [2]}}}.get(kind, "logistic")
+        found["training"] = {**found["training"], "rounds": 2}
+    for part in (KINDS[kind], changes):
+        evaluation = {**found["evaluation"], "bootstrap": 100, **part.get("evaluation", {})}
+        found |= {**part, "evaluation": evaluation}
+    return found
+
+
+def run(content, folder, name, *, predictions="sites", wrap=None, monkeypatch=None, **options):
+    content = content | {"evaluation": {**content["evaluation"], "predictions": predictions}}
+    if wrap is None:
+        return Study.of(content, folder).run(folder / name, **options)
+    with pytest.MonkeyPatch.context() as patch:
+        engines = runner._Runner._engines
+
+        def wrapped(self, plan):
+            engine, local = engines(self, plan)
+            self.engines = [wrap(engine)]
+            return self.engines[0], local
+
+        patch.setattr(runner._Runner, "_engines", wrapped)
+        return Study.of(content, folder).run(folder / name, **options)
+
+
+@pytest.fixture(scope="module", params=KINDS)
+def both(request, tmp_path_factory):
+    """The same study with the predictions here and at sites that refuse to send any row."""
+    folder = tmp_path_factory.mktemp("kinds")
+    content = entries(folder, request.param)
+    here = run(content, folder, "here", predictions="coordinator")
+    return request.param, here, run(content, folder, "there", wrap=Refusing)
+
+
+def test_within_sites_all_numbers_are_the_same(both):
+    _, here, there = both
+    for name in WITHIN:
+        assert (here.folder / name).is_file() == (there.folder / name).is_file()
+        if (here.folder / name).is_file():
+            assert (here.folder / name).read_bytes() == (there.folder / name).read_bytes(), name
+    tables = [results.results[results.results["tested_on"] != "all"] for results in (here, there)]
+    pd.testing.assert_frame_equal(*tables, check_exact=True)
+    tables = [results.summary[results.summary["over"] == "sites"] for results in (here, there)]
+    pd.testing.assert_frame_equal(*tables, check_exact=True)
+    assert len(tables[0])
+    assert tables[0]["low"].notna().all()
+
+
+def test_over_all_sites_values_are_the_same_but_for_what_comes_from_the_grid(both):
+    kind, here, there = both
+    one, other = (results.results[results.results["tested_on"] == "all"] for results in (here, there))
+    assert one[KEYS].equals(other[KEYS])
+    nearly = one["metric"].isin(["auc", "ap"])
+    pd.testing.assert_frame_equal(one[~nearly], other[~nearly], check_exact=True)
+    assert nearly.any() == ("classes" in kind)
+    told = [str(note) for note in there.notes if note.number == "N805"]
+    assert bool(told) == nearly.any()
+    for metric in one["metric"][nearly].unique():
+        margin = float(re.search(rf"{metric} by ([0-9.e-]*[0-9])", told[0]).group(1))
+        apart = (one["value"] - other["value"])[one["metric"] == metric].abs()
+        assert apart.max() <= margin * 1.05  # it is told with two digits
+        assert 0 < apart.max() < 0.05
+
+
+def test_over_all_sites_intervals_and_tests_are_nearly_the_same(both):
+    """The bootstrap on one side, what the sites' patients contribute on the other."""
+    _, here, there = both
+    keys = ["method", "run", "metric", "over"]
+    table = here.summary.merge(there.summary, on=keys, suffixes=("", "_there"))
+    table = table[(table["over"] == "all") & (table["n"] > 1)]
+    assert (table["low"].notna() == table["low_there"].notna()).all()
+    width = table["high"] - table["low"]
+    # Percentiles of 100 draws are off by a tenth or so themselves.
+    assert np.median((table["high_there"] - table["low_there"]) / width) == pytest.approx(1, abs=0.25)
+    assert ((table["low_there"] <= table["mean"]) & (table["mean"] <= table["high_there"])).all()
+    baseline = "vs_single"
+    scale = np.maximum(width, 1e-3)
+    assert ((table[baseline] - table[f"{baseline}_there"]).abs() / scale).max() < 0.1
+    pairs = table[["p_single", "p_single_there"]].dropna()
+    assert len(pairs) == table["p_single"].notna().sum() > 0
+    assert np.median((pairs["p_single"] - pairs["p_single_there"]).abs()) < 0.05
+
+
+def test_predictions_stay_in_the_folders_of_the_sites(both):
+    _, here, there = both
+    assert not (there.folder / "predictions.csv").exists()
+    assert there.provenance["predictions"] == "sites"
+    kept = sorted((there.folder / "sites").glob("*/predictions/*.csv"))
+    own = pd.concat([pd.read_csv(path, dtype={"trained_on": str}) for path in kept])
+    assert len(own) == len(here.predictions)
+    assert set(own["subject"]) == set(here.predictions["subject"])
+    for path in kept:
+        assert set(pd.read_csv(path)["site"]) == {path.parent.parent.name}
+    with pytest.raises(ResultsError, match=r"P501 There is no predictions\.csv: each site kept its own predictions"):
+        _ = there.predictions
+    left = [path for path in there.folder.rglob("*") if path.is_file() and "sites" not in path.parts]
+    for path in left:
+        assert not re.search(rb"P0000[1-9]|MRN-|secret", path.read_bytes()), path
+
+
+def test_the_report_says_that_predictions_stayed(both):
+    kind, here, there = both
+    page, other = (write_report(results.folder).read_text(encoding="utf-8") for results in (there, here))
+    assert "stayed at the sites" in page
+    assert "stayed at the sites, which" not in other
+    assert "the predictions of single cases stay there" in page
+    headings = {"two classes": "ROC: cases found against false alarms", "three classes": "Which classes are mixed up"}
+    for heading in ("Differences within sites", *filter(None, [headings.get(kind)])):
+        assert (heading in page, heading in other) == (True, True)
+    assert ("Predicted against true" in other) == (kind == "numbers")
+    assert "Predicted against true" not in page
+    assert ("plots of predicted against true numbers would show single cases" in page) == (kind == "numbers")
+
+
+def small(folder, **changes):
+    """A study that takes a second."""
+    found = entries(folder, "two classes", **({"methods": ["single", "fedavg"], "seeds": [0]} | changes))
+    found["evaluation"] |= {"unseen_sites": False, "metrics": ["auc", "acc"]}
+    found["training"]["rounds"] = 1
+    return found
+
+
+def test_an_engine_that_looks_finds_rows(tmp_path):
+    """What refuses rows can tell them."""
+    content = small(tmp_path, methods=["fedavg"])
+    with pytest.raises(RowFound, match="predict at Aachen"):
+        run(content, tmp_path, "out", predictions="coordinator", wrap=Refusing)
+
+
+def test_engines_agree_byte_for_byte(tmp_path):
+    content = small(tmp_path)
+    names = ("results.csv", "comparisons.csv", "summary.csv", "calibration.csv", "notes.json", "score_counts.csv")
+    found = {
+        "local": run(content, tmp_path, "local"),
+        "bytes": run(content, tmp_path, "bytes", wrap=lambda engine: Refusing(engine, serialise=True)),
+        "processes": run(
+            content | {"engine": {"mode": "processes", "workers": 2, "threads": 1}}, tmp_path, "processes"
+        ),
+    }
+    files = {name: {file: (of.folder / file).read_bytes() for file in names} for name, of in found.items()}
+    for name in found:
+        pd.testing.assert_frame_equal(found["local"].summary, found[name].summary, check_exact=True, obj=name)
+    assert files["local"] == files["bytes"] == files["processes"]
+
+
+class Killed(BaseException):
+    """As if the process was gone."""
+
+
+class Dying(Refusing):
+    """Dies when it is asked something for the n-th time."""
+
+    def __init__(self, inner, function, times):
+        super().__init__(inner)
+        self.function, self.left = function, times
+
+    def call(self, function, requests):
+        self.left -= function == self.function
+        if not self.left:
+            raise Killed
+        yield from super().call(function, requests)
+
+
+def test_a_study_that_was_killed_ends_with_the_same_bytes(tmp_path):
+    """In the middle of a job, where some sites have kept rows that will be replaced, and at the very end."""
+    content = small(tmp_path)
+    names = ("results.csv", "comparisons.csv", "summary.csv", "calibration.csv", "score_counts.csv")
+    whole = run(content, tmp_path, "whole")
+    for function, times in (("test", 5), ("spread", 1)):
+        name = f"{function} {times}"
+        with pytest.raises(Killed):
+            run(content, tmp_path, name, wrap=lambda engine: Dying(engine, function, times))  # noqa: B023
+        again = run(content, tmp_path, name, resume=True)
+        for file in names:
+            assert (again.folder / file).read_bytes() == (whole.folder / file).read_bytes(), (name, file)
+        rows = [sorted((of.folder / "sites").glob("*/predictions/*.csv")) for of in (whole, again)]
+        assert [path.read_bytes() for path in rows[0]] == [path.read_bytes() for path in rows[1]]
+
+
+def test_a_site_with_few_patients_says_only_how_many(tmp_path):
+    """Bonn has four test patients in a fold, and eight in both; Celle has fewer than the floor in both together."""
+    write_table_study(tmp_path, SIZES)
+    table = pd.read_csv(tmp_path / "cases.csv")
+    sizes = {"Aachen": 40, "Bonn": 9, "Celle": 6}
+    kept = table[table.groupby("site").cumcount() < table["site"].map(sizes)]
+    content = entries(tmp_path, "two classes", methods=["single", "fedavg"], seeds=[0])
+    kept.to_csv(tmp_path / "cases.csv", index=False)
+    content["evaluation"] |= {
+        "unseen_sites": False,
+        "metrics": ["auc", "acc"],
+        "min_cases_per_class": 3,
+        "disclosure_floor": 7,
+    }
+    there = run(content, tmp_path, "there", wrap=Refusing)
+    here = run(content, tmp_path, "here", predictions="coordinator")
+    values = there.results.groupby("tested_on")["value"].count()
+    assert values[["Bonn", "Celle"]].tolist() == [0, 0]
+    assert values["Aachen"] == here.results.groupby("tested_on")["value"].count()["Aachen"]
+    few = [str(note) for note in there.notes if note.number == "N806"]
+    assert re.search(r"8 of 12 tests of a model at a site were of fewer than 7 patients \(Bonn, Celle\)", few[0])
+    assert re.search(r"^Celle had test cases of fewer than 7 patients in all folds together", few[1])
+    compared = [results.site_comparisons for results in map(_site_comparisons, (there, here))]
+    assert set(compared[0]["site"]) == {"Aachen", "Bonn"}
+    assert set(compared[1]["site"]) == {"Aachen", "Bonn", "Celle"}
+    ours = [table[table["site"] != "Celle"][["site", "metric", "difference"]] for table in compared]
+    pd.testing.assert_frame_equal(*(table.reset_index(drop=True) for table in ours), check_exact=True)
+    alone = there.results[there.results["tested_on"] == "Aachen"].drop(columns=["tested_on", "trained_on"])
+    together = there.results[there.results["tested_on"] == "all"].drop(columns=["tested_on", "trained_on"])
+    merged = alone.merge(together, on=["method", "run", "seed", "fold", "metric"], suffixes=("", "_all"))
+    assert (
+        merged["value"] - merged["value_all"]
+    ).abs().max() < 0.02  # but for the grid: without the other sites' cases
+
+
+def _site_comparisons(results):
+    class Read:
+        site_comparisons = pd.read_csv(results.folder / "site_comparisons.csv")
+
+    return Read
+
+
+def test_where_predictions_are_by_default(tmp_path):
+    content = small(tmp_path, methods=["fedavg"])
+
+    class Far(Refusing):
+        def __init__(self, inner):
+            super().__init__(inner)
+            self.holds_all = False
+
+    assert (run(content, tmp_path, "here", predictions=None).folder / "predictions.csv").is_file()
+    far = run(content, tmp_path, "far", predictions=None, wrap=Far)
+    assert not (far.folder / "predictions.csv").is_file()
+    assert far.provenance["predictions"] == "sites"
+
+
+def test_what_does_not_go_with_predictions_at_sites(tmp_path):
+    content = entries(tmp_path, "masks")
+    content["evaluation"]["predictions"] = "sites"
+    assert Study.of(content, tmp_path).declaration.filled()["report"]["overlays"] is False
+    again = Study.of(Study.of(content, tmp_path).declaration.filled(), tmp_path)  # as it is written to the folder
+    assert again.declaration.evaluation.predictions == "sites"
+    with pytest.raises(StudyError, match=r"P104.*overlays show patients.*`overlays: false`"):
+        Study.of(content | {"report": {"overlays": True}}, tmp_path)
+    content["evaluation"]["bootstrap"] = 99
+    with pytest.raises(StudyError, match=r"P104.*100 draws or more.*`bootstrap: 0`"):
+        Study.of(content, tmp_path)
+
+
+def test_a_backdoor_is_counted_at_the_sites(tmp_path):
+    content = small(tmp_path, methods=["fedavg"])
+    content["attack"] = {"backdoor": {"target": "kind 1", "features": {"x0": 9.0}}, "sites": ["Bonn"]}
+    here = run(content, tmp_path, "here", predictions="coordinator")
+    there = run(content, tmp_path, "there", wrap=Refusing)
+    for name in ("backdoor.csv", "comparisons.csv"):
+        assert (here.folder / name).read_bytes() == (there.folder / name).read_bytes()
