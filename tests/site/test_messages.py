@@ -18,6 +18,7 @@ from polyclinic.shapes import Misfit, NotFinite, Shaped
 from polyclinic.site.messages import Body
 from polyclinic.site.schema import FUNCTIONS, Known
 from polyclinic.tasks import TASKS, build_task
+from polyclinic.tasks.base import TimeGrid
 
 SITES = {"Aachen": 24, "Bonn": 17}
 COMBAT: Any = (
@@ -41,9 +42,9 @@ def said() -> tuple[Federation, list[tuple[str, str, Message, Any]]]:
         federation.prepare(0)
         federation.outcome()
         state = {"state": federation.initial(0)}
-        for function in ("model", "overlays", "keep", "save", "restore"):
+        for function in ("model", "sums", "overlays", "keep", "save", "restore"):
             fields = {"overlays": {"threshold": 0.5}, "save": {"round": 1}, "restore": {"round": 1}}.get(function, {})
-            asked = Message(fields, state if function in ("model", "overlays") else {})
+            asked = Message(fields, state if function in ("model", "sums", "overlays") else {})
             federation.engine.ask(function, dict.fromkeys(SITES, asked))
     return federation, found
 
@@ -182,7 +183,8 @@ def test_the_architecture_tells_every_function_and_tensor() -> None:
         found = tensors(known, asked) if callable(tensors) else tensors
         return {name.split("/")[-1].rstrip("*") for name in found}
 
-    knowns = [Known(task=build_task(name, 2, TASKS[name].losses[0])) for name in TASKS]
+    grid = TimeGrid((1.0,), (1.0,))
+    knowns = [Known(task=build_task(name, 2, TASKS[name].losses[0], grid=grid)) for name in TASKS]
     knowns += [Known(step=step) for step in build_steps([("common_scaling", {}), ("landmarks", {}), COMBAT])]
     for function, schema in FUNCTIONS.items():
         for known in knowns:

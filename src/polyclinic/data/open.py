@@ -26,11 +26,13 @@ from polyclinic.data.quality.doubts import column_notes
 from polyclinic.data.quality.leaks import columns_of
 from polyclinic.data.quality.patients import check_site_names, patient_notes, torn_notes
 from polyclinic.data.quality.tables import image_notes, table_notes
+from polyclinic.data.quality.times import time_notes
 from polyclinic.data.readers.files import resolve
 from polyclinic.data.spec import DataSpec, Target
 from polyclinic.data.tables.features import encode_covariates, encode_features
 from polyclinic.data.tables.labels import encode_labels, encode_numbers
 from polyclinic.data.tables.rows import Rows, missing_target, read_rows, reject_alone, reject_rows
+from polyclinic.data.tables.times import EVENT_CLASSES, encode_times
 from polyclinic.data.volumes.fingerprint import SiteFingerprint
 from polyclinic.data.volumes.prepare import VolumeFiles, check_volumes, fingerprint_volumes, prepare_volumes
 from polyclinic.data.volumes.store import Volumes
@@ -38,8 +40,14 @@ from polyclinic.errors import DataError, StudyError, nearest
 from polyclinic.notes import Note
 
 Pixels = Tensor | Volumes
+#: Classes, numbers, or times and events ``[N, 2]``.
 Labels = npt.NDArray[np.int64] | npt.NDArray[np.float32]
 
+#: What is to be predicted -> what that is called, and what a column has.
+_KINDS = {
+    "labels": ("Classification", "class"), "numbers": ("Regression", "number"),
+    "times": ("Survival", "the time of the event and whether it happened"),
+}  # fmt: skip
 #: Names with another meaning in the results.
 RESERVED_SITES = ("all", "pool", "federation")
 
@@ -130,6 +138,8 @@ def open_data(
     )
     notes += volume_notes(sites)
     notes += image_notes(sites) if spec.image else table_notes(sites, features, used.chosen, spec)
+    if target == "times":
+        notes += time_notes(used.cells, used.origin, sites, features, spec)
     _check_reference(spec, list(sites))
     fingerprint = _fingerprint(sites, features, classes)
     return Opened(sites, features, classes, notes, fingerprint, covariate_names, left_out)
@@ -156,7 +166,9 @@ def _rows_of_sites(
     used = rows.where(kept)
     labels: Labels = np.empty(0, dtype=np.int64)
     classes = list(MaskClasses.of(spec).names)
-    if target != "masks" and spec.label is not None:
+    if target == "times":
+        labels, classes = encode_times(used.cells, spec), list(EVENT_CLASSES)
+    elif target != "masks" and spec.label is not None:
         cells = used.cells[spec.label][used.labelled].reset_index(drop=True)
         found: Labels
         if target == "labels":
@@ -168,7 +180,7 @@ def _rows_of_sites(
         labels[used.labelled] = found
     notes += _row_notes(used, labels, classes, spec, target)
     if spec.partition is not None:
-        known = None if target == "masks" else labels
+        known = {"masks": None, "times": labels[:, -1:].astype(np.int64).ravel()}.get(target, labels)
         told = partition_rows(rows, kept, known, spec.partition, subjects_named=spec.subject is not None)
         return rows, rows.where(kept), labels, classes, told + notes
     return rows, used, labels, classes, notes
@@ -337,8 +349,11 @@ def _check_spec(spec: DataSpec, target: Target) -> None:
     if target == "masks":
         need(spec.image and spec.mask, "Segmentation needs `image` and `mask`.", "Name the columns with their paths.")
     else:
-        kind, goal = ("Classification", "class") if target == "labels" else ("Regression", "number")
-        need(spec.label, f"{kind} needs a `label`.", f"Name the column with the {goal} to predict.")
+        kind, goal = _KINDS[target]
+        if target == "times":
+            need(spec.time and spec.event, f"{kind} needs `time` and `event`.", f"Name the columns with {goal}.")
+        else:
+            need(spec.label, f"{kind} needs a `label`.", f"Name the column with the {goal} to predict.")
         hint = 'Name the feature columns (features: "*" takes all that have no other part) or the image column.'
         need(spec.image or spec.features or spec.categorical, f"{kind} needs `features` or `image`.", hint)
         need(spec.mask_classes is None, "`mask_classes` is for segmentation.", "Take it out.", "P104")

@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from polyclinic.client.work import Work
 from polyclinic.data.spec import Patch
 from polyclinic.limits import (
+    AboveZero,
     Classes,
     Count,
     FileName,
@@ -26,6 +27,7 @@ from polyclinic.limits import (
     Sentence,
     Share,
 )
+from polyclinic.tasks.base import TimeGrid
 
 
 class Body(BaseModel):
@@ -114,6 +116,7 @@ class Start(Body):
         run: its name.
         task, classes, loss: what is learned.
         target_scale: mean and deviation of the numbers to be predicted; None for other tasks.
+        times, edges: at which survival is predicted, and the ends of the intervals of time, see `TimeGrid`.
         metrics: what is measured on test cases.
         model: name and options of the network.
         share: roles of the tensors that are shared.
@@ -129,6 +132,8 @@ class Start(Body):
     classes: Classes
     loss: Name
     target_scale: tuple[Number, Number] | None = None
+    times: list[AboveZero] = []
+    edges: list[AboveZero] = []
     metrics: MetricNames
     model: NamedPart
     share: list[Name]
@@ -138,6 +143,11 @@ class Start(Body):
     fold: Count
     work: Work
     corrupt: dict[Name, NamedPart] = {}
+
+    @property
+    def grid(self) -> TimeGrid:
+        """The times of survival."""
+        return TimeGrid(tuple(self.times), tuple(self.edges))
 
 
 class Started(Body):
@@ -234,10 +244,12 @@ class Predict(During):
 
     Attributes:
         threshold: above which a case is positive.
+        completion: what predictions need besides the model, see `Task.completion`.
         mark: in a simulated attack, the mark of a backdoor that is put on the cases.
     """
 
     threshold: Number
+    completion: list[Number] = []
     mark: Options | None = None
 
 

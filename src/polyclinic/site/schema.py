@@ -94,7 +94,8 @@ class Known:
         metrics = start.metrics
         return cls(
             sizes, {name: _shapes(part) for name, part in parts.items()}, closed,
-            build_task(start.task, start.classes, start.loss), Asked(metrics.names, metrics.classes, metrics.tolerance),
+            build_task(start.task, start.classes, start.loss, grid=start.grid),
+            Asked(metrics.names, metrics.classes, metrics.tolerance),
         )  # fmt: skip
 
     def sent(self, answered: str = "") -> dict[str, Shaped]:
@@ -171,6 +172,11 @@ def _evidence(known: Known, asked: Message) -> Shapes:
     return {} if known.task is None or known.task.counts is None else {"counts": known.task.counts}
 
 
+def _sums(known: Known, asked: Message) -> Shapes:
+    task = known.task
+    return {} if task is None or task.summed is None or not task.needs_sums else {"sums": task.summed}
+
+
 def _rows(known: Known, asked: Message) -> Shapes:
     return {} if known.task is None else known.task.sends
 
@@ -229,6 +235,7 @@ FUNCTIONS: dict[str, Function] = {
     "evaluate": Function(Evaluate, Evaluated, _STATE),
     "keep": Function(During),
     "threshold": Function(During, asked_tensors=_MODELS, answered_tensors=_evidence),
+    "sums": Function(During, asked_tensors=_MODELS, answered_tensors=_sums),
     "predict": Function(
         Predict, lambda known: Predicted if known.task is None else predicted(type(known.task)), _MODELS, _rows,
         {"subject": "N", "case": "N"},

@@ -97,8 +97,8 @@ class Site:
         self._functions: dict[str, Answer] = {
             "prepare": self._prepare, "share": self._share, "apply": self._apply, "describe": self._describe,
             "start": self._start, "train": self._train, "evaluate": self._evaluate, "predict": self._predict,
-            "threshold": self._threshold, "overlays": self._overlays, "keep": self._keep, "model": self._model,
-            "save": self._save, "restore": self._restore,
+            "threshold": self._threshold, "sums": self._sums, "overlays": self._overlays, "keep": self._keep,
+            "model": self._model, "save": self._save, "restore": self._restore,
         }  # fmt: skip
 
     def handle(self, function: str, request: Message) -> Message:
@@ -342,13 +342,19 @@ class Site:
         counts = evaluation.threshold_evidence(self.run, self._vectors(tensors), self.run.parts.validation)
         return Message({}, {"counts": counts})
 
+    def _sums(self, asked: During, tensors: Tensors) -> Message:
+        """What predictions need besides the model; nothing where that is all they need."""
+        if not self.run.task.needs_sums:
+            return Message()
+        return Message({}, {"sums": evaluation.sums(self.run, self._vectors(tensors), self.run.parts.train)})
+
     def tested(self, asked: Predict) -> Run:
         """The run whose test cases are predicted."""
         return self.run
 
     def _predict(self, asked: Predict, tensors: Tensors) -> Message:
         index, run = self.parts.test, self.tested(asked)
-        fields, found = evaluation.predict(run, self._vectors(tensors), index, asked.threshold)
+        fields, found = evaluation.predict(run, self._vectors(tensors), index, asked.threshold, asked.completion)
         names = [self.pseudonyms[position] for position in index.tolist()]
         answer = predicted(type(run.task))(subject=[n[0] for n in names], case=[n[1] for n in names], **fields)
         return Message(answer.fields(), found)

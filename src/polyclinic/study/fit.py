@@ -63,7 +63,8 @@ def network_outputs(declaration: Declaration, classes: Sequence[str]) -> int:
         unfit = kind.unfit(loss, len(classes))
         if unfit:
             raise StudyError("P104", f"{method.label}: {unfit}.", "Choose another `training: {loss: ...}`.")
-        wanted.setdefault(build_task(declaration.task, len(classes), loss).outputs, (loss, method.label))
+        outputs = build_task(declaration.task, len(classes), loss, grid=declaration.grid).outputs
+        wanted.setdefault(outputs, (loss, method.label))
     if len(wanted) > 1:
         (some, (loss, label)), (others, (other, its)) = list(wanted.items())[:2]
         raise StudyError(

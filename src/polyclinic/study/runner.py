@@ -262,7 +262,7 @@ class _Runner:
 
         predictions = ordered(self.folder.gather(jobs, "predictions.csv"))
         classes = self.opened.classes
-        task = build_task(declaration.task, len(classes))
+        task = build_task(declaration.task, len(classes), grid=declaration.grid)
         results = result_rows(predictions, task, task.result_metrics(declaration.metrics, classes))
         tested = sites["site"].map(lambda site: any(fold.test[site] for fold in folds.values()))
         sites = sites.assign(scored=sites["scored"] & tested)

@@ -25,6 +25,12 @@ def site_table(study: CheckedStudy, opened: Opened, attack: Attack | None) -> pd
             count = f"{len(labels)} case{'s' * (len(labels) != 1)}"
             notes.append("" if scored[-1] else f"{NOT_SCORED}: only {count} (at least {least} needed)")
             continue
+        if labels is not None and declaration.target == "times":
+            happened = int(labels.sum())
+            scored.append(happened >= least)
+            text = f"{NOT_SCORED}: only {happened} case{'s' * (happened != 1)} with the event (at least {least} needed)"
+            notes.append("" if scored[-1] else text)
+            continue
         counts = [] if labels is None else class_counts(labels, len(opened.classes))
         rare = [f"{n} of {name!r}" for name, n in zip(opened.classes, counts, strict=False) if n < least]
         enough = len(counts) - len(rare) >= 2 or not counts

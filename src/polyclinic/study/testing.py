@@ -45,7 +45,7 @@ class Trial:
 
     Attributes:
         trained_on: as in ``results.csv``.
-        validate: what is sent to the sites whose validation cases choose the threshold.
+        validate: what is sent to the sites that trained it, whose validation cases choose the threshold.
         test: what is sent to the sites that test.
     """
 
@@ -74,7 +74,7 @@ class Tester:
         attack: Attack | None = None,
     ) -> None:  # fmt: skip
         self.engine, self.declaration, self.job, self.fold = engine, declaration, job, fold
-        self.task = build_task(declaration.task, len(classes))
+        self.task = build_task(declaration.task, len(classes), grid=declaration.grid)
         self.attack = attack if attack is not None and attack.name == "backdoor" and job.without is None else None
 
     def test(self, study: StudyMethod, trained: Trained, outcome: Outcome) -> None:
@@ -89,7 +89,9 @@ class Tester:
             threshold = self._threshold(trial, ask)
             if threshold is None:  # nobody answered; a note says so
                 continue
-            requests = {site: Message(Predict(threshold=threshold).fields(), sent) for site, sent in trial.test.items()}
+            completion = self._completion(trained.plan.task, trial, ask)
+            asked = Predict(threshold=threshold, completion=completion).fields()
+            requests = {site: Message(asked, sent) for site, sent in trial.test.items()}
             for site, reply in ask("predict", requests).items():
                 frame = self._frame(reply, threshold)
                 frame.insert(0, "method", label)
@@ -165,6 +167,15 @@ class Tester:
         requests = {site: Message({}, sent) for site, sent in trial.validate.items()}
         evidence = [reply.tensors["counts"] for reply in ask("threshold", requests).values()]
         return self.task.choose_threshold(torch.stack(evidence).sum(0)) if evidence else None
+
+    @staticmethod
+    def _completion(task: Task, trial: Trial, ask: Ask) -> list[float]:
+        """What predictions need besides the model, from sums over the training cases of the sites that trained it."""
+        if not trial.test or not task.needs_sums:
+            return []
+        replies = ask("sums", {site: Message({}, sent) for site, sent in trial.validate.items()})
+        sums = [reply.tensors["sums"] for reply in replies.values()]
+        return task.completion(torch.stack(sums).sum(0)) if sums else []
 
     def _frame(self, reply: Message, threshold: float) -> pd.DataFrame:
         """Predictions of one site as a table."""

@@ -1,0 +1,82 @@
+"""Times and events of a table: when something happened to a case, or until when it had not."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+
+from polyclinic.data.spec import DataSpec
+from polyclinic.data.tables.numbers import parse_numbers, require_points, to_numbers
+from polyclinic.data.tables.table import canonical, levels, matches
+from polyclinic.errors import DataError
+
+#: Names of what became of a case, by whether the event happened.
+EVENT_CLASSES = ("censored", "event")
+_MOST_QUOTED = 10
+
+
+def time_reasons(cells: pd.DataFrame, spec: DataSpec) -> npt.NDArray[np.object_]:
+    """Why a row's time or event can't be used, "" where they can: object ``[N]``.
+
+    Raises:
+        DataError: P203 when no time is a number, or numbers have decimal commas or separators of thousands.
+    """
+    time, event = cells[str(spec.time)], cells[str(spec.event)]
+    require_points(time, "time")
+    numbers = parse_numbers(time)
+    if time.notna().any() and np.isnan(numbers).all():
+        to_numbers(time, "time")  # says what they are instead, such as dates
+    reasons = np.full(len(cells), "", dtype=object)
+    reasons[event.isna().to_numpy()] = f"{spec.event} is missing"
+    reasons[~(numbers > 0)] = f"{spec.time} is not above 0"
+    reasons[np.isnan(numbers)] = f"{spec.time} is not a number"
+    reasons[time.isna().to_numpy()] = f"{spec.time} is missing"
+    return reasons
+
+
+def encode_times(cells: pd.DataFrame, spec: DataSpec) -> npt.NDArray[np.float32]:
+    """Time of each row, and 1 where the event happened or 0 where the case was last seen without it, ``[N, 2]``.
+
+    Nothing is guessed of codes: without ``positive`` an event is 1 and none is 0 (or true and false), and both are
+    there. Where a table has 1 and 2, or 1 alone, only the person who has it knows what they mean.
+
+    Args:
+        cells: of all used rows of all sites; each passed ``time_reasons``.
+        spec: the ``data:`` part of the study file.
+
+    Raises:
+        DataError: P203 when events are not 0 and 1 and ``positive`` is not given, or none happened.
+    """
+    events = _events(cells[str(spec.event)], spec)
+    if not events.any():
+        raise DataError(
+            "P203", f"The event never happens: the column {spec.event!r} (`event`) "
+            f"{_says(cells[str(spec.event)])}, and none of them is `positive` ({spec.positive!r}).",
+            "Say with `positive` which of them mean that the event happened.",
+        )  # fmt: skip
+    with np.errstate(over="ignore"):
+        times = to_numbers(cells[str(spec.time)], "time").astype(np.float32)
+    if np.isinf(times).any():
+        raise DataError("P203", f"The column {spec.time!r} (`time`) has numbers beyond 3.4e38.", "Use another unit.")
+    return np.stack([times, events.astype(np.float32)], axis=1)
+
+
+def _events(cells: pd.Series[str], spec: DataSpec) -> npt.NDArray[np.bool_]:
+    if spec.positive is not None:
+        return matches(cells, spec.positive)
+    truth = cells.str.strip().str.lower().replace({"true": "1", "false": "0"})
+    numbers = parse_numbers(truth)
+    if set(np.unique(numbers).tolist()) == {0.0, 1.0}:
+        return np.asarray(numbers == 1.0, dtype=np.bool_)
+    raise DataError(
+        "P203", f"The column {spec.event!r} (`event`) {_says(cells)}; expected 1 where the event happened and 0 where "
+        "it did not.", "Say with `positive` which values mean that the event happened, such as `positive: 2`.",
+    )  # fmt: skip
+
+
+def _says(cells: pd.Series[str]) -> str:
+    found = levels(canonical(cells))
+    if len(found) > _MOST_QUOTED:  # it may be an identifier
+        return f"has {len(found)} different values"
+    return f"has {' and '.join(filter(None, (', '.join(found[:-1]), found[-1])))}"
