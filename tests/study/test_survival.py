@@ -148,7 +148,8 @@ def test_every_method_learns_survival_or_says_why_not(batch_size: int) -> None:
     for name in METHODS:
         try:
             federation = Federation(
-                sites, [name], task="survival", model={"mlp": {"hidden": [4]}}, training={"batch_size": batch_size},
+                sites, [{"fltrust": {"trusted": "Bonn"}} if name == "fltrust" else name], task="survival",
+                model={"mlp": {"hidden": [4]}}, training={"batch_size": batch_size},
                 evaluation={"folds": 2, "validation": 0.2, "best_round": "loss", "times": [30, 60]},
             )  # fmt: skip
         except StudyError as error:
@@ -158,8 +159,7 @@ def test_every_method_learns_survival_or_says_why_not(batch_size: int) -> None:
         found = pd.concat(outcome.predictions)
         assert np.isfinite(found[["score", "survival[30]", "survival[60]"]].to_numpy()).all(), name
         assert (found["survival[60]"] <= found["survival[30]"]).all(), name
-    assert {code for _, code in refused} <= {"P104"}
-    assert len(refused) < len(list(METHODS)) / 2
+    assert refused == {("fedsld", "P104")}  # it shares out labels
 
 
 def test_pooled_images_carry_their_sites() -> None:
