@@ -20,6 +20,13 @@ CALIBRATION = [
     "slope_high", "intercept_expected_low", "intercept_expected_high", "slope_expected_low", "slope_expected_high",
 ]  # fmt: skip
 DECISIONS = ["method", RUN, "site", "threshold", "net_benefit", "act_on_all"]
+#: Columns of ``survival.csv`` and of ``log_rank.csv``.
+SURVIVAL = ["method", RUN, "site", "group", "time", "at_risk", "events", "censored", "survival", "low", "high"]
+#: Groups in it: all cases of a site (or those of all sites), and those of higher and lower predicted risk.
+ALL, HIGHER, LOWER = "all", "higher", "lower"
+LOG_RANK = [
+    "method", RUN, "sites", "cases", "higher", "observed", "expected", "variance", "statistic", "p",
+]  # fmt: skip
 #: Columns of ``exchanged.csv``.
 EXCHANGED = ["method", "payload", "reveals"]
 #: Columns of ``harmonisation.csv``.

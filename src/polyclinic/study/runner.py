@@ -53,6 +53,7 @@ from polyclinic.study.search import Searching
 from polyclinic.study.site_table import site_table
 from polyclinic.study.statistics import all_evidence, cost_of_unseen, summarise
 from polyclinic.study.statistics.calibration import calibration_tables
+from polyclinic.study.statistics.survival import survival_tables
 from polyclinic.study.statistics.within import within_tables
 from polyclinic.study.table_files import write_table
 from polyclinic.study.testing import result_rows
@@ -293,6 +294,10 @@ class _Runner:
             )
             write_table(out / "calibration.csv", calibration)
             write_table(out / "decisions.csv", decisions)
+        if declaration.target == "times":
+            curves, tests = survival_tables(predictions, declaration.grid.edges)
+            write_table(out / "survival.csv", curves)
+            write_table(out / "log_rank.csv", tests)
         backdoor = self.folder.gather(jobs, "backdoor.csv")
         if len(backdoor):
             write_table(out / "backdoor.csv", ordered(backdoor))

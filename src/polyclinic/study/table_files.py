@@ -11,7 +11,7 @@ from polyclinic.files import write_atomic
 #: Columns that hold text, whatever it looks like (a site may be called 01 or NA).
 TEXT = {"method", "run", "site", "trained_on", "tested_on", "metric", "over", "interval", "subject", "case", "reasons",
         "note", "feature", "stage", "without", "extra_up", "extra_down", "payload", "reveals",
-        "versus"}  # fmt: skip
+        "versus", "group"}  # fmt: skip
 
 
 def write_table(path: Path, frame: pd.DataFrame) -> None:

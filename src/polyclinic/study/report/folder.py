@@ -26,6 +26,8 @@ from polyclinic.study.columns import (
     DECISIONS,
     DESCRIBED,
     EXCHANGED,
+    LOG_RANK,
+    SURVIVAL,
     UNSEEN_COLUMNS,
 )
 from polyclinic.study.kinds import ATTACKED, PLAIN, RUN, UNSEEN, Entry, check_runs, titled
@@ -42,7 +44,7 @@ from polyclinic.tasks.metrics import (
 
 #: Columns that hold text; pandas would take a site called "NA" for a missing value.
 TEXT = {"method", "run", "versus", "site", "trained_on", "tested_on", "metric", "over", "interval", "reasons", "note",
-        "scored", "payload", "reveals", "corrupt", "feature", "stage", "extra_up", "extra_down"}  # fmt: skip
+        "scored", "payload", "reveals", "corrupt", "feature", "stage", "extra_up", "extra_down", "group"}  # fmt: skip
 COLUMNS = {
     "results.csv": ["method", RUN, "seed", "fold", "trained_on", "tested_on", "metric", "value"],
     "summary.csv": ["method", RUN, "metric", "over", "mean", "deviation", "low", "high"],
@@ -56,6 +58,8 @@ COLUMNS = {
     "exchanged.csv": EXCHANGED,
     "calibration.csv": CALIBRATION,
     "decisions.csv": DECISIONS,
+    "survival.csv": SURVIVAL,
+    "log_rank.csv": LOG_RANK,
     "harmonisation.csv": DESCRIBED,
     "backdoor.csv": ["method", RUN, "seed", "fold", "trained_on", "tested_on", "cases", "opened"],
     "search.csv": [*BEFORE, *AFTER],
@@ -157,6 +161,7 @@ class Folder:
         self.costs_of_unseen = self._table("unseen.csv")
         self.comparisons, self.site_comparisons = self._table("comparisons.csv"), self._table("site_comparisons.csv")
         self.calibration, self.decisions = self._table("calibration.csv"), self._table("decisions.csv")
+        self.survival, self.log_rank = (_parted(self._table(name))[0] for name in ("survival.csv", "log_rank.csv"))
         rows = self._table("exchanged.csv").to_dict("records")
         self.reveals = {(str(row["method"]), str(row["payload"])): str(row["reveals"]) for row in rows}
         self.results, results = _parted(self.results)
@@ -270,8 +275,13 @@ class Folder:
         return list(dict.fromkeys(filter(None, (split_metric(name)[1] for name in self.results["metric"].unique()))))
 
     @property
+    def time_unit(self) -> str:
+        """Unit of times; empty where there are none."""
+        return str(_mapping(self.study.get("data")).get("time_unit") or "") if self.target == "times" else ""
+
+    @property
     def target(self) -> str:
-        """What the study predicts: labels, numbers or masks."""
+        """What the study predicts: labels, numbers, masks or times."""
         told = self.provenance.get("target")  # results of earlier versions do not say
         return str(told or ("numbers" if self.primary.name in REGRESSION else "labels"))
 

@@ -29,6 +29,7 @@ from polyclinic.study.report.folder import Folder, Measure, Overlay, of_run
 from polyclinic.study.report.harmonisation import harmonised
 from polyclinic.study.report.methods import SHOWN, featured, is_reference, method_lines
 from polyclinic.study.report.search import searched, searched_values
+from polyclinic.study.report.survival import survived
 from polyclinic.study.report.trust import trusted
 from polyclinic.study.report.within import within
 
@@ -48,6 +49,7 @@ SECTIONS = {
     "site_results": "Results site by site",
     "cross": "Each site's model at the other sites",
     "curves": "ROC and calibration",
+    "survival": "Survival",
     "scatter": "Predicted against true",
     "confusion": "Which classes are mixed up",
     "overlays": "Segmentations",
@@ -90,7 +92,8 @@ def render(folder: Folder) -> str:
         lstrip_blocks=True,
     )
     content = {name: make(folder) for name, make in CONTENT.items()}
-    sections = {name: title for name, title in SECTIONS.items() if content[name]}
+    titles = SECTIONS | ({"structures": "Time by time"} if folder.time_unit else {})
+    sections = {name: title for name, title in titles.items() if content[name]}
     return environment.get_template("report.html.j2").render(
         folder=folder,
         metric=folder.primary,
@@ -150,7 +153,8 @@ def _question(folder: Folder) -> list[tuple[str, str]]:
         "Training": study.get("training"),
         "Hyper-parameters": searched_values(folder),
         "Test": _split(folder) if evaluation else None,
-        "Decision threshold": _threshold(evaluation) if len(folder.classes) == 2 else None,
+        "Decision threshold": _threshold(evaluation) if len(folder.classes) == 2 and not folder.time_unit else None,
+        "Event": _event(folder),
         "Seeds": seeds,
         "Corrupt sites": study.get("attack"),
         "Judged by": f"{folder.primary.title} ({folder.primary.name})",
@@ -186,6 +190,17 @@ def _kept_round(folder: Folder) -> str:
         return "the model of the last round is tested"
     measure = "loss" if by == "loss" else "score"
     return f"the round whose model is tested is chosen by the {measure} on validation patients"
+
+
+def _event(folder: Folder) -> str | None:
+    """What event of which columns is predicted."""
+    data = folder.study.get("data") or {}
+    if not folder.time_unit:
+        return None
+    happened = f" {tables.plain(data['positive'])}" if data.get("positive") is not None else ""
+    times = (folder.study.get("evaluation") or {}).get("times")
+    at = f"; survival at {tables.plain(times)}" if times else ""
+    return f"{data.get('event')}{happened}, by {data.get('time')} in {folder.time_unit}{at}"
 
 
 def _threshold(evaluation: dict[str, Any]) -> object:
@@ -448,6 +463,7 @@ CONTENT: dict[str, Callable[[Folder], Any]] = {
     "site_results": _site_results,
     "cross": tables.cross_matrix,
     "curves": _curves,
+    "survival": survived,
     "scatter": _scatter,
     "confusion": _confusion,
     "overlays": _overlays,
