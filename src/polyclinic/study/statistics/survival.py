@@ -1,8 +1,8 @@
 """How long test cases live at each site, and whether those of higher predicted risk live shorter.
 
-What is told of a site are counts and Kaplan and Meier's curve at times that all sites share, never a time of a case: each
-step between two of these times has `LEAST_CASES` cases or more that leave, and as many are left after it. The log-rank
-test rests on three sums of each site, which are added.
+What is told of a site are counts and Kaplan and Meier's curve at times that all sites share, never a time of a case:
+each step between two of these times has `LEAST_CASES` cases or more that leave, and as many are left after it. The
+log-rank test rests on three sums of each site, which are added.
 """
 
 from __future__ import annotations
