@@ -32,6 +32,7 @@ from polyclinic.study.report.search import searched, searched_values
 from polyclinic.study.report.survival import survived
 from polyclinic.study.report.trust import trusted
 from polyclinic.study.report.within import within
+from polyclinic.tasks.survival_metrics import time_text
 
 TEMPLATES = Path(__file__).parent / "templates"
 #: What the baselines are, where the name does not say it.
@@ -199,7 +200,7 @@ def _event(folder: Folder) -> str | None:
         return None
     happened = f" {tables.plain(data['positive'])}" if data.get("positive") is not None else ""
     times = (folder.study.get("evaluation") or {}).get("times")
-    at = f"; survival at {tables.plain(times)}" if times else ""
+    at = f"; survival at {', '.join(map(time_text, times))}" if times else ""
     return f"{data.get('event')}{happened}, by {data.get('time')} in {folder.time_unit}{at}"
 
 
