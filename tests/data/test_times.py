@@ -165,7 +165,7 @@ def test_a_patient_with_several_times(tmp_path: Path) -> None:
     assert "N252" not in numbers(opened(tmp_path, frame, subject="patient"))
 
 
-@pytest.mark.parametrize(("factor", "told"), [(1 / 30.4, "1/3"), (12.0, "1"), (1.5, "")])
+@pytest.mark.parametrize(("factor", "told"), [(1 / 30.4, "1/"), (12.0, "1"), (1.5, "")])
 def test_another_unit_at_a_site(factor: float, told: str, tmp_path: Path) -> None:
     frame = table(90)
     here = frame["site"] == "B"

@@ -180,7 +180,7 @@ def _rows_of_sites(
         labels[used.labelled] = found
     notes += _row_notes(used, labels, classes, spec, target)
     if spec.partition is not None:
-        known = {"masks": None, "times": labels[:, -1:].astype(np.int64).ravel()}.get(target, labels)
+        known = None if target == "masks" else labels[:, 1].astype(np.int64) if target == "times" else labels
         told = partition_rows(rows, kept, known, spec.partition, subjects_named=spec.subject is not None)
         return rows, rows.where(kept), labels, classes, told + notes
     return rows, used, labels, classes, notes
