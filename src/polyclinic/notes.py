@@ -122,6 +122,7 @@ TITLES: dict[str, str] = {
     "N802": "Harmonisation has few cases to go by",
     "N803": "A round went wrong",
     "N804": "Training diverged",
+    "N805": "Batches have few events",
 }
 
 

@@ -89,6 +89,21 @@ def test_codes_are_not_guessed(events: list[str], entries: dict[str, Any], messa
     assert error.value.code == "P203"
 
 
+@pytest.mark.parametrize("name", ["censored", "Cens", "is_alive", "survived", "lost_to_follow_up"])
+def test_a_column_that_says_the_opposite_is_not_taken_for_the_event(name: str, tmp_path: Path) -> None:
+    frame = table().rename(columns={"died": name})
+    with pytest.raises(DataError, match="seems to say which cases did not have the event"):
+        opened(tmp_path, frame, event=name)
+    found = opened(tmp_path, frame, event=name, positive=0).sites["A"].labels
+    assert found is not None
+    assert found.tolist() == (1 - frame[name][frame["site"] == "A"]).tolist()
+
+
+@pytest.mark.parametrize("name", ["survival_status", "overall_survival_event", "dead", "vital"])
+def test_other_names_of_events_are_taken(name: str, tmp_path: Path) -> None:
+    assert opened(tmp_path, table().rename(columns={"died": name}), event=name).classes == ["censored", "event"]
+
+
 def test_an_identifier_in_the_place_of_the_event_is_not_quoted(tmp_path: Path) -> None:
     frame = table().assign(died=[f"MRN{number:03d}" for number in range(40)])
     with pytest.raises(DataError, match="has 40 different values; expected"):

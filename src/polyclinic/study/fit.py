@@ -17,6 +17,7 @@ from polyclinic.study.declaration import Declaration
 from polyclinic.study.job import Fold
 from polyclinic.study.method_entries import StudyMethod, build_participation
 from polyclinic.study.reading import located
+from polyclinic.study.times_entry import check_times_fit
 from polyclinic.tasks import TASKS, build_task
 
 
@@ -35,6 +36,7 @@ def check_fit(study: CheckedStudy, opened: Opened) -> Attack | None:
         _check_class_weights(method, opened.classes)
         _check_sites(method, sites)
     try:
+        check_times_fit(declaration.grid, opened, declaration.data.time_unit)
         attack = _attack(declaration, opened)
     except EntryError as error:
         raise located(error, study.name, study.text) from None

@@ -45,7 +45,7 @@ from polyclinic.study.jobs import JobRunner
 from polyclinic.study.kinds import RUN, RUNS
 from polyclinic.study.lock import locked
 from polyclinic.study.method_entries import StudyMethod
-from polyclinic.study.notes import diverged, full_precision, idle_parts, left_out, spared
+from polyclinic.study.notes import diverged, few_events, full_precision, idle_parts, left_out, spared
 from polyclinic.study.payloads import exchanged_table
 from polyclinic.study.planning import work_of
 from polyclinic.study.report.page import write_report
@@ -144,6 +144,7 @@ class _Runner:
             *full_precision(self.declaration, plan.device),
             *idle_parts(self.declaration, template.layout),
             *spared(self.declaration, self.attack, len(self.opened.sites), template.layout),
+            *few_events(self.declaration, list(folds.values())),
         ]
         self.split_notes = preparing.notes
         runner = JobRunner(self.declaration, engine, local, template, self._initial, self.opened.classes, self.attack)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from itertools import pairwise
 
+from polyclinic.data.cases import Opened
 from polyclinic.data.spec import DataSpec
 from polyclinic.options import EntryError, Place
 from polyclinic.study.entries import Evaluation
@@ -100,6 +101,25 @@ def check_time_columns(data: DataSpec) -> None:
     for key, (given, message) in refused.items():
         if given:
             raise EntryError("P104", message, "Take it out.", place=("data", key))
+
+
+def check_times_fit(grid: TimeGrid, opened: Opened, unit: str | None) -> None:
+    """Check that the times at which survival is asked for are times of these data: most likely their unit is another.
+
+    Raises:
+        EntryError: P104, nobody was seen for so long, or nothing happened by then.
+    """
+    seen = [(data.times, data.labels) for data in opened.sites.values() if data.times is not None]
+    if not grid.times or not seen:
+        return
+    last, place = grid.times[-1], ("evaluation", "times")
+    hint = f"Times are in {unit}, as in the table."
+    if all(bool((times <= last).all()) for times, _ in seen):
+        text = f"survival is asked for at {last:g} {unit}, and no case was seen for longer."
+        raise EntryError("P104", text, hint, place=place)
+    if not any(bool((times[events == 1] <= last).any()) for times, events in seen if events is not None):
+        text = f"survival is asked for up to {last:g} {unit}, and no event happened by then."
+        raise EntryError("P104", text, hint, place=place)
 
 
 def _check_absent(data: DataSpec, evaluation: Evaluation, task: str) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
@@ -14,6 +16,8 @@ from polyclinic.errors import DataError
 #: Names of what became of a case, by whether the event happened.
 EVENT_CLASSES = ("censored", "event")
 _MOST_QUOTED = 10
+#: Names of columns in which 1 is likely to mean that the event did not happen.
+_OPPOSITE = re.compile(r"cens|alive|surviv(?!al)|living|lost", re.IGNORECASE)
 
 
 def time_reasons(cells: pd.DataFrame, spec: DataSpec) -> npt.NDArray[np.object_]:
@@ -65,6 +69,11 @@ def encode_times(cells: pd.DataFrame, spec: DataSpec) -> npt.NDArray[np.float32]
 def _events(cells: pd.Series[str], spec: DataSpec) -> npt.NDArray[np.bool_]:
     if spec.positive is not None:
         return matches(cells, spec.positive)
+    if _OPPOSITE.search(str(spec.event)):
+        raise DataError(
+            "P203", f"The column {spec.event!r} (`event`) seems to say which cases did not have the event.",
+            "Say with `positive` which values mean that it happened: `positive: 0` if 0 does.",
+        )  # fmt: skip
     truth = cells.str.strip().str.lower().replace({"true": "1", "false": "0"})
     numbers = parse_numbers(truth)
     if set(np.unique(numbers).tolist()) == {0.0, 1.0}:
