@@ -27,7 +27,7 @@ from polyclinic.study.kinds import RUN, titled
 from polyclinic.study.report.answer import answer, p_text
 from polyclinic.study.report.attack import attacked
 from polyclinic.study.report.folder import Folder
-from polyclinic.tasks.metrics import METRICS
+from polyclinic.tasks.metrics import METRICS, split_metric
 
 HERE = Path(__file__).resolve().parent
 PAGE = HERE.parent / "docs" / "results.md"
@@ -43,6 +43,7 @@ NAMES = (
     "sex-volumes-combat",
     "skin-lesions",
     "retina-vessels",
+    "lung-survival",
     "survey-adni",
 )
 #: Folder with the table of the survey's experiment; if it is not set, the table is made of phantoms.
@@ -195,7 +196,7 @@ def _tables(results: Results) -> Iterator[str]:
     scored = int((results.sites["scored"].astype(str) == "True").sum())
     for over, title in (("sites", f"Mean over the {scored} scored sites"), ("all", "All cases together")):
         rows = summary[summary["over"] == over]
-        metrics = list(dict.fromkeys(rows["metric"]))
+        metrics = [metric for metric in dict.fromkeys(rows["metric"]) if not split_metric(metric)[1]]
         yield f"{title}:"
         yield ""
         tested = {name: f"p_{name}_adjusted" for name in ("single", "fedavg")}

@@ -60,6 +60,16 @@ def number_site(name: str, cases: int, *, features: int = 5, part: str | None = 
     return site_of(name, torch.from_numpy(inputs).float(), torch.from_numpy(numbers).float(), part)
 
 
+def survival_site(name: str, cases: int, *, features: int = 5, part: str | None = "train") -> SiteData:
+    """A table site with times of an event, some of them cut off; each site has hazards of another size."""
+    rng = np.random.default_rng(sum(map(ord, name)) + cases)
+    inputs = rng.normal(size=(cases, features))
+    hazards = np.exp(inputs @ np.linspace(1, -1, features)) / (20 * len(name))
+    times, seen = rng.exponential(1 / hazards), rng.uniform(10, 200, size=cases)
+    targets = np.stack([np.ceil(np.minimum(times, seen)), times <= seen], axis=1)
+    return site_of(name, torch.from_numpy(inputs).float(), torch.from_numpy(targets).float(), part)
+
+
 def image_site(
     name: str, cases: int, *, channels: int = 1, size: int = 8, masks: bool = False, part: str | None = "train"
 ) -> SiteData:
@@ -133,7 +143,8 @@ class Federation:
         )
         self.data, self.classes = data, classes
         self.shape = tuple(next(iter(data.values())).inputs.shape[1:])
-        self.outputs = build_task(task, classes, self.declaration.loss_of(self.declaration.training)).outputs
+        loss, grid = self.declaration.loss_of(self.declaration.training), self.declaration.grid
+        self.outputs = build_task(task, classes, loss, grid=grid).outputs
         self.engine = engine or LocalEngine(data, **options)
         self.local = self.engine if isinstance(self.engine, LocalEngine) else LocalEngine(data)
         self.preparation = {
@@ -232,7 +243,11 @@ def declare(**entries: Any) -> Declaration:
     """A declaration; data and model are filled in where not given."""
     images = entries.get("task") == "segmentation"
     data: dict[str, Any] = {"table": "cases.csv", "site": "site"}
-    data |= {"image": "image", "mask": "mask", "size": [8, 8]} if images else {"features": "x*", "label": "label"}
+    data |= {"image": "image", "mask": "mask", "size": [8, 8]} if images else {"features": "x*"}
+    if entries.get("task") == "survival":
+        data |= {"time": "time", "event": "event", "time_unit": "days"}
+    elif not images:
+        data["label"] = "label"
     return Declaration.check({"data": data, "model": "logistic", **entries})
 
 
@@ -311,6 +326,32 @@ def write_table_study(folder: Path, sizes: Mapping[str, int], *, classes: int = 
         "methods": ["single", "cross", "ensemble", "mix", "fedavg", "fedbn", "fedadam"],
         "engine": {"threads": 1, "mode": "sequential"},
     }
+
+
+def write_survival_study(folder: Path, sizes: Mapping[str, int], *, features: int = 3) -> dict[str, Any]:
+    """A table with times of death or last visit at several sites in ``folder``, and a study of them."""
+    rng, rows = np.random.default_rng(3), []
+    for site, cases in sizes.items():
+        for case in range(cases):
+            values = rng.normal(size=features)
+            death, visit = rng.exponential(400 / np.exp(1.5 * values[0] - values[1])), rng.uniform(50, 900)
+            name = f"MRN-{site[0]}{case:04d}-secret"
+            rows.append([site, name, np.ceil(min(death, visit)), 2 if death <= visit else 1, *np.round(values, 4)])
+    columns = ["site", "patient", "days", "status", *(f"x{i}" for i in range(features))]
+    pd.DataFrame(rows, columns=columns).to_csv(folder / "cases.csv", index=False)
+    return {
+        "study": "Survival",
+        "task": "survival",
+        "data": {
+            "table": "cases.csv", "site": "site", "subject": "patient", "features": "x*",
+            "time": "days", "event": "status", "positive": 2, "time_unit": "days",
+        },
+        "model": "logistic",
+        "training": {"rounds": 8, "batch_size": 64, "optimizer": {"sgd": {"lr": 0.5}}},
+        "evaluation": {"folds": 2, "bootstrap": 20, "times": [100, 200, 400]},
+        "methods": ["single", "cross", "ensemble", "mix", "fedavg", "fedsgd"],
+        "engine": {"threads": 1, "mode": "sequential"},
+    }  # fmt: skip
 
 
 def write_number_study(folder: Path, sizes: Mapping[str, int], *, features: int = 3) -> dict[str, Any]:

@@ -19,7 +19,14 @@ import yaml
 from PIL import Image
 from pydantic import BaseModel
 
-from helpers import Federation, table_site, table_sites, write_image_study, write_table_study
+from helpers import (
+    Federation,
+    table_site,
+    table_sites,
+    write_image_study,
+    write_survival_study,
+    write_table_study,
+)
 from polyclinic import Study, cli
 from polyclinic.client.optimizers import resolve_optimizer, resolve_schedule
 from polyclinic.client.personal import PERSONAL
@@ -228,8 +235,8 @@ def test_every_message_stands_in_the_architecture_with_its_tensors(
         return reply
 
     monkeypatch.setattr(Site, "handle", noted)
-    folders: tuple[Path, ...] = (tmp_path / "table", tmp_path / "image")
-    writers: tuple[Callable[..., dict[str, Any]], ...] = write_table_study, write_image_study
+    folders = tmp_path / "table", tmp_path / "image", tmp_path / "times"
+    writers: tuple[Callable[..., dict[str, Any]], ...] = write_table_study, write_image_study, write_survival_study
     for folder, write in zip(folders, writers, strict=True):
         folder.mkdir()
         content = write(folder, {"Aachen": 12, "Bonn": 12})
@@ -266,7 +273,8 @@ def check_results_folder(folder: Path) -> None:
         told = {name for cells in rows(page[table.name]) for name in names(cells[0])}
         for column in pd.read_csv(table, nrows=1).columns:
             general = re.sub(r"^class: .*", "class: NAME", column)
-            general = "validation_auc" if column == "validation_dice" else general
+            general = re.sub(r"^survival\[.*", "survival[365]", general)
+            general = "validation_auc" if column in ("validation_dice", "validation_concordance") else general
             assert general in told, f"{table.name}: {column}"
     record = json.loads((folder / "provenance.json").read_text(encoding="utf-8"))
     assert set(record) <= {name for cells in rows(page["provenance.json"]) for name in names(cells[0])}

@@ -37,6 +37,7 @@ class Bad(Engine):
 
     def __init__(self, inner: Engine, function: str, change: Any, silent: bool = False) -> None:
         self.inner, self.function, self.change, self.silent, self.sites = inner, function, change, silent, inner.sites
+        self.holds_all = inner.holds_all
 
     def call(self, function: str, requests: Mapping[str, Message]) -> Iterator[Reply]:
         for site, reply in self.inner.call(function, requests):

@@ -31,11 +31,12 @@ COUNTS = {
     "sex-volumes-combat": (16, 806, 806, 806),
     "skin-lesions": (4, 2169, 2169, 1770),
     "retina-vessels": (3, 88, 88, 74),
+    "lung-survival": (18, 227, 227, 227),
     "survey-adni": (2, 40, 40, 40),  # of a small table that the tests make
 }
 IMAGES = ("skin-lesions", "retina-vessels")
 #: Run by default; the others take longer.
-FAST = ("heart-disease", "autism-volumes", "survey-adni")
+FAST = ("heart-disease", "autism-volumes", "survey-adni", "lung-survival")
 #: What every comparison needs.
 NEEDED = {"single", "cross", "ensemble", "mix", "fedavg", "fedprox"}
 #: Studies that compare something else.
@@ -91,6 +92,9 @@ def data(name: str, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPa
     """The study's data, or the test is skipped."""
     if name == "survey-adni":
         monkeypatch.setenv("POLYCLINIC_SURVEY", str(request.getfixturevalue("survey_folder")))
+        return
+    if name == "lung-survival":
+        pytest.importorskip("lifelines")
         return
     data_folder = request.getfixturevalue("data_folder")
     if name == "mri-quality":

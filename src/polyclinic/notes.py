@@ -53,6 +53,12 @@ TITLES: dict[str, str] = {
     "N238": "A column may name patients, and no subject is given",
     "N239": "Values that the study names stand in no row, or in other writing",
     "N240": "Values are in none of a subgroup's intervals",
+    "N250": "The event happens at a site always, or never",
+    "N251": "Other events count as the end of observation",
+    "N252": "A patient has several times",
+    "N253": "Times have another unit at a site",
+    "N254": "Times have more digits than are kept",
+    "N255": "A feature follows the time of the event",
     "N301": "Columns of participants.tsv were left out",
     "N302": "participants.tsv was not used",
     "N303": "Patients' names or numbers stand in paths",
@@ -121,7 +127,8 @@ TITLES: dict[str, str] = {
     "N805": "Metrics over all sites follow from counts",
     "N806": "A site has too few patients to say more",
     "N807": "Some sites did not answer when methods were compared",
-    "N808": "There are no results by groups where predictions stay at the sites",
+    "N808": "What rows of cases are needed for is left out",
+    "N809": "Batches have few events",
 }
 
 

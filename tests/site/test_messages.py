@@ -25,6 +25,7 @@ from polyclinic.site.messages import Agree, Body, Compare, KeptTrial, Open, Spre
 from polyclinic.site.messages import Test as Asked
 from polyclinic.site.schema import FUNCTIONS, Known
 from polyclinic.tasks import TASKS, build_task
+from polyclinic.tasks.base import TimeGrid
 
 SITES = {"Aachen": 24, "Bonn": 17}
 COMBAT: Any = (
@@ -60,9 +61,9 @@ def said() -> tuple[Federation, list[tuple[str, str, Message, Any]]]:
             "totals0": torch.cat([one.double().flatten() for one in totals]),
         }  # fmt: skip
         federation.engine.ask("spread", dict.fromkeys(SITES, Message(Spread(**about).fields(), tensors)))
-        for function in ("model", "overlays", "keep", "save", "restore"):
+        for function in ("model", "sums", "overlays", "keep", "save", "restore"):
             fields = {"overlays": {"threshold": 0.5}, "save": {"round": 1}, "restore": {"round": 1}}.get(function, {})
-            asked = Message(fields, state if function in ("model", "overlays") else {})
+            asked = Message(fields, state if function in ("model", "sums", "overlays") else {})
             federation.engine.ask(function, dict.fromkeys(SITES, asked))
     return federation, found
 
@@ -216,7 +217,8 @@ def test_the_architecture_tells_every_function_and_tensor() -> None:
         found = tensors(known, asked) if callable(tensors) else tensors
         return {name.split("/")[-1].rstrip("*") for name in found}
 
-    knowns = [Known(task=build_task(name, 2, TASKS[name].losses[0])) for name in TASKS]
+    grid = TimeGrid((1.0,), (1.0,))
+    knowns = [Known(task=build_task(name, 2, TASKS[name].losses[0], grid=grid)) for name in TASKS]
     knowns += [Known(step=step) for step in build_steps([("common_scaling", {}), ("landmarks", {}), COMBAT])]
     for function, schema in FUNCTIONS.items():
         for known in knowns:

@@ -19,6 +19,7 @@ from polyclinic.tasks.metrics import (
     METRICS,
     REGRESSION,
     SEGMENTATION,
+    SURVIVAL,
     auc,
     choose_threshold,
     classification_metrics,
@@ -200,9 +201,9 @@ def test_unknown_metric_names_the_nearest():
 
 
 def test_every_metric_is_described():
-    assert set(METRICS) == {*CLASSIFICATION, *SEGMENTATION, *REGRESSION}
+    assert set(METRICS) == {*CLASSIFICATION, *SEGMENTATION, *REGRESSION, *SURVIVAL}
     lower = [name for name, metric in METRICS.items() if not metric.higher_is_better]
-    assert lower == ["brier", "ece", "hd95", "mae", "rmse"]
+    assert lower == ["brier", "ece", "hd95", "mae", "rmse", "ibs"]
 
 
 def test_import_needs_numpy_alone():

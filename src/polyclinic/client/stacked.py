@@ -274,11 +274,10 @@ class StackedTrainer:
             inputs, targets = found.view(active, width, *found.shape[1:]), self.cases.targets.index_select(0, chosen)
         mask = share.sign() if self.schedule.padded[step] else None
         outputs = self.network.outputs(weights, statistics, inputs, mask)
-        losses = self.task.loss(outputs.flatten(0, 1), targets)
+        losses = self.task.stacked_loss(outputs, targets, share > 0)
         if self.class_weights is not None:
-            own = self.class_weights[:active].repeat_interleave(width, dim=0)
-            losses = losses * own.gather(1, targets[:, None])[:, 0]
-        return (losses.view(active, width) * share).sum(1)
+            losses = losses * self.class_weights[:active].gather(1, targets.view(active, width))
+        return (losses * share).sum(1)
 
     def _augmented(self, rows: list[LocalJob], positions: Tensor, step: int) -> tuple[Tensor, Tensor]:
         inputs, targets = [], []

@@ -82,12 +82,13 @@ def _mini_batches(model: FlatModule, task: Task, work: Work, job: LocalJob) -> t
 def _full_gradient(model: FlatModule, task: Task, work: Work, job: LocalJob) -> tuple[float, int]:
     """One step w − η ∇F with the mean gradient over all training cases, and with the study's weight decay.
 
-    It is added up in batches to bound memory, unless normalisation that keeps statistics or augmentation makes it
-    depend on which cases are together.
+    It is added up in batches to bound memory, unless normalisation that keeps statistics, augmentation or the loss
+    itself makes it depend on which cases are together.
     """
     total, gradient = 0.0, torch.zeros_like(model.gradient)
     backward = _Backward(model, work)
-    size = len(job.index) if keeps_statistics(model.module) or job.dataset.augments else work.batch_size
+    together = task.compares_cases or keeps_statistics(model.module) or job.dataset.augments
+    size = len(job.index) if together else work.batch_size
     with _Hooks(model, work, job) as hooks:
         for number, index in enumerate(job.index.split(size)):
             batch, share = _batch(model, job, index, 0), len(index) / len(job.index)

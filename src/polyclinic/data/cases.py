@@ -43,7 +43,8 @@ class SiteData:
         site: the site's name.
         inputs: float32 ``[N, F]`` features (missing values are NaN), uint8 ``[N, C, H, W]`` images, or volumes
             ``[N, C, D, H, W]``.
-        targets: int64 ``[N]`` class indices, float32 ``[N]`` numbers (regression), or uint8 masks ``[N, 1, H, W]``
+        targets: int64 ``[N]`` class indices, float32 ``[N]`` numbers (regression), float32 ``[N, 2]`` times with 1 for
+            an event and 0 for the end of observation (survival), or uint8 masks ``[N, 1, H, W]``
             (volumes: ``[N, 1, D, H, W]``) of class indices, 0 for the background, ``IGNORED`` for what plays no part.
             Of a case without a label -1, NaN, or a mask that is ``IGNORED`` everywhere.
         subjects: patient of each case, N names.
@@ -77,8 +78,16 @@ class SiteData:
 
     @property
     def labels(self) -> Tensor | None:
-        """Classes or numbers ``[N]``, -1 or NaN for cases without a label; None where targets are masks."""
-        return self.targets if isinstance(self.targets, Tensor) and self.targets.ndim == 1 else None
+        """Classes or numbers ``[N]``, -1 or NaN for cases without a label; of times, int64, 1 where the event happened
+        and 0 where it was not seen; None where targets are masks."""
+        if not isinstance(self.targets, Tensor) or self.targets.ndim > 2:
+            return None
+        return self.targets if self.targets.ndim == 1 else self.targets[:, 1].long()
+
+    @property
+    def times(self) -> Tensor | None:
+        """Float32 ``[N]``, until when cases were seen; None where targets are no times."""
+        return self.targets[:, 0] if isinstance(self.targets, Tensor) and self.targets.ndim == 2 else None
 
     @property
     def known(self) -> Tensor:

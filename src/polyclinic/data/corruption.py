@@ -40,7 +40,7 @@ class Corruption(ABC):
         images: whether it is for images only.
     """
 
-    targets: ClassVar[tuple[Target, ...]] = ("labels", "numbers", "masks")
+    targets: ClassVar[tuple[Target, ...]] = ("labels", "numbers", "masks", "times")
     images: ClassVar[bool] = False
 
     @classmethod
@@ -293,7 +293,7 @@ class WrongSpacing(InputCorruption):
         """See `Corruption.apply`."""
         index = chosen_inputs(parts, self.fraction, source)
         inputs = change_cases(dataset.unscaled, index.tolist(), self.change)
-        if dataset.targets.ndim == 1:
+        if dataset.targets.ndim <= 2:  # no masks
             return dataset.changed(inputs=inputs), parts
         masks = change_cases(dataset.targets, index[dataset.known[index]].tolist(), self._change_mask)
         return dataset.changed(inputs=inputs, targets=masks), parts

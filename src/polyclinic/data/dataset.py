@@ -23,8 +23,8 @@ class Dataset:
 
     Attributes:
         site: the site's name, or the pool's.
-        targets: int64 ``[N]`` classes, float32 ``[N]`` numbers, or uint8 masks ``[N, 1, H, W]`` (volumes
-            ``[N, 1, D, H, W]``).
+        targets: int64 ``[N]`` classes, float32 ``[N]`` numbers, float32 ``[N, 2]`` times and events (of a pool
+            ``[N, 3]``, with the number of the site), or uint8 masks ``[N, 1, H, W]`` (volumes ``[N, 1, D, H, W]``).
         labelled: bool ``[N]``, which cases have a label or mask; None where all have. The targets of the others are -1,
             NaN, or ``IGNORED`` everywhere.
         augments: whether training batches are changed at random (augmentation, or boxes cut from volumes).
@@ -86,7 +86,7 @@ class Dataset:
         if len(datasets) == 1:
             return pooled
         pooled.augments = any(dataset.augments for dataset in datasets)
-        pooled.targets = concatenate([dataset.targets for dataset in datasets])
+        pooled.targets = concatenate([_marked(dataset.targets, site) for site, dataset in enumerate(datasets)])
         known = [dataset.spacings for dataset in datasets if dataset.spacings is not None]
         pooled.spacings = [one for spacings in known for one in spacings] if len(known) == len(datasets) else None
         if any(dataset.labelled is not None for dataset in datasets):
@@ -137,7 +137,7 @@ class Dataset:
         if self._standard is not None and self._landmarks is not None:
             images = standardise(images, self._landmarks[index], self._standard)
         if augment is not None and self._augmentation is not None:
-            masks = targets if targets.ndim > 1 else None
+            masks = targets if targets.ndim > 2 else None
             images, masks = self._augmentation(images, masks, augment)
             if masks is not None and self.labelled is not None:  # what is moved in from outside counts as background
                 masks[~self.labelled[index]] = IGNORED
@@ -178,6 +178,14 @@ class Dataset:
             here = ((index >= start) & (index < start + len(dataset))).nonzero().flatten()
             if len(here):
                 seed = None if augment is None else derive_seed(augment, number)
-                inputs[here], targets[here] = dataset.batch(index[here] - start, augment=seed)
+                inputs[here], wanted = dataset.batch(index[here] - start, augment=seed)
+                targets[here] = torch.as_tensor(_marked(wanted, number))
             start += len(dataset)
         return inputs, targets
+
+
+def _marked(targets: Tensor | Volumes, site: int) -> Tensor | Volumes:
+    """Times with the number of their site, since cases are compared within sites only; other targets as they are."""
+    if not isinstance(targets, Tensor) or targets.ndim != 2:
+        return targets
+    return torch.cat([targets, targets.new_full((len(targets), 1), site)], dim=1)

@@ -16,6 +16,7 @@ from polyclinic.data.spec import DataSpec, Target
 def open_data(
     spec: DataSpec, folder: Path, target: Target, split: str | None = None, progress: Progress | None = None,
     subgroups: Sequence[Subgroup] = (),
+    until: float | None = None,
 ) -> Opened:  # fmt: skip
     """Open the data of all sites in one place: what each says, what they agree on, and their cases.
 
@@ -26,6 +27,7 @@ def open_data(
         split: column that fixes the part of each case: train, validation (val, valid, dev) or test.
         progress: called with the number of images decoded and the number of all images, after each image.
         subgroups: by what patients are grouped; see `polyclinic.data.opening.subgroups`.
+        until: up to when survival is asked for.
 
     Returns:
         the cases of each site, with counts and notes; see `Holder` for which are used.
@@ -35,7 +37,7 @@ def open_data(
         DataError: P201 to P207 and P503, when a file, a column, a value, an image or a site is not as ``spec`` says.
     """
     check_entries(spec, target)
-    holder = Holder(spec, folder, target, split, progress, subgroups=subgroups)
+    holder = Holder(spec, folder, target, split, progress, subgroups=subgroups, until=until)
     agreement = agree({site: holder.census(site) for site in holder.sites}, spec, target, subgroups)
     found = {site: holder.open(site, agreement) for site in holder.sites}
     facts = {site: holder.facts(site) for site in holder.sites}

@@ -15,8 +15,8 @@ from pydantic import (
     model_validator,
 )
 
-#: What is to be predicted of each case: one of several classes, a number, or a mask.
-Target = Literal["labels", "numbers", "masks"]
+#: What is to be predicted of each case: one of several classes, a number, a mask, or the time of an event.
+Target = Literal["labels", "numbers", "masks", "times"]
 Scalar = bool | int | float | str
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
 #: In what simulated sites may differ.
@@ -227,12 +227,23 @@ class DataSpec(BaseModel):
     label: str | None = None
     """Column with the class (classification) or the number (regression) to predict."""
     positive: Scalar | list[Scalar] | None = None
-    """Makes the label binary: the value, values, or comparison (``"< 1"``) that means positive."""
+    """Makes the label binary: the value, values, or comparison (``"< 1"``) that means positive; for survival, that the
+    event happened."""
     classes: list[Scalar] | None = None
     """Order of the classes; rows with another label are rejected. Default: sorted labels found."""
     unlabelled: Literal["reject", "use"] = "reject"
     """What becomes of cases whose cell of the label, or of the mask, is empty: ``use`` keeps them for training without
     labels. They are never validated or tested, and nothing is fitted on them."""
+
+    time: str | None = None
+    """Column with the time of the event, or until when a case was not seen any longer (survival); above 0."""
+    event: str | None = None
+    """Column that says whether the event happened: 1 and 0, or what ``positive`` says."""
+    time_unit: Literal["hours", "days", "weeks", "months", "years"] | None = None
+    """Unit of ``time``, the same at all sites."""
+    intervals: PositiveInt | list[PositiveFloat] | None = None
+    """Intervals into which time is cut, the same at all sites: their ends, or how many equal ones up to the last of the
+    study's times; default: 20."""
 
     features: str | list[str] | None = None
     """Feature columns of a table study: names or globs (``vol_*``)."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -21,7 +21,7 @@ IMAGES_AT_ONCE = 32
 
 def task_of(asked: Start) -> Task:
     """The task that a ``start`` message declares."""
-    return build_task(asked.task, asked.classes, asked.loss, asked.target_scale or (0.0, 1.0))
+    return build_task(asked.task, asked.classes, asked.loss, asked.target_scale or (0.0, 1.0), asked.grid)
 
 
 def outputs(run: Run, vector: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
@@ -91,12 +91,18 @@ def threshold_evidence(run: Run, vectors: list[Tensor], index: Tensor) -> Tensor
     return run.task.evidence(_predicted(run, vectors, index))
 
 
+def sums(run: Run, vectors: list[Tensor], index: Tensor) -> Tensor:
+    """What a site sends of its training cases so that predictions can be completed; see `Task.sums`."""
+    return run.task.sums(_predicted(run, vectors, index))
+
+
 def predict(
-    run: Run, vectors: list[Tensor], index: Tensor, threshold: float
+    run: Run, vectors: list[Tensor], index: Tensor, threshold: float, completion: Sequence[float] = ()
 ) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """What is sent of the cases ``index``, such as probabilities and labels; see `Task.rows`."""
-    asked = run.declared.metrics
-    return run.task.rows(_predicted(run, vectors, index), threshold, Asked(asked.names, asked.classes, asked.tolerance))
+    metrics = run.declared.metrics
+    asked = Asked(metrics.names, metrics.classes, metrics.tolerance, completion)
+    return run.task.rows(_predicted(run, vectors, index), threshold, asked)
 
 
 def overlays(

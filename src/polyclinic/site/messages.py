@@ -13,6 +13,7 @@ from polyclinic.client.work import Work
 from polyclinic.data.opening.agreement import Agreement
 from polyclinic.data.spec import DataSpec, Patch, Target
 from polyclinic.limits import (
+    AboveZero,
     Body,
     Classes,
     Count,
@@ -29,6 +30,7 @@ from polyclinic.limits import (
     Share,
     Switch,
 )
+from polyclinic.tasks.base import TimeGrid
 
 #: A bootstrap has so many draws at least, or none.
 LEAST_DRAWS = 100
@@ -56,6 +58,7 @@ class Open(Body):
         split: column that fixes the part of each case.
         plan: whether images are measured, for a plan.
         subgroups: by what patients are grouped: a column, or ``{column: edges}``.
+        until: up to when survival is asked for.
     """
 
     data: DataSpec
@@ -63,6 +66,7 @@ class Open(Body):
     split: Name | None = None
     plan: Switch = False
     subgroups: list[Name | CutAtEdges] = []
+    until: AboveZero | None = None
 
     def fields(self) -> dict[str, Any]:
         """As JSON values; what is not set is left out, but for the declaration."""
@@ -160,6 +164,7 @@ class Start(Body):
         run: its name.
         task, classes, loss: what is learned.
         target_scale: mean and deviation of the numbers to be predicted; None for other tasks.
+        times, edges: at which survival is predicted, and the ends of the intervals of time, see `TimeGrid`.
         metrics: what is measured on test cases.
         model: name and options of the network.
         share: roles of the tensors that are shared.
@@ -175,6 +180,8 @@ class Start(Body):
     classes: Classes
     loss: Name
     target_scale: tuple[Number, Number] | None = None
+    times: list[AboveZero] = []
+    edges: list[AboveZero] = []
     metrics: MetricNames
     model: NamedPart
     share: list[Name]
@@ -184,6 +191,11 @@ class Start(Body):
     fold: Count
     work: Work
     corrupt: dict[Name, NamedPart] = {}
+
+    @property
+    def grid(self) -> TimeGrid:
+        """The times of survival."""
+        return TimeGrid(tuple(self.times), tuple(self.edges))
 
 
 class Started(Body):
@@ -280,10 +292,12 @@ class Predict(During):
 
     Attributes:
         threshold: above which a case is positive.
+        completion: what predictions need besides the model, see `Task.completion`.
         mark: in a simulated attack, the mark of a backdoor that is put on the cases.
     """
 
     threshold: Number
+    completion: list[Number] = []
     mark: Options | None = None
 
 

@@ -99,7 +99,7 @@ class Known:
         sizes["W"] = layout.trainable  # weights, whether shared or not
         if start.classes:
             sizes["C"] = start.classes
-        task, metrics = build_task(start.task, start.classes, start.loss), start.metrics
+        task, metrics = build_task(start.task, start.classes, start.loss, grid=start.grid), start.metrics
         sizes["metrics"] = len(task.result_metrics(metrics.names, metrics.classes))
         parts = {name: build_part(name, options) for name, options in start.parts}
         closed = any(overrides(part.at_site(), "close") for part in parts.values())
@@ -180,6 +180,11 @@ def _trained(known: Known, asked: Message) -> Shapes:
 
 def _evidence(known: Known, asked: Message) -> Shapes:
     return {} if known.task is None or known.task.counts is None else {"counts": known.task.counts}
+
+
+def _sums(known: Known, asked: Message) -> Shapes:
+    task = known.task
+    return {} if task is None or task.summed is None or not task.needs_sums else {"sums": task.summed}
 
 
 def _rows(known: Known, asked: Message) -> Shapes:
@@ -276,6 +281,7 @@ FUNCTIONS: dict[str, Function] = {
     "evaluate": Function(Evaluate, Evaluated, _STATE),
     "keep": Function(During),
     "threshold": Function(During, asked_tensors=_MODELS, answered_tensors=_evidence),
+    "sums": Function(During, asked_tensors=_MODELS, answered_tensors=_sums),
     "predict": Function(
         Predict, lambda known: Predicted if known.task is None else predicted(type(known.task)), _MODELS, _rows,
         {"subject": "N", "case": "N"},

@@ -117,7 +117,7 @@ class Site:
         self._functions: dict[str, Answer] = {
             "open": self._open, "agree": self._agree, "prepare": self._prepare, "share": self._share,
             "apply": self._apply, "describe": self._describe, "start": self._start, "train": self._train,
-            "evaluate": self._evaluate, "predict": self._predict, "threshold": self._threshold,
+            "evaluate": self._evaluate, "predict": self._predict, "threshold": self._threshold, "sums": self._sums,
             "overlays": self._overlays, "keep": self._keep, "model": self._model, "save": self._save,
             "restore": self._restore, "test": self._test, "compare": self._compare, "spread": self._spread,
         }  # fmt: skip
@@ -232,7 +232,8 @@ class Site:
         if self.source is None:
             text = f"Site {self.name} was asked to 'open', and was not told where its data are."
             raise SiteError("P401", text, "Say where they are when the site is started.", site=self.name)
-        self._holder = self.source.holder(ask.data, ask.target, ask.split, list(map(Subgroup.of, ask.subgroups)))
+        groups = [Subgroup.of(entry) for entry in ask.subgroups]
+        self._holder = self.source.holder(ask.data, ask.target, ask.split, groups, ask.until)
         if self.name not in self._holder.sites:
             raise DataError("P203", f"The table has no row of the site {self.name!r}.",
                             "Compare the name of the site with the column `site`.")  # fmt: skip
@@ -400,13 +401,19 @@ class Site:
         counts = evaluation.threshold_evidence(self.run, self._vectors(tensors), self.run.parts.validation)
         return Message({}, {"counts": counts})
 
+    def _sums(self, asked: During, tensors: Tensors) -> Message:
+        """What predictions need besides the model; nothing where that is all they need."""
+        if not self.run.task.needs_sums:
+            return Message()
+        return Message({}, {"sums": evaluation.sums(self.run, self._vectors(tensors), self.run.parts.train)})
+
     def tested(self, asked: Predict) -> Run:
         """The run whose test cases are predicted."""
         return self.run
 
     def _predict(self, asked: Predict, tensors: Tensors) -> Message:
         index, run = self.parts.test, self.tested(asked)
-        fields, found = evaluation.predict(run, self._vectors(tensors), index, asked.threshold)
+        fields, found = evaluation.predict(run, self._vectors(tensors), index, asked.threshold, asked.completion)
         places = index.tolist()
         names = [self.pseudonyms[position] for position in places]
         groups = {name: [own[place] for place in places] for name, own in (self.data.groups or {}).items()}
@@ -418,7 +425,7 @@ class Site:
     def _test(self, asked: Test, tensors: Tensors) -> Message:
         """Predict the test cases and keep the predictions; what is answered is of no single case."""
         index, run = self.parts.test, self.tested(asked)
-        sent = evaluation.predict(run, self._vectors(tensors), index, asked.threshold)
+        sent = evaluation.predict(run, self._vectors(tensors), index, asked.threshold, asked.completion)
         if asked.mark is not None:
             cases, found = opened(run.task, sent[1], asked.threshold, asked.mark["target"])
             return Message(Tested(cases=cases, patients=0, opened=found).fields())

@@ -56,7 +56,7 @@ class Cases:
         self.patient = self.frame.groupby(["site", "subject"], dropna=False).ngroup().to_numpy()
         self.patients = self.frame[["site"]].groupby(self.patient).first()
         self.identity = self.frame.groupby(["seed", "fold", "site", "case"], dropna=False).ngroup().to_numpy()
-        kind = build_task(task, classes)
+        kind = self.kind = build_task(task, classes)
         self.names = kind.known(metrics, self.frame)
         self.measure = kind.measure(self.frame, self.names)
         self.classified = kind.target == "labels"
@@ -148,6 +148,9 @@ class Cases:
     def _patients(self, metric: str, rows: Rows) -> int:
         if metric in self.frame:  # the cases have values of their own
             rows = rows[self.frame[metric].iloc[rows].notna().to_numpy()]
+        bearers = self.kind.bearers(self.frame, metric)
+        if bearers is not None:
+            rows = rows[bearers[rows]]
         needed = {"sen": [1], "f1": [1], "spe": [0], "auc": [0, 1], "ap": [0, 1], "bac": [0, 1]}.get(metric)
         if needed is None or not self.classified:
             return len(np.unique(self.patient[rows]))

@@ -124,8 +124,11 @@ class CheckedStudy:
         """
         from polyclinic.data.open import open_data
 
-        spec, evaluation = self.declaration.data, self.declaration.evaluation
-        return open_data(spec, self.folder, self.declaration.target, evaluation.split, progress, evaluation.grouped_by)
+        declaration, evaluation = self.declaration, self.declaration.evaluation
+        return open_data(
+            declaration.data, self.folder, declaration.target, evaluation.split, progress, evaluation.grouped_by,
+            declaration.until,
+        )  # fmt: skip
 
 
 def _searched(content: dict[str, Any], entries: Sequence[Any]) -> dict[str, Any]:

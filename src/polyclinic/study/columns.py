@@ -23,6 +23,13 @@ DECISIONS = ["method", RUN, "site", "threshold", "net_benefit", "act_on_all"]
 #: Columns of ``score_counts.csv`` and of ``confusion.csv``.
 SCORE_COUNTS = ["method", RUN, "seed", "fold", "trained_on", "label", "score", "cases"]
 CONFUSION = ["method", RUN, "seed", "fold", "trained_on", "label", "called", "cases"]
+#: Columns of ``survival.csv`` and of ``log_rank.csv``.
+SURVIVAL = ["method", RUN, "site", "group", "time", "at_risk", "events", "censored", "survival", "low", "high"]
+#: Groups in it: all cases of a site (or those of all sites), and those of higher and lower predicted risk.
+ALL, HIGHER, LOWER = "all", "higher", "lower"
+LOG_RANK = [
+    "method", RUN, "sites", "cases", "higher", "observed", "expected", "variance", "statistic", "p",
+]  # fmt: skip
 #: Columns of ``exchanged.csv``.
 EXCHANGED = ["method", "payload", "reveals"]
 #: Columns of ``payloads.csv``; the first of them is also one of ``rounds.csv``.

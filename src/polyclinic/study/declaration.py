@@ -31,7 +31,9 @@ from polyclinic.study.entries import (
 from polyclinic.study.method_entries import Candidate, MethodReader, StudyMethod, check_training, filled_training
 from polyclinic.study.subgroup_entries import check_subgroups
 from polyclinic.study.table_files import parquet_problem
+from polyclinic.study.times_entry import check_times, time_grid
 from polyclinic.tasks import TASKS
+from polyclinic.tasks.base import TimeGrid
 
 #: An entry that is planned from the images of all sites.
 AUTO = "auto"
@@ -144,13 +146,23 @@ class Declaration(Part):
 
     @property
     def target(self) -> Target:
-        """What is predicted of each case: labels, numbers or masks."""
+        """What is predicted of each case: labels, numbers, masks or times."""
         return TASKS[self.task].target
 
     @property
     def metrics(self) -> list[str]:
         """The metrics asked for; the first is the primary one."""
-        return self.evaluation.metrics or list(TASKS[self.task].default_metrics)
+        return self.evaluation.metrics or TASKS[self.task].metrics_by_default(self.grid)
+
+    @property
+    def grid(self) -> TimeGrid:
+        """The times at which survival is predicted, and the intervals of time; empty for other tasks."""
+        return time_grid(self.data, self.evaluation)
+
+    @property
+    def until(self) -> float | None:
+        """Up to when survival is asked for."""
+        return self.grid.times[-1] if self.grid.times else None
 
     @property
     def validation_metric(self) -> str:
@@ -308,6 +320,7 @@ class Declaration(Part):
                     hint = "Every site is unseen to the others in `cross`."
                     place = ("evaluation", "unseen_sites", position)
                     raise EntryError("P104", f"{name} trains each site alone.", hint, place=place)
+        check_times(self.data, evaluation, self.task, [self.loss_of(method.training) for method in methods])
         self._methods = methods
         if self.search is not None:
             self._candidates = find_candidates(self.search, methods, reader, evaluation, self.all_seeds[0])

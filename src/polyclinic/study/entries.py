@@ -69,6 +69,8 @@ class Evaluation(Part):
     """Share of the patients outside the test part that choose the best round and the threshold."""
     metrics: list[str] = []
     """Default: the usual ones of the task; the first is the primary one."""
+    times: list[PositiveFloat] = []
+    """For survival: times, in the unit of the data, at which survival is predicted and measured."""
     surface_tolerance: PositiveFloat = 2.0
     """Distance between outlines that the metric ``nsd`` forgives: millimetres where known, else pixels."""
     threshold: Literal["validation"] | Annotated[float, Field(gt=0, lt=1)] = "validation"
@@ -81,7 +83,8 @@ class Evaluation(Part):
     small_sites: Literal["train", "drop", "stop"] = "train"
     """A site with too few patients to be split: train on it without testing, leave it out, or stop."""
     min_cases_per_class: Annotated[int, Field(ge=1)] = 5
-    """A site with fewer cases of a class is not scored by itself (its cases still count in the whole)."""
+    """A site with fewer cases of a class (for survival: with the event) is not scored by itself; its cases still count
+    in the whole."""
     split_seed: int = 0
     """Decides the folds; the same for all seeds, so that seeds differ in training only."""
     bootstrap: Annotated[int, Field(ge=0)] = 1000

@@ -17,6 +17,7 @@ from polyclinic.study.declaration import Declaration
 from polyclinic.study.job import Fold
 from polyclinic.study.method_entries import StudyMethod, build_participation
 from polyclinic.study.reading import located
+from polyclinic.study.times_entry import check_times_fit
 from polyclinic.tasks import TASKS, build_task
 
 
@@ -35,6 +36,7 @@ def check_fit(study: CheckedStudy, cohort: Cohort) -> Attack | None:
         _check_class_weights(method, cohort.classes)
         _check_sites(method, sites)
     try:
+        check_times_fit(declaration.grid, cohort, declaration.data.time_unit)
         attack = _attack(declaration, cohort)
     except EntryError as error:
         raise located(error, study.name, study.text) from None
@@ -63,7 +65,8 @@ def network_outputs(declaration: Declaration, classes: Sequence[str]) -> int:
         unfit = kind.unfit(loss, len(classes))
         if unfit:
             raise StudyError("P104", f"{method.label}: {unfit}.", "Choose another `training: {loss: ...}`.")
-        wanted.setdefault(build_task(declaration.task, len(classes), loss).outputs, (loss, method.label))
+        outputs = build_task(declaration.task, len(classes), loss, grid=declaration.grid).outputs
+        wanted.setdefault(outputs, (loss, method.label))
     if len(wanted) > 1:
         (some, (loss, label)), (others, (other, its)) = list(wanted.items())[:2]
         raise StudyError(

@@ -48,7 +48,7 @@ def found_in_rows(predictions: Frame, declaration: Declaration, classes: Sequenc
         declaration: the study.
         classes: names of the classes.
     """
-    task = build_task(declaration.task, len(classes))
+    task = build_task(declaration.task, len(classes), grid=declaration.grid)
     results = rows_tested(predictions, task, task.result_metrics(declaration.metrics, classes))
     source = Rows(predictions, declaration.task, len(classes), bootstrap=declaration.evaluation.bootstrap)
     return Found(results, source, {"predictions.csv": predictions}, list)
@@ -63,7 +63,7 @@ def found_at_sites(tested: Tested, engine: Engine, declaration: Declaration, cla
         declaration: the study.
         classes: names of the classes.
     """
-    task, evaluation = build_task(declaration.task, len(classes)), declaration.evaluation
+    task, evaluation = build_task(declaration.task, len(classes), grid=declaration.grid), declaration.evaluation
     names = task.result_metrics(declaration.metrics, classes)
     source = Sites(
         engine, tested, declaration.task, len(classes), names, bootstrap=evaluation.bootstrap,
@@ -76,7 +76,7 @@ def found_at_sites(tested: Tested, engine: Engine, declaration: Declaration, cla
             *_withheld(tested, source, evaluation.disclosure_floor),
             *_approximate(together, task, names),
             *(Note("N807", text) for text in source.notes),
-            *_without_groups(evaluation.subgroups),
+            *_without_rows(declaration),
         ]
 
     return Found(sites_tested(tested, task, names), source, dict(_tables(together)), notes)
@@ -118,12 +118,17 @@ def _approximate(together: Mapping[Key, Mapping[str, Totals]], task: Task, names
         )  # fmt: skip
 
 
-def _without_groups(subgroups: Sequence[object]) -> Iterator[Note]:
-    """Results by groups need the rows of cases."""
-    if subgroups:
+def _without_rows(declaration: Declaration) -> Iterator[Note]:
+    """What can't be computed without the rows of cases."""
+    if declaration.evaluation.subgroups:
         yield Note(
             "N808", "There are no results by groups of patients (`subgroups`): they are computed from predictions, "
             "which stay at the sites. How many of each group are in each part is in characteristics.csv.",
+        )  # fmt: skip
+    if declaration.target == "times":
+        yield Note(
+            "N808", "There are no curves of survival and no log-rank test: they are computed from predictions, which "
+            "stay at the sites.",
         )  # fmt: skip
 
 

@@ -20,7 +20,7 @@ from polyclinic.parts.checks import kind_of, wrong
 from polyclinic.server.selection import PARTICIPATION, Participation
 from polyclinic.study.compatibility import Local, refusal
 from polyclinic.study.entries import Training, check_keys
-from polyclinic.tasks import TASKS
+from polyclinic.tasks import TASKS, build_task
 
 #: Parts that any federated method may be given instead of its own, or besides.
 COMPOSED = ("share", "personal", "channel", "server", "local", "topology", "procedure")
@@ -276,6 +276,12 @@ def check_training(training: Training, task: str, place: Place) -> None:
         raise EntryError("P103", f"{training.loss!r} is no loss of {task}.", hint, place=(*place, "loss"))
     if training.class_weights != "none" and TASKS[task].target != "labels":
         raise EntryError("P104", f"{task} has no class weights.", place=(*place, "class_weights"))
+    if training.batch_size == 1 and build_task(task, 2, training.loss).compares_cases:
+        raise EntryError(
+            "P104", "a batch of one case teaches nothing: this loss compares the cases of a batch with each other.",
+            "Use a larger `batch_size`; with one above the cases of a site all of them are compared.",
+            place=(*place, "batch_size"),
+        )  # fmt: skip
     _check_participation(training, place)
     optimizer = resolve_optimizer(training.optimizer, (*place, "optimizer"))
     if training.schedule is not None:

@@ -17,10 +17,13 @@ from polyclinic.study.job import Fold
 from polyclinic.study.kinds import PLAIN, RUN
 from polyclinic.study.method_entries import StudyMethod
 from polyclinic.study.planning import balanced_weights
+from polyclinic.tasks import build_task
 
 if TYPE_CHECKING:
     import pandas as pd
 
+#: With fewer events a batch has little to compare.
+_FEW_EVENTS = 3
 #: A training loss is far too high above so many times that of a model that guesses.
 _FAR = 20
 
@@ -75,6 +78,37 @@ def spared(declaration: Declaration, attack: Attack | None, sites: int, layout: 
         what = attack.lacks(layout, layout.select(()))
         words.append(f"{_not_attacked(keeping, attack)} changes {what}, and these stay at the sites.")
     return [Note("N104", text) for text in words if text]
+
+
+def few_events(declaration: Declaration, folds: Sequence[Fold]) -> list[Note]:
+    """On losses that compare the cases of a batch, where batches have so few events that there is little to compare."""
+    if declaration.target != "times":
+        return []
+    sites = {
+        site: (sum(counts), counts[1]) for fold in folds for site, counts in fold.classes.items() if sum(counts)
+    }  # fmt: skip
+    notes = []
+    for size, methods in _comparing(declaration).items():
+        expected = {site: size * events / cases for site, (cases, events) in sites.items() if size < cases}
+        few = [site for site, count in expected.items() if count < _FEW_EVENTS]
+        if few:
+            text = (
+                f"{', '.join(methods)}: a batch of {size} cases has {min(expected.values()):.1f} with the event on "
+                f"average at {len(few)} of {len(sites)} sites, and a case is compared with those of its batch: use a "
+                "larger `batch_size`."
+            )
+            notes.append(Note("N809", text))
+    return notes
+
+
+def _comparing(declaration: Declaration) -> dict[int, list[str]]:
+    """Batch size -> labels of the methods that train with it and compare the cases of a batch."""
+    found: dict[int, list[str]] = {}
+    for study in declaration.study_methods:
+        task = build_task(declaration.task, 2, declaration.loss_of(study.training), grid=declaration.grid)
+        if task.compares_cases and study.method.work == "train":
+            found.setdefault(study.training.batch_size, []).append(study.label)
+    return found
 
 
 def _not_attacked(labels: list[str], attack: Attack) -> str:

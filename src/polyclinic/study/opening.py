@@ -27,8 +27,8 @@ def local_engine(study: CheckedStudy, progress: Progress | None = None, *, seria
     """
     declaration = study.declaration
     source = Source(study.folder, progress=progress)
-    evaluation = declaration.evaluation
-    names = source.holder(declaration.data, declaration.target, evaluation.split, evaluation.grouped_by).sites
+    split, groups = declaration.evaluation.split, declaration.evaluation.grouped_by
+    names = source.holder(declaration.data, declaration.target, split, groups, declaration.until).sites
     corruptible = declaration.corrupted_by is not None
     return LocalEngine(names, source=source, corruptible=corruptible, serialise=serialise)
 
@@ -79,7 +79,7 @@ def ask_open(study: CheckedStudy, engine: Engine) -> Answered:
     declaration = study.declaration
     asked = Open(
         data=declaration.data, target=declaration.target, split=declaration.evaluation.split,
-        plan=declaration.wants_plan, subgroups=declaration.evaluation.subgroups,
+        plan=declaration.wants_plan, subgroups=declaration.evaluation.subgroups, until=declaration.until,
     )  # fmt: skip
     checked = CheckedEngine(engine, Known())
     replies = _ask(checked, "open", Message(asked.fields()))

@@ -15,13 +15,13 @@ from polyclinic.data.scaling import Scaler, merge
 from polyclinic.methods import SHARES, Method
 from polyclinic.parts import PROCEDURES, TOPOLOGIES, Part, build_chain, build_part
 from polyclinic.running.plan import Plan
+from polyclinic.site.evaluation import task_of
 from polyclinic.site.messages import MetricNames, Start
 from polyclinic.state import FlatModule
 from polyclinic.study.declaration import Declaration
 from polyclinic.study.entries import Training
 from polyclinic.study.job import Fold, Job, slug
 from polyclinic.study.method_entries import build_participation, optimizer_of, schedule_of
-from polyclinic.tasks import build_task
 from polyclinic.tasks.metrics import METRICS
 
 
@@ -63,7 +63,7 @@ class Planner:
             learning_rates=[options["lr"] for options in schedule],
             cycled=[{name: value for name, value in options.items() if name != "lr"} for options in schedule],
             network=self.template,
-            task=build_task(start.task, start.classes, start.loss, start.target_scale or (0.0, 1.0)),
+            task=task_of(start),
             together=method.scope != "sites",
             metric=metric,
             choose_by=evaluation.best_round if evaluation.best_round != "last" else "loss",
@@ -90,6 +90,8 @@ class Planner:
             classes=len(self.classes),
             loss=self.declaration.loss_of(training),
             target_scale=_target_scale(fold, job.without),
+            times=list(self.declaration.grid.times),
+            edges=list(self.declaration.grid.edges),
             metrics=MetricNames(
                 names=self.declaration.metrics,
                 classes=list(self.classes),

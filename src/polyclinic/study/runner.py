@@ -49,7 +49,7 @@ from polyclinic.study.jobs import JobRunner
 from polyclinic.study.kinds import RUN, RUNS
 from polyclinic.study.lock import locked
 from polyclinic.study.method_entries import StudyMethod
-from polyclinic.study.notes import diverged, full_precision, idle_parts, left_out, spared
+from polyclinic.study.notes import diverged, few_events, full_precision, idle_parts, left_out, spared
 from polyclinic.study.opening import ask_agree, ask_open, local_engine
 from polyclinic.study.payloads import Numbers, exchanged_table
 from polyclinic.study.planning import work_of
@@ -59,6 +59,7 @@ from polyclinic.study.site_table import site_table
 from polyclinic.study.statistics import all_evidence, all_trust, cost_of_unseen, summarise
 from polyclinic.study.statistics.calibration import calibration_tables
 from polyclinic.study.statistics.subgroups import subgroup_table
+from polyclinic.study.statistics.survival import survival_tables
 from polyclinic.study.statistics.within import within_tables
 from polyclinic.study.testing import predictions_at
 
@@ -170,6 +171,7 @@ class _Runner:
             *full_precision(self.declaration, plan.device),
             *idle_parts(self.declaration, template.layout),
             *spared(self.declaration, self.attack, len(self.cohort.sites), template.layout),
+            *few_events(self.declaration, list(folds.values())),
         ]
         self.split_notes = preparing.notes
         runner = JobRunner(self.declaration, engine, local, template, self._initial, self.cohort.classes, self.attack)
@@ -321,20 +323,24 @@ class _Runner:
         reveals = {method.label: self._reveals(method) for method in declaration.study_methods}
         self.folder.write("exchanged.csv", exchanged_table(sent, payloads, reveals))
         self.folder.write("sites.csv", sites)
-        named = classes if declaration.target == "labels" else []
+        named = classes if declaration.target in ("labels", "times") else []
         self.folder.write("flow.csv", flow_table(self.cohort.facts | self.cohort.left_out, folds, named))
         self.folder.write("summary.csv", summary)
         if len(unseen):
             self.folder.write("unseen.csv", unseen)
+        predictions = found.tables.get("predictions.csv")
         least = declaration.evaluation.subgroup_patients
         if declaration.evaluation.subgroups:
-            predictions = found.tables.get("predictions.csv")
             if predictions is not None:
                 self.folder.write("subgroups.csv", subgroup_table(
                     predictions, task=declaration.task, classes=classes, metrics=declaration.metrics, least=least,
                     bootstrap=declaration.evaluation.bootstrap,
                 ))  # fmt: skip
             self.folder.write("characteristics.csv", characteristics_table(folds, least))
+        if declaration.target == "times" and predictions is not None:
+            curves, tests = survival_tables(predictions, declaration.grid.edges)
+            self.folder.write("survival.csv", curves)
+            self.folder.write("log_rank.csv", tests)
         backdoor = self.folder.gather(jobs, "backdoor.csv")
         if len(backdoor):
             self.folder.write("backdoor.csv", ordered(backdoor))

@@ -15,13 +15,19 @@ NOT_SCORED = "can't be scored by itself"
 def site_table(study: CheckedStudy, cohort: Cohort, attack: Attack | None) -> pd.DataFrame:
     """A row a site: cases found, used and rejected, classes, and whether it can be scored by itself."""
     frame = facts_frame(cohort.facts, cohort.classes)
-    least = study.declaration.evaluation.min_cases_per_class
+    least, target = study.declaration.evaluation.min_cases_per_class, study.declaration.target
     scored, notes = [], []
     for facts in cohort.facts.values():
         if facts.numbers is not None:
             scored.append(facts.labelled >= least)
             count = f"{facts.labelled} case{'s' * (facts.labelled != 1)}"
             notes.append("" if scored[-1] else f"{NOT_SCORED}: only {count} (at least {least} needed)")
+            continue
+        if target == "times":
+            happened = facts.classes[1]
+            scored.append(happened >= least)
+            text = f"{NOT_SCORED}: only {happened} case{'s' * (happened != 1)} with the event (at least {least} needed)"
+            notes.append("" if scored[-1] else text)
             continue
         counts = facts.classes
         rare = [f"{n} of {name!r}" for name, n in zip(cohort.classes, counts, strict=False) if n < least]

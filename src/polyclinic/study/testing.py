@@ -21,7 +21,7 @@ from polyclinic.study.declaration import Declaration
 from polyclinic.study.job import Fold, Job, Outcome
 from polyclinic.study.method_entries import StudyMethod
 from polyclinic.study.tested import Key, TestedSite, TestedTogether, joined
-from polyclinic.tasks import build_task
+from polyclinic.tasks import Task, build_task
 from polyclinic.tasks.base import Totals
 
 
@@ -46,7 +46,7 @@ class Trial:
 
     Attributes:
         trained_on: as in ``results.csv``.
-        validate: what is sent to the sites whose validation cases choose the threshold.
+        validate: what is sent to the sites that trained it, whose validation cases choose the threshold.
         test: what is sent to the sites that test.
     """
 
@@ -78,7 +78,7 @@ class Tester:
         self.engine, self.declaration, self.job, self.fold = engine, declaration, job, fold
         self.at_sites = at_sites
         self.names = declaration.metrics, list(classes)
-        self.task = build_task(declaration.task, len(classes))
+        self.task = build_task(declaration.task, len(classes), grid=declaration.grid)
         self.attack = attack if attack is not None and attack.name == "backdoor" and job.without is None else None
 
     def test(self, study: StudyMethod, trained: Trained, outcome: Outcome) -> None:
@@ -94,10 +94,12 @@ class Tester:
             threshold = self._threshold(trial, ask)
             if threshold is None:  # nobody answered; a note says so
                 continue
+            completion = self._completion(trained.plan.task, trial, ask)
+            asked = Predict(threshold=threshold, completion=completion)
             if self.at_sites:
-                totals += self._test_at_sites(label, trained.plan.start.run, trial, threshold, ask, outcome)
+                totals += self._test_at_sites(label, trained.plan.start.run, trial, asked, ask, outcome)
             else:
-                self._gather_predictions(label, trial, threshold, ask, outcome)
+                self._gather_predictions(label, trial, asked, ask, outcome)
             if self.attack is not None:
                 outcome.backdoor += self._backdoor(self.attack, label, trial, threshold, ask)
             if self._wants_overlays(study.method):
@@ -111,26 +113,26 @@ class Tester:
     def _key(self, label: str) -> Key:
         return Key(label, self.job.run, self.job.seed, self.job.fold)
 
-    def _gather_predictions(self, label: str, trial: Trial, threshold: float, ask: Ask, outcome: Outcome) -> None:
+    def _gather_predictions(self, label: str, trial: Trial, asked: Predict, ask: Ask, outcome: Outcome) -> None:
         """Predictions of the test cases of every site, as tables."""
-        for site, reply in ask("predict", _each(trial, Predict(threshold=threshold))).items():
+        for site, reply in ask("predict", _each(trial, asked)).items():
             names = (reply.fields["subject"], reply.fields["case"])
             sent = (reply.fields, reply.tensors)
             about = self._key(label)._asdict() | {"site": site}
             groups = reply.fields.get("groups", {})
-            rows = prediction_rows(self.task, *names, sent, threshold, about, trial.trained_on, groups)
+            rows = prediction_rows(self.task, *names, sent, asked.threshold, about, trial.trained_on, groups)
             outcome.predictions.append(rows)
 
     def _test_at_sites(
-        self, label: str, training: str, trial: Trial, threshold: float, ask: Ask, outcome: Outcome
+        self, label: str, training: str, trial: Trial, asked: Predict, ask: Ask, outcome: Outcome
     ) -> list[tuple[str, str, Totals]]:
         """What the sites say of their test cases; returns what the model was trained on, the site, and its totals."""
-        asked = Test(
-            threshold=threshold, method=label, kind=self.job.run, trained_on=trial.trained_on,
-            floor=self.declaration.evaluation.disclosure_floor,
+        request = Test(
+            threshold=asked.threshold, completion=asked.completion, method=label, kind=self.job.run,
+            trained_on=trial.trained_on, floor=self.declaration.evaluation.disclosure_floor,
         )  # fmt: skip
         names, found = self.task.result_metrics(*self.names), list[tuple[str, str, Totals]]()
-        for site, reply in ask("test", _each(trial, asked)).items():
+        for site, reply in ask("test", _each(trial, request)).items():
             numbers = {name: tensor.numpy() for name, tensor in reply.tensors.items()}
             values = numbers.pop("values", None)
             known = {} if values is None else dict(zip(names, values.tolist(), strict=True))
@@ -204,6 +206,15 @@ class Tester:
         requests = {site: Message({}, sent) for site, sent in trial.validate.items()}
         evidence = [reply.tensors["counts"] for reply in ask("threshold", requests).values()]
         return self.task.choose_threshold(torch.stack(evidence).sum(0)) if evidence else None
+
+    @staticmethod
+    def _completion(task: Task, trial: Trial, ask: Ask) -> list[float]:
+        """What predictions need besides the model, from sums over the training cases of the sites that trained it."""
+        if not trial.test or not task.needs_sums:
+            return []
+        replies = ask("sums", {site: Message({}, sent) for site, sent in trial.validate.items()})
+        sums = [reply.tensors["sums"] for reply in replies.values()]
+        return task.completion(torch.stack(sums).sum(0)) if sums else []
 
     def _wants_overlays(self, method: Method) -> bool:
         first = self.job == replace(self.job, seed=self.declaration.all_seeds[0], fold=0, without=None, attacked=False)

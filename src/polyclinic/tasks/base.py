@@ -28,6 +28,22 @@ Totals = dict[str, NDArray[Any]]
 Sent = tuple[dict[str, Any], dict[str, Tensor]]
 
 
+class TimeGrid(NamedTuple):
+    """Times that all sites agree on, in the unit of the targets.
+
+    Attributes:
+        times: at which survival is predicted and measured, rising.
+        edges: ends of the intervals into which time is cut, rising; the first one begins at 0.
+    """
+
+    times: tuple[float, ...] = ()
+    edges: tuple[float, ...] = ()
+
+
+#: Of tasks that are not about time.
+NO_TIMES = TimeGrid()
+
+
 class Batch(NamedTuple):
     """Some cases that were predicted at once.
 
@@ -49,11 +65,13 @@ class Asked(NamedTuple):
         names: names of the metrics.
         classes: names of the classes, background first.
         tolerance: of surface Dice, in the unit of the spacing.
+        completion: what predictions need besides the model, see `Task.completion`.
     """
 
     names: Sequence[str]
     classes: Sequence[str]
     tolerance: float
+    completion: Sequence[float] = ()
 
 
 class Score(NamedTuple):
@@ -70,11 +88,12 @@ class Task(ABC):
         classes: number of classes; 0 for numbers.
         loss: one of ``losses``.
         scale: mean and deviation by which targets that are numbers are standardised.
+        grid: times, where targets are times.
     """
 
     name: ClassVar[str]
-    #: What is to be predicted: one of several classes, a number, or a mask of each case.
-    target: ClassVar[Literal["labels", "numbers", "masks"]]
+    #: What is to be predicted: one of several classes, a number, a mask of each case, or the time of an event.
+    target: ClassVar[Literal["labels", "numbers", "masks", "times"]]
     #: Names of the losses; the first is the default.
     losses: ClassVar[tuple[str, ...]]
     #: Names of the metrics, each of them in `polyclinic.tasks.metrics.METRICS`.
@@ -94,13 +113,18 @@ class Task(ABC):
     approximate: ClassVar[frozenset[str]] = frozenset()
     #: What ``evidence`` gives; None where there is no threshold.
     counts: ClassVar[Shaped | None] = None
+    #: What ``sums`` gives; None where predictions need nothing but the model.
+    summed: ClassVar[Shaped | None] = None
     #: Whether cases are measured one by one, so that a few at a time are predicted, to bound memory.
     case_by_case: ClassVar[bool] = False
 
-    def __init__(self, classes: int, loss: str, scale: tuple[float, float] = (0.0, 1.0)) -> None:
+    def __init__(
+        self, classes: int, loss: str, scale: tuple[float, float] = (0.0, 1.0), grid: TimeGrid = NO_TIMES
+    ) -> None:
         self.classes = classes
         self.loss_name = loss
         self.scale = scale
+        self.grid = grid
 
     # Training -----------------------------------------------------------------------------------------------------
 
@@ -113,9 +137,29 @@ class Task(ABC):
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """Loss of each case ``[B]`` from network outputs ``[B, ...]`` and targets."""
 
+    @property
+    def compares_cases(self) -> bool:
+        """Whether the loss of a case depends on the others that are given with it, so that these must be all there."""
+        return False
+
+    def stacked_loss(self, outputs: Tensor, targets: Tensor, real: Tensor) -> Tensor:
+        """Loss of each case of several sites that are trained together ``[S, B]``.
+
+        Args:
+            outputs: ``[S, B, ...]``.
+            targets: of the cases of one site after another ``[S * B, ...]``.
+            real: which cases are there; the others only fill up, and whatever is given for them is left out.
+        """
+        return self.loss(outputs.flatten(0, 1), targets).view(real.shape)
+
     @abstractmethod
     def probabilities(self, outputs: Tensor) -> Tensor:
         """Predicted probabilities from network outputs; where targets are numbers, the predicted numbers."""
+
+    @classmethod
+    def metrics_by_default(cls, grid: TimeGrid) -> list[str]:
+        """Those that are reported where the study names none."""
+        return list(cls.default_metrics)
 
     @classmethod
     def unfit(cls, loss: str, classes: int) -> str:
@@ -147,6 +191,19 @@ class Task(ABC):
             counts that can be added over sites.
         """
         raise TypeError(f"{self.name} has no threshold")
+
+    @property
+    def needs_sums(self) -> bool:
+        """Whether predictions need something besides the model, which follows from ``sums`` over training cases."""
+        return False
+
+    def sums(self, batches: Iterable[Batch]) -> Tensor:
+        """What a site sends of its training cases so that predictions can be completed: sums, which can be added.
+
+        Args:
+            batches: of probabilities; none where there are no cases.
+        """
+        raise TypeError(f"{self.name} needs nothing but the model")
 
     @abstractmethod
     def rows(self, batches: Iterable[Batch], threshold: float, asked: Asked) -> Sent:
@@ -188,6 +245,10 @@ class Task(ABC):
     def choose_threshold(self, evidence: Tensor) -> float:
         """The decision threshold from the ``evidence`` of all sites, added."""
         return 0.5
+
+    def completion(self, sums: Tensor) -> list[float]:
+        """What the sites are told when they predict, from the ``sums`` of all sites that trained, added."""
+        return []
 
     @abstractmethod
     def columns(self, fields: Mapping[str, Any], tensors: Mapping[str, Tensor], threshold: float) -> dict[str, Any]:
@@ -261,6 +322,10 @@ class Task(ABC):
     def margins(self, totals: Totals, names: Sequence[str]) -> dict[str, float]:
         """Of metrics that are ``approximate``: how far ``from_totals`` can be from the value of the cases at most."""
         return {}
+
+    def bearers(self, cases: pd.DataFrame, metric: str) -> NDArray[np.bool_] | None:
+        """Which cases a metric rests on, where these are not all or those of some classes, [n]; else None."""
+        return None
 
     def ranked(self, cases: pd.DataFrame) -> tuple[NDArray[Any], Floats] | None:
         """Labels of 0 and 1 and scores, both [n], where the area under the ROC curve has a meaning; else None."""

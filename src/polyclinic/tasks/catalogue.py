@@ -6,7 +6,7 @@ from importlib import import_module
 from pathlib import Path
 from pkgutil import iter_modules
 
-from polyclinic.tasks.base import TASKS, Task
+from polyclinic.tasks.base import NO_TIMES, TASKS, Task, TimeGrid
 
 __all__ = ["TASKS", "build_task"]
 
@@ -14,10 +14,14 @@ for _module in iter_modules([str(Path(__file__).parent)]):
     import_module(f"polyclinic.tasks.{_module.name}")
 
 
-def build_task(name: str, classes: int, loss: str | None = None, scale: tuple[float, float] = (0.0, 1.0)) -> Task:
+def build_task(
+    name: str, classes: int, loss: str | None = None, scale: tuple[float, float] = (0.0, 1.0),
+    grid: TimeGrid = NO_TIMES,
+) -> Task:  # fmt: skip
     """The task ``name`` for a number of classes, with the named loss, one of the task's ``losses``.
 
-    The default loss is the first. ``scale`` is the mean and deviation of the target of a regression.
+    The default loss is the first. ``scale`` is the mean and deviation of the target of a regression, ``grid`` has the
+    times of survival.
     """
     task = TASKS[name]
-    return task(classes, loss or task.losses[0], scale)
+    return task(classes, loss or task.losses[0], scale, grid)

@@ -1,6 +1,7 @@
 """The metrics of all tasks by name, how well a model classifies cases, and the choice of a decision threshold.
 
-Outlines are measured in `polyclinic.tasks.segmentation_metrics`, numbers in `polyclinic.tasks.regression_metrics`.
+Outlines are measured in `polyclinic.tasks.segmentation_metrics`, numbers in `polyclinic.tasks.regression_metrics`, and
+survival in `polyclinic.tasks.survival_metrics`.
 
 Every classification metric has one formula, written for weighted cases and many sets of weights at once
 (``weighted_metrics``): the metric itself is the formula with weights of one, and the bootstrap of
@@ -26,6 +27,7 @@ Booleans = NDArray[np.bool_]
 CLASSIFICATION = ("auc", "acc", "bac", "sen", "spe", "f1", "ap", "brier", "ece")
 SEGMENTATION = ("dice", "hd95", "sen", "pre", "nsd", "lesion_sen", "lesion_f1")
 REGRESSION = ("mae", "rmse", "r2", "r")
+SURVIVAL = ("concordance", "uno", "brier", "ibs")
 
 #: Equal-width bins of confidence for the calibration error, as in Guo et al. 2017.
 CALIBRATION_BINS = 15
@@ -139,6 +141,26 @@ METRICS = {
         True,
         "",
         (-1.0, 1.0),
+    ),
+    "concordance": Metric(
+        "Concordance",
+        "Probability that of two cases of a site the one with the earlier event was given the higher risk (Harrell’s "
+        "C); 0.5 is chance, 1 is perfect.",
+        True,
+        "",
+    ),
+    "uno": Metric(
+        "Uno’s concordance",
+        "The same, corrected for how long cases were seen, up to the last of the study’s times; 0.5 is chance.",
+        True,
+        "",
+    ),
+    "ibs": Metric(
+        "Integrated Brier score",
+        "Squared difference between the predicted probability of survival and what was true, averaged from the first "
+        "to the last of the study’s times; 0 is perfect.",
+        False,
+        "",
     ),
 }
 

@@ -17,6 +17,7 @@ from polyclinic.data.quality.words import some
 from polyclinic.data.spec import DataSpec, Patch, Preprocessing, Target
 from polyclinic.data.tables.codes import in_order, one_text_each, scalar_text
 from polyclinic.data.tables.labels import MOST_CLASSES, binary_names
+from polyclinic.data.tables.times import EVENT_CLASSES, check_events
 from polyclinic.errors import DataError, StudyError, nearest
 from polyclinic.limits import Body, Count, Name
 
@@ -225,6 +226,14 @@ def _classes(censuses: Mapping[str, Census], spec: DataSpec, target: Target) -> 
     """Names of the classes, and the class of each spelling of the label."""
     if target == "masks":
         return list(MaskClasses.of(spec).names), None
+    if target == "times":
+        check_events(
+            {site: census.labelled for site, census in censuses.items() if census.labelled},
+            sum(census.positives or 0 for census in censuses.values()),
+            {site: census.unknown for site, census in censuses.items() if census.unknown},
+            {text for census in censuses.values() for text in census.labels}, spec,
+        )  # fmt: skip
+        return list(EVENT_CLASSES), None
     if target == "numbers":
         numbers = {census.one_number for census in censuses.values() if census.labelled}
         if len(numbers) == 1 and None not in numbers:

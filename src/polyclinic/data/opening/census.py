@@ -18,6 +18,7 @@ from polyclinic.data.tables.labels import MOST_CLASSES
 from polyclinic.data.tables.numbers import notation
 from polyclinic.data.tables.rows import Rows
 from polyclinic.data.tables.table import comparison, matches, parse_numbers
+from polyclinic.data.tables.times import happened, unknown_codes
 from polyclinic.data.volumes.fingerprint import SiteFingerprint
 from polyclinic.limits import Body, Count, Name, Number, Sentence
 
@@ -51,7 +52,9 @@ class Census(Body):
         counters: further columns that `features` would take, but here they only number the rows.
         labels: each spelling of the label; empty where `positive` or `classes` say what counts, or for other targets.
         different: how many values the label has, where they are too many to be classes; else 0.
-        positives: of the labelled cases, how many are positive, where the study says what that is; else None.
+        positives: of the labelled cases, how many are positive, where the study says what that is, or how many had the
+            event; else None.
+        unknown: cells of the column ``event`` that are neither 1 nor 0, where the study does not say what counts.
         one_number: the number to be predicted, where it is the same in every case; else None.
         groups: for each column of codes its spellings; those that only cases without a label have count 0.
         covariates: for each covariate that may be a number, how it is written.
@@ -68,6 +71,7 @@ class Census(Body):
     labels: Spellings = {}
     different: Count = 0
     positives: Count | None = None
+    unknown: Count = 0
     one_number: Number | None = None
     groups: dict[Name, Spellings] = {}
     covariates: dict[Name, Kind] = {}
@@ -101,7 +105,12 @@ def take_census(
         return kept
 
     found_labels: dict[str, object] = {}
-    if target != "masks" and spec.label is not None:
+    if target == "times":
+        cells = rows.cells[str(spec.event)]
+        found_labels = _events(cells, spec)
+        if "labels" in found_labels:
+            found_labels["labels"] = named(str(spec.event), found_labels["labels"])  # type: ignore[arg-type]
+    elif target != "masks" and spec.label is not None:
         found_labels = _labels(rows.cells[spec.label][rows.labelled], spec, target)
         if rows.labelled.sum() < floor:  # the number of a few patients
             found_labels.pop("one_number", None)
@@ -152,6 +161,14 @@ def _labels(cells: pd.Series[str], spec: DataSpec, target: Target) -> dict[str, 
     measured = isinstance(spec.positive, str) and comparison(spec.positive) is not None
     told = {} if 0 < positives < len(cells) or measured or len(counts) > MOST_CLASSES else {"labels": counts}
     return {"positives": positives, **told}
+
+
+def _events(cells: pd.Series[str], spec: DataSpec) -> dict[str, object]:
+    """The entries of `Census` that speak of the event; its values are told only where they can't be used."""
+    events, unknown = int(happened(cells, spec).sum()), unknown_codes(cells, spec)
+    counts = {str(text): int(count) for text, count in cells.value_counts(sort=False).items()}
+    told = len(counts) <= MOST_CLASSES and (unknown or not 0 < events < len(cells))
+    return {"positives": events, "unknown": unknown, **({"labels": counts} if told else {})}
 
 
 def _spellings(rows: Rows, column: str) -> dict[str, int]:

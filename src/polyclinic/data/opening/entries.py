@@ -10,6 +10,12 @@ from polyclinic.data.tables.features import check_categories
 from polyclinic.data.volumes.prepare import check_volumes
 from polyclinic.errors import StudyError
 
+#: What is to be predicted -> what that is called, and what a column has.
+_KINDS = {
+    "labels": ("Classification", "class"), "numbers": ("Regression", "number"),
+    "times": ("Survival", "the time of the event and whether it happened"),
+}  # fmt: skip
+
 
 def check_entries(spec: DataSpec, target: Target) -> None:
     """Stop where entries of the ``data:`` part contradict each other or what is to be predicted.
@@ -41,8 +47,11 @@ def check_entries(spec: DataSpec, target: Target) -> None:
     if target == "masks":
         need(spec.image and spec.mask, "Segmentation needs `image` and `mask`.", "Name the columns with their paths.")
     else:
-        kind, goal = ("Classification", "class") if target == "labels" else ("Regression", "number")
-        need(spec.label, f"{kind} needs a `label`.", f"Name the column with the {goal} to predict.")
+        kind, goal = _KINDS[target]
+        if target == "times":
+            need(spec.time and spec.event, f"{kind} needs `time` and `event`.", f"Name the columns with {goal}.")
+        else:
+            need(spec.label, f"{kind} needs a `label`.", f"Name the column with the {goal} to predict.")
         hint = 'Name the feature columns (features: "*" takes all that have no other part) or the image column.'
         need(spec.image or spec.features or spec.categorical, f"{kind} needs `features` or `image`.", hint)
         need(spec.mask_classes is None, "`mask_classes` is for segmentation.", "Take it out.", "P104")

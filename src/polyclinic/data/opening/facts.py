@@ -40,6 +40,8 @@ class SiteFacts(Body):
         shape: of one input, ``[F]``, ``[C, H, W]`` or ``[C, D, H, W]``; empty where no case is used.
         in_millimetres: whether voxel sizes are known.
         fingerprint: SHA-256 of all cases, hex.
+        longer: cases that were seen for longer than survival is asked for; None without times.
+        by_then: events until then.
         notes: what a person should know of the site's data.
         medians, deviations: usual value of each feature that is measured, and a robust deviation from it; None for
             groups and where a site has few values. They show other units, and are said where nobody holds the data of
@@ -61,6 +63,8 @@ class SiteFacts(Body):
     shape: list[Count] = []
     in_millimetres: bool = False
     fingerprint: Name = ""
+    longer: Count | None = None
+    by_then: Count = 0
     notes: list[Told] = []
     medians: list[Number | None] = []
     deviations: list[Number | None] = []
@@ -72,7 +76,8 @@ class SiteFacts(Body):
 
     @classmethod
     def of(
-        cls, data: SiteData, classes: int, *, subjects_named: bool, notes: Sequence[Note] | None = None
+        cls, data: SiteData, classes: int, *, subjects_named: bool, notes: Sequence[Note] | None = None,
+        until: float | None = None,
     ) -> SiteFacts:  # fmt: skip
         """Of a site's cases; without names of patients each case counts as one. With ``notes`` where nobody else can
         look at the site's data."""
@@ -87,6 +92,9 @@ class SiteFacts(Body):
             found["numbers"] = numbers.mean().item(), numbers.std(correction=0).item()
         else:
             found["classes"] = class_counts(labels, classes)
+            if until is not None and (times := known.times) is not None:
+                found["longer"] = int((times > until).sum())
+                found["by_then"] = int(((times <= until) & (labels == 1)).sum())
         if data.inputs.ndim == 2:
             if notes is not None:
                 for name, usual in zip(("medians", "deviations"), usual_values(data), strict=True):

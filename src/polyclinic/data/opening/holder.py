@@ -31,6 +31,7 @@ from polyclinic.data.quality.doubts import column_notes
 from polyclinic.data.quality.leaks import columns_of
 from polyclinic.data.quality.patients import check_site_names, patient_notes, torn_notes
 from polyclinic.data.quality.tables import image_notes, table_notes
+from polyclinic.data.quality.times import time_notes
 from polyclinic.data.quality.words import some
 from polyclinic.data.spec import DataSpec, Target
 from polyclinic.data.tables.features import Codes, encode_covariates, encode_features
@@ -43,6 +44,7 @@ from polyclinic.data.tables.rows import (
     reject_rows,
     reject_strangers,
 )
+from polyclinic.data.tables.times import encode_times
 from polyclinic.data.volumes.fingerprint import SiteFingerprint
 from polyclinic.data.volumes.prepare import fingerprint_volumes
 from polyclinic.data.volumes.store import Volumes
@@ -78,6 +80,7 @@ class Holder:
         progress: called with the number of images read and the number of all images, after each image.
         only: the one site whose rows are held; None takes those of all that the tables name.
         subgroups: by what patients are grouped.
+        until: up to when survival is asked for, so that it is counted who was seen longer, and who had the event.
 
     Attributes:
         sites: names of the sites, sorted (tables: study file order).
@@ -88,14 +91,14 @@ class Holder:
 
     def __init__(
         self, spec: DataSpec, folder: Path, target: Target, split: str | None = None, progress: Progress | None = None,
-        only: str | None = None, subgroups: Sequence[Subgroup] = (),
+        only: str | None = None, subgroups: Sequence[Subgroup] = (), until: float | None = None,
     ) -> None:  # fmt: skip
         if only is not None and spec.tables is not None:
             spec = spec.model_copy(
                 update={"tables": {site: file for site, file in spec.tables.items() if site == only}}
             )
         self.spec, self.folder, self.target, self.split, self.progress = spec, folder, target, split, progress
-        self._only, self.subgroups = only, subgroups
+        self._only, self.subgroups, self.until = only, subgroups, until
         self._rows = read_rows(spec, folder, split, [one.column for one in subgroups], may_be_none=only is not None)
         if only is not None:
             mine = (self._rows.origin["site"] == only).to_numpy()
@@ -172,6 +175,8 @@ class Holder:
         reject_strangers(rows, agreement.spellings)
         kept = placed & rows.usable
         labels = None if self.target == "masks" else self._labels(rows.where(kept), agreement)
+        if self.target == "times" and labels is not None:
+            labels = labels[:, 1].astype(np.int64)
         self._dealt = partition_rows(rows, kept, labels, spec.partition, subjects_named=spec.subject is not None)
 
     # Once it is agreed ------------------------------------------------------------------------------------------------
@@ -201,7 +206,7 @@ class Holder:
             return SiteFacts.nothing(self._counts[site])
         named = self.spec.subject is not None
         said = self.notes() if notes else None
-        return SiteFacts.of(data, len(self._agreement.classes), subjects_named=named, notes=said)
+        return SiteFacts.of(data, len(self._agreement.classes), subjects_named=named, notes=said, until=self.until)
 
     def counts(self, site: str) -> Counts:
         """What became of every case of a site that was opened."""
@@ -221,6 +226,8 @@ class Holder:
             named = spec.subject is not None
             notes += quality_notes(sites, self._features, classes, subjects_named=named, columns=columns)
             notes += volume_notes(sites)
+            if self.target == "times":
+                notes += time_notes(used.cells, used.origin, sites, self._features, spec)
             notes += image_notes(sites) if spec.image else table_notes(sites, self._features, used.chosen, spec)
         return notes
 
@@ -284,7 +291,9 @@ class Holder:
             raise DataError(error.code, text, error.hint) from None
 
     def _labels(self, rows: Rows, agreement: Agreement) -> Labels:
-        """Class or number of each row, of those without a label `NO_CLASS` or NaN; nothing for masks."""
+        """Class, number, or time and event of each row, `NO_CLASS` or NaN without a label; nothing for masks."""
+        if self.target == "times":
+            return encode_times(rows.cells, self.spec)
         if self.target == "masks" or self.spec.label is None:
             return np.empty(0, dtype=np.int64)
         cells = rows.cells[self.spec.label][rows.labelled].reset_index(drop=True)

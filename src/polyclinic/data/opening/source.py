@@ -30,7 +30,14 @@ class Source:
         self.folder, self.site, self.floor, self.progress = folder, site, floor, progress
         self._last: tuple[str, Holder] | None = None
 
-    def holder(self, spec: DataSpec, target: Target, split: str | None, subgroups: Sequence[Subgroup] = ()) -> Holder:
+    def holder(
+        self,
+        spec: DataSpec,
+        target: Target,
+        split: str | None,
+        subgroups: Sequence[Subgroup] = (),
+        until: float | None = None,
+    ) -> Holder:
         """Who holds the tables of a declaration; they are read once.
 
         Raises:
@@ -38,9 +45,9 @@ class Source:
         """
         if self.site is not None:
             self._check_inside(spec)
-        key = repr((spec.model_dump(mode="json"), target, split, subgroups))
+        key = repr((spec.model_dump(mode="json"), target, split, subgroups, until))
         if self._last is None or self._last[0] != key:
-            self._last = key, Holder(spec, self.folder, target, split, self.progress, self.site, subgroups)
+            self._last = key, Holder(spec, self.folder, target, split, self.progress, self.site, subgroups, until)
         return self._last[1]
 
     def _check_inside(self, spec: DataSpec) -> None:

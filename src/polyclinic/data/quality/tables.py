@@ -32,7 +32,7 @@ def table_notes(
     number = spec.label if first is not None and first.is_floating_point() else None
     return [
         *copied_rows(sites, columns),
-        *leak_notes(sites, columns, str(spec.label)),
+        *leak_notes(sites, columns, str(spec.label or spec.event)),
         *value_notes(sites, features, number),
     ]
 

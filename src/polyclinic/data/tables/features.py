@@ -42,6 +42,10 @@ def choose_features(
     wanted += spec.categorical
     excluded = set(_expand(spec.exclude, "exclude", available, set(), table))
     chosen = [name for name in dict.fromkeys(wanted) if name not in excluded]
+    for column in (spec.time, spec.event):
+        if column in chosen:
+            text = f"{column!r}, which is to be predicted, is also among the features."
+            raise StudyError("P104", text, "Take it out of `features`.")
     if spec.label in chosen:
         raise StudyError("P104", f"The label {spec.label!r} is also among the features.", "Take it out of `features`.")
     if not chosen and wanted:

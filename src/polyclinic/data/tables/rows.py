@@ -25,6 +25,7 @@ from polyclinic.data.tables.table import (
     require_column,
     to_numbers,
 )
+from polyclinic.data.tables.times import time_reasons
 from polyclinic.errors import DataError
 from polyclinic.notes import Note
 
@@ -203,7 +204,11 @@ def reject_rows(rows: Rows, spec: DataSpec, target: Target, split: str | None) -
     column = target_column(spec, target)
     if spec.unlabelled == "use":
         rows.labelled = cells[column].notna().to_numpy()
-    if target != "masks" and spec.label is not None:
+    if target == "times":
+        unusable = time_reasons(cells, spec)
+        for reason in dict.fromkeys(unusable[unusable != ""].tolist()):
+            rows.reject(unusable == reason, reason)
+    elif target != "masks" and spec.label is not None:
         reasons = (label_reasons if target == "labels" else number_reasons)(cells[spec.label], spec)
         reasons[~rows.labelled] = ""
         for reason in dict.fromkeys(reasons[reasons != ""]):
@@ -262,7 +267,7 @@ def missing_target(spec: DataSpec, target: Target) -> str:
 
 def target_column(spec: DataSpec, target: Target) -> str:
     """The column with the label, or with the path of the mask."""
-    return str(spec.mask_column if target == "masks" else spec.label)
+    return str({"masks": spec.mask_column, "times": spec.time}.get(target, spec.label))
 
 
 def _subjects(cells: pd.Series[str], pattern: str | None) -> tuple[pd.Series[str], int]:
@@ -282,6 +287,8 @@ def _needed_columns(spec: DataSpec, split: str | None, subgroups: Sequence[str] 
         "site": spec.site,
         "subject": spec.subject,
         "label": spec.label,
+        "time": spec.time,
+        "event": spec.event,
         "divide_by": spec.divide_by,
         "mask": spec.mask_column,
         "split": split,

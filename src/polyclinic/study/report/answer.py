@@ -233,12 +233,14 @@ def _guessing(folder: Folder, best: Best) -> Iterator[Markup]:
             "The interval of {} includes 0, which giving every case the same number would reach: "
             "<strong>this study does not show that the model predicts anything</strong>."
         ).format(best.method)
-    guess = {"auc": 0.5, "bac": 1 / max(len(folder.classes), 2)}.get(folder.primary.name)
+    halves = dict.fromkeys(("auc", "concordance", "uno"), 0.5)
+    guess = (halves | {"bac": 1 / max(len(folder.classes), 2)}).get(folder.primary.name)
     if guess is not None and best.row["low"] <= guess:
+        apart = "tells who has the event earlier" if folder.target == "times" else "tells the classes apart"
         yield Markup(
             "The interval of {} includes {:.2f}, the value of guessing: "
-            "<strong>this study does not show that the model tells the classes apart</strong>."
-        ).format(best.method, guess)
+            "<strong>this study does not show that the model {}</strong>."
+        ).format(best.method, guess, apart)
 
 
 def _range(folder: Folder, best: Best) -> Iterator[Markup]:

@@ -30,9 +30,11 @@ from polyclinic.study.columns import (
     DESCRIBED,
     EXCHANGED,
     FLOW,
+    LOG_RANK,
     PAYLOAD_COLUMNS,
     SCORE_COUNTS,
     SUBGROUPS,
+    SURVIVAL,
     UNSEEN_COLUMNS,
 )
 from polyclinic.study.kinds import ATTACKED, PLAIN, RUN, UNSEEN, Entry, check_runs, titled
@@ -68,6 +70,8 @@ COLUMNS = {
     "exchanged.csv": EXCHANGED,
     "calibration.csv": CALIBRATION,
     "decisions.csv": DECISIONS,
+    "survival.csv": SURVIVAL,
+    "log_rank.csv": LOG_RANK,
     "harmonisation.csv": DESCRIBED,
     "backdoor.csv": ["method", RUN, "seed", "fold", "trained_on", "tested_on", "cases", "opened"],
     "search.csv": [*BEFORE, *AFTER],
@@ -176,6 +180,7 @@ class Folder:
         self.costs_of_unseen = self._table("unseen.csv")
         self.comparisons, self.site_comparisons = self._table("comparisons.csv"), self._table("site_comparisons.csv")
         self.calibration, self.decisions = self._table("calibration.csv"), self._table("decisions.csv")
+        self.survival, self.log_rank = (_parted(self._table(name))[0] for name in ("survival.csv", "log_rank.csv"))
         rows = self._table("exchanged.csv").to_dict("records")
         self.reveals = {(str(row["method"]), str(row["payload"])): str(row["reveals"]) for row in rows}
         self.results, results = _parted(self.results)
@@ -296,8 +301,13 @@ class Folder:
         return list(dict.fromkeys(filter(None, (split_metric(name)[1] for name in self.results["metric"].unique()))))
 
     @property
+    def time_unit(self) -> str:
+        """Unit of times; empty where there are none."""
+        return str(_mapping(self.study.get("data")).get("time_unit") or "") if self.target == "times" else ""
+
+    @property
     def target(self) -> str:
-        """What the study predicts: labels, numbers or masks."""
+        """What the study predicts: labels, numbers, masks or times."""
         told = self.provenance.get("target")  # results of earlier versions do not say
         return str(told or ("numbers" if self.primary.name in REGRESSION else "labels"))
 

@@ -33,8 +33,10 @@ from polyclinic.study.report.harmonisation import harmonised
 from polyclinic.study.report.methods import SHOWN, featured, is_reference, method_lines
 from polyclinic.study.report.search import searched, searched_values
 from polyclinic.study.report.subgroups import subgroup_section
+from polyclinic.study.report.survival import survived
 from polyclinic.study.report.trust import trusted
 from polyclinic.study.report.within import within
+from polyclinic.tasks.survival_metrics import time_text
 
 TEMPLATES = Path(__file__).parent / "templates"
 #: What the baselines are, where the name does not say it.
@@ -53,6 +55,7 @@ SECTIONS = {
     "subgroups": "Groups of patients",
     "cross": "Each site's model at the other sites",
     "curves": "ROC and calibration",
+    "survival": "Survival",
     "scatter": "Predicted against true",
     "confusion": "Which classes are mixed up",
     "overlays": "Segmentations",
@@ -96,7 +99,8 @@ def render(folder: Folder) -> str:
         lstrip_blocks=True,
     )
     content = {name: make(folder) for name, make in CONTENT.items()}
-    sections = {name: title for name, title in SECTIONS.items() if content[name]}
+    titles = SECTIONS | ({"structures": "Time by time"} if folder.time_unit else {})
+    sections = {name: title for name, title in titles.items() if content[name]}
     return environment.get_template("report.html.j2").render(
         folder=folder,
         metric=folder.primary,
@@ -166,7 +170,8 @@ def _question(folder: Folder) -> list[tuple[str, str]]:
         "Training": study.get("training"),
         "Hyper-parameters": searched_values(folder),
         "Test": _split(folder) if evaluation else None,
-        "Decision threshold": _threshold(evaluation) if len(folder.classes) == 2 else None,
+        "Decision threshold": _threshold(evaluation) if len(folder.classes) == 2 and not folder.time_unit else None,
+        "Event": _event(folder),
         "Seeds": seeds,
         "Predictions": KEPT.get(folder.target, _KEPT) if folder.kept_at_sites else None,
         "Corrupt sites": study.get("attack"),
@@ -203,6 +208,17 @@ def _kept_round(folder: Folder) -> str:
         return "the model of the last round is tested"
     measure = "loss" if by == "loss" else "score"
     return f"the round whose model is tested is chosen by the {measure} on validation patients"
+
+
+def _event(folder: Folder) -> str | None:
+    """What event of which columns is predicted."""
+    data = folder.study.get("data") or {}
+    if not folder.time_unit:
+        return None
+    happened = f" {tables.plain(data['positive'])}" if data.get("positive") is not None else ""
+    times = (folder.study.get("evaluation") or {}).get("times")
+    at = f"; survival at {', '.join(map(time_text, times))}" if times else ""
+    return f"{data.get('event')}{happened}, by {data.get('time')} in {folder.time_unit}{at}"
 
 
 def _threshold(evaluation: dict[str, Any]) -> object:
@@ -471,6 +487,7 @@ CONTENT: dict[str, Callable[[Folder], Any]] = {
     "subgroups": subgroup_section,
     "cross": tables.cross_matrix,
     "curves": _curves,
+    "survival": survived,
     "scatter": _scatter,
     "confusion": _confusion,
     "overlays": _overlays,

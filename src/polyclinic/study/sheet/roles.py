@@ -72,6 +72,12 @@ def _targets(study: CheckedStudy, opened: Opened, sources: Sources) -> Iterator[
         words = "what is not background is foreground" if named is None else _structures(named)
         yield Role("Mask", [column], "; ".join(filter(None, (words, plain(said)))))
         return
+    if target == "times":
+        yield Role("Time", [str(spec.time)], f"of the event, or until when it was not seen, in {spec.time_unit}")
+        means = "1 where it happened" if spec.positive is None else f"it happened: {plain(spec.positive)}"
+        texts = Counter(str(cell) for cell in sources.cells[str(spec.event)].dropna())
+        yield Role("Event", [str(spec.event)], f"{means}. In the table: {frequent(texts, 8)}")
+        return
     label = [spec.label] if spec.label else []
     if target == "numbers":
         yield Role("Number to predict", label, "in the unit of its column")
