@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 
 from elsewhere import Elsewhere, split_table
-from helpers import write_image_study, write_number_study, write_table_study
+from helpers import write_image_study, write_number_study, write_survival_study, write_table_study
 from polyclinic.engine import LocalEngine
 from polyclinic.errors import DataError, StudyError
 from polyclinic.study.opening import ask_agree, ask_open, local_engine
@@ -39,7 +39,10 @@ def write_coded_study(folder):
     return entries
 
 
-WRITERS = {"table": write_table_study, "numbers": write_number_study, "images": write_image_study}
+WRITERS = {
+    "table": write_table_study, "numbers": write_number_study, "images": write_image_study,
+    "times": write_survival_study,
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("kind", [*WRITERS, "codes"])
@@ -58,9 +61,10 @@ def test_sites_elsewhere_give_the_same_numbers(tmp_path, kind):
     run_study(study, tmp_path / "out", engine=Elsewhere(folders, tmp_path / "sites"))
     for name in TABLES:
         assert (tmp_path / "here" / name).read_bytes() == (tmp_path / "out" / name).read_bytes(), name
-    for name in ("subgroups.csv", "characteristics.csv"):
-        assert (tmp_path / "here" / name).is_file() == (kind == "codes")
-        if kind == "codes":
+    tables = {"codes": ("subgroups.csv", "characteristics.csv"), "times": ("survival.csv", "log_rank.csv")}
+    for name, its in ((name, its) for its, names in tables.items() for name in names):
+        assert (tmp_path / "here" / name).is_file() == (kind == its)
+        if kind == its:
             assert (tmp_path / "here" / name).read_bytes() == (tmp_path / "out" / name).read_bytes(), name
     assert "N108" in (tmp_path / "out" / "notes.json").read_text()
     assert (tmp_path / "sites" / "Bonn" / "subjects.csv").is_file()

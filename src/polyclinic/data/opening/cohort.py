@@ -15,6 +15,7 @@ from polyclinic.data.opening.agreement import Agreement
 from polyclinic.data.opening.census import Census
 from polyclinic.data.opening.facts import SiteFacts, add_texts
 from polyclinic.data.quality.classes import counted_label_notes
+from polyclinic.data.quality.times import time_unit_notes
 from polyclinic.data.quality.values import unit_notes
 from polyclinic.data.spec import DataSpec, Target
 from polyclinic.data.tables.rows import missing_target
@@ -73,6 +74,8 @@ class Cohort:
         _check_reference(spec, list(there))
         if notes is None:
             own += [*_labels(there, agreement, censuses or {}, spec, target), *_units(there, features)]
+            times = {site: one.usual_time for site, one in there.items() if one.usual_time is not None}
+            own += time_unit_notes(times, spec)
         together = [*(own if notes is None else notes), *said, *_unlabelled(there, target)]
         return cls(
             there, {site: one for site, one in facts.items() if not one.used}, features, agreement.classes, covariates,

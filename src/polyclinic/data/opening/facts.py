@@ -13,6 +13,7 @@ from torch import Tensor
 
 from polyclinic.data.cases import Counts, SiteData, reasons_text
 from polyclinic.data.check import class_counts, copies, foreground_shares
+from polyclinic.data.quality.times import usual_time
 from polyclinic.data.quality.values import usual_values
 from polyclinic.data.readers.describe import VolumeFacts, facts_row
 from polyclinic.data.volumes.store import Volumes
@@ -42,6 +43,7 @@ class SiteFacts(Body):
         fingerprint: SHA-256 of all cases, hex.
         longer: cases that were seen for longer than survival is asked for; None without times.
         by_then: events until then.
+        usual_time: median time, with ``notes``; None of few cases.
         notes: what a person should know of the site's data.
         medians, deviations: usual value of each feature that is measured, and a robust deviation from it; None for
             groups and where a site has few values. They show other units, and are said where nobody holds the data of
@@ -65,6 +67,7 @@ class SiteFacts(Body):
     fingerprint: Name = ""
     longer: Count | None = None
     by_then: Count = 0
+    usual_time: Number | None = None
     notes: list[Told] = []
     medians: list[Number | None] = []
     deviations: list[Number | None] = []
@@ -95,6 +98,8 @@ class SiteFacts(Body):
             if until is not None and (times := known.times) is not None:
                 found["longer"] = int((times > until).sum())
                 found["by_then"] = int(((times <= until) & (labels == 1)).sum())
+        if notes is not None:
+            found["usual_time"] = usual_time(known)
         if data.inputs.ndim == 2:
             if notes is not None:
                 for name, usual in zip(("medians", "deviations"), usual_values(data), strict=True):

@@ -19,6 +19,8 @@ from polyclinic.notes import Note
 _ANOTHER_UNIT = 6.0
 #: Fewest cases, or events, of which a median or an order says something.
 _LEAST = 10
+#: A value of fewer cases is not named.
+_NAMED = 5
 #: A rank correlation with the time of the event beyond this is hardly found by chance, or by biology.
 _FOLLOWS = 0.98
 
@@ -40,7 +42,8 @@ def time_notes(
     notes = [*_one_sided(sites), *_other_events(cells, spec)]
     if spec.subject is not None:
         notes += _several_times(cells, origin, spec)
-    return [*notes, *_units(sites, spec), *_rounded(cells, spec), *_followers(sites, features)]
+    medians = {site: usual for site, data in sites.items() if (usual := usual_time(data)) is not None}
+    return [*notes, *time_unit_notes(medians, spec), *_rounded(cells, spec), *_followers(sites, features)]
 
 
 def _one_sided(sites: Mapping[str, SiteData]) -> list[Note]:
@@ -83,11 +86,14 @@ def _other_events(cells: pd.DataFrame, spec: DataSpec) -> list[Note]:
     others = [text for text in levels(texts) if text not in meant]
     if len(others) < 2:
         return []
-    counts = ", ".join(f"{text} ({int((texts == text).sum())})" for text in others[:5])
+    sizes = {text: int((texts == text).sum()) for text in others}
+    named = [text for text in others if sizes[text] >= _NAMED]
+    rest = sum(sizes.values()) - sum(sizes[text] for text in named)
+    counts = ", ".join([f"{text} ({sizes[text]})" for text in named[:5]] + [f"rare ones ({rest})"] * (rest > 0))
     return [
         Note(
             "N251", f"Column {spec.event!r}: {len(others)} values besides `positive` count as the end of observation: "
-            f"{counts}{', ...' if len(others) > 5 else ''}. If one of them is an event that keeps the other from "
+            f"{counts}{', ...' if len(named) > 5 else ''}. If one of them is an event that keeps the other from "
             "happening (a competing risk), predicted probabilities of survival are those of a world without it.",
         )
     ]  # fmt: skip
@@ -108,8 +114,18 @@ def _several_times(cells: pd.DataFrame, origin: pd.DataFrame, spec: DataSpec) ->
     ]  # fmt: skip
 
 
-def _units(sites: Mapping[str, SiteData], spec: DataSpec) -> list[Note]:
-    medians = {site: float(np.median(_times(data))) for site, data in sites.items() if len(data) >= _LEAST}
+def usual_time(data: SiteData) -> float | None:
+    """Median of a site's times; None of few cases, or without times."""
+    return float(np.median(_times(data))) if data.times is not None and len(data) >= _LEAST else None
+
+
+def time_unit_notes(medians: Mapping[str, float], spec: DataSpec) -> list[Note]:
+    """A note on sites that seem to count time in another unit.
+
+    Args:
+        medians: site -> its median time.
+        spec: the ``data:`` part of the study file.
+    """
     if len(medians) < 3:  # of two nobody could say which is the odd one
         return []
     notes, usual = [], float(np.exp(np.median(np.log(list(medians.values())))))
