@@ -705,7 +705,7 @@ def test_the_sites_list_says_who_is_who(finished):
 def test_no_patient_leaves_where_a_site_fails_while_running(tmp_path, monkeypatch):
     entries = small_study(tmp_path)
 
-    def fail(run, vectors, index, threshold):
+    def fail(run, vectors, index, threshold, completion):
         raise ValueError(f"patient MRN-A0003-secret in {tmp_path}")
 
     monkeypatch.setattr("polyclinic.site.evaluation.predict", fail)

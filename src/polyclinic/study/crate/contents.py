@@ -28,6 +28,8 @@ FILES = {
     "confusion.csv": "Counts of true and called classes, where sites keep their predictions.",
     "unseen.csv": "What each method loses at sites left out of training.",
     "subgroups.csv": "Results by groups of patients.",
+    "survival.csv": "Curves of survival at each site and of risk groups, in steps of five cases or more.",
+    "log_rank.csv": "Log-rank tests of higher against lower predicted risk, stratified by site.",
     "rounds.csv": "What happened in each round at each site.",
     "payloads.csv": "What was sent besides the model in a round: names, shapes, times and bytes.",
     "exchanged.csv": "What could be revealed by what was sent besides the model.",
