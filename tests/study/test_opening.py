@@ -290,3 +290,62 @@ def test_the_number_of_a_few_patients_is_not_said(tmp_path, floor, said):
     answered = ask_open(Study.of(entries, tmp_path), Elsewhere(split_table(tmp_path), floor=floor))
     assert answered.censuses["Bonn"].one_number == said
     assert answered.censuses["Aachen"].one_number is None
+
+
+def test_a_group_of_few_patients_is_not_named_outside_its_site(tmp_path):
+    entries = write_table_study(tmp_path, SIZES) | {"methods": ["fedavg"]}
+    entries["evaluation"] |= {"subgroups": ["ward"]}
+    change(tmp_path, ward=lambda row: "hospice" if row in (3, 30) else "1" if row % 2 else "1.0" if row < 24 else "2")
+    study, engine = Study.of(entries, tmp_path), Elsewhere(split_table(tmp_path), floor=5)
+    answered = ask_open(study, engine)
+    assert answered.agreement.subgroups == {"ward": {"1": "1", "1.0": "1", "2": "2"}}
+    cohort = ask_agree(answered, engine)
+    told = [str(note) for note in cohort.notes if note.number == "N240"]
+    assert [text.split(":")[0] for text in told] == ["Site Aachen", "Site Bonn"]
+    assert "1 of 24 cases have values that too few cases have" in told[0]
+    assert "hospice" not in " ".join(map(str, cohort.notes))
+
+
+def test_a_subgroup_that_names_patients_is_refused_from_counts(tmp_path):
+    entries = write_table_study(tmp_path, SIZES) | {"methods": ["fedavg"]}
+    entries["evaluation"] |= {"subgroups": ["patient_name"]}
+    change(tmp_path, patient_name=lambda row: f"Doe {row}")
+    with pytest.raises(DataError, match="'patient_name' has 57 values among 57 patients") as error:
+        opened_elsewhere(tmp_path, entries)
+    assert "Doe" not in error.value.message
+
+
+def test_codes_of_events_are_agreed_on(tmp_path):
+    entries = write_survival_study(tmp_path, SIZES) | {"methods": ["fedavg"]}
+    del entries["data"]["positive"]
+    change(tmp_path, status=lambda row: ("1" if row % 3 else "0") if row < 39 else "2" if row % 3 else "1")
+    with pytest.raises(DataError, match=r"'status' \(`event`\) has 1 and 2 at Celle; expected 1 where the event"):
+        opened_elsewhere(tmp_path, entries)
+    for site in SIZES:
+        shutil.rmtree(tmp_path / f"at {site}")
+    # At Bonn all had the event, so that the site alone could not tell what its codes mean.
+    change(tmp_path, status=lambda row: "1.0" if 24 <= row < 39 else "TRUE" if row % 3 else "false")
+    cohort, _ = opened_elsewhere(tmp_path, entries)
+    assert [facts.classes for facts in cohort.facts.values()] == [[8, 16], [0, 15], [6, 12]]
+    assert "N250" in {note.number for note in cohort.notes}
+    opened = Study.of(entries, tmp_path).open()
+    assert [facts.classes for facts in opened.cohort.facts.values()] == [[8, 16], [0, 15], [6, 12]]
+
+
+def test_another_unit_of_time_at_a_site(tmp_path):
+    entries = write_survival_study(tmp_path, SIZES) | {"methods": ["fedavg"]}
+    table = pd.read_csv(tmp_path / "cases.csv")
+    table.loc[table["site"] == "Bonn", "days"] /= 30.0
+    table.to_csv(tmp_path / "cases.csv", index=False)
+    cohort, _ = opened_elsewhere(tmp_path, entries)
+    units = [str(note) for note in cohort.notes if note.number == "N253"]
+    assert [text.split(":")[0] for text in units] == ["Site Bonn"]
+    assert units == [str(note) for note in Study.of(entries, tmp_path).open().notes if note.number == "N253"]
+
+
+def test_times_that_nobody_was_seen_for_are_refused_from_counts(tmp_path):
+    entries = write_survival_study(tmp_path, SIZES) | {"methods": ["fedavg"]}
+    entries["evaluation"] |= {"times": [100, 5000]}
+    engine = Elsewhere(split_table(tmp_path))
+    with pytest.raises(StudyError, match=r"P104 .*asked for at 5000 days, and no case was seen for longer"):
+        run_study(Study.of(entries, tmp_path), tmp_path / "out", engine=engine)
