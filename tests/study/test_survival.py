@@ -307,3 +307,19 @@ def test_what_does_not_fit_is_said(changes: dict[str, Any], code: str, message: 
         Study.of(declared, tmp_path).run(tmp_path / "results")
     assert error.value.code == code
     assert message in str(error.value)
+
+
+def test_the_unit_of_time_changes_nothing(tmp_path):
+    """Times of death lie at the study's times and at the ends of intervals: days / 30.4375 have no last digit."""
+    found = []
+    for unit, days in (("days", 1.0), ("months", 30.4375)):
+        folder = tmp_path / unit
+        folder.mkdir()
+        entries = write_survival_study(folder, {"Aachen": 40, "Bonn": 33}) | {"methods": ["fedavg"]}
+        table = pd.read_csv(folder / "cases.csv")
+        table["days"] = (table["days"] / 20).round().clip(lower=1) * 20 / days
+        table.to_csv(folder / "cases.csv", index=False)
+        entries["data"]["time_unit"] = unit
+        entries["evaluation"]["times"] = [time / days for time in (100, 200, 400)]
+        found.append(Study.of(entries, folder).run(folder / "out").results["value"].to_numpy())
+    np.testing.assert_allclose(found[0], found[1], atol=1e-6)

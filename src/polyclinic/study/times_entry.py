@@ -10,7 +10,7 @@ from polyclinic.data.spec import DataSpec
 from polyclinic.options import EntryError, Place
 from polyclinic.study.entries import Evaluation
 from polyclinic.tasks import TASKS
-from polyclinic.tasks.base import TimeGrid
+from polyclinic.tasks.base import TimeGrid, kept_digits
 from polyclinic.tasks.survival import DISCRETE
 
 #: Intervals of time where the study does not say how many.
@@ -18,12 +18,16 @@ INTERVALS = 20
 
 
 def time_grid(data: DataSpec, evaluation: Evaluation) -> TimeGrid:
-    """The times that all sites agree on, from the study file alone."""
-    times, given = tuple(map(float, evaluation.times)), data.intervals
+    """The times that all sites agree on, from the study file alone.
+
+    They have as many digits as the times of cases, so that a case at one of them is at it in any unit.
+    """
+    times, given = tuple(map(kept_digits, evaluation.times)), data.intervals
     if isinstance(given, list):
-        return TimeGrid(times, tuple(map(float, given)))
+        return TimeGrid(times, tuple(map(kept_digits, given)))
     count = INTERVALS if given is None else given
-    return TimeGrid(times, tuple(times[-1] * (part + 1) / count for part in range(count)) if times else ())
+    edges = [evaluation.times[-1] * (part + 1) / count for part in range(count)] if times else []
+    return TimeGrid(times, tuple(map(kept_digits, edges)))
 
 
 def check_times(data: DataSpec, evaluation: Evaluation, task: str, losses: Sequence[str]) -> None:

@@ -40,6 +40,11 @@ class TimeGrid(NamedTuple):
     edges: tuple[float, ...] = ()
 
 
+def kept_digits(time: float) -> float:
+    """A time as it is kept: with the seven digits that float32 has."""
+    return float(f"{time:.7g}")
+
+
 #: Of tasks that are not about time.
 NO_TIMES = TimeGrid()
 

@@ -13,7 +13,20 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 from polyclinic.shapes import Shaped
-from polyclinic.tasks.base import Asked, Batch, Floats, Measure, Score, Sent, Task, TimeGrid, joined, register, stacked
+from polyclinic.tasks.base import (
+    Asked,
+    Batch,
+    Floats,
+    Measure,
+    Score,
+    Sent,
+    Task,
+    TimeGrid,
+    joined,
+    kept_digits,
+    register,
+    stacked,
+)
 from polyclinic.tasks.metrics import SURVIVAL, class_metric
 from polyclinic.tasks.survival_losses import Ties, cox_losses, hazard_losses
 from polyclinic.tasks.survival_metrics import Predicted, survival_metrics, time_text, weighted_survival_metrics
@@ -235,7 +248,7 @@ def _times(cases: pd.DataFrame) -> dict[float, str]:
 
 def _seen(targets: Tensor) -> tuple[Floats, Floats]:
     """Times and events ``[B]``. Times are those of the table again: 365.1, and not 365.100006 as float32 has it."""
-    times = np.array([float(f"{time:.7g}") for time in targets[:, 0].tolist()], dtype=np.float64)
+    times = np.array([kept_digits(time) for time in targets[:, 0].tolist()], dtype=np.float64)
     return times, targets[:, 1].double().numpy()
 
 
