@@ -52,7 +52,7 @@ TITLES: dict[str, str] = {
     "N237": "Rows of a table are the same at several sites",
     "N238": "A column may name patients, and no subject is given",
     "N239": "Values that the study names stand in no row, or in other writing",
-    "N240": "Values are in none of a subgroup's intervals",
+    "N240": "Values belong to no group of a subgroup",
     "N250": "The event happens at a site always, or never",
     "N251": "Other events count as the end of observation",
     "N252": "A patient has several times",
