@@ -9,6 +9,7 @@ import shlex
 import sys
 import tomllib
 from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -244,11 +245,16 @@ def test_every_message_stands_in_the_architecture_with_its_tensors(
         content["data"]["harmonisation"] = "none" if "image" in content["data"] else "combat"
         content["training"]["rounds"] = 1
         Study.of(content, folder).run(folder / "results")
-    for classes in (2, 3):
-        folders += (tmp_path / f"at sites {classes}",)
+    for write in (write_table_study, partial(write_table_study, classes=3), write_survival_study):
+        folders += (tmp_path / f"at sites {len(folders)}",)
         folders[-1].mkdir()
-        content = write_table_study(folders[-1], {"Aachen": 12, "Bonn": 12}, classes=classes)
-        content["evaluation"]["predictions"] = "sites"
+        content = write(folders[-1], {"Aachen": 12, "Bonn": 12})
+        content["evaluation"] |= {
+            "predictions": "sites",
+            "subgroups": [{"x0": [-9, 0, 9]}],
+            "disclosure_floor": 1,
+            "bootstrap": 0,
+        }
         Study.of(content | {"methods": ["fedavg"]}, folders[-1]).run(folders[-1] / "results")
     table = rows(sections(text_of("architecture.md"))["Messages between coordinator and site"])
     told = {cells[0].strip("`"): (set(names(cells[1])), set(names(cells[2]))) for cells in table}

@@ -127,7 +127,7 @@ TITLES: dict[str, str] = {
     "N805": "Metrics over all sites follow from counts",
     "N806": "A site has too few patients to say more",
     "N807": "Some sites did not answer when methods were compared",
-    "N808": "What rows of cases are needed for is left out",
+    "N808": "A site says nothing of small groups of patients",
     "N809": "Batches have few events",
 }
 

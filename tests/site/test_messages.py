@@ -3,6 +3,7 @@
 import copy
 import re
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from polyclinic.data.preparation import build_steps
 from polyclinic.data.spec import DataSpec
 from polyclinic.errors import PolyclinicError, SiteError
 from polyclinic.shapes import Misfit, NotFinite, Shaped
-from polyclinic.site.messages import Agree, Body, Compare, KeptTrial, Open, Spread
+from polyclinic.site.messages import Agree, AskGroups, Body, Compare, KeptTrial, Open, Spread
 from polyclinic.site.messages import Test as Asked
 from polyclinic.site.schema import FUNCTIONS, Known
 from polyclinic.tasks import TASKS, build_task
@@ -41,8 +42,12 @@ SAID_IN_WORDS = {
 
 def said() -> tuple[Federation, list[tuple[str, str, Message, Any]]]:
     """A whole training with harmonised scaling and its tests, and every message in it."""
+    sites = {
+        name: replace(data, groups={"sex": ["F", "M"] * (len(data) // 2) + ["F"] * (len(data) % 2)})
+        for name, data in table_sites(SITES, part=None).items()
+    }  # fmt: skip
     federation = Federation(
-        table_sites(SITES, part=None), ["scaffold"], evaluation={"folds": 2, "validation": 0.3, "best_round": "loss"},
+        sites, ["scaffold"], evaluation={"folds": 2, "validation": 0.3, "best_round": "loss"},
         preparation={"steps": [["common_scaling", {}]]},
     )  # fmt: skip
     with recorded(federation.engine) as found:
@@ -61,6 +66,8 @@ def said() -> tuple[Federation, list[tuple[str, str, Message, Any]]]:
             "totals0": torch.cat([one.double().flatten() for one in totals]),
         }  # fmt: skip
         federation.engine.ask("spread", dict.fromkeys(SITES, Message(Spread(**about).fields(), tensors)))
+        asked = Message(AskGroups(**about, bootstrap=100).fields())
+        federation.engine.ask("groups", dict.fromkeys(SITES, asked))
         for function in ("model", "sums", "overlays", "keep", "save", "restore"):
             fields = {"overlays": {"threshold": 0.5}, "save": {"round": 1}, "restore": {"round": 1}}.get(function, {})
             asked = Message(fields, state if function in ("model", "sums", "overlays") else {})
@@ -98,7 +105,7 @@ def ready() -> Any:
 
 
 def test_every_function_is_in_the_schema_and_answers() -> None:
-    assert set(VALID) == set(FUNCTIONS) - {"describe"}
+    assert set(VALID) == set(FUNCTIONS) - {"describe", "survival"}
     assert set(FUNCTIONS) == set(ready()._functions)
     for _, _, _, reply in SAID:
         assert isinstance(reply, Message)
@@ -141,7 +148,9 @@ def places(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
 @settings(max_examples=250, deadline=None, suppress_health_check=list(HealthCheck))
 @given(data=st.data())
 def test_changed_messages_are_refused_or_harmless(data: st.DataObject) -> None:
-    function = data.draw(st.sampled_from([*sorted(VALID), "describe", "nothing", "control_variates/x", "/", "../x"]))
+    function = data.draw(
+        st.sampled_from([*sorted(VALID), "describe", "survival", "nothing", "control_variates/x", "/", "../x"])
+    )
     request = VALID.get(function, Message())
     fields, tensors = copy.deepcopy(request.fields), dict(request.tensors)
     for _ in range(data.draw(st.integers(0, 2))):

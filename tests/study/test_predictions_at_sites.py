@@ -14,17 +14,25 @@ from polyclinic.study.study import Study
 from refusing import Refusing, RowFound
 
 SIZES = {"Aachen": 47, "Bonn": 61, "Celle": 53}
-WITHIN = ("comparisons.csv", "site_comparisons.csv", "calibration.csv", "decisions.csv", "backdoor.csv")
+WITHIN = (
+    "comparisons.csv", "site_comparisons.csv", "calibration.csv", "decisions.csv", "backdoor.csv", "subgroups.csv",
+    "log_rank.csv", "characteristics.csv",
+)  # fmt: skip
 KEYS = ["method", "run", "seed", "fold", "trained_on", "tested_on", "metric"]
 METHODS = ["single", "cross", "mix", "fedavg"]
 #: Kind of study -> changes of its entries.
 KINDS = {
-    "two classes": {"evaluation": {"metrics": ["auc", "acc", "ap", "brier", "ece", "sen"], "unseen_sites": ["fedavg"]}},
+    "two classes": {
+        "evaluation": {
+            "metrics": ["auc", "acc", "ap", "brier", "ece", "sen"], "unseen_sites": ["fedavg"],
+            "subgroups": ["sex", {"weight": [40, 70, 100]}],
+        }
+    },
     "three classes": {"evaluation": {"metrics": ["auc", "acc", "spe", "f1"]}, "methods": ["single", "fedavg"]},
-    "numbers": {"methods": ["single", "fedavg"]},
-    "masks": {"methods": ["single", "fedavg"]},
-    "times": {"methods": ["single", "fedavg"]},
-}
+    "numbers": {"methods": ["single", "fedavg"], "evaluation": {"subgroups": ["sex"]}},
+    "masks": {"methods": ["single", "fedavg"], "evaluation": {"subgroups": ["sex"]}},
+    "times": {"methods": ["single", "cross", "fedavg"], "evaluation": {"subgroups": ["sex"]}},
+}  # fmt: skip
 
 
 def entries(folder, kind, **changes):
@@ -34,6 +42,10 @@ def entries(folder, kind, **changes):
     )
     sizes = dict.fromkeys(("Aachen", "Bonn"), 13) if kind == "masks" else SIZES
     found = write(folder, sizes, **({"classes": 3} if kind == "three classes" else {}))
+    table = pd.read_csv(folder / "cases.csv", dtype=str)
+    rng = np.random.default_rng(1)
+    table["sex"], table["weight"] = rng.choice(["1", "2"], len(table)), rng.integers(40, 100, len(table))
+    table.to_csv(folder / "cases.csv", index=False)
     found |= {"methods": METHODS, "seeds": [0, 1] if kind == "two classes" else [0]}
     if kind not in ("masks", "times"):
         found["model"] = {"two classes": "logistic", "numbers": {"mlp": {"hidden": [2]}}}.get(kind, "logistic")
@@ -89,8 +101,7 @@ def test_over_all_sites_values_are_the_same_but_for_what_comes_from_the_grid(bot
     if kind == "times":  # pairs and weights of patients do not follow from sums
         assert len(one)
         assert not len(other)
-        assert {note.number for note in there.notes} >= {"N805", "N808"}
-        assert not (there.folder / "survival.csv").exists()
+        assert "N805" in {note.number for note in there.notes}
         return
     assert one[KEYS].equals(other[KEYS])
     nearly = one["metric"].isin(["auc", "ap"])
@@ -143,6 +154,31 @@ def test_predictions_stay_in_the_folders_of_the_sites(both):
         assert not re.search(rb"P0000[1-9]|MRN-|secret", path.read_bytes()), path
 
 
+def test_curves_of_risk_groups_are_those_of_each_site(both):
+    kind, here, there = both
+    assert (there.folder / "survival.csv").is_file() == (kind == "times")
+    if kind != "times":
+        return
+    one, other = (pd.read_csv(of.folder / "survival.csv", keep_default_na=False) for of in (here, there))
+    sites = [table[table["method"] == ""].reset_index(drop=True) for table in (one, other)]
+    pd.testing.assert_frame_equal(*sites, check_exact=True)
+    assert set(sites[0]["site"]) == set(SIZES)
+    groups = other[other["method"] != ""]
+    assert set(one["site"][one["method"] != ""]) == {"all"}
+    assert set(groups["site"]) == set(SIZES)
+    assert set(groups["method"]) == {"single", "fedavg"}
+    for (_, site), of_site in groups.groupby(["method", "site"]):
+        higher, lower = (of_site[of_site["group"] == name] for name in ("higher", "lower"))
+        assert higher["time"].tolist() == lower["time"].tolist()
+        whole = sites[0][sites[0]["site"] == site]
+        assert set(higher["time"]) <= set(whole["time"])  # else steps of few cases would follow from differences
+        at = whole.set_index("time").loc[higher["time"], "at_risk"].tolist()
+        assert (higher["at_risk"].to_numpy() + lower["at_risk"].to_numpy()).tolist() == at
+        assert (higher[["events", "censored"]].sum(axis=1).iloc[1:] >= 5).all()
+    page = write_report(there.folder).read_text(encoding="utf-8")
+    assert "Do patients with a higher predicted risk" in page
+
+
 def test_the_report_says_that_predictions_stayed(both):
     kind, here, there = both
     page, other = (write_report(results.folder).read_text(encoding="utf-8") for results in (there, here))
@@ -160,7 +196,7 @@ def test_the_report_says_that_predictions_stayed(both):
 def small(folder, **changes):
     """A study that takes a second."""
     found = entries(folder, "two classes", **({"methods": ["single", "fedavg"], "seeds": [0]} | changes))
-    found["evaluation"] |= {"unseen_sites": False, "metrics": ["auc", "acc"]}
+    found["evaluation"] |= {"unseen_sites": False, "metrics": ["auc", "acc"], "subgroups": []}
     found["training"]["rounds"] = 1
     return found
 
@@ -226,6 +262,7 @@ def test_a_site_with_few_patients_says_only_how_many(tmp_path):
     """Bonn has four test patients in a fold, and eight in both; Celle has fewer than the floor in both together."""
     write_table_study(tmp_path, SIZES)
     table = pd.read_csv(tmp_path / "cases.csv")
+    table["sex"] = np.where(np.arange(len(table)) % 3 > 0, "F", "M")
     sizes = {"Aachen": 40, "Bonn": 9, "Celle": 6}
     kept = table[table.groupby("site").cumcount() < table["site"].map(sizes)]
     content = entries(tmp_path, "two classes", methods=["single", "fedavg"], seeds=[0])
@@ -235,6 +272,7 @@ def test_a_site_with_few_patients_says_only_how_many(tmp_path):
         "metrics": ["auc", "acc"],
         "min_cases_per_class": 3,
         "disclosure_floor": 7,
+        "subgroups": ["sex"],
     }
     there = run(content, tmp_path, "there", wrap=Refusing)
     here = run(content, tmp_path, "here", predictions="coordinator")
@@ -244,6 +282,10 @@ def test_a_site_with_few_patients_says_only_how_many(tmp_path):
     few = [str(note) for note in there.notes if note.number == "N806"]
     assert re.search(r"8 of 12 tests of a model at a site were of fewer than 7 patients \(Bonn, Celle\)", few[0])
     assert re.search(r"^Celle had test cases of fewer than 7 patients in all folds together", few[1])
+    told = [str(note) for note in there.notes if note.number == "N808"]
+    assert re.search(r"nothing of groups of fewer than 7 patients.* \(sex: Bonn\)", told[0])  # 6 and 3 there
+    groups = pd.read_csv(there.folder / "subgroups.csv")
+    assert set(groups["sites"][groups["metric"] == "acc"]) == {1}
     compared = [results.site_comparisons for results in map(_site_comparisons, (there, here))]
     assert set(compared[0]["site"]) == {"Aachen", "Bonn"}
     assert set(compared[1]["site"]) == {"Aachen", "Bonn", "Celle"}

@@ -14,10 +14,17 @@ from polyclinic.study.kinds import PLAIN, RUN, UNSEEN
 from polyclinic.study.report.folder import Folder
 from polyclinic.study.report.page import render
 from polyclinic.study.report.subgroups import subgroup_section
-from polyclinic.study.statistics.subgroups import subgroup_table
+from polyclinic.study.statistics import subgroups
+from polyclinic.study.statistics.source import Rows
 from polyclinic.study.study import Study
 
 ASKED = {"task": "classification", "classes": ["no", "yes"], "metrics": ["acc", "auc"], "least": 1, "bootstrap": 0}
+
+
+def subgroup_table(frame, *, task, classes, metrics, least, bootstrap):
+    source = Rows(frame, task, len(classes), metrics, bootstrap=bootstrap)
+    columns = [name.removeprefix("subgroup: ") for name in frame.columns if name.startswith("subgroup: ")]
+    return subgroups.subgroup_table(source, frame, columns=columns, binary=True, least=least)
 
 
 def predicted(site, groups, labels, scores, *, method="fedavg", run=PLAIN, seed=0, trained_on="federation"):

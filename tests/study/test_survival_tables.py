@@ -12,7 +12,11 @@ from hypothesis import strategies as st
 
 from helpers import write_survival_study
 from polyclinic import Study
-from polyclinic.study.statistics.survival import common_times, released, survival_tables
+from polyclinic.data.quality.times import round_time
+from polyclinic.statistics.survival import released
+from polyclinic.study.statistics import survival
+from polyclinic.study.statistics.source import Rows
+from polyclinic.study.statistics.survival import common_times
 
 
 def predicted(cases: int = 60, *, sites: str = "AB", seed: int = 0, effect: float = 2.0) -> pd.DataFrame:
@@ -31,11 +35,16 @@ def predicted(cases: int = 60, *, sites: str = "AB", seed: int = 0, effect: floa
     )  # fmt: skip
 
 
+def survival_tables(frame: pd.DataFrame, edges: list[float]) -> tuple[pd.DataFrame, pd.DataFrame]:
+    steps = common_times(round_time(frame["time"].max()), edges)
+    return survival.survival_tables(Rows(frame, "survival", 2), frame, steps)
+
+
 @settings(max_examples=60, deadline=None)
 @given(seed=st.integers(0, 10_000), cases=st.integers(1, 60), steps=st.integers(1, 40))
 def test_no_step_is_of_few_cases_and_counts_add_up(seed: int, cases: int, steps: int) -> None:
     frame = predicted(cases, seed=seed)
-    found = released(frame, np.linspace(0, 900, steps + 1)[1:])
+    found = released([frame], np.linspace(0, 900, steps + 1)[1:], 5)[0]
     if cases < 5:
         assert found.empty
         return
@@ -50,7 +59,7 @@ def test_no_step_is_of_few_cases_and_counts_add_up(seed: int, cases: int, steps:
 def test_the_curve_is_that_of_lifelines_at_the_told_times() -> None:
     lifelines = pytest.importorskip("lifelines")
     frame = predicted(80)
-    found = released(frame, np.linspace(0, 900, 31)[1:])
+    found = released([frame], np.linspace(0, 900, 31)[1:], 5)[0]
     fitted = lifelines.KaplanMeierFitter().fit(frame["time"], frame["event"])
     assert len(found) > 5
     assert found["survival"].to_numpy() == pytest.approx(fitted.predict(found["time"]).to_numpy())
@@ -84,9 +93,18 @@ def test_methods_with_several_models_for_a_case_are_left_out() -> None:
 
 
 def test_times_are_those_of_the_study_or_round() -> None:
-    assert common_times(np.array([3.0, 1022.0]), [180.0, 365.0]).tolist() == [180.0, 365.0]
-    assert common_times(np.array([3.0, 1022.0]), []).tolist() == np.linspace(0, 2000, 21)[1:].tolist()
-    assert common_times(np.array([0.004]), [])[-1] == pytest.approx(0.005)
+    assert common_times(2000, [180.0, 365.0]).tolist() == [180.0, 365.0]
+    assert common_times(2000, []).tolist() == np.linspace(0, 2000, 21)[1:].tolist()
+
+
+@given(st.floats(1e-6, 1e9))
+def test_a_round_time_is_not_far_beyond(time: float) -> None:
+    assert time <= round_time(time) <= 2.5 * time
+    assert f"{round_time(time):e}"[0] in "125"
+
+
+def test_round_times_by_hand() -> None:
+    assert [round_time(time) for time in (1.0, 3.0, 1022.0, 0.004, 5.0, 5.1)] == [1, 5, 2000, 0.005, 5, 10]
 
 
 def test_a_study_without_times_has_curves_and_concordance_only(tmp_path: Path) -> None:

@@ -414,6 +414,65 @@ class Spreads(Body):
     methods: list[Name] = []
 
 
+class AskGroups(Body):
+    """``groups``: what the site's predictions say of groups of patients; whichever training is going on.
+
+    Attributes:
+        task, classes, metrics, trials, bootstrap, floor: as in `Compare`.
+    """
+
+    task: Name
+    classes: Classes
+    metrics: list[Name]
+    trials: list[KeptTrial]
+    bootstrap: Draws
+    floor: Count
+
+
+class Groups(Body):
+    """What came of ``groups``, besides the tensors.
+
+    Attributes:
+        patients: how many there are; below the floor nothing else is said.
+        metrics: names, [K].
+        places: method, subgroup and group of each entry, [E].
+        withheld: subgroup and group of those of which nothing is said.
+        mixed: subgroups in which the few patients of no known group count with the rest.
+    """
+
+    patients: Count
+    metrics: list[Name] = []
+    places: list[tuple[Name, Name, Name]] = []
+    withheld: list[tuple[Name, Name]] = []
+    mixed: list[Name] = []
+
+
+class AskSurvival(Body):
+    """``survival``: how long the site's test cases live; whichever training is going on.
+
+    Attributes:
+        trials: predictions of one kind of run.
+        steps: times at which that is asked for.
+        floor: as in `Compare`, and least number of cases in a step of a curve.
+    """
+
+    trials: list[KeptTrial]
+    steps: list[NotNegative]
+    floor: Count
+
+
+class Survival(Body):
+    """What came of ``survival``, besides the tensors.
+
+    Attributes:
+        patients: how many there are; below the floor nothing else is said.
+        methods: those that made groups of higher and lower risk, [M].
+    """
+
+    patients: Count
+    methods: list[Name] = []
+
+
 class Predicted(Body):
     """What came of ``predict``: pseudonyms of N patients and cases; a task may add fields, see `Task.says`.
 

@@ -30,12 +30,15 @@ from polyclinic.shapes import MOST_NUMBERS, Misfit, NotFinite, Shaped, finite
 from polyclinic.site.messages import (
     Agree,
     Applied,
+    AskGroups,
+    AskSurvival,
     Checkpointed,
     Compare,
     Compared,
     During,
     Evaluate,
     Evaluated,
+    Groups,
     Open,
     Pictured,
     Predict,
@@ -47,6 +50,7 @@ from polyclinic.site.messages import (
     Spreads,
     Start,
     Started,
+    Survival,
     Test,
     Tested,
     Train,
@@ -54,6 +58,7 @@ from polyclinic.site.messages import (
 )
 from polyclinic.state import Layout, Role
 from polyclinic.statistics.calibration import THRESHOLDS
+from polyclinic.statistics.survival import CURVE
 from polyclinic.tasks import Task, build_task
 from polyclinic.tasks.base import Asked
 
@@ -225,6 +230,26 @@ _SPREAD = {
 }
 
 
+#: Of E groups, the group and the rest: patients and cases; K metrics; value and variance of intercept and slope.
+_GROUPS = {
+    "counts": _evident("N places", 2, 2, kind="int64", group="groups"),
+    "values": _evident("N places", 2, "N metrics", group="groups"),
+    "variances": _evident("N places", 2, "N metrics", group="groups"),
+    "counted": _evident("N places", 2, "N metrics", group="groups"),
+    "gaps": _evident("N places", "N metrics", group="groups"),
+    "lines": _evident("N places", 2, 4, group="groups"),
+}
+
+
+#: Rows of a curve by its columns; of M methods cases and how many have a higher risk, sums, and rows of both groups.
+_SURVIVAL = {
+    "curve": _evident("N times", len(CURVE), group="survival"),
+    "counts": _evident("N methods", 2, kind="int64", group="survival"),
+    "sums": _evident("N methods", 3, group="survival"),
+    "curves": _evident("N told", 2, len(CURVE) + 1, group="survival"),
+}
+
+
 def _described(known: Known, asked: Message) -> Shapes:
     numbers = {name: Shaped("float64", "F") for name in ("count", "mean", "m2")}
     ranks = {"rank": Shaped("float64", "F", "E", finite=False)}
@@ -296,6 +321,10 @@ FUNCTIONS: dict[str, Function] = {
         {"shares": Shaped("float64", "trials", "metrics", least=0.0), "totals*": Shaped("float64", None)},
         _SPREAD, {"methods": "N methods"},
     ),
+    "groups": Function(
+        AskGroups, Groups, answered_tensors=_GROUPS, lists={"metrics": "N metrics", "places": "N places"}
+    ),
+    "survival": Function(AskSurvival, Survival, answered_tensors=_SURVIVAL, lists={"methods": "N methods"}),
     "model": Function(During, Nothing, _STATE, {"model": Shaped("float32", "P", finite=False)}),
     "overlays": Function(Predict, Pictured, _MODELS, _pictures),
     "save": Function(Checkpointed),

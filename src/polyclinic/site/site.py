@@ -37,6 +37,8 @@ from polyclinic.site.kept import KeptRows, Trial
 from polyclinic.site.messages import (
     Agree,
     Applied,
+    AskGroups,
+    AskSurvival,
     Checkpointed,
     Compare,
     During,
@@ -120,6 +122,7 @@ class Site:
             "evaluate": self._evaluate, "predict": self._predict, "threshold": self._threshold, "sums": self._sums,
             "overlays": self._overlays, "keep": self._keep, "model": self._model, "save": self._save,
             "restore": self._restore, "test": self._test, "compare": self._compare, "spread": self._spread,
+            "groups": self._groups, "survival": self._survival,
         }  # fmt: skip
 
     def settle(self, folder: Path | None) -> None:
@@ -157,7 +160,7 @@ class Site:
                 raise SiteError("P401", text, "Ask to 'open' and 'agree' first.", site=self.name)
             step = self._steps[0] if self._steps else None
             return Known(step=step if isinstance(step, SharedStep) else None)
-        if function in ("start", "compare", "spread"):
+        if function in ("start", "compare", "spread", "groups", "survival"):
             return Known()
         function_of(function)
         if not hasattr(self, "run"):
@@ -414,13 +417,17 @@ class Site:
     def _predict(self, asked: Predict, tensors: Tensors) -> Message:
         index, run = self.parts.test, self.tested(asked)
         fields, found = evaluation.predict(run, self._vectors(tensors), index, asked.threshold, asked.completion)
-        places = index.tolist()
-        names = [self.pseudonyms[position] for position in places]
-        groups = {name: [own[place] for place in places] for name, own in (self.data.groups or {}).items()}
+        names, groups = self._names(index)
         answer = predicted(type(run.task))(
             subject=[n[0] for n in names], case=[n[1] for n in names], groups=groups, **fields
         )  # fmt: skip
         return Message(answer.fields(), found)
+
+    def _names(self, index: Tensor) -> tuple[list[tuple[str, str]], dict[str, list[str]]]:
+        """Pseudonyms of patient and case, and the group of each case by each subgroup."""
+        places = index.tolist()
+        groups = {name: [own[place] for place in places] for name, own in (self.data.groups or {}).items()}
+        return [self.pseudonyms[place] for place in places], groups
 
     def _test(self, asked: Test, tensors: Tensors) -> Message:
         """Predict the test cases and keep the predictions; what is answered is of no single case."""
@@ -429,13 +436,20 @@ class Site:
         if asked.mark is not None:
             cases, found = opened(run.task, sent[1], asked.threshold, asked.mark["target"])
             return Message(Tested(cases=cases, patients=0, opened=found).fields())
-        names = [self.pseudonyms[position] for position in index.tolist()]
+        names, groups = self._names(index)
         about: dict[str, str | int] = {
             "method": asked.method, "run": asked.kind, "seed": run.declared.seed, "fold": run.declared.fold,
             "site": self.name,
         }  # fmt: skip
         rows = prediction_rows(
-            run.task, [n[0] for n in names], [n[1] for n in names], sent, asked.threshold, about, asked.trained_on
+            run.task,
+            [n[0] for n in names],
+            [n[1] for n in names],
+            sent,
+            asked.threshold,
+            about,
+            asked.trained_on,
+            groups,
         )
         self.kept.put(Trial(run.declared.run, asked.method, asked.trained_on), rows)
         metrics = run.declared.metrics
@@ -446,12 +460,29 @@ class Site:
 
     def _compare(self, asked: Compare, tensors: Tensors) -> Message:
         """What the predictions kept here say of several methods."""
-        if self._draws not in (None, asked.bootstrap):  # what is more in a draw more would be told of patients
-            text = f"Site {self.name} was asked for {asked.bootstrap} draws of a bootstrap, after {self._draws} before."
-            raise SiteError("P401", text, "Ask for the same number of draws.", site=self.name)
-        self._draws = asked.bootstrap
+        self._check_draws(asked.bootstrap)
         said, numbers = testing.compared(self.kept, asked, max(asked.floor, self.floor))
         self._log(f"compare {len(asked.trials)} models by {', '.join(asked.metrics)}: {said.patients} patients")
+        return Message(said.fields(), numbers)
+
+    def _check_draws(self, bootstrap: int) -> None:
+        """Raises P401 for other numbers of draws than before: what is more in a draw more would be told of patients."""
+        if self._draws not in (None, bootstrap):
+            text = f"Site {self.name} was asked for {bootstrap} draws of a bootstrap, after {self._draws} before."
+            raise SiteError("P401", text, "Ask for the same number of draws.", site=self.name)
+        self._draws = bootstrap
+
+    def _groups(self, asked: AskGroups, tensors: Tensors) -> Message:
+        """What the predictions kept here say of groups of patients."""
+        self._check_draws(asked.bootstrap)
+        said, numbers = testing.groups(self.kept, asked, max(asked.floor, self.floor))
+        self._log(f"groups in {len(asked.trials)} models: {said.patients} patients, {len(said.withheld)} withheld")
+        return Message(said.fields(), numbers)
+
+    def _survival(self, asked: AskSurvival, tensors: Tensors) -> Message:
+        """How long the test cases kept here live."""
+        said, numbers = testing.survival(self.kept, asked, max(asked.floor, self.floor))
+        self._log(f"survival by {len(asked.trials)} models: {said.patients} patients")
         return Message(said.fields(), numbers)
 
     def _spread(self, asked: Spread, tensors: Tensors) -> Message:

@@ -2,19 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, MutableMapping
+from collections.abc import Mapping, MutableMapping, Sequence
 
 import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor
 
+from polyclinic.data.statistics import LEAST_CASES
 from polyclinic.errors import SiteError
 from polyclinic.site.kept import KeptRows, Trial
-from polyclinic.site.messages import Compare, Compared, Spread, Spreads, Tested
+from polyclinic.site.messages import (
+    AskGroups,
+    AskSurvival,
+    Compare,
+    Compared,
+    Groups,
+    KeptTrial,
+    Spread,
+    Spreads,
+    Survival,
+    Tested,
+)
 from polyclinic.statistics.calibration import Trust, site_trust
 from polyclinic.statistics.evidence import Evidence, site_evidence
 from polyclinic.statistics.samples import Cases
+from polyclinic.statistics.subgroups import groups_to_tensors, site_groups
+from polyclinic.statistics.survival import site_survival, survival_to_tensors
 from polyclinic.tasks import Task, build_task
 from polyclinic.tasks.base import Asked, Totals
 
@@ -50,9 +64,7 @@ def compared(kept: KeptRows, asked: Compare, floor: int) -> tuple[Compared, Tens
     Raises:
         SiteError: P401, the site has not kept some of them.
     """
-    trials = ((one.name, Trial(one.run, one.method, one.trained_on)) for one in asked.trials)
-    frames = [kept.get(trial).assign(method=name) for name, trial in trials]
-    rows = pd.concat(frames, ignore_index=True) if frames else pd.DataFrame({"subject": []})
+    rows = _named(kept, asked.trials)
     patients = rows["subject"].nunique()
     if patients < max(floor, 1):
         return Compared(patients=patients), {}
@@ -67,6 +79,51 @@ def compared(kept: KeptRows, asked: Compare, floor: int) -> tuple[Compared, Tens
         several=[method for method in trust if method not in known],
     )  # fmt: skip
     return said, _evidence_tensors(evidence) | _trust_tensors(known)
+
+
+def groups(kept: KeptRows, asked: AskGroups, floor: int) -> tuple[Groups, Tensors]:
+    """Metrics of groups of patients; with fewer patients than ``floor`` only how many there are is said.
+
+    Raises:
+        SiteError: P401, the site has not kept some of the predictions.
+    """
+    rows = _named(kept, asked.trials)
+    patients = rows["subject"].nunique()
+    if patients < max(floor, 1):
+        return Groups(patients=patients), {}
+    said = site_groups(
+        rows, asked.task, asked.classes, asked.metrics, bootstrap=asked.bootstrap, floor=max(floor, 1)
+    )  # fmt: skip
+    answer = Groups(
+        patients=patients, metrics=list(said.metrics), places=[tuple(place) for place in said.found],
+        withheld=list(said.withheld), mixed=list(said.mixed),
+    )  # fmt: skip
+    return answer, groups_to_tensors(said)
+
+
+def survival(kept: KeptRows, asked: AskSurvival, floor: int) -> tuple[Survival, Tensors]:
+    """Curves of survival and sums of log-rank tests; with fewer patients than ``floor`` nothing but their number.
+
+    Raises:
+        SiteError: P401, the site has not kept some of the predictions, or they are of no times.
+    """
+    rows = _named(kept, asked.trials)
+    patients = rows["subject"].nunique()
+    if patients < max(floor, 1):
+        return Survival(patients=patients), {}
+    if "time" not in rows:
+        raise SiteError(
+            "P401", f"Site {kept.site} was asked for survival, and kept predictions that are of no times.", "Ask only "
+            "in a study of survival.", site=kept.site,
+        )  # fmt: skip
+    said = site_survival(rows, np.array(asked.steps), floor=max(floor, LEAST_CASES))
+    return Survival(patients=patients, methods=list(said.methods)), survival_to_tensors(said)
+
+
+def _named(kept: KeptRows, trials: Sequence[KeptTrial]) -> pd.DataFrame:
+    """The rows of some trials, under the names that they are asked by."""
+    found = [kept.get(Trial(one.run, one.method, one.trained_on)).assign(method=one.name) for one in trials]
+    return pd.concat(found, ignore_index=True) if found else pd.DataFrame({"subject": []})
 
 
 def spread(

@@ -58,8 +58,9 @@ def rows_to_text(frame: pd.DataFrame) -> str:
 
 def rows_from_text(text: str) -> pd.DataFrame:
     """Read what ``rows_to_text`` wrote."""
-    names = text.partition("\n")[0].split(",")
+    names = pd.read_csv(io.StringIO(text), nrows=0, dtype=str).columns
+    texts = [name for name in names if name in TEXT or name.startswith(SUBGROUP)]
     return pd.read_csv(
-        io.StringIO(text), dtype=dict.fromkeys(TEXT, str), keep_default_na=False,
-        na_values={name: ["", "nan", "NaN"] for name in names if name not in TEXT}, float_precision="round_trip",
+        io.StringIO(text), dtype=dict.fromkeys(texts, str), keep_default_na=False,
+        na_values={name: ["", "nan", "NaN"] for name in names if name not in texts}, float_precision="round_trip",
     )  # fmt: skip

@@ -50,7 +50,9 @@ def found_in_rows(predictions: Frame, declaration: Declaration, classes: Sequenc
     """
     task = build_task(declaration.task, len(classes), grid=declaration.grid)
     results = rows_tested(predictions, task, task.result_metrics(declaration.metrics, classes))
-    source = Rows(predictions, declaration.task, len(classes), bootstrap=declaration.evaluation.bootstrap)
+    source = Rows(
+        predictions, declaration.task, len(classes), declaration.metrics, bootstrap=declaration.evaluation.bootstrap
+    )
     return Found(results, source, {"predictions.csv": predictions}, list)
 
 
@@ -65,9 +67,10 @@ def found_at_sites(tested: Tested, engine: Engine, declaration: Declaration, cla
     """
     task, evaluation = build_task(declaration.task, len(classes), grid=declaration.grid), declaration.evaluation
     names = task.result_metrics(declaration.metrics, classes)
+    grouped = [one.column for one in evaluation.grouped_by], declaration.metrics
     source = Sites(
-        engine, tested, declaration.task, len(classes), names, bootstrap=evaluation.bootstrap,
-        floor=evaluation.disclosure_floor, quorum=declaration.training.quorum,
+        engine, tested, declaration.task, len(classes), names, grouped=grouped,
+        bootstrap=evaluation.bootstrap, floor=evaluation.disclosure_floor, quorum=declaration.training.quorum,
     )  # fmt: skip
     together = all_together(tested, task)
 
@@ -75,8 +78,8 @@ def found_at_sites(tested: Tested, engine: Engine, declaration: Declaration, cla
         return [
             *_withheld(tested, source, evaluation.disclosure_floor),
             *_approximate(together, task, names),
+            *_few(source, evaluation.disclosure_floor),
             *(Note("N807", text) for text in source.notes),
-            *_without_rows(declaration),
         ]
 
     return Found(sites_tested(tested, task, names), source, dict(_tables(together)), notes)
@@ -118,17 +121,19 @@ def _approximate(together: Mapping[Key, Mapping[str, Totals]], task: Task, names
         )  # fmt: skip
 
 
-def _without_rows(declaration: Declaration) -> Iterator[Note]:
-    """What can't be computed without the rows of cases."""
-    if declaration.evaluation.subgroups:
+def _few(source: Sites, floor: int) -> Iterator[Note]:
+    """What sites did not say of groups of patients."""
+    if source.withheld:
+        each = "; ".join(f"{column}: {', '.join(sites)}" for column, sites in source.withheld.items())
         yield Note(
-            "N808", "There are no results by groups of patients (`subgroups`): they are computed from predictions, "
-            "which stay at the sites. How many of each group are in each part is in characteristics.csv.",
+            "N808", f"Some sites said nothing of groups of fewer than {floor} patients, or of more from which these "
+            f"would follow. Results by groups are without them ({each}).",
         )  # fmt: skip
-    if declaration.target == "times":
+    if source.mixed:
+        each = "; ".join(f"{column}: {', '.join(sites)}" for column, sites in source.mixed.items())
         yield Note(
-            "N808", "There are no curves of survival and no log-rank test: they are computed from predictions, which "
-            "stay at the sites.",
+            "N808", f"Fewer than {floor} patients were of no known group at some sites, and count with the rest that "
+            f"groups are compared with ({each}).",
         )  # fmt: skip
 
 

@@ -59,7 +59,7 @@ from polyclinic.study.site_table import site_table
 from polyclinic.study.statistics import all_evidence, all_trust, cost_of_unseen, summarise
 from polyclinic.study.statistics.calibration import calibration_tables
 from polyclinic.study.statistics.subgroups import subgroup_table
-from polyclinic.study.statistics.survival import survival_tables
+from polyclinic.study.statistics.survival import common_times, survival_tables
 from polyclinic.study.statistics.within import within_tables
 from polyclinic.study.testing import predictions_at
 
@@ -300,6 +300,7 @@ class _Runner:
         sites = sites.assign(scored=sites["scored"] & tested)
         scored = dict(zip(sites["site"], sites["scored"], strict=True))
         summary, unseen = self._summary(found, scored)
+        self._write_groups(found, folds)
         paths = [self.folder.jobs / self.folder.job_name(job) / "notes.json" for job in jobs]
         first = sorted(jobs, key=lambda job: (runs[job.run], methods[job.methods[0].label], job.seed, job.fold))
         numbers = Numbers()
@@ -328,19 +329,6 @@ class _Runner:
         self.folder.write("summary.csv", summary)
         if len(unseen):
             self.folder.write("unseen.csv", unseen)
-        predictions = found.tables.get("predictions.csv")
-        least = declaration.evaluation.subgroup_patients
-        if declaration.evaluation.subgroups:
-            if predictions is not None:
-                self.folder.write("subgroups.csv", subgroup_table(
-                    predictions, task=declaration.task, classes=classes, metrics=declaration.metrics, least=least,
-                    bootstrap=declaration.evaluation.bootstrap,
-                ))  # fmt: skip
-            self.folder.write("characteristics.csv", characteristics_table(folds, least))
-        if declaration.target == "times" and predictions is not None:
-            curves, tests = survival_tables(predictions, declaration.grid.edges)
-            self.folder.write("survival.csv", curves)
-            self.folder.write("log_rank.csv", tests)
         backdoor = self.folder.gather(jobs, "backdoor.csv")
         if len(backdoor):
             self.folder.write("backdoor.csv", ordered(backdoor))
@@ -382,6 +370,25 @@ class _Runner:
             self.folder.write("decisions.csv", decisions)
         summary = summarise(found.results, found.source, scored, baselines=baselines, evidence=evidence)
         return summary, cost_of_unseen(found.results, found.source, scored)
+
+    def _write_groups(self, found: Found, folds: dict[int, Fold]) -> None:
+        """Results by groups of patients, and how long groups of higher and lower risk live."""
+        declaration = self.declaration
+        if declaration.evaluation.subgroups:
+            least, columns = (
+                declaration.evaluation.subgroup_patients,
+                [one.column for one in declaration.evaluation.grouped_by],
+            )
+            binary = declaration.target == "labels" and len(self.cohort.classes) == 2
+            table = subgroup_table(found.source, found.results, columns=columns, binary=binary, least=least)
+            self.folder.write("subgroups.csv", table)
+            self.folder.write("characteristics.csv", characteristics_table(folds, least))
+        if declaration.target == "times":
+            longest = max(facts.round_time or 0.0 for facts in self.cohort.facts.values())
+            steps = common_times(longest, declaration.grid.edges)
+            curves, tests = survival_tables(found.source, found.results, steps)
+            self.folder.write("survival.csv", curves)
+            self.folder.write("log_rank.csv", tests)
 
     def _write_overlays(self, jobs: list[Job]) -> None:
         from safetensors import safe_open

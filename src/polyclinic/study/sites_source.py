@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -10,12 +10,15 @@ import torch
 from polyclinic.communication.message import Message
 from polyclinic.engine import CheckedEngine, Engine
 from polyclinic.errors import SiteError
+from polyclinic.limits import Body
 from polyclinic.running.attendance import gather
-from polyclinic.site.messages import Compare, KeptTrial, Spread
+from polyclinic.site.messages import AskGroups, AskSurvival, Compare, KeptTrial, Spread
 from polyclinic.site.schema import Known
 from polyclinic.statistics.calibration import Line, Trust
 from polyclinic.statistics.evidence import Evidence
 from polyclinic.statistics.intervals import Floats
+from polyclinic.statistics.subgroups import Place, SiteGroups, groups_from_tensors
+from polyclinic.statistics.survival import SiteSurvival, survival_from_tensors
 from polyclinic.study.statistics.calibration import SitesTrust
 from polyclinic.study.statistics.of_totals import OfTotals, Spreads
 from polyclinic.study.statistics.source import Family, Source
@@ -37,6 +40,7 @@ class Sites(Source):
         task: its name.
         classes: how many.
         metrics: by which methods are compared.
+        grouped: subgroups, and the metrics by which they are measured.
         bootstrap: number of draws.
         floor: of fewer patients sites say nothing.
         quorum: least number of sites that must answer; None for all.
@@ -44,17 +48,19 @@ class Sites(Source):
     Attributes:
         notes: about sites that did not answer.
         few: sites that said nothing of their comparisons, since they have too few patients.
+        withheld: subgroup -> sites that said nothing of some of its groups.
+        mixed: subgroup -> sites where the few patients of no known group count with the rest.
     """
 
     complete = False
 
     def __init__(
-        self, engine: Engine, tested: Tested, task: str, classes: int, metrics: Sequence[str], *, bootstrap: int,
-        floor: int, quorum: int | None = None,
+        self, engine: Engine, tested: Tested, task: str, classes: int, metrics: Sequence[str], *,
+        grouped: tuple[Sequence[str], Sequence[str]] = ((), ()), bootstrap: int, floor: int, quorum: int | None = None,
     ) -> None:  # fmt: skip
         self.engine, self.tested, self.quorum = CheckedEngine(engine, Known()), tested, quorum
         self.task, self.classes, self.metrics = task, classes, list(metrics)
-        self.bootstrap, self.floor = bootstrap, floor
+        self.grouped, self.bootstrap, self.floor = grouped, bootstrap, floor
         self._task = build_task(task, classes)
         self._together = all_together(tested, self._task)
         self._at_site: dict[str, list[TestedSite]] = {}
@@ -62,6 +68,7 @@ class Sites(Source):
             self._at_site.setdefault(one.site, []).append(one)
         self.notes = list[str]()
         self.few = dict[str, None]()
+        self.withheld, self.mixed = dict[str, dict[str, None]](), dict[str, dict[str, None]]()
         self._answers = dict[Family, dict[str, Message]]()
 
     def evidence(
@@ -114,6 +121,50 @@ class Sites(Source):
         answers = self._ask(family, sites)
         found = {site: _trust(answers[site]) for site in sites if site in answers}
         return found if any(found.values()) else None
+
+    def groups(self, family: Family) -> Mapping[str, SiteGroups]:
+        """See `Source.groups`."""
+        found = {}
+        for site, answer in self._kept("groups", family, self._groups_question).items():
+            said = answer.fields
+            places = [Place(*place) for place in said.get("places", [])]
+            withheld = [(column, group) for column, group in said.get("withheld", [])]
+            _check_names(site, "groups", {place.method for place in places}, {one.name for one in family})
+            columns = {*(place.subgroup for place in places), *(own for own, _ in withheld), *said.get("mixed", [])}
+            asked = {name for names in self.grouped for name in names}
+            _check_names(site, "groups", columns | {*said.get("metrics", [])}, asked)
+            for column, which in ((self.withheld, [own for own, _ in withheld]), (self.mixed, said.get("mixed", []))):
+                for one in dict.fromkeys(which):
+                    column.setdefault(one, {})[site] = None
+            of_places = groups_from_tensors(places, answer.tensors) if places else {}
+            found[site] = SiteGroups(said.get("metrics", []), of_places, withheld, said.get("mixed", []))
+        return found
+
+    def _groups_question(self, trials: list[KeptTrial]) -> AskGroups:
+        return AskGroups(
+            task=self.task, classes=self.classes, metrics=list(self.grouped[1]), trials=trials,
+            bootstrap=self.bootstrap, floor=self.floor,
+        )  # fmt: skip
+
+    def survival(self, family: Family, steps: Floats) -> Mapping[str, SiteSurvival]:
+        """See `Source.survival`."""
+
+        def question(trials: list[KeptTrial]) -> AskSurvival:
+            return AskSurvival(trials=trials, steps=steps.tolist(), floor=self.floor)
+
+        found = {}
+        for site, answer in self._kept("survival", family, question).items():
+            methods = answer.fields.get("methods", [])
+            _check_names(site, "survival", set(methods), {one.name for one in family})
+            if answer.tensors:
+                found[site] = survival_from_tensors(methods, answer.tensors)
+        return found
+
+    def _kept(self, function: str, family: Family, question: Callable[[list[KeptTrial]], Body]) -> dict[str, Message]:
+        """What all sites answer that kept predictions of a family."""
+        trials = {site: [kept for kept, _ in self._trials(family, site)] for site in self._at_site}
+        requests = {site: Message(question(mine).fields()) for site, mine in trials.items() if mine}
+        return gather(self.engine, function, requests, self.quorum, self.notes)
 
     def _ask(self, family: Family, sites: Sequence[str]) -> dict[str, Message]:
         """What the sites that are scored say of a family; asked once."""
@@ -206,10 +257,19 @@ def _check(site: str, asked: Compare, answer: Message) -> None:
     """
     said, names = answer.fields, {one.name for one in asked.trials}
     methods = {*said.get("methods", []), *said.get("trusted", []), *said.get("several", [])}
-    if methods <= names and set(said.get("metrics", [])) <= set(asked.metrics):
+    _check_names(site, "compare", methods | {*said.get("metrics", [])}, names | {*asked.metrics})
+
+
+def _check_names(site: str, function: str, said: set[str], asked: set[str]) -> None:
+    """Whether a site speaks of what it was asked.
+
+    Raises:
+        SiteError: P401, it does not.
+    """
+    if said <= asked:
         return
     raise SiteError(
-        "P401", f"The answer of site {site} to 'compare' is not as it should be: it is about what was not asked.",
+        "P401", f"The answer of site {site} to {function!r} is not as it should be: it is about what was not asked.",
         "Let all sites and the server run the same version of Polyclinic.", site=site,
     )  # fmt: skip
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from polyclinic.data.cases import Counts, SiteData, reasons_text
 from polyclinic.data.check import class_counts, copies, foreground_shares
-from polyclinic.data.quality.times import usual_time
+from polyclinic.data.quality.times import round_time, usual_time
 from polyclinic.data.quality.values import usual_values
 from polyclinic.data.readers.describe import VolumeFacts, facts_row
 from polyclinic.data.volumes.store import Volumes
@@ -43,6 +43,7 @@ class SiteFacts(Body):
         fingerprint: SHA-256 of all cases, hex.
         longer: cases that were seen for longer than survival is asked for; None without times.
         by_then: events until then.
+        round_time: a round number that no time is beyond; None without times.
         usual_time: median time, with ``notes``; None of few cases.
         notes: what a person should know of the site's data.
         medians, deviations: usual value of each feature that is measured, and a robust deviation from it; None for
@@ -67,6 +68,7 @@ class SiteFacts(Body):
     fingerprint: Name = ""
     longer: Count | None = None
     by_then: Count = 0
+    round_time: Number | None = None
     usual_time: Number | None = None
     notes: list[Told] = []
     medians: list[Number | None] = []
@@ -95,6 +97,8 @@ class SiteFacts(Body):
             found["numbers"] = numbers.mean().item(), numbers.std(correction=0).item()
         else:
             found["classes"] = class_counts(labels, classes)
+            if known.times is not None and len(known):
+                found["round_time"] = round_time(known.times.max().item())
             if until is not None and (times := known.times) is not None:
                 found["longer"] = int((times > until).sum())
                 found["by_then"] = int(((times <= until) & (labels == 1)).sum())

@@ -119,6 +119,12 @@ def usual_time(data: SiteData) -> float | None:
     return float(np.median(_times(data))) if data.times is not None and len(data) >= _LEAST else None
 
 
+def round_time(longest: float) -> float:
+    """A round number that a time is not beyond: 1, 2, 5 or 10 times a power of ten, so that the time stays untold."""
+    size = 10.0 ** np.floor(np.log10(longest))
+    return next(float(part * size) for part in (1, 2, 5, 10) if part * size >= longest)
+
+
 def time_unit_notes(medians: Mapping[str, float], spec: DataSpec) -> list[Note]:
     """A note on sites that seem to count time in another unit.
 

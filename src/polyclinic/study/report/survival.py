@@ -11,8 +11,8 @@ from matplotlib.ticker import MaxNLocator
 
 from polyclinic.study.columns import ALL, HIGHER, LOWER
 from polyclinic.study.drawing import BLUE, FONT_SIZE, ORANGE, Panel, as_panel, plot
-from polyclinic.study.kinds import RUN
-from polyclinic.study.report.answer import p_text
+from polyclinic.study.kinds import PLAIN, RUN
+from polyclinic.study.report.answer import headline, p_text
 from polyclinic.study.report.folder import Folder
 
 #: Colour, band, stroke and name of each curve.
@@ -25,37 +25,55 @@ _LOOKS = {
 
 @dataclass(frozen=True)
 class Survived:
-    """Curves of each site and of each method's two groups, sites of which nothing is told, and the tests in numbers."""
+    """How long patients live.
+
+    Attributes:
+        sites: curves of each site.
+        methods: curves of each method's two groups.
+        shown: where sites keep their predictions, the one method whose groups at each site are ``methods``; else empty.
+        untold: sites of which nothing is told.
+        tests: each method's test in numbers.
+    """
 
     sites: list[Panel]
     methods: list[Panel]
+    shown: str
     untold: list[str]
     tests: list[tuple[str, list[str]]]
 
 
 def survived(folder: Folder) -> Survived | None:
     """What ``survival.csv`` and ``log_rank.csv`` say; None without them."""
-    curves, unit = folder.survival, folder.time_unit
+    curves, unit, found = folder.survival, folder.time_unit, headline(folder)
+    best = "" if found is None else found.method
     if curves.empty:
         return None
     end = float(curves["time"].max())
-    of_sites = {site: curves[(curves["site"] == site) & (curves["group"] == ALL)] for site in folder.sites}
-    sites = [_panel(site, [one], unit, end, "survival") for site, one in of_sites.items() if len(one) > 1]
-    methods, tests = [], []
+    whole = {site: curves[(curves["site"] == site) & (curves["group"] == ALL)] for site in folder.sites}
+    sites = [_panel(site, [one], unit, end, "survival") for site, one in whole.items() if len(one) > 1]
+    methods, tests, shown = [], [], ""
     for row in folder.log_rank.to_dict("records"):
         title = folder.titles.get((row["method"], row[RUN]))
         mine = curves[(curves["method"] == row["method"]) & (curves[RUN] == row[RUN])]
-        groups = [one for name in (HIGHER, LOWER) if len(one := mine[mine["group"] == name]) > 1]
         if title is None:
             continue
         p = "–" if np.isnan(row["p"]) else p_text(row["p"])
         words = f"Log-rank test stratified by site: p {p}." if np.isfinite(row["p"]) else ""
-        if groups:
-            methods.append(_panel(title, groups, unit, end, "risk groups", words))
+        if (mine["site"] == ALL).any():
+            methods += _groups(title, mine, unit, end, words)
+        elif row["method"] == best and row[RUN] == PLAIN:
+            shown, of_sites = title, mine.groupby("site", sort=False)
+            methods += [one for site, own in of_sites for one in _groups(str(site), own, unit, end)]
         numbers = (f"{row['observed']:.0f}", f"{row['expected']:.1f}", f"{row['statistic']:.1f}", p.removeprefix("= "))
         tests.append((title, [f"{row['higher']:.0f} of {row['cases']:.0f}", *numbers]))
-    untold = [site for site, one in of_sites.items() if len(one) < 2]
-    return Survived(sites, methods, untold, tests) if sites or methods else None
+    untold = [site for site, one in whole.items() if len(one) < 2]
+    return Survived(sites, methods, shown if methods else "", untold, tests) if sites or methods or tests else None
+
+
+def _groups(title: str, curves: pd.DataFrame, unit: str, end: float, words: str = "") -> list[Panel]:
+    """A picture of the two groups, if something of them is told."""
+    groups = [one for name in (HIGHER, LOWER) if len(one := curves[curves["group"] == name]) > 1]
+    return [_panel(title, groups, unit, end, "risk groups", words)] if groups else []
 
 
 def _panel(title: str, curves: Sequence[pd.DataFrame], unit: str, end: float, kind: str, more: str = "") -> Panel:

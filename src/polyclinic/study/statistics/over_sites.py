@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 
 from polyclinic.statistics.evidence import Evidence
+from polyclinic.statistics.intervals import Floats
 from polyclinic.study.statistics.comparisons import Spread, reach
 from polyclinic.study.statistics.together import NO_INTERVAL, Interval, exact_interval, is_share
 from polyclinic.study.statistics.within import steadied
@@ -54,12 +55,33 @@ def mean_interval(
     patients = np.array([evidence[site].patients[places[site]] for site in shares])
     if not np.isfinite([variances, patients]).all():
         return NO_INTERVAL
-    squares = np.square(list(shares.values()))
-    parts = squares * steadied(variances, patients)
-    variance = float(parts.sum())
-    freedom = variance**2 / float((np.square(parts) / np.maximum(patients - 1, 1)).sum()) if variance else np.inf
+    return weighted_interval(mean, np.array(list(shares.values())), variances, patients, metric)
+
+
+def weighted_interval(mean: float, shares: Floats, variances: Floats, patients: Floats, metric: str) -> Interval:
+    """95 % interval of a weighted mean over K sites; see `mean_interval`.
+
+    Args:
+        mean: the mean.
+        shares: how much each site counts, [K]; their sum is 1.
+        variances: of the sites' values, [K]; where one is NaN, that of all sites stands for it.
+        patients: among how many patients each is found, [K].
+        metric: its name.
+    """
+    steady = steadied(variances, patients)
+    if not len(shares) or not np.isfinite([*steady, mean]).all():
+        return NO_INTERVAL
+    squares = np.square(shares)
+    variance, freedom = added(squares * steady, patients)
     half = reach([Spread(variance, freedom)])
     lower, upper = value_range(metric)
     if is_share(metric) and not lower < mean - half < mean + half < upper:
         return (*exact_interval(mean, variance, 1 / float((squares / patients).sum())), EXACT)
     return max(mean - half, lower), min(mean + half, upper), ADDED
+
+
+def added(parts: Floats, patients: Floats) -> tuple[float, float]:
+    """The sum of the sites' parts [K] of a variance, and its degrees of freedom."""
+    variance = float(parts.sum())
+    freedom = variance**2 / float((np.square(parts) / np.maximum(patients - 1, 1)).sum()) if variance else np.inf
+    return variance, freedom

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import pandas as pd
@@ -11,6 +11,8 @@ import pandas as pd
 from polyclinic.statistics.calibration import site_trust
 from polyclinic.statistics.evidence import Evidence, site_evidence
 from polyclinic.statistics.samples import Cases
+from polyclinic.statistics.subgroups import SiteGroups, site_groups
+from polyclinic.statistics.survival import Floats, RiskCurves, SiteSurvival, risk_curves, site_survival
 from polyclinic.study.kinds import PLAIN, RUN, UNSEEN
 from polyclinic.study.statistics.calibration import SitesTrust
 from polyclinic.study.statistics.together import OfCases, Together
@@ -74,6 +76,23 @@ class Source(ABC):
     def trust(self, family: Family, sites: Sequence[str]) -> SitesTrust | None:
         """What the sites say of the probabilities of a binary classification; None for others."""
 
+    @abstractmethod
+    def groups(self, family: Family) -> Mapping[str, SiteGroups]:
+        """Site -> what it says of groups of its patients."""
+
+    @abstractmethod
+    def survival(self, family: Family, steps: Floats) -> Mapping[str, SiteSurvival]:
+        """Site -> how long its cases live.
+
+        Args:
+            family: methods, of which each makes groups of higher and lower risk.
+            steps: times at which that may be told.
+        """
+
+    def risk_curves(self, family: Family, steps: Floats) -> Mapping[str, RiskCurves]:
+        """Method -> the curves of its two groups over all sites; nothing where sites keep their predictions."""
+        return {}
+
 
 class Rows(Source):
     """Predictions that lie in one place.
@@ -82,17 +101,20 @@ class Rows(Source):
         predictions: method, run, seed, fold, trained_on, site, subject, case, and the columns of the task.
         task: its name.
         classes: how many.
+        metrics: those of the study, by which groups of patients are measured.
         seed: of the draws.
         bootstrap: number of draws.
     """
 
     def __init__(
-        self, predictions: pd.DataFrame, task: str, classes: int, *, seed: int = 0, bootstrap: int = 1000
-    ) -> None:
+        self, predictions: pd.DataFrame, task: str, classes: int, metrics: Sequence[str] = (), *, seed: int = 0,
+        bootstrap: int = 1000,
+    ) -> None:  # fmt: skip
         self.predictions = (
             predictions if predictions.empty else predictions.assign(site=predictions["site"].astype(str))
         )
-        self.task, self.classes, self.seed, self.bootstrap = task, classes, seed, bootstrap
+        self.task, self.classes, self.metrics = task, classes, list(metrics)
+        self.seed, self.bootstrap = seed, bootstrap
 
     def _rows(self, family: Family) -> pd.DataFrame:
         if self.predictions.empty:
@@ -103,12 +125,17 @@ class Rows(Source):
         rows = self.predictions.assign(method=pd.Series(named, self.predictions.index, dtype=object))
         return rows[rows["method"].notna()]
 
+    def _sites(self, family: Family) -> Iterator[tuple[str, pd.DataFrame]]:
+        """Each site with its rows; nothing of a family that has none."""
+        rows = self._rows(family)
+        if not rows.empty:
+            yield from ((str(site), mine) for site, mine in rows.groupby("site", sort=False))
+
     def evidence(
         self, family: Family, sites: Sequence[str], metrics: Sequence[str]
     ) -> Mapping[str, Mapping[str, Evidence]]:
         """See `Source.evidence`."""
-        rows = self._rows(family)
-        found = {} if rows.empty else {str(site): mine for site, mine in rows.groupby("site", sort=False)}
+        found = dict(self._sites(family))
         return {
             site: site_evidence(found[site], self.task, self.classes, metrics, seed=self.seed, bootstrap=self.bootstrap)
             for site in sites
@@ -125,5 +152,21 @@ class Rows(Source):
         rows = self._rows(family)
         if rows.empty or build_task(self.task, self.classes).ranked(rows) is None:
             return None
-        found = {str(site): mine for site, mine in rows.groupby("site", sort=False)}
+        found = dict(self._sites(family))
         return {site: site_trust(found[site]) for site in sites if site in found}
+
+    def groups(self, family: Family) -> Mapping[str, SiteGroups]:
+        """See `Source.groups`."""
+        asked = (self.task, self.classes, self.metrics)
+        return {
+            site: site_groups(mine, *asked, seed=self.seed, bootstrap=self.bootstrap)
+            for site, mine in self._sites(family)
+        }
+
+    def survival(self, family: Family, steps: Floats) -> Mapping[str, SiteSurvival]:
+        """See `Source.survival`."""
+        return {site: site_survival(mine, steps) for site, mine in self._sites(family)}
+
+    def risk_curves(self, family: Family, steps: Floats) -> Mapping[str, RiskCurves]:
+        """See `Source.risk_curves`."""
+        return risk_curves(self._rows(family), steps)

@@ -5,321 +5,168 @@ taken, weighted by the group's patients. Its gap is that to the rest: at each si
 difference between the group and all other known groups, and the mean of these, weighted by n m / (n + m) for n patients
 of the group and m of the rest, as Cochran 1954 ("Some methods for strengthening the common chi-squared tests",
 Biometrics 10(4)) weights strata. So no group gains or loses by being seen at easier hospitals.
-
-All folds of a seed are taken together, since each patient is tested in one of them; numbers are means over the seeds.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from itertools import chain
 
 import numpy as np
 import pandas as pd
-from numpy.typing import NDArray
 
 from polyclinic.data.opening.subgroups import NOT_KNOWN, group_order
-from polyclinic.statistics.calibration import Line, calibration_line
-from polyclinic.statistics.columns import SUBGROUP
-from polyclinic.statistics.intervals import (
-    Floats,
-    bootstrap_interval,
-    patient_weights,
-    share_interval,
-    touches_end,
-)
-from polyclinic.statistics.samples import BLOCK, Cases, Group, Rows, mean_of_known
+from polyclinic.statistics.calibration import Line
+from polyclinic.statistics.intervals import Floats
+from polyclinic.statistics.subgroups import Compared, Side, SiteGroups
 from polyclinic.study.columns import SUBGROUPS
 from polyclinic.study.kinds import RUN, RUNS
+from polyclinic.study.statistics.comparisons import Spread, reach
 from polyclinic.study.statistics.meta import combine_sites
-from polyclinic.tasks.metrics import METRICS, split_metric, value_range
+from polyclinic.study.statistics.over_sites import EXACT, added, weighted_interval
+from polyclinic.study.statistics.source import Source, of_run
+from polyclinic.study.statistics.within import steadied
+from polyclinic.tasks.metrics import value_range
 
 #: Names of the rows on calibration.
 CALIBRATION = ("calibration intercept", "calibration slope")
 #: Why there is no value: at each site a class is missing in the group, say.
 UNDEFINED = "not defined at any site"
+#: Why there is none of a group that has few patients at each site, which keep their predictions.
+UNTOLD = "too few patients at each site"
 Interval = tuple[float, float]
-#: Site -> which metrics are known there, [M, 1] or [M, b].
-Marks = Mapping[str, NDArray[np.bool_]]
 NOTHING: Interval = (math.nan, math.nan)
 
 
-@dataclass(frozen=True)
-class Member:
-    """A group of a subgroup, as one method predicted it.
-
-    Attributes:
-        group: its name.
-        own, rest: site -> rows of each seed, of the group and of all other known groups.
-        patients, cases: numbers of the group, each once.
-    """
-
-    group: str
-    own: Mapping[str, list[Rows]]
-    rest: Mapping[str, list[Rows]]
-    patients: int
-    cases: int
-
-
-@dataclass
-class Sums:
-    """Weighted sums over the sites, [M, b] each, of one block of resamples after another."""
-
-    value: list[Floats] = field(default_factory=list)
-    gap: list[Floats] = field(default_factory=list)
-    compared: list[Floats] = field(default_factory=list)
-    """Of the group, over the sites where it is compared."""
-    others: list[Floats] = field(default_factory=list)
-    sites: Floats = field(default_factory=lambda: np.empty(0))
-    gap_sites: Floats = field(default_factory=lambda: np.empty(0))
-
-
 def subgroup_table(
-    predictions: pd.DataFrame,
-    *,
-    task: str,
-    classes: Sequence[str],
-    metrics: Sequence[str],
-    least: int,
-    seed: int = 0,
-    bootstrap: int = 1000,
+    source: Source, results: pd.DataFrame, *, columns: Sequence[str], binary: bool, least: int
 ) -> pd.DataFrame:
     """The table ``subgroups.csv``: a row for each method, kind of run, subgroup, group and metric.
 
-    Methods that predict a case with the models of several other sites (``cross``) are left out. Groups with fewer than
-    ``least`` patients have no numbers. Patients whose group is not known are a group, which is compared with nobody.
+    Groups with fewer than ``least`` patients have no numbers. Patients whose group is not known are a group, which is
+    compared with nobody.
 
     Args:
-        predictions: as in ``predictions.csv``, with a column ``subgroup: NAME`` for each subgroup.
-        task: name of the task.
-        classes: names of the classes.
-        metrics: those of the study; for binary classification calibration is added.
+        source: gives what the sites say.
+        results: method and run of all that was tested.
+        columns: names of the subgroups, in their order.
+        binary: whether there are two classes, so that calibration is added.
         least: patients that a group must have.
-        seed: of the resamples, which are the same for all groups and methods.
-        bootstrap: number of resamples of patients; 0 gives no intervals of the metrics.
 
     Returns:
-        Rows with the columns `SUBGROUPS`; none where there is no subgroup.
+        Rows with the columns `SUBGROUPS`.
     """
-    names = [str(column) for column in predictions.columns if str(column).startswith(SUBGROUP)]
     rows: list[tuple[object, ...]] = []
-    for run in [run for run in RUNS if names and (predictions[RUN] == run).any()]:
-        cases = Cases(predictions[predictions[RUN] == run], task, len(classes), metrics)
-        for method, own in cases.rows.items():
-            if cases.frame.iloc[own].duplicated(["seed", "fold", "site", "case"]).any():
-                continue
-            for column in names:
-                found = _subgroup(cases, method, own, column, least, seed, bootstrap)
-                rows += [(method, run, column.removeprefix(SUBGROUP), *row) for row in found]
+    for run in [run for run in RUNS if (results[RUN] == run).any()]:
+        methods = list(dict.fromkeys(results["method"][results[RUN] == run]))
+        sites = source.groups(of_run(run, methods))
+        said = {place.method for site in sites.values() for place in site.found}
+        for method in [method for method in methods if method in said]:
+            for column in columns:
+                rows += [(method, run, column, *row) for row in _subgroup(sites, method, column, least, binary=binary)]
     table = pd.DataFrame(rows, columns=SUBGROUPS)
     return table.astype(dict.fromkeys(("cases", "patients", "sites", "gap_sites"), "Int64"))
 
 
 def _subgroup(
-    cases: Cases, method: str, own: Rows, column: str, least: int, seed: int, bootstrap: int
+    sites: Mapping[str, SiteGroups], method: str, column: str, least: int, *, binary: bool
 ) -> Iterator[tuple[object, ...]]:
-    """The rows of one method and subgroup, from ``group`` on."""
-    members = list(_members(cases, own, column))
-    shown = [one for one in members if one.patients >= least]
-    sums = _sums(cases, shown, seed, bootstrap)
-    asked = [*cases.names, *(CALIBRATION if cases.binary else ())]
-    for one in members:
-        if one.patients < least:
-            few = f"fewer than {least} patients"
-            yield from (
-                (one.group, None, None, name, None, *[math.nan] * 3, None, *[math.nan] * 3, few) for name in asked
-            )
+    """The rows of one method and subgroup, from ``group`` on: groups in their order, the unknown last."""
+    found: dict[str, dict[str, Compared]] = {}
+    for name, site in sites.items():
+        for place, one in site.found.items():
+            if place[:2] == (method, column):
+                found.setdefault(place.group, {})[name] = one
+    withheld = {group for site in sites.values() for own, group in site.withheld if own == column}
+    names = list(dict.fromkeys(metric for site in sites.values() for metric in site.metrics))
+    asked = [*names, *(CALIBRATION if binary else ())]
+    for group in sorted({*found, *withheld}, key=group_order):
+        own = found.get(group, {})
+        patients, cases = (sum(getattr(one.own, name) for one in own.values()) for name in ("patients", "cases"))
+        if patients < least or not own:
+            few = UNTOLD if not own else f"fewer than {least} patients"
+            yield from ((group, None, None, name, None, *[math.nan] * 3, None, *[math.nan] * 3, few) for name in asked)
             continue
-        compared = one.group != NOT_KNOWN and _patients(cases, one.rest) >= least
-        counts = (one.group, one.cases, one.patients)
-        for place, name in enumerate(cases.names):
-            numbers = _numbers(cases, method, one, sums[one.group], place, compared=compared)
-            yield (*counts, name, *numbers, "" if numbers[0] else UNDEFINED)
-        if cases.binary:
-            lines = _calibration(cases, one, compared=compared)
-            for name, numbers in zip(CALIBRATION, lines, strict=True):
-                yield (*counts, name, *numbers, "" if numbers[0] else UNDEFINED)
+        rest = sum(one.rest.patients for one in own.values() if one.rest is not None)
+        compared = group != NOT_KNOWN and rest >= least
+        lines = list(_calibration(own, compared=compared)) if binary else []
+        rows = [_numbers(own, sites, name, compared=compared) for name in names] + lines
+        for name, numbers in zip(asked, rows, strict=True):
+            yield (group, cases, patients, name, *numbers, "" if numbers[0] else UNDEFINED)
 
 
-def _members(cases: Cases, own: Rows, column: str) -> Iterator[Member]:
-    """The groups in the order of their names, those of intervals in the order of the numbers, the unknown last."""
-    groups = cases.frame[column].to_numpy()[own]
-    names = sorted({str(name) for name in groups}, key=group_order)
-    for name in names:
-        mine = own[groups == name]
-        others = own[(groups != name) & (groups != NOT_KNOWN)] if name != NOT_KNOWN else own[:0]
-        frame = cases.frame.iloc[mine]
-        yield Member(
-            name, _by_site(cases, mine), _by_site(cases, others), len(np.unique(cases.patient[mine])),
-            len(frame.drop_duplicates(["site", "case"])),
-        )  # fmt: skip
-
-
-def _by_site(cases: Cases, rows: Rows) -> dict[str, list[Rows]]:
-    found: dict[str, list[Rows]] = {}
-    frame = cases.frame.iloc[rows].reset_index(drop=True)
-    for (site, _), own in frame.groupby(["site", "seed"]):
-        found.setdefault(str(site), []).append(rows[own.index.to_numpy()])
-    return found
-
-
-def _patients(cases: Cases, rows: Mapping[str, list[Rows]]) -> int:
-    every = [own for seeds in rows.values() for own in seeds]
-    return len(np.unique(cases.patient[np.concatenate(every)])) if every else 0
-
-
-def _count(cases: Cases, seeds: Sequence[Rows]) -> int:
-    return len(np.unique(cases.patient[np.concatenate(seeds)]))
-
-
-# --- metrics ----------------------------------------------------------------------------------------------------------
-
-
-def _sums(cases: Cases, members: Sequence[Member], seed: int, bootstrap: int) -> dict[str, Sums]:
-    """Group -> its values as they are, then of each resample of the patients."""
-    found = {one.group: Sums() for one in members}
-    if not cases.names or not members:
-        return found
-    plain = np.ones((len(cases.patients), 1))
-    draws = patient_weights(cases.patients, bootstrap, seed, block=max(1, 20 * BLOCK // len(cases.patients)))
-    known: dict[str, tuple[Marks, Marks]] = {}
-    for weights in chain([plain], draws):
-        for one in members:
-            own, rest = _values(cases, one.own, weights), _values(cases, one.rest, weights)
-            if weights is plain:
-                own_known = {site: np.isfinite(values) for site, values in own.items()}
-                both = {site: own_known[site] & np.isfinite(rest[site]) for site in own if site in rest}
-                known[one.group] = own_known, both
-            _add(cases, one, own, rest, known[one.group], found[one.group])
-    return found
-
-
-def _values(cases: Cases, rows: Mapping[str, list[Rows]], weights: Floats) -> dict[str, Floats]:
-    """Site -> metrics [M, b], means over the seeds."""
-    return {
-        site: mean_of_known(np.stack([cases.measure(own, weights[cases.patient[own]]) for own in seeds]))
-        for site, seeds in rows.items()
-    }
-
-
-def _add(
-    cases: Cases,
-    one: Member,
-    own: Mapping[str, Floats],
-    rest: Mapping[str, Floats],
-    known: tuple[Marks, Marks],
-    sums: Sums,
-) -> None:
-    """One block more: a site counts where it has a value of the patients as they are."""
-    own_known, both = known
-    sizes = {site: _count(cases, seeds) for site, seeds in one.own.items()}
-    shares = {site: sizes[site] * m / (sizes[site] + m) for site in both for m in [_count(cases, one.rest[site])]}
-    shape = next(iter(own.values())).shape
-    sums.value.append(_weighted(own, own_known, sizes, shape))
-    there = {site: both[site] & np.isfinite(own[site]) & np.isfinite(rest[site]) for site in both}
-    sums.compared.append(_weighted(own, there, shares, shape))
-    sums.others.append(_weighted(rest, there, shares, shape))
-    sums.gap.append(sums.compared[-1] - sums.others[-1])
-    if not sums.sites.size:
-        sums.sites = np.sum([ok[:, 0] for ok in own_known.values()], axis=0)
-        sums.gap_sites = np.sum([ok[:, 0] for ok in both.values()], axis=0) if both else np.zeros(shape[0])
-
-
-def _weighted(
-    values: Mapping[str, Floats], known: Marks, weights: Mapping[str, float], shape: tuple[int, ...]
-) -> Floats:
-    """Mean over the sites [M, b], of what is known; NaN where nothing is."""
-    total, counted = np.zeros(shape), np.zeros(shape)
-    for site, ok in known.items():
-        there = ok & np.isfinite(values[site])
-        total += np.where(there, weights[site] * values[site], 0.0)
-        counted += weights[site] * there
-    mean: Floats = np.divide(total, counted, out=np.full(shape, np.nan), where=counted > 0)
-    return mean
-
-
-def _numbers(cases: Cases, method: str, one: Member, sums: Sums, place: int, *, compared: bool) -> tuple[object, ...]:
+def _numbers(
+    own: Mapping[str, Compared], sites: Mapping[str, SiteGroups], metric: str, *, compared: bool
+) -> tuple[object, ...]:
     """sites, value, low, high, gap_sites, gap, gap_low, gap_high."""
-    name = cases.names[place]
-    value = np.concatenate(sums.value, axis=1)[place]
-    own = (int(sums.sites[place]), float(value[0]), *_interval(cases, method, name, value, one.own))
-    if not compared or not sums.gap_sites[place]:
-        return (*own, None, *[math.nan] * 3)
-    gap, mine, others = (np.concatenate(of, axis=1)[place] for of in (sums.gap, sums.compared, sums.others))
-    ends = _gap_interval(cases, method, name, (gap, mine, others), one)
-    return (*own, int(sums.gap_sites[place]), float(gap[0]), *ends)
+    places = {site: list(sites[site].metrics).index(metric) for site in own if metric in sites[site].metrics}
+    known = [(own[site].own, k) for site, k in places.items() if np.isfinite(own[site].own.values[k])]
+    value, (low, high, _) = _mean(known, [float(side.patients) for side, _ in known], metric)
+    pairs = [(one.own, one.rest, float(one.gaps[k]), k) for site, k in places.items()
+             if (one := own[site]).rest is not None]  # fmt: skip
+    both = [
+        (mine, rest, gap, k)
+        for mine, rest, gap, k in pairs
+        if rest is not None and np.isfinite([mine.values[k], rest.values[k]]).all()
+    ]
+    if not compared or not both:
+        return (len(known), value, low, high, None, *[math.nan] * 3)
+    weights = [mine.patients * rest.patients / (mine.patients + rest.patients) for mine, rest, _, _ in both]
+    of_group, mine = _mean([(mine, k) for mine, _, _, k in both], weights, metric)
+    of_rest, others = _mean([(rest, k) for _, rest, _, k in both], weights, metric)
+    gap = of_group - of_rest
+    spread = np.array([gap for _, _, gap, _ in both])
+    counted = np.array([min(mine.counted[k], rest.counted[k]) for mine, rest, _, k in both])
+    if EXACT in (mine[2], others[2]):
+        ends = _moved(gap, (of_group, *mine[:2]), (of_rest, *others[:2]))
+    else:
+        ends = _gap_interval(gap, np.array(weights) / sum(weights), spread, counted)
+    most = float(np.subtract(*value_range(metric)[::-1]))  # no difference is larger
+    return (len(known), value, low, high, len(both), gap, *(float(np.clip(end, -most, most)) for end in ends))
 
 
-def _interval(
-    cases: Cases, method: str, name: str, values: Floats, rows: Mapping[str, list[Rows]]
-) -> Interval:  # fmt: skip
-    """95 % interval of a value, from the draws behind it; the exact one of a share whose draws reach an end."""
-    lower, upper = value_range(name)
-    if math.isnan(values[0]):
+def _mean(
+    sides: Sequence[tuple[Side, int]], weights: Sequence[float], metric: str
+) -> tuple[float, tuple[float, float, str]]:
+    """Weighted mean over the sites of the values in a place, and its interval."""
+    if not sides:
+        return math.nan, (*NOTHING, "")
+    shares = np.array(weights) / sum(weights)
+    values, variances, counted = (
+        np.array([getattr(side, name)[k] for side, k in sides]) for name in ("values", "variances", "counted")
+    )
+    mean = float(shares @ values)
+    if not np.isfinite(variances).any():
+        return mean, (*NOTHING, "")
+    return mean, weighted_interval(mean, shares, variances, counted, metric)
+
+
+def _gap_interval(gap: float, shares: Floats, variances: Floats, counted: Floats) -> Interval:
+    """95 % interval of a mean difference, as of a mean: see `polyclinic.study.statistics.over_sites.mean_interval`."""
+    if not np.isfinite(variances).any():
         return NOTHING
-    if _ends(name, values):
-        groups = [Group(seed, 0, own) for seeds in rows.values() for seed, own in enumerate(seeds)]
-        count = cases.counted(name, method, groups)
-        return share_interval(float(values[0]), count) if count > 0 else NOTHING
-    return bootstrap_interval(float(values[0]), values[1:], upper, lower)
+    half = reach([Spread(*added(np.square(shares) * steadied(variances, counted), counted))])
+    return gap - half, gap + half
 
 
-def _ends(name: str, values: Floats) -> bool:
-    """Whether the draws of a share reach an end of its range, where they see too little of chance."""
-    base = split_metric(name)[0]
-    share = value_range(name) == (0.0, 1.0) and base in METRICS and METRICS[base].higher_is_better
-    return share and touches_end(values[1:])
+def _moved(gap: float, mine: tuple[float, float, float], rest: tuple[float, float, float]) -> Interval:
+    """95 % interval of the difference of two shares from those of both, where one reaches an end of its range.
 
-
-def _gap_interval(
-    cases: Cases, method: str, name: str, values: tuple[Floats, Floats, Floats], one: Member
-) -> Interval:  # fmt: skip
-    """95 % interval of a gap from common draws; where a share reaches an end, from the intervals of both sides.
-
-    The latter by Zou & Donner 2008, "Construction of confidence limits about effect measures", Statistics in Medicine
-    27(10).
+    Zou & Donner 2008, "Construction of confidence limits about effect measures: a general approach", Statistics in
+    Medicine 27(10).
     """
-    gap, mine, others = values
-    lower, upper = value_range(name)
-    reach = upper - lower
-    if _ends(name, mine) or _ends(name, others):
-        (low, high), (rest_low, rest_high) = (
-            _interval(cases, method, name, part, rows) for part, rows in ((mine, one.own), (others, one.rest))
-        )
-        below = math.hypot(mine[0] - low, rest_high - others[0])
-        above = math.hypot(high - mine[0], others[0] - rest_low)
-        return max(float(gap[0]) - below, -reach), min(float(gap[0]) + above, reach)
-    return bootstrap_interval(float(gap[0]), gap[1:], reach, -reach)
+    below = math.hypot(mine[0] - mine[1], rest[2] - rest[0])
+    above = math.hypot(mine[2] - mine[0], rest[0] - rest[1])
+    return gap - below, gap + above
 
 
-# --- calibration ------------------------------------------------------------------------------------------------------
-
-
-def _calibration(cases: Cases, one: Member, *, compared: bool) -> Iterator[tuple[object, ...]]:
+def _calibration(own: Mapping[str, Compared], *, compared: bool) -> Iterator[tuple[object, ...]]:
     """The same numbers of intercept and slope, put together over the sites by random-effects meta-analysis."""
-    own = {site: _lines(cases, seeds) for site, seeds in one.own.items()}
-    rest = {site: _lines(cases, seeds) for site, seeds in one.rest.items()} if compared else {}
     for place in (0, 1):
-        mine = [lines[place] for lines in own.values()]
-        gaps = [
-            Line(own[site][place].value - lines[place].value, own[site][place].variance + lines[place].variance)
-            for site, lines in rest.items()
-            if site in own
-        ]
+        mine = [one.own.lines[place] for one in own.values()]
+        pairs = [(one.own.lines[place], one.rest.lines[place]) for one in own.values() if compared and one.rest]
+        gaps = [Line(a.value - b.value, a.variance + b.variance) for a, b in pairs]
         yield (*_combined(mine, always=True), *_combined(gaps, always=False))
-
-
-def _lines(cases: Cases, seeds: Sequence[Rows]) -> tuple[Line, Line]:
-    """Intercept and slope at a site, means over the seeds."""
-    each = [calibration_line(cases.labels[own], cases.scores[own], cases.patient[own]) for own in seeds]
-    return (_mean([one for one, _ in each]), _mean([one for _, one in each]))
-
-
-def _mean(lines: Sequence[Line]) -> Line:
-    values = np.array([(one.value, one.variance) for one in lines])
-    return Line(*map(float, values.mean(axis=0)))
 
 
 def _combined(lines: Sequence[Line], *, always: bool) -> tuple[object, ...]:
