@@ -637,6 +637,8 @@ def test_equal_methods_are_seldom_called_different_where_trainings_differ(seeds)
         predictions = trained_twice(rng, seeds)
         table = summary(predictions, metrics=metrics, bootstrap=150, seed=run)
         found.append(table.loc["twin"]["p_fedavg"])
+        if run >= 40:
+            continue
         cases = Cases(predictions, "classification", 2, metrics)
         draws = draw(cases, ["fedavg"], run, 150).differences["twin", "fedavg"]
         patients_alone.append([bootstrap_p(one[0], one[1:]) for one in draws])
