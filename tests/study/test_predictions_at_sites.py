@@ -5,9 +5,11 @@ import re
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 
 from helpers import write_image_study, write_number_study, write_survival_study, write_table_study
-from polyclinic.errors import ResultsError, StudyError
+from polyclinic.communication.message import Message
+from polyclinic.errors import ResultsError, SiteError, StudyError
 from polyclinic.study import runner
 from polyclinic.study.report.page import write_report
 from polyclinic.study.study import Study
@@ -222,6 +224,48 @@ def test_engines_agree_byte_for_byte(tmp_path):
     for name in found:
         pd.testing.assert_frame_equal(found["local"].summary, found[name].summary, check_exact=True, obj=name)
     assert files["local"] == files["bytes"] == files["processes"]
+
+
+class Garbled(Refusing):
+    """One site's answers to a question come with other tensors, which are as the schema has them."""
+
+    def __init__(self, inner, function, change):
+        super().__init__(inner)
+        self.function, self.change = function, change
+
+    def call(self, function, requests):
+        for site, reply in super().call(function, requests):
+            garbled = function == self.function and site == "Bonn" and isinstance(reply, Message)
+            yield site, self.change(reply) if garbled else reply
+
+
+def without_tensors(reply):
+    return Message(reply.fields, {})
+
+
+def with_counts_that_are_none(reply):
+    curve = torch.full_like(reply.tensors["curve"], torch.nan)
+    return Message(reply.fields, {**reply.tensors, "curve": curve})
+
+
+def about_others(reply):
+    places = [["a method", *place[1:]] for place in reply.fields["places"]]
+    return Message({**reply.fields, "places": places}, reply.tensors)
+
+
+@pytest.mark.parametrize(
+    ("kind", "function", "change", "words"),
+    [
+        ("numbers", "compare", without_tensors, "do not go together"),
+        ("numbers", "groups", without_tensors, "do not go together"),
+        ("numbers", "groups", about_others, "about what was not asked"),
+        ("times", "survival", with_counts_that_are_none, "do not go together"),
+    ],
+)
+def test_an_answer_that_can_not_be_is_a_failure_of_its_site(tmp_path, kind, function, change, words):
+    content = entries(tmp_path, kind)
+    with pytest.raises(SiteError, match=rf"P401 The answer of site Bonn to '{function}' .*{words}"):
+        run(content, tmp_path, "out", wrap=lambda engine: Garbled(engine, function, change))
 
 
 class Killed(BaseException):

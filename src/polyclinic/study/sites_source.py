@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -76,7 +77,7 @@ class Sites(Source):
     ) -> Mapping[str, Mapping[str, Evidence]]:
         """See `Source.evidence`."""
         answers = self._ask(family, sites)
-        return {site: _evidence(answers[site]) for site in sites if site in answers}
+        return {site: _read(site, "compare", _evidence, answers[site]) for site in sites if site in answers}
 
     def together(self, family: Family, metrics: Sequence[str], others: Sequence[str]) -> Together:
         """See `Source.together`."""
@@ -119,25 +120,21 @@ class Sites(Source):
     def trust(self, family: Family, sites: Sequence[str]) -> SitesTrust | None:
         """See `Source.trust`."""
         answers = self._ask(family, sites)
-        found = {site: _trust(answers[site]) for site in sites if site in answers}
+        found = {site: _read(site, "compare", _trust, answers[site]) for site in sites if site in answers}
         return found if any(found.values()) else None
 
     def groups(self, family: Family) -> Mapping[str, SiteGroups]:
         """See `Source.groups`."""
         found = {}
         for site, answer in self._kept("groups", family, self._groups_question).items():
-            said = answer.fields
-            places = [Place(*place) for place in said.get("places", [])]
-            withheld = [(column, group) for column, group in said.get("withheld", [])]
-            _check_names(site, "groups", {place.method for place in places}, {one.name for one in family})
-            columns = {*(place.subgroup for place in places), *(own for own, _ in withheld), *said.get("mixed", [])}
+            one = found[site] = _read(site, "groups", _groups, answer)
+            columns = {*(place.subgroup for place in one.found), *(column for column, _ in one.withheld), *one.mixed}
             asked = {name for names in self.grouped for name in names}
-            _check_names(site, "groups", columns | {*said.get("metrics", [])}, asked)
-            for column, which in ((self.withheld, [own for own, _ in withheld]), (self.mixed, said.get("mixed", []))):
-                for one in dict.fromkeys(which):
-                    column.setdefault(one, {})[site] = None
-            of_places = groups_from_tensors(places, answer.tensors) if places else {}
-            found[site] = SiteGroups(said.get("metrics", []), of_places, withheld, said.get("mixed", []))
+            _check_names(site, "groups", {place.method for place in one.found}, {entry.name for entry in family})
+            _check_names(site, "groups", columns | {*one.metrics}, asked)
+            for told, which in ((self.withheld, [column for column, _ in one.withheld]), (self.mixed, one.mixed)):
+                for column in dict.fromkeys(which):
+                    told.setdefault(column, {})[site] = None
         return found
 
     def _groups_question(self, trials: list[KeptTrial]) -> AskGroups:
@@ -154,10 +151,9 @@ class Sites(Source):
 
         found = {}
         for site, answer in self._kept("survival", family, question).items():
-            methods = answer.fields.get("methods", [])
-            _check_names(site, "survival", set(methods), {one.name for one in family})
             if answer.tensors:
-                found[site] = survival_from_tensors(methods, answer.tensors)
+                one = found[site] = _read(site, "survival", _survival, answer)
+                _check_names(site, "survival", set(one.methods), {entry.name for entry in family})
         return found
 
     def _kept(self, function: str, family: Family, question: Callable[[list[KeptTrial]], Body]) -> dict[str, Message]:
@@ -266,12 +262,40 @@ def _check_names(site: str, function: str, said: set[str], asked: set[str]) -> N
     Raises:
         SiteError: P401, it does not.
     """
-    if said <= asked:
-        return
-    raise SiteError(
-        "P401", f"The answer of site {site} to {function!r} is not as it should be: it is about what was not asked.",
-        "Let all sites and the server run the same version of Polyclinic.", site=site,
-    )  # fmt: skip
+    if not said <= asked:
+        raise _misfit(site, function, "it is about what was not asked")
+
+
+T = TypeVar("T")
+
+
+def _read(site: str, function: str, read: Callable[[Message], T], answer: Message) -> T:
+    """What a site says, as it is read.
+
+    Raises:
+        SiteError: P401, its fields and tensors do not go together.
+    """
+    try:
+        return read(answer)
+    except (KeyError, IndexError, TypeError, ValueError, OverflowError):
+        raise _misfit(site, function, "its fields and tensors do not go together") from None
+
+
+def _misfit(site: str, function: str, what: str) -> SiteError:
+    text = f"The answer of site {site} to {function!r} is not as it should be: {what}."
+    return SiteError("P401", text, "Let all sites and the server run the same version of Polyclinic.", site=site)
+
+
+def _groups(answer: Message) -> SiteGroups:
+    said = answer.fields
+    places = [Place(*place) for place in said.get("places", [])]
+    withheld = [(column, group) for column, group in said.get("withheld", [])]
+    found = groups_from_tensors(places, answer.tensors) if places else {}
+    return SiteGroups(said.get("metrics", []), found, withheld, said.get("mixed", []))
+
+
+def _survival(answer: Message) -> SiteSurvival:
+    return survival_from_tensors(answer.fields.get("methods", []), answer.tensors)
 
 
 def _evidence(answer: Message) -> dict[str, Evidence]:
