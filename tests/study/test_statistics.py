@@ -7,8 +7,8 @@ from statistics import NormalDist
 import numpy as np
 import pandas as pd
 import pytest
+from scipy.stats import norm, ttest_1samp
 from scipy.stats import t as student
-from scipy.stats import ttest_1samp
 
 from polyclinic.statistics.evidence import site_evidence
 from polyclinic.statistics.intervals import (
@@ -649,6 +649,25 @@ def test_equal_methods_are_seldom_called_different_where_trainings_differ(seeds)
     # and so it is with two, which leave one degree of freedom to see chance in training by.
     assert (0.01 if seeds == 3 else 0.0) <= share.mean() <= 0.07, share
     assert (np.array(patients_alone) < 0.05).mean() > 0.12
+
+
+@pytest.mark.long
+def test_intervals_hold_what_other_trainings_on_other_patients_would_give():
+    """Three seeds; of patients alone the intervals would be too narrow."""
+    rng, runs, held = np.random.default_rng(42), 60, {}
+    taste, shift = 0.45**2 * rng.chisquare(4, 100_000), 0.3 * rng.normal(size=100_000)
+    spread = np.sqrt(1 + taste)  # of the scores within a class, given the training
+    truth = {
+        "auc": norm.cdf(1 / (math.sqrt(2) * spread)).mean(),
+        "acc": (norm.cdf((0.5 + shift) / spread) + norm.cdf((0.5 - shift) / spread)).mean() / 2,
+    }
+    for run in range(runs):
+        table = summary(trained_twice(rng, 3, sites=4), metrics=list(truth), bootstrap=150, seed=run)
+        for metric, over in product(truth, ("all", "sites")):
+            row = table.loc["fedavg", metric, over]
+            held[metric, over] = held.get((metric, over), 0) + (row["low"] <= truth[metric] <= row["high"])
+    # Binomial deviation at 0.95 of 60 runs: 0.028.
+    assert all(count / runs >= 0.89 for count in held.values()), held
 
 
 def test_no_interval_of_a_difference_leaves_what_differences_can_be():
