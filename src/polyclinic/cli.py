@@ -7,12 +7,12 @@ import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 from rich.console import Console
 
-from polyclinic import cli_results
+from polyclinic import cli_federation, cli_results
 from polyclinic.cli_data import data_app
 from polyclinic.cli_tables import parts, tables_that_fit
 from polyclinic.errors import PolyclinicError
@@ -30,6 +30,10 @@ app = typer.Typer(
 app.add_typer(data_app, name="data")
 app.command()(cli_results.checklist)
 app.command()(cli_results.export)
+app.command()(cli_federation.rehearse)
+app.add_typer(cli_federation.federation_app, name="federation")
+app.add_typer(cli_federation.coordinator_app, name="coordinator")
+app.add_typer(cli_federation.site_app, name="site")
 #: Messages and progress; standard output is for what a command was asked for.
 console = Console(stderr=True, highlight=False)
 output = Console(highlight=False)
@@ -55,8 +59,19 @@ def run(
     out: Annotated[Path, typer.Option(help="Folder for the results; it is made.")],
     method: Annotated[list[str] | None, typer.Option(help="Run this method only; may be repeated.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with a study that was interrupted.")] = False,
+    engine: Annotated[
+        Literal["local", "nvflare"], typer.Option(help="Where sites are: on this machine, or those of a consortium.")
+    ] = "local",
+    kit: Annotated[Path | None, typer.Option(help="With nvflare: a researcher's start-up kit.")] = None,
 ) -> None:
     """Run a study and write results and a report."""
+    if (engine == "nvflare") != (kit is not None):
+        raise typer.BadParameter("`--engine nvflare` and `--kit DIR` go together", param_hint="--engine")
+    if kit is not None:
+        if method:
+            raise typer.BadParameter("sites take part in whole studies: leave it out", param_hint="--method")
+        cli_federation.run_between(study, out, kit)
+        return
     from polyclinic.study.provenance import check_plugins
     from polyclinic.study.study import Study
 

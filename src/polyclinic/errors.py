@@ -9,7 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-#: Number -> title. The hundreds tell where to look: 1 study file, 2 data, 3 training, 4 sites and engines, 5 results.
+#: Number -> title. The hundreds tell where to look: 1 study file, 2 data, 3 training, 4 sites and engines, 5 results,
+#: 6 studies across hospitals.
 TITLES = {
     "P101": "The study file can't be read",
     "P102": "The study file has an entry that does not fit",
@@ -34,6 +35,12 @@ TITLES = {
     "P501": "The results folder can't be used",
     "P502": "The disk is full",
     "P503": "An optional package is missing",
+    "P601": "The consortium file can't be used",
+    "P602": "A start-up kit can't be used",
+    "P603": "The coordinator can't be reached",
+    "P604": "A site does not take part in a study",
+    "P605": "A site's file can't be used",
+    "P606": "A study across hospitals did not end",
 }
 
 
@@ -74,6 +81,10 @@ class DataError(PolyclinicError):
 
 class TrainingError(PolyclinicError):
     """Training went wrong at a site (a loss that is not a number, out of memory)."""
+
+
+class FederationError(PolyclinicError):
+    """Something is wrong between the parties of a consortium."""
 
 
 class PartError(PolyclinicError):

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, MutableMapping
 from dataclasses import dataclass, field
 from functools import cache, cached_property
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from pydantic import ValidationError, create_model
@@ -62,6 +62,7 @@ from polyclinic.statistics.survival import CURVE
 from polyclinic.tasks import Task, build_task
 from polyclinic.tasks.base import Asked
 
+B = TypeVar("B", bound=Body)
 Shapes = Mapping[str, Shaped]
 #: Tensor -> type, shape, and what its numbers must be.
 Exact = Mapping[str, tuple[torch.dtype, tuple[int, ...], Shaped]]
@@ -379,6 +380,19 @@ def read_asked(name: str, request: Message, known: Known, site: str) -> Body:
             "P401", f"A message {name!r} to site {site} is not as it should be: {misfit}.", _SAME, site=site
         ) from None
     return body
+
+
+def read_body(kind: type[B], function: str, request: Message, site: str) -> B:
+    """The fields of a message as its body.
+
+    Raises:
+        SiteError: P401 with the first thing that is not as it should be.
+    """
+    try:
+        return kind.model_validate(_read(kind, request.fields))
+    except Misfit as misfit:
+        text = f"A message {function!r} to site {site} is not as it should be: {misfit}."
+        raise SiteError("P401", text, _SAME, site=site) from None
 
 
 class Answers:

@@ -37,19 +37,20 @@ class CheckedStudy:
     plan: VolumePlan | None = None
 
     @classmethod
-    def read(cls, path: str | Path, methods: list[str] | None = None) -> Self:
+    def read(cls, path: str | Path, methods: list[str] | None = None, *, named: bool = False) -> Self:
         """A study from its file.
 
         Args:
             path: a YAML file, see ``docs/study-file.md``.
             methods: run these entries only (labels or names of the catalogue); names not in the file are added.
+            named: whether ``${NAME}`` stands for data that each site calls by that name, instead of for a variable.
 
         Raises:
             StudyError: with the file, line and entry of the first mistake.
         """
         path = Path(path)
         content, text = read_yaml(path)
-        return cls._checked(content, path.resolve().parent, path.name, text, methods)
+        return cls._checked(content, path.resolve().parent, path.name, text, methods, named=named)
 
     @classmethod
     def of(cls, content: dict[str, Any], folder: str | Path = ".") -> Self:
@@ -61,9 +62,13 @@ class CheckedStudy:
         return cls._checked(content, Path(folder).resolve(), "study", "", None)
 
     @classmethod
-    def _checked(cls, content: dict[str, Any], folder: Path, name: str, text: str, methods: list[str] | None) -> Self:
+    def _checked(
+        cls, content: dict[str, Any], folder: Path, name: str, text: str, methods: list[str] | None, *,
+        named: bool = False,
+    ) -> Self:  # fmt: skip
         try:
-            content = {**content, **{key: expand_variables(content.get(key), (key,)) for key in ("data", "model")}}
+            expanded = {key: expand_variables(content.get(key), (key,), named=named) for key in ("data", "model")}
+            content = {**content, **expanded}
             content = {key: value for key, value in content.items() if value is not None}
             declaration = Declaration.check(content)
             if methods:

@@ -70,16 +70,16 @@ class JobRunner:
                 "not kept."
             )
         outcome = Outcome()
-        trained = Trained(plan, progress, self._models(plan, engine, progress))
+        trained = Trained(plan, progress, self._models(plan, engine, progress, self._asks_for_models(job, fold)))
         at_sites = predictions_at(self.declaration, self.engine) == "sites"
         tester = Tester(sites, self.declaration, self.classes, job, fold, self.attack, at_sites=at_sites)
         for method in job.methods:
             tester.test(method, trained, outcome)
         names = {"method": study.label, RUN: job.run, "seed": job.seed, "fold": job.fold}
         outcome.rounds = [{**names, **row, "site": "pool" if pooled else row["site"]} for row in rows]
-        outcome.models[f"{slug(study.label)}-seed{job.seed}-fold{job.fold}" + job.suffix] = self._tensors(
-            trained.models
-        )
+        if trained.models:
+            name = f"{slug(study.label)}-seed{job.seed}-fold{job.fold}" + job.suffix
+            outcome.models[name] = self._tensors(trained.models)
         outcome.notes = [Note("N803", f"{job.title}: {failure}") for failure in _few(progress.failures)]
         return outcome
 
@@ -125,11 +125,20 @@ class JobRunner:
         """What the loop is given for a job trained at ``sites``."""
         return self.planner.plan(job, fold, sites, self.initial(job.seed))
 
-    def _models(self, plan: Plan, engine: Engine, progress: Progress) -> dict[str, Tensor]:
+    def _asks_for_models(self, job: Job, fold: Fold) -> bool:
+        """Whether sites are asked for the parts of their models that a method keeps there: to be kept with the results
+        where all is on one machine, else only where other sites are tested with them."""
+        alone = all(one.method.scope != "pool" and one.method.tests == "own" for one in job.methods)
+        own = set(fold.tested_sites) <= set(fold.training_sites)
+        return self.engine.holds_all or job.without is not None or not (alone and own)
+
+    def _models(self, plan: Plan, engine: Engine, progress: Progress, asked_for: bool) -> dict[str, Tensor]:
         """Whole model of the best round ``[P]`` of each site that has it; where everything is shared, the models that
-        are."""
+        are; nothing where sites are not asked for theirs."""
         if plan.selection.everything:
             return progress.best_models or {FEDERATION: progress.first}
+        if not asked_for:
+            return {}
         sites = [site for site in plan.sites if site not in progress.lost]
         asked = {site: Message({}, {"state": progress.best_state(site)}) for site in sites}
         replies = gather(engine, "model", asked, plan.quorum, progress.failures)

@@ -70,20 +70,27 @@ def read_yaml(path: Path) -> tuple[dict[str, Any], str]:
     return content, text
 
 
-def expand_variables(value: Any, place: Place = ()) -> Any:
+def expand_variables(value: Any, place: Place = (), *, named: bool = False) -> Any:
     """``value`` with ``${NAME}`` replaced by environment variables in every text.
+
+    Args:
+        value: of an entry.
+        place: of the entry.
+        named: whether the name itself takes the place of ``${NAME}``: what it stands for, each site says for itself.
 
     Raises:
         EntryError: P105 if a variable is not set.
     """
     if isinstance(value, dict):
-        return {key: expand_variables(inner, (*place, key)) for key, inner in value.items()}
+        return {key: expand_variables(inner, (*place, key), named=named) for key, inner in value.items()}
     if isinstance(value, list):
-        return [expand_variables(inner, (*place, i)) for i, inner in enumerate(value)]
+        return [expand_variables(inner, (*place, i), named=named) for i, inner in enumerate(value)]
     if not isinstance(value, str):
         return value
 
     def replace(match: re.Match[str]) -> str:
+        if named:
+            return match[1]
         if match[1] not in os.environ:
             hint = f"Set it, for example: export {match[1]}=/folder/with/the/data"
             raise EntryError("P105", f"The environment variable {match[1]} is not set.", hint, place=place)

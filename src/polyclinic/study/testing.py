@@ -185,13 +185,14 @@ class Tester:
             # A site without training cases has no part of its own either.
             own = {site: {"state": state[site]} for site in trained}
             return [Trial("federation", own, {site: own.get(site, together) for site in tested})]
-        trials = []
+        trials, home = [], method.tests == "own"
         for source in trained:
-            model = whole(source)
-            if model is None:
-                continue
-            sent = {"model": model}
-            home = method.tests == "own"
+            sent = {"state": state[source]}  # with its own part, which needs not leave it
+            if not home or found.plan.selection.everything:
+                model = whole(source)
+                if model is None:
+                    continue
+                sent = {"model": model}
             others = [site for site in tested if (site == source) is home]
             trials.append(Trial(source, {source: sent}, dict.fromkeys(others, sent)))
         return trials

@@ -21,13 +21,16 @@ class Source:
         site: the one site whose data are there, and nothing outside the folder is read or written; None where they are
             those of all.
         floor: values of labels and groups that fewer cases have are not named outside the site.
+        places: files and folders elsewhere that links in the folder may lead to.
         progress: called with the number of images read and the number of all images, after each image.
     """
 
     def __init__(
-        self, folder: Path, *, site: str | None = None, floor: int = 1, progress: Progress | None = None
+        self, folder: Path, *, site: str | None = None, floor: int = 1, progress: Progress | None = None,
+        places: Sequence[Path] = (),
     ) -> None:  # fmt: skip
         self.folder, self.site, self.floor, self.progress = folder, site, floor, progress
+        self._inside = [folder.resolve(), *(place.resolve() for place in places)]
         self._last: tuple[str, Holder] | None = None
 
     def holder(
@@ -54,13 +57,11 @@ class Source:
         """Who asks may be anyone: a site's own folder bounds what is read for it."""
         named = {"table": spec.table, "root": spec.root, "cache": spec.cache}
         named |= {f"tables: {{{self.site}: ...}}": (spec.tables or {}).get(self.site or "")}
-        folder = self.folder.resolve()
         for key, path in named.items():
-            if (
-                path is not None
-                and not path.startswith(PACKAGE)
-                and not (folder / path).resolve().is_relative_to(folder)
-            ):
+            if path is None or path.startswith(PACKAGE):
+                continue
+            place = (self.folder / path).resolve()
+            if not any(place.is_relative_to(inside) for inside in self._inside):
                 raise DataError("P201", f"`data: {{{key}: ...}}` names a place outside the folder of site {self.site}.",
                                 "Put the site's data into its folder, and name them from there.")  # fmt: skip
 

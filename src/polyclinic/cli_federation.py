@@ -1,0 +1,120 @@
+"""The commands of a consortium: its kits, its parties, and studies between them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+#: Messages and progress; standard output is for what a command was asked for.
+console = Console(stderr=True, highlight=False)
+
+federation_app = typer.Typer(help="The parties of a consortium and their start-up kits.", no_args_is_help=True)
+site_app = typer.Typer(help="A site: start it, and say which studies it takes part in.", no_args_is_help=True)
+coordinator_app = typer.Typer(help="The coordinator: start it.", no_args_is_help=True)
+
+KitFolder = Annotated[Path, typer.Option(help="The folder of the start-up kit.")]
+Out = Annotated[Path, typer.Option(help="Folder for the results; it is made.")]
+
+
+@federation_app.command("new")
+def new(
+    consortium: Annotated[Path, typer.Argument(metavar="CONSORTIUM", help="A consortium file (YAML).")],
+    out: Annotated[Path, typer.Option(help="Folder for the kits; it is made.")],
+) -> None:
+    """Make a signed start-up kit for each party; with more parties in the file, call it again."""
+    from polyclinic.federation.consortium import Consortium
+    from polyclinic.federation.kits import make_kits
+
+    for name, folder in make_kits(Consortium.read(consortium), out).items():
+        print(f"{name}: {folder}")
+    console.print(f"Keep {out / 'authority'} safe: who has it can let anyone in. Give each party its own folder only.")
+
+
+@coordinator_app.command("start")
+def start_coordinator(kit: KitFolder) -> None:
+    """Run the coordinator until it is interrupted."""
+    _run_party(kit, "coordinator")
+
+
+@site_app.command("start")
+def start_site(kit: KitFolder) -> None:
+    """Run a site until it is interrupted; it connects to the coordinator, and nobody connects to it."""
+    from polyclinic.federation.site_file import SITE_FILE, SiteFile
+
+    SiteFile.read(kit / "local" / SITE_FILE)
+    _run_party(kit, "site")
+
+
+@site_app.command("approve")
+def approve_study(
+    mark: Annotated[str, typer.Argument(metavar="HASH", help="The beginning of the study's hash.")], kit: KitFolder
+) -> None:
+    """Approve a study that waits: the file with this very hash, and no other."""
+    from polyclinic.federation.kits import Kit
+    from polyclinic.federation.policy import approve
+
+    Kit.read(kit, "site")
+    print(f"Approved: {approve(kit, mark)}")
+
+
+def rehearse(
+    study: Annotated[Path, typer.Argument(metavar="STUDY", help="A study file (YAML).")],
+    out: Out,
+    keep: Annotated[Path | None, typer.Option(help="Folder for the parties' kits and logs, to be looked at.")] = None,
+) -> None:
+    """Run a study between real processes with real certificates, all on this machine."""
+    from polyclinic.federation.rehearse import rehearse as between
+
+    between(study, out, _shown(), keep)
+    print(f"Report: {out / 'report.html'}")
+
+
+def run_between(study: Path, out: Path, kit: Path) -> None:
+    """Run a study between the sites that are connected to a coordinator."""
+    from polyclinic.federation.kits import Kit
+    from polyclinic.federation.session import Researcher
+
+    with Researcher.connect(Kit.read(kit, "researcher")) as researcher:
+        sites = researcher.sites()
+        console.print(f"Connected: {', '.join(sites) or 'no site'}.")
+        researcher.run(study, out, sites, _shown())
+    print(f"Report: {out / 'report.html'}")
+
+
+def _run_party(folder: Path, role: str) -> None:
+    from polyclinic.federation.kits import Kit
+    from polyclinic.federation.parties import LOG, last_words, start, stop
+
+    kit = Kit.read(folder, role)
+    process = start(kit)
+    console.print(f"{kit.name} runs; its log is {kit.folder / LOG}. Interrupt to end it.")
+    try:
+        status = process.wait()
+    except KeyboardInterrupt:
+        status = 0
+        console.print("Ending ...")
+    finally:
+        stop(process)
+    if status:
+        console.print(f"{kit.name} ended with status {status}:\n{last_words(kit.folder)}", markup=False)
+        raise typer.Exit(1)
+
+
+def _shown() -> Callable[[dict[str, Any]], None]:
+    """Prints what is new in what a coordinator tells of a study."""
+    seen: dict[str, Any] = {"lines": 0, "job": None}
+
+    def show(now: dict[str, Any]) -> None:
+        lines = list(now.get("lines", []))
+        for line in lines[seen["lines"] :]:
+            console.print(str(line), markup=False)
+        seen["lines"] = max(len(lines), seen["lines"])
+        if now.get("job") != seen["job"] and now.get("title"):
+            seen["job"] = now["job"]
+            console.print(f"Training {int(now['job']) + 1} of {now.get('jobs')}: {now['title']}", markup=False)
+
+    return show

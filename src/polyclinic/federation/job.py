@@ -1,0 +1,56 @@
+"""A study as a job: its file, and the names of the two ends that run it. No code is in it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from polyclinic.federation.kits import CONTROLLER, COORDINATOR_END, EXECUTOR, SITE_END
+
+#: Name of the study file in a job.
+STUDY_FILE = "study.yaml"
+#: Names of the components.
+_COORDINATOR, _SITE = "polyclinic_coordinator", "polyclinic_site"
+
+
+def study_hash(text: str) -> str:
+    """What tells a study from others: SHA-256 of its file."""
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def write_job(folder: Path, text: str, sites: Sequence[str], least: int | None = None) -> None:
+    """Write the job of a study.
+
+    Args:
+        folder: where; it is made.
+        text: the study file.
+        sites: names of the kits of those who are asked to take part.
+        least: how many of them must be there for the study to begin; None for all.
+    """
+    of_coordinator = {
+        "workflows": [{"id": "controller", "path": CONTROLLER, "args": {"server_obj_id": _COORDINATOR}}],
+        "components": [{"id": _COORDINATOR, "path": COORDINATOR_END, "args": {}}],
+    }
+    executor = {"id": "executor", "path": EXECUTOR, "args": {"client_obj_id": _SITE}}
+    of_site = {
+        "executors": [{"tasks": ["*"], "executor": executor}],
+        "components": [{"id": _SITE, "path": SITE_END, "args": {}}],
+    }
+    _write_app(folder / "coordinator", "config_fed_server.json", of_coordinator, text)
+    _write_app(folder / "site", "config_fed_client.json", of_site, text)
+    about = {
+        "name": study_hash(text)[:12], "resource_spec": {}, "min_clients": least or len(sites),
+        "mandatory_clients": [] if least else list(sites),
+        "deploy_map": {"coordinator": ["server"], "site": list(sites)},
+    }  # fmt: skip
+    (folder / "meta.json").write_text(json.dumps(about), encoding="utf-8")
+
+
+def _write_app(folder: Path, name: str, content: dict[str, Any], text: str) -> None:
+    config = folder / "config"
+    config.mkdir(parents=True)
+    (config / name).write_text(json.dumps({"format_version": 2, **content}), encoding="utf-8")
+    (config / STUDY_FILE).write_text(text, encoding="utf-8")

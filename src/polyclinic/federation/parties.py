@@ -1,0 +1,82 @@
+"""Processes of parties on this machine: started, ended, and whether they live."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from polyclinic.federation.kits import ORGANISATION, Kit
+from polyclinic.federation.optional import require_flare
+from polyclinic.files import write_atomic
+
+#: Written by a party's process, for people.
+LOG = "party.log"
+
+
+def command(kit: Kit) -> list[str]:
+    """The command that runs a party, in this Python."""
+    coordinator = kit.role == "coordinator"
+    module = "server.server_train" if coordinator else "client.client_train"
+    name = [] if coordinator else [f"uid={kit.name}"]
+    return [
+        sys.executable, "-u", "-m", f"nvflare.private.fed.app.{module}", "-m", str(kit.folder),
+        "-s", "fed_server.json" if coordinator else "fed_client.json",
+        "--set", "secure_train=true", *name, f"org={ORGANISATION}", "config_folder=config",
+    ]  # fmt: skip
+
+
+def settle(kit: Kit) -> None:
+    """Let a coordinator keep its jobs in its own folder, wherever that is now; FLARE would share one in ``/tmp``."""
+    path = kit.folder / "local" / "resources.json"
+    resources = json.loads(path.read_text(encoding="utf-8"))
+    for component in resources["components"]:
+        if "uri_root" in component.get("args", {}):
+            component["args"]["uri_root"] = str(kit.folder / "jobs")
+    if "snapshot_persistor" in resources:
+        resources["snapshot_persistor"]["args"]["storage"]["args"]["root_dir"] = str(kit.folder / "snapshots")
+    write_atomic(path, json.dumps(resources, indent=2))
+
+
+def start(kit: Kit) -> subprocess.Popen[bytes]:
+    """Start a party's process; it and what it starts can be ended by ``stop``."""
+    require_flare()
+    settle(kit)
+    for name in ("pid.fl", "shutdown.fl", "restart.fl"):
+        (kit.folder / name).unlink(missing_ok=True)
+    with (kit.folder / LOG).open("ab") as log:
+        return subprocess.Popen(  # noqa: S603 - this Python
+            command(kit), stdout=log, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, cwd=kit.folder,
+            start_new_session=True, env=os.environ | {"PYTHONUNBUFFERED": "1"},
+        )  # fmt: skip
+
+
+def stop(process: subprocess.Popen[bytes], seconds: float = 5.0) -> None:
+    """End a party's process with all that it started."""
+    for kind in (signal.SIGTERM, signal.SIGKILL):
+        try:
+            os.killpg(process.pid, kind)
+        except ProcessLookupError:
+            return
+        until = time.monotonic() + (seconds if kind == signal.SIGTERM else 1.0)
+        while time.monotonic() < until and _group_lives(process):
+            time.sleep(0.05)
+
+
+def _group_lives(process: subprocess.Popen[bytes]) -> bool:
+    process.poll()
+    try:
+        os.killpg(process.pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+def last_words(folder: Path, lines: int = 5) -> str:
+    """The end of a party's log."""
+    path = folder / LOG
+    return "\n".join(path.read_text(encoding="utf-8", errors="replace").splitlines()[-lines:]) if path.is_file() else ""

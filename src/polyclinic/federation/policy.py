@@ -1,0 +1,103 @@
+"""Whether a site takes part in a study: by its policy, and by what somebody there has approved."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from polyclinic.errors import FederationError
+from polyclinic.federation.site_file import Policy
+from polyclinic.files import write_atomic
+from polyclinic.study.declaration import Declaration
+
+#: Fewer characters of a hash may fit another study.
+_LEAST_MARK = 8
+_CHANGE = "Change the study, or ask the site to change its policy."
+
+
+def check_policy(site: str, policy: Policy, declaration: Declaration, researcher: str) -> None:
+    """Whether a study is one that a site takes part in.
+
+    Args:
+        site: its name.
+        policy: what it allows.
+        declaration: the study.
+        researcher: who asks.
+
+    Raises:
+        FederationError: P604 with all that it does not allow.
+    """
+    refused = list(refusals(policy, declaration, researcher))
+    if refused:
+        raise FederationError("P604", f"Site {site} does not take part: {'; '.join(refused)}.", _CHANGE)
+
+
+def refusals(policy: Policy, declaration: Declaration, researcher: str) -> Iterator[str]:
+    """What a study asks that a policy does not allow, in words."""
+    if policy.researchers is not None and researcher not in policy.researchers:
+        yield f"{researcher} may not ask for studies"
+    asked = {
+        "task": ([declaration.task], policy.tasks),
+        "method": ([method.name for method in declaration.study_methods], policy.methods),
+        "model": ([declaration.model_part[0]], policy.models),
+        "metric": (list(declaration.metrics), policy.metrics),
+    }
+    for what, (names, allowed) in asked.items():
+        wrong = [] if allowed is None else [name for name in dict.fromkeys(names) if name not in allowed]
+        if wrong:
+            yield f"the {what}{_plural(wrong)} {', '.join(wrong)} {'is' if len(wrong) == 1 else 'are'} not allowed"
+    rounds = max(method.training.rounds for method in declaration.study_methods)
+    if policy.rounds is not None and rounds > policy.rounds:
+        yield f"{rounds} rounds are more than {policy.rounds}"
+    evaluation = declaration.evaluation
+    if evaluation.predictions == "coordinator" and not policy.predictions:
+        yield "predictions of single cases may not leave (`evaluation: {predictions: sites}` keeps them)"
+    shown = declaration.target == "masks" and evaluation.predictions == "coordinator" and declaration.report.overlays
+    if shown and not policy.overlays:
+        yield "pictures of single cases may not leave (`report: {overlays: true}` asks for them)"
+    if evaluation.disclosure_floor < policy.floor:
+        yield f"`disclosure_floor: {evaluation.disclosure_floor}` is less than {policy.floor}"
+
+
+def _plural(names: Sequence[str]) -> str:
+    return "" if len(names) == 1 else "s"
+
+
+def check_approval(site: str, policy: Policy, kit: Path, mark: str, text: str) -> None:
+    """Whether somebody at the site has approved the study, where the policy asks for that.
+
+    A study that waits is put into the folder ``waiting`` of the kit, so that it can be read and approved.
+
+    Args:
+        site: its name.
+        policy: what it allows.
+        kit: folder of the site's kit.
+        mark: hash of the study.
+        text: its file.
+
+    Raises:
+        FederationError: P604, nobody has yet.
+    """
+    if policy.approval == "automatic" or (kit / "approved" / f"{mark}.yaml").is_file():
+        return
+    (kit / "waiting").mkdir(exist_ok=True)
+    write_atomic(kit / "waiting" / f"{mark}.yaml", text)
+    raise FederationError(
+        "P604", f"Site {site} does not take part yet: a person there must approve the study {mark[:12]}.",
+        f"Ask the site to call `polyclinic site approve {mark[:12]}`, and run the study again.",
+    )  # fmt: skip
+
+
+def approve(kit: Path, mark: str) -> Path:
+    """Approve a study that waits, by the beginning of its hash; returns its file.
+
+    Raises:
+        FederationError: P604, none or several that wait begin so.
+    """
+    found = sorted((kit / "waiting").glob("*.yaml")) if (kit / "waiting").is_dir() else []
+    chosen = [path for path in found if path.stem.startswith(mark)]
+    if len(chosen) != 1 or len(mark) < _LEAST_MARK:
+        waiting = ", ".join(path.stem[:12] for path in found) or "none"
+        raise FederationError("P604", f"{len(chosen)} studies that wait begin with {mark!r}.", f"Waiting: {waiting}.")
+    (kit / "approved").mkdir(exist_ok=True)
+    return chosen[0].replace(kit / "approved" / chosen[0].name)

@@ -1,0 +1,149 @@
+"""The end of a study at a site: a process that answers messages about this study alone."""
+
+from __future__ import annotations
+
+import logging
+import os
+from pathlib import Path
+
+from nvflare.collab import collab
+
+from polyclinic.communication.message import Message
+from polyclinic.data.opening.source import Source
+from polyclinic.engine import LocalEngine
+from polyclinic.engine.planner import choose_device, cores
+from polyclinic.errors import FederationError, PolyclinicError, SiteError
+from polyclinic.federation.job import STUDY_FILE, study_hash
+from polyclinic.federation.policy import check_approval, check_policy
+from polyclinic.federation.site_file import SITE_FILE, SiteFile
+from polyclinic.federation.wire import MOST_BYTES, failure_to_bytes
+from polyclinic.site.messages import Open, Start
+from polyclinic.site.schema import read_body
+from polyclinic.study.checked import CheckedStudy
+
+log = logging.getLogger(__name__)
+
+#: Functions by which something of single cases, or a part of the model that is the site's own, leaves the site.
+_ASKS_FOR = {"predict": "predictions", "overlays": "overlays", "model": "personal_models"}
+
+
+class SiteEnd:
+    """Answers messages about the study of one job; made by FLARE in the site's process for it."""
+
+    def __init__(self) -> None:
+        self._member: Member | None = None
+
+    @collab.publish  # type: ignore[untyped-decorator]
+    def answer(self, function: str, message: bytes) -> bytes:
+        """Answer a message; what goes wrong is an answer, too, without a traceback."""
+        name = str(collab.site_name)
+        try:
+            if collab.caller != "server":
+                raise SiteError("P401", f"Site {name} answers the coordinator only.", site=name)
+            if self._member is None:
+                context = collab.fl_ctx
+                job = str(context.get_job_id())
+                about = context.get_prop("__job_meta__") or {}
+                config = Path(collab.workspace.get_app_config_dir(job))
+                self._member = Member(Path(collab.workspace.get_root_dir()), name, config / STUDY_FILE,
+                                      str(about.get("submitter_name", "")))  # fmt: skip
+            return self._member.answer(function, message)
+        except PolyclinicError as error:
+            log.warning("%s: %s", function[:80], error)
+            return failure_to_bytes(error)
+        except Exception:
+            log.exception("answering %s", function[:80])
+            text = f"Site {name} failed; its log says why."
+            return failure_to_bytes(SiteError("P401", text, "Ask the site to look at its log.", site=name))
+
+
+class Member:
+    """A site in one study.
+
+    Args:
+        kit: folder of the site's start-up kit.
+        party: name of the kit.
+        study: the study file that came with the job.
+        researcher: who asked for the study.
+
+    Raises:
+        FederationError: P604, the site does not take part; P605, its own file can't be used.
+    """
+
+    def __init__(self, kit: Path, party: str, study: Path, researcher: str) -> None:
+        import torch
+
+        file = SiteFile.read(kit / "local" / SITE_FILE)
+        self.name, self.policy = file.name or party, file.policy
+        text = study.read_text(encoding="utf-8")
+        self.declaration = CheckedStudy.read(study, named=True).declaration
+        mark = study_hash(text)
+        check_policy(self.name, self.policy, self.declaration, researcher)
+        check_approval(self.name, self.policy, kit, mark, text)
+        data = kit / "data"
+        _link(data, file.data)
+        floor = self.policy.floor
+        source = Source(data, site=self.name, floor=floor, places=list(file.data.values()))
+        torch.set_num_threads(self.declaration.engine.threads or cores())
+        folder = kit / "studies" / mark[:16]
+        folder.mkdir(parents=True, exist_ok=True)
+        self.engine = LocalEngine([self.name], source=source, device=choose_device(file.device), folder=folder)
+        self.engine.members[self.name].floor = floor
+
+    def answer(self, function: str, message: bytes) -> bytes:
+        """Answer a message of the coordinator.
+
+        Raises:
+            PolyclinicError: it is none, or asks for what does not belong to the study.
+        """
+        if function == "hello":
+            return Message({"site": self.name}).to_bytes()
+        if len(message) > MOST_BYTES:
+            raise SiteError("P401", f"A message to site {self.name} is too large.", site=self.name)
+        try:
+            request = Message.from_bytes(message)
+        except ValueError:
+            raise SiteError("P401", f"What came to site {self.name} is no message.", site=self.name) from None
+        self._check(function, request)
+        ((_, reply),) = self.engine.call(function, {self.name: request})
+        if isinstance(reply, PolyclinicError):
+            raise reply
+        if function == "agree" and reply.fields["patients"] < self.policy.patients:
+            raise FederationError("P604", f"Site {self.name} does not take part: it has too few patients.",
+                                  "Run the study without it.")  # fmt: skip
+        return reply.to_bytes()
+
+    def _check(self, function: str, request: Message) -> None:
+        """Whether a message belongs to the study.
+
+        Raises:
+            FederationError: P604, it asks for something else.
+        """
+        wanted = _ASKS_FOR.get(function)
+        if wanted is not None and not getattr(self.policy, wanted):
+            raise self._refused(f"a message asks to {function}, and {wanted.replace('_', ' ')} may not leave")
+        if function == "open":
+            asked = read_body(Open, function, request, self.name)
+            if (asked.data, asked.target) != (self.declaration.data, self.declaration.target):
+                raise self._refused("a message asks for other data than the study")
+        if function == "start":
+            begun = read_body(Start, function, request, self.name)
+            planned = self.declaration.wants_plan or begun.model == self.declaration.model_part
+            if begun.task != self.declaration.task or not planned:
+                raise self._refused("a message starts another training than the study has")
+
+    def _refused(self, what: str) -> FederationError:
+        return FederationError("P604", f"Site {self.name} does not take part any longer: {what}.",
+                               "Let all sites and the coordinator run the same version of Polyclinic.")  # fmt: skip
+
+
+def _link(folder: Path, data: dict[str, Path]) -> None:
+    """A folder in which each name of data leads to its place."""
+    folder.mkdir(exist_ok=True)
+    for old in folder.iterdir():
+        if old.is_symlink():
+            old.unlink()
+    for name, place in data.items():
+        draft = folder / f".{os.getpid()}.{name}"
+        draft.symlink_to(place)
+        draft.replace(folder / name)

@@ -1,0 +1,231 @@
+"""A site in a study across hospitals: what it takes part in, what it answers, and what it does not."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from helpers import Federation, recorded, table_sites, write_image_study, write_table_study
+from polyclinic.communication.message import Message
+from polyclinic.data.opening.agreement import agree
+from polyclinic.data.opening.census import Census
+from polyclinic.errors import FederationError, PolyclinicError
+from polyclinic.federation.job import study_hash
+from polyclinic.federation.policy import approve, refusals
+from polyclinic.federation.site_file import SITE_FILE, Policy, SiteFile
+from polyclinic.site.messages import Agree, Open, Start
+from polyclinic.study.study import Study
+
+pytest.importorskip("nvflare")
+
+RESEARCHER = "maria@hospital.org"
+
+
+@pytest.fixture
+def kit(tmp_path: Path) -> Path:
+    folder = tmp_path / "kit"
+    (folder / "local").mkdir(parents=True)
+    (tmp_path / "export").mkdir()
+    write_table_study(tmp_path / "export", {"Aachen": 24})
+    write_site_file(folder)
+    return folder
+
+
+def write_site_file(kit: Path, **changes: Any) -> None:
+    entries = {"name": "Aachen", "device": "cpu", "data": {"cases.csv": "../../export/cases.csv"}} | changes
+    entries["policy"] = {"patients": 1, "floor": 1} | entries.get("policy", {})
+    (kit / "local" / SITE_FILE).write_text(yaml.safe_dump(entries))
+
+
+def write_study(kit: Path, **changes: Any) -> Path:
+    (kit / "job").mkdir(exist_ok=True)
+    (kit / "unused").mkdir(exist_ok=True)
+    entries = write_table_study(kit / "unused", {"Aachen": 4}) | {"methods": ["fedavg"]}
+    entries["evaluation"]["predictions"] = "sites"
+    for key, value in changes.items():
+        entries[key] = {**entries[key], **value} if isinstance(entries.get(key), dict) else value
+    path = kit / "job" / "study.yaml"
+    path.write_text(yaml.safe_dump(entries))
+    return path
+
+
+def member(kit: Path, study: Path) -> Any:
+    from polyclinic.federation.site_end import Member
+
+    return Member(kit, "site-1", study, RESEARCHER)
+
+
+def opening(study: Path, **changes: Any) -> Message:
+    declaration = Study.read(study, named=True).declaration
+    asked = Open(data=declaration.data, target=declaration.target)
+    return Message(asked.model_copy(update=changes).fields())
+
+
+def asked(site: Any, function: str, message: Message) -> Message:
+    return Message.from_bytes(site.answer(function, message.to_bytes()))
+
+
+def test_data_are_found_by_their_names(kit: Path) -> None:
+    study = write_study(kit)
+    site = member(kit, study)
+    assert asked(site, "hello", Message()).fields == {"site": "Aachen"}
+    census = asked(site, "open", opening(study)).fields
+    assert census["counts"]["found"] == 24 if "counts" in census else census
+    assert str(kit.parent) not in str(census)
+
+
+def test_a_variable_is_a_name_of_data(kit: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("EXPORT", "/nowhere")  # what it means on the coordinator's machine
+    write_site_file(kit, data={"EXPORT": "../../export"})
+    study = write_study(kit, data={"table": "${EXPORT}/cases.csv"})
+    asked(member(kit, study), "open", opening(study))
+
+
+@pytest.mark.parametrize("name", ["cases.csv/../other.csv", "../../../export/other.csv", "/etc/hostname", "other.csv"])
+def test_names_of_data_lead_nowhere_else(kit: Path, name: str) -> None:
+    (kit.parent / "export" / "other.csv").write_text((kit.parent / "export" / "cases.csv").read_text())
+    study = write_study(kit, data={"table": name})
+    with pytest.raises(PolyclinicError, match="P201") as error:
+        asked(member(kit, study), "open", opening(study))
+    assert str(kit.parent) not in str(error.value)
+
+
+def test_a_link_in_the_data_leads_nowhere_else(kit: Path) -> None:
+    (kit.parent / "secret.csv").write_text((kit.parent / "export" / "cases.csv").read_text())
+    (kit.parent / "export" / "link.csv").symlink_to(kit.parent / "secret.csv")
+    write_site_file(kit, data={"export": "../../export"})
+    study = write_study(kit, data={"table": "export/link.csv"})
+    with pytest.raises(PolyclinicError, match=r"P201 .*outside the folder"):
+        asked(member(kit, study), "open", opening(study))
+
+
+def test_a_message_that_is_not_of_the_study_is_refused(kit: Path) -> None:
+    study = write_study(kit)
+    site = member(kit, study)
+    other = Study.read(study, named=True).declaration.data.model_copy(update={"features": ["patient"]})
+    with pytest.raises(FederationError, match=r"P604 Site Aachen does not take part any longer: .*other data"):
+        asked(site, "open", opening(study, data=other))
+    with pytest.raises(PolyclinicError, match="P401"):
+        asked(site, "start", Message({"task": "classification"}))
+    for function, words in (("predict", "predictions"), ("overlays", "overlays"), ("model", "personal models")):
+        with pytest.raises(FederationError, match=f"asks to {function}, and {words} may not leave"):
+            asked(site, function, Message())
+    with pytest.raises(PolyclinicError, match="P401"):
+        asked(site, "train", Message())
+    with pytest.raises(PolyclinicError, match="P401 A message asks for 'mine bitcoin'"):
+        asked(site, "mine bitcoin", Message())
+    with pytest.raises(PolyclinicError, match="P401 What came to site Aachen is no message"):
+        site.answer("open", b"no message")
+
+
+def test_another_training_than_the_study_has_is_refused(kit: Path) -> None:
+    federation = Federation(table_sites({"Aachen": 12, "Bonn": 12}))
+    with recorded(federation.engine) as found:
+        federation.rounds()
+    start = next(request for function, _, request, _ in found if function == "start")
+    assert Start.model_validate(start.fields).model != Study.read(write_study(kit)).declaration.model_part
+    with pytest.raises(FederationError, match=r"P604 .*starts another training than the study has"):
+        asked(member(kit, write_study(kit)), "start", start)
+
+
+def test_a_site_with_too_few_patients_does_not_take_part(kit: Path) -> None:
+    write_site_file(kit, policy={"patients": 25})
+    study = write_study(kit)
+    site = member(kit, study)
+    census = Census.model_validate(asked(site, "open", opening(study)).fields)
+    declaration = Study.read(study, named=True).declaration
+    agreed = agree({"Aachen": census}, declaration.data, declaration.target)
+    message = Message(Agree(agreement=agreed, notes=True).fields())
+    with pytest.raises(FederationError, match="P604 Site Aachen does not take part: it has too few patients") as error:
+        asked(site, "agree", message)
+    assert "24" not in str(error.value)
+    write_site_file(kit, policy={"patients": 24})
+    site = member(kit, study)
+    asked(site, "open", opening(study))
+    assert asked(site, "agree", message).fields["patients"] == 24
+
+
+@pytest.mark.parametrize(
+    ("policy", "study", "words"),
+    [
+        ({"tasks": ["segmentation"]}, {}, "the task classification is not allowed"),
+        ({"methods": ["single"]}, {"methods": ["fedavg", {"fedprox": {"mu": 1.0}}]},
+         "the methods fedavg, fedprox are not allowed"),
+        ({"methods": ["fedavg"]}, {"methods": [{"scaffold": {"label": "fedavg"}}]},
+         "the method scaffold is not allowed"),
+        ({"models": ["logistic"]}, {}, "the model mlp is not allowed"),
+        ({"metrics": ["auc"]}, {}, "the metric acc is not allowed"),
+        ({"rounds": 2}, {}, "3 rounds are more than 2"),
+        ({}, {"evaluation": {"predictions": "coordinator"}}, "predictions of single cases may not leave"),
+        ({"floor": 20}, {"evaluation": {"disclosure_floor": 10}}, "`disclosure_floor: 10` is less than 20"),
+        ({"researchers": ["someone@else.org"]}, {}, "maria@hospital.org may not ask for studies"),
+    ],
+)  # fmt: skip
+def test_what_a_policy_does_not_allow_is_refused(
+    kit: Path, policy: dict[str, Any], study: dict[str, Any], words: str
+) -> None:
+    write_site_file(kit, policy=policy)
+    with pytest.raises(FederationError, match=f"P604 Site Aachen does not take part: .*{words}"):
+        member(kit, write_study(kit, **study))
+    write_site_file(kit)
+    if "predictions" not in words:
+        member(kit, write_study(kit, **study))
+
+
+def test_pictures_of_cases_are_asked_for_by_studies_of_masks_only(tmp_path: Path) -> None:
+    entries = write_image_study(tmp_path, {"Aachen": 4})
+    entries["evaluation"]["predictions"] = "coordinator"
+    found = Study.of(entries, tmp_path).declaration
+    refused = list(refusals(Policy(predictions=True), found, RESEARCHER))
+    assert any("pictures of single cases" in one for one in refused)
+    assert not list(refusals(Policy(predictions=True, overlays=True), found, RESEARCHER))
+
+
+def test_a_study_waits_until_this_very_file_is_approved(kit: Path) -> None:
+    write_site_file(kit, policy={"approval": "person"})
+    study = write_study(kit)
+    mark = study_hash(study.read_text())
+    with pytest.raises(FederationError, match=f"a person there must approve the study {mark[:12]}"):
+        member(kit, study)
+    with pytest.raises(FederationError, match="0 studies that wait begin with"):
+        approve(kit, "f" * 12)
+    with pytest.raises(FederationError, match=f"Waiting: {mark[:12]}"):
+        approve(kit, mark[:4])  # it may be another's, too
+    assert approve(kit, mark[:12]).read_text() == study.read_text()
+    member(kit, study)
+    with pytest.raises(FederationError, match="does not take part yet"):
+        member(kit, write_study(kit, training={"rounds": 4}))
+
+
+def test_a_site_says_nothing_of_fewer_patients_than_its_own_floor(kit: Path) -> None:
+    write_site_file(kit, policy={"floor": 4})
+    site = member(kit, write_study(kit))
+    assert site.engine.members["Aachen"].floor == 4
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ("data: {a/b: x}", "expected one without '/'"),
+        ("data: {..: x}", "expected one without '/'"),
+        ("data: {cases.csv: nothing.csv}", "there is nothing at"),
+        ("data: {}\npolicy: {patient: 3}", "policy.patient"),
+        ("data: {}\npolicy: {approval: maybe}", "policy.approval"),
+        ("device: cpu", "data: field required"),
+        ("data: [1, 2]", "data: input should be a valid dictionary"),
+    ],
+)
+def test_a_site_file_that_does_not_fit_is_refused(tmp_path: Path, content: str, words: str) -> None:
+    path = tmp_path / SITE_FILE
+    path.write_text(content)
+    with pytest.raises(FederationError, match="P605") as error:
+        SiteFile.read(path)
+    assert words in str(error.value)
+
+
+def test_without_a_site_file_it_is_said_where_it_should_be(tmp_path: Path) -> None:
+    with pytest.raises(FederationError, match=r"P605 There is no .*site\.yaml"):
+        SiteFile.read(tmp_path / SITE_FILE)
