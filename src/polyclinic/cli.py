@@ -62,6 +62,10 @@ def run(
     engine: Annotated[
         Literal["local", "nvflare"], typer.Option(help="Where sites are: on this machine, or those of a consortium.")
     ] = "local",
+    site: Annotated[
+        list[str] | None,
+        typer.Option(help="With nvflare: this site takes part; may be repeated. Default: all there are."),
+    ] = None,
     kit: Annotated[Path | None, typer.Option(help="With nvflare: a researcher's start-up kit.")] = None,
 ) -> None:
     """Run a study and write results and a report."""
@@ -70,7 +74,7 @@ def run(
     if kit is not None:
         if method:
             raise typer.BadParameter("sites take part in whole studies: leave it out", param_hint="--method")
-        cli_federation.run_between(study, out, kit)
+        cli_federation.run_between(study, out, kit, site or [], resume=resume)
         return
     from polyclinic.study.provenance import check_plugins
     from polyclinic.study.study import Study

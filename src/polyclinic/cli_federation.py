@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -73,15 +73,19 @@ def rehearse(
     print(f"Report: {out / 'report.html'}")
 
 
-def run_between(study: Path, out: Path, kit: Path) -> None:
-    """Run a study between the sites that are connected to a coordinator."""
+def run_between(study: Path, out: Path, kit: Path, sites: Sequence[str], *, resume: bool) -> None:
+    """Run a study between sites that are connected to a coordinator."""
+    from polyclinic.errors import ResultsError
     from polyclinic.federation.kits import Kit
     from polyclinic.federation.session import Researcher
 
+    if out.exists() and not resume and (not out.is_dir() or any(out.iterdir())):
+        raise ResultsError("P501", f"The folder {out} is not empty.",
+                           "Go on with its study with --resume, or choose another folder with --out.")  # fmt: skip
     with Researcher.connect(Kit.read(kit, "researcher")) as researcher:
-        sites = researcher.sites()
-        console.print(f"Connected: {', '.join(sites) or 'no site'}.")
-        researcher.run(study, out, sites, _shown())
+        chosen = researcher.chosen(sites)
+        console.print(f"Sites: {', '.join(chosen)}.")
+        researcher.run(study, out, chosen, _shown())
     print(f"Report: {out / 'report.html'}")
 
 

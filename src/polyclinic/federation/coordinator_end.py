@@ -14,7 +14,7 @@ from nvflare.collab import collab
 from polyclinic.communication.message import Message
 from polyclinic.errors import FederationError, PolyclinicError
 from polyclinic.federation.flare_engine import FlareEngine
-from polyclinic.federation.job import STUDY_FILE, study_hash
+from polyclinic.federation.job import OUTCOME, RESULTS, STATUS, STUDY_FILE, study_hash
 from polyclinic.federation.wire import Failure, answer_from_bytes
 from polyclinic.files import write_atomic
 from polyclinic.notes import Note
@@ -28,10 +28,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-#: Topic of the command by which a researcher asks where a study is.
-STATUS = "polyclinic_status"
-#: Names in the folder of a job: how the study ended, and its results.
-OUTCOME, RESULTS = "outcome.json", "results"
 #: Seconds within which a site must say hello.
 HELLO = 120.0
 
@@ -48,10 +44,12 @@ class CoordinatorEnd:
         context.get_engine().register_app_command(STATUS, told.answer)
         folder = Path(workspace.get_run_dir(job))
         study = Path(workspace.get_app_config_dir(job)) / STUDY_FILE
-        mark = study_hash(study.read_text(encoding="utf-8"))
+        clients = {client.name: client for client in collab.clients}
+        # With other sites it is another study.
+        mark = study_hash("\n".join([study.read_text(encoding="utf-8"), *sorted(clients)]))
         kept = Path(workspace.get_root_dir()) / "studies" / mark[:16]
         try:
-            _run(study, kept, {client.name: client for client in collab.clients}, told)
+            _run(study, kept, clients, told)
             outcome: dict[str, Any] = {"state": "finished"}
         except PolyclinicError as error:
             log.warning("%s", error)

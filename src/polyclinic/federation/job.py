@@ -12,6 +12,10 @@ from polyclinic.federation.kits import CONTROLLER, COORDINATOR_END, EXECUTOR, SI
 
 #: Name of the study file in a job.
 STUDY_FILE = "study.yaml"
+#: Names in the folder of a job that is over: how the study ended, and its results.
+OUTCOME, RESULTS = "outcome.json", "results"
+#: Topic of the command by which a researcher asks where a study is.
+STATUS = "polyclinic_status"
 #: Names of the components.
 _COORDINATOR, _SITE = "polyclinic_coordinator", "polyclinic_site"
 

@@ -175,5 +175,5 @@ def _close(folder: Path, role: str, name: str, consortium: Consortium) -> None:
         (local / "log_config.json").write_text(json.dumps(levels, indent=2), encoding="utf-8")
     if role == "site":
         (local / SITE_FILE).write_text(_SITE.format(name=name), encoding="utf-8")
-    about = {"consortium": consortium.consortium, "role": role, "name": name}
+    about = {"consortium": consortium.consortium, "role": role, "name": name, "sites": consortium.sites}
     (folder / "party.json").write_text(json.dumps(about, indent=2), encoding="utf-8")

@@ -14,8 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from polyclinic.errors import FederationError, PolyclinicError
-from polyclinic.federation.coordinator_end import OUTCOME, RESULTS, STATUS
-from polyclinic.federation.job import study_hash, write_job
+from polyclinic.federation.job import OUTCOME, RESULTS, STATUS, study_hash, write_job
 from polyclinic.federation.kits import Kit
 from polyclinic.federation.optional import require_flare
 from polyclinic.federation.wire import Failure
@@ -89,8 +88,18 @@ class Researcher:
         while missing := sorted(set(sites) - set(self.sites())):
             if time.monotonic() > until:
                 raise FederationError("P603", f"Not connected: {', '.join(missing)}.",
-                                      "Start them: polyclinic site start.")  # fmt: skip
+                                      "Start them, or name those that take part with --site.")  # fmt: skip
             time.sleep(0.3)
+
+    def chosen(self, sites: Sequence[str], seconds: float = 10.0) -> list[str]:
+        """Names of the kits of the sites that take part: those that are named, else all that are connected.
+
+        Raises:
+            FederationError: P603, one of them is not connected, or, where none is named, one that was in the consortium
+                when the researcher's kit was made.
+        """
+        self.wait_for(sites or self.kit.about["sites"], seconds)
+        return list(sites) or self.sites()
 
     def run(self, study: Path, out: Path, sites: Sequence[str], follow: Follow) -> None:
         """Hand in a study, follow it to its end, and fetch its results.
@@ -105,10 +114,10 @@ class Researcher:
             PolyclinicError: what stopped the study, with the results so far in ``out``; P606, it ended without a word.
         """
         text = study.read_text(encoding="utf-8")
-        CheckedStudy.read(study, named=True)
+        quorum = CheckedStudy.read(study, named=True).declaration.training.quorum
         with tempfile.TemporaryDirectory(prefix="polyclinic-") as folder:
             job = Path(folder) / "job"
-            write_job(job, text, sites)
+            write_job(job, text, sites, None if quorum is None else min(quorum, len(sites)))
             with _words("hand in a study"):
                 name = str(self._session.submit_job(str(job)))
             self._follow(name, follow)
