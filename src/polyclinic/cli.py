@@ -34,6 +34,7 @@ app.command()(cli_federation.rehearse)
 app.add_typer(cli_federation.federation_app, name="federation")
 app.add_typer(cli_federation.coordinator_app, name="coordinator")
 app.add_typer(cli_federation.site_app, name="site")
+app.add_typer(cli_federation.audit_app, name="audit-log")
 #: Messages and progress; standard output is for what a command was asked for.
 console = Console(stderr=True, highlight=False)
 output = Console(highlight=False)

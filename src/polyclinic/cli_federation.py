@@ -14,6 +14,7 @@ console = Console(stderr=True, highlight=False)
 
 federation_app = typer.Typer(help="The parties of a consortium and their start-up kits.", no_args_is_help=True)
 site_app = typer.Typer(help="A site: start it, and say which studies it takes part in.", no_args_is_help=True)
+audit_app = typer.Typer(help="A party's audit log.", no_args_is_help=True)
 coordinator_app = typer.Typer(help="The coordinator: start it.", no_args_is_help=True)
 
 KitFolder = Annotated[Path, typer.Option(help="The folder of the start-up kit.")]
@@ -59,6 +60,15 @@ def approve_study(
 
     Kit.read(kit, "site")
     print(f"Approved: {approve(kit, mark)}")
+
+
+@audit_app.command("verify")
+def verify_log(kit: KitFolder) -> None:
+    """Whether a party's audit log is as it was written: no line changed, taken out or put in."""
+    from polyclinic.federation.audit_log import verify
+
+    found = verify(kit)
+    print(f"{found.lines} lines, none changed. Hash of the last one: {found.last}")
 
 
 def rehearse(

@@ -41,6 +41,7 @@ TITLES = {
     "P604": "A site does not take part in a study",
     "P605": "A site's file can't be used",
     "P606": "A study across hospitals did not end",
+    "P607": "An audit log was changed",
 }
 
 

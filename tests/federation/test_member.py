@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +16,10 @@ from polyclinic.communication.message import Message
 from polyclinic.data.opening.agreement import agree
 from polyclinic.data.opening.census import Census
 from polyclinic.errors import FederationError, PolyclinicError
+from polyclinic.federation.audit_log import AUDIT_LOG, verify
+from polyclinic.federation.consortium import Consortium
 from polyclinic.federation.job import study_hash
+from polyclinic.federation.kits import make_kits
 from polyclinic.federation.policy import approve, refusals
 from polyclinic.federation.site_file import SITE_FILE, Policy, SiteFile
 from polyclinic.site.messages import Agree, Open, Start
@@ -24,11 +30,18 @@ pytest.importorskip("nvflare")
 RESEARCHER = "maria@hospital.org"
 
 
+@pytest.fixture(scope="module")
+def startup(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    entries = {"consortium": "a", "coordinator": {"host": "localhost"}, "sites": ["b"], "researchers": [RESEARCHER]}
+    return make_kits(Consortium.model_validate(entries), tmp_path_factory.mktemp("kits"))["b"] / "startup"
+
+
 @pytest.fixture
-def kit(tmp_path: Path) -> Path:
+def kit(tmp_path: Path, startup: Path) -> Path:
     folder = tmp_path / "kit"
     (folder / "local").mkdir(parents=True)
     (tmp_path / "export").mkdir()
+    shutil.copytree(startup, folder / "startup")
     write_table_study(tmp_path / "export", {"Aachen": 24})
     write_site_file(folder)
     return folder
@@ -198,6 +211,22 @@ def test_a_study_waits_until_this_very_file_is_approved(kit: Path) -> None:
     member(kit, study)
     with pytest.raises(FederationError, match="does not take part yet"):
         member(kit, write_study(kit, training={"rounds": 4}))
+
+
+def test_all_that_left_is_in_the_audit_log(kit: Path) -> None:
+    study = write_study(kit)
+    site = member(kit, study)
+    answer = site.answer("open", opening(study).to_bytes())
+    with pytest.raises(FederationError):
+        asked(site, "predict", Message())
+    assert verify(kit).lines == 3
+    joined, opened, refused = map(json.loads, (kit / AUDIT_LOG).read_text().splitlines())
+    mark = study_hash(study.read_text())
+    assert (joined["event"], joined["study"], joined["researcher"]) == ("study joined", mark, RESEARCHER)
+    assert (opened["event"], opened["function"], opened["left"]["bytes"]) == ("answered", "open", len(answer))
+    assert opened["left"]["sha256"] == hashlib.sha256(answer).hexdigest()
+    assert (refused["event"], refused["function"]) == ("refused", "predict")
+    assert "MRN" not in (kit / AUDIT_LOG).read_text()
 
 
 def test_a_site_says_nothing_of_fewer_patients_than_its_own_floor(kit: Path) -> None:

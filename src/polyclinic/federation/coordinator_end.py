@@ -13,6 +13,7 @@ from nvflare.collab import collab
 
 from polyclinic.communication.message import Message
 from polyclinic.errors import FederationError, PolyclinicError
+from polyclinic.federation.audit_log import AuditLog
 from polyclinic.federation.flare_engine import FlareEngine
 from polyclinic.federation.job import OUTCOME, RESULTS, STATUS, STUDY_FILE, study_hash
 from polyclinic.federation.wire import Failure, answer_from_bytes
@@ -48,6 +49,10 @@ class CoordinatorEnd:
         # With other sites it is another study.
         mark = study_hash("\n".join([study.read_text(encoding="utf-8"), *sorted(clients)]))
         kept = Path(workspace.get_root_dir()) / "studies" / mark[:16]
+        audit = AuditLog(Path(workspace.get_root_dir()))
+        about = {"study": study_hash(study.read_text(encoding="utf-8")), "sites": sorted(clients)}
+        meta = context.get_prop("__job_meta__") or {}
+        audit.add("study begun", **about, researcher=str(meta.get("submitter_name", "")))
         try:
             _run(study, kept, clients, told)
             outcome: dict[str, Any] = {"state": "finished"}
@@ -60,6 +65,7 @@ class CoordinatorEnd:
             outcome = {"state": "failed", "failure": Failure.of(unknown).model_dump()}
         if (kept / RESULTS).is_dir():
             shutil.copytree(kept / RESULTS, folder / RESULTS, dirs_exist_ok=True)
+        audit.add("study ended", **about, **outcome)
         write_atomic(folder / OUTCOME, json.dumps(outcome))
         told.ended(outcome)
 

@@ -13,6 +13,7 @@ from polyclinic.data.opening.source import Source
 from polyclinic.engine import LocalEngine
 from polyclinic.engine.planner import choose_device, cores
 from polyclinic.errors import FederationError, PolyclinicError, SiteError
+from polyclinic.federation.audit_log import AuditLog, told
 from polyclinic.federation.job import STUDY_FILE, study_hash
 from polyclinic.federation.policy import check_approval, check_policy
 from polyclinic.federation.site_file import SITE_FILE, SiteFile
@@ -78,8 +79,15 @@ class Member:
         text = study.read_text(encoding="utf-8")
         self.declaration = CheckedStudy.read(study, named=True).declaration
         mark = study_hash(text)
-        check_policy(self.name, self.policy, self.declaration, researcher)
-        check_approval(self.name, self.policy, kit, mark, text)
+        self.audit = AuditLog(kit)
+        about = {"study": mark, "researcher": researcher}
+        try:
+            check_policy(self.name, self.policy, self.declaration, researcher)
+            check_approval(self.name, self.policy, kit, mark, text)
+        except FederationError as error:
+            self.audit.add("study refused", **about, reason=error.message)
+            raise
+        self.audit.add("study joined", **about)
         data = kit / "data"
         _link(data, file.data)
         floor = self.policy.floor
@@ -104,6 +112,24 @@ class Member:
             request = Message.from_bytes(message)
         except ValueError:
             raise SiteError("P401", f"What came to site {self.name} is no message.", site=self.name) from None
+        try:
+            reply = self._answer(function, request)
+            data = reply.to_bytes()
+        except PolyclinicError as error:
+            asked = told(request.tensors, message)
+            self.audit.add("refused", function=function[:80], asked=asked, reason=error.message)
+            raise
+        self.audit.add(
+            "answered", function=function, asked=told(request.tensors, message), left=told(reply.tensors, data)
+        )
+        return data
+
+    def _answer(self, function: str, request: Message) -> Message:
+        """The answer to a message that belongs to the study.
+
+        Raises:
+            PolyclinicError: it does not, or the site fails.
+        """
         self._check(function, request)
         ((_, reply),) = self.engine.call(function, {self.name: request})
         if isinstance(reply, PolyclinicError):
@@ -111,7 +137,7 @@ class Member:
         if function == "agree" and reply.fields["patients"] < self.policy.patients:
             raise FederationError("P604", f"Site {self.name} does not take part: it has too few patients.",
                                   "Run the study without it.")  # fmt: skip
-        return reply.to_bytes()
+        return reply
 
     def _check(self, function: str, request: Message) -> None:
         """Whether a message belongs to the study.
