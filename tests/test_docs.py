@@ -11,6 +11,7 @@ import tomllib
 from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -532,6 +533,69 @@ def full_disk() -> None:
     raise write_error(Path("results/models/fedavg-seed0-fold1.safetensors"), OSError(errno.ENOSPC, ""))
 
 
+def consortium_file(**changes: Any) -> Path:
+    entries = {"consortium": "lungs", "coordinator": {"host": "localhost"}, "sites": ["aachen", "bonn"],
+               "researchers": ["maria@hospital.org"]}  # fmt: skip
+    Path("consortium.yaml").write_text(yaml.safe_dump(entries | changes), encoding="utf-8")
+    return Path("consortium.yaml")
+
+
+def kit_of_a_site() -> Path:
+    from polyclinic.federation.consortium import Consortium
+    from polyclinic.federation.kits import make_kits
+
+    return make_kits(Consortium.read(consortium_file()), Path("kits"))["aachen"]
+
+
+def wrong_consortium() -> None:
+    from polyclinic.federation.consortium import Consortium
+
+    Consortium.read(consortium_file(sites=["aachen", "St. Mary"]))
+
+
+def wrong_kit() -> None:
+    from polyclinic.federation.kits import Kit
+
+    Kit.read(kit_of_a_site(), "researcher")
+
+
+def researcher(clients: list[Any]) -> Any:
+    from polyclinic.federation.kits import Kit
+    from polyclinic.federation.session import Researcher
+
+    info = SimpleNamespace(client_info=clients)
+    return Researcher(
+        SimpleNamespace(get_system_info=lambda: info), Kit(Path("kit"), "researcher", "maria@hospital.org")
+    )
+
+
+def refused_study() -> None:
+    from polyclinic.federation.policy import check_policy
+    from polyclinic.federation.site_file import Policy
+
+    declared = changed("rounds: 2", "rounds: 300").declaration
+    allowed = [method.name for method in declared.study_methods if method.name != "fedavg"]
+    check_policy("Aachen", Policy(methods=allowed, rounds=200, predictions=True), declared, "maria@hospital.org")
+
+
+def wrong_site_file() -> None:
+    from polyclinic.federation.site_file import SiteFile
+
+    Path("site.yaml").write_text("data: {cases.csv: /srv/export/2026.csv}", encoding="utf-8")
+    SiteFile.read(Path("site.yaml"))
+
+
+def changed_log() -> None:
+    from polyclinic.federation.audit_log import AUDIT_LOG, AuditLog, verify
+
+    kit = kit_of_a_site()
+    for _ in range(3):
+        AuditLog(kit).add("answered")
+    lines = (kit / AUDIT_LOG).read_text(encoding="utf-8").splitlines(keepends=True)
+    (kit / AUDIT_LOG).write_text("".join([lines[0], *lines[2:]]), encoding="utf-8")
+    verify(kit)
+
+
 MISTAKES: dict[str, Callable[[], object]] = {
     "P101": lambda: Study.read("studdy.yaml"),
     "P102": lambda: changed("rounds: 2", "rounds: 0"),
@@ -556,6 +620,13 @@ MISTAKES: dict[str, Callable[[], object]] = {
     "P501": used_folder,
     "P502": full_disk,
     "P503": lambda: changed("patients.csv", "package:mriqc-table/abide.tsv").open(),
+    "P601": wrong_consortium,
+    "P602": wrong_kit,
+    "P603": lambda: researcher([]).wait_for(["celle"], 0.0),
+    "P604": refused_study,
+    "P605": wrong_site_file,
+    "P606": lambda: researcher([])._take(Path("nothing"), Path("results"), "3f1c09a2b7de"),
+    "P607": changed_log,
 }
 
 

@@ -64,7 +64,6 @@ def test_the_study_goes_on_without_the_site_and_says_so(function: str, method: s
         ("keep", "fedbn"),
         ("keep", "single"),
         ("threshold", "single"),
-        ("model", "single"),
     )
     assert sites_of(found) == set(SITES) - ({"Bonn"} if missing else set())
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import threading
 from pathlib import Path
 
 from nvflare.collab import collab
@@ -33,11 +34,16 @@ class SiteEnd:
 
     def __init__(self) -> None:
         self._member: Member | None = None
+        self._lock = threading.Lock()  # FLARE calls from several threads, and a site does one thing at a time
 
     @collab.publish  # type: ignore[untyped-decorator]
     def answer(self, function: str, message: bytes) -> bytes:
         """Answer a message; what goes wrong is an answer, too, without a traceback."""
         name = str(collab.site_name)
+        with self._lock:
+            return self._answered(name, function, message)
+
+    def _answered(self, name: str, function: str, message: bytes) -> bytes:
         try:
             if collab.caller != "server":
                 raise SiteError("P401", f"Site {name} answers the coordinator only.", site=name)
