@@ -631,19 +631,20 @@ def trained_twice(rng, seeds, *, spread=0.9, patients=25, sites=8):
 @pytest.mark.parametrize("seeds", [2, 3, 5])
 def test_equal_methods_are_seldom_called_different_where_trainings_differ(seeds):
     """p below 0.05 in about 5 % over all cases and over sites; without the seeds it is far more."""
-    rng, runs, metrics = np.random.default_rng(41), 100, ["auc", "acc", "brier"]
+    rng, runs = np.random.default_rng(41), 100 if seeds == 3 else 60
+    metrics = ["auc", "acc", "brier"]
     found, patients_alone = [], []
     for run in range(runs):
         predictions = trained_twice(rng, seeds)
         table = summary(predictions, metrics=metrics, bootstrap=150, seed=run)
         found.append(table.loc["twin"]["p_fedavg"])
-        if run >= 40:
+        if run >= 30:
             continue
         cases = Cases(predictions, "classification", 2, metrics)
         draws = draw(cases, ["fedavg"], run, 150).differences["twin", "fedavg"]
         patients_alone.append([bootstrap_p(one[0], one[1:]) for one in draws])
     share = (pd.DataFrame(found) < 0.05).mean()
-    # Binomial deviation at 0.05 of 100 runs: 0.022.
+    # Binomial deviation at 0.05 of 60 runs: 0.028, of 100 runs: 0.022.
     assert (share <= 0.11).all(), share
     # What a seed's model makes of these very patients is in both variances, so with more seeds p is on the safe side;
     # and so it is with two, which leave one degree of freedom to see chance in training by.
