@@ -3,7 +3,7 @@
 import numpy as np
 import pandas as pd
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from polyclinic.statistics.intervals import delong
@@ -92,6 +92,8 @@ def test_methods_that_predict_a_case_several_times_are_left_out():
         ({"F": 20, "M": 9, "not known": 4}, {"F"}, True),
         ({"F": 20, "not known": 4}, set(), True),
         ({"F": 20, "M": 20, "not known": 6}, {"F", "M", "not known"}, False),
+        ({"F": 9, "M": 8, "D": 4, "not known": 6}, {"F", "not known"}, False),  # the rest of F less M would be D
+        ({"F": 4, "not known": 20}, set(), False),  # all less those not known would be F
     ],
 )
 def test_what_is_left_out_does_not_follow_from_what_is_told(sizes, told, mixed):
@@ -101,9 +103,10 @@ def test_what_is_left_out_does_not_follow_from_what_is_told(sizes, told, mixed):
     assert bool(said.mixed) == mixed
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=200, deadline=None)
 @given(st.dictionaries(st.sampled_from(["a", "b", "c", "d", "not known"]), st.integers(1, 14), min_size=1),
        st.integers(1, 8))  # fmt: skip
+@example({"a": 3, "b": 3, "not known": 2, "c": 1}, 2)
 def test_no_difference_of_told_sums_is_of_few(sizes, floor):
     """Of all sets that can be told apart by what is said, none has fewer patients than the floor."""
     said = site_groups(drawn(sizes), "classification", 2, ["acc"], bootstrap=0, floor=floor)

@@ -171,12 +171,13 @@ def _told(cases: Cases, column: str, floor: int) -> _Told:
     """Which groups are not told, the smallest first; at last all are not told where that leaves nobody out."""
     groups = cases.frame[column].astype(str).to_numpy()
     patients = {str(name): set(cases.patient[groups == name].tolist()) for name in np.unique(groups)}
-    sizes = sorted(patients, key=lambda name: (len(patients[name]), name))
+    # Known groups first: what is left of all others without those that are told is without the unknown.
+    sizes = sorted(patients, key=lambda name: (name == NOT_KNOWN, len(patients[name]), name))
     found = _Told([name for name in sizes if len(patients[name]) < floor])
     found.mixed = 0 < len(patients.get(NOT_KNOWN, ())) < floor
     for name in sizes:
-        hidden = set().union(*(patients[one] for one in found.withheld))
-        if not 0 < len(hidden) < floor:
+        hidden = [patients[one] for one in found.withheld if one != NOT_KNOWN or found.mixed]
+        if not 0 < len(set().union(*hidden)) < floor:
             break
         if name not in found.withheld:
             found.withheld.append(name)
