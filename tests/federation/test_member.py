@@ -106,6 +106,14 @@ def test_names_of_data_lead_nowhere_else(kit: Path, name: str) -> None:
     assert str(kit.parent) not in str(error.value)
 
 
+def test_a_bundle_is_not_looked_for(kit: Path) -> None:
+    study = write_study(kit)
+    entries = yaml.safe_load(study.read_text()) | {"model": {"bundle": {"path": str(kit.parent / "export")}}}
+    study.write_text(yaml.safe_dump(entries))
+    with pytest.raises(PolyclinicError, match=r"P104 .*A bundle is read from files of one machine"):
+        member(kit, study)
+
+
 def test_a_link_in_the_data_leads_nowhere_else(kit: Path) -> None:
     (kit.parent / "secret.csv").write_text((kit.parent / "export" / "cases.csv").read_text())
     (kit.parent / "export" / "link.csv").symlink_to(kit.parent / "secret.csv")

@@ -351,8 +351,8 @@ class KeptTrial(Body):
 Draws = Annotated[int, Strict(), AfterValidator(_enough), Field(ge=0, le=10**6)]
 
 
-class Compare(Body):
-    """``compare``: what the site's predictions say of several methods, whichever training is going on.
+class AskGroups(Body):
+    """``groups``: what the site's predictions say of groups of patients, whichever training is going on.
 
     Attributes:
         task, classes: what was learned.
@@ -360,7 +360,6 @@ class Compare(Body):
         trials: the predictions.
         bootstrap: number of draws.
         floor: with fewer patients than these the site says only how many there are.
-        trust: whether calibration and net benefit are asked for, too.
     """
 
     task: Name
@@ -369,6 +368,15 @@ class Compare(Body):
     trials: list[KeptTrial]
     bootstrap: Draws
     floor: Count
+
+
+class Compare(AskGroups):
+    """``compare``: what they say of several methods.
+
+    Attributes:
+        trust: whether calibration and net benefit are asked for, too.
+    """
+
     trust: Switch
 
 
@@ -412,21 +420,6 @@ class Spreads(Body):
 
     patients: Count
     methods: list[Name] = []
-
-
-class AskGroups(Body):
-    """``groups``: what the site's predictions say of groups of patients; whichever training is going on.
-
-    Attributes:
-        task, classes, metrics, trials, bootstrap, floor: as in `Compare`.
-    """
-
-    task: Name
-    classes: Classes
-    metrics: list[Name]
-    trials: list[KeptTrial]
-    bootstrap: Draws
-    floor: Count
 
 
 class Groups(Body):

@@ -79,6 +79,9 @@ class CheckedStudy:
                     raise StudyError("P103", f"--method {wrong[0]}: there is no such method.", hint)
                 entries = [known.get(name, name) for name in methods]
                 declaration = Declaration.check({**content, "methods": entries, **_searched(content, entries)})
+            if named and declaration.model_part[0] == "bundle":  # a file that an outsider names would be read
+                raise EntryError("P104", "A bundle is read from files of one machine, and sites are on others.",
+                                 "Name a network of the catalogue.", place=("model",))  # fmt: skip
             declaration.read_bundle(folder)
         except EntryError as error:
             raise located(error, name, text) from None
