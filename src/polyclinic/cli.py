@@ -68,6 +68,9 @@ def run(
         typer.Option(help="With nvflare: this site takes part; may be repeated. Default: all there are."),
     ] = None,
     kit: Annotated[Path | None, typer.Option(help="With nvflare: a researcher's start-up kit.")] = None,
+    patience: Annotated[
+        float, typer.Option(min=0, help="With nvflare: minutes for which to wait for sites that are lost.")
+    ] = 60.0,
 ) -> None:
     """Run a study and write results and a report."""
     if (engine == "nvflare") != (kit is not None):
@@ -75,7 +78,7 @@ def run(
     if kit is not None:
         if method:
             raise typer.BadParameter("sites take part in whole studies: leave it out", param_hint="--method")
-        cli_federation.run_between(study, out, kit, site or [], resume=resume)
+        cli_federation.run_between(study, out, kit, site or [], resume=resume, patience=patience)
         return
     from polyclinic.study.provenance import check_plugins
     from polyclinic.study.study import Study

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 from rich.console import Console
@@ -78,25 +78,41 @@ def rehearse(
 ) -> None:
     """Run a study between real processes with real certificates, all on this machine."""
     from polyclinic.federation.rehearse import rehearse as between
+    from polyclinic.federation.shown import shown
 
-    between(study, out, _shown(), keep)
+    _check_out(out, resume=False)
+    with shown(console, out) as follow:
+        between(study, out, follow, keep)
     print(f"Report: {out / 'report.html'}")
 
 
-def run_between(study: Path, out: Path, kit: Path, sites: Sequence[str], *, resume: bool) -> None:
-    """Run a study between sites that are connected to a coordinator."""
-    from polyclinic.errors import ResultsError
+def run_between(study: Path, out: Path, kit: Path, sites: Sequence[str], *, resume: bool, patience: float) -> None:
+    """Run a study between sites that are connected to a coordinator; ``patience`` is in minutes."""
     from polyclinic.federation.kits import Kit
     from polyclinic.federation.session import Researcher
+    from polyclinic.federation.shown import shown
 
-    if out.exists() and not resume and (not out.is_dir() or any(out.iterdir())):
-        raise ResultsError("P501", f"The folder {out} is not empty.",
-                           "Go on with its study with --resume, or choose another folder with --out.")  # fmt: skip
+    _check_out(out, resume=resume)
     with Researcher.connect(Kit.read(kit, "researcher")) as researcher:
         chosen = researcher.chosen(sites)
         console.print(f"Sites: {', '.join(chosen)}.")
-        researcher.run(study, out, chosen, _shown())
+        with shown(console, out) as follow:
+            researcher.run(study, out, chosen, follow, 60 * patience)
     print(f"Report: {out / 'report.html'}")
+
+
+def _check_out(out: Path, *, resume: bool) -> None:
+    """Whether results can be put into a folder.
+
+    Raises:
+        ResultsError: P501, it has something else.
+    """
+    from polyclinic.errors import ResultsError
+    from polyclinic.federation.status_page import STATUS_PAGE
+
+    if out.exists() and not resume and (not out.is_dir() or {path.name for path in out.iterdir()} - {STATUS_PAGE}):
+        raise ResultsError("P501", f"The folder {out} is not empty.",
+                           "Go on with its study with --resume, or choose another folder with --out.")  # fmt: skip
 
 
 def _run_party(folder: Path, role: str) -> None:
@@ -116,19 +132,3 @@ def _run_party(folder: Path, role: str) -> None:
     if status:
         console.print(f"{kit.name} ended with status {status}:\n{last_words(kit.folder)}", markup=False)
         raise typer.Exit(1)
-
-
-def _shown() -> Callable[[dict[str, Any]], None]:
-    """Prints what is new in what a coordinator tells of a study."""
-    seen: dict[str, Any] = {"lines": 0, "job": None}
-
-    def show(now: dict[str, Any]) -> None:
-        lines = list(now.get("lines", []))
-        for line in lines[seen["lines"] :]:
-            console.print(str(line), markup=False)
-        seen["lines"] = max(len(lines), seen["lines"])
-        if now.get("job") != seen["job"] and now.get("title"):
-            seen["job"] = now["job"]
-            console.print(f"Training {int(now['job']) + 1} of {now.get('jobs')}: {now['title']}", markup=False)
-
-    return show

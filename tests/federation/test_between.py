@@ -20,6 +20,7 @@ from polyclinic.federation.kits import Kit, make_kits
 from polyclinic.federation.rehearse import RESEARCHER, all_parties
 from polyclinic.federation.session import Researcher
 from polyclinic.federation.site_file import SITE_FILE
+from polyclinic.federation.status import Status
 
 pytest.importorskip("nvflare")
 pytestmark = pytest.mark.long
@@ -47,8 +48,8 @@ class Hospitals:
         path.write_text(yaml.safe_dump(entries))
         return path
 
-    def run(self, study: Path, out: Path) -> list[dict[str, Any]]:
-        told = list[dict[str, Any]]()
+    def run(self, study: Path, out: Path) -> list[Status]:
+        told = list[Status]()
         self.researcher.run(study, out, self.parties, told.append)
         return told
 
@@ -94,7 +95,7 @@ def test_results_are_those_of_one_machine_byte_for_byte(hospitals: Hospitals, tm
     assert not (there / "sites").exists()  # pseudonyms, checkpoints and predictions stay there
     assert (hospitals.kit("site-1") / "studies").is_dir()
     assert told
-    assert told[-1]["jobs"] == 12
+    assert told[-1].jobs == 12
     hospitals.run(study, tmp_path / "again")  # it is over: nothing is trained again, and the times are the same
     assert (tmp_path / "again" / "rounds.csv").read_bytes() == (there / "rounds.csv").read_bytes()
     for text in (there / "report.html", there / "notes.json", there / "provenance.json"):
@@ -150,8 +151,8 @@ def test_a_site_that_is_killed_is_named(hospitals: Hospitals, tmp_path: Path) ->
     study = hospitals.study(training={"rounds": 400, "batch_size": 8, "optimizer": {"sgd": {"lr": 0.1}}})
     killed = list[int]()
 
-    def kill(now: dict[str, Any]) -> None:
-        if not killed and (now.get("round") or 0) > 3:
+    def kill(now: Status) -> None:
+        if not killed and now.round > 3:
             killed.extend(kill_job(hospitals.kit("site-3")))
 
     with pytest.raises(SiteError, match=r"P402 Site St\. Bonn"):

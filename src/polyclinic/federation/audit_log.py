@@ -19,6 +19,7 @@ from typing import Any
 from filelock import FileLock
 
 from polyclinic.errors import FederationError
+from polyclinic.files import write_error
 
 #: Name of the file in a kit.
 AUDIT_LOG = "audit.jsonl"
@@ -54,17 +55,26 @@ class AuditLog:
         Args:
             event: what happened.
             fields: JSON values that say more.
+
+        Raises:
+            ResultsError: P501 or P502, it can't be written; then what it is about must not happen either.
         """
         with self._lock:
-            before = _last(self.path)
-            content = {
-                "number": 0 if before is None else int(json.loads(before)["number"]) + 1,
-                "time": datetime.now(UTC).isoformat(timespec="milliseconds"), "event": event, **fields,
-                "before": _FIRST if before is None else _hash(before),
-            }  # fmt: skip
-            line = _text({**content, "signature": _sign(self._key, _text(content))})
-            with self.path.open("a", encoding="utf-8") as file:
-                file.write(line + "\n")
+            try:
+                self._add(event, fields)
+            except OSError as error:
+                raise write_error(self.path, error, "for the kit") from error
+
+    def _add(self, event: str, fields: Mapping[str, Any]) -> None:
+        before = _last(self.path)
+        content = {
+            "number": 0 if before is None else int(json.loads(before)["number"]) + 1,
+            "time": datetime.now(UTC).isoformat(timespec="milliseconds"), "event": event, **fields,
+            "before": _FIRST if before is None else _hash(before),
+        }  # fmt: skip
+        line = _text({**content, "signature": _sign(self._key, _text(content))})
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(line + "\n")
 
 
 def told(tensors: Mapping[str, Any], data: bytes) -> dict[str, Any]:

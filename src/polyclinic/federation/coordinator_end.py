@@ -2,35 +2,34 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import shutil
-import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from nvflare.collab import collab
 
 from polyclinic.communication.message import Message
-from polyclinic.errors import FederationError, PolyclinicError
+from polyclinic.errors import FederationError, PolyclinicError, ResultsError, SiteError
 from polyclinic.federation.audit_log import AuditLog
-from polyclinic.federation.flare_engine import FlareEngine
-from polyclinic.federation.job import OUTCOME, RESULTS, STATUS, STUDY_FILE, study_hash
-from polyclinic.federation.wire import Failure, answer_from_bytes
+from polyclinic.federation.flare_party import FlareParty
+from polyclinic.federation.job import MARK, OUTCOME, PAUSE, RESULTS, STATUS, STUDY_FILE, run_hash, study_hash
+from polyclinic.federation.remote_engine import Party, Patience, RemoteEngine
+from polyclinic.federation.status import Outcome, Watch
+from polyclinic.federation.status_page import STATUS_PAGE, write_status_page
+from polyclinic.federation.wire import Failure
 from polyclinic.files import write_atomic
-from polyclinic.notes import Note
-from polyclinic.study.display import Display, counts_text
+from polyclinic.study.checked import CheckedStudy
 from polyclinic.study.study import Study
-
-if TYPE_CHECKING:
-    import pandas as pd
-
-    from polyclinic.engine.planner import EnginePlan
 
 log = logging.getLogger(__name__)
 
-#: Seconds within which a site must say hello.
-HELLO = 120.0
+
+class Paused(Exception):  # noqa: N818 - it is no error
+    """A researcher asked the study to stop after this round."""
 
 
 class CoordinatorEnd:
@@ -40,117 +39,170 @@ class CoordinatorEnd:
     def run(self) -> None:
         """Run the study, and leave results and how it ended in the job's folder, which researchers fetch."""
         context, workspace = collab.fl_ctx, collab.workspace
-        job = str(context.get_job_id())
-        told = Told()
-        context.get_engine().register_app_command(STATUS, told.answer)
-        folder = Path(workspace.get_run_dir(job))
+        job, kit = str(context.get_job_id()), Path(workspace.get_root_dir())
         study = Path(workspace.get_app_config_dir(job)) / STUDY_FILE
-        clients = {client.name: client for client in collab.clients}
-        # With other sites it is another study.
-        mark = study_hash("\n".join([study.read_text(encoding="utf-8"), *sorted(clients)]))
-        kept = Path(workspace.get_root_dir()) / "studies" / mark[:16]
-        audit = AuditLog(Path(workspace.get_root_dir()))
-        about = {"study": study_hash(study.read_text(encoding="utf-8")), "sites": sorted(clients)}
+        parties = {client.name: FlareParty(client) for client in collab.clients}
         meta = context.get_prop("__job_meta__") or {}
-        audit.add("study begun", **about, researcher=str(meta.get("submitter_name", "")))
+        conduct = Conduct(kit, study, job, parties, str(meta.get("submitter_name", "")))
+        engine = context.get_engine()
+        engine.register_app_command(STATUS, lambda *_: conduct.watch.status().model_dump())
+        engine.register_app_command(PAUSE, lambda *_: conduct.pause())
+        outcome = conduct.run()
+        folder = Path(workspace.get_run_dir(job))
+        if conduct.results.is_dir():
+            shutil.copytree(conduct.results, folder / RESULTS, dirs_exist_ok=True)
+        write_atomic(folder / OUTCOME, outcome.model_dump_json())
+
+
+@dataclass
+class Conduct:
+    """One run of a study, in a folder that outlives it: the next one goes on where it was.
+
+    Args:
+        kit: folder of the coordinator's kit.
+        study: the study file.
+        session: of this run.
+        parties: the sites, by the names of their kits.
+        researcher: who asked for the study.
+        patience: how long to wait for sites; its deadline is the study's.
+    """
+
+    kit: Path
+    study: Path
+    session: str
+    parties: Mapping[str, Party]
+    researcher: str
+    patience: Patience = field(default_factory=Patience)
+
+    def __post_init__(self) -> None:
+        text = self.study.read_text(encoding="utf-8")
+        self.mark = run_hash(text, list(self.parties))
+        # With other sites it is another study.
+        self.folder = self.kit / "studies" / self.mark[:MARK]
+        self.results = self.folder / RESULTS
+        self._about = {"study": study_hash(text), "sites": sorted(self.parties)}
+        declaration = CheckedStudy.read(self.study, named=True).declaration
+        patience = replace(self.patience, deadline=declaration.engine.deadline)
+        self.engine = RemoteEngine(self.parties, self.session, patience, self._answered)
+        self.watch = _Page(declaration.study, self.mark, declaration.validation_metric, self.engine.lines)
+        self.watch.path = self.folder / STATUS_PAGE
+
+    def _answered(self, site: str, function: str, answer: Message) -> None:
+        self.watch.answered(site, function, answer)
+
+    def pause(self) -> dict[str, Any]:
+        """Let the study stop after this round."""
+        self.watch.pausing = True
+        return {}
+
+    def run(self) -> Outcome:
+        """Run the study to its end, or to what stops it."""
         try:
-            _run(study, kept, clients, told)
-            outcome: dict[str, Any] = {"state": "finished"}
+            audit = AuditLog(self.kit)
+            audit.add("study begun", **self._about, researcher=self.researcher)
+            outcome = self._outcome()
+            audit.add("study ended", **self._about, **outcome.model_dump())
+        except PolyclinicError as error:  # what can't be written down is not said to have happened
+            outcome = self._stopped(error)
+        self.watch.ended(outcome)
+        return outcome
+
+    def _outcome(self) -> Outcome:
+        failure: PolyclinicError
+        try:
+            self._run()
+            return Outcome(state="finished", progress=self.watch.progress)
+        except Paused:
+            return Outcome(state="paused", lost=self._lost(), progress=self.watch.progress)
         except PolyclinicError as error:
             log.warning("%s", error)
-            outcome = {"state": "failed", "failure": Failure.of(error).model_dump()}
+            failure = error
         except Exception:
             log.exception("running a study")
-            unknown = FederationError("P606", "The coordinator failed; its log says why.", "Ask who runs it to look.")
-            outcome = {"state": "failed", "failure": Failure.of(unknown).model_dump()}
-        if (kept / RESULTS).is_dir():
-            shutil.copytree(kept / RESULTS, folder / RESULTS, dirs_exist_ok=True)
-        audit.add("study ended", **about, **outcome)
-        write_atomic(folder / OUTCOME, json.dumps(outcome))
-        told.ended(outcome)
+            failure = FederationError("P606", "The coordinator failed; its log says why.", "Ask who runs it to look.")
+        finally:
+            self.engine.close()
+        return self._stopped(failure)
+
+    def _stopped(self, failure: PolyclinicError) -> Outcome:
+        lost = isinstance(failure, SiteError) and failure.code == "P402" and bool(self._lost())
+        return Outcome(
+            state="lost" if lost else "failed", lost=self._lost(), progress=self.watch.progress,
+            failure=Failure.of(failure).model_dump(),
+        )  # fmt: skip
+
+    def _lost(self) -> list[str]:
+        return [self.watch.parties[site] for site in self.engine.lost]
+
+    def _run(self) -> None:
+        from polyclinic.study.runner import run_study
+
+        declared = Study.read(self.study, named=True)
+        names = self._names()
+        self.engine.rename(names)
+        self.watch.renamed(names, self.engine.lines)
+        self.results.parent.mkdir(parents=True, exist_ok=True)
+        run_study(declared, self.results, resume=self.results.exists(), display=self.watch, engine=self.engine)
+
+    def _names(self) -> dict[str, str]:
+        """The name that each party has in studies.
+
+        Raises:
+            PolyclinicError: one does not take part, two have one name, or one runs another version.
+        """
+        found: dict[str, str] = {}
+        refused = list[PolyclinicError]()
+        for party, reply in self.engine.call("hello", dict.fromkeys(self.parties, Message())):
+            if isinstance(reply, PolyclinicError):
+                refused.append(reply)
+                continue
+            name, runs = reply.fields.get("site"), str(reply.fields.get("version"))[:40]
+            if not isinstance(name, str) or not 0 < len(name) <= 100:
+                refused.append(FederationError("P605", f"{party} has no name.", "Let its site.yaml give one."))
+            elif name in found.values():
+                refused.append(FederationError("P605", f"Two sites are called {name}.", "Give each a name of its own."))
+            elif runs != version("polyclinic"):
+                text = f"Site {name} runs Polyclinic {runs}, and the coordinator {version('polyclinic')}."
+                refused.append(FederationError("P604", text, "Let all install the same version."))
+            else:
+                found[party] = name
+        if refused:
+            others = f" So did {len(refused) - 1} more." if len(refused) > 1 else ""
+            raise _alike(refused[0], others)
+        return found
 
 
-def _run(study: Path, kept: Path, clients: dict[str, Any], told: Told) -> None:
-    """Run a study in a folder that outlives the job, so that it goes on where it was interrupted.
-
-    Raises:
-        PolyclinicError: as `Study.run`; P604, a site does not take part.
-    """
-    from polyclinic.study.runner import run_study
-
-    declared = Study.read(study, named=True)
-    engine = FlareEngine(_named(clients))
-    out = kept / RESULTS
-    out.parent.mkdir(parents=True, exist_ok=True)
-    run_study(declared, out, resume=out.exists(), display=told, engine=engine)
+def _alike(error: PolyclinicError, others: str) -> PolyclinicError:
+    if isinstance(error, SiteError):
+        return SiteError(error.code, error.message + others, error.hint, site=error.site)
+    return type(error)(error.code, error.message + others, error.hint)
 
 
-def _named(clients: dict[str, Any]) -> dict[str, Any]:
-    """The parties by the names that they have in studies.
+class _Page(Watch):
+    """Keeps account of a study, and writes a page of it after each round."""
 
-    Raises:
-        PolyclinicError: one does not take part, or two have one name.
-    """
-    engine = FlareEngine(clients, HELLO)
-    found: dict[str, Any] = {}
-    refused = list[PolyclinicError]()
-    for party, reply in engine.call("hello", dict.fromkeys(clients, Message())):
-        if isinstance(reply, PolyclinicError):
-            refused.append(reply)
-            continue
-        name = reply.fields.get("site")
-        if not isinstance(name, str) or not 0 < len(name) <= 100:
-            refused.append(_no_name(party))
-        elif name in found:
-            refused.append(FederationError("P605", f"Two sites are called {name}.", "Give each a name of its own."))
-        else:
-            found[name] = clients[party]
-    engine.close()
-    if refused:
-        others = f" So did {len(refused) - 1} more." if len(refused) > 1 else ""
-        raise type(refused[0])(refused[0].code, refused[0].message + others, refused[0].hint)
-    return found
-
-
-def _no_name(party: str) -> PolyclinicError:
-    answer = answer_from_bytes(party, b"")
-    return answer if isinstance(answer, PolyclinicError) else FederationError("P605", f"{party} has no name.")
-
-
-class Told(Display):
-    """Where a study is, for who asks."""
-
-    def __init__(self) -> None:
-        self._now: dict[str, Any] = {"state": "running", "since": time.time(), "lines": []}
-
-    def answer(self, topic: str, data: object, context: object, *_: object) -> dict[str, Any]:
-        """What is told."""
-        return self._now | {"lines": list(self._now["lines"])}
-
-    def ended(self, outcome: dict[str, Any]) -> None:
-        """The study is over."""
-        self._now |= outcome
-
-    def opened(self, sites: pd.DataFrame, notes: list[Note]) -> None:
-        """Counts of the data."""
-        self.note(f"Data: {len(sites)} sites, {counts_text(sites)}.")
-
-    def planned(self, plan: EnginePlan, jobs: int) -> None:
-        """How many trainings there are."""
-        self._now |= {"jobs": jobs, "job": 0}
-
-    def job(self, number: int, title: str, skipped: bool) -> None:
-        """A job starts, or was done before."""
-        self._now |= {"job": number + skipped, "title": title, "round": 0, "rounds": None}
+    path: Path
+    pausing = False
 
     def round(self, done: int, total: int) -> None:
-        """A round of the job is done."""
-        self._now |= {"round": done, "rounds": total}
+        """See `Display`."""
+        super().round(done, total)
+        self._write()
+        if self.pausing:
+            raise Paused
 
-    def step(self, title: str) -> None:
-        """Something else that takes a moment."""
-        self.note(f"Writing {title} ...")
+    def job(self, number: int, title: str, skipped: bool) -> None:
+        """See `Display`."""
+        super().job(number, title, skipped)
+        self._write()
 
-    def note(self, text: str) -> None:
-        """Something to know."""
-        self._now["lines"].append(text)
+    def ended(self, outcome: Outcome) -> None:
+        """The run is over."""
+        self.state = outcome.state
+        self._write()
+
+    def _write(self) -> None:
+        try:
+            write_status_page(self.path, self.status())
+        except ResultsError as error:  # the study does not need it
+            log.warning("%s", error)

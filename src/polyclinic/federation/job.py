@@ -16,6 +16,10 @@ STUDY_FILE = "study.yaml"
 OUTCOME, RESULTS = "outcome.json", "results"
 #: Topic of the command by which a researcher asks where a study is.
 STATUS = "polyclinic_status"
+#: Topic of the command by which a researcher asks a study to stop after this round, so that it goes on with all sites.
+PAUSE = "polyclinic_pause"
+#: How much of a hash names a job, or a folder.
+MARK = 16
 #: Names of the components.
 _COORDINATOR, _SITE = "polyclinic_coordinator", "polyclinic_site"
 
@@ -23,6 +27,11 @@ _COORDINATOR, _SITE = "polyclinic_coordinator", "polyclinic_site"
 def study_hash(text: str) -> str:
     """What tells a study from others: SHA-256 of its file."""
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+def run_hash(text: str, sites: Sequence[str]) -> str:
+    """What tells a study with its sites from others: SHA-256 of its file and the names of their kits."""
+    return study_hash("\n".join([text, *sorted(sites)]))
 
 
 def write_job(folder: Path, text: str, sites: Sequence[str], least: int | None = None) -> None:
@@ -46,7 +55,7 @@ def write_job(folder: Path, text: str, sites: Sequence[str], least: int | None =
     _write_app(folder / "coordinator", "config_fed_server.json", of_coordinator, text)
     _write_app(folder / "site", "config_fed_client.json", of_site, text)
     about = {
-        "name": study_hash(text)[:12], "resource_spec": {}, "min_clients": least or len(sites),
+        "name": run_hash(text, sites)[:MARK], "resource_spec": {}, "min_clients": least or len(sites),
         "mandatory_clients": [] if least else list(sites),
         "deploy_map": {"coordinator": ["server"], "site": list(sites)},
     }  # fmt: skip

@@ -28,6 +28,8 @@ EXECUTOR = "nvflare.collab.runtime.executor.CollabExecutor"
 COORDINATOR_END = "polyclinic.federation.coordinator_end.CoordinatorEnd"
 SITE_END = "polyclinic.federation.site_end.SiteEnd"
 ALLOWED = [CONTROLLER, EXECUTOR, COORDINATOR_END, SITE_END]
+#: Starts the process of a study at a site, instead of FLARE's own.
+_LAUNCHER = "polyclinic.federation.launcher.SiteLauncher"
 #: All parties are of one organisation to FLARE; who may do what is said in the kits.
 ORGANISATION = "polyclinic"
 #: What researchers may ask of a party, in FLARE's words; everything else they may not.
@@ -164,6 +166,9 @@ def _close(folder: Path, role: str, name: str, consortium: Consortium) -> None:
         resources |= {"class_list_enforcement_mode": "enforce", "class_allow_list": ALLOWED,
                       "allow_log_streaming": False}  # fmt: skip
         resources["components"] = [one for one in resources["components"] if "log" not in one["id"]]
+        for component in resources["components"]:
+            if role == "site" and component["id"] == "process_launcher":
+                component["path"] = _LAUNCHER
         (local / "resources.json").write_text(json.dumps(resources, indent=2), encoding="utf-8")
         rights = {rule: "any" if rule in _RIGHTS[role] else "none" for rule in _RULES}
         nothing = dict.fromkeys(_RULES, "none")

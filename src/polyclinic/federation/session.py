@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import io
-import json
 import shutil
 import tempfile
 import time
@@ -13,17 +12,22 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from polyclinic.errors import FederationError, PolyclinicError
-from polyclinic.federation.job import OUTCOME, RESULTS, STATUS, study_hash, write_job
+from polyclinic.errors import FederationError, PolyclinicError, SiteError
+from polyclinic.federation.job import MARK, OUTCOME, PAUSE, RESULTS, STATUS, run_hash, write_job
 from polyclinic.federation.kits import Kit
 from polyclinic.federation.optional import require_flare
+from polyclinic.federation.status import Outcome, Status, read_status
 from polyclinic.federation.wire import Failure
 from polyclinic.study.checked import CheckedStudy
 
 #: Seconds between two looks at where a study is.
 PERIOD = 1.0
+#: After so many looks at which a lost site was connected, the study is begun again at the round where it is.
+LOOKS = 5
+#: After so many runs in which no round was done a study is not begun again.
+MOST_IDLE = 3
 #: Called with what the coordinator tells of a study.
-Follow = Callable[[dict[str, Any]], None]
+Follow = Callable[[Status], None]
 
 
 class Researcher:
@@ -51,14 +55,11 @@ class Researcher:
             FederationError: P603, nobody answers, or the certificate is not accepted.
         """
         require_flare()
-        from nvflare.fuel.flare_api.flare_api import new_secure_session
-
         until, cause = time.monotonic() + seconds, ""
         session = None
         while session is None:
             try:
-                with contextlib.redirect_stdout(io.StringIO()):
-                    session = new_secure_session(kit.name, str(kit.folder), timeout=5.0)
+                session = _session(kit)
             except Exception as error:
                 cause = str(error).splitlines()[0][:300] if str(error) else type(error).__name__
                 if time.monotonic() > until or not alive():
@@ -67,11 +68,12 @@ class Researcher:
                         "Is it running (`polyclinic coordinator start`), and is the kit one of this consortium?",
                     ) from None  # fmt: skip
                 time.sleep(0.5)
+        researcher = cls(session, kit)
         try:
-            yield cls(session, kit)
+            yield researcher
         finally:
             with contextlib.suppress(Exception), contextlib.redirect_stdout(io.StringIO()):
-                session.close()
+                researcher._session.close()
 
     def sites(self) -> list[str]:
         """Names of the kits of the sites that are connected."""
@@ -101,61 +103,144 @@ class Researcher:
         self.wait_for(sites or self.kit.about["sites"], seconds)
         return list(sites) or self.sites()
 
-    def run(self, study: Path, out: Path, sites: Sequence[str], follow: Follow) -> None:
+    def run(self, study: Path, out: Path, sites: Sequence[str], follow: Follow, patience: float = 0.0) -> None:
         """Hand in a study, follow it to its end, and fetch its results.
+
+        A study that stops because sites or the coordinator are lost goes on where it was once all are there again.
 
         Args:
             study: the study file.
             out: folder for the results; it is made.
             sites: names of the kits of those who take part.
             follow: is told where the study is.
+            patience: seconds for which to wait for those who are lost.
 
         Raises:
             PolyclinicError: what stopped the study, with the results so far in ``out``; P606, it ended without a word.
         """
         text = study.read_text(encoding="utf-8")
         quorum = CheckedStudy.read(study, named=True).declaration.training.quorum
+        least, mark = None if quorum is None else min(quorum, len(sites)), run_hash(text, sites)
+        idle = 0
+        while True:
+            outcome = self._attempt(text, sites, least, mark, out, follow, patience)
+            if outcome.state == "finished":
+                return
+            idle = 0 if outcome.progress or outcome.state == "paused" else idle + 1
+            if outcome.state == "failed" or not patience or idle == MOST_IDLE:
+                raise Failure.model_validate(outcome.failure).error(", ".join(outcome.lost))
+            self._wait_again(sites, patience, outcome)
+
+    def _attempt(
+        self, text: str, sites: Sequence[str], least: int | None, mark: str, out: Path, follow: Follow, patience: float
+    ) -> Outcome:  # fmt: skip
+        """Hand a study in, or find it where it runs already, and follow it until it ends or stops."""
         with tempfile.TemporaryDirectory(prefix="polyclinic-") as folder:
-            job = Path(folder) / "job"
-            write_job(job, text, sites, None if quorum is None else min(quorum, len(sites)))
-            with _words("hand in a study"):
-                name = str(self._session.submit_job(str(job)))
-            self._follow(name, follow)
+            name = self._running(mark)
+            if name is None:
+                job = Path(folder) / "job"
+                write_job(job, text, sites, least)
+                with _words("hand in a study"):
+                    name = str(self._session.submit_job(str(job)))
+            self._follow(name, follow, sites, patience)
             with _words("fetch results"):
                 found = Path(self._session.download_job_result(name, folder))
-            self._take(found, out, study_hash(text))
+            return _taken(found, out, mark)
 
-    def _follow(self, job: str, follow: Follow) -> None:
+    def _running(self, mark: str) -> str | None:
+        """The job of a study that runs already, as it does when a researcher's machine was away for a while."""
+        with _words("ask what runs"):
+            jobs = self._session.list_jobs(name_prefix=mark[:MARK])
+        running = [job for job in jobs if not _is_over(str(job.get("status", "")))]
+        return str(running[0]["job_id"]) if running else None
+
+    def _follow(self, job: str, follow: Follow, sites: Sequence[str], patience: float) -> None:
         """Look at a job until it is over."""
+        returned = 0
         while True:
-            with _words("look at a study"):
-                state = str(self._session.get_job_meta(job).get("status", ""))
-            if state.startswith(("FINISHED", "ABORTED", "FAILED")):
+            state = self._state(job, patience)
+            if _is_over(state):
                 return
-            now: dict[str, Any] = {}
-            if state == "RUNNING":  # in its first and last moments nobody answers
-                with contextlib.suppress(Exception), contextlib.redirect_stdout(io.StringIO()):
-                    now = self._session.do_app_command(job, STATUS, {})
-            if now:
-                follow(now)
+            now = self._told(job, STATUS) if state == "RUNNING" else None
+            status = read_status(now)
+            if status is not None:
+                follow(status)
+                lost = [site.party for site in status.sites if site.lost]
+                returned = returned + 1 if lost and patience and set(lost) <= set(self._connected()) else 0
+                if returned == LOOKS:  # it is there, and its end of the study is not: all begin again at this round
+                    self._told(job, PAUSE)
             time.sleep(PERIOD)
 
-    def _take(self, found: Path, out: Path, mark: str) -> None:
-        """Results of a job that is over.
+    def _told(self, job: str, topic: str) -> object:
+        """What the coordinator's end of a study tells; nothing in its first and last moments."""
+        with contextlib.suppress(Exception), contextlib.redirect_stdout(io.StringIO()):
+            return self._session.do_app_command(job, topic, {})
+        return None
+
+    def _connected(self) -> list[str]:
+        with contextlib.suppress(FederationError):
+            return self.sites()
+        return []
+
+    def _state(self, job: str, patience: float) -> str:
+        """What FLARE says of a job; where the connection was lost, it is made again.
 
         Raises:
-            PolyclinicError: it failed.
+            FederationError: P603, the coordinator is not there again in time.
         """
-        outcome = next(found.rglob(OUTCOME), None)
-        results = next((path for path in found.rglob(RESULTS) if path.is_dir()), None)
-        if results is not None:
-            shutil.copytree(results, out, dirs_exist_ok=True)
-        if outcome is None:
-            raise FederationError("P606", f"The study {mark[:12]} ended without saying why.",
-                                  "Look at the coordinator's log, and run it again: it goes on.")  # fmt: skip
-        said = json.loads(outcome.read_text(encoding="utf-8"))
-        if said["state"] != "finished":
-            raise Failure.model_validate(said["failure"]).error("the coordinator")
+        until = time.monotonic() + patience
+        while True:
+            try:
+                with _words("look at a study"):
+                    return str(self._session.get_job_meta(job).get("status", ""))
+            except FederationError:
+                if time.monotonic() >= until:
+                    raise
+            time.sleep(PERIOD)
+            with contextlib.suppress(Exception), contextlib.redirect_stdout(io.StringIO()):
+                self._session.close()
+            with contextlib.suppress(Exception):
+                self._session = _session(self.kit)
+
+    def _wait_again(self, sites: Sequence[str], patience: float, outcome: Outcome) -> None:
+        """Wait until all sites are there again.
+
+        Raises:
+            PolyclinicError: they are not in time; why the study stopped.
+        """
+        try:
+            self.wait_for(sites, patience)
+        except FederationError as absent:
+            if not outcome.failure:
+                raise
+            error = Failure.model_validate(outcome.failure).error(", ".join(outcome.lost))
+            raise SiteError(error.code, f"{error.message} {absent.message}", absent.hint) from None
+        time.sleep(PERIOD)  # what a site still runs of the job that is over ends
+
+
+def _taken(found: Path, out: Path, mark: str) -> Outcome:
+    """How a job ended that is over; its results are put into ``out``."""
+    outcome = next(found.rglob(OUTCOME), None)
+    results = next((path for path in found.rglob(RESULTS) if path.is_dir()), None)
+    if results is not None:
+        shutil.copytree(results, out, dirs_exist_ok=True)
+    if outcome is not None:
+        return Outcome.model_validate_json(outcome.read_text(encoding="utf-8"))
+    unsaid = FederationError("P606", f"The study {mark[:12]} ended without saying why.",
+                             "Look at the coordinator's log, and run it again: it goes on.")  # fmt: skip
+    return Outcome(state="lost", failure=Failure.of(unsaid).model_dump())
+
+
+def _is_over(state: str) -> bool:
+    return state.startswith(("FINISHED", "ABORTED", "FAILED", "ABANDONED"))
+
+
+def _session(kit: Kit) -> Any:
+    """A session of FLARE."""
+    from nvflare.fuel.flare_api.flare_api import new_secure_session
+
+    with contextlib.redirect_stdout(io.StringIO()):
+        return new_secure_session(kit.name, str(kit.folder), timeout=5.0)
 
 
 @contextmanager

@@ -5,6 +5,9 @@ from __future__ import annotations
 import logging
 import os
 import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 
 from nvflare.collab import collab
@@ -15,6 +18,7 @@ from polyclinic.engine import LocalEngine
 from polyclinic.engine.planner import choose_device, cores
 from polyclinic.errors import FederationError, PolyclinicError, SiteError
 from polyclinic.federation.audit_log import AuditLog, told
+from polyclinic.federation.calls import Alive, AnsweredOnce
 from polyclinic.federation.job import STUDY_FILE, study_hash
 from polyclinic.federation.policy import check_approval, check_policy
 from polyclinic.federation.site_file import SITE_FILE, SiteFile
@@ -34,34 +38,79 @@ class SiteEnd:
 
     def __init__(self) -> None:
         self._member: Member | None = None
-        self._lock = threading.Lock()  # FLARE calls from several threads, and a site does one thing at a time
+        self._once: AnsweredOnce | None = None
+        self._lock = threading.Lock()  # FLARE calls from several threads
 
     @collab.publish  # type: ignore[untyped-decorator]
-    def answer(self, function: str, message: bytes) -> bytes:
-        """Answer a message; what goes wrong is an answer, too, without a traceback."""
-        name = str(collab.site_name)
+    def answer(self, envelope: str, message: bytes) -> tuple[str, bytes]:
+        """Answer a call; see `polyclinic.federation.calls`."""
+        self._only_the_coordinator()
         with self._lock:
-            return self._answered(name, function, message)
+            if self._once is None:
+                here = Here.now()
+                self._once = AnsweredOnce(here.job, lambda function, asked: self._answered(here, function, asked))
+        return self._once(envelope, message)
 
-    def _answered(self, name: str, function: str, message: bytes) -> bytes:
-        try:
-            if collab.caller != "server":
-                raise SiteError("P401", f"Site {name} answers the coordinator only.", site=name)
+    @collab.publish  # type: ignore[untyped-decorator]
+    def alive(self) -> str:
+        """What the site is doing just now; answered while it is at work."""
+        self._only_the_coordinator()
+        return (Alive(function="", seconds=0.0) if self._once is None else self._once.now()).model_dump_json()
+
+    @staticmethod
+    def _only_the_coordinator() -> None:
+        if collab.caller != "server":
+            raise SiteError("P401", "A site answers the coordinator only.", site=str(collab.site_name))
+
+    def _answered(self, here: Here, function: str, message: bytes) -> bytes:
+        def answer() -> bytes:
             if self._member is None:
-                context = collab.fl_ctx
-                job = str(context.get_job_id())
-                about = context.get_prop("__job_meta__") or {}
-                config = Path(collab.workspace.get_app_config_dir(job))
-                self._member = Member(Path(collab.workspace.get_root_dir()), name, config / STUDY_FILE,
-                                      str(about.get("submitter_name", "")))  # fmt: skip
+                self._member = Member(here.kit, here.name, here.study, here.researcher)
             return self._member.answer(function, message)
-        except PolyclinicError as error:
-            log.warning("%s: %s", function[:80], error)
-            return failure_to_bytes(error)
-        except Exception:
-            log.exception("answering %s", function[:80])
-            text = f"Site {name} failed; its log says why."
-            return failure_to_bytes(SiteError("P401", text, "Ask the site to look at its log.", site=name))
+
+        return answered(here.name, function, answer)
+
+
+def answered(site: str, function: str, answer: Callable[[], bytes]) -> bytes:
+    """What ``answer`` gives; what goes wrong is an answer, too, without a traceback, which the site's log has."""
+    try:
+        return answer()
+    except PolyclinicError as error:
+        log.warning("%s: %s", function[:80], error)
+        return failure_to_bytes(error)
+    except Exception:
+        log.exception("answering %s", function[:80])
+        text = f"Site {site} failed; its log says why."
+        return failure_to_bytes(SiteError("P401", text, "Ask the site to look at its log.", site=site))
+
+
+@dataclass(frozen=True)
+class Here:
+    """What FLARE says of the process that an end runs in.
+
+    Attributes:
+        job: its identifier.
+        kit: folder of the party's kit.
+        name: of the party.
+        study: the study file that came with the job.
+        researcher: who asked for it.
+    """
+
+    job: str
+    kit: Path
+    name: str
+    study: Path
+    researcher: str
+
+    @classmethod
+    def now(cls) -> Here:
+        """As it is while a call is answered."""
+        context = collab.fl_ctx
+        job = str(context.get_job_id())
+        about = context.get_prop("__job_meta__") or {}
+        study = Path(collab.workspace.get_app_config_dir(job)) / STUDY_FILE
+        kit = Path(collab.workspace.get_root_dir())
+        return cls(job, kit, str(collab.site_name), study, str(about.get("submitter_name", "")))
 
 
 class Member:
@@ -111,7 +160,7 @@ class Member:
             PolyclinicError: it is none, or asks for what does not belong to the study.
         """
         if function == "hello":
-            return Message({"site": self.name}).to_bytes()
+            return Message({"site": self.name, "version": version("polyclinic")}).to_bytes()
         if len(message) > MOST_BYTES:
             raise SiteError("P401", f"A message to site {self.name} is too large.", site=self.name)
         try:

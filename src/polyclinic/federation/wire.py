@@ -11,6 +11,7 @@ from polyclinic.errors import (
     FederationError,
     PartError,
     PolyclinicError,
+    ResultsError,
     SiteError,
     StudyError,
     TrainingError,
@@ -20,7 +21,7 @@ from polyclinic.errors import (
 MOST_BYTES = 8 * 2**30
 _FAILURE = "failure"
 _KINDS: dict[str, type[PolyclinicError]] = {
-    kind.__name__: kind for kind in (DataError, FederationError, PartError, StudyError, TrainingError)
+    kind.__name__: kind for kind in (DataError, FederationError, PartError, ResultsError, StudyError, TrainingError)
 }
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from polyclinic.communication.message import Message
 from polyclinic.engine.base import Engine
-from polyclinic.parts import Memory
+from polyclinic.parts import FEDERATION, Memory
 from polyclinic.parts.checks import tensors_of
 from polyclinic.running.attendance import gather
 from polyclinic.running.conversation import Conversation
@@ -79,7 +79,8 @@ class Federation:
         if plan.save:
             counted = {site: progress.counted.get(site, 0) for site in plan.sites}
             asked = {s: Message(Checkpointed(round=progress.done, counted=n).fields()) for s, n in counted.items()}
-            gather(self.engine, "save", asked, plan.quorum, progress.failures)
+            answered = gather(self.engine, "save", asked, plan.quorum, progress.failures)
+            progress.saved |= dict.fromkeys(answered, progress.done)
         checkpoint.write(progress, self._memory(), rows)
 
     def resume(self, checkpoint: Checkpoint) -> list[Row]:
@@ -91,6 +92,20 @@ class Federation:
         self.conversation.progress = self.progress
         self._restore(checkpoint.memory)
         if self.plan.save and self.progress.done:
-            asked = Message(Checkpointed(round=self.progress.done).fields())
-            self.engine.ask("restore", dict.fromkeys(self.plan.sites, asked))
+            self._restore_sites()
         return rows
+
+    def _restore_sites(self) -> None:
+        """Let each site go on with what it last saved, which is older where it was not there when others did."""
+        progress, asked = self.progress, dict[str, Message]()
+        for site in self.plan.sites:
+            saved = progress.saved.get(site, 0)
+            if saved:
+                asked[site] = Message(Checkpointed(round=saved).fields())
+            if saved < progress.done:
+                what = f"with what it kept after round {saved}" if saved else "as it began, with nothing kept"
+                progress.failures.append(f"After round {progress.done} {site} goes on {what}.")
+            best = progress.best.get(FEDERATION if self.plan.together else site)
+            if self.plan.keeps and best is not None and best[1] >= saved and site not in progress.lost:
+                progress.lost.append(site)  # what it kept with the model of the best round is gone
+        self.engine.ask("restore", asked)

@@ -40,6 +40,7 @@ class Progress:
         counted: site -> number of its last exchange that counted.
         trained: model -> in how many rounds it was trained, or on how many batches where one site trains after another.
         lost: sites that did not answer when they should have kept their part of the model of the best round.
+        saved: site -> after how many rounds it last wrote a checkpoint of its own.
     """
 
     done: int
@@ -56,6 +57,7 @@ class Progress:
     counted: dict[str, int] = field(default_factory=dict)
     trained: dict[str, int] = field(default_factory=dict)
     lost: list[str] = field(default_factory=list)
+    saved: dict[str, int] = field(default_factory=dict)
 
     def state(self, site: str) -> Tensor:
         """The model that a site shares, now ``[Q]``."""
@@ -113,7 +115,7 @@ class Checkpoint:
         changed = {name: m for name, m in progress.best_models.items() if m is not progress.models.get(name)}
         tensors |= {f"best/{name}": model for name, model in changed.items()}
         kept = ("done", "homes", "best_homes", "best", "stopped", "failures", "losses", "exchanges", "counted",
-                "trained", "lost")  # fmt: skip
+                "trained", "lost", "saved")  # fmt: skip
         fields = {name: getattr(progress, name) for name in kept}
         fields |= {"length": self._length, "best_models": list(progress.best_models)}
         write_atomic(self.path, Message(fields, tensors).to_bytes(), durable=False)
@@ -131,6 +133,7 @@ class Checkpoint:
             ) from None  # fmt: skip
         fields, tensors = dict(message.fields), message.tensors
         self._length = fields.pop("length")
+        fields.setdefault("saved", dict.fromkeys(fields["counted"], fields["done"]))
         self.memory = named(tensors, "memory")
         lines = self.rows.read_bytes()[: self._length].decode().splitlines() if self._length else []
         models, others = named(tensors, "model"), named(tensors, "best")

@@ -144,6 +144,8 @@ class EngineOptions(Part):
     """Threads of the arithmetic libraries; default: one for each core, at most 8."""
     workers: PositiveInt | None = None
     """Worker processes in ``processes`` mode; default: one for each core, at most one a site."""
+    deadline: PositiveFloat = 86400.0
+    """Seconds within which a site on a machine of its own must answer whatever it is asked."""
 
     def mixed_on(self, device: str) -> bool:
         """Whether training on ``device`` is in mixed precision."""

@@ -1,0 +1,42 @@
+"""A site at the other end of FLARE's connection."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from polyclinic.federation.calls import Alive
+from polyclinic.federation.remote_engine import Unreachable
+
+
+class FlareParty:
+    """Calls the functions that the end of a study at a site publishes.
+
+    Args:
+        proxy: of ``nvflare.collab``.
+    """
+
+    def __init__(self, proxy: Any) -> None:
+        self.proxy = proxy
+
+    def answer(self, envelope: str, message: bytes, seconds: float) -> tuple[object, object]:
+        """See `polyclinic.federation.remote_engine.Party`."""
+        found = self._called("answer", seconds, envelope=envelope, message=message)
+        return tuple(found) if isinstance(found, list | tuple) and len(found) == 2 else (None, None)
+
+    def alive(self, seconds: float) -> Alive:
+        """See `polyclinic.federation.remote_engine.Party`."""
+        found = self._called("alive", seconds)
+        try:
+            return Alive.model_validate_json(found)
+        except ValueError:
+            return Alive(function="", seconds=0.0)  # it said something
+
+    def _called(self, function: str, seconds: float, **given: Any) -> Any:
+        from nvflare.collab.api import CollabCallError
+
+        try:
+            return getattr(self.proxy(timeout=seconds), function)(**given)
+        except CollabCallError as error:
+            if isinstance(error.cause, TimeoutError):
+                raise TimeoutError from None
+            raise Unreachable from None

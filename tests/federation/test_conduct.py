@@ -1,0 +1,139 @@
+"""Whole studies between ends that are objects here, with kits, policies and audit logs, under faults."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from elsewhere import split_table
+from faults import PATIENCE, Faults, FaultyParty, Killed, SiteProcess, drawing, failing_writes
+from helpers import write_table_study
+from polyclinic import Study
+from polyclinic.federation.audit_log import verify
+from polyclinic.federation.consortium import Consortium
+from polyclinic.federation.kits import make_kits
+from polyclinic.federation.site_file import SITE_FILE
+from polyclinic.federation.status import Outcome
+from polyclinic.federation.wire import Failure
+
+pytest.importorskip("nvflare")
+
+SIZES = {"Aachen": 20, "St. Bonn": 24, "Celle": 22}
+KINDS = [
+    "lose the call", "lose the answer", "duplicate", "replay a call", "replay an answer", "corrupt the call",
+    "corrupt the answer", "corrupt the envelope", "jump", "kill before", "kill after", "fill the disk",
+    "tear a write", "kill at a write", "kill a site at a write",
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def consortium(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Kits of a coordinator and three sites with a table each, and a study."""
+    folder = tmp_path_factory.mktemp("consortium")
+    (folder / "all").mkdir()
+    entries = write_table_study(folder / "all", SIZES)
+    own = split_table(folder / "all")
+    entries |= {"methods": ["fedavg", "scaffold"], "seeds": [0]}
+    entries["evaluation"] |= {"predictions": "sites", "bootstrap": 0, "holdout": 0.3}
+    entries["data"]["harmonisation"] = "combat"
+    entries["evaluation"].pop("folds", None)
+    (folder / "all" / "study.yaml").write_text(yaml.safe_dump(entries))
+    parties = [f"site-{number}" for number in range(1, 4)]
+    about = {"consortium": "a", "coordinator": {"host": "localhost"}, "sites": parties, "researchers": ["a@b.org"]}
+    kits = make_kits(Consortium.model_validate(about), folder / "kits")
+    for party, name in zip(parties, sorted(own), strict=True):
+        site = {"name": name, "device": "cpu", "data": {"cases.csv": str(own[name] / "cases.csv")}}
+        (kits[party] / "local" / SITE_FILE).write_text(yaml.safe_dump(site | {"policy": {"patients": 1, "floor": 1}}))
+    return folder
+
+
+class World:
+    """A study in a consortium: runs of it, each with processes of its own, until it is over."""
+
+    def __init__(self, consortium: Path, folder: Path, seed: int, kinds: list[str], study: Path | None = None) -> None:
+        self.study = study or consortium / "all" / "study.yaml"
+        self.kits = folder / "kits"
+        shutil.copytree(consortium / "kits", self.kits)
+        draw = drawing(seed)
+        self.faults = Faults(draw, kinds, draw.randint(1, 6) if kinds else 0)
+        self.old: list[tuple[Any, Any]] = []
+        self.outcomes: list[Outcome] = []
+
+    def conduct(self, number: int) -> Any:
+        from polyclinic.federation.coordinator_end import Conduct
+
+        parties = {}
+        for party in sorted(path.name for path in self.kits.glob("site-*")):
+            process = SiteProcess(party, f"run {number}", lambda party=party: self.start(party))
+            parties[party] = FaultyParty(process, self.faults, self.old)
+        return Conduct(self.kits / "coordinator", self.study, f"run {number}", parties, "a@b.org", PATIENCE)
+
+    def start(self, party: str) -> Any:
+        from polyclinic.federation.site_end import Member, answered
+
+        members: list[Member] = []
+
+        def answer(function: str, message: bytes) -> bytes:
+            def now() -> bytes:
+                if not members:
+                    members.append(Member(self.kits / party, party, self.study, "a@b.org"))
+                return members[0].answer(function, message)
+
+            return answered(party, function, now)
+
+        return answer
+
+    def run(self) -> Path:
+        """Run it until it is over; its results."""
+        for number in range(12):
+            conduct = self.conduct(number)
+            try:
+                with failing_writes(self.faults, self.kits):
+                    self.outcomes.append(conduct.run())
+            except Killed:
+                continue
+            if self.outcomes[-1].state == "finished":
+                return Path(conduct.results)
+        raise AssertionError(f"it does not end: {self.faults.happened} {self.outcomes}")
+
+
+@pytest.fixture(scope="module")
+def here(consortium: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same study on one machine."""
+    return Study.read(consortium / "all" / "study.yaml").run(tmp_path_factory.mktemp("here") / "out").folder
+
+
+def check(consortium: Path, here: Path, folder: Path, seed: int, kinds: list[str]) -> World:
+    world = World(consortium, folder, seed, kinds)
+    there = world.run()
+    why = f"seed {seed}: {world.faults.happened}"
+    for path in here.glob("*.csv"):
+        if path.name != "rounds.csv":
+            assert path.read_bytes() == (there / path.name).read_bytes(), f"{why}, {path.name}"
+    for kit in world.kits.glob("[cs]*"):
+        if (kit / "startup").is_dir():
+            assert verify(kit).lines
+    for outcome in world.outcomes[:-1]:
+        error = Failure.model_validate(outcome.failure).error("")
+        assert error.code in {"P401", "P402", "P502"}, f"{why}: {error}"
+    return world
+
+
+def test_a_study_is_that_of_one_machine(consortium: Path, here: Path, tmp_path: Path) -> None:
+    world = check(consortium, here, tmp_path, 0, [])
+    assert [outcome.state for outcome in world.outcomes] == ["finished"]
+
+
+@pytest.mark.parametrize("seed", range(1, 4))
+def test_it_is_so_under_faults(consortium: Path, here: Path, tmp_path: Path, seed: int) -> None:
+    check(consortium, here, tmp_path, seed, KINDS)
+
+
+@pytest.mark.long
+def test_it_is_so_under_many(consortium: Path, here: Path, tmp_path: Path) -> None:
+    for seed in range(10, 20):
+        check(consortium, here, tmp_path / str(seed), seed, KINDS)
