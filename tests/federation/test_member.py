@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import shutil
@@ -16,6 +17,8 @@ from helpers import Federation, recorded, table_sites, write_image_study, write_
 from polyclinic.communication.message import Message
 from polyclinic.data.opening.agreement import agree
 from polyclinic.data.opening.census import Census
+from polyclinic.data.opening.source import Source
+from polyclinic.engine import LocalEngine
 from polyclinic.errors import FederationError, PolyclinicError
 from polyclinic.federation.audit_log import AUDIT_LOG, verify
 from polyclinic.federation.consortium import Consortium
@@ -24,6 +27,7 @@ from polyclinic.federation.kits import make_kits
 from polyclinic.federation.policy import approve, refusals
 from polyclinic.federation.site_file import SITE_FILE, Policy, SiteFile
 from polyclinic.site.messages import Agree, Open, Start
+from polyclinic.study.runner import run_study
 from polyclinic.study.study import Study
 
 pytest.importorskip("nvflare")
@@ -180,6 +184,9 @@ def test_a_site_with_too_few_patients_does_not_take_part(kit: Path) -> None:
          "the method scaffold is not allowed"),
         ({"models": ["logistic"]}, {}, "the model mlp is not allowed"),
         ({"metrics": ["auc"]}, {}, "the metric acc is not allowed"),
+        ({"parts": ["proximal"]}, {"methods": ["fedavg", "scaffold"]}, "the part control_variates is not allowed"),
+        ({"protection": ["weight_decay_noise"]}, {"methods": ["single", "fedavg"]},
+         "fedavg is without weight_decay_noise"),
         ({"rounds": 2}, {}, "3 rounds are more than 2"),
         ({}, {"evaluation": {"predictions": "coordinator"}}, "predictions of single cases may not leave"),
         ({"floor": 20}, {"evaluation": {"disclosure_floor": 10}}, "`disclosure_floor: 10` is less than 20"),
@@ -195,6 +202,60 @@ def test_what_a_policy_does_not_allow_is_refused(
     write_site_file(kit)
     if "predictions" not in words:
         member(kit, write_study(kit, **study))
+
+
+@pytest.mark.parametrize(
+    ("function", "changes", "words"),
+    [
+        ("open", {"subgroups": ["diagnosis"]}, "asks for other data"),
+        ("prepare", {"split_seed": 1}, "splits the cases in another way"),
+        ("prepare", {"holdout": 0.5, "folds": None}, "splits the cases in another way"),
+        ("prepare", {"fold": 7}, "splits the cases in another way"),
+        ("start", {"parts": [["mean", {}], ["star", {}], ["local", {}], ["proximal", {}]]}, "another training"),
+        ("start", {"share": ["weight"]}, "another training"),
+        ("start", {"seed": 5}, "another training"),
+        ("start", {"work": {"batch_size": 1}}, "another training"),
+        ("start", {"work": {"kind": "gradient"}}, "another training"),
+        ("start", {"model": ["logistic", {}]}, "another training"),
+        ("train", {"round": 3}, "more rounds than 3"),
+    ],
+)  # fmt: skip
+def test_a_message_that_the_study_does_not_have_is_refused(
+    kit: Path, function: str, changes: dict[str, Any], words: str
+) -> None:
+    study = write_study(kit)
+    site = member(kit, study)
+    engine = LocalEngine(["Aachen"], source=Source(kit.parent / "export", site="Aachen"))
+    asked_for = dict[str, Message]()
+    with recorded(engine) as messages, contextlib.suppress(Exception):
+        run_study(Study.read(study), kit / "out", engine=engine)
+    for name, _, request, _ in messages:
+        asked_for.setdefault(name, request)
+    for name in ("open", "agree", "prepare", "start", "train"):
+        if name == function:
+            fields = {**asked_for[name].fields}
+            for key, value in changes.items():
+                fields[key] = {**fields[key], **value} if isinstance(value, dict) else value
+            with pytest.raises(FederationError, match=words):
+                asked(site, name, Message(fields, asked_for[name].tensors))
+        asked(site, name, asked_for[name])
+
+
+def test_a_site_works_for_as_long_as_its_policy_allows(kit: Path) -> None:
+    study = write_study(kit)
+    write_site_file(kit, policy={"hours": 1e-9})
+    site = member(kit, study)
+    asked(site, "open", opening(study))
+    with pytest.raises(FederationError, match=r"P604 Site Aachen .*has worked for 1e-09 hours"):
+        asked(site, "open", opening(study))
+    write_site_file(kit, policy={"hours": 3.0})
+    folder = next((kit / "studies").iterdir())
+    (folder / "hours.json").write_text(json.dumps({"seconds": 10_799.0}))  # of runs before
+    site = member(kit, study)
+    asked(site, "open", opening(study))
+    site.hours.add(20.0)
+    with pytest.raises(FederationError, match="3 hours"):
+        asked(member(kit, study), "open", opening(study))
 
 
 def test_pictures_of_cases_are_asked_for_by_studies_of_masks_only(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from polyclinic.errors import FederationError
 from polyclinic.federation.site_file import Policy
 from polyclinic.files import write_atomic
+from polyclinic.methods import PLAIN_PARTS
 from polyclinic.study.declaration import Declaration
 
 #: Fewer characters of a hash may fit another study.
@@ -41,11 +42,17 @@ def refusals(policy: Policy, declaration: Declaration, researcher: str) -> Itera
         "method": ([method.name for method in declaration.study_methods], policy.methods),
         "model": ([declaration.model_part[0]], policy.models),
         "metric": (list(declaration.metrics), policy.metrics),
+        "part": (list(_parts(declaration)), policy.parts),
     }
     for what, (names, allowed) in asked.items():
         wrong = [] if allowed is None else [name for name in dict.fromkeys(names) if name not in allowed]
         if wrong:
             yield f"the {what}{_plural(wrong)} {', '.join(wrong)} {'is' if len(wrong) == 1 else 'are'} not allowed"
+    for method in declaration.study_methods:
+        names = [name for _, name in method.method.named_parts]
+        missing = [name for name in policy.protection if name not in names]
+        if missing and method.method.scope == "federation":
+            yield f"{method.label} is without {', '.join(missing)}"
     rounds = max(method.training.rounds for method in declaration.study_methods)
     if policy.rounds is not None and rounds > policy.rounds:
         yield f"{rounds} rounds are more than {policy.rounds}"
@@ -57,6 +64,12 @@ def refusals(policy: Policy, declaration: Declaration, researcher: str) -> Itera
         yield "pictures of single cases may not leave (`report: {overlays: true}` asks for them)"
     if evaluation.disclosure_floor < policy.floor:
         yield f"`disclosure_floor: {evaluation.disclosure_floor}` is less than {policy.floor}"
+
+
+def _parts(declaration: Declaration) -> Iterator[str]:
+    """Names of the parts that methods have besides those of fedavg."""
+    for method in declaration.study_methods:
+        yield from (name for place, name in method.method.named_parts if (place, name) not in PLAIN_PARTS)
 
 
 def _plural(names: Sequence[str]) -> str:

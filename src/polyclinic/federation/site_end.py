@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import threading
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -17,18 +18,23 @@ from polyclinic.data.opening.source import Source
 from polyclinic.engine import LocalEngine
 from polyclinic.engine.planner import choose_device, cores
 from polyclinic.errors import FederationError, PolyclinicError, SiteError
+from polyclinic.federation.agreed import Agreed
 from polyclinic.federation.audit_log import AuditLog, told
 from polyclinic.federation.calls import Alive, AnsweredOnce
+from polyclinic.federation.hours import Hours
 from polyclinic.federation.job import STUDY_FILE, study_hash
 from polyclinic.federation.policy import check_approval, check_policy
 from polyclinic.federation.site_file import SITE_FILE, SiteFile
 from polyclinic.federation.wire import MOST_BYTES, failure_to_bytes
-from polyclinic.site.messages import Open, Start
+from polyclinic.limits import Body
+from polyclinic.site.messages import Open, Prepare, Start, Train
 from polyclinic.site.schema import read_body
 from polyclinic.study.checked import CheckedStudy
 
 log = logging.getLogger(__name__)
 
+#: Messages that must be as the study has them.
+_AGREED: dict[str, type[Body]] = {"open": Open, "prepare": Prepare, "start": Start, "train": Train}
 #: Functions by which something of single cases, or a part of the model that is the site's own, leaves the site.
 _ASKS_FOR = {"predict": "predictions", "overlays": "overlays", "model": "personal_models"}
 
@@ -133,6 +139,7 @@ class Member:
         self.name, self.policy = file.name or party, file.policy
         text = study.read_text(encoding="utf-8")
         self.declaration = CheckedStudy.read(study, named=True).declaration
+        self.agreed = Agreed(self.declaration, self.name)
         mark = study_hash(text)
         self.audit = AuditLog(kit)
         about = {"study": mark, "researcher": researcher}
@@ -150,6 +157,7 @@ class Member:
         torch.set_num_threads(self.declaration.engine.threads or cores())
         folder = kit / "studies" / mark[:16]
         folder.mkdir(parents=True, exist_ok=True)
+        self.hours = Hours(self.name, folder / "hours.json", self.policy.hours)
         self.engine = LocalEngine([self.name], source=source, device=choose_device(file.device), folder=folder)
         self.engine.members[self.name].floor = floor
 
@@ -167,13 +175,17 @@ class Member:
             request = Message.from_bytes(message)
         except ValueError:
             raise SiteError("P401", f"What came to site {self.name} is no message.", site=self.name) from None
+        begun = time.monotonic()
         try:
+            self.hours.check()
             reply = self._answer(function, request)
             data = reply.to_bytes()
         except PolyclinicError as error:
             asked = told(request.tensors, message)
             self.audit.add("refused", function=function[:80], asked=asked, reason=error.message)
             raise
+        finally:
+            self.hours.add(time.monotonic() - begun)
         self.audit.add(
             "answered", function=function, asked=told(request.tensors, message), left=told(reply.tensors, data)
         )
@@ -203,15 +215,11 @@ class Member:
         wanted = _ASKS_FOR.get(function)
         if wanted is not None and not getattr(self.policy, wanted):
             raise self._refused(f"a message asks to {function}, and {wanted.replace('_', ' ')} may not leave")
-        if function == "open":
-            asked = read_body(Open, function, request, self.name)
-            if (asked.data, asked.target) != (self.declaration.data, self.declaration.target):
-                raise self._refused("a message asks for other data than the study")
-        if function == "start":
-            begun = read_body(Start, function, request, self.name)
-            planned = self.declaration.wants_plan or begun.model == self.declaration.model_part
-            if begun.task != self.declaration.task or not planned:
-                raise self._refused("a message starts another training than the study has")
+        body = _AGREED.get(function)
+        if body is not None:
+            wrong = self.agreed.refusal(read_body(body, function, request, self.name))
+            if wrong:
+                raise self._refused(wrong)
 
     def _refused(self, what: str) -> FederationError:
         return FederationError("P604", f"Site {self.name} does not take part any longer: {what}.",

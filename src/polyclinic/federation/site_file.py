@@ -27,7 +27,10 @@ class Policy(_Entries):
         floor: of fewer patients nothing is said; values that fewer cases have are not named.
         tasks, methods, models, metrics: names of those that are allowed; None for all. Methods are names of the
             catalogue, not labels.
+        parts: names of the parts that methods may have besides those of fedavg; None for all.
+        protection: names of parts that every method must have by which sites train together.
         rounds: most rounds of a training.
+        hours: for how long the site works for a study, in all.
         predictions: whether predictions of single test cases may leave, under pseudonyms.
         overlays: whether pictures of single cases may leave.
         personal_models: whether parts of a model may leave that a method keeps at the site.
@@ -42,7 +45,10 @@ class Policy(_Entries):
     methods: list[str] | None = None
     models: list[str] | None = None
     metrics: list[str] | None = None
+    parts: list[str] | None = None
+    protection: list[str] = []
     rounds: Annotated[int, Field(ge=1)] | None = None
+    hours: Annotated[float, Field(gt=0)] | None = None
     predictions: bool = False
     overlays: bool = False
     personal_models: bool = False

@@ -1,0 +1,96 @@
+"""What a study that a site agreed to may ask of it: the trainings that its file declares, and no others."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+from polyclinic.client.work import Work
+from polyclinic.methods import SHARES
+from polyclinic.site.messages import Open, Prepare, Start, Train
+from polyclinic.study.declaration import Declaration
+from polyclinic.study.method_entries import StudyMethod
+from polyclinic.study.planning import work_of
+
+
+class Agreed:
+    """A study as a site agreed to it.
+
+    Args:
+        declaration: the study.
+        site: the site's name in it.
+    """
+
+    def __init__(self, declaration: Declaration, site: str) -> None:
+        self.declaration, self.site = declaration, site
+        methods = [one.method for method in declaration.study_methods for one in declaration.candidates(method)]
+        self.rounds = max(method.training.rounds for method in methods)
+        self._trainings = {_text(training) for method in methods for training in self._declared(method)}
+
+    def refusal(self, asked: object) -> str:
+        """What is wrong with a message, in words; empty if the study has it, or it says nothing that could be wrong."""
+        match asked:
+            case Open():
+                return "" if asked == self._opening else "a message asks for other data than the study"
+            case Prepare():
+                return "" if self._splits(asked) else "a message splits the cases in another way than the study"
+            case Start():
+                return "" if self._starts(asked) else "a message starts another training than the study has"
+            case Train():
+                return "" if asked.round < self.rounds else f"a message asks for more rounds than {self.rounds}"
+        return ""
+
+    @property
+    def _opening(self) -> Open:
+        wanted, evaluation = self.declaration, self.declaration.evaluation
+        return Open(
+            data=wanted.data, target=wanted.target, split=evaluation.split, plan=wanted.wants_plan,
+            subgroups=evaluation.subgroups, until=wanted.until,
+        )  # fmt: skip
+
+    def _splits(self, asked: Prepare) -> bool:
+        """With splits of other kinds groups of patients could be told from each other, down to single ones."""
+        wanted = self.declaration.evaluation
+        found = (asked.folds, asked.holdout, asked.validation, asked.split_seed, asked.small_sites)
+        declared = (self.declaration.folds, wanted.holdout, wanted.validation, wanted.split_seed, wanted.small_sites)
+        return found == declared and asked.fold < (asked.folds or 1)
+
+    def _starts(self, asked: Start) -> bool:
+        begun = self._training(asked.share, asked.parts, asked.personal, asked.loss, asked.model, asked.work)
+        return asked.task == self.declaration.task and asked.seed in self._seeds and _text(begun) in self._trainings
+
+    @property
+    def _seeds(self) -> set[int]:
+        search = self.declaration.search_seeds if self.declaration.search else []
+        return {*self.declaration.all_seeds, *search}
+
+    def _declared(self, method: StudyMethod) -> Iterator[dict[str, Any]]:
+        composed, training = method.method, method.training
+        for mixed in (False, True):
+            yield self._training(
+                sorted(SHARES[composed.share]), composed.parts, composed.personal, self.declaration.loss_of(training),
+                self.declaration.model_part, work_of(composed, training, [self.site], mixed=mixed),
+            )  # fmt: skip
+
+    def _training(
+        self, share: list[str], parts: Any, personal: Any, loss: str, model: Any, work: Work
+    ) -> dict[str, Any]:  # fmt: skip
+        """What must be as declared; weights of classes come from the cases of all sites."""
+        own = work.own.get(self.site)
+        work = replace(work, class_weights=None, own={} if own is None else {self.site: own})
+        if self.declaration.wants_plan:  # the coordinator plans these from what all sites say of their images
+            work, model = replace(work, batch_size=1), None
+        return {"share": share, "parts": parts, "personal": personal, "loss": loss, "model": model, "work": work}
+
+
+def _text(training: dict[str, Any]) -> str:
+    """A text that is the same for what is the same as JSON."""
+    return json.dumps(training, default=_plain, sort_keys=True)
+
+
+def _plain(value: Any) -> Any:
+    from pydantic import TypeAdapter
+
+    return TypeAdapter(type(value)).dump_python(value, mode="json")
