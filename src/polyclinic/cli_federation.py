@@ -2,22 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
 
+if TYPE_CHECKING:
+    from polyclinic.federation.doctor import Line
+
 #: Messages and progress; standard output is for what a command was asked for.
 console = Console(stderr=True, highlight=False)
+output = Console(highlight=False)
 
 federation_app = typer.Typer(help="The parties of a consortium and their start-up kits.", no_args_is_help=True)
-site_app = typer.Typer(help="A site: start it, and say which studies it takes part in.", no_args_is_help=True)
+site_app = typer.Typer(
+    help="A site: start it, see how it does, and say which studies it takes part in.", no_args_is_help=True
+)
 audit_app = typer.Typer(help="A party's audit log.", no_args_is_help=True)
-coordinator_app = typer.Typer(help="The coordinator: start it.", no_args_is_help=True)
+coordinator_app = typer.Typer(help="The coordinator: start it, and see how it does.", no_args_is_help=True)
 
 KitFolder = Annotated[Path, typer.Option(help="The folder of the start-up kit.")]
+User = Annotated[str | None, typer.Option(help="Who runs it; default: who owns the kit.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON instead.")]
+Background = Annotated[bool, typer.Option("--background", help="Return at once; `stop` ends it.")]
 Out = Annotated[Path, typer.Option(help="Folder for the results; it is made.")]
 
 
@@ -36,18 +45,80 @@ def new(
 
 
 @coordinator_app.command("start")
-def start_coordinator(kit: KitFolder) -> None:
+def start_coordinator(kit: KitFolder, background: Background = False) -> None:
     """Run the coordinator until it is interrupted."""
-    _run_party(kit, "coordinator")
+    _run_party(kit, "coordinator", background)
 
 
 @site_app.command("start")
-def start_site(kit: KitFolder) -> None:
+def start_site(kit: KitFolder, background: Background = False) -> None:
     """Run a site until it is interrupted; it connects to the coordinator, and nobody connects to it."""
     from polyclinic.federation.site_file import SITE_FILE, SiteFile
 
     SiteFile.read(kit / "local" / SITE_FILE)
-    _run_party(kit, "site")
+    _run_party(kit, "site", background)
+
+
+@coordinator_app.command("stop")
+def stop_coordinator(kit: KitFolder) -> None:
+    """End a coordinator that runs; studies go on when they are run again."""
+    _stop_party(kit, "coordinator")
+
+
+@site_app.command("stop")
+def stop_site(kit: KitFolder) -> None:
+    """End a site that runs; a study that it takes part in stops."""
+    _stop_party(kit, "site")
+
+
+@coordinator_app.command("status")
+def status_of_coordinator(kit: KitFolder) -> None:
+    """Tell what the coordinator does; the exit status is 1 where it does not run."""
+    _tell_status(kit, "coordinator")
+
+
+@site_app.command("status")
+def status_of_site(kit: KitFolder) -> None:
+    """Tell what a site does; the exit status is 1 where it does not run."""
+    _tell_status(kit, "site")
+
+
+@coordinator_app.command("check")
+def check_coordinator(kit: KitFolder, as_json: Json = False) -> None:
+    """Look at everything that must be so before a study works; the exit status is 1 where something is not."""
+    from polyclinic.federation import doctor
+
+    _tell_lines(doctor.check_coordinator(kit), as_json)
+
+
+@site_app.command("check")
+def check_site(
+    kit: KitFolder,
+    study: Annotated[Path | None, typer.Option(help="A study file, whose data are opened; nothing leaves.")] = None,
+    as_json: Json = False,
+    verbose: Annotated[bool, typer.Option("--verbose", help="Name the files that can't be read.")] = False,
+) -> None:
+    """Look at everything that must be so before a study works; the exit status is 1 where something is not."""
+    from polyclinic.federation import doctor
+
+    if verbose:
+        import logging
+
+        logging.basicConfig(format="%(message)s")
+        logging.getLogger("polyclinic").setLevel(logging.DEBUG)
+    _tell_lines(doctor.check_site(kit, study), as_json)
+
+
+@coordinator_app.command("service")
+def service_of_coordinator(kit: KitFolder, user: User = None) -> None:
+    """Print a unit by which systemd runs the coordinator."""
+    _print_unit(kit, "coordinator", user)
+
+
+@site_app.command("service")
+def service_of_site(kit: KitFolder, user: User = None) -> None:
+    """Print a unit by which systemd runs a site."""
+    _print_unit(kit, "site", user)
 
 
 @site_app.command("approve")
@@ -115,12 +186,18 @@ def _check_out(out: Path, *, resume: bool) -> None:
                            "Go on with its study with --resume, or choose another folder with --out.")  # fmt: skip
 
 
-def _run_party(folder: Path, role: str) -> None:
+def _run_party(folder: Path, role: str, background: bool) -> None:
+    import signal
+
     from polyclinic.federation.kits import Kit
-    from polyclinic.federation.parties import LOG, last_words, start, stop
+    from polyclinic.federation.parties import LOG, last_words, start
+    from polyclinic.federation.running import end
 
     kit = Kit.read(folder, role)
     process = start(kit)
+    if background:
+        console.print(f"{kit.name} runs; its log is {kit.folder / LOG}. `polyclinic {role} stop` ends it.")
+        return
     console.print(f"{kit.name} runs; its log is {kit.folder / LOG}. Interrupt to end it.")
     try:
         status = process.wait()
@@ -128,7 +205,71 @@ def _run_party(folder: Path, role: str) -> None:
         status = 0
         console.print("Ending ...")
     finally:
-        stop(process)
-    if status:
+        end(kit)
+    if status == -signal.SIGTERM:
+        console.print(f"{kit.name} was stopped.")
+    elif status:
         console.print(f"{kit.name} ended with status {status}:\n{last_words(kit.folder)}", markup=False)
         raise typer.Exit(1)
+
+
+def _stop_party(folder: Path, role: str) -> None:
+    from polyclinic.federation.kits import Kit
+    from polyclinic.federation.running import end
+
+    kit = Kit.read(folder, role)
+    console.print(f"{kit.name} has ended." if end(kit) else f"{kit.name} did not run.")
+
+
+def _tell_status(folder: Path, role: str) -> None:
+    from rich.table import Table
+
+    from polyclinic.federation.kits import Kit
+    from polyclinic.federation.party_status import status
+    from polyclinic.federation.running import running
+
+    kit = Kit.read(folder, role)
+    table = Table(box=None, show_header=False, pad_edge=False, padding=(0, 1))
+    for name, text in status(kit):
+        table.add_row(f"[bold]{name}[/bold]", _escape(text))
+    output.print(table)
+    if running(kit) is None:
+        raise typer.Exit(1)
+
+
+def _tell_lines(lines: Iterable[Line], as_json: bool) -> None:
+    import json
+    from collections import Counter
+    from dataclasses import asdict
+
+    states, found = Counter[str](), list[dict[str, str]]()
+    for name, one in lines:
+        states[one.state] += 1
+        found.append({"name": name, **asdict(one)})
+        if not as_json:
+            advice = f" {_escape(one.advice)}" if one.advice else ""
+            colour = {"passes": "green", "warning": "yellow", "fails": "red"}[one.state]
+            start = f"[{colour}]{one.state:7}[/{colour}] [bold]{_escape(name)}[/bold]"
+            output.print(f"{start}: {_escape(one.text)}{advice}", soft_wrap=True)
+    if as_json:
+        print(json.dumps({"passes": not states["fails"], "lines": found}, indent=2, ensure_ascii=False))
+    else:
+        console.print(f"{states['passes']} pass, {states['warning']} warn, {states['fails']} fail.")
+    if states["fails"]:
+        raise typer.Exit(1)
+
+
+def _print_unit(folder: Path, role: str, user: str | None) -> None:
+    from polyclinic.federation.kits import Kit
+    from polyclinic.federation.service import unit, unit_name
+
+    kit = Kit.read(folder, role)
+    print(unit(kit, user), end="")
+    name = unit_name(kit)
+    console.print(f"Put it into /etc/systemd/system/{name}, then: systemctl enable --now {name}", soft_wrap=True)
+
+
+def _escape(text: str) -> str:
+    from rich.markup import escape
+
+    return escape(text)

@@ -20,6 +20,7 @@ from polyclinic.errors import FederationError
 from polyclinic.federation.consortium import Consortium
 from polyclinic.federation.optional import require_flare
 from polyclinic.federation.site_file import SITE_FILE
+from polyclinic.federation.versions import versions
 from polyclinic.files import write_atomic
 
 #: What a job may start, and nothing else.
@@ -180,5 +181,6 @@ def _close(folder: Path, role: str, name: str, consortium: Consortium) -> None:
         (local / "log_config.json").write_text(json.dumps(levels, indent=2), encoding="utf-8")
     if role == "site":
         (local / SITE_FILE).write_text(_SITE.format(name=name), encoding="utf-8")
-    about = {"consortium": consortium.consortium, "role": role, "name": name, "sites": consortium.sites}
+    about = {"consortium": consortium.consortium, "role": role, "name": name, "sites": consortium.sites,
+             "versions": versions()}  # fmt: skip
     (folder / "party.json").write_text(json.dumps(about, indent=2), encoding="utf-8")

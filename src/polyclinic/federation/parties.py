@@ -1,15 +1,14 @@
-"""Processes of parties on this machine: started, ended, and whether they live."""
+"""Processes of parties on this machine: how they are started, and what they write."""
 
 from __future__ import annotations
 
 import json
 import os
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
+from polyclinic.federation import running
 from polyclinic.federation.kits import ORGANISATION, Kit
 from polyclinic.federation.optional import require_flare
 from polyclinic.files import write_atomic
@@ -43,37 +42,26 @@ def settle(kit: Kit) -> None:
 
 
 def start(kit: Kit) -> subprocess.Popen[bytes]:
-    """Start a party's process; it and what it starts can be ended by ``stop``."""
+    """Start a party's process; it and what it starts can be ended by `polyclinic.federation.running.end`.
+
+    Raises:
+        FederationError: P602, it runs already.
+    """
     require_flare()
-    settle(kit)
-    for name in ("pid.fl", "shutdown.fl", "restart.fl"):
-        (kit.folder / name).unlink(missing_ok=True)
-    with (kit.folder / LOG).open("ab") as log:
-        return subprocess.Popen(  # noqa: S603 - this Python
-            command(kit), stdout=log, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, cwd=kit.folder,
-            start_new_session=True, env=os.environ | {"PYTHONUNBUFFERED": "1"},
-        )  # fmt: skip
-
-
-def stop(process: subprocess.Popen[bytes], seconds: float = 5.0) -> None:
-    """End a party's process with all that it started."""
-    for kind in (signal.SIGTERM, signal.SIGKILL):
-        try:
-            os.killpg(process.pid, kind)
-        except ProcessLookupError:
-            return
-        until = time.monotonic() + (seconds if kind == signal.SIGTERM else 1.0)
-        while time.monotonic() < until and _group_lives(process):
-            time.sleep(0.05)
-
-
-def _group_lives(process: subprocess.Popen[bytes]) -> bool:
-    process.poll()
+    lock = running.hold(kit)
     try:
-        os.killpg(process.pid, 0)
-    except ProcessLookupError:
-        return False
-    return True
+        settle(kit)
+        for name in ("pid.fl", "shutdown.fl", "restart.fl"):
+            (kit.folder / name).unlink(missing_ok=True)
+        with (kit.folder / LOG).open("ab") as log:
+            process = subprocess.Popen(  # noqa: S603 - this Python
+                command(kit), stdout=log, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, cwd=kit.folder,
+                start_new_session=True, env=os.environ | {"PYTHONUNBUFFERED": "1"}, pass_fds=[lock],
+            )  # fmt: skip
+    finally:
+        os.close(lock)
+    running.note(kit, process.pid)
+    return process
 
 
 def last_words(folder: Path, lines: int = 5) -> str:

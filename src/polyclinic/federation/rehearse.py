@@ -19,6 +19,7 @@ from polyclinic.federation import parties
 from polyclinic.federation.consortium import Consortium, CoordinatorEntry
 from polyclinic.federation.kits import Kit, make_kits
 from polyclinic.federation.optional import require_flare
+from polyclinic.federation.running import end
 from polyclinic.federation.session import Follow, Researcher
 from polyclinic.federation.site_file import SITE_FILE
 from polyclinic.study.opening import local_engine
@@ -76,18 +77,21 @@ def all_parties(folder: Path, files: Mapping[str, Mapping[str, Any]]) -> Iterato
     kits = make_kits(consortium, folder)
     for party, entries in files.items():
         (kits[party] / "local" / SITE_FILE).write_text(yaml.safe_dump(dict(entries)), encoding="utf-8")
+    ours = [Kit.read(kits["coordinator"], "coordinator"), *(Kit.read(kits[party], "site") for party in files)]
     started = list[subprocess.Popen[bytes]]()
     try:
-        coordinator = parties.start(Kit.read(kits["coordinator"], "coordinator"))
+        coordinator = parties.start(ours[0])
         started.append(coordinator)
         kit = Kit.read(kits[RESEARCHER], "researcher")
         with Researcher.connect(kit, START, lambda: coordinator.poll() is None) as researcher:
-            started += [parties.start(Kit.read(kits[party], "site")) for party in files]
+            started += [parties.start(one) for one in ours[1:]]
             researcher.wait_for(list(files), START)
             yield researcher
     finally:
-        for process in reversed(started):
-            parties.stop(process)
+        for one in reversed(ours):
+            end(one)
+        for process in started:
+            process.wait()
 
 
 def _free_port() -> int:
