@@ -596,6 +596,13 @@ def changed_log() -> None:
     verify(kit)
 
 
+def unsaid_end() -> None:
+    from polyclinic.federation.session import _taken
+    from polyclinic.federation.wire import Failure
+
+    raise Failure.model_validate(_taken(Path("nothing"), Path("results"), "3f1c09a2b7de").failure).error("")
+
+
 MISTAKES: dict[str, Callable[[], object]] = {
     "P101": lambda: Study.read("studdy.yaml"),
     "P102": lambda: changed("rounds: 2", "rounds: 0"),
@@ -625,7 +632,7 @@ MISTAKES: dict[str, Callable[[], object]] = {
     "P603": lambda: researcher([]).wait_for(["celle"], 0.0),
     "P604": refused_study,
     "P605": wrong_site_file,
-    "P606": lambda: researcher([])._take(Path("nothing"), Path("results"), "3f1c09a2b7de"),
+    "P606": unsaid_end,
     "P607": changed_log,
 }
 
