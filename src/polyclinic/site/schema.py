@@ -305,6 +305,7 @@ FUNCTIONS: dict[str, Function] = {
     ),
     "train": Function(Train, Trained, lambda known, asked: {**_STATE, **known.sent()}, _trained),
     "evaluate": Function(Evaluate, Evaluated, _STATE),
+    "try": Function(Nothing, Nothing, _STATE),
     "keep": Function(During),
     "threshold": Function(During, asked_tensors=_MODELS, answered_tensors=_evidence),
     "sums": Function(During, asked_tensors=_MODELS, answered_tensors=_sums),

@@ -55,6 +55,7 @@ from polyclinic.site.messages import (
     Tested,
     Train,
 )
+from polyclinic.site.rehearsal import try_out
 from polyclinic.site.run import Round, Run
 from polyclinic.site.schema import Answers, Known, function_of, predicted, read_asked
 from polyclinic.state import FlatModule
@@ -118,7 +119,7 @@ class Site:
             self._take(data)
         self._functions: dict[str, Answer] = {
             "open": self._open, "agree": self._agree, "prepare": self._prepare, "share": self._share,
-            "apply": self._apply, "describe": self._describe, "start": self._start, "train": self._train,
+            "apply": self._apply, "describe": self._describe, "start": self._start, "try": self._try, "train": self._train,
             "evaluate": self._evaluate, "predict": self._predict, "threshold": self._threshold, "sums": self._sums,
             "overlays": self._overlays, "keep": self._keep, "model": self._model, "save": self._save,
             "restore": self._restore, "test": self._test, "compare": self._compare, "spread": self._spread,
@@ -371,6 +372,11 @@ class Site:
         self._log(f"start {asked.run}: shares {', '.join(asked.share) or 'nothing'}")
         sizes = Started(train=len(parts.train), validation=len(parts.validation), steps=self.run.steps_in_all)
         return Message(sizes.fields(), self.run.announced)
+
+    def _try(self, asked: Nothing, tensors: Tensors) -> Message:
+        """Train on a batch and look at validation cases, and forget it."""
+        try_out(self.run, tensors["state"])
+        return Message()
 
     def _train(self, asked: Train, tensors: Tensors) -> Message:
         started = time.perf_counter()

@@ -107,6 +107,16 @@ class JobRunner:
             return None, progress.failures
         return -score if plan.choose_by == "metric" and plan.higher_is_better else score, progress.failures
 
+    def try_out(self, job: Job, fold: Fold) -> None:
+        """Let each site train on one batch, and forget it: network, data and memory are known to fit before the rounds.
+
+        Raises:
+            PolyclinicError: at a site they don't.
+        """
+        plan, engine = self._ready(job, fold)
+        engine.ask("start", dict.fromkeys(engine.sites, Message(plan.start.fields(), {"initial": plan.initial})))
+        engine.ask("try", dict.fromkeys(plan.sites, Message({}, {"state": plan.selection.take(plan.initial)})))
+
     def _ready(self, job: Job, fold: Fold) -> tuple[Plan, Engine]:
         """What a job's training is given, and who runs it."""
         sites = [site for site in fold.training_sites if site != job.without]

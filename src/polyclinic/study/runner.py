@@ -175,6 +175,8 @@ class _Runner:
         ]
         self.split_notes = preparing.notes
         runner = JobRunner(self.declaration, engine, local, template, self._initial, self.cohort.classes, self.attack)
+        if not self.sites.holds_all:
+            self._try_out(runner, preparing, jobs, folds)
         for number, job in enumerate(jobs):
             done = self.folder.is_done(job)
             self.display.job(number, job.title, done)
@@ -195,6 +197,16 @@ class _Runner:
             self.folder.write("search.csv", searched)
             self.folder.note({"search_seconds": self.search.seconds()})
         self._write([job for job in jobs if job.trial is None], folds, sites)
+
+    def _try_out(self, runner: JobRunner, preparing: Folds, jobs: list[Job], folds: dict[int, Fold]) -> None:
+        """Try each composition at all sites, so that what can't work somewhere is known before the first round."""
+        first = dict[str, Job]()
+        for job in jobs:
+            if job.trial is None and not self.folder.is_done(job):
+                first.setdefault(job.methods[0].course, job)
+        for job in first.values():
+            preparing.ready(job)
+            runner.try_out(job, folds[job.fold])
 
     def _template(self, device: str) -> FlatModule:
         name, options = self.declaration.model_part

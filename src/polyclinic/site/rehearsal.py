@@ -1,0 +1,31 @@
+"""One batch, before the first round: what can't work at a site is known before others wait for it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from torch import Tensor
+
+from polyclinic.client.train import train
+from polyclinic.client.work import LocalJob
+from polyclinic.site.run import Run
+
+
+def try_out(run: Run, state: Tensor) -> None:
+    """Train one step on a batch of the training cases, and measure as many validation cases; nothing is kept.
+
+    Args:
+        run: the method at the site.
+        state: the shared state ``[Q]``.
+
+    Raises:
+        TrainingError: P301, the loss is not a finite number; P303, there is not enough memory.
+    """
+    vector, phase = run.vector(state), run.phases[0]
+    work = replace(phase.work, kind="train", epochs=None, steps=1, keep_optimizer=False)
+    if len(run.parts.train):
+        seed = (run.declared.seed, "try", run.site, run.declared.fold)
+        job = LocalJob(run.site, run.dataset, run.parts.train, vector, seed, 1e-6, steps=1, trained=phase.trained)
+        train(run.model, run.task, work, job)
+    if len(run.parts.validation):
+        run.measure(vector, run.parts.validation[: work.batch_size])
