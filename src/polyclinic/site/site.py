@@ -119,11 +119,11 @@ class Site:
             self._take(data)
         self._functions: dict[str, Answer] = {
             "open": self._open, "agree": self._agree, "prepare": self._prepare, "share": self._share,
-            "apply": self._apply, "describe": self._describe, "start": self._start, "try": self._try, "train": self._train,
-            "evaluate": self._evaluate, "predict": self._predict, "threshold": self._threshold, "sums": self._sums,
-            "overlays": self._overlays, "keep": self._keep, "model": self._model, "save": self._save,
-            "restore": self._restore, "test": self._test, "compare": self._compare, "spread": self._spread,
-            "groups": self._groups, "survival": self._survival,
+            "apply": self._apply, "describe": self._describe, "start": self._start, "try": self._try,
+            "train": self._train, "evaluate": self._evaluate, "predict": self._predict, "threshold": self._threshold,
+            "sums": self._sums, "overlays": self._overlays, "keep": self._keep, "model": self._model,
+            "save": self._save, "restore": self._restore, "test": self._test, "compare": self._compare,
+            "spread": self._spread, "groups": self._groups, "survival": self._survival,
         }  # fmt: skip
 
     def settle(self, folder: Path | None) -> None:
