@@ -30,6 +30,7 @@ benchmark: $(MADE)
 	$(BIN)/python benchmarks/engines.py
 	$(BIN)/python benchmarks/methods.py
 	$(BIN)/python benchmarks/data.py
+	$(BIN)/python benchmarks/federation.py
 
 # docs/results.md from the studies; needs POLYCLINIC_DATA.
 results: $(MADE)
