@@ -20,6 +20,10 @@ STATUS = "polyclinic_status"
 PAUSE = "polyclinic_pause"
 #: How much of a hash names a job, or a folder.
 MARK = 16
+#: Seconds that the processes of a study wait for each other to start; FLARE would give a minute.
+_START = 300.0
+#: Seconds after which a site asks what FLARE wants of it: twice before a study begins, and once at its end.
+_ASK = 1.0
 #: Names of the components.
 _COORDINATOR, _SITE = "polyclinic_coordinator", "polyclinic_site"
 
@@ -43,12 +47,15 @@ def write_job(folder: Path, text: str, sites: Sequence[str], least: int | None =
         sites: names of the kits of those who are asked to take part.
         least: how many of them must be there for the study to begin; None for all.
     """
+    controller = {"server_obj_id": _COORDINATOR, "sync_task_timeout": _START}
     of_coordinator = {
-        "workflows": [{"id": "controller", "path": CONTROLLER, "args": {"server_obj_id": _COORDINATOR}}],
+        "server": {"task_request_interval": _ASK},
+        "workflows": [{"id": "controller", "path": CONTROLLER, "args": controller}],
         "components": [{"id": _COORDINATOR, "path": COORDINATOR_END, "args": {}}],
     }
     executor = {"id": "executor", "path": EXECUTOR, "args": {"client_obj_id": _SITE}}
     of_site = {
+        "max_runner_sync_timeout": _START,
         "executors": [{"tasks": ["*"], "executor": executor}],
         "components": [{"id": _SITE, "path": SITE_END, "args": {}}],
     }
