@@ -17,6 +17,7 @@ from polyclinic.errors import FederationError, PolyclinicError, ResultsError, Si
 from polyclinic.federation.audit_log import AuditLog
 from polyclinic.federation.flare_party import FlareParty
 from polyclinic.federation.job import MARK, OUTCOME, PAUSE, RESULTS, STATUS, STUDY_FILE, run_hash, study_hash
+from polyclinic.federation.large_messages import prepare
 from polyclinic.federation.remote_engine import Party, Patience, RemoteEngine
 from polyclinic.federation.status import Outcome, Watch
 from polyclinic.federation.status_page import STATUS_PAGE, write_status_page
@@ -38,6 +39,9 @@ class CoordinatorEnd:
     @collab.main  # type: ignore[untyped-decorator]
     def run(self) -> None:
         """Run the study, and leave results and how it ended in the job's folder, which researchers fetch."""
+        import polyclinic.study.runner  # noqa: F401 - all is imported before `prepare`
+
+        prepare()
         context, workspace = collab.fl_ctx, collab.workspace
         job, kit = str(context.get_job_id()), Path(workspace.get_root_dir())
         study = Path(workspace.get_app_config_dir(job)) / STUDY_FILE

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from polyclinic.federation.calls import Alive
+from polyclinic.federation.large_messages import release
 from polyclinic.federation.remote_engine import Unreachable
 
 
@@ -21,7 +22,10 @@ class FlareParty:
     def answer(self, envelope: str, message: bytes, seconds: float) -> tuple[object, object]:
         """See `polyclinic.federation.remote_engine.Party`."""
         found = self._called("answer", seconds, envelope=envelope, message=message)
-        return tuple(found) if isinstance(found, list | tuple) and len(found) == 2 else (None, None)
+        pair = tuple(found) if isinstance(found, list | tuple) and len(found) == 2 else (None, None)
+        del found
+        release(max(len(message), len(pair[1]) if isinstance(pair[1], bytes | bytearray) else 0))
+        return pair
 
     def alive(self, seconds: float) -> Alive:
         """See `polyclinic.federation.remote_engine.Party`."""

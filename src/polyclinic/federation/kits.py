@@ -43,6 +43,9 @@ _RULES = (
 )  # fmt: skip
 #: Loggers that write a line or two for each message.
 _CHATTY = ("nvflare.collab.runtime.cell_dispatcher",)
+#: For how many seconds FLARE sends an answer again until it is known to have arrived, and after how many. For both
+#: together a thread waits after each answer; by default for 65 seconds, in which many sites answer thousands of times.
+_SENT_AGAIN = {"streaming_retry_timeout": 15.0, "streaming_retry_wait": 3.0}
 _SITE = """\
 # What this site is called in studies, if not as in its kit.
 # name: {name}
@@ -179,6 +182,7 @@ def _close(folder: Path, role: str, name: str, consortium: Consortium) -> None:
         levels = json.loads((local / "log_config.json.default").read_text(encoding="utf-8"))
         levels["loggers"] |= {name: {"level": "WARNING"} for name in _CHATTY}
         (local / "log_config.json").write_text(json.dumps(levels, indent=2), encoding="utf-8")
+        (local / "comm_config.json").write_text(json.dumps(_SENT_AGAIN, indent=2), encoding="utf-8")
     if role == "site":
         (local / SITE_FILE).write_text(_SITE.format(name=name), encoding="utf-8")
     about = {"consortium": consortium.consortium, "role": role, "name": name, "sites": consortium.sites,

@@ -23,6 +23,7 @@ from polyclinic.federation.audit_log import AuditLog, told
 from polyclinic.federation.calls import Alive, AnsweredOnce
 from polyclinic.federation.hours import Hours
 from polyclinic.federation.job import STUDY_FILE, study_hash
+from polyclinic.federation.large_messages import prepare, release
 from polyclinic.federation.policy import check_approval, check_policy
 from polyclinic.federation.site_file import SITE_FILE, SiteFile
 from polyclinic.federation.wire import MOST_BYTES, failure_to_bytes
@@ -43,6 +44,7 @@ class SiteEnd:
     """Answers messages about the study of one job; made by FLARE in the site's process for it."""
 
     def __init__(self) -> None:
+        prepare()
         self._member: Member | None = None
         self._once: AnsweredOnce | None = None
         self._lock = threading.Lock()  # FLARE calls from several threads
@@ -55,7 +57,10 @@ class SiteEnd:
             if self._once is None:
                 here = Here.now()
                 self._once = AnsweredOnce(here.job, lambda function, asked: self._answered(here, function, asked))
-        return self._once(envelope, message)
+        release(len(message))  # what is left of the call before
+        found = self._once(envelope, message)
+        release(max(len(message), len(found[1])))
+        return found
 
     @collab.publish  # type: ignore[untyped-decorator]
     def alive(self) -> str:
