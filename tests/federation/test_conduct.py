@@ -70,7 +70,9 @@ class World:
         for party in sorted(path.name for path in self.kits.glob("site-*")):
             process = SiteProcess(party, f"run {number}", lambda party=party: self.start(party))
             parties[party] = FaultyParty(process, self.faults, self.old)
-        return Conduct(self.kits / "coordinator", self.study, f"run {number}", parties, "a@b.org", PATIENCE)
+        return Conduct(
+            self.kits / "coordinator", self.study, f"run {number}", sorted(parties), parties, "a@b.org", PATIENCE
+        )
 
     def start(self, party: str) -> Any:
         from polyclinic.federation.site_end import Member, answered

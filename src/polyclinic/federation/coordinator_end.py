@@ -2,21 +2,38 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+from nvflare.apis.event_type import EventType
+from nvflare.apis.fl_component import FLComponent
+from nvflare.apis.fl_constant import FLContextKey
+from nvflare.apis.fl_context import FLContext
 from nvflare.collab import collab
+from nvflare.collab.api.exceptions import RunAborted
 
 from polyclinic.communication.message import Message
 from polyclinic.errors import FederationError, PolyclinicError, ResultsError, SiteError
 from polyclinic.federation.audit_log import AuditLog
 from polyclinic.federation.flare_party import FlareParty
-from polyclinic.federation.job import MARK, OUTCOME, PAUSE, RESULTS, STATUS, STUDY_FILE, run_hash, study_hash
+from polyclinic.federation.job import (
+    MARK,
+    OUTCOME,
+    PAUSE,
+    RESULTS,
+    SITES_FILE,
+    STATUS,
+    STUDY_FILE,
+    run_hash,
+    study_hash,
+)
 from polyclinic.federation.large_messages import prepare
 from polyclinic.federation.remote_engine import Party, Patience, RemoteEngine
 from polyclinic.federation.status import Outcome, Watch
@@ -33,8 +50,19 @@ class Paused(Exception):  # noqa: N818 - it is no error
     """A researcher asked the study to stop after this round."""
 
 
-class CoordinatorEnd:
+class CoordinatorEnd(FLComponent):  # type: ignore[misc]
     """Runs the study of one job; made by FLARE in the coordinator's process for it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._gone = set[str]()
+
+    def handle_event(self, event_type: str, fl_ctx: FLContext) -> None:
+        """FLARE tells when the process of a site has ended, or is there again."""
+        if event_type == EventType.CLIENT_DISCONNECTED:
+            self._gone.add(str(fl_ctx.get_prop(FLContextKey.DISCONNECTED_CLIENT_NAME)))
+        elif event_type == EventType.CLIENT_RECONNECTED:
+            self._gone.discard(str(fl_ctx.get_prop(FLContextKey.RECONNECTED_CLIENT_NAME)))
 
     @collab.main  # type: ignore[untyped-decorator]
     def run(self) -> None:
@@ -45,17 +73,23 @@ class CoordinatorEnd:
         context, workspace = collab.fl_ctx, collab.workspace
         job, kit = str(context.get_job_id()), Path(workspace.get_root_dir())
         study = Path(workspace.get_app_config_dir(job)) / STUDY_FILE
-        parties = {client.name: FlareParty(client) for client in collab.clients}
+        names = {client.name: client for client in collab.clients}
+        parties = {name: FlareParty(client, partial(self._gone.__contains__, name)) for name, client in names.items()}
+        asked = json.loads((study.parent / SITES_FILE).read_text(encoding="utf-8"))
         meta = context.get_prop("__job_meta__") or {}
-        conduct = Conduct(kit, study, job, parties, str(meta.get("submitter_name", "")))
+        conduct = Conduct(kit, study, job, asked, parties, str(meta.get("submitter_name", "")))
         engine = context.get_engine()
         engine.register_app_command(STATUS, lambda *_: conduct.watch.status().model_dump())
         engine.register_app_command(PAUSE, lambda *_: conduct.pause())
         outcome = conduct.run()
+        if outcome.state == "stopped" and self._gone:  # FLARE ends a study whose sites are all gone
+            outcome = outcome.model_copy(update={"state": "lost", "lost": sorted(self._gone)})
         folder = Path(workspace.get_run_dir(job))
         if conduct.results.is_dir():
             shutil.copytree(conduct.results, folder / RESULTS, dirs_exist_ok=True)
         write_atomic(folder / OUTCOME, outcome.model_dump_json())
+        if conduct.engine.is_held_up:  # FLARE waits for them, else
+            collab.context.abort_signal.trigger(True)
 
 
 @dataclass
@@ -66,7 +100,8 @@ class Conduct:
         kit: folder of the coordinator's kit.
         study: the study file.
         session: of this run.
-        parties: the sites, by the names of their kits.
+        sites: names of the kits of those that the study is for.
+        parties: those that are there, by the names of their kits.
         researcher: who asked for the study.
         patience: how long to wait for sites; its deadline is the study's.
     """
@@ -74,17 +109,18 @@ class Conduct:
     kit: Path
     study: Path
     session: str
+    sites: Sequence[str]
     parties: Mapping[str, Party]
     researcher: str
     patience: Patience = field(default_factory=Patience)
 
     def __post_init__(self) -> None:
         text = self.study.read_text(encoding="utf-8")
-        self.mark = run_hash(text, list(self.parties))
+        self.mark = run_hash(text, self.sites)
         # With other sites it is another study.
         self.folder = self.kit / "studies" / self.mark[:MARK]
         self.results = self.folder / RESULTS
-        self._about = {"study": study_hash(text), "sites": sorted(self.parties)}
+        self._about = {"study": study_hash(text), "sites": sorted(self.sites)}
         declaration = CheckedStudy.read(self.study, named=True).declaration
         patience = replace(self.patience, deadline=declaration.engine.deadline)
         self.engine = RemoteEngine(self.parties, self.session, patience, self._answered)
@@ -116,6 +152,9 @@ class Conduct:
         try:
             self._run()
             return Outcome(state="finished", progress=self.watch.progress)
+        except RunAborted:
+            stopped = FederationError("P606", "The study was stopped at the coordinator.", "Run it again: it goes on.")
+            return self._stopped(stopped, "stopped")
         except Paused:
             return Outcome(state="paused", lost=self._lost(), progress=self.watch.progress)
         except PolyclinicError as error:
@@ -128,20 +167,24 @@ class Conduct:
             self.engine.close()
         return self._stopped(failure)
 
-    def _stopped(self, failure: PolyclinicError) -> Outcome:
+    def _stopped(self, failure: PolyclinicError, state: Literal["failed", "stopped"] = "failed") -> Outcome:
         lost = isinstance(failure, SiteError) and failure.code == "P402" and bool(self._lost())
         return Outcome(
-            state="lost" if lost else "failed", lost=self._lost(), progress=self.watch.progress,
+            state="lost" if lost else state, lost=self._lost(), progress=self.watch.progress,
             failure=Failure.of(failure).model_dump(),
         )  # fmt: skip
 
     def _lost(self) -> list[str]:
-        return [self.watch.parties[site] for site in self.engine.lost]
+        lost = [self.watch.parties[site] for site in self.engine.lost]
+        return sorted({*lost} | ({*self.sites} - self.parties.keys()))
 
     def _run(self) -> None:
         from polyclinic.study.runner import run_study
 
         declared = Study.read(self.study, named=True)
+        absent = sorted({*self.sites} - self.parties.keys())
+        if absent:
+            raise SiteError("P402", f"Not connected: {', '.join(absent)}.", "Start them, and run the study again.")
         names = self._names()
         self.engine.rename(names)
         self.watch.renamed(names, self.engine.lines)

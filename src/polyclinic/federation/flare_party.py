@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from polyclinic.federation.calls import Alive
 from polyclinic.federation.large_messages import release
-from polyclinic.federation.remote_engine import Unreachable
+from polyclinic.federation.remote_engine import Gone, Unreachable
 
 
 class FlareParty:
@@ -14,10 +15,11 @@ class FlareParty:
 
     Args:
         proxy: of ``nvflare.collab``.
+        gone: whether FLARE knows that the site's process has ended.
     """
 
-    def __init__(self, proxy: Any) -> None:
-        self.proxy = proxy
+    def __init__(self, proxy: Any, gone: Callable[[], bool] = lambda: False) -> None:
+        self.proxy, self._gone = proxy, gone
 
     def answer(self, envelope: str, message: bytes, seconds: float) -> tuple[object, object]:
         """See `polyclinic.federation.remote_engine.Party`."""
@@ -38,6 +40,8 @@ class FlareParty:
     def _called(self, function: str, seconds: float, **given: Any) -> Any:
         from nvflare.collab.api import CollabCallError
 
+        if self._gone():
+            raise Gone
         try:
             return getattr(self.proxy(timeout=seconds), function)(**given)
         except CollabCallError as error:

@@ -14,6 +14,8 @@ from polyclinic.federation.kits import CONTROLLER, COORDINATOR_END, EXECUTOR, SI
 STUDY_FILE = "study.yaml"
 #: Names in the folder of a job that is over: how the study ended, and its results.
 OUTCOME, RESULTS = "outcome.json", "results"
+#: Name of the list of the sites that a study is for, in the coordinator's part of its job.
+SITES_FILE = "sites.json"
 #: Topic of the command by which a researcher asks where a study is.
 STATUS = "polyclinic_status"
 #: Topic of the command by which a researcher asks a study to stop after this round, so that it goes on with all sites.
@@ -38,14 +40,15 @@ def run_hash(text: str, sites: Sequence[str]) -> str:
     return study_hash("\n".join([text, *sorted(sites)]))
 
 
-def write_job(folder: Path, text: str, sites: Sequence[str], least: int | None = None) -> None:
+def write_job(folder: Path, text: str, sites: Sequence[str]) -> None:
     """Write the job of a study.
+
+    FLARE is told that a single site suffices: whether those that are there do is for the study to say.
 
     Args:
         folder: where; it is made.
         text: the study file.
         sites: names of the kits of those who are asked to take part.
-        least: how many of them must be there for the study to begin; None for all.
     """
     controller = {"server_obj_id": _COORDINATOR, "sync_task_timeout": _START}
     of_coordinator = {
@@ -62,11 +65,11 @@ def write_job(folder: Path, text: str, sites: Sequence[str], least: int | None =
     _write_app(folder / "coordinator", "config_fed_server.json", of_coordinator, text)
     _write_app(folder / "site", "config_fed_client.json", of_site, text)
     about = {
-        "name": run_hash(text, sites)[:MARK], "resource_spec": {}, "min_clients": least or len(sites),
-        "mandatory_clients": [] if least else list(sites),
+        "name": run_hash(text, sites)[:MARK], "resource_spec": {}, "min_clients": 1, "mandatory_clients": [],
         "deploy_map": {"coordinator": ["server"], "site": list(sites)},
     }  # fmt: skip
     (folder / "meta.json").write_text(json.dumps(about), encoding="utf-8")
+    (folder / "coordinator" / "config" / SITES_FILE).write_text(json.dumps(sorted(sites)), encoding="utf-8")
 
 
 def _write_app(folder: Path, name: str, content: dict[str, Any], text: str) -> None:

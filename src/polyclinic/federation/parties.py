@@ -13,6 +13,8 @@ from polyclinic.federation.kits import ORGANISATION, Kit
 from polyclinic.federation.optional import require_flare
 from polyclinic.files import write_atomic
 
+#: What FLARE takes from there: after how many seconds a site whose process is gone is told of.
+_SURROUNDINGS = {"PYTHONUNBUFFERED": "1", "NVFLARE_DEAD_CLIENT_GRACE_PERIOD": "5"}
 #: Written by a party's process, for people.
 LOG = "party.log"
 
@@ -56,7 +58,7 @@ def start(kit: Kit) -> subprocess.Popen[bytes]:
         with (kit.folder / LOG).open("ab") as log:
             process = subprocess.Popen(  # noqa: S603 - this Python
                 command(kit), stdout=log, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, cwd=kit.folder,
-                start_new_session=True, env=os.environ | {"PYTHONUNBUFFERED": "1"}, pass_fds=[lock],
+                start_new_session=True, env=os.environ | _SURROUNDINGS, pass_fds=[lock],
             )  # fmt: skip
     finally:
         os.close(lock)

@@ -24,6 +24,10 @@ class Unreachable(Exception):  # noqa: N818 - of a connection, which may come ba
     """Nobody is there, or nobody said anything in time."""
 
 
+class Gone(Unreachable):
+    """Nobody is there, and nobody will be in this run of the study: the site's process has ended."""
+
+
 class Party(Protocol):
     """A site as the coordinator reaches it."""
 
@@ -109,6 +113,7 @@ class RemoteEngine(Engine):
         self._pool = ThreadPoolExecutor(max(1, len(parties)), thread_name_prefix="site")
         self._arrived = SimpleQueue[tuple[str, "Future[Message | PolyclinicError]"]]()
         self._missing = 0
+        self._calls = set[Future[tuple[object, object]]]()
 
     def call(self, function: str, requests: Mapping[str, Message]) -> Iterator[Reply]:
         """See `Engine.call`."""
@@ -145,6 +150,11 @@ class RemoteEngine(Engine):
         """Sites that did not answer when they were asked last."""
         return [site for site in self.sites if self.lines[site].lost]
 
+    @property
+    def is_held_up(self) -> bool:
+        """Whether calls are going on whose answers nobody waits for any longer."""
+        return bool(self._calls)
+
     def _ask(self, site: str, function: str, request: Message) -> Message | PolyclinicError:
         line = self.lines[site]
         with line.lock:  # a site does one thing at a time
@@ -169,6 +179,9 @@ class RemoteEngine(Engine):
         if line.lost:
             self._look(site, line)
         message, line.number = request.to_bytes(), line.number + 1
+        if len(message) > MOST_BYTES:
+            raise SiteError("P401", f"A message of {len(message) / 1e9:.1f} GB is too large to be sent to site {site}.",
+                            "Use a smaller network.", site=site)  # fmt: skip
         asked = Asked(session=self.session, number=line.number, function=function, sha256=digest(message))
         until, pause, damaged = time.monotonic() + self.patience.deadline, self.patience.pause, 0
         absent: float | None = None
@@ -176,10 +189,10 @@ class RemoteEngine(Engine):
             try:
                 line.sent += len(message)
                 envelope, data = self._waited(site, line, asked, message, until)
-            except Unreachable:
+            except Unreachable as error:
                 now = time.monotonic()
                 absent = absent or now
-                if now - absent >= self.patience.absence:
+                if isinstance(error, Gone) or now - absent >= self.patience.absence:
                     raise _absent(site, function) from None
                 time.sleep(pause)
                 pause = min(2 * pause, self.patience.look)
@@ -214,6 +227,8 @@ class RemoteEngine(Engine):
             SiteError: P402, it takes too long, or the site says nothing any longer.
         """
         party, going = self.parties[site], Future[tuple[object, object]]()
+        self._calls.add(going)
+        going.add_done_callback(self._calls.discard)
         threading.Thread(
             target=_run, args=(going, party, asked, message, until - time.monotonic()), name=site, daemon=True
         ).start()
@@ -230,8 +245,8 @@ class RemoteEngine(Engine):
             try:
                 party.alive(look)
                 heard, line.heard = time.monotonic(), time.time()
-            except Unreachable:
-                if time.monotonic() - heard > self.patience.absence:
+            except Unreachable as error:
+                if isinstance(error, Gone) or time.monotonic() - heard > self.patience.absence:
                     raise _absent(site, asked.function) from None
             except TimeoutError:
                 if time.monotonic() - heard > self.patience.silence:

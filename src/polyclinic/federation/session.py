@@ -24,6 +24,8 @@ from polyclinic.study.checked import CheckedStudy
 PERIOD = 1.0
 #: After so many looks at which a lost site was connected, the study is begun again at the round where it is.
 LOOKS = 5
+#: After so many looks at which nothing was told of a study, it is asked whether it still runs.
+QUIET = 20
 #: After so many runs in which no round was done a study is not begun again.
 MOST_IDLE = 3
 #: Called with what the coordinator tells of a study.
@@ -106,7 +108,8 @@ class Researcher:
     def run(self, study: Path, out: Path, sites: Sequence[str], follow: Follow, patience: float = 0.0) -> None:
         """Hand in a study, follow it to its end, and fetch its results.
 
-        A study that stops because sites or the coordinator are lost goes on where it was once all are there again.
+        A study that stops because sites or the coordinator are lost goes on where it was once all are there again. An
+        interrupt stops it; if the researcher's machine is switched off, it does not.
 
         Args:
             study: the study file.
@@ -118,31 +121,35 @@ class Researcher:
         Raises:
             PolyclinicError: what stopped the study, with the results so far in ``out``; P606, it ended without a word.
         """
-        text = study.read_text(encoding="utf-8")
-        quorum = CheckedStudy.read(study, named=True).declaration.training.quorum
-        least, mark = None if quorum is None else min(quorum, len(sites)), run_hash(text, sites)
-        idle = 0
+        text, idle = study.read_text(encoding="utf-8"), 0
+        CheckedStudy.read(study, named=True)
         while True:
-            outcome = self._attempt(text, sites, least, mark, out, follow, patience)
+            outcome = self._attempt(text, sites, out, follow, patience)
             if outcome.state == "finished":
                 return
             idle = 0 if outcome.progress or outcome.state == "paused" else idle + 1
-            if outcome.state == "failed" or not patience or idle == MOST_IDLE:
+            if outcome.state in ("failed", "stopped") or not patience or idle == MOST_IDLE:
                 raise Failure.model_validate(outcome.failure).error(", ".join(outcome.lost))
             self._wait_again(sites, patience, outcome)
 
     def _attempt(
-        self, text: str, sites: Sequence[str], least: int | None, mark: str, out: Path, follow: Follow, patience: float
+        self, text: str, sites: Sequence[str], out: Path, follow: Follow, patience: float
     ) -> Outcome:  # fmt: skip
         """Hand a study in, or find it where it runs already, and follow it until it ends or stops."""
         with tempfile.TemporaryDirectory(prefix="polyclinic-") as folder:
+            mark = run_hash(text, sites)
             name = self._running(mark)
             if name is None:
                 job = Path(folder) / "job"
-                write_job(job, text, sites, least)
+                write_job(job, text, sites)
                 with _words("hand in a study"):
                     name = str(self._session.submit_job(str(job)))
-            self._follow(name, follow, sites, patience)
+            try:
+                self._follow(name, follow, sites, patience)
+            except KeyboardInterrupt:
+                with _words("stop a study"):
+                    self._session.abort_job(name)
+                raise
             with _words("fetch results"):
                 found = Path(self._session.download_job_result(name, folder))
             return _taken(found, out, mark)
@@ -151,18 +158,33 @@ class Researcher:
         """The job of a study that runs already, as it does when a researcher's machine was away for a while."""
         with _words("ask what runs"):
             jobs = self._session.list_jobs(name_prefix=mark[:MARK])
-        running = [job for job in jobs if not _is_over(str(job.get("status", "")))]
-        return str(running[0]["job_id"]) if running else None
+        running = [str(job["job_id"]) for job in jobs if not _is_over(str(job.get("status", "")))]
+        return next((job for job in running if not self._was_cut_off(job)), None)
+
+    def _was_cut_off(self, job: str) -> bool:
+        """Whether nothing runs a job any longer that is not over: the coordinator was ended in the middle of it."""
+        for _ in range(LOOKS):  # what is about to begin runs in a moment
+            with contextlib.suppress(FederationError), _words("ask what runs"):
+                state = str(self._session.get_job_meta(job).get("status", ""))
+                running = {str(one.job_id) for one in self._session.get_system_info().job_info}
+                if state not in ("DISPATCHED", "RUNNING") or job in running:
+                    return False
+            time.sleep(PERIOD)
+        return True
 
     def _follow(self, job: str, follow: Follow, sites: Sequence[str], patience: float) -> None:
         """Look at a job until it is over."""
-        returned = 0
+        returned = unheard = 0
         while True:
             state = self._state(job, patience)
             if _is_over(state):
                 return
-            now = self._told(job, STATUS) if state == "RUNNING" else None
-            status = read_status(now)
+            status = read_status(self._told(job, STATUS)) if state == "RUNNING" else None
+            unheard = 0 if status is not None else unheard + 1
+            if unheard == QUIET:
+                unheard = 0
+                if self._was_cut_off(job):
+                    return
             if status is not None:
                 follow(status)
                 lost = [site.party for site in status.sites if site.lost]

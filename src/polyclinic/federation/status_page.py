@@ -19,6 +19,7 @@ _STYLE = Path(__file__).parents[1] / "study" / "report" / "templates" / "report.
 _STATES = {
     "running": "running", "finished": "finished", "failed": "failed",
     "lost": "stopped without sites that were lost; run it again to go on",
+    "stopped": "stopped by a researcher; run it again to go on",
     "paused": "stopped for a moment, so that a site can take part again",
 }  # fmt: skip
 #: Functions in words; those of parts have names of their own.

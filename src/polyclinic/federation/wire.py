@@ -17,8 +17,8 @@ from polyclinic.errors import (
     TrainingError,
 )
 
-#: Larger messages are refused before they are read.
-MOST_BYTES = 8 * 2**30
+#: Larger messages are refused before they are read; FLARE carries 4 GiB at most, with what it adds.
+MOST_BYTES = 4 * 2**30 - 2**20
 _FAILURE = "failure"
 _KINDS: dict[str, type[PolyclinicError]] = {
     kind.__name__: kind for kind in (DataError, FederationError, PartError, ResultsError, StudyError, TrainingError)
