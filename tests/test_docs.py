@@ -596,6 +596,14 @@ def changed_log() -> None:
     verify(kit)
 
 
+def request_of_nobody() -> None:
+    from polyclinic.federation.answers import sign_request
+    from polyclinic.federation.requests import make_request
+
+    request, _ = make_request("celle", "site", Path("celle"))
+    sign_request(request, kit_of_a_site().parent)
+
+
 def unsaid_end() -> None:
     from polyclinic.federation.session import _taken
     from polyclinic.federation.wire import Failure
@@ -634,6 +642,7 @@ MISTAKES: dict[str, Callable[[], object]] = {
     "P605": wrong_site_file,
     "P606": unsaid_end,
     "P607": changed_log,
+    "P608": request_of_nobody,
 }
 
 

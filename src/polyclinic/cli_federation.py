@@ -11,6 +11,7 @@ from rich.console import Console
 
 if TYPE_CHECKING:
     from polyclinic.federation.doctor import Line
+    from polyclinic.federation.kits import Kit
 
 #: Messages and progress; standard output is for what a command was asked for.
 console = Console(stderr=True, highlight=False)
@@ -36,11 +37,14 @@ def new(
     out: Annotated[Path, typer.Option(help="Folder for the kits; it is made.")],
 ) -> None:
     """Make a signed start-up kit for each party; with more parties in the file, call it again."""
+    from polyclinic.federation.authority import Authority
+    from polyclinic.federation.certificates import fingerprint
     from polyclinic.federation.consortium import Consortium
     from polyclinic.federation.kits import make_kits
 
     for name, folder in make_kits(Consortium.read(consortium), out).items():
         print(f"{name}: {folder}")
+    print(f"Fingerprint of the authority: {fingerprint(Authority.of(out).certificate)}")
     console.print(f"Keep {out / 'authority'} safe: who has it can let anyone in. Give each party its own folder only.")
 
 
@@ -164,7 +168,9 @@ def run_between(study: Path, out: Path, kit: Path, sites: Sequence[str], *, resu
     from polyclinic.federation.shown import shown
 
     _check_out(out, resume=resume)
-    with Researcher.connect(Kit.read(kit, "researcher")) as researcher:
+    found = Kit.read(kit, "researcher")
+    _warn(found)
+    with Researcher.connect(found) as researcher:
         chosen = researcher.chosen(sites)
         console.print(f"Sites: {', '.join(chosen)}.")
         with shown(console, out) as follow:
@@ -194,6 +200,7 @@ def _run_party(folder: Path, role: str, background: bool) -> None:
     from polyclinic.federation.running import end
 
     kit = Kit.read(folder, role)
+    _warn(kit)
     process = start(kit)
     if background:
         console.print(f"{kit.name} runs; its log is {kit.folder / LOG}. `polyclinic {role} stop` ends it.")
@@ -211,6 +218,14 @@ def _run_party(folder: Path, role: str, background: bool) -> None:
     elif status:
         console.print(f"{kit.name} ended with status {status}:\n{last_words(kit.folder)}", markup=False)
         raise typer.Exit(1)
+
+
+def _warn(kit: Kit) -> None:
+    """Say it if a kit's certificate ends soon; if it has ended, that is an error."""
+    from polyclinic.federation.certificates import check_dates
+
+    if ends := check_dates(kit):
+        console.print(ends, markup=False)
 
 
 def _stop_party(folder: Path, role: str) -> None:

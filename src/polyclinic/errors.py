@@ -42,6 +42,7 @@ TITLES = {
     "P605": "A site's file can't be used",
     "P606": "A study across hospitals did not end",
     "P607": "An audit log was changed",
+    "P608": "A request, an answer or a list of certificates can't be used",
 }
 
 

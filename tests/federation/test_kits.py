@@ -86,6 +86,8 @@ def test_a_kit_of_another_role_is_refused(made: dict[str, Path], tmp_path: Path)
         ({"sites": []}, "sites: "),
         ({"sites": ["a", "A"]}, "two parties are called 'a'"),
         ({"sites": ["localhost"]}, "two parties are called 'localhost'"),
+        ({"sites": ["a", "Authority"]}, "no site can be called 'Authority'"),
+        ({"keys": "mine"}, "keys: input should be 'central' or 'parties'"),
         ({"sites": ["../a"]}, "sites[1]: got '../a'"),
         ({"sites": ["St. Mary"]}, "letters, digits and hyphens"),
         ({"researchers": ["maria"]}, "researchers[1]: got 'maria', expected an e-mail address"),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -36,6 +36,8 @@ def _host(name: str) -> str:
 
 
 PartyName = Annotated[str, AfterValidator(_party)]
+#: Role -> checks the name of a party that has it, by ValueError.
+NAMES = {"site": _party, "researcher": _address}
 
 
 class _Entries(BaseModel):
@@ -63,6 +65,7 @@ class Consortium(_Entries):
         sites: who has data.
         researchers: who may ask for studies.
         valid_days: how long certificates are valid.
+        keys: where those of sites and researchers are made: ``central`` with their kits, ``parties`` by themselves.
     """
 
     consortium: PartyName
@@ -70,6 +73,7 @@ class Consortium(_Entries):
     sites: Annotated[list[PartyName], Field(min_length=1)]
     researchers: Annotated[list[Annotated[str, AfterValidator(_address)]], Field(min_length=1)]
     valid_days: Annotated[int, Field(ge=1, le=3650)] = 365
+    keys: Literal["central", "parties"] = "central"
 
     @model_validator(mode="after")
     def _different(self) -> Consortium:
@@ -78,7 +82,16 @@ class Consortium(_Entries):
         twice = next((name for name in names if names.count(name) > 1), None)
         if twice is not None:
             raise ValueError(f"two parties are called {twice!r}")
+        taken = next((name for name in self.sites if name.lower() in ("authority", "coordinator")), None)
+        if taken is not None:
+            raise ValueError(f"no site can be called {taken!r}, as a folder beside the kits is called so")
         return self
+
+    @property
+    def roles(self) -> dict[str, str]:
+        """Party -> ``coordinator``, ``site`` or ``researcher``."""
+        others = dict.fromkeys(self.sites, "site") | dict.fromkeys(self.researchers, "researcher")
+        return {"coordinator": "coordinator"} | others
 
     @classmethod
     def read(cls, path: Path) -> Consortium:

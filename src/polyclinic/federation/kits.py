@@ -1,7 +1,8 @@
 """Start-up kits: a folder for each party with its certificate, and what it lets others do.
 
-Made by FLARE's own provisioning. What it leaves open by default is closed here: no code travels with a job, only the
-ends of Polyclinic can be started by one, nobody has a shell at a site, and no log of a site is sent to the coordinator.
+Files are those of FLARE's own provisioning, keys and certificates those of the consortium's authority. What FLARE
+leaves open by default is closed here: no code travels with a job, only the ends of Polyclinic can be started by one,
+nobody has a shell at a site, and no log of a site is sent to the coordinator.
 """
 
 from __future__ import annotations
@@ -10,6 +11,8 @@ import contextlib
 import io
 import json
 import shutil
+import tempfile
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,12 +20,16 @@ from typing import Any
 import yaml
 
 from polyclinic.errors import FederationError
+from polyclinic.federation.authority import ORGANISATION, Authority
+from polyclinic.federation.certificates import ROOT, new_key, stem, to_text, write_key
 from polyclinic.federation.consortium import Consortium
 from polyclinic.federation.optional import require_flare
 from polyclinic.federation.site_file import SITE_FILE
 from polyclinic.federation.versions import versions
 from polyclinic.files import write_atomic
 
+#: Name of the file in a kit that says whose it is.
+PARTY = "party.json"
 #: What a job may start, and nothing else.
 CONTROLLER = "nvflare.collab.runtime.controller.CollabController"
 EXECUTOR = "nvflare.collab.runtime.executor.CollabExecutor"
@@ -31,8 +38,6 @@ SITE_END = "polyclinic.federation.site_end.SiteEnd"
 ALLOWED = [CONTROLLER, EXECUTOR, COORDINATOR_END, SITE_END]
 #: Starts the process of a study at a site, instead of FLARE's own.
 _LAUNCHER = "polyclinic.federation.launcher.SiteLauncher"
-#: All parties are of one organisation to FLARE; who may do what is said in the kits.
-ORGANISATION = "polyclinic"
 #: What researchers may ask of a party, in FLARE's words; everything else they may not.
 _RIGHTS = {
     "coordinator": ("submit_job", "manage_job", "download_job", "view", "app_command"),
@@ -83,88 +88,121 @@ class Kit:
         """
         kinds = {"coordinator": "fed_server.json", "site": "fed_client.json", "researcher": "fed_admin.json"}
         found = next((kind for kind, file in kinds.items() if (folder / "startup" / file).is_file()), None)
+        if found is None and (folder / "startup" / "client.key").is_file():
+            raise FederationError("P602", f"The kit in {folder} waits for the answer to its request.",
+                                  "Put it in with `polyclinic federation join`.")  # fmt: skip
         if found is None:
             raise FederationError("P602", f"There is no start-up kit in {folder}.",
                                   "Give the folder that was made by `polyclinic federation new`.")  # fmt: skip
         if found != role:
             raise FederationError("P602", f"The kit in {folder} is that of a {found}, expected one of a {role}.",
                                   f"Give the kit of a {role}.")  # fmt: skip
-        about = json.loads((folder / "party.json").read_text(encoding="utf-8"))
+        about = json.loads((folder / PARTY).read_text(encoding="utf-8"))
         return cls(folder.resolve(), role, str(about["name"]))
 
     @property
     def about(self) -> dict[str, Any]:
         """What ``party.json`` says: consortium, name, role, sites."""
-        found: dict[str, Any] = json.loads((self.folder / "party.json").read_text(encoding="utf-8"))
+        found: dict[str, Any] = json.loads((self.folder / PARTY).read_text(encoding="utf-8"))
         return found
 
 
 def make_kits(consortium: Consortium, folder: Path) -> dict[str, Path]:
     """Make the kit of each party that has none yet; returns party -> folder of its kit.
 
-    Beside them lies ``authority``, with the key that signs certificates: who has it can let anyone in.
+    Beside them lies ``authority``, with the key that signs certificates: who has it can let anyone in. Where parties
+    make their keys themselves, only the coordinator's kit is made here.
 
     Args:
         consortium: who takes part.
         folder: where kits are made; those of an earlier call stay as they are.
 
     Raises:
-        FederationError: P601, the folder has kits of another consortium.
+        FederationError: P601, the folder has kits of another consortium; P602, the authority is elsewhere.
     """
     require_flare()
     known = folder / "consortium.yaml"
     if known.is_file():
-        before = Consortium.read(known)
-        if (before.consortium, before.coordinator) != (consortium.consortium, consortium.coordinator):
-            raise FederationError(
-                "P601", f"{folder} has the kits of {before.consortium} at {before.coordinator.host}, whose name and "
-                "address can't be changed.", "Give another folder.",
-            )  # fmt: skip
-    roles = {"coordinator": "coordinator"} | dict.fromkeys(consortium.sites, "site")
-    roles |= dict.fromkeys(consortium.researchers, "researcher")
-    missing = {name: role for name, role in roles.items() if not (folder / name).exists()}
-    if missing:
-        made = _provision(consortium, folder / "authority")
-        for name, role in missing.items():
-            source = made / (consortium.coordinator.host if role == "coordinator" else name)
+        _check_same(Consortium.read(known), consortium, folder)
+        authority = Authority(folder / "authority", consortium)
+    else:
+        (folder / "authority").mkdir(parents=True, exist_ok=True, mode=0o700)
+        authority = Authority.create(folder / "authority", consortium)
+    # From here on the authority is found again.
+    write_atomic(known, yaml.safe_dump(consortium.model_dump(), sort_keys=False))
+    made = list(consortium.roles) if consortium.keys == "central" else ["coordinator"]
+    with_kit = {*authority.parties(), *(name for name in made if (folder / name).exists())}
+    missing = [name for name in made if name not in with_kit]
+    with unsigned_kits(consortium, missing) as unsigned:
+        for name in missing:
             draft = folder / f".{name}.part"
             shutil.rmtree(draft, ignore_errors=True)
-            shutil.copytree(source, draft)
-            _close(draft, role, name, consortium)
+            shutil.copytree(unsigned / name, draft)
+            _sign(draft, name, authority)
             draft.rename(folder / name)
-    write_atomic(known, yaml.safe_dump(consortium.model_dump(), sort_keys=False))
-    return {name: folder / name for name in roles}
+    return {name: folder / name for name in made if (folder / name).is_dir()}
 
 
-def _provision(consortium: Consortium, state: Path) -> Path:
-    """Certificates and files of all parties by FLARE; those of parties that were there before are the same again."""
+def _check_same(before: Consortium, now: Consortium, folder: Path) -> None:
+    """Whether kits of a consortium may be made where others were.
+
+    Raises:
+        FederationError: P601, it is another consortium.
+    """
+    if (before.consortium, before.coordinator) != (now.consortium, now.coordinator):
+        raise FederationError(
+            "P601", f"{folder} has the kits of {before.consortium} at {before.coordinator.host}, whose name and "
+            "address can't be changed.", "Give another folder.",
+        )  # fmt: skip
+
+
+def _sign(folder: Path, name: str, authority: Authority) -> None:
+    """Give a kit its key and certificate."""
+    own, key = folder / "startup" / stem(authority.consortium.roles[name]), new_key()
+    write_key(own.with_suffix(".key"), key)
+    own.with_suffix(".crt").write_text(to_text(authority.sign(name, key.public_key())), encoding="utf-8")
+    (folder / "startup" / ROOT).write_text(to_text(authority.certificate), encoding="utf-8")
+
+
+@contextlib.contextmanager
+def unsigned_kits(consortium: Consortium, names: Sequence[str]) -> Iterator[Path]:
+    """A folder with kits that have neither key nor certificate, for as long as the context lasts."""
+    with tempfile.TemporaryDirectory(prefix="polyclinic-") as temporary:
+        made = _provision(consortium, names, Path(temporary) / "flare")
+        for name in names:
+            role = consortium.roles[name]
+            folder = Path(temporary) / name
+            (made / (consortium.coordinator.host if role == "coordinator" else name)).rename(folder)
+            _close(folder, role, name, consortium)
+        yield Path(temporary)
+
+
+def _provision(consortium: Consortium, names: Sequence[str], folder: Path) -> Path:
+    """Files of parties by FLARE, without its keys and certificates."""
     from nvflare.lighter.entity import Project
-    from nvflare.lighter.impl.cert import CertBuilder
-    from nvflare.lighter.impl.signature import SignatureBuilder
     from nvflare.lighter.impl.static_file import StaticFileBuilder
     from nvflare.lighter.impl.workspace import WorkspaceBuilder
     from nvflare.lighter.provisioner import Provisioner
 
-    state.mkdir(parents=True, exist_ok=True, mode=0o700)
     project = Project(consortium.consortium, "", props={"api_version": 3})
     host, port = consortium.coordinator.host, consortium.coordinator.port
     project.set_server(host, ORGANISATION, props={"fed_learn_port": port, "admin_port": port, "default_host": host})
-    for name in consortium.sites:
-        project.add_client(name, ORGANISATION, props={"allow_log_streaming": False})
-    for name in consortium.researchers:
-        project.add_admin(name, ORGANISATION, props={"role": "project_admin"})
-    builders = [
-        WorkspaceBuilder(), StaticFileBuilder(config_folder="config", scheme="grpc"),
-        CertBuilder(root_valid_days=consortium.valid_days), SignatureBuilder(),
-    ]  # fmt: skip
+    for name in names:
+        if consortium.roles[name] == "site":
+            project.add_client(name, ORGANISATION, props={"allow_log_streaming": False})
+        elif consortium.roles[name] == "researcher":
+            project.add_admin(name, ORGANISATION, props={"role": "project_admin"})
+    builders = [WorkspaceBuilder(), StaticFileBuilder(config_folder="config", scheme="grpc")]
     with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
-        context = Provisioner(str(state), builders).provision(project)
+        context = Provisioner(str(folder), builders).provision(project)
     return Path(context.get("current_prod_dir"))
 
 
 def _close(folder: Path, role: str, name: str, consortium: Consortium) -> None:
     """Close what a kit leaves open, and tell whose it is."""
     local = folder / "local"
+    for path in [*(folder / "startup").glob("*.sh"), *folder.rglob("readme.txt"), *folder.rglob("*.ipynb")]:
+        path.unlink()  # FLARE's scripts would start a party without what is checked here
     if role != "researcher":
         resources = json.loads((local / "resources.json.default").read_text(encoding="utf-8"))
         resources |= {"class_list_enforcement_mode": "enforce", "class_allow_list": ALLOWED,
@@ -185,6 +223,10 @@ def _close(folder: Path, role: str, name: str, consortium: Consortium) -> None:
         (local / "comm_config.json").write_text(json.dumps(_SENT_AGAIN, indent=2), encoding="utf-8")
     if role == "site":
         (local / SITE_FILE).write_text(_SITE.format(name=name), encoding="utf-8")
-    about = {"consortium": consortium.consortium, "role": role, "name": name, "sites": consortium.sites,
-             "versions": versions()}  # fmt: skip
-    (folder / "party.json").write_text(json.dumps(about, indent=2), encoding="utf-8")
+    (folder / PARTY).write_text(party_text(consortium, name), encoding="utf-8")
+
+
+def party_text(consortium: Consortium, name: str) -> str:
+    """The text of a kit's ``party.json``."""
+    about = {"consortium": consortium.consortium, "role": consortium.roles[name], "name": name}
+    return json.dumps({**about, "sites": consortium.sites, "versions": versions()}, indent=2)

@@ -9,8 +9,11 @@ import sys
 from pathlib import Path
 
 from polyclinic.federation import running
-from polyclinic.federation.kits import ORGANISATION, Kit
+from polyclinic.federation.authority import ORGANISATION
+from polyclinic.federation.certificates import check_dates
+from polyclinic.federation.kits import Kit
 from polyclinic.federation.optional import require_flare
+from polyclinic.federation.revoked import Revoked
 from polyclinic.files import write_atomic
 
 #: What FLARE takes from there: after how many seconds a site whose process is gone is told of.
@@ -22,10 +25,12 @@ LOG = "party.log"
 def command(kit: Kit) -> list[str]:
     """The command that runs a party, in this Python."""
     coordinator = kit.role == "coordinator"
-    module = "server.server_train" if coordinator else "client.client_train"
+    module = (
+        "polyclinic.federation.coordinator_process" if coordinator else "nvflare.private.fed.app.client.client_train"
+    )
     name = [] if coordinator else [f"uid={kit.name}"]
     return [
-        sys.executable, "-u", "-m", f"nvflare.private.fed.app.{module}", "-m", str(kit.folder),
+        sys.executable, "-u", "-m", module, "-m", str(kit.folder),
         "-s", "fed_server.json" if coordinator else "fed_client.json",
         "--set", "secure_train=true", *name, f"org={ORGANISATION}", "config_folder=config",
     ]  # fmt: skip
@@ -47,9 +52,12 @@ def start(kit: Kit) -> subprocess.Popen[bytes]:
     """Start a party's process; it and what it starts can be ended by `polyclinic.federation.running.end`.
 
     Raises:
-        FederationError: P602, it runs already.
+        PolyclinicError: P602, it runs already, or its certificate is not valid now; P608, the coordinator's list of
+            revoked ones was changed.
     """
     require_flare()
+    check_dates(kit)
+    Revoked(kit.folder).read()
     lock = running.hold(kit)
     try:
         settle(kit)

@@ -25,6 +25,8 @@ RUNNING = "running.json"
 _LOCK = ".running.lock"
 #: Seconds for which a start waits for somebody who only looks.
 _MOMENT = 0.5
+#: What the processes of parties run.
+_MODULES = ("nvflare.private.fed.app.", "polyclinic.federation.coordinator_process")
 
 
 @dataclass(frozen=True)
@@ -128,7 +130,7 @@ def processes(kit: Kit) -> list[Any]:
     found = []
     for process in psutil.process_iter(["cmdline"]):
         words = process.info["cmdline"] or []
-        if str(kit.folder) in words and any(word.startswith("nvflare.private.fed.app.") for word in words):
+        if str(kit.folder) in words and any(word.startswith(_MODULES) for word in words):
             found.append(process)
     return [process for process in found if _lives(process)]
 

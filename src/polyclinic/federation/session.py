@@ -164,11 +164,14 @@ class Researcher:
     def _was_cut_off(self, job: str) -> bool:
         """Whether nothing runs a job any longer that is not over: the coordinator was ended in the middle of it."""
         for _ in range(LOOKS):  # what is about to begin runs in a moment
-            with contextlib.suppress(FederationError), _words("ask what runs"):
-                state = str(self._session.get_job_meta(job).get("status", ""))
-                running = {str(one.job_id) for one in self._session.get_system_info().job_info}
-                if state not in ("DISPATCHED", "RUNNING") or job in running:
-                    return False
+            try:
+                with _words("ask what runs"):
+                    state = str(self._session.get_job_meta(job).get("status", ""))
+                    running = {str(one.job_id) for one in self._session.get_system_info().job_info}
+            except FederationError:
+                return False
+            if state not in ("DISPATCHED", "RUNNING") or job in running:
+                return False
             time.sleep(PERIOD)
         return True
 
