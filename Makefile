@@ -9,10 +9,10 @@ demo: $(MADE)
 	$(BIN)/polyclinic demo
 
 test: $(MADE)
-	$(BIN)/python -m pytest -n auto
+	$(BIN)/python -m pytest -n auto --dist loadgroup
 
 test-long: $(MADE)
-	$(BIN)/python -m pytest -n auto -m long
+	$(BIN)/python -m pytest -n auto --dist loadgroup -m long
 
 # The numeric tests with fewer instructions and with two threads, as other processors would run them.
 test-processors: $(MADE)

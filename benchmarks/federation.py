@@ -37,7 +37,7 @@ import yaml
 
 from polyclinic.federation import parties
 from polyclinic.federation.audit_log import AUDIT_LOG
-from polyclinic.federation.kits import Kit
+from polyclinic.federation.kit import Kit
 from polyclinic.federation.rehearse import all_parties
 
 FEATURES, CASES = 100, 16

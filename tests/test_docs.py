@@ -554,13 +554,13 @@ def wrong_consortium() -> None:
 
 
 def wrong_kit() -> None:
-    from polyclinic.federation.kits import Kit
+    from polyclinic.federation.kit import Kit
 
     Kit.read(kit_of_a_site(), "researcher")
 
 
 def researcher(clients: list[Any]) -> Any:
-    from polyclinic.federation.kits import Kit
+    from polyclinic.federation.kit import Kit
     from polyclinic.federation.session import Researcher
 
     info = SimpleNamespace(client_info=clients)

@@ -90,7 +90,7 @@ def take_list(
     file: Annotated[Path, typer.Argument(metavar="FILE", help="The list, revoked.json.")], kit: KitFolder
 ) -> None:
     """Refuse the parties in a list of revoked certificates; a coordinator that runs hangs up on them."""
-    from polyclinic.federation.kits import Kit
+    from polyclinic.federation.kit import Kit
     from polyclinic.federation.revoked import take_revoked
 
     names = take_revoked(file, Kit.read(kit, "coordinator"))

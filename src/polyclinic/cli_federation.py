@@ -11,7 +11,7 @@ from rich.console import Console
 
 if TYPE_CHECKING:
     from polyclinic.federation.doctor import Line
-    from polyclinic.federation.kits import Kit
+    from polyclinic.federation.kit import Kit
 
 #: Messages and progress; standard output is for what a command was asked for.
 console = Console(stderr=True, highlight=False)
@@ -130,7 +130,7 @@ def approve_study(
     mark: Annotated[str, typer.Argument(metavar="HASH", help="The beginning of the study's hash.")], kit: KitFolder
 ) -> None:
     """Approve a study that waits: the file with this very hash, and no other."""
-    from polyclinic.federation.kits import Kit
+    from polyclinic.federation.kit import Kit
     from polyclinic.federation.policy import approve
 
     Kit.read(kit, "site")
@@ -163,7 +163,7 @@ def rehearse(
 
 def run_between(study: Path, out: Path, kit: Path, sites: Sequence[str], *, resume: bool, patience: float) -> None:
     """Run a study between sites that are connected to a coordinator; ``patience`` is in minutes."""
-    from polyclinic.federation.kits import Kit
+    from polyclinic.federation.kit import Kit
     from polyclinic.federation.session import Researcher
     from polyclinic.federation.shown import shown
 
@@ -195,7 +195,7 @@ def _check_out(out: Path, *, resume: bool) -> None:
 def _run_party(folder: Path, role: str, background: bool) -> None:
     import signal
 
-    from polyclinic.federation.kits import Kit
+    from polyclinic.federation.kit import Kit
     from polyclinic.federation.parties import LOG, last_words, start
     from polyclinic.federation.running import end
 
@@ -229,7 +229,7 @@ def _warn(kit: Kit) -> None:
 
 
 def _stop_party(folder: Path, role: str) -> None:
-    from polyclinic.federation.kits import Kit
+    from polyclinic.federation.kit import Kit
     from polyclinic.federation.running import end
 
     kit = Kit.read(folder, role)
@@ -239,7 +239,7 @@ def _stop_party(folder: Path, role: str) -> None:
 def _tell_status(folder: Path, role: str) -> None:
     from rich.table import Table
 
-    from polyclinic.federation.kits import Kit
+    from polyclinic.federation.kit import Kit
     from polyclinic.federation.party_status import status
     from polyclinic.federation.running import running
 
@@ -275,7 +275,7 @@ def _tell_lines(lines: Iterable[Line], as_json: bool) -> None:
 
 
 def _print_unit(folder: Path, role: str, user: str | None) -> None:
-    from polyclinic.federation.kits import Kit
+    from polyclinic.federation.kit import Kit
     from polyclinic.federation.service import unit, unit_name
 
     kit = Kit.read(folder, role)

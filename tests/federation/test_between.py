@@ -16,14 +16,15 @@ from helpers import write_table_study
 from polyclinic import Study
 from polyclinic.errors import FederationError, SiteError
 from polyclinic.federation.consortium import Consortium
-from polyclinic.federation.kits import Kit, make_kits
+from polyclinic.federation.kit import Kit
+from polyclinic.federation.kits import make_kits
 from polyclinic.federation.rehearse import RESEARCHER, all_parties
 from polyclinic.federation.session import Researcher
 from polyclinic.federation.site_file import SITE_FILE
 from polyclinic.federation.status import Status
 
 pytest.importorskip("nvflare")
-pytestmark = pytest.mark.long
+pytestmark = [pytest.mark.long, pytest.mark.xdist_group("processes")]
 
 SIZES = {"Aachen": 24, "St. Bonn": 30, "Celle": 26}
 #: What has one number in each run and another in each way of running: times.

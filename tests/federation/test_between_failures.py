@@ -18,13 +18,13 @@ from helpers import write_table_study
 from polyclinic import Study
 from polyclinic.federation import parties
 from polyclinic.federation.audit_log import verify
-from polyclinic.federation.kits import Kit
+from polyclinic.federation.kit import Kit
 from polyclinic.federation.rehearse import all_parties
 from polyclinic.federation.session import Researcher
 from polyclinic.federation.status import Status
 
 pytest.importorskip("nvflare")
-pytestmark = pytest.mark.long
+pytestmark = [pytest.mark.long, pytest.mark.xdist_group("processes")]
 
 SIZES = {"Aachen": 24, "Bonn": 30, "Celle": 26}
 PATIENCE = 120.0
@@ -48,7 +48,8 @@ class Ward:
     def kill(self, party: str, *, job_only: bool) -> None:
         """Kill the process of a study at a party, or with it the party."""
         for pid in processes(self.folder / "kits" / party):
-            if not job_only or b"_process" in (Path("/proc") / str(pid) / "cmdline").read_bytes():
+            words = (Path("/proc") / str(pid) / "cmdline").read_bytes()
+            if not job_only or b"app.server.runner_process" in words or b"app.client.worker_process" in words:
                 os.kill(pid, signal.SIGKILL)
 
     def start(self, party: str, role: str) -> None:

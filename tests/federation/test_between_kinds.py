@@ -21,13 +21,13 @@ from polyclinic.data.phantom import Phantom
 from polyclinic.data.phantom.write import Wanted, write_phantom
 from polyclinic.federation.audit_log import AUDIT_LOG
 from polyclinic.federation.job import study_hash
-from polyclinic.federation.kits import Kit
+from polyclinic.federation.kit import Kit
 from polyclinic.federation.rehearse import RESEARCHER, all_parties
 from polyclinic.federation.session import Researcher
 
 pytest.importorskip("nvflare")
 pytest.importorskip("nilearn")
-pytestmark = pytest.mark.long
+pytestmark = [pytest.mark.long, pytest.mark.xdist_group("processes")]
 
 SITES = ("Aachen", "Bonn", "Celle")
 SIZES = dict(zip(SITES, (30, 36, 26), strict=True))

@@ -20,7 +20,8 @@ from polyclinic.federation.audit_log import AuditLog, verify
 from polyclinic.federation.authority import Authority
 from polyclinic.federation.certificates import check_dates, fingerprint, key_fingerprint, read_certificate, read_key
 from polyclinic.federation.consortium import Consortium
-from polyclinic.federation.kits import Kit, make_kits
+from polyclinic.federation.kit import Kit
+from polyclinic.federation.kits import make_kits
 from polyclinic.federation.requests import make_request, read_request
 from polyclinic.federation.revoked import Revoked, revoke, take_revoked
 from polyclinic.federation.signed import to_signed

@@ -20,7 +20,8 @@ from polyclinic.federation.answers import join, sign_request
 from polyclinic.federation.authority import Authority
 from polyclinic.federation.certificates import read_certificate, to_text
 from polyclinic.federation.consortium import Consortium
-from polyclinic.federation.kits import Kit, make_kits
+from polyclinic.federation.kit import Kit
+from polyclinic.federation.kits import make_kits
 from polyclinic.federation.rehearse import _free_port
 from polyclinic.federation.requests import make_request
 from polyclinic.federation.revoked import REVOKED, revoke, take_revoked
@@ -30,7 +31,7 @@ from polyclinic.federation.site_file import SITE_FILE
 from polyclinic.federation.status import Status
 
 pytest.importorskip("nvflare")
-pytestmark = pytest.mark.long
+pytestmark = [pytest.mark.long, pytest.mark.xdist_group("processes")]
 
 MARIA, NINA = "maria@hospital.org", "nina@hospital.org"
 SITES = ["aachen", "bonn", "celle"]

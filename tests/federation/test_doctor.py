@@ -27,7 +27,8 @@ from polyclinic.federation.checking import Check, Finding, passes
 from polyclinic.federation.consortium import Consortium
 from polyclinic.federation.doctor import check_coordinator, check_site
 from polyclinic.federation.job import study_hash
-from polyclinic.federation.kits import Kit, make_kits
+from polyclinic.federation.kit import Kit
+from polyclinic.federation.kits import make_kits
 from polyclinic.federation.site_file import SITE_FILE, SiteFile
 from polyclinic.study.checked import CheckedStudy
 

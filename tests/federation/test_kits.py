@@ -12,7 +12,8 @@ import yaml
 
 from polyclinic.errors import FederationError, StudyError
 from polyclinic.federation.consortium import Consortium
-from polyclinic.federation.kits import Kit, make_kits
+from polyclinic.federation.kit import Kit
+from polyclinic.federation.kits import make_kits
 from polyclinic.federation.site_file import SiteFile
 
 pytest.importorskip("nvflare")

@@ -18,13 +18,13 @@ from elsewhere import split_table
 from helpers import write_table_study
 from polyclinic.errors import PolyclinicError
 from polyclinic.federation.doctor import check_coordinator, check_site
-from polyclinic.federation.kits import Kit
+from polyclinic.federation.kit import Kit
 from polyclinic.federation.party_status import status
 from polyclinic.federation.rehearse import all_parties
 from polyclinic.federation.running import end, held, processes, running
 
 pytest.importorskip("nvflare")
-pytestmark = pytest.mark.long
+pytestmark = [pytest.mark.long, pytest.mark.xdist_group("processes")]
 
 SIZES = {"Aachen": 24, "Bonn": 30}
 

@@ -11,7 +11,8 @@ from polyclinic.errors import FederationError
 from polyclinic.federation.authority import Authority
 from polyclinic.federation.certificates import ROOT, fingerprint, key_fingerprint, read_certificate, read_key, to_text
 from polyclinic.federation.certificates import stem as stem_of
-from polyclinic.federation.kits import PARTY, party_text, unsigned_kits
+from polyclinic.federation.kit import PARTY
+from polyclinic.federation.kits import party_text, unsigned_kits
 from polyclinic.federation.optional import require_flare
 from polyclinic.federation.requests import check_request, read_request
 from polyclinic.federation.revoked import check_party, revoked_serials

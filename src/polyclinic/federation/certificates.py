@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.rsa import RSAPrivateKey, RSAPublicKey
     from cryptography.x509 import Certificate
 
-    from polyclinic.federation.kits import Kit
+    from polyclinic.federation.kit import Kit
 
 #: Bits of keys that are made here.
 BITS = 3072

@@ -10,8 +10,8 @@ from datetime import UTC, datetime
 
 from polyclinic.federation.certificate_dates import FEW_DAYS, certificate_dates
 from polyclinic.federation.checking import Finding, fails, passes, warns
+from polyclinic.federation.kit import Kit
 from polyclinic.federation.kit_checks import kind_of_files
-from polyclinic.federation.kits import Kit
 from polyclinic.federation.running import running
 
 #: Seconds within which the coordinator must answer.

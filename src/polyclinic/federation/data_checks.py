@@ -14,7 +14,7 @@ from polyclinic.engine import LocalEngine
 from polyclinic.errors import DataError, PolyclinicError
 from polyclinic.federation.checking import Finding, fails, passes, warns
 from polyclinic.federation.job import study_hash
-from polyclinic.federation.kits import Kit
+from polyclinic.federation.kit import Kit
 from polyclinic.federation.policy import refusals
 from polyclinic.federation.site_file import Policy, SiteFile
 from polyclinic.study.checked import CheckedStudy

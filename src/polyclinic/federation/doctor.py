@@ -10,7 +10,7 @@ from polyclinic.federation import connection_checks as between
 from polyclinic.federation import kit_checks as own
 from polyclinic.federation import machine_checks as machine
 from polyclinic.federation.checking import Check, Finding, passes
-from polyclinic.federation.kits import Kit
+from polyclinic.federation.kit import Kit
 from polyclinic.federation.site_file import SITE_FILE, SiteFile
 
 if TYPE_CHECKING:

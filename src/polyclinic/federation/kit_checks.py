@@ -9,7 +9,8 @@ from pathlib import Path
 
 from polyclinic.federation.certificate_dates import FEW_DAYS, certificate_dates
 from polyclinic.federation.checking import Finding, fails, passes, warns
-from polyclinic.federation.kits import ALLOWED, Kit
+from polyclinic.federation.kit import Kit
+from polyclinic.federation.kits import ALLOWED
 from polyclinic.federation.optional import require_flare
 from polyclinic.federation.running import held, processes, running, was_cut_off
 from polyclinic.federation.versions import versions

@@ -13,9 +13,7 @@ import json
 import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import yaml
 
@@ -23,13 +21,12 @@ from polyclinic.errors import FederationError
 from polyclinic.federation.authority import ORGANISATION, Authority
 from polyclinic.federation.certificates import ROOT, new_key, stem, to_text, write_key
 from polyclinic.federation.consortium import Consortium
+from polyclinic.federation.kit import PARTY
 from polyclinic.federation.optional import require_flare
 from polyclinic.federation.site_file import SITE_FILE
 from polyclinic.federation.versions import versions
 from polyclinic.files import write_atomic
 
-#: Name of the file in a kit that says whose it is.
-PARTY = "party.json"
 #: What a job may start, and nothing else.
 CONTROLLER = "nvflare.collab.runtime.controller.CollabController"
 EXECUTOR = "nvflare.collab.runtime.executor.CollabExecutor"
@@ -63,48 +60,6 @@ policy:
   floor: 5
   approval: automatic
 """
-
-
-@dataclass(frozen=True)
-class Kit:
-    """A start-up kit.
-
-    Attributes:
-        folder: where it is.
-        role: ``coordinator``, ``site`` or ``researcher``.
-        name: of the party.
-    """
-
-    folder: Path
-    role: str
-    name: str
-
-    @classmethod
-    def read(cls, folder: Path, role: str) -> Kit:
-        """A kit in its folder.
-
-        Raises:
-            FederationError: P602, there is none, or it is one of another role.
-        """
-        kinds = {"coordinator": "fed_server.json", "site": "fed_client.json", "researcher": "fed_admin.json"}
-        found = next((kind for kind, file in kinds.items() if (folder / "startup" / file).is_file()), None)
-        if found is None and (folder / "startup" / "client.key").is_file():
-            raise FederationError("P602", f"The kit in {folder} waits for the answer to its request.",
-                                  "Put it in with `polyclinic federation join`.")  # fmt: skip
-        if found is None:
-            raise FederationError("P602", f"There is no start-up kit in {folder}.",
-                                  "Give the folder that was made by `polyclinic federation new`.")  # fmt: skip
-        if found != role:
-            raise FederationError("P602", f"The kit in {folder} is that of a {found}, expected one of a {role}.",
-                                  f"Give the kit of a {role}.")  # fmt: skip
-        about = json.loads((folder / PARTY).read_text(encoding="utf-8"))
-        return cls(folder.resolve(), role, str(about["name"]))
-
-    @property
-    def about(self) -> dict[str, Any]:
-        """What ``party.json`` says: consortium, name, role, sites."""
-        found: dict[str, Any] = json.loads((self.folder / PARTY).read_text(encoding="utf-8"))
-        return found
 
 
 def make_kits(consortium: Consortium, folder: Path) -> dict[str, Path]:

@@ -11,13 +11,16 @@ from pathlib import Path
 from polyclinic.federation import running
 from polyclinic.federation.authority import ORGANISATION
 from polyclinic.federation.certificates import check_dates
-from polyclinic.federation.kits import Kit
+from polyclinic.federation.kit import Kit
 from polyclinic.federation.optional import require_flare
 from polyclinic.federation.revoked import Revoked
 from polyclinic.files import write_atomic
 
-#: What FLARE takes from there: after how many seconds a site whose process is gone is told of.
-_SURROUNDINGS = {"PYTHONUNBUFFERED": "1", "NVFLARE_DEAD_CLIENT_GRACE_PERIOD": "5"}
+#: What FLARE takes from there: after how many seconds a site whose process is gone is told of, and for how many a study
+#: that is over waits for sites that are not there.
+_SURROUNDINGS = {
+    "PYTHONUNBUFFERED": "1", "NVFLARE_DEAD_CLIENT_GRACE_PERIOD": "5", "NVFLARE_CLIENT_OUTCOME_WAIT_TIMEOUT": "20",
+}  # fmt: skip
 #: Written by a party's process, for people.
 LOG = "party.log"
 

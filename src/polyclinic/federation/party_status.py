@@ -13,8 +13,8 @@ import yaml
 from polyclinic.federation.audit_log import AUDIT_LOG
 from polyclinic.federation.connection_checks import address, connections
 from polyclinic.federation.job import STUDY_FILE, study_hash
+from polyclinic.federation.kit import Kit
 from polyclinic.federation.kit_checks import dates_found, kind_of_files
-from polyclinic.federation.kits import Kit
 from polyclinic.federation.parties import LOG
 from polyclinic.federation.running import processes, running, was_cut_off
 

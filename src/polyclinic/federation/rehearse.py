@@ -17,7 +17,8 @@ import yaml
 
 from polyclinic.federation import parties
 from polyclinic.federation.consortium import Consortium, CoordinatorEntry
-from polyclinic.federation.kits import Kit, make_kits
+from polyclinic.federation.kit import Kit
+from polyclinic.federation.kits import make_kits
 from polyclinic.federation.optional import require_flare
 from polyclinic.federation.running import end
 from polyclinic.federation.session import Follow, Researcher

@@ -13,7 +13,7 @@ from typing import Any
 from polyclinic.errors import FederationError
 from polyclinic.federation.authority import Authority
 from polyclinic.federation.certificates import ROOT, read_certificate
-from polyclinic.federation.kits import Kit
+from polyclinic.federation.kit import Kit
 from polyclinic.federation.signed import checked_content, read_signed, to_signed
 from polyclinic.files import write_atomic
 

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from polyclinic.errors import FederationError
-from polyclinic.federation.kits import Kit
+from polyclinic.federation.kit import Kit
 from polyclinic.files import write_atomic
 
 #: Name of the file in a kit.

@@ -14,7 +14,7 @@ from typing import Any
 
 from polyclinic.errors import FederationError, PolyclinicError, SiteError
 from polyclinic.federation.job import MARK, OUTCOME, PAUSE, RESULTS, STATUS, run_hash, write_job
-from polyclinic.federation.kits import Kit
+from polyclinic.federation.kit import Kit
 from polyclinic.federation.optional import require_flare
 from polyclinic.federation.status import Outcome, Status, read_status
 from polyclinic.federation.wire import Failure
