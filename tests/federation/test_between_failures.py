@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ import yaml
 from elsewhere import split_table
 from helpers import write_table_study
 from polyclinic import Study
-from polyclinic.federation import parties
+from polyclinic.federation import parties, running
 from polyclinic.federation.audit_log import verify
 from polyclinic.federation.kit import Kit
 from polyclinic.federation.rehearse import all_parties
@@ -35,7 +34,7 @@ class Ward:
 
     def __init__(self, folder: Path, researcher: Researcher) -> None:
         self.folder, self.researcher = folder, researcher
-        self.again: list[subprocess.Popen[bytes]] = []
+        self.again = list[Kit]()
 
     def study(self, **changes: Any) -> Path:
         entries = write_table_study(self.folder / "all", SIZES) | {"methods": ["scaffold"]} | changes
@@ -53,7 +52,8 @@ class Ward:
                 os.kill(pid, signal.SIGKILL)
 
     def start(self, party: str, role: str) -> None:
-        self.again.append(parties.start(Kit.read(self.folder / "kits" / party, role)))
+        self.again.append(Kit.read(self.folder / "kits" / party, role))
+        parties.start(self.again[-1])
 
 
 def processes(kit: Path) -> list[int]:
@@ -85,8 +85,8 @@ def ward(tmp_path_factory: pytest.TempPathFactory) -> Any:
         try:
             yield made
         finally:
-            for process in made.again:
-                parties.stop(process)
+            for kit in made.again:
+                running.end(kit)
 
 
 def at_rounds(steps: dict[int, Callable[[], None]]) -> Callable[[Status], None]:

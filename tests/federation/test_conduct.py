@@ -139,3 +139,52 @@ def test_it_is_so_under_faults(consortium: Path, here: Path, tmp_path: Path, see
 def test_it_is_so_under_many(consortium: Path, here: Path, tmp_path: Path) -> None:
     for seed in range(10, 20):
         check(consortium, here, tmp_path / str(seed), seed, KINDS)
+
+
+def test_sites_of_one_name_are_not_taken_for_each_other(consortium: Path, tmp_path: Path) -> None:
+    world = World(consortium, tmp_path, 0, [])
+    path = world.kits / "site-2" / "local" / SITE_FILE
+    path.write_text(yaml.safe_dump(yaml.safe_load(path.read_text()) | {"name": "Aachen"}))
+    outcome = world.conduct(0).run()
+    assert outcome.state == "failed"
+    assert (outcome.failure["code"], outcome.failure["message"]) == ("P605", "Two sites are called Aachen.")
+
+
+def test_a_site_of_another_version_is_named(
+    consortium: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:  # fmt: skip
+    from polyclinic.federation import site_end
+
+    world = World(consortium, tmp_path, 0, [])
+    monkeypatch.setattr(site_end, "version", lambda name: "0.0.1")
+    outcome = world.conduct(0).run()
+    assert outcome.state == "failed"
+    assert "runs Polyclinic 0.0.1, and the coordinator" in outcome.failure["message"]
+
+
+def test_a_study_does_not_begin_without_one_of_its_sites(consortium: Path, tmp_path: Path) -> None:
+    world = World(consortium, tmp_path, 0, [])
+    conduct = world.conduct(0)
+    conduct.parties.pop("site-3")
+    outcome = conduct.run()
+    assert (outcome.state, outcome.lost, outcome.failure["code"]) == ("lost", ["site-3"], "P402")
+    assert not (conduct.results / "results.csv").exists()
+    again = world.conduct(1)
+    assert again.run().state == "finished"
+    assert again.results == conduct.results
+
+
+def test_calls_of_one_study_mean_nothing_to_another(consortium: Path, here: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other.yaml"
+    entries = yaml.safe_load((consortium / "all" / "study.yaml").read_text())
+    other.write_text(yaml.safe_dump(entries | {"study": "Another", "methods": ["fedavg"], "seeds": [7]}))
+    first = World(consortium, tmp_path / "first", 0, [], other)
+    first.run()
+    world = World(consortium, tmp_path / "second", 5, ["replay a call"])
+    world.old, world.faults.left = first.old, 40
+    there = world.run()
+    assert len(world.faults.happened) > 5
+    assert (here / "results.csv").read_bytes() == (there / "results.csv").read_bytes()
+    folders = {path.name for path in (world.kits / "site-1" / "studies").iterdir()}
+    assert len(folders) == 1
+    assert not folders & {path.name for path in (first.kits / "site-1" / "studies").iterdir()}

@@ -145,7 +145,8 @@ class Researcher:
                 with _words("hand in a study"):
                     name = str(self._session.submit_job(str(job)))
             try:
-                self._follow(name, follow, sites, patience)
+                if not self._follow(name, follow, sites, patience):
+                    return _unsaid(mark)
             except KeyboardInterrupt:
                 with _words("stop a study"):
                     self._session.abort_job(name)
@@ -175,19 +176,19 @@ class Researcher:
             time.sleep(PERIOD)
         return True
 
-    def _follow(self, job: str, follow: Follow, sites: Sequence[str], patience: float) -> None:
-        """Look at a job until it is over."""
+    def _follow(self, job: str, follow: Follow, sites: Sequence[str], patience: float) -> bool:
+        """Look at a job until it is over; False if it was cut off."""
         returned = unheard = 0
         while True:
             state = self._state(job, patience)
             if _is_over(state):
-                return
+                return True
             status = read_status(self._told(job, STATUS)) if state == "RUNNING" else None
             unheard = 0 if status is not None else unheard + 1
             if unheard == QUIET:
                 unheard = 0
                 if self._was_cut_off(job):
-                    return
+                    return False
             if status is not None:
                 follow(status)
                 lost = [site.party for site in status.sites if site.lost]
@@ -251,6 +252,11 @@ def _taken(found: Path, out: Path, mark: str) -> Outcome:
         shutil.copytree(results, out, dirs_exist_ok=True)
     if outcome is not None:
         return Outcome.model_validate_json(outcome.read_text(encoding="utf-8"))
+    return _unsaid(mark)
+
+
+def _unsaid(mark: str) -> Outcome:
+    """How a job ended that left nothing."""
     unsaid = FederationError("P606", f"The study {mark[:12]} ended without saying why.",
                              "Look at the coordinator's log, and run it again: it goes on.")  # fmt: skip
     return Outcome(state="lost", failure=Failure.of(unsaid).model_dump())
