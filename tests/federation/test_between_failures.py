@@ -127,7 +127,7 @@ def test_whoever_is_killed_the_bytes_are_the_same(ward: Ward, tmp_path: Path) ->
     tables = [pd.read_csv(folder / "rounds.csv").drop(columns="seconds") for folder in (here, tmp_path / "there")]
     pd.testing.assert_frame_equal(*tables, check_exact=True)
     for party in ("coordinator", "site-1", "site-2", "site-3"):
-        assert verify(ward.folder / "kits" / party).lines > 10
+        assert verify(ward.folder / "kits" / party).lines > 5
 
 
 def test_others_go_on_without_a_site_and_it_comes_back(ward: Ward, tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from helpers import Federation, image_sites, table_sites
 from polyclinic.errors import PolyclinicError, SiteError
 from polyclinic.running.progress import Checkpoint
 from polyclinic.study.job import Job, Outcome
+from polyclinic.study.jobs import _few
 
 NORM = {"mlp": {"hidden": [5], "norm": "batch"}}
 #: Training, validation and test cases at all sites.
@@ -98,3 +99,11 @@ def test_pictures_of_other_sites_are_shown(tmp_path: Path) -> None:
     found = outcome("overlays", "fedavg", tmp_path, 3, model="unet", task="segmentation")
     assert {name.split("/")[1] for name in found.overlays} == set(SITES) - {"Bonn"}
     assert sites_of(found) == set(SITES)
+
+
+def test_a_note_of_another_kind_is_not_lost_among_many_alike():
+    late = [f"Round {number} went on without Celle." for number in range(1, 40)]
+    rare = "After round 39 Celle goes on with what it kept after round 2."
+    found = _few([*late, rare])
+    assert found == [*late[:3], rare, "36 more notes like these; rounds.csv tells who took part in each round."]
+    assert _few(late[:3]) == late[:3]

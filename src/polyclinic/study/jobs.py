@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
@@ -165,10 +166,16 @@ class JobRunner:
 
 
 def _few(sentences: Sequence[str], most: int = 3) -> list[str]:
-    """The first ones, and how many there are besides: a site that is late is late in every round."""
-    left = len(sentences) - most
+    """The first ones of each kind, and how many there are besides: a site that is late is late in every round."""
+    found, seen = list[str](), dict[str, int]()
+    for sentence in sentences:
+        kind = re.sub(r"\d[\d.,]*", "0", sentence)
+        seen[kind] = seen.get(kind, 0) + 1
+        if seen[kind] <= most:
+            found.append(sentence)
+    left = len(sentences) - len(found)
     more = [f"{left} more notes like these; rounds.csv tells who took part in each round."] if left > 0 else []
-    return [*sentences[:most], *more]
+    return [*found, *more]
 
 
 def best_score(plan: Plan, progress: Progress, rows: Sequence[Row], cases: Mapping[str, int]) -> float | None:
