@@ -23,7 +23,7 @@ from polyclinic.federation.session import Researcher
 from polyclinic.federation.status import Status
 
 pytest.importorskip("nvflare")
-pytestmark = [pytest.mark.long, pytest.mark.xdist_group("processes")]
+pytestmark = [pytest.mark.long, pytest.mark.xdist_group("failures")]
 
 SIZES = {"Aachen": 24, "Bonn": 30, "Celle": 26}
 PATIENCE = 120.0

@@ -31,7 +31,7 @@ from polyclinic.federation.site_file import SITE_FILE
 from polyclinic.federation.status import Status
 
 pytest.importorskip("nvflare")
-pytestmark = [pytest.mark.long, pytest.mark.xdist_group("processes")]
+pytestmark = [pytest.mark.long, pytest.mark.xdist_group("failures")]
 
 MARIA, NINA = "maria@hospital.org", "nina@hospital.org"
 SITES = ["aachen", "bonn", "celle"]

@@ -24,7 +24,7 @@ from polyclinic.federation.rehearse import all_parties
 from polyclinic.federation.running import end, held, processes, running
 
 pytest.importorskip("nvflare")
-pytestmark = [pytest.mark.long, pytest.mark.xdist_group("processes")]
+pytestmark = [pytest.mark.long, pytest.mark.xdist_group("failures")]
 
 SIZES = {"Aachen": 24, "Bonn": 30}
 
