@@ -39,6 +39,7 @@ from polyclinic.federation import parties
 from polyclinic.federation.audit_log import AUDIT_LOG
 from polyclinic.federation.kit import Kit
 from polyclinic.federation.rehearse import all_parties
+from polyclinic.federation.status import Status
 
 FEATURES, CASES = 100, 16
 #: A word in the command of a process -> what it is.
@@ -129,7 +130,7 @@ class Memory:
 
 
 def run(
-    hidden: list[int], rounds: int, sites: int, follow: Callable[[dict[str, Any]], None] = lambda now: None,
+    hidden: list[int], rounds: int, sites: int, follow: Callable[[Status], None] = lambda now: None,
     begin: Callable[[Path], None] = lambda kits: None,
 ) -> Run:  # fmt: skip
     """Run a study of one method between processes.
@@ -330,9 +331,9 @@ def long(rounds: int = 500) -> None:
     """Memory of the processes every 50 rounds."""
     watching, before = list[Memory](), -50
 
-    def follow(now: dict[str, Any]) -> None:
+    def follow(now: Status) -> None:
         nonlocal before
-        if (number := int(now.get("round") or 0)) >= before + 50:
+        if (number := now.round) >= before + 50:
             before = number
             found = {kind: [round(one, 1) for one in values] for kind, values in watching[0].now("VmRSS").items()}
             print(f"round {number}: {json.dumps(found)} MB", flush=True)

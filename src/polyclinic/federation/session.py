@@ -129,7 +129,7 @@ class Researcher:
                 return
             idle = 0 if outcome.progress or outcome.state == "paused" else idle + 1
             if outcome.state in ("failed", "stopped") or not patience or idle == MOST_IDLE:
-                raise Failure.model_validate(outcome.failure).error(", ".join(outcome.lost))
+                raise _failure(outcome)
             self._wait_again(sites, patience, outcome)
 
     def _attempt(
@@ -237,9 +237,7 @@ class Researcher:
         try:
             self.wait_for(sites, patience)
         except FederationError as absent:
-            if not outcome.failure:
-                raise
-            error = Failure.model_validate(outcome.failure).error(", ".join(outcome.lost))
+            error = _failure(outcome)
             raise SiteError(error.code, f"{error.message} {absent.message}", absent.hint) from None
         time.sleep(PERIOD)  # what a site still runs of the job that is over ends
 
@@ -251,8 +249,17 @@ def _taken(found: Path, out: Path, mark: str) -> Outcome:
     if results is not None:
         shutil.copytree(results, out, dirs_exist_ok=True)
     if outcome is not None:
-        return Outcome.model_validate_json(outcome.read_text(encoding="utf-8"))
+        with contextlib.suppress(ValueError):  # of a coordinator with another version
+            return Outcome.model_validate_json(outcome.read_text(encoding="utf-8"))
     return _unsaid(mark)
+
+
+def _failure(outcome: Outcome) -> PolyclinicError:
+    """Why a study did not finish."""
+    if not outcome.failure:
+        return FederationError("P606", "The study stopped for a moment, so that a site can take part again.",
+                               "Run it again: it goes on.")  # fmt: skip
+    return Failure.model_validate(outcome.failure).error(", ".join(outcome.lost))
 
 
 def _unsaid(mark: str) -> Outcome:

@@ -51,27 +51,27 @@ class SiteEnd:
 
     @collab.publish  # type: ignore[untyped-decorator]
     def answer(self, envelope: str, message: bytes) -> tuple[str, bytes]:
-        """Answer a call; see `polyclinic.federation.calls`."""
-        self._only_the_coordinator()
+        """Answer a call; see `polyclinic.federation.calls`. What is none has no answer: FLARE would send a traceback."""
+        if collab.caller != "server":
+            return "", b""
         with self._lock:
             if self._once is None:
                 here = Here.now()
                 self._once = AnsweredOnce(here.job, lambda function, asked: self._answered(here, function, asked))
         release(len(message))  # what is left of the call before
-        found = self._once(envelope, message)
+        try:
+            found = self._once(envelope, message)
+        except ValueError:
+            return "", b""
         release(max(len(message), len(found[1])))
         return found
 
     @collab.publish  # type: ignore[untyped-decorator]
     def alive(self) -> str:
         """What the site is doing just now; answered while it is at work."""
-        self._only_the_coordinator()
-        return (Alive(function="", seconds=0.0) if self._once is None else self._once.now()).model_dump_json()
-
-    @staticmethod
-    def _only_the_coordinator() -> None:
         if collab.caller != "server":
-            raise SiteError("P401", "A site answers the coordinator only.", site=str(collab.site_name))
+            return ""
+        return (Alive(function="", seconds=0.0) if self._once is None else self._once.now()).model_dump_json()
 
     def _answered(self, here: Here, function: str, message: bytes) -> bytes:
         def answer() -> bytes:
@@ -162,6 +162,7 @@ class Member:
         torch.set_num_threads(self.declaration.engine.threads or cores())
         folder = kit / "studies" / mark[:16]
         folder.mkdir(parents=True, exist_ok=True)
+        folder.parent.chmod(0o700)  # pseudonyms, predictions: for the site's own user only
         self.hours = Hours(self.name, folder / "hours.json", self.policy.hours)
         self.engine = LocalEngine([self.name], source=source, device=choose_device(file.device), folder=folder)
         self.engine.members[self.name].floor = floor
