@@ -51,7 +51,7 @@ class SiteEnd:
 
     @collab.publish  # type: ignore[untyped-decorator]
     def answer(self, envelope: str, message: bytes) -> tuple[str, bytes]:
-        """Answer a call; see `polyclinic.federation.calls`. What is none has no answer: FLARE would send a traceback."""
+        """Answer a call; see `polyclinic.federation.calls`. What is none has no answer, or FLARE would send paths."""
         if collab.caller != "server":
             return "", b""
         with self._lock:
