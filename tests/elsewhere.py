@@ -2,9 +2,11 @@
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
+from helpers import write_table_study
 from polyclinic.communication.message import Message
 from polyclinic.data.opening.source import Source
 from polyclinic.engine import Engine, LocalEngine
@@ -31,6 +33,18 @@ class Elsewhere(Engine):
         for site in self.sites:
             if site in requests:
                 yield from self.hospitals[site].call(function, {site: requests[site]})
+
+
+def hospital_files(folder: Path, sizes: Mapping[str, int]) -> dict[str, dict[str, Any]]:
+    """A table of several sites in ``all``, split among them, and what their ``site.yaml`` say: kit -> entries."""
+    (folder / "all").mkdir()
+    write_table_study(folder / "all", sizes)
+    own = split_table(folder / "all")
+    rest = {"device": "cpu", "policy": {"patients": 1, "floor": 1}}
+    return {
+        f"site-{number}": {"name": name, "data": {"cases.csv": str(own[name] / "cases.csv")}} | rest
+        for number, name in enumerate(sorted(own), start=1)
+    }
 
 
 def split_table(folder: Path, name: str = "cases.csv", column: str = "site") -> dict[str, Path]:

@@ -12,7 +12,7 @@ import pandas as pd
 import pytest
 import yaml
 
-from elsewhere import split_table
+from elsewhere import hospital_files
 from helpers import write_table_study
 from polyclinic import Study
 from polyclinic.federation import parties, running
@@ -72,15 +72,7 @@ def processes(kit: Path) -> list[int]:
 @pytest.fixture(scope="module")
 def ward(tmp_path_factory: pytest.TempPathFactory) -> Any:
     folder = tmp_path_factory.mktemp("ward")
-    (folder / "all").mkdir()
-    write_table_study(folder / "all", SIZES)
-    own = split_table(folder / "all")
-    files = {
-        f"site-{number}": {"name": name, "data": {"cases.csv": str(own[name] / "cases.csv")}, "device": "cpu",
-                           "policy": {"patients": 1, "floor": 1}}
-        for number, name in enumerate(sorted(own), start=1)
-    }  # fmt: skip
-    with all_parties(folder / "kits", files) as researcher:
+    with all_parties(folder / "kits", hospital_files(folder, SIZES)) as researcher:
         made = Ward(folder, researcher)
         try:
             yield made
