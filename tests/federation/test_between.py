@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 import yaml
 
-from elsewhere import hospital_files
+from elsewhere import hospital_files, kill_processes
 from helpers import write_table_study
 from polyclinic import Study
 from polyclinic.errors import FederationError, SiteError
@@ -146,25 +146,8 @@ def test_a_site_that_is_killed_is_named(hospitals: Hospitals, tmp_path: Path) ->
 
     def kill(now: Status) -> None:
         if not killed and now.round > 3:
-            killed.extend(kill_job(hospitals.kit("site-3")))
+            killed.extend(kill_processes(Kit.read(hospitals.kit("site-3"), "site"), job_only=True))
 
     with pytest.raises(SiteError, match=r"P402 Site St\. Bonn"):
         hospitals.researcher.run(study, tmp_path / "out", hospitals.parties, kill)
     assert killed
-
-
-def kill_job(kit: Path) -> list[int]:
-    """Kill the process of a site's job, as a machine that runs out of memory would."""
-    import os
-    import signal
-
-    found = []
-    for folder in Path("/proc").glob("[0-9]*"):
-        try:
-            words = (folder / "cmdline").read_bytes().split(b"\0")
-        except OSError:
-            continue
-        if str(kit).encode() in words and any(b"worker_process" in word for word in words):
-            found.append(int(folder.name))
-            os.kill(int(folder.name), signal.SIGKILL)
-    return found

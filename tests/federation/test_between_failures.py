@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,7 +10,7 @@ import pandas as pd
 import pytest
 import yaml
 
-from elsewhere import hospital_files
+from elsewhere import hospital_files, kill_processes
 from helpers import write_table_study
 from polyclinic import Study
 from polyclinic.federation import parties, running
@@ -46,27 +44,15 @@ class Ward:
 
     def kill(self, party: str, *, job_only: bool) -> None:
         """Kill the process of a study at a party, or with it the party."""
-        for pid in processes(self.folder / "kits" / party):
-            words = (Path("/proc") / str(pid) / "cmdline").read_bytes()
-            if not job_only or b"app.server.runner_process" in words or b"app.client.worker_process" in words:
-                os.kill(pid, signal.SIGKILL)
+        kill_processes(Kit.read(self.folder / "kits" / party, role_of(party)), job_only=job_only)
 
-    def start(self, party: str, role: str) -> None:
-        self.again.append(Kit.read(self.folder / "kits" / party, role))
+    def start(self, party: str) -> None:
+        self.again.append(Kit.read(self.folder / "kits" / party, role_of(party)))
         parties.start(self.again[-1])
 
 
-def processes(kit: Path) -> list[int]:
-    """Processes that were started with a kit."""
-    found = []
-    for folder in Path("/proc").glob("[0-9]*"):
-        try:
-            words = (folder / "cmdline").read_bytes().split(b"\0")
-        except OSError:
-            continue
-        if str(kit).encode() in words:
-            found.append(int(folder.name))
-    return found
+def role_of(party: str) -> str:
+    return "coordinator" if party == "coordinator" else "site"
 
 
 @pytest.fixture(scope="module")
@@ -100,11 +86,11 @@ def test_whoever_is_killed_the_bytes_are_the_same(ward: Ward, tmp_path: Path) ->
 
     def site_again() -> None:
         ward.kill("site-2", job_only=False)
-        ward.start("site-2", "site")
+        ward.start("site-2")
 
     def coordinator_again() -> None:
         ward.kill("coordinator", job_only=False)
-        ward.start("coordinator", "coordinator")
+        ward.start("coordinator")
 
     follow = at_rounds({
         20: lambda: ward.kill("site-3", job_only=True), 90: lambda: ward.kill("coordinator", job_only=True),

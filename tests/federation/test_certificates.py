@@ -185,7 +185,7 @@ def test_the_commands_make_a_kit_renew_it_and_revoke_it(
     with pytest.raises(SystemExit) as end:
         cli.main()
     assert end.value.code == 1
-    assert "client.crt is no certificate." in " ".join(capfd.readouterr().err.split())
+    assert "There is no certificate that can be read in" in " ".join(capfd.readouterr().err.split())
 
 
 # Requests -------------------------------------------------------------------------------------------------------------
@@ -438,7 +438,7 @@ def test_a_certificate_that_has_ended_is_refused_and_one_that_ends_soon_is_told(
     with pytest.raises(FederationError, match=r"P602 The certificate of aachen is valid from .* on\. Look at this"):
         check_dates(kit, made.certificate("aachen").not_valid_before_utc - timedelta(seconds=1))
     (kit.folder / "startup" / "client.crt").write_text("none")
-    with pytest.raises(FederationError, match=r"P602 .*client\.crt is no certificate\."):
+    with pytest.raises(FederationError, match=r"P602 There is no certificate that can be read in .*client\.crt"):
         parties.start(kit)
     assert not (kit.folder / parties.LOG).exists()
 

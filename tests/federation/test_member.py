@@ -111,6 +111,17 @@ def test_names_of_data_lead_nowhere_else(kit: Path, name: str) -> None:
     assert str(kit.parent) not in str(error.value)
 
 
+def test_a_study_writes_nothing_beside_the_data(kit: Path) -> None:
+    write_site_file(kit, data={"export": "../../export"})
+    for cache in ("export/cache", "export", "../elsewhere", "/tmp/elsewhere"):  # noqa: S108 - refused
+        study = write_study(kit, data={"table": "export/cases.csv", "cache": cache})
+        with pytest.raises(PolyclinicError, match=r"P201 `data: \{cache: ...\}` names a place outside"):
+            asked(member(kit, study), "open", opening(study))
+    assert sorted(path.name for path in (kit.parent / "export").iterdir()) == ["cases.csv"]
+    study = write_study(kit, data={"table": "export/cases.csv", "cache": "prepared"})
+    asked(member(kit, study), "open", opening(study))
+
+
 def test_a_bundle_is_not_looked_for(kit: Path) -> None:
     study = write_study(kit)
     entries = yaml.safe_load(study.read_text()) | {"model": {"bundle": {"path": str(kit.parent / "export")}}}

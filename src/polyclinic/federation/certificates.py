@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import hashlib
 import os
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from polyclinic.errors import FederationError
-from polyclinic.federation.certificate_dates import FEW_DAYS, certificate_dates
 from polyclinic.federation.optional import require_flare
 
 if TYPE_CHECKING:
@@ -25,6 +25,25 @@ if TYPE_CHECKING:
 BITS = 3072
 #: Name of the authority's certificate in a kit.
 ROOT = "rootCA.pem"
+#: With fewer days left it is time to renew a certificate.
+FEW_DAYS = 30
+
+
+@dataclass(frozen=True)
+class CertificateDates:
+    """Both in UTC.
+
+    Attributes:
+        start: from when the certificate is valid.
+        end: until when.
+    """
+
+    start: datetime
+    end: datetime
+
+    def days_left(self, now: datetime | None = None) -> int:
+        """Whole days until it ends; less than 0 where it has ended."""
+        return (self.end - (now or datetime.now(UTC))).days
 
 
 def stem(role: str) -> str:
@@ -80,6 +99,16 @@ def read_certificate(path: Path) -> Certificate:
     except (OSError, ValueError):
         raise FederationError("P602", f"There is no certificate that can be read in {path}.",
                               "Give the folder of a kit as it was made.") from None  # fmt: skip
+
+
+def certificate_dates(path: Path) -> CertificateDates:
+    """The dates of a certificate in its file.
+
+    Raises:
+        FederationError: P602, there is none.
+    """
+    found = read_certificate(path)
+    return CertificateDates(found.not_valid_before_utc, found.not_valid_after_utc)
 
 
 def to_text(certificate: Certificate) -> str:

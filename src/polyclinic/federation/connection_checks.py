@@ -8,7 +8,7 @@ import socket
 import ssl
 from datetime import UTC, datetime
 
-from polyclinic.federation.certificate_dates import FEW_DAYS, certificate_dates
+from polyclinic.federation.certificates import FEW_DAYS, certificate_dates
 from polyclinic.federation.checking import Finding, fails, passes, warns
 from polyclinic.federation.kit import Kit
 from polyclinic.federation.kit_checks import kind_of_files

@@ -7,7 +7,7 @@ import stat
 from datetime import UTC, datetime
 from pathlib import Path
 
-from polyclinic.federation.certificate_dates import FEW_DAYS, certificate_dates
+from polyclinic.federation.certificates import FEW_DAYS, certificate_dates
 from polyclinic.federation.checking import Finding, fails, passes, warns
 from polyclinic.federation.kit import Kit
 from polyclinic.federation.kits import ALLOWED

@@ -21,7 +21,7 @@ class Source:
         site: the one site whose data are there, and nothing outside the folder is read or written; None where they are
             those of all.
         floor: values of labels and groups that fewer cases have are not named outside the site.
-        places: files and folders elsewhere that links in the folder may lead to.
+        places: files and folders elsewhere that links in the folder may lead to; they are read only.
         progress: called with the number of images read and the number of all images, after each image.
     """
 
@@ -61,7 +61,8 @@ class Source:
             if path is None or path.startswith(PACKAGE):
                 continue
             place = (self.folder / path).resolve()
-            if not any(place.is_relative_to(inside) for inside in self._inside):
+            inside = self._inside[:1] if key == "cache" else self._inside  # nothing is written beside the data
+            if not any(place.is_relative_to(one) for one in inside):
                 raise DataError("P201", f"`data: {{{key}: ...}}` names a place outside the folder of site {self.site}.",
                                 "Put the site's data into its folder, and name them from there.")  # fmt: skip
 
