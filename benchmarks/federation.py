@@ -7,8 +7,9 @@ need a machine that does nothing else:
     python benchmarks/federation.py [NAME ...]
 
 ``small`` and ``large``: seconds of a round beyond the training in it, and of a study beyond its rounds. ``bytes``: what
-goes over the wire. ``model``, ``sites`` and ``rounds``: the memory of the processes with a network of 1.5 GB, with 50
-sites, and over 500 rounds; these take minutes and many gigabytes, and are run by their names only. A number behind a
+goes over the wire. ``model``, ``pair``, ``sites`` and ``rounds``: the memory of the processes with a network of 1.5 GB
+at one site, with one of 0.6 GB at two, with 50 sites, and over 500 rounds; these take minutes and many gigabytes, and are run
+by their names only. A number behind a
 name, as in ``sites=10``, replaces its size.
 """
 
@@ -44,7 +45,7 @@ from polyclinic.federation.status import Status
 FEATURES, CASES = 100, 16
 #: A word in the command of a process -> what it is.
 PROCESSES = {
-    "server_train": "coordinator", "runner_process": "coordinator's study", "client_train": "site",
+    "coordinator_process": "coordinator", "runner_process": "coordinator's study", "client_train": "site",
     "worker_process": "site's study",
 }  # fmt: skip
 #: Seconds between two looks at the memory of processes.
@@ -305,10 +306,10 @@ def watched(hidden: list[int], rounds: int, sites: int) -> tuple[Run, Memory]:
     return done, watching[0]
 
 
-def model(width: int = 19_300) -> None:
-    """Peak memory of each process with a large network, two rounds at two sites."""
+def model(width: int, sites: int) -> None:
+    """Peak memory of each process with a large network, over two rounds."""
     hidden = [width, width]
-    done, memory = watched(hidden, 2, 2)
+    done, memory = watched(hidden, 2, sites)
     for kind, peaks in memory.highest.items():
         text = ", ".join(
             f"{peak / 1024:.2f} GB ({peak * 1.048576 / size(hidden):.1f} models)" for peak in peaks.values()
@@ -347,7 +348,8 @@ BENCHMARKS: dict[str, Callable[..., None]] = {
     "large": lambda rounds=15: overhead([2200, 2200], rounds, 1.0),
     "bytes": lambda rounds=10: wire([2200, 2200], rounds, 1.05),
     "smallbytes": lambda rounds=200: wire([48], rounds, 1.05),
-    "model": model,
+    "model": lambda width=19_300: model(width, 1),
+    "pair": lambda width=12_000: model(width, 2),
     "sites": many,
     "rounds": long,
 }

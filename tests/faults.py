@@ -19,13 +19,11 @@ from dataclasses import dataclass, field
 from typing import Any
 from unittest import mock
 
-from polyclinic.federation.calls import Alive, AnsweredOnce
+from polyclinic.federation.calls import Alive, Answer, AnsweredOnce, Pieces
 from polyclinic.federation.remote_engine import Patience, Unreachable
 
 #: So that a call that gets lost costs little time.
 PATIENCE = Patience(deadline=20.0, silence=20.0, absence=0.08, look=5.0, pause=0.001)
-
-Answer = Callable[[str, bytes], bytes]
 
 
 class Killed(BaseException):
@@ -79,7 +77,7 @@ class SiteProcess:
         self._start = start
         self.once = AnsweredOnce(session, self._answer)
 
-    def _answer(self, function: str, message: bytes) -> bytes:
+    def _answer(self, function: str, message: Pieces) -> Pieces:
         if self._answers is None:
             self._answers = self._start()
         return self._answers(function, message)
@@ -103,7 +101,7 @@ class FaultyParty:
             raise Unreachable
         return self.process.once.now()
 
-    def answer(self, envelope: str, message: bytes, seconds: float) -> tuple[object, object]:
+    def answer(self, envelope: str, message: Pieces, seconds: float) -> tuple[object, object]:
         fault = self.faults.draw("lose the call", "lose the answer", "duplicate", "replay a call", "replay an answer",
                                  "corrupt the call", "corrupt the answer", "corrupt the envelope", "delay",
                                  "kill before", "kill after", "jump")  # fmt: skip
@@ -133,10 +131,10 @@ class FaultyParty:
         if fault == "corrupt the answer":
             return found[0], self._corrupted(found[1])
         if fault == "corrupt the envelope":
-            return self._corrupted(found[0].encode()).decode("latin-1"), found[1]
+            return self._damaged(found[0].encode()).decode("latin-1"), found[1]
         return found
 
-    def _at_site(self, envelope: str, message: bytes) -> Any:
+    def _at_site(self, envelope: str, message: Pieces) -> Any:
         try:
             return self.process.once(envelope, message)
         except Killed:
@@ -146,7 +144,16 @@ class FaultyParty:
         self.process.dead = True
         raise Unreachable
 
-    def _corrupted(self, data: bytes) -> bytes:
+    def _corrupted(self, message: Pieces) -> Pieces:
+        draw, pieces = self.faults.random, [bytes(piece) for piece in message]
+        if not pieces or draw.random() < 0.1:
+            return [*pieces, b"?"]
+        number = draw.randrange(len(pieces))
+        if draw.random() < 0.1:
+            return pieces[:number]
+        return [*pieces[:number], self._damaged(pieces[number]), *pieces[number + 1 :]]
+
+    def _damaged(self, data: bytes) -> bytes:
         draw = self.faults.random
         if not data or draw.random() < 0.2:
             return data[: len(data) // 2] + b"?"

@@ -189,6 +189,34 @@ def test_the_model_that_a_site_received_is_not_written_to():
     assert "gave 'vector' other numbers in place in `begin`; expected a new tensor" in said(local(begin=begin))
 
 
+def test_the_first_model_is_not_written_to():
+    def meet(self, view):
+        view.vector.zero_()
+        return {}
+
+    assert "gave 'vector' other numbers in place in `meet`; expected a new tensor" in said(local(meet=meet))
+
+
+def test_a_model_that_is_measured_is_never_taken_for_another(monkeypatch):
+    """Another model may have the memory of one that is gone, and a model may be written to."""
+    found = []
+
+    def begin(self, view, received):
+        for scale in (1.0, 40.0, 0.5):
+            found.append((scale, view.measure(view.vector * scale)["loss"]))
+        own = view.vector.clone()
+        for scale in (1.0, 40.0, 0.5):
+            found.append((scale, view.measure(own.copy_(view.vector * scale))["loss"]))
+        return {}
+
+    federation(local(begin=begin)).rounds()
+    assert len(found) == 6 * 3 * 4
+    for start in range(0, len(found), 6):
+        losses = dict(found[start : start + 3])
+        assert len(set(losses.values())) == 3
+        assert dict(found[start + 3 : start + 6]) == losses
+
+
 def test_what_is_put_under_a_name_counts_with_its_round_only():
     """Bonn's answer of round 2 is lost, so of three rounds it has kept two."""
 

@@ -9,10 +9,11 @@ import pytest
 import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from safetensors.torch import load as library
 from safetensors.torch import save
 
 import polyclinic
-from polyclinic.communication.message import Message
+from polyclinic.communication.message import _DTYPES, Message
 from polyclinic.errors import TITLES, PolyclinicError, ResultsError
 from polyclinic.files import write_atomic
 from polyclinic.rounds import Checkpoint
@@ -84,6 +85,10 @@ def header(**entries):
     return len(text).to_bytes(8, "little") + text
 
 
+def of_numbers(shape, places):
+    return header(__metadata__={"fields": "{}"}, state={"dtype": "F32", "shape": shape, "data_offsets": places})
+
+
 def read(data):
     """A message, or ValueError; nothing else may come out."""
     try:
@@ -146,20 +151,64 @@ def test_any_header_is_refused_or_read(metadata, tensor):
         (200_000).to_bytes(8, "little") + b"[" * 200_000,
         header(__metadata__={}),
         header(),
-        header(__metadata__={"fields": "{}"}, state={"dtype": "F32", "shape": [10**9], "data_offsets": [0, 4 * 10**9]}),
-        header(__metadata__={"fields": "{}"}, state={"dtype": "F32", "shape": [2], "data_offsets": [0, 4]}) + b"\0" * 4,
+        of_numbers([10**9], [0, 4 * 10**9]),
+        of_numbers([2], [0, 4]) + bytes(4),
         header(__metadata__={"fields": "{}"}, state={"dtype": "OBJECT", "shape": [1], "data_offsets": [0, 1]}) + b"\0",
+        of_numbers([0, 2**52, 2**52], [0, 0]),
+        of_numbers([True], [0, 4]) + bytes(4),
+        of_numbers([1], [4, 8]) + bytes(8),
         save({"state": torch.zeros(2)}),
         b"\x80\x04\x95\x1e\x00\x00\x00\x00\x00\x00\x00\x8c\x05posix\x94\x8c\x06system\x94\x93\x94\x8c\x02id\x94\x85\x94R\x94.",
     ],
     ids=[
         "fields are a list", "fields are a text", "fields are no JSON", "fields too deep", "header too deep",
         "no fields",
-        "no metadata", "more than memory", "too short", "unknown type", "a plain file", "a pickle",
+        "no metadata", "more than memory", "too short", "unknown type",
+        "too many numbers", "true for one", "a hole", "a plain file", "a pickle",
     ],
 )  # fmt: skip
 def test_messages_that_are_none(data):
     assert read(data) is None
+
+
+@given(st.lists(st.integers(0, 3), max_size=3), st.sampled_from(list(_DTYPES)), st.integers(0, 2**31))
+def test_any_tensor_arrives_as_it_was_and_as_the_library_reads_it(shape, dtype, seed):
+    values = torch.randint(0, 2, shape, generator=torch.Generator().manual_seed(seed)).to(dtype)
+    sent = Message({"seed": seed}, {"é": values, "n": torch.arange(3), "none": torch.empty(0, 2)})
+    for found in (Message.from_bytes(sent.to_bytes()), Message.from_pieces(sent.to_pieces())):
+        assert found.fields == sent.fields
+        for name, tensor in sent.tensors.items():
+            assert found.tensors[name].dtype == tensor.dtype == library(sent.to_bytes())[name].dtype
+            assert found.tensors[name].shape == tensor.shape
+            assert torch.equal(found.tensors[name], tensor)
+            assert torch.equal(library(sent.to_bytes())[name], tensor)
+
+
+def test_pieces_are_not_copied():
+    state = torch.arange(6.0)
+    header, piece = Message({}, {"state": state}).to_pieces()
+    found = Message.from_pieces([header, piece]).tensors["state"]
+    assert found.data_ptr() == state.data_ptr()
+    sent = bytes(piece)
+    assert Message.from_pieces([header, sent]).tensors["state"].numpy().base is not None
+    assert torch.equal(Message.from_pieces([header, sent]).tensors["state"], state)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda pieces: [], lambda pieces: pieces[:1], lambda pieces: pieces[:2], lambda pieces: [*pieces, b""],
+        lambda pieces: [pieces[0], pieces[2], pieces[1]], lambda pieces: [b"".join(pieces)],
+        lambda pieces: [pieces[0][:-1], *pieces[1:]], lambda pieces: [b"", *pieces],
+        lambda pieces: [pieces[0], bytes(pieces[1])[:-1], pieces[2]],
+        lambda pieces: [pieces[0], pieces[1], b"\2\1\0"],
+    ],
+)  # fmt: skip
+def test_pieces_of_no_message(change):
+    pieces = Message({}, {"n": torch.arange(2), "truth": torch.tensor([True, False, True])}).to_pieces()
+    Message.from_pieces(pieces)
+    with pytest.raises(ValueError, match="not a message"):
+        Message.from_pieces(change(pieces))
 
 
 def test_a_damaged_checkpoint_is_told(tmp_path):

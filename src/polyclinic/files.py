@@ -25,7 +25,7 @@ def draft_of(path: Path) -> Path:
 
 
 def write_atomic(
-    path: Path, content: bytes | str | Iterable[bytes], *, durable: bool = True, choose: str = "with --out"
+    path: Path, content: bytes | str | Iterable[bytes | memoryview], *, durable: bool = True, choose: str = "with --out"
 ) -> None:
     """Replace ``path`` by ``content`` in one step.
 

@@ -14,6 +14,7 @@ from faults import PATIENCE, Faults, FaultyParty, Killed, SiteProcess, drawing, 
 from helpers import write_table_study
 from polyclinic import Study
 from polyclinic.federation.audit_log import verify
+from polyclinic.federation.calls import Pieces
 from polyclinic.federation.consortium import Consortium
 from polyclinic.federation.kits import make_kits
 from polyclinic.federation.site_file import SITE_FILE
@@ -79,8 +80,8 @@ class World:
 
         members: list[Member] = []
 
-        def answer(function: str, message: bytes) -> bytes:
-            def now() -> bytes:
+        def answer(function: str, message: Pieces) -> Pieces:
+            def now() -> Pieces:
                 if not members:
                     members.append(Member(self.kits / party, party, self.study, "a@b.org"))
                 return members[0].answer(function, message)

@@ -14,8 +14,9 @@ from helpers import Federation, table_sites
 from polyclinic.communication.message import Message
 from polyclinic.engine import LocalEngine
 from polyclinic.errors import PolyclinicError, ResultsError, SiteError
+from polyclinic.federation.calls import Pieces
 from polyclinic.federation.remote_engine import RemoteEngine
-from polyclinic.federation.wire import failure_to_bytes
+from polyclinic.federation.wire import failure_to_pieces
 from polyclinic.running.progress import Checkpoint
 
 SITES = {"Aachen": 21, "Bonn": 14, "Celle": 17}
@@ -47,9 +48,9 @@ def found(made: Federation, folder: Path, **options: Any) -> tuple[dict[str, tor
 def start_site(name: str, folder: Path) -> Any:
     engine = LocalEngine({name: table_sites(SITES)[name]}, folder=folder / "sites")
 
-    def answer(function: str, message: bytes) -> bytes:
-        ((_, reply),) = engine.call(function, {name: Message.from_bytes(message)})
-        return failure_to_bytes(reply) if isinstance(reply, PolyclinicError) else reply.to_bytes()
+    def answer(function: str, message: Pieces) -> Pieces:
+        ((_, reply),) = engine.call(function, {name: Message.from_pieces(message)})
+        return failure_to_pieces(reply) if isinstance(reply, PolyclinicError) else reply.to_pieces()
 
     return answer
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import shutil
 from importlib.metadata import version
@@ -21,6 +20,7 @@ from polyclinic.data.opening.source import Source
 from polyclinic.engine import LocalEngine
 from polyclinic.errors import FederationError, PolyclinicError
 from polyclinic.federation.audit_log import AUDIT_LOG, verify
+from polyclinic.federation.calls import digest, size
 from polyclinic.federation.consortium import Consortium
 from polyclinic.federation.job import study_hash
 from polyclinic.federation.kits import make_kits
@@ -83,7 +83,7 @@ def opening(study: Path, **changes: Any) -> Message:
 
 
 def asked(site: Any, function: str, message: Message) -> Message:
-    return Message.from_bytes(site.answer(function, message.to_bytes()))
+    return Message.from_pieces(site.answer(function, message.to_pieces()))
 
 
 def test_data_are_found_by_their_names(kit: Path) -> None:
@@ -155,7 +155,7 @@ def test_a_message_that_is_not_of_the_study_is_refused(kit: Path) -> None:
     with pytest.raises(PolyclinicError, match="P401 A message asks for 'mine bitcoin'"):
         asked(site, "mine bitcoin", Message())
     with pytest.raises(PolyclinicError, match="P401 What came to site Aachen is no message"):
-        site.answer("open", b"no message")
+        site.answer("open", [b"no message"])
 
 
 def test_another_training_than_the_study_has_is_refused(kit: Path) -> None:
@@ -297,15 +297,15 @@ def test_a_study_waits_until_this_very_file_is_approved(kit: Path) -> None:
 def test_all_that_left_is_in_the_audit_log(kit: Path) -> None:
     study = write_study(kit)
     site = member(kit, study)
-    answer = site.answer("open", opening(study).to_bytes())
+    answer = site.answer("open", opening(study).to_pieces())
     with pytest.raises(FederationError):
         asked(site, "predict", Message())
     assert verify(kit).lines == 3
     joined, opened, refused = map(json.loads, (kit / AUDIT_LOG).read_text().splitlines())
     mark = study_hash(study.read_text())
     assert (joined["event"], joined["study"], joined["researcher"]) == ("study joined", mark, RESEARCHER)
-    assert (opened["event"], opened["function"], opened["left"]["bytes"]) == ("answered", "open", len(answer))
-    assert opened["left"]["sha256"] == hashlib.sha256(answer).hexdigest()
+    assert (opened["event"], opened["function"], opened["left"]["bytes"]) == ("answered", "open", size(answer))
+    assert opened["left"]["sha256"] == digest(answer)
     assert (refused["event"], refused["function"]) == ("refused", "predict")
     assert "MRN" not in (kit / AUDIT_LOG).read_text()
 

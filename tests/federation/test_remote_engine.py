@@ -11,7 +11,7 @@ import pytest
 
 from polyclinic.communication.message import Message
 from polyclinic.errors import SiteError
-from polyclinic.federation.calls import Alive, Answered, AnsweredOnce, Asked, digest
+from polyclinic.federation.calls import Alive, Answered, AnsweredOnce, Asked, Pieces, digest
 from polyclinic.federation.remote_engine import MOST_REPEATS, Patience, RemoteEngine, Unreachable
 
 QUICK = Patience(deadline=1.0, silence=0.15, absence=0.1, look=0.02, pause=0.001)
@@ -24,11 +24,11 @@ class There:
         self.done: list[str] = []
         self.once = AnsweredOnce(session, self._answer)
 
-    def _answer(self, function: str, message: bytes) -> bytes:
+    def _answer(self, function: str, message: Pieces) -> Pieces:
         self.done.append(function)
-        return Message({"answer": len(self.done)}).to_bytes()
+        return Message({"answer": len(self.done)}).to_pieces()
 
-    def answer(self, envelope: str, message: bytes, seconds: float) -> tuple[Any, Any]:
+    def answer(self, envelope: str, message: Pieces, seconds: float) -> tuple[Any, Any]:
         return self.once(envelope, message)
 
     def alive(self, seconds: float) -> Alive:
@@ -43,7 +43,7 @@ def ask(engine: RemoteEngine, function: str = "train") -> Any:
 def test_a_call_whose_answer_was_lost_is_done_once() -> None:
     site, calls = There(), list[str]()
 
-    def answer(envelope: str, message: bytes, seconds: float) -> tuple[Any, Any]:
+    def answer(envelope: str, message: Pieces, seconds: float) -> tuple[Any, Any]:
         calls.append(envelope)
         found = site.once(envelope, message)
         if len(calls) < 4:
@@ -58,7 +58,7 @@ def test_a_call_whose_answer_was_lost_is_done_once() -> None:
 
 def test_a_site_that_works_for_long_is_waited_for_as_long_as_it_is_alive() -> None:
     site = There()
-    site._answer = lambda function, message: (time.sleep(0.4), Message({"answer": 1}).to_bytes())[1]  # type: ignore
+    site._answer = lambda function, message: (time.sleep(0.4), Message({"answer": 1}).to_pieces())[1]  # type: ignore
     site.once = AnsweredOnce("now", site._answer)
     seen = list[Alive]()
     site.alive = lambda seconds: seen.append(site.once.now()) or seen[-1]  # type: ignore
@@ -68,7 +68,7 @@ def test_a_site_that_works_for_long_is_waited_for_as_long_as_it_is_alive() -> No
     assert seen[-1].seconds > seen[0].seconds
 
 
-def never(envelope: str, message: bytes, seconds: float) -> tuple[Any, Any]:
+def never(envelope: str, message: Pieces, seconds: float) -> tuple[Any, Any]:
     threading.Event().wait(1.5)
     raise TimeoutError
 
@@ -127,7 +127,9 @@ def test_others_are_not_held_up() -> None:
     assert isinstance(found["Bonn"], SiteError)
 
 
-@pytest.mark.parametrize("found", [(None, None), ("", b""), ("{}", b"x"), (b"x", "x"), (3, [])])
+@pytest.mark.parametrize(
+    "found", [(None, None), ("", b""), ("{}", b"x"), (b"x", "x"), (3, []), ("", [b"x"]), ("", [3])]
+)
 def test_what_is_no_answer_is_asked_for_again_and_then_the_sites_failure(found: Any) -> None:
     site, asked = There(), list[int]()
     site.answer = lambda *_: (asked.append(1), found)[1]  # type: ignore
@@ -139,7 +141,7 @@ def test_what_is_no_answer_is_asked_for_again_and_then_the_sites_failure(found: 
 def test_an_answer_to_another_call_does_not_count() -> None:
     site, first = There(), list[Any]()
 
-    def answer(envelope: str, message: bytes, seconds: float) -> tuple[Any, Any]:
+    def answer(envelope: str, message: Pieces, seconds: float) -> tuple[Any, Any]:
         found = site.once(envelope, message)
         first.append(found)
         return first[0]
@@ -155,7 +157,7 @@ def test_calls_of_another_run_and_old_ones_are_refused() -> None:
     engine = RemoteEngine({"Aachen": site}, "before", QUICK)
     assert isinstance(ask(engine), SiteError)
     assert not site.done
-    message = Message().to_bytes()
+    message = Message().to_pieces()
 
     def asked(number: int, function: str = "train") -> Answered:
         envelope = Asked(session="now", number=number, function=function, sha256=digest(message))
@@ -167,12 +169,17 @@ def test_calls_of_another_run_and_old_ones_are_refused() -> None:
     assert site.done == ["train"]
     with pytest.raises(ValueError, match="JSON"):
         site.once("no envelope", message)
+    envelope = Asked(session="now", number=3, function="train", sha256=digest(message)).model_dump_json()
+    for other in (None, b"".join(message), ["text"], [1]):
+        with pytest.raises(ValueError, match="for the pieces of a message"):
+            site.once(envelope, other)
+    assert site.done == ["train"]
 
 
 def test_a_message_that_was_damaged_is_not_read() -> None:
     site = There()
-    asked = Asked(session="now", number=1, function="train", sha256=digest(b"what was sent"))
-    answered = Answered.model_validate_json(site.once(asked.model_dump_json(), b"what came")[0])
+    asked = Asked(session="now", number=1, function="train", sha256=digest([b"what was sent"]))
+    answered = Answered.model_validate_json(site.once(asked.model_dump_json(), [b"what came"])[0])
     assert answered.state == "damaged"
     assert not site.done
 

@@ -19,6 +19,7 @@ from typing import Any
 from filelock import FileLock
 
 from polyclinic.errors import FederationError
+from polyclinic.federation.calls import Pieces, digest, size
 from polyclinic.files import write_error
 
 #: Name of the file in a kit.
@@ -77,10 +78,10 @@ class AuditLog:
             file.write(line + "\n")
 
 
-def told(tensors: Mapping[str, Any], data: bytes) -> dict[str, Any]:
+def told(tensors: Mapping[str, Any], message: Pieces) -> dict[str, Any]:
     """What a log says of a message: names and shapes of its tensors, its bytes and their SHA-256, and no value."""
     shapes = {name[:100]: list(tensor.shape) for name, tensor in tensors.items()}
-    return {"tensors": shapes, "bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+    return {"tensors": shapes, "bytes": size(message), "sha256": digest(message)}
 
 
 def verify(kit: Path) -> Verified:

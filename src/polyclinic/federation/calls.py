@@ -10,13 +10,17 @@ from __future__ import annotations
 import hashlib
 import threading
 import time
-from collections.abc import Callable
-from typing import Literal
+from collections.abc import Callable, Sequence
+from typing import Literal, TypeGuard
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from polyclinic.communication.message import Piece
+
+#: A message as it is carried.
+Pieces = Sequence[Piece]
 #: Answers a function with a message; what goes wrong is an answer, too.
-Answer = Callable[[str, bytes], bytes]
+Answer = Callable[[str, Pieces], Pieces]
 _Digest = Field(pattern="^[0-9a-f]{64}$")
 
 
@@ -71,9 +75,22 @@ def _since(start: float) -> float:
     return time.monotonic() - start
 
 
-def digest(message: bytes) -> str:
+def digest(message: Pieces) -> str:
     """SHA-256 of a message."""
-    return hashlib.sha256(message).hexdigest()
+    found = hashlib.sha256()
+    for piece in message:
+        found.update(piece)
+    return found.hexdigest()
+
+
+def size(message: Pieces) -> int:
+    """Bytes of a message."""
+    return sum(map(len, message))
+
+
+def is_message(found: object) -> TypeGuard[Pieces]:
+    """Whether what came is carried as messages are."""
+    return isinstance(found, list | tuple) and all(isinstance(piece, bytes | memoryview) for piece in found)
 
 
 class AnsweredOnce:
@@ -87,7 +104,7 @@ class AnsweredOnce:
     def __init__(self, session: str, answer: Answer) -> None:
         self.session, self._answer = session, answer
         self._lock = threading.Lock()
-        self._last: tuple[Asked, bytes] | None = None
+        self._last: tuple[Asked, Pieces] | None = None
         self._busy: tuple[str, float] | None = None
 
     def now(self) -> Alive:
@@ -95,24 +112,26 @@ class AnsweredOnce:
         busy = self._busy
         return Alive(function="", seconds=0.0) if busy is None else Alive(function=busy[0], seconds=_since(busy[1]))
 
-    def __call__(self, envelope: str, message: bytes) -> tuple[str, bytes]:
+    def __call__(self, envelope: str, message: object) -> tuple[str, Pieces]:
         """The envelope and message of an answer.
 
         Raises:
-            ValueError: there is no envelope.
+            ValueError: there is no envelope, or what should be a message is carried in another way.
         """
         asked = Asked.model_validate_json(envelope)
+        if not is_message(message):
+            raise ValueError(f"a {type(message).__name__} for the pieces of a message")
         with self._lock:
             state, found = self._found(asked, message)
         return Answered(asked=asked, state=state, sha256=digest(found)).model_dump_json(), found
 
-    def _found(self, asked: Asked, message: bytes) -> tuple[Literal["answered", "damaged", "refused"], bytes]:
+    def _found(self, asked: Asked, message: Pieces) -> tuple[Literal["answered", "damaged", "refused"], Pieces]:
         if asked.session != self.session:
-            return "refused", b""
+            return "refused", []
         if self._last is not None and asked.number <= self._last[0].number:
-            return ("answered", self._last[1]) if asked == self._last[0] else ("refused", b"")
+            return ("answered", self._last[1]) if asked == self._last[0] else ("refused", [])
         if digest(message) != asked.sha256:
-            return "damaged", b""
+            return "damaged", []
         self._last, self._busy = None, (asked.function, time.monotonic())  # not two answers at a time in memory
         try:
             found = self._answer(asked.function, message)
@@ -125,12 +144,12 @@ class AnsweredOnce:
 def opened(envelope: object, message: object, asked: Asked) -> Literal["answered", "damaged", "refused"]:
     """The coordinator's side: what an answer is; one that is not as it was sent, or belongs to another call, is
     damaged."""
-    if not isinstance(envelope, str) or not isinstance(message, bytes | bytearray | memoryview):
+    if not isinstance(envelope, str) or not is_message(message):
         return "damaged"
     try:
         found = Answered.model_validate_json(envelope)
     except ValidationError:
         return "damaged"
-    if found.asked != asked or found.sha256 != digest(bytes(message)):
+    if found.asked != asked or found.sha256 != digest(message):
         return "damaged"
     return found.state

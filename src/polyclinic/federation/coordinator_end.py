@@ -67,8 +67,6 @@ class CoordinatorEnd(FLComponent):  # type: ignore[misc]
     @collab.main  # type: ignore[untyped-decorator]
     def run(self) -> None:
         """Run the study, and leave results and how it ended in the job's folder, which researchers fetch."""
-        import polyclinic.study.runner  # noqa: F401 - all is imported before `prepare`
-
         prepare()
         context, workspace = collab.fl_ctx, collab.workspace
         job, kit = str(context.get_job_id()), Path(workspace.get_root_dir())

@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from polyclinic.federation.calls import Alive
-from polyclinic.federation.large_messages import release
+from polyclinic.federation.calls import Alive, Pieces
 from polyclinic.federation.remote_engine import Gone, Unreachable
 
 
@@ -21,13 +20,10 @@ class FlareParty:
     def __init__(self, proxy: Any, gone: Callable[[], bool] = lambda: False) -> None:
         self.proxy, self._gone = proxy, gone
 
-    def answer(self, envelope: str, message: bytes, seconds: float) -> tuple[object, object]:
+    def answer(self, envelope: str, message: Pieces, seconds: float) -> tuple[object, object]:
         """See `polyclinic.federation.remote_engine.Party`."""
-        found = self._called("answer", seconds, envelope=envelope, message=message)
-        pair = tuple(found) if isinstance(found, list | tuple) and len(found) == 2 else (None, None)
-        del found
-        release(max(len(message), len(pair[1]) if isinstance(pair[1], bytes | bytearray) else 0))
-        return pair
+        found = self._called("answer", seconds, envelope=envelope, message=list(message))
+        return tuple(found) if isinstance(found, list | tuple) and len(found) == 2 else (None, None)
 
     def alive(self, seconds: float) -> Alive:
         """See `polyclinic.federation.remote_engine.Party`."""

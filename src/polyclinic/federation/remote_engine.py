@@ -13,8 +13,8 @@ from typing import Protocol
 from polyclinic.communication.message import Message
 from polyclinic.engine.base import Engine, Reply
 from polyclinic.errors import PolyclinicError, SiteError
-from polyclinic.federation.calls import Alive, Asked, digest, opened
-from polyclinic.federation.wire import MOST_BYTES, answer_from_bytes, misfit
+from polyclinic.federation.calls import Alive, Asked, Pieces, digest, is_message, opened, size
+from polyclinic.federation.wire import MOST_BYTES, answer_from_pieces, misfit
 
 #: How often an answer that was damaged on the way is asked for again.
 MOST_REPEATS = 5
@@ -31,7 +31,7 @@ class Gone(Unreachable):
 class Party(Protocol):
     """A site as the coordinator reaches it."""
 
-    def answer(self, envelope: str, message: bytes, seconds: float) -> tuple[object, object]:
+    def answer(self, envelope: str, message: Pieces, seconds: float) -> tuple[object, object]:
         """Envelope and message of the answer to a call; see `polyclinic.federation.calls`.
 
         Raises:
@@ -178,16 +178,16 @@ class RemoteEngine(Engine):
         """
         if line.lost:
             self._look(site, line)
-        message, line.number = request.to_bytes(), line.number + 1
-        if len(message) > MOST_BYTES:
-            raise SiteError("P401", f"A message of {len(message) / 1e9:.1f} GB is too large to be sent to site {site}.",
-                            "Use a smaller network.", site=site)  # fmt: skip
+        message, line.number = request.to_pieces(), line.number + 1
+        if size(message) > MOST_BYTES:
+            text = f"A message of {size(message) / 1e9:.1f} GB is too large to be sent to site {site}."
+            raise SiteError("P401", text, "Use a smaller network.", site=site)
         asked = Asked(session=self.session, number=line.number, function=function, sha256=digest(message))
         until, pause, damaged = time.monotonic() + self.patience.deadline, self.patience.pause, 0
         absent: float | None = None
         while True:
             try:
-                line.sent += len(message)
+                line.sent += size(message)
                 envelope, data = self._waited(site, line, asked, message, until)
             except Unreachable as error:
                 now = time.monotonic()
@@ -198,10 +198,10 @@ class RemoteEngine(Engine):
                 pause = min(2 * pause, self.patience.look)
                 continue
             absent, line.lost, line.heard = None, False, time.time()
-            line.received += len(data) if isinstance(data, bytes | bytearray) else 0
+            line.received += size(data) if is_message(data) else 0
             state = opened(envelope, data, asked)
-            if state == "answered" and isinstance(data, bytes | bytearray) and len(data) <= MOST_BYTES:
-                return answer_from_bytes(site, data)
+            if state == "answered":
+                return answer_from_pieces(site, data)
             damaged += 1
             if state == "refused" or damaged > MOST_REPEATS:
                 raise misfit(site)
@@ -219,7 +219,7 @@ class RemoteEngine(Engine):
             raise SiteError("P402", text, "Look at the site's log, and at its connection.", site=site) from None
         line.heard = time.time()
 
-    def _waited(self, site: str, line: Line, asked: Asked, message: bytes, until: float) -> tuple[object, object]:
+    def _waited(self, site: str, line: Line, asked: Asked, message: Pieces, until: float) -> tuple[object, object]:
         """An answer, waited for as long as its site is alive.
 
         Raises:
@@ -257,7 +257,7 @@ class RemoteEngine(Engine):
         self._pool.shutdown(wait=False, cancel_futures=True)
 
 
-def _run(going: Future[tuple[object, object]], party: Party, asked: Asked, message: bytes, seconds: float) -> None:
+def _run(going: Future[tuple[object, object]], party: Party, asked: Asked, message: Pieces, seconds: float) -> None:
     try:
         going.set_result(party.answer(asked.model_dump_json(), message, seconds))
     except BaseException as error:  # whatever it is, who waits is told

@@ -13,20 +13,20 @@ from pathlib import Path
 
 from nvflare.collab import collab
 
-from polyclinic.communication.message import Message
+from polyclinic.communication.message import Message, Piece
 from polyclinic.data.opening.source import Source
 from polyclinic.engine import LocalEngine
 from polyclinic.engine.planner import choose_device, cores
 from polyclinic.errors import FederationError, PolyclinicError, SiteError
 from polyclinic.federation.agreed import Agreed
 from polyclinic.federation.audit_log import AuditLog, told
-from polyclinic.federation.calls import Alive, AnsweredOnce
+from polyclinic.federation.calls import Alive, AnsweredOnce, Pieces, size
 from polyclinic.federation.hours import Hours
 from polyclinic.federation.job import STUDY_FILE, study_hash
-from polyclinic.federation.large_messages import prepare, release
+from polyclinic.federation.large_messages import prepare
 from polyclinic.federation.policy import check_approval, check_policy
 from polyclinic.federation.site_file import SITE_FILE, SiteFile
-from polyclinic.federation.wire import MOST_BYTES, failure_to_bytes
+from polyclinic.federation.wire import MOST_BYTES, failure_to_pieces
 from polyclinic.limits import Body
 from polyclinic.site.messages import Open, Prepare, Start, Train
 from polyclinic.site.schema import read_body
@@ -50,21 +50,19 @@ class SiteEnd:
         self._lock = threading.Lock()  # FLARE calls from several threads
 
     @collab.publish  # type: ignore[untyped-decorator]
-    def answer(self, envelope: str, message: bytes) -> tuple[str, bytes]:
+    def answer(self, envelope: str, message: list[bytes]) -> tuple[str, list[Piece]]:
         """Answer a call; see `polyclinic.federation.calls`. What is none has no answer, or FLARE would send paths."""
         if collab.caller != "server":
-            return "", b""
+            return "", []
         with self._lock:
             if self._once is None:
                 here = Here.now()
                 self._once = AnsweredOnce(here.job, lambda function, asked: self._answered(here, function, asked))
-        release(len(message))  # what is left of the call before
         try:
-            found = self._once(envelope, message)
+            said, found = self._once(envelope, message)
         except ValueError:
-            return "", b""
-        release(max(len(message), len(found[1])))
-        return found
+            return "", []
+        return said, list(found)
 
     @collab.publish  # type: ignore[untyped-decorator]
     def alive(self) -> str:
@@ -73,8 +71,8 @@ class SiteEnd:
             return ""
         return (Alive(function="", seconds=0.0) if self._once is None else self._once.now()).model_dump_json()
 
-    def _answered(self, here: Here, function: str, message: bytes) -> bytes:
-        def answer() -> bytes:
+    def _answered(self, here: Here, function: str, message: Pieces) -> Pieces:
+        def answer() -> Pieces:
             if self._member is None:
                 self._member = Member(here.kit, here.name, here.study, here.researcher)
             return self._member.answer(function, message)
@@ -82,17 +80,17 @@ class SiteEnd:
         return answered(here.name, function, answer)
 
 
-def answered(site: str, function: str, answer: Callable[[], bytes]) -> bytes:
+def answered(site: str, function: str, answer: Callable[[], Pieces]) -> Pieces:
     """What ``answer`` gives; what goes wrong is an answer, too, without a traceback, which the site's log has."""
     try:
         return answer()
     except PolyclinicError as error:
         log.warning("%s: %s", function[:80], error)
-        return failure_to_bytes(error)
+        return failure_to_pieces(error)
     except Exception:
         log.exception("answering %s", function[:80])
         text = f"Site {site} failed; its log says why."
-        return failure_to_bytes(SiteError("P401", text, "Ask the site to look at its log.", site=site))
+        return failure_to_pieces(SiteError("P401", text, "Ask the site to look at its log.", site=site))
 
 
 @dataclass(frozen=True)
@@ -167,25 +165,25 @@ class Member:
         self.engine = LocalEngine([self.name], source=source, device=choose_device(file.device), folder=folder)
         self.engine.members[self.name].floor = floor
 
-    def answer(self, function: str, message: bytes) -> bytes:
+    def answer(self, function: str, message: Pieces) -> Pieces:
         """Answer a message of the coordinator.
 
         Raises:
             PolyclinicError: it is none, or asks for what does not belong to the study.
         """
         if function == "hello":
-            return Message({"site": self.name, "version": version("polyclinic")}).to_bytes()
-        if len(message) > MOST_BYTES:
+            return Message({"site": self.name, "version": version("polyclinic")}).to_pieces()
+        if size(message) > MOST_BYTES:
             raise SiteError("P401", f"A message to site {self.name} is too large.", site=self.name)
         try:
-            request = Message.from_bytes(message)
+            request = Message.from_pieces(message)
         except ValueError:
             raise SiteError("P401", f"What came to site {self.name} is no message.", site=self.name) from None
         begun = time.monotonic()
         try:
             self.hours.check()
             reply = self._answer(function, request)
-            data = reply.to_bytes()
+            data = reply.to_pieces()
         except PolyclinicError as error:
             asked = told(request.tensors, message)
             self.audit.add("refused", function=function[:80], asked=asked, reason=error.message)

@@ -16,6 +16,7 @@ from polyclinic.errors import (
     StudyError,
     TrainingError,
 )
+from polyclinic.federation.calls import Pieces, is_message, size
 
 #: Larger messages are refused before they are read; FLARE carries 4 GiB at most, with what it adds.
 MOST_BYTES = 4 * 2**30 - 2**20
@@ -55,17 +56,17 @@ class Failure(BaseModel):
         return kind(self.code, self.message, self.hint)
 
 
-def failure_to_bytes(error: PolyclinicError) -> bytes:
+def failure_to_pieces(error: PolyclinicError) -> Pieces:
     """An error in the place of an answer."""
-    return Message({_FAILURE: Failure.of(error).model_dump()}).to_bytes()
+    return Message({_FAILURE: Failure.of(error).model_dump()}).to_pieces()
 
 
-def answer_from_bytes(site: str, data: object) -> Message | PolyclinicError:
+def answer_from_pieces(site: str, found: object) -> Message | PolyclinicError:
     """What a site answered; what is no message is its failure."""
-    if not isinstance(data, bytes | bytearray | memoryview) or len(data) > MOST_BYTES:
+    if not is_message(found) or size(found) > MOST_BYTES:
         return misfit(site)
     try:
-        message = Message.from_bytes(bytes(data))
+        message = Message.from_pieces(found)
         if _FAILURE in message.fields:
             return Failure.model_validate(message.fields[_FAILURE]).error(site)
     except (ValueError, ValidationError):

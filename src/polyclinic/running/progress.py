@@ -118,7 +118,7 @@ class Checkpoint:
                 "trained", "lost", "saved")  # fmt: skip
         fields = {name: getattr(progress, name) for name in kept}
         fields |= {"length": self._length, "best_models": list(progress.best_models)}
-        write_atomic(self.path, Message(fields, tensors).to_bytes(), durable=False)
+        write_atomic(self.path, Message(fields, tensors).to_pieces(), durable=False)
 
     def read(self, first: Tensor) -> tuple[Progress, list[Row]] | None:
         """The progress saved, with all its rows, or None if there is none; ``first`` is the first state ``[Q]``."""

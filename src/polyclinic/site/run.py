@@ -107,16 +107,17 @@ class Run:
         self.ends = {name: part.at_site() for name, part in built.items()}
         for name, end in self.ends.items():
             end.name = name
-        first = self.view = View(
+        first = View(
             site, initial, model, task, dataset, parts, self.shared, (declared.seed, "parts", site, declared.fold),
             self.measure, self.shared_model, self._batches, with_learning_rate(self.work.optimizer, 0.0),
         )  # fmt: skip
-        self.announced = {
-            f"{name}/{key}": tensor
-            for name, end in self.ends.items()
-            for key, tensor in tensors_of(name, "meet", end.meet(first), site).items()
-        }
+        self.announced, unwritten = dict[str, Tensor](), Unwritten({"vector": initial})
+        for name, end in self.ends.items():
+            told = tensors_of(name, "meet", end.meet(first), site)
+            unwritten.check(name, "meet", site)
+            self.announced |= {f"{name}/{key}": tensor for key, tensor in told.items()}
         check_declared(self.announced, self.reveals, site)
+        self.view = first.at(torch.empty(0), 0, with_learning_rate(self.work.optimizer, 0.0))  # the first model may go
         self.kept = Kept(
             self.private.take(initial).clone(), self.personal.initial(first),
             self.parts_keep(), [{} for _ in self.phases],

@@ -519,8 +519,7 @@ class Site:
         if self.folder is None or not self.run.keeps_memory:
             return Message()
         done = asked.round
-        content = Message({}, self.run.memory()).to_bytes()
-        write_atomic(self._checkpoint(done), content, durable=False)
+        write_atomic(self._checkpoint(done), Message({}, self.run.memory()).to_pieces(), durable=False)
         self._checkpoint(done - 2).unlink(missing_ok=True)
         return Message()
 

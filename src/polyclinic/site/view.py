@@ -8,6 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
+from torch.utils.weak import WeakTensorKeyDictionary
 
 from polyclinic.client.features import frozen_features
 from polyclinic.client.optimizers import Named, build_optimizer
@@ -51,14 +52,14 @@ class View(SiteView):
         self.class_counts = _class_counts(task, dataset, parts)
         self._dataset, self._parts, self._selection, self._seed = dataset, parts, shared, seed
         self._measure, self._whole, self._batches, self._optimizer = measure, whole, batches, optimizer
-        self._measured: dict[tuple[int, str], Mapping[str, float]] = {}
+        self._measured = WeakTensorKeyDictionary()
 
     def at(self, vector: Tensor, number: int, optimizer: Named) -> View:
         """The same site with another model ``[P]``, in a round with its own options of the optimiser."""
         other = object.__new__(View)  # many times faster than a copy, and one is made for each site and round
         other.__dict__.update(self.__dict__)
         other.vector, other.number, other.learning_rate = vector, number, float(optimizer[1]["lr"])
-        other._optimizer, other._measured = optimizer, {}
+        other._optimizer, other._measured = optimizer, WeakTensorKeyDictionary()
         return other
 
     def count(self, part: PartOfCases = "train") -> int:
@@ -72,11 +73,12 @@ class View(SiteView):
 
     def measure(self, vector: Tensor, part: Literal["train", "validation"] = "train") -> Mapping[str, float]:
         """See `SiteView`."""
-        key = (vector.data_ptr(), part)
-        if key not in self._measured:
+        found: dict[tuple[str, int], Mapping[str, float]] = self._measured.setdefault(vector, {})
+        key = part, 0 if vector.is_inference() else vector._version  # how often it was written to
+        if key not in found:
             index = self._index(part)
-            self._measured[key] = self._measure(vector, index if len(index) else self._index("train"))
-        return self._measured[key]
+            found[key] = self._measure(vector, index if len(index) else self._index("train"))
+        return found[key]
 
     def features(self, vector: Tensor, part: PartOfCases = "train") -> Tensor:
         """See `SiteView`."""

@@ -213,10 +213,12 @@ class _Runner:
         return self._with_weights(build_model(name, options, self._shape(), self.outputs, device=device))
 
     def _initial(self, seed: int) -> torch.Tensor:
-        """Initial model state ``[P]`` of a seed. The last one is kept: the methods of a fold start from the same."""
+        """Initial model state ``[P]`` of a seed, which nobody writes into. The last one is kept: the methods of a fold
+        start from the same."""
         if self._start is None or self._start[0] != seed:
+            self._start = None  # not two at a time in memory
             self._start = seed, self._network(seed).vector
-        return self._start[1].clone()
+        return self._start[1]
 
     def _network(self, seed: int) -> FlatModule:
         name, options = self.declaration.model_part
