@@ -7,9 +7,9 @@ need a machine that does nothing else:
     python benchmarks/federation.py [NAME ...]
 
 ``small`` and ``large``: seconds of a round beyond the training in it, and of a study beyond its rounds. ``bytes`` and
-``smallbytes``: what goes over the wire. ``model``, ``pair``, ``sites`` and ``rounds``: the memory of the processes with a
-network of 1.5 GB at one site, with one of 0.6 GB at two, with 50 sites, and over 500 rounds; these take minutes and many
-gigabytes, and are run by their names only. A number behind a name, as in ``sites=10``, replaces its size.
+``smallbytes``: what goes over the wire. ``model``, ``pair``, ``sites`` and ``rounds``: the memory of the processes with
+a network of 1.5 GB at one site, with one of 0.6 GB at two, with 50 sites, and over 500 rounds; these take minutes and
+many gigabytes, and are run by their names only. A number behind a name, as in ``sites=10``, replaces its size.
 """
 
 from __future__ import annotations

@@ -16,6 +16,8 @@ from rich.console import Console
 
 from helpers import write_table_study
 from polyclinic import __version__, cli
+from polyclinic.engine import LocalEngine
+from polyclinic.errors import SiteError
 
 SIZES = {"Aachen": 16, "Bonn": 12}
 
@@ -281,6 +283,36 @@ def test_training_that_fails_has_status_1(command, study_file, tmp_path):
         r"Error P402 In round \d, 0 of 2 sites answered \(2 needed\)\. Aachen: P301 Training at site Aachen gave a loss"
     )
     assert re.search(expected, plain(err))
+
+
+@pytest.mark.parametrize("predictions", ["coordinator", "sites"])
+def test_a_study_that_ends_without_all_its_results_is_no_success(
+    command, study_file, tmp_path, monkeypatch, predictions
+):
+    """Bonn trains, and does not answer when it is tested; the quorum lets the study go on."""
+    entries = yaml.safe_load(study_file.read_text())
+    entries["training"]["quorum"] = 1
+    entries["evaluation"]["predictions"] = predictions
+    study_file.write_text(yaml.safe_dump(entries))
+    call = LocalEngine.call
+
+    def silent(self, function, requests):
+        for site, reply in call(self, function, requests):
+            away = function in ("predict", "test") and site == "Bonn"
+            yield site, SiteError("P402", f"Site {site} is away.", site=site) if away else reply
+
+    monkeypatch.setattr(LocalEngine, "call", silent)
+    status, out, err = command("run", study_file, "--out", tmp_path / "out")
+    assert status == 3
+    assert f"Report: {tmp_path / 'out' / 'report.html'}" in out
+    assert "Incomplete: sites that did not answer were not tested; the notes N810" in plain(err)
+    assert "results are without Bonn, not tested for want of an answer." in plain(err)
+    assert json.loads((tmp_path / "out" / "provenance.json").read_text())["status"] == "incomplete"
+    numbers = [note["number"] for note in json.loads((tmp_path / "out" / "notes.json").read_text())]
+    assert "N810" in numbers
+    results = pd.read_csv(tmp_path / "out" / "results.csv")
+    assert "Bonn" not in set(results["tested_on"])
+    assert "N810" in (tmp_path / "out" / "report.html").read_text()
 
 
 def test_as_a_process_of_its_own(study_file):

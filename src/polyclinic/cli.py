@@ -335,7 +335,7 @@ def _print_results(results: Results, metrics: list[str]) -> None:
         console.print("1 site has too few cases to be scored by itself: see the report.")
     elif few:
         console.print(f"{few} sites have too few cases to be scored by themselves: see the report.")
-    print(f"Report: {(results.folder / 'report.html').resolve()}")
+    cli_results.end_run(results.folder.resolve())
 
 
 def _print_notes(notes: list[Note], *, every: bool = False) -> None:

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
+from polyclinic.cli_results import end_run
+
 if TYPE_CHECKING:
     from polyclinic.federation.doctor import Line
     from polyclinic.federation.kit import Kit
@@ -158,7 +160,7 @@ def rehearse(
     _check_out(out, resume=False)
     with shown(console, out) as follow:
         between(study, out, follow, keep)
-    print(f"Report: {out / 'report.html'}")
+    end_run(out)
 
 
 def run_between(study: Path, out: Path, kit: Path, sites: Sequence[str], *, resume: bool, patience: float) -> None:
@@ -175,7 +177,7 @@ def run_between(study: Path, out: Path, kit: Path, sites: Sequence[str], *, resu
         console.print(f"Sites: {', '.join(chosen)}.")
         with shown(console, out) as follow:
             researcher.run(study, out, chosen, follow, 60 * patience)
-    print(f"Report: {out / 'report.html'}")
+    end_run(out)
 
 
 def _check_out(out: Path, *, resume: bool) -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.console import Console
 
 Results = Annotated[Path, typer.Argument(metavar="DIR", help="Results folder of a study.")]
 
@@ -51,3 +52,14 @@ def export(
     for sentence in made.told:
         console.print(sentence)
     print(made.path)
+
+
+def end_run(out: Path) -> None:
+    """Say where the report of a study is that was run to its end; one without all its results is no success."""
+    from polyclinic.study.provenance import is_incomplete
+
+    print(f"Report: {out / 'report.html'}")
+    if is_incomplete(out):
+        text = "Incomplete: sites that did not answer were not tested; the notes N810 in the report say which."
+        Console(stderr=True, highlight=False).print(text)
+        raise typer.Exit(3)

@@ -129,6 +129,7 @@ TITLES: dict[str, str] = {
     "N807": "Some sites did not answer when methods were compared",
     "N808": "A site says nothing of small groups of patients",
     "N809": "Batches have few events",
+    "N810": "A site was not tested",
 }
 
 

@@ -18,7 +18,15 @@ from polyclinic.errors import FederationError
 from polyclinic.federation.answers import join, renew, sign_request
 from polyclinic.federation.audit_log import AuditLog, verify
 from polyclinic.federation.authority import Authority
-from polyclinic.federation.certificates import check_dates, fingerprint, key_fingerprint, read_certificate, read_key
+from polyclinic.federation.certificates import (
+    check_dates,
+    fingerprint,
+    key_fingerprint,
+    new_key,
+    read_certificate,
+    read_key,
+    to_text,
+)
 from polyclinic.federation.consortium import Consortium
 from polyclinic.federation.kit import Kit
 from polyclinic.federation.kits import make_kits
@@ -575,6 +583,30 @@ class Connection:
 
     def cancel(self) -> None:
         self.cancelled = True
+
+
+@pytest.mark.parametrize(
+    ("role", "kind", "may"),
+    [("site", "regular", True), ("researcher", "admin", True), ("researcher", "regular", False),
+     ("researcher", "relay", False), ("site", "admin", False)],
+)  # fmt: skip
+def test_nobody_is_what_the_certificate_is_not_for(made: Made, role: str, kind: str, may: bool) -> None:
+    from nvflare.apis.fl_constant import FLContextKey
+    from nvflare.apis.fl_context import FLContext
+    from nvflare.apis.shareable import Shareable
+    from nvflare.fuel.f3.cellnet.defs import IdentityChallengeKey
+    from nvflare.fuel.f3.message import Message
+
+    from polyclinic.federation.coordinator_process import _registered
+
+    party = "aachen" if role == "site" else "maria@hospital.org"
+    certificate = Authority.of(made.kits).sign(party, new_key().public_key())
+    registration, context = Shareable(), FLContext()
+    registration[IdentityChallengeKey.CERT] = to_text(certificate).encode()
+    found = _registered(lambda *given: given, Message({"client_name": party}, registration), context, kind)
+    assert (found is not None) == may
+    said = context.get_prop(FLContextKey.UNAUTHENTICATED)
+    assert said == (None if may else f"The certificate is not that of a {'researcher' if kind == 'admin' else 'site'}.")
 
 
 def test_connections_of_who_is_revoked_end_and_others_go_on(made: Made) -> None:

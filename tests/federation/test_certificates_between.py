@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import socket
 import ssl
 import time
@@ -179,6 +180,38 @@ def test_kits_with_own_keys_take_part_and_who_is_revoked_or_late_is_refused(hosp
         Researcher.connect(Kit.read(hospitals.folder / NINA, "researcher"), 1),
     ):
         pass
+
+
+def test_a_researcher_is_no_site_and_a_site_no_researcher(hospitals: Hospitals) -> None:
+    """With the certificate of one and the kit of the other."""
+    aachen, maria, nina = (hospitals.ask(name, name) for name in ("aachen", MARIA, NINA))
+    hospitals.start(hospitals.coordinator)
+    with Researcher.connect(maria, 60) as researcher:
+        pretended = pretend(nina, aachen, hospitals.folder / "site")
+        refused = said(hospitals.coordinator, f"{NINA} was refused: its certificate is not that of a site.")
+        hospitals.start(pretended)
+        until(refused)
+        hospitals.stop(NINA)
+        hospitals.start(aachen)
+        researcher.wait_for(["aachen"], 60)
+        assert researcher.sites() == ["aachen"]
+    refused = said(hospitals.coordinator, "aachen was refused: its certificate is not that of a researcher.")
+    with (
+        pytest.raises(FederationError, match="P603 The coordinator does not answer aachen"),
+        Researcher.connect(pretend(aachen, maria, hospitals.folder / "researcher"), 1),
+    ):
+        pass
+    assert refused()
+
+
+def pretend(owner: Kit, other: Kit, folder: Path) -> Kit:
+    """The kit of another party, of another role, with a party's own name, key and certificate."""
+    shutil.copytree(other.folder, folder)
+    for name in ("client.crt", "client.key"):
+        shutil.copyfile(owner.folder / "startup" / name, folder / "startup" / name)
+    for path in [*folder.rglob("*.json"), *folder.rglob("*.yaml")]:
+        path.write_text(path.read_text().replace(other.name, owner.name))
+    return Kit.read(folder, other.role)
 
 
 def expire(hospitals: Hospitals, kit: Kit) -> None:

@@ -8,8 +8,12 @@ from dataclasses import replace
 from typing import Any
 
 from polyclinic.client.work import Work
+from polyclinic.data.opening.agreement import Agreement, fixed_classes
+from polyclinic.data.opening.census import Census, code_columns
+from polyclinic.data.preparation import name_steps
+from polyclinic.data.tables.codes import scalar_text
 from polyclinic.methods import SHARES
-from polyclinic.site.messages import Open, Prepare, Start, Train
+from polyclinic.site.messages import Agree, Open, Prepare, Start, Train
 from polyclinic.study.declaration import Declaration
 from polyclinic.study.method_entries import StudyMethod
 from polyclinic.study.planning import work_of
@@ -21,10 +25,16 @@ class Agreed:
     Args:
         declaration: the study.
         site: the site's name in it.
+
+    Attributes:
+        census: what the site said of its rows, once it did.
+        agreement: what all sites agreed on, once the site was told.
     """
 
     def __init__(self, declaration: Declaration, site: str) -> None:
         self.declaration, self.site = declaration, site
+        self.census = Census(found=0, usable=0, labelled=0)
+        self.agreement = Agreement()
         methods = [one.method for method in declaration.study_methods for one in declaration.candidates(method)]
         self.rounds = max(method.training.rounds for method in methods)
         self._trainings = {_text(training) for method in methods for training in self._declared(method)}
@@ -34,8 +44,14 @@ class Agreed:
         match asked:
             case Open():
                 return "" if asked == self._opening else "a message asks for other data than the study"
+            case Agree():
+                wrong = self._disagrees(asked.agreement)
+                self.agreement = self.agreement if wrong else asked.agreement
+                return f"a message agrees on other {wrong} than the study and the site have" if wrong else ""
             case Prepare():
-                return "" if self._splits(asked) else "a message splits the cases in another way than the study"
+                if not self._splits(asked):
+                    return "a message splits the cases in another way than the study"
+                return "" if self._prepares(asked) else "a message prepares the cases in another way than the study"
             case Start():
                 return "" if self._starts(asked) else "a message starts another training than the study has"
             case Train():
@@ -49,6 +65,37 @@ class Agreed:
             data=wanted.data, target=wanted.target, split=evaluation.split, plan=wanted.wants_plan,
             subgroups=evaluation.subgroups, until=wanted.until,
         )  # fmt: skip
+
+    def _disagrees(self, asked: Agreement) -> str:
+        """What sites can't have agreed on; empty for nothing.
+
+        Columns that the study does not use, such as that of the patients, would be told of as features are.
+        """
+        spec, census, target = self.declaration.data, self.census, self.declaration.target
+        combat = spec.harmonisation.combat
+        covariates = set(combat.covariates) if combat is not None else set()
+        coded = {*code_columns(spec, asked.features), *covariates}
+        listed = {name: [scalar_text(value) for value in spec.categories[name]] for name in spec.categories}
+        fixed = fixed_classes(spec, target)
+        found = {
+            "features": set(asked.features) <= {*census.features, *census.counters},
+            "values": asked.values.keys() <= coded
+            and asked.spellings.keys() <= coded
+            and all(asked.values[name] == values for name, values in listed.items() if name in asked.values),
+            "covariates": set(asked.numeric) <= covariates,
+            "classes": (fixed is None or asked.classes == fixed) and (asked.labels is None) == (fixed is not None),
+            "subgroups": asked.subgroups.keys() == {one.column for one in self.declaration.evaluation.grouped_by},
+            "volumes": self.declaration.wants_plan
+            or (asked.preprocessing, asked.patch) == (spec.preprocessing, spec.box),
+        }
+        return next((what for what, right in found.items() if not right), "")
+
+    def _prepares(self, asked: Prepare) -> bool:
+        spec = self.agreement.prepared(self.declaration.data)
+        features, covariates = self.agreement.features_encoded(spec), self.agreement.covariates_encoded(spec)
+        steps = name_steps(spec, features, covariates)
+        found = (asked.steps, asked.augmentation, asked.classes, asked.patch)
+        return _text(found) == _text((steps, spec.augmentation, len(self.agreement.classes), spec.box))
 
     def _splits(self, asked: Prepare) -> bool:
         """With splits of other kinds groups of patients could be told from each other, down to single ones."""
@@ -85,9 +132,9 @@ class Agreed:
         return {"share": share, "parts": parts, "personal": personal, "loss": loss, "model": model, "work": work}
 
 
-def _text(training: dict[str, Any]) -> str:
+def _text(what: Any) -> str:
     """A text that is the same for what is the same as JSON."""
-    return json.dumps(training, default=_plain, sort_keys=True)
+    return json.dumps(what, default=_plain, sort_keys=True)
 
 
 def _plain(value: Any) -> Any:

@@ -41,6 +41,7 @@ from polyclinic.federation.status_page import STATUS_PAGE, write_status_page
 from polyclinic.federation.wire import Failure
 from polyclinic.files import write_atomic
 from polyclinic.study.checked import CheckedStudy
+from polyclinic.study.provenance import is_incomplete
 from polyclinic.study.study import Study
 
 log = logging.getLogger(__name__)
@@ -149,7 +150,8 @@ class Conduct:
         failure: PolyclinicError
         try:
             self._run()
-            return Outcome(state="finished", progress=self.watch.progress)
+            state: Literal["finished", "incomplete"] = "incomplete" if is_incomplete(self.results) else "finished"
+            return Outcome(state=state, progress=self.watch.progress)
         except RunAborted:
             stopped = FederationError("P606", "The study was stopped at the coordinator.", "Run it again: it goes on.")
             return self._stopped(stopped, "stopped")

@@ -12,11 +12,15 @@ import runpy
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from nvflare.apis.fl_constant import FLContextKey
+from nvflare.fuel.f3.cellnet.defs import IdentityChallengeKey
 from nvflare.fuel.f3.drivers import grpc_driver
+from nvflare.private.defs import CellMessageHeaderKeys, ClientType
 from nvflare.private.fed.app.deployer import server_deployer
 
 from polyclinic.errors import PolyclinicError
@@ -98,10 +102,11 @@ class Servicer(grpc_driver.Servicer):  # type: ignore[misc]
 
 
 class Server(server_deployer.FederatedServer):  # type: ignore[misc]
-    """FLARE's server, which forgets sites that were hung up on."""
+    """FLARE's server, which forgets sites that were hung up on, and lets nobody be a site who is a researcher."""
 
     def __init__(self, *args: Any, **entries: Any) -> None:
         super().__init__(*args, **entries)
+        self.client_manager.authenticated_client = partial(_registered, self.client_manager.authenticated_client)
         threading.Thread(target=self._watch, name="revoked", daemon=True).start()
 
     def _watch(self) -> None:
@@ -114,6 +119,33 @@ class Server(server_deployer.FederatedServer):  # type: ignore[misc]
                         self.logout_client(site.token)
             except Exception:
                 log.exception("hanging up")
+
+
+def _registered(register: Callable[..., Any], request: Any, context: Any, kind: Any) -> Any:
+    """What FLARE makes of who registers as a site or as a researcher; nothing of who is none by its certificate.
+
+    FLARE looks whether the certificate is that of the name, and not what it is for: a researcher who registers as a
+    site would be sent studies and models.
+    """
+    name, role = request.get_header(CellMessageHeaderKeys.CLIENT_NAME), _role(request.payload)
+    if (kind == ClientType.ADMIN) != bool(role):
+        what = "researcher" if kind == ClientType.ADMIN else "site"
+        log.warning("%s was refused: its certificate is not that of a %s.", name, what)
+        context.set_prop(FLContextKey.UNAUTHENTICATED, f"The certificate is not that of a {what}.", sticky=False)
+        return None
+    return register(request, context, kind)
+
+
+def _role(registration: Any) -> str:
+    """The role in the certificate of who registers: that of researchers; sites have none."""
+    from cryptography.x509 import load_pem_x509_certificates
+    from cryptography.x509.oid import NameOID
+
+    try:
+        certificate = load_pem_x509_certificates(registration[IdentityChallengeKey.CERT])[0]
+    except (KeyError, TypeError, ValueError, IndexError):
+        return ""  # FLARE refuses it
+    return "".join(str(one.value) for one in certificate.subject.get_attributes_for_oid(NameOID.UNSTRUCTURED_NAME))
 
 
 def main() -> None:

@@ -125,7 +125,7 @@ class Researcher:
         CheckedStudy.read(study, named=True)
         while True:
             outcome = self._attempt(text, sites, out, follow, patience)
-            if outcome.state == "finished":
+            if outcome.state in ("finished", "incomplete"):
                 return
             idle = 0 if outcome.progress or outcome.state == "paused" else idle + 1
             if outcome.state in ("failed", "stopped") or not patience or idle == MOST_IDLE:

@@ -14,6 +14,7 @@ from pathlib import Path
 from nvflare.collab import collab
 
 from polyclinic.communication.message import Message, Piece
+from polyclinic.data.opening.census import Census
 from polyclinic.data.opening.source import Source
 from polyclinic.engine import LocalEngine
 from polyclinic.engine.planner import choose_device, cores
@@ -28,14 +29,16 @@ from polyclinic.federation.policy import check_approval, check_policy
 from polyclinic.federation.site_file import SITE_FILE, SiteFile
 from polyclinic.federation.wire import MOST_BYTES, failure_to_pieces
 from polyclinic.limits import Body
-from polyclinic.site.messages import Open, Prepare, Start, Train
+from polyclinic.site.messages import Agree, Open, Prepare, Start, Train
 from polyclinic.site.schema import read_body
 from polyclinic.study.checked import CheckedStudy
 
 log = logging.getLogger(__name__)
 
 #: Messages that must be as the study has them.
-_AGREED: dict[str, type[Body]] = {"open": Open, "prepare": Prepare, "start": Start, "train": Train}
+_AGREED: dict[str, type[Body]] = {
+    "open": Open, "agree": Agree, "prepare": Prepare, "start": Start, "train": Train,
+}  # fmt: skip
 #: Functions by which something of single cases, or a part of the model that is the site's own, leaves the site.
 _ASKS_FOR = {"predict": "predictions", "overlays": "overlays", "model": "personal_models"}
 
@@ -156,13 +159,13 @@ class Member:
         data = kit / "data"
         _link(data, file.data)
         floor = self.policy.floor
-        source = Source(data, site=self.name, floor=floor, places=list(file.data.values()))
+        self.source = Source(data, site=self.name, floor=floor, places=list(file.data.values()))
         torch.set_num_threads(self.declaration.engine.threads or cores())
         folder = kit / "studies" / mark[:16]
         folder.mkdir(parents=True, exist_ok=True)
         folder.parent.chmod(0o700)  # pseudonyms, predictions: for the site's own user only
         self.hours = Hours(self.name, folder / "hours.json", self.policy.hours)
-        self.engine = LocalEngine([self.name], source=source, device=choose_device(file.device), folder=folder)
+        self.engine = LocalEngine([self.name], source=self.source, device=choose_device(file.device), folder=folder)
         self.engine.members[self.name].floor = floor
 
     def answer(self, function: str, message: Pieces) -> Pieces:
@@ -205,10 +208,19 @@ class Member:
         ((_, reply),) = self.engine.call(function, {self.name: request})
         if isinstance(reply, PolyclinicError):
             raise reply
-        if function == "agree" and reply.fields["patients"] < self.policy.patients:
+        if function == "open":
+            self.agreed.census = Census.model_validate(reply.fields)
+        if self._has_too_few(function, reply):
             raise FederationError("P604", f"Site {self.name} does not take part: it has too few patients.",
                                   "Run the study without it.")  # fmt: skip
         return reply
+
+    def _has_too_few(self, function: str, reply: Message) -> bool:
+        """Whether the site has fewer patients than its policy wants: in its tables, before it says anything of them, or
+        once its images were read."""
+        if function == "open":
+            return self.source.patients() < self.policy.patients
+        return function == "agree" and reply.fields["patients"] < self.policy.patients
 
     def _check(self, function: str, request: Message) -> None:
         """Whether a message belongs to the study.

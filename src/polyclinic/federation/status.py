@@ -108,7 +108,8 @@ class Outcome(_Told):
     """How a run of a study ended.
 
     Attributes:
-        state: ``finished``; ``failed``, which another run will not mend; ``lost``, sites did not answer; ``paused``,
+        state: ``finished``; ``incomplete``, finished without results of sites that did not answer when they were
+            tested; ``failed``, which another run will not mend; ``lost``, sites did not answer; ``paused``,
             so that a site that was lost can take part again; or ``stopped``, a researcher did not want it to go on.
             In the last three states the study goes on where it was when it is run again.
         lost: names of the kits of sites that did not answer.
@@ -116,7 +117,7 @@ class Outcome(_Told):
         failure: why it did not finish; empty if it did.
     """
 
-    state: Literal["finished", "failed", "lost", "paused", "stopped"]
+    state: Literal["finished", "incomplete", "failed", "lost", "paused", "stopped"]
     lost: list[str] = Field(default_factory=list)
     progress: int = 0
     failure: dict[str, str] = Field(default_factory=dict)

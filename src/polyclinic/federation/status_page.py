@@ -18,6 +18,7 @@ _TEMPLATES = Path(__file__).parent / "templates"
 _STYLE = Path(__file__).parents[1] / "study" / "report" / "templates" / "report.css"
 _STATES = {
     "running": "running", "finished": "finished", "failed": "failed",
+    "incomplete": "finished without results of some sites",
     "lost": "stopped without sites that were lost; run it again to go on",
     "stopped": "stopped by a researcher; run it again to go on",
     "paused": "stopped for a moment, so that a site can take part again",

@@ -74,14 +74,17 @@ class JobRunner:
         trained = Trained(plan, progress, self._models(plan, engine, progress, self._asks_for_models(job, fold)))
         at_sites = predictions_at(self.declaration, self.engine) == "sites"
         tester = Tester(sites, self.declaration, self.classes, job, fold, self.attack, at_sites=at_sites)
-        for method in job.methods:
-            tester.test(method, trained, outcome)
+        untested = set[str]().union(*[tester.test(method, trained, outcome) for method in job.methods])
         names = {"method": study.label, RUN: job.run, "seed": job.seed, "fold": job.fold}
         outcome.rounds = [{**names, **row, "site": "pool" if pooled else row["site"]} for row in rows]
         if trained.models:
             name = f"{slug(study.label)}-seed{job.seed}-fold{job.fold}" + job.suffix
             outcome.models[name] = self._tensors(trained.models)
         outcome.notes = [Note("N803", f"{job.title}: {failure}") for failure in _few(progress.failures)]
+        if untested:
+            names = ", ".join(sorted(untested))
+            text = f"{job.title}: results are without {names}, not tested for want of an answer."
+            outcome.notes.append(Note("N810", text))
         return outcome
 
     def attempt(

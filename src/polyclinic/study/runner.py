@@ -53,6 +53,7 @@ from polyclinic.study.notes import diverged, few_events, full_precision, idle_pa
 from polyclinic.study.opening import ask_agree, ask_open, local_engine
 from polyclinic.study.payloads import Numbers, exchanged_table
 from polyclinic.study.planning import work_of
+from polyclinic.study.provenance import FINISHED, INCOMPLETE
 from polyclinic.study.report.page import write_report
 from polyclinic.study.search import Searching
 from polyclinic.study.site_table import site_table
@@ -103,13 +104,13 @@ def _run_alone(study: CheckedStudy, out: Path, resume: bool, display: Display, e
     status: dict[str, Any] = {"status": "failed", "reason": "interrupted"}
     try:
         runner.run(sites)
-        status = {"status": "finished"}
+        status = {"status": INCOMPLETE if runner.untested else FINISHED}
     except PolyclinicError as error:
         status = {"status": "failed", "reason": str(error)}
         raise
     finally:
         runner.close()
-        if status["status"] != "finished":
+        if status["status"] not in (FINISHED, INCOMPLETE):
             folder.note(status)
     folder.finish(status)
     display.step("report")
@@ -136,6 +137,7 @@ class _Runner:
         self.engines: list[Engine] = []
         self.attack = attack
         self._start: tuple[int, torch.Tensor] | None = None
+        self.untested: list[Note] = []
         self.search = Searching(self.declaration, folder, self.declaration.validation_metric)
 
     def close(self) -> None:
@@ -346,6 +348,9 @@ class _Runner:
         backdoor = self.folder.gather(jobs, "backdoor.csv")
         if len(backdoor):
             self.folder.write("backdoor.csv", ordered(backdoor))
+        self.untested = [note for note in dict.fromkeys(notes) if note.number == "N810"]
+        for note in self.untested:
+            self.display.note(note)
         write_atomic(out / "notes.json", json.dumps([note.to_json() for note in dict.fromkeys(notes)], indent=2) + "\n")
         self._write_overlays(jobs)
         self.folder.write("results.csv", found.results)

@@ -81,18 +81,28 @@ class Tester:
         self.task = build_task(declaration.task, len(classes), grid=declaration.grid)
         self.attack = attack if attack is not None and attack.name == "backdoor" and job.without is None else None
 
-    def test(self, study: StudyMethod, trained: Trained, outcome: Outcome) -> None:
-        """Test as ``study`` asks; adds predictions, and overlays where there are any, to ``outcome``."""
+    def test(self, study: StudyMethod, trained: Trained, outcome: Outcome) -> set[str]:
+        """Test as ``study`` asks; adds predictions, and overlays where there are any, to ``outcome``.
+
+        Returns:
+            Sites that should have been tested and were not, since they did not answer.
+        """
         label, silent = study.label, set(trained.progress.lost)
         quorum, notes, sites = study.training.quorum, trained.progress.failures, self.fold.tested_sites
 
+        untested = silent.intersection(sites if self.job.without is None else [self.job.without])
+
         def ask(function: str, requests: Mapping[str, Message]) -> dict[str, Message]:
-            return gather(self.engine, function, requests, quorum, notes, silent, sites)
+            answers = gather(self.engine, function, requests, quorum, notes, silent, sites)
+            if function in ("predict", "test"):
+                untested.update(requests.keys() - answers.keys())
+            return answers
 
         totals = list[tuple[str, str, Totals]]()
         for trial in self._trials(study.method, trained):
             threshold = self._threshold(trial, ask)
             if threshold is None:  # nobody answered; a note says so
+                untested.update(trial.test)
                 continue
             completion = self._completion(trained.plan.task, trial, ask)
             asked = Predict(threshold=threshold, completion=completion)
@@ -109,6 +119,7 @@ class Tester:
                     outcome.overlay_dice |= {f"{label}/{site}/{rank}": v for rank, v in reply.fields.items()}
         for trained_on, of in joined(totals, self.task).items():
             outcome.tested.together.append(TestedTogether(self._key(label), trained_on, of))
+        return untested
 
     def _key(self, label: str) -> Key:
         return Key(label, self.job.run, self.job.seed, self.job.fold)

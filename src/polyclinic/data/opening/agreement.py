@@ -222,10 +222,30 @@ def _codes(column: str, censuses: Mapping[str, Census]) -> tuple[list[str], dict
     return in_order(known), {spelling: text for spelling, text in texts.items() if text in known}
 
 
+def fixed_classes(spec: DataSpec, target: Target) -> list[str] | None:
+    """Names of the classes where the study file says them, none for numbers; None where sites say which there are.
+
+    Raises:
+        StudyError: P102, ``classes`` names a class twice.
+    """
+    if target == "masks":
+        return list(MaskClasses.of(spec).names)
+    if target == "times":
+        return list(EVENT_CLASSES)
+    if target == "numbers":
+        return []
+    if spec.positive is not None:
+        return binary_names(str(spec.label), spec.positive)
+    if spec.classes is None:
+        return None
+    names = [scalar_text(value) for value in spec.classes]
+    if len(set(names)) < max(2, len(names)):
+        raise StudyError("P102", f"`classes` is {names}.", "Give two or more different values.")
+    return names
+
+
 def _classes(censuses: Mapping[str, Census], spec: DataSpec, target: Target) -> tuple[list[str], dict[str, int] | None]:
     """Names of the classes, and the class of each spelling of the label."""
-    if target == "masks":
-        return list(MaskClasses.of(spec).names), None
     if target == "times":
         check_events(
             {site: census.labelled for site, census in censuses.items() if census.labelled},
@@ -233,8 +253,7 @@ def _classes(censuses: Mapping[str, Census], spec: DataSpec, target: Target) -> 
             {site: census.unknown for site, census in censuses.items() if census.unknown},
             {text for census in censuses.values() for text in census.labels}, spec,
         )  # fmt: skip
-        return list(EVENT_CLASSES), None
-    if target == "numbers":
+    elif target == "numbers":
         numbers = {census.one_number for census in censuses.values() if census.labelled}
         if len(numbers) == 1 and None not in numbers:
             raise DataError(
@@ -242,15 +261,11 @@ def _classes(censuses: Mapping[str, Census], spec: DataSpec, target: Target) -> 
                 f"The column {spec.label!r} (`label`) has the same number in every row, so there is nothing to learn.",
                 "Name the column with the number to predict.",
             )
-        return [], None
-    if spec.positive is not None:
+    elif target == "labels" and spec.positive is not None:
         _check_two(censuses, spec)
-        return binary_names(str(spec.label), spec.positive), None
-    if spec.classes is not None:
-        names = [scalar_text(value) for value in spec.classes]
-        if len(set(names)) < max(2, len(names)):
-            raise StudyError("P102", f"`classes` is {names}.", "Give two or more different values.")
-        return names, None
+    fixed = fixed_classes(spec, target)
+    if fixed is not None:
+        return fixed, None
     texts = one_text_each({text for census in censuses.values() for text in census.labels})
     names = in_order(set(texts.values()))
     count = max([len(names), *(census.different for census in censuses.values())])

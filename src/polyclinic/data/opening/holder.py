@@ -134,6 +134,11 @@ class Holder:
         volumes = self._fingerprint(mine) if plan and len(mine) else None
         return take_census(mine, int(here.sum()), self.spec, self.target, floor, volumes, self.subgroups)
 
+    def patients(self, site: str) -> int:
+        """How many patients a site has among its rows that can be used; without names of patients each case is one."""
+        here = (self._rows.origin["site"] == site).to_numpy() & self._rows.usable
+        return int(self._rows.origin["subject"][here].nunique())
+
     def _fingerprint(self, rows: Rows) -> SiteFingerprint | None:
         known = rows.where(rows.labelled)
         files = image_files(known, self.spec, self.folder, self.target)

@@ -66,6 +66,16 @@ class Source:
                 raise DataError("P201", f"`data: {{{key}: ...}}` names a place outside the folder of site {self.site}.",
                                 "Put the site's data into its folder, and name them from there.")  # fmt: skip
 
+    def patients(self) -> int:
+        """How many patients the site has among the rows that were read last and can be used.
+
+        Raises:
+            ValueError: none were read, or they are those of several sites.
+        """
+        if self._last is None or self.site is None:
+            raise ValueError("no rows of one site were read")
+        return self._last[1].patients(self.site)
+
     def notes(self) -> list[Note]:
         """What a person should know of the cases that were opened last.
 
