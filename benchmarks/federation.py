@@ -35,16 +35,16 @@ import numpy as np
 import pandas as pd
 import yaml
 
-from polyclinic.federation import parties
 from polyclinic.federation.audit_log import AUDIT_LOG
 from polyclinic.federation.kit import Kit
+from polyclinic.federation.processes import parties
 from polyclinic.federation.rehearse import all_parties
-from polyclinic.federation.status import Status
+from polyclinic.federation.watching.status import Status
 
 FEATURES, CASES = 100, 16
 #: A word in the command of a process -> what it is.
 PROCESSES = {
-    "coordinator_process": "coordinator", "runner_process": "coordinator's study", "client_train": "site",
+    "processes.coordinator": "coordinator", "runner_process": "coordinator's study", "client_train": "site",
     "worker_process": "site's study",
 }  # fmt: skip
 #: Seconds between two looks at the memory of processes.

@@ -60,7 +60,7 @@ def split_table(folder: Path, name: str = "cases.csv", column: str = "site") -> 
 
 def kill_processes(kit: Any, *, job_only: bool) -> list[int]:
     """Kill all processes of a party, or that of a study alone, as a machine that runs out of memory would."""
-    from polyclinic.federation.running import processes
+    from polyclinic.federation.processes.running import processes
 
     jobs = ("nvflare.private.fed.app.server.runner_process", "nvflare.private.fed.app.client.worker_process")
     found = [one for one in processes(kit) if not job_only or any(job in one.info["cmdline"] for job in jobs)]

@@ -19,8 +19,8 @@ from dataclasses import dataclass, field
 from typing import Any
 from unittest import mock
 
-from polyclinic.federation.calls import Alive, Answer, AnsweredOnce, Pieces
-from polyclinic.federation.remote_engine import Patience, Unreachable
+from polyclinic.federation.remote.calls import Alive, Answer, AnsweredOnce, Pieces
+from polyclinic.federation.remote.engine import Patience, Unreachable
 
 #: So that a call that gets lost costs little time.
 PATIENCE = Patience(deadline=20.0, silence=20.0, absence=0.08, look=5.0, pause=0.001)

@@ -570,7 +570,7 @@ def researcher(clients: list[Any]) -> Any:
 
 
 def refused_study() -> None:
-    from polyclinic.federation.policy import check_policy
+    from polyclinic.federation.ends.policy import check_policy
     from polyclinic.federation.site_file import Policy
 
     declared = changed("rounds: 2", "rounds: 300").declaration
@@ -597,16 +597,16 @@ def changed_log() -> None:
 
 
 def request_of_nobody() -> None:
-    from polyclinic.federation.answers import sign_request
-    from polyclinic.federation.requests import make_request
+    from polyclinic.federation.trust.answers import sign_request
+    from polyclinic.federation.trust.requests import make_request
 
     request, _ = make_request("celle", "site", Path("celle"))
     sign_request(request, kit_of_a_site().parent)
 
 
 def unsaid_end() -> None:
+    from polyclinic.federation.remote.wire import Failure
     from polyclinic.federation.session import _taken
-    from polyclinic.federation.wire import Failure
 
     raise Failure.model_validate(_taken(Path("nothing"), Path("results"), "3f1c09a2b7de").failure).error("")
 

@@ -9,7 +9,7 @@ import typer
 from rich.console import Console
 
 if TYPE_CHECKING:
-    from polyclinic.federation.answers import Answer
+    from polyclinic.federation.trust.answers import Answer
 
 #: What to do next; standard output is for what a command was asked for.
 console = Console(stderr=True, highlight=False, soft_wrap=True)
@@ -34,7 +34,7 @@ def request(
     out: Annotated[Path, typer.Option(help="Folder of the kit to be; it is made.")],
 ) -> None:
     """Make a party's own key, and a request for its certificate; the key stays where it is made."""
-    from polyclinic.federation.requests import make_request
+    from polyclinic.federation.trust.requests import make_request
 
     file, key = make_request(name, role, out)
     print(f"Request: {file}\nFingerprint of the key: {key}")
@@ -47,7 +47,7 @@ def sign(
     again: Annotated[bool, typer.Option("--again", help="The party may have another key than before.")] = False,
 ) -> None:
     """Sign a party's request; the answer is its kit without the key."""
-    from polyclinic.federation.answers import sign_request
+    from polyclinic.federation.trust.answers import sign_request
 
     _print(sign_request(file, kits, again=again))
     console.print("Compare the key's fingerprint with the party on the telephone, before you send the answer.")
@@ -58,7 +58,7 @@ def join(
     kit: Annotated[Path, typer.Option(help="The folder with the key: that of the request, or the kit.")],
 ) -> None:
     """Put the answer to a request, or a certificate that was renewed, together with the key."""
-    from polyclinic.federation.answers import join as put_together
+    from polyclinic.federation.trust.answers import join as put_together
 
     found = put_together(answer, kit)
     print(f"Kit of {found.name}: {found.path}\nFingerprint of the authority: {found.authority}")
@@ -72,7 +72,7 @@ def renew(
     days: Annotated[int | None, typer.Option(min=1, max=3650, help="For how long; else as in the file.")] = None,
 ) -> None:
     """Sign another certificate for the key that a party has."""
-    from polyclinic.federation.answers import renew as signed_again
+    from polyclinic.federation.trust.answers import renew as signed_again
 
     _print(signed_again(name, kits, days))
     console.print("The party puts it in with `polyclinic federation join`, and starts again.")
@@ -80,7 +80,7 @@ def renew(
 
 def revoke(name: Name, kits: Kits) -> None:
     """Revoke all certificates that a party was given, and write the list for the coordinator."""
-    from polyclinic.federation.revoked import revoke as put_into_list
+    from polyclinic.federation.trust.revoked import revoke as put_into_list
 
     print(f"List: {put_into_list(kits, name)}")
     console.print("It holds once it is in the coordinator's kit: `polyclinic coordinator revoked`.")
@@ -91,7 +91,7 @@ def take_list(
 ) -> None:
     """Refuse the parties in a list of revoked certificates; a coordinator that runs hangs up on them."""
     from polyclinic.federation.kit import Kit
-    from polyclinic.federation.revoked import take_revoked
+    from polyclinic.federation.trust.revoked import take_revoked
 
     names = take_revoked(file, Kit.read(kit, "coordinator"))
     print(f"Revoked: {', '.join(names)}")

@@ -12,7 +12,7 @@ from rich.console import Console
 from polyclinic.cli_results import end_run
 
 if TYPE_CHECKING:
-    from polyclinic.federation.doctor import Line
+    from polyclinic.federation.checks.doctor import Line
     from polyclinic.federation.kit import Kit
 
 #: Messages and progress; standard output is for what a command was asked for.
@@ -39,10 +39,10 @@ def new(
     out: Annotated[Path, typer.Option(help="Folder for the kits; it is made.")],
 ) -> None:
     """Make a signed start-up kit for each party; with more parties in the file, call it again."""
-    from polyclinic.federation.authority import Authority
-    from polyclinic.federation.certificates import fingerprint
     from polyclinic.federation.consortium import Consortium
     from polyclinic.federation.kits import make_kits
+    from polyclinic.federation.trust.authority import Authority
+    from polyclinic.federation.trust.certificates import fingerprint
 
     for name, folder in make_kits(Consortium.read(consortium), out).items():
         print(f"{name}: {folder}")
@@ -92,7 +92,7 @@ def status_of_site(kit: KitFolder) -> None:
 @coordinator_app.command("check")
 def check_coordinator(kit: KitFolder, as_json: Json = False) -> None:
     """Look at everything that must be so before a study works; the exit status is 1 where something is not."""
-    from polyclinic.federation import doctor
+    from polyclinic.federation.checks import doctor
 
     _tell_lines(doctor.check_coordinator(kit), as_json)
 
@@ -105,7 +105,7 @@ def check_site(
     verbose: Annotated[bool, typer.Option("--verbose", help="Name the files that can't be read.")] = False,
 ) -> None:
     """Look at everything that must be so before a study works; the exit status is 1 where something is not."""
-    from polyclinic.federation import doctor
+    from polyclinic.federation.checks import doctor
 
     if verbose:
         import logging
@@ -132,8 +132,8 @@ def approve_study(
     mark: Annotated[str, typer.Argument(metavar="HASH", help="The beginning of the study's hash.")], kit: KitFolder
 ) -> None:
     """Approve a study that waits: the file with this very hash, and no other."""
+    from polyclinic.federation.ends.policy import approve
     from polyclinic.federation.kit import Kit
-    from polyclinic.federation.policy import approve
 
     Kit.read(kit, "site")
     print(f"Approved: {approve(kit, mark)}")
@@ -155,7 +155,7 @@ def rehearse(
 ) -> None:
     """Run a study between real processes with real certificates, all on this machine."""
     from polyclinic.federation.rehearse import rehearse as between
-    from polyclinic.federation.shown import shown
+    from polyclinic.federation.watching.terminal import shown
 
     _check_out(out, resume=False)
     with shown(console, out) as follow:
@@ -167,7 +167,7 @@ def run_between(study: Path, out: Path, kit: Path, sites: Sequence[str], *, resu
     """Run a study between sites that are connected to a coordinator; ``patience`` is in minutes."""
     from polyclinic.federation.kit import Kit
     from polyclinic.federation.session import Researcher
-    from polyclinic.federation.shown import shown
+    from polyclinic.federation.watching.terminal import shown
 
     _check_out(out, resume=resume)
     found = Kit.read(kit, "researcher")
@@ -187,7 +187,7 @@ def _check_out(out: Path, *, resume: bool) -> None:
         ResultsError: P501, it has something else.
     """
     from polyclinic.errors import ResultsError
-    from polyclinic.federation.status_page import STATUS_PAGE
+    from polyclinic.federation.watching.page import STATUS_PAGE
 
     if out.exists() and not resume and (not out.is_dir() or {path.name for path in out.iterdir()} - {STATUS_PAGE}):
         raise ResultsError("P501", f"The folder {out} is not empty.",
@@ -198,8 +198,8 @@ def _run_party(folder: Path, role: str, background: bool) -> None:
     import signal
 
     from polyclinic.federation.kit import Kit
-    from polyclinic.federation.parties import LOG, last_words, start
-    from polyclinic.federation.running import end
+    from polyclinic.federation.processes.parties import LOG, last_words, start
+    from polyclinic.federation.processes.running import end
 
     kit = Kit.read(folder, role)
     _warn(kit)
@@ -224,7 +224,7 @@ def _run_party(folder: Path, role: str, background: bool) -> None:
 
 def _warn(kit: Kit) -> None:
     """Say it if a kit's certificate ends soon; if it has ended, that is an error."""
-    from polyclinic.federation.certificates import check_dates
+    from polyclinic.federation.trust.certificates import check_dates
 
     if ends := check_dates(kit):
         console.print(ends, markup=False)
@@ -232,7 +232,7 @@ def _warn(kit: Kit) -> None:
 
 def _stop_party(folder: Path, role: str) -> None:
     from polyclinic.federation.kit import Kit
-    from polyclinic.federation.running import end
+    from polyclinic.federation.processes.running import end
 
     kit = Kit.read(folder, role)
     console.print(f"{kit.name} has ended." if end(kit) else f"{kit.name} did not run.")
@@ -242,8 +242,8 @@ def _tell_status(folder: Path, role: str) -> None:
     from rich.table import Table
 
     from polyclinic.federation.kit import Kit
-    from polyclinic.federation.party_status import status
-    from polyclinic.federation.running import running
+    from polyclinic.federation.processes.party_status import status
+    from polyclinic.federation.processes.running import running
 
     kit = Kit.read(folder, role)
     table = Table(box=None, show_header=False, pad_edge=False, padding=(0, 1))
@@ -278,7 +278,7 @@ def _tell_lines(lines: Iterable[Line], as_json: bool) -> None:
 
 def _print_unit(folder: Path, role: str, user: str | None) -> None:
     from polyclinic.federation.kit import Kit
-    from polyclinic.federation.service import unit, unit_name
+    from polyclinic.federation.processes.service import unit, unit_name
 
     kit = Kit.read(folder, role)
     print(unit(kit, user), end="")

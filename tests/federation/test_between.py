@@ -21,7 +21,7 @@ from polyclinic.federation.kits import make_kits
 from polyclinic.federation.rehearse import RESEARCHER, all_parties
 from polyclinic.federation.session import Researcher
 from polyclinic.federation.site_file import SITE_FILE
-from polyclinic.federation.status import Status
+from polyclinic.federation.watching.status import Status
 
 pytest.importorskip("nvflare")
 pytestmark = [pytest.mark.long, pytest.mark.xdist_group("processes")]

@@ -13,12 +13,12 @@ import yaml
 from elsewhere import hospital_files, kill_processes
 from helpers import write_table_study
 from polyclinic import Study
-from polyclinic.federation import parties, running
 from polyclinic.federation.audit_log import verify
 from polyclinic.federation.kit import Kit
+from polyclinic.federation.processes import parties, running
 from polyclinic.federation.rehearse import all_parties
 from polyclinic.federation.session import Researcher
-from polyclinic.federation.status import Status
+from polyclinic.federation.watching.status import Status
 
 pytest.importorskip("nvflare")
 pytestmark = [pytest.mark.long, pytest.mark.xdist_group("failures")]

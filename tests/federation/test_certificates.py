@@ -15,10 +15,13 @@ from typing import Any
 import pytest
 
 from polyclinic.errors import FederationError
-from polyclinic.federation.answers import join, renew, sign_request
 from polyclinic.federation.audit_log import AuditLog, verify
-from polyclinic.federation.authority import Authority
-from polyclinic.federation.certificates import (
+from polyclinic.federation.consortium import Consortium
+from polyclinic.federation.kit import Kit
+from polyclinic.federation.kits import make_kits
+from polyclinic.federation.trust.answers import join, renew, sign_request
+from polyclinic.federation.trust.authority import Authority
+from polyclinic.federation.trust.certificates import (
     check_dates,
     fingerprint,
     key_fingerprint,
@@ -27,12 +30,9 @@ from polyclinic.federation.certificates import (
     read_key,
     to_text,
 )
-from polyclinic.federation.consortium import Consortium
-from polyclinic.federation.kit import Kit
-from polyclinic.federation.kits import make_kits
-from polyclinic.federation.requests import make_request, read_request
-from polyclinic.federation.revoked import Revoked, revoke, take_revoked
-from polyclinic.federation.signed import to_signed
+from polyclinic.federation.trust.requests import make_request, read_request
+from polyclinic.federation.trust.revoked import Revoked, revoke, take_revoked
+from polyclinic.federation.trust.signed import to_signed
 from polyclinic.federation.versions import versions
 
 pytest.importorskip("nvflare")
@@ -187,7 +187,7 @@ def test_the_commands_make_a_kit_renew_it_and_revoke_it(
     assert renewed["Valid until"] < answered["Valid until"]
     listed = said("federation revoke aachen --kits kits")
     assert said(f"coordinator revoked {listed['List']} --kit kits/coordinator")["Revoked"] == "aachen"
-    monkeypatch.setattr("polyclinic.federation.parties.start", lambda kit: pytest.fail("it was started"))
+    monkeypatch.setattr("polyclinic.federation.processes.parties.start", lambda kit: pytest.fail("it was started"))
     Path("kit/startup/client.crt").write_text("none")
     monkeypatch.setattr(sys, "argv", ["polyclinic", "site", "start", "--kit", "kit"])
     with pytest.raises(SystemExit) as end:
@@ -430,7 +430,7 @@ def test_a_kit_stays_with_its_authority(made: Made) -> None:
 
 
 def test_a_certificate_that_has_ended_is_refused_and_one_that_ends_soon_is_told(made: Made) -> None:
-    from polyclinic.federation import parties
+    from polyclinic.federation.processes import parties
 
     join(made.answer("aachen"), made.of("aachen"))
     kit = Kit.read(made.of("aachen"), "site")
@@ -554,7 +554,7 @@ def test_a_list_that_is_older_or_forged_is_refused(made: Made, tmp_path: Path) -
 
 
 def test_a_list_that_is_changed_in_the_kit_ends_nothing_and_starts_nothing(made: Made) -> None:
-    from polyclinic.federation import parties
+    from polyclinic.federation.processes import parties
 
     take_revoked(revoke(made.kits, "aachen"), coordinator(made))
     running = Revoked(coordinator(made).folder)
@@ -597,7 +597,7 @@ def test_nobody_is_what_the_certificate_is_not_for(made: Made, role: str, kind: 
     from nvflare.fuel.f3.cellnet.defs import IdentityChallengeKey
     from nvflare.fuel.f3.message import Message
 
-    from polyclinic.federation.coordinator_process import _registered
+    from polyclinic.federation.processes.coordinator import _registered
 
     party = "aachen" if role == "site" else "maria@hospital.org"
     certificate = Authority.of(made.kits).sign(party, new_key().public_key())
@@ -610,7 +610,7 @@ def test_nobody_is_what_the_certificate_is_not_for(made: Made, role: str, kind: 
 
 
 def test_connections_of_who_is_revoked_end_and_others_go_on(made: Made) -> None:
-    from polyclinic.federation.coordinator_process import Connections
+    from polyclinic.federation.processes.coordinator import Connections
 
     sign_request(made.request("bonn"), made.kits)
     authority = Authority.of(made.kits)

@@ -16,20 +16,20 @@ import yaml
 
 from helpers import write_table_study
 from polyclinic.errors import FederationError, PolyclinicError
-from polyclinic.federation import parties
-from polyclinic.federation.answers import join, sign_request
-from polyclinic.federation.authority import Authority
-from polyclinic.federation.certificates import read_certificate, to_text
 from polyclinic.federation.consortium import Consortium
 from polyclinic.federation.kit import Kit
 from polyclinic.federation.kits import make_kits
+from polyclinic.federation.processes import parties
+from polyclinic.federation.processes.running import end
 from polyclinic.federation.rehearse import _free_port
-from polyclinic.federation.requests import make_request
-from polyclinic.federation.revoked import REVOKED, revoke, take_revoked
-from polyclinic.federation.running import end
 from polyclinic.federation.session import Researcher
 from polyclinic.federation.site_file import SITE_FILE
-from polyclinic.federation.status import Status
+from polyclinic.federation.trust.answers import join, sign_request
+from polyclinic.federation.trust.authority import Authority
+from polyclinic.federation.trust.certificates import read_certificate, to_text
+from polyclinic.federation.trust.requests import make_request
+from polyclinic.federation.trust.revoked import REVOKED, revoke, take_revoked
+from polyclinic.federation.watching.status import Status
 
 pytest.importorskip("nvflare")
 pytestmark = [pytest.mark.long, pytest.mark.xdist_group("failures")]

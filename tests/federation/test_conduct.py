@@ -14,12 +14,12 @@ from faults import PATIENCE, Faults, FaultyParty, Killed, SiteProcess, drawing, 
 from helpers import write_table_study
 from polyclinic import Study
 from polyclinic.federation.audit_log import verify
-from polyclinic.federation.calls import Pieces
 from polyclinic.federation.consortium import Consortium
 from polyclinic.federation.kits import make_kits
+from polyclinic.federation.remote.calls import Pieces
+from polyclinic.federation.remote.wire import Failure
 from polyclinic.federation.site_file import SITE_FILE
-from polyclinic.federation.status import Outcome
-from polyclinic.federation.wire import Failure
+from polyclinic.federation.watching.status import Outcome
 
 pytest.importorskip("nvflare")
 
@@ -65,7 +65,7 @@ class World:
         self.outcomes: list[Outcome] = []
 
     def conduct(self, number: int) -> Any:
-        from polyclinic.federation.coordinator_end import Conduct
+        from polyclinic.federation.ends.coordinator import Conduct
 
         parties = {}
         for party in sorted(path.name for path in self.kits.glob("site-*")):
@@ -76,7 +76,7 @@ class World:
         )
 
     def start(self, party: str) -> Any:
-        from polyclinic.federation.site_end import Member, answered
+        from polyclinic.federation.ends.site import Member, answered
 
         members: list[Member] = []
 
@@ -154,7 +154,7 @@ def test_sites_of_one_name_are_not_taken_for_each_other(consortium: Path, tmp_pa
 def test_a_site_of_another_version_is_named(
     consortium: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:  # fmt: skip
-    from polyclinic.federation import site_end
+    from polyclinic.federation.ends import site as site_end
 
     world = World(consortium, tmp_path, 0, [])
     monkeypatch.setattr(site_end, "version", lambda name: "0.0.1")

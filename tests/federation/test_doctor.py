@@ -22,10 +22,13 @@ from typer.testing import CliRunner
 
 from helpers import write_table_study
 from polyclinic.cli import app
-from polyclinic.federation import connection_checks, data_checks, kit_checks, machine_checks
-from polyclinic.federation.checking import Check, Finding, passes
+from polyclinic.federation.checks import connection as connection_checks
+from polyclinic.federation.checks import data as data_checks
+from polyclinic.federation.checks import kit as kit_checks
+from polyclinic.federation.checks import machine as machine_checks
+from polyclinic.federation.checks.checking import Check, Finding, passes
+from polyclinic.federation.checks.doctor import check_coordinator, check_site
 from polyclinic.federation.consortium import Consortium
-from polyclinic.federation.doctor import check_coordinator, check_site
 from polyclinic.federation.job import study_hash
 from polyclinic.federation.kit import Kit
 from polyclinic.federation.kits import make_kits

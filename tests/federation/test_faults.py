@@ -14,9 +14,9 @@ from helpers import Federation, table_sites
 from polyclinic.communication.message import Message
 from polyclinic.engine import LocalEngine
 from polyclinic.errors import PolyclinicError, ResultsError, SiteError
-from polyclinic.federation.calls import Pieces
-from polyclinic.federation.remote_engine import RemoteEngine
-from polyclinic.federation.wire import failure_to_pieces
+from polyclinic.federation.remote.calls import Pieces
+from polyclinic.federation.remote.engine import RemoteEngine
+from polyclinic.federation.remote.wire import failure_to_pieces
 from polyclinic.running.progress import Checkpoint
 
 SITES = {"Aachen": 21, "Bonn": 14, "Celle": 17}

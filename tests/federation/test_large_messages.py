@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from polyclinic.federation.large_messages import prepare
+from polyclinic.federation.remote.large_messages import prepare
 
 pytest.importorskip("nvflare")
 

@@ -20,11 +20,11 @@ from polyclinic.data.opening.source import Source
 from polyclinic.engine import LocalEngine
 from polyclinic.errors import FederationError, PolyclinicError
 from polyclinic.federation.audit_log import AUDIT_LOG, verify
-from polyclinic.federation.calls import digest, size
 from polyclinic.federation.consortium import Consortium
+from polyclinic.federation.ends.policy import approve, refusals
 from polyclinic.federation.job import study_hash
 from polyclinic.federation.kits import make_kits
-from polyclinic.federation.policy import approve, refusals
+from polyclinic.federation.remote.calls import digest, size
 from polyclinic.federation.site_file import SITE_FILE, Policy, SiteFile
 from polyclinic.site.messages import Agree, Open, Start
 from polyclinic.study.runner import run_study
@@ -71,7 +71,7 @@ def write_study(kit: Path, **changes: Any) -> Path:
 
 
 def member(kit: Path, study: Path) -> Any:
-    from polyclinic.federation.site_end import Member
+    from polyclinic.federation.ends.site import Member
 
     return Member(kit, "site-1", study, RESEARCHER)
 

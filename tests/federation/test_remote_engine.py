@@ -11,8 +11,8 @@ import pytest
 
 from polyclinic.communication.message import Message
 from polyclinic.errors import SiteError
-from polyclinic.federation.calls import Alive, Answered, AnsweredOnce, Asked, Pieces, digest
-from polyclinic.federation.remote_engine import MOST_REPEATS, Patience, RemoteEngine, Unreachable
+from polyclinic.federation.remote.calls import Alive, Answered, AnsweredOnce, Asked, Pieces, digest
+from polyclinic.federation.remote.engine import MOST_REPEATS, Patience, RemoteEngine, Unreachable
 
 QUICK = Patience(deadline=1.0, silence=0.15, absence=0.1, look=0.02, pause=0.001)
 

@@ -17,11 +17,11 @@ import yaml
 from elsewhere import split_table
 from helpers import write_table_study
 from polyclinic.errors import PolyclinicError
-from polyclinic.federation.doctor import check_coordinator, check_site
+from polyclinic.federation.checks.doctor import check_coordinator, check_site
 from polyclinic.federation.kit import Kit
-from polyclinic.federation.party_status import status
+from polyclinic.federation.processes.party_status import status
+from polyclinic.federation.processes.running import end, held, processes, running
 from polyclinic.federation.rehearse import all_parties
-from polyclinic.federation.running import end, held, processes, running
 
 pytest.importorskip("nvflare")
 pytestmark = [pytest.mark.long, pytest.mark.xdist_group("failures")]

@@ -20,16 +20,16 @@ from typer.testing import CliRunner
 
 from polyclinic.cli import app
 from polyclinic.errors import FederationError
-from polyclinic.federation import parties
 from polyclinic.federation.audit_log import AUDIT_LOG, AuditLog
+from polyclinic.federation.checks.kit import check_process
 from polyclinic.federation.consortium import Consortium
 from polyclinic.federation.job import study_hash
 from polyclinic.federation.kit import Kit
-from polyclinic.federation.kit_checks import check_process
 from polyclinic.federation.kits import make_kits
-from polyclinic.federation.party_status import status
-from polyclinic.federation.running import RUNNING, end, held, hold, processes, running, was_cut_off
-from polyclinic.federation.service import unit, unit_name
+from polyclinic.federation.processes import parties
+from polyclinic.federation.processes.party_status import status
+from polyclinic.federation.processes.running import RUNNING, end, held, hold, processes, running, was_cut_off
+from polyclinic.federation.processes.service import unit, unit_name
 from polyclinic.federation.site_file import SITE_FILE
 
 pytest.importorskip("nvflare")

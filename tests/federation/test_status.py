@@ -9,10 +9,10 @@ import pytest
 from rich.console import Console
 
 from polyclinic.communication.message import Message
-from polyclinic.federation.remote_engine import Line
-from polyclinic.federation.shown import shown
-from polyclinic.federation.status import MOST_ROUNDS, Status, Watch, read_status
-from polyclinic.federation.status_page import STATUS_PAGE, size_text, status_page
+from polyclinic.federation.remote.engine import Line
+from polyclinic.federation.watching.page import STATUS_PAGE, size_text, status_page
+from polyclinic.federation.watching.status import MOST_ROUNDS, Status, Watch, read_status
+from polyclinic.federation.watching.terminal import shown
 
 
 def watched() -> Watch:

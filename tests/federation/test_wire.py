@@ -17,7 +17,7 @@ from polyclinic.errors import (
     StudyError,
     TrainingError,
 )
-from polyclinic.federation.wire import answer_from_pieces, failure_to_pieces
+from polyclinic.federation.remote.wire import answer_from_pieces, failure_to_pieces
 
 
 @pytest.mark.parametrize("kind", [DataError, FederationError, StudyError, TrainingError, PolyclinicError])

@@ -19,7 +19,7 @@ from typing import Any
 from filelock import FileLock
 
 from polyclinic.errors import FederationError
-from polyclinic.federation.calls import Pieces, digest, size
+from polyclinic.federation.remote.calls import Pieces, digest, size
 from polyclinic.files import write_error
 
 #: Name of the file in a kit.

@@ -18,23 +18,23 @@ from pathlib import Path
 import yaml
 
 from polyclinic.errors import FederationError
-from polyclinic.federation.authority import ORGANISATION, Authority
-from polyclinic.federation.certificates import ROOT, new_key, stem, to_text, write_key
 from polyclinic.federation.consortium import Consortium
 from polyclinic.federation.kit import PARTY
 from polyclinic.federation.optional import require_flare
 from polyclinic.federation.site_file import SITE_FILE
+from polyclinic.federation.trust.authority import ORGANISATION, Authority
+from polyclinic.federation.trust.certificates import ROOT, new_key, stem, to_text, write_key
 from polyclinic.federation.versions import versions
 from polyclinic.files import write_atomic
 
 #: What a job may start, and nothing else.
 CONTROLLER = "nvflare.collab.runtime.controller.CollabController"
 EXECUTOR = "nvflare.collab.runtime.executor.CollabExecutor"
-COORDINATOR_END = "polyclinic.federation.coordinator_end.CoordinatorEnd"
-SITE_END = "polyclinic.federation.site_end.SiteEnd"
+COORDINATOR_END = "polyclinic.federation.ends.coordinator.CoordinatorEnd"
+SITE_END = "polyclinic.federation.ends.site.SiteEnd"
 ALLOWED = [CONTROLLER, EXECUTOR, COORDINATOR_END, SITE_END]
 #: Starts the process of a study at a site, instead of FLARE's own.
-_LAUNCHER = "polyclinic.federation.launcher.SiteLauncher"
+_LAUNCHER = "polyclinic.federation.processes.launcher.SiteLauncher"
 #: What researchers may ask of a party, in FLARE's words; everything else they may not.
 _RIGHTS = {
     "coordinator": ("submit_job", "manage_job", "download_job", "view", "app_command"),

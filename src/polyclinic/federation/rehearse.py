@@ -15,12 +15,12 @@ from typing import Any
 
 import yaml
 
-from polyclinic.federation import parties
 from polyclinic.federation.consortium import Consortium, CoordinatorEntry
 from polyclinic.federation.kit import Kit
 from polyclinic.federation.kits import make_kits
 from polyclinic.federation.optional import require_flare
-from polyclinic.federation.running import end
+from polyclinic.federation.processes import parties
+from polyclinic.federation.processes.running import end
 from polyclinic.federation.session import Follow, Researcher
 from polyclinic.federation.site_file import SITE_FILE
 from polyclinic.study.opening import local_engine

@@ -16,8 +16,8 @@ from polyclinic.errors import FederationError, PolyclinicError, SiteError
 from polyclinic.federation.job import MARK, OUTCOME, PAUSE, RESULTS, STATUS, run_hash, write_job
 from polyclinic.federation.kit import Kit
 from polyclinic.federation.optional import require_flare
-from polyclinic.federation.status import Outcome, Status, read_status
-from polyclinic.federation.wire import Failure
+from polyclinic.federation.remote.wire import Failure
+from polyclinic.federation.watching.status import Outcome, Status, read_status
 from polyclinic.study.checked import CheckedStudy
 
 #: Seconds between two looks at where a study is.

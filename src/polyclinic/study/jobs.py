@@ -82,8 +82,8 @@ class JobRunner:
             outcome.models[name] = self._tensors(trained.models)
         outcome.notes = [Note("N803", f"{job.title}: {failure}") for failure in _few(progress.failures)]
         if untested:
-            names = ", ".join(sorted(untested))
-            text = f"{job.title}: results are without {names}, not tested for want of an answer."
+            absent = ", ".join(sorted(untested))
+            text = f"{job.title}: results are without {absent}, not tested for want of an answer."
             outcome.notes.append(Note("N810", text))
         return outcome
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from polyclinic.federation.calls import Alive, Pieces
-from polyclinic.federation.remote_engine import Gone, Unreachable
+from polyclinic.federation.remote.calls import Alive, Pieces
+from polyclinic.federation.remote.engine import Gone, Unreachable
 
 
 class FlareParty:
@@ -21,12 +21,12 @@ class FlareParty:
         self.proxy, self._gone = proxy, gone
 
     def answer(self, envelope: str, message: Pieces, seconds: float) -> tuple[object, object]:
-        """See `polyclinic.federation.remote_engine.Party`."""
+        """See `polyclinic.federation.remote.engine.Party`."""
         found = self._called("answer", seconds, envelope=envelope, message=list(message))
         return tuple(found) if isinstance(found, list | tuple) and len(found) == 2 else (None, None)
 
     def alive(self, seconds: float) -> Alive:
-        """See `polyclinic.federation.remote_engine.Party`."""
+        """See `polyclinic.federation.remote.engine.Party`."""
         found = self._called("alive", seconds)
         try:
             return Alive.model_validate_json(found)

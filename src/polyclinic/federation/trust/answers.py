@@ -8,15 +8,22 @@ from pathlib import Path
 from typing import Any
 
 from polyclinic.errors import FederationError
-from polyclinic.federation.authority import Authority
-from polyclinic.federation.certificates import ROOT, fingerprint, key_fingerprint, read_certificate, read_key, to_text
-from polyclinic.federation.certificates import stem as stem_of
 from polyclinic.federation.kit import PARTY
 from polyclinic.federation.kits import party_text, unsigned_kits
 from polyclinic.federation.optional import require_flare
-from polyclinic.federation.requests import check_request, read_request
-from polyclinic.federation.revoked import check_party, revoked_serials
-from polyclinic.federation.signed import checked_content, read_signed, to_signed
+from polyclinic.federation.trust.authority import Authority
+from polyclinic.federation.trust.certificates import (
+    ROOT,
+    fingerprint,
+    key_fingerprint,
+    read_certificate,
+    read_key,
+    to_text,
+)
+from polyclinic.federation.trust.certificates import stem as stem_of
+from polyclinic.federation.trust.requests import check_request, read_request
+from polyclinic.federation.trust.revoked import check_party, revoked_serials
+from polyclinic.federation.trust.signed import checked_content, read_signed, to_signed
 from polyclinic.files import write_atomic
 
 #: What the file is, in itself.

@@ -1,7 +1,7 @@
 """Certificates that are not valid any longer, though their dates say so: a list that the authority signs.
 
 The coordinator has the list in its kit, and hangs up on parties with a certificate that is in it
-(`coordinator_process`).
+(`polyclinic.federation.processes.coordinator`).
 """
 
 from __future__ import annotations
@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from polyclinic.errors import FederationError
-from polyclinic.federation.authority import Authority
-from polyclinic.federation.certificates import ROOT, read_certificate
 from polyclinic.federation.kit import Kit
-from polyclinic.federation.signed import checked_content, read_signed, to_signed
+from polyclinic.federation.trust.authority import Authority
+from polyclinic.federation.trust.certificates import ROOT, read_certificate
+from polyclinic.federation.trust.signed import checked_content, read_signed, to_signed
 from polyclinic.files import write_atomic
 
 #: Name of the file with the authority, and in the folder ``local`` of the coordinator's kit.

@@ -13,8 +13,8 @@ from typing import Protocol
 from polyclinic.communication.message import Message
 from polyclinic.engine.base import Engine, Reply
 from polyclinic.errors import PolyclinicError, SiteError
-from polyclinic.federation.calls import Alive, Asked, Pieces, digest, is_message, opened, size
-from polyclinic.federation.wire import MOST_BYTES, answer_from_pieces, misfit
+from polyclinic.federation.remote.calls import Alive, Asked, Pieces, digest, is_message, opened, size
+from polyclinic.federation.remote.wire import MOST_BYTES, answer_from_pieces, misfit
 
 #: How often an answer that was damaged on the way is asked for again.
 MOST_REPEATS = 5
@@ -32,7 +32,7 @@ class Party(Protocol):
     """A site as the coordinator reaches it."""
 
     def answer(self, envelope: str, message: Pieces, seconds: float) -> tuple[object, object]:
-        """Envelope and message of the answer to a call; see `polyclinic.federation.calls`.
+        """Envelope and message of the answer to a call; see `polyclinic.federation.remote.calls`.
 
         Raises:
             Unreachable: there is none.

@@ -16,7 +16,7 @@ from polyclinic.errors import (
     StudyError,
     TrainingError,
 )
-from polyclinic.federation.calls import Pieces, is_message, size
+from polyclinic.federation.remote.calls import Pieces, is_message, size
 
 #: Larger messages are refused before they are read; FLARE carries 4 GiB at most, with what it adds.
 MOST_BYTES = 4 * 2**30 - 2**20

@@ -7,12 +7,12 @@ import stat
 from datetime import UTC, datetime
 from pathlib import Path
 
-from polyclinic.federation.certificates import FEW_DAYS, certificate_dates
-from polyclinic.federation.checking import Finding, fails, passes, warns
+from polyclinic.federation.checks.checking import Finding, fails, passes, warns
 from polyclinic.federation.kit import Kit
 from polyclinic.federation.kits import ALLOWED
 from polyclinic.federation.optional import require_flare
-from polyclinic.federation.running import held, processes, running, was_cut_off
+from polyclinic.federation.processes.running import held, processes, running, was_cut_off
+from polyclinic.federation.trust.certificates import FEW_DAYS, certificate_dates
 from polyclinic.federation.versions import versions
 
 _AGAIN = "Put the kit there again, as `polyclinic federation new` made it."

@@ -26,7 +26,7 @@ _LOCK = ".running.lock"
 #: Seconds for which a start waits for somebody who only looks.
 _MOMENT = 0.5
 #: What the processes of parties run.
-_MODULES = ("nvflare.private.fed.app.", "polyclinic.federation.coordinator_process")
+_MODULES = ("nvflare.private.fed.app.", "polyclinic.federation.processes.coordinator")
 
 
 @dataclass(frozen=True)

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from polyclinic.errors import FederationError
-from polyclinic.federation.certificates import new_key, read_certificate, read_key, to_text, write_key
 from polyclinic.federation.consortium import Consortium
 from polyclinic.federation.optional import require_flare
+from polyclinic.federation.trust.certificates import new_key, read_certificate, read_key, to_text, write_key
 from polyclinic.files import write_atomic
 
 if TYPE_CHECKING:

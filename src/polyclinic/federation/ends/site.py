@@ -19,15 +19,15 @@ from polyclinic.data.opening.source import Source
 from polyclinic.engine import LocalEngine
 from polyclinic.engine.planner import choose_device, cores
 from polyclinic.errors import FederationError, PolyclinicError, SiteError
-from polyclinic.federation.agreed import Agreed
 from polyclinic.federation.audit_log import AuditLog, told
-from polyclinic.federation.calls import Alive, AnsweredOnce, Pieces, size
-from polyclinic.federation.hours import Hours
+from polyclinic.federation.ends.agreed import Agreed
+from polyclinic.federation.ends.hours import Hours
+from polyclinic.federation.ends.policy import check_approval, check_policy
 from polyclinic.federation.job import STUDY_FILE, study_hash
-from polyclinic.federation.large_messages import prepare
-from polyclinic.federation.policy import check_approval, check_policy
+from polyclinic.federation.remote.calls import Alive, AnsweredOnce, Pieces, size
+from polyclinic.federation.remote.large_messages import prepare
+from polyclinic.federation.remote.wire import MOST_BYTES, failure_to_pieces
 from polyclinic.federation.site_file import SITE_FILE, SiteFile
-from polyclinic.federation.wire import MOST_BYTES, failure_to_pieces
 from polyclinic.limits import Body
 from polyclinic.site.messages import Agree, Open, Prepare, Start, Train
 from polyclinic.site.schema import read_body
@@ -54,7 +54,10 @@ class SiteEnd:
 
     @collab.publish  # type: ignore[untyped-decorator]
     def answer(self, envelope: str, message: list[bytes]) -> tuple[str, list[Piece]]:
-        """Answer a call; see `polyclinic.federation.calls`. What is none has no answer, or FLARE would send paths."""
+        """Answer a call; see `polyclinic.federation.remote.calls`.
+
+        What is none has no answer: of an error FLARE would send a traceback, with paths.
+        """
         if collab.caller != "server":
             return "", []
         with self._lock:

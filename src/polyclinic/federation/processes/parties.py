@@ -8,12 +8,12 @@ import subprocess
 import sys
 from pathlib import Path
 
-from polyclinic.federation import running
-from polyclinic.federation.authority import ORGANISATION
-from polyclinic.federation.certificates import check_dates
 from polyclinic.federation.kit import Kit
 from polyclinic.federation.optional import require_flare
-from polyclinic.federation.revoked import Revoked
+from polyclinic.federation.processes import running
+from polyclinic.federation.trust.authority import ORGANISATION
+from polyclinic.federation.trust.certificates import check_dates
+from polyclinic.federation.trust.revoked import Revoked
 from polyclinic.files import write_atomic
 
 #: What FLARE takes from there: after how many seconds a site whose process is gone is told of, and for how many a study
@@ -29,7 +29,7 @@ def command(kit: Kit) -> list[str]:
     """The command that runs a party, in this Python."""
     coordinator = kit.role == "coordinator"
     module = (
-        "polyclinic.federation.coordinator_process" if coordinator else "nvflare.private.fed.app.client.client_train"
+        "polyclinic.federation.processes.coordinator" if coordinator else "nvflare.private.fed.app.client.client_train"
     )
     name = [] if coordinator else [f"uid={kit.name}"]
     return [
@@ -52,7 +52,7 @@ def settle(kit: Kit) -> None:
 
 
 def start(kit: Kit) -> subprocess.Popen[bytes]:
-    """Start a party's process; it and what it starts can be ended by `polyclinic.federation.running.end`.
+    """Start a party's process; it and what it starts can be ended by `polyclinic.federation.processes.running.end`.
 
     Raises:
         PolyclinicError: P602, it runs already, or its certificate is not valid now; P608, the coordinator's list of

@@ -11,12 +11,12 @@ from typing import Any
 import yaml
 
 from polyclinic.federation.audit_log import AUDIT_LOG
-from polyclinic.federation.connection_checks import address, connections
+from polyclinic.federation.checks.connection import address, connections
+from polyclinic.federation.checks.kit import dates_found, kind_of_files
 from polyclinic.federation.job import STUDY_FILE, study_hash
 from polyclinic.federation.kit import Kit
-from polyclinic.federation.kit_checks import dates_found, kind_of_files
-from polyclinic.federation.parties import LOG
-from polyclinic.federation.running import processes, running, was_cut_off
+from polyclinic.federation.processes.parties import LOG
+from polyclinic.federation.processes.running import processes, running, was_cut_off
 
 #: So many lines of the audit log are told.
 _LINES = 5

@@ -6,10 +6,10 @@ from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from polyclinic.federation import connection_checks as between
-from polyclinic.federation import kit_checks as own
-from polyclinic.federation import machine_checks as machine
-from polyclinic.federation.checking import Check, Finding, passes
+from polyclinic.federation.checks import connection as between
+from polyclinic.federation.checks import kit as own
+from polyclinic.federation.checks import machine
+from polyclinic.federation.checks.checking import Check, Finding, passes
 from polyclinic.federation.kit import Kit
 from polyclinic.federation.site_file import SITE_FILE, SiteFile
 
@@ -119,7 +119,7 @@ def _site_file(kit: Kit) -> Generator[Line, None, SiteFile | None]:
 
 def _data(kit: Kit, file: SiteFile, study: Path | None, writes: list[Path]) -> Iterator[Line]:
     """The places of a site's data, and what a study finds in them; where it keeps volumes is added to ``writes``."""
-    from polyclinic.federation import data_checks as data
+    from polyclinic.federation.checks import data
 
     for name, place in file.data.items():
         yield _line(f"data.{name}", lambda place=place: data.check_place(place))  # type: ignore[misc]

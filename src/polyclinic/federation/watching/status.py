@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from polyclinic.communication.message import Message
-from polyclinic.federation.remote_engine import Line
+from polyclinic.federation.remote.engine import Line
 from polyclinic.notes import Note
 from polyclinic.study.display import Display, counts_text
 

@@ -22,7 +22,6 @@ from nvflare.collab.api.exceptions import RunAborted
 from polyclinic.communication.message import Message
 from polyclinic.errors import FederationError, PolyclinicError, ResultsError, SiteError
 from polyclinic.federation.audit_log import AuditLog
-from polyclinic.federation.flare_party import FlareParty
 from polyclinic.federation.job import (
     MARK,
     OUTCOME,
@@ -34,11 +33,12 @@ from polyclinic.federation.job import (
     run_hash,
     study_hash,
 )
-from polyclinic.federation.large_messages import prepare
-from polyclinic.federation.remote_engine import Party, Patience, RemoteEngine
-from polyclinic.federation.status import Outcome, Watch
-from polyclinic.federation.status_page import STATUS_PAGE, write_status_page
-from polyclinic.federation.wire import Failure
+from polyclinic.federation.remote.engine import Party, Patience, RemoteEngine
+from polyclinic.federation.remote.flare_party import FlareParty
+from polyclinic.federation.remote.large_messages import prepare
+from polyclinic.federation.remote.wire import Failure
+from polyclinic.federation.watching.page import STATUS_PAGE, write_status_page
+from polyclinic.federation.watching.status import Outcome, Watch
 from polyclinic.files import write_atomic
 from polyclinic.study.checked import CheckedStudy
 from polyclinic.study.provenance import is_incomplete

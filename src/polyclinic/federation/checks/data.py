@@ -12,10 +12,10 @@ from polyclinic.data.cases import Counts
 from polyclinic.data.opening.source import Source
 from polyclinic.engine import LocalEngine
 from polyclinic.errors import DataError, PolyclinicError
-from polyclinic.federation.checking import Finding, fails, passes, warns
+from polyclinic.federation.checks.checking import Finding, fails, passes, warns
+from polyclinic.federation.ends.policy import refusals
 from polyclinic.federation.job import study_hash
 from polyclinic.federation.kit import Kit
-from polyclinic.federation.policy import refusals
 from polyclinic.federation.site_file import Policy, SiteFile
 from polyclinic.study.checked import CheckedStudy
 from polyclinic.study.opening import ask_agree, ask_open

@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from polyclinic.errors import FederationError
-from polyclinic.federation.authority import Authority
-from polyclinic.federation.certificates import key_fingerprint, new_key, stem, write_key
 from polyclinic.federation.consortium import NAMES
 from polyclinic.federation.optional import require_flare
+from polyclinic.federation.trust.authority import Authority
+from polyclinic.federation.trust.certificates import key_fingerprint, new_key, stem, write_key
 from polyclinic.files import write_atomic
 
 if TYPE_CHECKING:

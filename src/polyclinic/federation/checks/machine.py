@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-from polyclinic.federation.checking import Finding, fails, passes, warns
+from polyclinic.federation.checks.checking import Finding, fails, passes, warns
 
 _GIGABYTE = 10**9
 #: Gigabytes below which no study runs, and below which a large one may not.

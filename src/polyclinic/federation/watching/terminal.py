@@ -13,8 +13,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.table import Table
 
 from polyclinic.errors import ResultsError
-from polyclinic.federation.status import Status
-from polyclinic.federation.status_page import STATUS_PAGE, site_rows, write_status_page
+from polyclinic.federation.watching.page import STATUS_PAGE, site_rows, write_status_page
+from polyclinic.federation.watching.status import Status
 
 
 class Shown:

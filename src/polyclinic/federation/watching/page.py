@@ -9,13 +9,13 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from polyclinic.federation.status import SiteStatus, Status, Validation
+from polyclinic.federation.watching.status import SiteStatus, Status, Validation
 from polyclinic.files import write_atomic
 
 #: Name of the file.
 STATUS_PAGE = "status.html"
 _TEMPLATES = Path(__file__).parent / "templates"
-_STYLE = Path(__file__).parents[1] / "study" / "report" / "templates" / "report.css"
+_STYLE = Path(__file__).parents[2] / "study" / "report" / "templates" / "report.css"
 _STATES = {
     "running": "running", "finished": "finished", "failed": "failed",
     "incomplete": "finished without results of some sites",

@@ -24,9 +24,9 @@ from nvflare.private.defs import CellMessageHeaderKeys, ClientType
 from nvflare.private.fed.app.deployer import server_deployer
 
 from polyclinic.errors import PolyclinicError
-from polyclinic.federation.revoked import Revoked
+from polyclinic.federation.trust.revoked import Revoked
 
-log = logging.getLogger("polyclinic.federation.coordinator_process")  # this module is run, and called __main__ then
+log = logging.getLogger("polyclinic.federation.processes.coordinator")  # this module is run, and called __main__ then
 
 #: Seconds between two looks at the list.
 PERIOD = 1.0

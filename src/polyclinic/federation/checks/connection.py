@@ -8,11 +8,11 @@ import socket
 import ssl
 from datetime import UTC, datetime
 
-from polyclinic.federation.certificates import FEW_DAYS, certificate_dates
-from polyclinic.federation.checking import Finding, fails, passes, warns
+from polyclinic.federation.checks.checking import Finding, fails, passes, warns
+from polyclinic.federation.checks.kit import kind_of_files
 from polyclinic.federation.kit import Kit
-from polyclinic.federation.kit_checks import kind_of_files
-from polyclinic.federation.running import running
+from polyclinic.federation.processes.running import running
+from polyclinic.federation.trust.certificates import FEW_DAYS, certificate_dates
 
 #: Seconds within which the coordinator must answer.
 ANSWER = 5.0

@@ -1,0 +1,1 @@
+"""What must be so at a party before a study works."""

@@ -1,0 +1,1 @@
+"""Processes of parties: how they are started, looked at and ended."""

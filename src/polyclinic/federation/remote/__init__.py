@@ -1,0 +1,1 @@
+"""How a coordinator's calls reach sites in other processes."""

@@ -1,0 +1,1 @@
+"""Where a study is, on a page and on a terminal."""
