@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from polyclinic.errors import FederationError, PolyclinicError, SiteError
 from polyclinic.federation.job import MARK, OUTCOME, PAUSE, RESULTS, STATUS, run_hash, write_job
@@ -28,8 +28,18 @@ LOOKS = 5
 QUIET = 20
 #: After so many runs in which no round was done a study is not begun again.
 MOST_IDLE = 3
+#: What FLARE's session raises where asking again would not help.
+_REFUSALS = (
+    "AuthenticationError", "AuthorizationError", "InvalidJobDefinition", "JobNotFound", "InvalidArgumentError",
+    "InvalidTarget", "JobNotDone", "JobNotRunning",
+)  # fmt: skip
 #: Called with what the coordinator tells of a study.
 Follow = Callable[[Status], None]
+Found = TypeVar("Found")
+
+
+class _Refused(FederationError):  # noqa: N818 - told as a FederationError
+    """The coordinator answered, and said no: asking again would not help."""
 
 
 class Researcher:
@@ -67,7 +77,7 @@ class Researcher:
                 if time.monotonic() > until or not alive():
                     raise FederationError(
                         "P603", f"The coordinator does not answer {kit.name}: {cause}.",
-                        "Is it running (`polyclinic coordinator start`), and is the kit one of this consortium?",
+                        "Is it running (`polyclinic coordinator start`), and is the kit one of this consortium that was not revoked?",
                     ) from None  # fmt: skip
                 time.sleep(0.5)
         researcher = cls(session, kit)
@@ -89,7 +99,7 @@ class Researcher:
             FederationError: P603 with those that are not.
         """
         until = time.monotonic() + seconds
-        while missing := sorted(set(sites) - set(self.sites())):
+        while missing := sorted(set(sites) - set(self._patiently(self.sites, until))):
             if time.monotonic() > until:
                 raise FederationError("P603", f"Not connected: {', '.join(missing)}.",
                                       "Start them, or name those that take part with --site.")  # fmt: skip
@@ -103,7 +113,7 @@ class Researcher:
                 when the researcher's kit was made.
         """
         self.wait_for(sites or self.kit.about["sites"], seconds)
-        return list(sites) or self.sites()
+        return list(sites) or self._patiently(self.sites, time.monotonic() + seconds)
 
     def run(self, study: Path, out: Path, sites: Sequence[str], follow: Follow, patience: float = 0.0) -> None:
         """Hand in a study, follow it to its end, and fetch its results.
@@ -137,13 +147,10 @@ class Researcher:
     ) -> Outcome:  # fmt: skip
         """Hand a study in, or find it where it runs already, and follow it until it ends or stops."""
         with tempfile.TemporaryDirectory(prefix="polyclinic-") as folder:
-            mark = run_hash(text, sites)
-            name = self._running(mark)
-            if name is None:
-                job = Path(folder) / "job"
-                write_job(job, text, sites)
-                with _words("hand in a study"):
-                    name = str(self._session.submit_job(str(job)))
+            mark, job = run_hash(text, sites), Path(folder) / "job"
+            write_job(job, text, sites)
+            # Where handing it in seems to have failed, it may run all the same.
+            name = self._patiently(lambda: self._running(mark) or self._submit(job), time.monotonic() + patience)
             try:
                 if not self._follow(name, follow, sites, patience):
                     return _unsaid(mark)
@@ -151,9 +158,16 @@ class Researcher:
                 with _words("stop a study"):
                     self._session.abort_job(name)
                 raise
-            with _words("fetch results"):
-                found = Path(self._session.download_job_result(name, folder))
+            found = self._patiently(lambda: self._fetched(name, folder), time.monotonic() + patience)
             return _taken(found, out, mark)
+
+    def _submit(self, job: Path) -> str:
+        with _words("hand in a study"):
+            return str(self._session.submit_job(str(job)))
+
+    def _fetched(self, job: str, folder: str) -> Path:
+        with _words("fetch results"):
+            return Path(self._session.download_job_result(job, folder))
 
     def _running(self, mark: str) -> str | None:
         """The job of a study that runs already, as it does when a researcher's machine was away for a while."""
@@ -209,18 +223,29 @@ class Researcher:
         return []
 
     def _state(self, job: str, patience: float) -> str:
-        """What FLARE says of a job; where the connection was lost, it is made again.
+        """What FLARE says of a job.
 
         Raises:
             FederationError: P603, the coordinator is not there again in time.
         """
-        until = time.monotonic() + patience
+
+        def asked() -> str:
+            with _words("look at a study"):
+                return str(self._session.get_job_meta(job).get("status", ""))
+
+        return self._patiently(asked, time.monotonic() + patience)
+
+    def _patiently(self, ask: Callable[[], Found], until: float) -> Found:
+        """What the coordinator answers; where the connection was lost, it is made again.
+
+        Raises:
+            FederationError: P603, the coordinator is not there again in time.
+        """
         while True:
             try:
-                with _words("look at a study"):
-                    return str(self._session.get_job_meta(job).get("status", ""))
-            except FederationError:
-                if time.monotonic() >= until:
+                return ask()
+            except FederationError as error:
+                if isinstance(error, _Refused) or time.monotonic() >= until:
                     raise
             time.sleep(PERIOD)
             with contextlib.suppress(Exception), contextlib.redirect_stdout(io.StringIO()):
@@ -291,5 +316,5 @@ def _words(what: str) -> Iterator[None]:
         raise
     except Exception as error:
         cause = str(error).splitlines()[0][:300] if str(error) else type(error).__name__
-        raise FederationError("P603", f"The coordinator did not let us {what}: {cause}.",
-                              "Look at its log.") from None  # fmt: skip
+        kind = _Refused if type(error).__name__ in _REFUSALS else FederationError
+        raise kind("P603", f"The coordinator did not let us {what}: {cause}.", "Look at its log.") from None
