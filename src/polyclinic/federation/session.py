@@ -77,7 +77,7 @@ class Researcher:
                 if time.monotonic() > until or not alive():
                     raise FederationError(
                         "P603", f"The coordinator does not answer {kit.name}: {cause}.",
-                        "Is it running (`polyclinic coordinator start`)? Is the kit of this consortium, and not revoked?",
+                        "Does it run (`polyclinic coordinator start`)? Is the kit of this consortium, and not revoked?",
                     ) from None  # fmt: skip
                 time.sleep(0.5)
         researcher = cls(session, kit)
