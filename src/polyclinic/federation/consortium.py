@@ -12,25 +12,25 @@ from polyclinic.errors import FederationError
 from polyclinic.study.reading import read_yaml
 
 #: Names of parties become names of folders and of certificates.
-_PARTY = re.compile(r"^[A-Za-z][A-Za-z0-9-]{0,40}$")
-_ADDRESS = re.compile(r"^[A-Za-z0-9._+-]{1,30}@[A-Za-z0-9.-]{1,30}$")
-_HOST = re.compile(r"^[A-Za-z0-9]([A-Za-z0-9.-]{0,60}[A-Za-z0-9])?$")
+_PARTY = re.compile(r"[A-Za-z][A-Za-z0-9-]{0,40}")
+_ADDRESS = re.compile(r"(?=.{1,64}\Z)[A-Za-z0-9._+-]+@[A-Za-z0-9.-]+\.[A-Za-z]{2,}")
+_HOST = re.compile(r"[A-Za-z0-9]([A-Za-z0-9.-]{0,60}[A-Za-z0-9])?")
 
 
 def _party(name: str) -> str:
-    if not _PARTY.match(name):
+    if not _PARTY.fullmatch(name):
         raise ValueError(f"got {name!r}, expected letters, digits and hyphens, a letter first, 41 at most")
     return name
 
 
 def _address(name: str) -> str:
-    if not _ADDRESS.match(name):
-        raise ValueError(f"got {name!r}, expected an e-mail address, such as maria@hospital.org")
+    if not _ADDRESS.fullmatch(name):
+        raise ValueError(f"got {name!r}, expected an e-mail address of 64 characters at most, such as maria@hospital.org")
     return name
 
 
 def _host(name: str) -> str:
-    if not _HOST.match(name):
+    if not _HOST.fullmatch(name):
         raise ValueError(f"got {name!r}, expected the name of a host, such as federation.hospital.org")
     return name
 
