@@ -11,8 +11,9 @@ demo: $(MADE)
 test: $(MADE)
 	$(BIN)/python -m pytest -n auto --dist loadgroup
 
+# One process more than cores: some of these tests wait for processes most of the time.
 test-long: $(MADE)
-	$(BIN)/python -m pytest -n auto --dist loadgroup -m long
+	$(BIN)/python -m pytest -n $$(($$(nproc) + 1)) --dist loadgroup -m long
 
 # The numeric tests with fewer instructions and with two threads, as other processors would run them.
 test-processors: $(MADE)

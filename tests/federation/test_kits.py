@@ -93,7 +93,7 @@ def test_a_kit_of_another_role_is_refused(made: dict[str, Path], tmp_path: Path)
         ({"sites": ["St. Mary"]}, "letters, digits and hyphens"),
         ({"researchers": ["maria"]}, "researchers[1]: got 'maria', expected an e-mail address"),
         ({"researchers": ["maria@hospital"]}, "expected an e-mail address"),
-        ({"researchers": [f"{'m' * 52}@hospital.org"]}, "expected an e-mail address of 64 characters at most"),
+        ({"researchers": [f"{'m' * 52}@hospital.org"]}, "expected an e-mail address of at most 64 characters"),
         ({"researchers": ["maria@hospital.org\n"]}, "expected an e-mail address"),
         ({"sites": ["a\n"]}, "letters, digits and hyphens"),
         ({"coordinator": {"host": "a b"}}, "coordinator.host"),

@@ -25,7 +25,7 @@ def _party(name: str) -> str:
 
 def _address(name: str) -> str:
     if not _ADDRESS.fullmatch(name):
-        raise ValueError(f"got {name!r}, expected an e-mail address of 64 characters at most, such as maria@hospital.org")
+        raise ValueError(f"got {name!r}, expected an e-mail address of at most 64 characters, as maria@hospital.org")
     return name
 
 

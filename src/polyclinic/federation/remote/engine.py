@@ -63,7 +63,7 @@ class Patience:
     """
 
     deadline: float = 24 * 3600.0
-    silence: float = 120.0
+    silence: float = 60.0
     absence: float = 60.0
     look: float = 5.0
     pause: float = 0.5
