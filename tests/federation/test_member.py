@@ -264,6 +264,20 @@ def test_a_message_that_the_study_does_not_have_is_refused(
         asked(site, name, asked_for[name])
 
 
+def test_sites_agree_once(kit: Path) -> None:
+    """Else counts of classes that are put together in other ways would tell of single patients."""
+    study = write_study(kit)
+    site = member(kit, study)
+    census = Census.model_validate(asked(site, "open", opening(study)).fields)
+    declaration = Study.read(study, named=True).declaration
+    found = agree({"Aachen": census}, declaration.data, declaration.target)
+    asked(site, "agree", Message(Agree(agreement=found, notes=True).fields()))
+    asked(site, "agree", Message(Agree(agreement=found, notes=True).fields()))
+    other = found.model_copy(update={"labels": dict.fromkeys(found.labels or {}, 0)})
+    with pytest.raises(FederationError, match="agrees on something else than one before"):
+        asked(site, "agree", Message(Agree(agreement=other, notes=True).fields()))
+
+
 def test_a_site_works_for_as_long_as_its_policy_allows(kit: Path) -> None:
     study = write_study(kit)
     write_site_file(kit, policy={"hours": 1e-9})

@@ -28,13 +28,13 @@ class Agreed:
 
     Attributes:
         census: what the site said of its rows, once it did.
-        agreement: what all sites agreed on, once the site was told.
+        agreement: what all sites agreed on, once the site was told: once in a run of the study.
     """
 
     def __init__(self, declaration: Declaration, site: str) -> None:
         self.declaration, self.site = declaration, site
         self.census = Census(found=0, usable=0, labelled=0)
-        self.agreement = Agreement()
+        self.agreement: Agreement | None = None
         methods = [one.method for method in declaration.study_methods for one in declaration.candidates(method)]
         self.rounds = max(method.training.rounds for method in methods)
         self._trainings = {_text(training) for method in methods for training in self._declared(method)}
@@ -45,9 +45,11 @@ class Agreed:
             case Open():
                 return "" if asked == self._opening else "a message asks for other data than the study"
             case Agree():
-                wrong = self._disagrees(asked.agreement)
-                self.agreement = self.agreement if wrong else asked.agreement
-                return f"a message agrees on other {wrong} than the study and the site have" if wrong else ""
+                if wrong := self._disagrees(asked.agreement):
+                    return f"a message agrees on other {wrong} than the study and the site have"
+                if self.agreement not in (None, asked.agreement):
+                    return "a message agrees on something else than one before"
+                self.agreement = asked.agreement
             case Prepare():
                 if not self._splits(asked):
                     return "a message splits the cases in another way than the study"
@@ -91,6 +93,8 @@ class Agreed:
         return next((what for what, right in found.items() if not right), "")
 
     def _prepares(self, asked: Prepare) -> bool:
+        if self.agreement is None:
+            return False
         spec = self.agreement.prepared(self.declaration.data)
         features, covariates = self.agreement.features_encoded(spec), self.agreement.covariates_encoded(spec)
         steps = name_steps(spec, features, covariates)
