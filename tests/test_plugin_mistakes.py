@@ -65,7 +65,8 @@ def server(base=ServerPart, **hooks):
 def channel(here, there):
     """A study of a part of the channel, given the hooks of its ends."""
     ends = {"at_site": one(SiteEnd, **here), "at_server": one(ServerEnd, needs_each=True, **there)}
-    CHANNEL_PARTS.add("own")(one(Part, **{name: staticmethod(end) for name, end in ends.items()}))
+    hooks = {name: staticmethod(end) for name, end in ends.items()}
+    CHANNEL_PARTS.add("own")(one(Part, reveals={"count": "nothing"}, **hooks))
     return {"channel": ["own"]}
 
 
@@ -215,6 +216,25 @@ def test_a_model_that_is_measured_is_never_taken_for_another(monkeypatch):
         losses = dict(found[start : start + 3])
         assert len(set(losses.values())) == 3
         assert dict(found[start + 3 : start + 6]) == losses
+
+
+@pytest.mark.parametrize("hook", ["take", "finish"])
+def test_what_sites_are_sent_is_not_written_to_while_some_may_not_have_read_it(hook):
+    """Else what a site gets would depend on which site answered before; when all have answered it is no harm."""
+
+    def begin(self, now):
+        if not hasattr(self, "count"):
+            self.count = torch.zeros(1)
+
+    def counted(self, given):
+        self.count += 1
+        return given
+
+    entry = channel({}, {"begin": begin, "send": lambda self, site: {"count": self.count}, hook: counted})
+    if hook == "take":
+        assert "The part own gave 'count' other numbers in place in `take`; expected a new tensor" in said(entry)
+    else:
+        federation(entry).rounds()
 
 
 def test_what_is_put_under_a_name_counts_with_its_round_only():

@@ -67,8 +67,8 @@ class Unwritten:
         same = things.keys() == self._things.keys() and all(things[name] is own for name, own in self._things.items())
         return not same or bool(self._written())
 
-    def check(self, part: str, hook: str, site: str) -> None:
-        """See that a part at a site did not write to them.
+    def check(self, part: str, hook: str, site: str = "") -> None:
+        """See that a part at a site, or at the server, did not write to them.
 
         Raises:
             PartError: P304, it did.

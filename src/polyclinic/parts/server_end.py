@@ -132,7 +132,10 @@ class ServerEnd:
         self.now = now
 
     def send(self, site: str) -> Memory:
-        """What to send a site in the round that begins; names are keys of the part's ``reveals``."""
+        """What to send a site in the round that begins; names are keys of the part's ``reveals``.
+
+        Before all sites have answered these tensors are not to be written to: some may not have read them yet.
+        """
         return {}
 
     def open(self, packed: Memory) -> Memory:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from polyclinic.errors import PartError
 from polyclinic.parts import Aggregation, Ask, Memory, Now, ServerEnd, Step, Update
-from polyclinic.parts.checks import kind_of, tensors_of, wrong
+from polyclinic.parts.checks import Unwritten, kind_of, tensors_of, wrong
 from polyclinic.server.mean import Mean
 
 Passed = TypeVar("Passed", Update, Step)
@@ -45,6 +45,8 @@ class Chain:
         self.aggregation = found[0] if found else Mean()
         self.aggregation.name = self.aggregation.name or "mean"
         self.others = [end for end in ends.values() if end is not self.aggregation]
+        #: Site that has not answered yet -> part -> what it was sent.
+        self._on_the_way = dict[str, dict[str, Unwritten]]()
 
     def meet(
         self, announced: Mapping[str, Mapping[str, Memory]], everyone: Mapping[str, float], ask: Mapping[str, Ask]
@@ -57,17 +59,16 @@ class Chain:
     def begin(self, now: Now) -> None:
         """Begin a round."""
         self.now, self._sites = now, set[str]()
+        self._on_the_way.clear()
         for end in (*self.others, self.aggregation):
             end.now = now
             end.begin(now)
 
     def send(self, site: str) -> Memory:
         """What a site is sent besides the state: ``part/name`` -> tensor."""
-        return {
-            f"{name}/{key}": tensor
-            for name, end in self.ends.items()
-            for key, tensor in tensors_of(name, "send", end.send(site)).items()
-        }
+        sent = {name: tensors_of(name, "send", end.send(site)) for name, end in self.ends.items()}
+        self._on_the_way[site] = {name: Unwritten(tensors) for name, tensors in sent.items()}
+        return {f"{name}/{key}": tensor for name, tensors in sent.items() for key, tensor in tensors.items()}
 
     def take(self, site: str, packed: Memory, weight: float, lag: int = 0) -> None:
         """Take in what left a site; answers come in site order.
@@ -92,6 +93,10 @@ class Chain:
             update = self._checked(end, "take", end.take(update), Update)
         self.aggregation.add(update)
         self._sites.add(site)
+        self._on_the_way.pop(site, None)
+        for others in self._on_the_way.values():  # may not have read theirs yet
+            for name, unwritten in others.items():
+                unwritten.check(name, "take")
 
     def _check_opened(self, packed: Memory, opened: str, site: str) -> None:
         for key, like in (("change", self.now.weights), ("statistics", self.now.statistics)):
