@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -9,11 +10,18 @@ import torch
 
 from polyclinic.seeds import derive_seed
 
+#: The generators are those of all threads. Two that used them at a time would draw from each other's seeds; and PyTorch
+#: stands still where one reads a generator's state while another waits for it and Python clears away tensors.
+_LOCK = threading.RLock()
+
 
 @contextmanager
 def kept_randomness(device: torch.device | None = None) -> Iterator[None]:
-    """Afterwards PyTorch's global random generators are as before, that of the processor and that of ``device``."""
-    with torch.random.fork_rng(devices=[device] if device is not None and device.type == "cuda" else []):
+    """Afterwards PyTorch's global random generators are as before, that of the processor and that of ``device``.
+
+    Threads have them one after another.
+    """
+    with _LOCK, torch.random.fork_rng(devices=[device] if device is not None and device.type == "cuda" else []):
         yield
 
 

@@ -1,5 +1,8 @@
 """What a network draws in training depends on study, site and round, and on nothing else."""
 
+import time
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 import torch
 from torch import nn
@@ -52,6 +55,22 @@ def test_depth_is_stochastic():
         federation.template.module[2].drop_prob = 0.0
         federation.engine.members["Aachen"].run.model.module[2].drop_prob = 0.0
         assert not torch.equal(one, federation.state(seed=0))
+
+
+def test_threads_draw_from_their_own_seeds():
+    """Each begins, and draws when the other would have begun, too."""
+
+    def draws(name, wait=lambda: None):
+        with own_randomness(1, name):
+            wait()
+            return [torch.rand(3).tolist(), torch.randn(3).tolist()]
+
+    names = ["a", "b", "c", "d"]
+    alone = [draws(name) for name in names]
+    with ThreadPoolExecutor(len(names)) as threads:
+        together = list(threads.map(lambda name: draws(name, lambda: time.sleep(0.02)), names))
+    assert together == alone
+    assert len({str(one) for one in alone}) == len(names)
 
 
 def test_own_randomness_gives_what_manual_seed_gives_and_is_put_back():
