@@ -23,6 +23,10 @@ class NoConnection(ConnectionError):  # noqa: N818 - its name counts
     """As FLARE's."""
 
 
+class AuthenticationError(Exception):
+    """As FLARE's, where the coordinator does not know the session any longer."""
+
+
 class AuthorizationError(Exception):
     """As FLARE's."""
 
@@ -33,17 +37,18 @@ class Coordinator:
     Args:
         folder: for results.
         away: numbers of the calls at which nobody answers, from 0.
+        error: what FLARE raises then.
     """
 
-    def __init__(self, folder: Path, away: set[int]) -> None:
-        self.folder, self.away, self.calls = folder, away, 0
+    def __init__(self, folder: Path, away: set[int], error: type[Exception] = NoConnection) -> None:
+        self.folder, self.away, self.calls, self.error = folder, away, 0, error
         self.jobs: dict[str, str] = {}
         self.opened = 0
 
     def _called(self) -> None:
         self.calls += 1
         if self.calls - 1 in self.away:
-            raise NoConnection
+            raise self.error
 
     def close(self) -> None:
         pass
@@ -99,11 +104,17 @@ def researcher(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, coordinator: Coo
 
 @pytest.mark.parametrize("first", range(9))
 @pytest.mark.parametrize("length", [1, 3])
+@pytest.mark.parametrize("error", [NoConnection, AuthenticationError])
 def test_a_coordinator_that_is_away_for_a_while_is_waited_for(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, study: Path, first: int, length: int
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    study: Path,
+    first: int,
+    length: int,
+    error: type[Exception],
 ) -> None:
     """Whatever was being asked, the study is handed in once, and its results come."""
-    coordinator = Coordinator(tmp_path / "there", set(range(first, first + length)))
+    coordinator = Coordinator(tmp_path / "there", set(range(first, first + length)), error)
     one = researcher(tmp_path, monkeypatch, coordinator)
     assert one.chosen([], 5) == ["aachen", "bonn"]
     one.run(study, tmp_path / "out", ["aachen", "bonn"], lambda status: None, patience=5)

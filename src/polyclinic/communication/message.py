@@ -86,7 +86,7 @@ class Message:
 
     @classmethod
     def from_pieces(cls, pieces: Sequence[Piece]) -> Message:
-        """The message whose pieces these are; its tensors are not copied.
+        """The message whose pieces these are; its tensors are not copied, as the library would.
 
         Raises:
             ValueError: they are not those of a message.

@@ -28,11 +28,9 @@ LOOKS = 5
 QUIET = 20
 #: After so many runs in which no round was done a study is not begun again.
 MOST_IDLE = 3
-#: What FLARE's session raises where asking again would not help.
-_REFUSALS = (
-    "AuthenticationError", "AuthorizationError", "InvalidJobDefinition", "JobNotFound", "InvalidArgumentError",
-    "InvalidTarget", "JobNotDone", "JobNotRunning",
-)  # fmt: skip
+#: What FLARE's session raises where asking again would not help. Who is not authenticated any longer, since the
+#: coordinator began anew, logs in again.
+_REFUSALS = ("AuthorizationError", "InvalidJobDefinition", "InvalidArgumentError", "InvalidTarget", "JobNotFound")
 #: Called with what the coordinator tells of a study.
 Follow = Callable[[Status], None]
 Found = TypeVar("Found")
