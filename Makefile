@@ -30,6 +30,7 @@ benchmark: $(MADE)
 	$(BIN)/python benchmarks/rounds.py
 	$(BIN)/python benchmarks/engines.py
 	$(BIN)/python benchmarks/methods.py
+	$(BIN)/python benchmarks/channel.py
 	$(BIN)/python benchmarks/data.py
 	$(BIN)/python benchmarks/federation.py
 

@@ -40,7 +40,7 @@ def close(found, expected, tolerance=1e-6):
 
 def test_no_part_of_the_plugin_is_known_to_the_package():
     source = "".join(path.read_text() for path in Path(polyclinic.__path__[0]).rglob("*.py"))
-    names = ("top_k", "secure_sum", "common_direction", "common_statistics", "consistency:", "clusters", "buffered")
+    names = ("largest", "masked_sum", "common_direction", "common_statistics", "consistency:", "clusters", "buffered")
     assert not [name for name in names if f'"{name}"' in source]
 
 
@@ -88,7 +88,7 @@ def test_the_gradient_rule_begins_in_the_second_round():
 
 
 @pytest.mark.parametrize("entry", [
-    {"local": ["common_direction"]}, {"channel": [{"top_k": {"share": 0.3}}]}, {"channel": ["secure_sum"]},
+    {"local": ["common_direction"]}, {"channel": [{"largest": {"share": 0.3}}]}, {"channel": ["masked_sum"]},
     {"procedure": "buffered", "server": ["mean", "stale"]}, {"topology": "clusters"},
 ], ids=str)  # fmt: skip
 def test_sites_are_trained_together_to_the_same_model(entry):
@@ -200,16 +200,16 @@ def test_without_noise_or_cases_nothing_is_added():
 
 
 def test_all_of_all_weights_are_fedavg():
-    assert torch.equal(state_of({"channel": [{"top_k": {"share": 1}}]}), state_of())
+    assert torch.equal(state_of({"channel": [{"largest": {"share": 1}}]}), state_of())
 
 
 @given(st.lists(st.floats(-100, 100, width=32), min_size=3, max_size=3), st.floats(0.05, 1))
 @settings(max_examples=50)
 def test_what_was_sent_and_what_is_left_are_all_changes(values, share):
     """Over rounds: the sum of what the server opens, and what is left at the site, is the sum of the changes."""
-    part = build_part("top_k", {"share": share})
+    part = build_part("largest", {"share": share})
     here, there = part.at_site(), part.at_server()
-    here.name = there.name = "top_k"
+    here.name = there.name = "largest"
     there.now = SimpleNamespace(weights=torch.zeros(4))
     total, opened = torch.zeros(4), torch.zeros(4)
     for number, value in enumerate(values):
@@ -221,38 +221,38 @@ def test_what_was_sent_and_what_is_left_are_all_changes(values, share):
 
 
 def test_the_largest_changes_are_sent():
-    part = build_part("top_k", {"share": 0.5})
+    part = build_part("largest", {"share": 0.5})
     here = part.at_site()
-    here.name = "top_k"
+    here.name = "largest"
     packed = here.close({"change": torch.tensor([0.1, -3.0, 2.0, 0.0])})
-    assert dict(zip(packed["top_k/places"].tolist(), packed["change"].tolist(), strict=True)) == {1: -3.0, 2: 2.0}
+    assert dict(zip(packed["largest/places"].tolist(), packed["change"].tolist(), strict=True)) == {1: -3.0, 2: 2.0}
     assert torch.equal(here.kept["left"], torch.tensor([0.1, 0.0, 0.0, 0.0]))
 
 
 def test_what_is_left_counts_only_with_its_round():
     """Bonn's answer of the second round is lost; the third goes on from what was left after the first."""
-    entry, kept = {"channel": [{"top_k": {"share": 0.3}}]}, []
+    entry, kept = {"channel": [{"largest": {"share": 0.3}}]}, []
     for rounds in (1, 2, 3):
         one = federation(entry, training={"rounds": rounds, "quorum": 3})
         failing(one.engine, (1, "Bonn"))
         progress, _ = one.rounds()
         run = one.engine.members["Bonn"].run
         run.settle(progress.counted["Bonn"])
-        kept.append(run.kept.parts["top_k"]["left"])
+        kept.append(run.kept.parts["largest"]["left"])
     assert torch.equal(kept[0], kept[1])
     assert not torch.equal(kept[1], kept[2])
 
 
 def test_less_is_sent():
-    rows = [federation({"channel": [{"top_k": {"share": share}}]}).rounds()[1][-1] for share in (1, 0.1)]
+    rows = [federation({"channel": [{"largest": {"share": share}}]}).rounds()[1][-1] for share in (1, 0.1)]
     # Of 52 weights 6, each with its place, and ten statistics.
     assert [row["bytes_up"] for row in rows] == [(52 * 2 + 10) * 4, (6 * 2 + 10) * 4]
-    assert rows[1]["extra_up"] == "top_k/places [6] 24 bytes"
+    assert rows[1]["extra_up"] == "largest/places [6] 24 bytes"
 
 
 # A secure sum ---------------------------------------------------------------------------------------------------------
 
-SECURE = {"channel": ["secure_sum"]}
+SECURE = {"channel": ["masked_sum"]}
 
 
 @pytest.mark.parametrize("weights", ["cases", "uniform"])
@@ -290,11 +290,11 @@ def test_masks_are_told_only_where_somebody_is_missing():
         failing(one.engine, *absent)
         with recorded(one.engine) as said:
             _, rows = one.rounds()
-        verbs.append([(function, site) for function, site, _, _ in said if function.startswith("secure_sum/")])
-    keys = [("secure_sum/keys", site) for site in table_sites()]
+        verbs.append([(function, site) for function, site, _, _ in said if function.startswith("masked_sum/")])
+    keys = [("masked_sum/keys", site) for site in table_sites()]
     assert verbs[0] == keys
-    assert verbs[1] == [*keys, *(("secure_sum/unmask", site) for site in ("Aachen", "Celle", "Dresden"))]
-    told = [row for row in rows if "secure_sum/mask" in row["extra_up"]]
+    assert verbs[1] == [*keys, *(("masked_sum/unmask", site) for site in ("Aachen", "Celle", "Dresden"))]
+    told = [row for row in rows if "masked_sum/mask" in row["extra_up"]]
     assert [(row["round"], row["site"]) for row in told] == [(1, "Aachen"), (1, "Celle"), (1, "Dresden")]
     usual = next(row for row in rows if row["round"] == 2)
     assert told[0]["bytes_up"] == usual["bytes_up"] + 8 * (52 + 10)
@@ -306,7 +306,7 @@ def test_sites_that_do_not_take_part_are_not_masked_with():
     with recorded(one.engine) as said:
         found = one.state()
     assert close(found, state_of(training=training))
-    assert not [function for function, *_ in said if function == "secure_sum/unmask"]
+    assert not [function for function, *_ in said if function == "masked_sum/unmask"]
 
 
 def test_a_sum_of_one_is_refused():
@@ -318,13 +318,13 @@ def test_a_sum_of_one_is_refused():
 
 @pytest.mark.parametrize(("entry", "named"), [
     ({"server": ["median"]}, "median"), ({"server": ["mean", "norm_bound"]}, "norm_bound"),
-    ({"local": ["control_variates"]}, "control_variates"), ({"channel": ["secure_sum", "top_k"]}, "top_k"),
+    ({"local": ["control_variates"]}, "control_variates"), ({"channel": ["masked_sum", "largest"]}, "largest"),
     ({"server": ["qfedavg"]}, "qfedavg"),
 ])  # fmt: skip
 def test_what_needs_single_updates_is_refused_beside_a_secure_sum(entry, named):
     with pytest.raises((EntryError, StudyError), match=f"P104 .*{named}") as caught:
-        federation({"channel": ["secure_sum"], **entry})
-    assert "secure_sum" in str(caught.value)
+        federation({"channel": ["masked_sum"], **entry})
+    assert "masked_sum" in str(caught.value)
 
 
 def test_other_parts_go_with_a_secure_sum():
@@ -520,8 +520,8 @@ def test_split_learning_needs_all_of_the_model():
 ALL = {
     "common_direction": {"local": ["common_direction"]},
     "common_statistics": {"local": ["common_statistics"]},
-    "top_k": {"channel": [{"top_k": {"share": 0.3}}]},
-    "secure_sum": SECURE,
+    "largest": {"channel": [{"largest": {"share": 0.3}}]},
+    "masked_sum": SECURE,
     "clusters": {"topology": "clusters"},
     "buffered": {"procedure": "buffered", "server": ["mean", "stale"]},
     "split": {"procedure": "split"},
@@ -558,7 +558,7 @@ def test_a_run_resumed_from_any_round_ends_with_the_same_bytes(name, tmp_path):
             outcome(ALL[name], tmp_path / str(stop), stop)
         found = outcome(ALL[name], tmp_path / str(stop))
         assert found[1:] == unbroken[1:]
-        if name != "secure_sum":
+        if name != "masked_sum":
             assert found[0] == unbroken[0]
         else:  # keys are new after a restart, and their exchange is written down again
             assert [r["loss"] for r in found[0]] == [r["loss"] for r in unbroken[0]]

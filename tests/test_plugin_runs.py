@@ -22,14 +22,14 @@ SRC = Path(polyclinic.__file__).parents[1]
 METHODS = {
     "common_direction": {"local": ["common_direction"]},
     "common_statistics": {"local": ["common_statistics"]},
-    "top_k": {"channel": [{"top_k": {"share": 0.3}}]},
-    "secure_sum": {"channel": ["secure_sum"]},
+    "largest": {"channel": [{"largest": {"share": 0.3}}]},
+    "masked_sum": {"channel": ["masked_sum"]},
     "clusters": {"topology": "clusters"},
     "buffered": {"procedure": "buffered", "server": ["mean", "stale"]},
     "split": {"procedure": "split"},
 }
 #: Those with which sites can be trained together.
-STACKABLE = {name: METHODS[name] for name in ("common_direction", "top_k", "secure_sum", "clusters", "buffered")}
+STACKABLE = {name: METHODS[name] for name in ("common_direction", "largest", "masked_sum", "clusters", "buffered")}
 #: Ends the process, as by `kill -9`, before the n-th checkpoint is in its place.
 DYING = """
 import os, signal, sys
@@ -102,7 +102,7 @@ def sent(folder):
 def contents(folder):
     """All results but times, and sizes where keys were exchanged again."""
     rounds = pd.read_csv(folder / "rounds.csv").drop(columns="seconds")
-    again = rounds["method"] == "secure_sum"
+    again = rounds["method"] == "masked_sum"
     rounds.loc[again, ["bytes_up", "bytes_down"]] = 0
     rounds["payloads"] = sent(folder).where(~again, "")
     models = {path.name: path.read_bytes() for path in sorted((folder / "models").iterdir())}
@@ -155,7 +155,7 @@ def test_the_report_tells_what_was_exchanged(finished, rounds):
 def test_identities_hold_in_a_study(finished):
     results = pd.read_csv(finished / "results.csv")
     values = results.pivot_table(index=["fold", "tested_on", "metric"], columns="method", values="value", sort=False)
-    pd.testing.assert_series_equal(values["secure_sum"], values["fedavg"], check_names=False, atol=1e-6)
+    pd.testing.assert_series_equal(values["masked_sum"], values["fedavg"], check_names=False, atol=1e-6)
     everywhere = values.xs("auc", level="metric").groupby("tested_on").mean().drop("all")
     assert everywhere["clusters"].min() > 0.75
     assert everywhere["fedavg"].min() < 0.6, "of sites with labels the other way round"

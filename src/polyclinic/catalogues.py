@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from importlib.metadata import entry_points
 from typing import Any
 
+import polyclinic.channel
 import polyclinic.communication.topology
 import polyclinic.server  # noqa: F401 - the parts enter their catalogues
 from polyclinic.client.personal import PERSONAL, Personal

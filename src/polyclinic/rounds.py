@@ -7,6 +7,7 @@ it names none of them.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 from polyclinic.engine.base import Engine
 from polyclinic.errors import PolyclinicError, SiteError
@@ -18,6 +19,7 @@ from polyclinic.running.plan import Plan
 from polyclinic.running.progress import Checkpoint, Progress, Row
 from polyclinic.running.stage import ModelStage
 from polyclinic.running.validation import choose, keep
+from polyclinic.server.chain import Unopened
 
 Report = Callable[[int, int], None]
 
@@ -101,7 +103,10 @@ def _stage(
         asked += 1
         if attendance.counts(answered) and not isinstance(answered.packed, PolyclinicError):
             once = {} if answered.site in progress.losses else federation.announced[answered.site]
-            rows.append(stage.take(answered, answered.packed, once))
+            try:
+                rows.append(stage.take(answered, answered.packed, once))
+            except Unopened as error:
+                attendance.counts(replace(answered, packed=error))
     if not attendance.suffices(len(rows), asked, alone=alone):
         return []
     return stage.finish(rows, attendance.excuses)

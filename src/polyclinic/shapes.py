@@ -37,6 +37,7 @@ class Shaped:
             one length in all of a message. None for any shape.
         finite: whether all numbers must be finite.
         least: the least number that there may be; None for any.
+        most: the largest number that there may be, likewise.
         group: tensors of a group are all there or all missing; those of none must be there.
         always: of a tensor that a part sends: the function, ``train`` or ``start``, whose answers all have it.
     """
@@ -45,16 +46,19 @@ class Shaped:
     shape: tuple[int | str, ...] | None
     finite: bool
     least: float | None
+    most: float | None
     group: str
     always: str
 
     def __init__(
-        self, kind: str, *shape: int | str | None, finite: bool = True, least: float | None = None, group: str = "",
-        always: str = "",
+        self, kind: str, *shape: int | str | None, finite: bool = True, least: float | None = None,
+        most: float | None = None, group: str = "", always: str = "",
     ) -> None:  # fmt: skip
         known = None if shape == (None,) else tuple(length for length in shape if length is not None)
-        values = (tuple(filter(None, kind.split("|"))) or tuple(_TYPES), known, finite, least, group, always)
-        for name, value in zip(("kinds", "shape", "finite", "least", "group", "always"), values, strict=True):
+        kinds = tuple(filter(None, kind.split("|"))) or tuple(_TYPES)
+        values = (kinds, known, finite, least, most, group, always)
+        names = ("kinds", "shape", "finite", "least", "most", "group", "always")
+        for name, value in zip(names, values, strict=True):
             object.__setattr__(self, name, value)
 
     @cached_property
@@ -82,11 +86,16 @@ class Shaped:
         if self.finite and not finite(tensor):
             raise NotFinite("got values that are not finite numbers")
         if not self.reaches(tensor):
-            raise Misfit(f"got {float(tensor.min()):g}, expected {self.least:g} or more")
+            if self.least is not None and float(tensor.min()) < self.least:
+                raise Misfit(f"got {float(tensor.min()):g}, expected {self.least:g} or more")
+            raise Misfit(f"got {float(tensor.max()):g}, expected {self.most:g} or less")
 
     def reaches(self, tensor: Tensor) -> bool:
-        """Whether no number of a tensor is less than the least that there may be."""
-        return self.least is None or not tensor.numel() or float(tensor.min()) >= self.least
+        """Whether all numbers of a tensor are between the least and the largest that there may be."""
+        if not tensor.numel():
+            return True
+        low = self.least is None or float(tensor.min()) >= self.least
+        return low and (self.most is None or float(tensor.max()) <= self.most)
 
     def _fits(self, found: tuple[int, ...], sizes: MutableMapping[str, int]) -> bool:
         if self.shape is None:

@@ -143,6 +143,11 @@ class Layout:
                     slices.append((entry.offset, entry.offset + entry.size))
         return Selection(tuple(slices), sum(stop - start for start, stop in slices), trainable, self.size)
 
+    def shapes(self, chosen: Selection) -> list[tuple[int, ...]]:
+        """Shapes of the weights among the chosen coordinates, in their order."""
+        trained = [entry for entry in self.entries if entry.trainable and entry.size]
+        return [one.shape for one in trained if any(start <= one.offset < stop for start, stop in chosen.slices)]
+
     def split(self, vector: Tensor) -> dict[str, Tensor]:
         """Name -> tensor, as views into ``vector [P]``."""
         parts = vector.split(self._sizes)

@@ -61,6 +61,7 @@ class ControlVariates(Part):
         "control_change": "the change of the site's mean gradient in the round: like a second update",
         "control": "the mean gradient of all sites: like a second global model",
     }
+    means: ClassVar = frozenset({"control_change"})
     shapes: ClassVar = {"control_change": Shaped("float32", "W", always="train"), "control": Shaped("float32", "W")}
     needs_sgd = True
 

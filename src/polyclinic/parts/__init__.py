@@ -4,11 +4,11 @@ A part is named in a study file, under ``local``, ``channel`` or ``server``. It 
 the server; most parts need only one of them. Neither the loop of rounds nor a site knows any part: they call the hooks.
 """
 
-from polyclinic.parts.building import PLACES, build_chain, build_part, part_class
+from polyclinic.parts.building import PLACES, build_chain, build_part, build_parts, part_class
 from polyclinic.parts.catalogue import CHANNEL_PARTS, LOCAL_PARTS, SERVER_PARTS, Part, ServerPart, SitePart
 from polyclinic.parts.grouping import FEDERATION, TOPOLOGIES, Grouping, Groups, Turn
 from polyclinic.parts.procedure import PROCEDURES, Answered, Procedure, Stage
-from polyclinic.parts.server_end import Aggregation, Ask, Now, ServerEnd, Step, Update, all_answers
+from polyclinic.parts.server_end import Aggregation, Ask, Hiding, Now, ServerEnd, Step, Sum, Update, all_answers
 from polyclinic.parts.site_end import Batch, Ended, Memory, SiteEnd, SiteView
 
 __all__ = [
@@ -26,6 +26,7 @@ __all__ = [
     "Ended",
     "Grouping",
     "Groups",
+    "Hiding",
     "Memory",
     "Now",
     "Part",
@@ -37,10 +38,12 @@ __all__ = [
     "SiteView",
     "Stage",
     "Step",
+    "Sum",
     "Turn",
     "Update",
     "all_answers",
     "build_chain",
     "build_part",
+    "build_parts",
     "part_class",
 ]

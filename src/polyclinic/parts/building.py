@@ -10,6 +10,7 @@ from polyclinic.options import Catalogue
 from polyclinic.parts.catalogue import CHANNEL_PARTS, LOCAL_PARTS, SERVER_PARTS, Part
 from polyclinic.parts.grouping import TOPOLOGIES
 from polyclinic.parts.procedure import PROCEDURES
+from polyclinic.parts.server_end import Hiding
 
 #: Name and options of a part.
 Entry = tuple[str, dict[str, Any]]
@@ -35,7 +36,18 @@ def part_class(name: str) -> type[Part]:
 
 def build_part(name: str, options: dict[str, Any]) -> Part:
     """A part with its options."""
-    return part_class(name)(**options)
+    part = part_class(name)(**options)
+    part.name = name
+    return part
+
+
+def build_parts(entries: Iterable[Entry]) -> dict[str, Part]:
+    """Parts by name, each told whether the server sees sums alone."""
+    parts = {name: build_part(name, options) for name, options in entries}
+    summed = any(isinstance(part.at_server(), Hiding) for part in parts.values())
+    for part in parts.values():
+        part.summed = summed
+    return parts
 
 
 def build_chain(channel: Sequence[Entry], local: Iterable[Entry], server: Iterable[Entry]) -> dict[str, Part]:
@@ -44,9 +56,10 @@ def build_chain(channel: Sequence[Entry], local: Iterable[Entry], server: Iterab
     What is done to all that leaves a site comes first. Parts of local training look at the step that comes out, so
     those at the head of the server rule that undo what they did to updates come before them.
     """
+    local, server = list(local), list(server)
+    parts = build_parts([*channel, *local, *server])
     undone, trained, ruled = (
-        [(name, build_part(name, options)) for name, options in entries]
-        for entries in (reversed(channel), local, server)
+        [(name, parts[name]) for name, _ in entries] for entries in (reversed(channel), local, server)
     )
     undoing = list(takewhile(lambda named: named[1].undoes, ruled))
     return dict([*undone, *undoing, *trained, *ruled[len(undoing) :]])

@@ -17,6 +17,7 @@ class Part:
     A part is built anew for every training at a site, and for every model at the server.
 
     Attributes:
+        name: under which it is in its catalogue.
         reveals: what its ends send each other: name -> what that could reveal. Other names are refused.
         shapes: name -> type and shape of what is sent, of those that are always the same. Of others any tensor is taken
             that is not too large; the values of all must be finite.
@@ -25,8 +26,17 @@ class Part:
         undoes: whether its ``finish`` undoes what its ``take`` did, so that it comes before others that change steps.
         returns: whether it sends sites what other sites sent.
         tasks: kinds of tasks that it is for; empty for all.
+        encodes: whether what its ``close`` gives is no change of the weights in their order, so that no step of the
+            channel that looks at numbers can come after it.
+        packs: whether its ``close`` takes tensors of any kind, so that it can come after a part that encodes.
+        requires: the package that it needs besides, and the extra of Polyclinic that brings it.
+        means: of what its end at a site sends with an update, that of which the server needs no more than the sites'
+            mean by weight.
+        summed: whether the server sees sums of what leaves the sites alone, so that what this part gives is added up;
+            set before its ends are made.
     """
 
+    name: str = ""
     reveals: ClassVar[Mapping[str, str]] = {}
     shapes: ClassVar[Mapping[str, Shaped]] = {}
     needs_sgd: bool = False
@@ -34,6 +44,11 @@ class Part:
     undoes: ClassVar[bool] = False
     returns: ClassVar[bool] = False
     tasks: ClassVar[tuple[str, ...]] = ()
+    encodes: ClassVar[bool] = False
+    packs: ClassVar[bool] = False
+    requires: ClassVar[tuple[str, str] | None] = None
+    means: ClassVar[frozenset[str]] = frozenset()
+    summed: bool = False
 
     def at_site(self) -> SiteEnd:
         """The end at a site."""
@@ -42,6 +57,18 @@ class Part:
     def at_server(self) -> ServerEnd:
         """The end at the server."""
         return ServerEnd()
+
+    def leaves(self, before: Mapping[str, Shaped], sizes: Mapping[str, int]) -> Mapping[str, Shaped] | None:
+        """What its ``close`` makes of an update, so that one which is something else is that site's failure.
+
+        Args:
+            before: the tensors of the update that it is given.
+            sizes: lengths of dimensions: T shared weights, S shared statistics.
+
+        Returns:
+            The tensors that it gives, or None if they can be of any kind and shape: then only its ``open`` knows.
+        """
+        return None
 
 
 class SitePart(Part, SiteEnd):

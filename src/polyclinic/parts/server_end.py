@@ -49,6 +49,8 @@ class Now:
         total_weight: sum of the weights of the sites that were asked.
         everyone: weight of each site of the federation, whether or not it takes part in this round.
         sites: who shares this model and takes part in the round, in site order.
+        shapes: of the shared weights, one after another.
+        seed: of the training.
     """
 
     number: int
@@ -59,6 +61,8 @@ class Now:
     total_weight: float
     everyone: Mapping[str, float] = field(default_factory=dict)
     sites: Sequence[str] = ()
+    shapes: Sequence[tuple[int, ...]] = ()
+    seed: int = 0
 
 
 @dataclass(frozen=True)
@@ -73,6 +77,8 @@ class Update:
         weight: declared weight of the site (usually its number of training cases).
         sent: part -> what its end at the site sent.
         lag: steps that the server has taken since it sent what the site started from.
+        count: how many sites it is of. Where no single one is known, ``site`` is empty, ``weight`` that of all, and
+            the tensors are their means by weight, also of what parts sent.
     """
 
     site: str
@@ -81,6 +87,7 @@ class Update:
     weight: float
     sent: Mapping[str, Mapping[str, Tensor]] = field(default_factory=dict)
     lag: int = 0
+    count: int = 1
 
 
 @dataclass(frozen=True)
@@ -106,8 +113,6 @@ class ServerEnd:
         ask: asks sites something (``part/verb``), which the part's end there answers.
         needs_each: whether it needs the single updates, so that their sum, each with its declared weight, is not
             enough. An aggregation does unless it says that it does not.
-        only_sums: whether it hides single updates, so that nothing but that sum means anything. What other parts send
-            with an update could not be hidden, so they are refused beside it.
         least: with fewer updates it can't work.
         named: sites that its options name.
     """
@@ -115,7 +120,6 @@ class ServerEnd:
     name: str = ""
     ask: Ask
     needs_each: ClassVar[bool] = False
-    only_sums: ClassVar[bool] = False
     least: int = 1
     named: Sequence[str] = ()
 
@@ -174,3 +178,34 @@ class Aggregation(ServerEnd):
     @abstractmethod
     def done(self) -> Step:
         """What the updates of the round give; there is at least one."""
+
+
+@dataclass(frozen=True)
+class Sum:
+    """What is known of many sites together.
+
+    Attributes:
+        packed: means over the sites by their weights of what the part at the sites was given to close.
+        shares: how much each site counts in the means.
+        weight: of all.
+    """
+
+    packed: Memory
+    shares: Mapping[str, float]
+    weight: float
+
+
+class Hiding(ServerEnd):
+    """Shows the server no site's update, only what they are together; the parts after it see one update of all.
+
+    A part that needs each site's update, or that sends something with it of which a mean means nothing, is refused
+    beside it.
+    """
+
+    @abstractmethod
+    def collect(self, site: str, packed: Memory, weight: float) -> None:
+        """Take in what left a site."""
+
+    @abstractmethod
+    def together(self) -> Sum:
+        """What was taken in, together; at the end of the round, when there is at least one."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal
 
@@ -30,7 +30,8 @@ class SiteView(ABC):
         vector: the whole model ``[P]``: at the start the first one, in a round as the site received it, with whatever
             stays at the site; in an answer what the server sent as ``state``, empty if it sent none. Not written to.
         layout: names, shapes, places and roles of its tensors.
-        trainable: its first T coordinates are weights.
+        trainable: its first coordinates are weights.
+        shapes: of those weights that are shared, one after another: T numbers in all.
         class_counts: training cases of each class, float64 ``[C]``; None where targets are not classes.
         number: rounds done before.
         learning_rate: of the round.
@@ -42,6 +43,7 @@ class SiteView(ABC):
     vector: Tensor
     layout: Layout
     trainable: int
+    shapes: Sequence[tuple[int, ...]]
     class_counts: Tensor | None
     number: int
     learning_rate: float

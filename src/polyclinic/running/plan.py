@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 from torch import Tensor
@@ -15,7 +15,7 @@ from polyclinic.parts.procedure import Local
 from polyclinic.server.chain import Chain
 from polyclinic.server.selection import Participation
 from polyclinic.site.messages import Start
-from polyclinic.site.schema import Known
+from polyclinic.site.schema import Known, check_opened
 from polyclinic.state import FlatModule, Selection
 from polyclinic.tasks import Task
 
@@ -82,7 +82,8 @@ class Plan:
 
     def chain(self) -> Chain:
         """The server's ends of the parts, for one model."""
-        return Chain({name: part.at_server() for name, part in self.parts().items()})
+        ends = {name: part.at_server() for name, part in self.parts().items()}
+        return Chain(ends, partial(check_opened, self.known))
 
     def cycled_in(self, number: int) -> dict[str, Any]:
         """Options of the local optimiser that the schedule cycles, in a round."""

@@ -47,8 +47,11 @@ class ModelStage(Stage):
             total = sum(plan.weights[site] for site in sites)
             weights, statistics = state[:size], state[size:]
             self.chains[model].begin(
-                Now(self.number, self.rounds, self.learning_rate, weights, statistics, total, plan.weights, sites)
-            )
+                Now(
+                    self.number, self.rounds, self.learning_rate, weights, statistics, total, plan.weights, sites,
+                    plan.network.layout.shapes(plan.selection), plan.start.seed,
+                )
+            )  # fmt: skip
 
     def answers(self) -> Iterator[Answered]:
         """What the procedure gives.

@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import TypeVar
 
 import torch
 from torch import Tensor
 
-from polyclinic.errors import PartError
-from polyclinic.parts import Aggregation, Ask, Memory, Now, ServerEnd, Step, Update
+from polyclinic.errors import PartError, SiteError
+from polyclinic.parts import Aggregation, Ask, Hiding, Memory, Now, ServerEnd, Step, Update
 from polyclinic.parts.checks import Unwritten, kind_of, tensors_of, wrong
 from polyclinic.server.mean import Mean
+from polyclinic.shapes import Misfit
 
 Passed = TypeVar("Passed", Update, Step)
+#: ``(part, packed)``: refuses, with `Misfit`, what the part at a site can't have been given to close.
+Check = Callable[[str, Memory], None]
+
+
+class Unopened(SiteError):  # noqa: N818 - a word says it
+    """What a site sent is not what the steps of the channel give: that site has not answered."""
 
 
 @dataclass(frozen=True)
@@ -30,15 +37,17 @@ class Chain:
 
     Args:
         ends: name -> end, in the order in which steps pass them; updates are opened and taken in the same order.
+        check: of what was opened.
 
     Raises:
         ValueError: there are several aggregations.
     """
 
-    def __init__(self, ends: Mapping[str, ServerEnd]) -> None:
+    def __init__(self, ends: Mapping[str, ServerEnd], check: Check = lambda part, packed: None) -> None:
         for name, end in ends.items():
             end.name = name
-        self.ends = dict(ends)
+        self.ends, self._check = dict(ends), check
+        self.hiding = next((end for end in ends.values() if isinstance(end, Hiding)), None)
         found = [end for end in ends.values() if isinstance(end, Aggregation)]
         if len(found) > 1:
             raise ValueError("a server rule has one aggregation")
@@ -59,6 +68,7 @@ class Chain:
     def begin(self, now: Now) -> None:
         """Begin a round."""
         self.now, self._sites = now, set[str]()
+        self._shares: Mapping[str, float] | None = None
         self._on_the_way.clear()
         for end in (*self.others, self.aggregation):
             end.now = now
@@ -81,22 +91,65 @@ class Chain:
 
         Raises:
             PartError: P304, an end gives something else than it must.
+            Unopened: the site sent what can't be opened; nothing was taken in.
         """
-        opened = ""
-        for name, end in self.ends.items():
-            if type(end).open is not ServerEnd.open:
-                packed, opened = tensors_of(name, "open", end.open(packed)), name
-        self._check_opened(packed, opened, site)
-        sent = {name: named(packed, name) for name in self.ends}
-        update = Update(site, packed["change"], packed["statistics"], weight, sent, lag)
-        for end in self.others:
-            update = self._checked(end, "take", end.take(update), Update)
-        self.aggregation.add(update)
+        names = list(self.ends)
+        if self.hiding is None:
+            self._add(self._opened(site, packed, names), site, weight, lag)
+        else:
+            opened = self._undone(site, packed, names[: names.index(self.hiding.name)])
+            try:
+                self.hiding.collect(site, opened, weight)
+            except Misfit as misfit:
+                raise self._unopened(site, self.hiding.name, misfit) from None
         self._sites.add(site)
         self._on_the_way.pop(site, None)
         for others in self._on_the_way.values():  # may not have read theirs yet
             for name, unwritten in others.items():
                 unwritten.check(name, "take")
+
+    def _opened(self, site: str, packed: Memory, names: Sequence[str]) -> Memory:
+        """An update as it was before the parts called ``names``, the first ones, closed it."""
+        opened = self._undone(site, packed, names)
+        last = next((name for name in reversed(names) if type(self.ends[name]).open is not ServerEnd.open), "")
+        self._check_opened(opened, last, site)
+        return opened
+
+    def _undone(self, site: str, packed: Memory, names: Sequence[str]) -> Memory:
+        for name in names:
+            if type(self.ends[name]).open is not ServerEnd.open:
+                try:
+                    packed = tensors_of(name, "open", self.ends[name].open(packed))
+                    self._check(name, packed)
+                except Misfit as misfit:
+                    raise self._unopened(site, name, misfit) from None
+        return packed
+
+    @staticmethod
+    def _unopened(site: str, part: str, misfit: Misfit) -> Unopened:
+        who = f"The update of site {site}" if site else "The sum of the sites' updates"
+        return Unopened(
+            "P401", f"{who} is not what {part} gives: {misfit}.",
+            "Let all sites and the server run the same version of Polyclinic.", site=site,
+        )  # fmt: skip
+
+    def _add(self, packed: Memory, site: str, weight: float, lag: int, count: int = 1) -> None:
+        sent = {name: named(packed, name) for name in self.ends}
+        update = Update(site, packed["change"], packed["statistics"], weight, sent, lag, count)
+        for end in self.others:
+            update = self._checked(end, "take", end.take(update), Update)
+        self.aggregation.add(update)
+
+    def _add_together(self, hiding: Hiding) -> Mapping[str, float]:
+        """Give the parts what the sites sent as one update; how much each site counts in it."""
+        found, names = hiding.together(), list(self.ends)
+        try:
+            self._check(hiding.name, found.packed)
+        except Misfit as misfit:
+            raise self._unopened("", hiding.name, misfit) from None
+        packed = self._opened("", found.packed, names[names.index(hiding.name) + 1 :])
+        self._add(packed, "", found.weight, 0, len(found.shares))
+        return found.shares
 
     def _check_opened(self, packed: Memory, opened: str, site: str) -> None:
         for key, like in (("change", self.now.weights), ("statistics", self.now.statistics)):
@@ -117,9 +170,13 @@ class Chain:
         """The next state; None if there was no update."""
         if not self._sites:
             return None
+        if self.hiding is not None:
+            self._shares = self._add_together(self.hiding)
         step = self._checked(self.aggregation, "done", self.aggregation.done(), Step)
         for end in self.others:
             step = self._checked(end, "finish", end.finish(step), Step)
+        if self._shares is not None:
+            step = replace(step, shares=self._shares)
         others = [site for site in step.shares if site not in self._sites]
         if others:
             raise PartError(

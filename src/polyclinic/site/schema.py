@@ -24,7 +24,7 @@ from polyclinic.data.opening.facts import SiteFacts
 from polyclinic.data.preparation import SharedStep
 from polyclinic.errors import PolyclinicError, SiteError, TrainingError
 from polyclinic.limits import Body, Nothing
-from polyclinic.parts import Part, build_part
+from polyclinic.parts import Part, build_parts
 from polyclinic.parts.site_end import overrides
 from polyclinic.shapes import MOST_NUMBERS, Misfit, NotFinite, Shaped, finite
 from polyclinic.site.messages import (
@@ -84,7 +84,8 @@ class Known:
     Attributes:
         sizes: lengths of dimensions.
         parts: part of the method -> what its ends may send each other.
-        closed: whether a part changes what leaves a site, so that the change may be of any shape.
+        given: part that closes updates -> what it is given of one at a site; None where only the part before it knows.
+        leaving: an update as it leaves a site, likewise.
         task: what is learned.
         asked: what is measured on test cases.
         step: the step of the preparation that needs all sites.
@@ -92,7 +93,8 @@ class Known:
 
     sizes: Mapping[str, int] = field(default_factory=dict)
     parts: Mapping[str, Shapes] = field(default_factory=dict)
-    closed: bool = False
+    given: Mapping[str, Shapes | None] = field(default_factory=dict)
+    leaving: Shapes | None = None
     task: Task | None = None
     asked: Asked = _NO_METRICS
     step: SharedStep | None = None
@@ -107,12 +109,10 @@ class Known:
             sizes["C"] = start.classes
         task, metrics = build_task(start.task, start.classes, start.loss, grid=start.grid), start.metrics
         sizes["metrics"] = len(task.result_metrics(metrics.names, metrics.classes))
-        parts = {name: build_part(name, options) for name, options in start.parts}
-        closed = any(overrides(part.at_site(), "close") for part in parts.values())
-        return cls(
-            sizes, {name: _shapes(part) for name, part in parts.items()}, closed,
-            task, Asked(metrics.names, metrics.classes, metrics.tolerance),
-        )  # fmt: skip
+        built = build_parts(start.parts)
+        parts = {name: _shapes(part) for name, part in built.items()}
+        asked = Asked(metrics.names, metrics.classes, metrics.tolerance)
+        return cls(sizes, parts, *_levels(built, cls(parts=parts).sent("train"), sizes), task, asked)
 
     def sent(self, answered: str = "") -> dict[str, Shaped]:
         """What parts may add to a message: ``part/name``.
@@ -138,6 +138,19 @@ class Known:
         return self._questions[name]
 
 
+def _levels(
+    parts: Mapping[str, Part], sent: Shapes, sizes: Mapping[str, int]
+) -> tuple[dict[str, Shapes | None], Shapes | None]:
+    """See `Known.given` and `Known.leaving`; ``sent`` is what parts add."""
+    level: Shapes | None = {"change": Shaped("float32", "T"), "statistics": Shaped("float32", "S"), **sent}
+    given = dict[str, Shapes | None]()
+    for name, part in parts.items():
+        if overrides(part.at_site(), "close"):
+            given[name] = level
+            level = None if level is None else part.leaves(level, sizes)
+    return given, level
+
+
 def _shapes(part: Part) -> dict[str, Shaped]:
     return {name: part.shapes.get(name, ANYTHING) for name in part.reveals}
 
@@ -147,8 +160,8 @@ def _of_part(shaped: Shaped, name: str, answered: str) -> Shaped:
     group = "" if answered and shaped.always == answered else name
     shape = (None,) if shaped.shape is None else shaped.shape
     answer = answered != ""
-    least = shaped.least if answer else None
-    return Shaped("|".join(shaped.kinds), *shape, group=group, finite=shaped.finite and answer, least=least)
+    least, most = (shaped.least, shaped.most) if answer else (None, None)
+    return Shaped("|".join(shaped.kinds), *shape, group=group, finite=shaped.finite and answer, least=least, most=most)
 
 
 #: ``(known, what was asked)`` -> the tensors of a message.
@@ -178,10 +191,10 @@ class Function:
 
 
 def _trained(known: Known, asked: Message) -> Shapes:
-    sent = known.sent("train")
-    if known.closed:  # only the part that closes the message knows what the update looks like
-        return {"change": Shaped("", None, group="change"), "statistics": Shaped("", None, group="statistics"), **sent}
-    return {"change": Shaped("float32", "T"), "statistics": Shaped("float32", "S"), **sent}
+    if known.leaving is not None:
+        return known.leaving
+    anything = {name: Shaped("", None, group=name) for name in ("change", "statistics")}
+    return {**anything, **known.sent("train")}
 
 
 def _evidence(known: Known, asked: Message) -> Shapes:
@@ -362,6 +375,17 @@ def _question(part: str) -> Function:
 
 
 # Checking -------------------------------------------------------------------------------------------------------------
+
+
+def check_opened(known: Known, part: str, tensors: Mapping[str, Tensor]) -> None:
+    """Whether an update that a part has opened is what that part at a site was given.
+
+    Raises:
+        Misfit: it is not.
+    """
+    level = known.given.get(part)
+    if level is not None and not _is_exact(_exact(level, known.sizes), tensors):
+        _check_tensors(level, tensors, dict(known.sizes), known)
 
 
 def read_asked(name: str, request: Message, known: Known, site: str) -> Body:

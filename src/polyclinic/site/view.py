@@ -48,6 +48,7 @@ class View(SiteView):
     ) -> None:  # fmt: skip
         self.name, self.vector, self.model, self.task = name, vector, model, task
         self.layout, self.trainable = model.layout, model.layout.trainable
+        self.shapes = model.layout.shapes(shared)
         self.number, self.learning_rate = 0, float(optimizer[1]["lr"])
         self.class_counts = _class_counts(task, dataset, parts)
         self._dataset, self._parts, self._selection, self._seed = dataset, parts, shared, seed

@@ -4,12 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from itertools import pairwise
 from typing import Any
 
 from polyclinic.client.personal import PERSONAL
 from polyclinic.methods import Method
-from polyclinic.parts import PROCEDURES, TOPOLOGIES, Aggregation, Part, ServerEnd, SiteEnd, build_chain, build_part
+from polyclinic.parts import (
+    PROCEDURES,
+    TOPOLOGIES,
+    Aggregation,
+    Hiding,
+    Part,
+    ServerEnd,
+    SiteEnd,
+    build_chain,
+    build_part,
+)
 from polyclinic.parts.site_end import overrides
 from polyclinic.tasks import TASKS
 
@@ -100,14 +111,41 @@ def _returned(method: Method, local: Local) -> Refusal | None:
 
 def _hidden(method: Method, local: Local) -> Refusal | None:
     ends = [(name, part.at_server()) for name, part in _built(method)]
-    hiding, needing = ([n for n, end in ends if getattr(end, fact)] for fact in ("only_sums", "needs_each"))
+    hiding = [name for name, end in ends if isinstance(end, Hiding)]
+    needing = [name for name, end in ends if end.needs_each]
+    if len(hiding) > 1:
+        return Refusal(f"{hiding[0]} and {hiding[1]} both show the server a sum alone.", "Use one of them.", "channel")
     if hiding and needing:
         return Refusal(f"{needing[0]} needs each site's update, and {hiding[0]} shows the server their sum alone.",
                        f"Leave out {hiding[0]}, or use the mean.", "server")  # fmt: skip
-    telling = [name for name, part in _built(method) if part.reveals and overrides(part.at_site(), "end")]
+    telling = [
+        name for name, part in _built(method) if set(part.reveals) - part.means and overrides(part.at_site(), "end")
+    ]
     if hiding and telling:
         return Refusal(f"{telling[0]} sends something with each update, which {hiding[0]} does not hide.",
                        "Leave out one of the two.", "channel")  # fmt: skip
+    return None
+
+
+def _encoded(method: Method, local: Local) -> Refusal | None:
+    """Steps of the channel behind one whose output is no change of the weights any more."""
+    before = ""
+    for name, options in method.channel:
+        part = build_part(name, options)
+        if before and not (part.packs or isinstance(part.at_server(), Hiding)):
+            return Refusal(f"{name} works on the change of the weights, and comes after {before}, which gives codes.",
+                           f"Name {name} before {before}, or leave one of them out. (The values of `top_k`, `random_k` "
+                           "and `power_sgd` can have fewer bits: `values: int8`.)", "channel")  # fmt: skip
+        before = name if part.encodes else before
+    return None
+
+
+def _absent(method: Method, local: Local) -> Refusal | None:
+    for key, name, part in _all(method):
+        if part.requires is not None and find_spec(part.requires[0]) is None:
+            package, extra = part.requires
+            return Refusal(f"{name} needs the package {package}, which is not installed.",
+                           f"pip install 'polyclinic[{extra}]'", key)  # fmt: skip
     return None
 
 
@@ -230,6 +268,6 @@ def _built(method: Method) -> list[tuple[str, Part]]:
 
 
 _CHECKS: tuple[Callable[[Method, Local], Refusal | None], ...] = (
-    _twice, _one_aggregation, _order, _returned, _hidden, _gradient_at_start, _gradient_step, _linear_steps, _task,
-    _one_by_one, _procedure, _personal,
+    _absent, _twice, _encoded, _one_aggregation, _order, _returned, _hidden, _gradient_at_start, _gradient_step,
+    _linear_steps, _task, _one_by_one, _procedure, _personal,
 )  # fmt: skip

@@ -2,7 +2,6 @@
 
 import secrets
 from collections.abc import Iterable, Mapping
-from dataclasses import replace
 from hashlib import shake_256
 from typing import ClassVar
 
@@ -12,14 +11,14 @@ from torch import Tensor
 from polyclinic.errors import SiteError, TrainingError
 from polyclinic.parts import (
     CHANNEL_PARTS,
+    Hiding,
     Memory,
     Now,
     Part,
     ServerEnd,
     SiteEnd,
     SiteView,
-    Step,
-    Update,
+    Sum,
     all_answers,
 )
 
@@ -35,8 +34,8 @@ FFFFFFFFFFFFFFFFC90FDAA22168C234C4C6628B80DC1CD129024E088A67CC74020BBEA63B139B22
 UNIT = 2.0**-24
 
 
-@CHANNEL_PARTS.add("secure_sum")
-class SecureSum(Part):
+@CHANNEL_PARTS.add("masked_sum")
+class MaskedSum(Part):
     """Each two sites agree on a mask, which one adds to its update and the other takes off, so that sums have none.
 
     Updates, times the site's weight, become whole numbers of 64 bits, whose sums overflow without harm, and masks cover
@@ -101,9 +100,7 @@ class _Masking(SiteEnd):
         return total
 
 
-class _Summing(ServerEnd):
-    only_sums = True
-
+class _Summing(Hiding):
     def meet(self, announced: Mapping[str, Memory], everyone: Mapping[str, float]) -> None:
         self._sites = list(everyone)
         keys = torch.stack([announced[site]["key"] for site in self._sites])
@@ -119,24 +116,21 @@ class _Summing(ServerEnd):
         weight = torch.tensor(self.now.everyone[site], dtype=torch.float64)
         return {"there": self._among(self.now.sites), "weight": weight}
 
-    def open(self, packed: Memory) -> Memory:
+    def collect(self, site: str, packed: Memory, weight: float) -> None:
         self._sum += torch.cat([packed["change"], packed["statistics"]])
-        return {**packed, **{name: torch.zeros(len(packed[name])) for name in ("change", "statistics")}}
+        self._came[site] = weight
 
-    def take(self, update: Update) -> Update:
-        self._came[update.site] = update.weight
-        return update
-
-    def finish(self, step: Step) -> Step:
+    def together(self) -> Sum:
         if len(self._came) < 2:
             raise SiteError("P402", "A secure sum of one update would show it.", "Let more sites take part.")
         gone = self._among(site for site in self.now.sites if site not in self._came)
         if gone.any():
             for told in all_answers(self.ask("unmask", {site: {"there": gone} for site in self._came})).values():
                 self._sum -= told["mask"]
-        mean = (self._sum.double() * (UNIT / sum(self._came.values()))).float()
-        size = len(step.change)
-        return replace(step, change=mean[:size], statistics=mean[size:])
+        weight, size = sum(self._came.values()), len(self.now.weights)
+        mean = (self._sum.double() * (UNIT / weight)).float()
+        shares = {site: own / weight for site, own in self._came.items()}
+        return Sum({"change": mean[:size], "statistics": mean[size:]}, shares, weight)
 
     def _among(self, sites: Iterable[str]) -> Tensor:
         chosen = set(sites)

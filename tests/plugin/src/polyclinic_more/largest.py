@@ -9,8 +9,8 @@ from pydantic import Field
 from polyclinic.parts import CHANNEL_PARTS, Memory, Part, ServerEnd, SiteEnd
 
 
-@CHANNEL_PARTS.add("top_k")
-class TopK(Part):
+@CHANNEL_PARTS.add("largest")
+class Largest(Part):
     """Each site sends the largest changes of weights only; what it does not send it adds to its next change.
 
     Source: Stich et al., Sparsified SGD with memory, NeurIPS 2018.
@@ -19,6 +19,7 @@ class TopK(Part):
         share: of the weights that are sent; with 1 nothing is left out.
     """
 
+    encodes: ClassVar = True
     reveals: ClassVar = {"places": "which weights changed most"}
 
     def __init__(self, *, share: Annotated[float, Field(gt=0, le=1)] = 0.1) -> None:
