@@ -73,7 +73,7 @@ class Shape:
 
 
 def fit_shape(
-    sites: int, *, threshold: int | None = None, dropout: float = 0.1, corrupt: float = 0.1, security: int = 100
+    sites: int, *, threshold: int | None = None, dropout: float = 0.2, corrupt: float = 0.1, security: int = 100
 ) -> Shape:
     """The graph and the thresholds for a number of sites.
 

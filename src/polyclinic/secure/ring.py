@@ -22,7 +22,7 @@ CHUNK = 1 << 17
 #: v w / step is computed in 64-bit floats, rounded twice.
 SLACK = 1 + Fraction(1, 2**50)
 MOST_BITS = 64
-#: A weight has at least so many, up to the largest.
+#: Up to the largest weight; the next power of two may halve them.
 WEIGHT_STEPS = 2**9
 
 
@@ -80,7 +80,7 @@ class Ring:
             total_weight: the largest sum of weights, if it is known to be less than ``sites`` times that.
             step: of v w. Without it the finest power of two that fits into the bits.
             bits: k, 2 to 64. Without it the fewest that hold ``step``, or 32 if there is none either. The weight has
-                at least 2^9 steps up to ``most_weight``.
+                at least 2^8 steps up to ``most_weight``.
 
         Raises:
             StudyError: P102, it does not fit.
@@ -98,21 +98,21 @@ class Ring:
         if bits is not None and not 2 <= bits <= MOST_BITS:
             raise StudyError("P102", f"A secure sum got {bits} bits; expected 2 to {MOST_BITS}.", "Give such a number.")
         largest = Fraction(bound) * Fraction(total_weight) * SLACK
-        weights = Fraction(total_weight) / (Fraction(most_weight) / WEIGHT_STEPS)
-        if bits is None:
-            bits = 32 if step is None else (math.ceil(max(largest / Fraction(step), weights)) + sites).bit_length() + 1
-        room = 2 ** (min(bits, MOST_BITS) - 1) - 1 - sites  # the rest is for rounding
         if step is None:
-            step = _power_above(largest / max(room, 1))
-        if max(largest / Fraction(step), weights) > room:
+            bits = 32 if bits is None else bits
+            step = _power_above(largest / max(2 ** (bits - 1) - 1 - sites, 1))
+        highest = max(largest / Fraction(step), Fraction(total_weight) / Fraction(most_weight) * WEIGHT_STEPS)
+        needed = (math.ceil(highest) + sites).bit_length() + 1
+        if bits is None:
+            bits = needed
+        if needed > min(bits, MOST_BITS):
             raise StudyError(
                 "P102",
                 f"Values up to {bound:g}, weights up to {most_weight:g} with a sum of {total_weight:g}, and {sites} "
-                f"sites need whole numbers up to {float(max(largest / Fraction(step), weights)):.3g} in steps of {step:g}; "
-                f"{min(bits, MOST_BITS)} bits hold {max(room, 0):.3g}.",
+                f"sites need {needed} bits in steps of {step:g}; {min(bits, MOST_BITS)} are there.",
                 "Give a lower bound, smaller weights, a larger step, or more bits.",
             )
-        weight_step = _power_above(Fraction(total_weight) / room)
+        weight_step = _power_above(Fraction(total_weight) / (2 ** (bits - 1) - 1 - sites))
         weight_step = max(weight_step, _power_above(Fraction(most_weight) / 2**52))  # whole in 64-bit floats
         return cls(bound, most_weight, step, weight_step, bits)
 
@@ -126,7 +126,7 @@ class Ring:
 
         Args:
             values: ``[T]``, floats.
-            weight: of the site. It is rounded to a multiple of ``weight_step`` first, which then weights the values.
+            weight: of the site. It is rounded down to a multiple of ``weight_step``, which then weights the values.
             generator: of the site alone; with it values are rounded up or down by chance, so that their mean is right,
                 else to the nearest, half to even.
 
@@ -136,7 +136,7 @@ class Ring:
         Raises:
             TrainingError: P301, a value is not finite or beyond the bound, or the weight is.
         """
-        units = round(weight / self.weight_step) if math.isfinite(weight) else 0
+        units = math.floor(weight / self.weight_step) if math.isfinite(weight) else 0
         if units < 1 or weight > self.most_weight:
             raise TrainingError("P301", "A site's weight in a secure sum is not above 0, or above what was agreed.",
                                 "Weights are agreed on before the first round.")  # fmt: skip

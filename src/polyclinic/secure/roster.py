@@ -43,13 +43,13 @@ class Advert:
         """
         if not isinstance(message, Mapping) or set(message) != {"seal", "mask", "seed", "signature"}:
             raise UnfitError(f"What site {site} advertises has other fields than seal, mask, seed and signature.")
-        found = [
+        seal, mask, seed = (
             check_bytes(f"The {name} of site {site}", message[name], KEY_BYTES) for name in ("seal", "mask", "seed")
-        ]
+        )
         signature = message["signature"]
         if not isinstance(signature, bytes):
             raise UnfitError(f"The signature of site {site} is {type(signature).__name__}; expected bytes.")
-        advert = cls(*found, signature)
+        advert = cls(seal, mask, seed, signature)
         if verifier is not None and not verifier.verify(site, advert.signed(terms, site), signature):
             raise UnfitError(f"The keys of site {site} are not signed by it for this round.")
         return advert

@@ -29,10 +29,16 @@ PHASES = ("advertise", "share", "mask", "agree", "unmask")
 
 
 class SiteRound:
-    """One round at one site, with fresh keys: `advertise`, `share`, `mask`, `agree`, `unmask`, once each, in this order.
+    """One round at one site, with fresh keys: `advertise`, `share`, `mask`, `agree`, `unmask`, each once, in order.
 
     What is refused ends the round at this site: its secrets are forgotten, and it takes part in no further phase. So
     the server can't try again with other lists. Whoever makes the object keeps nothing of it beyond the round.
+
+    A round that did not end can be begun again with new objects and the next attempt, but not with the same values where
+    this site has ``revealed`` shares: from two sums that differ by a site the server has that site's values.
+
+    Attributes:
+        revealed: whether shares were revealed, so that the server may know the sum.
 
     Args:
         terms: of the round.
@@ -56,6 +62,7 @@ class SiteRound:
         self._seed = secrets.token_bytes(32)
         self._held = dict[str, tuple[bytes, bytes]]()
         self._survivors: list[str] = []
+        self.revealed = False
 
     def advertise(self) -> dict[str, bytes]:
         """Public keys ``seal`` and ``mask``, ``seed`` (a hash), each 32 bytes, and a ``signature``, perhaps empty."""
@@ -73,7 +80,7 @@ class SiteRound:
             keys: site -> what it advertised, of all that did.
 
         Returns:
-            Neighbour -> box (162 bytes), and this site -> hashes of the share that it keeps (64 bytes).
+            Neighbour -> box (146 bytes), and this site -> hashes of the share that it keeps (64 bytes).
 
         Raises:
             SiteError: P404, the keys are refused.
@@ -173,9 +180,10 @@ class SiteRound:
             if self._signer is not None:
                 self._check(signatures, self._signer)
             kinds = {owner: SEED if owner in self._survivors else KEY for owner in self._held}
-            revealed = {owner: bytes([kind]) + self._held[owner][kind] for owner, kind in kinds.items()}
+            shares = {owner: bytes([kind]) + self._held[owner][kind] for owner, kind in kinds.items()}
+            self.revealed = True
         self._end()
-        return revealed
+        return shares
 
     # What the phases are made of --------------------------------------------------------------------------------------
 

@@ -20,7 +20,7 @@ class Terms:
 
     Attributes:
         training: 32 random bytes, of this training alone.
-        number: of the round.
+        number: of the round, from 1.
         attempt: how often the round was begun before; a round that is begun again has new keys.
         sites: names, in the order of the federation.
         shape: who has masks in common, and how many must be left.
@@ -49,10 +49,11 @@ class Terms:
         if len(set(self.sites)) != count or self.shape.sites != count:
             raise StudyError("P102", f"Got {len(set(self.sites))} different names in a list of {count} sites, and a "
                              f"graph of {self.shape.sites}.", "Name each site once.")  # fmt: skip
-        if not 2 <= self.bits <= 64 or self.length < 1 or min(self.number, self.attempt) < 0:
+        if not 2 <= self.bits <= 64 or self.length < 1 or self.number < 1 or self.attempt < 0:
             raise StudyError(
-                "P102", f"Got {self.bits} bits, {self.length} elements, round {self.number} and attempt "
-                f"{self.attempt}; expected 2 to 64 bits, an element or more, and counts from 0.", "Give such numbers.",
+                "P102", f"A secure sum got {self.bits} bits, {self.length} elements, round {self.number} and attempt "
+                f"{self.attempt}; expected 2 to 64 bits, an element or more, a round from 1 and an attempt from 0.",
+                "Give such numbers.",
             )  # fmt: skip
         if not 2 <= self.least <= count:
             raise StudyError(
