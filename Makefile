@@ -33,6 +33,7 @@ benchmark: $(MADE)
 	$(BIN)/python benchmarks/channel.py
 	$(BIN)/python benchmarks/data.py
 	$(BIN)/python benchmarks/federation.py
+	$(BIN)/python benchmarks/secure.py
 
 # docs/results.md from the studies; needs POLYCLINIC_DATA.
 results: $(MADE)

@@ -611,6 +611,20 @@ def unsaid_end() -> None:
     raise Failure.model_validate(_taken(Path("nothing"), Path("results"), "3f1c09a2b7de").failure).error("")
 
 
+def list_of_one() -> None:
+    import torch
+
+    from polyclinic.secure import ServerRound, SiteRound, Terms, fit_shape
+
+    names = ("Aachen", "Bonn", "Celle")
+    terms = Terms(bytes(32), 3, 0, names, fit_shape(3), 32, 1)
+    sites, server = {name: SiteRound(terms, name) for name in names}, ServerRound(terms)
+    keys = server.keys({name: site.advertise() for name, site in sites.items()})
+    boxes = server.boxes({name: site.share(keys) for name, site in sites.items()})
+    sites["Aachen"].mask(torch.zeros(1, dtype=torch.int32), boxes["Aachen"])
+    sites["Aachen"].agree(["Aachen"])
+
+
 MISTAKES: dict[str, Callable[[], object]] = {
     "P101": lambda: Study.read("studdy.yaml"),
     "P102": lambda: changed("rounds: 2", "rounds: 0"),
@@ -632,6 +646,7 @@ MISTAKES: dict[str, Callable[[], object]] = {
     "P401": unforeseen,
     "P402": lambda: not_finite(["south", "west"], quorum=2),
     "P403": killed_worker,
+    "P404": list_of_one,
     "P501": used_folder,
     "P502": full_disk,
     "P503": lambda: changed("patients.csv", "package:mriqc-table/abide.tsv").open(),

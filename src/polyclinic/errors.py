@@ -32,6 +32,7 @@ TITLES = {
     "P401": "A site failed",
     "P402": "Too few sites answered",
     "P403": "A worker process ended unexpectedly",
+    "P404": "A site refuses a secure sum",
     "P501": "The results folder can't be used",
     "P502": "The disk is full",
     "P503": "An optional package is missing",
