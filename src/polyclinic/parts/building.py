@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import takewhile
 from typing import Any
 
@@ -11,6 +11,7 @@ from polyclinic.parts.catalogue import CHANNEL_PARTS, LOCAL_PARTS, SERVER_PARTS,
 from polyclinic.parts.grouping import TOPOLOGIES
 from polyclinic.parts.procedure import PROCEDURES
 from polyclinic.parts.server_end import Hiding
+from polyclinic.shapes import Shaped
 
 #: Name and options of a part.
 Entry = tuple[str, dict[str, Any]]
@@ -42,12 +43,22 @@ def build_part(name: str, options: dict[str, Any]) -> Part:
 
 
 def build_parts(entries: Iterable[Entry]) -> dict[str, Part]:
-    """Parts by name, each told whether the server sees sums alone."""
+    """Parts by name, in the order in which they close what leaves a site; each knows those before it."""
     parts = {name: build_part(name, options) for name, options in entries}
     summed = any(isinstance(part.at_server(), Hiding) for part in parts.values())
+    norm: float | None = None
     for part in parts.values():
-        part.summed = summed
+        part.summed, part.norm = summed, norm
+        norm = part.bounds()
     return parts
+
+
+def tell_parts(
+    parts: Mapping[str, Part], given: Mapping[str, Mapping[str, Shaped] | None], sizes: Mapping[str, int]
+) -> None:
+    """Tell parts what they are ``given`` to close, of a model with these ``sizes``."""
+    for name, part in parts.items():
+        part.given, part.sizes = given.get(name) or {}, sizes
 
 
 def build_chain(channel: Sequence[Entry], local: Iterable[Entry], server: Iterable[Entry]) -> dict[str, Part]:

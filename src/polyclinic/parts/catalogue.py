@@ -7,7 +7,7 @@ from typing import ClassVar
 
 from polyclinic.options import Catalogue
 from polyclinic.parts.server_end import ServerEnd
-from polyclinic.parts.site_end import SiteEnd
+from polyclinic.parts.site_end import SiteEnd, overrides
 from polyclinic.shapes import Shaped
 
 
@@ -30,10 +30,13 @@ class Part:
             channel that looks at numbers can come after it.
         packs: whether its ``close`` takes tensors of any kind, so that it can come after a part that encodes.
         requires: the package that it needs besides, and the extra of Polyclinic that brings it.
-        means: of what its end at a site sends with an update, that of which the server needs no more than the sites'
-            mean by weight.
+        means: what its end at a site sends with each update, if the server needs no more of it than the sites' mean by
+            weight; empty otherwise.
         summed: whether the server sees sums of what leaves the sites alone, so that what this part gives is added up;
             set before its ends are made.
+        norm: no change that it is given to close is longer than this; None if parts before it promise nothing.
+        given: the tensors of an update that it is given to close; known once the model is, before its ends are made.
+        sizes: lengths of dimensions in these, likewise.
     """
 
     name: str = ""
@@ -49,6 +52,9 @@ class Part:
     requires: ClassVar[tuple[str, str] | None] = None
     means: ClassVar[frozenset[str]] = frozenset()
     summed: bool = False
+    norm: float | None = None
+    given: Mapping[str, Shaped] = {}
+    sizes: Mapping[str, int] = {}
 
     def at_site(self) -> SiteEnd:
         """The end at a site."""
@@ -57,6 +63,10 @@ class Part:
     def at_server(self) -> ServerEnd:
         """The end at the server."""
         return ServerEnd()
+
+    def bounds(self) -> float | None:
+        """No change that it has closed is longer than this; None if it promises nothing."""
+        return None if overrides(self.at_site(), "close") else self.norm
 
     def leaves(self, before: Mapping[str, Shaped], sizes: Mapping[str, int]) -> Mapping[str, Shaped] | None:
         """What its ``close`` makes of an update, so that one which is something else is that site's failure.

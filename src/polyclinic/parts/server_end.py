@@ -185,6 +185,7 @@ class Sum:
     """What is known of many sites together.
 
     Attributes:
+        name: of these sites, where they are not all.
         packed: means over the sites by their weights of what the part at the sites was given to close.
         shares: how much each site counts in the means.
         weight: of all.
@@ -193,6 +194,7 @@ class Sum:
     packed: Memory
     shares: Mapping[str, float]
     weight: float
+    name: str = ""
 
 
 class Hiding(ServerEnd):
@@ -200,12 +202,17 @@ class Hiding(ServerEnd):
 
     A part that needs each site's update, or that sends something with it of which a mean means nothing, is refused
     beside it.
+
+    Attributes:
+        groups: whether sites may be in several groups, each with a sum of its own.
     """
+
+    groups: bool = False
 
     @abstractmethod
     def collect(self, site: str, packed: Memory, weight: float) -> None:
         """Take in what left a site."""
 
     @abstractmethod
-    def together(self) -> Sum:
-        """What was taken in, together; at the end of the round, when there is at least one."""
+    def together(self) -> Sequence[Sum]:
+        """What was taken in, together, or of each group; at the end of the round, when there is at least one."""

@@ -14,6 +14,7 @@ from torch.optim import Optimizer
 from polyclinic.errors import SiteError
 
 if TYPE_CHECKING:
+    from polyclinic.secure import Signer
     from polyclinic.state import FlatModule, Layout
     from polyclinic.tasks import Task
 
@@ -35,6 +36,7 @@ class SiteView(ABC):
         class_counts: training cases of each class, float64 ``[C]``; None where targets are not classes.
         number: rounds done before.
         learning_rate: of the round.
+        identity: signs for the site, and knows the others' signatures; None where sites have no certificates.
         model: the network that does all work of this process. A part may load any vector into it.
         task: loss and measures.
     """
@@ -47,6 +49,7 @@ class SiteView(ABC):
     class_counts: Tensor | None
     number: int
     learning_rate: float
+    identity: Signer | None
     model: FlatModule
     task: Task
 

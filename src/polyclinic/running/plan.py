@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
-from polyclinic.parts import Grouping, Part, Procedure
+from polyclinic.parts import Grouping, Part, Procedure, tell_parts
 from polyclinic.parts.grouping import Star
 from polyclinic.parts.procedure import Local
 from polyclinic.server.chain import Chain
@@ -82,7 +82,9 @@ class Plan:
 
     def chain(self) -> Chain:
         """The server's ends of the parts, for one model."""
-        ends = {name: part.at_server() for name, part in self.parts().items()}
+        parts = self.parts()
+        tell_parts(parts, self.known.given, self.known.sizes)
+        ends = {name: part.at_server() for name, part in parts.items()}
         return Chain(ends, partial(check_opened, self.known))
 
     def cycled_in(self, number: int) -> dict[str, Any]:

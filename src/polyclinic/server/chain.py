@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from polyclinic.errors import PartError, SiteError
-from polyclinic.parts import Aggregation, Ask, Hiding, Memory, Now, ServerEnd, Step, Update
+from polyclinic.parts import Aggregation, Ask, Hiding, Memory, Now, ServerEnd, Step, Sum, Update
 from polyclinic.parts.checks import Unwritten, kind_of, tensors_of, wrong
 from polyclinic.server.mean import Mean
 from polyclinic.shapes import Misfit
@@ -68,7 +68,6 @@ class Chain:
     def begin(self, now: Now) -> None:
         """Begin a round."""
         self.now, self._sites = now, set[str]()
-        self._shares: Mapping[str, float] | None = None
         self._on_the_way.clear()
         for end in (*self.others, self.aggregation):
             end.now = now
@@ -140,16 +139,17 @@ class Chain:
             update = self._checked(end, "take", end.take(update), Update)
         self.aggregation.add(update)
 
-    def _add_together(self, hiding: Hiding) -> Mapping[str, float]:
-        """Give the parts what the sites sent as one update; how much each site counts in it."""
+    def _add_together(self, hiding: Hiding) -> Sequence[Sum]:
+        """Give the parts what the sites sent as one update, or one for each group."""
         found, names = hiding.together(), list(self.ends)
-        try:
-            self._check(hiding.name, found.packed)
-        except Misfit as misfit:
-            raise self._unopened("", hiding.name, misfit) from None
-        packed = self._opened("", found.packed, names[names.index(hiding.name) + 1 :])
-        self._add(packed, "", found.weight, 0, len(found.shares))
-        return found.shares
+        for one in found:
+            try:
+                self._check(hiding.name, one.packed)
+            except Misfit as misfit:
+                raise self._unopened("", hiding.name, misfit) from None
+            packed = self._opened("", one.packed, names[names.index(hiding.name) + 1 :])
+            self._add(packed, one.name, one.weight, 0, len(one.shares))
+        return found
 
     def _check_opened(self, packed: Memory, opened: str, site: str) -> None:
         for key, like in (("change", self.now.weights), ("statistics", self.now.statistics)):
@@ -170,13 +170,13 @@ class Chain:
         """The next state; None if there was no update."""
         if not self._sites:
             return None
-        if self.hiding is not None:
-            self._shares = self._add_together(self.hiding)
+        sums = () if self.hiding is None else self._add_together(self.hiding)
         step = self._checked(self.aggregation, "done", self.aggregation.done(), Step)
         for end in self.others:
             step = self._checked(end, "finish", end.finish(step), Step)
-        if self._shares is not None:
-            step = replace(step, shares=self._shares)
+        if self.hiding is not None:
+            counted = {s: step.shares.get(one.name, 0.0) * share for one in sums for s, share in one.shares.items()}
+            step = replace(step, shares=counted)
         others = [site for site in step.shares if site not in self._sites]
         if others:
             raise PartError(

@@ -22,11 +22,13 @@ class Mean(ServerPart, Aggregation):
         """Begin with a sum of nothing."""
         super().begin(now)
         self._change: Tensor | None = None
+        self._only: Update | None = None
         self._weights: dict[str, float] = {}
 
     def add(self, update: Update) -> None:
         """Add ``weight / total_weight`` of the update."""
         share = update.weight / self.now.total_weight
+        self._only = None if self._weights else update  # which needs no arithmetic
         if self._change is None:
             self._change, self._statistics = update.change * share, update.statistics * share
         else:
@@ -38,6 +40,9 @@ class Mean(ServerPart, Aggregation):
         """The mean over the sites that answered."""
         if self._change is None:
             raise ValueError("a mean of no updates")
+        if self._only is not None:
+            only, self._change = self._only, None
+            return Step(only.change.clone(), only.statistics.clone(), {only.site: 1.0})
         added = sum(self._weights.values())
         if added != self.now.total_weight:  # a site did not answer
             self._change.mul_(self.now.total_weight / added)

@@ -30,7 +30,7 @@ from polyclinic.data.dataset import Dataset
 from polyclinic.data.splits import Parts
 from polyclinic.errors import TrainingError
 from polyclinic.models import has_batch_norm
-from polyclinic.parts import Ended, Memory, SiteEnd, build_parts
+from polyclinic.parts import Ended, Memory, SiteEnd, build_parts, tell_parts
 from polyclinic.parts.checks import Unwritten, kind_of, tensors_of, wrong
 from polyclinic.parts.site_end import overrides
 from polyclinic.site.messages import Question, Start, Train, Trained
@@ -103,6 +103,7 @@ class Run:
         roles = {Role(role) for role in declared.share}
         self.shared, self.private = layout.select(roles), layout.select(set(Role) - roles)
         built = build_parts(declared.parts)
+        tell_parts(built, self.known.given, self.known.sizes)
         self.reveals = {f"{name}/{key}" for name, part in built.items() for key in part.reveals}
         self.ends = {name: part.at_site() for name, part in built.items()}
         for name, end in self.ends.items():

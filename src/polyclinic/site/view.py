@@ -15,6 +15,7 @@ from polyclinic.client.optimizers import Named, build_optimizer
 from polyclinic.data.dataset import Dataset
 from polyclinic.data.splits import Parts
 from polyclinic.parts.site_end import PartOfCases, SiteView
+from polyclinic.secure import Signer
 from polyclinic.seeds import generator
 from polyclinic.state import FlatModule, Selection
 from polyclinic.tasks import Task
@@ -49,6 +50,7 @@ class View(SiteView):
         self.name, self.vector, self.model, self.task = name, vector, model, task
         self.layout, self.trainable = model.layout, model.layout.trainable
         self.shapes = model.layout.shapes(shared)
+        self.identity: Signer | None = None
         self.number, self.learning_rate = 0, float(optimizer[1]["lr"])
         self.class_counts = _class_counts(task, dataset, parts)
         self._dataset, self._parts, self._selection, self._seed = dataset, parts, shared, seed

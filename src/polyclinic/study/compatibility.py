@@ -115,11 +115,17 @@ def _hidden(method: Method, local: Local) -> Refusal | None:
     needing = [name for name, end in ends if end.needs_each]
     if len(hiding) > 1:
         return Refusal(f"{hiding[0]} and {hiding[1]} both show the server a sum alone.", "Use one of them.", "channel")
-    if hiding and needing:
+    grouped = [name for name, end in ends if isinstance(end, Hiding) and end.groups]
+    named = [name for name, end in ends if end.named]
+    if grouped and named:
+        return Refusal(f"{named[0]} is about a single site, and {grouped[0]} shows the server sums of groups alone.",
+                       "Leave out one of the two.", "server")  # fmt: skip
+    if hiding and needing and not grouped:
         return Refusal(f"{needing[0]} needs each site's update, and {hiding[0]} shows the server their sum alone.",
-                       f"Leave out {hiding[0]}, or use the mean.", "server")  # fmt: skip
+                       f"Leave out {hiding[0]}, use the mean, shorten changes at the sites (`clip`), or let the rule "
+                       "work on sums of groups (`secure_sum: {group_size: ...}`).", "server")  # fmt: skip
     telling = [
-        name for name, part in _built(method) if set(part.reveals) - part.means and overrides(part.at_site(), "end")
+        name for name, part in _built(method) if part.reveals and not part.means and overrides(part.at_site(), "end")
     ]
     if hiding and telling:
         return Refusal(f"{telling[0]} sends something with each update, which {hiding[0]} does not hide.",

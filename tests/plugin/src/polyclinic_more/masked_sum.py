@@ -120,7 +120,7 @@ class _Summing(Hiding):
         self._sum += torch.cat([packed["change"], packed["statistics"]])
         self._came[site] = weight
 
-    def together(self) -> Sum:
+    def together(self) -> list[Sum]:
         if len(self._came) < 2:
             raise SiteError("P402", "A secure sum of one update would show it.", "Let more sites take part.")
         gone = self._among(site for site in self.now.sites if site not in self._came)
@@ -130,7 +130,7 @@ class _Summing(Hiding):
         weight, size = sum(self._came.values()), len(self.now.weights)
         mean = (self._sum.double() * (UNIT / weight)).float()
         shares = {site: own / weight for site, own in self._came.items()}
-        return Sum({"change": mean[:size], "statistics": mean[size:]}, shares, weight)
+        return [Sum({"change": mean[:size], "statistics": mean[size:]}, shares, weight)]
 
     def _among(self, sites: Iterable[str]) -> Tensor:
         chosen = set(sites)
