@@ -117,6 +117,14 @@ def test_signatures_of_another_site_round_or_list_do_not_count():
     refused(lambda: play.sites[FIRST].unmask(None), "no signatures of the list")
 
 
+def test_signatures_of_sites_that_are_not_in_the_list_do_not_count():
+    play = Play(terms_of(5)).until("mask")
+    signed = play.server._roster.survivors_signed(names(4))
+    signatures = {site: play.sites[site].agree(names(4)) for site in names(3)}
+    signatures["Clinic 4"] = Secret("Clinic 4").sign(signed)
+    refused(lambda: play.sites[FIRST].unmask(signatures), "3 sites signed the list .* 4 are needed")
+
+
 @pytest.mark.parametrize("count", [3, 4, 5, 6, 7])
 def test_without_identities_no_split_of_the_sites_gives_both_secrets(count):
     """Each honest site is told one of two lists; fewer than a third are corrupt and give both shares of the victim."""
@@ -267,6 +275,16 @@ def test_without_identities_swapped_keys_do_not_open_what_sites_sealed():
     assert not vector.any()
 
 
+@pytest.mark.parametrize("name", ["seal", "mask", "seed"])
+def test_without_identities_nothing_opens_where_sites_were_told_other_keys_of_a_third(name):
+    play = Play(terms_of(4), signed=False).until("advertise")
+    false = play.keys | {"Clinic 3": play.keys["Clinic 3"] | {name: KeyPair.new().public}}
+    shared = {site: play.sites[site].share(false if site == FIRST else play.keys) for site in names(3)}
+    boxes = {site: shared[site][FIRST] for site in names(3)[1:]}
+    vector = torch.zeros(5, dtype=torch.int32)
+    refused(lambda: play.sites[FIRST].mask(vector, boxes), "its sender was told other keys")
+
+
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [
@@ -351,6 +369,14 @@ def test_boxes_that_can_not_be_are_refused(change, sentence):
     refused(lambda: play.sites[FIRST].mask(vector, change(play.boxes[FIRST])), sentence)
     assert not vector.any()
     over(play.sites[FIRST])
+
+
+@pytest.mark.parametrize(("threshold", "least", "there"), [(4, 3, 3), (3, 5, 4)])
+def test_both_the_threshold_and_the_least_number_must_be_there(threshold, least, there):
+    play = Play(terms_of(5, shape=fit_shape(5, threshold=threshold), least=least)).until("share")
+    boxes = dict(list(play.boxes[FIRST].items())[: there - 1])
+    vector = torch.zeros(5, dtype=torch.int32)
+    refused(lambda: play.sites[FIRST].mask(vector, boxes), f"Shares of {there} sites are there; {there + 1} are needed")
 
 
 # What is told -----------------------------------------------------------------------------------------------------

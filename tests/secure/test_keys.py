@@ -97,9 +97,21 @@ def test_all_keys_depend_on_training_round_attempt_numbers_names_and_purpose():
         found |= {roster.own_mask(site, b"s" * 32) for site in (first, second)}
         found |= {roster.sealing(first, second), roster.sealing(second, first), roster.sealing(first, third)}
         found |= {roster.survivors_signed([first, second]), roster.adverts[first].signed(roster.terms, first)}
-        found |= {roster.commitment(first, second, kind, b"share") for kind in (0, 1)}
+        found |= {roster.commitment(first, other, kind, b"share") for kind in (0, 1) for other in (second, third)}
         found |= {seed_hash(roster.terms, site, b"s" * 32) for site in (first, second)}
-    assert len(found) == 15 * len(cases)
+    assert len(found) == 17 * len(cases)
+
+
+def test_each_two_sites_have_a_context_of_their_own(monkeypatch):
+    contexts = []
+    monkeypatch.setattr(KeyPair, "common", lambda pair, public, context: contexts.append(context) or b"")
+    pairs = [(KeyPair.new(), KeyPair.new()) for _ in range(4)]
+    roster = roster_of(pairs)
+    for site, (_, pair) in zip(roster.terms.sites, pairs, strict=True):
+        for other in roster.neighbours(site):
+            roster.pair_mask(site, pair, other)
+    assert len(contexts) == 12
+    assert len(set(contexts)) == 6
 
 
 def test_a_site_that_was_told_other_keys_has_another_roster():

@@ -34,7 +34,7 @@ class SiteRound:
     What is refused ends the round at this site: its secrets are forgotten, and it takes part in no further phase. So
     the server can't try again with other lists. Whoever makes the object keeps nothing of it beyond the round.
 
-    A round that did not end can be begun again with new objects and the next attempt, but not with the same values where
+    A round that did not end can be begun again with new objects and the next attempt; not with the same values, where
     this site has ``revealed`` shares: from two sums that differ by a site the server has that site's values.
 
     Attributes:
