@@ -604,6 +604,24 @@ def request_of_nobody() -> None:
     sign_request(request, kit_of_a_site().parent)
 
 
+def unreachable_budget() -> None:
+    from polyclinic.privacy import Event, noise_for
+
+    noise_for(0.5, 1e-5, lambda noise: [Event.gaussian(noise, 0.01, 2000), Event.pure(1.0)])
+
+
+def changed_ledger() -> None:
+    from polyclinic.privacy import Event, Ledger
+
+    ledger = Ledger(Path("privacy.jsonl"))
+    for number in range(12):
+        ledger.record("Aachen", [Event.gaussian(1.1)], run="fedavg", round=number)
+    lines = ledger.path.read_text(encoding="utf-8").splitlines(keepends=True)
+    lines[8] = lines[8].replace("1.1", "9.9")
+    ledger.path.write_text("".join(lines), encoding="utf-8")
+    Ledger(ledger.path)
+
+
 def unsaid_end() -> None:
     from polyclinic.federation.remote.wire import Failure
     from polyclinic.federation.session import _taken
@@ -643,6 +661,7 @@ MISTAKES: dict[str, Callable[[], object]] = {
     "P302": lambda: changed("model: mlp", "model: cnn").run("results"),
     "P303": out_of_memory,
     "P304": forgetful_part,
+    "P305": unreachable_budget,
     "P401": unforeseen,
     "P402": lambda: not_finite(["south", "west"], quorum=2),
     "P403": killed_worker,
@@ -650,6 +669,7 @@ MISTAKES: dict[str, Callable[[], object]] = {
     "P501": used_folder,
     "P502": full_disk,
     "P503": lambda: changed("patients.csv", "package:mriqc-table/abide.tsv").open(),
+    "P504": changed_ledger,
     "P601": wrong_consortium,
     "P602": wrong_kit,
     "P603": lambda: researcher([]).wait_for(["celle"], 0.0),
