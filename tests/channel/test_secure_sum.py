@@ -269,7 +269,9 @@ def _message(fields, tensors):
     return Message(fields, tensors)
 
 
-@pytest.mark.parametrize("text", [b"", b"[", b"\xff", b"1" * 40, b"[" * 4000, b'{"": "!"}', b'{"": 1}', b"null", b"NaN"])
+@pytest.mark.parametrize(
+    "text", [b"", b"[", b"\xff", b"1" * 40, b"[" * 4000, b'{"": "!"}', b'{"": 1}', b"null", b"NaN"]
+)
 def test_texts_that_can_not_be_read_are_refused(text):
     told_ = torch.frombuffer(bytearray(text), dtype=torch.uint8) if text else torch.zeros(0, dtype=torch.uint8)
     with pytest.raises(Misfit):

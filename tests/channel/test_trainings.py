@@ -15,6 +15,8 @@ MODEL = {"mlp": {"hidden": [12], "norm": "batch"}}
 #: Options with which a step changes something in so small a network.
 OPTIONS = {"top_k": {"share": 0.1, "values": "int8"}, "random_k": {"share": 0.3}, "power_sgd": {"rank": 1}}
 NAMES = sorted(CHANNEL_PARTS)
+#: Those with which less is sent, also of so small a network (zstd has heads).
+SHORTER = ["bfloat16", "float16", "int8", "power_sgd", "qsgd", "random_k", "top_k"]
 #: Those that keep something at the sites.
 KEEPING = ["bfloat16", "float16", "int8", "power_sgd", "random_k", "top_k"]
 
@@ -51,13 +53,13 @@ def test_less_is_sent_and_the_model_is_near(name):
     training = {"rounds": 30, "local_epochs": 2}
     made, plain = federation(name, training=training), federation(None, training=training)
     (progress, rows), (reference, full) = made.rounds(), plain.rounds()
-    if name != "zstd":  # whose heads are more than so few weights
+    if name in SHORTER:
         assert rows[-1]["bytes_up"] < full[-1]["bytes_up"]
     losses = [[row["loss"] for row in found if row["round"] == 29] for found in (rows, full)]
     first = sum(row["loss"] for row in full if row["round"] == 0)
     gained = first - sum(losses[1])
     assert sum(losses[0]) - sum(losses[1]) < 0.25 * gained, (losses, first)
-    assert (progress.model("federation") != reference.model("federation")).any() or name == "zstd"
+    assert (progress.model("federation") != reference.model("federation")).any() or name not in SHORTER
 
 
 class Killed(BaseException):
