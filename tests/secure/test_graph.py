@@ -59,9 +59,12 @@ def holds(sites, missing, bad, degree, threshold, security):
     return max(apart, known) <= -security - 1 and np.logaddexp2(kept, gone) <= -30 and 2 * threshold > degree + 1
 
 
-@pytest.mark.parametrize("security", [40, 100])
+SPARSE = [(40, 0.1, 0.1), (60, 0.2, 0.1), (100, 0.1, 0.3), (200, 0.2, 0.1), (300, 0.3, 0.2)]
+
+
 @pytest.mark.parametrize(
-    ("sites", "dropout", "corrupt"), [(40, 0.1, 0.1), (60, 0.2, 0.1), (100, 0.1, 0.3), (200, 0.2, 0.1), (300, 0.3, 0.2)]
+    ("sites", "dropout", "corrupt", "security"),
+    [*((*one, security) for one in SPARSE for security in (40, 100)), (60, 0.05, 0.4, 27)],
 )
 def test_the_graph_is_the_sparsest_that_holds(sites, dropout, corrupt, security):
     shape = fit_shape(sites, dropout=dropout, corrupt=corrupt, security=security)

@@ -97,6 +97,18 @@ def test_the_fewest_bits_are_taken_for_a_step():
         Ring.fit(1.0, 4, step=1e-6, bits=22)
 
 
+def test_there_is_room_for_the_rounding_of_every_site():
+    """A thousand sites whose weights have a sum of 1: 512 steps of that weight, and up to 1000 for rounding."""
+    assert Ring.fit(1.0, 1000, total_weight=1.0, step=1.0).bits == 12
+    assert Ring.fit(1.5, 1000, total_weight=1.0, bits=12).step == 2.0**-9  # 768 and 1000 are below 2^11
+
+
+def test_there_is_room_for_the_rounding_of_64_bit_floats():
+    weight = 2.0**52 - 2  # the sum is what 53 bits hold, if nothing is rounded but the site's number
+    assert Ring.fit(1.0, 1, most_weight=weight, step=1.0).bits == 54
+    assert Ring.fit(1.0, 1, most_weight=weight - 8, step=1.0).bits == 53
+
+
 def test_what_no_ring_holds_is_refused_with_numbers():
     sentence = "Values up to 1e\\+06, weights up to 100000 .* 4 sites need 70 bits in steps of 1e-09; 64 are there"
     with pytest.raises(StudyError, match=sentence) as caught:
@@ -117,10 +129,11 @@ def test_other_numbers_are_refused(given_):
 
 
 def test_values_that_were_clipped_to_the_bound_are_inside():
-    for bound in (0.1, 0.3, 1e-7, 12345.678):
+    for bound in (0.1, 0.7, 1e-7, 12345.678):
         ring = Ring.fit(bound, 4)
         values = torch.tensor([1e9, -1e9], dtype=torch.float32).clamp(-bound, bound)
         ring.encode(values, 1.0)
+        ring.encode(torch.tensor([bound, -bound], dtype=torch.float64), 1.0)
         with pytest.raises(TrainingError, match="Of 2 values for a secure sum 0 are not finite and 1 are beyond"):
             ring.encode(torch.nextafter(torch.tensor([ring.bound, 0.0]), torch.tensor(torch.inf)), 1.0)
 

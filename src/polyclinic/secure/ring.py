@@ -188,4 +188,4 @@ def _power_above(value: Fraction) -> float:
 def _float32_above(value: float) -> float:
     with np.errstate(over="ignore"):
         near = np.float32(value)
-        return float(near if near >= value else np.nextafter(near, np.float32(np.inf)))
+        return float(near if float(near) >= value else np.nextafter(near, np.float32(np.inf)))
