@@ -30,6 +30,7 @@ TITLES = {
     "P303": "Out of memory",
     "P304": "A part does not do what it must",
     "P305": "A privacy budget can't be kept",
+    "P306": "A privacy budget is spent",
     "P401": "A site failed",
     "P402": "Too few sites answered",
     "P403": "A worker process ended unexpectedly",

@@ -13,7 +13,7 @@ from polyclinic.engine.base import Engine
 from polyclinic.errors import PolyclinicError, SiteError
 from polyclinic.parts import Groups, Turn
 from polyclinic.parts.checks import stages_of
-from polyclinic.running.attendance import Attendance, BrokenDown
+from polyclinic.running.attendance import Attendance, BrokenDown, BudgetSpent
 from polyclinic.running.federation import Federation
 from polyclinic.running.plan import Plan
 from polyclinic.running.progress import Checkpoint, Progress, Row
@@ -51,6 +51,9 @@ def run_rounds(
         except BrokenDown as broken:
             attendance.note(f"Training broke down in round {progress.done + 1} and ended there. {broken}")
             broke_down = True
+            break
+        except BudgetSpent as spent:
+            attendance.note(f"Training ended after {progress.done} of {plan.rounds} rounds. {spent}")
             break
         if plan.validate and new:  # after a round that was skipped there is nothing new to look at
             choose(plan, engine, progress, new, attendance.silent)

@@ -1,4 +1,4 @@
-"""The secure sum as a step of the channel: a mean of all to the last bit, whoever drops out, and nothing of any site."""
+"""The secure sum as a step of the channel: the mean of all to the bit, whoever drops out, and nothing of any site."""
 
 from contextlib import contextmanager
 
@@ -99,8 +99,10 @@ def test_with_clipped_changes_alone_it_is_one_of_32_bits():
     assert (state - federation(CLIPPED, model=model, training=ONE).state()).abs().max() < 1e-8
 
 
-@pytest.mark.parametrize("channel", [[], CLIPPED, ["top_k"], [{"top_k": {"share": 0.3, "values": "int8"}}], ["int8"],
-                                     [{"random_k": {"places": "common", "share": 0.4}}], ["float16"]], ids=str)  # fmt: skip
+@pytest.mark.parametrize("channel", [
+    [], CLIPPED, ["top_k"], [{"top_k": {"share": 0.3, "values": "int8"}}], ["int8"], ["float16"],
+    [{"random_k": {"places": "common", "share": 0.4}}],
+], ids=str)  # fmt: skip
 def test_it_is_the_mean_of_what_was_to_be_sent(channel):
     found, expected = federation([*channel, "secure_sum"]).state(), federation(channel).state()
     torch.testing.assert_close(found, expected, rtol=0, atol=2e-7)
@@ -174,7 +176,7 @@ def test_with_too_few_left_nothing_is_known():
 
 def test_two_sites_are_too_few_unless_they_say_otherwise():
     sites = {"Aachen": 12, "Bonn": 7}
-    with pytest.raises(SiteError, match="P402 .*the other's update"):
+    with pytest.raises(SiteError, match=r"P402 .*the other's update"):
         federation(sites=sites).rounds()
     found = federation([{"secure_sum": {"least": 2}}], sites=sites).state()
     torch.testing.assert_close(found, federation((), sites=sites).state(), rtol=0, atol=2e-7)

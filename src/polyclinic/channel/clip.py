@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated
 
 import torch
-from pydantic import Field
 from torch import Tensor
 
+from polyclinic.limits import AboveZero
 from polyclinic.parts import CHANNEL_PARTS, Memory, SitePart
 from polyclinic.shapes import Shaped
 
@@ -24,7 +23,7 @@ class Clip(SitePart):
         norm: C, of all shared weights together (Euclidean norm).
     """
 
-    def __init__(self, *, norm: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1.0) -> None:
+    def __init__(self, *, norm: AboveZero = 1.0) -> None:
         self.length = norm
 
     def close(self, packed: Memory) -> Memory:

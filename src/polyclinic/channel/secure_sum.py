@@ -108,8 +108,8 @@ class SecureSum(Part):
         count, layout = len(about.sites), self.layout
         if count < self.least:
             raise SiteError(
-                "P402", f"A secure sum of {count} sites was asked for, and {self.least} are needed: of a sum of two, each "
-                "of the two knows the other's update, since it takes its own off.",
+                "P402", f"A secure sum of {count} sites was asked for, and {self.least} are needed: of a sum of two, "
+                "each of the two knows the other's update, since it takes its own off.",
                 "Let more sites take part. Two sites that trust each other can allow it: `secure_sum: {least: 2}`.",
             )  # fmt: skip
         bits = self._bits(layout)
@@ -186,6 +186,8 @@ class _Masking(SiteEnd):
         self.part = part
         self._round: SiteRound | None = None
         self._training = b""
+        #: Round -> who was in its sum, where this site has revealed shares.
+        self._summed = dict[int, list[str]]()
 
     def answer(self, verb: str, asked: Memory, view: SiteView) -> Memory:
         """Its part in the phases of a round but for the update itself."""
@@ -205,9 +207,14 @@ class _Masking(SiteEnd):
         if verb == "share":
             return {"shares": said(self._round.share(read_said(asked.get("keys"), "keys")))}
         if verb == "agree":
-            return {"signature": said(self._round.agree(read_said(asked.get("survivors"), "survivors")))}
+            self._survivors = read_said(asked.get("survivors"), "survivors")
+            if self._summed.get(self._number, self._survivors) != self._survivors:  # the site's update is the same
+                raise Misfit("this round was summed before with other sites, and the difference would be their updates")
+            return {"signature": said(self._round.agree(self._survivors))}
         if verb == "unmask":
-            return {"revealed": said(self._round.unmask(read_said(asked.get("signatures"), "signatures")))}
+            revealed = self._round.unmask(read_said(asked.get("signatures"), "signatures"))
+            self._summed[self._number] = self._survivors
+            return {"revealed": said(revealed)}
         return super().answer(verb, asked, view)
 
     def _begin(self, about: About, view: SiteView) -> None:

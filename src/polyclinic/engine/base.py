@@ -22,10 +22,12 @@ class Engine(ABC):
         sites: names of all sites, in the order in which answers come.
         holds_all: whether the data of all sites are in one place: only there can cases be pooled, sites be simulated,
             and cases of several sites be compared.
+        real: whether sites are hospitals, whose patients are to be protected, and not simulated.
     """
 
     sites: list[str]
     holds_all: bool = False
+    real: bool = False
 
     @abstractmethod
     def call(self, function: str, requests: Mapping[str, Message]) -> Iterator[Reply]:

@@ -32,6 +32,9 @@ class Part:
         requires: the package that it needs besides, and the extra of Polyclinic that brings it.
         means: what its end at a site sends with each update, if the server needs no more of it than the sites' mean by
             weight; empty otherwise.
+        private: whom its noise protects ("a patient", "a site"); empty for parts without.
+        needs_norm: the norm (1 or 2) in which steps before it must bound a change; 0 for none.
+        needs_mean: whether it supposes that the server takes the mean of the updates.
         summed: whether the server sees sums of what leaves the sites alone, so that what this part gives is added up;
             set before its ends are made.
         norm: no change that it is given to close is longer than this; None if parts before it promise nothing.
@@ -51,6 +54,9 @@ class Part:
     packs: ClassVar[bool] = False
     requires: ClassVar[tuple[str, str] | None] = None
     means: ClassVar[frozenset[str]] = frozenset()
+    private: ClassVar[str] = ""
+    needs_norm: ClassVar[int] = 0
+    needs_mean: ClassVar[bool] = False
     summed: bool = False
     norm: float | None = None
     given: Mapping[str, Shaped] = {}

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from polyclinic.errors import PolyclinicError
 from polyclinic.parts.site_end import Memory
+from polyclinic.privacy import Event
 
 #: ``(verb, site -> what is asked)`` -> answers in site order; why a site can't answer stands in its place. Nothing is
 #: asked before answers are taken.
@@ -51,6 +52,8 @@ class Now:
         sites: who shares this model and takes part in the round, in site order.
         shapes: of the shared weights, one after another.
         seed: of the training.
+        budget: ε and δ of the training, if the study gives any.
+        real: whether sites are hospitals, so that noise must not follow from a seed.
     """
 
     number: int
@@ -63,6 +66,8 @@ class Now:
     sites: Sequence[str] = ()
     shapes: Sequence[tuple[int, ...]] = ()
     seed: int = 0
+    budget: tuple[float, float] | None = None
+    real: bool = False
 
 
 @dataclass(frozen=True)
@@ -153,6 +158,10 @@ class ServerEnd:
     def finish(self, step: Step) -> Step:
         """The step as it goes on; what is kept between rounds changes only here (and in ``Aggregation.done``)."""
         return step
+
+    def spends(self, rounds: int, budget: tuple[float, float] | None) -> Sequence[Event]:
+        """What a round costs of the sites' privacy, in a training of so many rounds that may cost this ε at this δ."""
+        return []
 
     def memory(self) -> Memory:
         """What is kept between rounds, for checkpoints."""

@@ -14,6 +14,8 @@ from torch.optim import Optimizer
 from polyclinic.errors import SiteError
 
 if TYPE_CHECKING:
+    from polyclinic.privacy import Event
+    from polyclinic.privacy.draws import Draws
     from polyclinic.secure import Signer
     from polyclinic.state import FlatModule, Layout
     from polyclinic.tasks import Task
@@ -35,6 +37,7 @@ class SiteView(ABC):
         shapes: of those weights that are shared, one after another: T numbers in all.
         class_counts: training cases of each class, float64 ``[C]``; None where targets are not classes.
         number: rounds done before.
+        rounds: of the whole training, at most.
         learning_rate: of the round.
         identity: signs for the site, and knows the others' signatures; None where sites have no certificates.
         model: the network that does all work of this process. A part may load any vector into it.
@@ -48,6 +51,7 @@ class SiteView(ABC):
     shapes: Sequence[tuple[int, ...]]
     class_counts: Tensor | None
     number: int
+    rounds: int
     learning_rate: float
     identity: Signer | None
     model: FlatModule
@@ -103,6 +107,19 @@ class SiteView(ABC):
     @abstractmethod
     def generator(self, *names: str | int) -> torch.Generator:
         """Random numbers of this training, site and round, apart from all others by ``names``."""
+
+    @abstractmethod
+    def draws(self, *names: str | int) -> Draws:
+        """Random numbers of noise that is to protect: in a simulation as from ``generator``, else nobody can repeat
+        them."""
+
+    @abstractmethod
+    def solved(self, plan: Callable[[float], Iterable[Event]], part: str) -> float:
+        """The least noise with which a ``part`` keeps the study's budget, where ``plan`` gives all that it does.
+
+        Raises:
+            StudyError: P102, the study has no budget; P305, no noise keeps it.
+        """
 
 
 @dataclass(frozen=True)
@@ -231,6 +248,10 @@ class SiteEnd:
             start: the weights of the received model, same shape or broadcastable to it.
             given: what ``begin`` gave, tensors ``[T]`` or ``[S, T]``.
         """
+
+    def spends(self) -> Sequence[Event]:
+        """What a round costs of the privacy of the site's patients; asked when it has begun, and written down then."""
+        return []
 
     def end(self, ended: Ended, given: Memory) -> Memory:
         """What to send with the update; names are keys of the part's ``reveals``."""

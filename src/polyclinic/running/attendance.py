@@ -21,6 +21,10 @@ class BrokenDown(Exception):  # noqa: N818 - it is no error
     """A simulated attack has driven the model to values that are not numbers."""
 
 
+class BudgetSpent(Exception):  # noqa: N818 - it is no error
+    """Sites have spent what the training may cost their patients' privacy: it ends with the model that it has."""
+
+
 class Attendance:
     """Judges one round.
 
@@ -92,6 +96,8 @@ class Attendance:
         failed = {site: error for site, error in failures.items() if site not in late}
         causes, names = causes_of(failures, late), ", ".join(failures)
         needed = min(plan.quorum or asked, asked)
+        if any(error.code == "P306" for error in failed.values()):
+            raise BudgetSpent(causes)
         if alone and (not failed or plan.quorum is not None):
             self.note(f"R{self._round} went on without {names}. {causes}")
             return answered > 0

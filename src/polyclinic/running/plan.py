@@ -12,6 +12,7 @@ from torch import Tensor
 from polyclinic.parts import Grouping, Part, Procedure, tell_parts
 from polyclinic.parts.grouping import Star
 from polyclinic.parts.procedure import Local
+from polyclinic.privacy import Event
 from polyclinic.server.chain import Chain
 from polyclinic.server.selection import Participation
 from polyclinic.site.messages import Start
@@ -74,6 +75,22 @@ class Plan:
     grouping: tuple[str, Grouping] = field(default_factory=lambda: ("star", Star()))
     procedure: tuple[str, Procedure] = field(default_factory=lambda: ("local", Local()))
     endures: bool = False
+
+    @property
+    def protects(self) -> bool:
+        """Whether a part of the method protects patients by noise."""
+        return any(part.private for part in self.parts().values())
+
+    @property
+    def central(self) -> list[Event]:
+        """What a round costs by the noise of the server."""
+        ends = [part.at_server() for part in self.parts().values()]
+        return [event for end in ends for event in end.spends(self.rounds, self.budget)]
+
+    @property
+    def budget(self) -> tuple[float, float] | None:
+        """ε and δ that the training may cost."""
+        return self.start.budget
 
     @property
     def rounds(self) -> int:

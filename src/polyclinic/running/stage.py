@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 
 from torch import Tensor, nn
@@ -49,7 +50,7 @@ class ModelStage(Stage):
             self.chains[model].begin(
                 Now(
                     self.number, self.rounds, self.learning_rate, weights, statistics, total, plan.weights, sites,
-                    plan.network.layout.shapes(plan.selection), plan.start.seed,
+                    plan.network.layout.shapes(plan.selection), plan.start.seed, plan.budget, federation.engine.real,
                 )
             )  # fmt: skip
 
@@ -131,7 +132,8 @@ class ModelStage(Stage):
         self.conversation.up[site].sent = told.sent + self.conversation.up[site].sent
         return {
             "round": self.number, "site": site, "seconds": said["seconds"], "bytes_up": 0, "bytes_down": 0,
-            "examples": said["examples"], "steps": said["steps"], "loss": said["loss"], "extra_up": "",
+            "examples": said["examples"], "steps": said["steps"],
+            "loss": math.nan if said["loss"] is None else said["loss"], "extra_up": "",
             "extra_down": "",
         }  # fmt: skip
 

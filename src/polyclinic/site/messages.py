@@ -30,6 +30,7 @@ from polyclinic.limits import (
     Share,
     Switch,
 )
+from polyclinic.privacy import Event
 from polyclinic.tasks.base import TimeGrid
 
 #: A bootstrap has so many draws at least, or none.
@@ -173,6 +174,8 @@ class Start(Body):
         seed, fold: what randomness derives from.
         work: local work.
         corrupt: in a simulated attack, site -> name and options of what is wrong with its cases.
+        rounds: at most.
+        budget: ε and δ that the training may cost, or None.
     """
 
     run: FileName
@@ -191,6 +194,8 @@ class Start(Body):
     fold: Count
     work: Work
     corrupt: dict[Name, NamedPart] = {}
+    rounds: Positive = 1
+    budget: tuple[AboveZero, AboveZero] | None = None
 
     @property
     def grid(self) -> TimeGrid:
@@ -215,6 +220,20 @@ class During(Body):
     """
 
     counted: Count | None = None
+
+
+class Spending(Body):
+    """Equal steps with noise."""
+
+    mechanism: Name
+    parameter: NotNegative
+    rate: Share
+    count: Count
+
+    @property
+    def event(self) -> Event:
+        """As accountants read it."""
+        return Event(self.mechanism, self.parameter, self.rate, self.count)
 
 
 class Train(During):
@@ -257,14 +276,30 @@ class Trained(Body):
     """What a site says of its work: cases, steps, mean loss, seconds.
 
     Attributes:
+        loss: None where the patients are protected by noise, which it has not.
         batches: steps of the shared model, where others were of a personal one; None for all.
     """
 
     examples: Count
     steps: Count
-    loss: Number
+    loss: Number | None
     seconds: NotNegative
     batches: Count | None = None
+
+
+class Spends(Body):
+    """What a training, and all of them, have cost the privacy of a site's patients.
+
+    Attributes:
+        training, lifetime: events, see `polyclinic.privacy.Event`.
+        patients: number of training patients.
+        source: where the random numbers of the noise come from.
+    """
+
+    training: list[Spending]
+    lifetime: list[Spending]
+    patients: Count
+    source: Sentence
 
 
 class Evaluate(During):

@@ -33,8 +33,11 @@ from polyclinic.models import has_batch_norm
 from polyclinic.parts import Ended, Memory, SiteEnd, build_parts, tell_parts
 from polyclinic.parts.checks import Unwritten, kind_of, tensors_of, wrong
 from polyclinic.parts.site_end import overrides
+from polyclinic.privacy import merged
+from polyclinic.secure import Signer
 from polyclinic.site.messages import Question, Start, Train, Trained
 from polyclinic.site.schema import Known
+from polyclinic.site.spending import Spending, budget_spent, rounds_within
 from polyclinic.site.view import View
 from polyclinic.state import FlatModule, Layout, Role
 from polyclinic.tasks import Task
@@ -87,12 +90,15 @@ class Run:
         dataset: the site's cases.
         parts: its training, validation and test cases.
         measure: gives loss and accuracy of a model on some of the site's cases.
+        spending: what trainings cost the patients' privacy; None keeps it in memory.
+        identity: signs for the site.
     """
 
     def __init__(
         self, site: str, declared: Start, initial: Tensor, model: FlatModule, task: Task, dataset: Dataset,
-        parts: Parts, measure: Measure,
+        parts: Parts, measure: Measure, spending: Spending | None = None, identity: Signer | None = None,
     ) -> None:  # fmt: skip
+        self.spending = Spending(site, None) if spending is None else spending
         self.site, self.declared, self.work = site, declared, declared.work
         self.model, self.task, self.dataset, self.parts, self._measure = model, task, dataset, parts, measure
         name, options = declared.personal or ("shared_model", {})
@@ -112,6 +118,9 @@ class Run:
             site, initial, model, task, dataset, parts, self.shared, (declared.seed, "parts", site, declared.fold),
             self.measure, self.shared_model, self._batches, with_learning_rate(self.work.optimizer, 0.0),
         )  # fmt: skip
+        first.rounds, first.budget, first.identity = declared.rounds, declared.budget, identity
+        first.real = self.spending.real
+        self.protects = any(part.private for part in built.values())
         self.announced, unwritten = dict[str, Tensor](), Unwritten({"vector": initial})
         for name, end in self.ends.items():
             told = tensors_of(name, "meet", end.meet(first), site)
@@ -126,6 +135,25 @@ class Run:
         self._left: tuple[int, Kept] | None = None
         self.keep()
         self._check_batches()
+        self._allowed: int | None = None
+
+    def spend(self, number: int, turn: int) -> None:
+        """Write down what a round costs the patients' privacy, before anything of it leaves the site.
+
+        Raises:
+            SiteError: P306, it would be more than the training's budget.
+        """
+        events = tuple(event for end in self.ends.values() for event in end.spends())
+        if not events:
+            return
+        name, budget = self.declared.run, self.declared.budget
+        if budget is not None:
+            if self._allowed is None:
+                self._allowed = rounds_within(merged(events), budget, self.declared.rounds)
+            done = self.spending.rounds(name, number)
+            if done + 1 > self._allowed:
+                raise budget_spent(self.site, budget, done)
+        self.spending.record(name, number, events, turn)
 
     def at(self, vector: Tensor, number: int, learning_rate: float, cycled: Mapping[str, Any]) -> View:
         """What the parts see of the site in a round, with a model ``[P]``."""
@@ -321,6 +349,7 @@ class Round:
         self.companion = run.personal.companion(run.kept.personal, named, run.work.clip, own_batches)
         self._counted = {name: Unwritten(run.kept.parts[name]) for name in run.ends}
         self._vector = Unwritten({"vector": self.received})
+        run.spend(request.round, request.turn)
         self._given = {name: self._begin(name, end, tensors) for name, end in run.ends.items()}
         self._jobs: list[LocalJob] = []
         self._results: list[LocalResult] = []
@@ -444,7 +473,7 @@ class Round:
             result.steps for result, phase in zip(results, run.phases, strict=True) if phase.gives == "shared"
         )
         said = Trained(
-            examples=len(self._jobs[0].index), steps=steps, loss=shared.loss, seconds=seconds,
+            examples=len(self._jobs[0].index), steps=steps, loss=None if run.protects else shared.loss, seconds=seconds,
             batches=None if batches == steps else batches,
         )  # fmt: skip
         return Message(said.fields(), packed)

@@ -46,6 +46,7 @@ from polyclinic.site.messages import (
     Prepare,
     Prepared,
     Question,
+    Spends,
     Spread,
     Spreads,
     Start,
@@ -342,6 +343,7 @@ FUNCTIONS: dict[str, Function] = {
     "survival": Function(AskSurvival, Survival, answered_tensors=_SURVIVAL, lists={"methods": "N methods"}),
     "model": Function(During, Nothing, _STATE, {"model": Shaped("float32", "P", finite=False)}),
     "overlays": Function(Predict, Pictured, _MODELS, _pictures),
+    "spent": Function(During, Spends),
     "save": Function(Checkpointed),
     "restore": Function(Checkpointed),
 }  # fmt: skip

@@ -31,6 +31,8 @@ from polyclinic.errors import DataError, PolyclinicError, SiteError, TrainingErr
 from polyclinic.files import write_atomic, write_error
 from polyclinic.limits import Body, Nothing
 from polyclinic.models import build_model
+from polyclinic.privacy.draws import RepeatableDraws, SystemDraws
+from polyclinic.secure import Signer
 from polyclinic.seeds import generator
 from polyclinic.site import evaluation, testing
 from polyclinic.site.kept import KeptRows, Trial
@@ -48,6 +50,7 @@ from polyclinic.site.messages import (
     Prepare,
     Prepared,
     Question,
+    Spends,
     Spread,
     Start,
     Started,
@@ -55,9 +58,11 @@ from polyclinic.site.messages import (
     Tested,
     Train,
 )
+from polyclinic.site.messages import Spending as Spent
 from polyclinic.site.rehearsal import try_out
 from polyclinic.site.run import Round, Run
 from polyclinic.site.schema import Answers, Known, function_of, predicted, read_asked
+from polyclinic.site.spending import LEDGER, Spending
 from polyclinic.state import FlatModule
 from polyclinic.statistics.rows import opened, prediction_rows
 from polyclinic.tasks.base import Asked
@@ -100,11 +105,14 @@ class Site:
     Attributes:
         refused: what no message may ask for: what belongs to simulated attacks, see
             `polyclinic.site.corruptible.CorruptibleSite`.
+        identity: signs for the site; None where it has no certificate.
+        spending: what trainings cost the privacy of its patients.
         floor: of fewer patients' predictions the site says only how many they are, even if a message asks for less.
     """
 
     refused: ClassVar[frozenset[str]] = frozenset({"corrupt", "mark"})
     floor = 0
+    identity: Signer | None = None
 
     def __init__(
         self, data: SiteData | str, workspace: Workspace, folder: Path | None = None, source: Source | None = None
@@ -123,12 +131,13 @@ class Site:
             "train": self._train, "evaluate": self._evaluate, "predict": self._predict, "threshold": self._threshold,
             "sums": self._sums, "overlays": self._overlays, "keep": self._keep, "model": self._model,
             "save": self._save, "restore": self._restore, "test": self._test, "compare": self._compare,
-            "spread": self._spread, "groups": self._groups, "survival": self._survival,
+            "spread": self._spread, "spent": self._spent, "groups": self._groups, "survival": self._survival,
         }  # fmt: skip
 
     def settle(self, folder: Path | None) -> None:
         """Decide where the site keeps what is its own; None keeps it in memory."""
         self.folder = folder
+        self.spending = Spending(self.name, None if folder is None else folder / LEDGER)
         self.kept = KeptRows(self.name, None if folder is None else folder / "predictions")
 
     def handle(self, function: str, request: Message) -> Message:
@@ -366,7 +375,10 @@ class Site:
                 site=self.name,
             )  # fmt: skip
         dataset, parts = self.cases(asked)
-        self.run = Run(self.name, asked, tensors["initial"], model, task, dataset, parts, evaluation.measure)
+        self.run = Run(
+            self.name, asked, tensors["initial"], model, task, dataset, parts, evaluation.measure, self.spending,
+            self.identity,
+        )  # fmt: skip
         if not self._named:
             self._write_pseudonyms()
         self._log(f"start {asked.run}: shares {', '.join(asked.share) or 'nothing'}")
@@ -391,6 +403,17 @@ class Site:
         if not isinstance(asked, Train):
             raise TypeError("not a message to train")
         return self.run.round(asked, request.tensors)
+
+    def _spent(self, asked: During, tensors: Tensors) -> Message:
+        """What this training, and all of them, have cost the patients' privacy."""
+        training, lifetime = (
+            [Spent.model_validate(event.to_json()) for event in events]
+            for events in (self.spending.of(self.run.declared.run), self.spending.total())
+        )
+        source = (SystemDraws if self.spending.real else RepeatableDraws).source
+        patients = part_patients(self.data, self.parts)[0] if hasattr(self, "data") else 0
+        said = Spends(training=training, lifetime=lifetime, patients=patients, source=source)
+        return Message(said.fields())
 
     def _keep(self, asked: During, tensors: Tensors) -> Message:
         self.run.keep()

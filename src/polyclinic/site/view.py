@@ -14,7 +14,10 @@ from polyclinic.client.features import frozen_features
 from polyclinic.client.optimizers import Named, build_optimizer
 from polyclinic.data.dataset import Dataset
 from polyclinic.data.splits import Parts
+from polyclinic.errors import StudyError
 from polyclinic.parts.site_end import PartOfCases, SiteView
+from polyclinic.privacy import Event, noise_for
+from polyclinic.privacy.draws import Draws, RepeatableDraws, SystemDraws
 from polyclinic.secure import Signer
 from polyclinic.seeds import generator
 from polyclinic.state import FlatModule, Selection
@@ -51,6 +54,8 @@ class View(SiteView):
         self.layout, self.trainable = model.layout, model.layout.trainable
         self.shapes = model.layout.shapes(shared)
         self.identity: Signer | None = None
+        self.rounds, self.real = 1, False
+        self.budget: tuple[float, float] | None = None
         self.number, self.learning_rate = 0, float(optimizer[1]["lr"])
         self.class_counts = _class_counts(task, dataset, parts)
         self._dataset, self._parts, self._selection, self._seed = dataset, parts, shared, seed
@@ -111,9 +116,31 @@ class View(SiteView):
         """See `SiteView`."""
         return generator(*self._seed, self.number, *names)
 
+    def draws(self, *names: str | int) -> Draws:
+        """See `SiteView`."""
+        return SystemDraws() if self.real else RepeatableDraws(self.generator(*names))
+
+    def solved(self, plan: Callable[[float], Iterable[Event]], part: str) -> float:
+        """See `SiteView`."""
+        if self.budget is None:
+            raise StudyError("P102", f"{part} has no noise, and the study no `privacy` to find it from.",
+                             "Give one of them.")  # fmt: skip
+        return _solved(self.budget, tuple(plan(1.0)), plan)
+
     def _index(self, part: PartOfCases) -> Tensor:
         found: Tensor = getattr(self._parts, part)
         return found
+
+
+_SOLVED: dict[tuple[object, ...], float] = {}
+
+
+def _solved(budget: tuple[float, float], kind: tuple[Event, ...], plan: Callable[[float], Iterable[Event]]) -> float:
+    """The noise for a budget; sites of the same size, folds and seeds ask for the same one again."""
+    key = budget, kind
+    if key not in _SOLVED:
+        _SOLVED[key] = noise_for(*budget, plan)
+    return _SOLVED[key]
 
 
 def _class_counts(task: Task, dataset: Dataset, parts: Parts) -> Tensor | None:

@@ -56,6 +56,7 @@ class Local:
         chosen: whether sites are chosen anew each round.
         stops_early: whether training ends once validation gets no better.
         besides: entries of the training that change how a site trains by itself, besides its optimiser and batches.
+        by_loss: whether sites are chosen by their training loss.
     """
 
     task: str
@@ -65,6 +66,12 @@ class Local:
     chosen: bool
     stops_early: bool
     besides: Sequence[str] = ()
+    by_loss: bool = False
+
+
+def protecting(method: Method) -> list[str]:
+    """The parts of a method whose noise protects patients or sites."""
+    return [name for name, part in _built(method) if part.private]
 
 
 def refusal(method: Method, local: Local) -> Refusal | None:
@@ -144,6 +151,36 @@ def _encoded(method: Method, local: Local) -> Refusal | None:
                            "and `power_sgd` can have fewer bits: `values: int8`.)", "channel")  # fmt: skip
         before = name if part.encodes else before
     return None
+
+
+def _unbounded(method: Method, local: Local) -> Refusal | None:
+    """Noise without a bound of what it is to hide, or around what it does not reach."""
+    built = _built(method)
+    for name, part in built:
+        if part.needs_norm and part.norm is None:
+            return Refusal(f"{name} adds noise, and no step before it bounds the change: no noise is enough.",
+                           "Name `clip` directly before it.", "channel")  # fmt: skip
+        others = [one for one, other in built if isinstance(other.at_server(), Aggregation) and one != "mean"]
+        if part.needs_mean and others:
+            return Refusal(f"{name} knows how far one site can move a mean of all, and {others[0]} is none.",
+                           "Use the mean, or noise at the sites (`gaussian_noise`).", "server")  # fmt: skip
+    private = [name for name, part in built if part.private]
+    if not private:
+        return None
+    if method.topology[0] != "star" and any(part.needs_mean for _, part in built):
+        return Refusal(f"{private[0]} needs a mean of all sites.", "Use `topology: star`.", "topology")
+    telling = [name for name, part in built if part.reveals and not part.encodes and _tells(part.at_site())]
+    if telling:
+        return Refusal(f"{telling[0]} tells more of a site's patients than the change of the weights, and {private[0]} "
+                       "adds noise to that alone.", f"Leave {telling[0]} out, or {private[0]}.", "channel")  # fmt: skip
+    if local.by_loss:
+        return Refusal(f"Sites are chosen by their training loss, which they don't tell with {private[0]}.",
+                       "Choose them in another way (`participation`).", "channel")  # fmt: skip
+    return None
+
+
+def _tells(end: SiteEnd) -> bool:
+    return any(overrides(end, hook) for hook in ("meet", "end", "answer"))
 
 
 def _absent(method: Method, local: Local) -> Refusal | None:
@@ -274,6 +311,6 @@ def _built(method: Method) -> list[tuple[str, Part]]:
 
 
 _CHECKS: tuple[Callable[[Method, Local], Refusal | None], ...] = (
-    _absent, _twice, _encoded, _one_aggregation, _order, _returned, _hidden, _gradient_at_start, _gradient_step,
-    _linear_steps, _task, _one_by_one, _procedure, _personal,
+    _absent, _twice, _encoded, _unbounded, _one_aggregation, _order, _returned, _hidden, _gradient_at_start,
+    _gradient_step, _linear_steps, _task, _one_by_one, _procedure, _personal,
 )  # fmt: skip

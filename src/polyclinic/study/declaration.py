@@ -12,17 +12,21 @@ from polyclinic.composition import METHODS
 from polyclinic.data.spec import DataSpec, Target
 from polyclinic.data.volumes.fingerprint import VolumePlan
 from polyclinic.errors import StudyError, nearest
+from polyclinic.methods import Method
 from polyclinic.models.catalogue import MODELS
 from polyclinic.options import EntryError, first_entry_error
+from polyclinic.parts import build_part
 from polyclinic.site.messages import LEAST_DRAWS
 from polyclinic.study.baselines import BASELINES
 from polyclinic.study.candidates import find_candidates
+from polyclinic.study.compatibility import protecting
 from polyclinic.study.data_entry import check_data
 from polyclinic.study.entries import (
     EngineOptions,
     Entry,
     Evaluation,
     Part,
+    PrivacyOptions,
     ReportOptions,
     Search,
     Training,
@@ -53,6 +57,7 @@ class Declaration(Part):
     seeds: list[int] | None = None
     seed: int | None = None
     engine: EngineOptions = EngineOptions()
+    privacy: PrivacyOptions = PrivacyOptions()
     report: ReportOptions = ReportOptions()
     attack: dict[str, Any] | None = None
     """Sites that are turned bad in a simulation; see `polyclinic.audit.poisoning`."""
@@ -226,6 +231,12 @@ class Declaration(Part):
             content["model"] = plan.model
         return Declaration.check({key: value for key, value in content.items() if value is not None})
 
+    def budget_of(self, method: Method) -> tuple[float, float] | None:
+        """ε and δ that a training of a method may cost; None where it has no noise, or the study no budget."""
+        if self.privacy.epsilon is None or not protecting(method):
+            return None
+        return self.privacy.epsilon, self.privacy.delta
+
     def is_unseen(self, method: StudyMethod) -> bool:
         """Whether the method is also run without each site in turn."""
         wanted = self.evaluation.unseen_sites
@@ -320,6 +331,17 @@ class Declaration(Part):
                     hint = "Every site is unseen to the others in `cross`."
                     place = ("evaluation", "unseen_sites", position)
                     raise EntryError("P104", f"{name} trains each site alone.", hint, place=place)
+        if "privacy" in self.model_fields_set and not any(protecting(method.method) for method in methods):
+            message = "The study has `privacy`, and no method has noise that could keep it."
+            hint = "Add a part such as `dp_sgd`, `gaussian_noise` or `central_noise` to a method, or leave it out."
+            raise EntryError("P104", message, hint, place=("privacy",))
+        if self._attack is not None and self._attack.changes_updates:
+            for position, method in enumerate(methods):
+                coded = [name for name, options in method.method.channel if build_part(name, options).encodes]
+                if coded:
+                    message = f"{self._attack.name} forges updates, and {method.label} sends them coded by {coded[0]}."
+                    hint = f"Leave {coded[0]} out, or choose an attack on the cases of sites."
+                    raise EntryError("P104", message, hint, place=("methods", position))
         check_times(self.data, evaluation, self.task, [self.loss_of(method.training) for method in methods])
         self._methods = methods
         if self.search is not None:

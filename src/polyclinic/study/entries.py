@@ -152,6 +152,16 @@ class EngineOptions(Part):
         return self.precision == "mixed" and device != "cpu"
 
 
+class PrivacyOptions(Part):
+    """The ``privacy:`` part: what a training with noise may cost the privacy of patients."""
+
+    epsilon: PositiveFloat | None = None
+    """ε that each training may cost; parts without a noise of their own get as much as keeps it, and training ends
+    before it is more. Default: none; noise is as the parts say."""
+    delta: Annotated[float, Field(gt=0, lt=1)] = 1e-5
+    """δ at which ε is told: below one by the number of patients of each site."""
+
+
 class ReportOptions(Part):
     """The ``report:`` part."""
 

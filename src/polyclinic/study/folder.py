@@ -161,6 +161,8 @@ class Folder:
         if outcome.tested.sites:
             write_atomic(draft / "tested.json", json.dumps(outcome.tested.to_json()))
         write_table(draft / "rounds.csv", pd.DataFrame(outcome.rounds))
+        if outcome.privacy:
+            write_table(draft / "privacy.csv", pd.DataFrame(outcome.privacy))
         if outcome.backdoor:
             write_table(draft / "backdoor.csv", pd.DataFrame(outcome.backdoor))
         write_atomic(draft / "notes.json", json.dumps([note.to_json() for note in outcome.notes]))

@@ -126,6 +126,7 @@ class Outcome:
         models: file stem -> tensors by name.
         overlays: name -> picture, where there are any.
         overlay_dice: ``METHOD/SITE/RANK`` -> Dice.
+        privacy: a row a site whose patients noise protects.
         backdoor: a row a model and site: test cases with the mark of a backdoor, and how many of them it opened.
         notes: what went wrong in rounds.
     """
@@ -136,6 +137,7 @@ class Outcome:
     models: dict[str, dict[str, Tensor]] = field(default_factory=dict)
     overlays: dict[str, Tensor] = field(default_factory=dict)
     overlay_dice: dict[str, float] = field(default_factory=dict)
+    privacy: list[Row] = field(default_factory=list)
     backdoor: list[Row] = field(default_factory=list)
     notes: list[Note] = field(default_factory=list)
 

@@ -24,6 +24,7 @@ from polyclinic.study.declaration import Declaration
 from polyclinic.study.job import Fold, Job, Outcome, slug
 from polyclinic.study.kinds import RUN
 from polyclinic.study.planning import Planner
+from polyclinic.study.privacy import privacy_rows
 from polyclinic.study.testing import Tester, Trained, predictions_at
 
 
@@ -77,6 +78,12 @@ class JobRunner:
         untested = set[str]().union(*[tester.test(method, trained, outcome) for method in job.methods])
         names = {"method": study.label, RUN: job.run, "seed": job.seed, "fold": job.fold}
         outcome.rounds = [{**names, **row, "site": "pool" if pooled else row["site"]} for row in rows]
+        if plan.protects:
+            asked = dict.fromkeys(plan.sites, Message({}, {}))
+            replies = gather(engine, "spent", asked, plan.quorum, progress.failures)
+            real, delta = self.engine.real, self.declaration.privacy.delta
+            spending = privacy_rows(plan, replies, progress.done, delta, real=real)
+            outcome.privacy = [{**names, **row} for row in spending]
         if trained.models:
             name = f"{slug(study.label)}-seed{job.seed}-fold{job.fold}" + job.suffix
             outcome.models[name] = self._tensors(trained.models)

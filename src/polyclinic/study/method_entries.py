@@ -114,8 +114,9 @@ class MethodReader:
         keeps = method.keep_optimizer or training.optimizer_state == "keep"
         chosen, stops_early = bool(training.participation), training.early_stopping is not None
         besides = [*(["precision: mixed"] if self.mixed else []), *_besides(training)]
+        by_loss = "highest_loss" in str(training.participation)
         local = Local(
-            self.task, optimizer_of(training)[0], keeps, self.mixed, chosen, stops_early, besides
+            self.task, optimizer_of(training)[0], keeps, self.mixed, chosen, stops_early, besides, by_loss
         )  # fmt: skip
         refused = refusal(method, local)
         if refused is not None:

@@ -107,6 +107,8 @@ class Planner:
                 method, training, list(fold.train), mixed=mixed, class_weights=_class_weights(training, fold, job)
             ),
             corrupt=dict.fromkeys(corrupt, (attack.name, attack.options)) if attack else {},
+            rounds=training.rounds,
+            budget=self.declaration.budget_of(method),
         )
 
 

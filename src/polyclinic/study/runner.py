@@ -345,6 +345,9 @@ class _Runner:
         self.folder.write("summary.csv", summary)
         if len(unseen):
             self.folder.write("unseen.csv", unseen)
+        privacy = self.folder.gather(jobs, "privacy.csv")
+        if len(privacy):
+            self.folder.write("privacy.csv", ordered(privacy))
         backdoor = self.folder.gather(jobs, "backdoor.csv")
         if len(backdoor):
             self.folder.write("backdoor.csv", ordered(backdoor))

@@ -13,6 +13,7 @@ from polyclinic.data.opening.census import Census, code_columns
 from polyclinic.data.preparation import name_steps
 from polyclinic.data.tables.codes import scalar_text
 from polyclinic.methods import SHARES
+from polyclinic.parts import build_part
 from polyclinic.site.messages import Agree, Open, Prepare, Start, Train
 from polyclinic.study.declaration import Declaration
 from polyclinic.study.method_entries import StudyMethod
@@ -110,7 +111,11 @@ class Agreed:
 
     def _starts(self, asked: Start) -> bool:
         begun = self._training(asked.share, asked.parts, asked.personal, asked.loss, asked.model, asked.work)
-        return asked.task == self.declaration.task and asked.seed in self._seeds and _text(begun) in self._trainings
+        declared = asked.task == self.declaration.task and asked.seed in self._seeds and asked.rounds <= self.rounds
+        epsilon, delta = self.declaration.privacy.epsilon, self.declaration.privacy.delta
+        private = any(build_part(name, options).private for name, options in asked.parts)
+        budget = (epsilon, delta) if private and epsilon is not None else None
+        return declared and asked.budget == budget and _text(begun) in self._trainings
 
     @property
     def _seeds(self) -> set[int]:

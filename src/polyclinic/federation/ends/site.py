@@ -31,6 +31,7 @@ from polyclinic.federation.site_file import SITE_FILE, SiteFile
 from polyclinic.limits import Body
 from polyclinic.site.messages import Agree, Open, Prepare, Start, Train
 from polyclinic.site.schema import read_body
+from polyclinic.site.spending import LEDGER, Spending
 from polyclinic.study.checked import CheckedStudy
 
 log = logging.getLogger(__name__)
@@ -169,7 +170,9 @@ class Member:
         folder.parent.chmod(0o700)  # pseudonyms, predictions: for the site's own user only
         self.hours = Hours(self.name, folder / "hours.json", self.policy.hours)
         self.engine = LocalEngine([self.name], source=self.source, device=choose_device(file.device), folder=folder)
-        self.engine.members[self.name].floor = floor
+        member = self.engine.members[self.name]
+        member.floor = floor
+        member.spending = Spending(self.name, kit / LEDGER, real=True, study=f"{mark[:16]} ")
 
     def answer(self, function: str, message: Pieces) -> Pieces:
         """Answer a message of the coordinator.

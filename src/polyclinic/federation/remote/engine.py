@@ -103,6 +103,8 @@ class RemoteEngine(Engine):
         answered: is told of each answer: site, function, answer.
     """
 
+    real = True
+
     def __init__(
         self, parties: Mapping[str, Party], session: str, patience: Patience | None = None,
         answered: Callable[[str, str, Message], None] = lambda site, function, answer: None,

@@ -1,0 +1,102 @@
+"""What trainings cost the privacy of a site's patients: written down at the site before anything leaves it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+from polyclinic.errors import SiteError
+from polyclinic.privacy import Event, Ledger, merged, spent
+
+#: The ledger in a site's folder.
+LEDGER = "privacy.jsonl"
+
+
+class Spending:
+    """A site's spending.
+
+    Args:
+        site: its name.
+        path: of the ledger; None keeps it in memory.
+        real: whether the site is a hospital: then a round that is done again has new noise, and costs again. In a
+            simulation it has the same, so nothing more is told.
+        study: goes before the names of trainings, where a ledger is of several studies.
+    """
+
+    def __init__(self, site: str, path: Path | None, *, real: bool = False, study: str = "") -> None:
+        self.site, self.real, self._path, self._study = site, real, path, study
+        self._ledger: Ledger | None = None
+        self._memory: dict[tuple[str, int, int], tuple[Event, ...]] = {}
+
+    @property
+    def ledger(self) -> Ledger | None:
+        """Opened when it is needed."""
+        if self._ledger is None and self._path is not None:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            self._ledger = Ledger(self._path)
+        return self._ledger
+
+    def record(self, run: str, number: int, events: Iterable[Event], turn: int = 0) -> None:
+        """Write down that a round of a training begins.
+
+        Raises:
+            ResultsError: P504 or others, it can't be written; then nothing may leave the site.
+        """
+        name, ledger = self._study + run, self.ledger
+        if ledger is None:
+            attempt = turn + 1 + (len(self._memory) if self.real else 0)
+            self._memory[(name, number, attempt)] = merged(events)
+            return
+        attempt = 1 + ledger.attempts(self.site, name, number) if self.real else turn + 1
+        ledger.record(self.site, events, run=name, round=number, attempt=attempt)
+
+    def rounds(self, run: str, number: int) -> int:
+        """How many rounds of a training were written down, where round ``number`` begins.
+
+        In a simulation one that was stopped and goes on from an earlier round does the same again.
+        """
+        own = [round_ for name, round_, _ in self._keys() if name == self._study + run]
+        return len(own) if self.real else sum(one < number for one in own)
+
+    def of(self, run: str) -> tuple[Event, ...]:
+        """What a training has cost."""
+        name = self._study + run
+        if self.ledger is None:
+            return merged(event for key, events in self._memory.items() if key[0] == name for event in events)
+        return merged(e for entry in self.ledger.entries(self.site) if entry.run == name for e in entry.events)
+
+    def total(self) -> tuple[Event, ...]:
+        """What all trainings have cost."""
+        if self.ledger is None:
+            return merged(event for events in self._memory.values() for event in events)
+        return self.ledger.total(self.site)
+
+    def _keys(self) -> list[tuple[str, int, int]]:
+        if self.ledger is None:
+            return list(self._memory)
+        return [(entry.run, entry.round, entry.attempt) for entry in self.ledger.entries(self.site)]
+
+
+def rounds_within(events: tuple[Event, ...], budget: tuple[float, float], rounds: int) -> int:
+    """How many of so many ``rounds``, each of which costs these events, keep a budget of ε and δ."""
+    epsilon, delta = budget
+
+    def kept(number: int) -> bool:
+        return spent([event.times(event.count * number) for event in events], delta).epsilon <= epsilon
+
+    if kept(rounds):
+        return rounds
+    low, high = 0, rounds
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if kept(middle) else (low, middle)
+    return low
+
+
+def budget_spent(site: str, budget: tuple[float, float], done: int) -> SiteError:
+    """A site's answer where its training may go no further."""
+    return SiteError(
+        "P306", f"Site {site} has spent what this training may cost its patients' privacy (ε = {budget[0]:g} at δ = "
+        f"{budget[1]:g}) in {done} rounds.",
+        "The model of the rounds before is used. Allow a greater ε, more noise, or fewer rounds.", site=site,
+    )  # fmt: skip

@@ -1,0 +1,73 @@
+"""What a study's trainings guarantee to patients, as rows of ``privacy.csv``."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from polyclinic.communication.message import Message
+from polyclinic.parts import Part
+from polyclinic.privacy import Event, merged, spent
+from polyclinic.privacy.draws import RepeatableDraws, SystemDraws
+from polyclinic.running.plan import Plan
+from polyclinic.site.messages import Spending
+
+#: Whose row tells what all sites together are guaranteed.
+FEDERATION = "federation"
+
+
+def protecting(parts: Mapping[str, Part]) -> dict[str, str]:
+    """Parts whose noise protects someone -> whom."""
+    return {name: part.private for name, part in parts.items() if part.private}
+
+
+def privacy_rows(
+    plan: Plan, replies: Mapping[str, Message], rounds: int, delta: float, *, real: bool
+) -> list[dict[str, Any]]:
+    """A row for each site whose patients noise protects, and one for the noise of the server.
+
+    Args:
+        plan: what was run.
+        replies: site -> what it said it has spent.
+        rounds: done.
+        delta: δ.
+        real: whether sites are hospitals.
+    """
+    found, parts = list[dict[str, Any]](), plan.parts()
+    if any(whom == "a patient" for whom in protecting(parts).values()):
+        for site, reply in replies.items():
+            said = reply.fields
+            own, life = ([Spending.model_validate(one).event for one in said[k]] for k in ("training", "lifetime"))
+            found.append(_row(site, "a patient", said["patients"], own, life, delta, source=said["source"]))
+    central = [event.times(event.count * rounds) for event in plan.central]
+    if central:
+        source = (SystemDraws if real else RepeatableDraws).source
+        found.append(_row(FEDERATION, "a site", len(plan.sites), central, None, delta, source=source))
+    return found
+
+
+def _row(
+    site: str, unit: str, units: int, events: Iterable[Event], lifetime: Iterable[Event] | None, delta: float, *,
+    source: str,
+) -> dict[str, Any]:  # fmt: skip
+    cost = spent(events, delta)
+    together = merged(events)
+    return {
+        "site": site,
+        "unit": unit,
+        "units": units,
+        "steps": sum(event.count for event in together),
+        "mechanism": "; ".join(_words(event) for event in together),
+        "delta": delta,
+        "epsilon": cost.epsilon,
+        "accountant": cost.accountant,
+        "lifetime_epsilon": cost.epsilon if lifetime is None else spent(lifetime, delta).epsilon,
+        "source": source,
+    }
+
+
+def _words(event: Event) -> str:
+    names = {"gaussian": "Gaussian, noise", "laplace": "Laplace, scale", "pure": "ε of a step", "bare": "no noise"}
+    said = f"{names[event.mechanism]} {event.parameter:g}" if event.parameter else names[event.mechanism]
+    sampled = f", rate {event.rate:.4g}" if event.rate < 1 else ""
+    return f"{said}{sampled} × {event.count}"
