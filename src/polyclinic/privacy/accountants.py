@@ -22,6 +22,8 @@ from polyclinic.privacy.events import Event, merged, number, refuse_unless
 DIGITS = 5
 #: What any step costs at least.
 LEAST = 1e-6
+#: An ε above this guarantees nothing, and its digits are not to be trusted: it counts as infinite.
+GREATEST = 1e9
 
 
 @dataclass(frozen=True)
@@ -29,7 +31,8 @@ class Spent:
     """What steps cost.
 
     Attributes:
-        epsilon: rounded up to 5 digits; 0 only without steps, infinite if there was a step without noise.
+        epsilon: rounded up to 5 digits; 0 only without steps, infinite if there was a step without noise or if it
+            is above `GREATEST`.
         delta: what it holds for.
         accountant: which of the accountants gave it; ``none`` without steps, or with one that has no noise.
         bounds: accountant -> its own ε.
@@ -55,7 +58,8 @@ def spent(events: Iterable[Event], delta: float) -> Spent:
         return Spent(math.inf if together else 0.0, delta, "none")
     bounds, skipped = _each(_EPSILON, together, delta)
     best = min(bounds, key=bounds.__getitem__)
-    return Spent(max(upward(bounds[best]), LEAST), delta, best, bounds, skipped)
+    told = max(upward(bounds[best]), LEAST) if bounds[best] <= GREATEST else math.inf
+    return Spent(told, delta, best, bounds, skipped)
 
 
 def epsilon(events: Iterable[Event], delta: float) -> float:
@@ -87,7 +91,7 @@ def upward(value: float, digits: int = DIGITS) -> float:
         return value
     exact = Decimal(value)
     unit = Decimal(1).scaleb(exact.adjusted() - digits + 1)
-    return float(exact.quantize(unit, rounding=ROUND_CEILING)) if exact.adjusted() < 20 else value
+    return float(exact.quantize(unit, rounding=ROUND_CEILING))
 
 
 def _bare(events: tuple[Event, ...]) -> bool:
