@@ -245,6 +245,7 @@ def test_every_message_stands_in_the_architecture_with_its_tensors(
         content["data"]["scaling"] = "federated"
         content["data"]["harmonisation"] = "none" if "image" in content["data"] else "combat"
         content["training"]["rounds"] = 1
+        content["methods"] += [{"fedavg": {"channel": ["clip", {"gaussian_noise": {"noise": 1.0}}], "label": "noise", "share": "no_norm_statistics"}}]
         Study.of(content, folder).run(folder / "results")
     for write in (write_table_study, partial(write_table_study, classes=3), write_survival_study):
         folders += (tmp_path / f"at sites {len(folders)}",)
@@ -610,6 +611,12 @@ def unreachable_budget() -> None:
     noise_for(0.5, 1e-5, lambda noise: [Event.gaussian(noise, 0.01, 2000), Event.pure(1.0)])
 
 
+def spent_budget() -> None:
+    from polyclinic.site.spending import budget_spent
+
+    raise budget_spent("Aachen", (7.0, 1e-5), 4)
+
+
 def changed_ledger() -> None:
     from polyclinic.privacy import Event, Ledger
 
@@ -662,6 +669,7 @@ MISTAKES: dict[str, Callable[[], object]] = {
     "P303": out_of_memory,
     "P304": forgetful_part,
     "P305": unreachable_budget,
+    "P306": spent_budget,
     "P401": unforeseen,
     "P402": lambda: not_finite(["south", "west"], quorum=2),
     "P403": killed_worker,

@@ -36,7 +36,16 @@ OPTIONS = {
     "highest_loss": {"sites": 7},
     "deadline": {"seconds": 3600},
     "fltrust": {"trusted": "Site A"},
+    "gaussian_noise": {"noise": 0.1},
+    "laplace_noise": {"noise": 0.1},
+    "sparse_vector": {"epsilon": 10.0},
+    "central_noise": {"noise": 0.1},
 }
+#: What else a method has with a part that can't do without, unless the pair itself says it.
+NEEDS = dict.fromkeys(
+    ("gaussian_noise", "laplace_noise", "sparse_vector", "central_noise"),
+    {"channel": ["clip"], "share": "no_norm_statistics"},
+)
 #: Enough sites for rules that must outvote one (Bulyan needs 4 f + 3), also where one is not chosen.
 SITES = {f"Site {letter}": cases for letter, cases in zip("ABCDEFGH", (7, 6, 5, 4, 6, 5, 4, 7), strict=True)}
 ALL = {
@@ -75,6 +84,12 @@ def method_of(*parts):
             options.setdefault(family, []).append(entry(family, name))
         else:
             options[family] = entry(family, name)
+    for _, name in parts:
+        for key, needed in NEEDS.get(name, {}).items():
+            if key == "share":
+                options.setdefault(key, needed)
+            elif not [one for one in needed if one in options[key]]:
+                options[key] = [*needed, *options[key]]
     return {"fedavg": options}
 
 
@@ -155,7 +170,7 @@ def test_parts_of_two_kinds_run_together_or_are_refused(tried, families):
     assert ran, f"nothing of {first} goes with anything of {second}: {refused}"
 
 
-@pytest.mark.parametrize("family", ["local", "server"])
+@pytest.mark.parametrize("family", ["local", "server", "channel"])
 def test_parts_of_one_kind_run_together_or_are_refused(tried, family):
     pairs = list(combinations(FAMILIES[family], 2))
     ran, refused = try_pairs(tried, pairs)

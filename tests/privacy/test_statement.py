@@ -1,12 +1,12 @@
-"""The words of a guarantee, and the package that is optional."""
+"""The words of a guarantee."""
 
 import math
 import re
 
 import pytest
 
-from polyclinic.errors import PolyclinicError, StudyError
-from polyclinic.privacy import Statement, optional, require_opacus
+from polyclinic.errors import StudyError
+from polyclinic.privacy import Statement
 from polyclinic.privacy.statement import TITLES
 
 TEXTS = {
@@ -90,10 +90,3 @@ def test_no_text_may_be_empty(name, text):
 def test_numbers_that_do_not_fit_are_refused(values):
     with pytest.raises(StudyError, match=r"P102 .*, expected"):
         statement(**values)
-
-
-def test_opacus_is_missing(monkeypatch):
-    require_opacus()
-    monkeypatch.setattr(optional, "find_spec", lambda name: None)
-    with pytest.raises(PolyclinicError, match=r"P503 .*opacus.*pip install 'polyclinic\[privacy\]'"):
-        require_opacus()

@@ -14,7 +14,6 @@ from polyclinic.privacy.events import Event as Event
 from polyclinic.privacy.events import merged as merged
 from polyclinic.privacy.ledger import Entry as Entry
 from polyclinic.privacy.ledger import Ledger as Ledger
-from polyclinic.privacy.optional import require_opacus as require_opacus
 from polyclinic.privacy.solving import check_budget as check_budget
 from polyclinic.privacy.solving import noise_for as noise_for
 from polyclinic.privacy.solving import steps_within as steps_within

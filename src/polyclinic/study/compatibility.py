@@ -142,14 +142,15 @@ def _hidden(method: Method, local: Local) -> Refusal | None:
 
 def _encoded(method: Method, local: Local) -> Refusal | None:
     """Steps of the channel behind one whose output is no change of the weights any more."""
-    before = ""
+    before, packed = "", False
     for name, options in method.channel:
         part = build_part(name, options)
-        if before and not (part.packs or isinstance(part.at_server(), Hiding)):
+        summing = isinstance(part.at_server(), Hiding) and not packed  # of what the codes stand for
+        if before and not (part.packs or summing):
             return Refusal(f"{name} works on the change of the weights, and comes after {before}, which gives codes.",
                            f"Name {name} before {before}, or leave one of them out. (The values of `top_k`, `random_k` "
                            "and `power_sgd` can have fewer bits: `values: int8`.)", "channel")  # fmt: skip
-        before = name if part.encodes else before
+        before, packed = (name, part.packs) if part.encodes else (before, packed)
     return None
 
 
