@@ -34,8 +34,10 @@ from polyclinic.tasks import Task
 
 #: Inputs ``[b, ...]`` and targets ``[b, ...]`` of some cases of a batch, on the model's device, from positions ``[b]``.
 Cases = Callable[[Tensor], tuple[Tensor, Tensor]]
-#: By what losses are multiplied in half precision, so that small gradients do not become 0.
-_SCALE = 2.0**16
+#: By what losses are multiplied in half precision, so that small gradients do not become 0. It is no more, since a
+#: patient's loss is not divided by the size of a batch; and it never follows the data, since one patient would then
+#: change how those of others are rounded.
+_SCALE = 2.0**10
 
 
 @dataclass(frozen=True)
@@ -123,17 +125,20 @@ class PatientGradients:
         Those with few cases come first, so that most chunks have one case a patient.
         """
         _, members, counts = patients.unique(return_inverse=True, return_counts=True)
-        own = members.argsort(stable=True).split(counts.tolist())
-        chunk: list[Tensor] = []
+        many: list[int] = counts.tolist()
+        own = members.argsort(stable=True).split(many)
+        chunk: list[int] = []
+        cases = 0
         for patient in counts.argsort(stable=True).tolist():
-            mixed = bool(chunk) and len(chunk[0]) == 1 < len(own[patient])  # outer products need one case a patient
-            full = sum(map(len, chunk)) + len(own[patient]) > self.plan.together
+            mixed = bool(chunk) and many[chunk[0]] == 1 < many[patient]  # outer products need one case a patient
+            full = cases + many[patient] > self.plan.together
             if chunk and (mixed or full or self.plan.way == "patients"):
-                yield torch.cat(chunk), [len(part) for part in chunk]
-                chunk = []
-            chunk.append(own[patient])
+                yield torch.cat([own[one] for one in chunk]), [many[one] for one in chunk]
+                chunk, cases = [], 0
+            chunk.append(patient)
+            cases += many[patient]
         if chunk:
-            yield torch.cat(chunk), [len(part) for part in chunk]
+            yield torch.cat([own[one] for one in chunk]), [many[one] for one in chunk]
 
     def _several(self, cases: Cases, index: Tensor, sizes: list[int], total: Tensor) -> tuple[Tensor, int]:
         """Add the gradients of some patients to ``total``; their losses ``[P]``, and how many are unusable."""

@@ -10,14 +10,13 @@ import math
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from polyclinic.state import Selection
 
-#: How many normal numbers are added up to one; see `gaussian`.
-_SUMMED = 4
 #: Coordinates of noise that are drawn at once, to bound memory.
 _AT_ONCE = 1 << 18
 #: Binary digits of a uniform number.
@@ -25,7 +24,13 @@ _DIGITS = 53
 
 
 class Draws(ABC):
-    """Where random numbers come from."""
+    """Where random numbers come from.
+
+    Attributes:
+        summed: how many normal numbers are added up to one; see `gaussian`.
+    """
+
+    summed: ClassVar[int]
 
     @abstractmethod
     def uniform(self, count: int) -> Tensor:
@@ -42,6 +47,8 @@ class RepeatableDraws(Draws):
         generator: on the processor.
     """
 
+    summed = 1
+
     def __init__(self, generator: torch.Generator) -> None:
         self._generator = generator
 
@@ -56,6 +63,8 @@ class SystemDraws(Draws):
     Every number comes from there, not only a seed: see `RepeatableDraws` for why a seed would not do.
     """
 
+    summed = 4
+
     def uniform(self, count: int) -> Tensor:
         """See `Draws.uniform`."""
         if not count:
@@ -65,20 +74,21 @@ class SystemDraws(Draws):
 
 
 def gaussian(count: int, draws: Draws) -> Tensor:
-    """Independent standard normal numbers, float64 ``[count]``.
+    """Independent standard normal numbers, float64 ``[count]``, by Box and Muller (1958).
 
     Computers' normal numbers are not all the numbers that there are: from the last digits of a noisy value it can be
     read which values without noise are possible at all (Mironov 2012, "On significance of the least significant bits
-    for differential privacy"). Therefore each number is half the sum of four, so that too many ways lead to the same
-    digits for all of them to be tried (Holohan and Braghin 2021, "Secure random sampling in differential privacy",
-    section 4, with n = 2). It makes such an attack too expensive and is no proof that there is none.
+    for differential privacy"). Where noise is to protect, each number is therefore half the sum of four, so that too
+    many ways lead to the same digits for all of them to be tried (Holohan and Braghin 2021, "Secure random sampling in
+    differential privacy", section 4, with n = 2). It makes such an attack too expensive and is no proof that there is
+    none.
 
-    They are Box and Muller's (1958); from 53 digits none is beyond 2 · 8.6 deviations, which the normal distribution
-    exceeds once in 10⁶⁵ times.
+    From 53 digits no number is beyond 8.6 deviations, which the normal distribution exceeds once in 10¹⁷ times.
     """
-    lengths = (-2.0 * (1.0 - draws.uniform(_SUMMED * count)).log_()).sqrt_()  # of 1 - u, which is never 0
-    found = lengths.mul_(draws.uniform(_SUMMED * count).mul_(2 * math.pi).cos_())
-    return found.view(_SUMMED, count).sum(0) / math.sqrt(_SUMMED)
+    size = draws.summed * count
+    lengths = draws.uniform(size).neg_().log1p_().mul_(-2.0).sqrt_()  # of 1 - u, which is never 0
+    found = lengths.mul_(draws.uniform(size).mul_(2 * math.pi).cos_())
+    return found.view(draws.summed, count).sum(0).div_(math.sqrt(draws.summed))
 
 
 def poisson_batches(patients: Tensor, rate: float, steps: int, draws: Draws) -> Iterator[Tensor]:
