@@ -2,8 +2,9 @@
 
 A step is forward and backward, clipping, noise and the optimiser, on a batch at hand, every case of another patient.
 Those compared take turns in the same process, on one thread; numbers are medians, and the ratio is what counts. Memory
-is what a process of its own, for each of them, holds at its peak above what it held before its first step. It needs the package
-Opacus (``pip install opacus``); modes of it that can't do a network say so. Run it on a machine that does nothing else:
+is what a process of its own, for each of them, holds at its peak above what it held before its first step. It needs the
+package Opacus (``pip install opacus``); modes of it that can't do a network say so. Run it on a machine that does
+nothing else:
 
     python benchmarks/privacy.py [NAME ...]
 """
@@ -35,7 +36,7 @@ from polyclinic.client.private_ways import Way
 from polyclinic.models import build_model
 from polyclinic.tasks import build_task
 
-NORM, NOISE, RATE = 1.0, 1.0, 0.05
+NORM, NOISE, CLASSES = 1.0, 1.0, 3
 #: Steps of each in turn, and turns; those of large networks are fewer.
 TURNS = 15
 #: Opacus' ways to get gradients of single cases: its rules for each layer, torch.func, PyTorch's expanded weights, and
@@ -62,11 +63,11 @@ class Case:
         source = torch.Generator().manual_seed(0)
         inputs = torch.randn(self.cases, *self.shape, generator=source)
         size = (self.cases, 1, *self.shape[1:]) if self.task == "segmentation" else (self.cases,)
-        return inputs, torch.randint(0, 2, size, generator=source)
+        return inputs, torch.randint(0, CLASSES, size, generator=source)
 
 
 CASES = {
-    "mlp": Case("MLP 90-256-64-2, batch 64", ("mlp", {"hidden": [256, 64]}), (90,), 64),
+    "mlp": Case("MLP 90-256-64-3, batch 64", ("mlp", {"hidden": [256, 64]}), (90,), 64),
     "cnn": Case("CNN 28x28, batch 64", ("cnn", {"norm": "group"}), (1, 28, 28), 64),
     "wide": Case("CNN 64x64, batch 64", ("cnn", {"norm": "group"}), (3, 64, 64), 64),
     "volumes": Case("3D CNN 32x32x32, batch 8", ("cnn", {"norm": "group"}), (1, 32, 32, 32), 8),
@@ -81,7 +82,7 @@ class Losses(nn.Module):
 
     def __init__(self, case: Case) -> None:
         super().__init__()
-        self.task, self.reduction = build_task(case.task, 2, _loss(case)), "mean"
+        self.task, self.reduction = build_task(case.task, CLASSES, _loss(case)), "mean"
 
     def forward(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """The mean, or the loss of each case."""
@@ -95,7 +96,7 @@ def _loss(case: Case) -> str:
 
 def plain(case: Case) -> Callable[[], None]:
     """An ordinary step."""
-    model, task = build_model(*case.model, case.shape, 2), build_task(case.task, 2, _loss(case))
+    model, task = build_model(*case.model, case.shape, CLASSES), build_task(case.task, CLASSES, _loss(case))
     inputs, targets = case.data()
     optimizer = torch.optim.SGD([model.weights], lr=1e-3)
     model.module.train()
@@ -110,7 +111,7 @@ def plain(case: Case) -> Callable[[], None]:
 
 def ours(case: Case, way: Way | None = None) -> Callable[[], None]:
     """A private step of ours, in the planner's way or another one."""
-    model, task = build_model(*case.model, case.shape, 2), build_task(case.task, 2, _loss(case))
+    model, task = build_model(*case.model, case.shape, CLASSES), build_task(case.task, CLASSES, _loss(case))
     inputs, targets = case.data()
     optimizer = torch.optim.SGD([model.weights], lr=1e-3)
     plan: PrivatePlan = choose_private_plan(model, case.shape, way=way)
@@ -130,7 +131,7 @@ def opacus(case: Case, mode: str) -> Callable[[], None]:
     """A private step of Opacus."""
     from opacus import PrivacyEngine
 
-    module = build_model(*case.model, case.shape, 2).module
+    module = build_model(*case.model, case.shape, CLASSES).module
     for parameter in module.parameters():
         parameter.data, parameter.grad = parameter.detach().clone(), None
     inputs, targets = case.data()
@@ -160,10 +161,13 @@ STEPS: dict[str, Callable[[Case], Callable[[], None]]] = {
 def benchmark(name: str) -> None:
     """Times in turn, then memory of each in a process of its own."""
     case = CASES[name]
+    plan = choose_private_plan(build_model(*case.model, case.shape, CLASSES), case.shape)
     steps: dict[str, Callable[[], None]] = {}
     times: dict[str, list[float]] = {}
     failed: dict[str, str] = {}
     for kind, make in STEPS.items():
+        if kind == f"ours {plan.way}":
+            continue  # is "ours"
         try:
             step = make(case)
             step()
@@ -184,8 +188,8 @@ def benchmark(name: str) -> None:
     leanest = min((memory[kind], kind) for kind in found if kind.startswith("opacus"))
     show(f"{case.title}: time", found["ours"] / fastest[0], LIMIT, f"over {fastest[1]}; {detail}")
     show(f"{case.title}: memory", memory["ours"] / leanest[0], LIMIT, f"over {leanest[1]}")
-    plainly = memory["ours"] / memory["plain"]
-    print(f"{'':<34} over an ordinary step: time {found['ours'] / found['plain']:.2f}, memory {plainly:.2f}")
+    over = f"time {found['ours'] / found['plain']:.2f}, memory {memory['ours'] / memory['plain']:.2f}"
+    print(f"{'':<34} way {plan.way}; over an ordinary step: {over}")
     for kind, reason in failed.items():
         print(f"{'':<34} {kind} can't do it: {reason}")
 

@@ -51,7 +51,7 @@ ODD = [
 ]  # fmt: skip
 
 
-def data(shape, task, cases=len(PATIENTS), seed=0):
+def data(shape, task, cases=8, seed=0):
     source = torch.Generator().manual_seed(seed)
     size = (cases, 1, *shape[1:]) if task == "segmentation" else (cases,)
     return torch.randn(cases, *shape, generator=source), torch.randint(0, 3, size, generator=source)
@@ -267,7 +267,7 @@ def test_half_precision_clips_by_the_gradient_that_is_not_scaled(way):
     try:
         model, task = network("mlp", {"hidden": [8]}, (5,)), build_task("classification", 3)
         inputs, targets = data((5,), "classification")
-        for norm, factor in ((0.3, 1.0), (FREE, 1.0), (FREE, 1e4)):  # the last is too large for half precision if scaled
+        for norm, factor in ((0.3, 1.0), (FREE, 1.0), (FREE, 1e4)):  # the last is too large for half precision, scaled
             weights = torch.full((3,), factor)
             half = clipped(
                 model, task, inputs, targets, PATIENTS, norm, way, mixed_precision=True, class_weights=weights
@@ -409,7 +409,9 @@ for way, together in (("patients", 1), ("layers", 2)):
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="the peak of memory is read where Linux tells it")
 def test_memory_does_not_grow_with_the_batch():
     given = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536"}  # what is freed goes back to the system at once
-    found = subprocess.run([sys.executable, "-c", MEASURE], capture_output=True, text=True, check=True, env=given).stdout
+    command = [sys.executable, "-c", MEASURE]
+    found = subprocess.run(command, capture_output=True, text=True, check=True, env=given).stdout
+    assert len(found.splitlines()) == 2
     for line in found.splitlines():
         chunk, batch = map(int, line.split())
         assert chunk > 20_000  # kilobytes: something was measured

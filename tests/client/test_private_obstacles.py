@@ -150,7 +150,9 @@ def test_a_loss_that_compares_cases_is_refused():
         check_private(model, build_task("survival", 0, "cox"), (5,))
 
 
-@pytest.mark.parametrize(("end", "reason"), [(Mixed(), "mixup changes the batch"), (Term(), "contrast changes the loss")])
+@pytest.mark.parametrize(
+    ("end", "reason"), [(Mixed(), "mixup changes the batch"), (Term(), "contrast changes the loss")]
+)
 def test_parts_that_see_several_cases_are_refused(end, reason):
     with pytest.raises(StudyError, match=reason):
         check_private(build_model("logistic", {}, (5,), 2), CLASSES, (5,), [Proximal(), end])

@@ -17,11 +17,12 @@ from polyclinic.randomness import own_randomness
 from polyclinic.seeds import generator
 from polyclinic.state import FlatModule, Selection
 
-#: Numbers that a batch of cases may need beyond the model: gradients of patients, and twice what layers give (these,
-#: and gradients there). On a processor more is no faster; see benchmarks/privacy.py.
-ROOM = {"cpu": 1 << 26, "cuda": 1 << 29}
-#: No way is faster with more cases at a time.
-_MOST = 256
+#: Numbers that the cases taken at a time may need beyond the model, 4 bytes each: gradients of patients, and twice what
+#: layers give (these, and gradients there).
+ROOM = {"cpu": 1 << 27, "cuda": 1 << 29}
+#: Cases at a time at most. On a processor, 16 to 64 are equally fast; two are up to six times as fast as one after
+#: another, also where a case is a volume, since PyTorch's convolutions of single cases are slow.
+_MOST = {"cpu": 64, "cuda": 512}
 #: Largest difference that is rounding: as a share of a tensor's gradient, and of the whole gradient.
 _ROUNDING, _OF_ALL = 1e-3, 1e-5
 
@@ -81,7 +82,8 @@ def _choose(model: FlatModule, shape: tuple[int, ...], trained: Selection | None
     inputs = torch.randn(2, *shape, generator=source).to(model.vector.device)
     given, outer = _counted(model, inputs[:1])
     size = Places.of(model, trained, outer).size
-    together = min(ROOM.get(inputs.device.type, ROOM["cpu"]) // (2 * given + size), _MOST)
+    kind = "cuda" if inputs.device.type == "cuda" else "cpu"
+    together = min(ROOM[kind] // (2 * given + size), _MOST[kind])
     if way is not None:
         return PrivatePlan(way, max(together, 1), frozenset(outer) if way == "layers" else frozenset())
     if together < 2:

@@ -23,7 +23,9 @@ Losses = Callable[[Tensor], Tensor]
 Casting = Callable[[], AbstractContextManager[object]]
 
 
-def by_layers(model: FlatModule, inputs: Tensor, losses: Losses, weights: Tensor, rows: Rows, casting: Casting) -> Tensor:
+def by_layers(
+    model: FlatModule, inputs: Tensor, losses: Losses, weights: Tensor, rows: Rows, casting: Casting
+) -> Tensor:
     """Fill ``rows`` from one backward pass; see `polyclinic.client.private_layers`.
 
     Args:
@@ -48,7 +50,7 @@ def by_layers(model: FlatModule, inputs: Tensor, losses: Losses, weights: Tensor
         with casting():
             found = losses(model.module(inputs))
         if found.requires_grad:
-            (found * weights).sum().backward()  # type: ignore[no-untyped-call]
+            (found * weights).sum().backward()
     rows.complete()
     return found.detach()
 
@@ -87,7 +89,7 @@ def add_gradient(model: FlatModule, inputs: Tensor, losses: Losses, weights: Ten
     with casting():
         found = losses(model.module(inputs))
     if found.requires_grad:
-        (found * weights).sum().backward()  # type: ignore[no-untyped-call]
+        (found * weights).sum().backward()
     return found.detach()
 
 
