@@ -40,12 +40,17 @@ OPTIONS = {
     "laplace_noise": {"noise": 0.1},
     "sparse_vector": {"epsilon": 10.0},
     "central_noise": {"noise": 0.1},
+    "dp_sgd": {"noise": 0.5},
 }
 #: What else a method has with a part that can't do without, unless the pair itself says it.
-NEEDS = dict.fromkeys(
-    ("gaussian_noise", "laplace_noise", "sparse_vector", "central_noise"),
-    {"channel": ["clip"], "share": "no_norm_statistics"},
-)
+NEEDS: dict[str, dict[str, object]] = {
+    **{
+        name: {"channel": ["clip"], "share": "no_norm_statistics"}
+        for name in ("gaussian_noise", "laplace_noise", "sparse_vector", "central_noise")
+    },
+}
+#: Parts that are not for networks with batch normalisation, and are tried with another.
+NOT_FOR_BATCH_NORM = ("dp_sgd",)
 #: Enough sites for rules that must outvote one (Bulyan needs 4 f + 3), also where one is not chosen.
 SITES = {f"Site {letter}": cases for letter, cases in zip("ABCDEFGH", (7, 6, 5, 4, 6, 5, 4, 7), strict=True)}
 ALL = {
@@ -97,7 +102,11 @@ class Tried:
     """A federation whose sites are made once; each pair is a study of its own on them."""
 
     def __init__(self):
-        self.federation = Federation(table_sites(SITES, features=3), model=MODEL, training=TRAINING)
+        data = table_sites(SITES, features=3)
+        self.made = {
+            model: Federation(data, model={"mlp": {"hidden": [3], "norm": model}}, training=TRAINING)
+            for model in ("batch", "none")
+        }
 
     def round(self, method):
         """One round with a method; the state after it.
@@ -105,9 +114,9 @@ class Tried:
         Raises:
             StudyError: the study is refused.
         """
-        declaration = declare(model=MODEL, training=TRAINING, methods=[method],
+        made = self.made["none" if any(name in str(method) for name in NOT_FOR_BATCH_NORM) else "batch"]
+        declaration = declare(model=made.declaration.model, training=TRAINING, methods=[method],
                               evaluation={"validation": 0, "best_round": "last"})  # fmt: skip
-        made = self.federation
         runner = JobRunner(declaration, made.engine, made.local, made.template, made.initial, ["class 0", "class 1"])
         plan = runner.plan(Job((declaration.study_methods[0],), 0, 0), made.fold, made.fold.training_sites)
         progress, rows = run_rounds(plan, made.engine)

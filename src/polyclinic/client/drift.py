@@ -62,6 +62,7 @@ class ControlVariates(Part):
         "control": "the mean gradient of all sites: like a second global model",
     }
     means: ClassVar = frozenset({"control_change"})
+    retells = True
     shapes: ClassVar = {"control_change": Shaped("float32", "W", always="train"), "control": Shaped("float32", "W")}
     needs_sgd = True
 

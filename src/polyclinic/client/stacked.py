@@ -47,8 +47,9 @@ def reason_not_stackable(model: FlatModule, work: Work, shape: tuple[int, ...]) 
 def parts_not_stackable(ends: Iterable[SiteEnd]) -> str:
     """Why sites with these parts can't be trained together; empty if they can."""
     changing = {"batch": "changes the cases of each batch", "loss": "adds to the loss of each batch"}
+    ends = list(ends)
     found = [f"a part {what}" for end in ends for hook, what in changing.items() if overrides(end, hook)]
-    return found[0] if found else ""
+    return next(filter(None, [*found, *(end.alone for end in ends)]), "")
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,9 @@ from functools import partial
 
 import torch
 from torch import Tensor
+from torch.optim import Optimizer
 
+from polyclinic.client.dp_sgd import private_part
 from polyclinic.client.features import mean_over_places
 from polyclinic.client.optimizers import build_optimizer, is_elementwise, restore_state, state_of, with_learning_rate
 from polyclinic.client.work import (
@@ -29,7 +31,7 @@ from polyclinic.parts.checks import kind_of, wrong
 from polyclinic.parts.site_end import Batch, overrides
 from polyclinic.randomness import own_randomness
 from polyclinic.seeds import derive_seed
-from polyclinic.state import FlatModule
+from polyclinic.state import FlatModule, Selection
 from polyclinic.tasks import Task
 
 
@@ -53,13 +55,22 @@ def _mini_batches(model: FlatModule, task: Task, work: Work, job: LocalJob) -> t
     if work.keep_optimizer and job.optimizer_state:
         restore_state(optimizer, parameters, job.optimizer_state)
     frozen = None if job.trained is None else job.trained.others(model.layout.trainable)
+    private = private_part(job)
+    steps = None if private is None else private.steps_of(model, task, work, job, len(sizes))
+    batches = job.index[case_order(job, sizes)].split(sizes) if steps is None else steps.batches
     backward = _Backward(model, work)
     begun = time.monotonic()
     total, done = torch.zeros((), device=model.vector.device), 0
     with _Hooks(model, work, job) as hooks:
-        for step, index in enumerate(job.index[case_order(job, sizes)].split(sizes)):
+        for step, index in enumerate(batches):
             if job.seconds is not None and step and time.monotonic() - begun > job.seconds:
                 break
+            if steps is not None:
+                seed = augmentation_seed(job, step) if job.dataset.augments else None
+                total += steps.gradient(model, index, seed)
+                _step(model, work, hooks, frozen, optimizer)
+                done += 1
+                continue
             batch = _batch(model, job, index, step)
 
             def gradient(batch: tuple[Tensor, Tensor] = batch, step: int = step) -> Tensor:
@@ -68,15 +79,20 @@ def _mini_batches(model: FlatModule, task: Task, work: Work, job: LocalJob) -> t
             if job.companion is not None:
                 job.companion.step(model, gradient)
             total += gradient()
-            hooks.change(model.gradient)
-            if frozen is not None:
-                frozen.fill(model.gradient, 0.0)
-            clip_gradient(model.gradient, work.clip)
-            optimizer.step()
+            _step(model, work, hooks, frozen, optimizer)
             done += 1
     if work.keep_optimizer:
         job.optimizer_state = {name: value.clone() for name, value in state_of(optimizer, parameters).items()}
     return float(total) / done, done
+
+
+def _step(model: FlatModule, work: Work, hooks: _Hooks, frozen: Selection | None, optimizer: Optimizer) -> None:
+    """A step along the gradient, after the parts have changed it."""
+    hooks.change(model.gradient)
+    if frozen is not None:
+        frozen.fill(model.gradient, 0.0)
+    clip_gradient(model.gradient, work.clip)
+    optimizer.step()
 
 
 def _full_gradient(model: FlatModule, task: Task, work: Work, job: LocalJob) -> tuple[float, int]:

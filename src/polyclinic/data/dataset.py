@@ -29,6 +29,7 @@ class Dataset:
             NaN, or ``IGNORED`` everywhere.
         augments: whether training batches are changed at random (augmentation, or boxes cut from volumes).
         patch: the boxes on which a network is trained, or None for whole images.
+        people: int64 ``[N]``, a number for each patient.
         spacings: voxel sizes of each case in millimetres, or None; see ``SiteData``.
         unscaled: the inputs before scaling, see ``SiteData``; not of a pool.
 
@@ -48,6 +49,8 @@ class Dataset:
             raise ValueError("augmentation is for images")
         self.site = data.site
         self.targets, self.labelled = data.targets, data.labelled
+        numbers = {subject: number for number, subject in enumerate(dict.fromkeys(data.subjects))}
+        self.people = torch.tensor([numbers[subject] for subject in data.subjects], dtype=torch.int64)
         self.augments = augmentation is not None or patch is not None
         self.patch, self.spacings = patch, data.spacings
         self._standard = standard
@@ -87,6 +90,9 @@ class Dataset:
             return pooled
         pooled.augments = any(dataset.augments for dataset in datasets)
         pooled.targets = concatenate([_marked(dataset.targets, site) for site, dataset in enumerate(datasets)])
+        counts = [int(dataset.people.max()) + 1 if len(dataset) else 0 for dataset in datasets]
+        before = [sum(counts[:site]) for site in range(len(counts))]
+        pooled.people = torch.cat([dataset.people + first for dataset, first in zip(datasets, before, strict=True)])
         known = [dataset.spacings for dataset in datasets if dataset.spacings is not None]
         pooled.spacings = [one for spacings in known for one in spacings] if len(known) == len(datasets) else None
         if any(dataset.labelled is not None for dataset in datasets):

@@ -33,6 +33,8 @@ class Part:
         means: what its end at a site sends with each update, if the server needs no more of it than the sites' mean by
             weight; empty otherwise.
         private: whom its noise protects ("a patient", "a site"); empty for parts without.
+        in_steps: whether that noise is in each step of training, so that all that follows from the change is protected.
+        retells: whether what its end at a site sends follows from the change and from public numbers.
         needs_norm: the norm (1 or 2) in which steps before it must bound a change; 0 for none.
         needs_mean: whether it supposes that the server takes the mean of the updates.
         summed: whether the server sees sums of what leaves the sites alone, so that what this part gives is added up;
@@ -55,6 +57,8 @@ class Part:
     requires: ClassVar[tuple[str, str] | None] = None
     means: ClassVar[frozenset[str]] = frozenset()
     private: ClassVar[str] = ""
+    in_steps: ClassVar[bool] = False
+    retells: ClassVar[bool] = False
     needs_norm: ClassVar[int] = 0
     needs_mean: ClassVar[bool] = False
     summed: bool = False

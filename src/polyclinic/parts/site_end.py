@@ -38,6 +38,10 @@ class SiteView(ABC):
         class_counts: training cases of each class, float64 ``[C]``; None where targets are not classes.
         number: rounds done before.
         rounds: of the whole training, at most.
+        steps: of the site's local work in a round, at most.
+        batch_size: of these.
+        input_shape: of one case in training.
+        ends: of all parts at the site.
         learning_rate: of the round.
         identity: signs for the site, and knows the others' signatures; None where sites have no certificates.
         model: the network that does all work of this process. A part may load any vector into it.
@@ -52,6 +56,10 @@ class SiteView(ABC):
     class_counts: Tensor | None
     number: int
     rounds: int
+    steps: int
+    batch_size: int
+    input_shape: tuple[int, ...]
+    ends: Sequence[SiteEnd]
     learning_rate: float
     identity: Signer | None
     model: FlatModule
@@ -69,6 +77,10 @@ class SiteView(ABC):
             index: positions ``[n]`` in the part; None for all of it, in its order.
             part: targets of unlabelled cases mean nothing.
         """
+
+    @abstractmethod
+    def people(self) -> Tensor:
+        """Which of the site's patients each training case is of ``[n]``, as numbers that mean nothing else."""
 
     @abstractmethod
     def batches(self) -> Iterator[tuple[Tensor, Tensor]]:
@@ -181,12 +193,14 @@ class SiteEnd:
         kept: what is kept at the site between rounds; it is saved with checkpoints. A hook that changes it puts new
             tensors into a new dictionary: what a round has left there counts only once the server says that the round
             counted, and is else as it was before.
+        alone: why sites with it can't be trained together; empty if they can.
         needs_features: whether ``loss`` reads the features of a batch.
         needs_body: whether the part changes nothing where no weights are trained before the head.
         zero_at_start: whether it changes nothing at the weights that a round starts from.
     """
 
     name: str = ""
+    alone: ClassVar[str] = ""
     needs_features: ClassVar[bool] = False
     needs_body: ClassVar[bool] = False
     zero_at_start: ClassVar[bool] = False

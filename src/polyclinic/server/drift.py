@@ -23,6 +23,7 @@ class Normalised(ServerPart):
     reveals = revealed("path")
     shapes = measured("path")
     needs_sgd = True
+    retells = True
     needs_each = True
     undoes = True
 

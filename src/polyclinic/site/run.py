@@ -119,7 +119,8 @@ class Run:
             self.measure, self.shared_model, self._batches, with_learning_rate(self.work.optimizer, 0.0),
         )  # fmt: skip
         first.rounds, first.budget, first.identity = declared.rounds, declared.budget, identity
-        first.real = self.spending.real
+        first.real, first.ends = self.spending.real, list(self.ends.values())
+        first.steps, first.batch_size = self.steps_in_all, self.work.batch_size
         self.protects = any(part.private for part in built.values())
         self.announced, unwritten = dict[str, Tensor](), Unwritten({"vector": initial})
         for name, end in self.ends.items():

@@ -54,7 +54,8 @@ class View(SiteView):
         self.layout, self.trainable = model.layout, model.layout.trainable
         self.shapes = model.layout.shapes(shared)
         self.identity: Signer | None = None
-        self.rounds, self.real = 1, False
+        self.rounds, self.steps, self.batch_size, self.real = 1, 1, 1, False
+        self.input_shape, self.ends = dataset.training_shape, ()
         self.budget: tuple[float, float] | None = None
         self.number, self.learning_rate = 0, float(optimizer[1]["lr"])
         self.class_counts = _class_counts(task, dataset, parts)
@@ -103,6 +104,10 @@ class View(SiteView):
     def shared(self, vector: Tensor) -> Tensor:
         """See `SiteView`."""
         return self._selection.take(vector)
+
+    def people(self) -> Tensor:
+        """See `SiteView`."""
+        return self._dataset.people[self._parts.train]
 
     def batches(self) -> Iterator[tuple[Tensor, Tensor]]:
         """See `SiteView`."""

@@ -170,10 +170,22 @@ def _unbounded(method: Method, local: Local) -> Refusal | None:
         return None
     if method.topology[0] != "star" and any(part.needs_mean for _, part in built):
         return Refusal(f"{private[0]} needs a mean of all sites.", "Use `topology: star`.", "topology")
-    telling = [name for name, part in built if part.reveals and not part.encodes and _tells(part.at_site())]
+    in_steps = all(part.in_steps for _, part in built if part.private)
+    telling = [
+        name
+        for name, part in built
+        if part.reveals and not part.encodes and not (in_steps and part.retells) and _tells(part.at_site())
+    ]
     if telling:
         return Refusal(f"{telling[0]} tells more of a site's patients than the change of the weights, and {private[0]} "
                        "adds noise to that alone.", f"Leave {telling[0]} out, or {private[0]}.", "channel")  # fmt: skip
+    stepping = [name for name, part in built if part.in_steps]
+    if stepping and method.work == "gradient":
+        return Refusal(f"{stepping[0]} adds noise to the steps of local training, and fedsgd takes none.",
+                       "Use fedavg.", "local")  # fmt: skip
+    if stepping and method.personal is not None and method.personal[0] == "apfl":
+        return Refusal(f"apfl trains two models on the same batches, and {stepping[0]} protects one.",
+                       "Use another way to a personal model.", "personal")  # fmt: skip
     if local.by_loss:
         return Refusal(f"Sites are chosen by their training loss, which they don't tell with {private[0]}.",
                        "Choose them in another way (`participation`).", "channel")  # fmt: skip
