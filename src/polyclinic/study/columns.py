@@ -30,6 +30,12 @@ ALL, HIGHER, LOWER = "all", "higher", "lower"
 LOG_RANK = [
     "method", RUN, "sites", "cases", "higher", "observed", "expected", "variance", "statistic", "p",
 ]  # fmt: skip
+#: Columns of ``privacy.csv``.
+NOISY_PARTS = "part"
+PRIVACY = [
+    "method", RUN, "seed", "fold", "site", NOISY_PARTS, "unit", "units", "steps", "mechanism", "delta", "epsilon",
+    "accountant", "lifetime_epsilon", "source",
+]  # fmt: skip
 #: Columns of ``exchanged.csv``.
 EXCHANGED = ["method", "payload", "reveals"]
 #: Columns of ``payloads.csv``; the first of them is also one of ``rounds.csv``.

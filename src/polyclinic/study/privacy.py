@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import json
+import math
 from collections.abc import Iterable, Mapping
 from typing import Any
+
+import pandas as pd
 
 from polyclinic.communication.message import Message
 from polyclinic.parts import Part
@@ -11,9 +15,12 @@ from polyclinic.privacy import Event, merged, spent
 from polyclinic.privacy.draws import RepeatableDraws, SystemDraws
 from polyclinic.running.plan import Plan
 from polyclinic.site.messages import Spending
+from polyclinic.study.columns import NOISY_PARTS
 
 #: Whose row tells what all sites together are guaranteed.
 FEDERATION = "federation"
+#: A column that only the rows of single trainings have.
+_EVENTS = "events"
 
 
 def protecting(parts: Mapping[str, Part]) -> dict[str, str]:
@@ -38,22 +45,27 @@ def privacy_rows(
         for site, reply in replies.items():
             said = reply.fields
             own, life = ([Spending.model_validate(one).event for one in said[k]] for k in ("training", "lifetime"))
-            found.append(_row(site, "a patient", said["patients"], own, life, delta, source=said["source"]))
+            row = _row("a patient", said["patients"], own, life, delta, source=said["source"])
+            found.append({"site": site, NOISY_PARTS: _named(parts, "a patient"), **row})
     central = [event.times(event.count * rounds) for event in plan.central]
     if central:
         source = (SystemDraws if real else RepeatableDraws).source
-        found.append(_row(FEDERATION, "a site", len(plan.sites), central, None, delta, source=source))
+        row = _row("a site", len(plan.sites), central, None, delta, source=source)
+        found.append({"site": FEDERATION, NOISY_PARTS: _named(parts, "a site"), **row})
     return found
 
 
+def _named(parts: Mapping[str, Part], whom: str) -> str:
+    return " + ".join(name for name, protected in protecting(parts).items() if protected == whom)
+
+
 def _row(
-    site: str, unit: str, units: int, events: Iterable[Event], lifetime: Iterable[Event] | None, delta: float, *,
+    unit: str, units: int, events: Iterable[Event], lifetime: Iterable[Event] | None, delta: float, *,
     source: str,
 ) -> dict[str, Any]:  # fmt: skip
     cost = spent(events, delta)
     together = merged(events)
     return {
-        "site": site,
         "unit": unit,
         "units": units,
         "steps": sum(event.count for event in together),
@@ -61,9 +73,20 @@ def _row(
         "delta": delta,
         "epsilon": cost.epsilon,
         "accountant": cost.accountant,
-        "lifetime_epsilon": cost.epsilon if lifetime is None else spent(lifetime, delta).epsilon,
+        "lifetime_epsilon": math.nan if lifetime is None else spent(lifetime, delta).epsilon,
         "source": source,
+        _EVENTS: json.dumps([event.to_json() for event in together]),
     }
+
+
+def of_the_study(rows: pd.DataFrame) -> pd.DataFrame:
+    """The rows of all trainings, in their order, for ``privacy.csv``: the noise of the server is added up."""
+    found, together = rows.copy(), list[Event]()
+    for place, row in found.iterrows():
+        if row["site"] == FEDERATION:
+            together += [Event.from_json(event) for event in json.loads(row[_EVENTS])]
+            found.loc[place, "lifetime_epsilon"] = spent(together, row["delta"]).epsilon
+    return found.drop(columns=[_EVENTS])
 
 
 def _words(event: Event) -> str:

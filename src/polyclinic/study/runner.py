@@ -53,6 +53,7 @@ from polyclinic.study.notes import diverged, few_events, full_precision, idle_pa
 from polyclinic.study.opening import ask_agree, ask_open, local_engine
 from polyclinic.study.payloads import Numbers, exchanged_table
 from polyclinic.study.planning import work_of
+from polyclinic.study.privacy import of_the_study
 from polyclinic.study.provenance import FINISHED, INCOMPLETE
 from polyclinic.study.report.page import write_report
 from polyclinic.study.search import Searching
@@ -347,7 +348,7 @@ class _Runner:
             self.folder.write("unseen.csv", unseen)
         privacy = self.folder.gather(jobs, "privacy.csv")
         if len(privacy):
-            self.folder.write("privacy.csv", ordered(privacy))
+            self.folder.write("privacy.csv", of_the_study(ordered(privacy)))
         backdoor = self.folder.gather(jobs, "backdoor.csv")
         if len(backdoor):
             self.folder.write("backdoor.csv", ordered(backdoor))

@@ -21,6 +21,7 @@ from polyclinic.statistics.columns import SUBGROUP
 
 #: Columns that hold text, whatever it looks like (a site may be called 01 or NA).
 TEXT = {"method", "run", "site", "trained_on", "tested_on", "metric", "over", "interval", "subject", "case", "reasons",
+        "part", "unit", "mechanism", "accountant", "source", "events",
         "note", "feature", "stage", "without", "extra_up", "extra_down", "way", "payload", "shape", "reveals",
         "versus", "what", "subgroup", "group"}  # fmt: skip
 #: Tables with a row for each case, for each site and method, or for each round: these can be Parquet.

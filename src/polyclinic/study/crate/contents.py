@@ -37,6 +37,7 @@ FILES = {
     "flow.csv": "Where each site's cases went: rejected, training, validation, test.",
     "characteristics.csv": "How many of each group of patients are in each part.",
     "search.csv": "Every configuration that was tried, and its validation score.",
+    "privacy.csv": "What trainings with noise cost the privacy of patients or sites.",
     "backdoor.csv": "Whether the mark of a backdoor was obeyed.",
     "harmonisation.csv": "Features at each site before and after harmonisation.",
     "notes.json": "Notes for the reader.",

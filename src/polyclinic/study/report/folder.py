@@ -32,6 +32,7 @@ from polyclinic.study.columns import (
     FLOW,
     LOG_RANK,
     PAYLOAD_COLUMNS,
+    PRIVACY,
     SCORE_COUNTS,
     SUBGROUPS,
     SURVIVAL,
@@ -68,6 +69,7 @@ COLUMNS = {
     "score_counts.csv": SCORE_COUNTS,
     "confusion.csv": CONFUSION,
     "exchanged.csv": EXCHANGED,
+    "privacy.csv": PRIVACY,
     "calibration.csv": CALIBRATION,
     "decisions.csv": DECISIONS,
     "survival.csv": SURVIVAL,
@@ -181,6 +183,7 @@ class Folder:
         self.comparisons, self.site_comparisons = self._table("comparisons.csv"), self._table("site_comparisons.csv")
         self.calibration, self.decisions = self._table("calibration.csv"), self._table("decisions.csv")
         self.survival, self.log_rank = (_parted(self._table(name))[0] for name in ("survival.csv", "log_rank.csv"))
+        self.privacy = _parted(self._table("privacy.csv"))[0]
         rows = self._table("exchanged.csv").to_dict("records")
         self.reveals = {(str(row["method"]), str(row["payload"])): str(row["reveals"]) for row in rows}
         self.results, results = _parted(self.results)

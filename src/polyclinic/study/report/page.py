@@ -31,6 +31,7 @@ from polyclinic.study.report.flow import flow_section
 from polyclinic.study.report.folder import Folder, Measure, Overlay, of_run
 from polyclinic.study.report.harmonisation import harmonised
 from polyclinic.study.report.methods import SHOWN, featured, is_reference, method_lines
+from polyclinic.study.report.privacy import guaranteed
 from polyclinic.study.report.search import searched, searched_values
 from polyclinic.study.report.subgroups import subgroup_section
 from polyclinic.study.report.survival import survived
@@ -63,6 +64,7 @@ SECTIONS = {
     "convergence": "Training over the rounds",
     "costs": "Time and traffic",
     "exchanged": "What was exchanged",
+    "privacy": "What noise guarantees",
     "notes": "Notes",
     "card": "Model card",
     "checklists": "Checklists",
@@ -495,6 +497,7 @@ CONTENT: dict[str, Callable[[Folder], Any]] = {
     "convergence": _convergence,
     "costs": tables.costs,
     "exchanged": exchanged,
+    "privacy": guaranteed,
     "notes": _notes,
     "card": _card,
     "checklists": _checklists,

@@ -99,6 +99,12 @@ def protection(folder: Folder) -> str | None:
     if not labels or not folder.declared:
         return None
     steps = {label: channel for label in labels if (channel := folder.declared.get(label, ("", {}))[1].get("channel"))}
+    cost = folder.privacy.groupby("method")["epsilon"].max().to_dict() if len(folder.privacy) else {}
+    spent = "".join(f" {label}: ε = {found:.4g} at most in a training." for label, found in cost.items())
+    if not steps and spent:
+        return (
+            f"Noise in training:{spent} See privacy.csv. Others: {listed([one for one in labels if one not in cost])}."
+        )
     if not steps:
         return NotDone(
             "Not done: no federated method of this study adds noise to what leaves a site, hides single updates from "
@@ -106,6 +112,7 @@ def protection(folder: Folder) -> str | None:
         )
     return (
         f"Steps on what leaves a site: {plain(steps)}. Others: {listed([one for one in labels if one not in steps])}."
+        f"{spent}"
     )
 
 
