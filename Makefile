@@ -31,6 +31,7 @@ benchmark: $(MADE)
 	$(BIN)/python benchmarks/engines.py
 	$(BIN)/python benchmarks/methods.py
 	$(BIN)/python benchmarks/channel.py
+	$(BIN)/python benchmarks/privacy.py
 	$(BIN)/python benchmarks/data.py
 	$(BIN)/python benchmarks/federation.py
 	$(BIN)/python benchmarks/secure.py

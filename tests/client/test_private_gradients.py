@@ -190,6 +190,31 @@ def test_a_layer_that_is_used_twice_or_not_called(bag, way):
     assert distance(found.total, single(model, task, inputs, targets, PATIENTS, 0.1)) < 1e-5
 
 
+class Windowed(nn.Module):
+    """Cuts each case into two, which stand in the axis of cases one after another, or in turn."""
+
+    def __init__(self, turns):
+        super().__init__()
+        self.inside, self.norm, self.head, self.turns = nn.Linear(3, 4), nn.LayerNorm(4), nn.Linear(8, 3), turns
+
+    def forward(self, inputs):
+        cut = inputs.view(-1, 2, 3)
+        found = self.norm(self.inside((cut.transpose(0, 1) if self.turns else cut).reshape(-1, 3)))
+        parts = found.view(2, -1, 4).transpose(0, 1) if self.turns else found.view(-1, 2, 4)
+        return self.head(parts.flatten(1))
+
+
+@pytest.mark.parametrize(("turns", "way"), [(False, "layers"), (True, "vmap")])
+def test_windows_of_a_case_are_added_up_and_those_in_another_order_found(turns, way):
+    torch.manual_seed(0)
+    model, task = FlatModule(Windowed(turns)), build_task("classification", 3)
+    assert choose_private_plan(model, (6,)).way == way
+    inputs, targets = data((6,), "classification")
+    gradients = PatientGradients(model, task, 0.1, (6,))
+    found = gradients.clipped_sum(lambda index: (inputs[index], targets[index]), torch.tensor(PATIENTS))
+    assert distance(found.total, single(model, task, inputs, targets, PATIENTS, 0.1)) < 1e-5
+
+
 class Sided(nn.Module):
     """Branches on what a case is, which vmap can't do, with a weight outside layers."""
 
@@ -346,9 +371,13 @@ def test_a_huge_gradient_is_clipped_and_not_lost(way):
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("mixed", [False, True])
-def test_a_gradient_that_is_no_number_counts_as_nothing_and_touches_nobody(way, bad, mixed):
-    model, task = network("mlp", {"hidden": [6]}, (5,)), build_task("classification", 3)
-    inputs, targets = data((5,), "classification")
+@pytest.mark.parametrize(
+    ("name", "options", "shape"),
+    [("mlp", {"hidden": [6]}, (5,)), ("cnn", {"channels": [4, 6], "norm": "group"}, (3, 12, 10))],
+)
+def test_a_gradient_that_is_no_number_counts_as_nothing_and_touches_nobody(way, bad, mixed, name, options, shape):
+    model, task = network(name, options, shape), build_task("classification", 3)
+    inputs, targets = data(shape, "classification")
     inputs[3] = bad
     kept = [0, 1, 2, 4, 5, 6, 7]
     patients = torch.tensor(PATIENTS)

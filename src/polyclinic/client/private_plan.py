@@ -126,21 +126,22 @@ def _counted(model: FlatModule, inputs: Tensor) -> tuple[int, set[str]]:
 def _works(model: FlatModule, plan: PrivatePlan, trained: Selection | None, inputs: Tensor) -> bool:
     """Whether a way gives for two cases what each gives alone, of two patients and of one."""
     weights = torch.tensor([1.0, 2.0], device=inputs.device)
-    model.gradient.zero_()
-    for case, weight in zip(inputs.split(1), weights.split(1), strict=True):
-        add_gradient(model, case, _losses, weight, nullcontext)
-    wanted = model.gradient.double()
-    for members in ([0, 1], [0, 0]):
-        single = len(set(members)) == len(members)
+    # By unlike numbers, so that what belongs to another patient is found: a plain sum would be the same.
+    for members, by in (([0, 1], [1.0, -3.0]), ([0, 0], [1.0])):
+        single = len(by) == len(members)
+        model.gradient.zero_()
+        for case, weight, member in zip(inputs.split(1), weights.split(1), members, strict=True):
+            add_gradient(model, case, _losses, weight * by[member], nullcontext)
+        wanted = model.gradient.double()
         places = Places.of(model, trained, set(plan.outer))
         memory = inputs.new_empty(2 * places.size, dtype=torch.float32)
-        rows = Rows(places, memory, torch.tensor(members, device=inputs.device), max(members) + 1, outer=single)
+        rows = Rows(places, memory, torch.tensor(members, device=inputs.device), len(by), outer=single)
         found = torch.zeros_like(wanted)
         try:
             (by_layers if plan.way == "layers" else by_vmap)(model, inputs, _losses, weights, rows, nullcontext)
         except Exception:  # of any kind: the network's own, or of an operator that vmap does not know
             return False
-        rows.add_to(found, torch.ones(rows.patients, dtype=torch.float64, device=inputs.device))
+        rows.add_to(found, torch.tensor(by, dtype=torch.float64, device=inputs.device))
         for entry in places.entries:
             place = slice(entry.offset, entry.offset + entry.size)
             limit = _ROUNDING * wanted[place].norm() + _OF_ALL * wanted.norm()
