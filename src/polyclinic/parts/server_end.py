@@ -10,12 +10,15 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from torch import Tensor
 
 from polyclinic.errors import PolyclinicError
 from polyclinic.parts.site_end import Memory
+
+if TYPE_CHECKING:
+    from polyclinic.secure import Verifier
 
 #: ``(verb, site -> what is asked)`` -> answers in site order; why a site can't answer stands in its place. Nothing is
 #: asked before answers are taken.
@@ -51,6 +54,7 @@ class Now:
         sites: who shares this model and takes part in the round, in site order.
         shapes: of the shared weights, one after another.
         seed: of the training.
+        verifier: knows the sites' signatures; None where sites have no certificates.
     """
 
     number: int
@@ -63,6 +67,7 @@ class Now:
     sites: Sequence[str] = ()
     shapes: Sequence[tuple[int, ...]] = ()
     seed: int = 0
+    verifier: Verifier | None = None
 
 
 @dataclass(frozen=True)

@@ -49,7 +49,7 @@ class ModelStage(Stage):
             self.chains[model].begin(
                 Now(
                     self.number, self.rounds, self.learning_rate, weights, statistics, total, plan.weights, sites,
-                    plan.network.layout.shapes(plan.selection), plan.start.seed,
+                    plan.network.layout.shapes(plan.selection), plan.start.seed, federation.engine.verifier,
                 )
             )  # fmt: skip
 

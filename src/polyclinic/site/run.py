@@ -33,6 +33,7 @@ from polyclinic.models import has_batch_norm
 from polyclinic.parts import Ended, Memory, SiteEnd, build_parts, tell_parts
 from polyclinic.parts.checks import Unwritten, kind_of, tensors_of, wrong
 from polyclinic.parts.site_end import overrides
+from polyclinic.secure import Signer
 from polyclinic.site.messages import Question, Start, Train, Trained
 from polyclinic.site.schema import Known
 from polyclinic.site.view import View
@@ -87,11 +88,12 @@ class Run:
         dataset: the site's cases.
         parts: its training, validation and test cases.
         measure: gives loss and accuracy of a model on some of the site's cases.
+        identity: signs for the site, if it has certificates.
     """
 
     def __init__(
         self, site: str, declared: Start, initial: Tensor, model: FlatModule, task: Task, dataset: Dataset,
-        parts: Parts, measure: Measure,
+        parts: Parts, measure: Measure, identity: Signer | None = None,
     ) -> None:  # fmt: skip
         self.site, self.declared, self.work = site, declared, declared.work
         self.model, self.task, self.dataset, self.parts, self._measure = model, task, dataset, parts, measure
@@ -111,6 +113,7 @@ class Run:
         first = View(
             site, initial, model, task, dataset, parts, self.shared, (declared.seed, "parts", site, declared.fold),
             self.measure, self.shared_model, self._batches, with_learning_rate(self.work.optimizer, 0.0),
+            identity,
         )  # fmt: skip
         self.announced, unwritten = dict[str, Tensor](), Unwritten({"vector": initial})
         for name, end in self.ends.items():

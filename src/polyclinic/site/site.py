@@ -31,6 +31,7 @@ from polyclinic.errors import DataError, PolyclinicError, SiteError, TrainingErr
 from polyclinic.files import write_atomic, write_error
 from polyclinic.limits import Body, Nothing
 from polyclinic.models import build_model
+from polyclinic.secure import Signer
 from polyclinic.seeds import generator
 from polyclinic.site import evaluation, testing
 from polyclinic.site.kept import KeptRows, Trial
@@ -101,10 +102,12 @@ class Site:
         refused: what no message may ask for: what belongs to simulated attacks, see
             `polyclinic.site.corruptible.CorruptibleSite`.
         floor: of fewer patients' predictions the site says only how many they are, even if a message asks for less.
+        identity: signs for the site; None where sites have no certificates, as on one machine.
     """
 
     refused: ClassVar[frozenset[str]] = frozenset({"corrupt", "mark"})
     floor = 0
+    identity: Signer | None = None
 
     def __init__(
         self, data: SiteData | str, workspace: Workspace, folder: Path | None = None, source: Source | None = None
@@ -366,7 +369,9 @@ class Site:
                 site=self.name,
             )  # fmt: skip
         dataset, parts = self.cases(asked)
-        self.run = Run(self.name, asked, tensors["initial"], model, task, dataset, parts, evaluation.measure)
+        self.run = Run(
+            self.name, asked, tensors["initial"], model, task, dataset, parts, evaluation.measure, self.identity
+        )  # fmt: skip
         if not self._named:
             self._write_pseudonyms()
         self._log(f"start {asked.run}: shares {', '.join(asked.share) or 'nothing'}")

@@ -40,17 +40,18 @@ class View(SiteView):
         whole: gives a whole model ``[P]`` from shared coordinates ``[Q]``.
         batches: gives the batches of a round.
         optimizer: name and options of the local optimiser.
+        identity: signs for the site, if it has certificates.
     """
 
     def __init__(
         self, name: str, vector: Tensor, model: FlatModule, task: Task, dataset: Dataset, parts: Parts,
         shared: Selection, seed: tuple[str | int, ...], measure: Measure, whole: Callable[[Tensor], Tensor],
-        batches: Callable[[int], Iterator[tuple[Tensor, Tensor]]], optimizer: Named,
+        batches: Callable[[int], Iterator[tuple[Tensor, Tensor]]], optimizer: Named, identity: Signer | None,
     ) -> None:  # fmt: skip
         self.name, self.vector, self.model, self.task = name, vector, model, task
         self.layout, self.trainable = model.layout, model.layout.trainable
         self.shapes = model.layout.shapes(shared)
-        self.identity: Signer | None = None
+        self.identity = identity
         self.number, self.learning_rate = 0, float(optimizer[1]["lr"])
         self.class_counts = _class_counts(task, dataset, parts)
         self._dataset, self._parts, self._selection, self._seed = dataset, parts, shared, seed
