@@ -85,8 +85,8 @@ def revoke(name: Name, kits: Kits) -> None:
     from polyclinic.federation.trust.revoked import revoke as put_into_list
 
     print(f"List: {put_into_list(kits, name)}")
-    console.print("It holds once it is in the coordinator's kit: `polyclinic coordinator revoked`; and at sites that have "
-                  "secure sums once it is in theirs, too: `polyclinic site revoked`.")  # fmt: skip
+    console.print("It holds once it is in the coordinator's kit: `polyclinic coordinator revoked`.")
+    console.print("In secure sums sites refuse by themselves whom they know of: `polyclinic site revoked`.")
 
 
 def take_list(file: Revoked, kit: KitFolder) -> None:

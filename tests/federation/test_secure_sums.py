@@ -299,6 +299,22 @@ def test_sites_refuse_keys_that_are_not_signed_and_nothing_leaves(
     assert all("are not signed by it for this round" in reason for reason in reasons)
 
 
+def test_a_training_without_the_sum_is_not_the_study_s(consortium: Path, tmp_path: Path) -> None:
+    world = World(consortium, tmp_path)
+    original = world.conduct.engine.call
+
+    def call(function: str, requests: Mapping[str, Message]) -> Iterator[Any]:
+        if function == "start":
+            for one in requests.values():
+                one.fields["parts"] = [part for part in one.fields["parts"] if part[0] != "secure_sum"]
+        return original(function, requests)
+
+    world.conduct.engine.call = call  # type: ignore[method-assign]
+    outcome = world.run()
+    assert outcome.failure["code"] == "P604"
+    assert "starts another training than the study has" in outcome.failure["message"]
+
+
 def test_a_list_of_survivors_that_nobody_signed_is_not_unmasked(consortium: Path, tmp_path: Path) -> None:
     """Aachen is told that the others agreed; what they signed is another list."""
     world = World(consortium, tmp_path)
