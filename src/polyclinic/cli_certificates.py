@@ -16,16 +16,18 @@ console = Console(stderr=True, highlight=False, soft_wrap=True)
 
 Kits = Annotated[Path, typer.Option(help="The folder of the kits, with the authority.")]
 KitFolder = Annotated[Path, typer.Option(help="The folder of the start-up kit.")]
+Revoked = Annotated[Path, typer.Argument(metavar="FILE", help="The list, revoked.json.")]
 Name = Annotated[str, typer.Argument(metavar="NAME", help="The party's name in the consortium file.")]
 
 
-def add_to(federation_app: typer.Typer, coordinator_app: typer.Typer) -> None:
-    """Add the commands to those of a consortium and of a coordinator."""
+def add_to(federation_app: typer.Typer, coordinator_app: typer.Typer, site_app: typer.Typer) -> None:
+    """Add the commands to those of a consortium, of a coordinator and of a site."""
     for name, command in (
         ("request", request), ("sign", sign), ("join", join), ("renew", renew), ("revoke", revoke),
     ):  # fmt: skip
         federation_app.command(name)(command)
     coordinator_app.command("revoked")(take_list)
+    site_app.command("revoked")(take_list_at_site)
 
 
 def request(
@@ -84,17 +86,24 @@ def revoke(name: Name, kits: Kits) -> None:
 
     print(f"List: {put_into_list(kits, name)}")
     console.print("It holds once it is in the coordinator's kit: `polyclinic coordinator revoked`.")
+    console.print("In secure sums sites refuse by themselves whom they know of: `polyclinic site revoked`.")
 
 
-def take_list(
-    file: Annotated[Path, typer.Argument(metavar="FILE", help="The list, revoked.json.")], kit: KitFolder
-) -> None:
+def take_list(file: Revoked, kit: KitFolder) -> None:
     """Refuse the parties in a list of revoked certificates; a coordinator that runs hangs up on them."""
+    _take(file, kit, "coordinator")
+
+
+def take_list_at_site(file: Revoked, kit: KitFolder) -> None:
+    """Refuse signatures of the parties in a list of revoked certificates, whatever the coordinator does."""
+    _take(file, kit, "site")
+
+
+def _take(file: Path, kit: Path, role: str) -> None:
     from polyclinic.federation.kit import Kit
     from polyclinic.federation.trust.revoked import take_revoked
 
-    names = take_revoked(file, Kit.read(kit, "coordinator"))
-    print(f"Revoked: {', '.join(names)}")
+    print(f"Revoked: {', '.join(take_revoked(file, Kit.read(kit, role)))}")
 
 
 def _print(answer: Answer) -> None:

@@ -187,6 +187,8 @@ def test_the_commands_make_a_kit_renew_it_and_revoke_it(
     assert renewed["Valid until"] < answered["Valid until"]
     listed = said("federation revoke aachen --kits kits")
     assert said(f"coordinator revoked {listed['List']} --kit kits/coordinator")["Revoked"] == "aachen"
+    assert said(f"site revoked {listed['List']} --kit kit")["Revoked"] == "aachen"
+    assert Path("kit/local/revoked.json").read_bytes() == Path(listed["List"]).read_bytes()
     monkeypatch.setattr("polyclinic.federation.processes.parties.start", lambda kit: pytest.fail("it was started"))
     Path("kit/startup/client.crt").write_text("none")
     monkeypatch.setattr(sys, "argv", ["polyclinic", "site", "start", "--kit", "kit"])

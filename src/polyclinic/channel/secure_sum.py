@@ -316,7 +316,7 @@ class _Group:
     def __init__(self, part: SecureSum, name: str, about: About, now: Now) -> None:
         self.part, self.name, self.about, self.sites, self._now = part, name, about, about.sites, now
         terms, self._ring = part.agreed(about, now.number)
-        self._server = ServerRound(terms)
+        self._server = ServerRound(terms, now.verifier)
         self.boxes: dict[str, dict[str, bytes]] = {}
         self.weights: dict[str, float] = {}
 

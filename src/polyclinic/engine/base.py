@@ -10,6 +10,7 @@ from functools import cached_property
 from polyclinic.communication.message import Message
 from polyclinic.errors import PolyclinicError
 from polyclinic.notes import Note
+from polyclinic.secure import Verifier
 
 #: A site's name and its answer, or why it could not answer.
 Reply = tuple[str, Message | PolyclinicError]
@@ -23,11 +24,13 @@ class Engine(ABC):
         holds_all: whether the data of all sites are in one place: only there can cases be pooled, sites be simulated,
             and cases of several sites be compared.
         real: whether sites are hospitals, whose patients are to be protected, and not simulated.
+        verifier: knows the sites' signatures; None where sites have no certificates.
     """
 
     sites: list[str]
     holds_all: bool = False
     real: bool = False
+    verifier: Verifier | None = None
 
     @abstractmethod
     def call(self, function: str, requests: Mapping[str, Message]) -> Iterator[Reply]:

@@ -27,6 +27,7 @@ class CheckedEngine(Engine):
     def __init__(self, inner: Engine, known: Known) -> None:
         self.inner, self.known, self.sites, self.holds_all = inner, known, inner.sites, inner.holds_all
         self.real = inner.real
+        self.verifier = inner.verifier
         self._asked: dict[str, deque[tuple[str, Message]]] = {site: deque() for site in inner.sites}
 
     def call(self, function: str, requests: Mapping[str, Message]) -> Iterator[Reply]:

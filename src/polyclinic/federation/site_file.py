@@ -28,7 +28,7 @@ class Policy(_Entries):
         tasks, methods, models, metrics: names of those that are allowed; None for all. Methods are names of the
             catalogue, not labels.
         parts: names of the parts that methods may have besides those of fedavg; None for all.
-        protection: names of parts that every method must have by which sites train together.
+        protection: names of parts that every method must have by which sites train together, such as ``secure_sum``.
         rounds: most rounds of a training.
         hours: for how long the site works for a study, in all.
         predictions: whether predictions of single test cases may leave, under pseudonyms.

@@ -10,13 +10,16 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from torch import Tensor
 
 from polyclinic.errors import PolyclinicError
 from polyclinic.parts.site_end import Memory
 from polyclinic.privacy import Event
+
+if TYPE_CHECKING:
+    from polyclinic.secure import Verifier
 
 #: ``(verb, site -> what is asked)`` -> answers in site order; why a site can't answer stands in its place. Nothing is
 #: asked before answers are taken.
@@ -54,6 +57,7 @@ class Now:
         seed: of the training.
         budget: ε and δ of the training, if the study gives any.
         real: whether sites are hospitals, so that noise must not follow from a seed.
+        verifier: knows the sites' signatures; None where sites have no certificates.
     """
 
     number: int
@@ -68,6 +72,7 @@ class Now:
     seed: int = 0
     budget: tuple[float, float] | None = None
     real: bool = False
+    verifier: Verifier | None = None
 
 
 @dataclass(frozen=True)

@@ -117,8 +117,9 @@ class Run:
         first = View(
             site, initial, model, task, dataset, parts, self.shared, (declared.seed, "parts", site, declared.fold),
             self.measure, self.shared_model, self._batches, with_learning_rate(self.work.optimizer, 0.0),
+            identity,
         )  # fmt: skip
-        first.rounds, first.budget, first.identity = declared.rounds, declared.budget, identity
+        first.rounds, first.budget = declared.rounds, declared.budget
         first.real, first.ends = self.spending.real, list(self.ends.values())
         first.steps, first.batch_size = self.steps_in_all, self.work.batch_size
         self.protects = any(part.private for part in built.values())

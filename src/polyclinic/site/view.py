@@ -43,17 +43,18 @@ class View(SiteView):
         whole: gives a whole model ``[P]`` from shared coordinates ``[Q]``.
         batches: gives the batches of a round.
         optimizer: name and options of the local optimiser.
+        identity: signs for the site, if it has certificates.
     """
 
     def __init__(
         self, name: str, vector: Tensor, model: FlatModule, task: Task, dataset: Dataset, parts: Parts,
         shared: Selection, seed: tuple[str | int, ...], measure: Measure, whole: Callable[[Tensor], Tensor],
-        batches: Callable[[int], Iterator[tuple[Tensor, Tensor]]], optimizer: Named,
+        batches: Callable[[int], Iterator[tuple[Tensor, Tensor]]], optimizer: Named, identity: Signer | None,
     ) -> None:  # fmt: skip
         self.name, self.vector, self.model, self.task = name, vector, model, task
         self.layout, self.trainable = model.layout, model.layout.trainable
         self.shapes = model.layout.shapes(shared)
-        self.identity: Signer | None = None
+        self.identity = identity
         self.rounds, self.steps, self.batch_size, self.real = 1, 1, 1, False
         self.input_shape, self.ends = dataset.training_shape, ()
         self.budget: tuple[float, float] | None = None

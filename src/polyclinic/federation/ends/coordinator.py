@@ -37,6 +37,7 @@ from polyclinic.federation.remote.engine import Party, Patience, RemoteEngine
 from polyclinic.federation.remote.flare_party import FlareParty
 from polyclinic.federation.remote.large_messages import prepare
 from polyclinic.federation.remote.wire import Failure
+from polyclinic.federation.trust.identity import CertifiedSites
 from polyclinic.federation.watching.page import STATUS_PAGE, write_status_page
 from polyclinic.federation.watching.status import Outcome, Watch
 from polyclinic.files import write_atomic
@@ -185,6 +186,7 @@ class Conduct:
         absent = sorted({*self.sites} - self.parties.keys())
         if absent:
             raise SiteError("P402", f"Not connected: {', '.join(absent)}.", "Start them, and run the study again.")
+        self.engine.verifier = CertifiedSites(self.kit)
         names = self._names()
         self.engine.rename(names)
         self.watch.renamed(names, self.engine.lines)

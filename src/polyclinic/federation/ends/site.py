@@ -28,7 +28,9 @@ from polyclinic.federation.remote.calls import Alive, AnsweredOnce, Pieces, size
 from polyclinic.federation.remote.large_messages import prepare
 from polyclinic.federation.remote.wire import MOST_BYTES, failure_to_pieces
 from polyclinic.federation.site_file import SITE_FILE, SiteFile
+from polyclinic.federation.trust.identity import Identity
 from polyclinic.limits import Body
+from polyclinic.parts import Hiding, build_parts
 from polyclinic.site.messages import Agree, Open, Prepare, Start, Train
 from polyclinic.site.schema import read_body
 from polyclinic.site.spending import LEDGER, Spending
@@ -139,7 +141,8 @@ class Member:
         researcher: who asked for the study.
 
     Raises:
-        FederationError: P604, the site does not take part; P605, its own file can't be used.
+        FederationError: P604, the site does not take part; P605, its own file can't be used; P602 or P608, its kit
+            can't be.
     """
 
     def __init__(self, kit: Path, party: str, study: Path, researcher: str) -> None:
@@ -171,8 +174,9 @@ class Member:
         self.hours = Hours(self.name, folder / "hours.json", self.policy.hours)
         self.engine = LocalEngine([self.name], source=self.source, device=choose_device(file.device), folder=folder)
         member = self.engine.members[self.name]
-        member.floor = floor
+        member.floor, member.identity = floor, Identity(kit, self.name)
         member.spending = Spending(self.name, kit / LEDGER, real=True, study=f"{mark[:16]} ")
+        self._hidden_by = list[str]()
 
     def answer(self, function: str, message: Pieces) -> Pieces:
         """Answer a message of the coordinator.
@@ -199,9 +203,9 @@ class Member:
             raise
         finally:
             self.hours.add(time.monotonic() - begun)
-        self.audit.add(
-            "answered", function=function, asked=told(request.tensors, message), left=told(reply.tensors, data)
-        )
+        asked, left = told(request.tensors, message), told(reply.tensors, data)
+        hidden = {"hidden_by": self._hidden_by} if function == "train" and self._hidden_by else {}
+        self.audit.add("answered", function=function, asked=asked, left=left, **hidden)
         return data
 
     def _answer(self, function: str, request: Message) -> Message:
@@ -216,6 +220,9 @@ class Member:
             raise reply
         if function == "open":
             self.agreed.census = Census.model_validate(reply.fields)
+        if function == "start":
+            parts = build_parts(self.engine.members[self.name].run.declared.parts)
+            self._hidden_by = [name for name, part in parts.items() if isinstance(part.at_server(), Hiding)]
         if self._has_too_few(function, reply):
             raise FederationError("P604", f"Site {self.name} does not take part: it has too few patients.",
                                   "Run the study without it.")  # fmt: skip

@@ -23,7 +23,6 @@ from nvflare.fuel.f3.drivers import grpc_driver
 from nvflare.private.defs import CellMessageHeaderKeys, ClientType
 from nvflare.private.fed.app.deployer import server_deployer
 
-from polyclinic.errors import PolyclinicError
 from polyclinic.federation.trust.revoked import Revoked
 
 log = logging.getLogger("polyclinic.federation.processes.coordinator")  # this module is run, and called __main__ then
@@ -49,7 +48,7 @@ class Connections:
         party = _party(context)
         with self._lock:
             self._open[context] = party
-        refused = self.is_revoked(party[1])
+        refused = self._revoked.has(party[1])
         if refused:
             log.warning("%s was refused: its certificate was revoked.", party[0])
         return not refused
@@ -62,19 +61,11 @@ class Connections:
     def hang_up(self) -> set[str]:
         """End the connections of those who were revoked since; returns their names."""
         with self._lock:
-            ended = {context: party for context, party in self._open.items() if self.is_revoked(party[1])}
+            ended = {context: party for context, party in self._open.items() if self._revoked.has(party[1])}
         for context, (name, _) in ended.items():
             log.warning("%s was hung up on: its certificate was revoked.", name)
             context.cancel()
         return {name for name, _ in ended.values()}
-
-    def is_revoked(self, serial: int) -> bool:
-        """Whether a certificate is in the list; where that can't be read, in the one before."""
-        try:
-            return serial in self._revoked.read()
-        except PolyclinicError as error:
-            log.error("%s", error)
-            return serial in self._revoked.known
 
 
 def _party(context: Any) -> tuple[str, int]:

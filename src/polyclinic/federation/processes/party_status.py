@@ -93,6 +93,7 @@ def _words(about: dict[str, Any]) -> str:
     words += [str(about["study"])[:12]] if "study" in about else []
     words += [f"for {about['researcher']}"] if about.get("researcher") else []
     words += [f"{about['left']['bytes']} bytes left"] if "left" in about else []
+    words += [f"hidden by {', '.join(about['hidden_by'])}"] if "hidden_by" in about else []
     words += [str(about["state"])] if "state" in about else []
     words += [str(about["reason"])] if "reason" in about else []
     return ", ".join(words)

@@ -1,11 +1,13 @@
 """Certificates that are not valid any longer, though their dates say so: a list that the authority signs.
 
 The coordinator has the list in its kit, and hangs up on parties with a certificate that is in it
-(`polyclinic.federation.processes.coordinator`).
+(`polyclinic.federation.processes.coordinator`). A site that has it, too, refuses their signatures by itself
+(`polyclinic.federation.trust.identity`).
 """
 
 from __future__ import annotations
 
+import logging
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -17,7 +19,9 @@ from polyclinic.federation.trust.certificates import ROOT, read_certificate
 from polyclinic.federation.trust.signed import checked_content, read_signed, to_signed
 from polyclinic.files import write_atomic
 
-#: Name of the file with the authority, and in the folder ``local`` of the coordinator's kit.
+log = logging.getLogger(__name__)
+
+#: Name of the file with the authority, and in the folder ``local`` of a kit.
 REVOKED = "revoked.json"
 #: What the file is, in itself.
 _KIND = "list of revoked certificates"
@@ -77,7 +81,7 @@ def revoked_serials(authority: Authority) -> set[int]:
 
 
 class Revoked:
-    """The list in the coordinator's kit.
+    """The list in the kit of a coordinator or a site.
 
     Args:
         kit: its folder; where it has no list, nothing is revoked.
@@ -113,13 +117,21 @@ class Revoked:
             self.version = content["version"]
         return self.known
 
+    def has(self, serial: int) -> bool:
+        """Whether a certificate is in the list; where that can't be read, in the one before."""
+        try:
+            return serial in self.read()
+        except FederationError as error:
+            log.error("%s", error)
+            return serial in self.known
+
 
 def take_revoked(file: Path, kit: Kit) -> list[str]:
-    """Put a list into the coordinator's kit, which may be running; returns the names of those who are in it.
+    """Put a list into a kit, whose party may be running; returns the names of those who are in it.
 
     Args:
         file: from the authority.
-        kit: the coordinator's.
+        kit: the coordinator's, or a site's.
 
     Raises:
         FederationError: P608, it is no list, was changed, or is older than the one that the kit has.
