@@ -13,7 +13,8 @@ from polyclinic.study.job import Job
 
 MODEL = {"mlp": {"hidden": [12], "norm": "batch"}}
 #: Options with which a step changes something in so small a network.
-OPTIONS = {"top_k": {"share": 0.1, "values": "int8"}, "random_k": {"share": 0.3}, "power_sgd": {"rank": 1}}
+OPTIONS = {"top_k": {"share": 0.1, "values": "int8"}, "random_k": {"share": 0.3}, "power_sgd": {"rank": 1},
+           "dynamic_fusion": {"by": "loss"}}  # fmt: skip
 NAMES = sorted(CHANNEL_PARTS)
 #: Those with which less is sent, also of so small a network (zstd has heads).
 SHORTER = ["bfloat16", "float16", "int8", "power_sgd", "qsgd", "random_k", "top_k"]
