@@ -722,6 +722,7 @@ REFUSED: list[tuple[str, dict[str, Any]]] = [
     ("P104", {"methods": [{"fedce": {"server": ["fedce", "normalised"]}}]}),
     ("P104", {"methods": [{"cyclic": {"server": "median"}}]}),
     ("P104", {"methods": ["incremental"], "training": {"early_stopping": 5}}),
+    ("P104", {"methods": [{"dynamic_fusion": {"channel": ["secure_sum"]}}]}),
     ("P104", {"methods": ["fedsld"], "task": "regression"}),
     ("P102", {"methods": ["fedavg", "fedavg"]}),
     ("P104", {"methods": ["single"], "evaluation": {"unseen_sites": ["single"]}}),
@@ -740,7 +741,7 @@ def test_what_the_page_of_methods_says_is_refused_is_refused() -> None:
 
 def test_the_examples_of_composition_are_valid() -> None:
     base = {"data": {"table": "t.csv", "site": "s", "label": "l", "features": "*"}, "model": "logistic"}
-    (block,) = blocks(text_of("methods.md"), "yaml")
+    (block,) = blocks(sections(text_of("methods.md"), 3)["Composing methods"], "yaml")
     labels = [method.label for method in Study.of(base | yaml.safe_load(block)).declaration.study_methods]
     assert labels == [
         "fedavg", "fedavg(share=body)", "near", "fedprox(mu=0.1, share=no_norm, server=fedadam(lr=0.01))", "steps",

@@ -146,6 +146,7 @@ _AGGREGATION = "server end: aggregation"
 _OPTIMISATION = "server end: optimisation"
 _FAIRNESS = "server end: fairness"
 _CORRUPT = "server end: corrupt sites"
+_COMMUNICATION = "communication: optimisation"
 _TOPOLOGY = "communication: topology"
 
 publish(
@@ -185,7 +186,14 @@ publish(
     scope="pool",
     keep_optimizer=True,
 )
-publish("fedsgd", "communication: optimisation", "One full-batch gradient a site and round.", _MCMAHAN, work="gradient")
+publish("fedsgd", _COMMUNICATION, "One full-batch gradient a site and round.", _MCMAHAN, work="gradient")
+publish(
+    "dynamic_fusion",
+    _COMMUNICATION,
+    "Sites send their update only when their model got better.",
+    "Zhang et al., IEEE IoT Journal 2021",
+    channel=["dynamic_fusion"],
+)
 publish("fedavg", _AGGREGATION, "Local training, then the mean of the models.", _MCMAHAN)
 publish("fedprox", _SHIFT, "Local models are held near the global one.", "Li et al., MLSys 2020", local=["proximal"])
 publish("fedbn", _SHIFT, "Normalisation layers stay at the site.", "Li et al., ICLR 2021", share="no_norm")

@@ -130,6 +130,7 @@ TITLES: dict[str, str] = {
     "N808": "A site says nothing of small groups of patients",
     "N809": "Batches have few events",
     "N810": "A site was not tested",
+    "N811": "Sites kept updates back",
 }
 
 

@@ -353,6 +353,15 @@ def test_a_failure_stays_a_failure_and_nobody_knows_what_it_would_have_been() ->
     assert trained(forger("alie", "AC", answers)) == answers, "no corrupt site has answered"
 
 
+def test_a_corrupt_site_whose_update_is_kept_back_sends_none_and_nobody_knows_what_it_would_have_been() -> None:
+    quiet = Message({"examples": 9, "loss": 0.5})
+    answers = {**honest(), "C": quiet, "A": quiet}
+    found = trained(forger("inner_product", "AB", answers))
+    assert found["A"] is found["C"] is quiet
+    assert ended(found["B"]).tolist() == [2.0, -2.0, 46.0, 4.0]  # as if A and C had failed
+    assert trained(forger("alie", "AC", answers)) == answers
+
+
 def test_an_attack_is_put_around_an_engine() -> None:
     federation = Federation(table_sites({"Aachen": 12, "Bonn": 9}), model={"mlp": {"hidden": [3], "norm": "batch"}})
     engine, layout = federation.engine, federation.template.layout

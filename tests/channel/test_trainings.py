@@ -16,7 +16,7 @@ MODEL = {"mlp": {"hidden": [12], "norm": "batch"}}
 OPTIONS = {
     "top_k": {"share": 0.1, "values": "int8"}, "random_k": {"share": 0.3}, "power_sgd": {"rank": 1},
     "gaussian_noise": {"noise": 1e-3}, "central_noise": {"noise": 1e-3}, "laplace_noise": {"norm": 9.0, "noise": 1e-4},
-    "sparse_vector": {"epsilon": 1e9, "share": 0.9, "bound": 9.0},
+    "dynamic_fusion": {"by": "loss"}, "sparse_vector": {"epsilon": 1e9, "share": 0.9, "bound": 9.0},
 }  # fmt: skip
 NOISE = ("gaussian_noise", "laplace_noise", "sparse_vector", "central_noise")
 NAMES = sorted(CHANNEL_PARTS)

@@ -2,7 +2,8 @@
 
 Answers of ``train`` are changed after all sites of an exchange have answered, so that corrupt sites may know what the
 others sent. Changed are all shared coordinates, and each tensor that a part sends with them (control variates,
-for example). Single numbers such as losses, and what sites say once at the start, are sent as they are.
+for example). Single numbers such as losses, and what sites say once at the start, are sent as they are. A corrupt site
+whose update is kept back by a part of the method sends none, either.
 """
 
 from __future__ import annotations
@@ -141,7 +142,11 @@ class ForgingEngine(Engine):
             yield from self.inner.call(function, requests)
             return
         replies = list(self.inner.call(function, requests))
-        honest = [Answered(site, requests[site], reply) for site, reply in replies if isinstance(reply, Message)]
+        honest = [
+            Answered(site, requests[site], reply)
+            for site, reply in replies
+            if isinstance(reply, Message) and reply.tensors
+        ]
         forged = self.corrupt.forged(honest)
         for site, reply in replies:
             yield site, forged.get(site, reply)

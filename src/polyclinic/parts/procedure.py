@@ -27,8 +27,8 @@ class Answered:
 
     Attributes:
         site: its name.
-        packed: what left the site, ``change [T]`` and ``statistics [S]`` at least, or what a channel made of them; or
-            why nothing came.
+        packed: what left the site, ``change [T]`` and ``statistics [S]`` at least, or what a channel made of them;
+            nothing where a part keeps the update back (``SiteEnd.sends``); or why no answer came.
         said: ``examples``, ``steps``, ``loss`` and ``seconds`` of its work; a procedure that does not let sites train
             by themselves says all four.
         lag: steps that the server has taken since it sent what the site started from.

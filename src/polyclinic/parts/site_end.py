@@ -267,6 +267,14 @@ class SiteEnd:
         """What a round costs of the privacy of the site's patients; asked when it has begun, and written down then."""
         return []
 
+    def sends(self, ended: Ended) -> bool:
+        """Whether the update leaves the site; asked before ``end``.
+
+        If one part says no, the site answers with its numbers and no tensor, and nothing is kept of the round, here and
+        in all other parts: it counts for the site as one in which it did not take part.
+        """
+        return True
+
     def end(self, ended: Ended, given: Memory) -> Memory:
         """What to send with the update; names are keys of the part's ``reveals``."""
         return {}

@@ -34,11 +34,13 @@ class Attendance:
 
     Attributes:
         silent: sites that failed in this round, with the cause.
+        quiet: whether a site was there in this round and kept its update back.
     """
 
     def __init__(self, plan: Plan, progress: Progress) -> None:
         self.plan, self.progress = plan, progress
         self.silent: dict[str, PolyclinicError] = {}
+        self.quiet = False
         self._active = [site for site in plan.sites if site not in progress.stopped]
         self._needed = min(plan.quorum or 1, len(self._active))
         self._failures: dict[str, PolyclinicError] = {}
@@ -76,6 +78,7 @@ class Attendance:
         said, speed = answered.said, own.step_seconds
         seconds = said["seconds"] if speed is None else speed * said["steps"]
         if all(part.in_time(site, seconds) for part in self.plan.participation):
+            self.quiet |= not found
             return True
         text = f"its answer took {seconds:.3g} s, longer than the deadline allows."
         self._failures[site] = SiteError("P402", text, site=site)
@@ -135,8 +138,8 @@ class Attendance:
 
     def excuses(self, error: PolyclinicError, model: str) -> bool:
         """Whether a round whose parts at the server failed with ``error`` just does not change the ``model``: sites do
-        not all take part in each round, and these were too few for the parts."""
-        if self.plan.participation and error.code == "P402":
+        not all take part in each round, or some kept their updates back, and these were too few for the parts."""
+        if (self.plan.participation or self.quiet) and error.code == "P402":
             self.note(f"R{self._round} changed nothing{'' if model == FEDERATION else f' in {model}'}. {error}")
             return True
         if self.plan.endures and error.code == "P301":  # a site's loss, for example, which a part goes by

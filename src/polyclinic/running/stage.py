@@ -120,14 +120,18 @@ class ModelStage(Stage):
         return Message(asked.fields(), {"state": state, **sent})
 
     def take(self, answered: Answered, packed: Memory, once: Mapping[str, Tensor]) -> Row:
-        """Give an answer to the parts at the server.
+        """Give an answer to the parts at the server; one without an update they never see.
 
         Returns:
             What is written down of it; ``once`` is what the site told when training started.
         """
-        site, said = answered.site, answered.said
-        self.chains[self.homes[site]].take(site, packed, self.plan.weights[site], answered.lag)
-        self._batches[self.homes[site]] = self._batches.get(self.homes[site], 0) + said.get("batches", said["steps"])
+        site, said, model = answered.site, answered.said, self.homes[answered.site]
+        sent = bool(packed) or not self.plan.known.may_be_quiet
+        if sent:
+            self.chains[model].take(site, packed, self.plan.weights[site], answered.lag)
+            self._batches[model] = self._batches.get(model, 0) + said.get("batches", said["steps"])
+        else:
+            self.chains[model].passes(site)
         told = Traffic()
         told.add(once)
         self.conversation.up[site].sent = told.sent + self.conversation.up[site].sent
@@ -135,11 +139,12 @@ class ModelStage(Stage):
             "round": self.number, "site": site, "seconds": said["seconds"], "bytes_up": 0, "bytes_down": 0,
             "examples": said["examples"], "steps": said["steps"],
             "loss": math.nan if said["loss"] is None else said["loss"], "extra_up": "",
-            "extra_down": "",
+            "extra_down": "", "sent": int(sent),
         }  # fmt: skip
 
     def finish(self, rows: list[Row], excuses: Callable[[PolyclinicError, str], bool]) -> list[Row]:
-        """Make the next models of what was taken in; only now the answers count.
+        """Make the next models of what was taken in; only now the answers count. A model of which no update came stays
+        as it is.
 
         Args:
             rows: of the answers.
@@ -171,6 +176,6 @@ class ModelStage(Stage):
                 row[f"bytes_{way}"], row[f"extra_{way}"] = said.size, said.describe()
             self.progress.losses[row["site"]] = row["loss"]
             row["share"] = shares.get(row["site"], 0.0)
-            if row["site"] in self._exchanges:
+            if row["sent"] and row["site"] in self._exchanges:  # a site that sent nothing is as it was before
                 self.progress.counted[row["site"]] = self._exchanges[row["site"]]
         return rows

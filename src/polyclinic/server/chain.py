@@ -107,6 +107,10 @@ class Chain:
             for name, unwritten in others.items():
                 unwritten.check(name, "take")
 
+    def passes(self, site: str) -> None:
+        """A site has answered, and sent no update."""
+        self._on_the_way.pop(site, None)
+
     def _opened(self, site: str, packed: Memory, names: Sequence[str]) -> Memory:
         """An update as it was before the parts called ``names``, the first ones, closed it."""
         opened = self._undone(site, packed, names)

@@ -295,7 +295,7 @@ class Run:
     def keeps_memory(self) -> bool:
         """Whether the site may have to remember something between rounds: plain SGD has no state even where it is kept,
         and a part may keep something only from some round on."""
-        hooks = ("meet", "answer", "begin", "end", "close")
+        hooks = ("meet", "answer", "begin", "sends", "end", "close")
         may = any(overrides(end, hook) for end in self.ends.values() for hook in hooks)
         return may or bool(self.memory()) or self.work.keep_optimizer
 
@@ -469,7 +469,8 @@ class Round:
             for job, phase in zip(self._jobs, run.phases, strict=True)
         ]
         own = run.private.take(shared.vector).clone() if run.private.size else run.kept.own
-        run.leave(self.request.exchange, Kept(own, kept, run.parts_keep(), optimizers, run.kept.trained + 1))
+        if packed:
+            run.leave(self.request.exchange, Kept(own, kept, run.parts_keep(), optimizers, run.kept.trained + 1))
         steps = sum(result.steps for result in results)
         batches = sum(
             result.steps for result, phase in zip(results, run.phases, strict=True) if phase.gives == "shared"
@@ -481,11 +482,14 @@ class Round:
         return Message(said.fields(), packed)
 
     def _packed(self, trained: Tensor) -> Memory:
-        """What leaves the site: the change of the weights, the statistics, and what the parts send."""
+        """What leaves the site: the change of the weights, the statistics, and what the parts send; nothing if a part
+        keeps the update back."""
         run, size = self.run, self.run.shared.trainable
+        ended = self._ended(trained)
+        if not all(self._sends(name, end, ended) for name, end in run.ends.items()):
+            return {}
         state, before = run.shared.take(trained), run.shared.take(self.received)
         packed = {"change": state[:size] - before[:size], "statistics": state[size:].clone()}
-        ended = self._ended(trained)
         for name, end in run.ends.items():
             told = tensors_of(name, "end", end.end(ended, self._given[name]), run.site)
             self._counted[name].check(name, "kept", run.site)
@@ -494,6 +498,13 @@ class Round:
             packed = tensors_of(name, "close", end.close(packed), run.site)
         check_declared(packed, run.reveals, run.site)
         return packed
+
+    def _sends(self, name: str, end: SiteEnd, ended: Ended) -> bool:
+        found: object = end.sends(ended)
+        if not isinstance(found, bool):
+            raise wrong(name, "sends", kind_of(found), "True or False", self.run.site)
+        self._counted[name].check(name, "kept", self.run.site)
+        return found
 
     def _ended(self, vector: Tensor) -> Ended:
         """What the parts learn from: the phases that train what is shared."""

@@ -87,6 +87,7 @@ class Known:
         parts: part of the method -> what its ends may send each other.
         given: part that closes updates -> what it is given of one at a site; None where only the part before it knows.
         leaving: an update as it leaves a site, likewise.
+        may_be_quiet: whether a site may answer ``train`` without an update, since a part may keep it back.
         task: what is learned.
         asked: what is measured on test cases.
         step: the step of the preparation that needs all sites.
@@ -96,6 +97,7 @@ class Known:
     parts: Mapping[str, Shapes] = field(default_factory=dict)
     given: Mapping[str, Shapes | None] = field(default_factory=dict)
     leaving: Shapes | None = None
+    may_be_quiet: bool = False
     task: Task | None = None
     asked: Asked = _NO_METRICS
     step: SharedStep | None = None
@@ -113,7 +115,8 @@ class Known:
         built = build_parts(start.parts)
         parts = {name: _shapes(part) for name, part in built.items()}
         asked = Asked(metrics.names, metrics.classes, metrics.tolerance)
-        return cls(sizes, parts, *_levels(built, cls(parts=parts).sent("train"), sizes), task, asked)
+        quiet = any(overrides(part.at_site(), "sends") for part in built.values())
+        return cls(sizes, parts, *_levels(built, cls(parts=parts).sent("train"), sizes), quiet, task, asked)
 
     def sent(self, answered: str = "") -> dict[str, Shaped]:
         """What parts may add to a message: ``part/name``.
@@ -450,9 +453,10 @@ class Answers:
             self._shapes = _found(self._function.answered_tensors, self.known, asked)
             self._exact = _exact(self._shapes, self._sizes)
         sizes = self._sizes
+        quiet = self.known.may_be_quiet and self.name == "train" and not reply.tensors
         try:
             _read(self._kind, reply.fields)
-            if not _is_exact(self._exact, reply.tensors):
+            if not quiet and not _is_exact(self._exact, reply.tensors):
                 sizes = dict(self._sizes)
                 _check_tensors(self._shapes, reply.tensors, sizes, self.known)
             if self._function.lists:

@@ -140,6 +140,22 @@ def _hidden(method: Method, local: Local) -> Refusal | None:
     return None
 
 
+def _quiet(method: Method, local: Local) -> Refusal | None:
+    """Parts that may keep an update back where every site has to send one."""
+    quiet = [(key, name) for key, name, part in _all(method) if overrides(part.at_site(), "sends")]
+    if not quiet:
+        return None
+    (key, name), topology = quiet[0], method.topology[0]
+    hiding = [part for part, built in _built(method) if isinstance(built.at_server(), Hiding)]
+    if hiding:
+        return Refusal(f"{name} lets single sites send nothing, which {hiding[0]} can't hide and takes for sites that "
+                       "dropped out.", "Leave out one of the two.", key)  # fmt: skip
+    if TOPOLOGIES[topology].one_by_one:
+        return Refusal(f"{name} lets single sites send nothing; in the topology {topology} each hands the model on to "
+                       "the next.", "Use `topology: star`.", key)  # fmt: skip
+    return None
+
+
 def _encoded(method: Method, local: Local) -> Refusal | None:
     """Steps of the channel behind one whose output is no change of the weights any more."""
     before, packed = "", False
@@ -174,7 +190,8 @@ def _unbounded(method: Method, local: Local) -> Refusal | None:
     telling = [
         name
         for name, part in built
-        if part.reveals and not part.encodes and not (in_steps and part.retells) and _tells(part.at_site())
+        if (part.reveals and not part.encodes and not (in_steps and part.retells) and _tells(part.at_site()))
+        or overrides(part.at_site(), "sends")
     ]
     if telling:
         return Refusal(f"{telling[0]} tells more of a site's patients than the change of the weights, and {private[0]} "
@@ -324,6 +341,6 @@ def _built(method: Method) -> list[tuple[str, Part]]:
 
 
 _CHECKS: tuple[Callable[[Method, Local], Refusal | None], ...] = (
-    _absent, _twice, _encoded, _unbounded, _one_aggregation, _order, _returned, _hidden, _gradient_at_start,
+    _absent, _twice, _encoded, _unbounded, _one_aggregation, _order, _returned, _hidden, _quiet, _gradient_at_start,
     _gradient_step, _linear_steps, _task, _one_by_one, _procedure, _personal,
 )  # fmt: skip

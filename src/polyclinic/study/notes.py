@@ -141,6 +141,29 @@ def diverged(declaration: Declaration, rounds: pd.DataFrame, folds: Sequence[Fol
     return [Note("N804", text)]
 
 
+def kept_back(declaration: Declaration, rounds: pd.DataFrame) -> list[Note]:
+    """On updates that sites did not send, since a part of the method kept them back; counts are of plain runs.
+
+    Args:
+        declaration: the study.
+        rounds: a row a round and site.
+    """
+    rounds, notes = rounds[rounds[RUN] == PLAIN], list[Note]()
+    for study in declaration.study_methods:
+        mine = rounds[rounds["method"] == study.label]
+        quiet = mine[mine["sent"] == 0]
+        if quiet.empty:
+            continue
+        sites = ", ".join(f"{site} {count}" for site, count in quiet.groupby("site", sort=False).size().items())
+        nobody = int((mine.groupby(["seed", "fold", "round"])["sent"].sum() == 0).sum())
+        text = (
+            f"{study.label}: {len(quiet)} of {len(mine)} updates were kept back at their sites by a part of the method "
+            f"({sites}); in {nobody} round{'s' * (nobody != 1)} nobody sent one, and the model stayed as it was."
+        )
+        notes.append(Note("N811", text))
+    return notes
+
+
 def _guess(study: StudyMethod, folds: Sequence[Fold]) -> float:
     """About the highest loss that a model has at a site if it predicts the same for all cases."""
     weights, counts = study.training.class_weights, [list(fold.classes.values()) for fold in folds]

@@ -49,7 +49,7 @@ from polyclinic.study.jobs import JobRunner
 from polyclinic.study.kinds import RUN, RUNS
 from polyclinic.study.lock import locked
 from polyclinic.study.method_entries import StudyMethod
-from polyclinic.study.notes import diverged, few_events, full_precision, idle_parts, left_out, spared
+from polyclinic.study.notes import diverged, few_events, full_precision, idle_parts, kept_back, left_out, spared
 from polyclinic.study.opening import ask_agree, ask_open, local_engine
 from polyclinic.study.payloads import Numbers, exchanged_table
 from polyclinic.study.planning import work_of
@@ -327,6 +327,7 @@ class _Runner:
             *self.cohort.notes,
             *self.method_notes,
             *diverged(declaration, rounds, list(folds.values())),
+            *kept_back(declaration, rounds),
             *self.split_notes,
             *(note for engine in self.engines for note in engine.notes),
             *(Note.from_json(one) for of_job in told for one in of_job),
