@@ -367,3 +367,41 @@ def test_a_run_that_was_stopped_goes_on_with_new_keys_to_the_same_bytes(tmp_path
         with pytest.raises(Killed):
             outcome(tmp_path / str(stop), stop)
         assert outcome(tmp_path / str(stop)) == unbroken
+
+
+@pytest.mark.parametrize("kept", [False, True])
+def test_a_round_is_not_summed_again_with_other_sites(tmp_path, kept):
+    """The difference of both sums would be Bonn's update. A site that has a folder knows it also in a new process."""
+    folder = tmp_path / "sites" if kept else None
+    made = federation(training={"rounds": 1, "quorum": 4}, folder=folder)
+    first = made.state()
+    if kept:
+        made = federation(training={"rounds": 1, "quorum": 4}, folder=folder)
+        with silent(made, ("train", 0, "Bonn")), pytest.raises(SiteError, match="P402"):
+            made.rounds()
+    made = federation(training={"rounds": 1, "quorum": 4}, folder=folder)
+    if kept:
+        assert torch.equal(made.state(), first), "with the same sites it may be summed again"
+        text = (tmp_path / "sites" / "Aachen" / "diary.jsonl").read_text()
+        assert len(text.splitlines()) == 1
+
+
+def test_a_diary_that_was_changed_is_refused_and_a_line_that_was_cut_off_forgotten(tmp_path):
+    from polyclinic.site.diary import Diary
+
+    path = tmp_path / "site" / "diary.jsonl"
+    diary = Diary("Aachen", path)
+    for number in range(3):
+        diary.note(f"round {number}", "x" * number)
+    diary.note("round 1", "other")
+    assert Diary("Aachen", path).recall("round 1") == "other"
+    assert Diary("Aachen", path).recall("round 9") is None
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-3])
+    again = Diary("Aachen", path)
+    assert again.recall("round 1") == "x"
+    again.note("round 1", "third")
+    assert Diary("Aachen", path).recall("round 1") == "third"
+    path.write_bytes(b"nonsense\n" + whole)
+    with pytest.raises(SiteError, match=r"Line 1 of diary\.jsonl"):
+        Diary("Aachen", path).recall("round 1")

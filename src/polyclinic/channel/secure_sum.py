@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 import secrets
 from collections.abc import Mapping, Sequence
@@ -186,8 +187,6 @@ class _Masking(SiteEnd):
         self.part = part
         self._round: SiteRound | None = None
         self._training = b""
-        #: Round -> who was in its sum, where this site has revealed shares.
-        self._summed = dict[int, list[str]]()
 
     def answer(self, verb: str, asked: Memory, view: SiteView) -> Memory:
         """Its part in the phases of a round but for the update itself."""
@@ -208,12 +207,15 @@ class _Masking(SiteEnd):
             return {"shares": said(self._round.share(read_said(asked.get("keys"), "keys")))}
         if verb == "agree":
             self._survivors = read_said(asked.get("survivors"), "survivors")
-            if self._summed.get(self._number, self._survivors) != self._survivors:  # the site's update is the same
+            if not isinstance(self._survivors, list) or not all(isinstance(one, str) for one in self._survivors):
+                raise Misfit("survivors: got no list of names")
+            before = view.recall(f"{self.name} {self._number}")
+            if before is not None and before != _listed(self._survivors):  # the site's update is the same again
                 raise Misfit("this round was summed before with other sites, and the difference would be their updates")
             return {"signature": said(self._round.agree(self._survivors))}
         if verb == "unmask":
             revealed = self._round.unmask(read_said(asked.get("signatures"), "signatures"))
-            self._summed[self._number] = self._survivors
+            view.note(f"{self.name} {self._number}", _listed(self._survivors))
             return {"revealed": said(revealed)}
         return super().answer(verb, asked, view)
 
@@ -254,6 +256,11 @@ class _Masking(SiteEnd):
             "P404", f"Site {site} sends nothing into the secure sum of this round: {why}.",
             "If other sites took part, the next round is begun with new keys.", site=site,
         )  # fmt: skip
+
+
+def _listed(survivors: Sequence[str]) -> str:
+    """Stands for a list of names, in any order."""
+    return hashlib.sha256("\n".join(sorted(survivors)).encode()).hexdigest()
 
 
 class _Summing(Hiding):

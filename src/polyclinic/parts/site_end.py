@@ -121,6 +121,14 @@ class SiteView(ABC):
         """Random numbers of this training, site and round, apart from all others by ``names``."""
 
     @abstractmethod
+    def recall(self, name: str) -> str | None:
+        """What a part has noted under a name in this training, also if it was begun anew since; or None."""
+
+    @abstractmethod
+    def note(self, name: str, text: str) -> None:
+        """Note something for ever, before what it is about leaves the site."""
+
+    @abstractmethod
     def draws(self, *names: str | int) -> Draws:
         """Random numbers of noise that is to protect: in a simulation as from ``generator``, else nobody can repeat
         them."""

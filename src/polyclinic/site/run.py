@@ -35,6 +35,7 @@ from polyclinic.parts.checks import Unwritten, kind_of, tensors_of, wrong
 from polyclinic.parts.site_end import overrides
 from polyclinic.privacy import merged
 from polyclinic.secure import Signer
+from polyclinic.site.diary import Diary
 from polyclinic.site.messages import Question, Start, Train, Trained
 from polyclinic.site.schema import Known
 from polyclinic.site.spending import Spending, budget_spent, rounds_within
@@ -92,11 +93,13 @@ class Run:
         measure: gives loss and accuracy of a model on some of the site's cases.
         spending: what trainings cost the patients' privacy; None keeps it in memory.
         identity: signs for the site.
+        diary: what the site must not forget; None keeps it in memory.
     """
 
     def __init__(
         self, site: str, declared: Start, initial: Tensor, model: FlatModule, task: Task, dataset: Dataset,
         parts: Parts, measure: Measure, spending: Spending | None = None, identity: Signer | None = None,
+        diary: Diary | None = None,
     ) -> None:  # fmt: skip
         self.spending = Spending(site, None) if spending is None else spending
         self.site, self.declared, self.work = site, declared, declared.work
@@ -119,7 +122,8 @@ class Run:
             self.measure, self.shared_model, self._batches, with_learning_rate(self.work.optimizer, 0.0),
             identity,
         )  # fmt: skip
-        first.rounds, first.budget = declared.rounds, declared.budget
+        first.rounds, first.budget, first.run = declared.rounds, declared.budget, declared.run
+        first.diary = Diary(site, None) if diary is None else diary
         first.real, first.ends = self.spending.real, list(self.ends.values())
         first.steps, first.batch_size = self.steps_in_all, self.work.batch_size
         self.protects = any(part.private for part in built.values())

@@ -35,6 +35,7 @@ from polyclinic.privacy.draws import RepeatableDraws, SystemDraws
 from polyclinic.secure import Signer
 from polyclinic.seeds import generator
 from polyclinic.site import evaluation, testing
+from polyclinic.site.diary import DIARY, Diary
 from polyclinic.site.kept import KeptRows, Trial
 from polyclinic.site.messages import (
     Agree,
@@ -106,6 +107,7 @@ class Site:
         refused: what no message may ask for: what belongs to simulated attacks, see
             `polyclinic.site.corruptible.CorruptibleSite`.
         identity: signs for the site; None where it has no certificate.
+        diary: what it must not forget.
         spending: what trainings cost the privacy of its patients.
         floor: of fewer patients' predictions the site says only how many they are, even if a message asks for less.
     """
@@ -138,6 +140,7 @@ class Site:
         """Decide where the site keeps what is its own; None keeps it in memory."""
         self.folder = folder
         self.spending = Spending(self.name, None if folder is None else folder / LEDGER)
+        self.diary = Diary(self.name, None if folder is None else folder / DIARY)
         self.kept = KeptRows(self.name, None if folder is None else folder / "predictions")
 
     def handle(self, function: str, request: Message) -> Message:
@@ -377,7 +380,7 @@ class Site:
         dataset, parts = self.cases(asked)
         self.run = Run(
             self.name, asked, tensors["initial"], model, task, dataset, parts, evaluation.measure, self.spending,
-            self.identity,
+            self.identity, self.diary,
         )  # fmt: skip
         if not self._named:
             self._write_pseudonyms()

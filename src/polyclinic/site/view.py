@@ -20,6 +20,7 @@ from polyclinic.privacy import Event, noise_for
 from polyclinic.privacy.draws import Draws, RepeatableDraws, SystemDraws
 from polyclinic.secure import Signer
 from polyclinic.seeds import generator
+from polyclinic.site.diary import Diary
 from polyclinic.state import FlatModule, Selection
 from polyclinic.tasks import Task
 
@@ -54,7 +55,7 @@ class View(SiteView):
         self.name, self.vector, self.model, self.task = name, vector, model, task
         self.layout, self.trainable = model.layout, model.layout.trainable
         self.shapes = model.layout.shapes(shared)
-        self.identity = identity
+        self.identity, self.diary, self.run = identity, Diary(name, None), ""
         self.rounds, self.steps, self.batch_size, self.real = 1, 1, 1, False
         self.input_shape, self.ends = dataset.training_shape, ()
         self.budget: tuple[float, float] | None = None
@@ -121,6 +122,14 @@ class View(SiteView):
     def generator(self, *names: str | int) -> torch.Generator:
         """See `SiteView`."""
         return generator(*self._seed, self.number, *names)
+
+    def recall(self, name: str) -> str | None:
+        """See `SiteView`."""
+        return self.diary.recall(f"{self.run} {name}")
+
+    def note(self, name: str, text: str) -> None:
+        """See `SiteView`."""
+        self.diary.note(f"{self.run} {name}", text)
 
     def draws(self, *names: str | int) -> Draws:
         """See `SiteView`."""
