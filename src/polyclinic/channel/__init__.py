@@ -1,5 +1,5 @@
 """Steps of the channel: what becomes of all that leaves a site, and how the server undoes it."""
 
-from polyclinic.channel import clip, low_rank, packing, quantised, secure_sum, sparse
+from polyclinic.channel import clip, homomorphic_sum, low_rank, packing, quantised, secure_sum, sparse
 
-__all__ = ["clip", "low_rank", "packing", "quantised", "secure_sum", "sparse"]
+__all__ = ["clip", "homomorphic_sum", "low_rank", "packing", "quantised", "secure_sum", "sparse"]

@@ -86,7 +86,7 @@ class SecureSum(Part):
 
     def leaves(self, before: Mapping[str, Shaped], sizes: Mapping[str, int]) -> Mapping[str, Shaped]:
         """One vector of whole numbers, in which everything is."""
-        layout = _layout(before, sizes)
+        layout = layout_of(before, sizes)
         return {"change": Shaped("int32" if self._bits(layout) == 32 else "int64", sum(layout.values()) + 1)}
 
     def _bits(self, layout: Mapping[str, int]) -> int:
@@ -96,7 +96,7 @@ class SecureSum(Part):
     @property
     def layout(self) -> dict[str, int]:
         """Tensors of an update -> how many numbers, in the order in which the vector has them."""
-        return _layout(self.given, self.sizes)
+        return layout_of(self.given, self.sizes)
 
     def agreed(self, about: About, number: int) -> tuple[Terms, Ring]:
         """What all parties of a sum know in a round, and how values become whole numbers.
@@ -124,7 +124,7 @@ class SecureSum(Part):
         return terms, ring
 
 
-def _layout(given: Mapping[str, Shaped], sizes: Mapping[str, int]) -> dict[str, int]:
+def layout_of(given: Mapping[str, Shaped], sizes: Mapping[str, int]) -> dict[str, int]:
     """How many numbers each tensor of an update has that is always there."""
     there = {name: shaped for name, shaped in given.items() if not shaped.group}
     return {
@@ -360,10 +360,11 @@ class _Group:
         """The mean of all that were added."""
         total, layout = self._ring.decode(self._total), self.part.layout
         pieces = dict(zip(layout, total.mean.split(list(layout.values())), strict=True))
-        packed = {name: found.to(_type(self.part.given[name])) for name, found in pieces.items()}
+        packed = {name: found.to(type_of(self.part.given[name])) for name, found in pieces.items()}
         weight = sum(self.weights.values())
         return Sum(packed, {site: own / weight for site, own in self.weights.items()}, total.weight, self.name)
 
 
-def _type(shaped: Shaped) -> torch.dtype:
+def type_of(shaped: Shaped) -> torch.dtype:
+    """Of a tensor that always has the same."""
     return next(iter(shaped.types))
