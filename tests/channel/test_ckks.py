@@ -39,7 +39,7 @@ def test_parameters_are_of_128_bits_by_the_standard_and_have_room_for_the_larges
     first, second = primes()
     assert first != second
     assert all(prime % (2 * DEGREE) == 1 and prime.bit_length() == 60 for prime in primes())
-    assert MOST * SCALE < first * second / 2
+    assert first * second / 2 > MOST * SCALE
     assert 2 * max(primes()) < 2**63, "two whole numbers are added in 64 bits"
 
 
@@ -68,7 +68,7 @@ def test_small_numbers_beside_large_ones_keep_their_digits(key):
     found = key.decrypt(check(key.encrypt(vector), 5000), 5000)
     wrong = (found - vector).abs()
     assert wrong[7] <= 2.0**-27, "two units in the last place of 2^24"
-    assert wrong.index_fill(0, torch.tensor([7]), 0.0).max() < 2.0**-30
+    assert wrong.index_fill(0, torch.tensor([7]), 0.0).max() < 2.0**-28, "one of them"
     assert (found[4096:] - vector[4096:]).abs().max() < 2.0**-60, "the second ciphertext has no large number"
 
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from polyclinic.channel.ckks import MOST, NOISE, Key, check, normal
+from polyclinic.channel.ckks import MOST, NOISE, NUMBERS, SLOTS, Key, check, normal
 from polyclinic.channel.secure_sum import About
 from polyclinic.errors import StudyError, TrainingError
 from polyclinic.parts import SiteView
@@ -18,7 +18,7 @@ from polyclinic.secure.binding import digest
 from polyclinic.secure.common import CommonSecret
 from polyclinic.secure.keys import seal, unseal
 from polyclinic.secure.masks import add_masks_
-from polyclinic.shapes import Misfit
+from polyclinic.shapes import MOST_NUMBERS, Misfit
 
 #: Standard deviation of the noise that the site which decrypts a sum adds to it, in units.
 FLOOD = 2.0**-28
@@ -26,6 +26,8 @@ FLOOD = 2.0**-28
 STEP = 2.0**-30
 #: The server's view may differ so much (total variation) from one in which nothing depends on the secret key.
 MOST_DISTANCE = 2.0**-30
+#: A sum of more numbers is more than a message may have.
+MOST_LENGTH = MOST_NUMBERS // NUMBERS * SLOTS
 #: How far, relative to the largest number, a check may be off by rounding.
 ROUNDING = 2.0**-42
 
@@ -68,6 +70,12 @@ class Terms:
                 "two primes of 60 bits and steps of 2^-92.", "Give `clip` a lower `norm`.",
             )  # fmt: skip
         length, count = sum(layout.values()) + 1, len(about.sites)
+        if length > MOST_LENGTH:
+            raise StudyError(
+                "P102", f"A homomorphic sum was asked for of {length - 1} numbers; a message has room for "
+                f"{MOST_LENGTH - 1}, which become {MOST_NUMBERS} encrypted.",
+                "Use `secure_sum`, or share fewer weights.",
+            )  # fmt: skip
         if (told := distance(length, count)) > MOST_DISTANCE:
             raise StudyError(
                 "P102", f"A homomorphic sum of {count} sites' {length} numbers would tell of the secret key: what the "
