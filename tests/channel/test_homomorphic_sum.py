@@ -200,6 +200,15 @@ def test_a_site_may_drop_out_in_any_phase(phase, gone):
     assert shares == {site: pytest.approx(SITES[site] / total) for site in inside}
 
 
+def test_the_key_of_another_is_taken_where_one_got_lost_on_its_way():
+    made = federation(training=ONE)
+    spoilt(made, "deal", lambda site, found: {} if site in ("Aachen", "Bonn") else found)
+    with recorded(made.engine) as found:
+        state = made.state().double()
+    torch.testing.assert_close(state, expected(made, means()), rtol=2.0**-23, atol=CLOSE)
+    assert [site for function, site, *_ in found if function.endswith("/deal")] == ["Aachen", "Bonn", "Celle"]
+
+
 def test_a_site_without_a_key_is_told_so():
     made = federation(training={"rounds": 1, "quorum": 4})
     silent(made, ("advertise", "Celle"))

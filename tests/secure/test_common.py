@@ -77,14 +77,27 @@ def test_another_round_has_other_terms():
         late.open("Bonn", adverts["Bonn"], boxes["Celle"])
 
 
-def test_it_is_dealt_or_opened_once():
+def test_it_is_dealt_and_opened_once():
     made, adverts = parties()
     boxes = made["Bonn"].deal(adverts)
     made["Celle"].open("Bonn", adverts["Bonn"], boxes["Celle"])
     again = made["Aachen"].deal(adverts)
-    for refused in (lambda: made["Bonn"].deal(adverts), lambda: made["Celle"].open("Aachen", adverts["Aachen"], again)):
+    for refused in (
+        lambda: made["Bonn"].deal(adverts),
+        lambda: made["Celle"].deal(adverts),
+        lambda: made["Celle"].open("Aachen", adverts["Aachen"], again["Celle"]),
+    ):
         with pytest.raises(UnfitError, match="have a secret already"):
             refused()
+
+
+def test_whose_secret_got_lost_takes_that_of_another():
+    made, adverts = parties()
+    made["Bonn"].deal(adverts)
+    lost = made["Bonn"].key("x")
+    boxes = made["Celle"].deal(adverts)
+    made["Bonn"].open("Celle", adverts["Celle"], boxes["Bonn"])
+    assert made["Bonn"].key("x") == made["Celle"].key("x") != lost
 
 
 @pytest.mark.parametrize("adverts", [None, [], {}, {"Mallory": {}}, {"Bonn": None}, {"Bonn": {"key": bytes(32)}}])

@@ -108,7 +108,17 @@ def distance(length: int, sites: int) -> float:
 
 
 class Round:
-    """One round at one site: `advertise`, `deal` or `open`, `encrypt`, `agree`, `decrypt`, each once."""
+    """One round at one site: `advertise`, `deal` or `open`, `encrypt`, `agree`, `decrypt`, each once.
+
+    Args:
+        terms: of the round.
+        weight: of this site.
+        number: rounds done before.
+        view: the site.
+
+    Raises:
+        Misfit: the terms are not for this site. So does whatever else is refused, in all that follows; or UnfitError.
+    """
 
     def __init__(self, terms: Terms, weight: float, number: int, view: SiteView) -> None:
         if len(set(terms.sites)) < len(terms.sites) or view.name not in terms.sites:

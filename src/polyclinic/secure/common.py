@@ -20,7 +20,9 @@ BOX_BYTES = KEY_BYTES + TAG_BYTES
 
 
 class CommonSecret:
-    """One site's part in it, with a fresh pair of keys: `advertise`, then either `deal` or `open`, once.
+    """One site's part in it, with a fresh pair of keys: `advertise`, then `deal` or `open`, each once.
+
+    Whose own secret did not reach the others may open one that another site dealt.
 
     Args:
         terms: what all parties know of the round, as bytes; keys and signatures are bound to it.
@@ -36,6 +38,7 @@ class CommonSecret:
         require_cryptography()
         self._terms, self._sites, self._site, self._signer = terms, frozenset(sites), site, signer
         self._pair, self._secret = KeyPair.new(), b""
+        self._done = set[str]()
 
     @property
     def known(self) -> bool:
@@ -60,7 +63,7 @@ class CommonSecret:
         Raises:
             UnfitError: the list is refused.
         """
-        self._once()
+        self._once("deal")
         if not isinstance(adverts, Mapping) or not adverts.keys() <= self._sites:
             raise UnfitError("the list of keys names sites that do not take part")
         own = adverts.get(self._site)
@@ -75,6 +78,7 @@ class CommonSecret:
             except UnfitError:
                 continue
         self._secret = secret
+        self._done.add("deal")
         return boxes
 
     def open(self, dealer: object, advert: object, box: object) -> None:
@@ -83,7 +87,7 @@ class CommonSecret:
         Raises:
             UnfitError: it is refused.
         """
-        self._once()
+        self._once("open")
         if not isinstance(dealer, str) or dealer not in self._sites or dealer == self._site:
             raise UnfitError("the secret of the sites comes from none of the others")
         public = self._read(dealer, advert)
@@ -93,6 +97,7 @@ class CommonSecret:
             self._secret = unseal(self._pair.common(public, context), sealed, context)
         except UnfitError as error:
             raise UnfitError(f"what site {dealer} sealed {str(error).removesuffix('.')}") from None
+        self._done.add("open")
 
     def key(self, purpose: str, *parts: bytes | str | int) -> bytes:
         """32 bytes that whoever has the secret finds, and nobody else; each purpose, with its parts, has its own."""
@@ -100,8 +105,8 @@ class CommonSecret:
             raise UnfitError("the secret of the sites is not known here")
         return expand(self._secret, bind(purpose, self._terms, *parts))
 
-    def _once(self) -> None:
-        if self._secret:
+    def _once(self, what: str) -> None:
+        if {what, "open"} & self._done:
             raise UnfitError("the sites have a secret already")
 
     def _signed(self, site: str, public: bytes) -> bytes:
