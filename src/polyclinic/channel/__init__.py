@@ -1,5 +1,25 @@
 """Steps of the channel: what becomes of all that leaves a site, and how the server undoes it."""
 
-from polyclinic.channel import clip, dynamic_fusion, low_rank, noise, packing, quantised, secure_sum, sparse
+from polyclinic.channel import (
+    clip,
+    dynamic_fusion,
+    homomorphic_sum,
+    low_rank,
+    noise,
+    packing,
+    quantised,
+    secure_sum,
+    sparse,
+)
 
-__all__ = ["clip", "dynamic_fusion", "low_rank", "noise", "packing", "quantised", "secure_sum", "sparse"]
+__all__ = [
+    "clip",
+    "dynamic_fusion",
+    "homomorphic_sum",
+    "low_rank",
+    "noise",
+    "packing",
+    "quantised",
+    "secure_sum",
+    "sparse",
+]

@@ -18,6 +18,7 @@ from polyclinic.channel.said import read_said, said
 from polyclinic.errors import PolyclinicError, SiteError
 from polyclinic.parts import CHANNEL_PARTS, Hiding, Memory, Now, Part, ServerEnd, SiteEnd, SiteView, Sum
 from polyclinic.secure import Ring, ServerRound, SiteRound, Terms, fit_shape
+from polyclinic.secure.binding import digest
 from polyclinic.secure.graph import COMPLETE_UP_TO
 from polyclinic.seeds import generator
 from polyclinic.shapes import Misfit, Shaped
@@ -87,7 +88,7 @@ class SecureSum(Part):
 
     def leaves(self, before: Mapping[str, Shaped], sizes: Mapping[str, int]) -> Mapping[str, Shaped]:
         """One vector of whole numbers, in which everything is."""
-        layout = _layout(before, sizes)
+        layout = layout_of(before, sizes)
         return {"change": Shaped("int32" if self._bits(layout) == 32 else "int64", sum(layout.values()) + 1)}
 
     def _bits(self, layout: Mapping[str, int]) -> int:
@@ -97,7 +98,7 @@ class SecureSum(Part):
     @property
     def layout(self) -> dict[str, int]:
         """Tensors of an update -> how many numbers, in the order in which the vector has them."""
-        return _layout(self.given, self.sizes)
+        return layout_of(self.given, self.sizes)
 
     def agreed(self, about: About, number: int) -> tuple[Terms, Ring]:
         """What all parties of a sum know in a round, and how values become whole numbers.
@@ -119,13 +120,15 @@ class SecureSum(Part):
         threshold = None if self.threshold is None or count > COMPLETE_UP_TO else min(self.threshold, count)
         shape = fit_shape(count, threshold=threshold, dropout=self.dropout, corrupt=self.corrupt)
         length = sum(layout.values()) + 1
+        # Sites that are told different weights find different keys: nobody is told that all others weigh next to nothing.
+        training = digest("weights", about.training, repr(about.most), repr(about.total))
         terms = Terms(
-            about.training, number + 1, about.attempt, about.sites, shape, ring.bits, length, self.least
+            training, number + 1, about.attempt, about.sites, shape, ring.bits, length, self.least
         )  # fmt: skip
         return terms, ring
 
 
-def _layout(given: Mapping[str, Shaped], sizes: Mapping[str, int]) -> dict[str, int]:
+def layout_of(given: Mapping[str, Shaped], sizes: Mapping[str, int]) -> dict[str, int]:
     """How many numbers each tensor of an update has that is always there."""
     there = {name: shaped for name, shaped in given.items() if not shaped.group}
     return {
@@ -223,8 +226,9 @@ class _Masking(SiteEnd):
         self._training = self._training or about.training
         if about.training != self._training:
             raise Misfit("terms: got those of another training")
-        if about.weight not in (1.0, float(view.count())):  # with all weight on one site the sum would be its update
-            raise Misfit(f"terms: got a weight of {about.weight:g}, expected 1 or {view.count()}, the site's own")
+        own = 1.0 if about.most == 1 else float(view.count())
+        if about.weight != own:  # with all weight on one site the sum would be its update
+            raise Misfit(f"terms: got a weight of {about.weight:g}, expected {own:g}, the site's own")
         terms, self._ring = self.part.agreed(about, view.number)
         if view.name not in terms.index:
             raise Misfit("terms: got a list of sites without this one")
@@ -265,6 +269,8 @@ def _listed(survivors: Sequence[str]) -> str:
 
 class _Summing(Hiding):
     """The server's end: a `ServerRound` for each group of sites in a round."""
+
+    adds_all = True
 
     def __init__(self, part: SecureSum) -> None:
         self.part, self.least, self.groups = part, part.least, part.group_size is not None
@@ -374,10 +380,11 @@ class _Group:
         """The mean of all that were added."""
         total, layout = self._ring.decode(self._total), self.part.layout
         pieces = dict(zip(layout, total.mean.split(list(layout.values())), strict=True))
-        packed = {name: found.to(_type(self.part.given[name])) for name, found in pieces.items()}
+        packed = {name: found.to(type_of(self.part.given[name])) for name, found in pieces.items()}
         weight = sum(self.weights.values())
         return Sum(packed, {site: own / weight for site, own in self.weights.items()}, total.weight, self.name)
 
 
-def _type(shaped: Shaped) -> torch.dtype:
+def type_of(shaped: Shaped) -> torch.dtype:
+    """Of a tensor that always has the same."""
     return next(iter(shaped.types))

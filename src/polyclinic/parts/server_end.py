@@ -219,9 +219,11 @@ class Hiding(ServerEnd):
 
     Attributes:
         groups: whether sites may be in several groups, each with a sum of its own.
+        adds_all: whether what parts send with an update is added up with it; else such parts are refused beside it.
     """
 
     groups: bool = False
+    adds_all: ClassVar[bool] = False
 
     @abstractmethod
     def collect(self, site: str, packed: Memory, weight: float) -> None:

@@ -131,8 +131,11 @@ def _hidden(method: Method, local: Local) -> Refusal | None:
         return Refusal(f"{needing[0]} needs each site's update, and {hiding[0]} shows the server their sum alone.",
                        f"Leave out {hiding[0]}, use the mean, shorten changes at the sites (`clip`), or let the rule "
                        "work on sums of groups (`secure_sum: {group_size: ...}`).", "server")  # fmt: skip
+    adding = all(end.adds_all for _, end in ends if isinstance(end, Hiding))
     telling = [
-        name for name, part in _built(method) if part.reveals and not part.means and overrides(part.at_site(), "end")
+        name
+        for name, part in _built(method)
+        if part.reveals and not (adding and part.means) and overrides(part.at_site(), "end")
     ]
     if hiding and telling:
         return Refusal(f"{telling[0]} sends something with each update, which {hiding[0]} does not hide.",
