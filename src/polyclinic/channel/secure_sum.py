@@ -120,7 +120,7 @@ class SecureSum(Part):
         threshold = None if self.threshold is None or count > COMPLETE_UP_TO else min(self.threshold, count)
         shape = fit_shape(count, threshold=threshold, dropout=self.dropout, corrupt=self.corrupt)
         length = sum(layout.values()) + 1
-        # Sites that are told different weights find different keys: nobody is told that all others weigh next to nothing.
+        # Sites that are told different weights find different keys, so none can be made to outweigh all others.
         training = digest("weights", about.training, repr(about.most), repr(about.total))
         terms = Terms(
             training, number + 1, about.attempt, about.sites, shape, ring.bits, length, self.least
