@@ -20,6 +20,8 @@ OPTIONS = {
 }  # fmt: skip
 NOISE = ("gaussian_noise", "laplace_noise", "sparse_vector", "central_noise")
 NAMES = sorted(CHANNEL_PARTS)
+#: Numbers that come back from encryption are near, and new each time.
+EXACT = [name for name in NAMES if name != "homomorphic_sum"]
 #: Those with which less is sent, also of so small a network (zstd has heads).
 SHORTER = ["bfloat16", "float16", "int8", "power_sgd", "qsgd", "random_k", "top_k"]
 #: Those that keep something at the sites.
@@ -38,7 +40,7 @@ def federation(name, data=None, **options):
     return Federation(data or table_sites(), [method], model=MODEL, training=training, **options)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", EXACT)
 def test_messages_as_bytes_give_the_same_bytes(name):
     states = [federation(name, serialise=serialise).state() for serialise in (False, True)]
     assert torch.equal(*states)
@@ -92,7 +94,7 @@ def outcome(name, folder, stop=None):
     return rows, frames, {key: hashlib.sha256(t.numpy().tobytes()).hexdigest() for key, t in tensors.items()}
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", EXACT)
 def test_a_run_resumed_from_any_round_ends_with_the_same_bytes(name, tmp_path):
     unbroken = outcome(name, tmp_path / "unbroken")
     for stop in (1, 2, 4):
