@@ -39,7 +39,8 @@ def run_rounds(
         The progress at the end, and a row for each round and site.
 
     Raises:
-        SiteError: P402 if fewer sites than the quorum answer a round, or no round took place.
+        SiteError: P402 if fewer sites than the quorum answer a round, or no round took place; P306 if none keeps the
+            budget of privacy.
     """
     federation = Federation(plan, engine)
     rows, broke_down = federation.resume(checkpoint) if checkpoint else [], False
@@ -53,6 +54,9 @@ def run_rounds(
             broke_down = True
             break
         except BudgetSpent as spent:
+            if not rows:
+                text = f"No round of the training keeps its budget of privacy. {spent}"
+                raise SiteError("P306", text, "Allow a greater ε, more noise, or fewer steps in a round.") from None
             attendance.note(f"Training ended after {progress.done} of {plan.rounds} rounds. {spent}")
             break
         if plan.validate and new:  # after a round that was skipped there is nothing new to look at

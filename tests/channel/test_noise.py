@@ -8,7 +8,7 @@ import torch
 
 from channel_line import Line
 from helpers import Federation, table_sites
-from polyclinic.errors import StudyError
+from polyclinic.errors import SiteError, StudyError
 from polyclinic.options import EntryError
 from polyclinic.parts import build_part
 from polyclinic.privacy import Event, Ledger, epsilon
@@ -162,14 +162,14 @@ def test_several_trainings_cost_more_than_one():
     assert second[0]["lifetime_epsilon"] == epsilon([Event.gaussian(1.5, count=6)], DELTA)
 
 
-def with_budget(channel, budget, **options):
+def with_budget(channel, budget, topology="star", **options):
     from helpers import declare
 
     made = federation(channel, table_sites({"A": 33, "B": 24, "C": 27}, part=None), evaluation={"folds": 2}, **options)
     declared = declare(
         model=MODEL, training={"rounds": 3, "batch_size": 8, **options.get("training", {})}, privacy=budget,
         evaluation={"folds": 2, "validation": 0, "best_round": "last"},
-        methods=[{"fedavg": {"channel": channel, "label": "noisy"}}],
+        methods=[{"fedavg": {"channel": channel, "topology": topology, "label": "noisy"}}],
     )  # fmt: skip
     made.declaration = made.runner.declaration = made.runner.planner.declaration = declared
     return made
@@ -192,6 +192,43 @@ def test_training_ends_with_the_budget_and_its_model_is_used():
     assert all(row["epsilon"] <= 7 and row["steps"] == allowed for row in found.privacy)
     assert any(f"ended after {allowed} of 10 rounds" in note for note in found.notes)
     assert len(found.predictions)
+
+
+@pytest.mark.parametrize("part", [{"channel": [CLIP, {"gaussian_noise": {"noise": 1.0}}]},
+                                  {"local": [{"dp_sgd": {"noise": 1.0}}]}], ids=str)  # fmt: skip
+def test_each_turn_in_a_round_has_noise_of_its_own(part, monkeypatch):
+    """In the topology incremental a site has several turns in a round: four, of six rounds over four sites."""
+    import polyclinic.channel.noise as channel
+    import polyclinic.client.private_noise as local
+
+    drawn = []
+
+    def noted(count, draws):
+        drawn.append(gaussian(count, draws))
+        return drawn[-1]
+
+    monkeypatch.setattr(channel, "gaussian", noted)
+    monkeypatch.setattr(local, "gaussian", noted)
+    made = Federation(table_sites(), [{"fedavg": {**part, "topology": "incremental"}}], model=MODEL,
+                      training={"rounds": 6, "local_steps": 1})  # fmt: skip
+    made.rounds()
+    assert len(drawn) == len({tuple(one.tolist()) for one in drawn}) == 24
+
+
+def test_turns_in_a_round_keep_the_budget():
+    """Noise 3: two turns are within ε = 3.2 at 1e-3, and the first of three sites has three in the first round."""
+    channel, budget = [CLIP, {"gaussian_noise": {"noise": 3.0}}], {"epsilon": 3.2, "delta": 1e-3}
+    assert epsilon([Event.gaussian(1.5, count=2)], 1e-3) <= 3.2 < epsilon([Event.gaussian(1.5, count=3)], 1e-3)
+    made = with_budget(channel, budget, training={"rounds": 12}, topology="incremental")
+    with pytest.raises(SiteError, match=r"P306 No round .*A has spent .* in 2 rounds"):
+        made.rounds()
+    assert made.engine.members["A"].spending.total() == (Event.gaussian(1.5, count=2),)
+
+
+def test_a_budget_that_no_round_keeps_is_said():
+    channel, budget = [CLIP, {"gaussian_noise": {"noise": 0.5}}], {"epsilon": 1.0}
+    with pytest.raises(SiteError, match=r"P306 No round .*first round alone costs the patients of site A .*ε = 1 at"):
+        with_budget(channel, budget).rounds()
 
 
 def test_rounds_within_a_budget_are_as_many_as_fit():

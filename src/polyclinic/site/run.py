@@ -151,14 +151,16 @@ class Run:
         if budget is not None:
             if self._allowed is None:
                 self._allowed = rounds_within(merged(events), budget, self.declared.rounds)
-            done = self.spending.rounds(name, number)
+            done = self.spending.rounds(name, number, turn)
             if done + 1 > self._allowed:
                 raise budget_spent(self.site, budget, done)
         self.spending.record(name, number, events, turn)
 
-    def at(self, vector: Tensor, number: int, learning_rate: float, cycled: Mapping[str, Any]) -> View:
-        """What the parts see of the site in a round, with a model ``[P]``."""
-        return self.view.at(vector, number, with_learning_rate(self.work.optimizer, learning_rate, cycled))
+    def at(
+        self, vector: Tensor, number: int, learning_rate: float, cycled: Mapping[str, Any], turn: int = 0
+    ) -> View:  # fmt: skip
+        """What the parts see of the site in a turn of a round, with a model ``[P]``."""
+        return self.view.at(vector, number, with_learning_rate(self.work.optimizer, learning_rate, cycled), turn)
 
     def _batches(self, number: int) -> Iterator[tuple[Tensor, Tensor]]:
         """The batches that the first phase takes in a round."""
@@ -344,7 +346,7 @@ class Round:
         self.run, self.request = run, request
         self.received = run.shared_model(tensors["state"])
         self.rate = request.learning_rate
-        self.view = run.at(self.received, request.round, self.rate, request.optimizer)
+        self.view = run.at(self.received, request.round, self.rate, request.optimizer, request.turn)
         named = with_learning_rate(run.work.optimizer, self.rate, request.optimizer)
         own_batches = run.kept.trained * run.steps_in_round(run.phases[0], 0)
         self.companion = run.personal.companion(run.kept.personal, named, run.work.clip, own_batches)
