@@ -120,6 +120,17 @@ def test_central_noise_is_as_large_as_the_share_of_the_largest_site():
     assert (noisy - plain).double().std().item() == pytest.approx(0.6, rel=0.02)
 
 
+@pytest.mark.parametrize("hidden", ["secure_sum", {"secure_sum": {"least": 2, "group_size": 2}}], ids=str)
+def test_central_noise_is_as_large_where_the_server_sees_sums(hidden):
+    """Weights 3, 1, 1, 1 in one sum or in two groups: σ C · 3 / 6 = 2 · 0.5 · 0.5."""
+    data = table_sites({"Aachen": 30, "Bonn": 10, "Celle": 10, "Dresden": 10}, features=400)
+    noisy, plain = (
+        Federation(data, [{"fedavg": {"channel": channel, "label": "x"}}], model={"mlp": {"hidden": [50]}}).state()
+        for channel in ([CLIP, {"central_noise": {"noise": 2.0}}, hidden], [CLIP, hidden])
+    )
+    assert (noisy - plain).double().std().item() == pytest.approx(0.5, rel=0.02)
+
+
 def test_seeds_and_rounds_have_noise_of_their_own():
     made = federation([CLIP, {"gaussian_noise": {"noise": 1.0}}])
     assert torch.equal(made.state(), made.state())
