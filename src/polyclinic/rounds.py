@@ -48,6 +48,8 @@ def run_rounds(
     while progress.done < plan.rounds and len(progress.stopped) < (1 if plan.together else len(plan.sites)):
         attendance = Attendance(plan, progress)
         try:
+            if progress.done >= plan.affordable:
+                raise BudgetSpent("With the server's noise a further round would cost the sites more privacy than that.")
             new = _round(federation, attendance)
         except BrokenDown as broken:
             attendance.note(f"Training broke down in round {progress.done + 1} and ended there. {broken}")

@@ -193,9 +193,10 @@ def test_noise_is_found_for_a_budget(part):
         assert 1.99 < row["epsilon"] <= 2.0
 
 
-def test_training_ends_with_the_budget_and_its_model_is_used():
+@pytest.mark.parametrize("part", ["gaussian_noise", "central_noise"])
+def test_training_ends_with_the_budget_and_its_model_is_used(part):
     """Noise 3: a round costs ε = 3.38 at 1e-5 or so; three are within 7, ten are not."""
-    channel, training = [CLIP, {"gaussian_noise": {"noise": 3.0}}], {"rounds": 10}
+    channel, training = [CLIP, {part: {"noise": 3.0}}], {"rounds": 10}
     allowed = max(n for n in range(1, 11) if epsilon([Event.gaussian(1.5, count=n)], DELTA) <= 7)
     assert 1 <= allowed < 10
     found = with_budget(channel, {"epsilon": 7.0}, training=training).outcome()
@@ -236,10 +237,12 @@ def test_turns_in_a_round_keep_the_budget():
     assert made.engine.members["A"].spending.total() == (Event.gaussian(1.5, count=2),)
 
 
-def test_a_budget_that_no_round_keeps_is_said():
-    channel, budget = [CLIP, {"gaussian_noise": {"noise": 0.5}}], {"epsilon": 1.0}
-    with pytest.raises(SiteError, match=r"P306 No round .*first round alone costs the patients of site A .*ε = 1 at"):
-        with_budget(channel, budget).rounds()
+@pytest.mark.parametrize(("part", "words"), [
+    ("gaussian_noise", "first round alone costs the patients of site A .*ε = 1 at"), ("central_noise", "server's noise"),
+])  # fmt: skip
+def test_a_budget_that_no_round_keeps_is_said(part, words):
+    with pytest.raises(SiteError, match=f"P306 No round .*{words}"):
+        with_budget([CLIP, {part: {"noise": 0.5}}], {"epsilon": 1.0}).rounds()
 
 
 def test_rounds_within_a_budget_are_as_many_as_fit():
