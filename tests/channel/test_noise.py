@@ -319,11 +319,27 @@ def test_the_training_loss_stays_at_the_site():
     ({"channel": ["clip", {"gaussian_noise": {"noise": 1}}], "server": ["loss_weights"]}, "tells more of a site"),
     ({"channel": ["clip", {"gaussian_noise": {"noise": 1}}],
       "training": {"participation": {"highest_loss": {"sites": 2}}}}, "training loss"),
+    ({"channel": ["clip", {"central_noise": {"noise": 1}}], "server": ["norm_bound"]}, "what others count for"),
+    ({"channel": ["clip", {"central_noise": {"noise": 1}}], "training": {"class_weights": "balanced"}}, "exact counts"),
+    ({"local": [{"dp_sgd": {"noise": 1}}], "training": {"class_weights": "balanced"}}, "exact counts of patients"),
+    ({"local": ["dp_sgd"], "channel": ["clip", "gaussian_noise"]}, "from the budget, which"),
+    ({"local": ["dp_sgd"], "channel": ["clip", {"gaussian_noise": {"noise": 1}}]}, "which gaussian_noise spends, too"),
+    ({"local": [{"dp_sgd": {"noise": 1}}], "channel": ["clip", "gaussian_noise"]}, "which dp_sgd spends, too"),
 ])  # fmt: skip
 def test_what_makes_no_sense_is_refused_in_a_sentence(entry, words):
     with pytest.raises(EntryError, match="P104") as caught:
         Federation(table_sites(), [{"fedavg": entry}], model=MODEL)
     assert words in str(caught.value)
+
+
+@pytest.mark.parametrize("entry", [
+    {"local": ["dp_sgd"], "channel": ["clip", "central_noise"]},
+    {"local": [{"dp_sgd": {"noise": 1}}], "channel": ["clip", {"gaussian_noise": {"noise": 1}}]},
+    {"local": ["dp_sgd"], "server": ["norm_bound"]},
+    {"local": ["dp_sgd"], "training": {"class_weights": [1, 4]}},
+], ids=str)  # fmt: skip
+def test_what_goes_together_is_not_refused(entry):
+    Federation(table_sites(), [{"fedavg": {**entry, "label": "x"}}], model=MODEL)
 
 
 @pytest.mark.parametrize("noise", [0, -1, float("nan"), float("inf"), "1", True])
