@@ -192,11 +192,8 @@ def check_finite(result: LocalResult, site: str) -> LocalResult:
         TrainingError: P301 naming the site.
     """
     if not math.isfinite(result.loss) or not finite(result.vector):
-        raise TrainingError(
-            "P301",
-            f"Training at site {site} gave a loss or weights that are not finite numbers (loss {result.loss}).",
-            NOT_FINITE,
-        )
+        what = "weights" if math.isfinite(result.loss) else "a loss or weights"  # the loss may have to stay at the site
+        raise TrainingError("P301", f"Training at site {site} gave {what} that are not finite numbers.", NOT_FINITE)
     return result
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -120,7 +121,8 @@ class Run:
         )  # fmt: skip
         first.rounds, first.budget, first.identity = declared.rounds, declared.budget, identity
         first.real, first.ends = self.spending.real, list(self.ends.values())
-        first.steps, first.batch_size = self.steps_in_all, self.work.batch_size
+        steps = zip(self.phases, self._steps_in_phases(), strict=False)
+        first.steps, first.batch_size = sum(n for phase, n in steps if phase.ends is None), self.work.batch_size
         self.protects = any(part.private for part in built.values())
         self.announced, unwritten = dict[str, Tensor](), Unwritten({"vector": initial})
         for name, end in self.ends.items():
@@ -233,10 +235,14 @@ class Run:
     @property
     def steps_in_all(self) -> int:
         """Steps of all phases in a round."""
-        done = 0
+        return sum(self._steps_in_phases())
+
+    def _steps_in_phases(self) -> list[int]:
+        """Steps of each phase in a round; of none without training cases."""
+        found = list[int]()
         for phase in self.phases if len(self.parts.train) else ():
-            done += self.steps_in_round(phase, done)
-        return done
+            found.append(self.steps_in_round(phase, sum(found)))
+        return found
 
     def teaches(self, number: int) -> bool:
         """Whether a phase trains weights that are shared, so that parts learn from its steps."""
@@ -354,6 +360,8 @@ class Round:
         self._vector = Unwritten({"vector": self.received})
         run.spend(request.round, request.turn)
         self._given = {name: self._begin(name, end, tensors) for name, end in run.ends.items()}
+        # Who knew what a network drops, or how images are changed, could tell who else was in a batch.
+        self._own = [secrets.token_hex(16)] if run.protects and run.spending.real else []
         self._jobs: list[LocalJob] = []
         self._results: list[LocalResult] = []
         self._begun = time.monotonic()
@@ -383,7 +391,7 @@ class Round:
             dataset=run.dataset,
             index=run.parts.train,
             start=self._start(phase),
-            seed=(declared.seed, "train", run.site, declared.fold, self.request.round, *self._turn(number)),
+            seed=(declared.seed, "train", run.site, declared.fold, self.request.round, *self._turn(number), *self._own),
             learning_rate=self.rate,
             batches=self._batches(number),
             cycled=self.request.optimizer,
