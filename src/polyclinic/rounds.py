@@ -11,7 +11,7 @@ from dataclasses import replace
 
 from polyclinic.engine.base import Engine
 from polyclinic.errors import PolyclinicError, SiteError
-from polyclinic.parts import Groups, Turn
+from polyclinic.parts import FEDERATION, Groups, Turn
 from polyclinic.parts.checks import stages_of
 from polyclinic.running.attendance import Attendance, BrokenDown, BudgetSpent
 from polyclinic.running.federation import Federation
@@ -107,7 +107,13 @@ def _stage(
     """One stage; ``turns`` are the sites that answered in this round before."""
     progress = federation.progress
     federation.conversation.open.clear()
-    stage, rows, asked = ModelStage(federation, groups, turns), list[Row](), 0
+    try:
+        stage = ModelStage(federation, groups, turns)
+    except PolyclinicError as error:  # too few sites for a part, before any was asked to train
+        if not attendance.excuses(error, FEDERATION):
+            raise
+        return []
+    rows, asked = list[Row](), 0
     for answered in stage.answers():
         asked += 1
         if attendance.counts(answered) and not isinstance(answered.packed, PolyclinicError):

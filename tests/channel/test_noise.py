@@ -131,6 +131,25 @@ def test_central_noise_is_as_large_where_the_server_sees_sums(hidden):
     assert (noisy - plain).double().std().item() == pytest.approx(0.5, rel=0.02)
 
 
+@pytest.mark.parametrize("part", ["gaussian_noise", "central_noise"])
+def test_folds_have_noise_of_their_own(part, monkeypatch):
+    import polyclinic.channel.noise as module
+
+    drawn = []
+
+    def noted(count, draws):
+        drawn.append(gaussian(count, draws))
+        return drawn[-1]
+
+    monkeypatch.setattr(module, "gaussian", noted)
+    made = federation([CLIP, {part: {"noise": 1.0}}], table_sites({"A": 33, "B": 24, "C": 27}, part=None),
+                      evaluation={"folds": 2})  # fmt: skip
+    made.rounds()
+    made.fold = made.prepare(1)
+    made.rounds()
+    assert len({tuple(one.tolist()) for one in drawn}) == len(drawn) >= 6
+
+
 def test_seeds_and_rounds_have_noise_of_their_own():
     made = federation([CLIP, {"gaussian_noise": {"noise": 1.0}}])
     assert torch.equal(made.state(), made.state())

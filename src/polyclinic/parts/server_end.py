@@ -52,6 +52,7 @@ class Now:
         sites: who shares this model and takes part in the round, in site order.
         shapes: of the shared weights, one after another.
         seed: of the training.
+        fold: likewise.
         budget: ε and δ of the training, if the study gives any.
         real: whether sites are hospitals, so that noise must not follow from a seed.
     """
@@ -68,6 +69,7 @@ class Now:
     seed: int = 0
     budget: tuple[float, float] | None = None
     real: bool = False
+    fold: int = 0
 
 
 @dataclass(frozen=True)

@@ -51,6 +51,7 @@ class ModelStage(Stage):
                 Now(
                     self.number, self.rounds, self.learning_rate, weights, statistics, total, plan.weights, sites,
                     plan.network.layout.shapes(plan.selection), plan.start.seed, plan.budget, federation.engine.real,
+                    plan.start.fold,
                 )
             )  # fmt: skip
 
