@@ -49,7 +49,7 @@ def run_rounds(
         attendance = Attendance(plan, progress)
         try:
             if progress.done >= plan.affordable:
-                raise BudgetSpent("With the server's noise a further round would cost the sites more privacy than that.")
+                raise BudgetSpent("With the server's noise a further round would cost the sites more than that.")
             new = _round(federation, attendance)
         except BrokenDown as broken:
             attendance.note(f"Training broke down in round {progress.done + 1} and ended there. {broken}")

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from channel_line import Line
-from helpers import Federation, table_sites
+from helpers import Federation, declare, table_sites
 from polyclinic.errors import SiteError, StudyError
 from polyclinic.options import EntryError
 from polyclinic.parts import build_part
@@ -182,6 +182,7 @@ def test_the_server_s_noise_is_for_sites():
     _, (row,) = rows([CLIP, {"central_noise": {"noise": 3.0}}])
     assert (row["site"], row["unit"], row["units"]) == ("federation", "a site", 3)
     assert row["epsilon"] == epsilon([Event.gaussian(1.5, count=3)], DELTA)
+    assert math.isnan(row["lifetime_epsilon"]), "what other trainings cost is not known"
 
 
 def test_several_trainings_cost_more_than_one():
@@ -193,8 +194,6 @@ def test_several_trainings_cost_more_than_one():
 
 
 def with_budget(channel, budget, topology="star", **options):
-    from helpers import declare
-
     made = federation(channel, table_sites({"A": 33, "B": 24, "C": 27}, part=None), evaluation={"folds": 2}, **options)
     declared = declare(
         model=MODEL, training={"rounds": 3, "batch_size": 8, **options.get("training", {})}, privacy=budget,
@@ -257,7 +256,8 @@ def test_turns_in_a_round_keep_the_budget():
 
 
 @pytest.mark.parametrize(("part", "words"), [
-    ("gaussian_noise", "first round alone costs the patients of site A .*ε = 1 at"), ("central_noise", "server's noise"),
+    ("gaussian_noise", "first round alone costs the patients of site A .*ε = 1 at"),
+    ("central_noise", "server's noise"),
 ])  # fmt: skip
 def test_a_budget_that_no_round_keeps_is_said(part, words):
     with pytest.raises(SiteError, match=f"P306 No round .*{words}"):
@@ -349,6 +349,25 @@ def test_what_makes_no_sense_is_refused_in_a_sentence(entry, words):
     with pytest.raises(EntryError, match="P104") as caught:
         Federation(table_sites(), [{"fedavg": entry}], model=MODEL)
     assert words in str(caught.value)
+
+
+@pytest.mark.parametrize("share", ["body", "head", "no_norm", "no_norm_statistics"])
+def test_whole_models_of_which_noise_reaches_a_part_alone_are_refused(share):
+    noisy = {"channel": [CLIP, {"gaussian_noise": {"noise": 1}}], "share": share}
+    with pytest.raises(EntryError, match=r"P104 .*keeps at the sites has no noise of gaussian_noise"):
+        Federation(table_sites(), [{"fedavg": noisy}], model=MODEL, evaluation={"unseen_sites": True})
+    Federation(table_sites(), [{"fedavg": noisy}], model=MODEL)
+    for entry in ({**noisy, "share": "all"}, {"local": [{"dp_sgd": {"noise": 1}}], "share": share}):
+        Federation(table_sites(), [{"fedavg": entry}], model=MODEL, evaluation={"unseen_sites": True})
+
+
+def test_sums_of_training_patients_without_noise_are_refused():
+    entry = {"task": "survival", "methods": [{"fedavg": {"channel": [CLIP, {"gaussian_noise": {"noise": 1}}]}}]}
+    times = {"evaluation": {"times": [30, 60]}}
+    with pytest.raises(EntryError, match=r"P104 .*sums over training patients"):
+        declare(**entry, **times)
+    declare(**entry)
+    declare(**entry, **times, training={"loss": "discrete_time"})
 
 
 @pytest.mark.parametrize("entry", [

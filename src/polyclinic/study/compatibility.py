@@ -76,6 +76,11 @@ def protecting(method: Method) -> list[str]:
     return [name for name, part in _built(method) if part.private]
 
 
+def around_changes(method: Method) -> list[str]:
+    """Those of them whose noise is on the change of the weights, and on nothing else that training gives."""
+    return [name for name, part in _built(method) if part.private and not part.in_steps]
+
+
 def refusal(method: Method, local: Local) -> Refusal | None:
     """Why the parts of ``method`` make no sense together; None if they do."""
     return next(filter(None, (check(method, local) for check in _CHECKS)), None)

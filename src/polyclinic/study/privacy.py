@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -24,7 +25,8 @@ def protecting(parts: Mapping[str, Part]) -> dict[str, str]:
 def privacy_rows(
     plan: Plan, replies: Mapping[str, Message], rounds: int, delta: float, *, real: bool
 ) -> list[dict[str, Any]]:
-    """A row for each site whose patients noise protects, and one for the noise of the server.
+    """A row for each site whose patients noise protects, and one for the noise of the server. Nobody keeps a ledger of
+    the latter, so of all trainings together it says nothing.
 
     Args:
         plan: what was run.
@@ -61,7 +63,7 @@ def _row(
         "delta": delta,
         "epsilon": cost.epsilon,
         "accountant": cost.accountant,
-        "lifetime_epsilon": cost.epsilon if lifetime is None else spent(lifetime, delta).epsilon,
+        "lifetime_epsilon": math.nan if lifetime is None else spent(lifetime, delta).epsilon,
         "source": source,
     }
 

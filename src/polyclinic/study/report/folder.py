@@ -61,6 +61,7 @@ COLUMNS = {
     "comparisons.csv": COMPARED,
     "site_comparisons.csv": COMPARED_SITES,
     "unseen.csv": UNSEEN_COLUMNS,
+    "privacy.csv": ["method", "unit", "delta", "epsilon"],
     "rounds.csv": [
         *("method", RUN, "seed", "fold", "round", "site", "seconds", "bytes_up", "bytes_down", "examples", "loss"),
     ],
@@ -176,7 +177,7 @@ class Folder:
         self.site_table = self._table("sites.csv")
         self.flow = self._table("flow.csv")
         self.subgroups, self.characteristics = self._table("subgroups.csv"), self._table("characteristics.csv")
-        self.harmonisation = self._table("harmonisation.csv")
+        self.harmonisation, self.privacy = self._table("harmonisation.csv"), self._table("privacy.csv")
         self.costs_of_unseen = self._table("unseen.csv")
         self.comparisons, self.site_comparisons = self._table("comparisons.csv"), self._table("site_comparisons.csv")
         self.calibration, self.decisions = self._table("calibration.csv"), self._table("decisions.csv")
