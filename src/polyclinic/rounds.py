@@ -11,7 +11,7 @@ from dataclasses import replace
 
 from polyclinic.engine.base import Engine
 from polyclinic.errors import PolyclinicError, SiteError
-from polyclinic.parts import Groups, Turn
+from polyclinic.parts import FEDERATION, Groups, Turn
 from polyclinic.parts.checks import stages_of
 from polyclinic.running.attendance import Attendance, BrokenDown, BudgetSpent
 from polyclinic.running.federation import Federation
@@ -39,7 +39,8 @@ def run_rounds(
         The progress at the end, and a row for each round and site.
 
     Raises:
-        SiteError: P402 if fewer sites than the quorum answer a round, or no round took place.
+        SiteError: P402 if fewer sites than the quorum answer a round, or no round took place; P306 if none keeps the
+            budget of privacy.
     """
     federation = Federation(plan, engine)
     rows, broke_down = federation.resume(checkpoint) if checkpoint else [], False
@@ -47,12 +48,17 @@ def run_rounds(
     while progress.done < plan.rounds and len(progress.stopped) < (1 if plan.together else len(plan.sites)):
         attendance = Attendance(plan, progress)
         try:
+            if progress.done >= plan.affordable:
+                raise BudgetSpent("With the server's noise a further round would cost the sites more than that.")
             new = _round(federation, attendance)
         except BrokenDown as broken:
             attendance.note(f"Training broke down in round {progress.done + 1} and ended there. {broken}")
             broke_down = True
             break
         except BudgetSpent as spent:
+            if not rows:
+                text = f"No round of the training keeps its budget of privacy. {spent}"
+                raise SiteError("P306", text, "Allow a greater ε, more noise, or fewer steps in a round.") from None
             attendance.note(f"Training ended after {progress.done} of {plan.rounds} rounds. {spent}")
             break
         if plan.validate and new:  # after a round that was skipped there is nothing new to look at
@@ -101,7 +107,13 @@ def _stage(
     """One stage; ``turns`` are the sites that answered in this round before."""
     progress = federation.progress
     federation.conversation.open.clear()
-    stage, rows, asked = ModelStage(federation, groups, turns), list[Row](), 0
+    try:
+        stage = ModelStage(federation, groups, turns)
+    except PolyclinicError as error:  # too few sites for a part, before any was asked to train
+        if not attendance.excuses(error, FEDERATION):
+            raise
+        return []
+    rows, asked = list[Row](), 0
     for answered in stage.answers():
         asked += 1
         if attendance.counts(answered) and not isinstance(answered.packed, PolyclinicError):

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from channel_line import Line
-from helpers import Federation, table_sites
-from polyclinic.errors import StudyError
+from helpers import Federation, declare, table_sites
+from polyclinic.errors import SiteError, StudyError
 from polyclinic.options import EntryError
 from polyclinic.parts import build_part
 from polyclinic.privacy import Event, Ledger, epsilon
@@ -120,6 +120,36 @@ def test_central_noise_is_as_large_as_the_share_of_the_largest_site():
     assert (noisy - plain).double().std().item() == pytest.approx(0.6, rel=0.02)
 
 
+@pytest.mark.parametrize("hidden", ["secure_sum", {"secure_sum": {"least": 2, "group_size": 2}}], ids=str)
+def test_central_noise_is_as_large_where_the_server_sees_sums(hidden):
+    """Weights 3, 1, 1, 1 in one sum or in two groups: σ C · 3 / 6 = 2 · 0.5 · 0.5."""
+    data = table_sites({"Aachen": 30, "Bonn": 10, "Celle": 10, "Dresden": 10}, features=400)
+    noisy, plain = (
+        Federation(data, [{"fedavg": {"channel": channel, "label": "x"}}], model={"mlp": {"hidden": [50]}}).state()
+        for channel in ([CLIP, {"central_noise": {"noise": 2.0}}, hidden], [CLIP, hidden])
+    )
+    assert (noisy - plain).double().std().item() == pytest.approx(0.5, rel=0.02)
+
+
+@pytest.mark.parametrize("part", ["gaussian_noise", "central_noise"])
+def test_folds_have_noise_of_their_own(part, monkeypatch):
+    import polyclinic.channel.noise as module
+
+    drawn = []
+
+    def noted(count, draws):
+        drawn.append(gaussian(count, draws))
+        return drawn[-1]
+
+    monkeypatch.setattr(module, "gaussian", noted)
+    made = federation([CLIP, {part: {"noise": 1.0}}], table_sites({"A": 33, "B": 24, "C": 27}, part=None),
+                      evaluation={"folds": 2})  # fmt: skip
+    made.rounds()
+    made.fold = made.prepare(1)
+    made.rounds()
+    assert len({tuple(one.tolist()) for one in drawn}) == len(drawn) >= 6
+
+
 def test_seeds_and_rounds_have_noise_of_their_own():
     made = federation([CLIP, {"gaussian_noise": {"noise": 1.0}}])
     assert torch.equal(made.state(), made.state())
@@ -152,6 +182,7 @@ def test_the_server_s_noise_is_for_sites():
     _, (row,) = rows([CLIP, {"central_noise": {"noise": 3.0}}])
     assert (row["site"], row["unit"], row["units"]) == ("federation", "a site", 3)
     assert row["epsilon"] == epsilon([Event.gaussian(1.5, count=3)], DELTA)
+    assert math.isnan(row["lifetime_epsilon"]), "what other trainings cost is not known"
 
 
 def test_several_trainings_cost_more_than_one():
@@ -162,14 +193,12 @@ def test_several_trainings_cost_more_than_one():
     assert second[0]["lifetime_epsilon"] == epsilon([Event.gaussian(1.5, count=6)], DELTA)
 
 
-def with_budget(channel, budget, **options):
-    from helpers import declare
-
+def with_budget(channel, budget, topology="star", **options):
     made = federation(channel, table_sites({"A": 33, "B": 24, "C": 27}, part=None), evaluation={"folds": 2}, **options)
     declared = declare(
         model=MODEL, training={"rounds": 3, "batch_size": 8, **options.get("training", {})}, privacy=budget,
         evaluation={"folds": 2, "validation": 0, "best_round": "last"},
-        methods=[{"fedavg": {"channel": channel, "label": "noisy"}}],
+        methods=[{"fedavg": {"channel": channel, "topology": topology, "label": "noisy"}}],
     )  # fmt: skip
     made.declaration = made.runner.declaration = made.runner.planner.declaration = declared
     return made
@@ -182,9 +211,10 @@ def test_noise_is_found_for_a_budget(part):
         assert 1.99 < row["epsilon"] <= 2.0
 
 
-def test_training_ends_with_the_budget_and_its_model_is_used():
+@pytest.mark.parametrize("part", ["gaussian_noise", "central_noise"])
+def test_training_ends_with_the_budget_and_its_model_is_used(part):
     """Noise 3: a round costs ε = 3.38 at 1e-5 or so; three are within 7, ten are not."""
-    channel, training = [CLIP, {"gaussian_noise": {"noise": 3.0}}], {"rounds": 10}
+    channel, training = [CLIP, {part: {"noise": 3.0}}], {"rounds": 10}
     allowed = max(n for n in range(1, 11) if epsilon([Event.gaussian(1.5, count=n)], DELTA) <= 7)
     assert 1 <= allowed < 10
     found = with_budget(channel, {"epsilon": 7.0}, training=training).outcome()
@@ -192,6 +222,46 @@ def test_training_ends_with_the_budget_and_its_model_is_used():
     assert all(row["epsilon"] <= 7 and row["steps"] == allowed for row in found.privacy)
     assert any(f"ended after {allowed} of 10 rounds" in note for note in found.notes)
     assert len(found.predictions)
+
+
+@pytest.mark.parametrize("part", [{"channel": [CLIP, {"gaussian_noise": {"noise": 1.0}}]},
+                                  {"local": [{"dp_sgd": {"noise": 1.0}}]}], ids=str)  # fmt: skip
+def test_each_turn_in_a_round_has_noise_of_its_own(part, monkeypatch):
+    """In the topology incremental a site has several turns in a round: four, of six rounds over four sites."""
+    import polyclinic.channel.noise as channel
+    import polyclinic.client.private_noise as local
+
+    drawn = []
+
+    def noted(count, draws):
+        drawn.append(gaussian(count, draws))
+        return drawn[-1]
+
+    monkeypatch.setattr(channel, "gaussian", noted)
+    monkeypatch.setattr(local, "gaussian", noted)
+    made = Federation(table_sites(), [{"fedavg": {**part, "topology": "incremental"}}], model=MODEL,
+                      training={"rounds": 6, "local_steps": 1})  # fmt: skip
+    made.rounds()
+    assert len(drawn) == len({tuple(one.tolist()) for one in drawn}) == 24
+
+
+def test_turns_in_a_round_keep_the_budget():
+    """Noise 3: two turns are within ε = 3.2 at 1e-3, and the first of three sites has three in the first round."""
+    channel, budget = [CLIP, {"gaussian_noise": {"noise": 3.0}}], {"epsilon": 3.2, "delta": 1e-3}
+    assert epsilon([Event.gaussian(1.5, count=2)], 1e-3) <= 3.2 < epsilon([Event.gaussian(1.5, count=3)], 1e-3)
+    made = with_budget(channel, budget, training={"rounds": 12}, topology="incremental")
+    with pytest.raises(SiteError, match=r"P306 No round .*A has spent .* in 2 rounds"):
+        made.rounds()
+    assert made.engine.members["A"].spending.total() == (Event.gaussian(1.5, count=2),)
+
+
+@pytest.mark.parametrize(("part", "words"), [
+    ("gaussian_noise", "first round alone costs the patients of site A .*ε = 1 at"),
+    ("central_noise", "server's noise"),
+])  # fmt: skip
+def test_a_budget_that_no_round_keeps_is_said(part, words):
+    with pytest.raises(SiteError, match=f"P306 No round .*{words}"):
+        with_budget([CLIP, {part: {"noise": 0.5}}], {"epsilon": 1.0}).rounds()
 
 
 def test_rounds_within_a_budget_are_as_many_as_fit():
@@ -268,11 +338,46 @@ def test_the_training_loss_stays_at_the_site():
     ({"channel": ["clip", {"gaussian_noise": {"noise": 1}}], "server": ["loss_weights"]}, "tells more of a site"),
     ({"channel": ["clip", {"gaussian_noise": {"noise": 1}}],
       "training": {"participation": {"highest_loss": {"sites": 2}}}}, "training loss"),
+    ({"channel": ["clip", {"central_noise": {"noise": 1}}], "server": ["norm_bound"]}, "what others count for"),
+    ({"channel": ["clip", {"central_noise": {"noise": 1}}], "training": {"class_weights": "balanced"}}, "exact counts"),
+    ({"local": [{"dp_sgd": {"noise": 1}}], "training": {"class_weights": "balanced"}}, "exact counts of patients"),
+    ({"local": ["dp_sgd"], "channel": ["clip", "gaussian_noise"]}, "from the budget, which"),
+    ({"local": ["dp_sgd"], "channel": ["clip", {"gaussian_noise": {"noise": 1}}]}, "which gaussian_noise spends, too"),
+    ({"local": [{"dp_sgd": {"noise": 1}}], "channel": ["clip", "gaussian_noise"]}, "which dp_sgd spends, too"),
 ])  # fmt: skip
 def test_what_makes_no_sense_is_refused_in_a_sentence(entry, words):
     with pytest.raises(EntryError, match="P104") as caught:
         Federation(table_sites(), [{"fedavg": entry}], model=MODEL)
     assert words in str(caught.value)
+
+
+@pytest.mark.parametrize("share", ["body", "head", "no_norm", "no_norm_statistics"])
+def test_whole_models_of_which_noise_reaches_a_part_alone_are_refused(share):
+    noisy = {"channel": [CLIP, {"gaussian_noise": {"noise": 1}}], "share": share}
+    with pytest.raises(EntryError, match=r"P104 .*keeps at the sites has no noise of gaussian_noise"):
+        Federation(table_sites(), [{"fedavg": noisy}], model=MODEL, evaluation={"unseen_sites": True})
+    Federation(table_sites(), [{"fedavg": noisy}], model=MODEL)
+    for entry in ({**noisy, "share": "all"}, {"local": [{"dp_sgd": {"noise": 1}}], "share": share}):
+        Federation(table_sites(), [{"fedavg": entry}], model=MODEL, evaluation={"unseen_sites": True})
+
+
+def test_sums_of_training_patients_without_noise_are_refused():
+    entry = {"task": "survival", "methods": [{"fedavg": {"channel": [CLIP, {"gaussian_noise": {"noise": 1}}]}}]}
+    times = {"evaluation": {"times": [30, 60]}}
+    with pytest.raises(EntryError, match=r"P104 .*sums over training patients"):
+        declare(**entry, **times)
+    declare(**entry)
+    declare(**entry, **times, training={"loss": "discrete_time"})
+
+
+@pytest.mark.parametrize("entry", [
+    {"local": ["dp_sgd"], "channel": ["clip", "central_noise"]},
+    {"local": [{"dp_sgd": {"noise": 1}}], "channel": ["clip", {"gaussian_noise": {"noise": 1}}]},
+    {"local": ["dp_sgd"], "server": ["norm_bound"]},
+    {"local": ["dp_sgd"], "training": {"class_weights": [1, 4]}},
+], ids=str)  # fmt: skip
+def test_what_goes_together_is_not_refused(entry):
+    Federation(table_sites(), [{"fedavg": {**entry, "label": "x"}}], model=MODEL)
 
 
 @pytest.mark.parametrize("noise", [0, -1, float("nan"), float("inf"), "1", True])

@@ -182,6 +182,16 @@ def test_two_sites_are_too_few_unless_they_say_otherwise():
     torch.testing.assert_close(found, federation((), sites=sites).state(), rtol=0, atol=2e-7)
 
 
+def test_a_round_in_which_too_few_take_part_changes_nothing():
+    """Chosen by lot, there are rounds with two sites and rounds with three or more: the former are noted."""
+    made = federation(training={"rounds": 8, "participation": {"poisson": {"probability": 0.6}}})
+    progress, rows = made.rounds()
+    there = [sum(row["round"] == number for row in rows) for number in range(8)]
+    assert set(there) <= {0, 3, 4, 5}
+    assert 0 < there.count(0) < 8
+    assert any("changed nothing. P402 A secure sum of 2 sites" in note for note in progress.failures)
+
+
 def test_sites_that_are_not_chosen_have_no_masks():
     training = {"rounds": 3, "participation": {"uniform": {"sites": 3}}}
     found, expected = (federation(channel, training=training).state() for channel in (["secure_sum"], ()))

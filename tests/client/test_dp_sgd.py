@@ -5,10 +5,11 @@ from dataclasses import replace
 
 import pytest
 import torch
+from torch import nn
 
-from helpers import Federation, image_sites, table_site, table_sites
+from helpers import Federation, catalogued, image_sites, table_site, table_sites
 from polyclinic.engine import LocalEngine
-from polyclinic.errors import StudyError
+from polyclinic.errors import PolyclinicError, StudyError
 from polyclinic.options import EntryError
 from polyclinic.privacy import Event, epsilon
 from polyclinic.running.progress import Checkpoint
@@ -166,6 +167,13 @@ def test_options_that_make_no_sense_are_refused(option):
         federation({"local": [{"dp_sgd": option}]})
 
 
+def test_an_error_does_not_tell_the_loss():
+    """Noise of 1e200 breaks the weights; the loss before it is finite, and stays at the site."""
+    with pytest.raises(PolyclinicError, match="P301 Training at site Aachen gave weights that are not") as caught:
+        federation({"local": [{"dp_sgd": {"noise": 1e200}}]}, training={"local_steps": 1}).rounds()
+    assert "loss" not in str(caught.value)
+
+
 def test_without_noise_and_budget_it_is_refused():
     with pytest.raises(StudyError, match=r"P102 dp_sgd has no noise"):
         federation({"local": ["dp_sgd"]}).rounds()
@@ -187,6 +195,13 @@ def test_a_training_costs_all_its_steps_sampled_by_patients():
     assert all(math.isnan(row["loss"]) for row in made.outcome().rounds)
 
 
+def test_steps_of_a_model_that_stays_at_the_site_are_not_counted():
+    """Ditto trains a model of the site's own besides, without noise: a round of Bonn's 9 cases is 2 noisy steps."""
+    made = federation({"local": [{"dp_sgd": {"noise": 1.5}}], "personal": {"ditto": {"epochs": 3}}})
+    row = next(row for row in made.outcome().privacy if row["site"] == "Bonn")
+    assert (row["steps"], row["epsilon"]) == (2, epsilon([Event.gaussian(1.5, 8 / 9, 2)], 1e-5))
+
+
 @pytest.mark.parametrize("how", ["serialise", "processes"])
 def test_engines_give_the_same(how):
     entry = {"local": [{"dp_sgd": {"noise": 0.7}}]}
@@ -202,6 +217,31 @@ def test_engines_give_the_same(how):
         assert torch.equal(federation(entry, data, engine=engine).state(), expected)
     finally:
         engine.close()
+
+
+def test_phases_that_train_other_layers_have_ways_of_their_own():
+    """FedRep trains the head, for which there is a fast way, and then a layer of a kind for which there is none."""
+
+    class Net(nn.Module):
+        def __init__(self, features, outputs):
+            super().__init__()
+            self.body, self.head = nn.Bilinear(features, features, 4), nn.Linear(4, outputs)
+
+        def forward(self, inputs):
+            return self.head(self.body(inputs, inputs).relu())
+
+    def build(shape, outputs):
+        module = Net(shape[0], outputs)
+        return module, [module.head]
+
+    entry = {"local": [{"dp_sgd": {"norm": 1e3, "noise": SILENT}}], "label": "x", "head_epochs": 1}
+    with catalogued("bilinear", build):
+        training = {"batch_size": 100, "rounds": 2}
+        private, plain = (
+            Federation(table_sites(SITES), [{"fedrep": one}], model="bilinear", training=training).state()
+            for one in (entry, {**entry, "local": []})
+        )
+    torch.testing.assert_close(private, plain, rtol=0, atol=1e-6)
 
 
 def test_sites_are_not_trained_together():
@@ -248,3 +288,19 @@ def test_at_a_hospital_nothing_can_be_repeated():
     assert torch.equal(states[0], states[1])
     assert not torch.equal(states[2], states[3])
     assert not torch.equal(states[1], states[2])
+
+
+def test_at_a_hospital_nobody_foresees_what_the_network_drops():
+    """All patients in each step and no noise to speak of, so what differs is dropout, which could else be told from the
+    study's seed: a patient more would then change what is dropped of the others."""
+    states = []
+    for real in (False, False, True, True):
+        data = table_sites(SITES)
+        engine = LocalEngine(data)
+        for site in engine.members.values():
+            site.spending = Spending(site.name, None, real=real)
+        made = federation(data=data, engine=engine, model={"mlp": {"hidden": [6], "dropout": 0.5}},
+                          training={"batch_size": 100})  # fmt: skip
+        states.append(made.state())
+    assert torch.equal(states[0], states[1])
+    assert (states[2] - states[3]).abs().max() > 1e-4

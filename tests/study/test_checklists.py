@@ -244,6 +244,19 @@ def test_protection_follows_the_methods(finished_study, copied):
     assert "Others: fedbn." in one.found
 
 
+def test_noise_in_training_is_no_want_of_protection(finished_study, copied):
+    """dp_sgd is in `local`, and leaves what is sent as it is."""
+    assert answer(finished_study, "F21").status == Status.NOT_DONE
+    lines = ["method,run,seed,fold,site,unit,units,steps,mechanism,delta,epsilon,accountant,lifetime_epsilon,source"]
+    for site, epsilon in (("a", 2.5), ("b", 7.25)):
+        lines.append(f"fedbn,plain,0,0,{site},a patient,9,3,Gaussian,0.001,{epsilon},prv,{epsilon},system")
+    (copied / "privacy.csv").write_text("\n".join(lines) + "\n")
+    one = answer(copied, "F21")
+    assert one.status == Status.RUN
+    assert "fedbn at most ε = 7.25 at δ = 0.001 for a patient (privacy.csv)" in one.found
+    assert "Others: fedavg." in one.found
+
+
 def test_where_sites_ran_is_no_claim_where_the_engine_is_not_known(finished_study, copied):
     assert "no network lay between them" in answer(finished_study, "F2").found
     changed_record(copied, plan={"mode": "hospitals"})

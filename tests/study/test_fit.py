@@ -53,6 +53,23 @@ def test_a_site_that_is_not_there_is_found_by_a_check(tmp_path, training, messag
         Study.of(entries, tmp_path).check()
 
 
+@pytest.mark.parametrize(("entry", "delta", "words"), [
+    ({"local": [{"dp_sgd": {"noise": 1}}]}, 0.125, "1/8, one by the number of training patients of site Dresden"),
+    ({"channel": ["clip", {"gaussian_noise": {"noise": 1}}]}, 0.5, "1/8, one by the number of training patients"),
+    ({"channel": ["clip", {"central_noise": {"noise": 1}}]}, 0.25, "1/4, one by the number of sites"),
+])  # fmt: skip
+def test_a_delta_that_allows_to_tell_one_patient_is_refused(tmp_path, entry, delta, words):
+    """Two of three folds of 12 patients are 8, each with two images."""
+    entries = write_table_study(tmp_path, {**SIZES, "Bonn": 9})
+    table = pd.read_csv(tmp_path / "cases.csv")
+    pd.concat([table, table]).to_csv(tmp_path / "cases.csv", index=False)
+    entries |= {"methods": [{"fedavg": entry}], "model": "logistic", "privacy": {"delta": delta}}
+    entries["evaluation"] |= {"folds": 3, "validation": 0, "best_round": "last"}
+    with pytest.raises(StudyError, match=f"P102 .*{words}"):
+        Study.of(entries, tmp_path).run(tmp_path / "out")
+    Study.of(entries | {"privacy": {"delta": 0.12}}, tmp_path).run(tmp_path / "out")
+
+
 def test_an_attack_that_reaches_no_method_is_refused(tmp_path):
     entries = write_table_study(tmp_path, SIZES)
     entries |= {"methods": ["single", "mix"], "attack": {"sites": 1, "sign_flip": {}}}

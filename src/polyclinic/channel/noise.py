@@ -212,7 +212,7 @@ class CentralNoise(ServerPart):
 
     def finish(self, step: Step) -> Step:
         """Add."""
-        seeded = RepeatableDraws(generator(self.name, self.now.seed, self.now.number))
+        seeded = RepeatableDraws(generator(self.name, self.now.seed, self.now.fold, self.now.number))
         draws = SystemDraws() if self.now.real else seeded
         largest = max(step.shares.values(), default=1.0)
         deviation = (self.noise or 0.0) * (self.norm or 0.0) * largest

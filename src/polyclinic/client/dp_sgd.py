@@ -16,7 +16,7 @@ from polyclinic.limits import AboveZero
 from polyclinic.parts import LOCAL_PARTS, Memory, SitePart, SiteView
 from polyclinic.privacy import Event
 from polyclinic.privacy.draws import Draws
-from polyclinic.state import FlatModule
+from polyclinic.state import FlatModule, Selection
 from polyclinic.tasks import Task
 
 
@@ -43,7 +43,7 @@ class DPSGD(SitePart):
 
     def __init__(self, *, norm: AboveZero = 1.0, noise: AboveZero | None = None) -> None:
         self.length, self.noise = norm, noise
-        self._plan: PrivatePlan | None = None
+        self._plans: list[tuple[Selection | None, PrivatePlan]] = []
 
     def meet(self, view: SiteView) -> Memory:
         """See that no patient's gradient depends on others, and find the noise that keeps the budget."""
@@ -70,11 +70,13 @@ class DPSGD(SitePart):
 
     def steps_of(self, model: FlatModule, task: Task, work: Work, job: LocalJob, number: int) -> PrivateSteps:
         """So many steps of a job."""
-        if self._plan is None:
-            self._plan = choose_private_plan(model, job.dataset.training_shape, job.trained)
+        plan = next((plan for trained, plan in self._plans if trained is job.trained), None)
+        if plan is None:  # phases may train other layers
+            plan = choose_private_plan(model, job.dataset.training_shape, job.trained)
+            self._plans.append((job.trained, plan))
         gradients = PatientGradients(
             model, task, self.length, job.dataset.training_shape, trained=job.trained,
-            class_weights=job.class_weights, mixed_precision=work.mixed_precision, plan=self._plan,
+            class_weights=job.class_weights, mixed_precision=work.mixed_precision, plan=plan,
         )  # fmt: skip
         return PrivateSteps(
             self, gradients, job, self._people, self._rate, self._rate * self._units, self._draws, number

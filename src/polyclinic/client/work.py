@@ -191,12 +191,11 @@ def check_finite(result: LocalResult, site: str) -> LocalResult:
     Raises:
         TrainingError: P301 naming the site.
     """
-    if not math.isfinite(result.loss) or not finite(result.vector):
-        raise TrainingError(
-            "P301",
-            f"Training at site {site} gave a loss or weights that are not finite numbers (loss {result.loss}).",
-            NOT_FINITE,
-        )
+    known = math.isfinite(result.loss)  # then it may have to stay at the site
+    if not known or not finite(result.vector):
+        what, loss = ("weights", "") if known else ("a loss or weights", f" (loss {result.loss})")
+        text = f"Training at site {site} gave {what} that are not finite numbers{loss}."
+        raise TrainingError("P301", text, NOT_FINITE)
     return result
 
 

@@ -33,6 +33,7 @@ class Part:
         means: what its end at a site sends with each update, if the server needs no more of it than the sites' mean by
             weight; empty otherwise.
         private: whom its noise protects ("a patient", "a site"); empty for parts without.
+        noise: how much, as the study says; None for what keeps its budget.
         in_steps: whether that noise is in each step of training, so that all that follows from the change is protected.
         retells: whether what its end at a site sends follows from the change and from public numbers.
         needs_norm: the norm (1 or 2) in which steps before it must bound a change; 0 for none.
@@ -57,6 +58,7 @@ class Part:
     requires: ClassVar[tuple[str, str] | None] = None
     means: ClassVar[frozenset[str]] = frozenset()
     private: ClassVar[str] = ""
+    noise: float | None = None
     in_steps: ClassVar[bool] = False
     retells: ClassVar[bool] = False
     needs_norm: ClassVar[int] = 0

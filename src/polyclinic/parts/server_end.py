@@ -55,6 +55,7 @@ class Now:
         sites: who shares this model and takes part in the round, in site order.
         shapes: of the shared weights, one after another.
         seed: of the training.
+        fold: likewise.
         budget: ε and δ of the training, if the study gives any.
         real: whether sites are hospitals, so that noise must not follow from a seed.
         verifier: knows the sites' signatures; None where sites have no certificates.
@@ -73,6 +74,7 @@ class Now:
     budget: tuple[float, float] | None = None
     real: bool = False
     verifier: Verifier | None = None
+    fold: int = 0
 
 
 @dataclass(frozen=True)

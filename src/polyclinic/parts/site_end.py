@@ -38,7 +38,7 @@ class SiteView(ABC):
         class_counts: training cases of each class, float64 ``[C]``; None where targets are not classes.
         number: rounds done before.
         rounds: of the whole training, at most.
-        steps: of the site's local work in a round, at most.
+        steps: of the site's local work in a round in which the parts take part, at most.
         batch_size: of these.
         input_shape: of one case in training.
         ends: of all parts at the site.

@@ -12,11 +12,12 @@ from torch import Tensor
 from polyclinic.parts import Grouping, Part, Procedure, tell_parts
 from polyclinic.parts.grouping import Star
 from polyclinic.parts.procedure import Local
-from polyclinic.privacy import Event
+from polyclinic.privacy import Event, merged
 from polyclinic.server.chain import Chain
 from polyclinic.server.selection import Participation
 from polyclinic.site.messages import Start
 from polyclinic.site.schema import Known, check_opened
+from polyclinic.site.spending import rounds_within
 from polyclinic.state import FlatModule, Selection
 from polyclinic.tasks import Task
 
@@ -86,6 +87,13 @@ class Plan:
         """What a round costs by the noise of the server."""
         ends = [part.at_server() for part in self.parts().values()]
         return [event for end in ends for event in end.spends(self.rounds, self.budget)]
+
+    @cached_property
+    def affordable(self) -> int:
+        """How many rounds the noise of the server allows within the budget."""
+        if self.budget is None or not self.central:
+            return self.rounds
+        return rounds_within(merged(self.central), self.budget, self.rounds)
 
     @property
     def budget(self) -> tuple[float, float] | None:

@@ -51,7 +51,7 @@ class ModelStage(Stage):
                 Now(
                     self.number, self.rounds, self.learning_rate, weights, statistics, total, plan.weights, sites,
                     plan.network.layout.shapes(plan.selection), plan.start.seed, plan.budget, federation.engine.real,
-                    federation.engine.verifier,
+                    federation.engine.verifier, plan.start.fold,
                 )
             )  # fmt: skip
 

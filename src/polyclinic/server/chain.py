@@ -176,11 +176,11 @@ class Chain:
             return None
         sums = () if self.hiding is None else self._add_together(self.hiding)
         step = self._checked(self.aggregation, "done", self.aggregation.done(), Step)
-        for end in self.others:
-            step = self._checked(end, "finish", end.finish(step), Step)
         if self.hiding is not None:
             counted = {s: step.shares.get(one.name, 0.0) * share for one in sums for s, share in one.shares.items()}
             step = replace(step, shares=counted)
+        for end in self.others:
+            step = self._checked(end, "finish", end.finish(step), Step)
         others = [site for site in step.shares if site not in self._sites]
         if others:
             raise PartError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -125,7 +126,8 @@ class Run:
         first.rounds, first.budget, first.run = declared.rounds, declared.budget, declared.run
         first.diary = Diary(site, None) if diary is None else diary
         first.real, first.ends = self.spending.real, list(self.ends.values())
-        first.steps, first.batch_size = self.steps_in_all, self.work.batch_size
+        steps = zip(self.phases, self._steps_in_phases(), strict=False)
+        first.steps, first.batch_size = sum(n for phase, n in steps if phase.ends is None), self.work.batch_size
         self.protects = any(part.private for part in built.values())
         self.announced, unwritten = dict[str, Tensor](), Unwritten({"vector": initial})
         for name, end in self.ends.items():
@@ -156,14 +158,16 @@ class Run:
         if budget is not None:
             if self._allowed is None:
                 self._allowed = rounds_within(merged(events), budget, self.declared.rounds)
-            done = self.spending.rounds(name, number)
+            done = self.spending.rounds(name, number, turn)
             if done + 1 > self._allowed:
                 raise budget_spent(self.site, budget, done)
         self.spending.record(name, number, events, turn)
 
-    def at(self, vector: Tensor, number: int, learning_rate: float, cycled: Mapping[str, Any]) -> View:
-        """What the parts see of the site in a round, with a model ``[P]``."""
-        return self.view.at(vector, number, with_learning_rate(self.work.optimizer, learning_rate, cycled))
+    def at(
+        self, vector: Tensor, number: int, learning_rate: float, cycled: Mapping[str, Any], turn: int = 0
+    ) -> View:  # fmt: skip
+        """What the parts see of the site in a turn of a round, with a model ``[P]``."""
+        return self.view.at(vector, number, with_learning_rate(self.work.optimizer, learning_rate, cycled), turn)
 
     def _batches(self, number: int) -> Iterator[tuple[Tensor, Tensor]]:
         """The batches that the first phase takes in a round."""
@@ -236,10 +240,14 @@ class Run:
     @property
     def steps_in_all(self) -> int:
         """Steps of all phases in a round."""
-        done = 0
+        return sum(self._steps_in_phases())
+
+    def _steps_in_phases(self) -> list[int]:
+        """Steps of each phase in a round; of none without training cases."""
+        found = list[int]()
         for phase in self.phases if len(self.parts.train) else ():
-            done += self.steps_in_round(phase, done)
-        return done
+            found.append(self.steps_in_round(phase, sum(found)))
+        return found
 
     def teaches(self, number: int) -> bool:
         """Whether a phase trains weights that are shared, so that parts learn from its steps."""
@@ -349,7 +357,7 @@ class Round:
         self.run, self.request = run, request
         self.received = run.shared_model(tensors["state"])
         self.rate = request.learning_rate
-        self.view = run.at(self.received, request.round, self.rate, request.optimizer)
+        self.view = run.at(self.received, request.round, self.rate, request.optimizer, request.turn)
         named = with_learning_rate(run.work.optimizer, self.rate, request.optimizer)
         own_batches = run.kept.trained * run.steps_in_round(run.phases[0], 0)
         self.companion = run.personal.companion(run.kept.personal, named, run.work.clip, own_batches)
@@ -357,6 +365,8 @@ class Round:
         self._vector = Unwritten({"vector": self.received})
         run.spend(request.round, request.turn)
         self._given = {name: self._begin(name, end, tensors) for name, end in run.ends.items()}
+        # Who knew what a network drops, or how images are changed, could tell who else was in a batch.
+        self._own = [secrets.token_hex(16)] if run.protects and run.spending.real else []
         self._jobs: list[LocalJob] = []
         self._results: list[LocalResult] = []
         self._begun = time.monotonic()
@@ -386,7 +396,7 @@ class Round:
             dataset=run.dataset,
             index=run.parts.train,
             start=self._start(phase),
-            seed=(declared.seed, "train", run.site, declared.fold, self.request.round, *self._turn(number)),
+            seed=(declared.seed, "train", run.site, declared.fold, self.request.round, *self._turn(number), *self._own),
             learning_rate=self.rate,
             batches=self._batches(number),
             cycled=self.request.optimizer,

@@ -50,13 +50,14 @@ class Spending:
         attempt = 1 + ledger.attempts(self.site, name, number) if self.real else turn + 1
         ledger.record(self.site, events, run=name, round=number, attempt=attempt)
 
-    def rounds(self, run: str, number: int) -> int:
-        """How many rounds of a training were written down, where round ``number`` begins.
+    def rounds(self, run: str, number: int, turn: int = 0) -> int:
+        """How many rounds of a training were written down, where round ``number`` begins, or a later turn in it; a turn
+        counts as a round.
 
         In a simulation one that was stopped and goes on from an earlier round does the same again.
         """
-        own = [round_ for name, round_, _ in self._keys() if name == self._study + run]
-        return len(own) if self.real else sum(one < number for one in own)
+        own = [key[1:] for key in self._keys() if key[0] == self._study + run]
+        return len(own) if self.real else sum(one < (number, turn + 1) for one in own)
 
     def of(self, run: str) -> tuple[Event, ...]:
         """What a training has cost."""
@@ -95,6 +96,11 @@ def rounds_within(events: tuple[Event, ...], budget: tuple[float, float], rounds
 
 def budget_spent(site: str, budget: tuple[float, float], done: int) -> SiteError:
     """A site's answer where its training may go no further."""
+    if not done:
+        return SiteError(
+            "P306", f"The first round alone costs the patients of site {site} more of their privacy than this training "
+            f"may (ε = {budget[0]:g} at δ = {budget[1]:g}).", "Allow a greater ε, or more noise.", site=site,
+        )  # fmt: skip
     return SiteError(
         "P306", f"Site {site} has spent what this training may cost its patients' privacy (ε = {budget[0]:g} at δ = "
         f"{budget[1]:g}) in {done} rounds.",

@@ -59,17 +59,18 @@ class View(SiteView):
         self.rounds, self.steps, self.batch_size, self.real = 1, 1, 1, False
         self.input_shape, self.ends = dataset.training_shape, ()
         self.budget: tuple[float, float] | None = None
-        self.number, self.learning_rate = 0, float(optimizer[1]["lr"])
+        self.number, self.turn, self.learning_rate = 0, 0, float(optimizer[1]["lr"])
         self.class_counts = _class_counts(task, dataset, parts)
         self._dataset, self._parts, self._selection, self._seed = dataset, parts, shared, seed
         self._measure, self._whole, self._batches, self._optimizer = measure, whole, batches, optimizer
         self._measured = WeakTensorKeyDictionary()
 
-    def at(self, vector: Tensor, number: int, optimizer: Named) -> View:
-        """The same site with another model ``[P]``, in a round with its own options of the optimiser."""
+    def at(self, vector: Tensor, number: int, optimizer: Named, turn: int = 0) -> View:
+        """The same site with another model ``[P]``, in a turn of a round with its own options of the optimiser."""
         other = object.__new__(View)  # many times faster than a copy, and one is made for each site and round
         other.__dict__.update(self.__dict__)
-        other.vector, other.number, other.learning_rate = vector, number, float(optimizer[1]["lr"])
+        other.vector, other.number, other.turn = vector, number, turn
+        other.learning_rate = float(optimizer[1]["lr"])
         other._optimizer, other._measured = optimizer, WeakTensorKeyDictionary()
         return other
 
@@ -121,7 +122,8 @@ class View(SiteView):
 
     def generator(self, *names: str | int) -> torch.Generator:
         """See `SiteView`."""
-        return generator(*self._seed, self.number, *names)
+        turn = [f"turn {self.turn}"] if self.turn else []
+        return generator(*self._seed, self.number, *turn, *names)
 
     def recall(self, name: str) -> str | None:
         """See `SiteView`."""

@@ -57,6 +57,7 @@ class Local:
         stops_early: whether training ends once validation gets no better.
         besides: entries of the training that change how a site trains by itself, besides its optimiser and batches.
         by_loss: whether sites are chosen by their training loss.
+        balanced: whether classes are weighted by their numbers.
     """
 
     task: str
@@ -67,11 +68,17 @@ class Local:
     stops_early: bool
     besides: Sequence[str] = ()
     by_loss: bool = False
+    balanced: bool = False
 
 
 def protecting(method: Method) -> list[str]:
     """The parts of a method whose noise protects patients or sites."""
     return [name for name, part in _built(method) if part.private]
+
+
+def around_changes(method: Method) -> list[str]:
+    """Those of them whose noise is on the change of the weights, and on nothing else that training gives."""
+    return [name for name, part in _built(method) if part.private and not part.in_steps]
 
 
 def refusal(method: Method, local: Local) -> Refusal | None:
@@ -184,9 +191,22 @@ def _unbounded(method: Method, local: Local) -> Refusal | None:
         if part.needs_mean and others:
             return Refusal(f"{name} knows how far one site can move a mean of all, and {others[0]} is none.",
                            "Use the mean, or noise at the sites (`gaussian_noise`).", "server")  # fmt: skip
+        swayed = [one for one, other in built if _sways(other.at_server())]
+        if part.needs_mean and swayed:
+            return Refusal(f"{name} knows how far one site can move a mean, and {swayed[0]} lets it move what others "
+                           "count for, too.", f"Leave out {swayed[0]}: `clip` bounds each change.",
+                           "server")  # fmt: skip
     private = [name for name, part in built if part.private]
     if not private:
         return None
+    if local.balanced:
+        return Refusal(f"`class_weights: balanced` follows exact counts of patients, which {private[0]} hides nothing "
+                       "of.", "List the weights: `training: {class_weights: [1, 4]}`.", "training")  # fmt: skip
+    for name, part in built:
+        both = [one for one, other in built if part.private and other.private == part.private and one != name]
+        if both and part.noise is None:
+            return Refusal(f"{name} is to find its noise from the budget, which {both[0]} spends, too.",
+                           "Give both how much noise, or leave out one of them.", "channel")  # fmt: skip
     if method.topology[0] != "star" and any(part.needs_mean for _, part in built):
         return Refusal(f"{private[0]} needs a mean of all sites.", "Use `topology: star`.", "topology")
     in_steps = all(part.in_steps for _, part in built if part.private)
@@ -210,6 +230,11 @@ def _unbounded(method: Method, local: Local) -> Refusal | None:
         return Refusal(f"Sites are chosen by their training loss, which they don't tell with {private[0]}.",
                        "Choose them in another way (`participation`).", "channel")  # fmt: skip
     return None
+
+
+def _sways(end: ServerEnd) -> bool:
+    """Whether it changes an update by what it knows of others."""
+    return end.needs_each and not isinstance(end, Aggregation) and type(end).take is not ServerEnd.take
 
 
 def _tells(end: SiteEnd) -> bool:

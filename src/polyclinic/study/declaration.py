@@ -19,7 +19,7 @@ from polyclinic.parts import build_part
 from polyclinic.site.messages import LEAST_DRAWS
 from polyclinic.study.baselines import BASELINES
 from polyclinic.study.candidates import find_candidates
-from polyclinic.study.compatibility import protecting
+from polyclinic.study.compatibility import around_changes, protecting
 from polyclinic.study.data_entry import check_data
 from polyclinic.study.entries import (
     EngineOptions,
@@ -36,7 +36,7 @@ from polyclinic.study.method_entries import Candidate, MethodReader, StudyMethod
 from polyclinic.study.subgroup_entries import check_subgroups
 from polyclinic.study.table_files import parquet_problem
 from polyclinic.study.times_entry import check_times, time_grid
-from polyclinic.tasks import TASKS
+from polyclinic.tasks import TASKS, build_task
 from polyclinic.tasks.base import TimeGrid
 
 #: An entry that is planned from the images of all sites.
@@ -278,6 +278,26 @@ class Declaration(Part):
             hint = f"Set `bootstrap: 0`, or {LEAST_DRAWS} or more."
             raise EntryError("P104", message, hint, place=("evaluation", "bootstrap"))
 
+    def _check_bare(self, method: StudyMethod, place: tuple[str | int, ...]) -> None:
+        """What leaves sites at the end that noise on changes does not reach."""
+        noisy = around_changes(method.method)
+        if not noisy:
+            return
+        if self.is_unseen(method) and method.method.share != "all":
+            message = (
+                f"What {method.label} keeps at the sites has no noise of {noisy[0]}, and for `unseen_sites` whole "
+                "models leave them."
+            )
+            hint = "Use `share: all`, noise in training (`dp_sgd`), or leave it out of `unseen_sites`."
+            raise EntryError("P104", message, hint, place=place)
+        if build_task(self.task, 0, self.loss_of(method.training), grid=self.grid).needs_sums:
+            message = (
+                f"Survival at the `times` by Cox's model needs sums over training patients, which leave the sites "
+                f"without noise of {noisy[0]}."
+            )
+            hint = "Use `loss: discrete_time`, or leave out `times`."
+            raise EntryError("P104", message, hint, place=place)
+
     # Checks that need more than one entry -------------------------------------------------------------------------
 
     def _resolve(self) -> None:
@@ -343,6 +363,8 @@ class Declaration(Part):
                     hint = f"Leave {coded[0]} out, or choose an attack on the cases of sites."
                     raise EntryError("P104", message, hint, place=("methods", position))
         check_times(self.data, evaluation, self.task, [self.loss_of(method.training) for method in methods])
+        for position, method in enumerate(methods):
+            self._check_bare(method, ("methods", position))
         self._methods = methods
         if self.search is not None:
             self._candidates = find_candidates(self.search, methods, reader, evaluation, self.all_seeds[0])

@@ -142,6 +142,27 @@ def check_enough_sites(declaration: Declaration, folds: Mapping[int, Fold]) -> N
                 )  # fmt: skip
 
 
+def check_delta(declaration: Declaration, folds: Mapping[int, Fold]) -> None:
+    """With a δ of 1/n or more, a guarantee allows that one of n patients is told of in full.
+
+    Raises:
+        StudyError: P102 with the number of patients or sites.
+    """
+    units = {part.private for method in configurations(declaration) for part in _chain(method)}
+    delta, found = declaration.privacy.delta, list[tuple[int, str]]()
+    for fold in folds.values():
+        for site in fold.training_sites if "a patient" in units else ():
+            found.append((fold.counted[site].patients[0], f"training patients of site {site}"))
+        if "a site" in units:
+            found.append((len(fold.training_sites), "sites"))
+    most, who = max(found, default=(0, ""))
+    if delta * most >= 1:
+        raise StudyError(
+            "P102", f"`privacy: {{delta: {delta:g}}}` is not below 1/{most}, one by the number of {who}: all of one of "
+            "them could be told.", "Give a lower one: 1e-5, or what is far below.",
+        )  # fmt: skip
+
+
 def _check_class_weights(method: StudyMethod, classes: list[str]) -> None:
     weights = method.training.class_weights
     if not isinstance(weights, str) and len(weights) != len(classes):

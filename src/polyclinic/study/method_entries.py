@@ -116,7 +116,8 @@ class MethodReader:
         besides = [*(["precision: mixed"] if self.mixed else []), *_besides(training)]
         by_loss = "highest_loss" in str(training.participation)
         local = Local(
-            self.task, optimizer_of(training)[0], keeps, self.mixed, chosen, stops_early, besides, by_loss
+            self.task, optimizer_of(training)[0], keeps, self.mixed, chosen, stops_early, besides, by_loss,
+            training.class_weights == "balanced",
         )  # fmt: skip
         refused = refusal(method, local)
         if refused is not None:

@@ -31,7 +31,8 @@ def protecting(parts: Mapping[str, Part]) -> dict[str, str]:
 def privacy_rows(
     plan: Plan, replies: Mapping[str, Message], rounds: int, delta: float, *, real: bool
 ) -> list[dict[str, Any]]:
-    """A row for each site whose patients noise protects, and one for the noise of the server.
+    """A row for each site whose patients noise protects, and one for the noise of the server. Nobody keeps a ledger of
+    the latter, so of all trainings together it says nothing.
 
     Args:
         plan: what was run.

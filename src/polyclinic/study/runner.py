@@ -32,6 +32,7 @@ from polyclinic.study.columns import PAYLOADS
 from polyclinic.study.described import described
 from polyclinic.study.display import Display
 from polyclinic.study.fit import (
+    check_delta,
     check_enough_sites,
     check_fit,
     check_left_cases,
@@ -159,6 +160,7 @@ class _Runner:
         folds = preparing.count()
         check_left_cases(self.attack, folds)
         check_enough_sites(self.declaration, folds)
+        check_delta(self.declaration, folds)
         self.search.check(folds)
         harmonised = preparing.describe()
         self.folder.begin(plan, self.cohort.fingerprint)  # not before study and data are known to fit

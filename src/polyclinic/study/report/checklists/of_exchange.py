@@ -99,21 +99,19 @@ def protection(folder: Folder) -> str | None:
     if not labels or not folder.declared:
         return None
     steps = {label: channel for label in labels if (channel := folder.declared.get(label, ("", {}))[1].get("channel"))}
-    cost = folder.privacy.groupby("method")["epsilon"].max().to_dict() if len(folder.privacy) else {}
-    spent = "".join(f" {label}: ε = {found:.4g} at most in a training." for label, found in cost.items())
-    if not steps and spent:
-        return (
-            f"Noise in training:{spent} See privacy.csv. Others: {listed([one for one in labels if one not in cost])}."
-        )
-    if not steps:
+    budgets = [
+        f"{label} at most ε = {rows['epsilon'].max():g} at δ = {rows['delta'].max():g} for {unit}"
+        for (label, unit), rows in folder.privacy.groupby(["method", "unit"], sort=False)
+    ]
+    noise = f"Noise in a training costs: {listed(budgets)} (privacy.csv)." if budgets else ""
+    if not steps and not noise:
         return NotDone(
             "Not done: no federated method of this study adds noise to what leaves a site, hides single updates from "
             "the server, or encrypts them; there is no privacy budget."
         )
-    return (
-        f"Steps on what leaves a site: {plain(steps)}. Others: {listed([one for one in labels if one not in steps])}."
-        f"{spent}"
-    )
+    others = [one for one in labels if one not in steps and one not in set(folder.privacy["method"])]
+    said = [f"Steps on what leaves a site: {plain(steps)}."] if steps else []
+    return " ".join([*said, *filter(None, [noise]), *([f"Others: {listed(others)}."] if others else [])])
 
 
 def attacks(folder: Folder) -> str:
