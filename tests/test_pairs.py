@@ -81,7 +81,7 @@ def entry(family, name):
 
 def method_of(*parts):
     """A method of a study file with these parts."""
-    options: dict[str, object] = {"label": "pair"}
+    options: dict[str, object] = {"label": " with ".join(name for _, name in parts)}
     for family, name in parts:
         if family == "participation":
             options["training"] = {"participation": entry(family, name)}

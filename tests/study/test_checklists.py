@@ -11,6 +11,7 @@ import yaml
 
 from polyclinic import cli
 from polyclinic.errors import ResultsError
+from polyclinic.study.columns import PRIVACY
 from polyclinic.study.report.checklists import CHECKLISTS, answered
 from polyclinic.study.report.checklists.items import Item, NotDone, Status, counted
 from polyclinic.study.report.checklists.writing import html, markdown, summary, write_checklist
@@ -247,9 +248,9 @@ def test_protection_follows_the_methods(finished_study, copied):
 def test_noise_in_training_is_no_want_of_protection(finished_study, copied):
     """dp_sgd is in `local`, and leaves what is sent as it is."""
     assert answer(finished_study, "F21").status == Status.NOT_DONE
-    lines = ["method,run,seed,fold,site,unit,units,steps,mechanism,delta,epsilon,accountant,lifetime_epsilon,source"]
+    lines = [",".join(PRIVACY)]
     for site, epsilon in (("a", 2.5), ("b", 7.25)):
-        lines.append(f"fedbn,plain,0,0,{site},a patient,9,3,Gaussian,0.001,{epsilon},prv,{epsilon},system")
+        lines.append(f"fedbn,plain,0,0,{site},dp_sgd,a patient,9,3,Gaussian,0.001,{epsilon},prv,{epsilon},system")
     (copied / "privacy.csv").write_text("\n".join(lines) + "\n")
     one = answer(copied, "F21")
     assert one.status == Status.RUN
