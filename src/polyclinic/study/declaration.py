@@ -351,8 +351,8 @@ class Declaration(Part):
                     hint = "Every site is unseen to the others in `cross`."
                     place = ("evaluation", "unseen_sites", position)
                     raise EntryError("P104", f"{name} trains each site alone.", hint, place=place)
-        if "privacy" in self.model_fields_set and not any(protecting(method.method) for method in methods):
-            message = "The study has `privacy`, and no method has noise that could keep it."
+        if self.privacy.epsilon is not None and not any(protecting(method.method) for method in methods):
+            message = "The study has a budget of `privacy`, and no method has noise that could keep it."
             hint = "Add a part such as `dp_sgd`, `gaussian_noise` or `central_noise` to a method, or leave it out."
             raise EntryError("P104", message, hint, place=("privacy",))
         if self._attack is not None and self._attack.changes_updates:
