@@ -1,8 +1,8 @@
 """What an attack proves that private training tells: an audit with canaries (Steinke, Nasr, Jagielski, NeurIPS 2023).
 
 Half of the canaries, by the toss of a coin each, are patients of a site. Each has a feature that nobody else has, so
-that the weight of this feature tells as plainly as can be who was there. The attacker guesses those with the largest weights
-to be in, and those with the smallest to be out, and abstains from the others.
+that the weight of this feature tells as plainly as can be who was there. The attacker guesses those with the largest
+weights to be in, and those with the smallest to be out, and abstains from the others.
 """
 
 from __future__ import annotations

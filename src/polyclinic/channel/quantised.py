@@ -18,6 +18,9 @@ class _Coded(Lossy):
 
     coding: Coding
 
+    def __init__(self, *, feedback: bool = True) -> None:
+        super().__init__(feedback=feedback)
+
     def sent(self, count: int) -> dict[str, Shaped]:
         """See `Lossy`."""
         return self.coding.shapes(count)
@@ -48,9 +51,6 @@ class HalfPrecision(_Coded):
     reveals: ClassVar = Float16.reveals
     coding = Float16()
 
-    def __init__(self, *, feedback: bool = True) -> None:
-        super().__init__(feedback=feedback)
-
 
 @CHANNEL_PARTS.add("bfloat16")
 class BrainFloat(_Coded):
@@ -61,9 +61,6 @@ class BrainFloat(_Coded):
     """
 
     coding = BFloat16()
-
-    def __init__(self, *, feedback: bool = True) -> None:
-        super().__init__(feedback=feedback)
 
 
 @CHANNEL_PARTS.add("int8")
@@ -76,9 +73,6 @@ class EightBits(_Coded):
 
     reveals: ClassVar = Int8.reveals
     coding = Int8()
-
-    def __init__(self, *, feedback: bool = True) -> None:
-        super().__init__(feedback=feedback)
 
 
 @CHANNEL_PARTS.add("qsgd")
