@@ -29,10 +29,10 @@ from rounds import show
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from polyclinic.client.private_gradients import PatientGradients
-from polyclinic.client.private_noise import private_gradient
-from polyclinic.client.private_plan import PrivatePlan, choose_private_plan
-from polyclinic.client.private_ways import Way
+from polyclinic.client.private.gradients import PatientGradients
+from polyclinic.client.private.noise import private_gradient
+from polyclinic.client.private.plan import PrivatePlan, choose_private_plan
+from polyclinic.client.private.ways import Way
 from polyclinic.models import build_model
 from polyclinic.privacy.draws import RepeatableDraws
 from polyclinic.tasks import build_task

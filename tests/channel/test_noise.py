@@ -229,7 +229,7 @@ def test_training_ends_with_the_budget_and_its_model_is_used(part):
 def test_each_turn_in_a_round_has_noise_of_its_own(part, monkeypatch):
     """In the topology incremental a site has several turns in a round: four, of six rounds over four sites."""
     import polyclinic.channel.noise as channel
-    import polyclinic.client.private_noise as local
+    import polyclinic.client.private.noise as local
 
     drawn = []
 

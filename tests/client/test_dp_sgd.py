@@ -94,7 +94,7 @@ def test_noise_is_as_large_as_it_should_be():
 
 def test_the_divisor_is_no_secret(monkeypatch):
     """It is q N of all patients of the training part, whoever took part."""
-    import polyclinic.client.dp_sgd as module
+    import polyclinic.client.private.dp_sgd as module
 
     seen, sizes = [], []
     original = module.private_gradient

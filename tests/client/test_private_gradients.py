@@ -10,9 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from polyclinic.client.private_gradients import Clipped, PatientGradients
-from polyclinic.client.private_plan import PrivatePlan, choose_private_plan
-from polyclinic.client.private_rows import length
+from polyclinic.client.private.gradients import Clipped, PatientGradients
+from polyclinic.client.private.plan import PrivatePlan, choose_private_plan
+from polyclinic.client.private.rows import length
 from polyclinic.models import build_model
 from polyclinic.roles import Role
 from polyclinic.state import FlatModule
@@ -409,8 +409,8 @@ def test_lengths_are_right_to_the_margin_and_never_too_small_by_more():
 
 MEASURE = """
 import ctypes, torch
-from polyclinic.client.private_gradients import PatientGradients
-from polyclinic.client.private_plan import PrivatePlan
+from polyclinic.client.private.gradients import PatientGradients
+from polyclinic.client.private.plan import PrivatePlan
 from polyclinic.models import build_model
 from polyclinic.tasks import build_task
 

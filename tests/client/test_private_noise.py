@@ -6,7 +6,7 @@ import math
 import pytest
 import torch
 
-from polyclinic.client.private_noise import poisson_batches, private_gradient
+from polyclinic.client.private.noise import poisson_batches, private_gradient
 from polyclinic.privacy.draws import Draws, RepeatableDraws, SystemDraws, gaussian
 from polyclinic.state import Selection
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from polyclinic.client.private_obstacles import check_private
+from polyclinic.client.private.obstacles import check_private
 from polyclinic.errors import StudyError
 from polyclinic.models import build_model
 from polyclinic.parts.site_end import SiteEnd

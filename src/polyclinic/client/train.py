@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from polyclinic.client.dp_sgd import private_part
 from polyclinic.client.features import mean_over_places
 from polyclinic.client.optimizers import build_optimizer, is_elementwise, restore_state, state_of, with_learning_rate
+from polyclinic.client.private.dp_sgd import private_part
 from polyclinic.client.work import (
     LocalJob,
     LocalResult,

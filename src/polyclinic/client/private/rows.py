@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from polyclinic.client.private_layers import Seen
+from polyclinic.client.private.layers import Seen
 from polyclinic.state import Entry, FlatModule, Selection
 
 #: Numbers whose squares are added in float32; sums of such pieces are added in float64.

@@ -7,10 +7,10 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from polyclinic.client.private_gradients import PatientGradients
-from polyclinic.client.private_noise import poisson_batches, private_gradient
-from polyclinic.client.private_obstacles import check_private
-from polyclinic.client.private_plan import PrivatePlan, choose_private_plan
+from polyclinic.client.private.gradients import PatientGradients
+from polyclinic.client.private.noise import poisson_batches, private_gradient
+from polyclinic.client.private.obstacles import check_private
+from polyclinic.client.private.plan import PrivatePlan, choose_private_plan
 from polyclinic.client.work import LocalJob, Work
 from polyclinic.limits import AboveZero
 from polyclinic.parts import LOCAL_PARTS, Memory, SitePart, SiteView

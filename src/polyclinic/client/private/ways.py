@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, vmap
 
-from polyclinic.client.private_layers import recorded, trained_layers
-from polyclinic.client.private_rows import Rows
+from polyclinic.client.private.layers import recorded, trained_layers
+from polyclinic.client.private.rows import Rows
 from polyclinic.state import FlatModule
 
 #: How patients' gradients are got, fastest first.
@@ -26,7 +26,7 @@ Casting = Callable[[], AbstractContextManager[object]]
 def by_layers(
     model: FlatModule, inputs: Tensor, losses: Losses, weights: Tensor, rows: Rows, casting: Casting
 ) -> Tensor:
-    """Fill ``rows`` from one backward pass; see `polyclinic.client.private_layers`.
+    """Fill ``rows`` from one backward pass; see `polyclinic.client.private.layers`.
 
     Args:
         model: the network.

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from polyclinic.client.private_layers import trained_layers
-from polyclinic.client.private_rows import Places, Rows
-from polyclinic.client.private_ways import Way, add_gradient, by_layers, by_vmap, without_dropout
+from polyclinic.client.private.layers import trained_layers
+from polyclinic.client.private.rows import Places, Rows
+from polyclinic.client.private.ways import Way, add_gradient, by_layers, by_vmap, without_dropout
 from polyclinic.randomness import own_randomness
 from polyclinic.seeds import generator
 from polyclinic.state import FlatModule, Selection
@@ -32,7 +32,7 @@ class PrivatePlan:
     """How patients' gradients are got.
 
     Attributes:
-        way: ``layers``: one backward pass over many cases, see `polyclinic.client.private_layers`. ``vmap``: the
+        way: ``layers``: one backward pass over many cases, see `polyclinic.client.private.layers`. ``vmap``: the
             same by `torch.func`, for layers without a rule. ``patients``: one after another.
         together: cases at a time, at most.
         outer: names of weights whose gradient is an outer product of two vectors for each case.

@@ -26,9 +26,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from polyclinic.client.private_plan import PrivatePlan, choose_private_plan
-from polyclinic.client.private_rows import Places, Rows, factors, length
-from polyclinic.client.private_ways import add_gradient, by_layers, by_vmap
+from polyclinic.client.private.plan import PrivatePlan, choose_private_plan
+from polyclinic.client.private.rows import Places, Rows, factors, length
+from polyclinic.client.private.ways import add_gradient, by_layers, by_vmap
 from polyclinic.state import FlatModule, Selection
 from polyclinic.tasks import Task
 

@@ -1,0 +1,1 @@
+"""Private training at a site: gradients of patients, shortened, with noise."""
