@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 MADE := .venv/made
 
-.PHONY: demo test test-long test-processors check benchmark results benefits clean
+.PHONY: demo test test-long test-processors check benchmark results benefits protection clean
 
 demo: $(MADE)
 	$(BIN)/polyclinic demo
@@ -43,6 +43,11 @@ results: $(MADE)
 # docs/benefits.md from the studies in studies/benefits; needs POLYCLINIC_DATA.
 benefits: $(MADE)
 	$(BIN)/python studies/make_benefits.py
+
+# docs/protection.md from the studies in studies/protection; needs POLYCLINIC_DATA. Nothing else should run meanwhile:
+# it measures times, too.
+protection: $(MADE)
+	$(BIN)/python studies/make_protection.py
 
 $(MADE): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Polyclinic needs Python 3.11 or newer, this is $$($(PYTHON) --version); call make PYTHON=/path/to/python3.11" >&2; exit 1; }

@@ -12,28 +12,20 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, Any
 
-import numpy as np
 import pandas as pd
 import typer
 import yaml
 from rich.console import Console
-from scipy import stats
 
+from effects import BASELINE, effects, finished_in, last_day, measure_of, values_of, verdicts
 from polyclinic import PolyclinicError, Results, Study
-from polyclinic.statistics.intervals import holm
 from polyclinic.study.display import RichDisplay
-from polyclinic.study.kinds import ATTACKED, PLAIN, RUN, UNSEEN
 
 HERE = Path(__file__).resolve().parent
 STUDIES = HERE / "benefits"
 PAGE = HERE.parent / "docs" / "benefits.md"
-BASELINE = "fedavg"
-#: Shown for orientation; no methods to be compared with fedavg.
-REFERENCES = ("single", "mix")
-#: Of a table, by the metric that comes first in its study.
-HEADINGS = {"auc": "AUC", "dice": "Dice"}
 #: Of the table from which the page is made.
 COLUMNS = ("study", "finished", "repeats", "measure", "method", "mean", "effect", "low", "high", "verdict")
 
@@ -44,9 +36,7 @@ class Question:
 
     Attributes:
         name: of the study file in ``benefits``.
-        over: what is compared: ``all`` (one value for the cases of all sites), ``sites`` (mean over the sites that can
-            be scored), ``worst`` (the lowest of these), ``unseen`` (mean over the sites that were left out),
-            ``honest`` (mean over the sites that are not corrupt, with the attack).
+        over: what is compared; see `values_of`.
         about: a sentence or two for the page.
     """
 
@@ -162,64 +152,6 @@ def repeated(name: str, repeat: int) -> Study:
     return Study.of(content, STUDIES)
 
 
-class Effect(NamedTuple):
-    """A method's difference to fedavg.
-
-    Attributes:
-        method: its label.
-        mean: its own result, mean over the repeats.
-        effect: mean difference.
-        low, high: 95 % interval of the difference.
-        p: two-sided, paired t-test; NaN for references.
-    """
-
-    method: str
-    mean: float
-    effect: float
-    low: float
-    high: float
-    p: float
-
-
-def effects(values: pd.DataFrame) -> list[Effect]:
-    """The effect of each method from its results, a row a repeat and a column a method."""
-    found = []
-    for method in values.columns:
-        difference = (values[method] - values[BASELINE]).to_numpy()
-        mean, count = float(difference.mean()), len(difference)
-        if method == BASELINE:
-            found.append(Effect(method, float(values[method].mean()), 0.0, 0.0, 0.0, float("nan")))
-            continue
-        error = float(difference.std(ddof=1) / np.sqrt(count))
-        reach = float(stats.t.ppf(0.975, count - 1)) * error
-        p = float(2 * stats.t.sf(abs(mean) / error, count - 1)) if error else float(mean == 0)
-        compared = float("nan") if method in REFERENCES else p
-        found.append(Effect(method, float(values[method].mean()), mean, mean - reach, mean + reach, compared))
-    return found
-
-
-def result(question: Question, results: Results) -> pd.Series:
-    """The value of each method in one repeat: method -> value."""
-    table, metric = results.results, declared(results)["evaluation"]["metrics"][0]
-    run = {"honest": ATTACKED, "unseen": UNSEEN}.get(question.over, PLAIN)
-    table = table[(table["metric"] == metric) & (table[RUN] == run)]
-    if question.over == "all":
-        return table[table["tested_on"] == "all"].groupby("method", sort=False)["value"].mean()
-    scored = results.sites.loc[results.sites["scored"], "site"].astype(str)
-    table = table[table["tested_on"].astype(str).isin(scored)]
-    if question.over == "honest":
-        corrupt = declared(results)["attack"]["sites"]
-        table = table[~table["tested_on"].astype(str).isin(corrupt)]
-    groups = table.groupby("method", sort=False)["value"]
-    return groups.min() if question.over == "worst" else groups.mean()
-
-
-def declared(results: Results) -> dict[str, Any]:
-    """The study file of finished results."""
-    content: dict[str, Any] = yaml.safe_load((results.folder / "study.yaml").read_text(encoding="utf-8"))
-    return content
-
-
 def told(out: Path) -> pd.DataFrame:
     """A row for each study and method: of the results in ``out`` where a study has at least two finished repeats, else
     as the table on disk tells."""
@@ -227,7 +159,7 @@ def told(out: Path) -> pd.DataFrame:
     before = pd.read_csv(path, dtype={"verdict": str}, keep_default_na=False) if path.is_file() else None
     tables = []
     for question in QUESTIONS:
-        finished = [Results(folder) for folder in _finished(out, question.name)]
+        finished = finished_in(out, question.name)
         if len(finished) >= 2:
             tables.append(answer(question, finished))
         elif before is not None:
@@ -237,10 +169,8 @@ def told(out: Path) -> pd.DataFrame:
 
 def answer(question: Question, finished: Sequence[Results]) -> pd.DataFrame:
     """A row for each method of one study."""
-    found = effects(pd.DataFrame([result(question, results) for results in finished]))
-    metric = HEADINGS[declared(finished[0])["evaluation"]["metrics"][0]]
-    last = max(str(results.provenance["finished"])[:10] for results in finished)
-    shared = (question.name, last, len(finished), metric)
+    found = effects(pd.DataFrame([values_of(question.over, results) for results in finished]))
+    shared = (question.name, last_day(finished), len(finished), measure_of(finished[0]))
     rows = [
         (*shared, e.method, round(e.mean, 4), round(e.effect, 4), round(e.low, 4), round(e.high, 4), word)
         for e, word in zip(found, verdicts(found), strict=True)
@@ -257,21 +187,6 @@ def page(table: pd.DataFrame, repeats: int) -> str:
     note = f"\nNot run yet: {', '.join(missing)}.\n" if missing else ""
     introduction = INTRODUCTION.format(repeats=repeats)
     return "\n".join([introduction, "## In short\n", *matrix(table), "", *sections]) + note
-
-
-def verdicts(found: Sequence[Effect]) -> list[str]:
-    """``helps``, ``hurts``, ``no clear effect``, or nothing for those that are not compared."""
-    compared = [i for i, effect in enumerate(found) if not np.isnan(effect.p)]
-    adjusted = dict(zip(compared, holm([found[i].p for i in compared]), strict=True))
-    words = []
-    for i, effect in enumerate(found):
-        if i not in adjusted:
-            words.append("")
-        elif adjusted[i] < 0.05:
-            words.append("helps" if effect.effect > 0 else "hurts")
-        else:
-            words.append("no clear effect")
-    return words
 
 
 def section(question: Question, rows: pd.DataFrame) -> str:
@@ -299,11 +214,6 @@ def matrix(table: pd.DataFrame) -> list[str]:
             row.append(f"**{text} {word}**" if word in ("helps", "hurts") else text)
         lines.append(f"| {method} | {' | '.join(row)} |")
     return lines
-
-
-def _finished(out: Path, name: str) -> list[Path]:
-    found = [folder for folder in sorted(out.glob(f"{name}-[0-9]*")) if (folder / "results.csv").is_file()]
-    return [folder for folder in found if Results(folder).provenance.get("status") == "finished"]
 
 
 if __name__ == "__main__":

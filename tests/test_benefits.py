@@ -10,6 +10,7 @@ import pandas as pd
 import pytest
 import yaml
 
+import effects
 from helpers import script
 from polyclinic import Study
 
@@ -34,10 +35,10 @@ def test_every_study_is_asked_about_and_compares_with_fedavg(benefits: ModuleTyp
         assert declaration.metrics[0] == ("dice" if declaration.task == "segmentation" else "auc")
 
 
-def test_an_effect_by_hand(benefits: ModuleType):
+def test_an_effect_by_hand():
     """Differences 0.1, 0.2, 0.3: mean 0.2, deviation 0.1, standard error 0.1 / √3 = 0.05774, t(0.975, 2) = 4.303."""
     values = pd.DataFrame({"fedavg": [0.5, 0.6, 0.7], "fedprox": [0.6, 0.8, 1.0], "single": [0.5, 0.6, 0.7]})
-    fedavg, fedprox, single = benefits.effects(values)
+    fedavg, fedprox, single = effects.effects(values)
     assert (fedavg.mean, fedavg.effect) == (pytest.approx(0.6), 0.0)
     assert fedprox.mean == pytest.approx(0.8)
     assert fedprox.effect == pytest.approx(0.2)
@@ -48,15 +49,15 @@ def test_an_effect_by_hand(benefits: ModuleType):
     assert np.isnan(single.p), "a reference is not compared"
 
 
-def test_verdicts_are_corrected_for_the_number_of_methods(benefits: ModuleType):
+def test_verdicts_are_corrected_for_the_number_of_methods():
     def effect(change: float, p: float) -> object:
-        return benefits.Effect("method", 0.5, change, 0.0, 0.0, p)
+        return effects.Effect("method", 0.5, change, 0.0, 0.0, p)
 
     nan = float("nan")
     found = [effect(0.0, nan), effect(0.1, 0.01), effect(-0.1, 0.02), effect(0.1, 0.2)]
-    assert benefits.verdicts(found) == ["", "helps", "hurts", "no clear effect"]  # adjusted 0.03, 0.04, 0.2
+    assert effects.verdicts(found) == ["", "helps", "hurts", "no clear effect"]  # adjusted 0.03, 0.04, 0.2
     found = [effect(0.0, nan), *(effect(0.1, 0.02) for _ in range(3))]
-    assert benefits.verdicts(found) == ["", *["no clear effect"] * 3]  # adjusted 0.06
+    assert effects.verdicts(found) == ["", *["no clear effect"] * 3]  # adjusted 0.06
 
 
 def test_a_page_is_made_of_a_small_study(
