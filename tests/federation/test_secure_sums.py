@@ -30,8 +30,10 @@ from polyclinic.federation.remote.engine import Unreachable
 from polyclinic.federation.site_file import SITE_FILE
 from polyclinic.federation.trust.identity import Identity
 from polyclinic.federation.watching.status import Outcome
+from polyclinic.privacy import Ledger
 from polyclinic.secure import KeySigner
 from polyclinic.secure.keys import KeyPair
+from polyclinic.site.spending import LEDGER
 
 pytest.importorskip("nvflare")
 
@@ -344,3 +346,25 @@ def test_keys_that_were_signed_in_another_round_are_refused(consortium: Path, tm
     assert ("share", 1) not in world.answered
     (reason,) = [line["reason"] for line in world.log("site-1") if line["event"] == "refused"]
     assert "are not signed by it for this round" in reason
+
+
+def test_between_hospitals_noise_can_not_be_repeated_and_is_written_down_for_ever(
+    consortium: Path, tmp_path: Path
+) -> None:
+    """Two runs of one study at the same kits: other noise, and a ledger that knows of both."""
+    method = {"fedavg": {"local": [{"dp_sgd": {"noise": 1.0}}], "channel": ["secure_sum"], "label": "private"}}
+    world = World(consortium, tmp_path, method=method)
+    outcome = world.run()
+    assert (outcome.state, outcome.failure) == ("finished", {})
+    table = pd.read_csv(world.results / "privacy.csv")
+    assert sorted(table["site"]) == sorted(SIZES)
+    assert set(table["source"]) == {"the operating system's cryptographic generator"}
+    assert (table["epsilon"] == table["lifetime_epsilon"]).all()
+    for site, party in PARTIES.items():
+        ledger = Ledger(world.kits / party / LEDGER)
+        assert [(entry.round, entry.attempt) for entry in ledger.entries(site)] == [(0, 1), (1, 1), (2, 1)]
+    shutil.copyfile(world.study, consortium / "all" / "private.yaml")
+    here = Study.read(consortium / "all" / "private.yaml").run(tmp_path / "here").folder
+    assert not torch.equal(model(world.results), model(here)), "a simulation's noise follows from its seed"
+    other = pd.read_csv(here / "privacy.csv").set_index("site")["epsilon"]
+    assert other.to_dict() == table.set_index("site")["epsilon"].to_dict(), "and costs the same"
