@@ -424,3 +424,27 @@ def test_a_change_of_any_size_is_shortened_to_the_length():
         assert float(sent.norm()) <= 2.0
         assert float(sent.norm()) == pytest.approx(min(2.0, 13 * scale), rel=1e-6)
         assert torch.allclose(sent / sent.norm(), change.double() / change.double().norm())
+
+
+def test_a_site_s_own_budget_is_for_all_its_trainings(tmp_path: Path):
+    """Trainings of three rounds: the one in which all together would cost more than 4 ends before that."""
+    channel, data = [CLIP, {"gaussian_noise": {"noise": 6.0}}], {"A": 33, "B": 24, "C": 27}
+    allowed = max(n for n in range(1, 10) if epsilon([Event.gaussian(3.0, count=n)], DELTA) <= 4.0)
+    assert 3 < allowed < 9
+    sites = table_sites(data, part=None)
+    done = []
+    for seed in (0, 1, 2):
+        made = federation(channel, sites, evaluation={"folds": 2})
+        site = made.engine.members["B"]  # a new process each time, at the same ledger
+        site.spending = Spending("B", tmp_path / "privacy.jsonl", real=True, lifetime=(4.0, DELTA))
+        try:
+            found = made.outcome(seed=seed)
+        except SiteError as error:
+            if "by its policy" not in str(error):
+                raise
+            done.append(0)
+            continue
+        done.append(len({row["round"] for row in found.rounds}))
+        row = next(row for row in found.privacy if row["site"] == "B")
+        assert row["lifetime_epsilon"] <= 4.0
+    assert sum(done) == allowed

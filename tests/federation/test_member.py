@@ -203,6 +203,10 @@ def test_a_site_with_too_few_patients_does_not_take_part(kit: Path) -> None:
         ({"protection": ["secure_sum"]},
          {"methods": ["single", {"fedavg": {"channel": ["secure_sum"], "label": "summed"}}, "fedprox"]},
          "fedprox is without secure_sum"),
+        ({"privacy": {"epsilon": 8}},
+         {"methods": ["single", {"fedavg": {"channel": ["clip", {"gaussian_noise": {"noise": 9}}], "label": "noisy"}},
+                      {"fedavg": {"channel": ["clip", {"central_noise": {"noise": 9}}], "label": "trusting"}}],
+          "model": {"mlp": {"hidden": [4]}}}, "trusting has no noise that protects a patient"),
         ({"rounds": 2}, {}, "3 rounds are more than 2"),
         ({}, {"evaluation": {"predictions": "coordinator"}}, "predictions of single cases may not leave"),
         ({"floor": 20}, {"evaluation": {"disclosure_floor": 10}}, "`disclosure_floor: 10` is less than 20"),
@@ -368,3 +372,23 @@ def test_a_site_file_that_does_not_fit_is_refused(tmp_path: Path, content: str, 
 def test_without_a_site_file_it_is_said_where_it_should_be(tmp_path: Path) -> None:
     with pytest.raises(FederationError, match=r"P605 There is no .*site\.yaml"):
         SiteFile.read(tmp_path / SITE_FILE)
+
+
+def test_a_budget_for_life_and_models_that_leave_exclude_each_other(kit: Path) -> None:
+    write_site_file(kit, policy={"privacy": {"epsilon": 8}, "personal_models": True})
+    with pytest.raises(FederationError, match=r"P605 .*exclude each other"):
+        member(kit, write_study(kit))
+    for wrong in ({"epsilon": 0}, {"epsilon": float("inf")}, {"epsilon": 1, "delta": 1}, {"delta": 0.1}):
+        write_site_file(kit, policy={"privacy": wrong})
+        with pytest.raises(FederationError, match="P605"):
+            member(kit, write_study(kit))
+
+
+def test_a_budget_for_life_is_that_of_the_kit(kit: Path) -> None:
+    write_site_file(kit, policy={"privacy": {"epsilon": 8, "delta": 0.001}})
+    noisy = {"fedavg": {"channel": ["clip", {"gaussian_noise": {"noise": 9}}], "label": "noisy"}}
+    found = member(kit, write_study(kit, methods=[noisy], model={"mlp": {"hidden": [4]}}))
+    spending = found.engine.members["Aachen"].spending
+    assert (spending.real, spending.lifetime) == (True, (8.0, 0.001))
+    spending.record("run", 0, [])
+    assert (kit / "privacy.jsonl").is_file()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from polyclinic.errors import FederationError
 from polyclinic.federation.consortium import checked
@@ -19,6 +19,18 @@ class _Entries(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
+class Lifetime(_Entries):
+    """What all trainings together may cost the privacy of a site's patients.
+
+    Attributes:
+        epsilon: ε, at this ``delta``.
+        delta: δ, below one by the number of patients.
+    """
+
+    epsilon: Annotated[float, Field(gt=0, allow_inf_nan=False)]
+    delta: Annotated[float, Field(gt=0, lt=1)] = 1e-5
+
+
 class Policy(_Entries):
     """What a site lets studies do. What is not given is not restricted, but for what may leave.
 
@@ -29,6 +41,8 @@ class Policy(_Entries):
             catalogue, not labels.
         parts: names of the parts that methods may have besides those of fedavg; None for all.
         protection: names of parts that every method must have by which sites train together, such as ``secure_sum``.
+        privacy: what all trainings of all studies may cost the privacy of the site's patients, as its ledger has it;
+            then every method by which sites train together must have noise that protects a patient.
         rounds: most rounds of a training.
         hours: for how long the site works for a study, in all.
         predictions: whether predictions of single test cases may leave, under pseudonyms.
@@ -47,6 +61,7 @@ class Policy(_Entries):
     metrics: list[str] | None = None
     parts: list[str] | None = None
     protection: list[str] = []
+    privacy: Lifetime | None = None
     rounds: Annotated[int, Field(ge=1)] | None = None
     hours: Annotated[float, Field(gt=0)] | None = None
     predictions: bool = False
@@ -54,6 +69,12 @@ class Policy(_Entries):
     personal_models: bool = False
     researchers: list[str] | None = None
     approval: Literal["automatic", "person"] = "automatic"
+
+    @model_validator(mode="after")
+    def _models_stay(self) -> Policy:
+        if self.privacy is not None and self.personal_models:
+            raise ValueError("`privacy` and `personal_models` exclude each other: such parts leave without noise")
+        return self
 
 
 class SiteFile(_Entries):

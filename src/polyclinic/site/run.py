@@ -39,7 +39,7 @@ from polyclinic.secure import Signer
 from polyclinic.site.diary import Diary
 from polyclinic.site.messages import Question, Start, Train, Trained
 from polyclinic.site.schema import Known
-from polyclinic.site.spending import Spending, budget_spent, rounds_within
+from polyclinic.site.spending import Spending, budget_spent, lifetime_spent, rounds_within
 from polyclinic.site.view import View
 from polyclinic.state import FlatModule, Layout, Role
 from polyclinic.tasks import Task
@@ -144,23 +144,31 @@ class Run:
         self.keep()
         self._check_batches()
         self._allowed: int | None = None
+        self._affordable: int | None = None
 
     def spend(self, number: int, turn: int) -> None:
         """Write down what a round costs the patients' privacy, before anything of it leaves the site.
 
         Raises:
-            SiteError: P306, it would be more than the training's budget.
+            SiteError: P306, it would be more than the training's budget, or that of the site's policy.
         """
         events = tuple(event for end in self.ends.values() for event in end.spends())
         if not events:
             return
-        name, budget = self.declared.run, self.declared.budget
+        name, budget, lifetime = self.declared.run, self.declared.budget, self.spending.lifetime
+        done = self.spending.rounds(name, number, turn) if budget or lifetime else 0
         if budget is not None:
             if self._allowed is None:
                 self._allowed = rounds_within(merged(events), budget, self.declared.rounds)
-            done = self.spending.rounds(name, number, turn)
             if done + 1 > self._allowed:
                 raise budget_spent(self.site, budget, done)
+        if lifetime is not None:
+            if self._affordable is None:
+                self._affordable = rounds_within(
+                    merged(events), lifetime, done + self.declared.rounds, self.spending.others(name)
+                )  # fmt: skip
+            if done + 1 > self._affordable:
+                raise lifetime_spent(self.site, lifetime)
         self.spending.record(name, number, events, turn)
 
     def at(

@@ -21,10 +21,12 @@ class Spending:
         real: whether the site is a hospital: then a round that is done again has new noise, and costs again. In a
             simulation it has the same, so nothing more is told.
         study: goes before the names of trainings, where a ledger is of several studies.
+        lifetime: ε and δ that all trainings together may cost; None for any.
     """
 
-    def __init__(self, site: str, path: Path | None, *, real: bool = False, study: str = "") -> None:
-        self.site, self.real, self._path, self._study = site, real, path, study
+    def __init__(self, site: str, path: Path | None, *, real: bool = False, study: str = "",
+                 lifetime: tuple[float, float] | None = None) -> None:  # fmt: skip
+        self.site, self.real, self._path, self._study, self.lifetime = site, real, path, study, lifetime
         self._ledger: Ledger | None = None
         self._memory: dict[tuple[str, int, int], tuple[Event, ...]] = {}
 
@@ -66,6 +68,13 @@ class Spending:
             return merged(event for key, events in self._memory.items() if key[0] == name for event in events)
         return merged(e for entry in self.ledger.entries(self.site) if entry.run == name for e in entry.events)
 
+    def others(self, run: str) -> tuple[Event, ...]:
+        """What all trainings but one have cost."""
+        name = self._study + run
+        if self.ledger is None:
+            return merged(event for key, events in self._memory.items() if key[0] != name for event in events)
+        return merged(e for entry in self.ledger.entries(self.site) if entry.run != name for e in entry.events)
+
     def total(self) -> tuple[Event, ...]:
         """What all trainings have cost."""
         if self.ledger is None:
@@ -78,12 +87,14 @@ class Spending:
         return [(entry.run, entry.round, entry.attempt) for entry in self.ledger.entries(self.site)]
 
 
-def rounds_within(events: tuple[Event, ...], budget: tuple[float, float], rounds: int) -> int:
-    """How many of so many ``rounds``, each of which costs these events, keep a budget of ε and δ."""
+def rounds_within(
+    events: tuple[Event, ...], budget: tuple[float, float], rounds: int, before: tuple[Event, ...] = ()
+) -> int:
+    """How many of so many ``rounds``, each of which costs these events, keep a budget of ε and δ after those before."""
     epsilon, delta = budget
 
     def kept(number: int) -> bool:
-        return spent([event.times(event.count * number) for event in events], delta).epsilon <= epsilon
+        return spent([*before, *(event.times(event.count * number) for event in events)], delta).epsilon <= epsilon
 
     if kept(rounds):
         return rounds
@@ -105,4 +116,13 @@ def budget_spent(site: str, budget: tuple[float, float], done: int) -> SiteError
         "P306", f"Site {site} has spent what this training may cost its patients' privacy (ε = {budget[0]:g} at δ = "
         f"{budget[1]:g}) in {done} rounds.",
         "The model of the rounds before is used. Allow a greater ε, more noise, or fewer rounds.", site=site,
+    )  # fmt: skip
+
+
+def lifetime_spent(site: str, budget: tuple[float, float]) -> SiteError:
+    """A site's answer where its policy allows no more, whatever the study says."""
+    return SiteError(
+        "P306", f"Site {site} has spent what all trainings may cost its patients' privacy (ε = {budget[0]:g} at "
+        f"δ = {budget[1]:g}, by its policy).",
+        "The model of the rounds before is used, if there are any.", site=site,
     )  # fmt: skip

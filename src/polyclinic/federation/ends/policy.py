@@ -9,6 +9,7 @@ from polyclinic.errors import FederationError
 from polyclinic.federation.site_file import Policy
 from polyclinic.files import write_atomic
 from polyclinic.methods import PLAIN_PARTS
+from polyclinic.parts import build_part
 from polyclinic.study.declaration import Declaration
 
 #: Fewer characters of a hash may fit another study.
@@ -53,6 +54,9 @@ def refusals(policy: Policy, declaration: Declaration, researcher: str) -> Itera
         missing = [name for name in policy.protection if name not in names]
         if missing and method.method.scope == "federation":
             yield f"{method.label} is without {', '.join(missing)}"
+        noise = any(build_part(name, options).private == "a patient" for name, options in method.method.parts)
+        if policy.privacy is not None and method.method.scope == "federation" and not noise:
+            yield f"{method.label} has no noise that protects a patient"
     rounds = max(method.training.rounds for method in declaration.study_methods)
     if policy.rounds is not None and rounds > policy.rounds:
         yield f"{rounds} rounds are more than {policy.rounds}"

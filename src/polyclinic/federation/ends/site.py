@@ -175,7 +175,8 @@ class Member:
         self.engine = LocalEngine([self.name], source=self.source, device=choose_device(file.device), folder=folder)
         member = self.engine.members[self.name]
         member.floor, member.identity = floor, Identity(kit, self.name)
-        member.spending = Spending(self.name, kit / LEDGER, real=True, study=f"{mark[:16]} ")
+        lifetime = None if self.policy.privacy is None else (self.policy.privacy.epsilon, self.policy.privacy.delta)
+        member.spending = Spending(self.name, kit / LEDGER, real=True, study=f"{mark[:16]} ", lifetime=lifetime)
         self._hidden_by = list[str]()
 
     def answer(self, function: str, message: Pieces) -> Pieces:
