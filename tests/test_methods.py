@@ -270,7 +270,8 @@ def test_a_server_rule_given_to_fedavg_is_the_method_of_that_name():
 REQUIRED = {"fltrust": {"trusted": "Aachen"}}
 #: Methods whose rule means something else even where all sites are the same.
 OTHERWISE = {"single", "cross", "ensemble", "mix", "cyclic", "incremental", "fedprox", "feddyn", "fedavgm", "fedadam",
-             "fedyogi", "fedadagrad", "qfedavg", "norm_bound", "fedper", "lg_fedavg", "fedrep", "moon"}  # fmt: skip
+             "fedyogi", "fedadagrad", "qfedavg", "norm_bound", "fedper", "lg_fedavg", "fedrep", "moon",
+             "dynamic_fusion"}  # fmt: skip
 
 
 @pytest.mark.parametrize("method", sorted(METHODS))

@@ -613,9 +613,9 @@ def test_each_part_of_the_cases_is_used_for_its_purpose_only(tmp_path, monkeypat
     parts, used, asked = {}, [], ["nothing"]
     original_run, original_batch, original_call = Run.__init__, Dataset.batch, LocalEngine.call
 
-    def start(self, site, declared, initial, model, task, dataset, own_parts, measure):
+    def start(self, site, declared, initial, model, task, dataset, own_parts, *others):
         parts[id(dataset)] = own_parts
-        original_run(self, site, declared, initial, model, task, dataset, own_parts, measure)
+        original_run(self, site, declared, initial, model, task, dataset, own_parts, *others)
 
     def batch(self, index, **options):
         own = parts[id(self)]

@@ -69,7 +69,7 @@ class HomomorphicSum(Part):
         "survivors": "which sites are in the sum",
         "agreed": "that the site agrees to the list of those in the sum",
         "agreements": "that the others do",
-        "sum": "the sum, encrypted",
+        "sum": "the sum of all updates, encrypted",
         "total": "the sum of all updates in it by their weights, with a little noise",
     }
 
