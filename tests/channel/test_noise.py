@@ -2,6 +2,7 @@
 
 import math
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ from channel_line import Line
 from helpers import Federation, declare, table_sites
 from polyclinic.errors import SiteError, StudyError
 from polyclinic.options import EntryError
-from polyclinic.parts import build_part
+from polyclinic.parts import Step, build_part
 from polyclinic.privacy import Event, Ledger, epsilon
 from polyclinic.privacy.draws import RepeatableDraws, SystemDraws, gaussian, laplace
 from polyclinic.running.progress import Checkpoint
@@ -448,3 +449,20 @@ def test_a_site_s_own_budget_is_for_all_its_trainings(tmp_path: Path):
         row = next(row for row in found.privacy if row["site"] == "B")
         assert row["lifetime_epsilon"] <= 4.0
     assert sum(done) == allowed
+
+
+@pytest.mark.parametrize("name", ["gaussian_noise", "laplace_noise", "sparse_vector", "central_noise"])
+def test_a_part_that_knows_no_size_of_noise_sends_nothing_rather_than_no_noise(name):
+    """Such as at a site whose server has left `clip` or the budget out of what it tells."""
+    end = build_part(name, {})
+    end._draws = RepeatableDraws(generator("a"))
+    packed = {"change": torch.ones(4), "statistics": torch.zeros(0)}
+    step = Step(torch.ones(4), torch.zeros(0), {"A": 1.0})
+    end.now = SimpleNamespace(seed=0, fold=0, number=0, real=False)
+    with pytest.raises(StudyError, match=r"P102 .*nothing is sent"):
+        end.finish(step) if name == "central_noise" else end.close(packed)
+    if name == "gaussian_noise":
+        bare = build_part(name, {"noise": 1.0})
+        bare._draws = end._draws
+        with pytest.raises(StudyError, match=r"P102 .*no bound of the change"):
+            bare.close(packed)

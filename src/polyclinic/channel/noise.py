@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Annotated, ClassVar
 
@@ -16,6 +17,18 @@ from polyclinic.privacy import Event, noise_for
 from polyclinic.privacy.draws import RepeatableDraws, SystemDraws, gaussian, laplace
 from polyclinic.seeds import generator
 from polyclinic.shapes import Shaped
+
+
+def _known(value: float | None, part: str, what: str) -> float:
+    """A size of noise, which must be known by now: without it there would be none, and nobody would see that.
+
+    Raises:
+        StudyError: P102, it is not.
+    """
+    if value is None:
+        raise StudyError("P102", f"{part} has no {what}, so nothing would be protected, and nothing is sent.",
+                         "Give it a `noise`, or the study `privacy`, and name `clip` before it.")  # fmt: skip
+    return value
 
 
 class _SiteNoise(SitePart):
@@ -39,13 +52,13 @@ class _SiteNoise(SitePart):
             self.noise = view.solved(lambda noise: [self.event(noise).times(view.rounds)], self.name)
         return {}
 
+    @abstractmethod
     def event(self, noise: float) -> Event:
         """What a round costs."""
-        raise NotImplementedError
 
     def spends(self) -> Sequence[Event]:
         """Of each round."""
-        return [] if self.noise is None else [self.event(self.noise)]
+        return [self.event(_known(self.noise, self.name, "noise"))]
 
     def begin(self, view: SiteView, received: Memory) -> Memory:
         """The round's random numbers."""
@@ -82,7 +95,8 @@ class GaussianNoise(_SiteNoise):
 
     def close(self, packed: Memory) -> Memory:
         """Add."""
-        change, deviation = packed["change"], (self.noise or 0.0) * (self.norm or 0.0)
+        length = _known(self.norm, self.name, "bound of the change")
+        change, deviation = packed["change"], _known(self.noise, self.name, "noise") * length
         return {**packed, "change": (change + gaussian(len(change), self._draws) * deviation).float()}
 
 
@@ -113,7 +127,7 @@ class LaplaceNoise(_SiteNoise):
         change = packed["change"].double()
         found = float(change.abs().sum())
         short = change * min(1.0, self.length / found * (1 - 2.0**-40)) if found else change
-        noise = laplace(len(change), self._draws) * ((self.noise or 0.0) * self.length)
+        noise = laplace(len(change), self._draws) * (_known(self.noise, self.name, "noise") * self.length)
         return {**packed, "change": (short + noise).float()}
 
 
@@ -155,7 +169,7 @@ class SparseVector(_SiteNoise):
         count = len(change)
         number = min(count, math.ceil(self.share * count - 1e-9))
         ratio = (2 * number) ** (2 / 3)
-        first = 1 / ((self.noise or math.inf) * (1 + 2 * ratio))
+        first = 1 / (_known(self.noise, self.name, "noise") * (1 + 2 * ratio))
         further = first * ratio
         level = self.threshold + float(laplace(1, draws)[0]) * self.bound / first
         noisy = change.abs() + laplace(count, draws) * (2 * number * self.bound / further)
@@ -215,6 +229,7 @@ class CentralNoise(ServerPart):
         seeded = RepeatableDraws(generator(self.name, self.now.seed, self.now.fold, self.now.number))
         draws = SystemDraws() if self.now.real else seeded
         largest = max(step.shares.values(), default=1.0)
-        deviation = (self.noise or 0.0) * (self.norm or 0.0) * largest
+        length = _known(self.norm, self.name, "bound of the changes")
+        deviation = _known(self.noise, self.name, "noise") * length * largest
         step.change.copy_(step.change + gaussian(len(step.change), draws) * deviation)
         return step

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from abc import abstractmethod
 from typing import Annotated, ClassVar, Literal
 
 import torch
@@ -49,13 +50,13 @@ class _Sparse(Lossy):
         left = change[places].sub_(self.values(codes, number))
         return change.index_copy_(0, places, left)
 
+    @abstractmethod
     def places(self, codes: Memory, count: int) -> Tensor:
         """Which weights are sent, in order ``[k]``.
 
         Raises:
             Misfit: the codes say none that can be.
         """
-        raise NotImplementedError
 
     def values(self, codes: Memory, number: int) -> Tensor:
         """The values that are sent ``[k]``."""

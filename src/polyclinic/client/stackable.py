@@ -89,7 +89,7 @@ class _Trial:
         states[:, :trainable] += 0.1 * torch.randn(states[:, :trainable].shape, generator=source)
         states[:, trainable:] *= 1 + 0.1 * torch.rand(states[:, trainable:].shape, generator=source)
         inputs = torch.randn(2, _CASES, *shape, generator=source)
-        self.module, kind = _precise(copy.deepcopy(model.module).cpu().train(), inputs[0])
+        self.module, kind = precise_copy(copy.deepcopy(model.module).cpu().train(), inputs[0])
         self.network = StackedNetwork(self.module, self.layout, shape)
         self.states, self.inputs = states.to(kind), inputs.to(kind)
 
@@ -120,14 +120,13 @@ class _Trial:
         return [_Run(outputs[i, :size].detach(), gradient[i], statistics[i]) for i, size in enumerate(sizes)]
 
 
-def _precise(module: nn.Module, inputs: Tensor) -> tuple[nn.Module, torch.dtype]:
+def precise_copy(module: nn.Module, inputs: Tensor) -> tuple[nn.Module, torch.dtype]:
     """The network in float64, where rounding can't be taken for a difference, if it can be run in that."""
     try:
-        precise = copy.deepcopy(module).double()
-        precise(inputs.double())
+        copy.deepcopy(module).double()(inputs.double())
     except Exception:  # it makes float32 tensors of its own
         return module, torch.float32
-    return precise, torch.float64
+    return copy.deepcopy(module).double(), torch.float64
 
 
 def _loss(outputs: Tensor) -> Tensor:

@@ -14,6 +14,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+#: Numbers that are drawn at once, to bound memory.
+_AT_ONCE = 1 << 18
 #: Binary digits of a uniform number.
 _DIGITS = 53
 
@@ -84,10 +86,13 @@ def gaussian(count: int, draws: Draws) -> Tensor:
 
     From 53 digits no number is beyond 8.6 deviations, which the normal distribution exceeds once in 10¹⁷ times.
     """
-    size = draws.summed * count
-    lengths = draws.uniform(size).neg_().log1p_().mul_(-2.0).sqrt_()  # of 1 - u, which is never 0
-    found = lengths.mul_(draws.uniform(size).mul_(2 * math.pi).cos_())
-    return found.view(draws.summed, count).sum(0).div_(math.sqrt(draws.summed))
+    found = torch.empty(count, dtype=torch.float64)
+    for part in found.split(_AT_ONCE):
+        size = draws.summed * len(part)
+        lengths = draws.uniform(size).neg_().log1p_().mul_(-2.0).sqrt_()  # of 1 - u, which is never 0
+        summands = lengths.mul_(draws.uniform(size).mul_(2 * math.pi).cos_()).view(draws.summed, len(part))
+        part.copy_(summands.sum(0).div_(math.sqrt(draws.summed)))
+    return found
 
 
 def laplace(count: int, draws: Draws) -> Tensor:

@@ -12,6 +12,7 @@ from polyclinic.client.private.noise import poisson_batches, private_gradient
 from polyclinic.client.private.obstacles import check_private
 from polyclinic.client.private.plan import PrivatePlan, choose_private_plan
 from polyclinic.client.work import LocalJob, Work
+from polyclinic.errors import StudyError
 from polyclinic.limits import AboveZero
 from polyclinic.parts import LOCAL_PARTS, Memory, SitePart, SiteView
 from polyclinic.privacy import Event
@@ -61,7 +62,14 @@ class DPSGD(SitePart):
 
     def spends(self) -> Sequence[Event]:
         """All steps of a round."""
-        return [] if self.noise is None else [self._event(self.noise, 1)]
+        return [self._event(self.size(), 1)]
+
+    def size(self) -> float:
+        """σ; without it there would be no noise, and nobody would see that."""
+        if self.noise is None:
+            raise StudyError("P102", "dp_sgd has no noise, so nothing would be protected, and nothing is trained.",
+                             "Give it a `noise`, or the study `privacy`.")  # fmt: skip
+        return self.noise
 
     def begin(self, view: SiteView, received: Memory) -> Memory:
         """The round's random numbers."""
@@ -123,10 +131,8 @@ class PrivateSteps:
             return inputs.to(device), targets.to(device)
 
         found = self.gradients.clipped_sum(cases, self.people[chosen])
-        noise = self.part.noise or 0.0
-        noisy = private_gradient(
-            found.total, self.part.length, noise, self.expected, self.draws, self.job.trained
-        )  # fmt: skip
+        noise, length = self.part.size(), self.part.length
+        noisy = private_gradient(found.total, length, noise, self.expected, self.draws, self.job.trained)
         model.gradient.copy_(noisy)
         return found.loss
 

@@ -9,6 +9,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
+from polyclinic.client.stackable import precise_copy
 from polyclinic.errors import StudyError
 from polyclinic.parts.site_end import SiteEnd, overrides
 from polyclinic.randomness import own_randomness
@@ -73,7 +74,7 @@ def _mixing(model: FlatModule, shape: tuple[int, ...]) -> str:
         warnings.simplefilter("ignore")
         source = generator("trial of private training")
         inputs = torch.randn(2, *shape, generator=source)
-        module, kind = _precise(copy.deepcopy(model.module).cpu().train(), inputs[:1])
+        module, kind = precise_copy(copy.deepcopy(model.module).cpu().train(), inputs[:1])
         for parameter in module.parameters():  # a network that starts at zero mixes nothing yet
             parameter.add_(0.1 * torch.randn(parameter.shape, generator=source).to(kind))
         inputs = inputs.to(kind)
@@ -100,13 +101,3 @@ def _outputs(module: nn.Module, inputs: Tensor, seed: int = 1) -> Tensor:
 def _differs(first: Tensor, second: Tensor) -> bool:
     largest = max(float(first.abs().max()), float(second.abs().max()), 1e-12)
     return not bool(((first - second).abs() <= _ROUNDING[first.dtype] * largest).all())
-
-
-def _precise(module: nn.Module, inputs: Tensor) -> tuple[nn.Module, torch.dtype]:
-    """The network in float64, where rounding can't be taken for a difference, if it can be run in that."""
-    try:
-        precise = copy.deepcopy(module).double()
-        precise(inputs.double())
-    except Exception:  # it makes float32 tensors of its own
-        return module, torch.float32
-    return copy.deepcopy(module).double(), torch.float64
