@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 #: Number -> title. The hundreds tell where to look: 1 study file, 2 data, 3 training, 4 sites and engines, 5 results,
-#: 6 studies across hospitals.
+#: 6 studies across hospitals, 7 models in use.
 TITLES = {
     "P101": "The study file can't be read",
     "P102": "The study file has an entry that does not fit",
@@ -47,6 +47,9 @@ TITLES = {
     "P606": "A study across hospitals did not end",
     "P607": "An audit log was changed",
     "P608": "A request, an answer or a list of certificates can't be used",
+    "P701": "A model's folder can't be used",
+    "P702": "Cases do not fit a model",
+    "P703": "A model can't be made as asked",
 }
 
 
@@ -112,6 +115,12 @@ class SiteError(PolyclinicError):
 
 class ResultsError(PolyclinicError):
     """Results can't be written or read."""
+
+
+class ModelError(PolyclinicError):
+    """A model can't be made, read or used: exit status 2."""
+
+    exit_status = 2
 
 
 def nearest(name: str, valid: list[str]) -> str:

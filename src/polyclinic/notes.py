@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from typing import Any
 
 #: Number -> title. The hundreds tell where to look: 1 the study, 2 tables, patients and labels, 3 folders and names of
-#: files, 4 masks, 5 DICOM series, 6 values and units, 7 the grid of volumes, 8 training and sites.
+#: files, 4 masks, 5 DICOM series, 6 values and units, 7 the grid of volumes, 8 training and sites, 9 models in use.
 TITLES: dict[str, str] = {
     "N101": "Volumes were planned",
     "N102": "Sites are simulated",
@@ -131,6 +131,10 @@ TITLES: dict[str, str] = {
     "N809": "Batches have few events",
     "N810": "A site was not tested",
     "N811": "Sites kept updates back",
+    "N901": "A site's part of a model was not found",
+    "N902": "A site's cases were scaled by themselves",
+    "N903": "Cases are unlike all that a model has seen",
+    "N904": "Cases were not predicted",
 }
 
 

@@ -42,6 +42,8 @@ class Prepared:
         scaler: the scaling that the last step found, if it was one; applied when cases are used.
         standard: landmarks ``[C, L]`` to which the intensities of volumes are brought, or None.
         notes: sentences for the report.
+        fitted: of each step that was taken, what it was taken with: see `Step.fit`.
+        own: whether one of them was fitted on these cases.
     """
 
     data: SiteData
@@ -49,14 +51,46 @@ class Prepared:
     scaler: Scaler | None = None
     standard: Tensor | None = None
     notes: tuple[str, ...] = ()
+    fitted: tuple[Tensors, ...] = ()
+    own: bool = False
 
 
 class Step(ABC):
     """One step of the chain. Its options are JSON values; the same object is made at the sites and the coordinator."""
 
-    @abstractmethod
     def apply(self, prepared: Prepared, merged: Tensors) -> Prepared:
-        """The step at one site; ``merged`` is empty for a step that each site takes alone."""
+        """The step at one site: fitted on its training cases, then taken by all."""
+        own, notes = prepared.own or self.is_own(prepared), (*prepared.notes, *self.notes(prepared))
+        return self.take(replace(prepared, own=own, notes=notes), self.fit(prepared, merged))
+
+    @abstractmethod
+    def fit(self, prepared: Prepared, merged: Tensors) -> Tensors:
+        """All that the step needs to know of this site and of the others, from the training cases here.
+
+        Args:
+            prepared: the cases.
+            merged: what all sites got, see `SharedStep`; empty for a step that each site takes alone.
+        """
+
+    def take(self, prepared: Prepared, fitted: Tensors) -> Prepared:
+        """The step with what ``fit`` gave, here or on other cases before."""
+        return self.change(replace(prepared, fitted=(*prepared.fitted, fitted)), fitted)
+
+    @abstractmethod
+    def change(self, prepared: Prepared, fitted: Tensors) -> Prepared:
+        """What the step makes of the cases."""
+
+    def notes(self, prepared: Prepared) -> list[str]:
+        """Sentences for the report."""
+        return []
+
+    def is_own(self, prepared: Prepared) -> bool:
+        """Whether what ``fit`` gives depends on the cases here, so that each site has its own."""
+        return False
+
+    def needs_cases(self, prepared: Prepared) -> bool:
+        """Whether these cases can't take the step without what ``fit`` gave of others of their site."""
+        return self.is_own(prepared)
 
 
 class SharedStep(Step):
@@ -94,16 +128,29 @@ class OwnScaling(Step):
     def __init__(self, *, standardise: bool, imputation: str) -> None:
         self.standardise, self.imputation = standardise, imputation
 
-    def apply(self, prepared: Prepared, merged: Tensors) -> Prepared:
-        """See `Step.apply`."""
+    def fit(self, prepared: Prepared, merged: Tensors) -> Tensors:
+        """See `Step.fit`."""
         inputs, train = prepared.data.inputs, prepared.train
         if not self.standardise and inputs.ndim > 2:
-            return replace(prepared, scaler=Scaler.identity(inputs.shape[1]))  # images have nothing to fill in
+            return Scaler.identity(inputs.shape[1]).to_tensors()  # images have nothing to fill in
         summary = summarise(inputs, train)
         scaler = Scaler.from_summary(summary) if self.standardise else Scaler.identity(len(summary.mean))
         if self.imputation == "median" and inputs.ndim == 2:
-            return replace(prepared, scaler=scaler.with_median(prepared.data.table, train))
-        return replace(prepared, scaler=scaler.with_mean(summary))
+            return scaler.with_median(prepared.data.table, train).to_tensors()
+        return scaler.with_mean(summary).to_tensors()
+
+    def change(self, prepared: Prepared, fitted: Tensors) -> Prepared:
+        """See `Step.change`."""
+        return replace(prepared, scaler=Scaler.from_tensors(fitted))
+
+    def is_own(self, prepared: Prepared) -> bool:
+        """See `Step.is_own`."""
+        return self.standardise or prepared.data.inputs.ndim == 2
+
+    def needs_cases(self, prepared: Prepared) -> bool:
+        """See `Step.needs_cases`; without standardising, only what is missing is filled in."""
+        inputs = prepared.data.inputs
+        return self.standardise or (isinstance(inputs, Tensor) and inputs.ndim == 2 and bool(inputs.isnan().any()))
 
 
 class CommonScaling(SharedStep):
@@ -119,9 +166,13 @@ class CommonScaling(SharedStep):
         """See `SharedStep.merge`."""
         return merge([Summary.from_tensors(tensors) for tensors in shared.values()]).to_tensors(), []
 
-    def apply(self, prepared: Prepared, merged: Tensors) -> Prepared:
-        """See `Step.apply`."""
-        return replace(prepared, scaler=Scaler.from_summary(Summary.from_tensors(merged)))
+    def fit(self, prepared: Prepared, merged: Tensors) -> Tensors:
+        """See `Step.fit`."""
+        return Scaler.from_summary(Summary.from_tensors(merged)).to_tensors()
+
+    def change(self, prepared: Prepared, fitted: Tensors) -> Prepared:
+        """See `Step.change`."""
+        return replace(prepared, scaler=Scaler.from_tensors(fitted))
 
 
 class ComBat(SharedStep):
@@ -178,19 +229,30 @@ class ComBat(SharedStep):
             )
         return {**found.to_tensors(), "has_reference": torch.tensor(reference is not None)}, notes
 
-    def apply(self, prepared: Prepared, merged: Tensors) -> Prepared:
-        """See `Step.apply`."""
-        data, common = prepared.data, combat.Estimate.from_tensors(merged)
-        values, covariates = data.table[:, self.columns], _covariates(data)
-        notes = self._notes(data.site, covariates.index_select(0, prepared.train))
+    def fit(self, prepared: Prepared, merged: Tensors) -> Tensors:
+        """See `Step.fit`."""
+        common = combat.Estimate.from_tensors(merged)
         effect = combat.SiteEffect.none(len(self.columns))
-        if not (data.site == self.reference_site and merged["has_reference"]):
+        if not (prepared.data.site == self.reference_site and merged["has_reference"]):
             effect = combat.SiteEffect.fit(*self._training(prepared), common, empirical_bayes=self.empirical_bayes)
+        return {**common.to_tensors(), "shift": effect.shift, "spread": effect.spread}
+
+    def change(self, prepared: Prepared, fitted: Tensors) -> Prepared:
+        """See `Step.change`."""
+        data, common = prepared.data, combat.Estimate.from_tensors(fitted)
+        effect = combat.SiteEffect(fitted["shift"], fitted["spread"])
+        values, covariates = data.table[:, self.columns], _covariates(data)
         inputs = data.table.clone()
         inputs[:, self.columns] = effect.remove(values, covariates, common).float()
-        return replace(prepared, data=replace(data, inputs=inputs), notes=(*prepared.notes, *notes))
+        return replace(prepared, data=replace(data, inputs=inputs))
 
-    def _notes(self, site: str, covariates: Tensor) -> list[str]:
+    def is_own(self, prepared: Prepared) -> bool:
+        """See `Step.is_own`."""
+        return True
+
+    def notes(self, prepared: Prepared) -> list[str]:
+        """See `Step.notes`."""
+        site, covariates = prepared.data.site, _covariates(prepared.data).index_select(0, prepared.train)
         cases = len(covariates)
         if not cases:
             return [f"ComBat: site {site} has no training cases, so its own differences are not taken out."]
@@ -227,9 +289,13 @@ class Landmarks(SharedStep):
         total = torch.stack([tensors["sum"] for tensors in shared.values()]).sum(0)
         return {"standard": total / count}, []
 
-    def apply(self, prepared: Prepared, merged: Tensors) -> Prepared:
-        """See `Step.apply`."""
-        return replace(prepared, standard=merged["standard"])
+    def fit(self, prepared: Prepared, merged: Tensors) -> Tensors:
+        """See `Step.fit`."""
+        return {"standard": merged["standard"]}
+
+    def change(self, prepared: Prepared, fitted: Tensors) -> Prepared:
+        """See `Step.change`."""
+        return replace(prepared, standard=fitted["standard"])
 
 
 def _covariates(data: SiteData) -> Tensor:

@@ -105,6 +105,15 @@ class Scaler:
         """Leaves values as they are; a missing value becomes 0 unless ``with_mean`` or ``with_median`` follows."""
         return cls(torch.zeros(features), torch.ones(features), torch.zeros(features))
 
+    def to_tensors(self) -> dict[str, Tensor]:
+        """The scaling as named tensors."""
+        return {"mean": self.mean, "deviation": self.deviation, "fill": self.fill}
+
+    @classmethod
+    def from_tensors(cls, tensors: dict[str, Tensor]) -> Scaler:
+        """The inverse of ``to_tensors``."""
+        return cls(tensors["mean"], tensors["deviation"], tensors["fill"])
+
     @property
     def changes(self) -> bool:
         """Whether it changes values at all."""

@@ -42,6 +42,7 @@ def split(
     seed: int,
     small_sites: Literal["train", "drop", "stop"] = "train",
     holdout: float | None = None,
+    final: bool = False,
 ) -> Parts:
     """Parts of one fold, by patient and stratified by class, or by the quantiles of a number to be predicted.
 
@@ -71,13 +72,15 @@ def split(
         small_sites: what becomes of a site with fewer patients than folds: all its cases are training cases, it has no
             part at all, or the study stops.
         holdout: share of the patients in the one test part.
+        final: for a model that is to be used: the test parts of folds are for training, too, and so are cases that a
+            column calls validation cases. A part that is held out for good stays the test part.
 
     Raises:
         DataError: P206 when the data can't be split as asked.
     """
     if not 0 <= validation < 1:
         raise DataError("P206", f"The validation share is {validation}.", "Give a share from 0 to below 1.")
-    parts = _split(data.with_labels(), folds, fold, validation, seed, small_sites, holdout)
+    parts = _split(data.with_labels(), folds, fold, validation, seed, small_sites, holdout, final)
     return parts if data.labelled is None else _with_unlabelled(data, data.labelled, parts)
 
 
@@ -97,12 +100,13 @@ def _with_unlabelled(data: SiteData, labelled: Tensor, parts: Parts) -> Parts:
 
 def _split(
     data: SiteData, folds: int | None, fold: int, validation: float, seed: int,
-    small_sites: Literal["train", "drop", "stop"], holdout: float | None,
+    small_sites: Literal["train", "drop", "stop"], holdout: float | None, final: bool,
 ) -> Parts:  # fmt: skip
     """See ``split``; all cases have a label."""
     subjects = _Subjects(data, seed)
     if data.parts is not None:
-        return _column_parts(data, data.parts, subjects, fold, validation)
+        parts = ["train" if part == "validation" and final else part for part in data.parts]
+        return _column_parts(data, parts, subjects, fold, validation)
     if holdout is not None and len(subjects.names) >= 3:
         taken = _spread(subjects, subjects.names, holdout)
         remaining = [name for name in subjects.names if name not in taken]
@@ -125,6 +129,8 @@ def _split(
             return Parts(subjects.cases([]), subjects.cases([]), subjects.cases([]), f"{message}: left out.")
         note = f"{message}: used for training only."
         return Parts(torch.arange(len(data)), subjects.cases([]), subjects.cases([]), note)
+    if final:
+        return _with_validation(subjects, subjects.names, validation, [])
     test = subjects.names[fold::folds]
     remaining = [name for position, name in enumerate(subjects.names) if position % folds != fold]
     return _with_validation(subjects, remaining, validation, test)

@@ -68,7 +68,7 @@ class LocalEngine(Engine):
         """Decide where networks run, whether sites are trained together, and where their own folders are made."""
         self.stacked, self.workspace.device = stacked, torch.device(device)
         for name, site in self.members.items():
-            site.settle(folder / _folder_name(name) if folder else None)
+            site.settle(folder / folder_name(name) if folder else None)
         self._forget()
 
     def compared(self) -> list[Note] | None:
@@ -182,7 +182,8 @@ class _Pool(Site):
     refused = frozenset()
 
 
-def _folder_name(site: str) -> str:
+def folder_name(site: str) -> str:
+    """Name of a site's folder."""
     # File systems take 255 bytes; of those a letter may need four.
     safe = "".join(c if c.isalnum() or c in "-_" else "_" for c in site)[:60]
     return safe if safe == site else f"{safe}-{derive_seed(site) % 16**6:06x}"

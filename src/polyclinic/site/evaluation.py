@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
+from polyclinic.data.dataset import Dataset
 from polyclinic.site.messages import Evaluated, Pictured, Start
 from polyclinic.site.pictures import case_pictures
 from polyclinic.site.run import Run
+from polyclinic.state import FlatModule
 from polyclinic.tasks import Task, build_task
 from polyclinic.tasks.base import Asked, Batch
 
@@ -24,7 +26,26 @@ def task_of(asked: Start) -> Task:
     return build_task(asked.task, asked.classes, asked.loss, asked.target_scale or (0.0, 1.0), asked.grid)
 
 
-def outputs(run: Run, vector: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
+class Predicting(Protocol):
+    """A network with cases that it is run on: a training at a site, or a model in use.
+
+    Attributes:
+        model: the network.
+        dataset: the cases.
+        task: what its outputs mean.
+        batch_size: of training; small cases are predicted in larger batches.
+    """
+
+    model: FlatModule
+    dataset: Dataset
+    task: Task
+
+    @property
+    def batch_size(self) -> int:
+        """Of training."""
+
+
+def outputs(run: Predicting, vector: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
     """Network outputs and targets for the cases ``index`` with the model ``vector [P]``."""
     run.model.load(vector)
     run.model.module.eval()
@@ -37,15 +58,15 @@ def outputs(run: Run, vector: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
     return torch.cat(found), torch.cat(targets)
 
 
-def _batch_size(run: Run) -> int:
+def _batch_size(run: Predicting) -> int:
     """How many cases are predicted at once: what training does at once, or more where cases are small."""
     axes = len(run.dataset.shape)
     if axes == 4:
-        return 1 if run.dataset.patch else run.work.batch_size
-    return max(run.work.batch_size, 256 if axes == 1 else 32)
+        return 1 if run.dataset.patch else run.batch_size
+    return max(run.batch_size, 256 if axes == 1 else 32)
 
 
-def _apply(run: Run, inputs: Tensor) -> Tensor:
+def _apply(run: Predicting, inputs: Tensor) -> Tensor:
     """The network's outputs; a volume larger than the boxes of training is covered by overlapping windows."""
     patch = run.dataset.patch
     if patch is None or tuple(inputs.shape[2:]) == patch.size:
@@ -54,12 +75,12 @@ def _apply(run: Run, inputs: Tensor) -> Tensor:
     from monai.inferers import sliding_window_inference
 
     windows: Tensor = sliding_window_inference(
-        inputs, patch.size, run.work.batch_size, run.model.module, overlap=patch.overlap, mode="gaussian"
+        inputs, patch.size, run.batch_size, run.model.module, overlap=patch.overlap, mode="gaussian"
     )
     return windows
 
 
-def probabilities(run: Run, vectors: list[Tensor], index: Tensor) -> tuple[Tensor, Tensor]:
+def probabilities(run: Predicting, vectors: list[Tensor], index: Tensor) -> tuple[Tensor, Tensor]:
     """Mean over ``vectors`` of the predicted probabilities, and the targets."""
     total: Tensor | None = None
     targets = torch.empty(0)
@@ -88,12 +109,12 @@ def measure(run: Run, vector: Tensor, index: Tensor) -> dict[str, float]:
 
 def threshold_evidence(run: Run, vectors: list[Tensor], index: Tensor) -> Tensor:
     """What a site sends so that a threshold can be chosen: sums over its cases, not scores; see `Task.evidence`."""
-    return run.task.evidence(_predicted(run, vectors, index))
+    return run.task.evidence(predicted(run, vectors, index))
 
 
 def sums(run: Run, vectors: list[Tensor], index: Tensor) -> Tensor:
     """What a site sends of its training cases so that predictions can be completed; see `Task.sums`."""
-    return run.task.sums(_predicted(run, vectors, index))
+    return run.task.sums(predicted(run, vectors, index))
 
 
 def predict(
@@ -102,14 +123,14 @@ def predict(
     """What is sent of the cases ``index``, such as probabilities and labels; see `Task.rows`."""
     metrics = run.declared.metrics
     asked = Asked(metrics.names, metrics.classes, metrics.tolerance, completion)
-    return run.task.rows(_predicted(run, vectors, index), threshold, asked)
+    return run.task.rows(predicted(run, vectors, index), threshold, asked)
 
 
 def overlays(
     run: Run, vectors: list[Tensor], index: Tensor, threshold: float
 ) -> tuple[Pictured, dict[str, Tensor]]:  # fmt: skip
     """Pictures of the best, median and worst case; see `polyclinic.site.pictures.case_pictures`."""
-    scores = run.task.case_scores(_predicted(run, vectors, index), threshold) if len(index) else None
+    scores = run.task.case_scores(predicted(run, vectors, index), threshold) if len(index) else None
     if scores is None:
         return Pictured(), {}
     order = scores.argsort(stable=True)
@@ -135,7 +156,7 @@ def _batches(run: Run, vector: Tensor, index: Tensor) -> Iterator[Batch]:
         yield Batch(*outputs(run, vector, chunk))
 
 
-def _predicted(run: Run, vectors: list[Tensor], index: Tensor) -> Iterator[Batch]:
+def predicted(run: Predicting, vectors: list[Tensor], index: Tensor) -> Iterator[Batch]:
     """Probabilities, mean over the models: all cases at once, or many images or one volume; nothing without cases."""
     if not len(index):
         return

@@ -96,6 +96,7 @@ class Prepare(Body):
         fold, folds: which of how many; None where the cases say which part they are in.
         holdout: share of the patients that are test cases, instead of folds.
         validation: share of the other patients whose cases are for validation.
+        final: whether a model is made that is to be used, see `polyclinic.data.splits.split`.
         split_seed: decides who is in which part.
         small_sites: what becomes of sites with too few patients.
         steps: name and options of each step of the chain.
@@ -108,6 +109,7 @@ class Prepare(Body):
     folds: Annotated[int, Field(strict=True, ge=1, le=1000)] | None
     holdout: Share | None = None
     validation: Share
+    final: Switch = False
     split_seed: Seed
     small_sites: Literal["train", "drop", "stop"]
     steps: list[NamedPart]
@@ -220,6 +222,28 @@ class During(Body):
     """
 
     counted: Count | None = None
+
+
+class Retain(During):
+    """``retain``: the training made a model, whose part that belongs to the site is kept there.
+
+    Attributes:
+        model: number of the model.
+    """
+
+    model: FileName
+
+
+class Retained(Body):
+    """What a site kept of a model.
+
+    Attributes:
+        weights: names of the network's tensors that stay at the site.
+        prepares: whether its cases are prepared in a way of their own, which stays there, too.
+    """
+
+    weights: list[Name]
+    prepares: Switch
 
 
 class Spending(Body):

@@ -223,6 +223,26 @@ class Run:
         memory = (self.best if best else self.kept).personal
         return self.personal.model(self.shared_model(state, best=best), memory)
 
+    @property
+    def batch_size(self) -> int:
+        """Of training."""
+        return self.work.batch_size
+
+    def own_weights(self, state: Tensor) -> dict[str, Tensor]:
+        """Tensors of the site's model for its own cases that nobody else has, by name: those that it does not share, or
+        all of a personal model."""
+        if self.declared.personal is None and self.shared.everything:
+            return {}
+        split = self.model.layout.split(self.vector(state, best=True).cpu())
+        if self.declared.personal is not None:
+            return split
+        kept = self.private.slices
+        return {
+            entry.name: split[entry.name]
+            for entry in self.model.layout.entries
+            if any(start <= entry.offset < stop for start, stop in kept)
+        }
+
     def steps(self, phase: Phase, done: int = 0) -> int | None:
         """The site's own number of steps in a phase, where the study gives each site its own, or a time and a speed.
 

@@ -51,6 +51,8 @@ from polyclinic.site.messages import (
     Prepare,
     Prepared,
     Question,
+    Retain,
+    Retained,
     Spends,
     Spread,
     Start,
@@ -60,6 +62,7 @@ from polyclinic.site.messages import (
     Train,
 )
 from polyclinic.site.messages import Spending as Spent
+from polyclinic.site.model_part import PART, ModelPart
 from polyclinic.site.rehearsal import try_out
 from polyclinic.site.run import Round, Run
 from polyclinic.site.schema import Answers, Known, function_of, predicted, read_asked
@@ -134,6 +137,7 @@ class Site:
             "sums": self._sums, "overlays": self._overlays, "keep": self._keep, "model": self._model,
             "save": self._save, "restore": self._restore, "test": self._test, "compare": self._compare,
             "spread": self._spread, "spent": self._spent, "groups": self._groups, "survival": self._survival,
+            "retain": self._retain,
         }  # fmt: skip
 
     def settle(self, folder: Path | None) -> None:
@@ -275,7 +279,7 @@ class Site:
         self.fold = ask.fold
         self.parts = split(
             self.data, folds=ask.folds, fold=ask.fold, validation=ask.validation, seed=ask.split_seed,
-            small_sites=ask.small_sites, holdout=ask.holdout,
+            small_sites=ask.small_sites, holdout=ask.holdout, final=ask.final,
         )  # fmt: skip
         self._patch = ask.patch
         size = tuple(self.data.inputs.shape[2:]) if self._patch is None else self._patch.size
@@ -417,6 +421,15 @@ class Site:
         patients = part_patients(self.data, self.parts)[0] if hasattr(self, "data") else 0
         said = Spends(training=training, lifetime=lifetime, patients=patients, source=source)
         return Message(said.fields())
+
+    def _retain(self, asked: Retain, tensors: Tensors) -> Message:
+        """Keep what belongs to this site of the model that the training made."""
+        weights = self.run.own_weights(tensors["state"]) if "state" in tensors else {}
+        prepared = self._prepared
+        if self.folder is not None and (weights or prepared.own):
+            ModelPart(self.name, asked.model, weights, prepared.fitted).write(self.folder / PART)
+        self._log(f"retain model {asked.model}: {len(weights)} tensors of its own")
+        return Message(Retained(weights=list(weights), prepares=prepared.own).fields())
 
     def _keep(self, asked: During, tensors: Tensors) -> Message:
         self.run.keep()

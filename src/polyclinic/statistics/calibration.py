@@ -82,6 +82,36 @@ def calibration_line(labels: ArrayLike, probabilities: ArrayLike, patients: Arra
     return intercept, _logistic(np.column_stack([one, odds]), labels, np.zeros(len(labels)), groups)
 
 
+def recalibration(labels: ArrayLike, probabilities: ArrayLike) -> tuple[float, float]:
+    """Intercept and slope of a logistic regression of the outcome on the log odds that were predicted.
+
+    The inverse logit of ``intercept + slope x log odds`` is the recalibrated probability (Steyerberg 2019, "Clinical
+    prediction models", chapter 20).
+
+    Args:
+        labels: [n] of 0 and 1.
+        probabilities: [n] of class 1.
+
+    Returns:
+        NaN for both where there are fewer than `LEAST_CASES` of either class, or a cut parts them without a fault.
+    """
+    labels = np.asarray(labels, dtype=np.float64)
+    odds = _log_odds(np.asarray(probabilities, dtype=np.float64))
+    positive, negative = odds[labels == 1], odds[labels == 0]
+    if min(len(positive), len(negative)) < LEAST_CASES or not np.isfinite(odds).all():
+        return math.nan, math.nan
+    if positive.min() >= negative.max() or negative.min() >= positive.max():
+        return math.nan, math.nan
+    found = _newton(np.column_stack([np.ones(len(odds)), odds]), labels, np.zeros(len(odds)))
+    return (math.nan, math.nan) if found is None else (float(found[0][0]), float(found[0][1]))
+
+
+def recalibrated(probabilities: ArrayLike, intercept: float, slope: float) -> Floats:
+    """Probabilities [n] after `recalibration`."""
+    found: Floats = 1 / (1 + np.exp(-(intercept + slope * _log_odds(np.asarray(probabilities, dtype=np.float64)))))
+    return found
+
+
 def _log_odds(probabilities: Floats) -> Floats:
     kept = np.clip(probabilities, NEAR, 1 - NEAR)
     odds: Floats = np.log(kept) - np.log1p(-kept)
@@ -89,7 +119,22 @@ def _log_odds(probabilities: Floats) -> Floats:
 
 
 def _logistic(design: Floats, labels: Floats, offset: Floats, groups: np.ndarray) -> Line:
-    """The last coefficient of a logistic regression, by Newton's method with halved steps."""
+    """The last coefficient of a logistic regression."""
+    found = _newton(design, labels, offset)
+    if found is None:
+        return NOTHING
+    coefficients, information = found
+    each = design * (labels - 1 / (1 + np.exp(-(design @ coefficients + offset))))[:, None]
+    of_patients = np.zeros((groups.max() + 1, design.shape[1]))
+    np.add.at(of_patients, groups, each)
+    inverse = np.linalg.inv(information)
+    variance = (inverse @ (of_patients.T @ of_patients) @ inverse)[-1, -1]
+    return Line(float(coefficients[-1]), float(variance))
+
+
+def _newton(design: Floats, labels: Floats, offset: Floats) -> tuple[Floats, Floats] | None:
+    """Coefficients of a logistic regression by Newton's method with halved steps, and the information; None where they
+    are not found."""
     coefficients = np.zeros(design.shape[1])
 
     def loss(at: Floats) -> float:
@@ -103,21 +148,14 @@ def _logistic(design: Floats, labels: Floats, offset: Floats, groups: np.ndarray
         try:
             step = np.linalg.solve(information, score)
         except np.linalg.LinAlgError:
-            return NOTHING
+            return None
         now, size = loss(coefficients), 1.0
         while loss(coefficients + size * step) > now + 1e-12 * abs(now) and size > 1e-6:
             size /= 2
         coefficients = coefficients + size * step
         if np.abs(size * step).max() < 1e-9 * (1 + np.abs(coefficients).max()):
-            break
-    else:
-        return NOTHING
-    each = design * (labels - 1 / (1 + np.exp(-(design @ coefficients + offset))))[:, None]
-    of_patients = np.zeros((groups.max() + 1, design.shape[1]))
-    np.add.at(of_patients, groups, each)
-    inverse = np.linalg.inv(information)
-    variance = (inverse @ (of_patients.T @ of_patients) @ inverse)[-1, -1]
-    return Line(float(coefficients[-1]), float(variance))
+            return coefficients, information
+    return None
 
 
 def net_benefit(labels: ArrayLike, probabilities: ArrayLike, thresholds: Sequence[float] = THRESHOLDS) -> Floats:

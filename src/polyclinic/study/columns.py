@@ -53,3 +53,5 @@ SUBGROUPS = [
 ]  # fmt: skip
 #: Columns of ``characteristics.csv``.
 CHARACTERISTICS = ["site", "subgroup", "group", "fold", "stage", "cases", "patients", "note"]
+#: Column of ``rounds.csv``: whether the model of this round is the one that is tested.
+CHOSEN = "chosen"

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pandas as pd
+from torch import Tensor
 
 from polyclinic.data.opening.cohort import Cohort
 from polyclinic.data.preparation import SharedStep, build_steps, name_steps
@@ -27,16 +28,26 @@ class Folds:
         engine: who runs the sites.
         local: the same sites in this process, for what only one process can do; may be ``engine`` itself, and None
             where no process has them all.
+        final: whether a model is made that is to be used: then there is one fold, whose training part has all cases
+            that are not held out for good.
+        validation: share of the patients that choose the best round; None takes the study's.
 
     Attributes:
         notes: what was said of the sites when their folds were counted, in the order of the folds.
+        merged: what sites were told when they were prepared last, see `Preparation`.
     """
 
-    def __init__(self, declaration: Declaration, cohort: Cohort, engine: Engine, local: LocalEngine | None) -> None:
+    def __init__(
+        self, declaration: Declaration, cohort: Cohort, engine: Engine, local: LocalEngine | None, *,
+        final: bool = False, validation: float | None = None,
+    ) -> None:  # fmt: skip
         self.declaration, self.engine, self.local = declaration, engine, local
+        self.final = final
+        self.validation = declaration.evaluation.validation if validation is None else validation
         self.classes = len(cohort.classes)
         self.steps = name_steps(declaration.data, cohort.features, cohort.covariates)
         self.notes: list[Note] = []
+        self.merged: list[dict[str, Tensor]] = []
         # Whether a site's cases are prepared with summaries of others, so that leaving one out changes them.
         self._depends_on_sites = any(isinstance(step, SharedStep) for step in build_steps(self.steps))
         self._stand: dict[Engine, tuple[int, str | None]] = {}
@@ -51,9 +62,26 @@ class Folds:
         notes: list[Note] = []
         for number in reversed(range(self.declaration.folds or 1)):  # the first one last: the first jobs are in it
             done = self._prepare(self.engine, number, None)
-            found[number], notes = self._fold(number, done), [*done.notes, *notes]
+            found[number], notes = _fold(number, done), [*done.notes, *notes]
+            if not found[number].training_sites or not found[number].tested_sites:
+                raise DataError("P206", "No site has enough patients to be both trained on and tested.",
+                                "Use fewer `evaluation: {folds: ...}`, or more data.")  # fmt: skip
         self.notes = list(dict.fromkeys(notes))
         return dict(sorted(found.items()))
+
+    def one(self, number: int) -> Fold:
+        """What is known of the sites in one fold, for which they are prepared.
+
+        Raises:
+            DataError: P206, no site can be trained on; or what preparation finds wrong with the data.
+        """
+        if self.local not in (None, self.engine):
+            self._prepare(self.local, number, None)
+        done = self._prepare(self.engine, number, None)
+        self.notes, fold = list(done.notes), _fold(number, done)
+        if not fold.training_sites:
+            raise DataError("P206", "No site has enough patients to be trained on.", "Use more data.")
+        return fold
 
     def ready(self, job: Job) -> None:
         """Prepare the sites that a job works on, where they are not as it needs them.
@@ -80,36 +108,33 @@ class Folds:
         """Split, harmonise and scale at every site; summaries of the site ``without`` are not used."""
         data, evaluation = self.declaration.data, self.declaration.evaluation
         request = Prepare(
-            fold=number, folds=self.declaration.folds, holdout=evaluation.holdout, validation=evaluation.validation,
-            split_seed=evaluation.split_seed, small_sites=evaluation.small_sites, steps=self.steps,
+            fold=number, folds=self.declaration.folds, holdout=evaluation.holdout, validation=self.validation,
+            final=self.final, split_seed=evaluation.split_seed, small_sites=evaluation.small_sites, steps=self.steps,
             augmentation=data.augmentation, classes=self.classes, patch=data.box,
         )  # fmt: skip
         self._stand.pop(engine, None)
         done = prepare(engine, request, without)
-        self._stand[engine] = number, without
+        self._stand[engine], self.merged = (number, without), done.merged
         return done
 
-    def _fold(self, number: int, done: Preparation) -> Fold:
-        replies = done.replies
 
-        def counts(part: str) -> dict[str, Any]:
-            return {site: reply.fields[part] for site, reply in replies.items()}
+def _fold(number: int, done: Preparation) -> Fold:
+    replies = done.replies
 
-        targets = {
-            site: Summary(*(reply.tensors[f"target_{name}"] for name in ("count", "mean", "m2")))
-            for site, reply in replies.items()
-            if "target_count" in reply.tensors
-        }
-        counted = {
-            site: SiteParts(
-                list(reply.fields.get("patients", [])),
-                [list(reply.fields.get(name, [])) for name in ("classes", "validation_classes", "test_classes")],
-                reply.fields.get("groups", {}),
-            )
-            for site, reply in replies.items()
-        }
-        fold = Fold(number, counts("train"), counts("validation"), counts("test"), counts("classes"), targets, counted)
-        if not fold.training_sites or not fold.tested_sites:
-            raise DataError("P206", "No site has enough patients to be both trained on and tested.",
-                            "Use fewer `evaluation: {folds: ...}`, or more data.")  # fmt: skip
-        return fold
+    def counts(part: str) -> dict[str, Any]:
+        return {site: reply.fields[part] for site, reply in replies.items()}
+
+    targets = {
+        site: Summary(*(reply.tensors[f"target_{name}"] for name in ("count", "mean", "m2")))
+        for site, reply in replies.items()
+        if "target_count" in reply.tensors
+    }
+    counted = {
+        site: SiteParts(
+            list(reply.fields.get("patients", [])),
+            [list(reply.fields.get(name, [])) for name in ("classes", "validation_classes", "test_classes")],
+            reply.fields.get("groups", {}),
+        )
+        for site, reply in replies.items()
+    }
+    return Fold(number, counts("train"), counts("validation"), counts("test"), counts("classes"), targets, counted)

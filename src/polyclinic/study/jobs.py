@@ -20,6 +20,7 @@ from polyclinic.running.plan import Plan
 from polyclinic.running.progress import Checkpoint, Progress, Row
 from polyclinic.running.validation import validated, validation_score
 from polyclinic.state import FlatModule
+from polyclinic.study.columns import CHOSEN
 from polyclinic.study.declaration import Declaration
 from polyclinic.study.job import Fold, Job, Outcome, slug
 from polyclinic.study.kinds import RUN
@@ -59,31 +60,17 @@ class JobRunner:
             PolyclinicError: a site failed, or too few answered.
         """
         study = job.methods[0]
-        pooled = study.method.scope == "pool"
-        plan, engine = self._ready(job, fold)
-        sites = CheckedEngine(self.engine, plan.known)
-        if pooled:  # sites must know the model to test the pool's on their cases
-            started = Message(plan.start.fields(), {"initial": plan.initial})
-            sites.ask("start", dict.fromkeys(sites.sites, started))
-        progress, rows = run_rounds(plan, engine, checkpoint=checkpoint, report=report)
+        outcome = Outcome()
+        trained = self.train(job, fold, checkpoint=checkpoint, report=report)
+        progress = trained.progress
         if progress.lost:
             progress.failures.append(
                 f"{', '.join(progress.lost)}: not tested, since what stays there of the model of the best round was "
                 "not kept."
             )
-        outcome = Outcome()
-        trained = Trained(plan, progress, self._models(plan, engine, progress, self._asks_for_models(job, fold)))
-        at_sites = predictions_at(self.declaration, self.engine) == "sites"
-        tester = Tester(sites, self.declaration, self.classes, job, fold, self.attack, at_sites=at_sites)
+        tester = self.tester(job, fold, trained.plan)
         untested = set[str]().union(*[tester.test(method, trained, outcome) for method in job.methods])
-        names = {"method": study.label, RUN: job.run, "seed": job.seed, "fold": job.fold}
-        outcome.rounds = [{**names, **row, "site": "pool" if pooled else row["site"]} for row in rows]
-        if plan.protects:
-            asked = dict.fromkeys(plan.sites, Message({}, {}))
-            replies = gather(engine, "spent", asked, plan.quorum, progress.failures)
-            real, delta = self.engine.real, self.declaration.privacy.delta
-            spending = privacy_rows(plan, replies, progress.done, delta, real=real)
-            outcome.privacy = [{**names, **row} for row in spending]
+        outcome.rounds, outcome.privacy = trained.rows, trained.spending
         if trained.models:
             name = f"{slug(study.label)}-seed{job.seed}-fold{job.fold}" + job.suffix
             outcome.models[name] = self._tensors(trained.models)
@@ -93,6 +80,54 @@ class JobRunner:
             text = f"{job.title}: results are without {absent}, not tested for want of an answer."
             outcome.notes.append(Note("N810", text))
         return outcome
+
+    def train(
+        self, job: Job, fold: Fold, *, checkpoint: Checkpoint | None = None,
+        report: Callable[[int, int], None] | None = None, whole: bool | None = None,
+    ) -> Trained:  # fmt: skip
+        """Train, and ask for the models.
+
+        Args:
+            job: what is trained.
+            fold: the sites' parts.
+            checkpoint: where progress is kept.
+            report: called with the round and the number of rounds.
+            whole: whether sites are asked for the parts of their models that a method keeps there; None decides by what
+                is tested, and where.
+
+        Raises:
+            PolyclinicError: a site failed, or too few answered.
+        """
+        study = job.methods[0]
+        pooled = study.method.scope == "pool"
+        plan, engine = self._ready(job, fold)
+        if pooled:  # sites must know the model to test the pool's on their cases
+            sites = CheckedEngine(self.engine, plan.known)
+            started = Message(plan.start.fields(), {"initial": plan.initial})
+            sites.ask("start", dict.fromkeys(sites.sites, started))
+        progress, rows = run_rounds(plan, engine, checkpoint=checkpoint, report=report)
+        models = self._models(plan, engine, progress, self._asks_for_models(job, fold) if whole is None else whole)
+        names = {"method": study.label, RUN: job.run, "seed": job.seed, "fold": job.fold}
+        best = {group: done for group, (_, done) in progress.best.items()}
+        last = best.get(FEDERATION, progress.done - 1)
+        rounds = [
+            {**names, **row, "site": "pool" if pooled else row["site"],
+             CHOSEN: int(row["round"] == best.get(row["site"], last))}
+            for row in rows
+        ]  # fmt: skip
+        spending = list[Row]()
+        if plan.protects:
+            asked = dict.fromkeys(plan.sites, Message({}, {}))
+            replies = gather(engine, "spent", asked, plan.quorum, progress.failures)
+            real, delta = self.engine.real, self.declaration.privacy.delta
+            spending = [{**names, **row} for row in privacy_rows(plan, replies, progress.done, delta, real=real)]
+        return Trained(plan, progress, models, rounds, spending)
+
+    def tester(self, job: Job, fold: Fold, plan: Plan) -> Tester:
+        """Who tests what was trained."""
+        sites = CheckedEngine(self.engine, plan.known)
+        at_sites = predictions_at(self.declaration, self.engine) == "sites"
+        return Tester(sites, self.declaration, self.classes, job, fold, self.attack, at_sites=at_sites)
 
     def attempt(
         self, job: Job, fold: Fold, *, checkpoint: Checkpoint | None = None,

@@ -105,17 +105,22 @@ def _ask(engine: Engine, function: str, asked: Message) -> dict[str, Message]:
     return answers
 
 
-def ask_agree(answered: Answered, engine: Engine) -> Cohort:
+def ask_agree(answered: Answered, engine: Engine, *, described: bool = False) -> Cohort:
     """Tell all sites what is agreed, and put together what they say of their opened cases.
 
     Sites without a case that can be used leave the engine.
+
+    Args:
+        answered: what sites have.
+        engine: who runs them.
+        described: whether sites also say which values are usual there, as they do where nobody holds the data of all.
 
     Raises:
         PolyclinicError: a site can't open its cases, or none has any.
     """
     study, agreement, censuses = answered
     declaration = study.declaration
-    asked = Agree(agreement=agreement, notes=not engine.holds_all)
+    asked = Agree(agreement=agreement, notes=described or not engine.holds_all)
     replies = _ask(CheckedEngine(engine, Known()), "agree", Message(asked.fields()))
     facts = {site: SiteFacts.model_validate(reply.fields) for site, reply in replies.items()}
     cohort = Cohort.of(facts, agreement, declaration.data, declaration.target, engine.compared(), censuses)

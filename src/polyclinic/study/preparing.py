@@ -25,10 +25,12 @@ class Preparation:
     Attributes:
         replies: the sites' answers to ``prepare``: sizes of their parts.
         notes: for the report.
+        merged: of each step of the chain what all sites were told, nothing for one that each site takes alone.
     """
 
     replies: dict[str, Message]
     notes: list[Note]
+    merged: list[dict[str, Tensor]]
 
 
 def prepare(engine: Engine, request: Prepare, without: str | None = None) -> Preparation:
@@ -47,17 +49,19 @@ def prepare(engine: Engine, request: Prepare, without: str | None = None) -> Pre
     replies = CheckedEngine(engine, Known()).ask("prepare", dict.fromkeys(sites, Message(request.fields())))
     members = [site for site, reply in replies.items() if reply.fields["train"] and site != without]
     notes = [Note("N801", reply.fields["note"]) for reply in replies.values() if reply.fields["note"]]
+    found = list[dict[str, Tensor]]()
     for step in build_steps(request.steps):
+        found.append({})
         # Without training cases anywhere there is nothing to merge; the caller says so.
         if not isinstance(step, SharedStep) or not members:
             continue
         checked = CheckedEngine(engine, Known(step=step))
         shared = checked.ask("share", dict.fromkeys(members, Message()))
-        merged, said = step.merge({site: reply.tensors for site, reply in shared.items()})
-        applied = checked.ask("apply", dict.fromkeys(sites, Message({}, merged)))
+        found[-1], said = step.merge({site: reply.tensors for site, reply in shared.items()})
+        applied = checked.ask("apply", dict.fromkeys(sites, Message({}, found[-1])))
         said += [sentence for reply in applied.values() for sentence in reply.fields["notes"]]
         notes += [Note("N802", sentence) for sentence in said]
-    return Preparation(replies, list(dict.fromkeys(notes)))
+    return Preparation(replies, list(dict.fromkeys(notes)), found)
 
 
 def describe(engine: Engine, features: dict[int, str]) -> pd.DataFrame:

@@ -12,21 +12,13 @@ import pandas as pd
 import torch
 
 from polyclinic.audit.poisoning import Attack
-from polyclinic.client.personal import PERSONAL
-from polyclinic.client.work import Work
 from polyclinic.data.opening.cohort import Cohort
-from polyclinic.engine import Engine, LocalEngine
-from polyclinic.engine.planner import EnginePlan, choose_device, choose_plan, cores
-from polyclinic.engine.processes import ProcessEngine
+from polyclinic.engine import Engine
+from polyclinic.engine.planner import choose_device
 from polyclinic.errors import PolyclinicError
 from polyclinic.files import write_atomic
-from polyclinic.methods import Method
-from polyclinic.models import build_model
-from polyclinic.models.bundle import load_weights
 from polyclinic.notes import Note
 from polyclinic.parts import build_part
-from polyclinic.site.run import not_stackable
-from polyclinic.state import FlatModule
 from polyclinic.study.checked import CheckedStudy
 from polyclinic.study.columns import PAYLOADS
 from polyclinic.study.described import described
@@ -37,9 +29,6 @@ from polyclinic.study.fit import (
     check_fit,
     check_left_cases,
     check_shares,
-    configurations,
-    input_shape,
-    network_outputs,
 )
 from polyclinic.study.flow import characteristics_table, flow_table
 from polyclinic.study.folder import Folder
@@ -53,11 +42,11 @@ from polyclinic.study.method_entries import StudyMethod
 from polyclinic.study.notes import diverged, few_events, full_precision, idle_parts, kept_back, left_out, spared
 from polyclinic.study.opening import ask_agree, ask_open, local_engine
 from polyclinic.study.payloads import Numbers, exchanged_table
-from polyclinic.study.planning import work_of
 from polyclinic.study.privacy import of_the_study
 from polyclinic.study.provenance import FINISHED, INCOMPLETE
 from polyclinic.study.report.page import write_report
 from polyclinic.study.search import Searching
+from polyclinic.study.setup import Setup
 from polyclinic.study.site_table import site_table
 from polyclinic.study.statistics import all_evidence, all_trust, cost_of_unseen, summarise
 from polyclinic.study.statistics.calibration import calibration_tables
@@ -135,27 +124,23 @@ class _Runner:
     ) -> None:  # fmt: skip
         self.study, self.cohort, self.sites, self.folder, self.display = study, cohort, sites, folder, display
         self.declaration = study.declaration
-        self.outputs = network_outputs(self.declaration, cohort.classes)
-        self.engines: list[Engine] = []
+        self.setup = Setup(study, cohort, sites, folder.site_folder(), attack)
         self.attack = attack
-        self._start: tuple[int, torch.Tensor] | None = None
         self.untested: list[Note] = []
         self.search = Searching(self.declaration, folder, self.declaration.validation_metric)
 
     def close(self) -> None:
         """End worker processes."""
-        for engine in self.engines:
-            engine.close()
+        self.setup.close()
 
     def run(self, sites: pd.DataFrame) -> None:
         """Run all jobs and write all tables."""
-        template = self._template(choose_device(self.declaration.engine.device))
+        template = self.setup.template(choose_device(self.declaration.engine.device))
         check_shares(self.declaration, template.layout)
-        plan = self.folder.plan(self._plan(template), self.cohort.fingerprint)
+        plan = self.folder.plan(self.setup.plan(template), self.cohort.fingerprint)
         if str(template.vector.device) != plan.device:  # resumed on another machine
-            template = self._template(plan.device)
-        torch.set_num_threads(plan.threads)
-        engine, local = self._engines(plan)
+            template = self.setup.template(plan.device)
+        engine, local = self.setup.start(plan)
         preparing = Folds(self.declaration, self.cohort, engine, local)
         folds = preparing.count()
         check_left_cases(self.attack, folds)
@@ -179,7 +164,9 @@ class _Runner:
             *few_events(self.declaration, list(folds.values())),
         ]
         self.split_notes = preparing.notes
-        runner = JobRunner(self.declaration, engine, local, template, self._initial, self.cohort.classes, self.attack)
+        runner = JobRunner(
+            self.declaration, engine, local, template, self.setup.initial, self.cohort.classes, self.attack
+        )
         if not self.sites.holds_all:
             self._try_out(runner, preparing, jobs, folds)
         for number, job in enumerate(jobs):
@@ -212,67 +199,6 @@ class _Runner:
         for job in first.values():
             preparing.ready(job)
             runner.try_out(job, folds[job.fold])
-
-    def _template(self, device: str) -> FlatModule:
-        name, options = self.declaration.model_part
-        return self._with_weights(build_model(name, options, self._shape(), self.outputs, device=device))
-
-    def _initial(self, seed: int) -> torch.Tensor:
-        """Initial model state ``[P]`` of a seed, which nobody writes into. The last one is kept: the methods of a fold
-        start from the same."""
-        if self._start is None or self._start[0] != seed:
-            self._start = None  # not two at a time in memory
-            self._start = seed, self._network(seed).vector
-        return self._start[1]
-
-    def _network(self, seed: int) -> FlatModule:
-        name, options = self.declaration.model_part
-        return self._with_weights(build_model(name, options, self._shape(), self.outputs, seed=seed))
-
-    def _with_weights(self, model: FlatModule) -> FlatModule:
-        if self.declaration.initial_weights is not None:
-            load_weights(model.module, self.declaration.initial_weights)
-        return model
-
-    def _shape(self) -> tuple[int, ...]:
-        return input_shape(self.declaration, self.cohort)
-
-    def _plan(self, template: FlatModule) -> EnginePlan:
-        options, training = self.declaration.engine, self.declaration.training
-        if not isinstance(self.sites, LocalEngine):
-            threads = options.threads or cores()
-            return EnginePlan("sequential", str(template.vector.device), threads, 0, 1, "each site computes by itself")
-        methods = configurations(self.declaration)
-        mixed = options.mixed_on(str(template.vector.device))
-        sites = self.cohort.sites
-        works = [work_of(m.method, m.training, sites, mixed=mixed) for m in methods]
-        obstacles = [_obstacle(m.method, work) for m, work in zip(methods, works, strict=True)]
-        epochs = training.local_epochs if isinstance(training.local_epochs, int) else 1
-        passes = training.rounds * epochs * len(methods) * (self.declaration.folds or 1) * (2 if self.attack else 1)
-        return choose_plan(
-            mode=options.mode, device=str(template.vector.device), threads=options.threads, workers=options.workers,
-            model=template, works=works, obstacles=obstacles, shape=self._shape(),
-            cases=[facts.labelled for facts in self.cohort.facts.values()],
-            passes=passes * len(self.declaration.all_seeds),
-        )  # fmt: skip
-
-    def _engines(self, plan: EnginePlan) -> tuple[Engine, LocalEngine | None]:
-        """The engine that trains, and the same sites in this process if they are here."""
-        local = self.sites
-        if not isinstance(local, LocalEngine):
-            self.engines = [local]
-            return local, None
-        local.settle(device=plan.device, stacked=plan.mode == "stacked", folder=self.folder.site_folder())
-        engine: Engine = local
-        if plan.mode == "processes":
-            engine = ProcessEngine(
-                {name: site.data for name, site in local.members.items()}, workers=plan.workers,
-                threads=plan.worker_threads, device=plan.device,
-                folders={name: site.folder for name, site in local.members.items()},
-                corruptible=self.attack is not None,
-            )  # fmt: skip
-        self.engines = [engine]
-        return engine, local
 
     def _jobs(self, folds: dict[int, Fold]) -> list[Job]:
         """All trainings; the trials of a search come before what is tested with the values that it chooses."""
@@ -331,7 +257,7 @@ class _Runner:
             *diverged(declaration, rounds, list(folds.values())),
             *kept_back(declaration, rounds),
             *self.split_notes,
-            *(note for engine in self.engines for note in engine.notes),
+            *(note for engine in self.setup.engines for note in engine.notes),
             *(Note.from_json(one) for of_job in told for one in of_job),
             *found.notes(),
         ]
@@ -375,7 +301,7 @@ class _Runner:
 
     def _found(self, jobs: list[Job], ordered: Callable[[pd.DataFrame], pd.DataFrame]) -> Found:
         """What all jobs found."""
-        engine, classes = self.engines[0], self.cohort.classes
+        engine, classes = self.setup.engines[0], self.cohort.classes
         if predictions_at(self.declaration, engine) == "sites":
             tested = self.folder.gather_tested(jobs)
             tested.sort([method.label for method in self.declaration.study_methods])
@@ -429,9 +355,3 @@ class _Runner:
                 dice |= json.loads(file.metadata()["dice"])
         if tensors:
             write_atomic(self.folder.path / "overlays.safetensors", save(tensors, {"dice": json.dumps(dice)}))
-
-
-def _obstacle(method: Method, work: Work) -> str:
-    """Why sites can't be trained together with a method, besides what its network says; empty if they can."""
-    personal = None if method.personal is None else PERSONAL[method.personal[0]]
-    return not_stackable(personal, work, [build_part(name, options).at_site() for name, options in method.parts])

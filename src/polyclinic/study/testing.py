@@ -33,11 +33,15 @@ class Trained:
         plan: what was run.
         progress: tells the models of the best round, and takes notes of sites that do not answer.
         models: whole model ``[P]`` of each site that trained; or, where everything is shared, the models that are.
+        rows: a row a round and site.
+        spending: a row a site whose patients noise protects.
     """
 
     plan: Plan
     progress: Progress
     models: dict[str, Tensor]
+    rows: list[Row]
+    spending: list[Row]
 
 
 @dataclass(frozen=True)
@@ -100,6 +104,8 @@ class Tester:
 
         totals = list[tuple[str, str, Totals]]()
         for trial in self._trials(study.method, trained):
+            if not trial.test:
+                continue
             threshold = self._threshold(trial, ask)
             if threshold is None:  # nobody answered; a note says so
                 untested.update(trial.test)
@@ -120,6 +126,16 @@ class Tester:
         for trained_on, of in joined(totals, self.task).items():
             outcome.tested.together.append(TestedTogether(self._key(label), trained_on, of))
         return untested
+
+    def settle(self, method: Method, trained: Trained) -> tuple[float, list[float]]:
+        """What predictions need besides a model that is not tested: the threshold, and what completes them."""
+
+        def ask(function: str, requests: Mapping[str, Message]) -> dict[str, Message]:
+            return gather(self.engine, function, requests, trained.plan.quorum, trained.progress.failures)
+
+        trial = self._trials(method, trained)[0]
+        threshold = self._threshold(trial, ask) if trained.plan.validate else None
+        return 0.5 if threshold is None else threshold, self._completion(trained.plan.task, trial, ask)
 
     def _key(self, label: str) -> Key:
         return Key(label, self.job.run, self.job.seed, self.job.fold)
@@ -213,7 +229,7 @@ class Tester:
         fixed = self.declaration.evaluation.threshold
         if fixed != "validation":
             return fixed
-        if not trial.test or not self.task.has_threshold:
+        if not self.task.has_threshold:
             return 0.5
         requests = {site: Message({}, sent) for site, sent in trial.validate.items()}
         evidence = [reply.tensors["counts"] for reply in ask("threshold", requests).values()]
@@ -222,7 +238,7 @@ class Tester:
     @staticmethod
     def _completion(task: Task, trial: Trial, ask: Ask) -> list[float]:
         """What predictions need besides the model, from sums over the training cases of the sites that trained it."""
-        if not trial.test or not task.needs_sums:
+        if not task.needs_sums:
             return []
         replies = ask("sums", {site: Message({}, sent) for site, sent in trial.validate.items()})
         sums = [reply.tensors["sums"] for reply in replies.values()]

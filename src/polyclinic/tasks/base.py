@@ -120,6 +120,8 @@ class Task(ABC):
     counts: ClassVar[Shaped | None] = None
     #: What ``sums`` gives; None where predictions need nothing but the model.
     summed: ClassVar[Shaped | None] = None
+    #: Columns of ``predictions.csv`` that are no predictions, but what is true.
+    truth: ClassVar[tuple[str, ...]] = ("label",)
     #: Whether cases are measured one by one, so that a few at a time are predicted, to bound memory.
     case_by_case: ClassVar[bool] = False
 

@@ -54,6 +54,7 @@ class Survival(Task):
     """
 
     name = "survival"
+    truth = ("time", "event")
     target = "times"
     losses: ClassVar[tuple[str, ...]] = ("cox", "cox_breslow", DISCRETE)
     metrics: ClassVar[tuple[str, ...]] = SURVIVAL

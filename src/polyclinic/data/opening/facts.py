@@ -15,7 +15,7 @@ from polyclinic.data.cases import Counts, SiteData, reasons_text
 from polyclinic.data.check import class_counts, copies, foreground_shares
 from polyclinic.data.quality.times import round_time, usual_time
 from polyclinic.data.quality.values import usual_values
-from polyclinic.data.readers.describe import VolumeFacts, facts_row
+from polyclinic.data.readers.describe import VolumeFacts, facts_row, spacing_ranges, usual_levels
 from polyclinic.data.volumes.store import Volumes
 from polyclinic.limits import Body, Count, Name, Number, Sentence
 from polyclinic.notes import Note
@@ -49,6 +49,8 @@ class SiteFacts(Body):
         medians, deviations: usual value of each feature that is measured, and a robust deviation from it; None for
             groups and where a site has few values. They show other units, and are said where nobody holds the data of
             all sites.
+        spacings: with ``notes``, lowest and highest voxel size of volumes along each axis, in millimetres.
+        levels: likewise, medians over volumes of the 1 %, 50 % and 99 % quantiles of their values.
     """
 
     found: Count
@@ -73,6 +75,8 @@ class SiteFacts(Body):
     notes: list[Told] = []
     medians: list[Number | None] = []
     deviations: list[Number | None] = []
+    spacings: list[tuple[Number, Number]] = []
+    levels: list[Number] = []
 
     @classmethod
     def nothing(cls, counts: Counts) -> SiteFacts:
@@ -110,7 +114,10 @@ class SiteFacts(Body):
                     found[name] = [None if math.isnan(value) else value for value in usual.tolist()]
             found["missing"] = 100.0 * data.table.isnan().double().mean().item()
         if isinstance(data.inputs, Volumes):
-            found["images"] = facts_row([VolumeFacts(**record["facts"]) for record in data.inputs.about])
+            facts = [VolumeFacts(**record["facts"]) for record in data.inputs.about]
+            found["images"] = facts_row(facts)
+            if notes is not None:
+                found["spacings"], found["levels"] = spacing_ranges(facts), usual_levels(facts)
         return cls(
             found=counts.found, used=counts.used, unlabelled=counts.unlabelled, rejected=dict(counts.rejected),
             patients=len(set(data.subjects)) if subjects_named else len(data), labelled=len(known),

@@ -204,5 +204,16 @@ def _upright(name: str, root: Path, allowed: Sequence[Path], kind: Literal["imag
     return image, turned if turned in range(2, 9) else 1
 
 
+def upright_size(name: str, root: Path, allowed: Sequence[Path] = ()) -> tuple[int, int]:
+    """Height and width of a picture as it is to be looked at.
+
+    Raises:
+        UnreadableError: it can't be read, and why.
+    """
+    image, _ = _upright(name, root, allowed, "image")
+    with image:
+        return image.height, image.width
+
+
 def _width_height(out: npt.NDArray[np.uint8]) -> tuple[int, int]:
     return out.shape[2], out.shape[1]

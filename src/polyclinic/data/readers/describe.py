@@ -75,6 +75,18 @@ def facts_row(facts: Sequence[VolumeFacts]) -> dict[str, str]:
     }
 
 
+def spacing_ranges(facts: Sequence[VolumeFacts]) -> list[tuple[float, float]]:
+    """Lowest and highest voxel size along each axis, in millimetres."""
+    axes = zip(*(one.spacing for one in facts), strict=True)
+    return [(min(own), max(own)) for own in axes]
+
+
+def usual_levels(facts: Sequence[VolumeFacts]) -> list[float]:
+    """Medians over images of the 1 %, 50 % and 99 % quantiles; none where they are not known."""
+    levels: list[float] = np.median([one.quantiles for one in facts], axis=0).tolist() if facts else []
+    return levels if np.isfinite(levels).all() else []
+
+
 def _frequent(texts: Iterable[str]) -> str:
     """``"RAS (10), LPS (2)"``; of many kinds the most frequent ones."""
     counts = Counter(texts)
@@ -89,6 +101,4 @@ def _spread(values: Sequence[float]) -> str:
 
 
 def _intensity(facts: Sequence[VolumeFacts]) -> str:
-    if not facts:
-        return ""
-    return " / ".join(f"{value:.4g}" for value in np.median([one.quantiles for one in facts], axis=0))
+    return " / ".join(f"{value:.4g}" for value in usual_levels(facts))

@@ -84,10 +84,7 @@ def prepare_case(
     placed = None
     if mask is not None:
         placed = place_mask(single_frame(mask, "reject", kind="mask"), frames[0], spec.orientation, mask_grid)
-    middle = _middle(single[0], spec.centre)
-    if spec.sides is None:
-        raise ValueError("the grid is not planned yet")
-    grid = target_grid(single[0], spec.steps, spec.sides, middle)
+    grid = _grid(single[0], spec)
     name, options = split_entry(spec.intensity, (), "intensity normalisation")
     normalise = INTENSITIES[name](**options)
     channels, marks, shares = [], [], []
@@ -126,6 +123,22 @@ def prepare_case(
         about |= found | {"place": {"turned": turned, "resampled": resampled, "inside": inside}}
         about["notes"] += [note.to_json() | {"of": "mask"} for note in _notes([mask])]
     return Prepared(np.stack(channels), prepared_mask, about)
+
+
+def grid_of(image: Volume, spec: Preprocessing) -> tuple[Grid, Volume]:
+    """The grid to which a case is brought whose first image this is, and that image with three axes.
+
+    Raises:
+        UnreadableError: the case can't be used, and why.
+    """
+    frame = single_frame(image, spec.frames)
+    return _grid(oriented(frame, spec.orientation), spec), frame
+
+
+def _grid(image: Volume, spec: Preprocessing) -> Grid:
+    if spec.sides is None:
+        raise ValueError("the grid is not planned yet")
+    return target_grid(image, spec.steps, spec.sides, _middle(image, spec.centre))
 
 
 def _notes(volumes: Sequence[Volume]) -> list[Note]:

@@ -1,0 +1,199 @@
+"""What the folds of a finished study tell about a training on all cases: rounds, values, threshold, calibration."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+
+from polyclinic.data.spec import DataSpec
+from polyclinic.deployment.description import Calibration, without_places
+from polyclinic.errors import ModelError, ResultsError
+from polyclinic.study.columns import AFTER, CHOSEN
+from polyclinic.study.declaration import Declaration
+from polyclinic.study.kinds import PLAIN, RUN
+from polyclinic.study.method_entries import StudyMethod
+from polyclinic.study.results import Results
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """What was found out before.
+
+    Attributes:
+        method: with the values that a search chose.
+        rounds: of the training; None takes the study's, and the best of them by a validation part.
+        why: how the rounds and values were found, in a sentence.
+        threshold: of decision; None where nothing tells it.
+        calibration: of probabilities, where it was asked for.
+        results: rows of the study's ``summary.csv`` for the method.
+        record: what the card says of the study that chose the model.
+    """
+
+    method: StudyMethod
+    rounds: int | None
+    why: str
+    threshold: float | None = None
+    calibration: Calibration | None = None
+    results: list[dict[str, Any]] = field(default_factory=list)
+    record: dict[str, Any] = field(default_factory=dict)
+
+
+def choose(
+    declaration: Declaration, method: StudyMethod, folder: Path | None, rounds: int | None, *, calibrate: bool
+) -> Chosen:
+    """What is known before a method is trained once on all cases.
+
+    Args:
+        declaration: the study.
+        method: which of its methods.
+        folder: results of the same study; None if there are none.
+        rounds: how many are asked for; None takes the best rounds of the results' folds.
+        calibrate: whether probabilities are recalibrated by the results' test predictions.
+
+    Raises:
+        ModelError: P703, something is asked for that only results tell.
+        ResultsError: P501, the folder has no results, or those of another study.
+    """
+    searched = len(declaration.candidates(method)) > 1
+    if folder is None:
+        if searched:
+            raise ModelError("P703", f"The study searches values for {method.label}, and nothing tells which it chose.",
+                             "Give the folder of its results with --results.")  # fmt: skip
+        if calibrate:
+            raise ModelError("P703", "A calibration needs predictions of cases that were not trained on.",
+                             "Give the folder of the study's results with --results.")  # fmt: skip
+        if rounds is not None:
+            return Chosen(method, rounds, "as asked")
+        return Chosen(method, None, "the best by the validation loss, among those of the study")
+    results = Results(folder)
+    _check_same(declaration, method, folder)
+    why = []
+    if searched:
+        number, times, folds = _most_chosen(results, method)
+        candidates = declaration.candidates(method)
+        if number >= len(candidates):
+            raise _other(folder, ["search"])
+        method = candidates[number].method
+        method = replace(method, label=declaration.candidates(method)[0].method.label)
+        why.append(f"values of trial {number}, which {times} of {folds} searches chose")
+    if rounds is None:
+        rounds, found = _best_rounds(results, method, folder)
+        why.append(f"the median of the best rounds of {found} trainings")
+    else:
+        why.append("as asked")
+    summary = results.summary
+    mine = summary[(summary["method"] == method.label) & (summary[RUN] == PLAIN)]
+    return Chosen(
+        method, rounds, "; ".join(why), _threshold(results, method.label),
+        _calibration(results, method.label) if calibrate else None,
+        json.loads(mine.to_json(orient="records")),
+        {"data_sha256": results.provenance.get("data_sha256"), "finished": results.provenance.get("finished")},
+    )  # fmt: skip
+
+
+def _check_same(declaration: Declaration, method: StudyMethod, folder: Path) -> None:
+    """The results must be those of this study, as far as they tell of the method.
+
+    Raises:
+        ResultsError: P501 with the entries that differ.
+    """
+    try:
+        content = yaml.safe_load((folder / "study.yaml").read_text(encoding="utf-8"))
+        theirs = dict(content)
+        their_data = DataSpec.model_validate({**theirs["data"], "table": None, "tables": None})
+        entries = {label: entry for one in theirs["methods"] for label, entry in [_labelled(one)]}
+    except (OSError, ValueError, KeyError, TypeError, yaml.YAMLError):
+        raise ResultsError("P501", f"{folder} has no study.yaml that can be read.",
+                           "Give the folder of a study's results.") from None  # fmt: skip
+    mine = declaration.filled()
+    if method.label not in entries:
+        raise ResultsError("P501", f"The results in {folder} have no method {method.label}.",
+                           f"They have: {', '.join(entries)}.")  # fmt: skip
+    differing = [key for key in ("task", "model", "training") if theirs.get(key) != json.loads(json.dumps(mine[key]))]
+    if without_places(their_data).model_dump(mode="json") != without_places(declaration.data).model_dump(mode="json"):
+        differing.append("data")
+    if entries[method.label] != json.loads(json.dumps(method.entry)):
+        differing.append("methods")
+    if theirs.get("search") != json.loads(json.dumps(mine.get("search"))):
+        differing.append("search")
+    if differing:
+        raise _other(folder, differing)
+
+
+def _other(folder: Path, entries: list[str]) -> ResultsError:
+    listed = ", ".join(f"`{one}`" for one in entries)
+    return ResultsError("P501", f"The results in {folder} are those of another study: it differs in {listed}.",
+                        "Give the results of this study, or run it.")  # fmt: skip
+
+
+def _labelled(entry: object) -> tuple[str, object]:
+    if isinstance(entry, dict):
+        name, options = next(iter(entry.items()))
+        return str((options or {}).get("label", name)), entry
+    return str(entry), entry
+
+
+def _most_chosen(results: Results, method: StudyMethod) -> tuple[int, int, int]:
+    """Trial that most searches chose (the one with the best mean score of equals), how many did, and of how many."""
+    from polyclinic.study.table_files import read_table
+
+    table = read_table(results.folder / "search.csv")
+    mine = table[(table["method"] == method.label) & (table[RUN] == PLAIN)]
+    chosen = mine[mine[AFTER[1]].astype(str).str.lower() == "true"]
+    if chosen.empty:
+        raise ModelError("P703", f"{results.folder / 'search.csv'} has no search of {method.label}.",
+                         "Give the results of a study that was run to its end.")  # fmt: skip
+    counts = chosen["trial"].astype(int).value_counts()
+    most = sorted(counts[counts == counts.max()].index)
+    return int(most[0]), int(counts.max()), len(chosen)
+
+
+def _best_rounds(results: Results, method: StudyMethod, folder: Path) -> tuple[int, int]:
+    """Median number of rounds up to the best one, and over how many trainings."""
+    table = results.rounds
+    mine = table[(table["method"] == method.label) & (table[RUN] == PLAIN)]
+    if CHOSEN not in mine or mine.empty:
+        raise ModelError("P703", f"The rounds in {folder} don't tell which one was the best.",
+                         "Say how many are wanted with --rounds.")  # fmt: skip
+    best = mine[mine[CHOSEN] == 1].groupby(["seed", "fold"])["round"].median() + 1
+    return max(1, int(np.floor(best.median() + 0.5))), len(best)
+
+
+def _threshold(results: Results, label: str) -> float | None:
+    """Median of the thresholds of the folds; None where predictions have none, or stay at the sites."""
+    try:
+        predictions = results.predictions
+    except ResultsError:
+        return None
+    mine = predictions[(predictions["method"] == label) & (predictions[RUN] == PLAIN)]
+    if "threshold" not in mine or mine.empty:
+        return None
+    return float(mine.groupby(["seed", "fold"])["threshold"].first().median())
+
+
+def _calibration(results: Results, label: str) -> Calibration:
+    """A logistic regression of the label on the logit of the score, over the test cases of all folds.
+
+    Raises:
+        ModelError: P703, there are no predictions of two classes.
+    """
+    from polyclinic.statistics.calibration import recalibration
+
+    try:
+        predictions = results.predictions
+    except ResultsError:
+        raise ModelError("P703", "The sites kept their predictions, so that nothing can be calibrated by them.",
+                         "Leave out --calibrate, or recalibrate with `polyclinic evaluate`.") from None  # fmt: skip
+    mine = predictions[(predictions["method"] == label) & (predictions[RUN] == PLAIN)]
+    if mine.empty or "score_0" in mine or "threshold" not in mine:
+        raise ModelError("P703", "Only probabilities of two classes are calibrated.", "Leave out --calibrate.")
+    intercept, slope = recalibration(mine["label"].to_numpy(), mine["score"].to_numpy(np.float64))
+    if not np.isfinite([intercept, slope]).all():
+        raise ModelError("P703", "The test predictions can't be calibrated: they part the classes, or are all alike.",
+                         "Leave out --calibrate.")  # fmt: skip
+    return Calibration(intercept=intercept, slope=slope, cases=len(mine), source="test cases of the study's folds")

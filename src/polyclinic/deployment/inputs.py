@@ -1,0 +1,232 @@
+"""Cases that a model is to predict: a table, a manifest of images, or a folder of them; nothing of a label is read."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+import torch
+from torch import Tensor
+
+from polyclinic.data.cases import NO_CLASS, Counts, SiteData
+from polyclinic.data.opening.images import read_images
+from polyclinic.data.readers.files import list_files, maybe_dicom
+from polyclinic.data.readers.nifti.read import is_nifti
+from polyclinic.data.spec import DataSpec
+from polyclinic.data.tables.codes import one_text_each
+from polyclinic.data.tables.features import encode_covariates, encode_features
+from polyclinic.data.tables.rows import Rows, read_rows, reject_rows
+from polyclinic.data.volumes.store import Volumes
+from polyclinic.deployment.description import Description
+from polyclinic.errors import DataError, ModelError
+from polyclinic.notes import Note
+
+#: Cases that are read at once: pictures, and volumes.
+PICTURES_AT_ONCE, VOLUMES_AT_ONCE = 256, 4
+#: What a site is called where nobody names it.
+NAMELESS = "new"
+_PICTURES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".gif")
+
+
+@dataclass
+class Cases:
+    """Cases of one or several sites, read when they are needed.
+
+    Attributes:
+        rows: all rows, those that can't be used with the reason.
+        spec: how they are read; paths are those of the new cases.
+        folder: to which paths are relative.
+        features: of tables, float32 ``[N, F]``; empty for images.
+        covariates: float64 ``[N, K]``, or None.
+        failures: position -> why an image could not be read; grows while images are.
+        notes: what a person should know.
+    """
+
+    rows: Rows
+    spec: DataSpec
+    folder: Path
+    features: npt.NDArray[np.float32]
+    covariates: npt.NDArray[np.float64] | None
+    failures: dict[int, str] = field(default_factory=dict)
+    notes: list[Note] = field(default_factory=list)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    @property
+    def usable(self) -> npt.NDArray[np.intp]:
+        """Positions of the rows that can be used, as far as their cells tell."""
+        return np.flatnonzero(self.rows.usable)
+
+    @property
+    def sites(self) -> list[str]:
+        """Names of the sites, in order."""
+        return list(dict.fromkeys(self.rows.origin["site"].iloc[self.usable].tolist()))
+
+    def of(self, site: str) -> npt.NDArray[np.intp]:
+        """Positions of the usable rows of a site."""
+        return self.usable[(self.rows.origin["site"] == site).to_numpy()[self.usable]]
+
+    def read(self, site: str, positions: npt.NDArray[np.intp], cache: Path) -> tuple[SiteData | None, list[int]]:
+        """Some cases of a site, and their positions; images that can't be read are counted among the ``failures``.
+
+        Args:
+            site: its name.
+            positions: which cases.
+            cache: folder for prepared volumes.
+        """
+        pixels: Tensor | Volumes | None
+        if self.spec.image is None:
+            pixels, there = torch.from_numpy(self.features[positions]), list(map(int, positions))
+        else:
+            spec = self.spec.model_copy(update={"cache": str(cache), "max_unreadable": 1.0})
+            found = read_images(site, self.rows.at(positions), spec, self.folder, "labels", lambda: None)
+            pixels = found.pixels
+            self.failures |= {int(positions[place]): reason for place, reason in found.failures.items()}
+            there = [int(one) for place, one in enumerate(positions) if place not in found.failures]
+            self.notes += found.notes
+        if pixels is None or not there:
+            return None, []
+        origin = self.rows.origin.iloc[there]
+        spacings = [tuple(one["grid_spacing"]) for one in pixels.about] if isinstance(pixels, Volumes) else None
+        own = None if self.covariates is None else torch.from_numpy(self.covariates[there])
+        targets = torch.full((len(there),), NO_CLASS, dtype=torch.int64)
+        return SiteData(
+            site, pixels, targets, origin["subject"].tolist(), origin["case"].tolist(), None,
+            Counts(len(there), len(there)), spacings, own,
+        ), there  # fmt: skip
+
+    def rejected(self) -> dict[int, str]:
+        """Position -> why a case was not predicted."""
+        found = {int(place): str(reason) for place, reason in enumerate(self.rows.reasons) if reason}
+        return dict(sorted({**found, **self.failures}.items()))
+
+    def reasons(self) -> Counter[str]:
+        """Reason -> cases."""
+        return Counter(self.rejected().values())
+
+
+def open_table(description: Description, table: Path, site: str | None) -> Cases:
+    """The rows of a table, or of a manifest of images.
+
+    Args:
+        description: of the model, which says which columns are read.
+        table: the file.
+        site: whose cases they are; None takes the column that named the sites of the study, if the table has it.
+
+    Raises:
+        DataError: P201 to P203, the file can't be read, a column is missing, or a value is none.
+        ModelError: P702, no case can be used.
+    """
+    table = Path(table)
+    spec = _spec(description, table, site)
+    rows = read_rows(spec, table.parent, None, may_be_none=True)
+    if not len(rows):
+        raise ModelError("P702", f"The table {table.name!r} has no rows.", "Give a table with a row for each case.")
+    return _cases(description, spec, rows, table.parent, site)
+
+
+def open_images(description: Description, folder: Path, site: str | None) -> Cases:
+    """The images below a folder: files, and folders with one DICOM series; a case and a patient each.
+
+    Raises:
+        ModelError: P702, the model needs several images a case, or the folder has none.
+    """
+    folder = Path(folder)
+    if description.is_table:
+        raise ModelError("P702", "The model predicts rows of a table, not images.", "Give the table with --table.")
+    columns = description.data.image_columns
+    if len(columns) > 1 or description.agreement.values or description.covariates:
+        text = (
+            f"A case of this model has the columns {', '.join(columns)} and others, and a folder does not have these."
+        )
+        raise ModelError("P702", text, "Give a table with them: --images TABLE.")
+    if not folder.is_dir():
+        raise DataError("P201", f"The folder {folder.name!r} can't be found.", "Give a folder with images, or a table.")
+    found = _image_paths(folder, volumes=description.data.preprocessing is not None)
+    if not found:
+        raise ModelError("P702", f"The folder {folder.name!r} has no image that this model could predict.",
+                         "Volumes are NIfTI or DICOM, pictures PNG, JPEG or TIFF.")  # fmt: skip
+    cells = pd.DataFrame({columns[0]: pd.Series(found, dtype="str")})
+    origin = pd.DataFrame({"case": found, "subject": found, "folder": str(folder), "site": site or NAMELESS})
+    origin["part"] = None
+    rows = Rows(cells, origin, np.full(len(found), "", dtype=object), np.ones(len(found), dtype=np.bool_), [], columns)
+    spec = description.data.model_copy(update={"root": None, "subject": None, "site": None})
+    return Cases(rows, spec, folder, np.empty((len(found), 0), dtype=np.float32), None)
+
+
+def _spec(description: Description, table: Path, site: str | None) -> DataSpec:
+    """How the new table is read: as the study's, but without labels."""
+    from polyclinic.data.tables.table import read_cells
+
+    data = description.data
+    available = read_cells(table, data.columns).columns.tolist() if table.is_file() else []
+    truth = ("label", "time", "event", "mask", "mask_classes", "positive", "classes")
+    changes: dict[str, object] = {**dict.fromkeys(truth), "unlabelled": "reject", "max_unreadable": 1.0}
+    changes |= {"table": table.name, "tables": None, "root": None}
+    if site is not None or data.site not in available:
+        changes["site"] = None
+    if data.subject is not None and data.subject not in available:
+        changes["subject"] = changes["subject_pattern"] = None
+    if description.is_table:
+        changes["features"], changes["exclude"] = list(description.agreement.features), []
+    return data.model_copy(update=changes)
+
+
+def _cases(description: Description, spec: DataSpec, rows: Rows, folder: Path, site: str | None) -> Cases:
+    rows.chosen = list(description.agreement.features) if description.is_table else []
+    notes = reject_rows(rows, spec, "labels", None)
+    if spec.site is None:
+        rows.origin["site"] = site or NAMELESS
+    _reject_unknown(rows, description)
+    codes = (description.agreement.values, description.agreement.spellings)
+    features, covariates = np.empty((len(rows), 0), dtype=np.float32), None
+    if description.is_table:
+        features = encode_features(rows.cells, description.agreement.features, codes, spec)[0]
+    combat = spec.harmonisation.combat
+    if combat is not None:
+        cells = rows.cells.copy()
+        kept = rows.usable
+        covariates = np.zeros((len(rows), sum(map(len, description.covariates.values()))))
+        covariates[kept] = encode_covariates(cells[kept], codes, combat)[0]
+    return Cases(rows, spec, folder, features, covariates, notes=notes)
+
+
+def _reject_unknown(rows: Rows, description: Description) -> None:
+    """Rows with a code that no site had: the model has no weight for it."""
+    for column, spellings in description.agreement.spellings.items():
+        if column not in rows.cells:
+            continue
+        texts = one_text_each({*spellings, *rows.cells[column].dropna()})
+        known = {texts[spelling]: spelling for spelling in spellings}
+        other = {text: known[same] for text, same in texts.items() if same in known and text not in spellings}
+        cells = rows.cells[column] = rows.cells[column].replace(other)  # 1.0 where the sites wrote 1
+        strange = (cells.notna() & ~cells.isin(list(spellings))).to_numpy()
+        for value in dict.fromkeys(cells[strange].tolist()):
+            text = f"{column} is {str(value)[:40]!r}, which no site that trained had"
+            rows.reject(strange & (cells == value).to_numpy(), text)
+
+
+def _image_paths(folder: Path, *, volumes: bool) -> list[str]:
+    """Images below a folder, as paths relative to it; a folder of DICOM files is one image."""
+    found: dict[str, None] = {}
+    for path in list_files(folder):
+        relative = path.relative_to(folder)
+        if volumes and is_nifti(path):
+            found[str(relative)] = None
+        elif volumes and maybe_dicom(path):
+            found[str(relative.parent)] = None
+        elif not volumes and (path.suffix.lower() in _PICTURES or maybe_dicom(path)):
+            found[str(relative)] = None
+    return list(found)
+
+
+def evenly(positions: npt.NDArray[np.intp], most: int) -> npt.NDArray[np.intp]:
+    """At most so many of the positions, spread evenly."""
+    if len(positions) <= most:
+        return positions
+    return positions[np.linspace(0, len(positions) - 1, most).round().astype(np.intp)]

@@ -1,0 +1,91 @@
+"""What a model has not seen: values, units and images unlike those of every site that trained."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from polyclinic.data.cases import SiteData
+from polyclinic.data.opening.facts import SiteFacts
+from polyclinic.data.quality.values import unit_notes, usual_values
+from polyclinic.data.volumes.store import Volumes
+from polyclinic.deployment.description import Description, Seen, Usual
+from polyclinic.notes import Note
+
+Values = npt.NDArray[np.float64]
+
+#: A value is unlike those of a site so many robust deviations from its median.
+_FAR = 20.0
+#: Voxel sizes are unlike those of the sites beyond their range by this factor.
+_TIMES = 1.5
+#: What is below this is air in CT; no other modality has it.
+_AIR = -500.0
+
+
+def seen_at(facts: Mapping[str, SiteFacts], inputs: Sequence[str]) -> Seen:
+    """What inputs were like at all sites together.
+
+    Args:
+        facts: what each site says, with the usual values of its features.
+        inputs: names of the features.
+    """
+    features = {}
+    for place, name in enumerate(inputs):
+        known = [
+            (one.medians[place], one.deviations[place]) for one in facts.values() if place < len(one.medians)
+        ]  # fmt: skip
+        pairs = [(median, spread) for median, spread in known if median is not None and spread]
+        if pairs:
+            low, high = min(m - _FAR * s for m, s in pairs), max(m + _FAR * s for m, s in pairs)
+            middle, spread = np.median(np.array(pairs), axis=0).tolist()
+            features[name] = Usual(median=middle, deviation=spread, low=low, high=high)
+    sorted_ranges = [sorted(one.spacings) for one in facts.values() if one.spacings]
+    spacing = [(min(one[0] for one in axis), max(one[1] for one in axis)) for axis in zip(*sorted_ranges, strict=True)]
+    air = sorted({one.levels[0] < _AIR for one in facts.values() if one.levels})
+    return Seen(features=features, spacing=spacing, air=air)
+
+
+def outside_table(description: Description, data: SiteData) -> list[str]:
+    """Of each case the features whose values are unlike those of every site, as a text; mostly empty."""
+    table = data.table.double().numpy()
+    found: list[list[str]] = [[] for _ in range(len(data))]
+    for name, usual in description.seen.features.items():
+        column = table[:, description.inputs.index(name)]
+        with np.errstate(invalid="ignore"):
+            far = (column < usual.low) | (column > usual.high)
+        for place in np.flatnonzero(far):
+            found[place].append(f"{name} = {column[place]:.6g}")
+    return ["; ".join(one) for one in found]
+
+
+def units_of(description: Description, data: SiteData) -> list[Note]:
+    """Notes on features whose values differ from those of the sites that trained as if the unit did."""
+    features = description.seen.features
+    places = [description.inputs.index(name) for name in features]
+    if not places or not len(data):
+        return []
+    known = np.array([[one.median for one in features.values()], [one.deviation for one in features.values()]])
+    here = tuple(values[places] for values in usual_values(data))
+    return unit_notes({"of the model": (known[0], known[1]), data.site: (here[0], here[1])}, list(features))
+
+
+def outside_images(description: Description, data: SiteData) -> list[str]:
+    """Of each volume how it is unlike those of every site, as a text; mostly empty."""
+    if not isinstance(data.inputs, Volumes):
+        return [""] * len(data)
+    return ["; ".join(_unlike(description.seen, record["facts"])) for record in data.inputs.about]
+
+
+def _unlike(seen: Seen, facts: dict[str, Any]) -> list[str]:
+    found = []
+    own = sorted(facts["spacing"])  # the axes of an image may be stored in any order
+    near = [low / _TIMES <= side <= high * _TIMES for side, (low, high) in zip(own, seen.spacing, strict=False)]
+    if not all(near):
+        found.append("voxels of " + " x ".join(f"{size:.3g}" for size in facts["spacing"]) + " mm")
+    air = facts["quantiles"][0] < _AIR
+    if seen.air and air not in seen.air:
+        found.append("values like CT" if air else "values unlike CT")
+    return found
