@@ -39,6 +39,9 @@ from polyclinic.data.catalogue import ENTRIES, find_entry
 from polyclinic.data.catalogue.page import catalogue_page
 from polyclinic.data.spec import DataSpec, Mask, Partition, Patch, Preprocessing
 from polyclinic.data.tables.labels import MOST_CLASSES
+from polyclinic.deployment.fit import Wanted, fit_model
+from polyclinic.deployment.folder import read_model
+from polyclinic.deployment.inputs import open_table
 from polyclinic.engine.planner import PROCESSES_ABOVE, STACK_BELOW
 from polyclinic.engine.processes import _Worker
 from polyclinic.errors import TITLES, PolyclinicError
@@ -50,6 +53,7 @@ from polyclinic.options import Catalogue, describe_options
 from polyclinic.parts import PLACES, SERVER_PARTS, ServerPart, Step
 from polyclinic.server.selection import PARTICIPATION
 from polyclinic.site import Site, Workspace
+from polyclinic.study.checked import CheckedStudy
 from polyclinic.study.declaration import Declaration
 from polyclinic.study.entries import EngineOptions, Evaluation, ReportOptions, Search, Training
 from polyclinic.tasks import TASKS
@@ -276,7 +280,7 @@ def test_every_message_stands_in_the_architecture_with_its_tensors(
     for other in ("function", "part/verb"):
         told.pop(other)
     assert set(told) == set(Site(next(iter(table_sites().values())), Workspace())._functions)
-    assert said.keys() >= set(told) - {"restore", "try"}
+    assert said.keys() >= set(told) - {"restore", "try", "retain"}
     for function, (asked, answered) in said.items():
         assert asked <= told[function][0], function
         assert answered <= told[function][1], function
@@ -662,6 +666,12 @@ def list_of_one() -> None:
     sites["Aachen"].agree(["Aachen"])
 
 
+def empty_table() -> None:
+    fit_model(CheckedStudy.read("study.yaml"), Path("model"), Wanted("fedavg", rounds=1))
+    Path("empty.csv").write_text(Path("patients.csv").read_text(encoding="utf-8").splitlines()[0], encoding="utf-8")
+    open_table(read_model(Path("model")).description, Path("empty.csv"), None)
+
+
 MISTAKES: dict[str, Callable[[], object]] = {
     "P101": lambda: Study.read("studdy.yaml"),
     "P102": lambda: changed("rounds: 2", "rounds: 0"),
@@ -698,6 +708,9 @@ MISTAKES: dict[str, Callable[[], object]] = {
     "P606": unsaid_end,
     "P607": changed_log,
     "P608": request_of_nobody,
+    "P701": lambda: read_model(Path("nowhere")),
+    "P702": empty_table,
+    "P703": lambda: fit_model(CheckedStudy.read("study.yaml"), Path("model"), Wanted()),
 }
 
 

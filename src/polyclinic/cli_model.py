@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 from rich.console import Console
@@ -106,6 +106,36 @@ def predict(
     _print_notes(done.notes)
     console.print(f"{len(done.predictions)} cases predicted, {len(done.failures)} not.", markup=False)
     print(out / TABLE)
+
+
+def evaluate(
+    model: ModelFolder,
+    study: Annotated[
+        Path, typer.Argument(metavar="STUDY", help="A study file: where the cases are and what is true of them.")
+    ],
+    out: Annotated[Path, typer.Option(help="Folder for the results; it is made.")],
+    parts: Annotated[
+        Path | None, typer.Option(help="What sites kept of the model, as for `predict`. Default: MODEL-sites.")
+    ] = None,
+    recalibrate: Annotated[
+        Literal["all", "site"] | None,
+        typer.Option(help="Also fit a calibration to these cases: one for all sites, or one for each."),
+    ] = None,
+    device: Annotated[str, typer.Option(help="Where the network runs: auto, cpu, cuda.")] = "auto",
+) -> None:
+    """Validate a model on labelled cases, at sites that may be new to it; writes results and a report."""
+    from polyclinic.deployment.evaluation import evaluate_model
+    from polyclinic.deployment.fit import sites_folder
+    from polyclinic.deployment.folder import read_model
+    from polyclinic.engine.planner import choose_device
+    from polyclinic.study.display import RichDisplay
+
+    loaded = read_model(model, device=choose_device(device))
+    if parts is None and sites_folder(model).is_dir():
+        parts = sites_folder(model)
+    with RichDisplay(console) as display:
+        report = evaluate_model(loaded, study, out, parts=parts, recalibrate=recalibrate, display=display)
+    print(f"Report: {report}")
 
 
 @contextmanager

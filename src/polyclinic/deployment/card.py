@@ -201,8 +201,8 @@ def _privacy(description: Description, record: Mapping[str, Any]) -> Iterable[st
             "trained on, or reconstruct features of it. Ask the sites before it is passed on."
         )
     yield (
-        "model.yaml has, over all sites, usual values of features and how far they scatter, and the sites' names and numbers "
-        "of patients. Nothing in it is of a single patient."
+        "model.yaml has, over all sites, usual values of features and how far they scatter, and the sites' names and "
+        "numbers of patients. Nothing in it is of a single patient."
     )
 
 

@@ -119,6 +119,23 @@ class Predictor:
                              "Leave out --reference.")  # fmt: skip
         return SiteModel(site, vectors, steps, notes)
 
+    def at_opened(self, data: SiteData) -> SiteModel:
+        """The model as it is used on all cases of a site that were opened with their labels, of which none is used.
+
+        Raises:
+            ModelError: P702, the model can't be used there.
+        """
+        part = self._part(data.site)
+        vectors = self._vectors(data.site, part)
+        if part is not None:
+            return SiteModel(data.site, vectors, [dict(one) for one in part.steps], [])
+        prepared, notes = Prepared(data, torch.arange(len(data))), list[Note]()
+        if any(step.needs_cases(prepared) for step in self._steps):
+            if len(data) < LEAST_REFERENCE:
+                raise _too_few(data.site, len(data))
+            notes.append(_scaled_by_itself(data.site, len(data)))
+        return SiteModel(data.site, vectors, self._chain(prepared), notes)
+
     def _part(self, site: str) -> ModelPart | None:
         """What of the model belongs to the site.
 
@@ -181,13 +198,8 @@ class Predictor:
         data, there = source.read(site, evenly(positions, MOST_REFERENCE), cache)
         if data is None or len(there) < LEAST_REFERENCE:
             count = 0 if data is None else len(there)
-            raise ModelError(
-                "P702", f"Cases of site {site}, which took no part in training, are scaled by themselves, and it has "
-                f"{count}; {LEAST_REFERENCE} are needed.",
-                "Give more cases at once, or others of the same site with --reference.",
-            )  # fmt: skip
-        text = f"Site {site} took no part in training: its cases are scaled by {len(there)} of them, without labels."
-        return self._chain(Prepared(data, torch.arange(len(data)))), [Note("N902", text)]
+            raise _too_few(site, count)
+        return self._chain(Prepared(data, torch.arange(len(data)))), [_scaled_by_itself(site, len(there))]
 
     def _chain(self, prepared: Prepared) -> list[Tensors]:
         for step, merged in zip(self._steps, self.model.merged, strict=True):
@@ -221,7 +233,12 @@ class Predictor:
         batch = max(batch, 32) if flat else 1 if self.description.data.box else batch
         return max(1, (PICTURES_AT_ONCE if flat else VOLUMES_AT_ONCE) // batch) * batch
 
-    def _predicted(self, data: SiteData, there: list[int], site: SiteModel) -> Predicted:
+    def ready(self, data: SiteData, site: SiteModel) -> _Ready:
+        """Cases as the network is run on them.
+
+        Raises:
+            ModelError: P702, they have another shape than those that it was trained on.
+        """
         prepared = Prepared(data, torch.empty(0, dtype=torch.int64))
         for step, fitted in zip(self._steps, site.steps, strict=True):
             prepared = step.take(prepared, fitted)
@@ -231,13 +248,15 @@ class Predictor:
         if dataset.training_shape != tuple(self.description.shape):
             raise ModelError("P702", f"The cases have the shape {list(dataset.training_shape)}, and the model takes "
                              f"{self.description.shape}.", "Give cases like those that it was trained on.")  # fmt: skip
-        ready = _Ready(self.model.network, dataset, self.task, self.description.batch_size)
+        return _Ready(self.model.network, dataset, self.task, self.description.batch_size)
+
+    def _predicted(self, data: SiteData, there: list[int], site: SiteModel) -> Predicted:
+        ready = self.ready(data, site)
         index = torch.arange(len(data))
         if self.task.target == "masks":
             found = torch.cat([evaluation.probabilities(ready, site.vectors, one)[0] for one in index.split(1)])
             return Predicted(there, self._names(data, there), found, data)
-        targets = self._no_targets(len(data))
-        dataset.targets = targets
+        ready.dataset.targets = self._no_targets(len(data))
         asked = Asked((), self.description.classes, 0.0, self.description.completion)
         batch = Batch(*evaluation.probabilities(ready, site.vectors, index))
         sent = self.task.rows([batch], self.description.threshold, asked)
@@ -266,3 +285,15 @@ class Predictor:
     def _names(data: SiteData, there: list[int]) -> pd.DataFrame:
         names = {"site": [data.site] * len(data), "subject": data.subjects, "case": data.cases}
         return pd.DataFrame(names, dtype=str)
+
+
+def _scaled_by_itself(site: str, cases: int) -> Note:
+    text = f"Site {site} took no part in training: its cases are scaled by {cases} of them, without labels."
+    return Note("N902", text)
+
+
+def _too_few(site: str, cases: int) -> ModelError:
+    return ModelError(
+        "P702", f"Cases of site {site}, which took no part in training, are scaled by themselves, and it has {cases}; "
+        f"{LEAST_REFERENCE} are needed.", "Give more cases at once, or others of the same site with --reference.",
+    )  # fmt: skip

@@ -387,7 +387,7 @@ class Site:
             self.identity, self.diary,
         )  # fmt: skip
         if not self._named:
-            self._write_pseudonyms()
+            self.write_pseudonyms()
         self._log(f"start {asked.run}: shares {', '.join(asked.share) or 'nothing'}")
         sizes = Started(train=len(parts.train), validation=len(parts.validation), steps=self.run.steps_in_all)
         return Message(sizes.fields(), self.run.announced)
@@ -577,7 +577,7 @@ class Site:
     def _checkpoint(self, done: int) -> Path:
         return (self.folder or Path()) / f"{self.run.declared.run}.round{done}.safetensors"
 
-    def _write_pseudonyms(self) -> None:
+    def write_pseudonyms(self) -> None:
         """The site's own list of who is who, which stays in its folder."""
         self._named = True
         if self.folder is not None:

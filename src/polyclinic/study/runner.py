@@ -23,6 +23,7 @@ from polyclinic.study.checked import CheckedStudy
 from polyclinic.study.columns import PAYLOADS
 from polyclinic.study.described import described
 from polyclinic.study.display import Display
+from polyclinic.study.findings import write_findings
 from polyclinic.study.fit import (
     check_delta,
     check_enough_sites,
@@ -30,7 +31,7 @@ from polyclinic.study.fit import (
     check_left_cases,
     check_shares,
 )
-from polyclinic.study.flow import characteristics_table, flow_table
+from polyclinic.study.flow import flow_table
 from polyclinic.study.folder import Folder
 from polyclinic.study.folds import Folds
 from polyclinic.study.found import Found, found_at_sites, found_in_rows
@@ -48,11 +49,6 @@ from polyclinic.study.report.page import write_report
 from polyclinic.study.search import Searching
 from polyclinic.study.setup import Setup
 from polyclinic.study.site_table import site_table
-from polyclinic.study.statistics import all_evidence, all_trust, cost_of_unseen, summarise
-from polyclinic.study.statistics.calibration import calibration_tables
-from polyclinic.study.statistics.subgroups import subgroup_table
-from polyclinic.study.statistics.survival import common_times, survival_tables
-from polyclinic.study.statistics.within import within_tables
 from polyclinic.study.testing import predictions_at
 
 
@@ -244,8 +240,7 @@ class _Runner:
         tested = sites["site"].map(lambda site: any(fold.test[site] for fold in folds.values()))
         sites = sites.assign(scored=sites["scored"] & tested)
         scored = dict(zip(sites["site"], sites["scored"], strict=True))
-        summary, unseen = self._summary(found, scored)
-        self._write_groups(found, folds)
+        summary, unseen = write_findings(self.folder, declaration, self.cohort, found, folds, scored)
         paths = [self.folder.jobs / self.folder.job_name(job) / "notes.json" for job in jobs]
         first = sorted(jobs, key=lambda job: (runs[job.run], methods[job.methods[0].label], job.seed, job.fold))
         numbers = Numbers()
@@ -307,40 +302,6 @@ class _Runner:
             tested.sort([method.label for method in self.declaration.study_methods])
             return found_at_sites(tested, engine, self.declaration, classes)
         return found_in_rows(ordered(self.folder.gather(jobs, "predictions.csv")), self.declaration, classes)
-
-    def _summary(self, found: Found, scored: dict[str, bool]) -> tuple[pd.DataFrame, pd.DataFrame]:
-        """The summary table, and what it costs to be unseen."""
-        declaration, baselines = self.declaration, self.declaration.baselines
-        self.folder.note({"baselines": baselines})
-        evidence = all_evidence(found.results, found.source, scored)
-        compared, at_sites = within_tables(evidence, baselines, declaration.metrics[0])
-        self.folder.write("comparisons.csv", compared)
-        self.folder.write("site_comparisons.csv", at_sites)
-        calibration, decisions = calibration_tables(all_trust(found.results, found.source, scored))
-        if len(calibration):
-            self.folder.write("calibration.csv", calibration)
-            self.folder.write("decisions.csv", decisions)
-        summary = summarise(found.results, found.source, scored, baselines=baselines, evidence=evidence)
-        return summary, cost_of_unseen(found.results, found.source, scored)
-
-    def _write_groups(self, found: Found, folds: dict[int, Fold]) -> None:
-        """Results by groups of patients, and how long groups of higher and lower risk live."""
-        declaration = self.declaration
-        if declaration.evaluation.subgroups:
-            least, columns = (
-                declaration.evaluation.subgroup_patients,
-                [one.column for one in declaration.evaluation.grouped_by],
-            )
-            binary = declaration.target == "labels" and len(self.cohort.classes) == 2
-            table = subgroup_table(found.source, found.results, columns=columns, binary=binary, least=least)
-            self.folder.write("subgroups.csv", table)
-            self.folder.write("characteristics.csv", characteristics_table(folds, least))
-        if declaration.target == "times":
-            longest = max(facts.round_time or 0.0 for facts in self.cohort.facts.values())
-            steps = common_times(longest, declaration.grid.edges)
-            curves, tests = survival_tables(found.source, found.results, steps)
-            self.folder.write("survival.csv", curves)
-            self.folder.write("log_rank.csv", tests)
 
     def _write_overlays(self, jobs: list[Job]) -> None:
         from safetensors import safe_open
