@@ -57,7 +57,7 @@ def volume_run(classes, spacing=None, names=("dice", "hd95"), cases=4):
     labels = ["background", *(f"part {index}" for index in range(1, classes))]
     run = SimpleNamespace(
         task=task, model=FlatModule(layer, [layer]), dataset=_Volumes(cases, classes, spacing),
-        work=SimpleNamespace(batch_size=1),
+        batch_size=1,
         declared=SimpleNamespace(metrics=MetricNames(names=list(names), classes=labels, tolerance=2.0)),
     )  # fmt: skip
     return run, [run.model.vector.clone()], torch.arange(cases)

@@ -104,6 +104,6 @@ def test_methods_and_folds_start_from_one_network_of_each_seed(tmp_path, monkeyp
         built.append(seed)
         return build_model(*arguments, **options, **({} if seed is None else {"seed": seed}))
 
-    monkeypatch.setattr("polyclinic.study.runner.build_model", counting)
+    monkeypatch.setattr("polyclinic.study.setup.build_model", counting)
     run(tmp_path, ["single", "mix", "fedavg", "fedbn"], seeds=[3])
     assert built == [None, 3]  # the first for its layout

@@ -10,7 +10,7 @@ import torch
 from helpers import write_image_study, write_number_study, write_survival_study, write_table_study
 from polyclinic.communication.message import Message
 from polyclinic.errors import ResultsError, SiteError, StudyError
-from polyclinic.study import runner
+from polyclinic.study import setup
 from polyclinic.study.report.page import write_report
 from polyclinic.study.study import Study
 from refusing import Refusing, RowFound
@@ -63,14 +63,14 @@ def run(content, folder, name, *, predictions="sites", wrap=None, monkeypatch=No
     if wrap is None:
         return Study.of(content, folder).run(folder / name, **options)
     with pytest.MonkeyPatch.context() as patch:
-        engines = runner._Runner._engines
+        engines = setup.Setup.start
 
         def wrapped(self, plan):
             engine, local = engines(self, plan)
             self.engines = [wrap(engine)]
             return self.engines[0], local
 
-        patch.setattr(runner._Runner, "_engines", wrapped)
+        patch.setattr(setup.Setup, "start", wrapped)
         return Study.of(content, folder).run(folder / name, **options)
 
 

@@ -211,13 +211,8 @@ class _Evaluation:
         )  # fmt: skip
         names = [site.pseudonyms[place] for place in index.tolist()]
         groups = {name: [own[place] for place in index.tolist()] for name, own in (data.groups or {}).items()}
-        about: dict[str, str | int] = {
-            "method": description.method,
-            RUN: PLAIN,
-            "seed": 0,
-            "fold": 0,
-            "site": site.name,
-        }
+        about: dict[str, str | int] = {"method": description.method, RUN: PLAIN, "seed": 0, "fold": 0}
+        about["site"] = site.name
         site.write_pseudonyms()
         return prediction_rows(
             self.predictor.task, [one[0] for one in names], [one[1] for one in names], sent, description.threshold,

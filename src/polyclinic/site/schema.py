@@ -348,7 +348,7 @@ FUNCTIONS: dict[str, Function] = {
     "survival": Function(AskSurvival, Survival, answered_tensors=_SURVIVAL, lists={"methods": "N methods"}),
     "model": Function(During, Nothing, _STATE, {"model": Shaped("float32", "P", finite=False)}),
     "overlays": Function(Predict, Pictured, _MODELS, _pictures),
-    "retain": Function(Retain, Retained, _MODELS),
+    "retain": Function(Retain, Retained, {"state": _MODELS["state"]}),
     "spent": Function(During, Spends),
     "save": Function(Checkpointed),
     "restore": Function(Checkpointed),
