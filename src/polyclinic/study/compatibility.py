@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
-from itertools import pairwise
+from itertools import pairwise, zip_longest
 from typing import Any
 
 from polyclinic.client.personal import PERSONAL
@@ -177,6 +177,15 @@ def _encoded(method: Method, local: Local) -> Refusal | None:
                            f"Name {name} before {before}, or leave one of them out. (The values of `top_k`, `random_k` "
                            "and `power_sgd` can have fewer bits: `values: int8`.)", "channel")  # fmt: skip
         before, packed = (name, part.packs) if part.encodes else (before, packed)
+    return None
+
+
+def _shared_noise(method: Method, local: Local) -> Refusal | None:
+    """Shares of noise that no sum puts together."""
+    for (name, options), following in zip_longest(method.channel, method.channel[1:]):
+        if build_part(name, options).in_sum and (following is None or following[0] != "secure_sum"):
+            return Refusal(f"{name} gives each site a share of the noise of a secure sum, and none comes next.",
+                           "Name `secure_sum` directly after it, or use `gaussian_noise`.", "channel")  # fmt: skip
     return None
 
 
@@ -369,6 +378,6 @@ def _built(method: Method) -> list[tuple[str, Part]]:
 
 
 _CHECKS: tuple[Callable[[Method, Local], Refusal | None], ...] = (
-    _absent, _twice, _encoded, _unbounded, _one_aggregation, _order, _returned, _hidden, _quiet, _gradient_at_start,
-    _gradient_step, _linear_steps, _task, _one_by_one, _procedure, _personal,
+    _absent, _twice, _encoded, _shared_noise, _unbounded, _one_aggregation, _order, _returned, _hidden, _quiet,
+    _gradient_at_start, _gradient_step, _linear_steps, _task, _one_by_one, _procedure, _personal,
 )  # fmt: skip
