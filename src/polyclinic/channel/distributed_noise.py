@@ -22,8 +22,10 @@ from polyclinic.secure import Ring
 #: it longer by 1/128 at most.
 _STEPS, _STEPS_A_ROOT = 2**16, 2**6
 #: Deviations of the noise of all sites that a sum has room for. A number of it is beyond with a probability below
-#: 2 exp(−72), or 10^-31; then it wraps, which spoils the model and tells nothing.
+#: 2 exp(−72), about 10^-31; then it wraps, which spoils the model and tells nothing.
 ROOM = 12
+#: Numbers that are worked on at a time.
+_AT_ONCE = 1 << 18
 #: What rounding of 64-bit floats may take away, and much more.
 _SLACK = 1 + 2.0**-20
 
@@ -108,7 +110,6 @@ class DistributedNoise(SiteNoise):
     """
 
     needs_norm: ClassVar = 2
-    in_sum: ClassVar = True
 
     def __init__(
         self, *, noise: AboveZero | None = None, colluding: Annotated[int, Field(ge=0)] = 1,
@@ -175,10 +176,11 @@ class DistributedNoise(SiteNoise):
         Raises:
             TrainingError: P301, they are longer than what the noise is for.
         """
-        length = math.sqrt(sum(float(part.double().square_().sum()) for part in numbers.split(1 << 17)))
+        length = math.sqrt(sum(float(part.double().square_().sum()) for part in numbers.split(_AT_ONCE)))
         if not length <= share.length:
             raise TrainingError(
                 "P301", f"A change for a secure sum has length {length * share.step:g}, and the noise is for "
                 f"{share.length * share.step:g}: nothing is sent.", "Report this: `clip` bounds it before.",
             )  # fmt: skip
-        numbers += torch.from_numpy(discrete_gaussian(len(numbers), share.deviation, self._draws)).to(numbers.dtype)
+        for part in numbers.split(_AT_ONCE):
+            part += torch.from_numpy(discrete_gaussian(len(part), share.deviation, self._draws)).to(part.dtype)

@@ -38,7 +38,6 @@ class Part:
         retells: whether what its end at a site sends follows from the change and from public numbers.
         needs_norm: the norm (1 or 2) in which steps before it must bound a change; 0 for none.
         needs_mean: whether it supposes that the server takes the mean of the updates.
-        in_sum: whether that noise is each site's share of what the part that comes next adds to a sum.
         summed: whether the server sees sums of what leaves the sites alone, so that what this part gives is added up;
             set before its ends are made.
         before: the part that closes an update before it, if there is one; set likewise.
@@ -65,7 +64,6 @@ class Part:
     retells: ClassVar[bool] = False
     needs_norm: ClassVar[int] = 0
     needs_mean: ClassVar[bool] = False
-    in_sum: ClassVar[bool] = False
     summed: bool = False
     before: Part | None = None
     norm: float | None = None

@@ -8,6 +8,8 @@ from importlib.util import find_spec
 from itertools import pairwise, zip_longest
 from typing import Any
 
+from polyclinic.channel.distributed_noise import DistributedNoise
+from polyclinic.channel.secure_sum import SecureSum
 from polyclinic.client.personal import PERSONAL
 from polyclinic.methods import Method
 from polyclinic.parts import (
@@ -182,10 +184,17 @@ def _encoded(method: Method, local: Local) -> Refusal | None:
 
 def _shared_noise(method: Method, local: Local) -> Refusal | None:
     """Shares of noise that no sum puts together."""
-    for (name, options), following in zip_longest(method.channel, method.channel[1:]):
-        if build_part(name, options).in_sum and (following is None or following[0] != "secure_sum"):
-            return Refusal(f"{name} gives each site a share of the noise of a secure sum, and none comes next.",
+    built = [build_part(name, options) for name, options in method.channel]
+    for part, following in zip_longest(built, built[1:]):
+        if not isinstance(part, DistributedNoise):
+            continue
+        if not isinstance(following, SecureSum):
+            return Refusal(f"{part.name} gives each site a share of the noise of a secure sum, and none comes next.",
                            "Name `secure_sum` directly after it, or use `gaussian_noise`.", "channel")  # fmt: skip
+        if part.colluding >= following.least:
+            return Refusal(f"A sum may be one of {following.least} sites, and with {part.colluding} of them colluding "
+                           f"no noise of {part.name} is left that counts.", "Give a smaller `colluding`, or "
+                           "`secure_sum` a greater `least`.", "channel")  # fmt: skip
     return None
 
 
