@@ -97,7 +97,7 @@ def test_the_report_says_what_is_guaranteed_item_by_item(folder: Path) -> None:
         "(of 6)",
         "Validation and test cases",
         "whose updates had no noise",
-        "not the server, which gets the sum with its noise and no site's change",
+        "not the server, which gets the sum with its noise and no site",
         "distributed_noise: discrete Gaussian, noise",
         "drawn and added as whole numbers, exactly",
     ):

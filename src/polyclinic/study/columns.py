@@ -33,8 +33,8 @@ LOG_RANK = [
 #: Columns of ``privacy.csv``.
 NOISY_PARTS, TRUST = "part", "trust"
 PRIVACY = [
-    "method", RUN, "seed", "fold", "site", NOISY_PARTS, "unit", "units", "steps", "mechanism", "delta", "epsilon",
-    "accountant", "lifetime_epsilon", "source", TRUST,
+    "method", RUN, "seed", "fold", "site", NOISY_PARTS, TRUST, "unit", "units", "steps", "mechanism", "delta",
+    "epsilon", "accountant", "lifetime_epsilon", "source",
 ]  # fmt: skip
 #: Columns of ``exchanged.csv``.
 EXCHANGED = ["method", "payload", "reveals"]
