@@ -40,15 +40,18 @@ OPTIONS = {
     "laplace_noise": {"noise": 0.1},
     "sparse_vector": {"epsilon": 10.0},
     "central_noise": {"noise": 0.1},
+    "distributed_noise": {"noise": 0.1},
     "dp_sgd": {"noise": 0.5},
 }
 #: What else a method has with a part that can't do without, unless the pair itself says it.
 NEEDS: dict[str, dict[str, object]] = {
     **{
         name: {"channel": ["clip"], "share": "no_norm_statistics"}
-        for name in ("gaussian_noise", "laplace_noise", "sparse_vector", "central_noise")
+        for name in ("gaussian_noise", "laplace_noise", "sparse_vector", "central_noise", "distributed_noise")
     },
 }
+#: The step of the channel that must come directly after another.
+NEXT = {"distributed_noise": "secure_sum"}
 #: Parts that are not for networks with batch normalisation, and are tried with another.
 NOT_FOR_BATCH_NORM = ("dp_sgd",)
 #: Enough sites for rules that must outvote one (Bulyan needs 4 f + 3), also where one is not chosen.
@@ -95,6 +98,10 @@ def method_of(*parts):
                 options.setdefault(key, needed)
             elif not [one for one in needed if one in options[key]]:
                 options[key] = [*needed, *options[key]]
+        if following := NEXT.get(name):
+            others = [one for one in options["channel"] if one != following]
+            place = 1 + next(place for place, one in enumerate(others) if name in one)
+            options["channel"] = [*others[:place], following, *others[place:]]
     return {"fedavg": options}
 
 

@@ -16,6 +16,7 @@ import yaml
 
 from helpers import script, write_table_study
 from polyclinic import Study
+from polyclinic.secure import fit_shape
 from polyclinic.study.display import Display
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -150,7 +151,17 @@ def test_the_guesses_are_those_of_epsilon():
     assert round(1 / (1 - right[16.0]) / 1e6) == 9
 
 
-@pytest.mark.parametrize("example", examples(), ids=["hidden", "private", "line"])
+def test_what_the_page_says_of_shared_noise_holds():
+    """√(n / (m − 1)) of n sites, of which m must be left."""
+    page = (STUDIES / "protection" / "page.md").read_text(encoding="utf-8")
+    assert "a sum of 12 is opened with 9" in page
+    assert "1.2 times as much for 12 sites, and 1.3 for 5" in page
+    left = {sites: fit_shape(sites).agreement for sites in (5, 12)}
+    assert left == {5: 4, 12: 9}
+    assert [round(math.sqrt(sites / (fewest - 1)), 1) for sites, fewest in left.items()] == [1.3, 1.2]
+
+
+@pytest.mark.parametrize("example", examples(), ids=["hidden", "private", "line", "shared"])
 def test_the_examples_of_the_page_run(example: dict[str, Any], tmp_path: Path):
     for package in ("cryptography", "zstandard"):
         pytest.importorskip(package)

@@ -16,9 +16,10 @@ MODEL = {"mlp": {"hidden": [12], "norm": "batch"}}
 OPTIONS = {
     "top_k": {"share": 0.1, "values": "int8"}, "random_k": {"share": 0.3}, "power_sgd": {"rank": 1},
     "gaussian_noise": {"noise": 1e-3}, "central_noise": {"noise": 1e-3}, "laplace_noise": {"norm": 9.0, "noise": 1e-4},
+    "distributed_noise": {"noise": 1e-3},
     "dynamic_fusion": {"by": "loss"}, "sparse_vector": {"epsilon": 1e9, "share": 0.9, "bound": 9.0},
 }  # fmt: skip
-NOISE = ("gaussian_noise", "laplace_noise", "sparse_vector", "central_noise")
+NOISE = ("gaussian_noise", "laplace_noise", "sparse_vector", "central_noise", "distributed_noise")
 NAMES = sorted(CHANNEL_PARTS)
 #: Numbers that come back from encryption are near, and new each time.
 EXACT = [name for name in NAMES if name != "homomorphic_sum"]
@@ -30,7 +31,9 @@ KEEPING = ["bfloat16", "float16", "int8", "power_sgd", "random_k", "top_k"]
 
 def entry(name):
     if name in NOISE:
-        return {"fedavg": {"channel": ["clip", {name: OPTIONS[name]}], "share": "no_norm_statistics", "label": name}}
+        following = ["secure_sum"] if name == "distributed_noise" else []
+        channel = ["clip", {name: OPTIONS[name]}, *following]
+        return {"fedavg": {"channel": channel, "share": "no_norm_statistics", "label": name}}
     return {"fedavg": {"channel": [{name: OPTIONS.get(name, {})}]}}
 
 

@@ -15,7 +15,7 @@ from polyclinic.privacy.events import MOST_STEPS
 
 events = st.builds(
     Event,
-    st.sampled_from(["gaussian", "laplace", "pure"]),
+    st.sampled_from(["gaussian", "laplace", "concentrated", "pure"]),
     st.floats(1e-300, 1e300),
     st.floats(1e-300, 1),
     st.integers(0, 10**6),
@@ -23,7 +23,7 @@ events = st.builds(
 
 
 @pytest.mark.parametrize("parameter", [0, -1.0, math.nan, math.inf, -math.inf, True, "1", None, 10**400])
-@pytest.mark.parametrize("mechanism", ["gaussian", "laplace", "pure"])
+@pytest.mark.parametrize("mechanism", ["gaussian", "laplace", "concentrated", "pure"])
 def test_a_parameter_is_a_finite_number_above_0(mechanism, parameter):
     with pytest.raises(StudyError, match=r"P102 The parameter of the mechanism .* is .*, expected a number above 0"):
         Event(mechanism, parameter)
@@ -42,7 +42,9 @@ def test_a_count_is_a_whole_number(count):
 
 
 def test_other_mechanisms_and_bare_steps_with_noise_are_refused():
-    with pytest.raises(StudyError, match=r"P103 There is no mechanism 'gauss'. Valid: gaussian, laplace, pure, bare"):
+    with pytest.raises(
+        StudyError, match=r"P103 There is no mechanism 'gauss'. Valid: gaussian, laplace, concentrated, pure, bare"
+    ):
         Event("gauss", 1.0)
     with pytest.raises(StudyError, match=r"P102 The parameter of a step without noise is 1.0, expected 0"):
         Event("bare", 1.0)

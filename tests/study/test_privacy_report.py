@@ -19,6 +19,7 @@ METHODS = [
     {"fedavg": {"local": [{"dp_sgd": {"noise": 1.2}}], "label": "steps"}},
     {"fedavg": {"channel": ["clip", "gaussian_noise"], "label": "sites"}},
     {"fedavg": {"channel": ["clip", {"central_noise": {"noise": 3.0}}], "label": "centre"}},
+    {"fedavg": {"channel": ["clip", "distributed_noise", "secure_sum"], "label": "shared"}},
 ]
 
 
@@ -40,7 +41,7 @@ def test_each_training_has_a_row_for_each_site_or_one_for_the_server(folder: Pat
     table = pd.read_csv(folder / "privacy.csv")
     assert list(table.columns) == PRIVACY
     counts = table.groupby(["method", "seed", "fold"])["site"].agg(list)
-    assert len(counts) == 3 * 2 * 2
+    assert len(counts) == 4 * 2 * 2
     for (method, *_), sites in counts.items():
         assert sites == (["federation"] if method == "centre" else ["Aachen", "Bonn", "Celle"])
     assert (table["delta"] == 1e-3).all()
@@ -48,12 +49,22 @@ def test_each_training_has_a_row_for_each_site_or_one_for_the_server(folder: Pat
         "steps": "a patient",
         "sites": "a patient",
         "centre": "a site",
+        "shared": "a patient",
+    }
+    assert dict(table.groupby("method")["trust"].first()) == {
+        "steps": "the patient's own site",
+        "sites": "the patient's own site",
+        "centre": "the server",
+        "shared": "the patient's own site, and all but 1 of the sites in its secure sum, to add their shares of the "
+        "noise",
     }
 
 
 def test_noise_that_was_not_given_keeps_the_budget_and_given_noise_is_told(folder: Path) -> None:
     table = pd.read_csv(folder / "privacy.csv").set_index("method")
     assert ((table.loc["sites", "epsilon"] > 5.95) & (table.loc["sites", "epsilon"] <= 6)).all()
+    assert ((table.loc["shared", "epsilon"] > 5.95) & (table.loc["shared", "epsilon"] <= 6)).all()
+    assert (table.loc["shared", "accountant"] == "rdp").all()
     assert (table.loc["centre", "epsilon"] == epsilon([Event.gaussian(1.5, count=2)], 1e-3)).all()
 
 
@@ -71,7 +82,7 @@ def test_over_a_study_epsilon_only_grows(folder: Path) -> None:
 def test_the_report_says_what_is_guaranteed_item_by_item(folder: Path) -> None:
     found = guaranteed(Folder(folder))
     assert found is not None
-    assert [one.method for one in found.methods] == ["steps", "sites", "centre"]
+    assert [one.method for one in found.methods] == ["steps", "sites", "centre", "shared"]
     assert found.others == ["fedavg"]
     assert found.simulated
     for one in found.methods:
@@ -86,6 +97,9 @@ def test_the_report_says_what_is_guaranteed_item_by_item(folder: Path) -> None:
         "(of 6)",
         "Validation and test cases",
         "whose updates had no noise",
+        "not the server, which gets the sum with its noise and no site",
+        "distributed_noise: discrete Gaussian, noise",
+        "drawn and added as whole numbers, exactly",
     ):
         assert words in re.sub(r"\s+", " ", section)
 
@@ -93,7 +107,14 @@ def test_the_report_says_what_is_guaranteed_item_by_item(folder: Path) -> None:
 def test_training_losses_of_private_methods_are_not_told(folder: Path) -> None:
     rounds = pd.read_csv(folder / "rounds.csv")
     told = rounds.groupby("method")["loss"].apply(lambda loss: loss.notna().all())
-    assert told.to_dict() == {"fedavg": True, "single": True, "steps": False, "sites": False, "centre": False}
+    assert told.to_dict() == {
+        "fedavg": True,
+        "single": True,
+        "steps": False,
+        "sites": False,
+        "centre": False,
+        "shared": False,
+    }
     assert rounds[rounds["method"] == "steps"]["loss"].isna().all()
 
 

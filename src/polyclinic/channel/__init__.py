@@ -2,6 +2,7 @@
 
 from polyclinic.channel import (
     clip,
+    distributed_noise,
     dynamic_fusion,
     homomorphic_sum,
     low_rank,
@@ -14,6 +15,7 @@ from polyclinic.channel import (
 
 __all__ = [
     "clip",
+    "distributed_noise",
     "dynamic_fusion",
     "homomorphic_sum",
     "low_rank",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated, ClassVar
 
 import torch
@@ -19,7 +19,7 @@ from polyclinic.seeds import generator
 from polyclinic.shapes import Shaped
 
 
-def _known(value: float | None, part: str, what: str) -> float:
+def known(value: float | None, part: str, what: str) -> float:
     """A size of noise, which must be known by now: without it there would be none, and nobody would see that.
 
     Raises:
@@ -31,7 +31,21 @@ def _known(value: float | None, part: str, what: str) -> float:
     return value
 
 
-class _SiteNoise(SitePart):
+def noise_within(
+    budget: tuple[float, float] | None, plan: Callable[[float], Sequence[Event]], part: str
+) -> float:  # fmt: skip
+    """The least noise with which a ``part`` keeps a budget of ε and δ, at the server.
+
+    Raises:
+        StudyError: P102, there is no budget; P305, no noise keeps it.
+    """
+    if budget is None:
+        raise StudyError("P102", f"{part} has no `noise`, and the study no `privacy` to find it from.",
+                         "Give one of them.")  # fmt: skip
+    return noise_for(*budget, plan)
+
+
+class SiteNoise(SitePart):
     """Noise that a site adds to what leaves it: it need not trust the server.
 
     Neighbours are a site's data and any others in their place, so that each patient of the site is protected as all of
@@ -58,7 +72,7 @@ class _SiteNoise(SitePart):
 
     def spends(self) -> Sequence[Event]:
         """Of each round."""
-        return [self.event(_known(self.noise, self.name, "noise"))]
+        return [self.event(known(self.noise, self.name, "noise"))]
 
     def begin(self, view: SiteView, received: Memory) -> Memory:
         """The round's random numbers."""
@@ -71,7 +85,7 @@ class _SiteNoise(SitePart):
 
 
 @CHANNEL_PARTS.add("gaussian_noise")
-class GaussianNoise(_SiteNoise):
+class GaussianNoise(SiteNoise):
     """Each site adds Gaussian noise to the change of the weights, whose length `clip` bounds before: of standard
     deviation σ C for each weight.
 
@@ -90,18 +104,18 @@ class GaussianNoise(_SiteNoise):
         self.noise = noise
 
     def event(self, noise: float) -> Event:
-        """See `_SiteNoise`."""
+        """See `SiteNoise`."""
         return Event.gaussian(noise / 2)
 
     def close(self, packed: Memory) -> Memory:
         """Add."""
-        length = _known(self.norm, self.name, "bound of the change")
-        change, deviation = packed["change"], _known(self.noise, self.name, "noise") * length
+        length = known(self.norm, self.name, "bound of the change")
+        change, deviation = packed["change"], known(self.noise, self.name, "noise") * length
         return {**packed, "change": (change + gaussian(len(change), self._draws) * deviation).float()}
 
 
 @CHANNEL_PARTS.add("laplace_noise")
-class LaplaceNoise(_SiteNoise):
+class LaplaceNoise(SiteNoise):
     """Each site shortens the change of the weights to a length in the L1 norm, Σ |Δ| ≤ C, and adds Laplace noise of
     scale b C to each weight.
 
@@ -119,7 +133,7 @@ class LaplaceNoise(_SiteNoise):
         self.length, self.noise = norm, noise
 
     def event(self, noise: float) -> Event:
-        """See `_SiteNoise`."""
+        """See `SiteNoise`."""
         return Event.pure(2 / noise)
 
     def close(self, packed: Memory) -> Memory:
@@ -127,12 +141,12 @@ class LaplaceNoise(_SiteNoise):
         change = packed["change"].double()
         found = float(change.abs().sum())
         short = change * min(1.0, self.length / found * (1 - 2.0**-40)) if found else change
-        noise = laplace(len(change), self._draws) * (_known(self.noise, self.name, "noise") * self.length)
+        noise = laplace(len(change), self._draws) * (known(self.noise, self.name, "noise") * self.length)
         return {**packed, "change": (short + noise).float()}
 
 
 @CHANNEL_PARTS.add("sparse_vector")
-class SparseVector(_SiteNoise):
+class SparseVector(SiteNoise):
     """Each site sends some weights whose changes are large, with noise on the choice and on what is sent: the sparse
     vector technique. Changes are clipped to ±γ weight by weight. Weights are gone through in an order by lot until as
     many as the share have passed, |clip(Δ)| + Lap(2 c γ / ε₂) ≥ τ + Lap(γ / ε₁); of these clip(Δ) + Lap(2 c γ / ε₃) is
@@ -160,7 +174,7 @@ class SparseVector(_SiteNoise):
         self.noise = None if epsilon is None else 1 / epsilon
 
     def event(self, noise: float) -> Event:
-        """See `_SiteNoise`; the noise is 1 / ε."""
+        """See `SiteNoise`; the noise is 1 / ε."""
         return Event.pure(1 / noise)
 
     def close(self, packed: Memory) -> Memory:
@@ -169,7 +183,7 @@ class SparseVector(_SiteNoise):
         count = len(change)
         number = min(count, math.ceil(self.share * count - 1e-9))
         ratio = (2 * number) ** (2 / 3)
-        first = 1 / (_known(self.noise, self.name, "noise") * (1 + 2 * ratio))
+        first = 1 / (known(self.noise, self.name, "noise") * (1 + 2 * ratio))
         further = first * ratio
         level = self.threshold + float(laplace(1, draws)[0]) * self.bound / first
         noisy = change.abs() + laplace(count, draws) * (2 * number * self.bound / further)
@@ -214,10 +228,7 @@ class CentralNoise(ServerPart):
 
     def _solve(self, rounds: int, budget: tuple[float, float] | None) -> float:
         if self.noise is None:
-            if budget is None:
-                raise StudyError("P102", "central_noise has no `noise`, and the study no `privacy` to find it from.",
-                                 "Give one of them.")  # fmt: skip
-            self.noise = noise_for(*budget, lambda noise: [Event.gaussian(noise / 2, count=rounds)])
+            self.noise = noise_within(budget, lambda noise: [Event.gaussian(noise / 2, count=rounds)], self.name)
         return self.noise
 
     def spends(self, rounds: int, budget: tuple[float, float] | None) -> Sequence[Event]:
@@ -229,7 +240,7 @@ class CentralNoise(ServerPart):
         seeded = RepeatableDraws(generator(self.name, self.now.seed, self.now.fold, self.now.number))
         draws = SystemDraws() if self.now.real else seeded
         largest = max(step.shares.values(), default=1.0)
-        length = _known(self.norm, self.name, "bound of the changes")
-        deviation = _known(self.noise, self.name, "noise") * length * largest
+        length = known(self.norm, self.name, "bound of the changes")
+        deviation = known(self.noise, self.name, "noise") * length * largest
         step.change.copy_(step.change + gaussian(len(step.change), draws) * deviation)
         return step

@@ -14,6 +14,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from polyclinic.channel.distributed_noise import DistributedNoise, Share
 from polyclinic.channel.said import read_said, said
 from polyclinic.errors import PolyclinicError, SiteError
 from polyclinic.parts import CHANNEL_PARTS, Hiding, Memory, Now, Part, ServerEnd, SiteEnd, SiteView, Sum
@@ -38,7 +39,8 @@ class SecureSum(Part):
     with 32 bits where all that is sent is the change, shortened by `clip` directly before, else with 64. A sum of fewer
     than ``least`` sites is refused. With many sites each has masks in common with some only.
 
-    What parts send with an update is summed with it, if a mean is all that they need of it.
+    What parts send with an update is summed with it, if a mean is all that they need of it. After `distributed_noise`
+    each site adds its share of the noise to its whole numbers, before the masks.
 
     It does not protect from what the sum itself says, nor against a server together with all sites but one. Between
     hospitals keys are signed with the sites' certificates; on one computer, where sites have none, nothing is signed.
@@ -91,7 +93,14 @@ class SecureSum(Part):
         layout = layout_of(before, sizes)
         return {"change": Shaped("int32" if self._bits(layout) == 32 else "int64", sum(layout.values()) + 1)}
 
+    @property
+    def noisy(self) -> DistributedNoise | None:
+        """The part whose noise sites add, if there is one."""
+        return self.before if isinstance(self.before, DistributedNoise) else None
+
     def _bits(self, layout: Mapping[str, int]) -> int:
+        if self.noisy is not None:
+            return self.noisy.bits
         alone = not any(count for name, count in layout.items() if name != "change")
         return 32 if self.norm is not None and alone else 64
 
@@ -100,8 +109,8 @@ class SecureSum(Part):
         """Tensors of an update -> how many numbers, in the order in which the vector has them."""
         return layout_of(self.given, self.sizes)
 
-    def agreed(self, about: About, number: int) -> tuple[Terms, Ring]:
-        """What all parties of a sum know in a round, and how values become whole numbers.
+    def agreed(self, about: About, number: int) -> tuple[Terms, Ring, Share | None]:
+        """What all parties of a sum know in a round, how values become whole numbers, and a site's share of the noise.
 
         Raises:
             SiteError: P402, too few sites take part.
@@ -114,18 +123,22 @@ class SecureSum(Part):
                 "each of the two knows the other's update, since it takes its own off.",
                 "Let more sites take part. Two sites that trust each other can allow it: `secure_sum: {least: 2}`.",
             )  # fmt: skip
-        bits = self._bits(layout)
-        bound = BOUND if bits == 64 or self.norm is None else self.norm
-        ring = Ring.fit(bound, count, most_weight=about.most, total_weight=about.total, bits=bits)
         threshold = None if self.threshold is None or count > COMPLETE_UP_TO else min(self.threshold, count)
         shape = fit_shape(count, threshold=threshold, dropout=self.dropout, corrupt=self.corrupt)
         length = sum(layout.values()) + 1
+        if self.noisy is None:
+            bits, share = self._bits(layout), None
+            bound = BOUND if bits == 64 or self.norm is None else self.norm
+            ring = Ring.fit(bound, count, most_weight=about.most, total_weight=about.total, bits=bits)
+        else:
+            left = max(self.least, shape.agreement)
+            ring, share = self.noisy.agreed(length - 1, count, left, most_weight=about.most, total_weight=about.total)
         # Sites that are told different weights find different keys, so none can be made to outweigh all others.
         training = digest("weights", about.training, repr(about.most), repr(about.total))
         terms = Terms(
             training, number + 1, about.attempt, about.sites, shape, ring.bits, length, self.least
         )  # fmt: skip
-        return terms, ring
+        return terms, ring, share
 
 
 def layout_of(given: Mapping[str, Shaped], sizes: Mapping[str, int]) -> dict[str, int]:
@@ -188,6 +201,8 @@ class _Masking(SiteEnd):
 
     def __init__(self, part: SecureSum) -> None:
         self.part = part
+        if part.noisy is not None:
+            part.noisy.added = True
         self._round: SiteRound | None = None
         self._training = b""
 
@@ -229,7 +244,7 @@ class _Masking(SiteEnd):
         own = 1.0 if about.most == 1 else float(view.count())
         if about.weight != own:  # with all weight on one site the sum would be its update
             raise Misfit(f"terms: got a weight of {about.weight:g}, expected {own:g}, the site's own")
-        terms, self._ring = self.part.agreed(about, view.number)
+        terms, self._ring, self._share = self.part.agreed(about, view.number)
         if view.name not in terms.index:
             raise Misfit("terms: got a list of sites without this one")
         self._round, self._number, self._weight = SiteRound(terms, view.name, view.identity), view.number, about.weight
@@ -253,7 +268,10 @@ class _Masking(SiteEnd):
         if packed.keys() != layout.keys():
             raise ValueError(f"got {sorted(packed)} to add up, expected {sorted(layout)}")
         numbers = torch.cat([packed[name].double().flatten() for name in layout])
-        return {"change": self._round.mask(self._ring.encode(numbers, self._weight), self._boxes)}
+        vector = self._ring.encode(numbers, self._weight)
+        if self._share is not None and self.part.noisy is not None:
+            self.part.noisy.add_(vector[:-1], self._share)
+        return {"change": self._round.mask(vector, self._boxes)}
 
     def _refused(self, site: str, why: str) -> SiteError:
         return SiteError(
@@ -279,6 +297,8 @@ class _Summing(Hiding):
     def begin(self, now: Now) -> None:
         """Let the sites find masks."""
         super().begin(now)
+        if self.part.noisy is not None:
+            self.part.noisy.settle(now.rounds, now.budget)
         self._rounds = [_Group(self.part, name, about, now) for name, about in self._divided(now)]
         self._attempts += 1
         self._home = {site: group for group in self._rounds for site in group.sites}
@@ -328,7 +348,7 @@ class _Group:
 
     def __init__(self, part: SecureSum, name: str, about: About, now: Now) -> None:
         self.part, self.name, self.about, self.sites, self._now = part, name, about, about.sites, now
-        terms, self._ring = part.agreed(about, now.number)
+        terms, self._ring, _ = part.agreed(about, now.number)
         self._server = ServerRound(terms, now.verifier)
         self.boxes: dict[str, dict[str, bytes]] = {}
         self.weights: dict[str, float] = {}

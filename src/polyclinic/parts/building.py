@@ -47,9 +47,10 @@ def build_parts(entries: Iterable[Entry]) -> dict[str, Part]:
     parts = {name: build_part(name, options) for name, options in entries}
     summed = any(isinstance(part.at_server(), Hiding) for part in parts.values())
     norm: float | None = None
+    before: Part | None = None
     for part in parts.values():
-        part.summed, part.norm = summed, norm
-        norm = part.bounds()
+        part.summed, part.norm, part.before = summed, norm, before
+        norm, before = part.bounds(), part
     return parts
 
 

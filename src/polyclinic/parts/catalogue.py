@@ -40,6 +40,7 @@ class Part:
         needs_mean: whether it supposes that the server takes the mean of the updates.
         summed: whether the server sees sums of what leaves the sites alone, so that what this part gives is added up;
             set before its ends are made.
+        before: the part that closes an update before it, if there is one; set likewise.
         norm: no change that it is given to close is longer than this; None if parts before it promise nothing.
         given: the tensors of an update that it is given to close; known once the model is, before its ends are made.
         sizes: lengths of dimensions in these, likewise.
@@ -64,6 +65,7 @@ class Part:
     needs_norm: ClassVar[int] = 0
     needs_mean: ClassVar[bool] = False
     summed: bool = False
+    before: Part | None = None
     norm: float | None = None
     given: Mapping[str, Shaped] = {}
     sizes: Mapping[str, int] = {}
@@ -75,6 +77,11 @@ class Part:
     def at_server(self) -> ServerEnd:
         """The end at the server."""
         return ServerEnd()
+
+    @property
+    def trust(self) -> str:
+        """Whom those that the noise protects have to trust, in words; empty for parts without."""
+        return {"a patient": "the patient's own site", "a site": "the server"}.get(self.private, "")
 
     def bounds(self) -> float | None:
         """No change that it has closed is longer than this; None if it promises nothing."""

@@ -17,7 +17,7 @@ from torch import Tensor
 #: Numbers that are drawn at once, to bound memory.
 _AT_ONCE = 1 << 18
 #: Binary digits of a uniform number.
-_DIGITS = 53
+DIGITS = 53
 
 
 class Draws(ABC):
@@ -71,7 +71,7 @@ class SystemDraws(Draws):
         if not count:
             return torch.zeros(0, dtype=torch.float64)
         whole = torch.frombuffer(bytearray(os.urandom(8 * count)), dtype=torch.int64)
-        return (whole & ((1 << _DIGITS) - 1)).double() * 2.0**-_DIGITS
+        return (whole & ((1 << DIGITS) - 1)).double() * 2.0**-DIGITS
 
 
 def gaussian(count: int, draws: Draws) -> Tensor:

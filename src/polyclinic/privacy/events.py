@@ -17,6 +17,7 @@ from polyclinic.errors import StudyError
 MECHANISMS = {
     "gaussian": "the standard deviation of the noise divided by the sensitivity in the L2 norm",
     "laplace": "the scale of the noise divided by the sensitivity in the L1 norm",
+    "concentrated": "1 / √(2 ρ) of a ρ-zero-concentrated differentially private step, as of Gaussian noise",
     "pure": "the ε of a step that has one of its own",
     "bare": "0, since a step without noise has none",
 }
@@ -29,8 +30,8 @@ class Event:
     """Equal private steps.
 
     Attributes:
-        mechanism: one of ``MECHANISMS``: ``gaussian``, ``laplace``, ``pure`` (such as the sparse vector technique), or
-            ``bare``, a step that looked at data without any noise.
+        mechanism: one of ``MECHANISMS``: ``gaussian``, ``laplace``, ``concentrated`` (such as discrete Gaussian noise),
+            ``pure`` (such as the sparse vector technique), or ``bare``, a step that looked at data without any noise.
         parameter: above 0; ``MECHANISMS`` says what it is. 0 for ``bare``.
         rate: q in (0, 1], the probability that a unit takes part in a step.
         count: number of such steps, 0 or more.
@@ -69,6 +70,11 @@ class Event:
     def laplace(cls, scale: float, rate: float = 1.0, count: int = 1) -> Event:
         """Steps with Laplace noise of scale ``scale`` times the sensitivity in the L1 norm."""
         return cls("laplace", scale, rate, count)
+
+    @classmethod
+    def concentrated(cls, noise: float, count: int = 1) -> Event:
+        """Steps whose Rényi divergence of each order α is α / (2 ``noise``²) at most, as that of Gaussian noise is."""
+        return cls("concentrated", noise, 1.0, count)
 
     @classmethod
     def pure(cls, epsilon: float, rate: float = 1.0, count: int = 1) -> Event:

@@ -2,9 +2,10 @@
 
 A step has the Rényi divergence D(α) at most, for each order α; those of several steps add up.
 
-Sources: Mironov, Rényi differential privacy, CSF 2017 (Gaussian, Laplace); Mironov, Talwar and Zhang, Rényi
-differential privacy of the sampled Gaussian mechanism, 2019; Balle et al., Hypothesis testing interpretations and Rényi
-differential privacy, AISTATS 2020, theorem 21 (from D to ε and δ).
+Sources: Mironov, Rényi differential privacy, CSF 2017 (Gaussian, Laplace); Bun and Steinke, Concentrated differential
+privacy: simplifications, extensions, and lower bounds, TCC 2016 (concentrated; sampling counts for nothing there);
+Mironov, Talwar and Zhang, Rényi differential privacy of the sampled Gaussian mechanism, 2019; Balle et al., Hypothesis
+testing interpretations and Rényi differential privacy, AISTATS 2020, theorem 21 (from D to ε and δ).
 """
 
 from __future__ import annotations
@@ -82,7 +83,7 @@ def divergence(event: Event) -> Array:
             return np.minimum(_pure(orders, epsilon), _laplace(orders, event.parameter))
         noise = min(event.parameter, MOST_NOISE)
         whole = orders / 2 / np.float64(noise) / noise
-        if rate < 1:
+        if rate < 1 and event.mechanism == "gaussian":
             whole = np.minimum(whole, _sampled_gaussian(noise, rate))
         return np.append(whole, np.inf)
 

@@ -39,6 +39,8 @@ def single(event: Event, removed: bool) -> Losses:
     """
     if event.mechanism == "pure":
         return _two_losses(event.parameter)
+    if event.mechanism == "concentrated":
+        raise ValueError("of concentrated steps the Rényi divergences are known, and no losses")
     least, greatest, curve = {"gaussian": _gaussian, "laplace": _laplace}[event.mechanism](event.parameter, event.rate)
     if max(greatest, -least) > GREATEST_LOSS:
         raise ValueError(f"its losses reach {max(greatest, -least):.0f}, more than {GREATEST_LOSS:.0f}")

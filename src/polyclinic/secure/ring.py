@@ -65,7 +65,7 @@ class Ring:
     @classmethod
     def fit(
         cls, bound: float, sites: int, *, most_weight: float = 1.0, total_weight: float | None = None,
-        step: float | None = None, bits: int | None = None,
+        step: float | None = None, bits: int | None = None, noise: int = 0,
     ) -> Ring:  # fmt: skip
         """The steps and the number of bits with which no sum wraps.
 
@@ -81,6 +81,7 @@ class Ring:
             step: of v w. Without it the finest power of two that fits into the bits.
             bits: k, 2 to 64. Without it the fewest that hold ``step``, or 32 if there is none either. The weight has
                 at least 2^8 steps up to ``most_weight``.
+            noise: how many steps what sites add to their numbers may change a sum by; only with ``step``.
 
         Raises:
             StudyError: P102, it does not fit.
@@ -102,14 +103,15 @@ class Ring:
             bits = 32 if bits is None else bits
             step = _power_above(largest / max(2 ** (bits - 1) - 1 - sites, 1))
         highest = max(largest / Fraction(step), Fraction(total_weight) / Fraction(most_weight) * WEIGHT_STEPS)
-        needed = (math.ceil(highest) + sites).bit_length() + 1
+        needed = (math.ceil(highest) + sites + noise).bit_length() + 1
         if bits is None:
             bits = needed
         if needed > min(bits, MOST_BITS):
+            with_noise = f" with noise of up to {noise * step:g}" if noise else ""
             raise StudyError(
                 "P102",
                 f"Values up to {bound:g}, weights up to {most_weight:g} with a sum of {total_weight:g}, and {sites} "
-                f"sites need {needed} bits in steps of {step:g}; {min(bits, MOST_BITS)} are there.",
+                f"sites need {needed} bits in steps of {step:g}{with_noise}; {min(bits, MOST_BITS)} are there.",
                 "Give a lower bound, smaller weights, a larger step, or more bits.",
             )
         weight_step = _power_above(Fraction(total_weight) / (2 ** (bits - 1) - 1 - sites))

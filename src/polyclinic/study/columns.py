@@ -31,10 +31,10 @@ LOG_RANK = [
     "method", RUN, "sites", "cases", "higher", "observed", "expected", "variance", "statistic", "p",
 ]  # fmt: skip
 #: Columns of ``privacy.csv``.
-NOISY_PARTS = "part"
+NOISY_PARTS, TRUST = "part", "trust"
 PRIVACY = [
-    "method", RUN, "seed", "fold", "site", NOISY_PARTS, "unit", "units", "steps", "mechanism", "delta", "epsilon",
-    "accountant", "lifetime_epsilon", "source",
+    "method", RUN, "seed", "fold", "site", NOISY_PARTS, TRUST, "unit", "units", "steps", "mechanism", "delta",
+    "epsilon", "accountant", "lifetime_epsilon", "source",
 ]  # fmt: skip
 #: Columns of ``exchanged.csv``.
 EXCHANGED = ["method", "payload", "reveals"]

@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
-from itertools import pairwise
+from itertools import pairwise, zip_longest
 from typing import Any
 
+from polyclinic.channel.distributed_noise import DistributedNoise
+from polyclinic.channel.secure_sum import SecureSum
 from polyclinic.client.personal import PERSONAL
 from polyclinic.methods import Method
 from polyclinic.parts import (
@@ -177,6 +179,22 @@ def _encoded(method: Method, local: Local) -> Refusal | None:
                            f"Name {name} before {before}, or leave one of them out. (The values of `top_k`, `random_k` "
                            "and `power_sgd` can have fewer bits: `values: int8`.)", "channel")  # fmt: skip
         before, packed = (name, part.packs) if part.encodes else (before, packed)
+    return None
+
+
+def _shared_noise(method: Method, local: Local) -> Refusal | None:
+    """Shares of noise that no sum puts together."""
+    built = [build_part(name, options) for name, options in method.channel]
+    for part, following in zip_longest(built, built[1:]):
+        if not isinstance(part, DistributedNoise):
+            continue
+        if not isinstance(following, SecureSum):
+            return Refusal(f"{part.name} gives each site a share of the noise of a secure sum, and none comes next.",
+                           "Name `secure_sum` directly after it, or use `gaussian_noise`.", "channel")  # fmt: skip
+        if part.colluding >= following.least:
+            return Refusal(f"A sum may be one of {following.least} sites, and with {part.colluding} of them colluding "
+                           f"no noise of {part.name} is left that counts.", "Give a smaller `colluding`, or "
+                           "`secure_sum` a greater `least`.", "channel")  # fmt: skip
     return None
 
 
@@ -369,6 +387,6 @@ def _built(method: Method) -> list[tuple[str, Part]]:
 
 
 _CHECKS: tuple[Callable[[Method, Local], Refusal | None], ...] = (
-    _absent, _twice, _encoded, _unbounded, _one_aggregation, _order, _returned, _hidden, _quiet, _gradient_at_start,
-    _gradient_step, _linear_steps, _task, _one_by_one, _procedure, _personal,
+    _absent, _twice, _encoded, _shared_noise, _unbounded, _one_aggregation, _order, _returned, _hidden, _quiet,
+    _gradient_at_start, _gradient_step, _linear_steps, _task, _one_by_one, _procedure, _personal,
 )  # fmt: skip

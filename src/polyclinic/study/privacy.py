@@ -15,7 +15,7 @@ from polyclinic.privacy import Event, merged, spent
 from polyclinic.privacy.draws import RepeatableDraws, SystemDraws
 from polyclinic.running.plan import Plan
 from polyclinic.site.messages import Spending
-from polyclinic.study.columns import NOISY_PARTS
+from polyclinic.study.columns import NOISY_PARTS, TRUST
 
 #: Whose row tells what all sites together are guaranteed.
 FEDERATION = "federation"
@@ -47,17 +47,18 @@ def privacy_rows(
             said = reply.fields
             own, life = ([Spending.model_validate(one).event for one in said[k]] for k in ("training", "lifetime"))
             row = _row("a patient", said["patients"], own, life, delta, source=said["source"])
-            found.append({"site": site, NOISY_PARTS: _named(parts, "a patient"), **row})
+            found.append({"site": site, **_named(parts, "a patient"), **row})
     central = [event.times(event.count * rounds) for event in plan.central]
     if central:
         source = (SystemDraws if real else RepeatableDraws).source
         row = _row("a site", len(plan.sites), central, None, delta, source=source)
-        found.append({"site": FEDERATION, NOISY_PARTS: _named(parts, "a site"), **row})
+        found.append({"site": FEDERATION, **_named(parts, "a site"), **row})
     return found
 
 
-def _named(parts: Mapping[str, Part], whom: str) -> str:
-    return " + ".join(name for name, protected in protecting(parts).items() if protected == whom)
+def _named(parts: Mapping[str, Part], whom: str) -> dict[str, str]:
+    names = [name for name, protected in protecting(parts).items() if protected == whom]
+    return {NOISY_PARTS: " + ".join(names), TRUST: "; ".join(dict.fromkeys(parts[name].trust for name in names))}
 
 
 def _row(
@@ -91,7 +92,8 @@ def of_the_study(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def _words(event: Event) -> str:
-    names = {"gaussian": "Gaussian, noise", "laplace": "Laplace, scale", "pure": "ε of a step", "bare": "no noise"}
+    names = {"gaussian": "Gaussian, noise", "laplace": "Laplace, scale", "pure": "ε of a step", "bare": "no noise",
+             "concentrated": "discrete Gaussian, noise"}  # fmt: skip
     said = f"{names[event.mechanism]} {event.parameter:g}" if event.parameter else names[event.mechanism]
     sampled = f", rate {event.rate:.4g}" if event.rate < 1 else ""
     return f"{said}{sampled} × {event.count}"

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import pandas as pd
 
 from polyclinic.privacy import Statement
-from polyclinic.study.columns import NOISY_PARTS
+from polyclinic.study.columns import NOISY_PARTS, TRUST
 from polyclinic.study.report.folder import Folder, of_run
 from polyclinic.study.report.tables import ordered
 
@@ -49,14 +49,20 @@ WORDS = {
         _SITE, "each weight's change is clipped to ± `bound`", "each site, of its own patients: noise is added before "
         "anything leaves it", _CHANGE, "none: all patients of the site are used in each round",
     ),
+    "distributed_noise": Words(
+        _SITE, "the site's change is shortened by `clip`; of the whole numbers that it becomes the length is known",
+        "{trust}; not the server, which gets the sum with its noise and no site's change",
+        "the sums of the sites' changes in all rounds, and all that is made of them",
+        "none: all patients of the site are used in each round",
+    ),
     "central_noise": Words(
         "one has the data of a site, and the other any other data in their place", "each site's change is shortened by "
         "`clip`", "the server, which sees the sites' changes before it adds noise (a secure sum hides these)",
         "the models that the server gives out after each round", "none: which sites take part in a round is no secret",
     ),
 }  # fmt: skip
-_OTHER = Words("see the part's own description", "see the part's own description", "see the part's own description",
-               _CHANGE, "see the mechanism")  # fmt: skip
+_OTHER = Words("see the part's own description", "see the part's own description", "{trust}", _CHANGE,
+               "see the mechanism")  # fmt: skip
 _NOT_COVERED = (
     "Validation and test cases: losses, thresholds, metrics and predictions of them leave the sites without noise.",
     "What sites say when a study is opened and prepared: numbers of patients, cases and classes, ranges, and sums for "
@@ -122,7 +128,7 @@ def _guarantee(folder: Folder, method: str, rows: pd.DataFrame) -> Guarantee:
         unit=str(worst["unit"]),
         neighbours=words.neighbours,
         contribution=words.contribution,
-        trust=words.trust,
+        trust=words.trust.format(trust=worst[TRUST]),
         released=words.released,
         mechanism=f"{part}: {worst['mechanism']}",
         sampling=words.sampling,
@@ -135,7 +141,7 @@ def _guarantee(folder: Folder, method: str, rows: pd.DataFrame) -> Guarantee:
             if searched
             else "settings are those of the study file; trying others on the same patients is not part of this ε"
         ),
-        implementation=f"random numbers from {worst['source']}; sums in 64 bits, rounded once after noise was added",
+        implementation=f"random numbers from {worst['source']}; {_rounding(part)}",
         access="data stay on the site's own machines" if not _simulated(rows) else "a simulation on one machine",
         not_covered=_NOT_COVERED,
     )
@@ -144,6 +150,12 @@ def _guarantee(folder: Folder, method: str, rows: pd.DataFrame) -> Guarantee:
     kept = "" if budget is None else f" (of {budget:g})"
     mechanism, said = f"{part}: {worst['mechanism']}", statement.sentence()
     return Guarantee(method, said, mechanism, spread + kept, f"{lifetime:.4g}", statement.rows())
+
+
+def _rounding(part: str) -> str:
+    if part == "distributed_noise":
+        return "drawn and added as whole numbers, exactly"
+    return "sums in 64 bits, rounded once after noise was added"
 
 
 def _simulated(rows: pd.DataFrame) -> bool:
