@@ -340,6 +340,9 @@ def test_the_training_loss_stays_at_the_site():
     ({"channel": ["clip", {"gaussian_noise": {"noise": 1}}],
       "training": {"participation": {"highest_loss": {"sites": 2}}}}, "training loss"),
     ({"channel": ["clip", {"central_noise": {"noise": 1}}], "server": ["norm_bound"]}, "what others count for"),
+    ({"channel": ["clip", {"central_noise": {"noise": 1}}, "top_k"]}, "which can be longer"),
+    ({"channel": ["clip", {"central_noise": {"noise": 1}}, "qsgd", "zstd"]}, "which can be longer"),
+    ({"channel": ["clip", {"central_noise": {"noise": 1}}, "power_sgd", "secure_sum"]}, "which can be longer"),
     ({"channel": ["clip", {"central_noise": {"noise": 1}}], "training": {"class_weights": "balanced"}}, "exact counts"),
     ({"local": [{"dp_sgd": {"noise": 1}}], "training": {"class_weights": "balanced"}}, "exact counts of patients"),
     ({"local": ["dp_sgd"], "channel": ["clip", "gaussian_noise"]}, "from the budget, which"),
@@ -350,6 +353,13 @@ def test_what_makes_no_sense_is_refused_in_a_sentence(entry, words):
     with pytest.raises(EntryError, match="P104") as caught:
         Federation(table_sites(), [{"fedavg": entry}], model=MODEL)
     assert words in str(caught.value)
+
+
+def test_what_a_coding_sends_later_is_longer_than_the_clip_says():
+    """Why it is refused under `central_noise`: four weights of 1/2 in each round, of which one is sent."""
+    line = Line(("clip", {"norm": 1.0}), ("top_k", {"share": 0.25}), shapes=[(4,)])
+    lengths = [float(line.through(torch.ones(4)).norm()) for _ in range(4)]
+    assert lengths == [0.5, 1.0, 1.5, 2.0]
 
 
 @pytest.mark.parametrize("share", ["body", "head", "no_norm", "no_norm_statistics"])
@@ -374,6 +384,8 @@ def test_sums_of_training_patients_without_noise_are_refused():
 @pytest.mark.parametrize("entry", [
     {"local": ["dp_sgd"], "channel": ["clip", "central_noise"]},
     {"local": [{"dp_sgd": {"noise": 1}}], "channel": ["clip", {"gaussian_noise": {"noise": 1}}]},
+    {"channel": ["clip", {"central_noise": {"noise": 1}}, "zstd"]},
+    {"channel": ["clip", {"gaussian_noise": {"noise": 1}}, "top_k"]},
     {"local": ["dp_sgd"], "server": ["norm_bound"]},
     {"local": ["dp_sgd"], "training": {"class_weights": [1, 4]}},
 ], ids=str)  # fmt: skip

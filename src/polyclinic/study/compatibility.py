@@ -209,6 +209,11 @@ def _unbounded(method: Method, local: Local) -> Refusal | None:
         if part.needs_mean and others:
             return Refusal(f"{name} knows how far one site can move a mean of all, and {others[0]} is none.",
                            "Use the mean, or noise at the sites (`gaussian_noise`).", "server")  # fmt: skip
+        coding = _coding_after(name, method) if part.needs_mean else ""
+        if coding:
+            return Refusal(f"{name} knows how long a site's change can be, and {coding} after it sends others, which can "
+                           "be longer.", f"Leave {coding} out (`zstd` changes nothing), or use noise at the sites "
+                           "(`gaussian_noise`).", "channel")  # fmt: skip
         swayed = [one for one, other in built if _sways(other.at_server())]
         if part.needs_mean and swayed:
             return Refusal(f"{name} knows how far one site can move a mean, and {swayed[0]} lets it move what others "
@@ -248,6 +253,17 @@ def _unbounded(method: Method, local: Local) -> Refusal | None:
         return Refusal(f"Sites are chosen by their training loss, which they don't tell with {private[0]}.",
                        "Choose them in another way (`participation`).", "channel")  # fmt: skip
     return None
+
+
+def _coding_after(name: str, method: Method) -> str:
+    """The first step of the channel after a part that gives codes: what the server reads in them has no bound."""
+    names = [one for one, _ in method.channel]
+    later = method.channel[names.index(name) + 1 :] if name in names else []
+    for one, options in later:
+        part = build_part(one, options)
+        if part.encodes and not part.packs and not isinstance(part.at_server(), Hiding):
+            return one
+    return ""
 
 
 def _sways(end: ServerEnd) -> bool:
