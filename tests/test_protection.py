@@ -161,7 +161,7 @@ def test_what_the_page_says_of_shared_noise_holds():
     assert [round(math.sqrt(sites / (fewest - 1)), 1) for sites, fewest in left.items()] == [1.3, 1.2]
 
 
-@pytest.mark.parametrize("example", examples(), ids=["hidden", "private", "line", "shared"])
+@pytest.mark.parametrize("example", examples(), ids=["hidden", "private", "line", "shared", "found"])
 def test_the_examples_of_the_page_run(example: dict[str, Any], tmp_path: Path):
     for package in ("cryptography", "zstandard"):
         pytest.importorskip(package)

@@ -1,6 +1,7 @@
 """Steps of the channel: what becomes of all that leaves a site, and how the server undoes it."""
 
 from polyclinic.channel import (
+    adaptive_clip,
     clip,
     distributed_noise,
     dynamic_fusion,
@@ -14,6 +15,7 @@ from polyclinic.channel import (
 )
 
 __all__ = [
+    "adaptive_clip",
     "clip",
     "distributed_noise",
     "dynamic_fusion",

@@ -40,18 +40,16 @@ class Clip(SitePart):
 
 
 def shortened(change: Tensor, length: float) -> Tensor:
-    """A change ``[T]`` of at most a length, which rounding does not exceed; the same one if it is no longer.
-
-    Its length is found in 64 bits: the squares of large numbers are more than 32 bits hold.
-    """
-    found = _length(change)
+    """A change ``[T]`` of at most a length, which rounding does not exceed; the same one if it is no longer."""
+    found = length_of(change)
     if found <= length:
         return change
     short = change * (length / found)
-    while _length(short) > length:
+    while length_of(short) > length:
         short = short * (1 - 2.0**-22)
     return short
 
 
-def _length(change: Tensor) -> float:
+def length_of(change: Tensor) -> float:
+    """Of a change ``[T]``, found in 64 bits: the squares of large numbers are more than 32 bits hold."""
     return float(torch.linalg.vector_norm(change, dtype=torch.float64))

@@ -82,8 +82,8 @@ class Terms:
                 f"server sees differs by 2^{math.log2(told):.1f}, and 2^{math.log2(MOST_DISTANCE):.0f} is allowed.",
                 "Use `secure_sum`, or choose fewer sites in a round (`participation`).",
             )  # fmt: skip
-        weights = about.most.hex(), about.total.hex()
-        known = digest("homomorphic sum", about.training, number, about.attempt, least, length, *weights, *about.sites)
+        same = about.most.hex(), about.total.hex(), about.alike
+        known = digest("homomorphic sum", about.training, number, about.attempt, least, length, *same, *about.sites)
         return cls(about.sites, about.total, layout, least, bound, unit, known)
 
     @property

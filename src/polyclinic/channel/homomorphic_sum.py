@@ -14,7 +14,7 @@ from torch import Tensor
 from polyclinic.channel.ckks import NUMBERS, add_, check, ciphertexts
 from polyclinic.channel.homomorphic_round import Round, Terms
 from polyclinic.channel.said import read_said, said
-from polyclinic.channel.secure_sum import BOUND, About, layout_of, type_of
+from polyclinic.channel.secure_sum import BOUND, OTHERWISE, About, alike, layout_of, unpacked
 from polyclinic.errors import PolyclinicError, SiteError
 from polyclinic.parts import CHANNEL_PARTS, Hiding, Memory, Now, Part, ServerEnd, SiteEnd, SiteView, Sum
 from polyclinic.secure.binding import UnfitError
@@ -153,6 +153,7 @@ class _Encrypting(SiteEnd):
         if about.weight != own or not own <= about.most <= about.total:
             raise Misfit(f"terms: got a weight of {about.weight:g} of {about.total:g} in all, at most {about.most:g} "
                          f"each; expected {own:g} for this site")  # fmt: skip
+        self._alike = about.alike
         return Round(self.part.agreed(about, view.number), about.weight, view.number, view)
 
     def begin(self, view: SiteView, received: Memory) -> Memory:
@@ -181,6 +182,8 @@ class _Encrypting(SiteEnd):
         try:
             if self._round is None:
                 raise Misfit("it took no part in finding a key")
+            if self._alike != alike(self.part):
+                raise Misfit(OTHERWISE)
             return {"change": self._round.encrypt(torch.cat([packed[name].double().flatten() for name in layout]))}
         except Misfit as misfit:
             raise self._refused(self._site, str(misfit)) from None
@@ -206,7 +209,8 @@ class _Adding(Hiding):
         super().begin(now)
         weights = {site: now.everyone[site] for site in now.sites}
         about = About(
-            self._training, self._attempts, tuple(weights), max(weights.values()), sum(weights.values()), 1.0
+            self._training, self._attempts, tuple(weights), max(weights.values()), sum(weights.values()), 1.0,
+            alike(self.part),
         )  # fmt: skip
         self.terms = self.part.agreed(about, now.number)
         self._attempts += 1
@@ -275,10 +279,9 @@ class _Adding(Hiding):
         )  # fmt: skip
 
     def _mean(self, total: Tensor) -> Sum:
-        layout, weights = self.part.layout, {site: self.now.everyone[site] for site in self._survivors}
+        weights = {site: self.now.everyone[site] for site in self._survivors}
         weight = sum(weights.values())
-        pieces = dict(zip(layout, (total * (self.terms.total / weight)).split(list(layout.values())), strict=True))
-        packed = {name: found.to(type_of(self.part.given[name])) for name, found in pieces.items()}
+        packed = unpacked(self.part, total * (self.terms.total / weight))
         return Sum(packed, {site: own / weight for site, own in weights.items()}, weight)
 
     def _read(self, verb: str, asked: Mapping[str, Memory], name: str) -> dict[str, object]:

@@ -201,7 +201,8 @@ class CentralNoise(ServerPart):
 
     Sites must trust the server, which sees their updates (`secure_sum` beside it hides these). Neighbours are a site's
     data and any others in their place; a round is the Gaussian mechanism with noise σ / 2. Nothing is won by sampling
-    sites, since everybody knows which hospitals take part.
+    sites, since everybody knows which hospitals take part. After `adaptive_clip` a share of that cost is for the length
+    that it finds, and the changes have more noise accordingly.
 
     Source: McMahan et al., Learning differentially private recurrent language models, ICLR 2018, algorithm 1.
 
@@ -212,6 +213,7 @@ class CentralNoise(ServerPart):
     private: ClassVar = "a site"
     needs_norm: ClassVar = 2
     needs_mean: ClassVar = True
+    hides_beside: ClassVar = True
 
     def __init__(self, *, noise: AboveZero | None = None) -> None:
         self.noise = noise
@@ -241,6 +243,10 @@ class CentralNoise(ServerPart):
         draws = SystemDraws() if self.now.real else seeded
         largest = max(step.shares.values(), default=1.0)
         length = known(self.norm, self.name, "bound of the changes")
-        deviation = known(self.noise, self.name, "noise") * length * largest
+        noise = known(self.noise, self.name, "noise") * largest
+        beside = 0.0 if self.bounded_by is None else self.bounded_by.beside
+        deviation = noise / math.sqrt(1 - beside) * length
         step.change.copy_(step.change + gaussian(len(step.change), draws) * deviation)
+        if self.bounded_by is not None and beside:
+            self.bounded_by.hidden = float(gaussian(1, draws)) * noise / (2 * math.sqrt(beside))
         return step

@@ -26,6 +26,8 @@ from polyclinic.shapes import Misfit, Shaped
 
 #: No number of an update is larger, where no part before promises less: 2^24.
 BOUND = 2.0**24
+#: Why a site sends nothing where `Part.alike` is not what it agreed to with the others.
+OTHERWISE = "it was told something else than what all sites agreed on"
 
 
 @CHANNEL_PARTS.add("secure_sum")
@@ -36,8 +38,8 @@ class SecureSum(Part):
     common come (AES-256 in counter mode), and each has a mask of its own, too. Shares of both secrets lie sealed at the
     others (Shamir), so that the sum is known also where sites drop out, in any phase; of a site they reveal one or the
     other, never both, and only for one list of survivors that all agree to. Updates become whole numbers modulo 2^k:
-    with 32 bits where all that is sent is the change, shortened by `clip` directly before, else with 64. A sum of fewer
-    than ``least`` sites is refused. With many sites each has masks in common with some only.
+    with 32 bits where all that is sent is the change, shortened by `clip` (or `adaptive_clip`) directly before, else
+    with 64. A sum of fewer than ``least`` sites is refused. With many sites each has masks in common with some only.
 
     What parts send with an update is summed with it, if a mean is all that they need of it. After `distributed_noise`
     each site adds its share of the noise to its whole numbers, before the masks.
@@ -90,19 +92,34 @@ class SecureSum(Part):
 
     def leaves(self, before: Mapping[str, Shaped], sizes: Mapping[str, int]) -> Mapping[str, Shaped]:
         """One vector of whole numbers, in which everything is."""
-        layout = layout_of(before, sizes)
-        return {"change": Shaped("int32" if self._bits(layout) == 32 else "int64", sum(layout.values()) + 1)}
+        kind = "int32" if self._bits(before, sizes) == 32 else "int64"
+        return {"change": Shaped(kind, sum(layout_of(before, sizes).values()) + 1)}
 
     @property
     def noisy(self) -> DistributedNoise | None:
         """The part whose noise sites add, if there is one."""
         return self.before if isinstance(self.before, DistributedNoise) else None
 
-    def _bits(self, layout: Mapping[str, int]) -> int:
+    def _bits(self, given: Mapping[str, Shaped], sizes: Mapping[str, int]) -> int:
         if self.noisy is not None:
             return self.noisy.bits
-        alone = not any(count for name, count in layout.items() if name != "change")
-        return 32 if self.norm is not None and alone else 64
+        others = [given[name] for name, count in layout_of(given, sizes).items() if count and name != "change"]
+        return 32 if self.norm is not None and all(_largest(one) < math.inf for one in others) else 64
+
+    def ring(self, about: About) -> Ring:
+        """How values become whole numbers in a round; at a site once it knows how long changes may be."""
+        bits = self._bits(self.given, self.sizes)
+        bound = BOUND if bits == 64 or self.norm is None else self.norm
+        return Ring.fit(bound, len(about.sites), most_weight=about.most, total_weight=about.total, bits=bits)
+
+    def scale_(self, numbers: Tensor, *, back: bool = False) -> Tensor:
+        """With 32 bits, what is sent beside the change is made as large as the change may be, in place; or ``back``."""
+        if self.norm is not None and self.noisy is None and self._bits(self.given, self.sizes) == 32:
+            for name, piece in zip(self.layout, numbers.split(list(self.layout.values())), strict=True):
+                if name != "change" and len(piece):
+                    factor = self.norm / _largest(self.given[name])
+                    piece.mul_(1 / factor if back else factor)
+        return numbers
 
     @property
     def layout(self) -> dict[str, int]:
@@ -127,14 +144,12 @@ class SecureSum(Part):
         shape = fit_shape(count, threshold=threshold, dropout=self.dropout, corrupt=self.corrupt)
         length = sum(layout.values()) + 1
         if self.noisy is None:
-            bits, share = self._bits(layout), None
-            bound = BOUND if bits == 64 or self.norm is None else self.norm
-            ring = Ring.fit(bound, count, most_weight=about.most, total_weight=about.total, bits=bits)
+            ring, share = self.ring(about), None
         else:
             left = max(self.least, shape.agreement)
             ring, share = self.noisy.agreed(length - 1, count, left, most_weight=about.most, total_weight=about.total)
-        # Sites that are told different weights find different keys, so none can be made to outweigh all others.
-        training = digest("weights", about.training, repr(about.most), repr(about.total))
+        # Sites that are told different things find different keys, so none can be made to outweigh all others.
+        training = digest("weights", about.training, repr(about.most), repr(about.total), about.alike)
         terms = Terms(
             training, number + 1, about.attempt, about.sites, shape, ring.bits, length, self.least
         )  # fmt: skip
@@ -150,6 +165,15 @@ def layout_of(given: Mapping[str, Shaped], sizes: Mapping[str, int]) -> dict[str
     }
 
 
+def alike(part: Part) -> str:
+    """What the parts before a sum say that all sites must have been told alike."""
+    before, found = part.before, list[str]()
+    while before is not None:
+        found += [f"{before.name} {before.alike}"] if before.alike else []
+        before = before.before
+    return " ".join(found)
+
+
 @dataclass(frozen=True)
 class About:
     """What the server tells the sites of a sum in a round.
@@ -160,6 +184,7 @@ class About:
         sites: that take part.
         most, total: the largest weight of a site, and the sum of all.
         weight: of the site that is told.
+        alike: what parts before told all sites alike.
     """
 
     training: bytes
@@ -168,6 +193,7 @@ class About:
     most: float
     total: float
     weight: float
+    alike: str = ""
 
     def told(self) -> Tensor:
         """As a tensor."""
@@ -185,7 +211,8 @@ class About:
             about = cls(**{**found, "sites": tuple(found["sites"])})
             numbers = [about.most, about.total, about.weight]
             fits = (
-                isinstance(about.training, bytes) and type(about.attempt) is int and about.attempt >= 0
+                isinstance(about.training, bytes) and isinstance(about.alike, str)
+                and type(about.attempt) is int and about.attempt >= 0
                 and all(isinstance(site, str) for site in about.sites) and all(type(one) is float for one in numbers)
                 and all(0 < one < math.inf for one in numbers)
             )  # fmt: skip
@@ -248,6 +275,7 @@ class _Masking(SiteEnd):
         if view.name not in terms.index:
             raise Misfit("terms: got a list of sites without this one")
         self._round, self._number, self._weight = SiteRound(terms, view.name, view.identity), view.number, about.weight
+        self._about = about
 
     def begin(self, view: SiteView, received: Memory) -> Memory:
         """The other sites' shares. Without them nothing leaves the site."""
@@ -264,11 +292,14 @@ class _Masking(SiteEnd):
         """All that leaves the site, as whole numbers with masks."""
         if self._round is None:
             raise self._refused(self._site, "it took no part in finding masks")
+        if self._about.alike != alike(self.part):
+            raise self._refused(self._site, OTHERWISE)
         layout = self.part.layout
         if packed.keys() != layout.keys():
             raise ValueError(f"got {sorted(packed)} to add up, expected {sorted(layout)}")
-        numbers = torch.cat([packed[name].double().flatten() for name in layout])
-        vector = self._ring.encode(numbers, self._weight)
+        numbers = self.part.scale_(torch.cat([packed[name].double().flatten() for name in layout]))
+        ring = self._ring if self.part.noisy is not None else self.part.ring(self._about)  # of this round's length
+        vector = ring.encode(numbers, self._weight)
         if self._share is not None and self.part.noisy is not None:
             self.part.noisy.add_(vector[:-1], self._share)
         return {"change": self._round.mask(vector, self._boxes)}
@@ -319,7 +350,8 @@ class _Summing(Hiding):
         for place in range(number):
             members = tuple(sorted(order[place::number], key=sites.index))
             weights = [now.everyone[site] for site in members]
-            about = About(self._training, self._attempts, members, max(weights), sum(weights), 1.0)
+            told = alike(self.part)
+            about = About(self._training, self._attempts, members, max(weights), sum(weights), 1.0, told)
             found.append((f"group {place + 1}" if number > 1 else "", about))
         return found
 
@@ -398,13 +430,20 @@ class _Group:
 
     def sum(self) -> Sum:
         """The mean of all that were added."""
-        total, layout = self._ring.decode(self._total), self.part.layout
-        pieces = dict(zip(layout, total.mean.split(list(layout.values())), strict=True))
-        packed = {name: found.to(type_of(self.part.given[name])) for name, found in pieces.items()}
-        weight = sum(self.weights.values())
+        total, weight = self._ring.decode(self._total), sum(self.weights.values())
+        packed = unpacked(self.part, self.part.scale_(total.mean, back=True))
         return Sum(packed, {site: own / weight for site, own in self.weights.items()}, total.weight, self.name)
 
 
-def type_of(shaped: Shaped) -> torch.dtype:
-    """Of a tensor that always has the same."""
-    return next(iter(shaped.types))
+def _largest(shaped: Shaped) -> float:
+    """The largest size that a number of a tensor may have, as far as it is known."""
+    return math.inf if shaped.least is None or shaped.most is None else max(-shaped.least, shaped.most)
+
+
+def unpacked(part: Part, numbers: Tensor) -> Memory:
+    """The tensors of an update that a part was given to close, from all their numbers in the order of `layout_of`."""
+    layout, found = layout_of(part.given, part.sizes), Memory()
+    for name, piece in zip(layout, numbers.split(list(layout.values())), strict=True):
+        kind, shape = next(iter(part.given[name].types)), part.given[name].shape or ()
+        found[name] = piece.to(kind).reshape([one if isinstance(one, int) else part.sizes[one] for one in shape])
+    return found

@@ -46,11 +46,9 @@ def build_parts(entries: Iterable[Entry]) -> dict[str, Part]:
     """Parts by name, in the order in which they close what leaves a site; each knows those before it."""
     parts = {name: build_part(name, options) for name, options in entries}
     summed = any(isinstance(part.at_server(), Hiding) for part in parts.values())
-    norm: float | None = None
     before: Part | None = None
     for part in parts.values():
-        part.summed, part.norm, part.before = summed, norm, before
-        norm, before = part.bounds(), part
+        part.summed, part.before, before = summed, before, part
     return parts
 
 

@@ -38,10 +38,13 @@ class Part:
         retells: whether what its end at a site sends follows from the change and from public numbers.
         needs_norm: the norm (1 or 2) in which steps before it must bound a change; 0 for none.
         needs_mean: whether it supposes that the server takes the mean of the updates.
+        beside: how large a share of what a round of noise costs is for a mean that its end at a site sends beside the
+            change, when it closes; 0 if it sends none.
+        hides_beside: whether its noise covers such a mean of the part that bounds the change.
+        hidden: the noise on that mean in this round, which the part that adds noise sets before this one's ``finish``.
         summed: whether the server sees sums of what leaves the sites alone, so that what this part gives is added up;
             set before its ends are made.
         before: the part that closes an update before it, if there is one; set likewise.
-        norm: no change that it is given to close is longer than this; None if parts before it promise nothing.
         given: the tensors of an update that it is given to close; known once the model is, before its ends are made.
         sizes: lengths of dimensions in these, likewise.
     """
@@ -64,11 +67,31 @@ class Part:
     retells: ClassVar[bool] = False
     needs_norm: ClassVar[int] = 0
     needs_mean: ClassVar[bool] = False
+    beside: float = 0.0
+    hides_beside: ClassVar[bool] = False
+    hidden: float = 0.0
     summed: bool = False
     before: Part | None = None
-    norm: float | None = None
     given: Mapping[str, Shaped] = {}
     sizes: Mapping[str, int] = {}
+
+    @property
+    def bounded_by(self) -> Part | None:
+        """The part before it whose ``bounds``, if it promises any, hold for the change that it is given to close."""
+        part = self.before
+        while part is not None and type(part).bounds is Part.bounds:
+            part = None if overrides(part.at_site(), "close") else part.before
+        return part
+
+    @property
+    def norm(self) -> float | None:
+        """No change that it is given to close in this round is longer; None if parts before it promise nothing."""
+        return None if self.bounded_by is None else self.bounded_by.bounds()
+
+    @property
+    def alike(self) -> str:
+        """What of this round all sites must have been told alike, or a server could leave one alone in a sum."""
+        return ""
 
     def at_site(self) -> SiteEnd:
         """The end at a site."""
@@ -84,7 +107,7 @@ class Part:
         return {"a patient": "the patient's own site", "a site": "the server"}.get(self.private, "")
 
     def bounds(self) -> float | None:
-        """No change that it has closed is longer than this; None if it promises nothing."""
+        """No change that it has closed in this round is longer than this; None if it promises nothing."""
         return None if overrides(self.at_site(), "close") else self.norm
 
     def leaves(self, before: Mapping[str, Shaped], sizes: Mapping[str, int]) -> Mapping[str, Shaped] | None:

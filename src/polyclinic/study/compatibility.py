@@ -144,7 +144,7 @@ def _hidden(method: Method, local: Local) -> Refusal | None:
     telling = [
         name
         for name, part in _built(method)
-        if part.reveals and not (adding and part.means) and overrides(part.at_site(), "end")
+        if part.reveals and not (adding and part.means) and (part.beside or overrides(part.at_site(), "end"))
     ]
     if hiding and telling:
         return Refusal(f"{telling[0]} sends something with each update, which {hiding[0]} does not hide.",
@@ -211,8 +211,8 @@ def _unbounded(method: Method, local: Local) -> Refusal | None:
                            "Use the mean, or noise at the sites (`gaussian_noise`).", "server")  # fmt: skip
         coding = _coding_after(name, method) if part.needs_mean else ""
         if coding:
-            return Refusal(f"{name} knows how long a site's change can be, and {coding} after it sends others, which can "
-                           "be longer.", f"Leave {coding} out (`zstd` changes nothing), or use noise at the sites "
+            return Refusal(f"{name} knows how long a site's change can be, and {coding} after it sends others, which "
+                           "can be longer.", f"Leave {coding} out (`zstd` changes nothing), or use noise at the sites "
                            "(`gaussian_noise`).", "channel")  # fmt: skip
         swayed = [one for one, other in built if _sways(other.at_server())]
         if part.needs_mean and swayed:
@@ -222,6 +222,12 @@ def _unbounded(method: Method, local: Local) -> Refusal | None:
     private = [name for name, part in built if part.private]
     if not private:
         return None
+    for name, part in built:
+        bare = [one for one, other in built if part.beside and not _covers(other, part)]
+        if bare:
+            return Refusal(f"{name} also tells how long a site's change is, and {bare[0]} does not add noise to that.",
+                           f"Use `clip` instead, or `central_noise` directly after {name}, or noise in training "
+                           "(`dp_sgd`).", "channel")  # fmt: skip
     if local.balanced:
         return Refusal(f"`class_weights: balanced` follows exact counts of patients, which {private[0]} hides nothing "
                        "of.", "List the weights: `training: {class_weights: [1, 4]}`.", "training")  # fmt: skip
@@ -253,6 +259,11 @@ def _unbounded(method: Method, local: Local) -> Refusal | None:
         return Refusal(f"Sites are chosen by their training loss, which they don't tell with {private[0]}.",
                        "Choose them in another way (`participation`).", "channel")  # fmt: skip
     return None
+
+
+def _covers(noisy: Part, part: Part) -> bool:
+    """Whether noise, if a part is any, covers what another sends beside the change."""
+    return not noisy.private or noisy.in_steps or (noisy.hides_beside and noisy.bounded_by is part)
 
 
 def _coding_after(name: str, method: Method) -> str:

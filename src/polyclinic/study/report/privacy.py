@@ -57,8 +57,10 @@ WORDS = {
     ),
     "central_noise": Words(
         "one has the data of a site, and the other any other data in their place", "each site's change is shortened by "
-        "`clip`", "the server, which sees the sites' changes before it adds noise (a secure sum hides these)",
-        "the models that the server gives out after each round", "none: which sites take part in a round is no secret",
+        "`clip` or `adaptive_clip`",
+        "the server, which sees the sites' changes before it adds noise (a secure sum hides these)",
+        "the models that the server gives out after each round, and the lengths of `adaptive_clip`",
+        "none: which sites take part in a round is no secret",
     ),
 }  # fmt: skip
 _OTHER = Words("see the part's own description", "see the part's own description", "{trust}", _CHANGE,
