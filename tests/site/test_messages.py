@@ -69,7 +69,12 @@ def said() -> tuple[Federation, list[tuple[str, str, Message, Any]]]:
         asked = Message(AskGroups(**about, bootstrap=100).fields())
         federation.engine.ask("groups", dict.fromkeys(SITES, asked))
         for function in ("try", "model", "sums", "overlays", "keep", "spent", "save", "restore", "retain"):
-            own = {"overlays": {"threshold": 0.5}, "save": {"round": 1}, "restore": {"round": 1}, "retain": {"model": "7"}}
+            own = {
+                "overlays": {"threshold": 0.5},
+                "save": {"round": 1},
+                "restore": {"round": 1},
+                "retain": {"model": "7"},
+            }
             asked = Message(own.get(function, {}), state if function in ("try", "model", "sums", "overlays") else {})
             federation.engine.ask(function, dict.fromkeys(SITES, asked))
     return federation, found
