@@ -212,10 +212,14 @@ class Site:
         return function in TRAINING and hasattr(self, "run") and self.run.declared.hides
 
     def _masked(self, function: str, request: Message, reply: Message, boxes: Tensor) -> Message:
-        """An answer that is to be summed, under masks."""
+        """An answer that is to be summed, under masks.
+
+        A preparation, and what follows a training, are summed with the same sites, whatever centre or model is sent: a
+        little change of these would leave the numbers as they are. Validation of one model is, too.
+        """
         about = self._prepared_as if function in PREPARING else self.run.declared.run
-        sent = [name.encode() + request.tensors[name].numpy().tobytes() for name in sorted(request.tensors)]
-        return self.sums.mask(function, reply, boxes, [about.encode(), *sent])
+        model = [request.tensors["state"].numpy().tobytes()] if function == "evaluate" else []
+        return self.sums.mask(function, reply, boxes, [about.encode(), *model])
 
     def _sum(self, phase: str, asked: Nothing, tensors: Tensors) -> Message:
         """The site's part in a sum, before and after what is summed."""

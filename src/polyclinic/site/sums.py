@@ -52,7 +52,7 @@ class SiteSums:
             phase: one of `PHASES`.
             told: what it is told.
             signer: signs for the site, if it has a certificate.
-            diary: remembers with which sites the same numbers were summed.
+            diary: remembers with which sites the same was summed.
 
         Raises:
             SiteError: P402 or P404, it is refused.
@@ -99,7 +99,7 @@ class SiteSums:
             function: what was asked.
             answer: what the site would have answered.
             boxes: what the question came with.
-            context: what the answer depends on, so that the same is known again.
+            context: what is known again: what this stands for is summed with the same sites only.
 
         Raises:
             SiteError: P404, no sum was begun for it.
@@ -110,14 +110,13 @@ class SiteSums:
                 raise UnfitError("no sum was begun for it")
             if len(numbers) != self._about.length:
                 raise UnfitError(f"it has {len(numbers)} numbers, and {self._about.length} are to be summed")
-            vector = encode(numbers)
-            marked = hashlib.sha256()
-            for piece in (function.encode(), *context, vector.numpy().tobytes()):
-                marked.update(len(piece).to_bytes(8, "little") + piece)
-            masked = self._round.mask(vector, read_said(boxes, BOXES))
+            masked = self._round.mask(encode(numbers), read_said(boxes, BOXES))
         except (Misfit, UnfitError) as error:
             self._round = None
             raise self._refused(str(error), function) from None
+        marked = hashlib.sha256()
+        for piece in (function.encode(), *context):
+            marked.update(len(piece).to_bytes(8, "little") + piece)
         self._key = f"sum {marked.hexdigest()}"
         return Message({}, {MASKED: masked})
 
