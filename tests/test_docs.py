@@ -274,6 +274,12 @@ def test_every_message_stands_in_the_architecture_with_its_tensors(
             "bootstrap": 0,
         }
         Study.of(content | {"methods": ["fedavg"]}, folders[-1]).run(folders[-1] / "results")
+    folders += (tmp_path / "in sums",)
+    folders[-1].mkdir()
+    content = write_table_study(folders[-1], {"Aachen": 12, "Bonn": 12, "Celle": 12})
+    content["data"] |= {"scaling": "federated", "harmonisation": "combat"}
+    content |= {"methods": ["fedavg"], "privacy": {"summaries": "secure_sum"}}
+    Study.of(content, folders[-1]).run(folders[-1] / "results")
     table = rows(sections(text_of("architecture.md"))["Messages between coordinator and site"])
     told = {cells[0].strip("`"): (set(names(cells[1])), set(names(cells[2]))) for cells in table}
     told["save"] = told["restore"] = told.pop("save`, `restore")

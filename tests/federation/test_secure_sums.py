@@ -59,7 +59,7 @@ def consortium(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def study(folder: Path, method: Any = SUM) -> Path:
+def study(folder: Path, method: Any = SUM, **changes: Any) -> Path:
     """One training of three rounds whose predictions come to the coordinator."""
     (folder / "unused").mkdir(exist_ok=True)
     entries = write_table_study(folder / "unused", SIZES) | {"methods": [method], "seeds": [0]}
@@ -67,6 +67,8 @@ def study(folder: Path, method: Any = SUM) -> Path:
     entries["evaluation"].pop("folds")
     entries["training"]["quorum"] = 3
     entries["model"] = {"mlp": {"hidden": [6]}}
+    for name, change in changes.items():
+        entries[name] = {**entries.get(name, {}), **change}
     path = folder / "study.yaml"
     path.write_text(yaml.safe_dump(entries))
     return path
@@ -94,13 +96,13 @@ class World:
     """The ends of a study at a coordinator and four sites, which are objects here; what they write is real."""
 
     def __init__(
-        self, consortium: Path, folder: Path, *, method: Any = SUM, gone: Any = (), unsigned: str = ""
+        self, consortium: Path, folder: Path, *, method: Any = SUM, gone: Any = (), unsigned: str = "", **changes: Any
     ) -> None:  # fmt: skip
         from polyclinic.federation.ends.coordinator import Conduct
         from polyclinic.federation.ends.site import Member, answered
 
         shutil.copytree(consortium / "kits", folder / "kits")
-        self.kits, self.study, self.members = folder / "kits", study(folder, method), dict[str, Member]()
+        self.kits, self.study, self.members = folder / "kits", study(folder, method, **changes), dict[str, Member]()
         lost = {site: {(function, number) for function, number, who in gone if who == site} for site in SIZES}
 
         def start(site: str, party: str) -> Callable[[str, Pieces], Pieces]:
@@ -368,3 +370,79 @@ def test_between_hospitals_noise_can_not_be_repeated_and_is_written_down_for_eve
     assert not torch.equal(model(world.results), model(here)), "a simulation's noise follows from its seed"
     other = pd.read_csv(here / "privacy.csv").set_index("site")["epsilon"]
     assert other.to_dict() == table.set_index("site")["epsilon"].to_dict(), "and costs the same"
+
+
+# Summaries outside of training ----------------------------------------------------------------------------------------
+
+#: All that sites say of their cases in sums.
+IN_SUMS = {
+    "privacy": {"summaries": "secure_sum"}, "data": {"scaling": "federated"}, "evaluation": {"best_round": "loss"},
+}  # fmt: skip
+
+
+def test_summaries_are_added_under_masks_with_certificates(consortium: Path, tmp_path: Path) -> None:
+    world = World(consortium, tmp_path, **IN_SUMS)
+    outcome = world.run()
+    assert (outcome.state, outcome.failure) == ("finished", {})
+    shutil.copyfile(world.study, consortium / "all" / "summed.yaml")
+    here = Study.read(consortium / "all" / "summed.yaml").run(tmp_path / "here").folder
+    assert torch.equal(model(world.results), model(here))
+    pd.testing.assert_frame_equal(predictions(world.results), predictions(here), check_exact=True)
+    lines = world.log("site-1")
+    hidden = [line for line in lines if line.get("function") in ("share", "evaluate", "threshold")]
+    assert {line["function"] for line in hidden} == {"share", "evaluate", "threshold"}
+    assert all(list(line["left"]["tensors"]) == ["masked"] for line in hidden)
+    assert all(line["hidden_by"] == ["secure_sum"] for line in hidden)
+    asked = [line["asked"] for line in lines if line.get("function") == "agree"]
+    assert "usual" not in str(asked)
+
+
+@pytest.mark.parametrize("function", ["prepare", "start", "agree"])
+def test_a_coordinator_that_wants_them_in_the_clear_is_refused(consortium: Path, tmp_path: Path, function: str) -> None:
+    world = World(consortium, tmp_path, **IN_SUMS)
+    original, heard = world.conduct.engine.call, list[str]()
+
+    def call(asked: str, requests: Mapping[str, Message]) -> Iterator[Any]:
+        if asked == function:
+            change = {"usual": True} if function == "agree" else {"hides": False}
+            requests = {site: Message({**one.fields, **change}, one.tensors) for site, one in requests.items()}
+        for site, reply in original(asked, requests):
+            heard.extend([asked] if isinstance(reply, Message) else [])
+            yield site, reply
+
+    world.conduct.engine.call = call  # type: ignore[method-assign]
+    outcome = world.run()
+    assert outcome.failure["code"] == "P604"
+    assert function not in heard
+
+
+@pytest.mark.parametrize("lie", [swapped, others_unsigned])
+def test_no_summary_leaves_where_keys_are_not_the_sites(
+    consortium: Path, tmp_path: Path, lie: Callable[..., Any]
+) -> None:
+    world = World(consortium, tmp_path, **IN_SUMS)
+    original, heard = world.conduct.engine.call, list[str]()
+
+    def call(asked: str, requests: Mapping[str, Message]) -> Iterator[Any]:
+        if asked == "sum_share":
+            keys = {site: lie(site, {"keys": one.tensors["told"]}) for site, one in requests.items()}
+            requests = {site: Message({}, {"told": found["keys"]}) for site, found in keys.items()}
+        for site, reply in original(asked, requests):
+            heard.extend([asked] if isinstance(reply, Message) else [])
+            yield site, reply
+
+    world.conduct.engine.call = call  # type: ignore[method-assign]
+    outcome = world.run()
+    assert outcome.state == "failed"
+    assert outcome.failure["code"] == "P402"
+    assert "are not signed by it for this round" in outcome.failure["message"]
+    assert "sum_advertise" in heard
+    assert not {"sum_share", "share", "sum_agree", "sum_unmask"} & {*heard}
+
+
+def test_who_does_not_answer_is_missing_in_validation(consortium: Path, tmp_path: Path) -> None:
+    world = World(consortium, tmp_path, gone=[("threshold", None, "Celle")], **IN_SUMS)
+    outcome = world.run()
+    assert (outcome.state, outcome.failure) == ("incomplete", {}), "it is not tested"
+    notes = json.loads((world.results / "notes.json").read_text())
+    assert any("When asked to threshold, Celle did not answer" in note["text"] for note in notes)

@@ -357,13 +357,13 @@ def test_each_mask_is_used_once_by_a_site_and_once_the_other_way_by_its_neighbou
     used = []
     real = site_module.add_masks_
 
-    def recorded(vector, masks):
+    def recorded(vector, masks, words):
         used.append(list(masks))
-        return real(vector, masks)
+        return real(vector, masks, words)
 
     monkeypatch.setattr(site_module, "add_masks_", recorded)
     removed = []
-    monkeypatch.setattr(server_module, "add_masks_", lambda vector, masks: removed.append(list(masks)) or vector)
+    monkeypatch.setattr(server_module, "add_masks_", lambda vector, masks, words: removed.append(list(masks)) or vector)
     for number in (1, 2):
         Play(terms_of(5, number=number), gone={"Clinic 4": "mask"}).run()
     masks = [mask for one in used for mask in one]

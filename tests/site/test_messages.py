@@ -25,6 +25,7 @@ from polyclinic.shapes import Misfit, NotFinite, Shaped
 from polyclinic.site.messages import Agree, AskGroups, Body, Compare, KeptTrial, Open, Spread
 from polyclinic.site.messages import Test as Asked
 from polyclinic.site.schema import FUNCTIONS, Known
+from polyclinic.site.sums import PHASES
 from polyclinic.tasks import TASKS, build_task
 from polyclinic.tasks.base import TimeGrid
 
@@ -97,6 +98,7 @@ def opening(site: Any) -> dict[str, Message]:
 FEDERATION, SAID = said()
 VALID = {function: request for function, site, request, _ in SAID if site == "Bonn"}
 VALID |= opening(FEDERATION.engine.members["Bonn"])  # type: ignore[attr-defined]
+VALID |= dict.fromkeys(PHASES, Message({}, {"told": torch.frombuffer(bytearray(b'["Bonn"]'), dtype=torch.uint8)}))
 #: A training comes in this order.
 ORDER = [function for function in ("open", "agree", "prepare", "share", "apply", "start", "train") if function in VALID]
 

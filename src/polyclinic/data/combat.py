@@ -22,7 +22,7 @@ NeuroImage 248 (2022) 118822.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -131,6 +131,79 @@ def _without_small_groups(
 
 
 @dataclass(frozen=True, eq=False)
+class Total:
+    """The moments of several sites together, each centred at its own means: sums over sites, and no site's own.
+
+    Attributes:
+        count, sites: values of each feature, and sites that have any, ``[F]``.
+        mean, covariate_mean: over all values, ``[F]`` and ``[F, K]``.
+        m2, cross, covariate_m2: products of deviations from each site's own means, ``[F]``, ``[F, K]``, ``[F, K, K]``.
+        between, covariate_between: squared deviations of the sites' means from these, by values, ``[F]``, ``[F, K]``.
+    """
+
+    count: Numbers
+    sites: Numbers
+    mean: Numbers
+    covariate_mean: Numbers
+    m2: Numbers
+    cross: Numbers
+    covariate_m2: Numbers
+    between: Numbers
+    covariate_between: Numbers
+
+    @classmethod
+    def of(cls, parts: Sequence[Moments]) -> Total:
+        """From what each site sent."""
+        first = _added([sums(part) for part in parts])
+        centre = common_centre(first)
+        return cls.of_sums(first, _added([sums_about(part, centre) for part in parts]))
+
+    @classmethod
+    def of_sums(cls, first: Mapping[str, Tensor], about: Mapping[str, Tensor]) -> Total:
+        """From `sums` and `sums_about`, added over sites; what rounding left in means is taken out by the second."""
+        divisor = first["count"].clamp(min=1.0)
+        centre = common_centre(first)
+        shift, x_shift = about["deviation"] / divisor, about["covariate_deviation"] / divisor[:, None]
+        found = (
+            first["count"], first["sites"], centre["mean"] + shift, centre["covariate_mean"] + x_shift,
+            first["m2"], first["cross"], first["covariate_m2"],
+            about["between"] - about["deviation"] * shift,
+            about["covariate_between"] - about["covariate_deviation"] * x_shift,
+        )  # fmt: skip
+        return cls(*(one.numpy() for one in found))
+
+
+def _added(sites: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    return {name: torch.stack([one[name] for one in sites]).sum(0) for name in sites[0]}
+
+
+def sums(own: Moments) -> dict[str, Tensor]:
+    """What a site adds first to a sum over sites, see `Total`."""
+    count = own.features.count
+    return {
+        "count": count, "sites": (count > 0).double(), "sum": count * own.features.mean,
+        "covariate_sum": count[:, None] * own.covariate_mean,
+        "m2": own.features.m2, "cross": own.cross, "covariate_m2": own.covariate_m2,
+    }  # fmt: skip
+
+
+def common_centre(total: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The means of all values, from the first sums."""
+    divisor = total["count"].clamp(min=1.0)
+    return {"mean": total["sum"] / divisor, "covariate_mean": total["covariate_sum"] / divisor[:, None]}
+
+
+def sums_about(own: Moments, centre: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """What it adds then, about the common means."""
+    count = own.features.count
+    shift, x_shift = own.features.mean - centre["mean"], own.covariate_mean - centre["covariate_mean"]
+    return {
+        "deviation": count * shift, "between": count * shift.square(),
+        "covariate_deviation": count[:, None] * x_shift, "covariate_between": count[:, None] * x_shift.square(),
+    }  # fmt: skip
+
+
+@dataclass(frozen=True, eq=False)
 class Estimate:
     """What all sites have in common, float64.
 
@@ -189,50 +262,46 @@ def estimate(
             "P207", f"The reference site {reference} sent no summary: it needs {LEAST_CASES} training cases.",
             "Choose another `reference_site`.",
         )  # fmt: skip
-    parts = list(sites.values())
-    count = _stack(part.features.count for part in parts)
-    if not count.any():
+    total = Total.of(list(sites.values()))
+    return estimate_of(total, covariates, None if reference is None else Total.of([sites[reference]]))
+
+
+def estimate_of(total: Total, covariates: Sequence[str], reference: Total | None = None) -> tuple[Estimate, Tensor]:
+    """The same from sums over sites; ``reference`` is what the reference site alone sent.
+
+    Raises:
+        DataError: P207, likewise.
+    """
+    if not total.count.any():
         raise DataError(
             "P207", f"No site has {LEAST_CASES} training cases, so there is nothing to harmonise with.",
             "Use larger sites, or no `harmonisation`.",
         )  # fmt: skip
-    mean, m2 = (_stack(getattr(part.features, name) for part in parts) for name in ("mean", "m2"))
-    x_mean, x_m2, cross = (
-        _stack(getattr(part, n) for part in parts) for n in ("covariate_mean", "covariate_m2", "cross")
-    )
-    beta, solved = _coefficients(x_m2.sum(axis=0), cross.sum(axis=0), count, x_mean, covariates)
-    intercepts = mean - np.einsum("sfk,fk->sf", x_mean, beta)
-    residual = m2 - 2 * np.einsum("sfk,fk->sf", cross, beta) + np.einsum("sfkl,fk,fl->sf", x_m2, beta, beta)
-    chosen = np.ones(len(parts)) if reference is None else np.array([float(site == reference) for site in sites])
-    weights = count * chosen[:, None]
-    total = np.maximum(weights.sum(axis=0), 1.0)
-    grand_mean = (weights * intercepts).sum(axis=0) / total
-    variance = (residual * chosen[:, None]).sum(axis=0) / total
-    size = (m2 + count * np.square(mean)).sum(axis=0) / np.maximum(count.sum(axis=0), 1.0)
-    free = count.sum(axis=0) - (count > 0).sum(axis=0) - beta.shape[1]
-    unusable = (variance <= _ROUNDING * size) | (free < 1) | ~solved | (weights.sum(axis=0) == 0)
+    beta, solved = _coefficients(total, covariates)
+    common = total if reference is None else reference
+    residual = (
+        common.m2 - 2 * np.einsum("fk,fk->f", common.cross, beta)
+        + np.einsum("fkl,fk,fl->f", common.covariate_m2, beta, beta)
+    )  # fmt: skip
+    grand_mean = common.mean - np.einsum("fk,fk->f", common.covariate_mean, beta)
+    variance = residual / np.maximum(common.count, 1.0)
+    size = (total.m2 + total.between) / np.maximum(total.count, 1.0) + np.square(total.mean)
+    free = total.count - total.sites - beta.shape[1]
+    unusable = (variance <= _ROUNDING * size) | (free < 1) | ~solved | (common.count == 0)
     variance = np.where(unusable, 0.0, variance)
     return Estimate(*map(torch.from_numpy, (grand_mean, beta, variance))), torch.from_numpy(unusable)
 
 
-def _stack(tensors: Iterable[Tensor]) -> Numbers:
-    return np.stack([tensor.numpy() for tensor in tensors])
-
-
-def _coefficients(
-    within: Numbers, cross: Numbers, count: Numbers, x_mean: Numbers, covariates: Sequence[str]
-) -> tuple[Numbers, npt.NDArray[np.bool_]]:
+def _coefficients(total: Total, covariates: Sequence[str]) -> tuple[Numbers, npt.NDArray[np.bool_]]:
     """Beta ``[F, K]`` from the sums over sites, and which features have enough values for it.
 
     Raises:
         DataError: P207, a covariate can't be told from the sites or from the other covariates.
     """
+    within, cross, full, between = total.covariate_m2, total.cross, total.count, total.covariate_between
     features, covariate_count = cross.shape
     if not covariate_count:
         return cross, np.ones(features, dtype=np.bool_)
-    full = count.sum(axis=0)
-    centre = np.einsum("sf,sfk->fk", count, x_mean) / np.maximum(full, 1.0)[:, None]
-    between = np.einsum("sf,sfk->fk", count, np.square(x_mean - centre))
     spread = np.einsum("fkk->fk", within)
     best = int(full.argmax())  # the feature with the most values speaks for the covariates themselves
     for place, name in enumerate(covariates):

@@ -15,11 +15,12 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from polyclinic.data import combat
+from polyclinic.data import combat, scaling
 from polyclinic.data.cases import SiteData
 from polyclinic.data.scaling import Scaler, Summary, merge, summarise
 from polyclinic.data.spec import DataSpec
 from polyclinic.data.statistics import LEAST_CASES
+from polyclinic.data.volumes.intensity import LANDMARKS
 from polyclinic.data.volumes.standardisation import landmarks
 from polyclinic.errors import DataError
 from polyclinic.options import split_entry
@@ -96,13 +97,20 @@ class Step(ABC):
 class SharedStep(Step):
     """A step that needs summaries of all sites.
 
+    Where nobody is to see a site's own, they are put together from sums over sites: first `sums`, then, if there is a
+    `centre`, also `sums_about` it.
+
     Attributes:
         shares: tensors that a site sends.
         merges: tensors that all sites get.
+        summed, centres, about: those that are added up first, that all sites are told of it, and that are added then.
     """
 
     shares: ClassVar[Mapping[str, Shaped]]
     merges: ClassVar[Mapping[str, Shaped]]
+    summed: ClassVar[Mapping[str, Shaped]]
+    centres: ClassVar[Mapping[str, Shaped]] = {}
+    about: ClassVar[Mapping[str, Shaped]] = {}
 
     @abstractmethod
     def share(self, prepared: Prepared) -> Tensors:
@@ -115,6 +123,26 @@ class SharedStep(Step):
         Raises:
             DataError: the step is impossible with these sites.
         """
+
+    @abstractmethod
+    def sums(self, prepared: Prepared) -> Tensors:
+        """What the site adds to a sum over the sites that train."""
+
+    def centre(self, total: Tensors) -> Tensors:
+        """What all sites are told of the sum; nothing where no other one follows."""
+        return {}
+
+    def sums_about(self, prepared: Prepared, centre: Tensors) -> Tensors:
+        """What the site then adds to another one."""
+        raise NotImplementedError
+
+    @abstractmethod
+    def merge_sums(self, total: Tensors, about: Tensors) -> tuple[Tensors, list[str]]:
+        """As `merge`, from the sums."""
+
+    def sizes(self, features: int) -> Mapping[str, int]:
+        """Lengths of the dimensions of what is summed, where cases have so many features or channels."""
+        return {"F": features}
 
 
 class OwnScaling(Step):
@@ -157,6 +185,9 @@ class CommonScaling(SharedStep):
     """All sites standardise by one mean and deviation; a missing feature becomes the mean."""
 
     shares = merges = SUMMARY
+    summed: ClassVar = {name: Shaped("float64", "F") for name in ("count", "sum")}
+    centres: ClassVar = {"mean": Shaped("float64", "F")}
+    about: ClassVar = {name: Shaped("float64", "F") for name in ("deviation", "squares")}
 
     def share(self, prepared: Prepared) -> Tensors:
         """See `SharedStep.share`."""
@@ -165,6 +196,22 @@ class CommonScaling(SharedStep):
     def merge(self, shared: Mapping[str, Tensors]) -> tuple[Tensors, list[str]]:
         """See `SharedStep.merge`."""
         return merge([Summary.from_tensors(tensors) for tensors in shared.values()]).to_tensors(), []
+
+    def sums(self, prepared: Prepared) -> Tensors:
+        """See `SharedStep.sums`."""
+        return scaling.sums(summarise(prepared.data.inputs, prepared.train))
+
+    def centre(self, total: Tensors) -> Tensors:
+        """See `SharedStep.centre`."""
+        return {"mean": scaling.common_mean(total)}
+
+    def sums_about(self, prepared: Prepared, centre: Tensors) -> Tensors:
+        """See `SharedStep.sums_about`."""
+        return scaling.sums_about(summarise(prepared.data.inputs, prepared.train), centre["mean"])
+
+    def merge_sums(self, total: Tensors, about: Tensors) -> tuple[Tensors, list[str]]:
+        """See `SharedStep.merge_sums`."""
+        return scaling.of_sums(total, about).to_tensors(), []
 
     def fit(self, prepared: Prepared, merged: Tensors) -> Tensors:
         """See `Step.fit`."""
@@ -194,6 +241,16 @@ class ComBat(SharedStep):
         "grand_mean": Shaped("float64", "F"), "variance": Shaped("float64", "F"),
         "coefficients": Shaped("float64", "F", "K"), "has_reference": Shaped("bool"),
     }  # fmt: skip
+    summed: ClassVar = {
+        **{name: Shaped("float64", "F") for name in ("count", "sites", "sum", "m2")},
+        **{name: Shaped("float64", "F", "K") for name in ("covariate_sum", "cross")},
+        "covariate_m2": Shaped("float64", "F", "K", "K"),
+    }  # fmt: skip
+    centres: ClassVar = {"mean": Shaped("float64", "F"), "covariate_mean": Shaped("float64", "F", "K")}
+    about: ClassVar = {
+        **{name: Shaped("float64", "F") for name in ("deviation", "between")},
+        **{name: Shaped("float64", "F", "K") for name in ("covariate_deviation", "covariate_between")},
+    }
 
     def __init__(
         self, *, columns: Sequence[int], features: Sequence[str], covariates: Mapping[str, Sequence[str]],
@@ -211,13 +268,39 @@ class ComBat(SharedStep):
 
     def share(self, prepared: Prepared) -> Tensors:
         """See `SharedStep.share`."""
-        return combat.summarise(*self._training(prepared), groups=self.groups).to_tensors()
+        return self._moments(prepared).to_tensors()
+
+    def _moments(self, prepared: Prepared) -> combat.Moments:
+        return combat.summarise(*self._training(prepared), groups=self.groups)
 
     def merge(self, shared: Mapping[str, Tensors]) -> tuple[Tensors, list[str]]:
         """See `SharedStep.merge`. Where the reference site is left out, the mean of the others takes its place."""
         sites = {site: combat.Moments.from_tensors(tensors) for site, tensors in shared.items()}
         reference = self.reference_site if self.reference_site in sites else None
-        found, unusable = combat.estimate(sites, self.covariates, reference)
+        return self._merged(*combat.estimate(sites, self.covariates, reference), reference is not None)
+
+    def sums(self, prepared: Prepared) -> Tensors:
+        """See `SharedStep.sums`."""
+        return combat.sums(self._moments(prepared))
+
+    def centre(self, total: Tensors) -> Tensors:
+        """See `SharedStep.centre`."""
+        return combat.common_centre(total)
+
+    def sums_about(self, prepared: Prepared, centre: Tensors) -> Tensors:
+        """See `SharedStep.sums_about`."""
+        return combat.sums_about(self._moments(prepared), centre)
+
+    def merge_sums(self, total: Tensors, about: Tensors) -> tuple[Tensors, list[str]]:
+        """See `SharedStep.merge_sums`. A reference site would be seen by itself: studies with one are refused."""
+        found = combat.estimate_of(combat.Total.of_sums(total, about), self.covariates)
+        return self._merged(*found, has_reference=False)
+
+    def sizes(self, features: int) -> Mapping[str, int]:
+        """See `SharedStep.sizes`."""
+        return {"F": len(self.columns), "K": len(self.covariates)}
+
+    def _merged(self, found: combat.Estimate, unusable: Tensor, has_reference: bool) -> tuple[Tensors, list[str]]:
         names = [name for name, left in zip(self.features, unusable.tolist(), strict=True) if left]
         notes = []
         if names:
@@ -227,7 +310,7 @@ class ComBat(SharedStep):
                 f"ComBat: {', '.join(names[:5])}{more} {are} not harmonised, because {listed} constant (perhaps once "
                 "the covariates are taken into account) or known of too few cases."
             )
-        return {**found.to_tensors(), "has_reference": torch.tensor(reference is not None)}, notes
+        return {**found.to_tensors(), "has_reference": torch.tensor(has_reference)}, notes
 
     def fit(self, prepared: Prepared, merged: Tensors) -> Tensors:
         """See `Step.fit`."""
@@ -277,6 +360,7 @@ class Landmarks(SharedStep):
 
     shares: ClassVar = {"count": Shaped("float64"), "sum": Shaped("float64", "F", "L")}
     merges: ClassVar = {"standard": Shaped("float64", "F", "L")}
+    summed = shares
 
     def share(self, prepared: Prepared) -> Tensors:
         """See `SharedStep.share`."""
@@ -287,7 +371,19 @@ class Landmarks(SharedStep):
         """See `SharedStep.merge`."""
         count = sum((tensors["count"] for tensors in shared.values()), torch.zeros((), dtype=torch.float64))
         total = torch.stack([tensors["sum"] for tensors in shared.values()]).sum(0)
-        return {"standard": total / count}, []
+        return self.merge_sums({"count": count, "sum": total}, {})
+
+    def sums(self, prepared: Prepared) -> Tensors:
+        """See `SharedStep.sums`."""
+        return self.share(prepared)
+
+    def merge_sums(self, total: Tensors, about: Tensors) -> tuple[Tensors, list[str]]:
+        """See `SharedStep.merge_sums`."""
+        return {"standard": total["sum"] / total["count"]}, []
+
+    def sizes(self, features: int) -> Mapping[str, int]:
+        """See `SharedStep.sizes`."""
+        return {"F": features, "L": len(LANDMARKS)}
 
     def fit(self, prepared: Prepared, merged: Tensors) -> Tensors:
         """See `Step.fit`."""
@@ -313,6 +409,15 @@ STEPS: dict[str, type[Step]] = {
 def build_steps(named: Sequence[Named]) -> list[Step]:
     """The steps that a message names."""
     return [STEPS[name](**options) for name, options in named]
+
+
+def needs_all_sites(spec: DataSpec) -> bool:
+    """Whether a step of the chain that a study file asks for needs summaries of all sites."""
+    return spec.scaling == "federated" or spec.harmonisation.combat is not None or _has_landmarks(spec)
+
+
+def _has_landmarks(spec: DataSpec) -> bool:
+    return spec.preprocessing is not None and split_entry(spec.preprocessing.intensity, (), "")[0] == "nyul"
 
 
 def name_steps(spec: DataSpec, features: Sequence[str], covariates: Mapping[str, Sequence[str]]) -> list[Named]:
@@ -343,7 +448,7 @@ def name_steps(spec: DataSpec, features: Sequence[str], covariates: Mapping[str,
             "reference_site": combat_options.reference_site,
         }
         steps.append(("combat", combat_step))
-    if spec.preprocessing is not None and split_entry(spec.preprocessing.intensity, (), "")[0] == "nyul":
+    if _has_landmarks(spec):
         steps.append(("landmarks", {}))
     if spec.scaling == "federated":
         steps.append(("common_scaling", {}))

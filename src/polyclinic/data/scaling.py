@@ -76,6 +76,32 @@ def merge(summaries: list[Summary]) -> Summary:
     return total
 
 
+def sums(summary: Summary) -> dict[str, Tensor]:
+    """What is added over sites where nobody is to see a site's own summary: first ``count`` and ``sum`` ``[F]``."""
+    return {"count": summary.count, "sum": summary.count * summary.mean}
+
+
+def sums_about(summary: Summary, centre: Tensor) -> dict[str, Tensor]:
+    """Then ``deviation`` Σ (x - c) and ``squares`` Σ (x - c)² ``[F]``, about the common mean c of the first sums.
+
+    So no square of a large value is ever added: far from zero, too, the digits of the deviation are kept.
+    """
+    shift = summary.mean - centre
+    return {"deviation": summary.count * shift, "squares": summary.m2 + summary.count * shift.square()}
+
+
+def common_mean(total: dict[str, Tensor]) -> Tensor:
+    """The mean of all cases, from the first sums."""
+    return total["sum"] / total["count"].clamp(min=1.0)
+
+
+def of_sums(total: dict[str, Tensor], about: dict[str, Tensor]) -> Summary:
+    """The summary of all cases, from both sums; what rounding has left in the mean is taken out by the second."""
+    shift = about["deviation"] / total["count"].clamp(min=1.0)
+    m2 = (about["squares"] - about["deviation"] * shift).clamp(min=0.0)
+    return Summary(total["count"], common_mean(total) + shift, m2)
+
+
 @dataclass(frozen=True, eq=False)
 class Scaler:
     """``(x - mean) / deviation`` for each feature or channel, with ``fill`` in place of missing values.

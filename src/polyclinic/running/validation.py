@@ -14,7 +14,9 @@ from polyclinic.parts import FEDERATION
 from polyclinic.running.attendance import gather, leave_out
 from polyclinic.running.plan import Plan
 from polyclinic.running.progress import Progress, Row
+from polyclinic.running.sums import ask_sum
 from polyclinic.site.messages import During, Evaluate
+from polyclinic.site.sums import EVALUATED
 
 
 def choose(plan: Plan, engine: Engine, progress: Progress, rows: list[Row], silent: Container[str]) -> None:
@@ -47,7 +49,8 @@ def choose(plan: Plan, engine: Engine, progress: Progress, rows: list[Row], sile
 
 
 def validated(plan: Plan, engine: Engine, progress: Progress, sites: Sequence[str]) -> dict[str, dict[str, Any]]:
-    """What sites say of the models that they share, on validation cases.
+    """What sites say of the models that they share, on validation cases; where they say it in sums alone, of each site
+    the mean over the cases of all.
 
     A site whose numbers are not finite has failed if the model that it shares gives finite numbers elsewhere: else one
     bad case would leave all rounds without a score. Where a model gives nobody finite numbers, it is the model that
@@ -57,6 +60,8 @@ def validated(plan: Plan, engine: Engine, progress: Progress, sites: Sequence[st
         PolyclinicError: as `gather`.
     """
     requests, silent = {site: evaluate(plan, progress, site) for site in sites}, set[str]()
+    if plan.start.hides:
+        return _in_sums(plan, engine, progress, requests)
     replies = gather(engine, "evaluate", requests, plan.quorum, progress.failures, silent)
     found = {site: reply.fields for site, reply in replies.items()}
     broken = {site: error for site, fields in found.items() if (error := _not_finite(site, fields)) is not None}
@@ -80,6 +85,33 @@ def validated(plan: Plan, engine: Engine, progress: Progress, sites: Sequence[st
         "it is the best round only if no other one has a score either."
     )
     return found
+
+
+def _in_sums(
+    plan: Plan, engine: Engine, progress: Progress, requests: Mapping[str, Message]
+) -> dict[str, dict[str, Any]]:
+    """As `validated`, from sums over sites: it is not known which site has values that are not finite numbers."""
+    found = ask_sum(engine, "evaluate", requests, EVALUATED)
+    if found.failures:
+        leave_out("evaluate", found.failures, requests.keys(), plan.quorum, progress.failures, set())
+    cases, sums, known = (found.total[name].tolist() for name in EVALUATED)
+    means = [total / count if count else None for total, count in zip(sums, cases, strict=True)]
+    if found.broken:
+        of = f"at {found.broken} of {len(found.sites)} sites"
+        one_model = len({progress.homes.get(site, FEDERATION) for site in found.sites}) == 1
+        if not known or plan.endures or not one_model:  # it is the model that broke down
+            progress.failures.append(
+                f"Validation in round {progress.done + 1} gave values that are not finite numbers {of}: it is the best "
+                "round only if no other one has a score either."
+            )
+            means = [math.nan, math.nan]
+        elif plan.quorum is None or len(found.sites) - found.broken < plan.quorum:
+            text = f"Validation gave values that are not finite numbers {of}; which, sums do not tell."
+            raise TrainingError("P301", text, NOT_FINITE)
+        else:
+            text = f"When asked to evaluate, values were not finite numbers {of}, which do not count."
+            progress.failures.append(text)
+    return {site: {"cases": int(cases[0]), "loss": means[0], "metric": means[1]} for site in found.sites}
 
 
 def _not_finite(site: str, fields: Mapping[str, Any]) -> TrainingError | None:

@@ -11,7 +11,7 @@ from polyclinic.errors import SiteError
 from polyclinic.secure.binding import UnfitError, check_bytes
 from polyclinic.secure.identity import Verifier
 from polyclinic.secure.keys import KEY_BYTES, KeyPair
-from polyclinic.secure.masks import add_masks_, container, signed_
+from polyclinic.secure.masks import add_, add_masks_, container, signed_
 from polyclinic.secure.optional import require_cryptography
 from polyclinic.secure.roster import KEY, SEED, Advert, Box, Roster, seed_hash
 from polyclinic.secure.shares import SHARE_BYTES, rebuild
@@ -45,7 +45,7 @@ class ServerRound:
         self._next = 0
         self._boxes = dict[str, dict[str, Box]]()
         self._added = set[str]()
-        self._total = torch.zeros(terms.length, dtype=container(terms.bits))
+        self._total = torch.zeros(terms.size, dtype=container(terms.bits))
 
     def keys(self, answers: Mapping[str, object]) -> dict[str, dict[str, bytes]]:
         """What all sites are to be told, from what each advertised."""
@@ -89,9 +89,9 @@ class ServerRound:
         if site not in self._boxes or site in self._added:
             self.failed[site] = "Its vector was not asked for, or came twice."
         elif not isinstance(masked, Tensor) or (masked.dtype, masked.shape) != (self._total.dtype, self._total.shape):
-            self.failed[site] = f"Its vector is not {self._total.dtype} [{self.terms.length}]."
+            self.failed[site] = f"Its vector is not {self._total.dtype} [{self.terms.size}]."
         else:
-            self._total += masked
+            add_(self._total, masked, self.terms.words)
             self._added.add(site)
 
     def survivors(self) -> list[str]:
@@ -121,7 +121,8 @@ class ServerRound:
         """The sum ``[T]`` of the survivors' vectors, from the shares that were revealed.
 
         Returns:
-            Integers from -2^(bits-1) to 2^(bits-1) - 1, equal to the plain sum modulo 2^bits.
+            Integers from -2^(bits-1) to 2^(bits-1) - 1, equal to the plain sum modulo 2^bits; beyond 64 bits their
+            words.
 
         Raises:
             SiteError: P402, too few shares fit; P401, a site's shares do not give its secret.
@@ -142,7 +143,7 @@ class ServerRound:
                 pair = KeyPair.of(secret)
                 others = [other for other in self._roster.neighbours(owner) if other in self._added]
                 masks += [self._roster.pair_mask(owner, pair, other) for other in others]
-        return signed_(add_masks_(self._total, masks), self.terms.bits)
+        return signed_(add_masks_(self._total, masks, self.terms.words), self.terms.bits)
 
     # What the phases are made of --------------------------------------------------------------------------------------
 

@@ -106,7 +106,8 @@ class SiteRound:
         """Masks this site's vector, in place.
 
         Args:
-            vector: integers ``[T]``, int32 for up to 32 bits, else int64; taken modulo 2^bits.
+            vector: integers ``[T]``, int32 for up to 32 bits, else int64; taken modulo 2^bits. Beyond 64 bits the
+                words of each element, ``[T words]``.
             boxes: sender -> its box for this site, of those neighbours whose boxes the server has.
 
         Returns:
@@ -116,9 +117,9 @@ class SiteRound:
             SiteError: P404, the boxes are refused.
             ValueError: the vector is not as said above.
         """
-        if vector.dtype != container(self.terms.bits) or tuple(vector.shape) != (self.terms.length,):
+        if vector.dtype != container(self.terms.bits) or tuple(vector.shape) != (self.terms.size,):
             raise ValueError(f"got {vector.dtype} {list(vector.shape)}; expected {container(self.terms.bits)} "
-                             f"[{self.terms.length}]")  # fmt: skip
+                             f"[{self.terms.size}]")  # fmt: skip
         with self._phase("mask"):
             roster = self._roster
             if not isinstance(boxes, Mapping) or not boxes.keys() <= set(roster.neighbours(self.site)):
@@ -130,7 +131,7 @@ class SiteRound:
                 self._held[sender] = self._opened(sender, box)
             masks = [roster.pair_mask(self.site, self._masking, other) for other in boxes]
             masks.append((roster.own_mask(self.site, self._seed), 1))
-            return reduce_(add_masks_(vector, masks), self.terms.bits)
+            return reduce_(add_masks_(vector, masks, self.terms.words), self.terms.bits)
 
     def agree(self, survivors: Sequence[str]) -> bytes:
         """Agrees to one list of those that are in the sum, for good.

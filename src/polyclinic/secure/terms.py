@@ -10,6 +10,7 @@ from polyclinic.secure.binding import digest
 from polyclinic.secure.graph import Shape
 
 TRAINING_BYTES = 32
+MOST_BITS = 1024
 
 
 @dataclass(frozen=True)
@@ -24,7 +25,8 @@ class Terms:
         attempt: how often the round was begun before; a round that is begun again has new keys.
         sites: names, in the order of the federation.
         shape: who has masks in common, and how many must be left.
-        bits: k; sums are modulo 2^k. Vectors are int32 up to 32 bits, int64 beyond.
+        bits: k; sums are modulo 2^k. Vectors are int32 up to 32 bits, int64 beyond; beyond 64 each element has k / 64
+            words of it.
         length: T, elements of a vector.
         least: a sum of fewer sites is refused.
 
@@ -49,10 +51,12 @@ class Terms:
         if len(set(self.sites)) != count or self.shape.sites != count:
             raise StudyError("P102", f"Got {len(set(self.sites))} different names in a list of {count} sites, and a "
                              f"graph of {self.shape.sites}.", "Name each site once.")  # fmt: skip
-        if not 2 <= self.bits <= 64 or self.length < 1 or self.number < 1 or self.attempt < 0:
+        whole = self.bits % 64 == 0 and 64 < self.bits <= MOST_BITS
+        if not (2 <= self.bits <= 64 or whole) or self.length < 1 or self.number < 1 or self.attempt < 0:
             raise StudyError(
                 "P102", f"A secure sum got {self.bits} bits, {self.length} elements, round {self.number} and attempt "
-                f"{self.attempt}; expected 2 to 64 bits, an element or more, a round from 1 and an attempt from 0.",
+                f"{self.attempt}; expected 2 to 64 bits (or whole words of 64, up to {MOST_BITS}), an element or more, "
+                "a round from 1 and an attempt from 0.",
                 "Give such numbers.",
             )  # fmt: skip
         if not 2 <= self.least <= count:
@@ -76,6 +80,16 @@ class Terms:
     def index(self) -> dict[str, int]:
         """Site -> its number, from 0; its shares are for the point one above."""
         return {site: place for place, site in enumerate(self.sites)}
+
+    @property
+    def words(self) -> int:
+        """Of an element."""
+        return max(1, self.bits // 64)
+
+    @property
+    def size(self) -> int:
+        """Numbers of a vector."""
+        return self.length * self.words
 
     @property
     def needed(self) -> int:

@@ -80,10 +80,12 @@ class Agree(Body):
     Attributes:
         agreement: features, values of codes, classes, and how volumes are prepared.
         notes: whether the site says what was noted of its data: asked where nobody holds the data of all.
+        usual: whether the site then says usual values of features and times, too, which show other units.
     """
 
     agreement: Agreement
     notes: Switch = False
+    usual: Switch = False
 
 
 # Preparation ----------------------------------------------------------------------------------------------------------
@@ -103,6 +105,7 @@ class Prepare(Body):
         augmentation: random changes of training images, as in a study file.
         classes: number of classes.
         patch: how boxes are cut from volumes.
+        hides: whether what sites share is told in sums alone.
     """
 
     fold: Count
@@ -116,6 +119,7 @@ class Prepare(Body):
     augmentation: list[Name | Options] = []
     classes: Classes
     patch: Patch | None = None
+    hides: Switch = False
 
 
 class Prepared(Body):
@@ -178,6 +182,7 @@ class Start(Body):
         corrupt: in a simulated attack, site -> name and options of what is wrong with its cases.
         rounds: at most.
         budget: ε and δ that the training may cost, or None.
+        hides: whether validation, counts for a threshold and sums over training cases are told in sums alone.
     """
 
     run: FileName
@@ -198,6 +203,7 @@ class Start(Body):
     corrupt: dict[Name, NamedPart] = {}
     rounds: Positive = 1
     budget: tuple[AboveZero, AboveZero] | None = None
+    hides: Switch = False
 
     @property
     def grid(self) -> TimeGrid:

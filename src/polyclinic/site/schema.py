@@ -59,6 +59,7 @@ from polyclinic.site.messages import (
     Train,
     Trained,
 )
+from polyclinic.site.sums import BOXES, MASKED, PHASES
 from polyclinic.state import Layout, Role
 from polyclinic.statistics.calibration import THRESHOLDS
 from polyclinic.statistics.survival import CURVE
@@ -93,6 +94,7 @@ class Known:
         task: what is learned.
         asked: what is measured on test cases.
         step: the step of the preparation that needs all sites.
+        hides: whether what sites share for it is told in sums alone.
     """
 
     sizes: Mapping[str, int] = field(default_factory=dict)
@@ -103,6 +105,7 @@ class Known:
     task: Task | None = None
     asked: Asked = _NO_METRICS
     step: SharedStep | None = None
+    hides: bool = False
 
     @classmethod
     def of(cls, start: Start, layout: Layout) -> Known:
@@ -302,6 +305,25 @@ _MODELS = {
     "model*": Shaped("float32", "P", finite=False, group="model"),
 }
 _NUMBER = Shaped("float64", 1, group="target")
+#: A text, see `polyclinic.channel.said`.
+_SAID = Shaped("uint8", "N")
+#: An answer that is summed: words of whole numbers under masks.
+_MASKED = {MASKED: Shaped("int64", "N")}
+
+
+def _centre(known: Known, asked: Message) -> Shapes:
+    centres = known.step.centres if known.step else {}
+    return {name: Shaped("|".join(one.kinds), *(one.shape or ()), group="centre") for name, one in centres.items()}
+
+
+def _shared(known: Known, asked: Message) -> Shapes:
+    """What a site shares, or adds to a sum, at first or about a common centre."""
+    if known.step is None:
+        return {}
+    if not known.hides:
+        return known.step.shares
+    return known.step.about if asked.tensors else known.step.summed
+
 
 FUNCTIONS: dict[str, Function] = {
     "open": Function(Open, Census),
@@ -309,7 +331,7 @@ FUNCTIONS: dict[str, Function] = {
     "prepare": Function(
         Prepare, Prepared, answered_tensors={f"target_{name}": _NUMBER for name in ("count", "mean", "m2")}
     ),
-    "share": Function(answered_tensors=lambda known, asked: known.step.shares if known.step else {}),
+    "share": Function(asked_tensors=_centre, answered_tensors=_shared),
     "apply": Function(
         answered=Applied, asked_tensors=lambda known, asked: known.step.merges if known.step else {}
     ),
@@ -350,6 +372,7 @@ FUNCTIONS: dict[str, Function] = {
     "overlays": Function(Predict, Pictured, _MODELS, _pictures),
     "retain": Function(Retain, Retained, {"state": _MODELS["state"]}),
     "spent": Function(During, Spends),
+    **dict.fromkeys(PHASES, Function(asked_tensors={"told": _SAID}, answered_tensors={"said": _SAID})),
     "save": Function(Checkpointed),
     "restore": Function(Checkpointed),
 }  # fmt: skip
@@ -453,7 +476,10 @@ class Answers:
             reply: its answer. What other sites answered before must agree with it in the lengths of dimensions.
         """
         if self._shapes is None:
-            self._shapes = _found(self._function.answered_tensors, self.known, asked)
+            if BOXES in asked.tensors:
+                self._shapes, self._kind = _MASKED, Nothing
+            else:
+                self._shapes = _found(self._function.answered_tensors, self.known, asked)
             self._exact = _exact(self._shapes, self._sizes)
         sizes = self._sizes
         quiet = self.known.may_be_quiet and self.name == "train" and not reply.tensors

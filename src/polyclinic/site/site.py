@@ -67,6 +67,7 @@ from polyclinic.site.rehearsal import try_out
 from polyclinic.site.run import Round, Run
 from polyclinic.site.schema import Answers, Known, function_of, predicted, read_asked
 from polyclinic.site.spending import LEDGER, Spending
+from polyclinic.site.sums import BOXES, PHASES, PREPARING, TRAINING, SiteSums
 from polyclinic.state import FlatModule
 from polyclinic.statistics.rows import opened, prediction_rows
 from polyclinic.tasks.base import Asked
@@ -126,7 +127,9 @@ class Site:
         self._draws: int | None = None
         self._totals = dict[Trial, bytes]()
         self._steps: list[Step] = []
+        self._hidden = False
         self.name = data if isinstance(data, str) else data.site
+        self.sums = SiteSums(self.name)
         self.settle(folder)
         if not isinstance(data, str):
             self._take(data)
@@ -138,6 +141,7 @@ class Site:
             "save": self._save, "restore": self._restore, "test": self._test, "compare": self._compare,
             "spread": self._spread, "spent": self._spent, "groups": self._groups, "survival": self._survival,
             "retain": self._retain,
+            **{phase: partial(self._sum, phase) for phase in PHASES},
         }  # fmt: skip
 
     def settle(self, folder: Path | None) -> None:
@@ -155,11 +159,13 @@ class Site:
         """
         try:
             known = self._known(function)
+            request, boxes = self._without_boxes(function, request)
             asked = self.read(function, request)
             part, question, verb = function.partition("/")
             answer: Answer = partial(self._answer, part, verb) if question else self._functions[function]
             reply = answer(asked, request.tensors)
-            return self.leaving(function, request, reply, self.run.known if function == "start" else known)
+            reply = self.leaving(function, request, reply, self.run.known if function == "start" else known)
+            return reply if boxes is None else self._masked(function, request, reply, boxes)
         except Exception as error:
             raise self.failure(function, error) from error
 
@@ -176,14 +182,48 @@ class Site:
                 text = f"Site {self.name} was asked to {function!r} before its data were opened."
                 raise SiteError("P401", text, "Ask to 'open' and 'agree' first.", site=self.name)
             step = self._steps[0] if self._steps else None
-            return Known(step=step if isinstance(step, SharedStep) else None)
-        if function in ("start", "compare", "spread", "groups", "survival"):
+            return Known(step=step if isinstance(step, SharedStep) else None, hides=self._hidden)
+        if function in ("start", "compare", "spread", "groups", "survival", *PHASES):
             return Known()
         function_of(function)
         if not hasattr(self, "run"):
             text = f"Site {self.name} was asked to {function[:80]!r} before a training was started."
             raise SiteError("P401", text, "Ask for 'start' first.", site=self.name)
         return self.run.known
+
+    def _without_boxes(self, function: str, request: Message) -> tuple[Message, Tensor | None]:
+        """A question as it is, and what it came with where its answer is to be summed.
+
+        Raises:
+            SiteError: P404, the answer would tell what the study hides.
+        """
+        boxes = request.tensors.get(BOXES)
+        if boxes is None and self._hides(function):
+            text = f"Site {self.name} was asked to {function!r}, and in this study it says that in sums alone."
+            raise SiteError("P404", text, "Let all sites and the server run the same version of Polyclinic.",
+                            site=self.name)  # fmt: skip
+        if boxes is None or function not in PREPARING | TRAINING:
+            return request, None
+        return Message(request.fields, {name: one for name, one in request.tensors.items() if name != BOXES}), boxes
+
+    def _hides(self, function: str) -> bool:
+        if function in PREPARING | {"describe"}:
+            return self._hidden
+        return function in TRAINING and hasattr(self, "run") and self.run.declared.hides
+
+    def _masked(self, function: str, request: Message, reply: Message, boxes: Tensor) -> Message:
+        """An answer that is to be summed, under masks.
+
+        A preparation, and what follows a training, are summed with the same sites, whatever centre or model is sent: a
+        little change of these would leave the numbers as they are. Validation of one model is, too.
+        """
+        about = self._prepared_as if function in PREPARING else self.run.declared.run
+        model = [request.tensors["state"].numpy().tobytes()] if function == "evaluate" else []
+        return self.sums.mask(function, reply, boxes, [about.encode(), *model])
+
+    def _sum(self, phase: str, asked: Nothing, tensors: Tensors) -> Message:
+        """The site's part in a sum, before and after what is summed."""
+        return self.sums.answer(phase, tensors["told"], self.identity, self.diary)
 
     def leaving(self, function: str, request: Message, reply: Message, known: Known) -> Message:
         """An answer, as it may leave the site: nothing is in it that the schema of the function does not know.
@@ -267,7 +307,7 @@ class Site:
         data = self._holder.open(self.name, ask.agreement)
         if data is not None:
             self._take(data)
-        return Message(self._holder.facts(self.name, notes=ask.notes).fields())
+        return Message(self._holder.facts(self.name, notes=ask.notes, usual=ask.usual).fields())
 
     def _take(self, data: SiteData) -> None:
         self.name, self.data, self.pseudonyms = data.site, data, _pseudonyms(data)
@@ -276,7 +316,7 @@ class Site:
 
     def _prepare(self, ask: Prepare, tensors: Tensors) -> Message:
         """Split for one fold, and go along the chain of preparation up to the first step that needs all sites."""
-        self.fold = ask.fold
+        self.fold, self._hidden, self._prepared_as = ask.fold, ask.hides, ask.model_dump_json()
         self.parts = split(
             self.data, folds=ask.folds, fold=ask.fold, validation=ask.validation, seed=ask.split_seed,
             small_sites=ask.small_sites, holdout=ask.holdout, final=ask.final,
@@ -322,7 +362,10 @@ class Site:
 
     def _share(self, ask: Nothing, tensors: Tensors) -> Message:
         """Summaries of the training cases for the step of the chain that comes next."""
-        return Message({}, self._shared_step("share").share(self._prepared))
+        step = self._shared_step("share")
+        if not self._hidden:
+            return Message({}, step.share(self._prepared))
+        return Message({}, step.sums_about(self._prepared, tensors) if tensors else step.sums(self._prepared))
 
     def _apply(self, ask: Nothing, tensors: Tensors) -> Message:
         """Apply the next step with what all sites' summaries gave, and go on."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
@@ -9,6 +10,7 @@ from pydantic import Field, PrivateAttr, ValidationError, field_validator
 
 from polyclinic.audit.poisoning import Attack, read_attack
 from polyclinic.composition import METHODS
+from polyclinic.data.preparation import needs_all_sites
 from polyclinic.data.spec import DataSpec, Target
 from polyclinic.data.volumes.fingerprint import VolumePlan
 from polyclinic.errors import StudyError, nearest
@@ -237,6 +239,11 @@ class Declaration(Part):
             return None
         return self.privacy.epsilon, self.privacy.delta
 
+    def hides_of(self, method: Method) -> bool:
+        """Whether sites tell in sums alone what is told of their cases in a training of a method. Where each site has a
+        model of its own, or a pool all cases, there is nothing to sum."""
+        return self.privacy.summaries is not None and method.scope == "federation"
+
     def is_unseen(self, method: StudyMethod) -> bool:
         """Whether the method is also run without each site in turn."""
         wanted = self.evaluation.unseen_sites
@@ -277,6 +284,26 @@ class Declaration(Part):
             )
             hint = f"Set `bootstrap: 0`, or {LEAST_DRAWS} or more."
             raise EntryError("P104", message, hint, place=("evaluation", "bootstrap"))
+
+    def _check_summaries(self, methods: list[StudyMethod]) -> None:
+        """What does not go with summaries of which the coordinator sees sums alone."""
+        if self.privacy.summaries is None:
+            return
+        place, combat = ("privacy", "summaries"), self.data.harmonisation.combat
+        if find_spec("cryptography") is None:
+            hint = "pip install 'polyclinic[secure]'"
+            raise EntryError("P503", "Secure sums need the package cryptography.", hint, place=place)
+        if combat is not None and combat.reference_site is not None:
+            message = "`reference_site` makes the summary of one site known, and `summaries: secure_sum` hides it."
+            raise EntryError("P104", message, "Leave one of the two out.", place=place)
+        unseen = [method.label for method in methods if self.is_unseen(method)]
+        if unseen and needs_all_sites(self.data):
+            message = (
+                f"For `unseen_sites` cases are prepared again without each site ({unseen[0]}): the sum over all sites "
+                "less that over the others would be the summary of that site."
+            )
+            hint = "Use `scaling: per_site` and no `harmonisation`, or leave out `unseen_sites` or `summaries`."
+            raise EntryError("P104", message, hint, place=place)
 
     def _check_bare(self, method: StudyMethod, place: tuple[str | int, ...]) -> None:
         """What leaves sites at the end that noise on changes does not reach."""
@@ -365,6 +392,7 @@ class Declaration(Part):
         check_times(self.data, evaluation, self.task, [self.loss_of(method.training) for method in methods])
         for position, method in enumerate(methods):
             self._check_bare(method, ("methods", position))
+        self._check_summaries(methods)
         self._methods = methods
         if self.search is not None:
             self._candidates = find_candidates(self.search, methods, reader, evaluation, self.all_seeds[0])

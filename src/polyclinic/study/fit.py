@@ -11,6 +11,7 @@ from polyclinic.models import build_model
 from polyclinic.models.trial import try_network
 from polyclinic.options import EntryError
 from polyclinic.parts import Part, build_chain
+from polyclinic.secure.sums import check_enough
 from polyclinic.state import Layout, Role
 from polyclinic.study.checked import CheckedStudy
 from polyclinic.study.declaration import Declaration
@@ -125,8 +126,12 @@ def check_enough_sites(declaration: Declaration, folds: Mapping[int, Fold]) -> N
 
     Raises:
         StudyError: P104 with the method and the sites that it needs.
+        SiteError: P402, there are too few for sums that hide what a site has.
     """
     there = min(len(fold.training_sites) for fold in folds.values())
+    for method in configurations(declaration):
+        if declaration.hides_of(method.method):
+            check_enough(there - 1 if declaration.is_unseen(method) else there)
     for method in configurations(declaration):
         if method.method.scope != "federation":
             continue

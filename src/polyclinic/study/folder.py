@@ -16,6 +16,7 @@ from polyclinic.engine.planner import EnginePlan
 from polyclinic.errors import ResultsError
 from polyclinic.files import DRAFT, write_atomic
 from polyclinic.running.progress import Checkpoint
+from polyclinic.site.diary import DIARY
 from polyclinic.study.checked import CheckedStudy
 from polyclinic.study.job import Job, Outcome, slug
 from polyclinic.study.kinds import RUN, check_runs
@@ -70,9 +71,12 @@ class Folder:
         return is_finished(self.path, self.record)
 
     def _never_begun(self) -> bool:
-        """Whether the folder is empty, or this study was killed while it wrote its first files."""
+        """Whether the folder is empty, or this study was killed while it wrote its first files, or while sites were
+        prepared: they write down which sums they were part of."""
         names = {path.name for path in self.path.iterdir()}
-        if {name for name in names if not name.endswith(DRAFT)} - {"study.yaml", LOCK}:
+        if {name for name in names if not name.endswith(DRAFT)} - {"study.yaml", "sites", LOCK}:
+            return False
+        if {path.name for path in self.site_folder().glob("*/*")} - {DIARY}:
             return False
         text = (self.path / "study.yaml").read_text(encoding="utf-8") if "study.yaml" in names else self._text()
         return text == self._text()

@@ -44,7 +44,8 @@ class Folds:
         self.declaration, self.engine, self.local = declaration, engine, local
         self.final = final
         self.validation = declaration.evaluation.validation if validation is None else validation
-        self.classes = len(cohort.classes)
+        self.classes, self.features = len(cohort.classes), cohort.shape[0]
+        self.hides = declaration.privacy.summaries is not None
         self.steps = name_steps(declaration.data, cohort.features, cohort.covariates)
         self.notes: list[Note] = []
         self.merged: list[dict[str, Tensor]] = []
@@ -98,9 +99,10 @@ class Folds:
                 self._prepare(engine, *needed)
 
     def describe(self) -> pd.DataFrame:
-        """The harmonised features before and after, once all folds are counted; no rows without harmonisation."""
+        """The harmonised features before and after, once all folds are counted; no rows without harmonisation, or where
+        sites do not show what they have."""
         options = dict(self.steps).get("combat")
-        if options is None:
+        if options is None or self.hides:
             return pd.DataFrame()
         return describe(self.engine, dict(zip(options["columns"], options["features"], strict=True)))
 
@@ -111,9 +113,10 @@ class Folds:
             fold=number, folds=self.declaration.folds, holdout=evaluation.holdout, validation=self.validation,
             final=self.final, split_seed=evaluation.split_seed, small_sites=evaluation.small_sites, steps=self.steps,
             augmentation=data.augmentation, classes=self.classes, patch=data.box,
+            hides=self.hides,
         )  # fmt: skip
         self._stand.pop(engine, None)
-        done = prepare(engine, request, without)
+        done = prepare(engine, request, without, self.features)
         self._stand[engine], self.merged = (number, without), done.merged
         return done
 

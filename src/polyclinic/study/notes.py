@@ -80,6 +80,23 @@ def spared(declaration: Declaration, attack: Attack | None, sites: int, layout: 
     return [Note("N104", text) for text in words if text]
 
 
+def in_sums(declaration: Declaration) -> list[Note]:
+    """On what sites tell in sums alone, and on what is visible all the same."""
+    if declaration.privacy.summaries is None:
+        return []
+    words = ["Summaries of sites were added under masks: the coordinator saw sums over sites, and no site's own."]
+    alone = [one.label for one in declaration.study_methods if one.method.scope == "sites"]
+    if alone:
+        what = "has a model" if len(alone) == 1 else "have models"
+        words.append(
+            f"{', '.join(alone)} {what} of each site alone: validation and counts for its threshold are that site's."
+        )
+    words.append("Numbers of cases, patients and labels are told by site, and so are results on test cases.")
+    if declaration.data.harmonisation.combat is not None:
+        words.append("There is no harmonisation.csv, which tells of each site's features.")
+    return [Note("N812", " ".join(words))]
+
+
 def few_events(declaration: Declaration, folds: Sequence[Fold]) -> list[Note]:
     """On losses that compare the cases of a batch, where batches have so few events that there is little to compare."""
     if declaration.target != "times":

@@ -120,7 +120,8 @@ def ask_agree(answered: Answered, engine: Engine, *, described: bool = False) ->
     """
     study, agreement, censuses = answered
     declaration = study.declaration
-    asked = Agree(agreement=agreement, notes=described or not engine.holds_all)
+    notes = described or not engine.holds_all
+    asked = Agree(agreement=agreement, notes=notes, usual=notes and declaration.privacy.summaries is None)
     replies = _ask(CheckedEngine(engine, Known()), "agree", Message(asked.fields()))
     facts = {site: SiteFacts.model_validate(reply.fields) for site, reply in replies.items()}
     cohort = Cohort.of(facts, agreement, declaration.data, declaration.target, engine.compared(), censuses)

@@ -109,6 +109,7 @@ class Planner:
             corrupt=dict.fromkeys(corrupt, (attack.name, attack.options)) if attack else {},
             rounds=training.rounds,
             budget=self.declaration.budget_of(method),
+            hides=self.declaration.hides_of(method),
         )
 
 

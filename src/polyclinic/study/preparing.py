@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import pandas as pd
@@ -12,7 +13,10 @@ from polyclinic.data.preparation import SharedStep, build_steps
 from polyclinic.data.scaling import Summary, merge
 from polyclinic.data.statistics import Sketch, agreed_edges
 from polyclinic.engine import CheckedEngine, Engine
+from polyclinic.errors import DataError
 from polyclinic.notes import Note
+from polyclinic.running.sums import ask_sum, lengths
+from polyclinic.shapes import Shaped
 from polyclinic.site.messages import Prepare
 from polyclinic.site.schema import Known
 from polyclinic.study.columns import DESCRIBED, STAGES
@@ -33,7 +37,7 @@ class Preparation:
     merged: list[dict[str, Tensor]]
 
 
-def prepare(engine: Engine, request: Prepare, without: str | None = None) -> Preparation:
+def prepare(engine: Engine, request: Prepare, without: str | None = None, features: int = 0) -> Preparation:
     """Split every site's cases and go along the chain of preparation.
 
     Args:
@@ -41,6 +45,7 @@ def prepare(engine: Engine, request: Prepare, without: str | None = None) -> Pre
         request: fields of the message ``prepare``; its ``steps`` name the chain.
         without: a site whose summaries are not used, because it stands for a hospital that joins later. It is prepared
             with what the others found.
+        features: how many features or channels a case has, where summaries are told in sums alone.
 
     Raises:
         PolyclinicError: a site failed, or a step is impossible with these sites.
@@ -55,13 +60,34 @@ def prepare(engine: Engine, request: Prepare, without: str | None = None) -> Pre
         # Without training cases anywhere there is nothing to merge; the caller says so.
         if not isinstance(step, SharedStep) or not members:
             continue
-        checked = CheckedEngine(engine, Known(step=step))
-        shared = checked.ask("share", dict.fromkeys(members, Message()))
-        found[-1], said = step.merge({site: reply.tensors for site, reply in shared.items()})
+        checked = CheckedEngine(engine, Known(step=step, hides=request.hides))
+        if request.hides:
+            found[-1], said = _merged_in_sums(checked, step, members, features)
+        else:
+            shared = checked.ask("share", dict.fromkeys(members, Message()))
+            found[-1], said = step.merge({site: reply.tensors for site, reply in shared.items()})
         applied = checked.ask("apply", dict.fromkeys(sites, Message({}, found[-1])))
         said += [sentence for reply in applied.values() for sentence in reply.fields["notes"]]
         notes += [Note("N802", sentence) for sentence in said]
     return Preparation(replies, list(dict.fromkeys(notes)), found)
+
+
+def _merged_in_sums(
+    engine: Engine, step: SharedStep, sites: Sequence[str], features: int
+) -> tuple[dict[str, Tensor], list[str]]:
+    """What comes out of a step whose summaries are told in sums over sites alone; all sites must be in them."""
+
+    def added(told: Message, shapes: Mapping[str, Shaped]) -> dict[str, Tensor]:
+        asked = dict.fromkeys(sites, told)
+        found = ask_sum(engine, "share", asked, lengths(shapes, step.sizes(features)), whole=True)
+        if found.broken:
+            text = f"{found.broken} of {len(sites)} sites have values that are not finite numbers, or larger than 1e90."
+            raise DataError("P207", text, "Look for such values in the tables of all sites (`polyclinic check`).")
+        return found.total
+
+    total = added(Message(), step.summed)
+    centre = step.centre(total)
+    return step.merge_sums(total, added(Message({}, centre), step.about) if centre else {})
 
 
 def describe(engine: Engine, features: dict[int, str]) -> pd.DataFrame:

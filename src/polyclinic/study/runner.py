@@ -40,7 +40,16 @@ from polyclinic.study.jobs import JobRunner
 from polyclinic.study.kinds import RUN, RUNS
 from polyclinic.study.lock import locked
 from polyclinic.study.method_entries import StudyMethod
-from polyclinic.study.notes import diverged, few_events, full_precision, idle_parts, kept_back, left_out, spared
+from polyclinic.study.notes import (
+    diverged,
+    few_events,
+    full_precision,
+    idle_parts,
+    in_sums,
+    kept_back,
+    left_out,
+    spared,
+)
 from polyclinic.study.opening import ask_agree, ask_open, local_engine
 from polyclinic.study.payloads import Numbers, exchanged_table
 from polyclinic.study.privacy import of_the_study
@@ -158,6 +167,7 @@ class _Runner:
             *idle_parts(self.declaration, template.layout),
             *spared(self.declaration, self.attack, len(self.cohort.sites), template.layout),
             *few_events(self.declaration, list(folds.values())),
+            *in_sums(self.declaration),
         ]
         self.split_notes = preparing.notes
         runner = JobRunner(

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from polyclinic.audit.poisoning import Attack
+from polyclinic.client.work import NOT_FINITE
 from polyclinic.communication.message import Message
 from polyclinic.engine import Engine
+from polyclinic.errors import TrainingError
 from polyclinic.methods import Method
-from polyclinic.running.attendance import gather
+from polyclinic.running.attendance import gather, leave_out
 from polyclinic.running.plan import Plan
 from polyclinic.running.progress import Progress, Row
+from polyclinic.running.sums import ask_sum, lengths
+from polyclinic.shapes import Shaped
 from polyclinic.site.messages import Predict, Test
 from polyclinic.statistics.rows import opened, prediction_rows
 from polyclinic.study.declaration import Declaration
@@ -60,6 +64,8 @@ class Trial:
 
 
 Ask = Callable[[str, Mapping[str, Message]], dict[str, Message]]
+#: The sum over sites of a tensor of what they answer about a trial; None if none does.
+Sums = Callable[[str, Trial, str, Shaped], Tensor | None]
 
 
 class Tester:
@@ -102,15 +108,16 @@ class Tester:
                 untested.update(requests.keys() - answers.keys())
             return answers
 
+        summed = self._summing(trained, quorum, silent, sites)
         totals = list[tuple[str, str, Totals]]()
         for trial in self._trials(study.method, trained):
             if not trial.test:
                 continue
-            threshold = self._threshold(trial, ask)
+            threshold = self._threshold(trial, summed)
             if threshold is None:  # nobody answered; a note says so
                 untested.update(trial.test)
                 continue
-            completion = self._completion(trained.plan.task, trial, ask)
+            completion = self._completion(trained.plan.task, trial, summed)
             asked = Predict(threshold=threshold, completion=completion)
             if self.at_sites:
                 totals += self._test_at_sites(label, trained.plan.start.run, trial, asked, ask, outcome)
@@ -129,13 +136,30 @@ class Tester:
 
     def settle(self, method: Method, trained: Trained) -> tuple[float, list[float]]:
         """What predictions need besides a model that is not tested: the threshold, and what completes them."""
+        trial, summed = self._trials(method, trained)[0], self._summing(trained, trained.plan.quorum, set(), ())
+        threshold = self._threshold(trial, summed) if trained.plan.validate else None
+        return 0.5 if threshold is None else threshold, self._completion(trained.plan.task, trial, summed)
 
-        def ask(function: str, requests: Mapping[str, Message]) -> dict[str, Message]:
-            return gather(self.engine, function, requests, trained.plan.quorum, trained.progress.failures)
+    def _summing(self, trained: Trained, quorum: int | None, silent: set[str], among: Iterable[str]) -> Sums:
+        """How sums over the sites that trained a model are asked for; the arguments are as in `gather`."""
+        sizes, notes = {"K": len(self.declaration.grid.edges)}, trained.progress.failures
 
-        trial = self._trials(method, trained)[0]
-        threshold = self._threshold(trial, ask) if trained.plan.validate else None
-        return 0.5 if threshold is None else threshold, self._completion(trained.plan.task, trial, ask)
+        def summed(function: str, trial: Trial, name: str, shaped: Shaped) -> Tensor | None:
+            requests = {site: Message({}, sent) for site, sent in trial.validate.items()}
+            if not trained.plan.start.hides:
+                replies = gather(self.engine, function, requests, quorum, notes, silent, among).values()
+                return torch.stack([reply.tensors[name] for reply in replies]).sum(0) if replies else None
+            added = ask_sum(self.engine, function, requests, lengths({name: shaped}, sizes))
+            if added.failures:
+                leave_out(function, added.failures, {*requests, *among}, quorum, notes, silent)
+            if not added.broken:
+                return added.total[name].to(next(iter(shaped.types)))
+            if shaped.finite:
+                what = f"What {added.broken} of {len(added.sites)} sites answered to {function!r}"
+                raise TrainingError("P301", f"{what} is not finite numbers.", NOT_FINITE)
+            return torch.full_like(added.total[name], torch.nan)  # as the sum is, of a model that broke down
+
+        return summed
 
     def _key(self, label: str) -> Key:
         return Key(label, self.job.run, self.job.seed, self.job.fold)
@@ -224,25 +248,23 @@ class Tester:
             trials.append(Trial(source, {source: sent}, dict.fromkeys(others, sent)))
         return trials
 
-    def _threshold(self, trial: Trial, ask: Ask) -> float | None:
+    def _threshold(self, trial: Trial, summed: Sums) -> float | None:
         """The decision threshold, chosen on validation cases by sums that the sites answer; None if none does."""
         fixed = self.declaration.evaluation.threshold
         if fixed != "validation":
             return fixed
-        if not self.task.has_threshold:
+        if not self.task.has_threshold or self.task.counts is None:
             return 0.5
-        requests = {site: Message({}, sent) for site, sent in trial.validate.items()}
-        evidence = [reply.tensors["counts"] for reply in ask("threshold", requests).values()]
-        return self.task.choose_threshold(torch.stack(evidence).sum(0)) if evidence else None
+        evidence = summed("threshold", trial, "counts", self.task.counts)
+        return None if evidence is None else self.task.choose_threshold(evidence)
 
     @staticmethod
-    def _completion(task: Task, trial: Trial, ask: Ask) -> list[float]:
+    def _completion(task: Task, trial: Trial, summed: Sums) -> list[float]:
         """What predictions need besides the model, from sums over the training cases of the sites that trained it."""
-        if not task.needs_sums:
+        if not task.needs_sums or task.summed is None:
             return []
-        replies = ask("sums", {site: Message({}, sent) for site, sent in trial.validate.items()})
-        sums = [reply.tensors["sums"] for reply in replies.values()]
-        return task.completion(torch.stack(sums).sum(0)) if sums else []
+        sums = summed("sums", trial, "sums", task.summed)
+        return [] if sums is None else task.completion(sums)
 
     def _wants_overlays(self, method: Method) -> bool:
         first = self.job == replace(self.job, seed=self.declaration.all_seeds[0], fold=0, without=None, attacked=False)

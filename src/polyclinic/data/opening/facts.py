@@ -44,12 +44,12 @@ class SiteFacts(Body):
         longer: cases that were seen for longer than survival is asked for; None without times.
         by_then: events until then.
         round_time: a round number that no time is beyond; None without times.
-        usual_time: median time, with ``notes``; None of few cases.
+        usual_time: median time, if usual values are asked for; None of few cases.
         notes: what a person should know of the site's data.
         medians, deviations: usual value of each feature that is measured, and a robust deviation from it; None for
-            groups and where a site has few values. They show other units, and are said where nobody holds the data of
-            all sites.
-        spacings: with ``notes``, lowest and highest voxel size of volumes along each axis, in millimetres.
+            groups and where a site has few values. They show other units, and are said where they are asked for, since
+            nobody holds the data of all sites.
+        spacings: likewise, lowest and highest voxel size of volumes along each axis, in millimetres.
         levels: likewise, medians over volumes of the 1 %, 50 % and 99 % quantiles of their values.
     """
 
@@ -86,10 +86,10 @@ class SiteFacts(Body):
     @classmethod
     def of(
         cls, data: SiteData, classes: int, *, subjects_named: bool, notes: Sequence[Note] | None = None,
-        until: float | None = None,
+        until: float | None = None, usual: bool = False,
     ) -> SiteFacts:  # fmt: skip
         """Of a site's cases; without names of patients each case counts as one. With ``notes`` where nobody else can
-        look at the site's data."""
+        look at the site's data, and then perhaps with ``usual`` values."""
         known, counts = data.with_labels(), data.counts
         found: dict[str, Any] = {}
         labels = known.labels
@@ -106,17 +106,17 @@ class SiteFacts(Body):
             if until is not None and (times := known.times) is not None:
                 found["longer"] = int((times > until).sum())
                 found["by_then"] = int(((times <= until) & (labels == 1)).sum())
-        if notes is not None:
+        if usual:
             found["usual_time"] = usual_time(known)
         if data.inputs.ndim == 2:
-            if notes is not None:
-                for name, usual in zip(("medians", "deviations"), usual_values(data), strict=True):
-                    found[name] = [None if math.isnan(value) else value for value in usual.tolist()]
+            if usual:
+                for name, values in zip(("medians", "deviations"), usual_values(data), strict=True):
+                    found[name] = [None if math.isnan(value) else value for value in values.tolist()]
             found["missing"] = 100.0 * data.table.isnan().double().mean().item()
         if isinstance(data.inputs, Volumes):
             facts = [VolumeFacts(**record["facts"]) for record in data.inputs.about]
             found["images"] = facts_row(facts)
-            if notes is not None:
+            if usual:
                 found["spacings"], found["levels"] = spacing_ranges(facts), usual_levels(facts)
         return cls(
             found=counts.found, used=counts.used, unlabelled=counts.unlabelled, rejected=dict(counts.rejected),

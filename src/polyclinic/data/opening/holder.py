@@ -199,19 +199,22 @@ class Holder:
             self._found[site] = self._open(site)
         return self._found[site][0]
 
-    def facts(self, site: str, *, notes: bool = False) -> SiteFacts:
+    def facts(self, site: str, *, notes: bool = False, usual: bool = False) -> SiteFacts:
         """What is said of a site's opened cases.
 
         Args:
             site: its name.
             notes: whether what was noted of the data goes with it; see ``notes``.
+            usual: whether usual values do.
         """
         data = self._found[site][0]
         if data is None or self._agreement is None:
             return SiteFacts.nothing(self._counts[site])
         named = self.spec.subject is not None
         said = self.notes() if notes else None
-        return SiteFacts.of(data, len(self._agreement.classes), subjects_named=named, notes=said, until=self.until)
+        return SiteFacts.of(
+            data, len(self._agreement.classes), subjects_named=named, notes=said, until=self.until, usual=usual
+        )
 
     def counts(self, site: str) -> Counts:
         """What became of every case of a site that was opened."""

@@ -46,6 +46,8 @@ class Agreed:
             case Open():
                 return "" if asked == self._opening else "a message asks for other data than the study"
             case Agree():
+                if asked.usual and self.declaration.privacy.summaries is not None:
+                    return "a message asks for usual values of features, which the study hides"
                 if wrong := self._disagrees(asked.agreement):
                     return f"a message agrees on other {wrong} than the study and the site have"
                 if self.agreement not in (None, asked.agreement):
@@ -99,8 +101,9 @@ class Agreed:
         spec = self.agreement.prepared(self.declaration.data)
         features, covariates = self.agreement.features_encoded(spec), self.agreement.covariates_encoded(spec)
         steps = name_steps(spec, features, covariates)
-        found = (asked.steps, asked.augmentation, asked.classes, asked.patch)
-        return _text(found) == _text((steps, spec.augmentation, len(self.agreement.classes), spec.box))
+        found = (asked.steps, asked.augmentation, asked.classes, asked.patch, asked.hides)
+        hides = self.declaration.privacy.summaries is not None
+        return _text(found) == _text((steps, spec.augmentation, len(self.agreement.classes), spec.box, hides))
 
     def _splits(self, asked: Prepare) -> bool:
         """With splits of other kinds groups of patients could be told from each other, down to single ones."""
@@ -110,7 +113,9 @@ class Agreed:
         return found == declared and asked.fold < (asked.folds or 1)
 
     def _starts(self, asked: Start) -> bool:
-        begun = self._training(asked.share, asked.parts, asked.personal, asked.loss, asked.model, asked.work)
+        begun = self._training(
+            asked.share, asked.parts, asked.personal, asked.loss, asked.model, asked.work, hides=asked.hides
+        )  # fmt: skip
         declared = asked.task == self.declaration.task and asked.seed in self._seeds and asked.rounds <= self.rounds
         epsilon, delta = self.declaration.privacy.epsilon, self.declaration.privacy.delta
         private = any(build_part(name, options).private for name, options in asked.parts)
@@ -128,17 +133,21 @@ class Agreed:
             yield self._training(
                 sorted(SHARES[composed.share]), composed.parts, composed.personal, self.declaration.loss_of(training),
                 self.declaration.model_part, work_of(composed, training, [self.site], mixed=mixed),
+                hides=self.declaration.hides_of(composed),
             )  # fmt: skip
 
     def _training(
-        self, share: list[str], parts: Any, personal: Any, loss: str, model: Any, work: Work
+        self, share: list[str], parts: Any, personal: Any, loss: str, model: Any, work: Work, *, hides: bool
     ) -> dict[str, Any]:  # fmt: skip
         """What must be as declared; weights of classes come from the cases of all sites."""
         own = work.own.get(self.site)
         work = replace(work, class_weights=None, own={} if own is None else {self.site: own})
         if self.declaration.wants_plan:  # the coordinator plans these from what all sites say of their images
             work, model = replace(work, batch_size=1), None
-        return {"share": share, "parts": parts, "personal": personal, "loss": loss, "model": model, "work": work}
+        return {
+            "share": share, "parts": parts, "personal": personal, "loss": loss, "model": model, "work": work,
+            "hides": hides,
+        }  # fmt: skip
 
 
 def _text(what: Any) -> str:

@@ -34,6 +34,7 @@ from polyclinic.parts import Hiding, build_parts
 from polyclinic.site.messages import Agree, Open, Prepare, Start, Train
 from polyclinic.site.schema import read_body
 from polyclinic.site.spending import LEDGER, Spending
+from polyclinic.site.sums import MASKED
 from polyclinic.study.checked import CheckedStudy
 
 log = logging.getLogger(__name__)
@@ -205,7 +206,8 @@ class Member:
         finally:
             self.hours.add(time.monotonic() - begun)
         asked, left = told(request.tensors, message), told(reply.tensors, data)
-        hidden = {"hidden_by": self._hidden_by} if function == "train" and self._hidden_by else {}
+        by = self._hidden_by if function == "train" else ["secure_sum"] if MASKED in reply.tensors else []
+        hidden = {"hidden_by": by} if by else {}
         self.audit.add("answered", function=function, asked=asked, left=left, **hidden)
         return data
 
