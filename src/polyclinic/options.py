@@ -23,6 +23,10 @@ Decay = Annotated[float, Field(ge=0, lt=1)]
 ABSENT: list[str] = []
 
 
+#: Before the name of what a Python program gave as a class or function.
+PYTHON = "python:"
+
+
 class EntryError(StudyError):
     """An entry of a study file that does not fit; ``place`` is the path of keys to it."""
 
@@ -76,6 +80,10 @@ class Catalogue(Generic[Part]):
         Raises:
             EntryError: P103 with the nearest valid name.
         """
+        if isinstance(name, str) and name.startswith(PYTHON) and name not in self:
+            raise EntryError("P104", f"{name} is a {self.kind} that a Python program gave, and is not here.",
+                             "Give it with `Study.of` again; for a study between hospitals make a plug-in of it "
+                             "(`polyclinic plugin new NAME`).", place=place)  # fmt: skip
         if not isinstance(name, str) or name not in self:
             hint = " ".join([nearest(str(name), list(self)), *ABSENT]).strip()
             raise EntryError("P103", f"{name!r} is no {self.kind}.", hint, place=place)

@@ -15,6 +15,8 @@ import yaml
 from polyclinic.engine.planner import EnginePlan
 from polyclinic.errors import ResultsError
 from polyclinic.files import DRAFT, write_atomic
+from polyclinic.options import PYTHON
+from polyclinic.origins import ERROR_LOG
 from polyclinic.running.progress import Checkpoint
 from polyclinic.study.checked import CheckedStudy
 from polyclinic.study.job import Job, Outcome, slug
@@ -72,7 +74,7 @@ class Folder:
     def _never_begun(self) -> bool:
         """Whether the folder is empty, or this study was killed while it wrote its first files."""
         names = {path.name for path in self.path.iterdir()}
-        if {name for name in names if not name.endswith(DRAFT)} - {"study.yaml", LOCK}:
+        if {name for name in names if not name.endswith(DRAFT)} - {"study.yaml", LOCK, ERROR_LOG}:
             return False
         text = (self.path / "study.yaml").read_text(encoding="utf-8") if "study.yaml" in names else self._text()
         return text == self._text()
@@ -88,7 +90,10 @@ class Folder:
         mine = self._content()
         theirs = content if isinstance(content, dict) else {}
         keys = {**mine, **theirs}
-        return "it differs in " + ", ".join(f"`{key}`" for key in keys if mine.get(key) != theirs.get(key))
+        found = "it differs in " + ", ".join(f"`{key}`" for key in keys if mine.get(key) != theirs.get(key))
+        if PYTHON in str(mine):
+            found += " (a function is the same if its source and plain values are; without these it is a new one)"
+        return found
 
     def plan(self, plan: EnginePlan, fingerprint: str) -> EnginePlan:
         """The plan that a resumed study was started with, or ``plan`` for a new one; writes nothing.

@@ -110,7 +110,9 @@ class Agreed:
         return found == declared and asked.fold < (asked.folds or 1)
 
     def _starts(self, asked: Start) -> bool:
-        begun = self._training(asked.share, asked.parts, asked.personal, asked.loss, asked.model, asked.work)
+        begun = self._training(
+            asked.share, asked.parts, asked.personal, (asked.loss, asked.loss_options), asked.model, asked.work
+        )
         declared = asked.task == self.declaration.task and asked.seed in self._seeds and asked.rounds <= self.rounds
         epsilon, delta = self.declaration.privacy.epsilon, self.declaration.privacy.delta
         private = any(build_part(name, options).private for name, options in asked.parts)
@@ -131,7 +133,7 @@ class Agreed:
             )  # fmt: skip
 
     def _training(
-        self, share: list[str], parts: Any, personal: Any, loss: str, model: Any, work: Work
+        self, share: list[str], parts: Any, personal: Any, loss: Any, model: Any, work: Work
     ) -> dict[str, Any]:  # fmt: skip
         """What must be as declared; weights of classes come from the cases of all sites."""
         own = work.own.get(self.site)
