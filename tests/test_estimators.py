@@ -122,6 +122,7 @@ def test_networks_may_be_functions():
 @pytest.mark.parametrize(("changes", "given", "why"), [
     ({}, {"groups": ["A"] * 3}, "inconsistent numbers of samples"),
     ({}, {"groups": ["A", None] * 45}, "45 of 90 `groups` are missing"),
+    ({}, {"groups": ["A"] * 89 + [" "]}, "1 of 90 `groups` are missing"),
     ({"random_state": "x"}, {}, "random_state: got 'x'"),
     ({"method": "ditto"}, {"groups": ["A", "B"] * 45}, "keeps personal models at sites"),
     ({"method": "fedavgg"}, {}, "Did you mean 'fedavg'"),

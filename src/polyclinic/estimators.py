@@ -226,7 +226,7 @@ def _names(given: Any, cases: int, what: str, nobody: str | None = ONE_SITE) -> 
         return np.full(cases, nobody, dtype=object)
     found = column_or_1d(np.asarray(given, dtype=object))
     check_consistent_length(found, np.empty(cases))
-    missing = int(pd.isna(found).sum())
+    missing = sum(bool(pd.isna(one)) or not str(one).strip() for one in found)
     if missing:
         raise ValueError(f"{missing} of {cases} `{what}` are missing; name one for each case.")
     return np.array([str(one) for one in found], dtype=object)

@@ -45,6 +45,11 @@ class Catalogue(Generic[Part]):
     def __init__(self, kind: str) -> None:
         self.kind = kind
         self._parts: dict[str, Part] = {}
+        self._given: dict[str, Part] = {}
+
+    def give(self, name: str, part: Part) -> None:
+        """Enter what a program gave: it is found under its name, and listed nowhere."""
+        self._given[name] = part
 
     def add(self, name: str) -> Callable[[Part], Part]:
         """Decorator that enters a class or function under ``name``; its keyword-only arguments are the options.
@@ -66,10 +71,10 @@ class Catalogue(Generic[Part]):
         del self._parts[name]
 
     def __getitem__(self, name: str) -> Part:
-        return self._parts[name]
+        return self._given[name] if name in self._given else self._parts[name]
 
     def __contains__(self, name: object) -> bool:
-        return name in self._parts
+        return name in self._parts or name in self._given
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._parts)

@@ -14,6 +14,7 @@ from polyclinic.data.pictures.items import read_items
 from polyclinic.data.tables.cells import read_cells
 from polyclinic.data.tables.frames import find_frame, keep_frame
 from polyclinic.errors import DataError, ResultsError, StudyError
+from polyclinic.models import MODELS
 from polyclinic.study.functions import fingerprint
 from polyclinic.study.reading import read_yaml
 from polyclinic.study.runner import run_study
@@ -258,6 +259,12 @@ def test_a_given_network_has_the_numbers_of_the_same_one_in_the_catalogue():
 
     mine, theirs = (Study.of(changed(model=model), data=hospitals()).run() for model in (logistic, "logistic"))
     assert mine.results.equals(theirs.results)
+
+
+def test_what_is_given_is_listed_nowhere():
+    name = Study.of(changed(model=Net), data=hospitals()).declaration.model_part[0]
+    assert name in MODELS
+    assert name not in list(MODELS)
 
 
 def test_a_head_is_said_or_there_is_none():

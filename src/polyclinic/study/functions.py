@@ -52,8 +52,7 @@ def enter_network(factory: Callable[..., Any]) -> str:
         return module, list(head)
 
     build.__doc__ = inspect.getdoc(factory) if inspect.isfunction(factory) else f"{factory!r}."
-    if name not in MODELS:
-        MODELS.add(name)(build)
+    MODELS.give(name, build)
     return name
 
 
@@ -77,9 +76,7 @@ def enter_loss(function: Callable[..., Tensor], task: str) -> str:
     loss.__name__ = getattr(function, "__name__", type(function).__name__)
     if getattr(function, "compares_cases", False):
         loss.compares_cases = True  # type: ignore[attr-defined]
-    losses = TASKS[task].losses
-    if name not in losses:
-        losses.add(name)(loss)
+    TASKS[task].losses.give(name, loss)
     return name
 
 
