@@ -613,13 +613,16 @@ class Own(ServerPart):
 """
 
 
-def test_a_traceback_says_whose_it_is(tmp_path):
+def test_an_error_in_a_plugin_is_a_sentence_that_says_whose_it_is(tmp_path):
     study = table_study(tmp_path, {"own": {"server": ["own"]}})
     found = command("run", study, "--out", tmp_path / "out", lib=package(tmp_path / "lib", "1.0", RAISING))
     assert found.returncode == 1
-    assert found.stderr.rstrip().endswith(
-        "The plug-in own (own-parts 1.0) failed, not Polyclinic itself: whoever makes that package can mend it."
-    )
+    said = " ".join(found.stderr.split())
+    assert "Error P304 The plug-in own (own-parts 1.0) failed: KeyError: 'x'. It is not Polyclinic itself" in said
+    assert "Traceback" not in found.stderr
+    log = (tmp_path / "out" / "error.log").read_text()
+    assert "in finish" in log
+    assert "KeyError: 'x'" in log
 
 
 def test_a_study_is_not_resumed_without_its_plugin(tmp_path):

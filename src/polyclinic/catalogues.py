@@ -1,15 +1,17 @@
 """Fills the catalogues of parts: with the parts of this package, and with those of plug-ins.
 
 A plug-in is an installed package with entry points in the group ``polyclinic.parts``; each names a module that enters
-its parts, topologies, procedures, networks or methods when it is imported. One that can't be loaded as a whole brings
-nothing; this is told wherever a study names something unknown, and noted with the results of every study.
+its parts, networks, losses, metrics, tasks, readers of image files and methods when it is imported. One that can't be
+loaded as a whole brings nothing; this is told wherever a study names something unknown, and noted with the results of
+every study.
 """
 
 from __future__ import annotations
 
 import inspect
+import logging
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import entry_points
 from typing import Any
 
@@ -17,23 +19,33 @@ import polyclinic.channel
 import polyclinic.communication.topology
 import polyclinic.server  # noqa: F401 - the parts enter their catalogues
 from polyclinic.client.personal import PERSONAL, Personal
+from polyclinic.data.readers.read import READERS
+from polyclinic.data.volumes.intensity import INTENSITIES
 from polyclinic.methods import PUBLISHED, SHARES, Method
 from polyclinic.models.catalogue import MODELS
 from polyclinic.options import ABSENT, Catalogue, option_names
+from polyclinic.origins import LOADED, said
 from polyclinic.parts import PLACES, Grouping, Part, Procedure
 from polyclinic.server.selection import PARTICIPATION, Participation
+from polyclinic.tasks import TASKS
+from polyclinic.tasks.metrics import ENTERED, METRICS
+
+log = logging.getLogger(__name__)
 
 GROUP = "polyclinic.parts"
 
-#: What plug-ins may add to, besides methods.
+#: What plug-ins may add to, besides methods, tasks, losses of tasks and metrics.
 _OPEN: Mapping[str, Catalogue[Any]] = {
-    **PLACES, "personal": PERSONAL, "participation": PARTICIPATION, "model": MODELS,
+    **PLACES, "personal": PERSONAL, "participation": PARTICIPATION, "model": MODELS, "intensity": INTENSITIES,
+    "reader": READERS,
 }  # fmt: skip
 #: What is entered there has to be a class of this kind; networks may be made by functions.
 _KINDS: Mapping[str, type] = {
     "local": Part, "channel": Part, "server": Part, "topology": Grouping, "procedure": Procedure, "personal": Personal,
     "participation": Participation,
 }  # fmt: skip
+#: Place of the losses of a task, before the name of the task.
+_LOSS_OF = "loss of "
 
 
 @dataclass(frozen=True)
@@ -45,12 +57,14 @@ class Plugin:
         package: that has it, with its version.
         problem: why it could not be loaded; empty if it was.
         module: that its entry point names.
+        brings: what it entered: place and name.
     """
 
     name: str
     package: str
     problem: str = ""
     module: str = ""
+    brings: frozenset[tuple[str, str]] = frozenset()
 
     def __str__(self) -> str:
         """For people."""
@@ -60,35 +74,47 @@ class Plugin:
 
 def load() -> list[Plugin]:
     """Import what all entry points name; one that fails does not keep the others from it."""
-    found = []
+    found = list[Plugin]()
     for point in sorted(entry_points(group=GROUP), key=lambda point: point.name):
-        package = f"{point.dist.name} {point.dist.version}" if point.dist else "?"
+        package = f"{point.dist.name} {point.dist.version}" if point.dist else "? ?"
         before = _entered()
+        plugin = Plugin(point.name, package, module=point.module)
+        root = point.module.partition(".")[0]
+        LOADED[root] = str(plugin)
         try:
             point.load()
             _check(before)
         except (Exception, SystemExit) as error:  # anything may go wrong in code of others, and it may want to end all
+            log.debug("loading %s", package, exc_info=True)
             _take_back(before)
-            found.append(Plugin(point.name, package, f"{type(error).__name__}: {error}"))
+            if all(one.module.partition(".")[0] != root for one in found):
+                del LOADED[root]
+            found.append(Plugin(point.name, package, said(error)))
         else:
-            found.append(Plugin(point.name, package, module=point.module))
+            brought = {
+                (place, str(name)) for place, names in _entered().items() for name in names - before.get(place, set())
+            }
+            found.append(replace(plugin, brings=frozenset(brought)))
     return found
 
 
-def note_origin(error: BaseException) -> None:
-    """Let an error that came up in the code of a plug-in say so, below its traceback."""
-    step, found = error.__traceback__, None
-    while step is not None:
-        package = str(step.tb_frame.f_globals.get("__name__")).partition(".")[0]
-        found = next((one for one in PLUGINS if one.module.partition(".")[0] == package), found)
-        step = step.tb_next
-    if found is not None:
-        error.add_note(f"{found} failed, not Polyclinic itself: whoever makes that package can mend it.")
+def plugin_of(place: str, name: str) -> Plugin | None:
+    """The plug-in that brought what has a name at a place; None if it is of this package."""
+    return next((plugin for plugin in PLUGINS if (place, name) in plugin.brings), None)
+
+
+def _catalogue(place: str) -> Catalogue[Any]:
+    """The catalogue of a place."""
+    return TASKS[place.removeprefix(_LOSS_OF)].losses if place.startswith(_LOSS_OF) else _OPEN[place]
 
 
 def _entered() -> dict[str, set[str]]:
     """Names that there are, by place."""
-    return {**{place: set(catalogue) for place, catalogue in _OPEN.items()}, "methods": set(PUBLISHED)}
+    return {
+        **{place: set(catalogue) for place, catalogue in _OPEN.items()},
+        **{_LOSS_OF + name: set(getattr(task, "losses", ())) for name, task in TASKS.items()},
+        "task": set(TASKS), "metric": set(METRICS), "methods": set(PUBLISHED),
+    }  # fmt: skip
 
 
 def _check(before: Mapping[str, set[str]]) -> None:
@@ -99,11 +125,16 @@ def _check(before: Mapping[str, set[str]]) -> None:
             what is not there.
     """
     now = _entered()
-    for place, catalogue in _OPEN.items():
-        for name in sorted(now[place] - before[place], key=str):
+    new = {place: sorted(names - before.get(place, set()), key=str) for place, names in now.items()}
+    for name in new["task"]:
+        _check_task(TASKS[name])
+    for place in [place for place in now if place in _OPEN or place.startswith(_LOSS_OF)]:
+        for name in new[place]:
             if place in PLACES:
                 _check_name(name, place, now)
-            _check_part(name, place, catalogue[name])
+            if place == "reader" and (not str(name).startswith(".") or name != str(name).lower()):
+                raise ValueError(f"{name!r} is no ending of a file's name for a reader: `.mha`, in small letters")
+            _check_part(name, place, _catalogue(place)[name])
     for name in sorted(now["methods"] - before["methods"]):
         _check_method(name, PUBLISHED[name].method)
 
@@ -136,10 +167,25 @@ def _check_part(name: str, place: str, part: Any) -> None:
                 f"{name!r} has {by_place[0]!r} among its arguments by place, and options are given by name: "
                 f"`def __init__(self, *, {by_place[0]}: ...)`"
             )
+    if not callable(part):
+        raise ValueError(f"{name!r} under `{place}` has to be a function or a class")
     try:
         option_names(part)
     except Exception as error:  # of whatever stands as a type
         raise ValueError(f"the options of {name!r} can't be checked: {error}") from error
+
+
+def _check_task(task: Any) -> None:
+    """Whether a task has what every task must have."""
+    missing = sorted(one for one in dir(task) if getattr(getattr(task, one), "__isabstractmethod__", False))
+    missing += [one for one in ("target", "losses", "metrics", "default_metrics", "sends") if not hasattr(task, one)]
+    if missing:
+        raise ValueError(f"the task {task.name!r} lacks {' and '.join(missing)}")
+    if not isinstance(task.losses, Catalogue) or not list(task.losses):
+        raise ValueError(f'the task {task.name!r} has no catalogue of losses: `losses = Catalogue("loss of ...")`')
+    absent = [name for name in task.metrics if name not in METRICS]
+    if absent:
+        raise ValueError(f"the task {task.name!r} has a metric {absent[0]!r} that is not in METRICS")
 
 
 #: Parts that have a place of their own.
@@ -161,11 +207,17 @@ def _check_method(name: str, method: Method) -> None:
 
 def _take_back(before: Mapping[str, set[str]]) -> None:
     """Take out what came after ``before``."""
-    for place, catalogue in _OPEN.items():
-        for name in set(catalogue) - before[place]:
-            catalogue.remove(name)
+    for name in set(TASKS) - before["task"]:
+        del TASKS[name]
+    for name in set(METRICS) - before["metric"]:
+        del METRICS[name]
+        ENTERED.pop(name, None)
     for name in set(PUBLISHED) - before["methods"]:
         del PUBLISHED[name]
+    for place, names in _entered().items():
+        if place in _OPEN or place.startswith(_LOSS_OF):
+            for name in names - before[place]:
+                _catalogue(place).remove(name)
 
 
 #: All plug-ins of this environment, by name.

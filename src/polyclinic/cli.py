@@ -14,6 +14,7 @@ from rich.console import Console
 
 from polyclinic import cli_certificates, cli_federation, cli_model, cli_results
 from polyclinic.cli_data import data_app
+from polyclinic.cli_plugins import plugin_app
 from polyclinic.cli_tables import parts, tables_that_fit
 from polyclinic.errors import PolyclinicError
 
@@ -28,6 +29,7 @@ app = typer.Typer(
     no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
 )  # fmt: skip
 app.add_typer(data_app, name="data")
+app.add_typer(plugin_app, name="plugin")
 app.command()(cli_results.checklist)
 app.command()(cli_model.fit)
 app.command()(cli_model.predict)
@@ -167,9 +169,17 @@ def methods(
 
     for place in dict.fromkeys(one.place for one in PUBLISHED.values()):
         output.print(f"\n[bold]{_escape(place)}[/bold]")
-        entries = [(name, one.summary, describe_options(METHODS[name]), one.citation)
+        entries = [(name, one.summary, describe_options(METHODS[name]), _brought("methods", name, one.citation))
                    for name, one in PUBLISHED.items() if one.place == place]  # fmt: skip
         _print_entries(entries)
+
+
+def _brought(place: str, name: str, source: str = "") -> str:
+    """Where something is from, and which plug-in brought it."""
+    from polyclinic.catalogues import plugin_of
+
+    plugin = plugin_of(place, name)
+    return source if plugin is None else f"{source}; {plugin}" if source else str(plugin)
 
 
 def _print_entries(entries: Iterable[tuple[str, str, Iterable[str], str]]) -> None:
@@ -190,25 +200,38 @@ def _print_parts() -> None:
     """The catalogues of parts, with the first sentence of what each says of itself, and its options."""
     from polyclinic.client.personal import PERSONAL
     from polyclinic.composition import METHODS  # noqa: F401 - the parts enter their catalogues
+    from polyclinic.data.readers.read import READERS
+    from polyclinic.data.volumes.intensity import INTENSITIES
+    from polyclinic.models.catalogue import MODELS
     from polyclinic.options import Catalogue, describe_options, first_words
     from polyclinic.parts import CHANNEL_PARTS, LOCAL_PARTS, PROCEDURES, SERVER_PARTS, TOPOLOGIES
     from polyclinic.server.selection import PARTICIPATION
+    from polyclinic.tasks import TASKS
+    from polyclinic.tasks.metrics import METRICS
 
-    catalogues: dict[str, Catalogue[Any]] = {
-        "Rules of local training (local)": LOCAL_PARTS,
-        "Personal models (personal)": PERSONAL,
-        "Steps of the channel (channel)": CHANNEL_PARTS,
-        "Parts of the server rule (server)": SERVER_PARTS,
-        "Groups and order of the sites (topology)": TOPOLOGIES,
-        "Ways to the sites' updates (procedure)": PROCEDURES,
-        "Who takes part (training: participation)": PARTICIPATION,
+    catalogues: dict[tuple[str, str], Catalogue[Any]] = {
+        ("Rules of local training (local)", "local"): LOCAL_PARTS,
+        ("Personal models (personal)", "personal"): PERSONAL,
+        ("Steps of the channel (channel)", "channel"): CHANNEL_PARTS,
+        ("Parts of the server rule (server)", "server"): SERVER_PARTS,
+        ("Groups and order of the sites (topology)", "topology"): TOPOLOGIES,
+        ("Ways to the sites' updates (procedure)", "procedure"): PROCEDURES,
+        ("Who takes part (training: participation)", "participation"): PARTICIPATION,
+        ("Networks (model)", "model"): MODELS,
+        ("Intensities of volumes (data: preprocessing: intensity)", "intensity"): INTENSITIES,
+        ("Readers of image files, by the ending of their names", "reader"): READERS,
+        **{(f"Losses of {name} (training: loss)", f"loss of {name}"): task.losses for name, task in TASKS.items()},
     }
-    for title, catalogue in catalogues.items():
+    for (title, place), catalogue in catalogues.items():
         output.print(f"\n[bold]{_escape(title)}[/bold]")
         if not list(catalogue):
             output.print("None in this version; plug-ins can bring some.")
-        entries = [(name, first_words(catalogue[name]), describe_options(catalogue[name]), "") for name in catalogue]
-        _print_entries(entries)
+        _print_entries((name, first_words(catalogue[name]), describe_options(catalogue[name]), _brought(place, name))
+                       for name in catalogue)  # fmt: skip
+    output.print("\n[bold]Tasks (task)[/bold]")
+    _print_entries((name, first_words(task), [], _brought("task", name)) for name, task in TASKS.items())
+    output.print("\n[bold]Metrics (evaluation: metrics)[/bold]")
+    _print_entries((name, one.meaning, [], _brought("metric", name)) for name, one in METRICS.items())
 
 
 @app.command()
@@ -423,11 +446,12 @@ def main() -> None:
         except PolyclinicError:
             raise
         except Exception as error:
-            if "polyclinic.catalogues" in sys.modules:
-                from polyclinic.catalogues import note_origin
+            from polyclinic.origins import told
 
-                note_origin(error)
-            raise
+            found = told(error)
+            if found is None:
+                raise
+            raise found from error
 
 
 if __name__ == "__main__":

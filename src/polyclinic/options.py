@@ -23,6 +23,10 @@ Decay = Annotated[float, Field(ge=0, lt=1)]
 ABSENT: list[str] = []
 
 
+#: Before the name of what a Python program gave as a class or function.
+PYTHON = "python:"
+
+
 class EntryError(StudyError):
     """An entry of a study file that does not fit; ``place`` is the path of keys to it."""
 
@@ -41,6 +45,11 @@ class Catalogue(Generic[Part]):
     def __init__(self, kind: str) -> None:
         self.kind = kind
         self._parts: dict[str, Part] = {}
+        self._given: dict[str, Part] = {}
+
+    def give(self, name: str, part: Part) -> None:
+        """Enter what a program gave: it is found under its name, and listed nowhere."""
+        self._given[name] = part
 
     def add(self, name: str) -> Callable[[Part], Part]:
         """Decorator that enters a class or function under ``name``; its keyword-only arguments are the options.
@@ -62,10 +71,10 @@ class Catalogue(Generic[Part]):
         del self._parts[name]
 
     def __getitem__(self, name: str) -> Part:
-        return self._parts[name]
+        return self._given[name] if name in self._given else self._parts[name]
 
     def __contains__(self, name: object) -> bool:
-        return name in self._parts
+        return name in self._parts or name in self._given
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._parts)
@@ -76,6 +85,10 @@ class Catalogue(Generic[Part]):
         Raises:
             EntryError: P103 with the nearest valid name.
         """
+        if isinstance(name, str) and name.startswith(PYTHON) and name not in self:
+            raise EntryError("P104", f"{name} is a {self.kind} that a Python program gave, and is not here.",
+                             "Give it with `Study.of` again; for a study between hospitals make a plug-in of it "
+                             "(`polyclinic plugin new NAME`).", place=place)  # fmt: skip
         if not isinstance(name, str) or name not in self:
             hint = " ".join([nearest(str(name), list(self)), *ABSENT]).strip()
             raise EntryError("P103", f"{name!r} is no {self.kind}.", hint, place=place)

@@ -89,7 +89,11 @@ def asked(site: Any, function: str, message: Message) -> Message:
 def test_data_are_found_by_their_names(kit: Path) -> None:
     study = write_study(kit)
     site = member(kit, study)
-    assert asked(site, "hello", Message()).fields == {"site": "Aachen", "version": version("polyclinic")}
+    assert asked(site, "hello", Message()).fields == {
+        "site": "Aachen",
+        "version": version("polyclinic"),
+        "plugins": {},
+    }
     census = asked(site, "open", opening(study)).fields
     assert census["counts"]["found"] == 24 if "counts" in census else census
     assert str(kit.parent) not in str(census)

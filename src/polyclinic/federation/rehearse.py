@@ -24,6 +24,7 @@ from polyclinic.federation.processes.running import end
 from polyclinic.federation.session import Follow, Researcher
 from polyclinic.federation.site_file import SITE_FILE
 from polyclinic.study.opening import local_engine
+from polyclinic.study.plugins import used_plugins
 from polyclinic.study.study import Study
 
 RESEARCHER = "researcher@rehearsal.org"
@@ -48,7 +49,10 @@ def rehearse(study: Path, out: Path, follow: Follow, keep: Path | None = None) -
     names = local_engine(found).sites
     data = {place.name: str(place) for place in sorted(study.resolve().parent.iterdir()) if place != out.resolve()}
     data |= _variables(study)
-    allowed = {"patients": 1, "floor": 1, "predictions": True, "overlays": True, "personal_models": True}
+    allowed = {
+        "patients": 1, "floor": 1, "predictions": True, "overlays": True, "personal_models": True,
+        "plugins": list(used_plugins(found.declaration)),
+    }  # fmt: skip
     files = {
         f"site-{number}": {"name": name, "data": data, "device": found.declaration.engine.device, "policy": allowed}
         for number, name in enumerate(names, start=1)

@@ -15,6 +15,10 @@ from polyclinic.study.reading import read_yaml
 SITE_FILE = "site.yaml"
 
 
+#: A package, perhaps with its version.
+PluginName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][\w.-]*(==\S+)?$")]
+
+
 class _Entries(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -40,6 +44,7 @@ class Policy(_Entries):
         tasks, methods, models, metrics: names of those that are allowed; None for all. Methods are names of the
             catalogue, not labels.
         parts: names of the parts that methods may have besides those of fedavg; None for all.
+        plugins: packages of the plug-ins that a study may need, ``NAME`` or ``NAME==VERSION``; none by default.
         protection: names of parts that every method must have by which sites train together, such as ``secure_sum``.
         privacy: what all trainings of all studies may cost the privacy of the site's patients, as its ledger has it;
             then every method by which sites train together must have noise that protects a patient.
@@ -60,6 +65,7 @@ class Policy(_Entries):
     models: list[str] | None = None
     metrics: list[str] | None = None
     parts: list[str] | None = None
+    plugins: list[PluginName] = []
     protection: list[str] = []
     privacy: Lifetime | None = None
     rounds: Annotated[int, Field(ge=1)] | None = None

@@ -23,7 +23,8 @@ IMAGES_AT_ONCE = 32
 
 def task_of(asked: Start) -> Task:
     """The task that a ``start`` message declares."""
-    return build_task(asked.task, asked.classes, asked.loss, asked.target_scale or (0.0, 1.0), asked.grid)
+    loss = asked.loss, asked.loss_options
+    return build_task(asked.task, asked.classes, loss, asked.target_scale or (0.0, 1.0), asked.grid)
 
 
 class Predicting(Protocol):

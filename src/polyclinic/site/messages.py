@@ -169,7 +169,7 @@ class Start(Body):
 
     Attributes:
         run: its name.
-        task, classes, loss: what is learned.
+        task, classes, loss, loss_options: what is learned.
         target_scale: mean and deviation of the numbers to be predicted; None for other tasks.
         times, edges: at which survival is predicted, and the ends of the intervals of time, see `TimeGrid`.
         metrics: what is measured on test cases.
@@ -189,6 +189,7 @@ class Start(Body):
     task: Name
     classes: Classes
     loss: Name
+    loss_options: Options = {}
     target_scale: tuple[Number, Number] | None = None
     times: list[AboveZero] = []
     edges: list[AboveZero] = []

@@ -115,7 +115,8 @@ class Known:
         sizes["W"] = layout.trainable  # weights, whether shared or not
         if start.classes:
             sizes["C"] = start.classes
-        task, metrics = build_task(start.task, start.classes, start.loss, grid=start.grid), start.metrics
+        loss, metrics = (start.loss, start.loss_options), start.metrics
+        task = build_task(start.task, start.classes, loss, grid=start.grid)
         sizes["metrics"] = len(task.result_metrics(metrics.names, metrics.classes))
         built = build_parts(start.parts)
         parts = {name: _shapes(part) for name, part in built.items()}

@@ -31,6 +31,7 @@ from polyclinic.errors import DataError, PolyclinicError, SiteError, TrainingErr
 from polyclinic.files import write_atomic, write_error
 from polyclinic.limits import Body, Nothing
 from polyclinic.models import build_model
+from polyclinic.origins import of_error
 from polyclinic.privacy.draws import RepeatableDraws, SystemDraws
 from polyclinic.secure import Signer
 from polyclinic.seeds import generator
@@ -278,10 +279,13 @@ class Site:
             )
         frame = traceback.extract_tb(error.__traceback__)[-1]
         where = f"{Path(frame.filename).name} line {frame.lineno}"
+        plugin = of_error(error)
+        mend = " It is not Polyclinic itself: whoever makes that package can mend it." if plugin else ""
         return SiteError(
             "P401",
-            f"Site {self.name} failed during {function!r}: {type(error).__name__} in {where}.",
-            "The full account is in the site's own log (site.log).",
+            f"Site {self.name} failed during {function!r}: {type(error).__name__} in {where}"
+            f"{', ' + plugin[0].lower() + plugin[1:] if plugin else ''}.",
+            f"The full account is in the site's own log (site.log).{mend}",
             site=self.name,
         )
 

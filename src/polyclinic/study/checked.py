@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
@@ -15,6 +15,7 @@ from polyclinic.study.reading import expand_variables, located, read_yaml
 
 if TYPE_CHECKING:
     from polyclinic.data.opening.cohort import Opened
+    from polyclinic.data.tables.frames import Frame
     from polyclinic.data.volumes.fingerprint import SiteFingerprint, VolumePlan
 
 
@@ -28,6 +29,7 @@ class CheckedStudy:
         name: of the study file, for messages.
         text: of the study file, for line numbers.
         plan: grid, boxes and network, where they were planned.
+        given: frames that a program gave in the place of tables; they are there as long as the study is.
     """
 
     declaration: Declaration
@@ -35,6 +37,7 @@ class CheckedStudy:
     name: str = "study"
     text: str = ""
     plan: VolumePlan | None = None
+    given: tuple[Frame, ...] = ()
 
     @classmethod
     def read(cls, path: str | Path, methods: list[str] | None = None, *, named: bool = False) -> Self:
@@ -53,13 +56,28 @@ class CheckedStudy:
         return cls._checked(content, path.resolve().parent, path.name, text, methods, named=named)
 
     @classmethod
-    def of(cls, content: dict[str, Any], folder: str | Path = ".") -> Self:
+    def of(
+        cls, content: dict[str, Any], folder: str | Path = ".", *, data: Mapping[str, Any] | None = None
+    ) -> Self:  # fmt: skip
         """A study from a dictionary with the entries of a study file; paths are relative to ``folder``.
+
+        Args:
+            content: the entries. ``model`` may be a class or function that makes a network, ``loss`` a function, and
+                tables may be pandas frames; see docs/bring-your-own.md.
+            folder: to which paths are relative.
+            data: for each site a frame, or a ``torch.utils.data.Dataset``, instead of ``data: {tables: ...}``.
 
         Raises:
             StudyError: with the entry of the first mistake.
+            DataError: a frame or data set is not as it should be.
         """
-        return cls._checked(content, Path(folder).resolve(), "study", "", None)
+        from polyclinic.study.given import take_in
+
+        try:
+            content, given = take_in(content, data)
+        except EntryError as error:
+            raise located(error, "study", "") from None
+        return replace(cls._checked(content, Path(folder).resolve(), "study", "", None), given=given)
 
     @classmethod
     def _checked(

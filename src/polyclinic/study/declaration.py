@@ -34,7 +34,14 @@ from polyclinic.study.entries import (
     Training,
     check_keys,
 )
-from polyclinic.study.method_entries import Candidate, MethodReader, StudyMethod, check_training, filled_training
+from polyclinic.study.method_entries import (
+    Candidate,
+    MethodReader,
+    StudyMethod,
+    check_training,
+    filled_training,
+    loss_of,
+)
 from polyclinic.study.subgroup_entries import check_subgroups
 from polyclinic.study.table_files import parquet_problem
 from polyclinic.study.times_entry import check_times, time_grid
@@ -176,9 +183,9 @@ class Declaration(Part):
         """The metric that is measured on validation cases."""
         return TASKS[self.task].validation_metric(self.metrics[0])
 
-    def loss_of(self, training: Training) -> str:
-        """The loss of a training of this study."""
-        return training.loss or TASKS[self.task].losses[0]
+    def loss_of(self, training: Training) -> tuple[str, dict[str, Any]]:
+        """Name and options of the loss of a training of this study."""
+        return loss_of(training, self.task)
 
     @property
     def folds(self) -> int | None:
@@ -341,7 +348,7 @@ class Declaration(Part):
             message = f"`{ways[0]}` and `{ways[1]}` exclude each other; give one."
             raise EntryError("P102", message, place=("evaluation", ways[1]))
         for position, metric in enumerate(evaluation.metrics):
-            valid = list(TASKS[self.task].metrics)
+            valid = TASKS[self.task].all_metrics()
             if metric not in valid:
                 hint = nearest(metric, valid)
                 place = ("evaluation", "metrics", position)
@@ -389,7 +396,7 @@ class Declaration(Part):
                     message = f"{self._attack.name} forges updates, and {method.label} sends them coded by {coded[0]}."
                     hint = f"Leave {coded[0]} out, or choose an attack on the cases of sites."
                     raise EntryError("P104", message, hint, place=("methods", position))
-        check_times(self.data, evaluation, self.task, [self.loss_of(method.training) for method in methods])
+        check_times(self.data, evaluation, self.task, [self.loss_of(method.training)[0] for method in methods])
         for position, method in enumerate(methods):
             self._check_bare(method, ("methods", position))
         self._check_summaries(methods)

@@ -39,8 +39,8 @@ class Training(Part):
     """Whether a site's optimiser starts anew each round; methods without a server always keep it."""
     schedule: Entry | None = None
     """Any torch.optim.lr_scheduler, stepped once a round: ``{cosine_annealing: {T_max: 50}}``."""
-    loss: str | None = None
-    """One of the task's losses; default: its first."""
+    loss: Entry | None = None
+    """One of the task's losses, with or without options; default: its first."""
     class_weights: Literal["none", "balanced"] | list[PositiveFloat] = "none"
     """``balanced`` weights classes by the inverse of their number over all training sites. The loss is the mean over
     cases of weight x loss, not divided by the sum of weights as in PyTorch's ``CrossEntropyLoss(weight)``."""

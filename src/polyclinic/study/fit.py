@@ -63,15 +63,15 @@ def network_outputs(declaration: Declaration, classes: Sequence[str]) -> int:
     kind, wanted = TASKS[declaration.task], dict[int, tuple[str, str]]()
     for method in configurations(declaration):
         loss = declaration.loss_of(method.training)
-        unfit = kind.unfit(loss, len(classes))
+        unfit = kind.unfit(loss[0], len(classes))
         if unfit:
             raise StudyError("P104", f"{method.label}: {unfit}.", "Choose another `training: {loss: ...}`.")
         outputs = build_task(declaration.task, len(classes), loss, grid=declaration.grid).outputs
-        wanted.setdefault(outputs, (loss, method.label))
+        wanted.setdefault(outputs, (loss[0], method.label))
     if len(wanted) > 1:
-        (some, (loss, label)), (others, (other, its)) = list(wanted.items())[:2]
+        (some, (first, label)), (others, (other, its)) = list(wanted.items())[:2]
         raise StudyError(
-            "P104", f"All methods of a study train the same network, and `{loss}` ({label}) wants one with {some} "
+            "P104", f"All methods of a study train the same network, and `{first}` ({label}) wants one with {some} "
             f"output{'s' * (some != 1)}, `{other}` ({its}) one with {others}.",
             "Give all methods losses that go together, or compare them in two studies.",
         )  # fmt: skip

@@ -15,6 +15,8 @@ import yaml
 from polyclinic.engine.planner import EnginePlan
 from polyclinic.errors import ResultsError
 from polyclinic.files import DRAFT, write_atomic
+from polyclinic.options import PYTHON
+from polyclinic.origins import ERROR_LOG
 from polyclinic.running.progress import Checkpoint
 from polyclinic.site.diary import DIARY
 from polyclinic.study.checked import CheckedStudy
@@ -74,7 +76,7 @@ class Folder:
         """Whether the folder is empty, or this study was killed while it wrote its first files, or while sites were
         prepared: they write down which sums they were part of."""
         names = {path.name for path in self.path.iterdir()}
-        if {name for name in names if not name.endswith(DRAFT)} - {"study.yaml", "sites", LOCK}:
+        if {name for name in names if not name.endswith(DRAFT)} - {"study.yaml", "sites", LOCK, ERROR_LOG}:
             return False
         if {path.name for path in self.site_folder().glob("*/*")} - {DIARY}:
             return False
@@ -92,7 +94,10 @@ class Folder:
         mine = self._content()
         theirs = content if isinstance(content, dict) else {}
         keys = {**mine, **theirs}
-        return "it differs in " + ", ".join(f"`{key}`" for key in keys if mine.get(key) != theirs.get(key))
+        found = "it differs in " + ", ".join(f"`{key}`" for key in keys if mine.get(key) != theirs.get(key))
+        if PYTHON in str(mine):
+            found += " (a function is the same if its source and plain values are; without these it is a new one)"
+        return found
 
     def plan(self, plan: EnginePlan, fingerprint: str) -> EnginePlan:
         """The plan that a resumed study was started with, or ``plan`` for a new one; writes nothing.

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import torch
 from pydantic import ValidationError
 
 from polyclinic.client.optimizers import Named, resolve_optimizer, resolve_schedule
 from polyclinic.client.personal import PERSONAL
 from polyclinic.composition import METHODS
-from polyclinic.errors import StudyError, nearest
+from polyclinic.errors import PolyclinicError, StudyError, nearest
 from polyclinic.methods import PUBLISHED, SHARES, Method, PartEntry
 from polyclinic.options import Catalogue, EntryError, Place, check_options, first_entry_error, split_entry
 from polyclinic.parts import PLACES, ServerEnd, SiteEnd, build_part
@@ -21,6 +23,8 @@ from polyclinic.server.selection import PARTICIPATION, Participation
 from polyclinic.study.compatibility import Local, refusal
 from polyclinic.study.entries import Training, check_keys
 from polyclinic.tasks import TASKS, build_task
+
+log = logging.getLogger(__name__)
 
 #: Parts that any federated method may be given instead of its own, or besides.
 COMPOSED = ("share", "personal", "channel", "server", "local", "topology", "procedure")
@@ -272,13 +276,10 @@ def check_training(training: Training, task: str, place: Place) -> None:
         if both:
             message = f"{both[0]} has both `local_epochs` and `local_steps`; give one."
             raise EntryError("P102", message, place=(*place, "local_steps", both[0]))
-    valid = list(TASKS[task].losses)
-    if training.loss is not None and training.loss not in valid:
-        hint = nearest(training.loss, valid)
-        raise EntryError("P103", f"{training.loss!r} is no loss of {task}.", hint, place=(*place, "loss"))
+    _check_loss(loss_of(training, task, place), task, place)
     if training.class_weights != "none" and TASKS[task].target != "labels":
         raise EntryError("P104", f"{task} has no class weights.", place=(*place, "class_weights"))
-    if training.batch_size == 1 and build_task(task, 2, training.loss).compares_cases:
+    if training.batch_size == 1 and build_task(task, 2, loss_of(training, task, place)).compares_cases:
         raise EntryError(
             "P104", "a batch of one case teaches nothing: this loss compares the cases of a batch with each other.",
             "Use a larger `batch_size`; with one above the cases of a site all of them are compared.",
@@ -288,6 +289,43 @@ def check_training(training: Training, task: str, place: Place) -> None:
     optimizer = resolve_optimizer(training.optimizer, (*place, "optimizer"))
     if training.schedule is not None:
         resolve_schedule(training.schedule, optimizer, (*place, "schedule"), training.rounds)
+
+
+def loss_of(training: Training, task: str, place: Place = ("training",)) -> Named:
+    """Name and complete options of the loss of a training.
+
+    Raises:
+        EntryError: P102 or P103, there is no such loss, or an option does not fit.
+    """
+    losses = TASKS[task].losses
+    return losses.resolve(next(iter(losses)) if training.loss is None else training.loss, (*place, "loss"))
+
+
+def _check_loss(loss: Named, task: str, place: Place) -> None:
+    """Try a loss that is not of this package on made-up cases."""
+    name, _ = loss
+    if TASKS[task].losses[name].__module__.partition(".")[0] == "polyclinic":
+        return
+    kind = build_task(task, 2, loss)
+    example = kind.example()
+    if example is None:
+        return
+    outputs, targets = example
+    try:
+        found = kind.loss(outputs, targets)
+        alone = torch.cat([kind.loss(outputs[place : place + 1], targets[place : place + 1])
+                           for place in range(len(outputs))])  # fmt: skip
+    except PolyclinicError as error:
+        raise EntryError("P102", error.message, error.hint, place=(*place, "loss")) from None
+    except Exception:  # options may suit the study's classes and not two; then it is told where it fails
+        log.debug("trying the loss %s", name, exc_info=True)
+        return
+    if not kind.compares_cases and not torch.allclose(found, alone, rtol=1e-3, atol=1e-5):
+        raise EntryError(
+            "P102", f"{name} gives a case another loss beside other cases than alone, and does not say so.",
+            f"Write `{TASKS[task].losses[name].__name__}.compares_cases = True` below the function, or let the loss of "
+            "a case depend on that case alone.", place=(*place, "loss"),
+        )  # fmt: skip
 
 
 def _check_participation(training: Training, place: Place) -> None:
@@ -347,7 +385,8 @@ def filled_training(training: Training, task: str) -> dict[str, Any]:
     """Entries of a training whose defaults depend on others, or on the task."""
     epochs = None if isinstance(training.local_steps, int) else training.local_epochs or 1
     name, options = optimizer_of(training)
-    return {"local_epochs": epochs, "loss": training.loss or TASKS[task].losses[0], "optimizer": {name: options}}
+    loss, given = loss_of(training, task)
+    return {"local_epochs": epochs, "loss": {loss: given} if given else loss, "optimizer": {name: options}}
 
 
 def _short(value: object) -> str:

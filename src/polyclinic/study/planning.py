@@ -82,13 +82,15 @@ class Planner:
     def start(self, job: Job, fold: Fold, training: Training) -> Start:
         """What every site is told when the training starts."""
         method, attack = job.methods[0].method, self.attack if job.attacked else None
+        loss, loss_options = self.declaration.loss_of(training)
         mixed = self.declaration.engine.mixed_on(str(self.template.vector.device))
         corrupt = attack.names if attack is not None and not attack.changes_updates else ()
         return Start(
             run=f"{slug(job.methods[0].label)}-seed{job.seed}-fold{job.fold}{job.suffix}",
             task=self.declaration.task,
             classes=len(self.classes),
-            loss=self.declaration.loss_of(training),
+            loss=loss,
+            loss_options=loss_options,
             target_scale=_target_scale(fold, job.without),
             times=list(self.declaration.grid.times),
             edges=list(self.declaration.grid.edges),

@@ -15,9 +15,10 @@ from polyclinic.audit.poisoning import Attack
 from polyclinic.data.opening.cohort import Cohort
 from polyclinic.engine import Engine
 from polyclinic.engine.planner import choose_device
-from polyclinic.errors import PolyclinicError
+from polyclinic.errors import PolyclinicError, StudyError
 from polyclinic.files import write_atomic
 from polyclinic.notes import Note
+from polyclinic.origins import told
 from polyclinic.parts import build_part
 from polyclinic.study.checked import CheckedStudy
 from polyclinic.study.columns import PAYLOADS
@@ -52,6 +53,7 @@ from polyclinic.study.notes import (
 )
 from polyclinic.study.opening import ask_agree, ask_open, local_engine
 from polyclinic.study.payloads import Numbers, exchanged_table
+from polyclinic.study.plugins import of_python, used_plugins
 from polyclinic.study.privacy import of_the_study
 from polyclinic.study.provenance import FINISHED, INCOMPLETE
 from polyclinic.study.report.page import write_report
@@ -74,8 +76,20 @@ def run_study(
         display: shows progress.
         engine: carries messages to sites elsewhere; by default all data are on this machine, and so are the sites.
     """
+    if engine is not None and not engine.holds_all and (study.given or of_python(study.declaration)):
+        raise StudyError("P104", "Frames, networks and losses of a Python program don't travel: no code goes to sites.",
+                         "Make a plug-in of networks and losses (`polyclinic plugin new NAME`), and let sites name "
+                         "their tables in `site.yaml`.")  # fmt: skip
     with locked(out):
-        _run_alone(study, out, resume, display or Display(), engine)
+        try:
+            _run_alone(study, out, resume, display or Display(), engine)
+        except PolyclinicError:
+            raise
+        except Exception as error:
+            found = told(error, out if engine is None else None)
+            if found is None:
+                raise
+            raise found from error
 
 
 def _run_alone(study: CheckedStudy, out: Path, resume: bool, display: Display, engine: Engine | None) -> None:
@@ -155,6 +169,7 @@ class _Runner:
         harmonised = preparing.describe()
         self.folder.begin(plan, self.cohort.fingerprint)  # not before study and data are known to fit
         self.folder.note({"predictions": predictions_at(self.declaration, engine)})
+        self.folder.note({"plugins_used": used_plugins(self.declaration)})
         self.folder.note({"target": self.declaration.target, "described": described(self.declaration.study_methods)})
         if self.declaration.initial_weights is not None:
             content = self.declaration.initial_weights.read_bytes()

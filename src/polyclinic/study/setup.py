@@ -13,6 +13,7 @@ from polyclinic.data.opening.cohort import Cohort
 from polyclinic.engine import Engine, LocalEngine
 from polyclinic.engine.planner import EnginePlan, choose_plan, cores
 from polyclinic.engine.processes import ProcessEngine
+from polyclinic.errors import StudyError
 from polyclinic.methods import Method
 from polyclinic.models import build_model
 from polyclinic.models.bundle import load_weights
@@ -22,6 +23,7 @@ from polyclinic.state import FlatModule
 from polyclinic.study.checked import CheckedStudy
 from polyclinic.study.fit import configurations, input_shape, network_outputs
 from polyclinic.study.planning import work_of
+from polyclinic.study.plugins import of_python
 
 
 class Setup:
@@ -82,6 +84,11 @@ class Setup:
     def plan(self, template: FlatModule) -> EnginePlan:
         """How the sites will be run."""
         options, training = self.declaration.engine, self.declaration.training
+        given = of_python(self.declaration)
+        if options.mode == "processes" and given:
+            raise StudyError("P104", "`engine: {mode: processes}` runs sites in processes of their own, which have not "
+                             "the network or loss that a Python program gave.",
+                             "Use `mode: auto`, or make a plug-in (`polyclinic plugin new NAME`).")  # fmt: skip
         if not isinstance(self.sites, LocalEngine):
             threads = options.threads or cores()
             return EnginePlan("sequential", str(template.vector.device), threads, 0, 1, "each site computes by itself")
@@ -93,7 +100,8 @@ class Setup:
         epochs = training.local_epochs if isinstance(training.local_epochs, int) else 1
         passes = training.rounds * epochs * len(methods) * (self.declaration.folds or 1) * (2 if self.attack else 1)
         return choose_plan(
-            mode=options.mode, device=str(template.vector.device), threads=options.threads, workers=options.workers,
+            mode=options.mode, device=str(template.vector.device), threads=options.threads,
+            workers=1 if given else options.workers,
             model=template, works=works, obstacles=obstacles, shape=self._shape(),
             cases=[facts.labelled for facts in self.cohort.facts.values()],
             passes=passes * len(self.declaration.all_seeds),

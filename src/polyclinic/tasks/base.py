@@ -17,8 +17,16 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from polyclinic.errors import PartError
+from polyclinic.options import Catalogue
 from polyclinic.shapes import Shaped
+from polyclinic.tasks.metrics import entered_metrics
 
+#: A function that gives the loss of each case ``[B]``; its keyword-only arguments are options. What it is given, each
+#: task says. If the loss of a case depends on the others, it has the attribute ``compares_cases``, which is true.
+LossFunction = Callable[..., Tensor]
+#: Name and options of a loss.
+NamedLoss = tuple[str, dict[str, Any]]
 Floats = NDArray[np.float64]
 #: Rows of a group [n] and weights [n, B] -> values of all metrics [M, B].
 Measure = Callable[[NDArray[np.intp], Floats], Floats]
@@ -94,14 +102,15 @@ class Task(ABC):
         loss: one of ``losses``.
         scale: mean and deviation by which targets that are numbers are standardised.
         grid: times, where targets are times.
+        options: of the loss.
     """
 
     name: ClassVar[str]
     #: What is to be predicted: one of several classes, a number, a mask of each case, or the time of an event.
     target: ClassVar[Literal["labels", "numbers", "masks", "times"]]
-    #: Names of the losses; the first is the default.
-    losses: ClassVar[tuple[str, ...]]
-    #: Names of the metrics, each of them in `polyclinic.tasks.metrics.METRICS`.
+    #: The losses by name; the first is the default.
+    losses: ClassVar[Catalogue[LossFunction]]
+    #: Names of its own metrics, each of them in `polyclinic.tasks.metrics.METRICS`; see ``all_metrics``.
     metrics: ClassVar[tuple[str, ...]]
     #: Those that are reported where the study names none; the first is the default primary metric.
     default_metrics: ClassVar[tuple[str, ...]]
@@ -126,10 +135,12 @@ class Task(ABC):
     case_by_case: ClassVar[bool] = False
 
     def __init__(
-        self, classes: int, loss: str, scale: tuple[float, float] = (0.0, 1.0), grid: TimeGrid = NO_TIMES
-    ) -> None:
+        self, classes: int, loss: str, scale: tuple[float, float] = (0.0, 1.0), grid: TimeGrid = NO_TIMES,
+        options: Mapping[str, Any] | None = None,
+    ) -> None:  # fmt: skip
         self.classes = classes
         self.loss_name = loss
+        self.loss_options = dict(options or {})
         self.scale = scale
         self.grid = grid
 
@@ -147,7 +158,7 @@ class Task(ABC):
     @property
     def compares_cases(self) -> bool:
         """Whether the loss of a case depends on the others that are given with it, so that these must be all there."""
-        return False
+        return bool(getattr(self.losses[self.loss_name], "compares_cases", False))
 
     def stacked_loss(self, outputs: Tensor, targets: Tensor, real: Tensor) -> Tensor:
         """Loss of each case of several sites that are trained together ``[S, B]``.
@@ -157,11 +168,42 @@ class Task(ABC):
             targets: of the cases of one site after another ``[S * B, ...]``.
             real: which cases are there; the others only fill up, and whatever is given for them is left out.
         """
-        return self.loss(outputs.flatten(0, 1), targets).view(real.shape)
+        if not self.compares_cases:
+            return self.loss(outputs.flatten(0, 1), targets).view(real.shape)
+        rows = targets.view(*real.shape, *targets.shape[1:])
+        found = [outputs.new_zeros(real.shape[1]).masked_scatter(there, self.loss(own[there], wanted[there]))
+                 for own, wanted, there in zip(outputs, rows, real, strict=True)]  # fmt: skip
+        return torch.stack(found)
+
+    def _called(self, outputs: Tensor, *targets: Any) -> Tensor:
+        """What the function of the loss gives ``[B]``.
+
+        Raises:
+            PartError: P304, it is something else.
+        """
+        return self._checked(self.losses[self.loss_name](outputs, *targets, **self.loss_options), outputs)
+
+    def _checked(self, found: object, outputs: Tensor) -> Tensor:
+        if not isinstance(found, Tensor) or found.shape != outputs.shape[:1]:
+            got = f"a tensor {list(found.shape)}" if isinstance(found, Tensor) else f"a {type(found).__name__}"
+            raise PartError(
+                "P304", f"The loss {self.loss_name} gave {got}; expected the loss of each case, a tensor "
+                f"[{len(outputs)}].", 'Don\'t take the mean: losses of PyTorch have `reduction="none"` for that.',
+            )  # fmt: skip
+        return found
+
+    def example(self) -> tuple[Tensor, Tensor] | None:
+        """Made-up network outputs and targets of some cases, on which a loss is tried; None if there are none."""
+        return None
 
     @abstractmethod
     def probabilities(self, outputs: Tensor) -> Tensor:
         """Predicted probabilities from network outputs; where targets are numbers, the predicted numbers."""
+
+    @classmethod
+    def all_metrics(cls) -> list[str]:
+        """Names of its own metrics, and of those that were entered for it."""
+        return [*cls.metrics, *entered_metrics(cls.name)]
 
     @classmethod
     def metrics_by_default(cls, grid: TimeGrid) -> list[str]:
@@ -271,7 +313,7 @@ class Task(ABC):
 
     def known(self, names: Iterable[str], cases: pd.DataFrame) -> list[str]:
         """Those of ``names`` that can be computed from rows of predictions."""
-        return [name for name in names if name in self.metrics]
+        return [name for name in names if name in self.all_metrics()]
 
     @abstractmethod
     def measure(self, cases: pd.DataFrame, names: Sequence[str]) -> Measure:
@@ -344,7 +386,13 @@ TASKS: dict[str, type[Task]] = {}
 
 
 def register(task: type[Task]) -> type[Task]:
-    """Decorator that enters a task under its ``name``."""
+    """Decorator that enters a task under its ``name``.
+
+    Raises:
+        ValueError: the name is taken.
+    """
+    if task.name in TASKS:
+        raise ValueError(f"there is a task {task.name!r} already")
     TASKS[task.name] = task
     return task
 
@@ -360,3 +408,9 @@ def joined(batches: Iterable[Batch]) -> Batch | None:
 def stacked(values: Mapping[str, Floats], names: Sequence[str]) -> Floats:
     """Name -> [B] values as one array [M, B], in the order of ``names``."""
     return np.stack([values[name] for name in names])
+
+
+def spread(found: Floats, own: Sequence[str], names: Sequence[str]) -> Floats:
+    """Rows of the metrics ``own`` [M', n] as rows of all ``names`` [M, n]; NaN for the others."""
+    rows = dict(zip(own, found, strict=True))
+    return np.stack([rows.get(name, np.full(found.shape[1], np.nan)) for name in names])

@@ -6,7 +6,7 @@ from importlib import import_module
 from pathlib import Path
 from pkgutil import iter_modules
 
-from polyclinic.tasks.base import NO_TIMES, TASKS, Task, TimeGrid
+from polyclinic.tasks.base import NO_TIMES, TASKS, NamedLoss, Task, TimeGrid
 
 __all__ = ["TASKS", "build_task"]
 
@@ -15,7 +15,7 @@ for _module in iter_modules([str(Path(__file__).parent)]):
 
 
 def build_task(
-    name: str, classes: int, loss: str | None = None, scale: tuple[float, float] = (0.0, 1.0),
+    name: str, classes: int, loss: str | NamedLoss | None = None, scale: tuple[float, float] = (0.0, 1.0),
     grid: TimeGrid = NO_TIMES,
 ) -> Task:  # fmt: skip
     """The task ``name`` for a number of classes, with the named loss, one of the task's ``losses``.
@@ -24,4 +24,5 @@ def build_task(
     times of survival.
     """
     task = TASKS[name]
-    return task(classes, loss or task.losses[0], scale, grid)
+    loss_name, options = (loss, {}) if isinstance(loss, str) else loss or (next(iter(task.losses)), {})
+    return task(classes, loss_name, scale, grid, options)

@@ -12,8 +12,23 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
+from polyclinic.options import Catalogue
 from polyclinic.shapes import Shaped
-from polyclinic.tasks.base import Asked, Batch, Floats, Measure, Score, Sent, Task, Totals, joined, register, stacked
+from polyclinic.tasks.base import (
+    Asked,
+    Batch,
+    Floats,
+    LossFunction,
+    Measure,
+    Score,
+    Sent,
+    Task,
+    Totals,
+    joined,
+    register,
+    spread,
+    stacked,
+)
 from polyclinic.tasks.classification_totals import (
     classification_totals,
     influence_on_metrics,
@@ -23,9 +38,14 @@ from polyclinic.tasks.classification_totals import (
 from polyclinic.tasks.metrics import (
     CALIBRATION_BINS,
     CLASSIFICATION,
+    ENTERED,
+    Judged,
     auc,
     choose_threshold,
     classification_metrics,
+    decide,
+    entered_values,
+    own_metrics,
     threshold_counts,
     threshold_grid,
     weighted_metrics,
@@ -33,6 +53,29 @@ from polyclinic.tasks.metrics import (
 
 #: The loss that wants one output for a binary label.
 ONE_OUTPUT = "binary_cross_entropy"
+
+
+#: Functions of network outputs ``[B, C]`` and targets ``[B]``, int64.
+LOSSES: Catalogue[LossFunction] = Catalogue("loss of classification")
+
+
+@LOSSES.add("cross_entropy")
+def cross_entropy(outputs: Tensor, targets: Tensor) -> Tensor:
+    """Minus the logarithm of the probability of the true class."""
+    return F.cross_entropy(outputs, targets, reduction="none")
+
+
+@LOSSES.add("focal")
+def focal(outputs: Tensor, targets: Tensor) -> Tensor:
+    """Cross-entropy times (1 - p)² (Lin 2017, equation 4, gamma 2)."""
+    losses = cross_entropy(outputs, targets)
+    return (1 - (-losses).exp()) ** 2 * losses
+
+
+@LOSSES.add(ONE_OUTPUT)
+def binary_cross_entropy(outputs: Tensor, targets: Tensor) -> Tensor:
+    """Cross-entropy of one logit ``[B, 1]`` of class 1."""
+    return F.binary_cross_entropy_with_logits(outputs[:, 0], targets.to(outputs.dtype), reduction="none")
 
 
 @register
@@ -46,7 +89,7 @@ class Classification(Task):
 
     name = "classification"
     target = "labels"
-    losses: ClassVar[tuple[str, ...]] = ("cross_entropy", "focal", ONE_OUTPUT)
+    losses: ClassVar = LOSSES
     metrics: ClassVar[tuple[str, ...]] = CLASSIFICATION
     default_metrics: ClassVar[tuple[str, ...]] = CLASSIFICATION
     has_accuracy = True
@@ -77,13 +120,13 @@ class Classification(Task):
         return f"`{ONE_OUTPUT}` is for two classes, and there are {classes}"
 
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        """Cross-entropy of each case ``[B]``; ``focal`` scales it by (1 - p)² (Lin 2017, equation 4, gamma 2)."""
-        if self.loss_name == ONE_OUTPUT:
-            return F.binary_cross_entropy_with_logits(outputs[:, 0], targets.to(outputs.dtype), reduction="none")
-        losses = F.cross_entropy(outputs, targets, reduction="none")
-        if self.loss_name == "focal":
-            losses = (1 - (-losses).exp()) ** 2 * losses
-        return losses
+        """Loss of each case ``[B]``, by a function of `LOSSES`."""
+        return self._called(outputs, targets)
+
+    def example(self) -> tuple[Tensor, Tensor]:
+        """See `Task.example`."""
+        classes = max(self.classes, 2)
+        return torch.linspace(-1.0, 2.0, 6 * self.outputs).sin().view(6, -1), torch.arange(6) % classes
 
     def probabilities(self, outputs: Tensor) -> Tensor:
         """Softmax over classes ``[B, C]``, in double precision so that close scores keep their order.
@@ -98,7 +141,10 @@ class Classification(Task):
         """See `Task.score`."""
         outputs, targets, _ = _all(batches)
         predicted = self.probabilities(outputs)
-        if metric == "auc" and self.classes == 2:
+        if metric in ENTERED:
+            labels, half = targets.numpy(), np.full(len(targets), 0.5)
+            value = float(_entered([metric], labels, predicted.numpy(), np.ones((len(labels), 1)), half)[metric][0])
+        elif metric == "auc" and self.classes == 2:
             value = auc(targets.numpy(), predicted[:, 1].numpy())
         else:
             value = classification_metrics(targets.numpy(), predicted.numpy(), [metric])[metric]
@@ -162,7 +208,9 @@ class Classification(Task):
         labels, predicted, thresholds = self._arrays(cases)
 
         def measure(rows: NDArray[np.intp], weights: Floats) -> Floats:
-            values = weighted_metrics(labels[rows], predicted[rows], weights, names, thresholds[rows])
+            given = labels[rows], predicted[rows], weights
+            values = weighted_metrics(*given, own_metrics(names), thresholds[rows])
+            values |= _entered([name for name in names if name in ENTERED], *given, thresholds[rows])
             return stacked(values, names)
 
         return measure
@@ -183,11 +231,12 @@ class Classification(Task):
 
     def from_totals(self, totals: Totals, names: Sequence[str]) -> dict[str, float]:
         """See `Task.from_totals`."""
-        return metrics_of_totals(totals, names)
+        return {**dict.fromkeys(names, float("nan")), **metrics_of_totals(totals, own_metrics(names))}
 
     def influence(self, cases: pd.DataFrame, totals: Totals, names: Sequence[str]) -> Floats:
         """See `polyclinic.tasks.classification_totals.influence_on_metrics`."""
-        return influence_on_metrics(*self._arrays(cases), totals, names)
+        own = own_metrics(names)
+        return spread(influence_on_metrics(*self._arrays(cases), totals, own), own, names)
 
     def margins(self, totals: Totals, names: Sequence[str]) -> dict[str, float]:
         """See `polyclinic.tasks.classification_totals.margins_of_totals`."""
@@ -198,6 +247,14 @@ class Classification(Task):
         if self.classes != 2:
             return None
         return cases["label"].to_numpy(), cases["score"].to_numpy(np.float64)
+
+
+def _entered(
+    names: Sequence[str], labels: NDArray[Any], predicted: Floats, weights: Floats, thresholds: Floats
+) -> dict[str, Floats]:
+    if not names:
+        return {}
+    return entered_values(names, Judged(labels, predicted, decide(predicted, thresholds), weights[:, 0]), weights)
 
 
 def _all(batches: Iterable[Batch]) -> Batch:

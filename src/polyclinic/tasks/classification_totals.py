@@ -99,6 +99,8 @@ def influence_on_metrics(
     total = float(totals["confusion"].sum())
     if totals["undefined"][0] or not total or not np.isfinite(probabilities).all():
         return np.full((len(names), len(labels)), np.nan)
+    if not names:
+        return np.empty((0, len(labels)))
     labels, called = labels.astype(np.int64), decide(probabilities, thresholds)
     found = {name: of[labels, called] for name, of in _by_confusion(totals, names).items()}
     value = metrics_of_totals(totals, ["brier", "ece"])

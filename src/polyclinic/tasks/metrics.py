@@ -11,14 +11,15 @@ A metric that is not defined (a class is missing, there are no cases) is NaN, ne
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from polyclinic.errors import StudyError, nearest
+from polyclinic.errors import PartError, StudyError, nearest
+from polyclinic.origins import of_module, said
 
 Floats = NDArray[np.float64]
 Integers = NDArray[np.int64]
@@ -163,6 +164,100 @@ METRICS = {
         "",
     ),
 }
+
+
+class Judged(NamedTuple):
+    """Cases that a metric is computed of.
+
+    Attributes:
+        labels: ``[n]``, class indices or true numbers.
+        predicted: probabilities ``[n, C]``, or predicted numbers ``[n]``.
+        decided: predicted class indices ``[n]``; None of numbers.
+        weights: ``[n]``, how often each case counts; a bootstrap draws cases several times, or not at all.
+    """
+
+    labels: NDArray[Any]
+    predicted: Floats
+    decided: Integers | None
+    weights: Floats
+
+
+#: A function that gives a metric, NaN where it is not defined: of `Judged`; for segmentation of the predicted and the
+#: true mask of one structure of a case (both bool ``[H, W]`` or ``[D, H, W]``) and the sizes of a pixel or None.
+MetricFunction = Callable[..., float]
+#: Metrics that were entered besides those of the tasks themselves: name -> task and function.
+ENTERED: dict[str, tuple[str, MetricFunction]] = {}
+
+
+def enter_metric(
+    name: str, task: str, title: str, meaning: str, *, higher_is_better: bool, unit: str = "",
+    range: tuple[float, float] = (0.0, 1.0),  # noqa: A002 - as `Metric` has it
+) -> Callable[[MetricFunction], MetricFunction]:  # fmt: skip
+    """Decorator that enters a metric of a task under ``name``; see `MetricFunction`, and `Metric` for what is told.
+
+    Raises:
+        ValueError: the name is taken or is none, or the task has no metrics of others.
+    """
+
+    def enter(function: MetricFunction) -> MetricFunction:
+        if name in METRICS:
+            raise ValueError(f"there is a metric {name!r} already")
+        if not name.isidentifier():
+            raise ValueError(f"{name!r} is no name for a metric: it has letters, digits and underscores")
+        if task not in ("classification", "regression", "segmentation"):
+            raise ValueError(f"metrics can be entered for classification, regression and segmentation, not for {task}")
+        METRICS[name] = Metric(title, meaning, higher_is_better, unit, range)
+        ENTERED[name] = task, function
+        return function
+
+    return enter
+
+
+def entered_metrics(task: str) -> list[str]:
+    """Names of the metrics that were entered for a task besides its own."""
+    return [name for name, (of, _) in ENTERED.items() if of == task]
+
+
+def own_metrics(names: Sequence[str]) -> list[str]:
+    """Those of ``names`` that are a task's own."""
+    return [name for name in names if name not in ENTERED]
+
+
+def entered_value(name: str, *given: object) -> float:
+    """What the function of an entered metric gives.
+
+    Raises:
+        PartError: P304, it fails, or gives no number.
+    """
+    function = ENTERED[name][1]
+    whose = of_module(function.__module__) or "the program that calls Polyclinic"
+    try:
+        found = float(function(*given))
+    except Exception as error:  # it is code of others
+        raise PartError("P304", f"The metric {name} of {_lower(whose)} failed: {said(error)}.",
+                        "It must give a number, NaN where it is not defined.") from error  # fmt: skip
+    return found
+
+
+def entered_values(names: Sequence[str], cases: Judged, weights: Floats) -> dict[str, Floats]:
+    """Entered metrics under B sets of weights ``[n, B]``: name -> ``[B]``."""
+    found = {name: np.full(weights.shape[1], np.nan) for name in names}
+    for column, own in enumerate(weights.T if len(weights) else []):
+        there = own > 0  # a case that was not drawn may not make a class seem to be there
+        if not there.any():
+            continue
+        decided = None if cases.decided is None else cases.decided[there]
+        given = Judged(cases.labels[there], cases.predicted[there], decided, own[there])
+        if not np.isfinite(given.predicted).all():  # of a model that broke down
+            continue
+        for name in names:
+            found[name][column] = entered_value(name, given)
+    return found
+
+
+def _lower(text: str) -> str:
+    return text[:1].lower() + text[1:]
+
 
 #: What those mean where there are more than two classes, none of which is the diseased one.
 SEVERAL_CLASSES = {

@@ -12,9 +12,24 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
+from polyclinic.options import Catalogue
 from polyclinic.shapes import Shaped
-from polyclinic.tasks.base import Asked, Batch, Floats, Measure, Score, Sent, Task, Totals, joined, register, stacked
-from polyclinic.tasks.metrics import REGRESSION
+from polyclinic.tasks.base import (
+    Asked,
+    Batch,
+    Floats,
+    LossFunction,
+    Measure,
+    Score,
+    Sent,
+    Task,
+    Totals,
+    joined,
+    register,
+    spread,
+    stacked,
+)
+from polyclinic.tasks.metrics import ENTERED, REGRESSION, Judged, entered_values, own_metrics
 from polyclinic.tasks.regression_metrics import (
     influence_on_metrics,
     join_totals,
@@ -23,6 +38,27 @@ from polyclinic.tasks.regression_metrics import (
     regression_totals,
     weighted_regression_metrics,
 )
+
+#: Functions of predicted and true numbers, both ``[B]`` in standardised units.
+LOSSES: Catalogue[LossFunction] = Catalogue("loss of regression")
+
+
+@LOSSES.add("mse")
+def mse(predicted: Tensor, wanted: Tensor) -> Tensor:
+    """Squared error."""
+    return F.mse_loss(predicted, wanted, reduction="none")
+
+
+@LOSSES.add("mae")
+def mae(predicted: Tensor, wanted: Tensor) -> Tensor:
+    """Absolute error."""
+    return F.l1_loss(predicted, wanted, reduction="none")
+
+
+@LOSSES.add("huber")
+def huber(predicted: Tensor, wanted: Tensor) -> Tensor:
+    """Half the squared error, and linear beyond one deviation (Huber 1964)."""
+    return F.huber_loss(predicted, wanted, reduction="none")
 
 
 @register
@@ -35,7 +71,7 @@ class Regression(Task):
 
     name = "regression"
     target = "numbers"
-    losses: ClassVar[tuple[str, ...]] = ("mse", "mae", "huber")
+    losses: ClassVar = LOSSES
     metrics: ClassVar[tuple[str, ...]] = REGRESSION
     default_metrics: ClassVar[tuple[str, ...]] = REGRESSION
     sends: ClassVar = {
@@ -56,13 +92,13 @@ class Regression(Task):
         return 1
 
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        """Loss of each case ``[B]`` in standardised units; ``huber`` is linear beyond one deviation (Huber 1964)."""
+        """Loss of each case ``[B]`` in standardised units, by a function of `LOSSES`."""
         mean, deviation = self.scale
-        wanted = (targets.to(outputs.dtype) - mean) / deviation
-        if self.loss_name == "mae":
-            return F.l1_loss(outputs[:, 0], wanted, reduction="none")
-        measure = F.huber_loss if self.loss_name == "huber" else F.mse_loss
-        return measure(outputs[:, 0], wanted, reduction="none")
+        return self._called(outputs[:, 0], (targets.to(outputs.dtype) - mean) / deviation)
+
+    def example(self) -> tuple[Tensor, Tensor]:
+        """See `Task.example`."""
+        return torch.linspace(-2.0, 2.0, 6)[:, None], torch.linspace(3.0, -1.0, 6).sin()
 
     def probabilities(self, outputs: Tensor) -> Tensor:
         """The predicted numbers ``[B, 1]`` in the unit of the targets."""
@@ -75,7 +111,11 @@ class Regression(Task):
         if batch is None:
             raise ValueError("no case to measure")
         predicted = self.probabilities(batch.found)[:, 0]
-        value = regression_metrics(batch.targets.numpy(), predicted.numpy(), [metric])[metric]
+        labels, found = batch.targets.numpy(), predicted.numpy()
+        if metric in ENTERED:
+            value = float(_entered([metric], labels, found, np.ones((len(labels), 1)))[metric][0])
+        else:
+            value = regression_metrics(labels, found, [metric])[metric]
         return Score(float(self.loss(batch.found, batch.targets).mean()), value)
 
     def rows(self, batches: Iterable[Batch], threshold: float, asked: Asked) -> Sent:
@@ -94,7 +134,9 @@ class Regression(Task):
         labels, scores = cases["label"].to_numpy(np.float64), cases["score"].to_numpy(np.float64)
 
         def measure(rows: NDArray[np.intp], weights: Floats) -> Floats:
-            values = weighted_regression_metrics(labels[rows], scores[rows], weights, names)
+            given = labels[rows], scores[rows], weights
+            values = weighted_regression_metrics(*given, own_metrics(names))
+            values |= _entered([name for name in names if name in ENTERED], *given)
             return stacked(values, names)
 
         return measure
@@ -109,9 +151,14 @@ class Regression(Task):
 
     def from_totals(self, totals: Totals, names: Sequence[str]) -> dict[str, float]:
         """See `Task.from_totals`."""
-        return metrics_of_totals(totals, names)
+        return {**dict.fromkeys(names, float("nan")), **metrics_of_totals(totals, own_metrics(names))}
 
     def influence(self, cases: pd.DataFrame, totals: Totals, names: Sequence[str]) -> Floats:
         """See `polyclinic.tasks.regression_metrics.influence_on_metrics`."""
         labels, scores = cases["label"].to_numpy(np.float64), cases["score"].to_numpy(np.float64)
-        return influence_on_metrics(labels, scores, totals, names)
+        own = own_metrics(names)
+        return spread(influence_on_metrics(labels, scores, totals, own), own, names)
+
+
+def _entered(names: Sequence[str], labels: Floats, scores: Floats, weights: Floats) -> dict[str, Floats]:
+    return entered_values(names, Judged(labels, scores, None, weights[:, 0]), weights) if names else {}

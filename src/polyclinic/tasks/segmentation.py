@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from functools import cached_property
+from functools import cache
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
@@ -14,8 +14,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from polyclinic.ignored import IGNORED
+from polyclinic.options import Catalogue
 from polyclinic.shapes import Shaped
-from polyclinic.tasks.base import Asked, Batch, Floats, Measure, Score, Sent, Task, Totals, register
+from polyclinic.tasks.base import Asked, Batch, Floats, LossFunction, Measure, Score, Sent, Task, Totals, register
 from polyclinic.tasks.metrics import SEGMENTATION
 from polyclinic.tasks.segmentation_metrics import metric_columns, segmentation_case, segmentation_classes
 
@@ -29,6 +30,62 @@ MASK_THRESHOLDS = tuple(round(0.05 * step, 2) for step in range(1, 20))
 _SURE = 1e4
 
 
+#: Functions of network outputs ``[B, C, ...]`` and targets ``[B, 1, ...]``, uint8 class indices, that give ``[B]``, or
+#: ``[2, B]`` with a loss of whole masks and one that is a mean over pixels, which are added. Where the truth is
+#: ``IGNORED`` they see background, and outputs that are sure of it; means over pixels are put right afterwards.
+LOSSES: Catalogue[LossFunction] = Catalogue("loss of segmentation")
+
+
+def _sum_of(*parts: LossFunction) -> LossFunction:
+    return lambda outputs, targets: torch.stack([part(outputs, targets) for part in parts]).sum(0)
+
+
+def dice(outputs: Tensor, targets: Tensor) -> Tensor:
+    """Soft Dice (Milletari 2016), mean over the structures without the background."""
+    found = _soft_dice(several=outputs.shape[1] > 1)(outputs, targets.to(outputs.dtype)).flatten(1).mean(1)
+    return torch.stack([found, torch.zeros_like(found)])
+
+
+def cross_entropy(outputs: Tensor, targets: Tensor) -> Tensor:
+    """Mean cross-entropy of the pixels."""
+    if outputs.shape[1] > 1:
+        entropy = F.cross_entropy(outputs, targets[:, 0].long(), reduction="none")
+    else:
+        entropy = F.binary_cross_entropy_with_logits(outputs, targets.to(outputs.dtype), reduction="none")
+    found = entropy.flatten(1).mean(1)
+    return torch.stack([torch.zeros_like(found), found])
+
+
+def focal(outputs: Tensor, targets: Tensor) -> Tensor:
+    """Mean focal loss of the pixels (Lin 2017, gamma 2)."""
+    # Of the classes' maps only that of the true class is not zero.
+    found = _focal(several=outputs.shape[1] > 1)(outputs, targets.to(outputs.dtype)).sum(1).flatten(1).mean(1)
+    return torch.stack([torch.zeros_like(found), found])
+
+
+LOSSES.add("dice_cross_entropy")(_sum_of(dice, cross_entropy))
+LOSSES.add("dice")(dice)
+LOSSES.add("cross_entropy")(cross_entropy)
+LOSSES.add("dice_focal")(_sum_of(dice, focal))
+LOSSES.add("focal")(focal)
+
+
+@cache
+def _soft_dice(*, several: bool) -> DiceLoss:
+    from monai.losses import DiceLoss
+
+    if several:
+        return DiceLoss(softmax=True, to_onehot_y=True, include_background=False, reduction="none")
+    return DiceLoss(sigmoid=True, reduction="none")
+
+
+@cache
+def _focal(*, several: bool) -> FocalLoss:
+    from monai.losses import FocalLoss
+
+    return FocalLoss(gamma=2.0, use_softmax=several, to_onehot_y=several, reduction="none")
+
+
 @register
 class Segmentation(Task):
     """A mask a case, in two or three dimensions.
@@ -40,7 +97,7 @@ class Segmentation(Task):
 
     name = "segmentation"
     target = "masks"
-    losses: ClassVar[tuple[str, ...]] = ("dice_cross_entropy", "dice", "cross_entropy", "dice_focal", "focal")
+    losses: ClassVar = LOSSES
     metrics: ClassVar[tuple[str, ...]] = SEGMENTATION
     default_metrics: ClassVar[tuple[str, ...]] = ("dice", "hd95", "sen", "pre")
 
@@ -50,20 +107,6 @@ class Segmentation(Task):
     says: ClassVar = {"metrics": list[str]}
     totalled: ClassVar = {"sums": Shaped("float64", "metrics"), "known": Shaped("int64", "metrics", least=0)}
     counts = Shaped("float64", 2, len(MASK_THRESHOLDS))
-
-    @cached_property
-    def _dice(self) -> DiceLoss:
-        from monai.losses import DiceLoss
-
-        if self.several:
-            return DiceLoss(softmax=True, to_onehot_y=True, include_background=False, reduction="none")
-        return DiceLoss(sigmoid=True, reduction="none")
-
-    @cached_property
-    def _focal(self) -> FocalLoss:
-        from monai.losses import FocalLoss
-
-        return FocalLoss(gamma=2.0, use_softmax=self.several, to_onehot_y=self.several, reduction="none")
 
     @property
     def several(self) -> bool:
@@ -76,10 +119,10 @@ class Segmentation(Task):
         return self.classes if self.several else 1
 
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        """Loss of each case ``[B]``: soft Dice (Milletari 2016), cross-entropy, focal (Lin 2017, gamma 2) or a sum.
+        """Loss of each case ``[B]``, by a function of `LOSSES`.
 
-        Soft Dice is the mean over the structures without the background. The losses of several heads are added with
-        weights 1, 1/2, 1/4, ... that are divided by their sum (Isensee 2021, nnU-Net).
+        The losses of several heads are added with weights 1, 1/2, 1/4, ... that are divided by their sum (Isensee 2021,
+        nnU-Net).
         """
         if outputs.dim() == targets.dim() + 1:
             weights = [0.5**head for head in range(outputs.shape[1])]
@@ -105,21 +148,18 @@ class Segmentation(Task):
         return total
 
     def _whole_loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        """The parts of the loss ``[2, B]``: soft Dice, and the means over pixels."""
-        wanted = targets.to(outputs.dtype)
-        total = outputs.new_zeros(outputs.shape[0])
-        dice = self._dice(outputs, wanted).flatten(1).mean(1) if "dice" in self.loss_name else total
-        if "cross_entropy" in self.loss_name:
-            total = total + self._pixel_entropy(outputs, targets, wanted).flatten(1).mean(1)
-        if "focal" in self.loss_name:
-            # Of the classes' maps only that of the true class is not zero.
-            total = total + self._focal(outputs, wanted).sum(1).flatten(1).mean(1)
-        return torch.stack([dice, total])
+        """The parts of the loss ``[2, B]``: of the whole masks, and means over pixels."""
+        found = self.losses[self.loss_name](outputs, targets, **self.loss_options)
+        if isinstance(found, Tensor) and found.shape == (2, len(outputs)):
+            return found
+        whole = self._checked(found, outputs)
+        return torch.stack([whole, torch.zeros_like(whole)])
 
-    def _pixel_entropy(self, outputs: Tensor, targets: Tensor, wanted: Tensor) -> Tensor:
-        if self.several:
-            return F.cross_entropy(outputs, targets[:, 0].long(), reduction="none")
-        return F.binary_cross_entropy_with_logits(outputs, wanted, reduction="none")
+    def example(self) -> tuple[Tensor, Tensor]:
+        """See `Task.example`: pictures."""
+        targets = torch.arange(4 * 16 * 16).view(4, 1, 16, 16) // 7 % max(self.classes, 2)
+        outputs = torch.linspace(-1.0, 2.0, 4 * self.outputs * 256).mul(40).sin().view(4, self.outputs, 16, 16)
+        return outputs, targets.to(torch.uint8)
 
     def probabilities(self, outputs: Tensor) -> Tensor:
         """Probability of foreground ``[B, 1, ...]``, or of each class ``[B, C, ...]``."""

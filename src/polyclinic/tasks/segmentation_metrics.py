@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from polyclinic.tasks.metrics import SEGMENTATION, check_names, class_metric
+from polyclinic.tasks.metrics import ENTERED, SEGMENTATION, check_names, class_metric, entered_metrics, entered_value
 
 Floats = NDArray[np.float64]
 Booleans = NDArray[np.bool_]
@@ -104,7 +104,7 @@ def segmentation_case(
         StudyError: P103, a name is not a segmentation metric.
         ValueError: the shapes differ.
     """
-    check_names(names, SEGMENTATION)
+    check_names(names, [*SEGMENTATION, *entered_metrics("segmentation")])
     prediction, mask = np.asarray(prediction, dtype=bool), np.asarray(mask, dtype=bool)
     if prediction.shape != mask.shape:
         raise ValueError(f"prediction has shape {prediction.shape}, but the mask has {mask.shape}")
@@ -121,7 +121,8 @@ def segmentation_case(
     if "lesion_sen" in names or "lesion_f1" in names:
         lesions = lesion_detection(prediction, mask)
         values |= {"lesion_sen": lesions.sensitivity, "lesion_f1": lesions.f1}
-    return {name: values[name] for name in names}
+    given = prediction, mask, None if spacing is None else tuple(spacing)
+    return {name: entered_value(name, *given) if name in ENTERED else values[name] for name in names}
 
 
 class Distances(NamedTuple):

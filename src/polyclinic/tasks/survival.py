@@ -12,11 +12,13 @@ import torch.nn.functional as F
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
+from polyclinic.options import Catalogue
 from polyclinic.shapes import Shaped
 from polyclinic.tasks.base import (
     Asked,
     Batch,
     Floats,
+    LossFunction,
     Measure,
     Score,
     Sent,
@@ -28,13 +30,33 @@ from polyclinic.tasks.base import (
     stacked,
 )
 from polyclinic.tasks.metrics import SURVIVAL, class_metric
-from polyclinic.tasks.survival_losses import Ties, cox_losses, hazard_losses
+from polyclinic.tasks.survival_losses import cox_losses, hazard_losses
 from polyclinic.tasks.survival_metrics import Predicted, survival_metrics, time_text, weighted_survival_metrics
 
 #: The loss with a hazard for each interval of time.
 DISCRETE = "discrete_time"
 #: exp of more than this is beyond 64 bits.
 _LARGEST = 700.0
+
+
+#: Functions of log hazards, times and events, all ``[B]``, and the stratum of each case ``[B]`` or None: cases are
+#: compared within strata only. That of ``discrete_time`` is given logits ``[B, K]`` and the ends of the intervals.
+LOSSES: Catalogue[LossFunction] = Catalogue("loss of survival")
+
+
+@LOSSES.add("cox")
+def cox(hazards: Tensor, times: Tensor, events: Tensor, strata: Tensor | None) -> Tensor:
+    """Cox's partial likelihood, with Efron's way of ties."""
+    return cox_losses(hazards, times, events, strata, ties="efron")
+
+
+@LOSSES.add("cox_breslow")
+def cox_breslow(hazards: Tensor, times: Tensor, events: Tensor, strata: Tensor | None) -> Tensor:
+    """Cox's partial likelihood, with Breslow's way of ties."""
+    return cox_losses(hazards, times, events, strata, ties="breslow")
+
+
+LOSSES.add(DISCRETE)(hazard_losses)
 
 
 @register
@@ -56,7 +78,7 @@ class Survival(Task):
     name = "survival"
     truth = ("time", "event")
     target = "times"
-    losses: ClassVar[tuple[str, ...]] = ("cox", "cox_breslow", DISCRETE)
+    losses: ClassVar = LOSSES
     metrics: ClassVar[tuple[str, ...]] = SURVIVAL
     default_metrics: ClassVar[tuple[str, ...]] = ("concordance",)
     sends: ClassVar = {
@@ -89,9 +111,8 @@ class Survival(Task):
     def _loss(self, outputs: Tensor, targets: Tensor, strata: Tensor | None) -> Tensor:
         times, events, outputs = targets[:, 0].contiguous(), targets[:, 1], outputs.float()
         if self.discrete:
-            return hazard_losses(outputs, times, events, times.new_tensor(self.grid.edges))
-        ties: Ties = "breslow" if self.loss_name == "cox_breslow" else "efron"
-        return cox_losses(outputs[:, 0], times, events, strata, ties=ties)
+            return self._called(outputs, times, events, times.new_tensor(self.grid.edges))
+        return self._called(outputs[:, 0], times, events, strata)
 
     def stacked_loss(self, outputs: Tensor, targets: Tensor, real: Tensor) -> Tensor:
         """Each site's cases are compared with each other; what fills up is in a place of its own."""

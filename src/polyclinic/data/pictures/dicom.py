@@ -22,9 +22,10 @@ from polyclinic.data.readers.dicom.header import Header
 from polyclinic.data.readers.dicom.pixels import read_pixels
 from polyclinic.data.readers.dicom.series import Series
 from polyclinic.data.readers.nifti.read import is_nifti
-from polyclinic.data.readers.read import find_series
-from polyclinic.data.readers.volume import UnreadableError
+from polyclinic.data.readers.read import READERS, find_series, read_with, reader_of
+from polyclinic.data.readers.volume import UnreadableError, Volume
 from polyclinic.notes import Note
+from polyclinic.origins import of_module
 
 if TYPE_CHECKING:
     from pydicom import Dataset
@@ -50,6 +51,8 @@ def is_scan(path: Path) -> bool:
     suffix = path.suffix.lower()
     if suffix in _PICTURES:
         return False
+    if is_entered(path):
+        return path.is_file()
     if path.is_dir() or is_nifti(path) or suffix in _DICOM:
         return path.exists()
     if not path.exists():
@@ -57,6 +60,23 @@ def is_scan(path: Path) -> bool:
     with path.open("rb") as file:
         start = file.read(132)
     return start[128:] == b"DICM" or start[:2] in _STARTS
+
+
+def is_entered(path: Path) -> bool:
+    """Whether a plug-in brings the reader of a file."""
+    ending = reader_of(path)
+    return bool(ending and of_module(READERS[ending].__module__))
+
+
+def _of_volume(found: Volume, kind: str) -> Image.Image:
+    """What a plug-in read as a picture: values of 8 bits, those of 16 bits, or colours of 8 bits."""
+    values = found.values
+    if values.shape[2] != 1 or (values.ndim == 4 and not (found.colour and values.shape[3] == 3)):
+        raise UnreadableError(f"{kind} is a volume, or has several frames: {_INSTEAD}")
+    pixels = np.ascontiguousarray(values[:, :, 0].swapaxes(0, 1))
+    if pixels.dtype not in (np.uint8, np.uint16) or (pixels.ndim == 3 and pixels.dtype != np.uint8):
+        raise UnreadableError(f"{kind} has values of type {pixels.dtype}, and pictures have 8 bits, or 16 of grey")
+    return Image.fromarray(pixels)
 
 
 def open_scan(path: Path, kind: Literal["image", "mask"]) -> Image.Image:
@@ -71,6 +91,8 @@ def open_scan(path: Path, kind: Literal["image", "mask"]) -> Image.Image:
     """
     if is_nifti(path):
         raise UnreadableError(f"{kind} is a NIfTI file: {_INSTEAD}")
+    if is_entered(path):
+        return _of_volume(read_with(reader_of(path), path), kind)
     try:
         series = find_series(path)
         pixels = read_pixels(series)[0] if series.shape[2:] == (1, 1) else np.empty(0)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import hmac
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from pathlib import Path
 
@@ -18,10 +18,47 @@ from polyclinic.data.readers.dicom.series import Series, build_series
 from polyclinic.data.readers.files import FORMATS, list_files, maybe_dicom, resolve
 from polyclinic.data.readers.nifti.read import is_nifti, pair_of, read_nifti
 from polyclinic.data.readers.volume import UnreadableError, Volume
+from polyclinic.options import Catalogue
+from polyclinic.origins import of_module
 
 logger = logging.getLogger(__name__)
 
-_PICTURES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff")
+#: Readers of image files by the ending of their names, in small letters: a function of the path gives a `Volume`, or
+#: raises `UnreadableError`. What has no ending of these is taken for DICOM.
+READERS: Catalogue[Callable[[Path], Volume]] = Catalogue("reader of image files")
+
+
+def reader_of(path: Path) -> str:
+    """The ending of a file's name for which there is a reader, the longest of several; empty for none."""
+    name = path.name.lower()
+    return max((ending for ending in READERS if name.endswith(ending)), key=len, default="")
+
+
+def read_with(ending: str, path: Path) -> Volume:
+    """Read a file with the reader for ``ending``.
+
+    Raises:
+        UnreadableError: with the reason, which names no file.
+    """
+    reader = READERS[ending]
+    try:
+        found = reader(path)
+    except (UnreadableError, OSError):
+        raise
+    except Exception as error:
+        whose = of_module(reader.__module__)
+        if not whose:
+            raise
+        logger.debug("%s: the reader of %s failed", path, whose, exc_info=True)
+        raise UnreadableError(f"{whose} failed to read it: {type(error).__name__}") from None
+    _check(found, ending)
+    return found
+
+
+def _check(found: object, ending: str) -> None:
+    """Whether a reader gave what it must."""
+    if not isinstance(found, Volume) or found.values.ndim not in (3, 4) or found.affine.shape != (4, 4):
+        raise UnreadableError(f"the reader of {ending} files gave no volume [X, Y, Z] with an affine [4, 4]")
 
 
 def read_volume(where: str, root: Path, allowed: Sequence[Path] = ()) -> Volume:
@@ -29,7 +66,8 @@ def read_volume(where: str, root: Path, allowed: Sequence[Path] = ()) -> Volume:
 
     Args:
         where: a NIfTI file, a DICOM file, a folder with one DICOM image (in any nesting), ``FOLDER#SERIES`` with the
-            name that ``polyclinic data scan`` gave to one of several, or a picture (PNG, JPEG, TIFF, BMP; Z is 1).
+            name that ``polyclinic data scan`` gave to one of several, a picture (PNG, JPEG, TIFF, BMP; Z is 1), or a
+            file with the ending of another of `READERS`.
         root: folder to which ``where`` is relative.
         allowed: other folders in which the file may lie.
 
@@ -44,8 +82,9 @@ def read_volume(where: str, root: Path, allowed: Sequence[Path] = ()) -> Volume:
         raise UnreadableError("file is missing")
     if path.is_file() and (is_nifti(path) or len(pair_of(path)) == 2):
         return read_nifti(path)
-    if path.is_file() and path.suffix.lower() in _PICTURES:
-        return _read_picture(path)
+    ending = reader_of(path)
+    if path.is_file() and ending:
+        return read_with(ending, path)
     return read_built_series(_series(path, name))
 
 
@@ -139,3 +178,9 @@ def _read_picture(path: Path) -> Volume:
         raise UnreadableError("picture is damaged") from None
     values = pixels.swapaxes(0, 1)[:, :, None]
     return Volume(np.ascontiguousarray(values), np.diag((-1.0, -1.0, 1.0, 1.0)), colour=values.ndim == 4)
+
+
+for _ending in (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff"):
+    READERS.add(_ending)(_read_picture)
+for _ending in (".nii", ".nii.gz"):
+    READERS.add(_ending)(read_nifti)

@@ -19,9 +19,8 @@ from polyclinic.data.tables.features import choose_features
 from polyclinic.data.tables.labels import label_reasons, number_reasons
 from polyclinic.data.tables.table import (
     is_missing,
-    locate,
     matches,
-    read_cells,
+    open_table,
     require_column,
     to_numbers,
 )
@@ -122,9 +121,9 @@ def read_rows(
     entries: dict[str | None, str] = {None: str(spec.table)}
     if spec.tables is not None:
         entries = dict(spec.tables.items())
-    paths = {site: locate(name, folder) for site, name in entries.items()}
-    tables = {site: read_cells(path, spec.columns) for site, path in paths.items()}
-    titles = {site: f"The table {path.name!r}" for site, path in paths.items()}
+    opened = {site: open_table(name, folder, spec.columns) for site, name in entries.items()}
+    tables = {site: one.cells for site, one in opened.items()}
+    titles = {site: one.title for site, one in opened.items()}
     needed = _needed_columns(spec, split, subgroups)
     for site, table in tables.items():
         for column, use in needed.items():
@@ -145,8 +144,8 @@ def read_rows(
         texts = table[list(dict.fromkeys([*needed, *chosen, *there]))]
         part = texts.mask(is_missing(texts, spec.missing))
         origin = pd.DataFrame({"case": [f"row {number}" for number in range(1, len(part) + 1)]}, index=part.index)
-        origin["site"] = part[spec.site] if spec.site is not None else site or paths[site].stem
-        origin["folder"] = str(paths[site].parent)
+        origin["site"] = part[spec.site] if spec.site is not None else site or opened[site].stem
+        origin["folder"] = str(opened[site].folder)
         parts.append(part)
         origins.append(origin)
     cells = pd.concat(parts, ignore_index=True)

@@ -12,6 +12,7 @@ import logging
 import operator
 import re
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -21,12 +22,13 @@ import pandas as pd
 from polyclinic.data.spec import Scalar
 from polyclinic.data.tables.cells import read_cells
 from polyclinic.data.tables.codes import canonical, equals, levels, number_text, plain_number, scalar_text
+from polyclinic.data.tables.frames import FRAME, find_frame
 from polyclinic.data.tables.numbers import parse_numbers, to_numbers
 from polyclinic.errors import DataError, nearest
 
 __all__ = [
-    "OPPOSITE", "canonical", "comparison", "is_missing", "levels", "locate", "matches", "number_text", "parse_numbers",
-    "read_cells", "require_column", "scalar_text", "to_numbers",
+    "OPPOSITE", "canonical", "comparison", "is_missing", "levels", "locate", "matches", "number_text", "open_table",
+    "parse_numbers", "read_cells", "require_column", "scalar_text", "to_numbers",
 ]  # fmt: skip
 
 logger = logging.getLogger(__name__)
@@ -76,6 +78,40 @@ def locate(name: str, folder: Path) -> Path:
             "Paths are relative to the folder of the study file.",
         )
     return path_on_disk
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table that was read.
+
+    Attributes:
+        cells: texts.
+        title: what it is called in messages.
+        stem: name of its site, where nothing else names one.
+        folder: to which paths in its cells are relative.
+    """
+
+    cells: pd.DataFrame
+    title: str
+    stem: str
+    folder: Path
+
+
+def open_table(name: str, folder: Path, columns: list[str] | None = None) -> Table:
+    """The cells of what ``name`` means, a file (see `locate`) or a frame (see `polyclinic.data.tables.frames`).
+
+    Raises:
+        DataError: P201, P202 or P503.
+    """
+    if name.startswith(FRAME):
+        frame = find_frame(name)
+        if columns is not None:
+            raise DataError("P202", "`columns` is for files without a header line, and a frame names its columns.",
+                            "Leave `columns` out.")  # fmt: skip
+        place = folder if frame.images is None else Path(frame.images.name)
+        return Table(frame.cells, f"The table {frame.name!r}", frame.name, place)
+    path = locate(name, folder)
+    return Table(read_cells(path, columns), f"The table {path.name!r}", path.stem, path.parent)
 
 
 def require_column(available: Sequence[str], column: str, use: str, table: str) -> None:

@@ -16,15 +16,16 @@ import numpy.typing as npt
 from polyclinic.data.masks.classes import MaskClasses, MaskFacts
 from polyclinic.data.readers.files import resolve
 from polyclinic.data.readers.nifti.read import is_nifti, scanner_facts
-from polyclinic.data.readers.read import place_and_series, read_volume
+from polyclinic.data.readers.read import READERS, place_and_series, read_volume
 from polyclinic.data.readers.volume import UnreadableError, Volume
 from polyclinic.data.spec import DataSpec, Mask, Preprocessing, Target
 from polyclinic.data.volumes.cache import Cache, source_files
 from polyclinic.data.volumes.fingerprint import Measured, SiteFingerprint, fingerprint, measure
-from polyclinic.data.volumes.intensity import check_intensity
+from polyclinic.data.volumes.intensity import INTENSITIES, check_intensity
 from polyclinic.data.volumes.preprocessing import Prepared, prepare_case
 from polyclinic.data.volumes.store import Volumes
-from polyclinic.options import EntryError
+from polyclinic.options import EntryError, split_entry
+from polyclinic.origins import of_module
 
 logger = logging.getLogger(__name__)
 
@@ -76,6 +77,7 @@ def prepare_volumes(
     settings = spec.preprocessing.model_dump(mode="json")
     if files.masks is not None:
         settings["mask"] = [asdict(classes), spec.mask_meaning.grid]
+    settings |= _brought(spec.preprocessing)
     cache = Cache(cache_folder, settings)
     preprocessing = spec.preprocessing
 
@@ -136,7 +138,7 @@ def fingerprint_volumes(
     preprocessing = spec.preprocessing
     if preprocessing is None:
         raise ValueError("volumes need `preprocessing`")
-    cache = Cache(cache_folder, {"measure": [preprocessing.orientation, preprocessing.frames, "values"]})
+    cache = Cache(cache_folder, {"measure": [preprocessing.orientation, preprocessing.frames, "values"], **_brought()})
 
     def look(position: int) -> Measured | None:
         cell, root = files.images[position][0], files.roots[position]
@@ -222,6 +224,16 @@ def _sources(cell: str, kind: str, root: Path, allowed: Sequence[Path]) -> tuple
     if not found:
         raise UnreadableError(f"{kind} file is missing")
     return found, series
+
+
+def _brought(preprocessing: Preprocessing | None = None) -> dict[str, Any]:
+    """Plug-ins, with their versions, on which prepared volumes depend; nothing without any."""
+    found = {ending: of_module(READERS[ending].__module__) for ending in READERS}
+    if preprocessing is not None:
+        name, _ = split_entry(preprocessing.intensity, (), "")
+        found["intensity"] = of_module(INTENSITIES[name].__module__) if name in INTENSITIES else ""
+    used = {name: plugin for name, plugin in found.items() if plugin}
+    return {"plugins": used} if used else {}
 
 
 def _beside(files: Sequence[Path]) -> dict[str, str | float]:

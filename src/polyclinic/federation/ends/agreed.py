@@ -110,11 +110,12 @@ class Agreed:
         wanted = self.declaration.evaluation
         found = (asked.folds, asked.holdout, asked.validation, asked.split_seed, asked.small_sites)
         declared = (self.declaration.folds, wanted.holdout, wanted.validation, wanted.split_seed, wanted.small_sites)
-        return found == declared and asked.fold < (asked.folds or 1)
+        return found == declared and not asked.final and asked.fold < (asked.folds or 1)
 
     def _starts(self, asked: Start) -> bool:
         begun = self._training(
-            asked.share, asked.parts, asked.personal, asked.loss, asked.model, asked.work, hides=asked.hides
+            asked.share, asked.parts, asked.personal, (asked.loss, asked.loss_options), asked.model, asked.work,
+            hides=asked.hides,
         )  # fmt: skip
         declared = asked.task == self.declaration.task and asked.seed in self._seeds and asked.rounds <= self.rounds
         epsilon, delta = self.declaration.privacy.epsilon, self.declaration.privacy.delta
@@ -137,7 +138,7 @@ class Agreed:
             )  # fmt: skip
 
     def _training(
-        self, share: list[str], parts: Any, personal: Any, loss: str, model: Any, work: Work, *, hides: bool
+        self, share: list[str], parts: Any, personal: Any, loss: Any, model: Any, work: Work, *, hides: bool
     ) -> dict[str, Any]:  # fmt: skip
         """What must be as declared; weights of classes come from the cases of all sites."""
         own = work.own.get(self.site)

@@ -42,6 +42,7 @@ from polyclinic.federation.watching.page import STATUS_PAGE, write_status_page
 from polyclinic.federation.watching.status import Outcome, Watch
 from polyclinic.files import write_atomic
 from polyclinic.study.checked import CheckedStudy
+from polyclinic.study.plugins import used_plugins
 from polyclinic.study.provenance import is_incomplete
 from polyclinic.study.study import Study
 
@@ -200,6 +201,7 @@ class Conduct:
             PolyclinicError: one does not take part, two have one name, or one runs another version.
         """
         found: dict[str, str] = {}
+        here = used_plugins(CheckedStudy.read(self.study, named=True).declaration)
         refused = list[PolyclinicError]()
         for party, reply in self.engine.call("hello", dict.fromkeys(self.parties, Message())):
             if isinstance(reply, PolyclinicError):
@@ -213,12 +215,27 @@ class Conduct:
             elif runs != version("polyclinic"):
                 text = f"Site {name} runs Polyclinic {runs}, and the coordinator {version('polyclinic')}."
                 refused.append(FederationError("P604", text, "Let all install the same version."))
+            elif (other := _other_plugins(reply.fields.get("plugins"), here)) is not None:
+                text = f"Site {name} has {other[0]}, and the coordinator {other[1]}."
+                refused.append(FederationError("P604", text, "Let all install the same version of the plug-in."))
             else:
                 found[party] = name
         if refused:
             others = f" So did {len(refused) - 1} more." if len(refused) > 1 else ""
             raise _alike(refused[0], others)
         return found
+
+
+def _other_plugins(there: object, here: Mapping[str, str]) -> tuple[str, str] | None:
+    """The first plug-in that a site has in another version than the coordinator, or from another package: what either
+    has, in words; None if the study needs the same at both."""
+    theirs = there if isinstance(there, dict) else {}
+    for package in sorted({*theirs, *here}, key=str):
+        if theirs.get(package) != here.get(package):
+            both = [f"the plug-in {str(package)[:80]} {str(one[package])[:40]}" if package in one
+                    else f"no plug-in {str(package)[:80]}" for one in (theirs, here)]  # fmt: skip
+            return both[0], both[1]
+    return None
 
 
 def _alike(error: PolyclinicError, others: str) -> PolyclinicError:

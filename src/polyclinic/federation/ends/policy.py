@@ -11,6 +11,7 @@ from polyclinic.files import write_atomic
 from polyclinic.methods import PLAIN_PARTS
 from polyclinic.parts import build_part
 from polyclinic.study.declaration import Declaration
+from polyclinic.study.plugins import canonical_package, used_plugins
 
 #: Fewer characters of a hash may fit another study.
 _LEAST_MARK = 8
@@ -49,6 +50,9 @@ def refusals(policy: Policy, declaration: Declaration, researcher: str) -> Itera
         wrong = [] if allowed is None else [name for name in dict.fromkeys(names) if name not in allowed]
         if wrong:
             yield f"the {what}{_plural(wrong)} {', '.join(wrong)} {'is' if len(wrong) == 1 else 'are'} not allowed"
+    for package, version in used_plugins(declaration).items():
+        if not _allows(policy.plugins, package, version):
+            yield f"it needs the plug-in {package} {version}, which `plugins` of the policy does not name"
     for method in declaration.study_methods:
         names = [name for _, name in method.method.named_parts]
         missing = [name for name in policy.protection if name not in names]
@@ -68,6 +72,15 @@ def refusals(policy: Policy, declaration: Declaration, researcher: str) -> Itera
         yield "pictures of single cases may not leave (`report: {overlays: true}` asks for them)"
     if evaluation.disclosure_floor < policy.floor:
         yield f"`disclosure_floor: {evaluation.disclosure_floor}` is less than {policy.floor}"
+
+
+def _allows(plugins: Sequence[str], package: str, version: str) -> bool:
+    """Whether a policy names a plug-in: names of packages are the same with ``-``, ``_`` and ``.``, in any letters."""
+    for allowed in plugins:
+        name, _, wanted = allowed.partition("==")
+        if canonical_package(name) == canonical_package(package) and wanted in ("", version):
+            return True
+    return False
 
 
 def _parts(declaration: Declaration) -> Iterator[str]:

@@ -36,6 +36,7 @@ from polyclinic.site.schema import read_body
 from polyclinic.site.spending import LEDGER, Spending
 from polyclinic.site.sums import MASKED
 from polyclinic.study.checked import CheckedStudy
+from polyclinic.study.plugins import used_plugins
 
 log = logging.getLogger(__name__)
 
@@ -187,7 +188,8 @@ class Member:
             PolyclinicError: it is none, or asks for what does not belong to the study.
         """
         if function == "hello":
-            return Message({"site": self.name, "version": version("polyclinic")}).to_pieces()
+            about = {"site": self.name, "version": version("polyclinic"), "plugins": used_plugins(self.declaration)}
+            return Message(about).to_pieces()
         if size(message) > MOST_BYTES:
             raise SiteError("P401", f"A message to site {self.name} is too large.", site=self.name)
         try:

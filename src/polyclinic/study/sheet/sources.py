@@ -14,6 +14,7 @@ import pandas as pd
 from polyclinic.data.cases import SiteData
 from polyclinic.data.readers.files import FORMATS, resolve
 from polyclinic.data.readers.read import place_and_series
+from polyclinic.data.tables.frames import FRAME
 from polyclinic.data.tables.rows import read_rows, reject_rows
 from polyclinic.data.tables.table import locate
 from polyclinic.study.checked import CheckedStudy
@@ -44,7 +45,7 @@ class Sources:
         """Read the tables of a study whose data could be opened."""
         spec = study.declaration.data
         names = list(spec.tables.values()) if spec.tables is not None else [str(spec.table)]
-        tables = [locate(name, study.folder) for name in names]
+        tables = [locate(name, study.folder) for name in names if not name.startswith(FRAME)]
         rows = read_rows(spec, study.folder, study.declaration.evaluation.split)
         reject_rows(rows, spec, study.declaration.target, study.declaration.evaluation.split)
         about = {f"_{name}": rows.origin[name] for name in ("site", "case", "subject", "folder")}
@@ -67,8 +68,10 @@ class Sources:
                 times.append(path.stat().st_mtime)
             except OSError:
                 continue
+        if not times:  # frames of a program, without images
+            return None
         days = [datetime.fromtimestamp(time, UTC).date().isoformat() for time in (min(times), max(times))]
-        return (days[0], days[1]) if times else None
+        return days[0], days[1]
 
     def headers(self, data: SiteData, column: str, *, simulated: bool) -> dict[str, str]:
         """What pictures of a site were like as they were read: sizes and kinds with counts, the most frequent first."""
