@@ -2,18 +2,26 @@
 PYTHON ?= python3
 BIN := .venv/bin
 MADE := .venv/made
+# A file's tests share what was made for them: one process runs them all, and files begin in the order of conftest.py.
+SPREAD := --dist loadfile --no-loadscope-reorder
+# Python keeps what it compiled, whatever the surroundings say: a process of a test then starts sooner.
+export PYTHONDONTWRITEBYTECODE :=
 
-.PHONY: demo test test-long test-processors check benchmark results benefits protection clean
+.PHONY: demo test test-long test-all test-processors check benchmark results benefits protection clean
 
 demo: $(MADE)
 	$(BIN)/polyclinic demo
 
 test: $(MADE)
-	$(BIN)/python -m pytest -n auto --dist loadgroup
+	$(BIN)/python -m pytest -n auto $(SPREAD)
 
 # One process more than cores: some of these tests wait for processes most of the time.
 test-long: $(MADE)
-	$(BIN)/python -m pytest -n $$(($$(nproc) + 1)) --dist loadgroup -m long
+	$(BIN)/python -m pytest -n $$(($$(nproc) + 1)) $(SPREAD) -m long
+
+# Both at once: while some wait for processes, others use the cores.
+test-all: $(MADE)
+	$(BIN)/python -m pytest -n $$(($$(nproc) + 1)) $(SPREAD) -m ''
 
 # The numeric tests with fewer instructions and with two threads, as other processors would run them.
 test-processors: $(MADE)

@@ -15,8 +15,25 @@ hypothesis.settings.register_profile("polyclinic", deadline=None)
 hypothesis.settings.load_profile("polyclinic")
 
 
+#: The files that take longest, in the order in which they begin, so that what begins last is soon over. Those that
+#: mostly wait for processes stand between those that need a core all the time.
+FIRST = (
+    "federation/test_between_kinds.py", "study/test_evidence.py", "federation/test_between_failures.py",
+    "federation/test_faults.py", "federation/test_between_sums.py", "test_plugin_runs.py",
+    "federation/test_certificates_between.py", "study/test_statistics.py", "federation/test_between.py",
+    "test_pairs.py", "federation/test_first_consortium.py", "test_studies.py", "federation/test_running_parties.py",
+    "federation/test_conduct.py", "study/test_runner.py", "study/test_phantom_studies.py", "test_methods.py",
+    "test_engines.py", "test_rounds.py", "audit/test_poisoning.py", "study/test_survival.py", "study/test_report.py",
+)  # fmt: skip
+
 #: tests/processors.py repeats the numeric tests with two.
 THREADS = int(os.environ.get("POLYCLINIC_TEST_THREADS", "1"))
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Let the longest files begin first; see ``make test``."""
+    place = {ROOT / "tests" / name: number for number, name in enumerate(FIRST)}
+    items.sort(key=lambda item: place.get(item.path, len(place)))
 
 
 @pytest.fixture(autouse=True)

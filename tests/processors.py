@@ -30,7 +30,7 @@ def main() -> int:
         settings = {"OMP_NUM_THREADS": threads, "POLYCLINIC_TEST_THREADS": threads}
         settings |= {"ATEN_CPU_CAPABILITY": capability} if capability != own else {}
         # Two processes with two threads each would wait for each other on two cores.
-        workers = ["-n", "auto"] if threads == "1" else []
+        workers = ["-n", "auto", "--dist", "loadfile", "--no-loadscope-reorder"] if threads == "1" else []
         command = [sys.executable, "-m", "pytest", *workers, *TESTS]
         done = subprocess.run(command, cwd=Path(__file__).parents[1], env=os.environ | settings, check=False)
         if done.returncode:

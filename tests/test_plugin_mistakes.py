@@ -628,7 +628,7 @@ def test_an_error_in_a_plugin_is_a_sentence_that_says_whose_it_is(tmp_path):
 def test_a_study_is_not_resumed_without_its_plugin(tmp_path):
     """Its parts are unknown then; that the plug-in is gone is said first."""
     lib, study = package(tmp_path / "lib", "1.0", OWN), table_study(tmp_path, {"own": {"local": ["own"]}})
-    command("run", study, "--out", tmp_path / "out", lib=lib, dying=1)
+    command("run", study, "--out", tmp_path / "out", lib=lib, dying=[1])
     found = command("run", study, "--out", tmp_path / "out", "--resume")
     assert found.returncode == 1
     words = " ".join(found.stderr.split())

@@ -142,7 +142,7 @@ def test_a_study_that_names_a_part_of_a_bad_plugin_is_told_why(tmp_path):
 
 def test_a_study_goes_on_with_the_same_plugins_only(tmp_path):
     good, study = package(tmp_path / "good", "1.0", OWN), table_study(tmp_path, {"own": {"local": ["own"]}})
-    command("run", study, "--out", tmp_path / "out", lib=good, dying=1)
+    command("run", study, "--out", tmp_path / "out", lib=good, dying=[1])
     package(good, "1.1", OWN)
     other = command("run", study, "--out", tmp_path / "out", "--resume", lib=good)
     assert other.returncode == 1

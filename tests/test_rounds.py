@@ -507,16 +507,16 @@ def test_memory_does_not_grow_with_the_rounds(method, stacked, tmp_path):
     data = table_sites({"Aachen": 20, "Bonn": 10}, part=None)
     federation = Federation(
         data, [method], model={"mlp": {"hidden": [100], "norm": "batch"}},
-        training={"rounds": 100, "optimizer": MOMENTUM},
+        training={"rounds": 50, "optimizer": MOMENTUM},
         evaluation={"folds": 2, "validation": 0.3, "best_round": "loss"}, stacked=stacked,
     )  # fmt: skip
     tensors = {}
 
     def report(done, _):
-        if done in {20, 100}:
+        if done in {10, 50}:
             gc.collect()
             tensors[done] = sum(issubclass(type(thing), torch.Tensor) for thing in gc.get_objects())
-            if done == 20:
+            if done == 10:
                 tracemalloc.start()
 
     try:
@@ -524,10 +524,11 @@ def test_memory_does_not_grow_with_the_rounds(method, stacked, tmp_path):
         grown, _ = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
-    # The best round may hold a state of its own, or not.
-    assert tensors[100] <= tensors[20] + 4
-    rows = 80 * 2 * 2000
-    assert grown < rows + 1e6, "the rows of the rounds are all that is kept"
+    # One that is kept in each round would be 40 more. Some are the best round's own, or not, and all that live in this
+    # process are counted, also those of threads that other tests left behind.
+    assert tensors[50] < tensors[10] + 20
+    rows = 40 * 2 * 2000
+    assert grown < rows + 5e5, "the rows of the rounds are all that is kept"
 
 
 def test_what_goes_round_is_only_what_is_shared():

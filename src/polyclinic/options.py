@@ -6,6 +6,7 @@ import inspect
 import re
 import typing
 from collections.abc import Callable, Collection, Iterator, Sequence
+from functools import lru_cache
 from typing import Annotated, Any, Generic, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
@@ -134,7 +135,7 @@ def check_options(
     Raises:
         EntryError: P102 for a wrong type or value, P103 for an option that the part does not have.
     """
-    model = _options_model(part, without)
+    model = _options_model(part, None if without is None else frozenset(without))
     unknown = [key for key in given if key not in model.model_fields]
     if unknown:
         fields = list(model.model_fields)
@@ -209,7 +210,8 @@ def _place(loc: Place, content: object) -> Place:
     return tuple(where)
 
 
-def _options_model(part: Callable[..., Any], without: Collection[str] | None = None) -> type[BaseModel]:
+@lru_cache(maxsize=1000)  # making one takes a hundred times as long as checking options by it
+def _options_model(part: Callable[..., Any], without: frozenset[str] | None = None) -> type[BaseModel]:
     fields: dict[str, Any] = {}
     for one in getattr(part, "options_of", [part]):
         fields |= _fields(one, without)

@@ -24,7 +24,7 @@ from polyclinic.federation.site_file import SITE_FILE
 from polyclinic.federation.watching.status import Status
 
 pytest.importorskip("nvflare")
-pytestmark = [pytest.mark.long, pytest.mark.xdist_group("processes")]
+pytestmark = pytest.mark.long
 
 SIZES = {"Aachen": 24, "St. Bonn": 30, "Celle": 26}
 #: What has one number in each run and another in each way of running: times.

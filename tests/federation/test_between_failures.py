@@ -21,7 +21,7 @@ from polyclinic.federation.session import Researcher
 from polyclinic.federation.watching.status import Status
 
 pytest.importorskip("nvflare")
-pytestmark = [pytest.mark.long, pytest.mark.xdist_group("failures")]
+pytestmark = pytest.mark.long
 
 SIZES = {"Aachen": 24, "Bonn": 30, "Celle": 26}
 PATIENCE = 120.0

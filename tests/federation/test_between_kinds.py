@@ -27,7 +27,7 @@ from polyclinic.federation.session import Researcher
 
 pytest.importorskip("nvflare")
 pytest.importorskip("nilearn")
-pytestmark = [pytest.mark.long, pytest.mark.xdist_group("processes")]
+pytestmark = pytest.mark.long
 
 SITES = ("Aachen", "Bonn", "Celle")
 SIZES = dict(zip(SITES, (30, 36, 26), strict=True))

@@ -27,7 +27,7 @@ from polyclinic.federation.watching.status import Status
 from polyclinic.study.runner import run_study
 
 pytest.importorskip("nvflare")
-pytestmark = [pytest.mark.long, pytest.mark.xdist_group("processes")]
+pytestmark = pytest.mark.long
 
 SIZES = {"Aachen": 24, "Bonn": 30, "Celle": 26, "Dresden": 20}
 #: The kit of Celle.

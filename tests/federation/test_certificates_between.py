@@ -32,7 +32,7 @@ from polyclinic.federation.trust.revoked import REVOKED, revoke, take_revoked
 from polyclinic.federation.watching.status import Status
 
 pytest.importorskip("nvflare")
-pytestmark = [pytest.mark.long, pytest.mark.xdist_group("failures")]
+pytestmark = pytest.mark.long
 
 MARIA, NINA = "maria@hospital.org", "nina@hospital.org"
 SITES = ["aachen", "bonn", "celle"]

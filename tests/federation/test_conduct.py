@@ -20,6 +20,8 @@ from polyclinic.federation.remote.calls import Pieces
 from polyclinic.federation.remote.wire import Failure
 from polyclinic.federation.site_file import SITE_FILE
 from polyclinic.federation.watching.status import Outcome
+from polyclinic.files import write_atomic
+from polyclinic.study import runner
 
 pytest.importorskip("nvflare")
 
@@ -131,12 +133,20 @@ def test_a_study_is_that_of_one_machine(consortium: Path, here: Path, tmp_path: 
     assert [outcome.state for outcome in world.outcomes] == ["finished"]
 
 
+@pytest.fixture
+def short_report(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The report is written, and has nothing in it: drawing it takes longer than the study."""
+    monkeypatch.setattr(runner, "write_report", lambda folder: write_atomic(folder / "report.html", "Short."))
+
+
+@pytest.mark.usefixtures("short_report")
 @pytest.mark.parametrize("seed", range(1, 4))
 def test_it_is_so_under_faults(consortium: Path, here: Path, tmp_path: Path, seed: int) -> None:
     check(consortium, here, tmp_path, seed, KINDS)
 
 
 @pytest.mark.long
+@pytest.mark.usefixtures("short_report")
 def test_it_is_so_under_many(consortium: Path, here: Path, tmp_path: Path) -> None:
     for seed in range(10, 20):
         check(consortium, here, tmp_path / str(seed), seed, KINDS)

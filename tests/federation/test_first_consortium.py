@@ -16,7 +16,7 @@ import pytest
 from polyclinic.federation.audit_log import verify
 
 pytest.importorskip("nvflare")
-pytestmark = [pytest.mark.long, pytest.mark.xdist_group("processes")]
+pytestmark = pytest.mark.long
 
 PAGE = Path(__file__).parents[2] / "docs" / "first-consortium.md"
 KITS = ("coordinator", "north", "south")

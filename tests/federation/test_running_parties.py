@@ -24,7 +24,7 @@ from polyclinic.federation.processes.running import end, held, processes, runnin
 from polyclinic.federation.rehearse import all_parties
 
 pytest.importorskip("nvflare")
-pytestmark = [pytest.mark.long, pytest.mark.xdist_group("failures")]
+pytestmark = pytest.mark.long
 
 SIZES = {"Aachen": 24, "Bonn": 30}
 

@@ -10,7 +10,7 @@ from typing import ClassVar
 
 import torch
 from pydantic import PositiveFloat
-from scipy.stats import norm
+from scipy.special import ndtri
 from torch import Tensor
 
 from polyclinic.options import Catalogue
@@ -182,7 +182,7 @@ def largest_z(sites: int, corrupt: int) -> float:
     needed = math.floor(sites / 2 + 1) - corrupt
     honest = sites - corrupt
     share = min(max((honest - needed) / honest, 0.0), 1.0) if honest else 0.0
-    return max(float(norm.ppf(share)), 0.0) if share < 1 else math.inf
+    return max(float(ndtri(share)), 0.0) if share < 1 else math.inf
 
 
 @UPDATES.add("inner_product")

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-from nibabel.orientations import apply_orientation, axcodes2ornt, ornt_transform
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -41,6 +40,8 @@ def case_pictures(
     if mask.dim() == 2:
         shown = image if image.dtype == torch.uint8 else torch.stack([window(channel) for channel in image])
         return {"image": shown, "mask": mask, "prediction": prediction}
+    from nibabel.orientations import apply_orientation, axcodes2ornt, ornt_transform  # slow to import
+
     turn = ornt_transform(axcodes2ornt(orientation), axcodes2ornt("RAS"))
     layers = [apply_orientation(one.numpy(), turn) for one in (window(image[0]), mask, prediction)]
     if spacing is not None:

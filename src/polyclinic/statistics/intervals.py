@@ -9,9 +9,7 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike, NDArray
-from scipy.optimize import brentq
-from scipy.stats import beta, norm, rankdata
-from scipy.stats import t as student
+from scipy.special import betaincinv, ndtr, ndtri, stdtrit
 
 from polyclinic.seeds import derive_seed
 from polyclinic.statistics.areas import expected_variance
@@ -19,7 +17,7 @@ from polyclinic.statistics.areas import expected_variance
 Floats = NDArray[np.float64]
 
 #: Two-sided 95 % point of the normal distribution.
-Z95 = float(norm.ppf(0.975))
+Z95 = float(ndtri(0.975))
 #: Areas and shares no further apart are the same but for rounding.
 TINY = 1e-9
 
@@ -30,6 +28,8 @@ def placements(labels: ArrayLike, scores: ArrayLike) -> tuple[Floats, Floats]:
     Computed from mid-ranks in O(n log n): Sun & Xu 2014, "Fast implementation of DeLong's algorithm for comparing the
     areas under correlated receiver operating characteristic curves", IEEE Signal Processing Letters 21(11).
     """
+    from scipy.stats import rankdata  # slow to import
+
     labels, scores = np.asarray(labels), np.asarray(scores, dtype=np.float64)
     positive, negative = scores[labels == 1], scores[labels == 0]
     ranks = rankdata(np.concatenate([positive, negative]))
@@ -93,7 +93,7 @@ def delong_paired(labels: ArrayLike, a: ArrayLike, b: ArrayLike) -> tuple[float,
 
 def variance_by_p(difference: float, p: float) -> float:
     """The variance with which ``normal_p`` gives a difference this ``p``."""
-    return float((difference / norm.isf(p / 2)) ** 2)
+    return float((difference / ndtri(p / 2)) ** 2)
 
 
 def normal_p(difference: float, variance: float) -> float:
@@ -102,7 +102,7 @@ def normal_p(difference: float, variance: float) -> float:
         return 1.0
     if not variance > 0:
         return float("nan")
-    return float(2 * norm.sf(abs(difference) / np.sqrt(variance)))
+    return float(2 * ndtr(-abs(difference) / np.sqrt(variance)))
 
 
 # --- areas under the curve --------------------------------------------------------------------------------------------
@@ -157,6 +157,8 @@ def area_interval(areas: Sequence[Area]) -> tuple[float, float]:
     Returns:
         Low and high; NaN if there is no area.
     """
+    from scipy.optimize import brentq  # slow to import
+
     areas = [area for area in areas if not np.isnan(area.value)]
     if not areas:
         return float("nan"), float("nan")
@@ -176,7 +178,7 @@ def area_interval(areas: Sequence[Area]) -> tuple[float, float]:
         evidence = patients if ratio > 1 else patients * min(mean, 1 - mean)
         ratio = 1 + (ratio - 1) * evidence / (evidence + 5)
     freedom = 2 * max(patients - len(areas) / len(folds), 2)
-    reach = ratio * float(student.ppf(0.975, freedom)) ** 2
+    reach = ratio * float(stdtrit(freedom, 0.975)) ** 2
 
     def outside(area: float) -> float:
         return (mean - area) ** 2 - reach * expected(area)
@@ -257,8 +259,8 @@ def share_interval(value: float, count: float) -> tuple[float, float]:
     [0.692, 1.0]
     """
     found, missed = value * count, (1 - value) * count
-    low = 0.0 if value <= 0 else float(beta.ppf(0.025, found, missed + 1))
-    high = 1.0 if value >= 1 else float(beta.ppf(0.975, found + 1, missed))
+    low = 0.0 if value <= 0 else float(betaincinv(found, missed + 1, 0.025))
+    high = 1.0 if value >= 1 else float(betaincinv(found + 1, missed, 0.975))
     return low, high
 
 

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-import nibabel
 import numpy as np
 import numpy.typing as npt
 from scipy import ndimage
@@ -41,6 +40,8 @@ class Grid:
 
 def oriented(volume: Volume, codes: str) -> Volume:
     """The same voxels with axes turned and swapped to point as near as possible to ``codes`` (such as RAS)."""
+    import nibabel  # slow to import
+
     now = nibabel.orientations.io_orientation(volume.affine)
     if np.isnan(now).any():
         raise UnreadableError("image has no orientation")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 import pandas as pd
@@ -121,6 +122,7 @@ def group_counts(folder: Folder) -> list[tuple[str, str, list[str]]]:
     return found
 
 
+@lru_cache(maxsize=1)  # every other item of a checklist asks for it
 def site_flows(folder: Folder) -> list[SiteFlow]:
     """The flow at each site, in the order of ``flow.csv``."""
     return [_of_site(str(site), rows) for site, rows in folder.flow.groupby("site", sort=False)]

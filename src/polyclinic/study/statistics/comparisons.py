@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
-from scipy.stats import t as student
+from scipy.special import stdtr, stdtrit
 
 from polyclinic.statistics.intervals import Floats, bootstrap_p, combine, normal_p
 from polyclinic.statistics.samples import Cases
@@ -142,15 +142,14 @@ def with_training(spread: Spread, seeds: Floats) -> list[Spread]:
 def reach(spreads: Sequence[Spread]) -> float:
     """From a difference to the ends of its 95 % interval, the widest by any of the spreads; NaN without a variance."""
     return max(
-        float(student.ppf(0.975, one.freedom)) * float(np.sqrt(one.variance)) if one.variance else 0.0
-        for one in spreads
+        float(stdtrit(one.freedom, 0.975)) * float(np.sqrt(one.variance)) if one.variance else 0.0 for one in spreads
     )
 
 
 def tail(difference: float, spreads: Sequence[Spread]) -> float:
     """Two-sided p of a difference from nought, the largest by any of the spreads; NaN without a variance."""
     return max(
-        float(2 * student.sf(abs(difference) / np.sqrt(one.variance), one.freedom))
+        float(2 * stdtr(one.freedom, -abs(difference) / np.sqrt(one.variance)))
         if one.variance
         else float(difference == 0)
         for one in spreads

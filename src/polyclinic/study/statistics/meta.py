@@ -7,8 +7,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import ArrayLike
-from scipy.optimize import brentq
-from scipy.stats import chi2, norm
+from scipy.special import chdtrc, ndtr
 
 from polyclinic.statistics.intervals import Floats
 from polyclinic.study.statistics.comparisons import Spread, reach, tail, with_training
@@ -26,6 +25,8 @@ class Mixture:
 
     def interval(self, besides: float) -> tuple[float, float]:
         """Between these ends lie 95 %, if ``besides`` is added to all variances."""
+        from scipy.optimize import brentq  # slow to import
+
         deviations = np.sqrt(self.variances + besides)
         if not deviations.any():
             return float(self.means[0]), float(self.means[0])
@@ -33,7 +34,7 @@ class Mixture:
 
         def end(share: float) -> float:
             def excess(value: float) -> float:
-                return float(self.shares @ norm.cdf((value - self.means) / deviations)) - share
+                return float(self.shares @ ndtr((value - self.means) / deviations)) - share
 
             return float(brentq(excess, self.means.min() - reach, self.means.max() + reach, xtol=1e-9 * reach))
 
@@ -151,7 +152,7 @@ def _new_site(y: Floats, v: Floats) -> Mixture | None:
     weights = 1 / (between[:, None] + v)  # [G, K]
     total = weights.sum(axis=1)
     means = weights @ y / total
-    below = chi2.sf((weights * np.square(y - means[:, None])).sum(axis=1), len(y) - 1)  # P(τ² ≤ between)
+    below = chdtrc(len(y) - 1, (weights * np.square(y - means[:, None])).sum(axis=1))  # P(τ² ≤ between)
     below[-1] = 1.0
     shares = np.diff(below, prepend=0.0)
     return Mixture(means, between + 1 / total, shares)
@@ -159,6 +160,7 @@ def _new_site(y: Floats, v: Floats) -> Mixture | None:
 
 def _between(y: Floats, v: Floats) -> float:
     """τ² of Paule and Mandel."""
+    from scipy.optimize import brentq
 
     def excess(between: float) -> float:
         weights = 1 / (between + v)
