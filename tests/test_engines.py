@@ -477,7 +477,7 @@ def test_a_worker_that_is_killed_names_its_site_and_nobody_waits(workers):
     plan = federation.plan()
     engine.ask("start", dict.fromkeys(data, Message(plan.start.fields(), {"initial": plan.initial})))
     request = Message({"round": 0, "exchange": 1, "learning_rate": 0.1}, {"state": plan.initial})
-    victim = engine._workers[1]._process.pid
+    victim = engine._workers[1].child.number
     threading.Timer(0.3, os.kill, (victim, signal.SIGKILL)).start()
     replies: list[tuple[str, SiteError]] = []
 
