@@ -155,6 +155,13 @@ class Crew:
         )  # fmt: skip
 
     def _brief(self, child: Child) -> None:
+        """Give a worker what all jobs need, once it is there to take it: descriptors must not pile up on their way.
+
+        Raises:
+            _Gone: it ended meanwhile.
+        """
+        if child.channel.receive() is None:
+            raise _Gone
         for site, cases in self._cases.items():
             child.channel.send(cases, self._shared.lend, {"site": site})
         child.channel.send(self._told, lambda _: None, {"briefing": True})

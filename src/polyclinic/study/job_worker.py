@@ -102,6 +102,7 @@ def serve(files: socket.socket | None) -> None:
             os._exit(0)
 
     threading.Thread(target=read, daemon=True).start()
+    channel.send(Message({"ready": True}), lambda _: None)
     cases, bench = dict[str, SiteData](), list[Bench]()
     while True:
         about, message = asked.get()

@@ -280,7 +280,10 @@ class _Runner:
             self.folder.write("unseen.csv", unseen)
         privacy = self.folder.gather(jobs, "privacy.csv")
         if len(privacy):
-            self.folder.write("privacy.csv", of_the_study(ordered(privacy)))
+            simulated = self.sites.members if isinstance(self.sites, LocalEngine) else {}
+            spending = {name: site.spending.by_training() for name, site in simulated.items()}
+            order = [self.folder.job_name(job) for job in every]
+            self.folder.write("privacy.csv", of_the_study(ordered(privacy), spending, order))
         backdoor = self.folder.gather(jobs, "backdoor.csv")
         if len(backdoor):
             self.folder.write("backdoor.csv", ordered(backdoor))
