@@ -294,7 +294,7 @@ def test_nothing_is_left_when_a_worker_or_the_engine_ends() -> None:
         replies = dict(engine.call("model", dict.fromkeys(SITES, Message({}, {"state": initial}))))
         told = [site for site, reply in replies.items() if not isinstance(reply, Message)]
         assert told == [site for site in SITES if engine._home[site] is victim]
-        assert not victim._channel._lent, "what was lent to it is free"
+        assert not victim.child.channel._lent, "what was lent to it is free"
         for reply in replies.values():
             assert not isinstance(reply, Message) or torch.equal(reply.tensors["model"], initial)
     del found, engine, victim, replies, reply, initial

@@ -8,12 +8,15 @@ import sys
 import threading
 import time
 from collections import Counter
+from io import StringIO
 from pathlib import Path
+from types import SimpleNamespace
 
 import pandas as pd
 import pytest
 import torch
 import yaml
+from rich.console import Console
 from typer.testing import CliRunner
 
 from helpers import image_site, survival_site, table_site, write_table_study
@@ -22,12 +25,13 @@ from polyclinic.communication.message import Message
 from polyclinic.data.scaling import Summary
 from polyclinic.engine.cases import cases_received, cases_sent
 from polyclinic.engine.child import Child
+from polyclinic.engine.planner import EnginePlan
 from polyclinic.errors import PolyclinicError, SiteError, StudyError, TrainingError, error_from, error_told
 from polyclinic.site.diary import Diary
 from polyclinic.site.spending import Spending
 from polyclinic.study import crew
 from polyclinic.study.agenda import Agenda
-from polyclinic.study.display import Display
+from polyclinic.study.display import Display, RichDisplay, duration
 from polyclinic.study.job import Fold, SiteParts
 from polyclinic.study.jobs_entry import wanted_jobs
 from polyclinic.study.study import Study
@@ -331,6 +335,22 @@ def test_an_agenda_that_is_stopped_lets_nobody_wait():
     agenda.stop()
     waiting.join(timeout=60)
     assert found == [None]
+
+
+def test_one_display_counts_all_and_says_when_they_will_be_done(monkeypatch):
+    clock, console = [0.0], Console(file=StringIO(), width=200)
+    monkeypatch.setattr("polyclinic.study.display.time", SimpleNamespace(monotonic=lambda: clock[0]))
+    with RichDisplay(console) as display:
+        display.planned(EnginePlan("stacked", "cpu", 1, 2, 1, "small", jobs=2), 10)
+        for clock[0], done in ((20.0, 1), (25.0, 2), (40.0, 3), (4000.0, 4)):
+            display.together(done, {"fedavg [a] (seed 0, fold 1)": (2, 30), "mix": None})
+    assert console.file.getvalue().splitlines() == [
+        "Engine: stacked on cpu, 1 thread, 2 trainings side by side: small.",
+        "1 of 10 trainings done; now fedavg [a] (seed 0, fold 1) 2/30; mix",
+        "3 of 10 trainings done, about 70 s left; now fedavg [a] (seed 0, fold 1) 2/30; mix",
+        "4 of 10 trainings done, about 2.2 h left; now fedavg [a] (seed 0, fold 1) 2/30; mix",
+    ]
+    assert duration(600) == "10 min"
 
 
 # What goes to workers -------------------------------------------------------------------------------------------------
