@@ -273,6 +273,8 @@ def _machine(results: Results) -> str:
     plan, machine, versions = record["plan"], record["machine"], record["versions"]
     threads = plan["worker_threads"] if plan["mode"] == "processes" else plan["threads"]
     workers = f" in {plan['workers']} processes" if plan["mode"] == "processes" else ""
+    if plan.get("jobs", 1) > 1:
+        workers = f", {plan['jobs']} trainings side by side"
     listed = ", ".join(f"{name} {versions[name]}" for name in ("polyclinic", "python", "torch", "monai", "numpy"))
     return (
         f"Run on {machine['processor']} ({machine['instructions']}), {machine['cores']} cores, engine {plan['mode']}"

@@ -277,7 +277,7 @@ def test_memory_does_not_grow_with_rounds() -> None:
         counts = []
         for number in range(24):
             ask(found, initial + number)
-            counts.append([len(opened(worker._process.pid)) for worker in found.engine._workers])
+            counts.append([len(opened(worker.child.number)) for worker in found.engine._workers])
     assert max(map(max, counts)) > 0 or not Path("/proc").is_dir()
     assert max(map(max, counts)) < 40
 
@@ -290,11 +290,11 @@ def test_nothing_is_left_when_a_worker_or_the_engine_ends() -> None:
         engine = found.engine
         assert isinstance(engine, ProcessEngine)
         victim = engine._workers[0]
-        os.kill(victim._process.pid, signal.SIGKILL)
+        os.kill(victim.child.number, signal.SIGKILL)
         replies = dict(engine.call("model", dict.fromkeys(SITES, Message({}, {"state": initial}))))
         told = [site for site, reply in replies.items() if not isinstance(reply, Message)]
         assert told == [site for site in SITES if engine._home[site] is victim]
-        assert not victim._channel._lent, "what was lent to it is free"
+        assert not victim.child.channel._lent, "what was lent to it is free"
         for reply in replies.values():
             assert not isinstance(reply, Message) or torch.equal(reply.tensors["model"], initial)
     del found, engine, victim, replies, reply, initial
@@ -307,7 +307,7 @@ sys.path[:0] = {paths!r}
 import test_channel as t
 with t.federation() as found:
     state = t.started(found)
-    print(*(worker._process.pid for worker in found.engine._workers), flush=True)
+    print(*(worker.child.number for worker in found.engine._workers), flush=True)
     while True:
         kept = t.ask(found, state)
 """

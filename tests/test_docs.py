@@ -538,7 +538,7 @@ def unforeseen() -> None:
 
 def killed_worker() -> None:
     worker = _Worker(1, "cpu", 1)
-    worker._process.kill()
+    worker.child.kill()
     try:
         worker.ask("train", "north", Message(), lambda tensor: None)
     finally:

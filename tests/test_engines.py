@@ -16,7 +16,7 @@ from polyclinic.client.work import Work
 from polyclinic.communication.message import Message
 from polyclinic.data.dataset import Dataset
 from polyclinic.engine import LocalEngine
-from polyclinic.engine.planner import choose_device, choose_plan
+from polyclinic.engine.planner import choose_device, choose_plan, fitting
 from polyclinic.engine.processes import ProcessEngine, share_out
 from polyclinic.errors import SiteError, StudyError, TrainingError
 from polyclinic.ignored import IGNORED
@@ -477,7 +477,7 @@ def test_a_worker_that_is_killed_names_its_site_and_nobody_waits(workers):
     plan = federation.plan()
     engine.ask("start", dict.fromkeys(data, Message(plan.start.fields(), {"initial": plan.initial})))
     request = Message({"round": 0, "exchange": 1, "learning_rate": 0.1}, {"state": plan.initial})
-    victim = engine._workers[1]._process.pid
+    victim = engine._workers[1].child.number
     threading.Timer(0.3, os.kill, (victim, signal.SIGKILL)).start()
     replies: list[tuple[str, SiteError]] = []
 
@@ -565,6 +565,47 @@ def test_much_training_of_a_larger_network_goes_to_processes(monkeypatch):
     plan = planned("cnn", shape=(1, 64, 64), cases=[1000] * 3, passes=500)
     assert (plan.mode, plan.workers, plan.worker_threads) == ("processes", 3, 1)
     assert planned("cnn", shape=(1, 64, 64), cases=[1000] * 3, passes=1).mode == "sequential"
+
+
+LARGE = {"model": "cnn", "shape": (1, 64, 64), "cases": [1000] * 3}
+
+
+@pytest.mark.parametrize(
+    ("trainings", "passes", "given", "expected"),
+    [
+        (1, 500, {}, ("processes", 4, 1)),
+        (2, 500, {}, ("processes", 4, 1)),  # three sites fill more cores than two trainings
+        (3, 500, {}, ("sequential", 1, 3)),
+        (90, 500, {}, ("sequential", 1, 4)),
+        (90, 500, {"threads": 2}, ("sequential", 2, 4)),
+        (2, 500, {"mode": "sequential"}, ("sequential", 2, 2)),
+        (90, 1, {}, ("sequential", 1, 1)),  # not worth the start of processes
+        (90, 500, {"mode": "processes"}, ("processes", 4, 1)),
+        (90, 500, {"device": "cuda"}, ("sequential", 4, 1)),
+        (90, 20, {"model": "mlp", "shape": (90,)}, ("stacked", 1, 1)),
+        (90, 5000, {"model": "mlp", "shape": (90,)}, ("stacked", 1, 4)),
+        (0, 500, {"mode": "sequential"}, ("sequential", 4, 1)),
+    ],
+)
+def test_trainings_go_side_by_side_where_that_pays(monkeypatch, trainings, passes, given, expected):
+    """Mode, threads and how many at a time: cores are shared out among as many as go at a time."""
+    monkeypatch.setattr("polyclinic.engine.planner.cores", lambda: 4)
+    monkeypatch.setattr("polyclinic.engine.planner.memory", lambda: 2**40)
+    plan = planned(**{**LARGE, **given}, passes=passes, trainings=trainings)
+    assert (plan.mode, plan.threads, plan.jobs) == expected
+
+
+def test_no_more_trainings_go_side_by_side_than_fit_into_memory(monkeypatch):
+    network = build_model("mlp", {"hidden": [1000, 1000]}, (90,), 2)
+    size = 4 * (91 * 1000 + 1001 * 1000 + 2 * 1001)
+    each = 6e8 + (2 * 3 + 10) * size
+    monkeypatch.setattr("polyclinic.engine.planner.cores", lambda: 4)
+    for room, fit in ((each, 1), (3 * each / 0.7 * 1.001, 3), (1e3, 1), (1e13, int(0.7 * 1e13 / each))):
+        monkeypatch.setattr("polyclinic.engine.planner.memory", lambda room=room: int(room))
+        assert fitting(network, 3) == fit
+        plan = planned(**LARGE, mode="sequential", passes=500, trainings=90)
+        assert plan.threads == 4 // plan.jobs
+    assert plan.jobs == 4
 
 
 @pytest.mark.parametrize("mode", ["sequential", "stacked", "processes"])

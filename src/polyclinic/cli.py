@@ -66,6 +66,9 @@ def run(
     out: Annotated[Path, typer.Option(help="Folder for the results; it is made.")],
     method: Annotated[list[str] | None, typer.Option(help="Run this method only; may be repeated.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with a study that was interrupted.")] = False,
+    jobs: Annotated[
+        str | None, typer.Option(help="Trainings side by side: a number, or auto. Default: as the study file says.")
+    ] = None,
     engine: Annotated[
         Literal["local", "nvflare"], typer.Option(help="Where sites are: on this machine, or those of a consortium.")
     ] = "local",
@@ -84,6 +87,8 @@ def run(
     if kit is not None:
         if method:
             raise typer.BadParameter("sites take part in whole studies: leave it out", param_hint="--method")
+        if jobs is not None:
+            raise typer.BadParameter("sites do one training after another: leave it out", param_hint="--jobs")
         cli_federation.run_between(study, out, kit, site or [], resume=resume, patience=patience)
         return
     from polyclinic.study.provenance import check_plugins
@@ -91,7 +96,7 @@ def run(
 
     if resume:
         check_plugins(out)  # before the file is read: parts of a plug-in that is gone are names that nobody knows
-    _run(Study.read(study, method), out, resume)
+    _run(Study.read(study, method), out, resume, jobs)
 
 
 @app.command()
@@ -306,7 +311,7 @@ def _counting(what: str) -> Iterator[Callable[[int, int], None]]:
         yield lambda done, total: shown.update(bar, completed=done, total=total)
 
 
-def _run(study: object, out: Path, resume: bool) -> None:
+def _run(study: object, out: Path, resume: bool, jobs: str | None = None) -> None:
     from polyclinic.study.display import RichDisplay
     from polyclinic.study.study import Study
 
@@ -314,7 +319,7 @@ def _run(study: object, out: Path, resume: bool) -> None:
         raise TypeError("not a study")
     try:
         with RichDisplay(console) as display:
-            results = study.run(out, resume=resume, display=display)
+            results = study.run(out, resume=resume, display=display, jobs=jobs)
     except (KeyboardInterrupt, Terminated) as stop:  # caught here, because typer would leave without a word
         console.print("Stopped. Finished rounds are saved: run the same command with --resume to go on.")
         raise typer.Exit(_exit_status(stop)) from None

@@ -7,7 +7,7 @@ the message alone, without a traceback, and exits with ``exit_status``.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 #: Number -> title. The hundreds tell where to look: 1 study file, 2 data, 3 training, 4 sites and engines, 5 results,
 #: 6 studies across hospitals, 7 models in use.
@@ -121,6 +121,17 @@ class ModelError(PolyclinicError):
     """A model can't be made, read or used: exit status 2."""
 
     exit_status = 2
+
+
+def error_told(error: PolyclinicError) -> dict[str, str]:
+    """An error as JSON values, for another process of this machine."""
+    return {"kind": type(error).__name__, "code": error.code, "message": error.message, "hint": error.hint}
+
+
+def error_from(told: Mapping[str, str]) -> PolyclinicError:
+    """The error that ``error_told`` gave."""
+    kinds: dict[str, type[PolyclinicError]] = {one.__name__: one for one in PolyclinicError.__subclasses__()}
+    return kinds.get(told["kind"], PolyclinicError)(told["code"], told["message"], told["hint"])
 
 
 def nearest(name: str, valid: list[str]) -> str:

@@ -7,26 +7,19 @@ cases are sent once.
 
 from __future__ import annotations
 
-import contextlib
-import socket
-import subprocess
-import sys
-import tempfile
 from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from queue import SimpleQueue
-from typing import IO
 
-from torch import Tensor
-
-from polyclinic.communication.message import Fields, Message
+from polyclinic.communication.message import Message
 from polyclinic.data.cases import SiteData
-from polyclinic.data.volumes.store import Volumes
 from polyclinic.engine.base import Engine, Reply
 from polyclinic.engine.blocks import Lender, OncePerCall, most_blocks
-from polyclinic.engine.channel import Channel, Lend
-from polyclinic.errors import PolyclinicError, SiteError
+from polyclinic.engine.cases import cases_sent
+from polyclinic.engine.channel import Lend
+from polyclinic.engine.child import Child
+from polyclinic.errors import PolyclinicError, SiteError, error_from
 from polyclinic.notes import Note
 
 
@@ -123,36 +116,12 @@ class _Worker:
     def __init__(self, threads: int, device: str, most: int) -> None:
         self.reason = ""
         self._turns = ThreadPoolExecutor(1)  # one message after another
-        self._errors: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 - lives as long as the worker
-        ours, theirs = _pair()
-        self._files = ours
-        passed = [] if theirs is None else [theirs.fileno()]
-        command = [sys.executable, "-m", "polyclinic.engine.worker", str(threads), device, str(most), *map(str, passed)]
-        self._process = subprocess.Popen(  # noqa: S603 - our own module
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._errors, start_new_session=True,
-            pass_fds=passed,
-        )  # fmt: skip
-        if theirs is not None:
-            theirs.close()
-        if self._process.stdin is None or self._process.stdout is None:
-            raise ValueError("no pipe")
-        self._channel = Channel(self._process.stdout, self._process.stdin, self._files)
+        self.child = Child("polyclinic.engine.worker", [str(threads), device], most)
 
     def load(self, data: SiteData, folder: Path | None, lend: Lend, *, corruptible: bool = False) -> None:
         """Send a site's cases; volumes stay where they are, the worker maps the same files."""
-        fields: Fields = {
-            "subjects": data.subjects, "cases": data.cases, "parts": data.parts,
-            "spacings": None if data.spacings is None else [list(one) for one in data.spacings],
-            "folder": None if folder is None else str(folder), "corruptible": corruptible,
-        }  # fmt: skip
-        pixels = {"inputs": data.inputs, "targets": data.targets}
-        mapped = {name: found for name, found in pixels.items() if isinstance(found, Volumes)}
-        fields["volumes"] = {name: [[str(file) for file in v.files], v.about] for name, v in mapped.items()}
-        tensors = {name: found for name, found in pixels.items() if isinstance(found, Tensor)}
-        if data.covariates is not None:
-            tensors["covariates"] = data.covariates
-        if data.labelled is not None:
-            tensors["labelled"] = data.labelled
+        fields, tensors = cases_sent(data)
+        fields |= {"folder": None if folder is None else str(folder), "corruptible": corruptible}
         self.ask("load", data.site, Message(fields, tensors), lend)
 
     def submit(self, function: str, site: str, request: Message, lend: Lend) -> Future[Message]:
@@ -166,60 +135,26 @@ class _Worker:
             PolyclinicError: what the site answered.
             SiteError: P403 if the process is gone.
         """
-        found = None
+        found, channel = None, self.child.channel
         try:
-            self._channel.send(request, lend, {"function": function, "site": site})
-            found = self._channel.receive()
+            channel.send(request, lend, {"function": function, "site": site})
+            found = channel.receive()
         except (OSError, ValueError):  # told below
             pass
         if found is None:
-            epitaph = self._epitaph()
-            if self._process.poll() is not None:
-                self._channel.forget()
+            epitaph = self.child.epitaph()
+            if self.child.is_gone:
+                channel.forget()
             raise SiteError("P403", f"The worker process of site {site} ended unexpectedly ({epitaph}).",
                             "Run the same command with --resume; or with fewer `engine: {workers: ...}`.",
                             site=site)  # fmt: skip
         about, reply = found
         self.reason = about["reason"]
         if "error" in about:
-            raise _as_error(about["error"])
+            raise error_from(about["error"])
         return reply
-
-    def _epitaph(self) -> str:
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            status = self._process.wait(timeout=5)
-            self._errors.seek(0)
-            last = self._errors.read().decode(errors="replace").strip().splitlines()[-1:]
-            what = f"killed by signal {-status}" if status < 0 else f"exit status {status}"
-            return what + (f": {last[0]}" if last else "")
-        return "it does not answer"
 
     def close(self) -> None:
         """End the process."""
-        with contextlib.suppress(OSError):
-            if self._process.stdin is not None:
-                self._process.stdin.close()
-        try:
-            self._process.wait(timeout=2)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
-        self._errors.close()
-        if self._files is not None:
-            self._files.close()
+        self.child.close()
         self._turns.shutdown(cancel_futures=True)
-
-
-def _pair() -> tuple[socket.socket | None, socket.socket | None]:
-    """Two ends of a way for descriptors of files; none where the system can't hand them over."""
-    if not hasattr(socket, "send_fds"):
-        return None, None
-    return socket.socketpair()
-
-
-def _as_error(found: dict[str, str]) -> PolyclinicError:
-    import polyclinic.errors
-
-    kind = getattr(polyclinic.errors, found["kind"], PolyclinicError)
-    error: PolyclinicError = kind(found["code"], found["message"], found["hint"])
-    return error

@@ -13,14 +13,12 @@ import sys
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
 from polyclinic.communication.message import Message
-from polyclinic.data.cases import Counts, SiteData
-from polyclinic.data.volumes.store import Volumes
 from polyclinic.engine.blocks import Lender
+from polyclinic.engine.cases import cases_received
 from polyclinic.engine.channel import Channel
-from polyclinic.errors import PolyclinicError
+from polyclinic.errors import PolyclinicError, error_told
 from polyclinic.site import CorruptibleSite, Site, Workspace
 
 
@@ -39,8 +37,7 @@ def serve(threads: int, device: str, blocks: int, files: socket.socket | None) -
         try:
             reply, error = _answer(about["function"], about["site"], request, workspace, sites), {}
         except PolyclinicError as e:
-            told = {"kind": type(e).__name__, "code": e.code, "message": e.message, "hint": e.hint}
-            reply, error = Message(), {"error": told}
+            reply, error = Message(), {"error": error_told(e)}
         del found, request  # so that the answer can say which blocks are done with
         channel.send(reply, lender.lend, {**error, "reason": lender.reason})
         del reply
@@ -54,20 +51,10 @@ def _answer(function: str, name: str, request: Message, workspace: Workspace, si
 
 
 def _load(name: str, request: Message, workspace: Workspace) -> Site:
-    fields = request.fields
-    mapped = {
-        kind: Volumes([Path(file) for file in files], about) for kind, (files, about) in fields["volumes"].items()
-    }
     own = {kind: tensor.clone() for kind, tensor in request.tensors.items()}  # blocks of shared memory are for messages
-    pixels: dict[str, Tensor | Volumes] = {**own, **mapped}
-    data = SiteData(
-        name, pixels["inputs"], pixels["targets"], fields["subjects"], fields["cases"], fields["parts"], Counts(),
-        None if fields["spacings"] is None else [tuple(one) for one in fields["spacings"]],
-        own.get("covariates"),
-        labelled=own.get("labelled"),
-    )  # fmt: skip
-    kind = CorruptibleSite if fields["corruptible"] else Site
-    return kind(data, workspace, Path(fields["folder"]) if fields["folder"] else None)
+    data = cases_received(name, request.fields, own)
+    kind = CorruptibleSite if request.fields["corruptible"] else Site
+    return kind(data, workspace, Path(request.fields["folder"]) if request.fields["folder"] else None)
 
 
 if __name__ == "__main__":

@@ -6,6 +6,8 @@ import json
 import os
 from pathlib import Path
 
+from filelock import FileLock
+
 from polyclinic.errors import SiteError
 from polyclinic.files import write_error
 
@@ -23,7 +25,8 @@ class Diary:
 
     def __init__(self, site: str, path: Path | None) -> None:
         self.site, self._path = site, path
-        self._texts: dict[str, str] | None = None
+        self._texts: dict[str, str] = {}
+        self._read = 0
 
     def recall(self, name: str) -> str | None:
         """The text of a name, or None.
@@ -31,18 +34,17 @@ class Diary:
         Raises:
             SiteError: P401, the file is not as it was written.
         """
-        if self._texts is None:
-            self._texts = {}
-            if self._path is not None and self._path.is_file():
-                lines = self._path.read_text(encoding="utf-8").splitlines()
-                for number, line in enumerate(lines):
-                    try:
-                        ((key, text),) = json.loads(line).items()
-                        self._texts[key] = str(text)
-                    except (ValueError, AttributeError):
-                        if number < len(lines) - 1:  # the last one may have been cut off: what it was about never left
-                            raise SiteError("P401", f"Line {number + 1} of {DIARY} of site {self.site} was changed.",
-                                            "Restore it from a copy.", site=self.site) from None  # fmt: skip
+        size = self._path.stat().st_size if self._path is not None and self._path.is_file() else 0
+        if self._path is not None and size != self._read:  # perhaps by another process: trainings go side by side
+            lines, self._read = self._path.read_text(encoding="utf-8").splitlines(), size
+            for number, line in enumerate(lines):
+                try:
+                    ((key, text),) = json.loads(line).items()
+                    self._texts[key] = str(text)
+                except (ValueError, AttributeError):
+                    if number < len(lines) - 1:  # the last one may have been cut off: what it was about never left
+                        raise SiteError("P401", f"Line {number + 1} of {DIARY} of site {self.site} was changed.",
+                                        "Restore it from a copy.", site=self.site) from None  # fmt: skip
         return self._texts.get(name)
 
     def note(self, name: str, text: str) -> None:
@@ -56,12 +58,12 @@ class Diary:
         if self._path is not None:
             try:
                 self._path.parent.mkdir(parents=True, exist_ok=True)
-                whole = self._path.read_bytes() if self._path.is_file() else b""
-                with self._path.open("ab") as file:
+                with FileLock(self._path.with_name(f".{DIARY}.lock")), self._path.open("ab") as file:
+                    whole = self._path.read_bytes()
                     file.truncate(whole.rfind(b"\n") + 1)  # without a line that was cut off
                     file.write(json.dumps({name: text}).encode() + b"\n")
                     file.flush()
                     os.fsync(file.fileno())
             except OSError as error:
                 raise write_error(self._path, error, "for the diary") from error
-        self._texts = {**(self._texts or {}), name: text}
+        self._texts[name] = text

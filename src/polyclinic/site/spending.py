@@ -32,8 +32,10 @@ class Spending:
 
     @property
     def ledger(self) -> Ledger | None:
-        """Opened when it is needed."""
-        if self._ledger is None and self._path is not None:
+        """Opened when it is needed, with what other processes have written: trainings go side by side."""
+        if self._ledger is not None:
+            self._ledger.refresh()
+        elif self._path is not None:
             self._path.parent.mkdir(parents=True, exist_ok=True)
             self._ledger = Ledger(self._path)
         return self._ledger
@@ -63,28 +65,35 @@ class Spending:
 
     def of(self, run: str) -> tuple[Event, ...]:
         """What a training has cost."""
-        name = self._study + run
-        if self.ledger is None:
-            return merged(event for key, events in self._memory.items() if key[0] == name for event in events)
-        return merged(e for entry in self.ledger.entries(self.site) if entry.run == name for e in entry.events)
+        return self.by_training().get(self._study + run, ())
 
     def others(self, run: str) -> tuple[Event, ...]:
         """What all trainings but one have cost."""
-        name = self._study + run
-        if self.ledger is None:
-            return merged(event for key, events in self._memory.items() if key[0] != name for event in events)
-        return merged(e for entry in self.ledger.entries(self.site) if entry.run != name for e in entry.events)
+        found = self.by_training()
+        found.pop(self._study + run, None)
+        return merged(event for events in found.values() for event in events)
 
     def total(self) -> tuple[Event, ...]:
         """What all trainings have cost."""
-        if self.ledger is None:
-            return merged(event for events in self._memory.values() for event in events)
-        return self.ledger.total(self.site)
+        return merged(event for events in self.by_training().values() for event in events)
+
+    def by_training(self) -> dict[str, tuple[Event, ...]]:
+        """Training -> what it has cost."""
+        found: dict[str, list[Event]] = {}
+        ledger = self.ledger
+        if ledger is None:
+            noted = [(key[0], events) for key, events in self._memory.items()]
+        else:
+            noted = [(entry.run, entry.events) for entry in ledger.entries(self.site)]
+        for run, events in noted:
+            found.setdefault(run, []).extend(events)
+        return {run: merged(events) for run, events in found.items()}
 
     def _keys(self) -> list[tuple[str, int, int]]:
-        if self.ledger is None:
+        ledger = self.ledger
+        if ledger is None:
             return list(self._memory)
-        return [(entry.run, entry.round, entry.attempt) for entry in self.ledger.entries(self.site)]
+        return [(entry.run, entry.round, entry.attempt) for entry in ledger.entries(self.site)]
 
 
 def rounds_within(

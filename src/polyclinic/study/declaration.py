@@ -34,6 +34,7 @@ from polyclinic.study.entries import (
     Training,
     check_keys,
 )
+from polyclinic.study.jobs_entry import wanted_jobs
 from polyclinic.study.method_entries import (
     Candidate,
     MethodReader,
@@ -361,6 +362,10 @@ class Declaration(Part):
         if self.engine.precision == "mixed" and self.engine.mode == "stacked":
             hint = "Use `mode: sequential`, or `precision: float32`."
             raise EntryError("P104", "Stacked training has no mixed precision.", hint, place=("engine", "precision"))
+        try:
+            wanted_jobs(self.engine, None)
+        except StudyError as error:
+            raise EntryError(error.code, error.message, error.hint, place=("engine", "jobs")) from None
         if self.report.tables == "parquet" and (problem := parquet_problem()):
             message = f"Tables as Parquet need {problem}."
             hint = "Run: pip install 'polyclinic[parquet]', or use `tables: csv`."

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from types import TracebackType
 from typing import TYPE_CHECKING
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -33,6 +35,13 @@ def counts_text(sites: pd.DataFrame) -> str:
     return f"{found} cases found, {used} used{without}, {rejected} rejected"
 
 
+def duration(seconds: float) -> str:
+    """``"40 s"``, ``"12 min"``, ``"3.5 h"``: as exact as an estimate is."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
 class Display:
     """Shows a person what is going on; this one shows nothing."""
 
@@ -50,6 +59,9 @@ class Display:
 
     def round(self, done: int, total: int) -> None:
         """A round of the job is done."""
+
+    def together(self, done: int, running: Mapping[str, tuple[int, int] | None]) -> None:
+        """How many jobs are done where several run side by side, and those that do, with rounds done and of all."""
 
     def step(self, title: str) -> None:
         """Something else that takes a moment."""
@@ -76,6 +88,7 @@ class RichDisplay(Display):
         self._images: TaskID | None = None
         self._count = 0
         self._printed = 0.0
+        self._first: tuple[float, int] | None = None
 
     def __enter__(self) -> RichDisplay:
         self.progress.start()
@@ -103,7 +116,8 @@ class RichDisplay(Display):
         """How it will be run."""
         threads = plan.worker_threads if plan.mode == "processes" else plan.threads
         noun = "thread" if threads == 1 else "threads"
-        self.console.print(f"Engine: {plan.mode} on {plan.device}, {threads} {noun}: {plan.reason}.")
+        beside = f", {plan.jobs} trainings side by side" if plan.jobs > 1 else ""
+        self.console.print(f"Engine: {plan.mode} on {plan.device}, {threads} {noun}{beside}: {plan.reason}.")
         self._count = jobs
         self._jobs = self.progress.add_task("trainings", total=jobs)
         self._rounds = self.progress.add_task("rounds", total=None)
@@ -122,6 +136,22 @@ class RichDisplay(Display):
         """A round of the job is done."""
         if self._rounds is not None:
             self.progress.update(self._rounds, completed=done, total=total)
+
+    def together(self, done: int, running: Mapping[str, tuple[int, int] | None]) -> None:
+        """Jobs that are done, those that run, and on a terminal when all will be done, about."""
+        if self._jobs is None or self._rounds is None:
+            return
+        now = [title if rounds is None else f"{title} {rounds[0]}/{rounds[1]}" for title, rounds in running.items()]
+        self.progress.update(self._jobs, completed=done)
+        self.progress.update(self._rounds, description="  " + "\n  ".join(map(escape, now)))
+        if self.console.is_terminal:
+            return
+        since, before = self._first = self._first or (time.monotonic(), done)
+        if time.monotonic() - self._printed > 10:
+            self._printed = time.monotonic()
+            left = (self._printed - since) / (done - before) * (self._count - done) if done > before else None
+            about = "" if left is None else f", about {duration(left)} left"
+            self.console.print(f"{done} of {self._count} trainings done{about}; now {'; '.join(now)}", markup=False)
 
     def step(self, title: str) -> None:
         """Something else that takes a moment."""

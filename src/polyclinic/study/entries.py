@@ -144,6 +144,8 @@ class EngineOptions(Part):
     """Threads of the arithmetic libraries; default: one for each core, at most 8."""
     workers: PositiveInt | None = None
     """Worker processes in ``processes`` mode; default: one for each core, at most one a site."""
+    jobs: Literal["auto"] | Annotated[int, Field(strict=True, ge=1)] = "auto"
+    """How many trainings go side by side, each in a process of its own; ``auto``: as many as cores, where that pays."""
     deadline: PositiveFloat = 86400.0
     """Seconds within which a site on a machine of its own must answer whatever it is asked."""
 

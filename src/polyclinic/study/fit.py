@@ -38,7 +38,7 @@ def check_fit(study: CheckedStudy, cohort: Cohort) -> Attack | None:
         _check_sites(method, sites)
     try:
         check_times_fit(declaration.grid, cohort, declaration.data.time_unit)
-        attack = _attack(declaration, cohort)
+        attack = attack_of(declaration, cohort)
     except EntryError as error:
         raise located(error, study.name, study.text) from None
     name, options = declaration.model_part
@@ -205,7 +205,12 @@ def _check_named(what: str, named: Iterable[str], sites: list[str]) -> None:
             raise StudyError("P103", f"`{what}` names the site {site!r}, which is not there.", nearest(site, sites))
 
 
-def _attack(declaration: Declaration, cohort: Cohort) -> Attack | None:
+def attack_of(declaration: Declaration, cohort: Cohort) -> Attack | None:
+    """What a study does to which sites.
+
+    Raises:
+        EntryError: P103 or P104, it does not fit sites, classes, features or methods.
+    """
     attack = declaration.corrupted_by
     if attack is None:
         return None

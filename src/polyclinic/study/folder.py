@@ -127,6 +127,11 @@ class Folder:
                 draft.unlink()
             self.note({"status": "running", "reason": "", "resumed": now()})
 
+    def sweep(self, process: int) -> None:
+        """Take away what a process that was killed had not written to its end."""
+        for draft in self.path.rglob(f".{process:x}-*{DRAFT}"):
+            draft.unlink(missing_ok=True)
+
     def note(self, entries: dict[str, Any]) -> None:
         """Add to the provenance, if the study has begun."""
         if self.record:

@@ -89,7 +89,7 @@ class Folds:
 
         A job on the pool of all sites trains on those in this process; unless it is a trial, it is tested at all sites.
         """
-        needed = (job.fold, job.without if self._depends_on_sites else None)
+        needed = self.stand(job)
         pooled = job.methods[0].method.scope == "pool"
         wanted: dict[Engine, bool] = {self.engine: not pooled or job.trial is None}
         if self.local is not None:
@@ -97,6 +97,10 @@ class Folds:
         for engine, works in wanted.items():
             if works and self._stand.get(engine) != needed:
                 self._prepare(engine, *needed)
+
+    def stand(self, job: Job) -> tuple[int, str | None]:
+        """What the sites have to be prepared for: the fold, and the site left out where that changes the others."""
+        return job.fold, job.without if self._depends_on_sites else None
 
     def describe(self) -> pd.DataFrame:
         """The harmonised features before and after, once all folds are counted; no rows without harmonisation, or where

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import pandas as pd
+import torch
 from torch import Tensor
 
 from polyclinic.audit.poisoning import Attack
@@ -58,6 +61,24 @@ class Fold:
         classes = {site: left(counts) if site in attack.names else counts for site, counts in self.classes.items()}
         train = {site: cases - sum(self.classes[site]) + sum(classes[site]) for site, cases in self.train.items()}
         return replace(self, train=train, classes=classes)
+
+    def to_json(self) -> dict[str, Any]:
+        """As JSON values, which give the same bits back."""
+        targets = {
+            site: {name: values.tolist() for name, values in summary.to_tensors().items()}
+            for site, summary in self.targets.items()
+        }
+        return {**vars(self), "targets": targets, "counted": {site: vars(one) for site, one in self.counted.items()}}
+
+    @classmethod
+    def from_json(cls, content: Mapping[str, Any]) -> Fold:
+        """What ``to_json`` gave."""
+        targets = {
+            site: Summary(*(torch.tensor(summary[name], dtype=torch.float64) for name in ("count", "mean", "m2")))
+            for site, summary in content["targets"].items()
+        }
+        counted = {site: SiteParts(**one) for site, one in content["counted"].items()}
+        return cls(**{**content, "targets": targets, "counted": counted})
 
     @property
     def training_sites(self) -> list[str]:

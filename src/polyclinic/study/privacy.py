@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import pandas as pd
@@ -17,10 +17,12 @@ from polyclinic.running.plan import Plan
 from polyclinic.site.messages import Spending
 from polyclinic.study.columns import NOISY_PARTS, TRUST
 
+#: Training -> what it has cost.
+Spent = Mapping[str, tuple[Event, ...]]
 #: Whose row tells what all sites together are guaranteed.
 FEDERATION = "federation"
-#: A column that only the rows of single trainings have.
-_EVENTS = "events"
+#: Columns that only the rows of single trainings have.
+_EVENTS, _TRAINING = "events", "training"
 
 
 def protecting(parts: Mapping[str, Part]) -> dict[str, str]:
@@ -47,12 +49,12 @@ def privacy_rows(
             said = reply.fields
             own, life = ([Spending.model_validate(one).event for one in said[k]] for k in ("training", "lifetime"))
             row = _row("a patient", said["patients"], own, life, delta, source=said["source"])
-            found.append({"site": site, **_named(parts, "a patient"), **row})
+            found.append({"site": site, **_named(parts, "a patient"), _TRAINING: plan.start.run, **row})
     central = [event.times(event.count * rounds) for event in plan.central]
     if central:
         source = (SystemDraws if real else RepeatableDraws).source
         row = _row("a site", len(plan.sites), central, None, delta, source=source)
-        found.append({"site": FEDERATION, **_named(parts, "a site"), **row})
+        found.append({"site": FEDERATION, **_named(parts, "a site"), _TRAINING: plan.start.run, **row})
     return found
 
 
@@ -81,14 +83,35 @@ def _row(
     }
 
 
-def of_the_study(rows: pd.DataFrame) -> pd.DataFrame:
-    """The rows of all trainings, in their order, for ``privacy.csv``: the noise of the server is added up."""
+def of_the_study(rows: pd.DataFrame, spending: Mapping[str, Spent], order: Sequence[str]) -> pd.DataFrame:
+    """The rows of all trainings, in their order, for ``privacy.csv``.
+
+    The noise of the server is added up. So is that of simulated sites, in the order of the trainings, which may have
+    run side by side: a training's own answer has what happened to be done by then.
+
+    Args:
+        rows: of all trainings.
+        spending: site -> training -> what it has cost there; only of simulated sites.
+        order: names of all trainings.
+    """
     found, together = rows.copy(), list[Event]()
+    lifetimes = {site: _accumulated(costs, order) for site, costs in spending.items()}
     for place, row in found.iterrows():
         if row["site"] == FEDERATION:
             together += [Event.from_json(event) for event in json.loads(row[_EVENTS])]
             found.loc[place, "lifetime_epsilon"] = spent(together, row["delta"]).epsilon
-    return found.drop(columns=[_EVENTS])
+        elif row["site"] in lifetimes:
+            events = lifetimes[row["site"]][row[_TRAINING]]
+            found.loc[place, "lifetime_epsilon"] = spent(events, row["delta"]).epsilon
+    return found.drop(columns=[_EVENTS, _TRAINING])
+
+
+def _accumulated(costs: Spent, order: Sequence[str]) -> dict[str, tuple[Event, ...]]:
+    """Training -> what it and all before it have cost."""
+    found, total = dict[str, tuple[Event, ...]](), tuple[Event, ...]()
+    for name in order:
+        found[name] = total = merged([*total, *costs.get(name, ())])
+    return found
 
 
 def _words(event: Event) -> str:

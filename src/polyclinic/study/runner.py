@@ -1,10 +1,11 @@
-"""Running a study: all its jobs, one after another, so that it can be killed at any moment and go on."""
+"""Running a study: all its jobs, so that it can be killed at any moment and go on."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,15 +14,17 @@ import torch
 
 from polyclinic.audit.poisoning import Attack
 from polyclinic.data.opening.cohort import Cohort
-from polyclinic.engine import Engine
-from polyclinic.engine.planner import choose_device
+from polyclinic.engine import Engine, LocalEngine
+from polyclinic.engine.planner import EnginePlan, choose_device
 from polyclinic.errors import PolyclinicError, StudyError
 from polyclinic.files import write_atomic
 from polyclinic.notes import Note
 from polyclinic.origins import told
 from polyclinic.parts import build_part
+from polyclinic.study.agenda import Agenda, trainings
 from polyclinic.study.checked import CheckedStudy
 from polyclinic.study.columns import PAYLOADS
+from polyclinic.study.crew import Crew, briefing, death_notes
 from polyclinic.study.described import described
 from polyclinic.study.display import Display
 from polyclinic.study.findings import write_findings
@@ -38,6 +41,7 @@ from polyclinic.study.folds import Folds
 from polyclinic.study.found import Found, found_at_sites, found_in_rows
 from polyclinic.study.job import Fold, Job
 from polyclinic.study.jobs import JobRunner
+from polyclinic.study.jobs_entry import BOTH, wanted_jobs
 from polyclinic.study.kinds import RUN, RUNS
 from polyclinic.study.lock import locked
 from polyclinic.study.method_entries import StudyMethod
@@ -61,11 +65,12 @@ from polyclinic.study.search import Searching
 from polyclinic.study.setup import Setup
 from polyclinic.study.site_table import site_table
 from polyclinic.study.testing import predictions_at
+from polyclinic.study.workbench import Workbench
 
 
 def run_study(
     study: CheckedStudy, out: Path, *, resume: bool = False, display: Display | None = None,
-    engine: Engine | None = None,
+    engine: Engine | None = None, jobs: int | str | None = None,
 ) -> None:  # fmt: skip
     """Run a study into a folder; see `polyclinic.study.study.Study.run`.
 
@@ -75,14 +80,18 @@ def run_study(
         resume: whether a study that was interrupted goes on.
         display: shows progress.
         engine: carries messages to sites elsewhere; by default all data are on this machine, and so are the sites.
+        jobs: how many trainings go side by side, or ``auto``; by default as the study file says. Where sites are
+            elsewhere, or data are frames of a Python program, one goes after another.
     """
-    if engine is not None and not engine.holds_all and (study.given or of_python(study.declaration)):
+    here_alone = bool(study.given) or of_python(study.declaration)  # frames and functions, which no process else has
+    wanted = 1 if engine is not None or here_alone else wanted_jobs(study.declaration.engine, jobs)
+    if engine is not None and not engine.holds_all and here_alone:
         raise StudyError("P104", "Frames, networks and losses of a Python program don't travel: no code goes to sites.",
                          "Make a plug-in of networks and losses (`polyclinic plugin new NAME`), and let sites name "
                          "their tables in `site.yaml`.")  # fmt: skip
     with locked(out):
         try:
-            _run_alone(study, out, resume, display or Display(), engine)
+            _run_alone(study, out, resume, display or Display(), engine, wanted)
         except PolyclinicError:
             raise
         except Exception as error:
@@ -92,7 +101,9 @@ def run_study(
             raise found from error
 
 
-def _run_alone(study: CheckedStudy, out: Path, resume: bool, display: Display, engine: Engine | None) -> None:
+def _run_alone(
+    study: CheckedStudy, out: Path, resume: bool, display: Display, engine: Engine | None, jobs: int | None
+) -> None:
     # What is wrong with the folder is told before data are looked for; a plan belongs to what is compared there.
     if not study.declaration.wants_plan and _folder(study, out, resume).is_finished:
         write_report(out)
@@ -110,7 +121,7 @@ def _run_alone(study: CheckedStudy, out: Path, resume: bool, display: Display, e
     display.opened(sites, cohort.notes)
     if study.plan is not None:
         display.note(f"Planned: {study.plan.reason}.")
-    runner = _Runner(study, cohort, sites_of_study, folder, display, attack)
+    runner = _Runner(study, cohort, sites_of_study, folder, display, attack, jobs)
     status: dict[str, Any] = {"status": "failed", "reason": "interrupted"}
     try:
         runner.run(sites)
@@ -139,26 +150,34 @@ class _Runner:
 
     def __init__(
         self, study: CheckedStudy, cohort: Cohort, sites: Engine, folder: Folder, display: Display,
-        attack: Attack | None,
+        attack: Attack | None, wanted: int | None,
     ) -> None:  # fmt: skip
         self.study, self.cohort, self.sites, self.folder, self.display = study, cohort, sites, folder, display
         self.declaration = study.declaration
         self.setup = Setup(study, cohort, sites, folder.site_folder(), attack)
-        self.attack = attack
+        self.attack, self.wanted = attack, wanted
+        self.crew: Crew | None = None
         self.untested: list[Note] = []
-        self.search = Searching(self.declaration, folder, self.declaration.validation_metric)
+        self.search = self._search()
+
+    def _search(self) -> Searching:
+        return Searching(self.declaration, self.folder, self.declaration.validation_metric)
 
     def close(self) -> None:
         """End worker processes."""
+        if self.crew is not None:
+            self.crew.close()
         self.setup.close()
 
     def run(self, sites: pd.DataFrame) -> None:
         """Run all jobs and write all tables."""
         template = self.setup.template(choose_device(self.declaration.engine.device))
         check_shares(self.declaration, template.layout)
-        plan = self.folder.plan(self.setup.plan(template), self.cohort.fingerprint)
+        expected = self._expected()
+        plan = self.folder.plan(self.setup.plan(template, expected), self.cohort.fingerprint)
         if str(template.vector.device) != plan.device:  # resumed on another machine
             template = self.setup.template(plan.device)
+        plan = self._call_crew(plan, expected)
         engine, local = self.setup.start(plan)
         preparing = Folds(self.declaration, self.cohort, engine, local)
         folds = preparing.count()
@@ -174,7 +193,7 @@ class _Runner:
         if self.declaration.initial_weights is not None:
             content = self.declaration.initial_weights.read_bytes()
             self.folder.note({"weights_sha256": hashlib.sha256(content).hexdigest()})
-        jobs = self._jobs(folds)
+        jobs = trainings(self.declaration, self.search, self.attack, folds)
         self.display.planned(plan, len(jobs))
         self.method_notes = [
             *left_out(),
@@ -188,68 +207,57 @@ class _Runner:
         runner = JobRunner(
             self.declaration, engine, local, template, self.setup.initial, self.cohort.classes, self.attack
         )
+        bench = Workbench(runner, preparing, self.search, self.folder, folds)
         if not self.sites.holds_all:
-            self._try_out(runner, preparing, jobs, folds)
-        for number, job in enumerate(jobs):
-            done = self.folder.is_done(job)
-            self.display.job(number, job.title, done)
-            if done:
-                continue
-            preparing.ready(job)
-            if job.trial is not None:
-                self.search.run(runner, job, folds[job.fold], self.display.round)
-                continue
-            checkpoint = self.folder.checkpoint(job)
-            settled = self.search.settled(job)
-            outcome = runner.run(settled, folds[job.fold], checkpoint=checkpoint, report=self.display.round)
-            self.folder.store(job, outcome)
+            bench.try_out(jobs)
+        self._train(bench, jobs, plan)
         if len(harmonised):
             self.folder.write("harmonisation.csv", harmonised)
         searched = self.search.table()
         if len(searched):
             self.folder.write("search.csv", searched)
             self.folder.note({"search_seconds": self.search.seconds()})
-        self._write([job for job in jobs if job.trial is None], folds, sites)
+        self._write(jobs, folds, sites)
 
-    def _try_out(self, runner: JobRunner, preparing: Folds, jobs: list[Job], folds: dict[int, Fold]) -> None:
-        """Try each composition at all sites, so that what can't work somewhere is known before the first round."""
-        first = dict[str, Job]()
-        for job in jobs:
-            if job.trial is None and not self.folder.is_done(job):
-                first.setdefault(job.methods[0].course, job)
-        for job in first.values():
-            preparing.ready(job)
-            runner.try_out(job, folds[job.fold])
+    def _train(self, bench: Workbench, jobs: list[Job], plan: EnginePlan) -> None:
+        """Run all jobs that are not done."""
+        if self.crew is not None and isinstance(self.sites, LocalEngine):
+            names = {self.folder.job_name(job): number for number, job in enumerate(jobs)}
+            agenda = Agenda(
+                [{names[self.folder.job_name(trial)] for trial in self.search.needs(job)} for job in jobs],
+                [bench.preparing.stand(job) for job in jobs],
+                [number for number, job in enumerate(jobs) if self.folder.is_done(job)],
+            )
+            cases = {name: site.data for name, site in self.sites.members.items()}
+            self.crew.run(briefing(self.folder, plan, self.cohort, bench.folds), cases, jobs, agenda, self.display)
+            self.crew.close()
+            return
+        for number, job in enumerate(jobs):
+            done = self.folder.is_done(job)
+            self.display.job(number, job.title, done)
+            if not done:
+                bench.run(job, self.display.round)
 
-    def _jobs(self, folds: dict[int, Fold]) -> list[Job]:
-        """All trainings; the trials of a search come before what is tested with the values that it chooses."""
-        shared: dict[tuple[str, ...], list[StudyMethod]] = {}
-        for method in self.declaration.study_methods:
-            key = tuple(one.method.course for one in self.declaration.candidates(method))
-            shared.setdefault(key, []).append(method)
-        groups = [tuple(methods) for methods in shared.values()]
-        unseen = [m for m in self.declaration.study_methods if self.declaration.is_unseen(m)]
-        jobs = self.search.once(groups)
-        for number, fold in folds.items():
-            jobs += self.search.within(groups, number)
-            for seed in self.declaration.all_seeds:
-                jobs += [Job(methods, seed, number) for methods in groups]
-                jobs += [
-                    Job(methods, seed, number, attacked=True)
-                    for methods in groups
-                    if self.attack is not None and self.attack.applies_to(methods[0].method.scope)
-                ]
-            if len(fold.training_sites) < 2:
-                continue
-            for site in fold.tested_sites:  # site after site, since each is left out of the preparation, too
-                jobs += self.search.within([(method,) for method in unseen], number, site)
-                jobs += [
-                    Job((method,), s, number, without=site) for s in self.declaration.all_seeds for method in unseen
-                ]
-        return jobs
+    def _expected(self) -> list[Job]:
+        """All jobs there would be if all sites could be trained on and tested; known before any is split."""
+        everywhere = dict.fromkeys(self.cohort.sites, 1)
+        folds = {n: Fold(n, everywhere, everywhere, everywhere, {}) for n in range(self.declaration.folds or 1)}
+        return trainings(self.declaration, self._search(), self.attack, folds)
 
-    def _write(self, jobs: list[Job], folds: dict[int, Fold], sites: pd.DataFrame) -> None:
+    def _call_crew(self, plan: EnginePlan, expected: list[Job]) -> EnginePlan:
+        """Start as many workers as are wanted, and have something to do; the plan says how many."""
+        left = sum(not self.folder.is_done(job) for job in expected)
+        wanted = min(plan.jobs if self.wanted is None else self.wanted, left)
+        if plan.mode == "processes" and wanted > 1:
+            self.display.note(f"{BOTH} One goes after another.")
+        if plan.mode == "processes" or wanted < 2:
+            return replace(plan, jobs=1)
+        self.crew = Crew(wanted, self.folder)
+        return replace(plan, jobs=wanted)
+
+    def _write(self, every: list[Job], folds: dict[int, Fold], sites: pd.DataFrame) -> None:
         """The long tables of the whole study."""
+        jobs = [job for job in every if job.trial is None]
         out, declaration = self.folder.path, self.declaration
         self.display.step("tables and statistics")
         runs = {run: place for place, run in enumerate(RUNS)}
@@ -280,6 +288,7 @@ class _Runner:
             *(note for engine in self.setup.engines for note in engine.notes),
             *(Note.from_json(one) for of_job in told for one in of_job),
             *found.notes(),
+            *death_notes(self.folder.record),
         ]
         for name, table in found.tables.items():
             self.folder.write(name, table)
@@ -297,7 +306,10 @@ class _Runner:
             self.folder.write("unseen.csv", unseen)
         privacy = self.folder.gather(jobs, "privacy.csv")
         if len(privacy):
-            self.folder.write("privacy.csv", of_the_study(ordered(privacy)))
+            simulated = self.sites.members if isinstance(self.sites, LocalEngine) else {}
+            spending = {name: site.spending.by_training() for name, site in simulated.items()}
+            order = [self.folder.job_name(job) for job in every]
+            self.folder.write("privacy.csv", of_the_study(ordered(privacy), spending, order))
         backdoor = self.folder.gather(jobs, "backdoor.csv")
         if len(backdoor):
             self.folder.write("backdoor.csv", ordered(backdoor))

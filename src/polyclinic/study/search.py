@@ -136,12 +136,24 @@ class Searching:
         """
         return replace(job, methods=tuple(self._chosen(method, job) for method in job.methods))
 
+    def needs(self, job: Job) -> list[Job]:
+        """The trials that have to be done before a job's values are chosen."""
+        if job.trial is not None:
+            return []
+        keys = [self._key(method, job) for method in job.methods]
+        return [trial for key in keys if key is not None for trials in self._trials[key] for trial in trials]
+
     def _chosen(self, method: StudyMethod, job: Job) -> StudyMethod:
-        for key in ((method.label, job.fold, job.without), (method.label, None, None)):
-            if key in self._trials:
-                tried = self._tried(key)
-                return tried[self._best(key, tried)].candidate.method
-        return method
+        key = self._key(method, job)
+        if key is None:
+            return method
+        tried = self._tried(key)
+        return tried[self._best(key, tried)].candidate.method
+
+    def _key(self, method: StudyMethod, job: Job) -> Key | None:
+        """The search that chooses the values of a method in a job."""
+        keys = ((method.label, job.fold, job.without), (method.label, None, None))
+        return next((key for key in keys if key in self._trials), None)
 
     def _tried(self, key: Key) -> list[Tried]:
         label = key[0]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -22,6 +23,7 @@ from polyclinic.site.run import not_stackable
 from polyclinic.state import FlatModule
 from polyclinic.study.checked import CheckedStudy
 from polyclinic.study.fit import configurations, input_shape, network_outputs
+from polyclinic.study.job import Job
 from polyclinic.study.planning import work_of
 from polyclinic.study.plugins import of_python
 
@@ -81,8 +83,8 @@ class Setup:
     def _shape(self) -> tuple[int, ...]:
         return input_shape(self.declaration, self.cohort)
 
-    def plan(self, template: FlatModule) -> EnginePlan:
-        """How the sites will be run."""
+    def plan(self, template: FlatModule, jobs: Sequence[Job] = ()) -> EnginePlan:
+        """How the sites will be run, for these trainings; without any for one at a time."""
         options, training = self.declaration.engine, self.declaration.training
         given = of_python(self.declaration)
         if options.mode == "processes" and given:
@@ -91,20 +93,22 @@ class Setup:
                              "Use `mode: auto`, or make a plug-in (`polyclinic plugin new NAME`).")  # fmt: skip
         if not isinstance(self.sites, LocalEngine):
             threads = options.threads or cores()
-            return EnginePlan("sequential", str(template.vector.device), threads, 0, 1, "each site computes by itself")
+            why = "each site computes by itself, for one training after another"
+            return EnginePlan("sequential", str(template.vector.device), threads, 0, 1, why)
         methods = configurations(self.declaration)
         mixed = options.mixed_on(str(template.vector.device))
         sites = self.cohort.sites
         works = [work_of(m.method, m.training, sites, mixed=mixed) for m in methods]
         obstacles = [_obstacle(m.method, work) for m, work in zip(methods, works, strict=True)]
         epochs = training.local_epochs if isinstance(training.local_epochs, int) else 1
-        passes = training.rounds * epochs * len(methods) * (self.declaration.folds or 1) * (2 if self.attack else 1)
+        each = training.rounds * len(methods) * (self.declaration.folds or 1) * len(self.declaration.all_seeds)
+        rounds = sum(job.methods[0].training.rounds for job in jobs) if jobs else each
         return choose_plan(
             mode=options.mode, device=str(template.vector.device), threads=options.threads,
             workers=1 if given else options.workers,
             model=template, works=works, obstacles=obstacles, shape=self._shape(),
             cases=[facts.labelled for facts in self.cohort.facts.values()],
-            passes=passes * len(self.declaration.all_seeds),
+            passes=rounds * epochs, trainings=max(len(jobs), 1),
         )  # fmt: skip
 
     def start(self, plan: EnginePlan) -> tuple[Engine, LocalEngine | None]:

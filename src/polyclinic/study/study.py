@@ -49,13 +49,18 @@ class Study(CheckedStudy):
             write_sheet(study, opened, sites, notes, Path(out))
         return sites, notes
 
-    def run(self, out: str | Path | None = None, *, resume: bool = False, display: Display | None = None) -> Results:
+    def run(
+        self, out: str | Path | None = None, *, resume: bool = False, display: Display | None = None,
+        jobs: int | str | None = None,
+    ) -> Results:  # fmt: skip
         """Run everything.
 
         Args:
             out: folder for the results; without it they live as long as the returned object.
             resume: go on with a study that was interrupted.
             display: shows progress.
+            jobs: how many trainings go side by side, or ``"auto"``; default: as the study file says. It changes no
+                result.
 
         Raises:
             PolyclinicError: in plain words.
@@ -67,5 +72,5 @@ class Study(CheckedStudy):
         if out is None:
             keeper = TemporaryDirectory(prefix="polyclinic-")
             out = keeper.name
-        run_study(self, Path(out), resume=resume, display=display)
+        run_study(self, Path(out), resume=resume, display=display, jobs=jobs)
         return Results(Path(out), keeper)

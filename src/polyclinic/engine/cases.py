@@ -1,0 +1,40 @@
+"""A site's cases on their way to another process of this machine."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from polyclinic.communication.message import Fields
+from polyclinic.data.cases import Counts, SiteData
+from polyclinic.data.volumes.store import Volumes
+
+
+def cases_sent(data: SiteData) -> tuple[Fields, dict[str, Tensor]]:
+    """A site's cases as fields and tensors of a message; volumes stay where they are, and their files are named."""
+    pixels = {"inputs": data.inputs, "targets": data.targets}
+    mapped = {name: found for name, found in pixels.items() if isinstance(found, Volumes)}
+    fields: Fields = {
+        "subjects": data.subjects, "cases": data.cases, "parts": data.parts, "groups": data.groups,
+        "spacings": None if data.spacings is None else [list(one) for one in data.spacings],
+        "volumes": {name: [[str(file) for file in v.files], v.about] for name, v in mapped.items()},
+    }  # fmt: skip
+    tensors = {name: found for name, found in pixels.items() if isinstance(found, Tensor)}
+    others = {"covariates": data.covariates, "labelled": data.labelled}
+    return fields, tensors | {name: tensor for name, tensor in others.items() if tensor is not None}
+
+
+def cases_received(site: str, fields: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> SiteData:
+    """The cases that ``cases_sent`` gave; what became of cases that can't be used is not among them."""
+    pixels: dict[str, Tensor | Volumes] = dict(tensors)
+    for name, (files, about) in fields["volumes"].items():
+        pixels[name] = Volumes([Path(file) for file in files], about)
+    spacings = fields["spacings"]
+    return SiteData(
+        site, pixels["inputs"], pixels["targets"], fields["subjects"], fields["cases"], fields["parts"], Counts(),
+        None if spacings is None else [tuple(one) for one in spacings], tensors.get("covariates"),
+        labelled=tensors.get("labelled"), groups=fields["groups"],
+    )  # fmt: skip
