@@ -19,7 +19,6 @@ from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
 
-from polyclinic.catalogues import note_origin
 from polyclinic.communication.message import Fields, Message
 from polyclinic.data.cases import SiteData
 from polyclinic.data.opening.cohort import Cohort
@@ -29,6 +28,7 @@ from polyclinic.engine.cases import cases_received
 from polyclinic.engine.channel import Channel
 from polyclinic.engine.planner import EnginePlan
 from polyclinic.errors import PolyclinicError, error_told
+from polyclinic.origins import told
 from polyclinic.study.agenda import trainings
 from polyclinic.study.checked import CheckedStudy
 from polyclinic.study.fit import attack_of
@@ -111,8 +111,9 @@ def serve(files: socket.socket | None) -> None:
         except PolyclinicError as error:
             channel.send(Message({"error": error_told(error)}), lambda _: None)
         except Exception as error:
-            note_origin(error)
-            channel.send(Message({"crash": "".join(traceback.format_exception(error))}), lambda _: None)
+            found = told(error)  # in code of a plug-in
+            crash = "".join(traceback.format_exception(error))
+            channel.send(Message({"crash": crash} if found is None else {"error": error_told(found)}), lambda _: None)
 
 
 def _answer(
