@@ -250,7 +250,8 @@ def test_noise_in_training_is_no_want_of_protection(finished_study, copied):
     assert answer(finished_study, "F21").status == Status.NOT_DONE
     lines = [",".join(PRIVACY)]
     for site, epsilon in (("a", 2.5), ("b", 7.25)):
-        lines.append(f"fedbn,plain,0,0,{site},dp_sgd,a patient,9,3,Gaussian,0.001,{epsilon},prv,{epsilon},system")
+        spent = f"Gaussian,0.001,{epsilon},prv,{epsilon},system"
+        lines.append(f"fedbn,plain,0,0,{site},dp_sgd,nobody,a patient,9,3,{spent}")
     (copied / "privacy.csv").write_text("\n".join(lines) + "\n")
     one = answer(copied, "F21")
     assert one.status == Status.RUN
