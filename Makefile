@@ -7,7 +7,7 @@ SPREAD := --dist loadfile --no-loadscope-reorder
 # Python keeps what it compiled, whatever the surroundings say: a process of a test then starts sooner.
 export PYTHONDONTWRITEBYTECODE :=
 
-.PHONY: demo test test-long test-all test-processors check benchmark results benefits protection clean
+.PHONY: demo test test-long test-processors check benchmark results benefits protection clean
 
 demo: $(MADE)
 	$(BIN)/polyclinic demo
@@ -18,10 +18,6 @@ test: $(MADE)
 # One process more than cores: some of these tests wait for processes most of the time.
 test-long: $(MADE)
 	$(BIN)/python -m pytest -n $$(($$(nproc) + 1)) $(SPREAD) -m long
-
-# Both at once: while some wait for processes, others use the cores.
-test-all: $(MADE)
-	$(BIN)/python -m pytest -n $$(($$(nproc) + 1)) $(SPREAD) -m ''
 
 # The numeric tests with fewer instructions and with two threads, as other processors would run them.
 test-processors: $(MADE)
