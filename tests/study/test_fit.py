@@ -94,7 +94,7 @@ def test_methods_without_anything_to_work_on_are_told():
     once = "it is zero in the first local step of a round, and there is no other"
     assert notes("mlp", "fedprox", "scaffold", local_steps=1) == [same.format("fedprox", "proximal", once)]
     assert notes("logistic", "fedbn") == [
-        "fedbn shares the whole model here: logistic has no layers of the kind that it would keep at the sites."
+        "fedbn shares the whole model here: logistic has nothing of what it would keep at the sites."
     ]
 
 

@@ -47,10 +47,7 @@ def idle_parts(declaration: Declaration, layout: Layout) -> list[Note]:
     for study in declaration.study_methods:
         method = study.method
         if method.share != "all" and method.selection(layout).everything:
-            text = (
-                f"{study.label} shares the whole model here: {name} has no layers of the kind that it would keep at "
-                "the sites."
-            )
+            text = f"{study.label} shares the whole model here: {name} has nothing of what it would keep at the sites."
             notes.append(Note("N103", text))
         for rule, options in method.local:
             end = build_part(rule, options).at_site()
