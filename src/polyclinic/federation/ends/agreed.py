@@ -114,8 +114,8 @@ class Agreed:
 
     def _starts(self, asked: Start) -> bool:
         begun = self._training(
-            (asked.share, asked.modules, asked.without), asked.parts, asked.personal, (asked.loss, asked.loss_options), asked.model, asked.work,
-            hides=asked.hides,
+            (asked.share, asked.modules, asked.without), asked.parts, asked.personal, (asked.loss, asked.loss_options),
+            asked.model, asked.work, hides=asked.hides,
         )  # fmt: skip
         declared = asked.task == self.declaration.task and asked.seed in self._seeds and asked.rounds <= self.rounds
         epsilon, delta = self.declaration.privacy.epsilon, self.declaration.privacy.delta
