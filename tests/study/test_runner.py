@@ -966,6 +966,12 @@ def test_a_study_can_be_run_without_a_folder(tmp_path):
             {},
             "of 3 sites in each round, and 2",
         ),
+        (
+            {"fedavg": {"channel": ["secure_sum"], "label": "hidden"}},
+            {"unseen_sites": True},
+            "of 3 sites in each round, and 2 take part where one is left out. A sum of few tells of single sites .*"
+            "allow it: `secure_sum: {least: 2}`",
+        ),
     ],
 )
 def test_a_rule_that_needs_more_sites_is_refused_before_anything_is_trained(tmp_path, method, changes, message):

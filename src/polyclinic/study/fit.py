@@ -11,7 +11,7 @@ from polyclinic.errors import StudyError, nearest
 from polyclinic.methods import SharedModules
 from polyclinic.models.trial import try_network
 from polyclinic.options import EntryError
-from polyclinic.parts import Part, build_chain
+from polyclinic.parts import Hiding, Part, build_chain
 from polyclinic.paths import containing
 from polyclinic.secure.sums import check_enough
 from polyclinic.state import NORMALISATION, FlatModule, Layout, Role
@@ -190,13 +190,18 @@ def check_enough_sites(declaration: Declaration, folds: Mapping[int, Fold]) -> N
             continue
         sites = there - 1 if declaration.is_unseen(method) else there
         sites = min(sites, *(part.most or sites for part in build_participation(method.training)), sites)
-        for part in _chain(method):
-            least = part.at_server().least
-            if least > sites:
+        for name, part in build_chain(method.method.channel, method.method.local, method.method.server).items():
+            end = part.at_server()
+            if end.least > sites:
+                hint = "Give its rule smaller numbers, or choose `median`, `geometric_median` or `dos`."
+                if isinstance(end, Hiding):
+                    hint = (
+                        "A sum of few tells of single sites (of two, each knows the other's update): let more take part"
+                    )
+                    hint += f", or allow it: `{name}: {{least: {sites}}}`." if sites > 1 else "."
                 raise StudyError(
-                    "P104", f"{method.label} needs the answers of {least} sites in each round, and {sites} "
-                    "take part" + (" where one is left out." if sites < there else "."),
-                    "Give its rule smaller numbers, or choose `median`, `geometric_median` or `dos`.",
+                    "P104", f"{method.label} needs the answers of {end.least} sites in each round, and {sites} "
+                    "take part" + (" where one is left out." if sites < there else "."), hint,
                 )  # fmt: skip
 
 

@@ -20,6 +20,7 @@ from polyclinic.methods import PUBLISHED, Method, PartEntry, Share, SharedModule
 from polyclinic.options import Catalogue, EntryError, Place, check_options, first_entry_error, split_entry
 from polyclinic.parts import PLACES, ServerEnd, SiteEnd, build_part
 from polyclinic.parts.checks import kind_of, wrong
+from polyclinic.seeds import derive_seed
 from polyclinic.server.selection import PARTICIPATION, Participation
 from polyclinic.study.compatibility import Local, refusal
 from polyclinic.study.entries import Training, check_keys
@@ -27,6 +28,8 @@ from polyclinic.tasks import TASKS, build_task
 
 log = logging.getLogger(__name__)
 
+#: Letters that a label has at most.
+LONGEST_LABEL = 80
 #: Parts that any federated method may be given instead of its own, or besides.
 COMPOSED = ("share", "personal", "channel", "server", "local", "topology", "procedure")
 #: Those of them that take the place of the method's own.
@@ -128,12 +131,12 @@ class MethodReader:
         if refused is not None:
             raise EntryError("P104", refused.message, refused.hint, place=(*inner, *refused.place(common)))
         options = ", ".join(f"{key}={_short(value)}" for key, value in {**given, **parts}.items())
-        label = common.get("label", f"{name}({options})" if options else name)
+        label = common.get("label", _label(f"{name}({options})" if options else name))
         if not isinstance(label, str) or not re.fullmatch(r"[\w .,=()+\-:/\[\]*?!]{1,80}", label):
             message = (
                 f"got the label {label!r}; expected up to 80 letters, digits, blanks or . , = ( ) [ ] + - : / * ? !."
             )
-            hint = "" if "label" in common else "It is made of the method's options; give a shorter one with `label:`."
+            hint = "" if "label" in common else "It is made of the method's options; give another with `label:`."
             raise EntryError("P102", message, hint, place=(*inner, "label"))
         filled = {"label": label, **own}
         if method.scope == "federation":
@@ -423,6 +426,14 @@ def filled_training(training: Training, task: str) -> dict[str, Any]:
     name, options = optimizer_of(training)
     loss, given = loss_of(training, task)
     return {"local_epochs": epochs, "loss": {loss: given} if given else loss, "optimizer": {name: options}}
+
+
+def _label(text: str) -> str:
+    """A label that is not too long: of a longer one the beginning, with letters that stand for all of it."""
+    if len(text) <= LONGEST_LABEL:
+        return text
+    ending = f"... {derive_seed(text) % 16**6:06x})"
+    return text[: LONGEST_LABEL - len(ending)] + ending
 
 
 def _short(value: object) -> str:

@@ -94,6 +94,26 @@ def in_sums(declaration: Declaration) -> list[Note]:
     return [Note("N812", " ".join(words))]
 
 
+def rows_as_patients(declaration: Declaration, folds: Sequence[Fold]) -> list[Note]:
+    """On noise for patients, where tables do not say which rows are of one patient."""
+    if declaration.data.subject is not None:
+        return []
+    noisy = [
+        study.label
+        for study in declaration.study_methods
+        if any(build_part(name, options).private == "a patient" for name, options in study.method.parts)
+    ]
+    if not noisy:
+        return []
+    sites = {site: fold.train[site] + fold.validation[site] + fold.test[site] for fold in folds for site in fold.train}
+    text = (
+        f"{', '.join(noisy)}: noise protects one row, since `data` names no column `subject`: each of "
+        f"{sum(sites.values()):,} rows of {len(sites)} sites counts as a patient. "
+        "A patient with several rows is protected less."
+    )
+    return [Note("N813", text)]
+
+
 def few_events(declaration: Declaration, folds: Sequence[Fold]) -> list[Note]:
     """On losses that compare the cases of a batch, where batches have so few events that there is little to compare."""
     if declaration.target != "times":

@@ -53,6 +53,7 @@ from polyclinic.study.notes import (
     in_sums,
     kept_back,
     left_out,
+    rows_as_patients,
     spared,
 )
 from polyclinic.study.opening import ask_agree, ask_open, local_engine
@@ -203,6 +204,7 @@ class _Runner:
             *spared(self.declaration, self.attack, len(self.cohort.sites), template.layout),
             *few_events(self.declaration, list(folds.values())),
             *in_sums(self.declaration),
+            *rows_as_patients(self.declaration, list(folds.values())),
         ]
         self.split_notes = preparing.notes
         runner = JobRunner(
