@@ -211,6 +211,11 @@ class Federation:
         return self.runner.run(Job(methods, seed, self.fold.number), self.fold)
 
 
+def has_numbers(size: int, numbers: int, messages: int = 1) -> bool:
+    """Whether so many bytes are those of numbers, with what is around them in so many messages."""
+    return 100 * messages < size - numbers < 800 * messages
+
+
 def trained_state(request: Message, reply: Message) -> Tensor:
     """The shared state ``[Q]`` that a site trained, up to the rounding of its change."""
     change, statistics = reply.tensors["change"], reply.tensors["statistics"]

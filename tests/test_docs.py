@@ -767,8 +767,8 @@ def test_the_examples_of_composition_are_valid() -> None:
     (block,) = blocks(sections(text_of("methods.md"), 3)["Composing methods"], "yaml")
     labels = [method.label for method in Study.of(base | yaml.safe_load(block)).declaration.study_methods]
     assert labels == [
-        "fedavg", "fedavg(share=body)", "near", "fedprox(mu=0.1, share=no_norm, server=fedadam(lr=0.01))", "steps",
-        "all three ends", "ditto over fedbn", "fedce(local=proximal)",
+        "fedavg", "fedavg(share=body)", "near", "no head", "fedprox(mu=0.1, share=no_norm, server=fedadam(lr=0.01))",
+        "steps", "all three ends", "ditto over fedbn", "fedce(local=proximal)",
     ]  # fmt: skip
 
 

@@ -3,6 +3,7 @@
 import os
 import signal
 import threading
+from contextlib import closing
 from dataclasses import replace
 
 import hypothesis.strategies as st
@@ -220,8 +221,48 @@ def test_a_message_is_its_bytes():
     again = Message.from_bytes(message.to_bytes())
     assert again.fields == message.fields
     assert all(torch.equal(again.tensors[name], message.tensors[name]) for name in ("x", "n"))
-    assert message.size == again.size == 6 * 4 + 3 * 8
+    assert message.size == again.size == len(message.to_bytes())
     assert again.to_bytes() == message.to_bytes()
+
+
+@given(
+    numbers=st.lists(st.floats(), min_size=1, max_size=4), other=st.floats(), count=st.integers(0, 3),
+    names=st.lists(st.text(st.characters(codec="utf-8"), max_size=5), max_size=3, unique=True),
+)  # fmt: skip
+def test_the_size_of_a_message_is_that_of_its_bytes_and_tells_no_number(numbers, other, count, names):
+    """Seconds differ from run to run, and a site's size on the wire must not."""
+    tensors = {name: torch.zeros(count, 2, dtype=dtype) for name, dtype in zip(names, _KINDS, strict=False)}
+    fields = {"loss": numbers[0], "seconds": numbers, "deep": {"é": [numbers[-1], 3, None, True, "0.5"]}}
+    message = Message(fields, tensors)
+    assert message.size == len(message.to_bytes())
+    assert Message.from_bytes(message.to_bytes()).size == message.size
+    changed = {"loss": other, "seconds": [other] * len(numbers), "deep": {"é": [other, 3, None, True, "0.5"]}}
+    assert Message(changed, tensors).size == message.size
+
+
+_KINDS = (torch.float32, torch.int64, torch.bool)
+
+
+@pytest.mark.parametrize("method", ["fedavg", "scaffold", {"fedavg": {"channel": ["top_k"]}}, "single"])
+def test_rows_count_the_bytes_of_messages_the_same_in_every_engine(method, tmp_path):
+    """What went through the wire, counted by hand; of sites that train alone, nothing."""
+
+    def made(**how):
+        model, training = {"mlp": {"hidden": [4], "norm": "batch"}}, {"rounds": 2}
+        return Federation(table_sites(), [method], model=model, training=training, **how)
+
+    one, data = made(serialise=True), table_sites()
+    with recorded(one.engine) as said:
+        _, rows = one.rounds()
+    trained = [(asked, reply) for function, _, asked, reply in said if function == "train"]
+    bytes_of = [(len(reply.to_bytes()), len(asked.to_bytes())) for asked, reply in trained]
+    found = [(row["bytes_up"], row["bytes_down"]) for row in rows]
+    assert sorted(found) == (sorted(bytes_of) if method != "single" else [(0, 0)] * len(rows))
+    others = [made(), made(stacked=True)]
+    engine = ProcessEngine(data, workers=2, threads=1, folders={site: tmp_path / site for site in data})
+    with closing(engine):
+        for other in (*others, made(engine=engine)):
+            assert [(row["bytes_up"], row["bytes_down"]) for row in other.rounds()[1]] == found
 
 
 # Sites that fail ------------------------------------------------------------------------------------------------------

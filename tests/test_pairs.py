@@ -42,6 +42,7 @@ OPTIONS = {
     "central_noise": {"noise": 0.1},
     "distributed_noise": {"noise": 0.1},
     "dp_sgd": {"noise": 0.5},
+    "modules": ["0"],
 }
 #: What else a method has with a part that can't do without, unless the pair itself says it.
 NEEDS: dict[str, dict[str, object]] = {
@@ -61,7 +62,7 @@ ALL = {
     "channel": [("channel", name) for name in CHANNEL_PARTS],
     "server": [("server", name) for name in SERVER_PARTS],
     "personal": [("personal", name) for name in PERSONAL],
-    "share": [("share", name) for name in SHARES if name != "none"],
+    "share": [("share", name) for name in (*SHARES, "modules") if name != "none"],
     "topology": [("topology", name) for name in TOPOLOGIES],
     "procedure": [("procedure", name) for name in PROCEDURES],
     "participation": [("participation", name) for name in PARTICIPATION],

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import polyclinic
-from helpers import recorded, site_of, table_site, table_sites
+from helpers import has_numbers, recorded, site_of, table_site, table_sites
 from plugin_helpers import failing, federation, plugged_in
 from polyclinic.communication.exchange import Traffic
 from polyclinic.errors import SiteError, StudyError
@@ -131,7 +131,7 @@ def test_statistics_are_told_once_and_those_of_all_in_every_round():
         (number == 0, True) for number in range(3) for _ in range(4)
     ]
     first, later = (next(row["bytes_up"] for row in rows if row["round"] == number) for number in (0, 1))
-    assert first == later + 2 * 5 * 8
+    assert has_numbers(first - later, 2 * 5 * 8)
 
 
 def test_statistics_change_what_is_trained():
@@ -246,7 +246,8 @@ def test_what_is_left_counts_only_with_its_round():
 def test_less_is_sent():
     rows = [federation({"channel": [{"largest": {"share": share}}]}).rounds()[1][-1] for share in (1, 0.1)]
     # Of 52 weights 6, each with its place, and ten statistics.
-    assert [row["bytes_up"] for row in rows] == [(52 * 2 + 10) * 4, (6 * 2 + 10) * 4]
+    assert has_numbers(rows[0]["bytes_up"], (52 * 2 + 10) * 4)
+    assert has_numbers(rows[1]["bytes_up"], (6 * 2 + 10) * 4)
     assert rows[1]["extra_up"] == "largest/places [6] 24 bytes"
 
 
@@ -297,7 +298,7 @@ def test_masks_are_told_only_where_somebody_is_missing():
     told = [row for row in rows if "masked_sum/mask" in row["extra_up"]]
     assert [(row["round"], row["site"]) for row in told] == [(1, "Aachen"), (1, "Celle"), (1, "Dresden")]
     usual = next(row for row in rows if row["round"] == 2)
-    assert told[0]["bytes_up"] == usual["bytes_up"] + 8 * (52 + 10)
+    assert has_numbers(told[0]["bytes_up"] - usual["bytes_up"], 8 * (52 + 10))
 
 
 def test_sites_that_do_not_take_part_are_not_masked_with():
@@ -411,7 +412,7 @@ def test_sites_that_keep_something_are_judged_with_it(share):
     size = one.plan().selection.size
     assert all(len(model) == size for model in progress.models.values())
     last = [row for row in rows if row["round"] == 1]
-    assert {row["bytes_down"] for row in last} == {3 * 4 * size}, "both models were judged, and one was trained"
+    assert all(has_numbers(row["bytes_down"], 3 * 4 * size, 3) for row in last), "both were judged, and one was trained"
 
 
 def test_an_unseen_site_gets_the_mean_of_all_models():
@@ -496,8 +497,8 @@ def test_a_round_tells_all_that_was_said_in_its_steps():
     assert row["examples"] == 20
     assert row["extra_up"].split("; ")[0].startswith("split/features [8, 5] × 2 320 bytes")
     assert "split/features [4, 5] 80 bytes" in row["extra_up"]
-    assert row["bytes_up"] == 62 * 4 + 20 * 5 * 4 + 20 * 8
-    assert row["bytes_down"] == 62 * 4 + 20 * 5 * 4
+    assert has_numbers(row["bytes_up"], 62 * 4 + 20 * 5 * 4 + 20 * 8, 5)
+    assert has_numbers(row["bytes_down"], 62 * 4 + 20 * 5 * 4, 5)
 
 
 @pytest.mark.parametrize(("entry", "training", "why"), [
@@ -583,10 +584,10 @@ def test_what_was_sent_is_told_by_name():
     for first, second in ((one, two), (two, one)):
         traffic = Traffic()
         for message in (first, second, {"a/b": torch.zeros(3), "change": torch.zeros(9)}):
-            traffic.add(message)
+            traffic.add(message, 100)
         texts.append(traffic.describe())
     assert texts == ["a/a [1] × 2 8 bytes; a/b [2] × 2 16 bytes; a/b [3] 12 bytes"] * 2
-    assert traffic.size == 2 * 4 + 2 * 8 + 12 + 36
+    assert traffic.size == 300
 
 
 def test_what_is_not_declared_does_not_leave_a_site():

@@ -201,7 +201,7 @@ def _check_method(name: str, method: Method) -> None:
         for part, _ in entries:
             if part not in _OPEN[place]:
                 raise ValueError(f"the method {name} has a part {part!r} under `{place}`, which is not there")
-    if method.share not in SHARES:
+    if not isinstance(method.share, str) or method.share not in SHARES:
         raise ValueError(f"the method {name} shares {method.share!r}; expected one of {', '.join(SHARES)}")
 
 

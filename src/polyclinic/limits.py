@@ -8,6 +8,8 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, Strict, StringConstraints
 
+from polyclinic.paths import MOST, checked
+
 #: Whole numbers from 0 and from 1 on, as far as a float64 has them all.
 Count = Annotated[int, Strict(), Field(ge=0, le=2**53)]
 Positive = Annotated[int, Strict(), Field(ge=1, le=2**53)]
@@ -30,6 +32,9 @@ Measured = Annotated[float, Strict()]
 Name = Annotated[str, Strict(), StringConstraints(max_length=1000)]
 #: What becomes a part of a file's name.
 FileName = Annotated[str, Strict(), StringConstraints(min_length=1, max_length=200, pattern=r"^[A-Za-z0-9_.-]+$")]
+#: A pattern of module paths, see `polyclinic.paths`.
+Pattern = Annotated[str, Strict(), AfterValidator(checked)]
+Patterns = Annotated[list[Pattern], Field(max_length=MOST)]
 #: What is shown to people.
 Sentence = Annotated[str, Strict(), StringConstraints(max_length=10_000)]
 

@@ -27,7 +27,32 @@ SHARES: dict[str, frozenset[Role]] = {
     "head": frozenset({Role.HEAD}),
     "none": frozenset(),
 }
-Share = Literal["all", "no_norm", "no_norm_statistics", "body", "head", "none"]
+ShareName = Literal["all", "no_norm", "no_norm_statistics", "body", "head", "none"]
+
+
+@dataclass(frozen=True)
+class SharedModules:
+    """Some modules of the network; what is not shared stays at the site.
+
+    Attributes:
+        modules: patterns of their paths, see `polyclinic.paths`; empty for all.
+        without: patterns of those that stay at the site.
+        roles: what of them is shared; key of ``SHARES``.
+    """
+
+    modules: tuple[str, ...] = ()
+    without: tuple[str, ...] = ()
+    roles: ShareName = "all"
+
+    def __str__(self) -> str:
+        """In words."""
+        words = ["the modules " + ", ".join(self.modules) if self.modules else "all modules"]
+        words += [f"without {', '.join(self.without)}"] if self.without else []
+        return " ".join([*words, *([f"({self.roles})"] if self.roles != "all" else [])])
+
+
+#: What of the model is shared.
+Share = ShareName | SharedModules
 
 #: Part -> options: how a part is written in a study file and sent to a site.
 PartEntry = tuple[str, dict[str, Any]]
@@ -41,7 +66,7 @@ class Method:
         scope: who trains: ``federation`` (sites with a server), ``sites`` (each alone) or ``pool`` (all data together).
         work: ``train`` (local optimiser steps) or ``gradient`` (one full-batch gradient a round).
         local: parts of local training, applied in this order.
-        share: what of the model is shared; key of ``SHARES``.
+        share: what of the model is shared; key of ``SHARES``, or some modules.
         personal: the way to a personal model, or None.
         channel: what is done to all that leaves a site, in this order.
         server: the parts of the server rule.
@@ -67,7 +92,12 @@ class Method:
 
     def selection(self, layout: Layout) -> Selection:
         """The coordinates of the model's state that are shared."""
-        return layout.select(SHARES[self.share])
+        return layout.select(SHARES[self.shared.roles], self.shared.modules, self.shared.without)
+
+    @property
+    def shared(self) -> SharedModules:
+        """What of the model is shared; of all modules, where none are named."""
+        return self.share if isinstance(self.share, SharedModules) else SharedModules(roles=self.share)
 
     @property
     def text(self) -> str:

@@ -117,7 +117,7 @@ def _stage(
     for answered in stage.answers():
         asked += 1
         if attendance.counts(answered) and not isinstance(answered.packed, PolyclinicError):
-            once = {} if answered.site in progress.losses else federation.announced[answered.site]
+            once = None if answered.site in progress.losses else federation.announced[answered.site]
             try:
                 rows.append(stage.take(answered, answered.packed, once))
             except Unopened as error:

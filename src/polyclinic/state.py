@@ -7,6 +7,7 @@ Integer buffers (such as batch normalisation's ``num_batches_tracked``) stay in 
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -15,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from polyclinic import paths
 from polyclinic.errors import TrainingError
 from polyclinic.roles import Role as Role
 
@@ -24,7 +26,10 @@ NORMALISATION = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm, nn.
 
 @dataclass(frozen=True)
 class Entry:
-    """One tensor's place in the vector: ``vector[offset : offset + size].view(shape)``."""
+    """One tensor's place in the vector: ``vector[offset : offset + size].view(shape)``.
+
+    ``paths`` are all its names: a tensor that several modules use has more than one.
+    """
 
     name: str
     shape: tuple[int, ...]
@@ -32,6 +37,11 @@ class Entry:
     size: int
     role: Role
     trainable: bool
+    paths: tuple[str, ...]
+
+    def named(self, patterns: Iterable[str]) -> bool:
+        """Whether a pattern (see `polyclinic.paths`) names it, or a module that it is in."""
+        return any(paths.names(pattern, path) for pattern in patterns for path in self.paths)
 
 
 @dataclass(frozen=True)
@@ -122,20 +132,43 @@ class Layout:
                 if buffer.is_floating_point() and id(buffer) not in seen:
                     seen.add(id(buffer))
                     found[_join(prefix, name)] = (buffer, Role.NORM_STATISTIC if is_norm else Role.BUFFER, 2)
+        named = defaultdict[int, list[str]](list)
+        for every in (module.named_parameters(remove_duplicate=False), module.named_buffers(remove_duplicate=False)):
+            for path, tensor in every:
+                named[id(tensor)].append(path)
         entries, offset, trainable = [], 0, 0
         for name, (tensor, role, group) in sorted(found.items(), key=lambda item: item[1][2]):  # stable: keeps order
-            entries.append(Entry(name, tuple(tensor.shape), offset, tensor.numel(), role, group == 0))
+            every_path = tuple(named[id(tensor)])
+            entries.append(Entry(name, tuple(tensor.shape), offset, tensor.numel(), role, group == 0, every_path))
             offset += tensor.numel()
             trainable += tensor.numel() if group == 0 else 0
         return cls(tuple(entries), offset, trainable)
 
-    def select(self, roles: Iterable[Role]) -> Selection:
-        """All coordinates whose role is one of ``roles``."""
+    def select(self, roles: Iterable[Role], modules: Sequence[str] = (), without: Sequence[str] = ()) -> Selection:
+        """All coordinates whose role is one of ``roles``, in tensors that a pattern of ``modules`` names (of all, if
+        there is none), and none of ``without`` does."""
         chosen = set(roles)
+        return self._selection(
+            entry
+            for entry in self.entries
+            if entry.role in chosen and (not modules or entry.named(modules)) and not entry.named(without)
+        )
+
+    def rest(self, chosen: Selection) -> Selection:
+        """All coordinates that are not ``chosen``, which are whole tensors."""
+        inside = {entry.name for entry in self.inside(chosen)}
+        return self._selection(entry for entry in self.entries if entry.name not in inside)
+
+    def inside(self, chosen: Selection) -> list[Entry]:
+        """The tensors that are chosen, which are chosen as a whole."""
+        there = [entry for entry in self.entries if entry.size]
+        return [one for one in there if any(start <= one.offset < stop for start, stop in chosen.slices)]
+
+    def _selection(self, entries: Iterable[Entry]) -> Selection:
         slices: list[tuple[int, int]] = []
         trainable = 0
-        for entry in self.entries:
-            if entry.role in chosen and entry.size:
+        for entry in entries:
+            if entry.size:
                 trainable += entry.size if entry.trainable else 0
                 if slices and slices[-1][1] == entry.offset:
                     slices[-1] = (slices[-1][0], entry.offset + entry.size)
@@ -143,10 +176,13 @@ class Layout:
                     slices.append((entry.offset, entry.offset + entry.size))
         return Selection(tuple(slices), sum(stop - start for start, stop in slices), trainable, self.size)
 
+    def unnamed(self, patterns: Iterable[str]) -> list[str]:
+        """The patterns that name no tensor."""
+        return [pattern for pattern in patterns if not any(entry.named([pattern]) for entry in self.entries)]
+
     def shapes(self, chosen: Selection) -> list[tuple[int, ...]]:
         """Shapes of the weights among the chosen coordinates, in their order."""
-        trained = [entry for entry in self.entries if entry.trainable and entry.size]
-        return [one.shape for one in trained if any(start <= one.offset < stop for start, stop in chosen.slices)]
+        return [entry.shape for entry in self.inside(chosen) if entry.trainable]
 
     def split(self, vector: Tensor) -> dict[str, Tensor]:
         """Name -> tensor, as views into ``vector [P]``."""

@@ -238,12 +238,12 @@ def test_really_nothing_leaves_the_site_and_its_row_is_there(scripted):
         reply = answers[key]
         quiet = key in KEPT_BACK
         assert (row["sent"], reply.tensors == {}) == (int(not quiet), quiet)
-        assert row["bytes_up"] == sum(t.numel() * t.element_size() for t in reply.tensors.values())
+        assert row["bytes_up"] == len(reply.to_bytes())
         assert set(reply.fields) >= {"examples", "steps", "loss", "seconds"}
         assert row["bytes_down"] > 0
         assert row["loss"] > 0
         if quiet:
-            assert (row["bytes_up"], row["share"], row["extra_up"]) == (0, 0.0, "")
+            assert (row["share"], row["extra_up"]) == (0.0, "")
             assert len(reply.to_bytes()) < 300
     for number in range(5):
         assert sum(row["share"] for row in rows if row["round"] == number) == pytest.approx(1)
@@ -482,7 +482,7 @@ def test_a_study_tells_how_many_updates_were_kept_back(tmp_path):
     rounds = found.rounds[found.rounds["method"] == "dynamic_fusion"]
     quiet = rounds[rounds["sent"] == 0]
     assert len(quiet)
-    assert (quiet["bytes_up"] == 0).all()
+    assert (quiet["bytes_up"] < 300).all()
     assert (quiet["share"] == 0).all()
     (note,) = [note for note in found.notes if note.number == "N811"]
     counts = ", ".join(f"{site} {count}" for site, count in quiet.groupby("site", sort=False).size().items())

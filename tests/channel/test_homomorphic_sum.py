@@ -586,6 +586,84 @@ def test_the_distance_is_that_of_two_normal_distributions():
     assert MOST_DISTANCE < 1e-9
 
 
+# Groups ---------------------------------------------------------------------------------------------------------------
+
+
+GROUPED = [{"homomorphic_sum": {"group_size": 3}}]
+NINE = {f"Site {letter}": 8 + number for number, letter in enumerate("ABCDEFGHI")}
+
+
+def groups_of(found):
+    """Members of each group, as its sites were told."""
+    told = {
+        site: read_said(asked.tensors["terms"], "terms")["sites"]
+        for verb, site, asked, _ in found
+        if verb == "advertise"
+    }
+    groups = {tuple(members) for members in told.values()}
+    assert all(site in members for site, members in told.items())
+    assert sorted(site for members in groups for site in members) == sorted(told)
+    return groups
+
+
+def test_a_robust_rule_works_on_sums_of_groups():
+    """Ten sites in groups of three, three and four: the median is that of three means."""
+    sites = NINE | {"Site J": 20}
+    made = federation(GROUPED, {"server": ["median"]}, sites, training=ONE)
+    found = messages(made)
+    groups = groups_of(found)
+    assert sorted(map(len, groups)) == [3, 3, 4]
+    assert len([1 for verb, *_ in found if verb == "decrypt"]) == 3
+    each = torch.stack([means(sites, list(members)) for members in groups])
+    plan = made.plan()
+    size, before = plan.selection.trainable, plan.selection.take(plan.initial)
+    right = before[:size].double() + each[:, :size].median(0).values
+    torch.testing.assert_close(made.state()[:size].double(), right, rtol=0, atol=CLOSE)
+
+
+def test_of_each_group_enough_must_be_left():
+    made = federation(GROUPED, {"training": {"quorum": 8}}, NINE, training=ONE)
+    silent(made, ("train", "Site C"))
+    with pytest.raises(SiteError, match=r"P402 .*2 of 3 sites sent their updates; 3 are needed"):
+        made.rounds()
+
+
+def test_the_mean_of_all_groups_is_that_of_all_sites():
+    made = federation(GROUPED, sites=NINE, training=ONE)
+    torch.testing.assert_close(made.state().double(), expected(made, means(NINE)), rtol=0, atol=CLOSE)
+
+
+def test_groups_have_keys_of_their_own():
+    found = messages(federation(GROUPED, sites=NINE, training=ONE))
+    groups = groups_of(found)
+    keys = {site: asked.tensors.get("homomorphic_sum/key") for verb, site, asked, _ in found if verb == "train"}
+    for members in groups:
+        dealer, *others = members
+        assert keys[dealer] is None, "it made it"
+        assert all(torch.equal(keys[others[0]], keys[site]) for site in others)
+    assert len({key.numpy().tobytes() for key in keys.values() if key is not None}) == len(groups) == 3
+
+
+def test_too_few_sites_for_two_groups_are_one():
+    made = federation(GROUPED, training=ONE)
+    (group,) = groups_of(messages(made))
+    assert group == tuple(SITES)
+
+
+def test_a_round_is_not_summed_again_with_other_sites(tmp_path):
+    """The difference of both sums would be Bonn's update."""
+
+    def once(change=lambda made: None):
+        made = federation(training={"rounds": 1, "quorum": 4}, folder=tmp_path)
+        change(made)
+        return made.state()
+
+    first = once()
+    with pytest.raises(SiteError, match=r"P402 .*0 of 5 sites agreed to who is in the sum"):
+        once(lambda made: silent(made, ("train", "Bonn")))
+    torch.testing.assert_close(once(), first, rtol=0, atol=CLOSE)
+
+
 # With other parts -----------------------------------------------------------------------------------------------------
 
 

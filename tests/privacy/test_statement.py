@@ -20,6 +20,7 @@ TEXTS = {
     "accountant": "prv",
     "tuning": "Settings were fixed before.",
     "implementation": "Random numbers of the operating system.",
+    "utility": "Small groups lose most.",
     "access": "Data stay at the sites.",
 }
 

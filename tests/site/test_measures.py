@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from helpers import Federation, plain_module, recorded, table_sites, trained_state, training_message
+from helpers import Federation, has_numbers, plain_module, recorded, table_sites, trained_state, training_message
 from polyclinic.client.train import train
 from polyclinic.parts import LOCAL_PARTS, Part, SiteEnd
 from polyclinic.parts.measures import MEASURES, PATH, STEPS, Measuring, revealed
@@ -105,8 +105,8 @@ def test_what_is_exchanged_stands_in_the_rows():
     federation, _, _, rows = told_and_said(False, {"Aachen": 12, "Bonn": 9})
     size = federation.template.layout.size
     for row in rows:
-        assert row["bytes_up"] == 4 * size + 8 * len(NAMES)
-        assert row["bytes_down"] == 4 * size + 4 * size
+        assert has_numbers(row["bytes_up"], 4 * size + 8 * len(NAMES), 3)
+        assert has_numbers(row["bytes_down"], 4 * size + 4 * size)
         assert row["extra_down"] == f"asking/other [{size}] {4 * size} bytes"
         assert row["extra_up"].split("; ") == [f"asking/{name} [] 8 bytes" for name in sorted(revealed(*NAMES))]
 
@@ -118,8 +118,8 @@ def test_what_scaffold_exchanges_stands_in_the_rows():
     up = f"control_variates/control_change [{weights}] {4 * weights} bytes"
     down = f"control_variates/control [{weights}] {4 * weights} bytes"
     assert [(row["extra_up"], row["extra_down"]) for row in rows] == [(up, "")] * 2 + [(up, down)] * 2
-    assert [row["bytes_up"] for row in rows] == [size + 4 * weights] * 4
-    assert [row["bytes_down"] for row in rows] == [size] * 2 + [size + 4 * weights] * 2
+    assert all(has_numbers(row["bytes_up"], size + 4 * weights) for row in rows)
+    assert all(has_numbers(row["bytes_down"], size + 4 * weights * row["round"]) for row in rows)
 
 
 def test_fednova_sends_one_number_and_fedavg_nothing():
@@ -127,7 +127,7 @@ def test_fednova_sends_one_number_and_fedavg_nothing():
     assert {(row["extra_up"], row["extra_down"]) for row in federation.rounds("fedavg")[1]} == {("", "")}
     (row,) = federation.rounds("fednova")[1]
     assert row["extra_up"] == "normalised/path [] 8 bytes"
-    assert row["bytes_up"] == 4 * federation.template.layout.size + 8
+    assert has_numbers(row["bytes_up"], 4 * federation.template.layout.size + 8)
 
 
 def test_every_number_says_what_it_could_reveal_without_the_separator_of_the_column():
@@ -166,7 +166,7 @@ def test_what_sites_announce_stands_in_their_first_row(monkeypatch):
     assert [(row["site"], row["extra_up"]) for row in rows] == [
         ("Aachen", said), ("Aachen", ""), ("Bonn", said), ("Aachen", ""), ("Bonn", ""),
     ]  # fmt: skip
-    assert rows[0]["bytes_up"] == rows[1]["bytes_up"] + 12
+    assert has_numbers(rows[0]["bytes_up"] - rows[1]["bytes_up"], 12)
 
 
 @pytest.mark.parametrize("topology", ["star", "cyclic"])

@@ -9,7 +9,7 @@ from helpers import declare, write_table_study
 from polyclinic.errors import StudyError
 from polyclinic.models import build_model
 from polyclinic.study.job import Fold
-from polyclinic.study.notes import diverged, idle_parts
+from polyclinic.study.notes import diverged, idle_parts, rows_as_patients
 from polyclinic.study.study import Study
 
 SIZES = {"Aachen": 12, "Bonn": 12, "Celle": 12, "Dresden": 12}
@@ -70,6 +70,21 @@ def test_a_delta_that_allows_to_tell_one_patient_is_refused(tmp_path, entry, del
     Study.of(entries | {"privacy": {"delta": 0.12}}, tmp_path).run(tmp_path / "out")
 
 
+@pytest.mark.parametrize(("entry", "subject", "told"), [
+    ({"local": [{"dp_sgd": {"noise": 1}}]}, None, True), ({"local": [{"dp_sgd": {"noise": 1}}]}, "patient", False),
+    ({"channel": ["clip", {"central_noise": {"noise": 1}}]}, None, False), ({}, None, False),
+])  # fmt: skip
+def test_noise_for_rows_instead_of_patients_is_told(entry, subject, told):
+    study = declare(methods=["single", {"fedavg": {**entry, "label": "noisy"}}])
+    study = study.model_copy(update={"data": study.data.model_copy(update={"subject": subject})})
+    fold = Fold(0, {"A": 6, "B": 1200}, {"A": 2, "B": 0}, {"A": 2, "B": 3}, {})
+    found = [str(note) for note in rows_as_patients(study, [fold])]
+    assert len(found) == told
+    if told:
+        assert found[0].startswith("noisy: noise protects one row, since")
+        assert "each of 1,213 rows of 2 sites counts as a patient" in found[0]
+
+
 def test_an_attack_that_reaches_no_method_is_refused(tmp_path):
     entries = write_table_study(tmp_path, SIZES)
     entries |= {"methods": ["single", "mix"], "attack": {"sites": 1, "sign_flip": {}}}
@@ -94,7 +109,7 @@ def test_methods_without_anything_to_work_on_are_told():
     once = "it is zero in the first local step of a round, and there is no other"
     assert notes("mlp", "fedprox", "scaffold", local_steps=1) == [same.format("fedprox", "proximal", once)]
     assert notes("logistic", "fedbn") == [
-        "fedbn shares the whole model here: logistic has no layers of the kind that it would keep at the sites."
+        "fedbn shares the whole model here: logistic has nothing of what it would keep at the sites."
     ]
 
 

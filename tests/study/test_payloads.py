@@ -94,7 +94,7 @@ def test_a_study_says_once_what_is_sent_in_every_round(tmp_path):
     besides = results.payloads.groupby(["payloads", "way"])["bytes"].sum()
     for way in ("up", "down"):
         left = rounds[f"bytes_{way}"] - [besides.get((number, way), 0) for number in rounds["payloads"]]
-        assert set(left) == {size}, "the model alone"
+        assert all(abs(one - size) < 300 for one in left), "the model, with what is around it and the payloads"
 
 
 def test_older_results_read_as_the_present_ones(tmp_path):

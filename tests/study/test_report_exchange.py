@@ -123,7 +123,7 @@ def test_every_payload_can_be_read_back_from_its_words():
     }
     assert {"control_variates/control", "fedce/leave_one_out", "label_shares/counts"} <= declared.keys()
     traffic = Traffic()
-    traffic.add({name: torch.zeros(2) for name in declared})
+    traffic.add({name: torch.zeros(2) for name in declared}, 0)
     assert {found.name for found in read_payloads(traffic.describe())} == declared.keys()
     assert all(len(words.split()) >= 4 for words in declared.values()), "says what it could reveal"
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Annotated, ClassVar
 
@@ -12,6 +12,7 @@ from pydantic import Field
 from torch import Tensor
 
 from polyclinic.channel.ckks import NUMBERS, add_, check, ciphertexts
+from polyclinic.channel.groups import check_same_sum, divided, note_sum
 from polyclinic.channel.homomorphic_round import Round, Terms
 from polyclinic.channel.said import read_said, said
 from polyclinic.channel.secure_sum import BOUND, OTHERWISE, About, alike, layout_of, unpacked
@@ -28,11 +29,12 @@ LEAST_SHARE = 2.0**-5
 class HomomorphicSum(Part):
     """Sites encrypt their updates, the server adds them encrypted, and one of the sites decrypts the sum: CKKS.
 
-    In each round the first site makes a key and seals it for each other site (X25519, ChaCha20-Poly1305); the server
-    passes it on and never has it. Sites encrypt w v / W, where W is the weight of all, so that the server knows the
-    mean also of those that are left. More than half of all sites, and ``least``, must agree to one list of those in the
-    sum, and a site decrypts one sum in a round, of that list. Each update has a secret number with it that fits no
-    other sum than that of just these sites' whole updates, so a server can't have anything else decrypted.
+    In each round the first site, of each group if there are several, makes a key and seals it for each other site
+    (X25519, ChaCha20-Poly1305); the server passes it on and never has it. Sites encrypt w v / W, where W is the weight
+    of all, so that the server knows the mean also of those that are left. More than half of all sites, and ``least``,
+    must agree to one list of those in the sum. A site agrees to one list in a round, also where the round is begun
+    anew, and decrypts one sum, of that list. Each update has a secret number with it that fits no other sum than that
+    of just these sites' whole updates, so a server can't have anything else decrypted.
 
     The sum goes to the server, and in CKKS the numbers that come out of decryption tell the secret key. So noise of
     2^-28 is added first, and digits finer than 2^-30 are cut off: what the server sees then differs by less than 2^-30
@@ -55,6 +57,8 @@ class HomomorphicSum(Part):
 
     Args:
         least: so many sites must be in a sum. With two, each knows the other's update.
+        group_size: sites are divided by lot into groups of at least so many, and the server sees a mean of each, so
+            that a server rule which compares updates has some to compare; default: one group.
     """
 
     encodes: ClassVar = True
@@ -73,8 +77,10 @@ class HomomorphicSum(Part):
         "total": "the sum of all updates in it by their weights, with a little noise",
     }
 
-    def __init__(self, *, least: Annotated[int, Field(ge=2)] = 3) -> None:
-        self.least = least
+    def __init__(
+        self, *, least: Annotated[int, Field(ge=2)] = 3, group_size: Annotated[int, Field(ge=2)] | None = None
+    ) -> None:  # fmt: skip
+        self.least, self.group_size = least, None if group_size is None else max(group_size, least)
 
     def at_site(self) -> SiteEnd:
         """Encrypts, and decrypts sums."""
@@ -141,7 +147,11 @@ class _Encrypting(SiteEnd):
             boxes, key = self._round.deal(read_said(asked.get("adverts"), "adverts"))
             return {"boxes": said(boxes), "key": torch.frombuffer(bytearray(key), dtype=torch.uint8)}
         if verb == "agree":
-            return {"agreed": said(self._round.agree(read_said(asked.get("survivors"), "survivors")))}
+            survivors = read_said(asked.get("survivors"), "survivors")
+            agreed = self._round.agree(survivors)
+            check_same_sum(view, self.name, view.number, survivors)
+            note_sum(view, self.name, view.number, survivors)  # now, since any of those who agree may decrypt
+            return {"agreed": said(agreed)}
         playing, self._round = self._round, None  # whatever comes, it decrypts once
         return {"total": playing.decrypt(read_said(asked.get("agreements"), "agreements"), asked.get("sum"))}
 
@@ -201,44 +211,117 @@ class _Adding(Hiding):
     adds_all = True
 
     def __init__(self, part: HomomorphicSum) -> None:
-        self.part, self.least = part, part.least
+        self.part, self.least, self.groups = part, part.least, part.group_size is not None
         self._training, self._attempts = secrets.token_bytes(32), 0
 
     def begin(self, now: Now) -> None:
-        """Let a site make a key for all."""
+        """Let a site of each group make a key for all of it."""
         super().begin(now)
-        weights = {site: now.everyone[site] for site in now.sites}
-        about = About(
-            self._training, self._attempts, tuple(weights), max(weights.values()), sum(weights.values()), 1.0,
-            alike(self.part),
-        )  # fmt: skip
-        self.terms = self.part.agreed(about, now.number)
+        self._rounds = [
+            _Group(self.part, name, About.of(self.part, self._training, self._attempts, now, sites), now)
+            for name, sites in divided(now, self.name, self.part.group_size)
+        ]
         self._attempts += 1
-        self._total = torch.zeros(0)
-        self._added = set[str]()
-        asked = {site: {"terms": replace(about, weight=weight).told()} for site, weight in weights.items()}
-        self._adverts = self._read("advertise", asked, "advert")
-        self._enough(len(self._adverts), "told a public key")
-        self._dealer, self._boxes = "", dict[str, object]()
-        told = said(self._adverts)
-        for dealer in self._adverts:
-            answer = dict(self.ask("deal", {dealer: {"adverts": told}}))[dealer]
-            boxes = _told(answer, "boxes")
-            if isinstance(answer, dict) and isinstance(boxes, dict) and "key" in answer:
-                self._dealer, self._boxes, self._key = dealer, boxes, answer["key"]
-                return
-        self._enough(0, "made a key for all")
+        self._home = {site: group for group in self._rounds for site in group.terms.sites}
+        for group, answers in self._asked("advertise", {group: group.terms_for() for group in self._rounds}):
+            group.advertised(answers)
+        self._in_turn("deal", self._rounds)
 
     def send(self, site: str) -> Memory:
         """What opens the key; nothing for one that told no public key, which then sends nothing."""
+        return self._home[site].sealed(site)
+
+    def collect(self, site: str, packed: Memory, weight: float) -> None:
+        """Add."""
+        self._home[site].add(site, packed["change"])
+
+    def together(self) -> Sequence[Sum]:
+        """Let the sites of each group agree on who is in its sum, and one of them decrypt it."""
+        there = [group for group in self._rounds if group.survivors]
+        for group, answers in self._asked("agree", {group: group.lists() for group in there}):
+            group.agreed(answers)
+        self._in_turn("decrypt", there)
+        return [group.mean for group in there]
+
+    def _asked(self, verb: str, asked: Mapping[_Group, Mapping[str, Memory]]) -> Iterator[tuple[_Group, Answers]]:
+        """Ask sites of all groups at once; what those of each group answered."""
+        answers = dict(self.ask(verb, {site: found for own in asked.values() for site, found in own.items()}))
+        for group, own in asked.items():
+            yield group, {site: answers[site] for site in own if site in answers}
+
+    def _in_turn(self, verb: str, groups: Sequence[_Group]) -> None:
+        """Ask one site of each group after another, until one has done it."""
+        waiting = {group: group.asks(verb) for group in groups}
+        while waiting:
+            asked = {group: {site: message} for group, (site, message) in ((g, next(w)) for g, w in waiting.items())}
+            for group, answers in self._asked(verb, asked):
+                if group.answered(verb, answers):
+                    del waiting[group]
+
+
+class _Group:
+    """Sites with a sum of their own in a round."""
+
+    def __init__(self, part: HomomorphicSum, name: str, about: About, now: Now) -> None:
+        self.part, self.name, self.about, self.now = part, name, about, now
+        self.terms = part.agreed(about, now.number)
+        self._total = torch.zeros(0)
+        self._added = set[str]()
+        self._boxes = dict[str, object]()
+        self._failed = dict[str, None]()
+
+    def terms_for(self) -> dict[str, Memory]:
+        """Site -> the terms of the round."""
+        weights = self.now.everyone
+        return {site: {"terms": replace(self.about, weight=weights[site]).told()} for site in self.terms.sites}
+
+    def advertised(self, answers: Answers) -> None:
+        """Take the sites' public keys; a site that told none has dropped out."""
+        self._adverts = _read(answers, "advert")
+        self._enough(len(self._adverts), "told a public key")
+
+    def asks(self, verb: str) -> Iterator[tuple[str, Memory]]:
+        """Which sites can make a key (``deal``) or ``decrypt``, one after another, and what each is asked.
+
+        Raises:
+            SiteError: P402 behind the last.
+        """
+        if verb == "deal":
+            told = said(self._adverts)
+            yield from ((site, {"adverts": told}) for site in self._adverts)
+            self._enough(0, "made a key for all")
+        agreements, total = said(self._agreed), self._total.flatten()
+        yield from ((site, {"agreements": agreements, "sum": total}) for site in self._agreed)
+        raise SiteError(
+            "P402", f"None of {len(self._agreed)} sites decrypted the homomorphic sum of round {self.now.number + 1}: "
+            f"{' '.join(self._failed)}", "Nothing of any site is known. Begin the round again.",
+        )  # fmt: skip
+
+    def answered(self, verb: str, answers: Answers) -> bool:
+        """Whether the site that was asked has done it."""
+        return any(map(self._dealt if verb == "deal" else self._decrypted, answers, answers.values()))
+
+    def _dealt(self, site: str, answer: Memory | PolyclinicError) -> bool:
+        boxes = _told(answer, "boxes")
+        if not isinstance(answer, dict) or not isinstance(boxes, dict) or "key" not in answer:
+            return False
+        self._dealer, self._boxes, self._key = site, boxes, answer["key"]
+        return True
+
+    def sealed(self, site: str) -> Memory:
+        """What opens the key for a site."""
         if site not in self._boxes:
             return {}
         box = {"dealer": self._dealer, "advert": self._adverts[self._dealer], "box": self._boxes[site]}
         return {"box": said(box), "key": self._key}
 
-    def collect(self, site: str, packed: Memory, weight: float) -> None:
-        """Add."""
-        found = check(packed["change"], self.terms.length)
+    def add(self, site: str, update: Tensor) -> None:
+        """Add what a site sent.
+
+        Raises:
+            Misfit: it does not fit.
+        """
+        found = check(update, self.terms.length)
         if self._added:
             add_(self._total, found)
         else:
@@ -246,48 +329,47 @@ class _Adding(Hiding):
         self._added.add(site)
 
     @property
-    def _survivors(self) -> list[str]:
+    def survivors(self) -> list[str]:
+        """Sites whose updates were added."""
         return [site for site in self.terms.sites if site in self._added]
 
-    def together(self) -> Sequence[Sum]:
-        """Let the sites agree on who is in the sum, and one of them decrypt it."""
-        self._enough(len(self._survivors), "sent their updates")
-        share = sum(self.now.everyone[site] for site in self._survivors) / self.terms.total
+    def lists(self) -> dict[str, Memory]:
+        """Site -> who is in the sum.
+
+        Raises:
+            SiteError: P402, too few, or too little of the weight.
+        """
+        survivors = self.survivors
+        self._enough(len(survivors), "sent their updates")
+        share = sum(self.now.everyone[site] for site in survivors) / self.terms.total
         if share < LEAST_SHARE:
             raise SiteError(
                 "P402", f"In round {self.now.number + 1} of a homomorphic sum {share:.2%} of all sites' weight is "
                 f"left; {LEAST_SHARE:.2%} are needed, or the mean would not be precise.",
                 "Nothing of any site is known. Mend the sites that failed, and begin the round again.",
             )  # fmt: skip
-        told = said(self._survivors)
-        agreed = self._read("agree", {site: {"survivors": told} for site in self._survivors}, "agreed")
-        self._enough(len(agreed), "agreed to who is in the sum")
-        asked = {"agreements": said(agreed), "sum": self._total.flatten()}
-        failed = list[str]()
-        for site in agreed:
-            answer = dict(self.ask("decrypt", {site: asked}))[site]
-            if isinstance(answer, PolyclinicError):
-                failed.append(answer.message)
-                continue
-            total = answer.get("total")
-            if total is not None and total.dtype is torch.float64 and tuple(total.shape) == (self.terms.length - 1,):
-                return [self._mean(total)]
-            failed.append(f"Site {site} told something else than a sum.")
-        raise SiteError(
-            "P402", f"None of {len(agreed)} sites decrypted the homomorphic sum of round {self.now.number + 1}: "
-            f"{' '.join(dict.fromkeys(failed))}", "Nothing of any site is known. Begin the round again.",
-        )  # fmt: skip
+        told = said(survivors)
+        return {site: {"survivors": told} for site in survivors}
 
-    def _mean(self, total: Tensor) -> Sum:
-        weights = {site: self.now.everyone[site] for site in self._survivors}
+    def agreed(self, answers: Answers) -> None:
+        """Take the sites' agreements."""
+        self._agreed = _read(answers, "agreed")
+        self._enough(len(self._agreed), "agreed to who is in the sum")
+
+    def _decrypted(self, site: str, answer: Memory | PolyclinicError) -> bool:
+        """Whether a site told the sum; then it is kept as the ``mean``."""
+        if isinstance(answer, PolyclinicError):
+            self._failed[answer.message] = None
+            return False
+        total = answer.get("total")
+        if total is None or total.dtype is not torch.float64 or tuple(total.shape) != (self.terms.length - 1,):
+            self._failed[f"Site {site} told something else than a sum."] = None
+            return False
+        weights = {site: self.now.everyone[site] for site in self.survivors}
         weight = sum(weights.values())
         packed = unpacked(self.part, total * (self.terms.total / weight))
-        return Sum(packed, {site: own / weight for site, own in weights.items()}, weight)
-
-    def _read(self, verb: str, asked: Mapping[str, Memory], name: str) -> dict[str, object]:
-        """Site -> what it told, of those that did; any other has dropped out."""
-        answers = {site: _told(answer, name) for site, answer in self.ask(verb, asked)}
-        return {site: found for site, found in answers.items() if found is not None}
+        self.mean = Sum(packed, {site: own / weight for site, own in weights.items()}, weight, self.name)
+        return True
 
     def _enough(self, count: int, what: str) -> None:
         if count < self.terms.needed:
@@ -296,6 +378,16 @@ class _Adding(Hiding):
                 f"{what}; {self.terms.needed} are needed.",
                 "Nothing of any site is known. Mend the sites that failed, and begin the round again.",
             )  # fmt: skip
+
+
+#: Site -> what it answered.
+Answers = Mapping[str, Memory | PolyclinicError]
+
+
+def _read(answers: Answers, name: str) -> dict[str, object]:
+    """Site -> what it told, of those that did; any other has dropped out."""
+    found = {site: _told(answer, name) for site, answer in answers.items()}
+    return {site: told for site, told in found.items() if told is not None}
 
 
 def _told(answer: Memory | PolyclinicError, name: str) -> object:

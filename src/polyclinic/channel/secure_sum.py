@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 import secrets
 from collections.abc import Mapping, Sequence
@@ -15,13 +14,13 @@ from pydantic import Field
 from torch import Tensor
 
 from polyclinic.channel.distributed_noise import DistributedNoise, Share
+from polyclinic.channel.groups import check_same_sum, divided, note_sum
 from polyclinic.channel.said import read_said, said
 from polyclinic.errors import PolyclinicError, SiteError
 from polyclinic.parts import CHANNEL_PARTS, Hiding, Memory, Now, Part, ServerEnd, SiteEnd, SiteView, Sum
 from polyclinic.secure import Ring, ServerRound, SiteRound, Terms, fit_shape
 from polyclinic.secure.binding import digest
 from polyclinic.secure.graph import COMPLETE_UP_TO
-from polyclinic.seeds import generator
 from polyclinic.shapes import Misfit, Shaped
 
 #: No number of an update is larger, where no part before promises less: 2^24.
@@ -195,6 +194,12 @@ class About:
     weight: float
     alike: str = ""
 
+    @classmethod
+    def of(cls, part: Part, training: bytes, attempt: int, now: Now, sites: tuple[str, ...]) -> About:
+        """Of a group of sites in a round; the weight is none's."""
+        weights = [now.everyone[site] for site in sites]
+        return cls(training, attempt, sites, max(weights), sum(weights), 1.0, alike(part))
+
     def told(self) -> Tensor:
         """As a tensor."""
         return said(asdict(self))
@@ -254,13 +259,11 @@ class _Masking(SiteEnd):
             self._survivors = read_said(asked.get("survivors"), "survivors")
             if not isinstance(self._survivors, list) or not all(isinstance(one, str) for one in self._survivors):
                 raise Misfit("survivors: got no list of names")
-            before = view.recall(f"{self.name} {self._number}")
-            if before is not None and before != _listed(self._survivors):  # the site's update is the same again
-                raise Misfit("this round was summed before with other sites, and the difference would be their updates")
+            check_same_sum(view, self.name, self._number, self._survivors)
             return {"signature": said(self._round.agree(self._survivors))}
         if verb == "unmask":
             revealed = self._round.unmask(read_said(asked.get("signatures"), "signatures"))
-            view.note(f"{self.name} {self._number}", _listed(self._survivors))
+            note_sum(view, self.name, self._number, self._survivors)
             return {"revealed": said(revealed)}
         return super().answer(verb, asked, view)
 
@@ -311,11 +314,6 @@ class _Masking(SiteEnd):
         )  # fmt: skip
 
 
-def _listed(survivors: Sequence[str]) -> str:
-    """Stands for a list of names, in any order."""
-    return hashlib.sha256("\n".join(sorted(survivors)).encode()).hexdigest()
-
-
 class _Summing(Hiding):
     """The server's end: a `ServerRound` for each group of sites in a round."""
 
@@ -330,7 +328,10 @@ class _Summing(Hiding):
         super().begin(now)
         if self.part.noisy is not None:
             self.part.noisy.settle(now.rounds, now.budget)
-        self._rounds = [_Group(self.part, name, about, now) for name, about in self._divided(now)]
+        self._rounds = [
+            _Group(self.part, name, About.of(self.part, self._training, self._attempts, now, sites), now)
+            for name, sites in divided(now, self.name, self.part.group_size)
+        ]
         self._attempts += 1
         self._home = {site: group for group in self._rounds for site in group.sites}
         for verb in ("advertise", "share"):
@@ -338,22 +339,6 @@ class _Summing(Hiding):
             answers = dict(self.ask(verb, asked))
             for group in self._rounds:
                 group.answered(verb, {site: found for site, found in answers.items() if site in group.sites})
-
-    def _divided(self, now: Now) -> list[tuple[str, About]]:
-        sites = list(now.sites)
-        number = 1 if self.part.group_size is None else max(1, len(sites) // self.part.group_size)
-        order = sites
-        if number > 1:
-            drawn = generator(self.name, now.seed, now.number)
-            order = [sites[place] for place in torch.randperm(len(sites), generator=drawn).tolist()]
-        found = []
-        for place in range(number):
-            members = tuple(sorted(order[place::number], key=sites.index))
-            weights = [now.everyone[site] for site in members]
-            told = alike(self.part)
-            about = About(self._training, self._attempts, members, max(weights), sum(weights), 1.0, told)
-            found.append((f"group {place + 1}" if number > 1 else "", about))
-        return found
 
     def send(self, site: str) -> Memory:
         """Other sites' shares for this one; none for one that gave no keys, which then sends nothing."""

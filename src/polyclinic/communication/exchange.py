@@ -39,18 +39,20 @@ def check_declared(names: Iterable[str], reveals: Iterable[str], site: str = "")
 
 @dataclass
 class Traffic:
-    """What went one way between the server and a site: how often each tensor of a name, shape and size."""
+    """What went one way between the server and a site: how often each tensor of a name, shape and size.
+
+    Attributes:
+        sent: how often.
+        size: bytes of the messages.
+    """
 
     sent: Counter[tuple[str, tuple[int, ...], int]] = field(default_factory=Counter)
+    size: int = 0
 
-    def add(self, tensors: Mapping[str, Tensor]) -> None:
-        """Count a message."""
+    def add(self, tensors: Mapping[str, Tensor], size: int) -> None:
+        """Count a message of so many bytes."""
+        self.size += size
         self.sent.update((name, tuple(t.shape), t.numel() * t.element_size()) for name, t in tensors.items())
-
-    @property
-    def size(self) -> int:
-        """Bytes in all."""
-        return sum(size * times for (_, _, size), times in self.sent.items())
 
     def describe(self) -> str:
         """Name, shape (and how often) and bytes of everything but the model.

@@ -7,6 +7,7 @@ import math
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from itertools import pairwise
 from typing import Annotated, Any
 
@@ -27,6 +28,8 @@ _TYPES = {name: dtype for dtype, name in _DTYPES.items()}
 _METADATA, _FIELDS = "__metadata__", "fields"
 #: What reading what is no message raises.
 _NONE = (IndexError, KeyError, TypeError, ValueError, RuntimeError)
+#: No number is longer as JSON: -2.2250738585072014e-308.
+_DIGITS = 24
 #: A header with more bytes is none.
 _LONGEST_HEADER = 100_000_000
 _Count = Annotated[int, Field(ge=0, lt=2**53)]
@@ -50,8 +53,32 @@ class Message:
 
     @property
     def size(self) -> int:
-        """Bytes of the tensors: what counts on the wire for a model update."""
-        return sum(tensor.numel() * tensor.element_size() for tensor in self.tensors.values())
+        """Bytes of the message as ``to_pieces`` writes it, without writing it."""
+        return len(self._header) + sum(map(_bytes_of, self.tensors.values()))
+
+    @cached_property
+    def _order(self) -> list[str]:
+        """Names of the tensors in the order of their pieces."""
+        return sorted(self.tensors, key=lambda name: (-self.tensors[name].element_size(), name))
+
+    @cached_property
+    def _header(self) -> bytes:
+        """Fields, and what is said of each tensor: a text with its length in front.
+
+        Its length is the same for all values of the numbers in the fields that are not whole, such as seconds: the size
+        of a message says nothing of them, and is the same in every engine and whenever a study is run.
+        """
+        fields = json.dumps(self.fields)
+        header: dict[str, Any] = {_METADATA: {_FIELDS: fields}}
+        end = 0
+        for name in self._order:
+            tensor = self.tensors[name]
+            start, end = end, end + _bytes_of(tensor)
+            dtype = _DTYPES.get(tensor.dtype, str(tensor.dtype))
+            header[name] = {"dtype": dtype, "shape": list(tensor.shape), "data_offsets": [start, end]}
+        text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode() + b" " * _left(self.fields)
+        text += b" " * (-len(text) % 8)  # so that all numbers stand at multiples of their size
+        return len(text).to_bytes(8, "little") + text
 
     def to_pieces(self) -> list[Piece]:
         """The message as the pieces of a safetensors file: a header, in which the fields are one JSON text, and the
@@ -62,19 +89,14 @@ class Message:
         Raises:
             ValueError: a tensor has numbers of a type that such files don't have.
         """
-        tensors = {name: tensor.detach().contiguous().cpu() for name, tensor in self.tensors.items()}
-        header: dict[str, Any] = {_METADATA: {_FIELDS: json.dumps(self.fields)}}
-        pieces, end = list[Piece](), 0
-        for name, tensor in sorted(tensors.items(), key=lambda item: (-item[1].element_size(), item[0])):
+        pieces: list[Piece] = [self._header]
+        for name in self._order:
+            tensor = self.tensors[name].detach().contiguous().cpu()
             if tensor.dtype not in _DTYPES:
                 raise ValueError(f"a message has no tensors of {tensor.dtype}; got one named {name!r}")
             row = tensor.as_strided((tensor.numel(),), (1,))  # strides of axes of length 1 may be anything
             pieces.append(row.view(torch.uint8).numpy().data)
-            start, end = end, end + len(pieces[-1])
-            header[name] = {"dtype": _DTYPES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [start, end]}
-        text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
-        text += b" " * (-len(text) % 8)  # so that all numbers stand at multiples of their size
-        return [len(text).to_bytes(8, "little") + text, *pieces]
+        return pieces
 
     def to_bytes(self) -> bytes:
         """The message as a safetensors file.
@@ -114,6 +136,18 @@ class Message:
         if ends[-1] != len(data):
             raise ValueError(f"not a message: {len(data)} bytes instead of {ends[-1]}")
         return cls.from_pieces([header, *(data[start:stop] for start, stop in pairwise(ends))])
+
+
+def _bytes_of(tensor: Tensor) -> int:
+    return tensor.numel() * tensor.element_size()
+
+
+def _left(fields: Any) -> int:
+    """How many digits the numbers in fields that are not whole have less than they could have."""
+    if isinstance(fields, float):
+        return _DIGITS - len(json.dumps(fields))
+    inner = fields.values() if isinstance(fields, dict) else fields if isinstance(fields, list | tuple) else ()
+    return sum(map(_left, inner))
 
 
 class _Entry(BaseModel):

@@ -48,7 +48,7 @@ from polyclinic.site.model_part import PART
 from polyclinic.state import FlatModule, Selection
 from polyclinic.study.checked import CheckedStudy
 from polyclinic.study.display import Display
-from polyclinic.study.fit import check_delta, check_fit, check_shares
+from polyclinic.study.fit import check_delta, check_fit
 from polyclinic.study.folder import Folder
 from polyclinic.study.folds import Folds
 from polyclinic.study.job import Fold, Job
@@ -192,7 +192,6 @@ class _Fitting:
         setup = Setup(study, cohort, sites, folder.site_folder())
         try:
             template = setup.template(choose_device(declaration.engine.device))
-            check_shares(declaration, template.layout)
             plan = folder.plan(setup.plan(template), cohort.fingerprint)
             engine, local = setup.start(plan)
             folds = Folds(

@@ -11,6 +11,7 @@ from torch import nn
 
 from polyclinic.errors import TrainingError
 from polyclinic.models import build_model
+from polyclinic.state import FlatModule
 
 #: Sides that are tried to find the least that work.
 _SIDES = (2, 4, 8, 16, 32, 64, 128)
@@ -18,7 +19,7 @@ _SIDES = (2, 4, 8, 16, 32, 64, 128)
 _ERRORS = (RuntimeError, ValueError, IndexError, TypeError, AssertionError)
 
 
-def try_network(name: str, options: dict[str, Any], shape: Sequence[int], outputs: int, *, masks: bool) -> None:
+def try_network(name: str, options: dict[str, Any], shape: Sequence[int], outputs: int, *, masks: bool) -> FlatModule:
     """Send two empty cases through the network, in training and in testing, without computing anything.
 
     Tensors are on PyTorch's device ``meta``, which knows shapes and no numbers, so that this takes no memory.
@@ -30,20 +31,23 @@ def try_network(name: str, options: dict[str, Any], shape: Sequence[int], output
         outputs: channels or numbers that the task needs.
         masks: whether there is to be an output for each pixel or voxel.
 
+    Returns:
+        The network; it may be on the device ``meta``.
+
     Raises:
         TrainingError: P302, the network can't be built for this shape, can't work on it, or gives something else than
             the task needs. P503 if it needs a package that is missing.
     """
     shape = tuple(shape)
-    module = build_model(name, options, shape, outputs).module
+    network = build_model(name, options, shape, outputs)
     try:
-        given = _run(module, shape)
+        given = _run(network.module, shape)
     except NotImplementedError:  # an operation that has no form for shapes alone
-        return
+        return network
     except _ERRORS as error:
         reason = str(error).strip().split("\n")[0].rstrip(".") or type(error).__name__
         if re.search(r"\bmeta\b", reason):  # of the device that has shapes and no numbers
-            return
+            return network
         raise TrainingError(
             "P302",
             f"The model {name} can't work on inputs of shape {shape}: {reason}.",
@@ -58,6 +62,7 @@ def try_network(name: str, options: dict[str, Any], shape: Sequence[int], output
             f"{wanted}: {kind}.",
             "Choose a model for the task: `unet` and its like give masks, `cnn`, `resnet` and their like give labels.",
         )
+    return network
 
 
 def _run(module: nn.Module, shape: tuple[int, ...]) -> tuple[int, ...]:

@@ -2,8 +2,8 @@
 
 The items are those by which NIST SP 800-226, Guidelines for evaluating differential privacy guarantees (2025), judges a
 guarantee: ε, δ and the unit of privacy; neighbours and bounds of a unit's contribution; mechanism, sampling and how
-losses add up; who is trusted; how the mechanism is implemented; access to the data, their collection, and what else is
-not covered.
+losses add up; who is trusted; how the mechanism is implemented; utility and bias; access to the data, their
+collection, and what else is not covered.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ TITLES = {
     "accountant": "Accountant",
     "tuning": "Choice of settings",
     "implementation": "Implementation of the noise",
+    "utility": "Utility and bias",
     "access": "Access to the data",
     "not_covered": "Not covered",
 }
@@ -54,6 +55,7 @@ class Statement:
         accountant: how the losses of the steps were added up.
         tuning: whether settings were chosen on the same data, and if that is part of ε.
         implementation: where random numbers come from, and how numbers are rounded.
+        utility: what the noise costs, and whom most.
         access: who can get at the data themselves, and how that is prevented.
         not_covered: what is not protected, each in a sentence.
 
@@ -74,6 +76,7 @@ class Statement:
     accountant: str
     tuning: str
     implementation: str
+    utility: str
     access: str
     not_covered: tuple[str, ...]
 

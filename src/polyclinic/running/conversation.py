@@ -46,11 +46,15 @@ class Conversation:
         """Ask sites something."""
         part = function.rpartition("/")[0]
         for site, request in requests.items():
-            self.down[site].add(_named(request.tensors, part))
+            self._count(self.down[site], request, part)
         for site, reply in self.engine.call(function, requests):
             if isinstance(reply, Message):
-                self.up[site].add(_named(reply.tensors, part))
+                self._count(self.up[site], reply, part)
             yield site, reply
+
+    def _count(self, traffic: Traffic, message: Message, part: str) -> None:
+        """Sites that train alone exchange nothing: what they are asked is no part of the method."""
+        traffic.add(_named(message.tensors, part), message.size if self.plan.together else 0)
 
     def asking(self, part: str) -> Ask:
         """How the end of a part at the server asks those at the sites."""

@@ -23,7 +23,7 @@ class Federation:
 
     Attributes:
         progress: where the training is.
-        announced: site -> what its parts told at the start (``part/name``).
+        announced: site -> its answer to ``start``, in which parts told something (``part/name``).
         steps: site -> optimiser steps in a round of its local work.
         conversation: carries messages of the training.
     """
@@ -33,7 +33,7 @@ class Federation:
         self.progress = Progress(0, plan.selection.take(plan.initial).clone())
         started = Message(plan.start.fields(), {"initial": plan.initial})
         said = engine.ask("start", dict.fromkeys(engine.sites, started))
-        self.announced = {site: said[site].tensors for site in plan.sites}
+        self.announced = {site: said[site] for site in plan.sites}
         self.steps: dict[str, int] = {site: said[site].fields.get("steps", 0) for site in plan.sites}
         self.conversation = Conversation(plan, engine, self.progress)
         self._chains: dict[str, Chain] = {}
@@ -42,7 +42,7 @@ class Federation:
         """The server's ends of the parts for one model."""
         if model not in self._chains:
             chain = self._chains[model] = self.plan.chain()
-            told = {s: {name: named(t, name) for name in chain.ends} for s, t in self.announced.items()}
+            told = {s: {name: named(m.tensors, name) for name in chain.ends} for s, m in self.announced.items()}
             chain.meet(told, self.plan.weights, {name: self.conversation.asking(name) for name in chain.ends})
         return self._chains[model]
 

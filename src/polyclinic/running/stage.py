@@ -119,11 +119,11 @@ class ModelStage(Stage):
         check_declared(sent, self.plan.reveals)
         return Message(asked.fields(), {"state": state, **sent})
 
-    def take(self, answered: Answered, packed: Memory, once: Mapping[str, Tensor]) -> Row:
+    def take(self, answered: Answered, packed: Memory, once: Message | None) -> Row:
         """Give an answer to the parts at the server; one without an update they never see.
 
         Returns:
-            What is written down of it; ``once`` is what the site told when training started.
+            What is written down of it; ``once`` is what the site answered when training started, if it counts here.
         """
         site, said, model = answered.site, answered.said, self.homes[answered.site]
         sent = bool(packed) or not self.plan.known.may_be_quiet
@@ -132,9 +132,8 @@ class ModelStage(Stage):
             self._batches[model] = self._batches.get(model, 0) + said.get("batches", said["steps"])
         else:
             self.chains[model].passes(site)
-        told = Traffic()
-        told.add(once)
-        self.conversation.up[site].sent = told.sent + self.conversation.up[site].sent
+        if once is not None and once.tensors:
+            self.conversation.up[site].add(once.tensors, once.size)
         return {
             "round": self.number, "site": site, "seconds": said["seconds"], "bytes_up": 0, "bytes_down": 0,
             "examples": said["examples"], "steps": said["steps"],

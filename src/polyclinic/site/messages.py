@@ -24,6 +24,7 @@ from polyclinic.limits import (
     NotNegative,
     Number,
     Options,
+    Patterns,
     Positive,
     Seed,
     Sentence,
@@ -31,6 +32,7 @@ from polyclinic.limits import (
     Switch,
 )
 from polyclinic.privacy import Event
+from polyclinic.roles import Role
 from polyclinic.tasks.base import TimeGrid
 
 #: A bootstrap has so many draws at least, or none.
@@ -175,6 +177,7 @@ class Start(Body):
         metrics: what is measured on test cases.
         model: name and options of the network.
         share: roles of the tensors that are shared.
+        modules, without: patterns of the modules of which they are (empty for all), and of which they are not.
         parts: name and options of each part of the method, in the order of the sites' ends.
         personal: name and options of the way to a personal model, or None.
         seed, fold: what randomness derives from.
@@ -195,7 +198,9 @@ class Start(Body):
     edges: list[AboveZero] = []
     metrics: MetricNames
     model: NamedPart
-    share: list[Name]
+    share: list[Role]
+    modules: Patterns = []
+    without: Patterns = []
     parts: list[NamedPart] = []
     personal: NamedPart | None = None
     seed: Seed

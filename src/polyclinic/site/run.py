@@ -6,6 +6,7 @@ import secrets
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -29,7 +30,7 @@ from polyclinic.communication.exchange import check_declared
 from polyclinic.communication.message import Message
 from polyclinic.data.dataset import Dataset
 from polyclinic.data.splits import Parts
-from polyclinic.errors import TrainingError
+from polyclinic.errors import SiteError, TrainingError
 from polyclinic.models import has_batch_norm
 from polyclinic.parts import Ended, Memory, SiteEnd, build_parts, tell_parts
 from polyclinic.parts.checks import Unwritten, kind_of, tensors_of, wrong
@@ -110,8 +111,9 @@ class Run:
         self.known = Known.of(declared, model.layout)
         self.phases = list(self.personal.phases(self.work, model.layout))
         layout: Layout = model.layout
-        roles = {Role(role) for role in declared.share}
-        self.shared, self.private = layout.select(roles), layout.select(set(Role) - roles)
+        self.shared = layout.select(declared.share, declared.modules, declared.without)
+        self.private = layout.rest(self.shared)
+        self._check_named(layout)
         built = build_parts(declared.parts)
         tell_parts(built, self.known.given, self.known.sizes)
         self.reveals = {f"{name}/{key}" for name, part in built.items() for key in part.reveals}
@@ -145,6 +147,22 @@ class Run:
         self._check_batches()
         self._allowed: int | None = None
         self._affordable: int | None = None
+
+    def _check_named(self, layout: Layout) -> None:
+        """Whether all modules that are named are there: what a pattern that finds nothing should keep would leave."""
+        missing = layout.unnamed([*self.declared.modules, *self.declared.without])
+        if missing:
+            raise SiteError(
+                "P401", f"Site {self.site} was told of the module {missing[0]!r}, which its network has not.",
+                "Let all sites and the server run the same version of Polyclinic.", site=self.site,
+            )  # fmt: skip
+
+    @cached_property
+    def shares_statistics(self) -> bool:
+        """Whether statistics of normalisation layers are shared: of all such layers, or of none."""
+        declared = self.declared
+        statistics = [role for role in declared.share if role is Role.NORM_STATISTIC]
+        return bool(self.model.layout.select(statistics, declared.modules, declared.without).size)
 
     def spend(self, number: int, turn: int) -> None:
         """Write down what a round costs the patients' privacy, before anything of it leaves the site.
@@ -450,7 +468,7 @@ class Round:
         chain = [i for i, phase in enumerate(phases) if (phase.start == "personal") is (start == "personal")]
         before = sum(steps[i] for i in chain if i < number) if start == "before" else 0
         rounds, batches = self.request.after_rounds, self.request.after_batches
-        if start == "personal" or Role.NORM_STATISTIC not in self.run.declared.share:
+        if start == "personal" or not self.run.shares_statistics:
             rounds, batches = self.run.kept.trained, 0  # what stays at the site was trained nowhere else
         return batches + rounds * sum(steps[i] for i in chain) + before
 

@@ -60,7 +60,7 @@ from polyclinic.site.messages import (
     Trained,
 )
 from polyclinic.site.sums import BOXES, MASKED, PHASES
-from polyclinic.state import Layout, Role
+from polyclinic.state import Layout
 from polyclinic.statistics.calibration import THRESHOLDS
 from polyclinic.statistics.survival import CURVE
 from polyclinic.tasks import Task, build_task
@@ -110,7 +110,7 @@ class Known:
     @classmethod
     def of(cls, start: Start, layout: Layout) -> Known:
         """In a training that ``start`` declares, of a model with a ``layout``."""
-        shared = layout.select({Role(role) for role in start.share})
+        shared = layout.select(start.share, start.modules, start.without)
         sizes = {"P": layout.size, "Q": shared.size, "T": shared.trainable, "S": shared.size - shared.trainable}
         sizes["W"] = layout.trainable  # weights, whether shared or not
         if start.classes:

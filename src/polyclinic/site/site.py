@@ -435,7 +435,7 @@ class Site:
         )  # fmt: skip
         if not self._named:
             self.write_pseudonyms()
-        self._log(f"start {asked.run}: shares {', '.join(asked.share) or 'nothing'}")
+        self._log(f"start {asked.run}: shares {_shared(asked)}")
         sizes = Started(train=len(parts.train), validation=len(parts.validation), steps=self.run.steps_in_all)
         return Message(sizes.fields(), self.run.announced)
 
@@ -645,6 +645,13 @@ class Site:
                 file.write(text.rstrip() + "\n")
         except OSError as error:
             raise write_error(path, error) from error
+
+
+def _shared(asked: Start) -> str:
+    """What of the model is shared in a training, in words."""
+    words = [", ".join(asked.share) or "nothing"]
+    words += [f"of {', '.join(asked.modules)}"] if asked.modules else []
+    return " ".join([*words, *([f"but not of {', '.join(asked.without)}"] if asked.without else [])])
 
 
 def _quoted(text: str) -> str:

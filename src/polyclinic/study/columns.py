@@ -38,6 +38,8 @@ PRIVACY = [
 ]  # fmt: skip
 #: Columns of ``exchanged.csv``.
 EXCHANGED = ["method", "payload", "reveals"]
+#: In them the model itself, of methods that share some of its modules.
+MODEL = "model"
 #: Columns of ``payloads.csv``; the first of them is also one of ``rounds.csv``.
 PAYLOADS = "payloads"
 PAYLOAD_COLUMNS = [PAYLOADS, "way", "payload", "shape", "times", "bytes"]

@@ -139,7 +139,7 @@ def _hidden(method: Method, local: Local) -> Refusal | None:
     if hiding and needing and not grouped:
         return Refusal(f"{needing[0]} needs each site's update, and {hiding[0]} shows the server their sum alone.",
                        f"Leave out {hiding[0]}, use the mean, shorten changes at the sites (`clip`), or let the rule "
-                       "work on sums of groups (`secure_sum: {group_size: ...}`).", "server")  # fmt: skip
+                       f"work on sums of groups (`{hiding[0]}: {{group_size: ...}}`).", "server")  # fmt: skip
     adding = all(end.adds_all for _, end in ends if isinstance(end, Hiding))
     telling = [
         name

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from difflib import get_close_matches
 
 from polyclinic.audit.poisoning import PLACE, Attack
 from polyclinic.data.opening.cohort import Cohort
 from polyclinic.errors import StudyError, nearest
-from polyclinic.models import build_model
+from polyclinic.methods import SharedModules
 from polyclinic.models.trial import try_network
 from polyclinic.options import EntryError
-from polyclinic.parts import Part, build_chain
+from polyclinic.parts import Hiding, Part, build_chain
+from polyclinic.paths import containing
 from polyclinic.secure.sums import check_enough
-from polyclinic.state import Layout, Role
+from polyclinic.state import NORMALISATION, FlatModule, Layout, Role
 from polyclinic.study.checked import CheckedStudy
 from polyclinic.study.declaration import Declaration
 from polyclinic.study.job import Fold
@@ -20,6 +22,9 @@ from polyclinic.study.method_entries import StudyMethod, build_participation
 from polyclinic.study.reading import located
 from polyclinic.study.times_entry import check_times_fit
 from polyclinic.tasks import TASKS, build_task
+
+#: Names of modules that a message lists.
+_LISTED = 20
 
 
 def check_fit(study: CheckedStudy, cohort: Cohort) -> Attack | None:
@@ -45,10 +50,13 @@ def check_fit(study: CheckedStudy, cohort: Cohort) -> Attack | None:
     outputs = network_outputs(declaration, cohort.classes)
     masks = declaration.target == "masks"
     shape = input_shape(declaration, cohort)
-    try_network(name, options, shape, outputs, masks=masks)
+    network = try_network(name, options, shape, outputs, masks=masks)
+    for method in configurations(declaration):
+        if method.method.scope == "federation":
+            check_share(method, network, name)
     if attack is not None:
         try:
-            _check_reached(attack, declaration, build_model(name, options, shape, outputs).layout)
+            _check_reached(attack, declaration, network.layout)
         except EntryError as error:
             raise located(error, study.name, study.text) from None
     return attack
@@ -89,18 +97,63 @@ def configurations(declaration: Declaration) -> list[StudyMethod]:
     return [one.method for method in declaration.study_methods for one in declaration.candidates(method)]
 
 
-def check_shares(declaration: Declaration, layout: Layout) -> None:
-    """A method that shares a part which the model has not would be training alone under another name.
+def check_share(method: StudyMethod, network: FlatModule, name: str) -> None:
+    """A method that shares a part which the network has not would be training alone under another name.
+
+    Args:
+        method: of the study.
+        network: of the study.
+        name: of the network.
 
     Raises:
-        StudyError: P104 with the method.
+        StudyError: P103, a pattern names nothing of the network, P104, no weights are shared, or some statistics that
+            are averaged over all batches.
     """
-    for m in declaration.study_methods:
-        if m.method.scope == "federation" and not m.method.selection(layout).trainable:
-            raise StudyError(
-                "P104", f"{m.label} shares the {m.method.share} of the model, and there is none in "
-                f"{declaration.model_part[0]}.", "Use a model with a body and a head.",
-            )  # fmt: skip
+    shared, layout = method.method.shared, network.layout
+    missing = layout.unnamed([*shared.modules, *shared.without])
+    if missing:
+        hint = _named_like(missing[0], layout)
+        raise StudyError("P103", f"{method.label} names the module {missing[0]!r}, and {name} has none.", hint)
+    selection = method.method.selection(layout)
+    if not selection.trainable:
+        shares, hint = f"the {shared.roles} of the model", "Use a model with a body and a head."
+        if isinstance(method.method.share, SharedModules):
+            shares, hint = f"{shared} of the model", "Name other modules; to share nothing, use the method single."
+        raise StudyError("P104", f"{method.label} shares {shares}, and there are no weights of it in {name}.", hint)
+    counting = _counting(network)
+    if counting and 0 < len(counting & {entry.name for entry in layout.inside(selection)}) < len(counting):
+        raise StudyError(
+            "P104", f"{method.label} shares some normalisation layers with `momentum: null` and keeps others: a "
+            "network counts the batches of all of them together.",
+            "Share all of them or none (`share: {roles: no_norm_statistics, ...}`).",
+        )  # fmt: skip
+
+
+def _counting(network: FlatModule) -> set[str]:
+    """Statistics that are averaged over all batches so far (``momentum: null``)."""
+    return {
+        f"{path}.running_mean"
+        for path, layer in network.module.named_modules()
+        if isinstance(layer, NORMALISATION) and getattr(layer, "momentum", 0.0) is None
+    }
+
+
+def _named_like(pattern: str, layout: Layout) -> str:
+    """Which modules there are, for somebody who named one that is not."""
+    known = list(dict.fromkeys(path for entry in layout.entries for own in entry.paths for path in containing(own)))
+    parent = max((path for path in known if pattern.startswith(f"{path}.")), key=len, default="")
+    found = _children(parent, known)
+    while len(found) == 1 and (further := _children(found[0], known)):
+        found = further
+    close = get_close_matches(pattern, known, n=3)
+    told = f"Did you mean {' or '.join(map(repr, close))}? " if close else ""
+    listed = ", ".join(found[:_LISTED]) + (f" and {len(found) - _LISTED} more" if len(found) > _LISTED else "")
+    return f"{told}{f'In {parent}' if parent else 'In the network'} there are: {listed}."
+
+
+def _children(parent: str, known: Iterable[str]) -> list[str]:
+    start = f"{parent}." if parent else ""
+    return [path for path in known if path.startswith(start) and "." not in path[len(start) :]]
 
 
 def check_left_cases(attack: Attack | None, folds: Mapping[int, Fold]) -> None:
@@ -137,13 +190,18 @@ def check_enough_sites(declaration: Declaration, folds: Mapping[int, Fold]) -> N
             continue
         sites = there - 1 if declaration.is_unseen(method) else there
         sites = min(sites, *(part.most or sites for part in build_participation(method.training)), sites)
-        for part in _chain(method):
-            least = part.at_server().least
-            if least > sites:
+        for name, part in build_chain(method.method.channel, method.method.local, method.method.server).items():
+            end = part.at_server()
+            if end.least > sites:
+                hint = "Give its rule smaller numbers, or choose `median`, `geometric_median` or `dos`."
+                if isinstance(end, Hiding):
+                    hint = (
+                        "A sum of few tells of single sites (of two, each knows the other's update): let more take part"
+                    )
+                    hint += f", or allow it: `{name}: {{least: {sites}}}`." if sites > 1 else "."
                 raise StudyError(
-                    "P104", f"{method.label} needs the answers of {least} sites in each round, and {sites} "
-                    "take part" + (" where one is left out." if sites < there else "."),
-                    "Give its rule smaller numbers, or choose `median`, `geometric_median` or `dos`.",
+                    "P104", f"{method.label} needs the answers of {end.least} sites in each round, and {sites} "
+                    "take part" + (" where one is left out." if sites < there else "."), hint,
                 )  # fmt: skip
 
 

@@ -10,7 +10,7 @@ from polyclinic.engine.planner import choose_device
 from polyclinic.models import build_model
 from polyclinic.notes import Note
 from polyclinic.study.checked import CheckedStudy
-from polyclinic.study.fit import check_enough_sites, check_fit, check_shares, input_shape, network_outputs
+from polyclinic.study.fit import check_enough_sites, check_fit, input_shape, network_outputs
 from polyclinic.study.folds import Folds
 from polyclinic.study.job import Job
 from polyclinic.study.jobs import JobRunner
@@ -53,7 +53,6 @@ def fit_once(study: CheckedStudy) -> Fitted:
     device = choose_device(declaration.engine.device)
     seed = declaration.all_seeds[0]
     network = build_model(*declaration.model_part, shape, outputs, seed=seed, device=device)
-    check_shares(declaration, network.layout)
     engine.settle(device=device, stacked=False, folder=None)
     preparing = Folds(declaration, cohort, engine, engine)
     fold = preparing.one(0)

@@ -6,19 +6,21 @@ import logging
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Annotated, Any, get_args
 
 import torch
-from pydantic import ValidationError
+from pydantic import Field, ValidationError
 
 from polyclinic.client.optimizers import Named, resolve_optimizer, resolve_schedule
 from polyclinic.client.personal import PERSONAL
 from polyclinic.composition import METHODS
 from polyclinic.errors import PolyclinicError, StudyError, nearest
-from polyclinic.methods import PUBLISHED, SHARES, Method, PartEntry
+from polyclinic.limits import Patterns
+from polyclinic.methods import PUBLISHED, Method, PartEntry, Share, SharedModules, ShareName
 from polyclinic.options import Catalogue, EntryError, Place, check_options, first_entry_error, split_entry
 from polyclinic.parts import PLACES, ServerEnd, SiteEnd, build_part
 from polyclinic.parts.checks import kind_of, wrong
+from polyclinic.seeds import derive_seed
 from polyclinic.server.selection import PARTICIPATION, Participation
 from polyclinic.study.compatibility import Local, refusal
 from polyclinic.study.entries import Training, check_keys
@@ -26,6 +28,8 @@ from polyclinic.tasks import TASKS, build_task
 
 log = logging.getLogger(__name__)
 
+#: Letters that a label has at most.
+LONGEST_LABEL = 80
 #: Parts that any federated method may be given instead of its own, or besides.
 COMPOSED = ("share", "personal", "channel", "server", "local", "topology", "procedure")
 #: Those of them that take the place of the method's own.
@@ -127,10 +131,12 @@ class MethodReader:
         if refused is not None:
             raise EntryError("P104", refused.message, refused.hint, place=(*inner, *refused.place(common)))
         options = ", ".join(f"{key}={_short(value)}" for key, value in {**given, **parts}.items())
-        label = common.get("label", f"{name}({options})" if options else name)
-        if not isinstance(label, str) or not re.fullmatch(r"[\w .,=()+\-:/\[\]]{1,80}", label):
-            message = f"got the label {label!r}; expected up to 80 letters, digits, blanks or . , = ( ) [ ] + - : /."
-            hint = "" if "label" in common else "It is made of the method's options; give a shorter one with `label:`."
+        label = common.get("label", _label(f"{name}({options})" if options else name))
+        if not isinstance(label, str) or not re.fullmatch(r"[\w .,=()+\-:/\[\]*?!]{1,80}", label):
+            message = (
+                f"got the label {label!r}; expected up to 80 letters, digits, blanks or . , = ( ) [ ] + - : / * ? !."
+            )
+            hint = "" if "label" in common else "It is made of the method's options; give another with `label:`."
             raise EntryError("P102", message, hint, place=(*inner, "label"))
         filled = {"label": label, **own}
         if method.scope == "federation":
@@ -156,15 +162,7 @@ def _composed(name: str, method: Method, common: dict[str, Any], place: Place) -
         hint = "Use a federated method such as fedavg."
         raise EntryError("P104", f"{name} has no server, so `{key}` means nothing.", hint, place=(*place, key))
     if "share" in parts:
-        valid = [share for share in SHARES if share != "none"]
-        if parts["share"] not in valid:  # a list: what is given need not be hashable
-            hint = (
-                "To share nothing, use the method single."
-                if parts["share"] == "none"
-                else nearest(str(parts["share"]), valid)
-            )
-            raise EntryError("P103", f"{parts['share']!r} can't be shared.", hint, place=(*place, "share"))
-        method = replace(method, share=parts["share"])
+        method = replace(method, share=_share(parts["share"], (*place, "share")))
     if "personal" in parts:
         taken_out = parts["personal"] is None
         if taken_out and method.personal is not None:
@@ -185,6 +183,47 @@ def _composed(name: str, method: Method, common: dict[str, Any], place: Place) -
     method = replace(method, **changed)
     usual: tuple[Any, ...] = ([], "all", "star", "local", None)
     return method, {k: v for k, v in parts.items() if v not in usual}
+
+
+class ModulesEntry:
+    """What ``share: {...}`` may say; see `SharedModules`."""
+
+    def __init__(
+        self, *, modules: Annotated[Patterns, Field(min_length=1)] | None = None,
+        without: Annotated[Patterns, Field(min_length=1)] | None = None, roles: Any = "all",
+    ) -> None:  # fmt: skip
+        pass
+
+
+def _share(entry: object, place: Place) -> Share:
+    """What is shared: a name, or some modules."""
+    if not isinstance(entry, dict):
+        return _shared_roles(entry, place)
+    found = check_options(ModulesEntry, entry, place, "share")
+    modules, without = tuple(found["modules"] or ()), tuple(found["without"] or ())
+    if not modules and not without and "roles" not in entry:
+        message, hint = "`share` names nothing.", "Name `modules`, or those that stay at the sites (`without`)."
+        raise EntryError("P102", message, hint, place=place)
+    roles = _shared_roles(found["roles"], (*place, "roles"))
+    return SharedModules(modules, without, roles) if modules or without else roles
+
+
+def _shared_roles(entry: object, place: Place) -> ShareName:
+    valid: list[ShareName] = [share for share in get_args(ShareName) if share != "none"]
+    if entry in valid:  # a list: what is given need not be hashable
+        return valid[valid.index(entry)]
+    hint = "To share nothing, use the method single." if entry == "none" else nearest(str(entry), list(valid))
+    raise EntryError("P103", f"{entry!r} can't be shared.", hint, place=place)
+
+
+def _share_entry(share: Share) -> str | dict[str, Any]:
+    """What is shared as an entry of a study file."""
+    if not isinstance(share, SharedModules):
+        return share
+    lists = {"modules": list(share.modules), "without": list(share.without)}
+    return {key: found for key, found in lists.items() if found} | (
+        {"roles": share.roles} if share.roles != "all" else {}
+    )
 
 
 def _unused(name: str, own: dict[str, Any], method: Method, common: dict[str, Any]) -> dict[str, str]:
@@ -234,7 +273,7 @@ def composed_entry(method: Method, plain: Method) -> dict[str, Any]:
         return [{name: dict(options)} for name, options in parts]
 
     return {
-        "share": method.share,
+        "share": _share_entry(method.share),
         "personal": None if method.personal is None else {method.personal[0]: dict(method.personal[1])},
         "channel": each(method.channel[len(plain.channel) :]),
         "server": each(method.server),
@@ -387,6 +426,14 @@ def filled_training(training: Training, task: str) -> dict[str, Any]:
     name, options = optimizer_of(training)
     loss, given = loss_of(training, task)
     return {"local_epochs": epochs, "loss": {loss: given} if given else loss, "optimizer": {name: options}}
+
+
+def _label(text: str) -> str:
+    """A label that is not too long: of a longer one the beginning, with letters that stand for all of it."""
+    if len(text) <= LONGEST_LABEL:
+        return text
+    ending = f"... {derive_seed(text) % 16**6:06x})"
+    return text[: LONGEST_LABEL - len(ending)] + ending
 
 
 def _short(value: object) -> str:

@@ -47,10 +47,7 @@ def idle_parts(declaration: Declaration, layout: Layout) -> list[Note]:
     for study in declaration.study_methods:
         method = study.method
         if method.share != "all" and method.selection(layout).everything:
-            text = (
-                f"{study.label} shares the whole model here: {name} has no layers of the kind that it would keep at "
-                "the sites."
-            )
+            text = f"{study.label} shares the whole model here: {name} has nothing of what it would keep at the sites."
             notes.append(Note("N103", text))
         for rule, options in method.local:
             end = build_part(rule, options).at_site()
@@ -95,6 +92,26 @@ def in_sums(declaration: Declaration) -> list[Note]:
     if declaration.data.harmonisation.combat is not None:
         words.append("There is no harmonisation.csv, which tells of each site's features.")
     return [Note("N812", " ".join(words))]
+
+
+def rows_as_patients(declaration: Declaration, folds: Sequence[Fold]) -> list[Note]:
+    """On noise for patients, where tables do not say which rows are of one patient."""
+    if declaration.data.subject is not None:
+        return []
+    noisy = [
+        study.label
+        for study in declaration.study_methods
+        if any(build_part(name, options).private == "a patient" for name, options in study.method.parts)
+    ]
+    if not noisy:
+        return []
+    sites = {site: fold.train[site] + fold.validation[site] + fold.test[site] for fold in folds for site in fold.train}
+    text = (
+        f"{', '.join(noisy)}: noise protects one row, since `data` names no column `subject`: each of "
+        f"{sum(sites.values()):,} rows of {len(sites)} sites counts as a patient. "
+        "A patient with several rows is protected less."
+    )
+    return [Note("N813", text)]
 
 
 def few_events(declaration: Declaration, folds: Sequence[Fold]) -> list[Note]:

@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 
 from polyclinic.errors import ResultsError
-from polyclinic.study.columns import EXCHANGED, PAYLOAD_COLUMNS, PAYLOADS
+from polyclinic.study.columns import EXCHANGED, MODEL, PAYLOAD_COLUMNS, PAYLOADS
 from polyclinic.study.table_files import has_table, read_table
 
 #: Columns that a training writes, with what went each way in words.
@@ -126,10 +126,10 @@ def exchanged_table(
     Args:
         sent: method -> numbers in the column ``payloads`` of its rows in ``rounds.csv``.
         payloads: content of ``payloads.csv``.
-        reveals: method -> payload -> what it could reveal.
+        reveals: method -> payload -> what it could reveal; of the model, which of it is shared.
     """
     rows = []
     for method, told in reveals.items():
         names = set(payloads["payload"][payloads[PAYLOADS].isin(set(sent.get(method, ())))])
-        rows += [(method, name, words) for name, words in told.items() if name in names]
+        rows += [(method, name, words) for name, words in told.items() if name in names or name == MODEL]
     return pd.DataFrame(rows, columns=EXCHANGED)

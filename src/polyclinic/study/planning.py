@@ -17,7 +17,7 @@ from polyclinic.parts import PROCEDURES, TOPOLOGIES, Part, build_chain, build_pa
 from polyclinic.running.plan import Plan
 from polyclinic.site.evaluation import task_of
 from polyclinic.site.messages import MetricNames, Start
-from polyclinic.state import FlatModule
+from polyclinic.state import FlatModule, Layout
 from polyclinic.study.declaration import Declaration
 from polyclinic.study.entries import Training
 from polyclinic.study.job import Fold, Job, slug
@@ -100,7 +100,9 @@ class Planner:
                 tolerance=self.declaration.evaluation.surface_tolerance,
             ),
             model=self.declaration.model_part,
-            share=sorted(SHARES[method.share]),
+            share=sorted(SHARES[method.shared.roles]),
+            modules=list(method.shared.modules),
+            without=list(method.shared.without),
             parts=method.parts,
             personal=method.personal,
             seed=job.seed,
@@ -113,6 +115,16 @@ class Planner:
             budget=self.declaration.budget_of(method),
             hides=self.declaration.hides_of(method),
         )
+
+
+def shared_words(method: Method, layout: Layout) -> str:
+    """What of the model a method shares that names modules, in words."""
+    selection = method.selection(layout)
+    tensors, every = len(layout.inside(selection)), sum(entry.size > 0 for entry in layout.entries)
+    return (
+        f"{method.shared}: {tensors:,} of {every:,} tensors with {selection.size:,} of {layout.size:,} numbers; "
+        "the others stay at the site while it trains"
+    )
 
 
 def _built(method: Method) -> dict[str, Part]:

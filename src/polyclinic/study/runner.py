@@ -18,12 +18,13 @@ from polyclinic.engine import Engine, LocalEngine
 from polyclinic.engine.planner import EnginePlan, choose_device
 from polyclinic.errors import PolyclinicError, StudyError
 from polyclinic.files import write_atomic
+from polyclinic.methods import SharedModules
 from polyclinic.notes import Note
 from polyclinic.origins import told
 from polyclinic.parts import build_part
 from polyclinic.study.agenda import Agenda, trainings
 from polyclinic.study.checked import CheckedStudy
-from polyclinic.study.columns import PAYLOADS
+from polyclinic.study.columns import MODEL, PAYLOADS
 from polyclinic.study.crew import Crew, briefing, death_notes
 from polyclinic.study.described import described
 from polyclinic.study.display import Display
@@ -33,7 +34,6 @@ from polyclinic.study.fit import (
     check_enough_sites,
     check_fit,
     check_left_cases,
-    check_shares,
 )
 from polyclinic.study.flow import flow_table
 from polyclinic.study.folder import Folder
@@ -53,10 +53,12 @@ from polyclinic.study.notes import (
     in_sums,
     kept_back,
     left_out,
+    rows_as_patients,
     spared,
 )
 from polyclinic.study.opening import ask_agree, ask_open, local_engine
 from polyclinic.study.payloads import Numbers, exchanged_table
+from polyclinic.study.planning import shared_words
 from polyclinic.study.plugins import of_python, used_plugins
 from polyclinic.study.privacy import of_the_study
 from polyclinic.study.provenance import FINISHED, INCOMPLETE
@@ -172,7 +174,7 @@ class _Runner:
     def run(self, sites: pd.DataFrame) -> None:
         """Run all jobs and write all tables."""
         template = self.setup.template(choose_device(self.declaration.engine.device))
-        check_shares(self.declaration, template.layout)
+        self._layout = template.layout
         expected = self._expected()
         plan = self.folder.plan(self.setup.plan(template, expected), self.cohort.fingerprint)
         if str(template.vector.device) != plan.device:  # resumed on another machine
@@ -202,6 +204,7 @@ class _Runner:
             *spared(self.declaration, self.attack, len(self.cohort.sites), template.layout),
             *few_events(self.declaration, list(folds.values())),
             *in_sums(self.declaration),
+            *rows_as_patients(self.declaration, list(folds.values())),
         ]
         self.split_notes = preparing.notes
         runner = JobRunner(
@@ -324,8 +327,11 @@ class _Runner:
 
     def _reveals(self, method: StudyMethod) -> dict[str, str]:
         """``part/name`` of what a method exchanges besides the model -> what it could reveal."""
-        parts = [entry for one in self.declaration.candidates(method) for entry in one.method.method.parts]
-        return {
+        methods = [one.method.method for one in self.declaration.candidates(method)]
+        parts = [entry for one in methods for entry in one.parts]
+        choices = [one for one in methods if isinstance(one.share, SharedModules)]
+        shared = dict.fromkeys(shared_words(one, self._layout) for one in choices)
+        return ({MODEL: "; or ".join(shared)} if shared else {}) | {
             f"{name}/{key}": words
             for name, options in parts
             for key, words in build_part(name, options).reveals.items()

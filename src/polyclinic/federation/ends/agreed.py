@@ -114,8 +114,8 @@ class Agreed:
 
     def _starts(self, asked: Start) -> bool:
         begun = self._training(
-            asked.share, asked.parts, asked.personal, (asked.loss, asked.loss_options), asked.model, asked.work,
-            hides=asked.hides,
+            (asked.share, asked.modules, asked.without), asked.parts, asked.personal, (asked.loss, asked.loss_options),
+            asked.model, asked.work, hides=asked.hides,
         )  # fmt: skip
         declared = asked.task == self.declaration.task and asked.seed in self._seeds and asked.rounds <= self.rounds
         epsilon, delta = self.declaration.privacy.epsilon, self.declaration.privacy.delta
@@ -129,16 +129,17 @@ class Agreed:
         return {*self.declaration.all_seeds, *search}
 
     def _declared(self, method: StudyMethod) -> Iterator[dict[str, Any]]:
-        composed, training = method.method, method.training
+        composed, training, shared = method.method, method.training, method.method.shared
         for mixed in (False, True):
+            share = (sorted(SHARES[shared.roles]), shared.modules, shared.without)
             yield self._training(
-                sorted(SHARES[composed.share]), composed.parts, composed.personal, self.declaration.loss_of(training),
+                share, composed.parts, composed.personal, self.declaration.loss_of(training),
                 self.declaration.model_part, work_of(composed, training, [self.site], mixed=mixed),
                 hides=self.declaration.hides_of(composed),
             )  # fmt: skip
 
     def _training(
-        self, share: list[str], parts: Any, personal: Any, loss: Any, model: Any, work: Work, *, hides: bool
+        self, share: Any, parts: Any, personal: Any, loss: Any, model: Any, work: Work, *, hides: bool
     ) -> dict[str, Any]:  # fmt: skip
         """What must be as declared; weights of classes come from the cases of all sites."""
         own = work.own.get(self.site)

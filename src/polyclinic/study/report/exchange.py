@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import pandas as pd
 
-from polyclinic.study.columns import PAYLOADS
+from polyclinic.study.columns import MODEL, PAYLOADS
 from polyclinic.study.report.folder import Folder, of_run
 from polyclinic.study.report.tables import bytes_text, count_text, ordered
 
@@ -34,9 +34,13 @@ class Payload:
 
 @dataclass(frozen=True)
 class Exchange:
-    """What one method exchanged; sizes are of one round and site, texts with units."""
+    """What one method exchanged; sizes are of one round and site, texts with units.
+
+    ``shared`` says which modules of the model, where a method names some.
+    """
 
     method: str
+    shared: str
     up: str
     down: str
     payloads: list[Payload]
@@ -98,7 +102,7 @@ def _exchange(folder: Folder, method: str, rows: pd.DataFrame) -> Exchange:
             size = _range(found.groupby(PAYLOADS)["bytes"].sum())
             often = _often(int(times[found[PAYLOADS].unique()].sum()), rows)
             payloads.append(Payload(plain, words, shape, size, folder.reveals.get((method, str(name)), ""), often))
-    return Exchange(method, sizes[0], sizes[1], payloads)
+    return Exchange(method, folder.reveals.get((method, MODEL), ""), sizes[0], sizes[1], payloads)
 
 
 def _shape(text: str, times: int) -> str:

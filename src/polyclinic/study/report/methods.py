@@ -96,7 +96,7 @@ def _described(folder: Folder, kind: str, name: str) -> Told:
 
 def _makes(method: Method) -> set[tuple[str, str]]:
     """What makes a method differ from fedavg."""
-    others = {("share", method.share), ("work", method.work), ("scope", method.scope)}
+    others = {("share", str(method.share)), ("work", method.work), ("scope", method.scope)}
     return (set(method.named_parts) | others) - PLAIN_PARTS - {
         ("share", "all"), ("work", "train"), ("scope", "federation"),
     }  # fmt: skip

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from polyclinic.study.columns import MODEL
 from polyclinic.study.report.checklists.entries import (
     federated_methods,
     federated_rows,
@@ -70,10 +71,12 @@ def traffic(folder: Folder) -> str | None:
 
 def reveals(folder: Folder) -> str | None:
     """What the payloads besides the model could reveal."""
-    said = dict.fromkeys(words for words in folder.reveals.values() if words)
+    said = dict.fromkeys(words for (_, name), words in folder.reveals.items() if words and name != MODEL)
+    parts = [f"{method}: {words}" for (method, name), words in folder.reveals.items() if name == MODEL]
     if federated_rows(folder).empty:
         return None
     model = "The change of the model itself was sent in every round: what it could reveal was not measured in this run."
+    model += f" Of the model was sent by {listed(parts)}." if parts else ""
     if not said:
         return f"{model} Nothing was sent besides it."
     return f"{model} Besides it: {' '.join(said)} (exchanged.csv, by payload)."
