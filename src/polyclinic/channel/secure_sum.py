@@ -231,7 +231,6 @@ class _Masking(SiteEnd):
         if part.noisy is not None:
             part.noisy.added = True
         self._round: SiteRound | None = None
-        self._training = b""
 
     def answer(self, verb: str, asked: Memory, view: SiteView) -> Memory:
         """Its part in the phases of a round but for the update itself."""
@@ -256,7 +255,11 @@ class _Masking(SiteEnd):
                 raise Misfit("survivors: got no list of names")
             before = view.recall(f"{self.name} {self._number}")
             if before is not None and before != _listed(self._survivors):  # the site's update is the same again
-                raise Misfit("this round was summed before with other sites, and the difference would be their updates")
+                raise Misfit(
+                    "it was summed before with other sites, and the difference would be their updates. It can go on "
+                    "with those that were in it then; if one of them is gone for good, begin the study anew with "
+                    "another `seed`"
+                )  # fmt: skip
             return {"signature": said(self._round.agree(self._survivors))}
         if verb == "unmask":
             revealed = self._round.unmask(read_said(asked.get("signatures"), "signatures"))
@@ -265,9 +268,6 @@ class _Masking(SiteEnd):
         return super().answer(verb, asked, view)
 
     def _begin(self, about: About, view: SiteView) -> None:
-        self._training = self._training or about.training
-        if about.training != self._training:
-            raise Misfit("terms: got those of another training")
         own = 1.0 if about.most == 1 else float(view.count())
         if about.weight != own:  # with all weight on one site the sum would be its update
             raise Misfit(f"terms: got a weight of {about.weight:g}, expected {own:g}, the site's own")
@@ -405,7 +405,9 @@ class _Group:
         names = {"advertise": "advert", "share": "shares", "agree": "signature", "unmask": "revealed"}
         found = dict[str, object]()
         for site, answer in answers.items():
-            if not isinstance(answer, PolyclinicError):
+            if isinstance(answer, PolyclinicError):
+                self._server.failed[site] = answer.message
+            else:
                 with suppress(Misfit):
                     found[site] = read_said(answer.get(names[verb]), names[verb])
         if verb == "advertise":
