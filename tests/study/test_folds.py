@@ -88,7 +88,7 @@ def test_sites_are_prepared_again_without_one_only_where_that_changes_them(prepa
 def test_notes_are_in_the_order_of_the_folds(tmp_path, monkeypatch):
     """Though folds are counted from the last to the first; what all of them say is said once."""
 
-    def noting(engine, request, without=None):
+    def noting(engine, request, without=None, features=0):
         notes = [Note("N801", f"Fold {request.fold}."), Note("N801", "Any fold.")]
         return replace(prepare(engine, request, without), notes=notes)
 

@@ -354,7 +354,9 @@ def test_a_study_has_the_results_of_one_in_the_clear(tmp_path):
     assert before.groupby(["fold", "round"])["validation_loss"].nunique().eq(len(SIZES)).all()
 
 
-@pytest.mark.parametrize("engine", [{"mode": "stacked"}, {"mode": "processes", "workers": 2}], ids=str)
+@pytest.mark.parametrize(
+    "engine", [{"mode": "stacked"}, {"mode": "processes", "workers": 2}, {"mode": "sequential", "jobs": 2}], ids=str
+)
 def test_all_engines_find_the_same(engine, tmp_path):
     entries = covariates(declared(tmp_path, methods=["fedavg"], **HIDDEN), tmp_path) | {"model": "logistic"}
     first = run(entries, tmp_path, "sequential")

@@ -78,7 +78,7 @@ class Folder:
         names = {path.name for path in self.path.iterdir()}
         if {name for name in names if not name.endswith(DRAFT)} - {"study.yaml", "sites", LOCK, ERROR_LOG}:
             return False
-        if {path.name for path in self.site_folder().glob("*/*")} - {DIARY}:
+        if {path.name for path in self.site_folder().glob("*/*")} - {DIARY, f".{DIARY}.lock"}:
             return False
         text = (self.path / "study.yaml").read_text(encoding="utf-8") if "study.yaml" in names else self._text()
         return text == self._text()
