@@ -358,7 +358,7 @@ def test_a_study_has_the_results_of_one_in_the_clear(tmp_path):
     "engine", [{"mode": "stacked"}, {"mode": "processes", "workers": 2}, {"mode": "sequential", "jobs": 2}], ids=str
 )
 def test_all_engines_find_the_same(engine, tmp_path):
-    entries = covariates(declared(tmp_path, methods=["fedavg"], **HIDDEN), tmp_path) | {"model": "logistic"}
+    entries = covariates(declared(tmp_path, methods=["fedavg", "fedadam"], **HIDDEN), tmp_path) | {"model": "logistic"}
     first = run(entries, tmp_path, "sequential")
     other = run(entries | {"engine": {"threads": 1, **engine}}, tmp_path, "other")
     same(first, other, 1e-5 if engine["mode"] == "stacked" else 0.0)
