@@ -634,9 +634,10 @@ def unreachable_budget() -> None:
 
 
 def spent_budget() -> None:
+    from polyclinic.privacy import Budget
     from polyclinic.site.spending import budget_spent
 
-    raise budget_spent("Aachen", (7.0, 1e-5), 4)
+    raise budget_spent("Aachen", Budget(7.0, 1e-5), 4)
 
 
 def changed_ledger() -> None:

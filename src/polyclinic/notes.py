@@ -21,6 +21,7 @@ TITLES: dict[str, str] = {
     "N107": "A plug-in could not be loaded",
     "N108": "Sites were not compared with each other",
     "N109": "A worker process ended unexpectedly",
+    "N110": "A privacy budget of the study leaves trainings out",
     "N201": "A patient's name stands at more than one site",
     "N202": "Cases repeat within a site",
     "N203": "Cases repeat at several sites",

@@ -12,11 +12,11 @@ from helpers import Federation, declare, table_sites
 from polyclinic.errors import SiteError, StudyError
 from polyclinic.options import EntryError
 from polyclinic.parts import Step, build_part
-from polyclinic.privacy import Event, Ledger, epsilon
+from polyclinic.privacy import Budget, Event, Ledger, epsilon
 from polyclinic.privacy.draws import RepeatableDraws, SystemDraws, gaussian, laplace
 from polyclinic.running.progress import Checkpoint
 from polyclinic.seeds import generator
-from polyclinic.site.spending import Spending, rounds_within
+from polyclinic.site.spending import Spending
 from polyclinic.study.job import Job
 
 MODEL = {"mlp": {"hidden": [9]}}
@@ -269,7 +269,7 @@ def test_rounds_within_a_budget_are_as_many_as_fit():
     events = (Event.gaussian(1.5),)
     for budget in (0.5, 3.0, 5.0, 9.0, 100.0):
         expected = max([n for n in range(1, 21) if epsilon([Event.gaussian(1.5, count=n)], DELTA) <= budget], default=0)
-        assert rounds_within(events, (budget, DELTA), 20) == expected
+        assert Budget(budget, DELTA).rounds(events, 20) == expected
 
 
 def test_a_run_that_was_stopped_costs_no_less_and_no_more(tmp_path):

@@ -11,6 +11,7 @@ from polyclinic.channel.secure_sum import BOUND, About
 from polyclinic.engine.processes import ProcessEngine
 from polyclinic.errors import SiteError, StudyError
 from polyclinic.options import EntryError
+from polyclinic.parts import TOPOLOGIES, Grouping
 from polyclinic.running.progress import Checkpoint
 from polyclinic.secure import Ring
 from polyclinic.shapes import Misfit
@@ -387,13 +388,77 @@ def test_a_round_is_not_summed_again_with_other_sites(tmp_path, kept):
     first = made.state()
     if kept:
         made = federation(training={"rounds": 1, "quorum": 4}, folder=folder)
-        with silent(made, ("train", 0, "Bonn")), pytest.raises(SiteError, match="P402"):
+        with silent(made, ("train", 0, "Bonn")), pytest.raises(SiteError, match="P402") as caught:
             made.rounds()
+        assert "0 of 5 sites agreed" in str(caught.value)
+        assert "Aachen, Celle, Dresden, Essen: Site Aachen sends nothing" in str(caught.value), "the cause, once"
+        assert "if one of them is gone for good, begin the study anew with another `seed`" in str(caught.value)
     made = federation(training={"rounds": 1, "quorum": 4}, folder=folder)
     if kept:
         assert torch.equal(made.state(), first), "with the same sites it may be summed again"
         text = (tmp_path / "sites" / "Aachen" / "diary.jsonl").read_text()
         assert len(text.splitlines()) == 1
+
+
+class Halves(Grouping):
+    """Two stages of a round in each of which all sites train; or two models, between which sites change each round."""
+
+    several = True
+
+    def __init__(self, *, models: bool = False):
+        self.models = models
+
+    def stages(self, turn):
+        if not self.models:
+            return [{"federation": turn.sites[:3]}, {"federation": turn.sites[3:]}]
+        moved = turn.sites[turn.number :] + turn.sites[: turn.number]
+        return [{"one": sorted(moved[:3]), "two": sorted(moved[3:])}]
+
+
+@pytest.fixture
+def halves():
+    TOPOLOGIES.add("halves")(Halves)
+    yield "halves"
+    TOPOLOGIES._parts.pop("halves")
+
+
+@pytest.mark.parametrize("channel", ["secure_sum"])
+def test_a_round_that_was_given_up_does_not_end_the_sums(halves, channel):
+    """In the second round a site of the second stage is late, so all is as it was before it; the next has new keys."""
+    sites = {**SITES, "Fulda": 8}
+    training = {"rounds": 3, "quorum": 6, "participation": {"deadline": {"seconds": 9.0}}}
+    made = federation(channel=[channel], entry={"topology": halves}, sites=sites, training=training)
+    original = made.engine.call
+
+    def call(function, requests):
+        for site, reply in original(function, requests):
+            if function == "train" and site == "Fulda" and requests[site].fields["round"] == 1:
+                reply.fields["seconds"] = 99.0
+            yield site, reply
+
+    made.engine.call = call
+    progress, rows = made.rounds()
+    assert {row["round"] for row in rows} == {0, 2}, progress.failures
+    assert sum(row["round"] == 2 for row in rows) == 6
+
+
+def test_sites_may_change_between_models(halves):
+    made = federation(entry={"topology": {halves: {"models": True}}}, sites={**SITES, "Fulda": 8},
+                      training={"rounds": 3})  # fmt: skip
+    _, rows = made.rounds()
+    assert len(rows) == 18
+
+
+def test_a_site_that_is_gone_for_good_is_left_out_where_the_quorum_allows_it():
+    gone = [(function, number, "Bonn") for number in (1, 2, 3)
+            for function in ("advertise", "share", "train", "agree", "unmask")]  # fmt: skip
+    made = federation(training={"rounds": 4, "quorum": 4})
+    with silent(made, *gone):
+        _, rows = made.rounds()
+    assert [sum(row["round"] == number for row in rows) for number in range(4)] == [5, 4, 4, 4]
+    made = federation(training={"rounds": 4})
+    with silent(made, *gone), pytest.raises(SiteError, match=r"P40\d .*Bonn"):
+        made.rounds()
 
 
 def test_a_diary_that_was_changed_is_refused_and_a_line_that_was_cut_off_forgotten(tmp_path):

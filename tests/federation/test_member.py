@@ -21,6 +21,7 @@ from polyclinic.engine import LocalEngine
 from polyclinic.errors import FederationError, PolyclinicError
 from polyclinic.federation.audit_log import AUDIT_LOG, verify
 from polyclinic.federation.consortium import Consortium
+from polyclinic.federation.ends.agreed import Agreed
 from polyclinic.federation.ends.policy import approve, refusals
 from polyclinic.federation.job import study_hash
 from polyclinic.federation.kits import make_kits
@@ -273,6 +274,27 @@ def test_a_message_that_the_study_does_not_have_is_refused(
             with pytest.raises(FederationError, match=words):
                 asked(site, name, Message(fields, asked_for[name].tensors))
         asked(site, name, asked_for[name])
+
+
+def test_a_training_with_another_budget_is_not_the_study_s(kit: Path) -> None:
+    """How many trainings share it is not judged: whatever is said of that, the ledger keeps ε."""
+    noisy = {"fedavg": {"channel": ["clip", "gaussian_noise"], "label": "noisy"}}
+    own = {"epsilon": 4.0, "delta": 0.001, "over": "study"}
+    study = write_study(kit, methods=[noisy], privacy=own, model="logistic")
+    engine = LocalEngine(["Aachen"], source=Source(kit.parent / "export", site="Aachen"))
+    with recorded(engine) as messages, contextlib.suppress(Exception):
+        run_study(Study.read(study), kit / "out", engine=engine)
+    start = next(Start.model_validate(request.fields) for name, _, request, _ in messages if name == "start")
+    agreed = Agreed(Study.read(study, named=True).declaration, "Aachen")
+
+    def refusal(**changes: Any) -> str:
+        assert start.privacy is not None
+        return agreed.refusal(start.model_copy(update={"privacy": start.privacy.model_copy(update=changes)}))
+
+    assert refusal() == refusal(trainings=1) == ""
+    for wrong in ({"epsilon": 9.0}, {"epsilon": None}, {"delta": 0.1}, {"over": "training"}):
+        assert "another training" in refusal(**wrong), wrong
+    assert "another training" in agreed.refusal(start.model_copy(update={"privacy": None}))
 
 
 def test_sites_agree_once(kit: Path) -> None:

@@ -14,7 +14,7 @@ from polyclinic.channel.noise import SiteNoise, known, noise_within
 from polyclinic.errors import StudyError, TrainingError
 from polyclinic.limits import AboveZero
 from polyclinic.parts import CHANNEL_PARTS, Memory, SiteView
-from polyclinic.privacy import Event
+from polyclinic.privacy import Budget, Event
 from polyclinic.privacy.discrete import MOST_DEVIATION, discrete_gaussian, excess
 from polyclinic.secure import Ring
 
@@ -124,6 +124,11 @@ class DistributedNoise(SiteNoise):
         others = f"all but {self.colluding}" if self.colluding else "all"
         return f"the patient's own site, and {others} of the sites in its secure sum, to add their shares of the noise"
 
+    @property
+    def alike(self) -> str:
+        """σ: sites count on each other's shares, and those that were told of fewer trainings would add less."""
+        return repr(self.noise)
+
     def meet(self, view: SiteView) -> Memory:
         """See `SiteNoise`."""
         if not self.added:
@@ -135,7 +140,7 @@ class DistributedNoise(SiteNoise):
         """See `SiteNoise`."""
         return Event.concentrated(noise / 2)
 
-    def settle(self, rounds: int, budget: tuple[float, float] | None) -> None:
+    def settle(self, rounds: int, budget: Budget | None) -> None:
         """Find the noise that keeps the budget, at the server."""
         if self.noise is None:
             self.noise = noise_within(budget, lambda noise: [self.event(noise).times(rounds)], self.name)

@@ -37,7 +37,10 @@ def check_same_sum(view: SiteView, part: str, number: int, survivors: Sequence[s
     """
     before = view.recall(f"{part} {number}")
     if before is not None and before != _listed(survivors):  # the site's update is the same again
-        raise Misfit("this round was summed before with other sites, and the difference would be their updates")
+        raise Misfit(
+            "it was summed before with other sites, and the difference would be their updates. It can go on with those "
+            "that were in it then; if one of them is gone for good, begin the study anew with another `seed`"
+        )  # fmt: skip
 
 
 def note_sum(view: SiteView, part: str, number: int, survivors: Sequence[str]) -> None:

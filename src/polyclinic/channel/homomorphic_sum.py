@@ -125,7 +125,6 @@ class _Encrypting(SiteEnd):
     def __init__(self, part: HomomorphicSum) -> None:
         self.part = part
         self._round: Round | None = None
-        self._training = b""
 
     def answer(self, verb: str, asked: Memory, view: SiteView) -> Memory:
         """Its part in a round but for the update itself."""
@@ -156,9 +155,6 @@ class _Encrypting(SiteEnd):
         return {"total": playing.decrypt(read_said(asked.get("agreements"), "agreements"), asked.get("sum"))}
 
     def _begun(self, about: About, view: SiteView) -> Round:
-        self._training = self._training or about.training
-        if about.training != self._training:
-            raise Misfit("terms: got those of another training")
         own = 1.0 if about.most == 1 else float(view.count())  # else most weight could be put on one site's update
         if about.weight != own or not own <= about.most <= about.total:
             raise Misfit(f"terms: got a weight of {about.weight:g} of {about.total:g} in all, at most {about.most:g} "

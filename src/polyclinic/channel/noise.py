@@ -13,7 +13,7 @@ from pydantic import Field
 from polyclinic.errors import StudyError
 from polyclinic.limits import AboveZero
 from polyclinic.parts import CHANNEL_PARTS, Memory, Now, ServerPart, SitePart, SiteView, Step
-from polyclinic.privacy import Event, noise_for
+from polyclinic.privacy import Budget, Event
 from polyclinic.privacy.draws import RepeatableDraws, SystemDraws, gaussian, laplace
 from polyclinic.seeds import generator
 from polyclinic.shapes import Shaped
@@ -31,10 +31,8 @@ def known(value: float | None, part: str, what: str) -> float:
     return value
 
 
-def noise_within(
-    budget: tuple[float, float] | None, plan: Callable[[float], Sequence[Event]], part: str
-) -> float:  # fmt: skip
-    """The least noise with which a ``part`` keeps a budget of ε and δ, at the server.
+def noise_within(budget: Budget | None, plan: Callable[[float], Sequence[Event]], part: str) -> float:
+    """The least noise with which a ``part`` keeps a budget, at the server.
 
     Raises:
         StudyError: P102, there is no budget; P305, no noise keeps it.
@@ -42,7 +40,7 @@ def noise_within(
     if budget is None:
         raise StudyError("P102", f"{part} has no `noise`, and the study no `privacy` to find it from.",
                          "Give one of them.")  # fmt: skip
-    return noise_for(*budget, plan)
+    return budget.noise(plan)
 
 
 class SiteNoise(SitePart):
@@ -228,12 +226,12 @@ class CentralNoise(ServerPart):
             )  # fmt: skip
         self._solve(now.rounds, now.budget)
 
-    def _solve(self, rounds: int, budget: tuple[float, float] | None) -> float:
+    def _solve(self, rounds: int, budget: Budget | None) -> float:
         if self.noise is None:
             self.noise = noise_within(budget, lambda noise: [Event.gaussian(noise / 2, count=rounds)], self.name)
         return self.noise
 
-    def spends(self, rounds: int, budget: tuple[float, float] | None) -> Sequence[Event]:
+    def spends(self, rounds: int, budget: Budget | None) -> Sequence[Event]:
         """See `ServerEnd`."""
         return [Event.gaussian(self._solve(rounds, budget) / 2)]
 

@@ -236,7 +236,6 @@ class _Masking(SiteEnd):
         if part.noisy is not None:
             part.noisy.added = True
         self._round: SiteRound | None = None
-        self._training = b""
 
     def answer(self, verb: str, asked: Memory, view: SiteView) -> Memory:
         """Its part in the phases of a round but for the update itself."""
@@ -268,9 +267,6 @@ class _Masking(SiteEnd):
         return super().answer(verb, asked, view)
 
     def _begin(self, about: About, view: SiteView) -> None:
-        self._training = self._training or about.training
-        if about.training != self._training:
-            raise Misfit("terms: got those of another training")
         own = 1.0 if about.most == 1 else float(view.count())
         if about.weight != own:  # with all weight on one site the sum would be its update
             raise Misfit(f"terms: got a weight of {about.weight:g}, expected {own:g}, the site's own")
@@ -390,7 +386,9 @@ class _Group:
         names = {"advertise": "advert", "share": "shares", "agree": "signature", "unmask": "revealed"}
         found = dict[str, object]()
         for site, answer in answers.items():
-            if not isinstance(answer, PolyclinicError):
+            if isinstance(answer, PolyclinicError):
+                self._server.failed[site] = answer.message
+            else:
                 with suppress(Misfit):
                     found[site] = read_said(answer.get(names[verb]), names[verb])
         if verb == "advertise":

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from polyclinic.errors import PolyclinicError
 from polyclinic.parts.site_end import Memory
-from polyclinic.privacy import Event
+from polyclinic.privacy import Budget, Event
 
 if TYPE_CHECKING:
     from polyclinic.secure import Verifier
@@ -56,7 +56,7 @@ class Now:
         shapes: of the shared weights, one after another.
         seed: of the training.
         fold: likewise.
-        budget: ε and δ of the training, if the study gives any.
+        budget: what noise of the server may cost the sites' privacy, if the study says it.
         real: whether sites are hospitals, so that noise must not follow from a seed.
         verifier: knows the sites' signatures; None where sites have no certificates.
     """
@@ -71,7 +71,7 @@ class Now:
     sites: Sequence[str] = ()
     shapes: Sequence[tuple[int, ...]] = ()
     seed: int = 0
-    budget: tuple[float, float] | None = None
+    budget: Budget | None = None
     real: bool = False
     verifier: Verifier | None = None
     fold: int = 0
@@ -166,8 +166,8 @@ class ServerEnd:
         """The step as it goes on; what is kept between rounds changes only here (and in ``Aggregation.done``)."""
         return step
 
-    def spends(self, rounds: int, budget: tuple[float, float] | None) -> Sequence[Event]:
-        """What a round costs of the sites' privacy, in a training of so many rounds that may cost this ε at this δ."""
+    def spends(self, rounds: int, budget: Budget | None) -> Sequence[Event]:
+        """What a round costs of the sites' privacy, in a training of so many rounds with this budget."""
         return []
 
     def memory(self) -> Memory:

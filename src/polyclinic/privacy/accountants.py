@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from decimal import ROUND_CEILING, Decimal
+from decimal import ROUND_CEILING, ROUND_FLOOR, Decimal
 
 from polyclinic.privacy import composition, gaussian, renyi
 from polyclinic.privacy.events import Event, merged, number, refuse_unless
@@ -87,11 +87,20 @@ def delta(events: Iterable[Event], epsilon: float) -> float:
 
 def upward(value: float, digits: int = DIGITS) -> float:
     """``value`` >= 0 rounded up to so many significant digits."""
+    return _rounded(value, digits, ROUND_CEILING)
+
+
+def downward(value: float, digits: int = DIGITS) -> float:
+    """``value`` >= 0 rounded down to so many significant digits."""
+    return _rounded(value, digits, ROUND_FLOOR)
+
+
+def _rounded(value: float, digits: int, rounding: str) -> float:
     if value == 0 or not math.isfinite(value):
         return value
     exact = Decimal(value)
     unit = Decimal(1).scaleb(exact.adjusted() - digits + 1)
-    return float(exact.quantize(unit, rounding=ROUND_CEILING))
+    return float(exact.quantize(unit, rounding=rounding))
 
 
 def _bare(events: tuple[Event, ...]) -> bool:

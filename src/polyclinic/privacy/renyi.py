@@ -42,9 +42,18 @@ def epsilon(events: Iterable[Event], delta: float) -> float:
     """The least ε >= 0 for which (ε, ``delta``) is guaranteed: D + ln(1 − 1/α) − (ln δ + ln α) / (α − 1)."""
     import numpy as np
 
-    spent, orders = composed(events), np.array(ORDERS[:-1])
-    found = spent[:-1] + np.log1p(-1 / orders) - (math.log(delta) + np.log(orders)) / (orders - 1)
+    spent = composed(events)
+    found = spent[:-1] + conversion(delta)
     return max(float(np.min(found)), 0.0) if spent[-1] > np.min(found) else float(spent[-1])
+
+
+def conversion(delta: float) -> Array:
+    """What ε is more than D, for each of `ORDERS` but the last."""
+    import numpy as np
+
+    orders = np.array(ORDERS[:-1])
+    found: Array = np.log1p(-1 / orders) - (math.log(delta) + np.log(orders)) / (orders - 1)
+    return found
 
 
 def delta(events: Iterable[Event], epsilon: float) -> float:

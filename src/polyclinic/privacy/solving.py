@@ -45,21 +45,30 @@ def noise_for(epsilon: float, delta: float, plan: Callable[[float], Iterable[Eve
         StudyError: P102 for a budget that is none, P305 if no noise multiplier up to 9,999 keeps it.
     """
     check_budget(epsilon, delta, units)
-    least, most = -1, _POWERS * _EACH - 1  # with the first the budget counts as not kept, with the last as kept
-    greatest = spent(plan(_multiplier(most)), delta).epsilon
-    if greatest > epsilon:
-        raise StudyError(
+
+    def refusal(most: float) -> StudyError:
+        return StudyError(
             "P305",
-            f"ε = {epsilon:g} at δ = {delta:g} can't be kept: even with the noise multiplier {_multiplier(most):g} the "
-            f"steps cost ε = {greatest:g}.",
+            f"ε = {epsilon:g} at δ = {delta:g} can't be kept: even with the noise multiplier {most:g} the steps cost "
+            f"ε = {spent(plan(most), delta).epsilon:g}.",
             "Allow a greater ε, or plan fewer steps.",
         )
+
+    return least_noise(lambda noise: spent(plan(noise), delta).epsilon <= epsilon, refusal)
+
+
+def least_noise(kept: Callable[[float], bool], refusal: Callable[[float], StudyError]) -> float:
+    """The least noise multiplier with 4 significant digits with which a budget is ``kept``.
+
+    Raises:
+        StudyError: the ``refusal``, given the greatest multiplier, if that does not keep it.
+    """
+    least, most = -1, _POWERS * _EACH - 1  # with the first the budget counts as not kept, with the last as kept
+    if not kept(_multiplier(most)):
+        raise refusal(_multiplier(most))
     while most - least > 1:
         middle = (least + most) // 2
-        if spent(plan(_multiplier(middle)), delta).epsilon <= epsilon:
-            most = middle
-        else:
-            least = middle
+        least, most = (least, middle) if kept(_multiplier(middle)) else (middle, most)
     return _multiplier(most)
 
 

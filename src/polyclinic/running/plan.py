@@ -12,12 +12,11 @@ from torch import Tensor
 from polyclinic.parts import Grouping, Part, Procedure, tell_parts
 from polyclinic.parts.grouping import Star
 from polyclinic.parts.procedure import Local
-from polyclinic.privacy import Event, merged
+from polyclinic.privacy import Budget, Event, merged
 from polyclinic.server.chain import Chain
 from polyclinic.server.selection import Participation
 from polyclinic.site.messages import Start
 from polyclinic.site.schema import Known, check_opened
-from polyclinic.site.spending import rounds_within
 from polyclinic.state import FlatModule, Selection
 from polyclinic.tasks import Task
 
@@ -93,12 +92,15 @@ class Plan:
         """How many rounds the noise of the server allows within the budget."""
         if self.budget is None or not self.central:
             return self.rounds
-        return rounds_within(merged(self.central), self.budget, self.rounds)
+        return self.budget.rounds(merged(self.central), self.rounds)
 
     @property
-    def budget(self) -> tuple[float, float] | None:
-        """ε and δ that the training may cost."""
-        return self.start.budget
+    def budget(self) -> Budget | None:
+        """What noise of the server may cost the sites."""
+        asked = self.start.privacy
+        if asked is None or asked.epsilon is None:
+            return None
+        return Budget(asked.epsilon, asked.delta, asked.trainings)
 
     @property
     def rounds(self) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Iterable, Mapping
 
 import torch
@@ -165,7 +166,11 @@ class ServerRound:
             )  # fmt: skip
 
     def _causes(self) -> str:
-        return "".join(f" {site}: {why}" for site, why in self.failed.items())
+        """Why sites failed, once for all of those that say the same but for their names."""
+        found = dict[str, list[str]]()
+        for site, why in self.failed.items():
+            found.setdefault(re.sub(rf"(?<!\w){re.escape(site)}(?!\w)", "…", why), []).append(site)
+        return "".join(f" {', '.join(sites)}: {self.failed[sites[0]]}" for sites in found.values())
 
     def _kind(self, owner: str) -> int:
         return SEED if owner in self._added else KEY

@@ -166,6 +166,22 @@ class MetricNames(Body):
     tolerance: NotNegative
 
 
+class Allowance(Body):
+    """What noise is to guarantee the patients.
+
+    Attributes:
+        epsilon: that may be spent at most; None for any.
+        delta: δ at which ε is told.
+        over: whether ε is for each training, or for all trainings of the study together.
+        trainings: how many share ε, where it is for the study: at all sites the same, since they may share noise.
+    """
+
+    epsilon: AboveZero | None
+    delta: Annotated[float, Field(gt=0, lt=1)]
+    over: Literal["training", "study"] = "training"
+    trainings: Positive = 1
+
+
 class Start(Body):
     """``start``: a training begins.
 
@@ -184,7 +200,7 @@ class Start(Body):
         work: local work.
         corrupt: in a simulated attack, site -> name and options of what is wrong with its cases.
         rounds: at most.
-        budget: ε and δ that the training may cost, or None.
+        privacy: what noise is to guarantee; None without any.
         hides: whether validation, counts for a threshold and sums over training cases are told in sums alone.
     """
 
@@ -208,7 +224,7 @@ class Start(Body):
     work: Work
     corrupt: dict[Name, NamedPart] = {}
     rounds: Positive = 1
-    budget: tuple[AboveZero, AboveZero] | None = None
+    privacy: Allowance | None = None
     hides: Switch = False
 
     @property

@@ -35,12 +35,12 @@ from polyclinic.models import has_batch_norm
 from polyclinic.parts import Ended, Memory, SiteEnd, build_parts, tell_parts
 from polyclinic.parts.checks import Unwritten, kind_of, tensors_of, wrong
 from polyclinic.parts.site_end import overrides
-from polyclinic.privacy import merged
+from polyclinic.privacy import Budget, Event, merged
 from polyclinic.secure import Signer
 from polyclinic.site.diary import Diary
 from polyclinic.site.messages import Question, Start, Train, Trained
 from polyclinic.site.schema import Known
-from polyclinic.site.spending import Spending, budget_spent, lifetime_spent, rounds_within
+from polyclinic.site.spending import Spending, budget_spent, check_delta, lifetime_spent
 from polyclinic.site.view import View
 from polyclinic.state import FlatModule, Layout, Role
 from polyclinic.tasks import Task
@@ -125,12 +125,15 @@ class Run:
             self.measure, self.shared_model, self._batches, with_learning_rate(self.work.optimizer, 0.0),
             identity,
         )  # fmt: skip
-        first.rounds, first.budget, first.run = declared.rounds, declared.budget, declared.run
+        self.budget = self._budget()
+        first.rounds, first.budget, first.run = declared.rounds, self.budget, declared.run
         first.diary = Diary(site, None) if diary is None else diary
         first.real, first.ends = self.spending.real, list(self.ends.values())
         steps = zip(self.phases, self._steps_in_phases(), strict=False)
         first.steps, first.batch_size = sum(n for phase, n in steps if phase.ends is None), self.work.batch_size
         self.protects = any(part.private for part in built.values())
+        if declared.privacy is not None and any(part.private == "a patient" for part in built.values()):
+            check_delta(site, declared.privacy.delta, len(first.people().unique()))
         self.announced, unwritten = dict[str, Tensor](), Unwritten({"vector": initial})
         for name, end in self.ends.items():
             told = tensors_of(name, "meet", end.meet(first), site)
@@ -173,21 +176,40 @@ class Run:
         events = tuple(event for end in self.ends.values() for event in end.spends())
         if not events:
             return
-        name, budget, lifetime = self.declared.run, self.declared.budget, self.spending.lifetime
+        name, budget, lifetime = self.declared.run, self.budget, self.spending.lifetime
         done = self.spending.rounds(name, number, turn) if budget or lifetime else 0
         if budget is not None:
             if self._allowed is None:
-                self._allowed = rounds_within(merged(events), budget, self.declared.rounds)
+                self._allowed = self._within(budget, merged(events), done, self.declared.rounds)
             if done + 1 > self._allowed:
                 raise budget_spent(self.site, budget, done)
         if lifetime is not None:
             if self._affordable is None:
-                self._affordable = rounds_within(
-                    merged(events), lifetime, done + self.declared.rounds, self.spending.others(name)
-                )  # fmt: skip
+                whole = Budget(*lifetime, before=self.spending.others(name))
+                self._affordable = self._within(whole, merged(events), done, done + self.declared.rounds)
             if done + 1 > self._affordable:
                 raise lifetime_spent(self.site, lifetime)
         self.spending.record(name, number, events, turn)
+
+    def _budget(self) -> Budget | None:
+        """What the training may cost, after others of the study where ε is for them together."""
+        asked = self.declared.privacy
+        if asked is None or asked.epsilon is None:
+            return None
+        if asked.over == "training":
+            return Budget(asked.epsilon, asked.delta)
+        before = self.spending.others(self.declared.run, of_study=True)
+        return Budget(asked.epsilon, asked.delta, asked.trainings, before)
+
+    def _within(self, budget: Budget, events: tuple[Event, ...], done: int, most: int) -> int:
+        """How many of ``most`` rounds a budget allows, with those ``done``, which may have cost something else: the
+        training goes on after a stop, and data or study are not what they were."""
+        own = self.spending.of(self.declared.run)
+        rounds = own[0].count // events[0].count if own else 0
+        if own == merged(event.times(event.count * rounds) for event in events):
+            return budget.rounds(events, most)
+        rest = replace(budget, trainings=1, before=merged([*budget.before, *own]))
+        return done + rest.rounds(events, max(most - done, 0))
 
     def at(
         self, vector: Tensor, number: int, learning_rate: float, cycled: Mapping[str, Any], turn: int = 0

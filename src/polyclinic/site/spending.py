@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from polyclinic.errors import SiteError
-from polyclinic.privacy import Event, Ledger, merged, spent
+from polyclinic.privacy import Budget, Event, Ledger, merged
 
 #: The ledger in a site's folder.
 LEDGER = "privacy.jsonl"
@@ -67,11 +67,12 @@ class Spending:
         """What a training has cost."""
         return self.by_training().get(self._study + run, ())
 
-    def others(self, run: str) -> tuple[Event, ...]:
-        """What all trainings but one have cost."""
+    def others(self, run: str, *, of_study: bool = False) -> tuple[Event, ...]:
+        """What all trainings but one have cost, or all of its study."""
         found = self.by_training()
         found.pop(self._study + run, None)
-        return merged(event for events in found.values() for event in events)
+        prefix = self._study if of_study else ""
+        return merged(event for name, events in found.items() if name.startswith(prefix) for event in events)
 
     def total(self) -> tuple[Event, ...]:
         """What all trainings have cost."""
@@ -96,34 +97,35 @@ class Spending:
         return [(entry.run, entry.round, entry.attempt) for entry in ledger.entries(self.site)]
 
 
-def rounds_within(
-    events: tuple[Event, ...], budget: tuple[float, float], rounds: int, before: tuple[Event, ...] = ()
-) -> int:
-    """How many of so many ``rounds``, each of which costs these events, keep a budget of ε and δ after those before."""
-    epsilon, delta = budget
+def check_delta(site: str, delta: float, patients: int) -> None:
+    """With a δ of 1/n or more, a guarantee allows that one of n patients is told of in full. The site looks itself,
+    whatever the coordinator has counted, and says no more than that there are 1/δ or more.
 
-    def kept(number: int) -> bool:
-        return spent([*before, *(event.times(event.count * number) for event in events)], delta).epsilon <= epsilon
-
-    if kept(rounds):
-        return rounds
-    low, high = 0, rounds
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (middle, high) if kept(middle) else (low, middle)
-    return low
-
-
-def budget_spent(site: str, budget: tuple[float, float], done: int) -> SiteError:
-    """A site's answer where its training may go no further."""
-    if not done:
-        return SiteError(
-            "P306", f"The first round alone costs the patients of site {site} more of their privacy than this training "
-            f"may (ε = {budget[0]:g} at δ = {budget[1]:g}).", "Allow a greater ε, or more noise.", site=site,
+    Raises:
+        SiteError: P102, it is so.
+    """
+    if delta * patients >= 1:
+        raise SiteError(
+            "P102", f"Site {site} does not train: δ = {delta:g} is for fewer than {1 / delta:.4g} training patients, "
+            "and it has as many or more, so that all of one of them could be told.",
+            "Give a lower `privacy: {delta: ...}`: 1e-5, or what is far below one by their number.", site=site,
         )  # fmt: skip
+
+
+def budget_spent(site: str, budget: Budget, done: int) -> SiteError:
+    """A site's answer where its training may go no further."""
+    one = budget.trainings == 1
+    if not done:
+        may = f"training may ({budget})" if one else f"training may, with all others of the study ({budget})"
+        return SiteError(
+            "P306", f"The first round alone costs the patients of site {site} more of their privacy than this {may}.",
+            f"Allow a greater ε, or more noise{'' if one else ', or plan fewer trainings'}.", site=site,
+        )  # fmt: skip
+    may = f"training may cost its patients' privacy ({budget})" if one else (
+        f"training may cost its patients' privacy, with all others of the study ({budget}),"
+    )  # fmt: skip
     return SiteError(
-        "P306", f"Site {site} has spent what this training may cost its patients' privacy (ε = {budget[0]:g} at δ = "
-        f"{budget[1]:g}) in {done} rounds.",
+        "P306", f"Site {site} has spent what this {may} in {done} rounds.",
         "The model of the rounds before is used. Allow a greater ε, more noise, or fewer rounds.", site=site,
     )  # fmt: skip
 

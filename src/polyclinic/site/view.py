@@ -16,7 +16,7 @@ from polyclinic.data.dataset import Dataset
 from polyclinic.data.splits import Parts
 from polyclinic.errors import StudyError
 from polyclinic.parts.site_end import PartOfCases, SiteView
-from polyclinic.privacy import Event, noise_for
+from polyclinic.privacy import Budget, Event
 from polyclinic.privacy.draws import Draws, RepeatableDraws, SystemDraws
 from polyclinic.secure import Signer
 from polyclinic.seeds import generator
@@ -58,7 +58,7 @@ class View(SiteView):
         self.identity, self.diary, self.run = identity, Diary(name, None), ""
         self.rounds, self.steps, self.batch_size, self.real = 1, 1, 1, False
         self.input_shape, self.ends = dataset.training_shape, ()
-        self.budget: tuple[float, float] | None = None
+        self.budget: Budget | None = None
         self.number, self.turn, self.learning_rate = 0, 0, float(optimizer[1]["lr"])
         self.class_counts = _class_counts(task, dataset, parts)
         self._dataset, self._parts, self._selection, self._seed = dataset, parts, shared, seed
@@ -142,22 +142,11 @@ class View(SiteView):
         if self.budget is None:
             raise StudyError("P102", f"{part} has no noise, and the study no `privacy` to find it from.",
                              "Give one of them.")  # fmt: skip
-        return _solved(self.budget, tuple(plan(1.0)), plan)
+        return self.budget.noise(plan)
 
     def _index(self, part: PartOfCases) -> Tensor:
         found: Tensor = getattr(self._parts, part)
         return found
-
-
-_SOLVED: dict[tuple[object, ...], float] = {}
-
-
-def _solved(budget: tuple[float, float], kind: tuple[Event, ...], plan: Callable[[float], Iterable[Event]]) -> float:
-    """The noise for a budget; sites of the same size, folds and seeds ask for the same one again."""
-    key = budget, kind
-    if key not in _SOLVED:
-        _SOLVED[key] = noise_for(*budget, plan)
-    return _SOLVED[key]
 
 
 def _class_counts(task: Task, dataset: Dataset, parts: Parts) -> Tensor | None:

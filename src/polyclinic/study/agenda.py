@@ -11,6 +11,7 @@ from polyclinic.study.declaration import Declaration
 from polyclinic.study.job import Fold, Job
 from polyclinic.study.method_entries import StudyMethod
 from polyclinic.study.search import Searching
+from polyclinic.study.shared_budget import sharing
 
 
 def trainings(
@@ -45,7 +46,7 @@ def trainings(
         for site in fold.tested_sites:  # site after site, since each is left out of the preparation, too
             jobs += search.within([(method,) for method in unseen], number, site)
             jobs += [Job((method,), s, number, without=site) for s in declaration.all_seeds for method in unseen]
-    return jobs
+    return sharing(declaration, jobs, folds)
 
 
 class Agenda:

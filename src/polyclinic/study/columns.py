@@ -34,7 +34,7 @@ LOG_RANK = [
 NOISY_PARTS, TRUST = "part", "trust"
 PRIVACY = [
     "method", RUN, "seed", "fold", "site", NOISY_PARTS, TRUST, "unit", "units", "steps", "mechanism", "delta",
-    "epsilon", "accountant", "lifetime_epsilon", "source",
+    "epsilon", "accountant", "lifetime_epsilon", "without_noise", "source",
 ]  # fmt: skip
 #: Columns of ``exchanged.csv``.
 EXCHANGED = ["method", "payload", "reveals"]

@@ -18,7 +18,7 @@ from polyclinic.methods import Method
 from polyclinic.models.catalogue import MODELS
 from polyclinic.options import EntryError, first_entry_error
 from polyclinic.parts import build_part
-from polyclinic.site.messages import LEAST_DRAWS
+from polyclinic.site.messages import LEAST_DRAWS, Allowance
 from polyclinic.study.baselines import BASELINES
 from polyclinic.study.candidates import find_candidates
 from polyclinic.study.compatibility import around_changes, protecting
@@ -241,11 +241,12 @@ class Declaration(Part):
             content["model"] = plan.model
         return Declaration.check({key: value for key, value in content.items() if value is not None})
 
-    def budget_of(self, method: Method) -> tuple[float, float] | None:
-        """ε and δ that a training of a method may cost; None where it has no noise, or the study no budget."""
-        if self.privacy.epsilon is None or not protecting(method):
+    def allowance(self, method: Method) -> Allowance | None:
+        """What noise of a method is to guarantee; None where it has none."""
+        if not protecting(method):
             return None
-        return self.privacy.epsilon, self.privacy.delta
+        asked = self.privacy
+        return Allowance(epsilon=asked.epsilon, delta=asked.delta, over=asked.over)
 
     def hides_of(self, method: Method) -> bool:
         """Whether sites tell in sums alone what is told of their cases in a training of a method. Where each site has a
@@ -394,6 +395,9 @@ class Declaration(Part):
             message = "The study has a budget of `privacy`, and no method has noise that could keep it."
             hint = "Add a part such as `dp_sgd`, `gaussian_noise` or `central_noise` to a method, or leave it out."
             raise EntryError("P104", message, hint, place=("privacy",))
+        if self.privacy.over == "study" and self.privacy.epsilon is None:
+            message = "`over: study` says for what ε is, and there is none."
+            raise EntryError("P104", message, "Give `epsilon`, or leave `over` out.", place=("privacy", "over"))
         if self._attack is not None and self._attack.changes_updates:
             for position, method in enumerate(methods):
                 coded = [name for name, options in method.method.channel if build_part(name, options).encodes]

@@ -155,13 +155,15 @@ class EngineOptions(Part):
 
 
 class PrivacyOptions(Part):
-    """The ``privacy:`` part: what a training with noise may cost the privacy of patients, and what is told in sums."""
+    """The ``privacy:`` part: what trainings with noise may cost the privacy of patients, and what is told in sums."""
 
     epsilon: PositiveFloat | None = None
-    """ε that each training may cost; parts without a noise of their own get as much as keeps it, and training ends
-    before it is more. Default: none; noise is as the parts say."""
+    """ε that may be spent; parts without a noise of their own get as much as keeps it, and training ends before it is
+    more. Default: none; noise is as the parts say."""
     delta: Annotated[float, Field(gt=0, lt=1)] = 1e-5
     """δ at which ε is told: below one by the number of patients of each site."""
+    over: Literal["training", "study"] = "training"
+    """Whether ε is for each training, or for all trainings of the study together."""
     summaries: Literal["secure_sum"] | None = None
     """``secure_sum``: of what sites say of their cases for a common scale, ComBat, landmarks, the threshold, survival
     and validation, the coordinator sees sums over three sites or more, and no site's own. Default: in the clear."""

@@ -103,6 +103,7 @@ class Job:
         attacked: whether the study's corrupt sites are corrupt in this training.
         trial: number of the configuration that a search tries; None for what is tested.
         trials: how many are tried.
+        trainings: how many share a privacy budget with this one, itself included.
     """
 
     methods: tuple[StudyMethod, ...]
@@ -112,6 +113,7 @@ class Job:
     attacked: bool = False
     trial: int | None = None
     trials: int = 0
+    trainings: int = field(default=1, compare=False)
 
     @property
     def title(self) -> str:

@@ -13,10 +13,11 @@ from polyclinic.notes import Note
 from polyclinic.parts import build_part
 from polyclinic.state import Layout
 from polyclinic.study.declaration import Declaration
-from polyclinic.study.job import Fold
+from polyclinic.study.job import Fold, Job
 from polyclinic.study.kinds import PLAIN, RUN
 from polyclinic.study.method_entries import StudyMethod
 from polyclinic.study.planning import balanced_weights
+from polyclinic.study.shared_budget import protected
 from polyclinic.tasks import build_task
 
 if TYPE_CHECKING:
@@ -112,6 +113,22 @@ def rows_as_patients(declaration: Declaration, folds: Sequence[Fold]) -> list[No
         "A patient with several rows is protected less."
     )
     return [Note("N813", text)]
+
+
+def bare(declaration: Declaration, jobs: Sequence[Job]) -> list[Note]:
+    """On trainings without noise beside a budget that says it is for the whole study."""
+    noisy = {m.label: any(protected(one.method.method) for one in declaration.candidates(m))
+             for m in declaration.study_methods}  # fmt: skip
+    labels = [label for label, has_noise in noisy.items() if not has_noise]
+    if declaration.privacy.over != "study" or not labels:
+        return []
+    count = sum(not noisy[job.methods[0].label] for job in jobs)
+    text = (
+        f"ε = {declaration.privacy.epsilon:g} of the study is for its {len(jobs) - count} trainings with noise. "
+        f"{', '.join(labels)} {'has' if len(labels) == 1 else 'have'} none: {count} trainings on the same patients are "
+        "in no ε, and who gets their models or results is bound by no guarantee."
+    )
+    return [Note("N110", text)]
 
 
 def few_events(declaration: Declaration, folds: Sequence[Fold]) -> list[Note]:

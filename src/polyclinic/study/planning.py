@@ -16,7 +16,7 @@ from polyclinic.methods import SHARES, Method
 from polyclinic.parts import PROCEDURES, TOPOLOGIES, Part, build_chain, build_part
 from polyclinic.running.plan import Plan
 from polyclinic.site.evaluation import task_of
-from polyclinic.site.messages import MetricNames, Start
+from polyclinic.site.messages import Allowance, MetricNames, Start
 from polyclinic.state import FlatModule, Layout
 from polyclinic.study.declaration import Declaration
 from polyclinic.study.entries import Training
@@ -112,7 +112,7 @@ class Planner:
             ),
             corrupt=dict.fromkeys(corrupt, (attack.name, attack.options)) if attack else {},
             rounds=training.rounds,
-            budget=self.declaration.budget_of(method),
+            privacy=_allowance(self.declaration, job),
             hides=self.declaration.hides_of(method),
         )
 
@@ -125,6 +125,12 @@ def shared_words(method: Method, layout: Layout) -> str:
         f"{method.shared}: {tensors:,} of {every:,} tensors with {selection.size:,} of {layout.size:,} numbers; "
         "the others stay at the site while it trains"
     )
+
+
+def _allowance(declaration: Declaration, job: Job) -> Allowance | None:
+    """What noise is to guarantee, with the trainings that share the study's budget."""
+    found = declaration.allowance(job.methods[0].method)
+    return None if found is None else found.model_copy(update={"trainings": job.trainings})
 
 
 def _built(method: Method) -> dict[str, Part]:

@@ -15,7 +15,7 @@ from polyclinic.privacy import Event, merged, spent
 from polyclinic.privacy.draws import RepeatableDraws, SystemDraws
 from polyclinic.running.plan import Plan
 from polyclinic.site.messages import Spending
-from polyclinic.study.columns import NOISY_PARTS, TRUST
+from polyclinic.study.columns import NOISY_PARTS, PRIVACY, TRUST
 
 #: Training -> what it has cost.
 Spent = Mapping[str, tuple[Event, ...]]
@@ -83,7 +83,10 @@ def _row(
     }
 
 
-def of_the_study(rows: pd.DataFrame, spending: Mapping[str, Spent], order: Sequence[str]) -> pd.DataFrame:
+def of_the_study(
+    rows: pd.DataFrame, spending: Mapping[str, Spent], order: Sequence[str], without_noise: Mapping[str, int],
+    of_server: Iterable[Event] = (),
+) -> pd.DataFrame:  # fmt: skip
     """The rows of all trainings, in their order, for ``privacy.csv``.
 
     The noise of the server is added up. So is that of simulated sites, in the order of the trainings, which may have
@@ -93,8 +96,10 @@ def of_the_study(rows: pd.DataFrame, spending: Mapping[str, Spent], order: Seque
         rows: of all trainings.
         spending: site -> training -> what it has cost there; only of simulated sites.
         order: names of all trainings.
+        without_noise: site, or the federation -> trainings of the study that are in no ε.
+        of_server: what noise of the server has cost in trainings that have no rows.
     """
-    found, together = rows.copy(), list[Event]()
+    found, together = rows.copy(), [*of_server]
     lifetimes = {site: _accumulated(costs, order) for site, costs in spending.items()}
     for place, row in found.iterrows():
         if row["site"] == FEDERATION:
@@ -103,7 +108,8 @@ def of_the_study(rows: pd.DataFrame, spending: Mapping[str, Spent], order: Seque
         elif row["site"] in lifetimes:
             events = lifetimes[row["site"]][row[_TRAINING]]
             found.loc[place, "lifetime_epsilon"] = spent(events, row["delta"]).epsilon
-    return found.drop(columns=[_EVENTS, _TRAINING])
+    found["without_noise"] = found["site"].map(without_noise)
+    return found.drop(columns=[_EVENTS, _TRAINING])[PRIVACY]
 
 
 def _accumulated(costs: Spent, order: Sequence[str]) -> dict[str, tuple[Event, ...]]:

@@ -22,6 +22,7 @@ from polyclinic.methods import SharedModules
 from polyclinic.notes import Note
 from polyclinic.origins import told
 from polyclinic.parts import build_part
+from polyclinic.privacy import Event
 from polyclinic.study.agenda import Agenda, trainings
 from polyclinic.study.checked import CheckedStudy
 from polyclinic.study.columns import MODEL, PAYLOADS
@@ -46,6 +47,7 @@ from polyclinic.study.kinds import RUN, RUNS
 from polyclinic.study.lock import locked
 from polyclinic.study.method_entries import StudyMethod
 from polyclinic.study.notes import (
+    bare,
     diverged,
     few_events,
     full_precision,
@@ -65,6 +67,7 @@ from polyclinic.study.provenance import FINISHED, INCOMPLETE
 from polyclinic.study.report.page import write_report
 from polyclinic.study.search import Searching
 from polyclinic.study.setup import Setup
+from polyclinic.study.shared_budget import protected, without_noise
 from polyclinic.study.site_table import site_table
 from polyclinic.study.testing import predictions_at
 from polyclinic.study.workbench import Workbench
@@ -196,6 +199,7 @@ class _Runner:
             content = self.declaration.initial_weights.read_bytes()
             self.folder.note({"weights_sha256": hashlib.sha256(content).hexdigest()})
         jobs = trainings(self.declaration, self.search, self.attack, folds)
+        self.without_noise = without_noise(self.declaration, jobs, folds)
         self.display.planned(plan, len(jobs))
         self.method_notes = [
             *left_out(),
@@ -205,6 +209,7 @@ class _Runner:
             *few_events(self.declaration, list(folds.values())),
             *in_sums(self.declaration),
             *rows_as_patients(self.declaration, list(folds.values())),
+            *bare(self.declaration, jobs),
         ]
         self.split_notes = preparing.notes
         runner = JobRunner(
@@ -214,6 +219,7 @@ class _Runner:
         if not self.sites.holds_all:
             bench.try_out(jobs)
         self._train(bench, jobs, plan)
+        self.of_trials = _of_trials(runner, jobs, folds)
         if len(harmonised):
             self.folder.write("harmonisation.csv", harmonised)
         searched = self.search.table()
@@ -312,7 +318,8 @@ class _Runner:
             simulated = self.sites.members if isinstance(self.sites, LocalEngine) else {}
             spending = {name: site.spending.by_training() for name, site in simulated.items()}
             order = [self.folder.job_name(job) for job in every]
-            self.folder.write("privacy.csv", of_the_study(ordered(privacy), spending, order))
+            costs = of_the_study(ordered(privacy), spending, order, self.without_noise, self.of_trials)
+            self.folder.write("privacy.csv", costs)
         backdoor = self.folder.gather(jobs, "backdoor.csv")
         if len(backdoor):
             self.folder.write("backdoor.csv", ordered(backdoor))
@@ -359,3 +366,13 @@ class _Runner:
                 dice |= json.loads(file.metadata()["dice"])
         if tensors:
             write_atomic(self.folder.path / "overlays.safetensors", save(tensors, {"dice": json.dumps(dice)}))
+
+
+def _of_trials(runner: JobRunner, jobs: list[Job], folds: dict[int, Fold]) -> list[Event]:
+    """What noise of the server costs in the trials of a search, in all of their rounds."""
+    found = list[Event]()
+    for job in jobs:
+        if job.trial is not None and "a site" in protected(job.methods[0].method):
+            plan = runner.plan(job, folds[job.fold], folds[job.fold].training_sites)
+            found += [event.times(event.count * plan.affordable) for event in plan.central]
+    return found

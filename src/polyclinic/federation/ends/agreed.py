@@ -118,10 +118,15 @@ class Agreed:
             asked.model, asked.work, hides=asked.hides,
         )  # fmt: skip
         declared = asked.task == self.declaration.task and asked.seed in self._seeds and asked.rounds <= self.rounds
-        epsilon, delta = self.declaration.privacy.epsilon, self.declaration.privacy.delta
-        private = any(build_part(name, options).private for name, options in asked.parts)
-        budget = (epsilon, delta) if private and epsilon is not None else None
-        return declared and asked.budget == budget and _text(begun) in self._trainings
+        return declared and self._guarantees(asked) and _text(begun) in self._trainings
+
+    def _guarantees(self, asked: Start) -> bool:
+        """Whether noise is to guarantee what the study says. How many trainings are to come need not be known here:
+        whatever the site is told, its ledger keeps them within ε."""
+        if not any(build_part(name, options).private for name, options in asked.parts):
+            return asked.privacy is None
+        own, told = self.declaration.privacy, asked.privacy
+        return told is not None and (told.epsilon, told.delta, told.over) == (own.epsilon, own.delta, own.over)
 
     @property
     def _seeds(self) -> set[int]:

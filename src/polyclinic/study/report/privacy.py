@@ -103,11 +103,15 @@ class Guarantees:
         methods: with noise.
         others: federated methods without any.
         simulated: whether noise followed from a seed.
+        without: most trainings of the study on the same patients, or sites, that are in no ε.
+        over_study: whether the budget is of the whole study.
     """
 
     methods: list[Guarantee]
     others: list[str]
     simulated: bool
+    without: int
+    over_study: bool
 
 
 def guaranteed(folder: Folder) -> Guarantees | None:
@@ -118,7 +122,8 @@ def guaranteed(folder: Folder) -> Guarantees | None:
     methods = ordered(folder.methods, table["method"].unique())
     federated = [m for m in folder.methods if m not in methods and m not in ("single", "cross", "ensemble", "mix")]
     found = [_guarantee(folder, method, table[table["method"] == method]) for method in methods]
-    return Guarantees(found, federated, bool(table["source"].astype(str).str.contains("seed").any()))
+    bare = table.get("without_noise", pd.Series(dtype=float)).max()  # older results don't say it
+    return Guarantees(found, federated, _simulated(table), 0 if pd.isna(bare) else int(bare), _over_study(folder))
 
 
 def _guarantee(folder: Folder, method: str, rows: pd.DataFrame) -> Guarantee:
@@ -154,9 +159,15 @@ def _guarantee(folder: Folder, method: str, rows: pd.DataFrame) -> Guarantee:
     )
     low, high = float(rows["epsilon"].min()), float(rows["epsilon"].max())
     spread = f"{low:.4g}" if low == high else f"{low:.4g} to {high:.4g}"
-    kept = "" if budget is None else f" (of {budget:g})"
+    kept, kept_over_study = "" if budget is None else f" (of {budget:g})", ""
+    if _over_study(folder):
+        kept, kept_over_study = "", kept
     mechanism, said = f"{part}: {worst['mechanism']}", statement.sentence()
-    return Guarantee(method, said, mechanism, spread + kept, f"{lifetime:.4g}", statement.rows())
+    return Guarantee(method, said, mechanism, spread + kept, f"{lifetime:.4g}{kept_over_study}", statement.rows())
+
+
+def _over_study(folder: Folder) -> bool:
+    return (folder.study.get("privacy") or {}).get("over") == "study"
 
 
 def _rounding(part: str) -> str:
