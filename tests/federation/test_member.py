@@ -280,7 +280,7 @@ def test_a_training_with_another_budget_is_not_the_study_s(kit: Path) -> None:
     """How many trainings share it is not judged: whatever is said of that, the ledger keeps ε."""
     noisy = {"fedavg": {"channel": ["clip", "gaussian_noise"], "label": "noisy"}}
     own = {"epsilon": 4.0, "delta": 0.001, "over": "study"}
-    study = write_study(kit, methods=[noisy], privacy=own, model="logistic")
+    study = write_study(kit, methods=[noisy], privacy=own, model={"mlp": {"hidden": [4]}})
     engine = LocalEngine(["Aachen"], source=Source(kit.parent / "export", site="Aachen"))
     with recorded(engine) as messages, contextlib.suppress(Exception):
         run_study(Study.read(study), kit / "out", engine=engine)

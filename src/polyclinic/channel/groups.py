@@ -40,7 +40,7 @@ def check_same_sum(view: SiteView, part: str, number: int, survivors: Sequence[s
         raise Misfit(
             "it was summed before with other sites, and the difference would be their updates. It can go on with those "
             "that were in it then; if one of them is gone for good, begin the study anew with another `seed`"
-        )
+        )  # fmt: skip
 
 
 def note_sum(view: SiteView, part: str, number: int, survivors: Sequence[str]) -> None:
