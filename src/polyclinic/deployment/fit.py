@@ -56,6 +56,7 @@ from polyclinic.study.jobs import JobRunner
 from polyclinic.study.lock import locked
 from polyclinic.study.method_entries import StudyMethod
 from polyclinic.study.opening import ask_agree, ask_open, local_engine
+from polyclinic.study.plugins import of_python
 from polyclinic.study.provenance import machine, now, plugins
 from polyclinic.study.setup import Setup
 from polyclinic.study.site_table import site_table
@@ -118,6 +119,9 @@ def fit_model(
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         held = "a model" if (out / DESCRIPTION).exists() else "something else"
         raise ModelError("P701", f"{out} already holds {held}.", "Choose another folder with --out.")
+    if of_python(study.declaration):
+        raise ModelError("P703", "A network or loss of a Python program is code, which no model's folder has.",
+                         "Make a plug-in of it (`polyclinic plugin new NAME`), and name it in the study.")  # fmt: skip
     method = _method(study, wanted.method)
     if wanted.fold is not None:
         chosen = _as_in_fold(study, method, wanted)

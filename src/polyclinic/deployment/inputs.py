@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -19,10 +20,12 @@ from polyclinic.data.readers.nifti.read import is_nifti
 from polyclinic.data.spec import DataSpec
 from polyclinic.data.tables.codes import one_text_each
 from polyclinic.data.tables.features import encode_covariates, encode_features
+from polyclinic.data.tables.frames import Frame
 from polyclinic.data.tables.rows import Rows, read_rows, reject_rows
+from polyclinic.data.tables.table import open_table as read_table
 from polyclinic.data.volumes.store import Volumes
 from polyclinic.deployment.description import Description
-from polyclinic.errors import DataError, ModelError
+from polyclinic.errors import DataError, ModelError, nearest
 from polyclinic.notes import Note
 
 #: Cases that are read at once: pictures, and volumes.
@@ -110,24 +113,24 @@ class Cases:
         return Counter(self.rejected().values())
 
 
-def open_table(description: Description, table: Path, site: str | None) -> Cases:
+def open_table(description: Description, table: Path | Frame, site: str | None) -> Cases:
     """The rows of a table, or of a manifest of images.
 
     Args:
         description: of the model, which says which columns are read.
-        table: the file.
+        table: the file; or a table of a Python program, whose paths of images are relative to the working folder.
         site: whose cases they are; None takes the column that named the sites of the study, if the table has it.
 
     Raises:
         DataError: P201 to P203, the file can't be read, a column is missing, or a value is none.
         ModelError: P702, no case can be used.
     """
-    table = Path(table)
-    spec = _spec(description, table, site)
-    rows = read_rows(spec, table.parent, None, may_be_none=True)
+    entry, folder = (table.entry, Path()) if isinstance(table, Frame) else (Path(table).name, Path(table).parent)
+    spec = _spec(description, entry, folder, site)
+    rows = read_rows(spec, folder, None, may_be_none=True)
     if not len(rows):
         raise ModelError("P702", f"The table {table.name!r} has no rows.", "Give a table with a row for each case.")
-    return _cases(description, spec, rows, table.parent, site)
+    return _cases(description, spec, rows, folder, site)
 
 
 def open_images(description: Description, folder: Path, site: str | None) -> Cases:
@@ -159,15 +162,15 @@ def open_images(description: Description, folder: Path, site: str | None) -> Cas
     return Cases(rows, spec, folder, np.empty((len(found), 0), dtype=np.float32), None)
 
 
-def _spec(description: Description, table: Path, site: str | None) -> DataSpec:
+def _spec(description: Description, entry: str, folder: Path, site: str | None) -> DataSpec:
     """How the new table is read: as the study's, but without labels."""
-    from polyclinic.data.tables.table import read_cells
-
     data = description.data
-    available = read_cells(table, data.columns).columns.tolist() if table.is_file() else []
+    table = read_table(entry, folder, data.columns)
+    available = table.cells.columns.tolist()
+    _check_columns(description, available, table.title)
     truth = ("label", "time", "event", "mask", "mask_classes", "positive", "classes")
     changes: dict[str, object] = {**dict.fromkeys(truth), "unlabelled": "reject", "max_unreadable": 1.0}
-    changes |= {"table": table.name, "tables": None, "root": None}
+    changes |= {"table": entry, "tables": None, "root": None}
     if site is not None or data.site not in available:
         changes["site"] = None
     if data.subject is not None and data.subject not in available:
@@ -175,6 +178,22 @@ def _spec(description: Description, table: Path, site: str | None) -> DataSpec:
     if description.is_table:
         changes["features"], changes["exclude"] = list(description.agreement.features), []
     return data.model_copy(update=changes)
+
+
+def _check_columns(description: Description, available: Sequence[str], title: str) -> None:
+    """All that the model reads must be there.
+
+    Raises:
+        ModelError: P702 with what is missing.
+    """
+    data = description.data
+    needed = dict.fromkeys(description.agreement.features if description.is_table else data.image_columns)
+    needed |= dict.fromkeys([*description.covariates, *([data.divide_by] if data.divide_by else [])])
+    lacking = [name for name in needed if name not in available]
+    if lacking:
+        more = f" and {len(lacking) - 5} more" if len(lacking) > 5 else ""
+        text = f"{title} has no {', '.join(map(repr, lacking[:5]))}{more}, which the model needs."
+        raise ModelError("P702", text, nearest(lacking[0], list(available)))
 
 
 def _cases(description: Description, spec: DataSpec, rows: Rows, folder: Path, site: str | None) -> Cases:
