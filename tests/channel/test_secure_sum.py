@@ -419,7 +419,7 @@ class Halves(Grouping):
 def halves():
     TOPOLOGIES.add("halves")(Halves)
     yield "halves"
-    TOPOLOGIES._parts.pop("halves")
+    TOPOLOGIES.remove("halves")
 
 
 @pytest.mark.parametrize("channel", ["secure_sum"])

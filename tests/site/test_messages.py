@@ -234,7 +234,7 @@ def test_the_architecture_tells_every_function_and_tensor() -> None:
         return {name.split("/")[-1].rstrip("*") for name in found}
 
     grid = TimeGrid((1.0,), (1.0,))
-    knowns = [Known(task=build_task(name, 2, TASKS[name].losses[0], grid=grid)) for name in TASKS]
+    knowns = [Known(task=build_task(name, 2, next(iter(TASKS[name].losses)), grid=grid)) for name in TASKS]
     knowns += [Known(step=step) for step in build_steps([("common_scaling", {}), ("landmarks", {}), COMBAT])]
     for function, schema in FUNCTIONS.items():
         for known in knowns:
