@@ -39,6 +39,7 @@ from polyclinic.data.catalogue import ENTRIES, find_entry
 from polyclinic.data.catalogue.page import catalogue_page
 from polyclinic.data.spec import DataSpec, Mask, Partition, Patch, Preprocessing
 from polyclinic.data.tables.labels import MOST_CLASSES
+from polyclinic.deployment.export.folder import whole_folder
 from polyclinic.deployment.fit import Wanted, fit_model
 from polyclinic.deployment.folder import read_model
 from polyclinic.deployment.inputs import open_table
@@ -552,6 +553,13 @@ def used_folder() -> None:
     changed("mlp", "logistic").run("results")
 
 
+def used_export() -> None:
+    Path("model").mkdir()
+    Path("model/mine.txt").touch()
+    with whole_folder(Path("model")):
+        pass
+
+
 def full_disk() -> None:
     raise write_error(Path("results/models/fedavg-seed0-fold1.safetensors"), OSError(errno.ENOSPC, ""))
 
@@ -718,6 +726,7 @@ MISTAKES: dict[str, Callable[[], object]] = {
     "P701": lambda: read_model(Path("nowhere")),
     "P702": empty_table,
     "P703": lambda: fit_model(CheckedStudy.read("study.yaml"), Path("model"), Wanted()),
+    "P704": used_export,
 }
 
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 from rich.console import Console
 
-from polyclinic import cli_certificates, cli_federation, cli_model, cli_results
+from polyclinic import cli_certificates, cli_export, cli_federation, cli_model, cli_results
 from polyclinic.cli_data import data_app
 from polyclinic.cli_plugins import plugin_app
 from polyclinic.cli_tables import parts, tables_that_fit
@@ -34,7 +34,7 @@ app.command()(cli_results.checklist)
 app.command()(cli_model.fit)
 app.command()(cli_model.predict)
 app.command()(cli_model.evaluate)
-app.command()(cli_results.export)
+app.command()(cli_export.export)
 app.command()(cli_federation.rehearse)
 cli_certificates.add_to(cli_federation.federation_app, cli_federation.coordinator_app, cli_federation.site_app)
 app.add_typer(cli_federation.federation_app, name="federation")

@@ -1,4 +1,4 @@
-"""Commands on the results folder of a finished study: checklists and exports."""
+"""Commands on the results folder of a finished study."""
 
 from __future__ import annotations
 
@@ -28,30 +28,6 @@ def checklist(
     target = folder / f"checklist-{name}.md" if out is None else out
     write_checklist(folder, CHECKLISTS[name], target)
     print(target)
-
-
-def export(
-    folder: Results,
-    ro_crate: Annotated[Path, typer.Option("--ro-crate", help="Folder or .zip file to write; it is made.")],
-    author: Annotated[list[str] | None, typer.Option(help="Name of an author; may be repeated.")] = None,
-    licence: Annotated[str | None, typer.Option(help="URL of the licence of the whole.")] = None,
-    with_predictions: Annotated[
-        bool, typer.Option("--with-predictions", help="Also the predictions of single cases, under pseudonyms.")
-    ] = False,
-    without_models: Annotated[bool, typer.Option("--without-models", help="Leave out the trained models.")] = False,
-) -> None:
-    """Export a finished study as an RO-Crate, for an archive such as Zenodo."""
-    from rich.console import Console
-
-    from polyclinic.study.crate import export_crate
-
-    made = export_crate(
-        folder, ro_crate, authors=author or (), licence=licence, predictions=with_predictions, models=not without_models
-    )
-    console = Console(stderr=True, highlight=False, markup=False)
-    for sentence in made.told:
-        console.print(sentence)
-    print(made.path)
 
 
 def end_run(out: Path) -> None:

@@ -50,6 +50,7 @@ TITLES = {
     "P701": "A model's folder can't be used",
     "P702": "Cases do not fit a model",
     "P703": "A model can't be made as asked",
+    "P704": "A model can't be exported as asked",
 }
 
 

@@ -19,6 +19,12 @@ _WORDS = {
     "labels": "the class of a case", "numbers": "a number", "masks": "where a structure is in an image",
     "times": "how early an event is to be expected",
 }  # fmt: skip
+#: What may be done with a model, as far as it is known here.
+INTENDED_USE = (
+    "Research. It is no medical device; nobody has approved it for the care of patients.",
+    "To be filled in by who passes it on: for which patients and which question is it meant, who may use it, "
+    "and what must not be done with it?",
+)
 Section = tuple[str, list[str | list[list[str]]]]
 
 
@@ -56,14 +62,7 @@ def _sections(
     description: Description, results: Sequence[Mapping[str, Any]], record: Mapping[str, Any]
 ) -> Iterable[Section]:  # fmt: skip
     yield "What it is", [_what(description), f"Number of the model: {description.number}."]
-    yield (
-        "Intended use",
-        [
-            "Research. It is no medical device; nobody has approved it for the care of patients.",
-            "To be filled in by who passes it on: for which patients and which question is it meant, who may use it, "
-            "and what must not be done with it?",
-        ],
-    )
+    yield "Intended use", list(INTENDED_USE)
     yield "Inputs", list(_inputs(description))
     yield "Outputs", list(_outputs(description))
     yield "Training", list(_training(description))

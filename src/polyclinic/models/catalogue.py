@@ -19,6 +19,7 @@ from torch import nn
 
 from polyclinic.errors import TrainingError, nearest
 from polyclinic.models.bundle import Network
+from polyclinic.models.monai_networks import build_network
 from polyclinic.options import Catalogue
 
 Built = tuple[nn.Module, list[nn.Module]]
@@ -138,10 +139,11 @@ def sfcn(
 @MODELS.add("resnet")
 def resnet(shape: tuple[int, ...], outputs: int, *, depth: Literal[10, 18, 34, 50] = 18) -> Built:
     """MONAI ResNet (He 2016) of 10, 18, 34 or 50 layers, without pretrained weights."""
-    from monai.networks import nets
-
-    build = {10: nets.resnet10, 18: nets.resnet18, 34: nets.resnet34, 50: nets.resnet50}[depth]
-    net = build(spatial_dims=len(shape) - 1, n_input_channels=_image(shape, "resnet"), num_classes=outputs)
+    layers = {10: [1, 1, 1, 1], 18: [2, 2, 2, 2], 34: [3, 4, 6, 3], 50: [3, 4, 6, 3]}[depth]
+    net = build_network(
+        "ResNet", block="bottleneck" if depth == 50 else "basic", layers=layers, block_inplanes=[64, 128, 256, 512],
+        spatial_dims=len(shape) - 1, n_input_channels=_image(shape, "resnet"), num_classes=outputs,
+    )  # fmt: skip
     return net, [net.fc]
 
 
@@ -154,27 +156,23 @@ def resnet18(shape: tuple[int, ...], outputs: int) -> Built:
 @MODELS.add("densenet121")
 def densenet121(shape: tuple[int, ...], outputs: int, *, dropout: Share = 0.0) -> Built:
     """MONAI DenseNet-121 (Huang 2017), without pretrained weights."""
-    from monai.networks.nets import DenseNet121
-
+    channels = _image(shape, "densenet121")
     _at_least(shape, 32, "densenet121")
-    net = DenseNet121(len(shape) - 1, _image(shape, "densenet121"), outputs, dropout_prob=dropout)
+    net = build_network(
+        "DenseNet121", spatial_dims=len(shape) - 1, in_channels=channels, out_channels=outputs, dropout_prob=dropout
+    )
     return net, [net.class_layers]
 
 
 @MODELS.add("efficientnet")
 def efficientnet(shape: tuple[int, ...], outputs: int, *, width: Literal["b0", "b1", "b2", "b3", "b4"] = "b0") -> Built:
     """MONAI EfficientNet (Tan 2019), without pretrained weights."""
-    from monai.networks.nets import EfficientNetBN
-
     channels = _image(shape, "efficientnet")
     _at_least(shape, 32, "efficientnet")
-    net = EfficientNetBN(
-        f"efficientnet-{width}",
-        pretrained=False,
-        spatial_dims=len(shape) - 1,
-        in_channels=channels,
-        num_classes=outputs,
-    )
+    net = build_network(
+        "EfficientNetBN", model_name=f"efficientnet-{width}", pretrained=False, spatial_dims=len(shape) - 1,
+        in_channels=channels, num_classes=outputs,
+    )  # fmt: skip
     return net, [net._fc]
 
 
@@ -189,12 +187,10 @@ def unet(
     dropout: Share = 0.0,
 ) -> Built:
     """MONAI U-Net (Ronneberger 2015; Kerfoot 2019): each stage halves the image; the last convolution is the head."""
-    from monai.networks.nets import UNet
-
-    net = UNet(
-        len(shape) - 1, _image(shape, "unet"), outputs, channels,
-        _strides(shape, len(channels) - 1, "unet", instance=norm == "instance"),
-        num_res_units=residual_units, norm=norm, dropout=dropout,
+    net = build_network(
+        "UNet", spatial_dims=len(shape) - 1, in_channels=_image(shape, "unet"), out_channels=outputs, channels=channels,
+        strides=_strides(shape, len(channels) - 1, "unet", instance=norm == "instance"), num_res_units=residual_units,
+        norm=norm, dropout=dropout,
     )  # fmt: skip
     return net, [net.model[-1]]
 
@@ -202,11 +198,12 @@ def unet(
 @MODELS.add("segresnet")
 def segresnet(shape: tuple[int, ...], outputs: int, *, filters: PositiveInt = 8, dropout: Share = 0.0) -> Built:
     """MONAI SegResNet (Myronenko 2018), with group normalisation."""
-    from monai.networks.nets import SegResNet
-
     channels = _image(shape, "segresnet")
     _divisible(shape, 3, "segresnet")
-    net = SegResNet(len(shape) - 1, filters, channels, outputs, dropout_prob=dropout or None)
+    net = build_network(
+        "SegResNet", spatial_dims=len(shape) - 1, init_filters=filters, in_channels=channels, out_channels=outputs,
+        dropout_prob=dropout or None,
+    )  # fmt: skip
     return net, [net.conv_final]
 
 
@@ -219,11 +216,9 @@ def attention_unet(
     dropout: Share = 0.0,
 ) -> Built:
     """MONAI Attention U-Net (Oktay 2018), with batch normalisation: each stage but the last halves the image."""
-    from monai.networks.nets import AttentionUnet
-
-    net = AttentionUnet(
-        len(shape) - 1, _image(shape, "attention_unet"), outputs, channels,
-        _strides(shape, len(channels) - 1, "attention_unet", instance=True), dropout=dropout,
+    net = build_network(
+        "AttentionUnet", spatial_dims=len(shape) - 1, in_channels=_image(shape, "attention_unet"), out_channels=outputs,
+        channels=channels, strides=_strides(shape, len(channels) - 1, "attention_unet", instance=True), dropout=dropout,
     )  # fmt: skip
     return net, [net.model[-1]]
 
@@ -244,13 +239,12 @@ def dynunet(
     With ``deep_supervision`` all decoder stages but the coarsest have a head of their own in training; the task's loss
     adds them up. What is tested is the output of full size alone.
     """
-    from monai.networks.nets import DynUNet
-
     channels = _image(shape, "dynunet")
     strides = _strides(shape, len(filters) - 1, "dynunet", instance=norm == "instance")
-    net = DynUNet(
-        len(shape) - 1, channels, outputs, [3] * len(filters), [1, *strides], strides,
-        filters=filters, norm_name=(norm.upper(), {"affine": True}), res_block=residual, dropout=dropout or None,
+    net = build_network(
+        "DynUNet", spatial_dims=len(shape) - 1, in_channels=channels, out_channels=outputs,
+        kernel_size=[3] * len(filters), strides=[1, *strides], upsample_kernel_size=strides, filters=filters,
+        norm_name=[norm.upper(), {"affine": True}], res_block=residual, dropout=dropout or None,
         deep_supervision=deep_supervision, deep_supr_num=len(strides) - 1,
     )  # fmt: skip
     net.register_forward_hook(_forget_heads)
@@ -280,9 +274,9 @@ def swinunetr(
 
     _divisible(shape, 5, "swinunetr", instance=True)
     size = {"img_size": shape[1:]} if "img_size" in inspect.signature(SwinUNETR).parameters else {}
-    net = SwinUNETR(
-        **size, in_channels=_image(shape, "swinunetr"), out_channels=outputs, feature_size=features, drop_rate=dropout,
-        spatial_dims=len(shape) - 1,
+    net = build_network(
+        "SwinUNETR", **size, in_channels=_image(shape, "swinunetr"), out_channels=outputs, feature_size=features,
+        drop_rate=dropout, spatial_dims=len(shape) - 1,
     )  # fmt: skip
     return net, [net.out]
 
@@ -320,7 +314,7 @@ def monai(
         if found != needed:
             raise ValueError(f"{network} is defined with {found} {what}, but the study needs {needed}")
     fixed = {"pretrained": False} if "pretrained" in parameters else {}
-    net: nn.Module = build(**{**arguments, **fixed})
+    net: nn.Module = build_network(network, **{**arguments, **fixed})
     if isinstance(net, nets.DynUNet):
         net.register_forward_hook(_forget_heads)
     return net, [_head(net, head, network)]
