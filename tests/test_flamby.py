@@ -44,7 +44,7 @@ def test_the_cases_are_those_of_flamby(cases: pd.DataFrame) -> None:
 def test_the_study_is_valid_and_has_one_output(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("POLYCLINIC_FLAMBY", "/flamby")
     declaration = Study.read(FOLDER / "heart-disease.yaml").declaration
-    assert {declaration.loss_of(method.training) for method in declaration.study_methods} == {"binary_cross_entropy"}
+    assert {declaration.loss_of(method.training)[0] for method in declaration.study_methods} == {"binary_cross_entropy"}
     assert declaration.all_seeds == [42, 43, 44, 45, 46]
 
 

@@ -211,7 +211,9 @@ def test_only_the_head_or_only_the_body_is_common_and_normalisation_belongs_to_t
 def test_a_model_that_is_only_a_head_is_refused(method, tmp_path):
     entries = write_table_study(tmp_path, {"Aachen": 20, "Bonn": 20}) | {"model": "logistic", "methods": [method]}
     (tmp_path / "study.yaml").write_text(yaml.safe_dump(entries))
-    with pytest.raises(StudyError, match=f"P104 {method} shares the body of the model, and there is none in logistic"):
+    with pytest.raises(
+        StudyError, match=f"P104 {method} shares the body of the model, and there are no weights of it in logistic"
+    ):
         polyclinic.Study.read(tmp_path / "study.yaml").run(tmp_path / "results")
 
 

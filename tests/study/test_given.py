@@ -269,7 +269,9 @@ def test_what_is_given_is_listed_nowhere():
 
 def test_a_head_is_said_or_there_is_none():
     entries = changed(methods=[{"fedavg": {"share": "head"}}])
-    with pytest.raises(StudyError, match=r"P104 .* shares the head of the model, and there is none in python:Net"):
+    with pytest.raises(
+        StudyError, match=r"P104 .* shares the head of the model, and there are no weights of it in python:Net"
+    ):
         Study.of({**entries, "model": Net}, data=hospitals()).run()
     Study.of({**entries, "model": with_head}, data=hospitals()).run()
 

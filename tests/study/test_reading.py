@@ -305,7 +305,7 @@ BAD = [
     ("[fedavg]", "[{fedavg: {training: 3}}]", "P102", 15, "methods[1].fedavg.training",
      "got 3; expected entries of `training`."),
     ("[fedavg]", "[{fedavg: {label: 'a<b>'}}]", "P102", 15, "methods[1].fedavg.label",
-     "got the label 'a<b>'; expected up to 80 letters, digits, blanks or . , = ( ) [ ] + - : /."),
+     "got the label 'a<b>'; expected up to 80 letters, digits, blanks or . , = ( ) [ ] + - : / * ? !."),
     ("methods: [fedavg]", "seeds: [a]", "P102", 15, "seeds[1]",
      "got 'a'; expected a whole number."),
     ("methods: [fedavg]", "engine: {mode: parallel}", "P102", 15, "engine.mode",

@@ -14,12 +14,22 @@ from torch import Tensor
 
 from polyclinic import Results, Study
 from polyclinic.errors import StudyError
+from polyclinic.options import Catalogue
 from polyclinic.shapes import Shaped
 from polyclinic.tasks import TASKS, Task, register
-from polyclinic.tasks.base import Asked, Batch, Floats, Measure, Score, Sent, joined
+from polyclinic.tasks.base import Asked, Batch, Floats, LossFunction, Measure, Score, Sent, joined
 from polyclinic.tasks.metrics import METRICS, Metric
 
 SIZES = {"Aachen": 60, "Bonn": 50, "Celle": 40}
+
+
+LOSSES: Catalogue[LossFunction] = Catalogue("loss of counts")
+
+
+@LOSSES.add("poisson")
+def poisson(outputs: Tensor, targets: Tensor) -> Tensor:
+    """Negative log-likelihood of a Poisson distribution, but for a constant."""
+    return outputs[:, 0].exp() - targets * outputs[:, 0]
 
 
 class Counts(Task):
@@ -27,7 +37,7 @@ class Counts(Task):
 
     name = "counts"
     target = "numbers"
-    losses: ClassVar[tuple[str, ...]] = ("poisson",)
+    losses: ClassVar[Catalogue[LossFunction]] = LOSSES
     metrics: ClassVar[tuple[str, ...]] = ("far", "hits")
     default_metrics: ClassVar[tuple[str, ...]] = ("far", "hits")
     sends: ClassVar[Mapping[str, Shaped]] = {"rates": Shaped("float64", "N"), "counts": Shaped("float32", "N")}
@@ -38,7 +48,7 @@ class Counts(Task):
         return 1
 
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        return outputs[:, 0].exp() - targets * outputs[:, 0]
+        return poisson(outputs, targets)
 
     def probabilities(self, outputs: Tensor) -> Tensor:
         return outputs.double().exp()
