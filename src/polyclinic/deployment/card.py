@@ -14,6 +14,7 @@ from markupsafe import Markup
 
 from polyclinic.deployment.description import Description
 from polyclinic.study.report.page import TEMPLATES
+from polyclinic.tasks.metrics import METRICS, metric_text
 
 _WORDS = {
     "labels": "the class of a case", "numbers": "a number", "masks": "where a structure is in an image",
@@ -25,6 +26,7 @@ INTENDED_USE = (
     "To be filled in by who passes it on: for which patients and which question is it meant, who may use it, "
     "and what must not be done with it?",
 )
+_OVER = {"all": "all cases together", "sites": "mean over the sites"}
 Section = tuple[str, list[str | list[list[str]]]]
 
 
@@ -65,7 +67,7 @@ def _sections(
     yield "Intended use", list(INTENDED_USE)
     yield "Inputs", list(_inputs(description))
     yield "Outputs", list(_outputs(description))
-    yield "Training", list(_training(description))
+    yield "Training", list(_training(description, record))
     yield "How good it is", list(_results(description, results))
     yield "At a site that took no part", list(_elsewhere(description))
     yield "What it may reveal", list(_privacy(description, record))
@@ -130,8 +132,8 @@ def _outputs(description: Description) -> Iterable[str]:
         )
 
 
-def _training(description: Description) -> Iterable[str | list[list[str]]]:
-    yield f"Method: {description.method}. As it stands in a study file: {description.parts}"
+def _training(description: Description, record: Mapping[str, Any]) -> Iterable[str | list[list[str]]]:
+    yield f"Method: {description.method}. {record.get('method', '')} The file study.yaml has all of its parts."
     yield f"Rounds: {description.rounds} ({description.chosen}). Seed: {description.seed}."
     yield [["Site", "Training cases", "Patients", "What stays there"],
            *([site, str(one.cases), str(one.patients), _stays(one.weights, prepares=one.prepares)]
@@ -153,10 +155,18 @@ def _results(description: Description, results: Sequence[Mapping[str, Any]]) -> 
     )
     rows = [["Metric", "Over", "Mean", "95 % interval"]]
     for one in results:
-        interval = "" if _number(one.get("low")) is None else f"{one['low']:.3f} to {one['high']:.3f}"
-        mean = _number(one.get("mean"))
-        rows.append([str(one["metric"]), str(one["over"]), "" if mean is None else f"{mean:.3f}", interval])
+        name, over = str(one["metric"]), _OVER.get(str(one["over"]), str(one["over"]))
+        low, mean, high = (_number(one.get(key)) for key in ("low", "mean", "high"))
+        interval = "" if low is None or high is None else f"{metric_text(name, low)} to {metric_text(name, high)}"
+        rows.append([_title(name), over, "" if mean is None else metric_text(name, mean), interval])
     yield rows
+
+
+def _title(name: str) -> str:
+    """A metric in words, of a structure or class where it is of one."""
+    base, bracket, of = name.partition("[")
+    title = METRICS[base].title if base in METRICS else base
+    return f"{title}: {of.removesuffix(']')}" if bracket else title
 
 
 def _number(value: Any) -> float | None:

@@ -41,6 +41,7 @@ from polyclinic.engine import CheckedEngine, Engine
 from polyclinic.engine.planner import choose_device
 from polyclinic.errors import ModelError
 from polyclinic.files import write_atomic
+from polyclinic.methods import PUBLISHED
 from polyclinic.parts import FEDERATION
 from polyclinic.running.attendance import gather
 from polyclinic.site.messages import Retain
@@ -247,7 +248,8 @@ class _Fitting:
         )
         outputs = torch.stack([sample_outputs(made.template, vector, inputs) for vector in made.samples])
         record = {
-            "model": number, "made": now(), "data_sha256": folder.record.get("data_sha256"),
+            "model": number, "method": PUBLISHED[chosen.method.name].summary, "made": now(),
+            "data_sha256": folder.record.get("data_sha256"),
             "plan": folder.record.get("plan"), "study_results": chosen.record, "privacy": made.trained.spending,
             "notes": made.trained.progress.failures, **machine(),
         }  # fmt: skip
