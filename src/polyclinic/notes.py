@@ -139,6 +139,8 @@ TITLES: dict[str, str] = {
     "N902": "A site's cases were scaled by themselves",
     "N903": "Cases are unlike all that a model has seen",
     "N904": "Cases were not predicted",
+    "N905": "The positive class has another name than in the model",
+    "N906": "A model is evaluated at sites that trained it",
 }
 
 

@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 from pydantic import Field
 
+from polyclinic.data.masks.classes import MaskClasses
 from polyclinic.data.opening.agreement import Agreement
 from polyclinic.data.spec import DataSpec
 from polyclinic.limits import (
@@ -171,6 +172,19 @@ class Description(Body):
     def is_table(self) -> bool:
         """Whether inputs are features; else they are images."""
         return self.data.image is None
+
+    @property
+    def mask_values(self) -> list[int]:
+        """The number of each class in masks that are written, background first: the first one that the study's own
+        masks have; without such numbers that of the class, or 255 in pictures with one structure."""
+        if self.target != "masks":
+            return []
+        meaning = MaskClasses.of(self.data)
+        if meaning.values is not None and not meaning.colours:
+            return [meaning.background[0], *(values[0] for values in meaning.values)]
+        if len(self.classes) == 2 and self.data.preprocessing is None:
+            return [0, 255]
+        return list(range(len(self.classes)))
 
     def content(self) -> dict[str, Any]:
         """As JSON values; entries without a value are left out."""

@@ -14,7 +14,9 @@ import torch
 import yaml
 
 from polyclinic.data.part_counts import part_classes, part_groups, part_patients
+from polyclinic.data.spec import Scalar
 from polyclinic.data.splits import Parts
+from polyclinic.data.tables.codes import plain_number, scalar_text
 from polyclinic.deployment.description import Calibration, Description
 from polyclinic.deployment.folder import Model
 from polyclinic.deployment.prediction import Predictor
@@ -52,6 +54,8 @@ _OF_THE_STUDY = (
     "table", "tables", "columns", "missing", "where", "site", "subject", "subject_pattern", "label", "positive",
     "time", "event", "time_unit", "image", "mask", "mask_classes", "root", "cache", "max_unreadable", "bits",
 )  # fmt: skip
+#: Of these those that are the model's, where the study does not say them.
+_OTHERWISE = ("missing", "bits")
 Recalibrate = Literal["all", "site"]
 
 
@@ -104,14 +108,19 @@ def _study_of(description: Description, path: Path, *, recalibrated: bool) -> Ch
         raise ModelError("P702", f"{path.name} does not say where the cases are.", "Give it a part `data`.")
     mine = description.data.model_dump(mode="json")
     data = {name: value for name, value in mine.items() if name not in _OF_THE_STUDY and value is not None}
+    data |= {name: mine[name] for name in _OTHERWISE if mine.get(name) is not None}
     data |= {name: value for name, value in given.items() if name in _OF_THE_STUDY}
+    _check_time_unit(description, given)
     if description.is_table:
         data |= {"features": list(description.agreement.features), "exclude": []}
     data["categories"] = {name: list(values) for name, values in description.agreement.values.items()}
     if description.target == "labels" and data.get("positive") is None:
-        data["classes"] = list(description.classes)
-    if description.target == "masks" and "mask_classes" not in given:
-        data["mask_classes"] = mine["mask_classes"]
+        if mine.get("positive") is not None:
+            data["positive"] = mine["positive"]
+        else:
+            data["classes"] = list(description.classes)
+    if description.target == "masks":
+        data["mask_classes"] = _structures(description, given.get("mask_classes"), mine["mask_classes"])
     preparation = description.agreement.prepared(description.data)
     for name in ("preprocessing", "patch"):
         value = getattr(preparation, name)
@@ -121,6 +130,7 @@ def _study_of(description: Description, path: Path, *, recalibrated: bool) -> Ch
     for name in ("folds", "split", "holdout", "unseen_sites", "predictions", "threshold", "validation"):
         wanted.pop(name, None)
     if description.times:
+        _check_times(description, wanted.get("times"))
         wanted["times"] = list(description.times)
     labels = [description.method, *([f"{description.method}, recalibrated"] if recalibrated else [])]
     name, options = description.network
@@ -132,6 +142,48 @@ def _study_of(description: Description, path: Path, *, recalibrated: bool) -> Ch
         **{key: content[key] for key in ("report", "engine") if key in content},
     }  # fmt: skip
     return replace(CheckedStudy.of(made, path.resolve().parent), name=path.name)
+
+
+def _check_time_unit(description: Description, given: dict[str, Any]) -> None:
+    """Times are compared with those of the model.
+
+    Raises:
+        ModelError: P702, they are in another unit.
+    """
+    unit, mine = given.get("time_unit"), description.data.time_unit
+    if unit is not None and mine is not None and unit != mine:
+        raise ModelError("P702", f"The times of the study are in {unit}, and those of the model in {mine}.",
+                         f"Give a column `time` in {mine}.")  # fmt: skip
+
+
+def _check_times(description: Description, times: object) -> None:
+    """A model tells survival at its own times only.
+
+    Raises:
+        ModelError: P702, the study asks for others.
+    """
+    listed = times if isinstance(times, list) else [] if times is None else [times]
+    others = [one for one in listed if one not in description.times]
+    if others:
+        text = f"The study asks for survival at {', '.join(map(str, others[:5]))}, and the model tells it at "
+        raise ModelError("P702", f"{text}{', '.join(f'{one:g}' for one in description.times)}.",
+                         "Leave out `times`.")  # fmt: skip
+
+
+def _structures(description: Description, given: object, mine: object) -> object:
+    """What the values of masks mean, with the structures in the order of the model.
+
+    Raises:
+        ModelError: P702, the structures have other names, or a list of names has another order.
+    """
+    if given is None or not isinstance(given, dict | list):
+        return mine if given is None else given
+    names, wanted = [str(one) for one in given], description.classes[1:]
+    if set(names) != set(wanted) or (isinstance(given, list) and names != wanted):
+        raise ModelError("P702", f"The masks of the study have the structures {', '.join(names[:10])}, and the model "
+                         f"has {', '.join(wanted[:10])}.",
+                         "Name them as the model does: `mask_classes: {NAME: VALUE, ...}`.")  # fmt: skip
+    return {name: given[name] for name in wanted} if isinstance(given, dict) else given
 
 
 class _Evaluation:
@@ -156,6 +208,7 @@ class _Evaluation:
         self.folder.begin(plan, cohort.fingerprint)
         self.folder.note({"model": self.model.description.number, "predictions": "coordinator"})
         engine.settle(device="cpu", stacked=False, folder=self.folder.site_folder())
+        self._compare(engine)
         rows = pd.concat([self._rows(site) for site in engine.members.values()], ignore_index=True)
         if recalibrate is not None:
             rows = pd.concat([rows, self._recalibrated(rows, recalibrate)], ignore_index=True)
@@ -193,6 +246,21 @@ class _Evaluation:
         if len(classes) != len(description.classes):
             raise ModelError("P702", f"The study has the classes {', '.join(classes)}, and the model "
                              f"{', '.join(description.classes)}.", "Give cases of the same classes.")  # fmt: skip
+
+    def _compare(self, engine: LocalEngine) -> None:
+        """Notes where results may not mean what they seem to."""
+        description, data = self.model.description, self.study.declaration.data
+        trained = [name for name in engine.members if name in description.sites]
+        if trained:
+            text = f"took part in training: of cases that were trained on, results are too good ({', '.join(trained)})."
+            self.notes.append(Note("N906", f"{len(trained)} of {len(engine.members)} sites {text}"))
+        if data.positive is None or description.target != "labels":
+            return
+        mine = description.data.positive
+        mine = description.classes[-1] if mine is None else mine
+        if _values(mine) != _values(data.positive):
+            text = f"The study calls {_said(data.positive)} positive, and the model {_said(mine)}"
+            self.notes.append(Note("N905", f"{text}: make sure that they mean the same."))
 
     def _rows(self, site: Site) -> pd.DataFrame:
         """Predictions of all labelled cases of a site."""
@@ -237,6 +305,16 @@ class _Evaluation:
         text = yaml.safe_dump({"model": self.model.description.number, "by": by, "fits": fits}, sort_keys=False)
         write_atomic(self.folder.path / RECALIBRATION, text)
         return pd.concat(found).sort_index().assign(method=f"{self.model.description.method}, recalibrated")
+
+
+def _values(positive: Scalar | list[Scalar]) -> set[str]:
+    """Texts of what counts as positive; 1 and 1.0 are the same."""
+    texts = [scalar_text(one) for one in (positive if isinstance(positive, list) else [positive])]
+    return {plain_number(text) or text for text in texts}
+
+
+def _said(positive: Scalar | list[Scalar]) -> str:
+    return ", ".join(repr(text) for text in sorted(_values(positive)))
 
 
 def _crossed(mine: pd.DataFrame, name: str) -> pd.DataFrame:

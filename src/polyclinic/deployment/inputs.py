@@ -16,7 +16,8 @@ from torch import Tensor
 from polyclinic.data.cases import NO_CLASS, Counts, SiteData
 from polyclinic.data.opening.images import read_images
 from polyclinic.data.readers.files import list_files, maybe_dicom
-from polyclinic.data.readers.nifti.read import is_nifti
+from polyclinic.data.readers.nifti.read import is_nifti, pair_of
+from polyclinic.data.readers.read import reader_of
 from polyclinic.data.spec import DataSpec
 from polyclinic.data.tables.codes import one_text_each
 from polyclinic.data.tables.features import encode_covariates, encode_features
@@ -87,7 +88,9 @@ class Cases:
             pixels, there = torch.from_numpy(self.features[positions]), list(map(int, positions))
         else:
             spec = self.spec.model_copy(update={"cache": str(cache), "max_unreadable": 1.0})
-            found = read_images(site, self.rows.at(positions), spec, self.folder, "labels", lambda: None)
+            found = read_images(
+                site, self.rows.at(positions), spec, self.folder, "labels", lambda: None, complete=False
+            )
             pixels = found.pixels
             self.failures |= {int(positions[place]): reason for place, reason in found.failures.items()}
             there = [int(one) for place, one in enumerate(positions) if place not in found.failures]
@@ -171,6 +174,8 @@ def _spec(description: Description, entry: str, folder: Path, site: str | None) 
     truth = ("label", "time", "event", "mask", "mask_classes", "positive", "classes")
     changes: dict[str, object] = {**dict.fromkeys(truth), "unlabelled": "reject", "max_unreadable": 1.0}
     changes |= {"table": entry, "tables": None, "root": None}
+    if data.site in available and site is not None:
+        _check_site(table.cells[str(data.site)], data, site, table.title)
     if site is not None or data.site not in available:
         changes["site"] = None
     if data.subject is not None and data.subject not in available:
@@ -178,6 +183,24 @@ def _spec(description: Description, entry: str, folder: Path, site: str | None) 
     if description.is_table:
         changes["features"], changes["exclude"] = list(description.agreement.features), []
     return data.model_copy(update=changes)
+
+
+def _check_site(cells: pd.Series[str], data: DataSpec, site: str, title: str) -> None:
+    """The table's own column of sites must not name others than the site that is given.
+
+    Raises:
+        ModelError: P702 with the other sites.
+    """
+    others = cells[(cells != site) & ~cells.isin(data.missing)]
+    if others.empty:
+        return
+    named = list(dict.fromkeys(others))
+    more = f" and {len(named) - 3} more" if len(named) > 3 else ""
+    text = (
+        f"{title} names the site {', '.join(map(repr, named[:3]))}{more} in {len(others)} rows (column {data.site!r})"
+    )
+    raise ModelError("P702", f"{text}, and not {site!r}.",
+                     "Leave out --site, or take the other rows or the column out of the table.")  # fmt: skip
 
 
 def _check_columns(description: Description, available: Sequence[str], title: str) -> None:
@@ -205,7 +228,10 @@ def _cases(description: Description, spec: DataSpec, rows: Rows, folder: Path, s
     codes = (description.agreement.values, description.agreement.spellings)
     features, covariates = np.empty((len(rows), 0), dtype=np.float32), None
     if description.is_table:
-        features = encode_features(rows.cells, description.agreement.features, codes, spec)[0]
+        kept = rows.usable  # what others hold need not be a number
+        encoded = encode_features(rows.cells[kept], description.agreement.features, codes, spec)[0]
+        features = np.full((len(rows), encoded.shape[1]), np.nan, dtype=np.float32)
+        features[kept] = encoded
     combat = spec.harmonisation.combat
     if combat is not None:
         cells = rows.cells.copy()
@@ -235,8 +261,10 @@ def _image_paths(folder: Path, *, volumes: bool) -> list[str]:
     found: dict[str, None] = {}
     for path in list_files(folder):
         relative = path.relative_to(folder)
-        if volumes and is_nifti(path):
+        if volumes and (is_nifti(path) or reader_of(path)):
             found[str(relative)] = None
+        elif volumes and len(pair_of(path)) == 2:  # its header is the image
+            continue
         elif volumes and maybe_dicom(path):
             found[str(relative.parent)] = None
         elif not volumes and (path.suffix.lower() in _PICTURES or maybe_dicom(path)):

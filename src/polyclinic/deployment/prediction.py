@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pandas as pd
 import torch
 from torch import Tensor
@@ -102,13 +103,7 @@ class Predictor:
             ModelError: P702, the model can't be used there.
         """
         part = self._part(site)
-        known, notes = self.description.sites.get(site), list[Note]()
-        if part is None and known is not None and (known.weights or known.prepares):
-            text = (
-                f"Site {site} took part in training, but its own part of the model ({PART}) was not found: its cases "
-                "are predicted like those of a site that took no part."
-            )
-            notes.append(Note("N901", text))
+        notes = self._lacking(site, part)
         vectors = self._vectors(site, part)
         steps = [dict(one) for one in part.steps] if part is not None else None
         if steps is None:
@@ -118,6 +113,17 @@ class Predictor:
             raise ModelError("P702", f"Site {site} took part in training, and its cases are scaled as they were then.",
                              "Leave out --reference.")  # fmt: skip
         return SiteModel(site, vectors, steps, notes)
+
+    def _lacking(self, site: str, part: ModelPart | None) -> list[Note]:
+        """A note, if the site has a part of the model that is not there."""
+        known = self.description.sites.get(site)
+        if part is not None or known is None or not (known.weights or known.prepares):
+            return []
+        text = (
+            f"Site {site} took part in training, but its own part of the model ({PART}) was not found: its cases "
+            "are predicted like those of a site that took no part."
+        )
+        return [Note("N901", text)]
 
     def at_opened(self, data: SiteData) -> SiteModel:
         """The model as it is used on all cases of a site that were opened with their labels, of which none is used.
@@ -129,7 +135,7 @@ class Predictor:
         vectors = self._vectors(data.site, part)
         if part is not None:
             return SiteModel(data.site, vectors, [dict(one) for one in part.steps], [])
-        prepared, notes = Prepared(data, torch.arange(len(data))), list[Note]()
+        prepared, notes = Prepared(data, torch.arange(len(data))), self._lacking(data.site, part)
         if any(step.needs_cases(prepared) for step in self._steps):
             if len(data) < LEAST_REFERENCE:
                 raise _too_few(data.site, len(data))
@@ -185,7 +191,7 @@ class Predictor:
         """What the steps of preparation are taken with at a site that took no part; as studies do with a site that is
         left out, no label has a part in it."""
         source = cases if reference is None else reference
-        positions = source.of(site) if reference is None else source.usable
+        positions = source.of(site) if reference is None else _of_reference(reference, site, len(cases.sites))
         first, _ = cases.read(site, cases.of(site)[:1], cache)
         if first is None:
             first, _ = cases.read(site, evenly(cases.of(site), 8), cache)
@@ -287,8 +293,25 @@ class Predictor:
         return pd.DataFrame(names, dtype=str)
 
 
+def _of_reference(reference: Cases, site: str, sites: int) -> npt.NDArray[np.intp]:
+    """Positions of the cases by which those of a site are scaled.
+
+    Raises:
+        ModelError: P702, none of them is of the site, or it is not said whose they are.
+    """
+    if reference.spec.site is None and sites == 1:
+        return reference.usable
+    found = reference.of(site)
+    if len(found):
+        return found
+    has = "does not say of which site its cases are"
+    if reference.spec.site is not None:
+        has = f"has no case of site {site}, but of {', '.join(reference.sites[:5]) or 'none'}"
+    raise ModelError("P702", f"The reference {has}.", "Give cases of the same site with --reference.")
+
+
 def _scaled_by_itself(site: str, cases: int) -> Note:
-    text = f"Site {site} took no part in training: its cases are scaled by {cases} of them, without labels."
+    text = f"Nothing of the model is of site {site}: its cases are scaled by {cases} of them, without labels."
     return Note("N902", text)
 
 

@@ -24,7 +24,7 @@ from polyclinic.deployment.folder import Model
 from polyclinic.deployment.inputs import Cases
 from polyclinic.deployment.outside import outside_images, outside_table, units_of
 from polyclinic.deployment.prediction import Predicted, Predictor
-from polyclinic.deployment.space import decided_in, decided_picture, write_nifti, write_picture
+from polyclinic.deployment.space import decided_in, decided_picture, with_values, write_nifti, write_picture
 from polyclinic.errors import ModelError, ResultsError
 from polyclinic.files import write_atomic
 from polyclinic.notes import Note
@@ -147,13 +147,13 @@ class _Run:
 
             mask = decided_picture(values, upright_size(cell, root, (cases.folder,)), description.threshold)
             path = self.out / MASKS / f"{name}.png"
-            write_picture(path, mask * 255 if len(values) == 1 else mask)
+            write_picture(path, with_values(mask, description.mask_values))
             sizes = {f"pixels[{one}]": int((mask == index).sum()) for index, one in _structures(description.classes)}
         else:
             volume, grid = _original(cell, root, cases)
             mask = decided_in(values, grid, volume, description.threshold)
             path = self.out / MASKS / f"{name}.nii.gz"
-            write_nifti(path, mask, volume, resolve(cell, root, (cases.folder,)))
+            write_nifti(path, with_values(mask, description.mask_values), volume, resolve(cell, root, (cases.folder,)))
             voxel = abs(float(np.linalg.det(volume.affine[:3, :3]))) / 1000.0
             sizes = {f"millilitres[{one}]": round(float((mask == index).sum()) * voxel, 6)
                      for index, one in _structures(description.classes)}  # fmt: skip
@@ -169,11 +169,9 @@ class _Run:
 
     def _record(self) -> dict[str, Any]:
         """What a run that goes on must have in common with the one before."""
-        digest = hashlib.sha256()
-        for cells in (self.cases.rows.cells, self.cases.rows.origin[["site", "case"]]):
-            digest.update(pd.util.hash_pandas_object(cells.astype(str), index=False).to_numpy().tobytes())
-        return {"model": self.model.description.number, "cases": len(self.cases), "cases_sha256": digest.hexdigest(),
-                "sites": self.cases.sites}  # fmt: skip
+        record = {"model": self.model.description.number, "cases": len(self.cases), "cases_sha256": _digest(self.cases),
+                  "sites": self.cases.sites}  # fmt: skip
+        return record if self.reference is None else {**record, "reference_sha256": _digest(self.reference)}
 
     def _begin(self, record: dict[str, Any], *, resume: bool) -> tuple[list[dict[str, Any]], dict[str, int]]:
         """Rows that are done already, and of each site how many cases."""
@@ -188,7 +186,8 @@ class _Run:
         if not resume:
             raise ResultsError("P501", f"The folder {self.out} already holds predictions ({before.get('status')}).",
                                "Go on with --resume, or choose another folder with --out.")  # fmt: skip
-        changed = [name for name, value in record.items() if before.get(name) != value]
+        compared = {**dict.fromkeys(before.keys() & {"reference_sha256"}), **record}
+        changed = [name for name, value in compared.items() if before.get(name) != value]
         if changed:
             raise ResultsError("P501", f"The predictions in {self.out} are of another model or of other cases "
                                f"({', '.join(changed)} differ).", "Choose another folder with --out.")  # fmt: skip
@@ -232,12 +231,22 @@ class _Run:
         notes = list(dict.fromkeys(self.notes))
         write_table(self.out / TABLE, table)
         write_table(self.out / FAILURES, failures)
+        values = self.model.description.mask_values
         told = {**record, "status": "finished", "finished": now(), "predicted": len(table),
+                **({"mask_values": dict(zip(self.model.description.classes, values, strict=True))} if values else {}),
                 "notes": [note.to_json() for note in notes], **machine()}  # fmt: skip
         write_atomic(self.out / RECORD, json.dumps(told, indent=2) + "\n")
         (self.out / _DONE).unlink(missing_ok=True)
         shutil.rmtree(self.out / CACHE, ignore_errors=True)
         return Done(table, failures, notes)
+
+
+def _digest(cases: Cases) -> str:
+    """Of which cases there are."""
+    digest = hashlib.sha256()
+    for cells in (cases.rows.cells, cases.rows.origin[["site", "case"]]):
+        digest.update(pd.util.hash_pandas_object(cells.astype(str), index=False).to_numpy().tobytes())
+    return digest.hexdigest()
 
 
 def _plain(table: pd.DataFrame) -> list[dict[str, Any]]:
@@ -267,7 +276,7 @@ def _original(cell: str, root: Path, cases: Cases) -> tuple[Volume, Grid]:
 
 def _mask_name(cell: str, place: int) -> str:
     """A file name for a case's mask, that of no other case."""
-    stem = re.sub(r"\.(nii(\.gz)?|png|jpe?g|tiff?|bmp|gif|dcm|dicom|ima)$", "", cell, flags=re.IGNORECASE)
+    stem = re.sub(r"\.(nii(\.gz)?|hdr|img|png|jpe?g|tiff?|bmp|gif|dcm|dicom|ima)$", "", cell, flags=re.IGNORECASE)
     plain = re.sub(r"[^A-Za-z0-9._-]+", "_", stem).strip("._")[-80:] or "case"
     return f"{place + 1:05d}-{plain}" if plain == stem else f"{place + 1:05d}-{plain}-{derive_seed(cell) % 16**4:04x}"
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -71,7 +72,13 @@ def _inside(
     return inside
 
 
-def write_nifti(path: Path, mask: npt.NDArray[np.uint8], image: Volume, source: Path | None) -> None:
+def with_values(mask: npt.NDArray[np.uint8], values: Sequence[int]) -> npt.NDArray[Any]:
+    """A mask of class indices with the number of each class in its place, as small integers."""
+    highest = max(values)
+    return np.array(values, dtype=np.min_scalar_type(highest) if highest < 2**16 else np.int32)[mask]
+
+
+def write_nifti(path: Path, mask: npt.NDArray[Any], image: Volume, source: Path | None) -> None:
     """Write a mask as NIfTI that lies on its image in every viewer.
 
     Of an image that is NIfTI itself, the place in space is that of its header, both forms and their codes, which
@@ -79,7 +86,7 @@ def write_nifti(path: Path, mask: npt.NDArray[np.uint8], image: Volume, source: 
 
     Args:
         path: of the mask, ``.nii.gz``.
-        mask: uint8 ``[X, Y, Z]``.
+        mask: whole numbers ``[X, Y, Z]``.
         image: as it was read.
         source: its file, if it is NIfTI.
     """
@@ -87,13 +94,14 @@ def write_nifti(path: Path, mask: npt.NDArray[np.uint8], image: Volume, source: 
     if source is not None and source.is_file() and is_nifti(source):
         header = nibabel.load(source).header.copy()
     if isinstance(header, nibabel.Nifti1Header):
-        for name in _TEXTS:
+        for name in set(_TEXTS).intersection(header.keys()):  # NIfTI-2 has fewer
             header[name] = b""
         header.extensions.clear()
-        header.set_data_dtype(np.uint8)
+        header.set_data_dtype(mask.dtype)
         header["cal_min"], header["cal_max"] = 0.0, float(mask.max(initial=1))
         header["scl_slope"], header["scl_inter"] = 1.0, 0.0
-        made = nibabel.Nifti1Image(mask, None, header)
+        kind = nibabel.Nifti2Image if isinstance(header, nibabel.Nifti2Header) else nibabel.Nifti1Image
+        made = kind(mask, None, header)
     else:
         made = nibabel.Nifti1Image(mask, image.affine)
         made.set_qform(image.affine, 1)
@@ -117,8 +125,8 @@ def decided_picture(probabilities: Floats, size: tuple[int, int], threshold: flo
     return decided
 
 
-def write_picture(path: Path, mask: npt.NDArray[np.uint8]) -> None:
-    """Write a mask as PNG: 0 and 255 of one structure, else the numbers of the classes."""
+def write_picture(path: Path, mask: npt.NDArray[Any]) -> None:
+    """Write a mask as PNG."""
     path.parent.mkdir(parents=True, exist_ok=True)
     draft = path.with_name(f".{path.stem}.tmp.png")
     Image.fromarray(mask).save(draft)

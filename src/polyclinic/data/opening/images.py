@@ -45,7 +45,8 @@ class Images(NamedTuple):
 
 
 def read_images(
-    site: str, rows: Rows, spec: DataSpec, folder: Path, target: Target, tick: Callable[[], None]
+    site: str, rows: Rows, spec: DataSpec, folder: Path, target: Target, tick: Callable[[], None], *,
+    complete: bool = True,
 ) -> Images:  # fmt: skip
     """Read or prepare the images of a site.
 
@@ -56,6 +57,7 @@ def read_images(
         folder: the study file's folder.
         target: what is to be predicted of each case.
         tick: called after each case.
+        complete: whether these are all images of the site; else pictures of 16 bits can't be used without ``bits``.
 
     Raises:
         DataError: P204 when more than ``max_unreadable`` of the cases can't be read.
@@ -63,7 +65,7 @@ def read_images(
     files = image_files(rows, spec, folder, target)
     images: Pixels | None
     masks: Pixels | None
-    seen = Seen(deep=DeepPictures(spec.bits))
+    seen = Seen(deep=DeepPictures(spec.bits, complete=complete))
     if spec.preprocessing is not None:
         images, masks, failures = prepare_volumes(files, spec, folder / spec.cache, tick)
         if isinstance(masks, Volumes):

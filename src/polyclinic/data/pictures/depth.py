@@ -30,11 +30,13 @@ class DeepPictures:
 
     Attributes:
         bits: how many bits white has; None: what the brightest pixel of all of them needs.
+        complete: whether all of them come here, so that the brightest is known; else ``bits`` is needed.
         pictures: position of the case -> float32 ``[H, W]``, in the final size.
         highest: position of the case -> the largest value of the picture as it was read.
     """
 
     bits: int | None = None
+    complete: bool = True
     pictures: dict[int, npt.NDArray[np.float32]] = field(default_factory=dict)
     highest: dict[int, int] = field(default_factory=dict)
 
@@ -42,8 +44,10 @@ class DeepPictures:
         """Take in a picture, resized to ``size`` (width, height).
 
         Raises:
-            UnreadableError: its pixels are no numbers from 0 to 65535.
+            UnreadableError: its pixels are no numbers from 0 to 65535, or nothing tells which of them is white.
         """
+        if self.bits is None and not self.complete:
+            raise UnreadableError("image file has 16-bit pixels, and the study says with no `bits` what is white")
         values = np.asarray(picture)
         if picture.mode == "F" or values.max() > 65535:
             raise UnreadableError("image file has 32-bit pixels")
