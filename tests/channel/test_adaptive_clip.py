@@ -443,7 +443,7 @@ def test_what_goes_together_trains(entry):
 
 @pytest.mark.parametrize("options", [
     {"norm": 0}, {"norm": float("nan")}, {"quantile": 0}, {"quantile": 1.1}, {"rate": 0}, {"rate": -1}, {"share": 0},
-    {"share": 1},
+    {"share": 1}, {"share": "0.5"}, {"quantile": True},
 ])  # fmt: skip
 def test_options_out_of_range_are_refused(options):
     with pytest.raises(EntryError, match="P102"):

@@ -346,7 +346,7 @@ def test_what_makes_no_sense_is_refused_in_a_sentence(entry, words):
 
 @pytest.mark.parametrize("options", [
     {"noise": 0}, {"noise": -1}, {"noise": float("nan")}, {"noise": "1"}, {"noise": 1, "colluding": -1},
-    {"noise": 1, "colluding": 0.5}, {"noise": 1, "bits": 16},
+    {"noise": 1, "colluding": 0.5}, {"noise": 1, "bits": 16}, {"noise": 1, "colluding": False},
 ], ids=str)  # fmt: skip
 def test_options_that_are_none_are_refused(options):
     with pytest.raises(EntryError, match="P102"):

@@ -972,6 +972,16 @@ def test_a_study_can_be_run_without_a_folder(tmp_path):
             "of 3 sites in each round, and 2 take part where one is left out. A sum of few tells of single sites .*"
             "allow it: `secure_sum: {least: 2}`",
         ),
+        (
+            {"median": {"channel": [{"secure_sum": {"group_size": 3}}]}},
+            {},
+            "needs 2 updates to compare .median., and `group_size` makes 1 group of 3 sites",
+        ),
+        (
+            {"trimmed_mean": {"channel": [{"homomorphic_sum": {"least": 2, "group_size": 2}}]}},
+            {},
+            "needs 3 updates to compare .trimmed_mean., and `group_size` makes 1 group of 3 sites",
+        ),
     ],
 )
 def test_a_rule_that_needs_more_sites_is_refused_before_anything_is_trained(tmp_path, method, changes, message):

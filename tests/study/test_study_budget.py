@@ -246,6 +246,8 @@ def test_a_site_looks_itself_whether_delta_is_small_enough() -> None:
 @pytest.mark.parametrize(("content", "words"), [
     ({"methods": [STEPS], "privacy": {"over": "study"}}, "P104 .*there is none"),
     ({"methods": [STEPS], "privacy": {"epsilon": 1, "over": "year"}}, "P102"),
+    ({"methods": [STEPS], "privacy": {"epsilon": True}}, "P102 .*got True"),
+    ({"methods": [STEPS], "privacy": {"epsilon": 1, "delta": "0.001"}}, "P102 .*got '0.001'"),
     ({"methods": [{"mix": {"local": ["dp_sgd"]}}], "privacy": {"epsilon": 1, "over": "study"}}, "P104 .*no server"),
 ])  # fmt: skip
 def test_what_can_not_be_counted_is_refused(content, words) -> None:

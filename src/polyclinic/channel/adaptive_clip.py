@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Annotated, ClassVar
 
 import torch
-from pydantic import Field
+from pydantic import Field, Strict
 
 from polyclinic.channel.clip import length_of, shortened
 from polyclinic.errors import SiteError
@@ -54,8 +54,8 @@ class AdaptiveClip(Part):
     retells: ClassVar = True
 
     def __init__(
-        self, *, norm: AboveZero = 0.1, quantile: Annotated[float, Field(gt=0, le=1)] = 0.5, rate: AboveZero = 0.2,
-        share: Annotated[float, Field(gt=0, lt=1)] = 0.1,
+        self, *, norm: AboveZero = 0.1, quantile: Annotated[float, Strict(), Field(gt=0, le=1)] = 0.5,
+        rate: AboveZero = 0.2, share: Annotated[float, Strict(), Field(gt=0, lt=1)] = 0.1,
     ) -> None:  # fmt: skip
         self.length, self.quantile, self.rate, self.beside = norm, quantile, rate, share
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Annotated, ClassVar, Literal
 
 import torch
-from pydantic import Field
+from pydantic import Field, Strict
 from torch import Tensor
 
 from polyclinic.channel.noise import SiteNoise, known, noise_within
@@ -112,7 +112,7 @@ class DistributedNoise(SiteNoise):
     needs_norm: ClassVar = 2
 
     def __init__(
-        self, *, noise: AboveZero | None = None, colluding: Annotated[int, Field(ge=0)] = 1,
+        self, *, noise: AboveZero | None = None, colluding: Annotated[int, Strict(), Field(ge=0)] = 1,
         bits: Literal[32, 64] = 32,
     ) -> None:  # fmt: skip
         self.noise, self.colluding, self.bits = noise, colluding, bits

@@ -21,12 +21,17 @@ def divided(now: Now, part: str, size: int | None) -> list[tuple[str, tuple[str,
         size: least sites of a group.
     """
     sites = list(now.sites)
-    number = 1 if size is None else max(1, len(sites) // size)
+    number = number_of_groups(len(sites), size)
     if number == 1:
         return [("", tuple(sites))]
     drawn = torch.randperm(len(sites), generator=generator(part, now.seed, now.number)).tolist()
     places = [sorted(drawn[place::number]) for place in range(number)]
     return [(f"group {place + 1}", tuple(sites[one] for one in own)) for place, own in enumerate(places)]
+
+
+def number_of_groups(sites: int, size: int | None) -> int:
+    """Of so many sites with at least ``size`` in each (None: one group)."""
+    return 1 if size is None else max(1, sites // size)
 
 
 def check_same_sum(view: SiteView, part: str, number: int, survivors: Sequence[str]) -> None:

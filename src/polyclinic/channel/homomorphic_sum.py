@@ -12,7 +12,7 @@ from pydantic import Field
 from torch import Tensor
 
 from polyclinic.channel.ckks import NUMBERS, add_, check, ciphertexts
-from polyclinic.channel.groups import check_same_sum, divided, note_sum
+from polyclinic.channel.groups import check_same_sum, divided, note_sum, number_of_groups
 from polyclinic.channel.homomorphic_round import Round, Terms
 from polyclinic.channel.said import read_said, said
 from polyclinic.channel.secure_sum import BOUND, OTHERWISE, About, alike, layout_of, unpacked
@@ -209,6 +209,10 @@ class _Adding(Hiding):
     def __init__(self, part: HomomorphicSum) -> None:
         self.part, self.least, self.groups = part, part.least, part.group_size is not None
         self._training, self._attempts = secrets.token_bytes(32), 0
+
+    def sums(self, sites: int) -> int:
+        """One of each group."""
+        return number_of_groups(sites, self.part.group_size)
 
     def begin(self, now: Now) -> None:
         """Let a site of each group make a key for all of it."""

@@ -14,7 +14,7 @@ from pydantic import Field
 from torch import Tensor
 
 from polyclinic.channel.distributed_noise import DistributedNoise, Share
-from polyclinic.channel.groups import check_same_sum, divided, note_sum
+from polyclinic.channel.groups import check_same_sum, divided, note_sum, number_of_groups
 from polyclinic.channel.said import read_said, said
 from polyclinic.errors import PolyclinicError, SiteError
 from polyclinic.parts import CHANNEL_PARTS, Hiding, Memory, Now, Part, ServerEnd, SiteEnd, SiteView, Sum
@@ -318,6 +318,10 @@ class _Summing(Hiding):
     def __init__(self, part: SecureSum) -> None:
         self.part, self.least, self.groups = part, part.least, part.group_size is not None
         self._training, self._attempts = secrets.token_bytes(32), 0
+
+    def sums(self, sites: int) -> int:
+        """One of each group."""
+        return number_of_groups(sites, self.part.group_size)
 
     def begin(self, now: Now) -> None:
         """Let the sites find masks."""

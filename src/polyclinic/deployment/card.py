@@ -204,15 +204,21 @@ def _privacy(description: Description, record: Mapping[str, Any]) -> Iterable[st
         yield [["Site", "Unit", "ε", "δ", "ε of all trainings with noise"],
                *([str(one.get("site", "")), str(one.get("unit", "")), *(_text(one.get(name)) for name in numbers)]
                  for one in rows)]  # fmt: skip
+        if record.get("study_results"):
+            yield (
+                "What the trainings of the study cost by which this one was chosen adds to that, also where its budget "
+                "was for the whole study: privacy.csv of its results tells it. Only a hospital's own ledger has all in "
+                "the last column."
+            )
     else:
         yield (
             "No noise was added in training. Who has the model may be able to tell whether a patient's case was "
             "trained on, or reconstruct features of it. Ask the sites before it is passed on."
         )
-    yield (
-        "model.yaml has, over all sites, usual values of features and how far they scatter, and the sites' names and "
-        "numbers of patients. Nothing in it is of a single patient."
+    usual = (
+        "over all sites, usual values of features and how far they scatter, and " if description.seen.features else ""
     )
+    yield f"model.yaml has {usual}the sites' names and numbers of patients. Nothing in it is of a single patient."
 
 
 def _text(value: Any) -> str:

@@ -5,10 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, Strict, model_validator
 
 from polyclinic.errors import FederationError
 from polyclinic.federation.consortium import checked
+from polyclinic.limits import AboveZero
 from polyclinic.study.reading import read_yaml
 
 #: Name of the file in the folder ``local`` of a site's kit.
@@ -31,8 +32,8 @@ class Lifetime(_Entries):
         delta: δ, below one by the number of patients.
     """
 
-    epsilon: Annotated[float, Field(gt=0, allow_inf_nan=False)]
-    delta: Annotated[float, Field(gt=0, lt=1)] = 1e-5
+    epsilon: AboveZero
+    delta: Annotated[float, Strict(), Field(gt=0, lt=1)] = 1e-5
 
 
 class Policy(_Entries):

@@ -227,6 +227,10 @@ class Hiding(ServerEnd):
     groups: bool = False
     adds_all: ClassVar[bool] = False
 
+    def sums(self, sites: int) -> int:
+        """How many updates the parts after it see of so many sites."""
+        return 1
+
     @abstractmethod
     def collect(self, site: str, packed: Memory, weight: float) -> None:
         """Take in what left a site."""

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt
+from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, Strict
 
 from polyclinic.data.opening.subgroups import Subgroup
 from polyclinic.errors import nearest
+from polyclinic.limits import AboveZero
 from polyclinic.options import EntryError, Place
 
 Entry = str | dict[str, Any]
@@ -157,10 +158,10 @@ class EngineOptions(Part):
 class PrivacyOptions(Part):
     """The ``privacy:`` part: what trainings with noise may cost the privacy of patients, and what is told in sums."""
 
-    epsilon: PositiveFloat | None = None
+    epsilon: AboveZero | None = None
     """ε that may be spent; parts without a noise of their own get as much as keeps it, and training ends before it is
     more. Default: none; noise is as the parts say."""
-    delta: Annotated[float, Field(gt=0, lt=1)] = 1e-5
+    delta: Annotated[float, Strict(), Field(gt=0, lt=1)] = 1e-5
     """δ at which ε is told: below one by the number of patients of each site."""
     over: Literal["training", "study"] = "training"
     """Whether ε is for each training, or for all trainings of the study together."""

@@ -11,7 +11,7 @@ from polyclinic.errors import StudyError, nearest
 from polyclinic.methods import SharedModules
 from polyclinic.models.trial import try_network
 from polyclinic.options import EntryError
-from polyclinic.parts import Hiding, Part, build_chain
+from polyclinic.parts import Hiding, Part, ServerEnd, build_chain
 from polyclinic.paths import containing
 from polyclinic.secure.sums import check_enough
 from polyclinic.state import NORMALISATION, FlatModule, Layout, Role
@@ -190,8 +190,12 @@ def check_enough_sites(declaration: Declaration, folds: Mapping[int, Fold]) -> N
             continue
         sites = there - 1 if declaration.is_unseen(method) else there
         sites = min(sites, *(part.most or sites for part in build_participation(method.training)), sites)
-        for name, part in build_chain(method.method.channel, method.method.local, method.method.server).items():
-            end = part.at_server()
+        chain = build_chain(method.method.channel, method.method.local, method.method.server)
+        ends = {name: part.at_server() for name, part in chain.items()}
+        hiding = next((end for end in ends.values() if isinstance(end, Hiding)), None)
+        if hiding is not None:
+            _check_sums(method, ends, hiding.sums(sites), sites)
+        for name, end in ends.items():
             if end.least > sites:
                 hint = "Give its rule smaller numbers, or choose `median`, `geometric_median` or `dos`."
                 if isinstance(end, Hiding):
@@ -203,6 +207,19 @@ def check_enough_sites(declaration: Declaration, folds: Mapping[int, Fold]) -> N
                     "P104", f"{method.label} needs the answers of {end.least} sites in each round, and {sites} "
                     "take part" + (" where one is left out." if sites < there else "."), hint,
                 )  # fmt: skip
+
+
+def _check_sums(method: StudyMethod, ends: Mapping[str, ServerEnd], sums: int, sites: int) -> None:
+    """Rules that compare updates see sums of groups where single ones are hidden: of one sum there is nothing to
+    compare, and the rule would be the mean under another name."""
+    for name, end in ends.items():
+        needed = 0 if isinstance(end, Hiding) else max(end.least, 2 if end.needs_each else 0)
+        if needed > sums:
+            raise StudyError(
+                "P104", f"{method.label} needs {needed} updates to compare ({name}), and `group_size` makes {sums} "
+                f"group{'s' * (sums > 1)} of {sites} sites, with a sum of each.",
+                "Give a smaller `group_size` (it is never below `least`), or the rule smaller numbers.",
+            )  # fmt: skip
 
 
 def check_delta(declaration: Declaration, folds: Mapping[int, Fold]) -> None:
