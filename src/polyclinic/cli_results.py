@@ -1,4 +1,4 @@
-"""Commands on the results folder of a finished study."""
+"""Commands on results folders."""
 
 from __future__ import annotations
 
@@ -30,9 +30,23 @@ def checklist(
     print(target)
 
 
+def watch(
+    folder: Results,
+    once: Annotated[bool, typer.Option("--once", help="Print where it is now, and end.")] = False,
+) -> None:
+    """Show how far a study is, by its results folder alone; the run is not disturbed."""
+    from polyclinic.study.watching.progress import Watcher
+    from polyclinic.study.watching.terminal import watch as show
+
+    try:
+        show(Watcher(folder), Console(highlight=False), once=once)
+    except KeyboardInterrupt:
+        raise typer.Exit from None
+
+
 def end_run(out: Path) -> None:
     """Say where the report of a study is that was run to its end; one without all its results is no success."""
-    from polyclinic.study.provenance import is_incomplete
+    from polyclinic.study.ended import is_incomplete
 
     print(f"Report: {out / 'report.html'}")
     if is_incomplete(out):
