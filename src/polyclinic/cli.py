@@ -31,6 +31,8 @@ app = typer.Typer(
 app.add_typer(data_app, name="data")
 app.add_typer(plugin_app, name="plugin")
 app.command()(cli_results.checklist)
+app.command()(cli_results.watch)
+app.command()(cli_results.compare)
 app.command()(cli_model.fit)
 app.command()(cli_model.predict)
 app.command()(cli_model.evaluate)

@@ -1,4 +1,4 @@
-"""Commands on the results folder of a finished study."""
+"""Commands on results folders."""
 
 from __future__ import annotations
 
@@ -30,9 +30,59 @@ def checklist(
     print(target)
 
 
+def watch(
+    folder: Results,
+    once: Annotated[bool, typer.Option("--once", help="Print where it is now, and end.")] = False,
+) -> None:
+    """Show how far a study is, by its results folder alone; the run is not disturbed."""
+    from polyclinic.study.watching.progress import Watcher
+    from polyclinic.study.watching.terminal import watch as show
+
+    try:
+        show(Watcher(folder), Console(highlight=False), once=once)
+    except KeyboardInterrupt:
+        raise typer.Exit from None
+
+
+def compare(
+    folders: Annotated[list[Path], typer.Argument(metavar="DIR DIR ...", help="Results folders of finished studies.")],
+    out: Annotated[Path | None, typer.Option(help="Folder to write compare.html and compare.csv into.")] = None,
+) -> None:
+    """Set finished studies side by side: what differs between them, and each method's results in all of them."""
+    from polyclinic.cli_tables import tables_that_fit
+    from polyclinic.study.comparing.compare import PAGE
+    from polyclinic.study.comparing.compare import compare as compared
+    from polyclinic.study.comparing.page import difference_rows, value_rows
+    from polyclinic.study.comparing.studies import OVER
+
+    found = compared(folders)
+    console = Console(highlight=False)
+
+    def show(title: str, heads: list[str], rows: list[list[str]]) -> None:
+        console.print(title, markup=False)
+        for table in tables_that_fit(heads, rows, console.width) if rows else ():
+            console.print(table)
+
+    for one in found.studies:
+        console.print(f"Study {one.title}", markup=False)
+    heads = [f"study {one.number}" for one in found.studies]
+    show("Entries that differ:" if found.entries else "No entry differs.", ["entry", *heads],
+         [[name, *values] for name, values in found.entries])  # fmt: skip
+    metric = found.studies[0].folder.primary
+    for over, title in OVER.items():
+        rows = value_rows(found.studies, found.values, over)
+        show(f"{title}: {metric.label}", ["method", *heads], [[method, *cells] for method, cells in rows])
+    for versus in found.versus:
+        show(f"Study {versus.later} minus study {versus.earlier}:", ["method", *OVER.values(), "paired", ""],
+             [[method, *cells] for method, cells in difference_rows(metric, versus)])  # fmt: skip
+    if out is not None:
+        found.write(out)
+        print(out / PAGE)
+
+
 def end_run(out: Path) -> None:
     """Say where the report of a study is that was run to its end; one without all its results is no success."""
-    from polyclinic.study.provenance import is_incomplete
+    from polyclinic.study.ended import is_incomplete
 
     print(f"Report: {out / 'report.html'}")
     if is_incomplete(out):

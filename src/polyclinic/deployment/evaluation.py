@@ -31,6 +31,7 @@ from polyclinic.statistics.calibration import recalibrated, recalibration
 from polyclinic.statistics.rows import prediction_rows
 from polyclinic.study.checked import CheckedStudy
 from polyclinic.study.display import Display
+from polyclinic.study.ended import FINISHED
 from polyclinic.study.findings import write_findings
 from polyclinic.study.flow import flow_table
 from polyclinic.study.folder import Folder
@@ -39,7 +40,6 @@ from polyclinic.study.job import Fold, SiteParts
 from polyclinic.study.kinds import PLAIN, RUN
 from polyclinic.study.lock import locked
 from polyclinic.study.opening import ask_agree, ask_open, local_engine
-from polyclinic.study.provenance import FINISHED
 from polyclinic.study.reading import read_yaml
 from polyclinic.study.report.page import write_report
 from polyclinic.study.site_table import site_table

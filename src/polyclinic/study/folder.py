@@ -20,12 +20,14 @@ from polyclinic.origins import ERROR_LOG
 from polyclinic.running.progress import Checkpoint
 from polyclinic.site.diary import DIARY
 from polyclinic.study.checked import CheckedStudy
+from polyclinic.study.ended import is_finished
 from polyclinic.study.job import Job, Outcome, slug
 from polyclinic.study.kinds import RUN, check_runs
 from polyclinic.study.lock import LOCK
-from polyclinic.study.provenance import check_plugins, is_finished, machine, now
+from polyclinic.study.provenance import check_plugins, machine, now
 from polyclinic.study.table_files import GROWING, read_table, write_table
 from polyclinic.study.tested import Tested
+from polyclinic.study.watching.progress import TRAININGS
 from polyclinic.study.writing import study_text
 
 
@@ -148,6 +150,18 @@ class Folder:
     def site_folder(self) -> Path:
         """Where sites keep what is theirs."""
         return self.path / "sites"
+
+    def list_trainings(self, jobs: Sequence[Job]) -> None:
+        """Write down which trainings the study has, for those who watch it; this goes when the study is finished."""
+        search = self.study.declaration.search
+        places = [] if search is None else [search.parameters, *search.methods.values()]
+        chosen = any("training.rounds" in names for names in places)  # known when the search has ended
+        listed = [
+            {"name": self.job_name(job), "title": job.title, "seed": job.seed, "fold": job.fold,
+             "rounds": None if chosen and job.trial is None else job.methods[0].training.rounds}
+            for job in jobs
+        ]  # fmt: skip
+        write_atomic(self.jobs / TRAININGS, json.dumps(listed))
 
     # One job ------------------------------------------------------------------------------------------------------
 

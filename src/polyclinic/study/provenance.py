@@ -6,13 +6,12 @@ import datetime
 import json
 import os
 import platform
-from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 from polyclinic.errors import ResultsError
-from polyclinic.study.table_files import has_table
+from polyclinic.study.ended import is_finished
 
 PACKAGES = (
     "polyclinic", "torch", "monai", "numpy", "scipy", "pandas", "scikit-learn", "safetensors", "pydantic", "pillow",
@@ -45,25 +44,6 @@ def plugins() -> dict[str, str]:
     from polyclinic.catalogues import PLUGINS
 
     return {plugin.name: plugin.package for plugin in PLUGINS if not plugin.problem}
-
-
-#: What ``status`` says of a study that was run to its end: with all results, or without those of sites that did not
-#: answer when they were tested.
-FINISHED, INCOMPLETE = "finished", "incomplete"
-
-
-def is_finished(folder: Path, record: Mapping[str, Any]) -> bool:
-    """Whether the study in a folder was run to its end, so that nothing is left to resume."""
-    return record.get("status") in (FINISHED, INCOMPLETE) and has_table(folder / "results.csv")
-
-
-def is_incomplete(folder: Path) -> bool:
-    """Whether the study in a folder was run to its end, but some results are missing."""
-    try:
-        record = json.loads((folder / "provenance.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return False
-    return isinstance(record, dict) and record.get("status") == INCOMPLETE
 
 
 def check_plugins(folder: Path) -> None:

@@ -29,6 +29,7 @@ from polyclinic.study.columns import MODEL, PAYLOADS
 from polyclinic.study.crew import Crew, briefing, death_notes
 from polyclinic.study.described import described
 from polyclinic.study.display import Display
+from polyclinic.study.ended import FINISHED, INCOMPLETE
 from polyclinic.study.findings import write_findings
 from polyclinic.study.fit import (
     check_delta,
@@ -63,7 +64,6 @@ from polyclinic.study.payloads import Numbers, exchanged_table
 from polyclinic.study.planning import shared_words
 from polyclinic.study.plugins import of_python, used_plugins
 from polyclinic.study.privacy import of_the_study
-from polyclinic.study.provenance import FINISHED, INCOMPLETE
 from polyclinic.study.report.page import write_report
 from polyclinic.study.search import Searching
 from polyclinic.study.setup import Setup
@@ -200,6 +200,7 @@ class _Runner:
             self.folder.note({"weights_sha256": hashlib.sha256(content).hexdigest()})
         jobs = trainings(self.declaration, self.search, self.attack, folds)
         self.without_noise = without_noise(self.declaration, jobs, folds)
+        self.folder.list_trainings(jobs)
         self.display.planned(plan, len(jobs))
         self.method_notes = [
             *left_out(),

@@ -42,8 +42,8 @@ from polyclinic.federation.watching.page import STATUS_PAGE, write_status_page
 from polyclinic.federation.watching.status import Outcome, Watch
 from polyclinic.files import write_atomic
 from polyclinic.study.checked import CheckedStudy
+from polyclinic.study.ended import is_incomplete
 from polyclinic.study.plugins import used_plugins
-from polyclinic.study.provenance import is_incomplete
 from polyclinic.study.study import Study
 
 log = logging.getLogger(__name__)

@@ -23,7 +23,7 @@ from polyclinic.study.crate.contents import (
     REPORT,
 )
 from polyclinic.study.crate.metadata import METADATA, About, metadata
-from polyclinic.study.provenance import is_finished
+from polyclinic.study.ended import is_finished
 from polyclinic.study.report.checklists import CHECKLISTS
 from polyclinic.study.report.checklists.writing import markdown
 from polyclinic.study.report.folder import Folder

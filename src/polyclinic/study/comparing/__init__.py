@@ -1,0 +1,1 @@
+"""Several finished studies side by side."""
