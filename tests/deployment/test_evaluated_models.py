@@ -99,7 +99,7 @@ def test_recalibration_is_a_logistic_regression(folder: Path, tmp_path: Path) ->
     [
         ({"task": "regression"}, "The study is about regression"),
         ({"data": None}, "does not say where the cases are"),
-        ({"data": {"tables": {"D": "D.csv"}, "subject": "id", "label": "sex"}, "evaluation": {}}, "P205 "),
+        ({"data": {"tables": {"D": "D.csv"}, "subject": "id", "label": "sex"}, "evaluation": {}}, "is true of no row"),
     ],
 )
 def test_another_question_is_refused(folder: Path, tmp_path: Path, changes: dict[str, Any], words: str) -> None:
