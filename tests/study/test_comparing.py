@@ -176,6 +176,7 @@ def test_the_page_holds_no_scripts_and_no_names_of_cases(finished_study, other, 
         (lambda folder: note(folder, status="running"), "is not finished (its state is running)"),
         (lambda folder: (folder / "provenance.json").unlink(), "is not finished (its state is not known)"),
         (lambda folder: (folder / "results.csv").unlink(), "There is no results.csv"),
+        (lambda folder: (folder / "study.yaml").unlink(), "study.yaml is missing in"),
         (lambda folder: change(folder, task="regression"), "their task differs (classification; regression)"),
         (lambda folder: change(folder, evaluation={"metrics": ["acc", "auc"]}), "their primary metric differs"),
         (lambda folder: change_rows(folder, lambda t: t.rename(columns={"class: kind 0": "class: x"}), "sites.csv"),
@@ -186,6 +187,14 @@ def test_what_can_not_be_compared_is_refused(finished_study, other, edit, senten
     edit(other)
     with pytest.raises(ResultsError, match=re.escape(sentence)):
         compare([finished_study, other])
+
+
+def test_classes_that_nobody_tells(finished_study, other, tmp_path):
+    first = shutil.copytree(other, tmp_path / "first")
+    for folder in (first, other):
+        (folder / "sites.csv").unlink()
+    found = compare([first, other]).versus[0]
+    assert found.why[FEDAVG] == "The classes of study 1 are not known: its sites.csv is missing."
 
 
 def test_one_folder_is_no_comparison(finished_study):

@@ -110,6 +110,9 @@ def read_studies(paths: Sequence[Path]) -> list[Compared]:
             state = folder.provenance.get("status", "not known")
             raise ResultsError("P501", f"The study in {path} is not finished (its state is {state}).",
                                "Finish it with `polyclinic run ... --resume`, or leave it out.")  # fmt: skip
+        if "task" not in folder.study:
+            raise ResultsError("P501", f"study.yaml is missing in {path}, or does not tell the task.",
+                               "Put the study file back, or leave this folder out.")  # fmt: skip
         studies.append(Compared(number, folder))
     for before, after in pairwise(studies):
         _check_alike(before.folder, after.folder)
@@ -119,7 +122,7 @@ def read_studies(paths: Sequence[Path]) -> list[Compared]:
 def _check_alike(a: Folder, b: Folder) -> None:
     """Whether numbers of two studies are of the same kind."""
     kinds = {
-        "task": [one.study.get("task") or one.target for one in (a, b)],
+        "task": [one.study["task"] for one in (a, b)],
         "primary metric": [one.primary.label for one in (a, b)],
         "classes": [", ".join(one.classes) if one.target == "labels" else "" for one in (a, b)],
     }
@@ -162,6 +165,8 @@ def why_not_paired(a: Compared, b: Compared) -> str:
             return f"The sites of study {one.number} kept their predictions."
         if not has_table(one.folder.path / "predictions.csv"):
             return f"Study {one.number} has no predictions.csv."
+        if one.folder.target == "labels" and not one.folder.classes:
+            return f"The classes of study {one.number} are not known: its sites.csv is missing."
     prints = [one.folder.provenance.get("data_sha256") for one in (a, b)]
     if not all(prints):
         return "The fingerprint of the data is not known of both."

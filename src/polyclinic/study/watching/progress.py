@@ -105,7 +105,8 @@ class Watcher:
             return Progress(study, state, notes=_texts(_json(self.folder / "notes.json")))
         jobs = self.folder / "jobs"
         listed = _json(jobs / TRAININGS)
-        known = {str(one["name"]): one for one in listed if "name" in one} if isinstance(listed, list) else {}
+        trainings = [one for one in listed if isinstance(one, dict)] if isinstance(listed, list) else []
+        known = {str(one.get("name")): one for one in trainings}
         ended = _folders(jobs, "")
         order = {name: place for place, name in enumerate(known)}
         done = sorted(ended, key=lambda name: (order.get(name, len(order)), name))
