@@ -209,6 +209,7 @@ def test_a_training_that_fails_says_the_same(one_by_one, tmp_path):
         **content,
         "methods": ["fedavg"],
         "training": {**content["training"], "optimizer": {"sgd": {"lr": 1e30}}},
+        "evaluation": {**content["evaluation"], "unseen_sites": False},
     }
     del content["search"], content["attack"]
     said = []
