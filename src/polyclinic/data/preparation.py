@@ -133,8 +133,8 @@ class SharedStep(Step):
         return {}
 
     def sums_about(self, prepared: Prepared, centre: Tensors) -> Tensors:
-        """What the site then adds to another one."""
-        raise NotImplementedError
+        """What the site then adds to another one; a step that has a `centre` says it."""
+        raise NotImplementedError(f"{type(self).__name__} has a centre, and no sums about it")
 
     @abstractmethod
     def merge_sums(self, total: Tensors, about: Tensors) -> tuple[Tensors, list[str]]:

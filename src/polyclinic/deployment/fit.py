@@ -17,9 +17,10 @@ from polyclinic.communication.message import Message
 from polyclinic.data.opening.agreement import Agreement
 from polyclinic.data.opening.cohort import Cohort
 from polyclinic.data.preparation import Named
+from polyclinic.data.spec import DataSpec
 from polyclinic.deployment.card import card_page, card_text
 from polyclinic.deployment.chosen import Chosen, choose
-from polyclinic.deployment.description import Calibration, Description, TrainingSite, without_places
+from polyclinic.deployment.description import Description, TrainingSite, without_places
 from polyclinic.deployment.folder import (
     CARD_PAGE,
     CARD_TEXT,
@@ -49,7 +50,7 @@ from polyclinic.site.model_part import PART
 from polyclinic.state import FlatModule, Selection
 from polyclinic.study.checked import CheckedStudy
 from polyclinic.study.display import Display
-from polyclinic.study.fit import check_delta, check_fit
+from polyclinic.study.fit import check_delta, check_fit, input_shape
 from polyclinic.study.folder import Folder
 from polyclinic.study.folds import Folds
 from polyclinic.study.job import Fold, Job
@@ -246,7 +247,7 @@ class _Fitting:
         inputs = sample_inputs(
             description.shape, 2 if 2 * torch.Size(description.shape).numel() <= _MOST_SAMPLES else 1
         )
-        outputs = torch.stack([sample_outputs(made.template, vector, inputs) for vector in made.samples])
+        outputs = torch.stack([sample_outputs(made.template, vector, inputs) for vector in made.vectors])
         record = {
             "model": number, "method": PUBLISHED[chosen.method.name].summary, "made": now(),
             "data_sha256": folder.record.get("data_sha256"),
@@ -340,11 +341,6 @@ class _Made:
         return list(self.named.values())
 
     @property
-    def samples(self) -> list[Tensor]:
-        """The models with which test vectors are computed."""
-        return self.vectors
-
-    @property
     def homes(self) -> dict[str, int]:
         """Which model each site uses, where there are several and each has one."""
         names, method = list(self.named), self.job.methods[0].method
@@ -369,29 +365,22 @@ class _Made:
             for site in self.fold.training_sites
         }
         seen = seen_at({site: cohort.facts[site] for site in self.fold.training_sites}, list(cohort.features))
-        calibration: Calibration | None = chosen.calibration
         data = without_places(self.agreement.prepared(declaration.data))
         return Description(
             number=number, study=declaration.study, method=method.label,
             parts=json.dumps(method.entry.get(method.name, method.entry), default=str)[:9000], task=declaration.task,
             loss=start.loss, classes=list(cohort.classes), network=declaration.model_part,
-            shape=list(self._shape()), outputs=self.trained.plan.task.outputs, data=data, agreement=self.agreement,
+            shape=list(input_shape(declaration, cohort)), outputs=self.trained.plan.task.outputs, data=data,
+            agreement=self.agreement,
             inputs=list(cohort.features), covariates=cohort.covariates, steps=self.steps, scale=start.target_scale,
             times=start.times, edges=start.edges, completion=list(completion), threshold=float(threshold),
-            calibration=calibration, batch_size=start.work.batch_size, models=list(self.named), homes=self.homes,
+            calibration=chosen.calibration, batch_size=start.work.batch_size, models=list(self.named), homes=self.homes,
             whole=self.whole, sites=sites, rounds=rounds, chosen=chosen.why, seed=seed, seen=seen, plugins=plugins(),
         )  # fmt: skip
-
-    def _shape(self) -> tuple[int, ...]:
-        from polyclinic.study.fit import input_shape
-
-        return input_shape(self.study.declaration, self.cohort)
 
 
 def _bare(content: dict[str, Any]) -> dict[str, Any]:
     """A study without where its cases were."""
-    from polyclinic.data.spec import DataSpec
-
     data = without_places(DataSpec.model_validate(content["data"])).model_dump(mode="json")
     model = content["model"]
     if "bundle" in model:

@@ -246,7 +246,7 @@ def _network(folder: Path, description: Description, weights: Tensors, device: s
         raise _unfit(folder, f"its network can't be built: {error}") from None
     except (TrainingError, ModelError):
         raise
-    except (RuntimeError, ValueError, TypeError, NotImplementedError, PolyclinicError) as error:
+    except (RuntimeError, ValueError, TypeError, PolyclinicError) as error:
         raise _unfit(folder, f"its network can't be built ({str(error).splitlines()[0][:200]})") from None
 
 

@@ -57,7 +57,7 @@ class Done:
 
 def predict_into(
     out: Path, predictor: Predictor, cases: Cases, *, reference: Cases | None = None, resume: bool = False,
-    progress: Progress = lambda done, total: None, after: Callable[[Predicted, Path], None] | None = None,
+    progress: Progress = lambda done, total: None,
 ) -> Done:  # fmt: skip
     """Predict all cases and write tables, and masks of a segmentation.
 
@@ -68,7 +68,6 @@ def predict_into(
         reference: other cases of the same site, see `Predictor.at`.
         resume: whether a run that was interrupted goes on.
         progress: called with the number of cases done and of all.
-        after: called with predictions and the folder, once their masks are written.
 
     Raises:
         ModelError: P702, no case can be predicted, or the model can't be used at a site.
@@ -76,16 +75,15 @@ def predict_into(
     """
     out = Path(out)
     with locked(out):
-        return _Run(out, predictor, cases, reference, progress, after).run(resume=resume)
+        return _Run(out, predictor, cases, reference, progress).run(resume=resume)
 
 
 class _Run:
     def __init__(
-        self, out: Path, predictor: Predictor, cases: Cases, reference: Cases | None, progress: Progress,
-        after: Callable[[Predicted, Path], None] | None,
-    ) -> None:  # fmt: skip
+        self, out: Path, predictor: Predictor, cases: Cases, reference: Cases | None, progress: Progress
+    ) -> None:
         self.out, self.predictor, self.cases, self.reference = out, predictor, cases, reference
-        self.progress, self.after = progress, after
+        self.progress = progress
         self.model: Model = predictor.model
         self.total = len(cases.usable)
         self.notes: list[Note] = list(cases.notes)
@@ -110,9 +108,8 @@ class _Run:
         positions = self.cases.of(site)
         # Cases that could not be read count as done, too.
         through = min(len(positions), chunks.get(site, 0) + self.predictor.chunk_size(self.cases))
-        failed = {
-            place: why for place, why in self.cases.failures.items() if place in set(positions[:through].tolist())
-        }
+        done = set(positions[:through].tolist())
+        failed = {place: why for place, why in self.cases.failures.items() if place in done}
         chunks[site] = through
         line = json.dumps({"site": site, "through": through, "rows": mine, "failures": failed})
         with (self.out / _DONE).open("a", encoding="utf-8") as file:
@@ -129,8 +126,6 @@ class _Run:
         if found.probabilities is not None:
             masks = [self._mask(place, one) for place, one in zip(found.positions, found.probabilities, strict=True)]
             table = table.assign(**{name: [one[name] for one in masks] for name in masks[0]})
-        if self.after is not None:
-            self.after(found, self.out)
         table = table.assign(outside=outside)
         return [{"position": place, **row} for place, row in zip(found.positions, _plain(table), strict=True)]
 
