@@ -64,10 +64,10 @@ def kit(made: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 
 
 def started(kit: Kit) -> subprocess.Popen[bytes]:
-    """A process of the kit, and one of a study."""
+    """A process of the kit, and one of a study; for a moment the second has the words of the first."""
     process = parties.start(kit)
     until = time.monotonic() + 20
-    while len(processes(kit)) < 2:
+    while not any("job-1" in one.info["cmdline"] for one in processes(kit)):
         assert time.monotonic() < until
         time.sleep(0.02)
     return process
