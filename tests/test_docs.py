@@ -40,8 +40,6 @@ from polyclinic.data.catalogue.page import catalogue_page
 from polyclinic.data.spec import DataSpec, Mask, Partition, Patch, Preprocessing
 from polyclinic.data.tables.labels import MOST_CLASSES
 from polyclinic.deployment.export.folder import whole_folder
-from polyclinic.deployment.fit import Wanted, fit_model
-from polyclinic.deployment.folder import read_model
 from polyclinic.deployment.inputs import open_table
 from polyclinic.engine.planner import PROCESSES_ABOVE, STACK_BELOW
 from polyclinic.engine.processes import _Worker
@@ -57,6 +55,8 @@ from polyclinic.site import Site, Workspace
 from polyclinic.study.checked import CheckedStudy
 from polyclinic.study.declaration import Declaration
 from polyclinic.study.entries import EngineOptions, Evaluation, ReportOptions, Search, Training
+from polyclinic.study.final_model.fit import Wanted, fit_model
+from polyclinic.study.final_model.folder import read_model
 from polyclinic.tasks import TASKS
 from polyclinic.tasks.metrics import METRICS, threshold_grid
 from polyclinic.tasks.segmentation import MASK_THRESHOLDS

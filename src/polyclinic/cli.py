@@ -315,17 +315,22 @@ def _counting(what: str) -> Iterator[Callable[[int, int], None]]:
 
 def _run(study: object, out: Path, resume: bool, jobs: str | None = None) -> None:
     from polyclinic.study.display import RichDisplay
+    from polyclinic.study.results import Results
+    from polyclinic.study.runner import run_study
     from polyclinic.study.study import Study
 
     if not isinstance(study, Study):
         raise TypeError("not a study")
     try:
         with RichDisplay(console) as display:
-            results = study.run(out, resume=resume, display=display, jobs=jobs)
+            run_study(study, out, resume=resume, display=display, jobs=jobs)
     except (KeyboardInterrupt, Terminated) as stop:  # caught here, because typer would leave without a word
         console.print("Stopped. Finished rounds are saved: run the same command with --resume to go on.")
         raise typer.Exit(_exit_status(stop)) from None
-    _print_results(results, study.declaration.metrics)
+    if study.declaration.fold_numbers:
+        _print_results(Results(out), study.declaration.metrics)
+    else:
+        cli_results.end_run(out.resolve())
 
 
 def _print_results(results: Results, metrics: list[str]) -> None:

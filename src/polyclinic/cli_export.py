@@ -71,7 +71,7 @@ def _export_results(
 
 
 def _export_model(folder: Path, to: str, out: Path, authors: list[str], licence: str | None) -> None:
-    from polyclinic.deployment.folder import read_model
+    from polyclinic.study.final_model.folder import read_model
 
     if to == "onnx":
         if authors:

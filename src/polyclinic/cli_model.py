@@ -44,10 +44,10 @@ def fit(
     resume: Annotated[bool, typer.Option("--resume", help="Go on with a training that was interrupted.")] = False,
 ) -> None:
     """Train one method of a study on all cases, and write a model that can be used."""
-    from polyclinic.deployment.fit import Wanted, fit_model, sites_folder
-    from polyclinic.deployment.folder import CARD_PAGE
     from polyclinic.study.checked import CheckedStudy
     from polyclinic.study.display import RichDisplay
+    from polyclinic.study.final_model.fit import Wanted, fit_model
+    from polyclinic.study.final_model.folder import CARD_PAGE, sites_folder
 
     read = CheckedStudy.read(study)
     wanted = Wanted(method, results, rounds, fold, seed, site_models, calibrate)
@@ -79,11 +79,10 @@ def predict(
     device: Annotated[str, typer.Option(help="Where the network runs: auto, cpu, cuda.")] = "auto",
 ) -> None:
     """Predict new cases with a model."""
-    from polyclinic.deployment.fit import sites_folder
-    from polyclinic.deployment.folder import read_model
     from polyclinic.deployment.prediction import Predictor
     from polyclinic.deployment.run import TABLE, predict_into
     from polyclinic.engine.planner import choose_device
+    from polyclinic.study.final_model.folder import read_model, sites_folder
 
     if (table is None) == (images is None):
         raise typer.BadParameter("give one of --table and --images", param_hint="--table")
@@ -125,10 +124,9 @@ def evaluate(
 ) -> None:
     """Validate a model on labelled cases, at sites that may be new to it; writes results and a report."""
     from polyclinic.deployment.evaluation import evaluate_model
-    from polyclinic.deployment.fit import sites_folder
-    from polyclinic.deployment.folder import read_model
     from polyclinic.engine.planner import choose_device
     from polyclinic.study.display import RichDisplay
+    from polyclinic.study.final_model.folder import read_model, sites_folder
 
     loaded = read_model(model, device=choose_device(device))
     if parts is None and sites_folder(model).is_dir():

@@ -81,10 +81,14 @@ def compare(
 
 
 def end_run(out: Path) -> None:
-    """Say where the report of a study is that was run to its end; one without all its results is no success."""
-    from polyclinic.study.ended import is_incomplete
+    """Say where the report of a study is that was run to its end, and the model that it ended with; one without all its
+    results is no success."""
+    from polyclinic.study.ended import MODEL_FOLDER, is_incomplete
 
-    print(f"Report: {out / 'report.html'}")
+    if (out / MODEL_FOLDER).is_dir():
+        print(f"Model: {out / MODEL_FOLDER}")
+    if (out / "report.html").is_file():
+        print(f"Report: {out / 'report.html'}")
     if is_incomplete(out):
         text = "Incomplete: sites that did not answer were not tested; the notes N810 in the report say which."
         Console(stderr=True, highlight=False).print(text)

@@ -141,6 +141,7 @@ TITLES: dict[str, str] = {
     "N904": "Cases were not predicted",
     "N905": "The positive class has another name than in the model",
     "N906": "A model is evaluated at sites that trained it",
+    "N907": "The final model is not calibrated",
 }
 
 

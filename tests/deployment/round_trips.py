@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from polyclinic.deployment.fit import Wanted, fit_model, sites_folder
-from polyclinic.deployment.folder import read_model
 from polyclinic.deployment.inputs import open_table
 from polyclinic.deployment.prediction import Predictor
 from polyclinic.deployment.run import Done, predict_into
+from polyclinic.study.final_model.fit import Wanted, fit_model
+from polyclinic.study.final_model.folder import read_model, sites_folder
 from polyclinic.study.results import Results
 from polyclinic.study.study import Study
 

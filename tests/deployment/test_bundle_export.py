@@ -28,8 +28,6 @@ from polyclinic.data.volumes.preprocessing import grid_of, prepare_case
 from polyclinic.deployment.export.bundle import check_plain, export_bundle
 from polyclinic.deployment.export.bundle_config import inference, script
 from polyclinic.deployment.export.front import Front
-from polyclinic.deployment.fit import Wanted, fit_model
-from polyclinic.deployment.folder import Model, read_model
 from polyclinic.deployment.inputs import open_images
 from polyclinic.deployment.prediction import Predictor
 from polyclinic.deployment.run import predict_into
@@ -37,6 +35,8 @@ from polyclinic.errors import ModelError
 from polyclinic.models import MODELS, build_model
 from polyclinic.models.monai_networks import BuiltOf, built_of
 from polyclinic.options import split_entry
+from polyclinic.study.final_model.fit import Wanted, fit_model
+from polyclinic.study.final_model.folder import Model, read_model
 from polyclinic.study.study import Study
 
 FLIPPED = np.array([[0, 0, 1.0, -20], [-1.0, 0, 0, 30], [0, -1.0, 0, 10], [0, 0, 0, 1.0]])
@@ -57,7 +57,7 @@ def volume_study(**changes: Any) -> dict[str, Any]:
             "preprocessing": {"size": [16] * 3, "spacing": 1.0}}  # fmt: skip
     return {
         "task": "segmentation", "data": data, "model": {"unet": {"channels": [4, 8], "norm": "instance"}},
-        "training": {"rounds": 4, "batch_size": 2, "optimizer": {"adam": {"lr": 0.03}}},
+        "training": {"rounds": 8, "batch_size": 2, "optimizer": {"adam": {"lr": 0.03}}},
         "evaluation": {"folds": 2, "bootstrap": 0}, "engine": {"threads": 1}, "methods": ["fedavg"], **changes,
     }  # fmt: skip
 
@@ -75,7 +75,7 @@ def volumes(tmp_path_factory: pytest.TempPathFactory) -> Path:
             nibabel.save(nibabel.Nifti1Image(inside.astype(np.uint8), FLIPPED), folder / mask)
             rows.append({"image": image, "mask": mask})
         pd.DataFrame(rows).to_csv(folder / f"{site}.csv", index=False)
-    fit_model(Study.of(volume_study(), folder), folder / "model", Wanted(rounds=4))
+    fit_model(Study.of(volume_study(), folder), folder / "model", Wanted(rounds=8))
     model = read_model(folder / "model", check=False)
     export_bundle(model, folder / "bundle", authors=["Ada Lovelace"], licence="CC-BY-4.0")
     return folder

@@ -4,8 +4,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from polyclinic.deployment.card import _privacy
-from polyclinic.deployment.description import Seen, Usual
+from polyclinic.study.final_model.card import _privacy
+from polyclinic.study.final_model.description import Seen, Usual
 
 ROW = {"site": "Aachen", "unit": "a patient", "epsilon": 7.99, "delta": 0.001, "lifetime_epsilon": 7.99}
 

@@ -15,9 +15,9 @@ from sklearn.metrics import roc_auc_score
 from deployment.round_trips import table_study, write_tables
 from polyclinic import Model, Study
 from polyclinic.deployment.evaluation import evaluate_model
-from polyclinic.deployment.fit import sites_folder
-from polyclinic.deployment.folder import read_model
 from polyclinic.errors import ModelError, PolyclinicError
+from polyclinic.study.final_model.fit import sites_folder
+from polyclinic.study.final_model.folder import read_model
 from polyclinic.study.results import Results
 
 

@@ -12,11 +12,11 @@ import pytest
 from PIL import Image
 
 from deployment.round_trips import as_tested
-from polyclinic.deployment.fit import Wanted, fit_model, sites_folder
-from polyclinic.deployment.folder import read_model
 from polyclinic.deployment.inputs import open_images, open_table
 from polyclinic.deployment.prediction import Predictor
 from polyclinic.deployment.run import predict_into
+from polyclinic.study.final_model.fit import Wanted, fit_model, sites_folder
+from polyclinic.study.final_model.folder import read_model
 from polyclinic.study.study import Study
 
 FAST = {"engine": {"threads": 1}, "methods": ["fedavg"]}

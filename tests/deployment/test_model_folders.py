@@ -15,8 +15,12 @@ import yaml
 from safetensors.torch import load, save
 
 from deployment.round_trips import table_study, write_tables
-from polyclinic.deployment.fit import Wanted, fit_model, sites_folder
-from polyclinic.deployment.folder import (
+from polyclinic.deployment.inputs import open_table
+from polyclinic.deployment.prediction import Predictor
+from polyclinic.deployment.run import TABLE, predict_into
+from polyclinic.errors import ModelError, ResultsError
+from polyclinic.study.final_model.fit import Wanted, fit_model, sites_folder
+from polyclinic.study.final_model.folder import (
     DESCRIPTION,
     PREPARATION,
     VECTORS,
@@ -25,10 +29,6 @@ from polyclinic.deployment.folder import (
     number_of,
     read_model,
 )
-from polyclinic.deployment.inputs import open_table
-from polyclinic.deployment.prediction import Predictor
-from polyclinic.deployment.run import TABLE, predict_into
-from polyclinic.errors import ModelError, ResultsError
 from polyclinic.study.study import Study
 
 

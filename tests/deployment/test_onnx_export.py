@@ -21,17 +21,17 @@ from typer.testing import CliRunner
 from deployment.round_trips import table_study, write_tables
 from deployment.test_image_models import picture_study, write_pictures
 from polyclinic import cli
-from polyclinic.deployment.description import Calibration
 from polyclinic.deployment.export import onnx
 from polyclinic.deployment.export.about import model_page
 from polyclinic.deployment.export.front import Front
 from polyclinic.deployment.export.served import Served
-from polyclinic.deployment.fit import Wanted, fit_model
-from polyclinic.deployment.folder import Model, read_model
 from polyclinic.deployment.inputs import open_table
 from polyclinic.deployment.prediction import Predictor
 from polyclinic.deployment.run import predict_into
 from polyclinic.errors import ModelError, TrainingError
+from polyclinic.study.final_model.description import Calibration
+from polyclinic.study.final_model.fit import Wanted, fit_model
+from polyclinic.study.final_model.folder import Model, read_model
 from polyclinic.study.study import Study
 
 #: Runs a file on inputs that were saved beside it, where there is no Polyclinic.

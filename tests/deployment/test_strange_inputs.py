@@ -19,12 +19,12 @@ from deployment.round_trips import SITES, table_study, write_tables
 from deployment.test_image_models import picture_study, write_pictures
 from polyclinic.deployment import prediction
 from polyclinic.deployment.evaluation import evaluate_model
-from polyclinic.deployment.fit import Wanted, fit_model, sites_folder
-from polyclinic.deployment.folder import read_model
 from polyclinic.deployment.inputs import open_images, open_table
 from polyclinic.deployment.prediction import Predictor
 from polyclinic.deployment.run import Done, predict_into
 from polyclinic.errors import ModelError, ResultsError
+from polyclinic.study.final_model.fit import Wanted, fit_model, sites_folder
+from polyclinic.study.final_model.folder import read_model
 from polyclinic.study.study import Study
 
 ONE_TABLE = {"tables": None, "table": "all.csv", "site": "hospital"}

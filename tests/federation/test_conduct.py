@@ -6,13 +6,14 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 import yaml
 
 from elsewhere import split_table
 from faults import PATIENCE, Faults, FaultyParty, Killed, SiteProcess, drawing, failing_writes
 from helpers import write_table_study
-from polyclinic import Study
+from polyclinic import Model, Study
 from polyclinic.federation.audit_log import verify
 from polyclinic.federation.consortium import Consortium
 from polyclinic.federation.kits import make_kits
@@ -21,7 +22,9 @@ from polyclinic.federation.remote.wire import Failure
 from polyclinic.federation.site_file import SITE_FILE
 from polyclinic.federation.watching.status import Outcome
 from polyclinic.files import write_atomic
+from polyclinic.site.model_part import PART, ModelPart
 from polyclinic.study import runner
+from polyclinic.study.final_model.folder import DESCRIPTION, PREPARATION, VECTORS, WEIGHTS
 
 pytest.importorskip("nvflare")
 
@@ -199,3 +202,28 @@ def test_calls_of_one_study_mean_nothing_to_another(consortium: Path, here: Path
     folders = {path.name for path in (world.kits / "site-1" / "studies").iterdir()}
     assert len(folders) == 1
     assert not folders & {path.name for path in (first.kits / "site-1" / "studies").iterdir()}
+
+
+def test_a_study_ends_with_the_model_of_one_machine(consortium: Path, tmp_path: Path) -> None:
+    """What stays at the sites stays there: the model that comes to the researcher has none of it."""
+    entries = yaml.safe_load((consortium / "all" / "study.yaml").read_text())
+    entries |= {"methods": ["fedbn"], "final_model": "fedbn", "model": {"mlp": {"hidden": [5], "norm": "batch"}}}
+    study = consortium / "all" / "model.yaml"
+    study.write_text(yaml.safe_dump(entries))
+    here = Study.read(study).run(tmp_path / "here").folder
+    world = World(consortium, tmp_path, 0, [], study)
+    there = world.run()
+    for name in (DESCRIPTION, WEIGHTS, PREPARATION, VECTORS):
+        assert (here / "model" / name).read_bytes() == (there / "model" / name).read_bytes(), name
+    parts = list((world.kits).rglob(PART))
+    assert {path.relative_to(world.kits).parts[0] for path in parts} == {"site-1", "site-2", "site-3"}
+    mine = {path.read_bytes() for path in (here.parent / "here" / "model-sites").rglob(PART)}
+    assert {path.read_bytes() for path in parts} == mine
+    assert len(mine) == 3
+    assert not list(there.rglob(PART))
+    cases = pd.read_csv(consortium / "all" / "cases.csv")
+    own = next(site for site in cases["site"].unique())
+    rows = cases[cases["site"] == own]
+    kept = next(path for path in parts if ModelPart.read(path).site == own)
+    found = [Model(*where).predict(rows, own)["score"] for where in ((here / "model",), (there / "model", kept))]
+    assert found[0].tolist() == found[1].tolist()

@@ -27,7 +27,7 @@ from polyclinic.federation.job import study_hash
 from polyclinic.federation.kits import make_kits
 from polyclinic.federation.remote.calls import digest, size
 from polyclinic.federation.site_file import SITE_FILE, Policy, SiteFile
-from polyclinic.site.messages import Agree, Open, Start
+from polyclinic.site.messages import Agree, Open, Retain, Start
 from polyclinic.study.runner import run_study
 from polyclinic.study.study import Study
 
@@ -213,6 +213,8 @@ def test_a_site_with_too_few_patients_does_not_take_part(kit: Path) -> None:
                       {"fedavg": {"channel": ["clip", {"central_noise": {"noise": 9}}], "label": "trusting"}}],
           "model": {"mlp": {"hidden": [4]}}}, "trusting has no noise that protects a patient"),
         ({"rounds": 2}, {}, "3 rounds are more than 2"),
+        ({"rounds": 3}, {"final_model": {"method": "fedavg", "rounds": 9}}, "9 rounds are more than 3"),
+        ({"final_models": False}, {"final_model": "fedavg"}, "it ends with a model that is used"),
         ({}, {"evaluation": {"predictions": "coordinator"}}, "predictions of single cases may not leave"),
         ({"floor": 20}, {"evaluation": {"disclosure_floor": 10}}, "`disclosure_floor: 10` is less than 20"),
         ({"researchers": ["someone@else.org"]}, {}, "maria@hospital.org may not ask for studies"),
@@ -246,6 +248,8 @@ def test_what_a_policy_does_not_allow_is_refused(
         ("prepare", {"split_seed": 1}, "splits the cases in another way"),
         ("prepare", {"holdout": 0.5, "folds": None}, "splits the cases in another way"),
         ("prepare", {"fold": 7}, "splits the cases in another way"),
+        ("prepare", {"final": True}, "splits the cases in another way"),
+        ("prepare", {"fold": 2, "final": True}, "splits the cases in another way"),
         ("start", {"parts": [["mean", {}], ["star", {}], ["local", {}], ["proximal", {}]]}, "another training"),
         ("start", {"share": ["weight"]}, "another training"),
         ("start", {"seed": 5}, "another training"),
@@ -274,6 +278,16 @@ def test_a_message_that_the_study_does_not_have_is_refused(
             with pytest.raises(FederationError, match=words):
                 asked(site, name, Message(fields, asked_for[name].tensors))
         asked(site, name, asked_for[name])
+
+
+def test_a_model_is_made_only_where_the_study_says_so(kit: Path) -> None:
+    without, within = (
+        Agreed(Study.read(write_study(kit, **more), named=True).declaration, "Aachen")
+        for more in ({}, {"final_model": {"method": "fedavg", "rounds": 5}})
+    )
+    assert "makes a model, and the study none" in without.refusal(Retain(model="0" * 16))
+    assert within.refusal(Retain(model="0" * 16)) == ""
+    assert (without.rounds, within.rounds) == (3, 5)
 
 
 def test_a_training_with_another_budget_is_not_the_study_s(kit: Path) -> None:

@@ -66,7 +66,7 @@ def split(
     Args:
         data: the site's cases.
         folds: number of folds, 2 or more; None where a column fixes the parts, or with ``holdout``.
-        fold: which fold is the test part, from 0.
+        fold: which fold is the test part, from 0; with ``final`` it decides nothing.
         validation: share of the patients outside the test part, 0 to below 1; 0 means no validation part.
         seed: of the study.
         small_sites: what becomes of a site with fewer patients than folds: all its cases are training cases, it has no
@@ -112,7 +112,7 @@ def _split(
         remaining = [name for name in subjects.names if name not in taken]
         return _with_validation(subjects, remaining, validation, list(taken))
     folds = 3 if holdout is not None else folds  # a site of one or two patients is too small either way
-    if folds is None or folds < 2 or not 0 <= fold < folds:
+    if folds is None or folds < 2 or not (final or 0 <= fold < folds):
         raise DataError(
             "P206",
             f"Fold {fold} of {folds} was asked for.",

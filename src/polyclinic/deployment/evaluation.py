@@ -17,8 +17,6 @@ from polyclinic.data.part_counts import part_classes, part_groups, part_patients
 from polyclinic.data.spec import Scalar
 from polyclinic.data.splits import Parts
 from polyclinic.data.tables.codes import plain_number, scalar_text
-from polyclinic.deployment.description import Calibration, Description
-from polyclinic.deployment.folder import Model
 from polyclinic.deployment.prediction import Predictor
 from polyclinic.engine import LocalEngine
 from polyclinic.engine.planner import EnginePlan
@@ -32,6 +30,8 @@ from polyclinic.statistics.rows import prediction_rows
 from polyclinic.study.checked import CheckedStudy
 from polyclinic.study.display import Display
 from polyclinic.study.ended import FINISHED
+from polyclinic.study.final_model.description import Calibration, Description
+from polyclinic.study.final_model.folder import Model
 from polyclinic.study.findings import write_findings
 from polyclinic.study.flow import flow_table
 from polyclinic.study.folder import Folder

@@ -25,9 +25,9 @@ from polyclinic.data.tables.frames import Frame
 from polyclinic.data.tables.rows import Rows, read_rows, reject_rows
 from polyclinic.data.tables.table import open_table as read_table
 from polyclinic.data.volumes.store import Volumes
-from polyclinic.deployment.description import Description
 from polyclinic.errors import DataError, ModelError, nearest
 from polyclinic.notes import Note
+from polyclinic.study.final_model.description import Description
 
 #: Cases that are read at once: pictures, and volumes.
 PICTURES_AT_ONCE, VOLUMES_AT_ONCE = 256, 4

@@ -8,14 +8,14 @@ from tempfile import TemporaryDirectory
 import pandas as pd
 
 from polyclinic.data.tables.frames import Frame, keep_frame
-from polyclinic.deployment.description import Description
-from polyclinic.deployment.fit import Wanted, fit_model, sites_folder
-from polyclinic.deployment.folder import read_model
 from polyclinic.deployment.inputs import Cases, open_images, open_table
 from polyclinic.deployment.prediction import Predictor
 from polyclinic.deployment.run import Done, predict_into
 from polyclinic.engine.planner import choose_device
 from polyclinic.study.checked import CheckedStudy
+from polyclinic.study.final_model.description import Description
+from polyclinic.study.final_model.fit import Wanted, fit_model
+from polyclinic.study.final_model.folder import read_model, sites_folder
 
 #: A table in memory, a file with one, or a folder with images.
 Given = pd.DataFrame | str | Path
@@ -30,7 +30,7 @@ class Model:
         device: where the network runs: ``auto``, ``cpu`` or ``cuda``.
 
     Attributes:
-        description: what the model is, see `polyclinic.deployment.description.Description`.
+        description: what the model is, see `polyclinic.study.final_model.description.Description`.
 
     Raises:
         ModelError: P701, the folder has no model, or one that can't be used.

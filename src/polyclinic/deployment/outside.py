@@ -2,50 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from polyclinic.data.cases import SiteData
-from polyclinic.data.opening.facts import SiteFacts
 from polyclinic.data.quality.values import unit_notes, usual_values
 from polyclinic.data.volumes.store import Volumes
-from polyclinic.deployment.description import Description, Seen, Usual
 from polyclinic.notes import Note
+from polyclinic.study.final_model.description import Description, Seen
+from polyclinic.study.final_model.seen import AIR
 
 Values = npt.NDArray[np.float64]
 
-#: A value is unlike those of a site so many robust deviations from its median.
-_FAR = 20.0
 #: Voxel sizes are unlike those of the sites beyond their range by this factor.
 _TIMES = 1.5
-#: What is below this is air in CT; no other modality has it.
-_AIR = -500.0
-
-
-def seen_at(facts: Mapping[str, SiteFacts], inputs: Sequence[str]) -> Seen:
-    """What inputs were like at all sites together.
-
-    Args:
-        facts: what each site says, with the usual values of its features.
-        inputs: names of the features.
-    """
-    features = {}
-    for place, name in enumerate(inputs):
-        known = [
-            (one.medians[place], one.deviations[place]) for one in facts.values() if place < len(one.medians)
-        ]  # fmt: skip
-        pairs = [(median, spread) for median, spread in known if median is not None and spread]
-        if pairs:
-            low, high = min(m - _FAR * s for m, s in pairs), max(m + _FAR * s for m, s in pairs)
-            middle, spread = np.median(np.array(pairs), axis=0).tolist()
-            features[name] = Usual(median=middle, deviation=spread, low=low, high=high)
-    sorted_ranges = [sorted(one.spacings) for one in facts.values() if one.spacings]
-    spacing = [(min(one[0] for one in axis), max(one[1] for one in axis)) for axis in zip(*sorted_ranges, strict=True)]
-    air = sorted({one.levels[0] < _AIR for one in facts.values() if one.levels})
-    return Seen(features=features, spacing=spacing, air=air)
 
 
 def outside_table(description: Description, data: SiteData) -> list[str]:
@@ -85,7 +57,7 @@ def _unlike(seen: Seen, facts: dict[str, Any]) -> list[str]:
     near = [low / _TIMES <= side <= high * _TIMES for side, (low, high) in zip(own, seen.spacing, strict=False)]
     if not all(near):
         found.append("voxels of " + " x ".join(f"{size:.3g}" for size in facts["spacing"]) + " mm")
-    air = facts["quantiles"][0] < _AIR
+    air = facts["quantiles"][0] < AIR
     if seen.air and air not in seen.air:
         found.append("values like CT" if air else "values unlike CT")
     return found

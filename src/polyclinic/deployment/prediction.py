@@ -16,7 +16,6 @@ from torch import Tensor
 from polyclinic.data.cases import SiteData
 from polyclinic.data.dataset import Dataset
 from polyclinic.data.preparation import Prepared, Tensors, build_steps
-from polyclinic.deployment.folder import Model
 from polyclinic.deployment.inputs import PICTURES_AT_ONCE, VOLUMES_AT_ONCE, Cases, evenly
 from polyclinic.errors import ModelError
 from polyclinic.notes import Note
@@ -24,6 +23,7 @@ from polyclinic.site import evaluation
 from polyclinic.site.model_part import PART, ModelPart
 from polyclinic.state import FlatModule
 from polyclinic.statistics.calibration import recalibrated
+from polyclinic.study.final_model.folder import Model
 from polyclinic.tasks import Task
 from polyclinic.tasks.base import Asked, Batch
 

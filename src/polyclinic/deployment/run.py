@@ -20,7 +20,6 @@ from polyclinic.data.readers.read import read_volume
 from polyclinic.data.readers.volume import UnreadableError, Volume
 from polyclinic.data.volumes.grid import Grid
 from polyclinic.data.volumes.preprocessing import grid_of
-from polyclinic.deployment.folder import Model
 from polyclinic.deployment.inputs import Cases
 from polyclinic.deployment.outside import outside_images, outside_table, units_of
 from polyclinic.deployment.prediction import Predicted, Predictor
@@ -29,6 +28,7 @@ from polyclinic.errors import ModelError, ResultsError
 from polyclinic.files import write_atomic
 from polyclinic.notes import Note
 from polyclinic.seeds import derive_seed
+from polyclinic.study.final_model.folder import Model
 from polyclinic.study.lock import locked
 from polyclinic.study.provenance import machine, now
 from polyclinic.study.table_files import write_table

@@ -54,6 +54,7 @@ class Policy(_Entries):
         predictions: whether predictions of single test cases may leave, under pseudonyms.
         overlays: whether pictures of single cases may leave.
         personal_models: whether parts of a model may leave that a method keeps at the site.
+        final_models: whether a study may end with a model that is used, trained on all of the site's cases.
         researchers: who may ask for studies; None for all of the consortium.
         approval: ``automatic`` takes part in every study that fits the policy; ``person`` waits until somebody at the
             site approves the very study.
@@ -74,6 +75,7 @@ class Policy(_Entries):
     predictions: bool = False
     overlays: bool = False
     personal_models: bool = False
+    final_models: bool = True
     researchers: list[str] | None = None
     approval: Literal["automatic", "person"] = "automatic"
 

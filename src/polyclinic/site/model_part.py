@@ -25,7 +25,7 @@ class ModelPart:
 
     Attributes:
         site: its name.
-        model: number of the model that it belongs to, see `polyclinic.deployment`.
+        model: number of the model that it belongs to, see `polyclinic.study.final_model`.
         weights: tensors of the network that are the site's own, by name; none where all are shared.
         steps: of each step of preparation what it is taken with at the site, see `polyclinic.data.preparation.Step`.
     """

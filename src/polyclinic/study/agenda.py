@@ -31,8 +31,8 @@ def trainings(
         shared.setdefault(key, []).append(method)
     groups = [tuple(methods) for methods in shared.values()]
     unseen = [m for m in declaration.study_methods if declaration.is_unseen(m)]
-    jobs = search.once(groups)
-    for number, fold in folds.items():
+    jobs = search.once(groups) if declaration.fold_numbers else []
+    for number, fold in [(number, folds[number]) for number in declaration.fold_numbers]:
         jobs += search.within(groups, number)
         for seed in declaration.all_seeds:
             jobs += [Job(methods, seed, number) for methods in groups]
@@ -46,6 +46,9 @@ def trainings(
         for site in fold.tested_sites:  # site after site, since each is left out of the preparation, too
             jobs += search.within([(method,) for method in unseen], number, site)
             jobs += [Job((method,), s, number, without=site) for s in declaration.all_seeds for method in unseen]
+    if declaration.final_model is not None:
+        (method,) = [one for one in declaration.study_methods if one.label == declaration.final_model.method]
+        jobs.append(Job((method,), declaration.all_seeds[0], declaration.final_fold, final=True))
     return sharing(declaration, jobs, folds)
 
 

@@ -23,6 +23,8 @@ DECISIONS = ["method", RUN, "site", "threshold", "net_benefit", "act_on_all"]
 #: Columns of ``score_counts.csv`` and of ``confusion.csv``.
 SCORE_COUNTS = ["method", RUN, "seed", "fold", "trained_on", "label", "score", "cases"]
 CONFUSION = ["method", RUN, "seed", "fold", "trained_on", "label", "called", "cases"]
+#: Columns of ``thresholds.csv``.
+THRESHOLDS = ["method", RUN, "seed", "fold", "trained_on", "threshold"]
 #: Columns of ``survival.csv`` and of ``log_rank.csv``.
 SURVIVAL = ["method", RUN, "site", "group", "time", "at_risk", "events", "censored", "survival", "low", "high"]
 #: Groups in it: all cases of a site (or those of all sites), and those of higher and lower predicted risk.

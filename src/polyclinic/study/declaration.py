@@ -27,6 +27,7 @@ from polyclinic.study.entries import (
     EngineOptions,
     Entry,
     Evaluation,
+    FinalModel,
     Part,
     PrivacyOptions,
     ReportOptions,
@@ -34,6 +35,7 @@ from polyclinic.study.entries import (
     Training,
     check_keys,
 )
+from polyclinic.study.final_model.entry import check_final_model
 from polyclinic.study.jobs_entry import wanted_jobs
 from polyclinic.study.method_entries import (
     Candidate,
@@ -64,6 +66,8 @@ class Declaration(Part):
     evaluation: Evaluation = Evaluation()
     search: Search | None = None
     methods: list[Entry] = Field(default=["single", "cross", "ensemble", "mix", "fedavg"])
+    final_model: FinalModel | None = None
+    """The method whose model the study ends with; its label alone is enough."""
     seeds: list[int] | None = None
     seed: int | None = None
     engine: EngineOptions = EngineOptions()
@@ -78,6 +82,11 @@ class Declaration(Part):
     _model: tuple[str, dict[str, Any]] = PrivateAttr(default=("", {}))
     _network: tuple[str, dict[str, Any]] | None = PrivateAttr(default=None)
     _weights: Path | None = PrivateAttr(default=None)
+
+    @field_validator("final_model", mode="before")
+    @classmethod
+    def _named_alone(cls, given: Any) -> Any:
+        return {"method": given} if isinstance(given, str) else given
 
     @field_validator("task")
     @classmethod
@@ -194,6 +203,24 @@ class Declaration(Part):
         return self.evaluation.number_of_folds
 
     @property
+    def fold_numbers(self) -> list[int]:
+        """The folds that are tested; none where the study makes a model alone."""
+        alone = self.final_model is not None and self.final_model.alone
+        return [] if alone else list(range(self.folds or 1))
+
+    @property
+    def final_fold(self) -> int:
+        """Number of the split whose training part has all cases that are not held out for good: one after the folds, so
+        that no training on it draws what one of a fold draws."""
+        return self.folds or 1
+
+    @property
+    def final_validation(self) -> float:
+        """Share of the patients that choose the best round of the final model; 0 where the rounds are known."""
+        asked = self.final_model
+        return self.evaluation.validation if asked is not None and asked.alone and asked.rounds is None else 0.0
+
+    @property
     def all_seeds(self) -> list[int]:
         """The seeds of the repetitions."""
         return self.seeds if self.seeds is not None else [self.seed or 0]
@@ -273,6 +300,8 @@ class Declaration(Part):
         content["evaluation"].update(folds=self.folds, metrics=self.metrics)
         if self.evaluation.predictions == "sites":
             content["report"]["overlays"] = False
+        if self.final_model is None:
+            del content["final_model"]
         if self.search is None:
             del content["search"]
         else:
@@ -412,3 +441,5 @@ class Declaration(Part):
         self._methods = methods
         if self.search is not None:
             self._candidates = find_candidates(self.search, methods, reader, evaluation, self.all_seeds[0])
+        if self.final_model is not None:
+            check_final_model(self.final_model, methods, lambda label: len(self._candidates.get(label, ())) > 1)

@@ -12,11 +12,15 @@ from polyclinic.study.table_files import has_table
 #: What ``status`` says of a study that was run to its end: with all results, or without those of sites that did not
 #: answer when they were tested.
 FINISHED, INCOMPLETE = "finished", "incomplete"
+#: Folder of the model that a study ends with.
+MODEL_FOLDER = "model"
 
 
 def is_finished(folder: Path, record: Mapping[str, Any]) -> bool:
     """Whether the study in a folder was run to its end, so that nothing is left to resume."""
-    return record.get("status") in (FINISHED, INCOMPLETE) and has_table(folder / "results.csv")
+    return record.get("status") in (FINISHED, INCOMPLETE) and (
+        has_table(folder / "results.csv") or (folder / MODEL_FOLDER).is_dir()
+    )
 
 
 def is_incomplete(folder: Path) -> bool:

@@ -134,6 +134,21 @@ class Search(Part):
     """Validation loss, or the metric that the best round can be chosen by; default: as ``best_round``, else loss."""
 
 
+class FinalModel(Part):
+    """The ``final_model:`` part: the study ends with a model that is used, trained once on all cases."""
+
+    method: str
+    """Label of one of the study's methods."""
+    rounds: PositiveInt | None = None
+    """Rounds of the training; default: the median of the best rounds of the study's folds."""
+    calibrate: bool = False
+    """Recalibrate probabilities by the study's test predictions."""
+    site_models: bool = False
+    """Put the whole models of all sites into the model, for use at others, where a method keeps parts of them there."""
+    alone: bool = False
+    """Make the model and nothing else: no folds, no results. Without ``rounds`` a validation part chooses the best."""
+
+
 class EngineOptions(Part):
     """The ``engine:`` part."""
 

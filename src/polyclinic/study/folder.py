@@ -229,6 +229,7 @@ class Folder:
                 one = Tested.from_json(json.loads(path.read_text(encoding="utf-8")))
                 found.sites += one.sites
                 found.together += one.together
+                found.thresholds += one.thresholds
         return found
 
     def gather(

@@ -28,9 +28,8 @@ class Folds:
         engine: who runs the sites.
         local: the same sites in this process, for what only one process can do; may be ``engine`` itself, and None
             where no process has them all.
-        final: whether a model is made that is to be used: then there is one fold, whose training part has all cases
-            that are not held out for good.
-        validation: share of the patients that choose the best round; None takes the study's.
+        final_validation: share of the patients that choose the best round where all cases are for training, see
+            `Declaration.final_fold`; None takes the study's.
 
     Attributes:
         notes: what was said of the sites when their folds were counted, in the order of the folds.
@@ -39,11 +38,10 @@ class Folds:
 
     def __init__(
         self, declaration: Declaration, cohort: Cohort, engine: Engine, local: LocalEngine | None, *,
-        final: bool = False, validation: float | None = None,
+        final_validation: float | None = None,
     ) -> None:  # fmt: skip
         self.declaration, self.engine, self.local = declaration, engine, local
-        self.final = final
-        self.validation = declaration.evaluation.validation if validation is None else validation
+        self.final_validation = declaration.final_validation if final_validation is None else final_validation
         self.classes, self.features = len(cohort.classes), cohort.shape[0]
         self.hides = declaration.privacy.summaries is not None
         self.steps = name_steps(declaration.data, cohort.features, cohort.covariates)
@@ -54,17 +52,21 @@ class Folds:
         self._stand: dict[Engine, tuple[int, str | None]] = {}
 
     def count(self) -> dict[int, Fold]:
-        """What is known of the sites in each fold.
+        """What is known of the sites in each fold, and in that of the final model, if the study makes one.
 
         Raises:
             DataError: P206, no site can be both trained on and tested; or what preparation finds wrong with the data.
         """
         found: dict[int, Fold] = {}
         notes: list[Note] = []
-        for number in reversed(range(self.declaration.folds or 1)):  # the first one last: the first jobs are in it
+        last = self.declaration.final_fold
+        numbers = [*self.declaration.fold_numbers, *([last] if self.declaration.final_model is not None else [])]
+        for number in reversed(numbers):  # the first one last: the first jobs are in it
             done = self._prepare(self.engine, number, None)
             found[number], notes = _fold(number, done), [*done.notes, *notes]
-            if not found[number].training_sites or not found[number].tested_sites:
+            if number == last:
+                _check_trained(found[number])
+            elif not found[number].training_sites or not found[number].tested_sites:
                 raise DataError("P206", "No site has enough patients to be both trained on and tested.",
                                 "Use fewer `evaluation: {folds: ...}`, or more data.")  # fmt: skip
         self.notes = list(dict.fromkeys(notes))
@@ -80,8 +82,7 @@ class Folds:
             self._prepare(self.local, number, None)
         done = self._prepare(self.engine, number, None)
         self.notes, fold = list(done.notes), _fold(number, done)
-        if not fold.training_sites:
-            raise DataError("P206", "No site has enough patients to be trained on.", "Use more data.")
+        _check_trained(fold)
         return fold
 
     def ready(self, job: Job) -> None:
@@ -113,16 +114,22 @@ class Folds:
     def _prepare(self, engine: Engine, number: int, without: str | None) -> Preparation:
         """Split, harmonise and scale at every site; summaries of the site ``without`` are not used."""
         data, evaluation = self.declaration.data, self.declaration.evaluation
+        final = number == self.declaration.final_fold
+        validation = self.final_validation if final else evaluation.validation
         request = Prepare(
-            fold=number, folds=self.declaration.folds, holdout=evaluation.holdout, validation=self.validation,
-            final=self.final, split_seed=evaluation.split_seed, small_sites=evaluation.small_sites, steps=self.steps,
-            augmentation=data.augmentation, classes=self.classes, patch=data.box,
-            hides=self.hides,
+            fold=number, folds=self.declaration.folds, holdout=evaluation.holdout, validation=validation,
+            final=final, split_seed=evaluation.split_seed, small_sites=evaluation.small_sites, steps=self.steps,
+            augmentation=data.augmentation, classes=self.classes, patch=data.box, hides=self.hides,
         )  # fmt: skip
         self._stand.pop(engine, None)
         done = prepare(engine, request, without, self.features)
         self._stand[engine], self.merged = (number, without), done.merged
         return done
+
+
+def _check_trained(fold: Fold) -> None:
+    if not fold.training_sites:
+        raise DataError("P206", "No site has enough patients to be trained on.", "Use more data.")
 
 
 def _fold(number: int, done: Preparation) -> Fold:

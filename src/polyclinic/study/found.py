@@ -11,7 +11,7 @@ import pandas as pd
 
 from polyclinic.engine import Engine
 from polyclinic.notes import Note
-from polyclinic.study.columns import CONFUSION, SCORE_COUNTS
+from polyclinic.study.columns import CONFUSION, SCORE_COUNTS, THRESHOLDS
 from polyclinic.study.declaration import Declaration
 from polyclinic.study.sites_source import Sites
 from polyclinic.study.statistics.source import Rows, Source
@@ -82,7 +82,7 @@ def found_at_sites(tested: Tested, engine: Engine, declaration: Declaration, cla
             *(Note("N807", text) for text in source.notes),
         ]
 
-    return Found(sites_tested(tested, task, names), source, dict(_tables(together)), notes)
+    return Found(sites_tested(tested, task, names), source, dict(_tables(tested, together)), notes)
 
 
 def _withheld(tested: Tested, source: Sites, floor: int) -> Iterator[Note]:
@@ -137,8 +137,12 @@ def _few(source: Sites, floor: int) -> Iterator[Note]:
         )  # fmt: skip
 
 
-def _tables(together: Mapping[Key, Mapping[str, Totals]]) -> Iterator[tuple[str, Frame]]:
-    """What the report draws from instead of predictions: of all sites together, with a row for each count."""
+def _tables(tested: Tested, together: Mapping[Key, Mapping[str, Totals]]) -> Iterator[tuple[str, Frame]]:
+    """What stands for predictions: thresholds, and what the report draws from, of all sites together, with a row for
+    each count."""
+    if tested.thresholds:
+        rows = [(*key, *others) for key, *others in tested.thresholds]
+        yield "thresholds.csv", pd.DataFrame(rows, columns=THRESHOLDS)
     scores, confusion = list[Frame](), list[Frame]()
     for key, found in together.items():
         for trained_on, totals in found.items():

@@ -15,7 +15,7 @@ from polyclinic.data.scaling import Summary
 from polyclinic.notes import Note
 from polyclinic.running.progress import Row
 from polyclinic.seeds import derive_seed
-from polyclinic.study.kinds import ATTACKED, PLAIN, UNSEEN, titled
+from polyclinic.study.kinds import ATTACKED, FINAL, PLAIN, UNSEEN, titled
 from polyclinic.study.method_entries import StudyMethod
 from polyclinic.study.tested import Tested
 
@@ -103,6 +103,7 @@ class Job:
         attacked: whether the study's corrupt sites are corrupt in this training.
         trial: number of the configuration that a search tries; None for what is tested.
         trials: how many are tried.
+        final: whether it is trained on all cases, for the model that is used.
         trainings: how many share a privacy budget with this one, itself included.
     """
 
@@ -113,28 +114,31 @@ class Job:
     attacked: bool = False
     trial: int | None = None
     trials: int = 0
+    final: bool = False
     trainings: int = field(default=1, compare=False)
 
     @property
     def title(self) -> str:
         """For progress displays."""
         names = " + ".join(method.label for method in self.methods)
-        if self.attacked:
-            names = titled(names, ATTACKED)
+        if self.attacked or self.final:
+            names = titled(names, self.run)
         what = f"{names} without {self.without}" if self.without else names
         return what if self.trial is None else f"search: {what}, trial {self.trial + 1} of {self.trials}"
 
     @property
     def suffix(self) -> str:
         """Ending of the names of this job's files."""
-        if self.attacked:
-            return "-attacked"
+        if self.attacked or self.final:
+            return f"-{self.run}"
         without = f"-without-{slug(self.without)}" if self.without is not None else ""
         return without if self.trial is None else f"{without}-trial{self.trial}"
 
     @property
     def run(self) -> str:
         """Which kind of run this is, as in the results."""
+        if self.final:
+            return FINAL
         return ATTACKED if self.attacked else UNSEEN if self.without is not None else PLAIN
 
 

@@ -74,7 +74,7 @@ class JobRunner:
         if trained.models:
             name = f"{slug(study.label)}-seed{job.seed}-fold{job.fold}" + job.suffix
             outcome.models[name] = self._tensors(trained.models)
-        outcome.notes = [Note("N803", f"{job.title}: {failure}") for failure in _few(progress.failures)]
+        outcome.notes = round_notes(job, progress.failures)
         if untested:
             absent = ", ".join(sorted(untested))
             text = f"{job.title}: results are without {absent}, not tested for want of an answer."
@@ -208,6 +208,11 @@ class JobRunner:
             for owner, vector in models.items()
             for name, tensor in layout.split(vector).items()
         }
+
+
+def round_notes(job: Job, failures: Sequence[str]) -> list[Note]:
+    """What went wrong in the rounds of a job."""
+    return [Note("N803", f"{job.title}: {failure}") for failure in _few(failures)]
 
 
 def _few(sentences: Sequence[str], most: int = 3) -> list[str]:

@@ -12,8 +12,10 @@ PLAIN = "plain"
 UNSEEN = "unseen"
 #: Trained with corrupt sites among the others.
 ATTACKED = "attacked"
+#: Trained on all cases, for the model that is used; nothing of it is tested.
+FINAL = "final"
 #: Kind of run -> what stands after a label where people read; the order is that of the tables.
-RUNS = {PLAIN: "", UNSEEN: " (unseen site)", ATTACKED: " (attacked)"}
+RUNS = {PLAIN: "", UNSEEN: " (unseen site)", ATTACKED: " (attacked)", FINAL: " (final model)"}
 #: The column, right after ``method``.
 RUN = "run"
 #: A method's label and the kind of its run.

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,10 +12,11 @@ import pandas as pd
 import torch
 
 from polyclinic.audit.poisoning import Attack
+from polyclinic.data.opening.agreement import Agreement
 from polyclinic.data.opening.cohort import Cohort
 from polyclinic.engine import Engine, LocalEngine
 from polyclinic.engine.planner import EnginePlan, choose_device
-from polyclinic.errors import PolyclinicError, StudyError
+from polyclinic.errors import ModelError, PolyclinicError, StudyError
 from polyclinic.files import write_atomic
 from polyclinic.methods import SharedModules
 from polyclinic.notes import Note
@@ -29,7 +29,10 @@ from polyclinic.study.columns import MODEL, PAYLOADS
 from polyclinic.study.crew import Crew, briefing, death_notes
 from polyclinic.study.described import described
 from polyclinic.study.display import Display
-from polyclinic.study.ended import FINISHED, INCOMPLETE
+from polyclinic.study.ended import FINISHED, INCOMPLETE, MODEL_FOLDER
+from polyclinic.study.entries import FinalModel
+from polyclinic.study.final_model.choosing import Told, choose
+from polyclinic.study.final_model.making import Maker, check_makeable, collect_parts, with_rounds
 from polyclinic.study.findings import write_findings
 from polyclinic.study.fit import (
     check_delta,
@@ -111,22 +114,24 @@ def _run_alone(
 ) -> None:
     # What is wrong with the folder is told before data are looked for; a plan belongs to what is compared there.
     if not study.declaration.wants_plan and _folder(study, out, resume).is_finished:
-        write_report(out)
+        _report(study, out)
         return
+    if study.declaration.final_model is not None:
+        check_makeable(study)
     sites_of_study = engine or local_engine(study, display.images)
     answered = ask_open(study, sites_of_study)
     study = answered.study
     folder = _folder(study, out, resume)
     if folder.is_finished:
-        write_report(out)
+        _report(study, out)
         return
-    cohort = ask_agree(answered, sites_of_study)
+    cohort = ask_agree(answered, sites_of_study, described=study.declaration.final_model is not None)
     attack = check_fit(study, cohort)
     sites = site_table(study, cohort, attack)
     display.opened(sites, cohort.notes)
     if study.plan is not None:
         display.note(f"Planned: {study.plan.reason}.")
-    runner = _Runner(study, cohort, sites_of_study, folder, display, attack, jobs)
+    runner = _Runner(study, answered.agreement, cohort, sites_of_study, folder, display, attack, jobs)
     status: dict[str, Any] = {"status": "failed", "reason": "interrupted"}
     try:
         runner.run(sites)
@@ -140,7 +145,13 @@ def _run_alone(
             folder.note(status)
     folder.finish(status)
     display.step("report")
-    write_report(out)
+    _report(study, out)
+
+
+def _report(study: CheckedStudy, out: Path) -> None:
+    """Write the report of a study that tested something."""
+    if study.declaration.fold_numbers:
+        write_report(out)
 
 
 def _folder(study: CheckedStudy, out: Path, resume: bool) -> Folder:
@@ -154,15 +165,17 @@ class _Runner:
     """The jobs of one study."""
 
     def __init__(
-        self, study: CheckedStudy, cohort: Cohort, sites: Engine, folder: Folder, display: Display,
-        attack: Attack | None, wanted: int | None,
+        self, study: CheckedStudy, agreement: Agreement, cohort: Cohort, sites: Engine, folder: Folder,
+        display: Display, attack: Attack | None, wanted: int | None,
     ) -> None:  # fmt: skip
         self.study, self.cohort, self.sites, self.folder, self.display = study, cohort, sites, folder, display
+        self.agreement = agreement
         self.declaration = study.declaration
         self.setup = Setup(study, cohort, sites, folder.site_folder(), attack)
         self.attack, self.wanted = attack, wanted
         self.crew: Crew | None = None
         self.untested: list[Note] = []
+        self.found_notes: list[Note] = []
         self.search = self._search()
 
     def _search(self) -> Searching:
@@ -189,7 +202,8 @@ class _Runner:
         check_left_cases(self.attack, folds)
         check_enough_sites(self.declaration, folds)
         check_delta(self.declaration, folds)
-        self.search.check(folds)
+        tested = {number: folds[number] for number in self.declaration.fold_numbers}
+        self.search.check(tested)
         harmonised = preparing.describe()
         self.folder.begin(plan, self.cohort.fingerprint)  # not before study and data are known to fit
         self.folder.note({"predictions": predictions_at(self.declaration, engine)})
@@ -219,7 +233,7 @@ class _Runner:
         bench = Workbench(runner, preparing, self.search, self.folder, folds)
         if not self.sites.holds_all:
             bench.try_out(jobs)
-        self._train(bench, jobs, plan)
+        self._train(bench, [job for job in jobs if not job.final], plan)
         self.of_trials = _of_trials(runner, jobs, folds)
         if len(harmonised):
             self.folder.write("harmonisation.csv", harmonised)
@@ -227,7 +241,41 @@ class _Runner:
         if len(searched):
             self.folder.write("search.csv", searched)
             self.folder.note({"search_seconds": self.search.seconds()})
-        self._write(jobs, folds, sites)
+        told = self._write_found(jobs, tested, sites)
+        self._write_course(jobs, folds)
+        if self.declaration.final_model is not None:
+            self._make_model(self.declaration.final_model, bench, jobs[-1], len(jobs) - 1, told)
+            self._write_course(jobs, folds)
+        for note in self.untested:
+            self.display.note(note)
+
+    def _make_model(self, asked: FinalModel, bench: Workbench, job: Job, place: int, told: Told | None) -> None:
+        """Train the model that the study ends with, and write it beside the results, unless that is done."""
+        done = self.folder.is_done(job)
+        self.display.job(place, job.title, done)
+        if done:
+            return
+        method = job.methods[0]
+        chosen = choose(self.declaration, method, told, asked.rounds, calibrate=False)
+        if asked.calibrate:
+            try:
+                chosen = choose(self.declaration, method, told, asked.rounds, calibrate=True)
+            except ModelError as error:  # nobody would want to lose a study for it
+                self.method_notes.append(Note("N907", f"The final model is not calibrated. {error.message}"))
+        job = replace(job, methods=(with_rounds(chosen.method, chosen.rounds),))
+        bench.preparing.ready(job)
+        maker = Maker(self.study, self.agreement, self.cohort, bench.runner, bench.preparing, self.folder)
+        out = self.folder.path / MODEL_FOLDER
+        try:
+            outcome = maker.make(
+                out, job, bench.folds[job.fold], chosen, site_models=asked.site_models, report=self.display.round
+            )
+        except PolyclinicError:
+            _report(self.study, self.folder.path)  # of what the folds found, which is done
+            raise
+        if isinstance(self.sites, LocalEngine):
+            collect_parts(self.folder.site_folder(), out)
+        self.folder.store(job, outcome)
 
     def _train(self, bench: Workbench, jobs: list[Job], plan: EnginePlan) -> None:
         """Run all jobs that are not done."""
@@ -251,7 +299,8 @@ class _Runner:
     def _expected(self) -> list[Job]:
         """All jobs there would be if all sites could be trained on and tested; known before any is split."""
         everywhere = dict.fromkeys(self.cohort.sites, 1)
-        folds = {n: Fold(n, everywhere, everywhere, everywhere, {}) for n in range(self.declaration.folds or 1)}
+        numbers = [*self.declaration.fold_numbers, self.declaration.final_fold]
+        folds = {n: Fold(n, everywhere, everywhere, everywhere, {}) for n in numbers}
         return trainings(self.declaration, self._search(), self.attack, folds)
 
     def _call_crew(self, plan: EnginePlan, expected: list[Job]) -> EnginePlan:
@@ -265,73 +314,89 @@ class _Runner:
         self.crew = Crew(wanted, self.folder)
         return replace(plan, jobs=wanted)
 
-    def _write(self, every: list[Job], folds: dict[int, Fold], sites: pd.DataFrame) -> None:
-        """The long tables of the whole study."""
-        jobs = [job for job in every if job.trial is None]
-        out, declaration = self.folder.path, self.declaration
+    def _write_found(self, every: list[Job], folds: dict[int, Fold], sites: pd.DataFrame) -> Told | None:
+        """The tables of what the folds found; returns what of it a final model is made by, None without folds."""
+        declaration, jobs = self.declaration, [job for job in every if job.trial is None and not job.final]
         self.display.step("tables and statistics")
-        runs = {run: place for place, run in enumerate(RUNS)}
-        methods = {method.label: place for place, method in enumerate(declaration.study_methods)}
-
-        def ordered(frame: pd.DataFrame) -> pd.DataFrame:
-            keyed = frame.assign(_run=frame[RUN].map(runs), _method=frame["method"].map(methods))
-            keyed = keyed.sort_values(["_run", "_method", "seed", "fold"], kind="stable")
-            return keyed.drop(columns=["_run", "_method"])
-
-        classes = self.cohort.classes
-        found = self._found(jobs, ordered)
         tested = sites["site"].map(lambda site: any(fold.test[site] for fold in folds.values()))
         sites = sites.assign(scored=sites["scored"] & tested)
+        self.folder.write("sites.csv", sites)
+        named = self.cohort.classes if declaration.target in ("labels", "times") else []
+        self.folder.write("flow.csv", flow_table(self.cohort.facts | self.cohort.left_out, folds, named))
+        if not jobs:
+            return None
+        found = self._found(jobs)
         scored = dict(zip(sites["site"], sites["scored"], strict=True))
         summary, unseen = write_findings(self.folder, declaration, self.cohort, found, folds, scored)
-        paths = [self.folder.jobs / self.folder.job_name(job) / "notes.json" for job in jobs]
-        first = sorted(jobs, key=lambda job: (runs[job.run], methods[job.methods[0].label], job.seed, job.fold))
-        numbers = Numbers()
-        rounds = self.folder.gather(first, "rounds.csv", numbers.put)  # in the same order, without sorting rows
-        told = [json.loads(path.read_text(encoding="utf-8")) for path in paths]
-        notes = [
-            *self.cohort.notes,
-            *self.method_notes,
-            *diverged(declaration, rounds, list(folds.values())),
-            *kept_back(declaration, rounds),
-            *self.split_notes,
-            *(note for engine in self.setup.engines for note in engine.notes),
-            *(Note.from_json(one) for of_job in told for one in of_job),
-            *found.notes(),
-            *death_notes(self.folder.record),
-        ]
+        self.found_notes = found.notes()
         for name, table in found.tables.items():
             self.folder.write(name, table)
-        self.folder.write("rounds.csv", rounds)
-        payloads = numbers.table()
-        sent = {str(method): mine.unique() for method, mine in rounds.groupby("method")[PAYLOADS]}
-        self.folder.write("payloads.csv", payloads)
-        reveals = {method.label: self._reveals(method) for method in declaration.study_methods}
-        self.folder.write("exchanged.csv", exchanged_table(sent, payloads, reveals))
-        self.folder.write("sites.csv", sites)
-        named = classes if declaration.target in ("labels", "times") else []
-        self.folder.write("flow.csv", flow_table(self.cohort.facts | self.cohort.left_out, folds, named))
         self.folder.write("summary.csv", summary)
         if len(unseen):
             self.folder.write("unseen.csv", unseen)
+        backdoor = self.folder.gather(jobs, "backdoor.csv")
+        if len(backdoor):
+            self.folder.write("backdoor.csv", self._ordered(backdoor))
+        self._write_overlays(jobs)
+        self.folder.write("results.csv", found.results)
+        if declaration.target == "masks" and all(facts.in_millimetres for facts in self.cohort.facts.values()):
+            self.folder.note({"distances": "mm"})
+        nothing = pd.DataFrame()
+        predictions, thresholds = (found.tables.get(f"{name}.csv", nothing) for name in ("predictions", "thresholds"))
+        return Told(
+            self.folder.gather(jobs, "rounds.csv"), summary, predictions, thresholds, self.search.table(),
+            "The folds of this study", {"data_sha256": self.cohort.fingerprint},
+        )  # fmt: skip
+
+    def _write_course(self, every: list[Job], folds: dict[int, Fold]) -> None:
+        """The tables of how the trainings went that are done, what they exchanged and cost; and the notes."""
+        declaration = self.declaration
+        jobs = [job for job in every if job.trial is None and self.folder.is_done(job)]
+        numbers = Numbers()
+        rounds = self.folder.gather(sorted(jobs, key=self._place), "rounds.csv", numbers.put)
+        if len(rounds):
+            payloads = numbers.table()
+            sent = {str(method): mine.unique() for method, mine in rounds.groupby("method")[PAYLOADS]}
+            reveals = {method.label: self._reveals(method) for method in declaration.study_methods}
+            self.folder.write("rounds.csv", rounds)
+            self.folder.write("payloads.csv", payloads)
+            self.folder.write("exchanged.csv", exchanged_table(sent, payloads, reveals))
         privacy = self.folder.gather(jobs, "privacy.csv")
         if len(privacy):
             simulated = self.sites.members if isinstance(self.sites, LocalEngine) else {}
             spending = {name: site.spending.by_training() for name, site in simulated.items()}
             order = [self.folder.job_name(job) for job in every]
-            costs = of_the_study(ordered(privacy), spending, order, self.without_noise, self.of_trials)
+            costs = of_the_study(self._ordered(privacy), spending, order, self.without_noise, self.of_trials)
             self.folder.write("privacy.csv", costs)
-        backdoor = self.folder.gather(jobs, "backdoor.csv")
-        if len(backdoor):
-            self.folder.write("backdoor.csv", ordered(backdoor))
+        paths = [self.folder.jobs / self.folder.job_name(job) / "notes.json" for job in jobs]
+        told = [json.loads(path.read_text(encoding="utf-8")) for path in paths]
+        notes = [
+            *self.cohort.notes,
+            *self.method_notes,
+            *(diverged(declaration, rounds, list(folds.values())) if len(rounds) else ()),
+            *(kept_back(declaration, rounds) if len(rounds) else ()),
+            *self.split_notes,
+            *(note for engine in self.setup.engines for note in engine.notes),
+            *(Note.from_json(one) for of_job in told for one in of_job),
+            *self.found_notes,
+            *death_notes(self.folder.record),
+        ]
         self.untested = [note for note in dict.fromkeys(notes) if note.number == "N810"]
-        for note in self.untested:
-            self.display.note(note)
-        write_atomic(out / "notes.json", json.dumps([note.to_json() for note in dict.fromkeys(notes)], indent=2) + "\n")
-        self._write_overlays(jobs)
-        self.folder.write("results.csv", found.results)
-        if declaration.target == "masks" and all(facts.in_millimetres for facts in self.cohort.facts.values()):
-            self.folder.note({"distances": "mm"})
+        written = json.dumps([note.to_json() for note in dict.fromkeys(notes)], indent=2) + "\n"
+        write_atomic(self.folder.path / "notes.json", written)
+
+    def _place(self, job: Job) -> tuple[int, int, int, int]:
+        """Where a job stands in tables."""
+        labels = [method.label for method in self.declaration.study_methods]
+        return list(RUNS).index(job.run), labels.index(job.methods[0].label), job.seed, job.fold
+
+    def _ordered(self, frame: pd.DataFrame) -> pd.DataFrame:
+        """The rows of a table in the order of the jobs."""
+        runs = {run: place for place, run in enumerate(RUNS)}
+        methods = {method.label: place for place, method in enumerate(self.declaration.study_methods)}
+        keyed = frame.assign(_run=frame[RUN].map(runs), _method=frame["method"].map(methods))
+        keyed = keyed.sort_values(["_run", "_method", "seed", "fold"], kind="stable")
+        return keyed.drop(columns=["_run", "_method"])
 
     def _reveals(self, method: StudyMethod) -> dict[str, str]:
         """``part/name`` of what a method exchanges besides the model -> what it could reveal."""
@@ -345,14 +410,14 @@ class _Runner:
             for key, words in build_part(name, options).reveals.items()
         }
 
-    def _found(self, jobs: list[Job], ordered: Callable[[pd.DataFrame], pd.DataFrame]) -> Found:
+    def _found(self, jobs: list[Job]) -> Found:
         """What all jobs found."""
         engine, classes = self.setup.engines[0], self.cohort.classes
         if predictions_at(self.declaration, engine) == "sites":
             tested = self.folder.gather_tested(jobs)
             tested.sort([method.label for method in self.declaration.study_methods])
             return found_at_sites(tested, engine, self.declaration, classes)
-        return found_in_rows(ordered(self.folder.gather(jobs, "predictions.csv")), self.declaration, classes)
+        return found_in_rows(self._ordered(self.folder.gather(jobs, "predictions.csv")), self.declaration, classes)
 
     def _write_overlays(self, jobs: list[Job]) -> None:
         from safetensors import safe_open

@@ -8,6 +8,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
+from polyclinic.errors import StudyError
 from polyclinic.notes import Note
 from polyclinic.study.checked import CheckedStudy
 
@@ -63,8 +64,11 @@ class Study(CheckedStudy):
                 result.
 
         Raises:
-            PolyclinicError: in plain words.
+            PolyclinicError: in plain words; P104, the study makes a model alone, and has no results.
         """
+        if not self.declaration.fold_numbers:
+            raise StudyError("P104", "With `final_model: {alone: true}` a study has no results to return.",
+                             "Use `polyclinic.Model.fit`, or `polyclinic run`.")  # fmt: skip
         from polyclinic.study.results import Results
         from polyclinic.study.runner import run_study
 

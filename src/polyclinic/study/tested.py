@@ -48,6 +48,14 @@ class TestedSite:
     values: Mapping[str, float]
 
 
+class Threshold(NamedTuple):
+    """From which score a model's cases are called positive; as in ``thresholds.csv``."""
+
+    key: Key
+    trained_on: str
+    threshold: float
+
+
 class TestedTogether(NamedTuple):
     """Totals of one model, or of each site's own, over the cases of several sites; as in ``results.csv``."""
 
@@ -62,6 +70,7 @@ class Tested:
 
     sites: list[TestedSite] = field(default_factory=list)
     together: list[TestedTogether] = field(default_factory=list)
+    thresholds: list[Threshold] = field(default_factory=list)
 
     def sort(self, methods: Sequence[str]) -> None:
         """Bring what was tested into the order of the tables.
@@ -71,16 +80,17 @@ class Tested:
         """
         runs = list(RUNS)
 
-        def place(one: TestedSite | TestedTogether) -> tuple[int, int, int, int]:
+        def place(one: TestedSite | TestedTogether | Threshold) -> tuple[int, int, int, int]:
             return runs.index(one.key.run), methods.index(one.key.method), one.key.seed, one.key.fold
 
         self.sites.sort(key=place)
         self.together.sort(key=place)
+        self.thresholds.sort(key=place)
 
     def to_json(self) -> dict[str, Any]:
         """As JSON values, which give the same bits back."""
         totals = [(*one[:2], {name: values.tolist() for name, values in one.totals.items()}) for one in self.together]
-        return {"sites": [vars(one) for one in self.sites], "together": totals}
+        return {"sites": [vars(one) for one in self.sites], "together": totals, "thresholds": self.thresholds}
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> Tested:
@@ -91,6 +101,7 @@ class Tested:
                 TestedTogether(Key(*key), trained_on, {name: np.array(values) for name, values in totals.items()})
                 for key, trained_on, totals in content["together"]
             ],
+            [Threshold(Key(*key), *others) for key, *others in content.get("thresholds", [])],
         )
 
 

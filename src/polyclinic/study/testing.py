@@ -24,7 +24,7 @@ from polyclinic.statistics.rows import opened, prediction_rows
 from polyclinic.study.declaration import Declaration
 from polyclinic.study.job import Fold, Job, Outcome
 from polyclinic.study.method_entries import StudyMethod
-from polyclinic.study.tested import Key, TestedSite, TestedTogether, joined
+from polyclinic.study.tested import Key, TestedSite, TestedTogether, Threshold, joined
 from polyclinic.tasks import Task, build_task
 from polyclinic.tasks.base import Totals
 
@@ -120,6 +120,8 @@ class Tester:
             completion = self._completion(trained.plan.task, trial, summed)
             asked = Predict(threshold=threshold, completion=completion)
             if self.at_sites:
+                if self.task.has_threshold:
+                    outcome.tested.thresholds.append(Threshold(self._key(label), trial.trained_on, threshold))
                 totals += self._test_at_sites(label, trained.plan.start.run, trial, asked, ask, outcome)
             else:
                 self._gather_predictions(label, trial, asked, ask, outcome)

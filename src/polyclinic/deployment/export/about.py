@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from polyclinic.deployment.card import INTENDED_USE
-from polyclinic.deployment.description import Description
 from polyclinic.deployment.export.folder import LICENCE_QUESTION
 from polyclinic.deployment.export.front import Front, preparation_numbers, preparation_words
-from polyclinic.deployment.folder import Model
+from polyclinic.study.final_model.card import INTENDED_USE
+from polyclinic.study.final_model.description import Description
+from polyclinic.study.final_model.folder import Model
 from polyclinic.study.provenance import machine
 from polyclinic.tasks.survival import DISCRETE
 

@@ -19,13 +19,13 @@ from polyclinic.deployment.export.bundle_config import inference, script
 from polyclinic.deployment.export.bundle_pages import differences, metadata, readme
 from polyclinic.deployment.export.folder import LICENCE_QUESTION, check_whole, whole_folder
 from polyclinic.deployment.export.front import Front
-from polyclinic.deployment.folder import Model, sample_outputs
 from polyclinic.errors import ModelError
 from polyclinic.files import write_atomic
 from polyclinic.models import build_model
 from polyclinic.models.bundle import NETWORKS, load_weights, read_bundle
 from polyclinic.models.monai_networks import BuiltOf, built_of
 from polyclinic.options import split_entry
+from polyclinic.study.final_model.folder import Model, sample_outputs
 
 CONFIG, METADATA, WEIGHTS = "configs/inference.json", "configs/metadata.json", "models/model.safetensors"
 _ONNX = "Export it to ONNX: --to onnx."

@@ -9,9 +9,9 @@ from typing import Any
 
 from polyclinic.data.spec import Preprocessing
 from polyclinic.data.volumes import intensity
-from polyclinic.deployment.description import Description
 from polyclinic.deployment.export.front import Front
 from polyclinic.models.monai_networks import BuiltOf
+from polyclinic.study.final_model.description import Description
 from polyclinic.tasks.classification import ONE_OUTPUT
 
 Config = dict[str, Any]

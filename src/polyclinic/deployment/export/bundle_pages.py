@@ -6,10 +6,10 @@ from collections.abc import Iterable, Iterator, Sequence
 from importlib.metadata import version
 from typing import Any
 
-from polyclinic.deployment.card import INTENDED_USE
-from polyclinic.deployment.description import Description
 from polyclinic.deployment.export.folder import LICENCE_QUESTION
 from polyclinic.deployment.export.front import Front, preparation_words
+from polyclinic.study.final_model.card import INTENDED_USE
+from polyclinic.study.final_model.description import Description
 
 _SCHEMA = (
     "https://github.com/Project-MONAI/MONAI-extra-test-data/releases/download/0.8.1/meta_schema_20240725.json"

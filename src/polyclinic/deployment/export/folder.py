@@ -8,9 +8,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from polyclinic.deployment.description import Description
 from polyclinic.errors import ModelError
 from polyclinic.files import write_error
+from polyclinic.study.final_model.description import Description
 
 #: What is asked where nobody gave a licence.
 LICENCE_QUESTION = (

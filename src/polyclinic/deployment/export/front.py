@@ -11,8 +11,8 @@ import torch
 from polyclinic.data.combat import Estimate
 from polyclinic.data.scaling import Scaler, Summary
 from polyclinic.data.volumes.intensity import INTENSITIES
-from polyclinic.deployment.description import Description
-from polyclinic.deployment.folder import Model
+from polyclinic.study.final_model.description import Description
+from polyclinic.study.final_model.folder import Model
 
 _FROM_SITE = (
     "from cases of the same site, 20 or more, without their labels: a site that trained uses those that it trained on"

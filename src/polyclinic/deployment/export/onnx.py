@@ -21,9 +21,9 @@ from polyclinic.deployment.export.about import model_page
 from polyclinic.deployment.export.folder import check_whole, whole_folder
 from polyclinic.deployment.export.front import Front, raw_samples
 from polyclinic.deployment.export.served import served
-from polyclinic.deployment.folder import Model
 from polyclinic.errors import ModelError, TrainingError
 from polyclinic.files import write_atomic
+from polyclinic.study.final_model.folder import Model
 
 FILE, PAGE = "model.onnx", "model.json"
 INPUT, OUTPUT = "inputs", "predictions"

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from polyclinic.deployment.export.front import Front
-from polyclinic.deployment.folder import Model
 from polyclinic.models import build_model
+from polyclinic.study.final_model.folder import Model
 from polyclinic.tasks import Task
 
 

@@ -14,7 +14,7 @@ from polyclinic.data.preparation import name_steps
 from polyclinic.data.tables.codes import scalar_text
 from polyclinic.methods import SHARES
 from polyclinic.parts import build_part
-from polyclinic.site.messages import Agree, Open, Prepare, Start, Train
+from polyclinic.site.messages import Agree, Open, Prepare, Retain, Start, Train
 from polyclinic.study.declaration import Declaration
 from polyclinic.study.method_entries import StudyMethod
 from polyclinic.study.planning import work_of
@@ -37,7 +37,8 @@ class Agreed:
         self.census = Census(found=0, usable=0, labelled=0)
         self.agreement: Agreement | None = None
         methods = [one.method for method in declaration.study_methods for one in declaration.candidates(method)]
-        self.rounds = max(method.training.rounds for method in methods)
+        final = declaration.final_model
+        self.rounds = max(*(method.training.rounds for method in methods), 0 if final is None else final.rounds or 0)
         self._trainings = {_text(training) for method in methods for training in self._declared(method)}
 
     def refusal(self, asked: object) -> str:
@@ -61,6 +62,8 @@ class Agreed:
                 return "" if self._starts(asked) else "a message starts another training than the study has"
             case Train():
                 return "" if asked.round < self.rounds else f"a message asks for more rounds than {self.rounds}"
+            case Retain():
+                return "" if self.declaration.final_model is not None else "a message makes a model, and the study none"
         return ""
 
     @property
@@ -107,10 +110,12 @@ class Agreed:
 
     def _splits(self, asked: Prepare) -> bool:
         """With splits of other kinds groups of patients could be told from each other, down to single ones."""
-        wanted = self.declaration.evaluation
-        found = (asked.folds, asked.holdout, asked.validation, asked.split_seed, asked.small_sites)
-        declared = (self.declaration.folds, wanted.holdout, wanted.validation, wanted.split_seed, wanted.small_sites)
-        return found == declared and not asked.final and asked.fold < (asked.folds or 1)
+        declaration, wanted = self.declaration, self.declaration.evaluation
+        final = asked.fold == declaration.final_fold and declaration.final_model is not None
+        validation = declaration.final_validation if final else wanted.validation
+        found = (asked.folds, asked.holdout, asked.validation, asked.split_seed, asked.small_sites, asked.final)
+        declared = (declaration.folds, wanted.holdout, validation, wanted.split_seed, wanted.small_sites, final)
+        return found == declared and (final or asked.fold in declaration.fold_numbers)
 
     def _starts(self, asked: Start) -> bool:
         begun = self._training(

@@ -61,7 +61,11 @@ def refusals(policy: Policy, declaration: Declaration, researcher: str) -> Itera
         noise = any(build_part(name, options).private == "a patient" for name, options in method.method.parts)
         if policy.privacy is not None and method.method.scope == "federation" and not noise:
             yield f"{method.label} has no noise that protects a patient"
-    rounds = max(method.training.rounds for method in declaration.study_methods)
+    final = declaration.final_model
+    if final is not None and not policy.final_models:
+        yield "it ends with a model that is used (`final_model`)"
+    of_model = 0 if final is None else final.rounds or 0
+    rounds = max(of_model, *(method.training.rounds for method in declaration.study_methods))
     if policy.rounds is not None and rounds > policy.rounds:
         yield f"{rounds} rounds are more than {policy.rounds}"
     evaluation = declaration.evaluation

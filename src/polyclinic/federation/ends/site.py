@@ -31,7 +31,7 @@ from polyclinic.federation.site_file import SITE_FILE, SiteFile
 from polyclinic.federation.trust.identity import Identity
 from polyclinic.limits import Body
 from polyclinic.parts import Hiding, build_parts
-from polyclinic.site.messages import Agree, Open, Prepare, Start, Train
+from polyclinic.site.messages import Agree, Open, Prepare, Retain, Start, Train
 from polyclinic.site.schema import read_body
 from polyclinic.site.spending import LEDGER, Spending
 from polyclinic.site.sums import MASKED
@@ -42,7 +42,7 @@ log = logging.getLogger(__name__)
 
 #: Messages that must be as the study has them.
 _AGREED: dict[str, type[Body]] = {
-    "open": Open, "agree": Agree, "prepare": Prepare, "start": Start, "train": Train,
+    "open": Open, "agree": Agree, "prepare": Prepare, "start": Start, "train": Train, "retain": Retain,
 }  # fmt: skip
 #: Functions by which something of single cases, or a part of the model that is the site's own, leaves the site.
 _ASKS_FOR = {"predict": "predictions", "overlays": "overlays", "model": "personal_models"}

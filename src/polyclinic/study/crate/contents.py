@@ -26,6 +26,7 @@ FILES = {
     "decisions.csv": "Decision curves at each site.",
     "score_counts.csv": "Counts of scores between thresholds, where sites keep their predictions.",
     "confusion.csv": "Counts of true and called classes, where sites keep their predictions.",
+    "thresholds.csv": "Thresholds of decision, where sites keep their predictions.",
     "unseen.csv": "What each method loses at sites left out of training.",
     "subgroups.csv": "Results by groups of patients.",
     "survival.csv": "Curves of survival at each site and of risk groups, in steps of five cases or more.",
@@ -48,5 +49,16 @@ ABOUT_PREDICTIONS = "A row for each test case, with pseudonyms: data about singl
 REPORT = "report.html"
 ABOUT_REPORT = "The report of the study; opens in a browser without a network."
 MODELS = "models/"
+#: Of the model that a study ended with.
+FINAL_MODEL = {
+    "model/model.yaml": "What the final model is, and what it needs of cases.",
+    "model/weights.safetensors": "Weights of the final model.",
+    "model/preparation.safetensors": "How cases are prepared for the final model.",
+    "model/test-vectors.safetensors": "Synthetic inputs of the final model with its outputs.",
+    "model/card.html": "Card of the final model.",
+    "model/card.md": "Card of the final model, as text.",
+    "model/study.yaml": "The study that made the final model.",
+    "model/provenance.json": "How the final model was made.",
+}
 ABOUT_MODELS = "The trained models: tensors in safetensors files, without code."
 ABOUT_CHECKLIST = "A checklist for reporting, filled as far as the run goes."

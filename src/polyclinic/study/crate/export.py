@@ -18,6 +18,7 @@ from polyclinic.study.crate.contents import (
     ABOUT_PREDICTIONS,
     ABOUT_REPORT,
     FILES,
+    FINAL_MODEL,
     MODELS,
     PREDICTIONS,
     REPORT,
@@ -115,6 +116,11 @@ def _gather(found: Folder, root: Path, *, predictions: bool, models: bool) -> di
         (root / path).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(found.path / path, root / path)
         files[path] = ABOUT_MODELS
+    for path, words in FINAL_MODEL.items() if models else ():
+        if (found.path / path).is_file():
+            (root / path).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(found.path / path, root / path)
+            files[path] = words
     return files
 
 

@@ -38,7 +38,8 @@ from polyclinic.study.columns import (
     SURVIVAL,
     UNSEEN_COLUMNS,
 )
-from polyclinic.study.kinds import ATTACKED, PLAIN, RUN, UNSEEN, Entry, check_runs, titled
+from polyclinic.study.ended import MODEL_FOLDER
+from polyclinic.study.kinds import ATTACKED, FINAL, PLAIN, RUN, UNSEEN, Entry, check_runs, titled
 from polyclinic.study.payloads import read_rounds
 from polyclinic.study.report.figures import Estimate
 from polyclinic.study.table_files import has_table, is_text, read_table
@@ -187,7 +188,7 @@ class Folder:
         rows = self._table("exchanged.csv").to_dict("records")
         self.reveals = {(str(row["method"]), str(row["payload"])): str(row["reveals"]) for row in rows}
         self.results, results = _parted(self.results)
-        self.rounds, rounds = _parted(self.rounds)
+        self.rounds, rounds = _parted(self.rounds[self.rounds[RUN] != FINAL])
         self.backdoor, backdoor = _parted(self._table("backdoor.csv"))
         self.summary, self.predictions = _parted(self.summary)[0], _parted(self.predictions)[0]
         self.attacked = AttackedRows(results, rounds, backdoor)
@@ -384,7 +385,13 @@ class Folder:
             key=lambda one: (self.methods.index(one.method), self.sites.index(one.site), WHICH.index(one.which)),
         )
 
-    @cached_property
+    @property
+    def final_model(self) -> str:
+        """Label of the method whose model the study ended with; empty if it made none."""
+        there = (self.path / MODEL_FOLDER).is_dir()
+        return str(_mapping(self.study.get("final_model")).get("method") or "") if there else ""
+
+    @property
     def models(self) -> list[tuple[str, int]]:
         """Name within ``models/`` and size in bytes of each trained model."""
         root = self.path / "models"

@@ -437,6 +437,7 @@ class Card:
     size: str
     version: str
     unscored: list[str]
+    final: str
 
 
 def _card(folder: Folder) -> Card:
@@ -448,6 +449,7 @@ def _card(folder: Folder) -> Card:
         size=tables.bytes_text(sum(size for _, size in folder.models)),
         version=str(versions.get("polyclinic", "")) if isinstance(versions, dict) else "",
         unscored=[site for site in folder.sites if site not in folder.scored],
+        final=folder.final_model,
     )
 
 

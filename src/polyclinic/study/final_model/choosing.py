@@ -8,16 +8,18 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import yaml
 
 from polyclinic.data.spec import DataSpec
-from polyclinic.deployment.description import Calibration, without_places
 from polyclinic.errors import ModelError, ResultsError
 from polyclinic.study.columns import AFTER, CHOSEN
 from polyclinic.study.declaration import Declaration
+from polyclinic.study.final_model.description import Calibration, without_places
 from polyclinic.study.kinds import PLAIN, RUN
 from polyclinic.study.method_entries import StudyMethod
 from polyclinic.study.results import Results
+from polyclinic.study.table_files import has_table, read_table
 
 
 @dataclass(frozen=True)
@@ -43,24 +45,65 @@ class Chosen:
     record: dict[str, Any] = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class Told:
+    """What the folds of a study found.
+
+    Attributes:
+        rounds, summary: as ``rounds.csv`` and ``summary.csv``.
+        predictions: as ``predictions.csv``; empty where they stay at the sites.
+        thresholds: as ``thresholds.csv``, where predictions stay at the sites; else empty.
+        searched: as ``search.csv``; empty without a search.
+        where: words for a message.
+        record: what the card says of the study.
+    """
+
+    rounds: pd.DataFrame
+    summary: pd.DataFrame
+    predictions: pd.DataFrame
+    thresholds: pd.DataFrame
+    searched: pd.DataFrame
+    where: str
+    record: dict[str, Any]
+
+    @classmethod
+    def read(cls, declaration: Declaration, method: StudyMethod, folder: Path) -> Told:
+        """What results tell.
+
+        Raises:
+            ResultsError: P501, the folder has no results, or those of another study.
+        """
+        results = Results(folder)
+        _check_same(declaration, method, folder)
+        tables = {}
+        for name in ("predictions", "thresholds", "search"):
+            path = folder / f"{name}.csv"
+            tables[name] = read_table(path) if has_table(path) else pd.DataFrame()
+        record = {name: results.provenance.get(name) for name in ("data_sha256", "finished")}
+        return cls(
+            results.rounds, results.summary, tables["predictions"], tables["thresholds"], tables["search"],
+            f"The results in {folder}", record,
+        )  # fmt: skip
+
+
 def choose(
-    declaration: Declaration, method: StudyMethod, folder: Path | None, rounds: int | None, *, calibrate: bool
+    declaration: Declaration, method: StudyMethod, told: Told | None, rounds: int | None, *, calibrate: bool
 ) -> Chosen:
     """What is known before a method is trained once on all cases.
 
     Args:
         declaration: the study.
         method: which of its methods.
-        folder: results of the same study; None if there are none.
-        rounds: how many are asked for; None takes the best rounds of the results' folds.
-        calibrate: whether probabilities are recalibrated by the results' test predictions.
+        told: what the study's folds found; None if nothing tells.
+        rounds: how many are asked for; None takes the best rounds of the folds.
+        calibrate: whether probabilities are recalibrated by the test predictions.
 
     Raises:
         ModelError: P703, something is asked for that only results tell.
-        ResultsError: P501, the folder has no results, or those of another study.
+        ResultsError: P501, the results are those of another study.
     """
     searched = len(declaration.candidates(method)) > 1
-    if folder is None:
+    if told is None:
         if searched:
             raise ModelError("P703", f"The study searches values for {method.label}, and nothing tells which it chose.",
                              "Give the folder of its results with --results.")  # fmt: skip
@@ -70,30 +113,30 @@ def choose(
         if rounds is not None:
             return Chosen(method, rounds, "as asked")
         return Chosen(method, None, "the best by the validation loss, among those of the study")
-    results = Results(folder)
-    _check_same(declaration, method, folder)
     why = []
     if searched:
-        number, times, folds = _most_chosen(results, method)
+        number, times, folds = _most_chosen(told, method)
         candidates = declaration.candidates(method)
         if number >= len(candidates):
-            raise _other(folder, ["search"])
+            raise _other(told.where, ["search"])
         method = candidates[number].method
         method = replace(method, label=declaration.candidates(method)[0].method.label)
         why.append(f"values of trial {number}, which {times} of {folds} searches chose")
     if rounds is None:
-        rounds, found = _best_rounds(results, method, folder)
+        rounds, found = _best_rounds(told, method)
         why.append(f"the median of the best rounds of {found} trainings")
     else:
         why.append("as asked")
-    summary = results.summary
-    mine = summary[(summary["method"] == method.label) & (summary[RUN] == PLAIN)]
     return Chosen(
-        method, rounds, "; ".join(why), _threshold(results, method.label),
-        _calibration(results, method.label) if calibrate else None,
-        json.loads(mine.to_json(orient="records")),
-        {"data_sha256": results.provenance.get("data_sha256"), "finished": results.provenance.get("finished")},
+        method, rounds, "; ".join(why), _threshold(told, method.label),
+        _calibration(told, method.label) if calibrate else None,
+        json.loads(_of(told.summary, method.label).to_json(orient="records")), told.record,
     )  # fmt: skip
+
+
+def _of(table: pd.DataFrame, label: str) -> pd.DataFrame:
+    """The rows of a method's plain runs."""
+    return table if table.empty else table[(table["method"] == label) & (table[RUN] == PLAIN)]
 
 
 def _check_same(declaration: Declaration, method: StudyMethod, folder: Path) -> None:
@@ -122,12 +165,12 @@ def _check_same(declaration: Declaration, method: StudyMethod, folder: Path) -> 
     if theirs.get("search") != json.loads(json.dumps(mine.get("search"))):
         differing.append("search")
     if differing:
-        raise _other(folder, differing)
+        raise _other(f"The results in {folder}", differing)
 
 
-def _other(folder: Path, entries: list[str]) -> ResultsError:
+def _other(where: str, entries: list[str]) -> ResultsError:
     listed = ", ".join(f"`{one}`" for one in entries)
-    return ResultsError("P501", f"The results in {folder} are those of another study: it differs in {listed}.",
+    return ResultsError("P501", f"{where} are those of another study: it differs in {listed}.",
                         "Give the results of this study, or run it.")  # fmt: skip
 
 
@@ -138,45 +181,37 @@ def _labelled(entry: object) -> tuple[str, object]:
     return str(entry), entry
 
 
-def _most_chosen(results: Results, method: StudyMethod) -> tuple[int, int, int]:
-    """Trial that most searches chose (the one with the best mean score of equals), how many did, and of how many."""
-    from polyclinic.study.table_files import read_table
-
-    table = read_table(results.folder / "search.csv")
-    mine = table[(table["method"] == method.label) & (table[RUN] == PLAIN)]
-    chosen = mine[mine[AFTER[1]].astype(str).str.lower() == "true"]
+def _most_chosen(told: Told, method: StudyMethod) -> tuple[int, int, int]:
+    """Trial that most searches chose (the first of equals), how many did, and of how many."""
+    mine = _of(told.searched, method.label)
+    chosen = mine if mine.empty else mine[mine[AFTER[1]].astype(str).str.lower() == "true"]
     if chosen.empty:
-        raise ModelError("P703", f"{results.folder / 'search.csv'} has no search of {method.label}.",
+        raise ModelError("P703", f"{told.where} have no search of {method.label}.",
                          "Give the results of a study that was run to its end.")  # fmt: skip
     counts = chosen["trial"].astype(int).value_counts()
     most = sorted(counts[counts == counts.max()].index)
     return int(most[0]), int(counts.max()), len(chosen)
 
 
-def _best_rounds(results: Results, method: StudyMethod, folder: Path) -> tuple[int, int]:
+def _best_rounds(told: Told, method: StudyMethod) -> tuple[int, int]:
     """Median number of rounds up to the best one, and over how many trainings."""
-    table = results.rounds
-    mine = table[(table["method"] == method.label) & (table[RUN] == PLAIN)]
+    mine = _of(told.rounds, method.label)
     if CHOSEN not in mine or mine.empty:
-        raise ModelError("P703", f"The rounds in {folder} don't tell which one was the best.",
+        raise ModelError("P703", f"{told.where} don't tell which round was the best.",
                          "Say how many are wanted with --rounds.")  # fmt: skip
     best = mine[mine[CHOSEN] == 1].groupby(["seed", "fold"])["round"].median() + 1
     return max(1, int(np.floor(best.median() + 0.5))), len(best)
 
 
-def _threshold(results: Results, label: str) -> float | None:
-    """Median of the thresholds of the folds; None where predictions have none, or stay at the sites."""
-    try:
-        predictions = results.predictions
-    except ResultsError:
-        return None
-    mine = predictions[(predictions["method"] == label) & (predictions[RUN] == PLAIN)]
+def _threshold(told: Told, label: str) -> float | None:
+    """Median of the thresholds of the folds; None where nothing has one."""
+    mine = _of(told.predictions if told.thresholds.empty else told.thresholds, label)
     if "threshold" not in mine or mine.empty:
         return None
     return float(mine.groupby(["seed", "fold"])["threshold"].first().median())
 
 
-def _calibration(results: Results, label: str) -> Calibration:
+def _calibration(told: Told, label: str) -> Calibration:
     """A logistic regression of the label on the logit of the score, over the test cases of all folds.
 
     Raises:
@@ -184,12 +219,10 @@ def _calibration(results: Results, label: str) -> Calibration:
     """
     from polyclinic.statistics.calibration import recalibration
 
-    try:
-        predictions = results.predictions
-    except ResultsError:
+    if told.predictions.empty:
         raise ModelError("P703", "The sites kept their predictions, so that nothing can be calibrated by them.",
-                         "Leave out --calibrate, or recalibrate with `polyclinic evaluate`.") from None  # fmt: skip
-    mine = predictions[(predictions["method"] == label) & (predictions[RUN] == PLAIN)]
+                         "Leave out --calibrate, or recalibrate with `polyclinic evaluate`.")  # fmt: skip
+    mine = _of(told.predictions, label)
     if mine.empty or "score_0" in mine or "threshold" not in mine:
         raise ModelError("P703", "Only probabilities of two classes are calibrated.", "Leave out --calibrate.")
     intercept, slope = recalibration(mine["label"].to_numpy(), mine["score"].to_numpy(np.float64))

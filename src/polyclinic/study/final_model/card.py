@@ -12,7 +12,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from polyclinic.deployment.description import Description
+from polyclinic.study.final_model.description import Description
 from polyclinic.study.report.page import TEMPLATES
 from polyclinic.tasks.metrics import METRICS, metric_text
 

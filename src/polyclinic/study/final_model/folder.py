@@ -18,12 +18,12 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
-from polyclinic.deployment.description import Description
 from polyclinic.errors import ModelError, PolyclinicError, TrainingError
 from polyclinic.files import write_atomic
 from polyclinic.models import MODELS, build_model
 from polyclinic.options import EntryError
 from polyclinic.state import FlatModule, Layout
+from polyclinic.study.final_model.description import Description
 
 #: Number of the format.
 FORMAT = 1
@@ -58,6 +58,11 @@ class Model:
     vectors: list[Tensor]
     merged: list[Tensors]
     samples: Tensors
+
+
+def sites_folder(out: Path) -> Path:
+    """Where what stays at the sites is kept, if these are on this machine: beside the model."""
+    return out.with_name(f"{out.name}-sites")
 
 
 def number_of(weights: bytes, preparation: bytes) -> str:

@@ -1,0 +1,48 @@
+"""Whether a study can end with the model that its entry ``final_model`` asks for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from polyclinic.errors import nearest
+from polyclinic.methods import Method
+from polyclinic.options import EntryError
+from polyclinic.study.entries import FinalModel
+from polyclinic.study.method_entries import StudyMethod
+
+PLACE = "final_model"
+
+
+def unusable(method: Method) -> str:
+    """Why no model of a method could be used elsewhere; empty if one can."""
+    alone = method.scope == "sites" and method.tests != "ensemble"
+    return "trains a model at each site, and no model of all" if alone else ""
+
+
+def check_final_model(asked: FinalModel, methods: Sequence[StudyMethod], searched: Callable[[str], bool]) -> None:
+    """Whether a study has the method that makes its model, and what else is asked.
+
+    Args:
+        asked: the entry.
+        methods: of the study.
+        searched: whether values are searched for the method of a label.
+
+    Raises:
+        EntryError: P103 or P104 with the entry.
+    """
+    labels = [one.label for one in methods]
+    if asked.method not in labels:
+        hint = nearest(asked.method, labels)
+        message = f"{asked.method!r} is not among the study's methods."
+        raise EntryError("P103", message, hint, place=(PLACE, "method"))
+    wrong = unusable(methods[labels.index(asked.method)].method)
+    if wrong:
+        hint = "Choose a federated method, `mix` or `ensemble`."
+        raise EntryError("P104", f"{asked.method} {wrong}.", hint, place=(PLACE, "method"))
+    if asked.alone and asked.calibrate:
+        message = "A calibration needs predictions of cases that were not trained on, and `alone` tests nothing."
+        raise EntryError("P104", message, "Leave one of the two out.", place=(PLACE, "calibrate"))
+    if asked.alone and searched(asked.method):
+        message = f"Values are searched for {asked.method}, and with `alone` nothing tells which are best."
+        hint = "Write the values under `training` and leave `search` out, or leave `alone` out."
+        raise EntryError("P104", message, hint, place=(PLACE, "alone"))
