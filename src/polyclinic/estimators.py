@@ -20,7 +20,7 @@ from sklearn.utils.validation import check_consistent_length, check_is_fitted, c
 
 from polyclinic.data.scaling import Scaler, merge, summarise
 from polyclinic.models import build_model
-from polyclinic.study.fitting import fit_once
+from polyclinic.study.final_model.once import fit_once
 from polyclinic.study.study import Study
 
 Floats = NDArray[np.float64]

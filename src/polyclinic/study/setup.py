@@ -35,7 +35,7 @@ class Setup:
         study: the study.
         cohort: what is known of its sites.
         sites: who carries messages to them.
-        folder: the sites' own folders are made in here, if they are on this machine.
+        folder: the sites' own folders are made in here, if they are on this machine; None keeps nothing.
         attack: what is done to sites.
 
     Attributes:
@@ -44,7 +44,7 @@ class Setup:
     """
 
     def __init__(
-        self, study: CheckedStudy, cohort: Cohort, sites: Engine, folder: Path, attack: Attack | None = None
+        self, study: CheckedStudy, cohort: Cohort, sites: Engine, folder: Path | None, attack: Attack | None = None
     ) -> None:
         self.declaration, self.cohort, self.sites, self.folder, self.attack = (
             study.declaration, cohort, sites, folder, attack,

@@ -6,7 +6,6 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
-from polyclinic.engine.planner import choose_device
 from polyclinic.errors import ModelError
 from polyclinic.study.checked import CheckedStudy
 from polyclinic.study.display import Display
@@ -15,16 +14,12 @@ from polyclinic.study.final_model.description import Description
 from polyclinic.study.final_model.entry import unusable
 from polyclinic.study.final_model.folder import DESCRIPTION, read_description, sites_folder
 from polyclinic.study.final_model.making import Maker, check_makeable, collect_parts, with_rounds
-from polyclinic.study.fit import check_delta, check_fit
+from polyclinic.study.final_model.opened import opened
+from polyclinic.study.fit import check_delta
 from polyclinic.study.folder import Folder
-from polyclinic.study.folds import Folds
 from polyclinic.study.job import Job
-from polyclinic.study.jobs import JobRunner
 from polyclinic.study.lock import locked
 from polyclinic.study.method_entries import StudyMethod
-from polyclinic.study.opening import ask_agree, ask_open, local_engine
-from polyclinic.study.setup import Setup
-from polyclinic.study.site_table import site_table
 
 #: Folder of a training that goes on, in the folder of what stays at the sites.
 _TRAINING = ".training"
@@ -93,31 +88,18 @@ def _fit(
     training = sites_folder(out) / _TRAINING
     folder = Folder(training, study)
     folder.check(resume)
-    sites = local_engine(study, display.images)
-    answered = ask_open(study, sites)
-    cohort = ask_agree(answered, sites, described=True)
-    study, declaration = answered.study, answered.study.declaration
-    attack = check_fit(study, cohort)
-    display.opened(site_table(study, cohort, attack), cohort.notes)
-    setup = Setup(study, cohort, sites, folder.site_folder())
-    try:
-        template = setup.template(choose_device(declaration.engine.device))
-        plan = folder.plan(setup.plan(template), cohort.fingerprint)
-        engine, local = setup.start(plan)
-        validation = declaration.evaluation.validation if chosen.rounds is None else 0.0
-        folds = Folds(declaration, cohort, engine, local, final_validation=validation)
-        fold = folds.one(declaration.final_fold if wanted.fold is None else wanted.fold)
+    validation = study.declaration.evaluation.validation if chosen.rounds is None else 0.0
+    with opened(study, folder, display, validation=validation) as found:
+        declaration = found.study.declaration
+        fold = found.folds.one(declaration.final_fold if wanted.fold is None else wanted.fold)
         check_delta(declaration, {fold.number: fold})
-        folder.begin(plan, cohort.fingerprint)
+        folder.begin(found.plan, found.cohort.fingerprint)
         seed = declaration.all_seeds[0] if wanted.seed is None else wanted.seed
         job = Job((with_rounds(chosen.method, chosen.rounds),), seed, fold.number, final=wanted.fold is None)
-        runner = JobRunner(declaration, engine, local, template, setup.initial, cohort.classes)
-        display.planned(plan, 1)
+        display.planned(found.plan, 1)
         display.job(0, job.title, False)
-        maker = Maker(study, answered.agreement, cohort, runner, folds, folder)
+        maker = Maker(found.study, found.agreement, found.cohort, found.runner, found.folds, folder)
         maker.make(out, job, fold, chosen, site_models=wanted.site_models, report=display.round)
-    finally:
-        setup.close()
     collect_parts(folder.site_folder(), out)
     shutil.rmtree(training, ignore_errors=True)
 
