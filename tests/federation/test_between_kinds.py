@@ -39,6 +39,7 @@ def volumes(folder: Path) -> dict[str, Any]:
     entries = planned(folder)
     entries["data"] |= {"preprocessing": {"spacing": 6, "size": [32, 40, 32], "intensity": "nyul"}, "patch": [16] * 3}
     entries |= {"model": {"unet": {"channels": [4, 8], "residual_units": 0}}, "methods": ["single", "fedavg", "fedbn"]}
+    entries["final_model"] = "fedbn"
     entries["data"]["augmentation"] = [{"RandFlip": {"prob": 0.5, "spatial_axis": 0}}]
     return entries
 
@@ -137,6 +138,9 @@ class Hospitals:
             else:
                 assert here.read_bytes() == there.read_bytes(), name
         assert not (out / "there" / "sites").exists()
+        models = [{path.name: path.read_bytes() for path in (out / place).glob("model/[mptw]*.[sy]*")}
+                  for place in ("here", "there")]  # fmt: skip
+        assert models[0] == models[1]
 
 
 def tables(results: Path) -> list[str]:
