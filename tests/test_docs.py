@@ -37,7 +37,7 @@ from polyclinic.composition import METHODS
 from polyclinic.data.augmentation import INTENSITY, SPATIAL
 from polyclinic.data.catalogue import ENTRIES, find_entry
 from polyclinic.data.catalogue.page import catalogue_page
-from polyclinic.data.spec import DataSpec, Mask, Partition, Patch, Preprocessing
+from polyclinic.data.spec import DataSpec, Labels, Mask, Partition, Patch, Preprocessing
 from polyclinic.data.tables.labels import MOST_CLASSES
 from polyclinic.deployment.export.folder import whole_folder
 from polyclinic.deployment.inputs import open_table
@@ -54,7 +54,7 @@ from polyclinic.server.selection import PARTICIPATION
 from polyclinic.site import Site, Workspace
 from polyclinic.study.checked import CheckedStudy
 from polyclinic.study.declaration import Declaration
-from polyclinic.study.entries import EngineOptions, Evaluation, ReportOptions, Search, Training
+from polyclinic.study.entries import EngineOptions, Evaluation, FinalModel, ReportOptions, Search, Training
 from polyclinic.study.final_model.fit import Wanted, fit_model
 from polyclinic.study.final_model.folder import read_model
 from polyclinic.tasks import TASKS
@@ -69,11 +69,13 @@ PARTS: dict[str, type[BaseModel]] = {
     "`data`": DataSpec,
     "`mask`": Mask,
     "`partition`": Partition,
+    "`labels`": Labels,
     "`preprocessing`": Preprocessing,
     "`patch`": Patch,
     "`training`": Training,
     "`evaluation`": Evaluation,
     "`search`": Search,
+    "`final_model`": FinalModel,
     "`engine`": EngineOptions,
     "`report`": ReportOptions,
 }

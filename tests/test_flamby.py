@@ -63,7 +63,9 @@ def test_published_accuracies_are_found_again(
     cases.to_csv(tmp_path / "cases.csv", index=False)
     monkeypatch.setenv("POLYCLINIC_FLAMBY", str(tmp_path))
     monkeypatch.setattr("polyclinic.models.own_randomness", plainly_seeded)
-    results = Study.read(FOLDER / "heart-disease.yaml").run(tmp_path / "out", jobs=1).results  # workers would have their own seeds
+    results = (
+        Study.read(FOLDER / "heart-disease.yaml").run(tmp_path / "out", jobs=1).results
+    )  # workers would have their own seeds
     rows = results[(results["metric"] == "acc") & (results["tested_on"] != "all")]
     # There the model of cyclic is never handed on; what is tested is Cleveland's.
     alone = rows["method"].isin(["alone", "alone elsewhere"]) & (rows["trained_on"] == "cleveland")

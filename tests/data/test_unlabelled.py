@@ -28,8 +28,9 @@ from polyclinic.data.opening.holder import Holder
 from polyclinic.data.quality.copies import copied_images, copied_rows
 from polyclinic.data.quality.leaks import Column
 from polyclinic.data.scaling import Scaler
-from polyclinic.data.spec import DataSpec, Patch
+from polyclinic.data.spec import DataSpec, Labels, Patch
 from polyclinic.data.splits import Parts, split
+from polyclinic.data.volumes.patches import patch_corners
 from polyclinic.data.volumes.store import Volumes
 from polyclinic.engine import LocalEngine
 from polyclinic.engine.processes import ProcessEngine
@@ -513,3 +514,87 @@ def test_a_wrong_size_makes_no_mask() -> None:
     assert masks[4:].unique().tolist() == [IGNORED]
     assert not torch.equal(inputs[4], dataset.batch(torch.arange(6))[0][4])
     assert not torch.equal(masks[0], dataset.batch(torch.arange(6))[1][0])
+
+
+# Labels that are hidden -----------------------------------------------------------------------------------------------
+
+
+def many(cases: int, classes: int, people: int) -> SiteData:
+    """A site with cases of several classes; patients have cases of one class."""
+    subjects = [f"p{number % people}" for number in range(cases)]
+    targets = torch.tensor([number % people % classes for number in range(cases)])
+    inputs = torch.randn(cases, 2, generator=torch.Generator().manual_seed(1))
+    return SiteData("north", inputs, targets, subjects, [str(n) for n in range(cases)], None, Counts(cases, cases))
+
+
+@given(share=st.floats(0.01, 1.0), classes=st.integers(2, 4), people=st.integers(30, 60), fold=st.integers(0, 2))
+def test_each_class_keeps_its_share_of_labels(share: float, classes: int, people: int, fold: int) -> None:
+    data = many(2 * people, classes, people)
+    options: dict[str, Any] = {"folds": 3, "fold": fold, "validation": 0.2, "seed": 0}
+    whole = split(data, **options)
+    found = split(data, **options, labels=Labels(share=share))
+    assert torch.equal(found.validation, whole.validation)
+    assert torch.equal(found.test, whole.test)
+    assert sorted([*found.train.tolist(), *found.hidden.tolist()]) == whole.train.tolist()
+    assert torch.equal(found.unlabelled, found.hidden)
+    names = np.array(data.subjects)
+    assert not set(names[found.train]) & set(names[found.hidden]), "a patient's labels are all hidden, or none"
+    before, after = ({one: len(set(names[part[data.targets[part] == one]])) for one in range(classes)}
+                     for part in (whole.train, found.train))  # fmt: skip
+    for one in range(classes):
+        assert max(1, share * before[one] - 1) <= after[one] <= max(1, share * before[one] + 1), one
+    total = round(share * sum(before.values()))
+    assert max(total, 1) <= sum(after.values()) <= max(total, classes)
+    more = split(data, **options, labels=Labels(share=min(1.0, share * 1.5)))
+    assert set(found.train.tolist()) <= set(more.train.tolist()), "who keeps a label keeps it with a larger share"
+    assert len(split(data, **options, labels=Labels(share=1.0)).hidden) == 0
+
+
+def test_whose_labels_are_hidden_depends_on_names_and_seed_alone() -> None:
+    data = many(60, 2, 30)
+    order = torch.randperm(60, generator=torch.Generator().manual_seed(5))
+    shuffled = replace(
+        data, inputs=data.inputs[order], targets=data.targets[order], subjects=[data.subjects[n] for n in order],
+        cases=[data.cases[n] for n in order],
+    )  # fmt: skip
+
+    def kept(one: SiteData, **labels: Any) -> set[str]:
+        parts = split(one, folds=3, fold=0, validation=0.0, seed=0, labels=Labels(share=0.3, **labels))
+        return {one.cases[n] for n in parts.train}
+
+    assert kept(data) == kept(shuffled)
+    assert kept(data) != kept(data, seed=1)
+    assert kept(data, sites=["south"]) > kept(data)
+    assert kept(data, sites=["north"]) == kept(data)
+
+
+def test_nobody_sees_labels_that_are_hidden() -> None:
+    hidden = torch.tensor([1, 3])
+    for data, blank in ((many(6, 2, 6), -1), (image_site("north", 6, masks=True), IGNORED)):
+        dataset = Dataset(data, Scaler.identity(data.inputs.shape[1])).without_labels(hidden)
+        targets = dataset.batch(torch.arange(6))[1]
+        assert (targets[hidden] == blank).all()
+        others = torch.tensor([0, 2, 4, 5])
+        assert torch.equal(targets[others], Dataset(data, Scaler.identity(data.inputs.shape[1])).batch(others)[1])
+        assert dataset.known.tolist() == [True, False, True, False, True, True]
+        assert not torch.equal(data.targets[hidden], targets[hidden]), "the site still has them"
+
+
+def test_boxes_of_volumes_do_not_tell_where_hidden_structures_are(tmp_path: Path) -> None:
+    for number in range(2):
+        np.save(tmp_path / f"i{number}.npy", np.zeros((1, 8, 8, 8), np.float32))
+        mask = np.zeros((1, 8, 8, 8), np.uint8)
+        mask[0, :2, :2, :2] = 1
+        np.save(tmp_path / f"m{number}.npy", mask)
+    about = [{"labels": [504, 8]}] * 2
+    images, masks = (Volumes([tmp_path / f"{kind}{n}.npy" for n in range(2)], about) for kind in "im")
+    data = SiteData("north", images, masks, ["p", "q"], ["p", "q"], None, Counts(2, 2))
+    patch = Patch(size=(2, 2, 2), foreground=1.0)
+    dataset = Dataset(data, Scaler.identity(1), patch=patch)
+    seen = [dataset.batch(torch.tensor([1]), augment=seed)[1].any() for seed in range(30)]
+    assert all(seen)
+    blind = dataset.without_labels(torch.tensor([1]))
+    cut = [blind.batch(torch.tensor([1]), augment=seed)[1] for seed in range(30)]
+    assert all((one == IGNORED).all() for one in cut)
+    corners = [patch_corners(blind.targets, torch.tensor([1]), patch, seed)[0] for seed in range(30)]
+    assert len(set(corners)) > 20, "boxes lie anywhere"

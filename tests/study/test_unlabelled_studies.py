@@ -10,6 +10,7 @@ import pytest
 
 from helpers import write_image_study, write_number_study, write_table_study
 from polyclinic import Study
+from polyclinic.errors import StudyError
 from polyclinic.study.display import counts_text
 
 
@@ -72,3 +73,51 @@ def test_sites_are_scored_by_their_labelled_cases(tmp_path: Path) -> None:
     sites, _ = Study.of(content, tmp_path).check()
     assert sites["scored"].tolist() == [False, True]
     assert sites["note"].tolist() == ["can't be scored by itself: only 8 cases (at least 9 needed)", ""]
+
+
+# Labels that are hidden from training ---------------------------------------------------------------------------------
+
+
+def scarce(folder: Path, out: str, labels: dict[str, Any] | None, **entries: Any) -> pd.DataFrame:
+    """Run a study with few labels; its predictions."""
+    content = write_table_study(folder, {"north": 40, "south": 30}) | {"methods": ["fedavg"]}
+    content["data"] |= {"scaling": "federated"} | ({} if labels is None else {"labels": labels})
+    for name, entry in entries.items():
+        content[name] = content[name] | entry if isinstance(entry, dict) else entry
+    return Study.of(content, folder).run(folder / out).predictions
+
+
+def test_labels_are_hidden_and_counted(tmp_path: Path) -> None:
+    first = scarce(tmp_path, "out", {"share": 0.2, "sites": ["north"]})
+    sites = pd.read_csv(tmp_path / "out" / "sites.csv")
+    assert sites["used"].tolist() == [40, 30]
+    flow = pd.read_csv(tmp_path / "out" / "flow.csv")
+    cases = flow[flow["what"].isna()].pivot_table(index=["site", "fold"], columns="stage", values="cases")
+    assert (cases.loc["south", "hidden"] == 0).all()
+    whole = cases.loc["north"].eval("train + hidden")
+    assert (cases.loc["north", "train"] == (0.2 * whole).round()).all()
+    assert (whole + cases.loc["north"].eval("validation + test") == 40).all()
+    assert "N111" in (tmp_path / "out" / "notes.json").read_text()
+    assert "whose labels are hidden" in (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
+    assert not scarce(tmp_path, "all", None)["score"].equals(first["score"])
+
+
+@pytest.mark.parametrize("engine", [{"mode": "processes", "workers": 2}, {"mode": "stacked"}, {"jobs": 2}], ids=str)
+def test_in_every_engine_the_same_labels_are_hidden(tmp_path: Path, engine: dict[str, Any]) -> None:
+    labels = {"share": 0.3}
+    here = scarce(tmp_path, "here", labels, engine={"mode": "sequential", "threads": 1, "jobs": 1})
+    there = scarce(tmp_path, "there", labels, engine={"threads": 1, **engine})
+    assert here["score"].to_numpy() == pytest.approx(there["score"].to_numpy(), abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("labels", "words"),
+    [
+        ({"share": 0.0}, "P102 .*labels.share"), ({"share": 1.2}, "P102 .*labels.share"), ({}, "P102 .*labels"),
+        ({"share": 0.5, "sites": ["nort"]}, r"P103 .*names the site 'nort'.*'north'"),
+        ({"share": 0.5, "site": "north"}, "P103 .*'site'"),
+    ],
+)  # fmt: skip
+def test_labels_that_can_not_be_hidden_are_refused(tmp_path: Path, labels: dict[str, Any], words: str) -> None:
+    with pytest.raises(StudyError, match=words):
+        scarce(tmp_path, "out", labels)

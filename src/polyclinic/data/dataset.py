@@ -74,6 +74,21 @@ class Dataset:
             other.targets = targets
         return other
 
+    def without_labels(self, hidden: Tensor) -> Dataset:
+        """The same cases, of which those at ``hidden [n]`` are as if they had no label or mask."""
+        other = copy(self)
+        other.labelled = self.known.clone()
+        other.labelled[hidden] = False
+        if isinstance(self.targets, Volumes):
+            about = list(self.targets.about)  # it says where structures are, by which boxes are cut
+            for place in hidden.tolist():
+                about[place] = {}
+            other.targets = Volumes(self.targets.files, about)
+        elif self.targets.ndim < 3:
+            other.targets = self.targets.clone()
+            other.targets[hidden] = torch.nan if self.targets.is_floating_point() else -1
+        return other
+
     @staticmethod
     def pool(datasets: list[Dataset], name: str) -> Dataset:
         """The cases of several sites, one site after another, each scaled with its own site's scaler.
@@ -135,6 +150,8 @@ class Dataset:
         if self._sites:
             return self._pooled_batch(index, augment)
         inputs, targets = self._chosen(index, augment)
+        if self.labelled is not None and targets.ndim > 2:
+            targets[~self.labelled[index]] = IGNORED
         if inputs.ndim == 2:
             return inputs, targets
         images = inputs.float()

@@ -68,6 +68,19 @@ class Patch(BaseModel):
     """By how much windows overlap when a whole volume is predicted."""
 
 
+class Labels(BaseModel):
+    """Labels or masks that are hidden from training, to see what methods do with few of them."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    share: Annotated[float, Field(gt=0.0, le=1.0, allow_inf_nan=False)]
+    """Share of a site's training patients whose labels are kept; of each class at least one patient's."""
+    sites: list[str] | None = None
+    """Sites at which labels are hidden; default: all."""
+    seed: Annotated[int, Field(ge=0, strict=True)] = 0
+    """Decides whose labels are kept. With a larger share they are kept of the same patients and of further ones."""
+
+
 class Mask(BaseModel):
     """What the values of masks mean, where it is not plain (0 is the background, one other number the foreground).
 
@@ -234,6 +247,10 @@ class DataSpec(BaseModel):
     unlabelled: Literal["reject", "use"] = "reject"
     """What becomes of cases whose cell of the label, or of the mask, is empty: ``use`` keeps them for training without
     labels. They are never validated or tested, and nothing is fitted on them."""
+
+    labels: Labels | None = None
+    """Hide labels (or masks) of training cases, which stay as cases without a label: ``{share: 0.1}``. Validation and
+    test cases keep theirs."""
 
     time: str | None = None
     """Column with the time of the event, or until when a case was not seen any longer (survival); above 0."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -11,6 +12,7 @@ import torch
 from torch import Tensor
 
 from polyclinic.data.cases import SiteData
+from polyclinic.data.spec import Labels
 from polyclinic.errors import DataError
 from polyclinic.seeds import generator
 
@@ -24,6 +26,7 @@ class Parts:
 
     No patient is in two of these parts. ``note`` is a sentence for the report, or "". ``unlabelled [N_unlabelled]`` are
     cases without a label from which training may learn; none is of a patient in the validation or the test part.
+    ``hidden [N_hidden]`` are those of them whose label is hidden from training.
     """
 
     train: Tensor
@@ -31,6 +34,7 @@ class Parts:
     test: Tensor
     note: str = ""
     unlabelled: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.int64))
+    hidden: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.int64))
 
 
 def split(
@@ -43,6 +47,7 @@ def split(
     small_sites: Literal["train", "drop", "stop"] = "train",
     holdout: float | None = None,
     final: bool = False,
+    labels: Labels | None = None,
 ) -> Parts:
     """Parts of one fold, by patient and stratified by class, or by the quantiles of a number to be predicted.
 
@@ -63,6 +68,9 @@ def split(
     has training cases, those may join them whose patient has no case in the validation or the test part (and, where a
     column fixes the parts, which it calls training cases).
 
+    With ``labels`` only some of the patients of the training part keep their labels there, as many of each class as
+    its share is of all, and at least one. The cases of the others join those without a label.
+
     Args:
         data: the site's cases.
         folds: number of folds, 2 or more; None where a column fixes the parts, or with ``holdout``.
@@ -74,6 +82,7 @@ def split(
         holdout: share of the patients in the one test part.
         final: for a model that is to be used: the test parts of folds are for training, too, and so are cases that a
             column calls validation cases. A part that is held out for good stays the test part.
+        labels: whose labels are hidden in training; None hides none.
 
     Raises:
         DataError: P206 when the data can't be split as asked.
@@ -81,7 +90,38 @@ def split(
     if not 0 <= validation < 1:
         raise DataError("P206", f"The validation share is {validation}.", "Give a share from 0 to below 1.")
     parts = _split(data.with_labels(), folds, fold, validation, seed, small_sites, holdout, final)
-    return parts if data.labelled is None else _with_unlabelled(data, data.labelled, parts)
+    parts = parts if data.labelled is None else _with_unlabelled(data, data.labelled, parts)
+    hides = labels is not None and (labels.sites is None or data.site in labels.sites)
+    return _scarce(data, parts, labels) if labels is not None and hides else parts
+
+
+def _scarce(data: SiteData, parts: Parts, labels: Labels) -> Parts:
+    """``parts`` with the labels of some training patients only."""
+    train = parts.train.tolist()
+    own = patient_cases([data.subjects[place] for place in train])
+    targets = None if data.labels is None else data.labels[parts.train]
+    classes = patient_classes(own, targets)
+    everybody = sorted(set(data.subjects))  # whatever the fold is, the same patients come first
+    order = torch.randperm(len(everybody), generator=generator(labels.seed, "labels", data.site)).tolist()
+    ranked = sorted(own, key=dict(zip(everybody, order, strict=True)).__getitem__)
+    least = 1 if targets is not None and not targets.is_floating_point() else 0
+    wanted = _shares(Counter(classes.values()), labels.share, least)
+    kept = {name for one in wanted for name in [name for name in ranked if classes[name] == one][: wanted[one]]}
+    known = torch.tensor([data.subjects[place] in kept for place in train], dtype=torch.bool)
+    hidden = parts.train[~known]
+    return replace(
+        parts, train=parts.train[known], unlabelled=torch.cat([parts.unlabelled, hidden]).sort().values, hidden=hidden
+    )
+
+
+def _shares(counts: Mapping[int, int], share: float, least: int) -> dict[int, int]:
+    """How many of each class: their share, rounded so that all together are the share of all, and at least so many."""
+    exact = {one: share * counts[one] for one in sorted(counts)}
+    found = {one: max(min(least, counts[one]), math.floor(number)) for one, number in exact.items()}
+    missing = max(round(share * sum(counts.values())), 1) - sum(found.values())
+    for one in sorted(exact, key=lambda one: (found[one] - exact[one], one))[: max(missing, 0)]:
+        found[one] = min(found[one] + 1, counts[one])
+    return found
 
 
 def _with_unlabelled(data: SiteData, labelled: Tensor, parts: Parts) -> Parts:

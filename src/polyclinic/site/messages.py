@@ -11,7 +11,7 @@ from pydantic import AfterValidator, Field, Strict
 
 from polyclinic.client.work import Work
 from polyclinic.data.opening.agreement import Agreement
-from polyclinic.data.spec import DataSpec, Patch, Target
+from polyclinic.data.spec import DataSpec, Labels, Patch, Target
 from polyclinic.limits import (
     AboveZero,
     Body,
@@ -108,6 +108,7 @@ class Prepare(Body):
         classes: number of classes.
         patch: how boxes are cut from volumes.
         hides: whether what sites share is told in sums alone.
+        labels: whose labels are hidden from training.
     """
 
     fold: Count
@@ -122,6 +123,7 @@ class Prepare(Body):
     classes: Classes
     patch: Patch | None = None
     hides: Switch = False
+    labels: Labels | None = None
 
 
 class Prepared(Body):
@@ -131,7 +133,7 @@ class Prepared(Body):
         train, validation, test: cases in each part.
         classes: training cases of each class; empty where targets are not classes.
         note: a sentence for the report if the site is too small; else empty.
-        unlabelled: cases without a label that may be trained on.
+        unlabelled: cases without a label that may be trained on; ``hidden`` of them only here and in training.
         patients: in each of the three parts.
         validation_classes, test_classes: as ``classes``, of the other two parts.
         groups: subgroup -> group -> cases in the three parts, then patients.
@@ -143,6 +145,7 @@ class Prepared(Body):
     classes: list[Count]
     note: Sentence
     unlabelled: Count = 0
+    hidden: Count = 0
     patients: list[Count] = []
     validation_classes: list[Count] = []
     test_classes: list[Count] = []

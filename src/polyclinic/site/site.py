@@ -323,7 +323,7 @@ class Site:
         self.fold, self._hidden, self._prepared_as = ask.fold, ask.hides, ask.model_dump_json()
         self.parts = split(
             self.data, folds=ask.folds, fold=ask.fold, validation=ask.validation, seed=ask.split_seed,
-            small_sites=ask.small_sites, holdout=ask.holdout, final=ask.final,
+            small_sites=ask.small_sites, holdout=ask.holdout, final=ask.final, labels=ask.labels,
         )  # fmt: skip
         self._patch = ask.patch
         size = tuple(self.data.inputs.shape[2:]) if self._patch is None else self._patch.size
@@ -340,7 +340,8 @@ class Site:
         classes = part_classes(self.data, parts, ask.classes)
         answer = Prepared(
             train=len(parts.train), validation=len(parts.validation), test=len(parts.test), classes=classes[0],
-            note=parts.note, unlabelled=len(parts.unlabelled), patients=part_patients(self.data, parts),
+            note=parts.note, unlabelled=len(parts.unlabelled),
+            hidden=len(parts.hidden), patients=part_patients(self.data, parts),
             validation_classes=classes[1], test_classes=classes[2], groups=part_groups(self.data, parts),
         )  # fmt: skip
         return Message(answer.fields(), found)
@@ -354,6 +355,8 @@ class Site:
             if done.scaler is None:
                 raise ValueError("the chain of preparation has no scaling")
             self.dataset = Dataset(done.data, done.scaler, self._augmentation, self._patch, done.standard)
+            if len(self.parts.hidden):
+                self.dataset = self.dataset.without_labels(self.parts.hidden)
             if isinstance(done.data.inputs, Tensor):
                 self._remember(done.data.inputs)
 

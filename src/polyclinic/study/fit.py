@@ -38,6 +38,8 @@ def check_fit(study: CheckedStudy, cohort: Cohort) -> Attack | None:
         TrainingError: P302, the network can't work on the inputs, P503, it needs a package that is missing.
     """
     declaration, sites = study.declaration, cohort.sites
+    if declaration.data.labels is not None:
+        _check_named("data: {labels: {sites: ...}}", declaration.data.labels.sites or (), sites)
     for method in configurations(declaration):
         _check_class_weights(method, cohort.classes)
         _check_sites(method, sites)

@@ -50,6 +50,8 @@ def _of_fold(site: str, fold: Fold, classes: Sequence[str]) -> Iterator[Row]:
     if site not in fold.train:
         return
     counted = fold.counted.get(site)
+    if any(fold.hidden.values()):
+        yield "hidden", fold.number, "", fold.hidden[site], None
     for place, (part, cases) in enumerate(zip(PARTS, (fold.train, fold.validation, fold.test), strict=True)):
         patients = counted.patients[place] if counted and counted.patients else None
         yield part, fold.number, "", cases[site], patients

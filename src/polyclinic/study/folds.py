@@ -120,6 +120,7 @@ class Folds:
             fold=number, folds=self.declaration.folds, holdout=evaluation.holdout, validation=validation,
             final=final, split_seed=evaluation.split_seed, small_sites=evaluation.small_sites, steps=self.steps,
             augmentation=data.augmentation, classes=self.classes, patch=data.box, hides=self.hides,
+            labels=data.labels,
         )  # fmt: skip
         self._stand.pop(engine, None)
         done = prepare(engine, request, without, self.features)
@@ -151,4 +152,5 @@ def _fold(number: int, done: Preparation) -> Fold:
         )
         for site, reply in replies.items()
     }
-    return Fold(number, counts("train"), counts("validation"), counts("test"), counts("classes"), targets, counted)
+    return Fold(number, counts("train"), counts("validation"), counts("test"), counts("classes"), targets, counted,
+                {site: reply.fields.get("hidden", 0) for site, reply in replies.items()})  # fmt: skip

@@ -44,6 +44,7 @@ class Fold:
         train, validation, test: number of cases of each site.
         classes: training cases of each class, by site; empty lists where targets are no classes.
         targets: count, mean and sum of squared deviations of the training cases' numbers, by site; for numbers only.
+        hidden: training cases whose labels are hidden, by site; for the record only.
         counted: patients, and cases of each class, in each part, by site; for the record only.
     """
 
@@ -54,6 +55,7 @@ class Fold:
     classes: dict[str, list[int]]
     targets: dict[str, Summary] = field(default_factory=dict)
     counted: dict[str, SiteParts] = field(default_factory=dict)
+    hidden: dict[str, int] = field(default_factory=dict)
 
     def corrupted(self, attack: Attack) -> Fold:
         """What is known where the training cases of some sites are corrupt: a class may be missing there."""

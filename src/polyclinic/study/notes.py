@@ -34,6 +34,18 @@ def left_out() -> list[Note]:
     return [Note("N107", str(plugin)) for plugin in PLUGINS if plugin.problem]
 
 
+def hidden_labels(folds: Sequence[Fold]) -> list[Note]:
+    """On labels that a study hides from its trainings."""
+    sites = {site: 0 for fold in folds for site, cases in fold.hidden.items() if cases}
+    if not sites:
+        return []
+    shown = [sum(fold.train[site] for site in sites) for fold in folds]
+    hidden = [sum(fold.hidden[site] for site in sites) for fold in folds]
+    text = f"Labels were hidden from training on purpose, at {', '.join(sites)}: of {hidden[0]} of "
+    text += f"{hidden[0] + shown[0]} training cases there" + (" in the first fold" if len(folds) > 1 else "")
+    return [Note("N111", f"{text}. Validation and test cases have all of theirs.")]
+
+
 def full_precision(declaration: Declaration, device: str) -> list[Note]:
     """On mixed precision that was asked for, but not on this device."""
     if declaration.engine.precision == "float32" or declaration.engine.mixed_on(device):

@@ -55,6 +55,7 @@ from polyclinic.study.notes import (
     diverged,
     few_events,
     full_precision,
+    hidden_labels,
     idle_parts,
     in_sums,
     kept_back,
@@ -218,6 +219,7 @@ class _Runner:
         self.display.planned(plan, len(jobs))
         self.method_notes = [
             *left_out(),
+            *hidden_labels(list(tested.values())),
             *full_precision(self.declaration, plan.device),
             *idle_parts(self.declaration, template.layout),
             *spared(self.declaration, self.attack, len(self.cohort.sites), template.layout),

@@ -101,6 +101,7 @@ def check_time_columns(data: DataSpec) -> None:
             data.unlabelled == "use",
             "a case without a time or an event has no part in survival; one that was last seen without it has both.",
         ),
+        "labels": (data.labels is not None, "times of survival are not hidden: a case without one has no part in it."),
     }  # fmt: skip
     for key, (given, message) in refused.items():
         if given:

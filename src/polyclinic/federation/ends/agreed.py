@@ -113,8 +113,13 @@ class Agreed:
         declaration, wanted = self.declaration, self.declaration.evaluation
         final = asked.fold == declaration.final_fold and declaration.final_model is not None
         validation = declaration.final_validation if final else wanted.validation
-        found = (asked.folds, asked.holdout, asked.validation, asked.split_seed, asked.small_sites, asked.final)
-        declared = (declaration.folds, wanted.holdout, validation, wanted.split_seed, wanted.small_sites, final)
+        found = (
+            asked.folds, asked.holdout, asked.validation, asked.split_seed, asked.small_sites, asked.final, asked.labels
+        )  # fmt: skip
+        declared = (
+            declaration.folds, wanted.holdout, validation, wanted.split_seed, wanted.small_sites, final,
+            declaration.data.labels,
+        )  # fmt: skip
         return found == declared and (final or asked.fold in declaration.fold_numbers)
 
     def _starts(self, asked: Start) -> bool:

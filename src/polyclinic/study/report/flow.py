@@ -35,6 +35,7 @@ class SiteFlow:
     Attributes:
         site: its name.
         found, used, unlabelled: cases; those without a label are among those used.
+        hidden: training cases of each fold whose labels are hidden.
         patients: among the cases used; NaN where it is not known.
         rejected: reason and number of cases, the most frequent first.
         parts: stage -> what is in it; empty for a site that is left out.
@@ -47,6 +48,7 @@ class SiteFlow:
     patients: float
     rejected: list[tuple[str, int]]
     parts: dict[str, Part]
+    hidden: list[float]
 
 
 @dataclass(frozen=True)
@@ -146,6 +148,7 @@ def together(sites: Sequence[SiteFlow]) -> SiteFlow:
         ALL_SITES, sum(one.found for one in sites), sum(one.used for one in sites),
         sum(one.unlabelled for one in sites), float(np.sum([one.patients for one in sites])),
         sorted(reasons.items(), key=lambda item: (-item[1], item[0])), parts,
+        _added([one.hidden for one in sites if one.hidden]),
     )  # fmt: skip
 
 
@@ -159,6 +162,7 @@ def _of_site(site: str, rows: pd.DataFrame) -> SiteFlow:
     return SiteFlow(
         site, count("found"), count("used"), count("unlabelled"), float(used["patients"].sum(min_count=1)),
         [(str(reason), int(cases)) for reason, cases in zip(rejected["what"], rejected["cases"], strict=True)], parts,
+        rows.loc[rows["stage"] == "hidden", "cases"].astype(float).to_list(),
     )  # fmt: skip
 
 
@@ -172,7 +176,7 @@ def _part(rows: pd.DataFrame) -> Part:
 
 
 def _added(columns: list[list[float]]) -> list[float]:
-    return [float(number) for number in np.sum(columns, axis=0)]
+    return [float(number) for number in np.sum(columns, axis=0)] if columns else []
 
 
 # --- words ------------------------------------------------------------------------------------------------------------
@@ -220,4 +224,6 @@ def _parts(one: SiteFlow, *, named: bool) -> list[str]:
         return ["–"] * len(PARTS)
     patients = [spread(part.patients) if named else "" for part in one.parts.values()]
     cases = [spread(part.cases) for part in one.parts.values()]
+    if one.hidden:
+        cases[list(one.parts).index("train")] += f" and {spread(one.hidden)} whose labels are hidden"
     return [f"{text}{f' ({people})' if people else ''}" for text, people in zip(cases, patients, strict=True)]
