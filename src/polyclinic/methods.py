@@ -171,6 +171,7 @@ _SURVEY = "Guan et al., Pattern Recognition 151 (2024)"
 _MCMAHAN = "McMahan et al., AISTATS 2017"
 _REDDI = "Reddi et al., ICLR 2021"
 _SHIFT = "client end: domain shift"
+_FEW_LABELS = "client end: few labels"
 _PERSONAL = "client end: personalisation"
 _AGGREGATION = "server end: aggregation"
 _OPTIMISATION = "server end: optimisation"
@@ -275,6 +276,20 @@ publish(
     "Cases count so that each class has the weight it has in the federation.",
     "Luo and Wu, ISBI 2022",
     local=["label_shares"],
+)
+publish(
+    "fixmatch",
+    _FEW_LABELS,
+    "What the model is sure of in a case without a label, it shall find in a changed view, too.",
+    "Sohn et al., NeurIPS 2020; at each site as in Jeong et al., ICLR 2021",
+    local=["pseudo_labels"],
+)
+publish(
+    "mean_teacher",
+    _FEW_LABELS,
+    "Cases without a label are predicted as the running mean of the site's models does.",
+    "Tarvainen and Valpola, NeurIPS 2017",
+    local=["mean_teacher"],
 )
 publish(
     "scaffold",

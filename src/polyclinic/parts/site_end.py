@@ -204,6 +204,7 @@ class SiteEnd:
         alone: why sites with it can't be trained together; empty if they can.
         needs_features: whether ``loss`` reads the features of a batch.
         needs_body: whether the part changes nothing where no weights are trained before the head.
+        needs_unlabelled: whether it changes nothing where sites have no cases without a label.
         zero_at_start: whether it changes nothing at the weights that a round starts from.
     """
 
@@ -211,6 +212,7 @@ class SiteEnd:
     alone: ClassVar[str] = ""
     needs_features: ClassVar[bool] = False
     needs_body: ClassVar[bool] = False
+    needs_unlabelled: ClassVar[bool] = False
     zero_at_start: ClassVar[bool] = False
     _kept: Memory | None = None
 

@@ -66,6 +66,8 @@ def idle_parts(declaration: Declaration, layout: Layout) -> list[Note]:
             end = build_part(rule, options).at_site()
             if end.needs_body and not body:
                 why = f"{name} has no layers before its head"
+            elif end.needs_unlabelled and declaration.data.unlabelled == "reject" and declaration.data.labels is None:
+                why = "the study keeps no cases without a label (`data: {unlabelled: use}` does)"
             elif end.zero_at_start and study.training.local_steps == 1:
                 why = "it is zero in the first local step of a round, and there is no other"
             else:
