@@ -208,9 +208,10 @@ def _check_out(out: Path, *, resume: bool) -> None:
         ResultsError: P501, it has something else.
     """
     from polyclinic.errors import ResultsError
-    from polyclinic.federation.watching.page import STATUS_PAGE
+    from polyclinic.study.watching.progress import STATUS_FILE, STATUS_PAGE
 
-    if out.exists() and not resume and (not out.is_dir() or {path.name for path in out.iterdir()} - {STATUS_PAGE}):
+    held = {path.name for path in out.iterdir()} - {STATUS_PAGE, STATUS_FILE} if out.is_dir() else {out.name}
+    if out.exists() and not resume and held:
         raise ResultsError("P501", f"The folder {out} is not empty.",
                            "Go on with its study with --resume, or choose another folder with --out.")  # fmt: skip
 
