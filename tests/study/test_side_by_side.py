@@ -374,7 +374,7 @@ def test_cases_come_with_all_that_is_known_of_them(site):
     cases = len(site)
     site.groups, site.spacings = {"sex": list("fm" * cases)[:cases]}, [(1.0, 0.5)] * cases
     site.covariates = torch.rand(cases, 2, dtype=torch.float64)
-    site.labelled = torch.arange(cases) < 3
+    site.labelled, site.depth = torch.arange(cases) < 3, 12
     fields, tensors = cases_sent(site)
     back = Message.from_bytes(Message(fields, tensors).to_bytes())
     found = cases_received(site.site, back.fields, back.tensors)

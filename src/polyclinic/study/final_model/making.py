@@ -277,7 +277,8 @@ class _Made:
         return Description(
             number=number, study=declaration.study, method=method.label,
             parts=json.dumps(method.entry.get(method.name, method.entry), default=str)[:9000], task=declaration.task,
-            loss=start.loss, classes=list(cohort.classes), network=declaration.model_part,
+            loss=start.loss, loss_options=start.loss_options, classes=list(cohort.classes),
+            network=declaration.model_part,
             shape=list(input_shape(declaration, cohort)), outputs=self.trained.plan.task.outputs, data=data,
             agreement=self.agreement,
             inputs=list(cohort.features), covariates=cohort.covariates, steps=self.steps, scale=start.target_scale,
