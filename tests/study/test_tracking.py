@@ -1,5 +1,6 @@
 """Trackers are told what the results have: number by number, once, whatever is killed, and nothing of a patient."""
 
+import contextlib
 import json
 import math
 import shutil
@@ -236,6 +237,27 @@ def local(folder, empty_store):
     """Trackers of a study in a folder, with a store that was made before."""
     shutil.copy(empty_store, folder / "mlflow.db")
     return ["tensorboard", {"mlflow": {"uri": "sqlite:///mlflow.db"}}]
+
+
+@pytest.mark.parametrize("come", ["results", "what there is so far"])
+def test_what_comes_from_hospitals_is_tracked_when_it_is_here(tmp_path, empty_store, come):
+    """As after `polyclinic run --engine nvflare`: nobody tracked while it ran, and a copy of the folder came."""
+    found = entries(tmp_path, methods=["fedavg", "mix"], tracking=local(tmp_path, empty_store))
+    found["evaluation"]["unseen_sites"] = ["fedavg"]
+    there = Study.of({name: value for name, value in found.items() if name != "tracking"}, tmp_path)
+    display = Stopping(11 if come != "results" else 1000)  # three trainings of three rounds, and two rounds
+    with contextlib.suppress(KeyboardInterrupt):
+        there.run(tmp_path / "there", display=display, jobs=1)
+    shutil.copytree(tmp_path / "there", tmp_path / "here")
+    study = Study.of(found, tmp_path)
+    assert track_folder(study, tmp_path / "here") == []
+    if come != "results":
+        runs = store(tmp_path / "here")
+        assert sorted(run.info.status for run in runs.runs.values()) == ["FINISHED"] * 3 + ["KILLED"]
+        there.run(tmp_path / "there", resume=True, jobs=1)
+        shutil.copytree(tmp_path / "there", tmp_path / "here", dirs_exist_ok=True)
+        assert track_folder(study, tmp_path / "here") == []
+    check(tmp_path / "here")
 
 
 def test_after_a_kill_no_step_is_lost_and_none_is_there_twice(tmp_path, monkeypatch, empty_store):

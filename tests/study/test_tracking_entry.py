@@ -50,6 +50,12 @@ def test_what_is_not_installed_is_told_before_anything_is_done(tmp_path, monkeyp
     assert not (tmp_path / "out").exists()
 
 
+def test_nothing_is_tracked_into_a_folder_that_goes(tmp_path):
+    study = Study.of(write_table_study(tmp_path, {"A": 8, "B": 8}) | {"tracking": ["tensorboard"]}, tmp_path)
+    with pytest.raises(StudyError, match=r"P104.*Without `out`"):
+        study.run()
+
+
 @given(st.text(min_size=1, max_size=200))
 def test_labels_are_names_everywhere(text):
     found = label(text)
@@ -101,7 +107,8 @@ def test_a_round_in_numbers():
 
 def test_options_are_flat_and_have_no_paths():
     content = {
-        "data": {"table": "/srv/a.csv", "tables": {"A": "/srv/a.csv"}, "root": "/srv", "features": "x*", "where": {}},
+        "data": {"table": "/srv/a.csv", "tables": {"A": "/srv/a.csv"}, "root": "/srv", "features": "x*",
+                 "where": {"patient": ["P7"]}},
         "model": {"bundle": {"path": "/srv/net", "head": None}}, "seeds": [0, 1], "flag": True,
     }  # fmt: skip
     found = flat(without_paths(content))
@@ -109,6 +116,7 @@ def test_options_are_flat_and_have_no_paths():
         "data.tables.A": "PATH", "data.features": "x*", "model.bundle.path": "PATH", "seeds": "[0, 1]", "flag": "true",
     }  # fmt: skip
     assert "/srv" not in str(found)
+    assert "P7" not in str(found)
 
 
 FILES = {

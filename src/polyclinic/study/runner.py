@@ -149,6 +149,7 @@ def _run_alone(
         runner.close()
         if status["status"] not in (FINISHED, INCOMPLETE):
             folder.note(status)
+            runner.tracking.close()
     folder.finish(status)
     display.step("report")
     _report(study, out)
@@ -199,8 +200,7 @@ class _Runner:
         return Searching(self.declaration, self.folder, self.declaration.validation_metric)
 
     def close(self) -> None:
-        """End worker processes, and threads of trackers."""
-        self.tracking.close()
+        """End worker processes."""
         if self.crew is not None:
             self.crew.close()
         self.setup.close()

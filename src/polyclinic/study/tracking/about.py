@@ -12,8 +12,8 @@ from polyclinic.files import write_atomic
 from polyclinic.study.declaration import Declaration
 from polyclinic.study.tracking.values import flat
 
-#: Entries of ``data`` that are paths; of ``tables`` the sites stay.
-_PATHS = ("table", "root", "cache")
+#: Entries of ``data`` that are paths, or may name patients; of ``tables`` the sites stay.
+_LEFT_OUT = ("table", "root", "cache", "where")
 #: File with a name for the study that no other has, beside what is tracked.
 _IDENTITY = "id"
 
@@ -54,7 +54,7 @@ class About:
 def without_paths(content: Mapping[str, Any]) -> dict[str, Any]:
     """The content of a study file without where its cases and its network are."""
     found = dict(content)
-    data = {name: value for name, value in dict(found.get("data") or {}).items() if name not in _PATHS}
+    data = {name: value for name, value in dict(found.get("data") or {}).items() if name not in _LEFT_OUT}
     if isinstance(data.get("tables"), Mapping):
         data["tables"] = dict.fromkeys(data["tables"], "PATH")
     found["data"] = data

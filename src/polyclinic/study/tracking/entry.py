@@ -76,6 +76,11 @@ def _check_uri(uri: str, place: tuple[Any, ...]) -> None:
                          place=place)  # fmt: skip
 
 
+def beside_results(options: Options) -> bool:
+    """Whether what is tracked is kept beside the results."""
+    return (options.folder if isinstance(options, TensorBoardOptions) else options.uri) is None
+
+
 def check_installed(names: Sequence[str]) -> None:
     """Whether all that is needed to track is installed.
 

@@ -113,7 +113,7 @@ class Tracking:
         return [note for one in self._followers if (note := one.note()) is not None]
 
     def close(self) -> None:
-        """The study is over, or was stopped."""
+        """Stop looking. If not all was told, the study was stopped, and may go on."""
         for one in self._followers:
             one.halt()
             if not one.ended and not one.failing:
