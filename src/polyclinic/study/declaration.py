@@ -36,7 +36,6 @@ from polyclinic.study.entries import (
     check_keys,
 )
 from polyclinic.study.final_model.entry import check_final_model
-from polyclinic.study.jobs_entry import wanted_jobs
 from polyclinic.study.method_entries import (
     Candidate,
     MethodReader,
@@ -45,6 +44,7 @@ from polyclinic.study.method_entries import (
     filled_training,
     loss_of,
 )
+from polyclinic.study.side_by_side.jobs_entry import wanted_jobs
 from polyclinic.study.subgroup_entries import check_subgroups
 from polyclinic.study.table_files import parquet_problem
 from polyclinic.study.times_entry import check_times, time_grid

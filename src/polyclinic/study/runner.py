@@ -23,10 +23,8 @@ from polyclinic.notes import Note
 from polyclinic.origins import told
 from polyclinic.parts import build_part
 from polyclinic.privacy import Event
-from polyclinic.study.agenda import Agenda, trainings
 from polyclinic.study.checked import CheckedStudy
 from polyclinic.study.columns import MODEL, PAYLOADS
-from polyclinic.study.crew import Crew, briefing, death_notes
 from polyclinic.study.described import described
 from polyclinic.study.display import Display
 from polyclinic.study.ended import FINISHED, INCOMPLETE, MODEL_FOLDER
@@ -44,9 +42,9 @@ from polyclinic.study.flow import flow_table
 from polyclinic.study.folder import Folder
 from polyclinic.study.folds import Folds
 from polyclinic.study.found import Found, found_at_sites, found_in_rows
+from polyclinic.study.given.plugins import of_python, used_plugins
 from polyclinic.study.job import Fold, Job
 from polyclinic.study.jobs import JobRunner
-from polyclinic.study.jobs_entry import BOTH, wanted_jobs
 from polyclinic.study.kinds import RUN, RUNS
 from polyclinic.study.lock import locked
 from polyclinic.study.method_entries import StudyMethod
@@ -66,18 +64,20 @@ from polyclinic.study.notes import (
 from polyclinic.study.opening import ask_agree, ask_open, local_engine
 from polyclinic.study.payloads import Numbers, exchanged_table
 from polyclinic.study.planning import shared_words
-from polyclinic.study.plugins import of_python, used_plugins
 from polyclinic.study.privacy import of_the_study
 from polyclinic.study.report.page import write_report
 from polyclinic.study.search import Searching
 from polyclinic.study.setup import Setup
 from polyclinic.study.shared_budget import protected, without_noise
+from polyclinic.study.side_by_side.agenda import Agenda, trainings
+from polyclinic.study.side_by_side.crew import Crew, briefing, death_notes
+from polyclinic.study.side_by_side.jobs_entry import BOTH, wanted_jobs
+from polyclinic.study.side_by_side.workbench import Workbench
 from polyclinic.study.site_table import site_table
 from polyclinic.study.testing import predictions_at
 from polyclinic.study.tracking.entry import check_installed
 from polyclinic.study.tracking.outcome import outcome_of
 from polyclinic.study.tracking.track import Tracking, track_folder
-from polyclinic.study.workbench import Workbench
 
 
 def run_study(

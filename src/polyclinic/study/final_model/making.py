@@ -51,10 +51,10 @@ from polyclinic.study.final_model.seen import seen_at
 from polyclinic.study.fit import input_shape
 from polyclinic.study.folder import Folder
 from polyclinic.study.folds import Folds
+from polyclinic.study.given.plugins import of_python
 from polyclinic.study.job import Fold, Job, Outcome
 from polyclinic.study.jobs import JobRunner, round_notes
 from polyclinic.study.method_entries import StudyMethod
-from polyclinic.study.plugins import of_python
 from polyclinic.study.provenance import machine, now, plugins
 from polyclinic.study.testing import Trained
 from polyclinic.study.writing import study_text
