@@ -459,6 +459,15 @@ def test_what_is_no_number_and_what_is_infinite(tmp_path, empty_store):
     assert there["share/Bonn am Rhein", 0] == [np.finfo(np.float64).max]  # so MLflow keeps it
 
 
+def test_a_file_is_where_its_path_says_whatever_letters_are_in_it(tmp_path, empty_store):
+    folder = tmp_path / "what? 100%25 #1 Ä"
+    written = Written(folder)
+    written.rounds(0, 1)
+    track._Follower(made("mlflow", folder, empty_store), Reader(folder)).look()
+    database = sqlite3.connect(folder / "mlflow.db")
+    assert database.execute("select count(*) from metrics where key = 'loss/Köln _Süd_-55c832'").fetchall() == [(1,)]
+
+
 def test_mlflow_tells_nobody_else_of_itself(tmp_path, monkeypatch, empty_store):
     from mlflow.telemetry import get_telemetry_client
 

@@ -43,6 +43,7 @@ def _read(path: Path) -> tuple[Status, float] | None:
 
 def progress_of(status: Status) -> Progress:
     """What a local study would show, as far as the coordinator tells it."""
+    left = status.left if status.state == "running" else 0.0  # else results are on their way
     under_way = list[Training]()
     if status.title and (status.jobs is None or status.job < status.jobs):
         last = status.validations[-1] if status.validations else None
@@ -51,6 +52,6 @@ def progress_of(status: Status) -> Progress:
         under_way.append(Training(status.title, status.round, status.rounds, losses, metric))
     return Progress(
         status.study, "preparing" if status.jobs is None else "running", done=status.done,
-        others=max(0, status.job - len(status.done)), total=status.jobs, under_way=under_way, left=status.left,
+        others=max(0, status.job - len(status.done)), total=status.jobs, under_way=under_way, left=left,
         notes=status.lines, means="the validation cases of all sites", sites=site_rows(status),
     )  # fmt: skip

@@ -36,19 +36,21 @@ class Mlflow:
 
     Args:
         about: the study.
-        uri: of the store; None for a file in the study's folder.
+        store: the URI of a server or a database, or the path of a file; None for one in the study's folder.
         experiment: its name.
     """
 
     title = "MLflow"
 
-    def __init__(self, about: About, uri: str | None, experiment: str) -> None:
+    def __init__(self, about: About, store: str | Path | None, experiment: str) -> None:
         self.about, self.experiment = about, experiment
-        self.uri = uri or f"{SQLITE}{about.folder.resolve() / 'mlflow.db'}"
+        store = store or about.folder / "mlflow.db"
+        self.file = store.resolve() if isinstance(store, Path) else None
+        self.uri = store if isinstance(store, str) else f"{SQLITE}{_quoted(str(self.file))}"
         self._client: MlflowClient | None = None
         self._id = self._parent = ""
         self._runs: dict[str, str] = {}
-        self._whole = set[str]()
+        self._whole, self._described = set[str](), set[str]()
 
     # What a tracker does --------------------------------------------------------------------------------------------
 
@@ -114,6 +116,8 @@ class Mlflow:
         """The store, with the study's runs as they are there."""
         if self._client is not None:
             return self._client
+        if self.file is not None:
+            self.file.parent.mkdir(parents=True, exist_ok=True)
         client = _client(self.uri)
         self._id = self._experiment(client)
         mine = f"tags.`{_STUDY}` = '{self.about.identity}'"
@@ -127,6 +131,7 @@ class Mlflow:
         self._describe(client, self._parent, self.about.options)
         trainings = [run for run in runs if _TRAINING in run.data.tags]
         self._runs = {run.data.tags[_TRAINING]: run.info.run_id for run in trainings}
+        self._described = set()
         self._whole = {run.data.tags[_TRAINING] for run in trainings if run.info.status == "FINISHED"}
         self._client = client
         return client
@@ -136,9 +141,8 @@ class Mlflow:
         if found is not None:
             return str(found.experiment_id)
         place = None
-        if self.uri.startswith(SQLITE):  # MLflow would take the folder in which the program runs
-            file = Path(self.uri.removeprefix(SQLITE))
-            place = file.with_name(f"{file.stem}-artifacts").as_uri()
+        if self.file is not None:  # MLflow would take the folder in which the program runs
+            place = self.file.with_name(f"{self.file.stem}-artifacts").as_uri()
         return str(client.create_experiment(self.experiment, place))
 
     def _run(self, training: Training) -> str:
@@ -147,8 +151,11 @@ class Mlflow:
             tags = {_STUDY: self.about.identity, _TRAINING: training.name, _PARENT: self._parent}
             made = client.create_run(self._id, tags=tags, run_name=training.name)
             self._runs[training.name] = made.info.run_id
-            self._describe(client, made.info.run_id, {**self.about.methods.get(training.method, {}), **training.about})
-        return self._runs[training.name]
+        run = self._runs[training.name]
+        if training.name not in self._whole | self._described:  # it may be there without, of a run that was killed
+            self._describe(client, run, {**self.about.methods.get(training.method, {}), **training.about})
+            self._described.add(training.name)
+        return run
 
     def _describe(self, client: MlflowClient, run: str, options: Mapping[str, str | float]) -> None:
         from mlflow.entities import Param
@@ -172,6 +179,11 @@ class Mlflow:
         return {(name, one.step) for name in names for one in client.get_metric_history(run, name)}
 
 
+def _quoted(path: str) -> str:
+    """A path in a URI; only what would be read as something else, since MLflow makes a folder by the text as it is."""
+    return path.replace("%", "%25").replace("?", "%3F")
+
+
 def _client(uri: str) -> MlflowClient:
     """A client of a store, that tells nobody else of itself."""
     os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"  # else it tells its makers of use
@@ -183,8 +195,6 @@ def _client(uri: str) -> MlflowClient:
     for name in ("mlflow", "alembic"):
         logging.getLogger(name).setLevel(logging.WARNING)
     set_telemetry_client()  # where the program had loaded MLflow before
-    if uri.startswith(SQLITE):
-        Path(uri.removeprefix(SQLITE)).parent.mkdir(parents=True, exist_ok=True)
     return MlflowClient(tracking_uri=uri, registry_uri=uri)
 
 

@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from functools import cache, partial
 from pathlib import Path
 from typing import Protocol, Self
+from urllib.parse import unquote
 
 from polyclinic.notes import Note
 from polyclinic.study.checked import CheckedStudy
@@ -216,7 +217,7 @@ def _made(study: CheckedStudy, about: About, name: str, options: Options) -> Tra
         return TensorBoard(about, folder / f"{slug(about.title)}-{about.identity[:8]}")  # beside other studies, perhaps
     from polyclinic.study.tracking.mlflow import SQLITE, Mlflow
 
-    uri = options.uri
-    if uri is not None and uri.startswith(SQLITE):
-        uri = f"{SQLITE}{study.folder / uri.removeprefix(SQLITE)}"
-    return Mlflow(about, uri, options.experiment or study.declaration.study)
+    store: str | Path | None = options.uri
+    if options.uri is not None and options.uri.startswith(SQLITE):
+        store = study.folder / unquote(options.uri.removeprefix(SQLITE))
+    return Mlflow(about, store, options.experiment or study.declaration.study)
