@@ -20,7 +20,7 @@ from polyclinic.errors import PartError, StudyError
 from polyclinic.models.catalogue import MODELS
 from polyclinic.new_plugin import name_problem, write_plugin
 from polyclinic.options import Catalogue, EntryError
-from polyclinic.study.plugins import needed_plugins, used_plugins
+from polyclinic.study.given.plugins import needed_plugins, used_plugins
 from polyclinic.tasks import TASKS, build_task
 from polyclinic.tasks.base import Task, register
 from polyclinic.tasks.metrics import METRICS, Judged, enter_metric, entered_values, weighted_metrics

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -158,7 +159,7 @@ def rehearse(
     from polyclinic.federation.watching.terminal import shown
 
     _check_out(out, resume=False)
-    with shown(console, out) as follow:
+    with _tracked(study, out), shown(console, out) as follow:
         between(study, out, follow, keep)
     end_run(out)
 
@@ -175,9 +176,29 @@ def run_between(study: Path, out: Path, kit: Path, sites: Sequence[str], *, resu
     with Researcher.connect(found) as researcher:
         chosen = researcher.chosen(sites)
         console.print(f"Sites: {', '.join(chosen)}.")
-        with shown(console, out) as follow:
+        with _tracked(study, out), shown(console, out) as follow:
             researcher.run(study, out, chosen, follow, 60 * patience)
     end_run(out)
+
+
+@contextmanager
+def _tracked(study: Path, out: Path) -> Iterator[None]:
+    """Tell the researcher's trackers of what has come into a folder when the context ends, however it does.
+
+    Raises:
+        StudyError: P503, what a tracker needs is not installed.
+    """
+    from polyclinic.study.checked import CheckedStudy
+    from polyclinic.study.tracking.entry import check_installed
+    from polyclinic.study.tracking.track import track_folder
+
+    read = CheckedStudy.read(study, named=True)
+    check_installed(list(read.declaration.trackers))
+    try:
+        yield
+    finally:
+        for note in track_folder(read, out):
+            console.print(f"{note.number}: {note}", markup=False)
 
 
 def _check_out(out: Path, *, resume: bool) -> None:
@@ -187,9 +208,10 @@ def _check_out(out: Path, *, resume: bool) -> None:
         ResultsError: P501, it has something else.
     """
     from polyclinic.errors import ResultsError
-    from polyclinic.federation.watching.page import STATUS_PAGE
+    from polyclinic.study.watching.progress import STATUS_FILE, STATUS_PAGE
 
-    if out.exists() and not resume and (not out.is_dir() or {path.name for path in out.iterdir()} - {STATUS_PAGE}):
+    held = {path.name for path in out.iterdir()} - {STATUS_PAGE, STATUS_FILE} if out.is_dir() else {out.name}
+    if out.exists() and not resume and held:
         raise ResultsError("P501", f"The folder {out} is not empty.",
                            "Go on with its study with --resume, or choose another folder with --out.")  # fmt: skip
 

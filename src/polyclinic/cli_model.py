@@ -54,7 +54,7 @@ def fit(
     with RichDisplay(console) as display:
         made = fit_model(read, out, wanted, resume=resume, display=display)
     console.print(f"Rounds: {made.rounds} ({made.chosen}).", markup=False)
-    if any(one.weights or one.prepares for one in made.sites.values()):
+    if any(one.weights or one.prepares or one.white for one in made.sites.values()):
         console.print(f"What stays at each site: {sites_folder(out)}. Do not pass it on with the model.", markup=False)
     print(f"Model {made.number}: {out}")
     print(f"Model card: {out / CARD_PAGE}")

@@ -35,11 +35,16 @@ def watch(
     once: Annotated[bool, typer.Option("--once", help="Print where it is now, and end.")] = False,
 ) -> None:
     """Show how far a study is, by its results folder alone; the run is not disturbed."""
-    from polyclinic.study.watching.progress import Watcher
+    from polyclinic.study.watching.progress import STATUS_FILE, Watcher
     from polyclinic.study.watching.terminal import watch as show
 
+    watcher = Watcher(folder)
+    if (folder / STATUS_FILE).is_file():
+        from polyclinic.federation.watching.watcher import FollowedWatcher
+
+        watcher = FollowedWatcher(folder)
     try:
-        show(Watcher(folder), Console(highlight=False), once=once)
+        show(watcher, Console(highlight=False), once=once)
     except KeyboardInterrupt:
         raise typer.Exit from None
 

@@ -11,14 +11,17 @@ import pytest
 import yaml
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
+from torch import Tensor
+from torch.nn import functional
 
 from deployment.round_trips import table_study, write_tables
 from polyclinic import Model, Study
 from polyclinic.deployment.evaluation import evaluate_model
 from polyclinic.errors import ModelError, PolyclinicError
-from polyclinic.study.final_model.fit import sites_folder
+from polyclinic.study.final_model.fit import Wanted, fit_model, sites_folder
 from polyclinic.study.final_model.folder import read_model
 from polyclinic.study.results import Results
+from polyclinic.tasks import TASKS
 
 
 @pytest.fixture(scope="module")
@@ -112,3 +115,24 @@ def test_numbers_are_not_recalibrated(folder: Path, tmp_path: Path) -> None:
     Model.fit(Study.of(entries, folder), tmp_path / "model", rounds=2)
     with pytest.raises(ModelError, match="P702 Only probabilities of two classes"):
         evaluate_model(read_model(tmp_path / "model"), study(folder), tmp_path / "out", recalibrate="site")
+
+
+def test_an_evaluation_has_the_loss_of_the_model_with_its_options(folder: Path, tmp_path: Path) -> None:
+    losses = TASKS["classification"].losses
+
+    @losses.add("tempered")
+    def tempered(outputs: Tensor, targets: Tensor, *, temperature: float) -> Tensor:
+        """Cross-entropy at a temperature, which has no default."""
+        return functional.cross_entropy(outputs / temperature, targets, reduction="none")
+
+    try:
+        entries = table_study(training={"loss": {"tempered": {"temperature": 2.5}}})
+        fit_model(Study.of(entries, folder), tmp_path / "model", Wanted(rounds=2))
+        model = read_model(tmp_path / "model")
+        task = model.description.built_task
+        assert (task.loss_name, task.loss_options) == ("tempered", {"temperature": 2.5})
+        evaluate_model(model, study(folder), tmp_path / "out", parts=sites_folder(tmp_path / "model"))
+        training = yaml.safe_load((tmp_path / "out" / "study.yaml").read_text(encoding="utf-8"))["training"]
+        assert training["loss"] == {"tempered": {"temperature": 2.5}}
+    finally:
+        losses.remove("tempered")

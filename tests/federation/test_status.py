@@ -7,12 +7,17 @@ from pathlib import Path
 
 import pytest
 from rich.console import Console
+from typer.testing import CliRunner
 
+from polyclinic.cli import app
 from polyclinic.communication.message import Message
+from polyclinic.errors import ResultsError
 from polyclinic.federation.remote.engine import Line
 from polyclinic.federation.watching.page import STATUS_PAGE, size_text, status_page
 from polyclinic.federation.watching.status import MOST_ROUNDS, Status, Watch, read_status
 from polyclinic.federation.watching.terminal import shown
+from polyclinic.federation.watching.watcher import FollowedWatcher
+from polyclinic.study.watching.progress import STATUS_FILE
 
 
 def watched() -> Watch:
@@ -114,6 +119,52 @@ def test_what_is_new_is_shown_once(tmp_path: Path, *, terminal: bool) -> None:
         assert "Left it" in text
     else:
         assert text.count("Training 2 of 4: fedavg, fold 2") == 1
+
+
+def test_who_watches_the_folder_sees_what_a_local_study_shows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    watch = watched()
+    watch.note("Data: 2 sites.")
+    watch.since, watch._planned = watch.since - 90, watch._ended - 60
+    with shown(Console(file=io.StringIO()), tmp_path) as show:
+        show(watch.status())
+        seen = FollowedWatcher(tmp_path).look()
+        assert (seen.study, seen.state, seen.total, seen.count) == ("Nodules <b>", "running", 4, 1)
+        assert seen.done == ["fedavg, fold 1"]
+        (training,) = seen.under_way
+        assert (training.title, training.done, training.rounds) == ("fedavg, fold 2", 3, 3)
+        assert training.losses == [one.loss for one in watch.status().validations]
+        assert training.metric == ("auc", pytest.approx((30 * 0.8 + 10 * 0.6) / 40))
+        assert seen.left == pytest.approx(3 * 60, abs=5)  # three are left, and one took a minute
+        assert seen.notes == ["Data: 2 sites."]
+        told = CliRunner().invoke(app, ["watch", str(tmp_path), "--once"]).output
+        for text in ("Nodules <b>: running", "1/4", "Done: fedavg, fold 1", "round 3 of 3", "auc 0.750", "Bonn",
+                     "does not answer", "Data: 2 sites.", "means over the validation cases of all sites"):  # fmt: skip
+            assert text in told
+        monkeypatch.setattr("polyclinic.federation.watching.watcher.SILENCE", -1.0)
+        told = CliRunner().invoke(app, ["watch", str(tmp_path), "--once"]).output
+        assert "not heard of" in told
+        assert "left for trainings" not in told
+    assert not (tmp_path / STATUS_FILE).exists()
+    with pytest.raises(ResultsError, match="nobody follows it now"):
+        FollowedWatcher(tmp_path).look()
+
+
+def test_who_looks_while_the_file_is_damaged_or_of_another_version_sees_no_study(tmp_path: Path) -> None:
+    for text in ("", "{}", '{"state": "running"'):
+        (tmp_path / STATUS_FILE).write_text(text, encoding="utf-8")
+        with pytest.raises(ResultsError):
+            FollowedWatcher(tmp_path).look()
+
+
+def test_trainings_that_were_done_before_do_not_tell_how_long_others_take() -> None:
+    watch = watched()
+    watch.planned(None, 4)  # type: ignore[arg-type]
+    watch._trained, watch._round, watch._done = 0, 0, []
+    for number in range(3):
+        watch.job(number, f"fold {number}", True)
+    watch.job(3, "fold 3", False)
+    assert watch.status().left is None
+    assert watch.status().done == ["fold 0", "fold 1", "fold 2"]
 
 
 def test_a_status_has_no_other_fields() -> None:

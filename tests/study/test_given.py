@@ -15,7 +15,7 @@ from polyclinic.data.tables.cells import read_cells
 from polyclinic.data.tables.frames import find_frame, keep_frame
 from polyclinic.errors import DataError, ResultsError, StudyError
 from polyclinic.models import MODELS
-from polyclinic.study.functions import fingerprint
+from polyclinic.study.given.functions import fingerprint
 from polyclinic.study.reading import read_yaml
 from polyclinic.study.runner import run_study
 from polyclinic.study.study import Study

@@ -151,7 +151,7 @@ def test_rounds_tell_what_every_site_did(finished):
     table = results.rounds
     assert list(table.columns) == [
         "method", "run", "seed", "fold", "round", "site", "seconds", "bytes_up", "bytes_down", "examples", "steps",
-        "loss", "payloads", "sent", "share", "validation_loss", "validation_auc", "chosen",
+        "loss", "payloads", "sent", "share", "validation_loss", "validation_auc", "chosen", "without",
     ]  # fmt: skip
     table = named(table)
     counts = table.groupby(["method", "seed", "fold"])["round"].agg(["size", "nunique"])

@@ -29,11 +29,11 @@ from polyclinic.engine.planner import EnginePlan
 from polyclinic.errors import PolyclinicError, SiteError, StudyError, TrainingError, error_from, error_told
 from polyclinic.site.diary import Diary
 from polyclinic.site.spending import Spending
-from polyclinic.study import crew
-from polyclinic.study.agenda import Agenda
 from polyclinic.study.display import Display, RichDisplay, duration
 from polyclinic.study.job import Fold, SiteParts
-from polyclinic.study.jobs_entry import wanted_jobs
+from polyclinic.study.side_by_side import crew
+from polyclinic.study.side_by_side.agenda import Agenda
+from polyclinic.study.side_by_side.jobs_entry import wanted_jobs
 from polyclinic.study.study import Study
 
 #: A search for each fold, private parts of models, a pool, a ledger, and summaries of sites in the preparation.
@@ -94,7 +94,7 @@ class Killing(Display):
             return child
 
         monkeypatch.setattr(crew.Crew, "_start", noted)
-        monkeypatch.setattr("polyclinic.study.job_worker._PAUSE", 0)
+        monkeypatch.setattr("polyclinic.study.side_by_side.job_worker._PAUSE", 0)
 
     def job(self, number, title, skipped):
         self.skipped += skipped
@@ -140,7 +140,7 @@ def workers_of(process):
     for path in Path("/proc").glob("[0-9]*"):
         try:
             parent = int((path / "stat").read_text().rpartition(")")[2].split()[1])
-            if parent == process.pid and b"polyclinic.study.job_worker" in (path / "cmdline").read_bytes():
+            if parent == process.pid and b"polyclinic.study.side_by_side.job_worker" in (path / "cmdline").read_bytes():
                 found.append(int(path.name))
         except OSError:
             continue
@@ -374,7 +374,7 @@ def test_cases_come_with_all_that_is_known_of_them(site):
     cases = len(site)
     site.groups, site.spacings = {"sex": list("fm" * cases)[:cases]}, [(1.0, 0.5)] * cases
     site.covariates = torch.rand(cases, 2, dtype=torch.float64)
-    site.labelled = torch.arange(cases) < 3
+    site.labelled, site.depth = torch.arange(cases) < 3, 12
     fields, tensors = cases_sent(site)
     back = Message.from_bytes(Message(fields, tensors).to_bytes())
     found = cases_received(site.site, back.fields, back.tensors)

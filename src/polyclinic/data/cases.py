@@ -58,6 +58,8 @@ class SiteData:
         labelled: bool ``[N]``, which cases have a label or mask; None where all have. Nobody but a method that learns
             without labels may look at the others; ``with_labels`` leaves them out.
         groups: column of a subgroup -> name of each case's group, N names; None where the study asks for none.
+        depth: how many bits white has in the site's pictures of 16 bits, where the study does not say it (``bits``) and
+            the brightest tells; None without such pictures.
     """
 
     site: str
@@ -72,6 +74,7 @@ class SiteData:
     mask_facts: list[MaskFacts] | None = None
     labelled: Tensor | None = None
     groups: dict[str, list[str]] | None = None
+    depth: int | None = None
 
     def __len__(self) -> int:
         return len(self.subjects)

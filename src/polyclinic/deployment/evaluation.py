@@ -138,7 +138,7 @@ def _study_of(description: Description, path: Path, *, recalibrated: bool) -> Ch
         "study": content.get("study", f"{description.study}: evaluation"), "task": description.task,
         "data": {name: value for name, value in data.items() if value is not None}, "model": {name: options},
         "evaluation": wanted, "methods": [{"fedavg": {"label": label}} for label in labels],
-        "training": {"loss": description.loss, "rounds": 1},
+        "training": {"loss": {description.loss: description.loss_options}, "rounds": 1},
         **{key: content[key] for key in ("report", "engine") if key in content},
     }  # fmt: skip
     return replace(CheckedStudy.of(made, path.resolve().parent), name=path.name)
@@ -265,7 +265,7 @@ class _Evaluation:
     def _rows(self, site: Site) -> pd.DataFrame:
         """Predictions of all labelled cases of a site."""
         data, description = site.data, self.model.description
-        at = self.predictor.at_opened(data)
+        at = self.predictor.at_opened(data, self.study.declaration.data.bits)
         self.notes += at.notes
         self.display.note(f"Predicting {len(data)} cases of {site.name}.")
         ready = self.predictor.ready(data, at)

@@ -48,6 +48,7 @@ class Cases:
         covariates: float64 ``[N, K]``, or None.
         failures: position -> why an image could not be read; grows while images are.
         notes: what a person should know.
+        depths: site -> how many bits white has in its pictures of 16 bits, where its part of the model tells it.
     """
 
     rows: Rows
@@ -57,6 +58,7 @@ class Cases:
     covariates: npt.NDArray[np.float64] | None
     failures: dict[int, str] = field(default_factory=dict)
     notes: list[Note] = field(default_factory=list)
+    depths: dict[str, int] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -87,7 +89,8 @@ class Cases:
         if self.spec.image is None:
             pixels, there = torch.from_numpy(self.features[positions]), list(map(int, positions))
         else:
-            spec = self.spec.model_copy(update={"cache": str(cache), "max_unreadable": 1.0})
+            changes = {"cache": str(cache), "max_unreadable": 1.0, "bits": self.spec.bits or self.depths.get(site)}
+            spec = self.spec.model_copy(update=changes)
             found = read_images(
                 site, self.rows.at(positions), spec, self.folder, "labels", lambda: None, complete=False
             )

@@ -106,6 +106,8 @@ class Predictor:
         notes = self._lacking(site, part)
         vectors = self._vectors(site, part)
         steps = [dict(one) for one in part.steps] if part is not None else None
+        if part is not None and part.depth is not None:
+            cases.depths[site] = part.depth
         if steps is None:
             steps, said = self._fitted(site, cases, cache, reference)
             notes += said
@@ -117,7 +119,7 @@ class Predictor:
     def _lacking(self, site: str, part: ModelPart | None) -> list[Note]:
         """A note, if the site has a part of the model that is not there."""
         known = self.description.sites.get(site)
-        if part is not None or known is None or not (known.weights or known.prepares):
+        if part is not None or known is None or not (known.weights or known.prepares or known.white):
             return []
         text = (
             f"Site {site} took part in training, but its own part of the model ({PART}) was not found: its cases "
@@ -125,8 +127,12 @@ class Predictor:
         )
         return [Note("N901", text)]
 
-    def at_opened(self, data: SiteData) -> SiteModel:
+    def at_opened(self, data: SiteData, bits: int | None = None) -> SiteModel:
         """The model as it is used on all cases of a site that were opened with their labels, of which none is used.
+
+        Args:
+            data: the site's cases.
+            bits: how many bits white has in pictures of 16 bits, where the study says it.
 
         Raises:
             ModelError: P702, the model can't be used there.
@@ -134,6 +140,10 @@ class Predictor:
         part = self._part(data.site)
         vectors = self._vectors(data.site, part)
         if part is not None:
+            white = bits or data.depth
+            if white is not None and part.depth not in (None, white):
+                text = f"White has {white} bits in these pictures of site {data.site}; in training it had {part.depth}."
+                raise ModelError("P702", text, f"Say `bits: {part.depth}`, and evaluate sites of other bits apart.")
             return SiteModel(data.site, vectors, [dict(one) for one in part.steps], [])
         prepared, notes = Prepared(data, torch.arange(len(data))), self._lacking(data.site, part)
         if any(step.needs_cases(prepared) for step in self._steps):

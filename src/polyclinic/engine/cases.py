@@ -19,6 +19,7 @@ def cases_sent(data: SiteData) -> tuple[Fields, dict[str, Tensor]]:
     mapped = {name: found for name, found in pixels.items() if isinstance(found, Volumes)}
     fields: Fields = {
         "subjects": data.subjects, "cases": data.cases, "parts": data.parts, "groups": data.groups,
+        "depth": data.depth,
         "spacings": None if data.spacings is None else [list(one) for one in data.spacings],
         "volumes": {name: [[str(file) for file in v.files], v.about] for name, v in mapped.items()},
     }  # fmt: skip
@@ -36,5 +37,5 @@ def cases_received(site: str, fields: Mapping[str, Any], tensors: Mapping[str, T
     return SiteData(
         site, pixels["inputs"], pixels["targets"], fields["subjects"], fields["cases"], fields["parts"], Counts(),
         None if spacings is None else [tuple(one) for one in spacings], tensors.get("covariates"),
-        labelled=tensors.get("labelled"), groups=fields["groups"],
+        labelled=tensors.get("labelled"), groups=fields["groups"], depth=fields["depth"],
     )  # fmt: skip

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from polyclinic.federation.kits import CONTROLLER, COORDINATOR_END, EXECUTOR, SITE_END
+from polyclinic.study.reading import without_entry
 
 #: Name of the study file in a job.
 STUDY_FILE = "study.yaml"
@@ -28,6 +29,14 @@ _START = 300.0
 _ASK = 1.0
 #: Names of the components.
 _COORDINATOR, _SITE = "polyclinic_coordinator", "polyclinic_site"
+
+
+def sent_text(text: str) -> str:
+    """A study file as it is handed in: without ``tracking``, which is the researcher's alone.
+
+    So it may change while sites need not approve the study again, and no address of a tracker travels.
+    """
+    return without_entry(text, "tracking")
 
 
 def study_hash(text: str) -> str:

@@ -23,8 +23,8 @@ from polyclinic.federation.processes import parties
 from polyclinic.federation.processes.running import end
 from polyclinic.federation.session import Follow, Researcher
 from polyclinic.federation.site_file import SITE_FILE
+from polyclinic.study.given.plugins import used_plugins
 from polyclinic.study.opening import local_engine
-from polyclinic.study.plugins import used_plugins
 from polyclinic.study.study import Study
 
 RESEARCHER = "researcher@rehearsal.org"

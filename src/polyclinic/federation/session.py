@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from polyclinic.errors import FederationError, PolyclinicError, SiteError
-from polyclinic.federation.job import MARK, OUTCOME, PAUSE, RESULTS, STATUS, run_hash, write_job
+from polyclinic.federation.job import MARK, OUTCOME, PAUSE, RESULTS, STATUS, run_hash, sent_text, write_job
 from polyclinic.federation.kit import Kit
 from polyclinic.federation.optional import require_flare
 from polyclinic.federation.remote.wire import Failure
@@ -129,8 +129,8 @@ class Researcher:
         Raises:
             PolyclinicError: what stopped the study, with the results so far in ``out``; P606, it ended without a word.
         """
-        text, idle = study.read_text(encoding="utf-8"), 0
         CheckedStudy.read(study, named=True)
+        text, idle = sent_text(study.read_text(encoding="utf-8")), 0
         while True:
             outcome = self._attempt(text, sites, out, follow, patience)
             if outcome.state in ("finished", "incomplete"):

@@ -271,10 +271,12 @@ class Retained(Body):
     Attributes:
         weights: names of the network's tensors that stay at the site.
         prepares: whether its cases are prepared in a way of their own, which stays there, too.
+        white: whether it stays there what is white in its pictures of 16 bits.
     """
 
     weights: list[Name]
     prepares: Switch
+    white: Switch = False
 
 
 class Spending(Body):

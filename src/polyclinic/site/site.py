@@ -475,11 +475,11 @@ class Site:
     def _retain(self, asked: Retain, tensors: Tensors) -> Message:
         """Keep what belongs to this site of the model that the training made."""
         weights = self.run.own_weights(tensors["state"]) if "state" in tensors else {}
-        prepared = self._prepared
-        if self.folder is not None and (weights or prepared.own):
-            ModelPart(self.name, asked.model, weights, prepared.fitted).write(self.folder / PART)
+        prepared, depth = self._prepared, self.data.depth
+        if self.folder is not None and (weights or prepared.own or depth is not None):
+            ModelPart(self.name, asked.model, weights, prepared.fitted, depth).write(self.folder / PART)
         self._log(f"retain model {asked.model}: {len(weights)} tensors of its own")
-        return Message(Retained(weights=list(weights), prepares=prepared.own).fields())
+        return Message(Retained(weights=list(weights), prepares=prepared.own, white=depth is not None).fields())
 
     def _keep(self, asked: During, tensors: Tensors) -> Message:
         self.run.keep()

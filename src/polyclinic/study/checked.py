@@ -71,7 +71,7 @@ class CheckedStudy:
             StudyError: with the entry of the first mistake.
             DataError: a frame or data set is not as it should be.
         """
-        from polyclinic.study.given import take_in
+        from polyclinic.study.given.entries import take_in
 
         try:
             content, given = take_in(content, data)

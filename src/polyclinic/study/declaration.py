@@ -36,7 +36,6 @@ from polyclinic.study.entries import (
     check_keys,
 )
 from polyclinic.study.final_model.entry import check_final_model
-from polyclinic.study.jobs_entry import wanted_jobs
 from polyclinic.study.method_entries import (
     Candidate,
     MethodReader,
@@ -45,9 +44,11 @@ from polyclinic.study.method_entries import (
     filled_training,
     loss_of,
 )
+from polyclinic.study.side_by_side.jobs_entry import wanted_jobs
 from polyclinic.study.subgroup_entries import check_subgroups
 from polyclinic.study.table_files import parquet_problem
 from polyclinic.study.times_entry import check_times, time_grid
+from polyclinic.study.tracking.entry import Options, read_trackers
 from polyclinic.tasks import TASKS, build_task
 from polyclinic.tasks.base import TimeGrid
 
@@ -73,11 +74,14 @@ class Declaration(Part):
     engine: EngineOptions = EngineOptions()
     privacy: PrivacyOptions = PrivacyOptions()
     report: ReportOptions = ReportOptions()
+    tracking: list[Entry] = Field(default=[])
+    """Who is told of the study while it runs; it changes nothing of it, and is no part of what it is known by."""
     attack: dict[str, Any] | None = None
     """Sites that are turned bad in a simulation; see `polyclinic.audit.poisoning`."""
 
     _attack: Attack | None = PrivateAttr(default=None)
     _methods: list[StudyMethod] = PrivateAttr(default_factory=list)
+    _trackers: dict[str, Options] = PrivateAttr(default_factory=dict)
     _candidates: dict[str, list[Candidate]] = PrivateAttr(default_factory=dict)
     _model: tuple[str, dict[str, Any]] = PrivateAttr(default=("", {}))
     _network: tuple[str, dict[str, Any]] | None = PrivateAttr(default=None)
@@ -134,6 +138,11 @@ class Declaration(Part):
     def candidates(self, method: StudyMethod) -> list[Candidate]:
         """What a search tries for a method of the study; the first is the method as the study file has it."""
         return self._candidates.get(method.label, [Candidate(method, {})])
+
+    @property
+    def trackers(self) -> dict[str, Options]:
+        """Name -> options of all that are told of the study."""
+        return self._trackers
 
     @property
     def corrupted_by(self) -> Attack | None:
@@ -266,6 +275,7 @@ class Declaration(Part):
             data["patch"] = None if plan.patch is None else {"size": list(plan.patch)}
         if self.model == AUTO:
             content["model"] = plan.model
+        content["tracking"] = self.tracking
         return Declaration.check({key: value for key, value in content.items() if value is not None})
 
     def allowance(self, method: Method) -> Allowance | None:
@@ -288,8 +298,11 @@ class Declaration(Part):
         return wanted and method.method.scope != "sites"
 
     def filled(self) -> dict[str, Any]:
-        """The content of a study file that says everything: this study with every default filled in."""
-        content = self.model_dump(mode="json", exclude={"seed"})
+        """The content of a study file that says everything: this study with every default filled in.
+
+        All but ``tracking``, so that a study is the same, whoever is told of it.
+        """
+        content = self.model_dump(mode="json", exclude={"seed", "tracking"})
         content["model"] = {self._model[0]: self._model[1]}
         del content["attack"]
         if self._attack is not None:
@@ -400,6 +413,7 @@ class Declaration(Part):
             message = f"Tables as Parquet need {problem}."
             hint = "Run: pip install 'polyclinic[parquet]', or use `tables: csv`."
             raise EntryError("P503", message, hint, place=("report", "tables"))
+        self._trackers = read_trackers(self.tracking)
         if self.attack is not None:
             self._attack = read_attack(self.attack, self.target, self.data.image is not None)
         reader = MethodReader(self.task, self.training, self.engine.precision == "mixed")

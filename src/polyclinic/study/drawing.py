@@ -11,6 +11,7 @@ import io
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 
 import matplotlib
@@ -83,12 +84,30 @@ def plot(width: float, height: float, left: float, bottom: float = 0.5) -> Itera
         yield figure, figure.add_axes((size[0], size[1], size[2], size[3]))
 
 
+#: Where figures are kept as pictures, too, while someone asks for that.
+_PICTURES: ContextVar[list[tuple[str, NDArray[np.uint8]]] | None] = ContextVar("pictures", default=None)
+
+
+@contextmanager
+def pictured() -> Iterator[list[tuple[str, NDArray[np.uint8]]]]:
+    """Gives all figures that are drawn within the context: kind and title, and the picture ``[H, W, 3]``."""
+    found = list[tuple[str, NDArray[np.uint8]]]()
+    before = _PICTURES.set(found)
+    try:
+        yield found
+    finally:
+        _PICTURES.reset(before)
+
+
 def as_panel(figure: Figure, title: str, kind: str, words: str) -> Panel:
     """The figure as a panel whose ``svg`` scales with the page, uses the page's fonts, and is read out as ``words``.
 
     ``kind`` and ``title`` together are unlike those of any other figure, so that the identifiers inside the elements
     of a page differ.
     """
+    if (kept := _PICTURES.get()) is not None:
+        figure.canvas.draw()
+        kept.append((f"{kind}/{title}", np.asarray(figure.canvas.buffer_rgba())[..., :3].copy()))  # type: ignore[attr-defined]
     stream = io.StringIO()
     with matplotlib.rc_context({"svg.hashsalt": f"{kind} {title}"}):
         figure.savefig(stream, format="svg", transparent=True, metadata={"Date": None, "Creator": None})

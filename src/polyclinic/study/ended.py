@@ -25,8 +25,13 @@ def is_finished(folder: Path, record: Mapping[str, Any]) -> bool:
 
 def is_incomplete(folder: Path) -> bool:
     """Whether the study in a folder was run to its end, but some results are missing."""
+    return read_record(folder).get("status") == INCOMPLETE
+
+
+def read_record(folder: Path) -> dict[str, Any]:
+    """The provenance in a results folder; empty where none can be read."""
     try:
         record = json.loads((folder / "provenance.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
-        return False
-    return isinstance(record, dict) and record.get("status") == INCOMPLETE
+        return {}
+    return record if isinstance(record, dict) else {}

@@ -158,7 +158,9 @@ class Folder:
         chosen = any("training.rounds" in names for names in places)  # known when the search has ended
         listed = [
             {"name": self.job_name(job), "title": job.title, "seed": job.seed, "fold": job.fold,
-             "rounds": None if chosen and job.trial is None else job.methods[0].training.rounds}
+             "rounds": None if chosen and job.trial is None else job.methods[0].training.rounds,
+             "method": job.methods[0].label, RUN: job.run, "without": job.without, "trial": job.trial,
+             "pooled": job.methods[0].method.scope == "pool"}
             for job in jobs
         ]  # fmt: skip
         write_atomic(self.jobs / TRAININGS, json.dumps(listed))

@@ -131,10 +131,7 @@ class Job:
     @property
     def suffix(self) -> str:
         """Ending of the names of this job's files."""
-        if self.attacked or self.final:
-            return f"-{self.run}"
-        without = f"-without-{slug(self.without)}" if self.without is not None else ""
-        return without if self.trial is None else f"{without}-trial{self.trial}"
+        return _suffix(self.run, self.without) + ("" if self.trial is None else f"-trial{self.trial}")
 
     @property
     def run(self) -> str:
@@ -169,6 +166,17 @@ class Outcome:
     privacy: list[Row] = field(default_factory=list)
     backdoor: list[Row] = field(default_factory=list)
     notes: list[Note] = field(default_factory=list)
+
+
+def training_name(label: str, run: str, seed: int, fold: int, without: str | None) -> str:
+    """Folder name of the training of a method that is tested."""
+    return f"{slug(label)}-seed{seed}-fold{fold}{_suffix(run, without)}"
+
+
+def _suffix(run: str, without: str | None) -> str:
+    if run in (ATTACKED, FINAL):
+        return f"-{run}"
+    return "" if without is None else f"-without-{slug(without)}"
 
 
 def slug(text: str) -> str:

@@ -110,8 +110,9 @@ class JobRunner:
         names = {"method": study.label, RUN: job.run, "seed": job.seed, "fold": job.fold}
         best = {group: done for group, (_, done) in progress.best.items()}
         last = best.get(FEDERATION, progress.done - 1)
+        without = {} if job.without is None else {"without": job.without}
         rounds = [
-            {**names, **row, "site": "pool" if pooled else row["site"],
+            {**names, **without, **row, "site": "pool" if pooled else row["site"],
              CHOSEN: int(row["round"] == best.get(row["site"], last))}
             for row in rows
         ]  # fmt: skip
@@ -120,7 +121,8 @@ class JobRunner:
             asked = dict.fromkeys(plan.sites, Message({}, {}))
             replies = gather(engine, "spent", asked, plan.quorum, progress.failures)
             real, delta = self.engine.real, self.declaration.privacy.delta
-            spending = [{**names, **row} for row in privacy_rows(plan, replies, progress.done, delta, real=real)]
+            costs = privacy_rows(plan, replies, progress.done, delta, real=real)
+            spending = [{**names, **without, **row} for row in costs]
         return Trained(plan, progress, models, rounds, spending)
 
     def tester(self, job: Job, fold: Fold, plan: Plan) -> Tester:

@@ -109,7 +109,7 @@ def of_the_study(
             events = lifetimes[row["site"]][row[_TRAINING]]
             found.loc[place, "lifetime_epsilon"] = spent(events, row["delta"]).epsilon
     found["without_noise"] = found["site"].map(without_noise)
-    return found.drop(columns=[_EVENTS, _TRAINING])[PRIVACY]
+    return found[[*PRIVACY, *(name for name in ("without",) if name in found)]]
 
 
 def _accumulated(costs: Spent, order: Sequence[str]) -> dict[str, tuple[Event, ...]]:

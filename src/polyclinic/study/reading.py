@@ -16,6 +16,7 @@ import yaml
 from polyclinic.errors import StudyError
 from polyclinic.options import EntryError, Place
 from polyclinic.study.scalars import MisreadError, as_written
+from polyclinic.study.writing import study_text
 
 
 class _Loader(yaml.SafeLoader):
@@ -68,6 +69,26 @@ def read_yaml(path: Path) -> tuple[dict[str, Any], str]:
         raise StudyError("P101", f"{path.name}: got {type(content).__name__}, expected entries such as `data:`.",
                          "See docs/study-file.md for an example.")  # fmt: skip
     return content, text
+
+
+def without_entry(text: str, entry: str) -> str:
+    """The text of a study file without one of its entries; all else stays as it is written."""
+    content, root = yaml.load(text, Loader=_Loader), yaml.compose(text, Loader=_Loader)  # noqa: S506 - a safe loader
+    if not isinstance(content, dict) or entry not in content or not isinstance(root, yaml.MappingNode):
+        return text
+    keys = [key for key, _ in root.value]
+    place = [key.value for key in keys].index(entry)
+    wanted = {key: value for key, value in content.items() if key != entry}
+    if place + 1 < len(keys):
+        cut = text[: keys[place].start_mark.index] + text[keys[place + 1].start_mark.index :]
+    else:
+        cut = text[: keys[place].start_mark.index]
+    try:
+        if yaml.load(cut, Loader=_Loader) == wanted:  # noqa: S506 - a safe loader
+            return cut
+    except yaml.YAMLError:  # something else needs what was there
+        pass
+    return study_text(wanted)
 
 
 def expand_variables(value: Any, place: Place = (), *, named: bool = False) -> Any:

@@ -23,10 +23,8 @@ from polyclinic.notes import Note
 from polyclinic.origins import told
 from polyclinic.parts import build_part
 from polyclinic.privacy import Event
-from polyclinic.study.agenda import Agenda, trainings
 from polyclinic.study.checked import CheckedStudy
 from polyclinic.study.columns import MODEL, PAYLOADS
-from polyclinic.study.crew import Crew, briefing, death_notes
 from polyclinic.study.described import described
 from polyclinic.study.display import Display
 from polyclinic.study.ended import FINISHED, INCOMPLETE, MODEL_FOLDER
@@ -44,9 +42,9 @@ from polyclinic.study.flow import flow_table
 from polyclinic.study.folder import Folder
 from polyclinic.study.folds import Folds
 from polyclinic.study.found import Found, found_at_sites, found_in_rows
+from polyclinic.study.given.plugins import of_python, used_plugins
 from polyclinic.study.job import Fold, Job
 from polyclinic.study.jobs import JobRunner
-from polyclinic.study.jobs_entry import BOTH, wanted_jobs
 from polyclinic.study.kinds import RUN, RUNS
 from polyclinic.study.lock import locked
 from polyclinic.study.method_entries import StudyMethod
@@ -66,15 +64,20 @@ from polyclinic.study.notes import (
 from polyclinic.study.opening import ask_agree, ask_open, local_engine
 from polyclinic.study.payloads import Numbers, exchanged_table
 from polyclinic.study.planning import shared_words
-from polyclinic.study.plugins import of_python, used_plugins
 from polyclinic.study.privacy import of_the_study
 from polyclinic.study.report.page import write_report
 from polyclinic.study.search import Searching
 from polyclinic.study.setup import Setup
 from polyclinic.study.shared_budget import protected, without_noise
+from polyclinic.study.side_by_side.agenda import Agenda, trainings
+from polyclinic.study.side_by_side.crew import Crew, briefing, death_notes
+from polyclinic.study.side_by_side.jobs_entry import BOTH, wanted_jobs
+from polyclinic.study.side_by_side.workbench import Workbench
 from polyclinic.study.site_table import site_table
 from polyclinic.study.testing import predictions_at
-from polyclinic.study.workbench import Workbench
+from polyclinic.study.tracking.entry import check_installed
+from polyclinic.study.tracking.outcome import outcome_of
+from polyclinic.study.tracking.track import Tracking, track_folder
 
 
 def run_study(
@@ -98,6 +101,8 @@ def run_study(
         raise StudyError("P104", "Frames, networks and losses of a Python program don't travel: no code goes to sites.",
                          "Make a plug-in of networks and losses (`polyclinic plugin new NAME`), and let sites name "
                          "their tables in `site.yaml`.")  # fmt: skip
+    if engine is None or engine.holds_all:  # else it is for the researcher's machine to track
+        check_installed(list(study.declaration.trackers))
     with locked(out):
         try:
             _run_alone(study, out, resume, display or Display(), engine, wanted)
@@ -115,7 +120,7 @@ def _run_alone(
 ) -> None:
     # What is wrong with the folder is told before data are looked for; a plan belongs to what is compared there.
     if not study.declaration.wants_plan and _folder(study, out, resume).is_finished:
-        _report(study, out)
+        _report_again(study, out, display, engine)
         return
     if study.declaration.final_model is not None:
         check_makeable(study)
@@ -124,7 +129,7 @@ def _run_alone(
     study = answered.study
     folder = _folder(study, out, resume)
     if folder.is_finished:
-        _report(study, out)
+        _report_again(study, out, display, engine)
         return
     cohort = ask_agree(answered, sites_of_study, described=study.declaration.final_model is not None)
     attack = check_fit(study, cohort)
@@ -144,15 +149,26 @@ def _run_alone(
         runner.close()
         if status["status"] not in (FINISHED, INCOMPLETE):
             folder.note(status)
+            runner.tracking.close()
     folder.finish(status)
     display.step("report")
     _report(study, out)
+    for note in runner.tracking.finish(lambda: outcome_of(out)):
+        display.note(note)
 
 
 def _report(study: CheckedStudy, out: Path) -> None:
     """Write the report of a study that tested something."""
     if study.declaration.fold_numbers:
         write_report(out)
+
+
+def _report_again(study: CheckedStudy, out: Path, display: Display, engine: Engine | None) -> None:
+    """Of a study that was finished before: its report, and what trackers were not told yet."""
+    _report(study, out)
+    if engine is None or engine.holds_all:
+        for note in track_folder(study, out):
+            display.note(note)
 
 
 def _folder(study: CheckedStudy, out: Path, resume: bool) -> Folder:
@@ -177,6 +193,7 @@ class _Runner:
         self.crew: Crew | None = None
         self.untested: list[Note] = []
         self.found_notes: list[Note] = []
+        self.tracking, self.tracking_notes = Tracking(), list[Note]()
         self.search = self._search()
 
     def _search(self) -> Searching:
@@ -216,6 +233,9 @@ class _Runner:
         jobs = trainings(self.declaration, self.search, self.attack, folds)
         self.without_noise = without_noise(self.declaration, jobs, folds)
         self.folder.list_trainings(jobs)
+        if self.sites.holds_all:
+            self.tracking = Tracking.of(self.study, self.folder.path)
+            self.tracking.start()
         self.display.planned(plan, len(jobs))
         self.method_notes = [
             *left_out(),
@@ -244,10 +264,11 @@ class _Runner:
             self.folder.write("search.csv", searched)
             self.folder.note({"search_seconds": self.search.seconds()})
         told = self._write_found(jobs, tested, sites)
-        self._write_course(jobs, folds)
         if self.declaration.final_model is not None:
-            self._make_model(self.declaration.final_model, bench, jobs[-1], len(jobs) - 1, told)
             self._write_course(jobs, folds)
+            self._make_model(self.declaration.final_model, bench, jobs[-1], len(jobs) - 1, told)
+        self.tracking_notes = self.tracking.settle()
+        self._write_course(jobs, folds)
         for note in self.untested:
             self.display.note(note)
 
@@ -382,6 +403,7 @@ class _Runner:
             *(Note.from_json(one) for of_job in told for one in of_job),
             *self.found_notes,
             *death_notes(self.folder.record),
+            *self.tracking_notes,
         ]
         self.untested = [note for note in dict.fromkeys(notes) if note.number == "N810"]
         written = json.dumps([note.to_json() for note in dict.fromkeys(notes)], indent=2) + "\n"

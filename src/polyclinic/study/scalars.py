@@ -37,6 +37,7 @@ _PLACES: dict[str, Any] = {
     },
     "evaluation": {"split": _TEXT, "unseen_sites": _NAMES},
     "attack": {"sites": _NAMES, "*": {"label": _VALUE, "target": _VALUE, "features": _NAMES}},
+    "tracking": _TEXT,
     "methods": {"*": {"label": _TEXT}},
 }  # fmt: skip
 _PLAIN = re.compile(r"-?(0|[1-9][0-9]*)(\.[0-9]+)?")

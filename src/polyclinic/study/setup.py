@@ -23,9 +23,9 @@ from polyclinic.site.run import not_stackable
 from polyclinic.state import FlatModule
 from polyclinic.study.checked import CheckedStudy
 from polyclinic.study.fit import configurations, input_shape, network_outputs
+from polyclinic.study.given.plugins import of_python
 from polyclinic.study.job import Job
 from polyclinic.study.planning import work_of
-from polyclinic.study.plugins import of_python
 
 
 class Setup:

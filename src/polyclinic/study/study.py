@@ -71,8 +71,12 @@ class Study(CheckedStudy):
                              "Use `polyclinic.Model.fit`, or `polyclinic run`.")  # fmt: skip
         from polyclinic.study.results import Results
         from polyclinic.study.runner import run_study
+        from polyclinic.study.tracking.entry import beside_results
 
         keeper = None
+        if out is None and any(map(beside_results, self.declaration.trackers.values())):
+            raise StudyError("P104", "Without `out` results go when the program ends, and what is tracked beside them.",
+                             "Give `out`, or say in `tracking` where it is kept (`folder`, `uri`).")  # fmt: skip
         if out is None:
             keeper = TemporaryDirectory(prefix="polyclinic-")
             out = keeper.name

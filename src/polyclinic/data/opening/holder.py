@@ -322,12 +322,13 @@ class Holder:
         pixels: Pixels | None = None
         masks: Pixels | None = None
         facts: list[MaskFacts] | None = None
+        depth: int | None = None
         notes: list[Note] = []
         if self.spec.image is None:
             pixels = torch.from_numpy(self._matrix[here])
         elif len(here):
             rows = used.at(here)
-            pixels, masks, failures, facts, notes = read_images(
+            pixels, masks, failures, facts, depth, notes = read_images(
                 site, rows, self._prepared, self.folder, self.target, self._tick
             )
             for place, reason in failures.items():
@@ -343,7 +344,7 @@ class Holder:
         subjects, cases, parts = (used.origin[column].iloc[here].tolist() for column in ("subject", "case", "part"))
         own = None if self._covariates is None else torch.from_numpy(self._covariates[here])
         fixed = parts if self.split is not None else None
-        data = SiteData(site, pixels, targets, subjects, cases, fixed, counts, _spacings(pixels), own)
+        data = SiteData(site, pixels, targets, subjects, cases, fixed, counts, _spacings(pixels), own, depth=depth)
         if facts is not None:
             data.mask_facts = [*facts, *[MaskFacts()] * counts.unlabelled]
         if counts.unlabelled:

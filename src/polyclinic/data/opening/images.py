@@ -34,6 +34,7 @@ class Images(NamedTuple):
         pixels, masks: of the cases that can be used, in order; None without any, and masks only for segmentation.
         failures: position of each case that can't be used -> the reason.
         mask_facts: what was seen in each mask, or None.
+        depth: how many bits white has in pictures of 16 bits, where these tell it themselves; else None.
         notes: what a person should know.
     """
 
@@ -41,6 +42,7 @@ class Images(NamedTuple):
     masks: Pixels | None
     failures: dict[int, str]
     mask_facts: list[MaskFacts] | None
+    depth: int | None
     notes: list[Note]
 
 
@@ -91,7 +93,8 @@ def read_images(
         used = [(cells[0], root) for place, (cells, root) in enumerate(zip(files.images, files.roots, strict=True))
                 if place not in failures]  # fmt: skip
         notes += level_notes(site, [resolve(cell, root, files.allowed) for cell, root in used])
-    return Images(images, masks, failures, seen.mask_facts, notes)
+    depth = seen.deep.depth if seen.deep.highest and spec.bits is None else None
+    return Images(images, masks, failures, seen.mask_facts, depth, notes)
 
 
 def image_files(rows: Rows, spec: DataSpec, folder: Path, target: Target) -> VolumeFiles:

@@ -14,7 +14,7 @@ from polyclinic.engine import LocalEngine
 from polyclinic.errors import DataError, PolyclinicError
 from polyclinic.federation.checks.checking import Finding, fails, passes, warns
 from polyclinic.federation.ends.policy import refusals
-from polyclinic.federation.job import study_hash
+from polyclinic.federation.job import sent_text, study_hash
 from polyclinic.federation.kit import Kit
 from polyclinic.federation.site_file import Policy, SiteFile
 from polyclinic.study.checked import CheckedStudy
@@ -56,7 +56,7 @@ def check_study(study: CheckedStudy, policy: Policy) -> Finding:
 
 def check_approval(kit: Kit, study: CheckedStudy, policy: Policy) -> Finding:
     """Whether somebody has to approve a study, and has done so."""
-    mark = study_hash(study.text)
+    mark = study_hash(sent_text(study.text))
     if policy.approval == "automatic":
         return passes("Studies that fit the policy need no approval.")
     if (kit.folder / "approved" / f"{mark}.yaml").is_file():

@@ -43,7 +43,7 @@ from polyclinic.federation.watching.status import Outcome, Watch
 from polyclinic.files import write_atomic
 from polyclinic.study.checked import CheckedStudy
 from polyclinic.study.ended import is_incomplete
-from polyclinic.study.plugins import used_plugins
+from polyclinic.study.given.plugins import used_plugins
 from polyclinic.study.study import Study
 
 log = logging.getLogger(__name__)

@@ -11,7 +11,7 @@ from polyclinic.files import write_atomic
 from polyclinic.methods import PLAIN_PARTS
 from polyclinic.parts import build_part
 from polyclinic.study.declaration import Declaration
-from polyclinic.study.plugins import canonical_package, used_plugins
+from polyclinic.study.given.plugins import canonical_package, used_plugins
 
 #: Fewer characters of a hash may fit another study.
 _LEAST_MARK = 8

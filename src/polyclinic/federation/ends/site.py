@@ -36,7 +36,7 @@ from polyclinic.site.schema import read_body
 from polyclinic.site.spending import LEDGER, Spending
 from polyclinic.site.sums import MASKED
 from polyclinic.study.checked import CheckedStudy
-from polyclinic.study.plugins import used_plugins
+from polyclinic.study.given.plugins import used_plugins
 
 log = logging.getLogger(__name__)
 

@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 
     from polyclinic.engine.planner import EnginePlan
 
-#: Rounds whose validation is shown.
-MOST_ROUNDS = 200
+#: Rounds whose validation is shown, and trainings whose titles are.
+MOST_ROUNDS, MOST_TITLES = 200, 8
 
 
 class _Told(BaseModel):
@@ -85,6 +85,8 @@ class Status(_Told):
         validations: the last rounds of the training that is going on.
         sites: one by one.
         lines: what was to be said so far.
+        done: titles of the trainings that were done last.
+        left: seconds to the end of the last training, as quickly as those of this run; None where nothing tells.
     """
 
     state: str
@@ -102,6 +104,8 @@ class Status(_Told):
     validations: list[Validation]
     sites: list[SiteStatus]
     lines: list[str]
+    done: list[str] = []
+    left: float | None = None
 
 
 class Outcome(_Told):
@@ -148,7 +152,8 @@ class Watch(Display):
         self._jobs: int | None = None
         self._rounds: int | None = None
         self._job, self._round, self._title = 0, 0, ""
-        self._said: list[str] = []
+        self._said, self._done = list[str](), list[str]()
+        self._planned, self._ended, self._trained = self.since, self.since, 0
         self._validations: list[Validation] = []
         self._validated: dict[str, tuple[int, float | None, float | None]] = {}
         self._answers: dict[str, dict[str, int]] = {}
@@ -174,9 +179,17 @@ class Watch(Display):
         return Status(
             state=self.state, study=self.study, mark=self.mark, now=time.time(), since=self.since, jobs=self._jobs,
             job=self._job, title=self._title, rounds=self._rounds, round=self._round, progress=self.progress,
-            metric=self.metric, validations=list(self._validations), lines=list(self._said),
+            metric=self.metric, validations=list(self._validations), lines=list(self._said), done=list(self._done),
+            left=self._left(),
             sites=[self._of_site(name, line, answers.get(name, {})) for name, line in sorted(self.lines.items())],
         )  # fmt: skip
+
+    def _left(self) -> float | None:
+        """Seconds to the end of the last training; those that were done in this run tell."""
+        if self._jobs is None or not self._trained or self._job >= self._jobs or self.state != "running":
+            return None
+        each = (self._ended - self._planned) / self._trained
+        return max(0.0, each * (self._jobs - self._job) - (time.time() - self._ended))
 
     def _of_site(self, name: str, line: Line, answers: dict[str, int]) -> SiteStatus:
         return SiteStatus(
@@ -191,10 +204,17 @@ class Watch(Display):
     def planned(self, plan: EnginePlan, jobs: int) -> None:
         """See `Display`."""
         self._jobs, self._job = jobs, 0
+        self._planned = self._ended = time.time()
 
     def job(self, number: int, title: str, skipped: bool) -> None:
         """See `Display`."""
-        self.progress += self._job < number and self._round > 0
+        if self._job < number and self._round > 0:  # the one before was trained now
+            self.progress += 1
+            self._trained, self._ended = self._trained + 1, time.time()
+            self._done.append(self._title)
+        if skipped:
+            self._done.append(title)
+        del self._done[:-MOST_TITLES]
         self._job, self._title, self._round, self._rounds = number + skipped, title, 0, None
         self._validations.clear()
         self._validated.clear()

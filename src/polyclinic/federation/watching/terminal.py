@@ -10,11 +10,13 @@ from pathlib import Path
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
-from rich.table import Table
 
 from polyclinic.errors import ResultsError
 from polyclinic.federation.watching.page import STATUS_PAGE, site_rows, write_status_page
 from polyclinic.federation.watching.status import Status
+from polyclinic.files import write_atomic
+from polyclinic.study.watching.progress import STATUS_FILE
+from polyclinic.study.watching.terminal import sites_table
 
 
 class Shown:
@@ -36,6 +38,7 @@ class Shown:
         """Show where the study is."""
         with contextlib.suppress(ResultsError):  # the study does not need it
             write_status_page(self.out / STATUS_PAGE, status)
+            write_atomic(self.out / STATUS_FILE, status.model_dump_json(), durable=False)
         if self._begun != status.since:  # begun again after a site was lost
             self._begun, self._lines = status.since, 0
         for line in status.lines[self._lines :]:
@@ -57,11 +60,15 @@ class Shown:
 @contextmanager
 def shown(console: Console, out: Path) -> Iterator[Shown]:
     """Shows a study for as long as the context lasts."""
-    if not console.is_terminal:
-        yield Shown(console, out, None)
-        return
-    with Live(console=console, transient=True, refresh_per_second=4) as live:
-        yield Shown(console, out, live)
+    try:
+        if not console.is_terminal:
+            yield Shown(console, out, None)
+            return
+        with Live(console=console, transient=True, refresh_per_second=4) as live:
+            yield Shown(console, out, live)
+    finally:
+        with contextlib.suppress(OSError):
+            (out / STATUS_FILE).unlink(missing_ok=True)  # as long as it is there, somebody follows
 
 
 def _drawn(status: Status) -> RenderableType:
@@ -71,11 +78,5 @@ def _drawn(status: Status) -> RenderableType:
     if status.rounds:
         bars.add_task(f"  {status.title}, rounds", total=status.rounds, completed=status.round)
     last = status.validations[-1] if status.validations else None
-    table = Table(box=None, pad_edge=False)
-    for name in ("Site", "", "Last heard", "Sent to it", "Left it"):
-        table.add_column(name, no_wrap=True)
-    for row in site_rows(status):
-        style = "red" if row["lost"] else None
-        table.add_row(row["name"], row["state"], row["heard"], row["sent"], row["received"], style=style)
     loss = "" if last is None or last.loss is None else f"Validation loss after round {last.round}: {last.loss:.4g}"
-    return Group(bars, table, loss)
+    return Group(bars, sites_table(site_rows(status)), loss)

@@ -12,7 +12,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from polyclinic.study.final_model.description import Description
+from polyclinic.study.final_model.description import Description, TrainingSite
 from polyclinic.study.report.page import TEMPLATES
 from polyclinic.tasks.metrics import METRICS, metric_text
 
@@ -136,12 +136,13 @@ def _training(description: Description, record: Mapping[str, Any]) -> Iterable[s
     yield f"Method: {description.method}. {record.get('method', '')} The file study.yaml has all of its parts."
     yield f"Rounds: {description.rounds} ({description.chosen}). Seed: {description.seed}."
     yield [["Site", "Training cases", "Patients", "What stays there"],
-           *([site, str(one.cases), str(one.patients), _stays(one.weights, prepares=one.prepares)]
+           *([site, str(one.cases), str(one.patients), _stays(one)]
              for site, one in description.sites.items())]  # fmt: skip
 
 
-def _stays(weights: Sequence[str], *, prepares: bool) -> str:
-    parts = [f"{len(weights)} tensors of the network"] * bool(weights) + ["how its cases are scaled"] * prepares
+def _stays(site: TrainingSite) -> str:
+    parts = [f"{len(site.weights)} tensors of the network"] * bool(site.weights)
+    parts += ["how its cases are scaled"] * site.prepares + ["what is white in its pictures of 16 bits"] * site.white
     return " and ".join(parts) or "nothing"
 
 
@@ -193,6 +194,11 @@ def unseen_rule(description: Description) -> Iterable[str]:
         yield (
             "Its cases are scaled by themselves, without their labels: a number of them together, or by reference "
             "cases of the same site. A single case can't be predicted without these."
+        )
+    if any(one.white for one in description.sites.values()):
+        yield (
+            "Its pictures of 16 bits can't be predicted, since nothing tells what is white in them: the study has no "
+            "`bits`. Those of 8 bits can."
         )
 
 

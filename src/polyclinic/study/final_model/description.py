@@ -18,6 +18,7 @@ from polyclinic.limits import (
     NamedPart,
     NotNegative,
     Number,
+    Options,
     Positive,
     Sentence,
     Switch,
@@ -69,12 +70,14 @@ class TrainingSite(Body):
         cases, patients: that were trained on.
         weights: tensors of the network that stayed there.
         prepares: whether its cases are prepared in a way of their own.
+        white: whether its part of the model says what is white in its pictures of 16 bits.
     """
 
     cases: Count
     patients: Count
     weights: list[Name] = []
     prepares: Switch = False
+    white: Switch = False
 
 
 class Calibration(Body):
@@ -100,7 +103,7 @@ class Description(Body):
         number: of the model, from the hashes of its weights and its preparation.
         study: name of the study.
         method: its label; ``parts`` is its entry in the study file, as JSON.
-        task, loss, classes: as in the study; ``classes`` in index order.
+        task, loss, loss_options, classes: as in the study; ``classes`` in index order.
         network: name and options; ``shape`` of one input, ``outputs`` their number.
         data: what of a table or of images is used; no paths.
         agreement: features, values of codes, classes, and how volumes are prepared.
@@ -130,6 +133,7 @@ class Description(Body):
     parts: Sentence
     task: Name
     loss: Name
+    loss_options: Options = {}
     classes: list[Name] = []
     network: NamedPart
     shape: list[Positive] = Field(min_length=1, max_length=4)
@@ -161,7 +165,7 @@ class Description(Body):
     def built_task(self) -> Task:
         """The task, as sites build it."""
         grid = TimeGrid(tuple(self.times), tuple(self.edges))
-        return build_task(self.task, len(self.classes), self.loss, self.scale or (0.0, 1.0), grid)
+        return build_task(self.task, len(self.classes), (self.loss, self.loss_options), self.scale or (0.0, 1.0), grid)
 
     @property
     def target(self) -> str:

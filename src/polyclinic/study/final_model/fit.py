@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from polyclinic.errors import ModelError
@@ -20,6 +20,9 @@ from polyclinic.study.folder import Folder
 from polyclinic.study.job import Job
 from polyclinic.study.lock import locked
 from polyclinic.study.method_entries import StudyMethod
+from polyclinic.study.tracking.entry import check_installed
+from polyclinic.study.tracking.outcome import outcome_of_rounds
+from polyclinic.study.tracking.track import TRACKING, Tracking
 
 #: Folder of a training that goes on, in the folder of what stays at the sites.
 _TRAINING = ".training"
@@ -69,6 +72,7 @@ def fit_model(
         held = "a model" if (out / DESCRIPTION).exists() else "something else"
         raise ModelError("P701", f"{out} already holds {held}.", "Choose another folder with --out.")
     check_makeable(study)
+    check_installed(list(study.declaration.trackers))
     method = _method(study, wanted.method)
     if wanted.fold is not None:
         chosen = _as_in_fold(study, method, wanted)
@@ -84,7 +88,7 @@ def fit_model(
 def _fit(
     study: CheckedStudy, chosen: Chosen, wanted: Wanted, out: Path, display: Display, *, resume: bool
 ) -> None:  # fmt: skip
-    """Open the data, train, and write the model."""
+    """Open the data, train, write the model, and tell trackers of it."""
     training = sites_folder(out) / _TRAINING
     folder = Folder(training, study)
     folder.check(resume)
@@ -96,11 +100,17 @@ def _fit(
         folder.begin(found.plan, found.cohort.fingerprint)
         seed = declaration.all_seeds[0] if wanted.seed is None else wanted.seed
         job = Job((with_rounds(chosen.method, chosen.rounds),), seed, fold.number, final=wanted.fold is None)
+        folder.list_trainings([job])
         display.planned(found.plan, 1)
         display.job(0, job.title, False)
         maker = Maker(found.study, found.agreement, found.cohort, found.runner, found.folds, folder)
-        maker.make(out, job, fold, chosen, site_models=wanted.site_models, report=display.round)
-    collect_parts(folder.site_folder(), out)
+        kept = out.with_name(f"{out.name}-{TRACKING}")
+        with Tracking.of(found.study, training, kept=kept, what=": model", anew=not resume) as tracking:
+            made = maker.make(out, job, fold, chosen, site_models=wanted.site_models, report=display.round)
+            collect_parts(folder.site_folder(), out)
+            outcome = replace(outcome_of_rounds(made.rounds), files=[out])
+            for note in tracking.finish(lambda: outcome):
+                display.note(note)
     shutil.rmtree(training, ignore_errors=True)
 
 

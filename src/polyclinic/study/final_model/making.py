@@ -51,10 +51,10 @@ from polyclinic.study.final_model.seen import seen_at
 from polyclinic.study.fit import input_shape
 from polyclinic.study.folder import Folder
 from polyclinic.study.folds import Folds
+from polyclinic.study.given.plugins import of_python
 from polyclinic.study.job import Fold, Job, Outcome
 from polyclinic.study.jobs import JobRunner, round_notes
 from polyclinic.study.method_entries import StudyMethod
-from polyclinic.study.plugins import of_python
 from polyclinic.study.provenance import machine, now, plugins
 from polyclinic.study.testing import Trained
 from polyclinic.study.writing import study_text
@@ -277,7 +277,8 @@ class _Made:
         return Description(
             number=number, study=declaration.study, method=method.label,
             parts=json.dumps(method.entry.get(method.name, method.entry), default=str)[:9000], task=declaration.task,
-            loss=start.loss, classes=list(cohort.classes), network=declaration.model_part,
+            loss=start.loss, loss_options=start.loss_options, classes=list(cohort.classes),
+            network=declaration.model_part,
             shape=list(input_shape(declaration, cohort)), outputs=self.trained.plan.task.outputs, data=data,
             agreement=self.agreement,
             inputs=list(cohort.features), covariates=cohort.covariates, steps=self.steps, scale=start.target_scale,

@@ -6,7 +6,7 @@ in it. The same folder gives the same bytes.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -91,8 +91,8 @@ def write_report(folder: Path, out: Path | None = None) -> Path:
     return out
 
 
-def render(folder: Folder) -> str:
-    """The page as text."""
+def render(folder: Folder, without: Collection[str] = ()) -> str:
+    """The page as text; ``without`` some of its sections."""
     environment = Environment(
         loader=FileSystemLoader(TEMPLATES),
         autoescape=True,
@@ -100,7 +100,7 @@ def render(folder: Folder) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    content = {name: make(folder) for name, make in CONTENT.items()}
+    content = {name: () if name in without else make(folder) for name, make in CONTENT.items()}
     titles = SECTIONS | ({"structures": "Time by time"} if folder.time_unit else {})
     sections = {name: title for name, title in titles.items() if content[name]}
     return environment.get_template("report.html.j2").render(

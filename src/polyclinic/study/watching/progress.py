@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -20,11 +20,11 @@ from polyclinic.study.watching.held import is_held
 
 #: In ``jobs/``: name, title, seed, fold and number of rounds of each training, in order.
 TRAININGS = "trainings.json"
-#: Page that a study between hospitals keeps in the researcher's folder.
-STATUS_PAGE = "status.html"
+#: Page that a study between hospitals keeps in the researcher's folder, and the same for programs while it is followed.
+STATUS_PAGE, STATUS_FILE = "status.html", "status.json"
 _PART, _DRAFT = ".part", ".draft"
 
-State = Literal["preparing", "running", "unknown", "interrupted", "failed", "finished", "incomplete"]
+State = Literal["preparing", "running", "unknown", "unheard", "interrupted", "failed", "finished", "incomplete"]
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class Training:
         title: what is trained, with seed and fold.
         done: rounds done.
         rounds: how many there are at most; None where it is not known.
-        losses: validation loss of each round so far, the mean over the sites; None where a round has none.
+        losses: validation loss of the rounds so far, the mean over the sites; None where a round has none.
         metric: name of the metric on validation cases, and its mean over the sites after the last round.
     """
 
@@ -55,22 +55,33 @@ class Progress:
         state: see `STATES` of `polyclinic.study.watching.terminal` for what they mean.
         reason: why it failed.
         done: titles of trainings that are done.
+        others: how many more are done before these, whose titles are not told.
         total: how many there are; None where the folder does not tell.
         under_way: those that were begun.
         left: seconds to the end of the last training; None where nothing tells.
         silent: seconds since something was written last; None where nothing was.
         notes: texts of the notes so far, each once.
+        means: over what losses and metrics are means, in words.
+        sites: what is told of each site between hospitals, see `polyclinic.federation.watching.page.site_rows`.
     """
 
     study: str
     state: State
     reason: str = ""
     done: Sequence[str] = ()
+    others: int = 0
     total: int | None = None
     under_way: Sequence[Training] = ()
     left: float | None = None
     silent: float | None = None
     notes: Sequence[str] = ()
+    means: str = "the sites"
+    sites: Sequence[Mapping[str, Any]] = ()
+
+    @property
+    def count(self) -> int:
+        """How many trainings are done."""
+        return self.others + len(self.done)
 
     @property
     def is_over(self) -> bool:
@@ -115,10 +126,11 @@ class Watcher:
         total = len(known) or None
         now = time.time()
         return Progress(
-            study, state, str(record.get("reason") or ""), [_title(known.get(name, {}), name) for name in done], total,
-            under_way, _left(jobs, ended, total, now) if state in ("running", "unknown") else None,
-            self._silent([*(jobs / f"{name}{_PART}" / "rounds.jsonl" for name in begun), jobs], now),
-            self._notes_of(done),
+            study, state, str(record.get("reason") or ""), [_title(known.get(name, {}), name) for name in done],
+            total=total, under_way=under_way,
+            left=_left(jobs, ended, total, now) if state in ("running", "unknown") else None,
+            silent=self._silent([*(jobs / f"{name}{_PART}" / "rounds.jsonl" for name in begun), jobs], now),
+            notes=self._notes_of(done),
         )  # fmt: skip
 
     def _early(self, study: str, held: bool | None) -> Progress:
@@ -130,8 +142,9 @@ class Watcher:
             state: State = "interrupted" if held is False else "preparing"
             return Progress(study, state, silent=self._silent([self.folder / LOCK], time.time()))
         if (self.folder / STATUS_PAGE).is_file():
-            raise ResultsError("P501", f"The study in {self.folder} runs between hospitals; results come at the end.",
-                               f"Open {self.folder / STATUS_PAGE} in a browser: it says how far it is.")  # fmt: skip
+            raise ResultsError("P501", f"The study in {self.folder} runs between hospitals, and nobody follows it now.",
+                               f"Open {self.folder / STATUS_PAGE} in a browser: it says how far it was. The same "
+                               "`polyclinic run` follows it again.")  # fmt: skip
         raise ResultsError("P501", f"There is no study in {self.folder}: provenance.json is missing or can't be read.",
                            "Give the folder of `polyclinic run STUDY --out DIR`.")  # fmt: skip
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime, timedelta
+from typing import Any
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
@@ -22,6 +23,8 @@ STATES = {
     "preparing": "preparing: data are being opened, and nothing else is known yet",
     "running": "running",
     "unknown": "running, or interrupted without a word: its lock is there, and who holds it can't be told from here",
+    "unheard": "not heard of: the command that follows it has ended, or does not reach the coordinator; the study may "
+    "go on, and the same `polyclinic run` follows it again",
     "interrupted": "interrupted: no process holds its lock; `polyclinic run` with --resume goes on",
     "failed": "failed",
     "finished": "finished: see report.html",
@@ -86,7 +89,7 @@ def line(progress: Progress) -> str:
     """Where a study is, in one line."""
     parts = [state_text(progress)]
     if progress.state not in ("preparing", "finished", "incomplete"):
-        parts.append(f"{len(progress.done)} of {_total(progress)} trainings done")
+        parts.append(f"{progress.count} of {_total(progress)} trainings done")
     parts += [f"{one.title} {_rounds(one)}" for one in progress.under_way]
     if progress.left is not None:
         parts.append(f"about {duration(progress.left)} left")
@@ -96,7 +99,7 @@ def line(progress: Progress) -> str:
 def state_text(progress: Progress) -> str:
     """The state of a study in words."""
     text = STATES[progress.state] + (f": {progress.reason}" if progress.state == "failed" else "")
-    if progress.silent is not None and progress.state in ("preparing", "unknown", "interrupted"):
+    if progress.silent is not None and progress.state in ("preparing", "unknown", "unheard", "interrupted"):
         text += f" (last written {duration(progress.silent)} ago)"
     return text
 
@@ -106,6 +109,8 @@ def drawn(progress: Progress) -> RenderableType:
     shown: list[RenderableType] = [Text.assemble((progress.study, "bold"), ": ", state_text(progress))]
     if progress.state not in ("preparing", "finished", "incomplete"):
         shown += _trainings(progress)
+    if progress.sites:
+        shown.append(sites_table(progress.sites))
     if progress.notes:
         shown.append(f"Notes so far: {len(progress.notes)}")
         shown += [Text(f"  {text}", style="yellow") for text in progress.notes[:MOST_NOTES]]
@@ -114,16 +119,28 @@ def drawn(progress: Progress) -> RenderableType:
     return Group(*shown)
 
 
+def sites_table(rows: Sequence[Mapping[str, Any]]) -> Table:
+    """What is told of each site between hospitals."""
+    table = Table(box=None, pad_edge=False)
+    for name in ("Site", "", "Last heard", "Sent to it", "Left it"):
+        table.add_column(name, no_wrap=True)
+    for row in rows:
+        cells = [escape(str(row[name])) for name in ("name", "state", "heard", "sent", "received")]
+        table.add_row(*cells, style="red" if row["lost"] else None)
+    return table
+
+
 def _trainings(progress: Progress) -> Iterator[RenderableType]:
     done = progress.done
     if progress.total is None:
-        yield f"Trainings done: {len(done)} of an unknown number"
+        yield f"Trainings done: {progress.count} of an unknown number"
     else:
         bars = Bars(TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
-        bars.add_task("Trainings", total=progress.total, completed=len(done))
+        bars.add_task("Trainings", total=progress.total, completed=progress.count)
         yield bars
     if done:
-        more = f"{len(done) - MOST_NAMES} others, " if len(done) > MOST_NAMES else ""
+        shown = min(len(done), MOST_NAMES)
+        more = f"{progress.count - shown} others, " if progress.count > shown else ""
         yield Text(f"Done: {more}{', '.join(done[-MOST_NAMES:])}", style="dim")
     if progress.under_way:
         table = Table(box=None, pad_edge=False, show_edge=False)
@@ -135,7 +152,7 @@ def _trainings(progress: Progress) -> Iterator[RenderableType]:
             last = f"{known[-1]:.4g}" if known else "–"
             table.add_row(escape(one.title), _rounds(one), sparkline(one), last, escape(metric))
         yield table
-        yield Text("Losses and metrics are means over the sites.", style="dim")
+        yield Text(f"Losses and metrics are means over {progress.means}.", style="dim")
     if progress.left is not None:
         end = datetime.now().astimezone() + timedelta(seconds=progress.left)
         yield f"About {duration(progress.left)} left for trainings, until {end:%d %B %H:%M}; then tables and report."

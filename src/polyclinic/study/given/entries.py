@@ -10,7 +10,7 @@ import pandas as pd
 from polyclinic.data.pictures.items import Items, is_dataset, read_items
 from polyclinic.data.tables.frames import Frame, keep_frame
 from polyclinic.options import EntryError
-from polyclinic.study.functions import enter_loss, enter_network
+from polyclinic.study.given.functions import enter_loss, enter_network
 
 #: Columns that a data set of items is given, see `polyclinic.data.pictures.items`.
 _TARGET, _SUBJECT = "target", "subject"

@@ -24,10 +24,10 @@ from polyclinic.engine.child import Child
 from polyclinic.engine.planner import EnginePlan
 from polyclinic.errors import TrainingError, error_from
 from polyclinic.notes import Note
-from polyclinic.study.agenda import Agenda
 from polyclinic.study.display import Display
 from polyclinic.study.folder import Folder
 from polyclinic.study.job import Fold, Job
+from polyclinic.study.side_by_side.agenda import Agenda
 
 #: After so many worker processes that ended while they ran the same job, the study ends.
 MOST_DEATHS = 3
@@ -193,7 +193,7 @@ class Crew:
             if self._closed:
                 raise _Gone("the study ends")
             wanted = {name: value for name, value in PATIENT.items() if name not in os.environ}
-            child = Child("polyclinic.study.job_worker", [], most_blocks(1), wanted)
+            child = Child("polyclinic.study.side_by_side.job_worker", [], most_blocks(1), wanted)
             if instead is not None:
                 self._children.remove(instead)
                 instead.close()

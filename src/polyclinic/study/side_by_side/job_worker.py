@@ -1,7 +1,7 @@
 """A process that runs jobs of a study: it answers messages on its standard input, and ends with that.
 
-Run as ``python -m polyclinic.study.job_worker BLOCKS [SOCKET]`` by `polyclinic.study.crew`; see
-`polyclinic.engine.child`. It reads the study from the results folder and is told what the coordinator knows of the
+Run as ``python -m polyclinic.study.side_by_side.job_worker BLOCKS [SOCKET]`` by `polyclinic.study.side_by_side.crew`;
+see `polyclinic.engine.child`. It reads the study from the results folder and is told what the coordinator knows of the
 data; cases come in memory that all processes share. Results it writes into the folder itself, each in one step.
 """
 
@@ -29,7 +29,6 @@ from polyclinic.engine.channel import Channel
 from polyclinic.engine.planner import EnginePlan
 from polyclinic.errors import PolyclinicError, error_told
 from polyclinic.origins import told
-from polyclinic.study.agenda import trainings
 from polyclinic.study.checked import CheckedStudy
 from polyclinic.study.fit import attack_of
 from polyclinic.study.folder import Folder
@@ -39,7 +38,8 @@ from polyclinic.study.jobs import JobRunner
 from polyclinic.study.reading import read_yaml
 from polyclinic.study.search import Searching
 from polyclinic.study.setup import Setup
-from polyclinic.study.workbench import Workbench
+from polyclinic.study.side_by_side.agenda import trainings
+from polyclinic.study.side_by_side.workbench import Workbench
 
 #: Rounds are told of no more often than this, in seconds.
 _PAUSE = 0.2
@@ -49,7 +49,7 @@ class Bench:
     """The study as this process has it.
 
     Args:
-        told: see `polyclinic.study.crew.briefing`.
+        told: see `polyclinic.study.side_by_side.crew.briefing`.
         cases: of each site.
     """
 
