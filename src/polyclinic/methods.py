@@ -374,6 +374,13 @@ publish(
     server=["fedcostwavg"],
 )
 publish(
+    "fedpidavg",
+    _AGGREGATION,
+    "Sites whose cost fell most, or was high over the last rounds, count more.",
+    "Mächler et al., BrainLes at MICCAI 2022",
+    server=["fedpidavg"],
+)
+publish(
     "guided_gradient",
     "server end: domain shift",
     "Only weights on whose direction the sites agree are moved.",

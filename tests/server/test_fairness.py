@@ -15,13 +15,14 @@ from server_exchange import away_from_zero, close, play, rule, update
 RULES = [
     ("loss_weights", {}),
     ("fedcostwavg", {"alpha": 0.3}),
+    ("fedpidavg", {"alpha": 1.0, "beta": 2.0, "gamma": 1.0}),
     ("qfedavg", {"q": 2.0}),
     ("afl", {"lr": 0.5}),
     ("feddg_ga", {"step": 0.4}),
     ("fedce", {"mode": "plus"}),
     ("fedce", {"mode": "times"}),
 ]
-REMEMBERING = [which for which in RULES if which[0] in {"fedcostwavg", "afl", "feddg_ga", "fedce"}]
+REMEMBERING = [which for which in RULES if which[0] in {"fedcostwavg", "fedpidavg", "afl", "feddg_ga", "fedce"}]
 LOSSES = ("start_loss", "end_loss", "start_validation_loss", "end_validation_loss", "leave_one_out_loss")
 #: Of sites that took one plain step.
 ONE_STEP = {"steps": 1.0, "path": 1.0}
@@ -68,6 +69,8 @@ def unequal(losses=(0.7, 0.7, 0.7)):
     [
         ("loss_weights", {}, (0.7, 0.7, 0.7)),
         ("fedcostwavg", {"alpha": 1.0}, (0.1, 0.9, 0.0)),
+        ("fedpidavg", {"beta": 0.0, "gamma": 0.0}, (0.1, 0.9, 0.0)),
+        ("fedpidavg", {"gamma": 0.0}, (0.1, 0.9, 0.0)),  # costs that never fall
         ("afl", {"lr": 0.0}, (0.1, 0.9, 0.0)),
     ],
 )
@@ -110,7 +113,7 @@ def test_a_loss_that_is_not_a_number_names_the_site(name, options):
         play(part, unequal((0.1, math.nan, 0.3)))
 
 
-@pytest.mark.parametrize("name", ["loss_weights", "fedcostwavg", "qfedavg"])
+@pytest.mark.parametrize("name", ["loss_weights", "fedcostwavg", "fedpidavg", "qfedavg"])
 def test_negative_losses_are_refused_where_they_make_no_sense(name):
     with pytest.raises(StudyError, match=r"P104.*at least 0; site C reported -0\.3"):
         play(rule(name), unequal((0.1, 0.2, -0.3)))
