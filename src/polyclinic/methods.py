@@ -381,6 +381,13 @@ publish(
     server=["fedpidavg"],
 )
 publish(
+    "auto_fedavg",
+    _AGGREGATION,
+    "How much sites count is learned on the validation cases of all.",
+    "Xia et al., arXiv 2104.10195",
+    server=["auto_fedavg"],
+)
+publish(
     "guided_gradient",
     "server end: domain shift",
     "Only weights on whose direction the sites agree are moved.",

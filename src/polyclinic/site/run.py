@@ -249,13 +249,14 @@ class Run:
                 "Use a `training: {batch_size: ...}` above 1, leave the site out, or a model with another `norm`.",
             )  # fmt: skip
 
-    def shared_model(self, state: Tensor, *, best: bool = False) -> Tensor:
-        """The shared ``state [Q]`` with what the site does not share (of the best round, if asked) ``[P]``."""
+    def shared_model(self, state: Tensor, *, best: bool = False, kept: Kept | None = None) -> Tensor:
+        """The shared ``state [Q]`` with what the site does not share ``[P]``: what is kept, of the best round if asked,
+        or what is ``kept`` elsewhere."""
         if self.shared.everything:
             return state
         vector = torch.empty(self.shared.total, device=state.device)
         self.shared.put(vector, state)
-        self.private.put(vector, (self.best if best else self.kept).own)
+        self.private.put(vector, (kept or (self.best if best else self.kept)).own)
         return vector
 
     def vector(self, state: Tensor, *, best: bool = False) -> Tensor:
@@ -338,7 +339,7 @@ class Run:
         """
         end, kept = self.ends[name], self.kept if self._left is None else self._left[1]
         state = tensors.get("state")
-        vector = torch.empty(0) if state is None else self.shared_model(state)
+        vector = torch.empty(0) if state is None else self.shared_model(state, kept=kept)
         view = self.at(vector, asked.round, asked.learning_rate, asked.optimizer)
         end.kept, before = dict(kept.parts[name]), Unwritten(kept.parts[name])
         given = {key: tensor for key, tensor in tensors.items() if key != "state"}
