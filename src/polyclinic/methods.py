@@ -409,6 +409,13 @@ publish(
     server=["qfedavg"],
 )
 publish(
+    "propfair",
+    _FAIRNESS,
+    "Sites count more the less they have to lose: proportional fairness.",
+    "Zhang et al., arXiv 2202.01666",
+    server=["propfair"],
+)
+publish(
     "afl", _FAIRNESS, "Weights move towards the sites with the highest loss.", "Mohri et al., ICML 2019", server=["afl"]
 )
 publish(

@@ -7,18 +7,21 @@ from collections.abc import Mapping, Sequence
 from typing import Annotated, Literal
 
 import torch
-from pydantic import Field, NonNegativeFloat
+from pydantic import Field, NonNegativeFloat, PositiveFloat
 from torch import Tensor
 
 from polyclinic.parts import SERVER_PARTS, Memory, SiteEnd, Step, Update
 from polyclinic.parts.measures import Measuring, measured, revealed
 from polyclinic.server.distances import ROUNDING, gram, norm
-from polyclinic.server.rules import Collected, declared_shares, weighted_sum
+from polyclinic.server.rules import Collected, Weighting, declared_shares, weighted_sum
 from polyclinic.server.weights import Measured, Remembering, carry_over, normalised, project_to_simplex
 from polyclinic.shapes import Shaped
 
 #: Added to losses in q-FedAvg, whose powers of a loss of 0 need not be finite.
 LEAST_LOSS = 1e-10
+
+#: ε of PropFair: a site whose loss is higher than M less this counts as if it were as high.
+LEAST_UTILITY = 0.2
 
 #: Least share of a site in each contribution of FedCE, so that none is left out for good.
 LEAST_CONTRIBUTION = 1e-3
@@ -74,6 +77,37 @@ class QFedAvg(Measured, Collected):
         """1/L: how far a constant gradient of 1 moves the weights in a local step, in the mean over all steps."""
         steps, path = (float(self.reported(updates, name).sum()) for name in ("steps", "path"))
         return self.now.learning_rate * (path / steps if steps else 1.0)
+
+
+@SERVER_PARTS.add("propfair")
+class PropFair(Measured, Weighting):
+    """Proportional fairness: sites gain and lose relative to what they have, so that those badly off count more.
+
+    It maximises Σ p_k log(M − F_k), a bargain between the sites in which M − F_k is the utility of site k: how far its
+    loss is below M, the loss of a model that nobody would use. Its gradient is Σ p_k ∇F_k / (M − F_k), so
+    w ← Σ a_k w_k with a_k ∝ p_k / max(M − F_k, ε), F_k the mean loss of the received model over the site's training
+    cases and ε = 0.2. Where losses of all sites are within ε of M, or equal, and the larger M, it is FedAvg.
+
+    Args:
+        baseline: M. Just above the loss of a model that knows nothing it is fairest.
+
+    Source: Zhang, Malekmohammadi, Chen and Yu, Proportional fairness in federated learning, arXiv 2202.01666, and the
+    authors' program, which has ε. Differs: there each site minimises −log(1 − F/M) batch by batch; here local training
+    stays as it is, and the weights are those that this loss gives whole sites in the first local step, brought to a sum
+    of 1. It stands for the survey's Prop-FFL (Hosseini et al., Proportionally fair hospital collaborations in federated
+    learning of histopathology images, IEEE TMI 2023), which has the same aim; its formula was not at hand.
+    """
+
+    reveals = revealed("start_loss")
+    shapes = measured("start_loss", signed=True)
+
+    def __init__(self, *, baseline: PositiveFloat = 2.0) -> None:
+        self.baseline = baseline
+
+    def weights(self, updates: Sequence[Update]) -> Tensor:
+        """p_k / max(M − F_k, ε)."""
+        utilities = self.baseline - self.reported(updates, "start_loss", signed=True)
+        return declared_shares(updates) / utilities.clamp_min(LEAST_UTILITY)
 
 
 @SERVER_PARTS.add("afl")
