@@ -27,7 +27,8 @@ METHODS: dict[str, Any] = {
         ["multi_krum"], "geometric_median": ["geometric_median"], "norm_bound": [{"norm_bound": {"bound": 0.5}}],
         "dos": ["dos"], "fltrust": [{"fltrust": {"trusted": "Aachen"}}], "fedadam": ["fedadam"], "ida": ["ida"],
         "simagg": ["simagg"], "regagg": ["regagg"], "afl": ["afl"], "propfair": ["propfair"], "qfedavg": ["qfedavg"],
-        "fedcostwavg": ["fedcostwavg"], "fedpidavg": ["fedpidavg"], "auto_fedavg": ["auto_fedavg"], "fedce": ["fedce"], "normalised": ["normalised"],
+        "fedcostwavg": ["fedcostwavg"], "fedpidavg": ["fedpidavg"], "auto_fedavg": ["auto_fedavg"],
+        "fedce": ["fedce"], "normalised": ["normalised"],
     }.items()
 } | {"scaffold": "scaffold"}  # fmt: skip
 

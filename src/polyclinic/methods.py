@@ -264,6 +264,14 @@ publish(
     personal="apfl",
 )
 publish(
+    "fourier",
+    _PERSONAL,
+    "Low frequencies of weights are shared, more in each round; high ones stay.",
+    "Chen et al., MICCAI 2021",
+    share="no_norm",
+    personal="fourier",
+)
+publish(
     "moon",
     _SHIFT,
     "Features are held near the shared model's, away from the last local ones.",
