@@ -89,8 +89,8 @@ class FedPIDAvg(Remembering):
         gamma: of the costs so far. Only the proportions of the three count; with β = γ = 0 it is FedAvg.
 
     Source: Mächler et al., FedPIDAvg: a PID controller inspired aggregation method for federated learning, BrainLes at
-    MICCAI 2022 (FeTS 2022), with 0.45, 0.45 and 0.1. Taken from its abstract and from programs written after it, of
-    which the text was not at hand. Differs: m_k is a mean and not a sum, which is the same where all sites take part in
+    MICCAI 2022 (FeTS 2022), with 0.45, 0.45 and 0.1. Taken from its abstract and from programs written after it, since
+    its text was not at hand. Differs: m_k is a mean and not a sum, which is the same where all sites take part in
     all rounds; shares can't be negative, as those of costs that rise would be. The paper also has sites with unusually
     many cases do less work in a round, which is a matter of local training, not of this rule.
     """
@@ -108,9 +108,7 @@ class FedPIDAvg(Remembering):
         declared, now = declared_shares(updates), self.reported(updates, "end_loss").tolist()
         before = self.kept.get("costs", {})
         costs = {
-            update.site: torch.cat([before.get(update.site, torch.empty(0)), torch.tensor([cost]).double()])[
-                -LOOK_BACK:
-            ]
+            update.site: torch.tensor([*before.get(update.site, ()), cost][-LOOK_BACK:], dtype=torch.float64)
             for update, cost in zip(updates, now, strict=True)
         }
         self.kept["costs"] = before | costs
