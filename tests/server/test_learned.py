@@ -2,6 +2,7 @@
 
 import math
 from itertools import pairwise
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -9,7 +10,9 @@ from torch import nn
 
 from helpers import Federation, image_sites, plain_module, recorded, survival_site, table_sites
 from polyclinic.errors import SiteError, StudyError
-from polyclinic.server.learned import _boxes
+from polyclinic.server.learned import _boxes, validation_gradient
+from polyclinic.state import FlatModule
+from polyclinic.tasks import build_task
 from server_exchange import close, play, rule, update
 
 SIZES = {"A": 1, "B": 3}
@@ -256,6 +259,24 @@ def test_boxes_cover_a_volume_and_their_shares_are_of_it():
     assert sum(share for *_, share in found) == pytest.approx(1)
     assert set(torch.cat([one.reshape(-1) for one, *_ in found]).tolist()) == set(inputs.reshape(-1).tolist())
     assert len(list(_boxes(inputs, inputs, (5, 4, 7)))) == 1
+
+
+def test_large_images_are_gone_through_in_the_boxes_of_training():
+    """Three images of 6 x 4 in boxes of 4 x 4, by twos: rows 0 to 3 and 2 to 5, each half of an image."""
+    generator = torch.Generator().manual_seed(1)
+    network = FlatModule(nn.Conv2d(1, 1, 3, padding=1))
+    task = build_task("segmentation", 2)
+    inputs, masks = torch.randn(3, 1, 6, 4, generator=generator), torch.randint(2, (3, 1, 6, 4), generator=generator)
+    view = SimpleNamespace(
+        vector=network.vector.clone(), trainable=10, layout=network.layout, shapes=[(1, 1, 3, 3), (1,)],
+        input_shape=(1, 4, 4), batch_size=2, model=network, task=task, shared=lambda vector: vector,
+        count=lambda part: 3, cases=lambda index, part: (inputs[index], masks[index]),
+    )  # fmt: skip
+    found = validation_gradient(view)
+    module = plain_module(network, network.vector)
+    losses = [task.loss(module(inputs[:, :, rows]), masks[:, :, rows]) for rows in (slice(0, 4), slice(2, 6))]
+    torch.stack(losses).mean().backward()
+    close(found, torch.cat([parameter.grad.reshape(-1) for parameter in module.parameters()]))
 
 
 @pytest.mark.parametrize(
