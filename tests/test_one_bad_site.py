@@ -26,8 +26,9 @@ METHODS: dict[str, Any] = {
         "mean": [], "median": ["median"], "trimmed_mean": ["trimmed_mean"], "krum": ["krum"], "multi_krum":
         ["multi_krum"], "geometric_median": ["geometric_median"], "norm_bound": [{"norm_bound": {"bound": 0.5}}],
         "dos": ["dos"], "fltrust": [{"fltrust": {"trusted": "Aachen"}}], "fedadam": ["fedadam"], "ida": ["ida"],
-        "simagg": ["simagg"], "regagg": ["regagg"], "afl": ["afl"], "qfedavg": ["qfedavg"],
-        "fedcostwavg": ["fedcostwavg"], "fedce": ["fedce"], "normalised": ["normalised"],
+        "simagg": ["simagg"], "regagg": ["regagg"], "afl": ["afl"], "propfair": ["propfair"], "qfedavg": ["qfedavg"],
+        "fedcostwavg": ["fedcostwavg"], "fedpidavg": ["fedpidavg"], "auto_fedavg": ["auto_fedavg"],
+        "fedce": ["fedce"], "normalised": ["normalised"],
     }.items()
 } | {"scaffold": "scaffold"}  # fmt: skip
 

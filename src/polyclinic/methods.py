@@ -264,6 +264,14 @@ publish(
     personal="apfl",
 )
 publish(
+    "fourier",
+    _PERSONAL,
+    "Low frequencies of weights are shared, more in each round; high ones stay.",
+    "Chen et al., MICCAI 2021",
+    share="no_norm",
+    personal="fourier",
+)
+publish(
     "moon",
     _SHIFT,
     "Features are held near the shared model's, away from the last local ones.",
@@ -374,6 +382,20 @@ publish(
     server=["fedcostwavg"],
 )
 publish(
+    "fedpidavg",
+    _AGGREGATION,
+    "Sites whose cost fell most, or was high over the last rounds, count more.",
+    "Mächler et al., BrainLes at MICCAI 2022",
+    server=["fedpidavg"],
+)
+publish(
+    "auto_fedavg",
+    _AGGREGATION,
+    "How much sites count is learned on the validation cases of all.",
+    "Xia et al., arXiv 2104.10195",
+    server=["auto_fedavg"],
+)
+publish(
     "guided_gradient",
     "server end: domain shift",
     "Only weights on whose direction the sites agree are moved.",
@@ -393,6 +415,13 @@ publish(
     "Sites with a high loss count more, for more even performance.",
     "Li et al., ICLR 2020",
     server=["qfedavg"],
+)
+publish(
+    "propfair",
+    _FAIRNESS,
+    "Sites count more the less they have to lose: proportional fairness.",
+    "Zhang et al., arXiv 2202.01666",
+    server=["propfair"],
 )
 publish(
     "afl", _FAIRNESS, "Weights move towards the sites with the highest loss.", "Mohri et al., ICML 2019", server=["afl"]

@@ -44,7 +44,7 @@ from polyclinic.parts import FEDERATION, Update
 from polyclinic.rounds import run_rounds
 from polyclinic.running.plan import Plan
 from polyclinic.running.progress import Checkpoint
-from polyclinic.server.fairness import LossWeights
+from polyclinic.server.costs import LossWeights
 from polyclinic.study.display import Display
 from polyclinic.study.job import Job
 from polyclinic.study.jobs import JobRunner

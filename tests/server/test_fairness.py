@@ -15,13 +15,15 @@ from server_exchange import away_from_zero, close, play, rule, update
 RULES = [
     ("loss_weights", {}),
     ("fedcostwavg", {"alpha": 0.3}),
+    ("fedpidavg", {"alpha": 1.0, "beta": 2.0, "gamma": 1.0}),
     ("qfedavg", {"q": 2.0}),
+    ("propfair", {"baseline": 1.5}),
     ("afl", {"lr": 0.5}),
     ("feddg_ga", {"step": 0.4}),
     ("fedce", {"mode": "plus"}),
     ("fedce", {"mode": "times"}),
 ]
-REMEMBERING = [which for which in RULES if which[0] in {"fedcostwavg", "afl", "feddg_ga", "fedce"}]
+REMEMBERING = [which for which in RULES if which[0] in {"fedcostwavg", "fedpidavg", "afl", "feddg_ga", "fedce"}]
 LOSSES = ("start_loss", "end_loss", "start_validation_loss", "end_validation_loss", "leave_one_out_loss")
 #: Of sites that took one plain step.
 ONE_STEP = {"steps": 1.0, "path": 1.0}
@@ -68,6 +70,11 @@ def unequal(losses=(0.7, 0.7, 0.7)):
     [
         ("loss_weights", {}, (0.7, 0.7, 0.7)),
         ("fedcostwavg", {"alpha": 1.0}, (0.1, 0.9, 0.0)),
+        ("fedpidavg", {"beta": 0.0, "gamma": 0.0}, (0.1, 0.9, 0.0)),
+        ("fedpidavg", {"gamma": 0.0}, (0.1, 0.9, 0.0)),  # costs that never fall
+        ("propfair", {"baseline": 1e12}, (0.1, 0.9, 0.0)),
+        ("propfair", {"baseline": 1.0}, (0.7, 0.7, 0.7)),
+        ("propfair", {"baseline": 0.2}, (0.1, 0.9, 0.0)),  # none is better than ε below it
         ("afl", {"lr": 0.0}, (0.1, 0.9, 0.0)),
     ],
 )
@@ -110,7 +117,7 @@ def test_a_loss_that_is_not_a_number_names_the_site(name, options):
         play(part, unequal((0.1, math.nan, 0.3)))
 
 
-@pytest.mark.parametrize("name", ["loss_weights", "fedcostwavg", "qfedavg"])
+@pytest.mark.parametrize("name", ["loss_weights", "fedcostwavg", "fedpidavg", "qfedavg"])
 def test_negative_losses_are_refused_where_they_make_no_sense(name):
     with pytest.raises(StudyError, match=r"P104.*at least 0; site C reported -0\.3"):
         play(rule(name), unequal((0.1, 0.2, -0.3)))
@@ -274,6 +281,44 @@ def test_qfedavg_powers_neither_vanish_nor_overflow(q, loss):
     result = play(part, [fair("A", [1.0, 0.0], loss), fair("B", [0.0, 1.0], loss / 2)], learning_rate=0.01)
     assert result.isfinite().all()
     assert sum(part.shares.values()) == pytest.approx(1)
+
+
+# Proportional ---------------------------------------------------------------------------------------------------------
+
+
+def test_propfair_by_hand():
+    """Utilities 3 − 1, 3 − 2.5 and, at least, 0.2: shares ∝ 1/2, 3/0.5 and 2/0.2, so 1, 12 and 20."""
+    part = rule("propfair", baseline=3.0)
+    rows = zip("ABC", ([33.0, 0.0], [0.0, 33.0], [0.0, 0.0]), (1.0, 2.5, 9.0), (1, 3, 2), strict=True)
+    close(play(part, [fair(*row) for row in rows]), [1.0, 12.0])
+    close(part.shares, shares(1 / 33, 12 / 33, 20 / 33))
+
+
+def test_propfair_takes_losses_below_zero():
+    part = rule("propfair", baseline=1.0)
+    play(part, [fair("A", [1.0], -1.0), fair("B", [0.0], 0.5)])
+    close(part.shares, shares(1 / 5, 4 / 5))
+
+
+def test_propfair_ends_where_gains_and_losses_of_the_sites_in_proportion_are_equal():
+    """Losses w² of three cases and (w − 1)² of one: the mean is least at 1/4, and the product of (2 − F)^p greatest
+    nearer to the middle, where 3 · 2w / (2 − w²) = 2 (1 − w) / (2 − (1 − w)²)."""
+
+    def end(name):
+        part, weight = rule(name), 0.9
+        for number in range(200):
+            weight = float(play(part, [fair("A", [weight - 0.2 * weight], weight**2, 3.0),
+                                       fair("B", [weight - 0.2 * (weight - 1)], (weight - 1) ** 2, 1.0)],
+                                [weight], number=number))  # fmt: skip
+        return weight
+
+    fairer = end("propfair")
+    assert end("mean") == pytest.approx(1 / 4, abs=1e-5)
+    assert 3 * fairer / (2 - fairer**2) == pytest.approx((1 - fairer) / (2 - (1 - fairer) ** 2), rel=1e-4)
+    assert (1 - fairer) ** 2 < 0.9 * (1 - 1 / 4) ** 2  # the loss of the site that is worse off
+    grid = torch.linspace(0, 1, 10001, dtype=torch.float64)
+    bargain = 3 * (2 - grid**2).log() + (2 - (1 - grid) ** 2).log()
+    assert float(grid[bargain.argmax()]) == pytest.approx(fairer, abs=2e-4)
 
 
 # Agnostic -------------------------------------------------------------------------------------------------------------

@@ -56,6 +56,8 @@ class Personal(ABC):  # noqa: B024 - each changes some of it
         keeps_optimizer: whether the local optimisers may keep their state between rounds.
         mixed_precision: whether it can be trained in mixed precision.
         shares: what a method may share with it, keys of `polyclinic.methods.SHARES`; empty for anything.
+        starts_own: whether the site also trains from its ``model``: what makes it its own is then a private part of the
+            received model, for all other parts, too, and the change that leaves the site is measured from there.
     """
 
     unseen: ClassVar[str] = (
@@ -65,6 +67,7 @@ class Personal(ABC):  # noqa: B024 - each changes some of it
     keeps_optimizer: ClassVar[bool] = True
     mixed_precision: ClassVar[bool] = True
     shares: ClassVar[tuple[str, ...]] = ()
+    starts_own: ClassVar[bool] = False
 
     def initial(self, view: SiteView) -> Memory:
         """What is kept before the first round."""
@@ -89,8 +92,8 @@ class Personal(ABC):  # noqa: B024 - each changes some of it
         """The model for the site's own cases ``[P]`` from the shared one ``[P]``."""
         return shared
 
-    def end(self, memory: Memory, personal: Tensor | None, companion: Companion | None) -> Memory:
-        """What to keep after a round; ``personal`` is what a phase gave as the personal model ``[P]``."""
+    def end(self, memory: Memory, shared: Tensor, personal: Tensor | None, companion: Companion | None) -> Memory:
+        """What to keep after a round; ``shared`` and ``personal`` are what phases gave as such a model ``[P]``."""
         return memory
 
 
@@ -139,7 +142,7 @@ class Ditto(Personal):
         """v_k, with its own statistics."""
         return memory["model"]
 
-    def end(self, memory: Memory, personal: Tensor | None, companion: Companion | None) -> Memory:
+    def end(self, memory: Memory, shared: Tensor, personal: Tensor | None, companion: Companion | None) -> Memory:
         """v_k after the round."""
         return memory if personal is None else {"model": personal.clone()}
 
@@ -212,7 +215,7 @@ class AdaptiveMixture(Personal):
         weights = memory["weights"]
         return torch.cat([shared[: len(weights)].lerp(weights, float(memory["mixture"])), memory["statistics"]])
 
-    def end(self, memory: Memory, personal: Tensor | None, companion: Companion | None) -> Memory:
+    def end(self, memory: Memory, shared: Tensor, personal: Tensor | None, companion: Companion | None) -> Memory:
         """v, α and the mixture's statistics after the round."""
         return companion.memory() if isinstance(companion, _Mixture) else memory
 

@@ -1,14 +1,16 @@
 """Server end: how the updates of the sites become the next global state."""
 
 from polyclinic.parts import SERVER_PARTS
-from polyclinic.server import drift, fairness, mean, optimizers, robust, selection, similarity
+from polyclinic.server import costs, drift, fairness, learned, mean, optimizers, robust, selection, similarity
 from polyclinic.server.chain import Chain
 
 __all__ = [
     "SERVER_PARTS",
     "Chain",
+    "costs",
     "drift",
     "fairness",
+    "learned",
     "mean",
     "optimizers",
     "robust",

@@ -1,4 +1,4 @@
-"""Weights from what the sites say of their models: losses, gaps and contributions, towards one model fair to all."""
+"""Weights from losses, gaps and contributions of the sites, towards one model that is fair to all."""
 
 from __future__ import annotations
 
@@ -7,84 +7,27 @@ from collections.abc import Mapping, Sequence
 from typing import Annotated, Literal
 
 import torch
-from pydantic import Field, NonNegativeFloat
+from pydantic import Field, NonNegativeFloat, PositiveFloat
 from torch import Tensor
 
 from polyclinic.parts import SERVER_PARTS, Memory, SiteEnd, Step, Update
 from polyclinic.parts.measures import Measuring, measured, revealed
 from polyclinic.server.distances import ROUNDING, gram, norm
 from polyclinic.server.rules import Collected, Weighting, declared_shares, weighted_sum
-from polyclinic.server.weights import (
-    Measured,
-    Remembering,
-    carry_over,
-    inverse,
-    normalised,
-    project_to_simplex,
-)
+from polyclinic.server.weights import Measured, Remembering, carry_over, normalised, project_to_simplex
 from polyclinic.shapes import Shaped
 
 #: Added to losses in q-FedAvg, whose powers of a loss of 0 need not be finite.
 LEAST_LOSS = 1e-10
+
+#: ε of PropFair: a site whose loss is higher than M less this counts as if it were as high.
+LEAST_UTILITY = 0.2
 
 #: Least share of a site in each contribution of FedCE, so that none is left out for good.
 LEAST_CONTRIBUTION = 1e-3
 
 #: 1 - cos of changes that differ by rounding alone.
 SAME_DIRECTION = 1e-12
-
-
-@SERVER_PARTS.add("loss_weights")
-class LossWeights(Measured, Weighting):
-    """Sites whose trained model fits their own cases badly count less: a_k ∝ p_k / F_k(w_k).
-
-    Sites with a loss of 0 share everything, in proportion to p_k. Equal losses give FedAvg.
-
-    Source: Li et al., 2021, as told by Guan et al., Federated learning for medical image analysis: a survey, Pattern
-    Recognition 151, 2024. Differs: no formula is given there; the inverse of the training loss is the plainest one.
-    """
-
-    reveals = revealed("end_loss")
-
-    def weights(self, updates: Sequence[Update]) -> Tensor:
-        """p_k / F_k."""
-        return declared_shares(updates) * inverse(self.reported(updates, "end_loss"))
-
-
-@SERVER_PARTS.add("fedcostwavg")
-class FedCostWAvg(Remembering):
-    """Sites whose cost fell most count more: w ← Σ (α p_k + (1 − α) r_k / Σ r) w_k, r_k = c_k before / c_k now.
-
-    c_k is the mean loss of the site's trained model over its training cases, in this round and in the last one in which
-    the site took part. A site in its first round has no earlier cost and counts with the mean ratio of the others;
-    where no site has one, the round is FedAvg.
-
-    Args:
-        alpha: α; 1 is FedAvg.
-
-    Source: Mächler et al., FedCostWAvg: a new averaging for better federated learning, BrainLes at MICCAI 2021
-    (FeTS 2021), with α = 0.5. The paper does not say what the ratio of the first round is.
-    """
-
-    reveals = revealed("end_loss")
-
-    def __init__(self, *, alpha: Annotated[float, Field(ge=0, le=1)] = 0.5) -> None:
-        super().__init__()
-        self.alpha = alpha
-
-    def weights(self, updates: Sequence[Update]) -> Tensor:
-        """α p_k + (1 − α) r_k / Σ r."""
-        declared, now = declared_shares(updates), self.reported(updates, "end_loss")
-        last = self.recall("cost")
-        self.keep("cost", {update.site: cost for update, cost in zip(updates, now.tolist(), strict=True)})
-        known = torch.tensor([update.site in last for update in updates])
-        if not known.any():
-            return declared
-        before = torch.tensor([last[update.site] for update in updates if update.site in last], dtype=torch.float64)
-        ratios = torch.empty_like(declared)
-        ratios[known] = before * inverse(now[known])
-        ratios[~known] = ratios[known].mean()
-        return self.alpha * declared + (1 - self.alpha) * normalised(ratios)
 
 
 @SERVER_PARTS.add("qfedavg")
@@ -134,6 +77,37 @@ class QFedAvg(Measured, Collected):
         """1/L: how far a constant gradient of 1 moves the weights in a local step, in the mean over all steps."""
         steps, path = (float(self.reported(updates, name).sum()) for name in ("steps", "path"))
         return self.now.learning_rate * (path / steps if steps else 1.0)
+
+
+@SERVER_PARTS.add("propfair")
+class PropFair(Measured, Weighting):
+    """Proportional fairness: sites gain and lose relative to what they have, so that those badly off count more.
+
+    It maximises Σ p_k log(M − F_k), a bargain between the sites in which M − F_k is the utility of site k: how far its
+    loss is below M, the loss of a model that nobody would use. Its gradient is Σ p_k ∇F_k / (M − F_k), so
+    w ← Σ a_k w_k with a_k ∝ p_k / max(M − F_k, ε), F_k the mean loss of the received model over the site's training
+    cases and ε = 0.2. Where losses of all sites are within ε of M, or equal, and the larger M, it is FedAvg.
+
+    Args:
+        baseline: M. Just above the loss of a model that knows nothing it is fairest.
+
+    Source: Zhang, Malekmohammadi, Chen and Yu, Proportional fairness in federated learning, arXiv 2202.01666, and the
+    authors' program, which has ε. Differs: there each site minimises −log(1 − F/M) batch by batch; here local training
+    stays as it is, and the weights are those that this loss gives whole sites in the first local step, brought to a sum
+    of 1. It stands for the survey's Prop-FFL (Hosseini et al., Proportionally fair hospital collaborations in federated
+    learning of histopathology images, IEEE TMI 2023), which has the same aim; its formula was not at hand.
+    """
+
+    reveals = revealed("start_loss")
+    shapes = measured("start_loss", signed=True)
+
+    def __init__(self, *, baseline: PositiveFloat = 2.0) -> None:
+        self.baseline = baseline
+
+    def weights(self, updates: Sequence[Update]) -> Tensor:
+        """p_k / max(M − F_k, ε)."""
+        utilities = self.baseline - self.reported(updates, "start_loss", signed=True)
+        return declared_shares(updates) / utilities.clamp_min(LEAST_UTILITY)
 
 
 @SERVER_PARTS.add("afl")

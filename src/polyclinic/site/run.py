@@ -122,7 +122,7 @@ class Run:
             end.name = name
         first = View(
             site, initial, model, task, dataset, parts, self.shared, (declared.seed, "parts", site, declared.fold),
-            self.measure, self.shared_model, self._batches, with_learning_rate(self.work.optimizer, 0.0),
+            self.measure, self.received, self._batches, with_learning_rate(self.work.optimizer, 0.0),
             identity,
         )  # fmt: skip
         self.budget = self._budget()
@@ -249,14 +249,21 @@ class Run:
                 "Use a `training: {batch_size: ...}` above 1, leave the site out, or a model with another `norm`.",
             )  # fmt: skip
 
-    def shared_model(self, state: Tensor, *, best: bool = False) -> Tensor:
-        """The shared ``state [Q]`` with what the site does not share (of the best round, if asked) ``[P]``."""
+    def shared_model(self, state: Tensor, *, best: bool = False, kept: Kept | None = None) -> Tensor:
+        """The shared ``state [Q]`` with what the site does not share ``[P]``: what is kept, of the best round if asked,
+        or what is ``kept`` elsewhere."""
         if self.shared.everything:
             return state
         vector = torch.empty(self.shared.total, device=state.device)
         self.shared.put(vector, state)
-        self.private.put(vector, (self.best if best else self.kept).own)
+        self.private.put(vector, (kept or (self.best if best else self.kept)).own)
         return vector
+
+    def received(self, state: Tensor, kept: Kept | None = None) -> Tensor:
+        """The model that the site works with in a round ``[P]`` when it is sent the shared ``state [Q]``."""
+        kept = kept or self.kept
+        vector = self.shared_model(state, kept=kept)
+        return self.personal.model(vector, kept.personal) if self.personal.starts_own else vector
 
     def vector(self, state: Tensor, *, best: bool = False) -> Tensor:
         """The site's model for its own cases ``[P]`` from the shared ``state [Q]`` (of the best round, if asked)."""
@@ -338,7 +345,7 @@ class Run:
         """
         end, kept = self.ends[name], self.kept if self._left is None else self._left[1]
         state = tensors.get("state")
-        vector = torch.empty(0) if state is None else self.shared_model(state)
+        vector = torch.empty(0) if state is None else self.received(state, kept)
         view = self.at(vector, asked.round, asked.learning_rate, asked.optimizer)
         end.kept, before = dict(kept.parts[name]), Unwritten(kept.parts[name])
         given = {key: tensor for key, tensor in tensors.items() if key != "state"}
@@ -423,7 +430,7 @@ class Round:
 
     def __init__(self, run: Run, request: Train, tensors: Memory) -> None:
         self.run, self.request = run, request
-        self.received = run.shared_model(tensors["state"])
+        self.received = run.received(tensors["state"])
         self.rate = request.learning_rate
         self.view = run.at(self.received, request.round, self.rate, request.optimizer, request.turn)
         named = with_learning_rate(run.work.optimizer, self.rate, request.optimizer)
@@ -542,7 +549,7 @@ class Round:
         last = {phase.gives: number for number, phase in enumerate(run.phases)}
         shared = results[last["shared"]]
         personal = results[last["personal"]].vector if "personal" in last else None
-        kept = run.personal.end(run.kept.personal, personal, self.companion)
+        kept = run.personal.end(run.kept.personal, shared.vector, personal, self.companion)
         for tensor in kept.values():
             check_finite(LocalResult(tensor, 0, shared.loss), run.site)
         packed = self._packed(shared.vector)

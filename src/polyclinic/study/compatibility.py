@@ -126,7 +126,8 @@ def _returned(method: Method, local: Local) -> Refusal | None:
 
 
 def _hidden(method: Method, local: Local) -> Refusal | None:
-    ends = [(name, part.at_server()) for name, part in _built(method)]
+    by_name = dict(_built(method))
+    ends = [(name, part.at_server()) for name, part in by_name.items()]
     hiding = [name for name, end in ends if isinstance(end, Hiding)]
     needing = [name for name, end in ends if end.needs_each]
     if len(hiding) > 1:
@@ -143,11 +144,11 @@ def _hidden(method: Method, local: Local) -> Refusal | None:
     adding = all(end.adds_all for _, end in ends if isinstance(end, Hiding))
     telling = [
         name
-        for name, part in _built(method)
+        for name, part in by_name.items()
         if part.reveals and not (adding and part.means) and (part.beside or overrides(part.at_site(), "end"))
-    ]
+    ] + [name for name, end in ends if end.needs_each and overrides(by_name[name].at_site(), "answer")]
     if hiding and telling:
-        return Refusal(f"{telling[0]} sends something with each update, which {hiding[0]} does not hide.",
+        return Refusal(f"{telling[0]} sends something of each site, which {hiding[0]} does not hide.",
                        "Leave out one of the two.", "channel")  # fmt: skip
     return None
 
