@@ -15,15 +15,15 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from polyclinic.data.originals import Original
+from polyclinic.data.pictures.own_space import PictureSpace
 from polyclinic.data.readers.files import resolve
-from polyclinic.data.readers.read import read_volume
-from polyclinic.data.readers.volume import UnreadableError, Volume
-from polyclinic.data.volumes.grid import Grid
-from polyclinic.data.volumes.preprocessing import grid_of
+from polyclinic.data.readers.volume import UnreadableError
+from polyclinic.data.volumes.own_space import VolumeSpace
 from polyclinic.deployment.inputs import Cases
+from polyclinic.deployment.mask_files import with_values, write_nifti, write_picture
 from polyclinic.deployment.outside import outside_images, outside_table, units_of
 from polyclinic.deployment.prediction import Predicted, Predictor
-from polyclinic.deployment.space import decided_in, decided_picture, with_values, write_nifti, write_picture
 from polyclinic.errors import ModelError, ResultsError
 from polyclinic.files import write_atomic
 from polyclinic.notes import Note
@@ -134,19 +134,16 @@ class _Run:
         cases, description = self.cases, self.model.description
         cell = str(cases.rows.cells[cases.spec.image_columns[0]].iloc[place])
         root = Path(cases.rows.origin["folder"].iloc[place])
-        values = probabilities.numpy()
         name = _mask_name(cell, place)
         sizes: dict[str, Any]
-        if cases.spec.preprocessing is None:
-            from polyclinic.data.pictures.decode import upright_size
-
-            mask = decided_picture(values, upright_size(cell, root, (cases.folder,)), description.threshold)
+        space = _own_space(Original(cell, None, root, (cases.folder,), cases.spec))
+        mask = space.decided(probabilities.numpy(), description.threshold)
+        if isinstance(space, PictureSpace):
             path = self.out / MASKS / f"{name}.png"
             write_picture(path, with_values(mask, description.mask_values))
             sizes = {f"pixels[{one}]": int((mask == index).sum()) for index, one in _structures(description.classes)}
         else:
-            volume, grid = _original(cell, root, cases)
-            mask = decided_in(values, grid, volume, description.threshold)
+            volume = space.image
             path = self.out / MASKS / f"{name}.nii.gz"
             write_nifti(path, with_values(mask, description.mask_values), volume, resolve(cell, root, (cases.folder,)))
             voxel = abs(float(np.linalg.det(volume.affine[:3, :3]))) / 1000.0
@@ -257,16 +254,12 @@ def _structures(classes: list[str]) -> list[tuple[int, str]]:
     return [(index, name) for index, name in enumerate(classes) if index]
 
 
-def _original(cell: str, root: Path, cases: Cases) -> tuple[Volume, Grid]:
-    """The image as it was read, with three axes, and the grid on which it was predicted."""
-    preparation = cases.spec.preprocessing
-    if preparation is None:
-        raise ValueError("not a volume")
+def _own_space(original: Original) -> VolumeSpace | PictureSpace:
+    """The image as it was read, and the grid on which it was predicted."""
     try:
-        grid, frame = grid_of(read_volume(cell, root, (cases.folder,)), preparation)
+        return original.space()
     except UnreadableError as error:
         raise ModelError("P702", f"An image changed while it was predicted: {error}.", "Predict it again.") from None
-    return frame, grid
 
 
 def _mask_name(cell: str, place: int) -> str:

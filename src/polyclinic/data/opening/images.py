@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from pathlib import Path
 from typing import NamedTuple
 
@@ -13,6 +13,7 @@ from torch import Tensor
 
 from polyclinic.data.cases import reasons_text
 from polyclinic.data.masks.classes import MaskClasses, MaskFacts
+from polyclinic.data.originals import Original
 from polyclinic.data.pictures.decode import ImageFiles, Seen, decode_images
 from polyclinic.data.pictures.depth import DeepPictures
 from polyclinic.data.pictures.dicom import level_notes
@@ -35,6 +36,7 @@ class Images(NamedTuple):
         failures: position of each case that can't be used -> the reason.
         mask_facts: what was seen in each mask, or None.
         notes: what a person should know.
+        originals: where the images and masks of these cases lie; None where there are no masks.
     """
 
     pixels: Pixels | None
@@ -42,6 +44,7 @@ class Images(NamedTuple):
     failures: dict[int, str]
     mask_facts: list[MaskFacts] | None
     notes: list[Note]
+    originals: list[Original] | None = None
 
 
 def read_images(
@@ -91,7 +94,19 @@ def read_images(
         used = [(cells[0], root) for place, (cells, root) in enumerate(zip(files.images, files.roots, strict=True))
                 if place not in failures]  # fmt: skip
         notes += level_notes(site, [resolve(cell, root, files.allowed) for cell, root in used])
-    return Images(images, masks, failures, seen.mask_facts, notes)
+    return Images(images, masks, failures, seen.mask_facts, notes, _originals(files, spec, failures))
+
+
+def _originals(files: VolumeFiles, spec: DataSpec, failures: Container[int]) -> list[Original] | None:
+    """Where the cases that can be used lie."""
+    if files.masks is None:
+        return None
+    cases = enumerate(zip(files.images, files.masks, files.roots, strict=True))
+    return [
+        Original.opened(images[0], mask, root, files.allowed, spec)
+        for place, (images, mask, root) in cases
+        if place not in failures
+    ]
 
 
 def image_files(rows: Rows, spec: DataSpec, folder: Path, target: Target) -> VolumeFiles:
