@@ -144,6 +144,7 @@ TITLES: dict[str, str] = {
     "N905": "The positive class has another name than in the model",
     "N906": "A model is evaluated at sites that trained it",
     "N907": "The final model is not calibrated",
+    "N908": "Masks are not DICOM SEG",
 }
 
 

@@ -22,14 +22,14 @@ from polyclinic import Study
 from polyclinic.data.originals import Original, originals_received, originals_sent
 from polyclinic.data.readers.volume import UnreadableError
 from polyclinic.data.spec import DataSpec
-from polyclinic.deployment.fit import Wanted, fit_model, sites_folder
-from polyclinic.deployment.folder import read_model
 from polyclinic.deployment.inputs import open_table
 from polyclinic.deployment.prediction import Predictor
 from polyclinic.deployment.run import predict_into
 from polyclinic.errors import PolyclinicError
 from polyclinic.notes import Note
 from polyclinic.study.comparing.studies import read_studies
+from polyclinic.study.final_model.fit import Wanted, fit_model, sites_folder
+from polyclinic.study.final_model.folder import read_model
 from polyclinic.study.notes import rough_distances
 from polyclinic.study.runner import run_study
 
