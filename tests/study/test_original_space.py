@@ -203,7 +203,7 @@ def test_engines_agree_and_sites_measure_at_the_site(balls: Path, tmp_path: Path
     found = {}
     for name, engine, where in (
         ("sequential", {"mode": "sequential"}, "coordinator"),
-        ("processes", {"mode": "processes", "workers": 2}, "coordinator"),
+        ("processes", {"mode": "processes", "workers": 1}, "coordinator"),
         ("sites", {"mode": "sequential"}, "sites"),
     ):
         asked = study(

@@ -198,10 +198,11 @@ def tested(
         found, _ = probabilities(run, vectors, case)
         try:
             one = originals[int(case)].compared(found[0].numpy(), threshold)
-        except UnreadableError as error:
+        except (UnreadableError, OSError) as error:
+            why = str(error) if isinstance(error, UnreadableError) else "file can't be read"
             raise DataError(
                 "P204", f"Site {run.dataset.site}: image or mask of a test case can't be read as it was when the study "
-                f"began: {error}.", "Put the files back, and go on with `--resume`.",
+                f"began: {why}.", "Put the files back, and go on with `--resume`.",
             ) from None  # fmt: skip
         spacings = None if one.spacing is None else [one.spacing]
         predicted_mask, reference = torch.from_numpy(one.predicted), torch.from_numpy(one.reference)
