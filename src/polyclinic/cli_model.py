@@ -75,10 +75,19 @@ def predict(
     reference: Annotated[
         Path | None, typer.Option(help="Further cases of the same site, by which those of a new site are scaled.")
     ] = None,
+    masks: Annotated[
+        Literal["nifti", "dicom-seg"],
+        typer.Option(help="How masks of volumes are written; `dicom-seg` refers to the DICOM series that it is of."),
+    ] = "nifti",
+    segments: Annotated[
+        Path | None,
+        typer.Option(help="With `--masks dicom-seg`: a file (YAML) with the coded concepts of the structures."),
+    ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with predictions that were interrupted.")] = False,
     device: Annotated[str, typer.Option(help="Where the network runs: auto, cpu, cuda.")] = "auto",
 ) -> None:
     """Predict new cases with a model."""
+    from polyclinic.deployment.dicom_seg import SegWriter, read_meanings
     from polyclinic.deployment.prediction import Predictor
     from polyclinic.deployment.run import TABLE, predict_into
     from polyclinic.engine.planner import choose_device
@@ -86,10 +95,14 @@ def predict(
 
     if (table is None) == (images is None):
         raise typer.BadParameter("give one of --table and --images", param_hint="--table")
+    if segments is not None and masks != "dicom-seg":
+        raise typer.BadParameter("goes with --masks dicom-seg only", param_hint="--segments")
     loaded = read_model(model, device=choose_device(device))
     if parts is None and sites_folder(model).is_dir():
         parts = sites_folder(model)
-    description = loaded.description
+    description, seg = loaded.description, None
+    if masks == "dicom-seg":
+        seg = SegWriter(description, read_meanings(segments, description.classes[1:]) if segments else None)
 
     def opened(path: Path) -> Cases:
         from polyclinic.deployment.inputs import open_images, open_table
@@ -100,7 +113,7 @@ def predict(
     others = None if reference is None else opened(reference)
     with _progress() as progress:
         done = predict_into(
-            out, Predictor(loaded, parts), cases, reference=others, resume=resume, progress=progress
+            out, Predictor(loaded, parts), cases, reference=others, resume=resume, progress=progress, seg=seg
         )  # fmt: skip
     _print_notes(done.notes)
     console.print(f"{len(done.predictions)} cases predicted, {len(done.failures)} not.", markup=False)

@@ -137,6 +137,7 @@ TITLES: dict[str, str] = {
     "N811": "Sites kept updates back",
     "N812": "Summaries were told in sums",
     "N813": "Noise takes rows for patients",
+    "N814": "Distances in sheared images are rough",
     "N901": "A site's part of a model was not found",
     "N902": "A site's cases were scaled by themselves",
     "N903": "Cases are unlike all that a model has seen",
@@ -144,6 +145,7 @@ TITLES: dict[str, str] = {
     "N905": "The positive class has another name than in the model",
     "N906": "A model is evaluated at sites that trained it",
     "N907": "The final model is not calibrated",
+    "N908": "Masks are not DICOM SEG",
 }
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -117,6 +118,60 @@ def test_monai_finds_what_predict_finds(volumes: Path, model: Model, tmp_path: P
         to_grid = np.linalg.inv(grid.affine) @ frame.affine
         places = differ @ to_grid[:3, :3].T + to_grid[:3, 3]
         assert ((places < 0) | (places > 15)).any(axis=1).all()
+
+
+def test_boxes_several_heads_and_numbers_of_masks(volumes: Path, tmp_path: Path) -> None:
+    """Volumes predicted in windows, by nnU-Net's network, whose masks have numbers of more than eight bits."""
+    for file in volumes.glob("*/*.nii.gz"):
+        image = nibabel.load(file)
+        values = np.asarray(image.dataobj)
+        masks = 300 * values.astype(np.int16) if "mask" in file.name else values
+        (tmp_path / file.parent.name).mkdir(exist_ok=True)
+        nibabel.save(nibabel.Nifti1Image(masks, image.affine), tmp_path / file.parent.name / file.name)
+    for site in "AB":
+        shutil.copy(volumes / f"{site}.csv", tmp_path)
+    study = volume_study(model={"dynunet": {"filters": [4, 8, 16], "deep_supervision": True, "residual": True}})
+    study["data"] |= {"patch": [8, 8, 8], "mask_classes": {"ball": 300}}
+    fit_model(Study.of(study, tmp_path), tmp_path / "model", Wanted(rounds=2))
+    model, data = read_model(tmp_path / "model"), tmp_path / "data"
+    data.mkdir()
+    write_volume(data / "0.nii.gz", (20, 17, 15), 50)
+    export_bundle(model, tmp_path / "bundle")
+    run_bundle(tmp_path / "bundle", data, tmp_path / "out")
+    done = predict_into(tmp_path / "pred", Predictor(model), open_images(model.description, data, None))
+    ours = np.asarray(nibabel.load(tmp_path / "pred" / done.predictions["mask"][0]).dataobj)
+    theirs = np.asarray(nibabel.load(tmp_path / "out" / "0_mask.nii.gz").dataobj)
+    assert set(np.unique(ours)) == {0, 300}
+    assert (ours == theirs).all()
+    assert "300 ball" in (tmp_path / "bundle" / "docs" / "README.md").read_text()
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("patch", [None, {"size": [64, 32, 32]}])
+def test_swin_unetr_is_trained_used_and_exported(tmp_path: Path, patch: dict[str, Any] | None) -> None:
+    """Whole volumes, and windows of larger ones."""
+    for site in "AB":
+        (tmp_path / site).mkdir()
+        for number in range(2):
+            inside = write_volume(tmp_path / site / f"{number}.nii.gz", (40, 30, 30), number)
+            mask = nibabel.Nifti1Image(inside.astype(np.uint8), FLIPPED)
+            nibabel.save(mask, tmp_path / site / f"{number}-mask.nii.gz")
+        rows = [f"{site}/{number}.nii.gz,{site}/{number}-mask.nii.gz" for number in range(2)]
+        (tmp_path / f"{site}.csv").write_text("\n".join(["image,mask", *rows]) + "\n")
+    study = volume_study(model={"swinunetr": {"features": 12}})
+    study["data"] |= {"preprocessing": {"size": [64, 32, 40 if patch else 32], "spacing": 1.0}}
+    study["data"] |= {"patch": patch} if patch else {}
+    study["training"] |= {"batch_size": 1}
+    fit_model(Study.of(study, tmp_path), tmp_path / "model", Wanted(rounds=1))
+    model, data = read_model(tmp_path / "model"), tmp_path / "data"
+    data.mkdir()
+    write_volume(data / "0.nii.gz", (40, 30, 30), 50)
+    export_bundle(model, tmp_path / "bundle")
+    run_bundle(tmp_path / "bundle", data, tmp_path / "out")
+    done = predict_into(tmp_path / "pred", Predictor(model), open_images(model.description, data, None))
+    ours, theirs = (nibabel.load(path) for path in (tmp_path / "pred" / done.predictions["mask"][0],
+                                                    tmp_path / "out" / "0_mask.nii.gz"))  # fmt: skip
+    assert (np.asarray(ours.dataobj) == np.asarray(theirs.dataobj)).all()
 
 
 def test_its_metadata_fit_its_network(volumes: Path) -> None:

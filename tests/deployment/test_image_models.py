@@ -104,8 +104,9 @@ def test_masks_of_volumes_lie_on_their_images(tmp_path: Path, kind: str) -> None
     """A perfect network would give the ball; here the truth is put in the place of its outputs."""
     from polyclinic.data.readers.read import read_volume
     from polyclinic.data.spec import Preprocessing
+    from polyclinic.data.volumes.own_space import decided_in
     from polyclinic.data.volumes.preprocessing import grid_of, prepare_case
-    from polyclinic.deployment.space import decided_in, write_nifti
+    from polyclinic.deployment.mask_files import write_nifti
 
     affine, shape = AFFINES[kind], (40, 36, 22)
     image, inside = ball(affine, shape, 9.0)
@@ -138,7 +139,7 @@ def test_masks_of_volumes_lie_on_their_images(tmp_path: Path, kind: str) -> None
 def test_several_structures_outside_the_grid_are_background() -> None:
     from polyclinic.data.readers.volume import Volume
     from polyclinic.data.volumes.grid import Grid
-    from polyclinic.deployment.space import decided_in
+    from polyclinic.data.volumes.own_space import decided_in
 
     grid = Grid(np.diag([1.0, 1.0, 1.0, 1.0]), (4, 4, 4))
     probabilities = np.zeros((3, 4, 4, 4), dtype=np.float32)

@@ -196,7 +196,7 @@ COLUMNS = ["dice", "nsd", "dice[square]", "dice[corner]", "nsd[square]", "nsd[co
 
 def test_every_structure_is_scored_and_so_is_their_mean(structures):
     predictions = structures.predictions
-    assert list(predictions.columns[-7:]) == [*COLUMNS, "trained_on"]
+    assert list(predictions.columns[-8:]) == [*COLUMNS, "space", "trained_on"]
     mean = predictions[["dice[square]", "dice[corner]"]].mean(axis=1)
     assert np.allclose(predictions["dice"], mean)
     assert list(structures.results["metric"].unique()) == COLUMNS

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from polyclinic.data.masks.classes import MaskFacts
+from polyclinic.data.originals import Original
 from polyclinic.data.volumes.store import Volumes
 
 #: The class index of a case without a label.
@@ -60,6 +61,7 @@ class SiteData:
         groups: column of a subgroup -> name of each case's group, N names; None where the study asks for none.
         depth: how many bits white has in the site's pictures of 16 bits, where the study does not say it (``bits``) and
             the brightest tells; None without such pictures.
+        originals: where each case's image and mask lie, N of them; None where targets are no masks.
     """
 
     site: str
@@ -75,6 +77,7 @@ class SiteData:
     labelled: Tensor | None = None
     groups: dict[str, list[str]] | None = None
     depth: int | None = None
+    originals: list[Original] | None = None
 
     def __len__(self) -> int:
         return len(self.subjects)
@@ -112,11 +115,13 @@ class SiteData:
             cases=[self.cases[place] for place in places],
             parts=None if self.parts is None else [self.parts[place] for place in places],
             covariates=None if self.covariates is None else self.covariates[index],
+            spacings=None if self.spacings is None else [self.spacings[place] for place in places],
             mask_facts=None if self.mask_facts is None else [self.mask_facts[place] for place in places],
             labelled=None,
             groups=None
             if self.groups is None
             else {name: [own[place] for place in places] for name, own in self.groups.items()},
+            originals=None if self.originals is None else [self.originals[place] for place in places],
         )
 
     @property

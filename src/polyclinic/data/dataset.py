@@ -9,6 +9,7 @@ from torch import Tensor
 
 from polyclinic.data.augmentation import Augmentation
 from polyclinic.data.cases import SiteData
+from polyclinic.data.originals import joined
 from polyclinic.data.scaling import Scaler
 from polyclinic.data.spec import Patch
 from polyclinic.data.volumes.patches import patch_corners
@@ -31,6 +32,7 @@ class Dataset:
         patch: the boxes on which a network is trained, or None for whole images.
         people: int64 ``[N]``, a number for each patient.
         spacings: voxel sizes of each case in millimetres, or None; see ``SiteData``.
+        originals: where each case's image and mask lie, or None; see ``SiteData``.
         unscaled: the inputs before scaling, see ``SiteData``; not of a pool.
 
     Args:
@@ -52,7 +54,7 @@ class Dataset:
         numbers = {subject: number for number, subject in enumerate(dict.fromkeys(data.subjects))}
         self.people = torch.tensor([numbers[subject] for subject in data.subjects], dtype=torch.int64)
         self.augments = augmentation is not None or patch is not None
-        self.patch, self.spacings = patch, data.spacings
+        self.patch, self.spacings, self.originals = patch, data.spacings, data.originals
         self._standard = standard
         self._landmarks = None if standard is None else landmarks(data.inputs)
         self._scaler = scaler
@@ -110,6 +112,7 @@ class Dataset:
         pooled.people = torch.cat([dataset.people + first for dataset, first in zip(datasets, before, strict=True)])
         known = [dataset.spacings for dataset in datasets if dataset.spacings is not None]
         pooled.spacings = [one for spacings in known for one in spacings] if len(known) == len(datasets) else None
+        pooled.originals = joined(dataset.originals for dataset in datasets)
         if any(dataset.labelled is not None for dataset in datasets):
             pooled.labelled = torch.cat([dataset.known for dataset in datasets])
         if len(datasets[0].shape) == 1:

@@ -39,6 +39,7 @@ from polyclinic.study.found import found_in_rows
 from polyclinic.study.job import Fold, SiteParts
 from polyclinic.study.kinds import PLAIN, RUN
 from polyclinic.study.lock import locked
+from polyclinic.study.notes import rough_distances
 from polyclinic.study.opening import ask_agree, ask_open, local_engine
 from polyclinic.study.reading import read_yaml
 from polyclinic.study.report.page import write_report
@@ -223,7 +224,8 @@ class _Evaluation:
             ("flow.csv", flow_table(cohort.facts | cohort.left_out, folds, named)),
         ):  # fmt: skip
             self.folder.write(name, table)
-        notes = list(dict.fromkeys([*cohort.notes, *self.notes, *found.notes()]))
+        rough = rough_distances(declaration, cohort.notes)
+        notes = list(dict.fromkeys([*cohort.notes, *rough, *self.notes, *found.notes()]))
         write_atomic(
             self.folder.path / "notes.json", json.dumps([note.to_json() for note in notes], indent=2) + "\n"
         )  # fmt: skip
@@ -272,11 +274,14 @@ class _Evaluation:
         index = data.known.nonzero().flatten()
         declaration = self.study.declaration
         asked = Asked(
-            declaration.metrics, description.classes, declaration.evaluation.surface_tolerance, description.completion
+            declaration.metrics,
+            description.classes,
+            declaration.evaluation.surface_tolerance,
+            description.completion,
+            declaration.evaluation.space,
         )
-        sent = self.predictor.task.rows(
-            evaluation.predicted(ready, at.vectors, index), description.threshold, asked
-        )  # fmt: skip
+        cases = evaluation.tested(ready, at.vectors, index, description.threshold, asked.space)
+        sent = self.predictor.task.rows(cases, description.threshold, asked)
         names = [site.pseudonyms[place] for place in index.tolist()]
         groups = {name: [own[place] for place in index.tolist()] for name, own in (data.groups or {}).items()}
         about: dict[str, str | int] = {"method": description.method, RUN: PLAIN, "seed": 0, "fold": 0}

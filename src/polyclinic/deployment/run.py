@@ -13,17 +13,21 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pandas as pd
 
+from polyclinic.data.originals import Original
+from polyclinic.data.pictures.own_space import PictureSpace
 from polyclinic.data.readers.files import resolve
-from polyclinic.data.readers.read import read_volume
+from polyclinic.data.readers.nifti.read import is_nifti
+from polyclinic.data.readers.read import find_series, reader_of
 from polyclinic.data.readers.volume import UnreadableError, Volume
-from polyclinic.data.volumes.grid import Grid
-from polyclinic.data.volumes.preprocessing import grid_of
+from polyclinic.data.volumes.own_space import VolumeSpace
+from polyclinic.deployment.dicom_seg import SEG, SegWriter
 from polyclinic.deployment.inputs import Cases
+from polyclinic.deployment.mask_files import with_values, write_nifti, write_picture
 from polyclinic.deployment.outside import outside_images, outside_table, units_of
 from polyclinic.deployment.prediction import Predicted, Predictor
-from polyclinic.deployment.space import decided_in, decided_picture, with_values, write_nifti, write_picture
 from polyclinic.errors import ModelError, ResultsError
 from polyclinic.files import write_atomic
 from polyclinic.notes import Note
@@ -57,7 +61,7 @@ class Done:
 
 def predict_into(
     out: Path, predictor: Predictor, cases: Cases, *, reference: Cases | None = None, resume: bool = False,
-    progress: Progress = lambda done, total: None,
+    progress: Progress = lambda done, total: None, seg: SegWriter | None = None,
 ) -> Done:  # fmt: skip
     """Predict all cases and write tables, and masks of a segmentation.
 
@@ -68,6 +72,7 @@ def predict_into(
         reference: other cases of the same site, see `Predictor.at`.
         resume: whether a run that was interrupted goes on.
         progress: called with the number of cases done and of all.
+        seg: writes masks of DICOM series as DICOM SEG; None writes NIfTI.
 
     Raises:
         ModelError: P702, no case can be predicted, or the model can't be used at a site.
@@ -75,15 +80,17 @@ def predict_into(
     """
     out = Path(out)
     with locked(out):
-        return _Run(out, predictor, cases, reference, progress).run(resume=resume)
+        return _Run(out, predictor, cases, reference, progress, seg).run(resume=resume)
 
 
 class _Run:
     def __init__(
-        self, out: Path, predictor: Predictor, cases: Cases, reference: Cases | None, progress: Progress
-    ) -> None:
+        self, out: Path, predictor: Predictor, cases: Cases, reference: Cases | None, progress: Progress,
+        seg: SegWriter | None,
+    ) -> None:  # fmt: skip
         self.out, self.predictor, self.cases, self.reference = out, predictor, cases, reference
-        self.progress = progress
+        self.progress, self.seg = progress, seg
+        self._unfit = Counter[str]()
         self.model: Model = predictor.model
         self.total = len(cases.usable)
         self.notes: list[Note] = list(cases.notes)
@@ -134,25 +141,37 @@ class _Run:
         cases, description = self.cases, self.model.description
         cell = str(cases.rows.cells[cases.spec.image_columns[0]].iloc[place])
         root = Path(cases.rows.origin["folder"].iloc[place])
-        values = probabilities.numpy()
         name = _mask_name(cell, place)
         sizes: dict[str, Any]
-        if cases.spec.preprocessing is None:
-            from polyclinic.data.pictures.decode import upright_size
-
-            mask = decided_picture(values, upright_size(cell, root, (cases.folder,)), description.threshold)
+        space = _own_space(Original(cell, None, root, (cases.folder,), cases.spec))
+        mask = space.decided(probabilities.numpy(), description.threshold)
+        if isinstance(space, PictureSpace):
             path = self.out / MASKS / f"{name}.png"
             write_picture(path, with_values(mask, description.mask_values))
             sizes = {f"pixels[{one}]": int((mask == index).sum()) for index, one in _structures(description.classes)}
         else:
-            volume, grid = _original(cell, root, cases)
-            mask = decided_in(values, grid, volume, description.threshold)
-            path = self.out / MASKS / f"{name}.nii.gz"
-            write_nifti(path, with_values(mask, description.mask_values), volume, resolve(cell, root, (cases.folder,)))
+            volume = space.image
+            path = self._write_volume(name, mask, volume, resolve(cell, root, (cases.folder,)) or Path(cell))
             voxel = abs(float(np.linalg.det(volume.affine[:3, :3]))) / 1000.0
             sizes = {f"millilitres[{one}]": round(float((mask == index).sum()) * voxel, 6)
                      for index, one in _structures(description.classes)}  # fmt: skip
         return {"mask": str(path.relative_to(self.out)), **sizes}
+
+    def _write_volume(self, name: str, mask: npt.NDArray[np.uint8], volume: Volume, source: Path) -> Path:
+        """Write the mask of a volume as it is asked for; where that can't be, as NIfTI."""
+        if self.seg is not None:
+            path = self.out / MASKS / f"{name}{SEG}"
+            try:
+                if is_nifti(source) or reader_of(source):
+                    raise UnreadableError("image is no DICOM series")
+                self.seg.write(path, mask, find_series(source))
+            except UnreadableError as error:
+                self._unfit[str(error)] += 1
+            else:
+                return path
+        path = self.out / MASKS / f"{name}.nii.gz"
+        write_nifti(path, with_values(mask, self.model.description.mask_values), volume, source)
+        return path
 
     def _note_units(self, site: str) -> None:
         if self.model.description.is_table:
@@ -166,7 +185,11 @@ class _Run:
         """What a run that goes on must have in common with the one before."""
         record = {"model": self.model.description.number, "cases": len(self.cases), "cases_sha256": _digest(self.cases),
                   "sites": self.cases.sites}  # fmt: skip
-        return record if self.reference is None else {**record, "reference_sha256": _digest(self.reference)}
+        if self.reference is not None:
+            record["reference_sha256"] = _digest(self.reference)
+        if self.seg is not None:
+            record["dicom_seg"] = {name: meaning.to_json() for name, meaning in self.seg.meanings.items()}
+        return record
 
     def _begin(self, record: dict[str, Any], *, resume: bool) -> tuple[list[dict[str, Any]], dict[str, int]]:
         """Rows that are done already, and of each site how many cases."""
@@ -181,7 +204,7 @@ class _Run:
         if not resume:
             raise ResultsError("P501", f"The folder {self.out} already holds predictions ({before.get('status')}).",
                                "Go on with --resume, or choose another folder with --out.")  # fmt: skip
-        compared = {**dict.fromkeys(before.keys() & {"reference_sha256"}), **record}
+        compared = {**dict.fromkeys(before.keys() & {"reference_sha256", "dicom_seg"}), **record}
         changed = [name for name, value in compared.items() if before.get(name) != value]
         if changed:
             raise ResultsError("P501", f"The predictions in {self.out} are of another model or of other cases "
@@ -220,6 +243,8 @@ class _Run:
             are = "case is" if outside == 1 else "cases are"
             text = f"{outside} {are} unlike all that the model has seen; the column `outside` of {TABLE} says how."
             self.notes.append(Note("N903", text))
+        if self.seg is not None:
+            self.notes += self._not_seg(table["mask"])
         if len(failures):
             text = f"{len(failures)} of {len(self.cases)} cases were not predicted: {_reasons(self.cases.reasons())}."
             self.notes.append(Note("N904", text))
@@ -234,6 +259,14 @@ class _Run:
         (self.out / _DONE).unlink(missing_ok=True)
         shutil.rmtree(self.out / CACHE, ignore_errors=True)
         return Done(table, failures, notes)
+
+    def _not_seg(self, masks: pd.Series[str]) -> list[Note]:
+        """A note on masks that are no DICOM SEG, though these were asked for."""
+        count = int((~masks.str.endswith(SEG)).sum())
+        if not count:
+            return []
+        why = f": {_reasons(self._unfit)}" if self._unfit else ""
+        return [Note("N908", f"{count} of {len(masks)} masks were written as NIfTI, not as DICOM SEG{why}.")]
 
 
 def _digest(cases: Cases) -> str:
@@ -257,16 +290,12 @@ def _structures(classes: list[str]) -> list[tuple[int, str]]:
     return [(index, name) for index, name in enumerate(classes) if index]
 
 
-def _original(cell: str, root: Path, cases: Cases) -> tuple[Volume, Grid]:
-    """The image as it was read, with three axes, and the grid on which it was predicted."""
-    preparation = cases.spec.preprocessing
-    if preparation is None:
-        raise ValueError("not a volume")
+def _own_space(original: Original) -> VolumeSpace | PictureSpace:
+    """The image as it was read, and the grid on which it was predicted."""
     try:
-        grid, frame = grid_of(read_volume(cell, root, (cases.folder,)), preparation)
+        return original.space()
     except UnreadableError as error:
         raise ModelError("P702", f"An image changed while it was predicted: {error}.", "Predict it again.") from None
-    return frame, grid
 
 
 def _mask_name(cell: str, place: int) -> str:

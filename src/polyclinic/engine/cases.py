@@ -10,6 +10,7 @@ from torch import Tensor
 
 from polyclinic.communication.message import Fields
 from polyclinic.data.cases import Counts, SiteData
+from polyclinic.data.originals import originals_received, originals_sent
 from polyclinic.data.volumes.store import Volumes
 
 
@@ -22,6 +23,7 @@ def cases_sent(data: SiteData) -> tuple[Fields, dict[str, Tensor]]:
         "depth": data.depth,
         "spacings": None if data.spacings is None else [list(one) for one in data.spacings],
         "volumes": {name: [[str(file) for file in v.files], v.about] for name, v in mapped.items()},
+        "originals": originals_sent(data.originals),
     }  # fmt: skip
     tensors = {name: found for name, found in pixels.items() if isinstance(found, Tensor)}
     others = {"covariates": data.covariates, "labelled": data.labelled}
@@ -38,4 +40,5 @@ def cases_received(site: str, fields: Mapping[str, Any], tensors: Mapping[str, T
         site, pixels["inputs"], pixels["targets"], fields["subjects"], fields["cases"], fields["parts"], Counts(),
         None if spacings is None else [tuple(one) for one in spacings], tensors.get("covariates"),
         labelled=tensors.get("labelled"), groups=fields["groups"], depth=fields["depth"],
+        originals=originals_received(fields["originals"]),
     )  # fmt: skip

@@ -10,12 +10,14 @@ import torch
 from torch import Tensor
 
 from polyclinic.data.dataset import Dataset
+from polyclinic.data.readers.volume import UnreadableError
+from polyclinic.errors import DataError
 from polyclinic.site.messages import Evaluated, Pictured, Start
 from polyclinic.site.pictures import case_pictures
 from polyclinic.site.run import Run
 from polyclinic.state import FlatModule
 from polyclinic.tasks import Task, build_task
-from polyclinic.tasks.base import Asked, Batch
+from polyclinic.tasks.base import Asked, Batch, Space
 
 #: Images whose predictions are measured at once where cases are measured one by one.
 IMAGES_AT_ONCE = 32
@@ -123,15 +125,17 @@ def predict(
 ) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """What is sent of the cases ``index``, such as probabilities and labels; see `Task.rows`."""
     metrics = run.declared.metrics
-    asked = Asked(metrics.names, metrics.classes, metrics.tolerance, completion)
-    return run.task.rows(predicted(run, vectors, index), threshold, asked)
+    asked = Asked(metrics.names, metrics.classes, metrics.tolerance, completion, metrics.space)
+    return run.task.rows(tested(run, vectors, index, threshold, metrics.space), threshold, asked)
 
 
 def overlays(
     run: Run, vectors: list[Tensor], index: Tensor, threshold: float
 ) -> tuple[Pictured, dict[str, Tensor]]:  # fmt: skip
-    """Pictures of the best, median and worst case; see `polyclinic.site.pictures.case_pictures`."""
-    scores = run.task.case_scores(predicted(run, vectors, index), threshold) if len(index) else None
+    """Pictures of the best, median and worst case, on the study's grid, by the Dice that the results have; see
+    `polyclinic.site.pictures.case_pictures`."""
+    cases = tested(run, vectors, index, threshold, run.declared.metrics.space)
+    scores = run.task.case_scores(cases, threshold) if len(index) else None
     if scores is None:
         return Pictured(), {}
     order = scores.argsort(stable=True)
@@ -166,3 +170,40 @@ def predicted(run: Predicting, vectors: list[Tensor], index: Tensor) -> Iterator
     for chunk in chunks:
         own = None if spacings is None else [spacings[position] for position in chunk.tolist()]
         yield Batch(*probabilities(run, vectors, chunk), own)
+
+
+def tested(
+    run: Predicting, vectors: list[Tensor], index: Tensor, threshold: float, space: Space
+) -> Iterator[Batch]:  # fmt: skip
+    """What test cases are measured by: probabilities as ``predicted`` gives them, or the masks that a model in use
+    would write, each with the reference as it lies on disk, which is read when its case is measured.
+
+    Args:
+        run: the network and the cases.
+        vectors: states whose predictions are averaged.
+        index: which cases.
+        threshold: of decision.
+        space: in which masks are measured.
+
+    Raises:
+        DataError: P204, the files of a case can't be read any more, or have changed.
+    """
+    if space == "grid":
+        yield from predicted(run, vectors, index)
+        return
+    originals = run.dataset.originals
+    if originals is None:
+        raise ValueError("the cases have no masks")
+    for case in index.split(1):
+        found, _ = probabilities(run, vectors, case)
+        try:
+            one = originals[int(case)].compared(found[0].numpy(), threshold)
+        except (UnreadableError, OSError) as error:
+            why = str(error) if isinstance(error, UnreadableError) else "file can't be read"
+            raise DataError(
+                "P204", f"Site {run.dataset.site}: image or mask of a test case can't be read as it was when the study "
+                f"began: {why}.", "Put the files back, and go on with `--resume`.",
+            ) from None  # fmt: skip
+        spacings = None if one.spacing is None else [one.spacing]
+        predicted_mask, reference = torch.from_numpy(one.predicted), torch.from_numpy(one.reference)
+        yield Batch(predicted_mask[None], reference[None, None], spacings)

@@ -162,11 +162,12 @@ class Applied(Body):
 
 
 class MetricNames(Body):
-    """What is measured on test cases."""
+    """What is measured on test cases, and of masks in which space, see `polyclinic.tasks.base.Asked`."""
 
     names: list[Name]
     classes: list[Name]
     tolerance: NotNegative
+    space: Literal["grid", "original"] = "grid"
 
 
 class Allowance(Body):

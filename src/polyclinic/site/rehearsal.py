@@ -8,11 +8,13 @@ from torch import Tensor
 
 from polyclinic.client.train import train
 from polyclinic.client.work import LocalJob
+from polyclinic.site import evaluation
 from polyclinic.site.run import Run
 
 
 def try_out(run: Run, state: Tensor) -> None:
-    """Train one step on a batch of the training cases, and measure as many validation cases; nothing is kept.
+    """Train one step on a batch of the training cases, and measure as many validation cases; nothing is kept. Where
+    masks are measured as the images are, which takes more memory than the grid, one is.
 
     Args:
         run: the method at the site.
@@ -29,3 +31,5 @@ def try_out(run: Run, state: Tensor) -> None:
         train(run.model, run.task, work, job)
     if len(run.parts.validation):
         run.measure(vector, run.parts.validation[: work.batch_size])
+        if run.declared.metrics.space == "original":
+            evaluation.predict(run, [vector], run.parts.validation[:1], 0.5)

@@ -120,7 +120,7 @@ class Known:
         sizes["metrics"] = len(task.result_metrics(metrics.names, metrics.classes))
         built = build_parts(start.parts)
         parts = {name: _shapes(part) for name, part in built.items()}
-        asked = Asked(metrics.names, metrics.classes, metrics.tolerance)
+        asked = Asked(metrics.names, metrics.classes, metrics.tolerance, space=metrics.space)
         quiet = any(overrides(part.at_site(), "sends") for part in built.values())
         return cls(sizes, parts, *_levels(built, cls(parts=parts).sent("train"), sizes), quiet, task, asked)
 

@@ -548,7 +548,7 @@ class Site:
         )
         self.kept.put(Trial(run.declared.run, asked.method, asked.trained_on), rows)
         metrics = run.declared.metrics
-        wanted = Asked(metrics.names, metrics.classes, metrics.tolerance)
+        wanted = Asked(metrics.names, metrics.classes, metrics.tolerance, space=metrics.space)
         said, numbers = testing.tested(rows, run.task, wanted, max(asked.floor, self.floor))
         self._log(f"test {asked.method} in {run.declared.run}: {said.cases} cases{', withheld' * said.withheld}")
         return Message(said.fields(), numbers)

@@ -13,7 +13,7 @@ from polyclinic.statistics.columns import SUBGROUP
 from polyclinic.tasks import Task
 
 #: Columns of text, whatever it looks like.
-TEXT = ("method", "run", "site", "subject", "case", "trained_on")
+TEXT = ("method", "run", "site", "subject", "case", "trained_on", "space")
 
 
 def prediction_rows(

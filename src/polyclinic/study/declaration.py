@@ -321,6 +321,12 @@ class Declaration(Part):
             content["search"].update(seeds=self.search_seeds, folds=self.search_folds, choose_by=self.search_by)
         return content
 
+    def _check_space(self) -> None:
+        """Whether there are masks where it is said in which space they are measured."""
+        if self.target != "masks" and self.evaluation.space == "original":
+            message = f"`space: original` is for segmentation: {self.task} has no masks to bring back to the images."
+            raise EntryError("P104", message, "Leave it out.", place=("evaluation", "space"))
+
     def _check_predictions(self) -> None:
         """What does not go with predictions that stay at the sites."""
         evaluation, report = self.evaluation, self.report
@@ -385,6 +391,7 @@ class Declaration(Part):
         check_data(self.data, self.task)
         check_training(self.training, self.task, ("training",))
         self._check_predictions()
+        self._check_space()
         evaluation = self.evaluation
         check_subgroups(evaluation, self.data)
         ways = [way for way in ("folds", "split", "holdout") if getattr(evaluation, way)]

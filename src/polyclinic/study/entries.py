@@ -74,6 +74,8 @@ class Evaluation(Part):
     """For survival: times, in the unit of the data, at which survival is predicted and measured."""
     surface_tolerance: PositiveFloat = 2.0
     """Distance between outlines that the metric ``nsd`` forgives: millimetres where known, else pixels."""
+    space: Literal["grid", "original"] = "grid"
+    """For segmentation: whether test cases are measured on the study's grid, or as the images are on disk."""
     threshold: Literal["validation"] | Annotated[float, Field(gt=0, lt=1)] = "validation"
     """Decision threshold: chosen on validation data (highest balanced accuracy, or Dice), or a number. It plays no part
     for several classes or structures, or for regression."""

@@ -53,7 +53,7 @@ def found_in_rows(predictions: Frame, declaration: Declaration, classes: Sequenc
     source = Rows(
         predictions, declaration.task, len(classes), declaration.metrics, bootstrap=declaration.evaluation.bootstrap
     )
-    return Found(results, source, {"predictions.csv": predictions}, list)
+    return Found(_with_space(results, declaration), source, {"predictions.csv": predictions}, list)
 
 
 def found_at_sites(tested: Tested, engine: Engine, declaration: Declaration, classes: Sequence[str]) -> Found:
@@ -82,7 +82,14 @@ def found_at_sites(tested: Tested, engine: Engine, declaration: Declaration, cla
             *(Note("N807", text) for text in source.notes),
         ]
 
-    return Found(sites_tested(tested, task, names), source, dict(_tables(tested, together)), notes)
+    return Found(
+        _with_space(sites_tested(tested, task, names), declaration), source, dict(_tables(tested, together)), notes
+    )
+
+
+def _with_space(results: Frame, declaration: Declaration) -> Frame:
+    """Results of masks say in which space these were measured."""
+    return results.assign(space=declaration.evaluation.space) if declaration.target == "masks" else results
 
 
 def _withheld(tested: Tested, source: Sites, floor: int) -> Iterator[Note]:

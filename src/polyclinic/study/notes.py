@@ -238,3 +238,20 @@ def _guess(study: StudyMethod, folds: Sequence[Fold]) -> float:
         heaviest = 1.0 if weights == "none" else max(weights)
     classes = max((len(site) for sites in counts for site in sites), default=0)
     return heaviest * max(1.0, math.log(max(classes, 1)))
+
+
+def rough_distances(declaration: Declaration, notes: Sequence[Note]) -> list[Note]:
+    """A note where distances are measured along axes that are not at right angles.
+
+    Args:
+        declaration: the study.
+        notes: on its images.
+    """
+    sheared = any(note.number == "N710" for note in notes)
+    if declaration.evaluation.space != "original" or not sheared:
+        return []
+    text = (
+        "Some images have axes that are not at right angles (N710). With `space: original` distances in them are "
+        "rough, since they are measured along these axes as if they were. Overlaps are exact."
+    )
+    return [Note("N814", text)]

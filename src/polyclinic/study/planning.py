@@ -98,6 +98,7 @@ class Planner:
                 names=self.declaration.metrics,
                 classes=list(self.classes),
                 tolerance=self.declaration.evaluation.surface_tolerance,
+                space=self.declaration.evaluation.space,
             ),
             model=self.declaration.model_part,
             share=sorted(SHARES[method.shared.roles]),

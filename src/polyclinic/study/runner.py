@@ -58,6 +58,7 @@ from polyclinic.study.notes import (
     in_sums,
     kept_back,
     left_out,
+    rough_distances,
     rows_as_patients,
     spared,
 )
@@ -246,6 +247,7 @@ class _Runner:
             *few_events(self.declaration, list(folds.values())),
             *in_sums(self.declaration),
             *rows_as_patients(self.declaration, list(folds.values())),
+            *rough_distances(self.declaration, self.cohort.notes),
             *bare(self.declaration, jobs),
         ]
         self.split_notes = preparing.notes

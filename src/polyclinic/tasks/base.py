@@ -32,6 +32,8 @@ Floats = NDArray[np.float64]
 Measure = Callable[[NDArray[np.intp], Floats], Floats]
 #: Sums over cases by name, see `Task.totals`.
 Totals = dict[str, NDArray[Any]]
+#: Where masks are measured: on the grid to which images are brought, or in the space of the images as they were read.
+Space = Literal["grid", "original"]
 #: What a site sends of its test cases: named values and tensors, see `polyclinic.communication.message`.
 Sent = tuple[dict[str, Any], dict[str, Tensor]]
 
@@ -61,7 +63,8 @@ class Batch(NamedTuple):
     """Some cases that were predicted at once.
 
     Attributes:
-        found: network outputs ``[B, ...]``, or what ``Task.probabilities`` made of them (a mean over several models).
+        found: network outputs ``[B, ...]``, or what ``Task.probabilities`` made of them (a mean over several models);
+            or, of masks that were brought back to the images, uint8 class indices ``[B, ...]``.
         targets: as the task has them.
         spacings: voxel sizes of each case in millimetres, B of them; None where they are not known.
     """
@@ -69,6 +72,11 @@ class Batch(NamedTuple):
     found: Tensor
     targets: Tensor
     spacings: Sequence[tuple[float, ...]] | None = None
+
+    @property
+    def decided(self) -> bool:
+        """Whether what was found are class indices, of which nothing is left to decide."""
+        return self.found.dtype == torch.uint8
 
 
 class Asked(NamedTuple):
@@ -79,12 +87,14 @@ class Asked(NamedTuple):
         classes: names of the classes, background first.
         tolerance: of surface Dice, in the unit of the spacing.
         completion: what predictions need besides the model, see `Task.completion`.
+        space: of masks: where they are measured, on the study's ``grid`` or as the images are (``original``).
     """
 
     names: Sequence[str]
     classes: Sequence[str]
     tolerance: float
     completion: Sequence[float] = ()
+    space: Space = "grid"
 
 
 class Score(NamedTuple):

@@ -104,7 +104,7 @@ class Segmentation(Task):
     has_accuracy = True
     case_by_case = True
     sends: ClassVar = {"values": Shaped("float64", "N", "M", finite=False)}
-    says: ClassVar = {"metrics": list[str]}
+    says: ClassVar = {"metrics": list[str], "space": str}
     totalled: ClassVar = {"sums": Shaped("float64", "metrics"), "known": Shaped("int64", "metrics", least=0)}
     counts = Shaped("float64", 2, len(MASK_THRESHOLDS))
 
@@ -203,7 +203,8 @@ class Segmentation(Task):
         return evidence
 
     def rows(self, batches: Iterable[Batch], threshold: float, asked: Asked) -> Sent:
-        """Names of the ``metrics``, and their ``values`` float64 ``[N, M]``; distances by each case's own spacing."""
+        """Names of the ``metrics`` and the ``space`` of the masks, and ``values`` float64 ``[N, M]``; distances by each
+        case's own spacing."""
         columns = metric_columns(asked.names, asked.classes)
         rows = []
         for batch in batches:
@@ -215,22 +216,28 @@ class Segmentation(Task):
                 else:
                     found = segmentation_case(mask, target, asked.names, spacing, asked.tolerance)
                 rows.append([found[name] for name in columns])
-        return {"metrics": columns}, {"values": torch.tensor(rows, dtype=torch.float64).view(-1, len(columns))}
+        values = torch.tensor(rows, dtype=torch.float64).view(-1, len(columns))
+        return {"metrics": columns, "space": asked.space}, {"values": values}
 
     def misfit(self, fields: Mapping[str, Any], tensors: Mapping[str, Tensor], asked: Asked) -> str:
-        """The metrics are those that were asked for."""
+        """The metrics are those that were asked for, in the space that was asked for."""
         wanted = metric_columns(asked.names, asked.classes)
         if list(fields["metrics"]) != wanted or tensors["values"].shape[1] != len(wanted):
             return f"metrics: got {len(fields['metrics'])} names, expected {', '.join(wanted)}"
+        if fields["space"] != asked.space:
+            return f"space: got {str(fields['space'])[:20]!r}, expected {asked.space!r}"
         return ""
 
     def case_scores(self, batches: Iterable[Batch], threshold: float) -> Tensor:
         """Dice of each case ``[N]``."""
-        return torch.cat([self._overlap(self.decide(one.found, threshold), one.targets) for one in batches])
+        return torch.cat([self._overlap(self._decided(one, threshold), one.targets) for one in batches])
 
     def shown(self, batch: Batch, threshold: float) -> tuple[Tensor, Tensor]:
         """Predicted and true masks, with background where the truth is ``IGNORED``."""
-        return without_ignored(self.decide(batch.found, threshold), batch.targets)
+        return without_ignored(self._decided(batch, threshold), batch.targets)
+
+    def _decided(self, batch: Batch, threshold: float) -> Tensor:
+        return batch.found if batch.decided else self.decide(batch.found, threshold)
 
     def _overlap(self, decided: Tensor, targets: Tensor) -> Tensor:
         """Dice of each case ``[B]``, mean over the structures; 1 for a structure that is in neither mask."""
@@ -254,8 +261,10 @@ class Segmentation(Task):
         return MASK_THRESHOLDS[int((evidence[0] / evidence[1]).argmax())]
 
     def columns(self, fields: Mapping[str, Any], tensors: Mapping[str, Tensor], threshold: float) -> dict[str, Any]:
-        """A column for each metric."""
-        return {name: tensors["values"][:, column].numpy() for column, name in enumerate(fields["metrics"])}
+        """A column for each metric, and one for the space in which it was measured."""
+        values = tensors["values"].numpy()
+        found: dict[str, Any] = {name: values[:, column] for column, name in enumerate(fields["metrics"])}
+        return found | {"space": [fields["space"]] * len(values)}
 
     def result_metrics(self, names: Sequence[str], classes: Sequence[str]) -> list[str]:
         """With several structures also each metric of each structure, see `metric_columns`."""

@@ -215,3 +215,18 @@ def test_a_structure_thinner_than_a_step_of_the_grid_is_told(tmp_path):
         assert str(notes["N702"]).startswith("Site A: in 2 of 3 cases nothing of foreground is left on the grid")
         assert notes["N702"].cases == ("0.nii", "1.nii")
         assert (str(notes["N401"]), notes["N401"].cases) == ("Site A: 1 mask has no foreground.", ("2.nii",))
+
+
+@pytest.mark.parametrize("codes", ["RAS", "LPS", "ASR"])
+def test_a_mask_of_an_image_at_45_degrees_is_turned_as_its_image(codes):
+    """Which axis points most to the right is decided by the last digit of a header there."""
+    side, half = (20, 20, 8), np.sqrt(0.5)
+    own = np.array([[half, -half, 0, 3], [half, half, 0, -4], [0, 0, 2, 5], [0, 0, 0, 1.0]])
+    box = np.zeros(side, dtype=np.uint8)
+    box[2:9, 4:16, 2:5] = 1
+    values = np.random.default_rng(0).normal(100, 10, side) + 300.0 * box
+    spec = Preprocessing(size=side, intensity="none", orientation=codes)
+    for digit in (-1e-7, 0.0, 1e-7):
+        header = own + np.array([[digit, -digit, 0, 0], [-digit, digit, 0, 0], [0] * 4, [0] * 4])
+        case = prepare_case([Volume(values, own)], Volume(box, header), spec, lambda one: (one != 0).astype(np.uint8))
+        assert dice(case) > 0.99

@@ -25,6 +25,7 @@ from polyclinic.data.opening.census import Census, take_census
 from polyclinic.data.opening.facts import SiteFacts
 from polyclinic.data.opening.images import Pixels, image_files, read_images
 from polyclinic.data.opening.subgroups import Subgroup, assign_groups
+from polyclinic.data.originals import Original
 from polyclinic.data.partition import partition_rows, site_names
 from polyclinic.data.quality.classes import label_notes
 from polyclinic.data.quality.doubts import column_notes
@@ -323,12 +324,13 @@ class Holder:
         masks: Pixels | None = None
         facts: list[MaskFacts] | None = None
         depth: int | None = None
+        originals: list[Original] | None = None
         notes: list[Note] = []
         if self.spec.image is None:
             pixels = torch.from_numpy(self._matrix[here])
         elif len(here):
             rows = used.at(here)
-            pixels, masks, failures, facts, depth, notes = read_images(
+            pixels, masks, failures, facts, depth, notes, originals = read_images(
                 site, rows, self._prepared, self.folder, self.target, self._tick
             )
             for place, reason in failures.items():
@@ -345,6 +347,7 @@ class Holder:
         own = None if self._covariates is None else torch.from_numpy(self._covariates[here])
         fixed = parts if self.split is not None else None
         data = SiteData(site, pixels, targets, subjects, cases, fixed, counts, _spacings(pixels), own, depth=depth)
+        data.originals = originals
         if facts is not None:
             data.mask_facts = [*facts, *[MaskFacts()] * counts.unlabelled]
         if counts.unlabelled:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from pathlib import Path
 from typing import NamedTuple
 
@@ -13,6 +13,7 @@ from torch import Tensor
 
 from polyclinic.data.cases import reasons_text
 from polyclinic.data.masks.classes import MaskClasses, MaskFacts
+from polyclinic.data.originals import Original
 from polyclinic.data.pictures.decode import ImageFiles, Seen, decode_images
 from polyclinic.data.pictures.depth import DeepPictures
 from polyclinic.data.pictures.dicom import level_notes
@@ -36,6 +37,7 @@ class Images(NamedTuple):
         mask_facts: what was seen in each mask, or None.
         depth: how many bits white has in pictures of 16 bits, where these tell it themselves; else None.
         notes: what a person should know.
+        originals: where the images and masks of these cases lie; None where there are no masks.
     """
 
     pixels: Pixels | None
@@ -44,6 +46,7 @@ class Images(NamedTuple):
     mask_facts: list[MaskFacts] | None
     depth: int | None
     notes: list[Note]
+    originals: list[Original] | None = None
 
 
 def read_images(
@@ -94,7 +97,19 @@ def read_images(
                 if place not in failures]  # fmt: skip
         notes += level_notes(site, [resolve(cell, root, files.allowed) for cell, root in used])
     depth = seen.deep.depth if seen.deep.highest and spec.bits is None else None
-    return Images(images, masks, failures, seen.mask_facts, depth, notes)
+    return Images(images, masks, failures, seen.mask_facts, depth, notes, _originals(files, spec, failures))
+
+
+def _originals(files: VolumeFiles, spec: DataSpec, failures: Container[int]) -> list[Original] | None:
+    """Where the cases that can be used lie."""
+    if files.masks is None:
+        return None
+    cases = enumerate(zip(files.images, files.masks, files.roots, strict=True))
+    return [
+        Original.opened(images[0], mask, root, files.allowed, spec)
+        for place, (images, mask, root) in cases
+        if place not in failures
+    ]
 
 
 def image_files(rows: Rows, spec: DataSpec, folder: Path, target: Target) -> VolumeFiles:

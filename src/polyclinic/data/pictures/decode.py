@@ -133,7 +133,7 @@ def _decode_case(
     seen: Seen,
 ) -> None:
     root = files.roots[position]
-    image, turned = _upright(files.images[position], root, files.allowed, "image")
+    image, turned = upright(files.images[position], root, files.allowed, "image")
     with image:
         full_size = image.size
         if is_deep(image):
@@ -148,7 +148,7 @@ def _decode_case(
     if name is None:
         mask_out[...] = IGNORED
         return
-    mask, mask_turned = _upright(name, root, files.allowed, "mask")
+    mask, mask_turned = upright(name, root, files.allowed, "mask")
     with mask:
         if mask.size != full_size:
             raise UnreadableError("mask and image differ in size")
@@ -165,8 +165,18 @@ def _decode_case(
             raise UnreadableError("mask leaves out everything (`ignore`)")
 
 
-def _upright(name: str, root: Path, allowed: Sequence[Path], kind: Literal["image", "mask"]) -> tuple[Image.Image, int]:
-    """The picture as it is to be looked at, and the EXIF orientation that it had (1: upright already)."""
+def upright(name: str, root: Path, allowed: Sequence[Path], kind: Literal["image", "mask"]) -> tuple[Image.Image, int]:
+    """The picture as it is to be looked at, and the EXIF orientation that it had (1: upright already).
+
+    Args:
+        name: path as the table has it.
+        root: folder to which it is relative.
+        allowed: other folders in which the file may lie.
+        kind: what it is, for the reason.
+
+    Raises:
+        UnreadableError: it can't be read, and why.
+    """
     path = resolve(name, root, allowed)
     if path is None:
         logger.debug("%s outside the image folder: %s", kind, name)
@@ -210,7 +220,7 @@ def upright_size(name: str, root: Path, allowed: Sequence[Path] = ()) -> tuple[i
     Raises:
         UnreadableError: it can't be read, and why.
     """
-    image, _ = _upright(name, root, allowed, "image")
+    image, _ = upright(name, root, allowed, "image")
     with image:
         return image.height, image.width
 

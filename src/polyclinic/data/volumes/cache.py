@@ -17,7 +17,7 @@ from polyclinic.files import draft_of, write_atomic, write_error
 from polyclinic.ignored import IGNORED
 
 #: Counted up when prepared volumes change for the same files and settings.
-VERSION = 5
+VERSION = 6
 _CHUNK = 1 << 20
 _CHOOSE = "with `data: {cache: FOLDER}`"
 

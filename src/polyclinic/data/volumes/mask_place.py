@@ -46,11 +46,12 @@ def place_mask(
         if not same:
             raise UnreadableError("mask and image differ in size")
         return oriented(Volume(mask.values, image.affine), orientation), "", False
+    if same and _distance(mask, image) <= APART:
+        # By the image's header: near 45 degrees another rounding of the mask's own would turn it another way.
+        return oriented(Volume(mask.values, image.affine), orientation), "", False
     turned, wanted = oriented(mask, orientation), oriented(image, orientation)
     if not same and np.array_equal(mask.affine, np.eye(4)) and not np.array_equal(image.affine, np.eye(4)):
         raise UnreadableError("mask has no place in space (its header has none) and other voxels than the image")
-    if same and _distance(mask, image) <= APART:
-        return Volume(turned.values, wanted.affine), "", False
     if turned.values.shape == wanted.values.shape and _distance(turned, wanted) <= APART:
         # The same box of space: for example a mask in RAS beside an image in LPS.
         return Volume(turned.values, wanted.affine), "axes" if same and grid is None else "", False

@@ -202,7 +202,7 @@ def _inferer(description: Description) -> Config:
 
 
 def _mask_steps(description: Description) -> Iterator[Config]:
-    """Probabilities are brought back to the image's own voxels, and then decided."""
+    """Probabilities are brought back to the image's own voxels, and then decided; masks have the study's numbers."""
     several = description.outputs > 1
     yield {"_target_": "Activationsd", "keys": "pred", "softmax" if several else "sigmoid": True}
     yield {
@@ -211,9 +211,13 @@ def _mask_steps(description: Description) -> Iterator[Config]:
     }  # fmt: skip
     decided = {"argmax": True} if several else {"threshold": description.threshold}
     yield {"_target_": "AsDiscreted", "keys": "pred", **decided}
+    values, classes = description.mask_values, list(range(len(description.mask_values)))
+    if values != classes:
+        yield {"_target_": "MapLabelValued", "keys": "pred", "orig_labels": classes, "target_labels": values}
     yield {
         "_target_": "SaveImaged", "keys": "pred", "output_dir": "@output_dir", "output_postfix": "mask",
-        "output_dtype": "uint8", "resample": False, "separate_folder": False, "data_root_dir": "@dataset_dir",
+        "output_dtype": "uint8" if max(values) < 2**8 else "int32", "resample": False, "separate_folder": False,
+        "data_root_dir": "@dataset_dir",
     }  # fmt: skip
 
 

@@ -167,7 +167,8 @@ def _cases(description: Description) -> str:
 
 def _what_comes(description: Description) -> str:
     if description.target == "masks":
-        values = ", ".join(f"{place} {name}" for place, name in enumerate(description.classes))
+        named = zip(description.mask_values, description.classes, strict=True)
+        values = ", ".join(f"{value} {name}" for value, name in named)
         decided = (
             "" if description.outputs > 1 else f" A voxel is decided at a probability of {description.threshold:g}."
         )

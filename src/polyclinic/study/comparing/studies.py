@@ -125,12 +125,13 @@ def _check_alike(a: Folder, b: Folder) -> None:
         "task": [one.study["task"] for one in (a, b)],
         "primary metric": [one.primary.label for one in (a, b)],
         "classes": [", ".join(one.classes) if one.target == "labels" else "" for one in (a, b)],
+        "space": [one.space or "grid" if one.target == "masks" else "" for one in (a, b)],
     }
     for name, (of_a, of_b) in kinds.items():
         if of_a != of_b:
             raise ResultsError("P501", f"{a.path} and {b.path} can't be compared: their {name} differ"
                                f"{'' if name == 'classes' else 's'} ({of_a}; {of_b}).",
-                               "Compare studies of the same task, classes and primary metric.")  # fmt: skip
+                               "Compare studies of the same task, classes, primary metric and space.")  # fmt: skip
 
 
 def differing_entries(studies: Sequence[Compared]) -> list[tuple[str, list[str]]]:

@@ -84,6 +84,12 @@ COLUMNS = {
     "characteristics.csv": CHARACTERISTICS,
 }
 WHICH = ("best", "median", "worst")
+#: What ``space`` of a study means.
+SPACES = {
+    "grid": "Masks are measured on the study's grid, to which images and reference masks were brought.",
+    "original": "Masks are measured as the images are on disk: predictions were brought back to the images' own pixels "
+    "or voxels, and compared with the reference masks as they lie there.",
+}
 CLASS = "class: "
 #: Name in the catalogue of the method whose models are tested at the other sites, and of the one that pools all data.
 CROSS, POOLED = "cross", "mix"
@@ -303,6 +309,17 @@ class Folder:
     def structures(self) -> list[str]:
         """Names of the structures of a segmentation with several of them, in the order of the results."""
         return list(dict.fromkeys(filter(None, (split_metric(name)[1] for name in self.results["metric"].unique()))))
+
+    @cached_property
+    def space(self) -> str:
+        """In which space masks were measured, ``grid`` or ``original``; empty where there are none, or nobody says."""
+        told = set(self.results["space"]) if "space" in self.results else set()
+        return str(told.pop()) if len(told) == 1 else ""
+
+    @property
+    def space_words(self) -> str:
+        """The same in a sentence."""
+        return SPACES.get(self.space, "")
 
     @property
     def time_unit(self) -> str:

@@ -20,7 +20,7 @@ Z95 = 1.96
 def metrics(folder: Folder) -> str:
     """The metrics and their meaning; the first is the primary one."""
     each = "; ".join(f"{one.title}: {one.meaning.rstrip('.')}" if one.meaning else one.title for one in folder.metrics)
-    return f"Primary: {folder.primary.title}. {each}."
+    return " ".join([f"Primary: {folder.primary.title}. {each}.", folder.space_words]).strip()
 
 
 def statistics(folder: Folder) -> str | None:
