@@ -306,6 +306,13 @@ publish(
     local=["dynamic_regularisation"],
 )
 publish(
+    "harmofl",
+    _SHIFT,
+    "Images are rebuilt with the mean look of all sites; steps go to flat optima.",
+    "Jiang et al., AAAI 2022",
+    local=["amplitude_normalisation", "weight_perturbation"],
+)
+publish(
     "fednova",
     "client end: unequal computation",
     "Updates count by their direction, not by their number of steps.",

@@ -1,6 +1,23 @@
 """Client end: local training and the parts that change it."""
 
-from polyclinic.client import alignment, drift, few_labels, labels, personal
+from polyclinic.client import (
+    alignment,
+    amplitudes,
+    drift,
+    few_labels,
+    flatness,
+    labels,
+    personal,
+)
 from polyclinic.client.private import dp_sgd
 
-__all__ = ["alignment", "dp_sgd", "drift", "few_labels", "labels", "personal"]
+__all__ = [
+    "alignment",
+    "amplitudes",
+    "dp_sgd",
+    "drift",
+    "few_labels",
+    "flatness",
+    "labels",
+    "personal",
+]
