@@ -313,6 +313,13 @@ publish(
     local=["amplitude_normalisation", "weight_perturbation"],
 )
 publish(
+    "elcfs",
+    _SHIFT,
+    "Each step must also help on images with the look of other sites.",
+    "Liu et al., CVPR 2021",
+    local=["frequency_episodes"],
+)
+publish(
     "fednova",
     "client end: unequal computation",
     "Updates count by their direction, not by their number of steps.",

@@ -54,6 +54,17 @@ class Window:
         images = torch.fft.irfftn(spectra, s=self.sizes, dim=self._axes)
         return images
 
+    def mixed(self, images: Tensor, others: Tensor, shares: Tensor) -> Tensor:
+        """Images ``[B, C, H, W]`` whose amplitudes A in the window are (1 − λ) A + λ A'.
+
+        Args:
+            images: ``[B, C, H, W]``.
+            others: A' ``[B, C, *shape]``.
+            shares: λ of each image ``[B]``.
+        """
+        shares = shares.view(-1, *[1] * (images.dim() - 1))
+        return self.rebuilt(images, self.amplitudes(images).lerp(others, shares))
+
     def _take(self, spectra: Tensor) -> Tensor:
         for axis, places in zip(self._axes, self._places, strict=True):
             spectra = spectra.index_select(axis, places.to(spectra.device))
