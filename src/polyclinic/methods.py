@@ -320,6 +320,13 @@ publish(
     local=["frequency_episodes"],
 )
 publish(
+    "fed_align",
+    _SHIFT,
+    "Features are trained to be taken for those of other sites by their adversaries.",
+    "Li et al., Medical Image Analysis 2020",
+    local=["adversarial_alignment"],
+)
+publish(
     "fednova",
     "client end: unequal computation",
     "Updates count by their direction, not by their number of steps.",

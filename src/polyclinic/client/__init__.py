@@ -1,6 +1,7 @@
 """Client end: local training and the parts that change it."""
 
 from polyclinic.client import (
+    adversaries,
     alignment,
     amplitudes,
     drift,
@@ -13,6 +14,7 @@ from polyclinic.client import (
 from polyclinic.client.private import dp_sgd
 
 __all__ = [
+    "adversaries",
     "alignment",
     "amplitudes",
     "dp_sgd",
