@@ -272,7 +272,8 @@ REQUIRED = {"fltrust": {"trusted": "Aachen"}}
 #: Methods whose rule means something else even where all sites are the same.
 OTHERWISE = {"single", "cross", "ensemble", "mix", "cyclic", "incremental", "fedprox", "feddyn", "fedavgm", "fedadam",
              "fedyogi", "fedadagrad", "qfedavg", "norm_bound", "fedper", "lg_fedavg", "fedrep", "moon",
-             "dynamic_fusion", "harmofl", "elcfs", "fed_align"}  # fmt: skip
+             "dynamic_fusion", "harmofl", "elcfs", "fed_align",
+             "fedharmony"}  # fmt: skip
 #: Methods for images alone.
 FOR_IMAGES = {"harmofl", "elcfs"}
 

@@ -327,6 +327,13 @@ publish(
     local=["adversarial_alignment"],
 )
 publish(
+    "fedharmony",
+    _SHIFT,
+    "Features from which a classifier can't tell the site, by means and deviations alone.",
+    "Dinsdale et al., MICCAI 2022",
+    local=["proximal", "site_unlearning"],
+)
+publish(
     "fednova",
     "client end: unequal computation",
     "Updates count by their direction, not by their number of steps.",

@@ -10,6 +10,7 @@ from polyclinic.client import (
     flatness,
     labels,
     personal,
+    unlearning,
 )
 from polyclinic.client.private import dp_sgd
 
@@ -24,4 +25,5 @@ __all__ = [
     "flatness",
     "labels",
     "personal",
+    "unlearning",
 ]
