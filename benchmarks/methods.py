@@ -155,12 +155,14 @@ def rounds_of_methods(only: Sequence[str] = ()) -> None:
 
             def trained(name: str, network: Network = network) -> Declaration:
                 method = {name: OPTIONS.get(name, {})}
-                return study(network.model, "classification", 32, network.rounds, method)
+                images = len(network.shape) > 1
+                return study(network.model, "classification", 32, network.rounds, method, images=images)
 
             plain = Ours(trained("fedavg"), data, Path(folder))
             for name in only or METHODS:
                 method = METHODS[name](**OPTIONS.get(name, {}))
-                if method.scope != "federation" or name == "fedavg":
+                images = any(build_part(part, options).images_only for part, options in method.local)
+                if method.scope != "federation" or name == "fedavg" or (images and len(network.shape) == 1):
                     continue
                 own = Ours(trained(name), data, Path(folder))
                 turns = [(statistics.median(own.rounds()), statistics.median(plain.rounds())) for _ in range(TURNS)]

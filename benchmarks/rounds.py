@@ -47,10 +47,19 @@ from polyclinic.tasks import Task, build_task
 REPEATS = 5
 
 
-def study(model: dict[str, object], task: str, batch_size: int, rounds: int, method: object = "fedavg") -> Declaration:
+def study(
+    model: dict[str, object],
+    task: str,
+    batch_size: int,
+    rounds: int,
+    method: object = "fedavg",
+    *,
+    images: bool = False,
+) -> Declaration:
     """A study of one method; its data entries are never read."""
-    image = {"image": "image", "mask": "mask", "size": [8, 8]}
-    data = {"table": "-", "site": "site", **(image if task == "segmentation" else {"features": "*", "label": "label"})}
+    masks = task == "segmentation"
+    cases = {"image": "image", "size": [8, 8]} if masks or images else {"features": "*"}
+    data = {"table": "-", "site": "site", **cases, **({"mask": "mask"} if masks else {"label": "label"})}
     optimizer = {"sgd": {"lr": 0.05, "momentum": 0.9}}
     return Declaration.check({
         "data": data, "task": task, "model": model, "methods": [method],

@@ -138,9 +138,12 @@ class Federation:
         training = {"rounds": 1, "batch_size": 8, "optimizer": {"sgd": {"lr": 0.1}}} | dict(training or {})
         evaluation = {"validation": 0, "best_round": "last"} | dict(evaluation or {})
         folds = evaluation.get("folds")
+        pictures = next(iter(data.values())).inputs.ndim == 4 and task == "classification"
+        images = {"table": "cases.csv", "site": "site", "image": "image", "label": "label", "size": [8, 8]}
         self.declaration = declare(
-            model=model, training=training, evaluation=evaluation, methods=list(methods), task=task
-        )
+            model=model, training=training, evaluation=evaluation, methods=list(methods), task=task,
+            **({"data": images} if pictures else {}),
+        )  # fmt: skip
         self.data, self.classes = data, classes
         self.shape = tuple(next(iter(data.values())).inputs.shape[1:])
         loss, grid = self.declaration.loss_of(self.declaration.training), self.declaration.grid

@@ -59,8 +59,9 @@ def test_feddyn_goes_with_parts_of_the_server() -> None:
     {"fedadam": {"server": "median"}}, {"ditto": {"personal": "apfl"}}, {"fedadam": {"server": ["median", "fedadam"]}},
 ], ids=str)  # fmt: skip
 def test_an_entry_with_every_default_filled_in_is_the_same_method(entry: object) -> None:
-    (method,) = declare(methods=[entry]).study_methods
-    (again,) = declare(methods=[method.entry]).study_methods
+    data = {"table": "cases.csv", "site": "site", "image": "image", "label": "label", "size": [8, 8]}
+    (method,) = declare(methods=[entry], data=data).study_methods
+    (again,) = declare(methods=[method.entry], data=data).study_methods
     assert again == method
 
 

@@ -759,6 +759,16 @@ REFUSED: list[tuple[str, dict[str, Any]]] = [
     ("P104", {"methods": ["incremental"], "training": {"early_stopping": 5}}),
     ("P104", {"methods": [{"dynamic_fusion": {"channel": ["secure_sum"]}}]}),
     ("P104", {"methods": ["fedsld"], "task": "regression"}),
+    ("P104", {"methods": ["harmofl"]}),
+    (
+        "P104",
+        {
+            "data": {"table": "cases.csv", "site": "site", "image": "image", "label": "label", "size": [8, 8]},
+            "model": "resnet18",
+            "methods": ["harmofl"],
+            "final_model": "harmofl",
+        },
+    ),
     ("P102", {"methods": ["fedavg", "fedavg"]}),
     ("P104", {"methods": ["single"], "evaluation": {"unseen_sites": ["single"]}}),
     ("P104", {"engine": {"precision": "mixed", "mode": "stacked"}}),

@@ -14,6 +14,7 @@ from helpers import (
     catalogued,
     exchange,
     flat,
+    image_site,
     plain_module,
     recorded,
     scaling_steps,
@@ -271,19 +272,24 @@ REQUIRED = {"fltrust": {"trusted": "Aachen"}}
 #: Methods whose rule means something else even where all sites are the same.
 OTHERWISE = {"single", "cross", "ensemble", "mix", "cyclic", "incremental", "fedprox", "feddyn", "fedavgm", "fedadam",
              "fedyogi", "fedadagrad", "qfedavg", "norm_bound", "fedper", "lg_fedavg", "fedrep", "moon",
-             "dynamic_fusion"}  # fmt: skip
+             "dynamic_fusion", "harmofl", "elcfs", "fed_align",
+             "fedharmony"}  # fmt: skip
+#: Methods for images alone.
+FOR_IMAGES = {"harmofl", "elcfs"}
 
 
 @pytest.mark.parametrize("method", sorted(METHODS))
 def test_equal_sites_give_what_each_of_them_gives(method):
     """Methods that put updates together leave identical sites alone; the others at least run."""
-    site = table_site("Aachen", 16)
+    site, model = table_site("Aachen", 16), {"mlp": {"hidden": [4]}}
+    if method in FOR_IMAGES:
+        site, model = image_site("Aachen", 16), {"cnn": {"channels": [4]}}
     # Seven sites are what Bulyan needs against one that is corrupt. Sites of another name would shuffle otherwise.
     data = {name: site_of(name, site.inputs, site.targets) for name in ("Aachen", *"BCDEFG")}
     training = {"rounds": 2, "batch_size": 16}
     entry = {method: REQUIRED.get(method, {})}
-    state = Federation(data, [entry], model={"mlp": {"hidden": [4]}}, training=training).state()
-    alone = Federation({"Aachen": site}, ["fedavg"], model={"mlp": {"hidden": [4]}}, training=training).state()
+    state = Federation(data, [entry], model=model, training=training).state()
+    alone = Federation({"Aachen": site}, ["fedavg"], model=model, training=training).state()
     if method not in OTHERWISE:
         close(state, alone)
     assert PUBLISHED[method].citation

@@ -9,7 +9,7 @@ from itertools import combinations
 import pytest
 import torch
 
-from helpers import Federation, declare, table_sites
+from helpers import Federation, declare, image_sites, table_sites
 from polyclinic.client.personal import PERSONAL
 from polyclinic.errors import StudyError
 from polyclinic.methods import SHARES
@@ -55,6 +55,10 @@ NEEDS: dict[str, dict[str, object]] = {
 NEXT = {"distributed_noise": "secure_sum"}
 #: Parts that are not for networks with batch normalisation, and are tried with another.
 NOT_FOR_BATCH_NORM = ("dp_sgd",)
+#: Parts that are for images, and are tried on some.
+FOR_IMAGES = tuple(
+    name for name in LOCAL_PARTS if build_part(name, OPTIONS.get(name, {})).images_only
+)  # fmt: skip
 #: Enough sites for rules that must outvote one (Bulyan needs 4 f + 3), also where one is not chosen.
 SITES = {f"Site {letter}": cases for letter, cases in zip("ABCDEFGH", (7, 6, 5, 4, 6, 5, 4, 7), strict=True)}
 ALL = {
@@ -76,6 +80,7 @@ CATALOGUES = {
 LISTS = {"local", "channel", "server"}
 TRAINING = {"rounds": 1, "batch_size": 4, "optimizer": {"sgd": {"lr": 0.05}}}
 MODEL = {"mlp": {"hidden": [3], "norm": "batch"}}
+IMAGES = {"table": "cases.csv", "site": "site", "image": "image", "label": "label", "size": [8, 8]}
 
 
 def entry(family, name):
@@ -110,10 +115,11 @@ class Tried:
     """A federation whose sites are made once; each pair is a study of its own on them."""
 
     def __init__(self):
-        data = table_sites(SITES, features=3)
+        tables, images = table_sites(SITES, features=3), image_sites(SITES)
         self.made = {
-            model: Federation(data, model={"mlp": {"hidden": [3], "norm": model}}, training=TRAINING)
-            for model in ("batch", "none")
+            (kind, norm): Federation(data, model={kind: {**options, "norm": norm}}, training=TRAINING)
+            for kind, data, options in (("mlp", tables, {"hidden": [3]}), ("cnn", images, {"channels": [3]}))
+            for norm in ("batch", "none")
         }
 
     def round(self, method):
@@ -122,9 +128,11 @@ class Tried:
         Raises:
             StudyError: the study is refused.
         """
-        made = self.made["none" if any(name in str(method) for name in NOT_FOR_BATCH_NORM) else "batch"]
+        kind = "cnn" if any(name in str(method) for name in FOR_IMAGES) else "mlp"
+        made = self.made[kind, "none" if any(name in str(method) for name in NOT_FOR_BATCH_NORM) else "batch"]
         declaration = declare(model=made.declaration.model, training=TRAINING, methods=[method],
-                              evaluation={"validation": 0, "best_round": "last"})  # fmt: skip
+                              evaluation={"validation": 0, "best_round": "last"},
+                              **({"data": IMAGES} if kind == "cnn" else {}))  # fmt: skip
         runner = JobRunner(declaration, made.engine, made.local, made.template, made.initial, ["class 0", "class 1"])
         plan = runner.plan(Job((declaration.study_methods[0],), 0, 0), made.fold, made.fold.training_sites)
         progress, rows = run_rounds(plan, made.engine)

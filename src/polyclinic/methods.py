@@ -314,6 +314,34 @@ publish(
     local=["dynamic_regularisation"],
 )
 publish(
+    "harmofl",
+    _SHIFT,
+    "Images are rebuilt with the mean look of all sites; steps go to flat optima.",
+    "Jiang et al., AAAI 2022",
+    local=["amplitude_normalisation", "weight_perturbation"],
+)
+publish(
+    "elcfs",
+    _SHIFT,
+    "Each step must also help on images with the look of other sites.",
+    "Liu et al., CVPR 2021",
+    local=["frequency_episodes"],
+)
+publish(
+    "fed_align",
+    _SHIFT,
+    "Features are trained to be taken for those of other sites by their adversaries.",
+    "Li et al., Medical Image Analysis 2020",
+    local=["adversarial_alignment"],
+)
+publish(
+    "fedharmony",
+    _SHIFT,
+    "Features from which a classifier can't tell the site, by means and deviations alone.",
+    "Dinsdale et al., MICCAI 2022",
+    local=["proximal", "site_unlearning"],
+)
+publish(
     "fednova",
     "client end: unequal computation",
     "Updates count by their direction, not by their number of steps.",

@@ -92,3 +92,15 @@ def test_what_is_no_number_is_told_and_not_tried_for_ever():
     with pytest.raises(PolyclinicError, match="Bonn") as found:
         trained(data, mixed=True)
     assert found.value.code == "P301"
+
+
+@pytest.mark.parametrize("rule", ["weight_perturbation", "adversarial_alignment", "site_unlearning"])
+def test_rules_that_look_again_are_those_of_full_precision(rule):
+    """The network goes back to where it was, and what is trained beside it makes its steps once."""
+    data, model = sites(), {"mlp": {"hidden": [6], "norm": "layer"}}
+    entry = {"fedavg": {"local": [rule]}}
+    training = {"rounds": 3, "optimizer": {"sgd": {"lr": 0.01}}}
+    start, expected, _ = trained(data, entry, mixed=False, model=model, **training)
+    _, found, rows = trained(data, entry, mixed=True, model=model, **training)
+    assert (found - expected).norm() < 0.05 * (expected - start).norm()
+    assert {row["steps"] for row in rows} == {2}

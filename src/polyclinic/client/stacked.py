@@ -28,6 +28,7 @@ from polyclinic.client.work import (
     check_finite,
     clip_gradient,
     gradient_step,
+    perturbation,
 )
 from polyclinic.errors import PolyclinicError
 from polyclinic.parts.site_end import SiteEnd, overrides
@@ -181,6 +182,7 @@ class StackedTrainer:
         self.class_weights = torch.stack(known).to(self.device) if known else None
         numbers = [number for number, (end, _) in enumerate(rows[0].ends) if overrides(end, "gradient")]
         self.rules = [StackedRule([row.ends[number] for row in rows], start) for number in numbers]
+        self.perturbing = [number for number, (end, _) in enumerate(rows[0].ends) if overrides(end, "perturbation")]
 
     def _change(self, gradient: Tensor, weights: Tensor, start: Tensor) -> None:
         """Let the parts change the gradient of the active sites; frozen weights have no part in its norm."""
@@ -219,9 +221,7 @@ class StackedTrainer:
                 restore_state(optimizer, [parameter], together)
         total = torch.zeros(len(rows), device=self.device)
         for step, active in enumerate(self.active):
-            leaf = weights[:active].requires_grad_()
-            losses = self._losses(rows, leaf, statistics[:active], positions, step)
-            gradient = torch.autograd.grad(losses.sum(), leaf)[0]
+            losses, gradient = self._gradient(rows, weights[:active], statistics[:active], positions, step)
             self._change(gradient, weights[:active], start)
             for first, stop, pieces in groups:
                 for (low, high), parameter in zip(self.pieces, pieces, strict=True):
@@ -252,14 +252,35 @@ class StackedTrainer:
     def _full_gradient(
         self, rows: list[LocalJob], weights: Tensor, statistics: Tensor, start: Tensor, positions: Tensor
     ) -> Tensor:
-        leaf = weights.detach().requires_grad_()
-        losses = self._losses(rows, leaf, statistics, positions, 0)
-        gradient = torch.autograd.grad(losses.sum(), leaf)[0]
+        losses, gradient = self._gradient(rows, weights, statistics, positions, 0)
         self._change(gradient, weights, start)
         parameter = nn.Parameter(weights)
         parameter.grad = gradient
         build_optimizer(gradient_step(self.work.optimizer, rows[0].learning_rate), parameter).step()
         return losses.detach()
+
+    def _gradient(
+        self, rows: list[LocalJob], weights: Tensor, statistics: Tensor, positions: Tensor, step: int
+    ) -> tuple[Tensor, Tensor]:
+        """Mean loss of each active site in one step ``[A]``, and its gradient ``[A, T]`` where parts want it."""
+        leaf = weights.detach().requires_grad_()
+        losses = self._losses(rows, leaf, statistics, positions, step)
+        gradient = torch.autograd.grad(losses.sum(), leaf)[0]
+        if not self.perturbing:
+            return losses, gradient
+        if self.frozen is not None:
+            self.frozen.fill(gradient, 0.0)
+        moved, before = weights.detach().clone(), statistics.clone()
+        for number in self.perturbing:
+            for place, row in enumerate(rows[: len(weights)]):
+                end, given = row.ends[number]
+                own = {name: tensor.to(self.device) for name, tensor in given.items()}
+                move = perturbation(end, gradient[place], own, row.site)
+                moved[place] += 0.0 if move is None else move
+        moved = moved.requires_grad_()
+        gradient = torch.autograd.grad(self._losses(rows, moved, statistics, positions, step).sum(), moved)[0]
+        statistics.copy_(before)
+        return losses, gradient
 
     def _losses(
         self, rows: list[LocalJob], weights: Tensor, statistics: Tensor, positions: Tensor, step: int

@@ -25,6 +25,7 @@ from polyclinic.client.work import (
     check_finite,
     clip_gradient,
     gradient_step,
+    perturbation,
 )
 from polyclinic.models import keeps_statistics
 from polyclinic.parts.checks import kind_of, wrong
@@ -79,6 +80,7 @@ def _mini_batches(model: FlatModule, task: Task, work: Work, job: LocalJob) -> t
             if job.companion is not None:
                 job.companion.step(model, gradient)
             total += gradient()
+            hooks.perturb(gradient, frozen)
             _step(model, work, hooks, frozen, optimizer)
             done += 1
     if work.keep_optimizer:
@@ -101,16 +103,23 @@ def _full_gradient(model: FlatModule, task: Task, work: Work, job: LocalJob) -> 
     It is added up in batches to bound memory, unless normalisation that keeps statistics, augmentation or the loss
     itself makes it depend on which cases are together.
     """
-    total, gradient = 0.0, torch.zeros_like(model.gradient)
     backward = _Backward(model, work)
     together = task.compares_cases or keeps_statistics(model.module) or job.dataset.augments
     size = len(job.index) if together else work.batch_size
     with _Hooks(model, work, job) as hooks:
-        for number, index in enumerate(job.index.split(size)):
-            batch, share = _batch(model, job, index, 0), len(index) / len(job.index)
-            total += share * float(backward(partial(hooks.mean_loss, task, *batch, number)))
-            gradient.add_(model.gradient, alpha=share)
-        hooks.change(model.gradient.copy_(gradient))
+
+        def gradient() -> float:
+            total, added = 0.0, torch.zeros_like(model.gradient)
+            for number, index in enumerate(job.index.split(size)):
+                batch, share = _batch(model, job, index, 0), len(index) / len(job.index)
+                total += share * float(backward(partial(hooks.mean_loss, task, *batch, number)))
+                added.add_(model.gradient, alpha=share)
+            model.gradient.copy_(added)
+            return total
+
+        total = gradient()
+        hooks.perturb(gradient)
+        hooks.change(model.gradient)
     clip_gradient(model.gradient, work.clip)
     build_optimizer(gradient_step(work.optimizer, job.learning_rate), model.weights).step()
     return total, 1
@@ -129,8 +138,9 @@ class _Hooks:
     def __init__(self, model: FlatModule, work: Work, job: LocalJob) -> None:
         device = model.vector.device
         ends = [(end, {name: tensor.to(device) for name, tensor in given.items()}) for end, given in job.ends]
-        self._batch, self._loss, self._gradient = (
-            [(end, given) for end, given in ends if overrides(end, hook)] for hook in ("batch", "loss", "gradient")
+        self._batch, self._loss, self._gradient, self._perturbation = (
+            [(end, given) for end, given in ends if overrides(end, hook)]
+            for hook in ("batch", "loss", "gradient", "perturbation")
         )
         self.model, self.work, self.seed, self.site = model, work, job.seed, job.site
         self.received = (job.start if job.anchor is None else job.anchor).to(device)
@@ -180,6 +190,24 @@ class _Hooks:
                     raise wrong(end.name, "loss", kind_of(term), "a tensor of one number, or None", self.site)
                 loss = loss + term.reshape(())
         return loss
+
+    def perturb(self, again: Callable[[], object], frozen: Selection | None = None) -> None:
+        """Let ``again`` take the gradient of the step at the weights to which parts move the network, and move it back.
+
+        Statistics of normalisation layers are those of the network where it was.
+        """
+        if not self._perturbation:
+            return
+        if frozen is not None:
+            frozen.fill(self.model.gradient, 0.0)
+        found = [perturbation(end, self.model.gradient, given, self.site) for end, given in self._perturbation]
+        moves = [move for move in found if move is not None]
+        if moves:
+            put_back = self.model.remember()
+            for move in moves:
+                self.weights.add_(move)
+            again()
+            put_back()
 
     def change(self, gradient: Tensor) -> None:
         """Let the parts change the gradient of a step."""

@@ -185,6 +185,18 @@ def change_gradient(
         raise wrong(end.name, "gradient", kind_of(found), "nothing: it changes `gradient` in place", site)
 
 
+def perturbation(end: SiteEnd, gradient: Tensor, given: Memory, site: str = "") -> Tensor | None:
+    """How far from the weights a part wants the gradient of a step ``[T]``, or None.
+
+    Raises:
+        PartError: P304, it gives something else.
+    """
+    found: object = end.perturbation(gradient, given)
+    if found is None or (isinstance(found, Tensor) and found.shape == gradient.shape):
+        return found
+    raise wrong(end.name, "perturbation", kind_of(found), f"a tensor {list(gradient.shape)} or None", site)
+
+
 def check_finite(result: LocalResult, site: str) -> LocalResult:
     """``result`` if its loss and state are numbers.
 

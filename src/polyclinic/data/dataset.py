@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from copy import copy
+from math import prod
 
 import torch
 from torch import Tensor
@@ -17,6 +19,11 @@ from polyclinic.data.volumes.standardisation import landmarks, standardise
 from polyclinic.data.volumes.store import Volumes, concatenate
 from polyclinic.ignored import IGNORED
 from polyclinic.seeds import derive_seed
+
+#: Changed images are kept up to so many numbers: 1 GiB.
+_KEPT = 2**28
+#: Images changed at once, to be kept.
+_TOGETHER = 32
 
 
 class Dataset:
@@ -60,6 +67,7 @@ class Dataset:
         self._scaler = scaler
         self._augmentation = augmentation
         self._sites: list[Dataset] = []
+        self._seen: _Seen | None = None
         self.unscaled = data.inputs
         self._inputs = self._scaled(data.inputs)
 
@@ -72,6 +80,7 @@ class Dataset:
         other = copy(self)
         if inputs is not None:
             other.unscaled, other._inputs = inputs, self._scaled(inputs)
+            other._seen = None if self._seen is None else _Seen(self._seen.change)
         if targets is not None:
             other.targets = targets
         return other
@@ -89,6 +98,17 @@ class Dataset:
         elif self.targets.ndim < 3:
             other.targets = self.targets.clone()
             other.targets[hidden] = torch.nan if self.targets.is_floating_point() else -1
+        return other
+
+    def seen_through(self, change: Callable[[Tensor], Tensor]) -> Dataset:
+        """The same cases, whose images are changed in a further step, the last before the network.
+
+        Args:
+            change: of scaled images ``[B, C, ...]``; always the same, since what it gives for an image is kept where
+                training does not change that image at random, and where all of them fit into 1 GiB.
+        """
+        other, before = copy(self), None if self._seen is None else self._seen.change
+        other._seen = _Seen(change if before is None else lambda images: change(before(images)))
         return other
 
     @staticmethod
@@ -150,11 +170,23 @@ class Dataset:
             float32 inputs ``[B, F]``, ``[B, C, H, W]`` or ``[B, C, D, H, W]``, scaled, and targets ``[B]`` or
             ``[B, 1, ...]``. With ``augment`` volumes are boxes of ``patch`` where there is one.
         """
+        if self._seen is None:
+            return self._own_batch(index, augment)
+        inputs, targets = self._inputs, self.targets
+        fits = len(self) * prod(self.shape) <= _KEPT
+        if augment is None and fits and isinstance(inputs, Tensor) and isinstance(targets, Tensor):
+            for missing in self._seen.missing(index, len(self)):
+                self._seen.keep(missing, self._own_batch(missing, None)[0], len(self))
+            return self._seen.kept.index_select(0, index), self._hidden(targets.index_select(0, index), index)
+        images, wanted = self._own_batch(index, augment)
+        return self._seen.change(images), wanted
+
+    def _own_batch(self, index: Tensor, augment: int | None) -> tuple[Tensor, Tensor]:
+        """The same, before a further step changes images."""
         if self._sites:
             return self._pooled_batch(index, augment)
         inputs, targets = self._chosen(index, augment)
-        if self.labelled is not None and targets.ndim > 2:
-            targets[~self.labelled[index]] = IGNORED
+        targets = self._hidden(targets, index)
         if inputs.ndim == 2:
             return inputs, targets
         images = inputs.float()
@@ -169,6 +201,12 @@ class Dataset:
                 masks[~self.labelled[index]] = IGNORED
             targets = targets if masks is None else masks
         return self._scaler.apply(images) if self._scaler.changes else images, targets
+
+    def _hidden(self, targets: Tensor, index: Tensor) -> Tensor:
+        """Targets of some cases, written to where they are masks of cases without a label."""
+        if self.labelled is not None and targets.ndim > 2:
+            targets[~self.labelled[index]] = IGNORED
+        return targets
 
     def _chosen(self, index: Tensor, augment: int | None) -> tuple[Tensor, Tensor]:
         """Inputs and targets as they are kept: whole, or boxes of volumes."""
@@ -215,3 +253,32 @@ def _marked(targets: Tensor | Volumes, site: int) -> Tensor | Volumes:
     if not isinstance(targets, Tensor) or targets.ndim != 2:
         return targets
     return torch.cat([targets, targets.new_full((len(targets), 1), site)], dim=1)
+
+
+class _Seen:
+    """What a further step makes of images, and what it has made of them already.
+
+    Attributes:
+        change: the step.
+        kept: float32 ``[N, C, H, W]``.
+    """
+
+    def __init__(self, change: Callable[[Tensor], Tensor]) -> None:
+        self.change, self.kept, self._done = change, torch.empty(0), torch.empty(0, dtype=torch.bool)
+
+    def missing(self, index: Tensor, cases: int) -> list[Tensor]:
+        """Those that are not kept, of so many cases in all, with their neighbours.
+
+        Cases are changed together with the same others whenever it is done: how many are in a transform decides how its
+        last digits are rounded.
+        """
+        asked = index[~self._done[index]] if len(self._done) else index
+        places = [int(place) * _TOGETHER for place in (asked // _TOGETHER).unique()]
+        return [torch.arange(first, min(first + _TOGETHER, cases)) for first in places]
+
+    def keep(self, index: Tensor, images: Tensor, cases: int) -> None:
+        """Change ``images`` of the cases ``index``, of so many in all, and keep what comes out."""
+        changed = self.change(images)
+        if not len(self._done):
+            self.kept, self._done = changed.new_empty(cases, *changed.shape[1:]), torch.zeros(cases, dtype=torch.bool)
+        self.kept[index], self._done[index] = changed, True

@@ -127,6 +127,7 @@ class ServerEnd:
             enough. An aggregation does unless it says that it does not.
         least: with fewer updates it can't work.
         named: sites that its options name.
+        others: sites that do not train and are tested; they can be asked, too.
     """
 
     name: str = ""
@@ -134,6 +135,7 @@ class ServerEnd:
     needs_each: ClassVar[bool] = False
     least: int = 1
     named: Sequence[str] = ()
+    others: Sequence[str] = ()
 
     def meet(self, announced: Mapping[str, Memory], everyone: Mapping[str, float]) -> None:
         """Called once, before the model's first round, and again where a training goes on from a checkpoint.

@@ -259,6 +259,26 @@ class SiteEnd:
         """The batch as the network shall see it."""
         return batch
 
+    def images(self, images: Tensor) -> Tensor:
+        """Images as the network shall see them, in training, validation and tests alike: the last step before it.
+
+        It is not asked while the ends ``meet``. What it gives for images that are not changed at random is remembered,
+        so it has to be the same whenever it is asked.
+
+        Args:
+            images: scaled, ``[B, C, H, W]`` or ``[B, C, D, H, W]``.
+        """
+        return images
+
+    def perturbation(self, gradient: Tensor, given: Memory) -> Tensor | None:
+        """How far from the weights the gradient of the step shall be taken instead ``[T]``; None takes it there.
+
+        Args:
+            gradient: of the loss at the weights ``[T]``; not written to.
+            given: what ``begin`` gave.
+        """
+        return None
+
     def loss(self, batch: Batch, given: Memory) -> Tensor | None:
         """A term to add to the mean loss of the batch, a scalar with gradient."""
         return None

@@ -61,7 +61,7 @@ class Conversation:
 
         def ask(verb: str, requests: Mapping[str, Memory]) -> Iterator[tuple[str, Memory | PolyclinicError]]:
             for site, tensors in requests.items():
-                if site not in self.plan.weights:
+                if site not in self.engine.sites:
                     raise wrong(part, f"ask({verb!r}, ...)", f"{site!r} as a site", "sites of the training")
                 tensors_of(part, f"ask({verb!r}, ...)", tensors)
                 check_declared(_named(tensors, part), self.plan.reveals)

@@ -43,7 +43,8 @@ class Federation:
         if model not in self._chains:
             chain = self._chains[model] = self.plan.chain()
             told = {s: {name: named(m.tensors, name) for name in chain.ends} for s, m in self.announced.items()}
-            chain.meet(told, self.plan.weights, {name: self.conversation.asking(name) for name in chain.ends})
+            others = [site for site in self.engine.sites if site not in self.plan.weights]
+            chain.meet(told, self.plan.weights, {name: self.conversation.asking(name) for name in chain.ends}, others)
         return self._chains[model]
 
     def _memory(self) -> Memory:

@@ -58,11 +58,12 @@ class Chain:
         self._on_the_way = dict[str, dict[str, Unwritten]]()
 
     def meet(
-        self, announced: Mapping[str, Mapping[str, Memory]], everyone: Mapping[str, float], ask: Mapping[str, Ask]
+        self, announced: Mapping[str, Mapping[str, Memory]], everyone: Mapping[str, float], ask: Mapping[str, Ask],
+        others: Sequence[str] = (),
     ) -> None:  # fmt: skip
-        """Training starts: site -> part -> what it told; and how each part asks the sites."""
+        """Training starts: site -> part -> what it told; how each part asks the sites; ``others`` that don't train."""
         for name, end in self.ends.items():
-            end.ask = ask[name]
+            end.ask, end.others = ask[name], others
             end.meet({site: dict(parts.get(name, {})) for site, parts in announced.items()}, everyone)
 
     def begin(self, now: Now) -> None:

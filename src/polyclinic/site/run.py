@@ -140,7 +140,11 @@ class Run:
             unwritten.check(name, "meet", site)
             self.announced |= {f"{name}/{key}": tensor for key, tensor in told.items()}
         check_declared(self.announced, self.reveals, site)
+        for end in self.ends.values():
+            if overrides(end, "images"):
+                self.dataset = self.dataset.seen_through(end.images)
         self.view = first.at(torch.empty(0), 0, with_learning_rate(self.work.optimizer, 0.0))  # the first model may go
+        self.view.look_at(self.dataset)
         self.kept = Kept(
             self.private.take(initial).clone(), self.personal.initial(first),
             self.parts_keep(), [{} for _ in self.phases],

@@ -7,6 +7,7 @@ import re
 import time
 import traceback
 from collections.abc import Callable
+from copy import copy
 from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
@@ -444,7 +445,9 @@ class Site:
 
     def _try(self, asked: Nothing, tensors: Tensors) -> Message:
         """Train on a batch and look at validation cases, and forget it."""
-        try_out(self.run, tensors["state"])
+        run = copy(self.run)
+        run.dataset = self.dataset  # parts have not been told yet how they are to change images
+        try_out(run, tensors["state"])
         return Message()
 
     def _train(self, asked: Train, tensors: Tensors) -> Message:

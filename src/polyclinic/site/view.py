@@ -74,6 +74,10 @@ class View(SiteView):
         other._optimizer, other._measured = optimizer, WeakTensorKeyDictionary()
         return other
 
+    def look_at(self, dataset: Dataset) -> None:
+        """From now on, see the site's cases as they are in here."""
+        self._dataset = dataset
+
     def count(self, part: PartOfCases = "train") -> int:
         """See `SiteView`."""
         return len(self._index(part))

@@ -60,6 +60,7 @@ class Local:
         besides: entries of the training that change how a site trains by itself, besides its optimiser and batches.
         by_loss: whether sites are chosen by their training loss.
         balanced: whether classes are weighted by their numbers.
+        images: whether cases are images.
     """
 
     task: str
@@ -71,6 +72,7 @@ class Local:
     besides: Sequence[str] = ()
     by_loss: bool = False
     balanced: bool = False
+    images: bool = True
 
 
 def protecting(method: Method) -> list[str]:
@@ -337,6 +339,8 @@ def _task(method: Method, local: Local) -> Refusal | None:
         if part.tasks and local.task not in part.tasks:
             return Refusal(f"{name} is for {' and '.join(part.tasks)}, and the task is {local.task}.",
                            "Leave it out.", key)  # fmt: skip
+        if part.images_only and not local.images:
+            return Refusal(f"{name} is for images, and the cases are rows of a table.", "Leave it out.", key)
         if part.needs_accuracy and not TASKS[local.task].has_accuracy:
             return Refusal(f"{name} asks for the accuracy of each site's model, and {local.task} has none.",
                            "Choose another variant of it.", key)  # fmt: skip

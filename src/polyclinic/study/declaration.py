@@ -423,7 +423,8 @@ class Declaration(Part):
         self._trackers = read_trackers(self.tracking)
         if self.attack is not None:
             self._attack = read_attack(self.attack, self.target, self.data.image is not None)
-        reader = MethodReader(self.task, self.training, self.engine.precision == "mixed")
+        mixed, images = self.engine.precision == "mixed", self.data.image is not None
+        reader = MethodReader(self.task, self.training, mixed, images)
         methods = [reader.read(entry, ("methods", i)) for i, entry in enumerate(self.methods)]
         labels = [method.label for method in methods]
         for position, label in enumerate(labels):

@@ -81,11 +81,13 @@ class MethodReader:
         task: of the study.
         training: of the study; a method may change any of it.
         mixed: whether the study trains in mixed precision.
+        images: whether cases are images.
     """
 
     task: str
     training: Training
     mixed: bool
+    images: bool = True
 
     def read(self, entry: object, place: Place) -> StudyMethod:
         """The method that an entry asks for.
@@ -125,7 +127,7 @@ class MethodReader:
         by_loss = "highest_loss" in str(training.participation)
         local = Local(
             self.task, optimizer_of(training)[0], keeps, self.mixed, chosen, stops_early, besides, by_loss,
-            training.class_weights == "balanced",
+            training.class_weights == "balanced", self.images,
         )  # fmt: skip
         refused = refusal(method, local)
         if refused is not None:

@@ -46,10 +46,10 @@ def check_private(model: FlatModule, task: Task, shape: tuple[int, ...], ends: I
             "Use a loss of single cases; for survival, a discrete one.",
         )
     for end in ends:
-        for hook in ("batch", "loss"):
+        for hook, what in (("batch", "batch"), ("loss", "loss"), ("perturbation", "point of the gradient")):
             if overrides(end, hook):
                 raise _refusal(
-                    f"the part {end.name} changes the {hook} of training, which it could do from several patients' "
+                    f"the part {end.name} changes the {what} of training, which it could do from several patients' "
                     "cases at once",
                     f"Leave {end.name} out, or use a part that only changes gradients.",
                 )

@@ -7,6 +7,8 @@ from collections.abc import Callable, Sequence
 from polyclinic.errors import nearest
 from polyclinic.methods import Method
 from polyclinic.options import EntryError
+from polyclinic.parts import build_part
+from polyclinic.parts.site_end import overrides
 from polyclinic.study.entries import FinalModel
 from polyclinic.study.method_entries import StudyMethod
 
@@ -15,8 +17,10 @@ PLACE = "final_model"
 
 def unusable(method: Method) -> str:
     """Why no model of a method could be used elsewhere; empty if one can."""
-    alone = method.scope == "sites" and method.tests != "ensemble"
-    return "trains a model at each site, and no model of all" if alone else ""
+    if method.scope == "sites" and method.tests != "ensemble":
+        return "trains a model at each site, and no model of all"
+    changing = [name for name, options in method.parts if overrides(build_part(name, options).at_site(), "images")]
+    return f"shows its network images that {changing[0]} has changed, and no model's folder can" if changing else ""
 
 
 def check_final_model(asked: FinalModel, methods: Sequence[StudyMethod], searched: Callable[[str], bool]) -> None:
@@ -37,7 +41,7 @@ def check_final_model(asked: FinalModel, methods: Sequence[StudyMethod], searche
         raise EntryError("P103", message, hint, place=(PLACE, "method"))
     wrong = unusable(methods[labels.index(asked.method)].method)
     if wrong:
-        hint = "Choose a federated method, `mix` or `ensemble`."
+        hint = "Choose another federated method, `mix` or `ensemble`."
         raise EntryError("P104", f"{asked.method} {wrong}.", hint, place=(PLACE, "method"))
     if asked.alone and asked.calibrate:
         message = "A calibration needs predictions of cases that were not trained on, and `alone` tests nothing."

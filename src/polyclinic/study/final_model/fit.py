@@ -127,7 +127,7 @@ def _method(study: CheckedStudy, label: str | None) -> StudyMethod:
         raise ModelError("P703", said, f"Name one with --method: {', '.join(one.label for one in methods)}.")
     wrong = unusable(found[0].method)
     if wrong:
-        raise ModelError("P703", f"{found[0].label} {wrong}.", "Choose a federated method, `mix` or `ensemble`.")
+        raise ModelError("P703", f"{found[0].label} {wrong}.", "Choose another federated method, `mix` or `ensemble`.")
     return found[0]
 
 
