@@ -21,10 +21,10 @@ def label(text: str) -> str:
     >>> label("Berlin Mitte"), label("Aix/Marseille")
     ('Berlin Mitte', 'Aix_Marseille-1d231a')
     """
-    plain = _ALIEN.sub("_", text).strip()[:_MOST].rstrip()
-    if plain == text and plain.strip("."):
+    plain = _ALIEN.sub("_", text).strip()
+    if plain == text and plain.strip(".") and len(plain) <= _MOST:
         return plain
-    return f"{plain}-{derive_seed(text) % 16**6:06x}"
+    return f"{plain[: _MOST - 7].rstrip()}-{derive_seed(text) % 16**6:06x}"
 
 
 def metric_name(name: str) -> str:
