@@ -41,8 +41,9 @@ from polyclinic.data.spec import DataSpec, Labels, Mask, Partition, Patch, Prepr
 from polyclinic.data.tables.labels import MOST_CLASSES
 from polyclinic.deployment.export.folder import whole_folder
 from polyclinic.deployment.inputs import open_table
+from polyclinic.engine.base import SitesLost
 from polyclinic.engine.planner import PROCESSES_ABOVE, STACK_BELOW
-from polyclinic.engine.processes import _Worker
+from polyclinic.engine.reloading import given_up
 from polyclinic.errors import TITLES, PolyclinicError
 from polyclinic.files import write_error
 from polyclinic.methods import PUBLISHED, SHARES
@@ -540,12 +541,7 @@ def unforeseen() -> None:
 
 
 def killed_worker() -> None:
-    worker = _Worker(1, "cpu", 1)
-    worker.child.kill()
-    try:
-        worker.ask("train", "north", Message(), lambda tensor: None)
-    finally:
-        worker.close()
+    raise given_up(SitesLost(["north", "south"], "killed by signal 9"), 3)
 
 
 def used_folder() -> None:

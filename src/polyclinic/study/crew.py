@@ -23,7 +23,6 @@ from polyclinic.engine.cases import cases_sent
 from polyclinic.engine.child import Child
 from polyclinic.engine.planner import EnginePlan
 from polyclinic.errors import TrainingError, error_from
-from polyclinic.notes import Note
 from polyclinic.study.agenda import Agenda
 from polyclinic.study.display import Display
 from polyclinic.study.folder import Folder
@@ -212,13 +211,3 @@ class Crew:
             thread.join(timeout=10)
         for child in self._children:
             child.close()
-
-
-def death_notes(record: Mapping[str, Any]) -> list[Note]:
-    """What is to be said of workers that ended unexpectedly, by the record of the study."""
-    deaths = int(record.get("worker_deaths", 0))
-    if not deaths:
-        return []
-    processes = "A worker process" if deaths == 1 else f"{deaths} worker processes"
-    return [Note("N109", f"{processes} ended unexpectedly while trainings ran side by side. What had been begun was "
-                 "finished by others, from its checkpoint: results are the same.")]  # fmt: skip

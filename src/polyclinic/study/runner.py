@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from polyclinic.data.opening.agreement import Agreement
 from polyclinic.data.opening.cohort import Cohort
 from polyclinic.engine import Engine, LocalEngine
 from polyclinic.engine.planner import EnginePlan, choose_device
+from polyclinic.engine.processes import death_notes
 from polyclinic.errors import ModelError, PolyclinicError, StudyError
 from polyclinic.files import write_atomic
 from polyclinic.methods import SharedModules
@@ -26,7 +28,7 @@ from polyclinic.privacy import Event
 from polyclinic.study.agenda import Agenda, trainings
 from polyclinic.study.checked import CheckedStudy
 from polyclinic.study.columns import MODEL, PAYLOADS
-from polyclinic.study.crew import Crew, briefing, death_notes
+from polyclinic.study.crew import Crew, briefing
 from polyclinic.study.described import described
 from polyclinic.study.display import Display
 from polyclinic.study.ended import FINISHED, INCOMPLETE, MODEL_FOLDER
@@ -198,7 +200,7 @@ class _Runner:
             template = self.setup.template(plan.device)
         plan = self._call_crew(plan, expected)
         engine, local = self.setup.start(plan)
-        preparing = Folds(self.declaration, self.cohort, engine, local)
+        self.preparing = preparing = Folds(self.declaration, self.cohort, engine, local, tell=self.display.note)
         folds = preparing.count()
         check_left_cases(self.attack, folds)
         check_enough_sites(self.declaration, folds)
@@ -265,7 +267,6 @@ class _Runner:
             except ModelError as error:  # nobody would want to lose a study for it
                 self.method_notes.append(Note("N907", f"The final model is not calibrated. {error.message}"))
         job = replace(job, methods=(with_rounds(chosen.method, chosen.rounds),))
-        bench.preparing.ready(job)
         maker = Maker(self.study, self.agreement, self.cohort, bench.runner, bench.preparing, self.folder)
         out = self.folder.path / MODEL_FOLDER
         try:
@@ -381,7 +382,7 @@ class _Runner:
             *(note for engine in self.setup.engines for note in engine.notes),
             *(Note.from_json(one) for of_job in told for one in of_job),
             *self.found_notes,
-            *death_notes(self.folder.record),
+            *death_notes(self.folder.record.get("worker_deaths", 0)),
         ]
         self.untested = [note for note in dict.fromkeys(notes) if note.number == "N810"]
         written = json.dumps([note.to_json() for note in dict.fromkeys(notes)], indent=2) + "\n"
@@ -418,7 +419,8 @@ class _Runner:
         if predictions_at(self.declaration, engine) == "sites":
             tested = self.folder.gather_tested(jobs)
             tested.sort([method.label for method in self.declaration.study_methods])
-            return found_at_sites(tested, engine, self.declaration, classes)
+            asked = partial(found_at_sites, tested, engine, self.declaration, classes)
+            return self.preparing.sites.do(asked)
         return found_in_rows(self._ordered(self.folder.gather(jobs, "predictions.csv")), self.declaration, classes)
 
     def _write_overlays(self, jobs: list[Job]) -> None:
