@@ -23,6 +23,7 @@ TITLES: dict[str, str] = {
     "N109": "A worker process ended unexpectedly",
     "N110": "A privacy budget of the study leaves trainings out",
     "N111": "Labels of training cases are hidden",
+    "N112": "The nodes of a cluster have different processors",
     "N201": "A patient's name stands at more than one site",
     "N202": "Cases repeat within a site",
     "N203": "Cases repeat at several sites",

@@ -36,7 +36,7 @@ from polyclinic.study.entries import (
     check_keys,
 )
 from polyclinic.study.final_model.entry import check_final_model
-from polyclinic.study.jobs_entry import wanted_jobs
+from polyclinic.study.jobs_entry import check_ray, wanted_jobs
 from polyclinic.study.method_entries import (
     Candidate,
     MethodReader,
@@ -396,6 +396,10 @@ class Declaration(Part):
             wanted_jobs(self.engine, None)
         except StudyError as error:
             raise EntryError(error.code, error.message, error.hint, place=("engine", "jobs")) from None
+        try:
+            check_ray(self.engine)
+        except StudyError as error:
+            raise EntryError(error.code, error.message, error.hint, place=("engine", "ray")) from None
         if self.report.tables == "parquet" and (problem := parquet_problem()):
             message = f"Tables as Parquet need {problem}."
             hint = "Run: pip install 'polyclinic[parquet]', or use `tables: csv`."

@@ -27,6 +27,7 @@ from polyclinic.parts import build_part
 from polyclinic.privacy import Event
 from polyclinic.study.agenda import Agenda, trainings
 from polyclinic.study.checked import CheckedStudy
+from polyclinic.study.cluster.crew import Cluster
 from polyclinic.study.columns import MODEL, PAYLOADS
 from polyclinic.study.crew import Crew, briefing
 from polyclinic.study.described import described
@@ -66,6 +67,7 @@ from polyclinic.study.notes import (
     spared,
 )
 from polyclinic.study.opening import ask_agree, ask_open, local_engine
+from polyclinic.study.overseeing import Overseer
 from polyclinic.study.payloads import Numbers, exchanged_table
 from polyclinic.study.planning import shared_words
 from polyclinic.study.plugins import of_python, used_plugins
@@ -100,6 +102,8 @@ def run_study(
         raise StudyError("P104", "Frames, networks and losses of a Python program don't travel: no code goes to sites.",
                          "Make a plug-in of networks and losses (`polyclinic plugin new NAME`), and let sites name "
                          "their tables in `site.yaml`.")  # fmt: skip
+    if study.declaration.engine.ray is not None and (engine is not None or here_alone):
+        raise _no_cluster(between=engine is not None)
     with locked(out):
         try:
             _run_alone(study, out, resume, display or Display(), engine, wanted)
@@ -110,6 +114,14 @@ def run_study(
             if found is None:
                 raise
             raise found from error
+
+
+def _no_cluster(*, between: bool) -> StudyError:
+    if between:
+        return StudyError("P104", "A cluster is inside one institution: all of its nodes read all data.",
+                          "Leave `engine: {ray: ...}` out of a study between hospitals.")  # fmt: skip
+    return StudyError("P104", "Frames, networks and losses of a Python program are not on the nodes of a cluster.",
+                      "Name tables, and make a plug-in of the rest (`polyclinic plugin new NAME`).")  # fmt: skip
 
 
 def _run_alone(
@@ -176,7 +188,7 @@ class _Runner:
         self.declaration = study.declaration
         self.setup = Setup(study, cohort, sites, folder.site_folder(), attack)
         self.attack, self.wanted = attack, wanted
-        self.crew: Crew | None = None
+        self.crew: Overseer | None = None
         self.untested: list[Note] = []
         self.found_notes: list[Note] = []
         self.search = self._search()
@@ -192,14 +204,17 @@ class _Runner:
 
     def run(self, sites: pd.DataFrame) -> None:
         """Run all jobs and write all tables."""
-        template = self.setup.template(choose_device(self.declaration.engine.device))
+        ray = self.declaration.engine.ray
+        # With a cluster nothing but a final model is trained here, and what has a GPU are its nodes.
+        template = self.setup.template("cpu" if ray else choose_device(self.declaration.engine.device))
         self._layout = template.layout
         expected = self._expected()
-        plan = self.folder.plan(self.setup.plan(template, expected), self.cohort.fingerprint)
-        if str(template.vector.device) != plan.device:  # resumed on another machine
+        nodes = "" if ray is None else "cuda" if ray.gpus else "cpu"
+        plan = self.folder.plan(self.setup.plan(template, expected, nodes=nodes), self.cohort.fingerprint)
+        if not ray and str(template.vector.device) != plan.device:  # resumed on another machine
             template = self.setup.template(plan.device)
         plan = self._call_crew(plan, expected)
-        engine, local = self.setup.start(plan)
+        engine, local = self.setup.start(replace(plan, device="cpu") if ray else plan)
         self.preparing = preparing = Folds(self.declaration, self.cohort, engine, local, tell=self.display.note)
         folds = preparing.count()
         check_left_cases(self.attack, folds)
@@ -308,7 +323,13 @@ class _Runner:
 
     def _call_crew(self, plan: EnginePlan, expected: list[Job]) -> EnginePlan:
         """Start as many workers as are wanted, and have something to do; the plan says how many."""
-        left = sum(not self.folder.is_done(job) for job in expected)
+        ray = self.declaration.engine.ray
+        left = sum(not self.folder.is_done(job) for job in expected if not (ray and job.final))  # that one runs here
+        if ray is not None:
+            most = left if self.wanted is None else min(self.wanted, left)
+            cluster = Cluster(ray, plan.threads, most, self.folder) if most else None
+            self.crew = cluster
+            return replace(plan, jobs=1 if cluster is None else cluster.size)
         wanted = min(plan.jobs if self.wanted is None else self.wanted, left)
         if plan.mode == "processes" and wanted > 1:
             self.display.note(f"{BOTH} One goes after another.")
@@ -382,6 +403,7 @@ class _Runner:
             *(note for engine in self.setup.engines for note in engine.notes),
             *(Note.from_json(one) for of_job in told for one in of_job),
             *self.found_notes,
+            *(self.crew.notes if isinstance(self.crew, Cluster) else []),
             *death_notes(self.folder.record.get("worker_deaths", 0)),
         ]
         self.untested = [note for note in dict.fromkeys(notes) if note.number == "N810"]
