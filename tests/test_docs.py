@@ -54,6 +54,7 @@ from polyclinic.parts import PLACES, SERVER_PARTS, ServerPart, Step
 from polyclinic.server.selection import PARTICIPATION
 from polyclinic.site import Site, Workspace
 from polyclinic.study.checked import CheckedStudy
+from polyclinic.study.cluster.access import open_to_others
 from polyclinic.study.declaration import Declaration
 from polyclinic.study.entries import EngineOptions, Evaluation, FinalModel, ReportOptions, Search, Training
 from polyclinic.study.final_model.fit import Wanted, fit_model
@@ -544,6 +545,10 @@ def killed_worker() -> None:
     raise given_up(SitesLost(["north", "south"], "killed by signal 9"), 3)
 
 
+def open_cluster() -> None:
+    raise open_to_others("10.0.0.1:6379")
+
+
 def used_folder() -> None:
     Path("results").mkdir()
     Path("results/study.yaml").write_text("study: Another\n", encoding="utf-8")
@@ -709,6 +714,7 @@ MISTAKES: dict[str, Callable[[], object]] = {
     "P402": lambda: not_finite(["south", "west"], quorum=2),
     "P403": killed_worker,
     "P404": list_of_one,
+    "P405": open_cluster,
     "P501": used_folder,
     "P502": full_disk,
     "P503": lambda: changed("patients.csv", "package:mriqc-table/abide.tsv").open(),

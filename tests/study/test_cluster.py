@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import stat
 import subprocess
@@ -270,7 +271,7 @@ driver._adopt_orphans()
 inner = "import signal, time; signal.signal(15, signal.SIG_IGN); print('there', flush=True); time.sleep(600)"
 outer = (
     "import subprocess, sys; "
-    f"p = subprocess.Popen([sys.executable, '-c', {{inner!r}}], stdout=subprocess.PIPE, start_new_session=True); "
+    f"p = subprocess.Popen([sys.executable, '-c', {inner!r}], stdout=subprocess.PIPE, start_new_session=True); "
     "p.stdout.readline(); print(p.pid, flush=True)"
 )
 found = subprocess.run([sys.executable, "-c", outer], stdout=subprocess.PIPE, text=True).stdout
@@ -437,3 +438,60 @@ def test_notes_tell_of_processors_of_several_kinds(monkeypatch, tmp_path):
     found._look(Display())
     assert [note.number for note in found.notes] == ["N112"]
     assert "1 with aarch64, DEFAULT" in str(found.notes[0])
+
+
+# The page -------------------------------------------------------------------------------------------------------------
+
+PAGE = (Path(__file__).parents[2] / "docs" / "cluster.md").read_text(encoding="utf-8")
+
+
+def blocks(kind):
+    return re.findall(rf"^```{kind}\n(.*?)^```$", PAGE, flags=re.MULTILINE | re.DOTALL)
+
+
+def test_the_scripts_of_the_page_can_be_read_by_bash():
+    scripts = blocks("sh") + blocks("bash")
+    assert len(scripts) >= 7
+    for script in scripts:
+        subprocess.run(["bash", "-n"], input=script, text=True, check=True, capture_output=True)
+
+
+def test_the_entries_of_the_page_are_those_of_the_program():
+    found = [
+        content["engine"] for text in blocks("yaml") for content in yaml.safe_load_all(text) if "engine" in content
+    ]
+    assert [EngineOptions(**content).ray.address for content in found] == ["auto", "local"]
+    rows = re.findall(r"^\| `(\w+)` \| (none|`[^`]*`) \|", PAGE, flags=re.MULTILINE)
+    defaults = {name: "none" if field.default is None else f"`{field.default}`"
+                for name, field in RayOptions.model_fields.items()}  # fmt: skip
+    assert dict(rows) == defaults
+
+
+def test_the_cluster_of_kubernetes_asks_for_a_token_and_lets_only_its_own_in():
+    (cluster, policy) = [one for text in blocks("yaml") for one in yaml.safe_load_all(text) if "kind" in one]
+    groups = [cluster["spec"]["headGroupSpec"], *cluster["spec"]["workerGroupSpecs"]]
+    for group in groups:
+        pod = group["template"]["spec"]
+        told = {one["name"]: one.get("value") for one in pod["containers"][0]["env"]}
+        assert (told["RAY_AUTH_MODE"], told["RAY_USAGE_STATS_ENABLED"]) == ("token", "0")
+        assert "RAY_AUTH_TOKEN" in told
+        assert told["RAY_AUTH_TOKEN"] is None, "it comes from a secret"
+        assert pod["volumes"][0]["persistentVolumeClaim"]
+        labels = group["template"]["metadata"]["labels"]
+        assert labels == policy["spec"]["podSelector"]["matchLabels"]
+    pinned = re.search(r"^ray==(.*)$", (Path(__file__).parents[2] / "constraints.txt").read_text(), flags=re.MULTILINE)
+    assert cluster["spec"]["rayVersion"] == pinned[1]
+
+
+@with_ray
+def test_options_of_ray_on_the_page_are_there():
+    asked = [Path(sys.executable).with_name("ray"), "start", "--help"]
+    known = subprocess.run(asked, capture_output=True, text=True, check=True).stdout
+    text = "\n".join(blocks("sh") + blocks("bash")).replace("\\\n", " ")
+    lines = [line for line in text.splitlines() if "ray start" in line or line.startswith("own=")]
+    options = {option for line in lines for option in re.findall(r"--[a-z-]+", line)} - {"--nodes", "--ntasks"}
+    assert {"--head", "--disable-usage-stats", "--temp-dir"} <= options
+    assert not [option for option in options if option not in known]
+    for line in lines:
+        if "--head" in line or "--address" in line:
+            assert "--disable-usage-stats" in line

@@ -66,7 +66,7 @@ def settle_token() -> None:
     except OSError:
         raise StudyError(
             "P405", f"There is no token for the cluster: {path} is missing.",
-            f"Make one with {_MAKE}, copy it to all nodes, and start these with {_START}; see docs/cluster.md.",
+            f"Make one with {_MAKE}, copy it to all nodes, and start the head with {_START}; see docs/cluster.md.",
         ) from None  # fmt: skip
     if found.st_mode & (stat.S_IRWXG | stat.S_IRWXO):
         raise StudyError(
@@ -92,12 +92,17 @@ def check_closed(address: str) -> None:
     )  # fmt: skip
     answer = asked.stdout.strip()
     if answer == "open":
-        raise StudyError(
-            "P405", f"The cluster at {address} asks nobody for a token: whoever reaches it can run code on all nodes.",
-            f"Stop it (`ray stop`), make a token with {_MAKE}, and start all nodes with {_START}; see docs/cluster.md.",
-        )  # fmt: skip
+        raise open_to_others(address)
     if answer != "closed":
         raise unreachable(address, (asked.stderr.strip().splitlines() or ["no answer"])[-1])
+
+
+def open_to_others(address: str) -> StudyError:
+    """The cluster needs no token."""
+    return StudyError(
+        "P405", f"The cluster at {address} asks nobody for a token: whoever reaches it can run code on all nodes.",
+        f"Stop it (`ray stop`), make a token with {_MAKE}, and start its head with {_START}; see docs/cluster.md.",
+    )  # fmt: skip
 
 
 def check_quiet(address: str) -> None:
