@@ -41,8 +41,9 @@ from polyclinic.data.spec import DataSpec, Labels, Mask, Partition, Patch, Prepr
 from polyclinic.data.tables.labels import MOST_CLASSES
 from polyclinic.deployment.export.folder import whole_folder
 from polyclinic.deployment.inputs import open_table
+from polyclinic.engine.base import SitesLost
 from polyclinic.engine.planner import PROCESSES_ABOVE, STACK_BELOW
-from polyclinic.engine.processes import _Worker
+from polyclinic.engine.reloading import given_up
 from polyclinic.errors import TITLES, PolyclinicError
 from polyclinic.files import write_error
 from polyclinic.methods import PUBLISHED, SHARES
@@ -53,6 +54,7 @@ from polyclinic.parts import PLACES, SERVER_PARTS, ServerPart, Step
 from polyclinic.server.selection import PARTICIPATION
 from polyclinic.site import Site, Workspace
 from polyclinic.study.checked import CheckedStudy
+from polyclinic.study.cluster.access import open_to_others
 from polyclinic.study.declaration import Declaration
 from polyclinic.study.entries import EngineOptions, Evaluation, FinalModel, ReportOptions, Search, Training
 from polyclinic.study.final_model.fit import Wanted, fit_model
@@ -540,12 +542,11 @@ def unforeseen() -> None:
 
 
 def killed_worker() -> None:
-    worker = _Worker(1, "cpu", 1)
-    worker.child.kill()
-    try:
-        worker.ask("train", "north", Message(), lambda tensor: None)
-    finally:
-        worker.close()
+    raise given_up(SitesLost(["north", "south"], "killed by signal 9"), 3)
+
+
+def open_cluster() -> None:
+    raise open_to_others("10.0.0.1:6379")
 
 
 def used_folder() -> None:
@@ -713,6 +714,7 @@ MISTAKES: dict[str, Callable[[], object]] = {
     "P402": lambda: not_finite(["south", "west"], quorum=2),
     "P403": killed_worker,
     "P404": list_of_one,
+    "P405": open_cluster,
     "P501": used_folder,
     "P502": full_disk,
     "P503": lambda: changed("patients.csv", "package:mriqc-table/abide.tsv").open(),

@@ -35,6 +35,7 @@ TITLES = {
     "P402": "Too few sites answered",
     "P403": "A worker process ended unexpectedly",
     "P404": "A site refuses a secure sum",
+    "P405": "A cluster can't be used",
     "P501": "The results folder can't be used",
     "P502": "The disk is full",
     "P503": "An optional package is missing",

@@ -6,12 +6,15 @@ import contextlib
 import errno
 import itertools
 import os
+import secrets
 from collections.abc import Iterable
 from pathlib import Path
 
 from polyclinic.errors import ResultsError
 
 _NUMBERS = itertools.count()
+#: Processes of two machines may have the same number.
+_MACHINE = secrets.token_hex(3)
 #: Ending of files that are not whole yet; a process that was killed may leave one.
 DRAFT = ".tmp"
 
@@ -19,9 +22,10 @@ DRAFT = ".tmp"
 def draft_of(path: Path) -> Path:
     """A file beside ``path`` to be written first.
 
-    Its name is short, since that of ``path`` may be as long as can be, and no other process or thread writes the same.
+    Its name is short, since that of ``path`` may be as long as can be, and no other process or thread writes the same,
+    on no other machine that shares the folder either.
     """
-    return path.with_name(f".{os.getpid():x}-{next(_NUMBERS):x}{DRAFT}")
+    return path.with_name(f".{os.getpid():x}-{_MACHINE}{next(_NUMBERS):x}{DRAFT}")
 
 
 def write_atomic(

@@ -24,6 +24,7 @@ TITLES: dict[str, str] = {
     "N110": "A privacy budget of the study leaves trainings out",
     "N111": "Labels of training cases are hidden",
     "N112": "A tracker was not told of everything",
+    "N113": "The nodes of a cluster have different processors",
     "N201": "A patient's name stands at more than one site",
     "N202": "Cases repeat within a site",
     "N203": "Cases repeat at several sites",

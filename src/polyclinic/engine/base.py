@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 
 from polyclinic.communication.message import Message
@@ -14,6 +14,20 @@ from polyclinic.secure import Verifier
 
 #: A site's name and its answer, or why it could not answer.
 Reply = tuple[str, Message | PolyclinicError]
+
+
+class SitesLost(Exception):  # noqa: N818 - it is no site's failure, and nobody's mistake
+    """A process that ran sites has ended, and what they had in memory is gone; see `polyclinic.engine.reloading`.
+
+    Args:
+        sites: that it ran.
+        epitaph: how it ended.
+    """
+
+    def __init__(self, sites: Sequence[str], epitaph: str) -> None:
+        self.was_killed = "signal 9" in epitaph
+        noun = "site" if len(sites) == 1 else "sites"
+        super().__init__(f"The worker process of {noun} {', '.join(sites)} ended unexpectedly ({epitaph}).")
 
 
 class Engine(ABC):
@@ -37,6 +51,9 @@ class Engine(ABC):
         """Ask each site named in ``requests``; answers come in site order, one at a time.
 
         A site's failure is an answer, too: it is for the caller to decide whether the others suffice.
+
+        Raises:
+            SitesLost: a process of this machine that runs sites has ended; `reload` them, and begin again.
         """
 
     def post(self, site: str, function: str, request: Message) -> None:
@@ -83,6 +100,13 @@ class Engine(ABC):
     def notes(self) -> list[Note]:
         """What a person should know of how messages went."""
         return []
+
+    def reload(self) -> None:  # noqa: B027 - most engines lose no sites
+        """Load sites that were lost again, as they were opened: they are prepared for no fold, and know of no training.
+
+        Raises:
+            SitesLost: that did not go well either.
+        """
 
     def close(self) -> None:  # noqa: B027 - most engines have nothing to end
         """End processes and connections."""

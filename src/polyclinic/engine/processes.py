@@ -7,20 +7,25 @@ cases are sent once.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import logging
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from queue import SimpleQueue
 
 from polyclinic.communication.message import Message
 from polyclinic.data.cases import SiteData
-from polyclinic.engine.base import Engine, Reply
+from polyclinic.engine.base import Engine, Reply, SitesLost
 from polyclinic.engine.blocks import Lender, OncePerCall, most_blocks
 from polyclinic.engine.cases import cases_sent
 from polyclinic.engine.channel import Lend
 from polyclinic.engine.child import Child
-from polyclinic.errors import PolyclinicError, SiteError, error_from
+from polyclinic.engine.reloading import Reloading
+from polyclinic.errors import PolyclinicError, error_from
 from polyclinic.notes import Note
+
+log = logging.getLogger(__name__)
 
 
 class ProcessEngine(Engine):
@@ -40,18 +45,41 @@ class ProcessEngine(Engine):
         folders: Mapping[str, Path | None], corruptible: bool = False,
     ) -> None:  # fmt: skip
         self.sites, self.holds_all = list(data), True
+        self._data, self._folders, self._corruptible = data, folders, corruptible
         most = most_blocks(workers + 1)
         self._lender = Lender(most)
-        self._workers = [_Worker(threads, device, most) for _ in range(workers)]
-        self._home = {site: self._workers[number] for site, number in share_out(data, workers).items()}
-        self._arrived: SimpleQueue[tuple[str, Future[Message]]] = SimpleQueue()
-        self._missing = 0
+        homes = share_out(data, workers)
+        self._workers = [
+            _Worker(threads, device, most, [site for site in data if homes[site] == number])
+            for number in range(workers)
+        ]
+        self._home = {site: self._workers[number] for site, number in homes.items()}
+        self._deaths = 0
+        self._begin()
         try:
-            for site, cases in data.items():
-                self._home[site].load(cases, folders[site], self._lender.lend, corruptible=corruptible)
+            Reloading(self, lambda: None, log.warning).do(lambda: None)
         except PolyclinicError:
             self.close()
             raise
+
+    def _begin(self) -> None:
+        """Nothing was asked."""
+        self._arrived: SimpleQueue[tuple[str, Future[Message]]] = SimpleQueue()
+        self._missing = 0
+
+    def reload(self) -> None:
+        """See `Engine.reload`. What other workers were asked meanwhile is waited for, and forgotten."""
+        if all(worker.loaded for worker in self._workers):
+            return
+        for worker in self._workers:
+            worker.finish()
+        self._begin()
+        for worker in self._workers:
+            if not worker.loaded:
+                self._deaths += worker.restart()
+                for site in worker.sites:
+                    worker.load(self._data[site], self._folders[site], self._lender.lend, corruptible=self._corruptible)
+                worker.loaded = True
 
     def call(self, function: str, requests: Mapping[str, Message]) -> Iterator[Reply]:
         """See `Engine.call`."""
@@ -64,8 +92,8 @@ class ProcessEngine(Engine):
     def post(self, site: str, function: str, request: Message) -> None:
         """See `Engine.post`."""
         self._missing += 1
-        answer = self._home[site].submit(function, site, request, self._lender.lend)
-        answer.add_done_callback(lambda done: self._arrived.put((site, done)))
+        answer, arrived = self._home[site].submit(function, site, request, self._lender.lend), self._arrived
+        answer.add_done_callback(lambda done: arrived.put((site, done)))
 
     def replies(self) -> Iterator[Reply]:
         """See `Engine.replies`."""
@@ -77,10 +105,12 @@ class ProcessEngine(Engine):
     @property
     def notes(self) -> list[Note]:
         """See `Engine.notes`."""
+        notes = death_notes(self._deaths)
         reasons = dict.fromkeys(filter(None, (self._lender.reason, *(worker.reason for worker in self._workers))))
         if not reasons:
-            return []
-        return [Note("N106", f"Shared memory could not be had ({'; '.join(reasons)}), so that models went to and from "
+            return notes
+        return [*notes,
+                Note("N106", f"Shared memory could not be had ({'; '.join(reasons)}), so that models went to and from "
                      "worker processes through pipes. Results are the same; large models take longer.")]  # fmt: skip
 
     def close(self) -> None:
@@ -106,17 +136,46 @@ def _result(answer: Future[Message]) -> Message | PolyclinicError:
         return error
 
 
+def death_notes(deaths: int) -> list[Note]:
+    """What is to be said of so many worker processes that ended unexpectedly."""
+    if not deaths:
+        return []
+    processes = "A worker process" if deaths == 1 else f"{deaths} worker processes"
+    return [Note("N109", f"{processes} ended unexpectedly. What had been begun was finished by others, from its last "
+                 "checkpoint: results are the same.")]  # fmt: skip
+
+
 class _Worker:
     """One process and the way to it.
 
+    Args:
+        threads: arithmetic threads.
+        device: where networks run.
+        most: blocks of shared memory at each end.
+        sites: names of those that it runs.
+
     Attributes:
         reason: why it could not have shared memory; else empty.
+        loaded: whether its sites are there; without them nothing is asked of it.
     """
 
-    def __init__(self, threads: int, device: str, most: int) -> None:
-        self.reason = ""
+    def __init__(self, threads: int, device: str, most: int, sites: Sequence[str]) -> None:
+        self.reason, self.sites, self.loaded = "", sites, False
         self._turns = ThreadPoolExecutor(1)  # one message after another
-        self.child = Child("polyclinic.engine.worker", [str(threads), device], most)
+        self._start = partial(Child, "polyclinic.engine.worker", [str(threads), device], most)
+        self.child = self._start()
+
+    def restart(self) -> bool:
+        """A new process, if this one has ended; whether it had."""
+        gone = self.child.is_gone
+        if gone:
+            self.child.close()
+            self.child = self._start()
+        return gone
+
+    def finish(self) -> None:
+        """Wait until all that was submitted has been answered."""
+        self._turns.submit(lambda: None).result()
 
     def load(self, data: SiteData, folder: Path | None, lend: Lend, *, corruptible: bool = False) -> None:
         """Send a site's cases; volumes stay where they are, the worker maps the same files."""
@@ -133,21 +192,21 @@ class _Worker:
 
         Raises:
             PolyclinicError: what the site answered.
-            SiteError: P403 if the process is gone.
+            SitesLost: the process is gone.
         """
         found, channel = None, self.child.channel
+        if not self.loaded and function != "load":
+            raise SitesLost(self.sites, "before it was asked")
         try:
             channel.send(request, lend, {"function": function, "site": site})
             found = channel.receive()
         except (OSError, ValueError):  # told below
             pass
         if found is None:
-            epitaph = self.child.epitaph()
-            if self.child.is_gone:
-                channel.forget()
-            raise SiteError("P403", f"The worker process of site {site} ended unexpectedly ({epitaph}).",
-                            "Run the same command with --resume; or with fewer `engine: {workers: ...}`.",
-                            site=site)  # fmt: skip
+            self.loaded, epitaph = False, self.child.epitaph()
+            self.child.close(patience=0)  # also one that only closed its pipe: it can't be spoken to
+            channel.forget()
+            raise SitesLost(self.sites, epitaph)
         about, reply = found
         self.reason = about["reason"]
         if "error" in about:

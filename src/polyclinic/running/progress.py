@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -91,15 +91,18 @@ class Checkpoint:
 
     Args:
         folder: where the two files are.
+        allowed: is asked before anything is written; it raises where another process goes on with the training.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, allowed: Callable[[], None] = lambda: None) -> None:
+        self._allowed = allowed
         self.path, self.rows = folder / "checkpoint.safetensors", folder / "rounds.jsonl"
         self.memory: dict[str, Tensor] = {}
         self._length = 0
 
     def write(self, progress: Progress, memory: Mapping[str, Tensor], rows: list[Row]) -> None:
         """Add a round; ``memory`` is what the coordinator's ends of parts keep."""
+        self._allowed()
         text = "".join(json.dumps(row) + "\n" for row in rows).encode()
         self.rows.parent.mkdir(parents=True, exist_ok=True)
         try:

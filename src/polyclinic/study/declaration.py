@@ -44,7 +44,7 @@ from polyclinic.study.method_entries import (
     filled_training,
     loss_of,
 )
-from polyclinic.study.side_by_side.jobs_entry import wanted_jobs
+from polyclinic.study.side_by_side.jobs_entry import check_ray, wanted_jobs
 from polyclinic.study.subgroup_entries import check_subgroups
 from polyclinic.study.table_files import parquet_problem
 from polyclinic.study.times_entry import check_times, time_grid
@@ -416,6 +416,10 @@ class Declaration(Part):
             wanted_jobs(self.engine, None)
         except StudyError as error:
             raise EntryError(error.code, error.message, error.hint, place=("engine", "jobs")) from None
+        try:
+            check_ray(self.engine)
+        except StudyError as error:
+            raise EntryError(error.code, error.message, error.hint, place=("engine", "ray")) from None
         if self.report.tables == "parquet" and (problem := parquet_problem()):
             message = f"Tables as Parquet need {problem}."
             hint = "Run: pip install 'polyclinic[parquet]', or use `tables: csv`."

@@ -151,6 +151,27 @@ class FinalModel(Part):
     """Make the model and nothing else: no folds, no results. Without ``rounds`` a validation part chooses the best."""
 
 
+class RayOptions(Part):
+    """The ``ray:`` entry of ``engine:``: trainings on a cluster of one institution."""
+
+    address: Annotated[str, Field(pattern=r"^(local|auto|[A-Za-z0-9._-]+:\d+|\[[0-9a-fA-F:]+\]:\d+)$")] = "local"
+    """``HOST:PORT`` of the cluster's head; ``auto`` if this machine is one of its nodes; or ``local``: one is
+    started on this machine, and ended with the study."""
+    cpus: PositiveInt | None = None
+    """Cores that each training takes of a node; default: as many as its arithmetic threads."""
+    gpus: Annotated[float, Field(ge=0)] = 0.0
+    """GPUs that each training takes of a node: 0.5 lets two share one. Default: none."""
+    memory: Annotated[str, Field(pattern=r"^\d+(\.\d+)? ?[MGT]B$")] | None = None
+    """Memory that each training takes of a node, such as ``6GB``; default: not counted."""
+
+    @property
+    def memory_bytes(self) -> int:
+        """``memory`` as a number; 0 where it is not counted."""
+        if self.memory is None:
+            return 0
+        return int(float(self.memory[:-2]) * 10 ** {"M": 6, "G": 9, "T": 12}[self.memory[-2]])
+
+
 class EngineOptions(Part):
     """The ``engine:`` part."""
 
@@ -164,6 +185,8 @@ class EngineOptions(Part):
     """Worker processes in ``processes`` mode; default: one for each core, at most one a site."""
     jobs: Literal["auto"] | Annotated[int, Field(strict=True, ge=1)] = "auto"
     """How many trainings go side by side, each in a process of its own; ``auto``: as many as cores, where that pays."""
+    ray: RayOptions | None = None
+    """Trainings side by side on a cluster of one institution, by Ray; default: in processes of this machine."""
     deadline: PositiveFloat = 86400.0
     """Seconds within which a site on a machine of its own must answer whatever it is asked."""
 

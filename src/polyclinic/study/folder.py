@@ -37,12 +37,17 @@ class Folder:
     Args:
         path: where it is or will be.
         study: whose it is.
+
+    Attributes:
+        allowed: is asked with the name of a job before anything of it is written; it raises where another process goes
+            on with that job.
     """
 
     def __init__(self, path: Path, study: CheckedStudy) -> None:
         self.path, self.study = path, study
         self.jobs = path / "jobs"
         self.record: dict[str, Any] = {}
+        self.allowed: Callable[[str], None] = lambda name: None
 
     def check(self, resume: bool) -> None:
         """Whether the study can be written here; writes nothing.
@@ -125,13 +130,12 @@ class Folder:
             planned = self.study.plan
             self.note({} if planned is None else {"volumes": planned.as_json()})
         else:
-            for draft in self.path.rglob(f".*{DRAFT}"):  # of a run that was killed
-                draft.unlink()
+            self.sweep()  # after a run that was killed
             self.note({"status": "running", "reason": "", "resumed": now()})
 
-    def sweep(self, process: int) -> None:
-        """Take away what a process that was killed had not written to its end."""
-        for draft in self.path.rglob(f".{process:x}-*{DRAFT}"):
+    def sweep(self, process: int | None = None) -> None:
+        """Take away what a process that was killed had not written to its end; by default all, where none writes."""
+        for draft in self.path.rglob(f".*{DRAFT}" if process is None else f".{process:x}-*{DRAFT}"):
             draft.unlink(missing_ok=True)
 
     def note(self, entries: dict[str, Any]) -> None:
@@ -177,13 +181,15 @@ class Folder:
 
     def checkpoint(self, job: Job) -> Checkpoint:
         """Where the job keeps its progress."""
-        return Checkpoint(self.jobs / f"{self.job_name(job)}.part")
+        name = self.job_name(job)
+        return Checkpoint(self.jobs / f"{name}.part", lambda: self.allowed(name))
 
     def store(self, job: Job, outcome: Outcome) -> None:
         """Write a job's results; they count when the folder has its final name."""
         from safetensors.torch import save
 
         name = self.job_name(job)
+        self.allowed(name)
         draft = self.jobs / f"{name}.draft"
         shutil.rmtree(draft, ignore_errors=True)
         tables = [frame for frame in outcome.predictions if len(frame)]
@@ -210,6 +216,7 @@ class Folder:
     def store_trial(self, job: Job, found: dict[str, Any]) -> None:
         """Write what a trial of a search found, in the same way."""
         name = self.job_name(job)
+        self.allowed(name)
         draft = self.jobs / f"{name}.draft"
         shutil.rmtree(draft, ignore_errors=True)
         write_atomic(draft / "trial.json", json.dumps(found))

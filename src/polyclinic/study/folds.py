@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pandas as pd
@@ -11,6 +12,7 @@ from polyclinic.data.opening.cohort import Cohort
 from polyclinic.data.preparation import SharedStep, build_steps, name_steps
 from polyclinic.data.scaling import Summary
 from polyclinic.engine import Engine, LocalEngine
+from polyclinic.engine.reloading import Reloading
 from polyclinic.errors import DataError
 from polyclinic.notes import Note
 from polyclinic.site.messages import Prepare
@@ -30,15 +32,17 @@ class Folds:
             where no process has them all.
         final_validation: share of the patients that choose the best round where all cases are for training, see
             `Declaration.final_fold`; None takes the study's.
+        tell: is told of worker processes that ended and were replaced.
 
     Attributes:
+        sites: does what is done with them, again where a process that ran some of them has ended.
         notes: what was said of the sites when their folds were counted, in the order of the folds.
         merged: what sites were told when they were prepared last, see `Preparation`.
     """
 
     def __init__(
         self, declaration: Declaration, cohort: Cohort, engine: Engine, local: LocalEngine | None, *,
-        final_validation: float | None = None,
+        final_validation: float | None = None, tell: Callable[[str], None] = lambda _: None,
     ) -> None:  # fmt: skip
         self.declaration, self.engine, self.local = declaration, engine, local
         self.final_validation = declaration.final_validation if final_validation is None else final_validation
@@ -50,6 +54,7 @@ class Folds:
         # Whether a site's cases are prepared with summaries of others, so that leaving one out changes them.
         self._depends_on_sites = any(isinstance(step, SharedStep) for step in build_steps(self.steps))
         self._stand: dict[Engine, tuple[int, str | None]] = {}
+        self.sites = Reloading(engine, self._stand.clear, tell)
 
     def count(self) -> dict[int, Fold]:
         """What is known of the sites in each fold, and in that of the final model, if the study makes one.
@@ -109,7 +114,15 @@ class Folds:
         options = dict(self.steps).get("combat")
         if options is None or self.hides:
             return pd.DataFrame()
-        return describe(self.engine, dict(zip(options["columns"], options["features"], strict=True)))
+        features = dict(zip(options["columns"], options["features"], strict=True))
+
+        def asked() -> pd.DataFrame:
+            if self.engine not in self._stand:  # lost meanwhile; the first fold was the last that was counted
+                first = [*self.declaration.fold_numbers, self.declaration.final_fold][0]
+                self._prepare(self.engine, first, None)
+            return describe(self.engine, features)
+
+        return self.sites.do(asked)
 
     def _prepare(self, engine: Engine, number: int, without: str | None) -> Preparation:
         """Split, harmonise and scale at every site; summaries of the site ``without`` are not used."""
@@ -123,7 +136,7 @@ class Folds:
             labels=data.labels,
         )  # fmt: skip
         self._stand.pop(engine, None)
-        done = prepare(engine, request, without, self.features)
+        done = self.sites.do(lambda: prepare(engine, request, without, self.features))
         self._stand[engine], self.merged = (number, without), done.merged
         return done
 

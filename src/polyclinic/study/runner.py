@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from polyclinic.data.opening.agreement import Agreement
 from polyclinic.data.opening.cohort import Cohort
 from polyclinic.engine import Engine, LocalEngine
 from polyclinic.engine.planner import EnginePlan, choose_device
+from polyclinic.engine.processes import death_notes
 from polyclinic.errors import ModelError, PolyclinicError, StudyError
 from polyclinic.files import write_atomic
 from polyclinic.methods import SharedModules
@@ -24,6 +26,7 @@ from polyclinic.origins import told
 from polyclinic.parts import build_part
 from polyclinic.privacy import Event
 from polyclinic.study.checked import CheckedStudy
+from polyclinic.study.cluster.crew import Cluster
 from polyclinic.study.columns import MODEL, PAYLOADS
 from polyclinic.study.described import described
 from polyclinic.study.display import Display
@@ -71,8 +74,9 @@ from polyclinic.study.search import Searching
 from polyclinic.study.setup import Setup
 from polyclinic.study.shared_budget import protected, without_noise
 from polyclinic.study.side_by_side.agenda import Agenda, trainings
-from polyclinic.study.side_by_side.crew import Crew, briefing, death_notes
+from polyclinic.study.side_by_side.crew import Crew, briefing
 from polyclinic.study.side_by_side.jobs_entry import BOTH, wanted_jobs
+from polyclinic.study.side_by_side.overseeing import Overseer
 from polyclinic.study.side_by_side.workbench import Workbench
 from polyclinic.study.site_table import site_table
 from polyclinic.study.testing import predictions_at
@@ -104,6 +108,8 @@ def run_study(
                          "their tables in `site.yaml`.")  # fmt: skip
     if engine is None or engine.holds_all:  # else it is for the researcher's machine to track
         check_installed(list(study.declaration.trackers))
+    if study.declaration.engine.ray is not None and (engine is not None or here_alone):
+        raise _no_cluster(between=engine is not None)
     with locked(out):
         try:
             _run_alone(study, out, resume, display or Display(), engine, wanted)
@@ -114,6 +120,14 @@ def run_study(
             if found is None:
                 raise
             raise found from error
+
+
+def _no_cluster(*, between: bool) -> StudyError:
+    if between:
+        return StudyError("P104", "A cluster is inside one institution: all of its nodes read all data.",
+                          "Leave `engine: {ray: ...}` out of a study between hospitals.")  # fmt: skip
+    return StudyError("P104", "Frames, networks and losses of a Python program are not on the nodes of a cluster.",
+                      "Name tables, and make a plug-in of the rest (`polyclinic plugin new NAME`).")  # fmt: skip
 
 
 def _run_alone(
@@ -191,7 +205,7 @@ class _Runner:
         self.declaration = study.declaration
         self.setup = Setup(study, cohort, sites, folder.site_folder(), attack)
         self.attack, self.wanted = attack, wanted
-        self.crew: Crew | None = None
+        self.crew: Overseer | None = None
         self.untested: list[Note] = []
         self.found_notes: list[Note] = []
         self.tracking, self.tracking_notes = Tracking(), list[Note]()
@@ -208,15 +222,18 @@ class _Runner:
 
     def run(self, sites: pd.DataFrame) -> None:
         """Run all jobs and write all tables."""
-        template = self.setup.template(choose_device(self.declaration.engine.device))
+        ray = self.declaration.engine.ray
+        # With a cluster nothing but a final model is trained here, and what has a GPU are its nodes.
+        template = self.setup.template("cpu" if ray else choose_device(self.declaration.engine.device))
         self._layout = template.layout
         expected = self._expected()
-        plan = self.folder.plan(self.setup.plan(template, expected), self.cohort.fingerprint)
-        if str(template.vector.device) != plan.device:  # resumed on another machine
+        nodes = "" if ray is None else "cuda" if ray.gpus else "cpu"
+        plan = self.folder.plan(self.setup.plan(template, expected, nodes=nodes), self.cohort.fingerprint)
+        if not ray and str(template.vector.device) != plan.device:  # resumed on another machine
             template = self.setup.template(plan.device)
         plan = self._call_crew(plan, expected)
-        engine, local = self.setup.start(plan)
-        preparing = Folds(self.declaration, self.cohort, engine, local)
+        engine, local = self.setup.start(replace(plan, device="cpu") if ray else plan)
+        self.preparing = preparing = Folds(self.declaration, self.cohort, engine, local, tell=self.display.note)
         folds = preparing.count()
         check_left_cases(self.attack, folds)
         check_enough_sites(self.declaration, folds)
@@ -288,7 +305,6 @@ class _Runner:
             except ModelError as error:  # nobody would want to lose a study for it
                 self.method_notes.append(Note("N907", f"The final model is not calibrated. {error.message}"))
         job = replace(job, methods=(with_rounds(chosen.method, chosen.rounds),))
-        bench.preparing.ready(job)
         maker = Maker(self.study, self.agreement, self.cohort, bench.runner, bench.preparing, self.folder)
         out = self.folder.path / MODEL_FOLDER
         try:
@@ -330,7 +346,13 @@ class _Runner:
 
     def _call_crew(self, plan: EnginePlan, expected: list[Job]) -> EnginePlan:
         """Start as many workers as are wanted, and have something to do; the plan says how many."""
-        left = sum(not self.folder.is_done(job) for job in expected)
+        ray = self.declaration.engine.ray
+        left = sum(not self.folder.is_done(job) for job in expected if not (ray and job.final))  # that one runs here
+        if ray is not None:
+            most = left if self.wanted is None else min(self.wanted, left)
+            cluster = Cluster(ray, plan.threads, most, self.folder) if most else None
+            self.crew = cluster
+            return replace(plan, jobs=1 if cluster is None else cluster.size)
         wanted = min(plan.jobs if self.wanted is None else self.wanted, left)
         if plan.mode == "processes" and wanted > 1:
             self.display.note(f"{BOTH} One goes after another.")
@@ -404,7 +426,8 @@ class _Runner:
             *(note for engine in self.setup.engines for note in engine.notes),
             *(Note.from_json(one) for of_job in told for one in of_job),
             *self.found_notes,
-            *death_notes(self.folder.record),
+            *(self.crew.notes if isinstance(self.crew, Cluster) else []),
+            *death_notes(self.folder.record.get("worker_deaths", 0)),
             *self.tracking_notes,
         ]
         self.untested = [note for note in dict.fromkeys(notes) if note.number == "N810"]
@@ -442,7 +465,8 @@ class _Runner:
         if predictions_at(self.declaration, engine) == "sites":
             tested = self.folder.gather_tested(jobs)
             tested.sort([method.label for method in self.declaration.study_methods])
-            return found_at_sites(tested, engine, self.declaration, classes)
+            asked = partial(found_at_sites, tested, engine, self.declaration, classes)
+            return self.preparing.sites.do(asked)
         return found_in_rows(self._ordered(self.folder.gather(jobs, "predictions.csv")), self.declaration, classes)
 
     def _write_overlays(self, jobs: list[Job]) -> None:

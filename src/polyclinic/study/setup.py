@@ -83,9 +83,11 @@ class Setup:
     def _shape(self) -> tuple[int, ...]:
         return input_shape(self.declaration, self.cohort)
 
-    def plan(self, template: FlatModule, jobs: Sequence[Job] = ()) -> EnginePlan:
-        """How the sites will be run, for these trainings; without any for one at a time."""
+    def plan(self, template: FlatModule, jobs: Sequence[Job] = (), *, nodes: str = "") -> EnginePlan:
+        """How the sites will be run, for these trainings; without any for one at a time. ``nodes`` is the device of the
+        nodes of a cluster, where these train."""
         options, training = self.declaration.engine, self.declaration.training
+        device = nodes or str(template.vector.device)
         given = of_python(self.declaration)
         if options.mode == "processes" and given:
             raise StudyError("P104", "`engine: {mode: processes}` runs sites in processes of their own, which have not "
@@ -96,7 +98,7 @@ class Setup:
             why = "each site computes by itself, for one training after another"
             return EnginePlan("sequential", str(template.vector.device), threads, 0, 1, why)
         methods = configurations(self.declaration)
-        mixed = options.mixed_on(str(template.vector.device))
+        mixed = options.mixed_on(device)
         sites = self.cohort.sites
         works = [work_of(m.method, m.training, sites, mixed=mixed) for m in methods]
         obstacles = [_obstacle(m.method, work) for m, work in zip(methods, works, strict=True)]
@@ -104,8 +106,8 @@ class Setup:
         each = training.rounds * len(methods) * (self.declaration.folds or 1) * len(self.declaration.all_seeds)
         rounds = sum(job.methods[0].training.rounds for job in jobs) if jobs else each
         return choose_plan(
-            mode=options.mode, device=str(template.vector.device), threads=options.threads,
-            workers=1 if given else options.workers,
+            mode=options.mode, device=device, threads=options.threads,
+            workers=1 if given or nodes else options.workers,
             model=template, works=works, obstacles=obstacles, shape=self._shape(),
             cases=[facts.labelled for facts in self.cohort.facts.values()],
             passes=rounds * epochs, trainings=max(len(jobs), 1),

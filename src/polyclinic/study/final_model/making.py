@@ -122,6 +122,18 @@ class Maker:
         Raises:
             PolyclinicError: a site failed, or too few answered.
         """
+
+        def reported(done: int, total: int) -> None:
+            self.folds.sites.advanced()
+            report(done, total)
+
+        return self.folds.sites.do(lambda: self._make(out, job, fold, chosen, site_models=site_models, report=reported))
+
+    def _make(
+        self, out: Path, job: Job, fold: Fold, chosen: Chosen, *, site_models: bool,
+        report: Callable[[int, int], None],
+    ) -> Outcome:  # fmt: skip
+        self.folds.ready(job)
         method = job.methods[0].method
         trained = self.runner.train(
             job, fold, checkpoint=self.folder.checkpoint(job), report=report,

@@ -12,6 +12,7 @@ from polyclinic.study.display import Display
 from polyclinic.study.final_model.opened import opened
 from polyclinic.study.fit import check_enough_sites, input_shape
 from polyclinic.study.job import Job
+from polyclinic.study.testing import Trained
 from polyclinic.tasks import Task
 
 
@@ -47,7 +48,12 @@ def fit_once(study: CheckedStudy) -> Fitted:
         fold = found.folds.one(0)
         check_enough_sites(declaration, {0: fold})
         job = Job((declaration.study_methods[0],), declaration.all_seeds[0], 0)
-        trained = found.runner.train(job, fold, whole=True)
+
+        def train() -> Trained:
+            found.folds.ready(job)
+            return found.runner.train(job, fold, whole=True)
+
+        trained = found.folds.sites.do(train)
         homes = {}
         for site in fold.training_sites:
             names = (trained.progress.best_homes.get(site), site, next(iter(trained.models)))

@@ -68,7 +68,7 @@ def opened(
         plan = setup.plan(template)
         plan = plan if folder is None else folder.plan(plan, cohort.fingerprint)
         engine, local = setup.start(plan)
-        folds = Folds(declaration, cohort, engine, local, final_validation=validation)
+        folds = Folds(declaration, cohort, engine, local, final_validation=validation, tell=display.note)
         runner = JobRunner(declaration, engine, local, template, setup.initial, cohort.classes)
         yield Opened(study, answered.agreement, cohort, plan, folds, runner)
     finally:

@@ -12,8 +12,6 @@ import os
 import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from queue import SimpleQueue
-from typing import Any
 
 from polyclinic.communication.message import Fields, Message
 from polyclinic.data.cases import SiteData
@@ -23,14 +21,12 @@ from polyclinic.engine.cases import cases_sent
 from polyclinic.engine.child import Child
 from polyclinic.engine.planner import EnginePlan
 from polyclinic.errors import TrainingError, error_from
-from polyclinic.notes import Note
 from polyclinic.study.display import Display
 from polyclinic.study.folder import Folder
 from polyclinic.study.job import Fold, Job
 from polyclinic.study.side_by_side.agenda import Agenda
+from polyclinic.study.side_by_side.overseeing import MOST_DEATHS, Overseer
 
-#: After so many worker processes that ended while they ran the same job, the study ends.
-MOST_DEATHS = 3
 #: Threads that wait for others of their process let other processes work meanwhile; else two processes on the same
 #: cores take ten times as long as one.
 PATIENT = {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "0", "KMP_BLOCKTIME": "0"}
@@ -43,14 +39,14 @@ class _Gone(Exception):  # noqa: N818 - a word says it
 def briefing(folder: Folder, plan: EnginePlan, cohort: Cohort, folds: Mapping[int, Fold]) -> Fields:
     """What a worker is told besides the cases and what stands in the results folder."""
     return {
-        "out": str(folder.path.resolve()), "folder": str(folder.study.folder), "plan": asdict(plan),
+        "out": str(folder.path.resolve()), "folder": str(folder.study.folder.resolve()), "plan": asdict(plan),
         "facts": {site: facts.fields() for site, facts in cohort.facts.items()}, "features": cohort.features,
         "classes": cohort.classes, "covariates": cohort.covariates,
-        "folds": [fold.to_json() for fold in folds.values()],
+        "folds": [fold.to_json() for fold in folds.values()], "fingerprint": cohort.fingerprint,
     }  # fmt: skip
 
 
-class Crew:
+class Crew(Overseer):
     """Worker processes, which start when this is made, so that they are ready when there is something to do.
 
     Args:
@@ -59,9 +55,9 @@ class Crew:
     """
 
     def __init__(self, size: int, folder: Folder) -> None:
-        self.folder = folder
+        super().__init__(folder)
+        self.size = size
         self._lender = Lender(most_blocks(1))
-        self._events = SimpleQueue[tuple[str, Any, Any]]()
         self._lock, self._closed = threading.Lock(), False
         self._children: list[Child] = []
         self._threads: list[threading.Thread] = []
@@ -70,18 +66,7 @@ class Crew:
 
     def run(self, told: Fields, cases: Mapping[str, SiteData], jobs: Sequence[Job], agenda: Agenda,
             display: Display) -> None:  # fmt: skip
-        """Run all jobs of an agenda.
-
-        Args:
-            told: see `briefing`.
-            cases: of each site.
-            jobs: all there are, also those that are done.
-            agenda: which of them comes next.
-            display: is told what goes on.
-
-        Raises:
-            PolyclinicError: the first failure of a job; or P403, a job ended several processes.
-        """
+        """See `Overseer.run`."""
         self._told, self._jobs, self._agenda = Message(told), jobs, agenda
         self._cases = {site: Message(*cases_sent(data)) for site, data in cases.items()}
         tensors = [tensor for message in self._cases.values() for tensor in message.tensors.values()]
@@ -90,34 +75,6 @@ class Crew:
         for thread in self._threads:
             thread.start()
         self._watch(display, {number for number, job in enumerate(jobs) if self.folder.is_done(job)})
-
-    def _watch(self, display: Display, done: set[int]) -> None:
-        """Tell what goes on until all jobs are done."""
-        running = dict[int, tuple[int, int] | None]()
-        for number in sorted(done):
-            display.job(number, self._jobs[number].title, True)
-        while len(done) < len(self._jobs):
-            shown = {self._title(number): rounds for number, rounds in sorted(running.items())}
-            display.together(len(done), shown)
-            event, about, more = self._events.get()
-            if event == "failed":
-                raise about
-            if event == "done":
-                done.add(about)
-                del running[about]
-            elif event == "died":
-                self._count_death()
-                display.note(f"The worker process of {self._title(about)} ended unexpectedly ({more}); another one "
-                             "goes on from its checkpoint.")  # fmt: skip
-            else:
-                running[about] = more
-
-    def _title(self, number: int) -> str:
-        job = self._jobs[number]
-        return f"{job.title} (seed {job.seed}, fold {job.fold})"
-
-    def _count_death(self) -> None:
-        self.folder.note({"worker_deaths": self.folder.record.get("worker_deaths", 0) + 1})
 
     # In the thread of a worker ------------------------------------------------------------------------------------
 
@@ -212,13 +169,3 @@ class Crew:
             thread.join(timeout=10)
         for child in self._children:
             child.close()
-
-
-def death_notes(record: Mapping[str, Any]) -> list[Note]:
-    """What is to be said of workers that ended unexpectedly, by the record of the study."""
-    deaths = int(record.get("worker_deaths", 0))
-    if not deaths:
-        return []
-    processes = "A worker process" if deaths == 1 else f"{deaths} worker processes"
-    return [Note("N109", f"{processes} ended unexpectedly while trainings ran side by side. What had been begun was "
-                 "finished by others, from its checkpoint: results are the same.")]  # fmt: skip

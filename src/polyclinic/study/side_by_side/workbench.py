@@ -29,11 +29,20 @@ class Workbench:
         self.folder, self.folds = folder, folds
 
     def run(self, job: Job, report: Callable[[int, int], None]) -> None:
-        """Run a job, from its checkpoint if it has one; the trials that it needs are done.
+        """Run a job, from its checkpoint if it has one, also where a process that runs sites ends meanwhile; the trials
+        that it needs are done.
 
         Raises:
             PolyclinicError: a site failed, or too few answered.
         """
+
+        def reported(done: int, total: int) -> None:
+            self.preparing.sites.advanced()
+            report(done, total)
+
+        self.preparing.sites.do(lambda: self._run(job, reported))
+
+    def _run(self, job: Job, report: Callable[[int, int], None]) -> None:
         self.preparing.ready(job)
         if job.trial is not None:
             self.search.run(self.runner, job, self.folds[job.fold], report)
