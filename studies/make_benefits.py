@@ -63,10 +63,10 @@ QUESTIONS = (
     Question("skin-sources", "sites",
              "Dermatoscopic images from four real sources, with unlike cameras and unlike shares of cancer; nothing is "
              "done about it beforehand. The mean over the sources."),
-    Question("few-labels-skin-5", "all",
+    Question("few-labels-skin-5", "sites",
              "Dermatoscopic images from four real sources; of each twentieth patient of the training part the label is "
              "known, validation has all. The other images are there without one."),
-    Question("few-labels-skin-25", "all",
+    Question("few-labels-skin-25", "sites",
              "The same, with the labels of each fourth patient."),
     Question("retina-cameras", "sites",
              "Pictures of the retina by three real cameras, in which vessels are segmented; nothing is done about the "

@@ -318,7 +318,7 @@ publish(
     _SHIFT,
     "Images are rebuilt with the mean look of all sites; steps go to flat optima.",
     "Jiang et al., AAAI 2022",
-    local=["amplitude_normalisation", "weight_perturbation"],
+    local=["mean_amplitude", "weight_perturbation"],
 )
 publish(
     "elcfs",

@@ -19,7 +19,7 @@ from polyclinic.study.final_model.entry import unusable
 from polyclinic.study.job import Job
 
 CNN = {"cnn": {"channels": [4]}}
-LOOK = {"fedavg": {"local": ["amplitude_normalisation"], "label": "look"}}
+LOOK = {"fedavg": {"local": ["mean_amplitude"], "label": "look"}}
 FLAT = {"fedavg": {"local": ["weight_perturbation"], "label": "flat"}}
 MOMENTUM = {"sgd": {"lr": 0.1, "momentum": 0.9}}
 
@@ -169,8 +169,8 @@ def test_validation_and_tests_see_the_same_images_also_at_a_site_that_does_not_t
     assert set(told) == set(data)
     assert {frame["site"].iloc[0] for frame in outcome.predictions} == {"Celle"}
     sums = [reply for function, site, _, reply in said if function == "start" and site != "Celle"]
-    total = sum(reply.tensors["amplitude_normalisation/sum"] for reply in sums)
-    count = sum(float(reply.tensors["amplitude_normalisation/count"]) for reply in sums)
+    total = sum(reply.tensors["mean_amplitude/sum"] for reply in sums)
+    count = sum(float(reply.tensors["mean_amplitude/count"]) for reply in sums)
     close(told["Celle"], (total / count).float())
     run = made.engine.members["Celle"].run
     pictures = run.dataset.batch(run.parts.test)[0]
@@ -182,17 +182,17 @@ def test_a_site_that_was_away_is_told_when_it_trains():
     for absent in (False, True):
         made = images(LOOK, training={"quorum": 1})
         if absent:
-            away(made.engine, "amplitude_normalisation/tell", "Bonn")
+            away(made.engine, "mean_amplitude/tell", "Bonn")
         with recorded(made.engine) as said:
             states.append(made.state())
-        sent = [site for function, site, request, _ in said if "amplitude_normalisation/mean" in request.tensors
+        sent = [site for function, site, request, _ in said if "mean_amplitude/mean" in request.tensors
                 and function == "train"]  # fmt: skip
         assert sent == (["Bonn"] if absent else [])
     assert torch.equal(*states)
 
 
 def test_a_site_that_was_never_told_does_not_answer_with_other_images():
-    rebuilding = build_part("amplitude_normalisation", {}).at_site()
+    rebuilding = build_part("mean_amplitude", {}).at_site()
     rebuilding._site = "Bonn"
     with pytest.raises(SiteError, match="P401 Site Bonn was not told how images look on average"):
         rebuilding.images(torch.zeros(1, 1, 8, 8))
@@ -264,14 +264,14 @@ def test_masks_that_are_hidden_stay_hidden():
 
 
 def test_what_has_no_look_is_refused():
-    with pytest.raises(EntryError, match="P104 amplitude_normalisation is for images, and the cases are rows"):
+    with pytest.raises(EntryError, match="P104 mean_amplitude is for images, and the cases are rows"):
         Federation(table_sites(), ["harmofl"])
     view = SimpleNamespace(count=lambda: 1, cases=lambda index: (torch.zeros(1, 1, 8, 8, 8), None),
                            input_shape=(1, 4, 4, 4))  # fmt: skip
     with pytest.raises(StudyError, match=r"P104 .* boxes of volumes"):
-        whole_images(view, "amplitude_normalisation")
+        whole_images(view, "mean_amplitude")
     made = images("harmofl", FLAT, "fedavg")
-    assert "amplitude_normalisation has changed" in unusable(made.method("harmofl").method)
+    assert "mean_amplitude has changed" in unusable(made.method("harmofl").method)
     assert not unusable(made.method("flat").method)
 
 

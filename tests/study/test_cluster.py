@@ -132,7 +132,7 @@ def listening(numbers):
 @linux
 def test_a_cluster_of_this_machine_is_its_own_and_gives_the_same_bytes_though_a_worker_is_killed(tmp_path, monkeypatch):
     content = entries(tmp_path)
-    content["training"]["rounds"] = 12
+    content["training"]["rounds"] = 20
     Study.of(content, tmp_path).run(tmp_path / "one", jobs=1)
     seen = {}
 
@@ -143,13 +143,14 @@ def test_a_cluster_of_this_machine_is_its_own_and_gives_the_same_bytes_though_a_
         token = Path(seen["RAY_AUTH_TOKEN_PATH"])
         seen["token mode"], seen["folder"] = stat.S_IMODE(token.stat().st_mode), token.parent
         seen["folder mode"], seen["addresses"] = stat.S_IMODE(token.parent.stat().st_mode), listening(everyone)
-        os.kill(training[-1], signal.SIGKILL)
+        for number in training:  # one of them may just have done what it was to do
+            os.kill(number, signal.SIGKILL)
 
     display = Watching(monkeypatch, look_and_kill)
     results = Study.of(content | on("local"), tmp_path).run(tmp_path / "many", display=display)
     assert contents(tmp_path / "many") == contents(tmp_path / "one")
     assert notes(tmp_path / "many") == notes(tmp_path / "one")
-    assert results.provenance["worker_deaths"] == 1
+    assert results.provenance["worker_deaths"] >= 1
     assert results.provenance["plan"]["jobs"] == 2
     assert any("its process ended); another one goes on from its checkpoint." in text for text in display.said)
     assert (seen["token mode"], seen["folder mode"]) == (0o600, 0o700)

@@ -12,6 +12,7 @@ from polyclinic.study.declaration import Declaration
 from polyclinic.study.method_entries import optimizer_of, schedule_of
 
 TABLE = {"table": "cases.csv", "site": "site", "label": "label", "features": "x*"}
+PICTURES = {"table": "cases.csv", "site": "site", "label": "label", "image": "image", "size": [16, 16]}
 IMAGES = {"table": "cases.csv", "site": "site", "image": "image", "mask": "mask", "size": [16, 16]}
 
 
@@ -21,7 +22,10 @@ def declared(**entries):
 
 STUDIES = {
     "least": {},
-    "every method": {"methods": [{name: {"trusted": "A"} if name == "fltrust" else {}} for name in sorted(METHODS)]},
+    "every method": {
+        "methods": [{name: {"trusted": "A"} if name == "fltrust" else {}} for name in sorted(METHODS)],
+        "data": PICTURES,  # some are for images
+    },
     "compositions": {
         "methods": [
             "fedavg",

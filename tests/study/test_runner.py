@@ -810,7 +810,7 @@ def test_segmentation(tmp_path):
     results = run(entries, tmp_path)
     table = results.predictions
     assert list(table.columns) == ["method", "run", "seed", "fold", "site", "subject", "case", "dice", "hd95", "sen",
-                                   "pre", "trained_on"]  # fmt: skip
+                                   "pre", "space", "trained_on"]  # fmt: skip
     assert table[table["method"] == "fedavg"].groupby("site").size().to_dict() == {"Aachen": 8, "Bonn": 6}
     mine = table.query("method == 'fedavg' and fold == 0 and site == 'Bonn'")
     rows = results.results.query("method == 'fedavg' and fold == 0 and tested_on == 'Bonn' and metric == 'dice'")

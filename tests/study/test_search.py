@@ -189,13 +189,20 @@ WITH_DEFAULTS = {name: "".join(describe_options(METHODS[name])) for name in METH
 @pytest.mark.parametrize("name", [name for name, told in WITH_DEFAULTS.items() if told and "(required)" not in told])
 def test_the_options_of_every_method_reach_its_parts(name):
     """Also where the study file says everything, so that the parts that follow from the options stand in it, too."""
-    entry = declare(methods=[name]).filled()["methods"][0]
+    data = {
+        "table": "cases.csv",
+        "site": "site",
+        "label": "label",
+        "image": "image",
+        "size": [8, 8],
+    }
+    entry = declare(data=data, methods=[name]).filled()["methods"][0]
     numbers = {option: value for option, value in entry[name].items() if type(value) is float}
     for option, value in numbers.items():
         other = value / 2 or 0.125
-        declaration = declare(methods=[entry], search={"methods": {name: {option: [other]}}})
+        declaration = declare(data=data, methods=[entry], search={"methods": {name: {option: [other]}}})
         first, last = (candidate.method for candidate in declaration.candidates(declaration.study_methods[0]))
-        wanted = declare(methods=[{name: {option: other}}]).study_methods[0]
+        wanted = declare(data=data, methods=[{name: {option: other}}]).study_methods[0]
         assert parts(last) == parts(wanted) != parts(first), option
 
 

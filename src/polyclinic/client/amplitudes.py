@@ -16,7 +16,7 @@ from polyclinic.parts import LOCAL_PARTS, Memory, Part, ServerEnd, SiteEnd, Site
 from polyclinic.shapes import Shaped
 
 
-@LOCAL_PARTS.add("amplitude_normalisation")
+@LOCAL_PARTS.add("mean_amplitude")
 class AmplitudeNormalisation(Part):
     """HarmoFL's images: each is rebuilt from its own phase and the mean Fourier amplitude of all sites' images.
 

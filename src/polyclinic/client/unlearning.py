@@ -39,10 +39,10 @@ class SiteUnlearning(Part):
 
     reveals: ClassVar = {
         "mean": "the mean of each feature over the site's training cases: of a single case its features",
-        "deviation": "their deviation",
+        "deviation": "the deviation of each feature",
         "classifier": "what tells the site's features from those of others",
         "means": "the means of all sites that are known",
-        "deviations": "their deviations",
+        "deviations": "the deviation of each feature at each site",
         "place": "which of them is the site's own",
         "common": "the mean of the sites' classifiers",
     }
