@@ -32,7 +32,8 @@ class Fourier(Personal):
     0.95, and keeps normalisation layers at the site (`share: no_norm`). Differs: there amplitudes are averaged and each
     site keeps the phases of all its frequencies, so that there is no common model; here low frequencies are averaged as
     they are, so that r = 1 is FedAvg, an unseen site has a model, and any server rule and a secure sum go with it. r
-    counts the site's own rounds. The paper's second model at each site (deputy-enhanced transfer) is left out.
+    counts the site's own rounds. Read were the abstract and the program, not the whole paper. Its
+    second model at each site (deputy-enhanced transfer) is left out.
 
     Args:
         start: r at first; 1 is FedAvg, with 0 only the mean of each matrix is shared.

@@ -94,7 +94,9 @@ class PropFair(Measured, Weighting):
     Source: Zhang, Malekmohammadi, Chen and Yu, Proportional fairness in federated learning, arXiv 2202.01666, and the
     authors' program, which has ε. Differs: there each site minimises −log(1 − F/M) batch by batch; here local training
     stays as it is, and the weights are those that this loss gives whole sites in the first local step, brought to a sum
-    of 1. It stands for the survey's Prop-FFL (Hosseini et al., Proportionally fair hospital collaborations in federated
+    of 1. Read were the abstract and the program, not the whole paper.
+
+    It stands for the survey's Prop-FFL (Hosseini et al., Proportionally fair hospital collaborations in federated
     learning of histopathology images, IEEE TMI 2023), which has the same aim; its formula was not at hand.
     """
 
