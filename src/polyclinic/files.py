@@ -54,10 +54,12 @@ def write_atomic(
                 file.flush()
                 os.fsync(file.fileno())
         temporary.replace(path)
-    except OSError as error:
+    except BaseException as error:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
-        raise write_error(path, error, choose) from error
+        if isinstance(error, OSError):
+            raise write_error(path, error, choose) from error
+        raise
 
 
 def write_error(path: Path, error: OSError, choose: str = "with --out") -> ResultsError:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -102,8 +102,8 @@ class Checkpoint:
 
     def write(self, progress: Progress, memory: Mapping[str, Tensor], rows: list[Row]) -> None:
         """Add a round; ``memory`` is what the coordinator's ends of parts keep."""
-        self._allowed()
         text = "".join(json.dumps(row) + "\n" for row in rows).encode()
+        self._allowed()
         self.rows.parent.mkdir(parents=True, exist_ok=True)
         try:
             with self.rows.open("r+b" if self.rows.exists() else "wb") as file:
@@ -121,7 +121,12 @@ class Checkpoint:
                 "trained", "lost", "saved")  # fmt: skip
         fields = {name: getattr(progress, name) for name in kept}
         fields |= {"length": self._length, "best_models": list(progress.best_models)}
-        write_atomic(self.path, Message(fields, tensors).to_pieces(), durable=False)
+        write_atomic(self.path, self._while_allowed(Message(fields, tensors).to_pieces()), durable=False)
+
+    def _while_allowed(self, pieces: Iterable[bytes | memoryview]) -> Iterator[bytes | memoryview]:
+        """Ask once more when all is written but its name: a machine may have stood still since."""
+        yield from pieces
+        self._allowed()
 
     def read(self, first: Tensor) -> tuple[Progress, list[Row]] | None:
         """The progress saved, with all its rows, or None if there is none; ``first`` is the first state ``[Q]``."""

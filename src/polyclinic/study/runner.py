@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -282,7 +281,7 @@ class _Runner:
         if len(searched):
             self.folder.write("search.csv", searched)
             self.folder.note({"search_seconds": self.search.seconds()})
-        told = self._write_found(jobs, tested, sites)
+        told = preparing.sites.do(lambda: self._write_found(jobs, tested, sites))
         if self.declaration.final_model is not None:
             self._write_course(jobs, folds)
             self._make_model(self.declaration.final_model, bench, jobs[-1], len(jobs) - 1, told)
@@ -465,8 +464,7 @@ class _Runner:
         if predictions_at(self.declaration, engine) == "sites":
             tested = self.folder.gather_tested(jobs)
             tested.sort([method.label for method in self.declaration.study_methods])
-            asked = partial(found_at_sites, tested, engine, self.declaration, classes)
-            return self.preparing.sites.do(asked)
+            return found_at_sites(tested, engine, self.declaration, classes)
         return found_in_rows(self._ordered(self.folder.gather(jobs, "predictions.csv")), self.declaration, classes)
 
     def _write_overlays(self, jobs: list[Job]) -> None:
