@@ -79,6 +79,28 @@ def test_missing_columns_and_other_units_are_told(model: polyclinic.Model) -> No
     assert any(number.startswith("N23") for number in numbers)
 
 
+@pytest.mark.parametrize("times", [1000.0, 0.001])
+def test_the_unit_of_the_model_is_the_right_one(model: polyclinic.Model, times: float) -> None:
+    frame = table(model, "A")
+    done = model.predict_all(frame.assign(volume=frame["volume"] * times), "A")
+    said = [str(note) for note in done.notes if note.number == "N235"]
+    assert said == [
+        "Values differ from those that the model has seen as if the unit did (mm for cm, g for kg): volume (about "
+        f"{times:g} times at A). Bring them to the unit of the model."
+    ]
+    assert "N235" not in {note.number for note in model.predict_all(frame, "A").notes}
+
+
+def test_a_column_that_is_used_is_no_suggestion(model: polyclinic.Model) -> None:
+    frame = table(model, "A").rename(columns={"volume": "Volume_2"}).assign(volumes=1.0)
+    with pytest.raises(ModelError) as caught:
+        model.predict(frame, "A")
+    assert caught.value.hint == "Did you mean 'volumes'?"
+    with pytest.raises(ModelError) as caught:
+        model.predict(table(model, "A").rename(columns={"volume": "ages"}).drop(columns="age").assign(age=1.0), "A")
+    assert "'age'" not in caught.value.hint
+
+
 def test_a_network_of_a_program_is_no_model(tmp_path: Path) -> None:
     write_tables(tmp_path)
     study = polyclinic.Study.of(

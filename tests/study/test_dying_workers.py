@@ -165,6 +165,15 @@ def test_at_whatever_message_a_worker_dies_the_bytes_are_the_same(tmp_path, mort
     compare(tmp_path, content, lambda: Mortal.dead)
 
 
+def test_what_sites_say_of_their_predictions_is_asked_again(tmp_path, mortal, patient):
+    content = entries(tmp_path, ["fedavg", "fedrep"])
+    content["evaluation"] |= {"predictions": "sites", "bootstrap": 100}
+    asked = ("compare", "groups", "spread", "threshold")
+    mortal(lambda function, asked_so_far: function in asked and asked_so_far[function] in (1, 4))
+    compare(tmp_path, content, lambda: Mortal.dead)
+    assert Mortal.asked["compare"] > 4
+
+
 def test_a_worker_that_is_killed_in_earnest(tmp_path, monkeypatch):
     killed, asked, ask = [], Counter(), processes._Worker.ask
 

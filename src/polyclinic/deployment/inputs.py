@@ -219,7 +219,7 @@ def _check_columns(description: Description, available: Sequence[str], title: st
     if lacking:
         more = f" and {len(lacking) - 5} more" if len(lacking) > 5 else ""
         text = f"{title} has no {', '.join(map(repr, lacking[:5]))}{more}, which the model needs."
-        raise ModelError("P702", text, nearest(lacking[0], list(available)))
+        raise ModelError("P702", text, nearest(lacking[0], [name for name in available if name not in needed]))
 
 
 def _cases(description: Description, spec: DataSpec, rows: Rows, folder: Path, site: str | None) -> Cases:

@@ -18,6 +18,8 @@ Values = npt.NDArray[np.float64]
 
 #: Voxel sizes are unlike those of the sites beyond their range by this factor.
 _TIMES = 1.5
+#: Stands beside a site; no site has an empty name.
+_MODEL = ""
 
 
 def outside_table(description: Description, data: SiteData) -> list[str]:
@@ -41,7 +43,7 @@ def units_of(description: Description, data: SiteData) -> list[Note]:
         return []
     known = np.array([[one.median for one in features.values()], [one.deviation for one in features.values()]])
     here = tuple(values[places] for values in usual_values(data))
-    return unit_notes({"of the model": (known[0], known[1]), data.site: (here[0], here[1])}, list(features))
+    return unit_notes({_MODEL: (known[0], known[1]), data.site: (here[0], here[1])}, list(features), known=_MODEL)
 
 
 def outside_images(description: Description, data: SiteData) -> list[str]:

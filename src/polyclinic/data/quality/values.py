@@ -70,14 +70,15 @@ def usual_values(data: SiteData) -> tuple[Values, Values]:
     return np.where(measured, centre, np.nan), np.where(measured, spread, np.nan)
 
 
-def unit_notes(usual: dict[str, tuple[Values, Values]], names: list[str]) -> list[Note]:
+def unit_notes(usual: dict[str, tuple[Values, Values]], names: list[str], known: str | None = None) -> list[Note]:
     """A note on features whose values differ between sites as if the unit did.
 
     Args:
         usual: site -> median and robust deviation of each feature, NaN where it has none.
         names: of the features.
+        known: whose values are right, if one of ``usual`` is a model that knows them.
     """
-    return _units(usual, names, np.ones(len(names), dtype=bool)) if len(usual) > 1 and names else []
+    return _units(usual, names, np.ones(len(names), dtype=bool), known) if len(usual) > 1 and names else []
 
 
 def _table(data: SiteData, *, with_label: bool) -> Values:
@@ -228,15 +229,18 @@ def _code_notes(
     return [Note("N236", text, cases)]
 
 
-def _units(usual: dict[str, tuple[Values, Values]], names: list[str], measured: npt.NDArray[np.bool_]) -> list[Note]:
+def _units(
+    usual: dict[str, tuple[Values, Values]], names: list[str], measured: npt.NDArray[np.bool_], right: str | None = None
+) -> list[Note]:
     """A note on sites whose values are a power of ten times those of the others, in centre and in spread."""
     sites = list(usual)
+    first = None if right is None else sites.index(right)
     centres, spreads = (np.stack([found[part] for found in usual.values()]) for part in (0, 1))
     notes: dict[tuple[str, ...], list[str]] = defaultdict(list)
     sizes = np.where(np.isnan(centres), 0.0, np.abs(centres))
     known = np.where(sizes > 0, sizes, np.inf).min(axis=0)
     for place in np.flatnonzero(measured & (sizes.max(axis=0) > 5 * known)).tolist():
-        shifts = _shifts(centres[:, place], spreads[:, place])
+        shifts = _shifts(centres[:, place], spreads[:, place], first)
         if any(shifts):
             where = (
                 f"about {10.0**shift:g} times at {site}" for site, shift in zip(sites, shifts, strict=True) if shift
@@ -249,21 +253,26 @@ def _units(usual: dict[str, tuple[Values, Values]], names: list[str], measured: 
         "Values differ between sites as if the unit did (mm for cm, g for kg), compared with the site in the middle: "
         f"{said}. Bring all sites to one unit."
     )
+    if right is not None:
+        text = (
+            f"Values differ from those that the model has seen as if the unit did (mm for cm, g for kg): {said}. "
+            "Bring them to the unit of the model."
+        )
     return [Note("N235", text)]
 
 
-def _shifts(centres: Values, spreads: Values) -> list[int]:
-    """For each site by which power of ten its values differ from those of the site in the middle.
+def _shifts(centres: Values, spreads: Values, right: int | None) -> list[int]:
+    """For each site by which power of ten its values differ from those of the site in the middle, or of ``right``.
 
     0 where a site has no usual range, where the sign differs from site to site, and where sites lie in between, too:
     then the column differs from scanner to scanner, or from population to population.
     """
     shifts = np.zeros(len(centres), dtype=np.int64)
     known = np.flatnonzero((spreads > 0) & (spreads < _TIGHT * np.abs(centres)))
-    if len(known) < 2 or len(np.unique(np.sign(centres[known]))) > 1:
+    if len(known) < 2 or right not in {None, *known.tolist()} or len(np.unique(np.sign(centres[known]))) > 1:
         return shifts.tolist()
     sizes, widths = np.log10(np.abs(centres[known])), np.log10(spreads[known])
-    middle = np.argsort(sizes, kind="stable")[(len(known) - 1) // 2]
+    middle = np.argsort(sizes, kind="stable")[(len(known) - 1) // 2] if right is None else known.tolist().index(right)
     sizes, widths = sizes - sizes[middle], widths - widths[middle]
     powers = sizes.round()
     fits = (np.abs(sizes - powers) < _SLACK) & (np.abs(widths - powers) < 2.5 * _SLACK)
