@@ -12,7 +12,7 @@ from polyclinic.client.alignment import ModelContrastive
 from polyclinic.client.features import frozen_features
 from polyclinic.errors import TrainingError
 from polyclinic.models import build_model
-from polyclinic.parts import FEDERATION, Batch
+from polyclinic.parts import FEDERATION, LOCAL_PARTS, Batch
 from polyclinic.seeds import generator
 from polyclinic.state import FlatModule
 
@@ -101,6 +101,66 @@ def test_moon_is_training_with_the_contrast_in_the_loss():
             optimizer.step()
         previous = state = weights.detach().clone()
     close(federation.state(), state, 1e-4)
+
+
+NETWORKS = [{"mlp": {"hidden": [6]}}, BATCH, {"mlp": {"hidden": [5, 4], "norm": "layer"}}]
+
+
+@pytest.mark.parametrize("balanced", [False, True])
+@pytest.mark.parametrize("model", NETWORKS, ids=str)
+def test_sites_trained_together_get_the_term_of_each(model, balanced, caplog):
+    """Sites of unequal size, so that last batches have other sizes; features and statistics are each site's own."""
+    training = {"rounds": 2, "optimizer": MOMENTUM, "class_weights": "balanced" if balanced else "none"}
+    sites = {name: table_site(name, cases) for name, cases in {"A": 33, "B": 16, "C": 29, "D": 27, "E": 33}.items()}
+    states = []
+    for stacked in (False, True):
+        method = {"moon": {"mu": 3.0, "local": ["proximal"]}}
+        federation = Federation(sites, [method], model=model, training=training, stacked=stacked)
+        states.append(federation.state())
+        trainers = federation.engine._trainers.values()
+        assert [trainer.terms is not None for trainer in trainers] == [True] * stacked
+    close(states[1], states[0], 1e-5)
+    assert "one after another" not in caplog.text
+
+
+class Whimsical(ModelContrastive):
+    """Its term depends on a number drawn."""
+
+    def loss(self, batch, given):
+        return super().loss(batch, given) * torch.rand(())
+
+
+class Choosy(ModelContrastive):
+    """Its term depends on a comparison."""
+
+    def loss(self, batch, given):
+        term = super().loss(batch, given)
+        return term if term > 0.5 else 2 * term
+
+
+class Local(ModelContrastive):
+    """Each end knows something else."""
+
+    def begin(self, view, received):
+        self.mu = float(len(view.name))
+        return super().begin(view, received)
+
+
+@pytest.mark.parametrize("kind", [Choosy, Local])
+def test_a_term_that_does_not_stack_after_all_is_taken_site_by_site(kind, monkeypatch):
+    monkeypatch.setitem(LOCAL_PARTS._parts, "model_contrastive", kind)
+    states = [
+        Federation(table_sites(), ["moon"], model=BATCH, training={"rounds": 3}, stacked=stacked).state()
+        for stacked in (False, True)
+    ]
+    assert torch.equal(*states)
+
+
+def test_a_term_that_is_drawn_is_not_drawn_for_all_sites_alike(monkeypatch, caplog):
+    monkeypatch.setitem(LOCAL_PARTS._parts, "model_contrastive", Whimsical)
+    with caplog.at_level("INFO"):
+        Federation(table_sites(), ["moon"], model=BATCH, training={"rounds": 1}, stacked=True).state()
+    assert "one after another" in caplog.text
 
 
 def test_a_site_remembers_the_model_that_it_ended_with_also_when_it_sits_out():

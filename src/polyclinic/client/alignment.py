@@ -29,6 +29,7 @@ class ModelContrastive(SitePart):
         temperature: T.
     """
 
+    stacks_loss = True
     needs_features = True
     needs_body = True
 

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from polyclinic.client.optimizers import build_optimizer, is_elementwise, restore_state, state_of, with_learning_rate
 from polyclinic.client.stackable import network_obstacle
+from polyclinic.client.stacked_losses import StackedLosses
 from polyclinic.client.stacked_network import StackedNetwork
 from polyclinic.client.stacked_rules import StackedRule
 from polyclinic.client.work import (
@@ -47,10 +48,10 @@ def reason_not_stackable(model: FlatModule, work: Work, shape: tuple[int, ...]) 
 
 def parts_not_stackable(ends: Iterable[SiteEnd]) -> str:
     """Why sites with these parts can't be trained together; empty if they can."""
-    changing = {"batch": "changes the cases of each batch", "loss": "adds to the loss of each batch"}
     ends = list(ends)
-    found = [f"a part {what}" for end in ends for hook, what in changing.items() if overrides(end, hook)]
-    return next(filter(None, [*found, *(end.alone for end in ends)]), "")
+    batches = ["a part changes the cases of each batch" for end in ends if overrides(end, "batch")]
+    losses = ["a part adds to the loss of each batch" for end in ends if overrides(end, "loss") and not end.stacks_loss]
+    return next(filter(None, [*batches, *losses, *(end.alone for end in ends)]), "")
 
 
 @dataclass(frozen=True)
@@ -137,7 +138,7 @@ class StackedTrainer:
             raise ValueError(obstacle or "a second model is trained beside the first")
         self.task, self.work, self.layout = task, work, model.layout
         self.device = model.vector.device
-        self.network = StackedNetwork(model.module, model.layout, shape)
+        self.model, self.network = model, StackedNetwork(model.module, model.layout, shape)
         train = work.kind == "train"
         sizes = [batch_sizes(len(job.index), work, job.steps) if train else [len(job.index)] for job in jobs]
         #: Jobs by falling number of steps, so that the active ones are always the first rows.
@@ -164,7 +165,7 @@ class StackedTrainer:
         run = self._full_gradient if self.work.kind == "gradient" else self._mini_batches
         anchored = any(row.anchor is not None for row in rows)
         anchors = torch.stack([_anchor(row, first[i]) for i, row in enumerate(rows)]) if anchored else first
-        self._begin(rows, anchors)
+        self._begin(rows, anchors, start)
         losses = run(rows, weights, statistics, anchors, positions)
         vectors = (torch.cat([weights, statistics], dim=1) if statistics.shape[1] else weights).cpu()
         results: list[LocalResult | PolyclinicError] = [PolyclinicError("P401", "")] * len(rows)
@@ -176,13 +177,21 @@ class StackedTrainer:
                 results[job] = error
         return results
 
-    def _begin(self, rows: list[LocalJob], start: Tensor) -> None:
-        """Let parts change gradients with what they are given, and stack class weights, where sites have their own."""
+    def _begin(self, rows: list[LocalJob], start: Tensor, states: Tensor) -> None:
+        """Let parts change losses and gradients with what they are given, and stack class weights, where sites have
+        their own."""
         known = [row.class_weights for row in rows if row.class_weights is not None]
         self.class_weights = torch.stack(known).to(self.device) if known else None
         numbers = [number for number, (end, _) in enumerate(rows[0].ends) if overrides(end, "gradient")]
         self.rules = [StackedRule([row.ends[number] for row in rows], start) for number in numbers]
         self.perturbing = [number for number, (end, _) in enumerate(rows[0].ends) if overrides(end, "perturbation")]
+        adding = [number for number, (end, _) in enumerate(rows[0].ends) if overrides(end, "loss")]
+        self.terms = None
+        if adding:
+            received = [own if row.anchor is None else row.anchor for own, row in zip(states, rows, strict=True)]
+            together = torch.stack([one.to(self.device) for one in received])
+            ends = [[row.ends[number] for row in rows] for number in adding]
+            self.terms = StackedLosses(self.model, self.network, ends, together)
 
     def _change(self, gradient: Tensor, weights: Tensor, start: Tensor) -> None:
         """Let the parts change the gradient of the active sites; frozen weights have no part in its norm."""
@@ -295,11 +304,17 @@ class StackedTrainer:
             found = self.cases.inputs.index_select(0, chosen)
             inputs, targets = found.view(active, width, *found.shape[1:]), self.cases.targets.index_select(0, chosen)
         mask = share.sign() if self.schedule.padded[step] else None
-        outputs = self.network.outputs(weights, statistics, inputs, mask)
+        if self.terms is None:
+            outputs, terms = self.network.outputs(weights, statistics, inputs, mask), None
+        else:
+            sizes = [self.schedule.sizes[row][step] for row in range(active)]
+            own = targets.view(active, width, *targets.shape[1:])
+            outputs, terms = self.terms.outputs(weights, statistics, inputs, own, sizes)
         losses = self.task.stacked_loss(outputs, targets, share > 0)
         if self.class_weights is not None:
             losses = losses * self.class_weights[:active].gather(1, targets.view(active, width))
-        return (losses * share).sum(1)
+        mean = (losses * share).sum(1)
+        return mean if terms is None else mean + terms
 
     def _augmented(self, rows: list[LocalJob], positions: Tensor, step: int) -> tuple[Tensor, Tensor]:
         inputs, targets = [], []

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 
 from torch import Tensor, nn
 from torch.func import functional_call, vmap
 
 from polyclinic.client.batched import batch_norm, batched_layers
-from polyclinic.state import Layout
+from polyclinic.client.features import mean_over_places
+from polyclinic.state import FlatModule, Layout
 
 
 class StackedNetwork:
@@ -43,6 +45,48 @@ class StackedNetwork:
         for names, layer in self.layers:
             inputs = layer(inputs, {own: tensors[name] for own, name in names.items()}, mask)
         return inputs
+
+    def outputs_with(
+        self, weights: Tensor, statistics: Tensor, inputs: Tensor, then: Callable[..., Tensor], more: object,
+        model: FlatModule | None,
+    ) -> tuple[Tensor, Tensor]:  # fmt: skip
+        """Outputs ``[S, B, ...]``, and what ``then`` makes of each site's, run with `torch.func.vmap`, ``[S]``.
+
+        Args:
+            weights: see ``outputs``, as the next two.
+            statistics: likewise.
+            inputs: likewise; none is padding.
+            then: is given a site's outputs, what its head was given, averaged over places ``[B, G]``, and its own of
+                ``more``.
+            more: tensors ``[S, ...]`` in lists and dictionaries.
+            model: where the head is looked up; None if features are not needed, which are then its outputs.
+        """
+        found: list[Tensor] = []
+        hook = None if model is None else self._head(model).register_forward_pre_hook(
+            lambda layer, given: found.append(given[0])
+        )  # fmt: skip
+
+        def one_site(weights: Tensor, statistics: Tensor, inputs: Tensor, own: object) -> tuple[Tensor, Tensor]:
+            found.clear()
+            outputs = self._one_site(weights, statistics, inputs, None)
+            return outputs, then(outputs, mean_over_places(found[0]) if found else outputs, own)
+
+        try:
+            both: tuple[Tensor, Tensor] = vmap(one_site)(weights, statistics, inputs, more)
+        finally:
+            found.clear()
+            if hook is not None:
+                hook.remove()
+        return both
+
+    def _head(self, model: FlatModule) -> nn.Module:
+        """The layer of the copy that stands for the first of the head.
+
+        Raises:
+            LookupError: the model has none.
+        """
+        names = [name for name, layer in model.module.named_modules() if model.head and layer is model.head[0]]
+        return self.module.get_submodule(names[0])
 
     def _one_site(self, weights: Tensor, statistics: Tensor, inputs: Tensor, mask: Tensor | None) -> Tensor:
         self.mask.clear()

@@ -31,9 +31,8 @@ class StackedRule:
 
     def __init__(self, ends: Sequence[tuple[SiteEnd, Memory]], start: Tensor) -> None:
         self.ends = [(end, {name: tensor.to(start.device) for name, tensor in given.items()}) for end, given in ends]
-        first, others = self.ends[0], self.ends[1:]
-        alike = all(_alike(vars(first[0]), vars(end)) and _shapes(first[1]) == _shapes(own) for end, own in others)
-        names = first[1] if alike else {}
+        alike = are_alike(self.ends)
+        names = self.ends[0][1] if alike else {}
         self.given = {name: torch.stack([own[name] for _, own in self.ends]) for name in names}
         self.together = alike and self._serves_all(start)
 
@@ -69,6 +68,12 @@ class StackedRule:
         except Exception:  # where it is asked in earnest it is told who failed
             return False
         return not knows.changed(vars(end)) and torch.allclose(together - gradient, alone - gradient, 1e-6, 1e-9)
+
+
+def are_alike(ends: Sequence[tuple[SiteEnd, Memory]]) -> bool:
+    """Whether the ends of all sites know the same, and were given tensors of the same names and shapes."""
+    first, given = ends[0]
+    return all(_alike(vars(first), vars(end)) and _shapes(given) == _shapes(own) for end, own in ends[1:])
 
 
 def _shapes(given: Memory) -> dict[str, torch.Size]:

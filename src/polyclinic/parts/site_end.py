@@ -192,9 +192,10 @@ class Ended:
 class SiteEnd:
     """A part's end at a site. Every hook is optional, and a hook that is not overridden costs nothing.
 
-    A part that overrides neither ``batch`` nor ``loss`` can be trained for many sites at once. If its ``gradient`` is
-    written with broadcasting, one end changes the gradients of all sites (``[S, T]``), which is fast. It is not if that
-    gives something else than each site's own end gives for its site (``[T]``): then each end is called for its own.
+    A part that does not override ``batch``, and overrides ``loss`` only with ``stacks_loss``, can be trained for many
+    sites at once. If its ``gradient`` is written with broadcasting, one end changes the gradients of all sites
+    (``[S, T]``), which is fast. It is not if that gives something else than each site's own end gives for its site
+    (``[T]``): then each end is called for its own.
 
     Attributes:
         name: of the part.
@@ -202,6 +203,9 @@ class SiteEnd:
             tensors into a new dictionary: what a round has left there counts only once the server says that the round
             counted, and is else as it was before.
         alone: why sites with it can't be trained together; empty if they can.
+        stacks_loss: whether one end's ``loss`` may stand for those of many sites, run under `torch.func.vmap`: it is a
+            mean over the cases of the batch, works on tensors only, draws no random numbers, keeps nothing, does not
+            read ``seed``, and runs other states of the network by `polyclinic.client.features.frozen_features`.
         needs_features: whether ``loss`` reads the features of a batch.
         needs_body: whether the part changes nothing where no weights are trained before the head.
         needs_unlabelled: whether it changes nothing where sites have no cases without a label.
@@ -210,6 +214,7 @@ class SiteEnd:
 
     name: str = ""
     alone: ClassVar[str] = ""
+    stacks_loss: ClassVar[bool] = False
     needs_features: ClassVar[bool] = False
     needs_body: ClassVar[bool] = False
     needs_unlabelled: ClassVar[bool] = False
