@@ -120,7 +120,9 @@ def robust_rules() -> None:
 
 
 #: Options that a method can't do without, and those that eight sites allow.
-OPTIONS: dict[str, dict[str, object]] = {"fltrust": {"trusted": "site00"}}
+OPTIONS: dict[str, dict[str, object]] = {
+    "fltrust": {"trusted": "site00"}, "fairfed": {"subgroup": "sex", "group": "F"}
+}  # fmt: skip
 
 
 class Network(NamedTuple):

@@ -64,7 +64,7 @@ def study(
     return Declaration.check({
         "data": data, "task": task, "model": model, "methods": [method],
         "training": {"rounds": rounds, "batch_size": batch_size, "optimizer": optimizer},
-        "evaluation": {"best_round": "last"},
+        "evaluation": {"best_round": "last", "subgroups": ["sex"]},
     })  # fmt: skip
 
 
@@ -236,7 +236,7 @@ def _floats(inputs: Tensor) -> Tensor:
 
 
 def synthetic(sites: int, cases: int, shape: tuple[int, ...], masks: bool = False) -> dict[str, SiteData]:
-    """Random cases; tables are float32, images bytes."""
+    """Random cases of two groups; tables are float32, images bytes."""
     source = torch.Generator().manual_seed(0)
     data = {}
     for number in range(sites):
@@ -248,7 +248,9 @@ def synthetic(sites: int, cases: int, shape: tuple[int, ...], masks: bool = Fals
         targets = torch.randint(0, 2, size, generator=source, dtype=torch.uint8 if masks else torch.int64)
         names = [str(case) for case in range(cases)]
         name = f"site{number:02d}"
-        data[name] = SiteData(name, inputs, targets, names, names, ["train"] * cases, Counts(cases, cases))
+        groups = {"sex": ["FM"[case % 2] for case in range(cases)]}
+        counts = Counts(cases, cases)
+        data[name] = SiteData(name, inputs, targets, names, names, ["train"] * cases, counts, groups=groups)
     return data
 
 

@@ -1,6 +1,7 @@
 """Every method against what it must equal: identities, numbers worked out by hand, and PyTorch's own optimisers."""
 
 import math
+from dataclasses import replace
 
 import pandas as pd
 import pytest
@@ -268,7 +269,7 @@ def test_a_server_rule_given_to_fedavg_is_the_method_of_that_name():
 
 
 #: Options that a method can't do without.
-REQUIRED = {"fltrust": {"trusted": "Aachen"}}
+REQUIRED = {"fltrust": {"trusted": "Aachen"}, "fairfed": {"subgroup": "sex", "group": "F"}}
 #: Methods whose rule means something else even where all sites are the same.
 OTHERWISE = {"single", "cross", "ensemble", "mix", "cyclic", "incremental", "fedprox", "feddyn", "fedavgm", "fedadam",
              "fedyogi", "fedadagrad", "qfedavg", "norm_bound", "fedper", "lg_fedavg", "fedrep", "moon",
@@ -285,10 +286,12 @@ def test_equal_sites_give_what_each_of_them_gives(method):
     if method in FOR_IMAGES:
         site, model = image_site("Aachen", 16), {"cnn": {"channels": [4]}}
     # Seven sites are what Bulyan needs against one that is corrupt. Sites of another name would shuffle otherwise.
-    data = {name: site_of(name, site.inputs, site.targets) for name in ("Aachen", *"BCDEFG")}
+    groups = {"sex": ["FM"[row % 2] for row in range(16)]}
+    sites = [site_of(name, site.inputs, site.targets) for name in ("Aachen", *"BCDEFG")]
+    data = {one.site: replace(one, groups=groups) for one in sites}
     training = {"rounds": 2, "batch_size": 16}
     entry = {method: REQUIRED.get(method, {})}
-    state = Federation(data, [entry], model=model, training=training).state()
+    state = Federation(data, [entry], model=model, training=training, evaluation={"subgroups": ["sex"]}).state()
     alone = Federation({"Aachen": site}, ["fedavg"], model=model, training=training).state()
     if method not in OTHERWISE:
         close(state, alone)

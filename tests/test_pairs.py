@@ -4,6 +4,7 @@ Parts come from the catalogues, so a new one is tried with all others without a 
 must be given: then `OPTIONS` needs an entry.
 """
 
+from dataclasses import replace
 from itertools import combinations
 
 import pytest
@@ -36,6 +37,7 @@ OPTIONS = {
     "highest_loss": {"sites": 7},
     "deadline": {"seconds": 3600},
     "fltrust": {"trusted": "Site A"},
+    "equal_opportunity": {"subgroup": "sex", "group": "F"},
     "gaussian_noise": {"noise": 0.1},
     "laplace_noise": {"noise": 0.1},
     "sparse_vector": {"epsilon": 10.0},
@@ -115,7 +117,13 @@ class Tried:
     """A federation whose sites are made once; each pair is a study of its own on them."""
 
     def __init__(self):
-        tables, images = table_sites(SITES, features=3), image_sites(SITES)
+        tables, images = (
+            {
+                name: replace(one, groups={"sex": ["FM"[row % 2] for row in range(len(one))]})
+                for name, one in made.items()
+            }
+            for made in (table_sites(SITES, features=3), image_sites(SITES))
+        )
         self.made = {
             (kind, norm): Federation(data, model={kind: {**options, "norm": norm}}, training=TRAINING)
             for kind, data, options in (("mlp", tables, {"hidden": [3]}), ("cnn", images, {"channels": [3]}))
@@ -131,7 +139,7 @@ class Tried:
         kind = "cnn" if any(name in str(method) for name in FOR_IMAGES) else "mlp"
         made = self.made[kind, "none" if any(name in str(method) for name in NOT_FOR_BATCH_NORM) else "batch"]
         declaration = declare(model=made.declaration.model, training=TRAINING, methods=[method],
-                              evaluation={"validation": 0, "best_round": "last"},
+                              evaluation={"validation": 0, "best_round": "last", "subgroups": ["sex"]},
                               **({"data": IMAGES} if kind == "cnn" else {}))  # fmt: skip
         runner = JobRunner(declaration, made.engine, made.local, made.template, made.initial, ["class 0", "class 1"])
         plan = runner.plan(Job((declaration.study_methods[0],), 0, 0), made.fold, made.fold.training_sites)

@@ -455,6 +455,13 @@ publish(
     "afl", _FAIRNESS, "Weights move towards the sites with the highest loss.", "Mohri et al., ICML 2019", server=["afl"]
 )
 publish(
+    "fairfed",
+    _FAIRNESS,
+    "Sites count less where the model treats groups of patients otherwise than over all sites.",
+    "Ezzeldin et al., AAAI 2023",
+    server=["equal_opportunity"],
+)
+publish(
     "fedce",
     _FAIRNESS,
     "Sites count as much as they contribute to the model.",

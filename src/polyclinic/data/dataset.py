@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from copy import copy
 from math import prod
 
@@ -38,6 +38,7 @@ class Dataset:
         augments: whether training batches are changed at random (augmentation, or boxes cut from volumes).
         patch: the boxes on which a network is trained, or None for whole images.
         people: int64 ``[N]``, a number for each patient.
+        groups: column of a subgroup -> the group of each case.
         spacings: voxel sizes of each case in millimetres, or None; see ``SiteData``.
         originals: where each case's image and mask lie, or None; see ``SiteData``.
         unscaled: the inputs before scaling, see ``SiteData``; not of a pool.
@@ -60,6 +61,7 @@ class Dataset:
         self.targets, self.labelled = data.targets, data.labelled
         numbers = {subject: number for number, subject in enumerate(dict.fromkeys(data.subjects))}
         self.people = torch.tensor([numbers[subject] for subject in data.subjects], dtype=torch.int64)
+        self.groups: Mapping[str, Sequence[str]] = data.groups or {}
         self.augments = augmentation is not None or patch is not None
         self.patch, self.spacings, self.originals = patch, data.spacings, data.originals
         self._standard = standard
@@ -130,6 +132,7 @@ class Dataset:
         counts = [int(dataset.people.max()) + 1 if len(dataset) else 0 for dataset in datasets]
         before = [sum(counts[:site]) for site in range(len(counts))]
         pooled.people = torch.cat([dataset.people + first for dataset, first in zip(datasets, before, strict=True)])
+        pooled.groups = {name: [one for dataset in datasets for one in dataset.groups[name]] for name in pooled.groups}
         known = [dataset.spacings for dataset in datasets if dataset.spacings is not None]
         pooled.spacings = [one for spacings in known for one in spacings] if len(known) == len(datasets) else None
         pooled.originals = joined(dataset.originals for dataset in datasets)

@@ -26,6 +26,7 @@ class Part:
         undoes: whether its ``finish`` undoes what its ``take`` did, so that it comes before others that change steps.
         returns: whether it sends sites what other sites sent.
         tasks: kinds of tasks that it is for; empty for all.
+        subgroup: a column of `evaluation: {subgroups: ...}` whose groups it looks at; empty for none.
         images_only: whether it is for images, and means nothing for tables.
         encodes: whether what its ``close`` gives is no change of the weights in their order, so that no step of the
             channel that looks at numbers can come after it.
@@ -58,6 +59,7 @@ class Part:
     undoes: ClassVar[bool] = False
     returns: ClassVar[bool] = False
     tasks: ClassVar[tuple[str, ...]] = ()
+    subgroup: str = ""
     images_only: ClassVar[bool] = False
     encodes: ClassVar[bool] = False
     packs: ClassVar[bool] = False

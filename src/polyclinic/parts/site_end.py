@@ -83,6 +83,14 @@ class SiteView(ABC):
         """Which of the site's patients each training case is of ``[n]``, as numbers that mean nothing else."""
 
     @abstractmethod
+    def groups(self, subgroup: str) -> Sequence[str | None]:
+        """The group of each training case by a column of `evaluation: {subgroups: ...}`; None where it is not known."""
+
+    @abstractmethod
+    def outputs(self, vector: Tensor, part: PartOfCases = "train") -> tuple[Tensor, Tensor]:
+        """What a model ``[P]`` gives in evaluation for the cases of a part ``[n, ...]``, and their targets."""
+
+    @abstractmethod
     def batches(self) -> Iterator[tuple[Tensor, Tensor]]:
         """Inputs ``[B, ...]`` and targets of each step of the round, augmented: the same that local training takes.
 

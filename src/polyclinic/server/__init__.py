@@ -1,7 +1,18 @@
 """Server end: how the updates of the sites become the next global state."""
 
 from polyclinic.parts import SERVER_PARTS
-from polyclinic.server import costs, drift, fairness, learned, mean, optimizers, robust, selection, similarity
+from polyclinic.server import (
+    costs,
+    drift,
+    fairness,
+    group_fairness,
+    learned,
+    mean,
+    optimizers,
+    robust,
+    selection,
+    similarity,
+)
 from polyclinic.server.chain import Chain
 
 __all__ = [
@@ -10,6 +21,7 @@ __all__ = [
     "costs",
     "drift",
     "fairness",
+    "group_fairness",
     "learned",
     "mean",
     "optimizers",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Literal
 
 import torch
@@ -11,8 +11,10 @@ from torch.optim import Optimizer
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from polyclinic.client.features import frozen_features
+from polyclinic.client.few_labels import frozen_outputs
 from polyclinic.client.optimizers import Named, build_optimizer
 from polyclinic.data.dataset import Dataset
+from polyclinic.data.opening.subgroups import NOT_KNOWN
 from polyclinic.data.splits import Parts
 from polyclinic.errors import StudyError
 from polyclinic.parts.site_end import PartOfCases, SiteView
@@ -100,7 +102,7 @@ class View(SiteView):
         """See `SiteView`."""
         device = self.model.vector.device
         on_device, found = vector.to(device), list[Tensor]()
-        for index in self._index(part).split(256 if len(self._dataset.shape) == 1 else 8):
+        for index in self._at_a_time(part):
             found.append(frozen_features(self.model, on_device, self._dataset.batch(index)[0].to(device)).cpu())
         return torch.cat(found)
 
@@ -115,6 +117,20 @@ class View(SiteView):
     def people(self) -> Tensor:
         """See `SiteView`."""
         return self._dataset.people[self._parts.train]
+
+    def groups(self, subgroup: str) -> Sequence[str | None]:
+        """See `SiteView`."""
+        groups = self._dataset.groups[subgroup]
+        return [None if groups[place] == NOT_KNOWN else groups[place] for place in self._parts.train.tolist()]
+
+    def outputs(self, vector: Tensor, part: PartOfCases = "train") -> tuple[Tensor, Tensor]:
+        """See `SiteView`."""
+        device = self.model.vector.device
+        on_device, found = vector.to(device), list[tuple[Tensor, Tensor]]()
+        for index in self._at_a_time(part):
+            inputs, targets = self._dataset.batch(index)
+            found.append((frozen_outputs(self.model, on_device, inputs.to(device)).cpu(), targets))
+        return torch.cat([outputs for outputs, _ in found]), torch.cat([targets for _, targets in found])
 
     def batches(self) -> Iterator[tuple[Tensor, Tensor]]:
         """See `SiteView`."""
@@ -147,6 +163,11 @@ class View(SiteView):
             raise StudyError("P102", f"{part} has no noise, and the study no `privacy` to find it from.",
                              "Give one of them.")  # fmt: skip
         return self.budget.noise(plan)
+
+    def _at_a_time(self, part: PartOfCases) -> Sequence[Tensor]:
+        """Positions of a part's cases, as many together as fit into memory."""
+        split: Sequence[Tensor] = self._index(part).split(256 if len(self._dataset.shape) == 1 else 8)
+        return split
 
     def _index(self, part: PartOfCases) -> Tensor:
         found: Tensor = getattr(self._parts, part)

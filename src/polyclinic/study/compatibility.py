@@ -61,6 +61,7 @@ class Local:
         by_loss: whether sites are chosen by their training loss.
         balanced: whether classes are weighted by their numbers.
         images: whether cases are images.
+        subgroups: columns by whose groups results are given.
     """
 
     task: str
@@ -73,6 +74,7 @@ class Local:
     by_loss: bool = False
     balanced: bool = False
     images: bool = True
+    subgroups: Sequence[str] = ()
 
 
 def protecting(method: Method) -> list[str]:
@@ -339,6 +341,9 @@ def _task(method: Method, local: Local) -> Refusal | None:
         if part.tasks and local.task not in part.tasks:
             return Refusal(f"{name} is for {' and '.join(part.tasks)}, and the task is {local.task}.",
                            "Leave it out.", key)  # fmt: skip
+        if part.subgroup and part.subgroup not in local.subgroups:
+            return Refusal(f"{name} looks at the groups of {part.subgroup!r}, which is no subgroup of the study.",
+                           f"Add `evaluation: {{subgroups: [{part.subgroup}]}}`.", key)  # fmt: skip
         if part.images_only and not local.images:
             return Refusal(f"{name} is for images, and the cases are rows of a table.", "Leave it out.", key)
         if part.needs_accuracy and not TASKS[local.task].has_accuracy:

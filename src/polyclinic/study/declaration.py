@@ -428,7 +428,8 @@ class Declaration(Part):
         if self.attack is not None:
             self._attack = read_attack(self.attack, self.target, self.data.image is not None)
         mixed, images = self.engine.precision == "mixed", self.data.image is not None
-        reader = MethodReader(self.task, self.training, mixed, images)
+        subgroups = [one.column for one in self.evaluation.grouped_by]
+        reader = MethodReader(self.task, self.training, mixed, images, subgroups)
         methods = [reader.read(entry, ("methods", i)) for i, entry in enumerate(self.methods)]
         labels = [method.label for method in methods]
         for position, label in enumerate(labels):

@@ -82,12 +82,14 @@ class MethodReader:
         training: of the study; a method may change any of it.
         mixed: whether the study trains in mixed precision.
         images: whether cases are images.
+        subgroups: columns by whose groups results are given.
     """
 
     task: str
     training: Training
     mixed: bool
     images: bool = True
+    subgroups: Sequence[str] = ()
 
     def read(self, entry: object, place: Place) -> StudyMethod:
         """The method that an entry asks for.
@@ -127,7 +129,7 @@ class MethodReader:
         by_loss = "highest_loss" in str(training.participation)
         local = Local(
             self.task, optimizer_of(training)[0], keeps, self.mixed, chosen, stops_early, besides, by_loss,
-            training.class_weights == "balanced", self.images,
+            training.class_weights == "balanced", self.images, self.subgroups,
         )  # fmt: skip
         refused = refusal(method, local)
         if refused is not None:
