@@ -21,7 +21,7 @@ from polyclinic.study.drawing import shorten
 from polyclinic.study.report.answer import answer, not_better, p_text
 from polyclinic.study.report.figures import heat
 from polyclinic.study.report.folder import Folder, estimate
-from polyclinic.study.report.page import render, write_report
+from polyclinic.study.report.page import CONTENT, render, write_report
 from polyclinic.study.report.tables import (
     bytes_text,
     confusion,
@@ -686,6 +686,20 @@ def test_a_site_that_is_not_scored_is_left_out_of_site_results(tmp_path):
     a, b, both = site_rows(read)
     assert (a.note, b.note, both.note) == ("", "can't be scored by itself", "")
     assert (both.site, both.found, both.used, both.rejected) == ("All sites", "14", "13", "1")
+
+
+@pytest.mark.parametrize(
+    ("metric", "worst", "best"), [("auc", "0.500 (B)", "0.900 (A)"), ("brier", "0.900 (A)", "0.500 (B)")]
+)
+def test_how_even_methods_are_over_the_sites(tmp_path, metric, worst, best):
+    """fedavg: 0.9, 0.5 and 0.7, with deviation 0.2; fedprox has a value at two sites only."""
+    results = [("fedavg", "federation", site, value) for site, value in zip("ABC", (0.9, 0.5, 0.7), strict=True)]
+    results += [("fedprox", "federation", site, 0.6) for site in "AB"] + [("fedprox", "federation", "C", np.nan)]
+    folder = by_hand(tmp_path, results, None, metric=metric)
+    found = CONTENT["site_results"](Folder(folder))
+    assert found.even == [("fedavg", worst, best, "0.200")]
+    text = render(Folder(folder))
+    assert text.count("How even results are over the hospitals</h3>") == 1
 
 
 def test_best_is_the_darkest_also_where_lower_is_better():

@@ -264,6 +264,8 @@ class SiteResults:
     methods: list[str]
     rows: list[tuple[str, list[str]]]
     left_out: list[str]
+    even: list[tuple[str, str, str, str]]
+    """For each method, the hospital where it does worst and where best, and how far hospitals lie apart."""
     references: bool
     """Whether a method is a reference."""
     alone: bool
@@ -302,9 +304,28 @@ def _site_results(folder: Folder) -> SiteResults | None:
         methods=[folder.titles[entry] for entry in entries],
         rows=[(site, [_interval(folder, one) for _, one in table[site]]) for site in scored],
         left_out=[site for site in folder.sites if site not in scored],
+        even=_evenness(folder, table),
         references=any(is_reference(folder, label) for label, _ in entries),
         alone=(folder.baselines.get("single"), PLAIN) in entries,
     )
+
+
+def _evenness(
+    folder: Folder, table: dict[str, list[tuple[tuple[str, str], figures.Estimate]]]
+) -> list[tuple[str, str, str, str]]:
+    """Rows of the table of how even methods are over the sites; those with fewer than three sites are left out."""
+    found: dict[tuple[str, str], dict[str, float]] = {}
+    for site, row in table.items():
+        for entry, one in row:
+            if np.isfinite(one.mean):
+                found.setdefault(entry, {})[site] = one.mean
+    rows, text = [], folder.primary.text
+    for entry, values in found.items():
+        if len(values) > 2:
+            order = sorted(values, key=lambda site: values[site], reverse=not folder.primary.higher_is_better)
+            worst, best = (f"{text(values[site])} ({site})" for site in (order[0], order[-1]))
+            rows.append((folder.titles[entry], worst, best, text(float(np.std(list(values.values()), ddof=1)))))
+    return rows
 
 
 def _interval(folder: Folder, one: figures.Estimate) -> str:
