@@ -14,6 +14,7 @@ from polyclinic.client.telling import Telling
 from polyclinic.errors import SiteError
 from polyclinic.parts import LOCAL_PARTS, Memory, Part, ServerEnd, SiteEnd, SiteView
 from polyclinic.shapes import Shaped
+from polyclinic.state import FlatModule
 
 
 @LOCAL_PARTS.add("mean_amplitude")
@@ -40,15 +41,19 @@ class AmplitudeNormalisation(Part):
         "count": "the number of training cases",
         "mean": "the mean amplitude of all sites' images: with two sites, the other's",
     }  # fmt: skip
-    shapes: ClassVar = {
-        "sum": Shaped("float64", None, least=0, always="start"),
-        "count": Shaped("float64", least=0, always="start"),
-        "mean": Shaped("float32", None, least=0),
-    }
     images_only = True
 
     def __init__(self, *, window: Annotated[float, Field(ge=0, le=0.5)] = 0.5) -> None:
         self.window = window
+
+    def shapes_for(self, model: FlatModule) -> Mapping[str, Shaped]:
+        """Of amplitudes of images of this size."""
+        amplitudes = model.shape[0], *Window(model.shape[1:], self.window).shape
+        return {
+            "sum": Shaped("float64", *amplitudes, least=0, always="start"),
+            "count": Shaped("float64", least=0, always="start"),
+            "mean": Shaped("float32", *amplitudes, least=0),
+        }
 
     def at_site(self) -> SiteEnd:
         """Rebuilds images."""

@@ -14,6 +14,17 @@ def mean_over_places(features: Tensor) -> Tensor:
     return features.flatten(2).mean(2) if features.dim() > 2 else features
 
 
+def feature_count(model: FlatModule) -> int | None:
+    """How many features G the head of a network is given of a case; None where the network has no head.
+
+    The network is run on one made-up case: what its first layer says is not what is averaged over places.
+    """
+    if not model.head or not model.shape:
+        return None
+    case = torch.zeros(1, *model.shape, device=model.vector.device)
+    return frozen_features(model, torch.zeros_like(model.vector), case).shape[1]
+
+
 def frozen_features(model: FlatModule, vector: Tensor, inputs: Tensor) -> Tensor:
     """What the head is given in evaluation with the state ``vector [P]``, averaged over places ``[B, G]``.
 

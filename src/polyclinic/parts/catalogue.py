@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from polyclinic.options import Catalogue
 from polyclinic.parts.server_end import ServerEnd
 from polyclinic.parts.site_end import SiteEnd, overrides
 from polyclinic.shapes import Shaped
+
+if TYPE_CHECKING:
+    from polyclinic.state import FlatModule
 
 
 class Part:
@@ -96,6 +99,10 @@ class Part:
     def alike(self) -> str:
         """What of this round all sites must have been told alike, or a server could leave one alone in a sum."""
         return ""
+
+    def shapes_for(self, model: FlatModule) -> Mapping[str, Shaped]:
+        """``shapes`` in a training of ``model``, where they depend on it."""
+        return self.shapes
 
     def at_site(self) -> SiteEnd:
         """The end at a site."""

@@ -108,7 +108,7 @@ class Run:
         self.model, self.task, self.dataset, self.parts, self._measure = model, task, dataset, parts, measure
         name, options = declared.personal or ("shared_model", {})
         self.personal = PERSONAL[name](**options)
-        self.known = Known.of(declared, model.layout)
+        self.known = Known.of(declared, model)
         self.phases = list(self.personal.phases(self.work, model.layout))
         layout: Layout = model.layout
         self.shared = layout.select(declared.share, declared.modules, declared.without)
