@@ -273,7 +273,7 @@ REQUIRED = {"fltrust": {"trusted": "Aachen"}, "fairfed": {"subgroup": "sex", "gr
 #: Methods whose rule means something else even where all sites are the same.
 OTHERWISE = {"single", "cross", "ensemble", "mix", "cyclic", "incremental", "fedprox", "feddyn", "fedavgm", "fedadam",
              "fedyogi", "fedadagrad", "qfedavg", "norm_bound", "fedper", "lg_fedavg", "fedrep", "moon",
-             "dynamic_fusion", "harmofl", "elcfs", "fed_align",
+             "dynamic_fusion", "harmofl", "elcfs", "fed_align", "fed_moe",
              "fedharmony"}  # fmt: skip
 #: Methods for images alone.
 FOR_IMAGES = {"harmofl", "elcfs"}

@@ -264,6 +264,13 @@ publish(
     personal="apfl",
 )
 publish(
+    "fed_moe",
+    _PERSONAL,
+    "A gate says for each case how much the shared model and one of the site's own count.",
+    "Li et al., Medical Image Analysis 2020",
+    personal="mixture_of_experts",
+)
+publish(
     "fourier",
     _PERSONAL,
     "Low frequencies of weights are shared, more in each round; high ones stay.",
@@ -340,6 +347,13 @@ publish(
     "Features from which a classifier can't tell the site, by means and deviations alone.",
     "Dinsdale et al., MICCAI 2022",
     local=["proximal", "site_unlearning"],
+)
+publish(
+    "tent",
+    _SHIFT,
+    "Normalisation is adapted to the cases that are predicted, without their labels.",
+    "Wang et al., ICLR 2021",
+    local=["tent"],
 )
 publish(
     "fednova",

@@ -1,11 +1,13 @@
 """Client end: local training and the parts that change it."""
 
 from polyclinic.client import (
+    adapting,
     adversaries,
     alignment,
     amplitudes,
     drift,
     episodes,
+    experts,
     few_labels,
     flatness,
     frequencies,
@@ -16,12 +18,14 @@ from polyclinic.client import (
 from polyclinic.client.private import dp_sgd
 
 __all__ = [
+    "adapting",
     "adversaries",
     "alignment",
     "amplitudes",
     "dp_sgd",
     "drift",
     "episodes",
+    "experts",
     "few_labels",
     "flatness",
     "frequencies",

@@ -68,9 +68,11 @@ class AdversarialAlignment(Part):
             return {}
         weights = SiteClassifier(features, self.width, 1).size
         return {
-            "features": Shaped("float32", "N features", features), "discriminator": Shaped("float32", weights),
-            "others": Shaped("float32", "N others", features), "adversaries": Shaped("float32", "N adversaries", weights),
-        }  # fmt: skip
+            "features": Shaped("float32", "N features", features),
+            "discriminator": Shaped("float32", weights),
+            "others": Shaped("float32", "N others", features),
+            "adversaries": Shaped("float32", "N adversaries", weights),
+        }
 
     def at_site(self) -> SiteEnd:
         """Trains D_k, and the network against the others."""

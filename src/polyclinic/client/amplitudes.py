@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Annotated, ClassVar
 
 import torch
@@ -55,6 +56,12 @@ class AmplitudeNormalisation(Part):
             "mean": Shaped("float32", *amplitudes, least=0),
         }
 
+    def shown(self, needed: Memory, shape: Sequence[int]) -> Callable[[Tensor], Tensor]:
+        """F⁻¹(Ā e^{i φ})."""
+        window, mean = Window(shape[1:], self.window), needed.get("mean", torch.empty(0))
+        Shaped("float32", shape[0], *window.shape, least=0).check(mean, {})
+        return partial(window.rebuilt, amplitudes=mean)
+
     def at_site(self) -> SiteEnd:
         """Rebuilds images."""
         return _Rebuilding(self.window)
@@ -106,5 +113,9 @@ class _MeanAmplitude(Telling):
     def meet(self, announced: Mapping[str, Memory], everyone: Mapping[str, float]) -> None:
         """Ā = Σ_k Σ |F x| / Σ_k n_k; all sites are told."""
         total = torch.stack([told["sum"] for told in announced.values()]).sum(0)
-        mean = (total / sum(float(told["count"]) for told in announced.values())).float()
-        self.tell({site: {"mean": mean} for site in (*everyone, *self.others)})
+        self._mean = (total / sum(float(told["count"]) for told in announced.values())).float()
+        self.tell({site: {"mean": self._mean} for site in (*everyone, *self.others)})
+
+    def needed(self) -> Memory:
+        """Ā."""
+        return {"mean": self._mean}

@@ -25,22 +25,32 @@ def feature_count(model: FlatModule) -> int | None:
     return frozen_features(model, torch.zeros_like(model.vector), case).shape[1]
 
 
-def frozen_features(model: FlatModule, vector: Tensor, inputs: Tensor) -> Tensor:
-    """What the head is given in evaluation with the state ``vector [P]``, averaged over places ``[B, G]``.
+def frozen_outputs(model: FlatModule, vector: Tensor, inputs: Tensor) -> Tensor:
+    """Outputs ``[B, ...]`` in evaluation with the state ``vector [P]``.
 
     ``model`` lends its network, which may be in the middle of a step: its own state is not touched.
+    """
+    training = model.module.training
+    model.module.eval()
+    try:
+        with torch.no_grad():
+            outputs: Tensor = functional_call(model.module, model.layout.split(vector), (inputs,))
+            return outputs
+    finally:
+        model.module.train(training)
+
+
+def frozen_features(model: FlatModule, vector: Tensor, inputs: Tensor) -> Tensor:
+    """What the head is given in evaluation with the state ``vector [P]``, averaged over places ``[B, G]``; the network
+    is lent as for `frozen_outputs`.
 
     Raises:
         TrainingError: P302 if the model has no head.
     """
     found: list[Tensor] = []
     hook = model.record_features(found)
-    training = model.module.training
-    model.module.eval()
     try:
-        with torch.no_grad():
-            functional_call(model.module, model.layout.split(vector), (inputs,))
+        frozen_outputs(model, vector, inputs)
     finally:
-        model.module.train(training)
         hook.remove()
     return mean_over_places(found[0]).float()

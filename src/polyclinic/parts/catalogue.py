@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, ClassVar
+
+from torch import Tensor
 
 from polyclinic.options import Catalogue
 from polyclinic.parts.server_end import ServerEnd
-from polyclinic.parts.site_end import SiteEnd, overrides
+from polyclinic.parts.site_end import Memory, SiteEnd, overrides
 from polyclinic.shapes import Shaped
 
 if TYPE_CHECKING:
@@ -111,6 +113,18 @@ class Part:
     def at_server(self) -> ServerEnd:
         """The end at the server."""
         return ServerEnd()
+
+    def shown(self, needed: Memory, shape: Sequence[int]) -> Callable[[Tensor], Tensor]:
+        """What ``images`` of its end at a site does, for a model that is in use; without it none can be made.
+
+        Args:
+            needed: what `ServerEnd.needed` gave.
+            shape: of one image ``(C, H, W)`` or ``(C, D, H, W)``.
+
+        Raises:
+            Misfit: ``needed`` is of images of another shape.
+        """
+        raise NotImplementedError
 
     @property
     def trust(self) -> str:
