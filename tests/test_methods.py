@@ -274,9 +274,10 @@ REQUIRED = {"fltrust": {"trusted": "Aachen"}, "fairfed": {"subgroup": "sex", "gr
 OTHERWISE = {"single", "cross", "ensemble", "mix", "cyclic", "incremental", "fedprox", "feddyn", "fedavgm", "fedadam",
              "fedyogi", "fedadagrad", "qfedavg", "norm_bound", "fedper", "lg_fedavg", "fedrep", "moon",
              "dynamic_fusion", "harmofl", "elcfs", "fed_align", "fed_moe",
+             "style_transfer",
              "fedharmony"}  # fmt: skip
 #: Methods for images alone.
-FOR_IMAGES = {"harmofl", "elcfs"}
+FOR_IMAGES = {"harmofl", "elcfs", "style_transfer"}
 
 
 @pytest.mark.parametrize("method", sorted(METHODS))

@@ -189,7 +189,12 @@ def test_features_of_another_network_are_the_failure_of_their_site(
 
 @pytest.mark.parametrize(
     ("method", "tensor"),
-    [("harmofl", "mean_amplitude/sum"), ("harmofl", "mean_amplitude/count"), ("elcfs", "frequency_episodes/bank")],
+    [
+        ("harmofl", "mean_amplitude/sum"),
+        ("harmofl", "mean_amplitude/count"),
+        ("elcfs", "frequency_episodes/bank"),
+        ("style_transfer", "mean_style/deviations"),
+    ],
 )
 def test_looks_of_other_images_are_the_failure_of_their_site(method: str, tensor: str) -> None:
     """All sites have to be there when training starts, so it ends; it names the site, also where it answers first."""

@@ -328,6 +328,13 @@ publish(
     local=["mean_amplitude", "weight_perturbation"],
 )
 publish(
+    "style_transfer",
+    _SHIFT,
+    "Each image is brought to the mean brightness and contrast of all sites' images.",
+    "Reinhard et al., IEEE CG&A 2001; between sites as in Ke et al., ISBI 2021",
+    local=["mean_style"],
+)
+publish(
     "elcfs",
     _SHIFT,
     "Each step must also help on images with the look of other sites.",

@@ -193,9 +193,9 @@ def test_a_site_that_was_away_is_told_when_it_trains():
 
 def test_a_site_that_was_never_told_does_not_answer_with_other_images():
     rebuilding = build_part("mean_amplitude", {}).at_site()
-    rebuilding._site = "Bonn"
+    rebuilding.site = "Bonn"
     with pytest.raises(SiteError, match="P401 Site Bonn was not told how images look on average"):
-        rebuilding.images(torch.zeros(1, 1, 8, 8))
+        assert rebuilding.told
     rebuilding.begin(None, {"mean": torch.ones(1)})
     rebuilding.begin(None, {"mean": torch.ones(1)})
     with pytest.raises(SiteError, match="two mean amplitudes"):

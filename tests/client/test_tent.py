@@ -142,7 +142,7 @@ def test_networks_without_normalisation_are_as_they_were():
     plain = scores(made, "fedavg")
     assert all(torch.equal(found, plain[site]) for site, found in scores(made, "tent").items())
     (note,) = idle_parts(made.declaration, made.template.layout)
-    assert note.text == "tent is the same as without its rule tent here: mlp has no normalisation layers."
+    assert note == "tent is the same as without its rule tent here: mlp has no normalisation layers."
 
 
 @pytest.mark.parametrize("mode", ["online", "episodic"])

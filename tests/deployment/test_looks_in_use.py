@@ -1,7 +1,8 @@
-"""Models whose network is shown images that a part of their method has changed: harmofl."""
+"""Models whose network is shown images that a part of their method has changed: harmofl and style_transfer."""
 
 from __future__ import annotations
 
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -25,30 +26,33 @@ from polyclinic.study.final_model.fit import Wanted, fit_model, sites_folder
 from polyclinic.study.final_model.folder import DESCRIPTION, PREPARATION, read_model
 from polyclinic.study.study import Study
 
-METHODS = [{"harmofl": {"window": 0.3, "label": "harmofl"}}]
+METHODS = [{"harmofl": {"window": 0.3, "label": "harmofl"}}, "style_transfer"]
 
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with pictures, and a model of fold 0."""
+    """A folder with pictures, and models of fold 0."""
     folder = tmp_path_factory.mktemp("looks")
     write_pictures(folder)
-    fit_model(Study.of(picture_study(methods=METHODS), folder), folder / "model", Wanted(fold=0))
+    for model, method in (("model", "harmofl"), ("style", "style_transfer")):
+        fit_model(Study.of(picture_study(methods=METHODS), folder), folder / model, Wanted(method=method, fold=0))
     return folder
 
 
-def predicted(folder: Path, site: str, rows: pd.DataFrame, out: Path, parts: Path | None) -> pd.DataFrame:
-    predictor = Predictor(read_model(folder / "model"), parts)
+def predicted(
+    folder: Path, site: str, rows: pd.DataFrame, out: Path, *, model: str = "model", own: bool = True
+) -> pd.DataFrame:
+    predictor = Predictor(read_model(folder / model), sites_folder(folder / model) if own else None)
     rows.to_csv(folder / "new.csv", index=False)
     return predict_into(out, predictor, open_table(predictor.description, folder / "new.csv", site)).predictions
 
 
 def test_predictions_are_those_of_the_study(made: Path, tmp_path: Path) -> None:
     Study.of(picture_study(methods=METHODS), made).run(tmp_path / "results")
-    for site in "AB":
-        then = as_tested(tmp_path / "results", "harmofl", site)
+    for site, (model, label) in product("AB", (("model", "harmofl"), ("style", "style_transfer"))):
+        then = as_tested(tmp_path / "results", label, site)
         rows = pd.DataFrame({"image": then["source"]})
-        now = predicted(made, site, rows, tmp_path / site, sites_folder(made / "model"))
+        now = predicted(made, site, rows, tmp_path / f"{model}-{site}", model=model)
         assert now["score"].tolist() == pytest.approx(then["score"].tolist(), abs=1e-6)
 
 
@@ -63,7 +67,7 @@ def test_without_the_mean_amplitude_predictions_are_others(made: Path) -> None:
 
 def test_a_site_that_took_no_part_is_predicted(made: Path, tmp_path: Path) -> None:
     rows = pd.DataFrame({"image": [f"A/{number % 10}.png" for number in range(20)]})
-    assert predicted(made, "Elsewhere", rows, tmp_path / "out", None)["score"].notna().all()
+    assert predicted(made, "Elsewhere", rows, tmp_path / "out", own=False)["score"].notna().all()
 
 
 def test_exports_are_refused_in_a_sentence(made: Path, tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from polyclinic.client import (
     frequencies,
     labels,
     personal,
+    styles,
     unlearning,
 )
 from polyclinic.client.private import dp_sgd
@@ -31,5 +32,6 @@ __all__ = [
     "frequencies",
     "labels",
     "personal",
+    "styles",
     "unlearning",
 ]

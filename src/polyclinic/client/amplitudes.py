@@ -11,8 +11,7 @@ from pydantic import Field
 from torch import Tensor
 
 from polyclinic.client.spectra import Window, total_amplitudes, whole_images
-from polyclinic.client.telling import Telling
-from polyclinic.errors import SiteError
+from polyclinic.client.telling import Telling, Told
 from polyclinic.parts import LOCAL_PARTS, Memory, Part, ServerEnd, SiteEnd, SiteView
 from polyclinic.shapes import Shaped
 from polyclinic.state import FlatModule
@@ -71,42 +70,21 @@ class AmplitudeNormalisation(Part):
         return _MeanAmplitude()
 
 
-class _Rebuilding(SiteEnd):
+class _Rebuilding(Told):
+    looks = "mean amplitudes"
+
     def __init__(self, window: float) -> None:
         self.share = window
-        self._mean: Tensor | None = None
 
     def meet(self, view: SiteView) -> Memory:
         """Σ |F x| of the site's training cases."""
-        self._window, self._site = Window(whole_images(view, self.name), self.share), view.name
+        self._window, self.site = Window(whole_images(view, self.name), self.share), view.name
         count = torch.tensor(float(view.count()), dtype=torch.float64)
         return {"sum": total_amplitudes(view, self._window), "count": count}
 
-    def answer(self, verb: str, asked: Memory, view: SiteView) -> Memory:
-        """Learn Ā, before the first round."""
-        if verb != "tell":
-            return super().answer(verb, asked, view)
-        self._learn(asked)
-        return {}
-
-    def begin(self, view: SiteView, received: Memory) -> Memory:
-        """Learn Ā, where the site was away when all were told."""
-        if "mean" in received:
-            self._learn(received)
-        return {}
-
-    def _learn(self, told: Memory) -> None:
-        if self._mean is not None and not torch.equal(self._mean, told["mean"]):
-            raise SiteError("P401", f"Site {self._site} was told of two mean amplitudes in one training.",
-                            "Run the study again.", site=self._site)  # fmt: skip
-        self._mean = told["mean"]
-
     def images(self, images: Tensor) -> Tensor:
         """F⁻¹(Ā e^{i φ})."""
-        if self._mean is None:
-            raise SiteError("P401", f"Site {self._site} was not told how images look on average, so it can't rebuild "
-                            "its own.", "It is told when it takes part in a round.", site=self._site)  # fmt: skip
-        return self._window.rebuilt(images, self._mean)
+        return self._window.rebuilt(images, self.told["mean"])
 
 
 class _MeanAmplitude(Telling):
