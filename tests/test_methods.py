@@ -274,7 +274,7 @@ REQUIRED = {"fltrust": {"trusted": "Aachen"}, "fairfed": {"subgroup": "sex", "gr
 OTHERWISE = {"single", "cross", "ensemble", "mix", "cyclic", "incremental", "fedprox", "feddyn", "fedavgm", "fedadam",
              "fedyogi", "fedadagrad", "qfedavg", "norm_bound", "fedper", "lg_fedavg", "fedrep", "moon",
              "dynamic_fusion", "harmofl", "elcfs", "fed_align", "fed_moe",
-             "style_transfer",
+             "style_transfer", "splitavg",
              "fedharmony"}  # fmt: skip
 #: Methods for images alone.
 FOR_IMAGES = {"harmofl", "elcfs", "style_transfer"}

@@ -363,6 +363,13 @@ publish(
     local=["tent"],
 )
 publish(
+    "splitavg",
+    _SHIFT,
+    "The head learns at the server from the features of all sites' batches at once.",
+    "Zhang et al., IEEE JBHI 2022",
+    procedure="concatenated_features",
+)
+publish(
     "fednova",
     "client end: unequal computation",
     "Updates count by their direction, not by their number of steps.",

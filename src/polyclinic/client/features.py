@@ -14,15 +14,27 @@ def mean_over_places(features: Tensor) -> Tensor:
     return features.flatten(2).mean(2) if features.dim() > 2 else features
 
 
-def feature_count(model: FlatModule) -> int | None:
-    """How many features G the head of a network is given of a case; None where the network has no head.
+def head_input(model: FlatModule) -> Tensor | None:
+    """What the head of a network is given of one made-up case ``[1, ...]``; None where the network has no head.
 
-    The network is run on one made-up case: what its first layer says is not what is averaged over places.
+    Only its shape means anything: what a head's first layer says of its inputs is not all of it.
     """
     if not model.head or not model.shape:
         return None
-    case = torch.zeros(1, *model.shape, device=model.vector.device)
-    return frozen_features(model, torch.zeros_like(model.vector), case).shape[1]
+    found: list[Tensor] = []
+    hook = model.record_features(found)
+    try:
+        case = torch.zeros(1, *model.shape, device=model.vector.device)
+        frozen_outputs(model, torch.zeros_like(model.vector), case)
+    finally:
+        hook.remove()
+    return found[0]
+
+
+def feature_count(model: FlatModule) -> int | None:
+    """How many features G of a case there are, averaged over places; None where the network has no head."""
+    given = head_input(model)
+    return None if given is None else mean_over_places(given).shape[1]
 
 
 def frozen_outputs(model: FlatModule, vector: Tensor, inputs: Tensor) -> Tensor:

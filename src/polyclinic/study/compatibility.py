@@ -380,6 +380,10 @@ def _one_by_one(method: Method, local: Local) -> Refusal | None:
 
 def _procedure(method: Method, local: Local) -> Refusal | None:
     name = method.procedure[0]
+    shares = PROCEDURES[name].shares
+    if shares and method.share not in shares:
+        return Refusal(f"The procedure {name} shares {' or '.join(shares)} of the model, and the method "
+                       f"{method.share}.", f"Use `share: {shares[0]}`.", "share")  # fmt: skip
     if PROCEDURES[name].trains:
         return None
     idle = [part for part, built in _built(method) if type(built.at_site()) is not SiteEnd]
