@@ -167,9 +167,9 @@ def batch(**changed):
     [
         (batch(features=lambda one: one[:, :3]), "features: got"),
         (batch(features=lambda one: one * torch.nan), "P301"),
-        (batch(targets=lambda one: one[:1]), "that its features have no loss for"),
-        (batch(targets=lambda one: one + 7), "that its features have no loss for"),
-        (batch(targets=lambda one: one.float()), "that its features have no loss for"),
+        (batch(targets=lambda one: one[:1]), "that are not theirs"),
+        (batch(targets=lambda one: one + 7), "that are not theirs"),
+        (batch(targets=lambda one: one.float()), "that are not theirs"),
         (lambda reply: Message(reply.fields, {}), "sent no batch"),
     ],
 )  # fmt: skip
@@ -192,6 +192,12 @@ def test_a_site_that_is_lost_in_a_step_is_left_out():
     made = tables("splitavg", training={"rounds": 1})
     changing(made.engine, "Dresden", f"{PART}/backward", lambda reply: SiteError("P401", "Dresden is gone."))
     with pytest.raises(PolyclinicError, match="Dresden is gone"):
+        made.rounds()
+
+
+def test_a_head_that_breaks_down_is_said_so():
+    made = tables("splitavg", training={"rounds": 3, "optimizer": {"sgd": {"lr": 1e30}}})
+    with pytest.raises(PolyclinicError, match="P301"):
         made.rounds()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterator, Mapping
 from typing import ClassVar
@@ -10,11 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from polyclinic.client.features import head_input
-from polyclinic.errors import PolyclinicError, SiteError, StudyError
+from polyclinic.client.work import NOT_FINITE
+from polyclinic.errors import PolyclinicError, SiteError, StudyError, TrainingError
 from polyclinic.parts import PROCEDURES, Answered, Memory, Procedure, SiteEnd, SiteView, Stage
 from polyclinic.randomness import own_randomness
 from polyclinic.roles import Role
-from polyclinic.shapes import Shaped
+from polyclinic.shapes import Shaped, finite
 from polyclinic.state import FlatModule
 
 
@@ -62,44 +64,39 @@ class ConcatenatedFeatures(Procedure):
         """Step after step with all sites; then what came of it."""
         _check(self.name, stage.network)
         begun, before = time.monotonic(), {site: stage.state(site) for site in stage.sites}
-        head, at_work = _Head(stage, next(iter(before.values()))), dict.fromkeys(stage.sites, 0)
-        failed, done = dict[str, PolyclinicError](), dict[str, Memory]()
+        if any(state is not before[stage.sites[0]] for state in before.values()):
+            raise StudyError("P104", f"{self.name} trains one model with all sites, and the topology has several.",
+                             "Use `topology: star`.")  # fmt: skip
+        head, steps = _Head(stage, before[stage.sites[0]]), dict.fromkeys(stage.sites, 0)
+        failed, done, cases = dict[str, PolyclinicError](), dict[str, Memory](), dict.fromkeys(stage.sites, 0)
 
         def ask(verb: str, sent: Mapping[str, Memory]) -> dict[str, Memory]:
-            found = dict[str, Memory]()
-            for site, answer in stage.ask(verb, sent):
-                if isinstance(answer, PolyclinicError):
-                    failed[site] = answer
-                else:
-                    found[site] = answer
-            return found
+            answers = dict(stage.ask(verb, sent))
+            failed.update({site: one for site, one in answers.items() if isinstance(one, PolyclinicError)})
+            return {site: one for site, one in answers.items() if not isinstance(one, PolyclinicError)}
 
         going = list(ask("begin", {site: {"state": state} for site, state in before.items()}))
-        cases = dict.fromkeys(going, 0)
-        while going:
+        while going and head.finite:
             answers = ask("forward", {site: {} for site in going})
             done |= {site: answer for site, answer in answers.items() if "state" in answer}
-            batches = {}
-            for site, answer in answers.items():
-                if site not in done:
-                    misfit = head.misfit(answer)
-                    if misfit:
-                        failed[site] = SiteError("P401", f"In a step site {site} sent {misfit}.", _SAME, site=site)
-                    else:
-                        batches[site] = answer
+            batches = {site: answer for site, answer in answers.items() if site not in done}
+            failed |= {site: why for site, one in batches.items() if (why := head.misfit(site, one))}
+            batches = {site: one for site, one in batches.items() if site not in failed}
             gradients = head.step(batches) if batches else {}
             going = list(ask("backward", {site: {"gradient": one} for site, one in gradients.items()}))
             for site in going:
-                at_work[site] += 1
+                steps[site] += 1
                 cases[site] += len(batches[site]["targets"])
         seconds = time.monotonic() - begun
         for site in stage.sites:
-            if site not in done:
+            if not head.finite:
+                text = f"Training with site {site} gave values that are not finite numbers."
+                yield Answered(site, TrainingError("P301", text, NOT_FINITE))
+            elif site in done:
+                said = {"examples": cases[site], "steps": steps[site], "loss": head.loss, "seconds": seconds}
+                yield Answered(site, head.update(before[site], done[site]["state"]), said)
+            else:
                 yield Answered(site, failed[site])
-                continue
-            packed = head.update(before[site], done[site]["state"])
-            said = {"examples": cases[site], "steps": at_work[site], "loss": head.loss, "seconds": seconds}
-            yield Answered(site, packed, said)
 
 
 def _check(name: str, network: FlatModule) -> None:
@@ -136,19 +133,26 @@ class _Head:
         """Mean over the steps."""
         return sum(self._losses) / max(len(self._losses), 1)
 
-    def misfit(self, answer: Memory) -> str:
-        """Why features and targets are not those of a batch; empty if they are."""
+    @property
+    def finite(self) -> bool:
+        """Whether it has not broken down."""
+        return finite(self.vector) and math.isfinite(self.loss)
+
+    def misfit(self, site: str, answer: Memory) -> SiteError | None:
+        """What is wrong with what a site sent, if it is no batch; None if it is one."""
         features, targets = answer.get("features"), answer.get("targets")
-        if features is None or targets is None or not len(features):
-            return "no batch"
-        try:
-            self.network.load(self.vector)
-            with torch.no_grad(), own_randomness("misfit"):
-                outputs = self.network.head[0](features.to(self.network.vector.device)).cpu()
-                losses = self.task.loss(outputs, targets)
-        except (RuntimeError, ValueError, IndexError):
-            return f"labels {list(targets.shape)} that its features have no loss for"
-        return "" if losses.shape == (len(features),) and losses.isfinite().all() else "labels without a finite loss"
+        wrong = "no batch"
+        if features is not None and targets is not None and len(features):
+            wrong = f"{len(features)} features, and labels {list(targets.shape)} that are not theirs"
+            try:
+                self.network.load(self.vector)
+                with torch.no_grad(), own_randomness("misfit"):
+                    outputs = self.network.head[0](features.to(self.network.vector.device)).cpu()
+                    if self.task.loss(outputs, targets).shape == (len(features),):
+                        return None
+            except (RuntimeError, ValueError, IndexError):
+                pass
+        return SiteError("P401", f"In a step site {site} sent {wrong}.", _SAME, site=site)
 
     def step(self, batches: Mapping[str, Memory]) -> dict[str, Tensor]:
         """A step on all batches together; site -> the gradient for its features."""
