@@ -33,7 +33,8 @@ from polyclinic.files import write_atomic, write_error
 from polyclinic.limits import Body, Nothing
 from polyclinic.models import build_model
 from polyclinic.origins import of_error
-from polyclinic.parts.predictor import Network
+from polyclinic.parts.checks import kind_of, wrong
+from polyclinic.parts.predictor import Network, Predictor
 from polyclinic.parts.site_end import overrides
 from polyclinic.privacy.draws import RepeatableDraws, SystemDraws
 from polyclinic.secure import Signer
@@ -609,7 +610,13 @@ class Site:
         def inputs(chosen: Tensor) -> Tensor:
             return run.dataset.batch(chosen)[0]
 
-        return [adapting[0].adapted(network, index, inputs, run.view) for network in networks]
+        end, found = adapting[0], list[Network]()
+        for network in networks:
+            found.append(end.adapted(network, index, inputs, run.view))
+            if not isinstance(found[-1], Tensor | Predictor):
+                raise wrong(end.name, "adapted", kind_of(found[-1]), "a state of the network, or a `Predictor`",
+                            self.name)  # fmt: skip
+        return found
 
     def _networks(self, tensors: Tensors) -> Sequence[Network]:
         """Models to average: those sent whole, or the shared state with the site's own part of the best round.
