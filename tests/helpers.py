@@ -105,6 +105,23 @@ def image_sites(sizes: Mapping[str, int] = SIZES, **options: Any) -> dict[str, S
     return {name: image_site(name, cases, **options) for name, cases in sizes.items()}
 
 
+def sites_apart() -> dict[str, SiteData]:
+    """Two sites: the first feature tells the class, the second the site, at which classes are as frequent."""
+    labels = torch.tensor([0, 1] * 8)
+    signal = 2.0 * labels - 1
+    return {
+        name: site_of(name, torch.stack([signal, torch.full((16,), place)], 1), labels)
+        for name, place in (("A", 1.0), ("B", -1.0))
+    }
+
+
+def straight(shape: Sequence[int], outputs: int) -> tuple[nn.Module, list[nn.Module]]:
+    """A network for two inputs whose features are a linear picture of them, at first the inputs themselves."""
+    body, head = nn.Linear(2, 2, bias=False), nn.Linear(2, outputs)
+    body.weight.data, head.weight.data, head.bias.data = torch.eye(2), torch.eye(2), torch.zeros(2)
+    return nn.Sequential(body, head), [head]
+
+
 class Federation:
     """A study in memory, with prepared sites: the real declaration, job runner and loop, without files.
 

@@ -762,15 +762,8 @@ REFUSED: list[tuple[str, dict[str, Any]]] = [
     ("P104", {"methods": [{"dynamic_fusion": {"channel": ["secure_sum"]}}]}),
     ("P104", {"methods": ["fedsld"], "task": "regression"}),
     ("P104", {"methods": ["harmofl"]}),
-    (
-        "P104",
-        {
-            "data": {"table": "cases.csv", "site": "site", "image": "image", "label": "label", "size": [8, 8]},
-            "model": "resnet18",
-            "methods": ["harmofl"],
-            "final_model": "harmofl",
-        },
-    ),
+    ("P104", {"methods": [{"fed_moe": {"local": ["tent"]}}]}),
+    ("P104", {"methods": ["tent"], "final_model": "tent"}),
     ("P102", {"methods": ["fedavg", "fedavg"]}),
     ("P104", {"methods": ["single"], "evaluation": {"unseen_sites": ["single"]}}),
     ("P104", {"engine": {"precision": "mixed", "mode": "stacked"}}),

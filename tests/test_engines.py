@@ -431,7 +431,9 @@ def workers():
     engine.close()
 
 
-@pytest.mark.parametrize("method", ["fedbn", "single", "mix", "ensemble", "ditto", "apfl", "moon", "fedsld", FEDREP])
+@pytest.mark.parametrize(
+    "method", ["fedbn", "single", "mix", "ensemble", "ditto", "apfl", "fed_moe", "moon", "fedsld", FEDREP]
+)
 def test_processes_give_the_same_bytes(workers, method):
     compare_processes(*workers, method, [6])
 

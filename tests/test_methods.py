@@ -273,10 +273,11 @@ REQUIRED = {"fltrust": {"trusted": "Aachen"}, "fairfed": {"subgroup": "sex", "gr
 #: Methods whose rule means something else even where all sites are the same.
 OTHERWISE = {"single", "cross", "ensemble", "mix", "cyclic", "incremental", "fedprox", "feddyn", "fedavgm", "fedadam",
              "fedyogi", "fedadagrad", "qfedavg", "norm_bound", "fedper", "lg_fedavg", "fedrep", "moon",
-             "dynamic_fusion", "harmofl", "elcfs", "fed_align",
+             "dynamic_fusion", "harmofl", "elcfs", "fed_align", "fed_moe",
+             "style_transfer", "splitavg",
              "fedharmony"}  # fmt: skip
 #: Methods for images alone.
-FOR_IMAGES = {"harmofl", "elcfs"}
+FOR_IMAGES = {"harmofl", "elcfs", "style_transfer"}
 
 
 @pytest.mark.parametrize("method", sorted(METHODS))

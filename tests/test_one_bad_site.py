@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from helpers import Federation, table_sites
+from helpers import Federation, image_sites, table_sites
 from polyclinic.client.work import LocalResult, check_finite
 from polyclinic.communication.message import Message
 from polyclinic.engine import CheckedEngine, Engine, LocalEngine, Reply
@@ -61,6 +61,10 @@ def filled(name: str, value: float) -> Any:
     return change
 
 
+def filled_if_there(name: str, value: float) -> Any:
+    return lambda reply: filled(name, value)(reply) if name in reply.tensors else reply
+
+
 def said(**fields: Any) -> Any:
     return lambda reply: Message({**reply.fields, **fields}, reply.tensors)
 
@@ -73,9 +77,11 @@ def without(name: str) -> Any:
     return lambda reply: Message(reply.fields, {key: t for key, t in reply.tensors.items() if key != name})
 
 
-def trained(method: Any, change: Any, *, quorum: int | None, silent: bool = False) -> tuple[Tensor, list[str]]:
-    """The model after two rounds, and the notes."""
-    training = {"rounds": 2, **({} if quorum is None else {"quorum": quorum})}
+def trained(
+    method: Any, change: Any, *, quorum: int | None, silent: bool = False, rounds: int = 2
+) -> tuple[Tensor, list[str]]:
+    """The model after the rounds, and the notes."""
+    training = {"rounds": rounds, **({} if quorum is None else {"quorum": quorum})}
     federation = Federation(table_sites(SIZES), [method], model=NORM, training=training)
     plan = federation.plan()
     engine = CheckedEngine(Bad(federation.engine, "train", change, silent), plan.known)
@@ -151,6 +157,56 @@ def test_counts_of_classes_are_not_below_0() -> None:
     engine = Bad(federation.engine, "start", filled("label_shares/counts", -1.0))
     with pytest.raises(SiteError, match=f"P401 The answer of site {BAD} to 'start'.*got -1, expected 0 or more"):
         run_rounds(federation.plan(), CheckedEngine(engine, federation.plan().known))
+
+
+@pytest.mark.parametrize("bad", ["Aachen", BAD])
+@pytest.mark.parametrize(
+    ("method", "tensor", "shape", "since"),
+    [
+        ("fed_align", "adversarial_alignment/features", (9, 3), 1),
+        ("fed_align", "adversarial_alignment/features", (36,), 1),
+        ("fed_align", "adversarial_alignment/discriminator", (7,), 2),
+        ("fedharmony", "site_unlearning/mean", (3,), 1), ("fedharmony", "site_unlearning/deviation", (4, 1), 1),
+        ("fedharmony", "site_unlearning/classifier", (7,), 2),
+    ],
+)  # fmt: skip
+def test_features_of_another_network_are_the_failure_of_their_site(
+    monkeypatch: pytest.MonkeyPatch, bad: str, method: str, tensor: str, shape: tuple[int, ...], since: int
+) -> None:
+    """Also where it is the first to answer. Whatever is of a later round comes in its first round, too."""
+    monkeypatch.setattr(__name__ + ".BAD", bad)
+    expected, _ = trained(method, None, quorum=3, silent=True, rounds=3)
+    for change, code in (
+        (tensor_of(tensor, torch.zeros(shape)), "P401"), (filled_if_there(tensor, float("nan")), "P301")
+    ):  # fmt: skip
+        state, notes = trained(method, change, quorum=3, rounds=3)
+        told = [note for note in notes if code in note]
+        assert len(told) == (3 if code == "P401" else 4 - since), notes
+        assert all(bad in note for note in notes)
+        if code == "P401" or since == 1:
+            assert torch.equal(state, expected)
+
+
+@pytest.mark.parametrize(
+    ("method", "tensor"),
+    [
+        ("harmofl", "mean_amplitude/sum"),
+        ("harmofl", "mean_amplitude/count"),
+        ("elcfs", "frequency_episodes/bank"),
+        ("style_transfer", "mean_style/deviations"),
+    ],
+)
+def test_looks_of_other_images_are_the_failure_of_their_site(method: str, tensor: str) -> None:
+    """All sites have to be there when training starts, so it ends; it names the site, also where it answers first."""
+    network = {"cnn": {"channels": [2]}}
+    for change in (
+        tensor_of(tensor, torch.zeros(1, 3, 2)), tensor_of(tensor, torch.zeros(1, 1, 7, 5).double()), without(tensor),
+        filled(tensor, -1.0), filled(tensor, float("inf")),
+    ):  # fmt: skip
+        federation = Federation(image_sites({BAD: 8, "Dresden": 6}), [method], model=network)
+        engine = Bad(federation.engine, "start", change)
+        with pytest.raises(PolyclinicError, match=rf"P[34]01 .*site {BAD} .*{tensor}"):
+            run_rounds(federation.plan(), CheckedEngine(engine, federation.plan().known))
 
 
 @pytest.mark.parametrize("name", ["median", "trimmed_mean", "multi_krum", "geometric_median", "norm_bound"])

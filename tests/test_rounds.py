@@ -329,7 +329,7 @@ def test_a_site_that_fails_is_not_taken_for_a_late_one_whatever_its_error_is():
 # Interruptions --------------------------------------------------------------------------------------------------------
 
 METHODS = ["fedavg", "fedsgd", "fedbn", "silobn", "fedavgm", "fedadam", "single", "mix", "scaffold", "feddyn",
-           "fednova", "cyclic", "incremental", "fedper", "lg_fedavg", "ditto", "apfl", "moon", "fedsld",
+           "fednova", "cyclic", "incremental", "fedper", "lg_fedavg", "ditto", "apfl", "fed_moe", "moon", "fedsld",
            "fedpidavg", "auto_fedavg", "fourier", {"fedrep": {"head_epochs": 2}}]  # fmt: skip
 # Methods without a server keep the optimiser's state in any case.
 KEEP = ["fedavg", "fedsgd", "fedbn", "fedper", "ditto", "moon"]

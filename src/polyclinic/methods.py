@@ -264,6 +264,13 @@ publish(
     personal="apfl",
 )
 publish(
+    "fed_moe",
+    _PERSONAL,
+    "A gate says for each case how much the shared model and one of the site's own count.",
+    "Li et al., Medical Image Analysis 2020",
+    personal="mixture_of_experts",
+)
+publish(
     "fourier",
     _PERSONAL,
     "Low frequencies of weights are shared, more in each round; high ones stay.",
@@ -321,6 +328,13 @@ publish(
     local=["mean_amplitude", "weight_perturbation"],
 )
 publish(
+    "style_transfer",
+    _SHIFT,
+    "Each image is brought to the mean brightness and contrast of all sites' images.",
+    "Reinhard et al., IEEE CG&A 2001; between sites as in Ke et al., ISBI 2021",
+    local=["mean_style"],
+)
+publish(
     "elcfs",
     _SHIFT,
     "Each step must also help on images with the look of other sites.",
@@ -340,6 +354,20 @@ publish(
     "Features from which a classifier can't tell the site, by means and deviations alone.",
     "Dinsdale et al., MICCAI 2022",
     local=["proximal", "site_unlearning"],
+)
+publish(
+    "tent",
+    _SHIFT,
+    "Normalisation is adapted to the cases that are predicted, without their labels.",
+    "Wang et al., ICLR 2021",
+    local=["tent"],
+)
+publish(
+    "splitavg",
+    _SHIFT,
+    "The head learns at the server from the features of all sites' batches at once.",
+    "Zhang et al., IEEE JBHI 2022",
+    procedure="concatenated_features",
 )
 publish(
     "fednova",

@@ -79,6 +79,7 @@ def run_rounds(
         )  # fmt: skip
     if not plan.validate and plan.keeps:
         keep(plan, engine, progress, plan.sites)
+    progress.needed = federation.needed()
     return progress, rows
 
 

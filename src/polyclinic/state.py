@@ -208,9 +208,13 @@ class FlatModule:
         vector: float32 ``[P]``: writing here changes the network.
         gradient: float32 ``[T]``: ``backward`` adds into it.
         weights: a parameter that aliases ``vector[:T]`` and whose gradient is ``gradient``: what an optimiser is given.
+        shape: of one input that it was built for; empty where that is not known.
     """
 
-    def __init__(self, module: nn.Module, head: Sequence[nn.Module] = (), device: torch.device | str = "cpu") -> None:
+    def __init__(
+        self, module: nn.Module, head: Sequence[nn.Module] = (), device: torch.device | str = "cpu",
+        shape: Sequence[int] = (),
+    ) -> None:  # fmt: skip
         wrong = {str(t.dtype) for t in module.parameters() if t.dtype != torch.float32}
         if wrong:
             raise TrainingError(
@@ -219,7 +223,7 @@ class FlatModule:
                 "Build the model in float32; mixed precision is switched on with `engine: {precision: mixed}`.",
             )
         self.module = module.to(device)
-        self.layout, self.head = Layout.of(module, head), tuple(head)
+        self.layout, self.head, self.shape = Layout.of(module, head), tuple(head), tuple(shape)
         self.vector = torch.empty(self.layout.size, device=device)
         self.gradient = torch.zeros(self.layout.trainable, device=device)
         tensors = {**dict(module.named_parameters()), **dict(module.named_buffers())}

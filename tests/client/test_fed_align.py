@@ -4,9 +4,8 @@ import math
 
 import pytest
 import torch
-from torch import nn
 
-from helpers import Federation, catalogued, recorded, site_of, table_sites, trained_state
+from helpers import Federation, catalogued, recorded, sites_apart, straight, table_sites, trained_state
 from plugin_helpers import failing
 from polyclinic.client.adversaries import AdversarialAlignment
 from polyclinic.client.features import frozen_features
@@ -123,23 +122,6 @@ def test_no_feature_leaves_without_noise():
         plain = frozen_features(made.template, vector, made.data[site].inputs)
         apart = (sent[site][:, None] - plain[None]).norm(dim=2).amin(1)
         assert (apart > 0.01 * plain.std()).all()
-
-
-def sites_apart():
-    """The first feature tells the class, the second the site, at which classes are as frequent."""
-    labels = torch.tensor([0, 1] * 8)
-    signal = 2.0 * labels - 1
-    return {
-        name: site_of(name, torch.stack([signal, torch.full((16,), place)], 1), labels)
-        for name, place in (("A", 1.0), ("B", -1.0))
-    }
-
-
-def straight(shape, outputs):
-    """Features are a linear picture of the inputs, at first the inputs themselves."""
-    body, head = nn.Linear(2, 2, bias=False), nn.Linear(2, outputs)
-    body.weight.data, head.weight.data, head.bias.data = torch.eye(2), torch.eye(2), torch.zeros(2)
-    return nn.Sequential(body, head), [head]
 
 
 def test_features_of_sites_come_together_where_the_class_does_not_need_them_apart():

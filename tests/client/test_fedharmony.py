@@ -4,9 +4,8 @@ import math
 
 import pytest
 import torch
-from torch import nn
 
-from helpers import Federation, catalogued, recorded, site_of, table_sites, trained_state
+from helpers import Federation, catalogued, recorded, sites_apart, straight, table_sites, trained_state
 from plugin_helpers import failing
 from polyclinic.client.features import frozen_features
 from polyclinic.client.site_classifier import SiteClassifier
@@ -138,23 +137,6 @@ def test_means_and_deviations_are_those_of_the_features():
         features = frozen_features(made.template, trained_state(request, reply), made.data[site].inputs)
         close(reply.tensors[f"{PART}/mean"], features.mean(0), 1e-5)
         close(reply.tensors[f"{PART}/deviation"], features.std(0, correction=0), 1e-5)
-
-
-def sites_apart():
-    """The first feature tells the class, the second the site, at which classes are as frequent."""
-    labels = torch.tensor([0, 1] * 8)
-    signal = 2.0 * labels - 1
-    return {
-        name: site_of(name, torch.stack([signal, torch.full((16,), place)], 1), labels)
-        for name, place in (("A", 1.0), ("B", -1.0))
-    }
-
-
-def straight(shape, outputs):
-    """Features are a linear picture of the inputs, at first the inputs themselves."""
-    body, head = nn.Linear(2, 2, bias=False), nn.Linear(2, outputs)
-    body.weight.data, head.weight.data, head.bias.data = torch.eye(2), torch.eye(2), torch.zeros(2)
-    return nn.Sequential(body, head), [head]
 
 
 def test_features_of_sites_come_together_where_the_class_does_not_need_them_apart():

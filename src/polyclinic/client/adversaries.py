@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import ClassVar
 
 import torch
@@ -9,12 +10,13 @@ import torch.nn.functional as F
 from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt
 from torch import Tensor
 
-from polyclinic.client.features import frozen_features
+from polyclinic.client.features import feature_count, frozen_features
 from polyclinic.client.site_classifier import SiteClassifier
 from polyclinic.parts import LOCAL_PARTS, Batch, Ended, Memory, Now, Part, ServerEnd, SiteEnd, SiteView, Step, Update
 from polyclinic.privacy.draws import gaussian
 from polyclinic.seeds import generator
 from polyclinic.shapes import Shaped
+from polyclinic.state import FlatModule
 
 #: Cases whose features are computed together.
 _AT_ONCE = 32
@@ -52,16 +54,25 @@ class AdversarialAlignment(Part):
         "others": "the features with noise of all other sites' cases",
         "adversaries": "the other sites' discriminators",
     }  # fmt: skip
-    shapes: ClassVar = {
-        "features": Shaped("float32", None), "discriminator": Shaped("float32", "D"),
-        "others": Shaped("float32", None), "adversaries": Shaped("float32", None),
-    }  # fmt: skip
 
     def __init__(
         self, *, weight: NonNegativeFloat = 1.0, noise: PositiveFloat = 0.1, rate: PositiveFloat = 0.1,
         hidden: PositiveInt = 4, cases: PositiveInt = 32,
     ) -> None:  # fmt: skip
         self.weight, self.spread, self.rate, self.width, self.cases = weight, noise, rate, hidden, cases
+
+    def shapes_for(self, model: FlatModule) -> Mapping[str, Shaped]:
+        """Of features and discriminators of this network."""
+        features = feature_count(model)
+        if features is None:  # sites refuse a network without a head
+            return {}
+        weights = SiteClassifier(features, self.width, 1).size
+        return {
+            "features": Shaped("float32", "N features", features),
+            "discriminator": Shaped("float32", weights),
+            "others": Shaped("float32", "N others", features),
+            "adversaries": Shaped("float32", "N adversaries", weights),
+        }
 
     def at_site(self) -> SiteEnd:
         """Trains D_k, and the network against the others."""

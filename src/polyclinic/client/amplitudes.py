@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Annotated, ClassVar
 
 import torch
@@ -10,10 +11,10 @@ from pydantic import Field
 from torch import Tensor
 
 from polyclinic.client.spectra import Window, total_amplitudes, whole_images
-from polyclinic.client.telling import Telling
-from polyclinic.errors import SiteError
+from polyclinic.client.telling import Telling, Told
 from polyclinic.parts import LOCAL_PARTS, Memory, Part, ServerEnd, SiteEnd, SiteView
 from polyclinic.shapes import Shaped
+from polyclinic.state import FlatModule
 
 
 @LOCAL_PARTS.add("mean_amplitude")
@@ -40,15 +41,25 @@ class AmplitudeNormalisation(Part):
         "count": "the number of training cases",
         "mean": "the mean amplitude of all sites' images: with two sites, the other's",
     }  # fmt: skip
-    shapes: ClassVar = {
-        "sum": Shaped("float64", None, least=0, always="start"),
-        "count": Shaped("float64", least=0, always="start"),
-        "mean": Shaped("float32", None, least=0),
-    }
     images_only = True
 
     def __init__(self, *, window: Annotated[float, Field(ge=0, le=0.5)] = 0.5) -> None:
         self.window = window
+
+    def shapes_for(self, model: FlatModule) -> Mapping[str, Shaped]:
+        """Of amplitudes of images of this size."""
+        amplitudes = model.shape[0], *Window(model.shape[1:], self.window).shape
+        return {
+            "sum": Shaped("float64", *amplitudes, least=0, always="start"),
+            "count": Shaped("float64", least=0, always="start"),
+            "mean": Shaped("float32", *amplitudes, least=0),
+        }
+
+    def shown(self, needed: Memory, shape: Sequence[int]) -> Callable[[Tensor], Tensor]:
+        """F⁻¹(Ā e^{i φ})."""
+        window, mean = Window(shape[1:], self.window), needed.get("mean", torch.empty(0))
+        Shaped("float32", shape[0], *window.shape, least=0).check(mean, {})
+        return partial(window.rebuilt, amplitudes=mean)
 
     def at_site(self) -> SiteEnd:
         """Rebuilds images."""
@@ -59,47 +70,30 @@ class AmplitudeNormalisation(Part):
         return _MeanAmplitude()
 
 
-class _Rebuilding(SiteEnd):
+class _Rebuilding(Told):
+    looks = "mean amplitudes"
+
     def __init__(self, window: float) -> None:
         self.share = window
-        self._mean: Tensor | None = None
 
     def meet(self, view: SiteView) -> Memory:
         """Σ |F x| of the site's training cases."""
-        self._window, self._site = Window(whole_images(view, self.name), self.share), view.name
+        self._window, self.site = Window(whole_images(view, self.name), self.share), view.name
         count = torch.tensor(float(view.count()), dtype=torch.float64)
         return {"sum": total_amplitudes(view, self._window), "count": count}
 
-    def answer(self, verb: str, asked: Memory, view: SiteView) -> Memory:
-        """Learn Ā, before the first round."""
-        if verb != "tell":
-            return super().answer(verb, asked, view)
-        self._learn(asked)
-        return {}
-
-    def begin(self, view: SiteView, received: Memory) -> Memory:
-        """Learn Ā, where the site was away when all were told."""
-        if "mean" in received:
-            self._learn(received)
-        return {}
-
-    def _learn(self, told: Memory) -> None:
-        if self._mean is not None and not torch.equal(self._mean, told["mean"]):
-            raise SiteError("P401", f"Site {self._site} was told of two mean amplitudes in one training.",
-                            "Run the study again.", site=self._site)  # fmt: skip
-        self._mean = told["mean"]
-
     def images(self, images: Tensor) -> Tensor:
         """F⁻¹(Ā e^{i φ})."""
-        if self._mean is None:
-            raise SiteError("P401", f"Site {self._site} was not told how images look on average, so it can't rebuild "
-                            "its own.", "It is told when it takes part in a round.", site=self._site)  # fmt: skip
-        return self._window.rebuilt(images, self._mean)
+        return self._window.rebuilt(images, self.told["mean"])
 
 
 class _MeanAmplitude(Telling):
     def meet(self, announced: Mapping[str, Memory], everyone: Mapping[str, float]) -> None:
         """Ā = Σ_k Σ |F x| / Σ_k n_k; all sites are told."""
         total = torch.stack([told["sum"] for told in announced.values()]).sum(0)
-        mean = (total / sum(float(told["count"]) for told in announced.values())).float()
-        self.tell({site: {"mean": mean} for site in (*everyone, *self.others)})
+        self._mean = (total / sum(float(told["count"]) for told in announced.values())).float()
+        self.tell({site: {"mean": self._mean} for site in (*everyone, *self.others)})
+
+    def needed(self) -> Memory:
+        """Ā."""
+        return {"mean": self._mean}

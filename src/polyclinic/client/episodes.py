@@ -15,6 +15,7 @@ from polyclinic.client.telling import Telling
 from polyclinic.parts import LOCAL_PARTS, Batch, Memory, Part, ServerEnd, SiteEnd, SiteView
 from polyclinic.seeds import generator
 from polyclinic.shapes import Shaped
+from polyclinic.state import FlatModule
 
 #: Numbers in the gradient of the inner step are cut off here, as in the authors' code.
 _LARGEST = 100.0
@@ -49,10 +50,6 @@ class FrequencyEpisodes(Part):
                 "and how strong its coarse structures are",
         "others": "the same of all other sites: with two sites, the other's",
     }  # fmt: skip
-    shapes: ClassVar = {
-        "bank": Shaped("float32", None, least=0, always="start"),
-        "others": Shaped("float32", None, least=0),
-    }
     images_only = True
 
     def __init__(
@@ -61,6 +58,14 @@ class FrequencyEpisodes(Part):
         bank: PositiveInt = 32,
     ) -> None:  # fmt: skip
         self.weight, self.step, self.window, self.most, self.bank = weight, step, window, most, bank
+
+    def shapes_for(self, model: FlatModule) -> Mapping[str, Shaped]:
+        """Of amplitudes of images of this size."""
+        amplitudes = model.shape[0], *Window(model.shape[1:], self.window).shape
+        return {
+            "bank": Shaped("float32", "N bank", *amplitudes, least=0, always="start"),
+            "others": Shaped("float32", "N others", *amplitudes, least=0),
+        }
 
     def at_site(self) -> SiteEnd:
         """Has the episodes."""

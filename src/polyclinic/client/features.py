@@ -14,22 +14,55 @@ def mean_over_places(features: Tensor) -> Tensor:
     return features.flatten(2).mean(2) if features.dim() > 2 else features
 
 
-def frozen_features(model: FlatModule, vector: Tensor, inputs: Tensor) -> Tensor:
-    """What the head is given in evaluation with the state ``vector [P]``, averaged over places ``[B, G]``.
+def head_input(model: FlatModule) -> Tensor | None:
+    """What the head of a network is given of one made-up case ``[1, ...]``; None where the network has no head.
+
+    Only its shape means anything: what a head's first layer says of its inputs is not all of it.
+    """
+    if not model.head or not model.shape:
+        return None
+    found: list[Tensor] = []
+    hook = model.record_features(found)
+    try:
+        case = torch.zeros(1, *model.shape, device=model.vector.device)
+        frozen_outputs(model, torch.zeros_like(model.vector), case)
+    finally:
+        hook.remove()
+    return found[0]
+
+
+def feature_count(model: FlatModule) -> int | None:
+    """How many features G of a case there are, averaged over places; None where the network has no head."""
+    given = head_input(model)
+    return None if given is None else mean_over_places(given).shape[1]
+
+
+def frozen_outputs(model: FlatModule, vector: Tensor, inputs: Tensor) -> Tensor:
+    """Outputs ``[B, ...]`` in evaluation with the state ``vector [P]``.
 
     ``model`` lends its network, which may be in the middle of a step: its own state is not touched.
+    """
+    training = model.module.training
+    model.module.eval()
+    try:
+        with torch.no_grad():
+            outputs: Tensor = functional_call(model.module, model.layout.split(vector), (inputs,))
+            return outputs
+    finally:
+        model.module.train(training)
+
+
+def frozen_features(model: FlatModule, vector: Tensor, inputs: Tensor) -> Tensor:
+    """What the head is given in evaluation with the state ``vector [P]``, averaged over places ``[B, G]``; the network
+    is lent as for `frozen_outputs`.
 
     Raises:
         TrainingError: P302 if the model has no head.
     """
     found: list[Tensor] = []
     hook = model.record_features(found)
-    training = model.module.training
-    model.module.eval()
     try:
-        with torch.no_grad():
-            functional_call(model.module, model.layout.split(vector), (inputs,))
+        frozen_outputs(model, vector, inputs)
     finally:
-        model.module.train(training)
         hook.remove()
     return mean_over_places(found[0]).float()

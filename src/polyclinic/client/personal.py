@@ -20,6 +20,7 @@ from polyclinic.client.work import Work, clip_gradient
 from polyclinic.errors import TrainingError
 from polyclinic.options import Catalogue
 from polyclinic.parts import Memory, SiteEnd, SiteView
+from polyclinic.parts.predictor import Network
 from polyclinic.randomness import kept_randomness
 from polyclinic.state import FlatModule, Layout, Role, Selection
 
@@ -91,6 +92,10 @@ class Personal(ABC):  # noqa: B024 - each changes some of it
     def model(self, shared: Tensor, memory: Memory) -> Tensor:
         """The model for the site's own cases ``[P]`` from the shared one ``[P]``."""
         return shared
+
+    def predictor(self, shared: Tensor, memory: Memory) -> Network:
+        """What predicts the site's own cases, where it is more than one network."""
+        return self.model(shared, memory)
 
     def end(self, memory: Memory, shared: Tensor, personal: Tensor | None, companion: Companion | None) -> Memory:
         """What to keep after a round; ``shared`` and ``personal`` are what phases gave as such a model ``[P]``."""
@@ -208,7 +213,7 @@ class AdaptiveMixture(Personal):
 
     def companion(self, memory: Memory, optimizer: Named, clip: float | None, batches: int) -> Companion | None:
         """Trains v."""
-        return _Mixture(memory, optimizer, clip, batches, learn=self.learn_mixture)
+        return Beside(memory, optimizer, clip, batches, learn=self.learn_mixture)
 
     def model(self, shared: Tensor, memory: Memory) -> Tensor:
         """v̄."""
@@ -217,11 +222,11 @@ class AdaptiveMixture(Personal):
 
     def end(self, memory: Memory, shared: Tensor, personal: Tensor | None, companion: Companion | None) -> Memory:
         """v, α and the mixture's statistics after the round."""
-        return companion.memory() if isinstance(companion, _Mixture) else memory
+        return companion.memory() if isinstance(companion, Beside) else memory
 
 
-class _Mixture(Companion):
-    """Trains v for a round; see `AdaptiveMixture`."""
+class Beside(Companion):
+    """Trains v for a round, mixed with the shared model; see `AdaptiveMixture`."""
 
     def __init__(self, memory: Memory, optimizer: Named, clip: float | None, batches: int, *, learn: bool) -> None:
         self.named, self.clip, self.batches, self.learn = optimizer, clip, batches, learn

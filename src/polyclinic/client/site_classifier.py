@@ -26,6 +26,11 @@ class SiteClassifier:
         self._sizes = [math.prod(shape) for shape in self.shapes]
         self._trained: int | None = None
 
+    @property
+    def size(self) -> int:
+        """D."""
+        return sum(self._sizes)
+
     def initial(self) -> Tensor:
         """The first weights, the same everywhere: even between ± 1 / √(inputs of the layer), as in PyTorch ``[D]``."""
         source = generator("site classifier")

@@ -71,13 +71,18 @@ class Window:
         return spectra
 
 
+def trained_on_boxes(view: SiteView) -> bool:
+    """Whether a site's network is trained on boxes of its volumes."""
+    return bool(view.count()) and tuple(view.cases(torch.tensor([0]))[0].shape[1:]) != tuple(view.input_shape)
+
+
 def whole_images(view: SiteView, part: str) -> Sequence[int]:
     """Pixels along each axis of the images that a site's network is trained on.
 
     Raises:
         StudyError: P104, it is trained on boxes, whose spectra are not those of the images.
     """
-    if view.count() and tuple(view.cases(torch.tensor([0]))[0].shape[1:]) != tuple(view.input_shape):
+    if trained_on_boxes(view):
         raise StudyError("P104", f"{part} is about the frequencies of whole images, and the network is trained on "
                          "boxes of volumes.", f"Leave {part} out, or train on whole volumes (no `patch`).")  # fmt: skip
     return view.input_shape[1:]

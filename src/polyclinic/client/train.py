@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from polyclinic.client.companion import Companion
 from polyclinic.client.features import mean_over_places
 from polyclinic.client.optimizers import build_optimizer, is_elementwise, restore_state, state_of, with_learning_rate
 from polyclinic.client.private.dp_sgd import private_part
@@ -147,7 +148,10 @@ class _Hooks:
         self.anchor, self.weights = self.received[: model.layout.trainable], model.weights.detach()
         self.class_weights = None if job.class_weights is None else job.class_weights.to(device)
         self._features: list[Tensor] = []
+        self._beside = job.companion
+        self._mixes = self._beside is not None and type(self._beside).mixed is not Companion.mixed
         self._records = any(end.needs_features for end, _ in self._loss)
+        self._records |= self._beside is not None and self._beside.needs_features
 
     def __enter__(self) -> _Hooks:
         self._hook = self.model.record_features(self._features) if self._records else None
@@ -159,17 +163,24 @@ class _Hooks:
 
     def mean_loss(self, task: Task, inputs: Tensor, targets: Tensor, step: int) -> Tensor:
         """Mean loss of a batch with the terms of all parts."""
-        if self._batch or self._loss:
+        if self._batch or self._loss or self._mixes:
             return self._changed_loss(task, inputs, targets, step)
         return self._mean_loss(task, inputs, targets)[0]
 
     def _mean_loss(self, task: Task, inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         with torch.autocast(inputs.device.type, enabled=self.work.mixed_precision):
             outputs = self.model.module(inputs)
-            losses = task.loss(outputs, targets)
+            losses = task.loss(self._mixed(inputs, outputs), targets)
         if self.class_weights is not None:
             losses = losses * self.class_weights[targets]
         return losses.mean(), outputs
+
+    def _mixed(self, inputs: Tensor, outputs: Tensor) -> Tensor:
+        """What the loss is of: the outputs, or what a second model makes of them."""
+        if self._beside is None or not self._mixes:
+            return outputs
+        features = mean_over_places(self._features[0]) if self._records else inputs.new_empty(0)
+        return self._beside.mixed(inputs, outputs, features)
 
     def _changed_loss(self, task: Task, inputs: Tensor, targets: Tensor, step: int) -> Tensor:
         nothing = inputs.new_empty(0)

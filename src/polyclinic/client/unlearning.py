@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import ClassVar
 
 import torch
@@ -9,10 +10,12 @@ import torch.nn.functional as F
 from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt
 from torch import Tensor
 
+from polyclinic.client.features import feature_count
 from polyclinic.client.site_classifier import SiteClassifier
 from polyclinic.parts import LOCAL_PARTS, Batch, Ended, Memory, Now, Part, ServerEnd, SiteEnd, SiteView, Step, Update
 from polyclinic.seeds import generator
-from polyclinic.shapes import Shaped
+from polyclinic.shapes import Misfit, Shaped
+from polyclinic.state import FlatModule
 
 
 @LOCAL_PARTS.add("site_unlearning")
@@ -46,17 +49,23 @@ class SiteUnlearning(Part):
         "place": "which of them is the site's own",
         "common": "the mean of the sites' classifiers",
     }
-    shapes: ClassVar = {
-        "mean": Shaped("float32", "G"), "deviation": Shaped("float32", "G", least=0),
-        "classifier": Shaped("float32", "D"),
-        "means": Shaped("float32", "K", "G"), "deviations": Shaped("float32", "K", "G", least=0),
-        "place": Shaped("int64"), "common": Shaped("float32", "D"),
-    }  # fmt: skip
 
     def __init__(
         self, *, weight: NonNegativeFloat = 1.0, rate: PositiveFloat = 0.1, hidden: PositiveInt = 32
     ) -> None:  # fmt: skip
         self.weight, self.rate, self.width = weight, rate, hidden
+
+    def shapes_for(self, model: FlatModule) -> Mapping[str, Shaped]:
+        """Of this network's features; how long a classifier is, K decides (see `open`)."""
+        features = feature_count(model)
+        if features is None:  # sites refuse a network without a head
+            return {}
+        return {
+            "mean": Shaped("float32", features), "deviation": Shaped("float32", features, least=0),
+            "classifier": Shaped("float32", "N classifier"), "common": Shaped("float32", "N classifier"),
+            "means": Shaped("float32", "N sites", features), "place": Shaped("int64"),
+            "deviations": Shaped("float32", "N sites", features, least=0),
+        }  # fmt: skip
 
     def at_site(self) -> SiteEnd:
         """Trains the classifier, and the network against it."""
@@ -64,7 +73,7 @@ class SiteUnlearning(Part):
 
     def at_server(self) -> ServerEnd:
         """Knows each site's mean and deviation, and the mean classifier."""
-        return _Statistics()
+        return _Statistics(self.width)
 
 
 class _Unlearning(SiteEnd):
@@ -113,7 +122,8 @@ class _Unlearning(SiteEnd):
 class _Statistics(ServerEnd):
     needs_each = True  # each site's own mean
 
-    def __init__(self) -> None:
+    def __init__(self, width: int) -> None:
+        self._width = width
         self._known = dict[str, Memory]()
         self._common: Tensor | None = None
 
@@ -130,6 +140,20 @@ class _Statistics(ServerEnd):
         sent = {f"{name}s": torch.stack([one[name] for one in self._known.values()]) for name in ("mean", "deviation")}
         sent["place"] = torch.tensor(list(self._known).index(site))
         return sent if self._common is None else {**sent, "common": self._common}
+
+    def open(self, packed: Memory) -> Memory:
+        """The same; a classifier is of the sites that are known.
+
+        Raises:
+            Misfit: it is not.
+        """
+        classifier = packed.get(f"{self.name}/classifier")
+        if classifier is not None:
+            sites, features = len(self._known), next((len(one["mean"]) for one in self._known.values()), 0)
+            size = SiteClassifier(features, self._width, sites).size if sites > 1 else 0
+            if len(classifier) != size:
+                raise Misfit(f"got a classifier of {len(classifier)} numbers, expected {size} for {sites} sites")
+        return packed
 
     def take(self, update: Update) -> Update:
         """What a site shared."""

@@ -264,6 +264,8 @@ class Predictor:
         if dataset.training_shape != tuple(self.description.shape):
             raise ModelError("P702", f"The cases have the shape {list(dataset.training_shape)}, and the model takes "
                              f"{self.description.shape}.", "Give cases like those that it was trained on.")  # fmt: skip
+        for change in self.model.shown:
+            dataset = dataset.seen_through(change)
         return _Ready(self.model.network, dataset, self.task, self.description.batch_size)
 
     def _predicted(self, data: SiteData, there: list[int], site: SiteModel) -> Predicted:

@@ -39,7 +39,7 @@ def build_model(
                 f"The model {name} can't be built for inputs of shape {tuple(shape)}: {str(error).rstrip('.')}.",
                 "Change the model's options, or the images' `size` (or `patch`) under `data`.",
             ) from error
-    return FlatModule(module, head, device)
+    return FlatModule(module, head, device, shape)
 
 
 def has_batch_norm(module: nn.Module) -> bool:

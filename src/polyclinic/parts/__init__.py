@@ -7,6 +7,7 @@ the server; most parts need only one of them. Neither the loop of rounds nor a s
 from polyclinic.parts.building import PLACES, build_chain, build_part, build_parts, part_class, tell_parts
 from polyclinic.parts.catalogue import CHANNEL_PARTS, LOCAL_PARTS, SERVER_PARTS, Part, ServerPart, SitePart
 from polyclinic.parts.grouping import FEDERATION, TOPOLOGIES, Grouping, Groups, Turn
+from polyclinic.parts.predictor import Network, Predictor
 from polyclinic.parts.procedure import PROCEDURES, Answered, Procedure, Stage
 from polyclinic.parts.server_end import Aggregation, Ask, Hiding, Now, ServerEnd, Step, Sum, Update, all_answers
 from polyclinic.parts.site_end import Batch, Ended, Memory, SiteEnd, SiteView
@@ -28,8 +29,10 @@ __all__ = [
     "Groups",
     "Hiding",
     "Memory",
+    "Network",
     "Now",
     "Part",
+    "Predictor",
     "Procedure",
     "ServerEnd",
     "ServerPart",

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import ClassVar
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, ClassVar
+
+from torch import Tensor
 
 from polyclinic.options import Catalogue
 from polyclinic.parts.server_end import ServerEnd
-from polyclinic.parts.site_end import SiteEnd, overrides
+from polyclinic.parts.site_end import Memory, SiteEnd, overrides
 from polyclinic.shapes import Shaped
+
+if TYPE_CHECKING:
+    from polyclinic.state import FlatModule
 
 
 class Part:
@@ -97,6 +102,10 @@ class Part:
         """What of this round all sites must have been told alike, or a server could leave one alone in a sum."""
         return ""
 
+    def shapes_for(self, model: FlatModule) -> Mapping[str, Shaped]:
+        """``shapes`` in a training of ``model``, where they depend on it."""
+        return self.shapes
+
     def at_site(self) -> SiteEnd:
         """The end at a site."""
         return SiteEnd()
@@ -104,6 +113,18 @@ class Part:
     def at_server(self) -> ServerEnd:
         """The end at the server."""
         return ServerEnd()
+
+    def shown(self, needed: Memory, shape: Sequence[int]) -> Callable[[Tensor], Tensor]:
+        """What ``images`` of its end at a site does, for a model that is in use; without it none can be made.
+
+        Args:
+            needed: what `ServerEnd.needed` gave.
+            shape: of one image ``(C, H, W)`` or ``(C, D, H, W)``.
+
+        Raises:
+            Misfit: ``needed`` is of images of another shape.
+        """
+        raise NotImplementedError
 
     @property
     def trust(self) -> str:

@@ -87,9 +87,11 @@ class Procedure(Part):
 
     Attributes:
         trains: whether sites train by themselves, by the message ``train``; parts at the sites have their hooks there.
+        shares: what a method may share with it, keys of `polyclinic.methods.SHARES`; empty for anything.
     """
 
     trains: ClassVar[bool] = True
+    shares: ClassVar[tuple[str, ...]] = ()
 
     @abstractmethod
     def updates(self, stage: Stage) -> Iterator[Answered]:

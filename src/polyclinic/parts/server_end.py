@@ -179,6 +179,10 @@ class ServerEnd:
     def restore(self, memory: Memory) -> None:
         """Take back what ``memory`` gave."""
 
+    def needed(self) -> Memory:
+        """What a model that is in use needs of the part besides the network; its `Part.shown` is given it."""
+        return {}
+
     def sent(self, update: Update) -> Mapping[str, Tensor]:
         """What the part's end at the site sent with an update."""
         return update.sent.get(self.name, {})

@@ -14,6 +14,7 @@ from torch.optim import Optimizer
 from polyclinic.errors import SiteError
 
 if TYPE_CHECKING:
+    from polyclinic.parts.predictor import Network
     from polyclinic.privacy import Event
     from polyclinic.privacy.draws import Draws
     from polyclinic.secure import Signer
@@ -216,6 +217,7 @@ class SiteEnd:
             read ``seed``, and runs other states of the network by `polyclinic.client.features.frozen_features`.
         needs_features: whether ``loss`` reads the features of a batch.
         needs_body: whether the part changes nothing where no weights are trained before the head.
+        needs_normalisation: whether it changes nothing where the network has no normalisation layers.
         needs_unlabelled: whether it changes nothing where sites have no cases without a label.
         zero_at_start: whether it changes nothing at the weights that a round starts from.
     """
@@ -225,6 +227,7 @@ class SiteEnd:
     stacks_loss: ClassVar[bool] = False
     needs_features: ClassVar[bool] = False
     needs_body: ClassVar[bool] = False
+    needs_normalisation: ClassVar[bool] = False
     needs_unlabelled: ClassVar[bool] = False
     zero_at_start: ClassVar[bool] = False
     _kept: Memory | None = None
@@ -282,6 +285,17 @@ class SiteEnd:
             images: scaled, ``[B, C, H, W]`` or ``[B, C, D, H, W]``.
         """
         return images
+
+    def adapted(self, network: Network, index: Tensor, inputs: Callable[[Tensor], Tensor], view: SiteView) -> Network:
+        """What predicts cases in a test, or validation cases for a threshold, instead of a network.
+
+        Args:
+            network: of the best round.
+            index: positions of all cases that are predicted ``[n]``.
+            inputs: gives those of some of them, ``[B, ...]``; their labels are not to be had.
+            view: the site.
+        """
+        return network
 
     def perturbation(self, gradient: Tensor, given: Memory) -> Tensor | None:
         """How far from the weights the gradient of the step shall be taken instead ``[T]``; None takes it there.

@@ -47,6 +47,12 @@ class Federation:
             chain.meet(told, self.plan.weights, {name: self.conversation.asking(name) for name in chain.ends}, others)
         return self._chains[model]
 
+    def needed(self) -> dict[str, Memory]:
+        """Part -> what a model that is in use needs of it. All of a training's models are shown the same images."""
+        ends = next((chain.ends for chain in self._chains.values()), {})
+        found = {name: tensors_of(name, "needed", end.needed()) for name, end in ends.items()}
+        return {name: tensors for name, tensors in found.items() if tensors}
+
     def _memory(self) -> Memory:
         """What the parts keep at the coordinator."""
         found: Memory = {}

@@ -121,7 +121,7 @@ class Plan:
     @cached_property
     def known(self) -> Known:
         """What is known of the messages of this training."""
-        return Known.of(self.start, self.network.layout)
+        return Known.of(self.start, self.network)
 
     @cached_property
     def reveals(self) -> dict[str, str]:

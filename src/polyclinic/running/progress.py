@@ -13,7 +13,7 @@ from torch import Tensor
 from polyclinic.communication.message import Message
 from polyclinic.errors import ResultsError
 from polyclinic.files import write_atomic, write_error
-from polyclinic.parts import FEDERATION
+from polyclinic.parts import FEDERATION, Memory
 from polyclinic.server.chain import named
 
 Row = dict[str, Any]
@@ -41,6 +41,7 @@ class Progress:
         trained: model -> in how many rounds it was trained, or on how many batches where one site trains after another.
         lost: sites that did not answer when they should have kept their part of the model of the best round.
         saved: site -> after how many rounds it last wrote a checkpoint of its own.
+        needed: part -> what a model that is in use needs of it besides the network; known at the end.
     """
 
     done: int
@@ -58,6 +59,7 @@ class Progress:
     trained: dict[str, int] = field(default_factory=dict)
     lost: list[str] = field(default_factory=list)
     saved: dict[str, int] = field(default_factory=dict)
+    needed: dict[str, Memory] = field(default_factory=dict)
 
     def state(self, site: str) -> Tensor:
         """The model that a site shares, now ``[Q]``."""

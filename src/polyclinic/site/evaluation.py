@@ -12,6 +12,7 @@ from torch import Tensor
 from polyclinic.data.dataset import Dataset
 from polyclinic.data.readers.volume import UnreadableError
 from polyclinic.errors import DataError
+from polyclinic.parts.predictor import Network, Outputs, in_use
 from polyclinic.site.messages import Evaluated, Pictured, Start
 from polyclinic.site.pictures import case_pictures
 from polyclinic.site.run import Run
@@ -48,17 +49,21 @@ class Predicting(Protocol):
         """Of training."""
 
 
-def outputs(run: Predicting, vector: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
-    """Network outputs and targets for the cases ``index`` with the model ``vector [P]``."""
-    run.model.load(vector)
-    run.model.module.eval()
-    found, targets = [], []
+def outputs(run: Predicting, vector: Network, index: Tensor) -> tuple[Tensor, Tensor]:
+    """Network outputs and targets for the cases ``index`` with the model ``vector [P]``, or what predicts instead."""
+    places, found, targets = [], [], []
     with torch.no_grad():
-        for chunk in index.split(_batch_size(run)):
-            inputs, wanted = run.dataset.batch(chunk)
-            found.append(_apply(run, inputs.to(run.model.vector.device)).float().cpu())
-            targets.append(wanted)
-    return torch.cat(found), torch.cat(targets)
+        for where, network in in_use(vector, run.model, index):
+            places.append(where)
+            for chunk in index[where].split(_batch_size(run)):
+                inputs, wanted = run.dataset.batch(chunk)
+                found.append(_apply(run, network, inputs.to(run.model.vector.device)).float().cpu())
+                targets.append(wanted)
+    outputs, wanted = torch.cat(found), torch.cat(targets)
+    if len(places) < 2:
+        return outputs, wanted
+    order = torch.cat(places).argsort()
+    return outputs[order], wanted[order]
 
 
 def _batch_size(run: Predicting) -> int:
@@ -69,21 +74,20 @@ def _batch_size(run: Predicting) -> int:
     return max(run.batch_size, 256 if axes == 1 else 32)
 
 
-def _apply(run: Predicting, inputs: Tensor) -> Tensor:
+def _apply(run: Predicting, network: Outputs, inputs: Tensor) -> Tensor:
     """The network's outputs; a volume larger than the boxes of training is covered by overlapping windows."""
     patch = run.dataset.patch
     if patch is None or tuple(inputs.shape[2:]) == patch.size:
-        outputs: Tensor = run.model.module(inputs)
-        return outputs
+        return network(inputs)
     from monai.inferers import sliding_window_inference
 
     windows: Tensor = sliding_window_inference(
-        inputs, patch.size, run.batch_size, run.model.module, overlap=patch.overlap, mode="gaussian"
+        inputs, patch.size, run.batch_size, network, overlap=patch.overlap, mode="gaussian"
     )
     return windows
 
 
-def probabilities(run: Predicting, vectors: list[Tensor], index: Tensor) -> tuple[Tensor, Tensor]:
+def probabilities(run: Predicting, vectors: Sequence[Network], index: Tensor) -> tuple[Tensor, Tensor]:
     """Mean over ``vectors`` of the predicted probabilities, and the targets."""
     total: Tensor | None = None
     targets = torch.empty(0)
@@ -96,7 +100,7 @@ def probabilities(run: Predicting, vectors: list[Tensor], index: Tensor) -> tupl
     return total.div_(len(vectors)), targets
 
 
-def score(run: Run, vectors: list[Tensor], index: Tensor, metric: str) -> Evaluated:
+def score(run: Run, vectors: Sequence[Network], index: Tensor, metric: str) -> Evaluated:
     """Mean loss and one metric over ``index``; the loss is not weighted by class."""
     if not len(index):
         return Evaluated(cases=0, loss=None, metric=None)
@@ -104,24 +108,24 @@ def score(run: Run, vectors: list[Tensor], index: Tensor, metric: str) -> Evalua
     return Evaluated(cases=len(index), loss=found.loss, metric=None if math.isnan(found.value) else found.value)
 
 
-def measure(run: Run, vector: Tensor, index: Tensor) -> dict[str, float]:
+def measure(run: Run, vector: Network, index: Tensor) -> dict[str, float]:
     """Mean loss of a model over some cases, and its accuracy: share of right classes, or mean Dice of masks."""
     found = run.task.accuracy(_batches(run, vector, index))
     return {"loss": found.loss, "accuracy": found.value}
 
 
-def threshold_evidence(run: Run, vectors: list[Tensor], index: Tensor) -> Tensor:
+def threshold_evidence(run: Run, vectors: Sequence[Network], index: Tensor) -> Tensor:
     """What a site sends so that a threshold can be chosen: sums over its cases, not scores; see `Task.evidence`."""
     return run.task.evidence(predicted(run, vectors, index))
 
 
-def sums(run: Run, vectors: list[Tensor], index: Tensor) -> Tensor:
+def sums(run: Run, vectors: Sequence[Network], index: Tensor) -> Tensor:
     """What a site sends of its training cases so that predictions can be completed; see `Task.sums`."""
     return run.task.sums(predicted(run, vectors, index))
 
 
 def predict(
-    run: Run, vectors: list[Tensor], index: Tensor, threshold: float, completion: Sequence[float] = ()
+    run: Run, vectors: Sequence[Network], index: Tensor, threshold: float, completion: Sequence[float] = ()
 ) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """What is sent of the cases ``index``, such as probabilities and labels; see `Task.rows`."""
     metrics = run.declared.metrics
@@ -130,7 +134,7 @@ def predict(
 
 
 def overlays(
-    run: Run, vectors: list[Tensor], index: Tensor, threshold: float
+    run: Run, vectors: Sequence[Network], index: Tensor, threshold: float
 ) -> tuple[Pictured, dict[str, Tensor]]:  # fmt: skip
     """Pictures of the best, median and worst case, on the study's grid, by the Dice that the results have; see
     `polyclinic.site.pictures.case_pictures`."""
@@ -155,13 +159,13 @@ def overlays(
     return Pictured(**dice), tensors
 
 
-def _batches(run: Run, vector: Tensor, index: Tensor) -> Iterator[Batch]:
+def _batches(run: Run, vector: Network, index: Tensor) -> Iterator[Batch]:
     """Outputs of one model: all at once, or of volumes measured case by case one by one, so that memory is bounded."""
     for chunk in index.split(1) if run.task.case_by_case and len(run.dataset.shape) == 4 else [index]:
         yield Batch(*outputs(run, vector, chunk))
 
 
-def predicted(run: Predicting, vectors: list[Tensor], index: Tensor) -> Iterator[Batch]:
+def predicted(run: Predicting, vectors: Sequence[Network], index: Tensor) -> Iterator[Batch]:
     """Probabilities, mean over the models: all cases at once, or many images or one volume; nothing without cases."""
     if not len(index):
         return
@@ -173,7 +177,7 @@ def predicted(run: Predicting, vectors: list[Tensor], index: Tensor) -> Iterator
 
 
 def tested(
-    run: Predicting, vectors: list[Tensor], index: Tensor, threshold: float, space: Space
+    run: Predicting, vectors: Sequence[Network], index: Tensor, threshold: float, space: Space
 ) -> Iterator[Batch]:  # fmt: skip
     """What test cases are measured by: probabilities as ``predicted`` gives them, or the masks that a model in use
     would write, each with the reference as it lies on disk, which is read when its case is measured.

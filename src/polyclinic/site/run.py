@@ -34,6 +34,7 @@ from polyclinic.errors import SiteError, TrainingError
 from polyclinic.models import has_batch_norm
 from polyclinic.parts import Ended, Memory, SiteEnd, build_parts, tell_parts
 from polyclinic.parts.checks import Unwritten, kind_of, tensors_of, wrong
+from polyclinic.parts.predictor import Network
 from polyclinic.parts.site_end import overrides
 from polyclinic.privacy import Budget, Event, merged
 from polyclinic.secure import Signer
@@ -108,7 +109,7 @@ class Run:
         self.model, self.task, self.dataset, self.parts, self._measure = model, task, dataset, parts, measure
         name, options = declared.personal or ("shared_model", {})
         self.personal = PERSONAL[name](**options)
-        self.known = Known.of(declared, model.layout)
+        self.known = Known.of(declared, model)
         self.phases = list(self.personal.phases(self.work, model.layout))
         layout: Layout = model.layout
         self.shared = layout.select(declared.share, declared.modules, declared.without)
@@ -273,6 +274,11 @@ class Run:
         """The site's model for its own cases ``[P]`` from the shared ``state [Q]`` (of the best round, if asked)."""
         memory = (self.best if best else self.kept).personal
         return self.personal.model(self.shared_model(state, best=best), memory)
+
+    def predictor(self, state: Tensor, *, best: bool = False) -> Network:
+        """The same, where that may be more than one network."""
+        memory = (self.best if best else self.kept).personal
+        return self.personal.predictor(self.shared_model(state, best=best), memory)
 
     @property
     def batch_size(self) -> int:

@@ -60,7 +60,7 @@ from polyclinic.site.messages import (
     Trained,
 )
 from polyclinic.site.sums import BOXES, MASKED, PHASES
-from polyclinic.state import Layout
+from polyclinic.state import FlatModule
 from polyclinic.statistics.calibration import THRESHOLDS
 from polyclinic.statistics.survival import CURVE
 from polyclinic.tasks import Task, build_task
@@ -108,8 +108,9 @@ class Known:
     hides: bool = False
 
     @classmethod
-    def of(cls, start: Start, layout: Layout) -> Known:
-        """In a training that ``start`` declares, of a model with a ``layout``."""
+    def of(cls, start: Start, model: FlatModule) -> Known:
+        """In a training that ``start`` declares, of a ``model``."""
+        layout = model.layout
         shared = layout.select(start.share, start.modules, start.without)
         sizes = {"P": layout.size, "Q": shared.size, "T": shared.trainable, "S": shared.size - shared.trainable}
         sizes["W"] = layout.trainable  # weights, whether shared or not
@@ -119,7 +120,7 @@ class Known:
         task = build_task(start.task, start.classes, loss, grid=start.grid)
         sizes["metrics"] = len(task.result_metrics(metrics.names, metrics.classes))
         built = build_parts(start.parts)
-        parts = {name: _shapes(part) for name, part in built.items()}
+        parts = {name: _shapes(part, model) for name, part in built.items()}
         asked = Asked(metrics.names, metrics.classes, metrics.tolerance, space=metrics.space)
         quiet = any(overrides(part.at_site(), "sends") for part in built.values())
         return cls(sizes, parts, *_levels(built, cls(parts=parts).sent("train"), sizes), quiet, task, asked)
@@ -161,8 +162,9 @@ def _levels(
     return given, level
 
 
-def _shapes(part: Part) -> dict[str, Shaped]:
-    return {name: part.shapes.get(name, ANYTHING) for name in part.reveals}
+def _shapes(part: Part, model: FlatModule) -> dict[str, Shaped]:
+    shapes = part.shapes_for(model)
+    return {name: shapes.get(name, ANYTHING) for name in part.reveals}
 
 
 def _of_part(shaped: Shaped, name: str, answered: str) -> Shaped:

@@ -6,7 +6,7 @@ import logging
 import re
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from copy import copy
 from functools import partial
 from pathlib import Path
@@ -33,6 +33,9 @@ from polyclinic.files import write_atomic, write_error
 from polyclinic.limits import Body, Nothing
 from polyclinic.models import build_model
 from polyclinic.origins import of_error
+from polyclinic.parts.checks import kind_of, wrong
+from polyclinic.parts.predictor import Network, Predictor
+from polyclinic.parts.site_end import overrides
 from polyclinic.privacy.draws import RepeatableDraws, SystemDraws
 from polyclinic.secure import Signer
 from polyclinic.seeds import generator
@@ -495,18 +498,19 @@ class Site:
     # Evaluation ---------------------------------------------------------------------------------------------------
 
     def _evaluate(self, asked: Evaluate, tensors: Tensors) -> Message:
-        vectors = [self.run.vector(tensors["state"])]
+        vectors = [self.run.predictor(tensors["state"])]
         return Message(evaluation.score(self.run, vectors, self.run.parts.validation, asked.metric).fields())
 
     def _threshold(self, asked: During, tensors: Tensors) -> Message:
-        counts = evaluation.threshold_evidence(self.run, self._vectors(tensors), self.run.parts.validation)
+        index = self.run.parts.validation
+        counts = evaluation.threshold_evidence(self.run, self._predictors(self.run, tensors, index), index)
         return Message({}, {"counts": counts})
 
     def _sums(self, asked: During, tensors: Tensors) -> Message:
         """What predictions need besides the model; nothing where that is all they need."""
         if not self.run.task.needs_sums:
             return Message()
-        return Message({}, {"sums": evaluation.sums(self.run, self._vectors(tensors), self.run.parts.train)})
+        return Message({}, {"sums": evaluation.sums(self.run, self._networks(tensors), self.run.parts.train)})
 
     def tested(self, asked: Predict) -> Run:
         """The run whose test cases are predicted."""
@@ -514,7 +518,8 @@ class Site:
 
     def _predict(self, asked: Predict, tensors: Tensors) -> Message:
         index, run = self.parts.test, self.tested(asked)
-        fields, found = evaluation.predict(run, self._vectors(tensors), index, asked.threshold, asked.completion)
+        networks = self._predictors(run, tensors, index)
+        fields, found = evaluation.predict(run, networks, index, asked.threshold, asked.completion)
         names, groups = self._names(index)
         answer = predicted(type(run.task))(
             subject=[n[0] for n in names], case=[n[1] for n in names], groups=groups, **fields
@@ -530,7 +535,8 @@ class Site:
     def _test(self, asked: Test, tensors: Tensors) -> Message:
         """Predict the test cases and keep the predictions; what is answered is of no single case."""
         index, run = self.parts.test, self.tested(asked)
-        sent = evaluation.predict(run, self._vectors(tensors), index, asked.threshold, asked.completion)
+        networks = self._predictors(run, tensors, index)
+        sent = evaluation.predict(run, networks, index, asked.threshold, asked.completion)
         if asked.mark is not None:
             cases, found = opened(run.task, sent[1], asked.threshold, asked.mark["target"])
             return Message(Tested(cases=cases, patients=0, opened=found).fields())
@@ -589,10 +595,30 @@ class Site:
         return Message(said.fields(), numbers)
 
     def _overlays(self, asked: Predict, tensors: Tensors) -> Message:
-        shown, found = evaluation.overlays(self.run, self._vectors(tensors), self.parts.test, asked.threshold)
+        index = self.parts.test
+        networks = self._predictors(self.run, tensors, index)
+        shown, found = evaluation.overlays(self.run, networks, index, asked.threshold)
         return Message(shown.fields(), found)
 
-    def _vectors(self, tensors: Tensors) -> list[torch.Tensor]:
+    def _predictors(self, run: Run, tensors: Tensors, index: Tensor) -> Sequence[Network]:
+        """The same, as parts adapt them to the cases ``index`` that are to be predicted, without their labels."""
+        networks = self._networks(tensors)
+        adapting = [end for end in run.ends.values() if overrides(end, "adapted")]
+        if not adapting or not len(index):
+            return networks
+
+        def inputs(chosen: Tensor) -> Tensor:
+            return run.dataset.batch(chosen)[0]
+
+        end, found = adapting[0], list[Network]()
+        for network in networks:
+            found.append(end.adapted(network, index, inputs, run.view))
+            if not isinstance(found[-1], Tensor | Predictor):
+                raise wrong(end.name, "adapted", kind_of(found[-1]), "a state of the network, or a `Predictor`",
+                            self.name)  # fmt: skip
+        return found
+
+    def _networks(self, tensors: Tensors) -> Sequence[Network]:
         """Models to average: those sent whole, or the shared state with the site's own part of the best round.
 
         Raises:
@@ -602,7 +628,7 @@ class Site:
             raise SiteError("P401", f"Site {self.name} was sent no model to predict with.",
                             "Send a `state` or a `model`.", site=self.name)  # fmt: skip
         whole = [tensors[name] for name in sorted(tensors) if name.startswith("model")]
-        return whole or [self.run.vector(tensors["state"], best=True)]
+        return whole or [self.run.predictor(tensors["state"], best=True)]
 
     # Its own folder -----------------------------------------------------------------------------------------------
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from polyclinic.channel.distributed_noise import DistributedNoise
 from polyclinic.channel.secure_sum import SecureSum
-from polyclinic.client.personal import PERSONAL
+from polyclinic.client.personal import PERSONAL, Personal
 from polyclinic.methods import Method
 from polyclinic.parts import (
     PROCEDURES,
@@ -257,13 +257,18 @@ def _unbounded(method: Method, local: Local) -> Refusal | None:
     if stepping and method.work == "gradient":
         return Refusal(f"{stepping[0]} adds noise to the steps of local training, and fedsgd takes none.",
                        "Use fedavg.", "local")  # fmt: skip
-    if stepping and method.personal is not None and method.personal[0] == "apfl":
-        return Refusal(f"apfl trains two models on the same batches, and {stepping[0]} protects one.",
+    if stepping and method.personal is not None and _trains_two(method.personal[0]):
+        return Refusal(f"{method.personal[0]} trains two models on the same batches, and {stepping[0]} protects one.",
                        "Use another way to a personal model.", "personal")  # fmt: skip
     if local.by_loss:
         return Refusal(f"Sites are chosen by their training loss, which they don't tell with {private[0]}.",
                        "Choose them in another way (`participation`).", "channel")  # fmt: skip
     return None
+
+
+def _trains_two(personal: str) -> bool:
+    """Whether a second model is trained on the batches of the first."""
+    return PERSONAL[personal].companion is not Personal.companion
 
 
 def _covers(noisy: Part, part: Part) -> bool:
@@ -375,6 +380,10 @@ def _one_by_one(method: Method, local: Local) -> Refusal | None:
 
 def _procedure(method: Method, local: Local) -> Refusal | None:
     name = method.procedure[0]
+    shares = PROCEDURES[name].shares
+    if shares and method.share not in shares:
+        return Refusal(f"The procedure {name} shares {' or '.join(shares)} of the model, and the method "
+                       f"{method.share}.", f"Use `share: {shares[0]}`.", "share")  # fmt: skip
     if PROCEDURES[name].trains:
         return None
     idle = [part for part, built in _built(method) if type(built.at_site()) is not SiteEnd]
@@ -406,6 +415,23 @@ def _personal(method: Method, local: Local) -> Refusal | None:
     return None
 
 
+def _adapted(method: Method, local: Local) -> Refusal | None:
+    """Parts that adapt the network to test cases where there is more than one network, or one of them."""
+    adapting = [name for name, part in _built(method) if overrides(part.at_site(), "adapted")]
+    if len(adapting) > 1:
+        return Refusal(f"{adapting[0]} and {adapting[1]} both adapt the network to the cases that are predicted.",
+                       "Use one of them.", "local")  # fmt: skip
+    if adapting and method.personal is not None and predicts_together(method.personal[0]):
+        return Refusal(f"{adapting[0]} adapts one network to the cases that are predicted, and {method.personal[0]} "
+                       "predicts by two.", "Leave one of them out.", "local")  # fmt: skip
+    return None
+
+
+def predicts_together(personal: str) -> bool:
+    """Whether a site's own cases are predicted by more than one network."""
+    return PERSONAL[personal].predictor is not Personal.predictor
+
+
 def _placed(method: Method) -> list[tuple[str, str, Part]]:
     """Entry of the method, name, and part, of all parts that change what is trained."""
     places = (("channel", reversed(method.channel)), ("local", method.local), ("server", method.server))
@@ -426,4 +452,5 @@ def _built(method: Method) -> list[tuple[str, Part]]:
 _CHECKS: tuple[Callable[[Method, Local], Refusal | None], ...] = (
     _absent, _twice, _encoded, _shared_noise, _unbounded, _one_aggregation, _order, _returned, _hidden, _quiet,
     _gradient_at_start, _gradient_step, _linear_steps, _task, _one_by_one, _procedure, _personal,
+    _adapted,
 )  # fmt: skip

@@ -11,6 +11,7 @@ from polyclinic.catalogues import PLUGINS
 from polyclinic.methods import SHARES
 from polyclinic.notes import Note
 from polyclinic.parts import build_part
+from polyclinic.roles import Role
 from polyclinic.state import Layout
 from polyclinic.study.declaration import Declaration
 from polyclinic.study.job import Fold, Job
@@ -57,6 +58,7 @@ def idle_parts(declaration: Declaration, layout: Layout) -> list[Note]:
     """On parts of methods that find nothing to work on, so that the method is the same as another."""
     name, notes = declaration.model_part[0], list[Note]()
     body = layout.select(SHARES["body"]).trainable
+    normalised = layout.select({Role.NORM_WEIGHT, Role.NORM_STATISTIC}).size
     for study in declaration.study_methods:
         method = study.method
         if method.share != "all" and method.selection(layout).everything:
@@ -66,6 +68,8 @@ def idle_parts(declaration: Declaration, layout: Layout) -> list[Note]:
             end = build_part(rule, options).at_site()
             if end.needs_body and not body:
                 why = f"{name} has no layers before its head"
+            elif end.needs_normalisation and not normalised:
+                why = f"{name} has no normalisation layers"
             elif end.needs_unlabelled and declaration.data.unlabelled == "reject" and declaration.data.labels is None:
                 why = "the study keeps no cases without a label (`data: {unlabelled: use}` does)"
             elif end.zero_at_start and study.training.local_steps == 1:

@@ -54,6 +54,12 @@ def check_whole(description: Description) -> None:
             "Predict with `polyclinic predict`, which takes a site's part, or export a model of a method that shares "
             "the whole network, such as fedavg.",
         )  # fmt: skip
+    if description.shown:
+        raise ModelError(
+            "P704", f"This model's network is shown images that {description.shown[0][0]} has changed, which no "
+            "exported file does.",
+            "Predict with `polyclinic predict`, which does it, or export a model of a method without this part.",
+        )  # fmt: skip
     if description.homes:
         sites = ", ".join(list(description.homes)[:3]) + (", ..." if len(description.homes) > 3 else "")
         raise ModelError(

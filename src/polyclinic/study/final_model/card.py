@@ -101,6 +101,8 @@ def _inputs(description: Description) -> Iterable[str | list[list[str]]]:
             f"Volumes are turned to {preparation.orientation}, brought to {spacing} and {preparation.sides} of them, "
             f"and their intensities are normalised by {preparation.intensity}."
         )
+    for name, _ in description.shown:
+        yield f"The network is shown images that the part {name} of its method has changed, as in training."
     if description.seen.spacing:
         sides = " x ".join(f"{low:.3g} to {high:.3g}" for low, high in description.seen.spacing)
         yield f"Voxels of the images that it was trained on, from the shortest side to the longest: {sides} mm."

@@ -109,6 +109,7 @@ class Description(Body):
         agreement: features, values of codes, classes, and how volumes are prepared.
         inputs: names of the network's input columns, or channels, in order.
         steps: name and options of each step of preparation.
+        shown: name and options of each part that changes images after these steps, the last before the network.
         scale: mean and deviation of the numbers that are predicted.
         times, edges: of survival.
         completion: what predictions need besides the model, see `Task.completion`.
@@ -143,6 +144,7 @@ class Description(Body):
     inputs: list[Name]
     covariates: dict[Name, list[Name]] = {}
     steps: list[NamedPart]
+    shown: list[NamedPart] = []
     scale: tuple[Number, AboveZero] | None = None
     times: list[AboveZero] = []
     edges: list[AboveZero] = []

@@ -7,8 +7,9 @@ from collections.abc import Callable, Sequence
 from polyclinic.errors import nearest
 from polyclinic.methods import Method
 from polyclinic.options import EntryError
-from polyclinic.parts import build_part
+from polyclinic.parts import Part, build_part
 from polyclinic.parts.site_end import overrides
+from polyclinic.study.compatibility import predicts_together
 from polyclinic.study.entries import FinalModel
 from polyclinic.study.method_entries import StudyMethod
 
@@ -19,8 +20,19 @@ def unusable(method: Method) -> str:
     """Why no model of a method could be used elsewhere; empty if one can."""
     if method.scope == "sites" and method.tests != "ensemble":
         return "trains a model at each site, and no model of all"
-    changing = [name for name, options in method.parts if overrides(build_part(name, options).at_site(), "images")]
-    return f"shows its network images that {changing[0]} has changed, and no model's folder can" if changing else ""
+    adapting = [name for name, options in method.parts if overrides(build_part(name, options).at_site(), "adapted")]
+    if adapting:
+        return f"adapts its network to the cases that are predicted ({adapting[0]}), and no model's folder can"
+    if method.personal is not None and predicts_together(method.personal[0]):
+        return "predicts each case of a site by a mixture of two networks, and no model's folder can"
+    unknown = [name for name, part in changing_images(method).items() if type(part).shown is Part.shown]
+    return f"shows its network images that {unknown[0]} has changed, and no model's folder can" if unknown else ""
+
+
+def changing_images(method: Method) -> dict[str, Part]:
+    """The parts of a method that change images before the network, by name, in the order in which they do."""
+    built = {name: build_part(name, options) for name, options in method.parts}
+    return {name: part for name, part in built.items() if overrides(part.at_site(), "images")}
 
 
 def check_final_model(asked: FinalModel, methods: Sequence[StudyMethod], searched: Callable[[str], bool]) -> None:

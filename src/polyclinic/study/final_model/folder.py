@@ -7,8 +7,8 @@ the study, its provenance and a model card. Nothing in it is code, and nothing o
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -18,10 +18,13 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
+import polyclinic.catalogues  # noqa: F401 - the parts enter their catalogues
 from polyclinic.errors import ModelError, PolyclinicError, TrainingError
 from polyclinic.files import write_atomic
 from polyclinic.models import MODELS, build_model
-from polyclinic.options import EntryError
+from polyclinic.options import EntryError, check_options
+from polyclinic.parts import part_class
+from polyclinic.shapes import Misfit
 from polyclinic.state import FlatModule, Layout
 from polyclinic.study.final_model.description import Description
 
@@ -33,6 +36,8 @@ DESCRIPTION, WEIGHTS, PREPARATION, VECTORS = (
 STUDY, PROVENANCE, CARD_PAGE, CARD_TEXT = "study.yaml", "provenance.json", "card.html", "card.md"
 #: Files whose content the description vouches for.
 VOUCHED = (WEIGHTS, PREPARATION, VECTORS)
+#: What parts need that change images stands in the preparation under this and their place.
+_SHOWN = "shown "
 #: A description is a page of text, and not more.
 _MOST_TEXT = 20 * 2**20
 #: How far outputs of test vectors may be from those where the model was made: processors round differently.
@@ -50,6 +55,7 @@ class Model:
         network: the network, without a choice of weights.
         vectors: the state of each of its models ``[P]``.
         merged: of each step of preparation that needs all sites, what these found together; else empty.
+        shown: what changes images after these steps, the last before the network.
         samples: test vectors: ``inputs [N, ...]`` and ``outputs``.
     """
 
@@ -58,6 +64,7 @@ class Model:
     vectors: list[Tensor]
     merged: list[Tensors]
     samples: Tensors
+    shown: list[Callable[[Tensor], Tensor]] = field(default_factory=list)
 
 
 def sites_folder(out: Path) -> Path:
@@ -82,10 +89,10 @@ def pack_weights(layout: Layout, vectors: Sequence[Tensor], stays: frozenset[str
     return packed
 
 
-def pack_merged(merged: Sequence[Mapping[str, Tensor]]) -> bytes:
-    """What the steps of preparation need of all sites, as a file."""
-    steps = enumerate(merged)
-    packed: bytes = save({f"{at}/{name}": tensor.clone() for at, own in steps for name, tensor in own.items()})
+def pack_merged(merged: Sequence[Mapping[str, Tensor]], needed: Sequence[Mapping[str, Tensor]] = ()) -> bytes:
+    """What the steps of preparation need of all sites, and the parts that change images after them, as a file."""
+    steps = [(f"{kind}{at}", own) for kind, all_ in (("", merged), (_SHOWN, needed)) for at, own in enumerate(all_)]
+    packed: bytes = save({f"{place}/{name}": tensor.clone() for place, own in steps for name, tensor in own.items()})
     return packed
 
 
@@ -163,9 +170,11 @@ def read_model(folder: Path, *, device: str = "cpu", check: bool = True) -> Mode
         raise _unfit(folder, "its number is not that of its weights and preparation")
     weights, prepared, samples = (_tensors(folder, name, contents[name]) for name in VOUCHED)
     network = _network(folder, description, weights, device)
+    shown = {name: tensor for name, tensor in prepared.items() if name.startswith(_SHOWN)}
+    merged = {name: tensor for name, tensor in prepared.items() if name not in shown}
     model = Model(
         description, network, _vectors(folder, description, network.layout, weights),
-        _merged(folder, description, prepared), samples,
+        _merged(folder, description, merged), samples, _shown(folder, description, shown),
     )  # fmt: skip
     if check:
         check_samples(model, folder)
@@ -286,6 +295,28 @@ def _merged(folder: Path, description: Description, tensors: Tensors) -> list[Te
         if not place.isdigit() or int(place) >= len(found):
             raise _unfit(folder, f"{PREPARATION} has {name[:80]!r}, which belongs to no step")
         found[int(place)][own] = tensor
+    return found
+
+
+def _shown(folder: Path, description: Description, tensors: Tensors) -> list[Callable[[Tensor], Tensor]]:
+    """What changes images, from what it needs."""
+    needed: list[Tensors] = [{} for _ in description.shown]
+    for name, tensor in tensors.items():
+        place, _, own = name.removeprefix(_SHOWN).partition("/")
+        if not place.isdigit() or int(place) >= len(needed):
+            raise _unfit(folder, f"{PREPARATION} has {name[:80]!r}, which belongs to no part")
+        needed[int(place)][own] = tensor
+    found = list[Callable[[Tensor], Tensor]]()
+    for (name, options), given in zip(description.shown, needed, strict=True):
+        try:
+            part = part_class(name)(**check_options(part_class(name), options, ("shown", name), name))
+            found.append(part.shown(given, description.shape))
+        except (KeyError, NotImplementedError):
+            raise _unfit(folder, f"there is no part {name[:80]!r} here that changes images") from None
+        except EntryError as error:
+            raise _unfit(folder, f"its part {name} can't be built: {error}") from None
+        except Misfit as misfit:
+            raise _unfit(folder, f"what {name} needs is not of its images: {misfit}") from None
     return found
 
 

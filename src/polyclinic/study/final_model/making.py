@@ -31,6 +31,7 @@ from polyclinic.study.checked import CheckedStudy
 from polyclinic.study.final_model.card import card_page, card_text
 from polyclinic.study.final_model.choosing import Chosen
 from polyclinic.study.final_model.description import Description, TrainingSite, without_places
+from polyclinic.study.final_model.entry import changing_images
 from polyclinic.study.final_model.folder import (
     CARD_PAGE,
     CARD_TEXT,
@@ -149,7 +150,8 @@ class Maker:
     def _write(
         self, out: Path, made: _Made, chosen: Chosen, settled: tuple[float, list[float]], engine: Engine
     ) -> None:  # fmt: skip
-        weights, preparation = pack_weights(made.layout, made.vectors, made.stays), pack_merged(made.merged)
+        weights = pack_weights(made.layout, made.vectors, made.stays)
+        preparation = pack_merged(made.merged, made.needed)
         number = number_of(weights, preparation)
         kept = _retain(made, number, engine)
         declaration = self.study.declaration
@@ -261,6 +263,19 @@ class _Made:
         return list(self.named.values())
 
     @property
+    def needed(self) -> list[dict[str, Tensor]]:
+        """What each part that changes images needs."""
+        found = self.trained.progress.needed
+        return [found[name] for name, _ in self.shown]
+
+    @property
+    def shown(self) -> list[Named]:
+        """The parts that change images."""
+        method = self.job.methods[0].method
+        changing = changing_images(method)
+        return [(name, options) for name, options in method.parts if name in changing]
+
+    @property
     def homes(self) -> dict[str, int]:
         """Which model each site uses, where there are several and each has one."""
         names, method = list(self.named), self.job.methods[0].method
@@ -293,7 +308,8 @@ class _Made:
             network=declaration.model_part,
             shape=list(input_shape(declaration, cohort)), outputs=self.trained.plan.task.outputs, data=data,
             agreement=self.agreement,
-            inputs=list(cohort.features), covariates=cohort.covariates, steps=self.steps, scale=start.target_scale,
+            inputs=list(cohort.features), covariates=cohort.covariates, steps=self.steps, shown=self.shown,
+            scale=start.target_scale,
             times=start.times, edges=start.edges, completion=list(completion), threshold=float(threshold),
             calibration=chosen.calibration, batch_size=start.work.batch_size, models=list(self.named), homes=self.homes,
             whole=self.whole, sites=sites, rounds=rounds, chosen=chosen.why, seed=self.job.seed, seen=seen,
