@@ -46,6 +46,7 @@ class AmplitudeNormalisation(Part):
         "mean": Shaped("float32", None, least=0),
     }
     images_only = True
+    no_bags = True
 
     def __init__(self, *, window: Annotated[float, Field(ge=0, le=0.5)] = 0.5) -> None:
         self.window = window

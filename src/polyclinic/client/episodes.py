@@ -54,6 +54,7 @@ class FrequencyEpisodes(Part):
         "others": Shaped("float32", None, least=0),
     }
     images_only = True
+    no_bags = True
 
     def __init__(
         self, *, weight: NonNegativeFloat = 1.0, step: NonNegativeFloat = 0.001,
