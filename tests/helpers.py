@@ -18,6 +18,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from polyclinic.communication.message import Message
+from polyclinic.data.bags import Bags
 from polyclinic.data.cases import Counts, SiteData
 from polyclinic.data.scaling import Summary
 from polyclinic.engine import CheckedEngine, Engine, LocalEngine
@@ -86,7 +87,25 @@ def image_site(
     return site_of(name, inputs, torch.from_numpy(marks if masks else labels), part)
 
 
-def site_of(name: str, inputs: Tensor, targets: Tensor, part: str | None = "train") -> SiteData:
+def bag_site(
+    name: str, bags: int, *, features: int = 5, most: int = 4, far: float = 4.0, part: str | None = "train"
+) -> SiteData:
+    """A site whose cases are bags of one to ``most`` instances; in those of class 1 one instance alone is ``far``."""
+    rng = np.random.default_rng(sum(map(ord, name)) + bags)
+    labels, counts = np.arange(bags) % 2, rng.integers(1, most + 1, size=bags)
+    instances = rng.normal(size=(counts.sum(), features)) + rng.normal(scale=0.3, size=features)
+    starts = np.cumsum(counts) - counts
+    instances[starts + rng.integers(counts), 0] += far * labels
+    inputs = Bags.of(torch.from_numpy(instances).float(), counts.tolist())
+    return site_of(name, inputs, torch.from_numpy(labels), part)
+
+
+def bag_sites(sizes: Mapping[str, int] = SIZES, **options: Any) -> dict[str, SiteData]:
+    """A site of bags for each name."""
+    return {name: bag_site(name, bags, **options) for name, bags in sizes.items()}
+
+
+def site_of(name: str, inputs: Tensor | Bags, targets: Tensor, part: str | None = "train") -> SiteData:
     """A site with a patient for each case, all in one part unless ``part`` is None."""
     cases = len(inputs)
     subjects, rows = [f"{name} patient {i}" for i in range(cases)], [f"row {i + 1}" for i in range(cases)]
@@ -157,9 +176,13 @@ class Federation:
         folds = evaluation.get("folds")
         pictures = next(iter(data.values())).inputs.ndim == 4 and task == "classification"
         images = {"table": "cases.csv", "site": "site", "image": "image", "label": "label", "size": [8, 8]}
+        bags = isinstance(next(iter(data.values())).inputs, Bags)
+        images |= {"bag": {}, "subject": "subject"} if bags else {}
+        tables = {"table": "cases.csv", "site": "site", "subject": "subject", "features": "x*", "bag": {}}
+        tables |= {"time": "time", "event": "event", "time_unit": "days"} if task == "survival" else {"label": "label"}
         self.declaration = declare(
             model=model, training=training, evaluation=evaluation, methods=list(methods), task=task,
-            **({"data": images} if pictures else {}),
+            **({"data": images} if pictures else {"data": tables} if bags else {}),
         )  # fmt: skip
         self.data, self.classes = data, classes
         self.shape = tuple(next(iter(data.values())).inputs.shape[1:])

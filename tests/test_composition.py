@@ -54,7 +54,7 @@ def test_feddyn_goes_with_parts_of_the_server() -> None:
 
 
 @pytest.mark.parametrize("entry", [
-    *sorted(PUBLISHED.keys() - {"fltrust"}), {"fltrust": {"trusted": "a"}},
+    *sorted(PUBLISHED.keys() - {"fltrust", "attention_mil"}), {"fltrust": {"trusted": "a"}},
     {"fedadam": {"lr": 0.1, "local": ["proximal"]}},
     {"fedadam": {"server": "median"}}, {"ditto": {"personal": "apfl"}}, {"fedadam": {"server": ["median", "fedadam"]}},
 ], ids=str)  # fmt: skip

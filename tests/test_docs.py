@@ -435,6 +435,15 @@ def test_the_tutorial_with_images(kind: str, hospitals: Path, command: Callable[
     assert sites["patients"].tolist() == [6, 6, 6]
 
 
+def test_the_tutorial_with_bags(hospitals: Path, command: Callable[[str], tuple[int, str]]) -> None:
+    run_all([line for line in tutorial_commands() if "bags.yaml" in line], command)
+    sites = pd.read_csv(hospitals / "results-bags" / "sites.csv")
+    assert sites["used"].tolist() == sites["patients"].tolist() == [6, 6, 6]
+    assert sites["instances"].tolist() == [12, 12, 12]
+    attention = pd.read_csv(hospitals / "results-bags" / "attention.csv")
+    assert attention.groupby(["method", "fold", "case"])["instance"].max().unique().tolist() == [2]
+
+
 def test_the_tutorial_with_simulated_sites(hospitals: Path, command: Callable[[str], tuple[int, str]]) -> None:
     run_all([line for line in tutorial_commands() if "simulated.yaml" in line], command)
     sites = pd.read_csv(hospitals / "results-simulated" / "sites.csv")
@@ -444,7 +453,7 @@ def test_the_tutorial_with_simulated_sites(hospitals: Path, command: Callable[[s
 
 
 def test_the_tutorial_has_no_other_commands(hospitals: Path) -> None:
-    known = r"^polyclinic .*\b(study|images|masks|simulated)\.yaml"
+    known = r"^polyclinic .*\b(study|images|masks|bags|simulated)\.yaml"
     assert all(re.search(known, line) for line in tutorial_commands())
 
 
@@ -764,6 +773,15 @@ REFUSED: list[tuple[str, dict[str, Any]]] = [
     ("P104", {"methods": ["harmofl"]}),
     ("P104", {"methods": [{"fed_moe": {"local": ["tent"]}}]}),
     ("P104", {"methods": ["tent"], "final_model": "tent"}),
+    (
+        "P104",
+        {
+            "data": {"table": "t.csv", "site": "s", "label": "l", "features": "*", "bag": "b"},
+            "model": "mean_pooling",
+            "methods": ["fixmatch"],
+        },
+    ),
+    ("P104", {"methods": ["attention_mil"]}),
     ("P102", {"methods": ["fedavg", "fedavg"]}),
     ("P104", {"methods": ["single"], "evaluation": {"unseen_sites": ["single"]}}),
     ("P104", {"engine": {"precision": "mixed", "mode": "stacked"}}),

@@ -12,6 +12,7 @@ from torch import nn
 from helpers import (
     SIZES,
     Federation,
+    bag_site,
     catalogued,
     exchange,
     flat,
@@ -284,6 +285,8 @@ FOR_IMAGES = {"harmofl", "elcfs", "style_transfer"}
 def test_equal_sites_give_what_each_of_them_gives(method):
     """Methods that put updates together leave identical sites alone; the others at least run."""
     site, model = table_site("Aachen", 16), {"mlp": {"hidden": [4]}}
+    if method == "attention_mil":
+        site, model = bag_site("Aachen", 16), {"gated_attention": {"encoder": {"mlp": {"hidden": [4]}}}}
     if method in FOR_IMAGES:
         site, model = image_site("Aachen", 16), {"cnn": {"channels": [4]}}
     # Seven sites are what Bulyan needs against one that is corrupt. Sites of another name would shuffle otherwise.

@@ -131,12 +131,14 @@ class Published:
         summary: one line.
         citation: where it is from.
         method: its parts, without options.
+        network: that it is for; empty for any.
     """
 
     place: str
     summary: str
     citation: str
     method: Method
+    network: str = ""
 
 
 #: Methods by name.
@@ -145,9 +147,11 @@ PUBLISHED: dict[str, Published] = {}
 
 def publish(
     name: str, place: str, summary: str, citation: str, *, local: Sequence[str] = (), server: Sequence[str] = (),
-    channel: Sequence[str] = (), personal: str = "", topology: str = "star", procedure: str = "local", **others: Any,
+    channel: Sequence[str] = (), personal: str = "", topology: str = "star", procedure: str = "local",
+    network: str = "", **others: Any,
 ) -> None:  # fmt: skip
-    """Enter a method whose options are those of the parts that it names; ``others`` are fields of `Method`.
+    """Enter a method whose options are those of the parts that it names, and which may be for one ``network`` only;
+    ``others`` are fields of `Method`.
 
     Raises:
         ValueError: the name is taken.
@@ -163,7 +167,7 @@ def publish(
         procedure=(procedure, {}),
         **others,
     )
-    PUBLISHED[name] = Published(place, summary, citation, method)
+    PUBLISHED[name] = Published(place, summary, citation, method, network)
 
 
 _FRAME = "comparison"
@@ -305,6 +309,14 @@ publish(
     "Cases without a label are predicted as the running mean of the site's models does.",
     "Tarvainen and Valpola, NeurIPS 2017",
     local=["mean_teacher"],
+)
+publish(
+    "attention_mil",
+    _FEW_LABELS,
+    "One label a bag: attention finds which of its instances count.",
+    "Lu et al., Medical Image Analysis 2022; Ilse et al., ICML 2018",
+    channel=["weight_noise"],
+    network="gated_attention",
 )
 publish(
     "scaffold",

@@ -64,6 +64,8 @@ TITLES: dict[str, str] = {
     "N253": "Times have another unit at a site",
     "N254": "Times have more digits than are kept",
     "N255": "A feature follows the time of the event",
+    "N260": "Rows of a bag do not agree",
+    "N261": "A bag's name stands at more than one site",
     "N301": "Columns of participants.tsv were left out",
     "N302": "participants.tsv was not used",
     "N303": "Patients' names or numbers stand in paths",

@@ -15,6 +15,9 @@ TABLE = {"table": "cases.csv", "site": "site", "label": "label", "features": "x*
 PICTURES = {"table": "cases.csv", "site": "site", "label": "label", "image": "image", "size": [16, 16]}
 IMAGES = {"table": "cases.csv", "site": "site", "image": "image", "mask": "mask", "size": [16, 16]}
 
+#: Methods for cases that are bags.
+BAGS = ["attention_mil"]
+
 
 def declared(**entries):
     return Declaration.check({"data": TABLE, "model": "logistic", **entries})
@@ -23,8 +26,15 @@ def declared(**entries):
 STUDIES = {
     "least": {},
     "every method": {
-        "methods": [{name: {"trusted": "A"} if name == "fltrust" else {}} for name in sorted(METHODS)],
+        "methods": [
+            {name: {"trusted": "A"} if name == "fltrust" else {}} for name in sorted(METHODS) if name not in BAGS
+        ],
         "data": PICTURES,  # some are for images
+    },
+    "bags": {
+        "methods": BAGS,
+        "data": {**TABLE, "subject": "patient", "bag": {"most": 50}},
+        "model": {"gated_attention": {"encoder": {"mlp": {"hidden": [8]}}}},
     },
     "compositions": {
         "methods": [

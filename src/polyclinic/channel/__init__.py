@@ -12,6 +12,7 @@ from polyclinic.channel import (
     quantised,
     secure_sum,
     sparse,
+    weight_noise,
 )
 
 __all__ = [
@@ -26,4 +27,5 @@ __all__ = [
     "quantised",
     "secure_sum",
     "sparse",
+    "weight_noise",
 ]

@@ -42,6 +42,7 @@ class AmplitudeNormalisation(Part):
         "mean": "the mean amplitude of all sites' images: with two sites, the other's",
     }  # fmt: skip
     images_only = True
+    no_bags = True
 
     def __init__(self, *, window: Annotated[float, Field(ge=0, le=0.5)] = 0.5) -> None:
         self.window = window

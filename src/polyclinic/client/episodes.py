@@ -51,6 +51,7 @@ class FrequencyEpisodes(Part):
         "others": "the same of all other sites: with two sites, the other's",
     }  # fmt: skip
     images_only = True
+    no_bags = True
 
     def __init__(
         self, *, weight: NonNegativeFloat = 1.0, step: NonNegativeFloat = 0.001,

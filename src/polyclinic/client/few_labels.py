@@ -28,6 +28,7 @@ class _Unlabelled(SitePart):
     """
 
     needs_unlabelled: ClassVar[bool] = True
+    no_bags: ClassVar[bool] = True
 
     def __init__(self, *, weight: float, cases: int, strength: float) -> None:
         self.weight, self.cases, self.strength = weight, cases, strength

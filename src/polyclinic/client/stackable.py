@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from polyclinic.client.stacked_network import StackedNetwork
+from polyclinic.models import pools_bags
 from polyclinic.randomness import own_randomness
 from polyclinic.seeds import generator
 from polyclinic.state import FlatModule
@@ -35,6 +36,8 @@ def network_obstacle(model: FlatModule, shape: tuple[int, ...]) -> str:
         model: the network; neither its state nor any random generator is changed.
         shape: of one input.
     """
+    if pools_bags(model.module):
+        return "cases are bags of different sizes"
     known = _found.setdefault(model, {})
     if shape not in known:
         with warnings.catch_warnings(), own_randomness("trial of a network"):

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
+from polyclinic.data.bags import Bags
 from polyclinic.data.masks.classes import MaskFacts
 from polyclinic.data.originals import Original
 from polyclinic.data.volumes.store import Volumes
@@ -28,6 +29,8 @@ class Counts:
     """Reason -> names of the rejected cases. They are shown at the site alone."""
     unlabelled: int = 0
     """How many of those used have no label or mask."""
+    instances: Counts | None = None
+    """What became of the instances, where cases are bags of them."""
 
     def reject(self, case: str, reason: str) -> None:
         """A case that seemed usable is not."""
@@ -42,8 +45,8 @@ class SiteData:
 
     Attributes:
         site: the site's name.
-        inputs: float32 ``[N, F]`` features (missing values are NaN), uint8 ``[N, C, H, W]`` images, or volumes
-            ``[N, C, D, H, W]``.
+        inputs: float32 ``[N, F]`` features (missing values are NaN), uint8 ``[N, C, H, W]`` images, volumes
+            ``[N, C, D, H, W]``, or bags of features or images.
         targets: int64 ``[N]`` class indices, float32 ``[N]`` numbers (regression), float32 ``[N, 2]`` times with 1 for
             an event and 0 for the end of observation (survival), or uint8 masks ``[N, 1, H, W]``
             (volumes: ``[N, 1, D, H, W]``) of class indices, 0 for the background, ``IGNORED`` for what plays no part.
@@ -65,7 +68,7 @@ class SiteData:
     """
 
     site: str
-    inputs: Tensor | Volumes
+    inputs: Tensor | Volumes | Bags
     targets: Tensor | Volumes
     subjects: list[str]
     cases: list[str]
@@ -109,7 +112,7 @@ class SiteData:
         places = index.tolist()
         return replace(
             self,
-            inputs=_chosen(self.inputs, index),
+            inputs=self.inputs.chosen(index) if isinstance(self.inputs, Bags) else _chosen(self.inputs, index),
             targets=_chosen(self.targets, index),
             subjects=[self.subjects[place] for place in places],
             cases=[self.cases[place] for place in places],
@@ -129,11 +132,43 @@ class SiteData:
         """The features ``[N, F]``.
 
         Raises:
-            ValueError: the cases are images.
+            ValueError: the cases are images, or bags.
         """
         if isinstance(self.inputs, Tensor) and self.inputs.ndim == 2:
             return self.inputs
-        raise ValueError("the cases are images")
+        raise ValueError("the cases are no rows of a table")
+
+    @property
+    def plain(self) -> Tensor | Volumes:
+        """The inputs, one for each case.
+
+        Raises:
+            ValueError: the cases are bags.
+        """
+        if isinstance(self.inputs, Bags):
+            raise ValueError("the cases are bags")
+        return self.inputs
+
+    def by_instance(self) -> SiteData:
+        """Each instance of bags as a case of its own, with the label of its bag; other cases as they are."""
+        if not isinstance(self.inputs, Bags):
+            return self
+        bags = torch.arange(len(self)).repeat_interleave(self.inputs.counts)
+        places = bags.tolist()
+        order = (torch.arange(len(bags)) - self.inputs.starts[bags] + 1).tolist()
+        return replace(
+            self,
+            inputs=self.inputs.instances,
+            targets=self.targets[bags] if isinstance(self.targets, Tensor) else self.targets,
+            subjects=[self.subjects[place] for place in places],
+            cases=[f"{self.cases[place]}, instance {number}" for place, number in zip(places, order, strict=True)],
+            parts=None if self.parts is None else [self.parts[place] for place in places],
+            covariates=None if self.covariates is None else self.covariates[bags],
+            labelled=None if self.labelled is None else self.labelled[bags],
+            groups=None
+            if self.groups is None
+            else {name: [own[place] for place in places] for name, own in self.groups.items()},
+        )
 
 
 def _chosen(pixels: Tensor | Volumes, index: Tensor) -> Tensor | Volumes:

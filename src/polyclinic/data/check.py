@@ -221,7 +221,9 @@ def _digests(data: SiteData) -> list[bytes]:
     """A digest of the inputs of each case; equal inputs have equal digests, missing values included."""
     if isinstance(data.inputs, Volumes):  # the key of a prepared volume comes from what its files contain
         return [bytes.fromhex(record["content"]) for record in data.inputs.about]
-    return [hashlib.blake2b(case.tobytes(), digest_size=16).digest() for case in data.inputs.numpy()]
+    inputs = data.inputs
+    cases = (inputs[place] for place in range(len(inputs)))
+    return [hashlib.blake2b(case.numpy().tobytes(), digest_size=16).digest() for case in cases]
 
 
 def _of_features(names: list[str]) -> str:

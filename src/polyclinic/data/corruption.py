@@ -18,7 +18,8 @@ from pydantic import Field, PositiveFloat
 from torch import Tensor
 from torch.nn.functional import affine_grid, grid_sample
 
-from polyclinic.data.dataset import Dataset
+from polyclinic.data.bags import Bags
+from polyclinic.data.dataset import Dataset, Pixels
 from polyclinic.data.spec import Target
 from polyclinic.data.splits import Parts
 from polyclinic.data.volumes.store import Volumes
@@ -207,7 +208,7 @@ class InputCorruption(Corruption):
     def apply(self, dataset: Dataset, parts: Parts, classes: int, source: torch.Generator) -> tuple[Dataset, Parts]:
         """See `Corruption.apply`."""
         index = chosen_inputs(parts, self.fraction, source).tolist()
-        return dataset.changed(inputs=change_cases(dataset.unscaled, index, self.change)), parts
+        return dataset.changed(inputs=change_inputs(dataset.unscaled, index, self.change)), parts
 
 
 @CORRUPTIONS.add("blank_images")
@@ -292,7 +293,7 @@ class WrongSpacing(InputCorruption):
     def apply(self, dataset: Dataset, parts: Parts, classes: int, source: torch.Generator) -> tuple[Dataset, Parts]:
         """See `Corruption.apply`."""
         index = chosen_inputs(parts, self.fraction, source)
-        inputs = change_cases(dataset.unscaled, index.tolist(), self.change)
+        inputs = change_inputs(dataset.unscaled, index.tolist(), self.change)
         if dataset.targets.ndim <= 2:  # no masks
             return dataset.changed(inputs=inputs), parts
         masks = change_cases(dataset.targets, index[dataset.known[index]].tolist(), self._change_mask)
@@ -364,7 +365,7 @@ class Backdoor(InputCorruption):
 
     def marked(self, dataset: Dataset, index: Tensor) -> Dataset:
         """The cases with the mark on those of ``index [n]``; labels stay."""
-        return dataset.changed(inputs=change_cases(dataset.unscaled, index.tolist(), self.change))
+        return dataset.changed(inputs=change_inputs(dataset.unscaled, index.tolist(), self.change))
 
 
 # Cases ----------------------------------------------------------------------------------------------------------------
@@ -387,6 +388,16 @@ class ChangedVolumes(Volumes):
         """One case ``[C, D, H, W]``."""
         case = super().__getitem__(position)
         return self._change(case) if position in self._positions else case
+
+
+def change_inputs(inputs: Pixels, positions: Collection[int], change: ChangeCase) -> Pixels:
+    """The same as `change_cases`; of bags all instances are changed."""
+    if not isinstance(inputs, Bags):
+        return change_cases(inputs, positions, change)
+    instances = inputs.instances.clone()
+    for place in inputs.places(torch.tensor(list(positions), dtype=torch.int64)).tolist():
+        instances[place] = change(instances[place])
+    return Bags(instances, inputs.starts)
 
 
 def change_cases(cases: Tensor | Volumes, positions: Collection[int], change: ChangeCase) -> Tensor | Volumes:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from copy import copy
 from math import prod
 
@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from polyclinic.data.augmentation import Augmentation
+from polyclinic.data.bags import Bags, joined, padded
 from polyclinic.data.cases import SiteData
-from polyclinic.data.originals import joined
+from polyclinic.data.originals import joined as joined_originals
 from polyclinic.data.scaling import Scaler
 from polyclinic.data.spec import Patch
 from polyclinic.data.volumes.patches import patch_corners
@@ -20,6 +21,7 @@ from polyclinic.data.volumes.store import Volumes, concatenate
 from polyclinic.ignored import IGNORED
 from polyclinic.seeds import derive_seed
 
+Pixels = Tensor | Volumes | Bags
 #: Changed images are kept up to so many numbers: 1 GiB.
 _KEPT = 2**28
 #: Images changed at once, to be kept.
@@ -65,19 +67,29 @@ class Dataset:
         self.augments = augmentation is not None or patch is not None
         self.patch, self.spacings, self.originals = patch, data.spacings, data.originals
         self._standard = standard
-        self._landmarks = None if standard is None else landmarks(data.inputs)
+        self._landmarks = None if standard is None else landmarks(data.plain)
         self._scaler = scaler
         self._augmentation = augmentation
         self._sites: list[Dataset] = []
         self._seen: _Seen | None = None
-        self.unscaled = data.inputs
-        self._inputs = self._scaled(data.inputs)
+        self.unscaled: Pixels = data.inputs
+        self._inputs: Pixels = self._scaled(data.inputs)
 
-    def _scaled(self, inputs: Tensor | Volumes) -> Tensor | Volumes:
+    @staticmethod
+    def of(
+        data: SiteData, scaler: Scaler, augmentation: Augmentation | None = None, patch: Patch | None = None,
+        standard: Tensor | None = None, most: int | None = None,
+    ) -> Dataset:  # fmt: skip
+        """The cases of a site; of bags at most so many instances at a time in training."""
+        if isinstance(data.inputs, Bags):
+            return BagDataset(data, scaler, augmentation, most)
+        return Dataset(data, scaler, augmentation, patch, standard)
+
+    def _scaled(self, inputs: Pixels) -> Pixels:
         """Tables are small and are scaled once; images stay bytes until they are used."""
         return self._scaler.apply(inputs) if isinstance(inputs, Tensor) and inputs.ndim == 2 else inputs
 
-    def changed(self, *, inputs: Tensor | Volumes | None = None, targets: Tensor | Volumes | None = None) -> Dataset:
+    def changed(self, *, inputs: Pixels | None = None, targets: Tensor | Volumes | None = None) -> Dataset:
         """The same cases, scaled in the same way, with other inputs (as ``unscaled``) or other targets."""
         other = copy(self)
         if inputs is not None:
@@ -135,11 +147,11 @@ class Dataset:
         pooled.groups = {name: [one for dataset in datasets for one in dataset.groups[name]] for name in pooled.groups}
         known = [dataset.spacings for dataset in datasets if dataset.spacings is not None]
         pooled.spacings = [one for spacings in known for one in spacings] if len(known) == len(datasets) else None
-        pooled.originals = joined(dataset.originals for dataset in datasets)
+        pooled.originals = joined_originals(dataset.originals for dataset in datasets)
         if any(dataset.labelled is not None for dataset in datasets):
             pooled.labelled = torch.cat([dataset.known for dataset in datasets])
-        if len(datasets[0].shape) == 1:
-            pooled._inputs = concatenate([dataset._inputs for dataset in datasets])
+        if len(datasets[0].shape) == 1 and not datasets[0].bags:
+            pooled._inputs = torch.cat([torch.as_tensor(dataset._inputs) for dataset in datasets])
         else:
             pooled._sites = list(datasets)
         return pooled
@@ -148,13 +160,23 @@ class Dataset:
         return len(self.targets)
 
     @property
+    def bags(self) -> bool:
+        """Whether cases are bags of instances."""
+        return False
+
+    def pieces(self, index: Tensor, largest: int) -> Iterable[Tensor]:
+        """``index [n]`` in pieces that can be predicted at once, of at most ``largest`` cases."""
+        found: Iterable[Tensor] = index.split(largest)
+        return found
+
+    @property
     def known(self) -> Tensor:
         """Which cases have a label or mask: bool ``[N]``."""
         return torch.ones(len(self), dtype=torch.bool) if self.labelled is None else self.labelled
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Shape of one input: ``(F,)``, ``(C, H, W)`` or ``(C, D, H, W)``."""
+        """Shape of one input: ``(F,)``, ``(C, H, W)`` or ``(C, D, H, W)``; of a bag that of an instance."""
         return tuple(self._inputs.shape[1:])
 
     @property
@@ -171,7 +193,8 @@ class Dataset:
 
         Returns:
             float32 inputs ``[B, F]``, ``[B, C, H, W]`` or ``[B, C, D, H, W]``, scaled, and targets ``[B]`` or
-            ``[B, 1, ...]``. With ``augment`` volumes are boxes of ``patch`` where there is one.
+            ``[B, 1, ...]``. With ``augment`` volumes are boxes of ``patch`` where there is one. Bags are
+            ``[B, M, ...]``, where M is the size of the largest, with `PADDING` behind the others.
         """
         if self._seen is None:
             return self._own_batch(index, augment)
@@ -214,6 +237,8 @@ class Dataset:
     def _chosen(self, index: Tensor, augment: int | None) -> tuple[Tensor, Tensor]:
         """Inputs and targets as they are kept: whole, or boxes of volumes."""
         inputs, targets = self._inputs, self.targets
+        if isinstance(inputs, Bags):
+            raise ValueError("the cases are bags")
         if not isinstance(inputs, Volumes):
             return inputs.index_select(0, index), targets.index_select(0, index)
         size = tuple(inputs.shape[2:])
@@ -249,6 +274,69 @@ class Dataset:
                 targets[here] = torch.as_tensor(_marked(wanted, number))
             start += len(dataset)
         return inputs, targets
+
+
+class BagDataset(Dataset):
+    """Cases that are bags of instances; see `Dataset`.
+
+    Args:
+        data: the site's cases.
+        scaler: how to scale instances.
+        augmentation: random changes of instances in training; not for tables.
+        most: of a larger bag so many instances are drawn anew for each batch of training; None takes all.
+    """
+
+    def __init__(
+        self, data: SiteData, scaler: Scaler, augmentation: Augmentation | None = None, most: int | None = None
+    ) -> None:
+        super().__init__(data, scaler, augmentation)
+        if not isinstance(data.inputs, Bags):
+            raise ValueError("the cases are no bags")
+        self._bags, self._most = data.inputs, most
+        self._instances = Dataset(data.by_instance(), scaler, augmentation)
+        self.augments = self.augments or (most is not None and bool((data.inputs.counts > most).any()))
+
+    @property
+    def bags(self) -> bool:
+        """See `Dataset.bags`."""
+        return True
+
+    def changed(self, *, inputs: Pixels | None = None, targets: Tensor | Volumes | None = None) -> Dataset:
+        """See `Dataset.changed`."""
+        other = super().changed(inputs=inputs, targets=targets)
+        if isinstance(other, BagDataset) and isinstance(inputs, Bags):
+            other._bags, other._instances = inputs, self._instances.changed(inputs=inputs.instances)
+        return other
+
+    def seen_through(self, change: Callable[[Tensor], Tensor]) -> Dataset:
+        """See `Dataset.seen_through`: each instance is changed."""
+        other = copy(self)
+        other._instances = self._instances.seen_through(change)
+        return other
+
+    def pieces(self, index: Tensor, largest: int) -> Iterable[Tensor]:
+        """See `Dataset.pieces`."""
+        return index.split(1) if self._sites else self._bags.batches(index, largest)
+
+    def _own_batch(self, index: Tensor, augment: int | None) -> tuple[Tensor, Tensor]:
+        if self._sites:
+            return self._pooled_batch(index, augment)
+        places, counts = self._bags.sampled(index, self._most, augment)
+        return padded(self._instances.batch(places, augment=augment)[0], counts), self.targets.index_select(0, index)
+
+    def _pooled_batch(self, index: Tensor, augment: int | None) -> tuple[Tensor, Tensor]:
+        found, order = list[tuple[Tensor, Tensor]](), list[Tensor]()
+        start = 0
+        for number, dataset in enumerate(self._sites):
+            here = ((index >= start) & (index < start + len(dataset))).nonzero().flatten()
+            if len(here):
+                seed = None if augment is None else derive_seed(augment, number)
+                inputs, wanted = dataset.batch(index[here] - start, augment=seed)
+                found.append((inputs, torch.as_tensor(_marked(wanted, number))))
+                order.append(here)
+            start += len(dataset)
+        back = torch.cat(order).argsort()
+        return joined([inputs for inputs, _ in found])[back], torch.cat([wanted for _, wanted in found])[back]
 
 
 def _marked(targets: Tensor | Volumes, site: int) -> Tensor | Volumes:

@@ -16,12 +16,14 @@ import torch
 from torch import Tensor
 
 from polyclinic.data import combat, scaling
+from polyclinic.data.bags import Bags
 from polyclinic.data.cases import SiteData
 from polyclinic.data.scaling import Scaler, Summary, merge, summarise
 from polyclinic.data.spec import DataSpec
 from polyclinic.data.statistics import LEAST_CASES
 from polyclinic.data.volumes.intensity import LANDMARKS
 from polyclinic.data.volumes.standardisation import landmarks
+from polyclinic.data.volumes.store import Volumes
 from polyclinic.errors import DataError
 from polyclinic.options import split_entry
 from polyclinic.shapes import Shaped
@@ -54,6 +56,26 @@ class Prepared:
     notes: tuple[str, ...] = ()
     fitted: tuple[Tensors, ...] = ()
     own: bool = False
+
+    @property
+    def values(self) -> Tensor | Volumes:
+        """What steps are fitted on and change: the inputs, or the instances of all bags, each counting once."""
+        inputs = self.data.inputs
+        return inputs.instances if isinstance(inputs, Bags) else inputs
+
+    @property
+    def places(self) -> Tensor:
+        """Where the training cases are among `values`."""
+        inputs = self.data.inputs
+        return inputs.places(self.train) if isinstance(inputs, Bags) else self.train
+
+    @property
+    def covariates(self) -> Tensor:
+        """The covariates of `values`, float64 ``[N, K]``."""
+        found, inputs = self.data.covariates, self.data.inputs
+        if found is None:
+            return torch.empty(len(self.values), 0, dtype=torch.float64)
+        return found.repeat_interleave(inputs.counts, dim=0) if isinstance(inputs, Bags) else found
 
 
 class Step(ABC):
@@ -158,13 +180,13 @@ class OwnScaling(Step):
 
     def fit(self, prepared: Prepared, merged: Tensors) -> Tensors:
         """See `Step.fit`."""
-        inputs, train = prepared.data.inputs, prepared.train
+        inputs, train = prepared.values, prepared.places
         if not self.standardise and inputs.ndim > 2:
             return Scaler.identity(inputs.shape[1]).to_tensors()  # images have nothing to fill in
         summary = summarise(inputs, train)
         scaler = Scaler.from_summary(summary) if self.standardise else Scaler.identity(len(summary.mean))
-        if self.imputation == "median" and inputs.ndim == 2:
-            return scaler.with_median(prepared.data.table, train).to_tensors()
+        if self.imputation == "median" and isinstance(inputs, Tensor) and inputs.ndim == 2:
+            return scaler.with_median(inputs, train).to_tensors()
         return scaler.with_mean(summary).to_tensors()
 
     def change(self, prepared: Prepared, fitted: Tensors) -> Prepared:
@@ -173,11 +195,11 @@ class OwnScaling(Step):
 
     def is_own(self, prepared: Prepared) -> bool:
         """See `Step.is_own`."""
-        return self.standardise or prepared.data.inputs.ndim == 2
+        return self.standardise or prepared.values.ndim == 2
 
     def needs_cases(self, prepared: Prepared) -> bool:
         """See `Step.needs_cases`; without standardising, only what is missing is filled in."""
-        inputs = prepared.data.inputs
+        inputs = prepared.values
         return self.standardise or (isinstance(inputs, Tensor) and inputs.ndim == 2 and bool(inputs.isnan().any()))
 
 
@@ -191,7 +213,7 @@ class CommonScaling(SharedStep):
 
     def share(self, prepared: Prepared) -> Tensors:
         """See `SharedStep.share`."""
-        return summarise(prepared.data.inputs, prepared.train).to_tensors()
+        return summarise(prepared.values, prepared.places).to_tensors()
 
     def merge(self, shared: Mapping[str, Tensors]) -> tuple[Tensors, list[str]]:
         """See `SharedStep.merge`."""
@@ -199,7 +221,7 @@ class CommonScaling(SharedStep):
 
     def sums(self, prepared: Prepared) -> Tensors:
         """See `SharedStep.sums`."""
-        return scaling.sums(summarise(prepared.data.inputs, prepared.train))
+        return scaling.sums(summarise(prepared.values, prepared.places))
 
     def centre(self, total: Tensors) -> Tensors:
         """See `SharedStep.centre`."""
@@ -207,7 +229,7 @@ class CommonScaling(SharedStep):
 
     def sums_about(self, prepared: Prepared, centre: Tensors) -> Tensors:
         """See `SharedStep.sums_about`."""
-        return scaling.sums_about(summarise(prepared.data.inputs, prepared.train), centre["mean"])
+        return scaling.sums_about(summarise(prepared.values, prepared.places), centre["mean"])
 
     def merge_sums(self, total: Tensors, about: Tensors) -> tuple[Tensors, list[str]]:
         """See `SharedStep.merge_sums`."""
@@ -263,15 +285,17 @@ class ComBat(SharedStep):
         self.empirical_bayes, self.reference_site = empirical_bayes, reference_site
 
     def _training(self, prepared: Prepared) -> tuple[Tensor, Tensor]:
-        values = prepared.data.table[:, self.columns]
-        return values.index_select(0, prepared.train), _covariates(prepared.data).index_select(0, prepared.train)
+        values = _table(prepared)[:, self.columns]
+        return values.index_select(0, prepared.places), prepared.covariates.index_select(0, prepared.places)
 
     def share(self, prepared: Prepared) -> Tensors:
         """See `SharedStep.share`."""
         return self._moments(prepared).to_tensors()
 
     def _moments(self, prepared: Prepared) -> combat.Moments:
-        return combat.summarise(*self._training(prepared), groups=self.groups)
+        values, covariates = self._training(prepared)
+        few = len(prepared.train) < LEAST_CASES  # of bags, which may have many instances
+        return combat.summarise(values, covariates, len(values) + 1 if few else LEAST_CASES, self.groups)
 
     def merge(self, shared: Mapping[str, Tensors]) -> tuple[Tensors, list[str]]:
         """See `SharedStep.merge`. Where the reference site is left out, the mean of the others takes its place."""
@@ -324,10 +348,11 @@ class ComBat(SharedStep):
         """See `Step.change`."""
         data, common = prepared.data, combat.Estimate.from_tensors(fitted)
         effect = combat.SiteEffect(fitted["shift"], fitted["spread"])
-        values, covariates = data.table[:, self.columns], _covariates(data)
-        inputs = data.table.clone()
-        inputs[:, self.columns] = effect.remove(values, covariates, common).float()
-        return replace(prepared, data=replace(data, inputs=inputs))
+        inputs = _table(prepared).clone()
+        inputs[:, self.columns] = effect.remove(inputs[:, self.columns], prepared.covariates, common).float()
+        bags = data.inputs
+        changed = Bags(inputs, bags.starts) if isinstance(bags, Bags) else inputs
+        return replace(prepared, data=replace(data, inputs=changed))
 
     def is_own(self, prepared: Prepared) -> bool:
         """See `Step.is_own`."""
@@ -335,8 +360,8 @@ class ComBat(SharedStep):
 
     def notes(self, prepared: Prepared) -> list[str]:
         """See `Step.notes`."""
-        site, covariates = prepared.data.site, _covariates(prepared.data).index_select(0, prepared.train)
-        cases = len(covariates)
+        site, covariates = prepared.data.site, prepared.covariates.index_select(0, prepared.places)
+        cases = len(prepared.train)
         if not cases:
             return [f"ComBat: site {site} has no training cases, so its own differences are not taken out."]
         if cases < LEAST_CASES:
@@ -364,7 +389,7 @@ class Landmarks(SharedStep):
 
     def share(self, prepared: Prepared) -> Tensors:
         """See `SharedStep.share`."""
-        found = landmarks(prepared.data.inputs)[prepared.train]
+        found = landmarks(prepared.values)[prepared.train]
         return {"count": torch.tensor(float(len(found)), dtype=torch.float64), "sum": found.sum(0)}
 
     def merge(self, shared: Mapping[str, Tensors]) -> tuple[Tensors, list[str]]:
@@ -394,8 +419,11 @@ class Landmarks(SharedStep):
         return replace(prepared, standard=fitted["standard"])
 
 
-def _covariates(data: SiteData) -> Tensor:
-    return torch.empty(len(data), 0, dtype=torch.float64) if data.covariates is None else data.covariates
+def _table(prepared: Prepared) -> Tensor:
+    values = prepared.values
+    if isinstance(values, Tensor) and values.ndim == 2:
+        return values
+    raise ValueError("the cases are images")
 
 
 STEPS: dict[str, type[Step]] = {

@@ -110,6 +110,17 @@ class Mask(BaseModel):
         return ["nan" if isinstance(value, float) and value != value else value for value in values]
 
 
+class Bag(BaseModel):
+    """Cases are bags: all rows with the same value of a column are one case, with one label."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    column: str | None = None
+    """Column that names the bag: the slide, the examination, the video. Default: the patient (``subject``)."""
+    most: PositiveInt = 1000
+    """How many instances of a bag a training step sees at most: of larger bags so many are drawn anew each time."""
+
+
 class ComBatOptions(BaseModel):
     """How ComBat takes the sites' differences out of features; see `polyclinic.data.combat`."""
 
@@ -234,6 +245,9 @@ class DataSpec(BaseModel):
     """Column that names the patient; without it every row is a patient of its own. Splits are by patient."""
     subject_pattern: str | None = None
     """Regular expression whose first group is the patient within the ``subject`` cell, e.g. ``(Image_\\d+)[LR]``."""
+    bag: str | Bag | None = None
+    """Column that names the bag, where several rows are one case with one label: tiles of a slide, images of a patient;
+    or ``{column: COLUMN, most: 1000}``, in which ``column`` is the patient if it is left out."""
     partition: Partition | None = None
     """Simulated sites: patients are shared out anew, whatever site they come from."""
 
@@ -341,6 +355,11 @@ class DataSpec(BaseModel):
     def mask_meaning(self) -> Mask:
         """What the values of masks mean."""
         return self.mask if isinstance(self.mask, Mask) else Mask()
+
+    @property
+    def bags(self) -> Bag | None:
+        """How rows are put together to cases; None where each row is one."""
+        return Bag(column=self.bag) if isinstance(self.bag, str) else self.bag
 
     @property
     def box(self) -> Patch | None:

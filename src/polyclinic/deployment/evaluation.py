@@ -52,11 +52,12 @@ RECALIBRATION = "recalibration.yaml"
 _FOLDS = 5
 #: Entries of ``data`` that say where cases are and what is true of them; all others are those of the model.
 _OF_THE_STUDY = (
-    "table", "tables", "columns", "missing", "where", "site", "subject", "subject_pattern", "label", "positive",
+    "table", "tables", "columns", "missing", "where", "site", "subject", "subject_pattern", "bag", "label",
+    "positive",
     "time", "event", "time_unit", "image", "mask", "mask_classes", "root", "cache", "max_unreadable", "bits",
 )  # fmt: skip
 #: Of these those that are the model's, where the study does not say them.
-_OTHERWISE = ("missing", "bits")
+_OTHERWISE = ("missing", "bits", "bag")
 Recalibrate = Literal["all", "site"]
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -13,12 +14,14 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from polyclinic.data.bags import Bags
 from polyclinic.data.cases import NO_CLASS, Counts, SiteData
 from polyclinic.data.opening.images import read_images
 from polyclinic.data.readers.files import list_files, maybe_dicom
 from polyclinic.data.readers.nifti.read import is_nifti, pair_of
 from polyclinic.data.readers.read import reader_of
 from polyclinic.data.spec import DataSpec
+from polyclinic.data.tables.bags import bag_numbers
 from polyclinic.data.tables.codes import one_text_each
 from polyclinic.data.tables.features import encode_covariates, encode_features
 from polyclinic.data.tables.frames import Frame
@@ -29,8 +32,8 @@ from polyclinic.errors import DataError, ModelError, nearest
 from polyclinic.notes import Note
 from polyclinic.study.final_model.description import Description
 
-#: Cases that are read at once: pictures, and volumes.
-PICTURES_AT_ONCE, VOLUMES_AT_ONCE = 256, 4
+#: Cases that are read at once: pictures, volumes, and bags of pictures.
+PICTURES_AT_ONCE, VOLUMES_AT_ONCE, BAGS_AT_ONCE = 256, 4, 8
 #: What a site is called where nobody names it.
 NAMELESS = "new"
 _PICTURES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".gif")
@@ -39,6 +42,8 @@ _PICTURES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".gif")
 @dataclass
 class Cases:
     """Cases of one or several sites, read when they are needed.
+
+    Where cases are bags, the position of a case is that of its first row that can be used.
 
     Attributes:
         rows: all rows, those that can't be used with the reason.
@@ -61,11 +66,22 @@ class Cases:
     depths: dict[str, int] = field(default_factory=dict)
 
     def __len__(self) -> int:
-        return len(self.rows)
+        return len(self.rows.cases())
+
+    @cached_property
+    def bags(self) -> dict[int, npt.NDArray[np.intp]]:
+        """Position of each case that is a bag -> positions of its usable rows; empty where cases are rows."""
+        if "bag" not in self.rows.origin:
+            return {}
+        usable, numbers = np.flatnonzero(self.rows.usable), bag_numbers(self.rows.origin)
+        places = pd.Series(usable).groupby(numbers[usable], sort=False)
+        return {int(own.iloc[0]): own.to_numpy() for _, own in places}
 
     @property
     def usable(self) -> npt.NDArray[np.intp]:
-        """Positions of the rows that can be used, as far as their cells tell."""
+        """Positions of the cases that can be used, as far as their cells tell."""
+        if self.spec.bags is not None:
+            return np.array(list(self.bags), dtype=np.intp)
         return np.flatnonzero(self.rows.usable)
 
     @property
@@ -85,33 +101,57 @@ class Cases:
             positions: which cases.
             cache: folder for prepared volumes.
         """
-        pixels: Tensor | Volumes | None
-        if self.spec.image is None:
-            pixels, there = torch.from_numpy(self.features[positions]), list(map(int, positions))
+        inputs: Tensor | Volumes | Bags | None
+        if self.spec.bags is None:
+            inputs, there, unread = self._rows(site, positions, cache)
+            self.failures |= unread
         else:
-            changes = {"cache": str(cache), "max_unreadable": 1.0, "bits": self.spec.bits or self.depths.get(site)}
-            spec = self.spec.model_copy(update=changes)
-            found = read_images(
-                site, self.rows.at(positions), spec, self.folder, "labels", lambda: None, complete=False
-            )
-            pixels = found.pixels
-            self.failures |= {int(positions[place]): reason for place, reason in found.failures.items()}
-            there = [int(one) for place, one in enumerate(positions) if place not in found.failures]
-            self.notes += found.notes
-        if pixels is None or not there:
+            inputs, there = self._bags(site, positions, cache)
+        if inputs is None or not there:
             return None, []
         origin = self.rows.origin.iloc[there]
-        spacings = [tuple(one["grid_spacing"]) for one in pixels.about] if isinstance(pixels, Volumes) else None
+        spacings = [tuple(one["grid_spacing"]) for one in inputs.about] if isinstance(inputs, Volumes) else None
         own = None if self.covariates is None else torch.from_numpy(self.covariates[there])
         targets = torch.full((len(there),), NO_CLASS, dtype=torch.int64)
+        name = "case" if self.spec.bags is None else "bag"
         return SiteData(
-            site, pixels, targets, origin["subject"].tolist(), origin["case"].tolist(), None,
+            site, inputs, targets, origin["subject"].tolist(), origin[name].tolist(), None,
             Counts(len(there), len(there)), spacings, own,
         ), there  # fmt: skip
 
+    def _rows(
+        self, site: str, positions: npt.NDArray[np.intp], cache: Path
+    ) -> tuple[Tensor | Volumes | None, list[int], dict[int, str]]:  # fmt: skip
+        """What is in some rows, positions of those that could be read, and why the others could not."""
+        if self.spec.image is None:
+            return torch.from_numpy(self.features[positions]), list(map(int, positions)), {}
+        changes = {"cache": str(cache), "max_unreadable": 1.0, "bits": self.spec.bits or self.depths.get(site)}
+        spec = self.spec.model_copy(update=changes)
+        found = read_images(site, self.rows.at(positions), spec, self.folder, "labels", lambda: None, complete=False)
+        self.notes += found.notes
+        there = [int(one) for place, one in enumerate(positions) if place not in found.failures]
+        return found.pixels, there, {int(positions[place]): why for place, why in found.failures.items()}
+
+    def _bags(self, site: str, positions: npt.NDArray[np.intp], cache: Path) -> tuple[Bags | None, list[int]]:
+        """Some bags, with those of their instances that could be read, and the positions of those that have any."""
+        rows = np.concatenate([positions[:0], *(self.bags[case] for case in positions.tolist())])
+        found, there, unread = self._rows(site, rows, cache)
+        counts = {case: int(np.isin(self.bags[case], there).sum()) for case in positions.tolist()}
+        self.failures |= {case: unread[case] for case, count in counts.items() if not count}
+        if not isinstance(found, Tensor):
+            return None, []
+        used = {case: count for case, count in counts.items() if count}
+        return Bags.of(found, list(used.values())), list(used)
+
     def rejected(self) -> dict[int, str]:
         """Position -> why a case was not predicted."""
-        found = {int(place): str(reason) for place, reason in enumerate(self.rows.reasons) if reason}
+        reasons = self.rows.reasons
+        found = {int(place): str(reason) for place, reason in enumerate(reasons) if reason}
+        if self.spec.bags is not None:  # a bag is not predicted where none of its rows can be used
+            numbers = bag_numbers(self.rows.origin)
+            used = set(numbers[self.rows.usable].tolist())
+            again = pd.Series(numbers).duplicated() & (numbers >= 0)
+            found = {place: why for place, why in found.items() if numbers[place] not in used and not again[place]}
         return dict(sorted({**found, **self.failures}.items()))
 
     def reasons(self) -> Counter[str]:
@@ -149,6 +189,9 @@ def open_images(description: Description, folder: Path, site: str | None) -> Cas
     if description.is_table:
         raise ModelError("P702", "The model predicts rows of a table, not images.", "Give the table with --table.")
     columns = description.data.image_columns
+    if description.data.bags is not None:
+        raise ModelError("P702", "A case of this model is a bag of images, and a folder does not say which belong "
+                         "together.", "Give a table that names the bag of each image: --images TABLE.")  # fmt: skip
     if len(columns) > 1 or description.agreement.values or description.covariates:
         text = (
             f"A case of this model has the columns {', '.join(columns)} and others, and a folder does not have these."
@@ -214,6 +257,7 @@ def _check_columns(description: Description, available: Sequence[str], title: st
     """
     data = description.data
     needed = dict.fromkeys(description.agreement.features if description.is_table else data.image_columns)
+    needed |= dict.fromkeys([data.bags.column or str(data.subject)] if data.bags else [])
     needed |= dict.fromkeys([*description.covariates, *([data.divide_by] if data.divide_by else [])])
     lacking = [name for name in needed if name not in available]
     if lacking:

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from polyclinic.data.bags import Bags
 from polyclinic.data.cases import SiteData
 from polyclinic.data.quality.values import unit_notes, usual_values
 from polyclinic.data.volumes.store import Volumes
@@ -24,14 +25,16 @@ _MODEL = ""
 
 def outside_table(description: Description, data: SiteData) -> list[str]:
     """Of each case the features whose values are unlike those of every site, as a text; mostly empty."""
-    table = data.table.double().numpy()
+    table = data.by_instance().table.double().numpy()
+    cases = data.inputs.cases if isinstance(data.inputs, Bags) else np.arange(len(data))
     found: list[list[str]] = [[] for _ in range(len(data))]
     for name, usual in description.seen.features.items():
         column = table[:, description.inputs.index(name)]
         with np.errstate(invalid="ignore"):
             far = (column < usual.low) | (column > usual.high)
-        for place in np.flatnonzero(far):
-            found[place].append(f"{name} = {column[place]:.6g}")
+        case, first = np.unique(cases[far], return_index=True)  # of a bag the first instance
+        for place, value in zip(case.tolist(), column[far][first], strict=True):
+            found[place].append(f"{name} = {value:.6g}")
     return ["; ".join(one) for one in found]
 
 
@@ -42,7 +45,7 @@ def units_of(description: Description, data: SiteData) -> list[Note]:
     if not places or not len(data):
         return []
     known = np.array([[one.median for one in features.values()], [one.deviation for one in features.values()]])
-    here = tuple(values[places] for values in usual_values(data))
+    here = tuple(values[places] for values in usual_values(data.by_instance()))
     return unit_notes({_MODEL: (known[0], known[1]), data.site: (here[0], here[1])}, list(features), known=_MODEL)
 
 

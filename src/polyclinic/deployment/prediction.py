@@ -16,7 +16,7 @@ from torch import Tensor
 from polyclinic.data.cases import SiteData
 from polyclinic.data.dataset import Dataset
 from polyclinic.data.preparation import Prepared, Tensors, build_steps
-from polyclinic.deployment.inputs import PICTURES_AT_ONCE, VOLUMES_AT_ONCE, Cases, evenly
+from polyclinic.deployment.inputs import BAGS_AT_ONCE, PICTURES_AT_ONCE, VOLUMES_AT_ONCE, Cases, evenly
 from polyclinic.errors import ModelError
 from polyclinic.notes import Note
 from polyclinic.site import evaluation
@@ -246,6 +246,8 @@ class Predictor:
         if cases.spec.image is None:
             return max(1, len(cases))
         flat, batch = cases.spec.preprocessing is None, self.description.batch_size
+        if cases.spec.bags is not None:
+            return BAGS_AT_ONCE
         batch = max(batch, 32) if flat else 1 if self.description.data.box else batch
         return max(1, (PICTURES_AT_ONCE if flat else VOLUMES_AT_ONCE) // batch) * batch
 
@@ -260,7 +262,7 @@ class Predictor:
             prepared = step.take(prepared, fitted)
         if prepared.scaler is None:
             raise ValueError("the chain of preparation has no scaling")
-        dataset = Dataset(prepared.data, prepared.scaler, None, self.description.data.box, prepared.standard)
+        dataset = Dataset.of(prepared.data, prepared.scaler, None, self.description.data.box, prepared.standard)
         if dataset.training_shape != tuple(self.description.shape):
             raise ModelError("P702", f"The cases have the shape {list(dataset.training_shape)}, and the model takes "
                              f"{self.description.shape}.", "Give cases like those that it was trained on.")  # fmt: skip

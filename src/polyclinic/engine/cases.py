@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from polyclinic.communication.message import Fields
+from polyclinic.data.bags import Bags
 from polyclinic.data.cases import Counts, SiteData
 from polyclinic.data.originals import originals_received, originals_sent
 from polyclinic.data.volumes.store import Volumes
@@ -27,17 +28,21 @@ def cases_sent(data: SiteData) -> tuple[Fields, dict[str, Tensor]]:
     }  # fmt: skip
     tensors = {name: found for name, found in pixels.items() if isinstance(found, Tensor)}
     others = {"covariates": data.covariates, "labelled": data.labelled}
+    if isinstance(data.inputs, Bags):
+        others |= {"inputs": data.inputs.instances, "starts": data.inputs.starts}
     return fields, tensors | {name: tensor for name, tensor in others.items() if tensor is not None}
 
 
 def cases_received(site: str, fields: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> SiteData:
     """The cases that ``cases_sent`` gave; what became of cases that can't be used is not among them."""
     pixels: dict[str, Tensor | Volumes] = dict(tensors)
+    inputs: Tensor | Volumes | Bags
     for name, (files, about) in fields["volumes"].items():
         pixels[name] = Volumes([Path(file) for file in files], about)
+    inputs = Bags(tensors["inputs"], tensors["starts"]) if "starts" in tensors else pixels["inputs"]
     spacings = fields["spacings"]
     return SiteData(
-        site, pixels["inputs"], pixels["targets"], fields["subjects"], fields["cases"], fields["parts"], Counts(),
+        site, inputs, pixels["targets"], fields["subjects"], fields["cases"], fields["parts"], Counts(),
         None if spacings is None else [tuple(one) for one in spacings], tensors.get("covariates"),
         labelled=tensors.get("labelled"), groups=fields["groups"], depth=fields["depth"],
         originals=originals_received(fields["originals"]),

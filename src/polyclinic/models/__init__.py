@@ -10,10 +10,12 @@ from torch import nn
 
 from polyclinic.errors import TrainingError
 from polyclinic.models.catalogue import MODELS
+from polyclinic.models.pooling import ATTENDING, POOLING, attention_of, networks_in, pools_bags, resolve_pooled
 from polyclinic.randomness import own_randomness
 from polyclinic.state import FlatModule
 
-__all__ = ["MODELS", "build_model", "has_batch_norm", "keeps_statistics"]
+__all__ = ["ATTENDING", "MODELS", "POOLING", "attention_of", "build_model", "has_batch_norm", "keeps_statistics",
+           "networks_in", "pools_bags", "resolve_pooled"]  # fmt: skip
 
 
 def build_model(

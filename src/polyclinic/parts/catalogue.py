@@ -33,6 +33,7 @@ class Part:
         tasks: kinds of tasks that it is for; empty for all.
         subgroup: a column of `evaluation: {subgroups: ...}` whose groups it looks at; empty for none.
         images_only: whether it is for images, and means nothing for tables.
+        no_bags: whether it changes or reads single inputs, which bags of several instances are not.
         encodes: whether what its ``close`` gives is no change of the weights in their order, so that no step of the
             channel that looks at numbers can come after it.
         packs: whether its ``close`` takes tensors of any kind, so that it can come after a part that encodes.
@@ -66,6 +67,7 @@ class Part:
     tasks: ClassVar[tuple[str, ...]] = ()
     subgroup: str = ""
     images_only: ClassVar[bool] = False
+    no_bags: ClassVar[bool] = False
     encodes: ClassVar[bool] = False
     packs: ClassVar[bool] = False
     requires: ClassVar[tuple[str, str] | None] = None

@@ -41,7 +41,8 @@ class SiteView(ABC):
         rounds: of the whole training, at most.
         steps: of the site's local work in a round in which the parts take part, at most.
         batch_size: of these.
-        input_shape: of one case in training.
+        input_shape: of one case in training; of bags that of an instance.
+        bags: whether cases are bags of instances: inputs are ``[n, M, ...]``, NaN where a bag has no more of them.
         ends: of all parts at the site.
         learning_rate: of the round.
         identity: signs for the site, and knows the others' signatures; None where sites have no certificates.
@@ -60,6 +61,7 @@ class SiteView(ABC):
     steps: int
     batch_size: int
     input_shape: tuple[int, ...]
+    bags: bool
     ends: Sequence[SiteEnd]
     learning_rate: float
     identity: Signer | None

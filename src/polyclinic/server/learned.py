@@ -105,16 +105,18 @@ def validation_gradient(view: SiteView) -> Tensor:
     # Of statistics there is no gradient.
     trained = {entry.name for entry in view.layout.entries if entry.trainable}
     tensors = {name: t if name in trained else t.detach() for name, t in view.layout.split(state).items()}
-    size = cases if view.task.compares_cases else ROWS if len(view.input_shape) == 1 else view.batch_size
+    rows = len(view.input_shape) == 1 and not view.bags
+    size = cases if view.task.compares_cases else ROWS if rows else view.batch_size
     total, module = torch.zeros(view.trainable), view.model.module
     training = module.training
     module.eval()
     try:
         for index in torch.arange(cases).split(size):
-            for inputs, targets, share in _boxes(*view.cases(index, part), view.input_shape[1:]):
+            found = view.cases(index, part)
+            for inputs, targets, share in [(*found, 1.0)] if view.bags else _boxes(*found, view.input_shape[1:]):
                 loss = view.task.loss(functional_call(module, tensors, (inputs.to(device),)), targets.to(device)).mean()
-                (found,) = torch.autograd.grad(loss * (share * len(index) / cases), weights, retain_graph=True)
-                total += found.cpu()
+                (gradient,) = torch.autograd.grad(loss * (share * len(index) / cases), weights, retain_graph=True)
+                total += gradient.cpu()
     finally:
         module.train(training)
     whole = torch.zeros(len(view.vector))

@@ -7,11 +7,12 @@ from collections.abc import Iterator, Sequence
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from polyclinic.data.dataset import Dataset
 from polyclinic.data.readers.volume import UnreadableError
 from polyclinic.errors import DataError
+from polyclinic.models import attention_of
 from polyclinic.parts.predictor import Network, Outputs, in_use
 from polyclinic.site.messages import Evaluated, Pictured, Start
 from polyclinic.site.pictures import case_pictures
@@ -55,7 +56,7 @@ def outputs(run: Predicting, vector: Network, index: Tensor) -> tuple[Tensor, Te
     with torch.no_grad():
         for where, network in in_use(vector, run.model, index):
             places.append(where)
-            for chunk in index[where].split(_batch_size(run)):
+            for chunk in run.dataset.pieces(index[where], _batch_size(run)):
                 inputs, wanted = run.dataset.batch(chunk)
                 found.append(_apply(run, network, inputs.to(run.model.vector.device)).float().cpu())
                 targets.append(wanted)
@@ -98,6 +99,41 @@ def probabilities(run: Predicting, vectors: Sequence[Network], index: Tensor) ->
     if total is None:
         raise ValueError("no model to evaluate")
     return total.div_(len(vectors)), targets
+
+
+def attention(run: Predicting, vectors: Sequence[Network], index: Tensor) -> dict[str, Tensor]:
+    """How much each instance of the cases ``index [N]`` counts, mean over ``vectors``.
+
+    Returns:
+        ``attention [A]``, float32, one case after another, and how many ``instances`` each has, int64 ``[N]``; nothing
+        where the network does not say it, or something else than one network predicts.
+    """
+    layer = attention_of(run.model.module)
+    whole = [vector for vector in vectors if isinstance(vector, Tensor)]
+    if layer is None or not len(index) or len(whole) < len(vectors):
+        return {}
+    found = [_attention(run, layer, vector, index) for vector in whole]
+    counts = torch.tensor([len(case) for case in found[0]])
+    return {"instances": counts, "attention": torch.stack([torch.cat(cases) for cases in found]).mean(0)}
+
+
+def _attention(run: Predicting, layer: nn.Module, vector: Tensor, index: Tensor) -> list[Tensor]:
+    """The weights of each case's instances with one model."""
+    weights: list[Tensor] = []
+    hook = layer.register_forward_hook(lambda layer, inputs, outputs: weights.append(outputs.float().cpu()))
+    found: list[Tensor] = []
+    run.model.load(vector)
+    run.model.module.eval()
+    try:
+        with torch.no_grad():
+            for chunk in run.dataset.pieces(index, _batch_size(run)):
+                inputs, _ = run.dataset.batch(chunk)
+                run.model.module(inputs.to(run.model.vector.device))
+                counts = (~inputs.flatten(2).isnan().all(2)).sum(1).tolist()
+                found += [case[:count] for case, count in zip(weights.pop(), counts, strict=True)]
+    finally:
+        hook.remove()
+    return found
 
 
 def score(run: Run, vectors: Sequence[Network], index: Tensor, metric: str) -> Evaluated:

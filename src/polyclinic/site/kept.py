@@ -46,6 +46,12 @@ class KeptRows:
         else:
             write_atomic(self._path(trial), rows_to_text(rows))
 
+    def put_attention(self, trial: Trial, rows: pd.DataFrame) -> None:
+        """Write beside them how much each instance of the tested bags counted, for people at the site."""
+        if self.folder is not None:
+            path = self._path(trial)
+            write_atomic(path.with_name(f"{path.stem}.attention.csv"), rows_to_text(rows))
+
     def get(self, trial: Trial) -> pd.DataFrame:
         """The rows of a trial.
 

@@ -30,6 +30,7 @@ from polyclinic.limits import (
     Sentence,
     Share,
     Switch,
+    Times,
 )
 from polyclinic.privacy import Event
 from polyclinic.roles import Role
@@ -109,6 +110,7 @@ class Prepare(Body):
         patch: how boxes are cut from volumes.
         hides: whether what sites share is told in sums alone.
         labels: whose labels are hidden from training.
+        most: of bags, how many instances a step of training sees at most; None where cases are none.
     """
 
     fold: Count
@@ -124,6 +126,7 @@ class Prepare(Body):
     patch: Patch | None = None
     hides: Switch = False
     labels: Labels | None = None
+    most: Times | None = None
 
 
 class Prepared(Body):

@@ -24,6 +24,7 @@ from polyclinic.data.opening.facts import SiteFacts
 from polyclinic.data.preparation import SharedStep
 from polyclinic.errors import PolyclinicError, SiteError, TrainingError
 from polyclinic.limits import Body, Nothing
+from polyclinic.models import ATTENDING
 from polyclinic.parts import Part, build_parts
 from polyclinic.parts.site_end import overrides
 from polyclinic.shapes import MOST_NUMBERS, Misfit, NotFinite, Shaped, finite
@@ -95,6 +96,7 @@ class Known:
         asked: what is measured on test cases.
         step: the step of the preparation that needs all sites.
         hides: whether what sites share for it is told in sums alone.
+        attends: whether the network says how much each instance of a bag counts.
     """
 
     sizes: Mapping[str, int] = field(default_factory=dict)
@@ -106,6 +108,7 @@ class Known:
     asked: Asked = _NO_METRICS
     step: SharedStep | None = None
     hides: bool = False
+    attends: bool = False
 
     @classmethod
     def of(cls, start: Start, model: FlatModule) -> Known:
@@ -123,7 +126,8 @@ class Known:
         parts = {name: _shapes(part, model) for name, part in built.items()}
         asked = Asked(metrics.names, metrics.classes, metrics.tolerance, space=metrics.space)
         quiet = any(overrides(part.at_site(), "sends") for part in built.values())
-        return cls(sizes, parts, *_levels(built, cls(parts=parts).sent("train"), sizes), quiet, task, asked)
+        levels = _levels(built, cls(parts=parts).sent("train"), sizes)
+        return cls(sizes, parts, *levels, quiet, task, asked, attends=start.model[0] in ATTENDING)
 
     def sent(self, answered: str = "") -> dict[str, Shaped]:
         """What parts may add to a message: ``part/name``.
@@ -219,7 +223,16 @@ def _sums(known: Known, asked: Message) -> Shapes:
 
 
 def _rows(known: Known, asked: Message) -> Shapes:
-    return {} if known.task is None else known.task.sends
+    if known.task is None:
+        return {}
+    return {**known.task.sends, **(_ATTENTION if known.attends else {})}
+
+
+#: How many instances each case has, and how much each of them counts, one case after another.
+_ATTENTION = {
+    "instances": Shaped("int64", "N", least=1, group="attention"),
+    "attention": Shaped("float32", "N instances", finite=False, group="attention"),
+}
 
 
 def _tested(known: Known, asked: Message) -> Shapes:
@@ -515,6 +528,11 @@ class Answers:
             reason = self.known.task.misfit(reply.fields, reply.tensors, self.known.asked)
             if reason:
                 raise Misfit(reason)
+            counts = reply.tensors.get("instances")
+            if counts is not None and int(counts.sum()) != len(reply.tensors["attention"]):
+                raise Misfit(
+                    f"attention: got {len(reply.tensors['attention'])} numbers of {int(counts.sum())} instances"
+                )
 
 
 def _found(tensors: Shapes | Find, known: Known, asked: Message) -> Shapes:

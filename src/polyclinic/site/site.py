@@ -18,6 +18,7 @@ from torch import Tensor
 from polyclinic.client.train import train
 from polyclinic.communication.message import Message
 from polyclinic.data.augmentation import Augmentation
+from polyclinic.data.bags import Bags
 from polyclinic.data.cases import SiteData
 from polyclinic.data.dataset import Dataset
 from polyclinic.data.opening.source import Source
@@ -27,7 +28,7 @@ from polyclinic.data.preparation import Prepared as PreparedCases
 from polyclinic.data.preparation import SharedStep, Step, build_steps
 from polyclinic.data.scaling import summarise
 from polyclinic.data.splits import Parts, split
-from polyclinic.data.statistics import sketch, withhold
+from polyclinic.data.statistics import LEAST_CASES, sketch, withhold
 from polyclinic.errors import DataError, PolyclinicError, SiteError, TrainingError
 from polyclinic.files import write_atomic, write_error
 from polyclinic.limits import Body, Nothing
@@ -74,7 +75,7 @@ from polyclinic.site.schema import Answers, Known, function_of, predicted, read_
 from polyclinic.site.spending import LEDGER, Spending
 from polyclinic.site.sums import BOXES, PHASES, PREPARING, TRAINING, SiteSums
 from polyclinic.state import FlatModule
-from polyclinic.statistics.rows import opened, prediction_rows
+from polyclinic.statistics.rows import attention_rows, opened, prediction_rows
 from polyclinic.tasks.base import Asked
 
 log = logging.getLogger(__name__)
@@ -329,7 +330,7 @@ class Site:
             self.data, folds=ask.folds, fold=ask.fold, validation=ask.validation, seed=ask.split_seed,
             small_sites=ask.small_sites, holdout=ask.holdout, final=ask.final, labels=ask.labels,
         )  # fmt: skip
-        self._patch = ask.patch
+        self._patch, self._most = ask.patch, ask.most
         size = tuple(self.data.inputs.shape[2:]) if self._patch is None else self._patch.size
         self._augmentation = Augmentation(ask.augmentation, size) if ask.augmentation else None
         self._steps = build_steps(ask.steps)
@@ -358,18 +359,23 @@ class Site:
             done = self._prepared
             if done.scaler is None:
                 raise ValueError("the chain of preparation has no scaling")
-            self.dataset = Dataset(done.data, done.scaler, self._augmentation, self._patch, done.standard)
+            self.dataset = Dataset.of(
+                done.data, done.scaler, self._augmentation, self._patch, done.standard, self._most
+            )  # fmt: skip
             if len(self.parts.hidden):
                 self.dataset = self.dataset.without_labels(self.parts.hidden)
-            if isinstance(done.data.inputs, Tensor):
+            if isinstance(done.data.inputs, Tensor | Bags):
                 self._remember(done.data.inputs)
 
-    def _remember(self, harmonised: Tensor) -> None:
+    def _remember(self, harmonised: Tensor | Bags) -> None:
         """Keep the test part as it is tested, so that after all folds every case is there as it was when unknown."""
-        if harmonised is not self.data.inputs:
-            if self._described is None:
-                self._described = torch.full_like(harmonised, torch.nan)
-            self._described[self.parts.test] = harmonised[self.parts.test]
+        if harmonised is self.data.inputs:
+            return
+        values = harmonised.instances if isinstance(harmonised, Bags) else harmonised
+        places = harmonised.places(self.parts.test) if isinstance(harmonised, Bags) else self.parts.test
+        if self._described is None:
+            self._described = torch.full_like(values, torch.nan)
+        self._described[places] = values[places]
 
     def _share(self, ask: Nothing, tensors: Tensors) -> Message:
         """Summaries of the training cases for the step of the chain that comes next."""
@@ -405,8 +411,12 @@ class Site:
             raise SiteError("P401", f"Site {self.name} was asked to 'describe', and nothing was harmonised.",
                             "Ask for 'prepare' first, with ComBat.", site=self.name)  # fmt: skip
         tested = (~self._described.isnan()).any(dim=1).nonzero().flatten()
+        inputs = self.data.inputs
+        if isinstance(inputs, Bags) and len(self.data) < LEAST_CASES:  # a few bags can have many instances
+            tested = tested[:0]
+        before = inputs.instances if isinstance(inputs, Bags) else self.data.table
         answer: dict[str, Tensor] = {}
-        for stage, values in (("before", self.data.table), ("after", self._described)):
+        for stage, values in (("before", before), ("after", self._described)):
             edges = tensors.get(stage)
             if edges is None:
                 found = withhold(summarise(values, tested)).to_tensors()
@@ -520,6 +530,8 @@ class Site:
         index, run = self.parts.test, self.tested(asked)
         networks = self._predictors(run, tensors, index)
         fields, found = evaluation.predict(run, networks, index, asked.threshold, asked.completion)
+        if asked.mark is None:
+            found |= evaluation.attention(run, networks, index)
         names, groups = self._names(index)
         answer = predicted(type(run.task))(
             subject=[n[0] for n in names], case=[n[1] for n in names], groups=groups, **fields
@@ -555,7 +567,12 @@ class Site:
             asked.trained_on,
             groups,
         )
-        self.kept.put(Trial(run.declared.run, asked.method, asked.trained_on), rows)
+        trial = Trial(run.declared.run, asked.method, asked.trained_on)
+        self.kept.put(trial, rows)
+        weighed = evaluation.attention(run, networks, index)
+        if weighed:
+            named = [n[0] for n in names], [n[1] for n in names]
+            self.kept.put_attention(trial, attention_rows(*named, weighed, about, asked.trained_on))
         metrics = run.declared.metrics
         wanted = Asked(metrics.names, metrics.classes, metrics.tolerance, space=metrics.space)
         said, numbers = testing.tested(rows, run.task, wanted, max(asked.floor, self.floor))

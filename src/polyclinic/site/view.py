@@ -59,7 +59,7 @@ class View(SiteView):
         self.shapes = model.layout.shapes(shared)
         self.identity, self.diary, self.run = identity, Diary(name, None), ""
         self.rounds, self.steps, self.batch_size, self.real = 1, 1, 1, False
-        self.input_shape, self.ends = dataset.training_shape, ()
+        self.input_shape, self.bags, self.ends = dataset.training_shape, dataset.bags, ()
         self.budget: Budget | None = None
         self.number, self.turn, self.learning_rate = 0, 0, float(optimizer[1]["lr"])
         self.class_counts = _class_counts(task, dataset, parts)
@@ -164,10 +164,9 @@ class View(SiteView):
                              "Give one of them.")  # fmt: skip
         return self.budget.noise(plan)
 
-    def _at_a_time(self, part: PartOfCases) -> Sequence[Tensor]:
+    def _at_a_time(self, part: PartOfCases) -> Iterable[Tensor]:
         """Positions of a part's cases, as many together as fit into memory."""
-        split: Sequence[Tensor] = self._index(part).split(256 if len(self._dataset.shape) == 1 else 8)
-        return split
+        return self._dataset.pieces(self._index(part), 256 if len(self._dataset.shape) == 1 else 8)
 
     def _index(self, part: PartOfCases) -> Tensor:
         found: Tensor = getattr(self._parts, part)

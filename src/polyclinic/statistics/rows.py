@@ -37,6 +37,28 @@ def prediction_rows(
     return pd.DataFrame({**about, **names, **task.columns(*sent, threshold), **grouped, "trained_on": trained_on})
 
 
+def attention_rows(
+    subjects: Sequence[str], cases: Sequence[str], tensors: Mapping[str, Tensor], about: Mapping[str, str | int],
+    trained_on: str,
+) -> pd.DataFrame:  # fmt: skip
+    """How much each instance of some bags counts: a row for each instance, in the order of the table's rows.
+
+    Args:
+        subjects, cases: pseudonyms, N of each.
+        tensors: ``instances [N]`` and ``attention [A]``, see `polyclinic.site.evaluation.attention`.
+        about: columns that come first, with the same value in each row.
+        trained_on: as in ``results.csv``.
+    """
+    counts = tensors["instances"].tolist()
+    named = {
+        name: pd.Series(list(names), dtype=str).repeat(counts).reset_index(drop=True)
+        for name, names in (("subject", subjects), ("case", cases))
+    }
+    numbers = [number for count in counts for number in range(1, count + 1)]
+    weights = tensors["attention"].double().numpy()
+    return pd.DataFrame({**about, **named, "instance": numbers, "weight": weights, "trained_on": trained_on})
+
+
 def opened(task: Task, tensors: Mapping[str, Tensor], threshold: float, target: int) -> tuple[int, int]:
     """Of cases with the mark of a backdoor: those of other classes than the target, and how many of them are called it.
 

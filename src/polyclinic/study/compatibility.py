@@ -12,6 +12,7 @@ from polyclinic.channel.distributed_noise import DistributedNoise
 from polyclinic.channel.secure_sum import SecureSum
 from polyclinic.client.personal import PERSONAL, Personal
 from polyclinic.methods import Method
+from polyclinic.models import POOLING
 from polyclinic.parts import (
     PROCEDURES,
     TOPOLOGIES,
@@ -62,6 +63,7 @@ class Local:
         balanced: whether classes are weighted by their numbers.
         images: whether cases are images.
         subgroups: columns by whose groups results are given.
+        model: name of the network.
     """
 
     task: str
@@ -75,6 +77,7 @@ class Local:
     balanced: bool = False
     images: bool = True
     subgroups: Sequence[str] = ()
+    model: str = ""
 
 
 def protecting(method: Method) -> list[str]:
@@ -351,6 +354,8 @@ def _task(method: Method, local: Local) -> Refusal | None:
                            f"Add `evaluation: {{subgroups: [{part.subgroup}]}}`.", key)  # fmt: skip
         if part.images_only and not local.images:
             return Refusal(f"{name} is for images, and the cases are rows of a table.", "Leave it out.", key)
+        if part.no_bags and local.model in POOLING:
+            return Refusal(f"{name} changes single inputs, and the cases are bags of them.", "Leave it out.", key)
         if part.needs_accuracy and not TASKS[local.task].has_accuracy:
             return Refusal(f"{name} asks for the accuracy of each site's model, and {local.task} has none.",
                            "Choose another variant of it.", key)  # fmt: skip

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 from polyclinic.data.partition import check_partition
-from polyclinic.data.spec import DataSpec
+from polyclinic.data.spec import DataSpec, Target
 from polyclinic.data.tables.features import check_categories
 from polyclinic.data.volumes.prepare import check_volumes
 from polyclinic.errors import StudyError
@@ -39,6 +39,7 @@ def check_data(data: DataSpec, task: str) -> None:
         refuse("features", "give `features` (columns of the table) or `image` (column with image files).")
     if data.image is not None and data.features is not None:
         refuse("features", "a study has either `features` or `image`, not both.")
+    _check_bags(data, target)
     check_volumes(data, target)
     check_partition(data, target)
     check_categories(data)
@@ -102,6 +103,28 @@ def check_data(data: DataSpec, task: str) -> None:
                 refuse("subject_pattern", "the pattern needs a group in parentheses: the patient's part of the cell.")
 
 
+def _check_bags(data: DataSpec, target: Target) -> None:
+    bags = data.bags
+    if bags is None:
+        return
+
+    def refuse(message: str, hint: str) -> None:
+        raise EntryError("P104", message, hint, place=("data", "bag"))
+
+    if target == "masks":
+        refuse("A bag has one label, and segmentation a mask for each image.", "Leave `bag` out.")
+    if data.preprocessing is not None:
+        refuse("Bags are of rows of a table, or of pictures; these are volumes.",
+               "Leave `bag` out, or give features or pictures of the volumes.")  # fmt: skip
+    if bags.column is None and data.subject is None:
+        refuse("It is not said which rows are one case.",
+               "Name the column: `bag: slide`. Without one the patient is the bag, which needs `subject`.")  # fmt: skip
+    roles = {"label": data.label, "time": data.time, "event": data.event, "site": data.site}
+    role = next((role for role, column in roles.items() if column is not None and column == bags.column), None)
+    if role is not None:
+        refuse(f"{bags.column!r} is the column of `{role}`, too.", "Name the column of the slide or the patient.")
+
+
 def _check_harmonisation(data: DataSpec) -> None:
     combat = data.harmonisation.combat
     if combat is None:
@@ -116,7 +139,7 @@ def _check_harmonisation(data: DataSpec) -> None:
                 "them, so their labels would be known before they are predicted.",
                 "Take it out of `covariates`.", place=place,
             )  # fmt: skip
-        if name in (data.site, data.subject):
+        if name in (data.site, data.subject, data.bags.column if data.bags else data.site):
             raise EntryError(
                 "P104", f"{name!r} names the {'site' if name == data.site else 'patient'}, so its effect can't be kept "
                 "while differences between sites are taken out.", "Take it out of `covariates`.", place=place,

@@ -15,7 +15,7 @@ from polyclinic.data.spec import DataSpec, Target
 from polyclinic.data.volumes.fingerprint import VolumePlan
 from polyclinic.errors import StudyError, nearest
 from polyclinic.methods import Method
-from polyclinic.models.catalogue import MODELS
+from polyclinic.models import MODELS, POOLING, resolve_pooled
 from polyclinic.options import EntryError, first_entry_error
 from polyclinic.parts import build_part
 from polyclinic.site.messages import LEAST_DRAWS, Allowance
@@ -153,6 +153,23 @@ class Declaration(Part):
     def model_part(self) -> tuple[str, dict[str, Any]]:
         """Name and complete options of the network, as the sites are told: a bundle is what was read from it."""
         return self._network or self._model
+
+    def _read_model(self) -> tuple[str, dict[str, Any]]:
+        """Name and complete options of the network.
+
+        Raises:
+            EntryError: it is not in the catalogue, or not for cases of this kind.
+        """
+        name, options = (AUTO, {}) if self.model == AUTO else MODELS.resolve(self.model, ("model",))
+        if self.data.bags is not None and name not in POOLING:
+            raise EntryError("P104", f"Cases are bags (`data: {{bag: ...}}`), and the model {name} takes single "
+                             "instances.", f"Put it into one for bags: `model: {{gated_attention: {{encoder: "
+                             f"{name}}}}}`. Others are {', '.join(POOLING[1:])}.", place=("model",))  # fmt: skip
+        if self.data.bags is None and name in POOLING:
+            raise EntryError("P104", f"The model {name} is for bags, and each row is a case of its own.",
+                             "Name the column whose rows with the same value are one case: `data: {bag: COLUMN}`.",
+                             place=("model",))  # fmt: skip
+        return name, resolve_pooled(name, options, ("model",))
 
     @property
     def initial_weights(self) -> Path | None:
@@ -385,7 +402,7 @@ class Declaration(Part):
     # Checks that need more than one entry -------------------------------------------------------------------------
 
     def _resolve(self) -> None:
-        self._model = (AUTO, {}) if self.model == AUTO else MODELS.resolve(self.model, ("model",))
+        self._model = self._read_model()
         if self.model == AUTO and self.data.preprocessing is None:
             raise EntryError("P104", "`model: auto` is planned from volumes.", "Name a model.", place=("model",))
         check_data(self.data, self.task)
@@ -429,7 +446,7 @@ class Declaration(Part):
             self._attack = read_attack(self.attack, self.target, self.data.image is not None)
         mixed, images = self.engine.precision == "mixed", self.data.image is not None
         subgroups = [one.column for one in self.evaluation.grouped_by]
-        reader = MethodReader(self.task, self.training, mixed, images, subgroups)
+        reader = MethodReader(self.task, self.training, mixed, images, subgroups, self._model[0])
         methods = [reader.read(entry, ("methods", i)) for i, entry in enumerate(self.methods)]
         labels = [method.label for method in methods]
         for position, label in enumerate(labels):

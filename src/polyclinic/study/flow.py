@@ -37,6 +37,11 @@ def flow_table(facts: Mapping[str, SiteFacts], folds: Mapping[int, Fold], classe
         ordered = sorted(found.rejected.items(), key=lambda item: (-item[1], item[0]))
         rows += [(site, "rejected", None, reason, count, None) for reason, count in ordered]
         rows.append((site, "used", None, "", found.used, found.patients))
+        if found.instances is not None:
+            rows.append((site, "instances found", None, "", found.instances_found, None))
+            ordered = sorted(found.instances_rejected.items(), key=lambda item: (-item[1], item[0]))
+            rows += [(site, "instances rejected", None, reason, count, None) for reason, count in ordered]
+            rows.append((site, "instances", None, "", found.instances, None))
         if found.unlabelled:
             rows.append((site, "unlabelled", None, "", found.unlabelled, None))
         for fold in folds.values():

@@ -194,6 +194,8 @@ class Folder:
         shutil.rmtree(draft, ignore_errors=True)
         tables = [frame for frame in outcome.predictions if len(frame)]
         write_table(draft / "predictions.csv", pd.concat(tables) if tables else pd.DataFrame())
+        if outcome.attention:
+            write_table(draft / "attention.csv", pd.concat(outcome.attention))
         if outcome.tested.sites:
             write_atomic(draft / "tested.json", json.dumps(outcome.tested.to_json()))
         write_table(draft / "rounds.csv", pd.DataFrame(outcome.rounds))

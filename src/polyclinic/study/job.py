@@ -148,6 +148,7 @@ class Outcome:
     Attributes:
         predictions: a row a test case, method and model; none where sites keep them.
         tested: what sites that keep their predictions said of them.
+        attention: a row an instance of a tested bag, method and model; likewise.
         rounds: a row a round and site.
         models: file stem -> tensors by name.
         overlays: name -> picture, where there are any.
@@ -158,6 +159,7 @@ class Outcome:
     """
 
     predictions: list[pd.DataFrame] = field(default_factory=list)
+    attention: list[pd.DataFrame] = field(default_factory=list)
     tested: Tested = field(default_factory=Tested)
     rounds: list[Row] = field(default_factory=list)
     models: dict[str, dict[str, Tensor]] = field(default_factory=dict)

@@ -83,6 +83,7 @@ class MethodReader:
         mixed: whether the study trains in mixed precision.
         images: whether cases are images.
         subgroups: columns by whose groups results are given.
+        model: name of the network.
     """
 
     task: str
@@ -90,6 +91,7 @@ class MethodReader:
     mixed: bool
     images: bool = True
     subgroups: Sequence[str] = ()
+    model: str = ""
 
     def read(self, entry: object, place: Place) -> StudyMethod:
         """The method that an entry asks for.
@@ -103,7 +105,14 @@ class MethodReader:
         """
         name, given = split_entry(entry, place, "method")
         METHODS.name(name, place)
-        inner = (*place, name)
+        inner, network = (*place, name), PUBLISHED[name].network
+        if network and self.model != network:
+            hint = (
+                f"Write `model: {{{network}: {{encoder: mlp}}}}` and `data: {{bag: COLUMN}}`, or leave the method out."
+            )
+            raise EntryError(
+                "P104", f"{name} is for the model {network}, and the study has another.", hint, place=inner
+            )
         general = ("label", *COMPOSED, "training")
         common: dict[str, Any] = {key: given.pop(key) for key in general if key in given}
         own = check_options(METHODS[name], given, inner, name)
@@ -129,7 +138,7 @@ class MethodReader:
         by_loss = "highest_loss" in str(training.participation)
         local = Local(
             self.task, optimizer_of(training)[0], keeps, self.mixed, chosen, stops_early, besides, by_loss,
-            training.class_weights == "balanced", self.images, self.subgroups,
+            training.class_weights == "balanced", self.images, self.subgroups, self.model,
         )  # fmt: skip
         refused = refusal(method, local)
         if refused is not None:

@@ -380,6 +380,9 @@ class _Runner:
         self.folder.write("summary.csv", summary)
         if len(unseen):
             self.folder.write("unseen.csv", unseen)
+        attention = self.folder.gather(jobs, "attention.csv")
+        if len(attention):
+            self.folder.write("attention.csv", self._ordered(attention))
         backdoor = self.folder.gather(jobs, "backdoor.csv")
         if len(backdoor):
             self.folder.write("backdoor.csv", self._ordered(backdoor))

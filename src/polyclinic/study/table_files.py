@@ -26,7 +26,7 @@ TEXT = {"method", "run", "site", "trained_on", "tested_on", "metric", "over", "i
         "versus", "what", "subgroup", "group", "space"}  # fmt: skip
 #: Tables with a row for each case, for each site and method, or for each round: these can be Parquet.
 GROWING = {"results.csv", "predictions.csv", "rounds.csv", "payloads.csv", "site_comparisons.csv", "decisions.csv",
-           "calibration.csv", "backdoor.csv", "harmonisation.csv"}  # fmt: skip
+           "calibration.csv", "backdoor.csv", "harmonisation.csv", "attention.csv"}  # fmt: skip
 PARQUET = ".parquet"
 COMPRESSION: Final = "zstd"
 #: As many rows of CSV are made at a time.

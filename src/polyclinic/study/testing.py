@@ -20,7 +20,7 @@ from polyclinic.running.progress import Progress, Row
 from polyclinic.running.sums import ask_sum, lengths
 from polyclinic.shapes import Shaped
 from polyclinic.site.messages import Predict, Test
-from polyclinic.statistics.rows import opened, prediction_rows
+from polyclinic.statistics.rows import attention_rows, opened, prediction_rows
 from polyclinic.study.declaration import Declaration
 from polyclinic.study.job import Fold, Job, Outcome
 from polyclinic.study.method_entries import StudyMethod
@@ -175,6 +175,8 @@ class Tester:
             groups = reply.fields.get("groups", {})
             rows = prediction_rows(self.task, *names, sent, asked.threshold, about, trial.trained_on, groups)
             outcome.predictions.append(rows)
+            if "attention" in reply.tensors:
+                outcome.attention.append(attention_rows(*names, reply.tensors, about, trial.trained_on))
 
     def _test_at_sites(
         self, label: str, training: str, trial: Trial, asked: Predict, ask: Ask, outcome: Outcome

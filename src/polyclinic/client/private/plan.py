@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from polyclinic.client.private.layers import trained_layers
 from polyclinic.client.private.rows import Places, Rows
 from polyclinic.client.private.ways import Way, add_gradient, by_layers, by_vmap, without_dropout
+from polyclinic.models import pools_bags
 from polyclinic.randomness import own_randomness
 from polyclinic.seeds import generator
 from polyclinic.state import FlatModule, Selection
@@ -88,6 +89,8 @@ def _choose(model: FlatModule, shape: tuple[int, ...], trained: Selection | None
         return PrivatePlan(way, max(together, 1), frozenset(outer) if way == "layers" else frozenset())
     if together < 2:
         return PrivatePlan("patients", 1, frozenset())
+    if pools_bags(model.module):  # which the trial below, with bags of one instance, would not show
+        return PrivatePlan("patients", together, frozenset())
     tensors = dict(model.module.named_parameters())
     entries = Places.of(model, trained, outer).entries
     if trained_layers(model.module, {tensors[entry.name] for entry in entries}) is not None:

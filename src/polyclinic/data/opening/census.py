@@ -104,15 +104,16 @@ def take_census(
             withheld[column] = rare
         return kept
 
+    cases = rows.cases()
     found_labels: dict[str, object] = {}
     if target == "times":
-        cells = rows.cells[str(spec.event)]
+        cells = cases.cells[str(spec.event)]
         found_labels = _events(cells, spec)
         if "labels" in found_labels:
             found_labels["labels"] = named(str(spec.event), found_labels["labels"])  # type: ignore[arg-type]
     elif target != "masks" and spec.label is not None:
-        found_labels = _labels(rows.cells[spec.label][rows.labelled], spec, target)
-        if rows.labelled.sum() < floor:  # the number of a few patients
+        found_labels = _labels(cases.cells[spec.label][cases.labelled], spec, target)
+        if cases.labelled.sum() < floor:  # the number of a few patients
             found_labels.pop("one_number", None)
         if "labels" in found_labels:
             found_labels["labels"] = named(spec.label, found_labels["labels"])  # type: ignore[arg-type]
@@ -128,10 +129,10 @@ def take_census(
         if not kind.numbers and not kind.advice:
             groups[column] = named(column, _spellings(rows, column))
     return Census(
-        found=found, usable=len(rows), labelled=int(rows.labelled.sum()), features=rows.chosen,
+        found=found, usable=len(cases), labelled=int(cases.labelled.sum()), features=rows.chosen,
         counters=rows.left_out, groups=groups, covariates=covariates, withheld=withheld, volumes=volumes,
         subgroups={
-            one.column: take_grouping(one, rows.cells[one.column], rows.origin["subject"], floor) for one in subgroups
+            one.column: take_grouping(one, cases.cells[one.column], cases.origin["subject"], floor) for one in subgroups
         },
         **found_labels,
     )  # fmt: skip
@@ -172,6 +173,7 @@ def _events(cells: pd.Series[str], spec: DataSpec) -> dict[str, object]:
 
 
 def _spellings(rows: Rows, column: str) -> dict[str, int]:
+    rows = rows.cases(column)
     counts = rows.cells[column][rows.labelled].value_counts(sort=False)
     other = rows.cells[column][~rows.labelled].dropna().unique()
     found = {str(text): int(count) for text, count in counts.items()}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import pandas as pd
@@ -106,6 +106,10 @@ class Opened:
     sites: dict[str, SiteData]
     cohort: Cohort
     left_out: dict[str, Counts] = field(default_factory=dict)
+
+    def by_instance(self) -> Opened:
+        """The same with each instance of a bag as a case of its own."""
+        return replace(self, sites={site: data.by_instance() for site, data in self.sites.items()})
 
     @property
     def features(self) -> list[str]:

@@ -11,6 +11,7 @@ from typing import Any
 import pandas as pd
 from torch import Tensor
 
+from polyclinic.data.bags import Bags
 from polyclinic.data.cases import Counts, SiteData, reasons_text
 from polyclinic.data.check import class_counts, copies, foreground_shares
 from polyclinic.data.quality.times import round_time, usual_time
@@ -31,6 +32,8 @@ class SiteFacts(Body):
         found, used, unlabelled: cases.
         rejected: reason -> cases. Reasons name columns and kinds of failure, never a patient or a path.
         patients: among the cases used.
+        instances: of the cases used, where these are bags; None where they are none. Of ``instances_found`` the others
+            are ``instances_rejected`` by reason, or in bags that are rejected.
         labelled: cases used that have a label or mask.
         classes: labelled cases of each class; empty where targets are not classes.
         numbers: mean and deviation of the numbers to be predicted; None for other targets.
@@ -58,6 +61,9 @@ class SiteFacts(Body):
     unlabelled: Count = 0
     rejected: dict[Sentence, Count] = {}
     patients: Count = 0
+    instances: Count | None = None
+    instances_found: Count = 0
+    instances_rejected: dict[Sentence, Count] = {}
     labelled: Count = 0
     classes: list[Count] = []
     numbers: tuple[Number, Number] | None = None
@@ -81,7 +87,7 @@ class SiteFacts(Body):
     @classmethod
     def nothing(cls, counts: Counts) -> SiteFacts:
         """Of a site none of whose cases can be used."""
-        return cls(found=counts.found, rejected=dict(counts.rejected))
+        return cls(found=counts.found, rejected=dict(counts.rejected), **_of_instances(counts, 0))
 
     @classmethod
     def of(
@@ -109,10 +115,13 @@ class SiteFacts(Body):
         if usual:
             found["usual_time"] = usual_time(known)
         if data.inputs.ndim == 2:
+            rows = data.by_instance()
             if usual:
-                for name, values in zip(("medians", "deviations"), usual_values(data), strict=True):
+                for name, values in zip(("medians", "deviations"), usual_values(rows), strict=True):
                     found[name] = [None if math.isnan(value) else value for value in values.tolist()]
-            found["missing"] = 100.0 * data.table.isnan().double().mean().item()
+            found["missing"] = 100.0 * rows.table.isnan().double().mean().item()
+        if isinstance(data.inputs, Bags):
+            found |= _of_instances(counts, len(data.inputs.instances))
         if isinstance(data.inputs, Volumes):
             facts = [VolumeFacts(**record["facts"]) for record in data.inputs.about]
             found["images"] = facts_row(facts)
@@ -126,11 +135,20 @@ class SiteFacts(Body):
         )  # fmt: skip
 
 
+def _of_instances(counts: Counts, used: int) -> dict[str, Any]:
+    """What became of the instances; nothing where cases are no bags."""
+    one = counts.instances
+    return {} if one is None else {
+        "instances": used, "instances_found": one.found, "instances_rejected": dict(one.rejected)
+    }  # fmt: skip
+
+
 def facts_frame(facts: Mapping[str, SiteFacts], classes: Sequence[str]) -> pd.DataFrame:
     """A row for each site, for ``polyclinic check`` and the report.
 
     Columns: ``site``; ``found``, ``used`` and ``rejected`` cases with ``reasons`` (text); ``unlabelled``, how many of
-    those used have no label or mask, if there are any at some site; ``patients`` among the used cases; a column
+    those used have no label or mask, if there are any at some site; ``patients`` among the used cases; where cases are
+    bags their ``instances``; a column
     ``class: NAME`` with the number of cases of each class, ``foreground`` with the mean share of foreground pixels (0
     to 1) for segmentation, or ``label mean`` and ``label deviation`` for regression; ``missing`` (percent of all
     feature values); ``duplicates`` (cases whose inputs repeat those of an earlier case of the site); for volumes what
@@ -147,6 +165,7 @@ def facts_frame(facts: Mapping[str, SiteFacts], classes: Sequence[str]) -> pd.Da
             "rejected": sum(one.rejected.values()),
             "reasons": reasons_text(Counter(one.rejected)),
             "patients": one.patients,
+            **({} if one.instances is None else {"instances": one.instances}),
         }
         if one.foreground is not None:
             row["foreground"] = one.foreground
@@ -164,9 +183,13 @@ def _fingerprint(data: SiteData) -> str:
     add_texts(digest, data.site, *data.subjects, *data.cases, *(data.parts or []))
     others: list[Tensor] = [] if data.covariates is None else [data.covariates]
     for pixels in (data.inputs, data.targets, *others):
-        add_texts(digest, str(pixels.dtype), str(tuple(pixels.shape)))
+        kind = pixels.instances.dtype if isinstance(pixels, Bags) else pixels.dtype
+        add_texts(digest, str(kind), str(tuple(pixels.shape)))
         if isinstance(pixels, Volumes):
             add_texts(digest, *(record["key"] for record in pixels.about))
+        elif isinstance(pixels, Bags):
+            add_texts(digest, *map(str, pixels.counts.tolist()))
+            digest.update(pixels.instances.numpy().data)
         else:
             digest.update(pixels.numpy().data)
     return digest.hexdigest()

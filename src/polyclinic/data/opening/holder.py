@@ -15,7 +15,9 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 import torch
+from torch import Tensor
 
+from polyclinic.data.bags import Bags
 from polyclinic.data.cases import NO_CLASS, Counts, SiteData, reasons_text
 from polyclinic.data.check import quality_notes
 from polyclinic.data.image_notes import volume_notes
@@ -24,7 +26,7 @@ from polyclinic.data.opening.agreement import Agreement, agree
 from polyclinic.data.opening.census import Census, take_census
 from polyclinic.data.opening.facts import SiteFacts
 from polyclinic.data.opening.images import Pixels, image_files, read_images
-from polyclinic.data.opening.subgroups import Subgroup, assign_groups
+from polyclinic.data.opening.subgroups import Subgroup, assign_groups, common_groups
 from polyclinic.data.originals import Original
 from polyclinic.data.partition import partition_rows, site_names
 from polyclinic.data.quality.classes import label_notes
@@ -35,6 +37,7 @@ from polyclinic.data.quality.tables import image_notes, table_notes
 from polyclinic.data.quality.times import time_notes
 from polyclinic.data.quality.words import some
 from polyclinic.data.spec import DataSpec, Target
+from polyclinic.data.tables.bags import bag_numbers
 from polyclinic.data.tables.features import Codes, encode_covariates, encode_features
 from polyclinic.data.tables.labels import encode_labels, encode_numbers
 from polyclinic.data.tables.rows import (
@@ -133,7 +136,8 @@ class Holder:
         here = (self._rows.origin["site"] == site).to_numpy()
         mine = self._rows.where(here & self._rows.usable)
         volumes = self._fingerprint(mine) if plan and len(mine) else None
-        return take_census(mine, int(here.sum()), self.spec, self.target, floor, volumes, self.subgroups)
+        found = len(self._rows.where(here).cases())
+        return take_census(mine, found, self.spec, self.target, floor, volumes, self.subgroups)
 
     def patients(self, site: str) -> int:
         """How many patients a site has among its rows that can be used; without names of patients each case is one."""
@@ -225,7 +229,7 @@ class Holder:
         """What a person should know of the cases of all sites that were opened, which are compared with each other."""
         if self._agreement is None:
             raise ValueError("nothing was opened")
-        sites = {site: data for site, (data, _) in self._found.items() if data is not None}
+        sites = {site: data.by_instance() for site, (data, _) in self._found.items() if data is not None}
         spec, used, classes = self.spec, self._used, self._agreement.classes
         notes = [*self._dealt, *self._noted, *self._row_notes(classes), *self._grouped]
         notes += [note for _, (_, found) in self._found.items() for note in found]
@@ -244,10 +248,13 @@ class Holder:
         """Notes on patients and labels of the rows that can be used, by the sites that the tables name."""
         named, spec = self.spec.subject is not None, self.spec
         origin = self._used.origin.assign(site=self._origin_used)
-        notes = patient_notes(origin, named=named)
+        first = np.ones(len(origin), dtype=np.bool_)
+        if spec.bags is not None:  # rows of a bag are no cases
+            first = ~origin.duplicated(["site", "bag"]).to_numpy()
+        notes = patient_notes(origin[first].reset_index(drop=True), named=named)
         if self.target != "labels" or spec.label is None:
             return notes
-        known = self._used.labelled
+        known = self._used.labelled & first
         found = self._targets[known].astype(np.int64)
         notes += torn_notes(origin[known].reset_index(drop=True), found, named=named)
         cells = self._used.cells[spec.label][known].reset_index(drop=True)
@@ -262,6 +269,7 @@ class Holder:
         reject_strangers(rows, agreement.spellings)
         kept = rows.usable & rows.origin["site"].notna().to_numpy()
         self._used, self._origin_used = rows.where(kept), self._origin[kept].reset_index(drop=True)
+        self._kept = np.flatnonzero(kept)
         codes: Codes = (agreement.values, agreement.spellings)
         self._matrix, self._features = np.empty(0, dtype=np.float32), agreement.features_encoded(self.spec)
         combat = self.spec.harmonisation.combat
@@ -274,7 +282,11 @@ class Holder:
         self._groups, self._grouped = dict[str, npt.NDArray[np.object_]](), list[Note]()
         for one in self.subgroups:
             texts, spellings = self._used.cells[one.column], agreement.subgroups.get(one.column, {})
-            self._groups[one.column], notes = assign_groups(one, texts, spellings)
+            groups, notes = assign_groups(one, texts, spellings)
+            if self.spec.bags is not None:
+                groups, torn = common_groups(one.column, groups, bag_numbers(self._used.origin))
+                notes = [*notes, *torn]
+            self._groups[one.column] = groups
             self._grouped += notes
         self._tick = self._ticker("opened", len(self._used))
 
@@ -320,6 +332,8 @@ class Holder:
         self._counts[site] = counts
         here = np.flatnonzero(used.origin["site"] == site)
         here = here[np.argsort(~used.labelled[here], kind="stable")]
+        if self.spec.bags is not None:
+            here = here[np.argsort(self._bags(here), kind="stable")]
         pixels: Pixels | None = None
         masks: Pixels | None = None
         facts: list[MaskFacts] | None = None
@@ -333,20 +347,26 @@ class Holder:
             pixels, masks, failures, facts, depth, notes, originals = read_images(
                 site, rows, self._prepared, self.folder, self.target, self._tick
             )
-            for place, reason in failures.items():
-                counts.reject(str(rows.origin["case"].iloc[place]), reason)
+            unread = {int(self._kept[here[place]]): reason for place, reason in failures.items()}
+            self._counts[site] = counts = self._rows.counts(site, unread)
             here = here[np.setdiff1d(np.arange(len(here)), list(failures))]
+        inputs: Tensor | Volumes | Bags | None = pixels
+        if self.spec.bags is not None and isinstance(pixels, Tensor):
+            numbers = self._bags(here)
+            inputs = Bags.of(pixels, np.bincount(numbers).tolist())
+            here = here[np.unique(numbers, return_index=True)[1]]  # of each bag the first row
         known = used.labelled[here]
-        if pixels is None or not known.any():
-            for case in used.origin["case"].iloc[here]:
+        name = "case" if self.spec.bags is None else "bag"
+        if inputs is None or not known.any():
+            for case in used.origin[name].iloc[here]:
                 counts.reject(str(case), missing_target(self.spec, self.target))
             return None, notes
         counts.unlabelled = int(len(here) - known.sum())
         targets = torch.from_numpy(self._targets[here]) if masks is None else masks
-        subjects, cases, parts = (used.origin[column].iloc[here].tolist() for column in ("subject", "case", "part"))
+        subjects, cases, parts = (used.origin[column].iloc[here].tolist() for column in ("subject", name, "part"))
         own = None if self._covariates is None else torch.from_numpy(self._covariates[here])
         fixed = parts if self.split is not None else None
-        data = SiteData(site, pixels, targets, subjects, cases, fixed, counts, _spacings(pixels), own, depth=depth)
+        data = SiteData(site, inputs, targets, subjects, cases, fixed, counts, _spacings(inputs), own, depth=depth)
         data.originals = originals
         if facts is not None:
             data.mask_facts = [*facts, *[MaskFacts()] * counts.unlabelled]
@@ -355,6 +375,10 @@ class Holder:
         if self._groups:
             data.groups = {name: own[here].tolist() for name, own in self._groups.items()}
         return data, notes
+
+    def _bags(self, here: npt.NDArray[np.intp]) -> npt.NDArray[np.intp]:
+        """Number of the bag of each of these rows of a site ``[n]``, in the order in which bags appear."""
+        return pd.factorize(self._used.origin["bag"].iloc[here])[0]
 
     def _ticker(self, kind: str, total: int) -> Callable[[], None]:
         """Counts images; one count for all sites."""
@@ -369,6 +393,6 @@ class Holder:
         return tick
 
 
-def _spacings(pixels: Pixels) -> list[tuple[float, ...]] | None:
+def _spacings(pixels: Pixels | Bags) -> list[tuple[float, ...]] | None:
     """Voxel sizes of each volume, in mm: images may keep their own."""
     return [tuple(record["grid_spacing"]) for record in pixels.about] if isinstance(pixels, Volumes) else None

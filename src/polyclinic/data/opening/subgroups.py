@@ -146,6 +146,24 @@ def assign_groups(
     return _by_value(one, texts, spellings) if one.edges is None else _by_interval(one, texts)
 
 
+def common_groups(
+    column: str, groups: NDArray[np.object_], bags: NDArray[np.intp]
+) -> tuple[NDArray[np.object_], list[Note]]:
+    """The group of each row as that of its bag, and a note that counts bags whose rows have several.
+
+    Args:
+        column: of the subgroup.
+        groups: of the rows, object ``[N]``.
+        bags: number of the bag of each row ``[N]``.
+    """
+    kinds = pd.Series(groups).groupby(bags).transform("nunique").to_numpy()
+    torn = len(np.unique(bags[kinds > 1]))
+    if not torn:
+        return groups, []
+    text = f"Subgroup {column!r}: {torn} of {len(np.unique(bags))} bags have rows of several groups. They count as "
+    return np.where(kinds > 1, NOT_KNOWN, groups), [Note("N240", f"{text}{NOT_KNOWN!r}.")]
+
+
 def _by_value(
     one: Subgroup, texts: pd.Series[str], spellings: Mapping[str, str]
 ) -> tuple[NDArray[np.object_], list[Note]]:

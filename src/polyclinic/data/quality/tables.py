@@ -39,7 +39,7 @@ def table_notes(
 
 def image_notes(sites: dict[str, SiteData]) -> list[Note]:
     """Notes on images that stand with different labels."""
-    return copied_images(sites, {site: _digests(data.inputs) for site, data in sites.items()})
+    return copied_images(sites, {site: _digests(data.plain) for site, data in sites.items()})
 
 
 def _digests(inputs: Tensor | Volumes) -> list[bytes]:

@@ -14,6 +14,7 @@ from polyclinic.data.cases import Counts
 from polyclinic.data.quality.counters import LEFT_OUT, counter_notes, find_counters
 from polyclinic.data.quality.named import patient_column_notes, unmatched_notes
 from polyclinic.data.spec import DataSpec, Target
+from polyclinic.data.tables.bags import bag_counts, fill_labels, name_bags, spread_bags, torn_bags
 from polyclinic.data.tables.codes import equals
 from polyclinic.data.tables.features import choose_features
 from polyclinic.data.tables.labels import label_reasons, number_reasons
@@ -47,7 +48,7 @@ class Rows:
     Attributes:
         cells: texts of the columns that the study uses, NaN where missing.
         origin: aligned with ``cells``: ``site`` (NaN where the row names none), ``folder`` of the table, ``case``,
-            ``subject`` and ``part`` (None without a split column).
+            ``subject`` and ``part`` (None without a split column); where rows are put together to bags ``bag``.
         reasons: object ``[N]``: why a row can't be used, "" while it can. A row's first reason stays.
         labelled: bool ``[N]``: whether a row has a label or mask; all rows do, unless the study uses the others, too.
         chosen: the columns of ``cells`` that are features.
@@ -93,14 +94,30 @@ class Rows:
         """Mark rows with a missing cell in ``column``."""
         self.reject(self.cells[column].isna().to_numpy(), f"{column} is missing")
 
-    def counts(self, site: str) -> Counts:
-        """Found, used and rejected rows of a site."""
+    def counts(self, site: str, unread: Mapping[int, str] | None = None) -> Counts:
+        """Found, used and rejected cases of a site; where cases are bags, also of their instances.
+
+        Args:
+            site: its name.
+            unread: position of rows whose images can't be read -> the reason.
+        """
         here = (self.origin["site"] == site).to_numpy()
+        reasons = self.reasons.copy()
+        for place, reason in (unread or {}).items():
+            reasons[place] = reason
         counts = Counts(found=int(here.sum()), used=int(here.sum()))
-        for case, reason in zip(self.origin["case"][here], self.reasons[here], strict=True):
+        for case, reason in zip(self.origin["case"][here], reasons[here], strict=True):
             if reason:
                 counts.reject(str(case), str(reason))
-        return counts
+        return counts if "bag" not in self.origin else bag_counts(self.origin[here], reasons[here], counts)
+
+    def cases(self, column: str | None = None) -> Rows:
+        """A row for each case: of a bag the first row; with a ``column`` the first with each of its values."""
+        if "bag" not in self.origin:
+            return self
+        keys = self.origin[["site", "bag"]]
+        keys = keys if column is None else keys.assign(value=self.cells[column])
+        return self.where(~keys.duplicated().to_numpy())
 
 
 def read_rows(
@@ -191,8 +208,11 @@ def reject_rows(rows: Rows, spec: DataSpec, target: Target, split: str | None) -
         origin["case"] = cells[spec.image_columns[0]]
     if spec.partition is not None and spec.tables is not None:  # row 1 of one table is not row 1 of another
         origin["case"] = origin["site"] + ", " + origin["case"]
+    bags = spec.bags
+    if bags is not None and bags.column is not None:
+        rows.reject_missing(bags.column)
     if spec.subject is None:
-        origin["subject"] = origin["case"]
+        origin["subject"] = origin["case"] if bags is None else name_bags(cells, origin, spec)
     else:
         rows.reject_missing(spec.subject)
         origin["subject"], whole = _subjects(cells[spec.subject], spec.subject_pattern)
@@ -200,6 +220,9 @@ def reject_rows(rows: Rows, spec: DataSpec, target: Target, split: str | None) -
             of_rows = f"{whole} of {len(rows)} {spec.subject!r} cells"
             text = f"`subject_pattern` does not fit {of_rows}: there the whole cell names the patient."
             notes.append(Note("N207", text))
+    if bags is not None:
+        origin["bag"] = name_bags(cells, origin, spec)
+        fill_labels(cells, origin, spec)
     column = target_column(spec, target)
     if spec.unlabelled == "use":
         rows.labelled = cells[column].notna().to_numpy()
@@ -234,7 +257,10 @@ def reject_rows(rows: Rows, spec: DataSpec, target: Target, split: str | None) -
         rows.reject(unlisted, f"{column} is not one of its categories")
     for column in rows.chosen if spec.imputation == "drop" else []:
         rows.reject_missing(column)
-    return notes
+    for reason, torn, note in torn_bags(cells, origin, spec) if bags is not None else ():
+        rows.reject(torn, reason)
+        notes.append(note)
+    return [*notes, *spread_bags(origin, rows.usable, spec)]
 
 
 def reject_alone(rows: Rows, spec: DataSpec, target: Target) -> None:
@@ -286,6 +312,7 @@ def _needed_columns(spec: DataSpec, split: str | None, subgroups: Sequence[str] 
         "site": spec.site,
         "subject": spec.subject,
         "label": spec.label,
+        "bag": spec.bags.column if spec.bags else None,
         "time": spec.time,
         "event": spec.event,
         "divide_by": spec.divide_by,

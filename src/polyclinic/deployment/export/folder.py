@@ -60,6 +60,11 @@ def check_whole(description: Description) -> None:
             "exported file does.",
             "Predict with `polyclinic predict`, which does it, or export a model of a method without this part.",
         )  # fmt: skip
+    if description.data.bags is not None:
+        raise ModelError(
+            "P704", "A case of this model is a bag of any number of instances, and an exported file takes one input a "
+            "case.", "Use the model with `polyclinic predict`.",
+        )  # fmt: skip
     if description.homes:
         sites = ", ".join(list(description.homes)[:3]) + (", ..." if len(description.homes) > 3 else "")
         raise ModelError(

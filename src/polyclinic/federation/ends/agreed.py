@@ -104,9 +104,9 @@ class Agreed:
         spec = self.agreement.prepared(self.declaration.data)
         features, covariates = self.agreement.features_encoded(spec), self.agreement.covariates_encoded(spec)
         steps = name_steps(spec, features, covariates)
-        found = (asked.steps, asked.augmentation, asked.classes, asked.patch, asked.hides)
-        hides = self.declaration.privacy.summaries is not None
-        return _text(found) == _text((steps, spec.augmentation, len(self.agreement.classes), spec.box, hides))
+        found = (asked.steps, asked.augmentation, asked.classes, asked.patch, asked.hides, asked.most)
+        hides, most = self.declaration.privacy.summaries is not None, spec.bags.most if spec.bags else None
+        return _text(found) == _text((steps, spec.augmentation, len(self.agreement.classes), spec.box, hides, most))
 
     def _splits(self, asked: Prepare) -> bool:
         """With splits of other kinds groups of patients could be told from each other, down to single ones."""

@@ -9,6 +9,7 @@ from polyclinic.errors import FederationError
 from polyclinic.federation.site_file import Policy
 from polyclinic.files import write_atomic
 from polyclinic.methods import PLAIN_PARTS
+from polyclinic.models import networks_in
 from polyclinic.parts import build_part
 from polyclinic.study.declaration import Declaration
 from polyclinic.study.given.plugins import canonical_package, used_plugins
@@ -42,7 +43,7 @@ def refusals(policy: Policy, declaration: Declaration, researcher: str) -> Itera
     asked = {
         "task": ([declaration.task], policy.tasks),
         "method": ([method.name for method in declaration.study_methods], policy.methods),
-        "model": ([declaration.model_part[0]], policy.models),
+        "model": (networks_in(*declaration.model_part), policy.models),
         "metric": (list(declaration.metrics), policy.metrics),
         "part": (list(_parts(declaration)), policy.parts),
     }

@@ -84,6 +84,10 @@ def _what(description: Description) -> str:
 
 
 def _inputs(description: Description) -> Iterable[str | list[list[str]]]:
+    bags = description.data.bags
+    if bags is not None:
+        named = f"column {bags.column}" if bags.column else "patient"
+        yield f"A case is a bag: all rows of the table with the same {named}, any number of them."
     if description.is_table:
         yield f"{len(description.agreement.features)} columns of a table, by their names, in the units of the study:"
         rows = [["Column", "Values"]]

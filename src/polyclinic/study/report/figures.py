@@ -335,6 +335,31 @@ def convergence(
     return panels
 
 
+def attention(method: str, bags: Mapping[str, Numbers]) -> Panel:
+    """How much of the attention the instances have that count most, of some bags.
+
+    Args:
+        method: title of the panel.
+        bags: words for each bag, and the weights of its instances, the largest first ``[M]``.
+    """
+    words = []
+    with plot(3.0, 2.2, 0.48) as (figure, axes):
+        axes.plot([0, 1], [0, 1], color=GREY, linewidth=0.9, linestyle=(0, (3, 2)))
+        for (label, weights), colour, style in zip(
+            bags.items(), (GREY, ORANGE, BLUE), ((0, (1, 1.5)), (0, (4, 1.5)), "-"), strict=False
+        ):
+            shares = np.arange(len(weights) + 1) / len(weights)
+            drawn = np.concatenate([[0.0], np.cumsum(weights)])
+            axes.plot(shares, drawn, color=colour, linestyle=style, label=f"{label} ({len(weights)})")
+            words.append(f"in {label} the first of {len(weights)} instances has {100 * weights[0]:.0f} %")
+        axes.set(xlim=(0, 1), ylim=(0, 1.02), xlabel="Instances, those that count most first")
+        axes.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+        axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+        axes.grid()
+        axes.legend(loc="lower right", frameon=False, fontsize=FONT_SIZE - 1)
+        return as_panel(figure, method, "attention", f"Share of the attention: {'; '.join(words)}.")
+
+
 #: Colours of reference and prediction where there is one structure.
 REFERENCE, PREDICTION = "#56D3FF", "#FFB000"
 _DASHED = (0, (2.5, 1.5))

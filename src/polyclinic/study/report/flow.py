@@ -36,6 +36,7 @@ class SiteFlow:
         site: its name.
         found, used, unlabelled: cases; those without a label are among those used.
         hidden: training cases of each fold whose labels are hidden.
+        instances: of the cases used, where these are bags; else 0.
         patients: among the cases used; NaN where it is not known.
         rejected: reason and number of cases, the most frequent first.
         parts: stage -> what is in it; empty for a site that is left out.
@@ -49,6 +50,7 @@ class SiteFlow:
     rejected: list[tuple[str, int]]
     parts: dict[str, Part]
     hidden: list[float]
+    instances: int = 0
 
 
 @dataclass(frozen=True)
@@ -98,7 +100,8 @@ def flow_section(folder: Folder) -> FlowSection | None:
         found=f"{_cases(total.found)} at {_sites(len(sites))}",
         rejected=[(reason, count_text(count)) for reason, count in total.rejected],
         used=f"{_cases(total.used)}{_of_patients(total.patients) if named else ''} at "
-        f"{_sites(sum(one.used > 0 for one in sites))}",
+        f"{_sites(sum(one.used > 0 for one in sites))}"
+        f"{f', {count_text(total.instances)} instances' if total.instances else ''}",
         unlabelled=count_text(total.unlabelled) if total.unlabelled else "",
         parts=[(PARTS[stage], *_lines(part, named=named)) for stage, part in total.parts.items()],
         folds=folds,
@@ -149,6 +152,7 @@ def together(sites: Sequence[SiteFlow]) -> SiteFlow:
         sum(one.unlabelled for one in sites), float(np.sum([one.patients for one in sites])),
         sorted(reasons.items(), key=lambda item: (-item[1], item[0])), parts,
         _added([one.hidden for one in sites if one.hidden]),
+        sum(one.instances for one in sites),
     )  # fmt: skip
 
 
@@ -162,7 +166,7 @@ def _of_site(site: str, rows: pd.DataFrame) -> SiteFlow:
     return SiteFlow(
         site, count("found"), count("used"), count("unlabelled"), float(used["patients"].sum(min_count=1)),
         [(str(reason), int(cases)) for reason, cases in zip(rejected["what"], rejected["cases"], strict=True)], parts,
-        rows.loc[rows["stage"] == "hidden", "cases"].astype(float).to_list(),
+        rows.loc[rows["stage"] == "hidden", "cases"].astype(float).to_list(), count("instances"),
     )  # fmt: skip
 
 
@@ -216,7 +220,8 @@ def _rejected(one: SiteFlow) -> str:
 def _used(one: SiteFlow, *, named: bool) -> str:
     patients = f" ({count_text(one.patients)})" if named and np.isfinite(one.patients) else ""
     without = f", {count_text(one.unlabelled)} without a label" if one.unlabelled else ""
-    return f"{count_text(one.used)}{patients}{without}"
+    inside = f", of {count_text(one.instances)} instances" if one.instances else ""
+    return f"{count_text(one.used)}{patients}{inside}{without}"
 
 
 def _parts(one: SiteFlow, *, named: bool) -> list[str]:

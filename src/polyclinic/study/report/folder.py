@@ -76,6 +76,7 @@ COLUMNS = {
     "survival.csv": SURVIVAL,
     "log_rank.csv": LOG_RANK,
     "harmonisation.csv": DESCRIBED,
+    "attention.csv": ["method", RUN, "instance", "weight"],
     "backdoor.csv": ["method", RUN, "seed", "fold", "trained_on", "tested_on", "cases", "opened"],
     "search.csv": [*BEFORE, *AFTER],
     "sites.csv": ["site", "found", "used", "rejected"],
@@ -186,6 +187,7 @@ class Folder:
         self.flow = self._table("flow.csv")
         self.subgroups, self.characteristics = self._table("subgroups.csv"), self._table("characteristics.csv")
         self.harmonisation = self._table("harmonisation.csv")
+        self.attention = self._table("attention.csv")
         self.costs_of_unseen = self._table("unseen.csv")
         self.comparisons, self.site_comparisons = self._table("comparisons.csv"), self._table("site_comparisons.csv")
         self.calibration, self.decisions = self._table("calibration.csv"), self._table("decisions.csv")

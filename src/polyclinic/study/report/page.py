@@ -24,6 +24,7 @@ from polyclinic.study.kinds import PLAIN, RUN, UNSEEN, titled
 from polyclinic.study.report import figures, tables
 from polyclinic.study.report.answer import ALPHA, answer, headline, rewarded
 from polyclinic.study.report.attack import attacked
+from polyclinic.study.report.attention import attended
 from polyclinic.study.report.checklists import CHECKLISTS
 from polyclinic.study.report.checklists.writing import filled
 from polyclinic.study.report.exchange import exchanged
@@ -60,6 +61,7 @@ SECTIONS = {
     "scatter": "Predicted against true",
     "confusion": "Which classes are mixed up",
     "overlays": "Segmentations",
+    "attention": "Which instances count",
     "search": "Search for hyper-parameters",
     "convergence": "Training over the rounds",
     "costs": "Time and traffic",
@@ -516,6 +518,7 @@ CONTENT: dict[str, Callable[[Folder], Any]] = {
     "scatter": _scatter,
     "confusion": _confusion,
     "overlays": _overlays,
+    "attention": attended,
     "search": searched,
     "convergence": _convergence,
     "costs": tables.costs,

@@ -36,7 +36,7 @@ def measures(data: SiteData, classes: int) -> dict[tuple[str, str], Numbers]:
         found["darkest as read", "brightest as read"] = high
         found["least contrast as read", "most contrast as read"] = (high - low) / np.maximum(abs(middle), 1e-9)
     else:
-        bright, spread = _brightness(data.inputs)
+        bright, spread = _brightness(torch.as_tensor(data.plain))
         found["darkest", "brightest"] = bright
         found["least contrast", "most contrast"] = spread
     if data.labels is None:

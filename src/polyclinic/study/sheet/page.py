@@ -126,12 +126,13 @@ def _content(study: CheckedStudy, opened: Opened, sites: pd.DataFrame, notes: Se
     sources = Sources.read(study)
     spec, machinery = study.declaration.data, machine()
     content: dict[str, Any] = dict.fromkeys(SECTIONS)
+    shown = opened.by_instance()
     if spec.image is None:
-        content["features"] = values.feature_panels(opened)
+        content["features"] = values.feature_panels(shown)
     else:
-        found = {site: values.image_values(data) for site, data in opened.sites.items()}
-        content["intensity"] = values.intensity_panels(opened, found)
-        content["pictures"] = montage(opened, values.windows(found))
+        found = {site: values.image_values(data) for site, data in shown.sites.items()}
+        content["intensity"] = values.intensity_panels(shown, found)
+        content["pictures"] = montage(shown, values.windows(found))
     masked = study.declaration.target == "masks"
     colours = [(name, structure_colour(index)) for index, name in enumerate(opened.classes[1:])] if masked else []
     return content | {
@@ -147,9 +148,9 @@ def _content(study: CheckedStudy, opened: Opened, sites: pd.DataFrame, notes: Se
         "structures": tables.structures(opened),
         "labels": values.number_panel(opened, str(spec.label)),
         "numbers": tables.numbers(opened),
-        "all_features": None if spec.image else tables.features(opened),
-        "far": None if spec.image else tables.far_values(opened),
-        "read": tables.as_read(study, opened, sites, sources),
+        "all_features": None if spec.image else tables.features(shown),
+        "far": None if spec.image else tables.far_values(shown),
+        "read": tables.as_read(study, shown, sites, sources),
         "preparation": _preparation(study),
         "plan": "" if study.plan is None else study.plan.reason,
         "made": tables.facts(study, opened, sources, f"{now()[:16].replace('T', ' ')} UTC"),
