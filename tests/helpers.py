@@ -71,6 +71,18 @@ def survival_site(name: str, cases: int, *, features: int = 5, part: str | None 
     return site_of(name, torch.from_numpy(inputs).float(), torch.from_numpy(targets).float(), part)
 
 
+def finding_site(
+    name: str, cases: int, has: Sequence[int] = (0, 1), *, features: int = 4, part: str | None = "train"
+) -> SiteData:
+    """A table site with labels of some of two findings, each of which follows half of the features."""
+    rng = np.random.default_rng(sum(map(ord, name)) + cases)
+    inputs = rng.normal(size=(cases, features))
+    half = features // 2
+    known = [inputs[:, :half].sum(axis=1) > 0, inputs[:, half:].sum(axis=1) > 0]
+    targets = np.stack([own + 2 * place if place in has else np.full(cases, -1) for place, own in enumerate(known)], 1)
+    return site_of(name, torch.from_numpy(inputs).float(), torch.from_numpy(targets), part)
+
+
 def image_site(
     name: str, cases: int, *, channels: int = 1, size: int = 8, masks: bool = False, part: str | None = "train"
 ) -> SiteData:
@@ -187,7 +199,7 @@ class Federation:
         self.data, self.classes = data, classes
         self.shape = tuple(next(iter(data.values())).inputs.shape[1:])
         loss, grid = self.declaration.loss_of(self.declaration.training), self.declaration.grid
-        self.outputs = build_task(task, classes, loss, grid=grid).outputs
+        self.outputs = build_task(task, classes, loss, grid=grid, heads=self.declaration.heads).outputs
         self.engine = engine or LocalEngine(data, **options)
         self.local = self.engine if isinstance(self.engine, LocalEngine) else LocalEngine(data)
         self.preparation = {
@@ -294,6 +306,8 @@ def declare(**entries: Any) -> Declaration:
     data |= {"image": "image", "mask": "mask", "size": [8, 8]} if images else {"features": "x*"}
     if entries.get("task") == "survival":
         data |= {"time": "time", "event": "event", "time_unit": "days"}
+    elif entries.get("task") == "multi_label":
+        data["findings"] = ["tb", "edema"]
     elif not images:
         data["label"] = "label"
     return Declaration.check({"data": data, "model": "logistic", **entries})

@@ -15,6 +15,7 @@ from helpers import (
     bag_site,
     catalogued,
     exchange,
+    finding_site,
     flat,
     image_site,
     plain_module,
@@ -279,24 +280,29 @@ OTHERWISE = {"single", "cross", "ensemble", "mix", "cyclic", "incremental", "fed
              "fedharmony"}  # fmt: skip
 #: Methods for images alone.
 FOR_IMAGES = {"harmofl", "elcfs", "style_transfer"}
+#: Methods for several labels.
+FOR_FINDINGS = {"multi_task"}
 
 
 @pytest.mark.parametrize("method", sorted(METHODS))
 def test_equal_sites_give_what_each_of_them_gives(method):
     """Methods that put updates together leave identical sites alone; the others at least run."""
     site, model = table_site("Aachen", 16), {"mlp": {"hidden": [4]}}
+    kind = {}
     if method == "attention_mil":
         site, model = bag_site("Aachen", 16), {"gated_attention": {"encoder": {"mlp": {"hidden": [4]}}}}
     if method in FOR_IMAGES:
         site, model = image_site("Aachen", 16), {"cnn": {"channels": [4]}}
+    if method in FOR_FINDINGS:
+        site, kind = finding_site("Aachen", 16), {"task": "multi_label", "classes": 4}
     # Seven sites are what Bulyan needs against one that is corrupt. Sites of another name would shuffle otherwise.
     groups = {"sex": ["FM"[row % 2] for row in range(16)]}
     sites = [site_of(name, site.inputs, site.targets) for name in ("Aachen", *"BCDEFG")]
     data = {one.site: replace(one, groups=groups) for one in sites}
     training = {"rounds": 2, "batch_size": 16}
     entry = {method: REQUIRED.get(method, {})}
-    state = Federation(data, [entry], model=model, training=training, evaluation={"subgroups": ["sex"]}).state()
-    alone = Federation({"Aachen": site}, ["fedavg"], model=model, training=training).state()
+    state = Federation(data, [entry], model=model, training=training, evaluation={"subgroups": ["sex"]}, **kind).state()
+    alone = Federation({"Aachen": site}, ["fedavg"], model=model, training=training, **kind).state()
     if method not in OTHERWISE:
         close(state, alone)
     assert PUBLISHED[method].citation

@@ -464,6 +464,13 @@ publish(
     server=["auto_fedavg"],
 )
 publish(
+    "multi_task",
+    _FEW_LABELS,
+    "Of several labels each has a head of its own, averaged over the sites that have it.",
+    "Huang et al., IEEE TBME 2023",
+    server=["label_heads"],
+)
+publish(
     "guided_gradient",
     "server end: domain shift",
     "Only weights on whose direction the sites agree are moved.",

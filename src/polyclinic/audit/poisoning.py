@@ -202,7 +202,8 @@ def _check_cases(part: type[Corruption], name: str, options: dict[str, Any], tar
     """Whether the cases can be corrupted in this way."""
     place = (*PLACE, name)
     if target not in part.targets:
-        what = "masks have no class of their own" if target == "masks" else f"{target} have no classes"
+        others = {"masks": "masks have no class of their own", "findings": "a case has several labels"}
+        what = others.get(target, f"{target} have no classes")
         hint = f"Use swapped_labels, which gives cases each other's {target}."
         raise EntryError("P104", f"{name} is for classification: {what}.", hint, place=place)
     if part.images and not images:

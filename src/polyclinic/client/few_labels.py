@@ -114,7 +114,7 @@ class MeanTeacher(_Unlabelled):
         strength: of the strong view, see `polyclinic.client.views.strong_view`.
     """
 
-    tasks = ("classification", "segmentation", "regression")
+    tasks = ("classification", "segmentation", "regression", "multi_label")
 
     def __init__(
         self, *, weight: NonNegativeFloat = 10.0, decay: Annotated[float, Field(ge=0, lt=1)] = 0.99,

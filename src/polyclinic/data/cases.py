@@ -49,7 +49,8 @@ class SiteData:
             ``[N, C, D, H, W]``, or bags of features or images.
         targets: int64 ``[N]`` class indices, float32 ``[N]`` numbers (regression), float32 ``[N, 2]`` times with 1 for
             an event and 0 for the end of observation (survival), or uint8 masks ``[N, 1, H, W]``
-            (volumes: ``[N, 1, D, H, W]``) of class indices, 0 for the background, ``IGNORED`` for what plays no part.
+            (volumes: ``[N, 1, D, H, W]``) of class indices, 0 for the background, ``IGNORED`` for what plays no part;
+            or int64 ``[N, K]`` of K findings, see `polyclinic.data.tables.findings`, -1 where a label is missing.
             Of a case without a label -1, NaN, or a mask that is ``IGNORED`` everywhere.
         subjects: patient of each case, N names.
         cases: name of each case (table row or image file), N names.
@@ -88,15 +89,39 @@ class SiteData:
     @property
     def labels(self) -> Tensor | None:
         """Classes or numbers ``[N]``, -1 or NaN for cases without a label; of times, int64, 1 where the event happened
-        and 0 where it was not seen; None where targets are masks."""
-        if not isinstance(self.targets, Tensor) or self.targets.ndim > 2:
+        and 0 where it was not seen; None where targets are masks or findings."""
+        if not isinstance(self.targets, Tensor) or self.targets.ndim > 2 or self.findings is not None:
             return None
         return self.targets if self.targets.ndim == 1 else self.targets[:, 1].long()
 
     @property
     def times(self) -> Tensor | None:
         """Float32 ``[N]``, until when cases were seen; None where targets are no times."""
-        return self.targets[:, 0] if isinstance(self.targets, Tensor) and self.targets.ndim == 2 else None
+        timed = isinstance(self.targets, Tensor) and self.targets.ndim == 2 and self.targets.is_floating_point()
+        return self.targets[:, 0] if timed and isinstance(self.targets, Tensor) else None
+
+    @property
+    def findings(self) -> Tensor | None:
+        """Int64 ``[N, K]``, classes of several labels, -1 where one is missing; None where targets are none."""
+        several = isinstance(self.targets, Tensor) and self.targets.ndim == 2 and not self.targets.is_floating_point()
+        return self.targets if several and isinstance(self.targets, Tensor) else None
+
+    @property
+    def labels_or_findings(self) -> Tensor | None:
+        """Labels ``[N]`` or those of several findings ``[N, K]``; None where targets are masks."""
+        return self.labels if self.findings is None else self.findings
+
+    @property
+    def masked(self) -> bool:
+        """Whether targets are masks."""
+        return self.labels_or_findings is None
+
+    def of_finding(self, place: int) -> SiteData:
+        """The same cases with the label of one finding alone; those that have none of it are as without a label."""
+        if self.findings is None:
+            raise ValueError("the cases have no findings")
+        own = self.findings[:, place]
+        return replace(self, targets=own, labelled=own >= 0)
 
     @property
     def known(self) -> Tensor:

@@ -62,7 +62,8 @@ def quality_notes(
     if first.inputs.ndim == 2:
         notes += _poor_features(sites, columns)
     known = {site: data.with_labels() for site, data in sites.items()}
-    labels = [data.labels for data in known.values() if data.labels is not None]
+    labels = [found[found >= 0] if data.findings is not None else found for data in known.values()
+              if (found := data.labels_or_findings) is not None]  # fmt: skip
     if labels and classes:
         counts = [class_counts(found, len(classes)) for found in labels]
         empty = [name for name, of_sites in zip(classes, zip(*counts, strict=True), strict=True) if not any(of_sites)]

@@ -41,7 +41,7 @@ class Corruption(ABC):
         images: whether it is for images only.
     """
 
-    targets: ClassVar[tuple[Target, ...]] = ("labels", "numbers", "masks", "times")
+    targets: ClassVar[tuple[Target, ...]] = ("labels", "numbers", "masks", "times", "findings")
     images: ClassVar[bool] = False
 
     @classmethod

@@ -34,7 +34,8 @@ class Dataset:
     Attributes:
         site: the site's name, or the pool's.
         targets: int64 ``[N]`` classes, float32 ``[N]`` numbers, float32 ``[N, 2]`` times and events (of a pool
-            ``[N, 3]``, with the number of the site), or uint8 masks ``[N, 1, H, W]`` (volumes ``[N, 1, D, H, W]``).
+            ``[N, 3]``, with the number of the site), int64 ``[N, K]`` classes of several labels, or uint8 masks
+            ``[N, 1, H, W]`` (volumes ``[N, 1, D, H, W]``).
         labelled: bool ``[N]``, which cases have a label or mask; None where all have. The targets of the others are -1,
             NaN, or ``IGNORED`` everywhere.
         augments: whether training batches are changed at random (augmentation, or boxes cut from volumes).
@@ -341,7 +342,7 @@ class BagDataset(Dataset):
 
 def _marked(targets: Tensor | Volumes, site: int) -> Tensor | Volumes:
     """Times with the number of their site, since cases are compared within sites only; other targets as they are."""
-    if not isinstance(targets, Tensor) or targets.ndim != 2:
+    if not isinstance(targets, Tensor) or targets.ndim != 2 or not targets.is_floating_point():
         return targets
     return torch.cat([targets, targets.new_full((len(targets), 1), site)], dim=1)
 

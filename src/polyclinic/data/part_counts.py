@@ -22,10 +22,11 @@ def part_classes(data: SiteData, parts: Parts, classes: int) -> list[list[int]]:
         parts: of a fold.
         classes: number of classes.
     """
-    labels = data.labels
+    labels = data.labels_or_findings
     if labels is None or labels.is_floating_point():
         return [[], [], []]
-    return [torch.bincount(labels[index], minlength=classes).tolist() for index in _three(parts)]
+    found = [labels[index].flatten() for index in _three(parts)]
+    return [torch.bincount(own[own >= 0], minlength=classes).tolist() for own in found]
 
 
 def part_groups(data: SiteData, parts: Parts) -> dict[str, dict[str, list[int]]]:

@@ -15,8 +15,9 @@ from pydantic import (
     model_validator,
 )
 
-#: What is to be predicted of each case: one of several classes, a number, a mask, or the time of an event.
-Target = Literal["labels", "numbers", "masks", "times"]
+#: What is to be predicted of each case: one of several classes, a number, a mask, the time of an event, or several
+#: labels at once.
+Target = Literal["labels", "numbers", "masks", "times", "findings"]
 Scalar = bool | int | float | str
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
 #: In what simulated sites may differ.
@@ -79,6 +80,27 @@ class Labels(BaseModel):
     """Sites at which labels are hidden; default: all."""
     seed: Annotated[int, Field(ge=0, strict=True)] = 0
     """Decides whose labels are kept. With a larger share they are kept of the same patients and of further ones."""
+
+
+class Finding(BaseModel):
+    """One of several labels of a case; what its values mean where they are not 1 and 0."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    positive: Scalar | list[Scalar] | None = None
+    """Makes it binary: the value, values, or comparison (``"< 1"``) that means positive; all others are negative."""
+    classes: list[Scalar] | None = None
+    """Order of its classes; a row with another value is rejected. Default: 0 and 1."""
+    weight: PositiveFloat = 1.0
+    """How much its loss counts beside that of other findings."""
+
+    @model_validator(mode="after")
+    def _one_meaning(self) -> Finding:
+        if self.positive is not None and self.classes is not None:
+            raise ValueError("`positive` and `classes` exclude each other; give one")
+        if self.positive == []:
+            raise ValueError("`positive` is empty; give a value")
+        return self
 
 
 class Mask(BaseModel):
@@ -262,6 +284,10 @@ class DataSpec(BaseModel):
     """What becomes of cases whose cell of the label, or of the mask, is empty: ``use`` keeps them for training without
     labels. They are never validated or tested, and nothing is fitted on them."""
 
+    findings: dict[str, Finding] | None = None
+    """Columns of several labels of a case, and what their values mean: ``[tb, effusion]`` for 0 and 1, or ``{effusion:
+    {positive: [mild, severe]}, grade: {classes: [1, 2, 3]}}``. Cells may be empty, and a site may lack columns."""
+
     labels: Labels | None = None
     """Hide labels (or masks) of training cases, which stay as cases without a label: ``{share: 0.1}``. Validation and
     test cases keep theirs."""
@@ -334,6 +360,17 @@ class DataSpec(BaseModel):
         content = dict(content)
         if isinstance(content.get("patch"), list):
             content["patch"] = {"size": content["patch"]}
+        found = content.get("findings")
+        if isinstance(found, list):
+            if any(isinstance(name, list | dict) for name in found):
+                raise ValueError("`findings` is a list of columns, or says of each what its values mean: {tb: {...}}")
+            names = [str(name) for name in found]
+            twice = next((name for name in names if names.count(name) > 1), None)
+            if twice is not None:
+                raise ValueError(f"`findings` names {twice!r} twice")
+            content["findings"] = {name: {} for name in names}
+        elif isinstance(found, dict):
+            content["findings"] = {name: {} if given is None else given for name, given in found.items()}
         if content.get("preprocessing") is not None:
             content.setdefault("scaling", "none")
         return content

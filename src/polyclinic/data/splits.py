@@ -54,10 +54,10 @@ def split(
     The patients of each class are shuffled, and all are dealt to the folds in turn, class after class: fold sizes, and
     the folds' numbers of each class, differ by at most one patient. A patient's class is the most frequent label of the
     patient's cases (the higher class where two are as frequent); for segmentation all patients are alike. For
-    regression the classes are up to ten groups of five or more patients each, in the order of their mean numbers. The
-    test parts of all folds together are the whole site. The validation part is a share of the remaining patients,
-    spread evenly over the classes; it has a patient at least where three or more remain, but never the last one of a
-    class.
+    regression the classes are up to ten groups of five or more patients each, in the order of their mean numbers. Of
+    several labels see ``finding_strata``. The test parts of all folds together are the whole site. The validation part
+    is a share of the remaining patients, spread evenly over the classes; it has a patient at least where three or more
+    remain, but never the last one of a class.
 
     With ``holdout`` there is one test part instead, a share of the patients spread evenly over the classes.
 
@@ -99,7 +99,8 @@ def _scarce(data: SiteData, parts: Parts, labels: Labels) -> Parts:
     """``parts`` with the labels of some training patients only."""
     train = parts.train.tolist()
     own = patient_cases([data.subjects[place] for place in train])
-    targets = None if data.labels is None else data.labels[parts.train]
+    every = data.labels_or_findings
+    targets = None if every is None else every[parts.train]
     classes = patient_classes(own, targets)
     everybody = sorted(set(data.subjects))  # whatever the fold is, the same patients come first
     order = torch.randperm(len(everybody), generator=generator(labels.seed, "labels", data.site)).tolist()
@@ -186,7 +187,7 @@ class _Subjects:
 
     def __init__(self, data: SiteData, seed: int) -> None:
         self._positions = patient_cases(data.subjects)
-        self.classes = patient_classes(self._positions, data.labels)
+        self.classes = patient_classes(self._positions, data.labels_or_findings)
         ordered = sorted(self._positions)
         order = torch.randperm(len(ordered), generator=generator(seed, "split", data.site)).tolist()
         # Sorting is stable: it keeps the shuffled order within each class.
@@ -211,16 +212,38 @@ def patient_classes(positions: Mapping[str, list[int]], labels: Tensor | None) -
     Args:
         positions: of each patient's cases.
         labels: int64 ``[N]`` classes: the most frequent one of the patient's cases counts, the higher where two are as
-            frequent; or floating-point ``[N]`` numbers: groups of patients with means of about the same size; None, for
-            segmentation: all patients are alike.
+            frequent; or floating-point ``[N]`` numbers: groups of patients with means of about the same size; or int64
+            ``[N, K]`` of several labels, see ``finding_strata``; None, for segmentation: all patients are alike.
     """
     if labels is None:
         return dict.fromkeys(positions, 0)
+    if labels.ndim == 2:
+        return finding_strata(positions, labels)
     if labels.is_floating_point():
         numbers = labels.double()
         return _quantile_groups({name: float(numbers[own].mean()) for name, own in positions.items()})
     classes = labels.tolist()
     return {name: _main_class([classes[i] for i in own]) for name, own in positions.items()}
+
+
+def finding_strata(positions: Mapping[str, list[int]], labels: Tensor) -> dict[str, int]:
+    """Patient -> that class of all findings of the patient which the fewest patients have; the first of equals.
+
+    So classes that are rare are spread evenly over the parts, which is what iterative stratification looks after
+    (Sechidis et al., On the stratification of multi-label data, ECML 2011); of one finding it is the patient's class.
+
+    Args:
+        positions: of each patient's cases.
+        labels: int64 ``[N, K]``, classes of all findings, no two of which share a number; -1 where one is missing.
+    """
+    rows = labels.tolist()
+    own = {
+        name: [_main_class(known) for column in zip(*(rows[i] for i in cases), strict=True)
+               if (known := [label for label in column if label >= 0])]
+        for name, cases in positions.items()
+    }  # fmt: skip
+    counts = Counter(label for classes in own.values() for label in classes)
+    return {name: min(classes, key=lambda label: (counts[label], label)) for name, classes in own.items()}
 
 
 def _quantile_groups(means: dict[str, float]) -> dict[str, int]:

@@ -219,7 +219,7 @@ class _Evaluation:
         scored = dict(zip(sites["site"], sites["scored"], strict=True))
         self.display.step("tables and statistics")
         summary, _ = write_findings(self.folder, declaration, cohort, found, folds, scored)
-        named = cohort.classes if declaration.target in ("labels", "times") else []
+        named = cohort.classes if declaration.target in ("labels", "times", "findings") else []
         for name, table in (
             *found.tables.items(), ("sites.csv", sites), ("summary.csv", summary),
             ("flow.csv", flow_table(cohort.facts | cohort.left_out, folds, named)),

@@ -13,7 +13,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from polyclinic.data.cases import SiteData
+from polyclinic.data.cases import NO_CLASS, SiteData
 from polyclinic.data.dataset import Dataset
 from polyclinic.data.preparation import Prepared, Tensors, build_steps
 from polyclinic.deployment.inputs import BAGS_AT_ONCE, PICTURES_AT_ONCE, VOLUMES_AT_ONCE, Cases, evenly
@@ -26,6 +26,7 @@ from polyclinic.statistics.calibration import recalibrated
 from polyclinic.study.final_model.folder import Model
 from polyclinic.tasks import Task
 from polyclinic.tasks.base import Asked, Batch
+from polyclinic.tasks.metrics import class_metric
 
 #: A site's cases are scaled by themselves only with so many, and not by more than so many.
 LEAST_REFERENCE, MOST_REFERENCE = 20, 512
@@ -288,10 +289,16 @@ class Predictor:
         """In the place of what is true, which nobody knows."""
         if self.task.target == "times":
             return torch.zeros(count, 2)
+        if self.task.target == "findings":
+            return torch.full((count, len(self.task.heads)), NO_CLASS, dtype=torch.int64)
         return torch.zeros(count, dtype=torch.int64 if self.task.target == "labels" else torch.float32)
 
     def _decided(self, tensors: Tensors, columns: dict[str, Any]) -> dict[str, Any]:
         """The columns with what was decided, and recalibrated where the model says so."""
+        if self.task.target == "findings":
+            found = np.array(self.description.classes)[self.task.decided(tensors, self.description.threshold).numpy()]
+            own = zip(self.task.heads, found.T, strict=True)
+            return columns | {class_metric("predicted", head.name): decided for head, decided in own}
         if self.task.target != "labels":
             return columns
         fitted, names = self.description.calibration, np.array(self.description.classes)

@@ -28,7 +28,7 @@ IMAGES_AT_ONCE = 32
 def task_of(asked: Start) -> Task:
     """The task that a ``start`` message declares."""
     loss = asked.loss, asked.loss_options
-    return build_task(asked.task, asked.classes, loss, asked.target_scale or (0.0, 1.0), asked.grid)
+    return build_task(asked.task, asked.classes, loss, asked.target_scale or (0.0, 1.0), asked.grid, asked.heads)
 
 
 class Predicting(Protocol):

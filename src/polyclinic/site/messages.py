@@ -34,7 +34,7 @@ from polyclinic.limits import (
 )
 from polyclinic.privacy import Event
 from polyclinic.roles import Role
-from polyclinic.tasks.base import TimeGrid
+from polyclinic.tasks.base import Head, TimeGrid
 
 #: A bootstrap has so many draws at least, or none.
 LEAST_DRAWS = 100
@@ -189,6 +189,14 @@ class Allowance(Body):
     trainings: Positive = 1
 
 
+class LabelHead(Body):
+    """One of several labels that are predicted, see `polyclinic.tasks.base.Head`."""
+
+    name: Name
+    classes: Annotated[Count, Field(ge=2)]
+    weight: AboveZero = 1.0
+
+
 class Start(Body):
     """``start``: a training begins.
 
@@ -196,6 +204,7 @@ class Start(Body):
         run: its name.
         task, classes, loss, loss_options: what is learned.
         target_scale: mean and deviation of the numbers to be predicted; None for other tasks.
+        labels: where these are several: their names, numbers of classes, and weights in the loss.
         times, edges: at which survival is predicted, and the ends of the intervals of time, see `TimeGrid`.
         metrics: what is measured on test cases.
         model: name and options of the network.
@@ -217,6 +226,7 @@ class Start(Body):
     loss: Name
     loss_options: Options = {}
     target_scale: tuple[Number, Number] | None = None
+    labels: list[LabelHead] = []
     times: list[AboveZero] = []
     edges: list[AboveZero] = []
     metrics: MetricNames
@@ -233,6 +243,11 @@ class Start(Body):
     rounds: Positive = 1
     privacy: Allowance | None = None
     hides: Switch = False
+
+    @property
+    def heads(self) -> list[Head]:
+        """Several labels; empty for other tasks."""
+        return [Head(one.name, one.classes, one.weight) for one in self.labels]
 
     @property
     def grid(self) -> TimeGrid:

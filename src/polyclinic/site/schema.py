@@ -120,7 +120,8 @@ class Known:
         if start.classes:
             sizes["C"] = start.classes
         loss, metrics = (start.loss, start.loss_options), start.metrics
-        task = build_task(start.task, start.classes, loss, grid=start.grid)
+        task = build_task(start.task, start.classes, loss, grid=start.grid, heads=start.heads)
+        sizes["heads"] = len(task.heads)
         sizes["metrics"] = len(task.result_metrics(metrics.names, metrics.classes))
         built = build_parts(start.parts)
         parts = {name: _shapes(part, model) for name, part in built.items()}

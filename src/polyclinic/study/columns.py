@@ -25,6 +25,8 @@ SCORE_COUNTS = ["method", RUN, "seed", "fold", "trained_on", "label", "score", "
 CONFUSION = ["method", RUN, "seed", "fold", "trained_on", "label", "called", "cases"]
 #: Columns of ``thresholds.csv``.
 THRESHOLDS = ["method", RUN, "seed", "fold", "trained_on", "threshold"]
+#: In it, of which label a threshold is, where there are several.
+FINDING = "finding"
 #: Columns of ``survival.csv`` and of ``log_rank.csv``.
 SURVIVAL = ["method", RUN, "site", "group", "time", "at_risk", "events", "censored", "survival", "low", "high"]
 #: Groups in it: all cases of a site (or those of all sites), and those of higher and lower predicted risk.

@@ -10,6 +10,7 @@ from polyclinic.data.tables.features import check_categories
 from polyclinic.data.volumes.prepare import check_volumes
 from polyclinic.errors import StudyError
 from polyclinic.options import EntryError, Place
+from polyclinic.study.findings_entry import check_finding_columns
 from polyclinic.study.times_entry import check_time_columns
 from polyclinic.tasks import TASKS
 
@@ -59,6 +60,7 @@ def check_data(data: DataSpec, task: str) -> None:
         refuse("label", "the entry 'label' is missing: the column with the number to predict.")
     if target == "times":
         check_time_columns(data)
+    check_finding_columns(data, task)
     for key in ("positive", "classes"):
         if target == "numbers" and getattr(data, key) is not None:
             refuse(key, f"a number has no classes, so `{key}` means nothing.", "Use `task: classification`.")
@@ -133,7 +135,7 @@ def _check_harmonisation(data: DataSpec) -> None:
     if data.image is not None:
         raise EntryError("P104", "ComBat is for features of a table; this study has images.", place=place)
     for name in [*combat.covariates, *combat.groups]:
-        if name in (data.label, data.time, data.event):
+        if name in (data.label, data.time, data.event, *(data.findings or ())):
             raise EntryError(
                 "P104", f"the label {name!r} can't be a covariate: the covariates of test cases are used to harmonise "
                 "them, so their labels would be known before they are predicted.",

@@ -12,6 +12,7 @@ from polyclinic.audit.poisoning import Attack, read_attack
 from polyclinic.composition import METHODS
 from polyclinic.data.preparation import needs_all_sites
 from polyclinic.data.spec import DataSpec, Target
+from polyclinic.data.tables.findings import finding_classes
 from polyclinic.data.volumes.fingerprint import VolumePlan
 from polyclinic.errors import StudyError, nearest
 from polyclinic.methods import Method
@@ -36,6 +37,7 @@ from polyclinic.study.entries import (
     check_keys,
 )
 from polyclinic.study.final_model.entry import check_final_model
+from polyclinic.study.findings_entry import check_finding_losses
 from polyclinic.study.method_entries import (
     Candidate,
     MethodReader,
@@ -50,7 +52,7 @@ from polyclinic.study.table_files import parquet_problem
 from polyclinic.study.times_entry import check_times, time_grid
 from polyclinic.study.tracking.entry import Options, read_trackers
 from polyclinic.tasks import TASKS, build_task
-from polyclinic.tasks.base import TimeGrid
+from polyclinic.tasks.base import Head, TimeGrid
 
 #: An entry that is planned from the images of all sites.
 AUTO = "auto"
@@ -208,6 +210,12 @@ class Declaration(Part):
     def grid(self) -> TimeGrid:
         """The times at which survival is predicted, and the intervals of time; empty for other tasks."""
         return time_grid(self.data, self.evaluation)
+
+    @property
+    def heads(self) -> list[Head]:
+        """The labels that are predicted, where they are several; empty for other tasks."""
+        weights = {name: one.weight for name, one in (self.data.findings or {}).items()}
+        return [Head(name, len(classes), weights[name]) for name, classes in finding_classes(self.data).items()]
 
     @property
     def until(self) -> float | None:
@@ -479,6 +487,7 @@ class Declaration(Part):
                     hint = f"Leave {coded[0]} out, or choose an attack on the cases of sites."
                     raise EntryError("P104", message, hint, place=("methods", position))
         check_times(self.data, evaluation, self.task, [self.loss_of(method.training)[0] for method in methods])
+        check_finding_losses(self.data, self.task, [self.loss_of(method.training)[0] for method in methods])
         for position, method in enumerate(methods):
             self._check_bare(method, ("methods", position))
         self._check_summaries(methods)

@@ -76,7 +76,9 @@ def network_outputs(declaration: Declaration, classes: Sequence[str]) -> int:
         unfit = kind.unfit(loss[0], len(classes))
         if unfit:
             raise StudyError("P104", f"{method.label}: {unfit}.", "Choose another `training: {loss: ...}`.")
-        outputs = build_task(declaration.task, len(classes), loss, grid=declaration.grid).outputs
+        outputs = build_task(
+            declaration.task, len(classes), loss, grid=declaration.grid, heads=declaration.heads
+        ).outputs
         wanted.setdefault(outputs, (loss[0], method.label))
     if len(wanted) > 1:
         (some, (first, label)), (others, (other, its)) = list(wanted.items())[:2]

@@ -11,7 +11,7 @@ import pandas as pd
 
 from polyclinic.engine import Engine
 from polyclinic.notes import Note
-from polyclinic.study.columns import CONFUSION, SCORE_COUNTS, THRESHOLDS
+from polyclinic.study.columns import CONFUSION, FINDING, SCORE_COUNTS, THRESHOLDS
 from polyclinic.study.declaration import Declaration
 from polyclinic.study.sites_source import Sites
 from polyclinic.study.statistics.source import Rows, Source
@@ -48,7 +48,7 @@ def found_in_rows(predictions: Frame, declaration: Declaration, classes: Sequenc
         declaration: the study.
         classes: names of the classes.
     """
-    task = build_task(declaration.task, len(classes), grid=declaration.grid)
+    task = build_task(declaration.task, len(classes), grid=declaration.grid, heads=declaration.heads)
     results = rows_tested(predictions, task, task.result_metrics(declaration.metrics, classes))
     source = Rows(
         predictions, declaration.task, len(classes), declaration.metrics, bootstrap=declaration.evaluation.bootstrap
@@ -65,7 +65,8 @@ def found_at_sites(tested: Tested, engine: Engine, declaration: Declaration, cla
         declaration: the study.
         classes: names of the classes.
     """
-    task, evaluation = build_task(declaration.task, len(classes), grid=declaration.grid), declaration.evaluation
+    task = build_task(declaration.task, len(classes), grid=declaration.grid, heads=declaration.heads)
+    evaluation = declaration.evaluation
     names = task.result_metrics(declaration.metrics, classes)
     grouped = [one.column for one in evaluation.grouped_by], declaration.metrics
     source = Sites(
@@ -149,7 +150,8 @@ def _tables(tested: Tested, together: Mapping[Key, Mapping[str, Totals]]) -> Ite
     each count."""
     if tested.thresholds:
         rows = [(*key, *others) for key, *others in tested.thresholds]
-        yield "thresholds.csv", pd.DataFrame(rows, columns=THRESHOLDS)
+        table = pd.DataFrame(rows, columns=[*THRESHOLDS, FINDING])
+        yield "thresholds.csv", table if table[FINDING].any() else table[THRESHOLDS]
     scores, confusion = list[Frame](), list[Frame]()
     for key, found in together.items():
         for trained_on, totals in found.items():

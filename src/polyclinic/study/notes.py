@@ -233,6 +233,17 @@ def kept_back(declaration: Declaration, rounds: pd.DataFrame) -> list[Note]:
     return notes
 
 
+def uncalibrated(declaration: Declaration) -> list[Note]:
+    """On what is not told where several labels are predicted."""
+    if declaration.target != "findings":
+        return []
+    text = (
+        "Calibration and decision curves are those of one label: with several there are none. The Brier score and the "
+        "calibration error of each (`brier`, `ece`) tell how far its probabilities can be trusted."
+    )
+    return [Note("N286", text)]
+
+
 def _guess(study: StudyMethod, folds: Sequence[Fold]) -> float:
     """About the highest loss that a model has at a site if it predicts the same for all cases."""
     weights, counts = study.training.class_weights, [list(fold.classes.values()) for fold in folds]

@@ -16,7 +16,7 @@ from polyclinic.methods import SHARES, Method
 from polyclinic.parts import PROCEDURES, TOPOLOGIES, Part, build_chain, build_part
 from polyclinic.running.plan import Plan
 from polyclinic.site.evaluation import task_of
-from polyclinic.site.messages import Allowance, MetricNames, Start
+from polyclinic.site.messages import Allowance, LabelHead, MetricNames, Start
 from polyclinic.state import FlatModule, Layout
 from polyclinic.study.declaration import Declaration
 from polyclinic.study.entries import Training
@@ -94,6 +94,7 @@ class Planner:
             target_scale=_target_scale(fold, job.without),
             times=list(self.declaration.grid.times),
             edges=list(self.declaration.grid.edges),
+            labels=[LabelHead(**head._asdict()) for head in self.declaration.heads],
             metrics=MetricNames(
                 names=self.declaration.metrics,
                 classes=list(self.classes),

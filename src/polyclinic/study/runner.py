@@ -63,6 +63,7 @@ from polyclinic.study.notes import (
     rough_distances,
     rows_as_patients,
     spared,
+    uncalibrated,
 )
 from polyclinic.study.opening import ask_agree, ask_open, local_engine
 from polyclinic.study.payloads import Numbers, exchanged_table
@@ -367,7 +368,7 @@ class _Runner:
         tested = sites["site"].map(lambda site: any(fold.test[site] for fold in folds.values()))
         sites = sites.assign(scored=sites["scored"] & tested)
         self.folder.write("sites.csv", sites)
-        named = self.cohort.classes if declaration.target in ("labels", "times") else []
+        named = self.cohort.classes if declaration.target in ("labels", "times", "findings") else []
         self.folder.write("flow.csv", flow_table(self.cohort.facts | self.cohort.left_out, folds, named))
         if not jobs:
             return None
@@ -424,6 +425,7 @@ class _Runner:
             *self.method_notes,
             *(diverged(declaration, rounds, list(folds.values())) if len(rounds) else ()),
             *(kept_back(declaration, rounds) if len(rounds) else ()),
+            *uncalibrated(declaration),
             *self.split_notes,
             *(note for engine in self.setup.engines for note in engine.notes),
             *(Note.from_json(one) for of_job in told for one in of_job),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import pandas as pd
 
 from polyclinic.audit.poisoning import Attack
@@ -29,6 +31,13 @@ def site_table(study: CheckedStudy, cohort: Cohort, attack: Attack | None) -> pd
             text = f"{NOT_SCORED}: only {happened} case{'s' * (happened != 1)} with the event (at least {least} needed)"
             notes.append("" if scored[-1] else text)
             continue
+        if target == "findings":
+            known = _scored_findings(study, facts.classes, least)
+            scored.append(any(known.values()))
+            lacking = [name for name, enough in known.items() if not enough]
+            few = f"fewer than {least} cases of two classes of {', '.join(lacking)}"
+            notes.append(f"{'scored by what it has' if scored[-1] else NOT_SCORED}: {few}" if lacking else "")
+            continue
         counts = facts.classes
         rare = [f"{n} of {name!r}" for name, n in zip(cohort.classes, counts, strict=False) if n < least]
         enough = len(counts) - len(rare) >= 2 or not counts
@@ -39,3 +48,12 @@ def site_table(study: CheckedStudy, cohort: Cohort, attack: Attack | None) -> pd
     if attack is not None:
         frame["corrupt"] = frame["site"].isin(attack.names)
     return frame
+
+
+def _scored_findings(study: CheckedStudy, counts: Sequence[int], least: int) -> dict[str, bool]:
+    """Finding -> whether a site has enough cases of two of its classes; ``counts`` are of the classes of all."""
+    found, first = dict[str, bool](), 0
+    for head in study.declaration.heads:
+        found[head.name] = sum(count >= least for count in counts[first : first + head.classes]) >= 2
+        first += head.classes
+    return found

@@ -18,6 +18,7 @@ def check_subgroups(evaluation: Evaluation, data: DataSpec) -> None:
     """
     taken = {data.label: "label", data.site: "site", data.subject: "subject", data.mask_column: "mask"}
     taken |= dict.fromkeys(data.image_columns, "image")
+    taken |= dict.fromkeys(data.findings or (), "findings")
     seen: set[str] = set()
     for number, entry in enumerate(evaluation.subgroups):
         place: Place = ("evaluation", "subgroups", number)

@@ -54,6 +54,7 @@ class Threshold(NamedTuple):
     key: Key
     trained_on: str
     threshold: float
+    finding: str = ""
 
 
 class TestedTogether(NamedTuple):

@@ -88,7 +88,7 @@ class Tester:
         self.engine, self.declaration, self.job, self.fold = engine, declaration, job, fold
         self.at_sites = at_sites
         self.names = declaration.metrics, list(classes)
-        self.task = build_task(declaration.task, len(classes), grid=declaration.grid)
+        self.task = build_task(declaration.task, len(classes), grid=declaration.grid, heads=declaration.heads)
         self.attack = attack if attack is not None and attack.name == "backdoor" and job.without is None else None
 
     def test(self, study: StudyMethod, trained: Trained, outcome: Outcome) -> set[str]:
@@ -113,15 +113,20 @@ class Tester:
         for trial in self._trials(study.method, trained):
             if not trial.test:
                 continue
-            threshold = self._threshold(trial, summed)
-            if threshold is None:  # nobody answered; a note says so
+            thresholds = self._thresholds(trial, summed)
+            if thresholds is None:  # nobody answered; a note says so
                 untested.update(trial.test)
                 continue
-            completion = self._completion(trained.plan.task, trial, summed)
+            threshold, several = thresholds
+            completion = [*several, *self._completion(trained.plan.task, trial, summed)]
             asked = Predict(threshold=threshold, completion=completion)
             if self.at_sites:
                 if self.task.has_threshold:
-                    outcome.tested.thresholds.append(Threshold(self._key(label), trial.trained_on, threshold))
+                    names = [head.name for head in self.task.heads] or [""]
+                    limits = zip(several or [threshold] * len(names), names, strict=True)
+                    outcome.tested.thresholds += [
+                        Threshold(self._key(label), trial.trained_on, limit, name) for limit, name in limits
+                    ]
                 totals += self._test_at_sites(label, trained.plan.start.run, trial, asked, ask, outcome)
             else:
                 self._gather_predictions(label, trial, asked, ask, outcome)
@@ -139,12 +144,14 @@ class Tester:
     def settle(self, method: Method, trained: Trained) -> tuple[float, list[float]]:
         """What predictions need besides a model that is not tested: the threshold, and what completes them."""
         trial, summed = self._trials(method, trained)[0], self._summing(trained, trained.plan.quorum, set(), ())
-        threshold = self._threshold(trial, summed) if trained.plan.validate else None
-        return 0.5 if threshold is None else threshold, self._completion(trained.plan.task, trial, summed)
+        thresholds = self._thresholds(trial, summed) if trained.plan.validate else None
+        threshold, several = (0.5, []) if thresholds is None else thresholds
+        return threshold, [*several, *self._completion(trained.plan.task, trial, summed)]
 
     def _summing(self, trained: Trained, quorum: int | None, silent: set[str], among: Iterable[str]) -> Sums:
         """How sums over the sites that trained a model are asked for; the arguments are as in `gather`."""
-        sizes, notes = {"K": len(self.declaration.grid.edges)}, trained.progress.failures
+        sizes = {"K": len(self.declaration.grid.edges), "heads": len(self.task.heads)}
+        notes = trained.progress.failures
 
         def summed(function: str, trial: Trial, name: str, shaped: Shaped) -> Tensor | None:
             requests = {site: Message({}, sent) for site, sent in trial.validate.items()}
@@ -252,15 +259,18 @@ class Tester:
             trials.append(Trial(source, {source: sent}, dict.fromkeys(others, sent)))
         return trials
 
-    def _threshold(self, trial: Trial, summed: Sums) -> float | None:
-        """The decision threshold, chosen on validation cases by sums that the sites answer; None if none does."""
+    def _thresholds(self, trial: Trial, summed: Sums) -> tuple[float, list[float]] | None:
+        """The decision threshold, and those of several labels, chosen on validation cases by sums that the sites
+        answer; None if none does."""
         fixed = self.declaration.evaluation.threshold
         if fixed != "validation":
-            return fixed
+            return fixed, []
         if not self.task.has_threshold or self.task.counts is None:
-            return 0.5
+            return 0.5, []
         evidence = summed("threshold", trial, "counts", self.task.counts)
-        return None if evidence is None else self.task.choose_threshold(evidence)
+        if evidence is None:
+            return None
+        return self.task.choose_threshold(evidence), self.task.choose_thresholds(evidence)
 
     @staticmethod
     def _completion(task: Task, trial: Trial, summed: Sums) -> list[float]:

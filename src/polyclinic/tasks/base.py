@@ -50,6 +50,20 @@ class TimeGrid(NamedTuple):
     edges: tuple[float, ...] = ()
 
 
+class Head(NamedTuple):
+    """One of several labels that a network predicts at once.
+
+    Attributes:
+        name: of the label.
+        classes: number of its classes.
+        weight: how much its loss counts beside that of the others.
+    """
+
+    name: str
+    classes: int
+    weight: float = 1.0
+
+
 def kept_digits(time: float) -> float:
     """A time as it is kept: with the seven digits that float32 has."""
     return float(f"{time:.7g}")
@@ -113,11 +127,13 @@ class Task(ABC):
         scale: mean and deviation by which targets that are numbers are standardised.
         grid: times, where targets are times.
         options: of the loss.
+        heads: what is predicted, where it is several labels.
     """
 
     name: ClassVar[str]
-    #: What is to be predicted: one of several classes, a number, a mask of each case, or the time of an event.
-    target: ClassVar[Literal["labels", "numbers", "masks", "times"]]
+    #: What is to be predicted: one of several classes, a number, a mask of each case, the time of an event, or several
+    #: labels at once.
+    target: ClassVar[Literal["labels", "numbers", "masks", "times", "findings"]]
     #: The losses by name; the first is the default.
     losses: ClassVar[Catalogue[LossFunction]]
     #: Names of its own metrics, each of them in `polyclinic.tasks.metrics.METRICS`; see ``all_metrics``.
@@ -139,20 +155,24 @@ class Task(ABC):
     counts: ClassVar[Shaped | None] = None
     #: What ``sums`` gives; None where predictions need nothing but the model.
     summed: ClassVar[Shaped | None] = None
-    #: Columns of ``predictions.csv`` that are no predictions, but what is true.
-    truth: ClassVar[tuple[str, ...]] = ("label",)
     #: Whether cases are measured one by one, so that a few at a time are predicted, to bound memory.
     case_by_case: ClassVar[bool] = False
 
     def __init__(
         self, classes: int, loss: str, scale: tuple[float, float] = (0.0, 1.0), grid: TimeGrid = NO_TIMES,
-        options: Mapping[str, Any] | None = None,
+        options: Mapping[str, Any] | None = None, heads: Sequence[Head] = (),
     ) -> None:  # fmt: skip
         self.classes = classes
         self.loss_name = loss
         self.loss_options = dict(options or {})
         self.scale = scale
         self.grid = grid
+        self.heads = tuple(heads)
+
+    @property
+    def truth(self) -> tuple[str, ...]:
+        """Columns of ``predictions.csv`` that are no predictions, but what is true."""
+        return ("label",)
 
     # Training -----------------------------------------------------------------------------------------------------
 
@@ -304,6 +324,10 @@ class Task(ABC):
     def choose_threshold(self, evidence: Tensor) -> float:
         """The decision threshold from the ``evidence`` of all sites, added."""
         return 0.5
+
+    def choose_thresholds(self, evidence: Tensor) -> list[float]:
+        """Thresholds from the ``evidence`` of all sites, added, where there are several; they complete predictions."""
+        return []
 
     def completion(self, sums: Tensor) -> list[float]:
         """What the sites are told when they predict, from the ``sums`` of all sites that trained, added."""

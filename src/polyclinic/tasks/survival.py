@@ -76,7 +76,6 @@ class Survival(Task):
     """
 
     name = "survival"
-    truth = ("time", "event")
     target = "times"
     losses: ClassVar = LOSSES
     metrics: ClassVar[tuple[str, ...]] = SURVIVAL
@@ -88,6 +87,11 @@ class Survival(Task):
         "events": Shaped("int64", "N", least=0.0),
     }
     summed = Shaped("float64", 2, "K", finite=False)
+
+    @property
+    def truth(self) -> tuple[str, ...]:
+        """Time and event."""
+        return ("time", "event")
 
     @property
     def discrete(self) -> bool:

@@ -16,6 +16,7 @@ from polyclinic.data.opening.subgroups import Subgroup, agree_groups
 from polyclinic.data.quality.words import some
 from polyclinic.data.spec import DataSpec, Patch, Preprocessing, Target
 from polyclinic.data.tables.codes import in_order, one_text_each, scalar_text
+from polyclinic.data.tables.findings import check_findings, flat_classes
 from polyclinic.data.tables.labels import MOST_CLASSES, binary_names
 from polyclinic.data.tables.times import EVENT_CLASSES, check_events
 from polyclinic.errors import DataError, StudyError, nearest
@@ -34,7 +35,8 @@ class Agreement(Body):
         spellings: for each column of codes, each spelling and the value that it means; none for a column whose values
             the study lists.
         numeric: covariates that are numbers.
-        classes: names of the classes in index order; empty for regression.
+        classes: names of the classes in index order, of several findings those of one after another; empty for
+            regression.
         labels: spelling of the label -> index of the class; None where the study file says what counts.
         subgroups: for each column of a subgroup, each spelling and the group that it means.
         preprocessing, patch: how volumes are prepared, with what was planned; None for other data.
@@ -232,6 +234,8 @@ def fixed_classes(spec: DataSpec, target: Target) -> list[str] | None:
         return list(MaskClasses.of(spec).names)
     if target == "times":
         return list(EVENT_CLASSES)
+    if target == "findings":
+        return flat_classes(spec)
     if target == "numbers":
         return []
     if spec.positive is not None:
@@ -253,6 +257,8 @@ def _classes(censuses: Mapping[str, Census], spec: DataSpec, target: Target) -> 
             {site: census.unknown for site, census in censuses.items() if census.unknown},
             {text for census in censuses.values() for text in census.labels}, spec,
         )  # fmt: skip
+    elif target == "findings":
+        check_findings({site: census.findings for site, census in censuses.items() if census.findings}, spec)
     elif target == "numbers":
         numbers = {census.one_number for census in censuses.values() if census.labelled}
         if len(numbers) == 1 and None not in numbers:

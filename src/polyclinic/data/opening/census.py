@@ -14,6 +14,7 @@ import pandas as pd
 
 from polyclinic.data.opening.subgroups import Grouping, Subgroup, take_grouping
 from polyclinic.data.spec import DataSpec, Target
+from polyclinic.data.tables.findings import class_counts, encode_findings, flat_classes
 from polyclinic.data.tables.labels import MOST_CLASSES
 from polyclinic.data.tables.numbers import notation
 from polyclinic.data.tables.rows import Rows
@@ -55,6 +56,7 @@ class Census(Body):
         positives: of the labelled cases, how many are positive, where the study says what that is, or how many had the
             event; else None.
         unknown: cells of the column ``event`` that are neither 1 nor 0, where the study does not say what counts.
+        findings: labels of each class of all findings, in the order of the study file; empty for other targets.
         one_number: the number to be predicted, where it is the same in every case; else None.
         groups: for each column of codes its spellings; those that only cases without a label have count 0.
         covariates: for each covariate that may be a number, how it is written.
@@ -72,6 +74,7 @@ class Census(Body):
     different: Count = 0
     positives: Count | None = None
     unknown: Count = 0
+    findings: list[Count] = []
     one_number: Number | None = None
     groups: dict[Name, Spellings] = {}
     covariates: dict[Name, Kind] = {}
@@ -111,6 +114,8 @@ def take_census(
         found_labels = _events(cells, spec)
         if "labels" in found_labels:
             found_labels["labels"] = named(str(spec.event), found_labels["labels"])  # type: ignore[arg-type]
+    elif target == "findings":
+        found_labels = {"findings": class_counts(encode_findings(rows.cells, spec), len(flat_classes(spec)))}
     elif target != "masks" and spec.label is not None:
         found_labels = _labels(cases.cells[spec.label][cases.labelled], spec, target)
         if cases.labelled.sum() < floor:  # the number of a few patients

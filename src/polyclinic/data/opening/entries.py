@@ -14,6 +14,7 @@ from polyclinic.errors import StudyError
 _KINDS = {
     "labels": ("Classification", "class"), "numbers": ("Regression", "number"),
     "times": ("Survival", "the time of the event and whether it happened"),
+    "findings": ("Several labels", "the labels"),
 }  # fmt: skip
 
 
@@ -48,7 +49,9 @@ def check_entries(spec: DataSpec, target: Target) -> None:
         need(spec.image and spec.mask, "Segmentation needs `image` and `mask`.", "Name the columns with their paths.")
     else:
         kind, goal = _KINDS[target]
-        if target == "times":
+        if target == "findings":
+            need(spec.findings, f"{kind} needs `findings`.", f"Name the columns with {goal}.")
+        elif target == "times":
             need(spec.time and spec.event, f"{kind} needs `time` and `event`.", f"Name the columns with {goal}.")
         else:
             need(spec.label, f"{kind} needs a `label`.", f"Name the column with the {goal} to predict.")

@@ -17,6 +17,7 @@ from polyclinic.data.check import class_counts, copies, foreground_shares
 from polyclinic.data.quality.times import round_time, usual_time
 from polyclinic.data.quality.values import usual_values
 from polyclinic.data.readers.describe import VolumeFacts, facts_row, spacing_ranges, usual_levels
+from polyclinic.data.tables.findings import class_counts as label_counts
 from polyclinic.data.volumes.store import Volumes
 from polyclinic.limits import Body, Count, Name, Number, Sentence
 from polyclinic.notes import Note
@@ -35,7 +36,7 @@ class SiteFacts(Body):
         instances: of the cases used, where these are bags; None where they are none. Of ``instances_found`` the others
             are ``instances_rejected`` by reason, or in bags that are rejected.
         labelled: cases used that have a label or mask.
-        classes: labelled cases of each class; empty where targets are not classes.
+        classes: labelled cases of each class, of all findings; empty where targets are not classes.
         numbers: mean and deviation of the numbers to be predicted; None for other targets.
         foreground: mean share of the masks that is foreground; None for other targets.
         missing: percent of all feature values.
@@ -99,7 +100,9 @@ class SiteFacts(Body):
         known, counts = data.with_labels(), data.counts
         found: dict[str, Any] = {}
         labels = known.labels
-        if labels is None:
+        if known.findings is not None:
+            found["classes"] = label_counts(known.findings.numpy(), classes)
+        elif labels is None:
             shares = foreground_shares(known.targets)
             found["foreground"] = sum(shares) / len(shares)
         elif labels.is_floating_point():

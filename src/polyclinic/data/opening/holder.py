@@ -39,6 +39,7 @@ from polyclinic.data.quality.words import some
 from polyclinic.data.spec import DataSpec, Target
 from polyclinic.data.tables.bags import bag_numbers
 from polyclinic.data.tables.features import Codes, encode_covariates, encode_features
+from polyclinic.data.tables.findings import encode_findings
 from polyclinic.data.tables.labels import encode_labels, encode_numbers
 from polyclinic.data.tables.rows import (
     Rows,
@@ -312,9 +313,12 @@ class Holder:
             raise DataError(error.code, text, error.hint) from None
 
     def _labels(self, rows: Rows, agreement: Agreement) -> Labels:
-        """Class, number, or time and event of each row, `NO_CLASS` or NaN without a label; nothing for masks."""
+        """Class, number, time and event, or classes of all findings of each row, `NO_CLASS` or NaN without a label;
+        nothing for masks."""
         if self.target == "times":
             return encode_times(rows.cells, self.spec)
+        if self.target == "findings":
+            return encode_findings(rows.cells, self.spec)
         if self.target == "masks" or self.spec.label is None:
             return np.empty(0, dtype=np.int64)
         cells = rows.cells[self.spec.label][rows.labelled].reset_index(drop=True)

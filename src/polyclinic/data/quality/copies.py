@@ -57,6 +57,8 @@ def copied_rows(sites: dict[str, SiteData], columns: Sequence[Column]) -> list[N
     where = [f"{names[home[row]]}: {cases[row]}" for row in np.flatnonzero(twins)]
     notes = [Note("N237", text, where)]
     labels = [label for data in sites.values() if data.labels is not None for label in data.labels.tolist()]
+    if not labels:  # of several findings, any of which may be missing
+        return notes
     known = np.flatnonzero(twins & np.concatenate([data.known.numpy() for data in sites.values()]))
     torn = _torn(whole[known].tolist(), [labels[row] for row in known])
     if torn:

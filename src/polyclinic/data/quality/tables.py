@@ -9,7 +9,7 @@ from torch import Tensor
 
 from polyclinic.data.cases import SiteData
 from polyclinic.data.quality.copies import copied_images, copied_rows
-from polyclinic.data.quality.leaks import columns_of, leak_notes
+from polyclinic.data.quality.leaks import Column, columns_of, leak_notes
 from polyclinic.data.quality.values import value_notes
 from polyclinic.data.spec import DataSpec
 from polyclinic.data.volumes.store import Volumes
@@ -32,9 +32,19 @@ def table_notes(
     number = spec.label if first is not None and first.is_floating_point() else None
     return [
         *copied_rows(sites, columns),
-        *leak_notes(sites, columns, str(spec.label or spec.event)),
+        *_leaks(sites, columns, spec),
         *value_notes(sites, features, number),
     ]
+
+
+def _leaks(sites: dict[str, SiteData], columns: Sequence[Column], spec: DataSpec) -> list[Note]:
+    """Leaks of the label, or of each finding at the sites that have labels of it."""
+    notes = [] if spec.findings else leak_notes(sites, columns, str(spec.label or spec.event))
+    for place, name in enumerate(spec.findings or ()):
+        own = {site: data.of_finding(place) for site, data in sites.items()}
+        known = {site: data for site, data in own.items() if data.known.any()}
+        notes += leak_notes(known, columns, name) if known else []
+    return notes
 
 
 def image_notes(sites: dict[str, SiteData]) -> list[Note]:

@@ -17,6 +17,7 @@ from polyclinic.data.spec import DataSpec, Target
 from polyclinic.data.tables.bags import bag_counts, fill_labels, name_bags, spread_bags, torn_bags
 from polyclinic.data.tables.codes import equals
 from polyclinic.data.tables.features import choose_features
+from polyclinic.data.tables.findings import absent_notes, finding_reasons, has_finding
 from polyclinic.data.tables.labels import label_reasons, number_reasons
 from polyclinic.data.tables.table import (
     is_missing,
@@ -142,9 +143,12 @@ def read_rows(
     tables = {site: one.cells for site, one in opened.items()}
     titles = {site: one.title for site, one in opened.items()}
     needed = _needed_columns(spec, split, subgroups)
+    lacking = absent_notes({site: table.columns.tolist() for site, table in tables.items()}, spec)
     for site, table in tables.items():
         for column, use in needed.items():
-            require_column(table.columns.tolist(), column, use, titles[site])
+            absent = use == "findings" and column not in table.columns
+            if not absent or (not may_be_none and not any(column in one.columns for one in tables.values())):
+                require_column(table.columns.tolist(), column, use, titles[site])
     available = list(dict.fromkeys(name for table in tables.values() for name in table.columns))
     title = next(iter(titles.values())) if len(titles) == 1 else "None of the tables"
     taken = {column for column, use in needed.items() if use not in ("where", "subgroups")}
@@ -158,7 +162,10 @@ def read_rows(
         for column in chosen:
             require_column(table.columns.tolist(), column, "features", titles[site])
         there = [column for column in left_out if table.columns.tolist().count(column) == 1]
-        texts = table[list(dict.fromkeys([*needed, *chosen, *there]))]
+        used = list(dict.fromkeys([*needed, *chosen, *there]))
+        # A site may have no label of a finding.
+        texts = table.assign(**{name: pd.Series(np.nan, index=table.index, dtype="str")
+                                for name in used if name not in table.columns})[used]  # fmt: skip
         part = texts.mask(is_missing(texts, spec.missing))
         origin = pd.DataFrame({"case": [f"row {number}" for number in range(1, len(part) + 1)]}, index=part.index)
         origin["site"] = part[spec.site] if spec.site is not None else site or opened[site].stem
@@ -168,7 +175,8 @@ def read_rows(
     cells = pd.concat(parts, ignore_index=True)
     reasons = np.full(len(cells), "", dtype=object)
     origin, labelled = pd.concat(origins, ignore_index=True), np.ones(len(cells), dtype=np.bool_)
-    rows = Rows(cells, origin, reasons, labelled, chosen, available, notes, counting, left_out)
+    rows = Rows(cells, origin, reasons, labelled, chosen, available, [*notes, *lacking], counting, left_out)
+    notes = rows.notes
     for column, wanted in spec.where.items():
         kept = matches(rows.cells[column], wanted)
         notes += unmatched_notes("where", rows.cells[column], wanted, kept, identifies=column == spec.subject)
@@ -223,10 +231,14 @@ def reject_rows(rows: Rows, spec: DataSpec, target: Target, split: str | None) -
     if bags is not None:
         origin["bag"] = name_bags(cells, origin, spec)
         fill_labels(cells, origin, spec)
-    column = target_column(spec, target)
     if spec.unlabelled == "use":
-        rows.labelled = cells[column].notna().to_numpy()
-    if target == "times":
+        known = cells[target_column(spec, target)].notna() if target != "findings" else has_finding(cells, spec)
+        rows.labelled = np.asarray(known, dtype=np.bool_)
+    if target == "findings":
+        for reason, unfit in finding_reasons(cells, spec).items():
+            rows.reject(unfit, reason)
+        rows.reject(rows.labelled & ~has_finding(cells, spec), missing_target(spec, target))
+    elif target == "times":
         unusable = time_reasons(cells, spec)
         for reason in dict.fromkeys(unusable[unusable != ""].tolist()):
             rows.reject(unusable == reason, reason)
@@ -287,6 +299,8 @@ def reject_strangers(rows: Rows, spellings: Mapping[str, Mapping[str, str]]) -> 
 
 def missing_target(spec: DataSpec, target: Target) -> str:
     """Why a row without a label or mask is rejected."""
+    if target == "findings":
+        return "all findings are missing"
     return f"{target_column(spec, target)} is missing"
 
 
@@ -322,6 +336,6 @@ def _needed_columns(spec: DataSpec, split: str | None, subgroups: Sequence[str] 
     combat = spec.harmonisation.combat
     covariates = dict.fromkeys([*combat.covariates, *combat.groups] if combat else [], "covariates")
     others = covariates | {name: use for use, name in named.items() if name is not None}
-    others = dict.fromkeys(spec.categories, "categories") | others
+    others = dict.fromkeys(spec.categories, "categories") | others | dict.fromkeys(spec.findings or (), "findings")
     read = dict.fromkeys(spec.where, "where") | dict.fromkeys(subgroups, "subgroups")
     return read | others | dict.fromkeys(spec.image_columns, "image")

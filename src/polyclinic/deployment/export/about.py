@@ -17,6 +17,7 @@ _MEANINGS = {
     "labels": "probability of each class",
     "numbers": "the predicted number, in the unit of what was learned",
     "masks": "probability of each class in each pixel or voxel",
+    "findings": "probability of each class of each finding, one finding after another",
 }
 
 
@@ -110,6 +111,8 @@ def _outputs(description: Description, name: str) -> Page:
     if description.target == "numbers":
         return found | {"shape": ["batch", 1], "unit": f"that of {description.data.label} in the study's tables"}
     found["classes"] = description.classes
+    if description.target == "findings":
+        return found | {"shape": ["batch", len(description.classes)], "findings": _findings(description)}
     if description.target == "masks":
         channels = description.classes if description.outputs > 1 else description.classes[-1:]
         found |= {"shape": ["batch", len(channels), *description.shape[1:]], "channels": channels}
@@ -126,6 +129,20 @@ def _outputs(description: Description, name: str) -> Page:
             "formula": f"p of {description.classes[1]} becomes 1 / (1 + exp(-(intercept + slope * ln(p / (1 - p)))))",
             "in_the_file": False,
         }
+    return found
+
+
+def _findings(description: Description) -> list[Page]:
+    """Of several labels: where the classes of each are, and how one of them is decided."""
+    found, first = list[Page](), 0
+    limits = description.completion or [description.threshold] * len(description.labels)
+    for one, limit in zip(description.labels, limits, strict=True):
+        classes = description.classes[first : first + one.classes]
+        page: Page = {"name": one.name, "first": first, "classes": classes, "decision": "the most probable class"}
+        if one.classes == 2:
+            page |= {"threshold": limit, "decision": f"{classes[1]} from a probability of `threshold` on"}
+        found.append(page)
+        first += one.classes
     return found
 
 

@@ -101,6 +101,8 @@ def check_preparation(model: Model) -> Front:
         raise _unfit("Each site scales its cases in a way of its own (`scaling: per_site`), and a bundle has one way.")
     if description.target == "times":
         raise _unfit("MONAI has no way to tell times of events.")
+    if description.target == "findings":
+        raise _unfit("MONAI has no way to tell several labels that are not of one row of classes.")
     if preparation is None:
         if description.target == "masks":
             raise _unfit("MONAI can't bring the mask of a picture that Pillow resized back to the picture's size.")

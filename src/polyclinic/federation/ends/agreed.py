@@ -129,6 +129,7 @@ class Agreed:
         )  # fmt: skip
         declared = asked.task == self.declaration.task and asked.seed in self._seeds and asked.rounds <= self.rounds
         declared = declared and asked.metrics.space == self.declaration.evaluation.space
+        declared = declared and asked.heads == self.declaration.heads
         return declared and self._guarantees(asked) and _text(begun) in self._trainings
 
     def _guarantees(self, asked: Start) -> bool:

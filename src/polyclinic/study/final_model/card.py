@@ -18,7 +18,7 @@ from polyclinic.tasks.metrics import METRICS, metric_text
 
 _WORDS = {
     "labels": "the class of a case", "numbers": "a number", "masks": "where a structure is in an image",
-    "times": "how early an event is to be expected",
+    "times": "how early an event is to be expected", "findings": "several labels of a case",
 }  # fmt: skip
 #: What may be done with a model, as far as it is known here.
 INTENDED_USE = (
@@ -122,6 +122,13 @@ def _outputs(description: Description) -> Iterable[str]:
         yield f"A probability of each of the classes {', '.join(description.classes)}."
         if len(description.classes) == 2:
             yield f"The class {description.classes[1]} is called from a probability of {description.threshold:.3g} on."
+    elif description.target == "findings":
+        yield f"A probability of each of the classes {', '.join(description.classes)}; those of a finding add up to 1."
+        limits = description.completion or [description.threshold] * len(description.labels)
+        both = zip(description.labels, limits, strict=True)
+        called = ", ".join(f"{one.name} {limit:.3g}" for one, limit in both if one.classes == 2)
+        if called:
+            yield f"Of two classes the second is called from a probability on: {called}."
     elif description.target == "masks":
         yield f"A mask with the classes {', '.join(description.classes)}, in the space of the image."
     elif description.target == "numbers":

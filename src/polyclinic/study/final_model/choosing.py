@@ -13,13 +13,14 @@ import yaml
 
 from polyclinic.data.spec import DataSpec
 from polyclinic.errors import ModelError, ResultsError
-from polyclinic.study.columns import AFTER, CHOSEN
+from polyclinic.study.columns import AFTER, CHOSEN, FINDING
 from polyclinic.study.declaration import Declaration
 from polyclinic.study.final_model.description import Calibration, without_places
 from polyclinic.study.kinds import PLAIN, RUN
 from polyclinic.study.method_entries import StudyMethod
 from polyclinic.study.results import Results
 from polyclinic.study.table_files import has_table, read_table
+from polyclinic.tasks.metrics import class_metric
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,7 @@ class Chosen:
         rounds: of the training; None takes the study's, and the best of them by a validation part.
         why: how the rounds and values were found, in a sentence.
         threshold: of decision; None where nothing tells it.
+        thresholds: of each of several labels; empty where nothing tells them.
         calibration: of probabilities, where it was asked for.
         results: rows of the study's ``summary.csv`` for the method.
         record: what the card says of the study that chose the model.
@@ -40,6 +42,7 @@ class Chosen:
     rounds: int | None
     why: str
     threshold: float | None = None
+    thresholds: list[float] = field(default_factory=list)
     calibration: Calibration | None = None
     results: list[dict[str, Any]] = field(default_factory=list)
     record: dict[str, Any] = field(default_factory=dict)
@@ -128,7 +131,7 @@ def choose(
     else:
         why.append("as asked")
     return Chosen(
-        method, rounds, "; ".join(why), _threshold(told, method.label),
+        method, rounds, "; ".join(why), _threshold(told, method.label), _thresholds(told, method.label, declaration),
         _calibration(told, method.label) if calibrate else None,
         json.loads(_of(told.summary, method.label).to_json(orient="records")), told.record,
     )  # fmt: skip
@@ -209,6 +212,23 @@ def _threshold(told: Told, label: str) -> float | None:
     if "threshold" not in mine or mine.empty:
         return None
     return float(mine.groupby(["seed", "fold"])["threshold"].first().median())
+
+
+def _thresholds(told: Told, label: str, declaration: Declaration) -> list[float]:
+    """The same for each of several labels; empty where nothing has one."""
+    if not told.thresholds.empty:
+        mine = _of(told.thresholds, label)
+        if FINDING not in mine:
+            return []
+        found = mine.pivot_table(index=["seed", "fold"], columns=FINDING, values="threshold", aggfunc="first")
+        columns = {head.name: head.name for head in declaration.heads}
+    else:
+        found = _of(told.predictions, label)
+        columns = {head.name: class_metric("threshold", head.name) for head in declaration.heads}
+    if found.empty or not set(columns.values()) <= set(found.columns):
+        return []
+    keys = found.groupby(["seed", "fold"])
+    return [float(keys[column].first().median()) for column in columns.values()]
 
 
 def _calibration(told: Told, label: str) -> Calibration:

@@ -23,8 +23,9 @@ from polyclinic.limits import (
     Sentence,
     Switch,
 )
+from polyclinic.site.messages import LabelHead
 from polyclinic.tasks import TASKS, Task, build_task
-from polyclinic.tasks.base import TimeGrid
+from polyclinic.tasks.base import Head, TimeGrid
 
 #: Entries of ``data`` that say where the cases of a study were; a model does not need them, and they name folders.
 _PLACES: dict[str, Any] = {
@@ -111,6 +112,7 @@ class Description(Body):
         steps: name and options of each step of preparation.
         shown: name and options of each part that changes images after these steps, the last before the network.
         scale: mean and deviation of the numbers that are predicted.
+        labels: where these are several: name, number of classes, and weight of each, see `LabelHead`.
         times, edges: of survival.
         completion: what predictions need besides the model, see `Task.completion`.
         threshold: of decision.
@@ -146,6 +148,7 @@ class Description(Body):
     steps: list[NamedPart]
     shown: list[NamedPart] = []
     scale: tuple[Number, AboveZero] | None = None
+    labels: list[LabelHead] = []
     times: list[AboveZero] = []
     edges: list[AboveZero] = []
     completion: list[Number] = []
@@ -167,11 +170,12 @@ class Description(Body):
     def built_task(self) -> Task:
         """The task, as sites build it."""
         grid = TimeGrid(tuple(self.times), tuple(self.edges))
-        return build_task(self.task, len(self.classes), (self.loss, self.loss_options), self.scale or (0.0, 1.0), grid)
+        loss, heads = (self.loss, self.loss_options), [Head(one.name, one.classes, one.weight) for one in self.labels]
+        return build_task(self.task, len(self.classes), loss, self.scale or (0.0, 1.0), grid, heads)
 
     @property
     def target(self) -> str:
-        """What is predicted: labels, numbers, masks or times."""
+        """What is predicted: labels, numbers, masks, times or findings."""
         return TASKS[self.task].target
 
     @property

@@ -155,10 +155,11 @@ class Maker:
         number = number_of(weights, preparation)
         kept = _retain(made, number, engine)
         declaration = self.study.declaration
-        threshold = declaration.evaluation.threshold
+        threshold, completion = declaration.evaluation.threshold, settled[1]
         if threshold == "validation":
             threshold = settled[0] if chosen.threshold is None else chosen.threshold
-        description = made.describe(number, chosen, threshold, settled[1], kept)
+            completion = chosen.thresholds or completion
+        description = made.describe(number, chosen, threshold, completion, kept)
         inputs = sample_inputs(
             description.shape, 2 if 2 * torch.Size(description.shape).numel() <= _MOST_SAMPLES else 1
         )
@@ -309,10 +310,10 @@ class _Made:
             shape=list(input_shape(declaration, cohort)), outputs=self.trained.plan.task.outputs, data=data,
             agreement=self.agreement,
             inputs=list(cohort.features), covariates=cohort.covariates, steps=self.steps, shown=self.shown,
-            scale=start.target_scale,
-            times=start.times, edges=start.edges, completion=list(completion), threshold=float(threshold),
-            calibration=chosen.calibration, batch_size=start.work.batch_size, models=list(self.named), homes=self.homes,
-            whole=self.whole, sites=sites, rounds=rounds, chosen=chosen.why, seed=self.job.seed, seen=seen,
+            scale=start.target_scale, labels=start.labels, times=start.times, edges=start.edges,
+            completion=list(completion), threshold=float(threshold), calibration=chosen.calibration,
+            batch_size=start.work.batch_size, models=list(self.named), homes=self.homes, whole=self.whole, sites=sites,
+            rounds=rounds, chosen=chosen.why, seed=self.job.seed, seen=seen,
             plugins=plugins(),
         )  # fmt: skip
 

@@ -215,7 +215,11 @@ def _together(folder: Folder, best: Best, private: list[str]) -> Iterator[Markup
 
 def rewarded(folder: Folder) -> str:
     """What a method gains by, where cases of several sites are scored together; empty for nothing."""
-    return {"labels": "how frequent the finding is", "numbers": "the mean"}.get(folder.target, "")
+    return {
+        "labels": "how frequent the finding is",
+        "numbers": "the mean",
+        "findings": "how frequent each finding is",
+    }.get(folder.target, "")
 
 
 def _pooled(folder: Folder, best: Best) -> Iterator[Markup]:

@@ -302,7 +302,7 @@ class Folder:
         asked = _mapping(self.study.get("evaluation")).get("metrics") or []
         names = [name for name in asked if name in present]
         millimetres = self.provenance.get("distances") == "mm"
-        several = len(self.classes) > 2 and self.provenance.get("target") != "masks"
+        several = len(self.classes) > 2 and self.provenance.get("target") not in ("masks", "findings")
         return [
             _measure(name, millimetres, several) for name in names + [name for name in present if name not in names]
         ]
@@ -330,7 +330,7 @@ class Folder:
 
     @property
     def target(self) -> str:
-        """What the study predicts: labels, numbers, masks or times."""
+        """What the study predicts: labels, numbers, masks, times or findings."""
         told = self.provenance.get("target")  # results of earlier versions do not say
         return str(told or ("numbers" if self.primary.name in REGRESSION else "labels"))
 
@@ -421,6 +421,17 @@ class Folder:
     def classes(self) -> list[str]:
         """Names of the classes in index order, from the columns of ``sites.csv``; empty where there are none."""
         return [column.removeprefix(CLASS) for column in self.site_table.columns if column.startswith(CLASS)]
+
+    @property
+    def each(self) -> str:
+        """Of what there are several metrics, in a word."""
+        return "time" if self.time_unit else "finding" if self.target == "findings" else "structure"
+
+    @property
+    def finding_sizes(self) -> list[int]:
+        """How many of the ``classes`` are of each of several findings; empty for other tasks."""
+        findings = _mapping(_mapping(self.study.get("data")).get("findings")) if self.target == "findings" else {}
+        return [len(_mapping(one).get("classes") or (0, 1)) for one in findings.values()]
 
     def line(self, method: str | None, metric: str, over: str, run: str = PLAIN) -> Line | None:
         """Row of ``summary.csv``, or None if there is none with a number."""

@@ -103,7 +103,7 @@ def render(folder: Folder, without: Collection[str] = ()) -> str:
         lstrip_blocks=True,
     )
     content = {name: () if name in without else make(folder) for name, make in CONTENT.items()}
-    titles = SECTIONS | ({"structures": "Time by time"} if folder.time_unit else {})
+    titles = SECTIONS | ({"structures": f"{folder.each.capitalize()} by {folder.each}"})
     sections = {name: title for name, title in titles.items() if content[name]}
     return environment.get_template("report.html.j2").render(
         folder=folder,
@@ -174,7 +174,7 @@ def _question(folder: Folder) -> list[tuple[str, str]]:
         "Training": study.get("training"),
         "Hyper-parameters": searched_values(folder),
         "Test": _split(folder) if evaluation else None,
-        "Decision threshold": _threshold(evaluation) if len(folder.classes) == 2 and not folder.time_unit else None,
+        "Decision threshold": _threshold(evaluation) if _decides(folder) else None,
         "Event": _event(folder),
         "Seeds": seeds,
         "Predictions": KEPT.get(folder.target, _KEPT) if folder.kept_at_sites else None,
@@ -223,6 +223,11 @@ def _event(folder: Folder) -> str | None:
     times = (folder.study.get("evaluation") or {}).get("times")
     at = f"; survival at {', '.join(map(time_text, times))}" if times else ""
     return f"{data.get('event')}{happened}, by {data.get('time')} in {folder.time_unit}{at}"
+
+
+def _decides(folder: Folder) -> bool:
+    """Whether there is a threshold."""
+    return folder.target == "findings" or (len(folder.classes) == 2 and not folder.time_unit)
 
 
 def _threshold(evaluation: dict[str, Any]) -> object:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -212,39 +212,49 @@ class SiteRow:
 
 def site_rows(folder: Folder) -> list[SiteRow]:
     """A row a site and one for all sites together."""
-    return rows_of_sites(folder.site_table, folder.classes, folder.scored)
+    return rows_of_sites(folder.site_table, folder.classes, folder.scored, folder.finding_sizes)
 
 
-def rows_of_sites(table: pd.DataFrame, classes: list[str], scored: list[str]) -> list[SiteRow]:
+def rows_of_sites(
+    table: pd.DataFrame, classes: list[str], scored: list[str], sizes: Sequence[int] = ()
+) -> list[SiteRow]:
     """A row a site and one for all sites together, of a table like ``sites.csv``.
 
     Args:
         table: a row a site, with a column ``class: NAME`` for each of ``classes``.
         classes: names of the classes, where cases have one.
         scored: the sites that can be scored by themselves.
+        sizes: how many of the classes are of each of several findings; empty where all belong together.
     """
     if table.empty:
         return []
+    sizes = sizes or [len(classes)]
     known = (*scored, ALL_SITES)
-    rows = [_site_row(row["site"], row, classes, known) for _, row in table.iterrows()]
+    rows = [_site_row(row["site"], row, classes, known, sizes) for _, row in table.iterrows()]
     if len(table) > 1:
         total = table.select_dtypes("number").sum(min_count=1)
         for column in ("foreground", "label mean", "label deviation", "missing"):
             total[column] = np.nan
-        rows.append(_site_row(ALL_SITES, total, classes, known))
+        rows.append(_site_row(ALL_SITES, total, classes, known, sizes))
     return rows
 
 
-def _site_row(name: str, row: pd.Series[Any], classes: list[str], scored: tuple[str, ...]) -> SiteRow:
+def _site_row(
+    name: str, row: pd.Series[Any], classes: list[str], scored: tuple[str, ...], sizes: Sequence[int]
+) -> SiteRow:
     counts = [row[CLASS + label] for label in classes]
-    total = float(np.nansum(counts)) or 1.0
+    groups = np.split(np.array(counts, dtype=np.float64), np.cumsum(sizes)[:-1])
+    totals = [float(np.nansum(group)) or 1.0 for group in groups for _ in group]
     share, mean = row.get("foreground", np.nan), row.get("label mean", np.nan)
     return SiteRow(
         site=name,
         **{column: count_text(row.get(column, np.nan)) for column in ("found", "used", "rejected", "patients")},
         unlabelled=count_text(row.get("unlabelled", np.nan) or np.nan),
         reasons=row.get("reasons", ""),
-        classes=[(count_text(count), float(count) / total if np.isfinite(count) else 0.0) for count in counts],
+        classes=[
+            (count_text(count), float(count) / total if np.isfinite(count) else 0.0)
+            for count, total in zip(counts, totals, strict=True)
+        ],
         foreground=f"{100 * share:.1f}\u00a0%" if np.isfinite(share) else "",
         label=f"{mean:.3g} ± {row['label deviation']:.3g}" if np.isfinite(mean) else "",
         missing=count_text(row.get("missing", np.nan)),

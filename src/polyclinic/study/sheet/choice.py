@@ -39,7 +39,7 @@ def measures(data: SiteData, classes: int) -> dict[tuple[str, str], Numbers]:
         bright, spread = _brightness(torch.as_tensor(data.plain))
         found["darkest", "brightest"] = bright
         found["least contrast", "most contrast"] = spread
-    if data.labels is None:
+    if data.masked:
         found["smallest mask", "largest mask"] = marked_shares(data, classes)
     return found
 

@@ -103,14 +103,16 @@ def _volume(
 
 def _masked(data: SiteData, place: int) -> bool:
     """Whether a case has a mask."""
-    return data.labels is None and bool(data.known[place])
+    return data.masked and bool(data.known[place])
 
 
 def _facts(opened: Opened, data: SiteData, place: int) -> list[str]:
     facts = [] if data.parts is None else [data.parts[place]]
-    labels = data.labels
+    labels, findings = data.labels, data.findings
     if not data.known[place]:
-        return ["no mask" if labels is None else "no label", *facts]
+        return ["no mask" if data.masked else "no label", *facts]
+    if findings is not None:
+        return [*(opened.classes[one] for one in findings[place].tolist() if one >= 0), *facts]
     if labels is None:
         return [*facts, *_structure_sizes(opened, data, place)]
     label = labels[place].item()

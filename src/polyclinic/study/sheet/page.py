@@ -137,7 +137,7 @@ def _content(study: CheckedStudy, opened: Opened, sites: pd.DataFrame, notes: Se
     colours = [(name, structure_colour(index)) for index, name in enumerate(opened.classes[1:])] if masked else []
     return content | {
         "notes": [(note, TITLES[note.number], Names.of("", list(note.cases))) for note in notes],
-        "sites": tables.case_rows(sites, opened),
+        "sites": tables.case_rows(sites, opened, [head.classes for head in study.declaration.heads]),
         "classes": [] if masked else opened.classes,
         "rejected": tables.rejected(opened),
         "roles": roles(study, opened, sources),

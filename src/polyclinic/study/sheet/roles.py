@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from polyclinic.data.opening.cohort import Opened
+from polyclinic.data.tables.findings import finding_classes
 from polyclinic.study.checked import CheckedStudy
 from polyclinic.study.report.tables import count_text, plain
 from polyclinic.study.sheet.sources import Sources, example, frequent, is_visit
@@ -77,6 +78,11 @@ def _targets(study: CheckedStudy, opened: Opened, sources: Sources) -> Iterator[
         means = "1 where it happened" if spec.positive is None else f"it happened: {plain(spec.positive)}"
         texts = Counter(str(cell) for cell in sources.cells[str(spec.event)].dropna())
         yield Role("Event", [str(spec.event)], f"{means}. In the table: {frequent(texts, 8)}")
+        return
+    if target == "findings":
+        for name, classes in finding_classes(spec).items():
+            texts = Counter(str(cell) for cell in sources.cells[name].dropna())
+            yield Role("Finding", [name], f"{', '.join(classes)}. In the table: {frequent(texts, 8)}")
         return
     label = [spec.label] if spec.label else []
     if target == "numbers":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -52,12 +53,12 @@ class Names:
         return cls(title, names[:MOST_NAMES], max(len(names) - MOST_NAMES, 0))
 
 
-def case_rows(sites: pd.DataFrame, opened: Opened) -> list[SiteRow]:
-    """A row a site, those that are left out as well, and one for all sites."""
+def case_rows(sites: pd.DataFrame, opened: Opened, sizes: Sequence[int] = ()) -> list[SiteRow]:
+    """A row a site, those that are left out as well, and one for all sites; ``sizes`` as in `rows_of_sites`."""
     lost = [_left_out(site, counts) for site, counts in opened.left_out.items()]
     table = pd.concat([sites, pd.DataFrame(lost)], ignore_index=True) if lost else sites
-    labelled = all(data.labels is not None for data in opened.sites.values())
-    return rows_of_sites(table, opened.classes if labelled else [], sites["site"][sites["scored"]].tolist())
+    labelled = not any(data.masked for data in opened.sites.values())
+    return rows_of_sites(table, opened.classes if labelled else [], sites["site"][sites["scored"]].tolist(), sizes)
 
 
 def _left_out(site: str, counts: Counts) -> dict[str, object]:
@@ -94,7 +95,7 @@ def structures(opened: Opened) -> Table | None:
     names, rows = opened.classes[1:], []
     for site, every in opened.sites.items():
         data = every.with_labels()
-        if data.labels is not None:
+        if not data.masked:
             return None
         sizes, unit = _sizes(data, len(opened.classes))
         rows.append([site, count_text(len(data)), *(_spread(sizes[:, place], unit) for place in range(len(names)))])

@@ -42,7 +42,7 @@ def task(folder: Folder) -> str | None:
     data, declared = part(folder, "data"), folder.study.get("task")
     if not declared:
         return None
-    target = data.get("mask") if declared == "segmentation" else data.get("label")
+    target = data.get("mask") if declared == "segmentation" else data.get("label") or list(data.get("findings") or ())
     inputs = "images" if data.get("image") else "columns of a table"
     model = plain(folder.study.get("model") or {})
     return f"Task: {declared} (target: {plain(target)}) from {inputs}, with the network {model}."

@@ -130,6 +130,8 @@ def external(folder: Folder) -> str:
 def calibrated(folder: Folder) -> str | None:
     """Calibration of the best method over the sites."""
     table, best = of_run(folder.calibration), headline(folder)
+    if folder.target == "findings":
+        return NotDone("Not done: calibration is computed where there is one label.")
     if folder.target != "labels":
         return "Does not apply: nothing is predicted that is a probability of a case."
     if len(folder.classes) > 2:
@@ -153,12 +155,13 @@ def threshold(folder: Folder) -> str | None:
     evaluation = part(folder, "evaluation")
     if folder.target == "numbers":
         return "A model gives a number; no threshold."
-    if len(folder.classes) > 2 or folder.structures:
+    if (len(folder.classes) > 2 or folder.structures) and folder.target != "findings":
         return "A model gives a probability of each class; the most probable one is taken."
     if not evaluation:
         return None
     given = evaluation.get("threshold")
     goal = "Dice" if folder.target == "masks" else "balanced accuracy"
+    goal += " of each finding" if folder.target == "findings" else ""
     how = f"chosen for the highest {goal} on validation cases" if given == "validation" else f"fixed at {given}"
     return f"A model gives a probability; the threshold is {how}."
 
