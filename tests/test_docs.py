@@ -37,7 +37,7 @@ from polyclinic.composition import METHODS
 from polyclinic.data.augmentation import INTENSITY, SPATIAL
 from polyclinic.data.catalogue import ENTRIES, find_entry
 from polyclinic.data.catalogue.page import catalogue_page
-from polyclinic.data.spec import DataSpec, Labels, Mask, Partition, Patch, Preprocessing
+from polyclinic.data.spec import DataSpec, Finding, Labels, Mask, Partition, Patch, Preprocessing
 from polyclinic.data.tables.labels import MOST_CLASSES
 from polyclinic.deployment.export.folder import whole_folder
 from polyclinic.deployment.inputs import open_table
@@ -74,6 +74,7 @@ PARTS: dict[str, type[BaseModel]] = {
     "`labels`": Labels,
     "`preprocessing`": Preprocessing,
     "`patch`": Patch,
+    "`findings`": Finding,
     "`training`": Training,
     "`evaluation`": Evaluation,
     "`search`": Search,

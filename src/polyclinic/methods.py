@@ -319,6 +319,13 @@ publish(
     network="gated_attention",
 )
 publish(
+    "multi_task",
+    _FEW_LABELS,
+    "Of several labels each has a head of its own, averaged over the sites that have it.",
+    "Huang et al., IEEE TBME 2023",
+    server=["label_heads"],
+)
+publish(
     "scaffold",
     _SHIFT,
     "Control variates take the drift out of each local step.",
@@ -462,13 +469,6 @@ publish(
     "How much sites count is learned on the validation cases of all.",
     "Xia et al., arXiv 2104.10195",
     server=["auto_fedavg"],
-)
-publish(
-    "multi_task",
-    _FEW_LABELS,
-    "Of several labels each has a head of its own, averaged over the sites that have it.",
-    "Huang et al., IEEE TBME 2023",
-    server=["label_heads"],
 )
 publish(
     "guided_gradient",

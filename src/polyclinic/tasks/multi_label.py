@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from polyclinic.options import Catalogue
 from polyclinic.shapes import Shaped
 from polyclinic.tasks.base import (
     NO_TIMES,
@@ -18,6 +19,7 @@ from polyclinic.tasks.base import (
     Batch,
     Floats,
     Head,
+    LossFunction,
     Measure,
     Score,
     Sent,
@@ -26,8 +28,20 @@ from polyclinic.tasks.base import (
     joined,
     register,
 )
-from polyclinic.tasks.classification import LOSSES, Classification
+from polyclinic.tasks.classification import LOSSES as LOSSES_OF_ONE
+from polyclinic.tasks.classification import Classification
 from polyclinic.tasks.metrics import CLASSIFICATION, class_metric, split_metric, threshold_grid
+
+#: Functions of the outputs of a head ``[B, C]`` and its labels ``[B]``, int64; those of cases without one are left out.
+LOSSES: Catalogue[LossFunction] = Catalogue("loss of several labels")
+for _name in ("cross_entropy", "focal", "binary_cross_entropy"):
+    LOSSES.add(_name)(LOSSES_OF_ONE[_name])
+
+
+class _OneLabel(Classification):
+    """What a head predicts."""
+
+    losses: ClassVar = LOSSES
 
 
 @register
@@ -63,7 +77,7 @@ class MultiLabel(Task):
         options: Mapping[str, Any] | None = None, heads: Sequence[Head] = (),
     ) -> None:  # fmt: skip
         super().__init__(classes, loss, scale, grid, options, heads or [Head("label", classes)])
-        self.each = [Classification(head.classes, loss, options=options) for head in self.heads]
+        self.each = [_OneLabel(head.classes, loss, options=options) for head in self.heads]
         self._weights = [head.weight / sum(one.weight for one in self.heads) for head in self.heads]
 
     @property

@@ -18,7 +18,7 @@ from polyclinic.tasks.metrics import value_range
 
 #: What a test case of a training is known by.
 CASE = ["seed", "fold", "site", "case"]
-#: Columns of what is predicted, where the task has them.
+#: Columns of what is predicted, where the task has them; of several labels they are called ``label[NAME]``.
 TRUTH = ("label", "time", "event")
 
 
@@ -56,7 +56,8 @@ def _unlike(rows: Sequence[pd.DataFrame]) -> str:
     """Why the rows of two studies are not of the same cases; empty if they are."""
     if not all(map(len, rows)):
         return "There are no predictions of it with the same seeds in both."
-    truth = [name for name in TRUTH if all(name in one for one in rows)]
+    known = [name for name in rows[0] if name in TRUTH or str(name).startswith("label[")]
+    truth = [str(name) for name in known if all(name in one for one in rows)]
     cases = [one[[*CASE, *truth]].drop_duplicates(CASE).set_index(CASE).sort_index() for one in rows]
     if not cases[0].index.equals(cases[1].index):
         return "The studies tested it on different cases."

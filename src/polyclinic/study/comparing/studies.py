@@ -124,7 +124,7 @@ def _check_alike(a: Folder, b: Folder) -> None:
     kinds = {
         "task": [one.study["task"] for one in (a, b)],
         "primary metric": [one.primary.label for one in (a, b)],
-        "classes": [", ".join(one.classes) if one.target == "labels" else "" for one in (a, b)],
+        "classes": [", ".join(one.classes) if one.target in ("labels", "findings") else "" for one in (a, b)],
         "space": [one.space or "grid" if one.target == "masks" else "" for one in (a, b)],
     }
     for name, (of_a, of_b) in kinds.items():
@@ -166,7 +166,7 @@ def why_not_paired(a: Compared, b: Compared) -> str:
             return f"The sites of study {one.number} kept their predictions."
         if not has_table(one.folder.path / "predictions.csv"):
             return f"Study {one.number} has no predictions.csv."
-        if one.folder.target == "labels" and not one.folder.classes:
+        if one.folder.target in ("labels", "findings") and not one.folder.classes:
             return f"The classes of study {one.number} are not known: its sites.csv is missing."
     prints = [one.folder.provenance.get("data_sha256") for one in (a, b)]
     if not all(prints):
