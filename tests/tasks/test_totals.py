@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from polyclinic.statistics.intervals import delong
 from polyclinic.study.statistics.of_totals import area_of_grid
 from polyclinic.tasks import build_task
+from polyclinic.tasks.base import Head
 from polyclinic.tasks.classification_totals import representative_scores
 from polyclinic.tasks.metrics import CLASSIFICATION, REGRESSION, threshold_counts, threshold_grid
 
@@ -41,7 +42,25 @@ def masks(rng, cases):
     return table
 
 
+HEADS = [Head("a", 2), Head("b", 3)]
+
+
+def findings(rng, cases):
+    """Two labels, each missing in some cases, but the second one of the classes in none at the end."""
+    table = pd.DataFrame()
+    for head, own in zip(HEADS, (two_classes(rng, cases), four_classes(rng, cases)), strict=True):
+        if head.classes == 3:
+            own = own.drop(columns="score_3").assign(label=own["label"].clip(upper=2))
+            scores = [f"score_{one}" for one in range(3)]
+            own[scores] = own[scores].div(own[scores].sum(axis=1), axis=0)
+            own["score"], own["threshold"] = own[scores].max(axis=1), 0.5
+        table = table.assign(**{f"{name}[{head.name}]": values for name, values in own.items()})
+        table.loc[rng.random(cases) < 0.3, f"label[{head.name}]"] = np.nan
+    return table
+
+
 KINDS = {
+    "findings": (findings, "multi_label", 5, [*CLASSIFICATION, *(f"{m}[{h}]" for m in CLASSIFICATION for h in "ab")]),
     "two": (two_classes, "classification", 2, CLASSIFICATION),
     "four": (four_classes, "classification", 4, CLASSIFICATION),
     "numbers": (numbers, "regression", 0, REGRESSION),
@@ -51,7 +70,11 @@ KINDS = {
 
 def made(kind, seed, cases):
     make, task, classes, names = KINDS[kind]
-    return build_task(task, classes), make(np.random.default_rng(seed), cases), list(names)
+    return (
+        build_task(task, classes, heads=HEADS if kind == "findings" else ()),
+        make(np.random.default_rng(seed), cases),
+        list(names),
+    )
 
 
 @settings(max_examples=25)
@@ -116,6 +139,10 @@ def test_the_influence_of_a_case_is_the_derivative_by_its_weight(kind):
     if kind == "two":
         place = threshold_grid().searchsorted(cases["score"], "right")
         cases["score"] = representative_scores()[place]
+    if kind == "findings":
+        place = threshold_grid().searchsorted(cases["score[a]"], "right")
+        cases["score[a]"] = representative_scores()[place]
+        names = [name for name in names if name not in task.approximate or name.endswith("[a]")]
     if kind == "four":  # each curve is on a grid of its own, which probabilities that add up to one can't all be on
         names = [name for name in names if name not in task.approximate]
     if kind == "numbers":

@@ -72,6 +72,7 @@ def found_at_sites(tested: Tested, engine: Engine, declaration: Declaration, cla
     source = Sites(
         engine, tested, declaration.task, len(classes), names, grouped=grouped,
         bootstrap=evaluation.bootstrap, floor=evaluation.disclosure_floor, quorum=declaration.training.quorum,
+        heads=declaration.heads,
     )  # fmt: skip
     together = all_together(tested, task)
 

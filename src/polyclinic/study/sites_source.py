@@ -26,7 +26,7 @@ from polyclinic.study.statistics.source import Family, Source
 from polyclinic.study.statistics.together import Together
 from polyclinic.study.tested import OWN, Key, Tested, TestedSite, all_together
 from polyclinic.tasks import build_task
-from polyclinic.tasks.base import Totals
+from polyclinic.tasks.base import Head, Totals
 
 #: A training, and what one of its models was trained on.
 Cell = tuple[Key, str]
@@ -45,6 +45,7 @@ class Sites(Source):
         bootstrap: number of draws.
         floor: of fewer patients sites say nothing.
         quorum: least number of sites that must answer; None for all.
+        heads: the labels, where they are several.
 
     Attributes:
         notes: about sites that did not answer.
@@ -58,11 +59,12 @@ class Sites(Source):
     def __init__(
         self, engine: Engine, tested: Tested, task: str, classes: int, metrics: Sequence[str], *,
         grouped: tuple[Sequence[str], Sequence[str]] = ((), ()), bootstrap: int, floor: int, quorum: int | None = None,
+        heads: Sequence[Head] = (),
     ) -> None:  # fmt: skip
         self.engine, self.tested, self.quorum = CheckedEngine(engine, Known()), tested, quorum
         self.task, self.classes, self.metrics = task, classes, list(metrics)
         self.grouped, self.bootstrap, self.floor = grouped, bootstrap, floor
-        self._task = build_task(task, classes)
+        self._task = build_task(task, classes, heads=heads)
         self._together = all_together(tested, self._task)
         self._at_site: dict[str, list[TestedSite]] = {}
         for one in tested.sites:

@@ -150,7 +150,7 @@ class Task(ABC):
     #: no sums.
     totalled: ClassVar[Mapping[str, Shaped]] = {}
     #: Metrics that follow from totals only nearly.
-    approximate: ClassVar[frozenset[str]] = frozenset()
+    approximate: frozenset[str] = frozenset()
     #: What ``evidence`` gives; None where there is no threshold.
     counts: ClassVar[Shaped | None] = None
     #: What ``sums`` gives; None where predictions need nothing but the model.

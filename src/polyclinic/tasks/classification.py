@@ -104,7 +104,7 @@ class Classification(Task):
         "gaps": Shaped("float64", CALIBRATION_BINS),
         "undefined": Shaped("int64", 1, least=0),
     }
-    approximate: ClassVar = frozenset({"auc", "ap"})
+    approximate = frozenset({"auc", "ap"})
     counts = Shaped("int64", 2, len(threshold_grid()) + 1)
 
     @property

@@ -25,12 +25,14 @@ from polyclinic.tasks.base import (
     Sent,
     Task,
     TimeGrid,
+    Totals,
     joined,
     register,
 )
 from polyclinic.tasks.classification import LOSSES as LOSSES_OF_ONE
 from polyclinic.tasks.classification import Classification
-from polyclinic.tasks.metrics import CLASSIFICATION, class_metric, split_metric, threshold_grid
+from polyclinic.tasks.classification_totals import margins_of_totals, metrics_of_totals
+from polyclinic.tasks.metrics import CALIBRATION_BINS, CLASSIFICATION, class_metric, split_metric, threshold_grid
 
 #: Functions of the outputs of a head ``[B, C]`` and its labels ``[B]``, int64; those of cases without one are left out.
 LOSSES: Catalogue[LossFunction] = Catalogue("loss of several labels")
@@ -70,6 +72,14 @@ class MultiLabel(Task):
         "labels": Shaped("int64", "N", "heads", least=-1),
         "thresholds": Shaped("float64", "heads", least=0, most=1),
     }
+    #: Those of `Classification` for each head, filled up with zeros to the head with most classes.
+    totalled: ClassVar = {
+        "confusions": Shaped("int64", "heads", "widest", "widest", least=0),
+        "grids": Shaped("int64", "heads", "curves", 2, len(threshold_grid()) + 1, least=0),
+        "squares": Shaped("float64", "heads", 1),
+        "gaps": Shaped("float64", "heads", CALIBRATION_BINS),
+        "undefined": Shaped("int64", "heads", 1, least=0),
+    }
     counts = Shaped("int64", "heads", 2, len(threshold_grid()) + 1)
 
     def __init__(
@@ -78,6 +88,9 @@ class MultiLabel(Task):
     ) -> None:  # fmt: skip
         super().__init__(classes, loss, scale, grid, options, heads or [Head("label", classes)])
         self.each = [_OneLabel(head.classes, loss, options=options) for head in self.heads]
+        names = ["", *(head.name for head in self.heads)]
+        near = Classification.approximate
+        self.approximate = frozenset(class_metric(one, name) if name else one for one in near for name in names)
         self._weights = [head.weight / sum(one.weight for one in self.heads) for head in self.heads]
 
     @property
@@ -240,6 +253,66 @@ class MultiLabel(Task):
 
         return measure
 
+    def totals(self, cases: pd.DataFrame, names: Sequence[str]) -> Totals:
+        """See `polyclinic.tasks.classification_totals.classification_totals`; of each head by its cases."""
+        heads = _heads(cases)
+        each = [_HeadCases(cases, name, classes, ()).totals() for name, classes in heads.items()]
+        widest = max(heads.values())
+        found = {
+            "confusions": np.zeros((len(heads), widest, widest), dtype=np.int64),
+            "grids": np.zeros((len(heads), _curves(widest), 2, len(threshold_grid()) + 1), dtype=np.int64),
+        }
+        for place, own in enumerate(each):
+            classes, curves = len(own["confusion"]), len(own["grid"])
+            found["confusions"][place, :classes, :classes] = own["confusion"]
+            found["grids"][place, :curves] = own["grid"]
+        return found | {name: np.stack([own[name] for own in each]) for name in ("squares", "gaps", "undefined")}
+
+    def from_totals(self, totals: Totals, names: Sequence[str]) -> dict[str, float]:
+        """See `Task.from_totals`; a mean is over the heads for which the metric is defined."""
+        each = [metrics_of_totals(own, _metrics(names)) for own in _of_heads(totals, [h.classes for h in self.heads])]
+        broken = totals["undefined"][:, 0] > 0
+        found = dict[str, float]()
+        for name in names:
+            metric, of = split_metric(name)
+            values = np.array([own[metric] for own in each])
+            if of:
+                found[name] = float(values[[head.name for head in self.heads].index(of)])
+            else:
+                there = values[np.isfinite(values) | broken]
+                found[name] = float(np.mean(there)) if len(there) else float("nan")
+        return found
+
+    def influence(self, cases: pd.DataFrame, totals: Totals, names: Sequence[str]) -> Floats:
+        """See `polyclinic.tasks.classification_totals.influence_on_metrics`; 0 of cases without the label."""
+        heads, metrics = _heads(cases), _metrics(names)
+        each = {
+            name: _HeadCases(cases, name, heads[name], ()).influence(own, metrics)
+            for name, own in zip(heads, _of_heads(totals, list(heads.values())), strict=True)
+        }
+        broken = dict(zip(heads, totals["undefined"][:, 0] > 0, strict=True))
+        found = np.full((len(names), len(cases)), np.nan)
+        for row, name in enumerate(names):
+            metric, of = split_metric(name)
+            place = metrics.index(metric)
+            known = [own[place] for one, own in each.items() if np.isfinite(own[place]).all() or broken[one]]
+            if of:
+                found[row] = each[of][place]
+            elif known:
+                found[row] = np.mean(known, axis=0)
+        return found
+
+    def margins(self, totals: Totals, names: Sequence[str]) -> dict[str, float]:
+        """See `polyclinic.tasks.classification_totals.margins_of_totals`."""
+        each = [margins_of_totals(own) for own in _of_heads(totals, [head.classes for head in self.heads])]
+        found = {class_metric(metric, head.name): margin
+                 for head, own in zip(self.heads, each, strict=True) for metric, margin in own.items()}  # fmt: skip
+        for metric in Classification.approximate:
+            known = [own[metric] for own in each if metric in own]
+            if known:
+                found[metric] = float(np.mean(known))
+        return {name: margin for name, margin in found.items() if name in names}
+
     def bearers(self, cases: pd.DataFrame, metric: str) -> NDArray[np.bool_] | None:
         """The cases with the label that a metric is of."""
         _, of = split_metric(metric)
@@ -257,8 +330,22 @@ class _HeadCases:
         self._place = np.full(len(cases), -1)
         self._place[known] = np.arange(known.sum())
         self._broken = ~np.isfinite(own["score"].to_numpy(np.float64))
-        self.metrics = list(dict.fromkeys(split_metric(one)[0] for one in names))
-        self._measure = Classification(classes, next(iter(LOSSES))).measure(own, self.metrics)
+        self.metrics = _metrics(names)
+        self._task, self._own, self._known = Classification(classes, next(iter(LOSSES))), own, known
+        self._measure = self._task.measure(own, self.metrics)
+
+    def totals(self) -> Totals:
+        """Of these cases."""
+        return self._task.totals(self._own, ())
+
+    def influence(self, totals: Totals, metrics: Sequence[str]) -> Floats:
+        """Of all cases ``[M, n]``: 0 of those without the label; NaN where a metric is not defined."""
+        found = np.zeros((len(metrics), len(self._known)))
+        own = self._task.influence(self._own, totals, metrics)
+        found[:, self._known] = own
+        defined = self._task.from_totals(totals, metrics)
+        found[[not np.isfinite(defined[metric]) for metric in metrics]] = np.nan
+        return found
 
     def measured(self, rows: NDArray[np.intp], weights: Floats) -> dict[str, Floats] | None:
         """Metrics ``[1 + B]`` with each case counted once, and under the weights ``[n, B]``; ``broken`` is 1 where the
@@ -278,6 +365,28 @@ def _heads(cases: pd.DataFrame) -> dict[str, int]:
     names = [split_metric(column)[1] for column in columns if column.startswith("label[")]
     scored = [split_metric(column)[1] for column in columns if column.startswith("score_")]
     return {name: scored.count(name) or 2 for name in names}
+
+
+def _metrics(names: Sequence[str]) -> list[str]:
+    """The metrics of which ``names`` are those of heads, or means."""
+    return list(dict.fromkeys(split_metric(name)[0] for name in names))
+
+
+def _curves(classes: int) -> int:
+    """How many curves there are of so many classes."""
+    return 1 if classes == 2 else classes
+
+
+def _of_heads(totals: Totals, classes: Sequence[int]) -> list[Totals]:
+    """The totals of each head, without what fills up."""
+    return [
+        {
+            "confusion": totals["confusions"][place, :count, :count],
+            "grid": totals["grids"][place, : _curves(count)],
+            **{name: totals[name][place] for name in ("squares", "gaps", "undefined")},
+        }
+        for place, count in enumerate(classes)
+    ]
 
 
 def _all(batches: Iterable[Batch]) -> Batch:
