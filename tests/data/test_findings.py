@@ -188,6 +188,7 @@ def test_every_stratum_is_dealt_evenly_to_the_folds(seed: int) -> None:
         ({"findings": {"tb": {"weight": 0}}}, "a number above 0"),
         ({"findings": {"tb": {"kind": 0}}}, "not permitted|no entry"),
         ({"findings": ["tb[1]"]}, "can't name a finding"),
+        ({"findings": {"a": {"classes": ["b=1", 2]}, "a=b": {}}}, "is there twice, of two findings"),
         ({"findings": ["site"]}, "is the `site` of the study"),
         ({"partition": {"sites": 2, "label_skew": {"alpha": 1}}}, "label skew"),
     ],

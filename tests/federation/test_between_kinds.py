@@ -90,6 +90,18 @@ def scaled(folder: Path) -> dict[str, Any]:
     return entries | {"methods": ["fedadam", "cyclic", {"ditto": {"weight": 0.5}}, *robust]}
 
 
+def findings(folder: Path) -> dict[str, Any]:
+    """Several labels, of which one site lacks a column."""
+    entries = write_table_study(folder, SIZES, classes=3)
+    table = pd.read_csv(folder / "cases.csv", dtype=str)
+    table["first"] = (table["diagnosis"] == "kind 1").astype(int).astype(str).where(table["site"] != "Bonn")
+    table.rename(columns={"diagnosis": "kind"}).to_csv(folder / "cases.csv", index=False)
+    rename(folder, "findings")
+    del entries["data"]["label"]
+    entries["data"]["findings"] = {"first": {}, "kind": {"classes": ["kind 0", "kind 1", "kind 2"]}}
+    return entries | {"task": "multi_label", "methods": ["single", "fedavg", "multi_task"], "final_model": "multi_task"}
+
+
 def survival(folder: Path) -> dict[str, Any]:
     """Cox's model."""
     entries = write_survival_study(folder, SIZES)
@@ -112,7 +124,7 @@ def rename(folder: Path, kind: str) -> None:
 
 
 KINDS: dict[str, Callable[[Path], dict[str, Any]]] = {
-    kind.__name__: kind for kind in (volumes, planned, pictures, harmonised, scaled, survival, regression)
+    kind.__name__: kind for kind in (volumes, planned, pictures, harmonised, scaled, findings, survival, regression)
 }
 
 

@@ -14,6 +14,8 @@ from safetensors.torch import load_file
 from elsewhere import Elsewhere, split_table
 from helpers import Federation, finding_site, write_table_study
 from polyclinic import Model, Study
+from polyclinic.composition import METHODS
+from polyclinic.errors import StudyError
 from polyclinic.running.progress import Checkpoint
 from polyclinic.study.job import Job
 from polyclinic.study.runner import run_study
@@ -137,6 +139,25 @@ def test_engines_give_the_same(tmp_path: Path) -> None:
     assert torch.equal(Federation(data, ["multi_task"], training=training, serialise=True, **kind).state(), plain)
     stacked = Federation(data, ["multi_task"], training=training, stacked=True, **kind).state()
     assert torch.allclose(stacked, plain, atol=1e-5)
+
+
+def test_every_method_learns_several_labels_or_says_why_not() -> None:
+    has = dict(zip("ABCDEFGH", [(0, 1), (0,), (1,), (0, 1), (0,), (1,), (0, 1), (0, 1)], strict=True))
+    sites = {name: finding_site(name, 16, own, part=None) for name, own in has.items()}
+    refused = set[tuple[str, str]]()
+    for name in METHODS:
+        try:
+            federation = Federation(
+                sites, [{"fltrust": {"trusted": "A"}} if name == "fltrust" else name], task="multi_label", classes=4,
+                model={"mlp": {"hidden": [4]}}, evaluation={"folds": 2, "validation": 0.2, "best_round": "loss"},
+            )  # fmt: skip
+        except StudyError as error:
+            refused.add((name, error.code))
+            continue
+        found = pd.concat(federation.outcome().predictions)
+        assert np.isfinite(found[["score[tb]", "score[edema]"]].to_numpy()).all(), name
+    # They ask for one label, for views of cases without a label, and for images.
+    assert refused == {(name, "P104") for name in ("fedsld", "fixmatch", "harmofl", "elcfs")}
 
 
 def test_a_run_that_was_killed_ends_with_the_same_bytes(tmp_path: Path) -> None:

@@ -53,6 +53,12 @@ def check_finding_columns(data: DataSpec, task: str) -> None:
                 "Rename the column.", place=(*_PLACE, name),
             )  # fmt: skip
         names = finding_classes(data)[name]
+        others = [text for other, texts in finding_classes(data).items() if other != name for text in texts]
+        if set(names) & set(others):
+            raise EntryError(
+                "P102", f"the class {min(set(names) & set(others))!r} is there twice, of two findings.",
+                "Rename one of the columns.", place=(*_PLACE, name),
+            )  # fmt: skip
         if len(set(names)) < max(2, len(names)):
             raise EntryError(
                 "P102", f"`classes` is {finding.classes}; expected two or more different values.",
