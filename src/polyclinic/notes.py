@@ -66,6 +66,7 @@ TITLES: dict[str, str] = {
     "N255": "A feature follows the time of the event",
     "N260": "Rows of a bag do not agree",
     "N261": "A bag's name stands at more than one site",
+    "N275": "A site has no label",
     "N301": "Columns of participants.tsv were left out",
     "N302": "participants.tsv was not used",
     "N303": "Patients' names or numbers stand in paths",

@@ -1,4 +1,4 @@
-"""What a network makes of cases before its head."""
+"""What a network makes of cases as in evaluation, in the middle of training."""
 
 from __future__ import annotations
 
@@ -37,19 +37,25 @@ def feature_count(model: FlatModule) -> int | None:
     return None if given is None else mean_over_places(given).shape[1]
 
 
-def frozen_outputs(model: FlatModule, vector: Tensor, inputs: Tensor) -> Tensor:
-    """Outputs ``[B, ...]`` in evaluation with the state ``vector [P]``.
+def frozen_outputs(model: FlatModule, vector: Tensor | None, inputs: Tensor) -> Tensor:
+    """Outputs of the network as in evaluation, without gradient; nothing of it is changed.
 
-    ``model`` lends its network, which may be in the middle of a step: its own state is not touched.
+    Args:
+        model: lends its network, which may be in the middle of a step.
+        vector: a state of it ``[P]``; None takes its own.
+        inputs: ``[B, ...]``.
     """
     training = model.module.training
     model.module.eval()
     try:
         with torch.no_grad():
-            outputs: Tensor = functional_call(model.module, model.layout.split(vector), (inputs,))
-            return outputs
+            if vector is None:
+                found: Tensor = model.module(inputs)
+            else:
+                found = functional_call(model.module, model.layout.split(vector), (inputs,))
     finally:
         model.module.train(training)
+    return found
 
 
 def frozen_features(model: FlatModule, vector: Tensor, inputs: Tensor) -> Tensor:

@@ -8,11 +8,10 @@ from typing import Annotated, ClassVar
 import torch
 from pydantic import Field, NonNegativeFloat, PositiveInt
 from torch import Tensor
-from torch.func import functional_call
 
+from polyclinic.client.features import frozen_outputs
 from polyclinic.client.views import strong_view, weak_view
 from polyclinic.parts import LOCAL_PARTS, Batch, Ended, Memory, SitePart, SiteView
-from polyclinic.state import FlatModule
 from polyclinic.tasks import Task
 
 _Share = Annotated[float, Field(ge=0, le=1)]
@@ -32,6 +31,11 @@ class _Unlabelled(SitePart):
 
     def __init__(self, *, weight: float, cases: int, strength: float) -> None:
         self.weight, self.cases, self.strength = weight, cases, strength
+
+    @property
+    def learns_alone(self) -> bool:
+        """Where the term counts."""
+        return bool(self.weight)
 
     def begin(self, view: SiteView, received: Memory) -> Memory:
         """Remember where the cases are."""
@@ -159,27 +163,6 @@ class MeanTeacher(_Unlabelled):
         if self._teacher is not None:
             self.kept = {"teacher": self._teacher.cpu(), "steps": torch.tensor(float(self._steps))}
         return {}
-
-
-def frozen_outputs(model: FlatModule, vector: Tensor | None, inputs: Tensor) -> Tensor:
-    """Outputs of the network as in evaluation, without gradient; nothing of it is changed.
-
-    Args:
-        model: lends its network, which may be in the middle of a step.
-        vector: a state of it ``[P]``; None takes its own.
-        inputs: ``[B, ...]``.
-    """
-    training = model.module.training
-    model.module.eval()
-    try:
-        with torch.no_grad():
-            if vector is None:
-                found: Tensor = model.module(inputs)
-            else:
-                found = functional_call(model.module, model.layout.split(vector), (inputs,))
-    finally:
-        model.module.train(training)
-    return found
 
 
 def of_classes(task: Task, outputs: Tensor) -> Tensor:
