@@ -13,7 +13,9 @@ from polyclinic.client import (
     flatness,
     frequencies,
     labels,
+    peers,
     personal,
+    relations,
     styles,
     unlearning,
 )
@@ -33,7 +35,9 @@ __all__ = [
     "flatness",
     "frequencies",
     "labels",
+    "peers",
     "personal",
+    "relations",
     "styles",
     "unlearning",
 ]

@@ -2,16 +2,37 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.func import functional_call
 
 from polyclinic.state import FlatModule
+
+#: Layers that leave out numbers at random.
+DROPOUT = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout)
 
 
 def mean_over_places(features: Tensor) -> Tensor:
     """Features of cases ``[B, G]`` from features of places in them ``[B, G, ...]``."""
     return features.flatten(2).mean(2) if features.dim() > 2 else features
+
+
+@contextmanager
+def evaluating(model: FlatModule, *, dropout: bool = False) -> Iterator[None]:
+    """The network as in evaluation, but perhaps for its dropout layers, and without gradient; then as it was."""
+    training = model.module.training
+    model.module.eval()
+    try:
+        for layer in model.module.modules() if dropout else ():
+            if isinstance(layer, DROPOUT):
+                layer.train()
+        with torch.no_grad():
+            yield
+    finally:
+        model.module.train(training)
 
 
 def head_input(model: FlatModule) -> Tensor | None:
@@ -45,16 +66,11 @@ def frozen_outputs(model: FlatModule, vector: Tensor | None, inputs: Tensor) -> 
         vector: a state of it ``[P]``; None takes its own.
         inputs: ``[B, ...]``.
     """
-    training = model.module.training
-    model.module.eval()
-    try:
-        with torch.no_grad():
-            if vector is None:
-                found: Tensor = model.module(inputs)
-            else:
-                found = functional_call(model.module, model.layout.split(vector), (inputs,))
-    finally:
-        model.module.train(training)
+    with evaluating(model):
+        if vector is None:
+            found: Tensor = model.module(inputs)
+        else:
+            found = functional_call(model.module, model.layout.split(vector), (inputs,))
     return found
 
 
