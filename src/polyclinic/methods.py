@@ -325,6 +325,13 @@ publish(
     local=["peer_labels"],
 )
 publish(
+    "fedvss",
+    _FEW_LABELS,
+    "Models are smooth around each site's cases, and agree with the common one where it is sure.",
+    "Zhu and Luo, MICCAI 2022",
+    local=["virtual_samples"],
+)
+publish(
     "attention_mil",
     _FEW_LABELS,
     "One label a bag: attention finds which of its instances count.",

@@ -18,6 +18,7 @@ from polyclinic.client import (
     relations,
     styles,
     unlearning,
+    virtual_samples,
 )
 from polyclinic.client.private import dp_sgd
 
@@ -40,4 +41,5 @@ __all__ = [
     "relations",
     "styles",
     "unlearning",
+    "virtual_samples",
 ]

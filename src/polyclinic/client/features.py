@@ -22,15 +22,14 @@ def mean_over_places(features: Tensor) -> Tensor:
 
 @contextmanager
 def evaluating(model: FlatModule, *, dropout: bool = False) -> Iterator[None]:
-    """The network as in evaluation, but perhaps for its dropout layers, and without gradient; then as it was."""
+    """The network as in evaluation, but perhaps for its dropout layers; then as it was."""
     training = model.module.training
     model.module.eval()
     try:
         for layer in model.module.modules() if dropout else ():
             if isinstance(layer, DROPOUT):
                 layer.train()
-        with torch.no_grad():
-            yield
+        yield
     finally:
         model.module.train(training)
 
@@ -66,6 +65,12 @@ def frozen_outputs(model: FlatModule, vector: Tensor | None, inputs: Tensor) -> 
         vector: a state of it ``[P]``; None takes its own.
         inputs: ``[B, ...]``.
     """
+    with torch.no_grad():
+        return evaluated_outputs(model, vector, inputs)
+
+
+def evaluated_outputs(model: FlatModule, vector: Tensor | None, inputs: Tensor) -> Tensor:
+    """As ``frozen_outputs``, with gradient."""
     with evaluating(model):
         if vector is None:
             found: Tensor = model.module(inputs)

@@ -189,6 +189,6 @@ def dropped_probabilities(model: FlatModule, task: Task, inputs: Tensor, passes:
     """Mean probabilities of all classes ``[B, C]`` over passes in which only dropout is as in training."""
     drops = any(isinstance(layer, DROPOUT) and layer.p > 0 for layer in model.module.modules())
     passes = passes if drops else 1
-    with evaluating(model, dropout=True):
+    with evaluating(model, dropout=True), torch.no_grad():
         return sum((of_classes(task, model.module(inputs)) for _ in range(1, passes)),
                    of_classes(task, model.module(inputs))) / passes  # fmt: skip
