@@ -222,7 +222,9 @@ class Federation:
             for site, reply in replies.items()
             if "target_count" in reply.tensors
         }
-        return Fold(number, *({site: reply.fields[part] for site, reply in replies.items()} for part in parts), targets)
+        unlabelled = {site: reply.fields.get("unlabelled", 0) for site, reply in replies.items()}
+        counts = ({site: reply.fields[part] for site, reply in replies.items()} for part in parts)
+        return Fold(number, *counts, targets, unlabelled=unlabelled)
 
     def network(self, seed: int) -> FlatModule:
         """The study's network with the initial weights of a seed."""
@@ -241,7 +243,7 @@ class Federation:
     def plan(self, label: str | None = None, seed: int = 0) -> Plan:
         """What the loop is given."""
         job = Job((self.method(label),), seed, self.fold.number)
-        return self.runner.plan(job, self.fold, self.fold.training_sites)
+        return self.runner.plan(job, self.fold, self.fold.trains(job.methods[0].method))
 
     def rounds(
         self, label: str | None = None, seed: int = 0, *, checkpoint: Checkpoint | None = None, **options: Any

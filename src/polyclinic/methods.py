@@ -311,6 +311,27 @@ publish(
     local=["mean_teacher"],
 )
 publish(
+    "fedirm",
+    _FEW_LABELS,
+    "Classes are as alike where labels are guessed as where sites know them, with a mean teacher.",
+    "Liu et al., MICCAI 2021",
+    local=["mean_teacher", "relation_matching"],
+)
+publish(
+    "fedperl",
+    _FEW_LABELS,
+    "The mean of the most similar sites' models helps each site to label its cases.",
+    "Bdair et al., MELBA 2022",
+    local=["peer_labels"],
+)
+publish(
+    "fedvss",
+    _FEW_LABELS,
+    "Models are smooth around each site's cases, and agree with the common one where it is sure.",
+    "Zhu and Luo, MICCAI 2022",
+    local=["virtual_samples"],
+)
+publish(
     "attention_mil",
     _FEW_LABELS,
     "One label a bag: attention finds which of its instances count.",

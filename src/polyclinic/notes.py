@@ -66,6 +66,7 @@ TITLES: dict[str, str] = {
     "N255": "A feature follows the time of the event",
     "N260": "Rows of a bag do not agree",
     "N261": "A bag's name stands at more than one site",
+    "N275": "A site has no label",
     "N285": "A site has no column of a finding",
     "N286": "Several labels are not judged in every way",
     "N301": "Columns of participants.tsv were left out",

@@ -140,18 +140,24 @@ def test_a_split_column_keeps_them_for_training_only(write_table: Any) -> None:
     assert parts.unlabelled.tolist() == []  # row 4 is of p3, who is tested
 
 
-def test_a_site_without_any_label_is_left_out_with_a_sentence(write_table: Any) -> None:
+def test_a_site_without_any_label_keeps_its_cases(write_table: Any) -> None:
     text = TABLE.replace("well,train", ",train").replace("p6,40,sick", "p6,40,")
     result = opened(write_table(text), classes=["well", "sick"])
-    assert list(result.sites) == ["north"]
-    counts = result.left_out["south"]
-    assert (counts.found, counts.used, counts.unlabelled) == (2, 0, 0)
-    assert counts.cases == {"dx is missing": ["row 6", "row 7"]}
-    (note,) = [note for note in result.notes if note.number == "N208"]
-    assert note == (
-        "Site south is left out: none of its 2 cases can be used (dx is missing (2)). Cases without a label or mask "
-        "are used only at sites where other cases have one."
-    )
+    south, facts = result.sites["south"], result.cohort.facts["south"]
+    assert (len(south), south.targets.tolist(), south.cases) == (2, [-1, -1], ["row 6", "row 7"])
+    assert (facts.found, facts.used, facts.unlabelled, facts.labelled, facts.classes) == (2, 2, 2, 0, [0, 0])
+    assert "N208" not in numbers_of(result)
+    frame = facts_frame(result.cohort.facts, result.classes).set_index("site")
+    assert frame.loc["south", ["used", "unlabelled", "class: sick"]].tolist() == [2, 2, 0]
+    parts = split(south, folds=3, fold=0, validation=0.2, seed=0)  # of two patients: nothing is split there
+    assert [len(parts.train), len(parts.validation), len(parts.test), parts.note] == [0, 0, 0, ""]
+    assert parts.trained_on.tolist() == parts.unlabelled.tolist() == [0, 1]
+
+
+def test_somebody_must_have_a_label(write_table: Any) -> None:
+    text = "\n".join(",".join([*line.split(",")[:3], "", "train"]) for line in TABLE.splitlines()[1:])
+    with pytest.raises(DataError, match="P205"):
+        opened(write_table(TABLE.splitlines()[0] + "\n" + text + "\n"), classes=["well", "sick"])
 
 
 def test_groups_that_no_labelled_case_has_make_no_columns(write_table: Any) -> None:
@@ -170,7 +176,7 @@ def test_groups_that_no_labelled_case_has_make_no_columns(write_table: Any) -> N
         {f"{column} has a group that no case with a label has": 1 for column in ("kind", "sex", "scan")}
     )
     assert site.table[2].isnan().tolist() == [False, True, True]
-    assert found.left_out["B"].rejected == Counter({"dx is missing": 1})
+    assert found.left_out["B"].rejected == Counter({"kind has a group that no case with a label has": 1})
 
 
 def test_a_study_without_any_label_stops(write_table: Any) -> None:
@@ -275,13 +281,15 @@ def test_a_mask_that_is_not_where_its_cell_says_is_no_missing_mask(pictures: Pat
     assert len(site.mask_facts) == 3
 
 
-def test_a_site_whose_masks_can_not_be_read_is_left_out(pictures: Path) -> None:
+def test_a_site_whose_masks_can_not_be_read_has_no_label(pictures: Path) -> None:
     table = pictures / "t.csv"
     table.write_text(table.read_text().replace("m.png", "gone.png") + "B,p9,1.png,m.png,0\n")
     result = opened(pictures, "masks", label=None, max_unreadable=0.5, **IMAGES)
-    counts = result.left_out["A"]
-    assert (counts.found, counts.used) == (4, 0)
-    assert counts.rejected == Counter({"mask file is missing": 2, "outline is missing": 2})
+    counts, facts = result.sites["A"].counts, result.cohort.facts
+    assert (counts.found, counts.used, counts.unlabelled) == (4, 2, 2)
+    assert counts.rejected == Counter({"mask file is missing": 2})
+    assert (facts["A"].foreground, facts["B"].foreground is None) == (None, False)
+    assert facts_frame(facts, ["background", "mask"])["foreground"].isna().tolist() == [True, False]
 
 
 def without(data: SiteData, *places: int) -> SiteData:
@@ -403,11 +411,11 @@ def test_parts_by_hand() -> None:
     assert found == [[0], [6], [3], [1, 2]]
 
 
-def test_a_site_that_does_not_train_gives_none() -> None:
+def test_a_site_that_is_left_out_gives_none() -> None:
     pairs = [("a", 0), ("b", None), ("c", 1)]
     column = ["test", "train", "test"]
     parts = split(labelled_site(pairs, column), folds=None, fold=0, validation=0, seed=0)
-    assert parts.unlabelled.tolist() == []
+    assert (parts.train.tolist(), parts.unlabelled.tolist()) == ([], [1])
     dropped = split(labelled_site(pairs), folds=3, fold=0, validation=0, seed=0, small_sites="drop")
     assert dropped.unlabelled.tolist() == []
     trained = split(labelled_site(pairs), folds=3, fold=0, validation=0, seed=0)

@@ -29,6 +29,7 @@ class DynamicFusion(SitePart):
     """
 
     packs: ClassVar = True
+    needs_labels = True
 
     def __init__(self, *, by: Literal["accuracy", "loss"] = "accuracy") -> None:
         self.by, self.needs_accuracy = by, by == "accuracy"

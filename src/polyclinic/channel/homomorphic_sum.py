@@ -155,7 +155,9 @@ class _Encrypting(SiteEnd):
         return {"total": playing.decrypt(read_said(asked.get("agreements"), "agreements"), asked.get("sum"))}
 
     def _begun(self, about: About, view: SiteView) -> Round:
-        own = 1.0 if about.most == 1 else float(view.count())  # else most weight could be put on one site's update
+        own = (
+            1.0 if about.most == 1 else float(view.count() or view.count("unlabelled"))
+        )  # else most weight could be put on one site's update
         if about.weight != own or not own <= about.most <= about.total:
             raise Misfit(f"terms: got a weight of {about.weight:g} of {about.total:g} in all, at most {about.most:g} "
                          f"each; expected {own:g} for this site")  # fmt: skip

@@ -267,7 +267,7 @@ class _Masking(SiteEnd):
         return super().answer(verb, asked, view)
 
     def _begin(self, about: About, view: SiteView) -> None:
-        own = 1.0 if about.most == 1 else float(view.count())
+        own = 1.0 if about.most == 1 else float(view.count() or view.count("unlabelled"))
         if about.weight != own:  # with all weight on one site the sum would be its update
             raise Misfit(f"terms: got a weight of {about.weight:g}, expected {own:g}, the site's own")
         terms, self._ring, self._share = self.part.agreed(about, view.number)

@@ -13,9 +13,12 @@ from polyclinic.client import (
     flatness,
     frequencies,
     labels,
+    peers,
     personal,
+    relations,
     styles,
     unlearning,
+    virtual_samples,
 )
 from polyclinic.client.private import dp_sgd
 
@@ -33,7 +36,10 @@ __all__ = [
     "flatness",
     "frequencies",
     "labels",
+    "peers",
     "personal",
+    "relations",
     "styles",
     "unlearning",
+    "virtual_samples",
 ]

@@ -32,6 +32,7 @@ class ModelContrastive(SitePart):
     stacks_loss = True
     needs_features = True
     needs_body = True
+    needs_labels = False
 
     def __init__(self, *, mu: NonNegativeFloat = 1.0, temperature: PositiveFloat = 0.5) -> None:
         self.mu, self.temperature = mu, temperature

@@ -1,17 +1,37 @@
-"""What a network makes of cases before its head."""
+"""What a network makes of cases as in evaluation, in the middle of training."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.func import functional_call
 
 from polyclinic.state import FlatModule
+
+#: Layers that leave out numbers at random.
+DROPOUT = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout)
 
 
 def mean_over_places(features: Tensor) -> Tensor:
     """Features of cases ``[B, G]`` from features of places in them ``[B, G, ...]``."""
     return features.flatten(2).mean(2) if features.dim() > 2 else features
+
+
+@contextmanager
+def evaluating(model: FlatModule, *, dropout: bool = False) -> Iterator[None]:
+    """The network as in evaluation, but perhaps for its dropout layers; then as it was."""
+    training = model.module.training
+    model.module.eval()
+    try:
+        for layer in model.module.modules() if dropout else ():
+            if isinstance(layer, DROPOUT):
+                layer.train()
+        yield
+    finally:
+        model.module.train(training)
 
 
 def head_input(model: FlatModule) -> Tensor | None:
@@ -37,19 +57,26 @@ def feature_count(model: FlatModule) -> int | None:
     return None if given is None else mean_over_places(given).shape[1]
 
 
-def frozen_outputs(model: FlatModule, vector: Tensor, inputs: Tensor) -> Tensor:
-    """Outputs ``[B, ...]`` in evaluation with the state ``vector [P]``.
+def frozen_outputs(model: FlatModule, vector: Tensor | None, inputs: Tensor) -> Tensor:
+    """Outputs of the network as in evaluation, without gradient; nothing of it is changed.
 
-    ``model`` lends its network, which may be in the middle of a step: its own state is not touched.
+    Args:
+        model: lends its network, which may be in the middle of a step.
+        vector: a state of it ``[P]``; None takes its own.
+        inputs: ``[B, ...]``.
     """
-    training = model.module.training
-    model.module.eval()
-    try:
-        with torch.no_grad():
-            outputs: Tensor = functional_call(model.module, model.layout.split(vector), (inputs,))
-            return outputs
-    finally:
-        model.module.train(training)
+    with torch.no_grad():
+        return evaluated_outputs(model, vector, inputs)
+
+
+def evaluated_outputs(model: FlatModule, vector: Tensor | None, inputs: Tensor) -> Tensor:
+    """As ``frozen_outputs``, with gradient."""
+    with evaluating(model):
+        if vector is None:
+            found: Tensor = model.module(inputs)
+        else:
+            found = functional_call(model.module, model.layout.split(vector), (inputs,))
+    return found
 
 
 def frozen_features(model: FlatModule, vector: Tensor, inputs: Tensor) -> Tensor:

@@ -3,23 +3,22 @@
 from __future__ import annotations
 
 import math
-from typing import Annotated, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import torch
 from pydantic import Field, NonNegativeFloat, PositiveInt
 from torch import Tensor
-from torch.func import functional_call
 
+from polyclinic.client.features import frozen_outputs
 from polyclinic.client.views import strong_view, weak_view
-from polyclinic.parts import LOCAL_PARTS, Batch, Ended, Memory, SitePart, SiteView
-from polyclinic.state import FlatModule
+from polyclinic.parts import LOCAL_PARTS, Batch, Ended, Memory, SiteEnd, SitePart, SiteView
 from polyclinic.tasks import Task
 
 _Share = Annotated[float, Field(ge=0, le=1)]
 
 
-class _Unlabelled(SitePart):
-    """What both have in common: some cases without a label in each step, seen twice.
+class Unlabelled(SiteEnd):
+    """What these parts have in common: some cases without a label in each step, seen twice.
 
     Args:
         weight: of the term in the loss.
@@ -33,6 +32,11 @@ class _Unlabelled(SitePart):
     def __init__(self, *, weight: float, cases: int, strength: float) -> None:
         self.weight, self.cases, self.strength = weight, cases, strength
 
+    @property
+    def learns_alone(self) -> bool:
+        """Where the term counts."""
+        return bool(self.weight)
+
     def begin(self, view: SiteView, received: Memory) -> Memory:
         """Remember where the cases are."""
         self._view = view
@@ -45,6 +49,7 @@ class _Unlabelled(SitePart):
             return None
         source = torch.Generator().manual_seed(batch.seed)
         index = torch.randperm(count, generator=source)[: self.cases]
+        index = index if len(index) > 1 else index.repeat(2)  # normalisation layers need two
         inputs = self._view.cases(index, "unlabelled")[0].float()
         weak = weak_view(inputs, self._view.input_shape[1:], source)
         cut = self._view.task.target == "labels"  # what is cut out of an image has no outline
@@ -53,8 +58,34 @@ class _Unlabelled(SitePart):
         return weak.to(device), strong.to(device)
 
 
+class PseudoLabelling(Unlabelled):
+    """What the model is sure of in a weak view, it shall find in a strong view.
+
+    Args:
+        threshold: from which probability on it is sure.
+        others: see `Unlabelled`.
+    """
+
+    def __init__(self, *, threshold: float, **others: Any) -> None:
+        super().__init__(**others)
+        self.threshold = threshold
+
+    def probabilities(self, batch: Batch, weak: Tensor, given: Memory) -> Tensor:
+        """Of all classes ``[U, C, ...]`` in the weak view, without gradient."""
+        return of_classes(self._view.task, frozen_outputs(batch.model, None, weak))
+
+    def loss(self, batch: Batch, given: Memory) -> Tensor | None:
+        """The term."""
+        views = self.views(batch)
+        if views is None:
+            return None
+        sure, label = self.probabilities(batch, views[0], given).max(dim=1)
+        found = of_classes(self._view.task, batch.model.module(views[1])).gather(1, label[:, None])[:, 0]
+        return self.weight * ((sure >= self.threshold) * -found.clamp_min(1e-7).log()).mean()
+
+
 @LOCAL_PARTS.add("pseudo_labels")
-class PseudoLabels(_Unlabelled):
+class PseudoLabels(PseudoLabelling, SitePart):
     """FixMatch: what the model is sure of in a weak view of a case without a label, it shall find in a strong view.
 
     Adds λ · mean over cases (in segmentation over all pixels) of 1[max q ≥ τ] · −log p(argmax q), with q the
@@ -79,22 +110,11 @@ class PseudoLabels(_Unlabelled):
         self, *, weight: NonNegativeFloat = 1.0, threshold: _Share = 0.95, cases: PositiveInt = 32,
         strength: _Share = 0.5,
     ) -> None:  # fmt: skip
-        super().__init__(weight=weight, cases=cases, strength=strength)
-        self.threshold = threshold
-
-    def loss(self, batch: Batch, given: Memory) -> Tensor | None:
-        """The term."""
-        views = self.views(batch)
-        if views is None:
-            return None
-        task = self._view.task
-        sure, label = of_classes(task, frozen_outputs(batch.model, None, views[0])).max(dim=1)
-        found = of_classes(task, batch.model.module(views[1])).gather(1, label[:, None])[:, 0]
-        return self.weight * ((sure >= self.threshold) * -found.clamp_min(1e-7).log()).mean()
+        super().__init__(threshold=threshold, weight=weight, cases=cases, strength=strength)
 
 
 @LOCAL_PARTS.add("mean_teacher")
-class MeanTeacher(_Unlabelled):
+class MeanTeacher(Unlabelled, SitePart):
     """Mean teacher: what the running mean of a site's models predicts, its model shall predict from another view.
 
     Adds λ(t) · mean squared difference of the probabilities (of regression: of the numbers, in deviations of the
@@ -132,8 +152,7 @@ class MeanTeacher(_Unlabelled):
     def begin(self, view: SiteView, received: Memory) -> Memory:
         """The teacher's weights ``[T]`` as this round changes them, and how many steps it is of."""
         self._teacher, self._steps = self.kept.get("teacher"), int(self.kept.get("steps", torch.zeros(())))
-        left = 1 - view.number / self.ramp if view.number < self.ramp else 0.0
-        self._share = self.weight * math.exp(-5 * left**2)
+        self._share = self.weight * ramped(view.number, self.ramp)
         return super().begin(view, received)
 
     def loss(self, batch: Batch, given: Memory) -> Tensor | None:
@@ -161,25 +180,9 @@ class MeanTeacher(_Unlabelled):
         return {}
 
 
-def frozen_outputs(model: FlatModule, vector: Tensor | None, inputs: Tensor) -> Tensor:
-    """Outputs of the network as in evaluation, without gradient; nothing of it is changed.
-
-    Args:
-        model: lends its network, which may be in the middle of a step.
-        vector: a state of it ``[P]``; None takes its own.
-        inputs: ``[B, ...]``.
-    """
-    training = model.module.training
-    model.module.eval()
-    try:
-        with torch.no_grad():
-            if vector is None:
-                found: Tensor = model.module(inputs)
-            else:
-                found = functional_call(model.module, model.layout.split(vector), (inputs,))
-    finally:
-        model.module.train(training)
-    return found
+def ramped(number: int, ramp: int) -> float:
+    """e^{−5 (1 − t/T)²} in round t of the first T, then 1."""
+    return math.exp(-5 * (1 - number / ramp) ** 2) if number < ramp else 1.0
 
 
 def of_classes(task: Task, outputs: Tensor) -> Tensor:

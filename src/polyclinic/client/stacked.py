@@ -51,7 +51,8 @@ def parts_not_stackable(ends: Iterable[SiteEnd]) -> str:
     ends = list(ends)
     batches = ["a part changes the cases of each batch" for end in ends if overrides(end, "batch")]
     losses = ["a part adds to the loss of each batch" for end in ends if overrides(end, "loss") and not end.stacks_loss]
-    return next(filter(None, [*batches, *losses, *(end.alone for end in ends)]), "")
+    bare = ["a part learns at sites without labels" for end in ends if end.learns_alone]
+    return next(filter(None, [*batches, *losses, *bare, *(end.alone for end in ends)]), "")
 
 
 @dataclass(frozen=True)

@@ -143,7 +143,7 @@ class _Hooks:
             [(end, given) for end, given in ends if overrides(end, hook)]
             for hook in ("batch", "loss", "gradient", "perturbation")
         )
-        self.model, self.work, self.seed, self.site = model, work, job.seed, job.site
+        self.model, self.work, self.seed, self.site, self.labelled = model, work, job.seed, job.site, job.labelled
         self.received = (job.start if job.anchor is None else job.anchor).to(device)
         self.anchor, self.weights = self.received[: model.layout.trainable], model.weights.detach()
         self.class_weights = None if job.class_weights is None else job.class_weights.to(device)
@@ -170,6 +170,8 @@ class _Hooks:
     def _mean_loss(self, task: Task, inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         with torch.autocast(inputs.device.type, enabled=self.work.mixed_precision):
             outputs = self.model.module(inputs)
+            if not self.labelled:
+                return torch.zeros((), device=inputs.device), outputs
             losses = task.loss(self._mixed(inputs, outputs), targets)
         if self.class_weights is not None:
             losses = losses * self.class_weights[targets]
@@ -244,6 +246,8 @@ class _Backward:
         while True:
             loss = mean_loss()
             self.model.gradient.zero_()
+            if not loss.requires_grad:  # of cases without a label of which no part learns in this step
+                return loss.detach()
             if put_back is None:
                 loss.backward()
                 return loss.detach()

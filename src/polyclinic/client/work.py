@@ -87,7 +87,8 @@ class LocalJob:
     Attributes:
         site: its name.
         dataset: its cases.
-        index: its training cases, positions in ``dataset`` ``[n]``.
+        index: the cases that it trains on, positions in ``dataset`` ``[n]``.
+        labelled: whether these have a label. Else the loss is what parts add to it.
         start: model state that it starts from ``[P]``; not written to.
         seed: names from which the round's randomness is derived.
         learning_rate: of this round.
@@ -114,6 +115,7 @@ class LocalJob:
     start: Tensor
     seed: tuple[str | int, ...]
     learning_rate: float
+    labelled: bool = True
     batches: int = 0
     cycled: Mapping[str, Any] = field(default_factory=dict)
     optimizer_state: dict[str, Tensor] = field(default_factory=dict)

@@ -39,10 +39,12 @@ class Corruption(ABC):
     Attributes:
         targets: what may be predicted of the cases for it to mean something.
         images: whether it is for images only.
+        of_labels: whether it changes nothing of cases without a label.
     """
 
     targets: ClassVar[tuple[Target, ...]] = ("labels", "numbers", "masks", "times", "findings")
     images: ClassVar[bool] = False
+    of_labels: ClassVar[bool] = False
 
     @classmethod
     def resolved(
@@ -120,6 +122,7 @@ class LabelFlip(Corruption):
     """
 
     targets = ("labels",)
+    of_labels = True
 
     def __init__(self, *, fraction: Share = 1.0) -> None:
         self.fraction = fraction
@@ -140,6 +143,8 @@ class SwappedLabels(Corruption):
     Args:
         fraction: share of the cases.
     """
+
+    of_labels = True
 
     def __init__(self, *, fraction: Share = 1.0) -> None:
         self.fraction = fraction
@@ -166,6 +171,7 @@ class MissingClass(Corruption):
     """
 
     targets = ("labels",)
+    of_labels = True
 
     def __init__(self, *, label: str | int) -> None:
         self.label = label
@@ -326,6 +332,7 @@ class Backdoor(InputCorruption):
     """
 
     targets = ("labels",)
+    of_labels = True
 
     def __init__(
         self, *, target: str | int, fraction: Share = 0.5, size: Share = 0.15, features: dict[str, float] | None = None

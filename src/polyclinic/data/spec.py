@@ -74,8 +74,9 @@ class Labels(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    share: Annotated[float, Field(gt=0.0, le=1.0, allow_inf_nan=False)]
-    """Share of a site's training patients whose labels are kept; of each class at least one patient's."""
+    share: Annotated[float, Field(ge=0.0, le=1.0, allow_inf_nan=False)]
+    """Share of a site's training patients whose labels are kept; of each class at least one patient's. With 0 a site
+    has no label but those of its test cases."""
     sites: list[str] | None = None
     """Sites at which labels are hidden; default: all."""
     seed: Annotated[int, Field(ge=0, strict=True)] = 0

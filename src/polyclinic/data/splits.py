@@ -36,6 +36,12 @@ class Parts:
     unlabelled: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.int64))
     hidden: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.int64))
 
+    @property
+    def trained_on(self) -> Tensor:
+        """The cases that local training goes through: the training part, or where the site has no labelled case in it
+        those without a label, for methods that learn from them."""
+        return self.train if len(self.train) else self.unlabelled
+
 
 def split(
     data: SiteData,
@@ -64,12 +70,13 @@ def split(
     Where a column fixes the parts (``data.parts``), it decides; only a validation part that it does not name is taken
     from its training part. The dealing depends on the patients' names, classes and the seed, not on the order of cases.
 
-    Cases without a label are in none of these parts, and the others are dealt as if they were not there. Where the site
-    has training cases, those may join them whose patient has no case in the validation or the test part (and, where a
-    column fixes the parts, which it calls training cases).
+    Cases without a label are in none of these parts, and the others are dealt as if they were not there. Training may
+    learn from those whose patient has no case in the validation or the test part (and, where a column fixes the parts,
+    which it calls training cases), unless the site is left out as too small.
 
     With ``labels`` only some of the patients of the training part keep their labels there, as many of each class as
-    its share is of all, and at least one. The cases of the others join those without a label.
+    its share is of all, and at least one. The cases of the others join those without a label. With a share of 0 all
+    of them do, and those of the validation part, too: what has no labels can't choose a round.
 
     Args:
         data: the site's cases.
@@ -89,7 +96,10 @@ def split(
     """
     if not 0 <= validation < 1:
         raise DataError("P206", f"The validation share is {validation}.", "Give a share from 0 to below 1.")
-    parts = _split(data.with_labels(), folds, fold, validation, seed, small_sites, holdout, final)
+    known, nothing = data.with_labels(), torch.empty(0, dtype=torch.int64)
+    parts = Parts(nothing, nothing, nothing)
+    if len(known):
+        parts = _split(known, folds, fold, validation, seed, small_sites, holdout, final)
     parts = parts if data.labelled is None else _with_unlabelled(data, data.labelled, parts)
     hides = labels is not None and (labels.sites is None or data.site in labels.sites)
     return _scarce(data, parts, labels) if labels is not None and hides else parts
@@ -97,6 +107,10 @@ def split(
 
 def _scarce(data: SiteData, parts: Parts, labels: Labels) -> Parts:
     """``parts`` with the labels of some training patients only."""
+    if not labels.share:
+        hidden = torch.cat([parts.train, parts.validation]).sort().values
+        free = torch.cat([parts.unlabelled, hidden]).sort().values
+        return replace(parts, train=hidden[:0], validation=hidden[:0], unlabelled=free, hidden=hidden)
     train = parts.train.tolist()
     own = patient_cases([data.subjects[place] for place in train])
     every = data.labels_or_findings
@@ -135,7 +149,8 @@ def _with_unlabelled(data: SiteData, labelled: Tensor, parts: Parts) -> Parts:
         for place in (~labelled).nonzero().flatten().tolist()
         if data.subjects[place] not in held_out and (data.parts is None or data.parts[place] == "train")
     ]
-    unlabelled = torch.tensor(free if len(train) else [], dtype=torch.int64)
+    left_out = len(known) and not len(train) + len(validation) + len(test)
+    unlabelled = torch.tensor([] if left_out else free, dtype=torch.int64)
     return replace(parts, train=train, validation=validation, test=test, unlabelled=unlabelled)
 
 

@@ -80,6 +80,7 @@ class Measuring(SiteEnd):
 
     def __init__(self, *names: str, sent: str = "") -> None:
         self.names, self.model_sent = names, sent
+        self.needs_labels = any(name in MEASURES for name in names)
 
     def begin(self, view: SiteView, received: Memory) -> Memory:
         """Nothing for the steps."""

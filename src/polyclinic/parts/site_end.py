@@ -221,6 +221,9 @@ class SiteEnd:
         needs_body: whether the part changes nothing where no weights are trained before the head.
         needs_normalisation: whether it changes nothing where the network has no normalisation layers.
         needs_unlabelled: whether it changes nothing where sites have no cases without a label.
+        needs_labels: whether it looks at labels of training or validation cases, besides counts of classes; then a site
+            without any is left out. None says yes of ends that override ``batch`` or ``loss`` and need no cases
+            without a label.
         zero_at_start: whether it changes nothing at the weights that a round starts from.
     """
 
@@ -231,8 +234,15 @@ class SiteEnd:
     needs_body: ClassVar[bool] = False
     needs_normalisation: ClassVar[bool] = False
     needs_unlabelled: ClassVar[bool] = False
+    needs_labels: bool | None = None
     zero_at_start: ClassVar[bool] = False
     _kept: Memory | None = None
+
+    @property
+    def learns_alone(self) -> bool:
+        """Whether it learns at a site none of whose training cases has a label. Such a site takes part then: its steps
+        go through the cases without a label, and the loss is what parts add to it."""
+        return False
 
     @property
     def kept(self) -> Memory:
@@ -345,6 +355,13 @@ class SiteEnd:
         server opens in the reverse order.
         """
         return packed
+
+
+def looks_at_labels(end: SiteEnd) -> bool:
+    """Whether an end does not work at a site without any label."""
+    if end.needs_labels is not None:
+        return end.needs_labels
+    return not end.needs_unlabelled and (overrides(end, "batch") or overrides(end, "loss"))
 
 
 def overrides(end: SiteEnd, hook: str) -> bool:

@@ -90,6 +90,8 @@ class AutoFedAvg(Remembering):
 
 
 class _Validating(SiteEnd):
+    needs_labels = True
+
     def answer(self, verb: str, asked: Memory, view: SiteView) -> Memory:
         if verb != "gradient":
             return super().answer(verb, asked, view)

@@ -25,9 +25,12 @@ def try_out(run: Run, state: Tensor) -> None:
     """
     vector, phase = run.vector(state), run.phases[0]
     work = replace(phase.work, kind="train", epochs=None, steps=1, keep_optimizer=False)
-    if len(run.parts.train):
+    index, labelled = run.parts.trained_on, bool(len(run.parts.train))
+    if len(index):
         seed = (run.declared.seed, "try", run.site, run.declared.fold)
-        job = LocalJob(run.site, run.dataset, run.parts.train, vector, seed, 1e-6, steps=1, trained=phase.trained)
+        job = LocalJob(
+            run.site, run.dataset, index, vector, seed, 1e-6, labelled=labelled, steps=1, trained=phase.trained
+        )  # fmt: skip
         train(run.model, run.task, work, job)
     if len(run.parts.validation):
         run.measure(vector, run.parts.validation[: work.batch_size])

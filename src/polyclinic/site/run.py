@@ -224,7 +224,7 @@ class Run:
 
     def _batches(self, number: int) -> Iterator[tuple[Tensor, Tensor]]:
         """The batches that the first phase takes in a round."""
-        index, phase = self.parts.train, self.phases[0]
+        index, phase = self.parts.trained_on, self.phases[0]
         sizes = batch_sizes(len(index), phase.work, self.steps(phase))
         seed = (self.declared.seed, "train", self.site, self.declared.fold, number)
         job = LocalJob(self.site, self.dataset, index, torch.empty(0), seed, 0.0)
@@ -244,7 +244,7 @@ class Run:
         return general or next(filter(None, (reason_not_stackable(self.model, p.work, shape) for p in self.phases)), "")
 
     def _check_batches(self) -> None:
-        cases = len(self.parts.train)
+        cases = len(self.parts.trained_on)
         sizes = [cases] if self.work.kind == "gradient" else []
         if self.work.kind == "train" and cases:
             sizes = [size for phase in self.phases for size in batch_sizes(cases, phase.work, self.steps(phase))]
@@ -310,9 +310,9 @@ class Run:
         own, work = self.work.of(self.site), phase.work
         steps = own.steps if phase.declared else None
         if own.epochs is not None and phase.declared:
-            steps = own.epochs * len(batch_sizes(len(self.parts.train), replace(work, epochs=1, steps=None)))
+            steps = own.epochs * len(batch_sizes(len(self.parts.trained_on), replace(work, epochs=1, steps=None)))
         if own.seconds is not None and own.step_seconds is not None:
-            declared = len(batch_sizes(len(self.parts.train), work, steps))
+            declared = len(batch_sizes(len(self.parts.trained_on), work, steps))
             steps = max(1, min(declared, int(own.seconds / own.step_seconds + 1e-9) - done))
         return steps
 
@@ -320,7 +320,7 @@ class Run:
         """Steps of a phase in each round, after those ``done`` before (at most: a budget may be kept by the clock)."""
         if phase.work.kind == "gradient":
             return 1
-        return len(batch_sizes(len(self.parts.train), phase.work, self.steps(phase, done)))
+        return len(batch_sizes(len(self.parts.trained_on), phase.work, self.steps(phase, done)))
 
     @property
     def steps_in_all(self) -> int:
@@ -330,7 +330,7 @@ class Run:
     def _steps_in_phases(self) -> list[int]:
         """Steps of each phase in a round; of none without training cases."""
         found = list[int]()
-        for phase in self.phases if len(self.parts.train) else ():
+        for phase in self.phases if len(self.parts.trained_on) else ():
             found.append(self.steps_in_round(phase, sum(found)))
         return found
 
@@ -479,7 +479,8 @@ class Round:
         job = LocalJob(
             site=run.site,
             dataset=run.dataset,
-            index=run.parts.train,
+            index=run.parts.trained_on,
+            labelled=bool(len(run.parts.train)),
             start=self._start(phase),
             seed=(declared.seed, "train", run.site, declared.fold, self.request.round, *self._turn(number), *self._own),
             learning_rate=self.rate,

@@ -334,7 +334,7 @@ class Site:
         size = tuple(self.data.inputs.shape[2:]) if self._patch is None else self._patch.size
         self._augmentation = Augmentation(ask.augmentation, size) if ask.augmentation else None
         self._steps = build_steps(ask.steps)
-        self._prepared = PreparedCases(self.data, self.parts.train)
+        self._prepared = PreparedCases(self.data, self.parts.trained_on)
         self._advance()
         found: Tensors = {}
         labels = self.data.labels

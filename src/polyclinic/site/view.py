@@ -10,13 +10,12 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from polyclinic.client.features import frozen_features
-from polyclinic.client.few_labels import frozen_outputs
+from polyclinic.client.features import frozen_features, frozen_outputs
 from polyclinic.client.optimizers import Named, build_optimizer
 from polyclinic.data.dataset import Dataset
 from polyclinic.data.opening.subgroups import NOT_KNOWN
 from polyclinic.data.splits import Parts
-from polyclinic.errors import StudyError
+from polyclinic.errors import PartError, StudyError
 from polyclinic.parts.site_end import PartOfCases, SiteView
 from polyclinic.privacy import Budget, Event
 from polyclinic.privacy.draws import Draws, RepeatableDraws, SystemDraws
@@ -95,7 +94,13 @@ class View(SiteView):
         key = part, 0 if vector.is_inference() else vector._version  # how often it was written to
         if key not in found:
             index = self._index(part)
-            found[key] = self._measure(vector, index if len(index) else self._index("train"))
+            index = index if len(index) else self._index("train")
+            if not len(index) and self.count("unlabelled"):
+                raise PartError(
+                    "P304", f"A part measured a model at site {self.name}, which has no training case with a label.",
+                    "Set `needs_labels = True` in its end at the site: then such sites are left out.",
+                )  # fmt: skip
+            found[key] = self._measure(vector, index)
         return found[key]
 
     def features(self, vector: Tensor, part: PartOfCases = "train") -> Tensor:

@@ -157,6 +157,10 @@ def _hidden(method: Method, local: Local) -> Refusal | None:
     if hiding and telling:
         return Refusal(f"{telling[0]} sends something of each site, which {hiding[0]} does not hide.",
                        "Leave out one of the two.", "channel")  # fmt: skip
+    returning = [name for name, part in by_name.items() if part.returns]
+    if grouped and returning:
+        return Refusal(f"{returning[0]} sends models of single sites on, and {grouped[0]} shows the server sums of "
+                       "groups alone.", "Leave out one of the two.", "channel")  # fmt: skip
     return None
 
 

@@ -61,6 +61,8 @@ def check_data(data: DataSpec, task: str) -> None:
     if target == "times":
         check_time_columns(data)
     check_finding_columns(data, task)
+    if data.labels is not None and not data.labels.share and data.labels.sites is None:
+        refuse("labels", "with `share: 0` name the `sites` that have no labels: at all, nothing could be learned.")
     for key in ("positive", "classes"):
         if target == "numbers" and getattr(data, key) is not None:
             refuse(key, f"a number has no classes, so `{key}` means nothing.", "Use `task: classification`.")

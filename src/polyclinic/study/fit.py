@@ -176,6 +176,12 @@ def check_left_cases(attack: Attack | None, folds: Mapping[int, Fold]) -> None:
                 "P104", f"`attack: {{{attack.name}: ...}}` leaves {empty[0]} without training cases.",
                 "Choose another site or class.",
             )  # fmt: skip
+        bare = [site for site in fold.sites_without_labels if site in attack.names]
+        if bare and attack.corruption().of_labels:
+            raise StudyError(
+                "P104", f"`attack: {{{attack.name}: ...}}` changes labels, and {bare[0]} has none to train on.",
+                "Choose another site or attack.",
+            )  # fmt: skip
 
 
 def check_enough_sites(declaration: Declaration, folds: Mapping[int, Fold]) -> None:
@@ -185,14 +191,18 @@ def check_enough_sites(declaration: Declaration, folds: Mapping[int, Fold]) -> N
         StudyError: P104 with the method and the sites that it needs.
         SiteError: P402, there are too few for sums that hide what a site has.
     """
-    there = min(len(fold.training_sites) for fold in folds.values())
+
+    def there(method: StudyMethod) -> int:
+        return min(len(fold.trains(method.method)) for fold in folds.values())
+
     for method in configurations(declaration):
         if declaration.hides_of(method.method):
-            check_enough(there - 1 if declaration.is_unseen(method) else there)
+            check_enough(there(method) - 1 if declaration.is_unseen(method) else there(method))
     for method in configurations(declaration):
         if method.method.scope != "federation":
             continue
-        sites = there - 1 if declaration.is_unseen(method) else there
+        trained = there(method)
+        sites = trained - 1 if declaration.is_unseen(method) else trained
         sites = min(sites, *(part.most or sites for part in build_participation(method.training)), sites)
         chain = build_chain(method.method.channel, method.method.local, method.method.server)
         ends = {name: part.at_server() for name, part in chain.items()}
@@ -209,7 +219,7 @@ def check_enough_sites(declaration: Declaration, folds: Mapping[int, Fold]) -> N
                     hint += f", or allow it: `{name}: {{least: {sites}}}`." if sites > 1 else "."
                 raise StudyError(
                     "P104", f"{method.label} needs the answers of {end.least} sites in each round, and {sites} "
-                    "take part" + (" where one is left out." if sites < there else "."), hint,
+                    "take part" + (" where one is left out." if sites < trained else "."), hint,
                 )  # fmt: skip
 
 
@@ -238,7 +248,8 @@ def check_delta(declaration: Declaration, folds: Mapping[int, Fold]) -> None:
         for site in fold.training_sites if "a patient" in units else ():
             found.append((fold.counted[site].patients[0], f"training patients of site {site}"))
         if "a site" in units:
-            found.append((len(fold.training_sites), "sites"))
+            trained = max(len(fold.trains(method.method)) for method in configurations(declaration))
+            found.append((trained, "sites"))
     most, who = max(found, default=(0, ""))
     if delta * most >= 1:
         raise StudyError(

@@ -166,4 +166,5 @@ def _fold(number: int, done: Preparation) -> Fold:
         for site, reply in replies.items()
     }
     return Fold(number, counts("train"), counts("validation"), counts("test"), counts("classes"), targets, counted,
-                {site: reply.fields.get("hidden", 0) for site, reply in replies.items()})  # fmt: skip
+                *({site: reply.fields.get(name, 0) for site, reply in replies.items()}
+                  for name in ("hidden", "unlabelled")))  # fmt: skip

@@ -12,12 +12,14 @@ from torch import Tensor
 
 from polyclinic.audit.poisoning import Attack
 from polyclinic.data.scaling import Summary
+from polyclinic.methods import Method
 from polyclinic.notes import Note
 from polyclinic.running.progress import Row
 from polyclinic.seeds import derive_seed
 from polyclinic.study.kinds import ATTACKED, FINAL, PLAIN, UNSEEN, titled
 from polyclinic.study.method_entries import StudyMethod
 from polyclinic.study.tested import Tested
+from polyclinic.study.without_labels import why_left_out
 
 
 @dataclass(frozen=True)
@@ -45,6 +47,7 @@ class Fold:
         classes: training cases of each class, by site; empty lists where targets are no classes.
         targets: count, mean and sum of squared deviations of the training cases' numbers, by site; for numbers only.
         hidden: training cases whose labels are hidden, by site; for the record only.
+        unlabelled: cases without a label that may be trained on, by site.
         counted: patients, and cases of each class, in each part, by site; for the record only.
     """
 
@@ -56,6 +59,7 @@ class Fold:
     targets: dict[str, Summary] = field(default_factory=dict)
     counted: dict[str, SiteParts] = field(default_factory=dict)
     hidden: dict[str, int] = field(default_factory=dict)
+    unlabelled: dict[str, int] = field(default_factory=dict)
 
     def corrupted(self, attack: Attack) -> Fold:
         """What is known where the training cases of some sites are corrupt: a class may be missing there."""
@@ -84,8 +88,23 @@ class Fold:
 
     @property
     def training_sites(self) -> list[str]:
-        """Sites that have training cases."""
+        """Sites that have training cases with a label."""
         return [site for site, cases in self.train.items() if cases]
+
+    @property
+    def sites_without_labels(self) -> list[str]:
+        """Sites that have cases to learn from, and no label of them."""
+        return [site for site, cases in self.train.items() if not cases and self.unlabelled.get(site)]
+
+    def trains(self, method: Method, without: str | None = None) -> list[str]:
+        """Sites that take part in the trainings of a method, but for one."""
+        alone = self.sites_without_labels
+        left_out = {without, *(alone if alone and why_left_out(method) else [])}
+        return [site for site in self.train if self.trained_on(site) and site not in left_out]
+
+    def trained_on(self, site: str) -> int:
+        """How many cases local training goes through; see `polyclinic.data.splits.Parts.trained_on`."""
+        return self.train[site] or self.unlabelled.get(site, 0)
 
     @property
     def tested_sites(self) -> list[str]:

@@ -167,7 +167,7 @@ class JobRunner:
 
     def _ready(self, job: Job, fold: Fold) -> tuple[Plan, Engine]:
         """What a job's training is given, and who runs it."""
-        sites = [site for site in fold.training_sites if site != job.without]
+        sites = fold.trains(job.methods[0].method, job.without)
         if job.methods[0].method.scope != "pool":
             plan, engine = self.plan(job, fold, sites), self.engine
             if job.attacked and self.attack is not None:
@@ -187,7 +187,7 @@ class JobRunner:
         """Whether sites are asked for the parts of their models that a method keeps there: to be kept with the results
         where all is on one machine, else only where other sites are tested with them."""
         alone = all(one.method.scope != "pool" and one.method.tests == "own" for one in job.methods)
-        own = set(fold.tested_sites) <= set(fold.training_sites)
+        own = set(fold.tested_sites) <= set(fold.trains(job.methods[0].method))
         return self.engine.holds_all or job.without is not None or not (alone and own)
 
     def _models(self, plan: Plan, engine: Engine, progress: Progress, asked_for: bool) -> dict[str, Tensor]:

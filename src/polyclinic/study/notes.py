@@ -19,6 +19,7 @@ from polyclinic.study.kinds import PLAIN, RUN
 from polyclinic.study.method_entries import StudyMethod
 from polyclinic.study.planning import balanced_weights
 from polyclinic.study.shared_budget import protected
+from polyclinic.study.without_labels import why_left_out
 from polyclinic.tasks import build_task
 
 if TYPE_CHECKING:
@@ -44,7 +45,30 @@ def hidden_labels(folds: Sequence[Fold]) -> list[Note]:
     hidden = [sum(fold.hidden[site] for site in sites) for fold in folds]
     text = f"Labels were hidden from training on purpose, at {', '.join(sites)}: of {hidden[0]} of "
     text += f"{hidden[0] + shown[0]} training cases there" + (" in the first fold" if len(folds) > 1 else "")
+    if any(fold.train[site] == 0 for fold in folds for site in sites):
+        return [Note("N111", f"{text}, with those for validation. Test cases have all of theirs.")]
     return [Note("N111", f"{text}. Validation and test cases have all of theirs.")]
+
+
+def no_labels(declaration: Declaration, folds: Sequence[Fold]) -> list[Note]:
+    """On sites at which no training case has a label: who trains there, and whether they are tested."""
+    found = {site: fold for fold in reversed(folds) for site in fold.sites_without_labels}
+    why = {study.label: why_left_out(study.method) for study in declaration.study_methods}
+    if not found:
+        return []
+    sites = [site for site in folds[0].train if site in found]
+    reasons: dict[str, list[str]] = {}
+    for label, reason in why.items():
+        reasons.setdefault(reason, []).append(label)
+    counts = ", ".join(f"{site} {found[site].unlabelled[site]}" for site in sites)
+    words = [f"No training case of {len(sites)} of {len(folds[0].train)} sites has a label ({counts} without one)."]
+    trained = reasons.pop("", [])
+    words.append(f"They take part in {', '.join(trained)}." if trained else "They take part in no method.")
+    words += [f"They are left out of {', '.join(labels)}: {reason}." for reason, labels in reasons.items()]
+    silent = [site for site in sites if not any(fold.test[site] for fold in folds)]
+    if silent:
+        words.append(f"Not tested, since no test case there has a label: {', '.join(silent)}.")
+    return [Note("N275", " ".join(words))]
 
 
 def full_precision(declaration: Declaration, device: str) -> list[Note]:

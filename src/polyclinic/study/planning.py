@@ -48,7 +48,7 @@ class Planner:
             fold = fold.corrupted(attack)
         selection = method.selection(self.template.layout)
         keeps = not selection.everything or method.personal is not None
-        cases = {site: float(fold.train.get(site, 1)) for site in sites}
+        cases = {site: float(fold.trained_on(site)) if site in fold.train else 1.0 for site in sites}
         metric = self.declaration.validation_metric
         schedule = scheduled(optimizer_of(training), schedule_of(training), training.rounds)
         validation = sum(fold.validation.get(site, 0) for site in (fold.train if method.scope == "pool" else sites))

@@ -60,6 +60,7 @@ from polyclinic.study.notes import (
     in_sums,
     kept_back,
     left_out,
+    no_labels,
     rough_distances,
     rows_as_patients,
     spared,
@@ -258,6 +259,7 @@ class _Runner:
         self.method_notes = [
             *left_out(),
             *hidden_labels(list(tested.values())),
+            *no_labels(self.declaration, list(tested.values())),
             *full_precision(self.declaration, plan.device),
             *idle_parts(self.declaration, template.layout),
             *spared(self.declaration, self.attack, len(self.cohort.sites), template.layout),
@@ -492,6 +494,6 @@ def _of_trials(runner: JobRunner, jobs: list[Job], folds: dict[int, Fold]) -> li
     found = list[Event]()
     for job in jobs:
         if job.trial is not None and "a site" in protected(job.methods[0].method):
-            plan = runner.plan(job, folds[job.fold], folds[job.fold].training_sites)
+            plan = runner.plan(job, folds[job.fold], folds[job.fold].trains(job.methods[0].method))
             found += [event.times(event.count * plan.affordable) for event in plan.central]
     return found

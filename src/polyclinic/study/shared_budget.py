@@ -47,7 +47,7 @@ def without_noise(declaration: Declaration, jobs: Sequence[Job], folds: Mapping[
 def _trained(jobs: Sequence[Job], folds: Mapping[int, Fold]) -> Iterator[tuple[Job, list[str]]]:
     """Each job with the sites that train in it."""
     for job in jobs:
-        yield job, [site for site in folds[job.fold].training_sites if site != job.without]
+        yield job, folds[job.fold].trains(job.methods[0].method, job.without)
 
 
 def _protects(declaration: Declaration, job: Job, whom: str, *, always: bool = False) -> bool:

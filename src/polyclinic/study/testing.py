@@ -227,7 +227,7 @@ class Tester:
     def _trials(self, method: Method, found: Trained) -> list[Trial]:
         without, models, lost = self.job.without, found.models, found.progress.lost
         tested = [site for site in self.fold.tested_sites if site not in lost]
-        trained = [site for site in self.fold.training_sites if site != without and site not in lost]
+        trained = [site for site in self.fold.trains(method, without) if site not in lost]
         state = {site: found.progress.best_state(site) for site in trained}
 
         def whole(site: str) -> Tensor | None:

@@ -40,6 +40,7 @@ class DPSGD(SitePart):
 
     private: ClassVar = "a patient"
     in_steps: ClassVar = True
+    needs_labels = True
     alone: ClassVar = "a part adds noise to the steps of each site"
 
     def __init__(self, *, norm: AboveZero = 1.0, noise: AboveZero | None = None) -> None:

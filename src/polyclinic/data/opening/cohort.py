@@ -18,7 +18,6 @@ from polyclinic.data.quality.classes import counted_label_notes
 from polyclinic.data.quality.times import time_unit_notes
 from polyclinic.data.quality.values import unit_notes
 from polyclinic.data.spec import DataSpec, Target
-from polyclinic.data.tables.rows import missing_target
 from polyclinic.errors import DataError, nearest
 from polyclinic.notes import Note
 
@@ -65,9 +64,10 @@ class Cohort:
             DataError: P205, no site has a usable case; P207, the reference site of harmonisation is none of them.
         """
         there = {site: one for site, one in facts.items() if one.used}
-        said = [Note("N208", _left_out(site, one, spec, target)) for site, one in facts.items() if not one.used]
-        if not there:
-            raise DataError("P205", "No site has a usable case. " + " ".join(said), "Mend the images or their paths.")
+        said = [Note("N208", _left_out(site, one)) for site, one in facts.items() if not one.used]
+        if not any(one.labelled for one in there.values()):
+            what = "usable case" if not there else "usable case with a label or mask"
+            raise DataError("P205", f"No site has a {what}. " + " ".join(said), "Mend the images or their paths.")
         own = [Note(number, _of_site(site, text)) for site, one in there.items() for number, text in one.notes]
         features, covariates = agreement.features_encoded(spec), agreement.covariates_encoded(spec)
         _check_shapes(there)
@@ -137,13 +137,10 @@ class Opened:
         return self.cohort.fingerprint
 
 
-def _left_out(site: str, facts: SiteFacts, spec: DataSpec, target: Target) -> str:
+def _left_out(site: str, facts: SiteFacts) -> str:
     """Why a site has no part in the study."""
     why = reasons_text(Counter(facts.rejected)) or "it has no rows"
-    text = f"Site {site} is left out: none of its {facts.found} cases can be used ({why})."
-    if spec.unlabelled == "use" and missing_target(spec, target) in facts.rejected:
-        text += " Cases without a label or mask are used only at sites where other cases have one."
-    return text
+    return f"Site {site} is left out: none of its {facts.found} cases can be used ({why})."
 
 
 def _unlabelled(facts: Mapping[str, SiteFacts], target: Target) -> list[Note]:
@@ -157,6 +154,9 @@ def _unlabelled(facts: Mapping[str, SiteFacts], target: Target) -> list[Note]:
         f"({', '.join(f'{site} {count}' for site, count in found.items())}). Only methods that learn without labels "
         "train on them; nothing is fitted, validated or tested on them."
     )
+    bare = [site for site in found if not facts[site].labelled]
+    if bare:
+        text += f" At {', '.join(bare)}, where no case has one, inputs are scaled by them."
     return [Note("N209", text)]
 
 

@@ -104,10 +104,11 @@ class SiteFacts(Body):
             found["classes"] = label_counts(known.findings.numpy(), classes)
         elif labels is None:
             shares = foreground_shares(known.targets)
-            found["foreground"] = sum(shares) / len(shares)
+            found["foreground"] = sum(shares) / len(shares) if shares else None
         elif labels.is_floating_point():
-            numbers = labels.double()
-            found["numbers"] = numbers.mean().item(), numbers.std(correction=0).item()
+            if len(labels):
+                numbers = labels.double()
+                found["numbers"] = numbers.mean().item(), numbers.std(correction=0).item()
         else:
             found["classes"] = class_counts(labels, classes)
             if known.times is not None and len(known):
@@ -174,7 +175,7 @@ def facts_frame(facts: Mapping[str, SiteFacts], classes: Sequence[str]) -> pd.Da
             row["foreground"] = one.foreground
         elif one.numbers is not None:
             row |= dict(zip(("label mean", "label deviation"), one.numbers, strict=True))
-        else:
+        elif one.classes:
             row |= {f"class: {name}": count for name, count in zip(classes, one.classes, strict=True)}
         rows.append({**row, "missing": one.missing, "duplicates": one.duplicates, **one.images})
     return pd.DataFrame(rows)

@@ -45,7 +45,6 @@ from polyclinic.data.tables.rows import (
     Rows,
     missing_target,
     read_rows,
-    reject_alone,
     reject_rows,
     reject_strangers,
 )
@@ -112,8 +111,6 @@ class Holder:
                                 "Compare the name of the site with the column `site`.")  # fmt: skip
             self._rows = self._rows.where(mine)
         self._noted = reject_rows(self._rows, spec, target, split)
-        if spec.unlabelled == "use" and spec.partition is None:
-            reject_alone(self._rows, spec, target)
         if only is None:  # else other sites may have rows
             self._check_usable()
         self._origin = self._rows.origin["site"].copy()  # as the tables name the sites
@@ -360,13 +357,11 @@ class Holder:
             inputs = Bags.of(pixels, np.bincount(numbers).tolist())
             here = here[np.unique(numbers, return_index=True)[1]]  # of each bag the first row
         known = used.labelled[here]
-        name = "case" if self.spec.bags is None else "bag"
-        if inputs is None or not known.any():
-            for case in used.origin[name].iloc[here]:
-                counts.reject(str(case), missing_target(self.spec, self.target))
+        if inputs is None or not len(here):
             return None, notes
         counts.unlabelled = int(len(here) - known.sum())
         targets = torch.from_numpy(self._targets[here]) if masks is None else masks
+        name = "case" if self.spec.bags is None else "bag"
         subjects, cases, parts = (used.origin[column].iloc[here].tolist() for column in ("subject", name, "part"))
         own = None if self._covariates is None else torch.from_numpy(self._covariates[here])
         fixed = parts if self.split is not None else None

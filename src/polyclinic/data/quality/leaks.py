@@ -64,10 +64,10 @@ def leak_notes(sites: dict[str, SiteData], columns: Sequence[Column], label: str
         columns: the columns of the table that are features.
         label: name of the label's column.
     """
-    labelled = [data.with_labels() for data in sites.values()]
-    tables = [data.table.numpy() for data in labelled]
-    labels = [data.labels for data in labelled]
-    if any(one is None for one in labels):
+    labelled = {site: own for site, data in sites.items() if len(own := data.with_labels())}
+    tables = [data.table.numpy() for data in labelled.values()]
+    labels = [data.labels for data in labelled.values()]
+    if not labels or any(one is None for one in labels):
         return []
     targets = [one.numpy() for one in labels if one is not None]
     if targets[0].dtype.kind == "f":
@@ -82,7 +82,7 @@ def leak_notes(sites: dict[str, SiteData], columns: Sequence[Column], label: str
         )
         notes.append(Note("N223", text))
     rest = [column for column in columns if column.name not in known and len(column.places) == 1]
-    return notes + _separation_notes(list(sites), tables, targets, rest)
+    return notes + _separation_notes(list(labelled), tables, targets, rest)
 
 
 def _codes(values: Matrix, classes: Classes, columns: Sequence[Column]) -> list[str]:

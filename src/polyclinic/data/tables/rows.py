@@ -275,13 +275,6 @@ def reject_rows(rows: Rows, spec: DataSpec, target: Target, split: str | None) -
     return [*notes, *spread_bags(origin, rows.usable, spec)]
 
 
-def reject_alone(rows: Rows, spec: DataSpec, target: Target) -> None:
-    """Mark rows without a label at sites where no row has one."""
-    site = rows.origin["site"]
-    known = rows.usable & rows.labelled & site.notna().to_numpy()
-    rows.reject(~rows.labelled & ~site.isin(site[known].unique()).to_numpy(), missing_target(spec, target))
-
-
 def reject_strangers(rows: Rows, spellings: Mapping[str, Mapping[str, str]]) -> None:
     """Mark rows without a label that have a group which no labelled row of any site has.
 

@@ -190,7 +190,7 @@ def _retain(made: _Made, number: str, engine: Engine) -> dict[str, dict[str, Any
             Retain(model=number).fields(),
             {"state": progress.best_state(site)} if own and site in plan.sites else {},
         )
-        for site in made.fold.training_sites
+        for site in made.fold.trains(made.job.methods[0].method)
     }
     replies = gather(engine, "retain", asked, plan.quorum, progress.failures)
     return {site: reply.fields for site, reply in replies.items()}
@@ -296,11 +296,13 @@ class _Made:
         rounds = self.trained.progress.done if best is None or chosen.rounds is not None else best[1] + 1
         sites = {
             site: TrainingSite(
-                cases=self.fold.train[site], patients=(self.fold.counted[site].patients or [0])[0], **kept.get(site, {})
+                cases=self.fold.trained_on(site),
+                patients=(self.fold.counted[site].patients or [0])[0],
+                **kept.get(site, {}),
             )
-            for site in self.fold.training_sites
+            for site in self.fold.trains(self.job.methods[0].method)
         }
-        seen = seen_at({site: cohort.facts[site] for site in self.fold.training_sites}, list(cohort.features))
+        seen = seen_at({site: cohort.facts[site] for site in sites}, list(cohort.features))
         data = without_places(self.agreement.prepared(declaration.data))
         return Description(
             number=number, study=declaration.study, method=method.label,

@@ -55,7 +55,7 @@ def fit_once(study: CheckedStudy) -> Fitted:
 
         trained = found.folds.sites.do(train)
         homes = {}
-        for site in fold.training_sites:
+        for site in fold.trains(job.methods[0].method):
             names = (trained.progress.best_homes.get(site), site, next(iter(trained.models)))
             homes[site] = next(name for name in names if name in trained.models)
         shape, task = input_shape(declaration, found.cohort), trained.plan.task
