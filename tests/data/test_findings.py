@@ -18,7 +18,7 @@ from polyclinic.data.open import open_data
 from polyclinic.data.spec import DataSpec
 from polyclinic.data.splits import finding_strata, patient_cases, patient_classes, split
 from polyclinic.data.tables.findings import encode_findings, finding_classes, finding_reasons
-from polyclinic.errors import DataError
+from polyclinic.errors import DataError, StudyError
 from polyclinic.study.declaration import Declaration
 
 
@@ -72,6 +72,8 @@ def test_findings_are_no_features(tmp_path: Path) -> None:
     write(tmp_path, "b.csv", edema=[0, 1, 0], tb=[0, 0, 1])
     found = open_data(spec_of(["tb", "edema"], features="*"), tmp_path, "findings")
     assert found.features == ["x1"]
+    with pytest.raises(StudyError, match="'edema', which is to be predicted, is also among the features"):
+        open_data(spec_of(["tb", "edema"], features=["x1", "edema"]), tmp_path, "findings")
 
 
 @pytest.mark.parametrize(
@@ -212,3 +214,13 @@ def test_findings_are_for_their_task_and_losses_for_their_classes() -> None:
         Declaration.check(content)
     content["data"]["findings"] = ["tb", "edema"]
     assert [head.classes for head in Declaration.check(content).heads] == [2, 2]
+
+
+def test_a_bag_has_the_labels_of_its_rows(tmp_path: Path) -> None:
+    slides = ["s1", "s1", "s2", "s2", "s3", "s4"]
+    write(tmp_path, "a.csv", slide=slides, tb=[1, "", 0, 0, "", 1], edema=["", 0, 1, 1, 0, 1])
+    write(tmp_path, "b.csv", slide=["t1", "t1", "t2", "t3"], tb=[1, 0, 1, 0])
+    found = opened(tmp_path, spec_of(["tb", "edema"], bag="slide", features="x1"))
+    assert found.sites["A"].targets.tolist() == [[1, 2], [0, 3], [-1, 2], [1, 3]]
+    assert found.sites["B"].targets.tolist() == [[1, -1], [0, -1]]  # rows of t1 say two things of tb
+    assert found.sites["B"].counts.rejected == {"tb differs within a bag": 1}

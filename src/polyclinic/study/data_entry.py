@@ -124,6 +124,7 @@ def _check_bags(data: DataSpec, target: Target) -> None:
         refuse("It is not said which rows are one case.",
                "Name the column: `bag: slide`. Without one the patient is the bag, which needs `subject`.")  # fmt: skip
     roles = {"label": data.label, "time": data.time, "event": data.event, "site": data.site}
+    roles |= {"findings": bags.column if bags.column in (data.findings or ()) else None}
     role = next((role for role, column in roles.items() if column is not None and column == bags.column), None)
     if role is not None:
         refuse(f"{bags.column!r} is the column of `{role}`, too.", "Name the column of the slide or the patient.")

@@ -26,8 +26,8 @@ def name_bags(cells: pd.DataFrame, origin: pd.DataFrame, spec: DataSpec) -> pd.S
 
 
 def fill_labels(cells: pd.DataFrame, origin: pd.DataFrame, spec: DataSpec) -> None:
-    """A row without a label, or without time and event, gets those of the other rows of its bag, in place."""
-    columns = [column for column in (spec.label, spec.time, spec.event) if column is not None]
+    """A row without a label, a finding, or time and event gets those of the other rows of its bag, in place."""
+    columns = [column for column in (spec.label, spec.time, spec.event, *(spec.findings or ())) if column is not None]
     if columns:
         filled = cells[columns].groupby(bag_numbers(origin)).transform("first")
         known = cells[columns].notna() | origin["bag"].isna().to_numpy()[:, None]
@@ -60,7 +60,7 @@ def _common(cells: pd.DataFrame, origin: pd.DataFrame, spec: DataSpec) -> Iterat
     yield "patient", origin["subject"]
     combat = spec.harmonisation.combat
     covariates = [*combat.covariates, *combat.groups] if combat else []
-    for column in dict.fromkeys((spec.label, spec.time, spec.event, *covariates)):
+    for column in dict.fromkeys((spec.label, spec.time, spec.event, *(spec.findings or ()), *covariates)):
         if column is not None:
             yield column, canonical(cells[column])
     yield "part of the split", origin["part"]

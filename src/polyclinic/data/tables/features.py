@@ -42,7 +42,7 @@ def choose_features(
     wanted += spec.categorical
     excluded = set(_expand(spec.exclude, "exclude", available, set(), table))
     chosen = [name for name in dict.fromkeys(wanted) if name not in excluded]
-    for column in (spec.time, spec.event):
+    for column in (spec.time, spec.event, *(spec.findings or ())):
         if column in chosen:
             text = f"{column!r}, which is to be predicted, is also among the features."
             raise StudyError("P104", text, "Take it out of `features`.")
