@@ -9,7 +9,7 @@ from torch import nn
 
 from helpers import Federation, catalogued, image_sites, site_of, table_sites
 from polyclinic.client.adapting import Adapted, Tent, _Adapting, _batches, entropy
-from polyclinic.errors import PartError, StudyError, TrainingError
+from polyclinic.errors import SiteError, StudyError, TrainingError
 from polyclinic.options import EntryError
 from polyclinic.running.progress import Checkpoint
 from polyclinic.state import FlatModule
@@ -287,7 +287,7 @@ def test_predictions_do_not_depend_on_who_is_asked_for_together():
 
 def test_what_a_part_gives_in_the_place_of_a_network_is_looked_at(monkeypatch):
     monkeypatch.setattr(Tent, "adapted", lambda self, network, index, inputs, view: None)
-    with pytest.raises(PartError, match="P304 The part tent at site Aachen gave None in `adapted`"):
+    with pytest.raises(SiteError, match="P304 The part tent at site Aachen gave nothing in `adapted`"):
         scores(tables("tent"))
 
 

@@ -121,12 +121,14 @@ class _Head:
     """
 
     def __init__(self, stage: Stage, state: Tensor) -> None:
-        self.network, self.task, self.number = stage.network, stage.task, stage.number
+        self.network, self.task = stage.network, stage.task
         self.chosen = self.network.layout.select({Role.HEAD})
         self.vector, self.trainable = state.clone(), self.network.layout.trainable
         self._weights = nn.Parameter(self.vector[: self.trainable])
         self._optimizer = stage.optimizer([self._weights])
         self._losses = list[float]()
+        # What the model is when the round begins follows from the seed of the training, which no procedure is told.
+        self._seed = "head", stage.number, float(state.double().sum()).hex()
 
     @property
     def loss(self) -> float:
@@ -163,7 +165,7 @@ class _Head:
         network.gradient.zero_()
         features = torch.cat([one["features"] for one in batches.values()]).to(device).requires_grad_()
         targets = torch.cat([one["targets"] for one in batches.values()]).to(device)
-        with own_randomness("head", self.number, len(self._losses), device=device):
+        with own_randomness(*self._seed, len(self._losses), device=device):
             loss = self.task.loss(network.head[0](features), targets).mean()
         loss.backward()
         with torch.no_grad():
@@ -207,7 +209,8 @@ class _Body(SiteEnd):
         model.module.train()
         hook = model.record_features(found)
         try:
-            with own_randomness("body", view.name, view.number, self._steps, device=model.vector.device):
+            seed = view.generator("body", self._steps).initial_seed()
+            with own_randomness(seed, device=model.vector.device):
                 model.module(self._inputs.to(model.vector.device))
         finally:
             hook.remove()
