@@ -15,6 +15,7 @@ from polyclinic.client import (
     labels,
     personal,
     styles,
+    tuning,
     unlearning,
 )
 from polyclinic.client.private import dp_sgd
@@ -35,5 +36,6 @@ __all__ = [
     "labels",
     "personal",
     "styles",
+    "tuning",
     "unlearning",
 ]

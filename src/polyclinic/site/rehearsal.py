@@ -24,12 +24,13 @@ def try_out(run: Run, state: Tensor) -> None:
         TrainingError: P301, the loss is not a finite number; P303, there is not enough memory.
     """
     vector, phase = run.vector(state), run.phases[0]
+    start = vector if run.variant is None else run.received(run.variant.sent(state))
     work = replace(phase.work, kind="train", epochs=None, steps=1, keep_optimizer=False)
     if len(run.parts.train):
         seed = (run.declared.seed, "try", run.site, run.declared.fold)
-        job = LocalJob(run.site, run.dataset, run.parts.train, vector, seed, 1e-6, steps=1, trained=phase.trained)
-        train(run.model, run.task, work, job)
+        job = LocalJob(run.site, run.dataset, run.parts.train, start, seed, 1e-6, steps=1, trained=phase.trained)
+        train(run.network, run.task, work, job)
     if len(run.parts.validation):
-        run.measure(vector, run.parts.validation[: work.batch_size])
+        evaluation.measure(run, vector, run.parts.validation[: work.batch_size])
         if run.declared.metrics.space == "original":
             evaluation.predict(run, [vector], run.parts.validation[:1], 0.5)
