@@ -767,6 +767,7 @@ REFUSED: list[tuple[str, dict[str, Any]]] = [
     ("P104", {"methods": ["scaffold"], "training": {"optimizer": "adam"}}),
     ("P104", {"methods": [{"fedavg": {"server": ["fedadam", "normalised"]}}]}),
     ("P104", {"methods": [{"fedce": {"server": ["fedce", "normalised"]}}]}),
+    ("P104", {"methods": [{"heterofl": {"channel": ["secure_sum"]}}]}),
     ("P104", {"methods": [{"cyclic": {"server": "median"}}]}),
     ("P104", {"methods": ["incremental"], "training": {"early_stopping": 5}}),
     ("P104", {"methods": [{"dynamic_fusion": {"channel": ["secure_sum"]}}]}),

@@ -38,6 +38,7 @@ OPTIONS = {
     "deadline": {"seconds": 3600},
     "fltrust": {"trusted": "Site A"},
     "equal_opportunity": {"subgroup": "sex", "group": "F"},
+    "heterofl": {"widths": {"Site B": 0.5, "Site C": 0.3}},
     "gaussian_noise": {"noise": 0.1},
     "laplace_noise": {"noise": 0.1},
     "sparse_vector": {"epsilon": 10.0},

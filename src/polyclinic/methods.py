@@ -410,6 +410,27 @@ publish(
     procedure="concatenated_features",
 )
 publish(
+    "heterofl",
+    "client end: unequal computation",
+    "Each site trains as much of the network's width as its computer can.",
+    "Diao et al., ICLR 2021",
+    server=["heterofl"],
+)
+publish(
+    "lora",
+    "client end: unequal computation",
+    "Low-rank adapters of a frozen network are trained and sent; their products are averaged.",
+    "Hu et al., ICLR 2022; exact mean as in Singhal et al., ACL 2025",
+    local=["lora"],
+)
+publish(
+    "bitfit",
+    "client end: unequal computation",
+    "All biases and the head of a frozen network are trained and sent, and nothing else.",
+    "Ben Zaken et al., ACL 2022",
+    local=["partial_tuning"],
+)
+publish(
     "fednova",
     "client end: unequal computation",
     "Updates count by their direction, not by their number of steps.",

@@ -69,6 +69,8 @@ TITLES: dict[str, str] = {
     "N275": "A site has no label",
     "N285": "A site has no column of a finding",
     "N286": "Several labels are not judged in every way",
+    "N265": "A frozen network starts from random weights",
+    "N266": "Sites vote and do not train",
     "N301": "Columns of participants.tsv were left out",
     "N302": "participants.tsv was not used",
     "N303": "Patients' names or numbers stand in paths",

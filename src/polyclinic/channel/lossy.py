@@ -9,7 +9,7 @@ from typing import ClassVar, TypeVar
 import torch
 from torch import Tensor
 
-from polyclinic.parts import Memory, Now, Part, ServerEnd, SiteEnd, SiteView
+from polyclinic.parts import Memory, Part, ServerEnd, SiteEnd, SiteView
 from polyclinic.shapes import Shaped
 
 
@@ -39,7 +39,7 @@ class Lossy(Part):
         return self.adds or not self.summed
 
     def begin(self, shapes: Sequence[tuple[int, ...]]) -> None:
-        """A round begins, at a site or at the server, with shared weights of these shapes."""
+        """A round begins at a site, or an update is opened at the server, with shared weights of these shapes."""
 
     @abstractmethod
     def sent(self, count: int) -> dict[str, Shaped]:
@@ -125,15 +125,11 @@ class Restoring(ServerEnd):
     def __init__(self, part: Lossy) -> None:
         self.part = part
 
-    def begin(self, now: Now) -> None:
-        """See `ServerEnd`."""
-        super().begin(now)
-        self.part.begin(now.shapes)
-
     def open(self, packed: Memory) -> Memory:
         """See `ServerEnd`."""
         if not self.part.shortens:
             return packed
+        self.part.begin(self.now.shapes)
         named = {key.removeprefix(f"{self.name}/"): tensor for key, tensor in packed.items()}
         others = {key: tensor for key, tensor in packed.items() if not key.startswith(f"{self.name}/")}
         return {**others, "change": self.part.read(named, len(self.now.weights))}

@@ -17,6 +17,7 @@ from polyclinic.client import (
     personal,
     relations,
     styles,
+    tuning,
     unlearning,
     virtual_samples,
 )
@@ -40,6 +41,7 @@ __all__ = [
     "personal",
     "relations",
     "styles",
+    "tuning",
     "unlearning",
     "virtual_samples",
 ]

@@ -54,6 +54,7 @@ class AdversarialAlignment(Part):
         "others": "the features with noise of all other sites' cases",
         "adversaries": "the other sites' discriminators",
     }  # fmt: skip
+    same_network = True
 
     def __init__(
         self, *, weight: NonNegativeFloat = 1.0, noise: PositiveFloat = 0.1, rate: PositiveFloat = 0.1,

@@ -65,6 +65,7 @@ class ControlVariates(Part):
     retells = True
     shapes: ClassVar = {"control_change": Shaped("float32", "W", always="train"), "control": Shaped("float32", "W")}
     needs_sgd = True
+    same_network = True
 
     def at_site(self) -> SiteEnd:
         """Keeps c_k."""
@@ -149,6 +150,8 @@ class DynamicRegularisation(Part):
     Args:
         alpha: α.
     """
+
+    same_network = True
 
     def __init__(self, *, alpha: PositiveFloat = 0.01) -> None:
         self.alpha = alpha

@@ -48,8 +48,9 @@ def reason_not_stackable(model: FlatModule, work: Work, shape: tuple[int, ...]) 
 
 def parts_not_stackable(ends: Iterable[SiteEnd]) -> str:
     """Why sites with these parts can't be trained together; empty if they can."""
+    changing = {"batch": "changes the cases of each batch", "outputs": "changes the outputs of each batch"}
     ends = list(ends)
-    batches = ["a part changes the cases of each batch" for end in ends if overrides(end, "batch")]
+    batches = [f"a part {what}" for end in ends for hook, what in changing.items() if overrides(end, hook)]
     losses = ["a part adds to the loss of each batch" for end in ends if overrides(end, "loss") and not end.stacks_loss]
     bare = ["a part learns at sites without labels" for end in ends if end.learns_alone]
     return next(filter(None, [*batches, *losses, *bare, *(end.alone for end in ends)]), "")

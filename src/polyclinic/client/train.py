@@ -30,7 +30,7 @@ from polyclinic.client.work import (
 )
 from polyclinic.models import keeps_statistics
 from polyclinic.parts.checks import kind_of, wrong
-from polyclinic.parts.site_end import Batch, overrides
+from polyclinic.parts.site_end import Batch, Memory, SiteEnd, overrides
 from polyclinic.randomness import own_randomness
 from polyclinic.seeds import derive_seed
 from polyclinic.state import FlatModule, Selection
@@ -139,9 +139,9 @@ class _Hooks:
     def __init__(self, model: FlatModule, work: Work, job: LocalJob) -> None:
         device = model.vector.device
         ends = [(end, {name: tensor.to(device) for name, tensor in given.items()}) for end, given in job.ends]
-        self._batch, self._loss, self._gradient, self._perturbation = (
+        self._batch, self._loss, self._gradient, self._perturbation, self._outputs = (
             [(end, given) for end, given in ends if overrides(end, hook)]
-            for hook in ("batch", "loss", "gradient", "perturbation")
+            for hook in ("batch", "loss", "gradient", "perturbation", "outputs")
         )
         self.model, self.work, self.seed, self.site, self.labelled = model, work, job.seed, job.site, job.labelled
         self.received = (job.start if job.anchor is None else job.anchor).to(device)
@@ -170,6 +170,8 @@ class _Hooks:
     def _mean_loss(self, task: Task, inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         with torch.autocast(inputs.device.type, enabled=self.work.mixed_precision):
             outputs = self.model.module(inputs)
+            for end, given in self._outputs:
+                outputs = self._seen(end, outputs, given)
             if not self.labelled:
                 return torch.zeros((), device=inputs.device), outputs
             losses = task.loss(self._mixed(inputs, outputs), targets)
@@ -183,6 +185,12 @@ class _Hooks:
             return outputs
         features = mean_over_places(self._features[0]) if self._records else inputs.new_empty(0)
         return self._beside.mixed(inputs, outputs, features)
+
+    def _seen(self, end: SiteEnd, outputs: Tensor, given: Memory) -> Tensor:
+        found: object = end.outputs(outputs, given)
+        if not isinstance(found, Tensor) or found.shape != outputs.shape:
+            raise wrong(end.name, "outputs", kind_of(found), f"a tensor {list(outputs.shape)}", self.site)
+        return found
 
     def _changed_loss(self, task: Task, inputs: Tensor, targets: Tensor, step: int) -> Tensor:
         nothing = inputs.new_empty(0)

@@ -49,6 +49,7 @@ class SiteUnlearning(Part):
         "place": "which of them is the site's own",
         "common": "the mean of the sites' classifiers",
     }
+    same_network = True
 
     def __init__(
         self, *, weight: NonNegativeFloat = 1.0, rate: PositiveFloat = 0.1, hidden: PositiveInt = 32

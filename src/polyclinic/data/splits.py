@@ -105,6 +105,14 @@ def split(
     return _scarce(data, parts, labels) if labels is not None and hides else parts
 
 
+def voting(parts: Parts, *, votes: bool) -> Parts:
+    """The parts of a site that trains nothing: what would be training cases are validation cases, if it ``votes``."""
+    nothing, validation = parts.train[:0], parts.validation
+    if votes:
+        validation = torch.cat([parts.train, validation]).sort().values
+    return replace(parts, train=nothing, validation=validation, unlabelled=nothing, hidden=nothing)
+
+
 def _scarce(data: SiteData, parts: Parts, labels: Labels) -> Parts:
     """``parts`` with the labels of some training patients only."""
     if not labels.share:

@@ -32,9 +32,12 @@ class CheckedEngine(Engine):
 
     def call(self, function: str, requests: Mapping[str, Message]) -> Iterator[Reply]:
         """See `Engine.call`."""
-        answers = Answers(function, self.known)
+        answers = dict[int, Answers]()
         for site, reply in self.inner.call(function, requests):
-            yield site, _checked(answers, site, requests[site], reply)
+            known = self.known.at(site, function)
+            if id(known) not in answers:
+                answers[id(known)] = Answers(function, known)
+            yield site, _checked(answers[id(known)], site, requests[site], reply)
 
     def post(self, site: str, function: str, request: Message) -> None:
         """See `Engine.post`."""
@@ -45,7 +48,7 @@ class CheckedEngine(Engine):
         """See `Engine.replies`; a site answers what it was asked first, first."""
         for site, reply in self.inner.replies():
             function, request = self._asked[site].popleft()
-            yield site, _checked(Answers(function, self.known), site, request, reply)
+            yield site, _checked(Answers(function, self.known.at(site, function)), site, request, reply)
 
     def keep(self, sites: list[str]) -> None:
         """See `Engine.keep`."""

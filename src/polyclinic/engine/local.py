@@ -143,7 +143,7 @@ class LocalEngine(Engine):
             run = self.members[going[0]].run
             if len(self._trainers) == MOST_TRAINERS:
                 del self._trainers[next(iter(self._trainers))]
-            self._trainers[key] = StackedTrainer(run.model, run.task, works[going[0]].work(phase), jobs, self._cases)
+            self._trainers[key] = StackedTrainer(run.network, run.task, works[going[0]].work(phase), jobs, self._cases)
         for site, result in zip(going, self._trainers[key].train(jobs), strict=True):
             if isinstance(result, PolyclinicError):
                 failed[site] = result

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import takewhile
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from polyclinic.options import Catalogue
 from polyclinic.parts.catalogue import CHANNEL_PARTS, LOCAL_PARTS, SERVER_PARTS, Part
@@ -12,6 +12,10 @@ from polyclinic.parts.grouping import TOPOLOGIES
 from polyclinic.parts.procedure import PROCEDURES
 from polyclinic.parts.server_end import Hiding
 from polyclinic.shapes import Shaped
+
+if TYPE_CHECKING:
+    from polyclinic.models.variant import Variant
+    from polyclinic.state import FlatModule
 
 #: Name and options of a part.
 Entry = tuple[str, dict[str, Any]]
@@ -58,6 +62,13 @@ def tell_parts(
     """Tell parts what they are ``given`` to close, of a model with these ``sizes``."""
     for name, part in parts.items():
         part.given, part.sizes = given.get(name) or {}, sizes
+
+
+def variant_of(
+    parts: Iterable[Part], site: str, whole: FlatModule, seed: Sequence[str | int]
+) -> Variant | None:  # fmt: skip
+    """What a site trains in place of the study's network with these parts, of which one at most says it."""
+    return next(filter(None, (part.variant(site, whole, seed) for part in parts)), None)
 
 
 def build_chain(channel: Sequence[Entry], local: Iterable[Entry], server: Iterable[Entry]) -> dict[str, Part]:

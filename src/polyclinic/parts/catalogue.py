@@ -13,6 +13,7 @@ from polyclinic.parts.site_end import Memory, SiteEnd, overrides
 from polyclinic.shapes import Shaped
 
 if TYPE_CHECKING:
+    from polyclinic.models.variant import Variant
     from polyclinic.state import FlatModule
 
 
@@ -52,6 +53,9 @@ class Part:
         hidden: the noise on that mean in this round, which the part that adds noise sets before this one's ``finish``.
         summed: whether the server sees sums of what leaves the sites alone, so that what this part gives is added up;
             set before its ends are made.
+        same_network: whether all sites have to train the study's network for it, since its ends exchange numbers of
+            each weight or feature, or look into the steps of training.
+        freezes: whether it trains little of a network, so that it is for one that was trained before.
         before: the part that closes an update before it, if there is one; set likewise.
         given: the tensors of an update that it is given to close; known once the model is, before its ends are made.
         sizes: lengths of dimensions in these, likewise.
@@ -82,6 +86,8 @@ class Part:
     hides_beside: ClassVar[bool] = False
     hidden: float = 0.0
     summed: bool = False
+    same_network: ClassVar[bool] = False
+    freezes: ClassVar[bool] = False
     before: Part | None = None
     given: Mapping[str, Shaped] = {}
     sizes: Mapping[str, int] = {}
@@ -107,6 +113,21 @@ class Part:
     def shapes_for(self, model: FlatModule) -> Mapping[str, Shaped]:
         """``shapes`` in a training of ``model``, where they depend on it."""
         return self.shapes
+
+    def variant(self, site: str, whole: FlatModule, seed: Sequence[str | int]) -> Variant | None:
+        """What a site trains in place of the study's network; None if it is that one.
+
+        Both ends make it by themselves, so it must follow from what is given here.
+
+        Args:
+            site: its name.
+            whole: the study's network.
+            seed: of what is drawn for this training.
+
+        Raises:
+            TrainingError: P302, the network is not of a kind of which there is such a variant.
+        """
+        return None
 
     def at_site(self) -> SiteEnd:
         """The end at a site."""

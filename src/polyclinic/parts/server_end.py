@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, ClassVar
 
 from torch import Tensor
@@ -19,6 +19,7 @@ from polyclinic.parts.site_end import Memory
 from polyclinic.privacy import Budget, Event
 
 if TYPE_CHECKING:
+    from polyclinic.models.variant import Variant
     from polyclinic.secure import Verifier
 
 #: ``(verb, site -> what is asked)`` -> answers in site order; why a site can't answer stands in its place. Nothing is
@@ -59,6 +60,7 @@ class Now:
         budget: what noise of the server may cost the sites' privacy, if the study says it.
         real: whether sites are hospitals, so that noise must not follow from a seed.
         verifier: knows the sites' signatures; None where sites have no certificates.
+        variants: site -> what it trains in place of the study's network, with a T' and an S' of its own.
     """
 
     number: int
@@ -75,6 +77,17 @@ class Now:
     real: bool = False
     verifier: Verifier | None = None
     fold: int = 0
+    variants: Mapping[str, Variant] = field(default_factory=dict)
+
+    def at(self, site: str) -> Now:
+        """The same as a site sees it that trains a variant: ``weights [T']`` and ``statistics [S']`` have its lengths,
+        and no values."""
+        variant = self.variants.get(site)
+        if variant is None:
+            return self
+        nothing, sizes = self.weights.new_zeros(1), variant.sizes
+        return replace(self, weights=nothing.expand(sizes["T"]), statistics=nothing.expand(sizes["S"]),
+                       shapes=variant.shapes)  # fmt: skip
 
 
 @dataclass(frozen=True)

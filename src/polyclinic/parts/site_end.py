@@ -287,6 +287,10 @@ class SiteEnd:
         """The batch as the network shall see it."""
         return batch
 
+    def outputs(self, outputs: Tensor, given: Memory) -> Tensor:
+        """What the network gives in training ``[B, ...]``, as the loss shall see it: of this shape, with gradient."""
+        return outputs
+
     def images(self, images: Tensor) -> Tensor:
         """Images as the network shall see them, in training, validation and tests alike: the last step before it.
 

@@ -65,11 +65,15 @@ class Conversation:
                     raise wrong(part, f"ask({verb!r}, ...)", f"{site!r} as a site", "sites of the training")
                 tensors_of(part, f"ask({verb!r}, ...)", tensors)
                 check_declared(_named(tensors, part), self.plan.reveals)
-            messages = {site: Message(self._about(site), dict(tensors)) for site, tensors in requests.items()}
+            messages = {site: Message(self._about(site), self._sent(site, own)) for site, own in requests.items()}
             for site, reply in self.call(f"{part}/{verb}", messages):
                 yield site, reply if isinstance(reply, PolyclinicError) else reply.tensors
 
         return ask
+
+    def _sent(self, site: str, tensors: Memory) -> Memory:
+        model = {"state": self.plan.sent(site, tensors["state"])} if "state" in tensors else {}
+        return {**tensors, **model}
 
     def _about(self, site: str) -> dict[str, object]:
         number = min(self.progress.done, self.plan.rounds - 1)  # parts meet again where all rounds are done

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property, partial
+from functools import cached_property
 from typing import Any
 
 from torch import Tensor
 
+from polyclinic.models.variant import Variant
 from polyclinic.parts import Grouping, Part, Procedure, tell_parts
 from polyclinic.parts.grouping import Star
 from polyclinic.parts.procedure import Local
@@ -48,6 +49,8 @@ class Plan:
         participation: who takes part in a round, applied one after another.
         grouping: name and grouping.
         procedure: name and procedure.
+        voters: sites that do not train, and are asked how good the model is on their validation cases.
+        variants: site -> what it trains in place of the study's network.
         endures: whether a model that breaks down, with values that are not numbers, ends training instead of being a
             failure (a simulated attack, whose result that is).
     """
@@ -74,6 +77,8 @@ class Plan:
     participation: Sequence[Participation] = ()
     grouping: tuple[str, Grouping] = field(default_factory=lambda: ("star", Star()))
     procedure: tuple[str, Procedure] = field(default_factory=lambda: ("local", Local()))
+    voters: Sequence[str] = ()
+    variants: Mapping[str, Variant] = field(default_factory=dict)
     endures: bool = False
 
     @property
@@ -112,7 +117,7 @@ class Plan:
         parts = self.parts()
         tell_parts(parts, self.known.given, self.known.sizes)
         ends = {name: part.at_server() for name, part in parts.items()}
-        return Chain(ends, partial(check_opened, self.known))
+        return Chain(ends, lambda part, packed, site: check_opened(self.known.at(site, "train"), part, packed))
 
     def cycled_in(self, number: int) -> dict[str, Any]:
         """Options of the local optimiser that the schedule cycles, in a round."""
@@ -121,7 +126,12 @@ class Plan:
     @cached_property
     def known(self) -> Known:
         """What is known of the messages of this training."""
-        return Known.of(self.start, self.network)
+        return Known.of(self.start, self.network, self.variants)
+
+    def sent(self, site: str, state: Tensor) -> Tensor:
+        """What of a model ``[Q]`` a site is sent to train it."""
+        variant = self.variants.get(site)
+        return state if variant is None else variant.sent(state)
 
     @cached_property
     def reveals(self) -> dict[str, str]:

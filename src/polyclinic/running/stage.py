@@ -51,7 +51,7 @@ class ModelStage(Stage):
                 Now(
                     self.number, self.rounds, self.learning_rate, weights, statistics, total, plan.weights, sites,
                     plan.network.layout.shapes(plan.selection), plan.start.seed, plan.budget, federation.engine.real,
-                    federation.engine.verifier, plan.start.fold,
+                    federation.engine.verifier, plan.start.fold, plan.variants,
                 )
             )  # fmt: skip
 
@@ -117,7 +117,7 @@ class ModelStage(Stage):
         )  # fmt: skip
         sent = self.chains[self.homes[site]].send(site)
         check_declared(sent, self.plan.reveals)
-        return Message(asked.fields(), {"state": state, **sent})
+        return Message(asked.fields(), {"state": self.plan.sent(site, state), **sent})
 
     def take(self, answered: Answered, packed: Memory, once: Message | None) -> Row:
         """Give an answer to the parts at the server; one without an update they never see.

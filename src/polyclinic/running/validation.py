@@ -23,7 +23,7 @@ def choose(plan: Plan, engine: Engine, progress: Progress, rows: list[Row], sile
     """Measure validation data, add it to the round's rows, and remember the round if it is the best so far."""
     took_part = list(dict.fromkeys(row["site"] for row in rows))
     # Of a common model everybody's opinion counts, so that rounds with different sites can be compared.
-    active = [site for site in plan.sites if site not in silent] if plan.together else took_part
+    active = [*(site for site in plan.sites if site not in silent), *plan.voters] if plan.together else took_part
     found = validated(plan, engine, progress, active)
     for row in rows:
         if row["site"] not in found:  # it answered in one of its turns and failed in another

@@ -16,8 +16,8 @@ from polyclinic.server.mean import Mean
 from polyclinic.shapes import Misfit
 
 Passed = TypeVar("Passed", Update, Step)
-#: ``(part, packed)``: refuses, with `Misfit`, what the part at a site can't have been given to close.
-Check = Callable[[str, Memory], None]
+#: ``(part, packed, site)``: refuses, with `Misfit`, what the part at a site can't have been given to close.
+Check = Callable[[str, Memory, str], None]
 
 
 class Unopened(SiteError):  # noqa: N818 - a word says it
@@ -43,7 +43,7 @@ class Chain:
         ValueError: there are several aggregations.
     """
 
-    def __init__(self, ends: Mapping[str, ServerEnd], check: Check = lambda part, packed: None) -> None:
+    def __init__(self, ends: Mapping[str, ServerEnd], check: Check = lambda part, packed, site: None) -> None:
         for name, end in ends.items():
             end.name = name
         self.ends, self._check = dict(ends), check
@@ -120,13 +120,18 @@ class Chain:
         return opened
 
     def _undone(self, site: str, packed: Memory, names: Sequence[str]) -> Memory:
+        now = self.now.at(site)
         for name in names:
-            if type(self.ends[name]).open is not ServerEnd.open:
+            end = self.ends[name]
+            if type(end).open is not ServerEnd.open:
+                end.now = now  # lengths are those of what the site trains
                 try:
-                    packed = tensors_of(name, "open", self.ends[name].open(packed))
-                    self._check(name, packed)
+                    packed = tensors_of(name, "open", end.open(packed))
+                    self._check(name, packed, site)
                 except Misfit as misfit:
                     raise self._unopened(site, name, misfit) from None
+                finally:
+                    end.now = self.now
         return packed
 
     @staticmethod
@@ -139,7 +144,11 @@ class Chain:
 
     def _add(self, packed: Memory, site: str, weight: float, lag: int, count: int = 1) -> None:
         sent = {name: named(packed, name) for name in self.ends}
-        update = Update(site, packed["change"], packed["statistics"], weight, sent, lag, count)
+        change, statistics = packed["change"], packed["statistics"]
+        variant = self.now.variants.get(site)
+        if variant is not None:
+            change, statistics = variant.spread(change, statistics, torch.cat([self.now.weights, self.now.statistics]))
+        update = Update(site, change, statistics, weight, sent, lag, count)
         for end in self.others:
             update = self._checked(end, "take", end.take(update), Update)
         self.aggregation.add(update)
@@ -149,7 +158,7 @@ class Chain:
         found, names = hiding.together(), list(self.ends)
         for one in found:
             try:
-                self._check(hiding.name, one.packed)
+                self._check(hiding.name, one.packed, "")
             except Misfit as misfit:
                 raise self._unopened("", hiding.name, misfit) from None
             packed = self._opened("", one.packed, names[names.index(hiding.name) + 1 :])
@@ -157,7 +166,8 @@ class Chain:
         return found
 
     def _check_opened(self, packed: Memory, opened: str, site: str) -> None:
-        for key, like in (("change", self.now.weights), ("statistics", self.now.statistics)):
+        now = self.now.at(site)
+        for key, like in (("change", now.weights), ("statistics", now.statistics)):
             found = packed.get(key)
             if found is None or found.shape != like.shape or not found.is_floating_point():
                 got = f"{kind_of(found)} as the {key} of site {site}"
@@ -192,7 +202,19 @@ class Chain:
         state = torch.empty(len(before) + len(step.statistics), dtype=before.dtype)
         torch.add(before, step.change, out=state[: len(before)])
         state[len(before) :] = step.statistics
+        self._keep_still(state)
         return Result(state, step.shares)
+
+    def _keep_still(self, state: Tensor) -> None:
+        """What no site of the round trains stays as it is to the bit: sites are not sent it again."""
+        if not self.now.variants:
+            return
+        variants = {id(one): one for one in map(self.now.variants.get, self.now.sites)}
+        only = next(iter(variants.values()), None)
+        if len(variants) == 1 and only is not None:
+            moved = state[only.places]
+            state[:] = torch.cat([self.now.weights, self.now.statistics])
+            state[only.places] = moved
 
     def _checked(self, end: ServerEnd, hook: str, found: Passed, kind: type[Passed]) -> Passed:
         """What a hook gave, if it can go on."""

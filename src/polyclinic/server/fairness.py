@@ -225,6 +225,7 @@ class FedCE(Remembering):
     }
     shapes = measured("leave_one_out_loss") | {"leave_one_out": Shaped("float32", "Q")}
     returns = True
+    same_network = True
 
     def __init__(self, *, mode: Literal["plus", "times"] = "plus") -> None:
         super().__init__()

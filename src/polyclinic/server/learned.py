@@ -52,6 +52,7 @@ class AutoFedAvg(Remembering):
     }
     shapes: ClassVar = {"gradient": Shaped("float32", "T")}
     returns = True
+    same_network = True
 
     def __init__(self, *, lr: NonNegativeFloat = 1.0, steps: PositiveInt = 1) -> None:
         super().__init__()

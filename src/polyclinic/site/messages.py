@@ -111,6 +111,7 @@ class Prepare(Body):
         hides: whether what sites share is told in sums alone.
         labels: whose labels are hidden from training.
         most: of bags, how many instances a step of training sees at most; None where cases are none.
+        voters: sites that train nothing, and whose cases outside the test part are for validation.
     """
 
     fold: Count
@@ -127,6 +128,7 @@ class Prepare(Body):
     hides: Switch = False
     labels: Labels | None = None
     most: Times | None = None
+    voters: list[Name] = []
 
 
 class Prepared(Body):

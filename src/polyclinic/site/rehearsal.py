@@ -24,15 +24,16 @@ def try_out(run: Run, state: Tensor) -> None:
         TrainingError: P301, the loss is not a finite number; P303, there is not enough memory.
     """
     vector, phase = run.vector(state), run.phases[0]
+    start = vector if run.variant is None else run.received(run.variant.sent(state))
     work = replace(phase.work, kind="train", epochs=None, steps=1, keep_optimizer=False)
     index, labelled = run.parts.trained_on, bool(len(run.parts.train))
     if len(index):
         seed = (run.declared.seed, "try", run.site, run.declared.fold)
         job = LocalJob(
-            run.site, run.dataset, index, vector, seed, 1e-6, labelled=labelled, steps=1, trained=phase.trained
+            run.site, run.dataset, index, start, seed, 1e-6, labelled=labelled, steps=1, trained=phase.trained
         )  # fmt: skip
-        train(run.model, run.task, work, job)
+        train(run.network, run.task, work, job)
     if len(run.parts.validation):
-        run.measure(vector, run.parts.validation[: work.batch_size])
+        evaluation.measure(run, vector, run.parts.validation[: work.batch_size])
         if run.declared.metrics.space == "original":
             evaluation.predict(run, [vector], run.parts.validation[:1], 0.5)

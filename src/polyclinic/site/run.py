@@ -5,6 +5,7 @@ from __future__ import annotations
 import secrets
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
@@ -32,7 +33,7 @@ from polyclinic.data.dataset import Dataset
 from polyclinic.data.splits import Parts
 from polyclinic.errors import SiteError, TrainingError
 from polyclinic.models import has_batch_norm
-from polyclinic.parts import Ended, Memory, SiteEnd, build_parts, tell_parts
+from polyclinic.parts import Ended, Memory, SiteEnd, build_parts, tell_parts, variant_of
 from polyclinic.parts.checks import Unwritten, kind_of, tensors_of, wrong
 from polyclinic.parts.predictor import Network
 from polyclinic.parts.site_end import overrides
@@ -43,7 +44,7 @@ from polyclinic.site.messages import Question, Start, Train, Trained
 from polyclinic.site.schema import Known
 from polyclinic.site.spending import Spending, budget_spent, check_delta, lifetime_spent
 from polyclinic.site.view import View
-from polyclinic.state import FlatModule, Layout, Role
+from polyclinic.state import FlatModule, Layout, Role, Selection
 from polyclinic.tasks import Task
 
 #: ``(run, vector [P], index [n]) -> {"loss": ..., "accuracy": ...}``.
@@ -89,7 +90,8 @@ class Run:
         site: the site's name.
         declared: what the coordinator sent with ``start``.
         initial: first model state ``[P]``.
-        model: the process's network of this kind.
+        model: the process's network of this kind, which is validated and tested; it is also trained, unless a part has
+            another one trained in its place.
         task: the study's task.
         dataset: the site's cases.
         parts: its training, validation and test cases.
@@ -109,22 +111,30 @@ class Run:
         self.model, self.task, self.dataset, self.parts, self._measure = model, task, dataset, parts, measure
         name, options = declared.personal or ("shared_model", {})
         self.personal = PERSONAL[name](**options)
-        self.known = Known.of(declared, model)
-        self.phases = list(self.personal.phases(self.work, model.layout))
-        layout: Layout = model.layout
-        self.shared = layout.select(declared.share, declared.modules, declared.without)
-        self.private = layout.rest(self.shared)
-        self._check_named(layout)
+        self._check_named(model.layout)
         built = build_parts(declared.parts)
-        tell_parts(built, self.known.given, self.known.sizes)
+        self.variant = variant_of(built.values(), site, model, (declared.seed, declared.fold))
+        self.known = Known.of(declared, model, {} if self.variant is None else {site: self.variant})
+        if self.variant is None:
+            self.network = model
+            self.shared = model.layout.select(declared.share, declared.modules, declared.without)
+            self.private = model.layout.rest(self.shared)
+        else:
+            self.network, self.shared = self.variant.network, self.variant.shared
+            self.private = Selection((), 0, 0, self.shared.total)
+            self._first = initial
+            initial = self.received(self.variant.sent(initial))
+        self.phases = list(self.personal.phases(self.work, self.network.layout))
+        known = self.known.at(site, "train")
+        tell_parts(built, known.given, known.sizes)
         self.reveals = {f"{name}/{key}" for name, part in built.items() for key in part.reveals}
         self.ends = {name: part.at_site() for name, part in built.items()}
         for name, end in self.ends.items():
             end.name = name
         first = View(
-            site, initial, model, task, dataset, parts, self.shared, (declared.seed, "parts", site, declared.fold),
-            self.measure, self.received, self._batches, with_learning_rate(self.work.optimizer, 0.0),
-            identity,
+            site, initial, self.network, task, dataset, parts, self.shared,
+            (declared.seed, "parts", site, declared.fold), self.measure, self.received, self._batches,
+            with_learning_rate(self.work.optimizer, 0.0), identity,
         )  # fmt: skip
         self.budget = self._budget()
         first.rounds, first.budget, first.run = declared.rounds, self.budget, declared.run
@@ -232,8 +242,12 @@ class Run:
             yield self.dataset.batch(chosen, augment=augmentation_seed(job, step) if self.dataset.augments else None)
 
     def measure(self, vector: Tensor, index: Tensor) -> Mapping[str, float]:
-        """Loss and accuracy of a model ``[P]`` on some of the site's cases."""
-        return self._measure(self, vector, index)
+        """Loss and accuracy of a model, as the site trains it, on some of the site's cases."""
+        run = self
+        if self.variant is not None:
+            run = copy(self)
+            run.model = self.network
+        return self._measure(run, vector, index)
 
     @property
     def not_stackable(self) -> str:
@@ -241,14 +255,16 @@ class Run:
         personal = None if self.declared.personal is None else type(self.personal)
         general = not_stackable(personal, self.work, list(self.ends.values()))
         shape = self.dataset.training_shape
-        return general or next(filter(None, (reason_not_stackable(self.model, p.work, shape) for p in self.phases)), "")
+        return general or next(
+            filter(None, (reason_not_stackable(self.network, p.work, shape) for p in self.phases)), ""
+        )
 
     def _check_batches(self) -> None:
         cases = len(self.parts.trained_on)
         sizes = [cases] if self.work.kind == "gradient" else []
         if self.work.kind == "train" and cases:
             sizes = [size for phase in self.phases for size in batch_sizes(cases, phase.work, self.steps(phase))]
-        if 1 in sizes and has_batch_norm(self.model.module):
+        if 1 in sizes and has_batch_norm(self.network.module):
             raise TrainingError(
                 "P302", f"At site {self.site} a training batch has a single case, and batch normalisation needs two.",
                 "Use a `training: {batch_size: ...}` above 1, leave the site out, or a model with another `norm`.",
@@ -257,7 +273,7 @@ class Run:
     def shared_model(self, state: Tensor, *, best: bool = False, kept: Kept | None = None) -> Tensor:
         """The shared ``state [Q]`` with what the site does not share ``[P]``: what is kept, of the best round if asked,
         or what is ``kept`` elsewhere."""
-        if self.shared.everything:
+        if self.shared.everything or self.variant is not None:
             return state
         vector = torch.empty(self.shared.total, device=state.device)
         self.shared.put(vector, state)
@@ -266,6 +282,8 @@ class Run:
 
     def received(self, state: Tensor, kept: Kept | None = None) -> Tensor:
         """The model that the site works with in a round ``[P]`` when it is sent the shared ``state [Q]``."""
+        if self.variant is not None:
+            return self.variant.start(state, self._first)
         kept = kept or self.kept
         vector = self.shared_model(state, kept=kept)
         return self.personal.model(vector, kept.personal) if self.personal.starts_own else vector
@@ -288,7 +306,7 @@ class Run:
     def own_weights(self, state: Tensor) -> dict[str, Tensor]:
         """Tensors of the site's model for its own cases that nobody else has, by name: those that it does not share, or
         all of a personal model."""
-        if self.declared.personal is None and self.shared.everything:
+        if self.variant is not None or (self.declared.personal is None and self.shared.everything):
             return {}
         split = self.model.layout.split(self.vector(state, best=True).cpu())
         if self.declared.personal is not None:
@@ -340,7 +358,7 @@ class Run:
         if phase.gives != "shared" or phase.trained is None:
             return phase.gives == "shared"
         trained = torch.zeros(self.shared.total)
-        phase.trained.within(self.model.layout.trainable).fill(trained, 1.0)
+        phase.trained.within(self.network.layout.trainable).fill(trained, 1.0)
         return bool(self.shared.take(trained).any())
 
     def round(self, request: Train, tensors: Memory) -> Round:
@@ -608,7 +626,7 @@ class Round:
 
     def _ended(self, vector: Tensor) -> Ended:
         """What the parts learn from: the phases that train what is shared."""
-        run, trainable = self.run, self.run.model.layout.trainable
+        run, trainable = self.run, self.run.network.layout.trainable
         steps = {number: result.steps for number, result in enumerate(self._results) if run.teaches(number)}
         start, end = self.received[:trainable], vector[:trainable]
         private = run.private.within(trainable)

@@ -8,7 +8,7 @@ these; C classes; N cases; F features or channels.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, MutableMapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache, cached_property
 from typing import Any, TypeVar
 
@@ -25,6 +25,7 @@ from polyclinic.data.preparation import SharedStep
 from polyclinic.errors import PolyclinicError, SiteError, TrainingError
 from polyclinic.limits import Body, Nothing
 from polyclinic.models import ATTENDING
+from polyclinic.models.variant import Variant
 from polyclinic.parts import Part, build_parts
 from polyclinic.parts.site_end import overrides
 from polyclinic.shapes import MOST_NUMBERS, Misfit, NotFinite, Shaped, finite
@@ -97,6 +98,7 @@ class Known:
         step: the step of the preparation that needs all sites.
         hides: whether what sites share for it is told in sums alone.
         attends: whether the network says how much each instance of a bag counts.
+        variants: site that does not train the study's network -> the same for messages about its training.
     """
 
     sizes: Mapping[str, int] = field(default_factory=dict)
@@ -109,10 +111,11 @@ class Known:
     step: SharedStep | None = None
     hides: bool = False
     attends: bool = False
+    variants: Mapping[str, Known] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, start: Start, model: FlatModule) -> Known:
-        """In a training that ``start`` declares, of a ``model``."""
+    def of(cls, start: Start, model: FlatModule, variants: Mapping[str, Variant] | None = None) -> Known:
+        """In a training that ``start`` declares, of a ``model``, and of ``variants`` at some sites."""
         layout = model.layout
         shared = layout.select(start.share, start.modules, start.without)
         sizes = {"P": layout.size, "Q": shared.size, "T": shared.trainable, "S": shared.size - shared.trainable}
@@ -127,8 +130,24 @@ class Known:
         parts = {name: _shapes(part, model) for name, part in built.items()}
         asked = Asked(metrics.names, metrics.classes, metrics.tolerance, space=metrics.space)
         quiet = any(overrides(part.at_site(), "sends") for part in built.values())
-        levels = _levels(built, cls(parts=parts).sent("train"), sizes)
-        return cls(sizes, parts, *levels, quiet, task, asked, attends=start.model[0] in ATTENDING)
+
+        def known(sizes: Mapping[str, int]) -> Known:
+            return cls(
+                sizes,
+                parts,
+                *_levels(built, cls(parts=parts).sent("train"), sizes),
+                quiet,
+                task,
+                asked,
+                attends=start.model[0] in ATTENDING,
+            )
+
+        others = {id(variant): known({**sizes, **variant.sizes}) for variant in (variants or {}).values()}
+        return replace(known(sizes), variants={site: others[id(one)] for site, one in (variants or {}).items()})
+
+    def at(self, site: str, function: str) -> Known:
+        """What is known of a function's messages to a site."""
+        return self.variants.get(site, self) if function == "train" or "/" in function else self
 
     def sent(self, answered: str = "") -> dict[str, Shaped]:
         """What parts may add to a message: ``part/name``.

@@ -27,7 +27,7 @@ from polyclinic.data.part_counts import part_classes, part_groups, part_patients
 from polyclinic.data.preparation import Prepared as PreparedCases
 from polyclinic.data.preparation import SharedStep, Step, build_steps
 from polyclinic.data.scaling import summarise
-from polyclinic.data.splits import Parts, split
+from polyclinic.data.splits import Parts, split, voting
 from polyclinic.data.statistics import LEAST_CASES, sketch, withhold
 from polyclinic.errors import DataError, PolyclinicError, SiteError, TrainingError
 from polyclinic.files import write_atomic, write_error
@@ -195,7 +195,7 @@ class Site:
         if not hasattr(self, "run"):
             text = f"Site {self.name} was asked to {function[:80]!r} before a training was started."
             raise SiteError("P401", text, "Ask for 'start' first.", site=self.name)
-        return self.run.known
+        return self.run.known.at(self.name, function)
 
     def _without_boxes(self, function: str, request: Message) -> tuple[Message, Tensor | None]:
         """A question as it is, and what it came with where its answer is to be summed.
@@ -330,11 +330,14 @@ class Site:
             self.data, folds=ask.folds, fold=ask.fold, validation=ask.validation, seed=ask.split_seed,
             small_sites=ask.small_sites, holdout=ask.holdout, final=ask.final, labels=ask.labels,
         )  # fmt: skip
+        fitted = self.parts.trained_on
+        if self.name in ask.voters:  # a final model of which all is known before looks at no validation cases
+            self.parts = voting(self.parts, votes=not ask.final or ask.validation > 0)
         self._patch, self._most = ask.patch, ask.most
         size = tuple(self.data.inputs.shape[2:]) if self._patch is None else self._patch.size
         self._augmentation = Augmentation(ask.augmentation, size) if ask.augmentation else None
         self._steps = build_steps(ask.steps)
-        self._prepared = PreparedCases(self.data, self.parts.trained_on)
+        self._prepared = PreparedCases(self.data, fitted)
         self._advance()
         found: Tensors = {}
         labels = self.data.labels
@@ -467,7 +470,7 @@ class Site:
         started = time.perf_counter()
         work = self.run.round(asked, tensors)
         for phase in range(work.phases):
-            work.took(train(self.run.model, self.run.task, work.work(phase), work.job(phase)))
+            work.took(train(self.run.network, self.run.task, work.work(phase), work.job(phase)))
         return work.finish(time.perf_counter() - started)
 
     def begin_training(self, request: Message) -> Round:

@@ -113,6 +113,38 @@ def _one_aggregation(method: Method, local: Local) -> Refusal | None:
                    "server")  # fmt: skip
 
 
+def _variants(method: Method, local: Local) -> Refusal | None:
+    """Parts that suppose that all sites train the study's network, where some train another one."""
+    found = [(key, name) for key, name, part in _all(method) if type(part).variant is not Part.variant]
+    if not found:
+        return None
+    (key, name), others = found[0], found[1:]
+    if others:
+        return Refusal(f"{name} and {others[0][1]} both have sites train another network than the study's.",
+                       "Use one of them.", others[0][0])  # fmt: skip
+    for other_key, other, part in _all(method):
+        hiding = isinstance(part.at_server(), Hiding)
+        if hiding:
+            return Refusal(f"{other} shows the server sums of updates alone, and what sites send with {name} is put in "
+                           "place site by site.", "Leave out one of the two.", other_key)  # fmt: skip
+        if part.same_network:
+            return Refusal(f"{other} needs all sites to train the study's network, and with {name} they train another.",
+                           "Leave out one of the two.", other_key)  # fmt: skip
+        if part.needs_mean:
+            return Refusal(f"{other} knows how far one site can move a mean of all, and with {name} what a site sends "
+                           "is not what moves it.", "Use noise at the sites (`gaussian_noise`).",
+                           other_key)  # fmt: skip
+    if method.share != "all":
+        return Refusal(f"With {name} a site trains another network than the study's, of which no part can stay there.",
+                       "Use `share: all`.", "share")  # fmt: skip
+    if method.personal is not None and method.personal[0] != "shared_model":
+        return Refusal(f"{method.personal[0]} gives each site a model of the study's network, and with {name} sites "
+                       "train another.", "Leave out one of the two.", "personal")  # fmt: skip
+    if local.keeps_optimizer:
+        return Refusal(f"With {name} the local optimiser starts anew each round.", "Use `optimizer_state: reset`.", key)
+    return None
+
+
 def _order(method: Method, local: Local) -> Refusal | None:
     ends = [(name, part, part.at_server()) for key, name, part in _placed(method) if key == "server"]
     changing = [(name, part) for name, part, end in ends if type(end).finish is not ServerEnd.finish]
@@ -459,7 +491,6 @@ def _built(method: Method) -> list[tuple[str, Part]]:
 
 
 _CHECKS: tuple[Callable[[Method, Local], Refusal | None], ...] = (
-    _absent, _twice, _encoded, _shared_noise, _unbounded, _one_aggregation, _order, _returned, _hidden, _quiet,
-    _gradient_at_start, _gradient_step, _linear_steps, _task, _one_by_one, _procedure, _personal,
-    _adapted,
+    _absent, _twice, _variants, _encoded, _shared_noise, _unbounded, _one_aggregation, _order, _returned, _hidden,
+    _quiet, _gradient_at_start, _gradient_step, _linear_steps, _task, _one_by_one, _procedure, _personal, _adapted,
 )  # fmt: skip

@@ -85,6 +85,8 @@ class Evaluation(Part):
     """Also train without each site in turn and test on it: True for all federated methods and mix, or their names."""
     small_sites: Literal["train", "drop", "stop"] = "train"
     """A site with too few patients to be split: train on it without testing, leave it out, or stop."""
+    voters: list[str] = []
+    """Sites that train nothing: all their cases outside the test part choose the best round and the threshold."""
     min_cases_per_class: Annotated[int, Field(ge=1)] = 5
     """A site with fewer cases of a class (for survival: with the event) is not scored by itself; its cases still count
     in the whole."""

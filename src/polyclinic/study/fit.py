@@ -9,6 +9,8 @@ from polyclinic.audit.poisoning import PLACE, Attack
 from polyclinic.data.opening.cohort import Cohort
 from polyclinic.errors import StudyError, nearest
 from polyclinic.methods import SharedModules
+from polyclinic.models import build_model
+from polyclinic.models.slices import Slice
 from polyclinic.models.trial import try_network
 from polyclinic.options import EntryError
 from polyclinic.parts import Hiding, Part, ServerEnd, build_chain
@@ -19,6 +21,7 @@ from polyclinic.study.checked import CheckedStudy
 from polyclinic.study.declaration import Declaration
 from polyclinic.study.job import Fold
 from polyclinic.study.method_entries import StudyMethod, build_participation
+from polyclinic.study.planning import variants_at
 from polyclinic.study.reading import located
 from polyclinic.study.times_entry import check_times_fit
 from polyclinic.tasks import TASKS, build_task
@@ -40,9 +43,14 @@ def check_fit(study: CheckedStudy, cohort: Cohort) -> Attack | None:
     declaration, sites = study.declaration, cohort.sites
     if declaration.data.labels is not None:
         _check_named("data: {labels: {sites: ...}}", declaration.data.labels.sites or (), sites)
+    _check_named("evaluation: {voters: ...}", declaration.evaluation.voters, sites)
+    voters, training = declaration.evaluation.voters, [s for s in sites if s not in declaration.evaluation.voters]
+    if not training:
+        text = "`evaluation: {voters: ...}` names all sites, and none is left to train."
+        raise StudyError("P104", text, "Leave out those that can train.")
     for method in configurations(declaration):
         _check_class_weights(method, cohort.classes)
-        _check_sites(method, sites)
+        _check_sites(method, sites, voters)
     try:
         check_times_fit(declaration.grid, cohort, declaration.data.time_unit)
         attack = attack_of(declaration, cohort)
@@ -56,6 +64,15 @@ def check_fit(study: CheckedStudy, cohort: Cohort) -> Attack | None:
     for method in configurations(declaration):
         if method.method.scope == "federation":
             check_share(method, network, name)
+    for method in configurations(declaration):
+        if _has_variants(method):
+            network = build_model(name, options, shape, outputs)  # the other one may have shapes alone
+            check_variants(method, network, training, unseen=declaration.is_unseen(method))
+            if attack is not None and attack.changes_updates and attack.applies_to(method.method.scope):
+                raise StudyError(
+                    "P104", f"{method.label} has sites train other networks than the study's, and {attack.name} forges "
+                    "updates of that one.", "Leave out one of the two.",
+                )  # fmt: skip
     if attack is not None:
         try:
             _check_reached(attack, declaration, network.layout)
@@ -131,6 +148,43 @@ def check_share(method: StudyMethod, network: FlatModule, name: str) -> None:
             "network counts the batches of all of them together.",
             "Share all of them or none (`share: {roles: no_norm_statistics, ...}`).",
         )  # fmt: skip
+
+
+def _has_variants(method: StudyMethod) -> bool:
+    """Whether a part has sites train another network than the study's."""
+    return any(type(part).variant is not Part.variant for part in _chain(method))
+
+
+def check_variants(method: StudyMethod, network: FlatModule, sites: Sequence[str], *, unseen: bool) -> None:
+    """Whether there are the networks that sites train in place of the study's, and together they train all of it.
+
+    Args:
+        method: of the study.
+        network: of the study.
+        sites: that train.
+        unseen: whether each site is left out once.
+
+    Raises:
+        TrainingError: P302, the network is not of a kind of which there are such.
+        StudyError: P104, no site trains some of the weights, or a smaller network is the same.
+    """
+    found = variants_at(method.method, sites, network, 0, 0)
+    cut = {site: one for site, one in found.items() if isinstance(one, Slice)}
+    for site, one in cut.items():
+        if len(one.places) == network.layout.size:
+            raise StudyError(
+                "P104", f"{method.label} gives {site} {one.share:g} of the width, and the network has no hidden layer "
+                "that could be narrower.", "Use a network with hidden layers, or leave the width at 1.",
+            )  # fmt: skip
+    for without in (None, *sites) if unseen and len(sites) > 1 else (None,):
+        there = [site for site in sites if site != without]
+        if there and all(site in cut for site in there):
+            widest, when = max(cut[site].share for site in there), f" where {without} is left out" if without else ""
+            raise StudyError(
+                "P104", f"{method.label} has nobody train the whole network{when}: the largest width is {widest:g}, "
+                "and the network that is tested would have weights that were never trained.",
+                "Give a site that trains the width 1, or choose a smaller network.",
+            )  # fmt: skip
 
 
 def _counting(network: FlatModule) -> set[str]:
@@ -267,24 +321,30 @@ def _check_class_weights(method: StudyMethod, classes: list[str]) -> None:
         )  # fmt: skip
 
 
-def _check_sites(method: StudyMethod, sites: list[str]) -> None:
-    """Options that differ between sites, trust one, or choose some, must name and count sites that there are."""
-    training = method.training
+def _check_sites(method: StudyMethod, sites: list[str], voters: Sequence[str] = ()) -> None:
+    """Options that differ between sites, trust one, or choose some, must name and count sites that there are, and that
+    train: ``voters`` don't."""
+    training, trained = method.training, [site for site in sites if site not in voters]
     for key in ("local_epochs", "local_steps", "time_budget", "step_seconds"):
         named = getattr(training, key)
         _check_named(f"training: {{{key}: ...}}", named if isinstance(named, dict) else (), sites)
     for part in build_participation(training):
         _check_named("training: {participation: ...}", part.named, sites)
-        if part.wanted is not None and part.wanted > len(sites):
+        if part.wanted is not None and part.wanted > len(trained):
             raise StudyError(
                 "P104", f"`training: {{participation: ...}}` chooses among {part.wanted} sites in each round, "
-                f"and there are {len(sites)}: {', '.join(sites)}.", f"Give a number of at most {len(sites)}.",
+                f"and there are {len(trained)}: {', '.join(trained)}.", f"Give a number of at most {len(trained)}.",
             )  # fmt: skip
     for server_part in _chain(method):
-        _check_named(method.label, server_part.at_server().named, sites)
-    if training.quorum is not None and training.quorum > len(sites):
+        named = server_part.at_server().named
+        _check_named(method.label, named, sites)
+        idle = [site for site in named if site in voters]
+        if idle:
+            text = f"{method.label} names {idle[0]}, which trains nothing by `evaluation: {{voters: ...}}`."
+            raise StudyError("P104", text, "Take it out of one of the two.")
+    if training.quorum is not None and training.quorum > len(trained):
         raise StudyError(
-            "P104", f"`training: {{quorum: {training.quorum}}}` wants more sites than the {len(sites)} there are.",
+            "P104", f"`training: {{quorum: {training.quorum}}}` wants more sites than the {len(trained)} there are.",
             "Lower the quorum.",
         )  # fmt: skip
 

@@ -133,7 +133,7 @@ class Folds:
             fold=number, folds=self.declaration.folds, holdout=evaluation.holdout, validation=validation,
             final=final, split_seed=evaluation.split_seed, small_sites=evaluation.small_sites, steps=self.steps,
             augmentation=data.augmentation, classes=self.classes, patch=data.box, hides=self.hides,
-            labels=data.labels, most=data.bags.most if data.bags else None,
+            labels=data.labels, most=data.bags.most if data.bags else None, voters=evaluation.voters,
         )  # fmt: skip
         self._stand.pop(engine, None)
         done = self.sites.do(lambda: prepare(engine, request, without, self.features))

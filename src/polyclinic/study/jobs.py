@@ -150,7 +150,7 @@ class JobRunner:
         if plan.validate:
             score = best_score(plan, progress, rows, fold.validation)
         else:
-            score = validation_score(plan, validated(plan, engine, progress, plan.sites).values())
+            score = validation_score(plan, validated(plan, engine, progress, [*plan.sites, *plan.voters]).values())
         if score is None or not math.isfinite(score):
             return None, progress.failures
         return -score if plan.choose_by == "metric" and plan.higher_is_better else score, progress.failures

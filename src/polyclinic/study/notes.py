@@ -17,7 +17,7 @@ from polyclinic.study.declaration import Declaration
 from polyclinic.study.job import Fold, Job
 from polyclinic.study.kinds import PLAIN, RUN
 from polyclinic.study.method_entries import StudyMethod
-from polyclinic.study.planning import balanced_weights
+from polyclinic.study.planning import balanced_weights, cannot_vote
 from polyclinic.study.shared_budget import protected
 from polyclinic.study.without_labels import why_left_out
 from polyclinic.tasks import build_task
@@ -102,6 +102,43 @@ def idle_parts(declaration: Declaration, layout: Layout) -> list[Note]:
                 continue
             notes.append(Note("N103", f"{study.label} is the same as without its rule {rule} here: {why}."))
     return notes
+
+
+def frozen_from_scratch(declaration: Declaration) -> list[Note]:
+    """On methods that train little of a network that nobody has trained before."""
+    if declaration.initial_weights is not None:
+        return []
+    labels = [
+        study.label
+        for study in declaration.study_methods
+        if any(build_part(name, options).freezes for name, options in study.method.parts)
+    ]
+    if not labels:
+        return []
+    text = (
+        f"{', '.join(labels)} {'trains' if len(labels) == 1 else 'train'} little of a frozen network, and its first "
+        "weights are random: a random body learns little. Start from weights that were trained before (`model: "
+        "{bundle: {path: ...}}`)."
+    )
+    return [Note("N265", text)]
+
+
+def without_training(declaration: Declaration, folds: Sequence[Fold], layout: Layout) -> list[Note]:
+    """On sites that train nothing, and in which methods they have no say."""
+    voters = declaration.evaluation.voters
+    if not voters:
+        return []
+    cases = sum(folds[0].validation.get(site, 0) for site in voters) if folds else 0
+    first = " in the first fold" if len(folds) > 1 else ""
+    who = f"{', '.join(voters)} train{'s' if len(voters) == 1 else ''} nothing"
+    words = [f"{who}; the best round and the threshold are chosen on their {cases} validation cases{first}, too."]
+    reasons: dict[str, list[str]] = {}
+    for study in declaration.study_methods:
+        reason = cannot_vote(study.method, study.method.selection(layout))
+        if reason:
+            reasons.setdefault(reason, []).append(study.label)
+    words += [f"Not for {', '.join(labels)}: {reason}." for reason, labels in reasons.items()]
+    return [Note("N266", " ".join(words))]
 
 
 def spared(declaration: Declaration, attack: Attack | None, sites: int, layout: Layout) -> list[Note]:

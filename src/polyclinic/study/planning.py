@@ -13,11 +13,12 @@ from polyclinic.client.optimizers import scheduled
 from polyclinic.client.work import OwnWork, Work
 from polyclinic.data.scaling import Scaler, merge
 from polyclinic.methods import SHARES, Method
-from polyclinic.parts import PROCEDURES, TOPOLOGIES, Part, build_chain, build_part
+from polyclinic.models.variant import Variant
+from polyclinic.parts import PROCEDURES, TOPOLOGIES, Part, build_chain, build_part, variant_of
 from polyclinic.running.plan import Plan
 from polyclinic.site.evaluation import task_of
 from polyclinic.site.messages import Allowance, LabelHead, MetricNames, Start
-from polyclinic.state import FlatModule, Layout
+from polyclinic.state import FlatModule, Layout, Selection
 from polyclinic.study.declaration import Declaration
 from polyclinic.study.entries import Training
 from polyclinic.study.job import Fold, Job, slug
@@ -51,7 +52,10 @@ class Planner:
         cases = {site: float(fold.trained_on(site)) if site in fold.train else 1.0 for site in sites}
         metric = self.declaration.validation_metric
         schedule = scheduled(optimizer_of(training), schedule_of(training), training.rounds)
-        validation = sum(fold.validation.get(site, 0) for site in (fold.train if method.scope == "pool" else sites))
+        voters = [] if cannot_vote(method, selection) else self.declaration.evaluation.voters
+        voters = [site for site in voters if site not in (*sites, job.without) and fold.validation.get(site, 0)]
+        asked = fold.training_sites if method.scope == "pool" else [*sites, *voters]
+        validation = sum(fold.validation.get(site, 0) for site in asked)
         start = self.start(job, fold, training)
         return Plan(
             start=start,
@@ -76,6 +80,8 @@ class Planner:
             participation=build_participation(training) if method.scope == "federation" else [],
             grouping=(method.topology[0], TOPOLOGIES[method.topology[0]](**method.topology[1])),
             procedure=(method.procedure[0], PROCEDURES[method.procedure[0]](**method.procedure[1])),
+            voters=voters,
+            variants=variants_at(method, sites, self.template, job.seed, job.fold),
             endures=attack is not None,
         )
 
@@ -127,6 +133,26 @@ def shared_words(method: Method, layout: Layout) -> str:
         f"{method.shared}: {tensors:,} of {every:,} tensors with {selection.size:,} of {layout.size:,} numbers; "
         "the others stay at the site while it trains"
     )
+
+
+def cannot_vote(method: Method, selection: Selection) -> str:
+    """Why sites that don't train can't say how good the model of a method is; empty if they can."""
+    if method.scope == "pool":
+        return "it is validated on the pool"
+    if method.scope == "sites":
+        return "each site has a model of its own"
+    if not selection.everything or (method.personal is not None and method.personal[0] != "shared_model"):
+        return "parts of the model stay at the sites that train"
+    return "there are several models" if TOPOLOGIES[method.topology[0]].several else ""
+
+
+def variants_at(
+    method: Method, sites: Sequence[str], network: FlatModule, seed: int, fold: int
+) -> dict[str, Variant]:  # fmt: skip
+    """What sites train in place of the study's network; those that train that one are not among them."""
+    parts = list(_built(method).values())
+    found = {site: variant_of(parts, site, network, (seed, fold)) for site in sites}
+    return {site: variant for site, variant in found.items() if variant is not None}
 
 
 def _allowance(declaration: Declaration, job: Job) -> Allowance | None:

@@ -54,6 +54,7 @@ from polyclinic.study.notes import (
     bare,
     diverged,
     few_events,
+    frozen_from_scratch,
     full_precision,
     hidden_labels,
     idle_parts,
@@ -65,6 +66,7 @@ from polyclinic.study.notes import (
     rows_as_patients,
     spared,
     uncalibrated,
+    without_training,
 )
 from polyclinic.study.opening import ask_agree, ask_open, local_engine
 from polyclinic.study.payloads import Numbers, exchanged_table
@@ -262,6 +264,8 @@ class _Runner:
             *no_labels(self.declaration, list(tested.values())),
             *full_precision(self.declaration, plan.device),
             *idle_parts(self.declaration, template.layout),
+            *frozen_from_scratch(self.declaration),
+            *without_training(self.declaration, list(tested.values()), template.layout),
             *spared(self.declaration, self.attack, len(self.cohort.sites), template.layout),
             *few_events(self.declaration, list(folds.values())),
             *in_sums(self.declaration),

@@ -154,7 +154,8 @@ class Tester:
         notes = trained.progress.failures
 
         def summed(function: str, trial: Trial, name: str, shaped: Shaped) -> Tensor | None:
-            requests = {site: Message({}, sent) for site, sent in trial.validate.items()}
+            there = trial.validate if function != "sums" else dict.fromkeys(trained.plan.sites)  # of training cases
+            requests = {site: Message({}, sent) for site, sent in trial.validate.items() if site in there}
             if not trained.plan.start.hides:
                 replies = gather(self.engine, function, requests, quorum, notes, silent, among).values()
                 return torch.stack([reply.tensors[name] for reply in replies]).sum(0) if replies else None
@@ -234,11 +235,12 @@ class Tester:
             """A site's whole model, or the one that it shares; None if it did not answer when asked for it."""
             return state[site] if found.plan.selection.everything else models.get(site)
 
+        voting = {site: {"state": found.progress.best_state(site)} for site in found.plan.voters if site not in lost}
         together = {f"model{position:05d}": model for position, model in enumerate(models.values())}
         if without is not None:
             # The site left out has no part of its own: it gets the mean of the predictions of all models.
             own = {site: {"model": model} for site in trained if (model := whole(site)) is not None}
-            return [Trial("federation", own, {without: together} if without in tested else {})]
+            return [Trial("federation", own | voting, {without: together} if without in tested else {})]
         if method.scope == "pool":
             return [Trial("pool", dict.fromkeys(trained, together), dict.fromkeys(tested, together))]
         if method.tests == "ensemble":
@@ -246,7 +248,7 @@ class Tester:
         if method.scope == "federation":
             # A site without training cases has no part of its own either.
             own = {site: {"state": state[site]} for site in trained}
-            return [Trial("federation", own, {site: own.get(site, together) for site in tested})]
+            return [Trial("federation", own | voting, {site: own.get(site, together) for site in tested})]
         trials, home = [], method.tests == "own"
         for source in trained:
             sent = {"state": state[source]}  # with its own part, which needs not leave it

@@ -42,6 +42,7 @@ class DPSGD(SitePart):
     in_steps: ClassVar = True
     needs_labels = True
     alone: ClassVar = "a part adds noise to the steps of each site"
+    same_network = True
 
     def __init__(self, *, norm: AboveZero = 1.0, noise: AboveZero | None = None) -> None:
         self.length, self.noise = norm, noise

@@ -114,11 +114,12 @@ class Agreed:
         final = asked.fold == declaration.final_fold and declaration.final_model is not None
         validation = declaration.final_validation if final else wanted.validation
         found = (
-            asked.folds, asked.holdout, asked.validation, asked.split_seed, asked.small_sites, asked.final, asked.labels
+            asked.folds, asked.holdout, asked.validation, asked.split_seed, asked.small_sites, asked.final,
+            asked.labels, asked.voters,
         )  # fmt: skip
         declared = (
             declaration.folds, wanted.holdout, validation, wanted.split_seed, wanted.small_sites, final,
-            declaration.data.labels,
+            declaration.data.labels, wanted.voters,
         )  # fmt: skip
         return found == declared and (final or asked.fold in declaration.fold_numbers)
 
