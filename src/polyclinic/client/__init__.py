@@ -6,6 +6,7 @@ from polyclinic.client import (
     alignment,
     amplitudes,
     concatenation,
+    consensus,
     drift,
     episodes,
     experts,
@@ -15,6 +16,7 @@ from polyclinic.client import (
     labels,
     personal,
     styles,
+    teacher,
     unlearning,
 )
 from polyclinic.client.private import dp_sgd
@@ -25,6 +27,7 @@ __all__ = [
     "alignment",
     "amplitudes",
     "concatenation",
+    "consensus",
     "dp_sgd",
     "drift",
     "episodes",
@@ -35,5 +38,6 @@ __all__ = [
     "labels",
     "personal",
     "styles",
+    "teacher",
     "unlearning",
 ]

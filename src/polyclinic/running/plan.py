@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
-from polyclinic.parts import Grouping, Part, Procedure, tell_parts
+from polyclinic.data.dataset import Dataset
+from polyclinic.parts import Grouping, Part, Procedure, Workplace, tell_parts
 from polyclinic.parts.grouping import Star
 from polyclinic.parts.procedure import Local
 from polyclinic.privacy import Budget, Event, merged
@@ -50,6 +52,8 @@ class Plan:
         procedure: name and procedure.
         endures: whether a model that breaks down, with values that are not numbers, ends training instead of being a
             failure (a simulated attack, whose result that is).
+        public: the public set, where a part at the server works on it.
+        folder: see `Workplace`.
     """
 
     start: Start
@@ -75,6 +79,13 @@ class Plan:
     grouping: tuple[str, Grouping] = field(default_factory=lambda: ("star", Star()))
     procedure: tuple[str, Procedure] = field(default_factory=lambda: ("local", Local()))
     endures: bool = False
+    public: Dataset | None = None
+    folder: Path | None = None
+
+    @property
+    def workplace(self) -> Workplace:
+        """What parts at the server have to compute with."""
+        return Workplace(self.network, self.task, self.public, self.folder)
 
     @property
     def protects(self) -> bool:

@@ -218,6 +218,7 @@ class Start(Body):
         rounds: at most.
         privacy: what noise is to guarantee; None without any.
         hides: whether validation, counts for a threshold and sums over training cases are told in sums alone.
+        public: how many cases the public set has, and numbers of the network's output of one; None without one.
     """
 
     run: FileName
@@ -243,6 +244,7 @@ class Start(Body):
     rounds: Positive = 1
     privacy: Allowance | None = None
     hides: Switch = False
+    public: tuple[Positive, Positive] | None = None
 
     @property
     def heads(self) -> list[Head]:

@@ -84,6 +84,7 @@ class MethodReader:
         images: whether cases are images.
         subgroups: columns by whose groups results are given.
         model: name of the network.
+        public: whether there is a public set.
     """
 
     task: str
@@ -92,6 +93,7 @@ class MethodReader:
     images: bool = True
     subgroups: Sequence[str] = ()
     model: str = ""
+    public: bool = False
 
     def read(self, entry: object, place: Place) -> StudyMethod:
         """The method that an entry asks for.
@@ -138,7 +140,7 @@ class MethodReader:
         by_loss = "highest_loss" in str(training.participation)
         local = Local(
             self.task, optimizer_of(training)[0], keeps, self.mixed, chosen, stops_early, besides, by_loss,
-            training.class_weights == "balanced", self.images, self.subgroups, self.model,
+            training.class_weights == "balanced", self.images, self.subgroups, self.model, self.public,
         )  # fmt: skip
         refused = refusal(method, local)
         if refused is not None:
