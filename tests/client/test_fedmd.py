@@ -288,8 +288,10 @@ def test_outlines_and_numbers_have_a_consensus_too():
         (pictures, "segmentation", {"unet": {"channels": [2, 4], "residual_units": 0}}, public),
         (numbers, "regression", "logistic", PUBLIC),
     ):
-        federation = Federation(with_public(data, shared), ["single", "fedmd"], model=model, task=task,
-                                training={"rounds": 2, "batch_size": 4, "optimizer": {"sgd": {"lr": 0.01}}})  # fmt: skip
+        federation = Federation(
+            with_public(data, shared), ["single", "fedmd"], model=model, task=task,
+            training={"rounds": 2, "batch_size": 4, "optimizer": {"sgd": {"lr": 0.01}}},
+        )  # fmt: skip
         alone, together = owns(federation, "single"), owns(federation, "fedmd")
         assert all(own.isfinite().all() for own in together.values())
         assert not any(torch.equal(alone[site], together[site]) for site in alone)
