@@ -61,6 +61,8 @@ def check_public(spec: DataSpec) -> None:
 
     if spec.preprocessing is not None:
         refuse("A public set has rows of features, or pictures; this study has volumes.", "Leave `public` out.")
+    if spec.bag is not None:
+        refuse("A public set has single cases; this study has bags of them.", "Leave `public` out.")
     if spec.harmonisation.combat is not None:
         refuse("ComBat takes out what is a site's own, by its covariates, and a public set is of no site.",
                "Leave out `harmonisation` or `public`.")  # fmt: skip
