@@ -11,6 +11,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from polyclinic.data.bags import Bags
 from polyclinic.data.cases import SiteData
 from polyclinic.data.masks.notes import mask_notes
 from polyclinic.data.quality.copies import equal_by_chance
