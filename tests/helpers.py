@@ -7,6 +7,8 @@ import importlib.util
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
+from math import prod
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -20,6 +22,7 @@ from torch import Tensor, nn
 from polyclinic.communication.message import Message
 from polyclinic.data.bags import Bags
 from polyclinic.data.cases import Counts, SiteData
+from polyclinic.data.dataset import Dataset
 from polyclinic.data.scaling import Summary
 from polyclinic.engine import CheckedEngine, Engine, LocalEngine
 from polyclinic.models import build_model
@@ -37,6 +40,7 @@ from polyclinic.study.jobs import JobRunner
 from polyclinic.study.kinds import ATTACKED, PLAIN, RUN, RUNS, UNSEEN, titled
 from polyclinic.study.method_entries import StudyMethod
 from polyclinic.study.preparing import prepare
+from polyclinic.study.public import Public
 from polyclinic.tasks import build_task
 
 #: With batches of 8: a single case left over, two cases more than a batch, smaller than a batch, several batches.
@@ -192,9 +196,10 @@ class Federation:
         images |= {"bag": {}, "subject": "subject"} if bags else {}
         tables = {"table": "cases.csv", "site": "site", "subject": "subject", "features": "x*", "bag": {}}
         tables |= {"time": "time", "event": "event", "time_unit": "days"} if task == "survival" else {"label": "label"}
+        public = next(iter(data.values())).public
         self.declaration = declare(
             model=model, training=training, evaluation=evaluation, methods=list(methods), task=task,
-            **({"data": images} if pictures else {"data": tables} if bags else {}),
+            **({"data": images} if pictures else {"data": tables} if bags else {}), public=public is not None,
         )  # fmt: skip
         self.data, self.classes = data, classes
         self.shape = tuple(next(iter(data.values())).inputs.shape[1:])
@@ -210,7 +215,15 @@ class Federation:
         self.fold = self.prepare(0)
         self.template = self.network(0)
         names = [f"class {i}" for i in range(classes)]
-        self.runner = JobRunner(self.declaration, self.engine, self.local, self.template, self.initial, names)
+        places = prod(self.shape[1:]) if task == "segmentation" else 1
+        found = None if public is None else Public((len(public), self.outputs * places), self.public)
+        self.runner = JobRunner(
+            self.declaration, self.engine, self.local, self.template, self.initial, names, public=found
+        )  # fmt: skip
+
+    def public(self) -> Dataset | None:
+        """The public set as the sites have it."""
+        return next(iter(self.local.members.values())).public
 
     def prepare(self, number: int) -> Fold:
         """Split and scale at every site."""
@@ -301,7 +314,12 @@ def script(path: Path) -> ModuleType:
     return module
 
 
-def declare(**entries: Any) -> Declaration:
+def with_public(sites: dict[str, SiteData], public: Tensor) -> dict[str, SiteData]:
+    """The sites, with a public set."""
+    return {name: replace(data, public=public) for name, data in sites.items()}
+
+
+def declare(*, public: bool = False, **entries: Any) -> Declaration:
     """A declaration; data and model are filled in where not given."""
     images = entries.get("task") == "segmentation"
     data: dict[str, Any] = {"table": "cases.csv", "site": "site"}
@@ -312,7 +330,10 @@ def declare(**entries: Any) -> Declaration:
         data["findings"] = ["tb", "edema"]
     elif not images:
         data["label"] = "label"
-    return Declaration.check({"data": data, "model": "logistic", **entries})
+    entries = {"data": data, "model": "logistic", **entries}
+    if public:
+        entries["data"] = {**entries["data"], "public": "public.csv"}
+    return Declaration.check(entries)
 
 
 @contextmanager

@@ -37,7 +37,7 @@ from polyclinic.composition import METHODS
 from polyclinic.data.augmentation import INTENSITY, SPATIAL
 from polyclinic.data.catalogue import ENTRIES, find_entry
 from polyclinic.data.catalogue.page import catalogue_page
-from polyclinic.data.spec import DataSpec, Finding, Labels, Mask, Partition, Patch, Preprocessing
+from polyclinic.data.spec import DataSpec, Finding, Labels, Mask, Partition, Patch, Preprocessing, PublicSet
 from polyclinic.data.tables.labels import MOST_CLASSES
 from polyclinic.deployment.export.folder import whole_folder
 from polyclinic.deployment.inputs import open_table
@@ -72,6 +72,7 @@ PARTS: dict[str, type[BaseModel]] = {
     "`mask`": Mask,
     "`partition`": Partition,
     "`labels`": Labels,
+    "`public`": PublicSet,
     "`preprocessing`": Preprocessing,
     "`patch`": Patch,
     "`findings`": Finding,
@@ -613,6 +614,13 @@ def researcher(clients: list[Any]) -> Any:
     )
 
 
+def other_public_sets() -> None:
+    from polyclinic.data.opening.public import PublicFacts, check_alike
+
+    north, south = (PublicFacts(found=n, used=n, fingerprint=str(n)) for n in (15, 14))
+    check_alike({"north": north, "south": south})
+
+
 def refused_study() -> None:
     from polyclinic.federation.ends.policy import check_policy
     from polyclinic.federation.site_file import Policy
@@ -714,6 +722,7 @@ MISTAKES: dict[str, Callable[[], object]] = {
     "P206": torn_patient,
     "P207": lambda: changed("  site:", "  harmonisation: {combat: {reference_site: nort}}\n  site:").open(),
     "P208": lambda: find_entry("adnii"),
+    "P211": other_public_sets,
     "P301": lambda: not_finite(["south"]),
     "P302": lambda: changed("model: mlp", "model: cnn").run("results"),
     "P303": out_of_memory,

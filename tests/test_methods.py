@@ -7,6 +7,7 @@ import pandas as pd
 import pytest
 import torch
 import torch.nn.functional as F
+from safetensors.torch import save_file
 from torch import nn
 
 from helpers import (
@@ -271,21 +272,24 @@ def test_a_server_rule_given_to_fedavg_is_the_method_of_that_name():
 
 
 #: Options that a method can't do without.
-REQUIRED = {"fltrust": {"trusted": "Aachen"}, "fairfed": {"subgroup": "sex", "group": "F"}}
+REQUIRED = {
+    "fltrust": {"trusted": "Aachen"}, "fairfed": {"subgroup": "sex", "group": "F"},
+    "public_teacher": {"weights": "teacher.safetensors"},
+}  # fmt: skip
 #: Methods whose rule means something else even where all sites are the same.
 OTHERWISE = {"single", "cross", "ensemble", "mix", "cyclic", "incremental", "fedprox", "feddyn", "fedavgm", "fedadam",
              "fedyogi", "fedadagrad", "qfedavg", "norm_bound", "fedper", "lg_fedavg", "fedrep", "moon",
-             "dynamic_fusion", "harmofl", "elcfs", "fed_align", "fed_moe",
+             "dynamic_fusion", "harmofl", "elcfs", "fed_align", "fedmd", "feddf", "fedad", "public_teacher", "fed_moe",
              "style_transfer", "splitavg",
              "fedharmony"}  # fmt: skip
 #: Methods for images alone.
-FOR_IMAGES = {"harmofl", "elcfs", "style_transfer"}
+FOR_IMAGES = {"harmofl", "elcfs", "style_transfer", "fedad"}
 #: Methods for several labels.
 FOR_FINDINGS = {"multi_task"}
 
 
 @pytest.mark.parametrize("method", sorted(METHODS))
-def test_equal_sites_give_what_each_of_them_gives(method):
+def test_equal_sites_give_what_each_of_them_gives(method, tmp_path):
     """Methods that put updates together leave identical sites alone; the others at least run."""
     site, model = table_site("Aachen", 16), {"mlp": {"hidden": [4]}}
     kind = {}
@@ -298,10 +302,14 @@ def test_equal_sites_give_what_each_of_them_gives(method):
     # Seven sites are what Bulyan needs against one that is corrupt. Sites of another name would shuffle otherwise.
     groups = {"sex": ["FM"[row % 2] for row in range(16)]}
     sites = [site_of(name, site.inputs, site.targets) for name in ("Aachen", *"BCDEFG")]
-    data = {one.site: replace(one, groups=groups) for one in sites}
+    public = site.inputs[:6] if isinstance(site.inputs, torch.Tensor) else None
+    data = {one.site: replace(one, groups=groups, public=public) for one in sites}
     training = {"rounds": 2, "batch_size": 16}
     entry = {method: REQUIRED.get(method, {})}
-    state = Federation(data, [entry], model=model, training=training, evaluation={"subgroups": ["sex"]}, **kind).state()
+    made = Federation(data, [entry], model=model, training=training, evaluation={"subgroups": ["sex"]}, **kind)
+    save_file(plain_module(made.template, made.initial(0)).state_dict(), tmp_path / "teacher.safetensors")
+    made.runner.planner.folder = tmp_path
+    state = made.state()
     alone = Federation({"Aachen": site}, ["fedavg"], model=model, training=training, **kind).state()
     if method not in OTHERWISE:
         close(state, alone)

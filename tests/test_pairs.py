@@ -9,6 +9,7 @@ from itertools import combinations
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from helpers import Federation, declare, image_sites, table_sites
 from polyclinic.client.personal import PERSONAL
@@ -29,6 +30,7 @@ from polyclinic.rounds import run_rounds
 from polyclinic.server.selection import PARTICIPATION
 from polyclinic.study.job import Job
 from polyclinic.study.jobs import JobRunner
+from polyclinic.study.public import Public
 
 #: Options of the parts that can't do without, or whose defaults suit many sites or rounds.
 OPTIONS = {
@@ -46,6 +48,9 @@ OPTIONS = {
     "distributed_noise": {"noise": 0.1},
     "dp_sgd": {"noise": 0.5},
     "modules": ["0"],
+    "teacher": {"weights": "teacher.safetensors"},
+    "ensemble_distillation": {"steps": 2},
+    "attention_distillation": {"steps": 2},
 }
 #: What else a method has with a part that can't do without, unless the pair itself says it.
 NEEDS: dict[str, dict[str, object]] = {
@@ -60,8 +65,8 @@ NEXT = {"distributed_noise": "secure_sum"}
 NOT_FOR_BATCH_NORM = ("dp_sgd",)
 #: Parts that are for images, and are tried on some.
 FOR_IMAGES = tuple(
-    name for name in LOCAL_PARTS if build_part(name, OPTIONS.get(name, {})).images_only
-)  # fmt: skip
+    name for name in (*LOCAL_PARTS, *CHANNEL_PARTS) if build_part(name, OPTIONS.get(name, {})).images_only
+)
 #: Enough sites for rules that must outvote one (Bulyan needs 4 f + 3), also where one is not chosen.
 SITES = {f"Site {letter}": cases for letter, cases in zip("ABCDEFGH", (7, 6, 5, 4, 6, 5, 4, 7), strict=True)}
 ALL = {
@@ -117,13 +122,17 @@ def method_of(*parts):
 class Tried:
     """A federation whose sites are made once; each pair is a study of its own on them."""
 
-    def __init__(self):
+    def __init__(self, folder):
+        self.folder = folder
         tables, images = (
             {
-                name: replace(one, groups={"sex": ["FM"[row % 2] for row in range(len(one))]})
+                name: replace(one, groups={"sex": ["FM"[row % 2] for row in range(len(one))]}, public=public)
                 for name, one in made.items()
             }
-            for made in (table_sites(SITES, features=3), image_sites(SITES))
+            for made, public in (
+                (table_sites(SITES, features=3), torch.randn(6, 3)),
+                (image_sites(SITES), image_sites({"Z": 6})["Z"].inputs),
+            )
         )
         self.made = {
             (kind, norm): Federation(data, model={kind: {**options, "norm": norm}}, training=TRAINING)
@@ -138,11 +147,20 @@ class Tried:
             StudyError: the study is refused.
         """
         kind = "cnn" if any(name in str(method) for name in FOR_IMAGES) else "mlp"
-        made = self.made[kind, "none" if any(name in str(method) for name in NOT_FOR_BATCH_NORM) else "batch"]
+        norm = "none" if any(name in str(method) for name in NOT_FOR_BATCH_NORM) else "batch"
+        made, folder = self.made[kind, norm], self.folder / kind / norm
+        if not folder.is_dir():
+            folder.mkdir(parents=True)
+            state = {name: tensor.clone() for name, tensor in made.template.module.state_dict().items()}
+            save_file(state, folder / "teacher.safetensors")
         declaration = declare(model=made.declaration.model, training=TRAINING, methods=[method],
-                              evaluation={"validation": 0, "best_round": "last", "subgroups": ["sex"]},
+                              evaluation={"validation": 0, "best_round": "last", "subgroups": ["sex"]}, public=True,
                               **({"data": IMAGES} if kind == "cnn" else {}))  # fmt: skip
-        runner = JobRunner(declaration, made.engine, made.local, made.template, made.initial, ["class 0", "class 1"])
+        public = Public((6, 2), made.public)
+        runner = JobRunner(
+            declaration, made.engine, made.local, made.template, made.initial, ["class 0", "class 1"], public=public
+        )  # fmt: skip
+        runner.planner.folder = folder
         plan = runner.plan(Job((declaration.study_methods[0],), 0, 0), made.fold, made.fold.training_sites)
         progress, rows = run_rounds(plan, made.engine)
         assert rows
@@ -150,8 +168,8 @@ class Tried:
 
 
 @pytest.fixture(scope="module")
-def tried():
-    return Tried()
+def tried(tmp_path_factory):
+    return Tried(tmp_path_factory.mktemp("teachers"))
 
 
 def try_pairs(tried, pairs):

@@ -25,6 +25,7 @@ TITLES = {
     "P206": "The data can't be split as asked",
     "P207": "The data can't be harmonised as asked",
     "P208": "The data catalogue does not have this",
+    "P211": "Parties have different public sets",
     "P301": "The loss or the model's state is not a number",
     "P302": "The model does not fit the data",
     "P303": "Out of memory",

@@ -347,6 +347,35 @@ publish(
     server=["label_heads"],
 )
 publish(
+    "fedmd",
+    _FEW_LABELS,
+    "Sites learn the mean of what all their models find in a public set; no weights leave them.",
+    "Li and Wang, arXiv 1910.03581",
+    local=["public_consensus"],
+    share="none",
+)
+publish(
+    "feddf",
+    _FEW_LABELS,
+    "The mean model learns on a public set what the sites' models find there together.",
+    "Lin et al., NeurIPS 2020",
+    server=["ensemble_distillation"],
+)
+publish(
+    "fedad",
+    _FEW_LABELS,
+    "The server's model learns what sites find in a public set, and where they look; no weights leave them.",
+    "Gong et al., ICCV 2021",
+    channel=["attention_distillation"],
+)
+publish(
+    "public_teacher",
+    _FEW_LABELS,
+    "Each site also learns from a teacher that was trained elsewhere.",
+    "Kumar et al., IEEE TII 2021, as told by Guan et al., 2024; Hinton et al., arXiv 1503.02531",
+    local=["teacher"],
+)
+publish(
     "scaffold",
     _SHIFT,
     "Control variates take the drift out of each local step.",

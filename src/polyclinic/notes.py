@@ -66,6 +66,8 @@ TITLES: dict[str, str] = {
     "N255": "A feature follows the time of the event",
     "N260": "Rows of a bag do not agree",
     "N261": "A bag's name stands at more than one site",
+    "N270": "Test cases stand in the public set",
+    "N271": "Cases of the public set can't be used",
     "N275": "A site has no label",
     "N285": "A site has no column of a finding",
     "N286": "Several labels are not judged in every way",

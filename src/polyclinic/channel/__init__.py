@@ -2,6 +2,7 @@
 
 from polyclinic.channel import (
     adaptive_clip,
+    attention,
     clip,
     distributed_noise,
     dynamic_fusion,
@@ -17,6 +18,7 @@ from polyclinic.channel import (
 
 __all__ = [
     "adaptive_clip",
+    "attention",
     "clip",
     "distributed_noise",
     "dynamic_fusion",

@@ -66,6 +66,7 @@ class SiteData:
         depth: how many bits white has in the site's pictures of 16 bits, where the study does not say it (``bits``) and
             the brightest tells; None without such pictures.
         originals: where each case's image and mask lie, N of them; None where targets are no masks.
+        public: inputs ``[M, ...]`` of the public set as the site has it, of the same kind; None without one.
     """
 
     site: str
@@ -82,6 +83,7 @@ class SiteData:
     groups: dict[str, list[str]] | None = None
     depth: int | None = None
     originals: list[Original] | None = None
+    public: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.subjects)

@@ -11,6 +11,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from polyclinic.data.bags import Bags
 from polyclinic.data.cases import SiteData
 from polyclinic.data.masks.notes import mask_notes
 from polyclinic.data.quality.copies import equal_by_chance
@@ -222,7 +223,11 @@ def _digests(data: SiteData) -> list[bytes]:
     """A digest of the inputs of each case; equal inputs have equal digests, missing values included."""
     if isinstance(data.inputs, Volumes):  # the key of a prepared volume comes from what its files contain
         return [bytes.fromhex(record["content"]) for record in data.inputs.about]
-    inputs = data.inputs
+    return digests(data.inputs)
+
+
+def digests(inputs: Tensor | Bags) -> list[bytes]:
+    """The same of inputs in memory."""
     cases = (inputs[place] for place in range(len(inputs)))
     return [hashlib.blake2b(case.numpy().tobytes(), digest_size=16).digest() for case in cases]
 

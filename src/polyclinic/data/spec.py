@@ -20,6 +20,8 @@ from pydantic import (
 Target = Literal["labels", "numbers", "masks", "times", "findings"]
 Scalar = bool | int | float | str
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
+#: What the public set is called where sites have their names.
+PUBLIC = "public set"
 #: In what simulated sites may differ.
 PARTITIONS = ("label_skew", "quantity_skew", "even")
 
@@ -101,6 +103,32 @@ class Finding(BaseModel):
             raise ValueError("`positive` and `classes` exclude each other; give one")
         if self.positive == []:
             raise ValueError("`positive` is empty; give a value")
+        return self
+
+
+class PublicSet(BaseModel):
+    """Cases that all sites and the coordinator have, without labels: just one of ``table`` and ``sites``.
+
+    They have the study's features or images, in the study's units. No label of them is ever read.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    table: str | None = None
+    """A CSV or TSV file with a row a case, of which each party has a copy."""
+    root: str | None = None
+    """Folder to which its image paths are relative; default: the table's folder."""
+    where: dict[str, Scalar | list[Scalar]] = {}
+    """Rows of ``table`` to use, as in ``data``."""
+    sites: Annotated[list[str], Field(min_length=1)] | None = None
+    """Sites of the study that are the public set instead of sites: for experiments on one machine."""
+
+    @model_validator(mode="after")
+    def _one_kind(self) -> PublicSet:
+        if (self.table is None) == (self.sites is None):
+            raise ValueError("give either `table` (a file that all have) or `sites` (of this study)")
+        if self.sites is not None and (self.root is not None or self.where):
+            raise ValueError("`root` and `where` are of `table`; `sites` are read as the others")
         return self
 
 
@@ -293,6 +321,10 @@ class DataSpec(BaseModel):
     """Hide labels (or masks) of training cases, which stay as cases without a label: ``{share: 0.1}``. Validation and
     test cases keep theirs."""
 
+    public: PublicSet | None = None
+    """Cases without labels that all sites and the coordinator have, for methods that distil on them:
+    ``public: cases.csv``, ``{table: cases.csv, where: ...}``, or ``{sites: [NAME]}``."""
+
     time: str | None = None
     """Column with the time of the event, or until when a case was not seen any longer (survival); above 0."""
     event: str | None = None
@@ -355,10 +387,13 @@ class DataSpec(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _short_forms(cls, content: Any) -> Any:
-        """``patch: [64, 64, 64]`` gives the size; volumes are not scaled again unless the study asks for it."""
+        """``patch: [64, 64, 64]`` gives the size; volumes are not scaled again unless the study asks for it; ``public``
+        may be a table alone."""
         if not isinstance(content, dict):
             return content
         content = dict(content)
+        if isinstance(content.get("public"), str):
+            content["public"] = {"table": content["public"]}
         if isinstance(content.get("patch"), list):
             content["patch"] = {"size": content["patch"]}
         found = content.get("findings")

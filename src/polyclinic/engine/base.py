@@ -6,6 +6,9 @@ from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
+from pathlib import Path
+
+from torch import Tensor
 
 from polyclinic.communication.message import Message
 from polyclinic.errors import PolyclinicError
@@ -39,12 +42,15 @@ class Engine(ABC):
             and cases of several sites be compared.
         real: whether sites are hospitals, whose patients are to be protected, and not simulated.
         verifier: knows the sites' signatures; None where sites have no certificates.
+        folder_here: where sites are elsewhere, the folder with the coordinator's own copies of files that a study
+            names; None takes the study's.
     """
 
     sites: list[str]
     holds_all: bool = False
     real: bool = False
     verifier: Verifier | None = None
+    folder_here: Path | None = None
 
     @abstractmethod
     def call(self, function: str, requests: Mapping[str, Message]) -> Iterator[Reply]:
@@ -94,6 +100,11 @@ class Engine(ABC):
     def compared(self) -> list[Note] | None:
         """What is to be said of the opened cases of all sites, compared with each other; None where they are not in one
         place."""
+        return None
+
+    def public(self) -> Tensor | None:
+        """Inputs of the public set ``[M, ...]``, once the sites have opened their cases; None without one, or where
+        each has a copy of its own."""
         return None
 
     @property

@@ -27,7 +27,7 @@ def cases_sent(data: SiteData) -> tuple[Fields, dict[str, Tensor]]:
         "originals": originals_sent(data.originals),
     }  # fmt: skip
     tensors = {name: found for name, found in pixels.items() if isinstance(found, Tensor)}
-    others = {"covariates": data.covariates, "labelled": data.labelled}
+    others = {"covariates": data.covariates, "labelled": data.labelled, "public": data.public}
     if isinstance(data.inputs, Bags):
         others |= {"inputs": data.inputs.instances, "starts": data.inputs.starts}
     return fields, tensors | {name: tensor for name, tensor in others.items() if tensor is not None}
@@ -45,5 +45,5 @@ def cases_received(site: str, fields: Mapping[str, Any], tensors: Mapping[str, T
         site, inputs, pixels["targets"], fields["subjects"], fields["cases"], fields["parts"], Counts(),
         None if spacings is None else [tuple(one) for one in spacings], tensors.get("covariates"),
         labelled=tensors.get("labelled"), groups=fields["groups"], depth=fields["depth"],
-        originals=originals_received(fields["originals"]),
+        originals=originals_received(fields["originals"]), public=tensors.get("public"),
     )  # fmt: skip

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from polyclinic.client.stacked import StackedCases, StackedTrainer
 from polyclinic.communication.message import Message
@@ -74,6 +75,10 @@ class LocalEngine(Engine):
     def compared(self) -> list[Note] | None:
         """See `Engine.compared`."""
         return None if self.source is None else self.source.notes()
+
+    def public(self) -> Tensor | None:
+        """See `Engine.public`."""
+        return next((site.data.public for site in self.members.values() if hasattr(site, "data")), None)
 
     def keep(self, sites: list[str]) -> None:
         """See `Engine.keep`."""

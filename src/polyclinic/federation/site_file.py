@@ -55,6 +55,7 @@ class Policy(_Entries):
         overlays: whether pictures of single cases may leave.
         personal_models: whether parts of a model may leave that a method keeps at the site.
         final_models: whether a study may end with a model that is used, trained on all of the site's cases.
+        public: whether a study may have a public set, of whose cases the site tells what its model finds.
         researchers: who may ask for studies; None for all of the consortium.
         approval: ``automatic`` takes part in every study that fits the policy; ``person`` waits until somebody at the
             site approves the very study.
@@ -76,6 +77,7 @@ class Policy(_Entries):
     overlays: bool = False
     personal_models: bool = False
     final_models: bool = True
+    public: bool = True
     researchers: list[str] | None = None
     approval: Literal["automatic", "person"] = "automatic"
 

@@ -9,7 +9,18 @@ from polyclinic.parts.catalogue import CHANNEL_PARTS, LOCAL_PARTS, SERVER_PARTS,
 from polyclinic.parts.grouping import FEDERATION, TOPOLOGIES, Grouping, Groups, Turn
 from polyclinic.parts.predictor import Network, Predictor
 from polyclinic.parts.procedure import PROCEDURES, Answered, Procedure, Stage
-from polyclinic.parts.server_end import Aggregation, Ask, Hiding, Now, ServerEnd, Step, Sum, Update, all_answers
+from polyclinic.parts.server_end import (
+    Aggregation,
+    Ask,
+    Hiding,
+    Now,
+    ServerEnd,
+    Step,
+    Sum,
+    Update,
+    Workplace,
+    all_answers,
+)
 from polyclinic.parts.site_end import Batch, Ended, Memory, SiteEnd, SiteView
 
 __all__ = [
@@ -44,6 +55,7 @@ __all__ = [
     "Sum",
     "Turn",
     "Update",
+    "Workplace",
     "all_answers",
     "build_chain",
     "build_part",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
 from torch import Tensor
@@ -47,6 +48,10 @@ class Part:
         retells: whether what its end at a site sends follows from the change and from public numbers.
         needs_norm: the norm (1 or 2) in which steps before it must bound a change; 0 for none.
         needs_mean: whether it supposes that the server takes the mean of the updates.
+        needs_public: whether it works on the public set, so that the study must have one.
+        replaces: whether its ``close`` takes the change of the weights out, so that its end at the server makes the
+            step of a round from what it sends instead.
+        without_weights: whether sites learn from each other by what it sends, so that no weights need be shared.
         beside: how large a share of what a round of noise costs is for a mean that its end at a site sends beside the
             change, when it closes; 0 if it sends none.
         hides_beside: whether its noise covers such a mean of the part that bounds the change.
@@ -82,6 +87,9 @@ class Part:
     retells: ClassVar[bool] = False
     needs_norm: ClassVar[int] = 0
     needs_mean: ClassVar[bool] = False
+    needs_public: ClassVar[bool] = False
+    replaces: ClassVar[bool] = False
+    without_weights: ClassVar[bool] = False
     beside: float = 0.0
     hides_beside: ClassVar[bool] = False
     hidden: float = 0.0
@@ -153,6 +161,22 @@ class Part:
     def trust(self) -> str:
         """Whom those that the noise protects have to trust, in words; empty for parts without."""
         return {"a patient": "the patient's own site", "a site": "the server"}.get(self.private, "")
+
+    @property
+    def files(self) -> Sequence[str]:
+        """Paths that its options name, relative to the study's folder."""
+        return []
+
+    def check_files(self, network: FlatModule, folder: Path) -> None:
+        """Whether the files that its options name are there and fit; asked at the coordinator before any training.
+
+        Args:
+            network: of the study; it is left as it is.
+            folder: paths are relative to it.
+
+        Raises:
+            StudyError: they don't.
+        """
 
     def bounds(self) -> float | None:
         """No change that it has closed in this round is longer than this; None if it promises nothing."""

@@ -19,8 +19,13 @@ from polyclinic.parts.site_end import Memory
 from polyclinic.privacy import Budget, Event
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
+    from polyclinic.data.dataset import Dataset
     from polyclinic.models.variant import Variant
     from polyclinic.secure import Verifier
+    from polyclinic.state import FlatModule
+    from polyclinic.tasks import Task
 
 #: ``(verb, site -> what is asked)`` -> answers in site order; why a site can't answer stands in its place. Nothing is
 #: asked before answers are taken.
@@ -39,6 +44,23 @@ def all_answers(answers: Iterator[tuple[str, Memory | PolyclinicError]]) -> dict
             raise answer
         found[site] = answer
     return found
+
+
+@dataclass(frozen=True)
+class Workplace:
+    """What the server has to compute with.
+
+    Attributes:
+        network: its own network of the study's kind. A part may load any vector into it.
+        task: loss and measures.
+        public: the public set, prepared; None where no part at the server needs it.
+        folder: paths that options name are relative to it; None where there are no files.
+    """
+
+    network: FlatModule
+    task: Task
+    public: Dataset | None = None
+    folder: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -141,6 +163,9 @@ class ServerEnd:
         least: with fewer updates it can't work.
         named: sites that its options name.
         others: sites that do not train and are tested; they can be asked, too.
+        workplace: what there is to compute with.
+        needs_public: whether it computes on the public set, of which the coordinator then needs a copy.
+        needs_whole: whether it runs the sites' models, so that these must be shared as a whole.
     """
 
     name: str = ""
@@ -149,6 +174,9 @@ class ServerEnd:
     least: int = 1
     named: Sequence[str] = ()
     others: Sequence[str] = ()
+    workplace: Workplace
+    needs_public: ClassVar[bool] = False
+    needs_whole: ClassVar[bool] = False
 
     def meet(self, announced: Mapping[str, Memory], everyone: Mapping[str, float]) -> None:
         """Called once, before the model's first round, and again where a training goes on from a checkpoint.

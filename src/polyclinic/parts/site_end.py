@@ -14,6 +14,7 @@ from torch.optim import Optimizer
 from polyclinic.errors import SiteError
 
 if TYPE_CHECKING:
+    from polyclinic.data.dataset import Dataset
     from polyclinic.parts.predictor import Network
     from polyclinic.privacy import Event
     from polyclinic.privacy.draws import Draws
@@ -48,6 +49,7 @@ class SiteView(ABC):
         identity: signs for the site, and knows the others' signatures; None where sites have no certificates.
         model: the network that does all work of this process. A part may load any vector into it.
         task: loss and measures.
+        public: the public set, prepared; the same cases in the same order at all sites. None where no part needs it.
     """
 
     name: str
@@ -67,6 +69,7 @@ class SiteView(ABC):
     identity: Signer | None
     model: FlatModule
     task: Task
+    public: Dataset | None
 
     @abstractmethod
     def count(self, part: PartOfCases = "train") -> int:
@@ -278,6 +281,18 @@ class SiteEnd:
     def begin(self, view: SiteView, received: Memory) -> Memory:
         """What the steps of this round are given; ``received`` is what the end at the server sent."""
         return {}
+
+    def starts_at(self, vector: Tensor, view: SiteView, given: Memory) -> Tensor:
+        """The model that the local training of this round starts from ``[P]``.
+
+        What leaves the site is the change from the received model all the same, and distances are measured from there.
+
+        Args:
+            vector: the received model, or what a part before made of it ``[P]``; not written to.
+            view: the site in this round.
+            given: what ``begin`` gave.
+        """
+        return vector
 
     def class_weights(self, given: Memory) -> Tensor | None:
         """Weight of each class's cases in the loss ``[C]``, on top of the study's own; None leaves them alone."""

@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
+from polyclinic.data.dataset import Dataset
 from polyclinic.models.variant import Variant
-from polyclinic.parts import Grouping, Part, Procedure, tell_parts
+from polyclinic.parts import Grouping, Part, Procedure, Workplace, tell_parts
 from polyclinic.parts.grouping import Star
 from polyclinic.parts.procedure import Local
 from polyclinic.privacy import Budget, Event, merged
@@ -53,6 +55,8 @@ class Plan:
         variants: site -> what it trains in place of the study's network.
         endures: whether a model that breaks down, with values that are not numbers, ends training instead of being a
             failure (a simulated attack, whose result that is).
+        public: the public set, where a part at the server works on it.
+        folder: see `Workplace`.
     """
 
     start: Start
@@ -80,6 +84,13 @@ class Plan:
     voters: Sequence[str] = ()
     variants: Mapping[str, Variant] = field(default_factory=dict)
     endures: bool = False
+    public: Dataset | None = None
+    folder: Path | None = None
+
+    @property
+    def workplace(self) -> Workplace:
+        """What parts at the server have to compute with."""
+        return Workplace(self.network, self.task, self.public, self.folder)
 
     @property
     def protects(self) -> bool:

@@ -3,6 +3,7 @@
 from polyclinic.parts import SERVER_PARTS
 from polyclinic.server import (
     costs,
+    distillation,
     drift,
     fairness,
     group_fairness,
@@ -21,6 +22,7 @@ __all__ = [
     "SERVER_PARTS",
     "Chain",
     "costs",
+    "distillation",
     "drift",
     "fairness",
     "group_fairness",

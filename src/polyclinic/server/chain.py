@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from polyclinic.errors import PartError, SiteError
-from polyclinic.parts import Aggregation, Ask, Hiding, Memory, Now, ServerEnd, Step, Sum, Update
+from polyclinic.parts import Aggregation, Ask, Hiding, Memory, Now, ServerEnd, Step, Sum, Update, Workplace
 from polyclinic.parts.checks import Unwritten, kind_of, tensors_of, wrong
 from polyclinic.server.mean import Mean
 from polyclinic.shapes import Misfit
@@ -59,11 +59,14 @@ class Chain:
 
     def meet(
         self, announced: Mapping[str, Mapping[str, Memory]], everyone: Mapping[str, float], ask: Mapping[str, Ask],
-        others: Sequence[str] = (),
+        others: Sequence[str] = (), workplace: Workplace | None = None,
     ) -> None:  # fmt: skip
-        """Training starts: site -> part -> what it told; how each part asks the sites; ``others`` that don't train."""
+        """Training starts: site -> part -> what it told; how each part asks the sites; ``others`` that don't train;
+        what there is to compute with."""
         for name, end in self.ends.items():
             end.ask, end.others = ask[name], others
+            if workplace is not None:
+                end.workplace = workplace
             end.meet({site: dict(parts.get(name, {})) for site, parts in announced.items()}, everyone)
 
     def begin(self, now: Now) -> None:

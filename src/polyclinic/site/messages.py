@@ -220,6 +220,7 @@ class Start(Body):
         rounds: at most.
         privacy: what noise is to guarantee; None without any.
         hides: whether validation, counts for a threshold and sums over training cases are told in sums alone.
+        public: how many cases the public set has, and numbers of the network's output of one; None without one.
     """
 
     run: FileName
@@ -245,6 +246,7 @@ class Start(Body):
     rounds: Positive = 1
     privacy: Allowance | None = None
     hides: Switch = False
+    public: tuple[Positive, Positive] | None = None
 
     @property
     def heads(self) -> list[Head]:

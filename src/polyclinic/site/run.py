@@ -99,12 +99,13 @@ class Run:
         spending: what trainings cost the patients' privacy; None keeps it in memory.
         identity: signs for the site.
         diary: what the site must not forget; None keeps it in memory.
+        public: the public set; None without one.
     """
 
     def __init__(
         self, site: str, declared: Start, initial: Tensor, model: FlatModule, task: Task, dataset: Dataset,
         parts: Parts, measure: Measure, spending: Spending | None = None, identity: Signer | None = None,
-        diary: Diary | None = None,
+        diary: Diary | None = None, public: Dataset | None = None,
     ) -> None:  # fmt: skip
         self.spending = Spending(site, None) if spending is None else spending
         self.site, self.declared, self.work = site, declared, declared.work
@@ -112,6 +113,7 @@ class Run:
         name, options = declared.personal or ("shared_model", {})
         self.personal = PERSONAL[name](**options)
         self._check_named(model.layout)
+        self._check_public(public)
         built = build_parts(declared.parts)
         self.variant = variant_of(built.values(), site, model, (declared.seed, declared.fold))
         self.known = Known.of(declared, model, {} if self.variant is None else {site: self.variant})
@@ -140,6 +142,7 @@ class Run:
         first.rounds, first.budget, first.run = declared.rounds, self.budget, declared.run
         first.diary = Diary(site, None) if diary is None else diary
         first.real, first.ends = self.spending.real, list(self.ends.values())
+        first.public = None if declared.public is None else public
         steps = zip(self.phases, self._steps_in_phases(), strict=False)
         first.steps, first.batch_size = sum(n for phase, n in steps if phase.ends is None), self.work.batch_size
         self.protects = any(part.private for part in built.values())
@@ -172,6 +175,16 @@ class Run:
         if missing:
             raise SiteError(
                 "P401", f"Site {self.site} was told of the module {missing[0]!r}, which its network has not.",
+                "Let all sites and the server run the same version of Polyclinic.", site=self.site,
+            )  # fmt: skip
+
+    def _check_public(self, public: Dataset | None) -> None:
+        """Whether the public set is the one that the coordinator speaks of."""
+        wanted = self.declared.public
+        if wanted is not None and (public is None or len(public) != wanted[0]):
+            has = "none" if public is None else f"one of {len(public)}"
+            raise SiteError(
+                "P401", f"Site {self.site} was told of a public set of {wanted[0]} cases, and has {has}.",
                 "Let all sites and the server run the same version of Polyclinic.", site=self.site,
             )  # fmt: skip
 
@@ -468,6 +481,7 @@ class Round:
         self._vector = Unwritten({"vector": self.received})
         run.spend(request.round, request.turn)
         self._given = {name: self._begin(name, end, tensors) for name, end in run.ends.items()}
+        self._first = self._moved()
         # Who knew what a network drops, or how images are changed, could tell who else was in a batch.
         self._own = [secrets.token_hex(16)] if run.protects and run.spending.real else []
         self._jobs: list[LocalJob] = []
@@ -480,6 +494,19 @@ class Round:
         given = tensors_of(name, "begin", end.begin(self.view, received), self.run.site)
         self._vector.check(name, "begin", self.run.site)
         return given
+
+    def _moved(self) -> Tensor:
+        """Where training starts: at the received model, or where parts move it to, one after another ``[P]``."""
+        vector = self.received
+        for name, end in self.run.ends.items():
+            if not overrides(end, "starts_at"):
+                continue
+            found = end.starts_at(vector, self.view, self._given[name])
+            if not isinstance(found, Tensor) or found.shape != vector.shape:
+                raise wrong(name, "starts_at", kind_of(found), f"a tensor {list(vector.shape)}", self.run.site)
+            self._vector.check(name, "starts_at", self.run.site)
+            vector = found
+        return vector
 
     @property
     def phases(self) -> int:
@@ -512,7 +539,7 @@ class Round:
             trained=phase.trained,
             companion=None if number else self.companion,
         )
-        if phase.start != "received":
+        if job.start is not self.received:
             job.anchor = self.received
         self._jobs.append(job)
         return job
@@ -541,7 +568,7 @@ class Round:
     def _start(self, phase: Phase) -> Tensor:
         if phase.start == "before":
             return self._results[-1].vector
-        return self.run.kept.personal["model"] if phase.start == "personal" else self.received
+        return self.run.kept.personal["model"] if phase.start == "personal" else self._first
 
     def _seconds(self) -> float | None:
         own = self.run.work.of(self.run.site)

@@ -122,6 +122,8 @@ class Known:
         sizes["W"] = layout.trainable  # weights, whether shared or not
         if start.classes:
             sizes["C"] = start.classes
+        if start.public is not None:
+            sizes["U"], sizes["V"] = start.public
         loss, metrics = (start.loss, start.loss_options), start.metrics
         task = build_task(start.task, start.classes, loss, grid=start.grid, heads=start.heads)
         sizes["heads"] = len(task.heads)

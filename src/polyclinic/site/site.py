@@ -26,6 +26,7 @@ from polyclinic.data.opening.subgroups import Subgroup
 from polyclinic.data.part_counts import part_classes, part_groups, part_patients
 from polyclinic.data.preparation import Prepared as PreparedCases
 from polyclinic.data.preparation import SharedStep, Step, build_steps
+from polyclinic.data.public_set import prepare_public
 from polyclinic.data.scaling import summarise
 from polyclinic.data.splits import Parts, split, voting
 from polyclinic.data.statistics import LEAST_CASES, sketch, withhold
@@ -120,11 +121,13 @@ class Site:
         diary: what it must not forget.
         spending: what trainings cost the privacy of its patients.
         floor: of fewer patients' predictions the site says only how many they are, even if a message asks for less.
+        public: the public set, prepared as the cases are; None without one.
     """
 
     refused: ClassVar[frozenset[str]] = frozenset({"corrupt", "mark"})
     floor = 0
     identity: Signer | None = None
+    public: Dataset | None = None
 
     def __init__(
         self, data: SiteData | str, workspace: Workspace, folder: Path | None = None, source: Source | None = None
@@ -336,7 +339,7 @@ class Site:
         self._patch, self._most = ask.patch, ask.most
         size = tuple(self.data.inputs.shape[2:]) if self._patch is None else self._patch.size
         self._augmentation = Augmentation(ask.augmentation, size) if ask.augmentation else None
-        self._steps = build_steps(ask.steps)
+        self._steps, self._chain, self._merged = build_steps(ask.steps), ask.steps, list[Tensors]()
         self._prepared = PreparedCases(self.data, fitted)
         self._advance()
         found: Tensors = {}
@@ -358,6 +361,7 @@ class Site:
         """Apply steps that need no other site; at the end of the chain the cases are ready."""
         while self._steps and not isinstance(self._steps[0], SharedStep):
             self._prepared = self._steps.pop(0).apply(self._prepared, {})
+            self._merged.append({})
         if not self._steps:
             done = self._prepared
             if done.scaler is None:
@@ -369,6 +373,8 @@ class Site:
                 self.dataset = self.dataset.without_labels(self.parts.hidden)
             if isinstance(done.data.inputs, Tensor | Bags):
                 self._remember(done.data.inputs)
+            if self.data.public is not None:
+                self.public = prepare_public(self.data.public, self._chain, self._merged)
 
     def _remember(self, harmonised: Tensor | Bags) -> None:
         """Keep the test part as it is tested, so that after all folds every case is there as it was when unknown."""
@@ -390,6 +396,7 @@ class Site:
     def _apply(self, ask: Nothing, tensors: Tensors) -> Message:
         """Apply the next step with what all sites' summaries gave, and go on."""
         self._prepared = self._shared_step("apply").apply(self._prepared, tensors)
+        self._merged.append(tensors)
         self._steps.pop(0)
         self._advance()
         return Message(Applied(notes=list(self._prepared.notes)).fields())
@@ -451,7 +458,7 @@ class Site:
         dataset, parts = self.cases(asked)
         self.run = Run(
             self.name, asked, tensors["initial"], model, task, dataset, parts, evaluation.measure, self.spending,
-            self.identity, self.diary,
+            self.identity, self.diary, self.public,
         )  # fmt: skip
         if not self._named:
             self.write_pseudonyms()

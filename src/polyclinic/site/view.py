@@ -59,6 +59,7 @@ class View(SiteView):
         self.identity, self.diary, self.run = identity, Diary(name, None), ""
         self.rounds, self.steps, self.batch_size, self.real = 1, 1, 1, False
         self.input_shape, self.bags, self.ends = dataset.training_shape, dataset.bags, ()
+        self.public = None
         self.budget: Budget | None = None
         self.number, self.turn, self.learning_rate = 0, 0, float(optimizer[1]["lr"])
         self.class_counts = _class_counts(task, dataset, parts)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Self
 from polyclinic.composition import METHODS
 from polyclinic.errors import DataError, StudyError, nearest
 from polyclinic.options import EntryError
+from polyclinic.parts import build_part
 from polyclinic.study.declaration import Declaration
 from polyclinic.study.reading import expand_variables, located, read_yaml
 
@@ -100,6 +101,8 @@ class CheckedStudy:
             if named and declaration.model_part[0] == "bundle":  # a file that an outsider names would be read
                 raise EntryError("P104", "A bundle is read from files of one machine, and sites are on others.",
                                  "Name a network of the catalogue.", place=("model",))  # fmt: skip
+            if named:
+                _check_files(declaration)
             declaration.read_bundle(folder)
         except EntryError as error:
             raise located(error, name, text) from None
@@ -168,3 +171,18 @@ def _searched(content: dict[str, Any], entries: Sequence[Any]) -> dict[str, Any]
         aliases |= {name, options.get("label", name)}
     own = {key: values for key, values in (asked.get("methods") or {}).items() if key in aliases}
     return {"search": {**asked, "methods": own} if own or asked.get("parameters") else None}
+
+
+def _check_files(declaration: Declaration) -> None:
+    """Files that methods name are read from the coordinator's folder, and from nowhere else.
+
+    Raises:
+        EntryError: P104 with one that lies elsewhere.
+    """
+    for position, method in enumerate(declaration.study_methods):
+        for name, options in method.method.parts:
+            for path in build_part(name, options).files:
+                if Path(path).is_absolute() or ".." in Path(path).parts:
+                    raise EntryError("P104", f"{name} names a file outside the coordinator's folder.",
+                                     "Put it into the folder `data` of the coordinator's kit, and name it from there.",
+                                     place=("methods", position))  # fmt: skip

@@ -64,6 +64,7 @@ class Local:
         images: whether cases are images.
         subgroups: columns by whose groups results are given.
         model: name of the network.
+        public: whether there is a public set.
     """
 
     task: str
@@ -78,6 +79,7 @@ class Local:
     images: bool = True
     subgroups: Sequence[str] = ()
     model: str = ""
+    public: bool = False
 
 
 def protecting(method: Method) -> list[str]:
@@ -392,9 +394,48 @@ def _task(method: Method, local: Local) -> Refusal | None:
             return Refusal(f"{name} is for images, and the cases are rows of a table.", "Leave it out.", key)
         if part.no_bags and local.model in POOLING:
             return Refusal(f"{name} changes single inputs, and the cases are bags of them.", "Leave it out.", key)
+        if part.needs_public and not local.public:
+            return Refusal(f"{name} works on a public set without labels, and the study has none.",
+                           "Name one (`data: {public: ...}`), or leave it out.", key)  # fmt: skip
         if part.needs_accuracy and not TASKS[local.task].has_accuracy:
             return Refusal(f"{name} asks for the accuracy of each site's model, and {local.task} has none.",
                            "Choose another variant of it.", key)  # fmt: skip
+    return None
+
+
+def _distilled(method: Method, local: Local) -> Refusal | None:
+    """What does not go with models that are run elsewhere than in training."""
+    built = _built(method)
+    whole = [name for name, part in built if part.at_server().needs_whole]
+    if whole and method.share != "all":
+        return Refusal(f"{whole[0]} runs the whole model at the server, and the method shares {method.share}.",
+                       "Use `share: all`.", "share")  # fmt: skip
+    on_public = [name for name, part in built if part.needs_public]
+    changing = [name for name, part in built if overrides(part.at_site(), "images")]
+    if on_public and changing:
+        return Refusal(f"{changing[0]} changes the images of each site in its own way, and {on_public[0]} looks at the "
+                       "same ones everywhere.", "Leave one of them out.", "local")  # fmt: skip
+    moving = [name for name, part in built if overrides(part.at_site(), "starts_at")]
+    reading = [name for name, part in built if part.needs_sgd]
+    if moving and (method.work == "gradient" or reading):
+        other = reading[0] if reading else "fedsgd"
+        return Refusal(f"{other} reads gradients off the way from the received model, and {moving[0]} lets sites start "
+                       "elsewhere.", "Leave one of them out.", "local")  # fmt: skip
+    return _replaced(method, built)
+
+
+def _replaced(method: Method, built: list[tuple[str, Part]]) -> Refusal | None:
+    """What would change an update that never leaves the site, or protect what leaves it instead of that."""
+    names = [name for name, part in built if part.replaces]
+    if not names:
+        return None
+    others = {name: part for name, part in built if name not in (names[0], "mean")}
+    channel = [name for name, _ in method.channel if name in others and not others[name].packs]
+    at_server = [name for name, part in others.items() if type(part.at_server()) is not ServerEnd]
+    idle = [*channel, *at_server]
+    if idle:
+        return Refusal(f"With {names[0]} no weights leave a site, so {idle[0]} has nothing to change or protect.",
+                       f"Leave {idle[0]} out, or {names[0]}.", "channel")  # fmt: skip
     return None
 
 
@@ -492,5 +533,6 @@ def _built(method: Method) -> list[tuple[str, Part]]:
 
 _CHECKS: tuple[Callable[[Method, Local], Refusal | None], ...] = (
     _absent, _twice, _variants, _encoded, _shared_noise, _unbounded, _one_aggregation, _order, _returned, _hidden,
-    _quiet, _gradient_at_start, _gradient_step, _linear_steps, _task, _one_by_one, _procedure, _personal, _adapted,
+    _quiet, _gradient_at_start, _gradient_step, _linear_steps, _task, _distilled, _one_by_one, _procedure, _personal,
+    _adapted,
 )  # fmt: skip

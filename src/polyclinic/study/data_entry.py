@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 
+from polyclinic.data.opening.public import check_public
 from polyclinic.data.partition import check_partition
 from polyclinic.data.spec import DataSpec, Target
 from polyclinic.data.tables.features import check_categories
@@ -44,6 +45,7 @@ def check_data(data: DataSpec, task: str) -> None:
     check_volumes(data, target)
     check_partition(data, target)
     check_categories(data)
+    check_public(data)
     if data.image is not None and data.preprocessing is None:
         if data.size is None:
             refuse(

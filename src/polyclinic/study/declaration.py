@@ -88,6 +88,7 @@ class Declaration(Part):
     _model: tuple[str, dict[str, Any]] = PrivateAttr(default=("", {}))
     _network: tuple[str, dict[str, Any]] | None = PrivateAttr(default=None)
     _weights: Path | None = PrivateAttr(default=None)
+    _folder: Path | None = PrivateAttr(default=None)
 
     @field_validator("final_model", mode="before")
     @classmethod
@@ -178,12 +179,18 @@ class Declaration(Part):
         """File with the weights that training starts from; None starts from random ones."""
         return self._weights
 
+    @property
+    def folder(self) -> Path | None:
+        """To which paths of the study are relative, once it is known."""
+        return self._folder
+
     def read_bundle(self, folder: Path) -> None:
         """Read the definition of the network where the model is a bundle; its path is relative to ``folder``.
 
         Raises:
             EntryError: P102, the bundle can't be used.
         """
+        self._folder = folder
         name, options = self._model
         if name != "bundle":
             return
@@ -301,7 +308,9 @@ class Declaration(Part):
         if self.model == AUTO:
             content["model"] = plan.model
         content["tracking"] = self.tracking
-        return Declaration.check({key: value for key, value in content.items() if value is not None})
+        planned = Declaration.check({key: value for key, value in content.items() if value is not None})
+        planned._folder = self._folder
+        return planned
 
     def allowance(self, method: Method) -> Allowance | None:
         """What noise of a method is to guarantee; None where it has none."""
@@ -454,7 +463,8 @@ class Declaration(Part):
             self._attack = read_attack(self.attack, self.target, self.data.image is not None)
         mixed, images = self.engine.precision == "mixed", self.data.image is not None
         subgroups = [one.column for one in self.evaluation.grouped_by]
-        reader = MethodReader(self.task, self.training, mixed, images, subgroups, self._model[0])
+        public = self.data.public is not None
+        reader = MethodReader(self.task, self.training, mixed, images, subgroups, self._model[0], public)
         methods = [reader.read(entry, ("methods", i)) for i, entry in enumerate(self.methods)]
         labels = [method.label for method in methods]
         for position, label in enumerate(labels):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from difflib import get_close_matches
+from pathlib import Path
 
 from polyclinic.audit.poisoning import PLACE, Attack
 from polyclinic.data.opening.cohort import Cohort
@@ -13,7 +14,7 @@ from polyclinic.models import build_model
 from polyclinic.models.slices import Slice
 from polyclinic.models.trial import try_network
 from polyclinic.options import EntryError
-from polyclinic.parts import Hiding, Part, ServerEnd, build_chain
+from polyclinic.parts import Hiding, Part, ServerEnd, build_chain, build_part
 from polyclinic.paths import containing
 from polyclinic.secure.sums import check_enough
 from polyclinic.state import NORMALISATION, FlatModule, Layout, Role
@@ -51,6 +52,7 @@ def check_fit(study: CheckedStudy, cohort: Cohort) -> Attack | None:
     for method in configurations(declaration):
         _check_class_weights(method, cohort.classes)
         _check_sites(method, sites, voters)
+        check_public(method, cohort)
     try:
         check_times_fit(declaration.grid, cohort, declaration.data.time_unit)
         attack = attack_of(declaration, cohort)
@@ -118,6 +120,32 @@ def configurations(declaration: Declaration) -> list[StudyMethod]:
     return [one.method for method in declaration.study_methods for one in declaration.candidates(method)]
 
 
+def check_files(declaration: Declaration, network: FlatModule, folder: Path | None) -> None:
+    """Whether the files that parts of methods name are there, and fit the network.
+
+    Raises:
+        StudyError: P102 with what is wrong.
+    """
+    for method in configurations(declaration):
+        for name, options in method.method.parts:
+            part = build_part(name, options)
+            if part.files:
+                part.check_files(network, folder or Path())
+
+
+def check_public(method: StudyMethod, cohort: Cohort) -> None:
+    """Whether the public set has as many cases as a part wants.
+
+    Raises:
+        StudyError: P104, it has not.
+    """
+    for name, options in method.method.parts:
+        wanted = getattr(build_part(name, options), "cases", None)
+        if cohort.public is not None and build_part(name, options).needs_public and (wanted or 0) > cohort.public.used:
+            raise StudyError("P104", f"{method.label} draws {wanted} cases of the public set in each round, and it has "
+                             f"{cohort.public.used}.", "Give a lower number of `cases`.")  # fmt: skip
+
+
 def check_share(method: StudyMethod, network: FlatModule, name: str) -> None:
     """A method that shares a part which the network has not would be training alone under another name.
 
@@ -136,6 +164,8 @@ def check_share(method: StudyMethod, network: FlatModule, name: str) -> None:
         hint = _named_like(missing[0], layout)
         raise StudyError("P103", f"{method.label} names the module {missing[0]!r}, and {name} has none.", hint)
     selection = method.method.selection(layout)
+    if not selection.size and any(build_part(name, options).without_weights for name, options in method.method.parts):
+        return  # sites learn from each other by something else
     if not selection.trainable:
         shares, hint = f"the {shared.roles} of the model", "Use a model with a body and a head."
         if isinstance(method.method.share, SharedModules):

@@ -7,7 +7,9 @@ from collections.abc import Iterator, Mapping, Sequence
 import pandas as pd
 
 from polyclinic.data.opening.facts import SiteFacts
+from polyclinic.data.opening.public import PublicFacts
 from polyclinic.data.opening.subgroups import group_order
+from polyclinic.data.spec import PUBLIC
 from polyclinic.study.columns import CHARACTERISTICS, FLOW
 from polyclinic.study.job import Fold
 
@@ -20,22 +22,23 @@ ALL = "all"
 Row = tuple[object, ...]
 
 
-def flow_table(facts: Mapping[str, SiteFacts], folds: Mapping[int, Fold], classes: Sequence[str]) -> pd.DataFrame:
+def flow_table(
+    facts: Mapping[str, SiteFacts], folds: Mapping[int, Fold], classes: Sequence[str], public: PublicFacts | None = None
+) -> pd.DataFrame:
     """``flow.csv``: where each site's cases went, as whole numbers.
 
     Args:
         facts: what each site says of its cases; also of sites that are left out, since none of their cases is used.
         folds: what is known of the sites in each fold.
         classes: names of the classes; empty where targets are no classes.
+        public: what is said of the public set, which has rows of its own as if it were a site; it is in no part.
 
     Returns:
         Rows with the columns `FLOW`.
     """
     rows: list[Row] = []
     for site, found in facts.items():
-        rows.append((site, "found", None, "", found.found, None))
-        ordered = sorted(found.rejected.items(), key=lambda item: (-item[1], item[0]))
-        rows += [(site, "rejected", None, reason, count, None) for reason, count in ordered]
+        rows += _opened(site, found)
         rows.append((site, "used", None, "", found.used, found.patients))
         if found.instances is not None:
             rows.append((site, "instances found", None, "", found.instances_found, None))
@@ -46,8 +49,16 @@ def flow_table(facts: Mapping[str, SiteFacts], folds: Mapping[int, Fold], classe
             rows.append((site, "unlabelled", None, "", found.unlabelled, None))
         for fold in folds.values():
             rows += [(site, *row) for row in _of_fold(site, fold, classes)]
+    if public is not None:
+        rows += [*_opened(PUBLIC, public), (PUBLIC, "used", None, "", public.used, None)]
     frame = pd.DataFrame(rows, columns=FLOW)
     return frame.astype({"fold": "Int64", "cases": "Int64", "patients": "Int64"})
+
+
+def _opened(site: str, facts: SiteFacts | PublicFacts) -> Iterator[Row]:
+    yield site, "found", None, "", facts.found, None
+    for reason, count in sorted(facts.rejected.items(), key=lambda item: (-item[1], item[0])):
+        yield site, "rejected", None, reason, count, None
 
 
 def _of_fold(site: str, fold: Fold, classes: Sequence[str]) -> Iterator[Row]:

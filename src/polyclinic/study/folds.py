@@ -8,8 +8,10 @@ from typing import Any
 import pandas as pd
 from torch import Tensor
 
+from polyclinic.data.dataset import Dataset
 from polyclinic.data.opening.cohort import Cohort
 from polyclinic.data.preparation import SharedStep, build_steps, name_steps
+from polyclinic.data.public_set import prepare_public
 from polyclinic.data.scaling import Summary
 from polyclinic.engine import Engine, LocalEngine
 from polyclinic.engine.reloading import Reloading
@@ -51,6 +53,7 @@ class Folds:
         self.steps = name_steps(declaration.data, cohort.features, cohort.covariates)
         self.notes: list[Note] = []
         self.merged: list[dict[str, Tensor]] = []
+        self._public_inputs = cohort.public_inputs
         # Whether a site's cases are prepared with summaries of others, so that leaving one out changes them.
         self._depends_on_sites = any(isinstance(step, SharedStep) for step in build_steps(self.steps))
         self._stand: dict[Engine, tuple[int, str | None]] = {}
@@ -103,6 +106,10 @@ class Folds:
         for engine, works in wanted.items():
             if works and self._stand.get(engine) != needed:
                 self._prepare(engine, *needed)
+
+    def public(self) -> Dataset | None:
+        """The public set as the sites that were prepared last have it; None where there is no copy here."""
+        return None if self._public_inputs is None else prepare_public(self._public_inputs, self.steps, self.merged)
 
     def stand(self, job: Job) -> tuple[int, str | None]:
         """What the sites have to be prepared for: the fold, and the site left out where that changes the others."""

@@ -26,6 +26,7 @@ from polyclinic.study.job import Fold, Job, Outcome, slug
 from polyclinic.study.kinds import RUN
 from polyclinic.study.planning import Planner
 from polyclinic.study.privacy import privacy_rows
+from polyclinic.study.public import Public
 from polyclinic.study.testing import Tester, Trained, predictions_at
 
 
@@ -40,15 +41,18 @@ class JobRunner:
         initial: initial model state ``[P]`` of a seed.
         classes: names of the classes.
         attack: what is done in jobs that are attacked, see `Attack.on`.
+        public: the public set, if there is one.
     """
 
     def __init__(
         self, declaration: Declaration, engine: Engine, local: LocalEngine | None, template: FlatModule,
         initial: Callable[[int], Tensor], classes: Sequence[str], attack: Attack | None = None,
+        public: Public | None = None,
     ) -> None:  # fmt: skip
         self.declaration, self.engine, self.local, self.attack = declaration, engine, local, attack
         self.template, self.initial, self.classes = template, initial, classes
-        self.planner = Planner(declaration, template, classes, attack)
+        folder = engine.folder_here or declaration.folder
+        self.planner = Planner(declaration, template, classes, attack, public, folder)
 
     def run(
         self, job: Job, fold: Fold, *, checkpoint: Checkpoint | None = None,

@@ -18,7 +18,7 @@ from polyclinic.errors import PolyclinicError, StudyError, nearest
 from polyclinic.limits import Patterns
 from polyclinic.methods import PUBLISHED, Method, PartEntry, Share, SharedModules, ShareName
 from polyclinic.options import Catalogue, EntryError, Place, check_options, first_entry_error, split_entry
-from polyclinic.parts import PLACES, ServerEnd, SiteEnd, build_part
+from polyclinic.parts import PLACES, ServerEnd, SiteEnd, build_part, part_class
 from polyclinic.parts.checks import kind_of, wrong
 from polyclinic.seeds import derive_seed
 from polyclinic.server.selection import PARTICIPATION, Participation
@@ -84,6 +84,7 @@ class MethodReader:
         images: whether cases are images.
         subgroups: columns by whose groups results are given.
         model: name of the network.
+        public: whether there is a public set.
     """
 
     task: str
@@ -92,6 +93,7 @@ class MethodReader:
     images: bool = True
     subgroups: Sequence[str] = ()
     model: str = ""
+    public: bool = False
 
     def read(self, entry: object, place: Place) -> StudyMethod:
         """The method that an entry asks for.
@@ -138,7 +140,7 @@ class MethodReader:
         by_loss = "highest_loss" in str(training.participation)
         local = Local(
             self.task, optimizer_of(training)[0], keeps, self.mixed, chosen, stops_early, besides, by_loss,
-            training.class_weights == "balanced", self.images, self.subgroups, self.model,
+            training.class_weights == "balanced", self.images, self.subgroups, self.model, self.public,
         )  # fmt: skip
         refused = refusal(method, local)
         if refused is not None:
@@ -194,6 +196,8 @@ def _composed(name: str, method: Method, common: dict[str, Any], place: Place) -
         if key in parts:
             changed[key] = PLACES[key].resolve(parts[key], (*place, key))
     method = replace(method, **changed)
+    if parts.get("share") == "none" and not any(part_class(one).without_weights for one, _ in method.parts):
+        raise _unshared("none", (*place, "share"))
     usual: tuple[Any, ...] = ([], "all", "star", "local", None)
     return method, {k: v for k, v in parts.items() if v not in usual}
 
@@ -211,7 +215,7 @@ class ModulesEntry:
 def _share(entry: object, place: Place) -> Share:
     """What is shared: a name, or some modules."""
     if not isinstance(entry, dict):
-        return _shared_roles(entry, place)
+        return "none" if entry == "none" else _shared_roles(entry, place)
     found = check_options(ModulesEntry, entry, place, "share")
     modules, without = tuple(found["modules"] or ()), tuple(found["without"] or ())
     if not modules and not without and "roles" not in entry:
@@ -225,8 +229,13 @@ def _shared_roles(entry: object, place: Place) -> ShareName:
     valid: list[ShareName] = [share for share in get_args(ShareName) if share != "none"]
     if entry in valid:  # a list: what is given need not be hashable
         return valid[valid.index(entry)]
-    hint = "To share nothing, use the method single." if entry == "none" else nearest(str(entry), list(valid))
-    raise EntryError("P103", f"{entry!r} can't be shared.", hint, place=place)
+    raise _unshared(entry, place)
+
+
+def _unshared(entry: object, place: Place) -> EntryError:
+    valid = [share for share in get_args(ShareName) if share != "none"]
+    hint = "To share nothing, use the method single." if entry == "none" else nearest(str(entry), valid)
+    return EntryError("P103", f"{entry!r} can't be shared.", hint, place=place)
 
 
 def _share_entry(share: Share) -> str | dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import NamedTuple
 
 from polyclinic.communication.message import Message
@@ -10,13 +11,16 @@ from polyclinic.data.opening.census import Census
 from polyclinic.data.opening.cohort import Cohort
 from polyclinic.data.opening.facts import SiteFacts
 from polyclinic.data.opening.holder import Progress
+from polyclinic.data.opening.public import PublicCases, open_public
 from polyclinic.data.opening.source import Source
+from polyclinic.data.tables.table import PACKAGE
 from polyclinic.engine import CheckedEngine, Engine, LocalEngine
-from polyclinic.errors import PolyclinicError, StudyError
+from polyclinic.errors import DataError, PolyclinicError, StudyError
 from polyclinic.notes import Note
 from polyclinic.site.messages import Agree, Open
 from polyclinic.site.schema import Known
 from polyclinic.study.checked import CheckedStudy
+from polyclinic.study.public import inside, public_at_server
 
 
 def local_engine(study: CheckedStudy, progress: Progress | None = None, *, serialise: bool = False) -> LocalEngine:
@@ -50,6 +54,10 @@ def check_privileges(study: CheckedStudy, engine: Engine) -> None:
     if pooled:
         raise StudyError("P104", f"{pooled[0]} trains on the pooled cases of all sites, and {where}",
                          "Take it out of `methods`, or run the study where all data are on one machine.")  # fmt: skip
+    public = declaration.data.public
+    if public is not None and public.sites is not None:
+        raise StudyError("P104", f"`public: {{sites: ...}}` gives all parties the cases of a site, and {where}",
+                         "Name a file of which each has a copy: `public: {table: ...}`.")  # fmt: skip
     if declaration.corrupted_by is not None:
         raise StudyError("P104", f"`attack` is a simulation, in which sites do as they are told, and {where}",
                          "Take `attack` out, or run the study where all data are on one machine.")  # fmt: skip
@@ -124,9 +132,40 @@ def ask_agree(answered: Answered, engine: Engine, *, described: bool = False) ->
     asked = Agree(agreement=agreement, notes=notes, usual=notes and declaration.privacy.summaries is None)
     replies = _ask(CheckedEngine(engine, Known()), "agree", Message(asked.fields()))
     facts = {site: SiteFacts.model_validate(reply.fields) for site, reply in replies.items()}
-    cohort = Cohort.of(facts, agreement, declaration.data, declaration.target, engine.compared(), censuses)
+    own = None if engine.holds_all else _own_copy(study, agreement, engine)
+    cohort = Cohort.of(
+        facts,
+        agreement,
+        declaration.data,
+        declaration.target,
+        engine.compared(),
+        censuses,
+        None if own is None else own.facts,
+    )
+    cohort = replace(cohort, public_inputs=engine.public() if own is None else own.inputs)
     if not engine.holds_all:
         text = "The sites' cases were not compared with each other, since they are not in one place: "
         cohort.notes.append(Note("N108", text + "the same patient may be at two sites."))
     engine.keep(cohort.sites)
     return cohort
+
+
+def _own_copy(study: CheckedStudy, agreement: Agreement, engine: Engine) -> PublicCases | None:
+    """The coordinator's copy of the public set, if something is computed on it there.
+
+    Raises:
+        DataError: P211, it has none, or it lies outside its folder.
+    """
+    public, folder = study.declaration.data.public, engine.folder_here or study.folder
+    if public is None or not public_at_server(study.declaration):
+        return None
+    hint = f"Put a copy into the folder {folder.name!r} of the coordinator's kit, under the name that the study has."
+    for name, path in (("table", public.table), ("root", public.root)):
+        if path is not None and not path.startswith(PACKAGE) and not inside(path):
+            raise DataError("P211", f"`public: {{{name}: ...}}` names a place outside the coordinator's folder.", hint)
+    try:
+        return open_public(study.declaration.data, folder, agreement)
+    except DataError as error:
+        raise DataError(
+            "P211", f"The coordinator has no copy of the public set that fits. {error.message}", hint
+        ) from None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,6 +24,7 @@ from polyclinic.study.declaration import Declaration
 from polyclinic.study.entries import Training
 from polyclinic.study.job import Fold, Job, slug
 from polyclinic.study.method_entries import build_participation, optimizer_of, schedule_of
+from polyclinic.study.public import Public, works_on_public
 from polyclinic.tasks.metrics import METRICS
 
 
@@ -34,11 +36,15 @@ class Planner:
         template: a network of the study's kind.
         classes: names of the classes.
         attack: what is done in jobs that are attacked, see `Attack.on`.
+        public: the public set, if there is one.
+        folder: paths of options are relative to it.
     """
 
     def __init__(
-        self, declaration: Declaration, template: FlatModule, classes: Sequence[str], attack: Attack | None = None
-    ) -> None:
+        self, declaration: Declaration, template: FlatModule, classes: Sequence[str], attack: Attack | None = None,
+        public: Public | None = None, folder: Path | None = None,
+    ) -> None:  # fmt: skip
+        self.public, self.folder = public, folder
         self.declaration, self.template, self.classes, self.attack = declaration, template, classes, attack
 
     def plan(self, job: Job, fold: Fold, sites: list[str], initial: Tensor) -> Plan:
@@ -83,6 +89,8 @@ class Planner:
             voters=voters,
             variants=variants_at(method, sites, self.template, job.seed, job.fold),
             endures=attack is not None,
+            public=self.public.prepared() if self.public is not None and start.public is not None else None,
+            folder=self.folder,
         )
 
     def start(self, job: Job, fold: Fold, training: Training) -> Start:
@@ -122,6 +130,7 @@ class Planner:
             rounds=training.rounds,
             privacy=_allowance(self.declaration, job),
             hides=self.declaration.hides_of(method),
+            public=self.public.size if self.public is not None and works_on_public(method) else None,
         )
 
 

@@ -37,6 +37,7 @@ from polyclinic.study.findings import write_findings
 from polyclinic.study.fit import (
     check_delta,
     check_enough_sites,
+    check_files,
     check_fit,
     check_left_cases,
 )
@@ -229,6 +230,7 @@ class _Runner:
         # With a cluster nothing but a final model is trained here, and what has a GPU are its nodes.
         template = self.setup.template("cpu" if ray else choose_device(self.declaration.engine.device))
         self._layout = template.layout
+        check_files(self.declaration, template, self.sites.folder_here or self.declaration.folder)
         expected = self._expected()
         nodes = "" if ray is None else "cuda" if ray.gpus else "cpu"
         plan = self.folder.plan(self.setup.plan(template, expected, nodes=nodes), self.cohort.fingerprint)
@@ -275,8 +277,9 @@ class _Runner:
         ]
         self.split_notes = preparing.notes
         runner = JobRunner(
-            self.declaration, engine, local, template, self.setup.initial, self.cohort.classes, self.attack
-        )
+            self.declaration, engine, local, template, self.setup.initial, self.cohort.classes, self.attack,
+            self.setup.public(preparing.public),
+        )  # fmt: skip
         bench = Workbench(runner, preparing, self.search, self.folder, folds)
         if not self.sites.holds_all:
             bench.try_out(jobs)
@@ -375,7 +378,9 @@ class _Runner:
         sites = sites.assign(scored=sites["scored"] & tested)
         self.folder.write("sites.csv", sites)
         named = self.cohort.classes if declaration.target in ("labels", "times", "findings") else []
-        self.folder.write("flow.csv", flow_table(self.cohort.facts | self.cohort.left_out, folds, named))
+        self.folder.write(
+            "flow.csv", flow_table(self.cohort.facts | self.cohort.left_out, folds, named, self.cohort.public)
+        )
         if not jobs:
             return None
         found = self._found(jobs)

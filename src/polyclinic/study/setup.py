@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -10,6 +10,7 @@ import torch
 from polyclinic.audit.poisoning import Attack
 from polyclinic.client.personal import PERSONAL
 from polyclinic.client.work import Work
+from polyclinic.data.dataset import Dataset
 from polyclinic.data.opening.cohort import Cohort
 from polyclinic.engine import Engine, LocalEngine
 from polyclinic.engine.planner import EnginePlan, choose_plan, cores
@@ -26,6 +27,7 @@ from polyclinic.study.fit import configurations, input_shape, network_outputs
 from polyclinic.study.given.plugins import of_python
 from polyclinic.study.job import Job
 from polyclinic.study.planning import work_of
+from polyclinic.study.public import Public, public_of
 
 
 class Setup:
@@ -79,6 +81,10 @@ class Setup:
         if self.declaration.initial_weights is not None:
             load_weights(model.module, self.declaration.initial_weights)
         return model
+
+    def public(self, prepared: Callable[[], Dataset | None]) -> Public | None:
+        """What trainings are given of the public set, which ``prepared`` gives."""
+        return public_of(self.cohort, self.outputs, prepared, masks=self.declaration.target == "masks")
 
     def _shape(self) -> tuple[int, ...]:
         return input_shape(self.declaration, self.cohort)

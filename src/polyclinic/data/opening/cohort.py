@@ -9,11 +9,14 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 import pandas as pd
+from torch import Tensor
 
 from polyclinic.data.cases import Counts, SiteData, reasons_text
 from polyclinic.data.opening.agreement import Agreement
 from polyclinic.data.opening.census import Census
-from polyclinic.data.opening.facts import SiteFacts, add_texts
+from polyclinic.data.opening.facts import SiteFacts
+from polyclinic.data.opening.public import PublicFacts, check_alike
+from polyclinic.data.opening.texts import add_texts
 from polyclinic.data.quality.classes import counted_label_notes
 from polyclinic.data.quality.times import time_unit_notes
 from polyclinic.data.quality.values import unit_notes
@@ -34,6 +37,8 @@ class Cohort:
         covariates: for each column of the table that is a covariate, the names of the columns made of it.
         notes: for the report.
         fingerprint: SHA-256 of all that was read, hex.
+        public: what all say of the public set; None without one.
+        public_inputs: the coordinator's own copy of it ``[M, ...]``; None where it has or needs none.
     """
 
     facts: dict[str, SiteFacts]
@@ -43,11 +48,14 @@ class Cohort:
     covariates: dict[str, list[str]] = field(default_factory=dict)
     notes: list[Note] = field(default_factory=list)
     fingerprint: str = ""
+    public: PublicFacts | None = None
+    public_inputs: Tensor | None = field(default=None, compare=False, repr=False)
 
     @classmethod
     def of(
         cls, facts: Mapping[str, SiteFacts], agreement: Agreement, spec: DataSpec, target: Target,
         notes: Sequence[Note] | None = None, censuses: Mapping[str, Census] | None = None,
+        public: PublicFacts | None = None,
     ) -> Cohort:  # fmt: skip
         """Put together what the sites say.
 
@@ -59,9 +67,11 @@ class Cohort:
             notes: what was noted of all sites together by who holds the data of all; None takes the sites' own, and
                 those that follow from what the sites say.
             censuses: what the sites said of their rows, for these.
+            public: what the coordinator has as the public set, if it needs it.
 
         Raises:
-            DataError: P205, no site has a usable case; P207, the reference site of harmonisation is none of them.
+            DataError: P205, no site has a usable case; P207, the reference site of harmonisation is none of them; P211,
+                the public set is not the same everywhere.
         """
         there = {site: one for site, one in facts.items() if one.used}
         said = [Note("N208", _left_out(site, one)) for site, one in facts.items() if not one.used]
@@ -76,10 +86,17 @@ class Cohort:
             own += [*_labels(there, agreement, censuses or {}, spec, target), *_units(there, features)]
             times = {site: one.usual_time for site, one in there.items() if one.usual_time is not None}
             own += time_unit_notes(times, spec)
-        together = [*(own if notes is None else notes), *said, *_unlabelled(there, target)]
+        copies = {site: one.public for site, one in there.items() if one.public is not None}
+        alike = check_alike(copies, public) if copies else None
+        together = [
+            *(own if notes is None else notes),
+            *said,
+            *_unlabelled(there, target),
+            *_public_notes(copies, alike),
+        ]
         return cls(
             there, {site: one for site, one in facts.items() if not one.used}, features, agreement.classes, covariates,
-            together, _fingerprint(there, features, agreement.classes),
+            together, _fingerprint(there, features, agreement.classes, alike), alike,
         )  # fmt: skip
 
     @property
@@ -160,6 +177,24 @@ def _unlabelled(facts: Mapping[str, SiteFacts], target: Target) -> list[Note]:
     return [Note("N209", text)]
 
 
+def _public_notes(copies: Mapping[str, PublicFacts], public: PublicFacts | None) -> list[Note]:
+    """Cases of the public set that can't be used, and test cases of sites that stand in it."""
+    notes = []
+    if public is not None and public.rejected:
+        why = reasons_text(Counter(public.rejected))
+        text = f"{public.found - public.used} of {public.found} cases of the public set can't be used ({why})."
+        notes.append(Note("N271", text))
+    found = {site: one for site, one in copies.items() if one.copies}
+    if found:
+        each = ", ".join(f"{site} {one.copies} of {one.tested}" for site, one in found.items())
+        text = (
+            f"{sum(one.copies for one in found.values())} cases on which methods are tested stand in the public set, "
+            f"too, with the same inputs ({each}). Methods that distil on it have seen them, without their labels."
+        )
+        notes.append(Note("N270", text))
+    return notes
+
+
 def _of_site(site: str, text: str) -> str:
     """What a site notes of its own data, with its name."""
     return text if text.startswith(f"Site {site}") else f"Site {site}: {text}"
@@ -216,10 +251,14 @@ def _check_reference(spec: DataSpec, sites: Sequence[str]) -> None:
         )  # fmt: skip
 
 
-def _fingerprint(facts: Mapping[str, SiteFacts], features: Sequence[str], classes: Sequence[str]) -> str:
-    """SHA-256 of what each site's fingerprint says, of the features and of the classes."""
+def _fingerprint(
+    facts: Mapping[str, SiteFacts], features: Sequence[str], classes: Sequence[str], public: PublicFacts | None
+) -> str:
+    """SHA-256 of what each site's fingerprint says, of the features, of the classes and of the public set."""
     digest = hashlib.sha256()
     add_texts(digest, "features", *features, "classes", *classes)
     for site, one in facts.items():
         add_texts(digest, "site", site, one.fingerprint)
+    if public is not None:
+        add_texts(digest, "public", public.fingerprint)
     return digest.hexdigest()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 
+from polyclinic.data.opening.public import check_public
 from polyclinic.data.partition import check_partition
 from polyclinic.data.spec import DataSpec, Target
 from polyclinic.data.tables.features import check_categories
@@ -45,6 +46,7 @@ def check_entries(spec: DataSpec, target: Target) -> None:
     check_volumes(spec, target)
     check_partition(spec, target)
     check_categories(spec)
+    check_public(spec)
     if target == "masks":
         need(spec.image and spec.mask, "Segmentation needs `image` and `mask`.", "Name the columns with their paths.")
     else:

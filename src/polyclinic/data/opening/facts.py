@@ -14,6 +14,8 @@ from torch import Tensor
 from polyclinic.data.bags import Bags
 from polyclinic.data.cases import Counts, SiteData, reasons_text
 from polyclinic.data.check import class_counts, copies, foreground_shares
+from polyclinic.data.opening.public import PublicFacts
+from polyclinic.data.opening.texts import add_texts
 from polyclinic.data.quality.times import round_time, usual_time
 from polyclinic.data.quality.values import usual_values
 from polyclinic.data.readers.describe import VolumeFacts, facts_row, spacing_ranges, usual_levels
@@ -55,6 +57,7 @@ class SiteFacts(Body):
             nobody holds the data of all sites.
         spacings: likewise, lowest and highest voxel size of volumes along each axis, in millimetres.
         levels: likewise, medians over volumes of the 1 %, 50 % and 99 % quantiles of their values.
+        public: what is said of the site's copy of the public set; None without one.
     """
 
     found: Count
@@ -84,6 +87,7 @@ class SiteFacts(Body):
     deviations: list[Number | None] = []
     spacings: list[tuple[Number, Number]] = []
     levels: list[Number] = []
+    public: PublicFacts | None = None
 
     @classmethod
     def nothing(cls, counts: Counts) -> SiteFacts:
@@ -197,10 +201,3 @@ def _fingerprint(data: SiteData) -> str:
         else:
             digest.update(pixels.numpy().data)
     return digest.hexdigest()
-
-
-def add_texts(digest: hashlib._Hash, *texts: str) -> None:
-    """Add texts to a digest, each with its length."""
-    for text in texts:
-        encoded = text.encode()
-        digest.update(len(encoded).to_bytes(8, "little") + encoded)

@@ -26,6 +26,7 @@ from polyclinic.data.opening.agreement import Agreement, agree
 from polyclinic.data.opening.census import Census, take_census
 from polyclinic.data.opening.facts import SiteFacts
 from polyclinic.data.opening.images import Pixels, image_files, read_images
+from polyclinic.data.opening.public import PublicCases, open_public
 from polyclinic.data.opening.subgroups import Subgroup, assign_groups, common_groups
 from polyclinic.data.originals import Original
 from polyclinic.data.partition import partition_rows, site_names
@@ -36,7 +37,7 @@ from polyclinic.data.quality.patients import check_site_names, patient_notes, to
 from polyclinic.data.quality.tables import image_notes, table_notes
 from polyclinic.data.quality.times import time_notes
 from polyclinic.data.quality.words import some
-from polyclinic.data.spec import DataSpec, Target
+from polyclinic.data.spec import PUBLIC, DataSpec, Target
 from polyclinic.data.tables.bags import bag_numbers
 from polyclinic.data.tables.features import Codes, encode_covariates, encode_features
 from polyclinic.data.tables.findings import encode_findings
@@ -52,7 +53,7 @@ from polyclinic.data.tables.times import encode_times
 from polyclinic.data.volumes.fingerprint import SiteFingerprint
 from polyclinic.data.volumes.prepare import fingerprint_volumes
 from polyclinic.data.volumes.store import Volumes
-from polyclinic.errors import DataError
+from polyclinic.errors import DataError, nearest
 from polyclinic.notes import Note
 
 Labels = npt.NDArray[np.int64] | npt.NDArray[np.float32]
@@ -60,7 +61,7 @@ Number = TypeVar("Number", np.float32, np.float64)
 Progress = Callable[[int, int], None]
 
 #: Names with another meaning in the results.
-RESERVED_SITES = ("all", "pool", "federation")
+RESERVED_SITES = ("all", "pool", "federation", PUBLIC)
 
 
 class Holder:
@@ -74,7 +75,8 @@ class Holder:
     counts them. An empty cell is always missing. Where ``subject_pattern`` does not fit, the whole cell is the patient,
     and a warning counts such rows. Without ``site`` a table is one site with the name of its file. With ``partition``
     the patients are shared out among simulated sites before any image is read; see `polyclinic.data.partition`. Image
-    paths are relative to ``root`` and may not leave it or the study file's folder.
+    paths are relative to ``root`` and may not leave it or the study file's folder. Sites that are the public set
+    (``public: {sites: ...}``) are no sites.
 
     Args:
         spec: the ``data:`` part of the study file, environment variables expanded.
@@ -88,6 +90,7 @@ class Holder:
 
     Attributes:
         sites: names of the sites, sorted (tables: study file order).
+        public: the public set, once it is agreed; None without one.
 
     Raises:
         DataError: P201 to P203, P205, P206 and P503, when a file, a column, a value or a site is not as ``spec`` says.
@@ -110,6 +113,8 @@ class Holder:
                 raise DataError("P203", f"The table has no row of the site {only!r}.",
                                 "Compare the name of the site with the column `site`.")  # fmt: skip
             self._rows = self._rows.where(mine)
+        if spec.public is not None and spec.public.sites is not None:
+            self._take_out(spec.public.sites)
         self._noted = reject_rows(self._rows, spec, target, split)
         if only is None:  # else other sites may have rows
             self._check_usable()
@@ -119,6 +124,7 @@ class Holder:
             self._share_out()
         self.sites = self._names()
         self._agreement: Agreement | None = None
+        self.public: PublicCases | None = None
         self._found: dict[str, tuple[SiteData | None, list[Note]]] = {}
 
     # Before anything is agreed ----------------------------------------------------------------------------------------
@@ -163,6 +169,8 @@ class Holder:
             return site_names(self.spec.partition)
         found = self._rows.origin["site"].dropna().unique().tolist()
         names = list(self.spec.tables) if self.spec.tables is not None else sorted(found)
+        if self.spec.public is not None and self.spec.public.sites is not None:
+            names = [name for name in names if name not in (self.spec.public.sites or ())]
         if self._only is not None:
             names = [self._only]
         check_site_names(names)
@@ -171,6 +179,20 @@ class Holder:
                 raise DataError("P203", f"A site can't be called {name!r}: the results use this name.",
                                 "Rename the site.")  # fmt: skip
         return names
+
+    def _take_out(self, public: Sequence[str]) -> None:
+        """Leave out the rows of sites that are the public set.
+
+        Raises:
+            DataError: P203, there is no such site.
+        """
+        home = self._rows.origin["site"]
+        there = home.dropna().unique().tolist()
+        for name in public:
+            if name not in there:
+                raise DataError("P203", f"`public: {{sites: ...}}` names {name!r}, which is none of the sites.",
+                                nearest(name, there))  # fmt: skip
+        self._rows = self._rows.where(~home.isin(public).to_numpy())
 
     def _share_out(self) -> None:
         """Give every row a simulated site: what the real ones would agree on says of which class a patient is."""
@@ -211,13 +233,15 @@ class Holder:
             usual: whether usual values do.
         """
         data = self._found[site][0]
+        public = None if self.public is None else self.public.facts_at(data)
         if data is None or self._agreement is None:
             return SiteFacts.nothing(self._counts[site])
         named = self.spec.subject is not None
         said = self.notes() if notes else None
-        return SiteFacts.of(
+        found = SiteFacts.of(
             data, len(self._agreement.classes), subjects_named=named, notes=said, until=self.until, usual=usual
         )
+        return found.model_copy(update={"public": public})
 
     def counts(self, site: str) -> Counts:
         """What became of every case of a site that was opened."""
@@ -262,6 +286,7 @@ class Holder:
         """Rows, features and labels of all sites that are held, as all agreed."""
         self._agreement, self._found, self._counts = agreement, {}, dict[str, Counts]()
         self._prepared = agreement.prepared(self.spec)
+        self.public = open_public(self.spec, self.folder, agreement)
         rows = self._rows
         rows.chosen = list(agreement.features) if self.spec.image is None else rows.chosen
         reject_strangers(rows, agreement.spellings)
@@ -367,6 +392,7 @@ class Holder:
         fixed = parts if self.split is not None else None
         data = SiteData(site, inputs, targets, subjects, cases, fixed, counts, _spacings(inputs), own, depth=depth)
         data.originals = originals
+        data.public = None if self.public is None else self.public.inputs
         if facts is not None:
             data.mask_facts = [*facts, *[MaskFacts()] * counts.unlabelled]
         if counts.unlabelled:

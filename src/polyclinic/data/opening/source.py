@@ -56,6 +56,8 @@ class Source:
     def _check_inside(self, spec: DataSpec) -> None:
         """Who asks may be anyone: a site's own folder bounds what is read for it."""
         named = {"table": spec.table, "root": spec.root, "cache": spec.cache}
+        if spec.public is not None:
+            named |= {"public": spec.public.table, "public: {root: ...}": spec.public.root}
         named |= {f"tables: {{{self.site}: ...}}": (spec.tables or {}).get(self.site or "")}
         for key, path in named.items():
             if path is None or path.startswith(PACKAGE):

@@ -48,6 +48,9 @@ from polyclinic.study.study import Study
 
 log = logging.getLogger(__name__)
 
+#: In the coordinator's kit: copies of files that studies name, such as a public set.
+COPIES = "data"
+
 
 class Paused(Exception):  # noqa: N818 - it is no error
     """A researcher asked the study to stop after this round."""
@@ -125,6 +128,7 @@ class Conduct:
         declaration = CheckedStudy.read(self.study, named=True).declaration
         patience = replace(self.patience, deadline=declaration.engine.deadline)
         self.engine = RemoteEngine(self.parties, self.session, patience, self._answered)
+        self.engine.folder_here = self.kit / COPIES
         self.watch = _Page(declaration.study, self.mark, declaration.validation_metric, self.engine.lines)
         self.watch.path = self.folder / STATUS_PAGE
 

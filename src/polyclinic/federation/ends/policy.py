@@ -65,6 +65,8 @@ def refusals(policy: Policy, declaration: Declaration, researcher: str) -> Itera
     final = declaration.final_model
     if final is not None and not policy.final_models:
         yield "it ends with a model that is used (`final_model`)"
+    if declaration.data.public is not None and not policy.public:
+        yield "it has a public set (`data: {public: ...}`)"
     of_model = 0 if final is None else final.rounds or 0
     rounds = max(of_model, *(method.training.rounds for method in declaration.study_methods))
     if policy.rounds is not None and rounds > policy.rounds:

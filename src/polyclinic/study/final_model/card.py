@@ -148,6 +148,11 @@ def _outputs(description: Description) -> Iterable[str]:
 def _training(description: Description, record: Mapping[str, Any]) -> Iterable[str | list[list[str]]]:
     yield f"Method: {description.method}. {record.get('method', '')} The file study.yaml has all of its parts."
     yield f"Rounds: {description.rounds} ({description.chosen}). Seed: {description.seed}."
+    if description.public is not None:
+        yield (
+            f"It also learned from a public set of {description.public.cases} cases, of which no label was used "
+            f"(fingerprint {description.public.fingerprint})."
+        )
     yield [["Site", "Training cases", "Patients", "What stays there"],
            *([site, str(one.cases), str(one.patients), _stays(one)]
              for site, one in description.sites.items())]  # fmt: skip

@@ -30,7 +30,7 @@ from polyclinic.tasks.base import Head, TimeGrid
 #: Entries of ``data`` that say where the cases of a study were; a model does not need them, and they name folders.
 _PLACES: dict[str, Any] = {
     "table": None, "tables": None, "root": None, "cache": DataSpec.model_fields["cache"].default, "where": {},
-    "partition": None,
+    "partition": None, "public": None,
 }  # fmt: skip
 
 
@@ -81,6 +81,18 @@ class TrainingSite(Body):
     white: Switch = False
 
 
+class PublicUsed(Body):
+    """The public set that a training worked on.
+
+    Attributes:
+        cases: of it.
+        fingerprint: SHA-256 of their inputs.
+    """
+
+    cases: Count
+    fingerprint: Name
+
+
 class Calibration(Body):
     """Recalibrated probability: the inverse logit of ``intercept + slope x logit(p)``.
 
@@ -125,6 +137,7 @@ class Description(Body):
         rounds: of training, and how their number was found.
         seed: of the training.
         seen: what inputs were like.
+        public: the public set that the training worked on; None without one.
         plugins: packages that the network needs, with versions.
         files: name of each file beside -> its SHA-256.
     """
@@ -163,6 +176,7 @@ class Description(Body):
     chosen: Sentence
     seed: int
     seen: Seen = Seen()
+    public: PublicUsed | None = None
     plugins: dict[Name, Name] = {}
     files: dict[Name, Name] = {}
 

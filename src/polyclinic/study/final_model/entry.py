@@ -18,7 +18,7 @@ PLACE = "final_model"
 
 def unusable(method: Method) -> str:
     """Why no model of a method could be used elsewhere; empty if one can."""
-    if method.scope == "sites" and method.tests != "ensemble":
+    if method.share == "none" and method.scope != "pool" and method.tests != "ensemble":
         return "trains a model at each site, and no model of all"
     adapting = [name for name, options in method.parts if overrides(build_part(name, options).at_site(), "adapted")]
     if adapting:

@@ -30,7 +30,7 @@ from polyclinic.state import FlatModule, Selection
 from polyclinic.study.checked import CheckedStudy
 from polyclinic.study.final_model.card import card_page, card_text
 from polyclinic.study.final_model.choosing import Chosen
-from polyclinic.study.final_model.description import Description, TrainingSite, without_places
+from polyclinic.study.final_model.description import Description, PublicUsed, TrainingSite, without_places
 from polyclinic.study.final_model.entry import changing_images
 from polyclinic.study.final_model.folder import (
     CARD_PAGE,
@@ -316,8 +316,16 @@ class _Made:
             completion=list(completion), threshold=float(threshold), calibration=chosen.calibration,
             batch_size=start.work.batch_size, models=list(self.named), homes=self.homes, whole=self.whole, sites=sites,
             rounds=rounds, chosen=chosen.why, seed=self.job.seed, seen=seen,
-            plugins=plugins(),
+            plugins=plugins(), public=self._public,
         )  # fmt: skip
+
+    @property
+    def _public(self) -> PublicUsed | None:
+        """The public set, if the training worked on one."""
+        found = self.cohort.public
+        if found is None or self.trained.plan.start.public is None:
+            return None
+        return PublicUsed(cases=found.used, fingerprint=found.fingerprint)
 
 
 def _bare(content: dict[str, Any]) -> dict[str, Any]:

@@ -69,7 +69,8 @@ def opened(
         plan = plan if folder is None else folder.plan(plan, cohort.fingerprint)
         engine, local = setup.start(plan)
         folds = Folds(declaration, cohort, engine, local, final_validation=validation, tell=display.note)
-        runner = JobRunner(declaration, engine, local, template, setup.initial, cohort.classes)
+        public = setup.public(folds.public)
+        runner = JobRunner(declaration, engine, local, template, setup.initial, cohort.classes, public=public)
         yield Opened(study, answered.agreement, cohort, plan, folds, runner)
     finally:
         setup.close()

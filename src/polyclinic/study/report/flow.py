@@ -10,6 +10,7 @@ from functools import lru_cache
 import numpy as np
 import pandas as pd
 
+from polyclinic.data.spec import PUBLIC
 from polyclinic.study.drawing import Panel
 from polyclinic.study.report.flow_figure import flow_figure
 from polyclinic.study.report.folder import Folder
@@ -89,7 +90,8 @@ def flow_section(folder: Folder) -> FlowSection | None:
     if not sites:
         return None
     total = together(sites)
-    rows = [*sites, total] if len(sites) > 1 else sites
+    public = [_of_site(PUBLIC, rows) for site, rows in folder.flow.groupby("site", sort=False) if site == PUBLIC]
+    rows = [*public, *sites, total] if len(sites) > 1 else [*public, *sites]
     folds = len(next((one.parts["test"].cases for one in sites if one.parts), []))
     named = (folder.study.get("data") or {}).get("subject") is not None
     lines = [
@@ -130,7 +132,8 @@ def group_counts(folder: Folder) -> list[tuple[str, str, list[str]]]:
 @lru_cache(maxsize=1)  # every other item of a checklist asks for it
 def site_flows(folder: Folder) -> list[SiteFlow]:
     """The flow at each site, in the order of ``flow.csv``."""
-    return [_of_site(str(site), rows) for site, rows in folder.flow.groupby("site", sort=False)]
+    found = folder.flow.groupby("site", sort=False)
+    return [_of_site(str(site), rows) for site, rows in found if site != PUBLIC]
 
 
 def together(sites: Sequence[SiteFlow]) -> SiteFlow:

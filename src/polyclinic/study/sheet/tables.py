@@ -11,6 +11,7 @@ import pandas as pd
 
 from polyclinic.data.cases import Counts, SiteData, reasons_text
 from polyclinic.data.opening.cohort import Opened
+from polyclinic.data.opening.public import PublicFacts
 from polyclinic.study.checked import CheckedStudy
 from polyclinic.study.drawing import Numbers
 from polyclinic.study.report.tables import SiteRow, count_text, rows_of_sites
@@ -191,6 +192,12 @@ def far_values(opened: Opened) -> Table | None:
     return Table(heads, rows) if rows else None
 
 
+def _public(facts: PublicFacts | None) -> str:
+    if facts is None:
+        return ""
+    return f"{facts.used} of {facts.found} cases used, without labels; fingerprint {facts.fingerprint}"
+
+
 def facts(study: CheckedStudy, opened: Opened, sources: Sources, made: str) -> list[tuple[str, str]]:
     """When the page was made, by what, from which files."""
     spec = study.declaration.data
@@ -201,5 +208,6 @@ def facts(study: CheckedStudy, opened: Opened, sources: Sources, made: str) -> l
         ("Tables", ", ".join(table.name for table in sources.tables)),
         ("Files last changed", "" if days is None else days[0] if days[0] == days[1] else f"{days[0]} to {days[1]}"),
         ("Fingerprint of the data", opened.fingerprint),
+        ("Public set", _public(opened.cohort.public)),
     ]
     return [(name, text) for name, text in lines if text]

@@ -59,7 +59,10 @@ class Bench:
         study = CheckedStudy.of(content, told["folder"])
         declaration = study.declaration
         facts = {site: SiteFacts.model_validate(one) for site, one in told["facts"].items()}
-        cohort = Cohort(facts, {}, told["features"], told["classes"], told["covariates"])
+        cohort = Cohort(
+            facts, {}, told["features"], told["classes"], told["covariates"],
+            public=next(iter(facts.values())).public, public_inputs=next(iter(cases.values())).public,
+        )  # fmt: skip
         attack = attack_of(declaration, cohort)
         folder = Folder(out, study)
         search = Searching(declaration, folder, declaration.validation_metric)
@@ -68,8 +71,10 @@ class Bench:
         setup = Setup(study, cohort, sites, folder.site_folder(), attack)
         template = setup.template(plan.device)
         engine, local = setup.start(plan)
-        runner = JobRunner(declaration, engine, local, template, setup.initial, cohort.classes, attack)
-        self.bench = Workbench(runner, Folds(declaration, cohort, engine, local), search, folder, folds)
+        preparing = Folds(declaration, cohort, engine, local)
+        public = setup.public(preparing.public)
+        runner = JobRunner(declaration, engine, local, template, setup.initial, cohort.classes, attack, public)
+        self.bench = Workbench(runner, preparing, search, folder, folds)
         self.jobs = trainings(declaration, search, attack, folds)
 
     def run(self, number: int, name: str, report: Callable[[int, int], None]) -> None:
