@@ -355,7 +355,7 @@ def _task(method: Method, local: Local) -> Refusal | None:
         if part.images_only and not local.images:
             return Refusal(f"{name} is for images, and the cases are rows of a table.", "Leave it out.", key)
         if part.no_bags and local.model in POOLING:
-            return Refusal(f"{name} changes single inputs, and the cases are bags of them.", "Leave it out.", key)
+            return Refusal(f"{name} is for single inputs, and the cases are bags of them.", "Leave it out.", key)
         if part.needs_accuracy and not TASKS[local.task].has_accuracy:
             return Refusal(f"{name} asks for the accuracy of each site's model, and {local.task} has none.",
                            "Choose another variant of it.", key)  # fmt: skip
