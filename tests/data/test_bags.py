@@ -148,6 +148,20 @@ def test_times_and_bags_without_a_label(write_table):
     assert len(kept.with_labels().inputs) == 3
 
 
+def test_findings_of_a_bag(write_table):
+    """A finding that one row says is that of the bag; one that rows say otherwise leaves the bag out."""
+    text = "site,who,x,tb,nodule\n" + "".join(
+        f"n,p{p},{p + i},{p % 2 if i == p % 2 else ''},{int(i == 1) if p == 3 else p // 2 % 2}\n"
+        for p in range(8)
+        for i in range(2)
+    )
+    changes = {"label": None, "classes": None, "bag": {}, "features": "x", "findings": ["tb", "nodule"]}
+    found = opened(write_table(text), "findings", **changes).sites["n"]
+    assert found.cases == [f"p{p}" for p in range(8) if p != 3]
+    assert found.targets.tolist() == [[p % 2, 2 + p // 2 % 2] for p in range(8) if p != 3]
+    assert found.counts.rejected == Counter({"nodule differs within a bag": 1})
+
+
 def test_values_are_counted_by_bag_for_the_floor(write_table):
     """Of a site's floor a value that many rows of one bag have is one case's."""
     rows = "".join(f"n,{p},{p}{p},{i},{'odd' if p == 'a' else 'usual'},{'sick' if p in 'ab' else 'well'}\n"

@@ -52,6 +52,7 @@ class Tent(SitePart):
 
     tasks: ClassVar = ("classification", "segmentation")
     needs_normalisation = True
+    no_bags = True
 
     def __init__(
         self, *, mode: Literal["online", "episodic"] = "online", steps: NonNegativeInt = 1,

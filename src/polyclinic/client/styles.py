@@ -48,6 +48,7 @@ class MeanStyle(Part):
         "deviation": "their mean deviation",
     }  # fmt: skip
     images_only = True
+    no_bags = True
 
     def shapes_for(self, model: FlatModule) -> Mapping[str, Shaped]:
         """Of images with so many channels."""

@@ -166,6 +166,11 @@ class SiteData:
         raise ValueError("the cases are no rows of a table")
 
     @property
+    def values(self) -> Tensor | Volumes:
+        """The inputs; of bags all their instances, one bag after another."""
+        return self.inputs.instances if isinstance(self.inputs, Bags) else self.inputs
+
+    @property
     def plain(self) -> Tensor | Volumes:
         """The inputs, one for each case.
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from copy import copy
+from dataclasses import replace
 from math import prod
 
 import torch
@@ -294,7 +295,9 @@ class BagDataset(Dataset):
         if not isinstance(data.inputs, Bags):
             raise ValueError("the cases are no bags")
         self._bags, self._most = data.inputs, most
-        self._instances = Dataset(data.by_instance(), scaler, augmentation)
+        nothing = torch.zeros(len(data.inputs.instances))
+        rows = replace(data, inputs=data.inputs.instances, targets=nothing, subjects=[], labelled=None, groups=None)
+        self._instances = Dataset(rows, scaler, augmentation)
         self.augments = self.augments or (most is not None and bool((data.inputs.counts > most).any()))
 
     @property

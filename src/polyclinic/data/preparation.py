@@ -60,8 +60,7 @@ class Prepared:
     @property
     def values(self) -> Tensor | Volumes:
         """What steps are fitted on and change: the inputs, or the instances of all bags, each counting once."""
-        inputs = self.data.inputs
-        return inputs.instances if isinstance(inputs, Bags) else inputs
+        return self.data.values
 
     @property
     def places(self) -> Tensor:

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
 from polyclinic.data.bags import Bags
 from polyclinic.data.cases import SiteData
@@ -25,7 +26,7 @@ _MODEL = ""
 
 def outside_table(description: Description, data: SiteData) -> list[str]:
     """Of each case the features whose values are unlike those of every site, as a text; mostly empty."""
-    table = data.by_instance().table.double().numpy()
+    table = torch.as_tensor(data.values).double().numpy()
     cases = data.inputs.cases if isinstance(data.inputs, Bags) else np.arange(len(data))
     found: list[list[str]] = [[] for _ in range(len(data))]
     for name, usual in description.seen.features.items():

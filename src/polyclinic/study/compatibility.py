@@ -393,7 +393,7 @@ def _task(method: Method, local: Local) -> Refusal | None:
         if part.images_only and not local.images:
             return Refusal(f"{name} is for images, and the cases are rows of a table.", "Leave it out.", key)
         if part.no_bags and local.model in POOLING:
-            return Refusal(f"{name} changes single inputs, and the cases are bags of them.", "Leave it out.", key)
+            return Refusal(f"{name} is for single inputs, and the cases are bags of them.", "Leave it out.", key)
         if part.needs_public and not local.public:
             return Refusal(f"{name} works on a public set without labels, and the study has none.",
                            "Name one (`data: {public: ...}`), or leave it out.", key)  # fmt: skip

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pandas as pd
+import torch
 from torch import Tensor
 
 from polyclinic.data.bags import Bags
@@ -123,11 +124,10 @@ class SiteFacts(Body):
         if usual:
             found["usual_time"] = usual_time(known)
         if data.inputs.ndim == 2:
-            rows = data.by_instance()
             if usual:
-                for name, values in zip(("medians", "deviations"), usual_values(rows), strict=True):
+                for name, values in zip(("medians", "deviations"), usual_values(data.by_instance()), strict=True):
                     found[name] = [None if math.isnan(value) else value for value in values.tolist()]
-            found["missing"] = 100.0 * rows.table.isnan().double().mean().item()
+            found["missing"] = 100.0 * torch.as_tensor(data.values).isnan().double().mean().item()
         if isinstance(data.inputs, Bags):
             found |= _of_instances(counts, len(data.inputs.instances))
         if isinstance(data.inputs, Volumes):

@@ -26,8 +26,8 @@ def name_bags(cells: pd.DataFrame, origin: pd.DataFrame, spec: DataSpec) -> pd.S
 
 
 def fill_labels(cells: pd.DataFrame, origin: pd.DataFrame, spec: DataSpec) -> None:
-    """A row without a label, a finding, or time and event gets those of the other rows of its bag, in place."""
-    columns = [column for column in (spec.label, spec.time, spec.event, *(spec.findings or ())) if column is not None]
+    """A row without a label, a finding, or time and event, gets those of the other rows of its bag, in place."""
+    columns = [column for column in _told(spec) if column in cells]
     if columns:
         filled = cells[columns].groupby(bag_numbers(origin)).transform("first")
         known = cells[columns].notna() | origin["bag"].isna().to_numpy()[:, None]
@@ -55,13 +55,19 @@ def torn_bags(
             yield f"{what} differs within a bag", inside, Note("N260", text, origin["bag"][inside].drop_duplicates())
 
 
+def _told(spec: DataSpec) -> list[str]:
+    """Columns that say what is to be predicted of a case."""
+    named = (spec.label, spec.time, spec.event, *(spec.findings or ()))
+    return [column for column in named if column is not None]
+
+
 def _common(cells: pd.DataFrame, origin: pd.DataFrame, spec: DataSpec) -> Iterator[tuple[str, pd.Series[str]]]:
     """What the rows of a bag must have in common, and its texts ``[N]``."""
     yield "patient", origin["subject"]
     combat = spec.harmonisation.combat
     covariates = [*combat.covariates, *combat.groups] if combat else []
-    for column in dict.fromkeys((spec.label, spec.time, spec.event, *(spec.findings or ()), *covariates)):
-        if column is not None:
+    for column in dict.fromkeys((*_told(spec), *covariates)):
+        if column in cells:
             yield column, canonical(cells[column])
     yield "part of the split", origin["part"]
 

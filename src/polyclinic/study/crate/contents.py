@@ -46,6 +46,8 @@ FILES = {
 #: Left out unless it is asked for.
 PREDICTIONS = "predictions.csv"
 ABOUT_PREDICTIONS = "A row for each test case, with pseudonyms: data about single patients."
+ATTENTION = "attention.csv"
+ABOUT_ATTENTION = "How much each instance of each tested bag counted, with pseudonyms: data about single patients."
 REPORT = "report.html"
 ABOUT_REPORT = "The report of the study; opens in a browser without a network."
 MODELS = "models/"

@@ -13,10 +13,12 @@ from tempfile import TemporaryDirectory
 from polyclinic.errors import ResultsError
 from polyclinic.files import write_atomic, write_error
 from polyclinic.study.crate.contents import (
+    ABOUT_ATTENTION,
     ABOUT_CHECKLIST,
     ABOUT_MODELS,
     ABOUT_PREDICTIONS,
     ABOUT_REPORT,
+    ATTENTION,
     FILES,
     FINAL_MODEL,
     MODELS,
@@ -99,7 +101,7 @@ def _gather(found: Folder, root: Path, *, predictions: bool, models: bool) -> di
     """Copy the files and write report and checklists; path within the crate -> description, in a fixed order."""
     known = dict(FILES)
     if predictions:
-        known[PREDICTIONS] = ABOUT_PREDICTIONS
+        known |= {PREDICTIONS: ABOUT_PREDICTIONS, ATTENTION: ABOUT_ATTENTION}
     there = ((stored(found.path / name), words) for name, words in known.items())
     files = {file.name: words for file, words in there if file.is_file()}
     root.mkdir(parents=True)

@@ -30,7 +30,7 @@ from polyclinic.study.tracking.values import Row, best_rounds, is_number
 from polyclinic.study.writing import study_text
 
 #: Sections of the report that show single cases.
-SINGLE_CASES = ("scatter", "overlays")
+SINGLE_CASES = ("scatter", "overlays", "attention")
 #: Files with paths, or with what says little of a study.
 _LEFT_OUT = {STUDY, "provenance.json"}
 
