@@ -68,6 +68,9 @@ QUESTIONS = (
              "known, validation has all. The other images are there without one."),
     Question("few-labels-skin-25", "sites",
              "The same, with the labels of each fourth patient."),
+    Question("no-labels-skin-site", "sites",
+             "Dermatoscopic images from three real sources; two know all labels of the training part, and the third "
+             "knows none: fedavg leaves it out. The mean over the sources."),
     Question("retina-cameras", "sites",
              "Pictures of the retina by three real cameras, in which vessels are segmented; nothing is done about the "
              "differences beforehand. The mean over the cameras."),

@@ -45,6 +45,7 @@ class PeerLabels(Part):
     shapes: ClassVar = {"peer": Shaped("float32", "Q")}
     tasks = ("classification", "segmentation")
     returns = True
+    no_bags = True
 
     def __init__(
         self, *, weight: NonNegativeFloat = 1.0, threshold: _Share = 0.95, peers: PositiveInt = 2,

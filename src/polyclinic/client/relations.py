@@ -56,6 +56,7 @@ class RelationMatching(Part):
         "relations": Shaped("float32", "C", "C", least=0, most=1), "mean": Shaped("float32", "C", "C", least=0, most=1),
     }  # fmt: skip
     tasks = ("classification",)
+    no_bags = True
 
     def __init__(
         self, *, relation: NonNegativeFloat = 10.0, temperature: PositiveFloat = 2.0, passes: PositiveInt = 8,
