@@ -129,7 +129,7 @@ def _variants(method: Method, local: Local) -> Refusal | None:
         if hiding:
             return Refusal(f"{other} shows the server sums of updates alone, and what sites send with {name} is put in "
                            "place site by site.", "Leave out one of the two.", other_key)  # fmt: skip
-        if part.same_network:
+        if part.same_network or overrides(part.at_site(), "adapted"):
             return Refusal(f"{other} needs all sites to train the study's network, and with {name} they train another.",
                            "Leave out one of the two.", other_key)  # fmt: skip
         if part.needs_mean:
