@@ -9,6 +9,7 @@ from elsewhere import Elsewhere, split_table
 from helpers import Federation, site_of, table_sites, write_image_study, write_number_study, write_table_study
 from polyclinic import Study
 from polyclinic.errors import StudyError
+from polyclinic.parts import build_part
 from polyclinic.parts.site_end import looks_at_labels
 from polyclinic.study.display import Display
 from polyclinic.study.runner import run_study
@@ -159,17 +160,14 @@ def test_a_site_without_labels_moves_by_its_pseudo_labels_alone():
     torch.testing.assert_close(both - start, (alone - start) / 2, rtol=0, atol=1e-6)  # nobody is sure: Bonn stays
 
 
-def test_parts_say_whether_they_look_at_labels():
-    from polyclinic.parts import LOCAL_PARTS, build_part
+@pytest.mark.parametrize("name", ["frequency_episodes", "site_unlearning", "dp_sgd", "qfedavg", "label_heads"])
+def test_parts_that_look_at_labels_say_so(name):
+    assert looks_at_labels(build_part(name, {"noise": 1.0} if name == "dp_sgd" else {}).at_site())
 
-    needing = {
-        name for name in LOCAL_PARTS
-        if not any(one in name for one in ("dp_sgd",)) and looks_at_labels(build_part(name, {}).at_site())
-    }  # fmt: skip
-    assert needing == {"adversarial_alignment", "frequency_episodes", "site_unlearning"}
-    assert looks_at_labels(build_part("dp_sgd", {"noise": 1.0}).at_site())
-    assert looks_at_labels(build_part("qfedavg", {}).at_site())
-    assert not looks_at_labels(build_part("normalised", {}).at_site())
+
+@pytest.mark.parametrize("name", ["normalised", "model_contrastive", "label_shares", "virtual_samples", "peer_labels"])
+def test_parts_that_do_not_say_so_too(name):
+    assert not looks_at_labels(build_part(name, {}).at_site())
 
 
 def test_an_attack_on_labels_finds_none(tmp_path):

@@ -103,6 +103,8 @@ def _difference(positives: Tensor, found: Tensor) -> Tensor:
 
 
 class _Found(SiteEnd):
+    needs_labels = True
+
     def __init__(self, subgroup: str, group: str) -> None:
         self.subgroup, self.group = subgroup, group
 

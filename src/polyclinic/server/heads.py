@@ -66,6 +66,8 @@ class LabelHeads(Part):
 
 
 class _Telling(SiteEnd):
+    needs_labels = True
+
     def meet(self, view: SiteView) -> Memory:
         """Runs of shared weights ``[R, 3]`` that belong to a head: head, start, end."""
         _, targets = view.cases()

@@ -384,7 +384,6 @@ class Holder:
         known = used.labelled[here]
         if inputs is None or not len(here):
             return None, notes
-        name = "case" if self.spec.bags is None else "bag"
         counts.unlabelled = int(len(here) - known.sum())
         targets = torch.from_numpy(self._targets[here]) if masks is None else masks
         name = "case" if self.spec.bags is None else "bag"
