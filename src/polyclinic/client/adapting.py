@@ -51,6 +51,7 @@ class Tent(SitePart):
     """
 
     tasks: ClassVar = ("classification", "segmentation")
+    no_bags = True
     needs_normalisation = True
     no_bags = True
 
