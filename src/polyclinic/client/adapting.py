@@ -51,7 +51,6 @@ class Tent(SitePart):
     """
 
     tasks: ClassVar = ("classification", "segmentation")
-    no_bags = True
     needs_normalisation = True
     no_bags = True
 
