@@ -154,8 +154,8 @@ class Tester:
         notes = trained.progress.failures
 
         def summed(function: str, trial: Trial, name: str, shaped: Shaped) -> Tensor | None:
-            there = trial.validate if function != "sums" else dict.fromkeys(trained.plan.sites)  # of training cases
-            requests = {site: Message({}, sent) for site, sent in trial.validate.items() if site in there}
+            away = trained.plan.voters if function == "sums" else ()  # which have no training cases
+            requests = {site: Message({}, sent) for site, sent in trial.validate.items() if site not in away}
             if not trained.plan.start.hides:
                 replies = gather(self.engine, function, requests, quorum, notes, silent, among).values()
                 return torch.stack([reply.tensors[name] for reply in replies]).sum(0) if replies else None
