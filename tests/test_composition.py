@@ -54,14 +54,15 @@ def test_feddyn_goes_with_parts_of_the_server() -> None:
 
 
 @pytest.mark.parametrize("entry", [
-    *sorted(PUBLISHED.keys() - {"fltrust", "attention_mil"}), {"fltrust": {"trusted": "a"}},
+    *sorted(PUBLISHED.keys() - {"fltrust", "attention_mil", "fairfed", "multi_task", "public_teacher"}),
+    {"fltrust": {"trusted": "a"}}, {"public_teacher": {"weights": "teacher.safetensors"}},
     {"fedadam": {"lr": 0.1, "local": ["proximal"]}},
     {"fedadam": {"server": "median"}}, {"ditto": {"personal": "apfl"}}, {"fedadam": {"server": ["median", "fedadam"]}},
 ], ids=str)  # fmt: skip
 def test_an_entry_with_every_default_filled_in_is_the_same_method(entry: object) -> None:
     data = {"table": "cases.csv", "site": "site", "image": "image", "label": "label", "size": [8, 8]}
-    (method,) = declare(methods=[entry], data=data).study_methods
-    (again,) = declare(methods=[method.entry], data=data).study_methods
+    (method,) = declare(methods=[entry], data=data, public=True).study_methods
+    (again,) = declare(methods=[method.entry], data=data, public=True).study_methods
     assert again == method
 
 

@@ -16,7 +16,7 @@ from helpers import write_table_study
 from polyclinic import Study
 from polyclinic.errors import DataError
 from polyclinic.federation.consortium import Consortium
-from polyclinic.federation.ends.coordinator import COPIES
+from polyclinic.federation.job import COPIES
 from polyclinic.federation.kits import make_kits
 from polyclinic.federation.site_file import SITE_FILE
 from polyclinic.files import write_atomic

@@ -483,5 +483,5 @@ def test_methods_of_the_command_line_replace_those_of_the_file(study_file):
         ("near", "fedprox"), ("fedavg", "fedavg"), ("fedbn", "fedbn"),
     ]  # fmt: skip
     assert study.declaration.study_methods[0].entry["fedprox"]["mu"] == 2
-    with pytest.raises(StudyError, match=r"--method fedbm: there is no such method\. Did you mean 'fedbn'\?"):
-        Study.read(path, ["fedbm"])
+    with pytest.raises(StudyError, match=r"--method fedbnn: there is no such method\. Did you mean 'fedbn'\?"):
+        Study.read(path, ["fedbnn"])

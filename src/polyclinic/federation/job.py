@@ -11,6 +11,8 @@ from typing import Any
 from polyclinic.federation.kits import CONTROLLER, COORDINATOR_END, EXECUTOR, SITE_END
 from polyclinic.study.reading import without_entry
 
+#: In the coordinator's kit: copies of files that studies name, such as a public set.
+COPIES = "data"
 #: Name of the study file in a job.
 STUDY_FILE = "study.yaml"
 #: Names in the folder of a job that is over: how the study ended, and its results.

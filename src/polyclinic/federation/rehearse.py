@@ -16,6 +16,7 @@ from typing import Any
 import yaml
 
 from polyclinic.federation.consortium import Consortium, CoordinatorEntry
+from polyclinic.federation.job import COPIES
 from polyclinic.federation.kit import Kit
 from polyclinic.federation.kits import make_kits
 from polyclinic.federation.optional import require_flare
@@ -60,17 +61,20 @@ def rehearse(study: Path, out: Path, follow: Follow, keep: Path | None = None) -
     with contextlib.ExitStack() as stack:
         folder = keep or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="polyclinic-")))
         folder.mkdir(parents=True, exist_ok=True)
-        researcher = stack.enter_context(all_parties(folder, files))
+        researcher = stack.enter_context(all_parties(folder, files, data))
         researcher.run(study, out, list(files), follow)
 
 
 @contextmanager
-def all_parties(folder: Path, files: Mapping[str, Mapping[str, Any]]) -> Iterator[Researcher]:
+def all_parties(
+    folder: Path, files: Mapping[str, Mapping[str, Any]], copies: Mapping[str, str] | None = None
+) -> Iterator[Researcher]:
     """All parties of a consortium as processes on this machine, for as long as the context lasts.
 
     Args:
         folder: for their kits.
         files: party -> entries of the ``site.yaml`` of each site.
+        copies: name -> place of files that the coordinator has, too.
 
     Raises:
         PolyclinicError: P603, a party does not start.
@@ -82,6 +86,11 @@ def all_parties(folder: Path, files: Mapping[str, Mapping[str, Any]]) -> Iterato
     kits = make_kits(consortium, folder)
     for party, entries in files.items():
         (kits[party] / "local" / SITE_FILE).write_text(yaml.safe_dump(dict(entries)), encoding="utf-8")
+    here = kits["coordinator"] / COPIES
+    here.mkdir(exist_ok=True)
+    for name, place in (copies or {}).items():
+        if not (here / name).is_symlink():
+            (here / name).symlink_to(place)
     ours = [Kit.read(kits["coordinator"], "coordinator"), *(Kit.read(kits[party], "site") for party in files)]
     started = list[subprocess.Popen[bytes]]()
     try:

@@ -23,6 +23,7 @@ from polyclinic.communication.message import Message
 from polyclinic.errors import FederationError, PolyclinicError, ResultsError, SiteError
 from polyclinic.federation.audit_log import AuditLog
 from polyclinic.federation.job import (
+    COPIES,
     MARK,
     OUTCOME,
     PAUSE,
@@ -47,9 +48,6 @@ from polyclinic.study.given.plugins import used_plugins
 from polyclinic.study.study import Study
 
 log = logging.getLogger(__name__)
-
-#: In the coordinator's kit: copies of files that studies name, such as a public set.
-COPIES = "data"
 
 
 class Paused(Exception):  # noqa: N818 - it is no error
