@@ -280,7 +280,7 @@ REQUIRED = {
 OTHERWISE = {"single", "cross", "ensemble", "mix", "cyclic", "incremental", "fedprox", "feddyn", "fedavgm", "fedadam",
              "fedyogi", "fedadagrad", "qfedavg", "norm_bound", "fedper", "lg_fedavg", "fedrep", "moon",
              "dynamic_fusion", "harmofl", "elcfs", "fed_align", "fedmd", "feddf", "fedad", "public_teacher", "fed_moe",
-             "style_transfer", "splitavg",
+             "style_transfer", "splitavg", "fedvss", "lora", "bitfit",
              "fedharmony"}  # fmt: skip
 #: Methods for images alone.
 FOR_IMAGES = {"harmofl", "elcfs", "style_transfer", "fedad"}

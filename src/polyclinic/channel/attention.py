@@ -63,6 +63,7 @@ class AttentionDistillation(Part):
     images_only = True
     encodes: ClassVar = True
     needs_public = True
+    same_network = True
     retells = True
     replaces: ClassVar = True
     reveals: ClassVar = {

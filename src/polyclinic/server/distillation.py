@@ -42,6 +42,7 @@ class EnsembleDistillation(ServerPart):
     tasks = ("classification", "segmentation", "regression")
     needs_each = True
     needs_public = True
+    same_network = True
     needs_whole = True
 
     def __init__(
