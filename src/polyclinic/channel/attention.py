@@ -73,6 +73,7 @@ class AttentionDistillation(Part):
         "attention": "where in each public picture the site's model looks: what it goes by, likewise",
         "classes": "training cases of each class",
     }
+    same_network = True
 
     def __init__(
         self, *, steps: PositiveInt = 200, lr: PositiveFloat = 0.001, batch_size: Annotated[int, Field(ge=2)] = 32,

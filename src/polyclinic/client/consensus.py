@@ -55,6 +55,7 @@ class PublicConsensus(Part):
     retells = True
     needs_public = True
     without_weights = True
+    same_network = True
 
     def __init__(
         self, *, weight: NonNegativeFloat = 1.0, epochs: PositiveInt = 1,

@@ -46,6 +46,7 @@ class PeerLabels(Part):
     tasks = ("classification", "segmentation")
     returns = True
     no_bags = True
+    same_network = True
 
     def __init__(
         self, *, weight: NonNegativeFloat = 1.0, threshold: _Share = 0.95, peers: PositiveInt = 2,

@@ -45,6 +45,7 @@ class Teacher(Part):
     same_network = True
     reveals: ClassVar = {"weights": "the teacher's weights: nothing of the sites"}
     shapes: ClassVar = {"weights": Shaped("float32", "P")}
+    same_network = True
 
     def __init__(self, *, weights: str, weight: NonNegativeFloat = 1.0, temperature: PositiveFloat = 1.0) -> None:
         self.weights, self.weight, self.temperature = weights, weight, temperature

@@ -44,6 +44,7 @@ class EnsembleDistillation(ServerPart):
     needs_public = True
     same_network = True
     needs_whole = True
+    same_network = True
 
     def __init__(
         self, *, steps: Annotated[int, Field(ge=0)] = 100, lr: PositiveFloat = 0.001, batch_size: PositiveInt = 64,
