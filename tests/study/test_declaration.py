@@ -15,8 +15,14 @@ TABLE = {"table": "cases.csv", "site": "site", "label": "label", "features": "x*
 PICTURES = {"table": "cases.csv", "site": "site", "label": "label", "image": "image", "size": [16, 16]}
 IMAGES = {"table": "cases.csv", "site": "site", "image": "image", "mask": "mask", "size": [16, 16]}
 
-#: Methods for cases that are bags.
-BAGS = ["attention_mil"]
+#: Methods for cases that are bags, and for several labels.
+BAGS, FINDINGS = ["attention_mil"], ["multi_task"]
+#: Options that methods can't do without.
+OPTIONS = {
+    "fltrust": {"trusted": "A"},
+    "fairfed": {"subgroup": "sex", "group": "F"},
+    "public_teacher": {"weights": "teacher.safetensors"},
+}
 
 
 def declared(**entries):
@@ -26,15 +32,19 @@ def declared(**entries):
 STUDIES = {
     "least": {},
     "every method": {
-        "methods": [
-            {name: {"trusted": "A"} if name == "fltrust" else {}} for name in sorted(METHODS) if name not in BAGS
-        ],
-        "data": PICTURES,  # some are for images
+        "methods": [{name: OPTIONS.get(name, {})} for name in sorted(METHODS) if name not in [*BAGS, *FINDINGS]],
+        "data": {**PICTURES, "public": "public.csv"},  # some are for images
+        "evaluation": {"subgroups": ["sex"]},
     },
     "bags": {
         "methods": BAGS,
         "data": {**TABLE, "subject": "patient", "bag": {"most": 50}},
         "model": {"gated_attention": {"encoder": {"mlp": {"hidden": [8]}}}},
+    },
+    "findings": {
+        "methods": FINDINGS,
+        "task": "multi_label",
+        "data": {"table": "cases.csv", "site": "site", "features": "x*", "findings": ["tb", "edema"]},
     },
     "compositions": {
         "methods": [
