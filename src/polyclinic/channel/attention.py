@@ -63,7 +63,6 @@ class AttentionDistillation(Part):
     images_only = True
     encodes: ClassVar = True
     needs_public = True
-    same_network = True
     retells = True
     replaces: ClassVar = True
     reveals: ClassVar = {

@@ -42,7 +42,6 @@ class Teacher(Part):
     """
 
     tasks = ("classification", "segmentation", "regression")
-    same_network = True
     reveals: ClassVar = {"weights": "the teacher's weights: nothing of the sites"}
     shapes: ClassVar = {"weights": Shaped("float32", "P")}
     same_network = True

@@ -42,7 +42,6 @@ class EnsembleDistillation(ServerPart):
     tasks = ("classification", "segmentation", "regression")
     needs_each = True
     needs_public = True
-    same_network = True
     needs_whole = True
     same_network = True
 
