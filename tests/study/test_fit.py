@@ -33,6 +33,35 @@ def test_participation_of_more_sites_than_there_are_is_refused(tmp_path, partici
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize(
+    ("subgroup", "options", "message"),
+    [
+        ("sex", {"group": "f"}, "looks at the group 'f' of the subgroup 'sex', whose groups are 'F', 'M'"),
+        ("sex", {"group": "not known"}, "whose groups are 'F', 'M'"),
+        ({"x1": [-9, 0, 9]}, {"group": "0 to below 9"}, "whose groups are '-9 to below 0', '0 to 9'"),
+    ],
+)
+def test_a_group_that_is_not_there_is_found_by_a_check(tmp_path, subgroup, options, message):
+    entries = write_table_study(tmp_path, SIZES)
+    table = pd.read_csv(tmp_path / "cases.csv", dtype=str)
+    table.assign(sex=[("F", "M", "")[row % 3] for row in range(len(table))]).to_csv(tmp_path / "cases.csv", index=False)
+    entries["evaluation"]["subgroups"] = [subgroup]
+    column = subgroup if isinstance(subgroup, str) else next(iter(subgroup))
+    entries["methods"] = ["fedavg", {"fairfed": {"subgroup": column, **options}}]
+    with pytest.raises(StudyError, match=f"P104 .*{message}"):
+        Study.of(entries, tmp_path).check()
+    entries["methods"][1]["fairfed"]["group"] = "F" if column == "sex" else "0 to 9"
+    Study.of(entries, tmp_path).check()
+
+
+def test_a_rule_for_two_classes_is_refused_for_three_by_a_check(tmp_path):
+    entries = write_table_study(tmp_path, SIZES, classes=3)
+    entries["evaluation"] |= {"subgroups": [{"x1": [-9, 0, 9]}], "metrics": ["acc"]}
+    entries["methods"] = ["fedavg", {"fairfed": {"subgroup": "x1", "group": "0 to 9"}}]
+    with pytest.raises(StudyError, match=r"P104 equal_opportunity \(fairfed.*\) is for 2 classes, and there are 3"):
+        Study.of(entries, tmp_path).check()
+
+
 def test_participation_of_all_sites_is_fine(tmp_path):
     entries = write_table_study(tmp_path, SIZES)
     entries["training"]["participation"] = {"highest_loss": {"sites": 4, "candidates": 4}}

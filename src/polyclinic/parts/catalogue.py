@@ -33,7 +33,9 @@ class Part:
         undoes: whether its ``finish`` undoes what its ``take`` did, so that it comes before others that change steps.
         returns: whether it sends sites what other sites sent.
         tasks: kinds of tasks that it is for; empty for all.
+        classes: how many classes it is for; 0 for any number.
         subgroup: a column of `evaluation: {subgroups: ...}` whose groups it looks at; empty for none.
+        group: the name of one of them that it looks at; empty for none.
         images_only: whether it is for images, and means nothing for tables.
         no_bags: whether it changes or reads single inputs, which bags of several instances are not.
         encodes: whether what its ``close`` gives is no change of the weights in their order, so that no step of the
@@ -74,7 +76,9 @@ class Part:
     undoes: ClassVar[bool] = False
     returns: ClassVar[bool] = False
     tasks: ClassVar[tuple[str, ...]] = ()
+    classes: ClassVar[int] = 0
     subgroup: str = ""
+    group: str = ""
     images_only: ClassVar[bool] = False
     no_bags: ClassVar[bool] = False
     encodes: ClassVar[bool] = False

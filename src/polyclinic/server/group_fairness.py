@@ -37,7 +37,7 @@ class EqualOpportunity(Remembering):
     adds sites' terms of F under a secure sum; here the server sees each site's counts.
 
     Raises:
-        StudyError: P104, no training case of any site is in the group, or there are more than two classes.
+        StudyError: P104, no training case of any site is in the group, or in another one.
     """
 
     reveals: ClassVar = {
@@ -53,6 +53,7 @@ class EqualOpportunity(Remembering):
         "accuracy": Shaped("float64", least=0, most=1, always="train"),
     }
     tasks = ("classification",)
+    classes = 2
 
     def __init__(self, *, subgroup: str, group: str, beta: NonNegativeFloat = 1.0) -> None:
         super().__init__()
@@ -69,8 +70,7 @@ class EqualOpportunity(Remembering):
             which = f"the group {self.group!r}" if members[1] else f"another known group than {self.group!r}"
             raise StudyError(
                 "P104", f"No training case of any site is in {which} of the subgroup {self.subgroup!r}.",
-                "Write `group` as `subgroups.csv` has it: a value of the column, or an interval such as "
-                "'50 to below 65'.",
+                "Choose a group with more patients, or let more of them train.",
             )  # fmt: skip
 
     def weights(self, updates: Sequence[Update]) -> Tensor:
@@ -110,9 +110,6 @@ class _Found(SiteEnd):
 
     def meet(self, view: SiteView) -> Memory:
         """How many cases of each side there are ``[2]``."""
-        if view.task.classes != 2:
-            raise StudyError("P104", f"{self.name} is for two classes, and there are {view.task.classes}.",
-                             "Leave it out, or name one class in `positive`.")  # fmt: skip
         return {"members": self._sides(view).sum(1).double()}
 
     def end(self, ended: Ended, given: Memory) -> Memory:

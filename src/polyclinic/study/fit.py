@@ -53,6 +53,7 @@ def check_fit(study: CheckedStudy, cohort: Cohort) -> Attack | None:
         _check_class_weights(method, cohort.classes)
         _check_sites(method, sites, voters)
         check_public(method, cohort)
+        _check_parts(method, declaration, cohort)
     try:
         check_times_fit(declaration.grid, cohort, declaration.data.time_unit)
         attack = attack_of(declaration, cohort)
@@ -144,6 +145,27 @@ def check_public(method: StudyMethod, cohort: Cohort) -> None:
         if cohort.public is not None and build_part(name, options).needs_public and (wanted or 0) > cohort.public.used:
             raise StudyError("P104", f"{method.label} draws {wanted} cases of the public set in each round, and it has "
                              f"{cohort.public.used}.", "Give a lower number of `cases`.")  # fmt: skip
+
+
+def _check_parts(method: StudyMethod, declaration: Declaration, cohort: Cohort) -> None:
+    """Whether parts are for so many classes, and the groups of patients that they look at are there.
+
+    Raises:
+        StudyError: P104, one is not.
+    """
+    intervals = {one.column: one.intervals for one in declaration.evaluation.grouped_by}
+    for part in _chain(method):
+        if part.classes and part.classes != len(cohort.classes):
+            raise StudyError(
+                "P104", f"{part.name} ({method.label}) is for {part.classes} classes, and there are "
+                f"{len(cohort.classes)}.", "Leave it out, or name one class in `data: {positive: ...}`.",
+            )  # fmt: skip
+        names = intervals.get(part.subgroup) or cohort.groups.get(part.subgroup, [])
+        if part.group and part.group not in names:
+            raise StudyError(
+                "P104", f"{method.label} looks at the group {part.group!r} of the subgroup {part.subgroup!r}, whose "
+                f"groups are {', '.join(map(repr, names))}.", "Write `group` as it is written there.",
+            )  # fmt: skip
 
 
 def check_share(method: StudyMethod, network: FlatModule, name: str) -> None:

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from polyclinic.data.masks.classes import MaskClasses
 from polyclinic.data.opening.census import Census, code_columns
-from polyclinic.data.opening.subgroups import Subgroup, agree_groups
+from polyclinic.data.opening.subgroups import Subgroup, agree_groups, group_order
 from polyclinic.data.quality.words import some
 from polyclinic.data.spec import DataSpec, Patch, Preprocessing, Target
 from polyclinic.data.tables.codes import in_order, one_text_each, scalar_text
@@ -55,6 +55,15 @@ class Agreement(Body):
     def planned(self, spec: DataSpec) -> Agreement:
         """The same, for volumes that are prepared as ``spec`` says after planning."""
         return self.model_copy(update={"preprocessing": spec.preprocessing, "patch": spec.box})
+
+    @property
+    def groups(self) -> dict[str, list[str]]:
+        """For each column of a subgroup that is not cut at edges, the names of its groups in order."""
+        return {
+            column: sorted(set(spellings.values()), key=group_order)
+            for column, spellings in self.subgroups.items()
+            if spellings
+        }
 
     def features_encoded(self, spec: DataSpec) -> list[str]:
         """Names of the columns of the inputs: one for each value of a column of codes; or of the image channels."""

@@ -39,6 +39,7 @@ class Cohort:
         fingerprint: SHA-256 of all that was read, hex.
         public: what all say of the public set; None without one.
         public_inputs: the coordinator's own copy of it ``[M, ...]``; None where it has or needs none.
+        groups: for each column of a subgroup that is not cut at edges, the names of its groups in order.
     """
 
     facts: dict[str, SiteFacts]
@@ -50,6 +51,7 @@ class Cohort:
     fingerprint: str = ""
     public: PublicFacts | None = None
     public_inputs: Tensor | None = field(default=None, compare=False, repr=False)
+    groups: dict[str, list[str]] = field(default_factory=dict)
 
     @classmethod
     def of(
@@ -96,7 +98,7 @@ class Cohort:
         ]
         return cls(
             there, {site: one for site, one in facts.items() if not one.used}, features, agreement.classes, covariates,
-            together, _fingerprint(there, features, agreement.classes, alike), alike,
+            together, _fingerprint(there, features, agreement.classes, alike), alike, groups=agreement.groups,
         )  # fmt: skip
 
     @property
