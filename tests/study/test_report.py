@@ -697,9 +697,18 @@ def test_how_even_methods_are_over_the_sites(tmp_path, metric, worst, best):
     results += [("fedprox", "federation", site, 0.6) for site in "AB"] + [("fedprox", "federation", "C", np.nan)]
     folder = by_hand(tmp_path, results, None, metric=metric)
     found = CONTENT["site_results"](Folder(folder))
-    assert found.even == [("fedavg", worst, best, "0.200")]
+    assert found.even == [("fedavg", worst, best, "0.200", "3")]
     text = render(Folder(folder))
     assert text.count("How even results are over the hospitals</h3>") == 1
+
+
+def test_hospitals_that_are_equally_good_are_all_named(tmp_path):
+    """Nobody is the worst alone because of its name; of four or more there is only how many they are."""
+    results = [("fedavg", "federation", site, value) for site, value in zip("ABCD", (0.9, 0.5, 0.5, 0.9), strict=True)]
+    results += [("fedprox", "federation", site, 0.5 + 1e-9 * n) for n, site in enumerate("ABCD")]
+    found = CONTENT["site_results"](Folder(by_hand(tmp_path, results, None)))
+    everyone = "0.500 (4 hospitals)"
+    assert [row[1:3] for row in found.even] == [("0.500 (B, C)", "0.900 (A, D)"), (everyone, everyone)]
 
 
 def test_best_is_the_darkest_also_where_lower_is_better():

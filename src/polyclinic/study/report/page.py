@@ -6,7 +6,7 @@ in it. The same folder gives the same bytes.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -271,8 +271,8 @@ class SiteResults:
     methods: list[str]
     rows: list[tuple[str, list[str]]]
     left_out: list[str]
-    even: list[tuple[str, str, str, str]]
-    """For each method, the hospital where it does worst and where best, and how far hospitals lie apart."""
+    even: list[tuple[str, str, str, str, str]]
+    """For each method, where it does worst and where best, how far hospitals lie apart, and how many those are."""
     references: bool
     """Whether a method is a reference."""
     alone: bool
@@ -319,7 +319,7 @@ def _site_results(folder: Folder) -> SiteResults | None:
 
 def _evenness(
     folder: Folder, table: dict[str, list[tuple[tuple[str, str], figures.Estimate]]]
-) -> list[tuple[str, str, str, str]]:
+) -> list[tuple[str, str, str, str, str]]:
     """Rows of the table of how even methods are over the sites; those with fewer than three sites are left out."""
     found: dict[tuple[str, str], dict[str, float]] = {}
     for site, row in table.items():
@@ -329,10 +329,17 @@ def _evenness(
     rows, text = [], folder.primary.text
     for entry, values in found.items():
         if len(values) > 2:
-            order = sorted(values, key=lambda site: values[site], reverse=not folder.primary.higher_is_better)
-            worst, best = (f"{text(values[site])} ({site})" for site in (order[0], order[-1]))
-            rows.append((folder.titles[entry], worst, best, text(float(np.std(list(values.values()), ddof=1)))))
+            ends = [min(values.values()), max(values.values())]
+            worst, best = (_there(values, end, text) for end in ends[:: 1 if folder.primary.higher_is_better else -1])
+            deviation = text(float(np.std(list(values.values()), ddof=1)))
+            rows.append((folder.titles[entry], worst, best, deviation, str(len(values))))
     return rows
+
+
+def _there(values: Mapping[str, float], end: float, text: Callable[[float], str]) -> str:
+    """A value, and the sites that have it as it is written: of many, how many."""
+    sites = [site for site, value in values.items() if text(value) == text(end)]
+    return f"{text(end)} ({', '.join(sites) if len(sites) < 4 else f'{len(sites)} hospitals'})"
 
 
 def _interval(folder: Folder, one: figures.Estimate) -> str:
