@@ -1,6 +1,7 @@
 """What is said of a study whose parts do not fit its data or its network, and of training gone wrong."""
 
 import math
+from dataclasses import replace
 
 import pandas as pd
 import pytest
@@ -8,8 +9,8 @@ import pytest
 from helpers import declare, write_table_study
 from polyclinic.errors import StudyError
 from polyclinic.models import build_model
-from polyclinic.study.job import Fold
-from polyclinic.study.notes import diverged, idle_parts, rows_as_patients
+from polyclinic.study.job import Fold, SiteParts
+from polyclinic.study.notes import diverged, idle_parts, rows_as_patients, ungrouped
 from polyclinic.study.study import Study
 
 SIZES = {"Aachen": 12, "Bonn": 12, "Celle": 12, "Dresden": 12}
@@ -152,6 +153,23 @@ def rounds(**losses):
 
 
 FOLD = Fold(0, {"A": 10, "B": 10}, {}, {}, {"A": [9, 1], "B": [9, 1]})
+
+
+def test_sites_that_can_not_tell_how_a_group_fares_are_told():
+    """At B the test part alone has women, at C nobody's sex is known, D trains nothing."""
+    sexes = {
+        "A": {"F": [3, 0, 1], "M": [2, 1, 1]}, "B": {"F": [0, 0, 4], "M": [5, 1, 1]},
+        "C": {"F": [5, 0, 0], "not known": [4, 1, 1]}, "D": {},
+    }  # fmt: skip
+    counted = {site: SiteParts([], [], {"sex": groups}) for site, groups in sexes.items()}
+    fold = Fold(0, {"A": 5, "B": 5, "C": 9, "D": 0}, {}, {}, {}, counted=counted)
+    study = declare(methods=["fedavg", {"fairfed": {"subgroup": "sex", "group": "F", "label": "fair"}}],
+                    evaluation={"subgroups": ["sex"]})  # fmt: skip
+    assert ungrouped(study, [fold]) == [
+        "fair: no training case is in the group 'F' of 'sex', or none in another known one, at B, C (2 of 4 sites). "
+        "equal_opportunity can't tell there how differently the model treats them."
+    ]
+    assert ungrouped(study, [replace(fold, counted={"A": counted["A"]})]) == []
 
 
 def test_a_method_whose_loss_ends_far_above_guessing_is_told():

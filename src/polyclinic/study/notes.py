@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from polyclinic.audit.poisoning import Attack
 from polyclinic.catalogues import PLUGINS
+from polyclinic.data.opening.subgroups import NOT_KNOWN
 from polyclinic.methods import SHARES
 from polyclinic.notes import Note
 from polyclinic.parts import build_part
@@ -102,6 +103,34 @@ def idle_parts(declaration: Declaration, layout: Layout) -> list[Note]:
                 continue
             notes.append(Note("N103", f"{study.label} is the same as without its rule {rule} here: {why}."))
     return notes
+
+
+def ungrouped(declaration: Declaration, folds: Sequence[Fold]) -> list[Note]:
+    """On parts that compare a group of patients with the others, and sites without training cases of one of the two."""
+    notes = []
+    for study in declaration.study_methods:
+        for name, options in study.method.server:
+            part = build_part(name, options)
+            trained = [(site, one) for fold in folds for site, one in fold.counted.items() if fold.train[site]]
+            lacking = dict.fromkeys(
+                site for site, one in trained
+                if part.group and not _both_sides(one.groups.get(part.subgroup, {}), part.group)
+                and site not in declaration.evaluation.voters
+            )  # fmt: skip
+            if lacking:
+                text = (
+                    f"{study.label}: no training case is in the group {part.group!r} of {part.subgroup!r}, or none in "
+                    f"another known one, at {', '.join(lacking)} ({len(lacking)} of {len(folds[0].train)} sites). "
+                    f"{name} can't tell there how differently the model treats them."
+                )
+                notes.append(Note("N103", text))
+    return notes
+
+
+def _both_sides(groups: Mapping[str, Sequence[int]], group: str) -> bool:
+    """Whether there are training cases of the group, and of another known one."""
+    known = {name for name, counts in groups.items() if counts[0] and name != NOT_KNOWN}
+    return group in known and len(known) > 1
 
 
 def frozen_from_scratch(declaration: Declaration) -> list[Note]:

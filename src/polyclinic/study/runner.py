@@ -67,6 +67,7 @@ from polyclinic.study.notes import (
     rows_as_patients,
     spared,
     uncalibrated,
+    ungrouped,
     without_training,
 )
 from polyclinic.study.opening import ask_agree, ask_open, local_engine
@@ -266,6 +267,7 @@ class _Runner:
             *no_labels(self.declaration, list(tested.values())),
             *full_precision(self.declaration, plan.device),
             *idle_parts(self.declaration, template.layout),
+            *ungrouped(self.declaration, list(tested.values())),
             *frozen_from_scratch(self.declaration),
             *without_training(self.declaration, list(tested.values()), template.layout),
             *spared(self.declaration, self.attack, len(self.cohort.sites), template.layout),
