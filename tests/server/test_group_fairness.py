@@ -95,14 +95,16 @@ def grouped(data, names="FM?"):
             for site, one in data.items()}  # fmt: skip
 
 
-def federation(data, *methods, rounds=2, **more):
-    return Federation(data, list(methods), model={"mlp": {"hidden": [4]}}, training={"rounds": rounds},
+def federation(data, *methods, rounds=2, loss="cross_entropy", **more):
+    training = {"rounds": rounds, "loss": loss}
+    return Federation(data, list(methods), model={"mlp": {"hidden": [4]}}, training=training,
                       evaluation={"subgroups": ["sex"]}, **more)  # fmt: skip
 
 
+@pytest.mark.parametrize("loss", ["cross_entropy", "binary_cross_entropy"])
 @pytest.mark.parametrize("stacked", [False, True])
-def test_sites_count_what_the_received_model_finds(stacked):
-    found = federation(grouped(table_sites()), {"fairfed": OPTIONS}, stacked=stacked)
+def test_sites_count_what_the_received_model_finds(stacked, loss):
+    found = federation(grouped(table_sites()), {"fairfed": OPTIONS}, loss=loss, stacked=stacked)
     with recorded(found.engine) as said:
         found.rounds()
     trained = [(site, *exchange) for function, site, *exchange in said if function == "train"]
@@ -110,7 +112,8 @@ def test_sites_count_what_the_received_model_finds(stacked):
     for site, request, reply in trained:
         one, network = found.data[site], found.network(0)
         network.load(request.tensors["state"])
-        chosen = network.module.eval()(one.inputs).argmax(1)
+        outputs = network.module.eval()(one.inputs)
+        chosen = outputs.argmax(1) if loss == "cross_entropy" else (outputs[:, 0] > 0).long()
         counts = torch.zeros(2, 2)
         for sex, label, mark in zip(one.groups["sex"], one.targets.tolist(), chosen.tolist(), strict=True):
             if label == 1 and sex in "FM":

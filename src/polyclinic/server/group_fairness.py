@@ -115,7 +115,7 @@ class _Found(SiteEnd):
     def end(self, ended: Ended, given: Memory) -> Memory:
         """Positives and those found ``[2]``, and the accuracy, of the received model."""
         outputs, targets = ended.view.outputs(ended.view.vector)
-        chosen = outputs.argmax(1)
+        chosen = ended.view.task.probabilities(outputs).argmax(1)  # a network may have one output
         positives = self._sides(ended.view) & (targets == 1)
         return {
             "positives": positives.sum(1).double(),
