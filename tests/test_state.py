@@ -10,6 +10,7 @@ from helpers import flat, plain_module
 from polyclinic.errors import TrainingError
 from polyclinic.methods import SHARES, Method
 from polyclinic.models import MODELS, build_model
+from polyclinic.models.pooling import POOLING
 from polyclinic.state import FlatModule, Layout, Role, Selection
 
 NORM = {Role.NORM_WEIGHT, Role.NORM_STATISTIC}
@@ -114,7 +115,7 @@ def test_other_floating_point_buffers_are_neither_weights_nor_statistics():
 
 @pytest.mark.parametrize("name", sorted({*MODELS} - {"bundle", "monai"}))
 def test_every_network_of_the_catalogue_declares_a_head(name):
-    shape = (5,) if name in {"logistic", "mlp"} else (1, 32, 32)
+    shape = (5,) if name in {"logistic", "mlp", *POOLING} else (1, 32, 32)
     shape = (1, 64, 64) if name == "swinunetr" else shape
     layout = build_model(name, {}, shape, 2).layout
     assert any(entry.role is Role.HEAD for entry in layout.entries)

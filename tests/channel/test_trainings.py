@@ -20,7 +20,8 @@ OPTIONS = {
     "dynamic_fusion": {"by": "loss"}, "sparse_vector": {"epsilon": 1e9, "share": 0.9, "bound": 9.0},
 }  # fmt: skip
 NOISE = ("gaussian_noise", "laplace_noise", "sparse_vector", "central_noise", "distributed_noise")
-NAMES = sorted(CHANNEL_PARTS)
+#: Of steps for images alone see their own tests.
+NAMES = sorted(name for name in CHANNEL_PARTS if not CHANNEL_PARTS[name].images_only)
 #: Numbers that come back from encryption are near, and new each time.
 EXACT = [name for name in NAMES if name != "homomorphic_sum"]
 #: Those with which less is sent, also of so small a network (zstd has heads).

@@ -269,7 +269,7 @@ def test_large_images_are_gone_through_in_the_boxes_of_training():
     inputs, masks = torch.randn(3, 1, 6, 4, generator=generator), torch.randint(2, (3, 1, 6, 4), generator=generator)
     view = SimpleNamespace(
         vector=network.vector.clone(), trainable=10, layout=network.layout, shapes=[(1, 1, 3, 3), (1,)],
-        input_shape=(1, 4, 4), batch_size=2, model=network, task=task, shared=lambda vector: vector,
+        input_shape=(1, 4, 4), bags=False, batch_size=2, model=network, task=task, shared=lambda vector: vector,
         count=lambda part: 3, cases=lambda index, part: (inputs[index], masks[index]),
     )  # fmt: skip
     found = validation_gradient(view)

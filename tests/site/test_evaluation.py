@@ -34,6 +34,9 @@ class _Volumes:
         self.inputs = 1 + self.targets.float() + 0.3 * torch.randn(self.targets.shape, generator=random)
         self.shape, self.spacings = (1, *SIZE), None if spacing is None else [spacing] * cases
 
+    def pieces(self, index, size):
+        return index.split(size)
+
     def batch(self, index, *, augment=None):
         assert len(index) == 1, "volumes are measured one by one"
         return self.inputs[index], self.targets[index]

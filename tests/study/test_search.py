@@ -16,6 +16,7 @@ from helpers import Federation, declare, named, table_sites, write_number_study,
 from polyclinic.composition import METHODS
 from polyclinic.errors import DataError, ResultsError, SiteError, StudyError, TrainingError
 from polyclinic.options import describe_options
+from polyclinic.parts import build_part
 from polyclinic.rounds import Progress
 from polyclinic.site import Site
 from polyclinic.study.candidates import Choices, Interval
@@ -196,13 +197,19 @@ def test_the_options_of_every_method_reach_its_parts(name):
         "image": "image",
         "size": [8, 8],
     }
-    entry = declare(data=data, methods=[name]).filled()["methods"][0]
+    more = {}
+    if name == "attention_mil":
+        data |= {"bag": {}, "subject": "patient"}
+        more = {"model": {"gated_attention": {"encoder": "resnet18"}}}
+    if any(build_part(part, options).needs_public for part, options in METHODS[name]().parts):
+        data |= {"public": "public.csv"}
+    entry = declare(data=data, methods=[name], **more).filled()["methods"][0]
     numbers = {option: value for option, value in entry[name].items() if type(value) is float}
     for option, value in numbers.items():
         other = value / 2 or 0.125
-        declaration = declare(data=data, methods=[entry], search={"methods": {name: {option: [other]}}})
+        declaration = declare(data=data, methods=[entry], **more, search={"methods": {name: {option: [other]}}})
         first, last = (candidate.method for candidate in declaration.candidates(declaration.study_methods[0]))
-        wanted = declare(data=data, methods=[{name: {option: other}}]).study_methods[0]
+        wanted = declare(data=data, methods=[{name: {option: other}}], **more).study_methods[0]
         assert parts(last) == parts(wanted) != parts(first), option
 
 

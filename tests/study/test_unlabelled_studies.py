@@ -113,7 +113,8 @@ def test_in_every_engine_the_same_labels_are_hidden(tmp_path: Path, engine: dict
 @pytest.mark.parametrize(
     ("labels", "words"),
     [
-        ({"share": 0.0}, "P102 .*labels.share"), ({"share": 1.2}, "P102 .*labels.share"), ({}, "P102 .*labels"),
+        ({"share": 0.0}, "P102 .*with `share: 0` name the `sites`"), ({"share": 1.2}, "P102 .*labels.share"),
+        ({}, "P102 .*labels"),
         ({"share": 0.5, "sites": ["nort"]}, r"P103 .*names the site 'nort'.*'north'"),
         ({"share": 0.5, "site": "north"}, "P103 .*'site'"),
     ],

@@ -45,7 +45,7 @@ class MeanStyle(Part):
         "deviations": "the summed deviations of each channel: how much contrast they have",
         "count": "the number of training cases",
         "mean": "the mean brightness of all sites' images",
-        "deviation": "their mean deviation",
+        "deviation": "the mean contrast of all sites' images",
     }  # fmt: skip
     images_only = True
     no_bags = True
