@@ -110,7 +110,7 @@ NETWORKS = [{"mlp": {"hidden": [6]}}, BATCH, {"mlp": {"hidden": [5, 4], "norm": 
 @pytest.mark.parametrize("model", NETWORKS, ids=str)
 def test_sites_trained_together_get_the_term_of_each(model, balanced, caplog):
     """Sites of unequal size, so that last batches have other sizes; features and statistics are each site's own."""
-    training = {"rounds": 2, "optimizer": MOMENTUM, "class_weights": "balanced" if balanced else "none"}
+    training = {"rounds": 2, "optimizer": {"sgd": {"lr": 0.02}}, "class_weights": "balanced" if balanced else "none"}
     sites = {name: table_site(name, cases) for name, cases in {"A": 33, "B": 16, "C": 29, "D": 27, "E": 33}.items()}
     states = []
     for stacked in (False, True):
