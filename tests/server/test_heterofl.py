@@ -51,18 +51,42 @@ def test_weights_are_averaged_over_the_sites_that_have_them():
     assert rule.shares == {"A": 0.75, "B": 0.25}
 
 
-def test_what_no_site_of_a_round_has_stays_as_it_is_and_statistics_are_averaged_likewise():
+def test_what_no_site_of_a_round_has_stays_as_it_is_and_statistics_are_those_of_the_whole_network():
     """One input, two units with batch normalisation, one output. In the order of the state: weights, then means and
     variances of two channels, of which the narrow sites have the first."""
     network = build_model("mlp", {"hidden": [2], "norm": "batch"}, (1,), 1)
     half, rule = slice_of(network, 0.5), Rule(("heterofl", {}))
     start, statistics = torch.arange(11.0), torch.tensor([1.0, 2, 3, 4])
-    rule.begin(start, statistics, {"A": 1.0, "B": 3.0}, variants={"A": half, "B": half})
-    rule.take("A", torch.full((6,), 4.0), torch.tensor([5.0, 9]), 1.0, {})
-    rule.take("B", torch.full((6,), 8.0), torch.tensor([9.0, 1]), 3.0, {})
-    expected = torch.cat([start, torch.tensor([8.0, 2, 3, 4])])
+
+    def after(*others):
+        sites = {"A": 1.0, "B": 3.0} | dict.fromkeys("CD"[: len(others)], 2.0)
+        rule.begin(start, statistics, sites, variants={"A": half, "B": half})
+        rule.take("A", torch.full((6,), 4.0), torch.tensor([5.0, 9]), 1.0, {})
+        rule.take("B", torch.full((6,), 8.0), torch.tensor([9.0, 1]), 3.0, {})
+        for site, values in zip("CD", others, strict=False):
+            rule.take(site, torch.zeros(11), torch.tensor(values), 2.0, {})
+        return rule.finish()
+
+    expected = torch.cat([start, statistics])
     expected[half.places[:6]] += 7.0
-    close(rule.finish(), expected)
+    close(after(), expected)
+    close(after([5.0, 6, 7, 8], [7.0, 8, 9, 10])[11:], [6.0, 7, 8, 9])
+
+
+def test_running_statistics_are_those_of_what_the_whole_network_computes():
+    """All sites have the same cases and learn next to nothing, so that the statistics of all these are known."""
+    cases = torch.randn(64, 3, generator=torch.Generator().manual_seed(0)) + 2
+    data = {name: site_of(name, cases, torch.arange(64) % 2) for name in ("Aachen", "Bonn", "Celle")}
+    model = {"mlp": {"hidden": [8, 6], "norm": "batch"}}
+    training = {"rounds": 40, "batch_size": 64, "optimizer": {"sgd": {"lr": 1e-9}}}
+    federation = made(method(), data=data, model=model, training=training)
+    module = plain_module(federation.template, federation.state()).eval()
+    values = cases
+    for layer in module:
+        if isinstance(layer, torch.nn.BatchNorm1d):
+            torch.testing.assert_close(layer.running_mean, values.mean(0), rtol=0.05, atol=0.05)
+            torch.testing.assert_close(layer.running_var, values.var(0), rtol=0.1, atol=0.05)
+        values = layer(values).detach()
 
 
 def test_a_site_that_is_away_does_not_count():

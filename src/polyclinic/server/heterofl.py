@@ -30,9 +30,10 @@ class HeteroFL(ServerPart, Aggregation):
 
     Source: Diao et al., HeteroFL: computation and communication efficient federated learning for heterogeneous clients,
     ICLR 2021. Differs: sites count by their cases, as elsewhere here, and not all the same (`training: {weights:
-    uniform}`). Running statistics of normalisation layers are averaged over the sites that have them, in each
-    round; the paper takes none in training, and asks all sites for those of the final model. Weights of an output whose
-    class a site has not are averaged over all sites.
+    uniform}`). Running statistics of normalisation layers are averaged over the sites that train the whole network, in
+    each round: those of a narrow one, of fewer inputs and scaled, are not of what the whole one computes. The paper
+    takes none in training, and asks all sites for those of the final model. Weights of an output whose class a site has
+    not are averaged over all sites.
 
     Args:
         widths: site -> share of the channels that it trains.
@@ -66,11 +67,11 @@ class HeteroFL(ServerPart, Aggregation):
         """Add ``weight / total_weight`` of the update, where the site has a weight."""
         share, variant = update.weight / self.now.total_weight, self.now.variants.get(update.site)
         for place, values in enumerate((update.change, update.statistics)):
-            mine = _places(variant, place, len(update.change))
-            if mine is None:
+            if not isinstance(variant, Slice):
                 self._sums[place].add_(values, alpha=share)
                 self._present[place].add_(update.weight)
-            else:
+            elif place == 0:  # statistics are not those of the whole network
+                mine = variant.places[: variant.shared.trainable]
                 self._sums[place].index_add_(0, mine, values[mine], alpha=share)
                 self._present[place][mine] += update.weight
         self._weights[update.site] = self._weights.get(update.site, 0.0) + update.weight
@@ -85,14 +86,6 @@ class HeteroFL(ServerPart, Aggregation):
         ]
         added = sum(self._weights.values())
         return Step(means[0], means[1], {site: weight / added for site, weight in self._weights.items()})
-
-
-def _places(variant: Variant | None, part: int, trainable: int) -> Tensor | None:
-    """Which weights (part 0) or statistics (part 1) a site has; None for all."""
-    if not isinstance(variant, Slice):
-        return None
-    own = variant.shared.trainable
-    return variant.places[own:] - trainable if part else variant.places[:own]
 
 
 class _Alone(SiteEnd):
