@@ -70,6 +70,7 @@ TITLES: dict[str, str] = {
     "N266": "Sites vote and do not train",
     "N270": "Test cases stand in the public set",
     "N271": "Cases of the public set can't be used",
+    "N272": "The public set lacks a feature",
     "N275": "A site has no label",
     "N285": "A site has no column of a finding",
     "N286": "Several labels are not judged in every way",

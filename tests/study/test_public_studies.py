@@ -83,6 +83,24 @@ def test_features_come_in_the_agreed_order_and_rows_that_cannot_be_used_are_coun
     assert note.startswith("2 of 16 cases of the public set can't be used (")
 
 
+def test_features_that_no_case_has_are_named(tmp_path: Path) -> None:
+    content = table_study(tmp_path)
+    content["data"] |= {"imputation": "mean"}
+    assert not [note for note in cohort_of(content, tmp_path).notes if note.number == "N272"]
+    table = pd.read_csv(tmp_path / "public.csv", dtype=str)
+    table["x1"] = ""
+    table.to_csv(tmp_path / "public.csv", index=False)
+    (note,) = [str(note) for note in cohort_of(content, tmp_path).notes if note.number == "N272"]
+    assert note.startswith("No case of the public set has the feature x1: ")
+
+
+def test_a_public_set_of_all_sites_leaves_none(tmp_path: Path) -> None:
+    content = table_study(tmp_path)
+    content["data"] |= {"public": {"sites": list(SIZES)}}
+    with pytest.raises(DataError, match="P205 No row can be used: none is left of any site"):
+        cohort_of(content, tmp_path)
+
+
 def test_a_fingerprint_is_of_what_is_used_in_its_order(tmp_path: Path) -> None:
     content = table_study(tmp_path)
     first = cohort_of(content, tmp_path)

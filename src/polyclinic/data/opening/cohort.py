@@ -20,6 +20,7 @@ from polyclinic.data.opening.texts import add_texts
 from polyclinic.data.quality.classes import counted_label_notes
 from polyclinic.data.quality.times import time_unit_notes
 from polyclinic.data.quality.values import unit_notes
+from polyclinic.data.quality.words import some
 from polyclinic.data.spec import DataSpec, Target
 from polyclinic.errors import DataError, nearest
 from polyclinic.notes import Note
@@ -180,12 +181,19 @@ def _unlabelled(facts: Mapping[str, SiteFacts], target: Target) -> list[Note]:
 
 
 def _public_notes(copies: Mapping[str, PublicFacts], public: PublicFacts | None) -> list[Note]:
-    """Cases of the public set that can't be used, and test cases of sites that stand in it."""
+    """Cases of the public set that can't be used, what it lacks, and test cases of sites that stand in it."""
     notes = []
     if public is not None and public.rejected:
         why = reasons_text(Counter(public.rejected))
         text = f"{public.found - public.used} of {public.found} cases of the public set can't be used ({why})."
         notes.append(Note("N271", text))
+    if public is not None and public.missing:
+        several = len(public.missing) > 1
+        text = (
+            f"No case of the public set has the feature{'s' * several} {some(public.missing)}: for methods that learn "
+            f"from it {'they are' if several else 'it is'} filled in, the same in all of its cases."
+        )
+        notes.append(Note("N272", text))
     found = {site: one for site, one in copies.items() if one.copies}
     if found:
         each = ", ".join(f"{site} {one.copies} of {one.tested}" for site, one in found.items())

@@ -161,7 +161,7 @@ class Holder:
         if not (kept & rows.labelled).any():
             rows.reject(~rows.labelled, missing_target(self.spec, self.target))
             reasons = np.where(rows.origin["site"].isna(), "site is missing", rows.reasons)
-            why = reasons_text(Counter(reasons.tolist()))
+            why = reasons_text(Counter(reasons.tolist())) or "none is left of any site"
             raise DataError("P205", f"No row can be used: {why}.", "Mend the table or the `data:` part.")
 
     def _names(self) -> list[str]:

@@ -34,6 +34,7 @@ class PublicFacts(Body):
     Attributes:
         found, used: rows.
         rejected: reason -> rows.
+        missing: features that none of its cases has.
         fingerprint: SHA-256 of the inputs of all that are used, in order, hex.
         copies: at a site, how many of its cases that are or can be test cases have the inputs of a public case.
         tested: how many such cases it has.
@@ -42,6 +43,7 @@ class PublicFacts(Body):
     found: Count
     used: Count
     rejected: dict[Sentence, Count] = {}
+    missing: list[Name] = []
     fingerprint: Name
     copies: Count = 0
     tested: Count = 0
@@ -150,8 +152,9 @@ def _opened(spec: DataSpec, public: PublicSet, folder: Path, agreement: Agreemen
         raise DataError("P205", f"{counts.used} of its {counts.found} rows can be used; expected {_LEAST} or more.",
                         "Compare its columns with those of the sites.")  # fmt: skip
     facts = PublicFacts(
-        found=counts.found, used=counts.used, rejected=dict(counts.rejected), fingerprint=_fingerprint(inputs)
-    )
+        found=counts.found, used=counts.used, rejected=dict(counts.rejected), missing=_missing(inputs, agreement, spec),
+        fingerprint=_fingerprint(inputs),
+    )  # fmt: skip
     return PublicCases(inputs, facts)
 
 
@@ -165,6 +168,14 @@ def _inputs(used: Rows, spec: DataSpec, folder: Path, agreement: Agreement, coun
     for place, reason in found.failures.items():
         counts.reject(str(used.origin["case"].iloc[place]), reason)
     return found.pixels if isinstance(found.pixels, Tensor) else None
+
+
+def _missing(inputs: Tensor, agreement: Agreement, spec: DataSpec) -> list[str]:
+    """Features that no case has."""
+    if spec.image is not None:
+        return []
+    names, nowhere = agreement.features_encoded(spec), inputs.isnan().all(0).tolist()
+    return [name for name, missing in zip(names, nowhere, strict=True) if missing]
 
 
 def _fingerprint(inputs: Tensor) -> str:
