@@ -32,6 +32,16 @@ def taught(**options):
     return {"public_teacher": {"weights": "teacher.safetensors", "label": "taught", **options}}
 
 
+def test_the_weights_that_a_study_writes_are_a_teacher(tmp_path):
+    """They lack the integer buffers of batch normalisation."""
+    model = {"mlp": {"hidden": [4], "norm": "batch"}}
+    federation = teaching(tmp_path, table_sites(), taught(), model=model)
+    expected = federation.state("taught")
+    tensors = federation.template.layout.split(federation.initial(7))
+    save_file({name: value.clone() for name, value in tensors.items()}, tmp_path / "teacher.safetensors")
+    assert torch.equal(federation.state("taught"), expected)
+
+
 def test_without_weight_it_is_fedavg_to_the_bit(tmp_path):
     federation = teaching(tmp_path, table_sites(), "fedavg", taught(weight=0), training={"rounds": 2})
     assert torch.equal(federation.state("taught"), federation.state("fedavg"))

@@ -36,7 +36,8 @@ class Teacher(Part):
 
     Args:
         weights: safetensors file with the teacher's weights, or the folder of a MONAI bundle that has them, relative to
-            the study file. Their names and shapes are those of the study's network.
+            the study file. Their names and shapes are those of the study's network. Nothing there tells the order of
+            classes and features, or how inputs are scaled: they must be the study's, too.
         weight: λ; 0 sends nothing and changes nothing.
         temperature: T.
     """

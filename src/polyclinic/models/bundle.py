@@ -28,6 +28,7 @@ _MODULE = "monai.networks.nets"
 #: Configurations in which to look for the network, in this order.
 _CONFIGS = ("inference.json", "inference.yaml", "inference.yml", "train.json", "train.yaml", "train.yml")
 _WEIGHTS = "model.safetensors"
+_COUNT = "num_batches_tracked"
 #: What turns the weights of a bundle that is trusted into a file that need not be.
 CONVERT = (
     'python -c "import torch; from safetensors.torch import save_file; '
@@ -83,11 +84,15 @@ def read_bundle(folder: Path, *, weights: bool) -> Bundle:
 def load_weights(module: Any, path: Path) -> None:
     """Copy the weights of a bundle into its network, in place.
 
+    Counts of batches that normalisation layers have seen may be missing, as in the files of weights that a study
+    writes: nothing is computed with them here.
+
     Raises:
         StudyError: P102, the file is damaged, or its tensors are not those of the network.
     """
     tensors = {name.removeprefix("module."): tensor for name, tensor in _read_weights(path).items()}
     own = module.state_dict()
+    tensors = {name: value for name, value in own.items() if name.rpartition(".")[2] == _COUNT} | tensors
     missing, surplus = [n for n in own if n not in tensors], [n for n in tensors if n not in own]
     wrong = [n for n in own if n in tensors and getattr(tensors[n], "shape", None) != own[n].shape]
     for names, what in ((missing, "lacks"), (surplus, "has besides"), (wrong, "has in another shape")):
