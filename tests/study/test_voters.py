@@ -211,6 +211,26 @@ def test_what_does_not_fit_is_refused(tmp_path, changes, words):
         Study.of(entries_of(tmp_path, **changes), tmp_path).run(tmp_path / "out")
 
 
+@pytest.mark.parametrize("labels", [{"labels": {"share": 0, "sites": ["Bonn"]}}, {"unlabelled": "use"}])
+def test_a_site_without_labels_is_nobody_who_trains_the_whole_network(tmp_path, labels):
+    entries = entries_of(tmp_path)
+    entries["data"] |= labels
+    table = pd.read_csv(tmp_path / "cases.csv", dtype=str)
+    table.loc[(table["site"] == "Bonn") & ("unlabelled" in labels), "diagnosis"] = ""
+    table.to_csv(tmp_path / "cases.csv", index=False)
+    entries["methods"] = [{"heterofl": {"widths": {"Aachen": 0.5, "Celle": 0.5}}}]
+    with pytest.raises(StudyError, match=r"P104 .*nobody train the whole network"):
+        Study.of(entries, tmp_path).run(tmp_path / "out")
+
+
+def test_a_voter_without_labels_has_no_say(tmp_path):
+    entries = entries_of(tmp_path, voters=["Celle"])
+    entries["data"] |= {"labels": {"share": 0, "sites": ["Celle"]}}
+    entries["methods"] = ["fedavg"]
+    Study.of(entries, tmp_path).run(tmp_path / "out")
+    assert "Celle trains nothing; no case there can be validated on" in (tmp_path / "out" / "notes.json").read_text()
+
+
 def test_voters_stand_in_the_study_that_is_written(tmp_path):
     entries = entries_of(tmp_path, voters=["Celle"])
     entries["methods"] = ["fedavg"]

@@ -25,6 +25,7 @@ from polyclinic.study.method_entries import StudyMethod, build_participation
 from polyclinic.study.planning import variants_at
 from polyclinic.study.reading import located
 from polyclinic.study.times_entry import check_times_fit
+from polyclinic.study.without_labels import why_left_out
 from polyclinic.tasks import TASKS, build_task
 
 #: Names of modules that a message lists.
@@ -70,7 +71,8 @@ def check_fit(study: CheckedStudy, cohort: Cohort) -> Attack | None:
     for method in configurations(declaration):
         if _has_variants(method):
             network = build_model(name, options, shape, outputs)  # the other one may have shapes alone
-            check_variants(method, network, training, unseen=declaration.is_unseen(method))
+            learning = _learning(method, cohort, declaration, training)
+            check_variants(method, network, learning, unseen=declaration.is_unseen(method))
             if attack is not None and attack.changes_updates and attack.applies_to(method.method.scope):
                 raise StudyError(
                     "P104", f"{method.label} has sites train other networks than the study's, and {attack.name} forges "
@@ -205,6 +207,15 @@ def check_share(method: StudyMethod, network: FlatModule, name: str) -> None:
 def _has_variants(method: StudyMethod) -> bool:
     """Whether a part has sites train another network than the study's."""
     return any(type(part).variant is not Part.variant for part in _chain(method))
+
+
+def _learning(method: StudyMethod, cohort: Cohort, declaration: Declaration, sites: Sequence[str]) -> list[str]:
+    """Of the sites that train those that take part in a method: without any label some have no part."""
+    if not why_left_out(method.method):
+        return list(sites)
+    labels = declaration.data.labels
+    hidden = (labels.sites or cohort.sites) if labels is not None and not labels.share else ()
+    return [site for site in sites if cohort.facts[site].labelled and site not in hidden]
 
 
 def check_variants(method: StudyMethod, network: FlatModule, sites: Sequence[str], *, unseen: bool) -> None:

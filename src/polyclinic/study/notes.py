@@ -160,7 +160,8 @@ def without_training(declaration: Declaration, folds: Sequence[Fold], layout: La
     cases = sum(folds[0].validation.get(site, 0) for site in voters) if folds else 0
     first = " in the first fold" if len(folds) > 1 else ""
     who = f"{', '.join(voters)} train{'s' if len(voters) == 1 else ''} nothing"
-    words = [f"{who}; the best round and the threshold are chosen on their {cases} validation cases{first}, too."]
+    chosen = f"the best round and the threshold are chosen on their {cases} validation cases{first}, too"
+    words = [f"{who}; {chosen if cases else f'no case there can be validated on{first}'}."]
     reasons: dict[str, list[str]] = {}
     for study in declaration.study_methods:
         reason = cannot_vote(study.method, study.method.selection(layout))
