@@ -130,6 +130,16 @@ def test_cases_without_any_label_may_be_kept(tmp_path: Path) -> None:
     assert not site.masked
 
 
+def test_writing_of_a_finding_is_told_as_of_a_label(tmp_path: Path) -> None:
+    write(tmp_path, "a.csv", tb=["mild", "Mild", "none", "unknown"] * 2, pe=["yes", "no", "", "no"] * 2)
+    write(tmp_path, "b.csv", tb=["mild", "none", "mild", "none"] * 2, pe=[1, 0, 0, 1] * 2)
+    data = opened(tmp_path, spec_of({"tb": {"positive": "mild"}, "pe": {}}))
+    notes = {note.number: str(note) for note in data.notes}
+    assert "'Mild' (2: tb not mild), 'mild' (6: tb mild)" in notes["N226"]
+    assert "'unknown' (2: tb not mild)" in notes["N228"]
+    assert not any("pe" in text.split() or "'pe'" in text for text in notes.values())
+
+
 def test_order_of_rows_and_spelling_change_nothing() -> None:
     spec = spec_of({"tb": {}, "grade": {"classes": [1, 2, 3]}})
     cells = pd.DataFrame({"tb": ["1", "0", None, "yes"], "grade": ["1.0", None, "3", "2"]}, dtype="str")

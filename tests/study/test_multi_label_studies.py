@@ -84,6 +84,18 @@ def test_sites_are_scored_for_what_they_have_and_never_by_zero(tmp_path: Path) -
     notes = (tmp_path / "out" / "notes.json").read_text(encoding="utf-8")
     assert "N285" in notes
     assert "N286" in notes
+    assert "N287" in notes
+    assert "tb in the models of B alone (cross)" in notes
+    assert "`unseen_sites`" not in notes
+
+
+def test_a_finding_of_one_site_is_not_learned_without_that_site(tmp_path: Path) -> None:
+    content = write_findings(tmp_path, {"A": (24, "t"), "B": (24, "te")}) | {"methods": ["fedavg"]}
+    content["data"]["findings"] = ["tb", "edema"]
+    content["evaluation"] |= {"unseen_sites": True}
+    done = Study.of(content | {"training": {"rounds": 1}}, tmp_path).run(tmp_path / "out")
+    (note,) = [str(note) for note in done.notes if note.number == "N287"]
+    assert ": edema without B (fedavg, `unseen_sites`). " in note
 
 
 def test_one_label_that_all_have_is_classification(tmp_path: Path) -> None:

@@ -130,6 +130,22 @@ def test_a_draw_in_which_a_metric_of_one_label_is_undefined_has_no_mean() -> Non
     assert acc.tolist() == [0.5, 0.5, 0.5]
 
 
+def test_a_label_of_one_class_has_no_metric_and_no_part_in_the_mean() -> None:
+    task = build([Head("tb", 2), Head("edema", 2)])
+    predicted = torch.tensor([[0.2, 0.8, 0.3, 0.7], [0.7, 0.3, 0.9, 0.1], [0.9, 0.1, 0.8, 0.2]]).double()
+    labels = torch.tensor([[1, 2], [0, 2], [-1, 2]])  # no case of edema; one of three is called so
+    cases, names = table(task, predicted, labels), task.result_metrics(["acc", "bac", "f1", "brier"], [])
+    found, totals = task.values(cases, names), task.totals(cases, names)
+    for values in (found, task.from_totals(totals, names)):
+        assert [values[name] for name in ("acc", "bac", "f1")] == [1.0, 1.0, 1.0]
+        assert values["brier"] == pytest.approx((0.04 + 0.09) / 2)
+        assert all(math.isnan(values[f"{name}[edema]"]) for name in ("acc", "bac", "f1", "brier"))
+    slopes = dict(zip(names, task.influence(cases, totals, names), strict=True))
+    assert np.isnan(slopes["acc[edema]"]).all()
+    assert slopes["brier"].tolist() == slopes["brier[tb]"].tolist()
+    assert task.score([Batch(predicted.log(), labels)], "f1").value == 1.0
+
+
 def test_a_model_that_broke_down_is_not_scored_by_the_labels_that_are_left() -> None:
     task = build([Head("tb", 2), Head("edema", 2)])
     predicted = torch.tensor([[math.nan, math.nan, 0.1, 0.9], [math.nan, math.nan, 0.9, 0.1]], dtype=torch.float64)
@@ -153,7 +169,7 @@ def test_metrics_of_each_label_are_those_of_classification_on_its_cases(data: st
         known = column >= 0
         one = build_task("classification", head.classes)
         values = dict.fromkeys(("auc", "acc", "brier"), math.nan)
-        if known.any():
+        if len(column[known].unique()) > 1:  # not scored for labels of one class
             cases = table(one, predicted[known][:, own], column[known] - first)
             values = one.values(cases, list(values))
         for name, value in values.items():

@@ -6,9 +6,12 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from polyclinic.audit.poisoning import Attack
 from polyclinic.catalogues import PLUGINS
 from polyclinic.data.opening.subgroups import NOT_KNOWN
+from polyclinic.data.tables.findings import finding_classes
 from polyclinic.methods import SHARES
 from polyclinic.notes import Note
 from polyclinic.parts import build_part
@@ -333,6 +336,34 @@ def uncalibrated(declaration: Declaration) -> list[Note]:
         "calibration error of each (`brier`, `ece`) tell how far its probabilities can be trusted."
     )
     return [Note("N286", text)]
+
+
+def not_learned(declaration: Declaration, folds: Sequence[Fold]) -> list[Note]:
+    """On findings that models are asked for though no case that they learned from has one, or all are of one class."""
+    if declaration.target != "findings":
+        return []
+    unseen = [study.label for study in declaration.study_methods if declaration.is_unseen(study)]
+    alone = [study.label for study in declaration.study_methods if study.name in ("cross", "ensemble")]
+    said, first = list[str](), 0
+    for finding, names in finding_classes(declaration.data).items():
+        own = slice(first, first + len(names))
+        first += len(names)
+        without, within = dict[str, None](), dict[str, None]()
+        for fold in folds:
+            counts = {site: np.array(known[own]) for site, known in fold.classes.items() if known}
+            total = np.sum(list(counts.values()), axis=0)
+            without |= {site: None for site, one in counts.items() if np.count_nonzero(total - one) < 2}
+            within |= {site: None for site, one in counts.items() if np.count_nonzero(one) < 2}
+        if unseen and without:
+            said.append(f"{finding} without {' or '.join(without)} ({', '.join(unseen)}, `unseen_sites`)")
+        if alone and within:
+            said.append(f"{finding} in the models of {', '.join(within)} alone ({', '.join(alone)})")
+    if not said:
+        return []
+    text = (
+        f"Models are asked for findings of which they learned no two classes: {'; '.join(said)}. What they say of these"
+    )
+    return [Note("N287", f"{text} is chance, and has a part in the means over findings.")]
 
 
 def _guess(study: StudyMethod, folds: Sequence[Fold]) -> float:

@@ -134,7 +134,7 @@ class MultiLabel(Task):
     def score(self, batches: Iterable[Batch], metric: str) -> Score:
         """Mean loss, and the mean of a metric over the heads for which it is defined."""
         batch = _all(batches)
-        values = [one.score([own], metric).value for one, own in self._parts(batch)]
+        values = [one.score([own], metric).value for one, own in self._parts(batch) if len(own.targets.unique()) > 1]
         return Score(self._mean_loss([batch]), _mean(values))
 
     def accuracy(self, batches: Iterable[Batch]) -> Score:
@@ -270,7 +270,8 @@ class MultiLabel(Task):
 
     def from_totals(self, totals: Totals, names: Sequence[str]) -> dict[str, float]:
         """See `Task.from_totals`; a mean is over the heads for which the metric is defined."""
-        each = [metrics_of_totals(own, _metrics(names)) for own in _of_heads(totals, [h.classes for h in self.heads])]
+        parts = _of_heads(totals, [head.classes for head in self.heads])
+        each = [_metrics_of_head(own, _metrics(names)) for own in parts]
         broken = totals["undefined"][:, 0] > 0
         found = dict[str, float]()
         for name in names:
@@ -343,17 +344,19 @@ class _HeadCases:
         found = np.zeros((len(metrics), len(self._known)))
         own = self._task.influence(self._own, totals, metrics)
         found[:, self._known] = own
-        defined = self._task.from_totals(totals, metrics)
+        defined = _metrics_of_head(totals, metrics)
         found[[not np.isfinite(defined[metric]) for metric in metrics]] = np.nan
         return found
 
     def measured(self, rows: NDArray[np.intp], weights: Floats) -> dict[str, Floats] | None:
         """Metrics ``[1 + B]`` with each case counted once, and under the weights ``[n, B]``; ``broken`` is 1 where the
-        model gave no numbers. None without a label."""
+        model gave no numbers. None where all labels are of one class: what is defined then (accuracy, an F1 of 0) must
+        not stand beside the values of other heads."""
         there = self._place[rows] >= 0
-        if not there.any():
+        own = self._place[rows][there]
+        if self._own["label"].iloc[own].nunique() < 2 and not self._broken[own].any():
             return None
-        own, kept = self._place[rows][there], np.column_stack([np.ones(there.sum()), weights[there]])
+        kept = np.column_stack([np.ones(there.sum()), weights[there]])
         values = self._measure(own, kept)
         broken = np.full(kept.shape[1], float(self._broken[own].any()))
         return {**dict(zip(self.metrics, values, strict=True)), "broken": broken}
@@ -387,6 +390,13 @@ def _of_heads(totals: Totals, classes: Sequence[int]) -> list[Totals]:
         }
         for place, count in enumerate(classes)
     ]
+
+
+def _metrics_of_head(totals: Totals, metrics: Sequence[str]) -> dict[str, float]:
+    """See `polyclinic.tasks.classification_totals.metrics_of_totals`; NaN where all labels are of one class."""
+    if np.count_nonzero(totals["confusion"].sum(axis=1)) < 2:
+        return dict.fromkeys(metrics, float("nan"))
+    return metrics_of_totals(totals, metrics)
 
 
 def _all(batches: Iterable[Batch]) -> Batch:

@@ -40,7 +40,7 @@ from polyclinic.data.quality.words import some
 from polyclinic.data.spec import PUBLIC, DataSpec, Target
 from polyclinic.data.tables.bags import bag_numbers
 from polyclinic.data.tables.features import Codes, encode_covariates, encode_features
-from polyclinic.data.tables.findings import encode_findings
+from polyclinic.data.tables.findings import encode_findings, finding_classes
 from polyclinic.data.tables.labels import encode_labels, encode_numbers
 from polyclinic.data.tables.rows import (
     Rows,
@@ -274,6 +274,8 @@ class Holder:
         if spec.bags is not None:  # rows of a bag are no cases
             first = ~origin.duplicated(["site", "bag"]).to_numpy()
         notes = patient_notes(origin[first].reset_index(drop=True), named=named)
+        if self.target == "findings":
+            return notes + self._finding_notes(origin["site"], first)
         if self.target != "labels" or spec.label is None:
             return notes
         known = self._used.labelled & first
@@ -281,6 +283,19 @@ class Holder:
         notes += torn_notes(origin[known].reset_index(drop=True), found, named=named)
         cells = self._used.cells[spec.label][known].reset_index(drop=True)
         return notes + label_notes(cells, found, origin["site"][known].reset_index(drop=True), spec, classes)
+
+    def _finding_notes(self, sites: pd.Series[str], first: npt.NDArray[np.bool_]) -> list[Note]:
+        """What is said of the writing of each finding, as of the label of a classification."""
+        notes, start = list[Note](), 0
+        for place, (name, names) in enumerate(finding_classes(self.spec).items()):
+            found = self._targets[:, place].astype(np.int64)
+            known, one = first & (found >= 0), (self.spec.findings or {})[name]
+            positive = True if one.positive is None and one.classes is None else one.positive
+            spec = self.spec.model_copy(update={"label": name, "positive": positive, "classes": one.classes})
+            cells, own = self._used.cells[name][known], sites[known].reset_index(drop=True)
+            notes += label_notes(cells.reset_index(drop=True), found[known] - start, own, spec, names)
+            start += len(names)
+        return notes
 
     def _agree(self, agreement: Agreement) -> None:
         """Rows, features and labels of all sites that are held, as all agreed."""
