@@ -131,8 +131,14 @@ def test_cases_without_any_label_may_be_kept(tmp_path: Path) -> None:
 
 
 def test_writing_of_a_finding_is_told_as_of_a_label(tmp_path: Path) -> None:
-    write(tmp_path, "a.csv", tb=["mild", "Mild", "none", "unknown"] * 2, pe=["yes", "no", "", "no"] * 2)
-    write(tmp_path, "b.csv", tb=["mild", "none", "mild", "none"] * 2, pe=[1, 0, 0, 1] * 2)
+    write(
+        tmp_path,
+        "a.csv",
+        x2=[5, 1, 4, 2] * 2,
+        tb=["mild", "Mild", "none", "unknown"] * 2,
+        pe=["yes", "no", "", "no"] * 2,
+    )
+    write(tmp_path, "b.csv", x2=[3, 0, 7, 1] * 2, tb=["mild", "none", "mild", "none"] * 2, pe=[1, 0, 0, 1] * 2)
     data = opened(tmp_path, spec_of({"tb": {"positive": "mild"}, "pe": {}}))
     notes = {note.number: str(note) for note in data.notes}
     assert "'Mild' (2: tb not mild), 'mild' (6: tb mild)" in notes["N226"]
