@@ -85,6 +85,7 @@ class Federation:
         """Write a checkpoint, here and at the sites."""
         plan, progress = self.plan, self.progress
         if plan.save:
+            checkpoint.allowed()
             counted = {site: progress.counted.get(site, 0) for site in plan.sites}
             asked = {s: Message(Checkpointed(round=progress.done, counted=n).fields()) for s, n in counted.items()}
             answered = gather(self.engine, "save", asked, plan.quorum, progress.failures)

@@ -97,7 +97,7 @@ class Checkpoint:
     """
 
     def __init__(self, folder: Path, allowed: Callable[[], None] = lambda: None) -> None:
-        self._allowed = allowed
+        self.allowed = allowed
         self.path, self.rows = folder / "checkpoint.safetensors", folder / "rounds.jsonl"
         self.memory: dict[str, Tensor] = {}
         self._length = 0
@@ -105,7 +105,7 @@ class Checkpoint:
     def write(self, progress: Progress, memory: Mapping[str, Tensor], rows: list[Row]) -> None:
         """Add a round; ``memory`` is what the coordinator's ends of parts keep."""
         text = "".join(json.dumps(row) + "\n" for row in rows).encode()
-        self._allowed()
+        self.allowed()
         self.rows.parent.mkdir(parents=True, exist_ok=True)
         try:
             with self.rows.open("r+b" if self.rows.exists() else "wb") as file:
@@ -128,7 +128,7 @@ class Checkpoint:
     def _while_allowed(self, pieces: Iterable[bytes | memoryview]) -> Iterator[bytes | memoryview]:
         """Ask once more when all is written but its name: a machine may have stood still since."""
         yield from pieces
-        self._allowed()
+        self.allowed()
 
     def read(self, first: Tensor) -> tuple[Progress, list[Row]] | None:
         """The progress saved, with all its rows, or None if there is none; ``first`` is the first state ``[Q]``."""
