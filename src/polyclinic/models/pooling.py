@@ -6,6 +6,7 @@ off and put behind the pooling, so a bag of one instance gives what the encoder 
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from typing import Any
 
 import torch
@@ -21,9 +22,10 @@ _ROWS, _IMAGES = 1 << 14, 64
 Encoder = str | dict[str, dict[str, Any] | None]
 
 
-class Pooling(nn.Module):
+class Pooling(nn.Module, ABC):
     """What becomes of the instances of a bag: a vector with as many numbers as each of them has."""
 
+    @abstractmethod
     def forward(self, features: Tensor, there: Tensor) -> Tensor:
         """Pool.
 
@@ -34,7 +36,6 @@ class Pooling(nn.Module):
         Returns:
             ``[B, D]``.
         """
-        raise NotImplementedError
 
 
 class Mean(Pooling):
