@@ -13,10 +13,10 @@ import yaml
 from helpers import write_table_study
 from polyclinic.errors import FederationError
 from polyclinic.federation import session
-from polyclinic.federation.job import OUTCOME, RESULTS
+from polyclinic.federation.job import LAST, OUTCOME, RESULTS
 from polyclinic.federation.kit import Kit
 from polyclinic.federation.session import Researcher
-from polyclinic.federation.watching.status import Outcome
+from polyclinic.federation.watching.status import Outcome, Status, Watch
 
 
 class NoConnection(ConnectionError):  # noqa: N818 - its name counts
@@ -79,6 +79,7 @@ class Coordinator:
         self._called()
         (self.folder / RESULTS).mkdir(parents=True, exist_ok=True)
         (self.folder / RESULTS / "results.csv").write_text("method\n")
+        (self.folder / LAST).write_text(Watch("trial", "ab" * 32, "accuracy", {}).status().model_dump_json())
         (self.folder / OUTCOME).write_text(Outcome(state="finished").model_dump_json())
         return str(self.folder)
 
@@ -121,6 +122,15 @@ def test_a_coordinator_that_is_away_for_a_while_is_waited_for(
     assert list(coordinator.jobs) == ["job-0"]
     assert (tmp_path / "out" / "results.csv").is_file()
     assert coordinator.opened == min(length, max(0, coordinator.calls - first))
+
+
+def test_the_end_is_told_though_nobody_looked_when_it_came(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, study: Path
+) -> None:
+    told = list[Status]()
+    one = researcher(tmp_path, monkeypatch, Coordinator(tmp_path / "there", set()))
+    one.run(study, tmp_path / "out", ["aachen", "bonn"], told.append)
+    assert [status.state for status in told] == ["finished"]
 
 
 def test_without_patience_it_is_told_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, study: Path) -> None:

@@ -15,8 +15,8 @@ from polyclinic.study.reading import without_entry
 COPIES = "data"
 #: Name of the study file in a job.
 STUDY_FILE = "study.yaml"
-#: Names in the folder of a job that is over: how the study ended, and its results.
-OUTCOME, RESULTS = "outcome.json", "results"
+#: Names in the folder of a job that is over: how the study ended, its results, and what would be told of it then.
+OUTCOME, RESULTS, LAST = "outcome.json", "results", "last.json"
 #: Name of the list of the sites that a study is for, in the coordinator's part of its job.
 SITES_FILE = "sites.json"
 #: Topic of the command by which a researcher asks where a study is.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import json
 import shutil
 import tempfile
 import time
@@ -13,7 +14,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from polyclinic.errors import FederationError, PolyclinicError, SiteError
-from polyclinic.federation.job import MARK, OUTCOME, PAUSE, RESULTS, STATUS, run_hash, sent_text, write_job
+from polyclinic.federation.job import LAST, MARK, OUTCOME, PAUSE, RESULTS, STATUS, run_hash, sent_text, write_job
 from polyclinic.federation.kit import Kit
 from polyclinic.federation.optional import require_flare
 from polyclinic.federation.remote.wire import Failure
@@ -157,7 +158,10 @@ class Researcher:
                     self._session.abort_job(name)
                 raise
             found = self._patiently(lambda: self._fetched(name, folder), time.monotonic() + patience)
-            return _taken(found, out, mark)
+            outcome, last = _taken(found, out, mark)
+            if last is not None:  # the end comes between two looks
+                follow(last.model_copy(update={"state": outcome.state}))
+            return outcome
 
     def _submit(self, job: Path) -> str:
         with _words("hand in a study"):
@@ -265,16 +269,18 @@ class Researcher:
         time.sleep(PERIOD)  # what a site still runs of the job that is over ends
 
 
-def _taken(found: Path, out: Path, mark: str) -> Outcome:
-    """How a job ended that is over; its results are put into ``out``."""
+def _taken(found: Path, out: Path, mark: str) -> tuple[Outcome, Status | None]:
+    """How a job ended that is over, and where it was then; its results are put into ``out``."""
     outcome = next(found.rglob(OUTCOME), None)
     results = next((path for path in found.rglob(RESULTS) if path.is_dir()), None)
     if results is not None:
         shutil.copytree(results, out, dirs_exist_ok=True)
-    if outcome is not None:
-        with contextlib.suppress(ValueError):  # of a coordinator with another version
-            return Outcome.model_validate_json(outcome.read_text(encoding="utf-8"))
-    return _unsaid(mark)
+    last: Status | None = None
+    with contextlib.suppress(ValueError):  # of a coordinator with another version
+        last = next((read_status(json.loads(path.read_bytes())) for path in found.rglob(LAST)), None)
+        if outcome is not None:
+            return Outcome.model_validate_json(outcome.read_text(encoding="utf-8")), last
+    return _unsaid(mark), last
 
 
 def _failure(outcome: Outcome) -> PolyclinicError:

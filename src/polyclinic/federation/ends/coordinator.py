@@ -24,6 +24,7 @@ from polyclinic.errors import FederationError, PolyclinicError, ResultsError, Si
 from polyclinic.federation.audit_log import AuditLog
 from polyclinic.federation.job import (
     COPIES,
+    LAST,
     MARK,
     OUTCOME,
     PAUSE,
@@ -89,6 +90,7 @@ class CoordinatorEnd(FLComponent):  # type: ignore[misc]
         folder = Path(workspace.get_run_dir(job))
         if conduct.results.is_dir():
             shutil.copytree(conduct.results, folder / RESULTS, dirs_exist_ok=True)
+        write_atomic(folder / LAST, conduct.watch.status().model_dump_json())
         write_atomic(folder / OUTCOME, outcome.model_dump_json())
         if conduct.engine.is_held_up:  # FLARE waits for them, else
             collab.context.abort_signal.trigger(True)

@@ -52,7 +52,7 @@ class Shown:
         self._lost = lost
         if self._live is not None:
             self._live.update(_drawn(status))
-        elif status.title and status.title != self._job:
+        elif status.title and status.title != self._job and status.state == "running":
             self._job = status.title
             self.console.print(f"Training {status.job + 1} of {status.jobs}: {status.title}", markup=False)
 
