@@ -79,9 +79,12 @@ def values_of(over: str, results: Results) -> pd.Series:
     Args:
         over: ``all`` (one value for the cases of all sites), ``sites`` (mean over the sites that can be scored),
             ``each`` (mean over all sites), ``worst`` (the lowest of those that can be scored), ``unseen`` (mean over
-            the sites that were left out), ``honest`` (mean over the sites that are not corrupt, with the attack).
+            the sites that were left out), ``honest`` (mean over the sites that are not corrupt, with the attack),
+            ``even`` (1 minus the difference of sensitivities between the first two groups of patients).
         results: of the repeat.
     """
+    if over == "even":
+        return _evenness(results)
     table, metric = results.results, declared(results)["evaluation"]["metrics"][0]
     run = {"honest": ATTACKED, "unseen": UNSEEN}.get(over, PLAIN)
     table = table[(table["metric"] == metric) & (table[RUN] == run)]
@@ -96,14 +99,23 @@ def values_of(over: str, results: Results) -> pd.Series:
     return groups.min() if over == "worst" else groups.mean()
 
 
+def _evenness(results: Results) -> pd.Series:
+    """How alike the ill of a group and of all others are found, within sites."""
+    table = pd.read_csv(results.folder / "subgroups.csv", dtype={"group": str})
+    table = table[(table["metric"] == "sen") & (table[RUN] == PLAIN)]
+    return 1 - table.groupby("method", sort=False)["gap"].first().abs()
+
+
 def declared(results: Results) -> dict[str, Any]:
     """The study file of finished results."""
     content: dict[str, Any] = yaml.safe_load((results.folder / "study.yaml").read_text(encoding="utf-8"))
     return content
 
 
-def measure_of(results: Results) -> str:
+def measure_of(results: Results, over: str = "sites") -> str:
     """What the values of a study are, in the words of a table."""
+    if over == "even":
+        return "Evenness"
     return HEADINGS[declared(results)["evaluation"]["metrics"][0]]
 
 

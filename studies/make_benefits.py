@@ -66,14 +66,30 @@ QUESTIONS = (
     Question("few-labels-skin-5", "sites",
              "Dermatoscopic images from four real sources; of each twentieth patient of the training part the label is "
              "known, validation has all. The other images are there without one."),
+    Question("few-labels-skin-10", "sites",
+             "The same, with the labels of each tenth patient."),
     Question("few-labels-skin-25", "sites",
              "The same, with the labels of each fourth patient."),
     Question("no-labels-skin-site", "sites",
              "Dermatoscopic images from three real sources; two know all labels of the training part, and the third "
              "knows none: fedavg leaves it out. The mean over the sources."),
+    Question("public-set", "sites",
+             "Seventeen real sites, and 265 scans of another study that all of them may see, without a label."),
+    Question("narrow-networks", "sites",
+             "Seven of seventeen real sites, with more than half of all scans, can train a half or a quarter of the "
+             "network's width. fedavg is what all could do; *whole only* leaves the seven out."),
+    Question("groups", "even",
+             "Four real hospitals. What counts is how evenly the ill are found among women and men: 1 minus the "
+             "difference of the two sensitivities."),
     Question("retina-cameras", "sites",
              "Pictures of the retina by three real cameras, in which vessels are segmented; nothing is done about the "
              "differences beforehand. The mean over the cameras."),
+    Question("retina-looks", "sites",
+             "The same, with methods that work on how images look, or on the frequencies of weights."),
+    Question("unseen-camera", "unseen",
+             "The same; each camera is left out of training in turn and tested."),
+    Question("few-labels-retina", "sites",
+             "The same, with the masks of each tenth patient of the training part."),
     Question("few-take-part", "sites",
              "Four of seventeen real sites take part in a round: with fedavg four at random, in the other rows as they "
              "say. The mean over the sites that have enough cases of each class."),
@@ -178,7 +194,7 @@ def told(out: Path) -> pd.DataFrame:
 def answer(question: Question, finished: Sequence[Results]) -> pd.DataFrame:
     """A row for each method of one study."""
     found = effects(pd.DataFrame([values_of(question.over, results) for results in finished]))
-    shared = (question.name, last_day(finished), len(finished), measure_of(finished[0]))
+    shared = (question.name, last_day(finished), len(finished), measure_of(finished[0], question.over))
     rows = [
         (*shared, e.method, round(e.mean, 4), round(e.effect, 4), round(e.low, 4), round(e.high, 4), word)
         for e, word in zip(found, verdicts(found), strict=True)

@@ -685,7 +685,7 @@ def unsaid_end() -> None:
     from polyclinic.federation.remote.wire import Failure
     from polyclinic.federation.session import _taken
 
-    raise Failure.model_validate(_taken(Path("nothing"), Path("results"), "3f1c09a2b7de").failure).error("")
+    raise Failure.model_validate(_taken(Path("nothing"), Path("results"), "3f1c09a2b7de")[0].failure).error("")
 
 
 def list_of_one() -> None:

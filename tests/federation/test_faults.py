@@ -28,7 +28,7 @@ KINDS = [
 METHODS: list[Any] = ["scaffold", "fedbn", {"fedavg": {"training": {"optimizer_state": "keep",
                                                                     "optimizer": {"adam": {"lr": 0.01}}}}}]  # fmt: skip
 TRAINING = {"rounds": 4, "weights": "uniform"}
-SEEDS = int(os.environ.get("POLYCLINIC_FAULT_SEEDS", "500"))
+SEEDS = int(os.environ.get("POLYCLINIC_FAULT_SEEDS", "200"))
 
 
 def training(folder: Path, method: Any, engine: Any = None, **more: Any) -> Federation:

@@ -170,7 +170,7 @@ def test_no_cases_give_empty_answers():
 
 @pytest.mark.parametrize("classes", [2, 3])
 def test_ignored_voxels_count_nowhere(classes):
-    names = ("dice", "hd95", "sen", "pre", "nsd", "lesion_sen", "lesion_f1")
+    names = ("dice", "hd95", "assd", "sen", "pre", "nsd", "lesion_sen", "lesion_f1")
 
     def measured(marked, truth):
         """Everything that a site says, with ``marked`` as the grey value and ``truth`` as the mask in some voxels."""

@@ -203,7 +203,7 @@ def test_unknown_metric_names_the_nearest():
 def test_every_metric_is_described():
     assert set(METRICS) == {*CLASSIFICATION, *SEGMENTATION, *REGRESSION, *SURVIVAL}
     lower = [name for name, metric in METRICS.items() if not metric.higher_is_better]
-    assert lower == ["brier", "ece", "hd95", "mae", "rmse", "ibs"]
+    assert lower == ["brier", "ece", "hd95", "assd", "mae", "rmse", "ibs"]
 
 
 def test_import_needs_numpy_alone():

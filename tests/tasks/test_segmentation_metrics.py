@@ -19,6 +19,7 @@ from polyclinic.tasks.segmentation_metrics import (
     segmentation_case,
     segmentation_classes,
     surface_dice,
+    surface_distance,
 )
 
 BASIC = ["dice", "hd95", "sen", "pre"]
@@ -61,10 +62,11 @@ def test_empty_masks():
     assert math.isnan(both["lesion_sen"])
     missed = segmentation_case(nothing, something, SEGMENTATION, spacing=(3.0, 4.0))
     worst = {"dice": 0.0, "sen": 0.0, "pre": 0.0, "nsd": 0.0, "lesion_sen": 0.0, "lesion_f1": 0.0}
-    assert missed == {**worst, "hd95": 100.0}  # the diagonal of 60 by 80
+    assert missed == {**worst, "hd95": 100.0, "assd": 100.0}  # the diagonal of 60 by 80
     invented = segmentation_case(something, nothing, SEGMENTATION)
     assert (invented["dice"], invented["pre"], invented["nsd"], invented["lesion_f1"]) == (0.0, 0.0, 0.0, 0.0)
-    assert invented["hd95"] == pytest.approx(20 * math.sqrt(2))
+    assert invented["hd95"] == invented["assd"] == pytest.approx(20 * math.sqrt(2))
+    assert both["assd"] == 0.0
     assert math.isnan(invented["sen"])
 
 
@@ -100,6 +102,30 @@ def test_surface_dice_is_that_of_monai(shape, tolerance):
         assert both == {
             "hd95": hausdorff95(prediction, mask, spacing), "nsd": surface_dice(prediction, mask, tolerance, spacing),
         }  # fmt: skip
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("shape", [(24, 30), (8, 12, 10)])
+@pytest.mark.parametrize("seed", range(4))
+def test_surface_distance_is_that_of_monai(shape, seed):
+    from monai.metrics import compute_average_surface_distance
+
+    prediction, mask = smooth(seed, shape)
+    spacing = [0.5, 2.0, 1.25][: len(shape)]
+    theirs = compute_average_surface_distance(
+        prediction[None, None], mask[None, None], include_background=True, symmetric=True, spacing=spacing
+    )
+    assert surface_distance(prediction, mask, spacing) == pytest.approx(float(theirs), rel=1e-6)
+    assert segmentation_case(prediction, mask, ["assd"], spacing) == {
+        "assd": pytest.approx(surface_distance(mask, prediction, spacing), rel=1e-12)
+    }
+
+
+def test_surface_distance_by_hand():
+    # One row of four pixels and one of two, 3 apart in rows of 2 mm: columns 0 to 3 against 1 to 2, of 1 mm each.
+    prediction, mask = np.zeros((6, 6), dtype=bool), np.zeros((6, 6), dtype=bool)
+    prediction[1, 0:4], mask[4, 1:3] = True, True
+    assert surface_distance(prediction, mask, (2.0, 1.0)) == pytest.approx((4 * 6 + 2 * math.sqrt(37)) / 6)
 
 
 def test_surface_dice_by_hand():

@@ -26,7 +26,7 @@ Integers = NDArray[np.int64]
 Booleans = NDArray[np.bool_]
 
 CLASSIFICATION = ("auc", "acc", "bac", "sen", "spe", "f1", "ap", "brier", "ece")
-SEGMENTATION = ("dice", "hd95", "sen", "pre", "nsd", "lesion_sen", "lesion_f1")
+SEGMENTATION = ("dice", "hd95", "assd", "sen", "pre", "nsd", "lesion_sen", "lesion_f1")
 REGRESSION = ("mae", "rmse", "r2", "r")
 SURVIVAL = ("concordance", "uno", "brier", "ibs")
 
@@ -97,6 +97,13 @@ METRICS = {
     "hd95": Metric(
         "Hausdorff distance, 95th percentile",
         "Distance within which 95 % of either outline lies from the other one; 0 is perfect.",
+        False,
+        "pixels",
+        _UNBOUNDED,
+    ),
+    "assd": Metric(
+        "Average surface distance",
+        "How far the outlines are from each other, as the mean over the points of both; 0 is perfect.",
         False,
         "pixels",
         _UNBOUNDED,
@@ -274,7 +281,7 @@ SEVERAL_CLASSES = {
 }
 
 #: Metrics that are distances: in millimetres where the size of a voxel is known, else in pixels.
-DISTANCES = ("hd95",)
+DISTANCES = ("hd95", "assd")
 
 
 def class_metric(metric: str, name: str) -> str:

@@ -87,8 +87,8 @@ def segmentation_case(
 
     ``dice`` is 2 |P and M| / (|P| + |M|), and 1 when both are empty. ``sen`` is |P and M| / |M|, NaN when there is
     nothing to find. ``pre`` is |P and M| / |P|; a prediction that marks nothing gets 1 when there is nothing to find
-    and 0 otherwise, so that marking nothing never pays. For ``hd95`` see ``hausdorff95``, for ``nsd``
-    ``surface_dice``, for ``lesion_sen`` and ``lesion_f1`` ``lesion_detection``.
+    and 0 otherwise, so that marking nothing never pays. For ``hd95`` see ``hausdorff95``, for ``assd``
+    ``surface_distance``, for ``nsd`` ``surface_dice``, for ``lesion_sen`` and ``lesion_f1`` ``lesion_detection``.
 
     Args:
         prediction: [H, W] or [D, H, W], true on the foreground.
@@ -114,9 +114,11 @@ def segmentation_case(
         "sen": both / there if there else float("nan"),
         "pre": both / marked if marked else float(there == 0),
     }
-    if "hd95" in names or "nsd" in names:
+    if {"hd95", "assd", "nsd"} & set(names):
         distances = outline_distances(prediction, mask, spacing) if marked and there else None
-        values["hd95"] = _percentile95(distances, prediction, mask, spacing)
+        worst = _worst(mask, spacing) if marked or there else 0.0
+        values["hd95"] = _percentile95(distances, worst)
+        values["assd"] = _average(distances, worst)
         values["nsd"] = _within(distances, tolerance, empty=marked + there == 0)
     if "lesion_sen" in names or "lesion_f1" in names:
         lesions = lesion_detection(prediction, mask)
@@ -165,8 +167,26 @@ def hausdorff95(prediction: Booleans, mask: Booleans, spacing: Sequence[float] |
     Returns:
         A distance in the unit of ``spacing``: 0 when both are empty, and the diagonal of the image when one is.
     """
-    both = prediction.any() and mask.any()
-    return _percentile95(outline_distances(prediction, mask, spacing) if both else None, prediction, mask, spacing)
+    return _percentile95(*_measured(prediction, mask, spacing))
+
+
+def surface_distance(prediction: Booleans, mask: Booleans, spacing: Sequence[float] | None = None) -> float:
+    """Average symmetric surface distance: the mean over the pixels of both outlines.
+
+    This equals MONAI's ``compute_average_surface_distance(symmetric=True)``, in double precision.
+
+    Args:
+        prediction: [H, W] or [D, H, W].
+        mask: same shape.
+        spacing: size of a pixel along each axis, default one.
+
+    Returns:
+        A distance in the unit of ``spacing``: 0 when both are empty, and the diagonal of the image when one is.
+
+    Source: T. Heimann et al., Comparison and evaluation of methods for liver segmentation from CT datasets, IEEE TMI
+    2009.
+    """
+    return _average(*_measured(prediction, mask, spacing))
 
 
 def surface_dice(
@@ -245,13 +265,28 @@ def lesion_detection(prediction: Booleans, mask: Booleans) -> Lesions:
     return Lesions(*counts)
 
 
-def _percentile95(
-    distances: Distances | None, prediction: Booleans, mask: Booleans, spacing: Sequence[float] | None
-) -> float:
+def _measured(
+    prediction: Booleans, mask: Booleans, spacing: Sequence[float] | None
+) -> tuple[Distances | None, float]:  # fmt: skip
+    """Distances between two outlines; where one is missing, what stands for them."""
+    if prediction.any() and mask.any():
+        return outline_distances(prediction, mask, spacing), 0.0
+    return None, _worst(mask, spacing) if prediction.any() or mask.any() else 0.0
+
+
+def _worst(mask: Booleans, spacing: Sequence[float] | None) -> float:
+    """Diagonal of the image."""
+    size = np.ones(mask.ndim) if spacing is None else np.asarray(spacing, dtype=np.float64)
+    return float(np.linalg.norm(size * mask.shape))
+
+
+def _average(distances: Distances | None, otherwise: float) -> float:
+    return otherwise if distances is None else float(np.concatenate(distances).mean())
+
+
+def _percentile95(distances: Distances | None, otherwise: float) -> float:
     if distances is None:
-        size = np.ones(mask.ndim) if spacing is None else np.asarray(spacing, dtype=np.float64)
-        one_empty = prediction.any() or mask.any()
-        return float(np.linalg.norm(size * mask.shape)) if one_empty else 0.0
+        return otherwise
     return float(max(np.percentile(distances.prediction, 95), np.percentile(distances.mask, 95)))
 
 
