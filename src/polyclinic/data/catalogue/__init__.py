@@ -12,6 +12,8 @@ from polyclinic.data.catalogue import (
     brats,
     camelyon,
     chest,
+    covid,
+    haemorrhage,
     heart,
     ixi,
     medmnist,
@@ -32,8 +34,12 @@ __all__ = ["ENTRIES", "Choices", "Entry", "Prepared", "find_entry", "prepare"]
 ENTRIES: dict[str, Entry] = {
     entry.name: entry
     for entry in (
-        adni.ENTRY, oasis.OASIS_1, oasis.OASIS_2, abide.ABIDE, ixi.ENTRY, brats.ENTRY, prostate.ENTRY,
-        skin.HAM10000, skin.ISIC_2019, retina.ENTRY, camelyon.ENTRY, chest.ENTRY, tuberculosis.ENTRY, medmnist.ENTRY,
+        adni.ENTRY, oasis.OASIS_1, oasis.OASIS_2, abide.ABIDE, ixi.ENTRY, brats.ENTRY, haemorrhage.ENTRY,
+        prostate.ENTRY,
+        skin.HAM10000, skin.ISIC_2019, retina.ENTRY,
+        camelyon.ENTRY,
+        chest.ENTRY, covid.COLLECTION, covid.COVIDX, tuberculosis.ENTRY,
+        medmnist.ENTRY,
         heart.ENTRY, abide.REGIONAL, mri_quality.ENTRY,
     )
 }  # fmt: skip
