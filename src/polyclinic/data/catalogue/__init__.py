@@ -12,6 +12,7 @@ from polyclinic.data.catalogue import (
     brats,
     camelyon,
     chest,
+    cine,
     covid,
     haemorrhage,
     heart,
@@ -35,7 +36,7 @@ ENTRIES: dict[str, Entry] = {
     entry.name: entry
     for entry in (
         adni.ENTRY, oasis.OASIS_1, oasis.OASIS_2, abide.ABIDE, ixi.ENTRY, brats.ENTRY, haemorrhage.ENTRY,
-        prostate.ENTRY,
+        prostate.ENTRY, cine.ACDC, cine.MMS,
         skin.HAM10000, skin.ISIC_2019, retina.ENTRY,
         camelyon.ENTRY,
         chest.ENTRY, covid.COLLECTION, covid.COVIDX, tuberculosis.ENTRY,
