@@ -99,7 +99,7 @@ def test_mms_by_centre_and_vendor(mms, prepared):
     }  # fmt: skip
     row = result.manifest.query("phase == 'ES' and age == '40'").iloc[0]
     source = nibabel.load(mms.folder / "OpenDataset/Training/Labeled/A0S9V9/A0S9V9_sa.nii.gz")
-    written = nibabel.load(result.out / result.study["data"]["root"] / row["image"])
+    written = nibabel.load(result.out / row["image"])
     assert np.array_equal(np.asarray(written.dataobj), np.asarray(source.dataobj)[..., 3])
     assert np.array_equal(written.affine, source.affine)
     assert (row["vendor"], row["split"]) == ("Siemens", "train")

@@ -14,6 +14,7 @@ from polyclinic.data.catalogue import (
     chest,
     cine,
     covid,
+    fundus,
     haemorrhage,
     heart,
     ixi,
@@ -37,7 +38,7 @@ ENTRIES: dict[str, Entry] = {
     for entry in (
         adni.ENTRY, oasis.OASIS_1, oasis.OASIS_2, abide.ABIDE, ixi.ENTRY, brats.ENTRY, haemorrhage.ENTRY,
         prostate.ENTRY, cine.ACDC, cine.MMS,
-        skin.HAM10000, skin.ISIC_2019, retina.ENTRY,
+        skin.HAM10000, skin.ISIC_2019, retina.ENTRY, fundus.RETINOPATHY, fundus.REFUGE,
         camelyon.ENTRY,
         chest.ENTRY, covid.COLLECTION, covid.COVIDX, tuberculosis.ENTRY,
         medmnist.ENTRY,

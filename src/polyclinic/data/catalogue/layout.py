@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import gzip
+import hashlib
 import os
 import re
 import zlib
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -143,6 +144,24 @@ def stem(path: str) -> str:
         if name.lower().endswith(ending):
             return name[: -len(ending)]
     return name
+
+
+def find_copies(source: Path, paths: Iterable[str]) -> dict[str, str]:
+    """Path of each file with the same bytes as an earlier one -> path of that one.
+
+    Only files of the same length are read.
+    """
+    lengths: dict[int, list[str]] = defaultdict(list)
+    for path in paths:
+        lengths[(source / path).stat().st_size].append(path)
+    copies: dict[str, str] = {}
+    first: dict[bytes, str] = {}
+    for names in lengths.values():
+        for name in names if len(names) > 1 else ():
+            digest = hashlib.sha256((source / name).read_bytes()).digest()
+            if first.setdefault(digest, name) != name:
+                copies[name] = first[digest]
+    return copies
 
 
 def by_stem(paths: Iterable[str]) -> dict[str, str]:
