@@ -10,6 +10,7 @@ from polyclinic.data.catalogue import (
     abide,
     adni,
     brats,
+    breast,
     camelyon,
     chest,
     cine,
@@ -24,6 +25,7 @@ from polyclinic.data.catalogue import (
     prostate,
     retina,
     skin,
+    slides,
     tuberculosis,
 )
 from polyclinic.data.catalogue.entry import Choices, Entry, Prepared
@@ -39,10 +41,10 @@ ENTRIES: dict[str, Entry] = {
         adni.ENTRY, oasis.OASIS_1, oasis.OASIS_2, abide.ABIDE, ixi.ENTRY, brats.ENTRY, haemorrhage.ENTRY,
         prostate.ENTRY, cine.ACDC, cine.MMS,
         skin.HAM10000, skin.ISIC_2019, retina.ENTRY, fundus.RETINOPATHY, fundus.REFUGE,
-        camelyon.ENTRY,
+        camelyon.ENTRY, slides.CAMELYON16, slides.TCGA,
         chest.ENTRY, covid.COLLECTION, covid.COVIDX, tuberculosis.ENTRY,
         medmnist.ENTRY,
-        heart.ENTRY, abide.REGIONAL, mri_quality.ENTRY,
+        heart.ENTRY, breast.ENTRY, abide.REGIONAL, mri_quality.ENTRY,
     )
 }  # fmt: skip
 

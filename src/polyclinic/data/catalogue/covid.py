@@ -8,9 +8,12 @@ import pandas as pd
 
 from polyclinic.data.catalogue.entry import Draft, Entry, Label, Request
 from polyclinic.data.catalogue.layout import (
+    LEAST_PATIENTS,
+    OTHERS,
     LayoutError,
     find_table,
     find_tables,
+    join_small_sites,
     optional_column,
     pick_column,
     read_table,
@@ -20,9 +23,6 @@ from polyclinic.data.catalogue.layout import (
 
 _IMAGES = (".png", ".jpg", ".jpeg")
 _DATA = {"size": [224, 224], "channels": "grey", "augmentation": []}
-#: A source or country with fewer patients is no site of its own.
-LEAST_PATIENTS = 10
-OTHERS = "others"
 
 
 def _by_name(source: Path) -> dict[str, str]:
@@ -31,14 +31,6 @@ def _by_name(source: Path) -> dict[str, str]:
     for path in walk_files(source, _IMAGES):
         found.setdefault(path.rsplit("/", 1)[-1], path)
     return found
-
-
-def _joined(sites: pd.Series[str], subjects: pd.Series[str]) -> tuple[pd.Series[str], list[str]]:
-    """Sites of few patients become one; empty ones stay empty."""
-    patients = subjects.groupby(sites).nunique()
-    small = [name for name in patients.index[patients < LEAST_PATIENTS] if name]
-    note = f"{len(small)} sites with fewer than {LEAST_PATIENTS} patients are put together as {OTHERS}."
-    return sites.where(~sites.isin(small), OTHERS), [note] if small else []
 
 
 # COVID-19 image data collection ---------------------------------------------------------------------------------------
@@ -73,7 +65,7 @@ def _collection(request: Request) -> Draft:
         sites = optional_column(table, "location").str.rsplit(",", n=1).str[-1].str.strip()
     else:
         sites = optional_column(table, "url").str.extract(r"^https?://(?:www\.)?([^/]+)", expand=False).fillna("")
-    sites, notes = _joined(sites, subject)
+    sites, notes = join_small_sites(sites, subject)
     rows.insert(0, "site", sites)
     return Draft(rows, "image", images=["image"], data=_DATA, training={"class_weights": "balanced"}, notes=notes)
 

@@ -23,6 +23,11 @@ VOLUME_ENDINGS = (".nii.gz", ".nii", ".img", ".mgz", ".mgh")
 IMAGE_ENDINGS = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".gif")
 
 
+#: A hospital, country or source with fewer patients is no site of its own where sites are joined.
+LEAST_PATIENTS = 10
+OTHERS = "others"
+
+
 class LayoutError(Exception):
     """The folder is not as the entry's layout says. The message says what was looked for."""
 
@@ -144,6 +149,18 @@ def stem(path: str) -> str:
         if name.lower().endswith(ending):
             return name[: -len(ending)]
     return name
+
+
+def join_small_sites(sites: pd.Series[str], subjects: pd.Series[str]) -> tuple[pd.Series[str], list[str]]:
+    """Sites of fewer than ``LEAST_PATIENTS`` become one, ``OTHERS``; empty ones stay empty.
+
+    Returns:
+        the sites, and a note with their number if there were any.
+    """
+    patients = subjects.groupby(sites).nunique()
+    small = [name for name in patients.index[patients < LEAST_PATIENTS] if name]
+    note = f"{len(small)} sites with fewer than {LEAST_PATIENTS} patients are put together as {OTHERS}."
+    return sites.where(~sites.isin(small), OTHERS), [note] if small else []
 
 
 def find_copies(source: Path, paths: Iterable[str]) -> dict[str, str]:
