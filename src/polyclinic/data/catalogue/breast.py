@@ -75,7 +75,7 @@ fed_tcga_brca/
     assumed=(
         "Patients whose hospital is in none of the six regions (8 in Brazil, Pakistan and elsewhere) are rejected, as "
         "in FLamby.",
-        "Patients with a time of 0 (13) are rejected: nothing was seen of them. FLamby keeps them.",
+        "Patients with a time of 0 (12 in the six regions) are rejected: nothing was seen of them. FLamby keeps them.",
         "The column `split` has FLamby's parts; the starter study makes folds instead. For its question set "
         "`evaluation: {split: split}`.",
     ),
