@@ -38,7 +38,7 @@ def test_all_findings(haemorrhage, prepared):
     result = prepared("rsna-haemorrhage", sites=2, alpha=20.0)
     assert result.reasons == {
         "rows of the image contradict each other": 1, "pixels are truncated": 1, "image file is missing": 1,
-        "image file is no DICOM file that can be read": 1,
+        "file is no DICOM: neither the preamble nor a data set is at its start": 1,
     }  # fmt: skip
     assert (result.prepared.used, sum(result.prepared.subjects.values())) == (21, 12)
     first = result.manifest.set_index("image").loc["stage_2_train/ID_000000000.dcm"]

@@ -20,6 +20,8 @@ from polyclinic.data.catalogue import (
     haemorrhage,
     heart,
     ixi,
+    kidney,
+    lung,
     medmnist,
     mri_quality,
     oasis,
@@ -42,7 +44,7 @@ ENTRIES: dict[str, Entry] = {
     for entry in (
         adni.ENTRY, oasis.OASIS_1, oasis.OASIS_2, aibl.ENTRY, abide.ABIDE, ixi.ENTRY, brats.ENTRY,
         haemorrhage.ENTRY,
-        prostate.ENTRY, cine.ACDC, cine.MMS,
+        prostate.ENTRY, prostate.PROMISE12, kidney.ENTRY, lung.ENTRY, cine.ACDC, cine.MMS,
         skin.HAM10000, skin.ISIC_2019, retina.ENTRY, fundus.RETINOPATHY, fundus.REFUGE,
         camelyon.ENTRY, slides.CAMELYON16, slides.TCGA,
         chest.ENTRY, covid.COLLECTION, covid.COVIDX, tuberculosis.ENTRY,

@@ -31,6 +31,14 @@ def write_nifti(path: Path, voxels: npt.NDArray[np.generic], spacing: float) -> 
         _write_volume(path, nibabel.Nifti1Image(voxels, np.diag([spacing, spacing, spacing, 1.0])))
 
 
+def write_volume(path: Path, voxels: npt.NDArray[np.generic], affine: npt.NDArray[np.float64]) -> None:
+    """Write ``[X, Y, Z]`` with an affine ``[4, 4]`` (mm, RAS+) as ``.nii.gz``, unless the file is there already."""
+    import nibabel
+
+    if not path.exists():
+        _write_volume(path, nibabel.Nifti1Image(voxels, affine))
+
+
 def pair_to_nifti(source: Path, path: Path) -> None:
     """Write a pair of ``.img`` and ``.hdr`` (Analyze 7.5 or NIfTI) as ``.nii.gz``, unless the file is there already.
 

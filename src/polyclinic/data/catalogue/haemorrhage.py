@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import logging
 from pathlib import Path
 
 import pandas as pd
 
 from polyclinic.data.catalogue.entry import Draft, Entry, Label, Request
 from polyclinic.data.catalogue.layout import by_stem, find_table, pick_column, read_table, walk_files
-
-logger = logging.getLogger(__name__)
+from polyclinic.data.readers.dicom.header import read_header
+from polyclinic.data.readers.volume import UnreadableError
 
 KINDS = ("epidural", "intraparenchymal", "intraventricular", "subarachnoid", "subdural")
 FINDINGS = (*KINDS, "any")
@@ -33,18 +32,12 @@ def _labels(request: Request) -> pd.DataFrame:
 
 
 def _patient(path: Path) -> tuple[str, str]:
-    """PatientID of a file, and why it can't be used."""
-    from pydicom import dcmread
-    from pydicom.errors import InvalidDicomError
-
+    """A name made of the PatientID of a file (empty for none), and why the file can't be used."""
     try:
-        header = dcmread(path, stop_before_pixels=True, specific_tags=["PatientID", "Rows", "Columns", "BitsAllocated"])
-        pixels = header.Rows * header.Columns * header.BitsAllocated // 8
-        patient = str(header.get("PatientID", "")).strip()
-    except (OSError, InvalidDicomError, AttributeError, TypeError, ValueError) as error:
-        logger.debug("%s: no header to read", path, exc_info=error)
-        return "", "image file is no DICOM file that can be read"
-    return patient, "pixels are truncated" if path.stat().st_size < pixels else ""
+        header = read_header(path, salt="rsna")
+    except UnreadableError as error:
+        return "", str(error)
+    return header.subject, "pixels are truncated" if header.truncated else ""
 
 
 def _draft(request: Request) -> Draft:
