@@ -9,18 +9,28 @@ from __future__ import annotations
 from polyclinic.data.catalogue import (
     abide,
     adni,
+    aibl,
     brats,
+    breast,
     camelyon,
     chest,
+    cine,
+    covid,
+    fundus,
+    haemorrhage,
     heart,
     ixi,
+    kidney,
+    lung,
     medmnist,
     mri_quality,
     oasis,
     prostate,
     retina,
     skin,
+    slides,
     tuberculosis,
+    ukbiobank,
 )
 from polyclinic.data.catalogue.entry import Choices, Entry, Prepared
 from polyclinic.data.catalogue.preparing import prepare
@@ -32,9 +42,14 @@ __all__ = ["ENTRIES", "Choices", "Entry", "Prepared", "find_entry", "prepare"]
 ENTRIES: dict[str, Entry] = {
     entry.name: entry
     for entry in (
-        adni.ENTRY, oasis.OASIS_1, oasis.OASIS_2, abide.ABIDE, ixi.ENTRY, brats.ENTRY, prostate.ENTRY,
-        skin.HAM10000, skin.ISIC_2019, retina.ENTRY, camelyon.ENTRY, chest.ENTRY, tuberculosis.ENTRY, medmnist.ENTRY,
-        heart.ENTRY, abide.REGIONAL, mri_quality.ENTRY,
+        adni.ENTRY, oasis.OASIS_1, oasis.OASIS_2, aibl.ENTRY, abide.ABIDE, ixi.ENTRY, brats.ENTRY,
+        haemorrhage.ENTRY,
+        prostate.ENTRY, prostate.PROMISE12, kidney.ENTRY, lung.ENTRY, cine.ACDC, cine.MMS,
+        skin.HAM10000, skin.ISIC_2019, retina.ENTRY, fundus.RETINOPATHY, fundus.REFUGE,
+        camelyon.ENTRY, slides.CAMELYON16, slides.TCGA,
+        chest.ENTRY, covid.COLLECTION, covid.COVIDX, tuberculosis.ENTRY,
+        medmnist.ENTRY,
+        heart.ENTRY, breast.ENTRY, ukbiobank.ENTRY, abide.REGIONAL, mri_quality.ENTRY,
     )
 }  # fmt: skip
 

@@ -22,10 +22,11 @@ from polyclinic.data.catalogue.layout import (
 )
 from polyclinic.data.catalogue.studies import grid
 
-_LONI = re.compile(
-    r"(?:^|/)(?P<subject>\d{3}_S_\d{4,5})/(?P<series>[^/]+)/(?P<date>\d{4}-\d\d-\d\d)[^/]*/(?P<last>[A-Z]\d+)/(?P<file>[^/]+)$"
-)
-_T1 = re.compile(r"mp[-_ ]?rage|mpr|spgr|(?:^|[^a-z])t1(?:[^a-z]|$)", re.IGNORECASE)
+#: Behind the subject in LONI's folders: series, day, number of the image or series, file.
+_LONI = r"/(?P<series>[^/]+)/(?P<date>\d{4}-\d\d-\d\d)[^/]*/(?P<last>[A-Z]\d+)/(?P<file>[^/]+)$"
+_SUBJECT = r"\d{3}_S_\d{4,5}"
+#: Names of T1-weighted series.
+T1 = re.compile(r"mp[-_ ]?rage|mpr|spgr|(?:^|[^a-z])t1(?:[^a-z]|$)", re.IGNORECASE)
 #: The more LONI corrected a series, the earlier it stands.
 _CORRECTIONS = ("Scaled", "N3", "B1_Correction", "GradWarp")
 _DIAGNOSES = {
@@ -38,7 +39,9 @@ _MOST_DAYS = 183
 
 
 @dataclass(frozen=True)
-class _Scan:
+class Scan:
+    """A series in a folder as LONI (the Laboratory of Neuro Imaging) packs it; ``path`` is relative to the source."""
+
     subject: str
     series: str
     date: str
@@ -46,18 +49,24 @@ class _Scan:
     path: str
 
 
-def _scans(source: Path) -> list[_Scan]:
-    """Every series found; a DICOM series is the folder of its files."""
-    found: dict[tuple[str, str], _Scan] = {}
+def find_scans(source: Path, subject: str = _SUBJECT) -> list[Scan]:
+    """Every series found in LONI's folders, the most corrected of a day first; a DICOM series is its folder.
+
+    Args:
+        source: the folder of the data set.
+        subject: expression for the folder of a subject.
+    """
+    folders = re.compile(rf"(?:^|/)(?P<subject>{subject}){_LONI}")
+    found: dict[tuple[str, str], Scan] = {}
     for path in walk_files(source, (".nii", ".nii.gz", ".dcm")):
-        match = _LONI.search(path)
+        match = folders.search(path)
         if match is None:
             continue
         from_name = re.search(r"_(I\d+)\.", match["file"])
         image_id = match["last"] if match["last"].startswith("I") else from_name[1] if from_name else match["last"]
         place = path.rsplit("/", 1)[0] if path.lower().endswith(".dcm") else path
         found.setdefault(
-            (match["subject"], image_id), _Scan(match["subject"], match["series"], match["date"], image_id, place)
+            (match["subject"], image_id), Scan(match["subject"], match["series"], match["date"], image_id, place)
         )
     return sorted(found.values(), key=lambda scan: (scan.subject, scan.date, _corrections(scan.series), scan.image_id))
 
@@ -136,7 +145,7 @@ def _visits(scans: pd.DataFrame, merge: pd.DataFrame) -> pd.DataFrame:
     return exact.where(scans["image_id"].isin(by_image.index), near)
 
 
-def _from_images(request: Request, scans: list[_Scan]) -> Draft:
+def _from_images(request: Request, scans: list[Scan]) -> Draft:
     merge, collection = _merge_table(request.source), _collection_table(request.source)
     if merge is None and collection is None:
         raise LayoutError("The images are there, but no table: neither ADNIMERGE*.csv nor the collection's CSV "
@@ -149,7 +158,7 @@ def _from_images(request: Request, scans: list[_Scan]) -> Draft:
             known[name] = known[name].where(known[name] != "", more[name])
     rows["t1"] = rows.pop("path")
     rows = rows.join(known)
-    rows["reason"] = np.where(rows["series"].str.contains(_T1), "", "series is not T1-weighted by its name")
+    rows["reason"] = np.where(rows["series"].str.contains(T1), "", "series is not T1-weighted by its name")
     usable = rows[rows["reason"] == ""]
     again = usable.index[usable.duplicated(["subject", "date"])]
     rows.loc[again, "reason"] = "another series of the same session"
@@ -213,7 +222,7 @@ def _from_table(request: Request) -> Draft:
 
 
 def _draft(request: Request) -> Draft:
-    scans = _scans(request.source)
+    scans = find_scans(request.source)
     return _from_images(request, scans) if scans else _from_table(request)
 
 

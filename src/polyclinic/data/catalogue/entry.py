@@ -13,7 +13,7 @@ import pandas as pd
 from polyclinic.data.cases import Counts
 
 Kind = Literal["table", "image", "volume"]
-Task = Literal["classification", "segmentation", "regression"]
+Task = Literal["classification", "segmentation", "regression", "survival", "multi_label"]
 
 
 @dataclass(frozen=True)
@@ -21,11 +21,13 @@ class Label:
     """Something that can be learnt from a data set.
 
     Attributes:
-        column: its column in the manifest.
+        column: its column in the manifest; of several findings the first.
         meaning: what it is, and its values.
-        task: what it is learnt for; for segmentation ``column`` holds the mask.
+        task: what it is learnt for; for segmentation ``column`` holds the mask, for survival the time.
         positive: classes that are the positive class by default; empty: every value is a class of its own.
         against: classes that are the negative class by default; empty: all others.
+        event: column of the event (survival), 1 where it happened and 0 where it was not seen.
+        findings: columns of all findings (multi-label), of 1, 0 and empty cells.
     """
 
     column: str
@@ -33,6 +35,13 @@ class Label:
     task: Task = "classification"
     positive: tuple[str, ...] = ()
     against: tuple[str, ...] = ()
+    event: str = ""
+    findings: tuple[str, ...] = ()
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """The columns of the manifest that hold what is learnt."""
+        return self.findings or ((self.column, self.event) if self.event else (self.column,))
 
 
 @dataclass(frozen=True)
@@ -98,7 +107,9 @@ class Draft:
         mask: the mask column.
         features: feature columns or globs (tables).
         data: further entries of the starter study's ``data:`` part, such as ``size``.
+            With ``bag`` the rows are instances, and the template is one for bags.
         training: entries of the starter study's ``training:`` part that differ from the template's.
+        evaluation: entries of its ``evaluation:`` part, such as ``times``.
         split: column that fixes train, validation and test, if the data set has an official one.
         notes: sentences for the user.
     """
@@ -111,6 +122,7 @@ class Draft:
     features: list[str] = field(default_factory=list)
     data: dict[str, Any] = field(default_factory=dict)
     training: dict[str, Any] = field(default_factory=dict)
+    evaluation: dict[str, Any] = field(default_factory=dict)
     split: str | None = None
     notes: list[str] = field(default_factory=list)
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import gzip
+import hashlib
 import os
 import re
 import zlib
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -20,6 +21,11 @@ MISSING = ("", "NA", "N/A", "n/a", "nan", "NaN", "null", "None", "?", ".")
 #: Endings of volumes that a reader takes as one file; ``.img`` goes with its ``.hdr``.
 VOLUME_ENDINGS = (".nii.gz", ".nii", ".img", ".mgz", ".mgh")
 IMAGE_ENDINGS = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".gif")
+
+
+#: A hospital, country or source with fewer patients is no site of its own where sites are joined.
+LEAST_PATIENTS = 10
+OTHERS = "others"
 
 
 class LayoutError(Exception):
@@ -143,6 +149,36 @@ def stem(path: str) -> str:
         if name.lower().endswith(ending):
             return name[: -len(ending)]
     return name
+
+
+def join_small_sites(sites: pd.Series[str], subjects: pd.Series[str]) -> tuple[pd.Series[str], list[str]]:
+    """Sites of fewer than ``LEAST_PATIENTS`` become one, ``OTHERS``; empty ones stay empty.
+
+    Returns:
+        the sites, and a note with their number if there were any.
+    """
+    patients = subjects.groupby(sites).nunique()
+    small = [name for name in patients.index[patients < LEAST_PATIENTS] if name]
+    note = f"{len(small)} sites with fewer than {LEAST_PATIENTS} patients are put together as {OTHERS}."
+    return sites.where(~sites.isin(small), OTHERS), [note] if small else []
+
+
+def find_copies(source: Path, paths: Iterable[str]) -> dict[str, str]:
+    """Path of each file with the same bytes as an earlier one -> path of that one.
+
+    Only files of the same length are read.
+    """
+    lengths: dict[int, list[str]] = defaultdict(list)
+    for path in paths:
+        lengths[(source / path).stat().st_size].append(path)
+    copies: dict[str, str] = {}
+    first: dict[bytes, str] = {}
+    for names in lengths.values():
+        for name in names if len(names) > 1 else ():
+            digest = hashlib.sha256((source / name).read_bytes()).digest()
+            if first.setdefault(digest, name) != name:
+                copies[name] = first[digest]
+    return copies
 
 
 def by_stem(paths: Iterable[str]) -> dict[str, str]:

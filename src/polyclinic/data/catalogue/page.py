@@ -83,7 +83,8 @@ def entry_page(entry: Entry) -> str:
 
 
 def _label(label: Label) -> str:
-    text = f"{label.meaning}. Column `{label.column}`"
+    columns = [f"`{name}`" for name in label.columns]
+    text = f"{label.meaning}. Column{'s' if len(columns) > 1 else ''} {', '.join(columns)}"
     if label.positive:
         text += f", positive {', '.join(label.positive)}"
     if label.against:

@@ -51,8 +51,10 @@ def prepare(
         ResultsError: P501 when ``out`` can't be used.
     """
     label_name = _chosen("label", choices.label, list(entry.labels), entry)
-    sites_by = _chosen("way to tell sites", choices.sites_by, [*entry.sites_by, *SCHEMES], entry)
     label = entry.labels[label_name]
+    # Without classes the first of the artificial ways can't be the default.
+    schemes = SCHEMES if label.task == "classification" else reversed(SCHEMES)
+    sites_by = _chosen("way to tell sites", choices.sites_by, [*entry.sites_by, *schemes], entry)
     if sites_by == "dirichlet" and label.task != "classification":
         raise DataError(
             "P208", f"Dirichlet sites need classes, and {label_name!r} has none ({label.task}).", "Use quantity."
@@ -107,9 +109,16 @@ def _reject_missing(rows: pd.DataFrame, draft: Draft, label: Label, source: Path
     _reject(rows, rows["subject"] == "", "subject is missing")
     if natural:
         _reject(rows, rows["site"] == "", "site is unknown")
-    _reject(rows, rows[label.column] == "", f"{label.column} is missing")
+    if label.findings:
+        _reject(rows, (rows[list(label.findings)] == "").all(axis=1), "every finding is missing")
+    else:
+        for column in label.columns:
+            _reject(rows, rows[column] == "", f"{column} is missing")
+    numbers = pd.to_numeric(rows[label.column], errors="coerce")
     if label.task == "regression":
-        _reject(rows, pd.to_numeric(rows[label.column], errors="coerce").isna(), f"{label.column} is not a number")
+        _reject(rows, numbers.isna(), f"{label.column} is not a number")
+    if label.task == "survival":
+        _reject(rows, ~numbers.gt(0), f"{label.column} is not above 0")
     if draft.kind == "table":
         return
     root = source if source.is_dir() else source.parent

@@ -22,6 +22,11 @@ _TEMPLATES: dict[tuple[Kind, Task], tuple[Any, _Training, list[str]]] = {
         {"rounds": 50, "batch_size": 32, "optimizer": {"adamw": {"lr": 0.003}}},
         ["mae", "r2"],
     ),
+    ("table", "survival"): (
+        "logistic",
+        {"rounds": 50, "batch_size": 512, "optimizer": {"sgd": {"lr": 0.1}}},
+        ["concordance"],
+    ),
     ("image", "classification"): (
         {"cnn": {"channels": [16, 32, 64]}},
         {"rounds": 15, "batch_size": 32, "optimizer": {"adamw": {"lr": 0.003}}},
@@ -31,6 +36,11 @@ _TEMPLATES: dict[tuple[Kind, Task], tuple[Any, _Training, list[str]]] = {
         {"cnn": {"channels": [16, 32, 64]}},
         {"rounds": 15, "batch_size": 32, "optimizer": {"adamw": {"lr": 0.003}}},
         ["mae", "r2"],
+    ),
+    ("image", "multi_label"): (
+        {"cnn": {"channels": [16, 32, 64]}},
+        {"rounds": 15, "batch_size": 32, "optimizer": {"adamw": {"lr": 0.003}}},
+        ["auc", "ap", "bac"],
     ),
     ("image", "segmentation"): (
         {"unet": {"channels": [16, 32, 64, 128]}},
@@ -47,12 +57,19 @@ _TEMPLATES: dict[tuple[Kind, Task], tuple[Any, _Training, list[str]]] = {
         {"rounds": 30, "batch_size": 4, "optimizer": {"adamw": {"lr": 0.001}}},
         ["mae", "r2"],
     ),
+    ("volume", "multi_label"): (
+        {"cnn": {"channels": [16, 32, 64, 128], "norm": "group"}},
+        {"rounds": 15, "batch_size": 32, "optimizer": {"adamw": {"lr": 0.001}}},
+        ["auc", "ap", "bac"],
+    ),
     ("volume", "segmentation"): (
         {"unet": {"channels": [16, 32, 64, 128], "norm": "instance"}},
         {"rounds": 30, "batch_size": 2, "optimizer": {"adamw": {"lr": 0.001}}},
         ["dice", "hd95"],
     ),
 }
+#: What is put before the pooling of bags whose instances are rows of features.
+_FEATURES = {"mlp": {"hidden": [128]}}
 _FLIPS = [{"RandFlip": {"prob": 0.5, "spatial_axis": 0}}, {"RandFlip": {"prob": 0.5, "spatial_axis": 1}}]
 
 
@@ -84,7 +101,11 @@ def starter_study(
     kind = draft.kind
     model, training, metrics = _TEMPLATES[kind, label.task]
     data: dict[str, Any] = {"table": "manifest.csv", "site": "site", "subject": "subject"}
-    if label.task != "segmentation":
+    if label.findings:
+        data["findings"] = list(label.findings)
+    elif label.event:
+        data |= {"time": label.column, "event": label.event}
+    elif label.task != "segmentation":
         data["label"] = label.column
     if positive:
         data["positive"] = list(positive) if len(positive) > 1 else positive[0]
@@ -104,15 +125,26 @@ def starter_study(
     evaluation: dict[str, Any] = {"split": draft.split} if draft.split else {"folds": 5 if kind == "table" else 3}
     if label.task == "classification" and classes > 2:
         metrics = ["auc", "acc", "bac"]
+    if kind == "table" and "bag" in data:
+        model, training = _FEATURES, training | {"batch_size": 8, "optimizer": {"adamw": {"lr": 0.001}}}
+    if "bag" in data:
+        model = {"gated_attention": {"encoder": model}}
+        training = training | {"batch_size": min(training["batch_size"], 8)}
     return {
         "study": f"{entry.title}: {label.meaning.split(':')[0].split(';')[0]}",
         "data": data,
         "task": label.task,
         "model": model,
         "training": training | draft.training,
-        "evaluation": evaluation | {"metrics": metrics},
-        "methods": ["single", "mix", "fedavg", {"fedprox": {"mu": 0.1}}] if sites > 1 else ["single"],
+        "evaluation": evaluation | {"metrics": metrics} | draft.evaluation,
+        "methods": _methods(sites, "bag" in data),
     }
+
+
+def _methods(sites: int, bags: bool) -> list[Any]:
+    if sites == 1:
+        return ["single"]
+    return ["single", "mix", "fedavg", "attention_mil" if bags else {"fedprox": {"mu": 0.1}}]
 
 
 def study_text(entry: Entry, content: dict[str, Any], notes: list[str]) -> str:
