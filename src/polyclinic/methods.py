@@ -432,6 +432,14 @@ publish(
     local=["tent"],
 )
 publish(
+    "fedsm",
+    _SHIFT,
+    "A selector that tells sites apart says for each case whose site's model predicts it.",
+    "Xu et al., CVPR 2022",
+    local=["super_model"],
+    personal="second_model",
+)
+publish(
     "splitavg",
     _SHIFT,
     "The head learns at the server from the features of all sites' batches at once.",

@@ -51,6 +51,7 @@ def run_rounds(
             if progress.done >= plan.affordable:
                 raise BudgetSpent("With the server's noise a further round would cost the sites more than that.")
             new = _round(federation, attendance)
+            progress.beside = federation.beside()
         except BrokenDown as broken:
             attendance.note(f"Training broke down in round {progress.done + 1} and ended there. {broken}")
             broke_down = True

@@ -132,7 +132,7 @@ def test_scaffold_by_hand():
             given, gradient = end.begin(view, mean.send(site)), gradients[site](w)
             end.gradient(gradient, w, w, given)
             ends[site] = w - 0.1 * gradient
-            ended = Ended(view, w, ends[site], ends[site], 1, lambda: 1.0)
+            ended = Ended(view, w, ends[site], ends[site], ends[site], 1, lambda: 1.0)
             sent = {"control_variates": end.end(ended, given)}
             mean.take(Update(site, ends[site] - w, torch.zeros(0), 1.0, sent))
         mean.finish(Step(size, torch.zeros(0), {}))

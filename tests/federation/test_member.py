@@ -231,6 +231,14 @@ def test_what_a_policy_does_not_allow_is_refused(
         member(kit, write_study(kit, **study))
 
 
+def test_a_site_s_own_model_goes_to_other_sites_only_if_its_policy_says_so(kit: Path) -> None:
+    study = write_study(kit, methods=["fedavg", "fedsm"])
+    with pytest.raises(FederationError, match=r"P604 .*: fedsm sends .* own model to other sites \(super_model\)\."):
+        member(kit, study)
+    write_site_file(kit, policy={"personal_models": True})
+    member(kit, study)
+
+
 @pytest.mark.parametrize(
     ("function", "changes", "words"),
     [

@@ -152,6 +152,20 @@ class Ditto(Personal):
         return memory if personal is None else {"model": personal.clone()}
 
 
+@PERSONAL.add("second_model")
+class SecondModel(Ditto):
+    """A model of the site's own, trained beside the shared one, on the same batches, as if it were alone.
+
+    It goes on from where it was, or where a part moves it to (`super_model`). That is Ditto with λ = 0.
+
+    Args:
+        epochs: passes of its training in a round; None for the same work as for the shared model.
+    """
+
+    def __init__(self, *, epochs: PositiveInt | None = None) -> None:
+        super().__init__(weight=0.0, epochs=epochs)
+
+
 @PERSONAL.add("head_then_body")
 class HeadThenBody(Personal):
     """FedRep: in each round the site's own head is trained on the fixed received body, then the body under that head.

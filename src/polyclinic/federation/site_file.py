@@ -53,7 +53,8 @@ class Policy(_Entries):
         hours: for how long the site works for a study, in all.
         predictions: whether predictions of single test cases may leave, under pseudonyms.
         overlays: whether pictures of single cases may leave.
-        personal_models: whether parts of a model may leave that a method keeps at the site.
+        personal_models: whether parts of a model may leave that a method keeps at the site, and whether the site's own
+            model may be sent to other sites.
         final_models: whether a study may end with a model that is used, trained on all of the site's cases.
         public: whether a study may have a public set, of whose cases the site tells what its model finds.
         researchers: who may ask for studies; None for all of the consortium.

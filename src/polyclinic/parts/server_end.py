@@ -166,6 +166,7 @@ class ServerEnd:
         workplace: what there is to compute with.
         needs_public: whether it computes on the public set, of which the coordinator then needs a copy.
         needs_whole: whether it runs the sites' models, so that these must be shared as a whole.
+        predicts_elsewhere: whether ``predicting`` is for sites alone that did not train.
     """
 
     name: str = ""
@@ -177,6 +178,7 @@ class ServerEnd:
     workplace: Workplace
     needs_public: ClassVar[bool] = False
     needs_whole: ClassVar[bool] = False
+    predicts_elsewhere: ClassVar[bool] = False
 
     def meet(self, announced: Mapping[str, Memory], everyone: Mapping[str, float]) -> None:
         """Called once, before the model's first round, and again where a training goes on from a checkpoint.
@@ -219,6 +221,12 @@ class ServerEnd:
 
     def restore(self, memory: Memory) -> None:
         """Take back what ``memory`` gave."""
+
+    def predicting(self) -> Memory:
+        """What sites are sent besides the model when their cases are predicted, in validation and in tests; asked after
+        each round. ``adapted`` at the site has it as ``view.sent``. Names are keys of the part's ``reveals``, perhaps
+        with a number behind: ``model0``, ``model1``, ..."""
+        return {}
 
     def needed(self) -> Memory:
         """What a model that is in use needs of the part besides the network; its `Part.shown` is given it."""

@@ -50,6 +50,7 @@ class SiteView(ABC):
         model: the network that does all work of this process. A part may load any vector into it.
         task: loss and measures.
         public: the public set, prepared; the same cases in the same order at all sites. None where no part needs it.
+        sent: in ``adapted`` what the part's end at the server sent for it (`ServerEnd.predicting`).
     """
 
     name: str
@@ -70,6 +71,7 @@ class SiteView(ABC):
     model: FlatModule
     task: Task
     public: Dataset | None
+    sent: Memory
 
     @abstractmethod
     def count(self, part: PartOfCases = "train") -> int:
@@ -190,6 +192,7 @@ class Ended:
         end: weights at its end ``[T]``; those that stay at the site are as in ``start``, so that a part learns and
             tells nothing of them.
         vector: whole state at its end ``[P]``, also of what stays at the site.
+        own: the model for the site's own cases after the round ``[P]``: the personal one, or else ``vector``.
         steps: optimiser steps taken with the weights that are shared.
         path: gives the length ‖a‖₁ of these steps' weights: how far, in units of the learning rate, a constant
             gradient of 1 moves the weights in these steps. For plain SGD it is the number of steps.
@@ -199,6 +202,7 @@ class Ended:
     start: Tensor
     end: Tensor
     vector: Tensor
+    own: Tensor
     steps: int
     path: Callable[[], float]
 
@@ -294,6 +298,17 @@ class SiteEnd:
         """
         return vector
 
+    def own_starts_at(self, vector: Tensor, view: SiteView, given: Memory) -> Tensor:
+        """The model that the training of a personal model starts from in this round ``[P]``, where it starts from the
+        site's own.
+
+        Args:
+            vector: the site's own, or what a part before made of it ``[P]``; not written to.
+            view: the site in this round.
+            given: what ``begin`` gave.
+        """
+        return vector
+
     def class_weights(self, given: Memory) -> Tensor | None:
         """Weight of each class's cases in the loss ``[C]``, on top of the study's own; None leaves them alone."""
         return None
@@ -320,11 +335,13 @@ class SiteEnd:
     def adapted(self, network: Network, index: Tensor, inputs: Callable[[Tensor], Tensor], view: SiteView) -> Network:
         """What predicts cases in a test, or validation cases for a threshold, instead of a network.
 
+        Validation cases of the other rounds are predicted so, too, if the end at the server sends something for it.
+
         Args:
             network: of the best round.
             index: positions of all cases that are predicted ``[n]``.
             inputs: gives those of some of them, ``[B, ...]``; their labels are not to be had.
-            view: the site.
+            view: the site, with the shared model as ``vector``, and what the end at the server ``sent`` for it.
         """
         return network
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from polyclinic.communication.exchange import check_declared
 from polyclinic.communication.message import Message
 from polyclinic.engine.base import Engine
 from polyclinic.parts import FEDERATION, Memory
@@ -47,6 +48,14 @@ class Federation:
             asking = {name: self.conversation.asking(name) for name in chain.ends}
             chain.meet(told, self.plan.weights, asking, others, self.plan.workplace)
         return self._chains[model]
+
+    def beside(self) -> Memory:
+        """``part/name`` -> what sites are sent beside the model when cases are predicted."""
+        reveals, ends = self.plan.reveals, next((chain.ends for chain in self._chains.values()), {})
+        found = {name: tensors_of(name, "predicting", end.predicting()) for name, end in ends.items()}
+        beside = {f"{name}/{key}": tensor for name, tensors in found.items() for key, tensor in tensors.items()}
+        check_declared((name if name in reveals else name.rstrip("0123456789") for name in beside), reveals)
+        return beside
 
     def needed(self) -> dict[str, Memory]:
         """Part -> what a model that is in use needs of it. All of a training's models are shown the same images."""

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from polyclinic.data.dataset import Dataset
 from polyclinic.models.variant import Variant
-from polyclinic.parts import Grouping, Part, Procedure, Workplace, tell_parts
+from polyclinic.parts import Grouping, Memory, Part, Procedure, Workplace, tell_parts
 from polyclinic.parts.grouping import Star
 from polyclinic.parts.procedure import Local
 from polyclinic.privacy import Budget, Event, merged
@@ -129,6 +129,16 @@ class Plan:
         tell_parts(parts, self.known.given, self.known.sizes)
         ends = {name: part.at_server() for name, part in parts.items()}
         return Chain(ends, lambda part, packed, site: check_opened(self.known.at(site, "train"), part, packed))
+
+    @cached_property
+    def _elsewhere(self) -> frozenset[str]:
+        """Parts that send something beside the model to sites alone that did not train."""
+        return frozenset(name for name, part in self.parts().items() if part.at_server().predicts_elsewhere)
+
+    def sent_beside(self, beside: Memory, site: str) -> Memory:
+        """What of all that stands beside the model (`Progress.beside`) a site is sent whose cases are predicted."""
+        trains = site in self.weights
+        return {name: one for name, one in beside.items() if not (trains and name.split("/")[0] in self._elsewhere)}
 
     def cycled_in(self, number: int) -> dict[str, Any]:
         """Options of the local optimiser that the schedule cycles, in a round."""

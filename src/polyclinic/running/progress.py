@@ -41,6 +41,8 @@ class Progress:
         trained: model -> in how many rounds it was trained, or on how many batches where one site trains after another.
         lost: sites that did not answer when they should have kept their part of the model of the best round.
         saved: site -> after how many rounds it last wrote a checkpoint of its own.
+        beside: ``part/name`` -> what sites are sent beside the model when cases are predicted.
+        best_beside: the same of the best round.
         needed: part -> what a model that is in use needs of it besides the network; known at the end.
     """
 
@@ -59,6 +61,8 @@ class Progress:
     trained: dict[str, int] = field(default_factory=dict)
     lost: list[str] = field(default_factory=list)
     saved: dict[str, int] = field(default_factory=dict)
+    beside: Memory = field(default_factory=dict)
+    best_beside: Memory = field(default_factory=dict)
     needed: dict[str, Memory] = field(default_factory=dict)
 
     def state(self, site: str) -> Tensor:
@@ -83,7 +87,7 @@ class Progress:
 
     def is_best(self) -> None:
         """The models as they are now are the best so far."""
-        self.best_models, self.best_homes = dict(self.models), dict(self.homes)
+        self.best_models, self.best_homes, self.best_beside = dict(self.models), dict(self.homes), dict(self.beside)
 
 
 class Checkpoint:
@@ -119,6 +123,7 @@ class Checkpoint:
         tensors |= {f"model/{name}": model for name, model in progress.models.items()}
         changed = {name: m for name, m in progress.best_models.items() if m is not progress.models.get(name)}
         tensors |= {f"best/{name}": model for name, model in changed.items()}
+        tensors |= {f"beside/{name}": tensor for name, tensor in progress.best_beside.items()}
         kept = ("done", "homes", "best_homes", "best", "stopped", "failures", "losses", "exchanges", "counted",
                 "trained", "lost", "saved")  # fmt: skip
         fields = {name: getattr(progress, name) for name in kept}
@@ -149,4 +154,5 @@ class Checkpoint:
         models, others = named(tensors, "model"), named(tensors, "best")
         fields["best_models"] = {name: others.get(name, models.get(name)) for name in fields["best_models"]}
         fields["best"] = {group: (score, done) for group, (score, done) in fields["best"].items()}
-        return Progress(first=first, models=models, **fields), [json.loads(line) for line in lines]
+        progress = Progress(first=first, models=models, best_beside=named(tensors, "beside"), **fields)
+        return progress, [json.loads(line) for line in lines]

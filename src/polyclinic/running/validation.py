@@ -126,7 +126,7 @@ def _not_finite(site: str, fields: Mapping[str, Any]) -> TrainingError | None:
 def evaluate(plan: Plan, progress: Progress, site: str) -> Message:
     """Asks a site how good its model is now."""
     asked = Evaluate(metric=plan.metric, counted=progress.counted.get(site, 0))
-    return Message(asked.fields(), {"state": progress.state(site)})
+    return Message(asked.fields(), {"state": progress.state(site), **plan.sent_beside(progress.beside, site)})
 
 
 def keep(plan: Plan, engine: Engine, progress: Progress, sites: Sequence[str]) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -481,7 +481,9 @@ class Round:
         self._vector = Unwritten({"vector": self.received})
         run.spend(request.round, request.turn)
         self._given = {name: self._begin(name, end, tensors) for name, end in run.ends.items()}
-        self._first = self._moved()
+        self._first = self._moved("starts_at", self.received)
+        if any(phase.start == "personal" for phase in run.phases):
+            self._personal = self._moved("own_starts_at", run.kept.personal["model"])
         # Who knew what a network drops, or how images are changed, could tell who else was in a batch.
         self._own = [secrets.token_hex(16)] if run.protects and run.spending.real else []
         self._jobs: list[LocalJob] = []
@@ -495,16 +497,16 @@ class Round:
         self._vector.check(name, "begin", self.run.site)
         return given
 
-    def _moved(self) -> Tensor:
-        """Where training starts: at the received model, or where parts move it to, one after another ``[P]``."""
-        vector = self.received
+    def _moved(self, hook: Literal["starts_at", "own_starts_at"], vector: Tensor) -> Tensor:
+        """Where training starts: at ``vector [P]``, or where parts move it to in a hook, one after another."""
+        unwritten = Unwritten({"vector": vector})
         for name, end in self.run.ends.items():
-            if not overrides(end, "starts_at"):
+            if not overrides(end, hook):
                 continue
-            found = end.starts_at(vector, self.view, self._given[name])
+            found = getattr(end, hook)(vector, self.view, self._given[name])
             if not isinstance(found, Tensor) or found.shape != vector.shape:
-                raise wrong(name, "starts_at", kind_of(found), f"a tensor {list(vector.shape)}", self.run.site)
-            self._vector.check(name, "starts_at", self.run.site)
+                raise wrong(name, hook, kind_of(found), f"a tensor {list(vector.shape)}", self.run.site)
+            unwritten.check(name, hook, self.run.site)
             vector = found
         return vector
 
@@ -568,7 +570,7 @@ class Round:
     def _start(self, phase: Phase) -> Tensor:
         if phase.start == "before":
             return self._results[-1].vector
-        return self.run.kept.personal["model"] if phase.start == "personal" else self._first
+        return self._personal if phase.start == "personal" else self._first
 
     def _seconds(self) -> float | None:
         own = self.run.work.of(self.run.site)
@@ -608,7 +610,7 @@ class Round:
         kept = run.personal.end(run.kept.personal, shared.vector, personal, self.companion)
         for tensor in kept.values():
             check_finite(LocalResult(tensor, 0, shared.loss), run.site)
-        packed = self._packed(shared.vector)
+        packed = self._packed(shared.vector, run.personal.model(shared.vector, kept))
         optimizers = [
             job.optimizer_state if phase.work.keep_optimizer else {}
             for job, phase in zip(self._jobs, run.phases, strict=True)
@@ -626,11 +628,11 @@ class Round:
         )  # fmt: skip
         return Message(said.fields(), packed)
 
-    def _packed(self, trained: Tensor) -> Memory:
+    def _packed(self, trained: Tensor, own: Tensor) -> Memory:
         """What leaves the site: the change of the weights, the statistics, and what the parts send; nothing if a part
         keeps the update back."""
         run, size = self.run, self.run.shared.trainable
-        ended = self._ended(trained)
+        ended = self._ended(trained, own)
         if not all(self._sends(name, end, ended) for name, end in run.ends.items()):
             return {}
         state, before = run.shared.take(trained), run.shared.take(self.received)
@@ -651,7 +653,7 @@ class Round:
         self._counted[name].check(name, "kept", self.run.site)
         return found
 
-    def _ended(self, vector: Tensor) -> Ended:
+    def _ended(self, vector: Tensor, own: Tensor) -> Ended:
         """What the parts learn from: the phases that train what is shared."""
         run, trainable = self.run, self.run.network.layout.trainable
         steps = {number: result.steps for number, result in enumerate(self._results) if run.teaches(number)}
@@ -665,4 +667,4 @@ class Round:
             ends, cycled = list(run.ends.values()), self.request.optimizer
             return sum(path_length(run.phases[n].work, ends, count, self.rate, cycled) for n, count in steps.items())
 
-        return Ended(self.view, start, end, vector, sum(steps.values()), path)
+        return Ended(self.view, start, end, vector, own, sum(steps.values()), path)

@@ -26,7 +26,7 @@ from polyclinic.errors import PolyclinicError, SiteError, TrainingError
 from polyclinic.limits import Body, Nothing
 from polyclinic.models import ATTENDING
 from polyclinic.models.variant import Variant
-from polyclinic.parts import Part, build_parts
+from polyclinic.parts import Part, ServerEnd, build_parts
 from polyclinic.parts.site_end import overrides
 from polyclinic.shapes import MOST_NUMBERS, Misfit, NotFinite, Shaped, finite
 from polyclinic.site.messages import (
@@ -99,6 +99,7 @@ class Known:
         hides: whether what sites share for it is told in sums alone.
         attends: whether the network says how much each instance of a bag counts.
         variants: site that does not train the study's network -> the same for messages about its training.
+        beside: what parts may add to a question for predictions: ``part/name*``, perhaps with a number.
     """
 
     sizes: Mapping[str, int] = field(default_factory=dict)
@@ -112,6 +113,7 @@ class Known:
     hides: bool = False
     attends: bool = False
     variants: Mapping[str, Known] = field(default_factory=dict)
+    beside: Shapes = field(default_factory=dict)
 
     @classmethod
     def of(cls, start: Start, model: FlatModule, variants: Mapping[str, Variant] | None = None) -> Known:
@@ -131,6 +133,12 @@ class Known:
         built = build_parts(start.parts)
         parts = {name: _shapes(part, model) for name, part in built.items()}
         asked = Asked(metrics.names, metrics.classes, metrics.tolerance, space=metrics.space)
+        beside = {
+            f"{name}/{key}*": _of_part(shaped, f"{name}/{key}", "")
+            for name, part in built.items()
+            if type(part.at_server()).predicting is not ServerEnd.predicting
+            for key, shaped in parts[name].items()
+        }
         quiet = any(overrides(part.at_site(), "sends") for part in built.values())
 
         def known(sizes: Mapping[str, int]) -> Known:
@@ -142,6 +150,7 @@ class Known:
                 task,
                 asked,
                 attends=start.model[0] in ATTENDING,
+                beside=beside,
             )
 
         others = {id(variant): known({**sizes, **variant.sizes}) for variant in (variants or {}).values()}
@@ -342,6 +351,18 @@ _MODELS = {
     "state": Shaped("float32", "Q", finite=False, group="state"),
     "model*": Shaped("float32", "P", finite=False, group="model"),
 }
+
+
+def _states(known: Known, asked: Message) -> Shapes:
+    """The shared state, and what parts send beside it."""
+    return {**_STATE, **known.beside}
+
+
+def _models(known: Known, asked: Message) -> Shapes:
+    """The shared state or whole models, and what parts send beside them."""
+    return {**_MODELS, **known.beside}
+
+
 _NUMBER = Shaped("float64", 1, group="target")
 #: A text, see `polyclinic.channel.said`.
 _SAID = Shaped("uint8", "N")
@@ -383,16 +404,16 @@ FUNCTIONS: dict[str, Function] = {
         Start, Started, {"initial": Shaped("float32", "P")}, lambda known, asked: known.sent("start")
     ),
     "train": Function(Train, Trained, lambda known, asked: {**_STATE, **known.sent()}, _trained),
-    "evaluate": Function(Evaluate, Evaluated, _STATE),
+    "evaluate": Function(Evaluate, Evaluated, _states),
     "try": Function(Nothing, Nothing, _STATE),
     "keep": Function(During),
-    "threshold": Function(During, asked_tensors=_MODELS, answered_tensors=_evidence),
-    "sums": Function(During, asked_tensors=_MODELS, answered_tensors=_sums),
+    "threshold": Function(During, asked_tensors=_models, answered_tensors=_evidence),
+    "sums": Function(During, asked_tensors=_models, answered_tensors=_sums),
     "predict": Function(
-        Predict, lambda known: Predicted if known.task is None else predicted(type(known.task)), _MODELS, _rows,
+        Predict, lambda known: Predicted if known.task is None else predicted(type(known.task)), _models, _rows,
         {"subject": "N", "case": "N"},
     ),
-    "test": Function(Test, Tested, _MODELS, _tested),
+    "test": Function(Test, Tested, _models, _tested),
     "compare": Function(
         Compare, Compared, answered_tensors=_COMPARED,
         lists={"metrics": "N metrics", "methods": "N methods", "seeds": "N seeds", "trusted": "N trusted"},
@@ -407,7 +428,7 @@ FUNCTIONS: dict[str, Function] = {
     ),
     "survival": Function(AskSurvival, Survival, answered_tensors=_SURVIVAL, lists={"methods": "N methods"}),
     "model": Function(During, Nothing, _STATE, {"model": Shaped("float32", "P", finite=False)}),
-    "overlays": Function(Predict, Pictured, _MODELS, _pictures),
+    "overlays": Function(Predict, Pictured, _models, _pictures),
     "retain": Function(Retain, Retained, {"state": _MODELS["state"]}),
     "spent": Function(During, Spends),
     **dict.fromkeys(PHASES, Function(asked_tensors={"told": _SAID}, answered_tensors={"said": _SAID})),

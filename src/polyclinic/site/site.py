@@ -518,7 +518,7 @@ class Site:
     # Evaluation ---------------------------------------------------------------------------------------------------
 
     def _evaluate(self, asked: Evaluate, tensors: Tensors) -> Message:
-        vectors = [self.run.predictor(tensors["state"])]
+        vectors = self._predictors(self.run, tensors, self.run.parts.validation, best=False)
         return Message(evaluation.score(self.run, vectors, self.run.parts.validation, asked.metric).fields())
 
     def _threshold(self, asked: During, tensors: Tensors) -> Message:
@@ -627,35 +627,41 @@ class Site:
         shown, found = evaluation.overlays(self.run, networks, index, asked.threshold)
         return Message(shown.fields(), found)
 
-    def _predictors(self, run: Run, tensors: Tensors, index: Tensor) -> Sequence[Network]:
-        """The same, as parts adapt them to the cases ``index`` that are to be predicted, without their labels."""
-        networks = self._networks(tensors)
+    def _predictors(self, run: Run, tensors: Tensors, index: Tensor, *, best: bool = True) -> Sequence[Network]:
+        """The same, as parts adapt them to the cases ``index`` that are to be predicted, without their labels; but for
+        those of the ``best`` round only where the server sent something for it."""
+        beside = {name: tensor for name, tensor in tensors.items() if "/" in name}
+        networks = self._networks(tensors, best=best)
         adapting = [end for end in run.ends.values() if overrides(end, "adapted")]
-        if not adapting or not len(index):
+        if not adapting or not len(index) or not (best or beside):
             return networks
+        shared = [run.shared_model(tensors["state"], best=best)] if "state" in tensors else networks
 
         def inputs(chosen: Tensor) -> Tensor:
             return run.dataset.batch(chosen)[0]
 
         end, found = adapting[0], list[Network]()
-        for network in networks:
-            found.append(end.adapted(network, index, inputs, run.view))
+        sent = {name.removeprefix(f"{end.name}/"): one for name, one in beside.items()}
+        for network, vector in zip(networks, shared, strict=True):
+            view = run.view.predicting(vector, sent) if isinstance(vector, Tensor) else run.view
+            found.append(end.adapted(network, index, inputs, view))
             if not isinstance(found[-1], Tensor | Predictor):
                 raise wrong(end.name, "adapted", kind_of(found[-1]), "a state of the network, or a `Predictor`",
                             self.name)  # fmt: skip
         return found
 
-    def _networks(self, tensors: Tensors) -> Sequence[Network]:
-        """Models to average: those sent whole, or the shared state with the site's own part of the best round.
+    def _networks(self, tensors: Tensors, *, best: bool = True) -> Sequence[Network]:
+        """Models to average: those sent whole, or the shared state with the site's own part (of the ``best`` round).
 
         Raises:
             SiteError: P401, there is neither.
         """
-        if not tensors:
+        models = sorted(name for name in tensors if "/" not in name)
+        if not models:
             raise SiteError("P401", f"Site {self.name} was sent no model to predict with.",
                             "Send a `state` or a `model`.", site=self.name)  # fmt: skip
-        whole = [tensors[name] for name in sorted(tensors) if name.startswith("model")]
-        return whole or [self.run.predictor(tensors["state"], best=True)]
+        whole = [tensors[name] for name in models if name.startswith("model")]
+        return whole or [self.run.predictor(tensors["state"], best=best)]
 
     # Its own folder -----------------------------------------------------------------------------------------------
 

@@ -59,7 +59,7 @@ class View(SiteView):
         self.identity, self.diary, self.run = identity, Diary(name, None), ""
         self.rounds, self.steps, self.batch_size, self.real = 1, 1, 1, False
         self.input_shape, self.bags, self.ends = dataset.training_shape, dataset.bags, ()
-        self.public = None
+        self.public, self.sent = None, dict[str, Tensor]()
         self.budget: Budget | None = None
         self.number, self.turn, self.learning_rate = 0, 0, float(optimizer[1]["lr"])
         self.class_counts = _class_counts(task, dataset, parts)
@@ -74,6 +74,13 @@ class View(SiteView):
         other.vector, other.number, other.turn = vector, number, turn
         other.learning_rate = float(optimizer[1]["lr"])
         other._optimizer, other._measured = optimizer, WeakTensorKeyDictionary()
+        return other
+
+    def predicting(self, vector: Tensor, sent: dict[str, Tensor]) -> View:
+        """The same site with a model ``[P]`` whose predictions are asked for, and what a part was sent for them."""
+        other = object.__new__(View)
+        other.__dict__.update(self.__dict__)
+        other.vector, other.sent = vector, sent
         return other
 
     def look_at(self, dataset: Dataset) -> None:

@@ -408,7 +408,7 @@ def _distilled(method: Method, local: Local) -> Refusal | None:
     built = _built(method)
     whole = [name for name, part in built if part.at_server().needs_whole]
     if whole and method.share != "all":
-        return Refusal(f"{whole[0]} runs the whole model at the server, and the method shares {method.share}.",
+        return Refusal(f"{whole[0]} needs whole models at the server, and the method shares {method.share}.",
                        "Use `share: all`.", "share")  # fmt: skip
     on_public = [name for name, part in built if part.needs_public]
     changing = [name for name, part in built if overrides(part.at_site(), "images")]
@@ -509,6 +509,25 @@ def _adapted(method: Method, local: Local) -> Refusal | None:
     return None
 
 
+def sends_site_models(part: Part) -> bool:
+    """Whether its end at the server sends sites more than the shared model when cases are predicted."""
+    return type(part.at_server()).predicting is not ServerEnd.predicting
+
+
+def _beside(method: Method, local: Local) -> Refusal | None:
+    """Parts that send sites more than the shared model for predictions, where there is no such model, or several."""
+    for key, name, part in _all(method):
+        if not sends_site_models(part):
+            continue
+        if method.scope != "federation" or method.tests != "own":
+            return Refusal(f"{name} sends sites the models of all besides a shared one, which the method has not.",
+                           "Use it with fedavg, or another method that shares a model.", key)  # fmt: skip
+        if TOPOLOGIES[method.topology[0]].several:
+            return Refusal(f"{name} sends sites the models of all besides the shared one, and in the topology "
+                           f"{method.topology[0]} there are several.", "Use `topology: star`.", "topology")  # fmt: skip
+    return None
+
+
 def predicts_together(personal: str) -> bool:
     """Whether a site's own cases are predicted by more than one network."""
     return PERSONAL[personal].predictor is not Personal.predictor
@@ -534,5 +553,5 @@ def _built(method: Method) -> list[tuple[str, Part]]:
 _CHECKS: tuple[Callable[[Method, Local], Refusal | None], ...] = (
     _absent, _twice, _variants, _encoded, _shared_noise, _unbounded, _one_aggregation, _order, _returned, _hidden,
     _quiet, _gradient_at_start, _gradient_step, _linear_steps, _task, _distilled, _one_by_one, _procedure, _personal,
-    _adapted,
+    _adapted, _beside,
 )  # fmt: skip

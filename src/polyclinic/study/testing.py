@@ -47,6 +47,15 @@ class Trained:
     rows: list[Row]
     spending: list[Row]
 
+    def with_beside(self, trial: Trial) -> Trial:
+        """A trial in which sites are sent what parts at the server send them beside the model of the best round."""
+        beside, plan = self.progress.best_beside, self.plan
+
+        def full(sent: dict[str, dict[str, Tensor]]) -> dict[str, dict[str, Tensor]]:
+            return {site: {**models, **plan.sent_beside(beside, site)} for site, models in sent.items()}
+
+        return replace(trial, validate=full(trial.validate), test=full(trial.test)) if beside else trial
+
 
 @dataclass(frozen=True)
 class Trial:
@@ -110,7 +119,7 @@ class Tester:
 
         summed = self._summing(trained, quorum, silent, sites)
         totals = list[tuple[str, str, Totals]]()
-        for trial in self._trials(study.method, trained):
+        for trial in map(trained.with_beside, self._trials(study.method, trained)):
             if not trial.test:
                 continue
             thresholds = self._thresholds(trial, summed)
@@ -143,7 +152,8 @@ class Tester:
 
     def settle(self, method: Method, trained: Trained) -> tuple[float, list[float]]:
         """What predictions need besides a model that is not tested: the threshold, and what completes them."""
-        trial, summed = self._trials(method, trained)[0], self._summing(trained, trained.plan.quorum, set(), ())
+        trial = trained.with_beside(self._trials(method, trained)[0])
+        summed = self._summing(trained, trained.plan.quorum, set(), ())
         thresholds = self._thresholds(trial, summed) if trained.plan.validate else None
         threshold, several = (0.5, []) if thresholds is None else thresholds
         return threshold, [*several, *self._completion(trained.plan.task, trial, summed)]

@@ -11,6 +11,7 @@ from polyclinic.files import write_atomic
 from polyclinic.methods import PLAIN_PARTS
 from polyclinic.models import networks_in
 from polyclinic.parts import build_part
+from polyclinic.study.compatibility import sends_site_models
 from polyclinic.study.declaration import Declaration
 from polyclinic.study.given.plugins import canonical_package, used_plugins
 
@@ -59,7 +60,11 @@ def refusals(policy: Policy, declaration: Declaration, researcher: str) -> Itera
         missing = [name for name in policy.protection if name not in names]
         if missing and method.method.scope == "federation":
             yield f"{method.label} is without {', '.join(missing)}"
-        noise = any(build_part(name, options).private == "a patient" for name, options in method.method.parts)
+        built = {name: build_part(name, options) for name, options in method.method.parts}
+        sending = [name for name, part in built.items() if sends_site_models(part)]
+        if sending and not policy.personal_models:
+            yield f"{method.label} sends the site's own model to other sites ({sending[0]})"
+        noise = any(part.private == "a patient" for part in built.values())
         if policy.privacy is not None and method.method.scope == "federation" and not noise:
             yield f"{method.label} has no noise that protects a patient"
     final = declaration.final_model

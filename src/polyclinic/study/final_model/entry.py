@@ -9,7 +9,7 @@ from polyclinic.methods import Method
 from polyclinic.options import EntryError
 from polyclinic.parts import Part, build_part
 from polyclinic.parts.site_end import overrides
-from polyclinic.study.compatibility import predicts_together
+from polyclinic.study.compatibility import predicts_together, sends_site_models
 from polyclinic.study.entries import FinalModel
 from polyclinic.study.method_entries import StudyMethod
 
@@ -20,6 +20,9 @@ def unusable(method: Method) -> str:
     """Why no model of a method could be used elsewhere; empty if one can."""
     if method.share == "none" and method.scope != "pool" and method.tests != "ensemble":
         return "trains a model at each site, and no model of all"
+    choosing = [name for name, options in method.parts if sends_site_models(build_part(name, options))]
+    if choosing:
+        return f"predicts each case by what {choosing[0]} makes of the models of all sites, and no model's folder can"
     adapting = [name for name, options in method.parts if overrides(build_part(name, options).at_site(), "adapted")]
     if adapting:
         return f"adapts its network to the cases that are predicted ({adapting[0]}), and no model's folder can"
