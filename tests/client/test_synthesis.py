@@ -250,7 +250,9 @@ def test_what_leaves_a_site():
     made = made_of(training={"rounds": 2}, evaluation={"folds": 2})
     with recorded(made.engine) as said:
         made.rounds()
-    verbs = [function.partition("/")[2] for function, site, _, _ in said if function.startswith(PART) and site == "Bonn"]
+    verbs = [
+        function.partition("/")[2] for function, site, _, _ in said if function.startswith(PART) and site == "Bonn"
+    ]
     assert verbs == ["begin", "judge", "judge", "judge", "end", "begin", "check"]
     sent = {name for function, _, _, reply in said if function.startswith(PART) for name in reply.tensors}
     assert sent == {"cases", "gradient", "loss", "counts", "nearness"}

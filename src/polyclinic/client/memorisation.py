@@ -15,6 +15,9 @@ from polyclinic.shapes import Shaped
 SIDE = 16
 #: The share of held-out cases that are as near to a training case as counts as suspicious.
 _QUANTILE = 0.05
+#: Nor is it suspicious to be nearer to training cases by less than a tenth: where all cases are about as far from each
+#: other, as images with much noise are, the 5 % mean little.
+_MOST = 0.9
 #: Cases whose distances are found together.
 _AT_ONCE = 256
 #: Shapes of what a site tells.
@@ -30,7 +33,7 @@ def told(made: Tensor, training: Tensor, held: Tensor) -> dict[str, Tensor]:
     The nearness of an input is its distance to the nearest training case, divided by that to the nearest held-out case
     (another one, for a held-out case itself). A copy has 0. An input that is merely smoother than real ones is near to
     both. Made inputs that are no copies have it as held-out cases do. The limit is what 5 % of the held-out cases, at
-    least one, do not exceed.
+    least one, do not exceed, and 0.9 at most.
 
     Source: the test for copies of Meehan, Chaudhuri, Dasgupta, A non-parametric test to detect data-copying in
     generative models, AISTATS 2020, compares distances to training cases of made and of held-out ones; divided by
@@ -42,7 +45,7 @@ def told(made: Tensor, training: Tensor, held: Tensor) -> dict[str, Tensor]:
         held: its held-out cases ``[v, d]``; with fewer than two nothing can be told.
 
     Returns:
-        ``counts`` int64 ``[3]``: made inputs and held-out cases that do not exceed the limit, and held-out cases.
+        ``counts`` int64 ``[3]``: made inputs below the limit, held-out cases that it is of, and all of these.
         ``nearness`` float64 ``[4]``: median and least of made, then of held-out ones.
     """
     if len(held) < 2 or not len(training) or not len(made):  # noqa: PLR2004 - another one is needed
@@ -52,7 +55,8 @@ def told(made: Tensor, training: Tensor, held: Tensor) -> dict[str, Tensor]:
     of_made = _ratio(_nearest(made, training), _nearest(made, held))
     of_held = _ratio(_nearest(held, training), others.amin(1))
     limit = of_held.sort().values[max(1, int(_QUANTILE * (len(held) + 1))) - 1]
-    counts = [int((of_made <= limit).sum()), int((of_held <= limit).sum()), len(held)]
+    nearer = of_made <= limit.clamp(max=_MOST)
+    counts = [int(nearer.sum()), int((of_held <= limit).sum()), len(held)]
     nearness = [of_made.median(), of_made.min(), of_held.median(), of_held.min()]
     return {"counts": torch.tensor(counts), "nearness": torch.stack(nearness)}
 
@@ -88,9 +92,9 @@ class Copied:
 
     Attributes:
         made: inputs that were looked at.
-        nearer: those that do not exceed the limit.
-        held: held-out cases, and those that do not exceed it.
-        held_nearer: likewise.
+        nearer: those below the limit.
+        held: held-out cases.
+        held_nearer: those that the limit is of: 5 % of them, at least one.
         made_median, made_least, held_median, held_least: nearness.
     """
 
@@ -116,7 +120,7 @@ class Copied:
 
     @property
     def expected(self) -> float:
-        """The share of inputs below the limit if they were no copies."""
+        """The share of inputs below the limit if they were no copies, at most."""
         return self.held_nearer / (self.held + 1)
 
     @property
@@ -124,7 +128,7 @@ class Copied:
         """How probable so many inputs below the limit, or more, are if they are no copies.
 
         The limit is the k-th of v held-out cases, so that the share of cases below it is Beta(k, v + 1 − k), and the
-        number of m made inputs beta-binomial. With many held-out cases it is binomial.
+        number of m made inputs beta-binomial, if the limit is not 0.9: then it is smaller. With many held-out cases it is binomial.
         """
         from scipy.stats import betabinom
 
