@@ -19,7 +19,7 @@ def found(made, training, held):
 
 
 def test_numbers_by_hand():
-    """Training cases 0 and 10 on a line, held out 1, 4, 7: made 0.1 is at 0.1 of a training and 0.9 of a held-out one."""
+    """Training cases 0 and 10 on a line, held out 1, 4, 7: made 0.1 is 0.1 from the one and 0.9 from the other."""
     training, held, made = (torch.tensor(one).double()[:, None] for one in ([0.0, 10.0], [1.0, 4.0, 7.0], [0.1, 8.0]))
     one = found(made, training, held)
     # Held out: 1 is 1 from training and 3 from another held-out one, 4 is 4 and 3, 7 is 3 and 3. The limit is 1/3.

@@ -272,5 +272,5 @@ def test_what_can_not_be_is_refused():
     with pytest.raises(EntryError, match=r"P104 .*is for classification, and the task is regression"):
         Federation(table_sites(), [{"asyndgan": SMALL}], task="regression", training={"rounds": 2})
     volume = {"Aachen": site_of("Aachen", torch.zeros(4, 1, 8, 8, 8), torch.tensor([0, 1, 0, 1]))}
-    with pytest.raises(StudyError, match="P104 .*flat images"):
+    with pytest.raises(StudyError, match=r"P104 .*flat images"):
         made_of(volume, model={"cnn": {"channels": [4]}}).rounds()

@@ -27,7 +27,8 @@ def write(folder, sites="AB", cases=24):
     data = {"table": "cases.csv", "site": "site", "subject": "patient", "image": "image", "label": "kind",
             "size": [12, 12]}  # fmt: skip
     return {"study": "Made", "data": data, "task": "classification", "model": {"cnn": {"channels": [4]}},
-            "training": {"rounds": 2, "batch_size": 8}, "evaluation": {"holdout": 0.3, "validation": 0.3, "bootstrap": 10},
+            "training": {"rounds": 2, "batch_size": 8},
+            "evaluation": {"holdout": 0.3, "validation": 0.3, "bootstrap": 10},
             "methods": [ENTRY], "engine": {"mode": "sequential"}}  # fmt: skip
 
 

@@ -48,7 +48,7 @@ def told(made: Tensor, training: Tensor, held: Tensor) -> dict[str, Tensor]:
         ``counts`` int64 ``[3]``: made inputs below the limit, held-out cases that it is of, and all of these.
         ``nearness`` float64 ``[4]``: median and least of made, then of held-out ones.
     """
-    if len(held) < 2 or not len(training) or not len(made):  # noqa: PLR2004 - another one is needed
+    if len(held) < 2 or not len(training) or not len(made):
         return {"counts": torch.zeros(3, dtype=torch.int64), "nearness": torch.zeros(4, dtype=torch.float64)}
     others = _distances(held, held)
     others.fill_diagonal_(torch.inf)
@@ -63,8 +63,9 @@ def told(made: Tensor, training: Tensor, held: Tensor) -> dict[str, Tensor]:
 
 def reduced(cases: Tensor) -> Tensor:
     """Inputs ``[N, F]`` or images ``[N, C, H, W]`` as they are compared, one row a case: float64 ``[N, d]``."""
-    if cases.ndim > 2:  # noqa: PLR2004 - images
-        cases = nnf.adaptive_avg_pool2d(cases.double(), [min(side, SIDE) for side in cases.shape[2:]])
+    if cases.ndim > 2:
+        height, width = cases.shape[2:]
+        cases = nnf.adaptive_avg_pool2d(cases.double(), (min(height, SIDE), min(width, SIDE)))
     return cases.flatten(1).double()
 
 
@@ -128,7 +129,8 @@ class Copied:
         """How probable so many inputs below the limit, or more, are if they are no copies.
 
         The limit is the k-th of v held-out cases, so that the share of cases below it is Beta(k, v + 1 − k), and the
-        number of m made inputs beta-binomial, if the limit is not 0.9: then it is smaller. With many held-out cases it is binomial.
+        number of m made inputs beta-binomial; with many held-out cases that is binomial. If the limit is 0.9 the chance
+        is smaller than this.
         """
         from scipy.stats import betabinom
 

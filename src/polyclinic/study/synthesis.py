@@ -46,11 +46,11 @@ def copy_notes(job: Job, made: Made, sites: Sequence[str], rows: Sequence[Row]) 
     notes = list[Note]()
     for row in rows:
         if not row["passed"]:
-            chance = "below 0.0001" if row["chance"] < 1e-4 else f"{row['chance']:.4f}"  # noqa: PLR2004 - its digits
+            chance = "below 0.0001" if row["chance"] < 1e-4 else f"{row['chance']:.4f}"
             notes.append(Note(
-                "N278", f"{job.title}: at site {row['site']} {row['nearer']} of {row['made']} made cases are as near to "
-                f"training cases as only {row['held_out_nearer']} of {row['held_out']} held-out ones are. If they were "
-                f"no copies, {row['expected']:.0f} would be, and the chance of so many is {chance}. The generator may "
+                "N278", f"{job.title}: at site {row['site']} {row['nearer']} of {row['made']} made cases are as near "
+                f"to training cases as only {row['held_out_nearer']} of {row['held_out']} held-out ones are. If they "
+                f"were no copies, {row['expected']:.0f} would be, and the chance of so many is {chance}. The generator may "
                 "repeat patients' cases: don't give away what it makes, nor models of it. More cases, fewer "
                 "`generator_rounds` or a smaller `width` help.",
             ))  # fmt: skip
@@ -87,5 +87,4 @@ def contact_sheet(made: Made, classes: int) -> Tensor | None:
 
 def shown_methods(table: pd.DataFrame) -> set[str]:
     """Labels of methods none of whose trainings is suspected, by the rows of ``memorisation.csv``."""
-    passed = table.groupby("method")["passed"].min() if len(table) else {}
-    return {str(method) for method, least in dict(passed).items() if least}
+    return {str(method) for method, rows in table.groupby("method") if rows["passed"].all()}

@@ -52,7 +52,8 @@ def made_cases(folder: Folder) -> MadeSection | None:
     lines = list[CopiedLine]()
     for (method, run, site), rows in folder.memorisation.groupby(["method", RUN, "site"], sort=False):
         lines.append(CopiedLine(
-            titled(str(method), str(run)), str(site), len(rows), f"{rows['nearer'].sum():.0f} of {rows['made'].sum():.0f}",
+            titled(str(method), str(run)), str(site), len(rows),
+            f"{rows['nearer'].sum():.0f} of {rows['made'].sum():.0f}",
             f"{rows['expected'].sum():.0f}", f"{rows['chance'].min():.2g}", int((rows["passed"] == 0).sum()),
         ))  # fmt: skip
     panels = [_panel(method, picture) for method, picture in folder.made_pictures().items()]
