@@ -447,6 +447,13 @@ publish(
     procedure="concatenated_features",
 )
 publish(
+    "asyndgan",
+    _FEW_LABELS,
+    "A generator learns from discriminators that stay at the sites; the model learns from what it makes alone.",
+    "Chang et al., CVPR 2020",
+    procedure="synthetic_cases",
+)
+publish(
     "heterofl",
     "client end: unequal computation",
     "Each site trains as much of the network's width as its computer can.",

@@ -72,6 +72,8 @@ TITLES: dict[str, str] = {
     "N271": "Cases of the public set can't be used",
     "N272": "The public set lacks a feature",
     "N275": "A site has no label",
+    "N278": "Made cases may be copies",
+    "N279": "Made cases were not compared with a site's own",
     "N285": "A site has no column of a finding",
     "N286": "Several labels are not judged in every way",
     "N287": "Models are asked for findings that they did not learn",

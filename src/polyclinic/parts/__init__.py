@@ -8,7 +8,7 @@ from polyclinic.parts.building import PLACES, build_chain, build_part, build_par
 from polyclinic.parts.catalogue import CHANNEL_PARTS, LOCAL_PARTS, SERVER_PARTS, Part, ServerPart, SitePart
 from polyclinic.parts.grouping import FEDERATION, TOPOLOGIES, Grouping, Groups, Turn
 from polyclinic.parts.predictor import Network, Predictor
-from polyclinic.parts.procedure import PROCEDURES, Answered, Procedure, Stage
+from polyclinic.parts.procedure import PROCEDURES, Answered, Made, Procedure, Stage
 from polyclinic.parts.server_end import (
     Aggregation,
     Ask,
@@ -39,6 +39,7 @@ __all__ = [
     "Grouping",
     "Groups",
     "Hiding",
+    "Made",
     "Memory",
     "Network",
     "Now",

@@ -17,6 +17,8 @@ from polyclinic.parts.server_end import Ask
 from polyclinic.parts.site_end import Memory
 
 if TYPE_CHECKING:
+    import torch
+
     from polyclinic.state import FlatModule
     from polyclinic.tasks import Task
 
@@ -48,6 +50,7 @@ class Stage(ABC):
         rounds: of the whole training.
         learning_rate: of the round.
         sites: who takes part, in site order.
+        weights: of each site's update.
         seconds: site -> declared seconds of its local work in a round, where the study declares ``step_seconds``.
         network: the server's own network of the study's kind, as a place to compute in.
         task: loss and measures.
@@ -58,6 +61,7 @@ class Stage(ABC):
     rounds: int
     learning_rate: float
     sites: list[str]
+    weights: Mapping[str, float]
     seconds: dict[str, float]
     network: FlatModule
     task: Task
@@ -72,12 +76,31 @@ class Stage(ABC):
         """An optimiser as the study declares, with the learning rate of the round."""
 
     @abstractmethod
+    def generator(self, *names: str | int) -> torch.Generator:
+        """Random numbers of this training and round, apart from all others by ``names``."""
+
+    @abstractmethod
     def train(self, states: Mapping[str, Tensor]) -> Iterator[Answered]:
         """Ask sites to train, each from a state ``[Q]``; answers come in site order.
 
         Raises:
             PartError: P304, a site was asked in this stage before, or does not belong to it.
         """
+
+
+@dataclass(frozen=True)
+class Made:
+    """Inputs that a procedure made at the server, to be told of in the report.
+
+    Attributes:
+        inputs: standardised as at the sites ``[M, ...]``.
+        labels: their classes ``[M]``.
+        told: site -> what it found when it compared them with its own cases, see `polyclinic.client.memorisation`.
+    """
+
+    inputs: Tensor
+    labels: Tensor
+    told: Mapping[str, Memory]
 
 
 class Procedure(Part):
@@ -88,14 +111,20 @@ class Procedure(Part):
     Attributes:
         trains: whether sites train by themselves, by the message ``train``; parts at the sites have their hooks there.
         shares: what a method may share with it, keys of `polyclinic.methods.SHARES`; empty for anything.
+        still_rounds: rounds at the beginning in which the model stays as it is.
     """
 
     trains: ClassVar[bool] = True
     shares: ClassVar[tuple[str, ...]] = ()
+    still_rounds: int = 0
 
     @abstractmethod
     def updates(self, stage: Stage) -> Iterator[Answered]:
         """What came of the sites' work, in the order in which the server takes it in."""
+
+    def made(self) -> Made | None:
+        """Inputs that it made for the training; None if it makes none."""
+        return None
 
     def memory(self) -> Memory:
         """What is kept between rounds, for checkpoints."""

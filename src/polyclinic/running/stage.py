@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 
+import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
@@ -16,6 +17,7 @@ from polyclinic.parts import Answered, Groups, Memory, Now, Stage
 from polyclinic.parts.checks import kind_of, tensors_of, wrong
 from polyclinic.running.federation import Federation
 from polyclinic.running.progress import Row
+from polyclinic.seeds import generator
 from polyclinic.site.messages import Train
 
 
@@ -39,7 +41,7 @@ class ModelStage(Stage):
         self.sites = [site for site in plan.sites if site in self.homes]
         speeds = {site: plan.start.work.of(site).step_seconds for site in self.sites}
         self.seconds = {s: speed * federation.steps[s] for s, speed in speeds.items() if speed is not None}
-        self.network, self.task = plan.network, plan.task
+        self.network, self.task, self.weights = plan.network, plan.task, plan.weights
         self.ask = self.conversation.asking(plan.procedure[0])
         self._exchanges: dict[str, int] = {}
         self._batches: dict[str, int] = {}
@@ -87,6 +89,11 @@ class ModelStage(Stage):
         """See `Stage`."""
         named = with_learning_rate(self.plan.start.work.optimizer, self.learning_rate, self.plan.cycled_in(self.number))
         return build_optimizer(named, list(parameters))
+
+    def generator(self, *names: str | int) -> torch.Generator:
+        """See `Stage`."""
+        start = self.plan.start
+        return generator(start.seed, "stage", start.fold, self.number, *names)
 
     def train(self, states: Mapping[str, Tensor]) -> Iterator[Answered]:
         """See `Stage`."""

@@ -50,6 +50,13 @@ PAYLOAD_COLUMNS = [PAYLOADS, "way", "payload", "shape", "times", "bytes"]
 #: Columns of ``harmonisation.csv``.
 DESCRIBED = ["site", "feature", "stage", "count", "mean", "deviation", "low", "median", "high"]
 STAGES = ("before", "after")
+#: Columns of ``memorisation.csv``.
+MEMORISATION = [
+    "method", RUN, "seed", "fold", "site", "made", "nearer", "held_out", "held_out_nearer", "expected", "chance",
+    "nearness", "least_nearness", "held_out_nearness", "held_out_least_nearness", "passed",
+]  # fmt: skip
+#: File with pictures of what methods made, by method.
+MADE = "made.safetensors"
 #: Columns of ``flow.csv``.
 FLOW = ["site", "stage", "fold", "what", "cases", "patients"]
 #: Columns of ``subgroups.csv``.

@@ -19,6 +19,7 @@ from polyclinic.parts import (
     Aggregation,
     Hiding,
     Part,
+    Procedure,
     ServerEnd,
     SiteEnd,
     build_chain,
@@ -65,6 +66,7 @@ class Local:
         subgroups: columns by whose groups results are given.
         model: name of the network.
         public: whether there is a public set.
+        rounds: of the training.
     """
 
     task: str
@@ -80,6 +82,7 @@ class Local:
     subgroups: Sequence[str] = ()
     model: str = ""
     public: bool = False
+    rounds: int = 0
 
 
 def protecting(method: Method) -> list[str]:
@@ -475,6 +478,16 @@ def _procedure(method: Method, local: Local) -> Refusal | None:
                        "Use `procedure: local`.", "procedure")  # fmt: skip
     if local.keeps_optimizer:
         return Refusal(f"In the procedure {name} no optimiser is kept.", "Use `optimizer_state: reset`.", "procedure")
+    still = build_part(*method.procedure)
+    if isinstance(still, Procedure) and still.still_rounds:
+        if local.stops_early:
+            return Refusal(f"In the procedure {name} the model stays as it is for {still.still_rounds} rounds, and "
+                           "`early_stopping` would take that for the end.", "Leave `early_stopping` out (for this "
+                           "method alone: `training: {early_stopping: null}`).", "procedure")  # fmt: skip
+        if local.rounds <= still.still_rounds:
+            return Refusal(f"In the procedure {name} the model is trained after {still.still_rounds} rounds, and the "
+                           f"training has {local.rounds}.", "Give it more rounds, or the procedure fewer.",
+                           "procedure")  # fmt: skip
     if method.work == "gradient":
         return Refusal(f"In the procedure {name} sites don't send a gradient.", "Use fedavg.", "procedure")
     if local.besides:

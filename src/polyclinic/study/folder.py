@@ -20,6 +20,7 @@ from polyclinic.origins import ERROR_LOG
 from polyclinic.running.progress import Checkpoint
 from polyclinic.site.diary import DIARY
 from polyclinic.study.checked import CheckedStudy
+from polyclinic.study.columns import MADE
 from polyclinic.study.ended import is_finished
 from polyclinic.study.job import Job, Outcome, slug
 from polyclinic.study.kinds import RUN, check_runs
@@ -203,6 +204,10 @@ class Folder:
             write_table(draft / "privacy.csv", pd.DataFrame(outcome.privacy))
         if outcome.backdoor:
             write_table(draft / "backdoor.csv", pd.DataFrame(outcome.backdoor))
+        if outcome.memorisation:
+            write_table(draft / "memorisation.csv", pd.DataFrame(outcome.memorisation))
+        if outcome.pictures:
+            write_atomic(draft / MADE, save(outcome.pictures))
         write_atomic(draft / "notes.json", json.dumps([note.to_json() for note in outcome.notes]))
         if outcome.overlays:
             dice = {"dice": json.dumps(outcome.overlay_dice)}

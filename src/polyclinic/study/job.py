@@ -174,6 +174,8 @@ class Outcome:
         overlay_dice: ``METHOD/SITE/RANK`` -> Dice.
         privacy: a row a site whose patients noise protects.
         backdoor: a row a model and site: test cases with the mark of a backdoor, and how many of them it opened.
+        memorisation: a row a site that compared cases which the method made with its own.
+        pictures: method -> some of the images that it made, where no site suspects that they are copies.
         notes: what went wrong in rounds.
     """
 
@@ -186,6 +188,8 @@ class Outcome:
     overlay_dice: dict[str, float] = field(default_factory=dict)
     privacy: list[Row] = field(default_factory=list)
     backdoor: list[Row] = field(default_factory=list)
+    memorisation: list[Row] = field(default_factory=list)
+    pictures: dict[str, Tensor] = field(default_factory=dict)
     notes: list[Note] = field(default_factory=list)
 
 

@@ -27,6 +27,7 @@ from polyclinic.study.kinds import RUN
 from polyclinic.study.planning import Planner
 from polyclinic.study.privacy import privacy_rows
 from polyclinic.study.public import Public
+from polyclinic.study.synthesis import contact_sheet, copy_notes, memorised
 from polyclinic.study.testing import Tester, Trained, predictions_at
 
 
@@ -79,11 +80,23 @@ class JobRunner:
             name = f"{slug(study.label)}-seed{job.seed}-fold{job.fold}" + job.suffix
             outcome.models[name] = self._tensors(trained.models)
         outcome.notes = round_notes(job, progress.failures)
+        self._tell_made(job, trained.plan, outcome)
         if untested:
             absent = ", ".join(sorted(untested))
             text = f"{job.title}: results are without {absent}, not tested for want of an answer."
             outcome.notes.append(Note("N810", text))
         return outcome
+
+    def _tell_made(self, job: Job, plan: Plan, outcome: Outcome) -> None:
+        """What is told of cases that the method made, if it made any."""
+        made = plan.procedure[1].made()
+        if made is None:
+            return
+        outcome.memorisation = memorised(job, made)
+        outcome.notes += copy_notes(job, made, plan.sites, outcome.memorisation)
+        picture = contact_sheet(made, len(self.classes))
+        if picture is not None and sum(row["passed"] for row in outcome.memorisation) == len(plan.sites):
+            outcome.pictures[job.methods[0].label] = picture
 
     def train(
         self, job: Job, fold: Fold, *, checkpoint: Checkpoint | None = None,

@@ -26,7 +26,7 @@ from polyclinic.parts import build_part
 from polyclinic.privacy import Event
 from polyclinic.study.checked import CheckedStudy
 from polyclinic.study.cluster.crew import Cluster
-from polyclinic.study.columns import MODEL, PAYLOADS
+from polyclinic.study.columns import MADE, MODEL, PAYLOADS
 from polyclinic.study.described import described
 from polyclinic.study.display import Display
 from polyclinic.study.ended import FINISHED, INCOMPLETE, MODEL_FOLDER
@@ -85,6 +85,7 @@ from polyclinic.study.side_by_side.jobs_entry import BOTH, wanted_jobs
 from polyclinic.study.side_by_side.overseeing import Overseer
 from polyclinic.study.side_by_side.workbench import Workbench
 from polyclinic.study.site_table import site_table
+from polyclinic.study.synthesis import shown_methods
 from polyclinic.study.testing import predictions_at
 from polyclinic.study.tracking.entry import check_installed
 from polyclinic.study.tracking.outcome import outcome_of
@@ -401,6 +402,7 @@ class _Runner:
         backdoor = self.folder.gather(jobs, "backdoor.csv")
         if len(backdoor):
             self.folder.write("backdoor.csv", self._ordered(backdoor))
+        self._write_made(jobs)
         self._write_overlays(jobs)
         self.folder.write("results.csv", found.results)
         if declaration.target == "masks" and all(facts.in_millimetres for facts in self.cohort.facts.values()):
@@ -486,6 +488,24 @@ class _Runner:
             tested.sort([method.label for method in self.declaration.study_methods])
             return found_at_sites(tested, engine, self.declaration, classes)
         return found_in_rows(self._ordered(self.folder.gather(jobs, "predictions.csv")), self.declaration, classes)
+
+    def _write_made(self, jobs: list[Job]) -> None:
+        """What is told of cases that methods made; pictures of one training of a method, if none of it is suspected."""
+        from safetensors import safe_open
+        from safetensors.torch import save
+
+        table = self.folder.gather(jobs, "memorisation.csv")
+        if not len(table):
+            return
+        self.folder.write("memorisation.csv", self._ordered(table))
+        shown, tensors = shown_methods(table), dict[str, torch.Tensor]()
+        for path in (self.folder.jobs / self.folder.job_name(job) / MADE for job in jobs):
+            if path.is_file():
+                with safe_open(path, "pt") as file:
+                    names = [name for name in file.keys() if name in shown]  # noqa: SIM118 - not a dict
+                    tensors = {name: file.get_tensor(name) for name in names} | tensors
+        if tensors:
+            write_atomic(self.folder.path / MADE, save(tensors))
 
     def _write_overlays(self, jobs: list[Job]) -> None:
         from safetensors import safe_open

@@ -40,6 +40,7 @@ FILES = {
     "search.csv": "Every configuration that was tried, and its validation score.",
     "privacy.csv": "What trainings with noise cost the privacy of patients or sites.",
     "backdoor.csv": "Whether the mark of a backdoor was obeyed.",
+    "memorisation.csv": "Whether cases that a method made are copies of training cases.",
     "harmonisation.csv": "Features at each site before and after harmonisation.",
     "notes.json": "Notes for the reader.",
 }

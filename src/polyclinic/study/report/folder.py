@@ -31,6 +31,8 @@ from polyclinic.study.columns import (
     EXCHANGED,
     FLOW,
     LOG_RANK,
+    MADE,
+    MEMORISATION,
     PAYLOAD_COLUMNS,
     PRIVACY,
     SCORE_COUNTS,
@@ -78,6 +80,7 @@ COLUMNS = {
     "harmonisation.csv": DESCRIBED,
     "attention.csv": ["method", RUN, "instance", "weight"],
     "backdoor.csv": ["method", RUN, "seed", "fold", "trained_on", "tested_on", "cases", "opened"],
+    "memorisation.csv": MEMORISATION,
     "search.csv": [*BEFORE, *AFTER],
     "sites.csv": ["site", "found", "used", "rejected"],
     "flow.csv": FLOW,
@@ -188,6 +191,7 @@ class Folder:
         self.subgroups, self.characteristics = self._table("subgroups.csv"), self._table("characteristics.csv")
         self.harmonisation = self._table("harmonisation.csv")
         self.attention = self._table("attention.csv")
+        self.memorisation = self._table("memorisation.csv")
         self.costs_of_unseen = self._table("unseen.csv")
         self.comparisons, self.site_comparisons = self._table("comparisons.csv"), self._table("site_comparisons.csv")
         self.calibration, self.decisions = self._table("calibration.csv"), self._table("decisions.csv")
@@ -404,6 +408,15 @@ class Folder:
             key=lambda one: (self.methods.index(one.method), self.sites.index(one.site), WHICH.index(one.which)),
         )
 
+    def made_pictures(self) -> dict[str, NDArray[np.uint8]]:
+        """Method -> images that it made, as one picture uint8 ``[3, H, W]``; empty where there are none.
+
+        Raises:
+            ResultsError: P501, the file can't be read.
+        """
+        found = self._read(MADE, _read_pictures) or {}
+        return {method: found[method] for method in self.methods if method in found}
+
     @property
     def final_model(self) -> str:
         """Label of the method whose model the study ended with; empty if it made none."""
@@ -475,6 +488,17 @@ def _read_overlays(file: Path, methods: list[str]) -> list[Overlay]:
                 planes = stored.get_tensor(f"{prefix}/planes").tolist() if f"{prefix}/planes" in names else []
                 found.append(Overlay(method, site, which, _number(scores.get(prefix)), image, mask, prediction, planes))
             return found
+    except SafetensorError as error:
+        raise ValueError(str(error)) from error
+
+
+def _read_pictures(file: Path) -> dict[str, NDArray[np.uint8]]:
+    """Tensors by their names."""
+    from safetensors import SafetensorError
+    from safetensors.numpy import load_file
+
+    try:
+        return {name: tensor for name, tensor in load_file(file).items() if tensor.dtype == np.uint8}
     except SafetensorError as error:
         raise ValueError(str(error)) from error
 

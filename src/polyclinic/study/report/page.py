@@ -36,6 +36,7 @@ from polyclinic.study.report.privacy import guaranteed
 from polyclinic.study.report.search import searched, searched_values
 from polyclinic.study.report.subgroups import subgroup_section
 from polyclinic.study.report.survival import survived
+from polyclinic.study.report.synthesis import made_cases
 from polyclinic.study.report.trust import trusted
 from polyclinic.study.report.within import within
 from polyclinic.tasks.survival_metrics import time_text
@@ -62,6 +63,7 @@ SECTIONS = {
     "confusion": "Which classes are mixed up",
     "overlays": "Segmentations",
     "attention": "Which instances count",
+    "made": "Cases that were made",
     "search": "Search for hyper-parameters",
     "convergence": "Training over the rounds",
     "costs": "Time and traffic",
@@ -531,6 +533,7 @@ CONTENT: dict[str, Callable[[Folder], Any]] = {
     "confusion": _confusion,
     "overlays": _overlays,
     "attention": attended,
+    "made": made_cases,
     "search": searched,
     "convergence": _convergence,
     "costs": tables.costs,

@@ -1,0 +1,98 @@
+"""A study whose method makes cases: what is told of them, and when pictures of them are shown."""
+
+import json
+
+import numpy as np
+import pandas as pd
+import torch
+from PIL import Image
+
+from polyclinic import Study
+from polyclinic.client import synthesis
+from polyclinic.study.columns import MEMORISATION
+
+ENTRY = {"asyndgan": {"generator_rounds": 1, "steps": 3, "network_steps": 3, "batch_size": 8, "width": 4, "latent": 4,
+                      "checked": 40, "label": "made"}}  # fmt: skip
+
+
+def write(folder, sites="AB", cases=24):
+    """Noisy images of two classes, a patient each."""
+    rng, rows = np.random.default_rng(3), []
+    for site in sites:
+        for case in range(cases):
+            path = f"{site}-secret-{case}.png"
+            Image.fromarray(rng.integers(0, 256, size=(12, 12, 3)).astype(np.uint8)).save(folder / path)
+            rows.append([site, f"MRN-{site}{case}-secret", path, f"kind {case % 2}"])
+    pd.DataFrame(rows, columns=["site", "patient", "image", "kind"]).to_csv(folder / "cases.csv", index=False)
+    data = {"table": "cases.csv", "site": "site", "subject": "patient", "image": "image", "label": "kind",
+            "size": [12, 12]}  # fmt: skip
+    return {"study": "Made", "data": data, "task": "classification", "model": {"cnn": {"channels": [4]}},
+            "training": {"rounds": 2, "batch_size": 8},
+            "evaluation": {"holdout": 0.3, "validation": 0.3, "bootstrap": 10},
+            "methods": [ENTRY], "engine": {"mode": "sequential"}}  # fmt: skip
+
+
+def run(folder, entries):
+    out = Study.of(entries, folder).run(folder / "out").folder
+    notes = json.loads((out / "notes.json").read_text(encoding="utf-8"))
+    return out, [note for note in notes if note["number"] in ("N278", "N279")]
+
+
+def test_a_generator_that_copies_nothing(tmp_path):
+    out, notes = run(tmp_path, write(tmp_path))
+    table = pd.read_csv(out / "memorisation.csv")
+    assert list(table.columns) == MEMORISATION
+    assert table[["method", "fold", "site"]].values.tolist() == [["made", 0, s] for s in "AB"]
+    assert (table["made"] == 40).all()
+    assert table["passed"].all()
+    assert not notes
+    page = (out / "report.html").read_text(encoding="utf-8")
+    assert "Cases that were made" in page
+    assert "none found" in page
+    assert page.count("data:image/png") == 1
+    assert (out / "made.safetensors").is_file()
+    exchanged = pd.read_csv(out / "exchanged.csv")
+    told = set(exchanged[exchanged["method"] == "made"]["payload"])
+    assert {f"synthetic_cases/{name}" for name in ("images", "gradient", "counts", "nearness")} <= told
+    for name in ("memorisation.csv", "notes.json", "report.html"):
+        assert "secret" not in (out / name).read_text(encoding="utf-8")
+
+
+def test_a_generator_that_copies_a_site_is_found_and_shows_nothing(tmp_path, monkeypatch):
+    """It gives training images of A, a little changed: at A they are found, at B they are not."""
+    entries = write(tmp_path)
+    learned = []
+
+    def copying(self, numbers, labels):
+        chosen = torch.randint(len(learned[-1]), (len(numbers),), generator=torch.Generator().manual_seed(0))
+        return learned[-1][chosen] + 0.01 * torch.randn(len(numbers), *self.network.module.shape)
+
+    begin = synthesis._Judge._begin
+
+    def beginning(self, view):
+        if view.name == "A":
+            learned.append(view.cases()[0])
+        return begin(self, view)
+
+    monkeypatch.setattr(synthesis._Judge, "_begin", beginning)
+    monkeypatch.setattr(synthesis._Maker, "inputs", copying)
+    out, notes = run(tmp_path, entries)
+    table = pd.read_csv(out / "memorisation.csv").set_index("site")
+    assert table.loc["A", ["passed", "nearer"]].tolist() == [0, 40]
+    assert table.loc["B", "passed"] == 1
+    assert [note["number"] for note in notes] == ["N278"]
+    assert "at site A 40 of 40 made cases" in notes[0]["text"]
+    assert not (out / "made.safetensors").exists()
+    page = (out / "report.html").read_text(encoding="utf-8")
+    assert "<strong>suspected</strong> in 1" in page
+    assert "data:image/png" not in page
+
+
+def test_without_held_out_cases_it_is_said_that_nothing_was_compared(tmp_path):
+    entries = write(tmp_path)
+    entries["evaluation"] |= {"validation": 0, "best_round": "last"}
+    out, notes = run(tmp_path, entries)
+    assert [note["number"] for note in notes] == ["N279"]
+    assert all("not looked at at A, B" in note["text"] for note in notes)
+    assert not (out / "memorisation.csv").exists()
+    assert not (out / "made.safetensors").exists()
