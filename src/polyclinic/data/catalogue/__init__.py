@@ -16,6 +16,7 @@ from polyclinic.data.catalogue import (
     chest,
     cine,
     covid,
+    fastmri,
     fundus,
     haemorrhage,
     heart,
@@ -31,6 +32,7 @@ from polyclinic.data.catalogue import (
     slides,
     tuberculosis,
     ukbiobank,
+    ultrasound,
 )
 from polyclinic.data.catalogue.entry import Choices, Entry, Prepared
 from polyclinic.data.catalogue.preparing import prepare
@@ -45,10 +47,11 @@ ENTRIES: dict[str, Entry] = {
         adni.ENTRY, oasis.OASIS_1, oasis.OASIS_2, aibl.ENTRY, abide.ABIDE, ixi.ENTRY, brats.ENTRY,
         haemorrhage.ENTRY,
         prostate.ENTRY, prostate.PROMISE12, kidney.ENTRY, lung.ENTRY, cine.ACDC, cine.MMS,
+        fastmri.ENTRY,
         skin.HAM10000, skin.ISIC_2019, retina.ENTRY, fundus.RETINOPATHY, fundus.REFUGE,
         camelyon.ENTRY, slides.CAMELYON16, slides.TCGA,
         chest.ENTRY, covid.COLLECTION, covid.COVIDX, tuberculosis.ENTRY,
-        medmnist.ENTRY,
+        ultrasound.POCUS, ultrasound.ECHONET, medmnist.ENTRY,
         heart.ENTRY, breast.ENTRY, ukbiobank.ENTRY, abide.REGIONAL, mri_quality.ENTRY,
     )
 }  # fmt: skip
