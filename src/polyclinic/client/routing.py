@@ -10,10 +10,11 @@ import torch
 import torch.nn.functional as F
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 from torch import Tensor, nn
+from torch.func import functional_call
 
 from polyclinic.client.adapting import entropy
 from polyclinic.client.companion import Companion
-from polyclinic.client.features import evaluated_outputs
+from polyclinic.client.features import evaluating
 from polyclinic.client.personal import PERSONAL, Personal
 from polyclinic.client.site_models import SITE_MODEL, SendsModel, SiteModels, by_number
 from polyclinic.client.views import strong_view
@@ -70,8 +71,8 @@ class Routing(Part):
     Source: Jiang et al., IOP-FL: inside-outside personalization for federated medical image segmentation, IEEE TMI
     2023. Taken from its abstract and the authors' code. There r is, for each layer, a small network of the layer's
     input with a sigmoid, trained over ten passes of all test cases together with the normalisation layers; here r is
-    found for each case, and statistics are mixed, too. The three terms and c = 0.01 (by the weight of H) are from
-    there; the shape's weight is 1e-7 there, of a sum. There the view is also turned and mirrored.
+    found for each case. Statistics are mixed, too, and give a no gradient. The three terms and c = 0.01 (by the weight
+    of H) are from there; the shape's weight is 1e-7 there, of a sum. There the view is also turned and mirrored.
 
     Args:
         steps: for each case; 0 is the mean of the models.
@@ -146,14 +147,19 @@ class _Router(SendsModel):
         for _ in range(part.steps):
             other = strong_view(inputs, source, part.strength, cut=False)
             with torch.enable_grad():
-                vector = mixture(models, groups, logits)
-                both = [
-                    view.task.probabilities(evaluated_outputs(view.model, vector, one.to(models.device)))
-                    for one in (inputs, other)
-                ]
+                both = [_probabilities(mixture(models, groups, logits), one, view) for one in (inputs, other)]
                 (logits.grad,) = torch.autograd.grad(part.objective(*both), logits)
             optimizer.step()
         return logits.detach()
+
+
+def _probabilities(vector: Tensor, inputs: Tensor, view: SiteView) -> Tensor:
+    """Of a case with the state ``vector [P]``, with gradient but for statistics of normalisation layers."""
+    trained = {entry.name for entry in view.layout.entries if entry.trainable}
+    tensors = {name: one if name in trained else one.detach() for name, one in view.layout.split(vector).items()}
+    with evaluating(view.model):
+        outputs = functional_call(view.model.module, tensors, (inputs.to(vector.device),))
+    return view.task.probabilities(outputs)
 
 
 @dataclass(frozen=True)
