@@ -783,7 +783,9 @@ REFUSED: list[tuple[str, dict[str, Any]]] = [
     ("P104", {"methods": ["fedsld"], "task": "regression"}),
     ("P104", {"methods": ["harmofl"]}),
     ("P104", {"methods": [{"fed_moe": {"local": ["tent"]}}]}),
+    ("P104", {"methods": [{"fedsm": {"local": ["tent"]}}]}),
     ("P104", {"methods": ["tent"], "final_model": "tent"}),
+    ("P104", {"methods": [{"fedsm": {"channel": ["secure_sum"]}}]}),
     (
         "P104",
         {

@@ -440,6 +440,14 @@ publish(
     personal="second_model",
 )
 publish(
+    "iop_fl",
+    _SHIFT,
+    "Sites have models of their own; elsewhere each case gets the mixture of them that is surest.",
+    "Jiang et al., IEEE TMI 2023",
+    local=["test_time_routing"],
+    personal="accumulated",
+)
+publish(
     "splitavg",
     _SHIFT,
     "The head learns at the server from the features of all sites' batches at once.",

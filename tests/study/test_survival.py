@@ -163,6 +163,7 @@ def test_every_method_learns_survival_or_says_why_not(batch_size: int) -> None:
     # bags, and for a public set; and what must be said is not said.
     others = {"fedsld", "multi_task", "dynamic_fusion", "fixmatch", "mean_teacher", "harmofl", "elcfs"}
     others |= {"style_transfer", "tent", "splitavg", "asyndgan", "attention_mil", "fedirm", "fedperl", "fedvss"}
+    others |= {"fedsm", "iop_fl"}
     others |= {"fedad", "feddf", "fedmd"}
     assert refused == {(name, "P104") for name in others} | {("fairfed", "P102"), ("public_teacher", "P102")}
 

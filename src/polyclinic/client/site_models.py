@@ -92,6 +92,8 @@ def pulled(models: Mapping[str, Tensor], share: float) -> dict[str, Tensor]:
     """
     if len(models) < 2 or share == 1:
         return dict(models)
-    total = torch.stack(list(models.values())).double().sum(0)
+    total = torch.zeros_like(next(iter(models.values())), dtype=torch.float64)
+    for one in models.values():  # one after another: they may be large
+        total += one
     rest = (1 - share) / (len(models) - 1)
     return {site: ((share - rest) * one.double() + rest * total).float() for site, one in models.items()}

@@ -16,7 +16,7 @@ from polyclinic.client.optimizers import restore_state, state_of
 from polyclinic.client.site_models import SITE_MODEL, SendsModel, SiteModels, by_number, pulled
 from polyclinic.errors import PolyclinicError
 from polyclinic.models import build_model
-from polyclinic.parts import LOCAL_PARTS, Memory, Now, Part, ServerEnd, SiteEnd, SiteView, Step
+from polyclinic.parts import LOCAL_PARTS, Memory, Part, ServerEnd, SiteEnd, SiteView, Step
 from polyclinic.parts.predictor import Network, Outputs, Predictor
 from polyclinic.parts.site_end import PartOfCases
 from polyclinic.server.rules import weighted_sum
@@ -191,10 +191,7 @@ class _SuperModel(SiteModels):
         super().meet(announced, everyone)
         network = selector_network(tuple(self.workplace.network.shape), len(everyone))
         self._selector, self._adam = parameters_to_vector(network.parameters()).detach(), dict[str, Tensor]()
-
-    def begin(self, now: Now) -> None:
-        super().begin(now)
-        self._drawn = pulled(self.models, self.pull)
+        self._drawn = dict[str, Tensor]()
 
     def send(self, site: str) -> Memory:
         """Its own model after SoftPull, where that changes it."""
@@ -204,6 +201,7 @@ class _SuperModel(SiteModels):
     def finish(self, step: Step) -> Step:
         """The models count, and the selector learns."""
         step = super().finish(step)
+        self._drawn = pulled(self.models, self.pull)
         for _ in range(self.steps):
             self._learn()
         return step
@@ -233,7 +231,7 @@ class _SuperModel(SiteModels):
 
     def predicting(self) -> Memory:
         """The selector, and each site's model after SoftPull."""
-        models = self.numbered(pulled(self.models, self.pull))
+        models = self.numbered(self._drawn)
         return {"selector": self._selector, "sites": torch.tensor(len(self.everyone)), **models} if models else {}
 
     def memory(self) -> Memory:
@@ -245,5 +243,6 @@ class _SuperModel(SiteModels):
 
     def restore(self, memory: Memory) -> None:
         super().restore(memory)
+        self._drawn = pulled(self.models, self.pull)
         self._selector = memory["selector"]
         self._adam = {name.removeprefix("adam "): one for name, one in memory.items() if name.startswith("adam ")}
