@@ -54,7 +54,7 @@ class SyntheticCases(Procedure):
     one. Conditions as in Mirza, Osindero, arXiv 1411.1784.
 
     Args:
-        generator_rounds: in which the generator is trained, and the model is not.
+        generator_rounds: in which the generator is trained, and the model is not; 0 leaves it as it was drawn.
         steps: of the generator in a round.
         network_steps: of the model in a round.
         batch_size: cases in a step, made for each site and of its own; and of the model.
@@ -80,7 +80,7 @@ class SyntheticCases(Procedure):
     }  # fmt: skip
 
     def __init__(
-        self, *, generator_rounds: PositiveInt = 20, steps: PositiveInt = 50, network_steps: PositiveInt = 50,
+        self, *, generator_rounds: Annotated[int, Field(ge=0)] = 20, steps: PositiveInt = 50, network_steps: PositiveInt = 50,
         batch_size: Annotated[int, Field(ge=2)] = 32, lr: PositiveFloat = 0.0002, latent: PositiveInt = 64,
         width: Annotated[int, Field(ge=4, multiple_of=4)] = 16, checked: PositiveInt = 100,
     ) -> None:  # fmt: skip

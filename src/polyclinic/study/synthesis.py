@@ -47,20 +47,17 @@ def copy_notes(job: Job, made: Made, sites: Sequence[str], rows: Sequence[Row]) 
     for row in rows:
         if not row["passed"]:
             chance = "below 0.0001" if row["chance"] < 1e-4 else f"{row['chance']:.4f}"
-            notes.append(Note(
-                "N278", f"{job.title}: at site {row['site']} {row['nearer']} of {row['made']} made cases are as near "
-                f"to training cases as only {row['held_out_nearer']} of {row['held_out']} held-out ones are. If they "
-                f"were no copies, {row['expected']:.0f} would be, and the chance of so many is {chance}. The generator may "
-                "repeat patients' cases: don't give away what it makes, nor models of it. More cases, fewer "
-                "`generator_rounds` or a smaller `width` help.",
-            ))  # fmt: skip
+            text = f"at site {row['site']} {row['nearer']} of {row['made']} made cases are as near to training cases "
+            text += f"as only {row['held_out_nearer']} of {row['held_out']} held-out ones are. If they were no copies, "
+            text += f"{row['expected']:.0f} would be, and the chance of so many is {chance}. The generator may repeat "
+            text += "patients' cases: don't give away what it makes, nor models of it. More cases, fewer "
+            text += "`generator_rounds` or a smaller `width` help."
+            notes.append(Note("N278", f"{job.title}: {text}"))
     compared = {row["site"] for row in rows}
     absent = [site for site in sites if site not in compared]
     if absent:
-        notes.append(Note(
-            "N279", f"{job.title}: whether made cases are copies was not looked at at {', '.join(absent)}, where fewer "
-            "than two cases were held out for validation or no answer came.",
-        ))  # fmt: skip
+        text = f"whether made cases are copies was not looked at at {', '.join(absent)}, where fewer than two cases "
+        notes.append(Note("N279", f"{job.title}: {text}were held out for validation or no answer came."))
     return notes
 
 
