@@ -80,9 +80,10 @@ class SyntheticCases(Procedure):
     }  # fmt: skip
 
     def __init__(
-        self, *, generator_rounds: Annotated[int, Field(ge=0)] = 20, steps: PositiveInt = 50, network_steps: PositiveInt = 50,
-        batch_size: Annotated[int, Field(ge=2)] = 32, lr: PositiveFloat = 0.0002, latent: PositiveInt = 64,
-        width: Annotated[int, Field(ge=4, multiple_of=4)] = 16, checked: PositiveInt = 100,
+        self, *, generator_rounds: Annotated[int, Field(ge=0)] = 20, steps: PositiveInt = 50,
+        network_steps: PositiveInt = 50, batch_size: Annotated[int, Field(ge=2)] = 32, lr: PositiveFloat = 0.0002,
+        latent: PositiveInt = 64, width: Annotated[int, Field(ge=4, multiple_of=4)] = 16,
+        checked: PositiveInt = 100,
     ) -> None:  # fmt: skip
         self.still_rounds = generator_rounds
         self.steps, self.network_steps, self.batch_size, self.lr = steps, network_steps, batch_size, lr
