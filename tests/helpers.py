@@ -201,7 +201,8 @@ class Federation:
         tables |= {"time": "time", "event": "event", "time_unit": "days"} if task == "survival" else {"label": "label"}
         public = next(iter(data.values())).public
         self.declaration = declare(
-            model=model, networks=dict(networks or {}), training=training, evaluation=evaluation, methods=list(methods), task=task,
+            model=model, networks=dict(networks or {}), training=training, evaluation=evaluation,
+            methods=list(methods), task=task,
             **({"data": images} if pictures else {"data": tables} if bags else {}), public=public is not None,
         )  # fmt: skip
         self.data, self.classes = data, classes

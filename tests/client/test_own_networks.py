@@ -49,9 +49,8 @@ def networks_of(federation):
 
 
 def test_the_studys_network_by_name_is_no_other():
-    named = Federation(
-        sites(), FEDMD, model=WIDE, networks=dict.fromkeys(SIZES, {"mlp": {"hidden": [6], "norm": "none"}})
-    )
+    networks = {site: {"mlp": {"hidden": [6], "norm": "none"}} for site in SIZES}
+    named = Federation(sites(), FEDMD, model=WIDE, networks=networks)
     assert named.declaration.own_networks == {}
     assert named.plan().started(SIZES)["Bonn"].fields == Federation(sites(), FEDMD, model=WIDE).plan().start.fields()
 
@@ -239,7 +238,8 @@ def test_a_site_with_a_tiny_network_learns_a_class_from_the_others(seed):
     public = corners([0, 1, 2], 100 + seed, 60)[0]
     federation = Federation(
         with_public(data, public), ["single", {"fedmd": {"epochs": 5, "label": "fedmd"}}],
-        model={"mlp": {"hidden": [16]}}, networks={"Tiny": {"mlp": {"hidden": [4]}}, "Deep": {"mlp": {"hidden": [8, 8]}}},
+        model={"mlp": {"hidden": [16]}},
+        networks={"Tiny": {"mlp": {"hidden": [4]}}, "Deep": {"mlp": {"hidden": [8, 8]}}},
         training={"rounds": 30, "batch_size": 20, "optimizer": {"sgd": {"lr": 0.3}}}, classes=3,
     )  # fmt: skip
     inputs, labels = corners([0, 1, 2], 200 + seed, 120)
@@ -258,7 +258,10 @@ def test_a_site_with_a_tiny_network_learns_a_class_from_the_others(seed):
 @pytest.mark.parametrize(
     ("method", "words"),
     [
-        ("fedavg", r"no weights can be put together\. Methods for this are single, cross, ensemble, fedmd; `mix`"),
+        (
+            "fedavg",
+            r"no weights can be put together\. Methods for this are single, cross, ensemble, fedmd, fedad; `mix`",
+        ),
         ({"heterofl": {"widths": {"Bonn": 0.5}}}, "no weights can be put together"),
         ("feddf", "no weights can be put together"),
         ({"fedmd": {"share": "body"}}, "no weights can be put together"),

@@ -117,7 +117,7 @@ def test_sites_can_have_networks_of_their_own(consortium: Path, tmp_path: Path) 
     for path in here.glob("*.csv"):
         if path.name != "rounds.csv":
             assert path.read_bytes() == (there / path.name).read_bytes(), path.name
-    assert not [path for path in (there / "models").glob("fedmd*")]  # networks stay at their sites
+    assert not list((there / "models").glob("fedmd*"))  # networks stay at their sites
 
 
 def test_a_site_can_refuse_a_network_of_another(consortium: Path, tmp_path: Path) -> None:

@@ -147,5 +147,5 @@ def test_a_program_can_give_the_network_of_a_site(tmp_path: Path, monkeypatch: p
 
 
 def test_methods_that_share_weights_say_which_can(tmp_path: Path) -> None:
-    with pytest.raises(StudyError, match="single, cross, ensemble, fedmd"):
+    with pytest.raises(StudyError, match="single, cross, ensemble, fedmd, fedad"):
         declare(model="logistic", networks={"A": {"mlp": {"hidden": [3]}}}, methods=["fedprox"])

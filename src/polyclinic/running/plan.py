@@ -70,6 +70,7 @@ class Plan:
         voters: sites that do not train, and are asked how good the model is on their validation cases.
         variants: site -> what it trains in place of the study's network.
         networks: site -> its network, where it has another than the study's, all of which stays there.
+        apart: the same of sites that train it, where the study's network is what is validated and tested.
         endures: whether a model that breaks down, with values that are not numbers, ends training instead of being a
             failure (a simulated attack, whose result that is).
         public: the public set, where a part at the server works on it.
@@ -101,6 +102,7 @@ class Plan:
     voters: Sequence[str] = ()
     variants: Mapping[str, Variant] = field(default_factory=dict)
     networks: Mapping[str, OwnNetwork] = field(default_factory=dict)
+    apart: Mapping[str, OwnNetwork] = field(default_factory=dict)
     endures: bool = False
     public: Dataset | None = None
     folder: Path | None = None
@@ -178,7 +180,8 @@ class Plan:
     def _starts(self) -> dict[OwnNetwork | None, Start]:
         """What is told to sites with a network of their own and, under None, to those with the study's."""
         if not self._others:
-            return {None: self.start}
+            apart = set(self.apart.values())
+            return {None: self.start, **{one: self.start.model_copy(update={"own": one.named}) for one in apart}}
         sent = [SentNetwork(model=self.start.model, size=self.network.layout.size)]
         sent += [SentNetwork(model=one.named, size=one.model.layout.size) for one in self._others]
         start = self.start.model_copy(update={"networks": sent})
@@ -186,11 +189,14 @@ class Plan:
 
     def started(self, sites: Iterable[str]) -> dict[str, Message]:
         """What each of some sites is told when the training starts, with its first model."""
-        said = {
-            one: Message(start.fields(), {"initial": self.initial if one is None else one.initial})
-            for one, start in self._starts.items()
-        }
-        return {site: said[self.networks.get(site)] for site in sites}
+        said = {one: Message(start.fields(), self._first(one)) for one, start in self._starts.items()}
+        return {site: said[self.networks.get(site, self.apart.get(site))] for site in sites}
+
+    def _first(self, own: OwnNetwork | None) -> Memory:
+        """The first models of a site with this network."""
+        if own is None:
+            return {"initial": self.initial}
+        return {"initial": own.initial} if self.networks else {"initial": self.initial, "own": own.initial}
 
     def network_of(self, owner: str) -> FlatModule:
         """The network of which a site's model is, or that of all."""

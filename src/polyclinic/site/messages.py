@@ -234,6 +234,7 @@ class Start(Body):
         hides: whether validation, counts for a threshold and sums over training cases are told in sums alone.
         public: how many cases the public set has, and numbers of the network's output of one; None without one.
         networks: where sites have different networks, all of them: of which models may be sent to be tested.
+        own: the network that this site trains, where ``model`` is what is validated and tested; None if it is that one.
     """
 
     run: FileName
@@ -261,6 +262,7 @@ class Start(Body):
     hides: Switch = False
     public: tuple[Positive, Positive] | None = None
     networks: list[SentNetwork] = []
+    own: NamedPart | None = None
 
     @property
     def heads(self) -> list[Head]:

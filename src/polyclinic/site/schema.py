@@ -406,7 +406,8 @@ FUNCTIONS: dict[str, Function] = {
         answered_tensors=_described,
     ),
     "start": Function(
-        Start, Started, {"initial": Shaped("float32", "P")}, lambda known, asked: known.sent("start")
+        Start, Started, {"initial": Shaped("float32", "P"), "own": Shaped("float32", "own P", group="own")},
+        lambda known, asked: known.sent("start"),
     ),
     "train": Function(Train, Trained, lambda known, asked: {**_STATE, **known.sent()}, _trained),
     "evaluate": Function(Evaluate, Evaluated, _states),

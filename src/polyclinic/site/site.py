@@ -35,6 +35,7 @@ from polyclinic.errors import DataError, PolyclinicError, SiteError, TrainingErr
 from polyclinic.files import write_atomic, write_error
 from polyclinic.limits import Body, Nothing
 from polyclinic.models import build_model
+from polyclinic.models.variant import Apart
 from polyclinic.origins import of_error
 from polyclinic.parts.checks import kind_of, wrong
 from polyclinic.parts.predictor import Network, OfNetwork, Predictor
@@ -455,10 +456,16 @@ class Site:
         size = len(tensors["initial"])
         if size != model.layout.size:
             raise self._other_size(size, model.layout.size)
+        apart = None
+        if asked.own is not None:
+            own = self.workspace.model(asked.own, self.dataset.training_shape, task.outputs)
+            if "own" not in tensors or len(tensors["own"]) != own.layout.size:
+                raise self._other_size(len(tensors.get("own", ())), own.layout.size)
+            apart = Apart(own, tensors["own"], model)
         dataset, parts = self.cases(asked)
         self.run = Run(
             self.name, asked, tensors["initial"], model, task, dataset, parts, evaluation.measure, self.spending,
-            self.identity, self.diary, self.public,
+            self.identity, self.diary, self.public, apart,
         )  # fmt: skip
         if not self._named:
             self.write_pseudonyms()

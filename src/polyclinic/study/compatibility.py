@@ -157,7 +157,8 @@ def _own_networks(method: Method, local: Local) -> Refusal | None:
     """Parts that suppose that all sites have the study's network, where some have another."""
     if not local.networks or method.scope == "pool":
         return None
-    if method.share != "none":
+    replacing = any(part.replaces and part.own_networks for _, _, part in _all(method))
+    if method.share != "none" and not replacing:
         able = [name for name, one in PUBLISHED.items() if _is_for_own_networks(one.method)]
         return Refusal("The sites of this study have different networks (`networks: ...`), of which no weights can be "
                        "put together.", f"Methods for this are {', '.join(able)}; `mix` trains the study's `model`. Or "
@@ -166,12 +167,16 @@ def _own_networks(method: Method, local: Local) -> Refusal | None:
         if (part.same_network and not part.own_networks) or overrides(part.at_site(), "adapted"):
             return Refusal(f"{name} needs all sites to have the study's network, and those of this study have "
                            "different ones (`networks: ...`).", "Leave out one of the two.", key)  # fmt: skip
+    if replacing and method.personal is not None and method.personal[0] != "shared_model":
+        return Refusal(f"{method.personal[0]} gives each site a model of the study's network, and those of this study "
+                       "have different ones (`networks: ...`).", "Leave out one of the two.", "personal")  # fmt: skip
     return None
 
 
 def _is_for_own_networks(method: Method) -> bool:
     parts = [part_class(name) for name, _ in method.parts]
-    return method.share == "none" and all(part.own_networks or not part.same_network for part in parts)
+    able = all(part.own_networks or not part.same_network for part in parts)
+    return able and (method.share == "none" or any(part.replaces for part in parts))
 
 
 def _order(method: Method, local: Local) -> Refusal | None:

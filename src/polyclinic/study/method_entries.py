@@ -143,8 +143,7 @@ class MethodReader:
         local = Local(
             self.task, optimizer_of(training)[0], keeps, self.mixed, chosen, stops_early, besides, by_loss,
             training.class_weights == "balanced", self.images, self.subgroups, self.model, self.public,
-            training.rounds,
-            self.networks,
+            training.rounds, self.networks,
         )  # fmt: skip
         refused = refusal(method, local)
         if refused is not None:

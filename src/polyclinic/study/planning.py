@@ -15,7 +15,7 @@ from polyclinic.client.work import OwnWork, Work
 from polyclinic.data.scaling import Scaler, merge
 from polyclinic.methods import SHARES, Method
 from polyclinic.models import build_model
-from polyclinic.models.variant import Variant
+from polyclinic.models.variant import Apart, Variant
 from polyclinic.parts import PROCEDURES, TOPOLOGIES, Part, build_chain, build_part, variant_of
 from polyclinic.running.plan import OwnNetwork, Plan
 from polyclinic.site.evaluation import task_of
@@ -66,7 +66,8 @@ class Planner:
         voters = [site for site in voters if site not in (*sites, job.without) and fold.validation.get(site, 0)]
         asked = fold.training_sites if method.scope == "pool" else [*sites, *voters]
         validation = sum(fold.validation.get(site, 0) for site in asked)
-        start = self.start(job, fold, training)
+        start, own = self.start(job, fold, training), networks or {}
+        apart = own if method.scope == "federation" and method.share != "none" else {}
         return Plan(
             start=start,
             initial=initial,
@@ -91,8 +92,12 @@ class Planner:
             grouping=(method.topology[0], TOPOLOGIES[method.topology[0]](**method.topology[1])),
             procedure=(method.procedure[0], PROCEDURES[method.procedure[0]](**method.procedure[1])),
             voters=voters,
-            variants=variants_at(method, sites, self.template, job.seed, job.fold),
-            networks={} if method.scope == "pool" else networks or {},
+            variants={
+                **variants_at(method, sites, self.template, job.seed, job.fold),
+                **{site: Apart(one.model, one.initial, self.template) for site, one in apart.items()},
+            },
+            networks={} if apart or method.scope == "pool" else own,
+            apart=apart,
             endures=attack is not None,
             public=self.public.prepared() if self.public is not None and start.public is not None else None,
             folder=self.folder,
@@ -172,8 +177,9 @@ def variants_at(
 def networks_at(
     declaration: Declaration, shape: Sequence[int], outputs: int, seed: int
 ) -> dict[str, OwnNetwork]:  # fmt: skip
-    """Site -> its network with the initial state of a seed, of the sites that have another than the study's. Sites whose
-    networks are the same have one together.
+    """Site -> its network with the initial state of a seed, of the sites that have another than the study's.
+
+    Sites whose networks are the same have one together.
 
     Args:
         declaration: the study.
