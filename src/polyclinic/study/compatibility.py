@@ -176,7 +176,7 @@ def _own_networks(method: Method, local: Local) -> Refusal | None:
 def _is_for_own_networks(method: Method) -> bool:
     parts = [part_class(name) for name, _ in method.parts]
     able = all(part.own_networks or not part.same_network for part in parts)
-    return able and (method.share == "none" or any(part.replaces for part in parts))
+    return able and (method.share == "none" or any(part.replaces and part.own_networks for part in parts))
 
 
 def _order(method: Method, local: Local) -> Refusal | None:
