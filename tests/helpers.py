@@ -39,6 +39,7 @@ from polyclinic.study.job import Fold, Job, Outcome
 from polyclinic.study.jobs import JobRunner
 from polyclinic.study.kinds import ATTACKED, PLAIN, RUN, RUNS, UNSEEN, titled
 from polyclinic.study.method_entries import StudyMethod
+from polyclinic.study.planning import networks_at
 from polyclinic.study.preparing import prepare
 from polyclinic.study.public import Public
 from polyclinic.tasks import build_task
@@ -164,6 +165,7 @@ class Federation:
         data: the sites' cases.
         methods: as in a study file.
         model: as in a study file.
+        networks: as in a study file.
         training: as in a study file, on top of one round of one epoch with batches of 8 and plain SGD.
         evaluation: as in a study file; without ``folds`` the sites' own parts are used.
         task: classification or segmentation.
@@ -179,6 +181,7 @@ class Federation:
         methods: Sequence[Any] = ("fedavg",),
         *,
         model: Any = "logistic",
+        networks: Mapping[str, Any] | None = None,
         training: Mapping[str, Any] | None = None,
         evaluation: Mapping[str, Any] | None = None,
         task: str = "classification",
@@ -198,7 +201,8 @@ class Federation:
         tables |= {"time": "time", "event": "event", "time_unit": "days"} if task == "survival" else {"label": "label"}
         public = next(iter(data.values())).public
         self.declaration = declare(
-            model=model, training=training, evaluation=evaluation, methods=list(methods), task=task,
+            model=model, networks=dict(networks or {}), training=training, evaluation=evaluation,
+            methods=list(methods), task=task,
             **({"data": images} if pictures else {"data": tables} if bags else {}), public=public is not None,
         )  # fmt: skip
         self.data, self.classes = data, classes
@@ -218,7 +222,8 @@ class Federation:
         places = prod(self.shape[1:]) if task == "segmentation" else 1
         found = None if public is None else Public((len(public), self.outputs * places), self.public)
         self.runner = JobRunner(
-            self.declaration, self.engine, self.local, self.template, self.initial, names, public=found
+            self.declaration, self.engine, self.local, self.template, self.initial, names, public=found,
+            networks=lambda seed: networks_at(self.declaration, self.shape, self.outputs, seed),
         )  # fmt: skip
 
     def public(self) -> Dataset | None:

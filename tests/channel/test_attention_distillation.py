@@ -43,9 +43,9 @@ def test_sites_say_little_of_classes_that_they_hardly_know():
 def test_an_attention_map_by_hand():
     """Two channels (3, 0, 1) and (4, 1, 2): sums of squares 25, 1 and 5, from the least to the largest 1, 0, 1/6."""
     features = torch.tensor([[[[3.0, 0.0, 1.0]], [[4.0, 1.0, 2.0]]]])
-    assert attention_of([torch.ones(1, 2, 2, 2), features]).tolist() == [pytest.approx([1.0, 0.0, 1 / 6])]
-    assert attention_of([features, torch.ones(1, 5, 1, 1)]).tolist() == [pytest.approx([1.0, 0.0, 1 / 6])]
-    assert attention_of([torch.ones(1, 2, 2, 2)]).tolist() == [[0.0] * 4]
+    assert attention_of([torch.ones(1, 2, 2, 2), features]).tolist() == [[pytest.approx([1.0, 0.0, 1 / 6])]]
+    assert attention_of([features, torch.ones(1, 5, 1, 1)]).tolist() == [[pytest.approx([1.0, 0.0, 1 / 6])]]
+    assert attention_of([torch.ones(1, 2, 2, 2)]).tolist() == [[[0.0] * 2] * 2]
     with pytest.raises(TrainingError, match=r"P302.*several places"):
         attention_of([torch.ones(1, 5, 1, 1)])
 
@@ -105,7 +105,7 @@ def test_no_weights_leave_a_site():
     }
 
 
-@pytest.mark.parametrize(("name", "tensor"), [("logits", torch.zeros(12, 3)), ("attention", torch.zeros(12, 5))])
+@pytest.mark.parametrize(("name", "tensor"), [("logits", torch.zeros(12, 3)), ("attention", torch.zeros(12, 5, 5))])
 def test_a_malformed_answer_is_that_sites_failure(name, tensor):
     class Lying(LocalEngine):
         def call(self, function, requests):
@@ -184,6 +184,115 @@ def test_outlines_are_distilled_too():
         task="segmentation", training={"batch_size": 4},
     )  # fmt: skip
     assert made.state().isfinite().all()
+
+
+# Networks of the sites' own -------------------------------------------------------------------------------------------
+
+#: Another number of places in its maps, and a network of another name that computes the same as `CNN`.
+OTHER, TWIN = {"cnn": {"channels": [3, 5]}}, {"cnn": {"channels": [4], "dropout": 1e-12}}
+
+
+@pytest.mark.parametrize("named", [["Bonn"], list(SIZES)])
+def test_networks_that_compute_the_same_give_the_same_bytes_in_one_round(named):
+    networks = dict.fromkeys(named, TWIN)
+    assert torch.equal(federation().state(), federation(networks=networks).state())
+
+
+def test_the_servers_model_learns_from_other_networks_and_none_of_their_weights_is_sent():
+    made = federation(networks={"Bonn": OTHER}, training={"rounds": 2})
+    with recorded(made.engine) as said:
+        progress, rows = made.rounds()
+    assert len(progress.model("federation")) == made.template.layout.size
+    maps = {}
+    for function, site, asked, reply in said:
+        if function == "train":
+            maps[site] = tuple(reply.tensors["attention_distillation/attention"].shape)
+            assert len(asked.tensors["state"]) == (0 if site == "Bonn" else made.template.layout.size)
+    assert maps == {"Aachen": (12, 8, 8), "Bonn": (12, 4, 4), "Dresden": (12, 8, 8)}
+    started = {site: asked for function, site, asked, _ in said if function == "start"}
+    assert started["Bonn"].fields["model"] == started["Aachen"].fields["model"]
+    assert started["Bonn"].fields["own"][1]["channels"] == [3, 5]
+    assert "own" not in started["Aachen"].tensors
+    assert {row["site"] for row in rows if row["round"] == 1} == set(SIZES)
+
+
+def test_a_network_of_its_own_goes_on_from_where_it_was():
+    made = federation(networks={"Bonn": OTHER}, training={"rounds": 1})
+    own = made.kept(made.rounds()[0])["Bonn"].own
+    longer = federation(networks={"Bonn": OTHER}, training={"rounds": 2})
+    with recorded(longer.engine) as said:
+        longer.rounds()
+    first = [
+        reply.tensors["attention_distillation/logits"] for f, site, _, reply in said if (f, site) == ("train", "Bonn")
+    ]
+    module = plain_module(longer.plan().apart["Bonn"].model, own).eval()
+    with torch.no_grad():
+        torch.testing.assert_close(module(longer.public().batch(torch.arange(12))[0]), first[0])
+    assert not torch.equal(first[0], first[1])
+
+
+def test_all_sites_can_have_one_other_network():
+    made = federation(networks=dict.fromkeys(SIZES, OTHER), training={"rounds": 2})
+    state = made.state()
+    assert not torch.equal(state, made.initial(0))
+    stacked = federation(networks=dict.fromkeys(SIZES, OTHER), training={"rounds": 2}, stacked=True).state()
+    torch.testing.assert_close(state, stacked, rtol=0, atol=2e-3)
+
+
+def test_a_killed_training_with_other_networks_goes_on_to_the_same_bytes(tmp_path):
+    class Killed(Exception):  # noqa: N818
+        pass
+
+    def stop(done, total):
+        if done == 1:
+            raise Killed
+
+    options = {"networks": {"Bonn": OTHER}, "training": {"rounds": 3}}
+    whole = federation(**options).state()
+    with pytest.raises(Killed):
+        federation(folder=tmp_path, **options).rounds(checkpoint=Checkpoint(tmp_path / "job"), report=stop)
+    progress, _ = federation(folder=tmp_path, **options).rounds(checkpoint=Checkpoint(tmp_path / "job"))
+    assert torch.equal(progress.model("federation"), whole)
+
+
+@pytest.mark.parametrize("maps", [torch.zeros(12, 0, 4), torch.full((12, 4, 4), 2.0), torch.zeros(3, 4, 4)])
+def test_malformed_maps_of_another_network_are_that_sites_failure(maps):
+    class Lying(LocalEngine):
+        def call(self, function, requests):
+            for site, reply in super().call(function, requests):
+                if function == "train" and site == "Bonn":
+                    reply.tensors["attention_distillation/attention"] = maps
+                yield site, reply
+
+    engine = Lying(with_public(image_sites(SIZES), PUBLIC))
+    progress, rows = federation(networks={"Bonn": OTHER}, engine=engine, training={"quorum": 2}).rounds()
+    assert {row["site"] for row in rows} == {"Aachen", "Dresden"}
+    assert any("Bonn" in failure for failure in progress.failures)
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_a_site_with_another_network_teaches_the_server(seed):
+    """Of all sites that train, one has another network and all cases of the second class."""
+    sites = {"Aachen": image_site("Aachen", 40)}
+    training = {"rounds": 1, "local_epochs": 40, "batch_size": 10, "optimizer": {"adam": {"lr": 0.01}}}
+    made = Federation(
+        with_public(sites, image_site("Celle", 36).inputs),
+        [fedad(steps=300, lr=0.02, batch_size=12, attention=0.1)],
+        model=CNN, networks={"Aachen": {"cnn": {"channels": [6, 6]}}}, training=training,
+    )  # fmt: skip
+    new = image_site("Bonn", 60)
+    inputs = new.inputs.float() / 255
+    right = {}
+    for label, state in (("first", made.initial(seed)), ("fedad", made.state("fedad", seed))):
+        module = plain_module(made.template, state).eval()
+        right[label] = (module(inputs).argmax(1) == new.targets).float().mean().item()
+    assert right["first"] < 0.75
+    assert right["fedad"] > 0.9
+
+
+def test_personal_models_beside_networks_of_their_own_are_refused():
+    with pytest.raises(StudyError, match=r"P104.*ditto gives each site a model of the study's network"):
+        federation(fedad(personal="ditto"), networks={"Bonn": OTHER})
 
 
 @pytest.mark.parametrize(

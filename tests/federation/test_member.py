@@ -264,6 +264,7 @@ def test_a_site_s_own_model_goes_to_other_sites_only_if_its_policy_says_so(kit: 
         ("start", {"work": {"batch_size": 1}}, "another training"),
         ("start", {"work": {"kind": "gradient"}}, "another training"),
         ("start", {"model": ["logistic", {}]}, "another training"),
+        ("start", {"networks": [{"model": ["logistic", {}], "size": 4}]}, "another training"),
         ("train", {"round": 3}, "more rounds than 3"),
     ],
 )  # fmt: skip
@@ -286,6 +287,19 @@ def test_a_message_that_the_study_does_not_have_is_refused(
             with pytest.raises(FederationError, match=words):
                 asked(site, name, Message(fields, asked_for[name].tensors))
         asked(site, name, asked_for[name])
+
+
+def test_a_site_is_told_its_own_network_and_those_of_the_study(kit: Path) -> None:
+    study = write_study(kit, methods=["single"], networks={"Aachen": "logistic"})
+    engine = LocalEngine(["Aachen"], source=Source(kit.parent / "export", site="Aachen"))
+    with recorded(engine) as messages, contextlib.suppress(Exception):
+        run_study(Study.read(study), kit / "out", engine=engine)
+    start = next(Start.model_validate(request.fields) for name, _, request, _ in messages if name == "start")
+    declaration = Study.read(study, named=True).declaration
+    assert Agreed(declaration, "Aachen").refusal(start) == ""
+    assert "another training" in Agreed(declaration, "Bonn").refusal(start)
+    for change in ({"model": declaration.model_part}, {"networks": []}, {"networks": start.networks[:1]}):
+        assert "another training" in Agreed(declaration, "Aachen").refusal(start.model_copy(update=change))
 
 
 def test_a_model_is_made_only_where_the_study_says_so(kit: Path) -> None:

@@ -81,6 +81,13 @@ def give_copy(world: World, consortium: Path) -> Path:
     return folder
 
 
+def change_policy(world: World, number: int, **changes: Any) -> None:
+    path = world.kits / f"site-{number}" / "local" / SITE_FILE
+    site = yaml.safe_load(path.read_text())
+    site["policy"] |= changes
+    path.write_text(yaml.safe_dump(site))
+
+
 def failure_of(world: World) -> tuple[str, str]:
     outcome = world.conduct(0).run()
     assert outcome.state == "failed", outcome
@@ -96,6 +103,30 @@ def test_a_study_is_that_of_one_machine(consortium: Path, tmp_path: Path) -> Non
         if path.name != "rounds.csv":
             assert path.read_bytes() == (there / path.name).read_bytes(), path.name
     assert "public set,found" in (there / "flow.csv").read_text()
+
+
+def test_sites_can_have_networks_of_their_own(consortium: Path, tmp_path: Path) -> None:
+    networks = {"Bonn": "logistic", "Celle": {"mlp": {"hidden": [4, 3]}}}
+    methods = ["cross", "ensemble", {"fedmd": {"label": "fedmd"}}]
+    write_study(consortium, entries_of(consortium), methods=methods, networks=networks)
+    here = Study.read(consortium / "all" / "study.yaml").run(tmp_path / "here").folder
+    world = World(consortium, tmp_path / "there", 0, [])
+    for number in (1, 2, 3):
+        change_policy(world, number, personal_models=True)  # for `cross` and `ensemble`
+    there = world.run()
+    for path in here.glob("*.csv"):
+        if path.name != "rounds.csv":
+            assert path.read_bytes() == (there / path.name).read_bytes(), path.name
+    assert not list((there / "models").glob("fedmd*"))  # networks stay at their sites
+
+
+def test_a_site_can_refuse_a_network_of_another(consortium: Path, tmp_path: Path) -> None:
+    write_study(consortium, entries_of(consortium), methods=["fedmd"], networks={"Bonn": "logistic"})
+    world = World(consortium, tmp_path / "there", 0, [])
+    change_policy(world, 1, models=["mlp"])
+    code, message = failure_of(world)
+    assert code == "P604"
+    assert "Aachen does not take part: the model logistic is not allowed" in message
 
 
 def test_another_copy_is_told_with_its_site(consortium: Path, tmp_path: Path) -> None:
@@ -130,10 +161,7 @@ def test_the_coordinator_needs_a_copy_where_something_is_computed_there_alone(co
 def test_policies_can_refuse_it(consortium: Path, tmp_path: Path) -> None:
     world = World(consortium, tmp_path / "there", 0, [])
     give_copy(world, consortium)
-    path = world.kits / "site-1" / "local" / SITE_FILE
-    site = yaml.safe_load(path.read_text())
-    site["policy"]["public"] = False
-    path.write_text(yaml.safe_dump(site))
+    change_policy(world, 1, public=False)
     code, message = failure_of(world)
     assert code == "P604"
     assert "Aachen does not take part: it has a public set (`data: {public: ...}`)" in message

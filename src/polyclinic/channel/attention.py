@@ -8,6 +8,7 @@ from itertools import islice
 from typing import Annotated, ClassVar
 
 import torch
+import torch.nn.functional as nnf
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
 from torch import Tensor, nn
 
@@ -44,7 +45,9 @@ class AttentionDistillation(Part):
     is sent to sites is the server's model; nothing of one site comes to another.
 
     An attention map is Σ_c F_c² over the channels of what the last convolution that has several places gives
-    (Zagoruyko and Komodakis, ICLR 2017), brought to [0, 1] in each picture.
+    (Zagoruyko and Komodakis, ICLR 2017), brought to [0, 1] in each picture. Sites may have networks of their own
+    (``networks:`` in a study file): such a site starts from weights of its own and goes on from where it was, and the
+    server brings its maps to the size of those of the study's network, which alone is sent, validated and tested.
 
     Source: Gong et al., Ensemble attention distillation for privacy-preserving federated learning, ICCV 2021. Its text
     was not at hand: the abstract was, and the two attention terms with their constants as two public programs have
@@ -73,6 +76,7 @@ class AttentionDistillation(Part):
         "classes": "training cases of each class",
     }
     same_network = True
+    own_networks = True
 
     def __init__(
         self, *, steps: PositiveInt = 200, lr: PositiveFloat = 0.001, batch_size: Annotated[int, Field(ge=2)] = 32,
@@ -80,7 +84,8 @@ class AttentionDistillation(Part):
     ) -> None:  # fmt: skip
         self.steps, self.lr, self.batch_size = steps, lr, batch_size
         self.temperature, self.attention = temperature, attention
-        maps = {"attention": Shaped("float32", "U", "places", least=0, most=1, always="train")} if attention else {}
+        map_of = Shaped("float32", "U", "rows", "columns", least=0, most=1, always="train")
+        maps = {"attention": map_of} if attention else {}
         self.shapes: Mapping[str, Shaped] = {  # type: ignore[misc]
             "logits": Shaped("float32", "U", "V", always="train"), **maps, "classes": Shaped("float64", "C", least=0),
         }  # fmt: skip
@@ -139,9 +144,9 @@ class _Learning(ServerEnd):
 
     def open(self, packed: Memory) -> Memory:
         """The site's weights are not known: as if it had not moved."""
-        maps, public = packed.get(f"{self.name}/attention"), self._public()
-        if maps is not None and maps.shape[1] != self._places(public):
-            raise Misfit(f"attention: got {list(maps.shape)}, expected [{len(public)}, {self._places(public)}]")
+        maps = packed.get(f"{self.name}/attention")
+        if maps is not None:
+            self._check(maps, of_study=bool(len(self.now.weights)))
         nothing = torch.zeros_like(self.now.weights)
         return {**packed, "change": nothing, "statistics": self.now.statistics.clone()}
 
@@ -154,7 +159,7 @@ class _Learning(ServerEnd):
         """Learn."""
         updates, self._updates = self._updates, []
         logits = ensemble([self.sent(one)["logits"] for one in updates], self._shares(updates))
-        maps = [self.sent(one)["attention"] for one in updates] if self.part.attention else []
+        maps = [self._alike(self.sent(one)["attention"]) for one in updates] if self.part.attention else []
         after = self._learned(logits, maps)
         size = len(self.now.weights)
         return Step(after[:size] - self.now.weights, after[size:].clone(), step.shares)
@@ -166,13 +171,29 @@ class _Learning(ServerEnd):
                              "Give `data: {public: ...}`.")  # fmt: skip
         return public
 
-    def _places(self, public: Dataset) -> int:
-        """Of a map of the server's own network."""
+    def _check(self, maps: Tensor, *, of_study: bool) -> None:
+        """Whether maps are of the size that the server's own network has; those of another network are of any.
+
+        Raises:
+            Misfit: they are not, or have no place.
+        """
+        wanted = self._places() if of_study else tuple(maps.shape[1:])
+        if tuple(maps.shape[1:]) != wanted or not maps.numel():
+            raise Misfit(f"attention: got {list(maps.shape)}, expected {[len(self._public()), *self._places()]}")
+
+    def _places(self) -> tuple[int, ...]:
+        """Rows and columns of a map of the server's own network."""
         if not hasattr(self, "_known"):
-            state = torch.cat([self.now.weights, self.now.statistics])
+            state, public = self.workplace.network.vector.cpu().clone(), self._public()
             few = torch.arange(min(2, len(public)))
-            self._known = seen(self.workplace.network, state, public, few, attention=True)[1].shape[1]
+            self._known = tuple(seen(self.workplace.network, state, public, few, attention=True)[1].shape[1:])
         return self._known
+
+    def _alike(self, maps: Tensor) -> Tensor:
+        """A site's maps ``[U, rows, columns]`` in the size of the server's own ``[U, places]``."""
+        if tuple(maps.shape[1:]) != self._places():
+            maps = nnf.interpolate(maps[:, None], self._places(), mode="bilinear", align_corners=False)[:, 0]
+        return maps.flatten(1)
 
     def _shares(self, updates: Sequence[Update]) -> Tensor:
         """ω ``[K, C]``, or ``[K, 1]`` where no classes are known or outputs are not one of them each."""
@@ -196,7 +217,7 @@ class _Learning(ServerEnd):
                 loss = divergence(place.task, outputs, wanted[index], part.temperature)
                 if together is not None:
                     chosen = together[:, index].to(device)
-                    loss = loss + part.attention * looks(attention_of(found), chosen.amin(0), chosen.amax(0))
+                    loss = loss + part.attention * looks(attention_of(found).flatten(1), chosen.amin(0), chosen.amax(0))
                 found.clear()
                 return loss
 
@@ -224,9 +245,9 @@ def looks(own: Tensor, common: Tensor, union: Tensor) -> Tensor:
 def seen(
     model: FlatModule, vector: Tensor, public: Dataset, index: Tensor | None = None, *, attention: bool
 ) -> tuple[Tensor, Tensor]:
-    """Logits ``[K, V]`` and attention maps ``[K, places]`` of a model ``[P]``, as in evaluation.
+    """Logits ``[K, V]`` and attention maps ``[K, rows, columns]`` of a model ``[P]``, as in evaluation.
 
-    Maps are ``[K, 0]`` where none are asked for.
+    Maps are ``[K, 0, 0]`` where none are asked for.
     """
     chosen = torch.arange(len(public)) if index is None else index
     logits, maps = list[Tensor](), list[Tensor]()
@@ -234,7 +255,7 @@ def seen(
         for part in chosen.split(_PICTURES):
             found.clear()
             logits.append(model.module(public.batch(part)[0].to(model.vector.device)).flatten(1).float().cpu())
-            maps.append(attention_of(found).cpu() if attention else torch.empty(len(part), 0))
+            maps.append(attention_of(found).cpu() if attention else torch.empty(len(part), 0, 0))
     return torch.cat(logits), torch.cat(maps)
 
 
@@ -252,7 +273,7 @@ def recorded(model: FlatModule) -> Iterator[list[Tensor]]:
 
 
 def attention_of(found: Sequence[Tensor]) -> Tensor:
-    """The map ``[B, places]``, from 0 to 1, of what convolutions gave, with gradient.
+    """The map ``[B, rows, columns]``, from 0 to 1, of what convolutions gave, with gradient.
 
     Raises:
         TrainingError: P302, the network has no convolution that gives several places.
@@ -261,6 +282,6 @@ def attention_of(found: Sequence[Tensor]) -> Tensor:
     if not wide:
         raise TrainingError("P302", "attention_distillation asks where the network looks, and no convolution of it "
                             "gives several places.", "Use a convolutional network, or `attention: 0`.")  # fmt: skip
-    energy = wide[-1].float().square().sum(1).flatten(1)
-    low, high = energy.amin(1, keepdim=True), energy.amax(1, keepdim=True)
+    energy = wide[-1].float().square().sum(1)
+    low, high = energy.amin((1, 2), keepdim=True), energy.amax((1, 2), keepdim=True)
     return ((energy - low) / (high - low).clamp_min(1e-12)).clamp(0, 1)

@@ -32,8 +32,8 @@ class PublicConsensus(Part):
 
     Source: Li and Wang, FedMD: heterogenous federated learning via model distillation, arXiv 1910.03581, algorithm 1.
     The term, the mean absolute difference of logits, and the new draw of public cases in each round are those of the
-    authors' code (FedMD_clean). There sites train on the labels of the public set first; here it has none. Here all
-    sites have the network of the study.
+    authors' code (FedMD_clean). There sites train on the labels of the public set first; here it has none. As there,
+    sites may have networks of their own (``networks:`` in a study file).
 
     Args:
         weight: of the term, so of the digestion's steps; 0 sends nothing and changes nothing.
@@ -56,6 +56,7 @@ class PublicConsensus(Part):
     needs_public = True
     without_weights = True
     same_network = True
+    own_networks = True
 
     def __init__(
         self, *, weight: NonNegativeFloat = 1.0, epochs: PositiveInt = 1,

@@ -97,14 +97,29 @@ class LocalEngine(Engine):
         if self.serialise:
             requests = {site: Message.from_bytes(request.to_bytes()) for site, request in requests.items()}
         chosen = {site: requests[site] for site in self.sites if site in requests}
-        together = function == "train" and self._stacks(list(chosen))
-        replies = self._train_stacked(chosen) if together else self._each(function, chosen)
+        replies = self._train(chosen) if function == "train" else self._each(function, chosen)
         for site, reply in replies:
             again = self.serialise and isinstance(reply, Message)
             yield site, Message.from_bytes(reply.to_bytes()) if again and isinstance(reply, Message) else reply
 
+    def _train(self, requests: Mapping[str, Message]) -> Iterator[Reply]:
+        """One after another, or together; where sites have different networks, together with those of the same."""
+        groups = dict[int, list[str]]()
+        for site in requests if self.stacked and len(requests) > 1 else ():
+            groups.setdefault(id(self.members[site].run.network), []).append(site)
+        if len(groups) < 2:
+            together = self._stacks(list(requests))
+            yield from self._train_stacked(requests) if together else self._each("train", requests)
+            return
+        replies = dict[str, Message | PolyclinicError]()
+        for sites in groups.values():
+            own = {site: requests[site] for site in sites}
+            replies |= dict(self._train_stacked(own) if self._stacks(sites) else self._each("train", own))
+        for site in requests:
+            yield site, replies[site]
+
     def _stacks(self, sites: list[str]) -> bool:
-        """Whether these sites are trained together."""
+        """Whether these sites, of one network, are trained together."""
         return self.stacked and len(sites) > 1 and not self.members[sites[0]].run.not_stackable
 
     def _each(self, function: str, requests: Mapping[str, Message]) -> Iterator[Reply]:

@@ -84,6 +84,7 @@ def choose_device(wanted: str) -> str:
 def choose_plan(
     *, mode: str, device: str, threads: int | None, workers: int | None, model: FlatModule, works: Sequence[Work],
     shape: tuple[int, ...], cases: list[int], passes: int, obstacles: Sequence[str] = (), trainings: int = 1,
+    others: Sequence[FlatModule] = (),
 ) -> EnginePlan:  # fmt: skip
     """The plan for a study.
 
@@ -97,23 +98,29 @@ def choose_plan(
         shape: of one input.
         cases: number of cases of each site.
         passes: how often each case is trained on in the whole study, about.
-        obstacles: for each of ``works``, why its sites can't be trained together besides what it and ``model`` say;
-            empty where nothing speaks against it.
+        obstacles: for each of ``works``, why its sites can't be trained together besides what it and the networks
+            say; empty where nothing speaks against it.
         trainings: of the whole study, none of which needs another; 1 where they have to go one after another.
+        others: networks of sites that have another than ``model``.
 
     Raises:
         StudyError: P104 if the mode asked for is impossible.
     """
+    models = [model, *others]
     many = threads or min(cores(), 8)
     count = min(workers or cores(), max(len(cases), 1))
-    per_case = 3 * forward_operations(model, shape)  # backward costs about twice as much as forward
+    forward = max(forward_operations(model, shape) for model in models)
+    per_case = 3 * forward  # backward costs about twice as much as forward
     batch = max(work.batch_size for work in works)
     step, total = per_case * min(batch, max(cases)), per_case * sum(cases) * passes
     own = list(obstacles) or [""] * len(works)
     if mode == "stacked" or step < STACK_BELOW:  # otherwise it does not matter, and the network may be large
-        own = [reason or reason_not_stackable(model, work, shape) for reason, work in zip(own, works, strict=True)]
+        own = [
+            next(filter(None, (reason, *(reason_not_stackable(model, work, shape) for model in models))), "")
+            for reason, work in zip(own, works, strict=True)
+        ]
     obstacle, none_can = next(filter(None, own), ""), all(own)
-    side = min(max(trainings, 1), cores(), fitting(model, len(cases))) if device == "cpu" else 1
+    side = min(max(trainings, 1), cores(), *(fitting(model, len(cases)) for model in models)) if device == "cpu" else 1
 
     def plan(chosen: Mode, reason: str) -> EnginePlan:
         beside = 1 if chosen == "processes" else side

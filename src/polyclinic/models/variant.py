@@ -1,10 +1,12 @@
-"""What a site may train in place of the study's network: a narrower one, or one with less to train."""
+"""What a site may train in place of the study's network: a narrower one, one with less to train, or another one."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from typing import ClassVar
 
+import torch
 from torch import Tensor
 
 from polyclinic.state import FlatModule, Selection
@@ -20,8 +22,10 @@ class Variant(ABC):
         shared: those of its coordinates that leave the site: T' weights, then S' statistics.
         places: of the study's coordinates those that its training may change, in order. A site is sent these; others
             are at all sites as they were in the first model.
+        stays: whether all of it stays at the site, which goes on from where it was.
     """
 
+    stays: ClassVar[bool] = False
     network: FlatModule
     shared: Selection
     places: Tensor
@@ -58,3 +62,28 @@ class Variant(ABC):
         Returns:
             The change of weights ``[T]`` and the statistics ``[S]``; what the variant has not is 0, and as before.
         """
+
+
+class Apart(Variant):
+    """Another network, of which nothing leaves the site: others learn from what it finds in a public set.
+
+    Args:
+        network: of the site.
+        first: its first state ``[P']``.
+        whole: the study's network, all of which is shared.
+    """
+
+    stays: ClassVar = True
+
+    def __init__(self, network: FlatModule, first: Tensor, whole: FlatModule) -> None:
+        self.network, self.first, self._trainable = network, first, whole.layout.trainable
+        self.shared = Selection((), 0, 0, network.layout.size)
+        self.places = torch.empty(0, dtype=torch.int64)
+
+    def start(self, sent: Tensor, first: Tensor) -> Tensor:
+        """Where it starts in the first round; then it goes on from where it was."""
+        return self.first
+
+    def spread(self, change: Tensor, statistics: Tensor, before: Tensor) -> tuple[Tensor, Tensor]:
+        """Nothing."""
+        return change.new_zeros(self._trainable), before[self._trainable :].clone()

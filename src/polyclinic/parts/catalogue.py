@@ -62,6 +62,8 @@ class Part:
             set before its ends are made.
         same_network: whether all sites have to train the study's network for it, since its ends exchange numbers of
             each weight or feature, or look into the steps of training.
+        own_networks: whether sites may have networks of their own for it all the same (``networks:`` in a study file),
+            where no weights leave them: its ends exchange nothing of a network.
         freezes: whether it trains little of a network, so that it is for one that was trained before.
         before: the part that closes an update before it, if there is one; set likewise.
         given: the tensors of an update that it is given to close; known once the model is, before its ends are made.
@@ -99,6 +101,7 @@ class Part:
     hidden: float = 0.0
     summed: bool = False
     same_network: ClassVar[bool] = False
+    own_networks: ClassVar[bool] = False
     freezes: ClassVar[bool] = False
     before: Part | None = None
     given: Mapping[str, Shaped] = {}

@@ -30,6 +30,22 @@ class Predictor(ABC):
         """
 
 
+class OfNetwork(Predictor):
+    """A state of another network than the site's.
+
+    Args:
+        network: it.
+        vector: the state ``[P]``.
+    """
+
+    def __init__(self, network: FlatModule, vector: Tensor) -> None:
+        self.network, self.vector = network, vector
+
+    def in_use(self, model: FlatModule, index: Tensor) -> Iterator[tuple[Tensor, Outputs]]:
+        """See `Predictor.in_use`."""
+        yield from in_use(self.vector, self.network, index)
+
+
 #: The state of a network ``[P]``, or what predicts instead.
 Network = Tensor | Predictor
 

@@ -32,8 +32,7 @@ class Federation:
     def __init__(self, plan: Plan, engine: Engine) -> None:
         self.plan, self.engine = plan, engine
         self.progress = Progress(0, plan.selection.take(plan.initial).clone())
-        started = Message(plan.start.fields(), {"initial": plan.initial})
-        said = engine.ask("start", dict.fromkeys(engine.sites, started))
+        said = engine.ask("start", plan.started(engine.sites))
         self.announced = {site: said[site] for site in plan.sites}
         self.steps: dict[str, int] = {site: said[site].fields.get("steps", 0) for site in plan.sites}
         self.conversation = Conversation(plan, engine, self.progress)

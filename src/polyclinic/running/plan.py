@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
+from polyclinic.communication.message import Message
 from polyclinic.data.dataset import Dataset
 from polyclinic.models.variant import Variant
 from polyclinic.parts import Grouping, Memory, Part, Procedure, Workplace, tell_parts
@@ -18,10 +19,25 @@ from polyclinic.parts.procedure import Local
 from polyclinic.privacy import Budget, Event, merged
 from polyclinic.server.chain import Chain
 from polyclinic.server.selection import Participation
-from polyclinic.site.messages import Start
+from polyclinic.site.messages import SentNetwork, Start
 from polyclinic.site.schema import Known, check_opened
 from polyclinic.state import FlatModule, Selection
 from polyclinic.tasks import Task
+
+
+@dataclass(frozen=True, eq=False)
+class OwnNetwork:
+    """The network of sites that have another than the study's.
+
+    Attributes:
+        named: name and options.
+        model: one of its kind, for its layout.
+        initial: first state ``[P]``.
+    """
+
+    named: tuple[str, dict[str, Any]]
+    model: FlatModule
+    initial: Tensor
 
 
 @dataclass(frozen=True)
@@ -53,6 +69,8 @@ class Plan:
         procedure: name and procedure.
         voters: sites that do not train, and are asked how good the model is on their validation cases.
         variants: site -> what it trains in place of the study's network.
+        networks: site -> its network, where it has another than the study's, all of which stays there.
+        apart: the same of sites that train it, where the study's network is what is validated and tested.
         endures: whether a model that breaks down, with values that are not numbers, ends training instead of being a
             failure (a simulated attack, whose result that is).
         public: the public set, where a part at the server works on it.
@@ -83,6 +101,8 @@ class Plan:
     procedure: tuple[str, Procedure] = field(default_factory=lambda: ("local", Local()))
     voters: Sequence[str] = ()
     variants: Mapping[str, Variant] = field(default_factory=dict)
+    networks: Mapping[str, OwnNetwork] = field(default_factory=dict)
+    apart: Mapping[str, OwnNetwork] = field(default_factory=dict)
     endures: bool = False
     public: Dataset | None = None
     folder: Path | None = None
@@ -147,7 +167,53 @@ class Plan:
     @cached_property
     def known(self) -> Known:
         """What is known of the messages of this training."""
-        return Known.of(self.start, self.network, self.variants)
+        own = {one: Known.of(self._starts[one], one.model) for one in self._others}
+        others = {site: own[one] for site, one in self.networks.items()}
+        return replace(Known.of(self._starts[None], self.network, self.variants), others=others)
+
+    @cached_property
+    def _others(self) -> list[OwnNetwork]:
+        """The networks besides the study's, in the order of their numbers, which begin at 1."""
+        return list(dict.fromkeys(self.networks.values()))
+
+    @cached_property
+    def _starts(self) -> dict[OwnNetwork | None, Start]:
+        """What is told to sites with a network of their own and, under None, to those with the study's."""
+        if not self._others:
+            apart = set(self.apart.values())
+            return {None: self.start, **{one: self.start.model_copy(update={"own": one.named}) for one in apart}}
+        sent = [SentNetwork(model=self.start.model, size=self.network.layout.size)]
+        sent += [SentNetwork(model=one.named, size=one.model.layout.size) for one in self._others]
+        start = self.start.model_copy(update={"networks": sent})
+        return {None: start, **{one: start.model_copy(update={"model": one.named}) for one in self._others}}
+
+    def started(self, sites: Iterable[str]) -> dict[str, Message]:
+        """What each of some sites is told when the training starts, with its first model."""
+        said = {one: Message(start.fields(), self._first(one)) for one, start in self._starts.items()}
+        return {site: said[self.networks.get(site, self.apart.get(site))] for site in sites}
+
+    def _first(self, own: OwnNetwork | None) -> Memory:
+        """The first models of a site with this network."""
+        if own is None:
+            return {"initial": self.initial}
+        return {"initial": own.initial} if self.networks else {"initial": self.initial, "own": own.initial}
+
+    def network_of(self, owner: str) -> FlatModule:
+        """The network of which a site's model is, or that of all."""
+        own = self.networks.get(owner)
+        return self.network if own is None else own.model
+
+    def model_name(self, owner: str, position: str = "") -> str:
+        """How a whole model is called in a message: where sites have different networks, with the number of its own.
+
+        Args:
+            owner: the site whose model it is.
+            position: among several.
+        """
+        if not self._others:
+            return f"model{position}"
+        own = self.networks.get(owner)
+        return f"network{0 if own is None else self._others.index(own) + 1}_model{position}"
 
     def sent(self, site: str, state: Tensor) -> Tensor:
         """What of a model ``[Q]`` a site is sent to train it."""

@@ -214,7 +214,7 @@ class Chain:
             return
         variants = {id(one): one for one in map(self.now.variants.get, self.now.sites)}
         only = next(iter(variants.values()), None)
-        if len(variants) == 1 and only is not None:
+        if len(variants) == 1 and only is not None and not only.stays:
             moved = state[only.places]
             state[:] = torch.cat([self.now.weights, self.now.statistics])
             state[only.places] = moved

@@ -199,6 +199,18 @@ class LabelHead(Body):
     weight: AboveZero = 1.0
 
 
+class SentNetwork(Body):
+    """A network of a study in which sites have different ones.
+
+    Attributes:
+        model: its name and options.
+        size: numbers of its state.
+    """
+
+    model: NamedPart
+    size: Positive
+
+
 class Start(Body):
     """``start``: a training begins.
 
@@ -221,6 +233,8 @@ class Start(Body):
         privacy: what noise is to guarantee; None without any.
         hides: whether validation, counts for a threshold and sums over training cases are told in sums alone.
         public: how many cases the public set has, and numbers of the network's output of one; None without one.
+        networks: where sites have different networks, all of them: of which models may be sent to be tested.
+        own: the network that this site trains, where ``model`` is what is validated and tested; None if it is that one.
     """
 
     run: FileName
@@ -247,6 +261,8 @@ class Start(Body):
     privacy: Allowance | None = None
     hides: Switch = False
     public: tuple[Positive, Positive] | None = None
+    networks: list[SentNetwork] = []
+    own: NamedPart | None = None
 
     @property
     def heads(self) -> list[Head]:

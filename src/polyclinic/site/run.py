@@ -33,6 +33,7 @@ from polyclinic.data.dataset import Dataset
 from polyclinic.data.splits import Parts
 from polyclinic.errors import SiteError, TrainingError
 from polyclinic.models import has_batch_norm
+from polyclinic.models.variant import Apart
 from polyclinic.parts import Ended, Memory, SiteEnd, build_parts, tell_parts, variant_of
 from polyclinic.parts.checks import Unwritten, kind_of, tensors_of, wrong
 from polyclinic.parts.predictor import Network
@@ -100,12 +101,13 @@ class Run:
         identity: signs for the site.
         diary: what the site must not forget; None keeps it in memory.
         public: the public set; None without one.
+        apart: a network of the site's own, which is trained; None for that of the study.
     """
 
     def __init__(
         self, site: str, declared: Start, initial: Tensor, model: FlatModule, task: Task, dataset: Dataset,
         parts: Parts, measure: Measure, spending: Spending | None = None, identity: Signer | None = None,
-        diary: Diary | None = None, public: Dataset | None = None,
+        diary: Diary | None = None, public: Dataset | None = None, apart: Apart | None = None,
     ) -> None:  # fmt: skip
         self.spending = Spending(site, None) if spending is None else spending
         self.site, self.declared, self.work = site, declared, declared.work
@@ -115,7 +117,7 @@ class Run:
         self._check_named(model.layout)
         self._check_public(public)
         built = build_parts(declared.parts)
-        self.variant = variant_of(built.values(), site, model, (declared.seed, declared.fold))
+        self.variant = apart or variant_of(built.values(), site, model, (declared.seed, declared.fold))
         self.known = Known.of(declared, model, {} if self.variant is None else {site: self.variant})
         if self.variant is None:
             self.network = model
@@ -123,9 +125,10 @@ class Run:
             self.private = model.layout.rest(self.shared)
         else:
             self.network, self.shared = self.variant.network, self.variant.shared
-            self.private = Selection((), 0, 0, self.shared.total)
+            nothing = Selection((), 0, 0, self.shared.total)
+            self.private = self.network.layout.rest(self.shared) if self.variant.stays else nothing
             self._first = initial
-            initial = self.received(self.variant.sent(initial))
+            initial = self.variant.start(self.variant.sent(initial), initial)
         self.phases = list(self.personal.phases(self.work, self.network.layout))
         known = self.known.at(site, "train")
         tell_parts(built, known.given, known.sizes)
@@ -191,6 +194,8 @@ class Run:
     @cached_property
     def shares_statistics(self) -> bool:
         """Whether statistics of normalisation layers are shared: of all such layers, or of none."""
+        if self.variant is not None and self.variant.stays:
+            return False
         declared = self.declared
         statistics = [role for role in declared.share if role is Role.NORM_STATISTIC]
         return bool(self.model.layout.select(statistics, declared.modules, declared.without).size)
@@ -295,6 +300,8 @@ class Run:
 
     def received(self, state: Tensor, kept: Kept | None = None) -> Tensor:
         """The model that the site works with in a round ``[P]`` when it is sent the shared ``state [Q]``."""
+        if self.variant is not None and self.variant.stays:
+            return (kept or self.kept).own
         if self.variant is not None:
             return self.variant.start(state, self._first)
         kept = kept or self.kept

@@ -100,6 +100,8 @@ class Known:
         attends: whether the network says how much each instance of a bag counts.
         variants: site that does not train the study's network -> the same for messages about its training.
         beside: what parts may add to a question for predictions: ``part/name*``, perhaps with a number.
+        networks: how many networks there are, where sites have different ones; else 0.
+        others: site with a network of its own -> what is known of all messages to it.
     """
 
     sizes: Mapping[str, int] = field(default_factory=dict)
@@ -114,6 +116,8 @@ class Known:
     attends: bool = False
     variants: Mapping[str, Known] = field(default_factory=dict)
     beside: Shapes = field(default_factory=dict)
+    networks: int = 0
+    others: Mapping[str, Known] = field(default_factory=dict)
 
     @classmethod
     def of(cls, start: Start, model: FlatModule, variants: Mapping[str, Variant] | None = None) -> Known:
@@ -126,6 +130,7 @@ class Known:
             sizes["C"] = start.classes
         if start.public is not None:
             sizes["U"], sizes["V"] = start.public
+        sizes |= {f"P{number}": one.size for number, one in enumerate(start.networks)}
         loss, metrics = (start.loss, start.loss_options), start.metrics
         task = build_task(start.task, start.classes, loss, grid=start.grid, heads=start.heads)
         sizes["heads"] = len(task.heads)
@@ -151,6 +156,7 @@ class Known:
                 asked,
                 attends=start.model[0] in ATTENDING,
                 beside=beside,
+                networks=len(start.networks),
             )
 
         others = {id(variant): known({**sizes, **variant.sizes}) for variant in (variants or {}).values()}
@@ -158,7 +164,8 @@ class Known:
 
     def at(self, site: str, function: str) -> Known:
         """What is known of a function's messages to a site."""
-        return self.variants.get(site, self) if function == "train" or "/" in function else self
+        own = self.others.get(site, self)
+        return own.variants.get(site, own) if function == "train" or "/" in function else own
 
     def sent(self, answered: str = "") -> dict[str, Shaped]:
         """What parts may add to a message: ``part/name``.
@@ -346,11 +353,13 @@ def predicted(task: type[Task]) -> type[Predicted]:
 
 #: The shared state; as it is where a simulated attack has broken the model down, so its values may be any.
 _STATE = {"state": Shaped("float32", "Q", finite=False)}
-#: The shared state, or whole models.
-_MODELS = {
-    "state": Shaped("float32", "Q", finite=False, group="state"),
-    "model*": Shaped("float32", "P", finite=False, group="model"),
-}
+#: The same, where other tensors may come instead.
+_OR_STATE = {"state": Shaped("float32", "Q", finite=False, group="state")}
+_NUMBER = Shaped("float64", 1, group="target")
+#: A text, see `polyclinic.channel.said`.
+_SAID = Shaped("uint8", "N")
+#: An answer that is summed: words of whole numbers under masks.
+_MASKED = {MASKED: Shaped("int64", "N")}
 
 
 def _states(known: Known, asked: Message) -> Shapes:
@@ -359,15 +368,11 @@ def _states(known: Known, asked: Message) -> Shapes:
 
 
 def _models(known: Known, asked: Message) -> Shapes:
-    """The shared state or whole models, and what parts send beside them."""
-    return {**_MODELS, **known.beside}
-
-
-_NUMBER = Shaped("float64", 1, group="target")
-#: A text, see `polyclinic.channel.said`.
-_SAID = Shaped("uint8", "N")
-#: An answer that is summed: words of whole numbers under masks.
-_MASKED = {MASKED: Shaped("int64", "N")}
+    """The shared state, or whole models, and what parts send beside them; where sites have different networks, models
+    have the numbers of theirs."""
+    names = {f"network{number}_model*": f"P{number}" for number in range(known.networks)} or {"model*": "P"}
+    models = {name: Shaped("float32", size, finite=False, group="model") for name, size in names.items()}
+    return {**_OR_STATE, **models, **known.beside}
 
 
 def _centre(known: Known, asked: Message) -> Shapes:
@@ -401,7 +406,8 @@ FUNCTIONS: dict[str, Function] = {
         answered_tensors=_described,
     ),
     "start": Function(
-        Start, Started, {"initial": Shaped("float32", "P")}, lambda known, asked: known.sent("start")
+        Start, Started, {"initial": Shaped("float32", "P"), "own": Shaped("float32", "own P", group="own")},
+        lambda known, asked: known.sent("start"),
     ),
     "train": Function(Train, Trained, lambda known, asked: {**_STATE, **known.sent()}, _trained),
     "evaluate": Function(Evaluate, Evaluated, _states),
@@ -429,7 +435,7 @@ FUNCTIONS: dict[str, Function] = {
     "survival": Function(AskSurvival, Survival, answered_tensors=_SURVIVAL, lists={"methods": "N methods"}),
     "model": Function(During, Nothing, _STATE, {"model": Shaped("float32", "P", finite=False)}),
     "overlays": Function(Predict, Pictured, _models, _pictures),
-    "retain": Function(Retain, Retained, {"state": _MODELS["state"]}),
+    "retain": Function(Retain, Retained, _OR_STATE),
     "spent": Function(During, Spends),
     **dict.fromkeys(PHASES, Function(asked_tensors={"told": _SAID}, answered_tensors={"said": _SAID})),
     "save": Function(Checkpointed),

@@ -11,6 +11,7 @@ from copy import copy
 from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
+from weakref import WeakValueDictionary
 
 import torch
 from torch import Tensor
@@ -34,9 +35,10 @@ from polyclinic.errors import DataError, PolyclinicError, SiteError, TrainingErr
 from polyclinic.files import write_atomic, write_error
 from polyclinic.limits import Body, Nothing
 from polyclinic.models import build_model
+from polyclinic.models.variant import Apart
 from polyclinic.origins import of_error
 from polyclinic.parts.checks import kind_of, wrong
-from polyclinic.parts.predictor import Network, Predictor
+from polyclinic.parts.predictor import Network, OfNetwork, Predictor
 from polyclinic.parts.site_end import overrides
 from polyclinic.privacy.draws import RepeatableDraws, SystemDraws
 from polyclinic.secure import Signer
@@ -82,27 +84,30 @@ from polyclinic.tasks.base import Asked
 log = logging.getLogger(__name__)
 
 Tensors = dict[str, Tensor]
+#: A model that is sent whole, see `polyclinic.running.plan.Plan.model_name`.
+_WHOLE = re.compile(r"(?:network(?P<network>\d+)_)?model(?P<position>\d*)")
 #: Answers a message with a body of its own kind.
 Answer = Callable[[Any, Tensors], Message]
 
 
 class Workspace:
-    """What all sites of one process share: the device and one network of each kind.
+    """What all sites of one process share: the device and one network of each kind, for as long as a site has it.
 
     Sites keep vectors, not networks, so memory does not grow with their number.
     """
 
     def __init__(self, device: str = "cpu") -> None:
         self.device = torch.device(device)
-        self._models: dict[str, FlatModule] = {}
+        self._models: WeakValueDictionary[str, FlatModule] = WeakValueDictionary()
 
     def model(self, named: tuple[str, dict[str, Any]], shape: tuple[int, ...], outputs: int) -> FlatModule:
         """The network of a name with options."""
-        key = repr((named, shape, outputs))
-        if key not in self._models:
+        key = repr((named, shape, outputs, self.device))
+        found = self._models.get(key)
+        if found is None:
             name, options = named
-            self._models = {key: build_model(name, options, shape, outputs, device=self.device)}
-        return self._models[key]
+            found = self._models[key] = build_model(name, options, shape, outputs, device=self.device)
+        return found
 
 
 class Site:
@@ -450,15 +455,17 @@ class Site:
         model = self.workspace.model(asked.model, self.dataset.training_shape, task.outputs)
         size = len(tensors["initial"])
         if size != model.layout.size:
-            raise SiteError(
-                "P401", f"Site {self.name} was sent a model of {size} numbers; the network that the message names has "
-                f"{model.layout.size}.", "Let all sites and the server run the same version of Polyclinic.",
-                site=self.name,
-            )  # fmt: skip
+            raise self._other_size(size, model.layout.size)
+        apart = None
+        if asked.own is not None:
+            own = self.workspace.model(asked.own, self.dataset.training_shape, task.outputs)
+            if "own" not in tensors or len(tensors["own"]) != own.layout.size:
+                raise self._other_size(len(tensors.get("own", ())), own.layout.size)
+            apart = Apart(own, tensors["own"], model)
         dataset, parts = self.cases(asked)
         self.run = Run(
             self.name, asked, tensors["initial"], model, task, dataset, parts, evaluation.measure, self.spending,
-            self.identity, self.diary, self.public,
+            self.identity, self.diary, self.public, apart,
         )  # fmt: skip
         if not self._named:
             self.write_pseudonyms()
@@ -654,14 +661,33 @@ class Site:
         """Models to average: those sent whole, or the shared state with the site's own part (of the ``best`` round).
 
         Raises:
-            SiteError: P401, there is neither.
+            SiteError: P401, there is neither, or the network of one can't be that of the study.
         """
         models = sorted(name for name in tensors if "/" not in name)
         if not models:
             raise SiteError("P401", f"Site {self.name} was sent no model to predict with.",
                             "Send a `state` or a `model`.", site=self.name)  # fmt: skip
-        whole = [tensors[name] for name in models if name.startswith("model")]
+        named = [(match, tensors[name]) for name in models if (match := _WHOLE.fullmatch(name))]
+        named.sort(key=lambda one: one[0]["position"])  # whatever network each is of
+        whole = [self._network(match["network"], tensor) for match, tensor in named]
         return whole or [self.run.predictor(tensors["state"], best=best)]
+
+    def _network(self, number: str | None, vector: Tensor) -> Network:
+        """A model that was sent whole: of the site's own network, unless the number of another is given."""
+        declared = self.run.declared
+        sent = None if number is None else declared.networks[int(number)]
+        if sent is None or sent.model == declared.model:
+            return vector
+        model = self.workspace.model(sent.model, self.dataset.training_shape, self.run.task.outputs)
+        if model.layout.size != len(vector):
+            raise self._other_size(len(vector), model.layout.size)
+        return OfNetwork(model, vector)
+
+    def _other_size(self, sent: int, own: int) -> SiteError:
+        return SiteError(
+            "P401", f"Site {self.name} was sent a model of {sent} numbers; the network that the message names has "
+            f"{own}.", "Let all sites and the server run the same version of Polyclinic.", site=self.name,
+        )  # fmt: skip
 
     # Its own folder -----------------------------------------------------------------------------------------------
 

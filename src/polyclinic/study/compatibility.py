@@ -11,7 +11,7 @@ from typing import Any
 from polyclinic.channel.distributed_noise import DistributedNoise
 from polyclinic.channel.secure_sum import SecureSum
 from polyclinic.client.personal import PERSONAL, Personal
-from polyclinic.methods import Method
+from polyclinic.methods import PUBLISHED, Method
 from polyclinic.models import POOLING
 from polyclinic.parts import (
     PROCEDURES,
@@ -24,6 +24,7 @@ from polyclinic.parts import (
     SiteEnd,
     build_chain,
     build_part,
+    part_class,
 )
 from polyclinic.parts.site_end import overrides
 from polyclinic.tasks import TASKS
@@ -67,6 +68,7 @@ class Local:
         model: name of the network.
         public: whether there is a public set.
         rounds: of the training.
+        networks: whether sites have networks of their own.
     """
 
     task: str
@@ -83,6 +85,7 @@ class Local:
     model: str = ""
     public: bool = False
     rounds: int = 0
+    networks: bool = False
 
 
 def protecting(method: Method) -> list[str]:
@@ -148,6 +151,32 @@ def _variants(method: Method, local: Local) -> Refusal | None:
     if local.keeps_optimizer:
         return Refusal(f"With {name} the local optimiser starts anew each round.", "Use `optimizer_state: reset`.", key)
     return None
+
+
+def _own_networks(method: Method, local: Local) -> Refusal | None:
+    """Parts that suppose that all sites have the study's network, where some have another."""
+    if not local.networks or method.scope == "pool":
+        return None
+    replacing = any(part.replaces and part.own_networks for _, _, part in _all(method))
+    if method.share != "none" and not replacing:
+        able = [name for name, one in PUBLISHED.items() if _is_for_own_networks(one.method)]
+        return Refusal("The sites of this study have different networks (`networks: ...`), of which no weights can be "
+                       "put together.", f"Methods for this are {', '.join(able)}; `mix` trains the study's `model`. Or "
+                       "leave `networks` out.", "share")  # fmt: skip
+    for key, name, part in _all(method):
+        if (part.same_network and not part.own_networks) or overrides(part.at_site(), "adapted"):
+            return Refusal(f"{name} needs all sites to have the study's network, and those of this study have "
+                           "different ones (`networks: ...`).", "Leave out one of the two.", key)  # fmt: skip
+    if replacing and method.personal is not None and method.personal[0] != "shared_model":
+        return Refusal(f"{method.personal[0]} gives each site a model of the study's network, and those of this study "
+                       "have different ones (`networks: ...`).", "Leave out one of the two.", "personal")  # fmt: skip
+    return None
+
+
+def _is_for_own_networks(method: Method) -> bool:
+    parts = [part_class(name) for name, _ in method.parts]
+    able = all(part.own_networks or not part.same_network for part in parts)
+    return able and (method.share == "none" or any(part.replaces and part.own_networks for part in parts))
 
 
 def _order(method: Method, local: Local) -> Refusal | None:
@@ -564,7 +593,7 @@ def _built(method: Method) -> list[tuple[str, Part]]:
 
 
 _CHECKS: tuple[Callable[[Method, Local], Refusal | None], ...] = (
-    _absent, _twice, _variants, _encoded, _shared_noise, _unbounded, _one_aggregation, _order, _returned, _hidden,
-    _quiet, _gradient_at_start, _gradient_step, _linear_steps, _task, _distilled, _one_by_one, _procedure, _personal,
-    _adapted, _beside,
+    _absent, _twice, _variants, _own_networks, _encoded, _shared_noise, _unbounded, _one_aggregation, _order, _returned,
+    _hidden, _quiet, _gradient_at_start, _gradient_step, _linear_steps, _task, _distilled, _one_by_one, _procedure,
+    _personal, _adapted, _beside,
 )  # fmt: skip

@@ -16,7 +16,6 @@ from polyclinic.data.tables.findings import finding_classes
 from polyclinic.data.volumes.fingerprint import VolumePlan
 from polyclinic.errors import StudyError, nearest
 from polyclinic.methods import Method
-from polyclinic.models import MODELS, POOLING, resolve_pooled
 from polyclinic.options import EntryError, first_entry_error
 from polyclinic.parts import build_part
 from polyclinic.site.messages import LEAST_DRAWS, Allowance
@@ -46,6 +45,7 @@ from polyclinic.study.method_entries import (
     filled_training,
     loss_of,
 )
+from polyclinic.study.networks_entry import AUTO, Named, read_network, read_networks
 from polyclinic.study.side_by_side.jobs_entry import check_ray, wanted_jobs
 from polyclinic.study.subgroup_entries import check_subgroups
 from polyclinic.study.table_files import parquet_problem
@@ -53,9 +53,6 @@ from polyclinic.study.times_entry import check_times, time_grid
 from polyclinic.study.tracking.entry import Options, read_trackers
 from polyclinic.tasks import TASKS, build_task
 from polyclinic.tasks.base import Head, TimeGrid
-
-#: An entry that is planned from the images of all sites.
-AUTO = "auto"
 
 
 class Declaration(Part):
@@ -65,6 +62,8 @@ class Declaration(Part):
     data: DataSpec
     task: str = "classification"
     model: Entry
+    networks: dict[str, Entry] = Field(default={})
+    """Site -> its network, of sites that have another than ``model``."""
     training: Training = Training()
     evaluation: Evaluation = Evaluation()
     search: Search | None = None
@@ -85,8 +84,9 @@ class Declaration(Part):
     _methods: list[StudyMethod] = PrivateAttr(default_factory=list)
     _trackers: dict[str, Options] = PrivateAttr(default_factory=dict)
     _candidates: dict[str, list[Candidate]] = PrivateAttr(default_factory=dict)
-    _model: tuple[str, dict[str, Any]] = PrivateAttr(default=("", {}))
-    _network: tuple[str, dict[str, Any]] | None = PrivateAttr(default=None)
+    _model: Named = PrivateAttr(default=("", {}))
+    _network: Named | None = PrivateAttr(default=None)
+    _networks: dict[str, Named] = PrivateAttr(default_factory=dict)
     _weights: Path | None = PrivateAttr(default=None)
     _folder: Path | None = PrivateAttr(default=None)
 
@@ -153,26 +153,23 @@ class Declaration(Part):
         return self._attack
 
     @property
-    def model_part(self) -> tuple[str, dict[str, Any]]:
+    def model_part(self) -> Named:
         """Name and complete options of the network, as the sites are told: a bundle is what was read from it."""
         return self._network or self._model
 
-    def _read_model(self) -> tuple[str, dict[str, Any]]:
-        """Name and complete options of the network.
+    @property
+    def own_networks(self) -> dict[str, Named]:
+        """Site -> the same of its network, of the sites that have another than the study's."""
+        return {site: named for site, named in self._networks.items() if named != self.model_part}
 
-        Raises:
-            EntryError: it is not in the catalogue, or not for cases of this kind.
-        """
-        name, options = (AUTO, {}) if self.model == AUTO else MODELS.resolve(self.model, ("model",))
-        if self.data.bags is not None and name not in POOLING:
-            raise EntryError("P104", f"Cases are bags (`data: {{bag: ...}}`), and the model {name} takes single "
-                             "instances.", f"Put it into one for bags: `model: {{gated_attention: {{encoder: "
-                             f"{name}}}}}`. Others are {', '.join(POOLING[1:])}.", place=("model",))  # fmt: skip
-        if self.data.bags is None and name in POOLING:
-            raise EntryError("P104", f"The model {name} is for bags, and each row is a case of its own.",
-                             "Name the column whose rows with the same value are one case: `data: {bag: COLUMN}`.",
-                             place=("model",))  # fmt: skip
-        return name, resolve_pooled(name, options, ("model",))
+    @property
+    def all_networks(self) -> list[Named]:
+        """The networks of the study, its own first, each once."""
+        found = [self.model_part]
+        for named in self.own_networks.values():
+            if named not in found:
+                found.append(named)
+        return found
 
     @property
     def initial_weights(self) -> Path | None:
@@ -338,6 +335,9 @@ class Declaration(Part):
         """
         content = self.model_dump(mode="json", exclude={"seed", "tracking"})
         content["model"] = {self._model[0]: self._model[1]}
+        content["networks"] = {site: {name: options} for site, (name, options) in self._networks.items()}
+        if not self._networks:
+            del content["networks"]
         del content["attack"]
         if self._attack is not None:
             content["attack"] = self._attack.entry()
@@ -419,7 +419,8 @@ class Declaration(Part):
     # Checks that need more than one entry -------------------------------------------------------------------------
 
     def _resolve(self) -> None:
-        self._model = self._read_model()
+        self._model = read_network(self.model, self.data)
+        self._networks = read_networks(self.networks, self.data)
         if self.model == AUTO and self.data.preprocessing is None:
             raise EntryError("P104", "`model: auto` is planned from volumes.", "Name a model.", place=("model",))
         check_data(self.data, self.task)
@@ -464,7 +465,8 @@ class Declaration(Part):
         mixed, images = self.engine.precision == "mixed", self.data.image is not None
         subgroups = [one.column for one in self.evaluation.grouped_by]
         public = self.data.public is not None
-        reader = MethodReader(self.task, self.training, mixed, images, subgroups, self._model[0], public)
+        networks = bool(self.own_networks)
+        reader = MethodReader(self.task, self.training, mixed, images, subgroups, self._model[0], public, networks)
         methods = [reader.read(entry, ("methods", i)) for i, entry in enumerate(self.methods)]
         labels = [method.label for method in methods]
         for position, label in enumerate(labels):
@@ -505,4 +507,7 @@ class Declaration(Part):
         if self.search is not None:
             self._candidates = find_candidates(self.search, methods, reader, evaluation, self.all_seeds[0])
         if self.final_model is not None:
-            check_final_model(self.final_model, methods, lambda label: len(self._candidates.get(label, ())) > 1)
+            check_final_model(
+                self.final_model, methods, lambda label: len(self._candidates.get(label, ())) > 1,
+                networks=networks,
+            )  # fmt: skip

@@ -46,10 +46,15 @@ def check_fit(study: CheckedStudy, cohort: Cohort) -> Attack | None:
     if declaration.data.labels is not None:
         _check_named("data: {labels: {sites: ...}}", declaration.data.labels.sites or (), sites)
     _check_named("evaluation: {voters: ...}", declaration.evaluation.voters, sites)
+    _check_named("networks: ...", declaration.networks, sites)
     voters, training = declaration.evaluation.voters, [s for s in sites if s not in declaration.evaluation.voters]
     if not training:
         text = "`evaluation: {voters: ...}` names all sites, and none is left to train."
         raise StudyError("P104", text, "Leave out those that can train.")
+    idle = [site for site in declaration.networks if site in voters]
+    if idle:
+        text = f"`networks` names {idle[0]}, which trains nothing by `evaluation: {{voters: ...}}`."
+        raise StudyError("P104", text, "Take it out of one of the two.")
     for method in configurations(declaration):
         _check_class_weights(method, cohort.classes)
         _check_sites(method, sites, voters)
@@ -65,6 +70,8 @@ def check_fit(study: CheckedStudy, cohort: Cohort) -> Attack | None:
     masks = declaration.target == "masks"
     shape = input_shape(declaration, cohort)
     network = try_network(name, options, shape, outputs, masks=masks)
+    for further in declaration.all_networks[1:]:
+        try_network(*further, shape, outputs, masks=masks)
     for method in configurations(declaration):
         if method.method.scope == "federation":
             check_share(method, network, name)

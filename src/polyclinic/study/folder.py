@@ -213,7 +213,10 @@ class Folder:
             dice = {"dice": json.dumps(outcome.overlay_dice)}
             write_atomic(draft / "overlays.safetensors", save(outcome.overlays, dice))
         for stem, tensors in outcome.models.items():
-            about = {"model": self.study.declaration.model_part, "method": job.methods[0].label, RUN: job.run}
+            declaration = self.study.declaration
+            about: dict[str, Any] = {"model": declaration.model_part, "method": job.methods[0].label, RUN: job.run}
+            if declaration.own_networks and any("/" in name for name in tensors):
+                about["networks"] = declaration.own_networks
             # One entry only: safetensors writes several in an order that changes from run to run.
             content = save(tensors, {"about": json.dumps(about)})
             write_atomic(self.path / "models" / f"{stem}.safetensors", content)

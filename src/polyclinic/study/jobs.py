@@ -16,7 +16,7 @@ from polyclinic.notes import Note
 from polyclinic.parts import FEDERATION
 from polyclinic.rounds import run_rounds
 from polyclinic.running.attendance import gather
-from polyclinic.running.plan import Plan
+from polyclinic.running.plan import OwnNetwork, Plan
 from polyclinic.running.progress import Checkpoint, Progress, Row
 from polyclinic.running.validation import validated, validation_score
 from polyclinic.state import FlatModule
@@ -43,15 +43,16 @@ class JobRunner:
         classes: names of the classes.
         attack: what is done in jobs that are attacked, see `Attack.on`.
         public: the public set, if there is one.
+        networks: gives the networks of sites that have another than the study's, with the initial states of a seed.
     """
 
     def __init__(
         self, declaration: Declaration, engine: Engine, local: LocalEngine | None, template: FlatModule,
         initial: Callable[[int], Tensor], classes: Sequence[str], attack: Attack | None = None,
-        public: Public | None = None,
+        public: Public | None = None, networks: Callable[[int], Mapping[str, OwnNetwork]] = lambda seed: {},
     ) -> None:  # fmt: skip
         self.declaration, self.engine, self.local, self.attack = declaration, engine, local, attack
-        self.template, self.initial, self.classes = template, initial, classes
+        self.template, self.initial, self.classes, self.networks = template, initial, classes, networks
         folder = engine.folder_here or declaration.folder
         self.planner = Planner(declaration, template, classes, attack, public, folder)
 
@@ -78,7 +79,7 @@ class JobRunner:
         outcome.rounds, outcome.privacy = trained.rows, trained.spending
         if trained.models:
             name = f"{slug(study.label)}-seed{job.seed}-fold{job.fold}" + job.suffix
-            outcome.models[name] = self._tensors(trained.models)
+            outcome.models[name] = self._tensors(trained.plan, trained.models)
         outcome.notes = round_notes(job, progress.failures)
         self._tell_made(job, trained.plan, outcome)
         if untested:
@@ -120,8 +121,7 @@ class JobRunner:
         plan, engine = self._ready(job, fold)
         if pooled:  # sites must know the model to test the pool's on their cases
             sites = CheckedEngine(self.engine, plan.known)
-            started = Message(plan.start.fields(), {"initial": plan.initial})
-            sites.ask("start", dict.fromkeys(sites.sites, started))
+            sites.ask("start", plan.started(sites.sites))
         progress, rows = run_rounds(plan, engine, checkpoint=checkpoint, report=report)
         models = self._models(plan, engine, progress, self._asks_for_models(job, fold) if whole is None else whole)
         names = {"method": study.label, RUN: job.run, "seed": job.seed, "fold": job.fold}
@@ -179,7 +179,7 @@ class JobRunner:
             PolyclinicError: at a site they don't.
         """
         plan, engine = self._ready(job, fold)
-        engine.ask("start", dict.fromkeys(engine.sites, Message(plan.start.fields(), {"initial": plan.initial})))
+        engine.ask("start", plan.started(engine.sites))
         engine.ask("try", dict.fromkeys(plan.sites, Message({}, {"state": plan.selection.take(plan.initial)})))
 
     def _ready(self, job: Job, fold: Fold) -> tuple[Plan, Engine]:
@@ -198,7 +198,7 @@ class JobRunner:
 
     def plan(self, job: Job, fold: Fold, sites: list[str]) -> Plan:
         """What the loop is given for a job trained at ``sites``."""
-        return self.planner.plan(job, fold, sites, self.initial(job.seed))
+        return self.planner.plan(job, fold, sites, self.initial(job.seed), self.networks(job.seed))
 
     def _asks_for_models(self, job: Job, fold: Fold) -> bool:
         """Whether sites are asked for the parts of their models that a method keeps there: to be kept with the results
@@ -219,13 +219,14 @@ class JobRunner:
         replies = gather(engine, "model", asked, plan.quorum, progress.failures)
         return {site: reply.tensors["model"] for site, reply in replies.items()}
 
-    def _tensors(self, models: dict[str, Tensor]) -> dict[str, Tensor]:
+    @staticmethod
+    def _tensors(plan: Plan, models: dict[str, Tensor]) -> dict[str, Tensor]:
         """The models as named tensors, for a file."""
-        layout, alone = self.template.layout, list(models) == [FEDERATION]
+        alone = list(models) == [FEDERATION]
         return {
             (name if alone else f"{owner}/{name}"): tensor.clone()
             for owner, vector in models.items()
-            for name, tensor in layout.split(vector).items()
+            for name, tensor in plan.network_of(owner).layout.split(vector).items()
         }
 
 

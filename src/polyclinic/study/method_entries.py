@@ -85,6 +85,7 @@ class MethodReader:
         subgroups: columns by whose groups results are given.
         model: name of the network.
         public: whether there is a public set.
+        networks: whether sites have networks of their own.
     """
 
     task: str
@@ -94,6 +95,7 @@ class MethodReader:
     subgroups: Sequence[str] = ()
     model: str = ""
     public: bool = False
+    networks: bool = False
 
     def read(self, entry: object, place: Place) -> StudyMethod:
         """The method that an entry asks for.
@@ -141,7 +143,7 @@ class MethodReader:
         local = Local(
             self.task, optimizer_of(training)[0], keeps, self.mixed, chosen, stops_early, besides, by_loss,
             training.class_weights == "balanced", self.images, self.subgroups, self.model, self.public,
-            training.rounds,
+            training.rounds, self.networks,
         )  # fmt: skip
         refused = refusal(method, local)
         if refused is not None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +14,10 @@ from polyclinic.client.optimizers import scheduled
 from polyclinic.client.work import OwnWork, Work
 from polyclinic.data.scaling import Scaler, merge
 from polyclinic.methods import SHARES, Method
-from polyclinic.models.variant import Variant
+from polyclinic.models import build_model
+from polyclinic.models.variant import Apart, Variant
 from polyclinic.parts import PROCEDURES, TOPOLOGIES, Part, build_chain, build_part, variant_of
-from polyclinic.running.plan import Plan
+from polyclinic.running.plan import OwnNetwork, Plan
 from polyclinic.site.evaluation import task_of
 from polyclinic.site.messages import Allowance, LabelHead, MetricNames, Start
 from polyclinic.state import FlatModule, Layout, Selection
@@ -47,8 +48,11 @@ class Planner:
         self.public, self.folder = public, folder
         self.declaration, self.template, self.classes, self.attack = declaration, template, classes, attack
 
-    def plan(self, job: Job, fold: Fold, sites: list[str], initial: Tensor) -> Plan:
-        """What the loop is given for a job that is trained at ``sites`` from ``initial [P]``."""
+    def plan(
+        self, job: Job, fold: Fold, sites: list[str], initial: Tensor, networks: Mapping[str, OwnNetwork] | None = None
+    ) -> Plan:  # fmt: skip
+        """What the loop is given for a job that is trained at ``sites`` from ``initial [P]``, or from those of networks
+        that some sites have of their own."""
         study, attack = job.methods[0], self.attack if job.attacked else None
         method, training, evaluation = study.method, study.training, self.declaration.evaluation
         if attack is not None and not attack.changes_updates:
@@ -62,7 +66,8 @@ class Planner:
         voters = [site for site in voters if site not in (*sites, job.without) and fold.validation.get(site, 0)]
         asked = fold.training_sites if method.scope == "pool" else [*sites, *voters]
         validation = sum(fold.validation.get(site, 0) for site in asked)
-        start = self.start(job, fold, training)
+        start, own = self.start(job, fold, training), networks or {}
+        apart = own if method.scope == "federation" and method.share != "none" else {}
         return Plan(
             start=start,
             initial=initial,
@@ -87,7 +92,12 @@ class Planner:
             grouping=(method.topology[0], TOPOLOGIES[method.topology[0]](**method.topology[1])),
             procedure=(method.procedure[0], PROCEDURES[method.procedure[0]](**method.procedure[1])),
             voters=voters,
-            variants=variants_at(method, sites, self.template, job.seed, job.fold),
+            variants={
+                **variants_at(method, sites, self.template, job.seed, job.fold),
+                **{site: Apart(one.model, one.initial, self.template) for site, one in apart.items()},
+            },
+            networks={} if apart or method.scope == "pool" else own,
+            apart=apart,
             endures=attack is not None,
             public=self.public.prepared() if self.public is not None and start.public is not None else None,
             folder=self.folder,
@@ -162,6 +172,27 @@ def variants_at(
     parts = list(_built(method).values())
     found = {site: variant_of(parts, site, network, (seed, fold)) for site in sites}
     return {site: variant for site, variant in found.items() if variant is not None}
+
+
+def networks_at(
+    declaration: Declaration, shape: Sequence[int], outputs: int, seed: int
+) -> dict[str, OwnNetwork]:  # fmt: skip
+    """Site -> its network with the initial state of a seed, of the sites that have another than the study's.
+
+    Sites whose networks are the same have one together.
+
+    Args:
+        declaration: the study.
+        shape: of one input.
+        outputs: of the networks.
+        seed: of the initial states.
+    """
+    made = list[OwnNetwork]()
+    for name, options in declaration.all_networks[1:]:
+        model = build_model(name, options, shape, outputs, seed=seed)
+        made.append(OwnNetwork((name, options), model, model.vector))
+    own = declaration.own_networks.items()
+    return {site: next(one for one in made if one.named == named) for site, named in own}
 
 
 def _allowance(declaration: Declaration, job: Job) -> Allowance | None:

@@ -282,7 +282,7 @@ class _Runner:
         self.split_notes = preparing.notes
         runner = JobRunner(
             self.declaration, engine, local, template, self.setup.initial, self.cohort.classes, self.attack,
-            self.setup.public(preparing.public),
+            self.setup.public(preparing.public), self.setup.networks,
         )  # fmt: skip
         bench = Workbench(runner, preparing, self.search, self.folder, folds)
         if not self.sites.holds_all:

@@ -20,13 +20,14 @@ from polyclinic.methods import Method
 from polyclinic.models import build_model
 from polyclinic.models.bundle import load_weights
 from polyclinic.parts import build_part
+from polyclinic.running.plan import OwnNetwork
 from polyclinic.site.run import not_stackable
 from polyclinic.state import FlatModule
 from polyclinic.study.checked import CheckedStudy
 from polyclinic.study.fit import configurations, input_shape, network_outputs
 from polyclinic.study.given.plugins import of_python
 from polyclinic.study.job import Job
-from polyclinic.study.planning import work_of
+from polyclinic.study.planning import networks_at, work_of
 from polyclinic.study.public import Public, public_of
 
 
@@ -54,6 +55,7 @@ class Setup:
         self.outputs = network_outputs(self.declaration, cohort.classes)
         self.engines: list[Engine] = []
         self._start: tuple[int, torch.Tensor] | None = None
+        self._own: tuple[int, dict[str, OwnNetwork]] | None = None
 
     def close(self) -> None:
         """End worker processes."""
@@ -76,6 +78,13 @@ class Setup:
     def _network(self, seed: int) -> FlatModule:
         name, options = self.declaration.model_part
         return self._with_weights(build_model(name, options, self._shape(), self.outputs, seed=seed))
+
+    def networks(self, seed: int) -> dict[str, OwnNetwork]:
+        """See `networks_at`; those of the last seed are kept."""
+        if self._own is None or self._own[0] != seed:
+            self._own = None
+            self._own = seed, networks_at(self.declaration, self._shape(), self.outputs, seed)
+        return self._own[1]
 
     def _with_weights(self, model: FlatModule) -> FlatModule:
         if self.declaration.initial_weights is not None:
@@ -110,11 +119,12 @@ class Setup:
         obstacles = [_obstacle(m.method, work) for m, work in zip(methods, works, strict=True)]
         epochs = training.local_epochs if isinstance(training.local_epochs, int) else 1
         each = training.rounds * len(methods) * (self.declaration.folds or 1) * len(self.declaration.all_seeds)
+        own = {one.model: None for one in self.networks(self.declaration.all_seeds[0]).values()}
         rounds = sum(job.methods[0].training.rounds for job in jobs) if jobs else each
         return choose_plan(
             mode=options.mode, device=device, threads=options.threads,
             workers=1 if given or nodes else options.workers,
-            model=template, works=works, obstacles=obstacles, shape=self._shape(),
+            model=template, others=list(own), works=works, obstacles=obstacles, shape=self._shape(),
             cases=[facts.labelled for facts in self.cohort.facts.values()],
             passes=rounds * epochs, trainings=max(len(jobs), 1),
         )  # fmt: skip

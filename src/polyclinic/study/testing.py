@@ -246,10 +246,11 @@ class Tester:
             return state[site] if found.plan.selection.everything else models.get(site)
 
         voting = {site: {"state": found.progress.best_state(site)} for site in found.plan.voters if site not in lost}
-        together = {f"model{position:05d}": model for position, model in enumerate(models.values())}
+        named = found.plan.model_name
+        together = {named(owner, f"{place:05d}"): model for place, (owner, model) in enumerate(models.items())}
         if without is not None:
             # The site left out has no part of its own: it gets the mean of the predictions of all models.
-            own = {site: {"model": model} for site in trained if (model := whole(site)) is not None}
+            own = {site: {named(site): model} for site in trained if (model := whole(site)) is not None}
             return [Trial("federation", own | voting, {without: together} if without in tested else {})]
         if method.scope == "pool":
             return [Trial("pool", dict.fromkeys(trained, together), dict.fromkeys(tested, together))]
@@ -266,7 +267,7 @@ class Tester:
                 model = whole(source)
                 if model is None:
                     continue
-                sent = {"model": model}
+                sent = {named(source): model}
             others = [site for site in tested if (site == source) is home]
             trials.append(Trial(source, {source: sent}, dict.fromkeys(others, sent)))
         return trials

@@ -126,7 +126,7 @@ class Agreed:
     def _starts(self, asked: Start) -> bool:
         begun = self._training(
             (asked.share, asked.modules, asked.without), asked.parts, asked.personal, (asked.loss, asked.loss_options),
-            asked.model, asked.work, hides=asked.hides,
+            (asked.model, [one.model for one in asked.networks], asked.own), asked.work, hides=asked.hides,
         )  # fmt: skip
         declared = asked.task == self.declaration.task and asked.seed in self._seeds and asked.rounds <= self.rounds
         declared = declared and asked.metrics.space == self.declaration.evaluation.space
@@ -148,24 +148,28 @@ class Agreed:
 
     def _declared(self, method: StudyMethod) -> Iterator[dict[str, Any]]:
         composed, training, shared = method.method, method.training, method.method.shared
+        model, own = self.declaration.model_part, self.declaration.own_networks.get(self.site)
+        networks: tuple[Any, ...] = (own or model, self.declaration.all_networks, None)
+        if composed.share != "none" or not self.declaration.own_networks:
+            networks = (model, [], own)
         for mixed in (False, True):
             share = (sorted(SHARES[shared.roles]), shared.modules, shared.without)
             yield self._training(
                 share, composed.parts, composed.personal, self.declaration.loss_of(training),
-                self.declaration.model_part, work_of(composed, training, [self.site], mixed=mixed),
+                networks, work_of(composed, training, [self.site], mixed=mixed),
                 hides=self.declaration.hides_of(composed),
             )  # fmt: skip
 
     def _training(
-        self, share: Any, parts: Any, personal: Any, loss: Any, model: Any, work: Work, *, hides: bool
+        self, share: Any, parts: Any, personal: Any, loss: Any, networks: Any, work: Work, *, hides: bool
     ) -> dict[str, Any]:  # fmt: skip
         """What must be as declared; weights of classes come from the cases of all sites."""
         own = work.own.get(self.site)
         work = replace(work, class_weights=None, own={} if own is None else {self.site: own})
         if self.declaration.wants_plan:  # the coordinator plans these from what all sites say of their images
-            work, model = replace(work, batch_size=1), None
+            work, networks = replace(work, batch_size=1), None
         return {
-            "share": share, "parts": parts, "personal": personal, "loss": loss, "model": model, "work": work,
+            "share": share, "parts": parts, "personal": personal, "loss": loss, "networks": networks, "work": work,
             "hides": hides,
         }  # fmt: skip
 

@@ -44,7 +44,7 @@ def refusals(policy: Policy, declaration: Declaration, researcher: str) -> Itera
     asked = {
         "task": ([declaration.task], policy.tasks),
         "method": ([method.name for method in declaration.study_methods], policy.methods),
-        "model": (networks_in(*declaration.model_part), policy.models),
+        "model": ([name for one in declaration.all_networks for name in networks_in(*one)], policy.models),
         "metric": (list(declaration.metrics), policy.metrics),
         "part": (list(_parts(declaration)), policy.parts),
     }

@@ -16,8 +16,15 @@ from polyclinic.study.method_entries import StudyMethod
 PLACE = "final_model"
 
 
-def unusable(method: Method) -> str:
-    """Why no model of a method could be used elsewhere; empty if one can."""
+def unusable(method: Method, *, networks: bool = False) -> str:
+    """Why no model of a method could be used elsewhere; empty if one can.
+
+    Args:
+        method: of the study.
+        networks: whether sites have different networks.
+    """
+    if networks and method.tests == "ensemble":
+        return "has the networks of all sites, which differ (`networks: ...`), and a model's folder has one"
     if method.share == "none" and method.scope != "pool" and method.tests != "ensemble":
         return "trains a model at each site, and no model of all"
     choosing = [name for name, options in method.parts if sends_site_models(build_part(name, options))]
@@ -38,13 +45,16 @@ def changing_images(method: Method) -> dict[str, Part]:
     return {name: part for name, part in built.items() if overrides(part.at_site(), "images")}
 
 
-def check_final_model(asked: FinalModel, methods: Sequence[StudyMethod], searched: Callable[[str], bool]) -> None:
+def check_final_model(
+    asked: FinalModel, methods: Sequence[StudyMethod], searched: Callable[[str], bool], *, networks: bool
+) -> None:  # fmt: skip
     """Whether a study has the method that makes its model, and what else is asked.
 
     Args:
         asked: the entry.
         methods: of the study.
         searched: whether values are searched for the method of a label.
+        networks: whether sites have different networks.
 
     Raises:
         EntryError: P103 or P104 with the entry.
@@ -54,9 +64,9 @@ def check_final_model(asked: FinalModel, methods: Sequence[StudyMethod], searche
         hint = nearest(asked.method, labels)
         message = f"{asked.method!r} is not among the study's methods."
         raise EntryError("P103", message, hint, place=(PLACE, "method"))
-    wrong = unusable(methods[labels.index(asked.method)].method)
+    wrong = unusable(methods[labels.index(asked.method)].method, networks=networks)
     if wrong:
-        hint = "Choose another federated method, `mix` or `ensemble`."
+        hint = "Choose `mix`." if networks else "Choose another federated method, `mix` or `ensemble`."
         raise EntryError("P104", f"{asked.method} {wrong}.", hint, place=(PLACE, "method"))
     if asked.alone and asked.calibrate:
         message = "A calibration needs predictions of cases that were not trained on, and `alone` tests nothing."

@@ -125,9 +125,11 @@ def _method(study: CheckedStudy, label: str | None) -> StudyMethod:
     if len(found) != 1:
         said = f"The study has no method {label!r}." if not found else "It is not said which method makes the model."
         raise ModelError("P703", said, f"Name one with --method: {', '.join(one.label for one in methods)}.")
-    wrong = unusable(found[0].method)
+    networks = bool(study.declaration.own_networks)
+    wrong = unusable(found[0].method, networks=networks)
     if wrong:
-        raise ModelError("P703", f"{found[0].label} {wrong}.", "Choose another federated method, `mix` or `ensemble`.")
+        hint = "Choose `mix`." if networks else "Choose another federated method, `mix` or `ensemble`."
+        raise ModelError("P703", f"{found[0].label} {wrong}.", hint)
     return found[0]
 
 

@@ -70,7 +70,9 @@ def opened(
         engine, local = setup.start(plan)
         folds = Folds(declaration, cohort, engine, local, final_validation=validation, tell=display.note)
         public = setup.public(folds.public)
-        runner = JobRunner(declaration, engine, local, template, setup.initial, cohort.classes, public=public)
+        runner = JobRunner(
+            declaration, engine, local, template, setup.initial, cohort.classes, public=public, networks=setup.networks
+        )
         yield Opened(study, answered.agreement, cohort, plan, folds, runner)
     finally:
         setup.close()

@@ -20,8 +20,8 @@ def take_in(content: Mapping[str, Any], data: Mapping[str, Any] | None) -> tuple
     """The entries of a study file in which names stand for what was given; and what must be kept for them.
 
     Args:
-        content: entries of a study file, in which ``data: table``, ``data: tables``, ``model`` and ``loss`` may be
-            given as objects.
+        content: entries of a study file, in which ``data: table``, ``data: tables``, ``model``, those of
+            ``networks`` and ``loss`` may be given as objects.
         data: for each site its frame or data set, instead of ``data: tables``.
 
     Raises:
@@ -34,6 +34,9 @@ def take_in(content: Mapping[str, Any], data: Mapping[str, Any] | None) -> tuple
         found["data"], kept = _data(dict(content.get("data") or {}), data, str(content.get("task", "classification")))
     if callable(content.get("model")):
         found["model"] = enter_network(content["model"])
+    if isinstance(content.get("networks"), Mapping):
+        own = content["networks"]
+        found["networks"] = {site: enter_network(one) if callable(one) else one for site, one in own.items()}
     task = str(content.get("task", "classification"))
     if isinstance(content.get("training"), Mapping):
         found["training"] = _training(content["training"], task)

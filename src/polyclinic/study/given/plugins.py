@@ -26,7 +26,7 @@ def of_python(declaration: Declaration) -> bool:
     """Whether the network or a loss is what a Python program gave, which is in this process alone."""
     methods = [one.method for study in declaration.study_methods for one in declaration.candidates(study)]
     losses = [declaration.loss_of(method.training)[0] for method in methods]
-    return any(name.startswith(PYTHON) for name in [declaration.model_part[0], *losses])
+    return any(name.startswith(PYTHON) for name in [*_networks(declaration), *losses])
 
 
 def canonical_package(name: str) -> str:
@@ -34,10 +34,14 @@ def canonical_package(name: str) -> str:
     return re.sub(r"[-_.]+", "-", name).lower()
 
 
+def _networks(declaration: Declaration) -> list[str]:
+    return [name for name, _ in declaration.all_networks]
+
+
 def _named(declaration: Declaration) -> Iterator[tuple[str, str]]:
     """Place and name of all that plug-ins can bring."""
     yield "task", declaration.task
-    yield "model", declaration.model_part[0]
+    yield from (("model", name) for name in _networks(declaration))
     yield from (("metric", name) for name in declaration.metrics)
     preprocessing = declaration.data.preprocessing
     if preprocessing is not None:

@@ -173,6 +173,7 @@ def _question(folder: Folder) -> list[tuple[str, str]]:
         "Task": study.get("task"),
         "Data": _cases(folder),
         "Model": study.get("model"),
+        "Networks of single sites": study.get("networks"),
         "Training": study.get("training"),
         "Hyper-parameters": searched_values(folder),
         "Test": _split(folder) if evaluation else None,
@@ -480,7 +481,7 @@ class Card:
 def _card(folder: Folder) -> Card:
     versions = folder.provenance.get("versions")
     return Card(
-        model=tables.plain(folder.study.get("model") or {}),
+        model=tables.networks(folder.study),
         training=tables.plain(folder.study.get("training") or {}),
         files=[(name, tables.bytes_text(size)) for name, size in folder.models],
         size=tables.bytes_text(sum(size for _, size in folder.models)),

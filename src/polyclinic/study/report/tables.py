@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -406,6 +406,12 @@ def plain(value: Any) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
     return "–" if value is None or value == "" else str(value)
+
+
+def networks(study: Mapping[str, Any]) -> str:
+    """The network of a study, and those of sites that have another, in plain words; empty where none is named."""
+    own = "; ".join(f"{site}: {plain(entry)}" for site, entry in (study.get("networks") or {}).items())
+    return plain(study.get("model") or {}) + (f" (other networks at {own})" if own else "")
 
 
 def _option(name: str, value: Any) -> str:

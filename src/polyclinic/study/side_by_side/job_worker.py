@@ -73,7 +73,9 @@ class Bench:
         engine, local = setup.start(plan)
         preparing = Folds(declaration, cohort, engine, local)
         public = setup.public(preparing.public)
-        runner = JobRunner(declaration, engine, local, template, setup.initial, cohort.classes, attack, public)
+        runner = JobRunner(
+            declaration, engine, local, template, setup.initial, cohort.classes, attack, public, setup.networks
+        )
         self.bench = Workbench(runner, preparing, search, folder, folds)
         self.jobs = trainings(declaration, search, attack, folds)
 

@@ -8,7 +8,7 @@ from polyclinic.study.report.checklists.entries import counted, listed, notes_of
 from polyclinic.study.report.checklists.items import NotDone
 from polyclinic.study.report.flow import PARTS, SiteFlow, group_counts, site_flows, spread, together
 from polyclinic.study.report.folder import CLASS, Folder
-from polyclinic.study.report.tables import count_text, plain
+from polyclinic.study.report.tables import count_text, networks, plain
 
 #: Columns of ``sites.csv`` that tell what images were like as they were read.
 _IMAGE_COLUMNS = ("vendors", "field strengths", "shapes", "spacing")
@@ -44,7 +44,7 @@ def task(folder: Folder) -> str | None:
         return None
     target = data.get("mask") if declared == "segmentation" else data.get("label") or list(data.get("findings") or ())
     inputs = "images" if data.get("image") else "columns of a table"
-    model = plain(folder.study.get("model") or {})
+    model = networks(folder.study)
     return f"Task: {declared} (target: {plain(target)}) from {inputs}, with the network {model}."
 
 

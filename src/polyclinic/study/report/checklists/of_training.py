@@ -8,12 +8,12 @@ from polyclinic.study.report.checklists.entries import counted, federated_method
 from polyclinic.study.report.checklists.items import NotDone
 from polyclinic.study.report.folder import Folder
 from polyclinic.study.report.methods import method_lines
-from polyclinic.study.report.tables import bytes_text, costs, plain, seconds_text
+from polyclinic.study.report.tables import bytes_text, costs, networks, plain, seconds_text
 
 
 def model(folder: Folder) -> str | None:
     """The network, and the files it is in."""
-    named = plain(folder.study.get("model") or {})
+    named = networks(folder.study)
     if not named:
         return None
     return f"Network: {named}. Layers and shapes of all tensors are in the files of models/, the options in study.yaml."

@@ -1,0 +1,151 @@
+"""Studies in which sites have networks of their own: what is read, run, written and refused."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+from safetensors import safe_open
+from test_public_studies import bytes_of, table_study
+
+from helpers import declare
+from polyclinic import Study
+from polyclinic.errors import PolyclinicError, StudyError
+from polyclinic.models import build_model
+from polyclinic.study import runner
+
+NETWORKS: dict[str, Any] = {"north": "logistic", "east": {"mlp": {"hidden": [4, 3]}}}
+METHODS: list[Any] = ["single", "cross", "ensemble", "mix", {"fedmd": {"label": "fedmd"}}]
+
+
+def own_study(folder: Path, **changes: Any) -> dict[str, Any]:
+    entries = {"methods": METHODS, "networks": NETWORKS, "evaluation": {"holdout": 0.3, "bootstrap": 0}}
+    return table_study(folder, **(entries | changes))
+
+
+def parameters_in(path: Path) -> tuple[dict[str, int], dict[str, Any]]:
+    """Site -> numbers of its network in a file of models; and what the file says of itself."""
+    found: dict[str, int] = {}
+    with safe_open(path, "pt") as file:
+        for name in file.keys():  # noqa: SIM118 - it is no mapping
+            site = name.split("/")[0]
+            found[site] = found.get(site, 0) + file.get_tensor(name).numel()
+        return found, json.loads(file.metadata()["about"])
+
+
+def test_a_whole_study(tmp_path: Path) -> None:
+    content = own_study(tmp_path)
+    content["evaluation"] |= {"unseen_sites": ["fedmd"]}
+    study = Study.of(content, tmp_path)
+    study.run(tmp_path / "out")
+    results = pd.read_csv(tmp_path / "out" / "results.csv")
+    assert results["value"].notna().all()
+    unseen = results[results["run"] == "unseen"]
+    assert set(unseen["tested_on"]) == {"north", "south", "east", "all"}
+    found, about = parameters_in(tmp_path / "out" / "models" / "fedmd-seed0-fold0.safetensors")
+    outputs = 2
+    sizes = {}
+    for site in ("north", "south", "east"):
+        name, options = study.declaration.own_networks.get(site, study.declaration.model_part)
+        sizes[site] = build_model(name, options, (3,), outputs).layout.size
+    assert found == sizes
+    assert len(set(sizes.values())) == 3
+    assert set(about["networks"]) == {"north", "east"}
+    assert "networks" not in parameters_in(tmp_path / "out" / "models" / "mix-seed0-fold0.safetensors")[1]
+    report = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
+    assert "Networks of single sites" in report
+    assert "other networks at north: logistic" in report
+    rounds = pd.read_csv(tmp_path / "out" / "rounds.csv")
+    assert rounds[rounds["method"] == "fedmd"]["bytes_up"].nunique() == 1  # logits alone, whatever the network
+
+
+def test_a_filled_study_is_the_same_study(tmp_path: Path) -> None:
+    declaration = Study.of(own_study(tmp_path), tmp_path).declaration
+    again = Study.of(declaration.filled(), tmp_path).declaration
+    assert again.own_networks == declaration.own_networks
+    assert set(again.own_networks) == {"north", "east"}
+    assert "networks" not in Study.of(own_study(tmp_path, networks={}), tmp_path).declaration.filled()
+
+
+def test_the_studys_network_named_for_all_sites_changes_no_byte(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:  # fmt: skip
+    monkeypatch.setattr(runner, "write_report", lambda folder: None)
+    content = own_study(tmp_path, networks={}, methods=[*METHODS, "fedavg"])
+    Study.of(content, tmp_path).run(tmp_path / "one")
+    content["networks"] = dict.fromkeys(("north", "south", "east"), content["model"])
+    Study.of(content, tmp_path).run(tmp_path / "other")
+    one, other = bytes_of(tmp_path / "one"), bytes_of(tmp_path / "other")
+    assert one.keys() == other.keys()
+    assert [name for name in one if one[name] != other[name]] == []
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("way", ["side by side", "processes"])
+def test_other_ways_to_run_give_the_same_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, way: str) -> None:
+    monkeypatch.setattr(runner, "write_report", lambda folder: None)
+    content = own_study(tmp_path, methods=["cross", {"fedmd": {"label": "fedmd"}}], engine={"mode": "sequential"})
+    Study.of(content, tmp_path).run(tmp_path / "one")
+    if way == "processes":
+        content["engine"] = {"mode": "processes", "workers": 2}
+    Study.of(content, tmp_path).run(tmp_path / way, jobs=2 if way == "side by side" else None)
+    one, other = bytes_of(tmp_path / "one"), bytes_of(tmp_path / way)
+    assert one.keys() == other.keys()
+    assert [name for name in one if one[name] != other[name]] == []
+
+
+def test_values_can_be_searched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runner, "write_report", lambda folder: None)
+    search = {"trials": 2, "methods": {"fedmd": {"weight": [1.0, 2.0]}}}
+    content = own_study(tmp_path, methods=[{"fedmd": {"label": "fedmd"}}], search=search)
+    content["evaluation"] |= {"validation": 0.3}
+    Study.of(content, tmp_path).run(tmp_path / "out")
+    assert len(pd.read_csv(tmp_path / "out" / "search.csv")) == 2
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"networks": {"west": "logistic"}}, "P103.*`networks: ...` names the site 'west'"),
+        ({"networks": {"north": "logitsic"}}, "P103.*logitsic"),
+        ({"networks": {"north": {"mlp": {"hiden": [4]}}}}, "hiden"),
+        ({"networks": {"north": "auto"}}, "P104.*`auto` is planned for all sites"),
+        ({"networks": {"north": {"bundle": {"path": "bundles/a"}}}}, "P104.*`bundle` brings its weights to all sites"),
+        ({"networks": {"north": "max_pooling"}}, "P104.*for bags|P102"),
+        ({"networks": {"north": "unet"}}, "P302"),
+        ({"networks": ["north"]}, "P102"),
+        ({"methods": ["fedavg"]}, "P104.*no weights can be put together"),
+        ({"final_model": "ensemble"}, "P104.*networks of all sites, which differ"),
+        ({"final_model": "fedmd"}, "P104.*trains a model at each site"),
+        ({"evaluation": {"holdout": 0.3, "voters": ["north"]}}, "P104.*`networks` names north, which trains nothing"),
+    ],
+)
+def test_what_makes_no_sense_is_refused(tmp_path: Path, changes: dict[str, Any], words: str) -> None:
+    with pytest.raises(PolyclinicError, match=words):
+        Study.of(own_study(tmp_path, **changes), tmp_path).run(tmp_path / "out")
+    assert not (tmp_path / "out" / "results.csv").exists()
+
+
+def test_mix_can_be_the_final_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runner, "write_report", lambda folder: None)
+    Study.of(own_study(tmp_path, methods=["mix", "fedmd"], final_model="mix"), tmp_path).run(tmp_path / "out")
+    assert (tmp_path / "out" / "model" / "model.yaml").is_file()
+
+
+def test_a_program_can_give_the_network_of_a_site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from torch import nn
+
+    monkeypatch.setattr(runner, "write_report", lambda folder: None)
+    content = own_study(tmp_path, methods=[{"fedmd": {"label": "fedmd"}}])
+    content["networks"] = {"north": lambda shape, outputs: nn.Sequential(nn.Linear(shape[0], 5), nn.Linear(5, outputs))}
+    Study.of(content, tmp_path).run(tmp_path / "out")
+    found, _ = parameters_in(tmp_path / "out" / "models" / "fedmd-seed0-fold0.safetensors")
+    assert found["north"] == 3 * 5 + 5 + 5 * 2 + 2
+
+
+def test_methods_that_share_weights_say_which_can(tmp_path: Path) -> None:
+    with pytest.raises(StudyError, match="single, cross, ensemble, fedmd, fedad"):
+        declare(model="logistic", networks={"A": {"mlp": {"hidden": [3]}}}, methods=["fedprox"])
