@@ -63,6 +63,9 @@ class Part:
         same_network: whether all sites have to train the study's network for it, since its ends exchange numbers of
             each weight or feature, or look into the steps of training.
         freezes: whether it trains little of a network, so that it is for one that was trained before.
+        pretraining_rounds: how many of the first rounds are its own: in them sites learn from all their training cases,
+            with and without a label, what its end's ``batch`` and ``loss`` say, and nothing else; the head stays as it
+            is. No such round is the best one. Sites without labels that learn nothing else take no part later.
         before: the part that closes an update before it, if there is one; set likewise.
         given: the tensors of an update that it is given to close; known once the model is, before its ends are made.
         sizes: lengths of dimensions in these, likewise.
@@ -100,6 +103,7 @@ class Part:
     summed: bool = False
     same_network: ClassVar[bool] = False
     freezes: ClassVar[bool] = False
+    pretraining_rounds: int = 0
     before: Part | None = None
     given: Mapping[str, Shaped] = {}
     sizes: Mapping[str, int] = {}

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from polyclinic.data.dataset import Dataset
 from polyclinic.models.variant import Variant
-from polyclinic.parts import Grouping, Memory, Part, Procedure, Workplace, tell_parts
+from polyclinic.parts import Grouping, Memory, Part, Procedure, Workplace, pretraining_of, tell_parts
 from polyclinic.parts.grouping import Star
 from polyclinic.parts.procedure import Local
 from polyclinic.privacy import Budget, Event, merged
@@ -53,6 +53,7 @@ class Plan:
         procedure: name and procedure.
         voters: sites that do not train, and are asked how good the model is on their validation cases.
         variants: site -> what it trains in place of the study's network.
+        pretrain_only: sites that take part in the rounds of a pretraining only, since they have no label to go on with.
         endures: whether a model that breaks down, with values that are not numbers, ends training instead of being a
             failure (a simulated attack, whose result that is).
         public: the public set, where a part at the server works on it.
@@ -83,6 +84,7 @@ class Plan:
     procedure: tuple[str, Procedure] = field(default_factory=lambda: ("local", Local()))
     voters: Sequence[str] = ()
     variants: Mapping[str, Variant] = field(default_factory=dict)
+    pretrain_only: Sequence[str] = ()
     endures: bool = False
     public: Dataset | None = None
     folder: Path | None = None
@@ -91,6 +93,18 @@ class Plan:
     def workplace(self) -> Workplace:
         """What parts at the server have to compute with."""
         return Workplace(self.network, self.task, self.public, self.folder)
+
+    @cached_property
+    def pretraining(self) -> int:
+        """How many of the first rounds are a pretraining, see `Part.pretraining_rounds`."""
+        part = pretraining_of(self.parts().values())
+        return 0 if part is None else part.pretraining_rounds
+
+    def phase(self, number: int) -> dict[str, str]:
+        """What a row of a round says of it, where there is a pretraining."""
+        if not self.pretraining:
+            return {}
+        return {"phase": "pretraining" if number < self.pretraining else "training"}
 
     @property
     def protects(self) -> bool:

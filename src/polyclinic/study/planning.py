@@ -25,6 +25,7 @@ from polyclinic.study.entries import Training
 from polyclinic.study.job import Fold, Job, slug
 from polyclinic.study.method_entries import build_participation, optimizer_of, schedule_of
 from polyclinic.study.public import Public, works_on_public
+from polyclinic.study.without_labels import pretrains_only
 from polyclinic.tasks.metrics import METRICS
 
 
@@ -88,6 +89,7 @@ class Planner:
             procedure=(method.procedure[0], PROCEDURES[method.procedure[0]](**method.procedure[1])),
             voters=voters,
             variants=variants_at(method, sites, self.template, job.seed, job.fold),
+            pretrain_only=[s for s in fold.sites_without_labels if s in sites] if pretrains_only(method) else [],
             endures=attack is not None,
             public=self.public.prepared() if self.public is not None and start.public is not None else None,
             folder=self.folder,

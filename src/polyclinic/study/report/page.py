@@ -435,6 +435,8 @@ def _overlay(one: Overlay, structures: list[str]) -> Panel:
 def _convergence(folder: Folder) -> list[tuple[str, str, list[Panel]]]:
     """Title, caption and panels: loss, and the validation metric."""
     table = of_run(folder.rounds).replace([np.inf, -np.inf], np.nan)
+    if "phase" in table:  # in a pretraining the loss is another one
+        table["loss"] = table["loss"].where(table["phase"] != "pretraining")
     table = table[table.groupby("method")["round"].transform("nunique") > 1]
     if table.empty:
         return []
