@@ -258,7 +258,8 @@ def test_killed_and_resumed_it_ends_with_the_same_bytes(tmp_path, stop, state):
 
     def trained(**options):
         federation = Federation(
-            table_sites(), [moco(2, queue=20)], model=BATCH_NORM, training={"rounds": 4, "optimizer_state": state, **DECAYING},
+            table_sites(), [moco(2, queue=20)], model=BATCH_NORM,
+            training={"rounds": 4, "optimizer_state": state, **DECAYING},
             preparation={"labels": {"share": 0.5}}, folder=options.pop("folder"),
         )  # fmt: skip
         return federation.rounds(**options)
