@@ -457,6 +457,7 @@ def _convergence(folder: Folder) -> list[tuple[str, str, list[Panel]]]:
     if losses:
         curves = [(name, names[name]) for name in losses]
         caption = "Mean over the sites, weighted by their numbers of training cases. The lower, the better."
+        caption += " The loss of a pretraining is not shown: it is another one." if "phase" in table else ""
         shown.append(("Loss", caption, figures.convergence(means, methods, curves, axis="Loss", name="loss")))
     for name in scores[:1]:
         title = next((one.label for one in folder.metrics if f"validation_{one.name}" == name), str(name))
