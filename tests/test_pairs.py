@@ -52,6 +52,7 @@ OPTIONS = {
     "teacher": {"weights": "teacher.safetensors"},
     "ensemble_distillation": {"steps": 2},
     "attention_distillation": {"steps": 2},
+    "momentum_contrast": {"pretraining_rounds": 1},
 }
 #: What else a method has with a part that can't do without, unless the pair itself says it.
 NEEDS: dict[str, dict[str, object]] = {
@@ -64,6 +65,8 @@ NEEDS: dict[str, dict[str, object]] = {
 NEXT = {"distributed_noise": "secure_sum"}
 #: Parts that are not for networks with batch normalisation, and are tried with another.
 NOT_FOR_BATCH_NORM = ("dp_sgd",)
+#: Parts that do something else in the first round than later.
+TWO_ROUNDS = ("momentum_contrast",)
 #: Parts that are for images, and are tried on some.
 FOR_IMAGES = tuple(
     name for name in (*LOCAL_PARTS, *CHANNEL_PARTS) if build_part(name, OPTIONS.get(name, {})).images_only
@@ -154,7 +157,8 @@ class Tried:
             folder.mkdir(parents=True)
             state = {name: tensor.clone() for name, tensor in made.template.module.state_dict().items()}
             save_file(state, folder / "teacher.safetensors")
-        declaration = declare(model=made.declaration.model, training=TRAINING, methods=[method],
+        rounds = {"rounds": 2} if any(name in str(method) for name in TWO_ROUNDS) else {}
+        declaration = declare(model=made.declaration.model, training=TRAINING | rounds, methods=[method],
                               evaluation={"validation": 0, "best_round": "last", "subgroups": ["sex"]}, public=True,
                               **({"data": IMAGES} if kind == "cnn" else {}))  # fmt: skip
         public = Public((6, 2), made.public)

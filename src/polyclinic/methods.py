@@ -332,6 +332,13 @@ publish(
     local=["virtual_samples"],
 )
 publish(
+    "fedmoco",
+    _FEW_LABELS,
+    "The first rounds learn from all cases without labels, the others from the few that have one.",
+    "Dong and Voiculescu, MICCAI 2021",
+    local=["momentum_contrast"],
+)
+publish(
     "attention_mil",
     _FEW_LABELS,
     "One label a bag: attention finds which of its instances count.",

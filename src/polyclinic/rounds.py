@@ -57,31 +57,37 @@ def run_rounds(
             broke_down = True
             break
         except BudgetSpent as spent:
-            if not rows:
+            if not _trained(plan, rows):
                 text = f"No round of the training keeps its budget of privacy. {spent}"
                 raise SiteError("P306", text, "Allow a greater ε, more noise, or fewer steps in a round.") from None
             attendance.note(f"Training ended after {progress.done} of {plan.rounds} rounds. {spent}")
             break
-        if plan.validate and new:  # after a round that was skipped there is nothing new to look at
-            choose(plan, engine, progress, new, attendance.silent)
-        elif not plan.validate:
-            progress.is_best()
+        if progress.done >= plan.pretraining:  # until then the head is as it was drawn: there is nothing to choose
+            if plan.validate and new:  # after a round that was skipped there is nothing new to look at
+                choose(plan, engine, progress, new, attendance.silent)
+            elif not plan.validate:
+                progress.is_best()
         progress.done += 1
         rows += new
         if checkpoint:
             federation.save(checkpoint, new)
         if report:
             report(progress.done, plan.rounds)
-    if not rows and not broke_down and not progress.stopped:
+    if not _trained(plan, rows) and not broke_down and not progress.stopped:
         raise SiteError(
-            "P402", f"None of {plan.rounds} rounds changed the model: in each too few sites were there or in time, or "
-            "none was asked to train.",
+            "P402", f"None of {plan.rounds - plan.pretraining} rounds changed the model: in each too few sites were "
+            "there or in time, or none was asked to train.",
             "Give `training: {participation: ...}` that more sites meet, or a lower `training: {quorum: ...}`.",
         )  # fmt: skip
     if not plan.validate and plan.keeps:
         keep(plan, engine, progress, plan.sites)
     progress.needed = federation.needed()
     return progress, rows
+
+
+def _trained(plan: Plan, rows: list[Row]) -> bool:
+    """Whether there was a round after the pretraining, if there is one, that counted."""
+    return any(row["round"] >= plan.pretraining for row in rows)
 
 
 def _round(federation: Federation, attendance: Attendance) -> list[Row]:

@@ -157,10 +157,11 @@ def test_every_method_learns_several_labels_or_says_why_not() -> None:
     has = dict(zip("ABCDEFGH", [(0, 1), (0,), (1,), (0, 1), (0,), (1,), (0, 1), (0, 1)], strict=True))
     sites = {name: finding_site(name, 16, own, part=None) for name, own in has.items()}
     refused = set[tuple[str, str]]()
+    given = {"fltrust": {"trusted": "A"}, "fedmoco": {"pretraining_rounds": 1, "training": {"rounds": 2}}}
     for name in METHODS:
         try:
             federation = Federation(
-                sites, [{"fltrust": {"trusted": "A"}} if name == "fltrust" else name], task="multi_label", classes=4,
+                sites, [{name: given.get(name, {})}], task="multi_label", classes=4,
                 model={"mlp": {"hidden": [4]}}, evaluation={"folds": 2, "validation": 0.2, "best_round": "loss"},
             )  # fmt: skip
         except StudyError as error:
@@ -172,6 +173,7 @@ def test_every_method_learns_several_labels_or_says_why_not() -> None:
     assert {code for _, code in refused} <= {"P102", "P104"}
     assert {name for name, _ in refused} >= {"fedsld", "fixmatch", "harmofl", "elcfs"}
     learned = {"single", "mix", "fedavg", "fedbn", "scaffold", "multi_task", "mean_teacher", "dynamic_fusion", "ditto"}
+    learned |= {"fedmoco"}
     assert not learned & {name for name, _ in refused}
 
 

@@ -145,10 +145,11 @@ def test_every_method_learns_survival_or_says_why_not(batch_size: int) -> None:
     names = ("Aachen", "Bonn", "Celle", "Dresden", "Essen", "Fulda", "Gotha", "Halle")
     sites = {name: survival_site(name, 16, part=None) for name in names}
     refused = set[tuple[str, str]]()
+    given = {"fltrust": {"trusted": "Bonn"}, "fedmoco": {"pretraining_rounds": 1, "training": {"rounds": 2}}}
     for name in METHODS:
         try:
             federation = Federation(
-                sites, [{"fltrust": {"trusted": "Bonn"}} if name == "fltrust" else name], task="survival",
+                sites, [{name: given.get(name, {})}], task="survival",
                 model={"mlp": {"hidden": [4]}}, training={"batch_size": batch_size},
                 evaluation={"folds": 2, "validation": 0.2, "best_round": "loss", "times": [30, 60]},
             )  # fmt: skip

@@ -75,8 +75,10 @@ def _mini_batches(model: FlatModule, task: Task, work: Work, job: LocalJob) -> t
                 continue
             batch = _batch(model, job, index, step)
 
-            def gradient(batch: tuple[Tensor, Tensor] = batch, step: int = step) -> Tensor:
-                return backward(lambda: hooks.mean_loss(task, *batch, step))
+            def gradient(
+                batch: tuple[Tensor, Tensor] = batch, index: Tensor = index, step: int = step
+            ) -> Tensor:  # fmt: skip
+                return backward(lambda: hooks.mean_loss(task, *batch, index, step))
 
             if job.companion is not None:
                 job.companion.step(model, gradient)
@@ -113,7 +115,7 @@ def _full_gradient(model: FlatModule, task: Task, work: Work, job: LocalJob) -> 
             total, added = 0.0, torch.zeros_like(model.gradient)
             for number, index in enumerate(job.index.split(size)):
                 batch, share = _batch(model, job, index, 0), len(index) / len(job.index)
-                total += share * float(backward(partial(hooks.mean_loss, task, *batch, number)))
+                total += share * float(backward(partial(hooks.mean_loss, task, *batch, index, number)))
                 added.add_(model.gradient, alpha=share)
             model.gradient.copy_(added)
             return total
@@ -139,10 +141,12 @@ class _Hooks:
     def __init__(self, model: FlatModule, work: Work, job: LocalJob) -> None:
         device = model.vector.device
         ends = [(end, {name: tensor.to(device) for name, tensor in given.items()}) for end, given in job.ends]
-        self._batch, self._loss, self._gradient, self._perturbation, self._outputs = (
-            [(end, given) for end, given in ends if overrides(end, hook)]
-            for hook in ("batch", "loss", "gradient", "perturbation", "outputs")
-        )
+        heeded = [(end, given) for end, given in ends if job.pretrains in (None, end)]
+        self._batch, self._loss, self._outputs, self._gradient, self._perturbation = (
+            [(end, given) for end, given in (ends if hook in ("gradient", "perturbation") else heeded)
+             if overrides(end, hook)]
+            for hook in ("batch", "loss", "outputs", "gradient", "perturbation")
+        )  # fmt: skip
         self.model, self.work, self.seed, self.site, self.labelled = model, work, job.seed, job.site, job.labelled
         self.received = (job.start if job.anchor is None else job.anchor).to(device)
         self.anchor, self.weights = self.received[: model.layout.trainable], model.weights.detach()
@@ -161,10 +165,10 @@ class _Hooks:
         if self._hook is not None:
             self._hook.remove()
 
-    def mean_loss(self, task: Task, inputs: Tensor, targets: Tensor, step: int) -> Tensor:
-        """Mean loss of a batch with the terms of all parts."""
+    def mean_loss(self, task: Task, inputs: Tensor, targets: Tensor, cases: Tensor, step: int) -> Tensor:
+        """Mean loss of a batch of ``cases [B]`` with the terms of all parts."""
         if self._batch or self._loss or self._mixes:
-            return self._changed_loss(task, inputs, targets, step)
+            return self._changed_loss(task, inputs, targets, cases, step)
         return self._mean_loss(task, inputs, targets)[0]
 
     def _mean_loss(self, task: Task, inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
@@ -192,10 +196,10 @@ class _Hooks:
             raise wrong(end.name, "outputs", kind_of(found), f"a tensor {list(outputs.shape)}", self.site)
         return found
 
-    def _changed_loss(self, task: Task, inputs: Tensor, targets: Tensor, step: int) -> Tensor:
+    def _changed_loss(self, task: Task, inputs: Tensor, targets: Tensor, cases: Tensor, step: int) -> Tensor:
         nothing = inputs.new_empty(0)
         seed = derive_seed(*self.seed, "parts", step)
-        batch = Batch(inputs, targets, self.model, self.received, seed, nothing, nothing)
+        batch = Batch(inputs, targets, self.model, self.received, seed, nothing, nothing, cases)
         for end, given in self._batch:
             batch = end.batch(batch, given)
             if not isinstance(batch, Batch):

@@ -89,6 +89,7 @@ class LocalJob:
         dataset: its cases.
         index: the cases that it trains on, positions in ``dataset`` ``[n]``.
         labelled: whether these have a label. Else the loss is what parts add to it.
+        pretrains: the one end among ``ends`` whose ``batch``, ``outputs`` and ``loss`` are heeded; None for all.
         start: model state that it starts from ``[P]``; not written to.
         seed: names from which the round's randomness is derived.
         learning_rate: of this round.
@@ -116,6 +117,7 @@ class LocalJob:
     seed: tuple[str | int, ...]
     learning_rate: float
     labelled: bool = True
+    pretrains: SiteEnd | None = None
     batches: int = 0
     cycled: Mapping[str, Any] = field(default_factory=dict)
     optimizer_state: dict[str, Tensor] = field(default_factory=dict)

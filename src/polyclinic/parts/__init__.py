@@ -4,7 +4,16 @@ A part is named in a study file, under ``local``, ``channel`` or ``server``. It 
 the server; most parts need only one of them. Neither the loop of rounds nor a site knows any part: they call the hooks.
 """
 
-from polyclinic.parts.building import PLACES, build_chain, build_part, build_parts, part_class, tell_parts, variant_of
+from polyclinic.parts.building import (
+    PLACES,
+    build_chain,
+    build_part,
+    build_parts,
+    part_class,
+    pretraining_of,
+    tell_parts,
+    variant_of,
+)
 from polyclinic.parts.catalogue import CHANNEL_PARTS, LOCAL_PARTS, SERVER_PARTS, Part, ServerPart, SitePart
 from polyclinic.parts.grouping import FEDERATION, TOPOLOGIES, Grouping, Groups, Turn
 from polyclinic.parts.predictor import Network, Predictor
@@ -62,6 +71,7 @@ __all__ = [
     "build_part",
     "build_parts",
     "part_class",
+    "pretraining_of",
     "tell_parts",
     "variant_of",
 ]

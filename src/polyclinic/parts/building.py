@@ -64,6 +64,11 @@ def tell_parts(
         part.given, part.sizes = given.get(name) or {}, sizes
 
 
+def pretraining_of(parts: Iterable[Part]) -> Part | None:
+    """The part that has the first rounds for itself; None if no one has."""
+    return next((part for part in parts if part.pretraining_rounds), None)
+
+
 def variant_of(
     parts: Iterable[Part], site: str, whole: FlatModule, seed: Sequence[str | int]
 ) -> Variant | None:  # fmt: skip

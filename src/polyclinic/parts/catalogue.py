@@ -65,6 +65,9 @@ class Part:
         own_networks: whether sites may have networks of their own for it all the same (``networks:`` in a study file),
             where no weights leave them: its ends exchange nothing of a network.
         freezes: whether it trains little of a network, so that it is for one that was trained before.
+        pretraining_rounds: how many of the first rounds are its own: in them sites learn from all their training cases,
+            with and without a label, what its end's ``batch`` and ``loss`` say, and nothing else; the head stays as it
+            is. No such round is the best one. Sites without labels that learn nothing else take no part later.
         before: the part that closes an update before it, if there is one; set likewise.
         given: the tensors of an update that it is given to close; known once the model is, before its ends are made.
         sizes: lengths of dimensions in these, likewise.
@@ -103,6 +106,7 @@ class Part:
     same_network: ClassVar[bool] = False
     own_networks: ClassVar[bool] = False
     freezes: ClassVar[bool] = False
+    pretraining_rounds: int = 0
     before: Part | None = None
     given: Mapping[str, Shaped] = {}
     sizes: Mapping[str, int] = {}

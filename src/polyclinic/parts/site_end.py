@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 import torch
@@ -171,6 +171,8 @@ class Batch:
         outputs: of the network ``[B, ...]``, with gradient; empty before the network has run.
         features: what the head was given, averaged over places ``[B, G]``, with gradient; only where a part
             ``needs_features``.
+        cases: which of the site's cases these are ``[B]``, int64 numbers that mean nothing else; empty where sites are
+            trained together.
     """
 
     inputs: Tensor
@@ -180,6 +182,7 @@ class Batch:
     seed: int
     outputs: Tensor
     features: Tensor
+    cases: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.int64))
 
 
 @dataclass(frozen=True)

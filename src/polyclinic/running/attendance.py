@@ -41,7 +41,8 @@ class Attendance:
         self.plan, self.progress = plan, progress
         self.silent: dict[str, PolyclinicError] = {}
         self.quiet = False
-        self._active = [site for site in plan.sites if site not in progress.stopped]
+        out = plan.pretrain_only if progress.done >= plan.pretraining else ()
+        self._active = [site for site in plan.sites if site not in (*progress.stopped, *out)]
         self._needed = min(plan.quorum or 1, len(self._active))
         self._failures: dict[str, PolyclinicError] = {}
         self._late: set[str] = set()

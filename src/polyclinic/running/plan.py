@@ -13,7 +13,7 @@ from torch import Tensor
 from polyclinic.communication.message import Message
 from polyclinic.data.dataset import Dataset
 from polyclinic.models.variant import Variant
-from polyclinic.parts import Grouping, Memory, Part, Procedure, Workplace, tell_parts
+from polyclinic.parts import Grouping, Memory, Part, Procedure, Workplace, pretraining_of, tell_parts
 from polyclinic.parts.grouping import Star
 from polyclinic.parts.procedure import Local
 from polyclinic.privacy import Budget, Event, merged
@@ -71,6 +71,7 @@ class Plan:
         variants: site -> what it trains in place of the study's network.
         networks: site -> its network, where it has another than the study's, all of which stays there.
         apart: the same of sites that train it, where the study's network is what is validated and tested.
+        pretrain_only: sites that take part in the rounds of a pretraining only, since they have no label to go on with.
         endures: whether a model that breaks down, with values that are not numbers, ends training instead of being a
             failure (a simulated attack, whose result that is).
         public: the public set, where a part at the server works on it.
@@ -103,6 +104,7 @@ class Plan:
     variants: Mapping[str, Variant] = field(default_factory=dict)
     networks: Mapping[str, OwnNetwork] = field(default_factory=dict)
     apart: Mapping[str, OwnNetwork] = field(default_factory=dict)
+    pretrain_only: Sequence[str] = ()
     endures: bool = False
     public: Dataset | None = None
     folder: Path | None = None
@@ -111,6 +113,18 @@ class Plan:
     def workplace(self) -> Workplace:
         """What parts at the server have to compute with."""
         return Workplace(self.network, self.task, self.public, self.folder)
+
+    @cached_property
+    def pretraining(self) -> int:
+        """How many of the first rounds are a pretraining, see `Part.pretraining_rounds`."""
+        part = pretraining_of(self.parts().values())
+        return 0 if part is None else part.pretraining_rounds
+
+    def phase(self, number: int) -> dict[str, str]:
+        """What a row of a round says of it, where there is a pretraining."""
+        if not self.pretraining:
+            return {}
+        return {"phase": "pretraining" if number < self.pretraining else "training"}
 
     @property
     def protects(self) -> bool:

@@ -145,7 +145,7 @@ class ModelStage(Stage):
             "round": self.number, "site": site, "seconds": said["seconds"], "bytes_up": 0, "bytes_down": 0,
             "examples": said["examples"], "steps": said["steps"],
             "loss": math.nan if said["loss"] is None else said["loss"], "extra_up": "",
-            "extra_down": "", "sent": int(sent),
+            "extra_down": "", "sent": int(sent), **self.plan.phase(self.number),
         }  # fmt: skip
 
     def finish(self, rows: list[Row], excuses: Callable[[PolyclinicError, str], bool]) -> list[Row]:

@@ -34,7 +34,7 @@ from polyclinic.data.splits import Parts
 from polyclinic.errors import SiteError, TrainingError
 from polyclinic.models import has_batch_norm
 from polyclinic.models.variant import Apart
-from polyclinic.parts import Ended, Memory, SiteEnd, build_parts, tell_parts, variant_of
+from polyclinic.parts import Ended, Memory, SiteEnd, build_parts, pretraining_of, tell_parts, variant_of
 from polyclinic.parts.checks import Unwritten, kind_of, tensors_of, wrong
 from polyclinic.parts.predictor import Network
 from polyclinic.parts.site_end import overrides
@@ -134,6 +134,9 @@ class Run:
         tell_parts(built, known.given, known.sizes)
         self.reveals = {f"{name}/{key}" for name, part in built.items() for key in part.reveals}
         self.ends = {name: part.at_site() for name, part in built.items()}
+        owner = pretraining_of(built.values())
+        self.pretraining = 0 if owner is None else owner.pretraining_rounds
+        self.pretrains = None if owner is None else self.ends[owner.name]
         for name, end in self.ends.items():
             end.name = name
         first = View(
@@ -190,6 +193,12 @@ class Run:
                 "P401", f"Site {self.site} was told of a public set of {wanted[0]} cases, and has {has}.",
                 "Let all sites and the server run the same version of Polyclinic.", site=self.site,
             )  # fmt: skip
+
+    @cached_property
+    def body(self) -> Selection:
+        """All weights but those of the head."""
+        layout = self.network.layout
+        return layout.select(set(Role) - {Role.HEAD}).within(layout.trainable)
 
     @cached_property
     def shares_statistics(self) -> bool:
@@ -252,8 +261,8 @@ class Run:
 
     def _batches(self, number: int) -> Iterator[tuple[Tensor, Tensor]]:
         """The batches that the first phase takes in a round."""
-        index, phase = self.parts.trained_on, self.phases[0]
-        sizes = batch_sizes(len(index), phase.work, self.steps(phase))
+        index, phase = self.trained_on(number), self.phases[0]
+        sizes = batch_sizes(len(index), phase.work, self.steps(phase, number))
         seed = (self.declared.seed, "train", self.site, self.declared.fold, number)
         job = LocalJob(self.site, self.dataset, index, torch.empty(0), seed, 0.0)
         for step, chosen in enumerate(index[case_order(job, sizes)].split(sizes)):
@@ -278,10 +287,13 @@ class Run:
         )
 
     def _check_batches(self) -> None:
-        cases = len(self.parts.trained_on)
-        sizes = [cases] if self.work.kind == "gradient" else []
-        if self.work.kind == "train" and cases:
-            sizes = [size for phase in self.phases for size in batch_sizes(cases, phase.work, self.steps(phase))]
+        sizes = list[int]()
+        for number in {0, self.pretraining}:
+            cases = len(self.trained_on(number))
+            if self.work.kind == "gradient":
+                sizes.append(cases)
+            for phase in self.phases if self.work.kind == "train" and cases else ():
+                sizes += batch_sizes(cases, phase.work, self.steps(phase, number))
         if 1 in sizes and has_batch_norm(self.network.module):
             raise TrainingError(
                 "P302", f"At site {self.site} a training batch has a single case, and batch normalisation needs two.",
@@ -338,27 +350,36 @@ class Run:
             if any(start <= entry.offset < stop for start, stop in kept)
         }
 
-    def steps(self, phase: Phase, done: int = 0) -> int | None:
+    def trained_on(self, number: int) -> Tensor:
+        """The cases that local training goes through in a round ``[n]``."""
+        parts = self.parts
+        return torch.cat([parts.train, parts.unlabelled]) if number < self.pretraining else parts.trained_on
+
+    def steps(self, phase: Phase, number: int, done: int = 0) -> int | None:
         """The site's own number of steps in a phase, where the study gives each site its own, or a time and a speed.
 
         Args:
             phase: of the method.
+            number: of the round.
             done: steps that the site did in this round before.
         """
         own, work = self.work.of(self.site), phase.work
         steps = own.steps if phase.declared else None
         if own.epochs is not None and phase.declared:
-            steps = own.epochs * len(batch_sizes(len(self.parts.trained_on), replace(work, epochs=1, steps=None)))
+            steps = own.epochs * len(batch_sizes(len(self.trained_on(number)), replace(work, epochs=1, steps=None)))
         if own.seconds is not None and own.step_seconds is not None:
-            declared = len(batch_sizes(len(self.parts.trained_on), work, steps))
+            declared = len(batch_sizes(len(self.trained_on(number)), work, steps))
             steps = max(1, min(declared, int(own.seconds / own.step_seconds + 1e-9) - done))
         return steps
 
-    def steps_in_round(self, phase: Phase, done: int) -> int:
-        """Steps of a phase in each round, after those ``done`` before (at most: a budget may be kept by the clock)."""
-        if phase.work.kind == "gradient":
-            return 1
-        return len(batch_sizes(len(self.parts.trained_on), phase.work, self.steps(phase, done)))
+    def steps_in_round(self, number: int) -> list[int]:
+        """Steps of each phase in a round (at most: a budget may be kept by the clock)."""
+        found = list[int]()
+        for phase in self.phases:
+            steps = self.steps(phase, number, sum(found))
+            gradient = phase.work.kind == "gradient"
+            found.append(1 if gradient else len(batch_sizes(len(self.trained_on(number)), phase.work, steps)))
+        return found
 
     @property
     def steps_in_all(self) -> int:
@@ -366,11 +387,8 @@ class Run:
         return sum(self._steps_in_phases())
 
     def _steps_in_phases(self) -> list[int]:
-        """Steps of each phase in a round; of none without training cases."""
-        found = list[int]()
-        for phase in self.phases if len(self.parts.trained_on) else ():
-            found.append(self.steps_in_round(phase, sum(found)))
-        return found
+        """Steps of each phase in a round, at most; of none without training cases."""
+        return self.steps_in_round(0) if len(self.parts.trained_on) else []
 
     def teaches(self, number: int) -> bool:
         """Whether a phase trains weights that are shared, so that parts learn from its steps."""
@@ -482,7 +500,8 @@ class Round:
         self.rate = request.learning_rate
         self.view = run.at(self.received, request.round, self.rate, request.optimizer, request.turn)
         named = with_learning_rate(run.work.optimizer, self.rate, request.optimizer)
-        own_batches = run.kept.trained * run.steps_in_round(run.phases[0], 0)
+        self.pretrains = request.round < run.pretraining
+        own_batches = run.kept.trained * run.steps_in_round(request.round)[0]
         self.companion = run.personal.companion(run.kept.personal, named, run.work.clip, own_batches)
         self._counted = {name: Unwritten(run.kept.parts[name]) for name in run.ends}
         self._vector = Unwritten({"vector": self.received})
@@ -523,8 +542,9 @@ class Round:
         return len(self.run.phases)
 
     def work(self, number: int) -> Work:
-        """What is done in a phase."""
-        return self.run.phases[number].work
+        """What is done in a phase. An optimiser of a pretraining is not kept: it is of other weights."""
+        work = self.run.phases[number].work
+        return replace(work, keep_optimizer=False) if self.pretrains else work
 
     def job(self, number: int) -> LocalJob:
         """The job of a phase; the jobs before it must be done."""
@@ -533,8 +553,9 @@ class Round:
         job = LocalJob(
             site=run.site,
             dataset=run.dataset,
-            index=run.parts.trained_on,
-            labelled=bool(len(run.parts.train)),
+            index=run.trained_on(self.request.round),
+            labelled=bool(len(run.parts.train)) and not self.pretrains,
+            pretrains=run.pretrains if self.pretrains else None,
             start=self._start(phase),
             seed=(declared.seed, "train", run.site, declared.fold, self.request.round, *self._turn(number), *self._own),
             learning_rate=self.rate,
@@ -542,10 +563,10 @@ class Round:
             cycled=self.request.optimizer,
             optimizer_state=run.kept.optimizers[number],
             ends=ends,
-            class_weights=self._class_weights(phase.work, ends),
-            steps=run.steps(phase, sum(result.steps for result in self._results)),
+            class_weights=None if self.pretrains else self._class_weights(phase.work, ends),
+            steps=run.steps(phase, self.request.round, sum(result.steps for result in self._results)),
             seconds=self._seconds(),
-            trained=phase.trained,
+            trained=run.body if self.pretrains else phase.trained,
             companion=None if number else self.companion,
         )
         if job.start is not self.received:
@@ -555,16 +576,19 @@ class Round:
 
     def _batches(self, number: int) -> int:
         """Of how many batches the statistics are that this phase starts from, see `LocalJob.batches`."""
-        phases, start = self.run.phases, self.run.phases[number].start
-        steps: list[int] = []
-        for phase in phases:
-            steps.append(self.run.steps_in_round(phase, sum(steps)))
+        run, phases, start = self.run, self.run.phases, self.run.phases[number].start
+        steps = run.steps_in_round(self.request.round)
         chain = [i for i, phase in enumerate(phases) if (phase.start == "personal") is (start == "personal")]
         before = sum(steps[i] for i in chain if i < number) if start == "before" else 0
         rounds, batches = self.request.after_rounds, self.request.after_batches
-        if start == "personal" or not self.run.shares_statistics:
-            rounds, batches = self.run.kept.trained, 0  # what stays at the site was trained nowhere else
-        return batches + rounds * sum(steps[i] for i in chain) + before
+        if start == "personal" or not run.shares_statistics:
+            rounds, batches = run.kept.trained, 0  # what stays at the site was trained nowhere else
+        if run.pretraining:  # then there is one phase
+            first = min(rounds, run.pretraining)
+            done = first * run.steps_in_round(0)[0] + (rounds - first) * run.steps_in_round(run.pretraining)[0]
+        else:
+            done = rounds * sum(steps[i] for i in chain)
+        return batches + done + before
 
     def _turn(self, phase: int) -> list[str]:
         """Names that make the seeds of a second turn in a round, or of a phase that goes on from another, others.

@@ -21,12 +21,25 @@ from polyclinic.composition import METHODS
 from polyclinic.errors import nearest
 from polyclinic.options import EntryError, Place
 from polyclinic.seeds import generator
+from polyclinic.study.compatibility import too_few_rounds
 from polyclinic.study.entries import Evaluation, Search, Training
 from polyclinic.study.method_entries import COMPOSED, Candidate, MethodReader, StudyMethod, optimizer_of
 
 #: So many draws for each trial wanted, before a search makes do with fewer (an interval that is hardly one).
 PATIENCE = 1000
 PLACE: Place = ("search",)
+
+
+def check_rounds(search: Search, candidates: Iterable[Candidate]) -> None:
+    """Whether trials have rounds after a pretraining.
+
+    Raises:
+        EntryError: P104 with what they lack.
+    """
+    short = (too_few_rounds(one.method.method, search.rounds) for one in candidates if search.rounds is not None)
+    why = next(filter(None, short), "")
+    if why:
+        raise EntryError("P104", f"In a trial {why}", "Give trials more rounds.", place=(*PLACE, "rounds"))
 
 
 @dataclass(frozen=True)

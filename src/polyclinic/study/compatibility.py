@@ -25,8 +25,9 @@ from polyclinic.parts import (
     build_chain,
     build_part,
     part_class,
+    pretraining_of,
 )
-from polyclinic.parts.site_end import overrides
+from polyclinic.parts.site_end import looks_at_labels, overrides
 from polyclinic.tasks import TASKS
 
 
@@ -570,6 +571,44 @@ def _beside(method: Method, local: Local) -> Refusal | None:
     return None
 
 
+def _pretraining(method: Method, local: Local) -> Refusal | None:
+    """What does not go with first rounds without labels."""
+    owning = [(key, name, part) for key, name, part in _all(method) if part.pretraining_rounds]
+    if not owning:
+        return None
+    key, name, own = owning[0]
+    if len(owning) > 1:
+        return Refusal(f"{name} and {owning[1][1]} both pretrain in the first rounds.", "Use one of them.", key)
+    why = too_few_rounds(method, local.rounds)
+    if why:
+        return Refusal(why, "Give more `training: {rounds: ...}`, or fewer `pretraining_rounds`.", key)
+    if method.work == "gradient":
+        return Refusal(f"{name} needs steps of local training, and fedsgd takes none.", "Use fedavg.", key)
+    if method.personal is not None and method.personal[0] != "shared_model":
+        return Refusal(f"{method.personal[0]} trains a model of the site's own from its labels, which the pretraining "
+                       f"of {name} does not look at.", "Leave one of them out.", "personal")  # fmt: skip
+    if method.topology[0] == "incremental":
+        return Refusal(f"In the topology incremental each site has one turn, and the first rounds, which {name} takes, "
+                       "would be those of the first sites.", "Use another topology.", "topology")  # fmt: skip
+    for other_key, other, part in _all(method):
+        if other_key != "local" and looks_at_labels(part.at_site()):
+            return Refusal(f"{other} goes by labels in each round, and the first {own.pretraining_rounds}, which "
+                           f"{name} takes, learn nothing of them.", "Leave one of them out.", other_key)  # fmt: skip
+        if part.needs_public:
+            return Refusal(f"{other} works with what models predict, and in the pretraining of {name} they predict "
+                           "nothing yet.", "Leave one of them out.", other_key)  # fmt: skip
+    return None
+
+
+def too_few_rounds(method: Method, rounds: int) -> str:
+    """Why a training of so many rounds ends in its pretraining; empty if it does not."""
+    part = pretraining_of(part for _, part in _built(method))
+    if part is None or part.pretraining_rounds < rounds:
+        return ""
+    first = f"the first {part.pretraining_rounds} rounds" if part.pretraining_rounds > 1 else "the first round"
+    return f"{part.name} takes {first} for a pretraining, and of {rounds} in all none is left to learn from labels."
+
+
 def predicts_together(personal: str) -> bool:
     """Whether a site's own cases are predicted by more than one network."""
     return PERSONAL[personal].predictor is not Personal.predictor
@@ -595,5 +634,5 @@ def _built(method: Method) -> list[tuple[str, Part]]:
 _CHECKS: tuple[Callable[[Method, Local], Refusal | None], ...] = (
     _absent, _twice, _variants, _own_networks, _encoded, _shared_noise, _unbounded, _one_aggregation, _order, _returned,
     _hidden, _quiet, _gradient_at_start, _gradient_step, _linear_steps, _task, _distilled, _one_by_one, _procedure,
-    _personal, _adapted, _beside,
+    _personal, _adapted, _beside, _pretraining,
 )  # fmt: skip

@@ -20,7 +20,7 @@ from polyclinic.options import EntryError, first_entry_error
 from polyclinic.parts import build_part
 from polyclinic.site.messages import LEAST_DRAWS, Allowance
 from polyclinic.study.baselines import BASELINES
-from polyclinic.study.candidates import find_candidates
+from polyclinic.study.candidates import check_rounds, find_candidates
 from polyclinic.study.compatibility import around_changes, protecting
 from polyclinic.study.data_entry import check_data
 from polyclinic.study.entries import (
@@ -506,6 +506,7 @@ class Declaration(Part):
         self._methods = methods
         if self.search is not None:
             self._candidates = find_candidates(self.search, methods, reader, evaluation, self.all_seeds[0])
+            check_rounds(self.search, [one for found in self._candidates.values() for one in found])
         if self.final_model is not None:
             check_final_model(
                 self.final_model, methods, lambda label: len(self._candidates.get(label, ())) > 1,

@@ -9,12 +9,12 @@ from pathlib import Path
 from polyclinic.audit.poisoning import PLACE, Attack
 from polyclinic.data.opening.cohort import Cohort
 from polyclinic.errors import StudyError, nearest
-from polyclinic.methods import SharedModules
+from polyclinic.methods import SHARES, SharedModules
 from polyclinic.models import build_model
 from polyclinic.models.slices import Slice
 from polyclinic.models.trial import try_network
 from polyclinic.options import EntryError
-from polyclinic.parts import Hiding, Part, ServerEnd, build_chain, build_part
+from polyclinic.parts import Hiding, Part, ServerEnd, build_chain, build_part, pretraining_of
 from polyclinic.paths import containing
 from polyclinic.secure.sums import check_enough
 from polyclinic.state import NORMALISATION, FlatModule, Layout, Role
@@ -190,6 +190,12 @@ def check_share(method: StudyMethod, network: FlatModule, name: str) -> None:
             are averaged over all batches.
     """
     shared, layout = method.method.shared, network.layout
+    owner = pretraining_of(build_part(one, options) for one, options in method.method.parts)
+    if owner is not None and not (network.head and layout.select(SHARES["body"]).trainable):
+        raise StudyError(
+            "P104", f"{method.label} pretrains what comes before the head of a network, and {name} has nothing there.",
+            "Use a model with a body and a head.",
+        )  # fmt: skip
     missing = layout.unnamed([*shared.modules, *shared.without])
     if missing:
         hint = _named_like(missing[0], layout)

@@ -23,7 +23,7 @@ from polyclinic.study.kinds import PLAIN, RUN
 from polyclinic.study.method_entries import StudyMethod
 from polyclinic.study.planning import balanced_weights, cannot_vote
 from polyclinic.study.shared_budget import protected
-from polyclinic.study.without_labels import why_left_out
+from polyclinic.study.without_labels import pretrains_only, why_left_out
 from polyclinic.tasks import build_task
 
 if TYPE_CHECKING:
@@ -67,7 +67,10 @@ def no_labels(declaration: Declaration, folds: Sequence[Fold]) -> list[Note]:
     counts = ", ".join(f"{site} {found[site].unlabelled[site]}" for site in sites)
     words = [f"No training case of {len(sites)} of {len(folds[0].train)} sites has a label ({counts} without one)."]
     trained = reasons.pop("", [])
+    first = [one.label for one in declaration.study_methods if one.label in trained and pretrains_only(one.method)]
     words.append(f"They take part in {', '.join(trained)}." if trained else "They take part in no method.")
+    if first:
+        words.append(f"In {', '.join(first)} they do so in the pretraining, and then receive the model.")
     words += [f"They are left out of {', '.join(labels)}: {reason}." for reason, labels in reasons.items()]
     silent = [site for site in sites if not any(fold.test[site] for fold in folds)]
     if silent:
@@ -287,6 +290,8 @@ def diverged(declaration: Declaration, rounds: pd.DataFrame, folds: Sequence[Fol
         folds: the sites' parts.
     """
     rounds = rounds[rounds[RUN] == PLAIN]
+    if "phase" in rounds:  # in a pretraining the loss is another one
+        rounds = rounds[rounds["phase"] != "pretraining"]
     runs = rounds.groupby(["method", "seed", "fold", "site"])["round"]
     last = rounds[rounds["round"] == runs.transform("max")]
     found = []

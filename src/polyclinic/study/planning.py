@@ -26,6 +26,7 @@ from polyclinic.study.entries import Training
 from polyclinic.study.job import Fold, Job, slug
 from polyclinic.study.method_entries import build_participation, optimizer_of, schedule_of
 from polyclinic.study.public import Public, works_on_public
+from polyclinic.study.without_labels import pretrains_only
 from polyclinic.tasks.metrics import METRICS
 
 
@@ -98,6 +99,7 @@ class Planner:
             },
             networks={} if apart or method.scope == "pool" else own,
             apart=apart,
+            pretrain_only=[s for s in fold.sites_without_labels if s in sites] if pretrains_only(method) else [],
             endures=attack is not None,
             public=self.public.prepared() if self.public is not None and start.public is not None else None,
             folder=self.folder,

@@ -23,7 +23,7 @@ from polyclinic.statistics.columns import SUBGROUP
 TEXT = {"method", "run", "site", "trained_on", "tested_on", "metric", "over", "interval", "subject", "case", "reasons",
         "part", "unit", "mechanism", "accountant", "source", "events",
         "note", "feature", "stage", "without", "extra_up", "extra_down", "way", "payload", "shape", "reveals",
-        "versus", "what", "subgroup", "group", "space"}  # fmt: skip
+        "versus", "what", "subgroup", "group", "space", "phase"}  # fmt: skip
 #: Tables with a row for each case, for each site and method, or for each round: these can be Parquet.
 GROWING = {"results.csv", "predictions.csv", "rounds.csv", "payloads.csv", "site_comparisons.csv", "decisions.csv",
            "calibration.csv", "backdoor.csv", "harmonisation.csv", "attention.csv"}  # fmt: skip

@@ -7,6 +7,13 @@ from polyclinic.parts import PROCEDURES, build_part
 from polyclinic.parts.site_end import looks_at_labels
 
 
+def pretrains_only(method: Method) -> bool:
+    """Whether a site without labels, if it has a part in a method's trainings, has it in their pretraining alone."""
+    parts = [build_part(name, options) for name, options in method.parts]
+    others = [part for part in parts if not part.pretraining_rounds]
+    return len(others) < len(parts) and not any(part.at_site().learns_alone for part in others)
+
+
 def why_left_out(method: Method) -> str:
     """Why a site without labels has no part in a method's trainings; empty if it has."""
     if method.scope == "sites":

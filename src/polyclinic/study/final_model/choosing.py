@@ -13,7 +13,9 @@ import yaml
 
 from polyclinic.data.spec import DataSpec
 from polyclinic.errors import ModelError, ResultsError
+from polyclinic.parts import build_part, pretraining_of
 from polyclinic.study.columns import AFTER, CHOSEN, FINDING
+from polyclinic.study.compatibility import too_few_rounds
 from polyclinic.study.declaration import Declaration
 from polyclinic.study.final_model.description import Calibration, without_places
 from polyclinic.study.kinds import PLAIN, RUN
@@ -114,6 +116,7 @@ def choose(
             raise ModelError("P703", "A calibration needs predictions of cases that were not trained on.",
                              "Give the folder of the study's results with --results.")  # fmt: skip
         if rounds is not None:
+            _check_rounds(method, rounds)
             return Chosen(method, rounds, "as asked")
         return Chosen(method, None, "the best by the validation loss, among those of the study")
     why = []
@@ -130,6 +133,7 @@ def choose(
         why.append(f"the median of the best rounds of {found} trainings")
     else:
         why.append("as asked")
+    _check_rounds(method, rounds)
     return Chosen(
         method, rounds, "; ".join(why), _threshold(told, method.label), _thresholds(told, method.label, declaration),
         _calibration(told, method.label) if calibrate else None,
@@ -202,8 +206,20 @@ def _best_rounds(told: Told, method: StudyMethod) -> tuple[int, int]:
     if CHOSEN not in mine or mine.empty:
         raise ModelError("P703", f"{told.where} don't tell which round was the best.",
                          "Say how many are wanted with --rounds.")  # fmt: skip
-    best = mine[mine[CHOSEN] == 1].groupby(["seed", "fold"])["round"].median() + 1
-    return max(1, int(np.floor(best.median() + 0.5))), len(best)
+    training = ["seed", "fold"]
+    best = mine[mine[CHOSEN] == 1].groupby(training)["round"].median() + 1
+    part = pretraining_of(build_part(name, options) for name, options in method.method.parts)
+    first = 0 if part is None else part.pretraining_rounds
+    if first:  # what is counted is rounds after it: trainings of a search may differ in it
+        before = mine[mine["phase"] == "pretraining"].groupby(training)["round"].max() + 1
+        best -= before.reindex(best.index, fill_value=0)
+    return first + max(1, int(np.floor(best.median() + 0.5))), len(best)
+
+
+def _check_rounds(method: StudyMethod, rounds: int) -> None:
+    short = too_few_rounds(method.method, rounds)
+    if short:
+        raise ModelError("P703", short, "Ask for more with --rounds.")
 
 
 def _threshold(told: Told, label: str) -> float | None:

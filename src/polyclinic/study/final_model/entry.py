@@ -9,7 +9,7 @@ from polyclinic.methods import Method
 from polyclinic.options import EntryError
 from polyclinic.parts import Part, build_part
 from polyclinic.parts.site_end import overrides
-from polyclinic.study.compatibility import predicts_together, sends_site_models
+from polyclinic.study.compatibility import predicts_together, sends_site_models, too_few_rounds
 from polyclinic.study.entries import FinalModel
 from polyclinic.study.method_entries import StudyMethod
 
@@ -68,6 +68,9 @@ def check_final_model(
     if wrong:
         hint = "Choose `mix`." if networks else "Choose another federated method, `mix` or `ensemble`."
         raise EntryError("P104", f"{asked.method} {wrong}.", hint, place=(PLACE, "method"))
+    short = "" if asked.rounds is None else too_few_rounds(methods[labels.index(asked.method)].method, asked.rounds)
+    if short:
+        raise EntryError("P104", short, "Give more rounds, or leave `rounds` out.", place=(PLACE, "rounds"))
     if asked.alone and asked.calibrate:
         message = "A calibration needs predictions of cases that were not trained on, and `alone` tests nothing."
         raise EntryError("P104", message, "Leave one of the two out.", place=(PLACE, "calibrate"))

@@ -436,6 +436,8 @@ def _overlay(one: Overlay, structures: list[str]) -> Panel:
 def _convergence(folder: Folder) -> list[tuple[str, str, list[Panel]]]:
     """Title, caption and panels: loss, and the validation metric."""
     table = of_run(folder.rounds).replace([np.inf, -np.inf], np.nan)
+    if "phase" in table:  # in a pretraining the loss is another one
+        table["loss"] = table["loss"].where(table["phase"] != "pretraining")
     table = table[table.groupby("method")["round"].transform("nunique") > 1]
     if table.empty:
         return []
@@ -456,6 +458,7 @@ def _convergence(folder: Folder) -> list[tuple[str, str, list[Panel]]]:
     if losses:
         curves = [(name, names[name]) for name in losses]
         caption = "Mean over the sites, weighted by their numbers of training cases. The lower, the better."
+        caption += " The loss of a pretraining is not shown: it is another one." if "phase" in table else ""
         shown.append(("Loss", caption, figures.convergence(means, methods, curves, axis="Loss", name="loss")))
     for name in scores[:1]:
         title = next((one.label for one in folder.metrics if f"validation_{one.name}" == name), str(name))
