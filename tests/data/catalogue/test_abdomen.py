@@ -7,15 +7,8 @@ import nibabel
 import numpy as np
 import pytest
 
-from polyclinic import Study
 from polyclinic.data.catalogue.metaimage import read_metaimage
 from polyclinic.errors import DataError
-
-
-def checked(result):
-    sites, _ = Study.read(result.out / "study.yaml").check()
-    return sites[["found", "used", "rejected"]].sum().tolist()
-
 
 HEADER = """ObjectType = Image
 NDims = 3
@@ -105,7 +98,7 @@ def test_promise12(tree, prepared):
     assert result.prepared.used == 10
     row = result.manifest.query("image == 'images/training_data_case00.nii.gz'").iloc[0]
     assert np.array_equal(np.asarray(nibabel.load(result.out / row["image"]).dataobj), images[0])
-    assert checked(result) == [10, 10, 0]
+    assert result.check() == [10, 10, 0]
 
 
 def kidney(tree, folder, cysts=False):
@@ -140,7 +133,7 @@ def test_kits19(kits19, prepared):
     assert result.sites == {"hospital-0": 10, "hospital-1": 10, "others": 3}
     assert result.reasons == {"mask is missing": 1}
     assert result.study["data"]["mask_classes"] == {"kidney": 1, "tumour": 2}
-    assert checked(result) == [23, 23, 0]
+    assert result.check() == [23, 23, 0]
     malignant = prepared("kits", out="malignant", label="malignant")
     assert malignant.prepared.classes["hospital-0"] == {"yes": 6, "no": 4}
     assert malignant.reasons == {"malignant is missing": 4}
@@ -155,4 +148,4 @@ def test_kits23(tree, prepared):
     tree.touch("dataset/case_00000/instances/kidney_instance-1_annotation-1.nii.gz")
     result = prepared("kits", sites_by="quantity", sites=2, alpha=20.0)
     assert result.study["data"]["mask_classes"] == {"kidney": 1, "tumour": 2, "cyst": 3}
-    assert checked(result) == [10, 10, 0]
+    assert result.check() == [10, 10, 0]

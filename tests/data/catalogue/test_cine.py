@@ -4,15 +4,9 @@ import nibabel
 import numpy as np
 import pytest
 
-from polyclinic import Study
 from polyclinic.errors import DataError
 
 SHAPE = (40, 36, 8)
-
-
-def checked(result):
-    sites, _ = Study.read(result.out / "study.yaml").check()
-    return sites[["found", "used", "rejected"]].sum().tolist()
 
 
 def heart(tree, name, frames=None, outlined=None, mask=False):
@@ -60,14 +54,14 @@ def test_acdc(acdc, prepared):
         "patient101_frame01_gt.nii.gz", "patient101_frame15_gt.nii.gz",
     ]  # fmt: skip
     assert result.study["data"]["mask_classes"] == {"right_ventricle": 1, "myocardium": 2, "left_ventricle": 3}
-    assert checked(result) == [9, 9, 0]
+    assert result.check() == [9, 9, 0]
 
 
 def test_acdc_diagnoses(acdc, prepared):
     result = prepared("acdc", label="group", positive=("DCM",), against=("NOR",))
     assert result.study["data"]["image"] == ["ed", "es"]
     assert result.prepared.classes == {"Dijon": {"DCM": 2, "NOR": 2}}
-    assert checked(result) == [4, 4, 0]
+    assert result.check() == [4, 4, 0]
     with pytest.raises(DataError, match="P206 4 subjects can't be spread over 2"):
         prepared("acdc", out="two", label="group", positive=("DCM",), against=("NOR",), sites_by="quantity", sites=2)
 
@@ -103,7 +97,7 @@ def test_mms_by_centre_and_vendor(mms, prepared):
     assert np.array_equal(np.asarray(written.dataobj), np.asarray(source.dataobj)[..., 3])
     assert np.array_equal(written.affine, source.affine)
     assert (row["vendor"], row["split"]) == ("Siemens", "train")
-    assert checked(result) == [9, 9, 0]
+    assert result.check() == [9, 9, 0]
     again = prepared("mms")
     assert again.manifest.equals(result.manifest)
     assert prepared("mms", out="vendor", sites_by="vendor").sites == {"vendor-A": 4, "vendor-B": 4, "vendor-D": 1}

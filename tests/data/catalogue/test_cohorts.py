@@ -4,14 +4,8 @@ import nibabel
 import numpy as np
 import pytest
 
-from polyclinic import Study
 from polyclinic.data.catalogue.ukbiobank import parse_field
 from polyclinic.errors import DataError
-
-
-def checked(result):
-    sites, _ = Study.read(result.out / "study.yaml").check()
-    return sites[["found", "used", "rejected"]].sum().tolist()
 
 
 def scan(tree, name, seed):
@@ -61,7 +55,7 @@ def test_aibl(aibl, prepared):
     assert visits["session"].tolist() == ["bl", "m18", "m108"]
     assert visits["diagnosis"].tolist() == ["CN", "CN", "AD"]
     assert visits["mmse"].tolist() == ["29", "", ""]
-    assert checked(everyone) == [14, 14, 0]
+    assert everyone.check() == [14, 14, 0]
 
 
 def test_aibl_by_field_strength(aibl, prepared):
@@ -123,8 +117,7 @@ def test_uk_biobank_in_other_writings(tree, prepared):
     result = prepared("uk-biobank")
     assert result.sites == {"Cheadle": 19, "Reading": 20}
     assert any(note.startswith("No list of participants who withdrew") for note in result.prepared.notes)
-    sites, _ = Study.read(result.out / "study.yaml").check()
-    assert sites["used"].sum() == 38  # one has no age, which ComBat keeps the effect of
+    assert result.check()[1] == 38  # one has no age, which ComBat keeps the effect of
     cloud = [
         name.replace("-0.0", "") if name.startswith("31") else name.replace("-", "_i").removesuffix(".0")
         for name in COLUMNS

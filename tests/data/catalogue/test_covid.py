@@ -3,15 +3,9 @@
 import numpy as np
 import pytest
 
-from polyclinic import Study
 from polyclinic.errors import DataError
 
 HEADER = "patientid,offset,sex,age,finding,RT_PCR_positive,view,modality,date,location,folder,filename,doi,url,license"
-
-
-def checked(result):
-    sites, _ = Study.read(result.out / "study.yaml").check()
-    return sites[["found", "used", "rejected"]].sum().tolist()
 
 
 def picture(seed):
@@ -53,7 +47,7 @@ def test_the_collection(collection, prepared):
     assert result.prepared.subjects["radiopaedia.org"] == 12
     assert dict(result.prepared.classes["others"]) == {"yes": 1, "no": 1}
     assert any(note.startswith("2 sites with fewer than 10 patients") for note in result.prepared.notes)
-    assert checked(result) == [27, 27, 0]
+    assert result.check() == [27, 27, 0]
 
 
 def test_the_collection_by_country(collection, prepared):
@@ -71,10 +65,10 @@ def covidx(tree):
         lines.append(f"{number // 8} {number}.png {label} {source}")
         tree.image(f"train/{number}.png", picture(number))
     lines += [
-        "COVID 1 COVID (1).png positive sirm", "COVID 2 COVID(2).png positive sirm",
-        "COVID_1 COVID(1).png positive sirm", "0 0.png negative ricord", "7 gone.png negative actmed", "broken", "",
+        "COVID 1 COVID(1).png positive sirm", "COVID 2 COVID(2).png positive sirm",
+        "COVID_1 COVID(3).png positive sirm", "0 0.png negative ricord", "7 gone.png negative actmed", "broken", "",
     ]  # fmt: skip
-    for name in ("COVID (1).png", "COVID(2).png", "COVID(1).png"):
+    for name in ("COVID(1).png", "COVID(2).png", "COVID(3).png"):
         tree.image(f"train/{name}", picture(1))
     tree.text("train.txt", "\n".join(lines) + "\n")
     tree.text("test.txt", "3 test.jpg negative rsna\n")
@@ -95,7 +89,7 @@ def test_covidx(covidx, prepared):
     subjects = result.manifest.set_index("split")["subject"]
     assert subjects["test"] in set(subjects["train"])
     assert "split" not in result.study["evaluation"]
-    assert checked(result) == [44, 44, 0]
+    assert result.check() == [44, 44, 0]
 
 
 def test_covidx_with_three_classes_and_two_versions(tree, prepared):

@@ -4,13 +4,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from polyclinic import Study
-
-
-def checked(result):
-    sites, _ = Study.read(result.out / "study.yaml").check()
-    return sites[["found", "used", "rejected"]].sum().tolist()
-
 
 def picture(seed):
     return np.random.default_rng(seed).integers(0, 255, (32, 32, 3), dtype=np.uint8)
@@ -45,7 +38,7 @@ def test_retinopathy(retinopathy, prepared):
     eyes = result.manifest.query("site == 'EyePACS'").groupby("subject")["eye"].agg(sorted)
     assert set(map(tuple, eyes)) == {("left", "right")}
     assert (result.study["data"]["label"], result.study["data"]["positive"]) == ("grade", ["2", "3", "4"])
-    assert checked(result) == [27, 27, 0]
+    assert result.check() == [27, 27, 0]
 
 
 def test_all_grades_of_one_competition(retinopathy, prepared):
@@ -81,7 +74,7 @@ def test_refuge_disc_and_cup(refuge, prepared):
     assert result.reasons == {"mask is missing": 1}
     assert result.study["data"]["mask"] == {"column": "mask", "background": 255}
     assert result.study["data"]["mask_classes"] == {"cup": 0, "rim": 128}
-    assert checked(result) == [7, 7, 0]
+    assert result.check() == [7, 7, 0]
 
 
 def test_refuge_glaucoma(refuge, prepared):
@@ -93,5 +86,5 @@ def test_refuge_glaucoma(refuge, prepared):
     tables = prepared("refuge", label="glaucoma", out="tables")
     assert tables.prepared.classes["Canon"] == {"yes": 2, "no": 2}
     assert "mask" not in tables.study["data"]
-    assert checked(tables) == [8, 8, 0]
+    assert tables.check() == [8, 8, 0]
     assert Image.open(tables.files("image")[0]).size == (32, 32)

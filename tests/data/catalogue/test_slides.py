@@ -6,14 +6,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from polyclinic import Study
 from polyclinic.data.catalogue.slides import FEATURES, MOST_TILES
 from polyclinic.errors import DataError
-
-
-def checked(result):
-    sites, _ = Study.read(result.out / "study.yaml").check()
-    return sites[["found", "used", "rejected"]].sum().tolist()
 
 
 def features(tree, name, tiles=6, width=8, kind=np.float32):
@@ -54,7 +48,7 @@ def test_camelyon16(camelyon, prepared):
     assert result.study["data"]["bag"] == "slide"
     assert result.study["model"] == {"gated_attention": {"encoder": {"mlp": {"hidden": [128]}}}}
     assert "attention_mil" in result.study["methods"]
-    assert checked(result)[:2] == [14, 14]  # bags, not tiles
+    assert result.check()[:2] == [14, 14]  # bags, not tiles
 
 
 def test_few_features_are_kept_as_they_are(tree, prepared):
@@ -137,7 +131,7 @@ def test_tcga(tcga, prepared):
     }  # fmt: skip
     assert slides.query("sample == '11'")["site"].tolist() == ["TSS-A7"]
     assert any(note.startswith("1 sites with fewer") for note in result.prepared.notes)
-    assert checked(result)[:2] == [27, 27]
+    assert result.check()[:2] == [27, 27]
 
 
 def test_tcga_by_institution(tcga, prepared):

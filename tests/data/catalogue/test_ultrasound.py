@@ -3,16 +3,10 @@
 import numpy as np
 import pytest
 
-from polyclinic import Study
 from polyclinic.data.catalogue.ultrasound import MOST_FRAMES
 from polyclinic.errors import DataError
 
 HEADER = "Current location,Filename,Label,Type,Probe,Source ID,Gender,Age,Patient ID / Name"
-
-
-def checked(result):
-    sites, _ = Study.read(result.out / "study.yaml").check()
-    return sites[["found", "used", "rejected"]].sum().tolist()
 
 
 def film(tree, name, frames, seed):
@@ -57,7 +51,7 @@ def test_pocus(pocus, prepared):
         "finding is neither covid nor healthy": 2,
     }  # fmt: skip
     assert result.study["model"] == {"gated_attention": {"encoder": {"cnn": {"channels": [16, 32, 64]}}}}
-    assert checked(result)[:2] == [27, 27]
+    assert result.check()[:2] == [27, 27]
     probes = prepared("pocus", out="probes", sites_by="probe", label="finding")
     assert set(probes.sites) == {"convex", "linear"}
     assert "pneumonia" in set(probes.manifest["finding"])
@@ -89,7 +83,7 @@ def test_echonet(tree, prepared):
     assert (len(numbers), numbers[0], numbers[-1]) == (MOST_FRAMES, 1, 40)
     assert set(result.manifest["split"]) == {"train", "validation", "test"}
     assert result.study["task"] == "regression"
-    assert checked(result)[:2] == [12, 12]
+    assert result.check()[:2] == [12, 12]
     reduced = prepared("echonet-dynamic", out="reduced", label="reduced")
     films = reduced.manifest.drop_duplicates("film")
     assert films["reduced"].value_counts().to_dict() == {"yes": 5, "no": 7}

@@ -110,7 +110,7 @@ _SOURCES = {"rnsa": "rsna"}
 
 
 def _read_list(path: Path, split: str) -> pd.DataFrame:
-    """Lines of patient, file, label and source, without a header; in some versions a patient or file has blanks."""
+    """Lines of patient, file, label and source, without a header; in some versions a patient's name has a blank."""
     parts = []
     for line in path.read_text(encoding="utf-8-sig").splitlines():
         words = line.split()
@@ -120,9 +120,6 @@ def _read_list(path: Path, split: str) -> pd.DataFrame:
             continue
         label, source = words[-2:]
         name = next((at for at in range(1, len(words) - 2) if words[at].lower().endswith(_IMAGES)), 1)
-        # `COVID 1 COVID (1).png` and `COVID_1 COVID(1).png`: the second half of the words begins the file's name.
-        if name > 1 and name == len(words) - 3 and len(words) % 2 == 0:
-            name = len(words[:-2]) // 2
         parts.append([" ".join(words[:name]), " ".join(words[name:-2]), label, source.lower(), split])
     return pd.DataFrame(parts, columns=["patient", "file", "label", "source", "split"])
 

@@ -41,6 +41,11 @@ for all data sets:
   sites. Results on artificial sites say little about real ones: scanners, patients and labels are the same everywhere.
 - `--sessions all`: all sessions of a patient instead of the first that can be used.
 
+Patients, not images, are what a study splits: all rows of a subject stay together. Where a case has several labels the
+starter study has [`findings`](study-file.md#findings), where many tiles or frames make one case
+[`bag`](study-file.md#bags); a row of the manifest is then a tile or a frame, and so are the numbers that are printed.
+Each entry says under *What is assumed* what could not be confirmed on the original data.
+
 This page is made from the entries by `python -m polyclinic.data.catalogue`.
 
 """
