@@ -97,7 +97,6 @@ def _draft(request: Request) -> Draft:
     # A file that does not name its patient is a patient of its own.
     unnamed = (table["subject"] == "") & (table["image"] != "")
     table.loc[unnamed, "subject"] = table["image"].str.extract(r"([^/]+)_\d{3}\.png$", expand=False)
-    table.loc[table["reason"] != "", "subject"] = table["subject"].where(table["subject"] != "", "?")
     table.insert(0, "site", table[_SITE_COLUMNS.get(request.sites_by, "scanner")])
     data = {"size": [320, 320], "channels": "grey", "augmentation": []}
     return Draft(table, "image", images=["image"], data=data)

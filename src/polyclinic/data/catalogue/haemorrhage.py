@@ -48,7 +48,7 @@ def _draft(request: Request) -> Draft:
     names = rows["image"]
     rows["image"] = [images[name] + ".dcm" if name in images else "" for name in names]
     here = rows.index[rows["image"] != ""]
-    rows.loc[rows["image"] == "", ["subject", "reason"]] = ["?", "image file is missing"]
+    rows.loc[rows["image"] == "", "reason"] = "image file is missing"
     for number, row in enumerate(here):
         patient, reason = _patient(request.source / str(rows.loc[row, "image"]))
         rows.loc[row, "subject"] = patient

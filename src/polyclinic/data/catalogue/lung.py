@@ -152,10 +152,10 @@ def _examine(request: Request, folder: str, readings: dict[str, list[list[Outlin
     first = next((request.source / folder).glob("*.dcm"))
     try:
         if read_header(first).modality != "CT":
-            return row | {"site": "?", "reason": "no CT (a radiograph)"}
+            return row | {"reason": "no CT (a radiograph)"}
         series: Series = find_series(request.source / folder)
     except UnreadableError as error:
-        return row | {"site": "?", "reason": str(error)}
+        return row | {"reason": str(error)}
     row["site"] = series.header.vendor
     readers = readings.get(series.header.series)
     if readers is None:

@@ -35,7 +35,9 @@ def parse_field(name: str) -> tuple[int, int] | None:
 def _withdrawn(request: Request) -> set[str]:
     """Participants who withdrew, from the lists that UK Biobank sends: a number a line."""
     names: set[str] = set()
-    for path in find_tables(request.source, "w*_*.csv", "withdraw*.csv", "withdraw*.txt"):
+    for path in find_tables(request.source, "w*_*.csv", "withdraw*.csv"):
+        if not re.match(r"w(\d+_|ithdraw)", path.name.lower()):
+            continue
         cells = read_cells(path, ["eid"])["eid"].str.strip()
         names |= set(cells[cells.str.fullmatch(r"\d+")])
     return names

@@ -36,7 +36,7 @@ _ASSUMED = (
 )
 
 
-def _films(source: str, paths: list[str]) -> dict[str, list[str]]:
+def _films(there: str, paths: list[str]) -> dict[str, list[str]]:
     """Name of a film -> its frames in order: files in a folder of its name within the folder ``frames``."""
     found: dict[str, list[str]] = defaultdict(list)
     for path in paths:
@@ -44,7 +44,7 @@ def _films(source: str, paths: list[str]) -> dict[str, list[str]]:
         if len(folders) >= 2 and "frames" in [name.lower() for name in folders[:-1]]:
             found[folders[-1]].append(path)
     if not found:
-        raise LayoutError(f"No frames/NAME/0001.png was found; {source}. Films themselves are not read.")
+        raise LayoutError(f"No frames/NAME/0001.png was found; {there}. Films themselves are not read.")
     # 10 comes after 9, whether numbers have zeros in front or not.
     return {name: sorted(frames, key=_number) for name, frames in found.items()}
 
