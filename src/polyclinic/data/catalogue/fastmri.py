@@ -106,7 +106,7 @@ ENTRY = Entry(
     name="fastmri",
     title="fastMRI (reconstruction of knees and brains)",
     about="Raw data (k-space) of MRI of the knee and the brain, with the images that were reconstructed from all of "
-    "it. What is learnt is to reconstruct an image from part of its k-space, so that scans take less time.",
+    "it. Made for learning to reconstruct an image from part of its k-space, so that scans take less time.",
     modality="MRI (slices, reconstructed from complete k-space)",
     sites="Scanners of NYU Langone Health (model and field strength in the ISMRMRD header of each file), or the field "
     "strength, or the contrast (attribute `acquisition`).",
@@ -133,8 +133,7 @@ fastmri/
     draft=_draft,
     assumed=(
         "The middle half of the slices of each volume is written as PNG of 8 bits next to the manifest, with the "
-        "largest value of the volume as white. Raw data are not used: a study makes its k-space from these magnitude "
-        "images, which is easier than what a scanner gives. It compares methods and is no benchmark of fastMRI.",
+        "largest value of the volume as white. Raw data are not used.",
         "Files are HDF5: `pip install 'polyclinic[hdf5]'`.",
         "All volumes of a `patient_id` stay together; a file without one is a patient of its own.",
         "The names of the scanners in the headers could not be confirmed; they are taken as they stand there.",
