@@ -180,6 +180,36 @@ def test_pictures(tmp_path: Path) -> None:
     assert pd.read_csv(tmp_path / "out" / "results.csv")["value"].notna().all()
 
 
+def test_features_in_another_unit_are_noted_where_all_are_scaled_alike(tmp_path: Path) -> None:
+    content = table_study(tmp_path, methods=["fedmd"])
+    rng = np.random.default_rng(0)
+    for name in ("cases.csv", "public.csv"):
+        table = pd.read_csv(tmp_path / name)
+        table["x0"] = 170 + 10 * rng.normal(size=len(table))
+        table["x1"] = rng.normal(size=len(table)) + (30 if name == "public.csv" else 0)
+        table["x2"] = np.arange(len(table)) % 2  # a code, of which the public set has one more
+        table.to_csv(tmp_path / name, index=False)
+    table["x0"] /= 100
+    table["x2"] = 7
+    table.to_csv(tmp_path / "public.csv", index=False)
+
+    def noted(**data: Any) -> list[str]:
+        study = Study.of(content | {"data": content["data"] | data}, tmp_path)
+        engine = local_engine(study)
+        folds = Folds(study.declaration, ask_agree(ask_open(study, engine), engine), engine, engine)
+        folds.count()
+        return [str(note) for note in folds.notes if note.number == "N273"]
+
+    (note,) = noted(scaling="federated")
+    assert note.startswith("2 of 3 features of the public set have another range than the sites' training cases")
+    assert "x0 (about 0.01 times)" in note
+    assert "x1 (mean 2" in note or "x1 (mean 3" in note
+    assert noted(scaling="per_site") == noted(scaling="none") == []
+    table["x0"], table["x1"] = table["x0"] * 100, table["x1"] - 30
+    table.to_csv(tmp_path / "public.csv", index=False)
+    assert noted(scaling="federated") == []
+
+
 # What is compared and counted -----------------------------------------------------------------------------------------
 
 

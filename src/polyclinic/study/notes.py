@@ -158,8 +158,10 @@ def frozen_from_scratch(declaration: Declaration) -> list[Note]:
     return [Note("N265", text)]
 
 
-def without_training(declaration: Declaration, folds: Sequence[Fold], layout: Layout) -> list[Note]:
-    """On sites that train nothing, and in which methods they have no say."""
+def without_training(
+    declaration: Declaration, folds: Sequence[Fold], layout: Layout, classes: Sequence[str] = ()
+) -> list[Note]:  # fmt: skip
+    """On sites that train nothing, in which methods they have no say, and which ``classes`` they alone have."""
     voters = declaration.evaluation.voters
     if not voters:
         return []
@@ -174,7 +176,22 @@ def without_training(declaration: Declaration, folds: Sequence[Fold], layout: La
         if reason:
             reasons.setdefault(reason, []).append(study.label)
     words += [f"Not for {', '.join(labels)}: {reason}." for reason, labels in reasons.items()]
+    for place, name in enumerate(classes):
+        found = {site: count for site in voters if (count := _cases_of(folds, site, place))}
+        trained = any(counts[place] for fold in folds for counts in fold.classes.values() if counts)
+        if found and not trained:
+            listed = ", ".join(f"{site} {count}" for site, count in found.items())
+            words.append(
+                f"No case that is trained on has the class {name!r}, and {sum(found.values())} of theirs have it "
+                f"({listed}): no model can find it."
+            )
     return [Note("N266", " ".join(words))]
+
+
+def _cases_of(folds: Sequence[Fold], site: str, place: int) -> int:
+    """Cases of a class that a site has in the first fold, in all of its parts."""
+    parts = folds[0].counted[site].classes if folds and site in folds[0].counted else []
+    return sum(counts[place] for counts in parts if counts)
 
 
 def spared(declaration: Declaration, attack: Attack | None, sites: int, layout: Layout) -> list[Note]:

@@ -271,7 +271,7 @@ class _Runner:
             *idle_parts(self.declaration, template.layout),
             *ungrouped(self.declaration, list(tested.values())),
             *frozen_from_scratch(self.declaration),
-            *without_training(self.declaration, list(tested.values()), template.layout),
+            *without_training(self.declaration, list(tested.values()), template.layout, self.cohort.classes),
             *spared(self.declaration, self.attack, len(self.cohort.sites), template.layout),
             *few_events(self.declaration, list(folds.values())),
             *in_sums(self.declaration),
