@@ -306,6 +306,10 @@ def test_the_teacher_of_a_study_is_read_beside_it(tmp_path: Path) -> None:
     state = build_model(name, options, (3,), 2, seed=4).module.state_dict()
     save_file({key: value.clone() for key, value in state.items()}, tmp_path / "teacher.safetensors")
     study.run(tmp_path / "second")
+    said = (tmp_path / "second" / "notes.json").read_text()
+    assert "taught learns from the network in teacher.safetensors." in said
+    assert "must have had the 2 classes" in said
+    assert "the 3 features x0, x1, x2, in this order" in said
     assert set(pd.read_csv(tmp_path / "second" / "results.csv")["method"]) == {"fedavg", "taught"}
     (tmp_path / "study.yaml").write_text(yaml.safe_dump(content))
     for path in ("../teacher.safetensors", "/teacher.safetensors"):

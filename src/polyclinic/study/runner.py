@@ -68,6 +68,7 @@ from polyclinic.study.notes import (
     rows_as_patients,
     spared,
     uncalibrated,
+    unchecked_files,
     ungrouped,
     without_training,
 )
@@ -278,6 +279,7 @@ class _Runner:
             *rows_as_patients(self.declaration, list(folds.values())),
             *rough_distances(self.declaration, self.cohort.notes),
             *bare(self.declaration, jobs),
+            *unchecked_files(self.declaration, self.cohort.classes, self.cohort.features),
         ]
         self.split_notes = preparing.notes
         runner = JobRunner(
