@@ -71,6 +71,8 @@ TITLES: dict[str, str] = {
     "N270": "Test cases stand in the public set",
     "N271": "Cases of the public set can't be used",
     "N272": "The public set lacks a feature",
+    "N273": "The public set has another range than the sites",
+    "N274": "What a file of weights means was not checked",
     "N275": "A site has no label",
     "N278": "Made cases may be copies",
     "N279": "Made cases were not compared with a site's own",

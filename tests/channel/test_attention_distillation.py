@@ -298,7 +298,7 @@ def test_personal_models_beside_networks_of_their_own_are_refused():
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"share": "body"}, "runs the whole model"),
+        ({"share": "body"}, "needs whole models at the server"),
         ({"channel": ["top_k"]}, "comes after attention_distillation"),
         ({"server": ["median"]}, "no weights leave a site"),
         ({"local": ["control_variates"]}, "no weights leave a site"),

@@ -180,6 +180,36 @@ def test_pictures(tmp_path: Path) -> None:
     assert pd.read_csv(tmp_path / "out" / "results.csv")["value"].notna().all()
 
 
+def test_features_in_another_unit_are_noted_where_all_are_scaled_alike(tmp_path: Path) -> None:
+    content = table_study(tmp_path, methods=["fedmd"])
+    rng = np.random.default_rng(0)
+    for name in ("cases.csv", "public.csv"):
+        table = pd.read_csv(tmp_path / name)
+        table["x0"] = 170 + 10 * rng.normal(size=len(table))
+        table["x1"] = rng.normal(size=len(table)) + (30 if name == "public.csv" else 0)
+        table["x2"] = np.arange(len(table)) % 2  # a code, of which the public set has one more
+        table.to_csv(tmp_path / name, index=False)
+    table["x0"] /= 100
+    table["x2"] = 7
+    table.to_csv(tmp_path / "public.csv", index=False)
+
+    def noted(**data: Any) -> list[str]:
+        study = Study.of(content | {"data": content["data"] | data}, tmp_path)
+        engine = local_engine(study)
+        folds = Folds(study.declaration, ask_agree(ask_open(study, engine), engine), engine, engine)
+        folds.count()
+        return [str(note) for note in folds.notes if note.number == "N273"]
+
+    (note,) = noted(scaling="federated")
+    assert note.startswith("2 of 3 features of the public set have another range than the sites' training cases")
+    assert "x0 (about 0.01 times)" in note
+    assert "x1 (mean 2" in note or "x1 (mean 3" in note
+    assert noted(scaling="per_site") == noted(scaling="none") == []
+    table["x0"], table["x1"] = table["x0"] * 100, table["x1"] - 30
+    table.to_csv(tmp_path / "public.csv", index=False)
+    assert noted(scaling="federated") == []
+
+
 # What is compared and counted -----------------------------------------------------------------------------------------
 
 
@@ -276,6 +306,10 @@ def test_the_teacher_of_a_study_is_read_beside_it(tmp_path: Path) -> None:
     state = build_model(name, options, (3,), 2, seed=4).module.state_dict()
     save_file({key: value.clone() for key, value in state.items()}, tmp_path / "teacher.safetensors")
     study.run(tmp_path / "second")
+    said = (tmp_path / "second" / "notes.json").read_text()
+    assert "taught learns from the network in teacher.safetensors." in said
+    assert "must have had the 2 classes" in said
+    assert "the 3 features x0, x1, x2, in this order" in said
     assert set(pd.read_csv(tmp_path / "second" / "results.csv")["method"]) == {"fedavg", "taught"}
     (tmp_path / "study.yaml").write_text(yaml.safe_dump(content))
     for path in ("../teacher.safetensors", "/teacher.safetensors"):

@@ -231,6 +231,22 @@ def test_a_voter_without_labels_has_no_say(tmp_path):
     assert "Celle trains nothing; no case there can be validated on" in (tmp_path / "out" / "notes.json").read_text()
 
 
+def test_a_class_that_voters_alone_have_is_named(tmp_path):
+    entries = entries_of(tmp_path, voters=["Celle"])
+    entries["methods"] = ["fedavg"]
+    table = pd.read_csv(tmp_path / "cases.csv", dtype=str)
+    rare = table.index[table["site"] == "Celle"][:3]
+    table.loc[rare, "diagnosis"] = "rare"
+    table.to_csv(tmp_path / "cases.csv", index=False)
+    Study.of(entries, tmp_path).run(tmp_path / "out")
+    said = (tmp_path / "out" / "notes.json").read_text()
+    assert "No case that is trained on has the class 'rare', and 3 of theirs have it (Celle 3)" in said
+    table.loc[table.index[table["site"] != "Celle"][:4], "diagnosis"] = "rare"
+    table.to_csv(tmp_path / "cases.csv", index=False)
+    Study.of(entries, tmp_path).run(tmp_path / "known")
+    assert "No case that is trained on" not in (tmp_path / "known" / "notes.json").read_text()
+
+
 def test_voters_stand_in_the_study_that_is_written(tmp_path):
     entries = entries_of(tmp_path, voters=["Celle"])
     entries["methods"] = ["fedavg"]

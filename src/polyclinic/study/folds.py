@@ -21,6 +21,7 @@ from polyclinic.site.messages import Prepare
 from polyclinic.study.declaration import Declaration
 from polyclinic.study.job import Fold, Job, SiteParts
 from polyclinic.study.preparing import Preparation, describe, prepare
+from polyclinic.study.public_range import public_range
 
 
 class Folds:
@@ -53,7 +54,7 @@ class Folds:
         self.steps = name_steps(declaration.data, cohort.features, cohort.covariates)
         self.notes: list[Note] = []
         self.merged: list[dict[str, Tensor]] = []
-        self._public_inputs = cohort.public_inputs
+        self._public_inputs, self._cohort = cohort.public_inputs, cohort
         # Whether a site's cases are prepared with summaries of others, so that leaving one out changes them.
         self._depends_on_sites = any(isinstance(step, SharedStep) for step in build_steps(self.steps))
         self._stand: dict[Engine, tuple[int, str | None]] = {}
@@ -77,6 +78,8 @@ class Folds:
             elif not found[number].training_sites or not found[number].tested_sites:
                 raise DataError("P206", "No site has enough patients to be both trained on and tested.",
                                 "Use fewer `evaluation: {folds: ...}`, or more data.")  # fmt: skip
+        if self._cohort.public is not None:
+            notes += public_range(self._cohort.public, self.steps, self.merged, self._cohort.features)
         self.notes = list(dict.fromkeys(notes))
         return dict(sorted(found.items()))
 

@@ -11,6 +11,7 @@ import numpy as np
 from polyclinic.audit.poisoning import Attack
 from polyclinic.catalogues import PLUGINS
 from polyclinic.data.opening.subgroups import NOT_KNOWN
+from polyclinic.data.quality.words import counted, some
 from polyclinic.data.tables.findings import finding_classes
 from polyclinic.methods import SHARES
 from polyclinic.notes import Note
@@ -158,8 +159,10 @@ def frozen_from_scratch(declaration: Declaration) -> list[Note]:
     return [Note("N265", text)]
 
 
-def without_training(declaration: Declaration, folds: Sequence[Fold], layout: Layout) -> list[Note]:
-    """On sites that train nothing, and in which methods they have no say."""
+def without_training(
+    declaration: Declaration, folds: Sequence[Fold], layout: Layout, classes: Sequence[str] = ()
+) -> list[Note]:  # fmt: skip
+    """On sites that train nothing, in which methods they have no say, and which ``classes`` they alone have."""
     voters = declaration.evaluation.voters
     if not voters:
         return []
@@ -174,7 +177,22 @@ def without_training(declaration: Declaration, folds: Sequence[Fold], layout: La
         if reason:
             reasons.setdefault(reason, []).append(study.label)
     words += [f"Not for {', '.join(labels)}: {reason}." for reason, labels in reasons.items()]
+    for place, name in enumerate(classes):
+        found = {site: count for site in voters if (count := _cases_of(folds, site, place))}
+        trained = any(counts[place] for fold in folds for counts in fold.classes.values() if counts)
+        if found and not trained:
+            listed = ", ".join(f"{site} {count}" for site, count in found.items())
+            words.append(
+                f"No case that is trained on has the class {name!r}, and {sum(found.values())} of theirs have it "
+                f"({listed}): no model can find it."
+            )
     return [Note("N266", " ".join(words))]
+
+
+def _cases_of(folds: Sequence[Fold], site: str, place: int) -> int:
+    """Cases of a class that a site has in the first fold, in all of its parts."""
+    parts = folds[0].counted[site].classes if folds and site in folds[0].counted else []
+    return sum(counts[place] for counts in parts if counts)
 
 
 def spared(declaration: Declaration, attack: Attack | None, sites: int, layout: Layout) -> list[Note]:
@@ -228,6 +246,24 @@ def rows_as_patients(declaration: Declaration, folds: Sequence[Fold]) -> list[No
         "A patient with several rows is protected less."
     )
     return [Note("N813", text)]
+
+
+def unchecked_files(declaration: Declaration, classes: Sequence[str], features: Sequence[str]) -> list[Note]:
+    """On networks that parts read from files, which do not say what their outputs and inputs mean."""
+    notes = []
+    for study in declaration.study_methods:
+        read = [file for name, options in study.method.parts for file in build_part(name, options).files]
+        if not read:
+            continue
+        wanted = [f"the {counted(len(classes), 'class', 'classes')} {some(classes)}"] if classes else []
+        wanted += [f"the {counted(len(features), 'feature', 'features')} {some(features)}"] if features else []
+        order = f" It must have had {' and '.join(wanted)}, in this order." if wanted else ""
+        text = (
+            f"{study.label} learns from the network in {', '.join(read)}. Such a file does not say what its outputs "
+            f"and inputs are, so that was not checked.{order} Inputs must have been scaled as here."
+        )
+        notes.append(Note("N274", text))
+    return notes
 
 
 def bare(declaration: Declaration, jobs: Sequence[Job]) -> list[Note]:

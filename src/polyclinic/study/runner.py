@@ -68,6 +68,7 @@ from polyclinic.study.notes import (
     rows_as_patients,
     spared,
     uncalibrated,
+    unchecked_files,
     ungrouped,
     without_training,
 )
@@ -271,13 +272,14 @@ class _Runner:
             *idle_parts(self.declaration, template.layout),
             *ungrouped(self.declaration, list(tested.values())),
             *frozen_from_scratch(self.declaration),
-            *without_training(self.declaration, list(tested.values()), template.layout),
+            *without_training(self.declaration, list(tested.values()), template.layout, self.cohort.classes),
             *spared(self.declaration, self.attack, len(self.cohort.sites), template.layout),
             *few_events(self.declaration, list(folds.values())),
             *in_sums(self.declaration),
             *rows_as_patients(self.declaration, list(folds.values())),
             *rough_distances(self.declaration, self.cohort.notes),
             *bare(self.declaration, jobs),
+            *unchecked_files(self.declaration, self.cohort.classes, self.cohort.features),
         ]
         self.split_notes = preparing.notes
         runner = JobRunner(

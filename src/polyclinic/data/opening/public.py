@@ -16,11 +16,12 @@ from polyclinic.data.check import digests
 from polyclinic.data.opening.agreement import Agreement
 from polyclinic.data.opening.images import read_images
 from polyclinic.data.opening.texts import add_texts
+from polyclinic.data.quality.values import is_measured
 from polyclinic.data.spec import PUBLIC, DataSpec, PublicSet
 from polyclinic.data.tables.features import encode_features
 from polyclinic.data.tables.rows import Rows, read_rows, reject_rows, reject_strangers
 from polyclinic.errors import DataError
-from polyclinic.limits import Body, Count, Name, Sentence
+from polyclinic.limits import Body, Count, Name, Number, Sentence
 from polyclinic.options import EntryError
 
 #: A network's normalisation needs two cases.
@@ -35,6 +36,7 @@ class PublicFacts(Body):
         found, used: rows.
         rejected: reason -> rows.
         missing: features that none of its cases has.
+        means, deviations: of features that are measured, with ten different values or more; None of others.
         fingerprint: SHA-256 of the inputs of all that are used, in order, hex.
         copies: at a site, how many of its cases that are or can be test cases have the inputs of a public case.
         tested: how many such cases it has.
@@ -44,6 +46,8 @@ class PublicFacts(Body):
     used: Count
     rejected: dict[Sentence, Count] = {}
     missing: list[Name] = []
+    means: list[Number | None] = []
+    deviations: list[Number | None] = []
     fingerprint: Name
     copies: Count = 0
     tested: Count = 0
@@ -153,7 +157,7 @@ def _opened(spec: DataSpec, public: PublicSet, folder: Path, agreement: Agreemen
                         "Compare its columns with those of the sites.")  # fmt: skip
     facts = PublicFacts(
         found=counts.found, used=counts.used, rejected=dict(counts.rejected), missing=_missing(inputs, agreement, spec),
-        fingerprint=_fingerprint(inputs),
+        fingerprint=_fingerprint(inputs), **_ranges(inputs),
     )  # fmt: skip
     return PublicCases(inputs, facts)
 
@@ -176,6 +180,18 @@ def _missing(inputs: Tensor, agreement: Agreement, spec: DataSpec) -> list[str]:
         return []
     names, nowhere = agreement.features_encoded(spec), inputs.isnan().all(0).tolist()
     return [name for name, missing in zip(names, nowhere, strict=True) if missing]
+
+
+def _ranges(inputs: Tensor) -> dict[str, list[float | None]]:
+    """Mean and deviation of each feature that is measured."""
+    if inputs.ndim != 2:
+        return {}
+    table = inputs.double().numpy()
+    known = [column[~np.isnan(column)] if is_measured(column) else None for column in table.T]
+    return {
+        "means": [None if one is None else float(one.mean()) for one in known],
+        "deviations": [None if one is None else float(one.std()) for one in known],
+    }
 
 
 def _fingerprint(inputs: Tensor) -> str:
