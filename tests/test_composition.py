@@ -54,7 +54,7 @@ def test_feddyn_goes_with_parts_of_the_server() -> None:
 
 
 @pytest.mark.parametrize("entry", [
-    *sorted(PUBLISHED.keys() - {"fltrust", "attention_mil", "fairfed", "multi_task", "public_teacher"}),
+    *sorted(PUBLISHED.keys() - {"fltrust", "attention_mil", "fairfed", "multi_task", "graph_layer", "public_teacher"}),
     {"fltrust": {"trusted": "a"}}, {"public_teacher": {"weights": "teacher.safetensors"}},
     {"fedadam": {"lr": 0.1, "local": ["proximal"]}},
     {"fedadam": {"server": "median"}}, {"ditto": {"personal": "apfl"}}, {"fedadam": {"server": ["median", "fedadam"]}},

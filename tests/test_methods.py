@@ -281,12 +281,12 @@ REQUIRED = {
 OTHERWISE = {"single", "cross", "ensemble", "mix", "cyclic", "incremental", "fedprox", "feddyn", "fedavgm", "fedadam",
              "fedyogi", "fedadagrad", "qfedavg", "norm_bound", "fedper", "lg_fedavg", "fedrep", "moon",
              "dynamic_fusion", "harmofl", "elcfs", "fed_align", "fedmd", "feddf", "fedad", "public_teacher", "fed_moe",
-             "style_transfer", "splitavg", "asyndgan", "fedvss", "fedmoco", "lora", "bitfit",
+             "style_transfer", "splitavg", "asyndgan", "fedvss", "fedmoco", "graph_layer", "lora", "bitfit",
              "fedharmony"}  # fmt: skip
 #: Methods for images alone.
 FOR_IMAGES = {"harmofl", "elcfs", "style_transfer", "fedad"}
 #: Methods for several labels.
-FOR_FINDINGS = {"multi_task"}
+FOR_FINDINGS = {"multi_task", "graph_layer"}
 
 
 @pytest.mark.parametrize("method", sorted(METHODS))

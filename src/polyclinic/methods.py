@@ -275,6 +275,13 @@ publish(
     personal="mixture_of_experts",
 )
 publish(
+    "graph_layer",
+    _PERSONAL,
+    "A graph network of each site corrects each label by the others, as they go together there.",
+    "Chakravarty et al., ISBI 2021",
+    personal="label_graph",
+)
+publish(
     "fourier",
     _PERSONAL,
     "Low frequencies of weights are shared, more in each round; high ones stay.",

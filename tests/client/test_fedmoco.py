@@ -9,6 +9,7 @@ import pandas as pd
 import pytest
 import torch
 
+from elsewhere import Elsewhere, split_table
 from faults import Killed
 from helpers import (
     Federation,
@@ -23,6 +24,7 @@ from helpers import (
 )
 from polyclinic import Study
 from polyclinic.client.contrast import MomentumContrast, _Contrasting
+from polyclinic.client.train import train
 from polyclinic.client.views import strong_view, weak_view
 from polyclinic.communication.message import Message
 from polyclinic.errors import ModelError, StudyError
@@ -32,6 +34,7 @@ from polyclinic.seeds import derive_seed
 from polyclinic.state import Role
 from polyclinic.study.final_model.choosing import _best_rounds, _check_rounds
 from polyclinic.study.kinds import PLAIN
+from polyclinic.study.runner import run_study
 
 BATCH_NORM = {"mlp": {"hidden": [6], "norm": "batch", "dropout": 0.3}}
 MLP = {"mlp": {"hidden": [6]}}
@@ -289,6 +292,23 @@ def test_images_volumes_outlines_and_times():
         assert federation.state().isfinite().all()
 
 
+def test_averages_over_all_batches_know_how_many_there_were(monkeypatch):
+    """Three steps of 20 cases in the first round, two of ten with a label in each of the others."""
+    found = []
+
+    def noted(model, task, work, job):
+        found.append(job.batches)
+        return train(model, task, work, job)
+
+    monkeypatch.setattr("polyclinic.site.site.train", noted)
+    federation = Federation(
+        table_sites({"Aachen": 20}), [moco(1)], model=BATCH_NORM, training={"rounds": 4},
+        preparation={"labels": {"share": 0.5}},
+    )  # fmt: skip
+    federation.rounds()
+    assert found == [0, 3, 5, 7]
+
+
 # Refusals -------------------------------------------------------------------------------------------------------------
 
 
@@ -354,6 +374,11 @@ def test_a_study(tmp_path, monkeypatch):
     assert mine[mine["chosen"] == 1]["round"].min() >= 2
     (note,) = [str(one) for one in result.notes if one.number == "N275"]
     assert "In moco they do so in the pretraining, and then receive the model." in note
+
+    elsewhere = Elsewhere(split_table(tmp_path), tmp_path / "sites")
+    content["evaluation"] |= {"predictions": "coordinator"}
+    run_study(Study.of(content, tmp_path), tmp_path / "there", engine=elsewhere)
+    assert (tmp_path / "out" / "predictions.csv").read_bytes() == (tmp_path / "there" / "predictions.csv").read_bytes()
 
 
 def test_rounds_of_a_model_are_counted_after_it():

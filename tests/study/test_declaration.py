@@ -16,7 +16,7 @@ PICTURES = {"table": "cases.csv", "site": "site", "label": "label", "image": "im
 IMAGES = {"table": "cases.csv", "site": "site", "image": "image", "mask": "mask", "size": [16, 16]}
 
 #: Methods for cases that are bags, and for several labels.
-BAGS, FINDINGS = ["attention_mil"], ["multi_task"]
+BAGS, FINDINGS = ["attention_mil"], ["graph_layer", "multi_task"]
 #: Options that methods can't do without.
 OPTIONS = {
     "fltrust": {"trusted": "A"},

@@ -59,6 +59,7 @@ class Personal(ABC):  # noqa: B024 - each changes some of it
         shares: what a method may share with it, keys of `polyclinic.methods.SHARES`; empty for anything.
         starts_own: whether the site also trains from its ``model``: what makes it its own is then a private part of the
             received model, for all other parts, too, and the change that leaves the site is measured from there.
+        tasks: kinds of tasks that it is for; empty for all.
     """
 
     unseen: ClassVar[str] = (
@@ -69,6 +70,7 @@ class Personal(ABC):  # noqa: B024 - each changes some of it
     mixed_precision: ClassVar[bool] = True
     shares: ClassVar[tuple[str, ...]] = ()
     starts_own: ClassVar[bool] = False
+    tasks: ClassVar[tuple[str, ...]] = ()
 
     def initial(self, view: SiteView) -> Memory:
         """What is kept before the first round."""

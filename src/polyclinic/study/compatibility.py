@@ -530,6 +530,9 @@ def _personal(method: Method, local: Local) -> Refusal | None:
     if method.personal is None:
         return None
     name, part = method.personal[0], PERSONAL[method.personal[0]]
+    if part.tasks and local.task not in part.tasks:
+        return Refusal(f"{name} is for {' and '.join(part.tasks)}, and the task is {local.task}.",
+                       "Leave it out.", "personal")  # fmt: skip
     if part.shares and method.share not in part.shares:
         return Refusal(f"{name} works with a private part, and the method shares {method.share}.",
                        f"Use `share: {part.shares[0]}`.", "share")  # fmt: skip
