@@ -197,6 +197,20 @@ def test_sites_that_look_like_one_that_trained_get_that_site_s_model():
         assert right["fedsm"] == 1.0
 
 
+def test_a_case_that_the_selector_makes_nothing_of_gets_the_shared_model():
+    made = tables("fedsm", model="logistic")
+    made.rounds()
+    view = next(iter(made.engine.members.values())).run.view
+    selector = torch.nn.utils.parameters_to_vector(selector_network(made.shape, 3).parameters()).detach()
+    state = torch.zeros_like(view.vector) if len(view.vector) else torch.zeros(made.template.layout.size)
+    sent = {"selector": selector, "sites": torch.tensor(3), "model0": state}
+    end = next(iter(made.engine.members.values())).run.ends["super_model"]
+    cases = {0: torch.full((1, 5), 1e38), 1: torch.full((1, 5), float("nan"))}
+    found = end.adapted(state, torch.tensor([0, 1]), lambda some: torch.cat([cases[one] for one in some.tolist()]),
+                        view.predicting(state, sent))  # fmt: skip
+    assert found.choice[1] == NOBODY
+
+
 # In all engines -------------------------------------------------------------------------------------------------------
 
 

@@ -81,13 +81,15 @@ def harmonised(folder: Path) -> dict[str, Any]:
 
 
 def scaled(folder: Path) -> dict[str, Any]:
-    """One scale for all sites, adaptive steps at the server, and rules against corrupt sites."""
+    """One scale for all sites, adaptive steps at the server, rules against corrupt sites, and models of all sites where
+    one did not train."""
     entries = write_table_study(folder, SIZES)
     entries["data"] |= {"scaling": "federated"}
     rules = [["norm_bound", "geometric_median"], [{"krum": {"corrupt": 0}}, "fedyogi"]]
     robust = [{"fedavg": {"label": f"rule {number}", "server": rule}} for number, rule in enumerate(rules)]
-    entries["evaluation"] = {"holdout": 0.4, "unseen_sites": ["fedadam"], "predictions": "sites", "bootstrap": 100}
-    return entries | {"methods": ["fedadam", "cyclic", {"ditto": {"weight": 0.5}}, *robust]}
+    unseen = ["fedadam", "fedsm", "iop_fl"]
+    entries["evaluation"] = {"holdout": 0.4, "unseen_sites": unseen, "predictions": "sites", "bootstrap": 100}
+    return entries | {"methods": [*unseen, "cyclic", {"ditto": {"weight": 0.5}}, *robust]}
 
 
 def findings(folder: Path) -> dict[str, Any]:

@@ -149,6 +149,8 @@ class _Router(SendsModel):
             with torch.enable_grad():
                 both = [_probabilities(mixture(models, groups, logits), one, view) for one in (inputs, other)]
                 (logits.grad,) = torch.autograd.grad(part.objective(*both), logits)
+            if not logits.grad.isfinite().all():  # the mixture stays as it is
+                break
             optimizer.step()
         return logits.detach()
 

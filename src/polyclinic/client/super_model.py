@@ -117,7 +117,7 @@ class _Selecting(SendsModel):
         selector, choice = Selector(view, view.sent["selector"], int(view.sent["sites"])), dict[int, int]()
         for some in index.split(view.batch_size):
             confidence, place = selector.probabilities(inputs(some)).max(1)
-            place[confidence <= self.confidence] = NOBODY
+            place[~(confidence > self.confidence)] = NOBODY  # also where it is no number
             choice |= zip(some.tolist(), place.tolist(), strict=True)
         return Selected({**by_number(view.sent), NOBODY: view.vector}, choice)
 
