@@ -373,7 +373,7 @@ class _Judge(SiteEnd):
         if verb == "end":
             return self._end()
         if verb == "check":
-            return told(reduced(_of(asked, view)[0]), _rows(view, "train"), _rows(view, "validation"))
+            return self._check(view, _of(asked, view)[0])
         return super().answer(verb, asked, view)
 
     def _begin(self, view: SiteView) -> Memory:
@@ -407,6 +407,15 @@ class _Judge(SiteEnd):
         (gradient,) = torch.autograd.grad(_cross_entropy(network.module(made, labels), real=True), made)
         return {"gradient": gradient.float().cpu(), "loss": loss.detach().float().reshape(1).cpu()}
 
+    @staticmethod
+    def _check(view: SiteView, made: Tensor) -> Memory:
+        """Of each patient held out one case is compared: others of the same patient are nearer than others are."""
+        people, first = view.people("validation").tolist(), dict[int, int]()
+        for place, person in enumerate(people):
+            first.setdefault(person, place)
+        held = _rows(view, torch.tensor(list(first.values()), dtype=torch.int64), "validation")
+        return told(reduced(made), _rows(view, torch.arange(view.count()), "train"), held)
+
     def _end(self) -> Memory:
         """What the round left is kept; the live network goes."""
         network, self._network = self._network, None
@@ -431,10 +440,9 @@ def _of(asked: Memory, view: SiteView) -> tuple[Tensor, Tensor]:
     return images, labels
 
 
-def _rows(view: SiteView, part: PartOfCases) -> Tensor:
-    """The site's own cases as they are compared, some at a time."""
-    pieces = torch.arange(view.count(part)).split(_AT_ONCE)
-    return torch.cat([reduced(view.cases(index, part)[0]) for index in pieces])
+def _rows(view: SiteView, index: Tensor, part: PartOfCases) -> Tensor:
+    """Some of the site's own cases as they are compared, a few at a time."""
+    return torch.cat([reduced(view.cases(some, part)[0]) for some in index.split(_AT_ONCE)])
 
 
 def _cross_entropy(logits: Tensor, *, real: bool) -> Tensor:
