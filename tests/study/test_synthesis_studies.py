@@ -75,7 +75,7 @@ def test_a_generator_that_copies_a_site_is_found_and_shows_nothing(tmp_path, mon
         return begin(self, view)
 
     monkeypatch.setattr(synthesis._Judge, "_begin", beginning)
-    monkeypatch.setattr(synthesis._Maker, "inputs", copying)
+    monkeypatch.setattr(synthesis.Maker, "inputs", copying)
     out, notes = run(tmp_path, entries)
     table = pd.read_csv(out / "memorisation.csv").set_index("site")
     assert table.loc["A", ["passed", "nearer"]].tolist() == [0, 40]
