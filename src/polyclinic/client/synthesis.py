@@ -73,7 +73,8 @@ class SyntheticCases(Procedure):
                     "these: what the generator learns of the site's cases it learns from it",
         "loss": "how well the site's discriminator tells its own cases from made ones: a mean over a batch",
         "counts": "how many made cases are suspiciously near to the site's training cases; of none which",
-        "nearness": "how near made cases and held-out ones are to training cases: medians, and the nearest of each",
+        "nearness": "how near made cases and held-out ones are to training cases: medians, and the nearest of each; a "
+                    "server that sent a case that it knows in their place would learn whether it was trained on",
     }  # fmt: skip
 
     def __init__(
@@ -137,8 +138,8 @@ class SyntheticCases(Procedure):
         return self._maker
 
     def _checked(self, asked: _Asked, maker: Maker) -> None:
-        """Let sites that have not yet done so compare made inputs with their cases. One that fails is asked again in
-        the next round, and is then in no round: it is not there."""
+        """Let sites that have not yet done so compare made inputs with their cases. One that fails is left out of the
+        round, and asked again in the next one."""
         if "made/images" not in self._memory:
             numbers, labels = maker.drawn(asked.stage.generator("checked"), self.checked, maker.everyone(asked.stage))
             self._memory |= {"made/images": maker.inputs(numbers, labels).cpu(), "made/labels": labels}
