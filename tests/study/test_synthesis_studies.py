@@ -75,7 +75,7 @@ def test_a_generator_that_copies_a_site_is_found_and_shows_nothing(tmp_path, mon
         return begin(self, view)
 
     monkeypatch.setattr(synthesis._Judge, "_begin", beginning)
-    monkeypatch.setattr(synthesis._Maker, "inputs", copying)
+    monkeypatch.setattr(synthesis.Maker, "inputs", copying)
     out, notes = run(tmp_path, entries)
     table = pd.read_csv(out / "memorisation.csv").set_index("site")
     assert table.loc["A", ["passed", "nearer"]].tolist() == [0, 40]
@@ -96,3 +96,20 @@ def test_without_held_out_cases_it_is_said_that_nothing_was_compared(tmp_path):
     assert all("not looked at at A, B" in note["text"] for note in notes)
     assert not (out / "memorisation.csv").exists()
     assert not (out / "made.safetensors").exists()
+
+
+def test_several_images_of_a_patient_count_once(tmp_path):
+    """Ten nearly equal images a patient: the nearest other held-out one would be the same patient's."""
+    entries = write(tmp_path, cases=120)
+    table, rng = pd.read_csv(tmp_path / "cases.csv"), np.random.default_rng(1)
+    for place, row in table.iterrows():
+        first = table.loc[place - place % 10, "image"]
+        pixels = np.asarray(Image.open(tmp_path / first)).astype(int) + rng.integers(-3, 4, size=(12, 12, 3))
+        Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(tmp_path / row["image"])
+    table["patient"] = [f"patient {place // 10}" for place in range(len(table))]
+    table.to_csv(tmp_path / "cases.csv", index=False)
+    out, notes = run(tmp_path, entries)
+    table = pd.read_csv(out / "memorisation.csv")
+    assert (table["held_out"] <= 4).all()
+    assert table["passed"].all()
+    assert not notes

@@ -42,7 +42,7 @@ def told(made: Tensor, training: Tensor, held: Tensor) -> dict[str, Tensor]:
     Args:
         made: inputs, `reduced` ``[M, d]``; scaled as the site's own are.
         training: the site's training cases ``[n, d]``.
-        held: its held-out cases ``[v, d]``; with fewer than two nothing can be told.
+        held: its held-out cases ``[v, d]``, of a patient each; with fewer than two nothing can be told.
 
     Returns:
         ``counts`` int64 ``[3]``: made inputs below the limit, held-out cases that it is of, and all of these.

@@ -12,21 +12,18 @@ import torch.nn.functional as nnf
 from pydantic import Field, PositiveFloat, PositiveInt
 from torch import Tensor
 
+from polyclinic.client.generator import AT_ONCE, BETAS, Maker
 from polyclinic.client.memorisation import TOLD, Copied, reduced, told
 from polyclinic.client.optimizers import restore_state, state_of
 from polyclinic.client.work import NOT_FINITE
 from polyclinic.errors import PolyclinicError, SiteError, StudyError, TrainingError
-from polyclinic.models.generative import Discriminator, Generator
+from polyclinic.models.generative import Discriminator
 from polyclinic.parts import PROCEDURES, Answered, Made, Memory, Procedure, SiteEnd, SiteView, Stage
 from polyclinic.parts.site_end import PartOfCases
 from polyclinic.randomness import own_randomness
 from polyclinic.shapes import Shaped, finite
 from polyclinic.state import FlatModule
 
-#: Inputs that are made together where nothing is learned.
-_AT_ONCE = 64
-#: Decay of Adam's first mean: with the usual 0.9 the two networks swing (Radford et al., ICLR 2016).
-_BETAS = (0.5, 0.999)
 _SAME = "Let all sites and the server run the same version of Polyclinic."
 
 
@@ -76,7 +73,8 @@ class SyntheticCases(Procedure):
                     "these: what the generator learns of the site's cases it learns from it",
         "loss": "how well the site's discriminator tells its own cases from made ones: a mean over a batch",
         "counts": "how many made cases are suspiciously near to the site's training cases; of none which",
-        "nearness": "how near made cases and held-out ones are to training cases: medians, and the nearest of each",
+        "nearness": "how near made cases and held-out ones are to training cases: medians, and the nearest of each; a "
+                    "server that sent a case that it knows in their place would learn whether it was trained on",
     }  # fmt: skip
 
     def __init__(
@@ -89,7 +87,7 @@ class SyntheticCases(Procedure):
         self.steps, self.network_steps, self.batch_size, self.lr = steps, network_steps, batch_size, lr
         self.latent, self.width, self.checked = latent, width, checked
         self._memory: Memory = {}
-        self._maker: _Maker | None = None
+        self._maker: Maker | None = None
 
     def shapes_for(self, model: FlatModule) -> Mapping[str, Shaped]:
         """Of what is made for this network."""
@@ -134,14 +132,14 @@ class SyntheticCases(Procedure):
                 said = {"examples": steps * self.batch_size, "steps": steps, "loss": losses[site], "seconds": seconds}
                 yield Answered(site, packed, said)
 
-    def _made_of(self, stage: Stage) -> _Maker:
+    def _made_of(self, stage: Stage) -> Maker:
         if self._maker is None:
-            self._maker = _Maker(stage, self.latent, self.width, self.lr, self._memory)
+            self._maker = Maker(stage, self.latent, self.width, self.lr, self._memory)
         return self._maker
 
-    def _checked(self, asked: _Asked, maker: _Maker) -> None:
-        """Let sites that have not yet done so compare made inputs with their cases. One that fails is asked again in
-        the next round, and is then in no round: it is not there."""
+    def _checked(self, asked: _Asked, maker: Maker) -> None:
+        """Let sites that have not yet done so compare made inputs with their cases. One that fails is left out of the
+        round, and asked again in the next one."""
         if "made/images" not in self._memory:
             numbers, labels = maker.drawn(asked.stage.generator("checked"), self.checked, maker.everyone(asked.stage))
             self._memory |= {"made/images": maker.inputs(numbers, labels).cpu(), "made/labels": labels}
@@ -173,80 +171,6 @@ class SyntheticCases(Procedure):
     def restore(self, memory: Memory) -> None:
         """Take it back."""
         self._memory, self._maker = dict(memory), None
-
-
-class _Maker:
-    """The generator at the server.
-
-    Args:
-        stage: of the round.
-        latent, width, lr: see `SyntheticCases`.
-        memory: what `memory` gave where a training goes on; else empty.
-    """
-
-    def __init__(self, stage: Stage, latent: int, width: int, lr: float, memory: Memory) -> None:
-        shape, self.latent, self.classes = stage.network.shape, latent, stage.task.classes
-        if len(shape) not in (1, 3):
-            raise StudyError("P104", f"synthetic_cases makes rows of tables and flat images, and inputs are {shape}.",
-                             "Leave the method out, or take slices.")  # fmt: skip
-        self.device = stage.network.vector.device
-        with own_randomness(stage.generator("generator").initial_seed()):
-            module = Generator(shape, self.classes, latent=latent, width=width)
-        self.network = FlatModule(module, device=self.device)
-        self._optimizer = torch.optim.Adam([self.network.weights], lr=lr, betas=_BETAS)
-        self._cases: dict[str, Tensor] = {}
-        if "generator" in memory:
-            self.network.load(memory["generator"])
-        groups: dict[str, Memory] = {"adam": {}, "cases": self._cases}
-        for key, tensor in memory.items():
-            group, _, name = key.partition("/")
-            groups.get(group, {})[name] = tensor
-        restore_state(self._optimizer, [self.network.weights], groups["adam"])
-
-    def memory(self) -> Memory:
-        """For a checkpoint."""
-        adam = state_of(self._optimizer, [self.network.weights])
-        return {
-            "generator": self.network.vector.cpu().clone(),
-            **{f"adam/{name}": tensor.cpu().clone() for name, tensor in adam.items()},
-            **{f"cases/{site}": cases for site, cases in self._cases.items()},
-        }
-
-    def met(self, cases: Mapping[str, Tensor]) -> None:
-        """Sites told how many training cases of each class they have ``[C]``."""
-        self._cases |= cases
-
-    def of(self, site: str) -> Tensor:
-        """How frequent classes are at a site ``[C]``."""
-        cases = self._cases[site].double()
-        return cases / cases.sum()
-
-    def everyone(self, stage: Stage) -> Tensor:
-        """How frequent they are at all sites that ever answered, by their weights ``[C]``."""
-        return torch.stack([stage.weights[site] * self.of(site) for site in sorted(self._cases)]).sum(0)
-
-    def drawn(self, source: torch.Generator, count: int, frequent: Tensor) -> tuple[Tensor, Tensor]:
-        """Random numbers ``[count, Z]`` and classes ``[count]``."""
-        labels = torch.multinomial(frequent, count, replacement=True, generator=source)
-        return torch.randn(count, self.latent, generator=source), labels
-
-    @torch.no_grad()
-    def inputs(self, numbers: Tensor, labels: Tensor) -> Tensor:
-        """What is made of them ``[count, ...]``, on the network's device."""
-        pairs = zip(numbers.split(_AT_ONCE), labels.split(_AT_ONCE), strict=True)
-        return torch.cat([self.network.module(some.to(self.device), of.to(self.device)) for some, of in pairs])
-
-    def make(self, drawn: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
-        """What is made of several draws, one after another ``[N, ...]``, with gradient."""
-        numbers, labels = (torch.cat(parts).to(self.device) for parts in zip(*drawn, strict=True))
-        made: Tensor = self.network.module(numbers, labels)
-        return made
-
-    def learn(self, made: Tensor, gradient: Tensor) -> None:
-        """A step down the gradient for what was made."""
-        self.network.gradient.zero_()
-        made.backward(gradient.to(self.device))
-        self._optimizer.step()
 
 
 class _Asked:
@@ -283,7 +207,7 @@ class _Asked:
                 found[site] = cases
         return found
 
-    def taught(self, maker: _Maker, steps: int, size: int) -> dict[str, float]:
+    def taught(self, maker: Maker, steps: int, size: int) -> dict[str, float]:
         """Steps of the generator; site -> the mean loss of its discriminator."""
         losses: dict[str, list[float]] = {site: [] for site in self.stage.sites}
         for step in range(steps):
@@ -320,7 +244,7 @@ class _Asked:
         self.failed[site] = SiteError("P401", f"In a step site {site} sent {what}.", _SAME, site=site)
 
 
-def _trained(stage: Stage, maker: _Maker, state: Tensor, steps: int, size: int) -> tuple[float, Tensor]:
+def _trained(stage: Stage, maker: Maker, state: Tensor, steps: int, size: int) -> tuple[float, Tensor]:
     """The mean loss of steps of the model on made cases, and the model after them ``[P]``."""
     network, device, losses = stage.network, stage.network.vector.device, list[float]()
     frequent, training = maker.everyone(stage), stage.network.module.training
@@ -373,7 +297,7 @@ class _Judge(SiteEnd):
         if verb == "end":
             return self._end()
         if verb == "check":
-            return told(reduced(_of(asked, view)[0]), _rows(view, "train"), _rows(view, "validation"))
+            return self._check(view, _of(asked, view)[0])
         return super().answer(verb, asked, view)
 
     def _begin(self, view: SiteView) -> Memory:
@@ -383,7 +307,7 @@ class _Judge(SiteEnd):
             module = Discriminator(view.input_shape, view.task.classes, width=self.width)
         self._network, self._steps = FlatModule(module, device=device), 0
         weights, kept = self._network.weights, dict(self.kept)
-        self._optimizer = torch.optim.Adam([weights], lr=self.lr, betas=_BETAS)
+        self._optimizer = torch.optim.Adam([weights], lr=self.lr, betas=BETAS)
         if "discriminator" in kept:
             self._network.load(kept.pop("discriminator"))
             restore_state(self._optimizer, [weights], kept)
@@ -406,6 +330,15 @@ class _Judge(SiteEnd):
         made = made.detach().requires_grad_()
         (gradient,) = torch.autograd.grad(_cross_entropy(network.module(made, labels), real=True), made)
         return {"gradient": gradient.float().cpu(), "loss": loss.detach().float().reshape(1).cpu()}
+
+    @staticmethod
+    def _check(view: SiteView, made: Tensor) -> Memory:
+        """Of each patient held out one case is compared: others of the same patient are nearer than others are."""
+        people, first = view.people("validation").tolist(), dict[int, int]()
+        for place, person in enumerate(people):
+            first.setdefault(person, place)
+        held = _rows(view, torch.tensor(list(first.values()), dtype=torch.int64), "validation")
+        return told(reduced(made), _rows(view, torch.arange(view.count()), "train"), held)
 
     def _end(self) -> Memory:
         """What the round left is kept; the live network goes."""
@@ -431,10 +364,9 @@ def _of(asked: Memory, view: SiteView) -> tuple[Tensor, Tensor]:
     return images, labels
 
 
-def _rows(view: SiteView, part: PartOfCases) -> Tensor:
-    """The site's own cases as they are compared, some at a time."""
-    pieces = torch.arange(view.count(part)).split(_AT_ONCE)
-    return torch.cat([reduced(view.cases(index, part)[0]) for index in pieces])
+def _rows(view: SiteView, index: Tensor, part: PartOfCases) -> Tensor:
+    """Some of the site's own cases as they are compared, a few at a time."""
+    return torch.cat([reduced(view.cases(some, part)[0]) for some in index.split(AT_ONCE)])
 
 
 def _cross_entropy(logits: Tensor, *, real: bool) -> Tensor:

@@ -87,8 +87,8 @@ class SiteView(ABC):
         """
 
     @abstractmethod
-    def people(self) -> Tensor:
-        """Which of the site's patients each training case is of ``[n]``, as numbers that mean nothing else."""
+    def people(self, part: PartOfCases = "train") -> Tensor:
+        """Which of the site's patients each case of a part is of ``[n]``, as numbers that mean nothing else."""
 
     @abstractmethod
     def groups(self, subgroup: str) -> Sequence[str | None]:

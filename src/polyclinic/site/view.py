@@ -127,9 +127,9 @@ class View(SiteView):
         """See `SiteView`."""
         return self._selection.take(vector)
 
-    def people(self) -> Tensor:
+    def people(self, part: PartOfCases = "train") -> Tensor:
         """See `SiteView`."""
-        return self._dataset.people[self._parts.train]
+        return self._dataset.people[self._index(part)]
 
     def groups(self, subgroup: str) -> Sequence[str | None]:
         """See `SiteView`."""

@@ -56,7 +56,7 @@ def copy_notes(job: Job, made: Made, sites: Sequence[str], rows: Sequence[Row]) 
     compared = {row["site"] for row in rows}
     absent = [site for site in sites if site not in compared]
     if absent:
-        text = f"whether made cases are copies was not looked at at {', '.join(absent)}, where fewer than two cases "
+        text = f"whether made cases are copies was not looked at at {', '.join(absent)}, where fewer than two patients "
         notes.append(Note("N279", f"{job.title}: {text}were held out for validation or no answer came."))
     return notes
 
