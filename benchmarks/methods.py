@@ -22,6 +22,7 @@ from rounds import Ours, study, synthetic
 from torch import Tensor
 
 from polyclinic.composition import METHODS
+from polyclinic.methods import PUBLISHED
 from polyclinic.parts import LOCAL_PARTS, SERVER_PARTS, Now, Update, build_part
 from polyclinic.parts.site_end import overrides
 from polyclinic.server.chain import Chain
@@ -122,7 +123,7 @@ def robust_rules() -> None:
 #: Options that a method can't do without, and those that eight sites allow.
 OPTIONS: dict[str, dict[str, object]] = {
     "fltrust": {"trusted": "site00"}, "fairfed": {"subgroup": "sex", "group": "F"},
-    "fedmoco": {"pretraining_rounds": 1},
+    "fedmoco": {"pretraining_rounds": 1}, "fl_mrcm": {"target": "site00"},
 }  # fmt: skip
 
 
@@ -165,7 +166,8 @@ def rounds_of_methods(only: Sequence[str] = ()) -> None:
             for name in only or METHODS:
                 method = METHODS[name](**OPTIONS.get(name, {}))
                 images = any(build_part(part, options).images_only for part, options in method.local)
-                if method.scope != "federation" or name == "fedavg" or (images and len(network.shape) == 1):
+                other = bool(PUBLISHED[name].network)  # than those that are trained here
+                if method.scope != "federation" or name == "fedavg" or other or (images and len(network.shape) == 1):
                     continue
                 own = Ours(trained(name), data, Path(folder))
                 turns = [(statistics.median(own.rounds()), statistics.median(plain.rounds())) for _ in range(TURNS)]

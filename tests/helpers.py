@@ -24,6 +24,7 @@ from polyclinic.data.bags import Bags
 from polyclinic.data.cases import Counts, SiteData
 from polyclinic.data.dataset import Dataset
 from polyclinic.data.scaling import Summary
+from polyclinic.data.spec import Undersampling
 from polyclinic.engine import CheckedEngine, Engine, LocalEngine
 from polyclinic.models import build_model
 from polyclinic.models.catalogue import MODELS
@@ -102,6 +103,16 @@ def image_site(
     bright = marks if masks else marks * labels[:, None, None, None]
     inputs = torch.from_numpy((pixels + 100 * bright).clip(0, 255).astype(np.uint8))
     return site_of(name, inputs, torch.from_numpy(marks if masks else labels), part)
+
+
+#: What is measured of images to be reconstructed.
+LINES = Undersampling(acceleration=3, center=0.125)
+
+
+def measured_site(name: str, cases: int, *, size: int = 16, part: str | None = "train") -> SiteData:
+    """Images to be reconstructed: bright squares on a background that differs between sites."""
+    data = image_site(name, cases, size=size, masks=True, part=part)
+    return replace(data, targets=data.inputs, undersampling=LINES)
 
 
 def bag_site(
@@ -206,7 +217,7 @@ class Federation:
             **({"data": images} if pictures else {"data": tables} if bags else {}), public=public is not None,
         )  # fmt: skip
         self.data, self.classes = data, classes
-        self.shape = tuple(next(iter(data.values())).inputs.shape[1:])
+        self.shape = next(iter(data.values())).shape
         loss, grid = self.declaration.loss_of(self.declaration.training), self.declaration.grid
         self.outputs = build_task(task, classes, loss, grid=grid, heads=self.declaration.heads).outputs
         self.engine = engine or LocalEngine(data, **options)
@@ -333,6 +344,9 @@ def declare(*, public: bool = False, **entries: Any) -> Declaration:
         data |= {"time": "time", "event": "event", "time_unit": "days"}
     elif entries.get("task") == "multi_label":
         data["findings"] = ["tb", "edema"]
+    elif entries.get("task") == "reconstruction":
+        del data["features"]
+        data |= {"image": "image", "size": [16, 16], "undersampling": LINES.model_dump()}
     elif not images:
         data["label"] = "label"
     entries = {"data": data, "model": "logistic", **entries}

@@ -37,7 +37,17 @@ from polyclinic.composition import METHODS
 from polyclinic.data.augmentation import INTENSITY, SPATIAL
 from polyclinic.data.catalogue import ENTRIES, find_entry
 from polyclinic.data.catalogue.page import catalogue_page
-from polyclinic.data.spec import DataSpec, Finding, Labels, Mask, Partition, Patch, Preprocessing, PublicSet
+from polyclinic.data.spec import (
+    DataSpec,
+    Finding,
+    Labels,
+    Mask,
+    Partition,
+    Patch,
+    Preprocessing,
+    PublicSet,
+    Undersampling,
+)
 from polyclinic.data.tables.labels import MOST_CLASSES
 from polyclinic.deployment.export.folder import whole_folder
 from polyclinic.deployment.inputs import open_table
@@ -73,6 +83,7 @@ PARTS: dict[str, type[BaseModel]] = {
     "`partition`": Partition,
     "`labels`": Labels,
     "`public`": PublicSet,
+    "`undersampling`": Undersampling,
     "`preprocessing`": Preprocessing,
     "`patch`": Patch,
     "`findings`": Finding,

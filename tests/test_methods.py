@@ -19,6 +19,7 @@ from helpers import (
     finding_site,
     flat,
     image_site,
+    measured_site,
     plain_module,
     recorded,
     scaling_steps,
@@ -275,14 +276,14 @@ def test_a_server_rule_given_to_fedavg_is_the_method_of_that_name():
 REQUIRED = {
     "fltrust": {"trusted": "Aachen"}, "fairfed": {"subgroup": "sex", "group": "F"},
     "public_teacher": {"weights": "teacher.safetensors"}, "asyndgan": {"generator_rounds": 1, "steps": 2},
-    "fedmoco": {"pretraining_rounds": 1},
+    "fedmoco": {"pretraining_rounds": 1}, "fl_mrcm": {"target": "Aachen"},
 }  # fmt: skip
 #: Methods whose rule means something else even where all sites are the same.
 OTHERWISE = {"single", "cross", "ensemble", "mix", "cyclic", "incremental", "fedprox", "feddyn", "fedavgm", "fedadam",
              "fedyogi", "fedadagrad", "qfedavg", "norm_bound", "fedper", "lg_fedavg", "fedrep", "moon",
              "dynamic_fusion", "harmofl", "elcfs", "fed_align", "fedmd", "feddf", "fedad", "public_teacher", "fed_moe",
              "style_transfer", "splitavg", "asyndgan", "fedvss", "fedmoco", "graph_layer", "lora", "bitfit",
-             "fedharmony"}  # fmt: skip
+             "fedharmony", "fl_mrcm", "fedmri"}  # fmt: skip
 #: Methods for images alone.
 FOR_IMAGES = {"harmofl", "elcfs", "style_transfer", "fedad"}
 #: Methods for several labels.
@@ -296,6 +297,9 @@ def test_equal_sites_give_what_each_of_them_gives(method, tmp_path):
     kind = {}
     if method == "attention_mil":
         site, model = bag_site("Aachen", 16), {"gated_attention": {"encoder": {"mlp": {"hidden": [4]}}}}
+    if method == "fedmri":
+        site, kind = measured_site("Aachen", 16), {"task": "reconstruction", "classes": 0}
+        model = {"unrolled": {"network": {"unet": {"channels": [4, 8]}}}}
     if method in FOR_IMAGES:
         site, model = image_site("Aachen", 16), {"cnn": {"channels": [4]}}
     if method in FOR_FINDINGS:
@@ -303,8 +307,9 @@ def test_equal_sites_give_what_each_of_them_gives(method, tmp_path):
     # Seven sites are what Bulyan needs against one that is corrupt. Sites of another name would shuffle otherwise.
     groups = {"sex": ["FM"[row % 2] for row in range(16)]}
     sites = [site_of(name, site.inputs, site.targets) for name in ("Aachen", *"BCDEFG")]
-    public = site.inputs[:6] if isinstance(site.inputs, torch.Tensor) else None
-    data = {one.site: replace(one, groups=groups, public=public) for one in sites}
+    public = site.inputs[:6] if isinstance(site.inputs, torch.Tensor) and method != "fedmri" else None
+    lines = site.undersampling
+    data = {one.site: replace(one, groups=groups, public=public, undersampling=lines) for one in sites}
     training = {"rounds": 2, "batch_size": 16}
     entry = {method: REQUIRED.get(method, {})}
     made = Federation(data, [entry], model=model, training=training, evaluation={"subgroups": ["sex"]}, **kind)

@@ -39,6 +39,7 @@ OPTIONS = {
     "highest_loss": {"sites": 7},
     "deadline": {"seconds": 3600},
     "fltrust": {"trusted": "Site A"},
+    "domain_identifier": {"target": "Site A"},
     "equal_opportunity": {"subgroup": "sex", "group": "F"},
     "heterofl": {"widths": {"Site B": 0.5, "Site C": 0.3}},
     "synthetic_cases": {"generator_rounds": 0, "network_steps": 2},

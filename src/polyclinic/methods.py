@@ -246,6 +246,15 @@ publish(
     "lg_fedavg", _PERSONAL, "Each site has a body of its own under a shared head.", "Liang et al., 2020", share="head"
 )
 publish(
+    "fedmri",
+    _PERSONAL,
+    "Each site has a decoder of its own; the shared encoder stays near the received one by a contrast.",
+    "Feng et al., IEEE TMI 2022",
+    network="unrolled",
+    share=SharedModules(without=("decoder",)),
+    local=["weighted_contrast"],
+)
+publish(
     "fedrep",
     _PERSONAL,
     "Heads of the sites' own and a shared body are trained in turn.",
@@ -430,6 +439,13 @@ publish(
     "Features are trained to be taken for those of other sites by their adversaries.",
     "Li et al., Medical Image Analysis 2020",
     local=["adversarial_alignment"],
+)
+publish(
+    "fl_mrcm",
+    _SHIFT,
+    "Latent codes of all sites are trained to be taken for those of a target site by identifiers.",
+    "Guo et al., CVPR 2021",
+    local=["domain_identifier"],
 )
 publish(
     "fedharmony",

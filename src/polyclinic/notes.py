@@ -79,6 +79,8 @@ TITLES: dict[str, str] = {
     "N285": "A site has no column of a finding",
     "N286": "Several labels are not judged in every way",
     "N287": "Models are asked for findings that they did not learn",
+    "N290": "Images have one value everywhere",
+    "N291": "Images have values below zero",
     "N301": "Columns of participants.tsv were left out",
     "N302": "participants.tsv was not used",
     "N303": "Patients' names or numbers stand in paths",

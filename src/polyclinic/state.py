@@ -8,7 +8,7 @@ Integer buffers (such as batch normalisation's ``num_batches_tracked``) stay in 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -117,7 +117,11 @@ class Layout:
 
     @classmethod
     def of(cls, module: nn.Module, head: Iterable[nn.Module] = ()) -> Layout:
-        """The layout of ``module``; ``head`` are the submodules that the model declares as its head."""
+        """The layout of ``module``; ``head`` are the submodules that the model declares as its head.
+
+        If the module has ``named_parts``, a mapping of names to paths of submodules, tensors are found under these
+        names, too: ``a.weight`` of the part ``decoder`` is also ``decoder.a.weight``.
+        """
         in_head = {id(part) for layer in head for part in layer.modules()}
         found: dict[str, tuple[Tensor, Role, int]] = {}
         seen: set[int] = set()
@@ -138,7 +142,7 @@ class Layout:
                 named[id(tensor)].append(path)
         entries, offset, trainable = [], 0, 0
         for name, (tensor, role, group) in sorted(found.items(), key=lambda item: item[1][2]):  # stable: keeps order
-            every_path = tuple(named[id(tensor)])
+            every_path = (*named[id(tensor)], *_of_parts(module, named[id(tensor)]))
             entries.append(Entry(name, tuple(tensor.shape), offset, tensor.numel(), role, group == 0, every_path))
             offset += tensor.numel()
             trainable += tensor.numel() if group == 0 else 0
@@ -196,6 +200,13 @@ class Layout:
 
 def _join(prefix: str, name: str) -> str:
     return f"{prefix}.{name}" if prefix else name
+
+
+def _of_parts(module: nn.Module, names: Sequence[str]) -> Iterator[str]:
+    """Further names of a tensor, by the parts that a network has named."""
+    parts: Mapping[str, Collection[str]] = getattr(module, "named_parts", {})
+    for name, members in parts.items():
+        yield from (f"{name}.{path}" for path in names if not set(paths.containing(path)).isdisjoint(members))
 
 
 class FlatModule:

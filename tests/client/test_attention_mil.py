@@ -9,7 +9,7 @@ from polyclinic.channel.weight_noise import WeightNoise
 from polyclinic.client.private.gradients import PatientGradients
 from polyclinic.client.stacked import reason_not_stackable
 from polyclinic.data.bags import Bags, padded
-from polyclinic.data.dataset import Dataset
+from polyclinic.data.datasets import dataset_of
 from polyclinic.data.scaling import Scaler
 from polyclinic.engine.processes import ProcessEngine
 from polyclinic.models import build_model
@@ -147,7 +147,7 @@ def test_the_gradient_of_a_patient_is_that_of_all_of_its_bags():
     data = bag_sites({"Aachen": 8})["Aachen"]
     data.subjects = [f"p{place // 2}" for place in range(8)]
     model = build_model("gated_attention", {"encoder": ENCODER, "hidden": 4}, (5,), 2)
-    dataset, task = Dataset.of(data, Scaler.identity(5)), build_task("classification", 2)
+    dataset, task = dataset_of(data, Scaler.identity(5)), build_task("classification", 2)
     gradients = PatientGradients(model, task, 0.05, (5,))
     assert gradients.plan.way == "patients"
     found = gradients.clipped_sum(dataset.batch, dataset.people)

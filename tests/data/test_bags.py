@@ -17,6 +17,7 @@ from helpers import bag_site
 from polyclinic.data.bags import Bags
 from polyclinic.data.corruption import change_inputs
 from polyclinic.data.dataset import Dataset
+from polyclinic.data.datasets import dataset_of
 from polyclinic.data.open import open_data
 from polyclinic.data.opening.cohort import Opened
 from polyclinic.data.opening.facts import facts_frame
@@ -263,7 +264,7 @@ def test_combat_changes_instances_and_says_nothing_of_few_bags():
 
 
 def dataset(site: Any, most: int | None = None) -> Dataset:
-    return Dataset.of(site, Scaler.identity(5), most=most)
+    return dataset_of(site, Scaler.identity(5), most=most)
 
 
 def rows_of(batch: Tensor) -> list[Tensor]:

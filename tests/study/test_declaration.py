@@ -17,11 +17,14 @@ IMAGES = {"table": "cases.csv", "site": "site", "image": "image", "mask": "mask"
 
 #: Methods for cases that are bags, and for several labels.
 BAGS, FINDINGS = ["attention_mil"], ["graph_layer", "multi_task"]
+#: Methods for reconstruction.
+MEASURED = ["fedmri"]
 #: Options that methods can't do without.
 OPTIONS = {
     "fltrust": {"trusted": "A"},
     "fairfed": {"subgroup": "sex", "group": "F"},
     "public_teacher": {"weights": "teacher.safetensors"},
+    "fl_mrcm": {"target": "A"},
 }
 
 
@@ -32,9 +35,23 @@ def declared(**entries):
 STUDIES = {
     "least": {},
     "every method": {
-        "methods": [{name: OPTIONS.get(name, {})} for name in sorted(METHODS) if name not in [*BAGS, *FINDINGS]],
+        "methods": [
+            {name: OPTIONS.get(name, {})} for name in sorted(METHODS) if name not in [*BAGS, *FINDINGS, *MEASURED]
+        ],
         "data": {**PICTURES, "public": "public.csv"},  # some are for images
         "evaluation": {"subgroups": ["sex"]},
+    },
+    "reconstruction": {
+        "task": "reconstruction",
+        "methods": [*MEASURED, "fedavg"],
+        "data": {
+            "table": "cases.csv",
+            "site": "site",
+            "image": "image",
+            "size": [16, 16],
+            "undersampling": {"acceleration": 4},
+        },
+        "model": {"unrolled": {"cascades": 2}},
     },
     "bags": {
         "methods": BAGS,

@@ -201,6 +201,10 @@ def test_the_options_of_every_method_reach_its_parts(name):
     if name == "attention_mil":
         data |= {"bag": {}, "subject": "patient"}
         more = {"model": {"gated_attention": {"encoder": "resnet18"}}}
+    if name == "fedmri":
+        del data["label"]
+        data |= {"size": [16, 16], "undersampling": {"acceleration": 4}}
+        more = {"task": "reconstruction", "model": {"unrolled": {}}}
     if any(build_part(part, options).needs_public for part, options in METHODS[name]().parts):
         data |= {"public": "public.csv"}
     entry = declare(data=data, methods=[name], **more).filled()["methods"][0]

@@ -201,6 +201,9 @@ def _read_sites(given: object) -> tuple[str, ...] | int:
 def _check_cases(part: type[Corruption], name: str, options: dict[str, Any], target: Target, images: bool) -> None:
     """Whether the cases can be corrupted in this way."""
     place = (*PLACE, name)
+    if target == "images":
+        text = "Of a reconstruction neither images nor labels can be corrupted: its targets are its images."
+        raise EntryError("P104", text, "Choose an attack on updates.", place=place)
     if target not in part.targets:
         others = {"masks": "masks have no class of their own", "findings": "a case has several labels"}
         what = others.get(target, f"{target} have no classes")

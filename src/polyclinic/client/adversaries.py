@@ -125,21 +125,31 @@ class _Adversary(SiteEnd):
         """Features of some cases with noise ``[n, G]``, and D_k; nothing where nothing is made of them."""
         if not self.part.weight:
             return {}
-        view, sent = ended.view, dict[str, Tensor]()
-        chosen = torch.randperm(view.count(), generator=view.generator("features"))[: self.part.cases]
-        device = view.model.vector.device
-        vector = ended.vector.to(device)
-        parts = [
-            frozen_features(view.model, vector, view.cases(index)[0].to(device)).cpu()
-            for index in chosen.split(_AT_ONCE)
-        ]
-        features = torch.cat(parts)
-        noise = gaussian(features.numel(), view.draws("features noise")).view(features.shape)
-        sent["features"] = (features + self.part.spread * features.std(correction=0) * noise).float()
+        sent = {"features": noisy_features(ended, self.part.cases, self.part.spread)}
         if self._weights is not None:
             sent["discriminator"] = self._weights.cpu()
             self.kept = {"discriminator": sent["discriminator"].clone()}
         return sent
+
+
+def noisy_features(ended: Ended, cases: int, spread: float) -> Tensor:
+    """Features of some training cases at the end of a round, with Gaussian noise ``[n, G]``.
+
+    Args:
+        ended: the round.
+        cases: of how many at most.
+        spread: deviation of the noise, as a share of that of all features.
+    """
+    view = ended.view
+    chosen = torch.randperm(view.count(), generator=view.generator("features"))[:cases]
+    device = view.model.vector.device
+    vector = ended.vector.to(device)
+    parts = [
+        frozen_features(view.model, vector, view.cases(index)[0].to(device)).cpu() for index in chosen.split(_AT_ONCE)
+    ]
+    features = torch.cat(parts)
+    noise = gaussian(features.numel(), view.draws("features noise")).view(features.shape)
+    return (features + spread * features.std(correction=0) * noise).float()
 
 
 class _Shared(ServerEnd):

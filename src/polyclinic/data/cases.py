@@ -11,7 +11,9 @@ from torch import Tensor
 from polyclinic.data.bags import Bags
 from polyclinic.data.masks.classes import MaskFacts
 from polyclinic.data.originals import Original
+from polyclinic.data.spec import Undersampling
 from polyclinic.data.volumes.store import Volumes
+from polyclinic.kspace import CHANNELS
 
 #: The class index of a case without a label.
 NO_CLASS = -1
@@ -50,7 +52,8 @@ class SiteData:
         targets: int64 ``[N]`` class indices, float32 ``[N]`` numbers (regression), float32 ``[N, 2]`` times with 1 for
             an event and 0 for the end of observation (survival), or uint8 masks ``[N, 1, H, W]``
             (volumes: ``[N, 1, D, H, W]``) of class indices, 0 for the background, ``IGNORED`` for what plays no part;
-            or int64 ``[N, K]`` of K findings, see `polyclinic.data.tables.findings`, -1 where a label is missing.
+            or the inputs themselves (reconstruction); or int64 ``[N, K]`` of K findings, see
+            `polyclinic.data.tables.findings`, -1 where a label is missing.
             Of a case without a label -1, NaN, or a mask that is ``IGNORED`` everywhere.
         subjects: patient of each case, N names.
         cases: name of each case (table row or image file), N names.
@@ -67,6 +70,7 @@ class SiteData:
             the brightest tells; None without such pictures.
         originals: where each case's image and mask lie, N of them; None where targets are no masks.
         public: inputs ``[M, ...]`` of the public set as the site has it, of the same kind; None without one.
+        undersampling: which lines of k-space are measured of images that are to be reconstructed; None for other tasks.
     """
 
     site: str
@@ -84,6 +88,7 @@ class SiteData:
     depth: int | None = None
     originals: list[Original] | None = None
     public: Tensor | None = None
+    undersampling: Undersampling | None = None
 
     def __len__(self) -> int:
         return len(self.subjects)
@@ -91,7 +96,7 @@ class SiteData:
     @property
     def labels(self) -> Tensor | None:
         """Classes or numbers ``[N]``, -1 or NaN for cases without a label; of times, int64, 1 where the event happened
-        and 0 where it was not seen; None where targets are masks or findings."""
+        and 0 where it was not seen; None where targets are masks, images or findings."""
         if not isinstance(self.targets, Tensor) or self.targets.ndim > 2 or self.findings is not None:
             return None
         return self.targets if self.targets.ndim == 1 else self.targets[:, 1].long()
@@ -110,13 +115,19 @@ class SiteData:
 
     @property
     def labels_or_findings(self) -> Tensor | None:
-        """Labels ``[N]`` or those of several findings ``[N, K]``; None where targets are masks."""
+        """Labels ``[N]`` or those of several findings ``[N, K]``; None where targets are masks or images."""
         return self.labels if self.findings is None else self.findings
 
     @property
     def masked(self) -> bool:
         """Whether targets are masks."""
-        return self.labels_or_findings is None
+        return self.labels_or_findings is None and self.undersampling is None
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of one input as a network is given it; of a bag that of an instance."""
+        own = tuple(self.inputs.shape[1:])
+        return own if self.undersampling is None else (CHANNELS, *own[1:])
 
     def of_finding(self, place: int) -> SiteData:
         """The same cases with the label of one finding alone; those that have none of it are as without a label."""

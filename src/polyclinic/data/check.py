@@ -70,7 +70,7 @@ def quality_notes(
         empty = [name for name, of_sites in zip(classes, zip(*counts, strict=True), strict=True) if not any(of_sites)]
         if empty:
             notes.append(Note("N205", f"No case of class {_some(empty)}."))
-    elif not labels:
+    elif all(data.masked for data in known.values()):
         for site, data in known.items():
             shares, gone = enumerate(foreground_shares(data.targets)), _vanished(data)
             blank = [data.cases[position] for position, share in shares if share == 0 and position not in gone]

@@ -77,16 +77,6 @@ class Dataset:
         self.unscaled: Pixels = data.inputs
         self._inputs: Pixels = self._scaled(data.inputs)
 
-    @staticmethod
-    def of(
-        data: SiteData, scaler: Scaler, augmentation: Augmentation | None = None, patch: Patch | None = None,
-        standard: Tensor | None = None, most: int | None = None,
-    ) -> Dataset:  # fmt: skip
-        """The cases of a site; of bags at most so many instances at a time in training."""
-        if isinstance(data.inputs, Bags):
-            return BagDataset(data, scaler, augmentation, most)
-        return Dataset(data, scaler, augmentation, patch, standard)
-
     def _scaled(self, inputs: Pixels) -> Pixels:
         """Tables are small and are scaled once; images stay bytes until they are used."""
         return self._scaler.apply(inputs) if isinstance(inputs, Tensor) and inputs.ndim == 2 else inputs
@@ -265,8 +255,8 @@ class Dataset:
     def _pooled_batch(self, index: Tensor, augment: int | None) -> tuple[Tensor, Tensor]:
         boxes = augment is not None and self.patch is not None
         inputs = torch.empty(len(index), *(self.training_shape if boxes else self.shape))
-        kept = (1, *self.training_shape[1:]) if boxes else self.targets.shape[1:]
-        targets = torch.empty(len(index), *kept, dtype=self.targets.dtype)
+        kept, kind = self._targets_like(boxes=boxes)
+        targets = torch.empty(len(index), *kept, dtype=kind)
         start = 0
         for number, dataset in enumerate(self._sites):
             here = ((index >= start) & (index < start + len(dataset))).nonzero().flatten()
@@ -276,6 +266,11 @@ class Dataset:
                 targets[here] = torch.as_tensor(_marked(wanted, number))
             start += len(dataset)
         return inputs, targets
+
+    def _targets_like(self, *, boxes: bool) -> tuple[tuple[int, ...], torch.dtype]:
+        """Shape and type of the target of one case, as ``batch`` gives it."""
+        kept = (1, *self.training_shape[1:]) if boxes else tuple(self.targets.shape[1:])
+        return kept, self.targets.dtype
 
 
 class BagDataset(Dataset):

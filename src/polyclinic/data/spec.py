@@ -15,9 +15,9 @@ from pydantic import (
     model_validator,
 )
 
-#: What is to be predicted of each case: one of several classes, a number, a mask, the time of an event, or several
-#: labels at once.
-Target = Literal["labels", "numbers", "masks", "times", "findings"]
+#: What is to be predicted of each case: one of several classes, a number, a mask, the time of an event, several labels
+#: at once, or the image itself from part of its k-space.
+Target = Literal["labels", "numbers", "masks", "times", "findings", "images"]
 Scalar = bool | int | float | str
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
 #: What the public set is called where sites have their names.
@@ -69,6 +69,30 @@ class Patch(BaseModel):
     """Share of the boxes whose middle is a voxel of the mask."""
     overlap: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.25
     """By how much windows overlap when a whole volume is predicted."""
+
+
+class Undersampling(BaseModel):
+    """Which lines of k-space an accelerated scan would measure; see `polyclinic.data.acquisition.measured_lines`."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    acceleration: Annotated[float, Field(ge=1.0)]
+    """Of so many lines one is measured, those in the middle included."""
+    center: Share = 0.08
+    """Share of the lines, those in the middle of k-space, that are always measured."""
+    lines: Literal["random", "equispaced"] = "random"
+    """Which of the others: drawn at random, or equally far apart."""
+    seed: Annotated[int, Field(ge=0, strict=True)] = 0
+    """Decides which lines of a case are measured in validation and tests."""
+
+    @model_validator(mode="after")
+    def _enough(self) -> Undersampling:
+        if self.center * self.acceleration > 1:
+            raise ValueError(
+                f"`center: {self.center:g}` measures more lines than `acceleration: {self.acceleration:g}` allows; "
+                f"give a center of at most {1 / self.acceleration:.3g}"
+            )
+        return self
 
 
 class Labels(BaseModel):
@@ -364,6 +388,9 @@ class DataSpec(BaseModel):
     bits: Annotated[int, Field(ge=8, le=16)] | None = None
     """How many bits white has in pictures of 16 bits; default: what the brightest picture of a site needs."""
 
+    undersampling: Undersampling | None = None
+    """For reconstruction: which lines of k-space are measured, ``{acceleration: 4}``; the images are grey then."""
+
     preprocessing: Preprocessing | None = None
     """For volumes: the grid and the intensities to which they are brought."""
     patch: Patch | Literal["auto"] | None = None
@@ -407,6 +434,12 @@ class DataSpec(BaseModel):
             content["findings"] = {name: {} for name in names}
         elif isinstance(found, dict):
             content["findings"] = {name: {} if given is None else given for name, given in found.items()}
+        if content.get("undersampling") is not None:  # each image is scaled by itself
+            content.setdefault("scaling", "none")
+            content.setdefault("channels", "grey")
+            volumes = content.get("preprocessing")
+            if isinstance(volumes, dict):
+                content["preprocessing"] = {"intensity": "none", **volumes}
         if content.get("preprocessing") is not None:
             content.setdefault("scaling", "none")
         return content

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from polyclinic.data.cases import NO_CLASS, SiteData
 from polyclinic.data.dataset import Dataset
+from polyclinic.data.datasets import dataset_of
 from polyclinic.data.preparation import Prepared, Tensors, build_steps
 from polyclinic.deployment.inputs import BAGS_AT_ONCE, PICTURES_AT_ONCE, VOLUMES_AT_ONCE, Cases, evenly
 from polyclinic.errors import ModelError
@@ -263,7 +264,7 @@ class Predictor:
             prepared = step.take(prepared, fitted)
         if prepared.scaler is None:
             raise ValueError("the chain of preparation has no scaling")
-        dataset = Dataset.of(prepared.data, prepared.scaler, None, self.description.data.box, prepared.standard)
+        dataset = dataset_of(prepared.data, prepared.scaler, None, self.description.data.box, prepared.standard)
         if dataset.training_shape != tuple(self.description.shape):
             raise ModelError("P702", f"The cases have the shape {list(dataset.training_shape)}, and the model takes "
                              f"{self.description.shape}.", "Give cases like those that it was trained on.")  # fmt: skip

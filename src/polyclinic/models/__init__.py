@@ -10,12 +10,14 @@ from torch import nn
 
 from polyclinic.errors import TrainingError
 from polyclinic.models.catalogue import MODELS
-from polyclinic.models.pooling import ATTENDING, POOLING, attention_of, networks_in, pools_bags, resolve_pooled
+from polyclinic.models.pooling import ATTENDING, POOLING, attention_of, pools_bags, resolve_pooled
+from polyclinic.models.unrolled import RECONSTRUCTING, reconstructs, resolve_unrolled
+from polyclinic.options import Place
 from polyclinic.randomness import own_randomness
 from polyclinic.state import FlatModule
 
-__all__ = ["ATTENDING", "MODELS", "POOLING", "attention_of", "build_model", "has_batch_norm", "keeps_statistics",
-           "networks_in", "pools_bags", "resolve_pooled"]  # fmt: skip
+__all__ = ["ATTENDING", "MODELS", "POOLING", "RECONSTRUCTING", "attention_of", "build_model", "has_batch_norm",
+           "keeps_statistics", "networks_in", "pools_bags", "reconstructs", "resolve_inner"]  # fmt: skip
 
 
 def build_model(
@@ -42,6 +44,21 @@ def build_model(
                 "Change the model's options, or the images' `size` (or `patch`) under `data`.",
             ) from error
     return FlatModule(module, head, device, shape)
+
+
+def resolve_inner(name: str, options: dict[str, Any], place: Place) -> dict[str, Any]:
+    """``options`` of a network that is made of another one, in which those of the other are complete, too.
+
+    Raises:
+        EntryError: P103 or P104, there is no such network, or it can't be part of this one.
+    """
+    return resolve_unrolled(name, resolve_pooled(name, options, place), place, unfit=POOLING)
+
+
+def networks_in(name: str, options: dict[str, Any]) -> list[str]:
+    """Names of all networks of the catalogue that a network is made of."""
+    inner = {**dict.fromkeys(POOLING, "encoder"), **dict.fromkeys(RECONSTRUCTING, "network")}.get(name)
+    return [name] if inner is None else [name, *options[inner]]
 
 
 def has_batch_norm(module: nn.Module) -> bool:

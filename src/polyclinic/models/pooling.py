@@ -170,15 +170,10 @@ def resolve_pooled(name: str, options: dict[str, Any], place: Place) -> dict[str
         return options
     where = (*place, name, "encoder")
     inner, own = MODELS.resolve(options["encoder"], where)
-    if inner in (*POOLING, "bundle"):
+    if inner in (*POOLING, "unrolled", "bundle"):
         hint = "Name a network that takes single cases, such as mlp, cnn or resnet."
         raise EntryError("P104", f"{inner} can't be the encoder of instances.", hint, place=where)
     return {**options, "encoder": {inner: own}}
-
-
-def networks_in(name: str, options: dict[str, Any]) -> list[str]:
-    """Names of all networks of the catalogue that a network is made of."""
-    return [name, *(options["encoder"] if name in POOLING else [])]
 
 
 def _taken_apart(

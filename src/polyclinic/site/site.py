@@ -22,6 +22,7 @@ from polyclinic.data.augmentation import Augmentation
 from polyclinic.data.bags import Bags
 from polyclinic.data.cases import SiteData
 from polyclinic.data.dataset import Dataset
+from polyclinic.data.datasets import dataset_of
 from polyclinic.data.opening.source import Source
 from polyclinic.data.opening.subgroups import Subgroup
 from polyclinic.data.part_counts import part_classes, part_groups, part_patients
@@ -371,7 +372,7 @@ class Site:
             done = self._prepared
             if done.scaler is None:
                 raise ValueError("the chain of preparation has no scaling")
-            self.dataset = Dataset.of(
+            self.dataset = dataset_of(
                 done.data, done.scaler, self._augmentation, self._patch, done.standard, self._most
             )  # fmt: skip
             if len(self.parts.hidden):

@@ -425,6 +425,9 @@ def _task(method: Method, local: Local) -> Refusal | None:
                            f"Add `evaluation: {{subgroups: [{part.subgroup}]}}`.", key)  # fmt: skip
         if part.images_only and not local.images:
             return Refusal(f"{name} is for images, and the cases are rows of a table.", "Leave it out.", key)
+        if part.images_only and not part.tasks and TASKS[local.task].target == "images":
+            return Refusal(f"{name} changes images before the network, and those of a {local.task} are what was "
+                           "measured.", "Leave it out.", key)  # fmt: skip
         if part.no_bags and local.model in POOLING:
             return Refusal(f"{name} is for single inputs, and the cases are bags of them.", "Leave it out.", key)
         if part.needs_public and not local.public:

@@ -6,6 +6,7 @@ import re
 
 from polyclinic.data.opening.public import check_public
 from polyclinic.data.partition import check_partition
+from polyclinic.data.reconstruction_entries import check_undersampling
 from polyclinic.data.spec import DataSpec, Target
 from polyclinic.data.tables.features import check_categories
 from polyclinic.data.volumes.prepare import check_volumes
@@ -43,6 +44,7 @@ def check_data(data: DataSpec, task: str) -> None:
         refuse("features", "a study has either `features` or `image`, not both.")
     _check_bags(data, target)
     check_volumes(data, target)
+    check_undersampling(data, target)
     check_partition(data, target)
     check_categories(data)
     check_public(data)

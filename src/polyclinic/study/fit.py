@@ -67,7 +67,7 @@ def check_fit(study: CheckedStudy, cohort: Cohort) -> Attack | None:
         raise located(error, study.name, study.text) from None
     name, options = declaration.model_part
     outputs = network_outputs(declaration, cohort.classes)
-    masks = declaration.target == "masks"
+    masks = declaration.target in ("masks", "images")
     shape = input_shape(declaration, cohort)
     network = try_network(name, options, shape, outputs, masks=masks)
     for further in declaration.all_networks[1:]:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from polyclinic.data.spec import DataSpec
-from polyclinic.models import MODELS, POOLING, resolve_pooled
+from polyclinic.models import MODELS, POOLING, RECONSTRUCTING, resolve_inner
 from polyclinic.options import EntryError, Place
 
 #: An entry that is planned from the images of all sites.
@@ -31,7 +31,14 @@ def read_network(entry: Any, data: DataSpec, place: Place = ("model",)) -> Named
         raise EntryError("P104", f"The model {name} is for bags, and each row is a case of its own.",
                          "Name the column whose rows with the same value are one case: `data: {bag: COLUMN}`.",
                          place=place)  # fmt: skip
-    return name, resolve_pooled(name, options, place)
+    if data.undersampling is not None and name not in RECONSTRUCTING:
+        raise EntryError("P104", f"Images are reconstructed, and the model {name} knows nothing of k-space.",
+                         "Put it into one that does: `model: {unrolled: {network: unet}}`.", place=place)  # fmt: skip
+    if data.undersampling is None and name in RECONSTRUCTING:
+        raise EntryError("P104", f"The model {name} is for `task: reconstruction`, and `data: {{undersampling: ...}}` does "
+                         "not say which lines of k-space are measured.", "Give it, or name another model.",
+                         place=place)  # fmt: skip
+    return name, resolve_inner(name, options, place)
 
 
 def read_networks(entries: Mapping[str, Any], data: DataSpec) -> dict[str, Named]:

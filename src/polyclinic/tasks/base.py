@@ -131,9 +131,9 @@ class Task(ABC):
     """
 
     name: ClassVar[str]
-    #: What is to be predicted: one of several classes, a number, a mask of each case, the time of an event, or several
-    #: labels at once.
-    target: ClassVar[Literal["labels", "numbers", "masks", "times", "findings"]]
+    #: What is to be predicted: one of several classes, a number, a mask of each case, the time of an event, several
+    #: labels at once, or the image of each case, of which part is measured.
+    target: ClassVar[Literal["labels", "numbers", "masks", "times", "findings", "images"]]
     #: The losses by name; the first is the default.
     losses: ClassVar[Catalogue[LossFunction]]
     #: Names of its own metrics, each of them in `polyclinic.tasks.metrics.METRICS`; see ``all_metrics``.

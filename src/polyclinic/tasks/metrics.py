@@ -1,7 +1,8 @@
 """The metrics of all tasks by name, how well a model classifies cases, and the choice of a decision threshold.
 
-Outlines are measured in `polyclinic.tasks.segmentation_metrics`, numbers in `polyclinic.tasks.regression_metrics`, and
-survival in `polyclinic.tasks.survival_metrics`.
+Outlines are measured in `polyclinic.tasks.segmentation_metrics`, reconstructed images in
+`polyclinic.tasks.reconstruction_metrics`, numbers in `polyclinic.tasks.regression_metrics`, and survival in
+`polyclinic.tasks.survival_metrics`.
 
 Every classification metric has one formula, written for weighted cases and many sets of weights at once
 (``weighted_metrics``): the metric itself is the formula with weights of one, and the bootstrap of
@@ -28,6 +29,7 @@ Booleans = NDArray[np.bool_]
 CLASSIFICATION = ("auc", "acc", "bac", "sen", "spe", "f1", "ap", "brier", "ece")
 SEGMENTATION = ("dice", "hd95", "assd", "sen", "pre", "nsd", "lesion_sen", "lesion_f1")
 REGRESSION = ("mae", "rmse", "r2", "r")
+RECONSTRUCTION = ("psnr", "ssim", "nmse")
 SURVIVAL = ("concordance", "uno", "brier", "ibs")
 
 #: Equal-width bins of confidence for the calibration error, as in Guo et al. 2017.
@@ -149,6 +151,27 @@ METRICS = {
         True,
         "",
         (-1.0, 1.0),
+    ),
+    "psnr": Metric(
+        "Peak signal-to-noise ratio",
+        "How far the largest value of an image lies above the reconstruction’s error, on a logarithmic scale.",
+        True,
+        "dB",
+        (float("-inf"), float("inf")),
+    ),
+    "ssim": Metric(
+        "Structural similarity",
+        "How alike reconstruction and image are in means, contrasts and structure of small windows; 1 is perfect.",
+        True,
+        "",
+        (-1.0, 1.0),
+    ),
+    "nmse": Metric(
+        "Normalised mean squared error",
+        "Squared error of the reconstruction as a share of the squares of the image; 0 is perfect.",
+        False,
+        "",
+        _UNBOUNDED,
     ),
     "concordance": Metric(
         "Concordance",
@@ -279,6 +302,9 @@ SEVERAL_CLASSES = {
     "brier": "Squared distance between the predicted probabilities and what was true, summed over the classes, as the "
     "mean over the cases; 0 is perfect, 2 the worst.",
 }
+
+#: What stands in brackets behind a metric of images without a network, see `polyclinic.tasks.reconstruction`.
+ZERO_FILLED = "zero-filled"
 
 #: Metrics that are distances: in millimetres where the size of a voxel is known, else in pixels.
 DISTANCES = ("hd95", "assd")

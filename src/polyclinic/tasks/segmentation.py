@@ -6,17 +6,15 @@ from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
 from typing import TYPE_CHECKING, Any, ClassVar
 
-import numpy as np
-import pandas as pd
 import torch
 import torch.nn.functional as F
-from numpy.typing import NDArray
 from torch import Tensor
 
 from polyclinic.ignored import IGNORED
 from polyclinic.options import Catalogue
 from polyclinic.shapes import Shaped
-from polyclinic.tasks.base import Asked, Batch, Floats, LossFunction, Measure, Score, Sent, Task, Totals, register
+from polyclinic.tasks.base import Asked, Batch, LossFunction, Score, Sent, register
+from polyclinic.tasks.case_means import MeasuredByCase
 from polyclinic.tasks.metrics import SEGMENTATION
 from polyclinic.tasks.segmentation_metrics import metric_columns, segmentation_case, segmentation_classes
 
@@ -87,7 +85,7 @@ def _focal(*, several: bool) -> FocalLoss:
 
 
 @register
-class Segmentation(Task):
+class Segmentation(MeasuredByCase):
     """A mask a case, in two or three dimensions.
 
     One structure: outputs are logits ``[B, 1, H, W]`` or ``[B, 1, D, H, W]``. Several: one channel a class, background
@@ -102,10 +100,7 @@ class Segmentation(Task):
     default_metrics: ClassVar[tuple[str, ...]] = ("dice", "hd95", "sen", "pre")
 
     has_accuracy = True
-    case_by_case = True
-    sends: ClassVar = {"values": Shaped("float64", "N", "M", finite=False)}
     says: ClassVar = {"metrics": list[str], "space": str}
-    totalled: ClassVar = {"sums": Shaped("float64", "metrics"), "known": Shaped("int64", "metrics", least=0)}
     counts = Shaped("float64", 2, len(MASK_THRESHOLDS))
 
     @property
@@ -221,9 +216,9 @@ class Segmentation(Task):
 
     def misfit(self, fields: Mapping[str, Any], tensors: Mapping[str, Tensor], asked: Asked) -> str:
         """The metrics are those that were asked for, in the space that was asked for."""
-        wanted = metric_columns(asked.names, asked.classes)
-        if list(fields["metrics"]) != wanted or tensors["values"].shape[1] != len(wanted):
-            return f"metrics: got {len(fields['metrics'])} names, expected {', '.join(wanted)}"
+        wrong = super().misfit(fields, tensors, asked)
+        if wrong:
+            return wrong
         if fields["space"] != asked.space:
             return f"space: got {str(fields['space'])[:20]!r}, expected {asked.space!r}"
         return ""
@@ -262,52 +257,12 @@ class Segmentation(Task):
 
     def columns(self, fields: Mapping[str, Any], tensors: Mapping[str, Tensor], threshold: float) -> dict[str, Any]:
         """A column for each metric, and one for the space in which it was measured."""
-        values = tensors["values"].numpy()
-        found: dict[str, Any] = {name: values[:, column] for column, name in enumerate(fields["metrics"])}
-        return found | {"space": [fields["space"]] * len(values)}
+        found = super().columns(fields, tensors, threshold)
+        return found | {"space": [fields["space"]] * len(tensors["values"])}
 
     def result_metrics(self, names: Sequence[str], classes: Sequence[str]) -> list[str]:
         """With several structures also each metric of each structure, see `metric_columns`."""
         return metric_columns(names, classes)
-
-    def known(self, names: Iterable[str], cases: pd.DataFrame) -> list[str]:
-        """Those that each case has."""
-        return [name for name in names if name in cases]
-
-    def values(self, cases: pd.DataFrame, names: Sequence[str]) -> dict[str, float]:
-        """Mean over the cases, leaving out NaN."""
-        return {name: float(cases[name].mean()) for name in names}
-
-    def measure(self, cases: pd.DataFrame, names: Sequence[str]) -> Measure:
-        """Mean over the cases of values that each case has already, leaving out NaN."""
-        values = cases[list(names)].to_numpy(np.float64)
-
-        def measure(rows: NDArray[np.intp], weights: Floats) -> Floats:
-            known = ~np.isnan(values[rows])
-            totals = np.where(known, values[rows], 0.0).T @ weights
-            counts = known.T.astype(np.float64) @ weights
-            means: Floats = np.divide(totals, counts, out=np.full(totals.shape, np.nan), where=counts > 0)
-            return means
-
-        return measure
-
-    def totals(self, cases: pd.DataFrame, names: Sequence[str]) -> Totals:
-        """``sums`` of each metric over the cases that have it, and how many are ``known``, both [metrics]."""
-        values = cases[list(names)].to_numpy(np.float64)
-        known = ~np.isnan(values)
-        return {"sums": np.where(known, values, 0.0).sum(axis=0), "known": known.sum(axis=0)}
-
-    def from_totals(self, totals: Totals, names: Sequence[str]) -> dict[str, float]:
-        """Mean over the cases that have a value."""
-        parts = zip(names, totals["sums"], totals["known"], strict=True)
-        return {name: float(total / known) if known else float("nan") for name, total, known in parts}
-
-    def influence(self, cases: pd.DataFrame, totals: Totals, names: Sequence[str]) -> Floats:
-        """See `Task.influence`; a case without a value counts for nothing."""
-        values = cases[list(names)].to_numpy(np.float64).T
-        known = np.maximum(totals["known"], 1)[:, None]
-        found = (values - totals["sums"][:, None] / known) / known
-        return np.where(totals["known"][:, None] > 0, np.where(np.isnan(values), 0.0, found), np.nan)
 
 
 def without_ignored(decided: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:

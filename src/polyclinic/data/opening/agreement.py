@@ -245,7 +245,7 @@ def fixed_classes(spec: DataSpec, target: Target) -> list[str] | None:
         return list(EVENT_CLASSES)
     if target == "findings":
         return flat_classes(spec)
-    if target == "numbers":
+    if target in ("numbers", "images"):
         return []
     if spec.positive is not None:
         return binary_names(str(spec.label), spec.positive)

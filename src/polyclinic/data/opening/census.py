@@ -116,7 +116,7 @@ def take_census(
             found_labels["labels"] = named(str(spec.event), found_labels["labels"])  # type: ignore[arg-type]
     elif target == "findings":
         found_labels = {"findings": class_counts(encode_findings(rows.cells, spec), len(flat_classes(spec)))}
-    elif target != "masks" and spec.label is not None:
+    elif target not in ("masks", "images") and spec.label is not None:
         found_labels = _labels(cases.cells[spec.label][cases.labelled], spec, target)
         if cases.labelled.sum() < floor:  # the number of a few patients
             found_labels.pop("one_number", None)

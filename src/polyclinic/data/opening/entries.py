@@ -6,6 +6,7 @@ import re
 
 from polyclinic.data.opening.public import check_public
 from polyclinic.data.partition import check_partition
+from polyclinic.data.reconstruction_entries import check_undersampling
 from polyclinic.data.spec import DataSpec, Target
 from polyclinic.data.tables.features import check_categories
 from polyclinic.data.volumes.prepare import check_volumes
@@ -44,12 +45,13 @@ def check_entries(spec: DataSpec, target: Target) -> None:
             need(spec.size and min(spec.size) > 0, "Images need a `size`.",
                  "Give height and width: size: [128, 128]; or `preprocessing` for NIfTI and DICOM.")  # fmt: skip
     check_volumes(spec, target)
+    check_undersampling(spec, target)
     check_partition(spec, target)
     check_categories(spec)
     check_public(spec)
     if target == "masks":
         need(spec.image and spec.mask, "Segmentation needs `image` and `mask`.", "Name the columns with their paths.")
-    else:
+    elif target != "images":
         kind, goal = _KINDS[target]
         if target == "findings":
             need(spec.findings, f"{kind} needs `findings`.", f"Name the columns with {goal}.")

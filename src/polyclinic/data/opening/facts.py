@@ -107,14 +107,14 @@ class SiteFacts(Body):
         labels = known.labels
         if known.findings is not None:
             found["classes"] = label_counts(known.findings.numpy(), classes)
-        elif labels is None:
+        elif data.masked:
             shares = foreground_shares(known.targets)
             found["foreground"] = sum(shares) / len(shares) if shares else None
-        elif labels.is_floating_point():
+        elif labels is not None and labels.is_floating_point():
             if len(labels):
                 numbers = labels.double()
                 found["numbers"] = numbers.mean().item(), numbers.std(correction=0).item()
-        else:
+        elif labels is not None:
             found["classes"] = class_counts(labels, classes)
             if known.times is not None and len(known):
                 found["round_time"] = round_time(known.times.max().item())
@@ -138,7 +138,7 @@ class SiteFacts(Body):
         return cls(
             found=counts.found, used=counts.used, unlabelled=counts.unlabelled, rejected=dict(counts.rejected),
             patients=len(set(data.subjects)) if subjects_named else len(data), labelled=len(known),
-            duplicates=copies(data), shape=list(data.inputs.shape[1:]), in_millimetres=data.spacings is not None,
+            duplicates=copies(data), shape=list(data.shape), in_millimetres=data.spacings is not None,
             fingerprint=_fingerprint(data), notes=[(note.number, str(note)) for note in notes or ()], **found,
         )  # fmt: skip
 

@@ -17,6 +17,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from polyclinic.data.acquisition import acquisition_notes
 from polyclinic.data.bags import Bags
 from polyclinic.data.cases import NO_CLASS, Counts, SiteData, reasons_text
 from polyclinic.data.check import quality_notes
@@ -204,7 +205,7 @@ class Holder:
         agreement = agree({"": take_census(mine, len(rows), spec, self.target)}, spec, self.target)
         reject_strangers(rows, agreement.spellings)
         kept = placed & rows.usable
-        labels = None if self.target == "masks" else self._labels(rows.where(kept), agreement)
+        labels = None if self.target in ("masks", "images") else self._labels(rows.where(kept), agreement)
         if self.target == "times" and labels is not None:
             labels = labels[:, 1].astype(np.int64)
         self._dealt = partition_rows(rows, kept, labels, spec.partition, subjects_named=spec.subject is not None)
@@ -351,12 +352,12 @@ class Holder:
 
     def _labels(self, rows: Rows, agreement: Agreement) -> Labels:
         """Class, number, time and event, or classes of all findings of each row, `NO_CLASS` or NaN without a label;
-        nothing for masks."""
+        nothing for masks and images."""
         if self.target == "times":
             return encode_times(rows.cells, self.spec)
         if self.target == "findings":
             return encode_findings(rows.cells, self.spec)
-        if self.target == "masks" or self.spec.label is None:
+        if self.target in ("masks", "images") or self.spec.label is None:
             return np.empty(0, dtype=np.int64)
         cells = rows.cells[self.spec.label][rows.labelled].reset_index(drop=True)
         labels: Labels
@@ -400,13 +401,17 @@ class Holder:
         if inputs is None or not len(here):
             return None, notes
         counts.unlabelled = int(len(here) - known.sum())
-        targets = torch.from_numpy(self._targets[here]) if masks is None else masks
+        if self.target == "images" and not isinstance(inputs, Bags):
+            targets = inputs
+            notes = [*notes, *acquisition_notes(site, inputs, used.origin["case"].iloc[here].tolist())]
+        else:
+            targets = torch.from_numpy(self._targets[here]) if masks is None else masks
         name = "case" if self.spec.bags is None else "bag"
         subjects, cases, parts = (used.origin[column].iloc[here].tolist() for column in ("subject", name, "part"))
         own = None if self._covariates is None else torch.from_numpy(self._covariates[here])
         fixed = parts if self.split is not None else None
         data = SiteData(site, inputs, targets, subjects, cases, fixed, counts, _spacings(inputs), own, depth=depth)
-        data.originals = originals
+        data.originals, data.undersampling = originals, self.spec.undersampling
         data.public = None if self.public is None else self.public.inputs
         if facts is not None:
             data.mask_facts = [*facts, *[MaskFacts()] * counts.unlabelled]

@@ -242,7 +242,7 @@ def reject_rows(rows: Rows, spec: DataSpec, target: Target, split: str | None) -
         unusable = time_reasons(cells, spec)
         for reason in dict.fromkeys(unusable[unusable != ""].tolist()):
             rows.reject(unusable == reason, reason)
-    elif target != "masks" and spec.label is not None:
+    elif target not in ("masks", "images") and spec.label is not None:
         reasons = (label_reasons if target == "labels" else number_reasons)(cells[spec.label], spec)
         reasons[~rows.labelled] = ""
         for reason in dict.fromkeys(reasons[reasons != ""]):

@@ -11,6 +11,7 @@ from markupsafe import Markup
 from polyclinic.study.baselines import BASELINES
 from polyclinic.study.kinds import PLAIN, UNSEEN
 from polyclinic.study.report.folder import POOLED, Folder, Line, Measure
+from polyclinic.tasks.metrics import ZERO_FILLED, class_metric
 
 #: A difference is called beyond chance where its corrected p value is below this.
 ALPHA = 0.05
@@ -70,6 +71,7 @@ def answer(folder: Folder) -> list[Markup]:
         *_one_seed(folder, best),
         *_pooled(folder, best),
         *_guessing(folder, best),
+        *_zero_filled(folder, best),
         *_range(folder, best),
         *_together(folder, best, private),
     ]
@@ -245,6 +247,17 @@ def _guessing(folder: Folder, best: Best) -> Iterator[Markup]:
             "The interval of {} includes {:.2f}, the value of guessing: "
             "<strong>this study does not show that the model {}</strong>."
         ).format(best.method, guess, apart)
+
+
+def _zero_filled(folder: Folder, best: Best) -> Iterator[Markup]:
+    """What images are without any network, and a warning where the best method is not above it."""
+    row = folder.line(best.method, class_metric(folder.primary.name, ZERO_FILLED), best.over)
+    if folder.target != "images" or row is None:
+        return
+    yield Markup("The zero-filled images, without any network, reached {}.").format(folder.primary.text(row["mean"]))
+    sign = 1 if folder.primary.higher_is_better else -1
+    if sign * (best.row["mean"] - row["mean"]) <= 0:
+        yield Markup("<strong>So this study does not show that {} reconstructs anything</strong>.").format(best.method)
 
 
 def _range(folder: Folder, best: Best) -> Iterator[Markup]:

@@ -334,7 +334,7 @@ class Folder:
 
     @property
     def target(self) -> str:
-        """What the study predicts: labels, numbers, masks, times or findings."""
+        """What the study predicts: labels, numbers, masks, times, findings or images."""
         told = self.provenance.get("target")  # results of earlier versions do not say
         return str(told or ("numbers" if self.primary.name in REGRESSION else "labels"))
 
@@ -438,6 +438,8 @@ class Folder:
     @property
     def each(self) -> str:
         """Of what there are several metrics, in a word."""
+        if self.target == "images":
+            return "zero-filled image"
         return "time" if self.time_unit else "finding" if self.target == "findings" else "structure"
 
     @property

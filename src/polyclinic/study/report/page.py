@@ -105,7 +105,8 @@ def render(folder: Folder, without: Collection[str] = ()) -> str:
         lstrip_blocks=True,
     )
     content = {name: () if name in without else make(folder) for name, make in CONTENT.items()}
-    titles = SECTIONS | ({"structures": f"{folder.each.capitalize()} by {folder.each}"})
+    by_each = "Zero-filled images" if folder.target == "images" else f"{folder.each.capitalize()} by {folder.each}"
+    titles = SECTIONS | {"structures": by_each}
     sections = {name: title for name, title in titles.items() if content[name]}
     return environment.get_template("report.html.j2").render(
         folder=folder,
@@ -157,6 +158,7 @@ _KEPT = "stayed at the sites, which answered with metrics, counts and sums over 
 KEPT = {
     "labels": f"{_KEPT}; curves over all sites are drawn from counts of scores between thresholds",
     "numbers": f"{_KEPT}; plots of predicted against true numbers would show single cases, so there are none",
+    "images": f"{_KEPT}; pictures of reconstructions would show patients, so there are none",
     "masks": f"{_KEPT}; pictures of segmentations would show patients, so there are none",
 }
 

@@ -114,7 +114,7 @@ def _facts(opened: Opened, data: SiteData, place: int) -> list[str]:
     if findings is not None:
         return [*(opened.classes[one] for one in findings[place].tolist() if one >= 0), *facts]
     if labels is None:
-        return [*facts, *_structure_sizes(opened, data, place)]
+        return [*facts, *(_structure_sizes(opened, data, place) if data.masked else [])]
     label = labels[place].item()
     return [f"{label:.4g}" if labels.is_floating_point() else opened.classes[int(label)], *facts]
 

@@ -84,6 +84,10 @@ def _targets(study: CheckedStudy, opened: Opened, sources: Sources) -> Iterator[
             texts = Counter(str(cell) for cell in sources.cells[name].dropna())
             yield Role("Finding", [name], f"{', '.join(classes)}. In the table: {frequent(texts, 8)}")
         return
+    if target == "images":
+        asked = spec.undersampling.model_dump() if spec.undersampling else {}
+        yield Role("Image to reconstruct", spec.image_columns, f"from part of its k-space: {plain(asked)}")
+        return
     label = [spec.label] if spec.label else []
     if target == "numbers":
         yield Role("Number to predict", label, "in the unit of its column")

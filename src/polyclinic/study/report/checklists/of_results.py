@@ -155,6 +155,8 @@ def threshold(folder: Folder) -> str | None:
     evaluation = part(folder, "evaluation")
     if folder.target == "numbers":
         return "A model gives a number; no threshold."
+    if folder.target == "images":
+        return "A model gives an image; no threshold."
     if (len(folder.classes) > 2 or folder.structures) and folder.target != "findings":
         return "A model gives a probability of each class; the most probable one is taken."
     if not evaluation:

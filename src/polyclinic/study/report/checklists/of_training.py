@@ -170,6 +170,8 @@ def imbalance(folder: Folder) -> str | None:
         return None
     if folder.target == "numbers":
         return "Does not apply: numbers are predicted, not classes."
+    if folder.target == "images":
+        return "Does not apply: images are reconstructed, no classes predicted."
     weights = declared.get("class_weights", "none")
     if weights in (None, "none") and boxes:
         return f"Classes have the same weight in the loss. Boxes are cut from volumes: {plain(boxes)}."
