@@ -57,6 +57,13 @@ def test_slices(fastmri, prepared):
     assert prepared("fastmri", label="acquisition", out="field", sites_by="field").sites == {"1.5 T": 24, "3 T": 32}
 
 
+def test_reconstruction(fastmri, prepared):
+    result = prepared("fastmri")
+    assert (result.study["task"], result.study["data"]["undersampling"]["acceleration"]) == ("reconstruction", 4)
+    assert "label" not in result.study["data"]
+    assert result.check() == [56, 56, 0]
+
+
 def test_headers_of_scanners():
     header = HEADER.format(model="Prisma_fit", field="2.8936").encode()
     assert read_scanner(header) == ("Prisma_fit", "3 T")

@@ -13,7 +13,7 @@ import pandas as pd
 from polyclinic.data.cases import Counts
 
 Kind = Literal["table", "image", "volume"]
-Task = Literal["classification", "segmentation", "regression", "survival", "multi_label"]
+Task = Literal["classification", "segmentation", "regression", "survival", "multi_label", "reconstruction"]
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,8 @@ class Label:
     Attributes:
         column: its column in the manifest; of several findings the first.
         meaning: what it is, and its values.
-        task: what it is learnt for; for segmentation ``column`` holds the mask, for survival the time.
+        task: what it is learnt for; for segmentation ``column`` holds the mask, for survival the time, for
+            reconstruction the image itself.
         positive: classes that are the positive class by default; empty: every value is a class of its own.
         against: classes that are the negative class by default; empty: all others.
         event: column of the event (survival), 1 where it happened and 0 where it was not seen.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from typing import Any
 from xml.etree import ElementTree
 
 import numpy as np
@@ -98,7 +99,9 @@ def _draft(request: Request) -> Draft:
     unnamed = (table["subject"] == "") & (table["image"] != "")
     table.loc[unnamed, "subject"] = table["image"].str.extract(r"([^/]+)_\d{3}\.png$", expand=False)
     table.insert(0, "site", table[_SITE_COLUMNS.get(request.sites_by, "scanner")])
-    data = {"size": [320, 320], "channels": "grey", "augmentation": []}
+    data: dict[str, Any] = {"size": [320, 320], "channels": "grey", "augmentation": []}
+    if request.label == "image":
+        data["undersampling"] = {"acceleration": 4, "center": 0.08}
     return Draft(table, "image", images=["image"], data=data)
 
 
@@ -106,7 +109,7 @@ ENTRY = Entry(
     name="fastmri",
     title="fastMRI (reconstruction of knees and brains)",
     about="Raw data (k-space) of MRI of the knee and the brain, with the images that were reconstructed from all of "
-    "it. Made for learning to reconstruct an image from part of its k-space, so that scans take less time.",
+    "it. What is learnt is to reconstruct an image from part of its k-space, so that scans take less time.",
     modality="MRI (slices, reconstructed from complete k-space)",
     sites="Scanners of NYU Langone Health (model and field strength in the ISMRMRD header of each file), or the field "
     "strength, or the contrast (attribute `acquisition`).",
@@ -123,6 +126,7 @@ fastmri/
   multicoil_val/..., multicoil_test/...  the test part has no images
 """,
     labels={
+        "image": Label("image", "the image, from a quarter of its k-space", task="reconstruction"),
         "acquisition": Label("acquisition", "the contrast: CORPD_FBK, CORPDFS_FBK, AXT1, AXT2, AXFLAIR, ..."),
     },
     sites_by={
@@ -133,7 +137,8 @@ fastmri/
     draft=_draft,
     assumed=(
         "The middle half of the slices of each volume is written as PNG of 8 bits next to the manifest, with the "
-        "largest value of the volume as white. Raw data are not used.",
+        "largest value of the volume as white. Raw data are not used: a study makes its k-space from these magnitude "
+        "images, which is easier than what a scanner gives. It compares methods and is no benchmark of fastMRI.",
         "Files are HDF5: `pip install 'polyclinic[hdf5]'`.",
         "All volumes of a `patient_id` stay together; a file without one is a patient of its own.",
         "The names of the scanners in the headers could not be confirmed; they are taken as they stand there.",

@@ -47,6 +47,11 @@ _TEMPLATES: dict[tuple[Kind, Task], tuple[Any, _Training, list[str]]] = {
         {"rounds": 15, "local_epochs": 2, "batch_size": 4, "optimizer": {"adamw": {"lr": 0.003}}},
         ["dice", "hd95", "sen", "pre"],
     ),
+    ("image", "reconstruction"): (
+        {"unrolled": {"network": {"unet": {"channels": [16, 32, 64]}}, "cascades": 2}},
+        {"rounds": 15, "batch_size": 8, "optimizer": {"adamw": {"lr": 0.001}}},
+        ["ssim", "psnr", "nmse"],
+    ),
     ("volume", "classification"): (
         {"cnn": {"channels": [16, 32, 64, 128], "norm": "group"}},
         {"rounds": 30, "batch_size": 4, "optimizer": {"adamw": {"lr": 0.001}}},
@@ -105,7 +110,7 @@ def starter_study(
         data["findings"] = list(label.findings)
     elif label.event:
         data |= {"time": label.column, "event": label.event}
-    elif label.task != "segmentation":
+    elif label.task not in ("segmentation", "reconstruction"):
         data["label"] = label.column
     if positive:
         data["positive"] = list(positive) if len(positive) > 1 else positive[0]
