@@ -36,8 +36,8 @@ def read_network(entry: Any, data: DataSpec, place: Place = ("model",)) -> Named
                          "Put it into one that does: `model: {unrolled: {network: unet}}`.", place=place)  # fmt: skip
     if data.undersampling is None and name in RECONSTRUCTING:
         raise EntryError("P104", f"The model {name} is for `task: reconstruction`, and the study does not say "
-                         "which lines of k-space are measured.", "Give `data: {undersampling: ...}`, or name another model.",
-                         place=place)  # fmt: skip
+                         "which lines of k-space are measured.",
+                         "Give `data: {undersampling: ...}`, or name another model.", place=place)  # fmt: skip
     return name, resolve_inner(name, options, place)
 
 
