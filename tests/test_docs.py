@@ -806,6 +806,7 @@ REFUSED: list[tuple[str, dict[str, Any]]] = [
         },
     ),
     ("P104", {"methods": ["attention_mil"]}),
+    ("P104", {"methods": ["fedmri"]}),
     ("P102", {"methods": ["fedavg", "fedavg"]}),
     ("P104", {"methods": ["single"], "evaluation": {"unseen_sites": ["single"]}}),
     ("P104", {"engine": {"precision": "mixed", "mode": "stacked"}}),
