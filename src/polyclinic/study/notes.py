@@ -12,6 +12,7 @@ from polyclinic.audit.poisoning import Attack
 from polyclinic.catalogues import PLUGINS
 from polyclinic.data.opening.subgroups import NOT_KNOWN
 from polyclinic.data.quality.words import counted, some
+from polyclinic.data.spec import DataSpec
 from polyclinic.data.tables.findings import finding_classes
 from polyclinic.methods import SHARES
 from polyclinic.notes import Note
@@ -102,7 +103,7 @@ def idle_parts(declaration: Declaration, layout: Layout) -> list[Note]:
                 why = f"{name} has no layers before its head"
             elif end.needs_normalisation and not normalised:
                 why = f"{name} has no normalisation layers"
-            elif end.needs_unlabelled and declaration.data.unlabelled == "reject" and declaration.data.labels is None:
+            elif end.needs_unlabelled and not _may_lack_labels(declaration.data):
                 why = "the study keeps no cases without a label (`data: {unlabelled: use}` does)"
             elif end.zero_at_start and study.training.local_steps == 1:
                 why = "it is zero in the first local step of a round, and there is no other"
@@ -110,6 +111,10 @@ def idle_parts(declaration: Declaration, layout: Layout) -> list[Note]:
                 continue
             notes.append(Note("N103", f"{study.label} is the same as without its rule {rule} here: {why}."))
     return notes
+
+
+def _may_lack_labels(data: DataSpec) -> bool:
+    return data.unlabelled == "use" or data.labels is not None or bool(data.hint_columns)
 
 
 def ungrouped(declaration: Declaration, folds: Sequence[Fold]) -> list[Note]:
