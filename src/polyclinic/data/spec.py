@@ -393,8 +393,8 @@ class DataSpec(BaseModel):
     """Structures in the masks: ``{name: value or values}``, or names for the values 1, 2, ... in this order. Colours of
     pictures (``"#ff0000"``) are values, too."""
     structures: dict[str, Annotated[list[str], Field(min_length=1)]] | None = None
-    """Sites that outline some of the structures only: ``{site: [names of mask_classes]}``. The others are unknown there,
-    and no background."""
+    """Sites that outline some of the structures only: ``{site: [names of mask_classes]}``. The others are unknown
+    there, and no background."""
     root: str | None = None
     """Folder to which image paths are relative; default: the table's folder."""
     size: tuple[int, int] | None = None
