@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import nn
 
+from elsewhere import Elsewhere, split_table
 from helpers import Federation, declare, image_sites, site_of, write_image_study
 from polyclinic import Study
 from polyclinic.candidates import code_of, possible
@@ -201,6 +202,18 @@ def test_every_engine_gives_the_same(tmp_path, engine):
         for name, one in (("here", {"mode": "sequential", "jobs": 1}), ("there", engine))
     ]
     assert scores[0].to_numpy() == pytest.approx(scores[1].to_numpy(), abs=1e-5)
+
+
+@pytest.mark.usefixtures("without_report")
+def test_sites_elsewhere_give_the_same_numbers(tmp_path):
+    content = study(tmp_path)
+    content["evaluation"] |= {"predictions": "coordinator"}
+    content["data"]["root"] = str(tmp_path)
+    folders = split_table(tmp_path)
+    Study.of(content, tmp_path).run(tmp_path / "here")
+    run_study(Study.of(content, tmp_path), tmp_path / "there", engine=Elsewhere(folders, tmp_path / "sites"))
+    for name in ("predictions.csv", "flow.csv", "sites.csv"):
+        assert (tmp_path / "here" / name).read_bytes() == (tmp_path / "there" / name).read_bytes()
 
 
 @pytest.mark.usefixtures("without_report")

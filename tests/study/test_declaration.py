@@ -38,7 +38,9 @@ STUDIES = {
     "least": {},
     "every method": {
         "methods": [
-            {name: OPTIONS.get(name, {})} for name in sorted(METHODS) if name not in [*BAGS, *FINDINGS, *MEASURED, *MASKS]
+            {name: OPTIONS.get(name, {})}
+            for name in sorted(METHODS)
+            if name not in [*BAGS, *FINDINGS, *MEASURED, *MASKS]
         ],
         "data": {**PICTURES, "public": "public.csv"},  # some are for images
         "evaluation": {"subgroups": ["sex"]},

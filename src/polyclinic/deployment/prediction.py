@@ -264,7 +264,9 @@ class Predictor:
             prepared = step.take(prepared, fitted)
         if prepared.scaler is None:
             raise ValueError("the chain of preparation has no scaling")
-        dataset = dataset_of(prepared.data, prepared.scaler, None, self.description.data.planned_patch, prepared.standard)
+        dataset = dataset_of(
+            prepared.data, prepared.scaler, None, self.description.data.planned_patch, prepared.standard
+        )
         if dataset.training_shape != tuple(self.description.shape):
             raise ModelError("P702", f"The cases have the shape {list(dataset.training_shape)}, and the model takes "
                              f"{self.description.shape}.", "Give cases like those that it was trained on.")  # fmt: skip
