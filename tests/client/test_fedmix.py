@@ -1,5 +1,6 @@
 """FedMix: masks at some sites, boxes or image labels at others."""
 
+import shutil
 from types import SimpleNamespace
 
 import numpy as np
@@ -65,7 +66,7 @@ def rule_for(inputs, known, **options):
     rule = WeakMasks(strength=0.0, **options)
     task = build_task("segmentation", 2, ("cross_entropy", {}))
     view = SimpleNamespace(
-        task=task, count=lambda part="train": len(inputs) if part == "unlabelled" else 0,
+        task=task, unannotated=(), count=lambda part="train": len(inputs) if part == "unlabelled" else 0,
         hints=lambda index, seed: (inputs[index], known[index]),
     )  # fmt: skip
     rule.begin(view, {})
@@ -208,8 +209,9 @@ def test_every_engine_gives_the_same(tmp_path, engine):
 def test_sites_elsewhere_give_the_same_numbers(tmp_path):
     content = study(tmp_path)
     content["evaluation"] |= {"predictions": "coordinator"}
-    content["data"]["root"] = str(tmp_path)
     folders = split_table(tmp_path)
+    for site, folder in folders.items():
+        shutil.copytree(tmp_path / site, folder / site)
     Study.of(content, tmp_path).run(tmp_path / "here")
     run_study(Study.of(content, tmp_path), tmp_path / "there", engine=Elsewhere(folders, tmp_path / "sites"))
     for name in ("predictions.csv", "flow.csv", "sites.csv"):
