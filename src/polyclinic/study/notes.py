@@ -42,7 +42,7 @@ def left_out() -> list[Note]:
     return [Note("N107", str(plugin)) for plugin in PLUGINS if plugin.problem]
 
 
-def hidden_labels(folds: Sequence[Fold]) -> list[Note]:
+def hidden_labels(declaration: Declaration, folds: Sequence[Fold]) -> list[Note]:
     """On labels that a study hides from its trainings."""
     sites = {site: 0 for fold in folds for site, cases in fold.hidden.items() if cases}
     if not sites:
@@ -51,6 +51,9 @@ def hidden_labels(folds: Sequence[Fold]) -> list[Note]:
     hidden = [sum(fold.hidden[site] for site in sites) for fold in folds]
     text = f"Labels were hidden from training on purpose, at {', '.join(sites)}: of {hidden[0]} of "
     text += f"{hidden[0] + shown[0]} training cases there" + (" in the first fold" if len(folds) > 1 else "")
+    leaves = declaration.data.labels.leaves if declaration.data.labels else None
+    if leaves:
+        text += ", of whose masks " + ("boxes" if leaves == "box" else "names of structures") + " are left"
     if any(fold.train[site] == 0 for fold in folds for site in sites):
         return [Note("N111", f"{text}, with those for validation. Test cases have all of theirs.")]
     return [Note("N111", f"{text}. Validation and test cases have all of theirs.")]
