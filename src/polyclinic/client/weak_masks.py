@@ -203,7 +203,7 @@ class _Learned(SiteEnd):
         rule = next((end for end in view.ends if isinstance(end, WeakMasks)), None)
         known, weak = view.count(), 0.0 if rule is None else rule.learned()
         if rule is None:
-            loss = view.measure(ended.vector)["loss"]
+            loss = view.measure(ended.vector)["loss"] if known else 0.0
         else:
             loss = (known * rule.known.mean + weak * rule.weak.mean) / max(known + weak, 1.0)
         told = {"cases": known + weak, "loss": loss}
