@@ -169,6 +169,9 @@ def rounds_of_methods(only: Sequence[str] = ()) -> None:
                 other = bool(PUBLISHED[name].network)  # than those that are trained here
                 if method.scope != "federation" or name == "fedavg" or other or (images and len(network.shape) == 1):
                     continue
+                tasks = [part.tasks for name, options in method.local if (part := build_part(name, options)).tasks]
+                if not all("classification" in one for one in tasks):
+                    continue
                 own = Ours(trained(name), data, Path(folder))
                 turns = [(statistics.median(own.rounds()), statistics.median(plain.rounds())) for _ in range(TURNS)]
                 # The machine's speed drifts by more than most methods cost: each turn is compared with its neighbour.

@@ -288,6 +288,8 @@ OTHERWISE = {"single", "cross", "ensemble", "mix", "cyclic", "incremental", "fed
 FOR_IMAGES = {"harmofl", "elcfs", "style_transfer", "fedad"}
 #: Methods for several labels.
 FOR_FINDINGS = {"multi_task", "graph_layer"}
+#: Methods for masks.
+FOR_MASKS = {"fedmix"}
 
 
 @pytest.mark.parametrize("method", sorted(METHODS))
@@ -302,6 +304,9 @@ def test_equal_sites_give_what_each_of_them_gives(method, tmp_path):
         model = {"unrolled": {"network": {"unet": {"channels": [4, 8]}}}}
     if method in FOR_IMAGES:
         site, model = image_site("Aachen", 16), {"cnn": {"channels": [4]}}
+    if method in FOR_MASKS:
+        site, kind = image_site("Aachen", 16, masks=True), {"task": "segmentation"}
+        model = {"unet": {"channels": [2, 4], "residual_units": 0}}
     if method in FOR_FINDINGS:
         site, kind = finding_site("Aachen", 16), {"task": "multi_label", "classes": 4}
     # Seven sites are what Bulyan needs against one that is corrupt. Sites of another name would shuffle otherwise.

@@ -341,6 +341,14 @@ publish(
     local=["peer_labels"],
 )
 publish(
+    "fedmix",
+    _FEW_LABELS,
+    "Where there is no mask, the common model's outlines are learned as far as boxes or image labels allow.",
+    "Wicaksana et al., IEEE TMI 2023",
+    local=["weak_masks"],
+    server=["mixed_weights"],
+)
+publish(
     "fedvss",
     _FEW_LABELS,
     "Models are smooth around each site's cases, and agree with the common one where it is sure.",

@@ -81,6 +81,7 @@ TITLES: dict[str, str] = {
     "N287": "Models are asked for findings that they did not learn",
     "N290": "Images have one value everywhere",
     "N291": "Images have values below zero",
+    "N295": "Sites did not outline all structures",
     "N301": "Columns of participants.tsv were left out",
     "N302": "participants.tsv was not used",
     "N303": "Patients' names or numbers stand in paths",

@@ -101,7 +101,7 @@ def test_a_subclass_sees_every_index_that_is_read(make_site):
     read = []
 
     class Logged(Dataset):
-        def batch(self, index, *, augment=None):
+        def batch(self, index, *, augment=None, hints=False):
             read.append((self.site, index.tolist()))
             return super().batch(index, augment=augment)
 

@@ -19,6 +19,8 @@ IMAGES = {"table": "cases.csv", "site": "site", "image": "image", "mask": "mask"
 BAGS, FINDINGS = ["attention_mil"], ["graph_layer", "multi_task"]
 #: Methods for reconstruction.
 MEASURED = ["fedmri"]
+#: Methods for masks.
+MASKS = ["fedmix"]
 #: Options that methods can't do without.
 OPTIONS = {
     "fltrust": {"trusted": "A"},
@@ -36,7 +38,9 @@ STUDIES = {
     "least": {},
     "every method": {
         "methods": [
-            {name: OPTIONS.get(name, {})} for name in sorted(METHODS) if name not in [*BAGS, *FINDINGS, *MEASURED]
+            {name: OPTIONS.get(name, {})}
+            for name in sorted(METHODS)
+            if name not in [*BAGS, *FINDINGS, *MEASURED, *MASKS]
         ],
         "data": {**PICTURES, "public": "public.csv"},  # some are for images
         "evaluation": {"subgroups": ["sex"]},
@@ -80,6 +84,7 @@ STUDIES = {
     "seeds": {"seeds": [3, 1], "engine": {"mode": "stacked", "threads": 2}},
     "positive": {"data": {**TABLE, "positive": "< 1", "where": {"age": ">= 3", "sex": ["f", "m"], "kept": True}}},
     "segmentation": {"task": "segmentation", "data": IMAGES, "model": {"unet": {"channels": [4, 8]}}},
+    "masks": {"task": "segmentation", "data": IMAGES, "model": {"unet": {"channels": [4, 8]}}, "methods": MASKS},
 }
 
 

@@ -28,6 +28,7 @@ from polyclinic.client import (
     tuning,
     unlearning,
     virtual_samples,
+    weak_masks,
 )
 from polyclinic.client.private import dp_sgd
 
@@ -60,4 +61,5 @@ __all__ = [
     "tuning",
     "unlearning",
     "virtual_samples",
+    "weak_masks",
 ]

@@ -31,6 +31,10 @@ class Counts:
     """Reason -> names of the rejected cases. They are shown at the site alone."""
     unlabelled: int = 0
     """How many of those used have no label or mask."""
+    boxed: int = 0
+    """How many of these have boxes."""
+    named: int = 0
+    """How many of these have names of structures, and no box."""
     instances: Counts | None = None
     """What became of the instances, where cases are bags of them."""
 
@@ -54,7 +58,8 @@ class SiteData:
             (volumes: ``[N, 1, D, H, W]``) of class indices, 0 for the background, ``IGNORED`` for what plays no part;
             or the inputs themselves (reconstruction); or int64 ``[N, K]`` of K findings, see
             `polyclinic.data.tables.findings`, -1 where a label is missing.
-            Of a case without a label -1, NaN, or a mask that is ``IGNORED`` everywhere.
+            Of a case without a label -1, NaN, or a mask of what is known of it (see `polyclinic.candidates`):
+            ``IGNORED`` everywhere, if nothing is.
         subjects: patient of each case, N names.
         cases: name of each case (table row or image file), N names.
         parts: ``train``, ``validation`` or ``test`` for each case where a column fixes the split, else None.

@@ -6,13 +6,16 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from copy import copy
 from dataclasses import replace
 from math import prod
+from typing import Literal
 
 import torch
 from torch import Tensor
 
+from polyclinic.candidates import code_of, undecided
 from polyclinic.data.augmentation import Augmentation
 from polyclinic.data.bags import Bags, joined, padded
 from polyclinic.data.cases import SiteData
+from polyclinic.data.masks.hinted import Hidden
 from polyclinic.data.originals import joined as joined_originals
 from polyclinic.data.scaling import Scaler
 from polyclinic.data.spec import Patch
@@ -38,13 +41,14 @@ class Dataset:
             ``[N, 3]``, with the number of the site), int64 ``[N, K]`` classes of several labels, or uint8 masks
             ``[N, 1, H, W]`` (volumes ``[N, 1, D, H, W]``).
         labelled: bool ``[N]``, which cases have a label or mask; None where all have. The targets of the others are -1,
-            NaN, or ``IGNORED`` everywhere.
+            NaN, or what is known of their masks; `batch` gives ``IGNORED`` everywhere, unless it is asked for hints.
         augments: whether training batches are changed at random (augmentation, or boxes cut from volumes).
         patch: the boxes on which a network is trained, or None for whole images.
         people: int64 ``[N]``, a number for each patient.
         groups: column of a subgroup -> the group of each case.
         spacings: voxel sizes of each case in millimetres, or None; see ``SiteData``.
         originals: where each case's image and mask lie, or None; see ``SiteData``.
+        unannotated: structures that were not outlined in these cases.
         unscaled: the inputs before scaling, see ``SiteData``; not of a pool.
 
     Args:
@@ -74,6 +78,8 @@ class Dataset:
         self._augmentation = augmentation
         self._sites: list[Dataset] = []
         self._seen: _Seen | None = None
+        self.unannotated: tuple[int, ...] = ()
+        self._hidden: tuple[Tensor, Hidden | None] | None = None
         self.unscaled: Pixels = data.inputs
         self._inputs: Pixels = self._scaled(data.inputs)
 
@@ -91,11 +97,16 @@ class Dataset:
             other.targets = targets
         return other
 
-    def without_labels(self, hidden: Tensor) -> Dataset:
-        """The same cases, of which those at ``hidden [n]`` are as if they had no label or mask."""
+    def without_labels(self, hidden: Tensor, leaves: Literal["box", "label"] | None = None) -> Dataset:
+        """The same cases, of which those at ``hidden [n]`` are as if they had no label or mask, or of the mask only a
+        box around each structure, or which structures there are."""
         other = copy(self)
         other.labelled = self.known.clone()
         other.labelled[hidden] = False
+        if len(self.targets.shape) > 3:
+            gone = torch.zeros(len(self), dtype=torch.bool)
+            gone[hidden] = True
+            other._hidden = gone, None if leaves is None else Hidden(self.targets, leaves)
         if isinstance(self.targets, Volumes):
             about = list(self.targets.about)  # it says where structures are, by which boxes are cut
             for place in hidden.tolist():
@@ -105,6 +116,23 @@ class Dataset:
             other.targets = self.targets.clone()
             other.targets[hidden] = torch.nan if self.targets.is_floating_point() else -1
         return other
+
+    def without_structures(self, structures: Sequence[int]) -> Dataset:
+        """The same cases, in whose masks some structures were not outlined: where there is background or one of them,
+        either may be."""
+        other = copy(self)
+        other.unannotated = tuple(structures)
+        return other
+
+    def partly(self, masks: Tensor) -> Tensor:
+        """Masks ``[...]`` of class indices, in which structures that were not outlined may be; see
+        `polyclinic.candidates`."""
+        if not self.unannotated:
+            return masks
+        code = code_of(self.unannotated)
+        outlined = masks.masked_fill(torch.isin(masks, torch.tensor(self.unannotated, dtype=masks.dtype)), 0)
+        more = torch.where(undecided(outlined, 0), outlined | code, outlined)
+        return torch.where(outlined == 0, torch.full_like(outlined, code), more)
 
     def seen_through(self, change: Callable[[Tensor], Tensor]) -> Dataset:
         """The same cases, whose images are changed in a further step, the last before the network.
@@ -131,6 +159,7 @@ class Dataset:
         pooled.site = name
         if len(datasets) == 1:
             return pooled
+        pooled.unannotated = ()  # each site's masks say it themselves
         pooled.augments = any(dataset.augments for dataset in datasets)
         pooled.targets = concatenate([_marked(dataset.targets, site) for site, dataset in enumerate(datasets)])
         counts = [int(dataset.people.max()) + 1 if len(dataset) else 0 for dataset in datasets]
@@ -176,12 +205,13 @@ class Dataset:
         """Shape of one input as a network is trained on it: that of a box, where boxes are cut."""
         return self.shape if self.patch is None else (self.shape[0], *self.patch.size)
 
-    def batch(self, index: Tensor, *, augment: int | None = None) -> tuple[Tensor, Tensor]:
+    def batch(self, index: Tensor, *, augment: int | None = None, hints: bool = False) -> tuple[Tensor, Tensor]:
         """Inputs and targets of some cases.
 
         Args:
             index: int64 ``[B]``.
             augment: seed of the random changes of this batch; None leaves the images as they are.
+            hints: whether masks of cases without one say what is known, see `polyclinic.candidates`.
 
         Returns:
             float32 inputs ``[B, F]``, ``[B, C, H, W]`` or ``[B, C, D, H, W]``, scaled, and targets ``[B]`` or
@@ -189,22 +219,24 @@ class Dataset:
             ``[B, M, ...]``, where M is the size of the largest, with `PADDING` behind the others.
         """
         if self._seen is None:
-            return self._own_batch(index, augment)
+            return self._own_batch(index, augment, hints)
         inputs, targets = self._inputs, self.targets
         fits = len(self) * prod(self.shape) <= _KEPT
-        if augment is None and fits and isinstance(inputs, Tensor) and isinstance(targets, Tensor):
+        if augment is None and not hints and fits and isinstance(inputs, Tensor) and isinstance(targets, Tensor):
             for missing in self._seen.missing(index, len(self)):
-                self._seen.keep(missing, self._own_batch(missing, None)[0], len(self))
-            return self._seen.kept.index_select(0, index), self._hidden(targets.index_select(0, index), index)
-        images, wanted = self._own_batch(index, augment)
+                self._seen.keep(missing, self._own_batch(missing, None, hints=False)[0], len(self))
+            return self._seen.kept.index_select(0, index), self.partly(
+                self._ignored(targets.index_select(0, index), index)
+            )
+        images, wanted = self._own_batch(index, augment, hints)
         return self._seen.change(images), wanted
 
-    def _own_batch(self, index: Tensor, augment: int | None) -> tuple[Tensor, Tensor]:
+    def _own_batch(self, index: Tensor, augment: int | None, hints: bool) -> tuple[Tensor, Tensor]:
         """The same, before a further step changes images."""
         if self._sites:
-            return self._pooled_batch(index, augment)
-        inputs, targets = self._chosen(index, augment)
-        targets = self._hidden(targets, index)
+            return self._pooled_batch(index, augment, hints)
+        inputs, targets = self._chosen(index, augment, hints)
+        targets = targets if hints else self._ignored(targets, index)
         if inputs.ndim == 2:
             return inputs, targets
         images = inputs.float()
@@ -215,31 +247,46 @@ class Dataset:
         if augment is not None and self._augmentation is not None:
             masks = targets if targets.ndim > 2 else None
             images, masks = self._augmentation(images, masks, augment)
-            if masks is not None and self.labelled is not None:  # what is moved in from outside counts as background
-                masks[~self.labelled[index]] = IGNORED
-            targets = targets if masks is None else masks
-        return self._scaler.apply(images) if self._scaler.changes else images, targets
+            if masks is not None:
+                # What is moved in from outside counts as background, but where the same is known of all pixels.
+                for row in [] if self.labelled is None else (~self.labelled[index]).nonzero().flatten().tolist():
+                    if (targets[row] == targets[row].flatten()[0]).all():
+                        masks[row] = targets[row]
+                targets = masks
+        return self._scaler.apply(images) if self._scaler.changes else images, self.partly(targets)
 
-    def _hidden(self, targets: Tensor, index: Tensor) -> Tensor:
+    def _ignored(self, targets: Tensor, index: Tensor) -> Tensor:
         """Targets of some cases, written to where they are masks of cases without a label."""
         if self.labelled is not None and targets.ndim > 2:
             targets[~self.labelled[index]] = IGNORED
         return targets
 
-    def _chosen(self, index: Tensor, augment: int | None) -> tuple[Tensor, Tensor]:
+    def _chosen(self, index: Tensor, augment: int | None, hints: bool) -> tuple[Tensor, Tensor]:
         """Inputs and targets as they are kept: whole, or boxes of volumes."""
         inputs, targets = self._inputs, self.targets
         if isinstance(inputs, Bags):
             raise ValueError("the cases are bags")
         if not isinstance(inputs, Volumes):
-            return inputs.index_select(0, index), targets.index_select(0, index)
+            whole = targets.index_select(0, index)
+            corner = (0,) * (whole.ndim - 2)
+            return inputs.index_select(0, index), self._hinted(whole, index, [corner] * len(index), hints)
         size = tuple(inputs.shape[2:])
         corners = [(0, 0, 0)] * len(index)
         if augment is not None and self.patch is not None and isinstance(targets, Volumes):
             size = self.patch.size
             corners = patch_corners(targets, index, self.patch, augment)
         chosen = targets.crop(index, corners, size) if isinstance(targets, Volumes) else targets.index_select(0, index)
-        return inputs.crop(index, corners, size, torch.float32), chosen
+        return inputs.crop(index, corners, size, torch.float32), self._hinted(chosen, index, corners, hints)
+
+    def _hinted(self, targets: Tensor, index: Tensor, corners: Sequence[Sequence[int]], hints: bool) -> Tensor:
+        """Targets of some cases, written to where masks are hidden."""
+        if not hints or self._hidden is None:
+            return targets
+        gone, left = self._hidden
+        for row, position in enumerate(index.tolist()):
+            if gone[position]:
+                targets[row] = IGNORED if left is None else left.of(position, corners[row], targets[row])
+        return targets
 
     @property
     def orientation(self) -> str:
@@ -252,7 +299,7 @@ class Dataset:
         ``[C, D, H, W]`` of any range."""
         return self._inputs[position]
 
-    def _pooled_batch(self, index: Tensor, augment: int | None) -> tuple[Tensor, Tensor]:
+    def _pooled_batch(self, index: Tensor, augment: int | None, hints: bool) -> tuple[Tensor, Tensor]:
         boxes = augment is not None and self.patch is not None
         inputs = torch.empty(len(index), *(self.training_shape if boxes else self.shape))
         kept, kind = self._targets_like(boxes=boxes)
@@ -262,7 +309,7 @@ class Dataset:
             here = ((index >= start) & (index < start + len(dataset))).nonzero().flatten()
             if len(here):
                 seed = None if augment is None else derive_seed(augment, number)
-                inputs[here], wanted = dataset.batch(index[here] - start, augment=seed)
+                inputs[here], wanted = dataset.batch(index[here] - start, augment=seed, hints=hints)
                 targets[here] = torch.as_tensor(_marked(wanted, number))
             start += len(dataset)
         return inputs, targets
@@ -317,13 +364,13 @@ class BagDataset(Dataset):
         """See `Dataset.pieces`."""
         return index.split(1) if self._sites else self._bags.batches(index, largest)
 
-    def _own_batch(self, index: Tensor, augment: int | None) -> tuple[Tensor, Tensor]:
+    def _own_batch(self, index: Tensor, augment: int | None, hints: bool) -> tuple[Tensor, Tensor]:
         if self._sites:
-            return self._pooled_batch(index, augment)
+            return self._pooled_batch(index, augment, hints)
         places, counts = self._bags.sampled(index, self._most, augment)
         return padded(self._instances.batch(places, augment=augment)[0], counts), self.targets.index_select(0, index)
 
-    def _pooled_batch(self, index: Tensor, augment: int | None) -> tuple[Tensor, Tensor]:
+    def _pooled_batch(self, index: Tensor, augment: int | None, hints: bool) -> tuple[Tensor, Tensor]:
         found, order = list[tuple[Tensor, Tensor]](), list[Tensor]()
         start = 0
         for number, dataset in enumerate(self._sites):

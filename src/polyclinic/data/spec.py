@@ -102,11 +102,19 @@ class Labels(BaseModel):
 
     share: Annotated[float, Field(ge=0.0, le=1.0, allow_inf_nan=False)]
     """Share of a site's training patients whose labels are kept; of each class at least one patient's. With 0 a site
-    has no label but those of its test cases."""
+    has no label but those of its test cases. Default with ``leaves``: 0."""
+    leaves: Literal["box", "label"] | None = None
+    """What stays of masks that are hidden: a box around each structure, or which structures there are; None leaves
+    nothing."""
     sites: list[str] | None = None
     """Sites at which labels are hidden; default: all."""
     seed: Annotated[int, Field(ge=0, strict=True)] = 0
     """Decides whose labels are kept. With a larger share they are kept of the same patients and of further ones."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _all_of_them(cls, given: Any) -> Any:
+        return {"share": 0.0} | given if isinstance(given, dict) and given.get("leaves") is not None else given
 
 
 class Finding(BaseModel):
@@ -327,7 +335,8 @@ class DataSpec(BaseModel):
     """Simulated sites: patients are shared out anew, whatever site they come from."""
 
     label: str | None = None
-    """Column with the class (classification) or the number (regression) to predict."""
+    """Column with the class (classification) or the number (regression) to predict; in segmentation with the names of
+    the structures that an image without a mask shows (``cyst; tumour``, ``none``)."""
     positive: Scalar | list[Scalar] | None = None
     """Makes the label binary: the value, values, or comparison (``"< 1"``) that means positive; for survival, that the
     event happened."""
@@ -377,9 +386,15 @@ class DataSpec(BaseModel):
     mask: str | Mask | None = None
     """Column with the path of a mask image (segmentation), in which 0 is the background and another number the
     foreground; or ``{column: COLUMN, above: 0.5}`` and other entries of `Mask` that say what is meant."""
+    box: str | None = None
+    """Column with boxes around the structures of an image without a mask, in pixels (``x0 y0 x1 y1``); see
+    `polyclinic.data.tables.hints`."""
     mask_classes: dict[str, int | str | list[int | str]] | list[str] | None = None
     """Structures in the masks: ``{name: value or values}``, or names for the values 1, 2, ... in this order. Colours of
     pictures (``"#ff0000"``) are values, too."""
+    structures: dict[str, Annotated[list[str], Field(min_length=1)]] | None = None
+    """Sites that outline some of the structures only: ``{site: [names of mask_classes]}``. The others are unknown
+    there, and no background."""
     root: str | None = None
     """Folder to which image paths are relative; default: the table's folder."""
     size: tuple[int, int] | None = None
@@ -463,12 +478,17 @@ class DataSpec(BaseModel):
         return self.mask if isinstance(self.mask, Mask) else Mask()
 
     @property
+    def hint_columns(self) -> list[str]:
+        """The columns that say something of masks that are not there: of boxes, and of names of structures."""
+        return [] if self.mask is None else [name for name in (self.box, self.label) if name is not None]
+
+    @property
     def bags(self) -> Bag | None:
         """How rows are put together to cases; None where each row is one."""
         return Bag(column=self.bag) if isinstance(self.bag, str) else self.bag
 
     @property
-    def box(self) -> Patch | None:
+    def planned_patch(self) -> Patch | None:
         """The boxes of training, once they are planned."""
         return self.patch if isinstance(self.patch, Patch) else None
 

@@ -48,15 +48,15 @@ class UndersampledDataset(Dataset):
         """
         raise ValueError("images to be reconstructed are not changed")
 
-    def _chosen(self, index: Tensor, augment: int | None) -> tuple[Tensor, Tensor]:
+    def _chosen(self, index: Tensor, augment: int | None, hints: bool) -> tuple[Tensor, Tensor]:
         """Images as they are kept; what is made of them comes later."""
         inputs = self._inputs
         if isinstance(inputs, Bags):
             raise ValueError("the cases are bags")
         return inputs.index_select(0, index), torch.zeros(len(index))
 
-    def _own_batch(self, index: Tensor, augment: int | None) -> tuple[Tensor, Tensor]:
-        found = super()._own_batch(index, augment)
+    def _own_batch(self, index: Tensor, augment: int | None, hints: bool) -> tuple[Tensor, Tensor]:
+        found = super()._own_batch(index, augment, hints)
         if self._sites:
             return found
         width, places = self.shape[-1], index.tolist()

@@ -54,7 +54,8 @@ _FOLDS = 5
 _OF_THE_STUDY = (
     "table", "tables", "columns", "missing", "where", "site", "subject", "subject_pattern", "bag", "label",
     "positive",
-    "time", "event", "time_unit", "image", "mask", "mask_classes", "root", "cache", "max_unreadable", "bits",
+    "time", "event", "time_unit", "image", "mask", "box", "structures", "mask_classes",
+    "root", "cache", "max_unreadable", "bits",
 )  # fmt: skip
 #: Of these those that are the model's, where the study does not say them.
 _OTHERWISE = ("missing", "bits", "bag")

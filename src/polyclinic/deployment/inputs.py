@@ -217,7 +217,10 @@ def _spec(description: Description, entry: str, folder: Path, site: str | None) 
     table = read_table(entry, folder, data.columns)
     available = table.cells.columns.tolist()
     _check_columns(description, available, table.title)
-    truth = ("label", "time", "event", "mask", "mask_classes", "positive", "classes", "findings")
+    truth = (
+        "label", "labels", "time", "event", "mask", "box", "structures", "mask_classes", "positive", "classes",
+        "findings",
+    )  # fmt: skip
     changes: dict[str, object] = {**dict.fromkeys(truth), "unlabelled": "reject", "max_unreadable": 1.0}
     changes |= {"table": entry, "tables": None, "root": None}
     if data.site in available and site is not None:

@@ -250,7 +250,7 @@ class Predictor:
         flat, batch = cases.spec.preprocessing is None, self.description.batch_size
         if cases.spec.bags is not None:
             return BAGS_AT_ONCE
-        batch = max(batch, 32) if flat else 1 if self.description.data.box else batch
+        batch = max(batch, 32) if flat else 1 if self.description.data.planned_patch else batch
         return max(1, (PICTURES_AT_ONCE if flat else VOLUMES_AT_ONCE) // batch) * batch
 
     def ready(self, data: SiteData, site: SiteModel) -> _Ready:
@@ -264,7 +264,9 @@ class Predictor:
             prepared = step.take(prepared, fitted)
         if prepared.scaler is None:
             raise ValueError("the chain of preparation has no scaling")
-        dataset = dataset_of(prepared.data, prepared.scaler, None, self.description.data.box, prepared.standard)
+        dataset = dataset_of(
+            prepared.data, prepared.scaler, None, self.description.data.planned_patch, prepared.standard
+        )
         if dataset.training_shape != tuple(self.description.shape):
             raise ModelError("P702", f"The cases have the shape {list(dataset.training_shape)}, and the model takes "
                              f"{self.description.shape}.", "Give cases like those that it was trained on.")  # fmt: skip

@@ -44,6 +44,7 @@ class SiteView(ABC):
         batch_size: of these.
         input_shape: of one case in training; of bags that of an instance.
         bags: whether cases are bags of instances: inputs are ``[n, M, ...]``, NaN where a bag has no more of them.
+        unannotated: structures that were not outlined in the site's masks.
         ends: of all parts at the site.
         learning_rate: of the round.
         identity: signs for the site, and knows the others' signatures; None where sites have no certificates.
@@ -65,6 +66,7 @@ class SiteView(ABC):
     batch_size: int
     input_shape: tuple[int, ...]
     bags: bool
+    unannotated: Sequence[int]
     ends: Sequence[SiteEnd]
     learning_rate: float
     identity: Signer | None
@@ -84,6 +86,18 @@ class SiteView(ABC):
         Args:
             index: positions ``[n]`` in the part; None for all of it, in its order.
             part: targets of unlabelled cases mean nothing.
+        """
+
+    @abstractmethod
+    def hints(self, index: Tensor, seed: int) -> tuple[Tensor, Tensor]:
+        """Inputs ``[n, ...]`` of some unlabelled cases, augmented as in training, and what is known of their masks.
+
+        Args:
+            index: positions ``[n]`` among the unlabelled cases.
+            seed: of the augmentation, and of boxes that are cut from volumes.
+
+        Returns:
+            The inputs, and uint8 ``[n, 1, ...]`` with the numbers of `polyclinic.candidates`.
         """
 
     @abstractmethod

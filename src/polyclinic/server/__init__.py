@@ -2,6 +2,7 @@
 
 from polyclinic.parts import SERVER_PARTS
 from polyclinic.server import (
+    conflicts,
     costs,
     distillation,
     drift,
@@ -21,6 +22,7 @@ from polyclinic.server.chain import Chain
 __all__ = [
     "SERVER_PARTS",
     "Chain",
+    "conflicts",
     "costs",
     "distillation",
     "drift",

@@ -246,4 +246,4 @@ def tested(
             ) from None  # fmt: skip
         spacings = None if one.spacing is None else [one.spacing]
         predicted_mask, reference = torch.from_numpy(one.predicted), torch.from_numpy(one.reference)
-        yield Batch(predicted_mask[None], reference[None, None], spacings)
+        yield Batch(predicted_mask[None], run.dataset.partly(reference)[None, None], spacings)

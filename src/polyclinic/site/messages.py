@@ -109,7 +109,8 @@ class Prepare(Body):
         classes: number of classes.
         patch: how boxes are cut from volumes.
         hides: whether what sites share is told in sums alone.
-        labels: whose labels are hidden from training.
+        labels: whose labels are hidden from training, and what is left of masks.
+        partial: site -> numbers of the structures that it did not outline.
         most: of bags, how many instances a step of training sees at most; None where cases are none.
         voters: sites that train nothing, and whose cases outside the test part are for validation.
     """
@@ -127,6 +128,7 @@ class Prepare(Body):
     patch: Patch | None = None
     hides: Switch = False
     labels: Labels | None = None
+    partial: dict[Name, list[Count]] = {}
     most: Times | None = None
     voters: list[Name] = []
 

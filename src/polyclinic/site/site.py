@@ -342,7 +342,8 @@ class Site:
         fitted = self.parts.trained_on
         if self.name in ask.voters:  # a final model of which all is known before looks at no validation cases
             self.parts = voting(self.parts, votes=not ask.final or ask.validation > 0)
-        self._patch, self._most = ask.patch, ask.most
+        self._patch, self._most, self._leaves = ask.patch, ask.most, ask.labels.leaves if ask.labels else None
+        self._partial = ask.partial.get(self.name, [])
         size = tuple(self.data.inputs.shape[2:]) if self._patch is None else self._patch.size
         self._augmentation = Augmentation(ask.augmentation, size) if ask.augmentation else None
         self._steps, self._chain, self._merged = build_steps(ask.steps), ask.steps, list[Tensors]()
@@ -376,7 +377,9 @@ class Site:
                 done.data, done.scaler, self._augmentation, self._patch, done.standard, self._most
             )  # fmt: skip
             if len(self.parts.hidden):
-                self.dataset = self.dataset.without_labels(self.parts.hidden)
+                self.dataset = self.dataset.without_labels(self.parts.hidden, self._leaves)
+            if self._partial:
+                self.dataset = self.dataset.without_structures(self._partial)
             if isinstance(done.data.inputs, Tensor | Bags):
                 self._remember(done.data.inputs)
             if self.data.public is not None:

@@ -60,6 +60,7 @@ class View(SiteView):
         self.rounds, self.steps, self.batch_size, self.real = 1, 1, 1, False
         self.input_shape, self.bags, self.ends = dataset.training_shape, dataset.bags, ()
         self.public, self.sent = None, dict[str, Tensor]()
+        self.unannotated = dataset.unannotated
         self.budget: Budget | None = None
         self.number, self.turn, self.learning_rate = 0, 0, float(optimizer[1]["lr"])
         self.class_counts = _class_counts(task, dataset, parts)
@@ -95,6 +96,11 @@ class View(SiteView):
         """See `SiteView`."""
         found = self._index(part)
         return self._dataset.batch(found if index is None else found[index])
+
+    def hints(self, index: Tensor, seed: int) -> tuple[Tensor, Tensor]:
+        """See `SiteView`."""
+        augment = seed if self._dataset.augments else None
+        return self._dataset.batch(self._index("unlabelled")[index], augment=augment, hints=True)
 
     def measure(self, vector: Tensor, part: Literal["train", "validation"] = "train") -> Mapping[str, float]:
         """See `SiteView`."""

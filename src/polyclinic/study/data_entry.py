@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 
+from polyclinic.data.masks.entries import check_hints
 from polyclinic.data.opening.public import check_public
 from polyclinic.data.partition import check_partition
 from polyclinic.data.reconstruction_entries import check_undersampling
@@ -82,6 +83,7 @@ def check_data(data: DataSpec, task: str) -> None:
             raise EntryError(error.code, error.message, error.hint, place=("data", key)) from None
     if target == "masks" and (data.mask is None or data.image is None):
         refuse("mask", "segmentation needs `image` and `mask`: columns with image and mask files.")
+    check_hints(data, target)
     if data.imputation == "median" and data.scaling == "federated":
         refuse(
             "imputation",
@@ -93,7 +95,7 @@ def check_data(data: DataSpec, task: str) -> None:
         refuse("augmentation", "augmentation is for images; this study has features.")
     sides: tuple[int, ...] | None = data.size
     if data.preprocessing is not None:
-        sides = data.box.size if data.box else data.preprocessing.sides
+        sides = data.planned_patch.size if data.planned_patch else data.preprocessing.sides
     if data.augmentation and sides is not None:
         from polyclinic.data.augmentation import Augmentation
 

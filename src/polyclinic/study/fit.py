@@ -121,7 +121,7 @@ def network_outputs(declaration: Declaration, classes: Sequence[str]) -> int:
 
 def input_shape(declaration: Declaration, cohort: Cohort) -> tuple[int, ...]:
     """Shape of one input as the network is trained on it."""
-    shape, patch = cohort.shape, declaration.data.box
+    shape, patch = cohort.shape, declaration.data.planned_patch
     return shape if patch is None else (shape[0], *patch.size)
 
 

@@ -47,6 +47,8 @@ def flow_table(
             rows.append((site, "instances", None, "", found.instances, None))
         if found.unlabelled:
             rows.append((site, "unlabelled", None, "", found.unlabelled, None))
+        for name, count in (("boxed", found.boxed), ("named", found.named)):
+            rows += [(site, name, None, "", count, None)] if count else []
         for fold in folds.values():
             rows += [(site, *row) for row in _of_fold(site, fold, classes)]
     if public is not None:

@@ -9,6 +9,7 @@ import pandas as pd
 from torch import Tensor
 
 from polyclinic.data.dataset import Dataset
+from polyclinic.data.masks.entries import unannotated
 from polyclinic.data.opening.cohort import Cohort
 from polyclinic.data.preparation import SharedStep, build_steps, name_steps
 from polyclinic.data.public_set import prepare_public
@@ -142,8 +143,9 @@ class Folds:
         request = Prepare(
             fold=number, folds=self.declaration.folds, holdout=evaluation.holdout, validation=validation,
             final=final, split_seed=evaluation.split_seed, small_sites=evaluation.small_sites, steps=self.steps,
-            augmentation=data.augmentation, classes=self.classes, patch=data.box, hides=self.hides,
-            labels=data.labels, most=data.bags.most if data.bags else None, voters=evaluation.voters,
+            augmentation=data.augmentation, classes=self.classes, patch=data.planned_patch, hides=self.hides,
+            labels=data.labels, partial=unannotated(data) if data.structures else {},
+            most=data.bags.most if data.bags else None, voters=evaluation.voters,
         )  # fmt: skip
         self._stand.pop(engine, None)
         done = self.sites.do(lambda: prepare(engine, request, without, self.features))

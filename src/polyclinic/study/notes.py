@@ -12,6 +12,7 @@ from polyclinic.audit.poisoning import Attack
 from polyclinic.catalogues import PLUGINS
 from polyclinic.data.opening.subgroups import NOT_KNOWN
 from polyclinic.data.quality.words import counted, some
+from polyclinic.data.spec import DataSpec
 from polyclinic.data.tables.findings import finding_classes
 from polyclinic.methods import SHARES
 from polyclinic.notes import Note
@@ -41,7 +42,7 @@ def left_out() -> list[Note]:
     return [Note("N107", str(plugin)) for plugin in PLUGINS if plugin.problem]
 
 
-def hidden_labels(folds: Sequence[Fold]) -> list[Note]:
+def hidden_labels(declaration: Declaration, folds: Sequence[Fold]) -> list[Note]:
     """On labels that a study hides from its trainings."""
     sites = {site: 0 for fold in folds for site, cases in fold.hidden.items() if cases}
     if not sites:
@@ -50,6 +51,9 @@ def hidden_labels(folds: Sequence[Fold]) -> list[Note]:
     hidden = [sum(fold.hidden[site] for site in sites) for fold in folds]
     text = f"Labels were hidden from training on purpose, at {', '.join(sites)}: of {hidden[0]} of "
     text += f"{hidden[0] + shown[0]} training cases there" + (" in the first fold" if len(folds) > 1 else "")
+    leaves = declaration.data.labels.leaves if declaration.data.labels else None
+    if leaves:
+        text += ", of whose masks " + ("boxes" if leaves == "box" else "names of structures") + " are left"
     if any(fold.train[site] == 0 for fold in folds for site in sites):
         return [Note("N111", f"{text}, with those for validation. Test cases have all of theirs.")]
     return [Note("N111", f"{text}. Validation and test cases have all of theirs.")]
@@ -102,7 +106,7 @@ def idle_parts(declaration: Declaration, layout: Layout) -> list[Note]:
                 why = f"{name} has no layers before its head"
             elif end.needs_normalisation and not normalised:
                 why = f"{name} has no normalisation layers"
-            elif end.needs_unlabelled and declaration.data.unlabelled == "reject" and declaration.data.labels is None:
+            elif end.needs_unlabelled and not _may_lack_labels(declaration.data):
                 why = "the study keeps no cases without a label (`data: {unlabelled: use}` does)"
             elif end.zero_at_start and study.training.local_steps == 1:
                 why = "it is zero in the first local step of a round, and there is no other"
@@ -110,6 +114,10 @@ def idle_parts(declaration: Declaration, layout: Layout) -> list[Note]:
                 continue
             notes.append(Note("N103", f"{study.label} is the same as without its rule {rule} here: {why}."))
     return notes
+
+
+def _may_lack_labels(data: DataSpec) -> bool:
+    return data.unlabelled == "use" or data.labels is not None or bool(data.hint_columns)
 
 
 def ungrouped(declaration: Declaration, folds: Sequence[Fold]) -> list[Note]:

@@ -266,7 +266,7 @@ class _Runner:
         self.display.planned(plan, len(jobs))
         self.method_notes = [
             *left_out(),
-            *hidden_labels(list(tested.values())),
+            *hidden_labels(self.declaration, list(tested.values())),
             *no_labels(self.declaration, list(tested.values())),
             *full_precision(self.declaration, plan.device),
             *idle_parts(self.declaration, template.layout),

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from polyclinic.candidates import possible, undecided
 from polyclinic.ignored import IGNORED
 from polyclinic.options import Catalogue
 from polyclinic.shapes import Shaped
@@ -128,6 +129,7 @@ class Segmentation(MeasuredByCase):
         return self._loss(outputs, targets)
 
     def _loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        outputs, targets = self._merged(outputs, targets)
         ignored = targets == IGNORED
         if not ignored.any():
             return self._whole_loss(outputs, targets).sum(0)
@@ -141,6 +143,20 @@ class Segmentation(MeasuredByCase):
         pixels = ignored[0].numel()
         total: Tensor = dice + others * (pixels / (pixels - ignored.flatten(1).sum(1)).clamp_min(1))
         return total
+
+    def _merged(self, outputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        """Outputs and targets in which all classes that a pixel may be of are its background: it has the sum of their
+        probabilities, and they have none left (marginal loss: Shi et al., Medical Image Analysis 2021)."""
+        unsure = undecided(targets, self.classes)
+        if not unsure.any():
+            return outputs, targets
+        if not self.several:
+            return outputs, targets.masked_fill(unsure, IGNORED)
+        allowed = possible(targets, self.classes) & unsure
+        together = outputs.masked_fill(~allowed, -torch.inf).logsumexp(dim=1, keepdim=True)
+        merged = outputs.masked_fill(allowed, -_SURE)
+        merged = torch.cat([torch.where(unsure, together, merged[:, :1]), merged[:, 1:]], dim=1)
+        return merged, targets.masked_fill(unsure, 0)
 
     def _whole_loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """The parts of the loss ``[2, B]``: of the whole masks, and means over pixels."""
@@ -207,7 +223,10 @@ class Segmentation(MeasuredByCase):
             for place, (mask, target) in enumerate(zip(masks, wanted, strict=True)):
                 spacing = None if batch.spacings is None else batch.spacings[place]
                 if self.several:
-                    found = segmentation_classes(mask, target, asked.names, asked.classes, spacing, asked.tolerance)
+                    left_out = self._unknown(batch.targets[place])
+                    found = segmentation_classes(
+                        mask, target, asked.names, asked.classes, spacing, asked.tolerance, left_out
+                    )
                 else:
                     found = segmentation_case(mask, target, asked.names, spacing, asked.tolerance)
                 rows.append([found[name] for name in columns])
@@ -229,20 +248,42 @@ class Segmentation(MeasuredByCase):
 
     def shown(self, batch: Batch, threshold: float) -> tuple[Tensor, Tensor]:
         """Predicted and true masks, with background where the truth is ``IGNORED``."""
-        return without_ignored(self._decided(batch, threshold), batch.targets)
+        return self._comparable(self._decided(batch, threshold), batch.targets)
+
+    def _comparable(self, decided: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        """See `without_ignored`; where a pixel may be of several classes, one of them is as good as another."""
+        unsure = undecided(targets, self.classes)
+        if unsure.any():
+            fits = possible(targets, max(self.classes, 2)).gather(1, decided[:, None].long())[:, 0]
+            decided, targets = decided.masked_fill(unsure[:, 0] & fits, 0), targets.masked_fill(unsure, 0)
+        return without_ignored(decided, targets)
+
+    def _unknown(self, target: Tensor) -> list[int]:
+        """Structures of which a mask ``[1, ...]`` does not say where they are."""
+        unsure = undecided(target, self.classes)
+        if not unsure.any():
+            return []
+        found = possible(target[unsure].view(1, 1, -1), self.classes)[0].any(1)
+        return [structure for structure in range(1, self.classes) if found[structure]]
 
     def _decided(self, batch: Batch, threshold: float) -> Tensor:
         return batch.found if batch.decided else self.decide(batch.found, threshold)
 
     def _overlap(self, decided: Tensor, targets: Tensor) -> Tensor:
-        """Dice of each case ``[B]``, mean over the structures; 1 for a structure that is in neither mask."""
-        decided, targets = without_ignored(decided, targets)
+        """Dice of each case ``[B]``, mean over the structures; 1 for a structure that is in neither mask. Structures of
+        which a mask does not say where they are count for nothing."""
+        unsure = bool(undecided(targets, self.classes).any())
+        left_out = [self._unknown(target) for target in targets] if unsure else []
+        decided, targets = self._comparable(decided, targets)
         scores = []
         for structure in range(1, max(self.classes, 2)):
             mask, target = (decided == structure).flatten(1), (targets == structure).flatten(1)
             overlap, total = (mask & target).sum(1), mask.sum(1) + target.sum(1)
             scores.append(torch.where(total > 0, 2 * overlap / total.clamp_min(1), torch.ones(())))
-        return torch.stack(scores).mean(0)
+            for case, others in enumerate(left_out):
+                if structure in others:
+                    scores[-1][case] = torch.nan
+        return torch.stack(scores).nanmean(0) if left_out else torch.stack(scores).mean(0)
 
     @property
     def has_threshold(self) -> bool:

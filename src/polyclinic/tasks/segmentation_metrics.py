@@ -5,7 +5,7 @@ A measure of one case is a number for each structure. A metric that is not defin
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -45,6 +45,7 @@ def segmentation_classes(
     classes: Sequence[str],
     spacing: Sequence[float] | None = None,
     tolerance: float = TOLERANCE,
+    unknown: Collection[int] = (),
 ) -> dict[str, float]:
     """The metrics ``names`` of one case with several structures: each structure by itself, and their mean.
 
@@ -57,13 +58,16 @@ def segmentation_classes(
         classes: names of the classes, background first.
         spacing: see ``segmentation_case``.
         tolerance: see ``segmentation_case``.
+        unknown: indices of structures that nobody looked for; their metrics are NaN.
 
     Returns:
         ``metric_columns`` -> value.
     """
     prediction, mask = np.asarray(prediction), np.asarray(mask)
     found = {
-        name: segmentation_case(prediction == index, mask == index, names, spacing, tolerance)
+        name: dict.fromkeys(names, float("nan"))
+        if index in unknown
+        else segmentation_case(prediction == index, mask == index, names, spacing, tolerance)
         for index, name in enumerate(classes)
         if index
     }

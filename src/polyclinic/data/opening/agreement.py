@@ -54,7 +54,7 @@ class Agreement(Body):
 
     def planned(self, spec: DataSpec) -> Agreement:
         """The same, for volumes that are prepared as ``spec`` says after planning."""
-        return self.model_copy(update={"preprocessing": spec.preprocessing, "patch": spec.box})
+        return self.model_copy(update={"preprocessing": spec.preprocessing, "patch": spec.planned_patch})
 
     @property
     def groups(self) -> dict[str, list[str]]:
@@ -133,7 +133,7 @@ def agree(
     return Agreement(
         features=features, values=values, spellings=spellings, classes=classes, labels=labels,
         numeric=[name for name in (combat.covariates if combat else []) if name not in values],
-        preprocessing=spec.preprocessing, patch=spec.box,
+        preprocessing=spec.preprocessing, patch=spec.planned_patch,
         subgroups={
             one.column: agree_groups(one, [census.subgroups[one.column] for census in there.values()])
             for one in subgroups

@@ -12,6 +12,7 @@ import pandas as pd
 from torch import Tensor
 
 from polyclinic.data.cases import Counts, SiteData, reasons_text
+from polyclinic.data.masks.entries import structure_notes
 from polyclinic.data.opening.agreement import Agreement
 from polyclinic.data.opening.census import Census
 from polyclinic.data.opening.facts import SiteFacts
@@ -95,6 +96,7 @@ class Cohort:
             *(own if notes is None else notes),
             *said,
             *_unlabelled(there, target),
+            *structure_notes(spec, list(facts)),
             *_public_notes(copies, alike),
         ]
         return cls(
@@ -174,6 +176,10 @@ def _unlabelled(facts: Mapping[str, SiteFacts], target: Target) -> list[Note]:
         f"({', '.join(f'{site} {count}' for site, count in found.items())}). Only methods that learn without labels "
         "train on them; nothing is fitted, validated or tested on them."
     )
+    for what, name in (("boxes", "boxed"), ("names of structures alone", "named")):
+        own = {site: getattr(one, name) for site, one in facts.items() if getattr(one, name)}
+        each = ", ".join(f"{site} {count}" for site, count in own.items())
+        text += f" {sum(own.values())} of them have {what} ({each})." if own else ""
     bare = [site for site in found if not facts[site].labelled]
     if bare:
         text += f" At {', '.join(bare)}, where no case has one, inputs are scaled by them."

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 
+from polyclinic.data.masks.entries import check_hints
 from polyclinic.data.opening.public import check_public
 from polyclinic.data.partition import check_partition
 from polyclinic.data.reconstruction_entries import check_undersampling
@@ -46,6 +47,7 @@ def check_entries(spec: DataSpec, target: Target) -> None:
                  "Give height and width: size: [128, 128]; or `preprocessing` for NIfTI and DICOM.")  # fmt: skip
     check_volumes(spec, target)
     check_undersampling(spec, target)
+    check_hints(spec, target)
     check_partition(spec, target)
     check_categories(spec)
     check_public(spec)

@@ -21,6 +21,7 @@ from polyclinic.data.quality.times import round_time, usual_time
 from polyclinic.data.quality.values import usual_values
 from polyclinic.data.readers.describe import VolumeFacts, facts_row, spacing_ranges, usual_levels
 from polyclinic.data.tables.findings import class_counts as label_counts
+from polyclinic.data.volumes.cache import BLANK
 from polyclinic.data.volumes.store import Volumes
 from polyclinic.limits import Body, Count, Name, Number, Sentence
 from polyclinic.notes import Note
@@ -34,6 +35,7 @@ class SiteFacts(Body):
 
     Attributes:
         found, used, unlabelled: cases.
+        boxed, named: of those without a mask, how many have boxes, and how many names of structures alone.
         rejected: reason -> cases. Reasons name columns and kinds of failure, never a patient or a path.
         patients: among the cases used.
         instances: of the cases used, where these are bags; None where they are none. Of ``instances_found`` the others
@@ -64,6 +66,8 @@ class SiteFacts(Body):
     found: Count
     used: Count = 0
     unlabelled: Count = 0
+    boxed: Count = 0
+    named: Count = 0
     rejected: dict[Sentence, Count] = {}
     patients: Count = 0
     instances: Count | None = None
@@ -136,7 +140,8 @@ class SiteFacts(Body):
             if usual:
                 found["spacings"], found["levels"] = spacing_ranges(facts), usual_levels(facts)
         return cls(
-            found=counts.found, used=counts.used, unlabelled=counts.unlabelled, rejected=dict(counts.rejected),
+            found=counts.found, used=counts.used, unlabelled=counts.unlabelled, boxed=counts.boxed,
+            named=counts.named, rejected=dict(counts.rejected),
             patients=len(set(data.subjects)) if subjects_named else len(data), labelled=len(known),
             duplicates=copies(data), shape=list(data.shape), in_millimetres=data.spacings is not None,
             fingerprint=_fingerprint(data), notes=[(note.number, str(note)) for note in notes or ()], **found,
@@ -155,21 +160,22 @@ def facts_frame(facts: Mapping[str, SiteFacts], classes: Sequence[str]) -> pd.Da
     """A row for each site, for ``polyclinic check`` and the report.
 
     Columns: ``site``; ``found``, ``used`` and ``rejected`` cases with ``reasons`` (text); ``unlabelled``, how many of
-    those used have no label or mask, if there are any at some site; ``patients`` among the used cases; where cases are
+    those used have no label or mask, if there are any at some site, and likewise ``boxed`` and ``named``, how many of
+    these have boxes, or names of structures alone; ``patients`` among the used cases; where cases are
     bags their ``instances``; a column
     ``class: NAME`` with the number of cases of each class, ``foreground`` with the mean share of foreground pixels (0
     to 1) for segmentation, or ``label mean`` and ``label deviation`` for regression; ``missing`` (percent of all
     feature values); ``duplicates`` (cases whose inputs repeat those of an earlier case of the site); for volumes what
     the images were like as they were read, ``shapes`` to ``field strengths``, see `facts_row`.
     """
-    some_unlabelled = any(one.unlabelled for one in facts.values())
+    some = [name for name in ("unlabelled", "boxed", "named") if any(getattr(one, name) for one in facts.values())]
     rows = []
     for site, one in facts.items():
         row: dict[str, object] = {
             "site": site,
             "found": one.found,
             "used": one.used,
-            **({"unlabelled": one.unlabelled} if some_unlabelled else {}),
+            **{name: getattr(one, name) for name in some},
             "rejected": sum(one.rejected.values()),
             "reasons": reasons_text(Counter(one.rejected)),
             "patients": one.patients,
@@ -195,6 +201,7 @@ def _fingerprint(data: SiteData) -> str:
         add_texts(digest, str(kind), str(tuple(pixels.shape)))
         if isinstance(pixels, Volumes):
             add_texts(digest, *(record["key"] for record in pixels.about))
+            add_texts(digest, *(file.name for file in pixels.files if file.name.startswith(BLANK)))
         elif isinstance(pixels, Bags):
             add_texts(digest, *map(str, pixels.counts.tolist()))
             digest.update(pixels.instances.numpy().data)

@@ -42,6 +42,7 @@ from polyclinic.data.spec import PUBLIC, DataSpec, Target
 from polyclinic.data.tables.bags import bag_numbers
 from polyclinic.data.tables.features import Codes, encode_covariates, encode_features
 from polyclinic.data.tables.findings import encode_findings, finding_classes
+from polyclinic.data.tables.hints import hint_kinds
 from polyclinic.data.tables.labels import encode_labels, encode_numbers
 from polyclinic.data.tables.rows import (
     Rows,
@@ -69,15 +70,15 @@ class Holder:
     """Tables and images in one place.
 
     Rows that ``where`` does not select are not part of the study and are not counted. Every other row is used or
-    rejected with a reason: a missing patient or label (unless ``unlabelled: use`` keeps cases without a label, which
-    then come after the others of their site), a label outside ``classes``, a code outside ``categories``, an unknown
-    part in the split column, a ``divide_by`` that is missing or not positive, a missing feature (only with
-    ``imputation: drop``), an image that is missing or can't be read. Rows that name no site belong to none: a warning
-    counts them. An empty cell is always missing. Where ``subject_pattern`` does not fit, the whole cell is the patient,
-    and a warning counts such rows. Without ``site`` a table is one site with the name of its file. With ``partition``
-    the patients are shared out among simulated sites before any image is read; see `polyclinic.data.partition`. Image
-    paths are relative to ``root`` and may not leave it or the study file's folder. Sites that are the public set
-    (``public: {sites: ...}``) are no sites.
+    rejected with a reason: a missing patient or label (unless ``unlabelled: use`` keeps cases without a label, or there
+    are boxes or names of structures in the place of a mask; such cases come after the others of their site), a label
+    outside ``classes``, a code outside ``categories``, an unknown part in the split column, a ``divide_by`` that is
+    missing or not positive, a missing feature (only with ``imputation: drop``), an image that is missing or can't be
+    read. Rows that name no site belong to none: a warning counts them. An empty cell is always missing. Where
+    ``subject_pattern`` does not fit, the whole cell is the patient, and a warning counts such rows. Without ``site`` a
+    table is one site with the name of its file. With ``partition`` the patients are shared out among simulated sites
+    before any image is read; see `polyclinic.data.partition`. Image paths are relative to ``root`` and may not leave it
+    or the study file's folder. Sites that are the public set (``public: {sites: ...}``) are no sites.
 
     Args:
         spec: the ``data:`` part of the study file, environment variables expanded.
@@ -401,6 +402,9 @@ class Holder:
         if inputs is None or not len(here):
             return None, notes
         counts.unlabelled = int(len(here) - known.sum())
+        if self.target == "masks" and self.spec.hint_columns:
+            kinds = hint_kinds(used.cells.iloc[here], self.spec)
+            counts.boxed, counts.named = int((kinds == "box").sum()), int((kinds == "label").sum())
         if self.target == "images" and not isinstance(inputs, Bags):
             targets = inputs
             notes = [*notes, *acquisition_notes(site, inputs, used.origin["case"].iloc[here].tolist())]

@@ -19,6 +19,7 @@ from polyclinic.data.pictures.depth import DeepPictures
 from polyclinic.data.pictures.dicom import level_notes
 from polyclinic.data.readers.files import resolve
 from polyclinic.data.spec import DataSpec, Target
+from polyclinic.data.tables.hints import hints_of
 from polyclinic.data.tables.rows import Rows
 from polyclinic.data.volumes.prepare import VolumeFiles, prepare_volumes
 from polyclinic.data.volumes.store import Volumes
@@ -77,7 +78,9 @@ def read_images(
             noted = enumerate(record.get("mask") for record in masks.about)
             seen.masks = {position: MaskFacts(**facts) for position, facts in noted if facts is not None}
     else:
-        pictures = ImageFiles([cells[0] for cells in files.images], files.masks, files.roots, files.allowed)
+        pictures = ImageFiles(
+            [cells[0] for cells in files.images], files.masks, files.roots, files.allowed, files.hints
+        )  # fmt: skip
         size, classes = spec.size or (0, 0), MaskClasses.of(spec)
         images, masks, failures = decode_images(pictures, size, spec.channels, tick, classes, seen)
     notes = seen.deep.notes(site, rows.origin["case"].tolist())
@@ -115,8 +118,10 @@ def _originals(files: VolumeFiles, spec: DataSpec, failures: Container[int]) -> 
 def image_files(rows: Rows, spec: DataSpec, folder: Path, target: Target) -> VolumeFiles:
     """Where the images and masks of rows are."""
     roots = [Path(table) if spec.root is None else folder / spec.root for table in rows.origin["folder"]]
-    masks = None
+    masks, hints = None, None
     if target == "masks":
         cells = rows.cells[spec.mask_column].tolist()
         masks = [cell if known else None for cell, known in zip(cells, rows.labelled, strict=True)]
-    return VolumeFiles(rows.cells[spec.image_columns].to_numpy().tolist(), masks, roots, allowed=(folder,))
+        hints = hints_of(rows.cells, spec) if spec.hint_columns else None
+    images = rows.cells[spec.image_columns].to_numpy().tolist()
+    return VolumeFiles(images, masks, roots, allowed=(folder,), hints=hints)

@@ -26,7 +26,9 @@ from polyclinic.options import EntryError
 
 #: A network's normalisation needs two cases.
 _LEAST = 2
-_TRUTH = ("label", "findings", "positive", "classes", "labels", "time", "event", "mask", "mask_classes")
+_TRUTH = (
+    "label", "findings", "positive", "classes", "labels", "time", "event", "mask", "box", "structures", "mask_classes",
+)  # fmt: skip
 
 
 class PublicFacts(Body):

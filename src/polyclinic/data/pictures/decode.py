@@ -17,11 +17,13 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from polyclinic.data.masks.classes import MaskClasses, MaskFacts, vanished
+from polyclinic.data.masks.hinted import draw_hint
 from polyclinic.data.masks.pictures import is_lossy, read_mask
 from polyclinic.data.pictures.depth import DeepPictures, check_bits, is_deep, too_large
 from polyclinic.data.pictures.dicom import is_scan, open_scan
 from polyclinic.data.readers.files import FORMATS, resolve
 from polyclinic.data.readers.volume import UnreadableError
+from polyclinic.data.tables.hints import Hint
 from polyclinic.ignored import IGNORED
 from polyclinic.notes import Note
 
@@ -40,12 +42,14 @@ class ImageFiles:
         masks: path of each case's mask (None for a case without one), or None for classification.
         roots: for each case, the folder to which its paths are relative.
         allowed: folders, besides a case's own root, under which a file may lie.
+        hints: what is known of each mask that is not there (None for nothing), or None where nothing is of any.
     """
 
     images: Sequence[str]
     masks: Sequence[str | None] | None
     roots: Sequence[Path]
     allowed: Sequence[Path] = ()
+    hints: Sequence[Hint | None] | None = None
 
     def __len__(self) -> int:
         return len(self.images)
@@ -95,8 +99,8 @@ def decode_images(
 
     Returns:
         uint8 images ``[N, C, H, W]``, uint8 masks ``[N, 1, H, W]`` of class indices (None without masks; of a case
-        without one ``IGNORED`` everywhere), and the position of each case that can't be used with the reason; its
-        pixels are undefined.
+        without one what is known of it, or ``IGNORED`` everywhere), and the position of each case that can't be used
+        with the reason; its pixels are undefined.
     """
     images = np.zeros((len(files), 3 if channels == "rgb" else 1, *size), dtype=np.uint8)
     masks = None if files.masks is None else np.zeros((len(files), 1, *size), dtype=np.uint8)
@@ -146,7 +150,8 @@ def _decode_case(
         return
     name = files.masks[position]
     if name is None:
-        mask_out[...] = IGNORED
+        hint = None if files.hints is None else files.hints[position]
+        mask_out[...] = IGNORED if hint is None else draw_hint(hint, full_size, mask_out.shape[1:])
         return
     mask, mask_turned = upright(name, root, files.allowed, "mask")
     with mask:

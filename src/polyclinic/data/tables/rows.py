@@ -18,6 +18,7 @@ from polyclinic.data.tables.bags import bag_counts, fill_labels, name_bags, spre
 from polyclinic.data.tables.codes import equals
 from polyclinic.data.tables.features import choose_features
 from polyclinic.data.tables.findings import absent_notes, finding_reasons, has_finding
+from polyclinic.data.tables.hints import hint_kinds, hint_reasons
 from polyclinic.data.tables.labels import label_reasons, number_reasons
 from polyclinic.data.tables.table import (
     is_missing,
@@ -143,10 +144,11 @@ def read_rows(
     tables = {site: one.cells for site, one in opened.items()}
     titles = {site: one.title for site, one in opened.items()}
     needed = _needed_columns(spec, split, subgroups)
+    lackable = [spec.mask_column, *spec.hint_columns] if spec.hint_columns else []
     lacking = absent_notes({site: table.columns.tolist() for site, table in tables.items()}, spec)
     for site, table in tables.items():
         for column, use in needed.items():
-            absent = use == "findings" and column not in table.columns
+            absent = (use == "findings" or column in lackable) and column not in table.columns
             if not absent or (not may_be_none and not any(column in one.columns for one in tables.values())):
                 require_column(table.columns.tolist(), column, use, titles[site])
     available = list(dict.fromkeys(name for table in tables.values() for name in table.columns))
@@ -163,7 +165,7 @@ def read_rows(
             require_column(table.columns.tolist(), column, "features", titles[site])
         there = [column for column in left_out if table.columns.tolist().count(column) == 1]
         used = list(dict.fromkeys([*needed, *chosen, *there]))
-        # A site may have no label of a finding.
+        # A site may have no label of a finding, or no masks but boxes.
         texts = table.assign(**{name: pd.Series(np.nan, index=table.index, dtype="str")
                                 for name in used if name not in table.columns})[used]  # fmt: skip
         part = texts.mask(is_missing(texts, spec.missing))
@@ -231,7 +233,7 @@ def reject_rows(rows: Rows, spec: DataSpec, target: Target, split: str | None) -
     if bags is not None:
         origin["bag"] = name_bags(cells, origin, spec)
         fill_labels(cells, origin, spec)
-    if spec.unlabelled == "use":
+    if spec.unlabelled == "use" or spec.hint_columns:
         known = cells[target_column(spec, target)].notna() if target != "findings" else has_finding(cells, spec)
         rows.labelled = np.asarray(known, dtype=np.bool_)
     if target == "findings":
@@ -258,7 +260,12 @@ def reject_rows(rows: Rows, spec: DataSpec, target: Target, split: str | None) -
         rows.reject(to_numbers(cells[spec.divide_by], "divide_by") <= 0, f"{spec.divide_by} is not positive")
     for column in spec.image_columns:
         rows.reject_missing(column)
-    if target == "masks" and spec.unlabelled == "reject":
+    if target == "masks" and spec.hint_columns:
+        for reason in dict.fromkeys((reasons := hint_reasons(cells, spec))[reasons != ""].tolist()):
+            rows.reject(reasons == reason, reason)
+        if spec.unlabelled == "reject":
+            rows.reject(hint_kinds(cells, spec) == "", missing_target(spec, target))
+    elif target == "masks" and spec.unlabelled == "reject":
         rows.reject_missing(target_column(spec, target))
     combat = spec.harmonisation.combat
     for column in [*combat.covariates, *combat.groups] if combat else []:
@@ -294,6 +301,9 @@ def missing_target(spec: DataSpec, target: Target) -> str:
     """Why a row without a label or mask is rejected."""
     if target == "findings":
         return "all findings are missing"
+    if target == "masks" and spec.hint_columns:
+        *others, last = [target_column(spec, target), *spec.hint_columns]
+        return f"{', '.join(others)} and {last} are missing"
     return f"{target_column(spec, target)} is missing"
 
 
@@ -324,6 +334,7 @@ def _needed_columns(spec: DataSpec, split: str | None, subgroups: Sequence[str] 
         "event": spec.event,
         "divide_by": spec.divide_by,
         "mask": spec.mask_column,
+        "box": spec.box,
         "split": split,
     }
     combat = spec.harmonisation.combat

@@ -18,6 +18,8 @@ from polyclinic.ignored import IGNORED
 
 #: Counted up when prepared volumes change for the same files and settings.
 VERSION = 6
+#: How the names of masks begin that stand for no mask.
+BLANK = "blank"
 _CHUNK = 1 << 20
 _CHOOSE = "with `data: {cache: FOLDER}`"
 
@@ -103,16 +105,17 @@ class Cache:
         """The file of a case's mask ``[1, D, H, W]``."""
         return self._path(key, ".mask.npy")
 
-    def blank(self, shape: Sequence[int]) -> Path:
-        """The file of a mask ``[1, D, H, W]`` of this shape that is ``IGNORED`` everywhere, for cases without one.
+    def blank(self, shape: Sequence[int], value: int = IGNORED) -> Path:
+        """The file of a mask ``[1, D, H, W]`` of this shape that has one value, for cases without a mask.
 
         Raises:
             ResultsError: P502, the disk is full, or P501, the folder can't be written.
         """
-        path = self.folder / f"blank.{'x'.join(map(str, shape))}.mask.npy"
+        of_value = "" if value == IGNORED else f".{value}"
+        path = self.folder / f"{BLANK}.{'x'.join(map(str, shape))}{of_value}.mask.npy"
         if not path.is_file():
             try:
-                self._write(path, np.full(tuple(shape), IGNORED, dtype=np.uint8))
+                self._write(path, np.full(tuple(shape), value, dtype=np.uint8))
             except OSError as error:
                 raise write_error(self.folder, error, _CHOOSE) from error
         return path

@@ -13,17 +13,20 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from polyclinic.candidates import code_of
 from polyclinic.data.masks.classes import MaskClasses, MaskFacts
 from polyclinic.data.readers.files import resolve
 from polyclinic.data.readers.nifti.read import is_nifti, scanner_facts
 from polyclinic.data.readers.read import READERS, place_and_series, read_volume
 from polyclinic.data.readers.volume import UnreadableError, Volume
 from polyclinic.data.spec import DataSpec, Mask, Preprocessing, Target
+from polyclinic.data.tables.hints import Hint
 from polyclinic.data.volumes.cache import Cache, source_files
 from polyclinic.data.volumes.fingerprint import Measured, SiteFingerprint, fingerprint, measure
 from polyclinic.data.volumes.intensity import INTENSITIES, check_intensity
 from polyclinic.data.volumes.preprocessing import Prepared, prepare_case
 from polyclinic.data.volumes.store import Volumes
+from polyclinic.ignored import IGNORED
 from polyclinic.options import EntryError, split_entry
 from polyclinic.origins import of_module
 
@@ -41,12 +44,14 @@ class VolumeFiles:
         masks: the mask cell of each case (None for a case without a mask), or None.
         roots: for each case, the folder to which its paths are relative.
         allowed: folders, besides a case's own root, under which a file may lie.
+        hints: what is known of each mask that is not there (None for nothing), or None where nothing is of any.
     """
 
     images: Sequence[Sequence[str]]
     masks: Sequence[str | None] | None
     roots: Sequence[Path]
     allowed: Sequence[Path] = ()
+    hints: Sequence[Hint | None] | None = None
 
     def __len__(self) -> int:
         return len(self.images)
@@ -68,8 +73,8 @@ def prepare_volumes(
 
     Returns:
         images and masks of the cases that can be used, in order (None without any, masks None without masks; the mask
-        of a case without one is ``IGNORED`` everywhere), and the position of each case that can't be used, with the
-        reason.
+        of a case without one is ``IGNORED`` everywhere, or says which structures may be there), and the position of
+        each case that can't be used, with the reason.
     """
     if spec.preprocessing is None:
         raise ValueError("volumes need `preprocessing`")
@@ -105,12 +110,15 @@ def prepare_volumes(
 
     failures: dict[int, str] = {}
     records: list[dict[str, Any]] = []
+    blanks: list[int] = []
     with ThreadPoolExecutor(min(_MOST_THREADS, os.cpu_count() or 1)) as threads:
         for position, found in enumerate(threads.map(prepare, range(len(files)))):
             if isinstance(found, str):
                 failures[position] = found
             else:
                 records.append(found)
+                hint = None if files.hints is None else files.hints[position]
+                blanks.append(IGNORED if hint is None else code_of(hint.anywhere))
             done()
     if not records:
         return None, None, failures
@@ -119,8 +127,10 @@ def prepare_volumes(
     if files.masks is not None:
         shape = (1, *images.shape[2:])
         masks = Volumes(
-            [cache.mask(record["key"]) if record["masked"] else cache.blank(shape) for record in records], records
-        )
+            [cache.mask(record["key"]) if record["masked"] else cache.blank(shape, blank)
+             for record, blank in zip(records, blanks, strict=True)],
+            records,
+        )  # fmt: skip
     return images, masks, failures
 
 

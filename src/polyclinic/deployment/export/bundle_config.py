@@ -192,7 +192,7 @@ def _scaling_steps(front: Front) -> Iterator[Config]:
 
 
 def _inferer(description: Description) -> Config:
-    box = description.data.box
+    box = description.data.planned_patch
     if box is None:
         return {"_target_": "SimpleInferer"}
     return {

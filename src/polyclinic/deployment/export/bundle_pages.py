@@ -22,7 +22,7 @@ _NEEDS = ("nibabel", "safetensors", "pillow", "scipy")
 def metadata(description: Description, authors: Sequence[str], licence: str | None) -> dict[str, Any]:
     """The content of ``metadata.json``, by MONAI's schema."""
     target, volumes = description.target, description.data.preprocessing is not None
-    box = description.data.box
+    box = description.data.planned_patch
     channels = description.data.image_columns if volumes else ["grey"] if description.shape[0] == 1 else list("RGB")
     names = _output_names(description)
     return {

@@ -90,7 +90,7 @@ def _volume_words(description: Description) -> Iterator[str]:
     yield f"Intensities of that box are normalised: {name}{f' ({given})' if given else ''}."
     if name == "nyul":
         yield "Their landmarks are brought to the standard ones (`standard_landmarks`), piecewise linearly."
-    box = description.data.box
+    box = description.data.planned_patch
     if box is not None and box.size != preparation.sides:
         yield (
             f"The volume is covered by windows of {list(box.size)} voxels that overlap by {box.overlap:g}; their "

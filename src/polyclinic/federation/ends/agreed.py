@@ -8,6 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 from polyclinic.client.work import Work
+from polyclinic.data.masks.entries import unannotated
 from polyclinic.data.opening.agreement import Agreement, fixed_classes
 from polyclinic.data.opening.census import Census, code_columns
 from polyclinic.data.preparation import name_steps
@@ -94,7 +95,7 @@ class Agreed:
             "classes": (fixed is None or asked.classes == fixed) and (asked.labels is None) == (fixed is not None),
             "subgroups": asked.subgroups.keys() == {one.column for one in self.declaration.evaluation.grouped_by},
             "volumes": self.declaration.wants_plan
-            or (asked.preprocessing, asked.patch) == (spec.preprocessing, spec.box),
+            or (asked.preprocessing, asked.patch) == (spec.preprocessing, spec.planned_patch),
         }
         return next((what for what, right in found.items() if not right), "")
 
@@ -106,7 +107,9 @@ class Agreed:
         steps = name_steps(spec, features, covariates)
         found = (asked.steps, asked.augmentation, asked.classes, asked.patch, asked.hides, asked.most)
         hides, most = self.declaration.privacy.summaries is not None, spec.bags.most if spec.bags else None
-        return _text(found) == _text((steps, spec.augmentation, len(self.agreement.classes), spec.box, hides, most))
+        return _text(found) == _text(
+            (steps, spec.augmentation, len(self.agreement.classes), spec.planned_patch, hides, most)
+        )
 
     def _splits(self, asked: Prepare) -> bool:
         """With splits of other kinds groups of patients could be told from each other, down to single ones."""
@@ -115,11 +118,12 @@ class Agreed:
         validation = declaration.final_validation if final else wanted.validation
         found = (
             asked.folds, asked.holdout, asked.validation, asked.split_seed, asked.small_sites, asked.final,
-            asked.labels, asked.voters,
+            asked.labels, asked.voters, asked.partial,
         )  # fmt: skip
         declared = (
             declaration.folds, wanted.holdout, validation, wanted.split_seed, wanted.small_sites, final,
             declaration.data.labels, wanted.voters,
+            unannotated(declaration.data) if declaration.data.structures else {},
         )  # fmt: skip
         return found == declared and (final or asked.fold in declaration.fold_numbers)
 

@@ -1,0 +1,56 @@
+"""Pixels of which it is known only which classes they may be of: inside a box, or where nobody looked for a structure.
+
+In masks, which hold class indices, such a pixel has a number of its own: 128, and 1, 2, 4, ... for each of the
+structures 1, 2, 3, ... that it may be of, if it is not background. ``IGNORED`` says that nothing is known.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor
+
+from polyclinic.ignored import IGNORED
+
+#: The structures that there are numbers for. Masks with more have class indices where these numbers would be.
+MOST_CANDIDATES = 6
+_FIRST = 128
+
+
+def code_of(structures: Iterable[int]) -> int:
+    """The number of a pixel that is background or of one of these structures.
+
+    >>> code_of([1, 3]), code_of([])
+    (133, 0)
+    """
+    bits = sum({1 << (structure - 1) for structure in structures})
+    return _FIRST + bits if bits else 0
+
+
+def undecided(targets: Tensor, classes: int) -> Tensor:
+    """Where more than one class is possible, and not all of them: bool, in the shape of ``targets``.
+
+    Args:
+        targets: class indices and the numbers above.
+        classes: number of classes, the background among them.
+    """
+    if classes > MOST_CANDIDATES + 1:
+        return torch.zeros_like(targets, dtype=torch.bool)
+    return (targets >= _FIRST) & (targets != IGNORED)
+
+
+def possible(targets: Tensor, classes: int) -> Tensor:
+    """Which classes each pixel may be of: bool ``[B, C, ...]``.
+
+    Args:
+        targets: class indices and the numbers above, uint8 ``[B, 1, ...]``.
+        classes: C, the background among them.
+    """
+    table = torch.eye(256, classes, dtype=torch.bool)
+    table[IGNORED] = True
+    if classes <= MOST_CANDIDATES + 1:
+        for bits in range(1, 1 << (classes - 1)):
+            structures = [number for number in range(1, classes) if bits >> (number - 1) & 1]
+            table[code_of(structures), [0, *structures]] = True
+    return table.to(targets.device)[targets[:, 0].long()].movedim(-1, 1)
