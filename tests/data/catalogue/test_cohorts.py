@@ -105,7 +105,8 @@ def test_uk_biobank(tree, prepared):
     }  # fmt: skip
     assert result.study["data"]["features"] == ["f25010", "f25011", "f25782"]  # 25742 is no volume
     assert result.study["data"]["harmonisation"] == {"combat": {"covariates": ["age"]}}
-    assert result.prepared.notes[0].startswith("Only the first session")
+    assert result.prepared.notes[0].startswith("Of 3 participants who withdrew 2 are in the table")
+    assert result.prepared.notes[1].startswith("Only the first session")
     age = prepared("uk-biobank", out="age", label="age", sessions="all")
     assert age.reasons["age is missing"] == 1
     assert sum(age.sites.values()) == 39

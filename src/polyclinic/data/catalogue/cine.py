@@ -39,7 +39,7 @@ _PHASES = ("ED", "ES")
 
 def _read_info(path: Path) -> dict[str, str]:
     """Lines such as ``ED: 1``, ``Group: DCM``."""
-    pairs = (line.partition(":") for line in path.read_text(encoding="utf-8", errors="replace").splitlines())
+    pairs = (line.partition(":") for line in path.read_text(encoding="utf-8-sig", errors="replace").splitlines())
     return {name.strip(): value.strip() for name, _, value in pairs if name.strip()}
 
 

@@ -36,7 +36,7 @@ def _eyepacs(request: Request, files: dict[str, str]) -> list[pd.DataFrame]:
             "subject": ("eyepacs " + eye[0]).fillna(""),
             "eye": eye[1].fillna(""),
             "image": name.map(files).fillna(""),
-            "grade": table[pick_column(table, path, "level")],
+            "grade": table[pick_column(table, path, "level")].str.removesuffix(".0"),
             "split": "train" if path.name.lower().startswith("train") else "test",
             "reason": "",
         }
@@ -56,7 +56,7 @@ def _aptos(request: Request, files: dict[str, str]) -> list[pd.DataFrame]:
             "subject": "aptos " + name,
             "eye": "",
             "image": name.map(files).fillna(""),
-            "grade": table["diagnosis"],
+            "grade": table["diagnosis"].str.removesuffix(".0"),
             "split": "train",
             "reason": "",
         }
