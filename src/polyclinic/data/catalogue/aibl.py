@@ -26,8 +26,8 @@ _KEYS = ["subject", "visit"]
 def _visit(texts: pd.Series[str]) -> pd.Series[str]:
     """``bl``, ``m18``, ...: the tables have these, the collection's table ``Base`` and ``18 Mo``."""
     low = texts.str.strip().str.lower()
-    months = low.str.extract(r"(\d+)", expand=False)
-    return ("m" + months.str.lstrip("0")).where(months.notna() & (months != "0"), "bl").where(low != "", "")
+    months = low.str.extract(r"(\d+)", expand=False).fillna("").str.lstrip("0")
+    return ("m" + months).where(months != "", "bl").where(low != "", "")
 
 
 def _by_visit(request: Request, name: str, *columns: str) -> pd.DataFrame:
