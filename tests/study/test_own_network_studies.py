@@ -156,5 +156,5 @@ def test_a_site_whose_letters_are_encoded_in_another_way(tmp_path: Path) -> None
     content = own_study(tmp_path, networks={"no\u0308rth": "logistic"}, methods=["single"])
     table = tmp_path / content["data"]["table"]
     table.write_text(table.read_text(encoding="utf-8").replace("north", "n\u00f6rth"), encoding="utf-8")
-    with pytest.raises(StudyError, match="P103 .* Its letters are encoded in another way than those of 'nörth'"):
+    with pytest.raises(StudyError, match=r"P103 .* Its letters are encoded in another way than those of 'nörth'"):
         Study.of(content | {"networks": {"no\u0308rth": "logistic"}}, tmp_path).run(tmp_path / "out")

@@ -74,6 +74,26 @@ def test_grades_of_eyes(tree, prepared):
     assert result.manifest["grade"].tolist() == ["0", "2", "3", "1"]
 
 
+def test_glaucoma_that_is_told_in_two_ways(tree, prepared):
+    """By the name and the table, or twice in the table; with a byte order mark, semicolons and decimal commas."""
+    for name in ("g0001", "n0001", "V0001", "V0002"):
+        tree.image(f"{name}.JPG", np.stack([picture(1)] * 3, 2), format="JPEG")
+    rows = ["1;V0001.jpg;1,5;1", "2;V0002.jpg;1,5;0", "3;V0002.jpg;1,5;1", "4;n0001.jpg;2,5;1", "5;g0001.jpg;2,5;1"]
+    tree.text("Fovea_locations.csv", "\ufeff" + "\r\n".join(["ID;ImgName;Fovea_X;Glaucoma Label", *rows]) + "\r\n")
+    result = prepared("refuge", label="glaucoma", positive=("yes",))
+    assert result.manifest.set_index("image")["glaucoma"].to_dict() == {"V0001.JPG": "yes", "g0001.JPG": "yes"}
+    assert result.reasons == {"glaucoma is missing": 2}
+
+
+def test_patients_of_the_table_of_breast_cancer(tree, prepared):
+    rows = [f"TCGA-A{n % 2}-{n:04},{n % 2}.0,{100 + n},{50 + n}" for n in range(20)]
+    tree.table("brca.csv", "pid,E,T,age", *rows, rows[0], "TCGA-A1-0001,0.0,999,51")
+    tree.table("centers.csv", "TSS Code,Source Site,Region", "A0,x,South", "A1,y,West")
+    result = prepared("fed-tcga-brca")
+    assert result.reasons == {AGAIN.format("patient"): 1, CONTRADICT.format("patient"): 2}
+    assert result.sites == {"South": 10, "West": 9}
+
+
 def test_films_of_hearts(tree, prepared):
     """The film's name with and without its ending; a film that stands twice, and one with two fractions."""
     films = [f"0X{n}{'.AVI' if n < 3 else ''},{40 + n},{'TRAIN' if n % 2 else 'VAL'}" for n in range(8)]
