@@ -140,8 +140,11 @@ def error_from(told: Mapping[str, str]) -> PolyclinicError:
 def nearest(name: str, valid: list[str]) -> str:
     """The valid name most like ``name``, as a hint ("Did you mean 'fedavg'?"), or the list of valid names."""
     from difflib import get_close_matches
+    from unicodedata import normalize
 
     close = get_close_matches(name, valid, n=1, cutoff=0.6)
+    if close and normalize("NFC", close[0]) == normalize("NFC", name):  # as macOS writes ü: u and two dots
+        return f"Its letters are encoded in another way than those of {close[0]!r}: copy the name from there."
     if close:
         return f"Did you mean {close[0]!r}?"
     return "Valid: " + ", ".join(valid) + "." if len(valid) <= 40 else ""

@@ -149,3 +149,12 @@ def test_a_program_can_give_the_network_of_a_site(tmp_path: Path, monkeypatch: p
 def test_methods_that_share_weights_say_which_can(tmp_path: Path) -> None:
     with pytest.raises(StudyError, match="single, cross, ensemble, fedmd, fedad"):
         declare(model="logistic", networks={"A": {"mlp": {"hidden": [3]}}}, methods=["fedprox"])
+
+
+def test_a_site_whose_letters_are_encoded_in_another_way(tmp_path: Path) -> None:
+    """macOS writes ü as u and two dots; a hint that shows twice the same name helps nobody."""
+    content = own_study(tmp_path, networks={"no\u0308rth": "logistic"}, methods=["single"])
+    table = tmp_path / content["data"]["table"]
+    table.write_text(table.read_text(encoding="utf-8").replace("north", "n\u00f6rth"), encoding="utf-8")
+    with pytest.raises(StudyError, match=r"P103 .* Its letters are encoded in another way than those of 'nörth'"):
+        Study.of(content | {"networks": {"no\u0308rth": "logistic"}}, tmp_path).run(tmp_path / "out")

@@ -101,3 +101,19 @@ def test_mms_by_centre_and_vendor(mms, prepared):
     again = prepared("mms")
     assert again.manifest.equals(result.manifest)
     assert prepared("mms", out="vendor", sites_by="vendor").sites == {"vendor-A": 4, "vendor-B": 4, "vendor-D": 1}
+
+
+def test_mms_with_another_version_of_the_table(mms, prepared):
+    """A frame that was wrong is taken anew; a row that stands twice counts once, and not if its frames differ."""
+    first = prepared("mms").manifest.query("age == '40' and phase == 'ES'").iloc[0]
+    path = next((mms.folder / "OpenDataset").glob("*.csv"))
+    table = path.read_text(encoding="utf-8").replace("A0S9V9,Maker,A,1,0,3", "A0S9V9,Maker,A,1,3,0")
+    path.write_text(table + "9,A0S9V9,Maker,A,1,3,0,HCM,40,F\n10,A1D0Q7,Maker,A,1,1,3,HCM,41,F\n", encoding="utf-8")
+    result = prepared("mms")
+    later = result.manifest.query("age == '40' and phase == 'ES'").iloc[0]
+    read = [np.asarray(nibabel.load(result.out / row["image"]).dataobj) for row in (first, later)]
+    source = nibabel.load(mms.folder / "OpenDataset/Training/Labeled/A0S9V9/A0S9V9_sa.nii.gz")
+    assert np.array_equal(read[1], np.asarray(source.dataobj)[..., 0])
+    assert not np.array_equal(*read)
+    assert result.reasons["a second row of the same phase"] == 3
+    assert result.reasons["rows of one phase contradict each other"] == 2

@@ -58,6 +58,20 @@ def test_aibl(aibl, prepared):
     assert everyone.check() == [14, 14, 0]
 
 
+def test_aibl_with_contradictions(aibl, prepared):
+    """A visit with two diagnoses has none, an image with two visits none; M00 is the first visit."""
+    table = aibl.folder / "Data_extract_3.3.0/aibl_pdxconv_01-Jun-2018.csv"
+    table.write_text(table.read_text() + "3,2,bl,1\n")
+    collection = aibl.folder / "AIBL_4_27_2020.csv"
+    text = collection.read_text().replace("I230500,1,NC,F,70,Base", "I230500,1,NC,F,70,M00")
+    text = text.replace("I230500,1,NC,M,70,Base", "I230500,1,NC,M,70,M00")
+    collection.write_text(text + text.splitlines()[4].replace("Base", "18 Mo") + "\n")
+    result = prepared("aibl")
+    assert "M00" in text
+    assert result.sites == {"site-1": 5, "site-2": 5}
+    assert result.reasons["image is not in the collection's table"] == 2
+
+
 def test_aibl_by_field_strength(aibl, prepared):
     result = prepared("aibl", sites_by="field")
     assert result.sites == {"1.5 T": 6, "3 T": 5}
@@ -105,7 +119,8 @@ def test_uk_biobank(tree, prepared):
     }  # fmt: skip
     assert result.study["data"]["features"] == ["f25010", "f25011", "f25782"]  # 25742 is no volume
     assert result.study["data"]["harmonisation"] == {"combat": {"covariates": ["age"]}}
-    assert result.prepared.notes[0].startswith("Only the first session")
+    assert result.prepared.notes[0].startswith("Of 3 participants who withdrew 2 are in the table")
+    assert result.prepared.notes[1].startswith("Only the first session")
     age = prepared("uk-biobank", out="age", label="age", sessions="all")
     assert age.reasons["age is missing"] == 1
     assert sum(age.sites.values()) == 39

@@ -80,7 +80,7 @@ def test_covidx(covidx, prepared):
     result = prepared("covidx")
     assert result.sites == {"bimcv": 10, "ricord": 10, "rsna": 21, "sirm": 3}
     assert result.reasons == {
-        "a second line of the same image": 1,
+        "a second row of the same image": 1,
         "image file is missing": 1,
         "line of the list is not patient, file, label and source": 1,
     }

@@ -51,10 +51,24 @@ def test_slices(fastmri, prepared):
     assert sorted(result.manifest["subject"].value_counts()) == [4] * 12 + [8]  # p0 has two volumes
     assert set(result.manifest["split"]) == {"train", "validation"}
     volume = np.abs(np.random.default_rng(3).standard_normal((8, 32, 32))).astype(np.float32) * 1e-4
-    pixels = np.asarray(Image.open(result.out / "images/file1000003_002.png"))
+    pixels = np.asarray(Image.open(result.out / "images/multicoil_train_file1000003_002.png"))
     assert np.abs(pixels / 255 - volume[2] / volume.max()).max() <= 0.5 / 255 + 1e-6
     assert result.check() == [56, 56, 0]
     assert prepared("fastmri", label="acquisition", out="field", sites_by="field").sites == {"1.5 T": 24, "3 T": 32}
+
+
+def test_names_that_come_again(tree, prepared):
+    """A knee from one coil and from several is one volume; a brain with the name of a knee is another patient's."""
+    for number in range(3):
+        scan(tree, f"singlecoil_train/file100000{number}.h5", number, f"p{number}" if number else "")
+        scan(tree, f"multicoil_train/file100000{number}.h5", 50 + number, f"p{number}" if number else "")
+    brain = scan(tree, "train/file1000001.H5", 99, "q", acquisition="AXT2")
+    result = prepared("fastmri")
+    assert result.reasons == {"the same volume in another folder (from one coil and from several)": 12}
+    assert sorted(result.manifest["subject"].value_counts()) == [4] * 4
+    image = result.manifest.query("acquisition == 'AXT2'")["image"].iloc[0]
+    pixels = np.asarray(Image.open(result.out / image))
+    assert np.abs(pixels / 255 - brain[2] / brain.max()).max() <= 0.5 / 255 + 1e-6
 
 
 def test_reconstruction(fastmri, prepared):

@@ -51,6 +51,14 @@ def test_camelyon16(camelyon, prepared):
     assert result.check()[:2] == [14, 14]  # bags, not tiles
 
 
+def test_the_slide_that_was_normal_086(tree, prepared):
+    """It came from RUMC with the first hundred, whatever number it has now."""
+    for name in ("normal_001", "normal_160", "tumor_110", "tumor_111"):
+        features(tree, f"features/{name}.npy")
+    slides = prepared("camelyon16").manifest.drop_duplicates("slide").set_index("slide")["site"]
+    assert slides.to_dict() == {"normal_001": "RUMC", "normal_160": "UMCU", "tumor_110": "UMCU", "tumor_111": "RUMC"}
+
+
 def test_few_features_are_kept_as_they_are(tree, prepared):
     values = features(tree, "features/normal_001.npy", tiles=4)
     features(tree, "features/tumor_001.npy", tiles=4)

@@ -47,7 +47,7 @@ def test_pocus(pocus, prepared):
     assert films["site"].value_counts().to_dict() == {"source-1": 12, "source-2": 12, "others": 3}
     assert result.prepared.subjects == {"source-1": 11, "source-2": 12, "others": 3}
     assert result.reasons == {
-        "marked as not used": 2, "a picture, no film": 2, "frames are missing": 1, "film twice": 3,
+        "marked as not used": 2, "a picture, no film": 2, "frames are missing": 1, "a second row of the same film": 3,
         "finding is neither covid nor healthy": 2,
     }  # fmt: skip
     assert result.study["model"] == {"gated_attention": {"encoder": {"cnn": {"channels": [16, 32, 64]}}}}
@@ -76,7 +76,7 @@ def test_echonet(tree, prepared):
     ]
     tree.table("FileList.csv", "FileName,EF,ESV,EDV,FrameHeight,FrameWidth,FPS,NumberOfFrames,Split", *rows)
     result = prepared("echonet-dynamic", sites_by="quantity", sites=2, alpha=20.0)
-    assert result.reasons == {"frames are missing": 1, "film twice": 3}
+    assert result.reasons == {"frames are missing": 1, "a second row of the same film": 3}
     first = result.manifest[result.manifest["film"] == "0X0000000000000000"]
     numbers = [int(path.rsplit("/", 1)[-1].removesuffix(".png")) for path in first["image"]]
     assert numbers == sorted(numbers)

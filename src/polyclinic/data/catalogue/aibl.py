@@ -26,8 +26,8 @@ _KEYS = ["subject", "visit"]
 def _visit(texts: pd.Series[str]) -> pd.Series[str]:
     """``bl``, ``m18``, ...: the tables have these, the collection's table ``Base`` and ``18 Mo``."""
     low = texts.str.strip().str.lower()
-    months = low.str.extract(r"(\d+)", expand=False)
-    return ("m" + months.str.lstrip("0")).where(months.notna() & (months != "0"), "bl").where(low != "", "")
+    months = low.str.extract(r"(\d+)", expand=False).fillna("").str.lstrip("0")
+    return ("m" + months).where(months != "", "bl").where(low != "", "")
 
 
 def _by_visit(request: Request, name: str, *columns: str) -> pd.DataFrame:
@@ -43,7 +43,8 @@ def _by_visit(request: Request, name: str, *columns: str) -> pd.DataFrame:
             **{column: optional_column(table, column) for column in columns},
         }
     )
-    return rows.drop_duplicates(_KEYS)
+    # Of a visit that two rows tell different things of nothing is known.
+    return rows.drop_duplicates().drop_duplicates(_KEYS, keep=False)
 
 
 def _visits(request: Request) -> pd.DataFrame:
@@ -71,14 +72,15 @@ def _collection(request: Request) -> pd.DataFrame:
             if "Image Data ID" not in file.readline():
                 continue
         table = read_table(path)
-        return pd.DataFrame(
+        found = pd.DataFrame(
             {
                 "image_id": "I" + table["Image Data ID"].str.lstrip("I"),
                 "visit": _visit(optional_column(table, "Visit")),
                 "age": optional_column(table, "Age"),
                 "sex": optional_column(table, "Sex").str[:1].str.upper(),
             }
-        ).drop_duplicates("image_id")
+        )
+        return found.drop_duplicates().drop_duplicates("image_id", keep=False)
     raise LayoutError("The collection's table (CSV with a column 'Image Data ID') is missing: it tells whose visit a "
                       "scan is.")  # fmt: skip
 

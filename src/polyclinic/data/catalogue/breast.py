@@ -5,7 +5,7 @@ from __future__ import annotations
 import pandas as pd
 
 from polyclinic.data.catalogue.entry import Draft, Entry, Label, Request
-from polyclinic.data.catalogue.layout import LayoutError, find_table, find_tables, pick_column
+from polyclinic.data.catalogue.layout import LayoutError, find_table, find_tables, pick_column, reject_repeated
 from polyclinic.data.tables.table import read_cells
 
 #: In the order of FLamby's centres 0 to 5.
@@ -43,6 +43,7 @@ def _draft(request: Request) -> Draft:
     rows["split"] = patient.map(parts).fillna("")
     rows["reason"] = ""
     rows.loc[region.notna() & ~region.isin(REGIONS), "reason"] = "outside of the six regions"
+    reject_repeated(rows, ["subject"], ["event", "days", *features], "patient")
     return Draft(
         rows, "table", features=features, data={"time_unit": "days"},
         evaluation={"times": [365, 1095, 1825], "metrics": ["concordance", "uno", "ibs"]},

@@ -18,6 +18,7 @@ from polyclinic.data.catalogue.layout import (
     optional_column,
     pick_column,
     read_table,
+    reject_repeated,
     walk_files,
     what_is_there,
 )
@@ -39,7 +40,7 @@ _PHASES = ("ED", "ES")
 
 def _read_info(path: Path) -> dict[str, str]:
     """Lines such as ``ED: 1``, ``Group: DCM``."""
-    pairs = (line.partition(":") for line in path.read_text(encoding="utf-8", errors="replace").splitlines())
+    pairs = (line.partition(":") for line in path.read_text(encoding="utf-8-sig", errors="replace").splitlines())
     return {name.strip(): value.strip() for name, _, value in pairs if name.strip()}
 
 
@@ -160,6 +161,7 @@ def _mms(request: Request) -> Draft:
                 common | {"phase": phase, "frame": frames[phase][at], "image": image, "mask": mask, "reason": reason}
             )
     drawn = pd.DataFrame(rows)
+    reject_repeated(drawn, ["subject", "phase"], ["frame", "site"], "phase")
     _extract(request, drawn)
     data = _data({"left_ventricle": 1, "myocardium": 2, "right_ventricle": 3})
     return Draft(drawn.drop(columns="frame"), "volume", images=["image"], mask="mask", data=data)
@@ -170,9 +172,10 @@ def _extract(request: Request, rows: pd.DataFrame) -> None:
     usable = rows.index[(rows["reason"] == "") & (rows["image"] != "") & (rows["mask"] != "")]
     for number, at in enumerate(usable):
         row = rows.loc[at]
-        names = [f"{kind}/{row['subject']}_{row['phase']}.nii.gz" for kind in ("images", "masks")]
         try:
             frame = int(float(row["frame"]))
+            # With the frame: versions of the table differ in it, and what is there already is not written again.
+            names = [f"{kind}/{row['subject']}_{row['phase']}_{frame:02}.nii.gz" for kind in ("images", "masks")]
             frame_to_nifti(request.source / row["image"], frame, request.out / names[0])
             outlined = frame_to_nifti(request.source / row["mask"], frame, request.out / names[1], mask=True)
             rows.loc[at, ["image", "mask"]] = [f"out:{name}" for name in names]

@@ -124,6 +124,20 @@ def _read_list(path: Path, split: str) -> pd.DataFrame:
     return pd.DataFrame(parts, columns=["patient", "file", "label", "source", "split"])
 
 
+def _listed(source: Path, rows: pd.DataFrame) -> pd.Series[str]:
+    """Path of each file of a list: in a folder of the list's name if there is one, since names may come again."""
+    found: dict[tuple[str, str], str] = {}
+    for path in walk_files(source, _IMAGES):
+        *folders, name = path.split("/")
+        for folder in (*map(str.lower, folders), ""):
+            found.setdefault((folder, name), path)
+    paths = [
+        found.get((split, name)) or found.get(("", name), "")
+        for split, name in zip(rows["split"], rows["file"], strict=True)
+    ]
+    return pd.Series(paths, index=rows.index, dtype=str)
+
+
 def _covidx(request: Request) -> Draft:
     lists = {
         split: find_tables(request.source, f"{split}.txt", f"{split}_COVIDx*.txt") for split in ("train", "val", "test")
@@ -135,7 +149,6 @@ def _covidx(request: Request) -> Draft:
             raise LayoutError(f"There are {len(paths)} lists of {split} ({paths[0].name}, {paths[1].name}); leave one.")
     table = pd.concat([_read_list(paths[0], split) for split, paths in lists.items() if paths], ignore_index=True)
     source = table["source"].replace(_SOURCES)
-    files = _by_name(request.source)
     # COVID_1 and COVID 1 are one patient: versions of the lists spell them differently.
     subject = source + " " + table["patient"].str.replace("_", " ", regex=False)
     named = (table["patient"] != "") & (source != "")
@@ -143,7 +156,7 @@ def _covidx(request: Request) -> Draft:
         {
             "site": source,
             "subject": subject.where(named, ""),
-            "image": table["file"].map(files).fillna(""),
+            "image": _listed(request.source, table),
             "covid": table["label"].map({"positive": "yes", "COVID-19": "yes", "negative": "no", "normal": "no",
                                          "pneumonia": "no"}).fillna(""),
             "class": table["label"],
@@ -152,7 +165,6 @@ def _covidx(request: Request) -> Draft:
         }
     )  # fmt: skip
     rows.loc[~named, "reason"] = "line of the list is not patient, file, label and source"
-    rows.loc[rows.duplicated("image") & (rows["image"] != ""), "reason"] = "a second line of the same image"
     rows.loc[named & (rows["image"] == ""), "reason"] = "image file is missing"
     return Draft(rows, "image", images=["image"], data=_DATA, training={"class_weights": "balanced"})
 

@@ -71,12 +71,14 @@ def _slices(request: Request, path: str) -> list[dict[str, str]]:
         volume = np.asarray(file[name], dtype=np.float64)
     if volume.ndim != 3 or not np.isfinite(volume).all() or volume.max() <= 0:
         raise ValueError("no images")
-    stem = re.sub(r"\.h5$", "", path.rsplit("/", 1)[-1])
+    whole = re.sub(r"\.h5$", "", path, flags=re.IGNORECASE)
+    common["volume"] = whole.rsplit("/", 1)[-1]
     rows = []
     for number in _middle(len(volume)):
-        target = f"images/{stem}_{number:03}.png"
+        # With the folders: names come again, and what is there already is not written again.
+        target = f"images/{whole.replace('/', '_')}_{number:03}.png"
         write_png(request.out / target, _grey(volume[number], float(volume.max())))
-        rows.append(common | {"image": f"out:{target}", "reason": ""})
+        rows.append(common | {"image": f"out:{target}", "slice": str(number), "reason": ""})
     return rows
 
 
@@ -92,12 +94,15 @@ def _draft(request: Request) -> Draft:
             rows.append({"image": "", "reason": "file is damaged"})
         request.progress(number + 1, len(paths))
     table = pd.DataFrame(rows).reindex(
-        columns=["subject", "image", "acquisition", "scanner", "field_strength", "split", "reason"]
+        columns=["subject", "image", "acquisition", "scanner", "field_strength", "split", "volume", "slice", "reason"]
     )
     table = table.fillna("")
     # A file that does not name its patient is a patient of its own.
     unnamed = (table["subject"] == "") & (table["image"] != "")
-    table.loc[unnamed, "subject"] = table["image"].str.extract(r"([^/]+)_\d{3}\.png$", expand=False)
+    table.loc[unnamed, "subject"] = table["volume"]
+    again = table.duplicated(["subject", "volume", "slice"]) & (table["reason"] == "")
+    table.loc[again, "reason"] = "the same volume in another folder (from one coil and from several)"
+    table = table.drop(columns=["volume", "slice"])
     table.insert(0, "site", table[_SITE_COLUMNS.get(request.sites_by, "scanner")])
     data: dict[str, Any] = {"size": [320, 320], "channels": "grey", "augmentation": []}
     if request.label == "image":
@@ -140,7 +145,8 @@ fastmri/
         "largest value of the volume as white. Raw data are not used: a study makes its k-space from these magnitude "
         "images, which is easier than what a scanner gives. It compares methods and is no benchmark of fastMRI.",
         "Files are HDF5: `pip install 'polyclinic[hdf5]'`.",
-        "All volumes of a `patient_id` stay together; a file without one is a patient of its own.",
+        "All volumes of a `patient_id` stay together; a file without one is a patient of its own. Of files of one name "
+        "and patient in two folders (knees are given out from one coil and from several) the first counts.",
         "The names of the scanners in the headers could not be confirmed; they are taken as they stand there.",
     ),
 )

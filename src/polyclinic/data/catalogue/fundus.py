@@ -16,6 +16,7 @@ from polyclinic.data.catalogue.layout import (
     pick_column,
     read_table,
     stem,
+    told_once,
     walk_files,
     what_is_there,
 )
@@ -36,7 +37,7 @@ def _eyepacs(request: Request, files: dict[str, str]) -> list[pd.DataFrame]:
             "subject": ("eyepacs " + eye[0]).fillna(""),
             "eye": eye[1].fillna(""),
             "image": name.map(files).fillna(""),
-            "grade": table[pick_column(table, path, "level")],
+            "grade": table[pick_column(table, path, "level")].str.removesuffix(".0"),
             "split": "train" if path.name.lower().startswith("train") else "test",
             "reason": "",
         }
@@ -56,7 +57,7 @@ def _aptos(request: Request, files: dict[str, str]) -> list[pd.DataFrame]:
             "subject": "aptos " + name,
             "eye": "",
             "image": name.map(files).fillna(""),
-            "grade": table["diagnosis"],
+            "grade": table["diagnosis"].str.removesuffix(".0"),
             "split": "train",
             "reason": "",
         }
@@ -134,16 +135,16 @@ _NAME = re.compile(r"^([gntv])(\d{4})$", re.IGNORECASE)
 
 
 def _glaucoma(request: Request, masks: dict[str, str]) -> dict[str, str]:
-    """Name of an image in small letters -> yes or no, from names, folders and tables."""
-    known = {}
+    """Name of an image in small letters -> yes or no, from names, folders and tables where these agree."""
+    known: list[tuple[str, str]] = []
     for name, path in masks.items():
         folder = path.split("/")[-2].lower() if "/" in path else ""
         if name[0] in "gn":
-            known[name] = "yes" if name[0] == "g" else "no"
+            known.append((name, "yes" if name[0] == "g" else "no"))
         elif folder in ("g", "n", "glaucoma", "non-glaucoma"):
-            known[name] = "yes" if folder.startswith("g") else "no"
+            known.append((name, "yes" if folder.startswith("g") else "no"))
     if request.label != "glaucoma":
-        return known
+        return dict(known)
     patterns = ("Fovea_location*", "Glaucoma_label_and_Fovea_location*")
     for found in find_tables(request.source, *(each + end for each in patterns for end in (".xlsx", ".csv"))):
         table = read_table(found)
@@ -151,8 +152,8 @@ def _glaucoma(request: Request, masks: dict[str, str]) -> dict[str, str]:
         if label is not None:
             names = table[pick_column(table, found, "ImgName")].map(stem).str.lower()
             told = table[label].str.removesuffix(".0").map({"1": "yes", "0": "no"}).fillna("")
-            known |= {name: each for name, each in zip(names, told, strict=True) if each}
-    return known
+            known += zip(names, told, strict=True)
+    return told_once(*zip(*known, strict=True)) if known else {}
 
 
 def _refuge(request: Request) -> Draft:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pandas as pd
 
 from polyclinic.data.catalogue.entry import Draft, Entry, Label, Request
-from polyclinic.data.catalogue.layout import by_stem, find_table, pick_column, read_table, walk_files
+from polyclinic.data.catalogue.layout import find_table, pick_column, read_table, walk_files
 from polyclinic.data.readers.dicom.header import read_header
 from polyclinic.data.readers.volume import UnreadableError
 
@@ -16,19 +16,23 @@ FINDINGS = (*KINDS, "any")
 _NAME = r"^(ID_[0-9A-Za-z]+)_([a-z]+)$"
 
 
-def _labels(request: Request) -> pd.DataFrame:
-    """A row an image with a column a finding, from a table with a row for each image and finding."""
+def _labels(request: Request) -> tuple[pd.DataFrame, list[str]]:
+    """A row an image with a column a finding, from a table with a row for each image and finding; and notes."""
     path = find_table(request.source, "stage_2_train.csv", "stage_1_train.csv")
     table = read_table(path)
     parts = table[pick_column(table, path, "ID")].str.extract(_NAME)
-    long = pd.DataFrame({"image": parts[0], "finding": parts[1], "label": table[pick_column(table, path, "Label")]})
-    long = long[long["finding"].isin(FINDINGS)].drop_duplicates()
+    label = table[pick_column(table, path, "Label")].str.removesuffix(".0")
+    long = pd.DataFrame({"image": parts[0], "finding": parts[1], "label": label})
+    known = long["finding"].isin(FINDINGS)
+    unknown = int((~known).sum())
+    notes = [f"{unknown} rows of {path.name} name no image and finding; they are not used."] if unknown else []
+    long = long[known].drop_duplicates()
     # What is left twice says two different things of one image.
     unclear = set(long.loc[long.duplicated(["image", "finding"]), "image"])
     wide = long.drop_duplicates(["image", "finding"]).pivot(index="image", columns="finding", values="label")
     wide = wide.reindex(columns=list(FINDINGS)).fillna("")
     wide["reason"] = ["rows of the image contradict each other" if name in unclear else "" for name in wide.index]
-    return wide.reset_index()
+    return wide.reset_index(), notes
 
 
 def _patient(path: Path) -> tuple[str, str]:
@@ -41,12 +45,12 @@ def _patient(path: Path) -> tuple[str, str]:
 
 
 def _draft(request: Request) -> Draft:
-    rows = _labels(request)
-    images = by_stem(path.removesuffix(".dcm") for path in walk_files(request.source, (".dcm",)))
+    rows, notes = _labels(request)
+    images = {path.rsplit("/", 1)[-1][: -len(".dcm")]: path for path in walk_files(request.source, (".dcm",))}
     rows.insert(0, "site", "")
     rows.insert(1, "subject", "")
     names = rows["image"]
-    rows["image"] = [images[name] + ".dcm" if name in images else "" for name in names]
+    rows["image"] = [images.get(name, "") for name in names]
     here = rows.index[rows["image"] != ""]
     rows.loc[rows["image"] == "", "reason"] = "image file is missing"
     for number, row in enumerate(here):
@@ -58,7 +62,7 @@ def _draft(request: Request) -> Draft:
             request.progress(number + 1, len(here))
     grid = {"orientation": "RAS", "size": [256, 256, 1], "spacing": [1, 1, 5]}
     data = {"preprocessing": grid | {"intensity": {"window": {"lower": 0, "upper": 80}}}}
-    return Draft(rows, "volume", images=["image"], data=data)
+    return Draft(rows, "volume", images=["image"], data=data, notes=notes)
 
 
 ENTRY = Entry(

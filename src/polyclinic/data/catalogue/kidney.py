@@ -18,6 +18,7 @@ from polyclinic.data.catalogue.layout import (
     join_small_sites,
     pick_column,
     read_table,
+    told_once,
     walk_files,
     what_is_there,
 )
@@ -46,7 +47,7 @@ def _hospitals(request: Request) -> dict[str, str]:
         table = read_table(path)
         cases = table[pick_column(table, path, "case_ids", "case", "case_id")]
         numbers = table[pick_column(table, path, "site_ids", "site_id")].str.removesuffix(".0")
-        return {case: f"hospital-{number}" for case, number in zip(cases, numbers, strict=True) if number}
+        return {case: f"hospital-{number}" for case, number in told_once(cases, numbers).items()}
     raise LayoutError(
         f"Nothing tells the hospitals: neither {_TABLES[0]} nor {_TABLES[1]} (of FLamby) is there. For made-up sites "
         "add `--sites-by quantity`."

@@ -189,5 +189,34 @@ def by_stem(paths: Iterable[str]) -> dict[str, str]:
     return found
 
 
+def told_once(names: Iterable[str], values: Iterable[str]) -> dict[str, str]:
+    """Name -> what is told of it; names without a value, or with several different ones, are left out."""
+    found: dict[str, set[str]] = defaultdict(set)
+    for name, value in zip(names, values, strict=True):
+        if value:
+            found[name].add(value)
+    return {name: next(iter(told)) for name, told in found.items() if len(told) == 1}
+
+
+def reject_repeated(rows: pd.DataFrame, key: Sequence[str], told: Sequence[str], what: str) -> None:
+    """Of rows with one key the first counts, and none of those that say different things.
+
+    Args:
+        rows: with a column ``reason``, which is written. Rows that have a reason are left alone, as are those with an
+            empty cell in the key.
+        key: columns that together name the case.
+        told: columns that say something of it, or nothing where they are empty.
+        what: the case in a word, such as ``image``.
+    """
+    usable = rows[(rows["reason"] == "") & (rows[[*key]] != "").all(axis=1)]
+    again = usable[usable.duplicated([*key], keep=False)]
+    if again.empty:
+        return
+    said = again[[*told]].mask(again[[*told]] == "")
+    differ = said.groupby([again[name] for name in key]).transform("nunique").gt(1).any(axis=1)
+    rows.loc[again.index[again.duplicated([*key])], "reason"] = f"a second row of the same {what}"
+    rows.loc[differ.index[differ], "reason"] = f"rows of one {what} contradict each other"
+
+
 def _as_expression(pattern: str) -> str:
     return ".*".join(re.escape(part) for part in pattern.split("*"))

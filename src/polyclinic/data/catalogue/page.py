@@ -29,8 +29,8 @@ polyclinic check my-study/study.yaml
 - `manifest.salt`: the secret from which the names of subjects are made. It must stay at the site. Copied into another
   folder before `prepare`, it gives the same subjects the same names there.
 
-Every case found is used or rejected with a reason, and the numbers are printed for each site. The options are the same
-for all data sets:
+Every case found is used or rejected with a reason, and the numbers are printed for each site. A case that stands twice
+in a table counts once, and not at all if its rows contradict each other. The options are the same for all data sets:
 
 - `--label NAME`: what to learn; the first label below is the default.
 - `--positive A,B` and `--against C,D`: the classes that are the positive and the negative one. Cases of other classes

@@ -13,7 +13,7 @@ import pandas as pd
 from polyclinic.data.cases import Counts
 from polyclinic.data.catalogue.artificial import SCHEMES, artificial_sites
 from polyclinic.data.catalogue.entry import Choices, Draft, Entry, Label, Prepared, Request
-from polyclinic.data.catalogue.layout import LayoutError
+from polyclinic.data.catalogue.layout import LayoutError, reject_repeated
 from polyclinic.data.catalogue.studies import starter_study, study_text
 from polyclinic.data.pseudonyms import find_salt, keep_salt, pseudonym
 from polyclinic.errors import DataError, ResultsError, nearest
@@ -76,6 +76,7 @@ def prepare(
         raise DataError("P201", f"No case of {entry.title} was found in {source}.",
                         f"`polyclinic data describe {entry.name}` shows the layout that is expected.")  # fmt: skip
     _reject_missing(rows, draft, label, source, out, natural=sites_by not in SCHEMES)
+    _reject_repeated(rows, draft, label, natural=sites_by not in SCHEMES)
     positive = _reject_classes(rows, label, choices)
     notes = [*draft.notes, *_reject_sessions(rows, choices)]
     _require_usable(rows)
@@ -127,6 +128,19 @@ def _reject_missing(rows: pd.DataFrame, draft: Draft, label: Label, source: Path
         used = rows[rows["reason"] == ""]
         absent = [not _on_disk(cell, root, out).exists() for cell in used[column]]
         rows.loc[used.index[absent], "reason"] = f"{column} file is missing"
+
+
+def _reject_repeated(rows: pd.DataFrame, draft: Draft, label: Label, *, natural: bool) -> None:
+    """Count an image, or a visit in a table, once; not at all if its rows contradict each other."""
+    if draft.kind == "table":
+        if "session" in rows and "bag" not in draft.data:
+            others = rows.columns.difference(["subject", "session", "reason"])
+            reject_repeated(rows, ["subject", "session"], list(others), "visit")
+        return
+    # One image may have several masks, of several readers.
+    key = [*draft.images, draft.mask] if draft.mask and label.task == "segmentation" else draft.images
+    told = [name for name in ("subject", *(["site"] if natural else []), *label.columns) if name not in key]
+    reject_repeated(rows, key, told, "image")
 
 
 def _on_disk(cell: str, root: Path, out: Path) -> Path:

@@ -23,6 +23,8 @@ from polyclinic.data.catalogue.layout import (
     join_small_sites,
     pick_column,
     read_table,
+    reject_repeated,
+    told_once,
     walk_files,
     what_is_there,
 )
@@ -108,6 +110,8 @@ def _drafted(request: Request, slides: pd.DataFrame, notes: list[str]) -> Draft:
 
 #: Removed by the organisers: a mislabelled slide, and a copy.
 _REMOVED = ("normal_086", "test_049")
+#: Slides whose number does not tell the hospital: tumor_111 was normal_086 before it was found to show a tumour.
+_RENAMED = {"tumor_111": "RUMC"}
 _HOSPITALS = {"0": "RUMC", "1": "UMCU", "0.0": "RUMC", "1.0": "UMCU"}
 
 
@@ -119,12 +123,12 @@ def _told(request: Request) -> tuple[dict[str, str], dict[str, str]]:
         table = read_cells(path, ["slide", "class", "type", "size"])
         names = table["slide"].str.strip().str.lower().str.removesuffix(".tif")
         found = table["class"].str.strip().str.lower().map({"tumor": "yes", "normal": "no"})
-        labels |= {name: each for name, each in zip(names, found, strict=True) if isinstance(each, str)}
+        labels |= told_once(names, found.fillna(""))
     for path in find_tables(request.source, "metadata.csv"):
         table = read_table(path)
         if "hospital_corrected" in table.columns:
             names = table[pick_column(table, path, "slide_name")].str.lower().str.removesuffix(".tif")
-            hospitals |= dict(zip(names, table["hospital_corrected"].map(_HOSPITALS).fillna(""), strict=True))
+            hospitals |= told_once(names, table["hospital_corrected"].map(_HOSPITALS).fillna(""))
     return labels, hospitals
 
 
@@ -138,7 +142,7 @@ def _camelyon16(request: Request) -> Draft:
             continue
         kind, number = parts[1], int(parts[2])
         first = number <= (100 if kind == "normal" else 70)
-        site = hospitals.get(name, "") if kind == "test" else "RUMC" if first else "UMCU"
+        site = hospitals.get(name, "") if kind == "test" else _RENAMED.get(name, "RUMC" if first else "UMCU")
         tumour = labels.get(name, "") if kind == "test" else "yes" if kind == "tumor" else "no"
         reason = "removed from the set by its makers" if name in _REMOVED else ""
         rows.append([site, name, name, tumour, "test" if kind == "test" else "train", path, reason])
@@ -156,8 +160,8 @@ CAMELYON16 = Entry(
     about="Slides of lymph nodes of women with breast cancer; the question is whether a slide shows a metastasis, "
     "which may be in few of its thousands of tiles.",
     modality="histopathology (features of tiles)",
-    sites="2 hospitals in the Netherlands: RUMC (Nijmegen; normal_001 to 100, tumor_001 to 070) and UMCU (Utrecht; the "
-    "others). For the test set FLamby's metadata.csv tells.",
+    sites="2 hospitals in the Netherlands: RUMC (Nijmegen; normal_001 to 100, tumor_001 to 070 and 111) and UMCU "
+    "(Utrecht; the others). For the test set FLamby's metadata.csv tells.",
     subjects="399 slides: 270 for training, 129 for testing.",
     access="https://camelyon17.grand-challenge.org/Data/, https://gigadb.org/dataset/100439",
     terms="CC0; open download.",
@@ -175,7 +179,9 @@ camelyon16/
     assumed=(
         *_ASSUMED,
         "Each slide is a patient of its own: the names do not tell which slides are of one woman.",
-        "normal_086 and test_049 are left out, as FLamby does: the organisers took them out of the set. test_114 "
+        "normal_086 and test_049 are left out, as FLamby does: the organisers took them out of the set. They say that "
+        "normal_086 shows a tumour and became tumor_111, which is therefore of RUMC here; FLamby, which goes by the "
+        "number alone, has it at UMCU. test_114 "
         "shows a metastasis as reference.csv says; FLamby's own table has it as normal.",
         "Slides of the test set without a row in reference.csv have no label, without one in metadata.csv no hospital; "
         "both are rejected.",
@@ -201,7 +207,7 @@ def _tcga(request: Request) -> Draft:
     files = _files(request)
     path = find_table(request.source, "*label*.csv", "*dataset*.csv", "slides.csv")
     table = read_table(path)
-    slide = table[pick_column(table, path, "slide_id", "slide")].str.replace(r"\.svs$", "", regex=True)
+    slide = table[pick_column(table, path, "slide_id", "slide")].str.replace(r"(?i)\.svs$", "", regex=True)
     label = table[pick_column(table, path, "label", "diagnosis_label", "class", "project_id")]
     parts = slide.str.extract(_BARCODE)
     # With words before it: NA is a code, and would be read as a missing site.
@@ -224,7 +230,7 @@ def _tcga(request: Request) -> Draft:
         }
     )
     slides.loc[slides["subject"] == "", "reason"] = "slide's name is no barcode of TCGA"
-    slides.loc[slides.duplicated("slide"), "reason"] = "a second row of the same slide"
+    reject_repeated(slides, ["slide"], ["label"], "slide")
     return _drafted(request, slides, notes)
 
 

@@ -35,12 +35,21 @@ def parse_field(name: str) -> tuple[int, int] | None:
 def _withdrawn(request: Request) -> set[str]:
     """Participants who withdrew, from the lists that UK Biobank sends: a number a line."""
     names: set[str] = set()
-    for path in find_tables(request.source, "w*_*.csv", "withdraw*.csv"):
+    for path in find_tables(
+        request.source, *(each + end for each in ("w*_*", "withdraw*") for end in (".csv", ".txt"))
+    ):
         if not re.match(r"w(\d+_|ithdraw)", path.name.lower()):
             continue
-        cells = read_cells(path, ["eid"])["eid"].str.strip()
+        if not path.stat().st_size:  # nobody has withdrawn
+            continue
+        cells = _number(read_cells(path, ["eid"])["eid"])
         names |= set(cells[cells.str.fullmatch(r"\d+")])
     return names
+
+
+def _number(texts: pd.Series[str]) -> pd.Series[str]:
+    """``1000005``, also where a program has written ``1000005.0``."""
+    return texts.str.strip().str.removesuffix(".0")
 
 
 def _at(table: pd.DataFrame, columns: dict[tuple[int, int], str], field: int, instance: int) -> pd.Series[str]:
@@ -57,7 +66,7 @@ def _participants(request: Request) -> tuple[pd.DataFrame, pd.Series[str]]:
     found = next((names[name] for name in ("eid", "f.eid", "participant.eid") if name in names), None)
     if found is None:
         raise LayoutError(f"The table {path.name} has no column 'eid' or 'f.eid'.")
-    return table, table[found]
+    return table, _number(table[found])
 
 
 def _draft(request: Request) -> Draft:
@@ -90,7 +99,10 @@ def _draft(request: Request) -> Draft:
     rows.loc[rows["subject"].isin(gone) | rows["subject"].str.startswith("-"), "reason"] = "participant withdrew"
     first = ["site", "subject", "session", "age", "sex"]
     rows = rows[[*first, *(name for name in rows.columns if name not in {*first, "reason"}), "reason"]]
-    notes = [] if gone else ["No list of participants who withdrew was found; put the newest one beside the table."]
+    notes = ["No list of participants who withdrew was found; put the newest one beside the table."]
+    if gone:
+        notes = [f"Of {len(gone)} participants who withdrew {len(gone & set(participant))} are in the table; they are "
+                 "rejected."]  # fmt: skip
     covariates = [name for name in ("age", "sex") if name != request.label]
     return Draft(
         rows, "table", features=[f"f{field}" for field in measures],
@@ -116,7 +128,7 @@ ukb/
   ukb12345.csv (or .tsv)            a row a participant: eid, and 31-0.0 (sex), 54-2.0 (centre), 21003-2.0 (age),
                                     25001-2.0 to 25025-2.0, 25782-2.0 to 25920-2.0, 26501-2.0 to 27772-2.0 (volumes);
                                     or columns f.eid, f.25010.2.0, ...; or eid, p31, p25010_i2, ...
-  w12345_20230425.csv               participants who withdrew, a number a line
+  w12345_20230425.csv (or .txt)     participants who withdrew, a number a line; also withdraw12345_....txt
 """,
     labels={
         "sex": Label("sex", "sex: F against M", positive=("F",), against=("M",)),

@@ -21,6 +21,8 @@ from polyclinic.data.catalogue.layout import (
     optional_column,
     pick_column,
     read_table,
+    reject_repeated,
+    told_once,
     walk_files,
     what_is_there,
 )
@@ -28,6 +30,7 @@ from polyclinic.data.catalogue.layout import (
 #: Frames of a film that are used at most, equally far apart.
 MOST_FRAMES = 16
 _FRAMES = (".png", ".jpg", ".jpeg")
+_ENDING = r"(?i)\.(avi|mp4|mov|mpeg|gif)$"
 _ASSUMED = (
     "Films are not read. Write their frames as pictures into `frames/NAME/`, where NAME is the film's name without its "
     "ending: `mkdir -p frames/NAME && ffmpeg -i NAME.avi frames/NAME/%04d.png`.",
@@ -84,9 +87,10 @@ def _pocus(request: Request) -> Draft:
     frames = _films(what_is_there(request.source), walk_files(request.source, _FRAMES))
     path = find_table(request.source, "dataset_metadata.csv")
     table = read_table(path, "nd", "n/A")
-    film = table[pick_column(table, path, "Filename")].str.replace(r"\.(avi|mp4|mov|mpeg|gif)$", "", regex=True)
+    film = table[pick_column(table, path, "Filename")].str.replace(_ENDING, "", regex=True)
     source = table[pick_column(table, path, "Source ID")].str.removesuffix(".0")
     patient = optional_column(table, "Patient ID / Name").str.removesuffix(".0")
+    patient = patient.where(patient != "", film.map(told_once(film, patient)).fillna(""))
     # Who is not named is a person of the film's own.
     subject = ("patient " + patient).where(patient != "", "film " + film)
     films = pd.DataFrame(
@@ -101,7 +105,7 @@ def _pocus(request: Request) -> Draft:
     place = optional_column(table, "Current location").str.lower()
     films.loc[place.str.startswith("not used"), "reason"] = "marked as not used"
     films.loc[(optional_column(table, "Type") == "image") & (films["reason"] == ""), "reason"] = "a picture, no film"
-    films.loc[films.duplicated("film") & (films["film"] != "") & (films["reason"] == ""), "reason"] = "film twice"
+    reject_repeated(films, ["film"], ["subject", "finding"], "film")
     notes: list[str] = []
     if request.sites_by == "probe":
         site = films["probe"]
@@ -155,7 +159,7 @@ def _echonet(request: Request) -> Draft:
     frames = _films(what_is_there(request.source), walk_files(request.source, _FRAMES))
     path = find_table(request.source, "FileList.csv")
     table = read_table(path)
-    film = table[pick_column(table, path, "FileName")].str.replace(r"\.avi$", "", regex=True)
+    film = table[pick_column(table, path, "FileName")].str.replace(r"(?i)\.avi$", "", regex=True)
     fraction = table[pick_column(table, path, "EF")]
     low = pd.to_numeric(fraction, errors="coerce").lt(50).map({True: "yes", False: "no"})
     films = pd.DataFrame(
@@ -169,7 +173,7 @@ def _echonet(request: Request) -> Draft:
             "reason": "",
         }
     )
-    films.loc[films.duplicated("film"), "reason"] = "film twice"
+    reject_repeated(films, ["film"], ["ejection_fraction"], "film")
     data = {"size": [112, 112], "channels": "grey", "bag": "film", "augmentation": []}
     return Draft(_by_frame(films, frames), "image", images=["image"], data=data)
 
