@@ -121,7 +121,7 @@ def _box(words: list[str], names: Sequence[str], column: str) -> Box:
     if not all(map(math.isfinite, (left, top, right, bottom))):
         raise HintError(f"{column} is not x0 y0 x1 y1")
     if left >= right or top >= bottom:
-        raise HintError(f"{column} has a box that ends before it begins")
+        raise HintError(f"{column} has a box that ends before it begins: x0 y0 x1 y1 are two corners of it")
     if right <= 1 and bottom <= 1:
         raise HintError(f"{column} has shares of the image, or a box of less than a pixel: give pixels")
     name = " ".join(words[:-_NUMBERS])
