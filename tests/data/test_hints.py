@@ -59,6 +59,7 @@ def read(box: str | None = None, seen: str | None = None, **entries: Any) -> Hin
 
 def test_cells_are_read() -> None:
     assert read("cyst 1 2 3 4; tumour 0,0,2.5,8") == Hint(((1, 1, 2, 3, 4), (2, 0, 0, 2.5, 8)))
+    assert read("cyst -1e-9 0.3333333 16.0000001 8") == Hint(((1, 0, 0.333, 16, 8),)), "rounding is no place beyond"
     assert read("none") == read(seen="none") == Hint()
     assert read(seen="tumour, cyst") == Hint(anywhere=frozenset({1, 2}))
     assert read("cyst 1 2 3 4", "cyst;tumour") == Hint(((1, 1, 2, 3, 4),), frozenset({2}))

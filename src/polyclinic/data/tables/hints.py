@@ -16,6 +16,8 @@ from polyclinic.data.spec import DataSpec
 #: In a cell: there is no structure.
 NOTHING = "none"
 _NUMBERS = 4
+#: Of pixels: what is more than these comes of shares of a side, or of 32 bits, and 16.0000001 would be beyond an image.
+_DECIMALS = 3
 
 #: A structure's number (1, 2, ...), and x0, y0, x1, y1.
 Box = tuple[int, float, float, float, float]
@@ -115,7 +117,7 @@ def _boxes(cell: str, names: Sequence[str], column: str) -> tuple[Box, ...]:
 
 def _box(words: list[str], names: Sequence[str], column: str) -> Box:
     try:
-        left, top, right, bottom = (float(word) for word in words[-_NUMBERS:])
+        left, top, right, bottom = (round(float(word), _DECIMALS) for word in words[-_NUMBERS:])
     except ValueError:
         raise HintError(f"{column} is not x0 y0 x1 y1") from None
     if not all(map(math.isfinite, (left, top, right, bottom))):
