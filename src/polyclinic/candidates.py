@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -26,6 +27,19 @@ def code_of(structures: Iterable[int]) -> int:
     """
     bits = sum({1 << (structure - 1) for structure in structures})
     return _FIRST + bits if bits else 0
+
+
+def common_code(hints: Tensor) -> int:
+    """The number of a pixel of which just that is known which is known of all of these.
+
+    >>> [common_code(torch.tensor(hints)) for hints in ([129, 131, 255], [129, 130], [255])]
+    [129, 0, 255]
+
+    Args:
+        hints: the numbers above, 0 and ``IGNORED``, which are no other classes.
+    """
+    found = int(np.bitwise_and.reduce(hints.numpy(), axis=None))  # of `IGNORED` all bits are set
+    return found if found > _FIRST else 0
 
 
 def undecided(targets: Tensor, classes: int) -> Tensor:

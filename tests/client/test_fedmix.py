@@ -13,6 +13,7 @@ from helpers import Federation, declare, image_sites, site_of, write_image_study
 from polyclinic import Study
 from polyclinic.candidates import code_of, possible
 from polyclinic.client.weak_masks import MixedWeights, WeakMasks, fits, overlap, refined
+from polyclinic.data.masks.hinted import Hidden
 from polyclinic.errors import StudyError
 from polyclinic.ignored import IGNORED
 from polyclinic.parts import Batch, Update
@@ -56,6 +57,27 @@ def test_a_case_fits_if_it_has_what_is_there_and_fills_its_boxes():
     allowed = possible(known, 2)
     assert fits(masks, allowed, 0.51).tolist() == [False, False, True, True], "Dice with the boxes: 2 / 4 and 4 / 5"
     assert fits(masks, allowed, 0.5).tolist() == [True, False, True, True]
+
+
+@pytest.mark.parametrize("kind", ["box", "label"])
+def test_what_plays_no_part_is_no_place_of_a_structure(kind):
+    """A mask that is hidden has structure 1 alone, and pixels that play no part: what it was fits, and they stay so."""
+    mask = torch.tensor([1, 1, 0, 0, IGNORED, IGNORED, IGNORED], dtype=torch.uint8).view(1, 1, 1, 7)
+    known = Hidden(mask, kind).of(0, (0, 0), mask[0])[None]
+    layer = nn.Conv2d(3, 3, 1)
+    model = FlatModule(nn.Sequential(layer), [layer])
+    model.load(torch.cat([torch.eye(3).flatten(), torch.zeros(3)]))
+    rule, task = (
+        WeakMasks(strength=0.0, agreement=1.0, filled=1.0),
+        build_task("segmentation", 3, ("cross_entropy", {})),
+    )
+    inputs = 2.0 * nn.functional.one_hot(torch.tensor([[[1, 1, 0, 0, 2, 2, 2]]]), 3).movedim(-1, 1)
+    view = SimpleNamespace(task=task, unannotated=(), count=lambda part="train": int(part == "unlabelled"),
+                           hints=lambda index, seed: (inputs[index], known[index]))  # fmt: skip
+    rule.begin(view, {})
+    nothing = torch.empty(0)
+    batch = Batch(inputs[:1], nothing, model, model.vector.detach().clone(), 0, nothing, nothing)
+    assert rule.loss(batch, {}).item() == pytest.approx(np.log(1 + 2 * np.exp(-2)), abs=1e-5)
 
 
 def rule_for(inputs, known, **options):

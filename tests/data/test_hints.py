@@ -59,6 +59,7 @@ def read(box: str | None = None, seen: str | None = None, **entries: Any) -> Hin
 
 def test_cells_are_read() -> None:
     assert read("cyst 1 2 3 4; tumour 0,0,2.5,8") == Hint(((1, 1, 2, 3, 4), (2, 0, 0, 2.5, 8)))
+    assert read("cyst -1e-9 0.3333333 16.0000001 8") == Hint(((1, 0, 0.333, 16, 8),)), "rounding is no place beyond"
     assert read("none") == read(seen="none") == Hint()
     assert read(seen="tumour, cyst") == Hint(anywhere=frozenset({1, 2}))
     assert read("cyst 1 2 3 4", "cyst;tumour") == Hint(((1, 1, 2, 3, 4),), frozenset({2}))
@@ -71,7 +72,7 @@ def test_cells_are_read() -> None:
     [
         ("cyst 1 2 3", None, "not x0 y0 x1 y1"), ("cyst 1 2 3 x", None, "not x0 y0 x1 y1"), (";", None, "no box"),
         ("cyst 1 2 nan 4", None, "not x0 y0 x1 y1"), ("cyst 1 2 1e999 4", None, "not x0 y0 x1 y1"),
-        ("cyst 3 2 1 4", None, "ends before it begins"), ("1 2 3 4", None, "of which structure"),
+        ("cyst 3 2 1 4", None, "ends before it begins.*two corners"), ("1 2 3 4", None, "of which structure"),
         ("cyst 0.1 0.2 0.5 0.9", None, "shares of the image"), ("wen 1 2 3 4", None, "another structure"),
         (None, "wen", "names no structure"), (None, ";", "names no structure"),
         ("cyst 1 2 3 4", "tumour", "does not name"), ("none", "cyst", "says that there is none"),
@@ -104,6 +105,11 @@ def test_a_box_lies_in_the_image(box: Any, words: str) -> None:
 def test_a_box_that_the_grid_loses_is_no_empty_image() -> None:
     with pytest.raises(UnreadableError, match="no pixel left"):
         draw_hint(Hint(((1, 1, 1, 2, 2),)), (100, 100), (8, 8))
+
+
+def test_none_of_several_boxes_is_lost() -> None:
+    with pytest.raises(UnreadableError, match="no pixel left"):
+        draw_hint(Hint(((1, 20, 20, 80, 80), (1, 1, 1, 2, 2))), (100, 100), (8, 8))
 
 
 @given(st.data())
@@ -189,6 +195,15 @@ def test_a_site_may_lack_the_column_of_masks(tmp_path: Path) -> None:
     assert [len(data) for data in found.sites.values()] == [1, 1]
     with pytest.raises(DataError, match="P202"):
         opened(tmp_path, **tables, box="boxes")
+
+
+def test_a_row_with_a_box_lacks_its_mask_alone(tmp_path: Path) -> None:
+    write(tmp_path, [{"box": "4 2 12 8"}, {"seen": "foreground"}, {}])
+    with pytest.raises(DataError, match=r"P205 .*: mask is missing \(2\), mask, box and seen are missing \(1\)"):
+        opened(tmp_path)
+    write(tmp_path, [{"mask": True, "part": "train"}, {"box": "4 2 12 8", "part": "test"}])
+    found = open_data(DataSpec.model_validate(BASE), tmp_path, "masks", "part").sites["north"]
+    assert found.counts.rejected == Counter({"mask is missing": 1})
 
 
 def test_another_box_is_other_data(tmp_path: Path) -> None:
@@ -297,6 +312,18 @@ def test_boxes_go_with_the_image(transform: dict[str, Any]) -> None:
         assert (hint[1] == CYST).all(), "what is known of all pixels is so wherever they come from"
         moved += not torch.equal(mask[0, 0], torch.from_numpy(box))
     assert moved
+
+
+def test_what_may_be_anywhere_may_be_in_what_is_moved_in() -> None:
+    """A box of a cyst, a tumour somewhere, and a column that plays no part."""
+    targets = torch.full((1, 1, 8, 8), TUMOUR, dtype=torch.uint8)
+    targets[..., 2:4, 2:4], targets[..., 0] = BOTH, IGNORED
+    zoom = {"prob": 1.0, "min_zoom": 0.5, "max_zoom": 0.6, "padding_mode": "constant"}
+    change = Augmentation([{"RandZoom": zoom}], (8, 8))
+    dataset = Dataset(_some(torch.zeros(1, 1, 8, 8, dtype=torch.uint8), targets, False), Scaler.identity(1), change)
+    for seed in range(3):
+        hint = dataset.batch(torch.tensor([0]), augment=seed, hints=True)[1]
+        assert hint.unique().tolist() == [TUMOUR, BOTH, IGNORED]
 
 
 def _some(images: torch.Tensor, targets: torch.Tensor, known: bool) -> SiteData:

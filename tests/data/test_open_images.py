@@ -83,13 +83,15 @@ def test_resizing(tmp_path, write_image):
     assert images.shape == (1, 1, 16, 24)
 
 
-def test_exif_orientation(tmp_path):
+@pytest.mark.parametrize("ending", ["png", "tif"])
+@pytest.mark.parametrize("white", [255, 65535])
+def test_exif_orientation(tmp_path, ending, white):
     exif = Image.Exif()
     exif[0x0112] = 6  # to be turned clockwise by a quarter: the left column is shown on top
-    pixels = np.zeros((6, 4), np.uint8)
-    pixels[:, 0] = 255
-    Image.fromarray(pixels).save(tmp_path / "turned.png", exif=exif)
-    images, _, _ = one(tmp_path, "turned.png", (4, 6), "grey")
+    pixels = np.zeros((6, 4), np.uint8 if white == 255 else np.uint16)
+    pixels[:, 0] = white
+    Image.fromarray(pixels).save(tmp_path / f"turned.{ending}", exif=exif)
+    images, _, _ = one(tmp_path, f"turned.{ending}", (4, 6), "grey")
     assert images[0, 0].tolist() == [[255] * 6] + [[0] * 6] * 3
 
 

@@ -76,11 +76,14 @@ class WeakMasks(Unlabelled, SitePart):
         inputs, known = self._view.hints(index, batch.seed)
         inputs, task, device = inputs.float(), self._view.task, batch.inputs.device
         strong = strong_view(inputs, source, self.strength, cut=False).to(device)
-        inputs, allowed = inputs.to(device), possible(known, max(task.classes, 2)).to(device)
+        inputs, known = inputs.to(device), known.to(device)
+        ignored = known == IGNORED
+        unknown = ignored.flatten(1).all(1)
+        ignored[unknown] = False
+        allowed = possible(known, max(task.classes, 2)) & ~ignored
         masks, others = (
             refined(task, frozen_outputs(batch.model, batch.received, seen), allowed) for seen in (inputs, strong)
         )
-        unknown = (known == IGNORED).flatten(1).all(1).to(device)
         taken = (overlap(masks, others, allowed.shape[1]) >= self.agreement) & (
             unknown | fits(masks, allowed, self.filled, self._view.unannotated)
         )
@@ -117,7 +120,7 @@ class Losses:
 
 
 def refined(task: Any, outputs: Tensor, allowed: Tensor) -> Tensor:
-    """The likeliest of the classes that each pixel may be of, uint8 ``[B, 1, ...]``.
+    """The likeliest of the classes that each pixel may be of, uint8 ``[B, 1, ...]``; ``IGNORED`` where there is none.
 
     Args:
         task: segmentation.
@@ -125,7 +128,8 @@ def refined(task: Any, outputs: Tensor, allowed: Tensor) -> Tensor:
         allowed: bool ``[B, C, ...]``.
     """
     found = of_classes(task, outputs).masked_fill(~allowed, -1.0)
-    return found.argmax(dim=1, keepdim=True).to(torch.uint8)
+    mask = found.argmax(dim=1, keepdim=True).to(torch.uint8)
+    return mask.masked_fill(~allowed.any(dim=1, keepdim=True), IGNORED)
 
 
 def overlap(one: Tensor, other: Tensor, classes: int) -> Tensor:
@@ -144,15 +148,15 @@ def fits(masks: Tensor, allowed: Tensor, filled: float, unannotated: Sequence[in
 
     Args:
         masks: uint8 ``[B, 1, ...]``.
-        allowed: bool ``[B, C, ...]``.
+        allowed: bool ``[B, C, ...]``; a pixel that may be of no class plays no part.
         filled: least Dice of a structure and its boxes.
         unannotated: structures of which nothing is said.
     """
-    found = torch.ones(len(masks), dtype=torch.bool, device=masks.device)
+    found, nothing = torch.ones(len(masks), dtype=torch.bool, device=masks.device), ~allowed.any(1).flatten(1)
     for structure in sorted({*range(1, allowed.shape[1])} - {*unannotated}):
         place, marked = allowed[:, structure].flatten(1), (masks == structure).flatten(1).sum(1)
         dice = 2 * marked / (marked + place.sum(1)).clamp_min(1)
-        found &= ~place.any(1) | torch.where(place.all(1), marked > 0, dice >= filled)
+        found &= ~place.any(1) | torch.where((place | nothing).all(1), marked > 0, dice >= filled)
     return found
 
 

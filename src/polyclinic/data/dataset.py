@@ -11,7 +11,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from polyclinic.candidates import code_of, undecided
+from polyclinic.candidates import code_of, common_code, undecided
 from polyclinic.data.augmentation import Augmentation
 from polyclinic.data.bags import Bags, joined, padded
 from polyclinic.data.cases import SiteData
@@ -248,10 +248,9 @@ class Dataset:
             masks = targets if targets.ndim > 2 else None
             images, masks = self._augmentation(images, masks, augment)
             if masks is not None:
-                # What is moved in from outside counts as background, but where the same is known of all pixels.
+                # What is moved in from outside counts as background, but what may be anywhere may be there, too.
                 for row in [] if self.labelled is None else (~self.labelled[index]).nonzero().flatten().tolist():
-                    if (targets[row] == targets[row].flatten()[0]).all():
-                        masks[row] = targets[row]
+                    masks[row][masks[row] == 0] = common_code(targets[row])
                 targets = masks
         return self._scaler.apply(images) if self._scaler.changes else images, self.partly(targets)
 

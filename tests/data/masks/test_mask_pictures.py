@@ -259,11 +259,12 @@ def test_transparency_is_told(tmp_path):
     assert note == ("N414", text, ("A0.png",))
 
 
-def test_an_image_that_exif_turns_beside_a_mask_that_it_does_not_is_told(tmp_path):
+@pytest.mark.parametrize("kind", ["PNG", "TIFF"])
+def test_an_image_that_exif_turns_beside_a_mask_that_it_does_not_is_told(tmp_path, kind):
     def upside_down(name):
         exif = Image.Exif()
         exif[0x0112] = 3
-        return {"exif": exif} if name == "A0" else {}
+        return {"exif": exif, "format": kind} if name == "A0" else {}
 
     (note,) = site_notes(tmp_path, {"A": [grey(DISC), grey(BOX)]}, images=upside_down)
     assert note[0] == "N415"

@@ -37,16 +37,22 @@ def draw_hint(hint: Hint, image: tuple[int, int], size: tuple[int, int]) -> npt.
     width, height = image
     everywhere = code_of(hint.anywhere)
     found = np.full((height, width), everywhere, dtype=np.uint8)
+    kept = _kept(height, size[0])[:, None], _kept(width, size[1])[None]
     for structure, left, top, right, bottom in hint.boxes:
         if min(left, top) < 0 or right > width or bottom > height:
             raise UnreadableError("box reaches beyond the image")
-        rows, columns = slice(math.floor(top), math.ceil(bottom)), slice(math.floor(left), math.ceil(right))
-        found[rows, columns] |= code_of([structure])
-    small = np.asarray(Image.fromarray(found).resize(size[::-1], Image.Resampling.NEAREST))
-    for structure in {structure for structure, *_ in hint.boxes}:
-        if not (small & code_of([structure]) == code_of([structure])).any():
+        box = slice(math.floor(top), math.ceil(bottom)), slice(math.floor(left), math.ceil(right))
+        if any(not ((own.start <= places) & (places < own.stop)).any() for own, places in zip(box, kept, strict=True)):
             raise UnreadableError("box has no pixel left at this `size`")
-    return small
+        found[box] |= code_of([structure])
+    return found[kept]
+
+
+def _kept(side: int, size: int) -> npt.NDArray[np.int32]:
+    """Which of the pixels along a side are left where masks are brought to another ``size``."""
+    places = Image.fromarray(np.arange(side, dtype=np.int32)[None])
+    kept: npt.NDArray[np.int32] = np.asarray(places.resize((size, 1), Image.Resampling.NEAREST))[0]
+    return kept
 
 
 class Hidden:

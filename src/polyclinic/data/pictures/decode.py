@@ -21,7 +21,7 @@ from polyclinic.data.masks.hinted import draw_hint
 from polyclinic.data.masks.pictures import is_lossy, read_mask
 from polyclinic.data.pictures.depth import DeepPictures, check_bits, is_deep, too_large
 from polyclinic.data.pictures.dicom import is_scan, open_scan
-from polyclinic.data.readers.files import FORMATS, resolve
+from polyclinic.data.readers.files import FORMATS, open_picture, resolve
 from polyclinic.data.readers.volume import UnreadableError
 from polyclinic.data.tables.hints import Hint
 from polyclinic.ignored import IGNORED
@@ -187,12 +187,12 @@ def upright(name: str, root: Path, allowed: Sequence[Path], kind: Literal["image
         logger.debug("%s outside the image folder: %s", kind, name)
         raise UnreadableError(f"{kind} path lies outside the image folder")
     try:
-        image = open_scan(path, kind) if is_scan(path) else Image.open(path, formats=FORMATS)
+        image = open_scan(path, kind) if is_scan(path) else open_picture(path)
         # Cameras append previews to a JPEG (format MPO); its first frame is the picture.
         if image.format != "MPO" and getattr(image, "n_frames", 1) > 1:
             raise UnreadableError(f"{kind} file has several frames")
+        turned = image.getexif().get(_ORIENTATION, 1)  # a TIFF file no longer says so once it is loaded, and turned
         image.load()
-        turned = image.getexif().get(_ORIENTATION, 1)
         check_bits(image, path, kind)
         ImageOps.exif_transpose(image, in_place=True)
     except (FileNotFoundError, NotADirectoryError, IsADirectoryError):

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import io
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from polyclinic.data.readers.dicom.header import natural_key
 from polyclinic.data.readers.nifti.read import is_nifti
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 #: Other formats of Pillow are left out: some of them run outside programs on the file.
 FORMATS = ("PNG", "JPEG", "TIFF", "BMP", "GIF")
@@ -18,6 +23,20 @@ _OTHERS = frozenset((
     ".tsv", ".txt", ".xls", ".xlsx", ".xml", ".yaml", ".yml", ".zip",
 ))  # fmt: skip
 """Endings of files that are no DICOM; all others are looked into."""
+
+
+def open_picture(path: Path) -> Image.Image:
+    """A picture file, as `PIL.Image.open` gives it.
+
+    Pillow is given what is in the file: it would map a grey TIFF file that it opens itself into memory with the sides
+    of the picture as it is to be turned, which tears it.
+
+    Raises:
+        OSError: it can't be read, or is of none of ``FORMATS``.
+    """
+    from PIL import Image
+
+    return Image.open(io.BytesIO(path.read_bytes()), formats=FORMATS)
 
 
 def resolve(name: str, root: Path, allowed: Sequence[Path] = ()) -> Path | None:

@@ -15,7 +15,7 @@ from polyclinic.data.readers.dicom.groups import Group, group_planes
 from polyclinic.data.readers.dicom.header import Header, read_header
 from polyclinic.data.readers.dicom.read import find_one, read_built_series
 from polyclinic.data.readers.dicom.series import Series, build_series
-from polyclinic.data.readers.files import FORMATS, list_files, maybe_dicom, resolve
+from polyclinic.data.readers.files import FORMATS, list_files, maybe_dicom, open_picture, resolve
 from polyclinic.data.readers.nifti.read import is_nifti, pair_of, read_nifti
 from polyclinic.data.readers.volume import UnreadableError, Volume
 from polyclinic.options import Catalogue
@@ -165,10 +165,10 @@ def _folder_groups(folder: Path, changed: float) -> tuple[Group, ...]:
 
 def _read_picture(path: Path) -> Volume:
     """``[X, Y, 1]`` grey or ``[X, Y, 1, 3]`` colours; a picture has no place in space: voxels of one millimetre."""
-    from PIL import Image, UnidentifiedImageError
+    from PIL import UnidentifiedImageError
 
     try:
-        with Image.open(path, formats=FORMATS) as image:
+        with open_picture(path) as image:
             pixels = np.asarray(image if image.mode in ("L", "I", "I;16", "F") else image.convert("RGB"))
     except UnidentifiedImageError:
         raise UnreadableError(f"file is no {', '.join(FORMATS[:-1])} or {FORMATS[-1]}") from None

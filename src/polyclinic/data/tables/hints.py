@@ -16,6 +16,8 @@ from polyclinic.data.spec import DataSpec
 #: In a cell: there is no structure.
 NOTHING = "none"
 _NUMBERS = 4
+#: Of pixels: what is more than these comes of shares of a side, or of 32 bits, and 16.0000001 would be beyond an image.
+_DECIMALS = 3
 
 #: A structure's number (1, 2, ...), and x0, y0, x1, y1.
 Box = tuple[int, float, float, float, float]
@@ -115,13 +117,13 @@ def _boxes(cell: str, names: Sequence[str], column: str) -> tuple[Box, ...]:
 
 def _box(words: list[str], names: Sequence[str], column: str) -> Box:
     try:
-        left, top, right, bottom = (float(word) for word in words[-_NUMBERS:])
+        left, top, right, bottom = (round(float(word), _DECIMALS) for word in words[-_NUMBERS:])
     except ValueError:
         raise HintError(f"{column} is not x0 y0 x1 y1") from None
     if not all(map(math.isfinite, (left, top, right, bottom))):
         raise HintError(f"{column} is not x0 y0 x1 y1")
     if left >= right or top >= bottom:
-        raise HintError(f"{column} has a box that ends before it begins")
+        raise HintError(f"{column} has a box that ends before it begins: x0 y0 x1 y1 are two corners of it")
     if right <= 1 and bottom <= 1:
         raise HintError(f"{column} has shares of the image, or a box of less than a pixel: give pixels")
     name = " ".join(words[:-_NUMBERS])

@@ -264,7 +264,8 @@ def reject_rows(rows: Rows, spec: DataSpec, target: Target, split: str | None) -
         for reason in dict.fromkeys((reasons := hint_reasons(cells, spec))[reasons != ""].tolist()):
             rows.reject(reasons == reason, reason)
         if spec.unlabelled == "reject":
-            rows.reject(hint_kinds(cells, spec) == "", missing_target(spec, target))
+            columns = [target_column(spec, target), *spec.hint_columns]
+            rows.reject(hint_kinds(cells, spec) == "", f"{', '.join(columns[:-1])} and {columns[-1]} are missing")
     elif target == "masks" and spec.unlabelled == "reject":
         rows.reject_missing(target_column(spec, target))
     combat = spec.harmonisation.combat
@@ -301,9 +302,6 @@ def missing_target(spec: DataSpec, target: Target) -> str:
     """Why a row without a label or mask is rejected."""
     if target == "findings":
         return "all findings are missing"
-    if target == "masks" and spec.hint_columns:
-        *others, last = [target_column(spec, target), *spec.hint_columns]
-        return f"{', '.join(others)} and {last} are missing"
     return f"{target_column(spec, target)} is missing"
 
 
