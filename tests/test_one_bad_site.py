@@ -165,6 +165,7 @@ def test_counts_of_classes_are_not_below_0() -> None:
     [
         ("fed_align", "adversarial_alignment/features", (9, 3), 1),
         ("fed_align", "adversarial_alignment/features", (36,), 1),
+        ("fed_align", "adversarial_alignment/features", (0, 4), 1),
         ("fed_align", "adversarial_alignment/discriminator", (7,), 2),
         ("fedharmony", "site_unlearning/mean", (3,), 1), ("fedharmony", "site_unlearning/deviation", (4, 1), 1),
         ("fedharmony", "site_unlearning/classifier", (7,), 2),
@@ -185,6 +186,19 @@ def test_features_of_another_network_are_the_failure_of_their_site(
         assert all(bad in note for note in notes)
         if code == "P401" or since == 1:
             assert torch.equal(state, expected)
+
+
+@pytest.mark.parametrize(
+    "codes", [torch.zeros(9, 3), torch.zeros(36), torch.zeros(0, 4), torch.full((9, 4), torch.nan)]
+)
+def test_codes_that_can_not_be_are_the_failure_of_the_target_site(codes: Tensor) -> None:
+    """Others go on as if it were silent."""
+    method = {"fl_mrcm": {"target": BAD}}
+    expected, _ = trained(method, None, quorum=3, silent=True, rounds=3)
+    state, notes = trained(method, tensor_of("domain_identifier/codes", codes), quorum=3, rounds=3)
+    assert torch.equal(state, expected)
+    assert len(notes) == 3
+    assert all(BAD in note and "domain_identifier/codes" in note for note in notes)
 
 
 @pytest.mark.parametrize(

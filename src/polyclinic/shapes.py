@@ -40,6 +40,7 @@ class Shaped:
         most: the largest number that there may be, likewise.
         group: tensors of a group are all there or all missing; those of none must be there.
         always: of a tensor that a part sends: the function, ``train`` or ``start``, whose answers all have it.
+        filled: whether there must be a number in it, so that no length is 0.
     """
 
     kinds: tuple[str, ...]
@@ -49,15 +50,16 @@ class Shaped:
     most: float | None
     group: str
     always: str
+    filled: bool
 
     def __init__(
         self, kind: str, *shape: int | str | None, finite: bool = True, least: float | None = None,
-        most: float | None = None, group: str = "", always: str = "",
+        most: float | None = None, group: str = "", always: str = "", filled: bool = False,
     ) -> None:  # fmt: skip
         known = None if shape == (None,) else tuple(length for length in shape if length is not None)
         kinds = tuple(filter(None, kind.split("|"))) or tuple(_TYPES)
-        values = (kinds, known, finite, least, most, group, always)
-        names = ("kinds", "shape", "finite", "least", "most", "group", "always")
+        values = (kinds, known, finite, least, most, group, always, filled)
+        names = ("kinds", "shape", "finite", "least", "most", "group", "always", "filled")
         for name, value in zip(names, values, strict=True):
             object.__setattr__(self, name, value)
 
@@ -81,6 +83,8 @@ class Shaped:
             raise Misfit(f"got {_name(tensor.dtype)}, expected {' or '.join(self.kinds)}")
         if not self._fits(tuple(tensor.shape), sizes):
             raise Misfit(f"got {_of(tuple(tensor.shape))}, expected {self._expected(sizes)}")
+        if self.filled and not tensor.numel():
+            raise Misfit(f"got {_of(tuple(tensor.shape))}, expected at least one number")
         if tensor.numel() > most and not self._is_known(sizes):
             raise Misfit(f"got {tensor.numel()} numbers, expected {most} at most")
         if self.finite and not finite(tensor):

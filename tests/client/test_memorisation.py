@@ -31,6 +31,13 @@ def test_numbers_by_hand():
     assert one.chance == pytest.approx(0.4)
 
 
+def test_of_an_even_number_the_median_is_between_the_two_in_the_middle():
+    """Made ones have 0.1 / 0.9 and 2 / 1, held-out ones 1 / 3 and 2 / 3."""
+    training, held, made = (torch.tensor(one).double()[:, None] for one in ([0.0, 6.0], [1.0, 4.0], [0.1, 2.0]))
+    one = found(made, training, held)
+    assert (one.made_median, one.held_median) == (pytest.approx((0.1 / 0.9 + 2) / 2), pytest.approx(0.5))
+
+
 @pytest.mark.parametrize("seed", range(5))
 def test_copies_are_found_and_others_are_not(seed):
     training, held = numbers("t", seed, count=80), numbers("h", seed, count=40)

@@ -170,6 +170,14 @@ def test_images():
     assert plan.procedure[1].made().inputs.shape == (20, 1, 8, 8)
 
 
+def test_a_site_with_one_case_takes_part_since_the_model_is_trained_at_the_server():
+    """Batch normalisation needs two cases in a batch, and made ones are as many as are asked for."""
+    model = {"mlp": {"hidden": [4], "norm": "batch"}}
+    _, progress, rows = ended(made_of(table_sites({"Aachen": 9, "Bonn": 1}), model=model))
+    assert {row["site"] for row in rows} == {"Aachen", "Bonn"}
+    assert progress.model("federation").isfinite().all()
+
+
 @pytest.mark.parametrize("options", [{"stacked": True}, {"serialise": True}])
 def test_engines_agree(options):
     assert torch.equal(made_of(**options).state(), made_of().state())

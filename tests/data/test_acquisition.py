@@ -84,6 +84,16 @@ def test_a_black_image_stays_black():
     assert inputs[:, :2].abs().sum() == targets.abs().sum() == 0
 
 
+@pytest.mark.parametrize(("shape", "value"), [((16, 16), 77.0), ((9, 13), 4095.0), ((2, 17, 33), 1e6)])
+def test_an_image_of_which_nothing_was_measured_is_in_its_own_unit(shape, value):
+    """One value everywhere is in the middle line alone; of the others there is only rounding."""
+    lines = torch.ones(1, shape[-1])
+    lines[0, shape[-1] // 2] = 0
+    inputs, targets = acquire(torch.full((1, 1, *shape), value), lines)
+    assert targets[:, 0].unique().tolist() == [1.0]
+    assert inputs[:, :2].abs().max() < 1e-5
+
+
 def test_constant_and_negative_images_are_counted():
     images = torch.zeros(3, 1, 2, 2)
     images[0], images[1, 0, 0] = 7.0, torch.tensor([-1.0, 2.0])

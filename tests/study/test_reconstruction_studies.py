@@ -2,6 +2,7 @@
 
 import json
 
+import nibabel as nib
 import numpy as np
 import pandas as pd
 import pytest
@@ -88,6 +89,30 @@ def test_rows_in_another_order_and_other_bits_change_nothing_that_is_tested(writ
         np.testing.assert_allclose(one, two, rtol=1e-6)
 
 
+def test_volumes_are_measured_alike_however_they_are_packed(tmp_path):
+    """The same voxels in other files, which are compressed, have other names and rows in another order."""
+    rng, rows, found = np.random.default_rng(2), [], []
+    voxels = {(site, case): rng.integers(0, 200, (2, 9, 12)).astype(np.float32) for site in "AB" for case in range(3)}
+    for kind in ("nii", "nii.gz"):
+        rows = rows[::-1] if rows else [[site, f"{site}{case}"] for site, case in voxels]
+        (tmp_path / kind).mkdir()
+        for place, row in enumerate(rows):
+            row[2:] = [f"{place}.{kind}"]
+            image = voxels[row[0], int(row[1][1:])]
+            nib.save(nib.Nifti1Image(image, np.eye(4)), tmp_path / kind / row[2])
+        table = pd.DataFrame(rows, columns=["site", "patient", "image"])
+        table.to_csv(tmp_path / kind / "cases.csv", index=False)
+        data = {"table": "cases.csv", "site": "site", "subject": "patient", "image": "image",
+                "preprocessing": {"size": [2, 9, 12]}, "undersampling": LINES}  # fmt: skip
+        entries = {"study": "Packed", "task": "reconstruction", "data": data, "methods": ["fedavg"],
+                   "model": {"unrolled": {"network": {"unet": {"channels": [2, 4], "residual_units": 0}}}},
+                   "training": {"rounds": 1, "batch_size": 2}, "engine": {"mode": "sequential"},
+                   "evaluation": {"holdout": 0.3, "validation": 0, "best_round": "last", "bootstrap": 0}}  # fmt: skip
+        found.append(run(entries, tmp_path / kind, "out") / "predictions.csv")
+    one, two = (pd.read_csv(path).sort_values("case")["psnr[zero-filled]"] for path in found)
+    np.testing.assert_allclose(one, two, rtol=1e-9)
+
+
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
@@ -101,6 +126,7 @@ def test_rows_in_another_order_and_other_bits_change_nothing_that_is_tested(writ
         ({"undersampling": {"acceleration": 0.5}}, "at least 1"),
         ({"undersampling": {"acceleration": 4, "center": 0.5}}, "at most 0.25"),
         ({"size": None, "preprocessing": {"size": [8, 8, 8], "intensity": "zscore"}}, "intensity: zscore"),
+        ({"size": None, "preprocessing": {"size": [2, 8, 6]}}, "at least 7 voxels"),
     ],
 )
 def test_entries_that_do_not_fit_are_refused(changes, words):

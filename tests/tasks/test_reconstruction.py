@@ -103,6 +103,16 @@ def test_the_loss_of_structural_similarity_by_another_way(shape):
         assert float(found[case]) == pytest.approx(1 - np.mean(values), abs=1e-4)
 
 
+def test_the_loss_of_a_black_image_is_a_number():
+    found = torch.rand(2, 1, 8, 9, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    truth = torch.stack([torch.zeros(2, 8, 9), found[1].detach().expand(2, -1, -1)])
+    losses = build_task("reconstruction", 0, "ssim").loss(found, truth)
+    losses.sum().backward()
+    assert found.grad.isfinite().all()
+    assert 0.9 < losses[0].item() <= 1
+    assert losses[1].item() == pytest.approx(0, abs=1e-5)
+
+
 def test_losses_of_each_case():
     truth, found = torch.tensor([[1.0, 3.0], [0.0, 0.0]]), torch.tensor([[2.0, 1.0], [0.5, 0.5]])
     targets = torch.stack([truth, torch.full_like(truth, 9)], 1)[:, :, None]

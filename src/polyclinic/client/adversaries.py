@@ -69,7 +69,7 @@ class AdversarialAlignment(Part):
             return {}
         weights = SiteClassifier(features, self.width, 1).size
         return {
-            "features": Shaped("float32", "N features", features),
+            "features": Shaped("float32", "N features", features, filled=True),
             "discriminator": Shaped("float32", weights),
             "others": Shaped("float32", "N others", features),
             "adversaries": Shaped("float32", "N adversaries", weights),

@@ -63,7 +63,10 @@ class DomainIdentifier(Part):
         features = feature_count(model)
         if features is None:  # sites refuse a network without a head
             return {}
-        return {"codes": Shaped("float32", "N codes", features), "target": Shaped("float32", "N target", features)}
+        return {
+            "codes": Shaped("float32", "N codes", features, filled=True),
+            "target": Shaped("float32", "N target", features),
+        }
 
     def at_site(self) -> SiteEnd:
         """Trains C_k, and the network against it; the target shares codes."""

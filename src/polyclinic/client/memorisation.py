@@ -57,7 +57,7 @@ def told(made: Tensor, training: Tensor, held: Tensor) -> dict[str, Tensor]:
     limit = of_held.sort().values[max(1, int(_QUANTILE * (len(held) + 1))) - 1]
     nearer = of_made <= limit.clamp(max=_MOST)
     counts = [int(nearer.sum()), int((of_held <= limit).sum()), len(held)]
-    nearness = [of_made.median(), of_made.min(), of_held.median(), of_held.min()]
+    nearness = [of_made.quantile(0.5), of_made.min(), of_held.quantile(0.5), of_held.min()]
     return {"counts": torch.tensor(counts), "nearness": torch.stack(nearness)}
 
 

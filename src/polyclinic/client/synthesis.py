@@ -283,6 +283,7 @@ class _Judge(SiteEnd):
     """
 
     needs_labels = True
+    spares_model = True
 
     def __init__(self, lr: float, width: int) -> None:
         self.lr, self.width = lr, width

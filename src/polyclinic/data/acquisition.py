@@ -19,6 +19,9 @@ from polyclinic.kspace import as_inputs, to_images, to_kspace
 from polyclinic.notes import Note
 from polyclinic.seeds import derive_seed
 
+#: Of an image with one value everywhere the other lines of k-space are 0, but for this share of that value.
+_ROUNDING = 1e-5
+
 
 def measured_lines(width: int, undersampling: Undersampling, seed: int) -> Tensor:
     """Which lines of k-space are measured: float32 ``[W]``, 1 or 0.
@@ -62,14 +65,15 @@ def acquire(images: Tensor, measured: Tensor) -> tuple[Tensor, Tensor]:
     Returns:
         inputs ``[B, 3, ..., H, W]`` (see `polyclinic.kspace`), and targets ``[B, 2, ..., H, W]``: the image, and the
         magnitude of the zero-filled one, which is the answer without any network. Both are in units of the largest
-        value of the latter.
+        value of the latter; or of the image, where nothing but rounding is left of it in what was measured.
     """
     truth = images.clamp_min(0.0)
     lines = measured.view(len(images), *[1] * (images.ndim - 2), -1)
     zero_filled = to_images(to_kspace(truth) * lines)
     magnitude = zero_filled.abs()
-    largest = magnitude.flatten(1).amax(1).view(-1, *[1] * (images.ndim - 1))
-    scale = torch.where(largest > 0, largest, torch.ones_like(largest))
+    largest, brightest = (one.flatten(1).amax(1).view(-1, *[1] * (images.ndim - 1)) for one in (magnitude, truth))
+    scale = torch.where(largest > _ROUNDING * brightest, largest, brightest)
+    scale = torch.where(scale > 0, scale, 1.0)
     return as_inputs(zero_filled / scale, lines), torch.cat([truth, magnitude], dim=1) / scale
 
 
@@ -77,13 +81,13 @@ def case_seeds(images: Tensor | Volumes | Bags, seed: int) -> list[int]:
     """A seed for each case, from its image alone: neither its name, nor its place, nor who holds it plays a part.
 
     Args:
-        images: bytes ``[N, 1, H, W]``, or volumes, which are known by the bytes of their files.
+        images: bytes ``[N, 1, H, W]``, or volumes, which are known by the values of their voxels once prepared.
         seed: of the study.
     """
     if isinstance(images, Bags):
         raise ValueError("the cases are bags")
     if isinstance(images, Volumes):
-        return [derive_seed("measured lines", seed, record["key"]) for record in images.about]
+        return [derive_seed("measured lines", seed, record["content"]) for record in images.about]
     contents = (hashlib.sha256(image.contiguous().numpy().data).hexdigest() for image in images)
     return [derive_seed("measured lines", seed, content) for content in contents]
 

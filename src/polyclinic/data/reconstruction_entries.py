@@ -12,6 +12,8 @@ _OTHERS = (
 )  # fmt: skip
 #: Intensities whose values are those of a magnitude image, or from 0 to 1.
 _MAGNITUDES = ("none", "percentile", "window")
+#: Sides of the windows in which structural similarity is measured.
+_LEAST_SIDE = 7
 
 
 def check_undersampling(spec: DataSpec, target: Target) -> None:
@@ -47,6 +49,10 @@ def check_undersampling(spec: DataSpec, target: Target) -> None:
         refuse("scaling", f"got {spec.scaling}; each image is scaled by its own zero-filled image.",
                "Take `scaling` out, or write `scaling: none`.")  # fmt: skip
     volumes = spec.preprocessing
+    if volumes is not None and volumes.size != "auto" and min(volumes.size[1:]) < _LEAST_SIDE:
+        refuse("preprocessing", f"got `size: {list(volumes.size)}`; slices, along the last two axes, need at least "
+               f"{_LEAST_SIDE} voxels each way: structural similarity is measured in windows of that side.",
+               "Give a larger `size`.")  # fmt: skip
     if volumes is not None and split_entry(volumes.intensity, (), "")[0] not in _MAGNITUDES:
         refuse("preprocessing", f"got `intensity: {split_entry(volumes.intensity, (), '')[0]}`, and magnitude images "
                "have no values below 0.", "Take `intensity` out, or write `intensity: none`.")  # fmt: skip

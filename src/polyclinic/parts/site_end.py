@@ -249,6 +249,8 @@ class SiteEnd:
             without any is left out. None says yes of ends that override ``batch`` or ``loss`` and need no cases
             without a label.
         zero_at_start: whether it changes nothing at the weights that a round starts from.
+        spares_model: whether the site never trains the model with it, so that it does not matter how many cases a batch
+            of the site's has.
     """
 
     name: str = ""
@@ -260,6 +262,7 @@ class SiteEnd:
     needs_unlabelled: ClassVar[bool] = False
     needs_labels: bool | None = None
     zero_at_start: ClassVar[bool] = False
+    spares_model: ClassVar[bool] = False
     _kept: Memory | None = None
 
     @property

@@ -287,6 +287,8 @@ class Run:
         )
 
     def _check_batches(self) -> None:
+        if any(end.spares_model for end in self.ends.values()):
+            return
         sizes = list[int]()
         for number in {0, self.pretraining}:
             cases = len(self.trained_on(number))

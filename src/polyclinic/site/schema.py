@@ -215,7 +215,10 @@ def _of_part(shaped: Shaped, name: str, answered: str) -> Shaped:
     shape = (None,) if shaped.shape is None else shaped.shape
     answer = answered != ""
     least, most = (shaped.least, shaped.most) if answer else (None, None)
-    return Shaped("|".join(shaped.kinds), *shape, group=group, finite=shaped.finite and answer, least=least, most=most)
+    return Shaped(
+        "|".join(shaped.kinds), *shape, group=group, finite=shaped.finite and answer, least=least, most=most,
+        filled=shaped.filled and answer,
+    )  # fmt: skip
 
 
 #: ``(known, what was asked)`` -> the tensors of a message.

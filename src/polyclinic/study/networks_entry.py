@@ -32,8 +32,9 @@ def read_network(entry: Any, data: DataSpec, place: Place = ("model",)) -> Named
                          "Name the column whose rows with the same value are one case: `data: {bag: COLUMN}`.",
                          place=place)  # fmt: skip
     if data.undersampling is not None and name not in RECONSTRUCTING:
-        raise EntryError("P104", f"Images are reconstructed, and the model {name} knows nothing of k-space.",
-                         "Put it into one that does: `model: {unrolled: {network: unet}}`.", place=place)  # fmt: skip
+        raise EntryError("P104", f"`undersampling` is for reconstruction, and the model {name} knows nothing of "
+                         "k-space.", "Put it into one that does: `model: {unrolled: {network: unet}}`. For another "
+                         "task take `undersampling` out.", place=place)  # fmt: skip
     if data.undersampling is None and name in RECONSTRUCTING:
         raise EntryError("P104", f"The model {name} is for `task: reconstruction`, and the study does not say "
                          "which lines of k-space are measured.",

@@ -36,11 +36,13 @@ def mse(found: Tensor, truth: Tensor) -> Tensor:
 def ssim(found: Tensor, truth: Tensor) -> Tensor:
     """1 less the structural similarity in windows of 7 × 7 (Wang 2004), of a volume the mean over its slices.
 
-    It is MONAI's, in 32 bits and with variances of the population; the metric has 64 bits and those of samples.
+    It is MONAI's, in 32 bits and with variances of the population; the metric has 64 bits and those of samples. The
+    range of a black image is 1.
     """
     from monai.metrics.regression import compute_ssim_and_cs
 
-    largest = truth.flatten(1).amax(1).clamp_min(torch.finfo(truth.dtype).tiny)
+    largest = truth.flatten(1).amax(1)
+    largest = torch.where(largest > 0, largest, 1.0)
     scaled = [image / largest.view(-1, *[1] * (image.ndim - 1)) for image in (found, truth)]
     slices = [image.reshape(-1, 1, *image.shape[-2:]) for image in scaled]
     similarity, _ = compute_ssim_and_cs(
