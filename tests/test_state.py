@@ -116,8 +116,8 @@ def test_other_floating_point_buffers_are_neither_weights_nor_statistics():
 @pytest.mark.parametrize("name", sorted({*MODELS} - {"bundle", "monai"}))
 def test_every_network_of_the_catalogue_declares_a_head(name):
     shape = (5,) if name in {"logistic", "mlp", *POOLING} else (1, 32, 32)
-    shape = (1, 64, 64) if name == "swinunetr" else shape
-    layout = build_model(name, {}, shape, 2).layout
+    shape = {"swinunetr": (1, 64, 64), "unrolled": (3, 32, 32)}.get(name, shape)
+    layout = build_model(name, {}, shape, 1 if name == "unrolled" else 2).layout
     assert any(entry.role is Role.HEAD for entry in layout.entries)
 
 

@@ -97,11 +97,11 @@ def test_it_decides_by_the_validation_cases_of_the_site(monkeypatch):
     seen = {site: [] for site in SITES}
     packed = Round._packed
 
-    def watched(self, trained):
+    def watched(self, trained, own):
         inputs, targets = self.run.dataset.batch(self.run.parts.validation)
         network = plain_module(made.network(0), trained).eval()
         seen[self.run.site].append(float((network(inputs).argmax(1) == targets).double().mean()))
-        return packed(self, trained)
+        return packed(self, trained, own)
 
     monkeypatch.setattr(Round, "_packed", watched)
     _, rows = made.rounds()

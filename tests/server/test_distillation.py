@@ -208,7 +208,7 @@ def test_a_killed_training_goes_on_to_the_same_bytes(tmp_path):
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"share": "body"}, "runs the whole model"),
+        ({"share": "body"}, "needs whole models"),
         ({"channel": ["secure_sum"]}, "by itself|each site's|single"),
         ({"topology": "cyclic"}, "only one at a time"),
         ({"channel": ["clip", {"central_noise": {"noise": 1.0}}]}, "lets it move what others count for"),

@@ -288,7 +288,8 @@ BAD = [
     ("folds: 2", "best_round: first", "P102", 14, "evaluation.best_round",
      "got 'first'; expected 'loss', 'metric' or 'last'."),
     ("task: classification", "task: clasification", "P102", 7, "task",
-     "got 'clasification'; expected 'classification', 'multi_label', 'regression', 'segmentation' or 'survival'."),
+     "got 'clasification'; expected 'classification', 'multi_label', 'reconstruction', 'regression', 'segmentation' or "
+     "'survival'."),
     ("[fedavg]", "fedavg", "P102", 15, "methods", "got 'fedavg'; expected a list."),
     ("[fedavg]", "[3]", "P102", 15, "methods[1]", "got 3; expected a text, or entries {name: value}."),
     ("[fedavg]", "[{fedavg: 3}]", "P102", 15, "methods[1]",

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from helpers import Federation, declare, named, table_sites, write_number_study, write_table_study
 from polyclinic.composition import METHODS
 from polyclinic.errors import DataError, ResultsError, SiteError, StudyError, TrainingError
+from polyclinic.methods import SharedModules
 from polyclinic.options import describe_options
 from polyclinic.parts import build_part
 from polyclinic.rounds import Progress
@@ -181,7 +182,8 @@ def test_values_are_put_where_their_names_say():
 
 
 def parts(method):
-    return [list(getattr(method.method, part) or ()) for part in COMPOSED]
+    found = [getattr(method.method, part) for part in COMPOSED]
+    return [one if isinstance(one, SharedModules) else list(one or ()) for one in found]
 
 
 WITH_DEFAULTS = {name: "".join(describe_options(METHODS[name])) for name in METHODS}
@@ -205,6 +207,14 @@ def test_the_options_of_every_method_reach_its_parts(name):
         del data["label"]
         data |= {"size": [16, 16], "undersampling": {"acceleration": 4}}
         more = {"task": "reconstruction", "model": {"unrolled": {}}}
+    if name == "graph_layer":
+        del data["label"]
+        data |= {"findings": ["a", "b"]}
+        more = {"task": "multi_label"}
+    if name == "fedmix":
+        del data["label"]
+        data |= {"mask": "mask"}
+        more = {"task": "segmentation", "model": {"unet": {"channels": [4, 8]}}}
     if any(build_part(part, options).needs_public for part, options in METHODS[name]().parts):
         data |= {"public": "public.csv"}
     entry = declare(data=data, methods=[name], **more).filled()["methods"][0]

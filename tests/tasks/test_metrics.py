@@ -17,6 +17,7 @@ from polyclinic.tasks import metrics
 from polyclinic.tasks.metrics import (
     CLASSIFICATION,
     METRICS,
+    RECONSTRUCTION,
     REGRESSION,
     SEGMENTATION,
     SURVIVAL,
@@ -201,9 +202,9 @@ def test_unknown_metric_names_the_nearest():
 
 
 def test_every_metric_is_described():
-    assert set(METRICS) == {*CLASSIFICATION, *SEGMENTATION, *REGRESSION, *SURVIVAL}
+    assert set(METRICS) == {*CLASSIFICATION, *SEGMENTATION, *REGRESSION, *SURVIVAL, *RECONSTRUCTION}
     lower = [name for name, metric in METRICS.items() if not metric.higher_is_better]
-    assert lower == ["brier", "ece", "hd95", "assd", "mae", "rmse", "ibs"]
+    assert lower == ["brier", "ece", "hd95", "assd", "mae", "rmse", "nmse", "ibs"]
 
 
 def test_import_needs_numpy_alone():

@@ -111,7 +111,8 @@ def unrolled(
     TMI 2018, equations 5 to 8; any network of the image-to-image kind stands in place of theirs.
     """
     if len(shape) not in (3, 4) or shape[0] != 3 or outputs != 1:
-        raise ValueError(f"unrolled takes measured images of shape (3, height, width), got inputs of shape {shape}")
+        raise ValueError(f"unrolled takes measured images of shape (3, height, width) and gives one image, got inputs "
+                         f"of shape {shape} and {outputs} outputs")  # fmt: skip
     channels = 1 if sees == "magnitude" else 2
     entry = {network: None} if isinstance(network, str) else network
     (name, options), *_ = entry.items()

@@ -39,7 +39,8 @@ def read_features(path: Path) -> npt.NDArray[np.float32]:
         OSError, ValueError: when the file is damaged, or holds something else.
     """
     if path.suffix.lower() == ".npy":
-        found = np.load(path, allow_pickle=False)
+        with path.open("rb") as file:
+            found = np.lib.format.read_array(file, allow_pickle=False)
     else:
         with open_hdf5(path) as file:
             if "features" not in file:
