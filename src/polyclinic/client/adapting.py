@@ -106,7 +106,6 @@ class Adapted(Predictor):
             vector = self.vector.clone()
             self.norm.put(vector, self.kept[number])
             model.load(vector)
-            model.module.eval()
             yield (numbers == number).nonzero().flatten(), model.module
 
 

@@ -194,7 +194,6 @@ class _Behind(Predictor):
         """All cases together."""
         device = model.vector.device
         model.load(self.shared)
-        model.module.eval()
         weights, edges = self.memory["graph"].to(device), self.memory["edges"].to(device)
         widths = self.memory["widths"]
         yield torch.arange(len(index)), lambda inputs: self.graph(weights, edges, widths, model.module(inputs))

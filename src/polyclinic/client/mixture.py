@@ -31,7 +31,6 @@ class Mixture(Predictor):
         """All cases together."""
         device = model.vector.device
         model.load(self.shared)
-        model.module.eval()
         personal, gate = self.personal.to(device), self.gate.to(device)
 
         def outputs(inputs: Tensor) -> Tensor:

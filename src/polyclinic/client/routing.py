@@ -182,7 +182,6 @@ class Routed(Predictor):
         """Each case by itself."""
         for place, case in enumerate(index.tolist()):
             model.load(mixture(self.models, self.groups, self.logits[case]))
-            model.module.eval()
             yield torch.tensor([place]), model.module
 
 

@@ -179,7 +179,6 @@ class Selected(Predictor):
         numbers[~torch.isin(numbers, torch.tensor(list(self.models)))] = NOBODY
         for number in numbers.unique().tolist():
             model.load(self.models[number])
-            model.module.eval()
             yield (numbers == number).nonzero().flatten(), model.module
 
 

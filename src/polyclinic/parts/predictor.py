@@ -22,7 +22,7 @@ class Predictor(ABC):
         """What predicts which of some cases; each is there once.
 
         Args:
-            model: lends its network, until the next ones are asked for.
+            model: lends its network, set to evaluation, until the next ones are asked for.
             index: positions of the cases ``[n]`` in their data set.
 
         Yields:
@@ -52,9 +52,9 @@ Network = Tensor | Predictor
 
 def in_use(network: Network, model: FlatModule, index: Tensor) -> Iterator[tuple[Tensor, Outputs]]:
     """See `Predictor.in_use`."""
+    model.module.eval()
     if isinstance(network, Predictor):
         yield from network.in_use(model, index)
         return
     model.load(network)
-    model.module.eval()
     yield torch.arange(len(index)), model.module
