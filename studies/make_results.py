@@ -19,8 +19,9 @@ from rich.console import Console
 from rich.progress import Progress
 
 from polyclinic import PolyclinicError, Results, Study
-from polyclinic.data.phantom.request import survey_request
-from polyclinic.data.phantom.write import write_phantom
+from polyclinic.data.phantom.phantom import Phantom
+from polyclinic.data.phantom.request import Request, survey_request
+from polyclinic.data.phantom.write import Wanted, write_phantom
 from polyclinic.notes import Note
 from polyclinic.study.display import RichDisplay
 from polyclinic.study.kinds import RUN, titled
@@ -45,19 +46,23 @@ NAMES = (
     "retina-vessels",
     "lung-survival",
     "survey-adni",
+    "phantom-reconstruction",
 )
-#: Folder with the table of the survey's experiment; if it is not set, the table is made of phantoms.
-SURVEY = "POLYCLINIC_SURVEY"
+#: Study -> the environment variable with its folder, and the phantoms that are made if it is not set.
+PHANTOMS = {
+    "survey-adni": ("POLYCLINIC_SURVEY", survey_request()),
+    "phantom-reconstruction": ("POLYCLINIC_PHANTOMS", Request(Phantom(0, sites=4), 20, Wanted("nifti"))),
+}
 #: More notes than this are left to the report.
 MOST_NOTES = 4
 
 INTRODUCTION = """\
 # Results
 
-What the studies in the folder `studies` found on real data, and one (survey-adni) on phantoms. This page is written by
-`python studies/make_results.py` from the results folders, so no number on it is typed by hand. `make results` brings it
-up to date; the folder with the data is named by the environment variable `POLYCLINIC_DATA`, and the head of each study
-file says where to get them.
+What the studies in the folder `studies` found on real data, and two (survey-adni, phantom-reconstruction) on phantoms.
+This page is written by `python studies/make_results.py` from the results folders, so no number on it is typed by hand.
+`make results` brings it up to date; the folder with the data is named by the environment variable `POLYCLINIC_DATA`,
+and the head of each study file says where to get them.
 
 How to read the tables:
 
@@ -90,8 +95,9 @@ def main(only: Only = None, out: Out = HERE.parent / "results") -> None:
     for name in names:
         console.print(f"[bold]{name}[/bold]")
         try:
-            if name == "survey-adni" and SURVEY not in os.environ:
-                os.environ[SURVEY] = str(survey_table(out.resolve() / "survey-phantoms", console))
+            variable, request = PHANTOMS.get(name, ("", None))
+            if request is not None and variable not in os.environ:
+                os.environ[variable] = str(phantoms(request, out.resolve() / f"{name}-phantoms", console))
             run(HERE / f"{name}.yaml", out / name, console)
         except PolyclinicError as error:
             failed = True
@@ -102,14 +108,13 @@ def main(only: Only = None, out: Out = HERE.parent / "results") -> None:
         raise typer.Exit(1)
 
 
-def survey_table(folder: Path, console: Console) -> Path:
-    """The folder with the survey's table, made of phantoms if it is not there yet.
+def phantoms(request: Request, folder: Path, console: Console) -> Path:
+    """The folder with the phantoms of a study, made if it is not there yet.
 
     Raises:
         PolyclinicError: P503 without nilearn; P501 if the folder holds something else.
     """
     if not (folder / "regions.csv").is_file():
-        request = survey_request()
         with Progress(console=console, transient=True) as shown:
             bar = shown.add_task("Phantoms")
             write_phantom(

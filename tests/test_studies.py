@@ -15,8 +15,9 @@ from rich.console import Console
 
 from helpers import named, script
 from polyclinic import Results, Study
+from polyclinic.data.phantom.phantom import Phantom
 from polyclinic.data.phantom.request import survey_request
-from polyclinic.data.phantom.write import write_phantom
+from polyclinic.data.phantom.write import Wanted, write_phantom
 
 STUDIES = Path(__file__).resolve().parents[1] / "studies"
 #: Study -> sites, cases found, used, patients.
@@ -33,8 +34,9 @@ COUNTS = {
     "retina-vessels": (3, 88, 88, 74),
     "lung-survival": (18, 227, 227, 227),
     "survey-adni": (2, 40, 40, 40),  # of a small table that the tests make
+    "phantom-reconstruction": (4, 24, 24, 24),  # of small phantoms that the tests make
 }
-IMAGES = ("skin-lesions", "retina-vessels")
+IMAGES = ("skin-lesions", "retina-vessels", "phantom-reconstruction")
 #: Run by default; the others take longer.
 FAST = ("heart-disease", "autism-volumes", "survey-adni", "lung-survival")
 #: What every comparison needs.
@@ -44,6 +46,7 @@ OTHERS = {
     "heart-disease-protocol": {
         *("single", "mix", "fedavg", "fedprox", "scaffold", "fedadam", "fedyogi", "fedadagrad", "cyclic"),
     },
+    "phantom-reconstruction": {"single", "mix", "fedavg", "fedmri", "fl_mrcm"},
     "corrupt-sites": {"mix", "fedavg", "median", "trimmed_mean", "geometric_median", "dos", "norm_bound", "fltrust"},
 }
 #: The methods of the survey's own experiment, and no others.
@@ -72,7 +75,10 @@ def content_of(name: str, **changes: Any) -> dict[str, Any]:
     for key in ("seeds", "search"):
         content.pop(key, None)
     content["evaluation"].pop("holdout", None)
-    if name in IMAGES:
+    if name == "phantom-reconstruction":
+        content["data"]["preprocessing"] = {"orientation": "SAR", "spacing": [30, 6, 6], "size": [4, 32, 32]}
+        content["training"]["local_epochs"] = 1
+    elif name in IMAGES:
         content["data"]["size"] = [32, 32]
     return content | changes
 
@@ -87,11 +93,23 @@ def survey_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="session")
+def phantoms_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Six phantoms of each of four scanners."""
+    pytest.importorskip("nilearn")
+    folder = tmp_path_factory.mktemp("phantoms")
+    write_phantom(Phantom(0, sites=4, spacing=6.0), 6, folder, Wanted("nifti"))
+    return folder
+
+
 @pytest.fixture
 def data(name: str, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """The study's data, or the test is skipped."""
     if name == "survey-adni":
         monkeypatch.setenv("POLYCLINIC_SURVEY", str(request.getfixturevalue("survey_folder")))
+        return
+    if name == "phantom-reconstruction":
+        monkeypatch.setenv("POLYCLINIC_PHANTOMS", str(request.getfixturevalue("phantoms_folder")))
         return
     if name == "lung-survival":
         pytest.importorskip("lifelines")
@@ -120,6 +138,7 @@ def test_the_head_of_a_study_says_what_and_where_from(name: str):
 def test_a_study_is_valid_and_compares_what_is_needed(name: str, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("POLYCLINIC_DATA", "/data")
     monkeypatch.setenv("POLYCLINIC_SURVEY", "/survey")
+    monkeypatch.setenv("POLYCLINIC_PHANTOMS", "/phantoms")
     study = Study.read(path_of(name))
     if name == "survey-adni":
         assert [method.name for method in study.declaration.study_methods] == SURVEY
@@ -210,10 +229,10 @@ def test_finished_results_are_taken_and_changed_ones_refused(
     make_results.run(study, tmp_path / "other", Console(quiet=True))
 
 
-def test_the_survey_s_table_is_made_once(tmp_path: Path, make_results: ModuleType, monkeypatch: pytest.MonkeyPatch):
+def test_phantoms_of_a_study_are_made_once(tmp_path: Path, make_results: ModuleType):
     pytest.importorskip("nilearn")
-    monkeypatch.setattr(make_results, "survey_request", lambda: survey_request(2, spacing=6.0))
-    folder = make_results.survey_table(tmp_path / "survey", Console(quiet=True))
+    request = survey_request(2, spacing=6.0)
+    folder = make_results.phantoms(request, tmp_path / "survey", Console(quiet=True))
     first = (folder / "regions.csv").stat().st_mtime_ns
-    assert make_results.survey_table(folder, Console(quiet=True)) == folder
+    assert make_results.phantoms(request, folder, Console(quiet=True)) == folder
     assert (folder / "regions.csv").stat().st_mtime_ns == first
