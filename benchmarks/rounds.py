@@ -24,7 +24,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from polyclinic.client.personal import PERSONAL
+from polyclinic.client.personal.models import PERSONAL
 from polyclinic.communication.message import Message
 from polyclinic.data.cases import Counts, SiteData
 from polyclinic.engine import CheckedEngine, Engine, LocalEngine

@@ -90,7 +90,7 @@ def test_the_version(command):
 
 
 def test_methods_lists_every_part_with_its_options(command, monkeypatch):
-    from polyclinic.client.personal import PERSONAL
+    from polyclinic.client.personal.models import PERSONAL
     from polyclinic.parts import PLACES
     from polyclinic.server.selection import PARTICIPATION
 

@@ -31,7 +31,7 @@ from helpers import (
 )
 from polyclinic import Study, cli
 from polyclinic.client.optimizers import resolve_optimizer, resolve_schedule
-from polyclinic.client.personal import PERSONAL
+from polyclinic.client.personal.models import PERSONAL
 from polyclinic.communication.message import Message
 from polyclinic.composition import METHODS
 from polyclinic.data.augmentation import INTENSITY, SPATIAL
@@ -877,6 +877,7 @@ def test_the_first_study_of_the_first_page_runs(
 def test_the_studies_of_the_project_are_accepted(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("POLYCLINIC_DATA", "/data")
     monkeypatch.setenv("POLYCLINIC_SURVEY", "/survey")
+    monkeypatch.setenv("POLYCLINIC_PHANTOMS", "/phantoms")
     files = [*sorted((ROOT / "studies").glob("*.yaml")), ROOT / "src" / "polyclinic" / "study" / "demo.yaml"]
     assert len(files) > 1
     for path in files:

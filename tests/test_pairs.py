@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import save_file
 
 from helpers import Federation, declare, image_sites, table_sites
-from polyclinic.client.personal import PERSONAL
+from polyclinic.client.personal.models import PERSONAL
 from polyclinic.errors import StudyError
 from polyclinic.methods import SHARES
 from polyclinic.options import describe_options

@@ -9,7 +9,7 @@ from pydantic import Field
 
 from plugin_helpers import failing, federation
 from polyclinic import catalogues
-from polyclinic.client.personal import PERSONAL
+from polyclinic.client.personal.models import PERSONAL
 from polyclinic.errors import PartError, PolyclinicError, StudyError
 from polyclinic.methods import publish
 from polyclinic.models.catalogue import MODELS

@@ -18,7 +18,7 @@ from typing import Any
 import polyclinic.channel
 import polyclinic.communication.topology
 import polyclinic.server  # noqa: F401 - the parts enter their catalogues
-from polyclinic.client.personal import PERSONAL, Personal
+from polyclinic.client.personal.models import PERSONAL, Personal
 from polyclinic.data.readers.read import READERS
 from polyclinic.data.volumes.intensity import INTENSITIES
 from polyclinic.methods import PUBLISHED, SHARES, Method

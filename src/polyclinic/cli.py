@@ -205,7 +205,7 @@ def _print_entries(entries: Iterable[tuple[str, str, Iterable[str], str]]) -> No
 
 def _print_parts() -> None:
     """The catalogues of parts, with the first sentence of what each says of itself, and its options."""
-    from polyclinic.client.personal import PERSONAL
+    from polyclinic.client.personal.models import PERSONAL
     from polyclinic.composition import METHODS  # noqa: F401 - the parts enter their catalogues
     from polyclinic.data.readers.read import READERS
     from polyclinic.data.volumes.intensity import INTENSITIES

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 import polyclinic.catalogues  # noqa: F401 - the parts enter their catalogues
-from polyclinic.client.personal import PERSONAL
+from polyclinic.client.personal.models import PERSONAL
 from polyclinic.methods import PUBLISHED, Method, PartEntry
 from polyclinic.options import Catalogue, option_names, with_defaults
 from polyclinic.parts import CHANNEL_PARTS, LOCAL_PARTS, PROCEDURES, SERVER_PARTS, TOPOLOGIES

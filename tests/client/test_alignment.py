@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from helpers import Federation, catalogued, recorded, site_of, table_site, table_sites, trained_state
-from polyclinic.client.alignment import ModelContrastive
+from polyclinic.client.drift.alignment import ModelContrastive
 from polyclinic.client.features import frozen_features
 from polyclinic.errors import TrainingError
 from polyclinic.models import build_model

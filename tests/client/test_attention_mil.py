@@ -7,7 +7,7 @@ import torch
 from helpers import Federation, bag_sites, exchange, flat, plain_module, recorded, site_of, table_sites
 from polyclinic.channel.weight_noise import WeightNoise
 from polyclinic.client.private.gradients import PatientGradients
-from polyclinic.client.stacked import reason_not_stackable
+from polyclinic.client.stacked.training import reason_not_stackable
 from polyclinic.data.bags import Bags, padded
 from polyclinic.data.datasets import dataset_of
 from polyclinic.data.scaling import Scaler

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from helpers import Federation, catalogued, recorded, site_of, table_site, table_sites
-from polyclinic.client.drift import ControlVariates, DynamicRegularisation, Proximal
+from polyclinic.client.drift.corrections import ControlVariates, DynamicRegularisation, Proximal
 from polyclinic.client.work import Work, path_length
 from polyclinic.parts import FEDERATION, Ended, Now, Step, Update
 from server_exchange import Rule, play, rule, update

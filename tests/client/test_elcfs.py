@@ -5,8 +5,8 @@ import torch
 from torch import nn
 
 from helpers import Federation, catalogued, image_sites, recorded, site_of, table_sites
-from polyclinic.client.episodes import FrequencyEpisodes
-from polyclinic.client.spectra import Window
+from polyclinic.client.domain_shift.episodes import FrequencyEpisodes
+from polyclinic.client.domain_shift.spectra import Window
 from polyclinic.errors import SiteError
 from polyclinic.options import EntryError
 from polyclinic.parts import Batch

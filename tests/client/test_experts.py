@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from helpers import Federation, catalogued, recorded, site_of, table_sites
-from polyclinic.client.mixture import Mixture, mixed
+from polyclinic.client.personal.mixture import Mixture, mixed
 from polyclinic.errors import TrainingError
 from polyclinic.models import build_model
 from polyclinic.options import EntryError

@@ -7,9 +7,9 @@ import torch
 
 from helpers import Federation, catalogued, recorded, sites_apart, straight, table_sites, trained_state
 from plugin_helpers import failing
-from polyclinic.client.adversaries import AdversarialAlignment
+from polyclinic.client.domain_shift.adversaries import AdversarialAlignment
+from polyclinic.client.domain_shift.site_classifier import SiteClassifier
 from polyclinic.client.features import frozen_features
-from polyclinic.client.site_classifier import SiteClassifier
 from polyclinic.models import build_model
 from polyclinic.options import EntryError
 from polyclinic.parts import Batch, Now, Step, Update

@@ -10,9 +10,17 @@ from torch import nn
 
 from helpers import Federation, declare, image_sites, table_sites, write_table_study
 from polyclinic import Study
-from polyclinic.client.peers import _Peer, _Peers, looks_of, similarities
-from polyclinic.client.relations import RelationMatching as Matching
-from polyclinic.client.relations import _Matching, _Mean, dropped_probabilities, logits, relation_distance, relations
+from polyclinic.client.few_labels import consistency
+from polyclinic.client.few_labels.peers import _Peer, _Peers, looks_of, similarities
+from polyclinic.client.few_labels.relations import RelationMatching as Matching
+from polyclinic.client.few_labels.relations import (
+    _Matching,
+    _Mean,
+    dropped_probabilities,
+    logits,
+    relation_distance,
+    relations,
+)
 from polyclinic.errors import PolyclinicError, StudyError
 from polyclinic.parts import Batch, build_part
 from polyclinic.state import FlatModule
@@ -244,16 +252,14 @@ def test_a_second_round_by_another_way():
     assert [name.rsplit(".", 1)[-1] for name in names] == ["weight", "bias"]
     # The weak view's noise is drawn from the step's seed: take it from the part itself, and all else from here.
     seen = []
-    from polyclinic.client import few_labels
-
-    plain = few_labels.weak_view
-    few_labels.weak_view = lambda *given: seen.append(plain(*given)) or seen[-1]
+    plain = consistency.weak_view
+    consistency.weak_view = lambda *given: seen.append(plain(*given)) or seen[-1]
     try:
         found = (
             Federation(sites, [{"fedavg": {"local": [part]}}], training={"rounds": 2}).rounds()[0].model("federation")
         )
     finally:
-        few_labels.weak_view = plain
+        consistency.weak_view = plain
     assert torch.equal(found, progress.model("federation"))
     views = seen[-1]  # the only one that counts: the site waits in the first round
     load(after)

@@ -12,7 +12,7 @@ from elsewhere import Elsewhere, split_table
 from helpers import Federation, declare, image_sites, site_of, write_image_study
 from polyclinic import Study
 from polyclinic.candidates import code_of, possible
-from polyclinic.client.weak_masks import MixedWeights, WeakMasks, fits, overlap, refined
+from polyclinic.client.few_labels.weak_masks import MixedWeights, WeakMasks, fits, overlap, refined
 from polyclinic.data.masks.hinted import Hidden
 from polyclinic.errors import StudyError
 from polyclinic.ignored import IGNORED

@@ -23,9 +23,9 @@ from helpers import (
     write_table_study,
 )
 from polyclinic import Study
-from polyclinic.client.contrast import MomentumContrast, _Contrasting
+from polyclinic.client.few_labels.contrast import MomentumContrast, _Contrasting
+from polyclinic.client.few_labels.views import strong_view, weak_view
 from polyclinic.client.train import train
-from polyclinic.client.views import strong_view, weak_view
 from polyclinic.communication.message import Message
 from polyclinic.errors import ModelError, StudyError
 from polyclinic.parts import Now, Step, Update

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from helpers import Federation, catalogued, measured_site, site_of, table_sites
-from polyclinic.client.drift import WeightedContrast
+from polyclinic.client.drift.corrections import WeightedContrast
 from polyclinic.data.spec import Undersampling
 from polyclinic.options import EntryError
 

@@ -15,8 +15,8 @@ from helpers import (
     survival_site,
     table_sites,
 )
-from polyclinic.client.site_models import pulled
-from polyclinic.client.super_model import NOBODY, Selected, selector_network
+from polyclinic.client.unseen_sites.site_models import pulled
+from polyclinic.client.unseen_sites.super_model import NOBODY, Selected, selector_network
 from polyclinic.communication.message import Message
 from polyclinic.errors import SiteError
 from polyclinic.options import EntryError

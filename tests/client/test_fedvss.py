@@ -12,7 +12,7 @@ from torch import nn
 
 from helpers import Federation, declare, image_sites, table_sites
 from polyclinic.client.features import evaluating
-from polyclinic.client.virtual_samples import VirtualSamples, divergence, of_size
+from polyclinic.client.few_labels.virtual_samples import VirtualSamples, divergence, of_size
 from polyclinic.errors import StudyError
 from polyclinic.parts import Batch
 from polyclinic.state import FlatModule

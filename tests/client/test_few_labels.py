@@ -12,8 +12,8 @@ from torch import nn
 
 from helpers import Federation, declare, image_sites, number_site, site_of, table_sites
 from polyclinic import Study
-from polyclinic.client.few_labels import MeanTeacher, PseudoLabels
-from polyclinic.client.views import strong_view, weak_view
+from polyclinic.client.few_labels.consistency import MeanTeacher, PseudoLabels
+from polyclinic.client.few_labels.views import strong_view, weak_view
 from polyclinic.errors import StudyError
 from polyclinic.parts import Batch
 from polyclinic.state import FlatModule

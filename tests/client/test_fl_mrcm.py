@@ -7,8 +7,8 @@ import torch
 
 from helpers import Federation, catalogued, measured_site, recorded, sites_apart, straight, table_sites
 from plugin_helpers import failing
-from polyclinic.client.domain_identifiers import DomainIdentifier
-from polyclinic.client.site_classifier import SiteClassifier
+from polyclinic.client.domain_shift.domain_identifiers import DomainIdentifier
+from polyclinic.client.domain_shift.site_classifier import SiteClassifier
 from polyclinic.models import build_model
 from polyclinic.options import EntryError
 from polyclinic.parts import Batch, Now, Step, Update

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from helpers import Federation, image_sites, site_of, table_sites
-from polyclinic.client.frequencies import Fourier, low
+from polyclinic.client.personal.frequencies import Fourier, low
 from polyclinic.parts import FEDERATION
 from polyclinic.state import FlatModule
 

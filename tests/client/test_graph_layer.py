@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from helpers import Federation, catalogued, declare, finding_site, recorded, site_of
-from polyclinic.client.graph import Graph, together
+from polyclinic.client.domain_shift.graph import Graph, together
 from polyclinic.errors import StudyError
 from polyclinic.parts import FEDERATION
 from polyclinic.running.progress import Checkpoint

@@ -8,9 +8,9 @@ import torch
 from torch import nn
 
 from helpers import Federation, catalogued, image_site, image_sites, recorded, site_of, table_site, table_sites
-from polyclinic.client.amplitudes import AmplitudeNormalisation
-from polyclinic.client.flatness import WeightPerturbation
-from polyclinic.client.spectra import Window, whole_images
+from polyclinic.client.domain_shift.amplitudes import AmplitudeNormalisation
+from polyclinic.client.domain_shift.spectra import Window, whole_images
+from polyclinic.client.drift.flatness import WeightPerturbation
 from polyclinic.errors import SiteError, StudyError
 from polyclinic.options import EntryError
 from polyclinic.parts import build_part

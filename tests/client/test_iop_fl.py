@@ -7,9 +7,9 @@ import torch
 from torch import nn
 
 from helpers import Federation, image_sites, plain_module, recorded, site_of, table_sites
-from polyclinic.client.adapting import entropy
-from polyclinic.client.routing import Routed, Routing, local_range, mixture, modules_of
-from polyclinic.client.views import strong_view
+from polyclinic.client.few_labels.views import strong_view
+from polyclinic.client.unseen_sites.adapting import entropy
+from polyclinic.client.unseen_sites.routing import Routed, Routing, local_range, mixture, modules_of
 from polyclinic.models import build_model
 from polyclinic.options import EntryError
 from polyclinic.parts import FEDERATION

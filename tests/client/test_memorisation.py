@@ -4,7 +4,7 @@ import pytest
 import torch
 from scipy.stats import binom
 
-from polyclinic.client.memorisation import SIDE, Copied, reduced, told
+from polyclinic.client.synthesis.memorisation import SIDE, Copied, reduced, told
 from polyclinic.seeds import generator
 
 SUSPICIOUS = 0.01

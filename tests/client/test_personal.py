@@ -20,8 +20,8 @@ from helpers import (
     training_message,
     write_table_study,
 )
-from polyclinic.client.personal import _lent
-from polyclinic.client.stacked import StackedTrainer
+from polyclinic.client.personal.models import _lent
+from polyclinic.client.stacked.training import StackedTrainer
 from polyclinic.client.train import train
 from polyclinic.communication.message import Message
 from polyclinic.errors import StudyError, TrainingError

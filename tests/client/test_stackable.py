@@ -7,8 +7,8 @@ import torch
 from torch import nn
 
 from helpers import Federation, catalogued, image_sites, table_sites
-from polyclinic.client import stackable
-from polyclinic.client.stackable import network_obstacle
+from polyclinic.client.stacked import stackable
+from polyclinic.client.stacked.stackable import network_obstacle
 from polyclinic.client.work import Work
 from polyclinic.engine.planner import choose_plan
 from polyclinic.errors import StudyError

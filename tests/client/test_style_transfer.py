@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from helpers import Federation, image_site, image_sites, site_of, table_sites
-from polyclinic.client.styles import MeanStyle, styled
+from polyclinic.client.domain_shift.styles import MeanStyle, styled
 from polyclinic.errors import StudyError
 from polyclinic.options import EntryError
 from polyclinic.running.progress import Checkpoint

@@ -8,7 +8,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from helpers import Federation, number_site, plain_module, recorded, site_of, table_sites
-from polyclinic.client.teacher import Teacher
+from polyclinic.client.few_labels.teacher import Teacher
 from polyclinic.errors import SiteError, StudyError
 from polyclinic.parts import Batch
 from polyclinic.running.progress import Checkpoint

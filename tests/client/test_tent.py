@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from helpers import Federation, catalogued, image_sites, site_of, table_sites
-from polyclinic.client.adapting import Adapted, Tent, _Adapting, _batches, entropy
+from polyclinic.client.unseen_sites.adapting import Adapted, Tent, _Adapting, _batches, entropy
 from polyclinic.errors import SiteError, StudyError, TrainingError
 from polyclinic.options import EntryError
 from polyclinic.running.progress import Checkpoint

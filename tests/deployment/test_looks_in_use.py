@@ -118,7 +118,7 @@ def test_a_folder_that_was_changed_is_refused(made: Path, tmp_path: Path, change
 
 
 def test_a_part_that_does_not_say_how_makes_no_model(monkeypatch: pytest.MonkeyPatch) -> None:
-    from polyclinic.client.amplitudes import AmplitudeNormalisation
+    from polyclinic.client.domain_shift.amplitudes import AmplitudeNormalisation
 
     method = Study.of(picture_study(methods=METHODS), Path()).declaration.study_methods[0].method
     assert list(changing_images(method)) == ["mean_amplitude"]

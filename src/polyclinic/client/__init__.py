@@ -1,36 +1,31 @@
 """Client end: local training and the parts that change it."""
 
-from polyclinic.client import (
-    adapting,
+from polyclinic.client import tuning
+from polyclinic.client.domain_shift import (
     adversaries,
-    alignment,
     amplitudes,
     concatenation,
-    consensus,
-    contrast,
     domain_identifiers,
-    drift,
     episodes,
-    experts,
-    few_labels,
-    flatness,
-    frequencies,
     graph,
-    labels,
-    peers,
-    personal,
-    relations,
-    routing,
     styles,
-    super_model,
-    synthesis,
-    teacher,
-    tuning,
     unlearning,
+)
+from polyclinic.client.drift import alignment, corrections, flatness, labels
+from polyclinic.client.few_labels import (
+    consensus,
+    consistency,
+    contrast,
+    peers,
+    relations,
+    teacher,
     virtual_samples,
     weak_masks,
 )
+from polyclinic.client.personal import experts, frequencies, models
 from polyclinic.client.private import dp_sgd
+from polyclinic.client.synthesis import made_cases
+from polyclinic.client.unseen_sites import adapting, routing, super_model
 
 __all__ = [
     "adapting",
@@ -39,24 +34,24 @@ __all__ = [
     "amplitudes",
     "concatenation",
     "consensus",
+    "consistency",
     "contrast",
+    "corrections",
     "domain_identifiers",
     "dp_sgd",
-    "drift",
     "episodes",
     "experts",
-    "few_labels",
     "flatness",
     "frequencies",
     "graph",
     "labels",
+    "made_cases",
+    "models",
     "peers",
-    "personal",
     "relations",
     "routing",
     "styles",
     "super_model",
-    "synthesis",
     "teacher",
     "tuning",
     "unlearning",

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from polyclinic.client.stacked import StackedCases, StackedTrainer
+from polyclinic.client.stacked.training import StackedCases, StackedTrainer
 from polyclinic.communication.message import Message
 from polyclinic.data.cases import Counts, SiteData
 from polyclinic.data.dataset import Dataset

@@ -17,7 +17,7 @@ from typing import Literal
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from polyclinic.client.stacked import reason_not_stackable
+from polyclinic.client.stacked.training import reason_not_stackable
 from polyclinic.client.work import Work
 from polyclinic.errors import StudyError
 from polyclinic.state import FlatModule

@@ -95,7 +95,8 @@ class Made:
     Attributes:
         inputs: standardised as at the sites ``[M, ...]``.
         labels: their classes ``[M]``.
-        told: site -> what it found when it compared them with its own cases, see `polyclinic.client.memorisation`.
+        told: site -> what it found when it compared them with its own cases, see
+            `polyclinic.client.synthesis.memorisation`.
     """
 
     inputs: Tensor

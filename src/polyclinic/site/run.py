@@ -15,8 +15,8 @@ from torch import Tensor
 
 import polyclinic.catalogues  # noqa: F401 - the parts enter their catalogues
 from polyclinic.client.optimizers import with_learning_rate
-from polyclinic.client.personal import PERSONAL, Personal, Phase
-from polyclinic.client.stacked import parts_not_stackable, reason_not_stackable
+from polyclinic.client.personal.models import PERSONAL, Personal, Phase
+from polyclinic.client.stacked.training import parts_not_stackable, reason_not_stackable
 from polyclinic.client.work import (
     LocalJob,
     LocalResult,

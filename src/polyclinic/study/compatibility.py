@@ -10,7 +10,7 @@ from typing import Any
 
 from polyclinic.channel.distributed_noise import DistributedNoise
 from polyclinic.channel.secure_sum import SecureSum
-from polyclinic.client.personal import PERSONAL, Personal
+from polyclinic.client.personal.models import PERSONAL, Personal
 from polyclinic.methods import PUBLISHED, Method
 from polyclinic.models import POOLING
 from polyclinic.parts import (

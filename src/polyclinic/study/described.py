@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from polyclinic.client.personal import PERSONAL
+from polyclinic.client.personal.models import PERSONAL
 from polyclinic.methods import OWN, PUBLISHED
 from polyclinic.options import first_words, source_of
 from polyclinic.parts import PLACES

@@ -12,7 +12,7 @@ import torch
 from pydantic import Field, ValidationError
 
 from polyclinic.client.optimizers import Named, resolve_optimizer, resolve_schedule
-from polyclinic.client.personal import PERSONAL
+from polyclinic.client.personal.models import PERSONAL
 from polyclinic.composition import METHODS
 from polyclinic.errors import PolyclinicError, StudyError, nearest
 from polyclinic.limits import Patterns

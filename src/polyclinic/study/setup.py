@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from polyclinic.audit.poisoning import Attack
-from polyclinic.client.personal import PERSONAL
+from polyclinic.client.personal.models import PERSONAL
 from polyclinic.client.work import Work
 from polyclinic.data.dataset import Dataset
 from polyclinic.data.opening.cohort import Cohort

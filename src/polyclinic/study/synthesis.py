@@ -9,7 +9,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from polyclinic.client.memorisation import Copied
+from polyclinic.client.synthesis.memorisation import Copied
 from polyclinic.notes import Note
 from polyclinic.parts import Made
 from polyclinic.running.progress import Row

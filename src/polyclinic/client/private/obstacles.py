@@ -9,7 +9,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
-from polyclinic.client.stackable import precise_copy
+from polyclinic.client.stacked.stackable import precise_copy
 from polyclinic.errors import StudyError
 from polyclinic.parts.site_end import SiteEnd, overrides
 from polyclinic.randomness import own_randomness

@@ -1,0 +1,1 @@
+"""Sites whose data look different: scanners, stainings, units."""

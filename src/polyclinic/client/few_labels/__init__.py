@@ -1,0 +1,1 @@
+"""Few, weak or missing labels, and what sites learn from public data."""

@@ -1,0 +1,1 @@
+"""Models of a site's own, besides or around the shared one."""

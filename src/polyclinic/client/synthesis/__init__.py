@@ -1,0 +1,1 @@
+"""Made cases: a generator that learns from what sites say of its images."""

@@ -1,0 +1,99 @@
+"""Models of all sites at the server, for cases that are not predicted by the shared one alone."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from polyclinic.client.domain_shift.spectra import trained_on_boxes
+from polyclinic.errors import StudyError
+from polyclinic.parts import Ended, Memory, Now, ServerEnd, SiteEnd, SiteView, Step, Update
+
+#: What a site's model tells, for `polyclinic.parts.Part.reveals`.
+SITE_MODEL = (
+    "the site's own model as a whole, for the server and for every site that is tested: as telling as an update, and "
+    "of this site alone"
+)
+
+
+class SendsModel(SiteEnd):
+    """Sends the site's own model with each update."""
+
+    def meet(self, view: SiteView) -> Memory:
+        """Refuses boxes of volumes, of which a case has many."""
+        if trained_on_boxes(view):
+            raise StudyError("P104", f"{self.name} looks at whole images, and the network is trained on boxes of "
+                             "volumes.", f"Leave {self.name} out, or train on whole volumes (no `patch`).")  # fmt: skip
+        return {}
+
+    def end(self, ended: Ended, given: Memory) -> Memory:
+        """θ_k after the round ``[P]``."""
+        return {"model": ended.own.clone()}
+
+
+class SiteModels(ServerEnd):
+    """Keeps the last model of each site.
+
+    Attributes:
+        models: site -> θ_k ``[P]``, in site order; of sites that were away the last one.
+    """
+
+    needs_each = True
+    needs_whole = True
+
+    def meet(self, announced: Mapping[str, Memory], everyone: Mapping[str, float]) -> None:
+        """Nothing is known of anybody yet."""
+        self.everyone, self.models, self._new = list(everyone), dict[str, Tensor](), dict[str, Tensor]()
+
+    def begin(self, now: Now) -> None:
+        """Forget what a round that was given up has left."""
+        super().begin(now)
+        self._new = {}
+
+    def take(self, update: Update) -> Update:
+        """θ_k of this round."""
+        self._new[update.site] = self.sent(update)["model"]
+        return update
+
+    def finish(self, step: Step) -> Step:
+        """It counts."""
+        found = self.models | self._new
+        self.models = {site: found[site] for site in self.everyone if site in found}
+        return step
+
+    def memory(self) -> Memory:
+        """The models."""
+        return {f"model {self.everyone.index(site)}": model for site, model in self.models.items()}
+
+    def restore(self, memory: Memory) -> None:
+        """They are known again."""
+        self.models = {
+            site: memory[f"model {place}"] for place, site in enumerate(self.everyone) if f"model {place}" in memory
+        }
+
+    def numbered(self, models: Mapping[str, Tensor]) -> Memory:
+        """Models of sites by their site's number: ``model0``, ``model1``, ..."""
+        return {f"model{self.everyone.index(site)}": model for site, model in models.items()}
+
+
+def by_number(sent: Memory) -> dict[int, Tensor]:
+    """What ``numbered`` gave: a site's number -> its model ``[P]``."""
+    return {int(name.removeprefix("model")): one for name, one in sent.items() if name.startswith("model")}
+
+
+def pulled(models: Mapping[str, Tensor], share: float) -> dict[str, Tensor]:
+    """SoftPull: λ θ_k + (1 − λ) Σ_{j ≠ k} θ_j / (K − 1) of each of K models ``[P]``; one alone stays as it is.
+
+    Args:
+        models: site -> θ_k.
+        share: λ.
+    """
+    if len(models) < 2 or share == 1:
+        return dict(models)
+    total = torch.zeros_like(next(iter(models.values())), dtype=torch.float64)
+    for one in models.values():  # one after another: they may be large
+        total += one
+    rest = (1 - share) / (len(models) - 1)
+    return {site: ((share - rest) * one.double() + rest * total).float() for site, one in models.items()}
