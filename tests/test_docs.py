@@ -632,6 +632,14 @@ def other_public_sets() -> None:
     check_alike({"north": north, "south": south})
 
 
+def other_teacher() -> None:
+    Path("study.yaml").write_text(STUDY, encoding="utf-8")
+    fit_model(CheckedStudy.read("study.yaml"), Path("teacher"), Wanted("fedavg", rounds=1))
+    text = STUDY.replace("fedavg", "{public_teacher: {weights: teacher, label: taught}}")
+    Path("study.yaml").write_text(text.replace('[age, "*_volume"]', '["*_volume", age]'), encoding="utf-8")
+    Study.read("study.yaml").run("results")
+
+
 def refused_study() -> None:
     from polyclinic.federation.ends.policy import check_policy
     from polyclinic.federation.site_file import Policy
@@ -734,6 +742,7 @@ MISTAKES: dict[str, Callable[[], object]] = {
     "P207": lambda: changed("  site:", "  harmonisation: {combat: {reference_site: nort}}\n  site:").open(),
     "P208": lambda: find_entry("adnii"),
     "P211": other_public_sets,
+    "P212": other_teacher,
     "P301": lambda: not_finite(["south"]),
     "P302": lambda: changed("model: mlp", "model: cnn").run("results"),
     "P303": out_of_memory,

@@ -26,6 +26,7 @@ TITLES = {
     "P207": "The data can't be harmonised as asked",
     "P208": "The data catalogue does not have this",
     "P211": "Parties have different public sets",
+    "P212": "A network from a file was trained for something else",
     "P301": "The loss or the model's state is not a number",
     "P302": "The model does not fit the data",
     "P303": "Out of memory",

@@ -122,6 +122,27 @@ def test_a_bag_of_another_site_is_another_bag_and_a_note_says_so(write_table):
     assert [note.number for note in found.notes].count("N261") == 1
 
 
+def test_whole_numbers_as_a_spreadsheet_program_writes_them_name_the_same_bag(write_table):
+    """A table in which some names of bags are missing comes back with ``2.0``; 1.10 and 1.1 are other slides."""
+    names = {"a1": "2", "a2": "1.10", "b1": "1.1", "g1": "3.00"}
+    text = TABLE.replace("north,a,a1,2,0", "north,a,2.0,2,0")
+    for old, new in names.items():
+        text = text.replace(f",{old},", f",{new},")
+    found = opened(write_table(text))
+    assert found.sites["north"].cases == ["2", "1.1", "1.10"]
+    assert bags_of(found.sites["north"]) == [[1, 2], [4, -1], [3]]
+    assert found.sites["south"].cases == ["3"]
+    assert not [note for note in found.notes if note.number == "N212"]
+
+
+def test_names_of_bags_that_differ_in_their_writing_are_counted(write_table):
+    found = opened(write_table(TABLE.replace("north,a,a2", "north,a,A1").replace("north,d,d1,8,1,sick", "north,d,D1")))
+    (note,) = [note for note in found.notes if note.number == "N212"]
+    assert str(note).startswith("Site north: 1 name of a bag is written in several ways")
+    assert "a1" not in note
+    assert note.cases == ("A1", "a1")
+
+
 def test_labels_that_are_written_in_two_ways_are_the_same(write_table):
     text = TABLE.replace("sick", "1").replace("1,0,,train", "1,0,1.0,train").replace("well", "0")
     assert "a1" in opened(write_table(text), classes=[0, 1]).sites["north"].cases

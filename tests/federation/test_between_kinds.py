@@ -32,6 +32,8 @@ pytestmark = pytest.mark.long
 SITES = ("Aachen", "Bonn", "Celle")
 SIZES = dict(zip(SITES, (30, 36, 26), strict=True))
 ALLOWED = {"patients": 1, "floor": 1, "predictions": True, "overlays": True, "personal_models": True}
+#: One split, so that each training is done once.
+ONCE = {"holdout": 0.4, "bootstrap": 20}
 
 
 def volumes(folder: Path) -> dict[str, Any]:
@@ -81,15 +83,16 @@ def harmonised(folder: Path) -> dict[str, Any]:
 
 
 def scaled(folder: Path) -> dict[str, Any]:
-    """One scale for all sites, adaptive steps at the server, rules against corrupt sites, and models of all sites where
-    one did not train."""
+    """One scale for all sites, adaptive steps at the server, made cases, rules against corrupt sites, and models of all
+    sites where one did not train."""
     entries = write_table_study(folder, SIZES)
     entries["data"] |= {"scaling": "federated"}
     rules = [["norm_bound", "geometric_median"], [{"krum": {"corrupt": 0}}, "fedyogi"]]
     robust = [{"fedavg": {"label": f"rule {number}", "server": rule}} for number, rule in enumerate(rules)]
     unseen = ["fedadam", "fedsm", "iop_fl"]
     entries["evaluation"] = {"holdout": 0.4, "unseen_sites": unseen, "predictions": "sites", "bootstrap": 100}
-    return entries | {"methods": [*unseen, "cyclic", {"ditto": {"weight": 0.5}}, *robust]}
+    made = {"asyndgan": {"generator_rounds": 2, "steps": 2, "network_steps": 3, "batch_size": 8, "checked": 20}}
+    return entries | {"methods": [*unseen, "cyclic", {"ditto": {"weight": 0.5}}, made, *robust]}
 
 
 def findings(folder: Path) -> dict[str, Any]:
@@ -101,7 +104,8 @@ def findings(folder: Path) -> dict[str, Any]:
     rename(folder, "findings")
     del entries["data"]["label"]
     entries["data"]["findings"] = {"first": {}, "kind": {"classes": ["kind 0", "kind 1", "kind 2"]}}
-    return entries | {"task": "multi_label", "methods": ["single", "fedavg", "multi_task"], "final_model": "multi_task"}
+    methods = ["single", "fedavg", "multi_task", {"graph_layer": {"depth": 1}}]
+    return entries | {"task": "multi_label", "methods": methods, "final_model": "multi_task"}
 
 
 def survival(folder: Path) -> dict[str, Any]:
@@ -119,6 +123,51 @@ def regression(folder: Path) -> dict[str, Any]:
     return entries | {"methods": ["single", "fedavg", "fedavgm"], "seeds": [0, 1]}
 
 
+def outlines(folder: Path) -> dict[str, Any]:
+    """Masks at one site, boxes and names of structures at others, and rounds that need none of them."""
+    entries = write_image_study(folder, dict.fromkeys(SITES, 10))
+    table = pd.read_csv(folder / "cases.csv", dtype=str)
+    weak, number = table["site"] != SITES[0], table.index % 10
+    table["box"] = np.where(weak & (number < 4), "1 1 6 6", "")
+    table["seen"] = np.where(weak & (number >= 4) & (number < 6), "foreground", "")
+    table.loc[weak & (number < 6), "mask"] = ""
+    table.to_csv(folder / "cases.csv", index=False)
+    entries["data"] |= {"box": "box", "label": "seen"}
+    methods = [{"fedmix": {"agreement": 0.0, "filled": 0.0}}, {"fedmoco": {"pretraining_rounds": 1}}]
+    return entries | {"methods": methods, "evaluation": ONCE}
+
+
+def reconstructed(folder: Path) -> dict[str, Any]:
+    """Images from part of their k-space; one site shares latent codes."""
+    entries = write_image_study(folder, dict.fromkeys(SITES, 8))
+    del entries["data"]["mask"]
+    entries["data"] |= {"undersampling": {"acceleration": 2}}
+    entries |= {"task": "reconstruction", "model": {"unrolled": {"network": entries["model"]}}, "evaluation": ONCE}
+    return entries | {"methods": ["fedmri", {"fl_mrcm": {"target": SITES[0]}}]}
+
+
+def bags(folder: Path) -> dict[str, Any]:
+    """One label for several rows, in an order by chance."""
+    entries = write_table_study(folder, dict.fromkeys(SITES, 64), features=4)
+    table = pd.read_csv(folder / "cases.csv", dtype=str)
+    first = table.groupby(["site", table.index % 64 // 4])[["patient"]].transform("first")
+    table["patient"], table["diagnosis"] = first["patient"], "kind " + (table.index // 4 % 2).astype(str)
+    table.drop(table.index[1::7]).sample(frac=1, random_state=1).to_csv(folder / "cases.csv", index=False)
+    entries["data"] |= {"bag": {"most": 3}}
+    model = {"gated_attention": {"encoder": {"mlp": {"hidden": [6]}}, "hidden": 4}}
+    return entries | {"model": model, "methods": ["attention_mil"], "evaluation": ONCE}
+
+
+def networks(folder: Path) -> dict[str, Any]:
+    """Sites with networks of their own, which learn from each other on public cases."""
+    entries = write_table_study(folder, SIZES)
+    rename(folder, "networks")
+    public = np.random.default_rng(4).normal(size=(20, 3))
+    pd.DataFrame(np.round(public, 4), columns=["x0", "x1", "x2"]).to_csv(folder / "public.csv", index=False)
+    entries["data"]["public"] = "networks/public.csv"
+    return entries | {"networks": {"Bonn": "logistic"}, "methods": ["single", "cross", "fedmd"], "evaluation": ONCE}
+
+
 def rename(folder: Path, kind: str) -> None:
     """Patients are called as those of no other study."""
     text = (folder / "cases.csv").read_text()
@@ -126,8 +175,10 @@ def rename(folder: Path, kind: str) -> None:
 
 
 KINDS: dict[str, Callable[[Path], dict[str, Any]]] = {
-    kind.__name__: kind for kind in (volumes, planned, pictures, harmonised, scaled, findings, survival, regression)
-}
+    kind.__name__: kind
+    for kind in (volumes, planned, pictures, harmonised, scaled, findings, outlines, reconstructed, bags, networks,
+                 survival, regression)
+}  # fmt: skip
 
 
 class Hospitals:
@@ -167,8 +218,10 @@ def give(source: Path, to: Path, own: pd.DataFrame) -> None:
     """Put a site's rows into its own folder, and the files that they name."""
     to.mkdir()
     own.to_csv(to / "cases.csv", index=False)
+    if (source / "public.csv").exists():
+        copyfile(source / "public.csv", to / "public.csv")
     for column in {"image", "mask"} & set(own.columns):
-        for name in own[column]:
+        for name in filter(None, own[column]):
             (to / name).parent.mkdir(parents=True, exist_ok=True)
             copyfile(source / name, to / name)
 

@@ -126,6 +126,31 @@ def test_a_site_that_does_not_answer_is_left_out_of_the_loss():
     close(part.part.recall("share"), before)
 
 
+@pytest.mark.parametrize(
+    ("method", "asked"), [("auto_fedavg", "auto_fedavg/gradient"), ("fedsm", "super_model/tell_apart")]
+)
+def test_the_quorum_judges_who_gives_no_answer(monkeypatch, method, asked):
+    def trained(quorum):
+        made = Federation(table_sites(), [method], training={"rounds": 2, "quorum": quorum})
+        member, handle = made.engine.members["Bonn"], made.engine.members["Bonn"].handle
+
+        def away(function, request):
+            if function == asked:
+                raise SiteError("P401", "Site Bonn is away.", site="Bonn")
+            return handle(function, request)
+
+        monkeypatch.setattr(member, "handle", away)
+        return made.rounds()
+
+    everyone = len(table_sites())
+    for quorum in (None, everyone):
+        with pytest.raises(SiteError, match="P401 Site Bonn is away"):
+            trained(quorum)
+    progress, rows = trained(everyone - 1)
+    assert progress.failures == [f"When asked to {asked}, Bonn did not answer. Bonn: P401 Site Bonn is away."]
+    assert {row["site"] for row in rows} == set(table_sites())  # its update counts all the same
+
+
 def test_a_site_that_sits_out_keeps_its_share():
     part, sizes = rule("auto_fedavg"), {"A": 1, "B": 1, "C": 2}
     answering(part, constant(A=[9.0, 0.0], B=[0.0, 1.0], C=[0.0, 0.0]))

@@ -167,6 +167,8 @@ class ServerEnd:
         needs_public: whether it computes on the public set, of which the coordinator then needs a copy.
         needs_whole: whether it runs the sites' models, so that these must be shared as a whole.
         predicts_elsewhere: whether ``predicting`` is for sites alone that did not train.
+        leaves_out: verbs of questions after which it goes on without sites that gave no answer, so that the study's
+            quorum judges these, and a note tells of them.
     """
 
     name: str = ""
@@ -179,6 +181,7 @@ class ServerEnd:
     needs_public: ClassVar[bool] = False
     needs_whole: ClassVar[bool] = False
     predicts_elsewhere: ClassVar[bool] = False
+    leaves_out: ClassVar[frozenset[str]] = frozenset()
 
     def meet(self, announced: Mapping[str, Memory], everyone: Mapping[str, float]) -> None:
         """Called once, before the model's first round, and again where a training goes on from a checkpoint.

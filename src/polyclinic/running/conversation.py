@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 
 from torch import Tensor
 
@@ -13,6 +13,7 @@ from polyclinic.engine.base import Engine
 from polyclinic.errors import PolyclinicError
 from polyclinic.parts import Ask, Memory
 from polyclinic.parts.checks import tensors_of, wrong
+from polyclinic.running.attendance import leave_out
 from polyclinic.running.plan import Plan
 from polyclinic.running.progress import Progress
 from polyclinic.site.messages import Question
@@ -56,8 +57,13 @@ class Conversation:
         """Sites that train alone exchange nothing: what they are asked is no part of the method."""
         traffic.add(_named(message.tensors, part), message.size if self.plan.together else 0)
 
-    def asking(self, part: str) -> Ask:
-        """How the end of a part at the server asks those at the sites."""
+    def asking(self, part: str, leaves_out: Collection[str] = ()) -> Ask:
+        """How the end of a part at the server asks those at the sites.
+
+        Args:
+            part: its name.
+            leaves_out: see `ServerEnd.leaves_out`.
+        """
 
         def ask(verb: str, requests: Mapping[str, Memory]) -> Iterator[tuple[str, Memory | PolyclinicError]]:
             for site, tensors in requests.items():
@@ -66,8 +72,13 @@ class Conversation:
                 tensors_of(part, f"ask({verb!r}, ...)", tensors)
                 check_declared(_named(tensors, part), self.plan.reveals)
             messages = {site: Message(self._about(site), self._sent(site, own)) for site, own in requests.items()}
+            failures = dict[str, PolyclinicError]()
             for site, reply in self.call(f"{part}/{verb}", messages):
+                if isinstance(reply, PolyclinicError):
+                    failures[site] = reply
                 yield site, reply if isinstance(reply, PolyclinicError) else reply.tensors
+            if failures and verb in leaves_out:
+                leave_out(f"{part}/{verb}", failures, messages, self.plan.quorum, self.progress.failures, set())
 
         return ask
 

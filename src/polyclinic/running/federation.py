@@ -44,7 +44,7 @@ class Federation:
             chain = self._chains[model] = self.plan.chain()
             told = {s: {name: named(m.tensors, name) for name in chain.ends} for s, m in self.announced.items()}
             others = [site for site in self.engine.sites if site not in self.plan.weights]
-            asking = {name: self.conversation.asking(name) for name in chain.ends}
+            asking = {name: self.conversation.asking(name, end.leaves_out) for name, end in chain.ends.items()}
             chain.meet(told, self.plan.weights, asking, others, self.plan.workplace)
         return self._chains[model]
 

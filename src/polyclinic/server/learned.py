@@ -31,9 +31,10 @@ class AutoFedAvg(Remembering):
     So no site sees what another one sent; it sees the mean, as it does in every round.
 
     Sites that take no part in a round keep their share; the others share the rest. A site that does not answer is left
-    out of F. With one site, or ``lr`` 0, nothing is asked. A site without validation cases goes by its training cases.
-    Models are run as in evaluation. Statistics of normalisation layers are averaged with the same weights, and their
-    part in ∂F/∂b is left out. Volumes larger than the boxes of training are gone through in such boxes, side by side.
+    out of F, if ``training: {quorum: ...}`` allows it. With one site, or ``lr`` 0, nothing is asked. A site without
+    validation cases goes by its training cases. Models are run as in evaluation. Statistics of normalisation layers are
+    averaged with the same weights, and their part in ∂F/∂b is left out. Volumes larger than the boxes of training are
+    gone through in such boxes, side by side.
 
     Args:
         lr: of b; 0 is FedAvg.
@@ -53,6 +54,7 @@ class AutoFedAvg(Remembering):
     shapes: ClassVar = {"gradient": Shaped("float32", "T")}
     returns = True
     same_network = True
+    leaves_out = frozenset({"gradient"})
 
     def __init__(self, *, lr: NonNegativeFloat = 1.0, steps: PositiveInt = 1) -> None:
         super().__init__()

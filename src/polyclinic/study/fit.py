@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from difflib import get_close_matches
-from pathlib import Path
 
 from polyclinic.audit.poisoning import PLACE, Attack
 from polyclinic.data.opening.cohort import Cohort
@@ -128,19 +127,6 @@ def input_shape(declaration: Declaration, cohort: Cohort) -> tuple[int, ...]:
 def configurations(declaration: Declaration) -> list[StudyMethod]:
     """Everything that may be trained: the methods, and what a search tries of them."""
     return [one.method for method in declaration.study_methods for one in declaration.candidates(method)]
-
-
-def check_files(declaration: Declaration, network: FlatModule, folder: Path | None) -> None:
-    """Whether the files that parts of methods name are there, and fit the network.
-
-    Raises:
-        StudyError: P102 with what is wrong.
-    """
-    for method in configurations(declaration):
-        for name, options in method.method.parts:
-            part = build_part(name, options)
-            if part.files:
-                part.check_files(network, folder or Path())
 
 
 def check_public(method: StudyMethod, cohort: Cohort) -> None:

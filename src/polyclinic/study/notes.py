@@ -11,7 +11,6 @@ import numpy as np
 from polyclinic.audit.poisoning import Attack
 from polyclinic.catalogues import PLUGINS
 from polyclinic.data.opening.subgroups import NOT_KNOWN
-from polyclinic.data.quality.words import counted, some
 from polyclinic.data.spec import DataSpec
 from polyclinic.data.tables.findings import finding_classes
 from polyclinic.methods import SHARES
@@ -254,24 +253,6 @@ def rows_as_patients(declaration: Declaration, folds: Sequence[Fold]) -> list[No
         "A patient with several rows is protected less."
     )
     return [Note("N813", text)]
-
-
-def unchecked_files(declaration: Declaration, classes: Sequence[str], features: Sequence[str]) -> list[Note]:
-    """On networks that parts read from files, which do not say what their outputs and inputs mean."""
-    notes = []
-    for study in declaration.study_methods:
-        read = [file for name, options in study.method.parts for file in build_part(name, options).files]
-        if not read:
-            continue
-        wanted = [f"the {counted(len(classes), 'class', 'classes')} {some(classes)}"] if classes else []
-        wanted += [f"the {counted(len(features), 'feature', 'features')} {some(features)}"] if features else []
-        order = f" It must have had {' and '.join(wanted)}, in this order." if wanted else ""
-        text = (
-            f"{study.label} learns from the network in {', '.join(read)}. Such a file does not say what its outputs "
-            f"and inputs are, so that was not checked.{order} Inputs must have been scaled as here."
-        )
-        notes.append(Note("N274", text))
-    return notes
 
 
 def bare(declaration: Declaration, jobs: Sequence[Job]) -> list[Note]:

@@ -37,7 +37,6 @@ from polyclinic.study.findings import write_findings
 from polyclinic.study.fit import (
     check_delta,
     check_enough_sites,
-    check_files,
     check_fit,
     check_left_cases,
 )
@@ -51,6 +50,7 @@ from polyclinic.study.jobs import JobRunner
 from polyclinic.study.kinds import RUN, RUNS
 from polyclinic.study.lock import locked
 from polyclinic.study.method_entries import StudyMethod
+from polyclinic.study.network_files import check_files, unchecked_files
 from polyclinic.study.notes import (
     bare,
     diverged,
@@ -68,7 +68,6 @@ from polyclinic.study.notes import (
     rows_as_patients,
     spared,
     uncalibrated,
-    unchecked_files,
     ungrouped,
     without_training,
 )
@@ -234,7 +233,8 @@ class _Runner:
         # With a cluster nothing but a final model is trained here, and what has a GPU are its nodes.
         template = self.setup.template("cpu" if ray else choose_device(self.declaration.engine.device))
         self._layout = template.layout
-        check_files(self.declaration, template, self.sites.folder_here or self.declaration.folder)
+        here = self.sites.folder_here or self.declaration.folder
+        check_files(self.declaration, self.cohort, template, here)
         expected = self._expected()
         nodes = "" if ray is None else "cuda" if ray.gpus else "cpu"
         plan = self.folder.plan(self.setup.plan(template, expected, nodes=nodes), self.cohort.fingerprint)
@@ -279,7 +279,7 @@ class _Runner:
             *rows_as_patients(self.declaration, list(folds.values())),
             *rough_distances(self.declaration, self.cohort.notes),
             *bare(self.declaration, jobs),
-            *unchecked_files(self.declaration, self.cohort.classes, self.cohort.features),
+            *unchecked_files(self.declaration, self.cohort, here),
         ]
         self.split_notes = preparing.notes
         runner = JobRunner(

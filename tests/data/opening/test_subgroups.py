@@ -1,15 +1,26 @@
 """Groups of patients by columns: intervals, values, what is refused, and what opening a study's data makes of them."""
 
+import json
+
 import numpy as np
 import pandas as pd
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from elsewhere import Elsewhere, split_table
 from helpers import write_table_study
 from polyclinic.data.open import open_data
-from polyclinic.data.opening.subgroups import NOT_KNOWN, Subgroup, agree_groups, assign_groups, take_grouping
+from polyclinic.data.opening.subgroups import (
+    NOT_KNOWN,
+    Subgroup,
+    agree_groups,
+    assign_groups,
+    spelling_notes,
+    take_grouping,
+)
 from polyclinic.errors import DataError
+from polyclinic.study.runner import run_study
 from polyclinic.study.study import Study
 
 AGE = Subgroup("age", (0.0, 50.0, 65.0, 120.0))
@@ -61,13 +72,47 @@ def test_values_are_groups_however_numbers_are_written():
     assert set(found) <= {"1", "2", "01", NOT_KNOWN}
     assert found[0] == found[1] == "1"
     assert found[3] == NOT_KNOWN
-    assert [note.number for note in notes] == ["N212"]  # 1 and 01 may be the same
+    assert not notes
+    assert [note.number for note in spelling_notes({"sex": ["1", "2", "01"]})] == ["N212"]  # 1 and 01 may be the same
 
 
-def test_spellings_are_told_apart_with_a_note():
-    found, notes = groups_of(["F", "f", "M"] * 5, Subgroup("sex"))
-    assert sorted(set(found)) == ["F", "M", "f"]
-    assert [note.number for note in notes] == ["N212"]
+@pytest.mark.parametrize(
+    ("names", "said"),
+    [
+        (["F", "f", "M"], "'F', 'f'."),
+        (["F", "female", "f", "M", "Male"], "'F', 'f', 'female'; 'M', 'Male'."),
+        (["y", "n", "Yes", "NO"], "'Yes', 'y'."),
+        (["ward a", "Ward A"], "'Ward A', 'ward a'."),
+        (["1", "1E0", "2"], "'1', '1E0'."),
+        (["F", "M"], ""),
+        (["female", "male"], ""),
+        (["A", "B", "AB", "O"], ""),
+        (["1", "10", "12"], ""),
+        (["I", "2"], ""),
+    ],
+)
+def test_groups_that_may_be_one_are_noted(names, said):
+    notes = spelling_notes({"sex": names})
+    assert [said in note for note in notes] == [True] * bool(said)
+
+
+def test_spellings_at_different_sites_are_noted_wherever_their_rows_are(tmp_path, monkeypatch):
+    monkeypatch.setattr("polyclinic.study.runner.write_report", lambda folder, out=None: folder / "report.html")
+    content = write_table_study(tmp_path, {"north": 24, "south": 24})
+    table = pd.read_csv(tmp_path / "cases.csv", dtype=str)
+    sexes = {"north": ["F", "M", "M"], "south": ["f", "M", "M"]}
+    table["sex"] = [sexes[site][place % 3] for place, site in enumerate(table["site"])]
+    table.to_csv(tmp_path / "cases.csv", index=False)
+    content["evaluation"] = {"holdout": 0.3, "bootstrap": 0, "subgroups": ["sex"], "predictions": "coordinator"}
+    content |= {"methods": ["fedavg"]}
+    Study.of(content, tmp_path).run(tmp_path / "here")
+    run_study(Study.of(content, tmp_path), tmp_path / "there", engine=Elsewhere(split_table(tmp_path)))
+    for name in ("here", "there"):
+        said = [one for one in json.loads((tmp_path / name / "notes.json").read_text()) if one["number"] == "N212"]
+        assert [one["text"] for one in said] == [
+            "Subgroup 'sex' tells apart what may be the same in another spelling: 'F', 'f'. If they mean the same, "
+            "write them alike, at all sites."
+        ]
 
 
 @pytest.mark.parametrize("count", [21, 60])

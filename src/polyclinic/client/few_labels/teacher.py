@@ -17,8 +17,8 @@ from polyclinic.parts.distilling import divergence
 from polyclinic.shapes import Shaped
 from polyclinic.state import FlatModule
 
-#: Where a MONAI bundle has its weights.
-_IN_BUNDLE = Path("models") / "model.safetensors"
+#: Where folders have their weights: a MONAI bundle, and what ``polyclinic fit`` writes.
+_IN_FOLDERS = (Path("models") / "model.safetensors", Path("weights.safetensors"))
 
 
 @LOCAL_PARTS.add("teacher")
@@ -35,9 +35,10 @@ class Teacher(Part):
     Informatics 2021 (MediSecFed), whose text was not at hand: nothing else is taken from there.
 
     Args:
-        weights: safetensors file with the teacher's weights, or the folder of a MONAI bundle that has them, relative to
-            the study file. Their names and shapes are those of the study's network. Nothing there tells the order of
-            classes and features, or how inputs are scaled: they must be the study's, too.
+        weights: safetensors file with the teacher's weights, or the folder of a MONAI bundle, or one that ``polyclinic
+            fit`` wrote, that has them, relative to the study file. Their names and shapes are those of the study's
+            network. Classes, features and how inputs are scaled must be the study's, too: only what ``polyclinic fit``
+            wrote tells them.
         weight: λ; 0 sends nothing and changes nothing.
         temperature: T.
     """
@@ -118,11 +119,12 @@ def _read(network: FlatModule, folder: Path, weights: str) -> Tensor:
     Raises:
         StudyError: P102, there is no such file, or its tensors are not the network's.
     """
-    path = folder / weights
-    path = path / _IN_BUNDLE if path.is_dir() else path
-    if not path.is_file():
+    given = folder / weights
+    path = next((one for one in (given, *(given / own for own in _IN_FOLDERS)) if one.is_file()), None)
+    if path is None:
         raise StudyError("P102", f"There is no file with the teacher's weights: {weights}.",
-                         "Give the path of a safetensors file, relative to the study file.")  # fmt: skip
+                         "Give the path of a safetensors file or of a model's folder, relative to the study "
+                         "file.")  # fmt: skip
     put_back = network.remember()
     try:
         load_weights(network.module, path)

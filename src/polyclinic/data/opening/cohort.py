@@ -17,6 +17,7 @@ from polyclinic.data.opening.agreement import Agreement
 from polyclinic.data.opening.census import Census
 from polyclinic.data.opening.facts import SiteFacts
 from polyclinic.data.opening.public import PublicFacts, check_alike
+from polyclinic.data.opening.subgroups import spelling_notes
 from polyclinic.data.opening.texts import add_texts
 from polyclinic.data.quality.classes import counted_label_notes
 from polyclinic.data.quality.times import time_unit_notes
@@ -97,6 +98,7 @@ class Cohort:
             *said,
             *_unlabelled(there, target),
             *structure_notes(spec, list(facts)),
+            *spelling_notes(agreement.groups),
             *_public_notes(copies, alike),
         ]
         return cls(

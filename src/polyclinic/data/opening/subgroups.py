@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -10,7 +11,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from polyclinic.data.tables.codes import alike, one_text_each
+from polyclinic.data.tables.codes import likeness, one_text_each
 from polyclinic.data.tables.numbers import parse_numbers
 from polyclinic.errors import DataError
 from polyclinic.limits import Body, Count, Name
@@ -146,6 +147,33 @@ def assign_groups(
     return _by_value(one, texts, spellings) if one.edges is None else _by_interval(one, texts)
 
 
+def spelling_notes(groups: Mapping[str, Sequence[str]]) -> list[Note]:
+    """Notes on groups that may be one, at all sites together: they differ in their spelling only (``F`` and ``f``), or
+    one is the first letter of another (``female``).
+
+    Args:
+        groups: column of a subgroup -> names of its groups.
+    """
+    notes = []
+    for column, names in groups.items():
+        if apart := _apart(names):
+            some = "; ".join(", ".join(map(repr, group[:4])) for group in apart[:3])
+            text = f"Subgroup {column!r} tells apart what may be the same in another spelling: {some}."
+            notes.append(Note("N212", f"{text} If they mean the same, write them alike, at all sites."))
+    return notes
+
+
+def _apart(names: Iterable[str]) -> list[list[str]]:
+    """Groups that may be one, each sorted."""
+    kinds = defaultdict[str, list[str]](list)
+    for name in sorted(names):
+        kinds[likeness(name)].append(name)
+    for letter in [kind for kind in kinds if len(kind) == 1 and kind.isalpha()]:
+        longer = [kind for kind in kinds if kind.isalpha() and len(kind) > 2 and kind.startswith(letter)]
+        kinds[letter] = sorted([*kinds[letter], *(name for kind in longer for name in kinds.pop(kind))])
+    return sorted(group for group in kinds.values() if len(group) > 1)
+
+
 def common_groups(
     column: str, groups: NDArray[np.object_], bags: NDArray[np.intp]
 ) -> tuple[NDArray[np.object_], list[Note]]:
@@ -169,10 +197,6 @@ def _by_value(
 ) -> tuple[NDArray[np.object_], list[Note]]:
     values = texts.map(dict(spellings)).astype(object)
     notes = []
-    if apart := alike(sorted({str(value) for value in values.dropna()})):
-        some = "; ".join(", ".join(map(repr, group[:4])) for group in apart[:3])
-        text = f"Subgroup {one.column!r} tells apart what differs in spelling only: {some}."
-        notes.append(Note("N212", f"{text} If they mean the same, write them alike."))
     rare = int((values.isna() & texts.notna()).sum())
     if rare:
         text = f"Subgroup {one.column!r}: {rare} of {len(texts)} cases have values that too few cases have to be named"

@@ -9,20 +9,27 @@ import numpy.typing as npt
 import pandas as pd
 
 from polyclinic.data.cases import Counts
-from polyclinic.data.quality.words import counted
+from polyclinic.data.quality.words import alike, counted
 from polyclinic.data.spec import DataSpec
 from polyclinic.data.tables.codes import canonical
 from polyclinic.notes import Note
 
+#: A whole number, and how a spreadsheet program may write it where cells of its column are empty.
+_WHOLE = r"^([1-9][0-9]*|0)\.0+$"
+
 
 def name_bags(cells: pd.DataFrame, origin: pd.DataFrame, spec: DataSpec) -> pd.Series[str]:
-    """The bag of each row, NaN where it is of none; equal names at two sites are two bags."""
+    """The bag of each row, NaN where it is of none; equal names at two sites are two bags.
+
+    A whole number that a spreadsheet program has written as ``2.0`` is ``2``; ``2.10`` and ``2.1`` are two bags.
+    """
     column = spec.bags.column if spec.bags else None
     if column is None:
         return origin["subject"]
+    names = cells[column].str.replace(_WHOLE, r"\1", regex=True)
     if spec.partition is not None:  # rows go to other sites, where names of two sites must not meet
-        return origin["site"] + ", " + cells[column]
-    return cells[column]
+        return origin["site"] + ", " + names
+    return names
 
 
 def fill_labels(cells: pd.DataFrame, origin: pd.DataFrame, spec: DataSpec) -> None:
@@ -72,20 +79,30 @@ def _common(cells: pd.DataFrame, origin: pd.DataFrame, spec: DataSpec) -> Iterat
     yield "part of the split", origin["part"]
 
 
-def spread_bags(origin: pd.DataFrame, usable: npt.NDArray[np.bool_], spec: DataSpec) -> list[Note]:
-    """A note on names of bags that stand at more than one site; of patients' names there is one already."""
+def bag_notes(origin: pd.DataFrame, usable: npt.NDArray[np.bool_], spec: DataSpec) -> list[Note]:
+    """Notes on names of bags that stand at more than one site, and on those that a site writes in several ways; of
+    patients' names there are such notes already."""
     if spec.bags is None or spec.bags.column in (None, spec.subject):
         return []
-    sites = origin[usable].groupby("bag")["site"].nunique()
-    several = sites.index[sites > 1]
-    if not len(several):
-        return []
-    text = (
-        f"{counted(len(several), 'name of a bag stands', 'names of bags stand')} at more than one site: the rows of "
-        "each site are a bag of their own. If they are one bag, it may be in training and test data: write its rows to "
-        "one site."
-    )
-    return [Note("N261", text, several)]
+    named = origin[usable]
+    sites = named.groupby("bag")["site"].nunique()
+    several, notes = sites.index[sites > 1], list[Note]()
+    if len(several):
+        text = (
+            f"{counted(len(several), 'name of a bag stands', 'names of bags stand')} at more than one site: the rows "
+            "of each site are a bag of their own. If they are one bag, it may be in training and test data: write its "
+            "rows to one site."
+        )
+        notes.append(Note("N261", text, several))
+    for site, names in named.groupby("site", sort=False)["bag"]:
+        if groups := alike(names.dropna().unique()):
+            text = (
+                f"Site {site}: {counted(len(groups), 'name of a bag is', 'names of bags are')} written in several "
+                "ways, which differ only in capitals, blanks, Unicode form, leading zeros or `.0`. Each is a bag of "
+                "its own: write a name alike in all rows."
+            )
+            notes.append(Note("N212", text, [name for group in groups.values() for name in group]))
+    return notes
 
 
 def bag_numbers(origin: pd.DataFrame) -> npt.NDArray[np.intp]:

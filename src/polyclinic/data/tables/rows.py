@@ -14,7 +14,7 @@ from polyclinic.data.cases import Counts
 from polyclinic.data.quality.counters import LEFT_OUT, counter_notes, find_counters
 from polyclinic.data.quality.named import patient_column_notes, unmatched_notes
 from polyclinic.data.spec import DataSpec, Target
-from polyclinic.data.tables.bags import bag_counts, fill_labels, name_bags, spread_bags, torn_bags
+from polyclinic.data.tables.bags import bag_counts, bag_notes, fill_labels, name_bags, torn_bags
 from polyclinic.data.tables.codes import equals
 from polyclinic.data.tables.features import choose_features
 from polyclinic.data.tables.findings import absent_notes, finding_reasons, has_finding
@@ -280,7 +280,7 @@ def reject_rows(rows: Rows, spec: DataSpec, target: Target, split: str | None) -
     for reason, torn, note in torn_bags(cells, origin, spec) if bags is not None else ():
         rows.reject(torn, reason)
         notes.append(note)
-    return [*notes, *spread_bags(origin, rows.usable, spec)]
+    return [*notes, *bag_notes(origin, rows.usable, spec)]
 
 
 def reject_strangers(rows: Rows, spellings: Mapping[str, Mapping[str, str]]) -> None:

@@ -165,7 +165,7 @@ def read_model(folder: Path, *, device: str = "cpu", check: bool = True) -> Mode
     """
     folder = Path(folder)
     description = read_description(folder)
-    contents = {name: _vouched(folder, name, description) for name in VOUCHED}
+    contents = {name: vouched(folder, name, description) for name in VOUCHED}
     if number_of(contents[WEIGHTS], contents[PREPARATION]) != description.number:
         raise _unfit(folder, "its number is not that of its weights and preparation")
     weights, prepared, samples = (_tensors(folder, name, contents[name]) for name in VOUCHED)
@@ -218,8 +218,12 @@ def check_samples(model: Model, folder: Path) -> None:
                          "fetch the folder again.")  # fmt: skip
 
 
-def _vouched(folder: Path, name: str, description: Description) -> bytes:
-    """The content of a file that is as it was when the model was made."""
+def vouched(folder: Path, name: str, description: Description) -> bytes:
+    """The content of a file that is as it was when the model was made.
+
+    Raises:
+        ModelError: P701, it is not.
+    """
     wanted = description.files.get(name)
     try:
         content = (folder / name).read_bytes()
