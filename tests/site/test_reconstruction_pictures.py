@@ -16,7 +16,7 @@ from polyclinic.tasks import build_task
 
 def test_grey_values_and_errors_by_hand():
     """White is the 99th percentile of the reference, 200 of most pixels; errors are 10 and 50 of at most 50."""
-    truth = torch.full((10, 10), 200.0)
+    truth = torch.full((20, 20), 200.0)
     truth[0, 0] = 250.0
     found, zero_filled = truth - 10, truth.clone()
     zero_filled[9, 9] -= 50

@@ -518,10 +518,6 @@ class Declaration(Part):
             self._candidates = find_candidates(self.search, methods, reader, evaluation, self.all_seeds[0])
             check_rounds(self.search, [one for found in self._candidates.values() for one in found])
         if self.final_model is not None:
-            if self.target == "images":
-                message = "There is no model in use for a reconstruction yet: it would need the k-space of a scanner."
-                raise EntryError("P104", message, "Leave `final_model` out; trained models are in `models/`.",
-                                 place=("final_model",))  # fmt: skip
             check_final_model(
                 self.final_model, methods, lambda label: len(self._candidates.get(label, ())) > 1,
                 networks=networks,
