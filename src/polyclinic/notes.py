@@ -165,6 +165,7 @@ TITLES: dict[str, str] = {
     "N906": "A model is evaluated at sites that trained it",
     "N907": "The final model is not calibrated",
     "N908": "Masks are not DICOM SEG",
+    "N909": "Reconstructed from k-space that was made of images",
 }
 
 

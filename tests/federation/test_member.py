@@ -18,7 +18,7 @@ from polyclinic.data.opening.agreement import agree
 from polyclinic.data.opening.census import Census
 from polyclinic.data.opening.source import Source
 from polyclinic.engine import LocalEngine
-from polyclinic.errors import FederationError, PolyclinicError
+from polyclinic.errors import FederationError, PolyclinicError, StudyError
 from polyclinic.federation.audit_log import AUDIT_LOG, verify
 from polyclinic.federation.consortium import Consortium
 from polyclinic.federation.ends.agreed import Agreed
@@ -364,13 +364,27 @@ def test_a_site_works_for_as_long_as_its_policy_allows(kit: Path) -> None:
         asked(member(kit, study), "open", opening(study))
 
 
-def test_pictures_of_cases_are_asked_for_by_studies_of_masks_only(tmp_path: Path) -> None:
+@pytest.mark.parametrize("task", ["segmentation", "reconstruction"])
+def test_pictures_of_cases_are_asked_for_by_studies_of_images_only(tmp_path: Path, task: str) -> None:
     entries = write_image_study(tmp_path, {"Aachen": 4})
     entries["evaluation"]["predictions"] = "coordinator"
+    if task == "reconstruction":
+        del entries["data"]["mask"]
+        entries["data"]["undersampling"] = {"acceleration": 4}
+        entries |= {"task": task, "model": {"unrolled": {}}}
     found = Study.of(entries, tmp_path).declaration
     refused = list(refusals(Policy(predictions=True), found, RESEARCHER))
     assert any("pictures of single cases" in one for one in refused)
     assert not list(refusals(Policy(predictions=True, overlays=True), found, RESEARCHER))
+
+
+def test_few_draws_are_refused_before_a_study_is_handed_in(kit: Path) -> None:
+    """Between hospitals sites keep their predictions, unless it is said otherwise, and refuse so few draws."""
+    study = write_study(kit, evaluation={"bootstrap": 50, "predictions": None})
+    with pytest.raises(StudyError, match=r"P104 study.yaml.*100 draws or more"):
+        Study.read(study, named=True)
+    assert Study.read(study).declaration.evaluation.bootstrap == 50
+    Study.read(write_study(kit, evaluation={"bootstrap": 50, "predictions": "coordinator"}), named=True)
 
 
 def test_a_study_waits_until_this_very_file_is_approved(kit: Path) -> None:

@@ -12,6 +12,7 @@ from helpers import declare, write_image_study
 from polyclinic import Study
 from polyclinic.errors import StudyError
 from polyclinic.options import EntryError
+from polyclinic.study.report.folder import Folder
 
 LINES = {"acceleration": 3, "center": 0.125}
 
@@ -50,6 +51,10 @@ def test_a_study_from_pictures_to_its_report(written):
     assert [note["text"][:20] for note in notes if note["number"] == "N290"] == ["Site Bonn: 1 of 6 im"]
     report = (out / "report.html").read_text()
     assert "The zero-filled images, without any network, reached" in report
+    assert report.count("data:image/jpeg") == 4 * 2 * 3, "methods, sites, and three cases of each"
+    shown = {one.which: one for one in Folder(out).overlays() if (one.method, one.site) == ("fedavg", "Aachen")}
+    first = fedavg[(fedavg["site"] == "Aachen") & (fedavg["fold"] == fedavg["fold"].min())]["psnr"]
+    assert [shown["worst"].score, shown["best"].score] == pytest.approx([first.min(), first.max()])
     assert "secret" not in report
 
 
@@ -63,6 +68,9 @@ def test_engines_agree_and_predictions_may_stay_at_the_sites(written):
     apart = run(
         entries, folder, "apart", evaluation={**entries["evaluation"], "predictions": "sites", "disclosure_floor": 2}
     )
+    assert (one / "overlays.safetensors").is_file()
+    assert not (apart / "overlays.safetensors").exists()
+    assert "Reconstructions</h2>" not in (apart / "report.html").read_text()
     wanted = pd.read_csv(one / "results.csv")
     for other in (stacked, apart):
         found = pd.read_csv(other / "results.csv")

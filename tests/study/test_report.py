@@ -148,7 +148,7 @@ class Maker:
                     scores[prefix] = f"{0.95 - slip / 60:.4f}"
         self.results = pd.DataFrame(rows, columns=RESULTS)
         with_runs(self.results).to_csv(self.folder / "results.csv", index=False)
-        save_file(tensors, self.folder / "overlays.safetensors", metadata={"dice": json.dumps(scores)})
+        save_file(tensors, self.folder / "overlays.safetensors", metadata={"scores": json.dumps(scores)})
         self.study("segmentation", ["dice", "hd95"])
         self.summary()
         self.rounds("dice")

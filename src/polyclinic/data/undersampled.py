@@ -40,6 +40,13 @@ class UndersampledDataset(Dataset):
         """See `Dataset.shape`."""
         return (CHANNELS, *super().shape[1:])
 
+    def units(self, index: Tensor) -> Tensor:
+        """What a batch of these cases was divided by, float32 ``[B]``; without augmentation. Reconstructions times this
+        are in the units of the prepared images; see `acquire`."""
+        images = super()._own_batch(index, None, hints=False)[0].clamp_min(0.0).flatten(1).amax(1)
+        scaled = self.batch(index)[1][:, 0].flatten(1).amax(1)
+        return torch.where(scaled > 0, images / scaled, 1.0)
+
     def changed(self, *, inputs: Pixels | None = None, targets: Tensor | Volumes | None = None) -> Dataset:
         """Cases whose images are their targets can't have others of one of the two.
 

@@ -114,6 +114,7 @@ def _study_of(description: Description, path: Path, *, recalibrated: bool) -> Ch
     data |= {name: mine[name] for name in _OTHERWISE if mine.get(name) is not None}
     data |= {name: value for name, value in given.items() if name in _OF_THE_STUDY}
     _check_time_unit(description, given)
+    _check_lines(description, given)
     if description.is_table:
         data |= {"features": list(description.agreement.features), "exclude": []}
     data["categories"] = {name: list(values) for name, values in description.agreement.values.items()}
@@ -157,6 +158,19 @@ def _check_time_unit(description: Description, given: dict[str, Any]) -> None:
     if unit is not None and mine is not None and unit != mine:
         raise ModelError("P702", f"The times of the study are in {unit}, and those of the model in {mine}.",
                          f"Give a column `time` in {mine}.")  # fmt: skip
+
+
+def _check_lines(description: Description, given: dict[str, Any]) -> None:
+    """A model is given the lines of k-space that it was trained on.
+
+    Raises:
+        ModelError: P702, the study asks for others.
+    """
+    asked, mine = given.get("undersampling"), description.data.model_dump()["undersampling"] or {}
+    if asked is None or (isinstance(asked, dict) and all(mine.get(name) == value for name, value in asked.items())):
+        return
+    raise ModelError("P702", "The study asks for other lines of k-space than the model was trained on.",
+                     "Leave out `undersampling`.")  # fmt: skip
 
 
 def _check_times(description: Description, times: object) -> None:

@@ -116,7 +116,7 @@ class Cases:
         name = "case" if self.spec.bags is None else "bag"
         return SiteData(
             site, inputs, targets, origin["subject"].tolist(), origin[name].tolist(), None,
-            Counts(len(there), len(there)), spacings, own,
+            Counts(len(there), len(there)), spacings, own, undersampling=self.spec.undersampling,
         ), there  # fmt: skip
 
     def _rows(

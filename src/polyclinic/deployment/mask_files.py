@@ -1,4 +1,4 @@
-"""Masks as files that lie on the image that they are of."""
+"""Masks and reconstructions as files that lie on the image that they are of."""
 
 from __future__ import annotations
 
@@ -24,15 +24,15 @@ def with_values(mask: npt.NDArray[np.uint8], values: Sequence[int]) -> npt.NDArr
     return np.array(values, dtype=np.min_scalar_type(highest) if highest < 2**16 else np.int32)[mask]
 
 
-def write_nifti(path: Path, mask: npt.NDArray[Any], image: Volume, source: Path | None) -> None:
-    """Write a mask as NIfTI that lies on its image in every viewer.
+def write_nifti(path: Path, values: npt.NDArray[Any], image: Volume, source: Path | None) -> None:
+    """Write a mask, or a reconstruction, as NIfTI that lies on its image in every viewer.
 
     Of an image that is NIfTI itself, the place in space is that of its header, both forms and their codes, which
     programs weigh in different ways. Texts of its header are left out: they may name a patient.
 
     Args:
-        path: of the mask, ``.nii.gz``.
-        mask: whole numbers ``[X, Y, Z]``.
+        path: of the file, ``.nii.gz``.
+        values: whole numbers of a mask, or float32 ``[X, Y, Z]``.
         image: as it was read.
         source: its file, if it is NIfTI.
     """
@@ -43,13 +43,13 @@ def write_nifti(path: Path, mask: npt.NDArray[Any], image: Volume, source: Path 
         for name in set(_TEXTS).intersection(header.keys()):  # NIfTI-2 has fewer
             header[name] = b""
         header.extensions.clear()
-        header.set_data_dtype(mask.dtype)
-        header["cal_min"], header["cal_max"] = 0.0, float(mask.max(initial=1))
+        header.set_data_dtype(values.dtype)
+        header["cal_min"], header["cal_max"] = 0.0, float(values.max(initial=1))
         header["scl_slope"], header["scl_inter"] = 1.0, 0.0
         kind = nibabel.Nifti2Image if isinstance(header, nibabel.Nifti2Header) else nibabel.Nifti1Image
-        made = kind(mask, None, header)
+        made = kind(values, None, header)
     else:
-        made = nibabel.Nifti1Image(mask, image.affine)
+        made = nibabel.Nifti1Image(values, image.affine)
         made.set_qform(image.affine, 1)
         made.set_sform(image.affine, 1)
         made.header.set_xyzt_units("mm")
@@ -59,9 +59,9 @@ def write_nifti(path: Path, mask: npt.NDArray[Any], image: Volume, source: Path 
     draft.replace(path)
 
 
-def write_picture(path: Path, mask: npt.NDArray[Any]) -> None:
-    """Write a mask as PNG."""
+def write_picture(path: Path, pixels: npt.NDArray[Any]) -> None:
+    """Write a mask, or a reconstruction, as PNG."""
     path.parent.mkdir(parents=True, exist_ok=True)
     draft = path.with_name(f".{path.stem}.tmp.png")
-    Image.fromarray(mask).save(draft)
+    Image.fromarray(pixels).save(draft)
     draft.replace(path)

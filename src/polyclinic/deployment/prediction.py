@@ -17,6 +17,7 @@ from polyclinic.data.cases import NO_CLASS, SiteData
 from polyclinic.data.dataset import Dataset
 from polyclinic.data.datasets import dataset_of
 from polyclinic.data.preparation import Prepared, Tensors, build_steps
+from polyclinic.data.undersampled import UndersampledDataset
 from polyclinic.deployment.inputs import BAGS_AT_ONCE, PICTURES_AT_ONCE, VOLUMES_AT_ONCE, Cases, evenly
 from polyclinic.errors import ModelError
 from polyclinic.notes import Note
@@ -68,13 +69,14 @@ class Predicted:
     Attributes:
         positions: of the cases.
         columns: of ``predictions.csv``.
-        probabilities: of segmentation, ``[N, C, ...]`` on the study's grid; None for other tasks.
+        images: on the study's grid: probabilities of segmentation ``[N, C, ...]``, or reconstructions ``[N, ...]`` in
+            the units of the prepared images; None for other tasks.
         data: the cases as they were read.
     """
 
     positions: list[int]
     columns: pd.DataFrame
-    probabilities: Tensor | None
+    images: Tensor | None
     data: SiteData
 
 
@@ -280,6 +282,8 @@ class Predictor:
         if self.task.target == "masks":
             found = torch.cat([evaluation.probabilities(ready, site.vectors, one)[0] for one in index.split(1)])
             return Predicted(there, self._names(data, there), found, data)
+        if isinstance(ready.dataset, UndersampledDataset):
+            return self._reconstructed(ready, ready.dataset, there, site, data)
         ready.dataset.targets = self._no_targets(len(data))
         asked = Asked((), self.description.classes, 0.0, self.description.completion)
         batch = Batch(*evaluation.probabilities(ready, site.vectors, index))
@@ -287,6 +291,17 @@ class Predictor:
         columns = self.task.columns(*sent, self.description.threshold)
         known = {name: value for name, value in columns.items() if name not in self.task.truth}
         return Predicted(there, self._names(data, there).assign(**self._decided(sent[1], known)), None, data)
+
+    def _reconstructed(
+        self, ready: _Ready, dataset: UndersampledDataset, there: list[int], site: SiteModel, data: SiteData
+    ) -> Predicted:  # fmt: skip
+        """Images from part of the k-space that is made of them, and how near they are to the whole ones."""
+        index = torch.arange(len(data))
+        batch = Batch(*evaluation.probabilities(ready, site.vectors, index))
+        sent = self.task.rows([batch], 0.5, Asked(self.task.default_metrics, (), 0.0))
+        columns = self._names(data, there).assign(**self.task.columns(*sent, 0.5))
+        found = batch.found[:, 0] * dataset.units(index).view(-1, *[1] * (batch.found.ndim - 2))
+        return Predicted(there, columns, found, data)
 
     def _no_targets(self, count: int) -> Tensor:
         """In the place of what is true, which nobody knows."""

@@ -28,6 +28,7 @@ from polyclinic.deployment.inputs import Cases
 from polyclinic.deployment.mask_files import with_values, write_nifti, write_picture
 from polyclinic.deployment.outside import outside_images, outside_table, units_of
 from polyclinic.deployment.prediction import Predicted, Predictor
+from polyclinic.deployment.reconstructions import own_pixels, own_voxels
 from polyclinic.errors import ModelError, ResultsError
 from polyclinic.files import write_atomic
 from polyclinic.notes import Note
@@ -39,6 +40,7 @@ from polyclinic.study.table_files import write_table
 
 #: Files of the folder.
 TABLE, FAILURES, RECORD, MASKS, CACHE = "predictions.csv", "not_predicted.csv", "prediction.json", "masks", ".cache"
+RECONSTRUCTIONS = "reconstructions"
 #: Rows that are done, a line a chunk.
 _DONE = "predictions.jsonl"
 Progress = Callable[[int, int], None]
@@ -63,7 +65,7 @@ def predict_into(
     out: Path, predictor: Predictor, cases: Cases, *, reference: Cases | None = None, resume: bool = False,
     progress: Progress = lambda done, total: None, seg: SegWriter | None = None,
 ) -> Done:  # fmt: skip
-    """Predict all cases and write tables, and masks of a segmentation.
+    """Predict all cases and write tables, and masks of a segmentation or images of a reconstruction.
 
     Args:
         out: the folder; it is made.
@@ -130,20 +132,19 @@ class _Run:
         description = self.model.description
         table = found.columns
         outside = (outside_table if description.is_table else outside_images)(description, found.data)
-        if found.probabilities is not None:
-            masks = [self._mask(place, one) for place, one in zip(found.positions, found.probabilities, strict=True)]
-            table = table.assign(**{name: [one[name] for one in masks] for name in masks[0]})
+        if found.images is not None:
+            write = self._mask if description.target == "masks" else self._reconstruction
+            files = [write(place, one) for place, one in zip(found.positions, found.images, strict=True)]
+            table = table.assign(**{name: [one[name] for one in files] for name in files[0]})
         table = table.assign(outside=outside)
         return [{"position": place, **row} for place, row in zip(found.positions, _plain(table), strict=True)]
 
     def _mask(self, place: int, probabilities: Any) -> dict[str, Any]:
         """Write the mask of a case, in the space of its image; returns its columns."""
-        cases, description = self.cases, self.model.description
-        cell = str(cases.rows.cells[cases.spec.image_columns[0]].iloc[place])
-        root = Path(cases.rows.origin["folder"].iloc[place])
-        name = _mask_name(cell, place)
+        description, original = self.model.description, self._original(place)
+        name = _file_name(original.image, place)
         sizes: dict[str, Any]
-        space = _own_space(Original(cell, None, root, (cases.folder,), cases.spec))
+        space = _own_space(original)
         mask = space.decided(probabilities.numpy(), description.threshold)
         if isinstance(space, PictureSpace):
             path = self.out / MASKS / f"{name}.png"
@@ -151,11 +152,32 @@ class _Run:
             sizes = {f"pixels[{one}]": int((mask == index).sum()) for index, one in _structures(description.classes)}
         else:
             volume = space.image
-            path = self._write_volume(name, mask, volume, resolve(cell, root, (cases.folder,)) or Path(cell))
+            path = self._write_volume(name, mask, volume, _source(original))
             voxel = abs(float(np.linalg.det(volume.affine[:3, :3]))) / 1000.0
             sizes = {f"millilitres[{one}]": round(float((mask == index).sum()) * voxel, 6)
                      for index, one in _structures(description.classes)}  # fmt: skip
         return {"mask": str(path.relative_to(self.out)), **sizes}
+
+    def _original(self, place: int) -> Original:
+        """Where the image of a case lies."""
+        cases = self.cases
+        cell = str(cases.rows.cells[cases.spec.image_columns[0]].iloc[place])
+        return Original(cell, None, Path(cases.rows.origin["folder"].iloc[place]), (cases.folder,), cases.spec)
+
+    def _reconstruction(self, place: int, found: Any) -> dict[str, Any]:
+        """Write the reconstruction of a case, in the space and the units of its image; returns its column."""
+        original = self._original(place)
+        space, path = _own_space(original), self.out / RECONSTRUCTIONS / _file_name(original.image, place)
+        if isinstance(space, PictureSpace):
+            path = path.with_name(f"{path.name}.png")
+            write_picture(path, own_pixels(found.numpy(), space))
+        else:
+            path = path.with_name(f"{path.name}.nii.gz")
+            preparation = original.spec.preprocessing
+            if preparation is None:
+                raise ValueError("volumes are prepared")
+            write_nifti(path, own_voxels(found.numpy(), space, preparation), space.image, _source(original))
+        return {"reconstruction": str(path.relative_to(self.out))}
 
     def _write_volume(self, name: str, mask: npt.NDArray[np.uint8], volume: Volume, source: Path) -> Path:
         """Write the mask of a volume as it is asked for; where that can't be, as NIfTI."""
@@ -243,6 +265,9 @@ class _Run:
             are = "case is" if outside == 1 else "cases are"
             text = f"{outside} {are} unlike all that the model has seen; the column `outside` of {TABLE} says how."
             self.notes.append(Note("N903", text))
+        if self.model.description.target == "images":
+            text = f"k-space of {len(table)} images was made of the images themselves, with the model's share of lines"
+            self.notes.append(Note("N909", f"{text}: this shows what a faster scan might have given, and is none."))
         if self.seg is not None:
             self.notes += self._not_seg(table["mask"])
         if len(failures):
@@ -298,8 +323,13 @@ def _own_space(original: Original) -> VolumeSpace | PictureSpace:
         raise ModelError("P702", f"An image changed while it was predicted: {error}.", "Predict it again.") from None
 
 
-def _mask_name(cell: str, place: int) -> str:
-    """A file name for a case's mask, that of no other case."""
+def _source(original: Original) -> Path:
+    """The image's file, or what its cell says."""
+    return resolve(original.image, original.root, original.allowed) or Path(original.image)
+
+
+def _file_name(cell: str, place: int) -> str:
+    """A file name for what is written of a case, that of no other case."""
     stem = re.sub(r"\.(nii(\.gz)?|hdr|img|png|jpe?g|tiff?|bmp|gif|dcm|dicom|ima)$", "", cell, flags=re.IGNORECASE)
     plain = re.sub(r"[^A-Za-z0-9._-]+", "_", stem).strip("._")[-80:] or "case"
     return f"{place + 1:05d}-{plain}" if plain == stem else f"{place + 1:05d}-{plain}-{derive_seed(cell) % 16**4:04x}"

@@ -24,6 +24,7 @@ from polyclinic.federation.processes import parties
 from polyclinic.federation.processes.running import end
 from polyclinic.federation.session import Follow, Researcher
 from polyclinic.federation.site_file import SITE_FILE
+from polyclinic.study.checked import CheckedStudy
 from polyclinic.study.given.plugins import used_plugins
 from polyclinic.study.opening import local_engine
 from polyclinic.study.study import Study
@@ -46,6 +47,7 @@ def rehearse(study: Path, out: Path, follow: Follow, keep: Path | None = None) -
         PolyclinicError: as a study between hospitals; P603, a party does not start.
     """
     require_flare()
+    CheckedStudy.read(study, named=True)  # what is refused between hospitals is so before any party starts
     found = Study.read(study)
     names = local_engine(found).sites
     data = {place.name: str(place) for place in sorted(study.resolve().parent.iterdir()) if place != out.resolve()}

@@ -15,7 +15,7 @@ from polyclinic.errors import DataError
 from polyclinic.models import attention_of
 from polyclinic.parts.predictor import Network, Outputs, in_use
 from polyclinic.site.messages import Evaluated, Pictured, Start
-from polyclinic.site.pictures import case_pictures
+from polyclinic.site.pictures import case_pictures, reconstruction_pictures
 from polyclinic.site.run import Run
 from polyclinic.state import FlatModule
 from polyclinic.tasks import Task, build_task
@@ -172,27 +172,33 @@ def predict(
 def overlays(
     run: Run, vectors: Sequence[Network], index: Tensor, threshold: float
 ) -> tuple[Pictured, dict[str, Tensor]]:  # fmt: skip
-    """Pictures of the best, median and worst case, on the study's grid, by the Dice that the results have; see
-    `polyclinic.site.pictures.case_pictures`."""
+    """Pictures of the best, median and worst case, on the study's grid, by the task's `case_scores`, as the results
+    have them; cases that have none are not shown. See `polyclinic.site.pictures`."""
     cases = tested(run, vectors, index, threshold, run.declared.metrics.space)
-    scores = run.task.case_scores(cases, threshold) if len(index) else None
-    if scores is None:
+    found = run.task.case_scores(cases, threshold) if len(index) else None
+    if found is None or found.isnan().all():
         return Pictured(), {}
-    order = scores.argsort(stable=True)
+    order = found.argsort(stable=True)[: int((~found.isnan()).sum())]  # NaN comes last
     chosen = {"worst": order[0], "median": order[len(order) // 2], "best": order[-1]}
-    dice = {rank: float(scores[position]) for rank, position in chosen.items()}
+    scores = {rank: float(found[position]) for rank, position in chosen.items()}
     tensors: dict[str, Tensor] = {}
     for rank, position in chosen.items():
-        case = index[position : position + 1]
-        marked, wanted = run.task.shown(Batch(*probabilities(run, vectors, case)), threshold)
-        spacings = run.dataset.spacings
-        shown = case_pictures(
-            run.dataset.picture(int(case)), wanted[0].to(torch.uint8), marked[0],
-            None if spacings is None else spacings[int(case)], run.dataset.orientation,
-        )  # fmt: skip
+        shown = _pictures(run, vectors, index[position : position + 1], threshold)
         # Of one or two test cases the same one has several ranks, and no file takes tensors that share their memory.
         tensors |= {f"{rank}/{name}": picture.clone() for name, picture in shown.items()}
-    return Pictured(**dice), tensors
+    return Pictured(**scores), tensors
+
+
+def _pictures(run: Run, vectors: Sequence[Network], case: Tensor, threshold: float) -> dict[str, Tensor]:
+    """Those of one case ``[1]``."""
+    spacings, batch = run.dataset.spacings, Batch(*probabilities(run, vectors, case))
+    spacing = None if spacings is None else spacings[int(case)]
+    if run.task.target == "images":
+        truth, zero_filled = batch.targets[0]
+        return reconstruction_pictures(batch.found[0, 0], truth, zero_filled, spacing, run.dataset.orientation)
+    marked, wanted = run.task.shown(batch, threshold)
+    image = run.dataset.picture(int(case))
+    return case_pictures(image, wanted[0].to(torch.uint8), marked[0], spacing, run.dataset.orientation)
 
 
 def _batches(run: Run, vector: Network, index: Tensor) -> Iterator[Batch]:

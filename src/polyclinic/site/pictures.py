@@ -1,4 +1,4 @@
-"""Images and masks as pictures for a person to look at: bytes, and of volumes three slices."""
+"""Images, with masks or reconstructed, as pictures for a person to look at: bytes, and of volumes slices."""
 
 from __future__ import annotations
 
@@ -40,9 +40,9 @@ def case_pictures(
     if mask.dim() == 2:
         shown = image if image.dtype == torch.uint8 else torch.stack([window(channel) for channel in image])
         return {"image": shown, "mask": mask, "prediction": prediction}
-    from nibabel.orientations import apply_orientation, axcodes2ornt, ornt_transform  # slow to import
+    from nibabel.orientations import apply_orientation  # slow to import
 
-    turn = ornt_transform(axcodes2ornt(orientation), axcodes2ornt("RAS"))
+    turn = _turn(orientation)
     layers = [apply_orientation(one.numpy(), turn) for one in (window(image[0]), mask, prediction)]
     if spacing is not None:
         spacing = [spacing[int(axis)] for axis in np.argsort(turn[:, 0])]
@@ -54,6 +54,68 @@ def case_pictures(
     widths = torch.tensor([parts[0].shape[1] for parts in slices.values()], dtype=torch.int32)
     found = dict(zip(("image", "mask", "prediction"), map(torch.from_numpy, rows), strict=True))
     return {**found, "image": found["image"][None], "planes": widths}
+
+
+def reconstruction_pictures(
+    found: Tensor, truth: Tensor, zero_filled: Tensor, spacing: Sequence[float] | None = None, orientation: str = "RAS"
+) -> dict[str, Tensor]:
+    """The pictures of one reconstructed case, all with the same two scales.
+
+    Of a volume one slice is shown, as k-space has it: along its last two axes, where the squared error of the
+    reconstruction is largest. It is turned and stretched as `case_pictures` does.
+
+    Args:
+        found: the reconstruction, magnitudes ``[H, W]`` or ``[D, H, W]``.
+        truth: the fully sampled image, same shape.
+        zero_filled: what is there without a network, same shape.
+        spacing: size of a voxel along each axis; default all equal.
+        orientation: where the axes of a volume point.
+
+    Returns:
+        ``zero_filled``, ``reconstruction`` and ``reference``, uint8 ``[H, W]``, black at 0 and white from the 99th
+        percentile of the reference on. ``zero_filled_error`` and ``error``, uint8 ``[H, W]``: absolute errors, where
+        255 is the largest of both. ``span``, float64 ``[1]``: what 255 means, as a share of the case's largest value.
+    """
+    layers = [one.double().numpy() for one in (zero_filled, found, truth)]
+    largest = float(layers[2].max())
+    place = 0
+    if truth.dim() == 3:
+        place = int(np.square(layers[1] - layers[2]).sum(axis=(1, 2)).argmax())
+        layers = [layer[place] for layer in layers]
+    errors = [np.abs(layer - layers[2]) for layer in layers[:2]]
+    white = float(np.percentile(layers[2], WINDOW[1])) or largest
+    most = max(float(error.max()) for error in errors)
+    grey = [_bytes(layer, white) for layer in layers] + [_bytes(error, most) for error in errors]
+    if truth.dim() == 3:
+        grey = [_one_slice(layer, spacing, orientation) for layer in grey]
+    names = ("zero_filled", "reconstruction", "reference", "zero_filled_error", "error")
+    pictures = dict(zip(names, map(torch.from_numpy, grey), strict=True))
+    return {**pictures, "span": torch.tensor([most / largest if largest else 0.0], dtype=torch.float64)}
+
+
+def _bytes(values: NDArray[np.float64], white: float) -> NDArray[np.uint8]:
+    """From black at 0 to white at ``white``."""
+    return np.clip(values / (white or 1.0) * 255, 0, 255).round().astype(np.uint8)
+
+
+def _one_slice(layer: NDArray[np.uint8], spacing: Sequence[float] | None, orientation: str) -> NDArray[np.uint8]:
+    """A slice ``[H, W]`` along the last two axes of a volume, turned for a person, its pixels to scale."""
+    from nibabel.orientations import apply_orientation
+
+    turn = _turn(orientation)
+    axes = [int(axis) for axis in turn[:, 0]]
+    scale = np.ones(3)
+    if spacing is not None:
+        scale[axes[1:]] = np.asarray(spacing[1:]) / min(spacing[1:])
+    return _slice(apply_orientation(layer[None], turn), axes[0], 0, scale)
+
+
+def _turn(orientation: str) -> NDArray[np.float64]:
+    """How a volume is turned to right, front and top: for each axis the one that it becomes, and 1 or -1."""
+    from nibabel.orientations import axcodes2ornt, ornt_transform
+
+    turn: NDArray[np.float64] = ornt_transform(axcodes2ornt(orientation), axcodes2ornt("RAS"))
+    return turn
 
 
 def window(values: Tensor) -> Tensor:

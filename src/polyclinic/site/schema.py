@@ -340,6 +340,11 @@ def _described(known: Known, asked: Message) -> Shapes:
 def _pictures(known: Known, asked: Message) -> Shapes:
     found = dict[str, Shaped]()
     for rank in ("worst", "median", "best"):
+        if known.task is not None and known.task.target == "images":
+            for name in ("zero_filled", "reconstruction", "reference", "zero_filled_error", "error"):
+                found[f"{rank}/{name}"] = Shaped("uint8", f"H {rank}", f"W {rank}", group="pictures")
+            found[f"{rank}/span"] = Shaped("float64", 1, least=0, group="pictures")
+            continue
         found[f"{rank}/image"] = Shaped("uint8", "channels", f"H {rank}", f"W {rank}", group="pictures")
         for name in ("mask", "prediction"):
             found[f"{rank}/{name}"] = Shaped("uint8", f"H {rank}", f"W {rank}", group="pictures")

@@ -103,6 +103,7 @@ class CheckedStudy:
                                  "Name a network of the catalogue.", place=("model",))  # fmt: skip
             if named:
                 _check_files(declaration)
+                declaration.check_kept_at_sites()
             declaration.read_bundle(folder)
         except EntryError as error:
             raise located(error, name, text) from None

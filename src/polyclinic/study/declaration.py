@@ -369,9 +369,19 @@ class Declaration(Part):
         if "overlays" in report.model_fields_set and report.overlays:
             message = "With `predictions: sites` nothing of a single patient leaves a site, and overlays show patients."
             raise EntryError("P104", message, "Set `overlays: false`, or leave it out.", place=("report", "overlays"))
-        if 0 < evaluation.bootstrap < LEAST_DRAWS:
+        self.check_kept_at_sites()
+
+    def check_kept_at_sites(self) -> None:
+        """What sites that keep their predictions refuse; between hospitals they do so unless the study asks for them.
+
+        Raises:
+            EntryError: P104, a bootstrap of few draws.
+        """
+        evaluation = self.evaluation
+        if evaluation.predictions != "coordinator" and 0 < evaluation.bootstrap < LEAST_DRAWS:
             message = (
-                f"With `predictions: sites` a bootstrap has {LEAST_DRAWS} draws or more: few of them tell of patients."
+                f"Where sites keep their predictions, a bootstrap has {LEAST_DRAWS} draws or more: few of them tell of "
+                "patients."
             )
             hint = f"Set `bootstrap: 0`, or {LEAST_DRAWS} or more."
             raise EntryError("P104", message, hint, place=("evaluation", "bootstrap"))
@@ -508,10 +518,6 @@ class Declaration(Part):
             self._candidates = find_candidates(self.search, methods, reader, evaluation, self.all_seeds[0])
             check_rounds(self.search, [one for found in self._candidates.values() for one in found])
         if self.final_model is not None:
-            if self.target == "images":
-                message = "There is no model in use for a reconstruction yet: it would need the k-space of a scanner."
-                raise EntryError("P104", message, "Leave `final_model` out; trained models are in `models/`.",
-                                 place=("final_model",))  # fmt: skip
             check_final_model(
                 self.final_model, methods, lambda label: len(self._candidates.get(label, ())) > 1,
                 networks=networks,

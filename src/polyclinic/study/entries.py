@@ -216,7 +216,8 @@ class ReportOptions(Part):
     """The ``report:`` part."""
 
     overlays: bool = True
-    """Whether the report of a segmentation study shows images (they are patients' pixels: only where they may be)."""
+    """Whether the report of a study of masks or reconstructions shows images (patients' pixels: only where they may
+    be)."""
     tables: Literal["csv", "parquet"] = "csv"
     """The form of the tables that grow with the study: rounds, predictions, results and such."""
 

@@ -210,8 +210,8 @@ class Folder:
             write_atomic(draft / MADE, save(outcome.pictures))
         write_atomic(draft / "notes.json", json.dumps([note.to_json() for note in outcome.notes]))
         if outcome.overlays:
-            dice = {"dice": json.dumps(outcome.overlay_dice)}
-            write_atomic(draft / "overlays.safetensors", save(outcome.overlays, dice))
+            scores = {"scores": json.dumps(outcome.overlay_scores)}
+            write_atomic(draft / "overlays.safetensors", save(outcome.overlays, scores))
         for stem, tensors in outcome.models.items():
             declaration = self.study.declaration
             about: dict[str, Any] = {"model": declaration.model_part, "method": job.methods[0].label, RUN: job.run}

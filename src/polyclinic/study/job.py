@@ -171,7 +171,7 @@ class Outcome:
         rounds: a row a round and site.
         models: file stem -> tensors by name.
         overlays: name -> picture, where there are any.
-        overlay_dice: ``METHOD/SITE/RANK`` -> Dice.
+        overlay_scores: ``METHOD/SITE/RANK`` -> how good it is, see `Task.case_scores`.
         privacy: a row a site whose patients noise protects.
         backdoor: a row a model and site: test cases with the mark of a backdoor, and how many of them it opened.
         memorisation: a row a site that compared cases which the method made with its own.
@@ -185,7 +185,7 @@ class Outcome:
     rounds: list[Row] = field(default_factory=list)
     models: dict[str, dict[str, Tensor]] = field(default_factory=dict)
     overlays: dict[str, Tensor] = field(default_factory=dict)
-    overlay_dice: dict[str, float] = field(default_factory=dict)
+    overlay_scores: dict[str, float] = field(default_factory=dict)
     privacy: list[Row] = field(default_factory=list)
     backdoor: list[Row] = field(default_factory=list)
     memorisation: list[Row] = field(default_factory=list)

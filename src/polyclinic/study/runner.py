@@ -513,15 +513,15 @@ class _Runner:
         from safetensors import safe_open
         from safetensors.torch import save
 
-        tensors, dice = dict[str, torch.Tensor](), dict[str, float]()
+        tensors, scores = dict[str, torch.Tensor](), dict[str, float]()
         for path in (self.folder.jobs / self.folder.job_name(job) / "overlays.safetensors" for job in jobs):
             if not path.is_file():
                 continue
             with safe_open(path, "pt") as file:
                 tensors |= {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
-                dice |= json.loads(file.metadata()["dice"])
+                scores |= json.loads(file.metadata()["scores"])
         if tensors:
-            write_atomic(self.folder.path / "overlays.safetensors", save(tensors, {"dice": json.dumps(dice)}))
+            write_atomic(self.folder.path / "overlays.safetensors", save(tensors, {"scores": json.dumps(scores)}))
 
 
 def _of_trials(runner: JobRunner, jobs: list[Job], folds: dict[int, Fold]) -> list[Event]:

@@ -145,7 +145,7 @@ class Tester:
                 requests = _each(trial, Predict(threshold=threshold))
                 for site, reply in ask("overlays", requests).items():
                     outcome.overlays |= {f"{label}/{site}/{name}": tensor for name, tensor in reply.tensors.items()}
-                    outcome.overlay_dice |= {f"{label}/{site}/{rank}": v for rank, v in reply.fields.items()}
+                    outcome.overlay_scores |= {f"{label}/{site}/{rank}": v for rank, v in reply.fields.items()}
         for trained_on, of in joined(totals, self.task).items():
             outcome.tested.together.append(TestedTogether(self._key(label), trained_on, of))
         return untested
@@ -295,7 +295,7 @@ class Tester:
 
     def _wants_overlays(self, method: Method) -> bool:
         first = self.job == replace(self.job, seed=self.declaration.all_seeds[0], fold=0, without=None, attacked=False)
-        shown = self.task.has_pictures and self.declaration.report.overlays
+        shown = self.task.has_pictures() and self.declaration.report.overlays
         return first and shown and method.tests == "own" and not self.at_sites
 
 

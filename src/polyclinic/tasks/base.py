@@ -299,12 +299,13 @@ class Task(ABC):
         return ""
 
     def case_scores(self, batches: Iterable[Batch], threshold: float) -> Tensor | None:
-        """How good the prediction of each case is ``[N]``, to choose pictures; None where there is nothing to show."""
+        """How good the prediction of each case is ``[N]``, the higher the better, to choose pictures: one of the
+        metrics of the results. None where there is nothing to show."""
         return None
 
     def shown(self, batch: Batch, threshold: float) -> tuple[Tensor, Tensor]:
-        """What pictures show of the cases: predicted and true class indices, both ``[B, ...]``."""
-        raise TypeError(f"{self.name} has no pictures")
+        """What pictures of masks show of the cases: predicted and true class indices, both ``[B, ...]``."""
+        raise TypeError(f"{self.name} has no masks")
 
     def _mean_loss(self, batches: Iterable[Batch]) -> float:
         return float(torch.cat([self.loss(batch.found, batch.targets) for batch in batches]).mean())
@@ -316,10 +317,10 @@ class Task(ABC):
         """Whether answers depend on a threshold."""
         return False
 
-    @property
-    def has_pictures(self) -> bool:
-        """Whether cases can be shown with what was predicted; see ``case_scores`` and ``shown``."""
-        return type(self).case_scores is not Task.case_scores
+    @classmethod
+    def has_pictures(cls) -> bool:
+        """Whether cases can be shown with what was predicted; see ``case_scores``."""
+        return cls.case_scores is not Task.case_scores
 
     def choose_threshold(self, evidence: Tensor) -> float:
         """The decision threshold from the ``evidence`` of all sites, added."""

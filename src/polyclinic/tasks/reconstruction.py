@@ -104,6 +104,11 @@ class Reconstruction(MeasuredByCase):
             values += [[*one.values(), *other.values()] for one, other in zip(own, without, strict=True)]
         return {"metrics": columns}, {"values": torch.tensor(values, dtype=torch.float64).view(-1, len(columns))}
 
+    def case_scores(self, batches: Iterable[Batch], threshold: float) -> Tensor:
+        """PSNR of each case ``[N]``; NaN where it is not defined."""
+        cases = [case for found, targets, _ in batches for case in _measured(found, targets, ["psnr"])]
+        return torch.tensor([case["psnr"] for case in cases], dtype=torch.float64)
+
     def result_metrics(self, names: Sequence[str], classes: Sequence[str]) -> list[str]:
         """The metrics, and the same of the zero-filled image.
 

@@ -47,6 +47,10 @@ class PictureSpace:
         """Classes of the picture's pixels ``[H, W]``; see `decided_picture`."""
         return decided_picture(probabilities, self.size, threshold)
 
+    def interpolated(self, values: Floats) -> Floats:
+        """Values at the picture's pixels ``[H, W]``, from those of a smaller or larger one; see `resized`."""
+        return resized(values, self.size)
+
     def reference(self, name: str, root: Path, allowed: Sequence[Path], classes: MaskClasses) -> Indices:
         """Class indices ``[H, W]`` of a mask as it lies on disk, turned upright as the picture is.
 
@@ -63,10 +67,14 @@ class PictureSpace:
 def decided_picture(probabilities: Floats, size: tuple[int, int], threshold: float) -> Indices:
     """Classes of the pixels of a picture of ``size`` (height, width), from probabilities ``[C, H, W]`` of a smaller or
     larger one: interpolated first, and then decided."""
-    bilinear, wide = Image.Resampling.BILINEAR, (size[1], size[0])
-    pictures = [Image.fromarray(np.asarray(one, dtype=np.float32)) for one in probabilities]
-    layers = [np.asarray(picture.resize(wide, bilinear)) for picture in pictures]
+    layers = [resized(one, size) for one in probabilities]
     if len(layers) == 1:
         return (layers[0] >= threshold).astype(np.uint8)
     decided: Indices = np.argmax(np.stack(layers), axis=0).astype(np.uint8)
     return decided
+
+
+def resized(values: Floats, size: tuple[int, int]) -> Floats:
+    """Values ``[H, W]`` interpolated to ``size`` (height, width), as Pillow does with BILINEAR."""
+    picture = Image.fromarray(np.asarray(values, dtype=np.float32))
+    return np.asarray(picture.resize((size[1], size[0]), Image.Resampling.BILINEAR))

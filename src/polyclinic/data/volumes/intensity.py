@@ -114,6 +114,10 @@ class Percentile:
         """Scale and cut."""
         return _stretch(values, *_ends(values, foreground, self.lower, self.upper))
 
+    def undone(self, values: Floats32, before: Floats32, foreground: Booleans) -> Floats32:
+        """Scaled values in the units of the image ``before`` it was scaled."""
+        return _unstretched(values, *_ends(before, foreground, self.lower, self.upper))
+
 
 @INTENSITIES.add("window")
 class Window:
@@ -133,6 +137,10 @@ class Window:
     def __call__(self, values: Floats32, foreground: Booleans) -> Floats32:
         """Scale and cut."""
         return _stretch(values, self.lower, self.upper)
+
+    def undone(self, values: Floats32, before: Floats32, foreground: Booleans) -> Floats32:
+        """Scaled values in the units of the image ``before`` it was scaled."""
+        return _unstretched(values, self.lower, self.upper)
 
 
 @INTENSITIES.add("nyul")
@@ -192,3 +200,8 @@ def _ends(values: Floats32, foreground: Booleans, lower: float, upper: float) ->
 def _stretch(values: Floats32, low: float, high: float) -> Floats32:
     stretched: Floats32 = np.clip((values - np.float32(low)) / np.float32(high - low), 0.0, 1.0)
     return stretched
+
+
+def _unstretched(values: Floats32, low: float, high: float) -> Floats32:
+    found: Floats32 = values * np.float32(high - low) + np.float32(low)
+    return found

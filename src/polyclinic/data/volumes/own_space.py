@@ -54,6 +54,14 @@ class VolumeSpace:
         """Classes of the image's voxels ``[X, Y, Z]``, from probabilities on the grid; see `decided_in`."""
         return decided_in(probabilities, self.grid, self.image, threshold)
 
+    def interpolated(self, values: Floats) -> Floats:
+        """Values at the image's voxels ``[X, Y, Z]``, from those on the grid ``[D, H, W]``; 0 outside of it."""
+        matrix, offset = _to_grid(self.grid, self.image)
+        shape = self.image.values.shape
+        found = _between(values, matrix, offset, shape)
+        found[~_inside(matrix, offset, shape, self.grid.size)] = 0.0
+        return found
+
     def reference(
         self,
         mask: Volume,
@@ -106,9 +114,7 @@ def decided_in(probabilities: Floats, grid: Grid, image: Volume, threshold: floa
     highest: Floats | None = None
     found = np.zeros(shape, dtype=np.uint8)
     for place, one in enumerate(probabilities):
-        values: Floats = ndimage.affine_transform(
-            np.asarray(one, dtype=np.float32), matrix, offset, shape, order=1, mode="nearest", output=np.float32
-        )
+        values = _between(one, matrix, offset, shape)
         if len(probabilities) == 1:
             found[values >= threshold] = 1
         elif highest is None:
@@ -117,6 +123,16 @@ def decided_in(probabilities: Floats, grid: Grid, image: Volume, threshold: floa
             more = values > highest
             found[more], highest = place, np.maximum(values, highest)
     found[~_inside(matrix, offset, shape, grid.size)] = 0
+    return found
+
+
+def _between(
+    values: Floats, matrix: npt.NDArray[np.float64], offset: npt.NDArray[np.float64], shape: tuple[int, ...]
+) -> Floats:  # fmt: skip
+    """Values of a grid between its voxels, interpolated linearly; outside of it those of the nearest."""
+    found: Floats = ndimage.affine_transform(
+        np.asarray(values, dtype=np.float32), matrix, offset, shape, order=1, mode="nearest", output=np.float32
+    )
     return found
 
 

@@ -48,6 +48,11 @@ def check_whole(description: Description) -> None:
     Raises:
         ModelError: P704.
     """
+    if description.target == "images":
+        raise ModelError(
+            "P704", "A network that reconstructs images puts measured lines of k-space back, by Fourier transforms of "
+            "complex numbers, which no exported file does.", "Use the model with `polyclinic predict`.",
+        )  # fmt: skip
     if not description.whole:
         raise ModelError(
             "P704", "Part of this model's network stays at each site, so its folder has no whole network to export.",

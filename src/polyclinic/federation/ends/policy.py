@@ -14,6 +14,7 @@ from polyclinic.parts import build_part
 from polyclinic.study.compatibility import sends_site_models
 from polyclinic.study.declaration import Declaration
 from polyclinic.study.given.plugins import canonical_package, used_plugins
+from polyclinic.tasks import TASKS
 
 #: Fewer characters of a hash may fit another study.
 _LEAST_MARK = 8
@@ -79,7 +80,8 @@ def refusals(policy: Policy, declaration: Declaration, researcher: str) -> Itera
     evaluation = declaration.evaluation
     if evaluation.predictions == "coordinator" and not policy.predictions:
         yield "predictions of single cases may not leave (`evaluation: {predictions: sites}` keeps them)"
-    shown = declaration.target == "masks" and evaluation.predictions == "coordinator" and declaration.report.overlays
+    pictures = TASKS[declaration.task].has_pictures() and declaration.report.overlays
+    shown = pictures and evaluation.predictions == "coordinator"
     if shown and not policy.overlays:
         yield "pictures of single cases may not leave (`report: {overlays: true}` asks for them)"
     if evaluation.disclosure_floor < policy.floor:

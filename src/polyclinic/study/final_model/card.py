@@ -12,6 +12,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
+from polyclinic.data.spec import Undersampling
 from polyclinic.study.final_model.description import Description, TrainingSite
 from polyclinic.study.report.page import TEMPLATES
 from polyclinic.tasks.metrics import METRICS, metric_text
@@ -19,6 +20,7 @@ from polyclinic.tasks.metrics import METRICS, metric_text
 _WORDS = {
     "labels": "the class of a case", "numbers": "a number", "masks": "where a structure is in an image",
     "times": "how early an event is to be expected", "findings": "several labels of a case",
+    "images": "an MR image from part of its k-space",
 }  # fmt: skip
 #: What may be done with a model, as far as it is known here.
 INTENDED_USE = (
@@ -98,6 +100,8 @@ def _inputs(description: Description) -> Iterable[str | list[list[str]]]:
         return
     sides = " x ".join(map(str, description.shape[1:]))
     yield f"Images with the channels {', '.join(description.inputs)}; the network sees {sides} pixels or voxels."
+    if description.data.undersampling is not None:
+        yield from _acquisition(description.data.undersampling)
     preparation = description.data.preprocessing
     if preparation is not None:
         spacing = "their own voxels" if preparation.steps is None else f"voxels of {preparation.steps} mm"
@@ -110,6 +114,18 @@ def _inputs(description: Description) -> Iterable[str | list[list[str]]]:
     if description.seen.spacing:
         sides = " x ".join(f"{low:.3g} to {high:.3g}" for low, high in description.seen.spacing)
         yield f"Voxels of the images that it was trained on, from the shortest side to the longest: {sides} mm."
+
+
+def _acquisition(lines: Undersampling) -> Iterable[str]:
+    yield (
+        f"k-space is made of each image, slice by slice, and one of {lines.acceleration:g} of its lines is measured: "
+        f"the share {lines.center:g} in the middle, and others that are "
+        f"{'drawn at random' if lines.lines == 'random' else 'equally far apart'}."
+    )
+    yield (
+        "So the model was trained on magnitude images, without phase, coils and the noise of a scanner. It has never "
+        "seen measured k-space, can't be given any, and its errors on that of a scanner are not known."
+    )
 
 
 def _usual(description: Description, name: str) -> str:
@@ -131,6 +147,8 @@ def _outputs(description: Description) -> Iterable[str]:
             yield f"Of two classes the second is called from a probability on: {called}."
     elif description.target == "masks":
         yield f"A mask with the classes {', '.join(description.classes)}, in the space of the image."
+    elif description.target == "images":
+        yield "The magnitude of the image, in the space and the units of the image that it is of."
     elif description.target == "numbers":
         yield "A number, in the unit of the study's column " + repr(description.data.label) + "."
     else:

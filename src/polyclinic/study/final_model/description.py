@@ -189,7 +189,7 @@ class Description(Body):
 
     @property
     def target(self) -> str:
-        """What is predicted: labels, numbers, masks, times or findings."""
+        """What is predicted: labels, numbers, masks, times, findings or images."""
         return TASKS[self.task].target
 
     @property

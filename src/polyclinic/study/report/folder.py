@@ -87,6 +87,9 @@ COLUMNS = {
     "subgroups.csv": SUBGROUPS,
     "characteristics.csv": CHARACTERISTICS,
 }
+#: Pictures of a case, and which cases there are of each site.
+_SEGMENTED = ("image", "mask", "prediction")
+_RECONSTRUCTED = ("zero_filled", "reconstruction", "reference", "zero_filled_error", "error", "span")
 WHICH = ("best", "median", "worst")
 #: What ``space`` of a study means.
 SPACES = {
@@ -137,18 +140,22 @@ def _measure(name: str, millimetres: bool, several_classes: bool) -> Measure:
 
 @dataclass(frozen=True)
 class Overlay:
-    """One segmented case: ``image`` uint8 ``[C, H, W]``, ``mask`` and ``prediction`` uint8 class indices ``[H, W]``."""
+    """The pictures of a case that was segmented or reconstructed."""
 
     method: str
     site: str
     which: str
     """``best``, ``median`` or ``worst`` of the site's test cases."""
-    dice: float
-    image: NDArray[np.uint8]
-    mask: NDArray[np.uint8]
-    prediction: NDArray[np.uint8]
-    planes: list[int]
-    """Widths of the slices of a volume that stand side by side; empty for an image."""
+    score: float
+    """Dice of a segmentation, PSNR of a reconstruction."""
+    parts: dict[str, NDArray[Any]]
+    """See `polyclinic.site.pictures`: of a segmentation ``image``, ``mask`` and ``prediction``, of a volume also
+    ``planes``; of a reconstruction five pictures and their ``span``."""
+
+    @property
+    def planes(self) -> list[int]:
+        """Widths of the slices of a volume that stand side by side; empty for an image."""
+        return self.parts["planes"].tolist() if "planes" in self.parts else []
 
 
 @dataclass(frozen=True)
@@ -396,7 +403,7 @@ class Folder:
         return "fold" if self.folds > 1 else "seed"
 
     def overlays(self) -> list[Overlay]:
-        """Pictures of segmentations, in the order of methods and sites; empty where there are none.
+        """Pictures of segmentations or reconstructions, in the order of methods and sites; empty where there are none.
 
         Raises:
             ResultsError: P501, the file can't be read.
@@ -470,25 +477,25 @@ class Folder:
 
 
 def _read_overlays(file: Path, methods: list[str]) -> list[Overlay]:
-    """Tensors ``METHOD/SITE/best|median|worst/image|mask|prediction|planes``; methods and sites may have slashes."""
+    """Tensors ``METHOD/SITE/best|median|worst/PART``; methods and sites may have slashes."""
     from safetensors import SafetensorError, safe_open
 
     try:
         with safe_open(file, framework="numpy") as stored:
-            scores = json.loads((stored.metadata() or {}).get("dice", "{}"))
-            names = set(stored.keys())
-            prefixes = sorted({name.rpartition("/")[0] for name in names})
+            told = stored.metadata() or {}
+            scores = json.loads(told.get("scores", told.get("dice", "{}")))  # of segmentations alone it was called so
+            parts: dict[str, dict[str, NDArray[Any]]] = {}
+            for name in sorted(stored.keys()):
+                prefix, _, part = name.rpartition("/")
+                parts.setdefault(prefix, {})[part] = stored.get_tensor(name)
             found: list[Overlay] = []
-            for prefix in prefixes:
+            for prefix, own in parts.items():
+                if not (own.keys() >= set(_SEGMENTED) or own.keys() >= set(_RECONSTRUCTED)):
+                    raise ValueError(f"pictures are missing of {prefix}")
                 place, _, which = prefix.rpartition("/")
                 known = [name for name in methods if place.startswith(f"{name}/")]
                 method = max(known, key=len) if known else place.partition("/")[0]
-                site = place[len(method) + 1 :]
-                image, mask, prediction = (
-                    stored.get_tensor(f"{prefix}/{part}") for part in ("image", "mask", "prediction")
-                )
-                planes = stored.get_tensor(f"{prefix}/planes").tolist() if f"{prefix}/planes" in names else []
-                found.append(Overlay(method, site, which, _number(scores.get(prefix)), image, mask, prediction, planes))
+                found.append(Overlay(method, place[len(method) + 1 :], which, _number(scores.get(prefix)), own))
             return found
     except SafetensorError as error:
         raise ValueError(str(error)) from error

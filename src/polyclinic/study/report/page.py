@@ -33,12 +33,14 @@ from polyclinic.study.report.folder import Folder, Measure, Overlay, of_run
 from polyclinic.study.report.harmonisation import harmonised
 from polyclinic.study.report.methods import SHOWN, featured, is_reference, method_lines
 from polyclinic.study.report.privacy import guaranteed
+from polyclinic.study.report.reconstructions import reconstruction
 from polyclinic.study.report.search import searched, searched_values
 from polyclinic.study.report.subgroups import subgroup_section
 from polyclinic.study.report.survival import survived
 from polyclinic.study.report.synthesis import made_cases
 from polyclinic.study.report.trust import trusted
 from polyclinic.study.report.within import within
+from polyclinic.tasks.metrics import metric_text
 from polyclinic.tasks.survival_metrics import time_text
 
 TEMPLATES = Path(__file__).parent / "templates"
@@ -107,6 +109,8 @@ def render(folder: Folder, without: Collection[str] = ()) -> str:
     content = {name: () if name in without else make(folder) for name, make in CONTENT.items()}
     by_each = "Zero-filled images" if folder.target == "images" else f"{folder.each.capitalize()} by {folder.each}"
     titles = SECTIONS | {"structures": by_each}
+    if folder.target == "images":
+        titles["overlays"] = "Reconstructions"
     sections = {name: title for name, title in titles.items() if content[name]}
     return environment.get_template("report.html.j2").render(
         folder=folder,
@@ -130,7 +134,7 @@ def render(folder: Folder, without: Collection[str] = ()) -> str:
         spread=_spread(folder),
         unseen=tables.unseen_tables(folder),
         alone=folder.baselines.get("single"),
-        volumes=any(one.planes for one in folder.overlays()),
+        volumes=_are_volumes(folder),
         flow=flow_section(folder),
         **content,
     )
@@ -415,6 +419,13 @@ def _overlays(folder: Folder) -> list[tuple[str, list[tuple[str, list[Panel]]]]]
     ]
 
 
+def _are_volumes(folder: Folder) -> bool:
+    """Whether pictures are slices of volumes."""
+    data = folder.study.get("data")
+    of_volumes = isinstance(data, dict) and data.get("preprocessing") is not None
+    return any(one.planes or (of_volumes and folder.target == "images") for one in folder.overlays())
+
+
 def _colours(folder: Folder) -> list[tuple[str, str]]:
     """Name and colour of each of several structures in the overlays."""
     return [(name, structure_colour(index)) for index, name in enumerate(folder.structures)]
@@ -429,10 +440,14 @@ def _by_site(found: list[Overlay], method: str) -> dict[str, list[Overlay]]:
 
 
 def _overlay(one: Overlay, structures: list[str]) -> Panel:
-    score = f", Dice {one.dice:.2f}" if np.isfinite(one.dice) else ""
+    if "reconstruction" in one.parts:
+        score = f", PSNR {metric_text('psnr', one.score)} dB" if np.isfinite(one.score) else ""
+        return reconstruction(f"{one.which.capitalize()}{score}", f"{one.site} by {one.method}", one.parts)
+    score = f", Dice {one.score:.2f}" if np.isfinite(one.score) else ""
     words = f"{one.which.capitalize()} test case of {one.site} by {one.method}{score}: image with both outlines."
     title = f"{one.which.capitalize()}{score}"
-    return figures.overlay(title, words, one.image, one.mask, one.prediction, structures, one.planes)
+    image, mask, prediction = (one.parts[name] for name in ("image", "mask", "prediction"))
+    return figures.overlay(title, words, image, mask, prediction, structures, one.planes)
 
 
 def _convergence(folder: Folder) -> list[tuple[str, str, list[Panel]]]:
