@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from polyclinic import Study
-from polyclinic.client.synthesis import made_cases
+from polyclinic.client.synthesis import asyndgan
 from polyclinic.study.columns import MEMORISATION
 
 ENTRY = {"asyndgan": {"generator_rounds": 1, "steps": 3, "network_steps": 3, "batch_size": 8, "width": 4, "latent": 4,
@@ -65,17 +65,17 @@ def test_a_generator_that_copies_a_site_is_found_and_shows_nothing(tmp_path, mon
 
     def copying(self, numbers, labels):
         chosen = torch.randint(len(learned[-1]), (len(numbers),), generator=torch.Generator().manual_seed(0))
-        return learned[-1][chosen] + 0.01 * torch.randn(len(numbers), *self.network.module.shape)
+        return learned[-1][chosen] + 0.01 * torch.randn(len(numbers), *self.generator.shape)
 
-    begin = made_cases._Judge._begin
+    begin = asyndgan._Judge._begin
 
     def beginning(self, view):
         if view.name == "A":
             learned.append(view.cases()[0])
         return begin(self, view)
 
-    monkeypatch.setattr(made_cases._Judge, "_begin", beginning)
-    monkeypatch.setattr(made_cases.Maker, "inputs", copying)
+    monkeypatch.setattr(asyndgan._Judge, "_begin", beginning)
+    monkeypatch.setattr(asyndgan.Maker, "inputs", copying)
     out, notes = run(tmp_path, entries)
     table = pd.read_csv(out / "memorisation.csv").set_index("site")
     assert table.loc["A", ["passed", "nearer"]].tolist() == [0, 40]
