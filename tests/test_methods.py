@@ -276,13 +276,14 @@ def test_a_server_rule_given_to_fedavg_is_the_method_of_that_name():
 REQUIRED = {
     "fltrust": {"trusted": "Aachen"}, "fairfed": {"subgroup": "sex", "group": "F"},
     "public_teacher": {"weights": "teacher.safetensors"}, "asyndgan": {"generator_rounds": 1, "steps": 2},
+    "fed_gan": {"generator_rounds": 1, "steps": 2},
     "fedmoco": {"pretraining_rounds": 1}, "fl_mrcm": {"target": "Aachen"},
 }  # fmt: skip
 #: Methods whose rule means something else even where all sites are the same.
 OTHERWISE = {"single", "cross", "ensemble", "mix", "cyclic", "incremental", "fedprox", "feddyn", "fedavgm", "fedadam",
              "fedyogi", "fedadagrad", "qfedavg", "norm_bound", "fedper", "lg_fedavg", "fedrep", "moon",
              "dynamic_fusion", "harmofl", "elcfs", "fed_align", "fedmd", "feddf", "fedad", "public_teacher", "fed_moe",
-             "style_transfer", "splitavg", "asyndgan", "fedvss", "fedmoco", "graph_layer", "lora", "bitfit",
+             "style_transfer", "splitavg", "asyndgan", "fed_gan", "fedvss", "fedmoco", "graph_layer", "lora", "bitfit",
              "fedharmony", "fl_mrcm", "fedmri"}  # fmt: skip
 #: Methods for images alone.
 FOR_IMAGES = {"harmofl", "elcfs", "style_transfer", "fedad"}

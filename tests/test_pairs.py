@@ -43,6 +43,7 @@ OPTIONS = {
     "equal_opportunity": {"subgroup": "sex", "group": "F"},
     "heterofl": {"widths": {"Site B": 0.5, "Site C": 0.3}},
     "synthetic_cases": {"generator_rounds": 0, "network_steps": 2},
+    "federated_gan": {"generator_rounds": 0, "network_steps": 2},
     "gaussian_noise": {"noise": 0.1},
     "laplace_noise": {"noise": 0.1},
     "sparse_vector": {"epsilon": 10.0},

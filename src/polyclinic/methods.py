@@ -500,6 +500,13 @@ publish(
     procedure="synthetic_cases",
 )
 publish(
+    "fed_gan",
+    _FEW_LABELS,
+    "Sites train a generator and a discriminator of their own, both are averaged; the model learns from what is made.",
+    "Rasouli et al., arXiv 2006.07228, 2020",
+    procedure="federated_gan",
+)
+publish(
     "heterofl",
     "client end: unequal computation",
     "Each site trains as much of the network's width as its computer can.",

@@ -1,4 +1,4 @@
-"""AsynDGAN: a generator at the server, discriminators at the sites, and a model that learns from made cases alone."""
+"""A model that learns from made cases alone; and AsynDGAN, whose discriminators stay at the sites."""
 
 import pytest
 import torch
@@ -27,10 +27,15 @@ def close(actual, expected, tolerance=1e-5):
     torch.testing.assert_close(actual, torch.as_tensor(expected), rtol=tolerance, atol=tolerance)
 
 
-def made_of(data=None, entry=(), **options):
+#: Methods that make cases -> their procedure.
+MAKING = {"asyndgan": PART, "fed_gan": "federated_gan"}
+both = pytest.mark.parametrize("method", MAKING)
+
+
+def made_of(data=None, entry=(), *, method="asyndgan", **options):
     options = {"model": "logistic", **options}
     options["training"] = {"rounds": 2, **options.get("training", {})}
-    return Federation(data or table_sites(), [{"asyndgan": {**SMALL, **dict(entry), "label": "asyndgan"}}], **options)
+    return Federation(data or table_sites(), [{method: {**SMALL, **dict(entry), "label": method}}], **options)
 
 
 def ended(made, **options):
@@ -99,19 +104,21 @@ def test_steps_are_those_of_a_plain_gan(sizes):
         together.backward()
         maker.step()
     kept = plan.procedure[1].memory()
-    close(kept["generator"], torch.cat([one.detach().flatten() for one in made.parameters()]))
+    close(kept["generator/network"], torch.cat([one.detach().flatten() for one in made.parameters()]))
     first = {row["site"]: row["loss"] for row in rows if row["round"] == 0}
     for site, found in losses.items():
         assert first[site] == pytest.approx(sum(found) / steps, rel=1e-5)
 
 
-def test_the_model_learns_from_made_cases_alone():
+@both
+def test_the_model_learns_from_made_cases_alone(method):
     """Its steps are those of plain training on what the generator makes then."""
     data = table_sites({"Aachen": 9, "Bonn": 6})
-    made = made_of(data, training={"optimizer": {"sgd": {"lr": 0.1, "momentum": 0.9}}})
+    made = made_of(data, method=method, training={"optimizer": {"sgd": {"lr": 0.1, "momentum": 0.9}}})
     plan, progress, rows = ended(made)
-    maker = network(Generator, (0, "stage", 0, 0, "generator"), latent=5, width=4)
-    torch.nn.utils.vector_to_parameters(plan.procedure[1].memory()["generator"], maker.parameters())
+    maker, kept = network(Generator, (0, "stage", 0, 0, "generator"), latent=5, width=4), plan.procedure[1].memory()
+    learned = kept["generator" if method == "fed_gan" else "generator/network"]
+    torch.nn.utils.vector_to_parameters(learned, maker.parameters())
     layer = nn.Linear(5, made.outputs)
     torch.nn.utils.vector_to_parameters(torch.zeros_like(made.initial(0)), layer.parameters())
     optimizer = torch.optim.SGD(layer.parameters(), lr=0.1, momentum=0.9)
@@ -127,9 +134,12 @@ def test_the_model_learns_from_made_cases_alone():
     assert [(row["round"], row["steps"]) for row in rows] == [(0, 3), (0, 3), (1, 4), (1, 4)]
 
 
-def test_the_model_stays_as_it_is_while_the_generator_learns():
+@both
+def test_the_model_stays_as_it_is_while_the_generator_learns(method):
     evaluation = {"validation": 0.2, "best_round": "loss", "folds": 2}
-    _, _, rows = ended(made_of(training={"rounds": 4}, entry={"generator_rounds": 2}, evaluation=evaluation))
+    _, _, rows = ended(
+        made_of(method=method, training={"rounds": 4}, entry={"generator_rounds": 2}, evaluation=evaluation)
+    )
     losses = [row["validation_loss"] for row in rows if row["site"] == "Aachen"]
     assert losses[0] == losses[1]
     assert len(set(losses[1:])) == 3
@@ -153,39 +163,44 @@ def blobs(seed, cases=60):
     return data
 
 
+@both
 @pytest.mark.parametrize("seed", [0, 1, 2])
-def test_a_model_of_made_cases_alone_tells_real_ones(seed):
+def test_a_model_of_made_cases_alone_tells_real_ones(seed, method):
     entry = {"generator_rounds": 4, "steps": 60, "network_steps": 60, "batch_size": 32, "lr": 0.002, "width": 8}
-    made = made_of(blobs(seed), entry, training={"rounds": 5}, evaluation={"folds": 3})
+    made = made_of(blobs(seed), entry, method=method, training={"rounds": 5}, evaluation={"folds": 3})
     outcome = made.runner.run(Job((made.method(),), seed, 0), made.fold)
     right = [((one["score"] > 0.5) == one["label"]).mean() for one in outcome.predictions]
     assert min(right) > 0.9, right
 
 
-def test_images():
+@both
+def test_images(method):
     data = image_sites({"Aachen": 9, "Bonn": 7}, size=8)
-    made = made_of(data, model={"cnn": {"channels": [4]}})
+    made = made_of(data, method=method, model={"cnn": {"channels": [4]}})
     plan, progress, _ = ended(made)
     assert progress.model("federation").isfinite().all()
     assert plan.procedure[1].made().inputs.shape == (20, 1, 8, 8)
 
 
-def test_a_site_with_one_case_takes_part_since_the_model_is_trained_at_the_server():
+@both
+def test_a_site_with_one_case_takes_part_since_the_model_is_trained_at_the_server(method):
     """Batch normalisation needs two cases in a batch, and made ones are as many as are asked for."""
     model = {"mlp": {"hidden": [4], "norm": "batch"}}
-    _, progress, rows = ended(made_of(table_sites({"Aachen": 9, "Bonn": 1}), model=model))
+    _, progress, rows = ended(made_of(table_sites({"Aachen": 9, "Bonn": 1}), method=method, model=model))
     assert {row["site"] for row in rows} == {"Aachen", "Bonn"}
     assert progress.model("federation").isfinite().all()
 
 
+@both
 @pytest.mark.parametrize("options", [{"stacked": True}, {"serialise": True}])
-def test_engines_agree(options):
-    assert torch.equal(made_of(**options).state(), made_of().state())
+def test_engines_agree(options, method):
+    assert torch.equal(made_of(method=method, **options).state(), made_of(method=method).state())
 
 
-def test_a_resumed_run_ends_with_the_same_bytes(tmp_path):
+@both
+def test_a_resumed_run_ends_with_the_same_bytes(tmp_path, method):
     def train(folder, stop=None):
-        made = made_of(entry={"generator_rounds": 2}, model={"mlp": {"hidden": [6], "dropout": 0.3}},
+        made = made_of(method=method, entry={"generator_rounds": 2}, model={"mlp": {"hidden": [6], "dropout": 0.3}},
                        training={"rounds": 4}, folder=folder / "sites", evaluation={"folds": 2})  # fmt: skip
         plan, progress, _ = ended(made, checkpoint=Checkpoint(folder / "job"), report=stop_at(stop))
         return {"model": progress.model("federation"), **plan.procedure[1].memory()}
@@ -249,9 +264,10 @@ def test_an_answer_that_can_not_be_is_its_site_s_failure(verb, change, words):
         made.rounds()
 
 
-def test_a_generator_that_breaks_down_is_said_so():
+@both
+def test_a_generator_that_breaks_down_is_said_so(method):
     with pytest.raises(PolyclinicError, match="P301"):
-        made_of(entry={"lr": 1e30}).rounds()
+        made_of(method=method, entry={"lr": 1e30}).rounds()
 
 
 def test_what_leaves_a_site():
@@ -266,7 +282,8 @@ def test_what_leaves_a_site():
     assert sent == {"cases", "gradient", "loss", "counts", "nearness"}
 
 
-def test_what_can_not_be_is_refused():
+@both
+def test_what_can_not_be_is_refused(method):
     for entry, training, why in (
         ({"local": ["proximal"]}, {}, "proximal has nothing to change"),
         ({"channel": ["secure_sum"]}, {}, "secure_sum has nothing to change"),
@@ -276,9 +293,9 @@ def test_what_can_not_be_is_refused():
         ({}, {"class_weights": "balanced"}, "class_weights"),
     ):  # fmt: skip
         with pytest.raises(EntryError, match=f"P104 .*{why}"):
-            made_of(entry=entry, training=training, evaluation={"best_round": "loss", "validation": 0.2})
+            made_of(method=method, entry=entry, training=training, evaluation={"best_round": "loss", "validation": 0.2})
     with pytest.raises(EntryError, match=r"P104 .*is for classification, and the task is regression"):
-        Federation(table_sites(), [{"asyndgan": SMALL}], task="regression", training={"rounds": 2})
+        Federation(table_sites(), [{method: SMALL}], task="regression", training={"rounds": 2})
     volume = {"Aachen": site_of("Aachen", torch.zeros(4, 1, 8, 8, 8), torch.tensor([0, 1, 0, 1]))}
     with pytest.raises(StudyError, match=r"P104 .*flat images"):
-        made_of(volume, model={"cnn": {"channels": [4]}}).rounds()
+        made_of(volume, method=method, model={"cnn": {"channels": [4]}}).rounds()

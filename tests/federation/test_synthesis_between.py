@@ -1,4 +1,4 @@
-"""Discriminators at hospitals: the study is that of one machine, also where parties are killed within a round."""
+"""Generators between hospitals: the study is that of one machine, also where parties are killed within a round."""
 
 import json
 from pathlib import Path
@@ -14,15 +14,21 @@ from polyclinic.study import runner
 
 pytest.importorskip("nvflare")
 
-METHOD = {"asyndgan": {"generator_rounds": 2, "steps": 3, "network_steps": 3, "batch_size": 6, "lr": 0.01, "latent": 4,
-                       "width": 4, "checked": 30, "label": "made"}}  # fmt: skip
+OPTIONS = {"generator_rounds": 2, "steps": 3, "network_steps": 3, "batch_size": 6, "lr": 0.01, "latent": 4,
+           "width": 4, "checked": 30, "label": "made"}  # fmt: skip
+PARTS = {"asyndgan": "synthetic_cases", "fed_gan": "federated_gan"}
+
+
+@pytest.fixture(params=PARTS)
+def method(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
 
 
 @pytest.fixture
-def study(consortium: Path, monkeypatch: pytest.MonkeyPatch) -> Path:  # noqa: F811
+def study(consortium: Path, method: str, monkeypatch: pytest.MonkeyPatch) -> Path:  # noqa: F811
     monkeypatch.setattr(runner, "write_report", lambda folder: write_atomic(folder / "report.html", "Short."))
     path = consortium / "all" / "study.yaml"
-    entries = yaml.safe_load(path.read_text()) | {"methods": [METHOD]}
+    entries = yaml.safe_load(path.read_text()) | {"methods": [{method: OPTIONS}]}
     entries["data"].pop("harmonisation", None)
     entries["training"]["rounds"] = 3
     entries["evaluation"]["validation"] = 0.3
@@ -43,7 +49,7 @@ def test_it_is_so_under_many(consortium: Path, study: Path, tmp_path: Path) -> N
         check(consortium, here, tmp_path / str(seed), seed, KINDS)
 
 
-def test_policies_can_refuse_it(consortium: Path, study: Path, tmp_path: Path) -> None:  # noqa: F811
+def test_policies_can_refuse_it(consortium: Path, study: Path, method: str, tmp_path: Path) -> None:  # noqa: F811
     world = World(consortium, tmp_path / "there", 0, [])
     path = world.kits / "site-1" / "local" / SITE_FILE
     site = yaml.safe_load(path.read_text())
@@ -51,4 +57,4 @@ def test_policies_can_refuse_it(consortium: Path, study: Path, tmp_path: Path) -
     path.write_text(yaml.safe_dump(site))
     outcome = world.conduct(0).run()
     assert outcome.state == "failed"
-    assert "the part synthetic_cases is not allowed" in json.dumps(outcome.failure)
+    assert f"the part {PARTS[method]} is not allowed" in json.dumps(outcome.failure)

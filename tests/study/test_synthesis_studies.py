@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import pandas as pd
+import pytest
 import torch
 from PIL import Image
 
@@ -11,11 +12,12 @@ from polyclinic import Study
 from polyclinic.client.synthesis import made_cases
 from polyclinic.study.columns import MEMORISATION
 
-ENTRY = {"asyndgan": {"generator_rounds": 1, "steps": 3, "network_steps": 3, "batch_size": 8, "width": 4, "latent": 4,
-                      "checked": 40, "label": "made"}}  # fmt: skip
+OPTIONS = {"generator_rounds": 1, "steps": 3, "network_steps": 3, "batch_size": 8, "width": 4, "latent": 4,
+           "checked": 40, "label": "made"}  # fmt: skip
+both = pytest.mark.parametrize("method", ["asyndgan", "fed_gan"])
 
 
-def write(folder, sites="AB", cases=24):
+def write(folder, sites="AB", cases=24, method="asyndgan"):
     """Noisy images of two classes, a patient each."""
     rng, rows = np.random.default_rng(3), []
     for site in sites:
@@ -29,7 +31,7 @@ def write(folder, sites="AB", cases=24):
     return {"study": "Made", "data": data, "task": "classification", "model": {"cnn": {"channels": [4]}},
             "training": {"rounds": 2, "batch_size": 8},
             "evaluation": {"holdout": 0.3, "validation": 0.3, "bootstrap": 10},
-            "methods": [ENTRY], "engine": {"mode": "sequential"}}  # fmt: skip
+            "methods": [{method: OPTIONS}], "engine": {"mode": "sequential"}}  # fmt: skip
 
 
 def run(folder, entries):
@@ -38,8 +40,9 @@ def run(folder, entries):
     return out, [note for note in notes if note["number"] in ("N278", "N279")]
 
 
-def test_a_generator_that_copies_nothing(tmp_path):
-    out, notes = run(tmp_path, write(tmp_path))
+@both
+def test_a_generator_that_copies_nothing(tmp_path, method):
+    out, notes = run(tmp_path, write(tmp_path, method=method))
     table = pd.read_csv(out / "memorisation.csv")
     assert list(table.columns) == MEMORISATION
     assert table[["method", "fold", "site"]].values.tolist() == [["made", 0, s] for s in "AB"]
@@ -53,28 +56,31 @@ def test_a_generator_that_copies_nothing(tmp_path):
     assert (out / "made.safetensors").is_file()
     exchanged = pd.read_csv(out / "exchanged.csv")
     told = set(exchanged[exchanged["method"] == "made"]["payload"])
-    assert {f"synthetic_cases/{name}" for name in ("images", "gradient", "counts", "nearness")} <= told
+    expected = {"asyndgan": {"synthetic_cases/images", "synthetic_cases/gradient", "synthetic_cases/counts"},
+                "fed_gan": {"federated_gan/generator", "federated_gan/discriminator"}}  # fmt: skip
+    assert expected[method] <= told
     for name in ("memorisation.csv", "notes.json", "report.html"):
         assert "secret" not in (out / name).read_text(encoding="utf-8")
 
 
-def test_a_generator_that_copies_a_site_is_found_and_shows_nothing(tmp_path, monkeypatch):
+@both
+def test_a_generator_that_copies_a_site_is_found_and_shows_nothing(tmp_path, monkeypatch, method):
     """It gives training images of A, a little changed: at A they are found, at B they are not."""
-    entries = write(tmp_path)
+    entries = write(tmp_path, method=method)
     learned = []
 
     def copying(self, numbers, labels):
         chosen = torch.randint(len(learned[-1]), (len(numbers),), generator=torch.Generator().manual_seed(0))
-        return learned[-1][chosen] + 0.01 * torch.randn(len(numbers), *self.network.module.shape)
+        return learned[-1][chosen] + 0.01 * torch.randn(len(numbers), *self.generator.shape)
 
-    begin = made_cases._Judge._begin
+    answer = made_cases.MadeCasesEnd.answer
 
-    def beginning(self, view):
-        if view.name == "A":
+    def answering(self, verb, asked, view):
+        if (verb, view.name) == ("begin", "A"):
             learned.append(view.cases()[0])
-        return begin(self, view)
+        return answer(self, verb, asked, view)
 
-    monkeypatch.setattr(made_cases._Judge, "_begin", beginning)
+    monkeypatch.setattr(made_cases.MadeCasesEnd, "answer", answering)
     monkeypatch.setattr(made_cases.Maker, "inputs", copying)
     out, notes = run(tmp_path, entries)
     table = pd.read_csv(out / "memorisation.csv").set_index("site")

@@ -24,7 +24,7 @@ from polyclinic.client.few_labels import (
 )
 from polyclinic.client.personal import experts, frequencies, models
 from polyclinic.client.private import dp_sgd
-from polyclinic.client.synthesis import made_cases
+from polyclinic.client.synthesis import asyndgan, fed_gan
 from polyclinic.client.unseen_sites import adapting, routing, super_model
 
 __all__ = [
@@ -32,6 +32,7 @@ __all__ = [
     "adversaries",
     "alignment",
     "amplitudes",
+    "asyndgan",
     "concatenation",
     "consensus",
     "consistency",
@@ -41,11 +42,11 @@ __all__ = [
     "dp_sgd",
     "episodes",
     "experts",
+    "fed_gan",
     "flatness",
     "frequencies",
     "graph",
     "labels",
-    "made_cases",
     "models",
     "peers",
     "relations",
