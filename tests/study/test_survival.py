@@ -164,7 +164,7 @@ def test_every_method_learns_survival_or_says_why_not(batch_size: int) -> None:
     # bags, and for a public set; and what must be said is not said.
     others = {"fedsld", "multi_task", "graph_layer", "dynamic_fusion", "fixmatch", "mean_teacher", "harmofl", "elcfs"}
     others |= {"style_transfer", "tent", "splitavg", "asyndgan", "attention_mil", "fedirm", "fedperl", "fedvss"}
-    others |= {"fedsm", "iop_fl", "fedmix"}
+    others |= {"fedsm", "iop_fl", "feddm", "fedmix"}
     others |= {"fedad", "feddf", "fedmd", "fedmri"}
     unsaid = ("fairfed", "public_teacher", "fl_mrcm")
     assert refused == {(name, "P104") for name in others} | {(name, "P102") for name in unsaid}

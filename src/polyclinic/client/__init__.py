@@ -13,6 +13,7 @@ from polyclinic.client.domain_shift import (
 )
 from polyclinic.client.drift import alignment, corrections, flatness, labels
 from polyclinic.client.few_labels import (
+    calibrated_boxes,
     consensus,
     consistency,
     contrast,
@@ -32,6 +33,7 @@ __all__ = [
     "adversaries",
     "alignment",
     "amplitudes",
+    "calibrated_boxes",
     "concatenation",
     "consensus",
     "consistency",
