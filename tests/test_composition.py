@@ -55,7 +55,7 @@ def test_feddyn_goes_with_parts_of_the_server() -> None:
 
 @pytest.mark.parametrize("entry", [
     *sorted(PUBLISHED.keys() - {"fltrust", "attention_mil", "fairfed", "multi_task", "graph_layer", "public_teacher",
-                               "fl_mrcm", "fedmri", "fedmix"}),
+                               "fl_mrcm", "fedmri", "fedmix", "feddm"}),
     {"fltrust": {"trusted": "a"}}, {"public_teacher": {"weights": "teacher.safetensors"}}, {"fl_mrcm": {"target": "a"}},
     {"fedadam": {"lr": 0.1, "local": ["proximal"]}},
     {"fedadam": {"server": "median"}}, {"ditto": {"personal": "apfl"}}, {"fedadam": {"server": ["median", "fedadam"]}},

@@ -290,7 +290,7 @@ FOR_IMAGES = {"harmofl", "elcfs", "style_transfer", "fedad"}
 #: Methods for several labels.
 FOR_FINDINGS = {"multi_task", "graph_layer"}
 #: Methods for masks.
-FOR_MASKS = {"fedmix"}
+FOR_MASKS = {"feddm", "fedmix"}
 
 
 @pytest.mark.parametrize("method", sorted(METHODS))

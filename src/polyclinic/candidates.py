@@ -54,6 +54,20 @@ def undecided(targets: Tensor, classes: int) -> Tensor:
     return (targets >= _FIRST) & (targets != IGNORED)
 
 
+def without(targets: Tensor, structure: int) -> Tensor:
+    """The numbers of pixels of which it is known besides that they are not of a structure.
+
+    >>> without(torch.tensor([128 + 1, 128 + 1 + 4], dtype=torch.uint8), 1).tolist() == [0, 128 + 4]
+    True
+
+    Args:
+        targets: the numbers above, uint8.
+        structure: 1 for the first.
+    """
+    left = targets & (IGNORED ^ (1 << (structure - 1)))
+    return left.masked_fill(left == _FIRST, 0)
+
+
 def possible(targets: Tensor, classes: int) -> Tensor:
     """Which classes each pixel may be of: bool ``[B, C, ...]``.
 

@@ -349,6 +349,14 @@ publish(
     server=["mixed_weights"],
 )
 publish(
+    "feddm",
+    _FEW_LABELS,
+    "Boxes become outlines as far as a site's model and two peers' agree; what changes undo in each other is left out.",
+    "Zhu et al., IEEE TMI 2023",
+    local=["calibrated_boxes"],
+    server=["deconflicted"],
+)
+publish(
     "fedvss",
     _FEW_LABELS,
     "Models are smooth around each site's cases, and agree with the common one where it is sure.",

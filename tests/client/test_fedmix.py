@@ -9,7 +9,8 @@ import torch
 from torch import nn
 
 from elsewhere import Elsewhere, split_table
-from helpers import Federation, declare, image_sites, site_of, write_image_study
+from helpers import Federation, declare, image_sites, write_image_study
+from outlines import discs, mean_dice
 from polyclinic import Study
 from polyclinic.candidates import code_of, possible
 from polyclinic.client.few_labels.weak_masks import MixedWeights, WeakMasks, fits, overlap, refined
@@ -258,36 +259,6 @@ def test_a_study_that_was_stopped_ends_the_same(tmp_path):
 
 
 # Benefit --------------------------------------------------------------------------------------------------------------
-
-
-def discs(name, cases, seed, *, squares):
-    """Images of a disc, and perhaps of a brighter square, which is no part of its mask; eight of them for tests."""
-    rng, size = np.random.default_rng(1000 * seed + sum(map(ord, name))), 16
-    pixels, masks = rng.normal(90, 10, (cases + 8, 1, size, size)), np.zeros((cases + 8, 1, size, size), np.uint8)
-    rows, columns = np.mgrid[:size, :size]
-    for image, mask in zip(pixels[:, 0], masks[:, 0], strict=True):
-        radius, (row, column) = rng.uniform(2.5, 5), rng.uniform(5, size - 5, 2)
-        mask[:] = (rows - row) ** 2 + (columns - column) ** 2 <= radius**2
-        image += 60 * mask
-        places = [(top, left) for top in range(size - 4) for left in range(size - 4)
-                  if not mask[max(top - 1, 0) : top + 5, max(left - 1, 0) : left + 5].any()]  # fmt: skip
-        if squares and places:
-            top, left = places[rng.integers(len(places))]
-            image[top : top + 4, left : left + 4] += 110
-    site = site_of(name, torch.from_numpy(pixels.clip(0, 255).astype(np.uint8)), torch.from_numpy(masks))
-    site.parts = ["train"] * cases + ["test"] * 8
-    return site
-
-
-def mean_dice(federation, label, site):
-    model = federation.network(0)
-    model.load(federation.state(label))
-    model.module.eval()
-    with torch.no_grad():
-        found = model.module(site.inputs[-8:].float() / 255) > 0
-    truth = site.targets[-8:] == 1
-    both, either = ((one.flatten(1).sum(1)) for one in (found & truth, torch.cat([found, truth], dim=1)))
-    return float((2 * both / either).mean())
 
 
 def test_boxes_show_what_is_no_part_of_a_structure():

@@ -1,12 +1,14 @@
 """FedDM's rule for changes that contradict each other."""
 
+from dataclasses import replace
+
 import hypothesis.strategies as st
 import torch
 from hypothesis import given
 
 from helpers import Federation, table_sites
 from polyclinic.parts import Now, Update
-from polyclinic.server.conflicts import Deconflicted, put_together
+from polyclinic.server.conflicts import Deconflicted, layer_sizes, put_together
 
 NUMBERS = st.lists(st.floats(-100, 100, width=32), min_size=4, max_size=4)
 
@@ -34,6 +36,13 @@ def test_a_pair_by_hand():
     close(put_together([torch.tensor([2.0, 0.0]), torch.tensor([1.0, 1.0])], torch.zeros(2)), [3.0, 1.0])
 
 
+def test_however_short_one_of_a_pair_is():
+    """A length whose square is 0 in float32 made an infinite factor of another program's projection."""
+    for short in (1e-20, 1e-30, 1e-40, 1e-45):
+        found = put_together([torch.tensor([short, 0.0]), torch.tensor([-1.0, 2.0])], torch.zeros(2))
+        close(found, [0.0, 2.0])
+
+
 def test_sites_are_paired_by_the_steps_before():
     """Along (1, 0): 3, 1, −1, −2. So the first and the last, of which (3, 0) and (−2, 0) undo each other wholly, and
     (1, 2) and (−1, 1) with ⟨a, b⟩ = 1. Then (0, 0) and (0, 3). Without the order, others would be left."""
@@ -58,6 +67,35 @@ def test_rounds_by_hand():
     close(second.change, [0.5, 2.0])
     assert second.shares == {"0": 0.25, "1": 0.75}
     close(rule.memory()["history"], [0.75, 2.5])
+
+
+def test_what_belongs_to_a_layer_goes_with_it():
+    """Two weights and their bias: (4, 0 | 10) and (4, 0 | −1) do not contradict each other, so it is their mean. A bias
+    by itself, 10 and −1, would lose both, whatever their sizes."""
+    rule = rule_of(3)
+    rule.begin(replace(rule.now, shapes=[(1, 2), (1,)]))
+    changes = updates([[4.0, 0.0, 10.0], [4.0, 0.0, -1.0]], [1.0, 1.0])
+    rule.combine(changes)
+    close(rule.combine(changes).change, [4.0, 0.0, 4.5])
+    close(put_together([torch.tensor([10.0]), torch.tensor([-1.0])], torch.ones(1)), [0.0])
+    assert layer_sizes([(8, 1, 3, 3), (8,), (8,), (1,), (4, 8), (4,)]) == [89, 36]
+    assert layer_sizes([(3,), (2,), (2, 2)]) == [5, 4]
+
+
+def test_a_site_that_learned_nothing_plays_no_part():
+    """In the first round, where its zeros would halve the mean, and later, where they would take a partner away."""
+    taught = [[3.0, 1.0], [-2.0, 1.0]]
+    rules = [rule_of(2), rule_of(2)]
+    for changes in ([[4.0, 0.0]], taught):
+        alone = rules[0].combine(updates(changes, [1.0] * len(changes)))
+        beside = rules[1].combine(updates([*changes, [0.0, 0.0]], [*[1.0] * len(changes), 5.0]))
+        close(beside.change, alone.change)
+        close(beside.statistics, alone.statistics)
+        assert beside.shares == alone.shares | {str(len(changes)): 0.0}
+    close(rules[0].memory()["history"], rules[1].memory()["history"])
+    nobody = rule_of(2).combine(updates([[0.0, 0.0], [0.0, 0.0]], [1.0, 3.0]))
+    close(nobody.change, [0.0, 0.0])
+    close(nobody.statistics, [0.75])
 
 
 @given(st.lists(NUMBERS, min_size=1, max_size=7), NUMBERS)

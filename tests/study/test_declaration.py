@@ -20,7 +20,7 @@ BAGS, FINDINGS = ["attention_mil"], ["graph_layer", "multi_task"]
 #: Methods for reconstruction.
 MEASURED = ["fedmri"]
 #: Methods for masks.
-MASKS = ["fedmix"]
+MASKS = ["feddm", "fedmix"]
 #: Options that methods can't do without.
 OPTIONS = {
     "fltrust": {"trusted": "A"},

@@ -211,7 +211,7 @@ def test_the_options_of_every_method_reach_its_parts(name):
         del data["label"]
         data |= {"findings": ["a", "b"]}
         more = {"task": "multi_label"}
-    if name == "fedmix":
+    if name in ("feddm", "fedmix"):
         del data["label"]
         data |= {"mask": "mask"}
         more = {"task": "segmentation", "model": {"unet": {"channels": [4, 8]}}}

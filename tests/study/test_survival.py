@@ -174,7 +174,7 @@ def test_every_method_learns_survival_or_says_why_not(batch_size: int) -> None:
         "fedperl",
         "fedvss",
     }
-    others |= {"fedsm", "iop_fl", "fedmix"}
+    others |= {"fedsm", "iop_fl", "feddm", "fedmix"}
     others |= {"fedad", "feddf", "fedmd", "fedmri"}
     unsaid = ("fairfed", "public_teacher", "fl_mrcm")
     assert refused == {(name, "P104") for name in others} | {(name, "P102") for name in unsaid}

@@ -13,6 +13,7 @@ from polyclinic.client.domain_shift import (
 )
 from polyclinic.client.drift import alignment, corrections, flatness, labels
 from polyclinic.client.few_labels import (
+    calibrated_boxes,
     consensus,
     consistency,
     contrast,
@@ -33,6 +34,7 @@ __all__ = [
     "alignment",
     "amplitudes",
     "asyndgan",
+    "calibrated_boxes",
     "concatenation",
     "consensus",
     "consistency",

@@ -17,17 +17,22 @@ from polyclinic.server.rules import Collected, declared_shares, weighted_sum
 class Deconflicted(Collected):
     """What two sites' changes undo of each other is taken out, and sites are put together pair by pair.
 
-    For each tensor of weights, with K sites, changes Δ_k K p_k and the mean h of the steps before: the changes are put
-    in the order of their length along h, the first is paired with the last, the second with the last but one, and so
-    on. Where ⟨a, b⟩ < 0 in a pair, a ← a − ⟨a, b⟩ b / ‖b‖² and b ← b − ⟨a, b⟩ a / ‖a‖², both with a and b as they were.
-    The sums of the pairs (and the one in the middle) are put in order and paired in the same way, until one is left. Of
-    it the step is the K-th part, and h ← γ h + (1 − γ) step. In the first round, where there is no h, it is the mean.
-    Without conflicts it is FedAvg. Statistics of normalisation layers are averaged.
+    For each layer, with K sites, changes Δ_k K p_k and the mean h of the steps before: the changes are put in the order
+    of their length along h, the first is paired with the last, the second with the last but one, and so on. Where
+    ⟨a, b⟩ < 0 in a pair, a ← a − ⟨a, b⟩ b / ‖b‖² and b ← b − ⟨a, b⟩ a / ‖a‖², both with a and b as they were. The sums
+    of the pairs (and the one in the middle) are put in order and paired in the same way, until one is left. Of it the
+    step is the K-th part, and h ← γ h + (1 − γ) step. In the first round, where there is no h, it is the mean. Without
+    conflicts it is FedAvg. Statistics of normalisation layers are averaged.
+
+    A layer is a tensor of two dimensions or more and the vectors that follow it: biases, and what normalises and
+    activates. By itself a tensor of one number could not move where two sites' signs differ, however small one is.
+
+    A site whose weights did not change has learned nothing, such as one whose weak labels were of no use in the round.
+    It plays no part: else it would shorten the step of the others, and be paired in the place of one of them.
 
     Source: Zhu, Chen, Yuan, FedDM: federated weakly supervised segmentation via annotation calibration and gradient
     de-conflicting, IEEE TMI 2023 (hierarchical gradient de-conflicting); from the authors' program, as the paper's text
-    was not at hand. There p_k is 1/K, weights and bias of a layer are one vector, statistics are treated likewise, and
-    the method also calibrates boxes at the sites.
+    was not at hand. There p_k is 1/K, layers are named and statistics are treated as weights are.
 
     Args:
         decay: γ.
@@ -39,19 +44,21 @@ class Deconflicted(Collected):
 
     def combine(self, updates: Sequence[Update]) -> Step:
         """The step."""
-        shares = declared_shares(updates)
-        sizes = [torch.Size(shape).numel() for shape in self.now.shapes]
-        change = weighted_sum([update.change for update in updates], shares)
+        learned = [update for update in updates if update.change.any()] or updates
+        shares = declared_shares(learned)
+        change = weighted_sum([update.change for update in learned], shares)
         if len(self._history) == len(change):
-            factors = (len(updates) * shares).tolist()
-            scaled = [update.change * factor for update, factor in zip(updates, factors, strict=True)]
+            factors = (len(learned) * shares).tolist()
+            scaled = [update.change * factor for update, factor in zip(learned, factors, strict=True)]
+            sizes = layer_sizes(self.now.shapes)
             layers = zip(*(one.split(sizes) for one in (*scaled, self._history)), strict=True)
-            change = torch.cat([put_together(own, past) / len(updates) for *own, past in layers])
+            change = torch.cat([put_together(own, past) / len(learned) for *own, past in layers])
             self._history = self.decay * self._history + (1 - self.decay) * change
         else:
             self._history = change.clone()
-        statistics = weighted_sum([update.statistics for update in updates], shares)
-        return Step(change, statistics, dict(zip((one.site for one in updates), shares.tolist(), strict=True)))
+        statistics = weighted_sum([update.statistics for update in learned], shares)
+        counted = dict(zip((update.site for update in learned), shares.tolist(), strict=True))
+        return Step(change, statistics, {update.site: counted.get(update.site, 0.0) for update in updates})
 
     def memory(self) -> Memory:
         """The mean of the steps before."""
@@ -62,8 +69,22 @@ class Deconflicted(Collected):
         self._history = memory.get("history", torch.empty(0))
 
 
+def layer_sizes(shapes: Sequence[Sequence[int]]) -> list[int]:
+    """How many weights each layer has: a tensor of two dimensions or more with the vectors that follow it.
+
+    >>> layer_sizes([(4, 1, 3, 3), (4,), (1,), (2, 4), (2,)])
+    [41, 10]
+    """
+    sizes = list[int]()
+    for shape in shapes:
+        if len(shape) > 1 or not sizes:
+            sizes.append(0)
+        sizes[-1] += torch.Size(shape).numel()
+    return sizes
+
+
 def put_together(changes: Sequence[Tensor], past: Tensor) -> Tensor:
-    """The sum of changes ``[N]`` of a tensor, without what two of a pair undo of each other.
+    """The sum of changes ``[N]`` of a layer, without what two of a pair undo of each other.
 
     Args:
         changes: of the sites.
@@ -83,4 +104,5 @@ def _reconciled(one: Tensor, other: Tensor) -> Tensor:
     if both >= 0:
         return one + other
     first, second = (float(change.double().square().sum()) for change in (one, other))
-    return one * (1 - both / first) + other * (1 - both / second)
+    # Of changes of very different lengths these factors are beyond what float32 can hold.
+    return (one.double() * (1 - both / first) + other.double() * (1 - both / second)).to(one.dtype)

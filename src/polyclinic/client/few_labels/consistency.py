@@ -42,14 +42,21 @@ class Unlabelled(SiteEnd):
         self._view = view
         return {}
 
-    def views(self, batch: Batch) -> tuple[Tensor, Tensor] | None:
-        """A weak and a strong view ``[U, ...]`` of some cases; None where the site has none, or they don't count."""
+    def drawn(self, batch: Batch) -> tuple[Tensor, torch.Generator] | None:
+        """Which cases a step takes ``[U]``, and what drew them; None where the site has none, or they don't count."""
         count = self._view.count("unlabelled")
         if not count or not self.weight:
             return None
         source = torch.Generator().manual_seed(batch.seed)
         index = torch.randperm(count, generator=source)[: self.cases]
-        index = index if len(index) > 1 else index.repeat(2)  # normalisation layers need two
+        return index if len(index) > 1 else index.repeat(2), source  # normalisation layers need two
+
+    def views(self, batch: Batch) -> tuple[Tensor, Tensor] | None:
+        """A weak and a strong view ``[U, ...]`` of these cases, or None likewise."""
+        drawn = self.drawn(batch)
+        if drawn is None:
+            return None
+        index, source = drawn
         inputs = self._view.cases(index, "unlabelled")[0].float()
         weak = weak_view(inputs, self._view.input_shape[1:], source)
         cut = self._view.task.target == "labels"  # what is cut out of an image has no outline

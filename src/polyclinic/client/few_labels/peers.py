@@ -77,50 +77,69 @@ class _Peer(PseudoLabelling):
         return (own + of_classes(self._view.task, frozen_outputs(batch.model, given["peer"], weak))) / 2
 
 
-class _Peers(ServerEnd):
-    needs_each = True  # each site's model
+class SiteModels(ServerEnd):
+    """The last model of each site at the server, for parts that send sites what others have learned.
 
-    def __init__(self, peers: int) -> None:
-        self._peers = peers
-        self._states = dict[str, Tensor]()
+    Args:
+        kept: whether any is kept.
+
+    Attributes:
+        states: site -> its model ``[Q]`` at the end of the last round that it took part in, in site order.
+    """
+
+    needs_each = True
+
+    def __init__(self, *, kept: bool = True) -> None:
+        self._kept = kept
+        self.states = dict[str, Tensor]()
         self._new = dict[str, Tensor]()
 
     def begin(self, now: Now) -> None:
-        """See which sites are alike."""
+        """A new round."""
         super().begin(now)
         self._new = {}
-        sizes = [torch.Size(shape).numel() for shape in now.shapes]
-        looks = [looks_of(state[: sum(sizes)], sizes) for state in self._states.values()]
-        self._alike = similarities(torch.stack(looks)) if len(looks) > 1 else torch.empty(0, 0)
-
-    def send(self, site: str) -> Memory:
-        """The mean of the most similar sites' models."""
-        names = list(self._states)
-        if site not in names or len(names) < 2 or not self._peers:
-            return {}
-        order = self._alike[names.index(site)].argsort(descending=True, stable=True).tolist()
-        chosen = [names[place] for place in order if names[place] != site][: self._peers]
-        return {"peer": torch.stack([self._states[name] for name in chosen]).mean(0)}
 
     def take(self, update: Update) -> Update:
         """A site's model."""
-        if self._peers:
+        if self._kept:
             self._new[update.site] = torch.cat([self.now.weights + update.change, update.statistics])
         return update
 
     def finish(self, step: Step) -> Step:
         """It counts; of sites that were away the last one stays. In site order, whoever answered first."""
-        found = self._states | self._new
-        self._states = {site: found[site] for site in self.now.everyone if site in found}
+        found = self.states | self._new
+        self.states = {site: found[site] for site in self.now.everyone if site in found}
         return step
 
     def memory(self) -> Memory:
         """The models."""
-        return dict(self._states)
+        return dict(self.states)
 
     def restore(self, memory: Memory) -> None:
         """Take them back."""
-        self._states = dict(memory)
+        self.states = dict(memory)
+
+
+class _Peers(SiteModels):
+    def __init__(self, peers: int) -> None:
+        super().__init__(kept=bool(peers))
+        self._peers = peers
+
+    def begin(self, now: Now) -> None:
+        """See which sites are alike."""
+        super().begin(now)
+        sizes = [torch.Size(shape).numel() for shape in now.shapes]
+        looks = [looks_of(state[: sum(sizes)], sizes) for state in self.states.values()]
+        self._alike = similarities(torch.stack(looks)) if len(looks) > 1 else torch.empty(0, 0)
+
+    def send(self, site: str) -> Memory:
+        """The mean of the most similar sites' models."""
+        names = list(self.states)
+        if site not in names or len(names) < 2 or not self._peers:
+            return {}
+        order = self._alike[names.index(site)].argsort(descending=True, stable=True).tolist()
+        chosen = [names[place] for place in order if names[place] != site][: self._peers]
+        return {"peer": torch.stack([self.states[name] for name in chosen]).mean(0)}
 
 
 def looks_of(weights: Tensor, sizes: list[int]) -> Tensor:

@@ -67,12 +67,10 @@ class WeakMasks(Unlabelled, SitePart):
         """The term."""
         if self._view.count():
             self.known.add(self._view.task.loss(batch.outputs.detach(), batch.targets))
-        count = self._view.count("unlabelled")
-        if not count or not self.weight:
+        drawn = self.drawn(batch)
+        if drawn is None:
             return None
-        source = torch.Generator().manual_seed(batch.seed)
-        index = torch.randperm(count, generator=source)[: self.cases]
-        index = index if len(index) > 1 else index.repeat(2)  # normalisation layers need two
+        index, source = drawn
         inputs, known = self._view.hints(index, batch.seed)
         inputs, task, device = inputs.float(), self._view.task, batch.inputs.device
         strong = strong_view(inputs, source, self.strength, cut=False).to(device)
