@@ -209,7 +209,7 @@ def test_what_leaves_a_site():
 
 def test_a_small_site_s_class_is_made_like_its_own():
     """Means of generators favour what large sites have (Mugunthan et al., arXiv 2103.09876). Here classes are asked
-    for: of each there are as many as at all sites together, and after enough rounds they lie where the site has them."""
+    for: of each there are as many as at all sites together; after enough rounds they lie where the site has them."""
     data = one_class_each(0, cases=36)
     data["B"] = site_of("B", data["B"].inputs[:9], data["B"].targets[:9])
     entry = {"generator_rounds": 25, "steps": 8, "network_steps": 1, "batch_size": 16, "lr": 0.01, "latent": 4,
