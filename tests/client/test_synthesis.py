@@ -135,6 +135,22 @@ def test_the_model_learns_from_made_cases_alone(method):
 
 
 @both
+def test_classes_can_be_balanced_among_made_cases(method):
+    """At the sites 30 of 40 cases are of class 0, and none of class 2: half of the made ones are of class 0."""
+    data = {
+        site: site_of(site, torch.randn(20, 3), torch.tensor([0] * zeros + [1] * (20 - zeros)))
+        for site, zeros in (("A", 12), ("B", 18))
+    }
+    shares = {}
+    for balanced in (False, True):
+        made = made_of(data, {"checked": 1000, "balanced": balanced}, method=method, classes=3)
+        labels = ended(made)[0].procedure[1].made().labels
+        shares[balanced] = (torch.bincount(labels, minlength=3) / 1000).tolist()
+    assert shares[False] == [pytest.approx(0.75, abs=0.05), pytest.approx(0.25, abs=0.05), 0]
+    assert shares[True] == [pytest.approx(0.5, abs=0.05), pytest.approx(0.5, abs=0.05), 0]
+
+
+@both
 def test_the_model_stays_as_it_is_while_the_generator_learns(method):
     evaluation = {"validation": 0.2, "best_round": "loss", "folds": 2}
     _, _, rows = ended(

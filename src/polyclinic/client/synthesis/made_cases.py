@@ -13,7 +13,7 @@ from pydantic import Field, PositiveFloat, PositiveInt
 from torch import Tensor
 
 from polyclinic.client.synthesis.adversaries import grouped, in_group
-from polyclinic.client.synthesis.generator import AT_ONCE, Maker
+from polyclinic.client.synthesis.generator import AT_ONCE, Maker, frequent
 from polyclinic.client.synthesis.memorisation import TOLD, Copied, reduced, told
 from polyclinic.client.work import NOT_FINITE
 from polyclinic.errors import PolyclinicError, SiteError, StudyError, TrainingError
@@ -31,7 +31,7 @@ REVEALS: Mapping[str, str] = {
     "images": "what the generator makes: it may have learned to repeat a site's cases, and every site is sent it",
     "labels": "classes that the server drew for made cases; nothing of a patient",
     "cases": "how many training cases of each class the site has",
-    "loss": "how well the site's discriminator tells its own cases from made ones: a mean over a batch",
+    "loss": "how well the site's discriminator tells its own cases from made ones: a mean over batches",
     "counts": "how many made cases are suspiciously near to the site's training cases; of none which",
     "nearness": "how near made cases and held-out ones are to training cases: medians, and the nearest of each; a "
                 "server that sent a case that it knows in their place would learn whether it was trained on",
@@ -41,7 +41,8 @@ REVEALS: Mapping[str, str] = {
 class MadeCases(Procedure):
     """In the first ``generator_rounds`` rounds a generator learns to make cases, and the model stays as it is. In each
     round after them the model makes ``network_steps`` steps at the server on newly made cases, of classes as frequent
-    as they are at all sites together, with the optimiser of the study. Sites validate and test it on their own cases.
+    as they are at all sites together or, if ``balanced``, equally frequent, with the optimiser of the study. Sites
+    validate and test it on their own cases.
 
     Once the generator is done, each site compares inputs that it made with its own cases, and tells counts (see
     `polyclinic.client.synthesis.memorisation`).
@@ -55,6 +56,8 @@ class MadeCases(Procedure):
         latent: random numbers that a case is made of.
         width: channels of the generator's last hidden layer and of the discriminator's first; others have more.
         checked: made inputs that sites compare with their cases.
+        balanced: whether the model learns from equally many made cases of each class that any site has, and sites
+            compare such.
     """
 
     trains = False
@@ -66,11 +69,11 @@ class MadeCases(Procedure):
         self, *, generator_rounds: Annotated[int, Field(ge=0)] = 20, steps: PositiveInt = 50,
         network_steps: PositiveInt = 50, batch_size: Annotated[int, Field(ge=2)] = 32, lr: PositiveFloat = 0.0002,
         latent: PositiveInt = 64, width: Annotated[int, Field(ge=4, multiple_of=4)] = 16,
-        checked: PositiveInt = 100,
+        checked: PositiveInt = 100, balanced: bool = False,
     ) -> None:  # fmt: skip
         self.still_rounds = generator_rounds
         self.steps, self.network_steps, self.batch_size, self.lr = steps, network_steps, batch_size, lr
-        self.latent, self.width, self.checked = latent, width, checked
+        self.latent, self.width, self.checked, self.balanced = latent, width, checked, balanced
         self._memory: Memory = {}
         self._maker: Maker | None = None
 
@@ -112,7 +115,7 @@ class MadeCases(Procedure):
             sound = all(finite(tensor) for tensor in self.learned().values())
         elif asked.going:
             self._compared(asked, maker)
-            loss, after = _trained(stage, maker, states[0], self.network_steps, self.batch_size)
+            loss, after = self._trained(stage, maker, states[0])
             losses, steps = dict.fromkeys(stage.sites, loss), self.network_steps
             sound = math.isfinite(loss) and finite(after)
         size, seconds = stage.network.layout.trainable, time.monotonic() - begun
@@ -139,11 +142,40 @@ class MadeCases(Procedure):
             self._maker = Maker(module, self.latent, device, grouped(self._memory, "cases"))
         return self._maker
 
+    def _classes(self, stage: Stage, maker: Maker) -> Tensor:
+        """How frequent classes are among made cases ``[C]``."""
+        found = maker.everyone(stage)
+        return frequent(found > 0) if self.balanced else found
+
+    def _trained(self, stage: Stage, maker: Maker, state: Tensor) -> tuple[float, Tensor]:
+        """The mean loss of steps of the model on made cases, and the model after them ``[P]``."""
+        network, device, losses = stage.network, stage.network.vector.device, list[float]()
+        classes, training = self._classes(stage, maker), network.module.training
+        network.load(state)
+        network.module.train()
+        optimizer = stage.optimizer(network.parameters_of(None, whole=True))
+        try:
+            for step in range(self.network_steps):
+                numbers, labels = maker.drawn(stage.generator("network", step), self.batch_size, classes)
+                inputs = maker.inputs(numbers, labels)
+                with own_randomness(stage.generator("dropped", step).initial_seed(), device=device):
+                    outputs = network.module(inputs)
+                loss = stage.task.loss(outputs, labels.to(device)).mean()
+                network.gradient.zero_()
+                loss.backward()
+                optimizer.step()
+                losses.append(float(loss.detach()))
+        finally:
+            network.module.train(training)
+        return sum(losses) / len(losses), network.vector.to("cpu", copy=True)
+
     def _compared(self, asked: Asked, maker: Maker) -> None:
         """Let sites that have not yet done so compare made inputs with their cases. One that fails is left out of the
         round, and asked again in the next one."""
         if "made/images" not in self._memory:
-            numbers, labels = maker.drawn(asked.stage.generator("checked"), self.checked, maker.everyone(asked.stage))
+            numbers, labels = maker.drawn(
+                asked.stage.generator("checked"), self.checked, self._classes(asked.stage, maker)
+            )
             self._memory |= {"made/images": maker.inputs(numbers, labels).cpu(), "made/labels": labels}
         images, labels = self._memory["made/images"], self._memory["made/labels"]
         new = [site for site in asked.going if f"told/{site}/counts" not in self._memory]
@@ -250,29 +282,6 @@ def real_cases(view: SiteView, step: int, count: int) -> tuple[Tensor, Tensor]:
     order = torch.randperm(view.count(), generator=view.generator("real", step))
     inputs, classes = view.cases(order[:count])
     return inputs.to(view.model.vector.device), classes.to(view.model.vector.device)
-
-
-def _trained(stage: Stage, maker: Maker, state: Tensor, steps: int, size: int) -> tuple[float, Tensor]:
-    """The mean loss of steps of the model on made cases, and the model after them ``[P]``."""
-    network, device, losses = stage.network, stage.network.vector.device, list[float]()
-    classes, training = maker.everyone(stage), stage.network.module.training
-    network.load(state)
-    network.module.train()
-    optimizer = stage.optimizer(network.parameters_of(None, whole=True))
-    try:
-        for step in range(steps):
-            numbers, labels = maker.drawn(stage.generator("network", step), size, classes)
-            inputs = maker.inputs(numbers, labels)
-            with own_randomness(stage.generator("dropped", step).initial_seed(), device=device):
-                outputs = network.module(inputs)
-            loss = stage.task.loss(outputs, labels.to(device)).mean()
-            network.gradient.zero_()
-            loss.backward()
-            optimizer.step()
-            losses.append(float(loss.detach()))
-    finally:
-        network.module.train(training)
-    return sum(losses) / len(losses), network.vector.to("cpu", copy=True)
 
 
 def _fits(found: Memory, made: int) -> bool:
