@@ -1,1 +1,1 @@
-"""Made cases: a generator that learns from what sites say of its images."""
+"""Made cases: generators that learn at the server or at the sites, and a model that learns from what they make."""

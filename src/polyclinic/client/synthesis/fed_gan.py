@@ -136,7 +136,7 @@ class _Pair(MadeCasesEnd):
             f"{name}/{key}": one for name, learning in networks.items() for key, one in learning.moments().items()
         }
         answer = {name: learning.network.vector.to("cpu", copy=True) for name, learning in networks.items()}
-        return {**answer, "loss": torch.stack(losses).double().mean().float().reshape(1).cpu()}
+        return {**answer, "loss": torch.stack(losses).cpu().double().mean().float().reshape(1)}
 
     def _received(self, asked: Memory, view: SiteView) -> dict[str, Learning]:
         """Both networks as the server sent them, with the moments that the site kept."""

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 import torch
 from torch import Tensor, nn
 
@@ -25,10 +23,6 @@ class Maker:
 
     def __init__(self, generator: nn.Module, latent: int, device: torch.device, cases: Memory) -> None:
         self.generator, self.latent, self.device, self.cases = generator, latent, device, cases
-
-    def met(self, cases: Mapping[str, Tensor]) -> None:
-        """Sites told how many training cases of each class they have ``[C]``."""
-        self.cases |= cases
 
     def everyone(self, stage: Stage) -> Tensor:
         """How frequent classes are at all sites that ever answered, by their weights ``[C]``."""

@@ -243,7 +243,7 @@ class Asked:
 
     def misfit(self, site: str, what: str) -> None:
         """A site sent what can't be."""
-        self.failed[site] = SiteError("P401", f"In a round of the generator site {site} sent {what}.", SAME, site=site)
+        self.failed[site] = SiteError("P401", f"In a round with made cases site {site} sent {what}.", SAME, site=site)
 
 
 class MadeCasesEnd(SiteEnd):
