@@ -163,6 +163,21 @@ def test_boxes_labels_and_nothing_are_learned_differently():
     assert len({tuple(state.tolist()) for state in states}) == 4
 
 
+@pytest.mark.parametrize("method", [{"fedmix": EVERY | {"label": "own"}}, {"fixmatch": {"label": "own"}}], ids=str)
+@pytest.mark.parametrize("norm", ["batch", "instance"])
+def test_a_site_may_have_a_single_case_without_a_mask(method, norm):
+    """With batch normalisation it stands twice in a step."""
+    sites = image_sites({"Aachen": 8, "Bonn": 1}, masks=True)
+    hidden = {"labels": {"share": 0.0, "sites": ["Bonn"], "leaves": "box"}}
+    model = {"unet": UNET["unet"] | {"norm": norm}}
+    made = Federation(sites, ["fedavg", method], task="segmentation", model=model, preparation=hidden,
+                      training={"rounds": 2, "batch_size": 4})  # fmt: skip
+    progress, rows = made.rounds("own")
+    assert [(row["site"], row["examples"], row["steps"]) for row in rows] == [("Aachen", 8, 2), ("Bonn", 1, 1)] * 2
+    assert all(model.isfinite().all() for model in progress.models.values())
+    assert {row["site"] for row in made.rounds("fedavg")[1]} == {"Aachen"}
+
+
 def test_ordinary_methods_see_nothing_of_boxes():
     plain = federation("fedavg", preparation={"labels": {"share": 0.5}})
     for leaves in ("box", "label"):

@@ -353,9 +353,15 @@ class Run:
         }
 
     def trained_on(self, number: int) -> Tensor:
-        """The cases that local training goes through in a round ``[n]``."""
+        """The cases that local training goes through in a round ``[n]``.
+
+        A single one without a label stands there twice for batch normalisation, which needs two: what parts learn of it
+        is a mean, and no label counts.
+        """
         parts = self.parts
-        return torch.cat([parts.train, parts.unlabelled]) if number < self.pretraining else parts.trained_on
+        found = torch.cat([parts.train, parts.unlabelled]) if number < self.pretraining else parts.trained_on
+        alone = len(found) == 1 and not len(parts.train) and has_batch_norm(self.network.module)
+        return found.repeat(2) if alone else found
 
     def steps(self, phase: Phase, number: int, done: int = 0) -> int | None:
         """The site's own number of steps in a phase, where the study gives each site its own, or a time and a speed.
@@ -656,8 +662,8 @@ class Round:
             result.steps for result, phase in zip(results, run.phases, strict=True) if phase.gives == "shared"
         )
         said = Trained(
-            examples=len(self._jobs[0].index), steps=steps, loss=None if run.protects else shared.loss, seconds=seconds,
-            batches=None if batches == steps else batches,
+            examples=len(self._jobs[0].index.unique()), steps=steps, loss=None if run.protects else shared.loss,
+            seconds=seconds, batches=None if batches == steps else batches,
         )  # fmt: skip
         return Message(said.fields(), packed)
 
