@@ -146,11 +146,11 @@ def list_entries() -> None:
 
     table = Table(header_style="bold", box=SIMPLE, pad_edge=False)
     table.add_column("name", no_wrap=True)
-    for name in ("data set", "tasks", "sites by"):
+    for name in ("data set", "tasks", "sites by", "licence"):
         table.add_column(name)
     for entry in ENTRIES.values():
         ways = ", ".join(entry.sites_by) or "artificial only"
-        table.add_row(entry.name, _escape(entry.title), ", ".join(entry.tasks), ways)
+        table.add_row(entry.name, _escape(entry.title), ", ".join(entry.tasks), ways, entry.licence)
     output.print(table)
     print("`polyclinic data describe NAME` tells where to get one, its terms, and how its files must lie.")
 

@@ -19,6 +19,9 @@ def test_every_entry_says_everything(entry):
     assert re.fullmatch(r"[a-z0-9-]+", entry.name)
     for text in (entry.title, entry.about, entry.modality, entry.sites, entry.subjects, entry.terms, entry.citation):
         assert len(text) > 5
+    assert 2 < len(entry.licence) <= 16
+    named = re.findall(r"CC0|CC BY(?:-[A-Z-]+)?(?: \d\.\d)?", entry.licence)
+    assert all(name in entry.terms for name in named), "as the terms have it"
     assert re.match(r"https?://", entry.access)
     assert entry.labels
     assert all(len(line) <= 120 for line in entry.layout.splitlines())

@@ -40,6 +40,14 @@ def test_list(command):
     assert all(f"\n {name} " in out for name in ENTRIES)
 
 
+def test_the_list_has_licences_and_fits_a_narrow_terminal(command, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "100")
+    lines = command("data", "list")[1].splitlines()
+    assert max(map(len, lines)) <= 100
+    first = {line.split()[0]: line for line in lines if line.startswith(" ") and line[1:2].strip()}
+    assert all(first[name].rstrip().endswith(f" {entry.licence}") for name, entry in ENTRIES.items())
+
+
 @pytest.mark.parametrize("name", ENTRIES)
 def test_describe(command, name):
     status, out, _ = command("data", "describe", name)

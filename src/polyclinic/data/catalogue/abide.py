@@ -97,6 +97,7 @@ ABIDE = Entry(
     subjects="1,112 subjects: 539 with autism, 573 controls.",
     access="http://preprocessed-connectomes-project.org/abide/ (derivatives), "
     "https://fcon_1000.projects.nitrc.org/indi/abide/abide_I.html (raw)",
+    licence="CC BY-NC-SA",
     terms="CC BY-NC-SA: non-commercial, share alike; raw data after registration.",
     citation=_CITATION
     + " Preprocessed: Craddock C et al. Front Neuroinform 2013, doi:10.3389/conf.fninf.2013.09.00041.",
@@ -160,6 +161,7 @@ REGIONAL = Entry(
     subjects="835 subjects.",
     access="https://github.com/dfsp-spirit/abide_preproc_smri_freesurfer6 (stats tables, to be joined with the ABIDE "
     "phenotype table)",
+    licence="CC BY-NC-SA",
     terms="CC BY-NC-SA (ABIDE usage agreement): non-commercial, share alike.",
     citation=_CITATION,
     layout="""\

@@ -237,6 +237,7 @@ ENTRY = Entry(
     "(the first three digits of the PTID).",
     subjects="About 2,400 subjects with repeated visits.",
     access="https://adni.loni.usc.edu/data-samples/adni-data/",
+    licence="agreement",
     terms="ADNI Data Use Agreement after an application: no attempt to identify, no passing on, acknowledgement of "
     "ADNI in the author list.",
     citation="Jack CR et al. The Alzheimer's Disease Neuroimaging Initiative (ADNI): MRI methods. J Magn Reson Imaging "

@@ -120,6 +120,7 @@ ENTRY = Entry(
     "T) and mri3meta (3 T).",
     subjects="About 860 subjects in the part that LONI gives out, not all of them with MRI.",
     access="https://ida.loni.usc.edu (project AIBL), https://aibl.org.au",
+    licence="agreement",
     terms="AIBL data use agreement after an application at LONI: no attempt to identify, no passing on, "
     "acknowledgement.",
     citation="Ellis KA et al. The Australian Imaging, Biomarkers and Lifestyle (AIBL) study of aging: methodology and "

@@ -122,6 +122,7 @@ ENTRY = Entry(
     "and 2013 in the names of the cases; BraTS 2020: the same through name_mapping.csv; BraTS 2021 and 2023: not told.",
     subjects="FeTS 2022 and BraTS 2021: 1,251 with outlines; BraTS 2020: 369.",
     access="https://www.synapse.org/fets2022, https://www.synapse.org/brats",
+    licence="agreement, CC BY",
     terms="After registration with Synapse and acceptance of the challenge's data use agreement; CC BY for the TCIA "
     "parts.",
     citation="Baid U et al. arXiv:2107.02314. Menze BH et al. IEEE TMI 2015;34:1993-2024. Bakas S et al. Sci Data "

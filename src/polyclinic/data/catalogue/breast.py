@@ -60,6 +60,7 @@ ENTRY = Entry(
     "Canada.",
     subjects="1,088 patients: 311, 196, 206, 162, 162 and 51; 151 of 1,096 deaths in the table are seen.",
     access="https://github.com/owkin/FLamby/tree/main/flamby/datasets/fed_tcga_brca",
+    licence="open, NIH policy",
     terms="Open clinical data of TCGA under the NIH Genomic Data Sharing policy; FLamby's code is under the MIT "
     "licence.",
     citation="Ogier du Terrail J et al. FLamby: datasets and benchmarks for cross-silo federated learning in realistic "

@@ -42,6 +42,7 @@ ENTRY = Entry(
     sites="5 hospitals in the Netherlands, in the column `center` (0 to 4).",
     subjects="455,954 patches of 50 slides, 10 slides a hospital.",
     access="https://wilds.stanford.edu/datasets/#camelyon17",
+    licence="CC0",
     terms="CC0; open download.",
     citation="Bandi P et al. From detection of individual metastases to classification of lymph node status at the "
     "patient level: the CAMELYON17 challenge. IEEE TMI 2019;38:550-560. Koh PW et al. WILDS. ICML 2021.",

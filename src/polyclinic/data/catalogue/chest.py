@@ -156,6 +156,7 @@ ENTRY = Entry(
     "65,379.",
     access="https://stanfordmlgroup.github.io/competitions/chexpert/, https://nihcc.app.box.com/v/ChestXray-NIHCC, "
     "https://physionet.org/content/mimic-cxr-jpg/",
+    licence="by source",
     terms="CheXpert: Stanford research use agreement, non-commercial; ChestX-ray14: open with citation; MIMIC-CXR-JPG: "
     "PhysioNet credentialed access with training and agreement.",
     citation="Irvin J et al. AAAI 2019;33:590-597 (CheXpert). Wang X et al. CVPR 2017:2097-2106 (ChestX-ray14). "

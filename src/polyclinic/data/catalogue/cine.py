@@ -98,6 +98,7 @@ ACDC = Entry(
     sites="1: the University Hospital of Dijon (two scanners of 1.5 and 3 tesla, which the files do not tell apart).",
     subjects="150 patients (100 for training, 50 for testing), two outlined volumes each.",
     access="https://humanheart-project.creatis.insa-lyon.fr/database/#collection/637218c173e9f0047faa00fb",
+    licence="CC BY-NC-SA 4.0",
     terms="After registration; research use with citation (CC BY-NC-SA 4.0 as the challenge's page says).",
     citation="Bernard O et al. Deep learning techniques for automatic MRI cardiac multi-structures segmentation and "
     "diagnosis: is the problem solved? IEEE TMI 2018;37:2514-2525.",
@@ -196,6 +197,7 @@ MMS = Entry(
     "Siemens, B Philips, C GE, D Canon).",
     subjects="375 subjects, 345 of them open; the 25 with scanners of vendor C in the training part are not outlined.",
     access="https://www.ub.edu/mnms/",
+    licence="CC BY-NC-SA 4.0",
     terms="Open download after a form; CC BY-NC-SA 4.0.",
     citation="Campello VM et al. Multi-centre, multi-vendor and multi-disease cardiac segmentation: the M&Ms "
     "challenge. IEEE TMI 2021;40:3543-3554.",

@@ -80,6 +80,7 @@ COLLECTION = Entry(
     "`location`, which many rows lack.",
     subjects="About 950 images of 470 patients, CT and lateral views among them.",
     access="https://github.com/ieee8023/covid-chestxray-dataset",
+    licence="by image",
     terms="Each image has its own licence (column `license`; many CC BY-NC-SA, some unknown); the table is "
     "CC BY-NC-SA 4.0.",
     citation="Cohen JP et al. COVID-19 image data collection: prospective predictions are the future. MELBA "
@@ -179,6 +180,7 @@ COVIDX = Entry(
     "bimcv, stonybrook and others.",
     subjects="COVIDx9: 30,882 images of about 17,000 patients; lists of other versions work as well.",
     access="https://www.kaggle.com/datasets/andyczhao/covidx-cxr2, https://github.com/lindawangg/COVID-Net (the lists)",
+    licence="by source",
     terms="Those of the sources, which differ; research use only.",
     citation="Wang L, Lin ZQ, Wong A. COVID-Net: a tailored deep convolutional neural network design for detection of "
     "COVID-19 cases from chest X-ray images. Sci Rep 2020;10:19549.",

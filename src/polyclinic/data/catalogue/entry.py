@@ -140,6 +140,7 @@ class Entry:
         sites: how many sites there are and how they are known.
         subjects: number of subjects and images, as published.
         access: where to apply or download (address).
+        licence: its name, or in a word or two what stands in its place, for lists.
         terms: licence or data use terms, in a sentence.
         citation: the paper to cite.
         layout: the files expected on disk, as a tree.
@@ -156,6 +157,7 @@ class Entry:
     sites: str
     subjects: str
     access: str
+    licence: str
     terms: str
     citation: str
     layout: str

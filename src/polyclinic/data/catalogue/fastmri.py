@@ -120,6 +120,7 @@ ENTRY = Entry(
     "strength, or the contrast (attribute `acquisition`).",
     subjects="Knee: 1,594 volumes; brain: 6,970. The training and validation parts have images.",
     access="https://fastmri.med.nyu.edu",
+    licence="agreement",
     terms="NYU fastMRI data sharing agreement after an application: research and education, no passing on.",
     citation="Zbontar J et al. fastMRI: an open dataset and benchmarks for accelerated MRI. arXiv:1811.08839. Knoll F "
     "et al. Radiol Artif Intell 2020;2:e190007.",

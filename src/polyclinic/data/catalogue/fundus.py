@@ -98,6 +98,7 @@ RETINOPATHY = Entry(
     subjects="EyePACS: 35,126 images of 17,563 people for training, 53,576 of 26,788 for testing; APTOS: 3,662 images.",
     access="https://www.kaggle.com/c/diabetic-retinopathy-detection, "
     "https://www.kaggle.com/c/aptos2019-blindness-detection",
+    licence="Kaggle rules",
     terms="Kaggle account and the rules of the competitions: research, no sharing.",
     citation="Cuadros J, Bresnick G. EyePACS: an adaptable telemedicine system for diabetic retinopathy screening. J "
     "Diabetes Sci Technol 2009;3:509-516. Karthik, Maggie, Dane S. APTOS 2019 blindness detection. Kaggle 2019.",
@@ -194,6 +195,7 @@ REFUGE = Entry(
     "and T, the validation and the test part).",
     subjects="1,200 images: 400 for training, 400 for validation, 400 for testing; a tenth with glaucoma.",
     access="https://refuge.grand-challenge.org/",
+    licence="research use",
     terms="After registration with the challenge; research use with citation.",
     citation="Orlando JI et al. REFUGE Challenge: a unified framework for evaluating automated methods for glaucoma "
     "assessment from fundus photographs. Med Image Anal 2020;59:101570.",

@@ -75,6 +75,7 @@ ENTRY = Entry(
     "headers say which. Sites are artificial, made by quantity or (with a label such as any) by Dirichlet.",
     subjects="Training set of stage 2: 752,803 slices of 18,938 patients.",
     access="https://www.kaggle.com/competitions/rsna-intracranial-hemorrhage-detection",
+    licence="Kaggle rules",
     terms="Kaggle account and the competition's rules: non-commercial and academic research, no sharing.",
     citation="Flanders AE et al. Construction of a machine learning dataset through collaboration: the RSNA 2019 Brain "
     "CT Hemorrhage Challenge. Radiol Artif Intell 2020;2:e190211.",

@@ -52,6 +52,7 @@ ENTRY = Entry(
     "University Hospitals Zurich and Basel, V.A. Medical Center Long Beach.",
     subjects="920 patients: 303, 294, 123 and 200.",
     access="https://archive.ics.uci.edu/dataset/45/heart+disease",
+    licence="CC BY 4.0",
     terms="CC BY 4.0; open download.",
     citation="Janosi A, Steinbrunn W, Pfisterer M, Detrano R. Heart Disease. UCI Machine Learning Repository 1988, "
     "doi:10.24432/C52P4X. Detrano R et al. Am J Cardiol 1989;64:304-310.",

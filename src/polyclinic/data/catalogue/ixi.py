@@ -82,6 +82,7 @@ ENTRY = Entry(
     "Philips 3 T), IOP (Institute of Psychiatry, GE 1.5 T).",
     subjects="About 580 subjects with T1.",
     access="https://brain-development.org/ixi-dataset/",
+    licence="CC BY-SA 3.0",
     terms="CC BY-SA 3.0; open download.",
     citation="IXI dataset, Biomedical Image Analysis Group, Imperial College London, brain-development.org (EPSRC "
     "GR/S21533/02).",

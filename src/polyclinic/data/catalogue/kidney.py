@@ -106,6 +106,7 @@ ENTRY = Entry(
     "KiTS19 says which. Later sets do not tell.",
     subjects="KiTS19: 210 patients with outlines; KiTS23: 489.",
     access="https://kits-challenge.org/kits23/, https://github.com/neheller/kits19, https://github.com/neheller/kits23",
+    licence="CC BY-NC-SA 4.0",
     terms="CC BY-NC-SA 4.0; open download.",
     citation="Heller N et al. The state of the art in kidney and kidney tumor segmentation in contrast-enhanced CT "
     "imaging: results of the KiTS19 challenge. Med Image Anal 2021;67:101821. Heller N et al. arXiv:2307.01984 "

@@ -206,6 +206,7 @@ ENTRY = Entry(
     "Fed-LIDC-IDRI; the seven institutions are not told.",
     subjects="1,010 patients, 1,018 CT scans.",
     access="https://www.cancerimagingarchive.net/collection/lidc-idri/",
+    licence="CC BY 3.0",
     terms="CC BY 3.0; open download from The Cancer Imaging Archive.",
     citation="Armato SG et al. The Lung Image Database Consortium (LIDC) and Image Database Resource Initiative "
     "(IDRI): a completed reference database of lung nodules on CT scans. Med Phys 2011;38:915-931. "

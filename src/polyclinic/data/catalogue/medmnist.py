@@ -165,6 +165,7 @@ ENTRY = Entry(
     sites="None: the sites are artificial, made by Dirichlet or quantity.",
     subjects="From 780 (BreastMNIST) to 236,386 images (TissueMNIST); patients are not named.",
     access="https://medmnist.com, https://doi.org/10.5281/zenodo.10519652",
+    licence="CC BY(-NC) 4.0",
     terms="CC BY 4.0, DermaMNIST CC BY-NC 4.0; open download.",
     citation="Yang J et al. MedMNIST v2: a large-scale lightweight benchmark for 2D and 3D biomedical image "
     "classification. Sci Data 2023;10:41.",

@@ -46,6 +46,7 @@ ENTRY = Entry(
     sites="17 sites of ABIDE I and two scanners (BMC, CCN) of the UCLA CNP study, in the column `site`.",
     subjects="1,101 and 265 scans, one a subject.",
     access="https://pypi.org/project/mriqc-learn/ (the tables are inside the package, in mriqc_learn/datasets)",
+    licence="by source",
     terms="Package Apache 2.0; ABIDE CC BY-NC-SA (non-commercial, share alike), ds000030 CC0; open download.",
     citation="Esteban O et al. MRIQC: advancing the automatic prediction of image quality in MRI from unseen sites. "
     "PLoS ONE 2017;12:e0184661.",

@@ -118,6 +118,7 @@ OASIS_1 = Entry(
     sites="1: Washington University, St Louis.",
     subjects="416 subjects, 436 sessions; 235 sessions are rated for dementia.",
     access="https://sites.wustl.edu/oasisbrains/",
+    licence="agreement",
     terms=_TERMS,
     citation="Marcus DS et al. Open Access Series of Imaging Studies (OASIS): cross-sectional MRI data in young, "
     "middle aged, nondemented, and demented older adults. J Cogn Neurosci 2007;19:1498-1507.",
@@ -145,6 +146,7 @@ OASIS_2 = Entry(
     sites="1: Washington University, St Louis.",
     subjects="150 subjects, 373 sessions.",
     access="https://sites.wustl.edu/oasisbrains/",
+    licence="agreement",
     terms=_TERMS,
     citation="Marcus DS et al. Open Access Series of Imaging Studies: longitudinal MRI data in nondemented and "
     "demented older adults. J Cogn Neurosci 2010;22:2677-2684.",

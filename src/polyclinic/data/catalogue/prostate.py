@@ -48,6 +48,7 @@ ENTRY = Entry(
     sites="6 sites, one folder each: RUNMC, BMC (NCI-ISBI 2013), I2CVB, UCL, BIDMC, HK (PROMISE12).",
     subjects="116 subjects: RUNMC 30, BMC 30, I2CVB 19, UCL 13, BIDMC 12, HK 12.",
     access="https://liuquande.github.io/SAML/",
+    licence="research use",
     terms="Research use; the terms of NCI-ISBI 2013, I2CVB and PROMISE12 hold for their parts.",
     citation="Liu Q, Dou Q, Heng PA. Shape-aware meta-learning for generalizing prostate MRI segmentation to unseen "
     "domains. MICCAI 2020. Liu Q et al. MS-Net. IEEE TMI 2020;39:2713-2724.",
@@ -119,6 +120,7 @@ PROMISE12 = Entry(
     "sites are artificial. The entry `prostate` has cases of three of them by hospital.",
     subjects="50 patients with outlines for training; 30 for testing without.",
     access="https://promise12.grand-challenge.org/, https://zenodo.org/records/8026660",
+    licence="CC BY 4.0",
     terms="Research use with citation, after registration with the challenge; on Zenodo CC BY 4.0.",
     citation="Litjens G et al. Evaluation of prostate segmentation algorithms for MRI: the PROMISE12 challenge. Med "
     "Image Anal 2014;18:359-373.",

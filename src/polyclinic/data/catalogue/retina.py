@@ -105,6 +105,7 @@ ENTRY = Entry(
     subjects="DRIVE 40 images of 40 subjects, STARE 20 of 20 with vessels drawn, CHASE_DB1 28 of 14 children.",
     access="https://drive.grand-challenge.org, https://cecas.clemson.edu/~ahoover/stare, "
     "https://researchdata.kingston.ac.uk/96",
+    licence="by source",
     terms="Research use with citation; DRIVE asks users to join its challenge, STARE names no licence, CHASE_DB1 is "
     "CC BY 4.0 as its repository says.",
     citation="Staal J et al. IEEE TMI 2004;23:501-509 (DRIVE). Hoover A et al. IEEE TMI 2000;19:203-210 (STARE). Fraz "

@@ -79,6 +79,7 @@ HAM10000 = Entry(
     "(Vienna).",
     subjects="10,015 images of 7,470 lesions; patients are not named.",
     access="https://doi.org/10.7910/DVN/DBW86T",
+    licence="CC BY-NC 4.0",
     terms="CC BY-NC 4.0: non-commercial; open download.",
     citation="Tschandl P, Rosendahl C, Kittler H. The HAM10000 dataset. Sci Data 2018;5:180161. Masks: Tschandl P et "
     "al. Nat Med 2020;26:1229-1234.",
@@ -160,6 +161,7 @@ ISIC_2019 = Entry(
     subjects="25,331 images; 23,247 with a lesion_id (BCN 12,413, vidir_molemax 3,954, vidir_modern 3,363, rosendahl "
     "2,259, MSK 819, vienna_dias 439).",
     access="https://challenge.isic-archive.com/data/#2019; HAM10000_metadata: https://doi.org/10.7910/DVN/DBW86T",
+    licence="CC BY-NC 4.0",
     terms="CC BY-NC 4.0: non-commercial; open download.",
     citation="Tschandl P et al. Sci Data 2018;5:180161. Codella NCF et al. arXiv:1710.05006. Combalia M et al. "
     "arXiv:1908.02288. Split: Ogier du Terrail J et al. FLamby, NeurIPS 2022.",

@@ -164,6 +164,7 @@ CAMELYON16 = Entry(
     "(Utrecht; the others). For the test set FLamby's metadata.csv tells.",
     subjects="399 slides: 270 for training, 129 for testing.",
     access="https://camelyon17.grand-challenge.org/Data/, https://gigadb.org/dataset/100439",
+    licence="CC0",
     terms="CC0; open download.",
     citation="Ehteshami Bejnordi B et al. Diagnostic assessment of deep learning algorithms for detection of lymph "
     "node metastases in women with breast cancer. JAMA 2017;318:2199-2210. Litjens G et al. GigaScience 2018;7:giy065.",
@@ -244,6 +245,7 @@ TCGA = Entry(
     "from the code table; several codes may be one institution.",
     subjects="About 11,000 patients of 33 cancers; a project has some hundreds.",
     access="https://portal.gdc.cancer.gov; codes: https://gdc.cancer.gov/resources-tcga-users/tcga-code-tables",
+    licence="open, NIH policy",
     terms="Slides are open access under the NIH Genomic Data Sharing policy; do not try to identify anyone.",
     citation="The Cancer Genome Atlas Research Network, Weinstein JN et al. The Cancer Genome Atlas Pan-Cancer "
     "analysis project. Nat Genet 2013;45:1113-1120. Name the paper of the project that you use as well.",

@@ -88,6 +88,7 @@ ENTRY = Entry(
     subjects="Montgomery 138 (58 with tuberculosis), Shenzhen 662 (336); lungs outlined in 138 and 566.",
     access="https://lhncbc.nlm.nih.gov/LHC-downloads/downloads.html#tuberculosis-image-data-sets; masks of Shenzhen: "
     "https://www.kaggle.com/datasets/yoctoman/shcxr-lung-mask",
+    licence="with citation",
     terms="Open download with citation and acknowledgement of the National Library of Medicine and the two sources.",
     citation="Jaeger S et al. Two public chest X-ray datasets for computer-aided screening of pulmonary diseases. "
     "Quant Imaging Med Surg 2014;4:475-477. Masks of Shenzhen: Stirenko S et al. 2018, arXiv:1803.01199.",

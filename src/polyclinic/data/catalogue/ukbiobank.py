@@ -119,6 +119,7 @@ ENTRY = Entry(
     sites="4 imaging centres in field 54: 11025 Cheadle, 11026 Reading, 11027 Newcastle, 11028 Bristol.",
     subjects="More than 60,000 participants with brain MRI; some thousands were imaged twice.",
     access="https://www.ukbiobank.ac.uk/enable-your-research/apply-for-access",
+    licence="agreement",
     terms="Material transfer agreement after an approved application; no passing on, and who withdraws must be left "
     "out.",
     citation="Miller KL et al. Multimodal population brain imaging in the UK Biobank prospective epidemiological "

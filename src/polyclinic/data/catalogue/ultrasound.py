@@ -128,6 +128,7 @@ POCUS = Entry(
     sites="Where a film was published (column `Source ID`), or the probe (convex or linear).",
     subjects="About 200 films.",
     access="https://github.com/jannisborn/covid19_ultrasound",
+    licence="by film",
     terms="Each film has its own licence (column `License`; most CC BY-NC 4.0, some may not be passed on).",
     citation="Born J et al. Accelerating detection of lung pathologies with explainable ultrasound image analysis. "
     "Appl Sci 2021;11:672.",
@@ -187,6 +188,7 @@ ECHONET = Entry(
     sites="1: Stanford University Hospital.",
     subjects="10,030 films, one a patient.",
     access="https://echonet.github.io/dynamic/",
+    licence="agreement",
     terms="Stanford University School of Medicine EchoNet-Dynamic Dataset Research Use Agreement: non-commercial, no "
     "passing on.",
     citation="Ouyang D et al. Video-based AI for beat-to-beat assessment of cardiac function. Nature 2020;580:252-256.",
