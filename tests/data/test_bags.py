@@ -135,6 +135,15 @@ def test_whole_numbers_as_a_spreadsheet_program_writes_them_name_the_same_bag(wr
     assert not [note for note in found.notes if note.number == "N212"]
 
 
+@pytest.mark.parametrize("bag", [{}, "who"], ids=str)
+def test_bags_that_are_patients_are_as_many_as_these(write_table, bag):
+    """Where a patient is written in two ways, each counts by itself, and a note says so."""
+    text = TABLE.replace("north,a,a1,1", "north,2,a1,1").replace("north,a,a2,3", "north,2.0,a2,3")
+    found = opened(write_table(text), bag=bag, where={"slide": ["a1", "a2", "b1", "g1"]})
+    assert {"2", "2.0"} < set(found.sites["north"].cases)
+    assert [note.number for note in found.notes if note.number in ("N230", "N260")] == ["N230"]
+
+
 def test_names_of_bags_that_differ_in_their_writing_are_counted(write_table):
     found = opened(write_table(TABLE.replace("north,a,a2", "north,a,A1").replace("north,d,d1,8,1,sick", "north,d,D1")))
     (note,) = [note for note in found.notes if note.number == "N212"]

@@ -21,12 +21,15 @@ _WHOLE = r"^([1-9][0-9]*|0)\.0+$"
 def name_bags(cells: pd.DataFrame, origin: pd.DataFrame, spec: DataSpec) -> pd.Series[str]:
     """The bag of each row, NaN where it is of none; equal names at two sites are two bags.
 
-    A whole number that a spreadsheet program has written as ``2.0`` is ``2``; ``2.10`` and ``2.1`` are two bags.
+    A whole number that a spreadsheet program has written as ``2.0`` is ``2``; ``2.10`` and ``2.1`` are two bags. A bag
+    that is named by its patient is called as the patient is, of whose spellings there is a note.
     """
     column = spec.bags.column if spec.bags else None
     if column is None:
         return origin["subject"]
-    names = cells[column].str.replace(_WHOLE, r"\1", regex=True)
+    names = cells[column]
+    if column != spec.subject:
+        names = names.str.replace(_WHOLE, r"\1", regex=True)
     if spec.partition is not None:  # rows go to other sites, where names of two sites must not meet
         return origin["site"] + ", " + names
     return names
