@@ -304,6 +304,23 @@ def test_what_is_told_is_said():
 MASKS = {"table": "cases.csv", "site": "site", "image": "image", "mask": "mask", "size": [16, 16], "box": "box"}
 
 
+def test_a_site_s_policy_must_allow_that_its_model_is_handed_on():
+    from polyclinic.federation.ends.policy import refusals
+    from polyclinic.federation.site_file import Policy
+
+    def refused(method, **policy):
+        study = declare(task="segmentation", data=MASKS, model=UNET, methods=[method])
+        return list(refusals(Policy(floor=1, predictions=True, overlays=True, **policy), study, ""))
+
+    (why,) = refused("feddm")
+    assert "sends the site's own model to other sites (calibrated_boxes)" in why
+    assert not refused("feddm", personal_models=True)
+    noisy = {"fedavg": {"local": ["calibrated_boxes"], "channel": ["clip", {"gaussian_noise": {"noise": 1}}]}}
+    assert not refused(noisy), "noise is in what is handed on"
+    assert refused({"fedperl": {"peers": 1}})
+    assert not refused("fedperl")
+
+
 @pytest.mark.parametrize("wrong", ["short", "nan"])
 def test_a_malformed_answer_is_its_sites_failure_and_nobodys_peer(wrong):
     made = federation("feddm", training={"quorum": 2, "rounds": 3})

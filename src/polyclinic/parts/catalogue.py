@@ -32,6 +32,7 @@ class Part:
         needs_accuracy: whether it asks for the accuracy of models, which a number to be predicted has not.
         undoes: whether its ``finish`` undoes what its ``take`` did, so that it comes before others that change steps.
         returns: whether it sends sites what other sites sent.
+        hands_on: whether it sends sites the model of a single other one in training, which a site's policy must allow.
         tasks: kinds of tasks that it is for; empty for all.
         classes: how many classes it is for; 0 for any number.
         subgroup: a column of `evaluation: {subgroups: ...}` whose groups it looks at; empty for none.
@@ -80,6 +81,7 @@ class Part:
     needs_accuracy: bool = False
     undoes: ClassVar[bool] = False
     returns: ClassVar[bool] = False
+    hands_on: bool = False
     tasks: ClassVar[tuple[str, ...]] = ()
     classes: ClassVar[int] = 0
     subgroup: str = ""

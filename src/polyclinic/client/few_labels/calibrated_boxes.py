@@ -72,6 +72,7 @@ class CalibratedBoxes(Part):
     shapes: ClassVar = {"proximal": Shaped("float32", "Q"), "distal": Shaped("float32", "Q")}
     tasks = ("segmentation",)
     returns = True
+    hands_on = True
     no_bags = True
     same_network = True
 

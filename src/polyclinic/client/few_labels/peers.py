@@ -53,6 +53,7 @@ class PeerLabels(Part):
         cases: PositiveInt = 32, strength: _Share = 0.5,
     ) -> None:  # fmt: skip
         self.weight, self.threshold, self.peers, self.cases, self.strength = weight, threshold, peers, cases, strength
+        self.hands_on = peers == 1
 
     def at_site(self) -> SiteEnd:
         """Labels cases."""

@@ -62,10 +62,11 @@ def refusals(policy: Policy, declaration: Declaration, researcher: str) -> Itera
         if missing and method.method.scope == "federation":
             yield f"{method.label} is without {', '.join(missing)}"
         built = {name: build_part(name, options) for name, options in method.method.parts}
-        sending = [name for name, part in built.items() if sends_site_models(part)]
+        noise = any(part.private == "a patient" for part in built.values())
+        # Noise is in all that a site sends in training, so that it covers what is handed on, too.
+        sending = [name for name, part in built.items() if sends_site_models(part) or (part.hands_on and not noise)]
         if sending and not policy.personal_models:
             yield f"{method.label} sends the site's own model to other sites ({sending[0]})"
-        noise = any(part.private == "a patient" for part in built.values())
         if policy.privacy is not None and method.method.scope == "federation" and not noise:
             yield f"{method.label} has no noise that protects a patient"
     final = declaration.final_model
