@@ -38,9 +38,40 @@ def test_a_network_that_finds_nothing_leaves_the_zero_filled_image():
         torch.testing.assert_close(module(inputs), targets[:, 1:], atol=1e-5, rtol=0)
 
 
+@pytest.mark.parametrize("inner", [UNET, {"unet": {"channels": [4, 8], "residual_units": 2}}, "segresnet"])
+@pytest.mark.parametrize(("sees", "consistency"), [("complex", "hard"), ("complex", 2.0), ("magnitude", "none")])
+def test_an_untrained_network_gives_the_zero_filled_image(inner, sees, consistency):
+    inputs, targets = measured(16, 24)
+    options = {"network": inner, "cascades": 2, "sees": sees, "consistency": consistency}
+    module = build_model("unrolled", options, (3, 16, 24), 1).module
+    torch.testing.assert_close(module(inputs), targets[:, 1:], atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("consistency", ["hard", 0.5])
+def test_an_untrained_network_that_sees_the_magnitude_is_not_worse_than_the_zero_filled_image(consistency):
+    inputs, targets = measured(16, 24, cases=20)
+    options = {"network": UNET, "cascades": 3, "consistency": consistency}
+    found = build_model("unrolled", options, (3, 16, 24), 1).module(inputs)
+    errors = [(one - targets[:, :1]).square().sum((1, 2, 3)) for one in (found, targets[:, 1:])]
+    assert (errors[0] < errors[1]).all()
+
+
+def test_an_untrained_network_learns_in_its_last_layer_first_and_then_everywhere():
+    inputs, targets = measured(16, 24)
+    model = build_model("unrolled", {"network": UNET, "cascades": 2}, (3, 16, 24), 1)
+    optimizer, moved = torch.optim.Adam(model.module.parameters(), lr=0.01), []
+    for _ in range(2):
+        optimizer.zero_grad()
+        (model.module(inputs) - targets[:, :1]).square().mean().backward()
+        moved.append({name.split(".")[0] for name, one in model.module.named_parameters() if one.grad.any()})
+        optimizer.step()
+    assert moved == [{"last"}, {"last", "networks"}]
+
+
 def test_a_network_that_knows_the_image_gives_it():
     inputs, targets = measured(10, 13)
     module = Unrolled([Adds(lambda images: targets[:, :1] - images)], 1, float("inf"), parts=False)
+    nn.init.ones_(module.last[0].weight)
     torch.testing.assert_close(module(inputs), targets[:, :1], atol=1e-5, rtol=0)
 
 
@@ -92,7 +123,7 @@ def test_the_latent_code_is_the_feature_and_all_after_it_the_decoder():
     decoder = {entry.name for entry in model.layout.entries if entry.named(["decoder"])}
     ups = {entry.name for entry in model.layout.entries
            if entry.named(["networks.*.model.2", "networks.*.model.1.submodule.2"])}  # fmt: skip
-    assert decoder == ups
+    assert decoder == ups | {"last.0.weight", "last.1.weight"}
     assert {"networks.0.model.2.0.adn.N.running_mean", "networks.1.model.2.0.conv.weight"} <= decoder
 
 

@@ -29,38 +29,42 @@ class Unrolled(nn.Module):
         networks: of each cascade: ``[B, 1, ...]`` to ``[B, 1, ...]``, or ``[B, 2, ...]`` to ``[B, 2, ...]``.
         multiple: they take sides that are multiples of it.
         weight: λ; infinite puts measured lines back as they are, 0 leaves everything as the network has it.
+        axes: of an image, 2 or 3.
         parts: whether networks see real and imaginary part.
         decoder: paths of layers in each network that come after the coarsest one.
 
     Attributes:
-        named_parts: ``decoder``, the paths of these layers in here.
+        last: a layer behind each network, 1 x 1 without a bias, which starts at 0: before training nothing is added.
+        named_parts: ``decoder``, the paths of these layers in here, and ``last``.
     """
 
     def __init__(
-        self, networks: list[nn.Module], multiple: int, weight: float, *, parts: bool,
+        self, networks: list[nn.Module], multiple: int, weight: float, *, parts: bool, axes: int = 2,
         decoder: Sequence[str] = (),
     ) -> None:  # fmt: skip
         super().__init__()
         self.networks = nn.ModuleList(networks)
-        self.named_parts = {"decoder": [f"networks.{place}.{one}" for place in range(len(networks)) for one in decoder]}
+        self.last = nn.ModuleList(_starting_at_zero(axes, 2 if parts else 1) for _ in networks)
+        inside = [f"networks.{place}.{one}" for place in range(len(networks)) for one in decoder]
+        self.named_parts = {"decoder": [*inside, *(f"last.{place}" for place in range(len(networks)))]}
         self._multiple, self._weight, self._parts = multiple, weight, parts
 
     def forward(self, inputs: Tensor) -> Tensor:
         """Magnitude images ``[B, 1, ..., H, W]`` from inputs ``[B, 3, ..., H, W]``, see `polyclinic.kspace`."""
         zero_filled, measured = of_inputs(inputs)
         lines, image = to_kspace(zero_filled), zero_filled
-        for network in self.networks:
-            image = self._consistent(self._improved(network, image), lines, measured)
+        for network, last in zip(self.networks, self.last, strict=True):
+            image = self._consistent(self._improved(network, last, image), lines, measured)
         return image.abs()
 
-    def _improved(self, network: nn.Module, image: Tensor) -> Tensor:
+    def _improved(self, network: nn.Module, last: nn.Module, image: Tensor) -> Tensor:
         """The image with what the network adds to it, complex ``[B, 1, ...]``."""
         if self._parts:
             given = torch.cat([image.real, image.imag], dim=1)
-            real, imaginary = (given + self._added(network, given)).split(1, dim=1)
+            real, imaginary = (given + last(self._added(network, given))).split(1, dim=1)
             return torch.complex(real, imaginary)
         given = image.abs()
-        found = given + self._added(network, given)
+        found = given + last(self._added(network, given))
         return torch.complex(found, torch.zeros_like(found))
 
     def _added(self, network: nn.Module, given: Tensor) -> Tensor:
@@ -84,6 +88,12 @@ class Unrolled(nn.Module):
         return to_images(found + share * measured * (lines - found))
 
 
+def _starting_at_zero(axes: int, channels: int) -> nn.Module:
+    layer = (nn.Conv2d if axes == 2 else nn.Conv3d)(channels, channels, 1, bias=False)
+    nn.init.zeros_(layer.weight)
+    return layer
+
+
 def reconstructs(module: nn.Module) -> bool:
     """Whether a network is for reconstruction."""
     return isinstance(module, Unrolled)
@@ -105,7 +115,13 @@ def unrolled(
     real and imaginary part), and then the lines of k-space that were measured are put back: as they are (``hard``), or
     as (found + λ measured) / (1 + λ) with a number λ, or not at all (``none``). What comes out is the magnitude. Each
     cascade has weights of its own. All layers that come after the coarsest one are the module ``decoder``; the latent
-    code, which that one gives in the last cascade, are the features. Heads are those of the networks.
+    code, which that one gives in the last cascade, are the features. Heads are those of the networks, and the last
+    layers.
+
+    What a network finds passes a layer of 1 x 1 that starts at 0, so that before training nothing is added (as in
+    Bachlechner et al., ReZero is all you need, UAI 2021). A network that sees real and imaginary part, or has no data
+    consistency, then gives the zero-filled image. One that sees the magnitude gives an image whose squared error is not
+    larger: neither the magnitude nor measured lines that are put back take an image away from a true one without phase.
 
     Source: Schlemper et al., A deep cascade of convolutional neural networks for dynamic MR image reconstruction, IEEE
     TMI 2018, equations 5 to 8; any network of the image-to-image kind stands in place of theirs.
@@ -124,8 +140,8 @@ def unrolled(
     codes = [_with_code(network, coarsest) for network in networks]
     weight = {"hard": float("inf"), "none": 0.0}.get(str(consistency))
     weight = float(consistency) if weight is None else weight
-    heads = [codes[-1], *(head for _, own in built for head in own)]
-    return Unrolled(networks, multiple, weight, parts=channels == 2, decoder=decoder), heads
+    made = Unrolled(networks, multiple, weight, parts=channels == 2, axes=len(shape) - 1, decoder=decoder)
+    return made, [codes[-1], *(head for _, own in built for head in own), *made.last]
 
 
 def _with_code(network: nn.Module, coarsest: str) -> nn.Module:

@@ -20,6 +20,10 @@ from polyclinic.state import FlatModule
 
 #: Cases whose features are computed together.
 _AT_ONCE = 32
+#: A site that shares a larger number has failed: nothing that is learned comes near, and its square is still finite.
+LARGEST = 1e9
+#: What others shared is cut at so many times a site's own largest number, or 1 if that is larger.
+FEATURES_APART, WEIGHTS_APART = 100.0, 10.0
 
 
 @LOCAL_PARTS.add("adversarial_alignment")
@@ -31,7 +35,9 @@ class AdversarialAlignment(Part):
     −mean log D_k(f_k) − mean log(1 − D_k(f_j)), for its own features f_k of the batch, with noise, and for as many that
     others shared. Discriminators are shared, too, and the site's loss gets weight · mean over other sites j of
     −mean log D_j(f_k), which trains the network and leaves D_j alone. So the term begins in the third round. Features
-    are averaged over places.
+    are averaged over places. So that no site spoils the others, what others share is cut before it is used: features at
+    100 times the largest of the batch's own, or at 100, and discriminators at 10 times the largest weight of the own
+    one, or at 10.
 
     Source: Li et al., Multi-site fMRI analysis using privacy-preserving federated learning and domain adaptation: ABIDE
     results, Medical Image Analysis 65 (2020), as in the authors' code. There features of all sites and gradients for
@@ -69,8 +75,8 @@ class AdversarialAlignment(Part):
             return {}
         weights = SiteClassifier(features, self.width, 1).size
         return {
-            "features": Shaped("float32", "N features", features, filled=True),
-            "discriminator": Shaped("float32", weights),
+            "features": Shaped("float32", "N features", features, filled=True, least=-LARGEST, most=LARGEST),
+            "discriminator": Shaped("float32", weights, least=-LARGEST, most=LARGEST),
             "others": Shaped("float32", "N others", features),
             "adversaries": Shaped("float32", "N adversaries", weights),
         }
@@ -108,7 +114,8 @@ class _Adversary(SiteEnd):
         noise = torch.randn(features.shape, generator=source).to(features.device)
         noisy = features + part.spread * features.detach().std(correction=0) * noise
         chosen = torch.randint(len(given["others"]), (len(noisy),), generator=source).to(noisy.device)
-        others, own = given["others"][chosen], noisy.detach()
+        own = noisy.detach()
+        others = cut(given["others"][chosen], own, FEATURES_APART)
 
         def mistaken(weights: Tensor) -> Tensor:
             mine, theirs = self._network(weights, own), self._network(weights, others)
@@ -118,7 +125,8 @@ class _Adversary(SiteEnd):
         self._weights = self._network.train(before.to(noisy.device), mistaken, part.rate, batch)
         if "adversaries" not in given:
             return None
-        taken = torch.stack([F.softplus(-self._network(one, noisy)).mean() for one in given["adversaries"]])
+        adversaries = cut(given["adversaries"], self._weights, WEIGHTS_APART)
+        taken = torch.stack([F.softplus(-self._network(one, noisy)).mean() for one in adversaries])
         return part.weight * taken.mean()
 
     def end(self, ended: Ended, given: Memory) -> Memory:
@@ -130,6 +138,12 @@ class _Adversary(SiteEnd):
             sent["discriminator"] = self._weights.cpu()
             self.kept = {"discriminator": sent["discriminator"].clone()}
         return sent
+
+
+def cut(theirs: Tensor, own: Tensor, apart: float) -> Tensor:
+    """Numbers of others, none of them larger than ``apart`` times the largest of the site's own, or than ``apart``."""
+    most = apart * own.detach().abs().amax().clamp_min(1.0)
+    return theirs.clamp(-most, most)
 
 
 def noisy_features(ended: Ended, cases: int, spread: float) -> Tensor:

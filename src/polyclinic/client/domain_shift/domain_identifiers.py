@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
 from torch import Tensor
 
-from polyclinic.client.domain_shift.adversaries import noisy_features
+from polyclinic.client.domain_shift.adversaries import FEATURES_APART, LARGEST, cut, noisy_features
 from polyclinic.client.domain_shift.site_classifier import SiteClassifier
 from polyclinic.client.features import feature_count
 from polyclinic.parts import LOCAL_PARTS, Batch, Ended, Memory, Now, Part, ServerEnd, SiteEnd, SiteView, Step, Update
@@ -29,7 +29,8 @@ class DomainIdentifier(Part):
     target's, and then the site's loss gets weight · mean −log(1 − C_k(z_k)), which trains the network and leaves C_k
     alone. So the term begins in the second round; the target site itself trains as without it. Codes are features: of
     the network ``unrolled`` what the coarsest layer of its last cascade gives, of others what their head is given, both
-    averaged over places.
+    averaged over places. So that the target can't spoil the others, its codes are cut at 100 times the largest of the
+    batch's own, or at 100.
 
     Source: Guo et al., Multi-institutional collaborations for improving deep learning-based magnetic resonance image
     reconstruction using federated learning, CVPR 2021, as in the authors' code. There codes of the target come in every
@@ -64,7 +65,7 @@ class DomainIdentifier(Part):
         if features is None:  # sites refuse a network without a head
             return {}
         return {
-            "codes": Shaped("float32", "N codes", features, filled=True),
+            "codes": Shaped("float32", "N codes", features, filled=True, least=-LARGEST, most=LARGEST),
             "target": Shaped("float32", "N target", features),
         }
 
@@ -98,7 +99,8 @@ class _Identifier(SiteEnd):
             return None
         codes, source = batch.features.float(), generator("identifier", batch.seed)
         chosen = torch.randint(len(given["target"]), (len(codes),), generator=source).to(codes.device)
-        own, theirs = codes.detach(), given["target"].to(codes.device)[chosen]
+        own = codes.detach()
+        theirs = cut(given["target"].to(codes.device)[chosen], own, FEATURES_APART)
 
         def mistaken(weights: Tensor) -> Tensor:
             mine, others = self._network(weights, own), self._network(weights, theirs)
