@@ -18,6 +18,8 @@ from polyclinic.options import EntryError, Place
 
 #: A network as a study file names it: ``unet``, or ``{unet: {channels: [8, 16]}}``.
 Inner = str | dict[str, dict[str, Any] | None]
+#: Channels of what an inner network finds, of which the layer behind it makes what is added.
+_WIDTH = 8
 #: The sides that an inner network gets are multiples of the first of these with which it can be built.
 _MULTIPLES = (1, 2, 4, 8, 16, 32, 64)
 
@@ -26,10 +28,11 @@ class Unrolled(nn.Module):
     """Cascades of a network and data consistency; see `unrolled` for what they do.
 
     Args:
-        networks: of each cascade: ``[B, 1, ...]`` to ``[B, 1, ...]``, or ``[B, 2, ...]`` to ``[B, 2, ...]``.
+        networks: of each cascade: ``[B, 1, ...]`` (or ``[B, 2, ...]`` of real and imaginary part) to ``[B, W, ...]``.
         multiple: they take sides that are multiples of it.
         weight: λ; infinite puts measured lines back as they are, 0 leaves everything as the network has it.
         axes: of an image, 2 or 3.
+        width: W.
         parts: whether networks see real and imaginary part.
         decoder: paths of layers in each network that come after the coarsest one.
 
@@ -40,14 +43,14 @@ class Unrolled(nn.Module):
 
     def __init__(
         self, networks: list[nn.Module], multiple: int, weight: float, *, parts: bool, axes: int = 2,
-        decoder: Sequence[str] = (),
+        width: int = 1, decoder: Sequence[str] = (),
     ) -> None:  # fmt: skip
         super().__init__()
         self.networks = nn.ModuleList(networks)
-        self.last = nn.ModuleList(_starting_at_zero(axes, 2 if parts else 1) for _ in networks)
+        self.last = nn.ModuleList(_starting_at_zero(axes, width, 2 if parts else 1) for _ in networks)
         inside = [f"networks.{place}.{one}" for place in range(len(networks)) for one in decoder]
         self.named_parts = {"decoder": [*inside, *(f"last.{place}" for place in range(len(networks)))]}
-        self._multiple, self._weight, self._parts = multiple, weight, parts
+        self._width, self._multiple, self._weight, self._parts = width, multiple, weight, parts
 
     def forward(self, inputs: Tensor) -> Tensor:
         """Magnitude images ``[B, 1, ..., H, W]`` from inputs ``[B, 3, ..., H, W]``, see `polyclinic.kspace`."""
@@ -75,7 +78,7 @@ class Unrolled(nn.Module):
         cut = found
         for axis, side in enumerate(sides, start=found.ndim - len(sides)):
             cut = cut.narrow(axis, 0, side)
-        if cut.shape != given.shape:
+        if cut.shape != (len(given), self._width, *sides):
             raise ValueError(f"its network gives {tuple(cut.shape[1:])} for images of shape {tuple(given.shape[1:])}")
         return cut
 
@@ -88,8 +91,8 @@ class Unrolled(nn.Module):
         return to_images(found + share * measured * (lines - found))
 
 
-def _starting_at_zero(axes: int, channels: int) -> nn.Module:
-    layer = (nn.Conv2d if axes == 2 else nn.Conv3d)(channels, channels, 1, bias=False)
+def _starting_at_zero(axes: int, width: int, channels: int) -> nn.Module:
+    layer = (nn.Conv2d if axes == 2 else nn.Conv3d)(width, channels, 1, bias=False)
     nn.init.zeros_(layer.weight)
     return layer
 
@@ -118,10 +121,11 @@ def unrolled(
     code, which that one gives in the last cascade, are the features. Heads are those of the networks, and the last
     layers.
 
-    What a network finds passes a layer of 1 x 1 that starts at 0, so that before training nothing is added (as in
-    Bachlechner et al., ReZero is all you need, UAI 2021). A network that sees real and imaginary part, or has no data
-    consistency, then gives the zero-filled image. One that sees the magnitude gives an image whose squared error is not
-    larger: neither the magnitude nor measured lines that are put back take an image away from a true one without phase.
+    A network gives 8 channels, of which a layer of 1 x 1 that starts at 0 makes what is added, so that before training
+    this is nothing (as in Bachlechner et al., ReZero is all you need, UAI 2021). A network that sees real and imaginary
+    part, or has no data consistency, then gives the zero-filled image. One that sees the magnitude gives an image whose
+    squared error is not larger: neither the magnitude nor measured lines that are put back take an image away from a
+    true one without phase.
 
     Source: Schlemper et al., A deep cascade of convolutional neural networks for dynamic MR image reconstruction, IEEE
     TMI 2018, equations 5 to 8; any network of the image-to-image kind stands in place of theirs.
@@ -134,13 +138,15 @@ def unrolled(
     (name, options), *_ = entry.items()
     multiple, plan = _plan(name, options or {}, shape[1:], channels)
     sides = tuple(side + -side % multiple for side in shape[1:])
-    built = [MODELS[name]((channels, *sides), channels, **(options or {})) for _ in range(cascades)]
+    built = [MODELS[name]((channels, *sides), _WIDTH, **(options or {})) for _ in range(cascades)]
     networks = [module for module, _ in built]
     coarsest, decoder = _parted(plan, (channels, *sides))
     codes = [_with_code(network, coarsest) for network in networks]
     weight = {"hard": float("inf"), "none": 0.0}.get(str(consistency))
     weight = float(consistency) if weight is None else weight
-    made = Unrolled(networks, multiple, weight, parts=channels == 2, axes=len(shape) - 1, decoder=decoder)
+    made = Unrolled(
+        networks, multiple, weight, parts=channels == 2, axes=len(shape) - 1, width=_WIDTH, decoder=decoder
+    )  # fmt: skip
     return made, [codes[-1], *(head for _, own in built for head in own), *made.last]
 
 
@@ -196,7 +202,7 @@ def _plan(name: str, options: dict[str, Any], sides: tuple[int, ...], channels: 
     for multiple in _MULTIPLES:
         try:
             with torch.device("meta"):
-                plan, _ = MODELS[name]((channels, *(side + -side % multiple for side in sides)), channels, **options)
+                plan, _ = MODELS[name]((channels, *(side + -side % multiple for side in sides)), _WIDTH, **options)
         except ValueError as error:
             first = first or error
             continue
