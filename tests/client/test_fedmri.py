@@ -73,11 +73,11 @@ def test_decoders_stay_at_the_sites():
 
 
 class Place(nn.Module):
-    """Makes four pixels of one, and adds a number of its own to each place."""
+    """Makes four pixels of one, and adds a number of its own to each place; not 0 at first, since what is behind is."""
 
     def __init__(self, *sides):
         super().__init__()
-        self.weight = nn.Parameter(torch.zeros(1, 1, *sides))
+        self.weight = nn.Parameter(0.1 * torch.randn(1, 1, *sides))
 
     def forward(self, coarse):
         return 0.0 * coarse.repeat_interleave(2, 2).repeat_interleave(2, 3) + self.weight

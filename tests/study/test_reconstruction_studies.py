@@ -151,7 +151,6 @@ def test_entries_that_do_not_fit_are_refused(changes, words):
         ({"model": {"unrolled": {"network": "unrolled"}}}, "can't be in a network for reconstruction"),
         ({"methods": ["harmofl"]}, "what was measured"),
         ({"methods": ["fedsld"]}, "is for classification"),
-        ({"methods": ["fedavg"], "final_model": {"method": "fedavg"}}, "no model in use for a reconstruction"),
         ({"attack": {"sites": 1, "blank_images": {}}}, "can be corrupted"),
     ],
 )

@@ -125,7 +125,7 @@ def unrolled(
     this is nothing (as in Bachlechner et al., ReZero is all you need, UAI 2021). A network that sees real and imaginary
     part, or has no data consistency, then gives the zero-filled image. One that sees the magnitude gives an image whose
     squared error is not larger: neither the magnitude nor measured lines that are put back take an image away from a
-    true one without phase.
+    true one without phase. (A network that gives 0 itself at first would never learn behind a layer that does.)
 
     Source: Schlemper et al., A deep cascade of convolutional neural networks for dynamic MR image reconstruction, IEEE
     TMI 2018, equations 5 to 8; any network of the image-to-image kind stands in place of theirs.
