@@ -20,6 +20,7 @@ import yaml
 from rich.console import Console
 
 from effects import BASELINE, effects, finished_in, last_day, measure_of, values_of, verdicts
+from phantoms import phantoms_of
 from polyclinic import PolyclinicError, Results, Study
 from polyclinic.study.display import RichDisplay
 
@@ -90,6 +91,14 @@ QUESTIONS = (
              "The same; each camera is left out of training in turn and tested."),
     Question("few-labels-retina", "sites",
              "The same, with the masks of each tenth patient of the training part."),
+    Question("boxes-skin", "sites",
+             "Skin lesions of three real sources are outlined; one has the masks of its training patients, the others "
+             "have boxes: fedavg leaves them out. The mean over the sources."),
+    Question("phantom-looks", "sites",
+             "Brains of phantoms as four scanners with known settings show them: contrast, bias field, noise and "
+             "resolution differ, anatomy does not. Tissues are segmented. The mean over the scanners."),
+    Question("few-labels-tissues", "sites",
+             "The same brains, with the tissues of each tenth person of the training part."),
     Question("few-take-part", "sites",
              "Four of seventeen real sites take part in a round: with fedavg four at random, in the other rows as they "
              "say. The mean over the sites that have enough cases of each class."),
@@ -148,6 +157,7 @@ def main(
         raise typer.BadParameter(f"there is no study {unknown[0]!r}; choose from {', '.join(names)}")
     failed = False
     for name in only or names:
+        phantoms_of(STUDIES / f"{name}.yaml", out, console)
         for repeat in range(repeats):
             console.print(f"[bold]{name}[/bold], repeat {repeat + 1} of {repeats}")
             try:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import html
 import json
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any
@@ -16,12 +15,9 @@ from typing import Annotated, Any
 import pandas as pd
 import typer
 from rich.console import Console
-from rich.progress import Progress
 
+from phantoms import phantoms_of
 from polyclinic import PolyclinicError, Results, Study
-from polyclinic.data.phantom.phantom import Phantom
-from polyclinic.data.phantom.request import Request, survey_request
-from polyclinic.data.phantom.write import Wanted, write_phantom
 from polyclinic.notes import Note
 from polyclinic.study.display import RichDisplay
 from polyclinic.study.kinds import RUN, titled
@@ -48,11 +44,6 @@ NAMES = (
     "survey-adni",
     "phantom-reconstruction",
 )
-#: Study -> the environment variable with its folder, and the phantoms that are made if it is not set.
-PHANTOMS = {
-    "survey-adni": ("POLYCLINIC_SURVEY", survey_request()),
-    "phantom-reconstruction": ("POLYCLINIC_PHANTOMS", Request(Phantom(0, sites=4), 20, Wanted("nifti"))),
-}
 #: More notes than this are left to the report.
 MOST_NOTES = 4
 
@@ -95,9 +86,7 @@ def main(only: Only = None, out: Out = HERE.parent / "results") -> None:
     for name in names:
         console.print(f"[bold]{name}[/bold]")
         try:
-            variable, request = PHANTOMS.get(name, ("", None))
-            if request is not None and variable not in os.environ:
-                os.environ[variable] = str(phantoms(request, out.resolve() / f"{name}-phantoms", console))
+            phantoms_of(HERE / f"{name}.yaml", out, console)
             run(HERE / f"{name}.yaml", out / name, console)
         except PolyclinicError as error:
             failed = True
@@ -106,22 +95,6 @@ def main(only: Only = None, out: Out = HERE.parent / "results") -> None:
     console.print(f"Wrote {PAGE}")
     if failed:
         raise typer.Exit(1)
-
-
-def phantoms(request: Request, folder: Path, console: Console) -> Path:
-    """The folder with the phantoms of a study, made if it is not there yet.
-
-    Raises:
-        PolyclinicError: P503 without nilearn; P501 if the folder holds something else.
-    """
-    if not (folder / "regions.csv").is_file():
-        with Progress(console=console, transient=True) as shown:
-            bar = shown.add_task("Phantoms")
-            write_phantom(
-                request.phantom, request.subjects, folder, request.wanted,
-                lambda done, total: shown.update(bar, completed=done, total=total),
-            )  # fmt: skip
-    return folder
 
 
 def run(study_file: Path, out: Path, console: Console) -> None:

@@ -27,6 +27,7 @@ def benefits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
 
 def test_every_study_is_asked_about_and_compares_with_fedavg(benefits: ModuleType, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("POLYCLINIC_DATA", "/data")
+    monkeypatch.setenv("POLYCLINIC_PHANTOMS", "/phantoms")
     paths = {path.stem: path for path in (STUDIES / "benefits").glob("*.yaml")}
     assert set(paths) == {question.name for question in benefits.QUESTIONS}
     for path in paths.values():

@@ -13,6 +13,7 @@ import pytest
 import yaml
 from rich.console import Console
 
+import phantoms
 from helpers import named, script
 from polyclinic import Results, Study
 from polyclinic.data.phantom.phantom import Phantom
@@ -229,10 +230,10 @@ def test_finished_results_are_taken_and_changed_ones_refused(
     make_results.run(study, tmp_path / "other", Console(quiet=True))
 
 
-def test_phantoms_of_a_study_are_made_once(tmp_path: Path, make_results: ModuleType):
+def test_phantoms_of_a_study_are_made_once(tmp_path: Path):
     pytest.importorskip("nilearn")
     request = survey_request(2, spacing=6.0)
-    folder = make_results.phantoms(request, tmp_path / "survey", Console(quiet=True))
+    folder = phantoms.made(request, tmp_path / "survey", Console(quiet=True))
     first = (folder / "regions.csv").stat().st_mtime_ns
-    assert make_results.phantoms(request, folder, Console(quiet=True)) == folder
+    assert phantoms.made(request, folder, Console(quiet=True)) == folder
     assert (folder / "regions.csv").stat().st_mtime_ns == first
