@@ -4,8 +4,9 @@ import subprocess
 import sys
 
 import pytest
+from rich.console import Console
 
-from polyclinic import cli
+from polyclinic import cli, cli_data
 from polyclinic.data.catalogue import ENTRIES
 
 
@@ -41,7 +42,7 @@ def test_list(command):
 
 
 def test_the_list_has_licences_and_fits_a_narrow_terminal(command, monkeypatch):
-    monkeypatch.setenv("COLUMNS", "100")
+    monkeypatch.setattr(cli_data, "output", Console(width=100, highlight=False))
     lines = command("data", "list")[1].splitlines()
     assert max(map(len, lines)) <= 100
     first = {line.split()[0]: line for line in lines if line.startswith(" ") and line[1:2].strip()}
