@@ -23,7 +23,7 @@ from torch import Tensor
 
 from polyclinic.composition import METHODS
 from polyclinic.methods import PUBLISHED
-from polyclinic.parts import LOCAL_PARTS, SERVER_PARTS, Now, Update, build_part
+from polyclinic.parts import SERVER_PARTS, Now, Part, Update, build_part
 from polyclinic.parts.site_end import overrides
 from polyclinic.server.chain import Chain
 from polyclinic.server.distances import gram
@@ -34,11 +34,6 @@ from polyclinic.study.declaration import Declaration
 TURNS = 8
 #: Weights of a change in the section on server rules.
 SIZE = 10_000_000
-#: Parts that add something to each gradient, and run nothing of their own.
-GRADIENT_PARTS = {
-    name for name in LOCAL_PARTS
-    if overrides(end := build_part(name, {}).at_site(), "gradient") and not overrides(end, "loss")
-}  # fmt: skip
 
 Work = Callable[[], object]
 
@@ -151,6 +146,12 @@ NETWORKS = (
 )
 
 
+def adds_to_gradient(part: Part) -> bool:
+    """Whether a part adds something to each gradient, and runs nothing of its own."""
+    end = part.at_site()
+    return overrides(end, "gradient") and not overrides(end, "loss")
+
+
 def rounds_of_methods(only: Sequence[str] = ()) -> None:
     """A round of each method over one of fedavg on the same work, and its traffic a site and round over fedavg's."""
     for network in NETWORKS:
@@ -165,12 +166,12 @@ def rounds_of_methods(only: Sequence[str] = ()) -> None:
             plain = Ours(trained("fedavg"), data, Path(folder))
             for name in only or METHODS:
                 method = METHODS[name](**OPTIONS.get(name, {}))
-                images = any(build_part(part, options).images_only for part, options in method.local)
+                parts = [build_part(part, options) for part, options in method.local]
+                images = any(part.images_only for part in parts)
                 other = bool(PUBLISHED[name].network)  # than those that are trained here
                 if method.scope != "federation" or name == "fedavg" or other or (images and len(network.shape) == 1):
                     continue
-                tasks = [part.tasks for name, options in method.local if (part := build_part(name, options)).tasks]
-                if not all("classification" in one for one in tasks):
+                if not all("classification" in part.tasks for part in parts if part.tasks):
                     continue
                 own = Ours(trained(name), data, Path(folder))
                 turns = [(statistics.median(own.rounds()), statistics.median(plain.rounds())) for _ in range(TURNS)]
@@ -178,7 +179,7 @@ def rounds_of_methods(only: Sequence[str] = ()) -> None:
                 seconds = statistics.median(theirs for _, theirs in turns)
                 times = seconds * statistics.median(ours / theirs for ours, theirs in turns), seconds
                 up, down = (mine / fedavgs for mine, fedavgs in zip(own.traffic, plain.traffic, strict=True))
-                budget = 1.05 if {part for part, _ in method.local} & GRADIENT_PARTS else None
+                budget = 1.05 if any(map(adds_to_gradient, parts)) else None
                 show(name, *times, f"fedavg ({own.plan.mode})", budget)
                 print(f"{'':<26} up {up:.2f}, down {down:.2f}   {network.title}", flush=True)
                 own.engine.close()

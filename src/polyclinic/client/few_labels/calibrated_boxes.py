@@ -23,6 +23,8 @@ from polyclinic.tasks import Task
 
 #: A box of which no more pixels than these would be chosen is taken whole.
 _FEW = 5
+#: Probabilities that differ by no more are as high: equal ones come out of a processor with other last digits.
+_ROUNDING = 1e-6
 #: Made-up cases that a network at the server sees at a time.
 _AT_ONCE = 4
 
@@ -214,8 +216,8 @@ def calibrated(known: Tensor, boxes: Tensor, found: Sequence[Tensor], share: flo
 
 
 def likeliest(found: Tensor, box: Tensor, share: float) -> Tensor:
-    """The ⌊p n⌋ of the n pixels of a box with the highest probabilities, and those that are as high; all, if these are
-    few: bool ``[B, 1, ...]``.
+    """The ⌊p n⌋ of the n pixels of a box with the highest probabilities, and those as high but for rounding; all, if
+    these are few: bool ``[B, 1, ...]``.
 
     Args:
         found: probabilities ``[B, 1, ...]``.
@@ -225,4 +227,4 @@ def likeliest(found: Tensor, box: Tensor, share: float) -> Tensor:
     values = found.masked_fill(~box, -1.0).flatten(1)
     number = (box.flatten(1).sum(1).double() * share + 1e-6).long()
     limit = values.sort(dim=1, descending=True).values.gather(1, (number - 1).clamp_min(0)[:, None])
-    return box & ((values >= limit) | (number <= _FEW)[:, None]).view_as(box)
+    return box & ((values >= limit - _ROUNDING) | (number <= _FEW)[:, None]).view_as(box)
