@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from polyclinic.client.personal.models import PERSONAL
 from polyclinic.communication.message import Message
 from polyclinic.data.cases import Counts, SiteData
+from polyclinic.data.public_set import prepare_public
 from polyclinic.engine import CheckedEngine, Engine, LocalEngine
 from polyclinic.engine.channel import read_frame, write_frame
 from polyclinic.engine.planner import choose_plan
@@ -42,6 +43,7 @@ from polyclinic.study.declaration import Declaration
 from polyclinic.study.job import Fold, Job
 from polyclinic.study.jobs import JobRunner
 from polyclinic.study.planning import work_of
+from polyclinic.study.public import Public
 from polyclinic.tasks import Task, build_task
 
 REPEATS = 5
@@ -55,11 +57,14 @@ def study(
     method: object = "fedavg",
     *,
     images: bool = False,
+    public: bool = False,
 ) -> Declaration:
     """A study of one method; its data entries are never read."""
     masks = task == "segmentation"
     cases = {"image": "image", "size": [8, 8]} if masks or images else {"features": "*"}
     data = {"table": "-", "site": "site", **cases, **({"mask": "mask"} if masks else {"label": "label"})}
+    if public:
+        data["public"] = "-"
     optimizer = {"sgd": {"lr": 0.05, "momentum": 0.9}}
     return Declaration.check({
         "data": data, "task": task, "model": model, "methods": [method],
@@ -101,7 +106,13 @@ class Ours:
         nothing = dict.fromkeys(data, 0)
         fold = Fold(0, cases, nothing, nothing, {site: [] for site in data})
         initial = template.vector.clone()
-        runner = JobRunner(declaration, self.engine, self.local, template, lambda seed: initial, ["no", "yes"])
+        public = None
+        if first.public is not None:
+            dataset = prepare_public(first.public, request.fields["steps"], [{}])
+            public = Public((len(first.public), outputs), lambda: dataset)
+        runner = JobRunner(
+            declaration, self.engine, self.local, template, lambda seed: initial, ["no", "yes"], public=public
+        )
         job = Job((method,), 0, 0)
         self.make = lambda: runner.plan(job, fold, list(data))
         self.checkpoint = workdir / "checkpoint"
