@@ -137,6 +137,7 @@ class Network(NamedTuple):
         shape: of a case.
         cases: of each site.
         rounds: of a run.
+        mode: how it is run; two runs in several processes each would be in each other's way.
     """
 
     title: str
@@ -144,11 +145,12 @@ class Network(NamedTuple):
     shape: tuple[int, ...]
     cases: int
     rounds: int
+    mode: str
 
 
 NETWORKS = (
-    Network("MLP 90-64-2 (batch norm)", {"mlp": {"hidden": [64], "norm": "batch"}}, (90,), 640, 12),
-    Network("CNN, 28x28", {"cnn": {"channels": [16, 32, 64]}}, (1, 28, 28), 160, 5),
+    Network("MLP 90-64-2 (batch norm)", {"mlp": {"hidden": [64], "norm": "batch"}}, (90,), 640, 12, "auto"),
+    Network("CNN, 28x28", {"cnn": {"channels": [16, 32, 64]}}, (1, 28, 28), 160, 5, "sequential"),
 )
 
 
@@ -169,14 +171,15 @@ def partly_labelled(network: Network) -> dict[str, SiteData]:
 def runner(name: str, network: Network, data: dict[str, SiteData], folder: str) -> Ours:
     """Rounds of a method."""
     method, images = {name: OPTIONS.get(name, {})}, len(network.shape) > 1
-    return Ours(study(network.model, "classification", 32, network.rounds, method, images=images, public=True), data,
-                Path(folder))  # fmt: skip
+    declared = study(network.model, "classification", 32, network.rounds, method, images=images, public=True)
+    return Ours(declared, data, Path(folder), network.mode)
 
 
 def covered(name: str) -> bool:
     """Whether a method trains the study's network in rounds of one kind."""
-    federated = METHODS[name](**OPTIONS.get(name, {})).scope == "federation"
-    return federated and not PUBLISHED[name].network and name not in OTHER_WORK
+    if name in OTHER_WORK or PUBLISHED[name].network:
+        return False
+    return METHODS[name](**OPTIONS.get(name, {})).scope == "federation"
 
 
 def rounds_of_methods(only: Sequence[str] = ()) -> None:

@@ -74,9 +74,13 @@ def study(
 
 
 class Ours:
-    """Rounds of Polyclinic on prepared sites."""
+    """Rounds of Polyclinic on prepared sites.
 
-    def __init__(self, declaration: Declaration, data: dict[str, SiteData], workdir: Path) -> None:
+    Args:
+        mode: as ``execution: {mode: ...}`` of a study file.
+    """
+
+    def __init__(self, declaration: Declaration, data: dict[str, SiteData], workdir: Path, mode: str = "auto") -> None:
         first = next(iter(data.values()))
         shape = tuple(first.inputs.shape[1:])
         outputs = 2 if first.targets.dim() == 1 else 1
@@ -87,7 +91,7 @@ class Ours:
         personal = PERSONAL[method.method.personal[0]] if method.method.personal else None
         ends = [build_part(*part).at_site() for part in method.method.parts]
         self.plan = choose_plan(
-            mode="auto", device="cpu", threads=None, workers=None, model=template, works=[work], shape=shape,
+            mode=mode, device="cpu", threads=None, workers=None, model=template, works=[work], shape=shape,
             cases=[len(cases) for cases in data.values()], passes=1000, obstacles=[not_stackable(personal, work, ends)],
         )  # fmt: skip
         self.local = LocalEngine(data, stacked=self.plan.mode == "stacked")
