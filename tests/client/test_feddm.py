@@ -187,12 +187,12 @@ def test_who_is_sent_what():
     states = {"A": torch.tensor([0.0, 0.0]), "B": torch.tensor([0.0, 1.0]), "C": torch.tensor([0.0, -5.0])}
     end.begin(now)
     assert end.send("A") == {}, "in the first round there is no peer"
-    end.restore(states)
+    end.latest = {name: {"model": state} for name, state in states.items()}
     end.begin(now)
     assert torch.equal(end.send("B")["proximal"], states["A"])
     assert torch.equal(end.send("B")["distal"], states["C"])
     assert end.send("D") == {}, "it was away so far"
-    end.restore({"A": states["A"]})
+    end.latest = {"A": end.latest["A"]}
     end.begin(now)
     assert end.send("A") == {}
 

@@ -133,17 +133,17 @@ def test_the_peer_is_the_mean_of_those_most_alike():
     end = _Peers(2)
     numbers = {"A": [0.0, 0.0, 5.0], "B": [1.0, 1.0, 6.0], "C": [0.9, 1.3, 7.0], "D": [9.0, -9.0, 0.0]}
     states = {name: torch.tensor(values) for name, values in numbers.items()}
-    end.restore(states)
+    end.latest = {name: {"model": state} for name, state in states.items()}
     now = SimpleNamespace(shapes=[(2,)], everyone=dict.fromkeys(states, 1.0), weights=torch.zeros(2))
     end.begin(now)
     torch.testing.assert_close(end.send("B")["peer"], (states["A"] + states["C"]) / 2)
     assert end.send("E") == {}
     one = _Peers(1)
-    one.restore(states)
+    one.restore(end.memory())
     one.begin(now)
     assert torch.equal(one.send("B")["peer"], states["C"])
     alone = _Peers(2)
-    alone.restore({"A": states["A"]})
+    alone.latest = {"A": end.latest["A"]}
     alone.begin(now)
     assert alone.send("A") == {}
 

@@ -12,7 +12,8 @@ from torch import Tensor
 
 from polyclinic.client.domain_shift.site_classifier import SiteClassifier
 from polyclinic.client.features import feature_count, frozen_features
-from polyclinic.parts import LOCAL_PARTS, Batch, Ended, Memory, Now, Part, ServerEnd, SiteEnd, SiteView, Step, Update
+from polyclinic.client.latest import Latest
+from polyclinic.parts import LOCAL_PARTS, Batch, Ended, Memory, Part, ServerEnd, SiteEnd, SiteView
 from polyclinic.privacy.draws import gaussian
 from polyclinic.seeds import generator
 from polyclinic.shapes import Shaped
@@ -166,43 +167,10 @@ def noisy_features(ended: Ended, cases: int, spread: float) -> Tensor:
     return (features + spread * features.std(correction=0) * noise).float()
 
 
-class _Shared(ServerEnd):
-    needs_each = True  # whose is what
-
-    def __init__(self) -> None:
-        self._last = dict[str, Memory]()
-        self._new = dict[str, Memory]()
-
-    def begin(self, now: Now) -> None:
-        """Begin with nothing new."""
-        super().begin(now)
-        self._new = {}
-
+class _Shared(Latest):
     def send(self, site: str) -> Memory:
         """What the others shared last."""
-        others = [memory for name, memory in self._last.items() if name != site and memory]
+        others = [memory for name, memory in self.latest.items() if name != site and memory]
         sent = {"others": torch.cat([memory["features"] for memory in others])} if others else {}
         trained = [memory["discriminator"] for memory in others if "discriminator" in memory]
         return {**sent, "adversaries": torch.stack(trained)} if trained else sent
-
-    def take(self, update: Update) -> Update:
-        """What a site shared."""
-        self._new[update.site] = {name: tensor.clone() for name, tensor in self.sent(update).items()}
-        return update
-
-    def finish(self, step: Step) -> Step:
-        """It counts; what is known of sites that were away stays. In site order, whoever answered first."""
-        found = self._last | self._new
-        self._last = {site: found[site] for site in self.now.everyone if site in found}
-        return step
-
-    def memory(self) -> Memory:
-        """All of it."""
-        return {f"{name} {site}": tensor for site, own in self._last.items() for name, tensor in own.items()}
-
-    def restore(self, memory: Memory) -> None:
-        """Take it back."""
-        self._last = {}
-        for key, tensor in memory.items():
-            name, _, site = key.partition(" ")
-            self._last.setdefault(site, {})[name] = tensor

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from polyclinic.client.domain_shift.site_classifier import SiteClassifier
 from polyclinic.client.features import feature_count
+from polyclinic.client.latest import Latest
 from polyclinic.parts import LOCAL_PARTS, Batch, Ended, Memory, Now, Part, ServerEnd, SiteEnd, SiteView, Step, Update
 from polyclinic.seeds import generator
 from polyclinic.shapes import Misfit, Shaped
@@ -120,26 +121,23 @@ class _Unlearning(SiteEnd):
         return sent if self._weights is None else {**sent, "classifier": self._weights.cpu()}
 
 
-class _Statistics(ServerEnd):
-    needs_each = True  # each site's own mean
-
+class _Statistics(Latest):
     def __init__(self, width: int) -> None:
+        super().__init__()
         self._width = width
-        self._known = dict[str, Memory]()
         self._common: Tensor | None = None
 
     def begin(self, now: Now) -> None:
         """Begin with nothing new."""
         super().begin(now)
-        self._new = dict[str, Memory]()
         self._classifiers = list[tuple[float, Tensor]]()
 
     def send(self, site: str) -> Memory:
         """What is known, where it is known of others and of the site itself."""
-        if len(self._known) < 2 or site not in self._known:
+        if len(self.latest) < 2 or site not in self.latest:
             return {}
-        sent = {f"{name}s": torch.stack([one[name] for one in self._known.values()]) for name in ("mean", "deviation")}
-        sent["place"] = torch.tensor(list(self._known).index(site))
+        sent = {f"{name}s": torch.stack([one[name] for one in self.latest.values()]) for name in ("mean", "deviation")}
+        sent["place"] = torch.tensor(list(self.latest).index(site))
         return sent if self._common is None else {**sent, "common": self._common}
 
     def open(self, packed: Memory) -> Memory:
@@ -150,41 +148,37 @@ class _Statistics(ServerEnd):
         """
         classifier = packed.get(f"{self.name}/classifier")
         if classifier is not None:
-            sites, features = len(self._known), next((len(one["mean"]) for one in self._known.values()), 0)
+            sites, features = len(self.latest), next((len(one["mean"]) for one in self.latest.values()), 0)
             size = SiteClassifier(features, self._width, sites).size if sites > 1 else 0
             if len(classifier) != size:
                 raise Misfit(f"got a classifier of {len(classifier)} numbers, expected {size} for {sites} sites")
         return packed
 
-    def take(self, update: Update) -> Update:
-        """What a site shared."""
-        sent = self.sent(update)
-        if "mean" in sent:
-            self._new[update.site] = {name: sent[name].clone() for name in ("mean", "deviation")}
-        if "classifier" in sent:
-            self._classifiers.append((update.weight, sent["classifier"]))
-        return update
+    def told(self, update: Update) -> Memory:
+        """Mean and deviation; classifiers are averaged."""
+        found = super().told(update)
+        classifier = found.pop("classifier", None)
+        if classifier is not None:
+            self._classifiers.append((update.weight, classifier))
+        return found
 
     def finish(self, step: Step) -> Step:
         """It counts; of sites that were away what was known stays. A site more makes another classifier."""
-        found = self._known | self._new
-        before, self._known = len(self._known), {site: found[site] for site in self.now.everyone if site in found}
+        before = len(self.latest)
+        step = super().finish(step)
         if self._classifiers:
             total = sum(weight for weight, _ in self._classifiers)
             self._common = torch.stack([weight / total * one for weight, one in self._classifiers]).sum(0)
-        if len(self._known) != before:
+        if len(self.latest) != before:
             self._common = None
         return step
 
     def memory(self) -> Memory:
         """All of it."""
-        found = {f"{name} {site}": tensor for site, own in self._known.items() for name, tensor in own.items()}
+        found = super().memory()
         return found if self._common is None else {**found, "common": self._common}
 
     def restore(self, memory: Memory) -> None:
         """Take it back."""
-        self._known, self._common = {}, memory.get("common")
-        for key, tensor in memory.items():
-            name, _, site = key.partition(" ")
-            if site:
-                self._known.setdefault(site, {})[name] = tensor
+        super().restore(memory)
+        self._common = memory.get("common")

@@ -12,7 +12,7 @@ from torch import Tensor
 from polyclinic.candidates import possible, undecided, without
 from polyclinic.client.features import frozen_outputs
 from polyclinic.client.few_labels.consistency import Unlabelled, of_classes
-from polyclinic.client.few_labels.peers import SiteModels
+from polyclinic.client.latest import LatestModels
 from polyclinic.errors import SiteError
 from polyclinic.ignored import IGNORED
 from polyclinic.parts import LOCAL_PARTS, Batch, Memory, Now, Part, ServerEnd, SiteEnd, SiteView
@@ -127,7 +127,7 @@ class _Calibrating(Unlabelled):
         return self.weight * task.loss(batch.model.module(inputs), masks)[told].mean()
 
 
-class _CustomisedPeers(SiteModels):
+class _CustomisedPeers(LatestModels):
     needs_whole = True
 
     def __init__(self, samples: int, *, kept: bool) -> None:
@@ -138,11 +138,12 @@ class _CustomisedPeers(SiteModels):
         """Find the peers of all sites."""
         super().begin(now)
         self._peers = dict[str, tuple[str, str]]()
-        names, place = list(self.states), self.workplace if self.states else None
-        if place is None or len(names) < 2:
+        models = self.models
+        if len(models) < 2:
             return
+        names, place = list(models), self.workplace
         drawn = torch.rand(self._samples, *place.network.shape, generator=generator(self.name, now.seed, now.fold))
-        near, far = customised(place.network, place.task, list(self.states.values()), drawn)
+        near, far = customised(place.network, place.task, list(models.values()), drawn)
         self._peers = {name: (names[near[row]], names[far[row]]) for row, name in enumerate(names)}
 
     def send(self, site: str) -> Memory:
@@ -150,7 +151,7 @@ class _CustomisedPeers(SiteModels):
         if site not in self._peers:
             return {}
         proximal, distal = self._peers[site]
-        return {"proximal": self.states[proximal], "distal": self.states[distal]}
+        return {"proximal": self.models[proximal], "distal": self.models[distal]}
 
 
 def customised(

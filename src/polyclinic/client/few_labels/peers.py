@@ -11,7 +11,8 @@ from torch import Tensor
 
 from polyclinic.client.features import frozen_outputs
 from polyclinic.client.few_labels.consistency import PseudoLabelling, of_classes
-from polyclinic.parts import LOCAL_PARTS, Batch, Memory, Now, Part, ServerEnd, SiteEnd, SiteView, Step, Update
+from polyclinic.client.latest import LatestModels
+from polyclinic.parts import LOCAL_PARTS, Batch, Memory, Now, Part, ServerEnd, SiteEnd, SiteView
 from polyclinic.shapes import Shaped
 
 _Share = Annotated[float, Field(ge=0, le=1)]
@@ -78,50 +79,7 @@ class _Peer(PseudoLabelling):
         return (own + of_classes(self._view.task, frozen_outputs(batch.model, given["peer"], weak))) / 2
 
 
-class SiteModels(ServerEnd):
-    """The last model of each site at the server, for parts that send sites what others have learned.
-
-    Args:
-        kept: whether any is kept.
-
-    Attributes:
-        states: site -> its model ``[Q]`` at the end of the last round that it took part in, in site order.
-    """
-
-    needs_each = True
-
-    def __init__(self, *, kept: bool = True) -> None:
-        self._kept = kept
-        self.states = dict[str, Tensor]()
-        self._new = dict[str, Tensor]()
-
-    def begin(self, now: Now) -> None:
-        """A new round."""
-        super().begin(now)
-        self._new = {}
-
-    def take(self, update: Update) -> Update:
-        """A site's model."""
-        if self._kept:
-            self._new[update.site] = torch.cat([self.now.weights + update.change, update.statistics])
-        return update
-
-    def finish(self, step: Step) -> Step:
-        """It counts; of sites that were away the last one stays. In site order, whoever answered first."""
-        found = self.states | self._new
-        self.states = {site: found[site] for site in self.now.everyone if site in found}
-        return step
-
-    def memory(self) -> Memory:
-        """The models."""
-        return dict(self.states)
-
-    def restore(self, memory: Memory) -> None:
-        """Take them back."""
-        self.states = dict(memory)
-
-
-class _Peers(SiteModels):
+class _Peers(LatestModels):
     def __init__(self, peers: int) -> None:
         super().__init__(kept=bool(peers))
         self._peers = peers
@@ -130,17 +88,17 @@ class _Peers(SiteModels):
         """See which sites are alike."""
         super().begin(now)
         sizes = [torch.Size(shape).numel() for shape in now.shapes]
-        looks = [looks_of(state[: sum(sizes)], sizes) for state in self.states.values()]
+        looks = [looks_of(state[: sum(sizes)], sizes) for state in self.models.values()]
         self._alike = similarities(torch.stack(looks)) if len(looks) > 1 else torch.empty(0, 0)
 
     def send(self, site: str) -> Memory:
         """The mean of the most similar sites' models."""
-        names = list(self.states)
+        names = list(self.models)
         if site not in names or len(names) < 2 or not self._peers:
             return {}
         order = self._alike[names.index(site)].argsort(descending=True, stable=True).tolist()
         chosen = [names[place] for place in order if names[place] != site][: self._peers]
-        return {"peer": torch.stack([self.states[name] for name in chosen]).mean(0)}
+        return {"peer": torch.stack([self.models[name] for name in chosen]).mean(0)}
 
 
 def looks_of(weights: Tensor, sizes: list[int]) -> Tensor:

@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from polyclinic.client.domain_shift.spectra import trained_on_boxes
+from polyclinic.client.latest import LatestModels
 from polyclinic.errors import StudyError
-from polyclinic.parts import Ended, Memory, Now, ServerEnd, SiteEnd, SiteView, Step, Update
+from polyclinic.parts import Ended, Memory, SiteEnd, SiteView, Update
 
 #: What a site's model tells, for `polyclinic.parts.Part.reveals`.
 SITE_MODEL = (
@@ -33,45 +34,18 @@ class SendsModel(SiteEnd):
         return {"model": ended.own.clone()}
 
 
-class SiteModels(ServerEnd):
-    """Keeps the last model of each site.
+class SiteModels(LatestModels):
+    """Keeps the last model of each site, as it sent it."""
 
-    Attributes:
-        models: site -> θ_k ``[P]``, in site order; of sites that were away the last one.
-    """
-
-    needs_each = True
     needs_whole = True
 
     def meet(self, announced: Mapping[str, Memory], everyone: Mapping[str, float]) -> None:
-        """Nothing is known of anybody yet."""
-        self.everyone, self.models, self._new = list(everyone), dict[str, Tensor](), dict[str, Tensor]()
+        """Sites have numbers."""
+        self.everyone = list(everyone)
 
-    def begin(self, now: Now) -> None:
-        """Forget what a round that was given up has left."""
-        super().begin(now)
-        self._new = {}
-
-    def take(self, update: Update) -> Update:
-        """θ_k of this round."""
-        self._new[update.site] = self.sent(update)["model"]
-        return update
-
-    def finish(self, step: Step) -> Step:
-        """It counts."""
-        found = self.models | self._new
-        self.models = {site: found[site] for site in self.everyone if site in found}
-        return step
-
-    def memory(self) -> Memory:
-        """The models."""
-        return {f"model {self.everyone.index(site)}": model for site, model in self.models.items()}
-
-    def restore(self, memory: Memory) -> None:
-        """They are known again."""
-        self.models = {
-            site: memory[f"model {place}"] for place, site in enumerate(self.everyone) if f"model {place}" in memory
-        }
+    def told(self, update: Update) -> Memory:
+        """θ_k ``[P]``."""
+        return dict(self.sent(update))
 
     def numbered(self, models: Mapping[str, Tensor]) -> Memory:
         """Models of sites by their site's number: ``model0``, ``model1``, ..."""

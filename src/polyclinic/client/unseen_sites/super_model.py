@@ -186,6 +186,7 @@ class _SuperModel(SiteModels):
     leaves_out = frozenset({"tell_apart"})
 
     def __init__(self, pull: float, steps: int, lr: float) -> None:
+        super().__init__()
         self.pull, self.steps, self.lr = pull, steps, lr
 
     def meet(self, announced: Mapping[str, Memory], everyone: Mapping[str, float]) -> None:
@@ -213,7 +214,7 @@ class _SuperModel(SiteModels):
         asked = {
             site: {"selector": selector, "sites": sites, "place": torch.tensor(self.everyone.index(site))}
             for site in self.models
-            if site in self._new
+            if site in self.new
         }
         answers = {
             site: found["gradient"]
@@ -239,11 +240,11 @@ class _SuperModel(SiteModels):
         return {
             **super().memory(),
             "selector": self._selector,
-            **{f"adam {name}": one for name, one in self._adam.items()},
+            **{f"adam_{name}": one for name, one in self._adam.items()},
         }
 
     def restore(self, memory: Memory) -> None:
         super().restore(memory)
         self._drawn = pulled(self.models, self.pull)
         self._selector = memory["selector"]
-        self._adam = {name.removeprefix("adam "): one for name, one in memory.items() if name.startswith("adam ")}
+        self._adam = {name.removeprefix("adam_"): one for name, one in memory.items() if name.startswith("adam_")}
