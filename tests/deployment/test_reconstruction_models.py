@@ -21,6 +21,7 @@ from polyclinic.deployment.prediction import Predictor
 from polyclinic.deployment.run import predict_into
 from polyclinic.errors import ModelError, PolyclinicError
 from polyclinic.study.final_model.fit import Wanted, fit_model
+from polyclinic.study.final_model.card import card_text
 from polyclinic.study.final_model.folder import CARD_TEXT, read_model
 from polyclinic.study.study import Study
 
@@ -129,6 +130,9 @@ def test_with_all_lines_an_image_comes_back_as_it_is(tmp_path: Path, intensity: 
     images = write_volumes(tmp_path, OBLIQUE)
     preparation = {"orientation": "SAR", "size": [10, 13, 11], "intensity": intensity}
     predictor = predictor_of(study_of(tmp_path, lines=1, preprocessing=preparation), tmp_path)
+    card = card_text(predictor.description, [], {})
+    assert ("intensities are left" in card) == (intensity == "none")
+    assert "to the longest: 1 x 2 x 2 mm" in card, "all have the same voxels"
     (tmp_path / "new").mkdir()
     for name in list(images)[:2]:
         (tmp_path / name).rename(tmp_path / "new" / name)

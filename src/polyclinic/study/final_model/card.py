@@ -105,14 +105,16 @@ def _inputs(description: Description) -> Iterable[str | list[list[str]]]:
     preparation = description.data.preprocessing
     if preparation is not None:
         spacing = "their own voxels" if preparation.steps is None else f"voxels of {preparation.steps} mm"
+        normalised = "left" if preparation.intensity == "none" else f"normalised by {preparation.intensity}"
         yield (
             f"Volumes are turned to {preparation.orientation}, brought to {spacing} and {preparation.sides} of them, "
-            f"and their intensities are normalised by {preparation.intensity}."
+            f"and their intensities are {normalised}."
         )
     for name, _ in description.shown:
         yield f"The network is shown images that the part {name} of its method has changed, as in training."
     if description.seen.spacing:
-        sides = " x ".join(f"{low:.3g} to {high:.3g}" for low, high in description.seen.spacing)
+        ends = ((f"{low:.3g}", f"{high:.3g}") for low, high in description.seen.spacing)
+        sides = " x ".join(low if low == high else f"{low} to {high}" for low, high in ends)
         yield f"Voxels of the images that it was trained on, from the shortest side to the longest: {sides} mm."
 
 
