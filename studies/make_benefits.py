@@ -22,6 +22,7 @@ from rich.console import Console
 from effects import BASELINE, effects, finished_in, last_day, measure_of, values_of, verdicts
 from phantoms import phantoms_of
 from polyclinic import PolyclinicError, Results, Study
+from polyclinic.methods import PUBLISHED
 from polyclinic.study.display import RichDisplay
 
 HERE = Path(__file__).resolve().parent
@@ -220,7 +221,22 @@ def page(table: pd.DataFrame, repeats: int) -> str:
     missing = [question.name for question in QUESTIONS if question.name not in set(table["study"])]
     note = f"\nNot run yet: {', '.join(missing)}.\n" if missing else ""
     introduction = INTRODUCTION.format(repeats=repeats)
-    return "\n".join([introduction, "## In short\n", *matrix(table), "", *sections]) + note
+    return "\n".join([introduction, "## In short\n", *matrix(table), "", *claims(table), "", *sections]) + note
+
+
+def claims(table: pd.DataFrame) -> list[str]:
+    """What papers say of their methods beside the effects here, as far as both are there."""
+    lines = ["## What papers say", "",
+             "By their abstracts; data, networks and what they were compared with are others than here, so numbers",
+             "can't be compared, only whether there is a gain.", "",
+             "| Method | Its paper | Source | Here, against `fedavg` |", "|---|---|---|---|"]  # fmt: skip
+    found = table.assign(plain=table["method"].str.partition("(")[0])
+    for one in pd.read_csv(STUDIES / "claims.csv").itertuples():
+        rows = found[found["plain"] == one.method]
+        here = "; ".join(f"{row.study} {row.effect:+.3f} ({row.verdict})" for row in rows.itertuples())
+        if here:
+            lines.append(f"| {one.method} | {one.claim} | {PUBLISHED[one.method].citation} | {here} |")
+    return lines
 
 
 def section(question: Question, rows: pd.DataFrame) -> str:

@@ -13,6 +13,7 @@ import yaml
 import effects
 from helpers import script
 from polyclinic import Study
+from polyclinic.methods import PUBLISHED
 
 STUDIES = Path(__file__).resolve().parents[1] / "studies"
 
@@ -48,6 +49,16 @@ def test_an_effect_by_hand():
     assert fedprox.p == pytest.approx(0.0742, abs=1e-4)  # t = 3.4641 with 2 degrees of freedom
     assert np.isnan(fedavg.p)
     assert np.isnan(single.p), "a reference is not compared"
+
+
+def test_what_papers_say_stands_beside_what_was_found(benefits: ModuleType):
+    said = pd.read_csv(STUDIES / "benefits" / "claims.csv")
+    assert set(said["method"]) <= set(PUBLISHED)
+    assert not said["method"].duplicated().any()
+    rows = [("groups", "fairfed(subgroup=sex, group=0)", 0.035, "no clear effect"), ("groups", "fedavg", 0.0, "")]
+    lines = benefits.claims(pd.DataFrame(rows, columns=["study", "method", "effect", "verdict"]))
+    assert [line.split(" | ")[0] for line in lines[-2:]] == ["|---|---|---|---|", "| fairfed"]
+    assert lines[-1].endswith("| Ezzeldin et al., AAAI 2023 | groups +0.035 (no clear effect) |")
 
 
 def test_verdicts_are_corrected_for_the_number_of_methods():
