@@ -20,8 +20,8 @@ from polyclinic.deployment.loaded import Model
 from polyclinic.deployment.prediction import Predictor
 from polyclinic.deployment.run import predict_into
 from polyclinic.errors import ModelError, PolyclinicError
-from polyclinic.study.final_model.fit import Wanted, fit_model
 from polyclinic.study.final_model.card import card_text
+from polyclinic.study.final_model.fit import Wanted, fit_model
 from polyclinic.study.final_model.folder import CARD_TEXT, read_model
 from polyclinic.study.study import Study
 
