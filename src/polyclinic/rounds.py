@@ -99,7 +99,7 @@ def _round(federation: Federation, attendance: Attendance) -> list[Row]:
     federation.conversation.begin()
     ask = federation.conversation.asking(name)
     turn = Turn(progress.done, plan.rounds, sites, progress.models, ask, plan.start.seed)
-    stages = stages_of(name, grouping.stages(turn), sites)
+    stages = [plan.by_network(groups) for groups in stages_of(name, grouping.stages(turn), sites)]
     before, rows = federation.now() if len(stages) > 1 else None, list[Row]()
     for groups in stages:
         rows += _stage(federation, attendance, groups, [row["site"] for row in rows], alone=len(stages) > 1)

@@ -165,7 +165,8 @@ def networks(folder: Path) -> dict[str, Any]:
     public = np.random.default_rng(4).normal(size=(20, 3))
     pd.DataFrame(np.round(public, 4), columns=["x0", "x1", "x2"]).to_csv(folder / "public.csv", index=False)
     entries["data"]["public"] = "networks/public.csv"
-    return entries | {"networks": {"Bonn": "logistic"}, "methods": ["single", "cross", "fedmd"], "evaluation": ONCE}
+    methods = ["single", "cross", "fedmd", {"feddf": {"steps": 4}}]
+    return entries | {"networks": {"Bonn": "logistic"}, "methods": methods, "evaluation": ONCE}
 
 
 def rename(folder: Path, kind: str) -> None:

@@ -11,11 +11,13 @@ import pytest
 from safetensors import safe_open
 from test_public_studies import bytes_of, table_study
 
+from elsewhere import Elsewhere, split_table
 from helpers import declare
 from polyclinic import Study
 from polyclinic.errors import PolyclinicError, StudyError
 from polyclinic.models import build_model
 from polyclinic.study import runner
+from polyclinic.study.runner import run_study
 
 NETWORKS: dict[str, Any] = {"north": "logistic", "east": {"mlp": {"hidden": [4, 3]}}}
 METHODS: list[Any] = ["single", "cross", "ensemble", "mix", {"fedmd": {"label": "fedmd"}}]
@@ -62,6 +64,40 @@ def test_a_whole_study(tmp_path: Path) -> None:
     assert rounds[rounds["method"] == "fedmd"]["bytes_up"].nunique() == 1  # logits alone, whatever the network
 
 
+def test_a_model_for_each_network_here_and_at_sites_elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runner, "write_report", lambda folder: None)
+    methods = ["single", {"feddf": {"steps": 4, "label": "feddf"}}]
+    content = own_study(tmp_path, methods=methods, networks={"north": "logistic", "south": "logistic"})
+    content["evaluation"] |= {"unseen_sites": ["feddf"], "predictions": "coordinator"}
+    Study.of(content, tmp_path).run(tmp_path / "out")
+    results = pd.read_csv(tmp_path / "out" / "results.csv")
+    mine = results[results["method"] == "feddf"]
+    assert mine["value"].notna().all()
+    assert set(mine["trained_on"]) == {"federation"}
+    assert set(mine[mine["run"] == "unseen"]["tested_on"]) == {"north", "south", "east", "all"}
+    found, about = parameters_in(tmp_path / "out" / "models" / "feddf-seed0-fold0.safetensors")
+    assert about["networks"]["network 1"] == ["logistic", {}]
+    assert list(about["networks"]) == list(found) == ["federation", "network 1"]
+    assert found["network 1"] == 3 * 2 + 2
+    rounds = pd.read_csv(tmp_path / "out" / "rounds.csv")
+    sent = rounds[(rounds["method"] == "feddf") & (rounds["run"] == "plain")].groupby("site")["bytes_up"].max()
+    assert sent["north"] == sent["south"] < sent["east"]
+    folders = split_table(tmp_path)
+    for folder in folders.values():
+        (folder / "public.csv").write_bytes((tmp_path / "public.csv").read_bytes())
+    run_study(Study.of(content, tmp_path), tmp_path / "there", engine=Elsewhere(folders, tmp_path / "sites"))
+    for name in ("predictions.csv", "models/feddf-seed0-fold0.safetensors"):
+        assert (tmp_path / "out" / name).read_bytes() == (tmp_path / "there" / name).read_bytes()
+
+
+def test_sites_that_train_nothing_have_no_say_in_several_models(tmp_path: Path) -> None:
+    content = own_study(tmp_path, methods=["feddf"], networks={"north": "logistic"})
+    content["evaluation"] |= {"voters": ["east"]}
+    result = Study.of(content, tmp_path).run(tmp_path / "out")
+    (note,) = [str(one) for one in result.notes if one.number == "N266"]
+    assert "Not for feddf: there are several models." in note
+
+
 def test_a_filled_study_is_the_same_study(tmp_path: Path) -> None:
     declaration = Study.of(own_study(tmp_path), tmp_path).declaration
     again = Study.of(declaration.filled(), tmp_path).declaration
@@ -87,7 +123,8 @@ def test_the_studys_network_named_for_all_sites_changes_no_byte(
 @pytest.mark.parametrize("way", ["side by side", "processes"])
 def test_other_ways_to_run_give_the_same_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, way: str) -> None:
     monkeypatch.setattr(runner, "write_report", lambda folder: None)
-    content = own_study(tmp_path, methods=["cross", {"fedmd": {"label": "fedmd"}}], engine={"mode": "sequential"})
+    methods = ["cross", {"fedmd": {"label": "fedmd"}}, {"feddf": {"steps": 4, "label": "feddf"}}]
+    content = own_study(tmp_path, methods=methods, engine={"mode": "sequential"})
     Study.of(content, tmp_path).run(tmp_path / "one")
     if way == "processes":
         content["engine"] = {"mode": "processes", "workers": 2}
@@ -120,6 +157,8 @@ def test_values_can_be_searched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         ({"methods": ["fedavg"]}, "P104.*no weights can be put together"),
         ({"final_model": "ensemble"}, "P104.*networks of all sites, which differ"),
         ({"final_model": "fedmd"}, "P104.*trains a model at each site"),
+        ({"methods": ["feddf"], "final_model": "feddf"}, "P104.*a model for each network of the sites"),
+        ({"methods": ["feddf"], "attack": {"sign_flip": {"sites": ["north"]}}}, "P104.*forges updates of one network"),
         ({"evaluation": {"holdout": 0.3, "voters": ["north"]}}, "P104.*`networks` names north, which trains nothing"),
     ],
 )
@@ -147,7 +186,7 @@ def test_a_program_can_give_the_network_of_a_site(tmp_path: Path, monkeypatch: p
 
 
 def test_methods_that_share_weights_say_which_can(tmp_path: Path) -> None:
-    with pytest.raises(StudyError, match="single, cross, ensemble, fedmd, fedad"):
+    with pytest.raises(StudyError, match="single, cross, ensemble, fedmd, feddf, fedad"):
         declare(model="logistic", networks={"A": {"mlp": {"hidden": [3]}}}, methods=["fedprox"])
 
 

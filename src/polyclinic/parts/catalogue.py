@@ -65,6 +65,8 @@ class Part:
             each weight or feature, or look into the steps of training.
         own_networks: whether sites may have networks of their own for it all the same (``networks:`` in a study file),
             where no weights leave them: its ends exchange nothing of a network.
+        model_per_network: whether they may for it where weights do leave them: then those with the same network share a
+            model, and its end at the server brings these models together (`ServerEnd.counterparts`).
         freezes: whether it trains little of a network, so that it is for one that was trained before.
         pretraining_rounds: how many of the first rounds are its own: in them sites learn from all their training cases,
             with and without a label, what its end's ``batch`` and ``loss`` say, and nothing else; the head stays as it
@@ -107,6 +109,7 @@ class Part:
     summed: bool = False
     same_network: ClassVar[bool] = False
     own_networks: ClassVar[bool] = False
+    model_per_network: ClassVar[bool] = False
     freezes: ClassVar[bool] = False
     pretraining_rounds: int = 0
     before: Part | None = None

@@ -167,6 +167,8 @@ class ServerEnd:
         needs_public: whether it computes on the public set, of which the coordinator then needs a copy.
         needs_whole: whether it runs the sites' models, so that these must be shared as a whole.
         predicts_elsewhere: whether ``predicting`` is for sites alone that did not train.
+        counterparts: where sites have different networks, so that those with the same one share a model, the ends of
+            the part for all models of the round, its own among them; else empty.
         leaves_out: verbs of questions after which it goes on without sites that gave no answer, so that the study's
             quorum judges these, and a note tells of them.
     """
@@ -181,6 +183,7 @@ class ServerEnd:
     needs_public: ClassVar[bool] = False
     needs_whole: ClassVar[bool] = False
     predicts_elsewhere: ClassVar[bool] = False
+    counterparts: Sequence[ServerEnd] = ()
     leaves_out: ClassVar[frozenset[str]] = frozenset()
 
     def meet(self, announced: Mapping[str, Memory], everyone: Mapping[str, float]) -> None:

@@ -31,7 +31,9 @@ class Federation:
 
     def __init__(self, plan: Plan, engine: Engine) -> None:
         self.plan, self.engine = plan, engine
-        self.progress = Progress(0, plan.selection.take(plan.initial).clone())
+        firsts = {model: plan.first(model) for model in plan.homes.values()}
+        homes, best_homes = dict(plan.homes), dict(plan.homes)
+        self.progress = Progress(0, plan.first(FEDERATION), firsts, homes=homes, best_homes=best_homes)
         said = engine.ask("start", plan.started(engine.sites))
         self.announced = {site: said[site] for site in plan.sites}
         self.steps: dict[str, int] = {site: said[site].fields.get("steps", 0) for site in plan.sites}
@@ -41,11 +43,11 @@ class Federation:
     def chain(self, model: str) -> Chain:
         """The server's ends of the parts for one model."""
         if model not in self._chains:
-            chain = self._chains[model] = self.plan.chain()
+            chain = self._chains[model] = self.plan.chain(model)
             told = {s: {name: named(m.tensors, name) for name in chain.ends} for s, m in self.announced.items()}
             others = [site for site in self.engine.sites if site not in self.plan.weights]
             asking = {name: self.conversation.asking(name, end.leaves_out) for name, end in chain.ends.items()}
-            chain.meet(told, self.plan.weights, asking, others, self.plan.workplace)
+            chain.meet(told, self.plan.weights, asking, others, self.plan.workplace(model))
         return self._chains[model]
 
     def beside(self) -> Memory:
@@ -102,7 +104,7 @@ class Federation:
 
     def resume(self, checkpoint: Checkpoint) -> list[Row]:
         """Go on from a checkpoint, if there is one; its rows."""
-        saved = checkpoint.read(self.progress.first)
+        saved = checkpoint.read(self.progress.first, self.progress.firsts)
         if saved is None:
             return []
         self.progress, rows = saved

@@ -13,7 +13,17 @@ from torch import Tensor
 from polyclinic.communication.message import Message
 from polyclinic.data.dataset import Dataset
 from polyclinic.models.variant import Variant
-from polyclinic.parts import Grouping, Memory, Part, Procedure, Workplace, pretraining_of, tell_parts
+from polyclinic.parts import (
+    FEDERATION,
+    Grouping,
+    Groups,
+    Memory,
+    Part,
+    Procedure,
+    Workplace,
+    pretraining_of,
+    tell_parts,
+)
 from polyclinic.parts.grouping import Star
 from polyclinic.parts.procedure import Local
 from polyclinic.privacy import Budget, Event, merged
@@ -69,7 +79,8 @@ class Plan:
         procedure: name and procedure.
         voters: sites that do not train, and are asked how good the model is on their validation cases.
         variants: site -> what it trains in place of the study's network.
-        networks: site -> its network, where it has another than the study's, all of which stays there.
+        networks: site -> its network, where it has another than the study's. All of it stays there, or it is shared by
+            the sites that have it.
         apart: the same of sites that train it, where the study's network is what is validated and tested.
         pretrain_only: sites that take part in the rounds of a pretraining only, since they have no label to go on with.
         endures: whether a model that breaks down, with values that are not numbers, ends training instead of being a
@@ -109,10 +120,9 @@ class Plan:
     public: Dataset | None = None
     folder: Path | None = None
 
-    @property
-    def workplace(self) -> Workplace:
-        """What parts at the server have to compute with."""
-        return Workplace(self.network, self.task, self.public, self.folder)
+    def workplace(self, model: str = FEDERATION) -> Workplace:
+        """What parts at the server have to compute with for a model."""
+        return Workplace(self.network_of(model), self.task, self.public, self.folder)
 
     @cached_property
     def pretraining(self) -> int:
@@ -157,10 +167,10 @@ class Plan:
         """How many rounds there are at most."""
         return len(self.learning_rates)
 
-    def chain(self) -> Chain:
+    def chain(self, model: str = FEDERATION) -> Chain:
         """The server's ends of the parts, for one model."""
-        parts = self.parts()
-        tell_parts(parts, self.known.given, self.known.sizes)
+        parts, known = self.parts(), self._knowns[self._own(model)]
+        tell_parts(parts, known.given, known.sizes)
         ends = {name: part.at_server() for name, part in parts.items()}
         return Chain(ends, lambda part, packed, site: check_opened(self.known.at(site, "train"), part, packed))
 
@@ -181,9 +191,14 @@ class Plan:
     @cached_property
     def known(self) -> Known:
         """What is known of the messages of this training."""
+        others = {site: self._knowns[one] for site, one in self.networks.items()}
+        return replace(self._knowns[None], others=others)
+
+    @cached_property
+    def _knowns(self) -> dict[OwnNetwork | None, Known]:
+        """What is known of those of each network."""
         own = {one: Known.of(self._starts[one], one.model) for one in self._others}
-        others = {site: own[one] for site, one in self.networks.items()}
-        return replace(Known.of(self._starts[None], self.network, self.variants), others=others)
+        return {None: Known.of(self._starts[None], self.network, self.variants), **own}
 
     @cached_property
     def _others(self) -> list[OwnNetwork]:
@@ -212,21 +227,54 @@ class Plan:
             return {"initial": self.initial}
         return {"initial": own.initial} if self.networks else {"initial": self.initial, "own": own.initial}
 
+    @cached_property
+    def homes(self) -> dict[str, str]:
+        """Site -> the model that it shares with those of the same network; of sites with another than the study's."""
+        if not self.selection.size:
+            return {}
+        return {site: network_model(self._others.index(own) + 1) for site, own in self.networks.items()}
+
+    def by_network(self, groups: Groups) -> Groups:
+        """Groups of which each has one network."""
+        found = dict[str, list[str]]()
+        for model, sites in groups.items():
+            for site in sites:
+                found.setdefault(self.homes.get(site, model), []).append(site)
+        return found if self.homes else groups
+
+    def _own(self, owner: str) -> OwnNetwork | None:
+        """The network of which a model is, if that is not the study's; ``owner`` as in `model_name`."""
+        if not self.homes:
+            return self.networks.get(owner)
+        return next((self.networks[site] for site, model in self.homes.items() if model == owner), None)
+
     def network_of(self, owner: str) -> FlatModule:
-        """The network of which a site's model is, or that of all."""
-        own = self.networks.get(owner)
+        """The network of which a model is; ``owner`` as in `model_name`."""
+        own = self._own(owner)
         return self.network if own is None else own.model
+
+    def selection_of(self, model: str) -> Selection:
+        """The shared coordinates of a model."""
+        own, start = self._own(model), self.start
+        if own is None:
+            return self.selection
+        return own.model.layout.select(start.share, start.modules, start.without)
+
+    def first(self, model: str) -> Tensor:
+        """The shared coordinates of a model's first state ``[Q]``."""
+        own = self._own(model)
+        return self.selection_of(model).take(self.initial if own is None else own.initial).clone()
 
     def model_name(self, owner: str, position: str = "") -> str:
         """How a whole model is called in a message: where sites have different networks, with the number of its own.
 
         Args:
-            owner: the site whose model it is.
+            owner: the site whose model it is or, where sites share it, the model's own name.
             position: among several.
         """
         if not self._others:
             return f"model{position}"
-        own = self.networks.get(owner)
+        own = self._own(owner)
         return f"network{0 if own is None else self._others.index(own) + 1}_model{position}"
 
     def sent(self, site: str, state: Tensor) -> Tensor:
@@ -239,3 +287,8 @@ class Plan:
         """``part/name`` of what is exchanged besides the model -> what it could reveal."""
         parts = {**self.parts(), self.grouping[0]: self.grouping[1], self.procedure[0]: self.procedure[1]}
         return {f"{name}/{key}": text for name, part in parts.items() for key, text in part.reveals.items()}
+
+
+def network_model(number: int) -> str:
+    """Name of the model that sites share which have the study's network with this number; that with 0 is its own."""
+    return f"network {number}" if number else FEDERATION

@@ -29,7 +29,9 @@ class Progress:
     Attributes:
         done: rounds done.
         first: the shared coordinates of the first state ``[Q]``.
-        models: model -> its state now ``[Q]``; all sites share one, called "federation", unless the method has groups.
+        firsts: model -> the same of models that are not of the study's network.
+        models: model -> its state now ``[Q]``; all sites share one, called "federation", unless the method has groups,
+            or sites have different networks.
         homes: site -> the model that it shares.
         best_models, best_homes: those of the best round.
         best: group ("federation" or a site) -> (score to be lowered, round).
@@ -48,6 +50,7 @@ class Progress:
 
     done: int
     first: Tensor
+    firsts: Models = field(default_factory=dict)
     models: Models = field(default_factory=dict)
     homes: dict[str, str] = field(default_factory=dict)
     best_models: Models = field(default_factory=dict)
@@ -71,11 +74,15 @@ class Progress:
 
     def model(self, name: str) -> Tensor:
         """A model now ``[Q]``; the first state if it has not been trained yet."""
-        return self.models.get(name, self.first)
+        return self.models.get(name, self._first(name))
 
     def best_state(self, site: str) -> Tensor:
         """The model of the best round that a site shares ``[Q]``."""
-        return self.best_models.get(self.best_homes.get(site, FEDERATION), self.first)
+        name = self.best_homes.get(site, FEDERATION)
+        return self.best_models.get(name, self._first(name))
+
+    def _first(self, name: str) -> Tensor:
+        return self.firsts.get(name, self.first)
 
     def now(self) -> Before:
         """What a round changes, so that it can be taken back."""
@@ -135,8 +142,12 @@ class Checkpoint:
         yield from pieces
         self.allowed()
 
-    def read(self, first: Tensor) -> tuple[Progress, list[Row]] | None:
-        """The progress saved, with all its rows, or None if there is none; ``first`` is the first state ``[Q]``."""
+    def read(self, first: Tensor, firsts: Models | None = None) -> tuple[Progress, list[Row]] | None:
+        """The progress saved, with all its rows, or None if there is none.
+
+        Args:
+            first, firsts: as in `Progress`.
+        """
         if not self.path.is_file():
             return None
         try:
@@ -154,5 +165,6 @@ class Checkpoint:
         models, others = named(tensors, "model"), named(tensors, "best")
         fields["best_models"] = {name: others.get(name, models.get(name)) for name in fields["best_models"]}
         fields["best"] = {group: (score, done) for group, (score, done) in fields["best"].items()}
-        progress = Progress(first=first, models=models, best_beside=named(tensors, "beside"), **fields)
+        begun = {"first": first, "firsts": firsts or {}}
+        progress = Progress(**begun, models=models, best_beside=named(tensors, "beside"), **fields)
         return progress, [json.loads(line) for line in lines]

@@ -45,14 +45,20 @@ class ModelStage(Stage):
         self.ask = self.conversation.asking(plan.procedure[0])
         self._exchanges: dict[str, int] = {}
         self._batches: dict[str, int] = {}
+        if plan.homes:
+            for name in next(iter(self.chains.values())).ends:
+                counterparts = [chain.ends[name] for chain in self.chains.values()]
+                for end in counterparts:
+                    end.counterparts = counterparts
         for model, sites in groups.items():
-            state, size = progress.model(model), plan.selection.trainable
+            shared, layout = plan.selection_of(model), plan.network_of(model).layout
+            state, size = progress.model(model), shared.trainable
             total = sum(plan.weights[site] for site in sites)
             weights, statistics = state[:size], state[size:]
             self.chains[model].begin(
                 Now(
                     self.number, self.rounds, self.learning_rate, weights, statistics, total, plan.weights, sites,
-                    plan.network.layout.shapes(plan.selection), plan.start.seed, plan.budget, federation.engine.real,
+                    layout.shapes(shared), plan.start.seed, plan.budget, federation.engine.real,
                     federation.engine.verifier, plan.start.fold, plan.variants,
                 )
             )  # fmt: skip

@@ -18,6 +18,7 @@ from polyclinic.paths import containing
 from polyclinic.secure.sums import check_enough
 from polyclinic.state import NORMALISATION, FlatModule, Layout, Role
 from polyclinic.study.checked import CheckedStudy
+from polyclinic.study.compatibility import models_per_network
 from polyclinic.study.declaration import Declaration
 from polyclinic.study.job import Fold
 from polyclinic.study.method_entries import StudyMethod, build_participation
@@ -84,6 +85,12 @@ def check_fit(study: CheckedStudy, cohort: Cohort) -> Attack | None:
                     "P104", f"{method.label} has sites train other networks than the study's, and {attack.name} forges "
                     "updates of that one.", "Leave out one of the two.",
                 )  # fmt: skip
+        forging = attack is not None and attack.changes_updates and attack.applies_to(method.method.scope)
+        if declaration.own_networks and models_per_network(method.method) and attack is not None and forging:
+            raise StudyError(
+                "P104", f"{method.label} has a model for each network of the sites (`networks: ...`), and "
+                f"{attack.name} forges updates of one network.", "Leave out one of the two.",
+            )  # fmt: skip
     if attack is not None:
         try:
             _check_reached(attack, declaration, network.layout)

@@ -17,10 +17,12 @@ from polyclinic.errors import ResultsError
 from polyclinic.files import DRAFT, write_atomic
 from polyclinic.options import PYTHON
 from polyclinic.origins import ERROR_LOG
+from polyclinic.running.plan import network_model
 from polyclinic.running.progress import Checkpoint
 from polyclinic.site.diary import DIARY
 from polyclinic.study.checked import CheckedStudy
 from polyclinic.study.columns import MADE
+from polyclinic.study.compatibility import models_per_network
 from polyclinic.study.ended import is_finished
 from polyclinic.study.job import Job, Outcome, slug
 from polyclinic.study.kinds import RUN, check_runs
@@ -217,6 +219,10 @@ class Folder:
             about: dict[str, Any] = {"model": declaration.model_part, "method": job.methods[0].label, RUN: job.run}
             if declaration.own_networks and any("/" in name for name in tensors):
                 about["networks"] = declaration.own_networks
+                if models_per_network(job.methods[0].method):
+                    found = {name.split("/")[0] for name in tensors}
+                    named = ((network_model(number), one) for number, one in enumerate(declaration.all_networks))
+                    about["networks"] = {name: one for name, one in named if name in found}
             # One entry only: safetensors writes several in an order that changes from run to run.
             content = save(tensors, {"about": json.dumps(about)})
             write_atomic(self.path / "models" / f"{stem}.safetensors", content)

@@ -180,7 +180,8 @@ class JobRunner:
         """
         plan, engine = self._ready(job, fold)
         engine.ask("start", plan.started(engine.sites))
-        engine.ask("try", dict.fromkeys(plan.sites, Message({}, {"state": plan.selection.take(plan.initial)})))
+        states = {site: plan.first(plan.homes.get(site, FEDERATION)) for site in plan.sites}
+        engine.ask("try", {site: Message({}, {"state": state}) for site, state in states.items()})
 
     def _ready(self, job: Job, fold: Fold) -> tuple[Plan, Engine]:
         """What a job's training is given, and who runs it."""

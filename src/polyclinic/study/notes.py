@@ -180,7 +180,7 @@ def without_training(
     words = [f"{who}; {chosen if cases else f'no case there can be validated on{first}'}."]
     reasons: dict[str, list[str]] = {}
     for study in declaration.study_methods:
-        reason = cannot_vote(study.method, study.method.selection(layout))
+        reason = cannot_vote(study.method, study.method.selection(layout), networks=bool(declaration.own_networks))
         if reason:
             reasons.setdefault(reason, []).append(study.label)
     words += [f"Not for {', '.join(labels)}: {reason}." for reason, labels in reasons.items()]

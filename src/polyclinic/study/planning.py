@@ -21,6 +21,7 @@ from polyclinic.running.plan import OwnNetwork, Plan
 from polyclinic.site.evaluation import task_of
 from polyclinic.site.messages import Allowance, LabelHead, MetricNames, Start
 from polyclinic.state import FlatModule, Layout, Selection
+from polyclinic.study.compatibility import trains_apart
 from polyclinic.study.declaration import Declaration
 from polyclinic.study.entries import Training
 from polyclinic.study.job import Fold, Job, slug
@@ -63,12 +64,12 @@ class Planner:
         cases = {site: float(fold.trained_on(site)) if site in fold.train else 1.0 for site in sites}
         metric = self.declaration.validation_metric
         schedule = scheduled(optimizer_of(training), schedule_of(training), training.rounds)
-        voters = [] if cannot_vote(method, selection) else self.declaration.evaluation.voters
+        voters = [] if cannot_vote(method, selection, networks=bool(networks)) else self.declaration.evaluation.voters
         voters = [site for site in voters if site not in (*sites, job.without) and fold.validation.get(site, 0)]
         asked = fold.training_sites if method.scope == "pool" else [*sites, *voters]
         validation = sum(fold.validation.get(site, 0) for site in asked)
         start, own = self.start(job, fold, training), networks or {}
-        apart = own if method.scope == "federation" and method.share != "none" else {}
+        apart = own if trains_apart(method) else {}
         return Plan(
             start=start,
             initial=initial,
@@ -156,15 +157,22 @@ def shared_words(method: Method, layout: Layout) -> str:
     )
 
 
-def cannot_vote(method: Method, selection: Selection) -> str:
-    """Why sites that don't train can't say how good the model of a method is; empty if they can."""
+def cannot_vote(method: Method, selection: Selection, *, networks: bool = False) -> str:
+    """Why sites that don't train can't say how good the model of a method is; empty if they can.
+
+    Args:
+        method: of the study.
+        selection: what of the model it shares.
+        networks: whether sites have different networks.
+    """
     if method.scope == "pool":
         return "it is validated on the pool"
     if method.scope == "sites":
         return "each site has a model of its own"
     if not selection.everything or (method.personal is not None and method.personal[0] != "shared_model"):
         return "parts of the model stay at the sites that train"
-    return "there are several models" if TOPOLOGIES[method.topology[0]].several else ""
+    several = TOPOLOGIES[method.topology[0]].several or (networks and not trains_apart(method))
+    return "there are several models" if several else ""
 
 
 def variants_at(

@@ -245,9 +245,13 @@ class Tester:
             """A site's whole model, or the one that it shares; None if it did not answer when asked for it."""
             return state[site] if found.plan.selection.everything else models.get(site)
 
+        def named(site: str) -> str:
+            """How its model is called."""
+            return found.plan.model_name(found.plan.homes.get(site, site))
+
         voting = {site: {"state": found.progress.best_state(site)} for site in found.plan.voters if site not in lost}
-        named = found.plan.model_name
-        together = {named(owner, f"{place:05d}"): model for place, (owner, model) in enumerate(models.items())}
+        called = found.plan.model_name
+        together = {called(owner, f"{place:05d}"): model for place, (owner, model) in enumerate(models.items())}
         if without is not None:
             # The site left out has no part of its own: it gets the mean of the predictions of all models.
             own = {site: {named(site): model} for site in trained if (model := whole(site)) is not None}

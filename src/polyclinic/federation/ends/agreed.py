@@ -16,6 +16,7 @@ from polyclinic.data.tables.codes import scalar_text
 from polyclinic.methods import SHARES
 from polyclinic.parts import build_part
 from polyclinic.site.messages import Agree, Open, Prepare, Retain, Start, Train
+from polyclinic.study.compatibility import trains_apart
 from polyclinic.study.declaration import Declaration
 from polyclinic.study.method_entries import StudyMethod
 from polyclinic.study.planning import work_of
@@ -154,7 +155,7 @@ class Agreed:
         composed, training, shared = method.method, method.training, method.method.shared
         model, own = self.declaration.model_part, self.declaration.own_networks.get(self.site)
         networks: tuple[Any, ...] = (own or model, self.declaration.all_networks, None)
-        if composed.share != "none" or not self.declaration.own_networks:
+        if trains_apart(composed) or not self.declaration.own_networks:
             networks = (model, [], own)
         for mixed in (False, True):
             share = (sorted(SHARES[shared.roles]), shared.modules, shared.without)

@@ -6,14 +6,19 @@ from collections.abc import Callable
 
 from polyclinic.methods import Method
 from polyclinic.study.compatibility import channel, networks, noise, rule, training, turns
-from polyclinic.study.compatibility.networks import predicts_together, sends_site_models
+from polyclinic.study.compatibility.networks import (
+    models_per_network,
+    predicts_together,
+    sends_site_models,
+    trains_apart,
+)
 from polyclinic.study.compatibility.noise import around_changes, protecting
 from polyclinic.study.compatibility.refusing import Local, Refusal
 from polyclinic.study.compatibility.training import too_few_rounds
 
 __all__ = [
-    "Local", "Refusal", "around_changes", "predicts_together", "protecting", "refusal", "sends_site_models",
-    "too_few_rounds",
+    "Local", "Refusal", "around_changes", "models_per_network", "predicts_together", "protecting", "refusal",
+    "sends_site_models", "too_few_rounds", "trains_apart",
 ]  # fmt: skip
 
 #: The first that has something to say is heard.

@@ -45,26 +45,49 @@ def own_networks(method: Method, local: Local) -> Refusal | None:
     """Parts that suppose that all sites have the study's network, where some have another."""
     if not local.networks or method.scope == "pool":
         return None
-    replacing = any(part.replaces and part.own_networks for _, _, part in all_parts(method))
-    if method.share != "none" and not replacing:
+    replacing, grouping = trains_apart(method), models_per_network(method)
+    if method.share != "none" and not (replacing or grouping):
         able = [name for name, one in PUBLISHED.items() if _is_for_own_networks(one.method)]
         return Refusal("The sites of this study have different networks (`networks: ...`), of which no weights can be "
                        "put together.", f"Methods for this are {', '.join(able)}; `mix` trains the study's `model`. Or "
                        "leave `networks` out.", "share")  # fmt: skip
     for key, name, part in all_parts(method):
-        if (part.same_network and not part.own_networks) or overrides(part.at_site(), "adapted"):
+        if not _takes_own_networks(part) or overrides(part.at_site(), "adapted"):
             return Refusal(f"{name} needs all sites to have the study's network, and those of this study have "
                            "different ones (`networks: ...`).", "Leave out one of the two.", key)  # fmt: skip
     if replacing and method.personal is not None and method.personal[0] != "shared_model":
         return Refusal(f"{method.personal[0]} gives each site a model of the study's network, and those of this study "
                        "have different ones (`networks: ...`).", "Leave out one of the two.", "personal")  # fmt: skip
+    for key, (name, _), usual in (("topology", method.topology, "star"), ("procedure", method.procedure, "local")):
+        if grouping and name != usual:
+            return Refusal(f"The sites of this study have different networks (`networks: ...`), with a model for each "
+                           f"of these, and the {key} {name} is for one model.", f"Use `{key}: {usual}`.",
+                           key)  # fmt: skip
     return None
 
 
+def trains_apart(method: Method) -> bool:
+    """Whether a site with a network of its own trains that, and the study's is what is sent, validated and tested."""
+    return any(part.replaces and part.own_networks for part in _classes(method).values())
+
+
+def models_per_network(method: Method) -> str:
+    """The part for which sites with the same network share a model, where sites have different ones; empty if none
+    does."""
+    return next((name for name, part in _classes(method).items() if part.model_per_network), "")
+
+
+def _classes(method: Method) -> dict[str, type[Part]]:
+    return {name: part_class(name) for name, _ in method.parts}
+
+
+def _takes_own_networks(part: Part | type[Part]) -> bool:
+    return part.own_networks or part.model_per_network or not part.same_network
+
+
 def _is_for_own_networks(method: Method) -> bool:
-    parts = [part_class(name) for name, _ in method.parts]
-    able = all(part.own_networks or not part.same_network for part in parts)
-    return able and (method.share == "none" or any(part.replaces and part.own_networks for part in parts))
+    able = all(_takes_own_networks(part) for part in _classes(method).values())
+    return able and (method.share == "none" or trains_apart(method) or bool(models_per_network(method)))
 
 
 def personal(method: Method, local: Local) -> Refusal | None:

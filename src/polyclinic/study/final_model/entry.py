@@ -9,7 +9,7 @@ from polyclinic.methods import Method
 from polyclinic.options import EntryError
 from polyclinic.parts import Part, build_part
 from polyclinic.parts.site_end import overrides
-from polyclinic.study.compatibility import predicts_together, sends_site_models, too_few_rounds
+from polyclinic.study.compatibility import models_per_network, predicts_together, sends_site_models, too_few_rounds
 from polyclinic.study.entries import FinalModel
 from polyclinic.study.method_entries import StudyMethod
 
@@ -25,6 +25,8 @@ def unusable(method: Method, *, networks: bool = False) -> str:
     """
     if networks and method.tests == "ensemble":
         return "has the networks of all sites, which differ (`networks: ...`), and a model's folder has one"
+    if networks and models_per_network(method):
+        return "makes a model for each network of the sites (`networks: ...`), and a model's folder has one network"
     if method.share == "none" and method.scope != "pool" and method.tests != "ensemble":
         return "trains a model at each site, and no model of all"
     choosing = [name for name, options in method.parts if sends_site_models(build_part(name, options))]
