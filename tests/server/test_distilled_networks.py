@@ -65,8 +65,8 @@ def test_one_network_under_another_name_gives_the_same_bytes():
 
 
 def test_two_names_of_one_network_at_sites_with_the_same_cases_are_feddf_at_half_of_them():
-    """Full batches: what differs between the sites with the same cases is the order in which these are added. Sites train
-    long, so that they differ: Adam makes a step even of a gradient that is mere rounding."""
+    """Full batches: what differs between the sites with the same cases is the order in which these are added. Sites
+    train long, so that they differ: Adam makes a step even of a gradient that is mere rounding."""
     half = {name: data for name, data in sites().items() if name in ("Aachen", "Bonn")}
     copies = {f"{name} again": site_of(f"{name} again", one.inputs, one.targets) for name, one in half.items()}
     copies = with_public(copies, PUBLIC)

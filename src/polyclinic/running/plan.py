@@ -197,8 +197,8 @@ class Plan:
     @cached_property
     def _knowns(self) -> dict[OwnNetwork | None, Known]:
         """What is known of those of each network."""
-        own = {one: Known.of(self._starts[one], one.model) for one in self._others}
-        return {None: Known.of(self._starts[None], self.network, self.variants), **own}
+        found = dict[OwnNetwork | None, Known]({None: Known.of(self._starts[None], self.network, self.variants)})
+        return found | {one: Known.of(self._starts[one], one.model) for one in self._others}
 
     @cached_property
     def _others(self) -> list[OwnNetwork]:

@@ -165,6 +165,6 @@ class Checkpoint:
         models, others = named(tensors, "model"), named(tensors, "best")
         fields["best_models"] = {name: others.get(name, models.get(name)) for name in fields["best_models"]}
         fields["best"] = {group: (score, done) for group, (score, done) in fields["best"].items()}
-        begun = {"first": first, "firsts": firsts or {}}
-        progress = Progress(**begun, models=models, best_beside=named(tensors, "beside"), **fields)
+        beside = named(tensors, "beside")
+        progress = Progress(first=first, firsts=firsts or {}, models=models, best_beside=beside, **fields)
         return progress, [json.loads(line) for line in lines]
