@@ -20,7 +20,7 @@ from polyclinic import Study
 from polyclinic.data.phantom import Phantom
 from polyclinic.data.phantom.write import Wanted, write_phantom
 from polyclinic.federation.audit_log import AUDIT_LOG
-from polyclinic.federation.job import study_hash
+from polyclinic.federation.job import COPIES, study_hash
 from polyclinic.federation.kit import Kit
 from polyclinic.federation.rehearse import RESEARCHER, all_parties
 from polyclinic.federation.session import Researcher
@@ -245,6 +245,9 @@ def hospitals(tmp_path_factory: pytest.TempPathFactory) -> Any:
         for site in SITES:
             give(folder / kind, folder / f"at {site}" / kind, table[table["site"] == site])
     with all_parties(folder / "kits", files) as researcher:
+        copies = folder / "kits" / "coordinator" / COPIES / "networks"  # on which the server distils
+        copies.mkdir(parents=True)
+        copyfile(folder / "networks" / "public.csv", copies / "public.csv")
         yield Hospitals(folder, researcher, list(files))
 
 

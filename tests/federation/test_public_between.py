@@ -107,17 +107,20 @@ def test_a_study_is_that_of_one_machine(consortium: Path, tmp_path: Path) -> Non
 
 def test_sites_can_have_networks_of_their_own(consortium: Path, tmp_path: Path) -> None:
     networks = {"Bonn": "logistic", "Celle": {"mlp": {"hidden": [4, 3]}}}
-    methods = ["cross", "ensemble", {"fedmd": {"label": "fedmd"}}]
+    methods = ["cross", "ensemble", {"fedmd": {"label": "fedmd"}}, {"feddf": {"steps": 3, "label": "feddf"}}]
     write_study(consortium, entries_of(consortium), methods=methods, networks=networks)
     here = Study.read(consortium / "all" / "study.yaml").run(tmp_path / "here").folder
     world = World(consortium, tmp_path / "there", 0, [])
     for number in (1, 2, 3):
         change_policy(world, number, personal_models=True)  # for `cross` and `ensemble`
+    give_copy(world, consortium)
     there = world.run()
     for path in here.glob("*.csv"):
         if path.name != "rounds.csv":
             assert path.read_bytes() == (there / path.name).read_bytes(), path.name
     assert not list((there / "models").glob("fedmd*"))  # networks stay at their sites
+    (shared,) = (path.relative_to(there) for path in (there / "models").glob("feddf*"))
+    assert (here / shared).read_bytes() == (there / shared).read_bytes()
 
 
 def test_a_site_can_refuse_a_network_of_another(consortium: Path, tmp_path: Path) -> None:

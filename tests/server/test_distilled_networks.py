@@ -7,9 +7,21 @@ import pytest
 import torch
 from torch import nn
 
-from helpers import SIZES, Federation, image_sites, number_site, plain_module, site_of, table_sites, with_public
+from helpers import (
+    SIZES,
+    Federation,
+    declare,
+    image_sites,
+    number_site,
+    plain_module,
+    site_of,
+    table_sites,
+    with_public,
+)
 from polyclinic.engine import LocalEngine
-from polyclinic.errors import StudyError
+from polyclinic.errors import SiteError, StudyError
+from polyclinic.federation.ends.policy import refusals
+from polyclinic.federation.site_file import Policy
 from polyclinic.parts import FEDERATION
 from polyclinic.running.progress import Checkpoint
 from polyclinic.study.job import Job
@@ -193,6 +205,23 @@ def flat_of(module):
     return torch.cat([parameter.detach().flatten() for parameter in module.parameters()])
 
 
+def test_where_the_only_site_of_a_network_fails_the_others_go_on():
+    class Absent(LocalEngine):
+        def call(self, function, requests):
+            for site, reply in super().call(function, requests):
+                lost = function == "train" and site == "Celle"
+                yield site, SiteError("P401", "no answer", site=site) if lost else reply
+
+    options = {"model": WIDE, "networks": MIXED, "training": {"rounds": 2, "quorum": 3}}
+    federation = Federation(sites(), [feddf()], engine=Absent(sites()), **options)
+    progress, _ = federation.rounds()
+    assert sorted(progress.models) == [FEDERATION, ONE]
+    assert torch.equal(progress.state("Celle"), federation.plan().first(OTHER))
+    without = {name: data for name, data in sites().items() if name != "Celle"}
+    others = {site: network for site, network in MIXED.items() if site != "Celle"}
+    same(progress.models, models(Federation(without, [feddf()], **options | {"networks": others})))
+
+
 def test_a_network_of_which_nobody_is_there_stays_as_it_is():
     training = {"rounds": 1, "participation": {"uniform": {"sites": 1}}}
     federation = Federation(sites(), [feddf()], model=WIDE, networks=MIXED, training=training)
@@ -283,6 +312,10 @@ def test_an_answer_that_is_no_update_of_the_sites_network_is_that_sites_failure(
         ({"server": [{"heterofl": {"widths": {"Bonn": 0.5}}}, "ensemble_distillation"]}, "need"),
         ({"local": ["control_variates"]}, "control_variates needs all sites to have"),
         ({"local": ["tent"]}, "tent needs all sites to have"),
+        (
+            {"server": [{"fltrust": {"trusted": "Bonn"}}, "ensemble_distillation"]},
+            "fltrust goes by what single sites send",
+        ),
         ({"local": ["super_model"]}, "super_model needs all sites to have"),
         ({"share": "body"}, "needs whole models"),
         ({"channel": ["secure_sum"]}, "by itself|each site's|single"),
@@ -293,6 +326,21 @@ def test_what_makes_no_sense_is_refused(options, words):
     given = {"share": "all", **options}
     with pytest.raises(StudyError, match=f"P104.*({words})"):
         Federation(sites(), [{"feddf": given}], model=WIDE, networks=MIXED)
+
+
+def test_a_sites_policy_must_allow_that_a_model_that_may_be_its_own_goes_to_sites_that_did_not_train():
+    def refused(networks=MIXED, unseen=True, voters=(), **policy):
+        evaluation = {"unseen_sites": unseen, "voters": list(voters)}
+        study = declare(public=True, model=WIDE, methods=["feddf"], networks=networks, evaluation=evaluation)
+        return list(refusals(Policy(floor=1, predictions=True, **policy), study, ""))
+
+    (why,) = refused()
+    assert "may be this site's alone" in why
+    assert "ensemble_distillation" in why
+    assert refused(unseen=False, voters=["Dresden"])
+    assert not refused(personal_models=True)
+    assert not refused(unseen=False)
+    assert not refused(networks={})
 
 
 @pytest.mark.parametrize(

@@ -165,6 +165,10 @@ def test_values_can_be_searched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
             {"methods": ["feddf"], "attack": {"sites": ["north"], "sign_flip": {}}},
             "P104.*updates of one network",
         ),
+        (
+            {"methods": [{"feddf": {"server": ["ensemble_distillation", "trimmed_mean"]}}]},
+            "P104.*needs the answers of 3 sites with the same network.*there is 1",
+        ),
         ({"evaluation": {"holdout": 0.3, "voters": ["north"]}}, "P104.*`networks` names north, which trains nothing"),
     ],
 )

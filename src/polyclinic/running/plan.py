@@ -120,7 +120,7 @@ class Plan:
     public: Dataset | None = None
     folder: Path | None = None
 
-    def workplace(self, model: str = FEDERATION) -> Workplace:
+    def workplace(self, model: str) -> Workplace:
         """What parts at the server have to compute with for a model."""
         return Workplace(self.network_of(model), self.task, self.public, self.folder)
 
@@ -167,7 +167,7 @@ class Plan:
         """How many rounds there are at most."""
         return len(self.learning_rates)
 
-    def chain(self, model: str = FEDERATION) -> Chain:
+    def chain(self, model: str) -> Chain:
         """The server's ends of the parts, for one model."""
         parts, known = self.parts(), self._knowns[self._own(model)]
         tell_parts(parts, known.given, known.sizes)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from difflib import get_close_matches
 
@@ -327,12 +329,19 @@ def check_enough_sites(declaration: Declaration, folds: Mapping[int, Fold]) -> N
         trained = there(method)
         sites = trained - 1 if declaration.is_unseen(method) else trained
         sites = min(sites, *(part.most or sites for part in build_participation(method.training)), sites)
+        same = _with_the_same_network(method, declaration, folds)
         chain = build_chain(method.method.channel, method.method.local, method.method.server)
         ends = {name: part.at_server() for name, part in chain.items()}
         hiding = next((end for end in ends.values() if isinstance(end, Hiding)), None)
         if hiding is not None:
             _check_sums(method, ends, hiding.sums(sites), sites)
         for name, end in ends.items():
+            if end.least > same:
+                raise StudyError(
+                    "P104", f"{method.label} needs the answers of {end.least} sites with the same network in each "
+                    f"round ({name}), and of one network there {'is' if same == 1 else 'are'} {same} (`networks: ...`).",
+                    "Give its rule smaller numbers, or leave it out.",
+                )  # fmt: skip
             if end.least > sites:
                 hint = "Give its rule smaller numbers, or choose `median`, `geometric_median` or `dos`."
                 if isinstance(end, Hiding):
@@ -344,6 +353,15 @@ def check_enough_sites(declaration: Declaration, folds: Mapping[int, Fold]) -> N
                     "P104", f"{method.label} needs the answers of {end.least} sites in each round, and {sites} "
                     "take part" + (" where one is left out." if sites < trained else "."), hint,
                 )  # fmt: skip
+
+
+def _with_the_same_network(method: StudyMethod, declaration: Declaration, folds: Mapping[int, Fold]) -> float:
+    """How many sites there are at least of a network, where those with the same one share a model."""
+    if not (declaration.own_networks and models_per_network(method.method)):
+        return math.inf
+    named = [[str(declaration.own_networks.get(s)) for s in fold.trains(method.method)] for fold in folds.values()]
+    least = min(count for names in named for count in Counter(names).values())
+    return least - 1 if declaration.is_unseen(method) and least > 1 else least
 
 
 def _check_sums(method: StudyMethod, ends: Mapping[str, ServerEnd], sums: int, sites: int) -> None:

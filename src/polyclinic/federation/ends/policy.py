@@ -11,7 +11,7 @@ from polyclinic.files import write_atomic
 from polyclinic.methods import PLAIN_PARTS
 from polyclinic.models import networks_in
 from polyclinic.parts import build_part
-from polyclinic.study.compatibility import sends_site_models
+from polyclinic.study.compatibility import models_per_network, sends_site_models
 from polyclinic.study.declaration import Declaration
 from polyclinic.study.given.plugins import canonical_package, used_plugins
 from polyclinic.tasks import TASKS
@@ -67,6 +67,11 @@ def refusals(policy: Policy, declaration: Declaration, researcher: str) -> Itera
         sending = [name for name, part in built.items() if sends_site_models(part) or (part.hands_on and not noise)]
         if sending and not policy.personal_models:
             yield f"{method.label} sends the site's own model to other sites ({sending[0]})"
+        grouping = models_per_network(method.method) if declaration.own_networks else ""
+        elsewhere = declaration.is_unseen(method) or bool(declaration.evaluation.voters)
+        if grouping and elsewhere and not policy.personal_models:
+            what = "the model of a network, which may be this site's alone,"
+            yield f"{method.label} sends {what} to sites that did not train ({grouping})"
         if policy.privacy is not None and method.method.scope == "federation" and not noise:
             yield f"{method.label} has no noise that protects a patient"
     final = declaration.final_model
