@@ -14,8 +14,10 @@ from helpers import (
     image_sites,
     number_site,
     plain_module,
+    recorded,
     site_of,
     table_sites,
+    trained_state,
     with_public,
 )
 from polyclinic.engine import LocalEngine
@@ -24,6 +26,7 @@ from polyclinic.federation.ends.policy import refusals
 from polyclinic.federation.site_file import Policy
 from polyclinic.parts import FEDERATION
 from polyclinic.running.progress import Checkpoint
+from polyclinic.server.distillation import EnsembleDistillation
 from polyclinic.study.job import Job
 
 PUBLIC = torch.randn(20, 5, generator=torch.Generator().manual_seed(3))
@@ -274,6 +277,36 @@ def test_a_site_that_was_left_out_gets_the_mean_of_the_predictions_of_all_models
         scores.append(plain_module(plan.network_of(home), vector).eval()(inputs).softmax(1)[:, 1].detach())
     (frame,) = outcome.predictions
     torch.testing.assert_close(torch.tensor(frame["score"].to_numpy()).float(), torch.stack(scores).mean(0))
+
+
+def test_each_site_is_sent_the_model_of_its_network_and_what_it_finds_is_found_as_in_evaluation():
+    """Sites of a network begin with the same weights; nothing is dropped out, and batches are not normalised by
+    themselves, when the server looks what their models find."""
+    noisy = {"mlp": {"hidden": [4], "norm": "batch", "dropout": 0.5}}
+    networks = {"Aachen": noisy, "Bonn": noisy, "Celle": "logistic"}
+    federation = Federation(sites(), [feddf()], model=WIDE, networks=networks, training={"rounds": 2})
+    plan, found = federation.plan(), {}
+    original = EnsembleDistillation.finish
+
+    def spied(end, step):
+        found.setdefault(end.now.number, [one.clone() for other in end.counterparts for one in other.found])
+        return original(end, step)
+
+    with recorded(federation.engine) as said, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(EnsembleDistillation, "finish", spied)
+        federation.rounds()
+    trained = [(site, asked, reply) for function, site, asked, reply in said if function == "train"]
+    for site, asked, _ in trained[: len(SIZES)]:
+        assert torch.equal(asked.tensors["state"], plan.first(plan.homes.get(site, FEDERATION)))
+    assert torch.equal(*(asked.tensors["state"] for site, asked, _ in trained[len(SIZES) :] if site in "Aachen Bonn"))
+    rest = list(found[0])
+    for site, asked, reply in trained[: len(SIZES)]:
+        network = plan.network_of(plan.homes.get(site, FEDERATION))
+        module = plain_module(network, trained_state(asked, reply)).eval()
+        logits = module(PUBLIC).detach()
+        (place,) = [number for number, one in enumerate(rest) if torch.allclose(one, logits, atol=1e-5)]
+        rest.pop(place)
+    assert rest == []
 
 
 @pytest.mark.parametrize(

@@ -338,8 +338,8 @@ def check_enough_sites(declaration: Declaration, folds: Mapping[int, Fold]) -> N
         for name, end in ends.items():
             if end.least > same:
                 raise StudyError(
-                    "P104", f"{method.label} needs the answers of {end.least} sites with the same network in each "
-                    f"round ({name}), and of one network there {'is' if same == 1 else 'are'} {same} (`networks: ...`).",
+                    "P104", f"{method.label} needs the answers of {end.least} sites with the same network "
+                    f"({name}), and of one there {'is' if same == 1 else 'are'} {same} (`networks: ...`).",
                     "Give its rule smaller numbers, or leave it out.",
                 )  # fmt: skip
             if end.least > sites:

@@ -56,9 +56,9 @@ def own_networks(method: Method, local: Local) -> Refusal | None:
             return Refusal(f"{name} needs all sites to have the study's network, and those of this study have "
                            "different ones (`networks: ...`).", "Leave out one of the two.", key)  # fmt: skip
         if grouping and part.at_server().named:
-            return Refusal(f"{name} goes by what single sites send, and with different networks (`networks: ...`) those "
-                           "with the same one share a model, which these may not have.", "Leave out one of the two.",
-                           key)  # fmt: skip
+            return Refusal(f"{name} goes by what single sites send, and with different networks (`networks: ...`) "
+                           "those with the same one share a model, which these may not have.",
+                           "Leave out one of the two.", key)  # fmt: skip
     if replacing and method.personal is not None and method.personal[0] != "shared_model":
         return Refusal(f"{method.personal[0]} gives each site a model of the study's network, and those of this study "
                        "have different ones (`networks: ...`).", "Leave out one of the two.", "personal")  # fmt: skip
