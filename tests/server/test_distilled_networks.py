@@ -125,14 +125,15 @@ def test_a_killed_training_goes_on_to_the_same_bytes(tmp_path, after):
 
     options = {
         "model": WIDE, "networks": MIXED, "training": {"rounds": 4, "participation": {"uniform": {"sites": 2}}},
+        "evaluation": {"folds": 3, "validation": 0.3, "best_round": "loss"},
     }  # fmt: skip
     methods = [{"feddf": {"server": [DISTILLING, "fedadam"], "label": "feddf"}}]
-    whole = Federation(sites(), methods, folder=tmp_path / "a", **options).rounds()[0]
+    whole = Federation(sites(part=None), methods, folder=tmp_path / "a", **options).rounds()[0]
     with pytest.raises(Killed):
-        Federation(sites(), methods, folder=tmp_path / "b", **options).rounds(
+        Federation(sites(part=None), methods, folder=tmp_path / "b", **options).rounds(
             checkpoint=Checkpoint(tmp_path / "job"), report=stop
         )
-    again = Federation(sites(), methods, folder=tmp_path / "b", **options)
+    again = Federation(sites(part=None), methods, folder=tmp_path / "b", **options)
     progress, _ = again.rounds(checkpoint=Checkpoint(tmp_path / "job"))
     same(whole.models, progress.models)
     same(whole.best_models, progress.best_models)

@@ -90,6 +90,18 @@ def test_a_model_for_each_network_here_and_at_sites_elsewhere(tmp_path: Path, mo
         assert (tmp_path / "out" / name).read_bytes() == (tmp_path / "there" / name).read_bytes()
 
 
+def test_a_training_begins_where_it_does_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The server computes with the networks of sites: what is left in them is no first state of the next training."""
+    monkeypatch.setattr(runner, "write_report", lambda folder: None)
+    first, second = ({"feddf": {"steps": steps, "label": f"with {steps}"}} for steps in (4, 2))
+    content = own_study(tmp_path, methods=[second])
+    Study.of(content, tmp_path).run(tmp_path / "alone")
+    Study.of(content | {"methods": [first, second]}, tmp_path).run(tmp_path / "after")
+    alone, after = bytes_of(tmp_path / "alone"), bytes_of(tmp_path / "after")
+    (model,) = [name for name in alone if name.startswith("models/")]
+    assert alone[model] == after[model]
+
+
 def test_sites_that_train_nothing_have_no_say_in_several_models(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:  # fmt: skip

@@ -185,7 +185,7 @@ def variants_at(
 
 
 def networks_at(
-    declaration: Declaration, shape: Sequence[int], outputs: int, seed: int
+    declaration: Declaration, shape: Sequence[int], outputs: int, seed: int, device: str = "cpu"
 ) -> dict[str, OwnNetwork]:  # fmt: skip
     """Site -> its network with the initial state of a seed, of the sites that have another than the study's.
 
@@ -196,11 +196,12 @@ def networks_at(
         shape: of one input.
         outputs: of the networks.
         seed: of the initial states.
+        device: of the networks; initial states are on the processor.
     """
     made = list[OwnNetwork]()
     for name, options in declaration.all_networks[1:]:
-        model = build_model(name, options, shape, outputs, seed=seed)
-        made.append(OwnNetwork((name, options), model, model.vector))
+        model = build_model(name, options, shape, outputs, seed=seed, device=device)
+        made.append(OwnNetwork((name, options), model, model.vector.to("cpu", copy=True)))
     own = declaration.own_networks.items()
     return {site: next(one for one in made if one.named == named) for site, named in own}
 

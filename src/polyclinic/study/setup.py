@@ -55,7 +55,8 @@ class Setup:
         self.outputs = network_outputs(self.declaration, cohort.classes)
         self.engines: list[Engine] = []
         self._start: tuple[int, torch.Tensor] | None = None
-        self._own: tuple[int, dict[str, OwnNetwork]] | None = None
+        self._own: tuple[tuple[int, str], dict[str, OwnNetwork]] | None = None
+        self._device = "cpu"
 
     def close(self) -> None:
         """End worker processes."""
@@ -63,7 +64,8 @@ class Setup:
             engine.close()
 
     def template(self, device: str) -> FlatModule:
-        """A network of the study's kind on a device."""
+        """A network of the study's kind on a device, on which those of single sites are from now on, too."""
+        self._device = device
         name, options = self.declaration.model_part
         return self._with_weights(build_model(name, options, self._shape(), self.outputs, device=device))
 
@@ -81,9 +83,10 @@ class Setup:
 
     def networks(self, seed: int) -> dict[str, OwnNetwork]:
         """See `networks_at`; those of the last seed are kept."""
-        if self._own is None or self._own[0] != seed:
+        wanted = seed, self._device
+        if self._own is None or self._own[0] != wanted:
             self._own = None
-            self._own = seed, networks_at(self.declaration, self._shape(), self.outputs, seed)
+            self._own = wanted, networks_at(self.declaration, self._shape(), self.outputs, *wanted)
         return self._own[1]
 
     def _with_weights(self, model: FlatModule) -> FlatModule:
