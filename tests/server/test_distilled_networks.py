@@ -263,16 +263,18 @@ def test_a_site_is_validated_and_tested_with_the_model_of_its_network():
     assert all(math.isfinite(row["validation_loss"]) for row in outcome.rounds)
 
 
-def test_a_site_that_was_left_out_gets_the_mean_of_the_predictions_of_all_models():
+@pytest.mark.parametrize(("site", "trained"), [("Bonn", (FEDERATION, ONE, OTHER)), ("Celle", (FEDERATION, ONE))])
+def test_a_site_that_was_left_out_gets_the_mean_of_the_predictions_of_all_models(site, trained):
     federation = Federation(
         sites(part=None), [feddf()], model=WIDE, networks=MIXED, training={"rounds": 2}, evaluation={"folds": 3}
     )
-    job = Job((federation.method(),), 0, 0, without="Bonn")
+    job = Job((federation.method(),), 0, 0, without=site)
     outcome = federation.runner.run(job, federation.fold)
     (tensors,) = outcome.models.values()
     plan, scores = federation.plan(), []
-    inputs = federation.data["Bonn"].inputs[federation.local.members["Bonn"].parts.test]
-    for home in (FEDERATION, ONE, OTHER):
+    inputs = federation.data[site].inputs[federation.local.members[site].parts.test]
+    assert {name.split("/")[0] for name in tensors} == set(trained)
+    for home in trained:
         layout = plan.network_of(home).layout
         vector = torch.cat([tensors[f"{home}/{entry.name}"].flatten() for entry in layout.entries])
         scores.append(plain_module(plan.network_of(home), vector).eval()(inputs).softmax(1)[:, 1].detach())
@@ -383,7 +385,7 @@ def test_a_sites_policy_must_allow_that_a_model_that_may_be_its_own_goes_to_site
         {"local": ["proximal"]},
         {"personal": "ditto"},
         {"personal": {"apfl": {}}},
-        {"channel": ["clip", "float16"]},
+        {"channel": ["clip", {"gaussian_noise": {"noise": 0.01}}, "float16"]},
         {"channel": [{"top_k": {"share": 0.5}}]},
         {"server": [DISTILLING, "fedadam"]},
         {"server": ["loss_weights", DISTILLING]},
@@ -392,7 +394,7 @@ def test_a_sites_policy_must_allow_that_a_model_that_may_be_its_own_goes_to_site
 )
 def test_other_parts_work_on_the_model_of_each_network(options):
     federation = Federation(
-        sites(part=None), [{"feddf": options}], model=WIDE, networks=MIXED, training={"rounds": 2},
+        sites(part=None), [{"feddf": options}], model=WIDE, networks=MIXED | {"Celle": SMALL}, training={"rounds": 2},
         evaluation={"folds": 3},
     )  # fmt: skip
     outcome = federation.outcome()

@@ -20,7 +20,9 @@ from polyclinic.study import runner
 from polyclinic.study.runner import run_study
 
 NETWORKS: dict[str, Any] = {"north": "logistic", "east": {"mlp": {"hidden": [4, 3]}}}
-METHODS: list[Any] = ["single", "cross", "ensemble", "mix", {"fedmd": {"label": "fedmd"}}]
+METHODS: list[Any] = [
+    "single", "cross", "ensemble", "mix", {"fedmd": {"label": "fedmd"}}, {"feddf": {"steps": 4, "label": "feddf"}},
+]  # fmt: skip
 
 
 def own_study(folder: Path, **changes: Any) -> dict[str, Any]:
