@@ -309,7 +309,7 @@ def trained_state(request: Message, reply: Message) -> Tensor:
 
 
 def training_message(number: int, state: Tensor, *, exchange: int = 99, **tensors: Tensor) -> tuple[Train, Memory]:
-    """What `Run.round` is given for a round: fields and tensors."""
+    """What `polyclinic.site.round.Round` is given for a round: fields and tensors."""
     return Train(round=number, exchange=exchange, learning_rate=0.1, after_rounds=number), {"state": state, **tensors}
 
 

@@ -34,6 +34,7 @@ from polyclinic.composition import METHODS
 from polyclinic.methods import PUBLISHED
 from polyclinic.parts import FEDERATION, LOCAL_PARTS
 from polyclinic.seeds import derive_seed, generator
+from polyclinic.site.round import Round
 from polyclinic.state import Role
 
 MOMENTUM = {"sgd": {"lr": 0.1, "momentum": 0.9}}
@@ -384,7 +385,7 @@ def test_the_next_round_starts_from_the_shared_part_and_the_own_part(method):
     member = federation.engine.members["Bonn"]
     own = federation.kept(progress)["Bonn"].own.clone()
     state = torch.full((plan.selection.size,), 0.25)
-    job = member.run.round(*training_message(2, state)).job(0)
+    job = Round(member.run, *training_message(2, state)).job(0)
     expected = torch.empty(layout.size)
     member.run.shared.put(expected, state)
     member.run.private.put(expected, own)

@@ -14,6 +14,7 @@ from polyclinic.rounds import run_rounds
 from polyclinic.seeds import generator
 from polyclinic.server.selection import Participation
 from polyclinic.site.messages import Train
+from polyclinic.site.round import Round
 
 SMALL = {"Aachen": 12, "Bonn": 9, "Celle": 8}
 NORM_MLP = {"mlp": {"hidden": [5], "norm": "batch"}}
@@ -90,7 +91,7 @@ def test_turns_of_a_round_have_their_own_randomness():
     for function, site, request, _ in said:
         if (function, site) == ("train", "Aachen"):
             asked = Train(**request.fields)
-            job = double.engine.members[site].run.round(asked, request.tensors).job(0)
+            job = Round(double.engine.members[site].run, asked, request.tensors).job(0)
             orders.append(tuple(torch.randperm(40, generator=generator(*job.seed)).tolist()))
     assert len(orders) == len(set(orders)) == 2
     assert federation.state().isfinite().all()

@@ -20,7 +20,7 @@ from polyclinic.errors import PartError, SiteError, StudyError
 from polyclinic.parts import CHANNEL_PARTS, FEDERATION, SitePart
 from polyclinic.running.progress import Checkpoint
 from polyclinic.seeds import generator
-from polyclinic.site.run import Round
+from polyclinic.site.round import Round
 from polyclinic.study.job import Job
 
 MODEL = {"mlp": {"hidden": [12], "norm": "batch"}}

@@ -9,6 +9,7 @@ from helpers import Federation, catalogued, flat, plain_module, table_sites, tra
 from polyclinic.parts import FEDERATION
 from polyclinic.running.progress import Checkpoint
 from polyclinic.seeds import generator
+from polyclinic.site.round import Round
 
 ROUNDS, EPOCHS = 3, 2
 TRAINING = {"rounds": ROUNDS, "local_epochs": EPOCHS, "batch_size": 8}
@@ -97,7 +98,7 @@ def test_phases_of_a_round_are_counted_one_after_another():
     federation.rounds()
     run = federation.engine.members["Dresden"].run
     state = run.shared.take(federation.initial(0))
-    work = run.round(*training_message(2, state))
+    work = Round(run, *training_message(2, state))
     assert [run.phases[0].start, run.phases[1].start] == ["received", "before"]
     work._results.append(type("Done", (), {"steps": 12, "vector": federation.initial(0)})())
     assert [work.job(0).batches, work.job(1).batches] == [2 * 18, 2 * 18 + 12]
@@ -108,7 +109,7 @@ def test_a_personal_model_counts_its_own_steps():
     federation = Federation(table_sites(), [method], model="cumulative", training=TRAINING)
     federation.rounds()
     run = federation.engine.members["Dresden"].run
-    work = run.round(*training_message(ROUNDS, run.shared.take(federation.initial(0))))
+    work = Round(run, *training_message(ROUNDS, run.shared.take(federation.initial(0))))
     assert [work.job(0).batches, work.job(1).batches] == [ROUNDS * 6, ROUNDS * 15]
 
 

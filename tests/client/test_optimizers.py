@@ -11,6 +11,7 @@ from polyclinic.client.work import Work, gradient_step, path_length
 from polyclinic.models import build_model
 from polyclinic.options import EntryError
 from polyclinic.site.messages import Train
+from polyclinic.site.round import Round
 from polyclinic.state import Role
 
 MLP = {"mlp": {"hidden": [6]}}
@@ -232,7 +233,7 @@ def test_the_mixtures_optimiser_follows_the_rounds_momentum():
     with recorded(federation.engine) as said:
         federation.rounds()
     request = next(r for function, _, r, _ in reversed(said) if function == "train")
-    work = federation.engine.members["Bonn"].run.round(Train(**request.fields), request.tensors)
+    work = Round(federation.engine.members["Bonn"].run, Train(**request.fields), request.tensors)
     assert dict(work.companion.named[1])["momentum"] == pytest.approx(0.85)
 
 

@@ -27,6 +27,7 @@ from polyclinic.communication.message import Message
 from polyclinic.errors import StudyError, TrainingError
 from polyclinic.options import EntryError
 from polyclinic.parts import FEDERATION
+from polyclinic.site.round import Round
 from polyclinic.state import Role
 from polyclinic.study.job import Job
 
@@ -239,7 +240,7 @@ def test_each_phase_moves_its_own_weights_only(stacked, local):
     federation, progress = trained({"fedrep": {"head_epochs": 2, "local": local}}, model=BATCH, training=training)
     layout = federation.template.layout
     request = training_message(2, progress.model(FEDERATION))
-    rounds = [member.run.round(*request) for member in federation.engine.members.values()]
+    rounds = [Round(member.run, *request) for member in federation.engine.members.values()]
     task, model = federation.engine.members["Aachen"].run.task, federation.template
     for phase, moved in enumerate((Role.HEAD, Role.WEIGHT)):
         jobs = [one.job(phase) for one in rounds]

@@ -8,6 +8,7 @@ from polyclinic.client.train import train
 from polyclinic.communication.message import Message
 from polyclinic.errors import SiteError
 from polyclinic.running.progress import Checkpoint
+from polyclinic.site.round import Round
 from polyclinic.site.run import Kept
 
 SITES = {"Aachen": 33, "Bonn": 14, "Celle": 17, "Dresden": 20}
@@ -124,7 +125,7 @@ def started():
 
 def exchange(run, state, number):
     """One round of work; what it left."""
-    work = run.round(*training_message(number, state, exchange=number))
+    work = Round(run, *training_message(number, state, exchange=number))
     work.took(train(run.model, run.task, work.work(0), work.job(0)))
     return work.finish(0.0).tensors["control_variates/control_change"]
 

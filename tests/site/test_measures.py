@@ -12,6 +12,7 @@ from polyclinic.parts import LOCAL_PARTS, Part, ServerEnd, SiteEnd
 from polyclinic.parts.measures import MEASURES, PATH, STEPS, Measuring, revealed
 from polyclinic.rounds import run_rounds
 from polyclinic.server.mean import Mean
+from polyclinic.site.round import Round
 
 NORM_MLP = {"mlp": {"hidden": [5], "norm": "batch"}}
 #: Everything that a site can measure.
@@ -192,7 +193,7 @@ def test_a_site_keeps_nothing_of_a_round_whose_numbers_it_cannot_measure():
     federation.kept(federation.rounds()[0])
     run = federation.engine.members["Aachen"].run
     before = {name: tensor.clone() for name, tensor in run.memory().items()}
-    work = run.round(*training_message(1, run.shared.take(federation.initial(0)), exchange=9))
+    work = Round(run, *training_message(1, run.shared.take(federation.initial(0)), exchange=9))
     work.took(train(run.model, run.task, work.work(0), work.job(0)))
 
     def fail(vector, index):
@@ -214,7 +215,7 @@ def test_the_model_without_a_site_is_measured_with_what_the_site_had_before_the_
     sent = run.shared.take(federation.initial(1))
     expected = run.shared_model(sent)
     name = next(name for name in run.ends["fedce"].names if MEASURES[name].model == "sent")
-    work = run.round(*training_message(1, sent, exchange=9, **{f"fedce/{run.ends['fedce'].model_sent}": sent}))
+    work = Round(run, *training_message(1, sent, exchange=9, **{f"fedce/{run.ends['fedce'].model_sent}": sent}))
     work.took(train(run.model, run.task, work.work(0), work.job(0)))
     seen = []
 

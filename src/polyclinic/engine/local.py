@@ -22,7 +22,7 @@ from polyclinic.notes import Note
 from polyclinic.seeds import derive_seed
 from polyclinic.site import CorruptibleSite, Site, Workspace
 from polyclinic.site.messages import Start
-from polyclinic.site.run import Round
+from polyclinic.site.round import Round
 
 log = logging.getLogger(__name__)
 

@@ -74,7 +74,8 @@ from polyclinic.site.messages import (
 from polyclinic.site.messages import Spending as Spent
 from polyclinic.site.model_part import PART, ModelPart
 from polyclinic.site.rehearsal import try_out
-from polyclinic.site.run import Round, Run
+from polyclinic.site.round import Round
+from polyclinic.site.run import Run
 from polyclinic.site.schema import Answers, Known, function_of, predicted, read_asked
 from polyclinic.site.spending import LEDGER, Spending
 from polyclinic.site.sums import BOXES, PHASES, PREPARING, TRAINING, SiteSums
@@ -486,7 +487,7 @@ class Site:
 
     def _train(self, asked: Train, tensors: Tensors) -> Message:
         started = time.perf_counter()
-        work = self.run.round(asked, tensors)
+        work = Round(self.run, asked, tensors)
         for phase in range(work.phases):
             work.took(train(self.run.network, self.run.task, work.work(phase), work.job(phase)))
         return work.finish(time.perf_counter() - started)
@@ -496,7 +497,7 @@ class Site:
         asked = self.read("train", request)
         if not isinstance(asked, Train):
             raise TypeError("not a message to train")
-        return self.run.round(asked, request.tensors)
+        return Round(self.run, asked, request.tensors)
 
     def _spent(self, asked: During, tensors: Tensors) -> Message:
         """What this training, and all of them, have cost the patients' privacy."""
