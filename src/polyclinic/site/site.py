@@ -6,7 +6,7 @@ import logging
 import re
 import time
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from copy import copy
 from functools import partial
 from pathlib import Path
@@ -38,9 +38,6 @@ from polyclinic.limits import Body, Nothing
 from polyclinic.models import build_model
 from polyclinic.models.variant import Apart
 from polyclinic.origins import of_error
-from polyclinic.parts.checks import kind_of, wrong
-from polyclinic.parts.predictor import Network, OfNetwork, Predictor
-from polyclinic.parts.site_end import overrides
 from polyclinic.privacy.draws import RepeatableDraws, SystemDraws
 from polyclinic.secure import Signer
 from polyclinic.seeds import generator
@@ -77,6 +74,7 @@ from polyclinic.site.rehearsal import try_out
 from polyclinic.site.round import Round
 from polyclinic.site.run import Run
 from polyclinic.site.schema import Answers, Known, function_of, predicted, read_asked
+from polyclinic.site.sent_models import SentModels, other_size
 from polyclinic.site.spending import LEDGER, Spending
 from polyclinic.site.sums import BOXES, PHASES, PREPARING, TRAINING, SiteSums
 from polyclinic.state import FlatModule
@@ -86,8 +84,6 @@ from polyclinic.tasks.base import Asked
 log = logging.getLogger(__name__)
 
 Tensors = dict[str, Tensor]
-#: A model that is sent whole, see `polyclinic.running.plan.Plan.model_name`.
-_WHOLE = re.compile(r"(?:network(?P<network>\d+)_)?model(?P<position>\d*)")
 #: Answers a message with a body of its own kind.
 Answer = Callable[[Any, Tensors], Message]
 
@@ -460,12 +456,12 @@ class Site:
         model = self.workspace.model(asked.model, self.dataset.training_shape, task.outputs)
         size = len(tensors["initial"])
         if size != model.layout.size:
-            raise self._other_size(size, model.layout.size)
+            raise other_size(self.name, size, model.layout.size)
         apart = None
         if asked.own is not None:
             own = self.workspace.model(asked.own, self.dataset.training_shape, task.outputs)
             if "own" not in tensors or len(tensors["own"]) != own.layout.size:
-                raise self._other_size(len(tensors.get("own", ())), own.layout.size)
+                raise other_size(self.name, len(tensors.get("own", ())), own.layout.size)
             apart = Apart(own, tensors["own"], model)
         dataset, parts = self.cases(asked)
         self.run = Run(
@@ -529,20 +525,24 @@ class Site:
 
     # Evaluation ---------------------------------------------------------------------------------------------------
 
+    def _models(self, tensors: Tensors, run: Run | None = None) -> SentModels:
+        """The models that a message has, for a run."""
+        return SentModels(run or self.run, tensors, self.workspace.model)
+
     def _evaluate(self, asked: Evaluate, tensors: Tensors) -> Message:
-        vectors = self._predictors(self.run, tensors, self.run.parts.validation, best=False)
+        vectors = self._models(tensors).predictors(self.run.parts.validation, best=False)
         return Message(evaluation.score(self.run, vectors, self.run.parts.validation, asked.metric).fields())
 
     def _threshold(self, asked: During, tensors: Tensors) -> Message:
         index = self.run.parts.validation
-        counts = evaluation.threshold_evidence(self.run, self._predictors(self.run, tensors, index), index)
+        counts = evaluation.threshold_evidence(self.run, self._models(tensors).predictors(index), index)
         return Message({}, {"counts": counts})
 
     def _sums(self, asked: During, tensors: Tensors) -> Message:
         """What predictions need besides the model; nothing where that is all they need."""
         if not self.run.task.needs_sums:
             return Message()
-        return Message({}, {"sums": evaluation.sums(self.run, self._networks(tensors), self.run.parts.train)})
+        return Message({}, {"sums": evaluation.sums(self.run, self._models(tensors).networks(), self.run.parts.train)})
 
     def tested(self, asked: Predict) -> Run:
         """The run whose test cases are predicted."""
@@ -550,7 +550,7 @@ class Site:
 
     def _predict(self, asked: Predict, tensors: Tensors) -> Message:
         index, run = self.parts.test, self.tested(asked)
-        networks = self._predictors(run, tensors, index)
+        networks = self._models(tensors, run).predictors(index)
         fields, found = evaluation.predict(run, networks, index, asked.threshold, asked.completion)
         if asked.mark is None:
             found |= evaluation.attention(run, networks, index)
@@ -569,7 +569,7 @@ class Site:
     def _test(self, asked: Test, tensors: Tensors) -> Message:
         """Predict the test cases and keep the predictions; what is answered is of no single case."""
         index, run = self.parts.test, self.tested(asked)
-        networks = self._predictors(run, tensors, index)
+        networks = self._models(tensors, run).predictors(index)
         sent = evaluation.predict(run, networks, index, asked.threshold, asked.completion)
         if asked.mark is not None:
             cases, found = opened(run.task, sent[1], asked.threshold, asked.mark["target"])
@@ -635,64 +635,9 @@ class Site:
 
     def _overlays(self, asked: Predict, tensors: Tensors) -> Message:
         index = self.parts.test
-        networks = self._predictors(self.run, tensors, index)
+        networks = self._models(tensors).predictors(index)
         shown, found = evaluation.overlays(self.run, networks, index, asked.threshold)
         return Message(shown.fields(), found)
-
-    def _predictors(self, run: Run, tensors: Tensors, index: Tensor, *, best: bool = True) -> Sequence[Network]:
-        """The same, as parts adapt them to the cases ``index`` that are to be predicted, without their labels; but for
-        those of the ``best`` round only where the server sent something for it."""
-        beside = {name: tensor for name, tensor in tensors.items() if "/" in name}
-        networks = self._networks(tensors, best=best)
-        adapting = [end for end in run.ends.values() if overrides(end, "adapted")]
-        if not adapting or not len(index) or not (best or beside):
-            return networks
-        shared = [run.shared_model(tensors["state"], best=best)] if "state" in tensors else networks
-
-        def inputs(chosen: Tensor) -> Tensor:
-            return run.dataset.batch(chosen)[0]
-
-        end, found = adapting[0], list[Network]()
-        sent = {name.removeprefix(f"{end.name}/"): one for name, one in beside.items()}
-        for network, vector in zip(networks, shared, strict=True):
-            view = run.view.predicting(vector, sent) if isinstance(vector, Tensor) else run.view
-            found.append(end.adapted(network, index, inputs, view))
-            if not isinstance(found[-1], Tensor | Predictor):
-                raise wrong(end.name, "adapted", kind_of(found[-1]), "a state of the network, or a `Predictor`",
-                            self.name)  # fmt: skip
-        return found
-
-    def _networks(self, tensors: Tensors, *, best: bool = True) -> Sequence[Network]:
-        """Models to average: those sent whole, or the shared state with the site's own part (of the ``best`` round).
-
-        Raises:
-            SiteError: P401, there is neither, or the network of one can't be that of the study.
-        """
-        models = sorted(name for name in tensors if "/" not in name)
-        if not models:
-            raise SiteError("P401", f"Site {self.name} was sent no model to predict with.",
-                            "Send a `state` or a `model`.", site=self.name)  # fmt: skip
-        named = [(match, tensors[name]) for name in models if (match := _WHOLE.fullmatch(name))]
-        named.sort(key=lambda one: one[0]["position"])  # whatever network each is of
-        whole = [self._network(match["network"], tensor) for match, tensor in named]
-        return whole or [self.run.predictor(tensors["state"], best=best)]
-
-    def _network(self, number: str | None, vector: Tensor) -> Network:
-        """A model that was sent whole: of the site's own network, unless the number of another is given."""
-        declared = self.run.declared
-        sent = None if number is None else declared.networks[int(number)]
-        if sent is None or sent.model == declared.model:
-            return vector
-        model = self.workspace.model(sent.model, self.dataset.training_shape, self.run.task.outputs)
-        if model.layout.size != len(vector):
-            raise self._other_size(len(vector), model.layout.size)
-        return OfNetwork(model, vector)
-
-    def _other_size(self, sent: int, own: int) -> SiteError:
-        return SiteError(
-            "P401", f"Site {self.name} was sent a model of {sent} numbers; the network that the message names has "
-            f"{own}.", "Let all sites and the server run the same version of Polyclinic.", site=self.name,
-        )  # fmt: skip
 
     # Its own folder -----------------------------------------------------------------------------------------------
 
