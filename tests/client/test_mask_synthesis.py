@@ -347,6 +347,28 @@ def test_masks_without_any_structure_are_not_compared():
     assert made + held == 12
 
 
+def test_all_slices_of_a_patient_are_on_one_side_and_one_of_them_counts():
+    """Fifteen patients with four slices each, of which a third shows nothing; 40 masks are shared."""
+    images, masks = pictures("Aachen", 60)
+    masks[::3] = 0
+    data = {"Aachen": replace(site_of("Aachen", images, masks), subjects=[f"patient {row // 4}" for row in range(60)])}
+    made = made_of(data, {"masks": 40})
+    with recorded(made.engine) as said:
+        told = ended(made)[0].procedure[1].made().told["Aachen"]["counts"].tolist()
+    (reply,) = [one for name, _, _, one in said if name.endswith("/masks")]
+    assert sum(len(one) for one in reply.tensors.values()) == 40
+    end = made.local.members["Aachen"].run.ends[PARTS["asyndgan"]]
+    own = end.outlines(None)
+    patients = own.shared // 4
+    assert len(set(patients.tolist())) == 15
+    assert len(set(patients[-own.aside :].tolist())) == 3
+    assert not set(patients[: -own.aside].tolist()) & set(patients[-own.aside :].tolist())
+    assert set((own.learned // 4).tolist()) == set(patients[: -own.aside].tolist())
+    assert len(own.learned) == 48
+    shown = {patient for patient, mask in zip(patients.tolist(), own.masks, strict=True) if mask.any()}
+    assert told[0] + told[3] == len(shown), "of each patient the first mask that shows something"
+
+
 def test_of_few_patients_nobody_is_kept_aside_and_nothing_is_told():
     plan = ended(made_of(sites({"Aachen": 11}), {"masks": 100}))[0]
     assert plan.procedure[1].made().told["Aachen"]["counts"].tolist() == [0, 0, 0, 0]

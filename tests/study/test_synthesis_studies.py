@@ -12,6 +12,7 @@ from elsewhere import Elsewhere, split_table
 from helpers import write_image_study
 from polyclinic import Study
 from polyclinic.client.synthesis import made_cases, site_end
+from polyclinic.errors import StudyError
 from polyclinic.parts import Made
 from polyclinic.study.columns import MEMORISATION
 from polyclinic.study.drawing import structure_colour
@@ -163,6 +164,17 @@ def test_masks_are_not_shown_where_no_pictures_of_patients_are_asked_for(tmp_pat
     assert [note["number"] for note in notes] == ["N280"]
     assert not (out / "made.safetensors").exists()
     assert "only with <code>report: {overlays: true}</code>" in (out / "report.html").read_text(encoding="utf-8")
+
+
+def test_a_final_model_of_made_images_says_it_too(tmp_path):
+    entries = write_masks(tmp_path) | {"final_model": {"method": "made", "rounds": 2}}
+    out, notes = run(tmp_path, entries)
+    assert [note["number"] for note in notes] == ["N280", "N280"]
+    assert notes[0] != notes[1], "it is trained on other cases"
+    assert (out / "model").is_dir()
+    entries["final_model"] |= {"rounds": 1}
+    with pytest.raises(StudyError, match="the model is trained after 1 rounds, and of 1 in all none is left"):
+        Study.of(entries, tmp_path)
 
 
 def test_few_masks_are_not_compared_and_it_is_said_why(tmp_path):
