@@ -229,8 +229,8 @@ class MadeCases(Procedure):
         made, told = (_by_site(grouped(memory, name)) for name in ("made", "told"))
         if not made:
             return None
-        aside = grouped(memory, "aside")
-        masks = {site: len(one) + len(aside[site]) for site, one in grouped(memory, "cases").items() if site in aside}
+        cases, aside = grouped(memory, "cases"), grouped(memory, "aside")
+        masks = {site: len(cases[site]) + len(aside[site]) for site in sorted(aside)}
         images, labels = (torch.cat([one[name] for one in made.values()]) for name in ("images", "labels"))
         return Made(images, labels, told, masks)
 
@@ -307,9 +307,9 @@ class Asked:
 
 
 def _by_site(memory: Memory) -> dict[str, Memory]:
-    """``SITE/name`` by site and name; what has no site is of all, under the name ""."""
+    """``SITE/name`` by site and name, in the order of sites; what has no site is of all, under the name ""."""
     found = dict[str, Memory]()
-    for key, tensor in memory.items():
+    for key, tensor in sorted(memory.items()):
         site, _, name = key.rpartition("/")
         found.setdefault(site, {})[name] = tensor
     return found
