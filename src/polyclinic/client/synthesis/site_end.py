@@ -63,12 +63,9 @@ class MadeCasesEnd(SiteEnd):
         values = torch.arange(view.task.classes) if self.masks is None else self.outlines(view).masks
         fit = images.shape[1:] == view.input_shape and places.shape == (len(images),) and len(images)
         if not fit or int(places.max()) >= len(values):
-            what = "classes" if self.masks is None else "masks"
-            text = (
-                f"Site {view.name} was sent made cases {list(images.shape)} with labels {list(places.shape)}; its own "
-            )
-            text += f"are {list(view.input_shape)}, of {len(values)} {what}."
-            raise SiteError("P401", text, SAME, site=view.name)
+            own = f"{list(view.input_shape)}, of {len(values)} {'classes' if self.masks is None else 'masks'}"
+            text = f"Site {view.name} was sent made cases {list(images.shape)} with labels {list(places.shape)}; "
+            raise SiteError("P401", f"{text}its own are {own}.", SAME, site=view.name)
         return images, places, values[places]
 
     def real_cases(self, view: SiteView, step: int, count: int) -> tuple[Tensor, Tensor]:
