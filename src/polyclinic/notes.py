@@ -76,6 +76,7 @@ TITLES: dict[str, str] = {
     "N275": "A site has no label",
     "N278": "Made cases may be copies",
     "N279": "Made cases were not compared with a site's own",
+    "N280": "Masks of patients were given to the server",
     "N285": "A site has no column of a finding",
     "N286": "Several labels are not judged in every way",
     "N287": "Models are asked for findings that they did not learn",

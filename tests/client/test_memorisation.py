@@ -4,7 +4,7 @@ import pytest
 import torch
 from scipy.stats import binom
 
-from polyclinic.client.synthesis.memorisation import SIDE, Copied, reduced, told
+from polyclinic.client.synthesis.memorisation import SIDE, Copied, least_each, reduced, told, told_of_pairs
 from polyclinic.seeds import generator
 
 SUSPICIOUS = 0.01
@@ -15,7 +15,7 @@ def numbers(*names, count, dims=6, spread=1.0):
 
 
 def found(made, training, held):
-    return Copied.of(len(made), told(made, training, held))
+    return Copied.of(told(made, training, held))
 
 
 def test_numbers_by_hand():
@@ -109,3 +109,39 @@ def test_cases_that_are_all_as_far_from_each_other_are_no_copies():
         one = found(numbers("m", seed, count=1, dims=900).repeat(40, 1), training, held)
         assert one.chance > SUSPICIOUS
         assert found(training.repeat(2, 1), training, held).chance < SUSPICIOUS
+
+
+def pairs(learned, aside):
+    return Copied.of(told_of_pairs(*(torch.tensor(one).double() for one in (learned, aside))))
+
+
+def test_images_of_masks_by_hand():
+    """The median of 4, 2 and 5 is 4: nearness 1, 0.5 and 1.25, and the limit 0.5; of the others 0.25, 0.5 and 2."""
+    one = pairs([1.0, 2.0, 8.0], [4.0, 2.0, 5.0])
+    assert (one.made, one.nearer, one.held_nearer, one.held) == (3, 2, 1, 3)
+    assert (one.made_median, one.made_least, one.held_median, one.held_least) == (0.5, 0.25, 1.0, 0.5)
+    # With the smallest of 3 as the limit U ~ Beta(1, 3): P(2 of 3 or more below) = 3 E U² − 2 E U³ = 3/10 − 2/20.
+    assert one.chance == pytest.approx(0.2)
+
+
+def test_images_of_masks_that_are_nearer_by_next_to_nothing_are_no_copies():
+    aside = (1 + 0.001 * torch.arange(8)).tolist()
+    assert pairs([0.95] * 24, aside).nearer == 0
+    assert pairs([0.1] * 24, aside).chance < SUSPICIOUS
+    assert pairs([0.0] * 24, [0.0] * 8).chance > SUSPICIOUS, "all are alike, those that nobody saw, too"
+    assert not pairs([0.0] * 24, [1.0]).known
+    assert not pairs([], [1.0] * 8).known
+
+
+def test_false_alarms_of_images_of_masks_are_as_rare_as_they_should_be():
+    """Distances of both groups are drawn alike, 400 times."""
+    alarms = 0
+    for seed in range(400):
+        apart = torch.rand(32, generator=torch.Generator().manual_seed(seed)).exp()
+        alarms += pairs(apart[:24].tolist(), apart[24:].tolist()).chance < 0.05
+    assert binom.sf(alarms - 1, 400, 0.05) > 0.001, alarms
+
+
+def test_of_each_mask_the_nearest_image_counts():
+    found = least_each(torch.tensor([3.0, 1.0, 2.0, 5.0]), torch.tensor([0, 2, 2, 0]), 4)
+    assert found.tolist() == [3.0, torch.inf, 1.0, torch.inf]

@@ -310,7 +310,7 @@ def test_what_can_not_be_is_refused(method):
     ):  # fmt: skip
         with pytest.raises(EntryError, match=f"P104 .*{why}"):
             made_of(method=method, entry=entry, training=training, evaluation={"best_round": "loss", "validation": 0.2})
-    with pytest.raises(EntryError, match=r"P104 .*is for classification, and the task is regression"):
+    with pytest.raises(EntryError, match=r"P104 .*is for classification and segmentation, and the task is regression"):
         Federation(table_sites(), [{method: SMALL}], task="regression", training={"rounds": 2})
     volume = {"Aachen": site_of("Aachen", torch.zeros(4, 1, 8, 8, 8), torch.tensor([0, 1, 0, 1]))}
     with pytest.raises(StudyError, match=r"P104 .*flat images"):

@@ -31,7 +31,8 @@ pytestmark = pytest.mark.long
 
 SITES = ("Aachen", "Bonn", "Celle")
 SIZES = dict(zip(SITES, (30, 36, 26), strict=True))
-ALLOWED = {"patients": 1, "floor": 1, "predictions": True, "overlays": True, "personal_models": True}
+ALLOWED = {"patients": 1, "floor": 1, "predictions": True, "overlays": True, "personal_models": True,
+           "masks": True}  # fmt: skip
 #: One split, so that each training is done once.
 ONCE = {"holdout": 0.4, "bootstrap": 20}
 
@@ -65,9 +66,13 @@ def planned(folder: Path) -> dict[str, Any]:
 
 
 def pictures(folder: Path) -> dict[str, Any]:
-    """Structures in grey images, with pictures of cases in the report."""
+    """Structures in grey images, with pictures of cases in the report, and images made from masks."""
     entries = write_image_study(folder, dict.fromkeys(SITES, 8))
-    return entries | {"report": {"overlays": True}, "methods": ["fedavg", {"fedprox": {"share": "no_norm"}}]}
+    made = {
+        "asyndgan": {"masks": 4, "generator_rounds": 1, "steps": 2, "network_steps": 2, "batch_size": 4, "width": 4}
+    }
+    methods = ["fedavg", {"fedprox": {"share": "no_norm"}}, made]
+    return entries | {"report": {"overlays": True}, "methods": methods}
 
 
 def harmonised(folder: Path) -> dict[str, Any]:

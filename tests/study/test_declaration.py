@@ -20,7 +20,7 @@ BAGS, FINDINGS = ["attention_mil"], ["graph_layer", "multi_task"]
 #: Methods for reconstruction.
 MEASURED = ["fedmri"]
 #: Methods for masks.
-MASKS = ["feddm", "fedmix"]
+MASKS = ["feddm", "fedmix", {"asyndgan": {"generator_rounds": 2, "masks": 8, "label": "made"}}]
 #: Options that methods can't do without.
 OPTIONS = {
     "fltrust": {"trusted": "A"},

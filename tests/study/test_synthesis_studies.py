@@ -8,9 +8,16 @@ import pytest
 import torch
 from PIL import Image
 
+from elsewhere import Elsewhere, split_table
+from helpers import write_image_study
 from polyclinic import Study
-from polyclinic.client.synthesis import made_cases
+from polyclinic.client.synthesis import made_cases, site_end
+from polyclinic.errors import StudyError
+from polyclinic.parts import Made
 from polyclinic.study.columns import MEMORISATION
+from polyclinic.study.drawing import structure_colour
+from polyclinic.study.runner import run_study
+from polyclinic.study.synthesis import contact_sheet
 
 OPTIONS = {"generator_rounds": 1, "steps": 3, "network_steps": 3, "batch_size": 8, "width": 4, "latent": 4,
            "checked": 40, "label": "made"}  # fmt: skip
@@ -37,7 +44,7 @@ def write(folder, sites="AB", cases=24, method="asyndgan"):
 def run(folder, entries):
     out = Study.of(entries, folder).run(folder / "out").folder
     notes = json.loads((out / "notes.json").read_text(encoding="utf-8"))
-    return out, [note for note in notes if note["number"] in ("N278", "N279")]
+    return out, [note for note in notes if note["number"] in ("N278", "N279", "N280")]
 
 
 @both
@@ -73,14 +80,14 @@ def test_a_generator_that_copies_a_site_is_found_and_shows_nothing(tmp_path, mon
         chosen = torch.randint(len(learned[-1]), (len(numbers),), generator=torch.Generator().manual_seed(0))
         return learned[-1][chosen] + 0.01 * torch.randn(len(numbers), *self.generator.shape)
 
-    answer = made_cases.MadeCasesEnd.answer
+    answer = site_end.MadeCasesEnd.answer
 
     def answering(self, verb, asked, view):
         if (verb, view.name) == ("begin", "A"):
             learned.append(view.cases()[0])
         return answer(self, verb, asked, view)
 
-    monkeypatch.setattr(made_cases.MadeCasesEnd, "answer", answering)
+    monkeypatch.setattr(site_end.MadeCasesEnd, "answer", answering)
     monkeypatch.setattr(made_cases.Maker, "inputs", copying)
     out, notes = run(tmp_path, entries)
     table = pd.read_csv(out / "memorisation.csv").set_index("site")
@@ -119,3 +126,87 @@ def test_several_images_of_a_patient_count_once(tmp_path):
     assert (table["held_out"] <= 4).all()
     assert table["passed"].all()
     assert not notes
+
+
+def write_masks(folder, method="asyndgan", sizes=None, **options):
+    """Images with a bright square, a patient each, and their masks."""
+    entries = write_image_study(folder, sizes or {"A": 26, "B": 16})
+    made = {**OPTIONS, "masks": 16, **options}
+    training = {"rounds": 2, "batch_size": 8}
+    return entries | {"methods": [{method: made}], "training": training,
+                      "evaluation": {"holdout": 0.2, "validation": 0.1, "bootstrap": 10}}  # fmt: skip
+
+
+@both
+def test_images_of_masks_are_told_of_and_shown_above_them(tmp_path, method):
+    out, notes = run(tmp_path, write_masks(tmp_path, method))
+    table = pd.read_csv(out / "memorisation.csv").set_index("site")
+    assert table["masks"].to_dict() == {"A": 16, "B": 12}
+    assert table[["made", "held_out"]].sum(axis=1).to_dict() == {"A": 16, "B": 12}, "of each mask one counts"
+    assert table["held_out"].to_dict() == {"A": 4, "B": 3}
+    assert [note["number"] for note in notes] == ["N280"]
+    assert "masks of patients, from which images were made: A 16, B 12" in notes[0]["text"]
+    page = (out / "report.html").read_text(encoding="utf-8")
+    assert "each above the mask of a patient" in page
+    assert "Masks given<br>to the server" in page
+    assert (out / "made.safetensors").is_file()
+    exchanged = pd.read_csv(out / "exchanged.csv")
+    part = {"asyndgan": "synthetic_cases", "fed_gan": "federated_gan"}[method]
+    told = exchanged[exchanged["payload"] == f"{part}/masks"]
+    assert told["reveals"].str.contains("masks of patients of the site").all()
+    assert len(told)
+    for name in ("memorisation.csv", "notes.json", "report.html"):
+        assert "secret" not in (out / name).read_text(encoding="utf-8")
+
+
+def test_masks_are_not_shown_where_no_pictures_of_patients_are_asked_for(tmp_path):
+    out, notes = run(tmp_path, write_masks(tmp_path) | {"report": {"overlays": False}})
+    assert [note["number"] for note in notes] == ["N280"]
+    assert not (out / "made.safetensors").exists()
+    assert "only with <code>report: {overlays: true}</code>" in (out / "report.html").read_text(encoding="utf-8")
+
+
+def test_a_final_model_of_made_images_says_it_too(tmp_path):
+    entries = write_masks(tmp_path) | {"final_model": {"method": "made", "rounds": 2}}
+    out, notes = run(tmp_path, entries)
+    assert [note["number"] for note in notes] == ["N280", "N280"]
+    assert notes[0] != notes[1], "it is trained on other cases"
+    assert (out / "model").is_dir()
+    entries["final_model"] |= {"rounds": 1}
+    with pytest.raises(StudyError, match="the model is trained after 1 rounds, and of 1 in all none is left"):
+        Study.of(entries, tmp_path)
+
+
+def test_few_masks_are_not_compared_and_it_is_said_why(tmp_path):
+    out, notes = run(tmp_path, write_masks(tmp_path, masks=8))
+    assert [note["number"] for note in notes] == ["N280", "N279"]
+    assert "fewer than two patients with a structure were kept aside" in notes[1]["text"]
+    assert not (out / "memorisation.csv").exists()
+    assert not (out / "made.safetensors").exists()
+
+
+@both
+def test_masks_of_sites_elsewhere_give_the_same_study(tmp_path, method):
+    entries = write_masks(tmp_path, method) | {"report": {"overlays": False}}
+    entries["evaluation"]["predictions"] = "coordinator"
+    Study.of(entries, tmp_path).run(tmp_path / "here")
+    folders = split_table(tmp_path)
+    for site, folder in folders.items():
+        (folder / site).symlink_to(tmp_path / site)
+    engine = Elsewhere(folders, tmp_path / "sites")
+    run_study(Study.of(entries, tmp_path), tmp_path / "there", engine=engine)
+    for name in ("predictions.csv", "memorisation.csv"):
+        assert (tmp_path / "here" / name).read_bytes() == (tmp_path / "there" / name).read_bytes(), name
+
+
+def test_masks_stand_below_their_images_in_the_colours_of_their_structures():
+    masks = torch.zeros(9, 1, 4, 5, dtype=torch.uint8)
+    masks[0, 0, 1, 2], masks[8, 0, 3, 4] = 1, 2
+    picture = contact_sheet(Made(torch.rand(9, 1, 4, 5), masks, {}, {"A": 9}), 3)
+    assert picture.shape == (3, 4 * 5, 8 * 6)
+    for (row, column), structure in (((5 + 1, 2), 0), ((15 + 3, 4), 1)):
+        assert bytes(picture[:, row, column].tolist()).hex() == structure_colour(structure)[1:].lower()
+    assert not picture[:, 5, 0].any()
+    assert (picture[:, 10:14, 6:] == 255).all(), "the second row has one image"
+    many = Made(torch.rand(90, 3, 4, 5), masks[:1].repeat(90, 1, 1, 1), {}, {"A": 90})
+    assert contact_sheet(many, 3).shape == (3, 6 * 5, 8 * 6)

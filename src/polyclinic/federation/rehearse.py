@@ -54,7 +54,7 @@ def rehearse(study: Path, out: Path, follow: Follow, keep: Path | None = None) -
     data |= _variables(study)
     allowed = {
         "patients": 1, "floor": 1, "predictions": True, "overlays": True, "personal_models": True,
-        "plugins": list(used_plugins(found.declaration)),
+        "masks": True, "plugins": list(used_plugins(found.declaration)),
     }  # fmt: skip
     files = {
         f"site-{number}": {"name": name, "data": data, "device": found.declaration.engine.device, "policy": allowed}

@@ -55,6 +55,7 @@ class Policy(_Entries):
         overlays: whether pictures of single cases may leave.
         personal_models: whether parts of a model may leave that a method keeps at the site, and whether the site's own
             model may be sent to other sites.
+        masks: whether masks of patients may be given to the server, so many as the study says.
         final_models: whether a study may end with a model that is used, trained on all of the site's cases.
         public: whether a study may have a public set, of whose cases the site tells what its model finds.
         researchers: who may ask for studies; None for all of the consortium.
@@ -77,6 +78,7 @@ class Policy(_Entries):
     predictions: bool = False
     overlays: bool = False
     personal_models: bool = False
+    masks: bool = False
     final_models: bool = True
     public: bool = True
     researchers: list[str] | None = None

@@ -32,6 +32,8 @@ class Part:
         needs_accuracy: whether it asks for the accuracy of models, which a number to be predicted has not.
         undoes: whether its ``finish`` undoes what its ``take`` did, so that it comes before others that change steps.
         returns: whether it sends sites what other sites sent.
+        shares_masks: how many masks of patients it has each site give to the server, at most, which a site's policy
+            must allow.
         hands_on: whether it sends sites the model of a single other one in training, which a site's policy must allow.
         tasks: kinds of tasks that it is for; empty for all.
         classes: how many classes it is for; 0 for any number.
@@ -83,6 +85,7 @@ class Part:
     needs_accuracy: bool = False
     undoes: ClassVar[bool] = False
     returns: ClassVar[bool] = False
+    shares_masks: int = 0
     hands_on: bool = False
     tasks: ClassVar[tuple[str, ...]] = ()
     classes: ClassVar[int] = 0

@@ -94,14 +94,16 @@ class Made:
 
     Attributes:
         inputs: standardised as at the sites ``[M, ...]``.
-        labels: their classes ``[M]``.
+        labels: their classes ``[M]``, or the masks that they were made from ``[M, 1, H, W]``.
         told: site -> what it found when it compared them with its own cases, see
             `polyclinic.client.synthesis.memorisation`.
+        masks: site -> how many masks of patients it gave to the server.
     """
 
     inputs: Tensor
     labels: Tensor
     told: Mapping[str, Memory]
+    masks: Mapping[str, int] = field(default_factory=dict)
 
 
 class Procedure(Part):

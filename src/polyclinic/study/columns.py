@@ -52,8 +52,8 @@ DESCRIBED = ["site", "feature", "stage", "count", "mean", "deviation", "low", "m
 STAGES = ("before", "after")
 #: Columns of ``memorisation.csv``.
 MEMORISATION = [
-    "method", RUN, "seed", "fold", "site", "made", "nearer", "held_out", "held_out_nearer", "expected", "chance",
-    "nearness", "least_nearness", "held_out_nearness", "held_out_least_nearness", "passed",
+    "method", RUN, "seed", "fold", "site", "masks", "made", "nearer", "held_out", "held_out_nearer", "expected",
+    "chance", "nearness", "least_nearness", "held_out_nearness", "held_out_least_nearness", "passed",
 ]  # fmt: skip
 #: File with pictures of what methods made, by method.
 MADE = "made.safetensors"

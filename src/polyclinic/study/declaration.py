@@ -10,6 +10,7 @@ from pydantic import Field, PrivateAttr, ValidationError, field_validator
 
 from polyclinic.audit.poisoning import Attack, read_attack
 from polyclinic.composition import METHODS
+from polyclinic.data.masks.entries import unannotated
 from polyclinic.data.preparation import needs_all_sites
 from polyclinic.data.spec import DataSpec, Target
 from polyclinic.data.tables.findings import finding_classes
@@ -476,7 +477,10 @@ class Declaration(Part):
         subgroups = [one.column for one in self.evaluation.grouped_by]
         public = self.data.public is not None
         networks = bool(self.own_networks)
-        reader = MethodReader(self.task, self.training, mixed, images, subgroups, self._model[0], public, networks)
+        partial = bool(self.data.structures and unannotated(self.data))
+        reader = MethodReader(
+            self.task, self.training, mixed, images, subgroups, self._model[0], public, networks, partial
+        )
         methods = [reader.read(entry, ("methods", i)) for i, entry in enumerate(self.methods)]
         labels = [method.label for method in methods]
         for position, label in enumerate(labels):

@@ -95,7 +95,8 @@ class JobRunner:
             return
         outcome.memorisation = memorised(job, made)
         outcome.notes += copy_notes(job, made, plan.sites, outcome.memorisation)
-        picture = contact_sheet(made, len(self.classes))
+        hidden = bool(made.masks) and not self.declaration.report.overlays
+        picture = None if hidden else contact_sheet(made, len(self.classes))
         if picture is not None and sum(row["passed"] for row in outcome.memorisation) == len(plan.sites):
             outcome.pictures[job.methods[0].label] = picture
 

@@ -86,6 +86,7 @@ class MethodReader:
         model: name of the network.
         public: whether there is a public set.
         networks: whether sites have networks of their own.
+        partial: whether some sites did not outline all structures.
     """
 
     task: str
@@ -96,6 +97,7 @@ class MethodReader:
     model: str = ""
     public: bool = False
     networks: bool = False
+    partial: bool = False
 
     def read(self, entry: object, place: Place) -> StudyMethod:
         """The method that an entry asks for.
@@ -143,7 +145,7 @@ class MethodReader:
         local = Local(
             self.task, optimizer_of(training)[0], keeps, self.mixed, chosen, stops_early, besides, by_loss,
             training.class_weights == "balanced", self.images, self.subgroups, self.model, self.public,
-            training.rounds, self.networks,
+            training.rounds, self.networks, self.partial,
         )  # fmt: skip
         refused = refusal(method, local)
         if refused is not None:

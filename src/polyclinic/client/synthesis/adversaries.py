@@ -52,32 +52,32 @@ class Learning:
         return {_NETWORK: self.network.vector.to("cpu", copy=True), **self.moments()}
 
 
-def judged(judge: Learning, real: Tensor, classes: Tensor, made: Tensor, labels: Tensor) -> Tensor:
+def judged(judge: Learning, real: Tensor, targets: Tensor, made: Tensor, wanted: Tensor) -> Tensor:
     """A step of a discriminator D to tell real inputs from made ones; its loss before, a scalar.
 
     The loss is −mean log D(x | y) − mean log(1 − D(x̂ | y)).
 
     Args:
         judge: the discriminator.
-        real, classes: inputs ``[B, ...]`` and their classes ``[B]``.
-        made, labels: likewise ``[M, ...]``, ``[M]``.
+        real, targets: inputs ``[B, ...]`` and their classes ``[B]``, or masks ``[B, 1, H, W]``.
+        made, wanted: likewise ``[M, ...]``.
     """
-    loss = _cross_entropy(judge.network.module(real, classes), real=True)
-    loss = loss + _cross_entropy(judge.network.module(made.detach(), labels), real=False)
+    loss = _cross_entropy(judge.network.module(real, targets), real=True)
+    loss = loss + _cross_entropy(judge.network.module(made.detach(), wanted), real=False)
     judge.descend(loss)
     return loss.detach()
 
 
-def doubted(judge: Learning, made: Tensor, labels: Tensor) -> Tensor:
+def doubted(judge: Learning, made: Tensor, wanted: Tensor) -> Tensor:
     """−mean log D(x̂ | y), a scalar: how little made inputs are taken for real, with gradient for them."""
-    return _cross_entropy(judge.network.module(made, labels), real=True)
+    return _cross_entropy(judge.network.module(made, wanted), real=True)
 
 
-def drawn(source: torch.Generator, count: int, latent: int, frequent: Tensor) -> tuple[Tensor, Tensor]:
-    """What ``count`` inputs are made of: random numbers ``[count, latent]``, and classes ``[count]`` as frequent as
-    ``frequent`` ``[C]``."""
-    labels = torch.multinomial(frequent, count, replacement=True, generator=source)
-    return torch.randn(count, latent, generator=source), labels
+def drawn(source: torch.Generator, count: int, numbers: int, shares: Tensor) -> tuple[Tensor, Tensor]:
+    """What ``count`` inputs are made of: random numbers ``[count, numbers]``, and places ``[count]`` as frequent as
+    ``shares`` ``[K]``."""
+    places = torch.multinomial(shares, count, replacement=True, generator=source)
+    return torch.randn(count, numbers, generator=source), places
 
 
 def grouped(memory: Mapping[str, Tensor], group: str) -> Memory:

@@ -9,18 +9,11 @@ import torch
 from torch import Tensor
 
 from polyclinic.client.synthesis.adversaries import Learning, doubted, grouped, in_group, judged
-from polyclinic.client.synthesis.generator import Maker, frequent
-from polyclinic.client.synthesis.made_cases import (
-    REVEALS,
-    SAME,
-    Asked,
-    MadeCases,
-    MadeCasesEnd,
-    real_cases,
-    sent_cases,
-)
+from polyclinic.client.synthesis.generator import Maker, kinds_of
+from polyclinic.client.synthesis.made_cases import REVEALS, Asked, MadeCases
+from polyclinic.client.synthesis.site_end import SAME, MadeCasesEnd
 from polyclinic.errors import SiteError
-from polyclinic.models.generative import Discriminator, Generator
+from polyclinic.models.generative import Discriminator, Generator, MaskGenerator
 from polyclinic.parts import PROCEDURES, Memory, SiteEnd, SiteView, Stage
 from polyclinic.randomness import own_randomness
 from polyclinic.shapes import Shaped
@@ -32,18 +25,21 @@ class SyntheticCases(MadeCases):
     """AsynDGAN: a generator at the server learns to make cases that the sites' discriminators take for real; then the
     model is trained at the server on made cases alone.
 
-    In each step of a round of the generator the server makes a batch of inputs for each site, of classes as frequent
-    as they are there. The site's discriminator D makes a step of Adam down −mean log D(x | y) − mean log(1 − D(x̂ | y)),
-    for some of its own cases x and the made ones x̂. The site answers with the gradient of −mean log D(x̂ | y) for x̂, by
-    the discriminator as it is then. The generator makes a step of Adam down the mean of these over the sites, by their
-    weights. Discriminators and cases never leave the sites. With one site this is a plain conditional GAN.
+    In each step of a round of the generator the server makes a batch of inputs for each site, of classes as frequent as
+    they are there, or from masks y that the site shared. The site's discriminator D makes a step of Adam down −mean log
+    D(x | y) − mean log(1 − D(x̂ | y)), for some of its own cases x and the made ones x̂. The site answers with the
+    gradient of −mean log D(x̂ | y) for x̂, by the discriminator as it is then. The generator makes a step of Adam down
+    the mean of these over the sites, by their weights. Discriminators and cases, but for those masks, never leave the
+    sites. With one site this is a plain conditional GAN.
 
     Arguments are those of `polyclinic.client.synthesis.made_cases.MadeCases`.
 
     Source: Chang et al., Synthetic learning: learn from distributed asynchronized discriminator GAN without sharing
     medical image data, CVPR 2020, arXiv 2006.00080, and the authors' code, which was read. There images are made from
-    masks that sites share, by a large network with perceptual losses; here from classes and random numbers, by a small
-    one. Conditions as in Mirza, Osindero, arXiv 1411.1784.
+    masks of all cases, which sites share, by a large network without random numbers; and it is also drawn to the very
+    image of each mask, pixel by pixel and by features of VGG (L1 and perceptual loss). Here it is not, since that
+    teaches it to repeat patients; the network is small. Without masks inputs are made from classes, with conditions as
+    in Mirza, Osindero, arXiv 1411.1784.
     """
 
     reveals: ClassVar = {
@@ -53,7 +49,7 @@ class SyntheticCases(MadeCases):
     }  # fmt: skip
     _learning: Learning
 
-    def started(self, generator: Generator, stage: Stage, memory: Memory) -> None:
+    def started(self, generator: Generator | MaskGenerator, stage: Stage, memory: Memory) -> None:
         """The generator with Adam."""
         self._learning = Learning(generator, self.lr, stage.network.vector.device, grouped(memory, "generator"))
 
@@ -68,7 +64,7 @@ class SyntheticCases(MadeCases):
 
     def at_site(self) -> SiteEnd:
         """Has the discriminator."""
-        return _Judge(self.lr, self.width)
+        return _Judge(self.lr, self.width, self.masks)
 
     def taught(self, asked: Asked, maker: Maker) -> dict[str, float]:
         """Steps of the generator; site -> the mean loss of its discriminator."""
@@ -77,15 +73,17 @@ class SyntheticCases(MadeCases):
             sites = asked.going
             if not sites:
                 break
+            asked_for = [maker.of(site) for site in sites]
             drawn = [
-                maker.drawn(stage.generator("made", site, step), self.batch_size, frequent(maker.cases[site]))
-                for site in sites
+                maker.drawn(stage.generator("made", site, step), self.batch_size, one)
+                for site, one in zip(sites, asked_for, strict=True)
             ]
-            numbers, labels = (torch.cat(parts).to(maker.device) for parts in zip(*drawn, strict=True))
-            made: Tensor = maker.generator(numbers, labels)
+            numbers = torch.cat([one for one, _ in drawn]).to(maker.device)
+            values = torch.cat([one.values[places] for one, (_, places) in zip(asked_for, drawn, strict=True)])
+            made: Tensor = maker.generator(numbers, values.to(maker.device))
             sent = made.detach().float().cpu().split(self.batch_size)
             batches = zip(sites, sent, drawn, strict=True)
-            questions = {site: {"images": images, "labels": labels} for site, images, (_, labels) in batches}
+            questions = {site: {"images": images, "labels": places} for site, images, (_, places) in batches}
             answers = _gradients(asked, asked.ask("judge", questions), sent[0].shape)
             total = sum(stage.weights[site] for site in answers)
             nothing = torch.zeros(sent[0].shape)
@@ -114,10 +112,11 @@ class _Judge(MadeCasesEnd):
     """The end at a site.
 
     Args:
-        lr, width: see `SyntheticCases`.
+        lr, width, masks: see `SyntheticCases`.
     """
 
-    def __init__(self, lr: float, width: int) -> None:
+    def __init__(self, lr: float, width: int, masks: int | None) -> None:
+        super().__init__(masks)
         self.lr, self.width = lr, width
         self._learning: Learning | None = None
 
@@ -126,7 +125,8 @@ class _Judge(MadeCasesEnd):
         if verb == "begin":
             self._begin(view)
         if verb == "judge":
-            return self._judge(view, *sent_cases(asked, view))
+            images, _, wanted = self.sent_cases(asked, view)
+            return self._judge(view, images, wanted)
         if verb == "end":
             return self._end()
         return super().answer(verb, asked, view)
@@ -134,18 +134,18 @@ class _Judge(MadeCasesEnd):
     def _begin(self, view: SiteView) -> None:
         """The discriminator as it was at the end of the round before."""
         with own_randomness(view.generator("discriminator").initial_seed()):
-            module = Discriminator(view.input_shape, view.task.classes, width=self.width)
+            module = Discriminator(view.input_shape, kinds_of(view.task), width=self.width)
         self._learning, self._steps = Learning(module, self.lr, view.model.vector.device, self.kept), 0
 
-    def _judge(self, view: SiteView, made: Tensor, labels: Tensor) -> Memory:
+    def _judge(self, view: SiteView, made: Tensor, wanted: Tensor) -> Memory:
         judge, device = self._learning, view.model.vector.device
         if judge is None:
             raise SiteError("P401", f"Site {view.name} was asked to judge before a round began.", SAME, site=view.name)
-        real, classes = real_cases(view, self._steps, len(made))
-        made, labels = made.to(device).requires_grad_(), labels.to(device)
-        loss = judged(judge, real, classes, made, labels)
+        real, targets = self.real_cases(view, self._steps, len(made))
+        made, wanted = made.to(device).requires_grad_(), wanted.to(device)
+        loss = judged(judge, real, targets, made, wanted)
         self._steps += 1
-        (gradient,) = torch.autograd.grad(doubted(judge, made, labels), made)
+        (gradient,) = torch.autograd.grad(doubted(judge, made, wanted), made)
         return {"gradient": gradient.float().cpu(), "loss": loss.float().reshape(1).cpu()}
 
     def _end(self) -> Memory:

@@ -9,10 +9,11 @@ import torch
 from torch import Tensor
 
 from polyclinic.client.synthesis.adversaries import Learning, doubted, drawn, grouped, judged
-from polyclinic.client.synthesis.generator import Maker, frequent
-from polyclinic.client.synthesis.made_cases import REVEALS, SAME, Asked, MadeCases, MadeCasesEnd, real_cases
+from polyclinic.client.synthesis.generator import Maker, frequent, kinds_of, network_for
+from polyclinic.client.synthesis.made_cases import REVEALS, Asked, MadeCases
+from polyclinic.client.synthesis.site_end import SAME, MadeCasesEnd
 from polyclinic.errors import SiteError
-from polyclinic.models.generative import Discriminator, Generator
+from polyclinic.models.generative import Discriminator, Generator, MaskGenerator
 from polyclinic.parts import PROCEDURES, Memory, SiteEnd, SiteView, Stage
 from polyclinic.randomness import own_randomness
 from polyclinic.shapes import Shaped
@@ -28,10 +29,11 @@ class FederatedGAN(MadeCases):
     is trained at the server on made cases alone.
 
     In a round of the generator the server sends both networks. Each site makes ``steps`` steps: its discriminator D one
-    of Adam down −mean log D(x | y) − mean log(1 − D(x̂ | y)), for some of its own cases x and made ones x̂ of classes as
-    frequent as they are there; then its generator one down −mean log D(x̂ | y), by the discriminator as it is then. The
-    next networks are the means Σ n_k w_k / Σ n_k of the sites' networks, by their weights n_k. Adam's moments stay at
-    the site and are kept between rounds, so that with one site this is a plain conditional GAN.
+    of Adam down −mean log D(x | y) − mean log(1 − D(x̂ | y)), for some of its own cases x and made ones x̂ of classes
+    as frequent as they are there, or from its own masks; then its generator one down −mean log D(x̂ | y), by the
+    discriminator as it is then. The next networks are the means Σ n_k w_k / Σ n_k of the sites' networks, by their
+    weights n_k. Adam's moments stay at the site and are kept between rounds, so that with one site this is a plain
+    conditional GAN.
 
     Arguments are those of `polyclinic.client.synthesis.made_cases.MadeCases`.
 
@@ -51,7 +53,7 @@ class FederatedGAN(MadeCases):
     }  # fmt: skip
     _networks: Mapping[str, FlatModule]
 
-    def started(self, generator: Generator, stage: Stage, memory: Memory) -> None:
+    def started(self, generator: Generator | MaskGenerator, stage: Stage, memory: Memory) -> None:
         """Both networks, as they were drawn or left."""
         with own_randomness(stage.generator("discriminator").initial_seed()):
             discriminator = Discriminator(generator.shape, generator.classes, width=self.width)
@@ -74,7 +76,7 @@ class FederatedGAN(MadeCases):
 
     def at_site(self) -> SiteEnd:
         """Trains both networks."""
-        return _Pair(self.steps, self.batch_size, self.lr, self.latent, self.width)
+        return _Pair(self.steps, self.batch_size, self.lr, self.latent, self.width, self.masks)
 
     def taught(self, asked: Asked, maker: Maker) -> dict[str, float]:
         """A round of sites by themselves, and the mean; site -> the mean loss of its discriminator."""
@@ -106,10 +108,11 @@ class _Pair(MadeCasesEnd):
     """The end at a site.
 
     Args:
-        steps, batch_size, lr, latent, width: see `FederatedGAN`.
+        steps, batch_size, lr, latent, width, masks: see `FederatedGAN`.
     """
 
-    def __init__(self, steps: int, batch_size: int, lr: float, latent: int, width: int) -> None:
+    def __init__(self, steps: int, batch_size: int, lr: float, latent: int, width: int, masks: int | None) -> None:
+        super().__init__(masks)
         self.steps, self.batch_size, self.lr, self.latent, self.width = steps, batch_size, lr, latent, width
 
     def answer(self, verb: str, asked: Memory, view: SiteView) -> Memory:
@@ -118,32 +121,38 @@ class _Pair(MadeCasesEnd):
 
     def _learn(self, asked: Memory, view: SiteView) -> Memory:
         """Steps of both networks from those that were sent."""
-        counts = view.class_counts
-        if counts is None or not counts.sum():
-            raise SiteError("P401", f"Site {view.name} was asked to learn to make cases of classes, and has none.",
-                            SAME, site=view.name)  # fmt: skip
+        shares, device = self._shares(view), view.model.vector.device
         networks, losses = self._received(asked, view), list[Tensor]()
         generator, judge = networks["generator"], networks["discriminator"]
+        count = int(generator.network.module.numbers)  # type: ignore[arg-type]
         for step in range(self.steps):
-            numbers, labels = (
-                one.to(view.model.vector.device)
-                for one in drawn(view.generator("made", step), self.batch_size, self.latent, frequent(counts))
-            )
-            made = generator.network.module(numbers, labels)
-            losses.append(judged(judge, *real_cases(view, step, self.batch_size), made, labels))
-            generator.descend(doubted(judge, made, labels))
+            numbers, places = drawn(view.generator("made", step), self.batch_size, count, shares)
+            wanted = (places if self.masks is None else view.cases(self.outlines(view).learned[places])[1]).to(device)
+            made = generator.network.module(numbers.to(device), wanted)
+            losses.append(judged(judge, *self.real_cases(view, step, self.batch_size), made, wanted))
+            generator.descend(doubted(judge, made, wanted))
         self.kept = {
             f"{name}/{key}": one for name, learning in networks.items() for key, one in learning.moments().items()
         }
         answer = {name: learning.network.vector.to("cpu", copy=True) for name, learning in networks.items()}
         return {**answer, "loss": torch.stack(losses).cpu().double().mean().float().reshape(1)}
 
+    def _shares(self, view: SiteView) -> Tensor:
+        """How frequent classes are at the site ``[C]``, or cases with a mask to learn from ``[n]``."""
+        if self.masks is not None:
+            return torch.ones(len(self.outlines(view).learned), dtype=torch.float64)
+        counts = view.class_counts
+        if counts is None or not counts.sum():
+            raise SiteError("P401", f"Site {view.name} was asked to learn to make cases of classes, and has none.",
+                            SAME, site=view.name)  # fmt: skip
+        return frequent(counts)
+
     def _received(self, asked: Memory, view: SiteView) -> dict[str, Learning]:
         """Both networks as the server sent them, with the moments that the site kept."""
-        shape, classes, device = view.input_shape, view.task.classes, view.model.vector.device
+        shape, device = view.input_shape, view.model.vector.device
         with own_randomness(0):  # what is drawn is written over
-            generator = Generator(shape, classes, latent=self.latent, width=self.width)
-            discriminator = Discriminator(shape, classes, width=self.width)
+            generator = network_for(view.task, shape, latent=self.latent, width=self.width)
+            discriminator = Discriminator(shape, kinds_of(view.task), width=self.width)
         found = dict[str, Learning]()
         for name, module in zip(_NETWORKS, (generator, discriminator), strict=True):
             found[name] = Learning(module, self.lr, device, grouped(self.kept, name))

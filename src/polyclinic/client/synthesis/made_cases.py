@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from abc import abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Annotated, ClassVar
 
 import torch
@@ -13,24 +13,27 @@ from pydantic import Field, PositiveFloat, PositiveInt
 from torch import Tensor
 
 from polyclinic.client.synthesis.adversaries import grouped, in_group
-from polyclinic.client.synthesis.generator import AT_ONCE, Maker, frequent
-from polyclinic.client.synthesis.memorisation import TOLD, Copied, reduced, told
+from polyclinic.client.synthesis.generator import Maker, Wanted, frequent, kinds_of, network_for
+from polyclinic.client.synthesis.memorisation import TOLD, Copied
+from polyclinic.client.synthesis.site_end import SAME
 from polyclinic.client.work import NOT_FINITE
 from polyclinic.errors import PolyclinicError, SiteError, StudyError, TrainingError
-from polyclinic.models.generative import Generator
-from polyclinic.parts import Answered, Made, Memory, Procedure, SiteEnd, SiteView, Stage
-from polyclinic.parts.site_end import PartOfCases
+from polyclinic.models.generative import Generator, MaskGenerator
+from polyclinic.parts import Answered, Made, Memory, Procedure, Stage
 from polyclinic.randomness import own_randomness
 from polyclinic.shapes import Shaped, finite
 from polyclinic.state import FlatModule
 
-#: What to do where an answer can't be.
-SAME = "Let all sites and the server run the same version of Polyclinic."
+#: Dimensions of an image that is no volume.
+_FLAT = 3
 #: What all of them reveal.
 REVEALS: Mapping[str, str] = {
     "images": "what the generator makes: it may have learned to repeat a site's cases, and every site is sent it",
-    "labels": "classes that the server drew for made cases; nothing of a patient",
+    "labels": "classes that the server drew for made cases, or which of the site's masks; nothing of a patient",
     "cases": "how many training cases of each class the site has",
+    "masks": "masks of patients of the site, as they were outlined, pixel by pixel, so many as the study says: the "
+             "shape and place of a structure may tell who it is and how ill, and who has the image can find it there",
+    "aside": "the same, of patients from whose masks and images the generator does not learn",
     "loss": "how well the site's discriminator tells its own cases from made ones: a mean over batches",
     "counts": "how many made cases are suspiciously near to the site's training cases; of none which",
     "nearness": "how near made cases and held-out ones are to training cases: medians, and the nearest of each; a "
@@ -43,6 +46,9 @@ class MadeCases(Procedure):
     round after them the model makes ``network_steps`` steps at the server on newly made cases, of classes as frequent
     as they are at all sites together or, if ``balanced``, equally frequent, with the optimiser of the study. Sites
     validate and test it on their own cases.
+
+    In segmentation images are made from masks in place of classes. Each site shares ``masks`` of its training cases
+    with the server, once (see `polyclinic.client.synthesis.outlines`), and no other site is told of them.
 
     Once the generator is done, each site compares inputs that it made with its own cases, and tells counts (see
     `polyclinic.client.synthesis.memorisation`).
@@ -58,27 +64,30 @@ class MadeCases(Procedure):
         checked: made inputs that sites compare with their cases.
         balanced: whether the model learns from equally many made cases of each class that any site has, and sites
             compare such.
+        masks: masks of training cases that each site gives to the server, at most; for segmentation, where it must be
+            said, and for nothing else.
     """
 
     trains = False
     shares: ClassVar = ("all",)
-    tasks: ClassVar = ("classification",)
+    tasks: ClassVar = ("classification", "segmentation")
     no_bags: ClassVar = True
 
     def __init__(
         self, *, generator_rounds: Annotated[int, Field(ge=0)] = 20, steps: PositiveInt = 50,
         network_steps: PositiveInt = 50, batch_size: Annotated[int, Field(ge=2)] = 32, lr: PositiveFloat = 0.0002,
         latent: PositiveInt = 64, width: Annotated[int, Field(ge=4, multiple_of=4)] = 16,
-        checked: PositiveInt = 100, balanced: bool = False,
+        checked: PositiveInt = 100, balanced: bool = False, masks: PositiveInt | None = None,
     ) -> None:  # fmt: skip
         self.still_rounds = generator_rounds
         self.steps, self.network_steps, self.batch_size, self.lr = steps, network_steps, batch_size, lr
         self.latent, self.width, self.checked, self.balanced = latent, width, checked, balanced
+        self.masks, self.shares_masks = masks, masks or 0
         self._memory: Memory = {}
         self._maker: Maker | None = None
 
     @abstractmethod
-    def started(self, generator: Generator, stage: Stage, memory: Memory) -> None:
+    def started(self, generator: Generator | MaskGenerator, stage: Stage, memory: Memory) -> None:
         """Get ready to train a generator.
 
         Args:
@@ -99,7 +108,10 @@ class MadeCases(Procedure):
         """Of what is made for this network."""
         images = Shaped("float32", "N cases", *model.shape) if model.shape else Shaped("float32", None)
         labels, cases = Shaped("int64", "N cases", least=0), Shaped("int64", "C classes", least=0, most=10**9)
-        return {"images": images, "labels": labels, "cases": cases, "loss": Shaped("float32", 1), **TOLD}
+        found = {"images": images, "labels": labels, "cases": cases, "loss": Shaped("float32", 1), **TOLD}
+        for name in ("masks", "aside") if len(model.shape) == _FLAT else ():
+            found[name] = Shaped("uint8", f"N {name}", 1, *model.shape[1:])
+        return found
 
     def updates(self, stage: Stage) -> Iterator[Answered]:
         """A round of the generator, or one of the model."""
@@ -108,7 +120,7 @@ class MadeCases(Procedure):
             raise StudyError("P104", f"{self.name} trains one model with all sites, and the topology has several.",
                              "Use `topology: star`.")  # fmt: skip
         asked, maker, still = Asked(stage), self._made_of(stage), stage.number < self.still_rounds
-        maker.cases |= asked.cases(stage.task.classes)
+        self._told_of_cases(asked, maker)
         after, losses, sound, steps = states[0], dict[str, float](), True, self.steps
         if asked.going and still:
             losses = self.taught(asked, maker)
@@ -132,35 +144,47 @@ class MadeCases(Procedure):
 
     def _made_of(self, stage: Stage) -> Maker:
         if self._maker is None:
-            shape, classes, device = stage.network.shape, stage.task.classes, stage.network.vector.device
-            if len(shape) not in (1, 3):
+            shape, device = stage.network.shape, stage.network.vector.device
+            if len(shape) not in (1, _FLAT):
                 raise StudyError("P104", f"{self.name} makes rows of tables and flat images, and inputs are {shape}.",
                                  "Leave the method out, or take slices.")  # fmt: skip
             with own_randomness(stage.generator("generator").initial_seed()):
-                module = Generator(shape, classes, latent=self.latent, width=self.width)
+                module = network_for(stage.task, shape, latent=self.latent, width=self.width)
             self.started(module, stage, self._memory)
-            self._maker = Maker(module, self.latent, device, grouped(self._memory, "cases"))
+            told = (grouped(self._memory, name) for name in ("cases", "aside"))
+            self._maker = Maker(module, device, *told)
         return self._maker
 
-    def _classes(self, stage: Stage, maker: Maker) -> Tensor:
-        """How frequent classes are among made cases ``[C]``."""
+    def _told_of_cases(self, asked: Asked, maker: Maker) -> None:
+        """Begin the round: sites tell how many cases of each class they have, or, once, masks."""
+        if self.masks is None:
+            maker.cases |= asked.cases(asked.stage.task.classes)
+            return
+        asked.ask("begin", {site: {} for site in asked.stage.sites})
+        new = [site for site in asked.going if site not in maker.cases]
+        for site, (masks, aside) in asked.masks(new, self.masks, kinds_of(asked.stage.task)).items():
+            maker.cases[site], maker.aside[site] = masks, aside
+
+    def _wanted(self, stage: Stage, maker: Maker) -> Wanted:
+        """Of what the model learns, and how frequent that is."""
         found = maker.everyone(stage)
-        return frequent(found > 0) if self.balanced else found
+        return Wanted(found.values, frequent(found.shares > 0)) if self.balanced else found
 
     def _trained(self, stage: Stage, maker: Maker, state: Tensor) -> tuple[float, Tensor]:
         """The mean loss of steps of the model on made cases, and the model after them ``[P]``."""
         network, device, losses = stage.network, stage.network.vector.device, list[float]()
-        classes, training = self._classes(stage, maker), network.module.training
+        asked, training = self._wanted(stage, maker), network.module.training
         network.load(state)
         network.module.train()
         optimizer = stage.optimizer(network.parameters_of(None, whole=True))
         try:
             for step in range(self.network_steps):
-                numbers, labels = maker.drawn(stage.generator("network", step), self.batch_size, classes)
-                inputs = maker.inputs(numbers, labels)
+                numbers, places = maker.drawn(stage.generator("network", step), self.batch_size, asked)
+                targets = asked.values[places]
+                inputs = maker.inputs(numbers, targets)
                 with own_randomness(stage.generator("dropped", step).initial_seed(), device=device):
                     outputs = network.module(inputs)
-                loss = stage.task.loss(outputs, labels.to(device)).mean()
+                loss = stage.task.loss(outputs, targets.to(device)).mean()
                 network.gradient.zero_()
                 loss.backward()
                 optimizer.step()
@@ -172,35 +196,50 @@ class MadeCases(Procedure):
     def _compared(self, asked: Asked, maker: Maker) -> None:
         """Let sites that have not yet done so compare made inputs with their cases. One that fails is left out of the
         round, and asked again in the next one."""
-        if "made/images" not in self._memory:
-            numbers, labels = maker.drawn(
-                asked.stage.generator("checked"), self.checked, self._classes(asked.stage, maker)
-            )
-            self._memory |= {"made/images": maker.inputs(numbers, labels).cpu(), "made/labels": labels}
-        images, labels = self._memory["made/images"], self._memory["made/labels"]
         new = [site for site in asked.going if f"told/{site}/counts" not in self._memory]
-        for site, found in asked.ask("check", {site: {"images": images, "labels": labels} for site in new}).items():
-            if _fits(found, len(images)):
+        sent = {site: self._checked_at(site, asked.stage, maker) for site in new}
+        for site, found in asked.ask("check", sent).items():
+            if _fits(found, len(sent[site]["images"])):
                 self._memory |= {f"told/{site}/{name}": found[name] for name in TOLD}
             else:
                 asked.failed[site] = SiteError("P401", f"Site {site} answered with counts that can't be.", SAME,
                                                site=site)  # fmt: skip
 
+    def _checked_at(self, site: str, stage: Stage, maker: Maker) -> Memory:
+        """What a site is asked to compare with its cases: the same at all sites or, made of masks, equally many of each
+        of its own, since no other site is to see them."""
+        if self.masks is None:
+            if "made/images" not in self._memory:
+                asked = self._wanted(stage, maker)
+                numbers, labels = maker.drawn(stage.generator("checked"), self.checked, asked)
+                images = maker.inputs(numbers, asked.values[labels]).cpu()
+                self._memory |= {"made/images": images, "made/labels": labels}
+            return grouped(self._memory, "made")
+        masks = maker.shared(site)
+        places = torch.arange(len(masks)).repeat(-(-self.checked // len(masks)))
+        source = stage.generator("checked", site)
+        images = maker.inputs(torch.randn(len(places), maker.generator.numbers, generator=source), masks[places]).cpu()
+        shown = len(maker.cases[site])
+        self._memory |= {f"made/{site}/images": images[:shown], f"made/{site}/labels": masks[:shown]}
+        return {"images": images, "labels": places}
+
     def made(self) -> Made | None:
-        """What sites were asked to compare with their cases, and what they told."""
-        if "made/images" not in self._memory:
+        """What sites were asked to compare with their cases, and what they told; of each mask one image."""
+        memory = self.memory()
+        made, told = (_by_site(grouped(memory, name)) for name in ("made", "told"))
+        if not made:
             return None
-        found: dict[str, Memory] = {}
-        for key, tensor in grouped(self._memory, "told").items():
-            site, _, name = key.rpartition("/")
-            found.setdefault(site, {})[name] = tensor
-        return Made(self._memory["made/images"], self._memory["made/labels"], found)
+        cases, aside = grouped(memory, "cases"), grouped(memory, "aside")
+        masks = {site: len(cases[site]) + len(aside[site]) for site in sorted(aside)}
+        images, labels = (torch.cat([one[name] for one in made.values()]) for name in ("images", "labels"))
+        return Made(images, labels, told, masks)
 
     def memory(self) -> Memory:
         """The generator with what trains it, what sites have, and what they told."""
         if self._maker is None:
             return dict(self._memory)
-        return {**self._memory, **in_group("cases", self._maker.cases), **self.learned()}
+        told = in_group("cases", self._maker.cases) | in_group("aside", self._maker.aside)
+        return {**self._memory, **told, **self.learned()}
 
     def restore(self, memory: Memory) -> None:
         """Take it back."""
@@ -241,66 +280,44 @@ class Asked:
                 found[site] = cases
         return found
 
+    def masks(self, sites: Sequence[str], most: int, classes: int) -> dict[str, tuple[Tensor, Tensor]]:
+        """Site -> its masks, those to learn from and those that are kept aside, of sites that are asked for them.
+
+        Args:
+            sites: who is asked.
+            most: masks that a site may share.
+            classes: of pixels.
+        """
+        found = dict[str, tuple[Tensor, Tensor]]()
+        for site, answer in self.ask("masks", {site: {} for site in sites}).items():
+            masks, aside = answer.get("masks"), answer.get("aside")
+            if masks is None or aside is None or not len(masks):
+                self.misfit(site, "no masks")
+            elif len(masks) + len(aside) > most:
+                self.misfit(site, f"{len(masks) + len(aside)} masks, and was asked for {most} at most")
+            elif int(torch.cat([masks, aside]).max()) >= classes:
+                self.misfit(site, f"masks with values beyond the {classes} classes of pixels")
+            else:
+                found[site] = masks, aside
+        return found
+
     def misfit(self, site: str, what: str) -> None:
         """A site sent what can't be."""
         self.failed[site] = SiteError("P401", f"In a round with made cases site {site} sent {what}.", SAME, site=site)
 
 
-class MadeCasesEnd(SiteEnd):
-    """What the ends at a site share: they tell their classes and compare made cases with their own."""
-
-    needs_labels = True
-    spares_model = True
-
-    def answer(self, verb: str, asked: Memory, view: SiteView) -> Memory:
-        """``begin`` a round; ``check`` whether made cases are copies."""
-        if verb == "begin":
-            counts = view.class_counts
-            return {"cases": torch.zeros(0, dtype=torch.int64) if counts is None else counts.long()}
-        if verb == "check":
-            return _compare(view, sent_cases(asked, view)[0])
-        return super().answer(verb, asked, view)
-
-
-def sent_cases(asked: Memory, view: SiteView) -> tuple[Tensor, Tensor]:
-    """Made inputs ``[M, ...]`` and their classes ``[M]``, as a site was sent them.
-
-    Raises:
-        SiteError: P401, they don't fit the site's own.
-    """
-    images, labels = asked["images"], asked["labels"]
-    fit = images.shape[1:] == view.input_shape and labels.shape == (len(images),) and len(images)
-    if not fit or int(labels.max()) >= view.task.classes:
-        text = f"Site {view.name} was sent made cases {list(images.shape)} with labels {list(labels.shape)}; its own "
-        text += f"are {list(view.input_shape)}, of {view.task.classes} classes."
-        raise SiteError("P401", text, SAME, site=view.name)
-    return images, labels
-
-
-def real_cases(view: SiteView, step: int, count: int) -> tuple[Tensor, Tensor]:
-    """Some of the site's own cases for a step, ``count`` at most, and their classes, on the model's device."""
-    order = torch.randperm(view.count(), generator=view.generator("real", step))
-    inputs, classes = view.cases(order[:count])
-    return inputs.to(view.model.vector.device), classes.to(view.model.vector.device)
+def _by_site(memory: Memory) -> dict[str, Memory]:
+    """``SITE/name`` by site and name, in the order of sites; what has no site is of all, under the name ""."""
+    found = dict[str, Memory]()
+    for key, tensor in sorted(memory.items()):
+        site, _, name = key.rpartition("/")
+        found.setdefault(site, {})[name] = tensor
+    return found
 
 
 def _fits(found: Memory, made: int) -> bool:
-    """Whether what a site told can be."""
+    """Whether what a site told of so many made inputs can be."""
     if not found.keys() >= TOLD.keys():
         return False
-    one = Copied.of(made, found)
-    return one.nearer <= made and (1 <= one.held_nearer <= one.held if one.held else not one.nearer)
-
-
-def _compare(view: SiteView, made: Tensor) -> Memory:
-    """Of each patient held out one case is compared: others of the same patient are nearer than others are."""
-    people, first = view.people("validation").tolist(), dict[int, int]()
-    for place, person in enumerate(people):
-        first.setdefault(person, place)
-    held = _rows(view, torch.tensor(list(first.values()), dtype=torch.int64), "validation")
-    return told(reduced(made), _rows(view, torch.arange(view.count()), "train"), held)
-
-
-def _rows(view: SiteView, index: Tensor, part: PartOfCases) -> Tensor:
-    """Some of the site's own cases as they are compared, a few at a time."""
-    return torch.cat([reduced(view.cases(some, part)[0]) for some in index.split(AT_ONCE)])
+    one = Copied.of(found)
+    return one.nearer <= one.made <= made and (1 <= one.held_nearer <= one.held if one.held else not one.nearer)

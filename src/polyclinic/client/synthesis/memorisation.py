@@ -22,7 +22,7 @@ _MOST = 0.9
 _AT_ONCE = 256
 #: Shapes of what a site tells.
 TOLD: Mapping[str, Shaped] = {
-    "counts": Shaped("int64", 3, least=0, most=10**9),
+    "counts": Shaped("int64", 4, least=0, most=10**9),
     "nearness": Shaped("float64", 4, least=0, most=1e6),
 }
 
@@ -45,18 +45,53 @@ def told(made: Tensor, training: Tensor, held: Tensor) -> dict[str, Tensor]:
         held: its held-out cases ``[v, d]``, of a patient each; with fewer than two nothing can be told.
 
     Returns:
-        ``counts`` int64 ``[3]``: made inputs below the limit, held-out cases that it is of, and all of these.
+        ``counts`` int64 ``[4]``: made inputs, of these below the limit; held-out cases that it is of, and all of these.
         ``nearness`` float64 ``[4]``: median and least of made, then of held-out ones.
     """
     if len(held) < 2 or not len(training) or not len(made):
-        return {"counts": torch.zeros(3, dtype=torch.int64), "nearness": torch.zeros(4, dtype=torch.float64)}
+        return _nothing()
     others = _distances(held, held)
     others.fill_diagonal_(torch.inf)
-    of_made = _ratio(_nearest(made, training), _nearest(made, held))
-    of_held = _ratio(_nearest(held, training), others.amin(1))
-    limit = of_held.sort().values[max(1, int(_QUANTILE * (len(held) + 1))) - 1]
+    return _below(_ratio(_nearest(made, training), _nearest(made, held)),
+                  _ratio(_nearest(held, training), others.amin(1)))  # fmt: skip
+
+
+def told_of_pairs(learned: Tensor, aside: Tensor) -> dict[str, Tensor]:
+    """How near images that were made from masks are to the images that were outlined.
+
+    What is made from a mask shows its structures where they are, so it is nearer to the image with this mask than to
+    any other without being a copy. It is held against patients who were kept aside, so that neither their masks nor
+    their images were learned from: what is made from their masks has as much of their images as a mask tells. The
+    nearness of an image is its distance to the image with its mask, divided by the median of these distances of those
+    kept aside; limit and counts are as in `told`.
+
+    Args:
+        learned: distances for masks that were learned from, of a patient each ``[m]``.
+        aside: for those that were kept aside ``[v]``; with fewer than two nothing can be told.
+
+    Returns:
+        As `told`, with those kept aside in the place of held-out cases.
+    """
+    if len(aside) < 2 or not len(learned):
+        return _nothing()
+    middle = aside.quantile(0.5).expand(1)
+    return _below(_ratio(learned, middle), _ratio(aside, middle))
+
+
+def least_each(values: Tensor, places: Tensor, count: int) -> Tensor:
+    """The least of the values ``[M]`` that have each of ``count`` places ``[M]``; infinite where none has."""
+    return torch.full((count,), torch.inf, dtype=values.dtype).scatter_reduce(0, places, values, "amin")
+
+
+def _nothing() -> dict[str, Tensor]:
+    return {"counts": torch.zeros(4, dtype=torch.int64), "nearness": torch.zeros(4, dtype=torch.float64)}
+
+
+def _below(of_made: Tensor, of_held: Tensor) -> dict[str, Tensor]:
+    """What is told of nearness ``[M]``, and that of held-out cases ``[v]``."""
+    limit = of_held.sort().values[max(1, int(_QUANTILE * (len(of_held) + 1))) - 1]
     nearer = of_made <= limit.clamp(max=_MOST)
-    counts = [int(nearer.sum()), int((of_held <= limit).sum()), len(held)]
+    counts = [len(of_made), int(nearer.sum()), int((of_held <= limit).sum()), len(of_held)]
     nearness = [of_made.quantile(0.5), of_made.min(), of_held.quantile(0.5), of_held.min()]
     return {"counts": torch.tensor(counts), "nearness": torch.stack(nearness)}
 
@@ -109,9 +144,9 @@ class Copied:
     held_least: float
 
     @classmethod
-    def of(cls, made: int, told: Mapping[str, Tensor]) -> Copied:
-        """What `told` gave of so many made inputs."""
-        nearer, held_nearer, held = told["counts"].tolist()
+    def of(cls, told: Mapping[str, Tensor]) -> Copied:
+        """What `told` gave."""
+        made, nearer, held_nearer, held = told["counts"].tolist()
         return cls(made, nearer, held, held_nearer, *told["nearness"].tolist())
 
     @property

@@ -72,6 +72,9 @@ def refusals(policy: Policy, declaration: Declaration, researcher: str) -> Itera
         if grouping and elsewhere and not policy.personal_models:
             what = "the model of a network, which may be this site's alone,"
             yield f"{method.label} sends {what} to sites that did not train ({grouping})"
+        shared = [f"{part.shares_masks} ({name})" for name, part in built.items() if part.shares_masks]
+        if shared and not policy.masks:
+            yield f"{method.label} has masks of the site's patients given to the server, up to {shared[0]}"
         if policy.privacy is not None and method.method.scope == "federation" and not noise:
             yield f"{method.label} has no noise that protects a patient"
     final = declaration.final_model

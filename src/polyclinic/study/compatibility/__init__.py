@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from polyclinic.methods import Method
-from polyclinic.study.compatibility import channel, networks, noise, rule, training, turns
+from polyclinic.study.compatibility import channel, made_cases, networks, noise, rule, training, turns
 from polyclinic.study.compatibility.networks import (
     models_per_network,
     predicts_together,
@@ -27,7 +27,7 @@ _CHECKS: tuple[Callable[[Method, Local], Refusal | None], ...] = (
     noise.unbounded, rule.one_aggregation, rule.order, rule.returned, channel.hidden, channel.quiet,
     training.gradient_at_start, training.gradient_step, training.linear_steps, training.task,
     training.distilled, turns.one_by_one, turns.procedure, networks.personal, networks.adapted, networks.beside,
-    training.pretraining,
+    training.pretraining, made_cases.made_cases,
 )  # fmt: skip
 
 

@@ -49,6 +49,7 @@ class Local:
         public: whether there is a public set.
         rounds: of the training.
         networks: whether sites have networks of their own.
+        partial: whether some sites did not outline all structures.
     """
 
     task: str
@@ -66,6 +67,7 @@ class Local:
     public: bool = False
     rounds: int = 0
     networks: bool = False
+    partial: bool = False
 
 
 def placed(method: Method) -> list[tuple[str, str, Part]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from polyclinic.methods import Method
 from polyclinic.models import POOLING
-from polyclinic.parts import Part, ServerEnd, pretraining_of
+from polyclinic.parts import Part, Procedure, ServerEnd, build_part, pretraining_of
 from polyclinic.parts.site_end import looks_at_labels, overrides
 from polyclinic.study.compatibility.refusing import Local, Refusal, all_parts, built_parts
 from polyclinic.tasks import TASKS
@@ -140,7 +140,11 @@ def pretraining(method: Method, local: Local) -> Refusal | None:
 
 
 def too_few_rounds(method: Method, rounds: int) -> str:
-    """Why a training of so many rounds ends in its pretraining; empty if it does not."""
+    """Why a training of so many rounds ends in its pretraining, or before any of the model; empty if it does not."""
+    still = build_part(*method.procedure)
+    if isinstance(still, Procedure) and rounds <= still.still_rounds:
+        first = f"In the procedure {still.name} the model is trained after {still.still_rounds} rounds"
+        return f"{first}, and of {rounds} in all none is left."
     part = pretraining_of(part for _, part in built_parts(method))
     if part is None or part.pretraining_rounds < rounds:
         return ""

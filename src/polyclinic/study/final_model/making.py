@@ -57,6 +57,7 @@ from polyclinic.study.job import Fold, Job, Outcome
 from polyclinic.study.jobs import JobRunner, round_notes
 from polyclinic.study.method_entries import StudyMethod
 from polyclinic.study.provenance import machine, now, plugins
+from polyclinic.study.synthesis import copy_notes, memorised
 from polyclinic.study.testing import Trained
 from polyclinic.study.writing import study_text
 
@@ -145,7 +146,10 @@ class Maker:
                      self.folds.steps, self.folds.merged)  # fmt: skip
         shutil.rmtree(out, ignore_errors=True)
         self._write(out, made, chosen, settled, CheckedEngine(self.runner.engine, trained.plan.known))
-        return Outcome(rounds=trained.rows, privacy=trained.spending, notes=round_notes(job, trained.progress.failures))
+        notes = round_notes(job, trained.progress.failures)
+        if (cases := trained.plan.procedure[1].made()) is not None:
+            notes += copy_notes(job, cases, trained.plan.sites, memorised(job, cases))
+        return Outcome(rounds=trained.rows, privacy=trained.spending, notes=notes)
 
     def _write(
         self, out: Path, made: _Made, chosen: Chosen, settled: tuple[float, list[float]], engine: Engine

@@ -21,6 +21,7 @@ class CopiedLine:
 
     Attributes:
         method, site: names.
+        masks: how many masks of patients the site gave to the server in a training, at most; a dash for none.
         trainings: how many there were.
         nearer: made cases below the limit, of all made ones.
         expected: how many there would be if they were no copies.
@@ -30,6 +31,7 @@ class CopiedLine:
 
     method: str
     site: str
+    masks: str
     trainings: int
     nearer: str
     expected: str
@@ -44,6 +46,11 @@ class MadeSection:
     lines: list[CopiedLine]
     panels: list[Panel]
 
+    @property
+    def from_masks(self) -> bool:
+        """Whether any method made images from masks."""
+        return any(line.masks != "–" for line in self.lines)
+
 
 def made_cases(folder: Folder) -> MadeSection | None:
     """The section; None where no method made cases."""
@@ -52,15 +59,18 @@ def made_cases(folder: Folder) -> MadeSection | None:
     lines = list[CopiedLine]()
     for (method, run, site), rows in folder.memorisation.groupby(["method", RUN, "site"], sort=False):
         lines.append(CopiedLine(
-            titled(str(method), str(run)), str(site), len(rows),
+            titled(str(method), str(run)), str(site), str(int(rows["masks"].max()) or "–"), len(rows),
             f"{rows['nearer'].sum():.0f} of {rows['made'].sum():.0f}",
             f"{rows['expected'].sum():.0f}", f"{rows['chance'].min():.2g}", int((rows["passed"] == 0).sum()),
         ))  # fmt: skip
-    panels = [_panel(method, picture) for method, picture in folder.made_pictures().items()]
+    table = folder.memorisation
+    masked = set(table["method"][table["masks"] > 0])
+    panels = [_panel(method, picture, method in masked) for method, picture in folder.made_pictures().items()]
     return MadeSection(lines, panels)
 
 
-def _panel(method: str, picture: np.ndarray) -> Panel:
+def _panel(method: str, picture: np.ndarray, masked: bool) -> Panel:
     pixels = picture.transpose(1, 2, 0).repeat(_ENLARGED, axis=0).repeat(_ENLARGED, axis=1)
-    words = f"Images that the generator of {method} made, a row for each class."
+    each = "each above the mask of a patient that it was made from" if masked else "a row for each class"
+    words = f"Images that the generator of {method} made, {each}."
     return Panel(method, Markup('<img src="{}" alt="{}">').format(png(np.ascontiguousarray(pixels)), words), words)
