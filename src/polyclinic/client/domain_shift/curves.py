@@ -13,7 +13,7 @@ from polyclinic.seeds import generator
 #: How bright an image is, is seen by these quantiles of each channel.
 _LEVELS = (0.02, 0.1, 0.25, 0.5, 0.75, 0.9, 0.98)
 #: At so many places of it at most.
-_PLACES = 4096
+_PLACES = 1024
 #: An image that looks like no other counts as if it were at most so many deviations away.
 _FARTHEST = 8.0
 _HIDDEN = 32
@@ -73,8 +73,8 @@ class CurveGenerator:
         chosen = (looks @ first.T + bias).tanh() @ second.T + last
         counts = _PIECES * self.channels, self.channels, self.channels * (self.channels - 1)
         slopes, shifts, mixture = chosen.split(counts, 1)
-        bent = self._bent(slopes.view(-1, self.channels, _PIECES), values, low, high) + shifts[..., None]
-        return bent + self._mixture(mixture) @ (values + bent) if self.channels > 1 else bent
+        bent: Tensor = self._bent(slopes.view(-1, self.channels, _PIECES), values, low, high) + shifts[..., None]
+        return bent if self.channels == 1 else bent.baddbmm(self._mixture(mixture), values + bent)
 
     @staticmethod
     def _bent(slopes: Tensor, values: Tensor, low: Tensor, high: Tensor) -> Tensor:

@@ -15,7 +15,9 @@ from polyclinic.client.domain_shift.spectra import trained_on_boxes
 from polyclinic.client.telling import Telling, Told
 from polyclinic.errors import PolyclinicError, SiteError, StudyError
 from polyclinic.parts import LOCAL_PARTS, Memory, Now, Part, ServerEnd, SiteEnd, SiteView
+from polyclinic.parts.site_end import PartOfCases
 from polyclinic.seeds import generator
+from polyclinic.server.rules import weighted_sum
 from polyclinic.shapes import Shaped
 from polyclinic.state import FlatModule
 
@@ -23,8 +25,14 @@ from polyclinic.state import FlatModule
 _AT_ONCE = 32
 #: Pixels of each of the images that the generator is trained on.
 _PIXELS = 128
-#: Quantiles that say how bright pixels are.
-_QUANTILES = 64
+#: In so many equal shares pixels are divided by how bright they are.
+_SHARES = 64
+#: A channel with less variance than this share of its mean square is flat but for rounding.
+_FLAT = 1e-12
+#: Of Adam, so that gradients that are rounding change nothing.
+_EPSILON = 1e-5
+#: Moves of pixels towards the common style, each along all directions.
+_MOVES = 30
 #: Directions between the channels in which pixels are compared, for each channel.
 _BETWEEN = 4
 
@@ -33,27 +41,30 @@ _BETWEEN = 4
 class StyleCurves(Part):
     """Style transfer by a light generator: it brings any image to one style, and changes how bright things are alone.
 
-    x ← M + S G((x − M) / S) for each channel, with M and S the mean and deviation of images over all sites, and the
+    x ← M + S G((x − M) / S) for each channel, with M and S the mean and deviation of all sites' pixels, and the
     generator of `polyclinic.client.domain_shift.curves.CurveGenerator`, which sees an image and not whose it is. It is
     the last step before the network, after scaling and augmentation, at every site, in validation and tests, too, also
     at sites that did not train.
 
-    Before the first round sites learn it together. In each of ``style_rounds`` exchanges every site answers with a
-    gradient on pixels of some of its training images, and the server makes a step of Adam down their mean by the sites'
-    weights. The term of site k is Σ_d Σ_i (⟨d, G(z)⟩_(i) − g_d(i))² / (D N): along each of D directions d among the
-    channels the i-th darkest of its N pixels shall be as bright as the i-th of as many in the common style. That g_d is
-    the mean of the sites' quantile functions, by their weights, or is that of the site ``target``. So the pixels of all
-    images of a site together are brought to the common distribution, and not those of each image: what makes images of
-    a site differ stays. Steps at the sites between exchanges would let each pull the curves to what it needs alone.
+    Before the first round sites learn it together. Each tells how bright the darkest 64th of its pixels is on average,
+    the next, and so on, along some directions among the channels; the mean of these numbers over the sites, by their
+    weights, or those of the site ``target`` are the common style. Each site finds by itself where its pixels would lie
+    in it: they are moved until they have these numbers along all directions, those that were darker staying darker. In
+    each of ``style_rounds`` exchanges every site answers with the gradient of the mean squared difference of G from
+    that, and the server makes a step of Adam down their mean. So what is learned is how the pixels of a site, of all
+    its images together, differ from those of others, and images of a site that differ go on to do so. Images that could
+    be of several sites are brought as far as is right for these on average. One site alone changes nothing. (Several
+    steps at a site between exchanges would pull the curves to what it needs alone.)
 
     Source: a generator that brings the images of all sites to one style while none leaves its site: Ke, Shen, Lu, Style
     normalization in histology with federated learning, ISBI 2021, and Yan et al., Variation-aware federated learning
     with multi-source decentralized medical image data, IEEE JBHI 2021, both by their abstracts, since their texts were
     not at hand. There generators make images by convolutions, and discriminators or made images of a target site say
-    what its style is. Here nothing is made, and the term is a sliced Wasserstein distance (Rabin et al., Wasserstein
-    barycenter and its application to texture mixing, SSVM 2011) in the place of discriminators: it needs no images of
-    another site nor a game that may not end, and a generator that can't draw can't put in what is not there, of which
-    Cohen et al., Distribution matching losses can hallucinate features in medical image translation, MICCAI 2018, warn.
+    what its style is. Here nothing is made: pixels are moved as in Rabin et al., Wasserstein barycenter and its
+    application to texture mixing, SSVM 2011 (a sliced transport), and a generator learns it that can only change how
+    bright things are. That needs no images of another site and no game between networks, and puts in nothing that is
+    not there, of which Cohen et al., Distribution matching losses can hallucinate features in medical image
+    translation, MICCAI 2018, warn.
 
     Args:
         style_rounds: exchanges before the rounds of the study; 0 changes nothing.
@@ -63,15 +74,17 @@ class StyleCurves(Part):
     """
 
     reveals: ClassVar = {
-        "mean": "the mean of each channel over some of the site's training images, and then of all sites'",
-        "deviation": "the mean deviation of each channel within these images, likewise",
-        "quantiles": "how bright the pixels of the site's images are, by quantiles of each channel and of mixtures of "
-                     "them: of a single image nearly its histogram",
-        "goal": "the mean of these quantiles over the sites, or those of the target site",
-        "low": "the darkest of these quantiles at any site, in each channel",
-        "high": "the brightest, likewise",
+        "mean": "the mean of each channel over some of the site's training images: how bright they are",
+        "square": "the mean square of each channel, likewise",
+        "common": "the mean of each channel over all sites: of two sites, each learns the other's",
+        "deviation": "the deviation of each channel over all sites, likewise",
+        "shares": "how bright the darkest 64th of the pixels of these images is on average, the next, and so on, in "
+                  "each channel and in mixtures of them: of a single image nearly its histogram",
+        "goal": "the mean of these numbers over the sites, or those of the target site",
+        "low": "the least of these numbers at any site, in each channel",
+        "high": "the largest, likewise",
         "curves": "the weights of the common generator: how styles of the sites differ from the common one",
-        "gradient": "of the site's term for these weights: how its style differs from the common one",
+        "gradient": "for these weights, on the site's pixels: how its style differs from the common one",
     }  # fmt: skip
     images_only = True
     no_bags = True
@@ -107,16 +120,18 @@ class StyleCurves(Part):
 
 
 #: What an image is changed by.
-_TOLD = ("curves", "mean", "deviation", "low", "high")
+_TOLD = ("curves", "common", "deviation", "low", "high")
 
 
 def _shapes(channels: int) -> dict[str, Shaped]:
-    size, looked = CurveGenerator(channels).size, (_QUANTILES, directions(channels).shape[1])
+    size, looked = CurveGenerator(channels).size, (_SHARES, directions(channels).shape[1])
     return {
-        "mean": Shaped("float32", channels, always="start"),
-        "deviation": Shaped("float32", channels, least=0, always="start"),
-        "quantiles": Shaped("float32", *looked),
-        "goal": Shaped("float32", *looked),
+        "mean": Shaped("float64", channels, always="start"),
+        "square": Shaped("float64", channels, least=0, always="start"),
+        "common": Shaped("float32", channels),
+        "deviation": Shaped("float32", channels, least=0),
+        "shares": Shaped("float64", *looked),
+        "goal": Shaped("float64", *looked),
         "low": Shaped("float32", channels),
         "high": Shaped("float32", channels),
         "curves": Shaped("float32", size),
@@ -129,48 +144,49 @@ class _Generating(Told):
 
     def __init__(self, part: StyleCurves) -> None:
         self.part = part
+        #: Scaled pixels ``[n, C, N]`` and looks of the images, and the common style with where pixels go in it.
+        self._seen: tuple[Tensor, Tensor] | None = None
+        self._aims: tuple[Tensor, Tensor] | None = None
 
     def meet(self, view: SiteView) -> Memory:
-        """Look at some images, and tell their mean and deviation ``[C]``."""
+        """Look at some images, and tell the mean and mean square of their channels ``[C]``."""
         if trained_on_boxes(view):
             raise StudyError("P104", f"{self.name} is about the style of whole images, and the network is trained on "
                              "boxes of volumes.", f"Leave {self.name} out, or train on whole volumes (no `patch`).",
                              )  # fmt: skip
         self.site = view.name
-        part = "train" if view.count() else "unlabelled"
+        part: PartOfCases = "train" if view.count() else "unlabelled"
         chosen = torch.randperm(view.count(part), generator=view.generator("styles"))[: self.part.cases]
         found = [view.cases(index, part)[0].float().flatten(2) for index in chosen.split(_AT_ONCE)]
         #: Values of the images at the places ``[n, C, N]``.
         self._values = torch.cat([values[..., places(values.shape[2])] for values in found])
-        #: What was answered, since a site that trains several models is asked the same for each.
-        self._answered: list[tuple[Tensor, Tensor]] = []
-        deviation = self._values.std(2, correction=0)
-        return {"mean": self._values.mean(2).mean(0), "deviation": deviation.mean(0)}
+        #: What was asked and answered, since a site that trains several models is asked the same for each.
+        self._answered: list[tuple[Memory, Tensor]] = []
+        pixels = self._values.double()
+        return {"mean": pixels.mean((0, 2)), "square": pixels.square().mean((0, 2))}
 
     def answer(self, verb: str, asked: Memory, view: SiteView) -> Memory:
-        """``look``: how bright pixels are; ``learn``: the gradient of the term; ``tell``."""
-        if verb == "look" and asked.keys() >= {"mean", "deviation"}:
-            return {"quantiles": quantiles(_seen(self._scaled(asked)))}
-        if verb == "learn" and asked.keys() >= {*_TOLD, "goal"}:
-            return {"gradient": self._slope(asked)}
+        """``look``: how bright pixels are; ``learn``: a gradient; ``tell``."""
+        if verb == "look" and asked.keys() >= {"common", "deviation"}:
+            values = scaled(self._values, asked["common"], asked["deviation"])
+            self._seen = values[..., :_PIXELS], looks_of(values)
+            return {"shares": shares_of(along(self._seen[0]).sort(dim=0).values)}
+        if verb == "learn" and asked.keys() >= {*_TOLD, "goal"} and self._seen is not None:
+            return {"gradient": self._slope(asked, *self._seen)}
         return super().answer(verb, asked, view)
 
-    def _scaled(self, asked: Memory) -> Tensor:
-        return (self._values - asked["mean"][:, None]) / asked["deviation"][:, None]
-
-    def _slope(self, asked: Memory) -> Tensor:
-        """Of the term for the weights ``[W]``."""
-        known = next((slope for weights, slope in self._answered if torch.equal(weights, asked["curves"])), None)
-        if known is not None:
-            return known
-        values = self._scaled(asked)
-        looks, pixels = looks_of(values), values[..., :_PIXELS]
-        goal, weights = spread(asked["goal"], pixels[:, 0].numel()), asked["curves"].clone().requires_grad_()
+    def _slope(self, asked: Memory, pixels: Tensor, looks: Tensor) -> Tensor:
+        """Of the mean squared difference, for the weights ``[W]``."""
+        for before, slope in self._answered:
+            if all(torch.equal(before[name], tensor) for name, tensor in asked.items()):
+                return slope
+        if self._aims is None or not torch.equal(self._aims[0], asked["goal"]):
+            self._aims = asked["goal"], moved(pixels, asked["goal"])
+        weights = asked["curves"].clone().requires_grad_()
         with torch.enable_grad():
-            change = CurveGenerator(values.shape[1]).change(weights, pixels, looks, asked["low"], asked["high"])
-            term = (_seen(pixels + change).sort(stable=True, dim=0).values - goal).square().mean()
-            (slope,) = torch.autograd.grad(term, weights)
-        self._answered.append((asked["curves"].clone(), slope))
+            change = CurveGenerator(pixels.shape[1]).change(weights, pixels, looks, asked["low"], asked["high"])
+            (slope,) = torch.autograd.grad((change - self._aims[1]).square().mean(), weights)
+        self._answered.append(({name: tensor.clone() for name, tensor in asked.items()}, slope))
         return slope
 
     def images(self, images: Tensor) -> Tensor:
@@ -180,18 +196,21 @@ class _Generating(Told):
 
 class _Averaging(Telling):
     leaves_out = frozenset({"look", "learn"})
+    needs_named = True
 
     def __init__(self, part: StyleCurves) -> None:
         self.part, self.named = part, () if part.target is None else (part.target,)
         self._learned: Memory = {}
 
     def meet(self, announced: Mapping[str, Memory], everyone: Mapping[str, float]) -> None:
-        """M and S, of which no channel has 0."""
+        """M and S; the deviation of a channel that is flat everywhere but for rounding counts as 1."""
         self._everyone = everyone
-        mean, deviation = (
-            self._mean({site: told[name] for site, told in announced.items()}) for name in ("mean", "deviation")
+        mean, square = (
+            self._mean({site: told[name] for site, told in announced.items()}) for name in ("mean", "square")
         )
-        self._scale = {"mean": mean, "deviation": torch.where(deviation > 0, deviation, 1.0)}
+        variance = square - mean.square()
+        deviation = torch.where(variance > _FLAT * square, variance, 1.0).sqrt()
+        self._scale = {"common": mean.float(), "deviation": deviation.float()}
 
     def begin(self, now: Now) -> None:
         """The first time sites learn the generator."""
@@ -202,19 +221,19 @@ class _Averaging(Telling):
 
     def _learn(self) -> Memory:
         """What an image is changed by."""
-        channels = len(self._scale["mean"])
-        found = dict(self._answers("look", self._scale, "quantiles"))
+        channels = len(self._scale["common"])
+        found = dict(self._answers("look", self._scale, "shares"))
         if self.part.target is not None and self.part.target not in found:
             raise SiteError("P402", f"{self.name} is to give all images the style of {self.part.target}, which takes "
                             "no part in this training.", "Let that site take part, or leave `target` out.",
                             site=self.part.target)  # fmt: skip
         looked = torch.stack(list(found.values()))[..., :channels]
         told = {
-            **self._scale, "low": looked[:, 0].amin(0), "high": looked[:, -1].amax(0),
+            **self._scale, "low": looked[:, 0].amin(0).float(), "high": looked[:, -1].amax(0).float(),
             "goal": self._mean(found) if self.part.target is None else found[self.part.target],
         }  # fmt: skip
         weights = torch.nn.Parameter(CurveGenerator(channels).initial())
-        optimizer = torch.optim.Adam([weights], lr=self.part.lr)
+        optimizer = torch.optim.Adam([weights], lr=self.part.lr, eps=_EPSILON)
         for _ in range(self.part.style_rounds):
             asked = {**told, "curves": weights.detach().clone()}
             weights.grad = self._mean(dict(self._answers("learn", asked, "gradient")))
@@ -236,7 +255,7 @@ class _Averaging(Telling):
     def _mean(self, found: Mapping[str, Tensor]) -> Tensor:
         """By the sites' weights."""
         shares = torch.tensor([self._everyone[site] for site in found], dtype=torch.float64)
-        return torch.tensordot(shares / shares.sum(), torch.stack(list(found.values())).double(), 1).float()
+        return weighted_sum(list(found.values()), shares / shares.sum())
 
     def _tell(self) -> None:
         self.tell(dict.fromkeys((*self._everyone, *self.others), self._learned))
@@ -256,20 +275,27 @@ class _Averaging(Telling):
             self._tell()
 
 
-def generated(images: Tensor, *, curves: Tensor, mean: Tensor, deviation: Tensor, low: Tensor, high: Tensor) -> Tensor:
+def generated(
+    images: Tensor, *, curves: Tensor, common: Tensor, deviation: Tensor, low: Tensor, high: Tensor
+) -> Tensor:  # fmt: skip
     """Images ``[B, C, ...]`` in the common style: M + S G((x − M) / S).
 
     Args:
         images: ``[B, C, ...]``.
         curves: weights of the generator ``[W]``.
-        mean, deviation: M and S ``[C]``.
+        common, deviation: M and S ``[C]``.
         low, high: where the curves begin and end ``[C]``.
     """
-    values = images.flatten(2)
-    scaled = (values - mean[:, None]) / deviation[:, None]
-    looks = looks_of(scaled[..., places(scaled.shape[2])])
-    change = CurveGenerator(images.shape[1]).change(curves, scaled, looks, low, high)
-    return (values + deviation[:, None] * change).view_as(images)
+    pixels = images.flatten(2)
+    values = scaled(pixels, common, deviation)
+    looks = looks_of(values[..., places(values.shape[2])])
+    change = CurveGenerator(images.shape[1]).change(curves, values, looks, low, high)
+    return (pixels + deviation[:, None] * change).view_as(images)
+
+
+def scaled(pixels: Tensor, common: Tensor, deviation: Tensor) -> Tensor:
+    """(x − M) / S, of ``pixels [B, C, N]``."""
+    return (pixels - common[:, None]) / deviation[:, None]
 
 
 def directions(channels: int) -> Tensor:
@@ -280,23 +306,33 @@ def directions(channels: int) -> Tensor:
     return torch.cat([torch.eye(channels), between / between.norm(dim=0)], 1)
 
 
-def quantiles(seen: Tensor) -> Tensor:
-    """Quantile function of each column of ``seen [N, D]``: at (q + ½) / Q for Q quantiles, ``[Q, D]``."""
-    return _at(seen.sort(stable=True, dim=0).values, _QUANTILES)
+def shares_of(ordered: Tensor) -> Tensor:
+    """Means of the first 64th of each column of ``ordered [N, D]``, of the next, and so on: float64 ``[64, D]``."""
+    sums = torch.cat([ordered.new_zeros(1, ordered.shape[1], dtype=torch.float64), ordered.double().cumsum(0)])
+    ends = torch.arange(_SHARES + 1, dtype=torch.float64) * len(ordered) / _SHARES
+    below = ends.long().clamp_max(len(ordered) - 1)
+    up_to = sums[below] + (ends - below)[:, None] * ordered[below]
+    return up_to.diff(dim=0) * _SHARES / len(ordered)
 
 
-def spread(goal: Tensor, count: int) -> Tensor:
-    """What the first, second, ... of so many pixels should be ``[N, D]``, by a quantile function ``[Q, D]``."""
-    return _at(goal, count)
+def moved(pixels: Tensor, goal: Tensor) -> Tensor:
+    """How far ``pixels [n, C, N]`` are moved until they have the shares ``goal [64, D]`` along the directions.
+
+    Along a direction a pixel goes as far as the means of the shares that it is between, so that the order stays.
+    """
+    ways = directions(pixels.shape[1])
+    start = pixels.transpose(1, 2).flatten(0, 1)
+    place = ((torch.arange(len(start)) + 0.5) / len(start) * _SHARES - 0.5).clamp(0, _SHARES - 1)
+    below, points = place.long(), start
+    for _ in range(_MOVES if len(ways) > 1 else 1):
+        seen = (points @ ways).sort(dim=0, stable=True)
+        apart = (goal - shares_of(seen.values)).float()
+        far = apart[below].lerp(apart[(below + 1).clamp_max(_SHARES - 1)], (place - below)[:, None])
+        step = torch.empty_like(far).scatter_(0, seen.indices, far)
+        points = points + len(ways) / ways.shape[1] * step @ ways.T
+    return (points - start).view(len(pixels), -1, pixels.shape[1]).transpose(1, 2)
 
 
-def _at(ordered: Tensor, count: int) -> Tensor:
-    """Of numbers in order ``[N, D]``, those at (i + ½) / count: linear in between, ``[count, D]``."""
-    place = ((torch.arange(count) + 0.5) / count * len(ordered) - 0.5).clamp(0, len(ordered) - 1)
-    below = place.long()
-    return ordered[below].lerp(ordered[(below + 1).clamp_max(len(ordered) - 1)], (place - below)[:, None])
-
-
-def _seen(values: Tensor) -> Tensor:
+def along(values: Tensor) -> Tensor:
     """Pixels ``[n, C, N]`` along the directions, ``[n N, D]``."""
     return values.transpose(1, 2).flatten(0, 1) @ directions(values.shape[1])
