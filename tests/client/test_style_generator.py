@@ -495,7 +495,7 @@ def pictures(folder, sites, cases):
     return {
         "data": {"table": "cases.csv", "site": "site", "image": "image", "label": "label", "size": [8, 8]},
         "model": CNN, "training": {"rounds": 2, "batch_size": 8}, "evaluation": {"folds": 2},
-        "methods": ["fedavg", style(4)],
+        "methods": ["fedavg", style(4)], "engine": {"mode": "sequential", "threads": 1},
     }  # fmt: skip
 
 

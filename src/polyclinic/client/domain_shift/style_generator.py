@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Annotated, ClassVar
@@ -31,6 +32,8 @@ _SHARES = 64
 _FLAT = 1e-12
 #: Of Adam, so that gradients that are rounding change nothing.
 _EPSILON = 1e-5
+#: Of numbers that sites send of what is scaled.
+_LARGEST = 1e9
 #: Moves of pixels towards the common style, each along all directions.
 _MOVES = 30
 #: Directions between the channels in which pixels are compared, for each channel.
@@ -111,11 +114,11 @@ class StyleCurves(Part):
         return partial(generated, **told)
 
     def at_site(self) -> SiteEnd:
-        """Trains and runs the generator."""
+        """Answers with gradients, and changes images."""
         return _Generating(self) if self.style_rounds else SiteEnd()
 
     def at_server(self) -> ServerEnd:
-        """Averages the generators."""
+        """Asks for gradients, and makes steps."""
         return _Averaging(self) if self.style_rounds else ServerEnd()
 
 
@@ -130,12 +133,12 @@ def _shapes(channels: int) -> dict[str, Shaped]:
         "square": Shaped("float64", channels, least=0, always="start"),
         "common": Shaped("float32", channels),
         "deviation": Shaped("float32", channels, least=0),
-        "shares": Shaped("float64", *looked),
+        "shares": Shaped("float64", *looked, least=-_LARGEST, most=_LARGEST),
         "goal": Shaped("float64", *looked),
         "low": Shaped("float32", channels),
         "high": Shaped("float32", channels),
         "curves": Shaped("float32", size),
-        "gradient": Shaped("float32", size),
+        "gradient": Shaped("float32", size, least=-_LARGEST, most=_LARGEST),
     }
 
 
@@ -144,9 +147,11 @@ class _Generating(Told):
 
     def __init__(self, part: StyleCurves) -> None:
         self.part = part
-        #: Scaled pixels ``[n, C, N]`` and looks of the images, and the common style with where pixels go in it.
+        #: Scaled pixels ``[n, C, N]`` and looks of the images; the common style, and how far pixels go in it.
         self._seen: tuple[Tensor, Tensor] | None = None
         self._aims: tuple[Tensor, Tensor] | None = None
+        #: Weights and gradients for them: a site that trains several models is asked the same for each.
+        self._answered: list[tuple[Tensor, Tensor]] = []
 
     def meet(self, view: SiteView) -> Memory:
         """Look at some images, and tell the mean and mean square of their channels ``[C]``."""
@@ -157,11 +162,10 @@ class _Generating(Told):
         self.site = view.name
         part: PartOfCases = "train" if view.count() else "unlabelled"
         chosen = torch.randperm(view.count(part), generator=view.generator("styles"))[: self.part.cases]
-        found = [view.cases(index, part)[0].float().flatten(2) for index in chosen.split(_AT_ONCE)]
-        #: Values of the images at the places ``[n, C, N]``.
-        self._values = torch.cat([values[..., places(values.shape[2])] for values in found])
-        #: What was asked and answered, since a site that trains several models is asked the same for each.
-        self._answered: list[tuple[Memory, Tensor]] = []
+        looked_at = places(math.prod(view.input_shape[1:]))
+        found = [view.cases(index, part)[0].flatten(2)[..., looked_at] for index in chosen.split(_AT_ONCE)]
+        #: Values of the images at these places ``[n, C, N]``.
+        self._values = torch.cat(found).float()
         pixels = self._values.double()
         return {"mean": pixels.mean((0, 2)), "square": pixels.square().mean((0, 2))}
 
@@ -177,16 +181,16 @@ class _Generating(Told):
 
     def _slope(self, asked: Memory, pixels: Tensor, looks: Tensor) -> Tensor:
         """Of the mean squared difference, for the weights ``[W]``."""
-        for before, slope in self._answered:
-            if all(torch.equal(before[name], tensor) for name, tensor in asked.items()):
-                return slope
         if self._aims is None or not torch.equal(self._aims[0], asked["goal"]):
-            self._aims = asked["goal"], moved(pixels, asked["goal"])
+            self._aims, self._answered = (asked["goal"].clone(), moved(pixels, asked["goal"])), []
+        for before, slope in self._answered:
+            if torch.equal(before, asked["curves"]):
+                return slope
         weights = asked["curves"].clone().requires_grad_()
         with torch.enable_grad():
             change = CurveGenerator(pixels.shape[1]).change(weights, pixels, looks, asked["low"], asked["high"])
             (slope,) = torch.autograd.grad((change - self._aims[1]).square().mean(), weights)
-        self._answered.append(({name: tensor.clone() for name, tensor in asked.items()}, slope))
+        self._answered.append((weights.detach(), slope))
         return slope
 
     def images(self, images: Tensor) -> Tensor:
