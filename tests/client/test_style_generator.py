@@ -353,6 +353,37 @@ def test_what_makes_images_of_a_site_differ_stays():
     assert plain.abs().max() < 1e-5
 
 
+def test_a_disease_that_is_more_frequent_at_one_site_is_not_taken_for_style():
+    """One scanner, and the sick are brighter: 32 of 40 at one site and 8 of 40 at the other."""
+    data = {}
+    for name, ill in (("A", 32), ("BB", 8)):
+        sick = torch.arange(40) < ill
+        pictures = 0.7 * textures(name, 40, 4) + 0.3 * sick[:, None, None, None]
+        data[name] = site_of(name, pictures, sick.long())
+    shown = {name: site.inputs for name, site in data.items()}
+    told = learned(data, rounds=100)
+    change = max(float((generated(one, **told) - one).abs().mean()) for one in shown.values())
+    numbers = {name: site_of(name, one, torch.arange(40) % 2) for name, one in shown.items()}  # labels tell nothing
+    without = max(float((generated(one, **learned(numbers, rounds=100)) - one).abs().mean()) for one in shown.values())
+    assert change < 0.03
+    assert without > 2 * change
+
+
+def test_classes_count_the_same():
+    """Of 8 images at most, 4 are of class 0, and the 2 of class 1 count twice; of 1 of class 1, 8 times at most."""
+    pixels = torch.arange(14.0).view(14, 1, 1, 1).expand(14, 1, 8, 8).contiguous()
+    for labels, cases, expected in (
+        ([0] * 12 + [1] * 2, 8, [4, 2, 2]), ([0] * 13 + [1], 128, [13, 8]), ([0] * 12 + [1] * 2, 1, [1, 1]),
+    ):  # fmt: skip
+        site = site_of("A", pixels, torch.tensor(labels))
+        made = images(style(1, cases=cases), data={"A": site}, training={"rounds": 1})
+        made.rounds()
+        found = made.engine.members["A"].run.ends["style_curves"]._values[:, 0, 0]
+        ill = sum(labels)
+        counted = [int((found == one).sum()) for one in range(14 - ill, 14)]
+        assert [int((found < 14 - ill).sum()), *(n for n in counted if n)] == expected
+
+
 @pytest.fixture(scope="module")
 def told():
     """What is learned of two scanners, of which one darkens."""
@@ -443,6 +474,17 @@ def test_sites_without_labels_have_a_style_too():
 @pytest.mark.parametrize("options", [{"stacked": True}, {"serialise": True}])
 def test_engines_agree(options):
     close(images(style(), **options).state(), images(style()).state(), 1e-5)
+
+
+def test_outlines_are_of_images_in_the_common_style():
+    data = image_sites({"Aachen": 12, "Bonn": 10}, masks=True)
+    model = {"unet": {"channels": [2, 4], "residual_units": 0}}
+    states = [
+        Federation(data, [style(5)], task="segmentation", model=model, **options).state()
+        for options in ({}, {"serialise": True})
+    ]
+    assert torch.equal(states[0], states[1])
+    assert not torch.equal(states[0], Federation(data, ["fedavg"], task="segmentation", model=model).state())
 
 
 @pytest.mark.parametrize("kill", ["style_curves/learn", "train", None])

@@ -28,6 +28,8 @@ _AT_ONCE = 32
 _PIXELS = 128
 #: In so many equal shares pixels are divided by how bright they are.
 _SHARES = 64
+#: So often an image counts at most where its class has fewer than others.
+_AGAIN = 8
 #: A channel with less variance than this share of its mean square is flat but for rounding.
 _FLAT = 1e-12
 #: Of Adam, so that gradients that are rounding change nothing.
@@ -51,13 +53,14 @@ class StyleCurves(Part):
 
     Before the first round sites learn it together. Each tells how bright the darkest 64th of its pixels is on average,
     the next, and so on, along some directions among the channels; the mean of these numbers over the sites, by their
-    weights, or those of the site ``target`` are the common style. Each site finds by itself where its pixels would lie
-    in it: they are moved until they have these numbers along all directions, those that were darker staying darker. In
-    each of ``style_rounds`` exchanges every site answers with the gradient of the mean squared difference of G from
-    that, and the server makes a step of Adam down their mean. So what is learned is how the pixels of a site, of all
-    its images together, differ from those of others, and images of a site that differ go on to do so. Images that could
-    be of several sites are brought as far as is right for these on average. One site alone changes nothing. (Several
-    steps at a site between exchanges would pull the curves to what it needs alone.)
+    weights, or those of the site ``target`` are the common style. Where cases have classes, these count the same at
+    each site, since how frequent a disease is shall not be taken for style. Each site finds by itself where its pixels
+    would lie in it: they are moved until they have these numbers along all directions, those that were darker staying
+    darker. In each of ``style_rounds`` exchanges every site answers with the gradient of the mean squared difference of
+    G from that, and the server makes a step of Adam down their mean. So what is learned is how the pixels of a site, of
+    all its images together, differ from those of others, and images of a site that differ go on to do so. Images that
+    could be of several sites are brought as far as is right for these on average. One site alone changes nothing.
+    (Several steps at a site between exchanges would pull the curves to what it needs alone.)
 
     Source: a generator that brings the images of all sites to one style while none leaves its site: Ke, Shen, Lu, Style
     normalization in histology with federated learning, ISBI 2021, and Yan et al., Variation-aware federated learning
@@ -159,13 +162,7 @@ class _Generating(Told):
             raise StudyError("P104", f"{self.name} is about the style of whole images, and the network is trained on "
                              "boxes of volumes.", f"Leave {self.name} out, or train on whole volumes (no `patch`).",
                              )  # fmt: skip
-        self.site = view.name
-        part: PartOfCases = "train" if view.count() else "unlabelled"
-        chosen = torch.randperm(view.count(part), generator=view.generator("styles"))[: self.part.cases]
-        looked_at = places(math.prod(view.input_shape[1:]))
-        found = [view.cases(index, part)[0].flatten(2)[..., looked_at] for index in chosen.split(_AT_ONCE)]
-        #: Values of the images at these places ``[n, C, N]``.
-        self._values = torch.cat(found).float()
+        self.site, self._values = view.name, _looked_at(view, self.part.cases)
         pixels = self._values.double()
         return {"mean": pixels.mean((0, 2)), "square": pixels.square().mean((0, 2))}
 
@@ -196,6 +193,27 @@ class _Generating(Told):
     def images(self, images: Tensor) -> Tensor:
         """M + S G((x − M) / S)."""
         return generated(images, **self.told)
+
+
+def _looked_at(view: SiteView, cases: int) -> Tensor:
+    """Values of some images at the `places` ``[n, C, N]``: equally many of each class, some more than once."""
+    part: PartOfCases = "train" if view.count() else "unlabelled"
+    counts = view.class_counts if part == "train" else None
+    present = 1 if counts is None else int((counts > 0).sum())
+    found, most = dict[int, list[Tensor]](), max(cases // present, 1)
+    there = places(math.prod(view.input_shape[1:]))
+    for index in torch.randperm(view.count(part), generator=view.generator("styles")).split(_AT_ONCE):
+        images, targets = view.cases(index, part)
+        classes = [0] * len(index) if counts is None else targets.tolist()
+        for values, one in zip(images.flatten(2)[..., there].float(), classes, strict=True):
+            if len(found.setdefault(one, [])) < most:
+                found[one].append(values)
+        if sum(map(len, found.values())) == present * most:
+            break
+    longest = max(map(len, found.values()))
+    return torch.stack([
+        own[number % len(own)] for _, own in sorted(found.items()) for number in range(min(longest, _AGAIN * len(own)))
+    ])  # fmt: skip
 
 
 class _Averaging(Telling):
