@@ -320,6 +320,29 @@ def test_mixed_colours_are_undone():
     assert apart({name: generated(one, **told) for name, one in shown.items()}) < 0.35 * apart(shown)
 
 
+@pytest.mark.parametrize(("factor", "shift"), [(1000.0, -1000.0), (1e-6, 0.0), (1e18, 0.0)])
+def test_units_do_not_matter(factor, shift):
+    scenes = {name: textures(name, 20, 3) for name in ("A", "BB")}
+    shown, found = {"A": scenes["A"], "BB": scenes["BB"] ** 2}, []
+    for a, b in ((1.0, 0.0), (factor, shift)):
+        sites = {name: site_of(name, a * one + b, torch.arange(20) % 2) for name, one in shown.items()}
+        told = learned(sites, rounds=10)
+        found.append(torch.cat([(generated(site.inputs, **told) - b) / a for site in sites.values()]))
+    close(found[0], found[1], 1e-5)
+
+
+def test_channels_that_are_flat_are_brought_together_and_spoil_nothing():
+    """One channel is 0.3 everywhere at one site and 0.7 at the other, and one is 0 at both."""
+    scenes = {name: textures(name, 30, 3) for name in ("A", "BB")}
+    shown = {"A": scenes["A"], "BB": scenes["BB"] ** 2}
+    for (name, one), level in zip(shown.items(), (0.3, 0.7), strict=True):
+        shown[name] = torch.cat([one, torch.full_like(one, level), torch.zeros_like(one)], 1)
+    told = learned({name: site_of(name, one, torch.arange(30) % 2) for name, one in shown.items()}, rounds=100)
+    means = [generated(one, **told).mean((0, 2, 3)) for one in shown.values()]
+    close(means[0], means[1], 0.02)
+    close(means[0][1], 0.5, 0.02)
+
+
 def test_all_images_can_get_the_style_of_one_site():
     scenes = {name: textures(name, 40, 1) for name in ("A", "BB")}
     shown = {"A": scenes["A"], "BB": scenes["BB"] ** 2}
