@@ -446,7 +446,7 @@ publish(
     "style_generator",
     _SHIFT,
     "A light generator that sites learn together brings the images of all to one style, by curves and colours.",
-    "Ke et al., ISBI 2021; Yan et al., IEEE JBHI 2021; by a sliced distance as in Rabin et al., SSVM 2011",
+    "Ke et al., ISBI 2021; Yan et al., IEEE JBHI 2021; by sliced transport as in Rabin et al., SSVM 2011",
     local=["style_curves"],
 )
 publish(
