@@ -120,7 +120,7 @@ def robust_rules() -> None:
 #: Options that a method can't do without, and those that eight sites allow.
 OPTIONS: dict[str, dict[str, object]] = {
     "fltrust": {"trusted": "site00"}, "fairfed": {"subgroup": "sex", "group": "F"},
-    "fedmoco": {"pretraining_rounds": 1}, "fl_mrcm": {"target": "site00"},
+    "fedmoco": {"pretraining_rounds": 1}, "fl_mrcm": {"target": "site00"}, "style_generator": {"style_rounds": 1},
 }  # fmt: skip
 
 

@@ -814,6 +814,14 @@ REFUSED: list[tuple[str, dict[str, Any]]] = [
             "methods": ["fixmatch"],
         },
     ),
+    (
+        "P104",
+        {
+            "data": {"table": "t.csv", "site": "s", "label": "l", "image": "i", "size": [8, 8]},
+            "model": "cnn",
+            "methods": [{"harmofl": {"local": ["style_curves"]}}],
+        },
+    ),
     ("P104", {"methods": ["attention_mil"]}),
     ("P104", {"methods": ["fedmri"]}),
     ("P102", {"methods": ["fedavg", "fedavg"]}),

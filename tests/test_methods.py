@@ -278,7 +278,7 @@ REQUIRED = {
     "fltrust": {"trusted": "Aachen"}, "fairfed": {"subgroup": "sex", "group": "F"},
     "public_teacher": {"weights": "teacher.safetensors"}, "asyndgan": {"generator_rounds": 1, "steps": 2},
     "fed_gan": {"generator_rounds": 1, "steps": 2},
-    "fedmoco": {"pretraining_rounds": 1}, "fl_mrcm": {"target": "Aachen"},
+    "fedmoco": {"pretraining_rounds": 1}, "fl_mrcm": {"target": "Aachen"}, "style_generator": {"style_rounds": 2},
 }  # fmt: skip
 #: Methods whose rule means something else even where all sites are the same.
 OTHERWISE = {"single", "cross", "ensemble", "mix", "cyclic", "incremental", "fedprox", "feddyn", "fedavgm", "fedadam",
@@ -287,7 +287,7 @@ OTHERWISE = {"single", "cross", "ensemble", "mix", "cyclic", "incremental", "fed
              "style_transfer", "splitavg", "asyndgan", "fed_gan", "fedvss", "fedmoco", "graph_layer", "lora", "bitfit",
              "fedharmony", "fl_mrcm", "fedmri"}  # fmt: skip
 #: Methods for images alone.
-FOR_IMAGES = {"harmofl", "elcfs", "style_transfer", "fedad"}
+FOR_IMAGES = {"harmofl", "elcfs", "style_transfer", "style_generator", "fedad"}
 #: Methods for several labels.
 FOR_FINDINGS = {"multi_task", "graph_layer"}
 #: Methods for masks.

@@ -55,6 +55,7 @@ OPTIONS = {
     "ensemble_distillation": {"steps": 2},
     "attention_distillation": {"steps": 2},
     "momentum_contrast": {"pretraining_rounds": 1},
+    "style_curves": {"style_rounds": 2, "cases": 8},
 }
 #: What else a method has with a part that can't do without, unless the pair itself says it.
 NEEDS: dict[str, dict[str, object]] = {

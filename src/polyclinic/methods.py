@@ -443,6 +443,13 @@ publish(
     local=["mean_style"],
 )
 publish(
+    "style_generator",
+    _SHIFT,
+    "A light generator that sites learn together brings the images of all to one style, by curves and colours.",
+    "Ke et al., ISBI 2021; Yan et al., IEEE JBHI 2021; by sliced transport as in Rabin et al., SSVM 2011",
+    local=["style_curves"],
+)
+publish(
     "elcfs",
     _SHIFT,
     "Each step must also help on images with the look of other sites.",

@@ -137,7 +137,9 @@ def test_bags_go_through_all_parts(entry):
     assert all(frame["score"].notna().all() for frame in state)
 
 
-@pytest.mark.parametrize("entry", ["fixmatch", "mean_teacher", "elcfs", "harmofl", "tent", "style_transfer"])
+@pytest.mark.parametrize(
+    "entry", ["fixmatch", "mean_teacher", "elcfs", "harmofl", "tent", "style_transfer", "style_generator"]
+)
 def test_parts_that_change_single_inputs_are_refused(entry):
     with pytest.raises(EntryError, match="P104"):
         bags(entry)

@@ -1,4 +1,4 @@
-"""Models whose network is shown images that a part of their method has changed: harmofl and style_transfer."""
+"""Models whose network is shown images that a part of their method has changed, such as harmofl and style_generator."""
 
 from __future__ import annotations
 
@@ -26,7 +26,12 @@ from polyclinic.study.final_model.fit import Wanted, fit_model, sites_folder
 from polyclinic.study.final_model.folder import DESCRIPTION, PREPARATION, read_model
 from polyclinic.study.study import Study
 
-METHODS = [{"harmofl": {"window": 0.3, "label": "harmofl"}}, "style_transfer"]
+METHODS = [
+    {"harmofl": {"window": 0.3, "label": "harmofl"}},
+    "style_transfer",
+    {"style_generator": {"style_rounds": 5, "label": "style_generator"}},
+]
+MODELS = (("model", "harmofl"), ("style", "style_transfer"), ("curves", "style_generator"))
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +39,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with pictures, and models of fold 0."""
     folder = tmp_path_factory.mktemp("looks")
     write_pictures(folder)
-    for model, method in (("model", "harmofl"), ("style", "style_transfer")):
+    for model, method in MODELS:
         fit_model(Study.of(picture_study(methods=METHODS), folder), folder / model, Wanted(method=method, fold=0))
     return folder
 
@@ -49,7 +54,7 @@ def predicted(
 
 def test_predictions_are_those_of_the_study(made: Path, tmp_path: Path) -> None:
     Study.of(picture_study(methods=METHODS), made).run(tmp_path / "results")
-    for site, (model, label) in product("AB", (("model", "harmofl"), ("style", "style_transfer"))):
+    for site, (model, label) in product("AB", MODELS):
         then = as_tested(tmp_path / "results", label, site)
         rows = pd.DataFrame({"image": then["source"]})
         now = predicted(made, site, rows, tmp_path / f"{model}-{site}", model=model)

@@ -165,6 +165,7 @@ def test_every_method_learns_survival_or_says_why_not(batch_size: int) -> None:
     others = {"fedsld", "multi_task", "graph_layer", "dynamic_fusion", "fixmatch", "mean_teacher", "harmofl", "elcfs"}
     others |= {
         "style_transfer",
+        "style_generator",
         "tent",
         "splitavg",
         "asyndgan",

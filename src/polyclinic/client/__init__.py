@@ -8,6 +8,7 @@ from polyclinic.client.domain_shift import (
     domain_identifiers,
     episodes,
     graph,
+    style_generator,
     styles,
     unlearning,
 )
@@ -53,6 +54,7 @@ __all__ = [
     "peers",
     "relations",
     "routing",
+    "style_generator",
     "styles",
     "super_model",
     "teacher",

@@ -40,6 +40,8 @@ class Part:
         subgroup: a column of `evaluation: {subgroups: ...}` whose groups it looks at; empty for none.
         group: the name of one of them that it looks at; empty for none.
         images_only: whether it is for images, and means nothing for tables.
+        sees_unchanged: whether it learns from images as they are before any part changes them, so that no other part
+            that changes them goes with it.
         no_bags: whether it changes or reads single inputs, which bags of several instances are not.
         encodes: whether what its ``close`` gives is no change of the weights in their order, so that no step of the
             channel that looks at numbers can come after it.
@@ -92,6 +94,7 @@ class Part:
     subgroup: str = ""
     group: str = ""
     images_only: ClassVar[bool] = False
+    sees_unchanged: ClassVar[bool] = False
     no_bags: ClassVar[bool] = False
     encodes: ClassVar[bool] = False
     packs: ClassVar[bool] = False

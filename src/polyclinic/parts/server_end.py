@@ -162,6 +162,7 @@ class ServerEnd:
             enough. An aggregation does unless it says that it does not.
         least: with fewer updates it can't work.
         named: sites that its options name.
+        needs_named: whether it can't do without these in any training.
         others: sites that do not train and are tested; they can be asked, too.
         workplace: what there is to compute with.
         needs_public: whether it computes on the public set, of which the coordinator then needs a copy.
@@ -178,6 +179,7 @@ class ServerEnd:
     needs_each: ClassVar[bool] = False
     least: int = 1
     named: Sequence[str] = ()
+    needs_named: ClassVar[bool] = False
     others: Sequence[str] = ()
     workplace: Workplace
     needs_public: ClassVar[bool] = False

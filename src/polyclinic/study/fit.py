@@ -152,7 +152,7 @@ def check_public(method: StudyMethod, cohort: Cohort) -> None:
 
 
 def _check_parts(method: StudyMethod, declaration: Declaration, cohort: Cohort) -> None:
-    """Whether parts are for so many classes, and the groups of patients that they look at are there.
+    """Whether parts are for so many classes, and the groups of patients and the sites that they look at are there.
 
     Raises:
         StudyError: P104, one is not.
@@ -169,6 +169,12 @@ def _check_parts(method: StudyMethod, declaration: Declaration, cohort: Cohort) 
             raise StudyError(
                 "P104", f"{method.label} looks at the group {part.group!r} of the subgroup {part.subgroup!r}, whose "
                 f"groups are {', '.join(map(repr, names))}.", "Write `group` as it is written there.",
+            )  # fmt: skip
+        end = part.at_server()
+        if end.needs_named and end.named and declaration.is_unseen(method):
+            raise StudyError(
+                "P104", f"{part.name} ({method.label}) needs {end.named[0]} in every training, and `evaluation: "
+                "{unseen_sites: ...}` leaves each site out of one.", "Name no site there, or leave out `unseen_sites`.",
             )  # fmt: skip
 
 

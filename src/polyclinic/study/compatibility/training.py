@@ -86,6 +86,11 @@ def distilled(method: Method, local: Local) -> Refusal | None:
     if on_public and changing:
         return Refusal(f"{changing[0]} changes the images of each site in its own way, and {on_public[0]} looks at the "
                        "same ones everywhere.", "Leave one of them out.", "local")  # fmt: skip
+    first = [name for name, part in built if part.sees_unchanged and name in changing]
+    if first and len(changing) > 1:
+        other = next(name for name in changing if name != first[0])
+        return Refusal(f"{first[0]} learns from images as they are, and {other} changes them, too.",
+                       "Leave one of them out.", "local")  # fmt: skip
     moving = [name for name, part in built if overrides(part.at_site(), "starts_at")]
     reading = [name for name, part in built if part.needs_sgd]
     if moving and (method.work == "gradient" or reading):
