@@ -62,7 +62,7 @@ def run_rounds(
                 raise SiteError("P306", text, "Allow a greater ε, more noise, or fewer steps in a round.") from None
             attendance.note(f"Training ended after {progress.done} of {plan.rounds} rounds. {spent}")
             break
-        if progress.done >= plan.pretraining:  # until then the head is as it was drawn: there is nothing to choose
+        if progress.done >= plan.preceding:
             if plan.validate and new:  # after a round that was skipped there is nothing new to look at
                 choose(plan, engine, progress, new, attendance.silent)
             elif not plan.validate:
@@ -75,7 +75,7 @@ def run_rounds(
             report(progress.done, plan.rounds)
     if not _trained(plan, rows) and not broke_down and not progress.stopped:
         raise SiteError(
-            "P402", f"None of {plan.rounds - plan.pretraining} rounds changed the model: in each too few sites were "
+            "P402", f"None of {plan.rounds - plan.preceding} rounds changed the model: in each too few sites were "
             "there or in time, or none was asked to train.",
             "Give `training: {participation: ...}` that more sites meet, or a lower `training: {quorum: ...}`.",
         )  # fmt: skip
@@ -86,8 +86,8 @@ def run_rounds(
 
 
 def _trained(plan: Plan, rows: list[Row]) -> bool:
-    """Whether there was a round after the pretraining, if there is one, that counted."""
-    return any(row["round"] >= plan.pretraining for row in rows)
+    """Whether there was a round that counted after those that give nothing to choose."""
+    return any(row["round"] >= plan.preceding for row in rows)
 
 
 def _round(federation: Federation, attendance: Attendance) -> list[Row]:

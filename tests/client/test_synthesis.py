@@ -150,23 +150,34 @@ def test_classes_can_be_balanced_among_made_cases(method):
     assert shares[True] == [pytest.approx(0.5, abs=0.05), pytest.approx(0.5, abs=0.05), 0]
 
 
-@both
-def test_the_model_stays_as_it_is_while_the_generator_learns(method):
-    evaluation = {"validation": 0.2, "best_round": "loss", "folds": 2}
-    _, _, rows = ended(
-        made_of(method=method, training={"rounds": 4}, entry={"generator_rounds": 2}, evaluation=evaluation)
-    )
-    losses = [row["validation_loss"] for row in rows if row["site"] == "Aachen"]
-    assert losses[0] == losses[1]
-    assert len(set(losses[1:])) == 3
-
-
 def stop_at(stop):
     def report(done, total):
         if done == stop:
             raise KeyboardInterrupt
 
     return report
+
+
+@both
+def test_the_model_stays_as_it_is_while_the_generator_learns(method, tmp_path):
+    """And it is not chosen from, however good it happens to be."""
+    evaluation = {"validation": 0.2, "best_round": "loss", "folds": 2}
+
+    def made():
+        training = {"rounds": 4}
+        return made_of(method=method, training=training, entry={"generator_rounds": 2}, evaluation=evaluation)
+
+    with pytest.raises(KeyboardInterrupt):
+        ended(made(), checkpoint=Checkpoint(tmp_path / "job"), report=stop_at(2))
+    first = made().initial(0)
+    progress, _ = Checkpoint(tmp_path / "job").read(first)
+    assert torch.equal(progress.models["federation"], first)
+    _, progress, rows = ended(made())
+    losses = [row.get("validation_loss") for row in rows if row["site"] == "Aachen"]
+    assert losses[:2] == [None, None]
+    assert None not in losses[2:]
+    assert losses[2] != losses[3]
+    assert progress.best["federation"][1] in (3, 4)
 
 
 def blobs(seed, cases=60):

@@ -162,6 +162,12 @@ class Plan:
             return None
         return Budget(asked.epsilon, asked.delta, asked.trainings)
 
+    @cached_property
+    def preceding(self) -> int:
+        """How many of the first rounds give nothing to choose a model by: those of a pretraining, which leave the head
+        as it was drawn, or in which the procedure leaves the model as it is."""
+        return max(self.pretraining, self.procedure[1].still_rounds)
+
     @property
     def rounds(self) -> int:
         """How many rounds there are at most."""
