@@ -5,6 +5,7 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
+from helpers import write_table_study
 from polyclinic.errors import StudyError
 from polyclinic.options import EntryError
 from polyclinic.study.reading import expand_variables, located, read_yaml
@@ -486,3 +487,11 @@ def test_methods_of_the_command_line_replace_those_of_the_file(study_file):
     assert study.declaration.study_methods[0].entry["fedprox"]["mu"] == 2
     with pytest.raises(StudyError, match=r"--method fedbnn: there is no such method\. Did you mean 'fedbn'\?"):
         Study.read(path, ["fedbnn"])
+
+
+@pytest.mark.parametrize("method", [{"fltrust": {"trusted": "Bonn"}}, {"fl_mrcm": {"target": "Bonn"}}])
+def test_a_site_that_a_rule_goes_by_is_in_every_training(tmp_path, method):
+    study = write_table_study(tmp_path, {"Aachen": 20, "Bonn": 20, "Celle": 20}) | {"methods": [method]}
+    study["evaluation"] |= {"unseen_sites": True}
+    with pytest.raises(StudyError, match=r"P104 .* needs Bonn in every training"):
+        Study.of(study, tmp_path).run(tmp_path / "out")

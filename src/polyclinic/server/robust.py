@@ -318,6 +318,8 @@ class FLTrust(Collected):
         trusted: name of the site.
     """
 
+    needs_named = True
+
     def __init__(self, *, trusted: str) -> None:
         self.trusted, self.named = trusted, (trusted,)
 

@@ -120,6 +120,7 @@ class _Identifier(SiteEnd):
 
 class _Target(ServerEnd):
     needs_each = True  # whose is what
+    needs_named = True
 
     def __init__(self, part: DomainIdentifier) -> None:
         self.part, self.named = part, (part.target,)
