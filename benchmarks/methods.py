@@ -3,14 +3,18 @@
 python benchmarks/methods.py [--only NAME] [--method NAME ...] [--threads N]
 
 Each line compares work of Polyclinic with something plain on the same data, taking turns in the same process. Numbers
-of rounds are medians over repeats, those of server rules the least; the ratio is what counts.
+of rounds are medians over repeats, those of server rules the least; the ratio is what counts. Memory is measured in a
+process for each method.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import resource
 import statistics
+import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -129,7 +133,7 @@ OTHER_WORK = {"asyndgan", "fed_gan", "public_teacher"}
 
 
 class Network(NamedTuple):
-    """What is trained in the section on rounds: eight sites, batches of 32.
+    """What is trained in the sections on rounds and memory: eight sites, batches of 32.
 
     Attributes:
         title: for the output.
@@ -151,6 +155,13 @@ class Network(NamedTuple):
 NETWORKS = (
     Network("MLP 90-64-2 (batch norm)", {"mlp": {"hidden": [64], "norm": "batch"}}, (90,), 640, 12, "auto"),
     Network("CNN, 28x28", {"cnn": {"channels": [16, 32, 64]}}, (1, 28, 28), 160, 5, "sequential"),
+)
+
+
+#: Whose memory is looked at: its weights take 4.6 MB, what it makes of a batch 0.3 MB.
+LARGE = (
+    Network("MLP 90-1024-1024-2", {"mlp": {"hidden": [1024, 1024]}}, (90,), 64, 3, "sequential"),
+    Network("CNN, 28x28", {"cnn": {"channels": [64, 128, 256]}}, (1, 28, 28), 64, 3, "sequential"),
 )
 
 
@@ -207,22 +218,55 @@ def rounds_of_methods(only: Sequence[str] = ()) -> None:
             plain.engine.close()
 
 
+def memory_of_methods(only: Sequence[str] = ()) -> None:
+    """What three rounds of a method and of fedavg take at most: eight sites and the server in one process."""
+    for number, network in enumerate(LARGE):
+        plain = 0.0
+        for name in ("fedavg", *(only or filter(covered, METHODS))):
+            command = [sys.executable, __file__, "--peak", name, str(number)]
+            done = subprocess.run(command, check=False, capture_output=True, text=True)
+            if done.returncode:
+                print(f"{name:<26} left out: {done.stderr.strip().splitlines()[-1]}", flush=True)
+                continue
+            peak = float(done.stdout)
+            plain = plain or peak
+            print(f"{name:<26} {peak:6.0f} MB, fedavg {plain:6.0f} MB   {network.title}", flush=True)
+
+
+def peak_of(name: str, network: Network) -> float:
+    """Megabytes that the process takes more at its peak than before the first round."""
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            own = runner(name, network, partly_labelled(network), folder)
+        except StudyError as refused:
+            sys.exit(refused.message)
+        pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
+        own.rounds()
+    return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - pages * resource.getpagesize() / 1024) / 1024
+
+
 def main() -> None:
     """Run all sections, or one."""
     parser = argparse.ArgumentParser(description="What methods cost.")
-    parser.add_argument("--only", choices=("robust_rules", "rounds"), help="run this section alone")
-    parser.add_argument("--method", nargs="+", choices=list(METHODS), help="rounds of these methods alone")
+    parser.add_argument("--only", choices=("robust_rules", "rounds", "memory"), help="run this section alone")
+    parser.add_argument("--method", nargs="+", choices=list(METHODS), help="rounds and memory of these methods alone")
     parser.add_argument("--threads", type=int, default=2, help="threads of PyTorch")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     print(json.dumps({"torch": torch.__version__, "threads": torch.get_num_threads()}), flush=True)
-    if arguments.only != "rounds" and not arguments.method:
+    if arguments.only in (None, "robust_rules") and not arguments.method:
         print(f"-- {robust_rules.__doc__}", flush=True)
         robust_rules()
-    if arguments.only != "robust_rules":
+    if arguments.only in (None, "rounds"):
         print(f"-- {rounds_of_methods.__doc__}", flush=True)
         rounds_of_methods(arguments.method or ())
+    if arguments.only in (None, "memory"):
+        print(f"-- {memory_of_methods.__doc__}", flush=True)
+        memory_of_methods(arguments.method or ())
 
 
 if __name__ == "__main__":
-    main()
+    if sys.argv[1:2] == ["--peak"]:
+        print(peak_of(sys.argv[2], LARGE[int(sys.argv[3])]))
+    else:
+        main()
