@@ -27,6 +27,7 @@ from polyclinic.study.display import RichDisplay
 
 HERE = Path(__file__).resolve().parent
 STUDIES = HERE / "benefits"
+CLAIMS = STUDIES / "claims.csv"
 PAGE = HERE.parent / "docs" / "benefits.md"
 #: Of the table from which the page is made.
 COLUMNS = ("study", "finished", "repeats", "measure", "method", "mean", "effect", "low", "high", "verdict")
@@ -231,7 +232,7 @@ def claims(table: pd.DataFrame) -> list[str]:
              "can't be compared, only whether there is a gain.", "",
              "| Method | Its paper | Source | Here, against `fedavg` |", "|---|---|---|---|"]  # fmt: skip
     found = table.assign(plain=table["method"].str.partition("(")[0])
-    for one in pd.read_csv(STUDIES / "claims.csv").itertuples():
+    for one in pd.read_csv(CLAIMS).itertuples():
         rows = found[found["plain"] == one.method]
         here = "; ".join(f"{row.study} {row.effect:+.3f} ({row.verdict})" for row in rows.itertuples())
         if here:

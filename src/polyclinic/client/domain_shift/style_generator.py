@@ -88,7 +88,7 @@ class StyleCurves(Part):
                   "each channel and in mixtures of them: of a single image nearly its histogram",
         "goal": "the mean of these numbers over the sites, or those of the target site",
         "low": "the least of these numbers at any site, in each channel",
-        "high": "the largest, likewise",
+        "high": "the largest of these numbers, likewise",
         "curves": "the weights of the common generator: how styles of the sites differ from the common one",
         "gradient": "for these weights, on the site's pixels: how its style differs from the common one",
     }  # fmt: skip
