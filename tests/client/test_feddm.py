@@ -14,6 +14,7 @@ from torch import nn
 from torch.func import functional_call
 
 from elsewhere import Elsewhere, split_table
+from going_on import study_goes_on
 from helpers import Federation, declare, image_sites, write_image_study
 from outlines import bars, mean_dice
 from polyclinic import Study
@@ -33,7 +34,6 @@ from polyclinic.parts import Batch, build_part
 from polyclinic.parts.site_end import overrides
 from polyclinic.seeds import generator
 from polyclinic.state import FlatModule
-from polyclinic.study.display import Display
 from polyclinic.study.runner import run_study
 from polyclinic.tasks import build_task
 
@@ -418,19 +418,7 @@ def test_sites_elsewhere_give_the_same_numbers(tmp_path):
 
 @pytest.mark.usefixtures("without_report")
 def test_a_study_that_was_stopped_ends_the_same(tmp_path):
-    class Interrupted(Display):
-        def round(self, done, total):
-            if done == 2:
-                raise KeyboardInterrupt
-
-    content = study(tmp_path)
-    whole = Study.of(content, tmp_path).run(tmp_path / "whole")
-    with pytest.raises(KeyboardInterrupt):
-        run_study(Study.of(content, tmp_path), tmp_path / "parts", display=Interrupted())
-    parts = Study.of(content, tmp_path).run(tmp_path / "parts", resume=True)
-    assert whole.predictions["dice"].tolist() == parts.predictions["dice"].tolist()
-    for path in (tmp_path / "whole").rglob("*.safetensors"):
-        assert path.read_bytes() == (tmp_path / "parts" / path.relative_to(tmp_path / "whole")).read_bytes()
+    study_goes_on(study(tmp_path), tmp_path, after=2)
 
 
 # Benefit --------------------------------------------------------------------------------------------------------------

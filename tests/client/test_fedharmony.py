@@ -1,10 +1,12 @@
 """FedHarmony: features from which a classifier can't tell the site."""
 
 import math
+from functools import partial
 
 import pytest
 import torch
 
+from going_on import training_goes_on
 from helpers import Federation, catalogued, recorded, sites_apart, straight, table_sites, trained_state
 from plugin_helpers import failing
 from polyclinic.client.domain_shift.site_classifier import SiteClassifier
@@ -13,7 +15,6 @@ from polyclinic.client.features import frozen_features
 from polyclinic.models import build_model
 from polyclinic.options import EntryError
 from polyclinic.parts import Batch, Now, Step, Update
-from polyclinic.running.progress import Checkpoint
 
 MLP = {"mlp": {"hidden": [4]}}
 NORM_MLP = {"mlp": {"hidden": [4], "norm": "batch", "dropout": 0.3}}
@@ -165,21 +166,7 @@ def test_a_site_that_is_away_is_still_told_apart():
 
 
 def test_messages_as_bytes_and_a_resumed_run_give_the_same_bytes(tmp_path):
-    def train(folder, stop=None, **options):
-        made = tables("fedharmony", model=NORM_MLP, folder=folder / "sites", **options)
-
-        def report(done, total):
-            if done == stop:
-                raise KeyboardInterrupt
-
-        return made.rounds(checkpoint=Checkpoint(folder / "job"), report=report)[0].models
-
-    whole = train(tmp_path / "whole")
-    assert all(torch.equal(model, whole[name]) for name, model in train(tmp_path / "as bytes", serialise=True).items())
-    for stop in (1, 2, 3):
-        with pytest.raises(KeyboardInterrupt):
-            train(tmp_path / str(stop), stop)
-        assert all(torch.equal(model, whole[name]) for name, model in train(tmp_path / str(stop)).items())
+    training_goes_on(partial(tables, "fedharmony", model=NORM_MLP), tmp_path, (1, 2, 3))
 
 
 def test_one_site_is_known_to_all():

@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import nn
 
+from going_on import study_goes_on
 from helpers import Federation, declare, image_sites, table_sites, write_table_study
-from polyclinic import Study
 from polyclinic.client.few_labels import consistency
 from polyclinic.client.few_labels.peers import _Peer, _Peers, looks_of, similarities
 from polyclinic.client.few_labels.relations import RelationMatching as Matching
@@ -24,8 +24,6 @@ from polyclinic.client.few_labels.relations import (
 from polyclinic.errors import PolyclinicError, StudyError
 from polyclinic.parts import Batch, build_part
 from polyclinic.state import FlatModule
-from polyclinic.study.display import Display
-from polyclinic.study.runner import run_study
 from polyclinic.tasks import build_task
 
 BATCH_NORM = {"mlp": {"hidden": [6], "norm": "batch", "dropout": 0.3}}
@@ -360,20 +358,11 @@ def test_where_classes_are_clouds_peers_label_them():
 
 
 def test_both_go_on_after_an_interruption(tmp_path):
-    class Interrupted(Display):
-        def round(self, done, total):
-            if done == 2:
-                raise KeyboardInterrupt
-
     content = write_table_study(tmp_path, {"north": 30, "south": 24, "west": 18})
     content |= {"methods": [{"fedirm": NO_RAMP}, {"fedperl": {"threshold": 0.5}}]}
     content["data"] |= {"labels": {"share": 0, "sites": ["west"]}}
     content["evaluation"] = {"holdout": 0.3, "bootstrap": 0}
-    whole = Study.of(content, tmp_path).run(tmp_path / "whole")
-    with pytest.raises(KeyboardInterrupt):
-        run_study(Study.of(content, tmp_path), tmp_path / "parts", display=Interrupted())
-    parts = Study.of(content, tmp_path).run(tmp_path / "parts", resume=True)
-    assert whole.predictions["score"].tolist() == parts.predictions["score"].tolist()
+    whole = study_goes_on(content, tmp_path, after=2)
     assert "west" in set(whole.rounds["site"])
 
 

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from elsewhere import Elsewhere, split_table
+from going_on import study_goes_on
 from helpers import Federation, declare, image_sites, write_image_study
 from outlines import discs, mean_dice
 from polyclinic import Study
@@ -19,7 +20,6 @@ from polyclinic.errors import StudyError
 from polyclinic.ignored import IGNORED
 from polyclinic.parts import Batch, Update
 from polyclinic.state import FlatModule
-from polyclinic.study.display import Display
 from polyclinic.study.runner import run_study
 from polyclinic.tasks import build_task
 
@@ -258,19 +258,7 @@ def test_sites_elsewhere_give_the_same_numbers(tmp_path):
 
 @pytest.mark.usefixtures("without_report")
 def test_a_study_that_was_stopped_ends_the_same(tmp_path):
-    class Interrupted(Display):
-        def round(self, done, total):
-            if done == 1:
-                raise KeyboardInterrupt
-
-    content = study(tmp_path, methods=["fedmix"])
-    whole = Study.of(content, tmp_path).run(tmp_path / "whole")
-    with pytest.raises(KeyboardInterrupt):
-        run_study(Study.of(content, tmp_path), tmp_path / "parts", display=Interrupted())
-    parts = Study.of(content, tmp_path).run(tmp_path / "parts", resume=True)
-    assert whole.predictions["dice"].tolist() == parts.predictions["dice"].tolist()
-    for path in (tmp_path / "whole").rglob("*.safetensors"):
-        assert path.read_bytes() == (tmp_path / "parts" / path.relative_to(tmp_path / "whole")).read_bytes()
+    study_goes_on(study(tmp_path, methods=["fedmix"]), tmp_path, after=1)
 
 
 # Benefit --------------------------------------------------------------------------------------------------------------

@@ -10,6 +10,7 @@ import torch
 from hypothesis import given
 from torch import nn
 
+from going_on import study_goes_on
 from helpers import Federation, declare, image_sites, number_site, site_of, table_sites
 from polyclinic import Study
 from polyclinic.client.few_labels.consistency import MeanTeacher, PseudoLabels
@@ -17,8 +18,6 @@ from polyclinic.client.few_labels.views import strong_view, weak_view
 from polyclinic.errors import StudyError
 from polyclinic.parts import Batch
 from polyclinic.state import FlatModule
-from polyclinic.study.display import Display
-from polyclinic.study.runner import run_study
 from polyclinic.tasks import build_task
 
 DROPOUT = {"mlp": {"hidden": [6], "norm": "batch", "dropout": 0.3}}
@@ -244,17 +243,7 @@ def study(folder, **entries):
 
 
 def test_a_teacher_goes_on_after_an_interruption(tmp_path):
-    class Interrupted(Display):
-        def round(self, done, total):
-            if done == 2:
-                raise KeyboardInterrupt
-
-    content = study(tmp_path)
-    whole = Study.of(content, tmp_path).run(tmp_path / "whole")
-    with pytest.raises(KeyboardInterrupt):
-        run_study(Study.of(content, tmp_path), tmp_path / "parts", display=Interrupted())
-    parts = Study.of(content, tmp_path).run(tmp_path / "parts", resume=True)
-    assert whole.predictions["score"].tolist() == parts.predictions["score"].tolist()
+    whole = study_goes_on(study(tmp_path), tmp_path, after=2)
     assert not [note for note in whole.notes if note.number == "N103"]
 
 

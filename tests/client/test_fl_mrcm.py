@@ -1,10 +1,12 @@
 """FL-MRCM: latent codes that are taken for those of a target site."""
 
 import math
+from functools import partial
 
 import pytest
 import torch
 
+from going_on import training_goes_on
 from helpers import Federation, catalogued, measured_site, recorded, sites_apart, straight, table_sites
 from plugin_helpers import failing
 from polyclinic.client.domain_shift.domain_identifiers import DomainIdentifier
@@ -12,7 +14,6 @@ from polyclinic.client.domain_shift.site_classifier import SiteClassifier
 from polyclinic.models import build_model
 from polyclinic.options import EntryError
 from polyclinic.parts import Batch, Now, Step, Update
-from polyclinic.running.progress import Checkpoint
 
 MLP = {"mlp": {"hidden": [4]}}
 PART = "domain_identifier"
@@ -128,22 +129,8 @@ def test_an_identifier_stays_while_its_site_is_away():
 def test_images_are_reconstructed_and_a_resumed_run_gives_the_same_bytes(tmp_path, method):
     data = {name: measured_site(name, cases) for name, cases in (("Aachen", 8), ("Bonn", 6))}
 
-    def train(folder, stop=None, **options):
-        made = Federation(data, [method], model=UNROLLED, task="reconstruction", classes=0,
-                          training={"rounds": 3}, folder=folder / "sites", **options)  # fmt: skip
-
-        def report(done, total):
-            if done == stop:
-                raise KeyboardInterrupt
-
-        return made.rounds(checkpoint=Checkpoint(folder / "job"), report=report)[0].models
-
-    whole = train(tmp_path / "whole")
-    assert all(torch.equal(model, whole[name]) for name, model in train(tmp_path / "as bytes", serialise=True).items())
-    for stop in (1, 2):
-        with pytest.raises(KeyboardInterrupt):
-            train(tmp_path / str(stop), stop)
-        assert all(torch.equal(model, whole[name]) for name, model in train(tmp_path / str(stop)).items())
+    made = partial(Federation, data, [method], model=UNROLLED, task="reconstruction", classes=0, training={"rounds": 3})
+    training_goes_on(made, tmp_path, (1, 2))
 
 
 def test_codes_of_a_reconstruction_are_latent():
