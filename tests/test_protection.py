@@ -125,6 +125,7 @@ def test_rounds_are_timed_by_their_ends(protection: ModuleType, monkeypatch: pyt
     monkeypatch.setattr(protection.time, "perf_counter", lambda: next(now))
 
     def run(study: Study, folder: Path, *, display: Display) -> None:
+        assert study.declaration.engine.jobs == 1, "the clock sees no trainings in other processes"
         display.planned(None, 2)  # type: ignore[arg-type]
         for number, label in enumerate(ends):
             display.job(number, label, False)
