@@ -1,16 +1,19 @@
 """Sites that are not in one place: each has a folder with its own files, and is reached by bytes only."""
 
-from collections.abc import Iterator, Mapping
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
 from helpers import write_table_study
+from polyclinic import Study
 from polyclinic.communication.message import Message
 from polyclinic.data.opening.source import Source
 from polyclinic.engine import Engine, LocalEngine
 from polyclinic.engine.base import Reply
+from polyclinic.study.runner import run_study
 
 
 class Elsewhere(Engine):
@@ -33,6 +36,24 @@ class Elsewhere(Engine):
         for site in self.sites:
             if site in requests:
                 yield from self.hospitals[site].call(function, {site: requests[site]})
+
+
+def alike_elsewhere(content: dict[str, Any], folder: Path, names: Sequence[str]) -> Path:
+    """A study of images whose sites are elsewhere writes the same files as with all in one place; its folder there.
+
+    Args:
+        content: of the study file.
+        folder: where the table and a folder of images for each site are.
+        names: of the files.
+    """
+    folders = split_table(folder)
+    for site, own in folders.items():
+        shutil.copytree(folder / site, own / site)
+    Study.of(content, folder).run(folder / "here")
+    run_study(Study.of(content, folder), folder / "there", engine=Elsewhere(folders, folder / "sites"))
+    for name in names:
+        assert (folder / "here" / name).read_bytes() == (folder / "there" / name).read_bytes(), name
+    return folder / "here"
 
 
 def hospital_files(folder: Path, sizes: Mapping[str, int]) -> dict[str, dict[str, Any]]:

@@ -1,6 +1,5 @@
 """FedDM: boxes become outlines as far as a site's model and those of two peers agree."""
 
-import shutil
 from types import SimpleNamespace
 
 import hypothesis.strategies as st
@@ -13,7 +12,7 @@ from hypothesis import given, settings
 from torch import nn
 from torch.func import functional_call
 
-from elsewhere import Elsewhere, split_table
+from elsewhere import alike_elsewhere
 from going_on import study_goes_on
 from helpers import Federation, declare, image_sites, write_image_study
 from outlines import bars, mean_dice
@@ -34,7 +33,6 @@ from polyclinic.parts import Batch, build_part
 from polyclinic.parts.site_end import overrides
 from polyclinic.seeds import generator
 from polyclinic.state import FlatModule
-from polyclinic.study.runner import run_study
 from polyclinic.tasks import build_task
 
 UNET = {"unet": {"channels": [2, 4], "residual_units": 0, "norm": "instance"}}
@@ -407,13 +405,7 @@ def test_every_engine_gives_the_same(tmp_path, engine):
 def test_sites_elsewhere_give_the_same_numbers(tmp_path):
     content = study(tmp_path)
     content["evaluation"] |= {"predictions": "coordinator"}
-    folders = split_table(tmp_path)
-    for site, folder in folders.items():
-        shutil.copytree(tmp_path / site, folder / site)
-    Study.of(content, tmp_path).run(tmp_path / "here")
-    run_study(Study.of(content, tmp_path), tmp_path / "there", engine=Elsewhere(folders, tmp_path / "sites"))
-    for name in ("predictions.csv", "flow.csv", "sites.csv"):
-        assert (tmp_path / "here" / name).read_bytes() == (tmp_path / "there" / name).read_bytes()
+    alike_elsewhere(content, tmp_path, ("predictions.csv", "flow.csv", "sites.csv"))
 
 
 @pytest.mark.usefixtures("without_report")

@@ -1,6 +1,5 @@
 """FedMix: masks at some sites, boxes or image labels at others."""
 
-import shutil
 from types import SimpleNamespace
 
 import numpy as np
@@ -8,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from elsewhere import Elsewhere, split_table
+from elsewhere import alike_elsewhere
 from going_on import study_goes_on
 from helpers import Federation, declare, image_sites, write_image_study
 from outlines import discs, mean_dice
@@ -20,7 +19,6 @@ from polyclinic.errors import StudyError
 from polyclinic.ignored import IGNORED
 from polyclinic.parts import Batch, Update
 from polyclinic.state import FlatModule
-from polyclinic.study.runner import run_study
 from polyclinic.tasks import build_task
 
 UNET = {"unet": {"channels": [2, 4], "residual_units": 0}}
@@ -247,13 +245,7 @@ def test_every_engine_gives_the_same(tmp_path, engine):
 def test_sites_elsewhere_give_the_same_numbers(tmp_path):
     content = study(tmp_path)
     content["evaluation"] |= {"predictions": "coordinator"}
-    folders = split_table(tmp_path)
-    for site, folder in folders.items():
-        shutil.copytree(tmp_path / site, folder / site)
-    Study.of(content, tmp_path).run(tmp_path / "here")
-    run_study(Study.of(content, tmp_path), tmp_path / "there", engine=Elsewhere(folders, tmp_path / "sites"))
-    for name in ("predictions.csv", "flow.csv", "sites.csv"):
-        assert (tmp_path / "here" / name).read_bytes() == (tmp_path / "there" / name).read_bytes()
+    alike_elsewhere(content, tmp_path, ("predictions.csv", "flow.csv", "sites.csv"))
 
 
 @pytest.mark.usefixtures("without_report")

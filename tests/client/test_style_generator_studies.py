@@ -1,6 +1,5 @@
 """`style_generator` in studies: who is asked what and when, other engines, sites that fail, what is refused."""
 
-import shutil
 from types import SimpleNamespace
 
 import numpy as np
@@ -10,7 +9,7 @@ import torch
 from PIL import Image
 
 from client.test_style_generator import CNN, close, images, style, told_of
-from elsewhere import Elsewhere, split_table
+from elsewhere import alike_elsewhere
 from helpers import Federation, image_sites, recorded, table_sites
 from plugin_helpers import plugged_in
 from polyclinic import Study
@@ -22,7 +21,6 @@ from polyclinic.rounds import run_rounds
 from polyclinic.running.progress import Checkpoint
 from polyclinic.shapes import Misfit
 from polyclinic.study.job import Job
-from polyclinic.study.runner import run_study
 from test_one_bad_site import BAD, Bad, filled, tensor_of, without
 
 # In a study -----------------------------------------------------------------------------------------------------------
@@ -154,13 +152,7 @@ def without_report(monkeypatch):
 def test_sites_elsewhere_give_the_same(tmp_path):
     content = pictures(tmp_path, "ABC", 16)
     content["evaluation"] |= {"predictions": "coordinator"}
-    folders = split_table(tmp_path)
-    for site, folder in folders.items():
-        shutil.copytree(tmp_path / site, folder / site)
-    Study.of(content, tmp_path).run(tmp_path / "here")
-    run_study(Study.of(content, tmp_path), tmp_path / "there", engine=Elsewhere(folders, tmp_path / "sites"))
-    for name in ("predictions.csv", "exchanged.csv"):
-        assert (tmp_path / "here" / name).read_bytes() == (tmp_path / "there" / name).read_bytes()
+    alike_elsewhere(content, tmp_path, ("predictions.csv", "exchanged.csv"))
     assert "style_curves/gradient" in (tmp_path / "here" / "exchanged.csv").read_text()
 
 
