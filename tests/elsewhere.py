@@ -38,8 +38,8 @@ class Elsewhere(Engine):
                 yield from self.hospitals[site].call(function, {site: requests[site]})
 
 
-def alike_elsewhere(content: dict[str, Any], folder: Path, names: Sequence[str]) -> Path:
-    """A study of images whose sites are elsewhere writes the same files as with all in one place; its folder there.
+def alike_elsewhere(content: dict[str, Any], folder: Path, names: Sequence[str]) -> None:
+    """A study of images whose sites are elsewhere writes the same files as with all in one place.
 
     Args:
         content: of the study file.
@@ -53,7 +53,6 @@ def alike_elsewhere(content: dict[str, Any], folder: Path, names: Sequence[str])
     run_study(Study.of(content, folder), folder / "there", engine=Elsewhere(folders, folder / "sites"))
     for name in names:
         assert (folder / "here" / name).read_bytes() == (folder / "there" / name).read_bytes(), name
-    return folder / "here"
 
 
 def hospital_files(folder: Path, sizes: Mapping[str, int]) -> dict[str, dict[str, Any]]:
