@@ -22,7 +22,7 @@ from polyclinic.rounds import run_rounds
 from polyclinic.running.progress import Checkpoint
 from polyclinic.seeds import generator
 from polyclinic.state import FlatModule, Layout
-from polyclinic.study.fit import check_share
+from polyclinic.study.fit.networks import check_share
 from polyclinic.study.notes import idle_parts
 from polyclinic.study.study import Study
 

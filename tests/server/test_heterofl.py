@@ -14,7 +14,7 @@ from polyclinic.models.slices import slice_of
 from polyclinic.options import EntryError
 from polyclinic.parts import FEDERATION
 from polyclinic.running.progress import Checkpoint
-from polyclinic.study.fit import check_variants
+from polyclinic.study.fit.networks import check_variants
 from server_exchange import Rule, close
 
 MLP = {"mlp": {"hidden": [6, 4], "norm": "batch"}}

@@ -931,6 +931,7 @@ def test_a_single_case_is_too_few_for_batch_normalisation(tmp_path, mode):
     message = r"P302 At site Celle a training batch has a single case, and batch normalisation needs two\."
     with pytest.raises(TrainingError, match=message):
         run(changed(entries, methods=["fedavg"]), tmp_path)
+    assert written(tmp_path) == []  # it is said of all splits before the first training
 
 
 def test_the_results_can_be_read_by_anyone(finished):

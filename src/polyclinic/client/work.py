@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any, Literal
@@ -18,6 +18,7 @@ from polyclinic.client.optimizers import Named, build_optimizer, with_learning_r
 from polyclinic.data.dataset import Dataset
 from polyclinic.errors import TrainingError
 from polyclinic.limits import AboveZero, NamedPart, NotNegative, Switch, Times
+from polyclinic.models import has_batch_norm
 from polyclinic.parts.checks import kind_of, wrong
 from polyclinic.parts.site_end import Memory, SiteEnd, overrides
 from polyclinic.seeds import derive_seed, generator
@@ -155,6 +156,24 @@ def batch_sizes(cases: int, work: Work, own_steps: int | None = None) -> list[in
     if steps is None:
         return epoch * (work.epochs or 1)
     return (epoch * (steps // len(epoch) + 1))[:steps]
+
+
+def check_batches(site: str, sizes: Collection[int], module: nn.Module) -> None:
+    """Batch normalisation needs two cases in each batch.
+
+    Args:
+        site: that trains.
+        sizes: of batches.
+        module: the network.
+
+    Raises:
+        TrainingError: P302, there is a batch of one.
+    """
+    if 1 in sizes and has_batch_norm(module):
+        raise TrainingError(
+            "P302", f"At site {site} a training batch has a single case, and batch normalisation needs two.",
+            "Use a `training: {batch_size: ...}` above 1, leave the site out, or a model with another `norm`.",
+        )  # fmt: skip
 
 
 def case_order(job: LocalJob, sizes: list[int]) -> Tensor:

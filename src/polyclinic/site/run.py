@@ -21,11 +21,12 @@ from polyclinic.client.work import (
     augmentation_seed,
     batch_sizes,
     case_order,
+    check_batches,
 )
 from polyclinic.communication.exchange import check_declared
 from polyclinic.data.dataset import Dataset
 from polyclinic.data.splits import Parts
-from polyclinic.errors import SiteError, TrainingError
+from polyclinic.errors import SiteError
 from polyclinic.models import has_batch_norm
 from polyclinic.models.variant import Apart
 from polyclinic.parts import Memory, SiteEnd, build_parts, pretraining_of, tell_parts, variant_of
@@ -290,11 +291,7 @@ class Run:
                 sizes.append(cases)
             for phase in self.phases if self.work.kind == "train" and cases else ():
                 sizes += batch_sizes(cases, phase.work, self.steps(phase, number))
-        if 1 in sizes and has_batch_norm(self.network.module):
-            raise TrainingError(
-                "P302", f"At site {self.site} a training batch has a single case, and batch normalisation needs two.",
-                "Use a `training: {batch_size: ...}` above 1, leave the site out, or a model with another `norm`.",
-            )  # fmt: skip
+        check_batches(self.site, sizes, self.network.module)
 
     def shared_model(self, state: Tensor, *, best: bool = False, kept: Kept | None = None) -> Tensor:
         """The shared ``state [Q]`` with what the site does not share ``[P]``: what is kept, of the best round if asked,

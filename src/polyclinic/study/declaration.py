@@ -144,6 +144,11 @@ class Declaration(Part):
         return self._candidates.get(method.label, [Candidate(method, {})])
 
     @property
+    def configurations(self) -> list[StudyMethod]:
+        """Everything that may be trained: the methods, and what a search tries of them."""
+        return [one.method for method in self.study_methods for one in self.candidates(method)]
+
+    @property
     def trackers(self) -> dict[str, Options]:
         """Name -> options of all that are told of the study."""
         return self._trackers

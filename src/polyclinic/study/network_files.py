@@ -18,7 +18,6 @@ from polyclinic.state import FlatModule
 from polyclinic.study.declaration import Declaration
 from polyclinic.study.final_model.description import Description
 from polyclinic.study.final_model.folder import DESCRIPTION, WEIGHTS, read_description, vouched
-from polyclinic.study.fit import configurations
 
 _HINT = (
     "Use a network that was trained for the same classes and inputs in the same order, prepared alike: let its study "
@@ -35,7 +34,7 @@ def check_files(declaration: Declaration, cohort: Cohort, network: FlatModule, f
         ModelError: P701, it belongs to a model that is damaged.
     """
     folder = folder or Path()
-    for method in configurations(declaration):
+    for method in declaration.configurations:
         for name, options in method.method.parts:
             part = build_part(name, options)
             if not part.files:

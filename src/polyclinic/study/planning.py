@@ -74,7 +74,7 @@ class Planner:
             start=start,
             initial=initial,
             selection=selection,
-            parts=lambda: _built(method),
+            parts=lambda: built(method),
             sites=sites,
             weights=cases if training.weights == "cases" else dict.fromkeys(sites, 1.0),
             learning_rates=[options["lr"] for options in schedule],
@@ -179,7 +179,7 @@ def variants_at(
     method: Method, sites: Sequence[str], network: FlatModule, seed: int, fold: int
 ) -> dict[str, Variant]:  # fmt: skip
     """What sites train in place of the study's network; those that train that one are not among them."""
-    parts = list(_built(method).values())
+    parts = list(built(method).values())
     found = {site: variant_of(parts, site, network, (seed, fold)) for site in sites}
     return {site: variant for site, variant in found.items() if variant is not None}
 
@@ -212,7 +212,8 @@ def _allowance(declaration: Declaration, job: Job) -> Allowance | None:
     return None if found is None else found.model_copy(update={"trainings": job.trainings})
 
 
-def _built(method: Method) -> dict[str, Part]:
+def built(method: Method) -> dict[str, Part]:
+    """The parts whose ends at the server make a step, by name."""
     return build_chain(method.channel, method.local, method.server)
 
 

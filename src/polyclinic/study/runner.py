@@ -34,12 +34,8 @@ from polyclinic.study.entries import FinalModel
 from polyclinic.study.final_model.choosing import Told, choose
 from polyclinic.study.final_model.making import Maker, check_makeable, collect_parts, with_rounds
 from polyclinic.study.findings import write_findings
-from polyclinic.study.fit import (
-    check_delta,
-    check_enough_sites,
-    check_fit,
-    check_left_cases,
-)
+from polyclinic.study.fit.data import check_fit
+from polyclinic.study.fit.folds import check_folds
 from polyclinic.study.flow import flow_table
 from polyclinic.study.folder import Folder
 from polyclinic.study.folds import Folds
@@ -244,9 +240,7 @@ class _Runner:
         engine, local = self.setup.start(replace(plan, device="cpu") if ray else plan)
         self.preparing = preparing = Folds(self.declaration, self.cohort, engine, local, tell=self.display.note)
         folds = preparing.count()
-        check_left_cases(self.attack, folds)
-        check_enough_sites(self.declaration, folds)
-        check_delta(self.declaration, folds)
+        check_folds(self.declaration, folds, self.attack, template)
         tested = {number: folds[number] for number in self.declaration.fold_numbers}
         self.search.check(tested)
         harmonised = preparing.describe()

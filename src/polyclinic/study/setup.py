@@ -24,7 +24,7 @@ from polyclinic.running.plan import OwnNetwork
 from polyclinic.site.run import not_stackable
 from polyclinic.state import FlatModule
 from polyclinic.study.checked import CheckedStudy
-from polyclinic.study.fit import configurations, input_shape, network_outputs
+from polyclinic.study.fit.networks import input_shape, network_outputs
 from polyclinic.study.given.plugins import of_python
 from polyclinic.study.job import Job
 from polyclinic.study.planning import networks_at, work_of
@@ -115,7 +115,7 @@ class Setup:
             threads = options.threads or cores()
             why = "each site computes by itself, for one training after another"
             return EnginePlan("sequential", str(template.vector.device), threads, 0, 1, why)
-        methods = configurations(self.declaration)
+        methods = self.declaration.configurations
         mixed = options.mixed_on(device)
         sites = self.cohort.sites
         works = [work_of(m.method, m.training, sites, mixed=mixed) for m in methods]

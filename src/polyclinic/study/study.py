@@ -36,7 +36,7 @@ class Study(CheckedStudy):
         Raises:
             PolyclinicError: what is wrong with the data, or P501, the folder can't be used.
         """
-        from polyclinic.study.fit import check_fit
+        from polyclinic.study.fit.data import check_fit
         from polyclinic.study.sheet.page import check_out, write_sheet
         from polyclinic.study.site_table import site_table
 

@@ -15,7 +15,7 @@ from polyclinic.study.final_model.entry import unusable
 from polyclinic.study.final_model.folder import DESCRIPTION, read_description, sites_folder
 from polyclinic.study.final_model.making import Maker, check_makeable, collect_parts, with_rounds
 from polyclinic.study.final_model.opened import opened
-from polyclinic.study.fit import check_delta
+from polyclinic.study.fit.folds import check_delta
 from polyclinic.study.folder import Folder
 from polyclinic.study.job import Job
 from polyclinic.study.lock import locked

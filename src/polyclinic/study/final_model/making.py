@@ -49,7 +49,7 @@ from polyclinic.study.final_model.folder import (
     write_model,
 )
 from polyclinic.study.final_model.seen import seen_at
-from polyclinic.study.fit import input_shape
+from polyclinic.study.fit.networks import input_shape
 from polyclinic.study.folder import Folder
 from polyclinic.study.folds import Folds
 from polyclinic.study.given.plugins import of_python

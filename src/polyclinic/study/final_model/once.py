@@ -10,7 +10,8 @@ from polyclinic.notes import Note
 from polyclinic.study.checked import CheckedStudy
 from polyclinic.study.display import Display
 from polyclinic.study.final_model.opened import opened
-from polyclinic.study.fit import check_enough_sites, input_shape
+from polyclinic.study.fit.folds import check_enough_sites
+from polyclinic.study.fit.networks import input_shape
 from polyclinic.study.job import Job
 from polyclinic.study.testing import Trained
 from polyclinic.tasks import Task

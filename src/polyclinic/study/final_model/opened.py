@@ -11,7 +11,7 @@ from polyclinic.data.opening.cohort import Cohort
 from polyclinic.engine.planner import EnginePlan, choose_device
 from polyclinic.study.checked import CheckedStudy
 from polyclinic.study.display import Display
-from polyclinic.study.fit import check_fit
+from polyclinic.study.fit.data import check_fit
 from polyclinic.study.folder import Folder
 from polyclinic.study.folds import Folds
 from polyclinic.study.jobs import JobRunner

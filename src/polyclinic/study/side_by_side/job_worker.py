@@ -30,7 +30,7 @@ from polyclinic.engine.planner import EnginePlan
 from polyclinic.errors import PolyclinicError, error_told
 from polyclinic.origins import told
 from polyclinic.study.checked import CheckedStudy
-from polyclinic.study.fit import attack_of
+from polyclinic.study.fit.attacks import attack_of
 from polyclinic.study.folder import Folder
 from polyclinic.study.folds import Folds
 from polyclinic.study.job import Fold, Job
