@@ -78,6 +78,11 @@ QUESTIONS = (
              "knows none: fedavg leaves it out. The mean over the sources."),
     Question("public-set", "sites",
              "Seventeen real sites, and 265 scans of another study that all of them may see, without a label."),
+    Question("several-labels", "sites",
+             "Scans of two studies: in one an expert judged their quality, the other says which of them show ghosts. "
+             "The mean over both."),
+    Question("made-cases", "sites",
+             "Four real hospitals whose model learns at the server from made cases alone. The mean over the hospitals."),
     Question("narrow-networks", "sites",
              "Seven of seventeen real sites, with more than half of all scans, can train a half or a quarter of the "
              "network's width. fedavg is what all could do; *whole only* leaves the seven out."),
@@ -99,6 +104,8 @@ QUESTIONS = (
     Question("phantom-looks", "sites",
              "Brains of phantoms as four scanners with known settings show them: contrast, bias field, noise and "
              "resolution differ, anatomy does not. Tissues are segmented. The mean over the scanners."),
+    Question("phantom-styles", "sites",
+             "The same brains, with a generator of looks that sites learn together."),
     Question("few-labels-tissues", "sites",
              "The same brains, with the tissues of each tenth person of the training part."),
     Question("few-take-part", "sites",

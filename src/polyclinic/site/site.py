@@ -18,20 +18,13 @@ from torch import Tensor
 
 from polyclinic.client.train import train
 from polyclinic.communication.message import Message
-from polyclinic.data.augmentation import Augmentation
-from polyclinic.data.bags import Bags
 from polyclinic.data.cases import SiteData
 from polyclinic.data.dataset import Dataset
-from polyclinic.data.datasets import dataset_of
 from polyclinic.data.opening.source import Source
 from polyclinic.data.opening.subgroups import Subgroup
 from polyclinic.data.part_counts import part_classes, part_groups, part_patients
-from polyclinic.data.preparation import Prepared as PreparedCases
-from polyclinic.data.preparation import SharedStep, Step, build_steps
-from polyclinic.data.public_set import prepare_public
 from polyclinic.data.scaling import summarise
-from polyclinic.data.splits import Parts, split, voting
-from polyclinic.data.statistics import LEAST_CASES, sketch, withhold
+from polyclinic.data.splits import Parts
 from polyclinic.errors import DataError, PolyclinicError, SiteError, TrainingError
 from polyclinic.files import write_atomic, write_error
 from polyclinic.limits import Body, Nothing
@@ -70,6 +63,7 @@ from polyclinic.site.messages import (
 )
 from polyclinic.site.messages import Spending as Spent
 from polyclinic.site.model_part import PART, ModelPart
+from polyclinic.site.preparing import Harmonised, Preparing
 from polyclinic.site.rehearsal import try_out
 from polyclinic.site.round import Round
 from polyclinic.site.run import Run
@@ -138,8 +132,7 @@ class Site:
         self.workspace, self.source = workspace, source
         self._draws: int | None = None
         self._totals = dict[Trial, bytes]()
-        self._steps: list[Step] = []
-        self._hidden = False
+        self._preparing: Preparing | None = None
         self.name = data if isinstance(data, str) else data.site
         self.sums = SiteSums(self.name)
         self.settle(folder)
@@ -193,8 +186,8 @@ class Site:
             if not hasattr(self, "data"):
                 text = f"Site {self.name} was asked to {function!r} before its data were opened."
                 raise SiteError("P401", text, "Ask to 'open' and 'agree' first.", site=self.name)
-            step = self._steps[0] if self._steps else None
-            return Known(step=step if isinstance(step, SharedStep) else None, hides=self._hidden)
+            preparing = self._preparing
+            return Known() if preparing is None else Known(step=preparing.waiting, hides=preparing.hides)
         if function in ("start", "compare", "spread", "groups", "survival", *PHASES):
             return Known()
         function_of(function)
@@ -220,7 +213,7 @@ class Site:
 
     def _hides(self, function: str) -> bool:
         if function in PREPARING | {"describe"}:
-            return self._hidden
+            return self._preparing is not None and self._preparing.hides
         return function in TRAINING and hasattr(self, "run") and self.run.declared.hides
 
     def _masked(self, function: str, request: Message, reply: Message, boxes: Tensor) -> Message:
@@ -229,7 +222,7 @@ class Site:
         A preparation, and what follows a training, are summed with the same sites, whatever centre or model is sent: a
         little change of these would leave the numbers as they are. Validation of one model is, too.
         """
-        about = self._prepared_as if function in PREPARING else self.run.declared.run
+        about = self._prepared.asked if function in PREPARING else self.run.declared.run
         model = [request.tensors["state"].numpy().tobytes()] if function == "evaluate" else []
         return self.sums.mask(function, reply, boxes, [about.encode(), *model])
 
@@ -327,25 +320,13 @@ class Site:
     def _take(self, data: SiteData) -> None:
         self.name, self.data, self.pseudonyms = data.site, data, _pseudonyms(data)
         self._named = False
-        self._described: Tensor | None = None
+        self.harmonised = Harmonised(data)
 
     def _prepare(self, ask: Prepare, tensors: Tensors) -> Message:
         """Split for one fold, and go along the chain of preparation up to the first step that needs all sites."""
-        self.fold, self._hidden, self._prepared_as = ask.fold, ask.hides, ask.model_dump_json()
-        self.parts = split(
-            self.data, folds=ask.folds, fold=ask.fold, validation=ask.validation, seed=ask.split_seed,
-            small_sites=ask.small_sites, holdout=ask.holdout, final=ask.final, labels=ask.labels,
-        )  # fmt: skip
-        fitted = self.parts.trained_on
-        if self.name in ask.voters:  # a final model of which all is known before looks at no validation cases
-            self.parts = voting(self.parts, votes=not ask.final or ask.validation > 0)
-        self._patch, self._most, self._leaves = ask.patch, ask.most, ask.labels.leaves if ask.labels else None
-        self._partial = ask.partial.get(self.name, [])
-        size = tuple(self.data.inputs.shape[2:]) if self._patch is None else self._patch.size
-        self._augmentation = Augmentation(ask.augmentation, size) if ask.augmentation else None
-        self._steps, self._chain, self._merged = build_steps(ask.steps), ask.steps, list[Tensors]()
-        self._prepared = PreparedCases(self.data, fitted)
-        self._advance()
+        self._preparing = Preparing(self.data, ask)
+        self.parts, self.fold = self._preparing.parts, ask.fold
+        self._take_prepared()
         found: Tensors = {}
         labels = self.data.labels
         if labels is not None and labels.is_floating_point():
@@ -361,85 +342,53 @@ class Site:
         )  # fmt: skip
         return Message(answer.fields(), found)
 
-    def _advance(self) -> None:
-        """Apply steps that need no other site; at the end of the chain the cases are ready."""
-        while self._steps and not isinstance(self._steps[0], SharedStep):
-            self._prepared = self._steps.pop(0).apply(self._prepared, {})
-            self._merged.append({})
-        if not self._steps:
-            done = self._prepared
-            if done.scaler is None:
-                raise ValueError("the chain of preparation has no scaling")
-            self.dataset = dataset_of(
-                done.data, done.scaler, self._augmentation, self._patch, done.standard, self._most
-            )  # fmt: skip
-            if len(self.parts.hidden):
-                self.dataset = self.dataset.without_labels(self.parts.hidden, self._leaves)
-            if self._partial:
-                self.dataset = self.dataset.without_structures(self._partial)
-            if isinstance(done.data.inputs, Tensor | Bags):
-                self._remember(done.data.inputs)
-            if self.data.public is not None:
-                self.public = prepare_public(self.data.public, self._chain, self._merged)
+    @property
+    def _prepared(self) -> Preparing:
+        """The preparation of the fold.
 
-    def _remember(self, harmonised: Tensor | Bags) -> None:
-        """Keep the test part as it is tested, so that after all folds every case is there as it was when unknown."""
-        if harmonised is self.data.inputs:
-            return
-        values = harmonised.instances if isinstance(harmonised, Bags) else harmonised
-        places = harmonised.places(self.parts.test) if isinstance(harmonised, Bags) else self.parts.test
-        if self._described is None:
-            self._described = torch.full_like(values, torch.nan)
-        self._described[places] = values[places]
+        Raises:
+            SiteError: P401, nothing was prepared.
+        """
+        if self._preparing is None:
+            text = f"Site {self.name} was asked about its prepared cases, and has prepared none."
+            raise SiteError("P401", text, "Ask for 'prepare' first.", site=self.name)
+        return self._preparing
+
+    def _take_prepared(self) -> None:
+        """At the end of the chain the cases are ready."""
+        done = self._prepared
+        if done.waiting is None:
+            self.dataset, self.public = done.dataset(), done.public()
+            self.harmonised.remember(done.prepared.data.inputs, self.parts.test)
 
     def _share(self, ask: Nothing, tensors: Tensors) -> Message:
         """Summaries of the training cases for the step of the chain that comes next."""
-        step = self._shared_step("share")
-        if not self._hidden:
-            return Message({}, step.share(self._prepared))
-        return Message({}, step.sums_about(self._prepared, tensors) if tensors else step.sums(self._prepared))
+        return Message({}, self._waiting("share").share(tensors))
 
     def _apply(self, ask: Nothing, tensors: Tensors) -> Message:
         """Apply the next step with what all sites' summaries gave, and go on."""
-        self._prepared = self._shared_step("apply").apply(self._prepared, tensors)
-        self._merged.append(tensors)
-        self._steps.pop(0)
-        self._advance()
-        return Message(Applied(notes=list(self._prepared.notes)).fields())
+        preparing = self._waiting("apply")
+        preparing.apply(tensors)
+        self._take_prepared()
+        return Message(Applied(notes=list(preparing.prepared.notes)).fields())
 
-    def _shared_step(self, function: str) -> SharedStep:
-        """The step of the chain that comes next.
+    def _waiting(self, function: str) -> Preparing:
+        """The preparation, with a step that waits for all sites.
 
         Raises:
-            SiteError: P401, none that needs all sites does.
+            SiteError: P401, none does.
         """
-        if self._steps and isinstance(self._steps[0], SharedStep):
-            return self._steps[0]
+        if self._preparing is not None and self._preparing.waiting:
+            return self._preparing
         text = f"Site {self.name} was asked to {function!r}, and no step of its preparation waits for other sites."
         raise SiteError("P401", text, "Ask for 'prepare' first, with such a step.", site=self.name)
 
     def _describe(self, ask: Nothing, tensors: Tensors) -> Message:
-        """Summaries of the features before and after harmonisation, or sketches of them over the grids that are sent.
-
-        They are of all cases that were a test case in a fold; nothing is said of features with few values.
-        """
-        if self._described is None:
+        """Summaries of features before and after harmonisation, or sketches of them over the grids that are sent."""
+        if not self.harmonised.any:
             raise SiteError("P401", f"Site {self.name} was asked to 'describe', and nothing was harmonised.",
                             "Ask for 'prepare' first, with ComBat.", site=self.name)  # fmt: skip
-        tested = (~self._described.isnan()).any(dim=1).nonzero().flatten()
-        inputs = self.data.inputs
-        if isinstance(inputs, Bags) and len(self.data) < LEAST_CASES:  # a few bags can have many instances
-            tested = tested[:0]
-        before = inputs.instances if isinstance(inputs, Bags) else self.data.table
-        answer: dict[str, Tensor] = {}
-        for stage, values in (("before", before), ("after", self._described)):
-            edges = tensors.get(stage)
-            if edges is None:
-                found = withhold(summarise(values, tested)).to_tensors()
-            else:
-                found = sketch(values, tested, edges).to_tensors()
-            answer |= {f"{stage}/{name}": tensor for name, tensor in found.items()}
-        return Message({}, answer)
+        return Message({}, self.harmonised.described(tensors))
 
     def adopt(self, dataset: Dataset, parts: Parts, fold: int) -> None:
         """Take over prepared cases (the pool of several sites, inside one process only)."""
@@ -509,7 +458,7 @@ class Site:
     def _retain(self, asked: Retain, tensors: Tensors) -> Message:
         """Keep what belongs to this site of the model that the training made."""
         weights = self.run.own_weights(tensors["state"]) if "state" in tensors else {}
-        prepared, depth = self._prepared, self.data.depth
+        prepared, depth = self._prepared.prepared, self.data.depth
         if self.folder is not None and (weights or prepared.own or depth is not None):
             ModelPart(self.name, asked.model, weights, prepared.fitted, depth).write(self.folder / PART)
         self._log(f"retain model {asked.model}: {len(weights)} tensors of its own")
