@@ -82,7 +82,7 @@ QUESTIONS = (
              "Scans of two studies: in one an expert judged their quality, the other says which of them show ghosts. "
              "The mean over both."),
     Question("made-cases", "sites",
-             "Four real hospitals whose model learns at the server from made cases alone. The mean over the hospitals."),
+             "Four real hospitals whose model learns at the server from made cases alone. The mean over them."),
     Question("narrow-networks", "sites",
              "Seven of seventeen real sites, with more than half of all scans, can train a half or a quarter of the "
              "network's width. fedavg is what all could do; *whole only* leaves the seven out."),
