@@ -934,6 +934,14 @@ def test_a_single_case_is_too_few_for_batch_normalisation(tmp_path, mode):
     assert written(tmp_path) == []  # it is said of all splits before the first training
 
 
+def test_a_single_case_is_enough_where_the_site_does_not_train_the_model(tmp_path):
+    """Batch normalisation is done at the server then, on made cases."""
+    made = {"asyndgan": {"generator_rounds": 1, "steps": 2, "network_steps": 2, "checked": 4}}
+    entries = changed(write_table_study(tmp_path, {"Aachen": 16, "Bonn": 16, "Celle": 1}), training={"rounds": 2})
+    results = run(changed(entries, methods=[made]), tmp_path)
+    assert "Celle" in set(results.rounds["site"])
+
+
 def test_the_results_can_be_read_by_anyone(finished):
     """As long tables with numbers that lose nothing."""
     _, _, results = finished

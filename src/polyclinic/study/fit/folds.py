@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from polyclinic.audit.poisoning import Attack
 from polyclinic.client.work import check_batches
 from polyclinic.errors import StudyError
-from polyclinic.parts import Hiding, ServerEnd
+from polyclinic.parts import Hiding, ServerEnd, build_part
 from polyclinic.secure.sums import check_enough
 from polyclinic.state import FlatModule
 from polyclinic.study.compatibility import models_per_network
@@ -48,8 +48,8 @@ def _check_single_cases(declaration: Declaration, folds: Mapping[int, Fold], net
         TrainingError: P302 with the site that has one.
     """
     for method in declaration.configurations:
-        ends = [part.at_site() for part in built(method.method).values()]
-        if method.method.scope == "pool" or any(end.spares_model for end in ends):
+        parts = [*built(method.method).values(), build_part(*method.method.procedure)]
+        if method.method.scope == "pool" or any(part.at_site().spares_model for part in parts):
             continue
         for fold in folds.values():
             for site in fold.trains(method.method):
