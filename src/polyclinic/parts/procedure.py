@@ -109,15 +109,16 @@ class Made:
 class Procedure(Part):
     """Gets the updates of a stage.
 
-    One procedure serves all groups of a training. Its end at the site answers questions; other hooks are not called.
+    One procedure serves all groups of a training. Its end at the site answers questions.
 
     Attributes:
-        trains: whether sites train by themselves, by the message ``train``; parts at the sites have their hooks there.
+        trains: whether sites train by themselves, by the message ``train``; parts at the sites have their hooks there,
+            and so has the procedure's own end.
         shares: what a method may share with it, keys of `polyclinic.methods.SHARES`; empty for anything.
         still_rounds: rounds at the beginning in which the model stays as it is.
     """
 
-    trains: ClassVar[bool] = True
+    trains: bool = True
     shares: ClassVar[tuple[str, ...]] = ()
     still_rounds: int = 0
 

@@ -82,10 +82,10 @@ class Preparing:
     def dataset(self) -> Dataset:
         """What is trained on, at the end of the chain."""
         ask, done = self._ask, self.prepared
-        if done.scaler is None:
-            raise ValueError("the chain of preparation has no scaling")
         size = tuple(self.data.inputs.shape[2:]) if ask.patch is None else ask.patch.size
         augmentation = Augmentation(ask.augmentation, size) if ask.augmentation else None
+        if done.scaler is None:
+            raise ValueError("the chain of preparation has no scaling")
         found = dataset_of(done.data, done.scaler, augmentation, ask.patch, done.standard, ask.most)
         if len(self.parts.hidden):
             found = found.without_labels(self.parts.hidden, ask.labels.leaves if ask.labels else None)

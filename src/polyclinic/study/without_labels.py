@@ -21,7 +21,7 @@ def why_left_out(method: Method) -> str:
     ends = {name: build_part(name, options).at_site() for name, options in method.parts}
     if not any(end.learns_alone for end in ends.values()):
         return "nothing in it learns without labels"
-    if not PROCEDURES[method.procedure[0]].trains:
+    if not PROCEDURES[method.procedure[0]](**method.procedure[1]).trains:
         return f"with {method.procedure[0]} sites do not train by themselves"
     needing = [name for name, end in ends.items() if looks_at_labels(end)]
     return f"{', '.join(needing)} {'looks' if len(needing) == 1 else 'look'} at labels of each site" if needing else ""

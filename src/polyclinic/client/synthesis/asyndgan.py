@@ -11,7 +11,7 @@ from torch import Tensor
 from polyclinic.client.synthesis.adversaries import Learning, doubted, grouped, in_group, judged
 from polyclinic.client.synthesis.generator import Maker, kinds_of
 from polyclinic.client.synthesis.made_cases import REVEALS, Asked, MadeCases
-from polyclinic.client.synthesis.site_end import SAME, MadeCasesEnd
+from polyclinic.client.synthesis.site_end import SAME, BesideOwn, MadeCasesEnd
 from polyclinic.errors import SiteError
 from polyclinic.models.generative import Discriminator, Generator, MaskGenerator
 from polyclinic.parts import PROCEDURES, Memory, SiteEnd, SiteView, Stage
@@ -64,7 +64,7 @@ class SyntheticCases(MadeCases):
 
     def at_site(self) -> SiteEnd:
         """Has the discriminator."""
-        return _Judge(self.lr, self.width, self.masks)
+        return (_Judge if self.for_sites is None else _JudgeBesideOwn)(self.lr, self.width, self.masks)
 
     def taught(self, asked: Asked, maker: Maker) -> dict[str, float]:
         """Steps of the generator; site -> the mean loss of its discriminator."""
@@ -154,3 +154,7 @@ class _Judge(MadeCasesEnd):
         if judge is not None:
             self.kept = judge.memory()
         return {}
+
+
+class _JudgeBesideOwn(BesideOwn, _Judge):
+    """The same, and the site trains on made cases, too."""

@@ -11,7 +11,7 @@ from torch import Tensor
 from polyclinic.client.synthesis.adversaries import Learning, doubted, drawn, grouped, judged
 from polyclinic.client.synthesis.generator import Maker, frequent, kinds_of, network_for
 from polyclinic.client.synthesis.made_cases import REVEALS, Asked, MadeCases
-from polyclinic.client.synthesis.site_end import SAME, MadeCasesEnd
+from polyclinic.client.synthesis.site_end import SAME, BesideOwn, MadeCasesEnd
 from polyclinic.errors import SiteError
 from polyclinic.models.generative import Discriminator, Generator, MaskGenerator
 from polyclinic.parts import PROCEDURES, Memory, SiteEnd, SiteView, Stage
@@ -76,7 +76,8 @@ class FederatedGAN(MadeCases):
 
     def at_site(self) -> SiteEnd:
         """Trains both networks."""
-        return _Pair(self.steps, self.batch_size, self.lr, self.latent, self.width, self.masks)
+        kind = _Pair if self.for_sites is None else _PairBesideOwn
+        return kind(self.steps, self.batch_size, self.lr, self.latent, self.width, self.masks)
 
     def taught(self, asked: Asked, maker: Maker) -> dict[str, float]:
         """A round of sites by themselves, and the mean; site -> the mean loss of its discriminator."""
@@ -162,3 +163,7 @@ class _Pair(MadeCasesEnd):
                 raise SiteError("P401", text, SAME, site=view.name)
             expected.copy_(sent)
         return found
+
+
+class _PairBesideOwn(BesideOwn, _Pair):
+    """The same, and the site trains on made cases, too."""

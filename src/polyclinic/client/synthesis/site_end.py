@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
@@ -9,7 +12,7 @@ from polyclinic.client.synthesis.generator import AT_ONCE
 from polyclinic.client.synthesis.memorisation import least_each, reduced, told, told_of_pairs
 from polyclinic.client.synthesis.outlines import Outlines
 from polyclinic.errors import SiteError
-from polyclinic.parts import Memory, SiteEnd, SiteView
+from polyclinic.parts import Batch, Memory, SiteEnd, SiteView
 from polyclinic.parts.site_end import PartOfCases
 
 #: What to do where an answer can't be.
@@ -31,7 +34,7 @@ class MadeCasesEnd(SiteEnd):
         self._outlines: Outlines | None = None
 
     def answer(self, verb: str, asked: Memory, view: SiteView) -> Memory:
-        """``begin`` a round; share ``masks``; ``check`` whether made cases are copies."""
+        """``begin`` a round; share ``masks``; ``check`` whether made cases are copies; ``give`` some to train on."""
         if verb == "begin" and self.masks is None:
             counts = view.class_counts
             return {"cases": torch.zeros(0, dtype=torch.int64) if counts is None else counts.long()}
@@ -41,10 +44,17 @@ class MadeCasesEnd(SiteEnd):
             own = self.outlines(view)
             learned = len(own.shared) - own.aside
             return {"masks": own.masks[:learned], "aside": own.masks[learned:]}
+        if verb == "give":
+            self.given(asked, view)
+            return {}
         if verb == "check":
             images, places, _ = self.sent_cases(asked, view)
             return _compare(view, images) if self.masks is None else _pairs(view, self.outlines(view), images, places)
         return super().answer(verb, asked, view)
+
+    def given(self, asked: Memory, view: SiteView) -> None:
+        """Take in made cases to train on."""
+        raise SiteError("P401", f"Site {view.name} was given made cases, and trains on none.", SAME, site=view.name)
 
     def outlines(self, view: SiteView) -> Outlines:
         """The site's outlined cases; they are the same in all rounds."""
@@ -75,6 +85,43 @@ class MadeCasesEnd(SiteEnd):
         order = torch.randperm(len(places), generator=view.generator("real", step))
         inputs, targets = view.cases(places[order[:count]])
         return inputs.to(view.model.vector.device), targets.to(view.model.vector.device)
+
+
+class BesideOwn(MadeCasesEnd):
+    """What the ends at a site do besides where sites train on made cases: each batch gets some of them.
+
+    Args:
+        masks: as above.
+    """
+
+    spares_model = False
+    _beside: tuple[Tensor, Tensor] | None = None
+
+    def given(self, asked: Memory, view: SiteView) -> None:
+        """Keep them for the training of this round."""
+        images, _, values = self.sent_cases(asked, view)
+        self._beside = images, values
+
+    def begin(self, view: SiteView, received: Memory) -> Memory:
+        """The made cases, and how many of them there are for each case of the site.
+
+        Raises:
+            SiteError: P401, none were given.
+        """
+        if self._beside is None:
+            text = f"Site {view.name} was asked to train before it was given made cases."
+            raise SiteError("P401", text, SAME, site=view.name)
+        (images, values), self._beside = self._beside, None
+        return {"images": images, "values": values, "each": torch.tensor(len(images) / view.count())}
+
+    def batch(self, batch: Batch, given: Memory) -> Batch:
+        """The batch with some of them at its end."""
+        images, values = given["images"], given["values"]
+        count = math.ceil(len(batch.targets) * float(given["each"]) - 1e-6)
+        order = torch.randperm(len(images), generator=torch.Generator().manual_seed(batch.seed))
+        places = order[:count].to(images.device)
+        inputs = torch.cat([batch.inputs, images[places].to(batch.inputs.dtype)])
+        return replace(batch, inputs=inputs, targets=torch.cat([batch.targets, values[places].to(batch.targets.dtype)]))
 
 
 def _compare(view: SiteView, made: Tensor) -> Memory:

@@ -36,16 +36,18 @@ def procedure(method: Method, local: Local) -> Refusal | None:
     if shares and method.share not in shares:
         return Refusal(f"The procedure {name} shares {' or '.join(shares)} of the model, and the method "
                        f"{method.share}.", f"Use `share: {shares[0]}`.", "share")  # fmt: skip
-    if PROCEDURES[name].trains:
+    still = build_part(*method.procedure)
+    trains, rounds = (still.trains, still.still_rounds) if isinstance(still, Procedure) else (True, 0)
+    if trains and not rounds:
         return None
     idle = [part for part, built in built_parts(method) if type(built.at_site()) is not SiteEnd]
     if idle or method.personal is not None:
         what = idle[0] if idle else method.personal[0] if method.personal else ""
-        return Refusal(f"In the procedure {name} sites do not train by themselves, so {what} has nothing to change.",
+        when = f"in the first {rounds} rounds sites do not train" if trains else "sites do not train by themselves"
+        return Refusal(f"In the procedure {name} {when}, so {what} has nothing to change.",
                        "Use `procedure: local`.", "procedure")  # fmt: skip
-    if local.keeps_optimizer:
+    if local.keeps_optimizer and not trains:
         return Refusal(f"In the procedure {name} no optimiser is kept.", "Use `optimizer_state: reset`.", "procedure")
-    still = build_part(*method.procedure)
     if isinstance(still, Procedure) and still.still_rounds:
         if local.stops_early:
             return Refusal(f"In the procedure {name} the model stays as it is for {still.still_rounds} rounds, and "
@@ -57,7 +59,7 @@ def procedure(method: Method, local: Local) -> Refusal | None:
                            "procedure")  # fmt: skip
     if method.work == "gradient":
         return Refusal(f"In the procedure {name} sites don't send a gradient.", "Use fedavg.", "procedure")
-    if local.besides:
+    if local.besides and not trains:
         return Refusal(f"In the procedure {name} sites do not train alone, so `{local.besides[0]}` means nothing.",
                        f"Leave `{local.besides[0]}` out, or use `procedure: local`.", "procedure")  # fmt: skip
     return None
