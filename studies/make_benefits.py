@@ -82,7 +82,8 @@ QUESTIONS = (
              "Scans of two studies: in one an expert judged their quality, the other says which of them show ghosts. "
              "The mean over both."),
     Question("made-cases", "sites",
-             "Four real hospitals whose model learns at the server from made cases alone. The mean over them."),
+             "Four real hospitals whose model learns at the server from made cases alone, or at the hospitals from "
+             "their own cases and made ones. The mean over them."),
     Question("narrow-networks", "sites",
              "Seven of seventeen real sites, with more than half of all scans, can train a half or a quarter of the "
              "network's width. fedavg is what all could do; *whole only* leaves the seven out."),
