@@ -1,12 +1,14 @@
 """Made cases that sites train on beside their own."""
 
+import pandas as pd
 import pytest
 import torch
 from test_mask_synthesis import made_of as outlined
 from test_synthesis import blobs, both, close, ended, made_of
 
+from elsewhere import alike_elsewhere
 from going_on import training_goes_on
-from helpers import Federation, image_sites, recorded, site_of, table_sites
+from helpers import Federation, image_sites, recorded, site_of, table_sites, write_image_study
 from polyclinic.communication.message import Message
 from polyclinic.engine import CheckedEngine
 from polyclinic.errors import SiteError
@@ -182,3 +184,16 @@ def test_a_study_tests_what_sites_trained(method):
     assert {row["examples"] for row in trained} == {len(made.local.members[site].parts.train) for site in "AB"}
     assert {row["site"] for row in outcome.memorisation} == {"A", "B"}
     assert len(outcome.predictions)
+
+
+def test_sites_elsewhere_train_on_the_same_cases(tmp_path):
+    """Outlined pictures that are augmented, and a site that is left out in turn."""
+    made = {"generator_rounds": 1, "steps": 2, "batch_size": 4, "width": 4, "latent": 4, "checked": 4, "for_sites": 6,
+            "masks": 5, "label": "made"}  # fmt: skip
+    content = write_image_study(tmp_path, {"Aachen": 12, "Bonn": 10, "Celle": 9})
+    content |= {"methods": [{"asyndgan": made}]}
+    content["data"]["augmentation"] = [{"RandFlip": {"prob": 0.5, "spatial_axis": 1}}]
+    content["evaluation"] |= {"unseen_sites": True, "predictions": "coordinator"}
+    alike_elsewhere(content, tmp_path, ("predictions.csv", "exchanged.csv"))
+    rows = pd.read_csv(tmp_path / "here" / "rounds.csv")
+    assert (rows.groupby(["run", "round"])["examples"].nunique() > 1).any(), "sites train on as many cases as they have"
