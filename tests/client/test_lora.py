@@ -240,9 +240,70 @@ class Odd(nn.Linear):
         return super().forward(inputs) * self.weight.sum()
 
 
+class Ended(nn.Sequential):
+    """A network with the name ``body``, and a last layer."""
+
+    def __init__(self, body):
+        super().__init__()
+        self.body, self.end = body, nn.Linear(2, 2)
+
+
+class PassedBy(nn.Module):
+    """Uses the weights of a layer that it never runs, by which its outputs change little."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.other, self.last = nn.Linear(3, 3), nn.Linear(3, 3), nn.Linear(3, 2)
+
+    def forward(self, inputs):
+        features = self.first(inputs)
+        return self.last(features + 1e-4 * F.linear(features, self.other.weight))
+
+
+class Attending(nn.Module):
+    """Attention and a recurrent layer of PyTorch's own over the features of a row."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.attention = nn.Linear(1, 4), nn.MultiheadAttention(4, 2, batch_first=True)
+        self.memory, self.last = nn.GRU(4, 4, batch_first=True), nn.Linear(4, 2)
+        self.position_bias, self.q_bias = nn.Parameter(torch.zeros(3, 4)), nn.Parameter(torch.zeros(4))
+
+    def forward(self, inputs):
+        features = self.first(inputs[..., None]) + self.position_bias + self.q_bias
+        features = features + self.attention(features, features, features)[0]
+        return self.last(self.memory(features)[0][:, -1])
+
+
+def attending(rank, trained):
+    with catalogued("own", lambda shape, outputs: ((net := Attending()), [net.last])):
+        whole = build_model("own", {}, (3,), 2)
+    return whole, tuned(whole, Tuning(rank, 1.0, (), frozenset(trained)), (0,))
+
+
+def test_each_bias_is_trained_whatever_it_is_called():
+    _, variant = attending(0, ["bias"])
+    assert {entry.name for entry in variant.network.layout.entries if entry.trainable} == {
+        "first.bias", "attention.in_proj_bias", "attention.out_proj.bias", "memory.bias_ih_l0", "memory.bias_hh_l0",
+        "last.bias", "q_bias",
+    }  # fmt: skip
+
+
+def test_attention_that_runs_no_layer_has_no_adapter_and_all_adapters_are_learned():
+    """PyTorch's attention multiplies by the weights of its last layer and does not run it."""
+    _, variant = attending(1, [])
+    network = variant.network
+    ups = [entry for entry in network.layout.entries if entry.name.endswith("lora_up")]
+    assert [entry.name for entry in ups] == ["first.lora_up", "last.lora_up"]
+    network.module.train()(torch.randn(4, 3, generator=torch.Generator().manual_seed(0))).square().sum().backward()
+    for entry in ups:
+        assert network.gradient[entry.offset : entry.offset + entry.size].abs().max() > 0
+
+
 @pytest.mark.parametrize(
     ("build", "tuning", "words"),
     [
+        (lambda: Ended(PassedBy()), Tuning(1, 1.0, (), frozenset()), "body.other.weight without running"),
         (lambda: nn.Sequential(Odd(3, 3), nn.Linear(3, 2)), Tuning(1, 1.0, (), frozenset()), "something else"),
         (lambda: nn.Sequential(nn.Linear(3, 2)), Tuning(1, 1.0, ("nowhere",), frozenset()), "names no layer"),
         (lambda: nn.Sequential(nn.Linear(3, 2, bias=False)), Tuning(0, 0.0, (), frozenset(["bias"])), "Nothing of"),

@@ -50,7 +50,7 @@ class LoRA(_Frozen):
         rank: r; a layer's own is at most the number of its rows and columns.
         alpha: α.
         layers: patterns of the layers that have adapters; none for all linear layers and convolutions without groups
-            that are not trained as they are.
+            that are not trained as they are. Those in PyTorch's ``MultiheadAttention`` can have none: it runs no layer.
         also: what is trained as it is besides: the ``head``, each ``bias``, or ``norm``, the normalisation layers.
     """
 

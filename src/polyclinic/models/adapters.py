@@ -69,15 +69,21 @@ class Tuned(Variant):
         self.tuning, self._whole = tuning, whole.layout
         names = {id(layer): name for name, layer in whole.module.named_modules()}
         module = copy.deepcopy(whole.module).cpu()
-        kept = {entry.name for entry in whole.layout.entries if entry.trainable and _is_trained(entry, tuning.trained)}
+        kept = {
+            entry.name
+            for entry in whole.layout.entries
+            if entry.trainable and _is_trained(entry, module, tuning.trained)
+        }
         for name, parameter in module.named_parameters():
             parameter.requires_grad_(name in kept)
             parameter.grad = None
         self._adapted = _targets(whole, module, tuning, kept)
         scale = tuning.alpha / max(tuning.rank, 1)
+        self._beside = dict[str, _Beside]()
         for entry in self._adapted:
             layer = module.get_submodule(_owner(entry.name))
-            _put_beside(layer, tuning.rank, scale, generator("adapters", *seed, entry.name))
+            source = generator("adapters", *seed, entry.name)
+            self._beside[entry.name] = _put_beside(layer, tuning.rank, scale, source)
         if "norm" not in tuning.trained:
             for layer in module.modules():
                 if isinstance(layer, NORMALISATION):
@@ -167,11 +173,36 @@ class Tuned(Variant):
                 given.append(model.module.eval()(inputs.to(model.vector.device)).cpu())
                 put_back()
                 model.module.train(was)
+        self._check_paths(whole, inputs)
         expected, found = given
         if float((expected - found).abs().max()) > _ROUNDING * max(float(expected.abs().max()), 1e-6):
             raise TrainingError(
                 "P302", "With adapters the network computes something else than with their products in its weights: "
                 "some layer is no plain linear layer or convolution.", "Name other `layers` for adapters.",
+            )  # fmt: skip
+
+    def _check_paths(self, whole: FlatModule, inputs: Tensor) -> None:
+        """Whether all that goes through a layer's weights goes through its adapter, after the network was run.
+
+        Of many layers one adapter that is passed by makes a difference to the outputs that may be as small as rounding.
+        """
+        passed_by = [name for name, beside in self._beside.items() if not beside.used]
+        if not passed_by:
+            return
+        weights = dict(whole.module.named_parameters())
+        was, put_back = whole.module.training, whole.remember()
+        with torch.enable_grad(), own_randomness("check of adapters"):
+            outputs = whole.module.eval()(inputs.to(whole.vector.device))
+            slopes = torch.autograd.grad(outputs.sum(), [weights[name] for name in passed_by], allow_unused=True)
+        put_back()
+        whole.module.train(was)
+        # Of what is run in training only nothing is known here.
+        wrong = [name for name, slope in zip(passed_by, slopes, strict=True) if slope is not None]
+        if wrong:
+            raise TrainingError(
+                "P302", f"The network uses {wrong[0]} without running its layer"
+                + (f", and {len(wrong) - 1} others likewise" if len(wrong) > 1 else "")
+                + ": an adapter beside it would never be trained.", "Name other `layers` for adapters.",
             )  # fmt: skip
 
 
@@ -184,14 +215,23 @@ def _all_of(entry: Entry) -> Tensor:
     return torch.arange(entry.offset, entry.offset + entry.size)
 
 
-def _is_trained(entry: Entry, trained: frozenset[Trained]) -> bool:
-    """Whether a tensor is trained as it is."""
+def _is_trained(entry: Entry, module: nn.Module, trained: frozenset[Trained]) -> bool:
+    """Whether a tensor of a network is trained as it is."""
     of_norm = entry.role is Role.NORM_WEIGHT
     return (
         ("head" in trained and entry.role is Role.HEAD)
         or ("norm" in trained and of_norm)
-        or ("bias" in trained and entry.name.rpartition(".")[2] == "bias")
+        or ("bias" in trained and _is_bias(entry, module))
     )
+
+
+def _is_bias(entry: Entry, module: nn.Module) -> bool:
+    """Whether a tensor is a bias: most are called ``bias``, those of attention ``in_proj_bias`` or ``q_bias``, those of
+    recurrent layers ``bias_ih_l0``. A table of biases by position has two axes, and is none."""
+    name = entry.name.rpartition(".")[2]
+    if isinstance(module.get_submodule(_owner(entry.name)), nn.RNNBase | nn.RNNCellBase):
+        return name.startswith("bias_")
+    return name == "bias" or (name.endswith("bias") and len(entry.shape) == 1)
 
 
 def _targets(whole: FlatModule, module: nn.Module, tuning: Tuning, kept: set[str]) -> list[Entry]:
@@ -207,6 +247,9 @@ def _targets(whole: FlatModule, module: nn.Module, tuning: Tuning, kept: set[str
         is_weight = entry.name.rpartition(".")[2] == "weight" and entry.trainable and entry.name not in kept
         if not is_weight or not isinstance(layer, _ADAPTED) or getattr(layer, "groups", 1) > 1:
             continue
+        # PyTorch's attention takes the weights of its last layer, and never runs it.
+        if isinstance(module.get_submodule(_owner(_owner(entry.name))), nn.MultiheadAttention):
+            continue
         if tuning.layers and not entry.named(tuning.layers):
             continue
         if owners[id(layer.weight)] > 1:
@@ -217,12 +260,13 @@ def _targets(whole: FlatModule, module: nn.Module, tuning: Tuning, kept: set[str
         if not any(paths.names(pattern, path) for entry in found for path in entry.paths):
             raise TrainingError(
                 "P302", f"{pattern!r} names no layer that can have an adapter: a linear layer or a convolution without "
-                "groups, which is not trained as it is.", "Name others; `layers: []` is all that can have one.",
+                "groups, which is not trained as it is and not in PyTorch's `MultiheadAttention`.",
+                "Name others; `layers: []` is all that can have one.",
             )  # fmt: skip
     return found
 
 
-def _put_beside(layer: Any, rank: int, scale: float, source: torch.Generator) -> None:
+def _put_beside(layer: Any, rank: int, scale: float, source: torch.Generator) -> _Beside:
     """Give a layer an adapter, in place.
 
     A is drawn from ±1 / √in, uniformly, as in LoRA's own program; no such draw depends on the processor.
@@ -232,17 +276,24 @@ def _put_beside(layer: Any, rank: int, scale: float, source: torch.Generator) ->
     first = (2 * torch.rand(rank, columns, generator=source) - 1) / columns**0.5
     layer.register_parameter(_DOWN, nn.Parameter(first))
     layer.register_parameter(_UP, nn.Parameter(torch.zeros(rows, rank)))
-    layer.register_forward_hook(_Beside(scale))
+    beside = _Beside(scale)
+    layer.register_forward_hook(beside)
+    return beside
 
 
 class _Beside:
-    """Adds what an adapter gives to what its layer gives."""
+    """Adds what an adapter gives to what its layer gives.
+
+    Attributes:
+        used: whether it ever did.
+    """
 
     def __init__(self, scale: float) -> None:
-        self.scale = scale
+        self.scale, self.used = scale, False
 
     def __call__(self, layer: Any, inputs: tuple[Tensor, ...], outputs: Tensor) -> Tensor:
         """With r channels in between."""
+        self.used = True
         down, up = getattr(layer, _DOWN), getattr(layer, _UP)
         if isinstance(layer, nn.Linear):
             return outputs + self.scale * nn.functional.linear(nn.functional.linear(inputs[0], down), up)
